@@ -1,0 +1,30 @@
+//! Keychoir: one base URL for all your ElevenLabs keys.
+//!
+//! A transparent reverse proxy. It strips the client's credentials, sets `xi-api-key` from a
+//! lock-free pool, replays a refused request with the next key, streams both ways and keeps the
+//! books. `ARCHITECTURE.md` draws the house; `proxy/exchange.rs` is the file to read first.
+
+pub mod app;
+pub mod cli;
+
+pub mod admin;
+pub mod server;
+pub mod store;
+pub mod watch;
+
+pub mod proxy;
+
+pub mod body;
+pub mod pool;
+pub mod upstream;
+
+pub mod policy;
+
+pub mod clock;
+pub mod secret;
+pub mod tasks;
+
+pub mod config;
+pub mod telemetry;
+
+pub mod simulator;

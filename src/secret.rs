@@ -1,0 +1,210 @@
+//! Types that cannot be printed. A key is shown as its short form or its fingerprint, and its
+//! value leaves this module only through [`ApiKey::expose`], which has few callers to review.
+
+use std::fmt;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+/// SHA-256 of a secret: its name in the books, the mirror and comparisons.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Fingerprint([u8; 32]);
+
+impl Fingerprint {
+    /// The fingerprint of `secret`.
+    #[must_use]
+    pub fn of(secret: &str) -> Self {
+        Self(Sha256::digest(secret.as_bytes()).into())
+    }
+
+    /// Reads 64 hexadecimal digits, as [`Display`](fmt::Display) writes them.
+    #[must_use]
+    pub fn parse(hex: &str) -> Option<Self> {
+        let digits = hex.as_bytes();
+        if digits.len() != 64 {
+            return None;
+        }
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            let high = char::from(pair[0]).to_digit(16)?;
+            let low = char::from(pair[1]).to_digit(16)?;
+            *byte = u8::try_from(high * 16 + low).ok()?;
+        }
+        Some(Self(bytes))
+    }
+
+    /// Whether both are of the same secret, in a time that does not depend on where they differ.
+    #[must_use]
+    pub fn matches(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What may be shown of a key: its first and last characters.
+///
+/// 11 and 5 for keys of 48 characters and more, 4 and 4 for shorter ones: an old key of 32
+/// hexadecimal digits, shown more widely beside its hash, could be searched for. A key too short
+/// to hide anything behind eight characters shows nothing.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShortKey(Arc<str>);
+
+impl ShortKey {
+    fn of(key: &str) -> Self {
+        let count = key.chars().count();
+        let (head, tail) = match count {
+            48.. => (11, 5),
+            16..48 => (4, 4),
+            _ => (0, 0),
+        };
+        let mut short: String = key.chars().take(head).collect();
+        short.push_str("...");
+        short.extend(key.chars().skip(count - tail));
+        Self(short.into())
+    }
+
+    /// The text, as the status document and the log lines show it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ShortKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ShortKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A provider key. Prints as its short form only.
+#[derive(Clone)]
+pub struct ApiKey {
+    value: Arc<str>,
+    short: ShortKey,
+    fingerprint: Fingerprint,
+}
+
+impl ApiKey {
+    /// Takes a key as it was configured.
+    ///
+    /// # Errors
+    ///
+    /// When it could not be sent in a header: empty, or with anything but visible ASCII. The
+    /// shape is not checked further, because the provider documents none.
+    pub fn new(value: &str) -> Result<Self, UnusableKey> {
+        if value.is_empty() {
+            return Err(UnusableKey::Empty);
+        }
+        if !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(UnusableKey::NotVisibleAscii);
+        }
+        Ok(Self { value: value.into(), short: ShortKey::of(value), fingerprint: Fingerprint::of(value) })
+    }
+
+    /// The key itself. For the header of an upstream request and for nothing else.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.value
+    }
+
+    /// What may be shown.
+    #[must_use]
+    pub fn short(&self) -> &ShortKey {
+        &self.short
+    }
+
+    /// SHA-256 of the key.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ApiKey({})", self.short)
+    }
+}
+
+/// Why a configured text cannot be a key. Says nothing of the text itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnusableKey {
+    /// There is nothing in it.
+    #[error("the key is empty")]
+    Empty,
+    /// A header could not carry it.
+    #[error(
+        "the key has a character that no key has (a space, a control character or a letter beyond ASCII)"
+    )]
+    NotVisibleAscii,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: &str = "sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b";
+
+    #[track_caller]
+    fn check_short(key: &str, expected: &str) {
+        assert_eq!(ApiKey::new(key).unwrap().short().as_str(), expected);
+    }
+
+    #[test]
+    fn a_short_key_shows_eleven_and_five_from_48_characters_on() {
+        check_short(LONG, "sk_6c036526...d452b");
+        check_short(&LONG[..48], "sk_6c036526...22233");
+        check_short(&LONG[..47], "sk_6...2223");
+        check_short("0123456789abcdef0123456789abcdef", "0123...cdef");
+    }
+
+    #[test]
+    fn a_tiny_key_shows_nothing() {
+        check_short("0123456789abcdef", "0123...cdef");
+        check_short("0123456789abcde", "...");
+        check_short("x", "...");
+    }
+
+    #[test]
+    fn a_key_cannot_be_printed() {
+        let key = ApiKey::new(LONG).unwrap();
+        assert_eq!(format!("{key:?} {key:#?}"), "ApiKey(sk_6c036526...d452b) ApiKey(sk_6c036526...d452b)");
+    }
+
+    #[test]
+    fn what_a_header_cannot_carry_is_no_key() {
+        assert_eq!(ApiKey::new("").unwrap_err(), UnusableKey::Empty);
+        for text in ["sk a", "sk\r\nx: y", "sk\u{e9}", "sk\u{7f}"] {
+            assert_eq!(ApiKey::new(text).unwrap_err(), UnusableKey::NotVisibleAscii);
+        }
+    }
+
+    #[test]
+    fn fingerprints_are_sha_256_in_hex_and_read_back() {
+        let print = Fingerprint::of("abc");
+        let hex = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(print.to_string(), hex);
+        assert!(Fingerprint::parse(hex).unwrap().matches(&print));
+        assert!(!Fingerprint::of("abd").matches(&print));
+        assert_eq!(Fingerprint::parse(&hex[1..]), None);
+        assert_eq!(Fingerprint::parse(&hex.replace('b', "g")), None);
+    }
+}

@@ -1,0 +1,73 @@
+//! The only place that spawns. Every task is counted, so that a drain can wait for all of them,
+//! and every thread has a name, so that a person can find it.
+
+use std::future::Future;
+use std::io;
+use std::thread;
+
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio_util::task::TaskTracker;
+
+/// A group of tasks that can be waited for together. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Tasks {
+    tracker: TaskTracker,
+}
+
+impl Tasks {
+    /// An empty group.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Runs `future` on the runtime, as a member of this group.
+    pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.tracker.spawn(future)
+    }
+
+    /// Runs `future` as a member of this group until it ends or the guard is dropped.
+    pub fn spawn_guarded<F>(&self, future: F) -> AbortOnDrop
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        AbortOnDrop(self.tracker.spawn(future).abort_handle())
+    }
+
+    /// Waits until every task of the group has ended. Tasks may still be added meanwhile.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops the waiting and nothing else.
+    pub async fn ended(&self) {
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+}
+
+/// Ends its task when it is dropped.
+#[derive(Debug)]
+pub struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Starts an operating-system thread with a name, for work that blocks.
+///
+/// # Errors
+///
+/// When the system has no thread to give.
+pub fn thread<F, T>(name: &str, work: F) -> io::Result<thread::JoinHandle<T>>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    thread::Builder::new().name(name.to_owned()).spawn(work)
+}
