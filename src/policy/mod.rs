@@ -1,4 +1,16 @@
 //! Every decision on plain values. No I/O, no clock, no chance, no logging: what comes out is data
 //! with its reason, and the shell acts on it and tells of it.
 
+pub mod client;
+pub mod endpoint;
+pub mod headers;
+
+pub mod budget;
+pub mod select;
+pub mod standing;
+
+pub mod classify;
+pub mod replay;
+pub mod retry_after;
+
 pub mod units;

@@ -1,0 +1,194 @@
+//! Credits: what a workspace has, what is left of it, and whose figure counts when ours and the
+//! provider's differ.
+
+use std::time::Duration;
+
+use super::units::UnixMs;
+
+/// Usage-based billing beyond the included credits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Extension {
+    /// Switched off: the limit is the limit.
+    #[default]
+    None,
+    /// So many credits more.
+    Credits(u64),
+    /// Without an end.
+    Unlimited,
+}
+
+/// What a workspace has spent and may spend in its period.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quota {
+    /// Credits spent in this period.
+    pub count: u64,
+    /// Credits included in this period; `None` until the provider has told, or when the key may
+    /// not ask.
+    pub limit: Option<u64>,
+    /// What may be spent beyond the limit.
+    pub extension: Extension,
+    /// When the period ends and the count begins anew.
+    pub resets_at: Option<UnixMs>,
+}
+
+impl Quota {
+    /// Included credits that are left, as the contract reports them; 0 when the limit is unknown.
+    #[must_use]
+    pub fn remaining(&self) -> u64 {
+        self.limit.unwrap_or(0).saturating_sub(self.count)
+    }
+
+    /// Whether nothing can be paid any more, overage included. Unknown limits are never spent:
+    /// the provider will say so itself.
+    #[must_use]
+    pub fn is_spent(&self) -> bool {
+        match (self.limit, self.extension) {
+            (None, _) | (_, Extension::Unlimited) => false,
+            (Some(limit), Extension::None) => self.count >= limit,
+            (Some(limit), Extension::Credits(more)) => self.count >= limit.saturating_add(more),
+        }
+    }
+
+    /// The share of the limit that is used: 0.0 to 1.0, more with overage; 0.0 when the limit is
+    /// unknown.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a ratio for people; credits are far below 2^53")]
+    pub fn usage_ratio(&self) -> f64 {
+        match self.limit {
+            None => 0.0,
+            Some(0) => 1.0,
+            Some(limit) => self.count as f64 / limit as f64,
+        }
+    }
+
+    /// Whether the included credits are used up (100 % and more).
+    #[must_use]
+    pub fn is_over_limit(&self) -> bool {
+        self.limit.is_some_and(|limit| self.count >= limit)
+    }
+
+    /// Whether the use has come near the limit (`ratio` of it and more).
+    #[must_use]
+    pub fn is_near_limit(&self, ratio: f64) -> bool {
+        self.limit.is_some() && self.usage_ratio() >= ratio
+    }
+
+    /// The quota as it stands at `now`: after the reset date, a new period has begun.
+    #[must_use]
+    pub fn at(self, now: UnixMs) -> Self {
+        match self.resets_at {
+            Some(reset) if reset <= now => Self { count: 0, resets_at: None, ..self },
+            Some(_) | None => self,
+        }
+    }
+
+    /// What holds after the provider has told `theirs`.
+    ///
+    /// Their figure lags behind what was spent, so within a period the larger count is the truth:
+    /// ours when theirs lags, theirs when another app spends on the same workspace. A figure that
+    /// stays below ours although nothing was spent for `lag` is the truth as well: then we counted
+    /// something that was never charged. Another reset date is another period: theirs.
+    #[must_use]
+    pub fn adopt(self, theirs: Self, idle: Duration, lag: Duration) -> Self {
+        let same_period = self.limit.is_some() && self.resets_at == theirs.resets_at;
+        let count = if same_period && idle < lag { self.count.max(theirs.count) } else { theirs.count };
+        Self { count, ..theirs }
+    }
+
+    /// What holds after a refusal said that only `remaining` credits are left, overage included.
+    #[must_use]
+    pub fn with_remaining(self, remaining: u64) -> Self {
+        let budget = match (self.limit, self.extension) {
+            (Some(limit), Extension::None) => limit,
+            (Some(limit), Extension::Credits(more)) => limit.saturating_add(more),
+            (None, _) | (_, Extension::Unlimited) => return self,
+        };
+        Self { count: self.count.max(budget.saturating_sub(remaining)), ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RESET: UnixMs = UnixMs(2_000);
+    const LAG: Duration = Duration::from_secs(60);
+    const FRESH: Quota =
+        Quota { count: 0, limit: Some(100), extension: Extension::None, resets_at: Some(RESET) };
+
+    fn used(count: u64) -> Quota {
+        Quota { count, ..FRESH }
+    }
+
+    #[test]
+    fn limits_hold_on_both_sides_of_their_boundaries() {
+        assert!(!used(79).is_near_limit(0.8) && used(80).is_near_limit(0.8));
+        assert!(!used(99).is_over_limit() && used(100).is_over_limit());
+        assert!(!used(99).is_spent() && used(100).is_spent() && used(101).is_spent());
+        assert_eq!((used(99).remaining(), used(101).remaining()), (1, 0));
+    }
+
+    #[test]
+    fn overage_is_spendable_beyond_the_limit() {
+        let some = Quota { extension: Extension::Credits(50), ..used(149) };
+        assert!(some.is_over_limit() && !some.is_spent());
+        assert!(Quota { count: 150, ..some }.is_spent());
+        assert!(!Quota { extension: Extension::Unlimited, ..used(u64::MAX) }.is_spent());
+    }
+
+    #[test]
+    fn an_unknown_limit_is_never_reached() {
+        let unknown = Quota { limit: None, ..used(1_000) };
+        assert!(!unknown.is_spent() && !unknown.is_over_limit() && !unknown.is_near_limit(0.0));
+        assert_eq!((unknown.remaining(), unknown.usage_ratio()), (0, 0.0));
+    }
+
+    #[test]
+    fn an_account_without_credits_is_full() {
+        let empty = Quota { limit: Some(0), ..FRESH };
+        assert!(empty.is_spent() && empty.is_over_limit());
+        assert_eq!(empty.usage_ratio(), 1.0);
+    }
+
+    #[test]
+    fn the_reset_date_begins_a_new_period() {
+        assert_eq!(used(100).at(UnixMs(1_999)), used(100));
+        let next = used(100).at(RESET);
+        assert_eq!((next.count, next.resets_at, next.limit), (0, None, Some(100)));
+    }
+
+    #[track_caller]
+    fn check_adopted(ours: u64, theirs: Quota, idle_secs: u64, expected: u64) {
+        let adopted = used(ours).adopt(theirs, Duration::from_secs(idle_secs), LAG);
+        assert_eq!(adopted, Quota { count: expected, ..theirs });
+    }
+
+    #[test]
+    fn a_lagging_figure_does_not_give_credits_back() {
+        check_adopted(50, used(30), 59, 50);
+    }
+
+    #[test]
+    fn what_others_spend_counts() {
+        check_adopted(50, used(70), 0, 70);
+    }
+
+    #[test]
+    fn a_figure_that_has_settled_is_the_truth() {
+        check_adopted(50, used(30), 60, 30);
+    }
+
+    #[test]
+    fn a_new_period_is_theirs() {
+        check_adopted(50, Quota { resets_at: Some(UnixMs(9_000)), ..used(3) }, 0, 3);
+        check_adopted(50, Quota { resets_at: None, ..used(3) }, 0, 3);
+    }
+
+    #[test]
+    fn a_refusal_teaches_what_is_left() {
+        assert_eq!(used(10).with_remaining(5).count, 95);
+        assert_eq!(used(98).with_remaining(5).count, 98);
+        assert_eq!(used(10).with_remaining(1_000).count, 10);
+        assert_eq!(Quota { limit: None, ..used(10) }.with_remaining(5).count, 10);
+    }
+}

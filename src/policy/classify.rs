@@ -1,0 +1,184 @@
+//! What an answer of the provider means: whose fault it is, and of what kind.
+//!
+//! The status alone does not say. 401 is a bad key, an empty account, a missing permission or an
+//! unpaid bill; 403 and 402 are as ambiguous. The body says it, in one of five shapes, and in the
+//! set of its `code`, `status`, `type` and message the most specific word wins. The plain statuses
+//! are the fallback for bodies that say nothing.
+
+mod body;
+
+use std::time::Duration;
+
+use http::StatusCode;
+
+pub use body::ErrorBody;
+
+/// What an answer means for the key it was asked with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Not a refusal: 1xx, 2xx, 3xx.
+    Served,
+    /// The workspace has too few credits left for this request.
+    WorkspaceQuota(Shortfall),
+    /// The key's own cap is reached; other keys of its workspace may serve.
+    KeyQuota(Shortfall),
+    /// The provider does not know the key, or knows it as disabled.
+    InvalidKey,
+    /// The key is fine and may not do this.
+    MissingPermission,
+    /// The workspace's plan does not have this feature, or the workspace not this right.
+    PlanFeature,
+    /// The workspace is locked: unpaid, terms not accepted, or suspected of abuse.
+    Billing,
+    /// Too many requests in a span of time; `Retry-After` when the provider said so.
+    RateLimited(Option<Duration>),
+    /// Too many requests at once in this workspace, with the maximum when the message names it.
+    Concurrency {
+        /// The workspace's maximum of parallel requests.
+        maximum: Option<u32>,
+    },
+    /// The provider is overloaded or in maintenance, whatever the key.
+    Busy,
+    /// A bare 403: the key, its address list, the plan or the request. Nobody can tell.
+    Forbidden,
+    /// What was asked for is not in this workspace.
+    NotFound,
+    /// The request itself is wrong; no key would change that.
+    RequestError,
+    /// The provider failed, and may have done the work.
+    ServerError,
+}
+
+/// The two numbers of a quota refusal, when the message carries them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shortfall {
+    /// Credits that are left.
+    pub remaining: Option<u64>,
+    /// Credits that this request would cost.
+    pub required: Option<u64>,
+}
+
+impl Verdict {
+    /// The word for it in logs, records and metrics.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Served => "served",
+            Self::WorkspaceQuota(_) => "workspace_quota",
+            Self::KeyQuota(_) => "key_quota",
+            Self::InvalidKey => "invalid_key",
+            Self::MissingPermission => "missing_permission",
+            Self::PlanFeature => "plan_feature",
+            Self::Billing => "billing",
+            Self::RateLimited(_) => "rate_limited",
+            Self::Concurrency { .. } => "concurrency",
+            Self::Busy => "busy",
+            Self::Forbidden => "forbidden",
+            Self::NotFound => "not_found",
+            Self::RequestError => "request_error",
+            Self::ServerError => "server_error",
+        }
+    }
+}
+
+/// Whether the body of an answer with this status must be read before it can be judged.
+#[must_use]
+pub fn is_body_needed(status: StatusCode) -> bool {
+    // 400 is among them: a key has been called invalid, and a model missing, with a 400.
+    matches!(status.as_u16(), 400 | 401 | 402 | 403 | 429)
+}
+
+/// Judges an answer. `body` is what could be read of its body, decoded; `None` when it was not
+/// needed. `retry_after` comes from its headers.
+#[must_use]
+pub fn classify(status: StatusCode, body: Option<&ErrorBody>, retry_after: Option<Duration>) -> Verdict {
+    if !status.is_client_error() && !status.is_server_error() {
+        return Verdict::Served;
+    }
+    // A 422 says nothing of the key: the provider checks the schema before it looks at the key.
+    if is_body_needed(status)
+        && let Some(verdict) = body.and_then(|body| by_words(status, body, retry_after))
+    {
+        return verdict;
+    }
+    by_status(status, retry_after)
+}
+
+/// The body's own words, most specific first.
+fn by_words(status: StatusCode, body: &ErrorBody, retry_after: Option<Duration>) -> Option<Verdict> {
+    let shortfall = || Shortfall {
+        remaining: body.number_between("you have ", " credits remaining"),
+        required: body.number_between("while ", " credits are required"),
+    };
+    if body.message_starts("this request exceeds your api key") {
+        return Some(Verdict::KeyQuota(shortfall()));
+    }
+    if body.says("quota_exceeded")
+        || body.says("insufficient_credits")
+        || body.message_starts("this request exceeds your quota")
+    {
+        return Some(Verdict::WorkspaceQuota(shortfall()));
+    }
+    if body.says("too_many_concurrent_requests")
+        || body.says("concurrent_limit_exceeded")
+        || body.message_starts("too many concurrent requests")
+    {
+        let maximum = body.number_between("a maximum of ", " concurrent requests");
+        return Some(Verdict::Concurrency { maximum: maximum.and_then(|n| u32::try_from(n).ok()) });
+    }
+    if body.says("system_busy") {
+        return Some(Verdict::Busy);
+    }
+    if body.says("rate_limit_exceeded") {
+        return Some(Verdict::RateLimited(retry_after));
+    }
+    if ["missing_permissions", "insufficient_permissions"].iter().any(|word| body.says(word)) {
+        return Some(Verdict::MissingPermission);
+    }
+    if ["detected_unusual_activity", "payment_issue", "unaccepted_terms"].iter().any(|word| body.says(word)) {
+        return Some(Verdict::Billing);
+    }
+    if PLAN_FEATURE.iter().any(|word| body.says(word)) || body.any_word(|word| word.starts_with("only_for_"))
+    {
+        return Some(Verdict::PlanFeature);
+    }
+    if body.says("invalid_api_key") || body.message_starts("invalid api key") {
+        return Some(Verdict::InvalidKey);
+    }
+    if status == StatusCode::FORBIDDEN {
+        return Some(Verdict::Forbidden);
+    }
+    if status == StatusCode::BAD_REQUEST {
+        let is_missing = body.any_word(|word| word.ends_with("_not_found"));
+        return Some(if is_missing { Verdict::NotFound } else { Verdict::RequestError });
+    }
+    None
+}
+
+const PLAN_FEATURE: [&str; 8] = [
+    "paid_plan_required",
+    "subscription_required",
+    "feature_not_available",
+    "can_not_use_instant_voice_cloning",
+    "can_not_use_professional_voice_cloning",
+    "voice_access_denied",
+    "model_access_denied",
+    "workspace_access_denied",
+];
+
+/// The contract's plain statuses.
+fn by_status(status: StatusCode, retry_after: Option<Duration>) -> Verdict {
+    match status.as_u16() {
+        401 => Verdict::InvalidKey,
+        402 => Verdict::WorkspaceQuota(Shortfall::default()),
+        403 => Verdict::Forbidden,
+        404 => Verdict::NotFound,
+        429 => Verdict::RateLimited(retry_after),
+        503 => Verdict::Busy,
+        500.. => Verdict::ServerError,
+        _ => Verdict::RequestError,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,63 @@
+//! The words of an error body, whichever of the provider's five shapes it has.
+//!
+//! `{"detail":{…}}` with or without `type` and `code`, `{"detail":[…]}` of a schema error, a bare
+//! `{"status","message"}`, an unwrapped `{"error","message"}`, and `{"detail":"Not Found"}`.
+
+use serde_json::{Map, Value};
+
+/// What an error body says of itself, lower case.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ErrorBody {
+    words: Vec<String>,
+    message: String,
+}
+
+impl ErrorBody {
+    /// Reads a decoded body. Anything that is not JSON, or not of a known shape, says nothing.
+    #[must_use]
+    pub fn read(bytes: &[u8]) -> Self {
+        let Ok(Value::Object(outer)) = serde_json::from_slice(bytes) else {
+            return Self::default();
+        };
+        match outer.get("detail") {
+            Some(Value::Object(inner)) => Self::of(inner),
+            Some(Value::String(message)) => Self { words: Vec::new(), message: message.to_lowercase() },
+            Some(Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_)) | None => {
+                Self::of(&outer)
+            }
+        }
+    }
+
+    fn of(fields: &Map<String, Value>) -> Self {
+        let text = |name: &str| fields.get(name).and_then(Value::as_str).map(str::to_lowercase);
+        Self {
+            words: ["code", "status", "type", "error"].into_iter().filter_map(text).collect(),
+            message: text("message").unwrap_or_default(),
+        }
+    }
+
+    /// Whether `word` is the body's code, status, type or error.
+    #[must_use]
+    pub fn says(&self, word: &str) -> bool {
+        self.any_word(|said| said == word)
+    }
+
+    /// Whether any of the code, status, type and error is as `test` wants it.
+    pub fn any_word(&self, test: impl Fn(&str) -> bool) -> bool {
+        self.words.iter().any(|word| test(word))
+    }
+
+    /// Whether the message begins with `prefix`, which is lower case.
+    #[must_use]
+    pub fn message_starts(&self, prefix: &str) -> bool {
+        self.message.starts_with(prefix)
+    }
+
+    /// The whole number that stands in the message between two lower-case texts.
+    #[must_use]
+    pub fn number_between(&self, before: &str, after: &str) -> Option<u64> {
+        let (_, rest) = self.message.split_once(before)?;
+        let (number, _) = rest.split_once(after)?;
+        number.replace(',', "").trim().parse().ok()
+    }
+}

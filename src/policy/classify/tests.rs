@@ -1,0 +1,210 @@
+use super::*;
+
+const QUOTA: &str = "This request exceeds your quota of 10000. You have 0 credits remaining, while 43 credits are required for this request.";
+const CAP: &str = "This request exceeds your API key (production) quota of 5. You have 5 credits remaining, while 1727 credits are required for this request.";
+const BUSY: &str = "Too many concurrent requests. Your current subscription is associated with a maximum of 4 concurrent requests (running in parallel).";
+
+/// A body of the current shape.
+fn detail(kind: &str, code: &str, status: &str, message: &str) -> String {
+    format!(
+        r#"{{"detail":{{"type":"{kind}","code":"{code}","status":"{status}","message":"{message}","request_id":"r"}}}}"#
+    )
+}
+
+#[track_caller]
+fn check(status: u16, body: &str, expected: Verdict) {
+    let body = ErrorBody::read(body.as_bytes());
+    assert_eq!(classify(StatusCode::from_u16(status).unwrap(), Some(&body), None), expected);
+}
+
+fn shortfall(remaining: u64, required: u64) -> Shortfall {
+    Shortfall { remaining: Some(remaining), required: Some(required) }
+}
+
+#[test]
+fn an_empty_account_answers_401_with_two_numbers() {
+    let expected = Verdict::WorkspaceQuota(shortfall(0, 43));
+    check(401, &detail("invalid_request", "quota_exceeded", "quota_exceeded", QUOTA), expected);
+    check(401, &format!(r#"{{"detail":{{"status":"quota_exceeded","message":"{QUOTA}"}}}}"#), expected);
+    check(401, &format!(r#"{{"detail":{{"message":"{QUOTA}"}}}}"#), expected);
+    check(403, &detail("", "quota_exceeded", "", QUOTA), expected);
+}
+
+#[test]
+fn numbers_that_are_missing_or_absurd_are_unknown() {
+    let unknown = Verdict::WorkspaceQuota(Shortfall::default());
+    check(401, &detail("", "quota_exceeded", "", "You have spent it all."), unknown);
+    check(
+        401,
+        &detail(
+            "",
+            "quota_exceeded",
+            "",
+            "You have 99999999999999999999999 credits remaining, while x credits are required",
+        ),
+        unknown,
+    );
+    check(
+        401,
+        &detail(
+            "",
+            "quota_exceeded",
+            "",
+            "You have 1,234 credits remaining, while 5,000 credits are required",
+        ),
+        Verdict::WorkspaceQuota(shortfall(1234, 5000)),
+    );
+}
+
+#[test]
+fn a_key_at_its_own_cap_is_not_an_empty_workspace() {
+    check(
+        401,
+        &detail("invalid_request", "quota_exceeded", "quota_exceeded", CAP),
+        Verdict::KeyQuota(shortfall(5, 1727)),
+    );
+}
+
+#[test]
+fn payment_required_is_quota_unless_the_plan_is_what_is_missing() {
+    check(402, "", Verdict::WorkspaceQuota(Shortfall::default()));
+    check(
+        402,
+        &detail("payment_required", "insufficient_credits", "", "No."),
+        Verdict::WorkspaceQuota(Shortfall::default()),
+    );
+    check(
+        402,
+        &detail("payment_required", "paid_plan_required", "", "Free users cannot"),
+        Verdict::PlanFeature,
+    );
+    check(
+        400,
+        r#"{"detail":{"status":"can_not_use_instant_voice_cloning","message":"x"}}"#,
+        Verdict::PlanFeature,
+    );
+}
+
+#[test]
+fn an_invalid_key_is_invalid_with_401_and_with_400() {
+    check(
+        401,
+        &detail("authentication_error", "unauthorized", "invalid_api_key", "Invalid API key"),
+        Verdict::InvalidKey,
+    );
+    check(
+        400,
+        &detail("authentication_error", "invalid_api_key", "", "Invalid API key"),
+        Verdict::InvalidKey,
+    );
+    check(401, "", Verdict::InvalidKey);
+    check(401, "<html>", Verdict::InvalidKey);
+}
+
+#[test]
+fn a_missing_permission_is_not_an_invalid_key() {
+    let message = "The API key you used is missing the permission user_read to execute this operation.";
+    check(
+        401,
+        &detail("authentication_error", "unauthorized", "missing_permissions", message),
+        Verdict::MissingPermission,
+    );
+    check(
+        403,
+        &detail("authorization_error", "insufficient_permissions", "", "No."),
+        Verdict::MissingPermission,
+    );
+}
+
+#[test]
+fn a_locked_account_is_billing() {
+    check(401, &detail("", "", "detected_unusual_activity", "Unusual activity detected."), Verdict::Billing);
+    check(401, &detail("payment_required", "payment_issue", "", "Past due."), Verdict::Billing);
+}
+
+#[test]
+fn a_403_is_a_plan_feature_a_quota_or_ambiguous() {
+    check(403, &detail("authorization_error", "subscription_required", "", ""), Verdict::PlanFeature);
+    check(403, &detail("authorization_error", "feature_not_available", "", ""), Verdict::PlanFeature);
+    check(403, r#"{"detail":{"status":"only_for_creator+","message":""}}"#, Verdict::PlanFeature);
+    check(403, &detail("authorization_error", "forbidden", "", "Forbidden"), Verdict::Forbidden);
+    check(403, "", Verdict::Forbidden);
+    check(403, r#"{"error":"permission_denied","message":"no"}"#, Verdict::Forbidden);
+}
+
+#[test]
+fn a_429_is_concurrency_overload_or_a_rate() {
+    let concurrency = Verdict::Concurrency { maximum: Some(4) };
+    check(
+        429,
+        &detail("rate_limit_error", "concurrent_limit_exceeded", "too_many_concurrent_requests", BUSY),
+        concurrency,
+    );
+    check(
+        429,
+        &detail("rate_limit_error", "concurrent_limit_exceeded", "", ""),
+        Verdict::Concurrency { maximum: None },
+    );
+    check(429, &detail("rate_limit_error", "system_busy", "", ""), Verdict::Busy);
+    check(429, &detail("rate_limit_error", "rate_limit_exceeded", "", ""), Verdict::RateLimited(None));
+    check(429, "", Verdict::RateLimited(None));
+}
+
+#[test]
+fn a_rate_limit_carries_the_time_the_provider_gave() {
+    let after = Some(Duration::from_secs(7));
+    let verdict = classify(StatusCode::TOO_MANY_REQUESTS, None, after);
+    assert_eq!(verdict, Verdict::RateLimited(after));
+}
+
+#[test]
+fn a_schema_error_says_nothing_of_the_key() {
+    check(
+        422,
+        r#"{"detail":[{"type":"missing","loc":["body","text"],"msg":"Field required"}]}"#,
+        Verdict::RequestError,
+    );
+    check(422, &detail("", "invalid_api_key", "", "Invalid API key"), Verdict::RequestError);
+}
+
+#[test]
+fn the_clients_own_mistakes_are_request_errors() {
+    check(400, &detail("validation_error", "text_too_long", "", ""), Verdict::RequestError);
+    check(400, r#"{"error":"invalid_request","message":"x"}"#, Verdict::RequestError);
+    check(409, "", Verdict::RequestError);
+    check(405, r#"{"detail":"Method Not Allowed"}"#, Verdict::RequestError);
+}
+
+#[test]
+fn what_is_not_there_is_not_found_with_404_and_with_400() {
+    check(404, r#"{"detail":"Not Found"}"#, Verdict::NotFound);
+    check(400, &detail("", "", "voice_not_found", "A voice with that id was not found"), Verdict::NotFound);
+}
+
+#[test]
+fn the_providers_own_trouble_is_not_the_keys() {
+    check(
+        500,
+        r#"{"status":"internal_server_error","message":"Internal Server error."}"#,
+        Verdict::ServerError,
+    );
+    check(502, "", Verdict::ServerError);
+    check(503, &detail("service_unavailable", "maintenance", "", ""), Verdict::Busy);
+}
+
+#[test]
+fn what_is_not_an_error_is_served() {
+    for status in [200, 202, 204, 206, 301, 304] {
+        check(status, &detail("", "quota_exceeded", "", QUOTA), Verdict::Served);
+    }
+}
+
+#[test]
+fn shapes_that_say_nothing_fall_back_to_the_status() {
+    for body in
+        ["null", "[]", "1", r#"{"detail":null}"#, r#"{"detail":7}"#, r#"{"detail":{"code":7}}"#, "\u{0}"]
+    {
+        check(402, body, Verdict::WorkspaceQuota(Shortfall::default()));
+        check(429, body, Verdict::RateLimited(None));
+    }
+}

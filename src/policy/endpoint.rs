@@ -1,0 +1,260 @@
+//! What a path is: its route for logs and books, what calling it does, whether it costs credits,
+//! and whether it would let a client harm the pool.
+//!
+//! Unknown paths pass: the API grows by dozens of paths a month. Only the short list of what could
+//! disable a key, mint a key or manage the workspace is denied.
+
+mod words;
+
+use http::Method;
+
+use super::headers::decode;
+use super::replay::Effect;
+use words::is_literal;
+
+/// What is known of a request by its method and path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The path with every identifier replaced by `{id}`: `/v1/text-to-speech/{id}/stream`.
+    pub route: String,
+    /// What calling it does.
+    pub effect: Effect,
+    /// Whether the provider charges for it.
+    pub metering: Metering,
+    /// Whether a client of the pool may call it.
+    pub access: Access,
+}
+
+/// Whether an endpoint costs credits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metering {
+    /// It does; the answer's `character-cost` says how many, where the provider sends it.
+    Credits,
+    /// It does not, as far as is known.
+    Free,
+}
+
+/// Whether a client of the pool may call an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It may.
+    Open,
+    /// It may not, and why.
+    Denied(&'static str),
+}
+
+/// Looks a request up. `path` is as it was received; escapes, dot segments and doubled slashes
+/// are seen through, because the upstream may see through them as well.
+#[must_use]
+pub fn lookup(method: &Method, path: &str) -> Endpoint {
+    let segments = segments(path);
+    let names: Vec<&str> = segments.iter().map(String::as_str).collect();
+    // The version says nothing of what a path does.
+    let rest = match names.as_slice() {
+        [version, rest @ ..] if is_version(version) => rest,
+        all => all,
+    };
+    let is_safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(method);
+    Endpoint {
+        route: route(&names),
+        effect: if is_safe { Effect::None } else { Effect::Some },
+        metering: if *method == Method::POST && is_metered(rest) {
+            Metering::Credits
+        } else {
+            Metering::Free
+        },
+        access: access(rest),
+    }
+}
+
+/// Roots whose `POST`s are charged.
+const METERED_ROOTS: [&str; 12] = [
+    "audio-isolation",
+    "dubbing",
+    "forced-alignment",
+    "music",
+    "sound-generation",
+    "speech-to-speech",
+    "speech-to-text",
+    "studio",
+    "text-to-dialogue",
+    "text-to-speech",
+    "text-to-voice",
+    "voice-changer",
+];
+
+fn is_metered(rest: &[&str]) -> bool {
+    rest.first().is_some_and(|root| METERED_ROOTS.contains(root))
+}
+
+fn access(rest: &[&str]) -> Access {
+    match rest {
+        ["workspaces", "api-keys", ..] => Access::Denied("it could disable the key that serves everyone"),
+        ["service-accounts", ..] => Access::Denied("it could make, show or disable keys of the workspace"),
+        [
+            "workspace",
+            "members" | "invites" | "groups" | "webhooks" | "auth-connections" | "audit-logs",
+            ..,
+        ]
+        | ["workspace", "resources", _, "share" | "unshare", ..] => {
+            Access::Denied("it manages the workspace that owns the keys")
+        }
+        ["convai", "secrets" | "settings", ..] => {
+            Access::Denied("it reads or changes the secrets and settings of the workspace that owns the keys")
+        }
+        _ => Access::Open,
+    }
+}
+
+/// Deeper paths are cut: a label must stay short whatever a client sends.
+const ROUTE_SEGMENTS_MAX: usize = 10;
+
+fn route(names: &[&str]) -> String {
+    let mut route = String::new();
+    for name in names.iter().take(ROUTE_SEGMENTS_MAX) {
+        route.push('/');
+        route.push_str(if is_literal(name) { name } else { "{id}" });
+    }
+    if names.len() > ROUTE_SEGMENTS_MAX {
+        route.push_str("/…");
+    }
+    if route.is_empty() { "/".to_owned() } else { route }
+}
+
+/// The segments that a lenient server would see: decoded (twice, for doubled escapes), lower
+/// case, without empty and dot segments.
+fn segments(path: &str) -> Vec<String> {
+    let decoded = decode(&decode(path)).to_lowercase();
+    let mut segments: Vec<String> = Vec::new();
+    for segment in
+        decoded.split(['/', '\\']).map(|segment| segment.split(';').next().unwrap_or_default().trim())
+    {
+        match segment {
+            "" | "." => {}
+            ".." => {
+                segments.pop();
+            }
+            name => segments.push(name.to_owned()),
+        }
+    }
+    segments
+}
+
+fn is_version(segment: &str) -> bool {
+    segment
+        .strip_prefix('v')
+        .is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_route(path: &str, expected: &str) {
+        assert_eq!(lookup(&Method::GET, path).route, expected);
+    }
+
+    #[test]
+    fn identifiers_are_replaced_in_a_route() {
+        check_route(
+            "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/stream/with-timestamps",
+            "/v1/text-to-speech/{id}/stream/with-timestamps",
+        );
+        check_route("/v1/user/subscription", "/v1/user/subscription");
+        check_route("/v2/voices", "/v2/voices");
+        check_route("/v1/some-new-thing/abc", "/v1/{id}/{id}");
+        check_route("/", "/");
+        check_route("/%00%0a\u{e9}", "/{id}");
+    }
+
+    #[test]
+    fn a_route_is_short_whatever_is_asked() {
+        check_route(&"/a".repeat(5_000), &("/{id}".repeat(10) + "/…"));
+    }
+
+    #[test]
+    fn reading_has_no_effect_and_everything_else_may() {
+        for (method, effect) in [
+            (Method::GET, Effect::None),
+            (Method::HEAD, Effect::None),
+            (Method::OPTIONS, Effect::None),
+            (Method::POST, Effect::Some),
+            (Method::DELETE, Effect::Some),
+            (Method::from_bytes(b"BREW").unwrap(), Effect::Some),
+        ] {
+            assert_eq!(lookup(&method, "/v1/voices").effect, effect);
+        }
+    }
+
+    #[test]
+    fn making_sound_costs_and_reading_does_not() {
+        assert_eq!(lookup(&Method::POST, "/v1/text-to-speech/x").metering, Metering::Credits);
+        assert_eq!(lookup(&Method::POST, "/v1/voice-changer/x/stream").metering, Metering::Credits);
+        assert_eq!(lookup(&Method::GET, "/v1/dubbing/x").metering, Metering::Free);
+        assert_eq!(lookup(&Method::POST, "/v1/voices/add").metering, Metering::Free);
+    }
+
+    #[track_caller]
+    fn check_denied(path: &str, expected: bool) {
+        for method in [Method::GET, Method::POST, Method::DELETE] {
+            let access = lookup(&method, path).access;
+            assert_eq!(matches!(access, Access::Denied(_)), expected, "{method} {path}: {access:?}");
+        }
+    }
+
+    #[test]
+    fn what_could_harm_the_pool_is_denied() {
+        for path in [
+            "/v1/workspaces/api-keys/disable",
+            "/v1/workspaces/api-keys/third-party-disabling",
+            "/v1/service-accounts",
+            "/v1/service-accounts/a/api-keys/b/disable",
+            "/v1/workspace/members",
+            "/v1/workspace/invites/add-bulk",
+            "/v1/workspace/groups/g/members/remove",
+            "/v1/workspace/webhooks/w",
+            "/v1/workspace/auth-connections",
+            "/v1/workspace/audit-logs",
+            "/v1/workspace/resources/r/share",
+            "/v1/convai/secrets/s/dependencies/tools",
+            "/v1/convai/settings",
+        ] {
+            check_denied(path, true);
+        }
+    }
+
+    #[test]
+    fn a_denied_path_is_seen_through_its_disguises() {
+        for path in [
+            "//v1//service-accounts",
+            "/v1/./service-accounts/",
+            "/v1/voices/../service-accounts",
+            "/v1/%73ervice-accounts",
+            "/v1/%2573ervice-accounts",
+            "/v1%2fservice-accounts",
+            "/v1/Service-Accounts",
+            "/v1/service-accounts;x=1",
+            "/v1\\service-accounts",
+            "/v3/service-accounts",
+            "/service-accounts",
+        ] {
+            check_denied(path, true);
+        }
+    }
+
+    #[test]
+    fn everything_else_passes() {
+        for path in [
+            "/v1/voices",
+            "/v1/user",
+            "/v1/workspace/analytics/requests",
+            "/v1/workspace/resources/r",
+            "/v1/convai/agents/service-accounts",
+            "/v1/what/comes/next",
+            "/docs",
+        ] {
+            check_denied(path, false);
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! What of a head goes on, and what stays here: no credential of a client reaches the upstream,
+//! and nothing that is meant for one connection reaches the next.
+
+use std::borrow::Cow;
+
+use http::header::{self, HeaderMap, HeaderName};
+
+/// Headers in which a client may present a credential. `xi_api_key` is no header of the provider;
+/// a client that writes it means its key.
+pub const CREDENTIAL_HEADERS: [HeaderName; 5] = [
+    HeaderName::from_static("xi-api-key"),
+    HeaderName::from_static("xi_api_key"),
+    header::AUTHORIZATION,
+    header::PROXY_AUTHORIZATION,
+    header::COOKIE,
+];
+
+/// Query parameters in which a client may present a credential. The provider's own short-lived
+/// `token`, `single_use_token` and `conversation_signature` are not among them: they must arrive.
+const CREDENTIAL_PARAMETERS: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
+
+/// Headers that belong to one connection (RFC 9110, section 7.6.1), and `expect`, which this
+/// server answers itself.
+const HOP_BY_HOP: [HeaderName; 10] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::EXPECT,
+];
+
+/// What a `Connection` header may not take away: it frames the message or says where it goes.
+const PROTECTED: [HeaderName; 2] = [header::CONTENT_LENGTH, header::HOST];
+
+/// Makes the headers of a request ready for the upstream: no credential, nothing of this hop. The
+/// `host` goes too; the upstream sets its own.
+pub fn strip_request(headers: &mut HeaderMap) {
+    strip_hop(headers);
+    for name in &CREDENTIAL_HEADERS {
+        headers.remove(name);
+    }
+    headers.remove(header::HOST);
+}
+
+/// Makes the headers of an answer ready for the client: nothing of the other hop.
+pub fn strip_answer(headers: &mut HeaderMap) {
+    strip_hop(headers);
+}
+
+fn strip_hop(headers: &mut HeaderMap) {
+    let listed: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .filter(|name| !PROTECTED.contains(name))
+        .collect();
+    for name in listed.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}
+
+/// The query without its credentials; every other byte and the order stay. `None` when nothing is
+/// left.
+#[must_use]
+pub fn strip_query(query: &str) -> Option<Cow<'_, str>> {
+    if !query.split('&').any(is_credential) {
+        return Some(Cow::Borrowed(query));
+    }
+    let kept: Vec<&str> = query.split('&').filter(|pair| !is_credential(pair)).collect();
+    (!kept.is_empty()).then(|| Cow::Owned(kept.join("&")))
+}
+
+/// The values of the query's credential parameters, decoded.
+pub fn credential_values(query: &str) -> impl Iterator<Item = String> {
+    query
+        .split('&')
+        .filter(|pair| is_credential(pair))
+        .filter_map(|pair| pair.split_once('='))
+        .map(|(_, value)| decode(value).trim().to_owned())
+        .map(|value| value.strip_prefix("Bearer ").map(str::to_owned).unwrap_or(value))
+        .filter(|value| !value.is_empty())
+}
+
+/// The names of the query's parameters, for logs: names never carry a text or a token.
+#[must_use]
+pub fn parameter_names(query: &str) -> String {
+    let names: Vec<String> = query
+        .split('&')
+        .map(|pair| decode(pair.split('=').next().unwrap_or_default()))
+        .map(|name| {
+            name.chars().filter(|c| c.is_ascii_alphanumeric() || "_-.[]".contains(*c)).take(40).collect()
+        })
+        .take(20)
+        .collect();
+    names.join(",")
+}
+
+fn is_credential(pair: &str) -> bool {
+    let name = decode(pair.split('=').next().unwrap_or_default());
+    CREDENTIAL_PARAMETERS.iter().any(|credential| name.trim().eq_ignore_ascii_case(credential))
+}
+
+/// Percent and plus decoding. What is not valid stays as it is: a server may read it so.
+pub(super) fn decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let escaped = (byte == b'%').then(|| hex_pair(bytes.get(at + 1..at + 3)?)).flatten();
+        match (byte, escaped) {
+            (_, Some(value)) => {
+                decoded.push(value);
+                at += 3;
+            }
+            (b'+', None) => {
+                decoded.push(b' ');
+                at += 1;
+            }
+            (other, None) => {
+                decoded.push(other);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
+fn hex_pair(pair: &[u8]) -> Option<u8> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let (high, low) = (digit(*pair.first()?)?, digit(*pair.get(1)?)?);
+    u8::try_from(high * 16 + low).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs {
+            map.append(*name, value.parse().unwrap());
+        }
+        map
+    }
+
+    #[track_caller]
+    fn check_request(given: &[(&'static str, &'static str)], expected: &[(&'static str, &'static str)]) {
+        let mut map = headers(given);
+        strip_request(&mut map);
+        assert_eq!(map, headers(expected));
+    }
+
+    #[test]
+    fn no_credential_goes_on() {
+        check_request(
+            &[
+                ("xi-api-key", "a"),
+                ("xi-api-key", "b"),
+                ("xi_api_key", "c"),
+                ("authorization", "Bearer d"),
+                ("proxy-authorization", "e"),
+                ("cookie", "f=g"),
+                ("accept", "*/*"),
+            ],
+            &[("accept", "*/*")],
+        );
+    }
+
+    #[test]
+    fn what_the_connection_header_lists_stays_here() {
+        check_request(
+            &[
+                ("connection", "close, X-Mine"),
+                ("connection", "x-more"),
+                ("x-mine", "1"),
+                ("x-more", "2"),
+                ("x-other", "3"),
+            ],
+            &[("x-other", "3")],
+        );
+    }
+
+    #[test]
+    fn the_connection_header_cannot_unframe_a_message() {
+        check_request(
+            &[("connection", "content-length, host, xi-api-key, no name"), ("content-length", "5")],
+            &[("content-length", "5")],
+        );
+    }
+
+    #[test]
+    fn hop_by_hop_headers_stay_here() {
+        check_request(
+            &[
+                ("host", "localhost"),
+                ("te", "trailers"),
+                ("transfer-encoding", "chunked"),
+                ("keep-alive", "timeout=5"),
+                ("upgrade", "h2c"),
+                ("trailer", "x"),
+                ("proxy-connection", "keep-alive"),
+                ("expect", "100-continue"),
+                ("x-request-id", "kept"),
+            ],
+            &[("x-request-id", "kept")],
+        );
+    }
+
+    #[test]
+    fn an_answer_keeps_all_but_its_hop() {
+        let mut map = headers(&[
+            ("connection", "x-a"),
+            ("x-a", "1"),
+            ("set-cookie", "a"),
+            ("set-cookie", "b"),
+            ("transfer-encoding", "chunked"),
+        ]);
+        strip_answer(&mut map);
+        assert_eq!(map, headers(&[("set-cookie", "a"), ("set-cookie", "b")]));
+    }
+
+    #[track_caller]
+    fn check_query(given: &str, expected: Option<&str>) {
+        assert_eq!(strip_query(given).as_deref(), expected);
+    }
+
+    #[test]
+    fn a_query_keeps_every_other_byte_and_its_order() {
+        check_query("a=1&xi_api_key=k&a=2&b=%20+x", Some("a=1&a=2&b=%20+x"));
+        check_query("a=1&a=1&=&&x", Some("a=1&a=1&=&&x"));
+        check_query(
+            "token=t&single_use_token=s&conversation_signature=c",
+            Some("token=t&single_use_token=s&conversation_signature=c"),
+        );
+        check_query("", Some(""));
+    }
+
+    #[test]
+    fn credentials_are_found_however_they_are_written() {
+        check_query("XI-API-KEY=k", None);
+        check_query("xi%5fapi%5Fkey=k", None);
+        check_query("authorization", None);
+        check_query("%61uthorization=Bearer%20k&x=1", Some("x=1"));
+        check_query("xi_api_key%00=k", Some("xi_api_key%00=k"));
+        assert_eq!(credential_values("authorization=Bearer%20k&xi_api_key=&x=1").collect::<Vec<_>>(), ["k"]);
+    }
+
+    #[test]
+    fn logs_see_names_and_no_values() {
+        assert_eq!(
+            parameter_names("output_format=mp3&xi_api_key=secret&%0a%1b[31mx=1"),
+            "output_format,xi_api_key,[31mx"
+        );
+    }
+
+    #[test]
+    fn broken_escapes_are_left_as_they_are() {
+        for (text, expected) in
+            [("%", "%"), ("%4", "%4"), ("%zz", "%zz"), ("%41%", "A%"), ("%ff", "\u{fffd}")]
+        {
+            assert_eq!(decode(text), expected);
+        }
+    }
+}

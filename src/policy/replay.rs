@@ -1,0 +1,232 @@
+//! Whether a request is sent again, relayed as answered, or given up. A replay is a question of
+//! progress, not of failure: what may have been charged is never sent twice.
+
+use std::time::Duration;
+
+use super::classify::Verdict;
+
+/// How far an attempt got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing was written: no name, no connection, no TLS, or handed back by a reused connection.
+    Unsent,
+    /// Something was written and no complete head came back. The work may have been done.
+    Unanswered,
+    /// A complete head came back, with this meaning.
+    Answered(Verdict),
+}
+
+/// Whether sending a request twice does more than sending it once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// `GET`, `HEAD`, `OPTIONS`: nothing is changed or charged.
+    None,
+    /// Anything else.
+    Some,
+}
+
+/// Whether the request's body can be sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// All that has arrived is held.
+    Whole,
+    /// It grew past its bound, or was relayed in part: only this attempt has it.
+    Lost,
+}
+
+/// What the decision looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// How far this attempt got.
+    pub progress: Progress,
+    /// What the method does.
+    pub effect: Effect,
+    /// Whether the body can be sent again.
+    pub body: Held,
+    /// Whether the span for further attempts is over.
+    pub is_late: bool,
+    /// Attempts so far, this one included.
+    pub attempts: u32,
+    /// Attempts that a request may have.
+    pub attempts_max: u32,
+    /// Replays so far that were not the key's fault: transport, overload, failure.
+    pub blameless_replays: u32,
+    /// Workspaces that answered this request with the same ambiguous verdict, this one included.
+    pub ambiguous_workspaces: u32,
+}
+
+/// What is done next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The answer goes to the client as it is.
+    Relay,
+    /// The request goes to the next key.
+    NextKey,
+    /// The request goes out once more after a pause, with whichever key is first then.
+    Again {
+        /// How long to wait at the least; the shell adds as much again by chance.
+        pause: Duration,
+    },
+    /// There is no answer to relay: the client gets an error of ours.
+    Fail,
+}
+
+/// One more try for what is nobody's fault; two would multiply a storm.
+const BLAMELESS_REPLAYS_MAX: u32 = 1;
+/// Two workspaces that say the same make it the request's own matter.
+const AMBIGUOUS_WORKSPACES_MAX: u32 = 2;
+/// An overloaded provider gets a breath.
+const BUSY_PAUSE: Duration = Duration::from_millis(250);
+
+/// Decides.
+#[must_use]
+pub fn decide(facts: &Facts) -> Decision {
+    let may_send = facts.body == Held::Whole && !facts.is_late && facts.attempts < facts.attempts_max;
+    let once_more = may_send && facts.blameless_replays < BLAMELESS_REPLAYS_MAX;
+    let next_key_if = |is_sensible: bool| if is_sensible { Decision::NextKey } else { Decision::Relay };
+    let again_if = |is_sensible: bool, pause: Duration, otherwise: Decision| {
+        if is_sensible { Decision::Again { pause } } else { otherwise }
+    };
+    match facts.progress {
+        Progress::Unsent => again_if(once_more, Duration::ZERO, Decision::Fail),
+        // Sending it again could charge two keys for one answer.
+        Progress::Unanswered => {
+            again_if(once_more && facts.effect == Effect::None, Duration::ZERO, Decision::Fail)
+        }
+        Progress::Answered(verdict) => match verdict {
+            Verdict::Served | Verdict::NotFound | Verdict::RequestError => Decision::Relay,
+            Verdict::WorkspaceQuota(_)
+            | Verdict::KeyQuota(_)
+            | Verdict::InvalidKey
+            | Verdict::Billing
+            | Verdict::RateLimited(_)
+            | Verdict::Concurrency { .. } => next_key_if(may_send),
+            Verdict::MissingPermission | Verdict::PlanFeature | Verdict::Forbidden => {
+                next_key_if(may_send && facts.ambiguous_workspaces < AMBIGUOUS_WORKSPACES_MAX)
+            }
+            Verdict::Busy => again_if(once_more, BUSY_PAUSE, Decision::Relay),
+            Verdict::ServerError => {
+                again_if(once_more && facts.effect == Effect::None, BUSY_PAUSE, Decision::Relay)
+            }
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::classify::Shortfall;
+    use super::*;
+
+    const FRESH: Facts = Facts {
+        progress: Progress::Unsent,
+        effect: Effect::Some,
+        body: Held::Whole,
+        is_late: false,
+        attempts: 1,
+        attempts_max: 16,
+        blameless_replays: 0,
+        ambiguous_workspaces: 1,
+    };
+    const AT_ONCE: Decision = Decision::Again { pause: Duration::ZERO };
+    const AFTER_A_BREATH: Decision = Decision::Again { pause: BUSY_PAUSE };
+
+    const KEY_REFUSALS: [Verdict; 6] = [
+        Verdict::WorkspaceQuota(Shortfall { remaining: None, required: None }),
+        Verdict::KeyQuota(Shortfall { remaining: None, required: None }),
+        Verdict::InvalidKey,
+        Verdict::Billing,
+        Verdict::RateLimited(None),
+        Verdict::Concurrency { maximum: None },
+    ];
+    const AMBIGUOUS: [Verdict; 3] = [Verdict::MissingPermission, Verdict::PlanFeature, Verdict::Forbidden];
+
+    fn answered(verdict: Verdict) -> Facts {
+        Facts { progress: Progress::Answered(verdict), ..FRESH }
+    }
+
+    #[track_caller]
+    fn check(facts: Facts, expected: Decision) {
+        assert_eq!(decide(&facts), expected, "{facts:?}");
+    }
+
+    #[test]
+    fn what_was_not_sent_is_sent_once_more() {
+        check(FRESH, AT_ONCE);
+        check(Facts { effect: Effect::None, ..FRESH }, AT_ONCE);
+        check(Facts { blameless_replays: 1, ..FRESH }, Decision::Fail);
+    }
+
+    #[test]
+    fn what_was_not_answered_is_sent_again_only_without_effect() {
+        let unanswered = Facts { progress: Progress::Unanswered, ..FRESH };
+        check(unanswered, Decision::Fail);
+        check(Facts { effect: Effect::None, ..unanswered }, AT_ONCE);
+        check(Facts { effect: Effect::None, blameless_replays: 1, ..unanswered }, Decision::Fail);
+    }
+
+    #[test]
+    fn a_refused_key_is_replaced_whatever_the_method() {
+        for verdict in KEY_REFUSALS {
+            check(answered(verdict), Decision::NextKey);
+            check(Facts { effect: Effect::None, ..answered(verdict) }, Decision::NextKey);
+            check(
+                Facts { blameless_replays: 9, ambiguous_workspaces: 9, ..answered(verdict) },
+                Decision::NextKey,
+            );
+        }
+    }
+
+    #[test]
+    fn an_ambiguous_refusal_asks_one_more_workspace() {
+        for verdict in AMBIGUOUS {
+            check(answered(verdict), Decision::NextKey);
+            check(Facts { ambiguous_workspaces: 2, ..answered(verdict) }, Decision::Relay);
+        }
+    }
+
+    #[test]
+    fn an_overloaded_provider_is_asked_once_more_after_a_breath() {
+        check(answered(Verdict::Busy), AFTER_A_BREATH);
+        check(Facts { blameless_replays: 1, ..answered(Verdict::Busy) }, Decision::Relay);
+    }
+
+    #[test]
+    fn a_failure_may_have_done_the_work() {
+        check(answered(Verdict::ServerError), Decision::Relay);
+        check(Facts { effect: Effect::None, ..answered(Verdict::ServerError) }, AFTER_A_BREATH);
+        check(
+            Facts { effect: Effect::None, blameless_replays: 1, ..answered(Verdict::ServerError) },
+            Decision::Relay,
+        );
+    }
+
+    #[test]
+    fn an_answer_and_the_clients_own_mistake_are_relayed() {
+        for verdict in [Verdict::Served, Verdict::NotFound, Verdict::RequestError] {
+            check(answered(verdict), Decision::Relay);
+            check(Facts { effect: Effect::None, ..answered(verdict) }, Decision::Relay);
+        }
+    }
+
+    #[test]
+    fn nothing_is_sent_again_without_its_body_too_late_or_too_often() {
+        let ends: [fn(Facts) -> Facts; 3] = [
+            |facts| Facts { body: Held::Lost, ..facts },
+            |facts| Facts { is_late: true, ..facts },
+            |facts| Facts { attempts: 16, ..facts },
+        ];
+        for end in ends {
+            check(end(FRESH), Decision::Fail);
+            check(
+                end(Facts { progress: Progress::Unanswered, effect: Effect::None, ..FRESH }),
+                Decision::Fail,
+            );
+            for verdict in
+                KEY_REFUSALS.into_iter().chain(AMBIGUOUS).chain([Verdict::Busy, Verdict::ServerError])
+            {
+                check(end(Facts { effect: Effect::None, ..answered(verdict) }), Decision::Relay);
+            }
+        }
+        check(Facts { attempts: 15, ..answered(Verdict::InvalidKey) }, Decision::NextKey);
+    }
+}

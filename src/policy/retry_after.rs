@@ -1,0 +1,82 @@
+//! When the provider says to come back, in the forms that clients of the field read: seconds or a
+//! date in `Retry-After`, seconds since 1970 in `X-RateLimit-Reset`.
+//!
+//! The provider has never been seen to send either; a front end of it may.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use http::HeaderMap;
+use http::header::RETRY_AFTER;
+
+use super::units::UnixMs;
+
+/// Longer than this is a mistake of the sender: no rate limit lasts beyond a day.
+const SPAN_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long to wait from `now`, if the headers say so.
+#[must_use]
+pub fn retry_after(headers: &HeaderMap, now: UnixMs) -> Option<Duration> {
+    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
+    let told = text(RETRY_AFTER.as_str()).and_then(|value| seconds(value).or_else(|| until_date(value, now)));
+    let reset = || text("x-ratelimit-reset").and_then(seconds).map(|at| moment(at).since(now));
+    told.or_else(reset).map(|span| span.min(SPAN_MAX))
+}
+
+fn seconds(value: &str) -> Option<Duration> {
+    value.parse().ok().map(Duration::from_secs)
+}
+
+fn until_date(value: &str, now: UnixMs) -> Option<Duration> {
+    let since_epoch = httpdate::parse_http_date(value).ok()?.duration_since(UNIX_EPOCH).ok()?;
+    Some(moment(since_epoch).since(now))
+}
+
+fn moment(since_epoch: Duration) -> UnixMs {
+    UnixMs::default().plus(since_epoch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: UnixMs = UnixMs(1_700_000_000_000);
+
+    #[track_caller]
+    fn check(name: &'static str, value: &'static str, expected: Option<u64>) {
+        let headers = HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())]);
+        assert_eq!(retry_after(&headers, NOW), expected.map(Duration::from_secs));
+    }
+
+    #[test]
+    fn seconds_are_seconds() {
+        check("retry-after", "0", Some(0));
+        check("retry-after", " 60 ", Some(60));
+        check("retry-after", "-1", None);
+        check("retry-after", "soon", None);
+    }
+
+    #[test]
+    fn a_date_is_a_span_from_now() {
+        check("retry-after", "Tue, 14 Nov 2023 22:13:50 GMT", Some(30));
+        check("retry-after", "Tue, 14 Nov 2023 22:13:19 GMT", Some(0));
+    }
+
+    #[test]
+    fn a_reset_moment_is_a_span_from_now() {
+        check("x-ratelimit-reset", "1700000012", Some(12));
+        check("x-ratelimit-reset", "12", Some(0));
+    }
+
+    #[test]
+    fn nothing_waits_longer_than_a_day() {
+        check("retry-after", "86400", Some(86_400));
+        check("retry-after", "86401", Some(86_400));
+        check("retry-after", "18446744073709551615", Some(86_400));
+        check("x-ratelimit-reset", "18446744073709551615", Some(86_400));
+    }
+
+    #[test]
+    fn no_header_no_wait() {
+        check("x-other", "60", None);
+    }
+}
