@@ -1,1 +1,8 @@
-//! To come.
+//! Adapters around message bodies: [`replay`] holds what a client sends so that it can be sent
+//! again, [`peek`] reads the start of an error body, [`relay`] carries an answer on and settles
+//! when it ends.
+
+pub mod decode;
+pub mod peek;
+pub mod relay;
+pub mod replay;

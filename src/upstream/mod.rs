@@ -1,1 +1,271 @@
-//! To come.
+//! Pooled connections to the provider: one authority, HTTP/1.1, TLS or plain. A key enters the
+//! head here and nowhere else, and a fault says how far the request got.
+//!
+//! Redirects are answers like any other: nothing here follows them.
+
+mod answer;
+mod authority;
+mod connect;
+mod idle;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{HOST, HeaderName, HeaderValue};
+use http::{HeaderMap, Method, Request, Response, Uri};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+
+use crate::body::replay::{Attempt, Upload, Waiting};
+use crate::clock;
+use crate::policy::replay::Progress;
+use crate::secret::ApiKey;
+use crate::tasks::Tasks;
+
+pub use answer::{AnswerBody, AnswerError};
+pub use authority::{Authority, Scheme};
+pub use connect::{Connect, ConnectError, Direct};
+use idle::{Connection, Idle};
+
+/// How the upstream behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// For the name, the connection and the TLS handshake together.
+    pub connect_max: Duration,
+    /// From the last byte of the request to the head of the answer.
+    pub first_byte_max: Duration,
+    /// Between two pieces of an answer.
+    pub stream_idle_max: Duration,
+    /// Between two pieces of a request's body, whoever is slow.
+    pub body_idle_max: Duration,
+    /// Connections kept open without a request.
+    pub idle_connections_max: usize,
+    /// How long they are kept.
+    pub idle_max: Duration,
+}
+
+/// A request's head as it goes to the provider, but for its key.
+#[derive(Clone, Debug)]
+pub struct Outbound {
+    /// The method, whatever it is.
+    pub method: Method,
+    /// Path and query, without the client's credentials, every other byte as received.
+    pub target: Uri,
+    /// Headers that were stripped for the upstream.
+    pub headers: HeaderMap,
+}
+
+/// An attempt that ended without an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("{kind}")]
+pub struct SendError {
+    /// How far it got.
+    pub progress: Progress,
+    /// What happened.
+    pub kind: SendErrorKind,
+}
+
+/// What happened to an attempt without an answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SendErrorKind {
+    /// There is no connection.
+    #[error("{0}")]
+    Connect(#[from] ConnectError),
+    /// There was no connection in time.
+    #[error("no connection within {} ms", .0.as_millis())]
+    ConnectTimeout(Duration),
+    /// The connection broke before a complete head.
+    #[error("the connection broke before an answer: {0}")]
+    Broken(#[source] hyper::Error),
+    /// No head came in time.
+    #[error("no answer within {} ms", .0.as_millis())]
+    AnswerTimeout(Duration),
+    /// The upstream stopped taking the body.
+    #[error("the upstream took no more of the request's body for {} ms", .0.as_millis())]
+    UploadStalled(Duration),
+    /// The client stopped sending the body.
+    #[error("the client sent no more of its request's body for {} ms", .0.as_millis())]
+    ClientStalled(Duration),
+    /// The client's body broke off or was malformed.
+    #[error("the client's request body broke off or was malformed")]
+    ClientBroke,
+    /// The request cannot be written.
+    #[error("the request cannot be sent upstream: {0}")]
+    Unsendable(#[source] http::Error),
+}
+
+const KEY_HEADER: HeaderName = HeaderName::from_static("xi-api-key");
+
+/// The provider, with its open connections. Cheap to clone.
+#[derive(Debug)]
+pub struct Upstream<B, C = Direct> {
+    inner: Arc<Inner<B, C>>,
+}
+
+#[derive(Debug)]
+struct Inner<B, C> {
+    connector: C,
+    authority: Authority,
+    settings: Settings,
+    idle: Arc<Idle<Attempt<B>>>,
+    tasks: Tasks,
+}
+
+impl<B, C> Clone for Upstream<B, C> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner) }
+    }
+}
+
+impl<B, C> Upstream<B, C>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    C: Connect,
+{
+    /// An upstream at `authority`. Connections are opened when they are needed.
+    pub fn new(authority: Authority, connector: C, settings: Settings, tasks: Tasks) -> Self {
+        let idle = Arc::new(Idle::new(settings.idle_connections_max, settings.idle_max));
+        Self { inner: Arc::new(Inner { connector, authority, settings, idle, tasks }) }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn authority(&self) -> &Authority {
+        &self.inner.authority
+    }
+
+    /// Sends one attempt with `key` and waits for the head of its answer.
+    ///
+    /// A connection kept open may have been closed meanwhile. When it hands the request back
+    /// unstarted, the next connection takes it.
+    ///
+    /// # Errors
+    ///
+    /// When no complete head came, with how far the attempt got.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the connection: the provider sees that nobody waits any more.
+    pub async fn send(
+        &self,
+        key: &ApiKey,
+        outbound: &Outbound,
+        body: Attempt<B>,
+    ) -> Result<Response<AnswerBody<B>>, SendError> {
+        let upload = body.upload();
+        let mut request = self.request(key, outbound, body)?;
+        loop {
+            let (mut connection, is_reused) = match self.inner.idle.take(clock::instant()) {
+                Some(connection) => (connection, true),
+                None => (self.open().await?, false),
+            };
+            match self.answer(&mut connection, request, &upload).await {
+                Ok(answer) => {
+                    let idle_max = self.inner.settings.stream_idle_max;
+                    let home = Arc::clone(&self.inner.idle);
+                    return Ok(answer.map(|body| AnswerBody::new(body, connection, home, upload, idle_max)));
+                }
+                Err(Unanswered::HandedBack(unstarted)) if is_reused => request = *unstarted,
+                Err(Unanswered::HandedBack(_)) => {
+                    // A new connection that takes nothing is as good as none.
+                    return Err(unsent(ConnectError::ClosedAtOnce.into()));
+                }
+                Err(Unanswered::Failed(kind)) => {
+                    return Err(SendError { progress: Progress::Unanswered, kind });
+                }
+            }
+        }
+    }
+
+    fn request(
+        &self,
+        key: &ApiKey,
+        outbound: &Outbound,
+        body: Attempt<B>,
+    ) -> Result<Request<Attempt<B>>, SendError> {
+        let unsendable = |error| unsent(SendErrorKind::Unsendable(error));
+        let target = self.inner.authority.target(&outbound.target).map_err(unsendable)?;
+        let mut secret = HeaderValue::from_str(key.expose()).map_err(|error| unsendable(error.into()))?;
+        secret.set_sensitive(true);
+        let mut request = Request::new(body);
+        *request.method_mut() = outbound.method.clone();
+        *request.uri_mut() = target;
+        let headers = request.headers_mut();
+        headers.insert(HOST, self.inner.authority.host_header().clone());
+        headers.extend(outbound.headers.clone());
+        headers.insert(KEY_HEADER, secret);
+        Ok(request)
+    }
+
+    async fn open(&self) -> Result<Connection<Attempt<B>>, SendError> {
+        let Inner { connector, authority, settings, tasks, .. } = &*self.inner;
+        let opening = async {
+            let io = connector.connect(authority).await?;
+            let (sender, driver) =
+                http1::handshake(io).await.map_err(|error| ConnectError::Handshake(error.to_string()))?;
+            // How the connection ended is told to whoever waits for its answer.
+            let driver = tasks.spawn_guarded(async move {
+                let _ = driver.await;
+            });
+            Ok::<_, ConnectError>(Connection::new(sender, driver))
+        };
+        match tokio::time::timeout(settings.connect_max, opening).await {
+            Ok(opened) => opened.map_err(|error| unsent(error.into())),
+            Err(_) => Err(unsent(SendErrorKind::ConnectTimeout(settings.connect_max))),
+        }
+    }
+
+    async fn answer(
+        &self,
+        connection: &mut Connection<Attempt<B>>,
+        request: Request<Attempt<B>>,
+        upload: &Upload<B>,
+    ) -> Result<Response<Incoming>, Unanswered<B>> {
+        let mut answer = std::pin::pin!(connection.sender().try_send_request(request));
+        loop {
+            let (deadline, stalled) = self.deadline(upload);
+            match tokio::time::timeout_at(deadline.into(), &mut answer).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(mut error)) => {
+                    return Err(match error.take_message() {
+                        Some(request) => Unanswered::HandedBack(Box::new(request)),
+                        None if upload.waiting() == Waiting::Never => {
+                            Unanswered::Failed(SendErrorKind::ClientBroke)
+                        }
+                        None => Unanswered::Failed(SendErrorKind::Broken(error.into_error())),
+                    });
+                }
+                // Something moved since the timer was set: it is set anew, once per span and not
+                // once per piece.
+                Err(_) if self.deadline(upload).0 > deadline => {}
+                Err(_) => return Err(Unanswered::Failed(stalled)),
+            }
+        }
+    }
+
+    /// By when something must move, and what it means if nothing does.
+    fn deadline(&self, upload: &Upload<B>) -> (Instant, SendErrorKind) {
+        let Settings { first_byte_max, body_idle_max, .. } = self.inner.settings;
+        let (span, kind) = match upload.waiting() {
+            Waiting::ForAnswer => (first_byte_max, SendErrorKind::AnswerTimeout(first_byte_max)),
+            Waiting::ForUpstream => (body_idle_max, SendErrorKind::UploadStalled(body_idle_max)),
+            Waiting::ForClient => (body_idle_max, SendErrorKind::ClientStalled(body_idle_max)),
+            Waiting::Never => (body_idle_max, SendErrorKind::ClientBroke),
+        };
+        (upload.moved_at() + span, kind)
+    }
+}
+
+/// An attempt on one connection that brought no answer.
+enum Unanswered<B> {
+    /// The connection was closed before it took the request.
+    HandedBack(Box<Request<Attempt<B>>>),
+    /// It took some or all of it.
+    Failed(SendErrorKind),
+}
+
+fn unsent(kind: SendErrorKind) -> SendError {
+    SendError { progress: Progress::Unsent, kind }
+}

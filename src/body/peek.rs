@@ -1,0 +1,178 @@
+//! The start of an answer's body, read to judge it and kept to relay it.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+
+/// A body of which some was read. Relays exactly what arrived, in the same pieces.
+#[derive(Debug)]
+pub struct Peeked<B: Body> {
+    front: VecDeque<Frame<Bytes>>,
+    /// An error met while reading; it comes after what was read before it.
+    broken: Option<B::Error>,
+    rest: B,
+}
+
+impl<B> Peeked<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    /// A body of which nothing was read.
+    #[must_use]
+    pub fn untouched(body: B) -> Self {
+        Self { front: VecDeque::new(), broken: None, rest: body }
+    }
+
+    /// Reads `body` to its end, but at most `bytes_max` and for at most `within`. With it comes
+    /// what was read, when that is all of it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops the body.
+    pub async fn read(body: B, bytes_max: usize, within: Duration) -> (Self, Option<Vec<u8>>) {
+        let mut peeked = Self::untouched(body);
+        let whole = tokio::time::timeout(within, peeked.fill(bytes_max)).await.unwrap_or(None);
+        (peeked, whole)
+    }
+
+    async fn fill(&mut self, bytes_max: usize) -> Option<Vec<u8>> {
+        let mut whole = Vec::new();
+        while let Some(frame) = self.rest.frame().await {
+            match frame {
+                Ok(frame) => {
+                    whole.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+                    self.front.push_back(frame);
+                }
+                Err(error) => {
+                    self.broken = Some(error);
+                    return None;
+                }
+            }
+            if whole.len() > bytes_max {
+                return None;
+            }
+        }
+        Some(whole)
+    }
+}
+
+impl<B> Body for Peeked<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Unpin,
+{
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        if let Some(frame) = self.front.pop_front() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        if let Some(error) = self.broken.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        Pin::new(&mut self.rest).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.front.is_empty() && self.broken.is_none() && self.rest.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let front: usize = self.front.iter().filter_map(Frame::data_ref).map(Bytes::len).sum();
+        let rest = self.rest.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower() + front as u64);
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + front as u64);
+        }
+        hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn body(
+        pieces: Vec<Result<&'static str, io::ErrorKind>>,
+    ) -> impl Body<Data = Bytes, Error = io::Error> + Unpin {
+        let frames = pieces.into_iter().map(|piece| match piece {
+            Ok(text) => Ok(Frame::data(Bytes::from_static(text.as_bytes()))),
+            Err(kind) => Err(io::Error::from(kind)),
+        });
+        StreamBody::new(Stream(frames.collect()))
+    }
+
+    struct Stream(VecDeque<Result<Frame<Bytes>, io::Error>>);
+
+    impl futures_core::Stream for Stream {
+        type Item = Result<Frame<Bytes>, io::Error>;
+
+        fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+            Poll::Ready(self.0.pop_front())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_small_body_is_read_whole_and_relayed_in_its_pieces() {
+        let (mut peeked, whole) = Peeked::read(body(vec![Ok("ab"), Ok("c")]), 3, LONG).await;
+        assert_eq!(whole.as_deref(), Some(&b"abc"[..]));
+        assert_eq!(peeked.frame().await.unwrap().unwrap().into_data().unwrap(), "ab");
+        assert_eq!(peeked.frame().await.unwrap().unwrap().into_data().unwrap(), "c");
+        assert!(peeked.frame().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_large_body_is_not_judged_and_not_shortened() {
+        let (peeked, whole) = Peeked::read(body(vec![Ok("ab"), Ok("cd"), Ok("ef")]), 3, LONG).await;
+        assert_eq!(whole, None);
+        assert_eq!(peeked.collect().await.unwrap().to_bytes(), "abcdef");
+    }
+
+    #[tokio::test]
+    async fn a_broken_body_stays_broken() {
+        let (mut peeked, whole) =
+            Peeked::read(body(vec![Ok("ab"), Err(io::ErrorKind::ConnectionReset)]), 9, LONG).await;
+        assert_eq!(whole, None);
+        assert_eq!(peeked.frame().await.unwrap().unwrap().into_data().unwrap(), "ab");
+        assert!(!peeked.is_end_stream());
+        assert_eq!(peeked.frame().await.unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_never_ends_is_given_up_on_time() {
+        let endless = Endless;
+        let (_, whole) = Peeked::read(endless, 9, Duration::from_secs(2)).await;
+        assert_eq!(whole, None);
+    }
+
+    #[derive(Debug)]
+    struct Endless;
+
+    impl Body for Endless {
+        type Data = Bytes;
+        type Error = io::Error;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+            Poll::Pending
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! An answer on its way to the client: counts what passes and tells once how it ended, also when
+//! nobody reads it to the end.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+
+/// How the relay of an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The client has it all.
+    Complete,
+    /// The client left before the end.
+    ClientLeft,
+    /// The upstream broke off.
+    UpstreamBroke,
+}
+
+/// Is told how a relay ended, exactly once.
+pub trait Settle: Send + 'static {
+    /// The relay ended after so many bytes of body.
+    fn settle(self, ending: Ending, bytes: u64);
+}
+
+/// A body that settles when it ends, fails or is dropped.
+///
+/// # Cancel safety
+///
+/// Dropping it settles as [`Ending::ClientLeft`], unless everything had been passed on: a server
+/// need not ask again for the end of a body whose length it knows.
+#[derive(Debug)]
+pub struct Relay<B: Body, S: Settle> {
+    body: B,
+    settle: Option<S>,
+    bytes: u64,
+}
+
+impl<B: Body, S: Settle> Relay<B, S> {
+    /// Relays `body` and tells `settle`.
+    pub fn new(body: B, settle: S) -> Self {
+        Self { body, settle: Some(settle), bytes: 0 }
+    }
+
+    fn ended(&mut self, ending: Ending) {
+        if let Some(settle) = self.settle.take() {
+            settle.settle(ending, self.bytes);
+        }
+    }
+}
+
+impl<B, S> Body for Relay<B, S>
+where
+    B: Body<Data = Bytes> + Unpin,
+    S: Settle + Unpin,
+{
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => self.bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
+            Some(Err(_)) => self.ended(Ending::UpstreamBroke),
+            None => self.ended(Ending::Complete),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl<B: Body, S: Settle> Drop for Relay<B, S> {
+    fn drop(&mut self) {
+        let ending = if self.body.is_end_stream() { Ending::Complete } else { Ending::ClientLeft };
+        self.ended(ending);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use http_body_util::{BodyExt, Full};
+
+    use super::*;
+
+    struct Tell(Sender<(Ending, u64)>);
+
+    impl Settle for Tell {
+        fn settle(self, ending: Ending, bytes: u64) {
+            self.0.send((ending, bytes)).unwrap();
+        }
+    }
+
+    fn relay<B: Body>(body: B) -> (Relay<B, Tell>, Receiver<(Ending, u64)>) {
+        let (sender, receiver) = channel();
+        (Relay::new(body, Tell(sender)), receiver)
+    }
+
+    #[track_caller]
+    fn told(receiver: Receiver<(Ending, u64)>) -> Vec<(Ending, u64)> {
+        receiver.into_iter().collect()
+    }
+
+    #[tokio::test]
+    async fn an_answer_read_to_its_end_is_complete() {
+        let (relay, receiver) = relay(Full::new(Bytes::from_static(b"abc")));
+        assert_eq!(relay.collect().await.unwrap().to_bytes(), "abc");
+        assert_eq!(told(receiver), [(Ending::Complete, 3)]);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_all_passed_on_is_complete_without_asking_for_its_end() {
+        let (mut relay, receiver) = relay(Full::new(Bytes::from_static(b"abc")));
+        relay.frame().await.unwrap().unwrap();
+        drop(relay);
+        assert_eq!(told(receiver), [(Ending::Complete, 3)]);
+    }
+
+    #[test]
+    fn an_empty_answer_is_complete() {
+        let (relay, receiver) = relay(Full::<Bytes>::default());
+        drop(relay);
+        assert_eq!(told(receiver), [(Ending::Complete, 0)]);
+    }
+
+    #[test]
+    fn a_client_that_leaves_is_noticed() {
+        let (relay, receiver) = relay(Full::new(Bytes::from_static(b"abc")));
+        drop(relay);
+        assert_eq!(told(receiver), [(Ending::ClientLeft, 0)]);
+    }
+
+    #[tokio::test]
+    async fn a_broken_answer_is_told_once() {
+        let (mut relay, receiver) = relay(Failing);
+        assert!(relay.frame().await.unwrap().is_err());
+        drop(relay);
+        assert_eq!(told(receiver), [(Ending::UpstreamBroke, 0)]);
+    }
+
+    struct Failing;
+
+    impl Body for Failing {
+        type Data = Bytes;
+        type Error = &'static str;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, &'static str>>> {
+            Poll::Ready(Some(Err("reset")))
+        }
+    }
+}

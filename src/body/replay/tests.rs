@@ -1,0 +1,190 @@
+use std::collections::VecDeque;
+use std::task::Waker;
+
+use http_body_util::BodyExt;
+use proptest::prelude::*;
+
+use super::*;
+
+/// A client that has sent some chunks, with `None` for a moment at which nothing has arrived.
+#[derive(Debug)]
+struct Script {
+    steps: VecDeque<Option<Result<Frame<Bytes>, &'static str>>>,
+    length: Option<u64>,
+}
+
+impl Body for Script {
+    type Data = Bytes;
+    type Error = &'static str;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, &'static str>>> {
+        match self.steps.pop_front() {
+            None => Poll::Ready(None),
+            Some(None) => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Some(Some(frame)) => Poll::Ready(Some(frame)),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.length.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+fn script(chunks: &[&str]) -> Script {
+    Script {
+        steps: chunks
+            .iter()
+            .map(|chunk| Some(Ok(Frame::data(Bytes::copy_from_slice(chunk.as_bytes())))))
+            .collect(),
+        length: None,
+    }
+}
+
+fn roomy() -> Memory {
+    Memory::new(1_000, 1_000)
+}
+
+/// The next thing an attempt yields, polled once.
+fn poll(attempt: &mut Attempt<Script>) -> Poll<Option<Result<Bytes, Interrupted>>> {
+    let frame = Pin::new(attempt).poll_frame(&mut Context::from_waker(Waker::noop()));
+    frame.map(|frame| frame.map(|frame| frame.map(|frame| frame.into_data().unwrap())))
+}
+
+fn chunk(text: &'static str) -> Poll<Option<Result<Bytes, Interrupted>>> {
+    Poll::Ready(Some(Ok(Bytes::from_static(text.as_bytes()))))
+}
+
+async fn all(attempt: Attempt<Script>) -> Bytes {
+    attempt.collect().await.unwrap().to_bytes()
+}
+
+#[tokio::test]
+async fn every_attempt_sends_the_same_bytes() {
+    let replay = Replay::hold(script(&["hello ", "world"]), &roomy());
+    for _ in 0..3 {
+        assert_eq!(all(replay.attempt()).await, "hello world");
+        assert_eq!(replay.held(), Held::Whole);
+    }
+}
+
+#[test]
+fn an_attempt_in_the_middle_goes_on_with_what_still_arrives() {
+    let mut source = script(&["a", "b", "c"]);
+    source.steps.insert(2, None);
+    let replay = Replay::hold(source, &roomy());
+    let mut first = replay.attempt();
+    assert_eq!(poll(&mut first), chunk("a"));
+    assert_eq!(poll(&mut first), chunk("b"));
+    assert_eq!(poll(&mut first), Poll::Pending);
+    let mut second = replay.attempt();
+    assert_eq!(poll(&mut first), Poll::Ready(Some(Err(Interrupted::Superseded))));
+    for text in ["a", "b", "c"] {
+        assert_eq!(poll(&mut second), chunk(text));
+    }
+    assert_eq!(poll(&mut second), Poll::Ready(None));
+}
+
+#[tokio::test]
+async fn past_its_bound_the_request_goes_on_and_only_the_replay_is_lost() {
+    for (bound, expected) in [(10, Held::Whole), (9, Held::Lost)] {
+        let memory = Memory::new(bound, 1_000);
+        let replay = Replay::hold(script(&["hello", "world"]), &memory);
+        assert_eq!(all(replay.attempt()).await, "helloworld");
+        assert_eq!(replay.held(), expected);
+        assert_eq!(memory.used_bytes(), if expected == Held::Whole { 10 } else { 0 });
+        drop(replay);
+        assert_eq!(memory.used_bytes(), 0);
+    }
+}
+
+#[tokio::test]
+async fn all_bodies_share_one_bound() {
+    let memory = Memory::new(1_000, 8);
+    let one = Replay::hold(script(&["12345"]), &memory);
+    let two = Replay::hold(script(&["67890"]), &memory);
+    assert_eq!((all(one.attempt()).await, all(two.attempt()).await), ("12345".into(), "67890".into()));
+    assert_eq!((one.held(), two.held()), (Held::Whole, Held::Lost));
+    drop(one);
+    let three = Replay::hold(script(&["abcde"]), &memory);
+    assert_eq!(all(three.attempt()).await, "abcde");
+    assert_eq!(three.held(), Held::Whole);
+}
+
+#[test]
+fn a_body_that_breaks_off_is_broken_for_every_attempt() {
+    let mut source = script(&["a"]);
+    source.steps.push_back(Some(Err("reset")));
+    let replay = Replay::hold(source, &roomy());
+    let mut first = replay.attempt();
+    assert_eq!(poll(&mut first), chunk("a"));
+    assert_eq!(poll(&mut first), Poll::Ready(Some(Err(Interrupted::ClientBroke))));
+    assert_eq!((replay.held(), first.upload().waiting()), (Held::Lost, Waiting::Never));
+}
+
+#[tokio::test]
+async fn trailers_are_dropped() {
+    let mut source = script(&["a"]);
+    let trailers = http::HeaderMap::from_iter([("xi-api-key".parse().unwrap(), "k".parse().unwrap())]);
+    source.steps.push_back(Some(Ok(Frame::trailers(trailers))));
+    let collected = Replay::hold(source, &roomy()).attempt().collect().await.unwrap();
+    assert_eq!(collected.trailers(), None);
+    assert_eq!(collected.to_bytes(), "a");
+}
+
+#[test]
+fn an_announced_length_is_announced_again() {
+    let replay = Replay::hold(Script { length: Some(3), ..script(&["a", "bc"]) }, &roomy());
+    let mut first = replay.attempt();
+    assert_eq!(first.size_hint().exact(), Some(3));
+    assert_eq!(poll(&mut first), chunk("a"));
+    assert_eq!(first.size_hint().exact(), Some(2));
+    assert_eq!(replay.attempt().size_hint().exact(), Some(3));
+}
+
+#[test]
+fn an_empty_body_is_at_its_end_before_it_is_read() {
+    let replay = Replay::hold(http_body_util::Empty::<Bytes>::new(), &roomy());
+    assert!(replay.attempt().is_end_stream());
+    assert_eq!(replay.attempt().upload().waiting(), Waiting::ForAnswer);
+}
+
+#[test]
+fn an_upload_says_what_it_waits_for() {
+    let mut source = script(&["a"]);
+    source.steps.push_front(None);
+    let replay = Replay::hold(source, &roomy());
+    let mut attempt = replay.attempt();
+    let upload = attempt.upload();
+    assert_eq!(upload.waiting(), Waiting::ForUpstream);
+    assert_eq!(poll(&mut attempt), Poll::Pending);
+    assert_eq!(upload.waiting(), Waiting::ForClient);
+    assert_eq!(poll(&mut attempt), chunk("a"));
+    assert_eq!(poll(&mut attempt), Poll::Ready(None));
+    assert_eq!(upload.waiting(), Waiting::ForAnswer);
+}
+
+proptest! {
+    #[test]
+    fn any_chunking_replayed_at_any_moments_is_what_was_sent(
+        chunks in prop::collection::vec(prop::option::of(prop::collection::vec(any::<u8>(), 0..20)), 0..30),
+        polls in prop::collection::vec(0_usize..20, 0..6),
+    ) {
+        let sent: Vec<u8> = chunks.iter().flatten().flatten().copied().collect();
+        let steps = chunks.into_iter().map(|chunk| chunk.map(|chunk| Ok(Frame::data(Bytes::from(chunk)))));
+        let replay = Replay::hold(Script { steps: steps.collect(), length: None }, &roomy());
+        for count in polls {
+            let mut attempt = replay.attempt();
+            for _ in 0..count {
+                let _ = poll(&mut attempt);
+            }
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        prop_assert_eq!(runtime.block_on(all(replay.attempt())), sent);
+    }
+}

@@ -1,0 +1,124 @@
+//! Where the provider is: the one scheme, host and port that a key is ever sent to.
+
+use std::fmt;
+
+use http::Uri;
+use http::header::HeaderValue;
+use http::uri::PathAndQuery;
+
+/// How the provider is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// Plain; for upstreams on this machine.
+    Http,
+    /// TLS.
+    Https,
+}
+
+/// Scheme, host, port and an optional path prefix.
+#[derive(Clone, Debug)]
+pub struct Authority {
+    scheme: Scheme,
+    host: String,
+    port: u16,
+    prefix: String,
+    host_header: HeaderValue,
+}
+
+impl Authority {
+    /// An authority. `host` is a name or an address, an IPv6 address without brackets; `prefix` is
+    /// empty or begins with a slash and does not end with one.
+    ///
+    /// # Errors
+    ///
+    /// When a `Host` header cannot carry the host.
+    pub fn new(scheme: Scheme, host: &str, port: u16, prefix: &str) -> Result<Self, http::Error> {
+        let written = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        let is_default_port = matches!((scheme, port), (Scheme::Http, 80) | (Scheme::Https, 443));
+        let host_header = if is_default_port { written } else { format!("{written}:{port}") };
+        Ok(Self {
+            scheme,
+            host: host.to_owned(),
+            port,
+            prefix: prefix.to_owned(),
+            host_header: HeaderValue::from_str(&host_header)?,
+        })
+    }
+
+    /// How it is spoken to.
+    #[must_use]
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// Its name or address.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Its port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(super) fn host_header(&self) -> &HeaderValue {
+        &self.host_header
+    }
+
+    /// What stands in the request line for a target of the client. Scheme and host of the target
+    /// are left out: a client cannot say where a key goes.
+    pub(super) fn target(&self, target: &Uri) -> Result<Uri, http::Error> {
+        let path_and_query = target.path_and_query().map_or("/", PathAndQuery::as_str);
+        if self.prefix.is_empty() {
+            return Ok(Uri::from(PathAndQuery::try_from(path_and_query)?));
+        }
+        Ok(Uri::from(PathAndQuery::try_from(format!("{}{path_and_query}", self.prefix))?))
+    }
+}
+
+impl fmt::Display for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = match self.scheme {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        };
+        write!(f, "{scheme}://{}{}", self.host_header.to_str().unwrap_or_default(), self.prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(authority: (Scheme, &str, u16, &str), shown: &str, target: &str, expected: &str) {
+        let (scheme, host, port, prefix) = authority;
+        let authority = Authority::new(scheme, host, port, prefix).unwrap();
+        assert_eq!(authority.to_string(), shown);
+        assert_eq!(authority.target(&target.parse().unwrap()).unwrap().to_string(), expected);
+    }
+
+    #[test]
+    fn default_ports_are_left_out() {
+        check(
+            (Scheme::Https, "api.elevenlabs.io", 443, ""),
+            "https://api.elevenlabs.io",
+            "/v1/x?a=1&a=%20",
+            "/v1/x?a=1&a=%20",
+        );
+        check((Scheme::Http, "127.0.0.1", 8080, ""), "http://127.0.0.1:8080", "/", "/");
+        check((Scheme::Https, "::1", 8443, ""), "https://[::1]:8443", "/", "/");
+    }
+
+    #[test]
+    fn a_prefix_comes_first() {
+        check((Scheme::Http, "gate", 80, "/eleven"), "http://gate/eleven", "/v1/x", "/eleven/v1/x");
+    }
+
+    #[test]
+    fn a_foreign_host_in_the_request_line_is_not_where_the_key_goes() {
+        check((Scheme::Https, "a", 443, ""), "https://a", "http://evil.example/v1/x?y", "/v1/x?y");
+    }
+}
