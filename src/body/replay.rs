@@ -95,7 +95,7 @@ pub enum Interrupted {
 
 #[derive(Debug)]
 struct Shared<B> {
-    source: B,
+    source: Option<B>,
     source_state: Source,
     held: Vec<Bytes>,
     held_bytes: usize,
@@ -105,6 +105,8 @@ struct Shared<B> {
     /// The length the client announced.
     length: Option<u64>,
     passage: u32,
+    passed_bytes: u64,
+    is_released: bool,
     moved_at: Instant,
 }
 
@@ -125,6 +127,16 @@ where
     pub fn hold(source: B, memory: &Memory) -> Self {
         let source_state = if source.is_end_stream() { Source::Complete } else { Source::Ready };
         let length = source.size_hint().exact();
+        Self::of(Some(source), source_state, length, memory)
+    }
+
+    /// No body at all, for requests of our own.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self::of(None, Source::Complete, Some(0), &Memory::new(0, 0))
+    }
+
+    fn of(source: Option<B>, source_state: Source, length: Option<u64>, memory: &Memory) -> Self {
         let shared = Shared {
             source,
             source_state,
@@ -134,6 +146,8 @@ where
             memory: memory.clone(),
             length,
             passage: 0,
+            passed_bytes: 0,
+            is_released: false,
             moved_at: clock::instant(),
         };
         Self { shared: Arc::new(Mutex::new(shared)) }
@@ -144,6 +158,7 @@ where
     pub fn attempt(&self) -> Attempt<B> {
         let mut shared = lock(&self.shared);
         shared.passage += 1;
+        shared.passed_bytes = 0;
         shared.moved_at = clock::instant();
         Attempt { shared: Arc::clone(&self.shared), passage: shared.passage, at: 0 }
     }
@@ -176,6 +191,21 @@ impl<B> Upload<B> {
         }
     }
 
+    /// Bytes that the last passage has sent.
+    #[must_use]
+    pub fn passed_bytes(&self) -> u64 {
+        lock(&self.shared).passed_bytes
+    }
+
+    /// Nobody will send the body again: what is held is let go as soon as it is passed on.
+    pub fn release(&self) {
+        let mut shared = lock(&self.shared);
+        shared.is_released = true;
+        if shared.passed_bytes >= shared.held_bytes as u64 {
+            shared.forget();
+        }
+    }
+
     /// When bytes last moved on.
     #[must_use]
     pub fn moved_at(&self) -> Instant {
@@ -194,17 +224,17 @@ where
                 Source::Broken => return Poll::Ready(Some(Err(Interrupted::ClientBroke))),
                 Source::Ready | Source::Pending => {}
             }
+            let Some(source) = &mut self.source else { return Poll::Ready(None) };
             self.source_state = Source::Pending;
-            let frame = ready!(Pin::new(&mut self.source).poll_frame(cx));
+            let frame = ready!(Pin::new(&mut *source).poll_frame(cx));
             self.source_state = Source::Ready;
-            self.moved_at = clock::instant();
             match frame {
                 None => self.source_state = Source::Complete,
                 Some(Err(_)) => self.source_state = Source::Broken,
                 // Trailers are dropped: one could be called `xi-api-key`, and the provider reads none.
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
-                        if self.source.is_end_stream() {
+                        if source.is_end_stream() {
                             self.source_state = Source::Complete;
                         }
                         self.hold_chunk(&data);
@@ -225,14 +255,22 @@ where
             self.held_bytes += data.len();
             self.held.push(data.clone());
         } else {
-            self.is_whole = false;
             self.forget();
         }
     }
 }
 
 impl<B> Shared<B> {
+    fn passed(&mut self, data: &Bytes) {
+        self.moved_at = clock::instant();
+        self.passed_bytes += data.len() as u64;
+        if self.is_released && self.passed_bytes >= self.held_bytes as u64 {
+            self.forget();
+        }
+    }
+
     fn forget(&mut self) {
+        self.is_whole = false;
         self.held = Vec::new();
         self.memory.release(std::mem::take(&mut self.held_bytes));
     }
@@ -262,11 +300,14 @@ where
         }
         if let Some(chunk) = shared.held.get(this.at).cloned() {
             this.at += 1;
-            shared.moved_at = clock::instant();
+            shared.passed(&chunk);
             return Poll::Ready(Some(Ok(Frame::data(chunk))));
         }
         let data = ready!(shared.poll_source(cx));
-        this.at += 1;
+        if let Some(Ok(data)) = &data {
+            this.at += 1;
+            shared.passed(data);
+        }
         Poll::Ready(data.map(|data| data.map(Frame::data)))
     }
 

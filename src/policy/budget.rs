@@ -61,6 +61,19 @@ impl Quota {
         }
     }
 
+    /// The share of the limit that is used in whole percent, rounded down, so that 100 is reached
+    /// only when nothing is left.
+    #[must_use]
+    pub fn usage_percent(&self) -> u64 {
+        match self.limit {
+            None => 0,
+            Some(0) => 100,
+            Some(limit) => {
+                u64::try_from(u128::from(self.count) * 100 / u128::from(limit)).unwrap_or(u64::MAX)
+            }
+        }
+    }
+
     /// Whether the included credits are used up (100 % and more).
     #[must_use]
     pub fn is_over_limit(&self) -> bool {
@@ -126,6 +139,16 @@ mod tests {
         assert!(!used(99).is_over_limit() && used(100).is_over_limit());
         assert!(!used(99).is_spent() && used(100).is_spent() && used(101).is_spent());
         assert_eq!((used(99).remaining(), used(101).remaining()), (1, 0));
+    }
+
+    #[test]
+    fn percent_are_whole_and_rounded_down() {
+        let percent = |count, limit| Quota { count, limit: Some(limit), ..FRESH }.usage_percent();
+        assert_eq!(
+            (percent(5_420, 100_000), percent(99_999, 100_000), percent(100_000, 100_000)),
+            (5, 99, 100)
+        );
+        assert_eq!((percent(0, 0), percent(u64::MAX, 1)), (100, u64::MAX));
     }
 
     #[test]

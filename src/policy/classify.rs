@@ -47,6 +47,8 @@ pub enum Verdict {
     RequestError,
     /// The provider failed, and may have done the work.
     ServerError,
+    /// A refusal whose body could not be read, within bounds, to know of what kind.
+    Unreadable,
 }
 
 /// The two numbers of a quota refusal, when the message carries them.
@@ -77,6 +79,7 @@ impl Verdict {
             Self::NotFound => "not_found",
             Self::RequestError => "request_error",
             Self::ServerError => "server_error",
+            Self::Unreadable => "unreadable",
         }
     }
 }

@@ -47,11 +47,13 @@ impl Clients {
 }
 
 /// Why a client is not let in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unidentified {
     /// It presents nothing.
+    #[error("the client presents no token")]
     Missing,
     /// It presents something, and no client has it.
+    #[error("the client presents a token that nobody has")]
     Wrong,
 }
 

@@ -6,8 +6,10 @@ pub mod endpoint;
 pub mod headers;
 
 pub mod budget;
+pub mod cost;
 pub mod select;
 pub mod standing;
+pub mod subscription;
 
 pub mod classify;
 pub mod replay;

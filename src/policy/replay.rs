@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::classify::Verdict;
+use super::select::Unavailable;
 
 /// How far an attempt got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +95,9 @@ pub fn decide(facts: &Facts) -> Decision {
             again_if(once_more && facts.effect == Effect::None, Duration::ZERO, Decision::Fail)
         }
         Progress::Answered(verdict) => match verdict {
-            Verdict::Served | Verdict::NotFound | Verdict::RequestError => Decision::Relay,
+            Verdict::Served | Verdict::NotFound | Verdict::RequestError | Verdict::Unreadable => {
+                Decision::Relay
+            }
             Verdict::WorkspaceQuota(_)
             | Verdict::KeyQuota(_)
             | Verdict::InvalidKey
@@ -109,6 +112,46 @@ pub fn decide(facts: &Facts) -> Decision {
                 again_if(once_more && facts.effect == Effect::None, BUSY_PAUSE, Decision::Relay)
             }
         },
+    }
+}
+
+/// Whose words end a request that no key is left for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastWord {
+    /// The provider's last answer, as it is.
+    Theirs,
+    /// An answer of ours about the whole pool.
+    Ours,
+}
+
+/// Whose words end a request, when its last answer was `verdict` and `unavailable` stands in the
+/// way of another attempt. Ours only when both are about the keys: what is wrong with the request
+/// itself is better told by the provider.
+#[must_use]
+pub fn last_word(verdict: Verdict, unavailable: Unavailable) -> LastWord {
+    match (verdict, unavailable) {
+        (_, Unavailable::Tried) => LastWord::Theirs,
+        (
+            Verdict::WorkspaceQuota(_)
+            | Verdict::KeyQuota(_)
+            | Verdict::InvalidKey
+            | Verdict::Billing
+            | Verdict::RateLimited(_)
+            | Verdict::Concurrency { .. },
+            Unavailable::Exhausted { .. } | Unavailable::Cooling { .. } | Unavailable::Invalid,
+        ) => LastWord::Ours,
+        (
+            Verdict::Served
+            | Verdict::MissingPermission
+            | Verdict::PlanFeature
+            | Verdict::Busy
+            | Verdict::Forbidden
+            | Verdict::NotFound
+            | Verdict::RequestError
+            | Verdict::ServerError
+            | Verdict::Unreadable,
+            Unavailable::Exhausted { .. } | Unavailable::Cooling { .. } | Unavailable::Invalid,
+        ) => LastWord::Theirs,
     }
 }
 
@@ -202,7 +245,7 @@ mod tests {
 
     #[test]
     fn an_answer_and_the_clients_own_mistake_are_relayed() {
-        for verdict in [Verdict::Served, Verdict::NotFound, Verdict::RequestError] {
+        for verdict in [Verdict::Served, Verdict::NotFound, Verdict::RequestError, Verdict::Unreadable] {
             check(answered(verdict), Decision::Relay);
             check(Facts { effect: Effect::None, ..answered(verdict) }, Decision::Relay);
         }
@@ -228,5 +271,18 @@ mod tests {
             }
         }
         check(Facts { attempts: 15, ..answered(Verdict::InvalidKey) }, Decision::NextKey);
+    }
+
+    #[test]
+    fn the_pool_speaks_of_itself_only_when_the_keys_are_the_matter() {
+        let empty = Unavailable::Exhausted { resets_at: None };
+        for verdict in KEY_REFUSALS {
+            assert_eq!(last_word(verdict, empty), LastWord::Ours);
+            assert_eq!(last_word(verdict, Unavailable::Invalid), LastWord::Ours);
+            assert_eq!(last_word(verdict, Unavailable::Tried), LastWord::Theirs);
+        }
+        for verdict in AMBIGUOUS.into_iter().chain([Verdict::Busy, Verdict::ServerError]) {
+            assert_eq!(last_word(verdict, empty), LastWord::Theirs);
+        }
     }
 }

@@ -21,21 +21,25 @@ pub struct Candidate {
 }
 
 /// Why no key can serve a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {
     /// All are out of credits (or worse); the earliest reset, when one is known.
+    #[error("every key is exhausted")]
     Exhausted {
         /// When the first of them comes back.
         resets_at: Option<UnixMs>,
     },
     /// At least one only cools down, until then.
+    #[error("every key is exhausted or cools down")]
     Cooling {
         /// When the first of them comes back.
         until: UnixMs,
     },
     /// The provider refuses every one of them as a key.
+    #[error("every key is invalid")]
     Invalid,
     /// Some are usable, and this request has tried them all.
+    #[error("every usable key was tried")]
     Tried,
 }
 

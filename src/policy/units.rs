@@ -26,6 +26,12 @@ impl UnixMs {
         self.timestamp().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
     }
 
+    /// `2025-02-01T00:00:00Z`, the form of a message.
+    #[must_use]
+    pub fn rfc3339_seconds(self) -> String {
+        self.timestamp().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    }
+
     /// `Feb 1`, the form people read in a table.
     #[must_use]
     pub fn month_and_day(self) -> String {

@@ -188,7 +188,8 @@ impl Pool {
             | Verdict::Forbidden
             | Verdict::NotFound
             | Verdict::RequestError
-            | Verdict::ServerError => return Vec::new(),
+            | Verdict::ServerError
+            | Verdict::Unreadable => return Vec::new(),
         }
         self.news_of_workspace(roster, workspace, now)
     }

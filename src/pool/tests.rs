@@ -143,6 +143,7 @@ fn what_is_not_the_keys_fault_does_not_park_it() {
         Verdict::NotFound,
         Verdict::RequestError,
         Verdict::ServerError,
+        Verdict::Unreadable,
     ] {
         assert!(pool.judged(0, verdict, NOW).is_empty());
         assert_eq!(pool.chosen(&[], NOW), Ok(0));

@@ -1,1 +1,68 @@
-//! To come.
+//! A request's way through the house. [`exchange`] is the file to read first: the ten steps, from
+//! top to bottom.
+
+mod exchange;
+
+mod answer;
+mod attempt;
+mod head;
+mod journey;
+mod relay;
+
+mod books;
+mod error;
+mod journal;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+
+use crate::body::replay::Memory;
+use crate::policy::client::Clients;
+use crate::pool::Pool;
+use crate::upstream::{Direct, Upstream};
+
+pub use books::{AttemptRecord, Books, CreditSource, Entry};
+pub use error::ProxyError;
+pub use relay::ResponseBody;
+
+/// Bounds and switches of a request's way.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Attempts that one request may have.
+    pub attempts_max: u32,
+    /// After this span no further attempt begins.
+    pub replay_max: Duration,
+    /// What is read of an error body to judge it.
+    pub error_body_bytes_max: usize,
+    /// How long that reading may take.
+    pub error_body_max: Duration,
+    /// Whether endpoints that could harm the pool are denied.
+    pub denies_dangerous: bool,
+    /// Memory for held bodies.
+    pub memory: Memory,
+}
+
+/// Everything a request meets on its way.
+#[derive(Debug)]
+pub struct Proxy<C = Direct> {
+    clients: Clients,
+    pool: Arc<Pool>,
+    upstream: Upstream<Incoming, C>,
+    books: Books,
+    limits: Limits,
+}
+
+impl<C> Proxy<C> {
+    /// A proxy of these parts.
+    pub fn new(
+        clients: Clients,
+        pool: Arc<Pool>,
+        upstream: Upstream<Incoming, C>,
+        books: Books,
+        limits: Limits,
+    ) -> Self {
+        Self { clients, pool, upstream, books, limits }
+    }
+}

@@ -1,1 +1,80 @@
-//! To come.
+//! What people read while it runs: the news of the pool in the contract's words, one line a
+//! request, on a terminal in colourful short lines and otherwise as JSON.
+
+mod line;
+mod news;
+
+use std::io::{self, IsTerminal, Write};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+pub use line::{Form, Lines};
+pub use news::{announce, keys_loaded, wording};
+
+/// Where lines go. Shared by all threads; each line is written whole.
+#[derive(Clone)]
+pub struct Sink(Arc<Mutex<Box<dyn Write + Send>>>);
+
+impl Sink {
+    /// Writes to `writer`.
+    pub fn new(writer: impl Write + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Box::new(writer))))
+    }
+
+    /// Writes to standard error: standard output is for data.
+    #[must_use]
+    pub fn stderr() -> Self {
+        Self::new(io::stderr())
+    }
+
+    fn write(&self, line: &[u8]) {
+        let mut writer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // A log that cannot be written must not stop the traffic it tells of.
+        let _ = writer.write_all(line).and_then(|()| writer.flush());
+    }
+}
+
+impl std::fmt::Debug for Sink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sink")
+    }
+}
+
+/// The form for standard error as it is: JSON unless it is a terminal, ASCII unless the terminal
+/// speaks UTF-8. `locale` is the value of the first of `LC_ALL`, `LC_CTYPE` and `LANG` that is set.
+#[must_use]
+pub fn form_of_stderr(locale: Option<&str>) -> Form {
+    if io::stderr().is_terminal() { Form::of_terminal(locale) } else { Form::Json }
+}
+
+/// Sends every event of the program to `sink`.
+///
+/// # Errors
+///
+/// When `level` is not a level or a list of `target=level`, or when something else listens
+/// already.
+pub fn start(form: Form, level: &str, sink: Sink) -> Result<(), StartError> {
+    let targets = Targets::from_str(level).map_err(|_| StartError::Level(level.to_owned()))?;
+    tracing_subscriber::registry()
+        .with(targets)
+        .with(Lines::new(form, sink))
+        .try_init()
+        .map_err(|_| StartError::Twice)
+}
+
+/// Why there are no logs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StartError {
+    /// The level is none.
+    #[error(
+        "`{0}` is not a log level: write error, warn, info, debug or trace, or a list such as `info,keychoir::pool=debug`"
+    )]
+    Level(String),
+    /// Another subscriber was set.
+    #[error("logging was started twice")]
+    Twice,
+}

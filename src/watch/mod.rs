@@ -1,1 +1,111 @@
-//! To come.
+//! Asks the provider how much each key has left: at the start in the background, and then rarely.
+//! What it learns brings refused keys back and corrects the count where other apps spend too.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, Method, Response, Uri};
+use hyper::body::Incoming;
+use tokio::sync::watch;
+use tracing::debug;
+
+use crate::body::decode::decoded;
+use crate::body::peek::Peeked;
+use crate::body::replay::Replay;
+use crate::clock;
+use crate::policy::classify::{ErrorBody, Verdict, classify};
+use crate::policy::subscription::Subscription;
+use crate::pool::{Key, Observation, Pool};
+use crate::proxy::Books;
+use crate::telemetry::announce;
+use crate::upstream::{AnswerBody, Connect, Outbound, Upstream};
+
+/// How the provider is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Between two rounds.
+    pub interval: Duration,
+    /// For one key's answer.
+    pub answer_max: Duration,
+}
+
+/// Asks for every key's quota, round after round.
+#[derive(Debug)]
+pub struct Watch<C> {
+    pool: Arc<Pool>,
+    upstream: Upstream<Incoming, C>,
+    books: Books,
+    settings: Settings,
+}
+
+/// An answer is a kilobyte or two; one that is larger is none.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+impl<C: Connect> Watch<C> {
+    /// A watch over `pool`.
+    pub fn new(pool: Arc<Pool>, upstream: Upstream<Incoming, C>, books: Books, settings: Settings) -> Self {
+        Self { pool, upstream, books, settings }
+    }
+
+    /// Asks round after round, for ever. `rounds` counts those that are complete.
+    pub async fn run(self, rounds: watch::Sender<u64>) {
+        loop {
+            self.round().await;
+            rounds.send_modify(|rounds| *rounds += 1);
+            tokio::time::sleep(self.settings.interval).await;
+        }
+    }
+
+    /// Asks once with every key, one after the other: a burst from one address looks like abuse.
+    async fn round(&self) {
+        let roster = self.pool.roster();
+        for key in roster.keys() {
+            let asked = tokio::time::timeout(self.settings.answer_max, self.ask(key)).await;
+            // A provider that does not answer says nothing of the key.
+            let Ok(Some(seen)) = asked else {
+                debug!(key = key.api_key().short().as_str(), "the provider did not tell this key's quota");
+                continue;
+            };
+            announce(&self.pool.observe(&roster, key, seen, clock::now()));
+        }
+        self.books.keys_changed();
+    }
+
+    async fn ask(&self, key: &Key) -> Option<Observation> {
+        let outbound = Outbound {
+            method: Method::GET,
+            target: Uri::from_static("/v1/user/subscription"),
+            headers: HeaderMap::new(),
+        };
+        let answer = self.upstream.send(key.api_key(), &outbound, Replay::empty().attempt()).await.ok()?;
+        self.read(answer).await
+    }
+
+    async fn read(&self, answer: Response<AnswerBody<Incoming>>) -> Option<Observation> {
+        let (head, body) = answer.into_parts();
+        let (_, whole) = Peeked::read(body, ANSWER_BYTES_MAX, self.settings.answer_max).await;
+        let encoding = head.headers.get("content-encoding").and_then(|value| value.to_str().ok());
+        let text = decoded(&whole?, encoding, ANSWER_BYTES_MAX)?;
+        match classify(head.status, Some(&ErrorBody::read(&text)), None) {
+            Verdict::Served => Subscription::read(&text).map(|subscription| Observation::Quota {
+                quota: subscription.quota,
+                tier: subscription.tier,
+            }),
+            Verdict::InvalidKey => Some(Observation::Invalid),
+            // A key for speech alone may not ask, and is as good as any.
+            Verdict::MissingPermission => Some(Observation::Unreadable),
+            Verdict::WorkspaceQuota(_)
+            | Verdict::KeyQuota(_)
+            | Verdict::PlanFeature
+            | Verdict::Billing
+            | Verdict::RateLimited(_)
+            | Verdict::Concurrency { .. }
+            | Verdict::Busy
+            | Verdict::Forbidden
+            | Verdict::NotFound
+            | Verdict::RequestError
+            | Verdict::ServerError
+            | Verdict::Unreadable => None,
+        }
+    }
+}

@@ -169,6 +169,25 @@ fn an_upload_says_what_it_waits_for() {
     assert_eq!(upload.waiting(), Waiting::ForAnswer);
 }
 
+#[test]
+fn a_released_body_is_let_go_once_it_has_passed() {
+    let memory = roomy();
+    let replay = Replay::hold(script(&["ab", "c", "d"]), &memory);
+    let mut first = replay.attempt();
+    for text in ["ab", "c"] {
+        assert_eq!(poll(&mut first), chunk(text));
+    }
+    let mut second = replay.attempt();
+    let upload = second.upload();
+    assert_eq!(poll(&mut second), chunk("ab"));
+    upload.release();
+    assert_eq!((memory.used_bytes(), upload.passed_bytes()), (3, 2));
+    assert_eq!(poll(&mut second), chunk("c"));
+    assert_eq!(memory.used_bytes(), 0);
+    assert_eq!(poll(&mut second), chunk("d"));
+    assert_eq!((memory.used_bytes(), upload.passed_bytes(), replay.held()), (0, 4, Held::Lost));
+}
+
 proptest! {
     #[test]
     fn any_chunking_replayed_at_any_moments_is_what_was_sent(

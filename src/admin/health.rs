@@ -1,0 +1,64 @@
+//! Whether to send requests here.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::Serialize;
+
+use crate::policy::standing::KeyStatus;
+use crate::pool::KeySnapshot;
+
+/// Set when the program has begun to end.
+#[derive(Clone, Debug, Default)]
+pub struct Draining(Arc<AtomicBool>);
+
+impl Draining {
+    /// Begins it.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Whether it has begun.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// The page `/readyz`: `ready`, `degraded` (requests are served, something needs a hand), or
+/// `unready`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Readiness {
+    status: &'static str,
+    /// `ok`, `none usable`.
+    keys: &'static str,
+    /// `ok`, `failing`.
+    store: &'static str,
+    /// `no`, `yes`.
+    draining: &'static str,
+}
+
+impl Readiness {
+    /// Weighs what is known.
+    #[must_use]
+    pub fn of(keys: &[KeySnapshot], is_store_failing: bool, is_draining: bool) -> Self {
+        let has_key = keys.iter().any(|key| key.standing.status() == KeyStatus::Active);
+        let status = match (has_key && !is_draining, is_store_failing) {
+            (false, _) => "unready",
+            (true, true) => "degraded",
+            (true, false) => "ready",
+        };
+        Self {
+            status,
+            keys: if has_key { "ok" } else { "none usable" },
+            store: if is_store_failing { "failing" } else { "ok" },
+            draining: if is_draining { "yes" } else { "no" },
+        }
+    }
+
+    /// Whether requests should be sent here: also when degraded, because traffic goes on.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.status != "unready"
+    }
+}

@@ -1,0 +1,147 @@
+//! The composition root: parts and a listener in, a running program with an address and a way to
+//! end it out. What tests start is what people start.
+
+mod front;
+mod parts;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::admin::{Admin, Draining};
+use crate::clock;
+use crate::pool::{KeySnapshot, Pool};
+use crate::proxy::Proxy;
+use crate::server::{self, Drain};
+use crate::store::{self, OpenError, Store};
+use crate::tasks::{AbortOnDrop, Tasks};
+use crate::upstream::{Direct, Upstream};
+use crate::watch::Watch;
+
+pub use parts::Parts;
+
+use front::Front;
+
+/// Why the program does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The books cannot be opened.
+    #[error(transparent)]
+    Books(#[from] OpenError),
+    /// The books cannot be read.
+    #[error("the usage records cannot be read: {0}")]
+    Unreadable(#[from] rusqlite::Error),
+    /// TLS is not to be had.
+    #[error("no TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The system refuses.
+    #[error(transparent)]
+    System(#[from] io::Error),
+}
+
+/// A program that runs.
+#[derive(Debug)]
+pub struct Running {
+    address: SocketAddr,
+    pool: Arc<Pool>,
+    rounds: watch::Receiver<u64>,
+    set_aside: Option<std::path::PathBuf>,
+    draining: Draining,
+    drain: Drain,
+    connections: Tasks,
+    watching: Option<AbortOnDrop>,
+    writing: store::Writing,
+}
+
+/// Whether everything finished by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// Every request was answered to its end.
+    Clean,
+    /// Some were cut when the grace was over.
+    Cut,
+}
+
+/// After the cut, this long for what was cut to be written down.
+const CUT_MAX: Duration = Duration::from_secs(5);
+
+/// Starts everything. Requests are answered from here on.
+///
+/// # Errors
+///
+/// When the books or TLS are not to be had.
+pub fn start(parts: Parts, listener: TcpListener) -> Result<Running, StartError> {
+    let address = listener.local_addr()?;
+    let pool = Arc::new(Pool::new(parts.keys, parts.pool));
+    let books = Store::open(&parts.books, clock::now())?;
+    let set_aside = books.set_aside().cloned();
+    pool.restore(&books.remembered()?);
+    let (books, writing) = books.write(Arc::clone(&pool), parts.queue_max)?;
+
+    let upstream = Upstream::new(parts.authority, Direct::new()?, parts.upstream, Tasks::new());
+    let draining = Draining::default();
+    let admin =
+        Admin::new(parts.clients.clone(), Arc::clone(&pool), writing.health.clone(), draining.clone());
+    let (rounds_done, rounds) = watch::channel(0);
+    let watching = parts.watch.map(|settings| {
+        let watch = Watch::new(Arc::clone(&pool), upstream.clone(), books.clone(), settings);
+        Tasks::new().spawn_guarded(watch.run(rounds_done))
+    });
+    let proxy = Proxy::new(parts.clients, Arc::clone(&pool), upstream, books, parts.proxy);
+
+    let (drain, connections) = (Drain::default(), Tasks::new());
+    let front = Front::new(admin, proxy);
+    connections.spawn(server::serve(listener, front, parts.server, drain.clone(), connections.clone()));
+    Ok(Running { address, pool, rounds, set_aside, draining, drain, connections, watching, writing })
+}
+
+impl Running {
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The broken books that were set aside at the start, if there were any.
+    #[must_use]
+    pub fn set_aside(&self) -> Option<&std::path::PathBuf> {
+        self.set_aside.as_ref()
+    }
+
+    /// The keys as they stand.
+    #[must_use]
+    pub fn keys(&self) -> Vec<KeySnapshot> {
+        self.pool.snapshot(clock::now())
+    }
+
+    /// Waits until the provider was asked for every key's quota once, but at most `within`.
+    /// Whether it was.
+    pub async fn first_round(&mut self, within: Duration) -> bool {
+        let asked = self.rounds.wait_for(|&rounds| rounds > 0);
+        matches!(tokio::time::timeout(within, asked).await, Ok(Ok(_)))
+    }
+
+    /// Accepts nothing more, lets running requests finish within `grace`, cuts the others, and
+    /// writes everything down.
+    pub async fn drain(self, grace: Duration) -> Drained {
+        self.draining.set();
+        self.drain.stop.cancel();
+        drop(self.watching);
+        let finished = tokio::time::timeout(grace, self.connections.ended()).await;
+        let drained = match finished {
+            Ok(()) => Drained::Clean,
+            Err(_) => {
+                self.drain.cut.cancel();
+                // What does not even end when it is cut is not waited for.
+                let _ = tokio::time::timeout(CUT_MAX, self.connections.ended()).await;
+                Drained::Cut
+            }
+        };
+        self.writing.ended().await;
+        drained
+    }
+}

@@ -1,0 +1,89 @@
+//! What `GET /v1/user/subscription` says of a workspace's credits.
+//!
+//! Source: the provider's OpenAPI document, `ExtendedSubscriptionResponseModel`.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::budget::{Extension, Quota};
+use super::units::UnixMs;
+
+/// The figures of a workspace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subscription {
+    /// Credits.
+    pub quota: Quota,
+    /// The plan, a free text of the provider.
+    pub tier: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Wire {
+    tier: Option<String>,
+    character_count: u64,
+    character_limit: u64,
+    /// A number, `"unlimited"`, or absent.
+    #[serde(default)]
+    max_credit_limit_extension: Value,
+    next_character_count_reset_unix: Option<i64>,
+}
+
+impl Subscription {
+    /// Reads the answer. `None` when it is not one.
+    #[must_use]
+    pub fn read(body: &[u8]) -> Option<Self> {
+        let wire: Wire = serde_json::from_slice(body).ok()?;
+        let extension = match &wire.max_credit_limit_extension {
+            Value::String(text) if text == "unlimited" => Extension::Unlimited,
+            other => other.as_u64().filter(|&more| more > 0).map_or(Extension::None, Extension::Credits),
+        };
+        let seconds = wire.next_character_count_reset_unix.and_then(|at| u64::try_from(at).ok());
+        let quota = Quota {
+            count: wire.character_count,
+            limit: Some(wire.character_limit),
+            extension,
+            resets_at: seconds.filter(|&at| at > 0).map(|at| UnixMs(at.saturating_mul(1_000))),
+        };
+        Some(Self { quota, tier: wire.tier })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(extra: &str, extension: Extension, resets_at: Option<u64>) {
+        let body = format!(r#"{{"tier":"creator","character_count":5420,"character_limit":100000{extra}}}"#);
+        let quota = Quota { count: 5_420, limit: Some(100_000), extension, resets_at: resets_at.map(UnixMs) };
+        let expected = Subscription { quota, tier: Some("creator".to_owned()) };
+        assert_eq!(Subscription::read(body.as_bytes()), Some(expected));
+    }
+
+    #[test]
+    fn figures_are_read() {
+        check(
+            r#","next_character_count_reset_unix":1738356858,"voice_limit":10"#,
+            Extension::None,
+            Some(1_738_356_858_000),
+        );
+        check(r#","next_character_count_reset_unix":null"#, Extension::None, None);
+    }
+
+    #[test]
+    fn overage_is_a_number_or_unlimited() {
+        check(r#","max_credit_limit_extension":10000"#, Extension::Credits(10_000), None);
+        check(r#","max_credit_limit_extension":0"#, Extension::None, None);
+        check(r#","max_credit_limit_extension":"unlimited""#, Extension::Unlimited, None);
+        check(r#","max_credit_limit_extension":null"#, Extension::None, None);
+    }
+
+    #[test]
+    fn what_is_no_subscription_says_nothing() {
+        for body in
+            ["", "{}", "[]", r#"{"character_count":-1,"character_limit":2}"#, r#"{"character_count":1}"#]
+        {
+            assert_eq!(Subscription::read(body.as_bytes()), None);
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! An answer of the provider with its meaning: its head, its body as far as it had to be read,
+//! and the verdict.
+
+use http::Response;
+use http::header::CONTENT_ENCODING;
+use http::response::Parts;
+use hyper::body::Incoming;
+
+use super::Limits;
+use super::error::ProxyError;
+use crate::body::decode::decoded;
+use crate::body::peek::Peeked;
+use crate::clock;
+use crate::policy::classify::{ErrorBody, Verdict, classify, is_body_needed};
+use crate::policy::replay::{LastWord, last_word};
+use crate::policy::retry_after::retry_after;
+use crate::policy::select::Unavailable;
+use crate::upstream::{AnswerBody, SendError};
+
+/// An answer and what it means.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) head: Parts,
+    pub(super) body: Peeked<AnswerBody<Incoming>>,
+    pub(super) verdict: Verdict,
+}
+
+impl Answer {
+    /// Judges what was sent back. The body of a refusal is read within its bounds; one that cannot
+    /// be read is passed through.
+    pub(super) async fn read(
+        sent: Result<Response<AnswerBody<Incoming>>, SendError>,
+        limits: &Limits,
+    ) -> Result<Self, SendError> {
+        let (head, body) = sent?.into_parts();
+        let told = retry_after(&head.headers, clock::now());
+        if !is_body_needed(head.status) {
+            let verdict = classify(head.status, None, told);
+            return Ok(Self { head, body: Peeked::untouched(body), verdict });
+        }
+        let (body, whole) = Peeked::read(body, limits.error_body_bytes_max, limits.error_body_max).await;
+        let encoding = head.headers.get(CONTENT_ENCODING).map(|value| value.to_str().unwrap_or("unreadable"));
+        let readable = whole.and_then(|whole| decoded(&whole, encoding, limits.error_body_bytes_max));
+        let verdict = match readable {
+            Some(text) => classify(head.status, Some(&ErrorBody::read(&text)), told),
+            None => Verdict::Unreadable,
+        };
+        Ok(Self { head, body, verdict })
+    }
+
+    /// This answer, or an error of ours, when no key is left to ask.
+    pub(super) fn or_ours(self, unavailable: Unavailable) -> Result<Self, ProxyError> {
+        match last_word(self.verdict, unavailable) {
+            LastWord::Theirs => Ok(self),
+            LastWord::Ours => Err(ProxyError::Unavailable(unavailable)),
+        }
+    }
+}

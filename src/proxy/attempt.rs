@@ -1,0 +1,191 @@
+//! One attempt with one key: teaches the pool, spends, and is written down once, however it ends.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::Method;
+use hyper::body::Incoming;
+use uuid::Uuid;
+
+use super::Proxy;
+use super::answer::Answer;
+use super::books::{AttemptRecord, CreditSource, Place};
+use super::journal::RequestLog;
+use super::journey::Journey;
+use crate::body::relay::Ending;
+use crate::body::replay::Upload;
+use crate::clock;
+use crate::policy::classify::Verdict;
+use crate::policy::client::ClientName;
+use crate::policy::cost;
+use crate::policy::endpoint::{Endpoint, Metering};
+use crate::policy::replay::Progress;
+use crate::policy::units::UnixMs;
+use crate::pool::{Key, Lease, Pool, Roster};
+use crate::secret::ApiKey;
+use crate::telemetry::announce;
+use crate::upstream::SendError;
+
+/// What all attempts of a request have in common in the books.
+#[derive(Debug)]
+pub(super) struct Case {
+    request_id: Arc<str>,
+    client: ClientName,
+    method: Arc<str>,
+    route: Arc<str>,
+    metering: Metering,
+}
+
+impl Case {
+    /// Opens a case, and tells the log what it is about.
+    pub(super) fn open(
+        log: &mut RequestLog,
+        client: ClientName,
+        method: &Method,
+        endpoint: &Endpoint,
+    ) -> Self {
+        let case = Self {
+            request_id: log.request_id(),
+            client,
+            method: method.as_str().into(),
+            route: endpoint.route.as_str().into(),
+            metering: endpoint.metering,
+        };
+        log.opened(&case.client, &case.route);
+        case
+    }
+}
+
+/// An attempt under way. Dropping it releases the key and writes the record.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    pool: Arc<Pool>,
+    roster: Arc<Roster>,
+    lease: Lease,
+    upload: Upload<Incoming>,
+    place: Option<Place>,
+    began: Instant,
+    metering: Metering,
+    record: AttemptRecord,
+}
+
+impl Attempt {
+    /// Begins an attempt. Until something else is known, it ended because the client left.
+    pub(super) fn begin<C>(
+        proxy: &Proxy<C>,
+        case: &Case,
+        journey: &mut Journey,
+        lease: Lease,
+        place: Place,
+        upload: Upload<Incoming>,
+    ) -> Self {
+        let record = AttemptRecord {
+            id: Uuid::now_v7(),
+            request_id: Arc::clone(&case.request_id),
+            number: journey.next_attempt(),
+            started_at: clock::now(),
+            client: case.client.clone(),
+            key: Arc::clone(lease.key()),
+            method: Arc::clone(&case.method),
+            route: Arc::clone(&case.route),
+            status: None,
+            verdict: "client_left",
+            request_bytes: 0,
+            response_bytes: 0,
+            credits: 0,
+            credits_from: unknown(case.metering),
+            first_byte: None,
+            total: Duration::ZERO,
+        };
+        Self {
+            pool: Arc::clone(&proxy.pool),
+            roster: Arc::clone(journey.roster()),
+            lease,
+            upload,
+            place: Some(place),
+            began: clock::instant(),
+            metering: case.metering,
+            record,
+        }
+    }
+
+    /// The key it asks with.
+    pub(super) fn key(&self) -> &Arc<Key> {
+        self.lease.key()
+    }
+
+    /// The secret of that key.
+    pub(super) fn api_key(&self) -> &ApiKey {
+        self.lease.key().api_key()
+    }
+
+    /// Takes in what came back, and teaches the pool.
+    pub(super) fn learn(&mut self, result: &Result<Answer, SendError>, log: &mut RequestLog) -> Progress {
+        let now = clock::now();
+        let progress = match result {
+            Ok(answer) => {
+                self.record.status = Some(answer.head.status.as_u16());
+                self.record.first_byte = Some(self.began.elapsed());
+                self.record.verdict = answer.verdict.word();
+                self.charge(answer, now);
+                announce(&self.pool.judge(&self.roster, self.lease.key(), answer.verdict, now));
+                Progress::Answered(answer.verdict)
+            }
+            Err(error) => {
+                (self.record.verdict, self.record.credits_from) = match error.progress {
+                    Progress::Unsent => ("unsent", CreditSource::Free),
+                    Progress::Unanswered | Progress::Answered(_) => ("unanswered", unknown(self.metering)),
+                };
+                error.progress
+            }
+        };
+        log.learned(&self.record, result.as_ref().err());
+        progress
+    }
+
+    /// Books the cost. It stands in the head of the answer, before the first byte of the body: an
+    /// answer that is broken off later is probably charged all the same.
+    fn charge(&mut self, answer: &Answer, now: UnixMs) {
+        let told = cost::told(&answer.head.headers);
+        self.record.credits = told.unwrap_or(0);
+        self.record.credits_from = match (told, answer.verdict) {
+            (Some(_), _) => CreditSource::Answer,
+            (None, Verdict::Served | Verdict::ServerError) => unknown(self.metering),
+            (None, _) => CreditSource::Free,
+        };
+        announce(&self.pool.spend(&self.roster, self.lease.key(), self.record.credits, now));
+    }
+
+    /// The relay of the answer begins: the request is not sent again.
+    pub(super) fn relaying(&self) {
+        self.upload.release();
+    }
+
+    /// The relay has ended.
+    pub(super) fn relayed(&mut self, ending: Ending, bytes: u64) -> &AttemptRecord {
+        self.record.response_bytes = bytes;
+        match ending {
+            Ending::Complete => {}
+            Ending::ClientLeft => self.record.verdict = "client_left",
+            Ending::UpstreamBroke => self.record.verdict = "upstream_broke",
+        }
+        &self.record
+    }
+}
+
+fn unknown(metering: Metering) -> CreditSource {
+    match metering {
+        Metering::Credits => CreditSource::Unknown,
+        Metering::Free => CreditSource::Free,
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if let Some(place) = self.place.take() {
+            self.record.request_bytes = self.upload.passed_bytes();
+            self.record.total = self.began.elapsed();
+            place.write(self.record.clone());
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Answers we make ourselves: marked with `x-keychoir-error`, and in a shape that every SDK reads.
+//! The text for the client names no key and no internals; the log has its own.
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+use serde_json::json;
+
+use super::books::NoPlace;
+use crate::policy::client::Unidentified;
+use crate::policy::replay::Progress;
+use crate::policy::select::Unavailable;
+use crate::policy::units::UnixMs;
+use crate::upstream::{SendError, SendErrorKind};
+
+/// Why a request gets an answer of ours.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// The client is not known.
+    #[error("the client's token is missing or wrong")]
+    Unidentified(#[from] Unidentified),
+    /// The endpoint is denied.
+    #[error("the path is denied: {0}")]
+    Denied(&'static str),
+    /// The method would make a proxy something else than a proxy.
+    #[error("the method is not proxied")]
+    Method,
+    /// WebSockets are not proxied.
+    #[error("an upgrade was asked for")]
+    Upgrade,
+    /// The request cannot be written upstream.
+    #[error("the request's target cannot be sent: {0}")]
+    Target(#[from] http::Error),
+    /// No key can serve.
+    #[error("{0}")]
+    Unavailable(#[from] Unavailable),
+    /// The books take nothing more.
+    #[error("{0}")]
+    BooksFull(#[from] NoPlace),
+    /// The upstream gave no answer.
+    #[error("{0}")]
+    Upstream(#[from] SendError),
+}
+
+/// What a client is told.
+struct Told {
+    http: StatusCode,
+    /// The provider's word for it, which SDKs and apps look for.
+    status: &'static str,
+    /// Ours, stable.
+    code: &'static str,
+    message: String,
+    retry_after_s: Option<u64>,
+}
+
+/// The contract's sentence for an empty pool.
+const NOTHING_LEFT: &str = "All ElevenLabs API keys are exhausted or rate limited";
+
+impl ProxyError {
+    /// The code of `x-keychoir-error`.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        self.told(UnixMs::default()).code
+    }
+
+    /// The answer to the client.
+    #[must_use]
+    pub fn answer(&self, request_id: &str, now: UnixMs) -> Response<Bytes> {
+        let Told { http, status, code, message, retry_after_s } = self.told(now);
+        let body = json!({
+            "detail": {"status": status, "code": code, "message": message, "request_id": request_id},
+            "error": {"message": message, "code": http.as_u16()},
+        });
+        let mut answer = Response::new(Bytes::from(body.to_string()));
+        *answer.status_mut() = http;
+        let headers = answer.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert("x-keychoir-error", HeaderValue::from_static(code));
+        if let Some(seconds) = retry_after_s {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        answer
+    }
+
+    fn told(&self, now: UnixMs) -> Told {
+        let told = |http, status, code, message: &str| Told {
+            http,
+            status,
+            code,
+            message: message.to_owned(),
+            retry_after_s: None,
+        };
+        match self {
+            Self::Unidentified(Unidentified::Missing) => told(
+                StatusCode::UNAUTHORIZED,
+                "invalid_api_key",
+                "client_token_missing",
+                "Keychoir asks for a client token. Send one where your SDK puts its API key (xi-api-key).",
+            ),
+            Self::Unidentified(Unidentified::Wrong) => told(
+                StatusCode::UNAUTHORIZED,
+                "invalid_api_key",
+                "client_token_wrong",
+                "Keychoir does not know this client token. Ask whoever runs Keychoir for one.",
+            ),
+            Self::Denied(why) => told(
+                StatusCode::FORBIDDEN,
+                "forbidden",
+                "path_denied",
+                &format!("Keychoir does not pass this path on: {why}."),
+            ),
+            Self::Method => told(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "method_not_allowed",
+                "Keychoir does not pass TRACE and CONNECT on.",
+            ),
+            Self::Upgrade => told(
+                StatusCode::NOT_IMPLEMENTED,
+                "not_implemented",
+                "websockets_not_supported",
+                "This version of Keychoir does not proxy WebSockets. Use the HTTP endpoints.",
+            ),
+            Self::Target(_) => told(
+                StatusCode::BAD_REQUEST,
+                "bad_request",
+                "bad_target",
+                "The path or query of the request is malformed.",
+            ),
+            Self::Unavailable(unavailable) => unavailable_told(*unavailable, now),
+            Self::BooksFull(_) => Told {
+                retry_after_s: Some(1),
+                ..told(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "service_unavailable",
+                    "books_full",
+                    "Keychoir's usage records cannot be written fast enough. Try again in a second.",
+                )
+            },
+            Self::Upstream(error) => upstream_told(error),
+        }
+    }
+}
+
+fn unavailable_told(unavailable: Unavailable, now: UnixMs) -> Told {
+    match unavailable {
+        Unavailable::Exhausted { resets_at } => Told {
+            http: StatusCode::UNAUTHORIZED,
+            status: "quota_exceeded",
+            code: "all_keys_exhausted",
+            message: match resets_at {
+                Some(at) => format!("{NOTHING_LEFT}. Next reset: {}.", at.rfc3339_seconds()),
+                None => format!("{NOTHING_LEFT}."),
+            },
+            retry_after_s: None,
+        },
+        Unavailable::Cooling { until } => {
+            let seconds = until.since(now).as_millis().div_ceil(1_000).max(1);
+            Told {
+                http: StatusCode::TOO_MANY_REQUESTS,
+                status: "rate_limit_exceeded",
+                code: "all_keys_rate_limited",
+                message: format!("{NOTHING_LEFT}. Try again in {seconds} s."),
+                retry_after_s: u64::try_from(seconds).ok(),
+            }
+        }
+        // Nothing was tried and nothing can be: said as for an empty pool of refused keys.
+        Unavailable::Invalid | Unavailable::Tried => Told {
+            http: StatusCode::UNAUTHORIZED,
+            status: "invalid_api_key",
+            code: "all_keys_invalid",
+            message: "ElevenLabs refuses every API key that Keychoir holds. Whoever runs Keychoir must replace them."
+                .to_owned(),
+            retry_after_s: None,
+        },
+    }
+}
+
+fn upstream_told(error: &SendError) -> Told {
+    let (http, status, code, message) = match &error.kind {
+        SendErrorKind::ClientBroke => (
+            StatusCode::BAD_REQUEST,
+            "bad_request",
+            "request_body_broken",
+            "The request's body broke off or was malformed.",
+        ),
+        SendErrorKind::ClientStalled(_) => (
+            StatusCode::REQUEST_TIMEOUT,
+            "request_timeout",
+            "request_body_timeout",
+            "The request's body stopped coming.",
+        ),
+        SendErrorKind::ConnectTimeout(_) => (
+            StatusCode::GATEWAY_TIMEOUT,
+            "gateway_timeout",
+            "upstream_timeout",
+            "ElevenLabs could not be reached in time.",
+        ),
+        SendErrorKind::AnswerTimeout(_) | SendErrorKind::UploadStalled(_) => (
+            StatusCode::GATEWAY_TIMEOUT,
+            "gateway_timeout",
+            "upstream_timeout",
+            "ElevenLabs did not answer in time. The request may have been charged and was not sent again.",
+        ),
+        SendErrorKind::Connect(_) => {
+            (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_unreachable", "ElevenLabs cannot be reached.")
+        }
+        SendErrorKind::Broken(_) if error.progress == Progress::Unsent => {
+            (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_unreachable", "ElevenLabs cannot be reached.")
+        }
+        SendErrorKind::Broken(_) => (
+            StatusCode::BAD_GATEWAY,
+            "bad_gateway",
+            "upstream_broke",
+            "The connection to ElevenLabs broke before an answer. The request may have been charged and was not \
+             sent again.",
+        ),
+        SendErrorKind::Unsendable(_) => (
+            StatusCode::BAD_REQUEST,
+            "bad_request",
+            "bad_target",
+            "The path or query of the request is malformed.",
+        ),
+    };
+    Told { http, status, code, message: message.to_owned(), retry_after_s: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    const NOW: UnixMs = UnixMs(1_796_000_000_000);
+
+    #[track_caller]
+    fn check(error: &ProxyError, http: u16, status: &str, code: &str, message: &str) -> Response<Bytes> {
+        let answer = error.answer("req-1", NOW);
+        assert_eq!(answer.status().as_u16(), http);
+        assert_eq!(answer.headers()["x-keychoir-error"], code);
+        assert_eq!(answer.headers()["content-type"], "application/json");
+        let body: Value = serde_json::from_slice(answer.body()).unwrap();
+        let expected = json!({
+            "detail": {"status": status, "code": code, "message": message, "request_id": "req-1"},
+            "error": {"message": message, "code": http},
+        });
+        assert_eq!(body, expected);
+        answer
+    }
+
+    #[test]
+    fn an_empty_pool_answers_as_the_provider_would_and_names_the_reset() {
+        let error =
+            ProxyError::Unavailable(Unavailable::Exhausted { resets_at: Some(UnixMs(1_796_083_200_000)) });
+        let message =
+            "All ElevenLabs API keys are exhausted or rate limited. Next reset: 2026-12-01T00:00:00Z.";
+        let answer = check(&error, 401, "quota_exceeded", "all_keys_exhausted", message);
+        assert!(!answer.headers().contains_key(RETRY_AFTER), "SDKs would retry");
+        let error = ProxyError::Unavailable(Unavailable::Exhausted { resets_at: None });
+        check(
+            &error,
+            401,
+            "quota_exceeded",
+            "all_keys_exhausted",
+            "All ElevenLabs API keys are exhausted or rate limited.",
+        );
+    }
+
+    #[test]
+    fn a_pool_that_cools_down_says_honestly_for_how_long() {
+        for (ms, seconds) in [(1, "1"), (1_000, "1"), (1_001, "2"), (59_500, "60"), (0, "1")] {
+            let until = NOW.plus(Duration::from_millis(ms));
+            let error = ProxyError::Unavailable(Unavailable::Cooling { until });
+            let message =
+                format!("All ElevenLabs API keys are exhausted or rate limited. Try again in {seconds} s.");
+            let answer = check(&error, 429, "rate_limit_exceeded", "all_keys_rate_limited", &message);
+            assert_eq!(answer.headers()[RETRY_AFTER], seconds);
+        }
+    }
+
+    #[test]
+    fn every_error_has_its_status_and_code() {
+        let upstream = |progress, kind| ProxyError::Upstream(SendError { progress, kind });
+        let span = Duration::from_millis(5);
+        for (error, http, code) in [
+            (ProxyError::Unidentified(Unidentified::Missing), 401, "client_token_missing"),
+            (ProxyError::Unidentified(Unidentified::Wrong), 401, "client_token_wrong"),
+            (ProxyError::Denied("it is dangerous"), 403, "path_denied"),
+            (ProxyError::Method, 405, "method_not_allowed"),
+            (ProxyError::Upgrade, 501, "websockets_not_supported"),
+            (ProxyError::BooksFull(NoPlace), 503, "books_full"),
+            (ProxyError::Unavailable(Unavailable::Invalid), 401, "all_keys_invalid"),
+            (upstream(Progress::Unsent, SendErrorKind::ConnectTimeout(span)), 504, "upstream_timeout"),
+            (upstream(Progress::Unanswered, SendErrorKind::AnswerTimeout(span)), 504, "upstream_timeout"),
+            (upstream(Progress::Unanswered, SendErrorKind::UploadStalled(span)), 504, "upstream_timeout"),
+            (upstream(Progress::Unanswered, SendErrorKind::ClientStalled(span)), 408, "request_body_timeout"),
+            (upstream(Progress::Unanswered, SendErrorKind::ClientBroke), 400, "request_body_broken"),
+        ] {
+            let answer = error.answer("r", NOW);
+            assert_eq!((answer.status().as_u16(), error.code()), (http, code), "{error}");
+        }
+    }
+}

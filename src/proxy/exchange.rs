@@ -1,0 +1,75 @@
+//! The request's way, from top to bottom. The order of the steps is the security property: strip
+//! before send, reserve before send. So it is a plain function and not a tower of layers.
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+
+use super::Proxy;
+use super::answer::Answer;
+use super::attempt::{Attempt, Case};
+use super::error::ProxyError;
+use super::head::{look_up, strip};
+use super::journal::RequestLog;
+use super::journey::Journey;
+use super::relay::{ResponseBody, ours, relay};
+use crate::body::replay::Replay;
+use crate::policy::client;
+use crate::policy::replay::{Decision, decide};
+use crate::upstream::Connect;
+
+impl<C: Connect> Proxy<C> {
+    /// Answers a request: with the provider's answer, or with one of ours.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the attempt that is under way: its connection is closed, its key
+    /// released, and what became of it is written down.
+    pub async fn exchange(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+        let mut log = RequestLog::begin(&request);
+        match self.find_answer(request, &mut log).await {
+            // 9. Relay, and 10. account when the relay ends, however it ends.
+            Ok((answer, attempt)) => relay(answer, attempt, log),
+            Err(error) => ours(&error, log),
+        }
+    }
+
+    async fn find_answer(
+        &self,
+        request: Request<Incoming>,
+        log: &mut RequestLog,
+    ) -> Result<(Answer, Attempt), ProxyError> {
+        let (head, body) = request.into_parts();
+        // 1. Identify: who is asking?
+        let client = client::identify(&self.clients, &head.headers, head.uri.query())?;
+        // 2. Look up: what is it, and may a client of the pool do it?
+        let endpoint = look_up(&head, self.limits.denies_dangerous)?;
+        let case = Case::open(log, client, &head.method, &endpoint);
+        // 3. Strip: no credential of the client goes on.
+        let outbound = strip(head)?;
+        // 4. Hold: the body streams on, and what passes is kept for a replay.
+        let body = Replay::hold(body, &self.limits.memory);
+        // 5. Reserve: a key that stands well.
+        let mut journey = Journey::begin(self.pool.roster(), endpoint.effect);
+        let mut lease = self.reserve(&journey)?;
+        loop {
+            let place = self.books.place().await?;
+            // 6. Send: the key goes in here and nowhere else.
+            let sending = body.attempt();
+            let mut attempt = Attempt::begin(self, &case, &mut journey, lease, place, sending.upload());
+            let sent = self.upstream.send(attempt.api_key(), &outbound, sending).await;
+            // 7. Classify: whose fault is it, and how far did it get?
+            let result = Answer::read(sent, &self.limits).await;
+            let progress = attempt.learn(&result, log);
+            // 8. Decide: replay, relay, or give up.
+            match decide(&journey.facts(progress, body.held(), attempt.key(), &self.limits)) {
+                Decision::Relay | Decision::Fail => return Ok((result?, attempt)),
+                Decision::NextKey => journey.leave(attempt.key()),
+                Decision::Again { pause } => journey.pause(pause).await,
+            }
+            match self.reserve(&journey) {
+                Ok(next) => lease = next,
+                Err(unavailable) => return Ok((result?.or_ours(unavailable)?, attempt)),
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! One log line a request, at its end, whichever end it takes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, Request, StatusCode};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::books::AttemptRecord;
+use super::error::ProxyError;
+use crate::clock;
+use crate::policy::client::ClientName;
+use crate::policy::headers::parameter_names;
+use crate::secret::ShortKey;
+use crate::upstream::{SendError, SendErrorKind};
+
+/// What is said of a request when it ends. Dropping it says it.
+#[derive(Debug)]
+pub(super) struct RequestLog {
+    request_id: Arc<str>,
+    began: Instant,
+    method: String,
+    parameters: String,
+    client: Option<ClientName>,
+    route: Option<Arc<str>>,
+    key: Option<ShortKey>,
+    attempts: u32,
+    verdict: &'static str,
+    status: Option<u16>,
+    bytes: u64,
+    credits: u64,
+    first_byte: Option<Duration>,
+}
+
+impl RequestLog {
+    /// Begins the line of a request; gives it a name, unless it brought one.
+    pub(super) fn begin<B>(request: &Request<B>) -> Self {
+        Self {
+            request_id: own_id(request.headers()).unwrap_or_else(|| Uuid::now_v7().to_string().into()),
+            began: clock::instant(),
+            method: request.method().as_str().chars().take(20).collect(),
+            parameters: request.uri().query().map(parameter_names).unwrap_or_default(),
+            client: None,
+            route: None,
+            key: None,
+            attempts: 0,
+            verdict: "client_left",
+            status: None,
+            bytes: 0,
+            credits: 0,
+            first_byte: None,
+        }
+    }
+
+    /// The request's name.
+    pub(super) fn request_id(&self) -> Arc<str> {
+        Arc::clone(&self.request_id)
+    }
+
+    pub(super) fn opened(&mut self, client: &ClientName, route: &Arc<str>) {
+        self.client = Some(client.clone());
+        self.route = Some(Arc::clone(route));
+    }
+
+    /// An attempt has brought this, or failed with `fault`.
+    pub(super) fn learned(&mut self, record: &AttemptRecord, fault: Option<&SendError>) {
+        let request_id = &*self.request_id;
+        self.attempts = record.number;
+        self.key = Some(record.key.api_key().short().clone());
+        if let Some(SendError { kind, .. }) = fault
+            && !matches!(kind, SendErrorKind::ClientBroke | SendErrorKind::ClientStalled(_))
+        {
+            warn!(request_id, attempt = record.number, "no answer from the upstream: {kind}");
+        }
+    }
+
+    pub(super) fn relayed(&mut self, record: &AttemptRecord) {
+        self.verdict = record.verdict;
+        self.status = record.status;
+        self.bytes = record.response_bytes;
+        self.credits = record.credits;
+        self.first_byte = record.first_byte;
+    }
+
+    pub(super) fn failed(&mut self, error: &ProxyError, status: StatusCode) {
+        self.verdict = error.code();
+        self.status = Some(status.as_u16());
+    }
+}
+
+/// The client's own `x-request-id`, if it can stand in a line and a column.
+fn own_id(headers: &HeaderMap) -> Option<Arc<str>> {
+    let id = headers.get("x-request-id")?.to_str().ok()?;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+    ((1..=128).contains(&id.len()) && id.bytes().all(is_plain)).then(|| id.into())
+}
+
+impl Drop for RequestLog {
+    fn drop(&mut self) {
+        let total_ms = millis(self.began.elapsed());
+        let route = self.route.as_deref().unwrap_or("-");
+        let status = self.status.map_or_else(|| "-".to_owned(), |status| status.to_string());
+        let key = self.key.as_ref().map_or("-", ShortKey::as_str);
+        let (method, verdict, credits, attempts) = (&*self.method, self.verdict, self.credits, self.attempts);
+        info!(
+            event = "request_ended",
+            request_id = &*self.request_id,
+            client = self.client.as_ref().map_or("-", ClientName::as_str),
+            method,
+            route,
+            parameters = &*self.parameters,
+            key,
+            attempts,
+            verdict,
+            status = self.status.unwrap_or(0),
+            bytes = self.bytes,
+            credits,
+            first_byte_ms = self.first_byte.map_or(0, millis),
+            total_ms,
+            "{method} {route} {status} {verdict} {key} {credits} credits, {attempts} attempts, {total_ms} ms"
+        );
+    }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}

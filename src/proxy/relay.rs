@@ -1,0 +1,101 @@
+//! The way back: the provider's answer as it streams, or an answer of ours.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::HeaderValue;
+use http::{HeaderName, Response};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
+use hyper::body::Incoming;
+
+use super::answer::Answer;
+use super::attempt::Attempt;
+use super::error::ProxyError;
+use super::journal::RequestLog;
+use crate::body::peek::Peeked;
+use crate::body::relay::{Ending, Relay, Settle};
+use crate::clock;
+use crate::policy::headers;
+use crate::upstream::{AnswerBody, AnswerError};
+
+/// The body of an answer to a client.
+#[derive(Debug)]
+pub enum ResponseBody {
+    /// One of ours.
+    Ours(Full<Bytes>),
+    /// The provider's, as it arrives.
+    Relayed(Box<Relayed>),
+}
+
+/// A relayed body with what is settled at its end.
+type Relayed = Relay<Peeked<AnswerBody<Incoming>>, Settlement>;
+
+/// What is written down when a relay ends.
+#[derive(Debug)]
+pub struct Settlement {
+    attempt: Attempt,
+    log: RequestLog,
+}
+
+impl Settle for Settlement {
+    fn settle(mut self, ending: Ending, bytes: u64) {
+        let record = self.attempt.relayed(ending, bytes);
+        self.log.relayed(record);
+    }
+}
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The provider's answer: status, headers but for those of its connection, and body.
+pub(super) fn relay(answer: Answer, attempt: Attempt, log: RequestLog) -> Response<ResponseBody> {
+    attempt.relaying();
+    let Answer { mut head, body, .. } = answer;
+    headers::strip_answer(&mut head.headers);
+    if let (false, Ok(id)) = (head.headers.contains_key(REQUEST_ID), HeaderValue::from_str(&log.request_id()))
+    {
+        head.headers.insert(REQUEST_ID, id);
+    }
+    let relay = Relay::new(body, Settlement { attempt, log });
+    Response::from_parts(head, ResponseBody::Relayed(Box::new(relay)))
+}
+
+/// An answer of ours.
+pub(super) fn ours(error: &ProxyError, mut log: RequestLog) -> Response<ResponseBody> {
+    let mut answer = error.answer(&log.request_id(), clock::now());
+    if let Ok(id) = HeaderValue::from_str(&log.request_id()) {
+        answer.headers_mut().insert(REQUEST_ID, id);
+    }
+    log.failed(error, answer.status());
+    answer.map(|body| ResponseBody::Ours(Full::new(body)))
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = AnswerError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+        match &mut *self {
+            Self::Ours(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Self::Relayed(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Ours(body) => body.is_end_stream(),
+            Self::Relayed(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Ours(body) => body.size_hint(),
+            Self::Relayed(body) => body.size_hint(),
+        }
+    }
+}
