@@ -125,7 +125,7 @@ impl Attempt {
         let progress = match result {
             Ok(answer) => {
                 self.record.status = Some(answer.head.status.as_u16());
-                self.record.first_byte = Some(self.began.elapsed());
+                self.record.first_byte = Some(clock::since(self.began));
                 self.record.verdict = answer.verdict.word();
                 self.charge(answer, now);
                 announce(&self.pool.judge(&self.roster, self.lease.key(), answer.verdict, now));
@@ -184,7 +184,7 @@ impl Drop for Attempt {
     fn drop(&mut self) {
         if let Some(place) = self.place.take() {
             self.record.request_bytes = self.upload.passed_bytes();
-            self.record.total = self.began.elapsed();
+            self.record.total = clock::since(self.began);
             place.write(self.record.clone());
         }
     }

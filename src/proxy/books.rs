@@ -88,7 +88,7 @@ pub struct Books {
 /// A place in the queue, taken before the provider is asked, so that what was charged is never
 /// without a place to be written.
 #[derive(Debug)]
-pub(super) struct Place(mpsc::OwnedPermit<Entry>);
+pub(crate) struct Place(mpsc::OwnedPermit<Entry>);
 
 /// The queue stayed full, or nobody reads it any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -107,7 +107,7 @@ impl Books {
     }
 
     /// Takes a place in the queue.
-    pub(super) async fn place(&self) -> Result<Place, NoPlace> {
+    pub(crate) async fn place(&self) -> Result<Place, NoPlace> {
         let waiting = self.queue.clone().reserve_owned();
         match tokio::time::timeout(PLACE_WAIT_MAX, waiting).await {
             Ok(Ok(permit)) => Ok(Place(permit)),
@@ -123,7 +123,7 @@ impl Books {
 
 impl Place {
     /// Writes.
-    pub(super) fn write(self, record: AttemptRecord) {
+    pub(crate) fn write(self, record: AttemptRecord) {
         self.0.send(Entry::Attempt(Box::new(record)));
     }
 }

@@ -98,7 +98,7 @@ fn own_id(headers: &HeaderMap) -> Option<Arc<str>> {
 
 impl Drop for RequestLog {
     fn drop(&mut self) {
-        let total_ms = millis(self.began.elapsed());
+        let total_ms = millis(clock::since(self.began));
         let route = self.route.as_deref().unwrap_or("-");
         let status = self.status.map_or_else(|| "-".to_owned(), |status| status.to_string());
         let key = self.key.as_ref().map_or("-", ShortKey::as_str);

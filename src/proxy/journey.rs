@@ -70,7 +70,7 @@ impl Journey {
             progress,
             effect: self.effect,
             body,
-            is_late: self.began.elapsed() >= limits.replay_max,
+            is_late: clock::since(self.began) >= limits.replay_max,
             attempts: self.attempts,
             attempts_max: limits.attempts_max,
             blameless_replays: self.blameless_replays,

@@ -1,10 +1,11 @@
 //! Opening the books, whatever lies where they should be. Nothing is ever deleted.
 
 use std::fs::{self, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
 
 use super::{Place, Store, schema};
@@ -60,18 +61,44 @@ pub(super) fn open(place: &Place, now: UnixMs) -> Result<Store, OpenError> {
             return Ok(Store { connection, set_aside: None });
         }
     };
-    make_private(path).map_err(|source| OpenError::Unwritable { path: path.clone(), source })?;
+    let unwritable = |source| OpenError::Unwritable { path: path.clone(), source };
     let unusable = |source| OpenError::Unusable { path: path.clone(), source };
-    match prepared(path) {
-        Ok(connection) => checked(connection, path, None),
-        Err(error) if is_broken(&error) => {
-            let aside = set_aside(path, now)
-                .map_err(|source| OpenError::CannotSetAside { path: path.clone(), source })?;
-            make_private(path).map_err(|source| OpenError::Unwritable { path: path.clone(), source })?;
-            checked(prepared(path).map_err(unusable)?, path, Some(aside))
+    // Looked at before SQLite does: it would throw the log of a file away that it does not know.
+    let is_foreign = is_no_database(path).map_err(unwritable)?;
+    make_private(path).map_err(unwritable)?;
+    if !is_foreign {
+        match prepared(path) {
+            Ok(connection) => return checked(connection, path, None),
+            Err(error) if is_broken(&error) => {}
+            Err(source) => return Err(unusable(source)),
         }
-        Err(source) => Err(unusable(source)),
     }
+    let aside =
+        set_aside(path, now).map_err(|source| OpenError::CannotSetAside { path: path.clone(), source })?;
+    make_private(path).map_err(unwritable)?;
+    checked(prepared(path).map_err(unusable)?, path, Some(aside))
+}
+
+/// What every SQLite file begins with.
+const MAGIC: &[u8] = b"SQLite format 3\0";
+
+/// Whether the file has something in it and is no SQLite file, or is empty beside a log that is
+/// not.
+fn is_no_database(path: &Path) -> io::Result<bool> {
+    let mut start = Vec::new();
+    match fs::File::open(path) {
+        Ok(file) => file.take(MAGIC.len() as u64).read_to_end(&mut start)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let has_log = fs::metadata(companion(path, "-wal")).is_ok_and(|log| log.len() > 0);
+    Ok(if start.is_empty() { has_log } else { start != MAGIC })
+}
+
+fn companion(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
 }
 
 /// Makes the folder (0700) and the file (0600) where there are none, and proves that both can be
@@ -87,6 +114,8 @@ fn make_private(path: &Path) -> io::Result<()> {
 /// A connection that is set up, to a file that was looked through.
 fn prepared(path: &Path) -> Result<Connection, rusqlite::Error> {
     let connection = Connection::open(path)?;
+    // A file that turns out to be broken keeps its log: closing it must not fold one into the other.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.busy_timeout(BUSY_MAX)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     // With NORMAL a power cut loses what was committed since the last checkpoint, and before the
@@ -94,6 +123,7 @@ fn prepared(path: &Path) -> Result<Connection, rusqlite::Error> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if verdict == "ok" {
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         return Ok(connection);
     }
     Err(rusqlite::Error::SqliteFailure(
@@ -120,21 +150,12 @@ fn is_broken(error: &rusqlite::Error) -> bool {
 
 /// Renames the file and what belongs to it; the new name carries the moment.
 fn set_aside(path: &Path, now: UnixMs) -> io::Result<PathBuf> {
-    let renamed = |suffix: &str| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(format!(".broken-{}{suffix}", now.0));
-        PathBuf::from(name)
-    };
-    let companion = |suffix: &str| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        PathBuf::from(name)
-    };
+    let aside = companion(path, &format!(".broken-{}", now.0));
     for suffix in ["-wal", "-shm"] {
-        if companion(suffix).exists() {
-            fs::rename(companion(suffix), renamed(suffix))?;
+        if companion(path, suffix).exists() {
+            fs::rename(companion(path, suffix), companion(&aside, suffix))?;
         }
     }
-    fs::rename(path, renamed(""))?;
-    Ok(renamed(""))
+    fs::rename(path, &aside)?;
+    Ok(aside)
 }

@@ -1,1 +1,281 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
 
+use rusqlite::Connection;
+use uuid::Uuid;
+
+use super::write::Writer;
+use super::*;
+use crate::policy::budget::{Extension, Quota};
+use crate::policy::client::ClientName;
+use crate::policy::select::Strategy;
+use crate::policy::standing::{Park, ParkReason};
+use crate::policy::units::UnixMs;
+use crate::pool::{KeyEntry, Observation, Settings};
+use crate::proxy::{AttemptRecord, CreditSource};
+use crate::secret::ApiKey;
+
+const NOW: UnixMs = UnixMs(1_796_000_000_000);
+const KEYS: [&str; 2] = [
+    "sk_canary_of_the_books_number_one_0000000000000001",
+    "sk_canary_of_the_books_number_two_0000000000000002",
+];
+
+fn pool() -> Arc<Pool> {
+    let entries =
+        KEYS.iter().map(|key| KeyEntry { key: ApiKey::new(key).unwrap(), name: None, workspace: None });
+    let hour = Duration::from_secs(3_600);
+    Arc::new(Pool::new(
+        entries.collect(),
+        Settings {
+            strategy: Strategy::FillFirst,
+            near_limit_ratio: 0.8,
+            rate_limited_cooldown: hour,
+            concurrency_cooldown: hour,
+            exhausted_cooldown: hour,
+            billing_cooldown: hour,
+            invalid_cooldown: hour,
+            quota_lag: hour,
+        },
+    ))
+}
+
+fn record(pool: &Pool, credits: u64) -> AttemptRecord {
+    AttemptRecord {
+        id: Uuid::now_v7(),
+        request_id: "request".into(),
+        number: 1,
+        started_at: NOW,
+        client: ClientName::new("local"),
+        key: Arc::clone(&pool.roster().keys()[0]),
+        method: "POST".into(),
+        route: "/v1/text-to-speech/{id}".into(),
+        status: Some(200),
+        verdict: "served",
+        request_bytes: 1,
+        response_bytes: 2,
+        credits,
+        credits_from: CreditSource::Answer,
+        first_byte: Some(Duration::from_millis(3)),
+        total: Duration::from_millis(4),
+    }
+}
+
+fn entry(record: AttemptRecord) -> Entry {
+    Entry::Attempt(Box::new(record))
+}
+
+/// The path of books in a folder that does not exist yet.
+fn place(folder: &Path) -> (Place, PathBuf) {
+    let path = folder.join("state").join("keychoir.db");
+    (Place::File(path.clone()), path)
+}
+
+fn attempts(path: &Path) -> Vec<(String, i64)> {
+    let connection = Connection::open(path).unwrap();
+    let mut statement = connection.prepare("SELECT key_hash, credits FROM attempts ORDER BY id").unwrap();
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    rows.map(Result::unwrap).collect()
+}
+
+#[tokio::test]
+async fn what_is_sent_is_written_before_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    let pool = pool();
+    let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), 8).unwrap();
+    for credits in 0..100 {
+        books.place().await.unwrap().write(record(&pool, credits));
+    }
+    drop(books);
+    writing.ended().await;
+    let hash = ApiKey::new(KEYS[0]).unwrap().fingerprint().to_string();
+    let written = attempts(&path);
+    assert_eq!(written.len(), 100);
+    assert!(written.iter().all(|(key, _)| *key == hash));
+    assert_eq!(written.iter().map(|(_, credits)| credits).sum::<i64>(), 4_950);
+}
+
+#[tokio::test]
+async fn keys_are_read_back_as_they_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, _) = place(folder.path());
+    let pool = pool();
+    let roster = pool.roster();
+    let quota = Quota {
+        count: 7,
+        limit: Some(10),
+        extension: Extension::Unlimited,
+        resets_at: Some(UnixMs(NOW.0 * 2)),
+    };
+    pool.observe(&roster, &roster.keys()[0], Observation::Quota { quota, tier: None }, NOW);
+    let park = Park { reason: ParkReason::Invalid, until: NOW.plus(Duration::from_secs(3_600)) };
+    pool.judge(&roster, &roster.keys()[1], crate::policy::classify::Verdict::InvalidKey, NOW);
+    let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), 8).unwrap();
+    books.keys_changed();
+    drop(books);
+    writing.ended().await;
+
+    let mut remembered = Store::open(&place, NOW).unwrap().remembered().unwrap();
+    remembered.sort_by_key(|known| known.quota.limit.is_none());
+    let print = |key| ApiKey::new(key).unwrap().fingerprint();
+    assert_eq!(
+        remembered,
+        [
+            Remembered { fingerprint: print(KEYS[0]), quota, park: None, workspace_park: None },
+            Remembered {
+                fingerprint: print(KEYS[1]),
+                quota: Quota::default(),
+                park: Some(park),
+                workspace_park: None
+            },
+        ]
+    );
+}
+
+#[test]
+fn the_file_is_private_and_safe_against_a_power_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    let store = Store::open(&place, NOW).unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(path.parent().unwrap()), mode(&path)), (0o700, 0o600));
+    let pragma = |name: &str| -> String {
+        let text = |row: &rusqlite::Row<'_>| row.get::<_, rusqlite::types::Value>(0);
+        format!("{:?}", store.connection.query_row(&format!("PRAGMA {name}"), [], text).unwrap())
+    };
+    assert_eq!(
+        (pragma("journal_mode"), pragma("synchronous")),
+        ("Text(\"wal\")".to_owned(), "Integer(2)".to_owned())
+    );
+    assert!(rusqlite::version_number() >= 3_051_003, "{}", rusqlite::version());
+}
+
+#[track_caller]
+fn check_set_aside(spoil: impl Fn(&Path)) {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    drop(Store::open(&place, NOW).unwrap());
+    spoil(&path);
+    let broken = fs::read(&path).unwrap();
+    let store = Store::open(&place, NOW).unwrap();
+    let aside = store.set_aside().expect("the broken file is set aside");
+    assert_eq!(fs::read(aside).unwrap(), broken, "not a byte of it is lost");
+    assert_eq!(store.remembered().unwrap(), []);
+}
+
+#[test]
+fn a_file_that_is_no_database_is_set_aside() {
+    check_set_aside(|path| fs::write(path, "these are not the books you are looking for").unwrap());
+}
+
+#[test]
+fn a_broken_database_is_set_aside() {
+    check_set_aside(|path| {
+        let mut bytes = fs::read(path).unwrap();
+        bytes[100..4_000].fill(0xff);
+        fs::write(path, bytes).unwrap();
+    });
+}
+
+#[test]
+fn the_files_beside_a_broken_database_go_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    fs::create_dir(path.parent().unwrap()).unwrap();
+    fs::write(&path, "no database").unwrap();
+    fs::write(path.with_extension("db-wal"), "its wal").unwrap();
+    let aside = Store::open(&place, NOW).unwrap().set_aside().unwrap().clone();
+    let wal = PathBuf::from(format!("{}-wal", aside.display()));
+    assert_eq!(fs::read_to_string(wal).unwrap(), "its wal");
+}
+
+#[test]
+fn books_of_a_newer_version_are_refused_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    drop(Store::open(&place, NOW).unwrap());
+    Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
+    let error = Store::open(&place, NOW).unwrap_err();
+    assert!(matches!(error, OpenError::Newer { found: 99, .. }), "{error}");
+    assert!(path.exists());
+}
+
+#[test]
+fn a_place_that_cannot_be_written_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    let path = file.join("keychoir.db");
+    let error = Store::open(&Place::File(path.clone()), NOW).unwrap_err();
+    assert!(matches!(&error, OpenError::Unwritable { .. }), "{error}");
+    assert!(error.to_string().contains(&path.display().to_string()));
+}
+
+/// A writer whose file may not grow, as on a full disk.
+fn writer_on_a_full_disk(pool: &Arc<Pool>, held_max: usize) -> (Writer, Health) {
+    let store = Store::open(&Place::Memory, NOW).unwrap();
+    let pages: i64 = store.connection.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
+    store.connection.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(())).unwrap();
+    let health = Health::default();
+    (Writer::new(store.connection, Arc::clone(pool), health.clone(), held_max), health)
+}
+
+#[test]
+fn what_cannot_be_written_is_held_and_written_later() {
+    let pool = pool();
+    let (mut writer, health) = writer_on_a_full_disk(&pool, 1_000);
+    (0..500).for_each(|credits| writer.take(entry(record(&pool, credits))));
+    writer.flush();
+    assert!(health.is_failing());
+    writer.connection.query_row("PRAGMA max_page_count = 100000", [], |_| Ok(())).unwrap();
+    writer.flush();
+    let count: i64 =
+        writer.connection.query_row("SELECT count(*) FROM attempts", [], |row| row.get(0)).unwrap();
+    assert_eq!((health.is_failing(), health.lost(), count), (false, 0, 500));
+}
+
+#[test]
+fn what_can_neither_be_written_nor_held_is_counted() {
+    let pool = pool();
+    let (mut writer, health) = writer_on_a_full_disk(&pool, 300);
+    (0..310).for_each(|credits| writer.take(entry(record(&pool, credits))));
+    assert_eq!(health.lost(), 10);
+    writer.flush();
+    assert!(health.is_failing());
+}
+
+#[test]
+fn a_record_that_is_delivered_twice_is_written_once() {
+    let pool = pool();
+    let store = Store::open(&Place::Memory, NOW).unwrap();
+    let mut writer = Writer::new(store.connection, Arc::clone(&pool), Health::default(), 8);
+    let twice = record(&pool, 5);
+    writer.take(entry(twice.clone()));
+    writer.take(entry(twice));
+    writer.flush();
+    let count: i64 =
+        writer.connection.query_row("SELECT count(*) FROM attempts", [], |row| row.get(0)).unwrap();
+    assert_eq!(count, 1);
+}
+
+#[tokio::test]
+async fn no_key_is_in_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    let pool = pool();
+    let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), 8).unwrap();
+    books.place().await.unwrap().write(record(&pool, 1));
+    drop(books);
+    writing.ended().await;
+    for file in fs::read_dir(path.parent().unwrap()).unwrap() {
+        let bytes = fs::read(file.unwrap().path()).unwrap();
+        for key in KEYS {
+            // The first and last characters are shown on purpose; what lies between never is.
+            let secret = &key.as_bytes()[11..key.len() - 5];
+            assert!(!bytes.windows(secret.len()).any(|window| window == secret));
+        }
+    }
+}

@@ -22,7 +22,7 @@ const BATCH_MAX: usize = 512;
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) struct Writer {
-    connection: Connection,
+    pub(super) connection: Connection,
     pool: Arc<Pool>,
     health: Health,
     /// Taken from the queue and not yet written.
@@ -58,7 +58,7 @@ impl Writer {
         }
     }
 
-    fn take(&mut self, entry: Entry) {
+    pub(super) fn take(&mut self, entry: Entry) {
         match entry {
             Entry::KeysChanged => self.are_keys_stale = true,
             Entry::Attempt(record) if self.pending.len() < self.pending_max => self.pending.push(*record),
@@ -76,7 +76,7 @@ impl Writer {
         }
     }
 
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         if self.pending.is_empty() && !self.are_keys_stale && !self.health.is_failing() {
             return;
         }

@@ -269,3 +269,6 @@ enum Unanswered<B> {
 fn unsent(kind: SendErrorKind) -> SendError {
     SendError { progress: Progress::Unsent, kind }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,272 @@
+use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::body::replay::{Memory, Replay};
+
+type Source = Full<Bytes>;
+
+/// A network of pipes: each connection's other end comes out of a channel.
+struct Pipes {
+    opened: mpsc::UnboundedSender<DuplexStream>,
+    count: Arc<AtomicUsize>,
+}
+
+impl Connect for Pipes {
+    type Io = TokioIo<DuplexStream>;
+
+    async fn connect(&self, _: &Authority) -> Result<Self::Io, ConnectError> {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        self.count.fetch_add(1, Ordering::SeqCst);
+        self.opened.send(theirs).map_err(|_| ConnectError::Handshake("nobody listens".to_owned()))?;
+        Ok(TokioIo::new(ours))
+    }
+}
+
+/// A network in which nothing ever answers.
+struct Blackhole;
+
+impl Connect for Blackhole {
+    type Io = TokioIo<DuplexStream>;
+
+    async fn connect(&self, _: &Authority) -> Result<Self::Io, ConnectError> {
+        std::future::pending().await
+    }
+}
+
+const SETTINGS: Settings = Settings {
+    connect_max: Duration::from_secs(10),
+    first_byte_max: Duration::from_secs(60),
+    stream_idle_max: Duration::from_secs(30),
+    body_idle_max: Duration::from_secs(20),
+    idle_connections_max: 4,
+    idle_max: Duration::from_secs(50),
+};
+
+struct Provider {
+    connections: mpsc::UnboundedReceiver<DuplexStream>,
+    opened: Arc<AtomicUsize>,
+}
+
+impl Provider {
+    async fn accept(&mut self) -> DuplexStream {
+        self.connections.recv().await.unwrap()
+    }
+}
+
+fn network() -> (Upstream<Source, Pipes>, Provider) {
+    let (opened, connections) = mpsc::unbounded_channel();
+    let count = Arc::new(AtomicUsize::new(0));
+    let pipes = Pipes { opened, count: Arc::clone(&count) };
+    (Upstream::new(authority(), pipes, SETTINGS, Tasks::new()), Provider { connections, opened: count })
+}
+
+fn authority() -> Authority {
+    Authority::new(Scheme::Http, "api.example", 80, "").unwrap()
+}
+
+fn key() -> ApiKey {
+    ApiKey::new("sk_the_key_of_the_test").unwrap()
+}
+
+fn outbound(method: Method) -> Outbound {
+    Outbound { method, target: Uri::from_static("/v1/x?a=1"), headers: HeaderMap::new() }
+}
+
+fn body(text: &'static str) -> Replay<Source> {
+    Replay::hold(Full::new(Bytes::from_static(text.as_bytes())), &Memory::new(1_000, 1_000))
+}
+
+/// Reads until the text has come.
+async fn read_until(connection: &mut DuplexStream, end: &str) -> String {
+    let mut read = Vec::new();
+    while !read.ends_with(end.as_bytes()) {
+        read.push(connection.read_u8().await.unwrap());
+    }
+    String::from_utf8(read).unwrap()
+}
+
+async fn both<A: Future, B: Future>(a: A, b: B) -> (A::Output, B::Output) {
+    tokio::join!(a, b)
+}
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+#[tokio::test(start_paused = true)]
+async fn the_key_is_set_once_and_the_host_is_the_upstreams() {
+    let (upstream, mut provider) = network();
+    let (_, head) = both(upstream.send(&key(), &outbound(Method::POST), body("hello").attempt()), async {
+        let mut connection = provider.accept().await;
+        let head = read_until(&mut connection, "hello").await;
+        connection.write_all(OK).await.unwrap();
+        head
+    })
+    .await;
+    assert!(head.starts_with("POST /v1/x?a=1 HTTP/1.1\r\n"), "{head}");
+    assert_eq!(head.matches("xi-api-key: sk_the_key_of_the_test\r\n").count(), 1);
+    assert_eq!(head.matches("host: api.example\r\n").count(), 1);
+    assert!(head.contains("content-length: 5\r\n"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_complete_exchange_leaves_its_connection_for_the_next() {
+    let (upstream, mut provider) = network();
+    let served = async {
+        let mut connection = provider.accept().await;
+        for _ in 0..3 {
+            read_until(&mut connection, "\r\n\r\n").await;
+            connection.write_all(OK).await.unwrap();
+        }
+    };
+    let asked = async {
+        for _ in 0..3 {
+            let answer =
+                upstream.send(&key(), &outbound(Method::GET), Replay::empty().attempt()).await.unwrap();
+            assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "ok");
+        }
+    };
+    both(served, asked).await;
+    assert_eq!(provider.opened.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_closed_while_it_waited_hands_the_request_to_a_new_one() {
+    let (upstream, mut provider) = network();
+    let (first, ()) = both(upstream.send(&key(), &outbound(Method::POST), body("hello").attempt()), async {
+        let mut connection = provider.accept().await;
+        read_until(&mut connection, "hello").await;
+        connection.write_all(OK).await.unwrap();
+    })
+    .await;
+    first.unwrap().into_body().collect().await.unwrap();
+    let (second, ()) = both(upstream.send(&key(), &outbound(Method::POST), body("hello").attempt()), async {
+        let mut connection = provider.accept().await;
+        read_until(&mut connection, "hello").await;
+        connection.write_all(OK).await.unwrap();
+    })
+    .await;
+    assert_eq!(second.unwrap().status(), 200);
+    assert_eq!(provider.opened.load(Ordering::SeqCst), 2);
+}
+
+#[track_caller]
+fn check_failed<B: std::fmt::Debug>(sent: Result<B, SendError>, progress: Progress, message: &str) {
+    let error = sent.unwrap_err();
+    assert_eq!(error.progress, progress);
+    assert!(error.to_string().contains(message), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_was_read_and_not_answered_may_have_been_served() {
+    let (upstream, mut provider) = network();
+    let (sent, ()) = both(upstream.send(&key(), &outbound(Method::POST), body("hello").attempt()), async {
+        let mut connection = provider.accept().await;
+        read_until(&mut connection, "hello").await;
+    })
+    .await;
+    check_failed(sent, Progress::Unanswered, "broke before an answer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_does_not_come_is_given_up_on_time() {
+    let (upstream, mut provider) = network();
+    let silent = async {
+        let connection = provider.accept().await;
+        std::future::pending::<()>().await;
+        drop(connection);
+    };
+    let (key, outbound, body) = (key(), outbound(Method::POST), body("hello"));
+    let asked = upstream.send(&key, &outbound, body.attempt());
+    let sent = tokio::select! { sent = asked => sent, () = silent => unreachable!() };
+    check_failed(sent, Progress::Unanswered, "no answer within 60000 ms");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_network_that_swallows_everything_was_sent_nothing() {
+    let upstream: Upstream<Source, Blackhole> = Upstream::new(authority(), Blackhole, SETTINGS, Tasks::new());
+    let sent = upstream.send(&key(), &outbound(Method::POST), body("hello").attempt()).await;
+    check_failed(sent, Progress::Unsent, "no connection within 10000 ms");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redirect_is_an_answer_like_any_other() {
+    let (upstream, mut provider) = network();
+    let (sent, ()) = both(upstream.send(&key(), &outbound(Method::GET), Replay::empty().attempt()), async {
+        let mut connection = provider.accept().await;
+        read_until(&mut connection, "\r\n\r\n").await;
+        let redirect = b"HTTP/1.1 307 Go\r\nlocation: http://elsewhere.example/\r\ncontent-length: 0\r\n\r\n";
+        connection.write_all(redirect).await.unwrap();
+    })
+    .await;
+    let answer = sent.unwrap();
+    assert_eq!(
+        (answer.status().as_u16(), answer.headers()["location"].to_str().unwrap()),
+        (307, "http://elsewhere.example/")
+    );
+    assert_eq!(provider.opened.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_dropped_closes_its_connection() {
+    let (upstream, mut provider) = network();
+    let (sent, mut connection) =
+        both(upstream.send(&key(), &outbound(Method::GET), Replay::empty().attempt()), async {
+            let mut connection = provider.accept().await;
+            read_until(&mut connection, "\r\n\r\n").await;
+            connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await.unwrap();
+            connection
+        })
+        .await;
+    drop(sent.unwrap());
+    let mut rest = Vec::new();
+    connection.read_to_end(&mut rest).await.unwrap();
+    assert!(rest.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_breaks_off_is_broken() {
+    let (upstream, mut provider) = network();
+    let (sent, ()) = both(upstream.send(&key(), &outbound(Method::GET), Replay::empty().attempt()), async {
+        let mut connection = provider.accept().await;
+        read_until(&mut connection, "\r\n\r\n").await;
+        connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await.unwrap();
+    })
+    .await;
+    assert!(sent.unwrap().into_body().collect().await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_stands_still_is_given_up_and_a_slow_one_is_not() {
+    let (upstream, mut provider) = network();
+    let (sent, connection) =
+        both(upstream.send(&key(), &outbound(Method::GET), Replay::empty().attempt()), async {
+            let mut connection = provider.accept().await;
+            read_until(&mut connection, "\r\n\r\n").await;
+            connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n").await.unwrap();
+            connection
+        })
+        .await;
+    let mut answer = sent.unwrap().into_body();
+    let trickle = async {
+        let mut connection = connection;
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_secs(29)).await;
+            connection.write_all(b"x").await.unwrap();
+        }
+        connection
+    };
+    let read = async {
+        for _ in 0..5 {
+            assert_eq!(answer.frame().await.unwrap().unwrap().into_data().unwrap(), "x");
+        }
+        answer.frame().await.unwrap().unwrap_err()
+    };
+    let (connection, error) = both(trickle, read).await;
+    assert!(matches!(error, AnswerError::Stalled(_)), "{error}");
+    drop(connection);
+}
