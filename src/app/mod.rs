@@ -1,4 +1,4 @@
-//! The composition root: parts and a listener in, a running program with an address and a way to
+//! The composition root: parts and listeners in, a running program with an address and a way to
 //! end it out. What tests start is what people start.
 
 mod front;
@@ -16,7 +16,7 @@ use crate::admin::{Admin, Draining};
 use crate::clock;
 use crate::pool::{KeySnapshot, Pool};
 use crate::proxy::Proxy;
-use crate::server::{self, Drain};
+use crate::server::{self, Drain, Room};
 use crate::store::{self, OpenError, Store};
 use crate::tasks::{AbortOnDrop, Tasks};
 use crate::upstream::{Direct, Upstream};
@@ -38,6 +38,9 @@ pub enum StartError {
     /// TLS is not to be had.
     #[error("no TLS: {0}")]
     Tls(#[from] rustls::Error),
+    /// The upstream's address cannot be written in a head.
+    #[error("the upstream's address cannot be used: {0}")]
+    Upstream(#[from] http::Error),
     /// The system refuses.
     #[error(transparent)]
     System(#[from] io::Error),
@@ -46,7 +49,7 @@ pub enum StartError {
 /// A program that runs.
 #[derive(Debug)]
 pub struct Running {
-    address: SocketAddr,
+    addresses: Vec<SocketAddr>,
     pool: Arc<Pool>,
     rounds: watch::Receiver<u64>,
     set_aside: Option<std::path::PathBuf>,
@@ -74,8 +77,8 @@ const CUT_MAX: Duration = Duration::from_secs(5);
 /// # Errors
 ///
 /// When the books or TLS are not to be had.
-pub fn start(parts: Parts, listener: TcpListener) -> Result<Running, StartError> {
-    let address = listener.local_addr()?;
+pub fn start(parts: Parts, listeners: Vec<TcpListener>) -> Result<Running, StartError> {
+    let addresses = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
     let pool = Arc::new(Pool::new(parts.keys, parts.pool));
     let books = Store::open(&parts.books, clock::now())?;
     let set_aside = books.set_aside().cloned();
@@ -95,15 +98,20 @@ pub fn start(parts: Parts, listener: TcpListener) -> Result<Running, StartError>
 
     let (drain, connections) = (Drain::default(), Tasks::new());
     let front = Front::new(admin, proxy);
-    connections.spawn(server::serve(listener, front, parts.server, drain.clone(), connections.clone()));
-    Ok(Running { address, pool, rounds, set_aside, draining, drain, connections, watching, writing })
+    let room = Room::new(parts.server.connections_max);
+    for listener in listeners {
+        let serving =
+            server::serve(listener, front.clone(), parts.server, room.clone(), drain.clone(), connections.clone());
+        connections.spawn(serving);
+    }
+    Ok(Running { addresses, pool, rounds, set_aside, draining, drain, connections, watching, writing })
 }
 
 impl Running {
-    /// Where it listens.
+    /// Where it listens: the first of its addresses.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.addresses.first().copied().unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
     /// The broken books that were set aside at the start, if there were any.

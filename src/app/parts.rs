@@ -1,6 +1,8 @@
-//! What a program is made of.
+//! What a program is made of, and how a configuration becomes that.
 
-use crate::policy::client::Clients;
+use crate::body::replay::Memory;
+use crate::config::{Config, Scheme};
+use crate::policy::client::{ClientName, Clients};
 use crate::upstream::Authority;
 use crate::{pool, proxy, server, store, upstream, watch};
 
@@ -27,4 +29,66 @@ pub struct Parts {
     pub books: store::Place,
     /// Records that wait to be written at the most.
     pub queue_max: usize,
+}
+
+impl Parts {
+    /// The parts that a configuration asks for.
+    ///
+    /// # Errors
+    ///
+    /// When a head cannot carry the upstream's host.
+    pub fn of(config: Config) -> Result<Self, http::Error> {
+        let Config { server, upstream, pool, replay, watch, storage, access, keys, clients, .. } = config;
+        let scheme = match upstream.base_url.scheme() {
+            Scheme::Http => upstream::Scheme::Http,
+            Scheme::Https => upstream::Scheme::Https,
+        };
+        let url = &upstream.base_url;
+        let clients = clients.into_iter().map(|client| (ClientName::new(&client.name), client.token));
+        let keys = keys.into_iter().map(|key| pool::KeyEntry { key: key.key, name: key.name, workspace: key.workspace });
+        Ok(Self {
+            clients: Clients::new(clients.collect()),
+            keys: keys.collect(),
+            pool: pool::Settings {
+                strategy: pool.strategy,
+                near_limit_ratio: pool.near_limit_ratio,
+                rate_limited_cooldown: pool.rate_limited_cooldown,
+                concurrency_cooldown: pool.concurrency_cooldown,
+                exhausted_cooldown: pool.exhausted_cooldown,
+                billing_cooldown: pool.billing_cooldown,
+                invalid_cooldown: pool.invalid_cooldown,
+                quota_lag: watch.quota_lag,
+            },
+            authority: Authority::new(scheme, url.host(), url.port(), url.path_prefix())?,
+            upstream: upstream::Settings {
+                connect_max: upstream.connect_max,
+                first_byte_max: upstream.first_byte_max,
+                stream_idle_max: upstream.stream_idle_max,
+                body_idle_max: server.body_idle_max,
+                idle_connections_max: upstream.idle_connections_max,
+                idle_max: upstream.idle_max,
+            },
+            proxy: proxy::Limits {
+                attempts_max: replay.attempts_max,
+                replay_max: replay.deadline,
+                error_body_bytes_max: replay.error_body_bytes_max,
+                error_body_max: replay.error_body_max,
+                denies_dangerous: access.denies_dangerous,
+                memory: Memory::new(replay.memory_max, replay.memory_total_max),
+            },
+            server: server::Limits {
+                head_read_max: server.head_read_max,
+                head_bytes_max: server.head_bytes_max,
+                connections_max: server.connections_max,
+            },
+            watch: watch
+                .is_enabled
+                .then_some(watch::Settings { interval: watch.interval, answer_max: watch.timeout }),
+            books: match storage.file() {
+                Some(path) => store::Place::File(path.to_owned()),
+                None => store::Place::Memory,
+            },
+            queue_max: storage.queue_max,
+        })
+    }
 }

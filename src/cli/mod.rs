@@ -1,1 +1,123 @@
-//! To come.
+//! Commands: arguments in, exit codes out; one file a command. Data goes to standard output,
+//! messages to standard error.
+
+mod check;
+mod demo;
+mod serve;
+mod simulate;
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{self, Loaded, Overrides};
+
+/// One base URL for all your ElevenLabs keys.
+///
+/// Point an ElevenLabs SDK at Keychoir's address; it sets a key from its pool, replays a refused
+/// request with the next key, and keeps the books. Without a command, it serves.
+#[derive(Debug, Parser)]
+#[command(name = "keychoir", version, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: Sources,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve; keys come from ELEVENLABS_API_KEYS or a configuration file.
+    Serve(Sources),
+    /// Check the configuration and say what is wrong with it, without serving.
+    Check(Sources),
+    /// See it work without any key: the proxy before a simulated ElevenLabs.
+    Demo(demo::Arguments),
+    /// Serve an offline ElevenLabs to develop against.
+    Simulate(simulate::Arguments),
+}
+
+/// Where the configuration comes from.
+#[derive(Clone, Debug, Default, Args)]
+struct Sources {
+    /// Listen on this address.
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+    /// Read this configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl Sources {
+    /// The configuration; what is wrong with it goes to standard error.
+    fn load(self) -> Result<Loaded, ExitCode> {
+        config::load(&Overrides { config_file: self.config, listen: self.listen }).map_err(|problems| {
+            complain(&problems);
+            ExitCode::from(EX_CONFIG)
+        })
+    }
+}
+
+/// `sysexits.h`: the configuration is wrong. A service manager need not try again.
+const EX_CONFIG: u8 = 78;
+
+/// Runs the program with the arguments it was started with.
+#[must_use]
+pub fn run() -> ExitCode {
+    let arguments = Arguments::parse();
+    match arguments.command.unwrap_or(Command::Serve(arguments.serve)) {
+        Command::Serve(sources) => serve::run(sources),
+        Command::Check(sources) => check::run(sources),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Simulate(arguments) => simulate::run(arguments),
+    }
+}
+
+/// A message for the person at the terminal.
+fn complain(message: &dyn Display) {
+    // Nobody is left to be told that telling failed.
+    let _ = writeln!(io::stderr(), "{message}");
+}
+
+/// Data for whoever reads standard output. A reader that has gone away ends it quietly.
+fn print(data: &dyn Display) {
+    let _ = writeln!(io::stdout(), "{data}");
+}
+
+/// A failure that is not the configuration's.
+fn failed(message: &dyn Display) -> ExitCode {
+    complain(&format_args!("keychoir: {message}"));
+    ExitCode::FAILURE
+}
+
+/// The runtime of a command.
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("keychoir").build()
+}
+
+/// Waits for the signal to end: SIGTERM or SIGINT.
+async fn told_to_end() -> io::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Why an address cannot be listened on, and what to do.
+fn cannot_listen(address: &str, error: &io::Error) -> String {
+    let advice = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "Another program listens there, maybe another Keychoir. Choose another address with --listen HOST:PORT."
+        }
+        io::ErrorKind::PermissionDenied => "Ports below 1024 need a privilege. Choose a higher one with --listen HOST:PORT.",
+        io::ErrorKind::AddrNotAvailable => "This machine does not have that address. Choose another with --listen HOST:PORT.",
+        _ => "Choose another address with --listen HOST:PORT.",
+    };
+    format!("cannot listen on {address}: {error}. {advice}")
+}

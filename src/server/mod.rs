@@ -15,7 +15,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -48,6 +48,18 @@ pub trait Service: Clone + Send + Sync + 'static {
 
     /// Answers one.
     fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send;
+}
+
+/// Room for connections, shared by all listeners. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Room(Arc<Semaphore>);
+
+impl Room {
+    /// Room for so many.
+    #[must_use]
+    pub fn new(connections_max: usize) -> Self {
+        Self(Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS))))
+    }
 }
 
 /// After an error such as too many open files, the loop rests: it must neither spin nor die.
@@ -87,9 +99,9 @@ pub async fn serve<S: Service>(
 /// The next connection, once there is room for it. `None` when there never will be.
 async fn accept(
     listener: &TcpListener,
-    room: &Arc<Semaphore>,
-) -> io::Result<Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)>> {
-    let Ok(place) = Arc::clone(room).acquire_owned().await else { return Ok(None) };
+    room: &Room,
+) -> io::Result<Option<(TcpStream, OwnedSemaphorePermit)>> {
+    let Ok(place) = Arc::clone(&room.0).acquire_owned().await else { return Ok(None) };
     let (stream, _) = listener.accept().await?;
     // Small writes go out at once: a first chunk must not wait for an acknowledgement.
     stream.set_nodelay(true)?;

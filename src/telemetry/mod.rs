@@ -13,7 +13,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use line::{Form, Lines};
-pub use news::{announce, keys_loaded, wording};
+pub use news::{announce, key_line, keys_loaded, wording};
 
 /// Where lines go. Shared by all threads; each line is written whole.
 #[derive(Clone)]

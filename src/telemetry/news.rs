@@ -3,15 +3,41 @@
 use tracing::{info, warn};
 
 use crate::policy::budget::Quota;
-use crate::policy::standing::{Change, ParkReason};
+use crate::policy::standing::{Change, KeyStatus, ParkReason};
 use crate::policy::units::{Grouped, UnixMs};
-use crate::pool::Transition;
+use crate::pool::{KeySnapshot, Transition};
 
 /// The line for the keys that were loaded.
 #[must_use]
 pub fn keys_loaded(count: usize, source: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("Loaded {count} ElevenLabs API key{plural} from {source}")
+}
+
+/// The line for a key in the table that is shown at the start: its number from 1, what may be
+/// shown of it, its plan, what is used, when it resets, and how it stands.
+#[must_use]
+pub fn key_line(seen: &KeySnapshot) -> String {
+    let KeySnapshot { key, quota, standing, is_near_limit } = seen;
+    let number = key.position() + 1;
+    let short = key.api_key().short().as_str();
+    let tier = key.workspace().tier().map_or_else(|| "-".to_owned(), |tier| tier.to_string());
+    let used = match quota.limit {
+        Some(limit) => {
+            let spent = format!("{}/{}", Grouped(quota.count), Grouped(limit));
+            format!("{spent:>19}  {:>5.1}% used", quota.usage_ratio() * 100.0)
+        }
+        None => format!("{:>19}  {:>11}", "quota unknown", ""),
+    };
+    let resets = quota.resets_at.map_or_else(String::new, |at| format!("resets {}", at.month_and_day()));
+    let status = match standing.status() {
+        KeyStatus::Active if *is_near_limit => "near limit",
+        KeyStatus::Active => "active",
+        KeyStatus::Exhausted => "exhausted",
+        KeyStatus::RateLimited => "rate limited",
+        KeyStatus::Invalid => "invalid",
+    };
+    format!("key {number:<2} {short:<19}  {tier:<9} {used}  {resets:<13}  {status}")
 }
 
 /// The lines for a change, without the symbols in front, each with the name of its event.
@@ -84,4 +110,99 @@ fn date(word: &str, at: Option<UnixMs>) -> String {
 
 fn time(word: &str, at: Option<UnixMs>) -> String {
     at.map(|at| format!(" ({word} {})", at.rfc3339())).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::policy::budget::Extension;
+    use crate::policy::select::Strategy;
+    use crate::pool::{Key, KeyEntry, Observation, Pool, Settings};
+    use crate::secret::ApiKey;
+
+    const NOW: UnixMs = UnixMs(1_795_000_000_000);
+    const DECEMBER_1: UnixMs = UnixMs(1_796_083_200_000);
+
+    fn pool() -> Pool {
+        let key = ApiKey::new("sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b").unwrap();
+        let hour = Duration::from_secs(3_600);
+        Pool::new(vec![KeyEntry { key, name: None, workspace: None }], Settings {
+            strategy: Strategy::FillFirst,
+            near_limit_ratio: 0.8,
+            rate_limited_cooldown: hour,
+            concurrency_cooldown: hour,
+            exhausted_cooldown: hour,
+            billing_cooldown: hour,
+            invalid_cooldown: hour,
+            quota_lag: hour,
+        })
+    }
+
+    fn key() -> Arc<Key> {
+        Arc::clone(&pool().roster().keys()[0])
+    }
+
+    fn quota(count: u64) -> Quota {
+        Quota { count, limit: Some(100_000), extension: Extension::None, resets_at: Some(DECEMBER_1) }
+    }
+
+    #[track_caller]
+    fn check(change: Change, expected: &[(&str, &str)]) {
+        let lines = wording(&Transition { key: key(), change });
+        let lines: Vec<(&str, &str)> = lines.iter().map(|(event, text)| (*event, &**text)).collect();
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn the_contracts_words_are_kept() {
+        assert_eq!(keys_loaded(8, "x"), "Loaded 8 ElevenLabs API keys from x");
+        assert_eq!(keys_loaded(1, "x"), "Loaded 1 ElevenLabs API key from x");
+        check(Change::InUse { quota: quota(5_420), rotated_to: None }, &[(
+            "key_in_use",
+            "Using key sk_6c036526...d452b (94,580 chars remaining)",
+        )]);
+        check(Change::InUse { quota: quota(5_420), rotated_to: Some(3) }, &[
+            ("key_rotated", "Rotated to key index 3"),
+            ("key_in_use", "Using key sk_6c036526...d452b (94,580 chars remaining)"),
+        ]);
+        check(Change::NearLimit(quota(84_766)), &[(
+            "key_near_limit",
+            "Key sk_6c036526...d452b near limit: 15,234 chars remaining (84.8%)",
+        )]);
+        check(Change::Rests { reason: ParkReason::Exhausted, until: Some(DECEMBER_1) }, &[(
+            "key_exhausted",
+            "Key sk_6c036526...d452b exhausted - rotating to next key (resets Dec 1)",
+        )]);
+        check(Change::Rests { reason: ParkReason::RateLimited, until: None }, &[(
+            "key_rate_limited",
+            "Rate limited: sk_6c036526...d452b - rotating to next key",
+        )]);
+    }
+
+    #[test]
+    fn an_unknown_quota_is_called_unknown() {
+        check(Change::InUse { quota: Quota::default(), rotated_to: None }, &[(
+            "key_in_use",
+            "Using key sk_6c036526...d452b (chars remaining unknown)",
+        )]);
+    }
+
+    #[test]
+    fn a_key_has_a_line_in_the_table() {
+        let pool = pool();
+        let roster = pool.roster();
+        assert_eq!(
+            key_line(&pool.snapshot(NOW)[0]),
+            "key 1  sk_6c036526...d452b  -               quota unknown                              active"
+        );
+        let seen = Observation::Quota { quota: quota(84_766), tier: Some("creator".to_owned()) };
+        pool.observe(&roster, &roster.keys()[0], seen, NOW);
+        assert_eq!(
+            key_line(&pool.snapshot(NOW)[0]),
+            "key 1  sk_6c036526...d452b  creator        84,766/100,000   84.8% used  resets Dec 1   near limit"
+        );
+    }
 }

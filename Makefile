@@ -1,0 +1,46 @@
+# Everything a developer or a fresh machine needs. `make test` installs what the tests talk to:
+# the official SDKs, into folders that git ignores.
+
+PYTHON ?= python3
+VENV := tests/sdk/python/.venv
+NODE := tests/sdk/js
+
+.PHONY: check test test-rust test-sdk build demo clean deny
+
+check:
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib
+
+test: test-rust test-sdk
+
+test-rust:
+	cargo test --locked
+
+# The real clients against the real binary.
+test-sdk: build $(VENV)/.installed $(NODE)/node_modules/.installed
+	KEYCHOIR_BIN=$(CURDIR)/target/debug/keychoir $(VENV)/bin/python -m pytest tests/sdk/python -q
+	cd $(NODE) && KEYCHOIR_BIN=$(CURDIR)/target/debug/keychoir node --test
+
+build:
+	cargo build --locked
+
+$(VENV)/.installed: tests/sdk/python/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+$(NODE)/node_modules/.installed: $(NODE)/package.json $(NODE)/package-lock.json
+	cd $(NODE) && npm ci --no-audit --no-fund
+	touch $@
+
+demo:
+	cargo run --locked --release -- demo
+
+# Licences, sources and duplicates; needs `cargo install cargo-deny`.
+deny:
+	cargo deny check bans licenses sources
+
+clean:
+	cargo clean
+	rm -rf $(VENV) $(NODE)/node_modules

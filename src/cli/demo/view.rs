@@ -1,0 +1,143 @@
+//! What the demo shows: on a terminal the keys as bars that change in place with the log above
+//! them, elsewhere plain lines.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::policy::standing::KeyStatus;
+use crate::policy::units::Grouped;
+use crate::pool::KeySnapshot;
+use crate::telemetry::Form;
+
+/// The picture. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct View {
+    live: bool,
+    form: Form,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The part that changes in place, one line each.
+    block: Vec<String>,
+    keys: Vec<String>,
+    request: String,
+    /// Lines of the block that are on the screen now.
+    drawn: usize,
+}
+
+const BAR_CELLS: u64 = 20;
+
+impl View {
+    /// For standard output as it is.
+    pub(super) fn of_stdout() -> Self {
+        let live = io::stdout().is_terminal();
+        let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| std::env::var(name).ok());
+        let form = Form::of_terminal(locale.as_deref());
+        Self { live, form, state: Arc::default() }
+    }
+
+    /// Whether somebody watches.
+    pub(super) fn is_live(&self) -> bool {
+        self.live
+    }
+
+    /// How log lines look here.
+    pub(super) fn form(&self) -> Form {
+        self.form
+    }
+
+    /// Where the log goes: above the picture.
+    pub(super) fn log(&self) -> impl Write + Send + 'static {
+        Log(self.clone())
+    }
+
+    pub(super) fn title(&self, url: &str) {
+        self.say(&format!("Keychoir at {url}, before a simulated ElevenLabs. Every request says api_key=\"anything\"."));
+    }
+
+    pub(super) fn result(&self, text: &str) {
+        self.say(text);
+    }
+
+    /// A request was answered.
+    pub(super) fn request(&self, number: usize, total: usize, status: u16, sentence: &str) {
+        let line = format!("request {number:>2}/{total}  {status}  {sentence}");
+        if self.live {
+            self.change(|state| state.request = line);
+        } else {
+            self.say(&line);
+        }
+    }
+
+    /// The keys have changed.
+    pub(super) fn keys(&self, keys: &[KeySnapshot]) {
+        if self.live {
+            let in_use = keys.iter().position(|key| key.standing.status() == KeyStatus::Active);
+            let lines = keys.iter().enumerate().map(|(index, key)| self.bar(key, in_use == Some(index))).collect();
+            self.change(|state| state.keys = lines);
+        }
+    }
+
+    fn bar(&self, seen: &KeySnapshot, is_in_use: bool) -> String {
+        let (full, empty, mark) = if self.form == Form::Ascii { ("#", ".", "> ") } else { ("█", "░", "▶ ") };
+        let cells = usize::try_from((seen.quota.usage_percent() * BAR_CELLS / 100).min(BAR_CELLS)).unwrap_or(0);
+        let limit = seen.quota.limit.unwrap_or(0);
+        let spent = format!("{}/{}", Grouped(seen.quota.count), Grouped(limit));
+        let mark = if is_in_use { mark } else { "  " };
+        let mut line = format!("{mark}{}  ", seen.key.api_key().short());
+        line.push_str(&full.repeat(cells));
+        line.push_str(&empty.repeat(usize::try_from(BAR_CELLS).unwrap_or(0) - cells));
+        let _ = write!(line, " {spent:>11}  {}", seen.standing.status().word());
+        line
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut state);
+        state.block = state.keys.iter().chain([&state.request]).cloned().collect();
+        draw(&mut state, "");
+    }
+
+    /// A line that stays.
+    fn say(&self, line: &str) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        draw(&mut state, &format!("{line}\n"));
+    }
+}
+
+/// Writes `above` where the block stands and the block below it.
+fn draw(state: &mut State, above: &str) {
+    let mut text = String::new();
+    if state.drawn > 0 {
+        // Up to the block's first line, and clear from there to the end of the screen.
+        let _ = write!(text, "\u{1b}[{}A\u{1b}[J", state.drawn);
+    }
+    text.push_str(above);
+    for line in &state.block {
+        let _ = writeln!(text, "{line}");
+    }
+    state.drawn = state.block.len();
+    let mut stdout = io::stdout();
+    // A demo whose reader has gone goes on quietly.
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+}
+
+/// The log's end of the picture. Lines of single requests are left out: the picture shows them.
+struct Log(View);
+
+impl Write for Log {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        if !text.starts_with("   ") {
+            self.0.say(text.trim_end());
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

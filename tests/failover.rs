@@ -1,0 +1,275 @@
+//! A refused key is replaced, each kind of refusal in its own way, and what may have been charged
+//! is never sent twice.
+
+mod house;
+
+use house::{House, ONE, SPEECH, THREE, TWO, house, house_with};
+use keychoir::simulator::{KeyPlan, Plan, WorkspacePlan};
+use serde_json::{Value, json};
+
+const KEYS: [&str; 3] = [ONE, TWO, THREE];
+
+fn rich() -> Plan {
+    Plan::of(KEYS.map(|key| (key, 100_000)))
+}
+
+#[track_caller]
+fn assert_ours(answer: &reqwest::Response, status: u16, code: &str) {
+    assert_eq!(answer.status(), status);
+    assert_eq!(answer.headers()["x-keychoir-error"], code);
+}
+
+/// The first key is refused so; the client must not notice, and the first key stands so after it.
+async fn check_replaced(fault: &str, status: &str) {
+    let house = house(rich()).await;
+    house.always(ONE, fault);
+    let answer = house.speak(10).await;
+    assert_eq!(answer.status(), 200, "{fault}");
+    assert!(answer.bytes().await.unwrap().len() > 1_000, "{fault}");
+    assert_eq!(house.statuses().await, [status, "active", "active"], "{fault}");
+    assert_eq!(house.hits(&KEYS), [1, 1, 0], "{fault}");
+    let records = house.records().await;
+    let verdicts: Vec<(i64, i64)> = records.iter().map(|record| (record.number, record.credits)).collect();
+    assert_eq!(verdicts, [(1, 0), (2, 10)], "{fault}");
+    assert_eq!(records[0].request_id, records[1].request_id);
+}
+
+#[tokio::test]
+async fn a_refused_key_is_replaced() {
+    for (fault, status) in [
+        ("quota", "exhausted"),
+        ("key_cap", "exhausted"),
+        ("insufficient_credits", "exhausted"),
+        ("quota_403", "exhausted"),
+        ("payment_issue", "exhausted"),
+        ("unusual_activity", "exhausted"),
+        ("invalid", "invalid"),
+        ("invalid_400", "invalid"),
+        ("rate_limit", "rate_limited"),
+        ("rate_limit=30", "rate_limited"),
+        ("concurrency", "rate_limited"),
+    ] {
+        check_replaced(fault, status).await;
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_that_is_not_the_keys_fault_asks_another_and_penalises_none() {
+    for fault in ["missing_permissions", "paid_plan_required", "subscription_required", "forbidden"] {
+        check_replaced(fault, "active").await;
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_is_understood_when_it_is_compressed_or_early() {
+    for fault in ["gzip:quota", "early:quota", "early:insufficient_credits"] {
+        check_replaced(fault, "exhausted").await;
+    }
+}
+
+/// Every key answers so: the client gets the provider's own answer, and each was asked so often.
+async fn check_relayed(fault: &str, status: u16, hits: [usize; 3]) {
+    let house = house(rich()).await;
+    for key in KEYS {
+        house.always(key, fault);
+    }
+    let answer = house.speak(10).await;
+    assert_eq!(answer.status(), status, "{fault}");
+    assert!(!answer.headers().contains_key("x-keychoir-error"), "{fault}");
+    answer.bytes().await.unwrap();
+    assert_eq!(house.hits(&KEYS), hits, "{fault}");
+    assert_eq!(house.statuses().await, ["active"; 3], "{fault}");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn the_clients_own_mistake_never_walks_the_pool() {
+    check_relayed("unprocessable", 422, [1, 0, 0]).await;
+    check_relayed("text_too_long", 400, [1, 0, 0]).await;
+    check_relayed("voice_not_found", 404, [1, 0, 0]).await;
+}
+
+#[tokio::test]
+async fn an_ambiguous_refusal_of_two_workspaces_is_the_answer() {
+    check_relayed("forbidden", 403, [1, 1, 0]).await;
+    check_relayed("missing_permissions", 401, [1, 1, 0]).await;
+    check_relayed("paid_plan_required", 402, [1, 1, 0]).await;
+}
+
+#[tokio::test]
+async fn a_failure_of_the_provider_may_have_done_the_work_and_is_not_repeated() {
+    check_relayed("server_error", 500, [1, 0, 0]).await;
+}
+
+#[tokio::test]
+async fn an_overloaded_provider_is_asked_once_more() {
+    check_relayed("system_busy", 429, [2, 0, 0]).await;
+    check_relayed("maintenance", 503, [2, 0, 0]).await;
+}
+
+#[tokio::test]
+async fn a_refusal_that_cannot_be_read_is_passed_through() {
+    check_relayed("huge", 401, [1, 0, 0]).await;
+    check_relayed("garbled", 401, [1, 0, 0]).await;
+}
+
+#[tokio::test]
+async fn a_post_that_was_read_and_not_answered_is_not_sent_again() {
+    let house = house(rich()).await;
+    for key in KEYS {
+        house.always(key, "close");
+    }
+    assert_ours(&house.speak(10).await, 502, "upstream_broke");
+    assert_eq!(house.hits(&KEYS), [1, 0, 0]);
+    let records = house.records().await;
+    assert_eq!((&*records[0].verdict, &*records[0].credits_from), ("unanswered", "unknown"));
+}
+
+#[tokio::test]
+async fn a_get_that_was_not_answered_is_sent_once_more() {
+    let house = house(rich()).await;
+    house.simulator.script(ONE, vec!["close".parse().unwrap()]);
+    // The watch may have taken the fault with its own question; then there is nothing to replay.
+    assert_eq!(house.get("/v1/voices").await.status(), 200);
+    for key in KEYS {
+        house.always(key, "close");
+    }
+    assert_ours(&house.get("/v1/voices").await, 502, "upstream_broke");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn keys_are_spent_one_after_the_other_and_the_books_equal_the_ledger() {
+    let house = house(Plan::of([(ONE, 100), (TWO, 50), (THREE, 100_000)])).await;
+    for _ in 0..40 {
+        assert_eq!(house.speak(7).await.status(), 200);
+    }
+    assert_eq!(house.statuses().await, ["exhausted", "exhausted", "active"]);
+    let (ledger, _) = house.close().await;
+    assert_eq!(ledger.totals.charged, 280);
+}
+
+#[tokio::test]
+async fn many_requests_at_once_all_succeed_while_keys_run_out() {
+    let house = house(Plan::of([(ONE, 300), (TWO, 300), (THREE, 100_000)])).await;
+    let answers = (0..100).map(|_| house.speak(10));
+    for answer in join_all(answers).await {
+        assert_eq!(answer.status(), 200);
+        answer.bytes().await.unwrap();
+    }
+    let (ledger, _) = house.close().await;
+    assert_eq!(ledger.totals.charged, 1_000);
+}
+
+async fn join_all<F: Future<Output = reqwest::Response>>(futures: impl Iterator<Item = F>) -> Vec<reqwest::Response> {
+    let mut set = Vec::new();
+    let mut futures: Vec<_> = futures.map(Box::pin).collect();
+    std::future::poll_fn(|cx| {
+        futures.retain_mut(|future| match future.as_mut().poll(cx) {
+            std::task::Poll::Ready(answer) => {
+                set.push(answer);
+                false
+            }
+            std::task::Poll::Pending => true,
+        });
+        if futures.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+    set
+}
+
+#[tokio::test]
+async fn when_all_is_spent_the_answer_is_the_providers_word_and_asks_nobody() {
+    let mut house = house(Plan::of([(ONE, 5), (TWO, 5)])).await;
+    assert!(house.running.first_round(std::time::Duration::from_secs(30)).await);
+    let answer = house.speak(10).await;
+    assert_ours(&answer, 401, "all_keys_exhausted");
+    assert!(!answer.headers().contains_key("retry-after"));
+    let body: Value = answer.json().await.unwrap();
+    let message = body["detail"]["message"].as_str().unwrap();
+    assert!(message.starts_with("All ElevenLabs API keys are exhausted or rate limited. Next reset: 20"), "{message}");
+    assert_eq!(body["detail"]["status"], "quota_exceeded");
+    assert_eq!(body["error"], json!({"message": message, "code": 401}));
+    let hits = house.hits(&[ONE, TWO]);
+    assert_eq!(hits, [1, 1]);
+    assert_ours(&house.speak(10).await, 401, "all_keys_exhausted");
+    assert_eq!(house.hits(&[ONE, TWO]), hits, "an empty pool asks nobody");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn when_all_cool_down_the_answer_says_for_how_long() {
+    let house = house(rich()).await;
+    house.always(ONE, "rate_limit=50");
+    house.always(TWO, "rate_limit=20");
+    house.always(THREE, "rate_limit");
+    let answer = house.speak(10).await;
+    assert_ours(&answer, 429, "all_keys_rate_limited");
+    let seconds: u64 = answer.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((15..=20).contains(&seconds), "{seconds}");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn when_all_are_refused_the_answer_says_so() {
+    let house = house(rich()).await;
+    for key in KEYS {
+        house.always(key, "invalid");
+    }
+    assert_ours(&house.speak(10).await, 401, "all_keys_invalid");
+    assert_eq!(house.get("/readyz").await.status(), 503);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_key_of_an_empty_workspace_is_not_tried_after_its_sister() {
+    let plan = Plan {
+        keys: vec![
+            KeyPlan { workspace: Some("choir".to_owned()), ..KeyPlan::new(ONE, 0) },
+            KeyPlan { workspace: Some("choir".to_owned()), ..KeyPlan::new(TWO, 0) },
+            KeyPlan::new(THREE, 1_000),
+        ],
+        ..Plan::default().with_workspace(WorkspacePlan::new("choir", 5))
+    };
+    let house = house_with(plan, |config| {
+        for key in &mut config.keys[..2] {
+            key.workspace = Some("choir".to_owned());
+        }
+    })
+    .await;
+    assert_eq!(house.speak(10).await.status(), 200);
+    assert_eq!(house.hits(&KEYS), [1, 0, 1]);
+    assert_eq!(house.statuses().await, ["exhausted", "exhausted", "active"]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_body_beyond_its_bound_passes_and_only_its_replay_is_lost() {
+    let house = house_with(rich(), |config| config.replay.memory_max = 100).await;
+    house.always(ONE, "quota");
+    let body = json!({"text": "a".repeat(200)});
+    assert_eq!(house.post(SPEECH, &body).await.status(), 401);
+    assert_eq!(house.hits(&KEYS), [1, 0, 0]);
+    assert_eq!(house.post(SPEECH, &body).await.status(), 200, "the key is parked all the same");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_large_body_arrives_whole_at_every_key_it_is_sent_to() {
+    let house: House = house(rich()).await;
+    house.always(ONE, "quota");
+    let body: Vec<u8> = (0..900_000_u32).map(|n| (n % 251) as u8).collect();
+    let request = house.client.post(format!("{}/v1/speech-to-text", house.url)).body(body.clone());
+    let answer = request.header("content-type", "multipart/form-data; boundary=x").send().await.unwrap();
+    answer.bytes().await.unwrap();
+    let (ledger, _) = house.close().await;
+    let sent: Vec<_> = ledger.requests_to("/v1/speech-to-text").collect();
+    let print = keychoir_sha256(&body);
+    assert_eq!(sent.len(), 2);
+    assert!(sent.iter().all(|request| request.body_sha256 == print && request.body_complete));
+}
+
+fn keychoir_sha256(bytes: &[u8]) -> String {
+    use sha2::{Digest, Sha256};
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}

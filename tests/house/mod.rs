@@ -1,0 +1,174 @@
+//! The whole program before a simulated ElevenLabs, on port 0, with books in a folder of its own.
+
+#![allow(dead_code, reason = "every test file uses its own part of this one")]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use keychoir::app::{self, Drained, Parts, Running};
+use keychoir::config::{BaseUrl, Config};
+use keychoir::secret::{ApiKey, Fingerprint};
+use keychoir::simulator::{Fault, Ledger, Plan, Simulator};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+
+pub const VOICE: &str = "21m00Tcm4TlvDq8ikWAM";
+pub const SPEECH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
+/// What clients of the tests present as their credential.
+pub const CLIENT_TOKEN: &str = "client-token-canary-7f3a";
+
+pub const ONE: &str = "sk_key_number_one_000000000000000000000000000000001";
+pub const TWO: &str = "sk_key_number_two_000000000000000000000000000000002";
+pub const THREE: &str = "sk_key_number_three_0000000000000000000000000000003";
+
+/// Keychoir before a simulator.
+pub struct House {
+    pub simulator: Simulator,
+    pub running: Running,
+    pub url: String,
+    pub client: reqwest::Client,
+    folder: TempDir,
+}
+
+/// A house whose pool has the plan's keys, in their order.
+pub async fn house(plan: Plan) -> House {
+    house_with(plan, |_| {}).await
+}
+
+/// The same, with another configuration.
+pub async fn house_with(plan: Plan, change: impl FnOnce(&mut Config)) -> House {
+    let folder = tempfile::tempdir().unwrap();
+    house_in(folder, plan, change).await
+}
+
+/// The same, with books that may already be there.
+pub async fn house_in(folder: TempDir, plan: Plan, change: impl FnOnce(&mut Config)) -> House {
+    let keys = plan.keys.iter().map(|key| ApiKey::new(&key.key).unwrap()).collect();
+    let simulator = Simulator::start(loopback().await, plan.forbidding(CLIENT_TOKEN)).await.unwrap();
+    let mut config = Config::with_defaults(keys, simulator.base_url().parse::<BaseUrl>().unwrap());
+    config.storage.path = folder.path().join("keychoir.db");
+    change(&mut config);
+    let running = app::start(Parts::of(config).unwrap(), vec![loopback().await]).unwrap();
+    let url = format!("http://{}", running.address());
+    House { simulator, running, url, client: client(), folder }
+}
+
+pub async fn loopback() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").await.unwrap()
+}
+
+fn client() -> reqwest::Client {
+    reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap()
+}
+
+impl House {
+    /// Speech of so many characters, which cost as many credits.
+    pub async fn speak(&self, characters: usize) -> reqwest::Response {
+        self.post(SPEECH, &json!({"text": "a".repeat(characters), "model_id": "eleven_multilingual_v2"})).await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> reqwest::Response {
+        let request = self.client.post(format!("{}{path}", self.url)).header("xi-api-key", CLIENT_TOKEN);
+        request.json(body).send().await.unwrap()
+    }
+
+    pub async fn get(&self, path: &str) -> reqwest::Response {
+        let request = self.client.get(format!("{}{path}", self.url)).header("xi-api-key", CLIENT_TOKEN);
+        request.send().await.unwrap()
+    }
+
+    pub async fn status(&self) -> Value {
+        self.get("/api/elevenlabs-status").await.json().await.unwrap()
+    }
+
+    /// The status words of all keys.
+    pub async fn statuses(&self) -> Vec<String> {
+        let status = self.status().await;
+        let keys = status["keys"].as_array().unwrap();
+        keys.iter().map(|key| key["status"].as_str().unwrap().to_owned()).collect()
+    }
+
+    pub fn always(&self, key: &str, fault: &str) {
+        self.simulator.always(key, Some(fault.parse::<Fault>().unwrap()));
+    }
+
+    /// Requests that the provider saw, the watch's own questions aside, by key.
+    pub fn hits(&self, keys: &[&str]) -> Vec<usize> {
+        let ledger = self.simulator.ledger();
+        let asked = |key: &str| {
+            let requests = ledger.requests.iter().filter(|request| request.key.as_deref() == Some(key));
+            requests.filter(|request| request.path_and_query != "/v1/user/subscription").count()
+        };
+        keys.iter().map(|key| asked(key)).collect()
+    }
+
+    /// Ends it, and holds the books against the provider's ledger: to the credit, key by key, and
+    /// nothing that must not arrive has arrived.
+    pub async fn close(self) -> (Ledger, TempDir) {
+        assert_eq!(self.running.drain(Duration::from_secs(10)).await, Drained::Clean);
+        let ledger = self.simulator.ledger();
+        assert_eq!(ledger.violations, Vec::<String>::new());
+        let spent = attempts(&books(&self.folder));
+        for entry in &ledger.keys {
+            let print = Fingerprint::of(&entry.key).to_string();
+            let booked: i64 = spent.iter().filter(|row| row.key_hash == print).map(|row| row.credits).sum();
+            assert_eq!(u64::try_from(booked).unwrap(), entry.charged, "credits of {}", entry.key);
+        }
+        self.simulator.stop().await;
+        (ledger, self.folder)
+    }
+
+    /// Ends it and returns the records.
+    pub async fn records(self) -> Vec<Record> {
+        let (_, folder) = self.close().await;
+        attempts(&books(&folder))
+    }
+}
+
+fn books(folder: &TempDir) -> PathBuf {
+    folder.path().join("keychoir.db")
+}
+
+/// A record as the books have it.
+#[derive(Debug)]
+pub struct Record {
+    pub key_hash: String,
+    pub request_id: String,
+    pub number: i64,
+    pub client: String,
+    pub route: String,
+    pub status: Option<i64>,
+    pub verdict: String,
+    pub credits: i64,
+    pub credits_from: String,
+    pub request_bytes: i64,
+    pub response_bytes: i64,
+}
+
+fn attempts(path: &std::path::Path) -> Vec<Record> {
+    let connection = rusqlite::Connection::open(path).unwrap();
+    let mut statement = connection
+        .prepare(
+            "SELECT key_hash, request_id, number, client, route, status, verdict, credits, credits_from,
+                request_bytes, response_bytes
+             FROM attempts ORDER BY id",
+        )
+        .unwrap();
+    let rows = statement.query_map([], |row| {
+        Ok(Record {
+            key_hash: row.get(0)?,
+            request_id: row.get(1)?,
+            number: row.get(2)?,
+            client: row.get(3)?,
+            route: row.get(4)?,
+            status: row.get(5)?,
+            verdict: row.get(6)?,
+            credits: row.get(7)?,
+            credits_from: row.get(8)?,
+            request_bytes: row.get(9)?,
+            response_bytes: row.get(10)?,
+        })
+    });
+    rows.unwrap().map(Result::unwrap).collect()
+}

@@ -1,0 +1,77 @@
+// The binary as a person starts it: a simulated ElevenLabs, Keychoir before it, both on port 0.
+
+import { spawn } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+import assert from "node:assert/strict";
+
+const BINARY = process.env.KEYCHOIR_BIN ?? fileURLToPath(new URL("../../../target/debug/keychoir", import.meta.url));
+
+/** Starts the binary; resolves with it once `wanted` finds something in a line of `stream`. */
+function start(stream, wanted, args, environment = {}) {
+  const clean = Object.entries(process.env).filter(([name]) => !/^(KEYCHOIR_|ELEVENLABS_)/.test(name));
+  const stdio = ["ignore", stream === "stdout" ? "pipe" : "inherit", stream === "stderr" ? "pipe" : "inherit"];
+  const child = spawn(BINARY, args, { env: { ...Object.fromEntries(clean), ...environment }, stdio });
+  const lines = [];
+  const ended = new Promise((resolve) => child.once("close", resolve));
+  return new Promise((resolve, reject) => {
+    ended.then((code) => reject(new Error(`it ended with ${code}: ${lines.join("\n")}`)));
+    createInterface({ input: child[stream] }).on("line", (line) => {
+      lines.push(line);
+      const found = wanted(line);
+      if (found) resolve({ found, lines, stop: () => (child.kill("SIGTERM"), ended) });
+    });
+  });
+}
+
+const json = async (url) => (await fetch(url)).json();
+
+/** Keychoir before a simulator with these keys. */
+export async function house(keys) {
+  const folder = mkdtempSync(join(tmpdir(), "keychoir-"));
+  const simulator = await start("stdout", (line) => line.match(/http:\/\/\S+/)?.[0], [
+    "simulate", "--listen", "127.0.0.1:0", ...Object.entries(keys).flatMap(([key, credits]) => ["--key", `${key}=${credits}`]),
+  ]);
+  const address = (line) => {
+    const event = JSON.parse(line);
+    return event.event === "server_started" && event.address;
+  };
+  const keychoir = await start("stderr", address, ["serve", "--listen", "127.0.0.1:0"], {
+    ELEVENLABS_API_KEYS: Object.keys(keys).join(","),
+    KEYCHOIR_UPSTREAM__BASE_URL: simulator.found,
+    KEYCHOIR_STORAGE__PATH: join(folder, "keychoir.db"),
+    KEYCHOIR_LOG__FORMAT: "json",
+  });
+  const url = `http://${keychoir.found}`;
+  const ledger = () => json(`${simulator.found}/_simulator/ledger`);
+  return {
+    url,
+    ledger,
+    status: () => json(`${url}/api/elevenlabs-status`),
+    events: (name) => keychoir.lines.map((line) => JSON.parse(line)).filter((event) => event.event === name),
+    /** Ends both, and holds Keychoir's own account against the provider's ledger. */
+    async close() {
+      assert.equal(await keychoir.stop(), 0);
+      const { violations, keys: entries } = await ledger();
+      await simulator.stop();
+      assert.deepEqual(violations, []);
+      const booked = {};
+      for (const event of keychoir.lines.map((line) => JSON.parse(line)).filter((event) => event.event === "request_ended")) {
+        booked[event.key] = (booked[event.key] ?? 0) + event.credits;
+      }
+      for (const { key, charged } of entries) {
+        assert.equal(booked[short(key)] ?? 0, charged, `credits of ${short(key)}`);
+      }
+      rmSync(folder, { recursive: true });
+    },
+  };
+}
+
+/** What may be shown of a key of these tests, which are all shorter than 48 characters. */
+function short(key) {
+  assert.ok(key.length >= 16 && key.length < 48, "tests use keys whose short forms differ");
+  return `${key.slice(0, 4)}...${key.slice(-4)}`;
+}

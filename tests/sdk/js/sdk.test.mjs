@@ -1,0 +1,98 @@
+// The official JavaScript SDK through Keychoir: everything works, also while keys run out.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { ElevenLabsClient, ElevenLabsError } from "@elevenlabs/elevenlabs-js";
+import { house } from "./house.mjs";
+
+const VOICE = "21m00Tcm4TlvDq8ikWAM";
+const modelId = "eleven_multilingual_v2";
+const text = "The quick brown fox jumps over the lazy dog.";
+
+const RICH = { sk_rich_key_number_0001: 1_000_000 };
+const FEW = {
+  sk_few_key_number_a_0001: 150,
+  sk_few_key_number_b_0002: 100,
+  sk_few_key_number_c_0003: 200,
+  sk_rich_key_at_end_0004: 1_000_000,
+};
+const POOR = { sk_poor_key_number_0001: 60, sk_poor_key_number_0002: 50 };
+
+async function bytes(stream) {
+  const chunks = [];
+  for await (const chunk of stream) chunks.push(chunk);
+  return Buffer.concat(chunks);
+}
+
+function isMp3(audio) {
+  return audio.length > 1_000 && (audio.subarray(0, 3).toString() === "ID3" || (audio[0] === 0xff && (audio[1] & 0xe0) === 0xe0));
+}
+
+const CALLS = {
+  convert: async (client) => assert.ok(isMp3(await bytes(await client.textToSpeech.convert(VOICE, { text, modelId })))),
+  stream: async (client) => {
+    const audio = await bytes(await client.textToSpeech.stream(VOICE, { text, modelId, outputFormat: "pcm_16000" }));
+    assert.ok(audio.length > 16_000);
+  },
+  "with timestamps": async (client) => {
+    const answer = await client.textToSpeech.convertWithTimestamps(VOICE, { text, modelId });
+    assert.ok(isMp3(Buffer.from(answer.audioBase64, "base64")));
+    assert.equal(answer.alignment.characters.join(""), text);
+  },
+  "stream with timestamps": async (client) => {
+    const chunks = [];
+    for await (const chunk of await client.textToSpeech.streamWithTimestamps(VOICE, { text, modelId })) {
+      chunks.push(Buffer.from(chunk.audioBase64, "base64"));
+    }
+    assert.ok(isMp3(Buffer.concat(chunks)));
+  },
+  voices: async (client) => assert.ok((await client.voices.getAll()).voices.some((voice) => voice.voiceId === VOICE)),
+  models: async (client) => assert.ok((await client.models.list()).some((model) => model.modelId === modelId)),
+  subscription: async (client) => assert.ok((await client.user.subscription.get()).characterLimit > 0),
+  "speech to text": async (client) => {
+    const file = new File([Buffer.alloc(300_000)], "recording.wav", { type: "audio/wav" });
+    assert.ok((await client.speechToText.convert({ modelId: "scribe_v2", file })).text);
+  },
+};
+
+/** Runs `body` with a house around it that is closed, and checked, also when it fails. */
+async function within(keys, body) {
+  const started = await house(keys);
+  try {
+    await body(started, new ElevenLabsClient({ baseUrl: started.url, apiKey: "anything-the-app-sends" }));
+  } finally {
+    await started.close();
+  }
+}
+
+test("every call works", async (t) => {
+  await within(RICH, async (_, client) => {
+    for (const [name, call] of Object.entries(CALLS)) await t.test(name, () => call(client));
+  });
+});
+
+test("every call succeeds while keys run out", async () => {
+  await within(FEW, async (started, client) => {
+    for (let round = 0; round < 3; round += 1) for (const call of Object.values(CALLS)) await call(client);
+    const spent = (await started.status()).keys.filter((key) => key.status === "exhausted");
+    assert.equal(spent.length, 3);
+  });
+});
+
+test("when all is spent the SDK throws its own error after one request", async () => {
+  await within(POOR, async (started, client) => {
+    const speak = () => client.textToSpeech.convertWithTimestamps(VOICE, { text, modelId });
+    await speak();
+    await speak();
+    const before = (await started.ledger()).totals.requests;
+    await assert.rejects(speak, (error) => {
+      assert.ok(error instanceof ElevenLabsError);
+      assert.equal(error.statusCode, 401);
+      assert.match(error.body.detail.message, /^All ElevenLabs API keys are exhausted or rate limited/);
+      assert.ok(error.requestId);
+      return true;
+    });
+    assert.ok((await started.ledger()).totals.requests - before <= 2, "each key is asked at most once");
+    assert.equal(started.events("request_ended").filter((event) => event.status === 401).length, 1);
+  });
+});

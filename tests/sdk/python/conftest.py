@@ -1,0 +1,141 @@
+"""The binary as a person starts it: a simulated ElevenLabs, Keychoir before it, both on port 0."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import sqlite3
+import hashlib
+import subprocess
+import threading
+import urllib.request
+
+import pytest
+
+BINARY = os.environ.get("KEYCHOIR_BIN") or str(pathlib.Path(__file__).parents[3] / "target/debug/keychoir")
+WAIT_MAX_S = 30
+
+
+class Process:
+    """A program whose output is read to its end, so that no pipe ever fills."""
+
+    def __init__(self, *arguments, stream, **environment):
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("KEYCHOIR_", "ELEVENLABS_"))}
+        pipes = {stream: subprocess.PIPE}
+        self._child = subprocess.Popen([BINARY, *arguments], env={**clean, **environment}, text=True, **pipes)
+        self._source = getattr(self._child, stream)
+        self._changed = threading.Condition()
+        self._ended = False
+        self.lines = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self):
+        for line in self._source:
+            with self._changed:
+                self.lines.append(line.rstrip("\n"))
+                self._changed.notify_all()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def line(self, wanted):
+        """The first line that `wanted` finds something in, as soon as it is there."""
+        with self._changed:
+            found = self._changed.wait_for(lambda: self._find(wanted) or self._ended, WAIT_MAX_S)
+            found = self._find(wanted)
+            assert found, f"it said no such thing: {self.lines}"
+            return found
+
+    def _find(self, wanted):
+        return next(filter(None, map(wanted, self.lines)), None)
+
+    def stop(self):
+        self._child.send_signal(signal.SIGTERM)
+        code = self._child.wait(WAIT_MAX_S)
+        self._reader.join(WAIT_MAX_S)
+        return code
+
+
+class Simulator:
+    def __init__(self, keys):
+        arguments = [word for key, credits in keys.items() for word in ("--key", f"{key}={credits}")]
+        self.process = Process("simulate", "--listen", "127.0.0.1:0", *arguments, stream="stdout")
+        self.url = self.process.line(lambda line: next((word for word in line.split() if word.startswith("http://")), None))
+
+    def ledger(self):
+        with urllib.request.urlopen(f"{self.url}/_simulator/ledger") as answer:
+            return json.load(answer)
+
+
+class Keychoir:
+    def __init__(self, keys, upstream, folder):
+        self.books = folder / "keychoir.db"
+        self.process = Process(
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            stream="stderr",
+            ELEVENLABS_API_KEYS=",".join(keys),
+            KEYCHOIR_UPSTREAM__BASE_URL=upstream,
+            KEYCHOIR_STORAGE__PATH=str(self.books),
+            KEYCHOIR_LOG__FORMAT="json",
+        )
+        self.url = "http://" + self.process.line(self._address)
+
+    @staticmethod
+    def _address(line):
+        event = json.loads(line)
+        return event.get("event") == "server_started" and event["address"]
+
+    def events(self, name):
+        return [event for event in map(json.loads, self.process.lines) if event.get("event") == name]
+
+    def status(self):
+        with urllib.request.urlopen(f"{self.url}/api/elevenlabs-status") as answer:
+            return json.load(answer)
+
+    def stop(self):
+        assert self.process.stop() == 0
+
+    def spent(self):
+        """Credits by key, as the books have them."""
+        with contextlib.closing(sqlite3.connect(self.books)) as books:
+            rows = books.execute("SELECT key_hash, sum(credits) FROM attempts GROUP BY key_hash")
+            return dict(rows.fetchall())
+
+
+class House:
+    """Keychoir before a simulator with these keys."""
+
+    def __init__(self, keys, folder):
+        self.keys = keys
+        self.simulator = Simulator(keys)
+        self.keychoir = Keychoir(keys, self.simulator.url, folder)
+        self.url = self.keychoir.url
+
+    def close(self):
+        """Ends both, and holds the books against the provider's ledger."""
+        self.keychoir.stop()
+        ledger = self.simulator.ledger()
+        self.simulator.process.stop()
+        assert ledger["violations"] == []
+        charged = {entry["key"]: entry["charged"] for entry in ledger["keys"]}
+        spent = self.keychoir.spent()
+        booked = {key: spent.get(hashlib.sha256(key.encode()).hexdigest(), 0) for key in self.keys}
+        assert booked == charged
+        return ledger
+
+
+@pytest.fixture
+def house(tmp_path):
+    opened = []
+
+    def start(keys):
+        opened.append(House(keys, tmp_path))
+        return opened[-1]
+
+    yield start
+    for house in opened:
+        house.close()

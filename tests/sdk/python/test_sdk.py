@@ -1,0 +1,142 @@
+"""The official Python SDK through Keychoir: everything works, also while keys run out."""
+
+import asyncio
+import base64
+import io
+
+import pytest
+from elevenlabs import AsyncElevenLabs, ElevenLabs
+from elevenlabs.core.api_error import ApiError
+
+VOICE = "21m00Tcm4TlvDq8ikWAM"
+MODEL = "eleven_multilingual_v2"
+TEXT = "The quick brown fox jumps over the lazy dog."
+# What a client calls its key is its own affair; nothing of it may reach the provider.
+CLIENT_TOKEN = "anything-the-app-sends"
+
+RICH = {"sk_rich_one": 1_000_000}
+FEW = {"sk_few_one": 150, "sk_few_two": 100, "sk_few_three": 200, "sk_rich_last": 1_000_000}
+POOR = {"sk_poor_one": 60, "sk_poor_two": 50}
+
+
+def is_mp3(audio):
+    return len(audio) > 1_000 and (audio[:3] == b"ID3" or (audio[0] == 0xFF and audio[1] & 0xE0 == 0xE0))
+
+
+def spent_keys(house):
+    return [key for key in house.keychoir.status()["keys"] if key["status"] == "exhausted"]
+
+
+class Calls:
+    """Every kind of call, each saying whether its answer is right."""
+
+    def __init__(self, url):
+        self.client = ElevenLabs(base_url=url, api_key=CLIENT_TOKEN)
+
+    def convert(self):
+        audio = b"".join(self.client.text_to_speech.convert(VOICE, text=TEXT, model_id=MODEL))
+        assert is_mp3(audio)
+
+    def stream(self):
+        chunks = list(self.client.text_to_speech.stream(VOICE, text=TEXT, model_id=MODEL, output_format="pcm_16000"))
+        assert len(b"".join(chunks)) > 16_000
+
+    def with_timestamps(self):
+        answer = self.client.text_to_speech.convert_with_timestamps(VOICE, text=TEXT, model_id=MODEL)
+        assert is_mp3(base64.b64decode(answer.audio_base_64))
+        assert "".join(answer.alignment.characters) == TEXT
+
+    def stream_with_timestamps(self):
+        chunks = list(self.client.text_to_speech.stream_with_timestamps(VOICE, text=TEXT, model_id=MODEL))
+        assert is_mp3(b"".join(base64.b64decode(chunk.audio_base_64) for chunk in chunks))
+
+    def voices(self):
+        assert any(voice.voice_id == VOICE for voice in self.client.voices.get_all().voices)
+        assert self.client.voices.search().voices
+
+    def models(self):
+        assert MODEL in [model.model_id for model in self.client.models.list()]
+
+    def subscription(self):
+        assert self.client.user.subscription.get().character_limit > 0
+
+    def speech_to_text(self):
+        recording = io.BytesIO(b"RIFF" + b"\x00" * 300_000)
+        recording.name = "recording.wav"
+        answer = self.client.speech_to_text.convert(model_id="scribe_v2", file=recording)
+        assert answer.text and answer.words
+
+    def sound_effect(self):
+        assert is_mp3(b"".join(self.client.text_to_sound_effects.convert(text="rain", duration_seconds=1)))
+
+    def history(self):
+        assert self.client.history.list().history is not None
+
+    ALL = [
+        convert,
+        stream,
+        with_timestamps,
+        stream_with_timestamps,
+        voices,
+        models,
+        subscription,
+        speech_to_text,
+        sound_effect,
+        history,
+    ]
+
+
+@pytest.mark.parametrize("call", Calls.ALL, ids=lambda call: call.__name__)
+def test_a_call_works(house, call):
+    call(Calls(house(RICH).url))
+
+
+def test_every_call_succeeds_while_keys_run_out(house):
+    started = house(FEW)
+    calls = Calls(started.url)
+    for call in Calls.ALL * 2:
+        call(calls)
+    assert len(spent_keys(started)) == 3
+    assert started.keychoir.events("key_rotated"), "the log tells of it"
+
+
+def test_the_async_client_works_while_keys_run_out(house):
+    started = house(FEW)
+
+    async def speak(client):
+        return b"".join([chunk async for chunk in client.text_to_speech.convert(VOICE, text=TEXT, model_id=MODEL)])
+
+    async def main():
+        client = AsyncElevenLabs(base_url=started.url, api_key=CLIENT_TOKEN)
+        spoken = await asyncio.gather(*(speak(client) for _ in range(12)))
+        assert all(map(is_mp3, spoken))
+        assert (await client.voices.get_all()).voices
+        assert await client.models.list()
+        assert (await client.user.subscription.get()).tier
+        recording = ("recording.wav", b"RIFF" + b"\x00" * 100_000, "audio/wav")
+        assert (await client.speech_to_text.convert(model_id="scribe_v2", file=recording)).text
+        timed = await client.text_to_speech.convert_with_timestamps(VOICE, text=TEXT, model_id=MODEL)
+        assert timed.alignment.characters
+
+    asyncio.run(main())
+    assert len(spent_keys(started)) == 3
+
+
+def test_when_all_is_spent_the_sdk_raises_its_own_error_after_one_request(house):
+    started = house(POOR)
+    client = ElevenLabs(base_url=started.url, api_key=CLIENT_TOKEN)
+    with pytest.raises(ApiError) as raised:
+        for _ in range(3):
+            list(client.text_to_speech.convert(VOICE, text=TEXT, model_id=MODEL))
+    assert raised.value.status_code == 401
+    detail = raised.value.body["detail"]
+    assert detail["status"] == "quota_exceeded"
+    assert detail["message"].startswith("All ElevenLabs API keys are exhausted or rate limited")
+    before = started.simulator.ledger()["totals"]["requests"]
+
+    with pytest.raises(ApiError):
+        client.text_to_speech.convert_with_timestamps(VOICE, text=TEXT, model_id=MODEL)
+    assert started.simulator.ledger()["totals"]["requests"] == before, "an empty pool asks nobody"
+    started.keychoir.process.line(lambda line: "convert_with_timestamps" in line or "with-timestamps" in line)
+    ended = [event for event in started.keychoir.events("request_ended") if "with-timestamps" in event["route"]]
+    assert len(ended) == 1, "and the SDK does not try again"

@@ -1,0 +1,241 @@
+//! What passes, passes byte for byte; what must not, does not.
+
+mod house;
+
+use std::time::Duration;
+
+use house::{CLIENT_TOKEN, House, ONE, SPEECH, TWO, house, house_with};
+use keychoir::config::ClientConfig;
+use keychoir::secret::Fingerprint;
+use keychoir::simulator::Plan;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+fn plan() -> Plan {
+    Plan::of([(ONE, 100_000), (TWO, 100_000)])
+}
+
+/// Sends bytes as they are and reads until the server closes.
+async fn raw(house: &House, request: &str) -> String {
+    let mut stream = TcpStream::connect(house.running.address()).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// What the provider saw of a raw request with this line and these headers.
+async fn echoed(house: &House, line: &str, headers: &str) -> Value {
+    let answer = raw(house, &format!("{line} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n")).await;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
+    let body = if head.contains("chunked") { dechunked(body) } else { body.to_owned() };
+    serde_json::from_str(&body).unwrap()
+}
+
+fn dechunked(body: &str) -> String {
+    let mut rest = body;
+    let mut whole = String::new();
+    while let Some((size, after)) = rest.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).unwrap();
+        whole.push_str(&after[..size]);
+        rest = after[size..].trim_start_matches("\r\n");
+        if size == 0 {
+            break;
+        }
+    }
+    whole
+}
+
+fn header_values(echo: &Value, name: &str) -> Vec<String> {
+    let headers = echo["headers"].as_array().unwrap();
+    let pairs = headers.iter().map(|pair| (pair[0].as_str().unwrap(), pair[1].as_str().unwrap()));
+    pairs.filter(|(given, _)| given.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_owned()).collect()
+}
+
+#[tokio::test]
+async fn path_and_query_arrive_as_they_were_sent() {
+    let house = house(plan()).await;
+    for target in [
+        "/v1/simulator/echo?a=1&a=%20&a=+&b&=&c=%2F",
+        "/v1/simulator/echo?",
+        "/v1/simulator/echo?token=t&single_use_token=s",
+    ] {
+        assert_eq!(echoed(&house, &format!("GET {target}"), "").await["path_and_query"], target);
+    }
+    house.close().await;
+}
+
+#[tokio::test]
+async fn any_method_passes_but_those_that_would_make_it_something_else() {
+    let house = house(plan()).await;
+    for method in ["GET", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"] {
+        assert_eq!(echoed(&house, &format!("{method} /v1/simulator/echo"), "").await["method"], method);
+    }
+    for line in ["TRACE /v1/simulator/echo", "CONNECT example.com:443"] {
+        let answer = raw(&house, &format!("{line} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")).await;
+        assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
+    }
+    house.close().await;
+}
+
+#[tokio::test]
+async fn no_credential_of_a_client_reaches_the_provider() {
+    let house = house(plan()).await;
+    let headers = format!(
+        "xi-api-key: {CLIENT_TOKEN}\r\nxi-api-key: {CLIENT_TOKEN}2\r\nxi_api_key: {CLIENT_TOKEN}\r\n\
+         authorization: Bearer {CLIENT_TOKEN}\r\nproxy-authorization: Basic {CLIENT_TOKEN}\r\n\
+         cookie: session={CLIENT_TOKEN}\r\nconnection: xi-api-key, content-length, host\r\n"
+    );
+    let target = format!("GET /v1/simulator/echo?xi_api_key={CLIENT_TOKEN}&a=1&xi%2Dapi-key={CLIENT_TOKEN}");
+    let echo = echoed(&house, &target, &headers).await;
+    assert_eq!(echo["path_and_query"], "/v1/simulator/echo?a=1");
+    assert_eq!(header_values(&echo, "xi-api-key").len(), 1);
+    for name in ["authorization", "proxy-authorization", "cookie", "xi_api_key", "connection"] {
+        assert_eq!(header_values(&echo, name), Vec::<String>::new(), "{name}");
+    }
+    // And the simulator, which was told the token, saw it nowhere.
+    house.close().await;
+}
+
+#[tokio::test]
+async fn headers_of_the_sdk_pass() {
+    let house = house(plan()).await;
+    let echo = echoed(
+        &house,
+        "GET /v1/simulator/echo",
+        "User-Agent: elevenlabs/2.78.0\r\nX-Fern-Language: Python\r\nsafety-identifier: s\r\naccept-encoding: gzip\r\n",
+    )
+    .await;
+    assert_eq!(header_values(&echo, "user-agent"), ["elevenlabs/2.78.0"]);
+    assert_eq!(header_values(&echo, "x-fern-language"), ["Python"]);
+    assert_eq!(header_values(&echo, "safety-identifier"), ["s"]);
+    assert_eq!(header_values(&echo, "accept-encoding"), ["gzip"]);
+    assert_eq!(header_values(&echo, "host"), [house.simulator.address().to_string()]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn the_headers_that_clients_need_come_back() {
+    let house = house(plan()).await;
+    let answer = house.speak(12).await;
+    let headers = answer.headers();
+    for name in ["request-id", "history-item-id", "character-cost", "content-type", "x-request-id"] {
+        assert!(headers.contains_key(name), "{name}");
+    }
+    assert_eq!(headers["character-cost"], "12");
+    assert!(!headers.contains_key("x-keychoir-error"));
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_request_keeps_its_own_name() {
+    let house = house(plan()).await;
+    let request = house.client.get(format!("{}/v1/voices", house.url)).header("x-request-id", "mine-1");
+    assert_eq!(request.send().await.unwrap().headers()["x-request-id"], "mine-1");
+    let records = house.records().await;
+    assert_eq!(records[0].request_id, "mine-1");
+}
+
+#[tokio::test]
+async fn an_answer_is_relayed_as_it_comes() {
+    let house = house(plan()).await;
+    // Between two pieces the provider waits longer than this test would.
+    house.always(ONE, "slow_body=3600s");
+    let mut answer = house.post(&format!("{SPEECH}/stream"), &json!({"text": "a".repeat(100)})).await;
+    assert!(!answer.chunk().await.unwrap().unwrap().is_empty(), "the first piece does not wait for the second");
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_broken_for_the_client() {
+    let house = house(plan()).await;
+    house.always(ONE, "cut=2000");
+    let answer = house.speak(100).await;
+    assert_eq!(answer.status(), 200);
+    assert!(answer.bytes().await.is_err(), "a broken answer must not look complete");
+    let records = house.records().await;
+    assert_eq!((&*records[0].verdict, records[0].credits), ("upstream_broke", 100));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_takes_its_request_along() {
+    let mut house = house(plan()).await;
+    assert!(house.running.first_round(Duration::from_secs(30)).await);
+    house.always(ONE, "stall=3600s");
+    let mut stream = TcpStream::connect(house.running.address()).await.unwrap();
+    let body = r#"{"text":"hello"}"#;
+    let request = format!("POST {SPEECH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(request.as_bytes()).await.unwrap();
+    until(|| house.simulator.ledger().totals.in_flight == 1).await;
+    drop(stream);
+    until(|| house.simulator.ledger().totals.in_flight == 0).await;
+    let records = house.records().await;
+    assert_eq!((records.len(), &*records[0].verdict, records[0].credits), (1, "client_left", 0));
+}
+
+/// Waits until it is so, looking again and again; the test's own limit is the bound.
+async fn until(is_so: impl Fn() -> bool) {
+    let looking = async {
+        while !is_so() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), looking).await.expect("it never came to be so");
+}
+
+#[tokio::test]
+async fn dangerous_paths_are_denied() {
+    let house = house(plan()).await;
+    let answer = house.post("/v1/workspaces/api-keys/disable?api_key_name=self", &json!({})).await;
+    assert_eq!((answer.status().as_u16(), &answer.headers()["x-keychoir-error"]), (403, &"path_denied".parse().unwrap()));
+    assert_eq!(house.hits(&[ONE, TWO]), [0, 0]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_socket_is_told_that_there_are_none_yet() {
+    let house = house(plan()).await;
+    let answer = raw(
+        &house,
+        "GET /v1/text-to-speech/x/stream-input HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+         sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n\r\n",
+    )
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 501"), "{answer}");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_client_with_a_token_is_known_by_its_name_and_others_stay_outside() {
+    let app = ClientConfig { name: "app".to_owned(), token: Fingerprint::of(CLIENT_TOKEN) };
+    let house = house_with(plan(), |config| config.clients = vec![app]).await;
+    assert_eq!(house.speak(5).await.status(), 200);
+    for (request, code) in [
+        (house.client.get(format!("{}/v1/voices", house.url)), "client_token_missing"),
+        (house.client.get(format!("{}/v1/voices", house.url)).header("xi-api-key", "wrong"), "client_token_wrong"),
+        (house.client.get(format!("{}/api/elevenlabs-status", house.url)), "client_token_missing"),
+    ] {
+        let answer = request.send().await.unwrap();
+        assert_eq!((answer.status().as_u16(), answer.headers()["x-keychoir-error"].to_str().unwrap()), (401, code));
+    }
+    assert_eq!(house.get("/livez").await.status(), 200);
+    assert_eq!(house.hits(&[ONE, TWO]), [1, 0]);
+    let records = house.records().await;
+    assert_eq!((records.len(), &*records[0].client), (1, "app"));
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_not_there_is_said_to_be_so() {
+    let house = house_with(plan(), |config| {
+        // A port that was free a moment ago.
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        config.upstream.base_url = format!("http://{free}").parse().unwrap();
+    })
+    .await;
+    let answer = house.speak(5).await;
+    assert_eq!((answer.status().as_u16(), answer.headers()["x-keychoir-error"].to_str().unwrap()), (502, "upstream_unreachable"));
+    assert_eq!(house.statuses().await, ["active", "active"], "no key is to blame");
+    assert_eq!(house.get("/readyz").await.status(), 200);
+    house.close().await;
+}
