@@ -1,1 +1,129 @@
-//! To come.
+//! What Keychoir was told: flags over environment over file over defaults, resolved once at the
+//! start into types that cannot be wrong.
+//!
+//! Everything but `source` is a function of what was read there. All mistakes are found and told
+//! at once, each with its place and what to do; none of them, no warning and no `Debug` output
+//! contains a key or a token.
+
+mod resolve;
+
+mod document;
+mod setting;
+mod variables;
+
+mod clients;
+mod key_list;
+mod keys;
+
+mod base_url;
+mod choice;
+mod listen;
+mod sections;
+
+mod mask;
+mod problem;
+
+mod source;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+
+pub use base_url::{BaseUrl, Scheme};
+pub use choice::{LogFilter, LogFormat, Strategy};
+pub use clients::ClientConfig;
+pub use keys::{KeyConfig, KeySource};
+pub use listen::Listen;
+pub use problem::{Origin, Problem, Problems, Warning, WrongValue};
+pub use sections::{
+    AccessConfig, LogConfig, PoolConfig, ReplayConfig, ServerConfig, StorageConfig, UpstreamConfig,
+    WatchConfig,
+};
+
+use crate::secret::ApiKey;
+
+/// What the command line says, over everything else.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `--config FILE`; without it, `KEYCHOIR_CONFIG` may name one.
+    pub config_file: Option<PathBuf>,
+    /// `--listen HOST:PORT`.
+    pub listen: Option<String>,
+    /// Whether the command can do without keys.
+    pub keys: Need,
+}
+
+/// Whether something must be configured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Need {
+    /// Its lack is a mistake.
+    #[default]
+    Required,
+    /// Its lack is fine.
+    Optional,
+}
+
+/// A configuration without mistakes.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What counts.
+    pub config: Config,
+    /// What was mended or looks unintended.
+    pub warnings: Vec<Warning>,
+    /// The configuration file, if there is one.
+    pub file: Option<PathBuf>,
+}
+
+/// Reads the environment, the configuration file and the files that they name.
+///
+/// # Errors
+///
+/// All mistakes at once. The caller exits with 78.
+pub fn load(overrides: &Overrides) -> Result<Loaded, Problems> {
+    let environment = source::Environment::of_process();
+    resolve::resolve(overrides, &source::Sources { environment, read: &source::read_file })
+}
+
+/// Everything that can be set. The default has no keys.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// Where clients come in.
+    pub server: ServerConfig,
+    /// The provider.
+    pub upstream: UpstreamConfig,
+    /// Which key is taken.
+    pub pool: PoolConfig,
+    /// Sending again.
+    pub replay: ReplayConfig,
+    /// Asking for quotas.
+    pub watch: WatchConfig,
+    /// The books.
+    pub storage: StorageConfig,
+    /// The log.
+    pub log: LogConfig,
+    /// What clients may ask for.
+    pub access: AccessConfig,
+    /// The pool's keys in their order, each once.
+    pub keys: Vec<KeyConfig>,
+    /// Where the keys were found.
+    pub key_source: KeySource,
+    /// Who may use the pool; with none, no token is asked for.
+    pub clients: Vec<ClientConfig>,
+}
+
+impl Config {
+    /// All defaults around these keys and this upstream, but with the books in memory only: for
+    /// the demo and for tests, which must leave nothing behind.
+    #[must_use]
+    pub fn with_defaults(keys: Vec<ApiKey>, base_url: BaseUrl) -> Self {
+        let mut config = Self {
+            keys: keys.into_iter().map(KeyConfig::from).collect(),
+            key_source: KeySource::Caller,
+            ..Self::default()
+        };
+        config.upstream.base_url = base_url;
+        config.storage.is_ephemeral = true;
+        config
+    }
+}

@@ -1,0 +1,310 @@
+//! The provider's address, parsed strictly: what a request is sent to must not depend on how
+//! leniently some URL library reads a typing mistake.
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use super::mask::shown;
+use super::problem::WrongValue;
+
+/// How the upstream is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    /// In clear text: for a simulator or a gateway on the same machine.
+    Http,
+    /// Over TLS.
+    Https,
+}
+
+impl Scheme {
+    /// `http` or `https`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+
+    /// The port when none is written.
+    #[must_use]
+    pub fn default_port(self) -> u16 {
+        match self {
+            Self::Http => 80,
+            Self::Https => 443,
+        }
+    }
+}
+
+/// `https://host[:port][/prefix]`: no query, no fragment, no user, no slash at the end.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct BaseUrl {
+    scheme: Scheme,
+    host: String,
+    port: u16,
+    path_prefix: String,
+}
+
+impl BaseUrl {
+    /// http or https.
+    #[must_use]
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// The host in lower case, an IPv6 address without its brackets: ready to be looked up and to
+    /// be the name in a TLS handshake.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The port, the scheme's own when none was written.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What goes before every path: empty, or `/prefix` without a slash at the end.
+    #[must_use]
+    pub fn path_prefix(&self) -> &str {
+        &self.path_prefix
+    }
+
+    /// The value of a `Host` header: brackets around IPv6, no port when it is the scheme's own.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        if self.port == self.scheme.default_port() { host } else { format!("{host}:{}", self.port) }
+    }
+
+    /// Whether the host is this machine, as far as the text tells.
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        self.host == "localhost"
+            || self.host.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
+            || self.host.parse::<Ipv6Addr>().is_ok_and(|address| address.is_loopback())
+    }
+}
+
+impl Default for BaseUrl {
+    fn default() -> Self {
+        Self {
+            scheme: Scheme::Https,
+            host: "api.elevenlabs.io".into(),
+            port: 443,
+            path_prefix: String::new(),
+        }
+    }
+}
+
+impl fmt::Display for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}{}", self.scheme.as_str(), self.authority(), self.path_prefix)
+    }
+}
+
+impl FromStr for BaseUrl {
+    type Err = WrongValue;
+
+    fn from_str(text: &str) -> Result<Self, WrongValue> {
+        if let Some(odd) = text.chars().find(|character| !character.is_ascii_graphic() || *character == '\\')
+        {
+            return Err(WrongValue::new(format!("{odd:?} cannot be part of a URL")));
+        }
+        let (scheme, rest) = split_scheme(text)?;
+        // These may carry a credential: what is wrong is named without the value.
+        for (sign, part) in [('?', "a query"), ('#', "a fragment"), ('@', "a user name or password")] {
+            if rest.contains(sign) {
+                return Err(WrongValue::new(format!("a base URL has no {}", part.trim_start_matches("a ")))
+                    .advise(format!("leave `{sign}` and what belongs to it away")));
+            }
+        }
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let (host, port) = split_port(authority, text)?;
+        let url = Self {
+            scheme,
+            host: check_host(host)?,
+            port: port.unwrap_or_else(|| scheme.default_port()),
+            path_prefix: check_path(path)?,
+        };
+        if url.path_prefix == "/v1" {
+            let without = Self { path_prefix: String::new(), ..url };
+            return Err(WrongValue::new(
+                "the provider's paths begin with `/v1` already: it would be there twice",
+            )
+            .suggest(Some(without)));
+        }
+        Ok(url)
+    }
+}
+
+fn split_scheme(text: &str) -> Result<(Scheme, &str), WrongValue> {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        let wrong = WrongValue::new(format!("{} has no http:// or https://", shown(text)));
+        let near = format!("https://{text}");
+        return Err(wrong.suggest(near.parse::<BaseUrl>().ok()));
+    };
+    match scheme.to_ascii_lowercase().as_str() {
+        "http" => Ok((Scheme::Http, rest)),
+        "https" => Ok((Scheme::Https, rest)),
+        other => {
+            let wrong = WrongValue::new(format!("{} is not http or https", shown(scheme)));
+            let near = match other {
+                "wss" => format!("https://{rest}"),
+                "ws" => format!("http://{rest}"),
+                _ => return Err(wrong.advise("write a URL like https://api.elevenlabs.io")),
+            };
+            Err(wrong.advise("sockets go to the same base URL").suggest(near.parse::<BaseUrl>().ok()))
+        }
+    }
+}
+
+fn split_port<'a>(authority: &'a str, text: &str) -> Result<(&'a str, Option<u16>), WrongValue> {
+    let after_brackets = authority.rfind(']').map_or(0, |bracket| bracket + 1);
+    let Some(colon) = authority[after_brackets..].find(':').map(|index| after_brackets + index) else {
+        return Ok((authority, None));
+    };
+    let (host, port) = (&authority[..colon], &authority[colon + 1..]);
+    match port.parse() {
+        Ok(port) if port > 0 && !authority[colon + 1..].starts_with('+') => Ok((host, Some(port))),
+        _ => Err(WrongValue::new(format!("{} has no usable port", shown(text)))
+            .advise("write a port from 1 to 65535, or none")),
+    }
+}
+
+fn check_host(host: &str) -> Result<String, WrongValue> {
+    if let Some(inner) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        return match inner.parse::<Ipv6Addr>() {
+            Ok(address) => Ok(address.to_string()),
+            Err(_) => Err(WrongValue::new(format!("{} is no IPv6 address", shown(inner)))),
+        };
+    }
+    let wrong = || WrongValue::new(format!("{} is no host name", shown(host)));
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    };
+    if host.is_empty() {
+        return Err(WrongValue::new("the URL has no host"));
+    }
+    if host.len() > 253 || !host.split('.').all(is_label) {
+        return Err(wrong());
+    }
+    // A name whose last label is a number would be read as an IPv4 address by some and not by others.
+    let looks_numeric =
+        host.rsplit('.').next().is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()));
+    if looks_numeric && host.parse::<Ipv4Addr>().is_err() {
+        return Err(WrongValue::new(format!("{} is no IPv4 address", shown(host))));
+    }
+    Ok(host.to_ascii_lowercase())
+}
+
+fn check_path(path: &str) -> Result<String, WrongValue> {
+    let prefix = path.strip_suffix('/').unwrap_or(path);
+    let is_plain = |segment: &str| {
+        !matches!(segment, "" | "." | "..")
+            && segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:".contains(&byte))
+    };
+    if prefix.is_empty() || prefix.split('/').skip(1).all(is_plain) {
+        return Ok(prefix.to_owned());
+    }
+    Err(WrongValue::new(format!("{} is no plain path prefix", shown(path)))
+        .advise("write letters, digits and `-._~` between single slashes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: &str) {
+        let printed = match text.parse::<BaseUrl>() {
+            Ok(url) => url.to_string(),
+            Err(wrong) => format!("! {wrong}"),
+        };
+        assert_eq!(printed, expected);
+    }
+
+    #[test]
+    fn a_url_is_read_and_written_in_its_shortest_form() {
+        check("https://api.elevenlabs.io", "https://api.elevenlabs.io");
+        check("HTTPS://API.ElevenLabs.io/", "https://api.elevenlabs.io");
+        check("https://host:443", "https://host");
+        check("http://host:443", "http://host:443");
+        check("http://127.0.0.1:8080/tts/eu/", "http://127.0.0.1:8080/tts/eu");
+        check("http://[0:0::1]:9", "http://[::1]:9");
+        assert_eq!(BaseUrl::default(), "https://api.elevenlabs.io".parse().unwrap());
+    }
+
+    #[test]
+    fn the_parts_are_ready_for_their_use() {
+        let url: BaseUrl = "http://[::1]:9/a".parse().unwrap();
+        assert_eq!((url.scheme(), url.host(), url.port(), url.path_prefix()), (Scheme::Http, "::1", 9, "/a"));
+        assert_eq!(url.authority(), "[::1]:9");
+        assert!(url.is_loopback());
+        assert!(!BaseUrl::default().is_loopback());
+    }
+
+    #[test]
+    fn a_missing_or_other_scheme_is_guessed() {
+        check(
+            "api.elevenlabs.io",
+            "! `api.elevenlabs.io` has no http:// or https://; did you mean `https://api.elevenlabs.io`?",
+        );
+        check(
+            "wss://host",
+            "! `wss` is not http or https; sockets go to the same base URL; did you mean `https://host`?",
+        );
+        check("ftp://host", "! `ftp` is not http or https; write a URL like https://api.elevenlabs.io");
+    }
+
+    #[test]
+    fn ports_go_from_1_to_65535() {
+        check("http://h:1", "http://h:1");
+        check("http://h:65535", "http://h:65535");
+        for text in ["http://h:0", "http://h:65536", "http://h:", "http://h:x", "http://h:+5", "http://::1"] {
+            check(text, &format!("! `{text}` has no usable port; write a port from 1 to 65535, or none"));
+        }
+    }
+
+    #[test]
+    fn what_could_carry_a_credential_is_refused_without_showing_it() {
+        check(
+            "https://me:hunter2@host",
+            "! a base URL has no user name or password; leave `@` and what belongs to it away",
+        );
+        check("https://h/?hunter2", "! a base URL has no query; leave `?` and what belongs to it away");
+        check("https://h#hunter2", "! a base URL has no fragment; leave `#` and what belongs to it away");
+    }
+
+    #[test]
+    fn hosts_and_paths_are_plain() {
+        check("https://", "! the URL has no host");
+        check("https:///x", "! the URL has no host");
+        check("https://a..b", "! `a..b` is no host name");
+        check("https://-a", "! `-a` is no host name");
+        check("https://1.2.3", "! `1.2.3` is no IPv4 address");
+        check("https://[::g]", "! `::g` is no IPv6 address");
+        check("https://a b", "! ' ' cannot be part of a URL");
+        for path in ["/a//b", "/..", "/a/./b", "//", "/%2e"] {
+            check(
+                &format!("https://h{path}"),
+                &format!(
+                    "! `{path}` is no plain path prefix; write letters, digits and `-._~` between single slashes"
+                ),
+            );
+        }
+    }
+
+    #[test]
+    fn the_version_is_not_part_of_the_base() {
+        let advice = "! the provider's paths begin with `/v1` already: it would be there twice; did you mean `https://h`?";
+        check("https://h/v1", advice);
+        check("https://h/v1/", advice);
+        check("https://h/proxy/v1", "https://h/proxy/v1");
+    }
+}

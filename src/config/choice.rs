@@ -1,0 +1,180 @@
+//! Values that are one of a few words, and the filter of the log.
+
+use std::fmt;
+use std::str::FromStr;
+
+use tracing_subscriber::filter::{LevelFilter, Targets};
+
+use super::mask::shown;
+use super::problem::{WrongValue, nearest};
+
+/// How the key of a request is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Strategy {
+    /// The first key until it is used up, then the next.
+    FillFirst,
+}
+
+impl Strategy {
+    const ALL: [(&'static str, Self); 1] = [("fill-first", Self::FillFirst)];
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum LogFormat {
+    /// Lines for people on a terminal, JSON elsewhere.
+    #[default]
+    Auto,
+    /// Lines for people, with emoji.
+    Terminal,
+    /// Lines for people, in ASCII.
+    Ascii,
+    /// One JSON object a line.
+    Json,
+}
+
+impl LogFormat {
+    const ALL: [(&'static str, Self); 4] =
+        [("auto", Self::Auto), ("terminal", Self::Terminal), ("ascii", Self::Ascii), ("json", Self::Json)];
+}
+
+/// Writes `Display` and `FromStr` from the list of words.
+macro_rules! words {
+    ($choice:ident, $noun:literal) => {
+        impl fmt::Display for $choice {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let word = Self::ALL.iter().find(|(_, choice)| choice == self).map(|(word, _)| *word);
+                f.write_str(word.unwrap_or_default())
+            }
+        }
+
+        impl FromStr for $choice {
+            type Err = WrongValue;
+
+            fn from_str(text: &str) -> Result<Self, WrongValue> {
+                if let Some((_, choice)) = Self::ALL.iter().find(|(word, _)| *word == text) {
+                    return Ok(*choice);
+                }
+                let words = Self::ALL.map(|(word, _)| word);
+                let listed = words.map(|word| format!("`{word}`")).join(", ");
+                Err(WrongValue::new(format!("there is no {} {}", $noun, shown(text)))
+                    .advise(format!("there is {listed}"))
+                    .suggest(nearest(&text.to_lowercase().replace('_', "-"), words)))
+            }
+        }
+    };
+}
+
+words!(Strategy, "strategy");
+words!(LogFormat, "log format");
+
+/// A level, or targets with levels: `info`, `info,keychoir::pool=debug`. Always readable as
+/// `tracing_subscriber::filter::Targets`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogFilter(String);
+
+impl LogFilter {
+    /// The text, without spaces between its parts.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for LogFilter {
+    fn default() -> Self {
+        Self("info".into())
+    }
+}
+
+impl fmt::Display for LogFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for LogFilter {
+    type Err = WrongValue;
+
+    fn from_str(text: &str) -> Result<Self, WrongValue> {
+        const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+        // A space would become part of a target's name, which then matches nothing.
+        let text = text.split(',').map(str::trim).collect::<Vec<_>>().join(",");
+        for directive in text.split(',') {
+            // `debgu` alone is a target to tracing, with everything on: nobody means that here.
+            let level = directive.split_once('=').map_or(directive, |(_, level)| level);
+            if level.parse::<LevelFilter>().is_err() || level.is_empty() {
+                return Err(WrongValue::new(format!("there is no log level {}", shown(level)))
+                    .advise(format!(
+                        "write one of {}, or TARGET=LEVEL, separated by commas",
+                        LEVELS.join(", ")
+                    ))
+                    .suggest(nearest(&level.trim().to_lowercase(), LEVELS)));
+            }
+        }
+        match text.parse::<Targets>() {
+            Ok(_) => Ok(Self(text)),
+            Err(_) => Err(WrongValue::new(format!("{} is no log filter", shown(&text)))
+                .advise("write for example `info` or `info,keychoir::pool=debug`")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check<T: FromStr<Err = WrongValue> + fmt::Display>(text: &str, expected: &str) {
+        let printed = match text.parse::<T>() {
+            Ok(value) => value.to_string(),
+            Err(wrong) => format!("! {wrong}"),
+        };
+        assert_eq!(printed, expected);
+    }
+
+    #[test]
+    fn every_word_is_read_back() {
+        Strategy::ALL.iter().for_each(|(word, _)| check::<Strategy>(word, word));
+        LogFormat::ALL.iter().for_each(|(word, _)| check::<LogFormat>(word, word));
+    }
+
+    #[test]
+    fn an_unknown_word_lists_what_there_is() {
+        check::<Strategy>("round-robin", "! there is no strategy `round-robin`; there is `fill-first`");
+        check::<Strategy>(
+            "Fill_first",
+            "! there is no strategy `Fill_first`; there is `fill-first`; did you mean `fill-first`?",
+        );
+        check::<LogFormat>(
+            "jsn",
+            "! there is no log format `jsn`; there is `auto`, `terminal`, `ascii`, `json`; did you mean `json`?",
+        );
+    }
+
+    #[test]
+    fn levels_and_targets_are_read() {
+        for text in ["info", "off", "WARN", "info,keychoir::pool=debug"] {
+            check::<LogFilter>(text, text);
+        }
+        check::<LogFilter>(" info , keychoir::pool=debug", "info,keychoir::pool=debug");
+    }
+
+    #[test]
+    fn a_misspelt_level_is_no_target() {
+        let list = "write one of off, error, warn, info, debug, trace, or TARGET=LEVEL, separated by commas";
+        check::<LogFilter>(
+            "debgu",
+            &format!("! there is no log level `debgu`; {list}; did you mean `debug`?"),
+        );
+        check::<LogFilter>(
+            "info,x=wran",
+            &format!("! there is no log level `wran`; {list}; did you mean `warn`?"),
+        );
+        check::<LogFilter>("info,", &format!("! there is no log level ``; {list}"));
+        check::<LogFilter>(
+            "a=b=info",
+            &format!("! there is no log level `b=info`; {list}; did you mean `info`?"),
+        );
+    }
+}

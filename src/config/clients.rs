@@ -1,0 +1,100 @@
+//! Who may use the pool. Only fingerprints of tokens are kept: the token itself is forgotten as
+//! soon as it is read.
+
+use std::collections::HashMap;
+
+use super::document::Entry;
+use super::keys::{check_name, secret_file};
+use super::problem::{Problem, Warning, WrongValue};
+use super::setting::Folders;
+use super::source::Sources;
+use crate::secret::Fingerprint;
+
+/// A shorter token could be guessed.
+const TOKEN_CHARS_ADVISED: usize = 16;
+
+/// A client and how it is recognised.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientConfig {
+    /// Its name in logs, metrics and the books: 1 to 64 of `a`-`z`, `0`-`9`, `-`, `_`.
+    pub name: String,
+    /// SHA-256 of its token.
+    pub token: Fingerprint,
+}
+
+/// The clients of the `[[clients]]` entries.
+pub(super) fn read(
+    sources: &Sources<'_>,
+    entries: &[Entry<'_>],
+    folders: Folders<'_>,
+    problems: &mut Vec<Problem>,
+    warnings: &mut Vec<Warning>,
+) -> Vec<ClientConfig> {
+    let mut clients = Vec::new();
+    let mut names: HashMap<&str, usize> = HashMap::new();
+    let mut tokens: HashMap<Fingerprint, usize> = HashMap::new();
+    for (index, entry) in entries.iter().enumerate() {
+        entry.check_names(&["name", "token", "token_file", "token_sha256"], problems);
+        let name = entry.one_of(&["name"], problems);
+        if let Some((_, name, place)) = &name {
+            problems.extend(check_name(name).err().map(|wrong| place.problem(wrong)));
+            if let Some(first) = names.insert(name, index) {
+                let what = format!("client {} has the same name as client {}", index + 1, first + 1);
+                problems.push(place.problem(WrongValue::new(what).advise("give each client its own name")));
+            }
+        }
+        let fields = ["token_sha256", "token_file", "token"];
+        let Some((field, text, place)) = entry.one_of(&fields, problems) else { continue };
+        let token = match field {
+            "token_sha256" => Fingerprint::parse(text).ok_or_else(|| no_fingerprint(text)),
+            "token_file" => secret_file(sources, folders, text).and_then(|text| plain_token(text.trim())),
+            _ => plain_token(text),
+        };
+        let token = match token {
+            Ok(token) => token,
+            Err(wrong) => {
+                problems.push(place.problem(wrong));
+                continue;
+            }
+        };
+        if field == "token" && text.chars().count() < TOKEN_CHARS_ADVISED {
+            let what = format!(
+                "the token of client {} is short: {TOKEN_CHARS_ADVISED} random characters are safer",
+                index + 1
+            );
+            warnings.push(place.warning(what));
+        }
+        if let Some(first) = tokens.insert(token, index) {
+            let what = format!("client {} has the same token as client {}", index + 1, first + 1);
+            problems.push(place.problem(WrongValue::new(what).advise("give each client its own token")));
+        }
+        if let Some((_, name, _)) = name {
+            clients.push(ClientConfig { name: name.to_owned(), token });
+        }
+    }
+    clients
+}
+
+/// The fingerprint of a token that a header can carry.
+fn plain_token(text: &str) -> Result<Fingerprint, WrongValue> {
+    if text.is_empty() {
+        return Err(WrongValue::new("the token is empty"));
+    }
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let what = "the token has a space, a control character or a letter beyond ASCII";
+        return Err(
+            WrongValue::new(what).advise("a header could not carry it: write letters, digits and signs")
+        );
+    }
+    Ok(Fingerprint::of(text))
+}
+
+/// Says what is wrong with `text` by its length only: it may be the token itself.
+fn no_fingerprint(text: &str) -> WrongValue {
+    let what = match text.chars().count() {
+        64 => "this has other characters than hexadecimal digits".to_owned(),
+        count => format!("this has {count} characters, a SHA-256 has 64"),
+    };
+    WrongValue::new(what)
+        .advise("write the output of `printf %s TOKEN | sha256sum`, or the token itself as `token`")
+}

@@ -1,0 +1,245 @@
+//! The TOML file as settings and entries, each with its place. Nothing is judged here but the
+//! shape: what the values mean is for `setting`, `keys` and `clients`.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::Path;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::mask::shown;
+use super::problem::{Origin, Place, Problem, WrongValue, nearest};
+use super::setting::{self, Raw, Setting};
+
+/// A parsed file. After syntax errors it holds what could still be understood.
+pub(super) struct Document<'a> {
+    path: &'a Path,
+    text: &'a str,
+    root: DeTable<'a>,
+    broken_lines: BTreeSet<usize>,
+}
+
+/// A value with its setting.
+pub(super) struct Given<'a> {
+    pub(super) setting: &'static Setting,
+    pub(super) value: &'a DeValue<'a>,
+    pub(super) place: Place,
+}
+
+/// What a file gives.
+#[derive(Default)]
+pub(super) struct Contents<'a> {
+    pub(super) settings: Vec<Given<'a>>,
+    pub(super) keys: Vec<Entry<'a>>,
+    pub(super) clients: Vec<Entry<'a>>,
+}
+
+/// One `[[keys]]` or `[[clients]]` entry.
+pub(super) struct Entry<'a> {
+    document: &'a Document<'a>,
+    table: &'a DeTable<'a>,
+    /// Its header.
+    pub(super) place: Place,
+}
+
+impl<'a> Document<'a> {
+    /// Parses as much as can be; the syntax errors go to `problems`.
+    pub(super) fn parse(path: &'a Path, text: &'a str, problems: &mut Vec<Problem>) -> Self {
+        let (root, errors) = DeTable::parse_recoverable(text);
+        let mut broken_lines = BTreeSet::new();
+        for error in errors {
+            let span = error.span().unwrap_or_default();
+            let place = Place::in_toml(path, text, span.clone());
+            if let Origin::Line { line, .. } = place.origin {
+                broken_lines.extend(lines_spoiled_from(text, line));
+            }
+            problems.push(place.problem(syntax_error(error.message(), text.get(span).unwrap_or_default())));
+        }
+        Self { path, text, root: root.into_inner(), broken_lines }
+    }
+
+    /// Whether the whole file was understood, so that what is not in it is missing.
+    pub(super) fn is_sound(&self) -> bool {
+        self.broken_lines.is_empty()
+    }
+
+    /// Whether a problem stands in a line that the parser only guessed at, and may be its guess.
+    pub(super) fn is_guess(&self, problem: &Problem) -> bool {
+        matches!(problem.origin(), Origin::Line { path, line, .. } if path == self.path && self.broken_lines.contains(line))
+    }
+
+    /// Sorts everything in the file into settings and entries.
+    pub(super) fn contents(&'a self, problems: &mut Vec<Problem>) -> Contents<'a> {
+        let mut contents = Contents::default();
+        for (name, value) in &self.root {
+            match name.get_ref().as_ref() {
+                "keys" => contents.keys = self.entries("keys", "key", value, problems),
+                "clients" => contents.clients = self.entries("clients", "token_sha256", value, problems),
+                section if setting::is_section(section) => match value.get_ref().as_table() {
+                    Some(table) => self.section(section, table, &mut contents.settings, problems),
+                    None => {
+                        let wrong = setting::wrong_type(value.get_ref(), "a table");
+                        problems.push(self.place(value.span()).problem(wrong));
+                    }
+                },
+                unknown => {
+                    problems.push(self.place(name.span()).problem(unknown_section(unknown, value.get_ref())))
+                }
+            }
+        }
+        contents
+    }
+
+    fn section(
+        &'a self,
+        section: &str,
+        table: &'a DeTable<'a>,
+        settings: &mut Vec<Given<'a>>,
+        problems: &mut Vec<Problem>,
+    ) {
+        for (name, value) in table {
+            match setting::find(&format!("{section}.{}", name.get_ref())) {
+                Some(setting) => {
+                    settings.push(Given { setting, value: value.get_ref(), place: self.place(value.span()) });
+                }
+                None => {
+                    problems.push(self.place(name.span()).problem(unknown_setting(section, name.get_ref())))
+                }
+            }
+        }
+    }
+
+    fn entries(
+        &'a self,
+        name: &str,
+        field: &str,
+        value: &'a Spanned<DeValue<'a>>,
+        problems: &mut Vec<Problem>,
+    ) -> Vec<Entry<'a>> {
+        let wrong = || {
+            WrongValue::new(format!("`{name}` should be a list of tables")).advise(format!(
+                "write [[{name}]], with two brackets, and `{field} = …` below it, once for each"
+            ))
+        };
+        let DeValue::Array(items) = value.get_ref() else {
+            problems.push(self.place(value.span()).problem(wrong()));
+            return Vec::new();
+        };
+        let mut entries = Vec::new();
+        for item in items {
+            let place = self.place(item.span());
+            match item.get_ref().as_table() {
+                Some(table) => entries.push(Entry { document: self, table, place }),
+                None => problems.push(place.problem(wrong())),
+            }
+        }
+        entries
+    }
+
+    fn place(&self, span: Range<usize>) -> Place {
+        Place::in_toml(self.path, self.text, span)
+    }
+}
+
+impl<'a> Entry<'a> {
+    /// Reports every field that is not one of `known`.
+    pub(super) fn check_names(&self, known: &[&'static str], problems: &mut Vec<Problem>) {
+        for name in self.table.keys().filter(|name| !known.contains(&name.get_ref().as_ref())) {
+            let place = self.document.place(name.span());
+            let wrong = WrongValue::new(format!("unknown key {}", shown(name.get_ref())));
+            problems.push(place.problem(wrong.suggest(nearest(name.get_ref(), known))));
+        }
+    }
+
+    /// The text of a field with its place, when it is there and a text.
+    pub(super) fn text(&self, name: &str, problems: &mut Vec<Problem>) -> Option<(&'a str, Place)> {
+        let value = self.table.get(name)?;
+        let place = self.document.place(value.span());
+        match setting::text(Raw::Toml(value.get_ref())) {
+            Ok(text) => Some((text, place)),
+            Err(wrong) => {
+                problems.push(place.problem(wrong));
+                None
+            }
+        }
+    }
+
+    /// The text of the one field of `names` that must be there, with its name and place.
+    pub(super) fn one_of<'n>(
+        &self,
+        names: &[&'n str],
+        problems: &mut Vec<Problem>,
+    ) -> Option<(&'n str, &'a str, Place)> {
+        let listed = names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" or ");
+        let given: Vec<&str> = names.iter().copied().filter(|name| self.table.contains_key(*name)).collect();
+        match given.as_slice() {
+            // In a broken file it may be there and not understood.
+            [] if !self.document.is_sound() => None,
+            [] => {
+                problems.push(self.place.problem(WrongValue::new(format!("this entry has no {listed}"))));
+                None
+            }
+            [name] => self.text(name, problems).map(|(text, place)| (*name, text, place)),
+            [first, second, ..] => {
+                let wrong = WrongValue::new(format!("this entry has `{first}` and `{second}`"));
+                problems.push(self.place.problem(wrong.advise(format!("give one of {listed}"))));
+                None
+            }
+        }
+    }
+}
+
+/// The lines that mean something else because `line` could not be understood: itself, and below a
+/// broken header everything up to the next.
+fn lines_spoiled_from(text: &str, line: usize) -> Range<usize> {
+    let is_header = |text: &str| text.trim_start().starts_with('[');
+    let mut rest = text.lines().skip(line - 1);
+    if !rest.next().is_some_and(is_header) {
+        return line..line + 1;
+    }
+    line..line + 1 + rest.take_while(|text| !is_header(text)).count()
+}
+
+/// Says a parser's message in our form. `text` is what it points at.
+fn syntax_error(message: &str, text: &str) -> WrongValue {
+    if message == "duplicate key" {
+        return WrongValue::new(format!("{} is given twice", shown(text))).advise("keep one of them");
+    }
+    let (what, expected) = message.split_once(", expected ").unwrap_or((message, ""));
+    // A bare word, address or URL is read as whatever its first character could start.
+    let is_bare = ["quoted", "float", "integer", "date", "time", "leading zero", "boolean"];
+    let wrong = WrongValue::new(what);
+    if is_bare.iter().any(|kind| what.contains(kind)) {
+        return wrong.advise("a text is written in quotes, a number in digits only");
+    }
+    if expected.is_empty() { wrong } else { wrong.advise(format!("expected {expected}")) }
+}
+
+fn unknown_setting(section: &str, name: &str) -> WrongValue {
+    let wrong = WrongValue::new(format!("unknown key {} in [{section}]", shown(name)));
+    if let Some(elsewhere) = setting::of_name(name) {
+        return wrong.advise(format!("`{name}` belongs in [{}]", elsewhere.section()));
+    }
+    let siblings = setting::TABLE.iter().filter(|setting| setting.section() == section).map(Setting::name);
+    let near = nearest(name, siblings).map(str::to_owned);
+    wrong.suggest(near.or_else(|| nearest_path(name)))
+}
+
+fn unknown_section(name: &str, value: &DeValue<'_>) -> WrongValue {
+    let is_table = matches!(value, DeValue::Table(_) | DeValue::Array(_));
+    let wrong =
+        WrongValue::new(format!("unknown {} {}", if is_table { "section" } else { "key" }, shown(name)));
+    if let Some(setting) = setting::of_name(name) {
+        return wrong.advise(format!("`{name}` belongs in [{}]", setting.section()));
+    }
+    let sections = setting::TABLE.iter().map(Setting::section).chain(["keys", "clients"]);
+    let near = nearest(name, sections).map(str::to_owned);
+    wrong.suggest(near.or_else(|| nearest_path(name)))
+}
+
+/// The whole path of a setting anywhere whose name is near.
+fn nearest_path(name: &str) -> Option<String> {
+    let near = nearest(name, setting::TABLE.iter().map(Setting::name))?;
+    setting::of_name(near).map(|setting| setting.path.to_owned())
+}

@@ -1,0 +1,264 @@
+//! The keys of the pool and where they were found. One place gives them all: lists that add up
+//! would leave nobody able to say which keys are in use.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use super::document::Entry;
+use super::key_list::{self, Form, KeyList};
+use super::mask::{looks_secret, shown};
+use super::problem::{Origin, Place, Problem, Warning, WrongValue};
+use super::setting::Folders;
+use super::source::{Sources, Unreadable};
+use crate::secret::ApiKey;
+
+const LIST: &str = "ELEVENLABS_API_KEYS";
+const LIST_FILE: &str = "ELEVENLABS_API_KEYS_FILE";
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+const CREDENTIAL: &str = "elevenlabs_api_keys";
+
+/// One key of the pool.
+#[derive(Clone, Debug)]
+pub struct KeyConfig {
+    /// The key.
+    pub key: ApiKey,
+    /// What its owner calls it.
+    pub name: Option<String>,
+    /// Keys of one workspace share its credits.
+    pub workspace: Option<String>,
+}
+
+impl From<ApiKey> for KeyConfig {
+    fn from(key: ApiKey) -> Self {
+        Self { key, name: None, workspace: None }
+    }
+}
+
+/// Where the keys were found. Prints as the end of `Loaded 2 ElevenLabs API keys from …`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum KeySource {
+    /// There are none.
+    #[default]
+    Nowhere,
+    /// `ELEVENLABS_API_KEYS`.
+    Variable,
+    /// The file that `ELEVENLABS_API_KEYS_FILE` names.
+    ListFile(PathBuf),
+    /// `elevenlabs_api_keys` among the credentials of the service.
+    Credential(PathBuf),
+    /// The `[[keys]]` of the configuration file.
+    ConfigFile(PathBuf),
+    /// The caller gave them: the demo, a test.
+    Caller,
+}
+
+impl fmt::Display for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nowhere => f.write_str("nowhere"),
+            Self::Variable => f.write_str(LIST),
+            Self::ListFile(path) | Self::Credential(path) | Self::ConfigFile(path) => {
+                write!(f, "{}", path.display())
+            }
+            Self::Caller => f.write_str("memory"),
+        }
+    }
+}
+
+/// The keys, and what was noticed while looking for them.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) keys: Vec<KeyConfig>,
+    pub(super) source: KeySource,
+    pub(super) problems: Vec<Problem>,
+    pub(super) warnings: Vec<Warning>,
+}
+
+/// Looks for the keys: the variable, the file it names, the service's credential, and the
+/// `[[keys]]` of the configuration file `file`, whose folder is in `folders`.
+pub(super) fn find(
+    sources: &Sources<'_>,
+    file: Option<PathBuf>,
+    entries: &[Entry<'_>],
+    folders: Folders<'_>,
+) -> Found {
+    let mut found = Found::default();
+    // The places that give keys, in the order they are asked; the first counts.
+    let mut givers = Vec::new();
+    if let Some(text) = sources.environment.value(LIST) {
+        givers.push(KeySource::Variable);
+        let place = Place::of(Origin::Variable(LIST.to_owned()));
+        found.take(key_list::parse(text, Form::Variable), &place);
+    }
+    if let Some(path) = sources.environment.value(LIST_FILE) {
+        let is_first = givers.is_empty();
+        givers.push(KeySource::ListFile(PathBuf::from(path)));
+        if is_first {
+            found.take_list_file(sources, path);
+        }
+    }
+    if let Some(folder) = sources.environment.value(CREDENTIALS) {
+        let path = PathBuf::from(folder).join(CREDENTIAL);
+        let is_first = givers.is_empty();
+        // A service may have other credentials than ours.
+        let text = Some((sources.read)(&path)).filter(|text| *text != Err(Unreadable::Missing));
+        if let Some(text) = text {
+            givers.push(KeySource::Credential(path.clone()));
+            let place = Place::of(Origin::File(path));
+            match text {
+                _ if !is_first => {}
+                Ok(text) => found.take(key_list::parse(&text, Form::File), &place),
+                Err(reason) => found.problems.push(place.problem(unreadable("the file", &reason))),
+            }
+        }
+    }
+    if let Some(file) = file.filter(|_| !entries.is_empty()) {
+        let is_first = givers.is_empty();
+        givers.push(KeySource::ConfigFile(file));
+        found.take_entries(sources, entries, folders, is_first);
+    }
+    let mut givers = givers.into_iter();
+    if let Some(first) = givers.next() {
+        for other in givers {
+            let place = match &other {
+                KeySource::ListFile(_) => Place::of(Origin::Variable(LIST_FILE.to_owned())),
+                KeySource::Credential(path) => Place::of(Origin::File(path.clone())),
+                KeySource::ConfigFile(path) => entries
+                    .first()
+                    .map_or_else(|| Place::of(Origin::File(path.clone())), |entry| entry.place.clone()),
+                KeySource::Nowhere | KeySource::Variable | KeySource::Caller => Place::of(Origin::Nowhere),
+            };
+            found.warnings.push(place.warning(format!("these keys are left out: {first} gives keys too")));
+        }
+        found.source = first;
+    }
+    found
+}
+
+impl Found {
+    fn take(&mut self, list: KeyList, place: &Place) {
+        let advice = "write the keys one after the other, separated by commas";
+        self.problems.extend(
+            list.mistakes.into_iter().map(|what| place.problem(WrongValue::new(what).advise(advice))),
+        );
+        self.warnings.extend(list.oddities.into_iter().map(|what| place.warning(what)));
+        self.keys.extend(list.keys.into_iter().map(KeyConfig::from));
+    }
+
+    fn take_list_file(&mut self, sources: &Sources<'_>, path: &str) {
+        let place = Place::of(Origin::Variable(LIST_FILE.to_owned()));
+        let folders = Folders { base: None, home: sources.environment.home() };
+        let path = match folders.file(path) {
+            Ok(path) => path,
+            Err(wrong) => return self.problems.push(place.problem(wrong)),
+        };
+        match (sources.read)(&path) {
+            Ok(text) => self.take(key_list::parse(&text, Form::File), &Place::of(Origin::File(path))),
+            Err(reason) => {
+                let named = shown(&path.to_string_lossy());
+                let wrong = unreadable(&named, &reason);
+                let is_key = looks_secret(&path.to_string_lossy());
+                self.problems.push(place.problem(wrong.suggest(is_key.then_some(LIST))));
+            }
+        }
+    }
+
+    /// Checks the entries; only when they count are their files read and their keys taken.
+    fn take_entries(
+        &mut self,
+        sources: &Sources<'_>,
+        entries: &[Entry<'_>],
+        folders: Folders<'_>,
+        counts: bool,
+    ) {
+        let mut names: HashMap<String, usize> = HashMap::new();
+        let mut keys = HashMap::new();
+        for (index, entry) in entries.iter().enumerate() {
+            entry.check_names(&["key", "key_file", "name", "workspace"], &mut self.problems);
+            let name = entry.text("name", &mut self.problems);
+            let workspace = entry.text("workspace", &mut self.problems);
+            for (text, place) in name.iter().chain(&workspace) {
+                self.problems.extend(check_name(text).err().map(|wrong| place.problem(wrong)));
+            }
+            if let Some((name, place)) = &name
+                && let Some(first) = names.insert((*name).to_owned(), index)
+            {
+                let what = format!("key {} has the same name as key {}", index + 1, first + 1);
+                self.problems.push(place.problem(WrongValue::new(what).advise("give each key its own name")));
+            }
+            let Some((field, text, place)) = entry.one_of(&["key", "key_file"], &mut self.problems) else {
+                continue;
+            };
+            let key = match field {
+                "key_file" if !counts => continue,
+                "key_file" => secret_file(sources, folders, text).and_then(|text| one_key(&text)),
+                _ => one_key(text),
+            };
+            match key {
+                Ok(key) => match keys.insert(key.fingerprint(), index) {
+                    _ if !counts => {}
+                    None => self.keys.push(KeyConfig {
+                        key,
+                        name: name.map(|(name, _)| name.to_owned()),
+                        workspace: workspace.map(|(workspace, _)| workspace.to_owned()),
+                    }),
+                    Some(first) => {
+                        let what =
+                            format!("key {} is the same as key {} ({})", index + 1, first + 1, key.short());
+                        self.warnings.push(place.warning(what));
+                    }
+                },
+                Err(wrong) => self.problems.push(place.problem(wrong)),
+            }
+        }
+    }
+}
+
+/// The only key in `text`.
+fn one_key(text: &str) -> Result<ApiKey, WrongValue> {
+    let list = key_list::parse(text, Form::File);
+    if list.keys.len() + list.mistakes.len() > 1 {
+        let wrong =
+            WrongValue::new("there is more than one key here").advise("write one [[keys]] entry for each");
+        return Err(wrong.advise(format!("or give all of them with {LIST_FILE}")));
+    }
+    match (list.keys.into_iter().next(), list.mistakes.into_iter().next()) {
+        (Some(key), _) => Ok(key),
+        (None, mistake) => Err(WrongValue::new(mistake.unwrap_or_default())),
+    }
+}
+
+/// The text of a file that an entry names. The name is not echoed: it may be the secret itself, in
+/// the wrong field.
+pub(super) fn secret_file(
+    sources: &Sources<'_>,
+    folders: Folders<'_>,
+    text: &str,
+) -> Result<String, WrongValue> {
+    let path = folders.file(text)?;
+    (sources.read)(&path).map_err(|reason| {
+        unreadable("the file", &reason)
+            .advise("a relative path starts at the folder of the configuration file")
+    })
+}
+
+pub(super) fn unreadable(what: &str, reason: &Unreadable) -> WrongValue {
+    WrongValue::new(format!("{what} cannot be read: {reason}"))
+}
+
+/// Names stand in logs, metrics and the books: short, plain, and never a secret in the wrong field.
+pub(super) fn check_name(name: &str) -> Result<(), WrongValue> {
+    let is_plain =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_';
+    if looks_secret(name) {
+        return Err(
+            WrongValue::new("this name looks like a key").advise("names are shown: write a short word")
+        );
+    }
+    if !(1..=64).contains(&name.len()) || !name.bytes().all(is_plain) {
+        return Err(WrongValue::new("this name is not plain")
+            .advise("write 1 to 64 of `a`-`z`, `0`-`9`, `-` and `_`"));
+    }
+    Ok(())
+}

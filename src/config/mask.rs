@@ -1,0 +1,134 @@
+//! What may be shown of text that people wrote into the configuration. Shown is only what is known
+//! to be harmless: a key pasted into the wrong place must not reach a terminal or a log either.
+
+use super::setting;
+
+const MASK: &str = "***";
+
+/// Names and values with one of these in them are taken for secrets.
+const SECRET_WORDS: [&str; 7] = ["key", "token", "secret", "pass", "cred", "auth", "bearer"];
+
+/// Values echoed in a message are cut here.
+const SHOWN_CHARS_MAX: usize = 60;
+
+/// `text` in backticks for a message, or a mask.
+pub(super) fn shown(text: &str) -> String {
+    if looks_secret(text) || text.contains('@') {
+        return format!("`{MASK}`");
+    }
+    let mut shown: String = text.chars().take(SHOWN_CHARS_MAX).flat_map(char::escape_debug).collect();
+    if text.chars().count() > SHOWN_CHARS_MAX {
+        shown.push('…');
+    }
+    format!("`{shown}`")
+}
+
+/// Whether `text` contains something of the shape of a key: `sk_…`, or a long run of letters and
+/// digits.
+pub(super) fn looks_secret(text: &str) -> bool {
+    let is_word = |character: char| character.is_ascii_alphanumeric() || character == '_';
+    text.split(|character| !is_word(character)).any(|run| {
+        run.get(..3).is_some_and(|head| head.eq_ignore_ascii_case("sk_"))
+            || (run.len() >= 20 && run.bytes().any(|byte| byte.is_ascii_digit()))
+    })
+}
+
+/// A line of a TOML file as it may be shown. `section` is the header above it, see [`section_at`].
+///
+/// Shown in full are headers and, in the known sections, names with values that look harmless.
+/// Everything else keeps its name and loses its value.
+pub(super) fn line(line: &str, section: Option<&str>) -> String {
+    let line = line.trim_end();
+    if looks_secret(line.split('=').next().unwrap_or_default()) {
+        return MASK.to_owned();
+    }
+    if let Some(header) = header_name(line) {
+        let is_plain = !header.contains(['"', '\'', '=', ',', '{']);
+        return if is_plain { line.to_owned() } else { MASK.to_owned() };
+    }
+    let Some((name, value)) = line.split_once('=') else {
+        return if line.trim().is_empty() { String::new() } else { MASK.to_owned() };
+    };
+    // A name above all headers says its section itself: `server.listen = …`, `server = { … }`.
+    let section = section.unwrap_or_else(|| name.split('.').next().unwrap_or_default().trim());
+    let is_harmless = setting::is_section(section)
+        && !has_secret_word(name)
+        && !has_secret_word(value)
+        && !looks_secret(value)
+        && !value.contains('@');
+    if is_harmless { line.to_owned() } else { format!("{name}= {MASK}") }
+}
+
+/// The name in the last header before the byte `line_start`; `None` above all headers.
+pub(super) fn section_at(text: &str, line_start: usize) -> Option<&str> {
+    text.get(..line_start)?.lines().rev().find_map(header_name)
+}
+
+fn header_name(line: &str) -> Option<&str> {
+    let inner = line.trim().strip_prefix('[')?;
+    let inner = inner.split('#').next().unwrap_or_default();
+    Some(inner.trim_start_matches('[').trim_end().trim_end_matches(']').trim())
+}
+
+fn has_secret_word(text: &str) -> bool {
+    let lower = text.to_ascii_lowercase();
+    SECRET_WORDS.iter().any(|word| lower.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How the last line of `text` is shown.
+    #[track_caller]
+    fn check(text: &str, expected: &str) {
+        let start = text.rfind('\n').map_or(0, |newline| newline + 1);
+        assert_eq!(line(&text[start..], section_at(text, start)), expected);
+    }
+
+    #[test]
+    fn settings_are_shown() {
+        check("[pool]\nstrateggy = \"fill-first\"", "strateggy = \"fill-first\"");
+        check("[ server ] # here\nlisten = 3", "listen = 3");
+        check("server.listen = 3", "server.listen = 3");
+        check("server = { listen = 3 }", "server = { listen = 3 }");
+        check("[polo]", "[polo]");
+    }
+
+    #[test]
+    fn what_belongs_to_no_known_section_is_not() {
+        check("anything = \"hunter2\"", "anything = ***");
+        check("[[keys]]\nname = \"hunter2\"", "name = ***");
+        check("[[clinets]]\ntokn = \"hunter2", "tokn = ***");
+        check("clients = [ { token = \"hunter2\" } ]", "clients = ***");
+        check("[[clients]]\n\"hunter2\"", "***");
+    }
+
+    #[test]
+    fn what_looks_like_a_secret_is_not_shown_anywhere() {
+        check("[pool]\napi_key = \"hunter2\"", "api_key = ***");
+        check("[pool]\nstrategy = \"sk_12\"", "strategy = ***");
+        check("[pool]\nstrategy = \"0123456789abcdef0123\"", "strategy = ***");
+        check("[upstream]\nbase_url = \"https://user:hunter2@host\"", "base_url = ***");
+        check("[pool]\nsk_12 = 3", "***");
+        check("[\"sk_12\"]", "***");
+    }
+
+    #[test]
+    fn messages_echo_only_harmless_values() {
+        assert_eq!(shown("fil-first"), "`fil-first`");
+        assert_eq!(shown("a\nb"), "`a\\nb`");
+        assert_eq!(shown("desk_lamp"), "`desk_lamp`");
+        assert_eq!(shown("sk_12"), "`***`");
+        assert_eq!(shown("x SK_12"), "`***`");
+        assert_eq!(shown("https://a:b@host"), "`***`");
+        assert_eq!(shown(&"ab ".repeat(30)).chars().count(), 63);
+    }
+
+    #[test]
+    fn a_run_of_twenty_with_a_digit_is_a_secret() {
+        assert!(looks_secret("0bcdefghijklmnopqrst"));
+        assert!(!looks_secret("0bcdefghijklmnopqrs"));
+        assert!(!looks_secret("abcdefghijklmnopqrst"));
+    }
+}

@@ -1,0 +1,347 @@
+//! How a mistake is told: where it is, what is wrong, what to do. Separate from the rules, so that
+//! every mistake reads alike and nothing but [`Excerpt`] ever prints a line of somebody's file.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::mask;
+
+/// Where a value was given. The order is the order of the report.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// A flag of the command line, with its dashes.
+    Flag(&'static str),
+    /// A place in a file; line and column count from 1, the column in characters.
+    Line {
+        /// The file, as it was named.
+        path: PathBuf,
+        /// The line.
+        line: usize,
+        /// The column.
+        column: usize,
+    },
+    /// A file as a whole.
+    File(PathBuf),
+    /// An environment variable.
+    Variable(String),
+    /// Nowhere: something is missing.
+    Nowhere,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag(name) => f.write_str(name),
+            Self::Line { path, line, column } => write!(f, "{}:{line}:{column}", path.display()),
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Variable(name) => f.write_str(name),
+            Self::Nowhere => f.write_str("configuration"),
+        }
+    }
+}
+
+/// What is wrong with a value, and what to write instead. Does not know where the value stood, and
+/// holds nothing that may be a secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrongValue {
+    what: String,
+    advice: Vec<String>,
+}
+
+impl WrongValue {
+    pub(super) fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into(), advice: Vec::new() }
+    }
+
+    /// Adds a line that says what to do.
+    #[must_use]
+    pub(super) fn advise(mut self, advice: impl Into<String>) -> Self {
+        self.advice.push(advice.into());
+        self
+    }
+
+    /// Adds a line only when there is something near to suggest.
+    #[must_use]
+    pub(super) fn suggest(self, near: Option<impl fmt::Display>) -> Self {
+        match near {
+            Some(near) => self.advise(format!("did you mean `{near}`?")),
+            None => self,
+        }
+    }
+}
+
+impl fmt::Display for WrongValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        self.advice.iter().try_for_each(|advice| write!(f, "; {advice}"))
+    }
+}
+
+impl std::error::Error for WrongValue {}
+
+/// Where something stands, with the line to show if it is in a file.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) origin: Origin,
+    excerpt: Option<Excerpt>,
+}
+
+impl Place {
+    pub(super) fn of(origin: Origin) -> Self {
+        Self { origin, excerpt: None }
+    }
+
+    /// The place of the bytes `span` of a TOML file.
+    pub(super) fn in_toml(path: &Path, text: &str, span: Range<usize>) -> Self {
+        let (excerpt, column) = Excerpt::of(text, span);
+        let origin = Origin::Line { path: path.to_owned(), line: excerpt.line, column };
+        Self { origin, excerpt: Some(excerpt) }
+    }
+
+    pub(super) fn problem(&self, wrong: WrongValue) -> Problem {
+        let WrongValue { what, advice } = wrong;
+        Problem { origin: self.origin.clone(), what, excerpt: self.excerpt.clone(), advice }
+    }
+
+    pub(super) fn warning(&self, what: impl Into<String>) -> Warning {
+        Warning { origin: self.origin.clone(), what: what.into() }
+    }
+}
+
+/// One line of a file with its secrets masked, and the part of it that is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Excerpt {
+    line: usize,
+    shown: String,
+    marked: Range<usize>,
+}
+
+/// Longer lines are cut: a terminal would wrap them and the mark would point at nothing.
+const SHOWN_CHARS_MAX: usize = 100;
+
+impl Excerpt {
+    /// The line in which `span` starts, and the column of its start in the file.
+    fn of(text: &str, span: Range<usize>) -> (Self, usize) {
+        let start = text.floor_char_boundary(span.start);
+        let before = text.get(..start).unwrap_or_default();
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let line = before.matches('\n').count() + 1;
+        let rest = text.get(line_start..).unwrap_or_default();
+        let whole = rest.lines().next().unwrap_or_default();
+        let shown: String = mask::line(whole, mask::section_at(text, line_start))
+            .chars()
+            .take(SHOWN_CHARS_MAX)
+            .map(|character| if character.is_control() { ' ' } else { character })
+            .collect();
+        let column = before.get(line_start..).unwrap_or_default().chars().count();
+        let end =
+            text.floor_char_boundary(span.end.clamp(start, line_start + whole.len().max(start - line_start)));
+        let width = text.get(start..end).unwrap_or_default().chars().count().max(1);
+        // A mask is shorter than what it hides: the mark then stops at its end.
+        let length = shown.chars().count();
+        let first = column.min(length.saturating_sub(usize::from(column > length)));
+        let marked = first..(first + width).min(length.max(first + 1));
+        (Self { line, shown, marked }, column + 1)
+    }
+}
+
+impl fmt::Display for Excerpt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = self.line.to_string();
+        writeln!(f, "  {number} | {}", self.shown)?;
+        let (gap, marks) = (self.marked.start, self.marked.len());
+        write!(f, "  {:width$} | {:gap$}{:^<marks$}", "", "", "", width = number.len())
+    }
+}
+
+/// One mistake in the configuration.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    origin: Origin,
+    what: String,
+    excerpt: Option<Excerpt>,
+    advice: Vec<String>,
+}
+
+impl Problem {
+    /// Where it is.
+    #[must_use]
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// What is wrong, in one line.
+    #[must_use]
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
+    /// What to do about it, each in one line.
+    #[must_use]
+    pub fn advice(&self) -> &[String] {
+        &self.advice
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.origin, self.what)?;
+        if let Some(excerpt) = &self.excerpt {
+            write!(f, "\n{excerpt}")?;
+        }
+        let width = self.excerpt.as_ref().map_or(1, |excerpt| excerpt.line.to_string().len());
+        self.advice.iter().try_for_each(|advice| write!(f, "\n  {:width$} = {advice}", ""))
+    }
+}
+
+/// Every mistake in the configuration, in the order of [`Origin`]. Never empty.
+#[derive(Clone, Debug)]
+pub struct Problems(Vec<Problem>);
+
+impl Problems {
+    /// Sorts what was found; `None` when nothing was.
+    pub(super) fn of(mut problems: Vec<Problem>) -> Option<Self> {
+        problems.sort_by(|one, other| one.origin.cmp(&other.origin));
+        (!problems.is_empty()).then_some(Self(problems))
+    }
+
+    /// The mistakes one by one.
+    pub fn iter(&self) -> std::slice::Iter<'_, Problem> {
+        self.0.iter()
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|problem| writeln!(f, "{problem}"))?;
+        match self.0.len() {
+            1 => f.write_str("1 problem in the configuration"),
+            count => write!(f, "{count} problems in the configuration"),
+        }
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// Something that was mended or looks unintended, and does not keep Keychoir from starting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    origin: Origin,
+    what: String,
+}
+
+impl Warning {
+    /// Where it is.
+    #[must_use]
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// What is odd, in one line.
+    #[must_use]
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.origin, self.what)
+    }
+}
+
+/// The candidate nearest to `word`, if one is near enough to be what was meant.
+pub(super) fn nearest<T: AsRef<str>>(word: &str, candidates: impl IntoIterator<Item = T>) -> Option<T> {
+    // A third of the letters may differ: more and the suggestion is a guess, less and two slips
+    // in a short word go without.
+    let distance_max = (word.chars().count() / 3).max(1);
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(word, candidate.as_ref()), candidate))
+        .filter(|(distance, _)| *distance <= distance_max)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The problem at the first place of `needle` in `text`, as it prints.
+    #[track_caller]
+    fn check(text: &str, needle: &str, expected: &str) {
+        let start = text.find(needle).unwrap();
+        let place = Place::in_toml(Path::new("k.toml"), text, start..start + needle.len());
+        let problem = place.problem(WrongValue::new("wrong").advise("mend it"));
+        assert_eq!(problem.to_string(), expected);
+    }
+
+    #[test]
+    fn a_line_is_shown_with_the_part_that_is_meant() {
+        check(
+            "# one\n\n[pool]\nstrateggy = \"fill-first\"\n",
+            "strateggy",
+            "k.toml:4:1: wrong\n  4 | strateggy = \"fill-first\"\n    | ^^^^^^^^^\n    = mend it",
+        );
+    }
+
+    #[test]
+    fn columns_count_characters_and_tabs_take_one() {
+        check(
+            "[log]\n\tlevel = 'ä', x",
+            "x",
+            "k.toml:2:15: wrong\n  2 |  level = 'ä', x\n    |               ^\n    = mend it",
+        );
+    }
+
+    #[test]
+    fn the_margin_is_as_wide_as_the_line_number() {
+        let text = format!("[log]\n{}level = 3", "\n".repeat(8));
+        check(&text, "3", "k.toml:10:9: wrong\n  10 | level = 3\n     |         ^\n     = mend it");
+    }
+
+    #[test]
+    fn a_mark_does_not_leave_a_masked_line() {
+        check(
+            "[[clients]]\ntoken = \"0123456789\"",
+            "\"0123456789\"",
+            "k.toml:2:9: wrong\n  2 | token = ***\n    |         ^^^\n    = mend it",
+        );
+        check(
+            "[[clients]]\ntoken = \"0123456789\"",
+            "789\"",
+            "k.toml:2:17: wrong\n  2 | token = ***\n    |           ^\n    = mend it",
+        );
+    }
+
+    #[test]
+    fn the_end_of_a_file_and_bytes_beyond_it_are_places_too() {
+        for span in [5..5, 6..6, 7..9, 100..100] {
+            let text = "[log]\n";
+            let printed =
+                Place::in_toml(Path::new("k"), text, span).problem(WrongValue::new("wrong")).to_string();
+            assert!(printed.starts_with("k:"), "{printed}");
+        }
+    }
+
+    #[test]
+    fn problems_print_in_order_with_their_count() {
+        let problem = |origin| Place::of(origin).problem(WrongValue::new("wrong"));
+        let variable = problem(Origin::Variable("V".into()));
+        let flag = problem(Origin::Flag("--listen"));
+        let both = Problems::of(vec![variable.clone(), flag]).unwrap();
+        assert_eq!(both.to_string(), "--listen: wrong\nV: wrong\n2 problems in the configuration");
+        let one = Problems::of(vec![variable]).unwrap();
+        assert_eq!(one.to_string(), "V: wrong\n1 problem in the configuration");
+        assert!(Problems::of(Vec::new()).is_none());
+    }
+
+    #[test]
+    fn only_what_is_near_is_suggested() {
+        let names = ["strategy", "near_limit_ratio"];
+        assert_eq!(nearest("strateggy", names), Some("strategy"));
+        assert_eq!(nearest("startegy", names), Some("strategy"));
+        assert_eq!(nearest("colour", names), None);
+    }
+}

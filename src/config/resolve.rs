@@ -1,0 +1,212 @@
+//! From layers to one configuration. A later layer overwrites an earlier one, and every layer is
+//! judged: a mistake that another layer hides today is found before it counts.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::base_url::Scheme;
+use super::document::{Contents, Document};
+use super::keys::{self, KeySource, unreadable};
+use super::mask::shown;
+use super::problem::{Origin, Place, Problem, Problems, Warning, WrongValue};
+use super::setting::{self, Folders, Raw, Setting};
+use super::source::{Sources, Unreadable};
+use super::{Config, Loaded, Need, Overrides, clients, variables};
+
+/// Resolves what `sources` hold under `overrides`.
+pub(super) fn resolve(overrides: &Overrides, sources: &Sources<'_>) -> Result<Loaded, Problems> {
+    let mut draft = Draft::default();
+    let home = sources.environment.home();
+    let state_file = sources.environment.state_file();
+    if let Some(path) = &state_file {
+        draft.config.storage.path.clone_from(path);
+    }
+
+    let named = draft.config_file(overrides, sources);
+    let file = named
+        .as_ref()
+        .and_then(|(path, place)| Some((path.as_path(), draft.file_text(path, place, sources)?)));
+    let document = file.as_ref().map(|(path, text)| Document::parse(path, text, &mut draft.syntax_errors));
+    let contents = match &document {
+        Some(document) => document.contents(&mut draft.problems),
+        None => Contents::default(),
+    };
+    let folders = Folders { base: file.as_ref().and_then(|(path, _)| path.parent()), home };
+    for given in &contents.settings {
+        draft.set(given.setting, Raw::Toml(given.value), folders, &given.place);
+    }
+    let local = Folders { base: None, home };
+    for (setting, text, place) in variables::settings(&sources.environment, &mut draft.problems) {
+        draft.set(setting, Raw::Text(text), local, &place);
+    }
+    if let (Some(text), Some(setting)) = (&overrides.listen, setting::find("server.listen")) {
+        draft.set(setting, Raw::Text(text.trim()), local, &Place::of(Origin::Flag("--listen")));
+    }
+
+    let path = file.as_ref().map(|(path, _)| path.to_path_buf());
+    let found = keys::find(sources, path.clone(), &contents.keys, folders);
+    draft.problems.extend(found.problems);
+    draft.warnings.extend(found.warnings);
+    draft.config.keys = found.keys;
+    draft.config.key_source = found.source;
+    draft.config.clients =
+        clients::read(sources, &contents.clients, folders, &mut draft.problems, &mut draft.warnings);
+
+    // What a file did not say is missing only if all of it was understood.
+    let is_complete = named.is_none() || document.as_ref().is_some_and(Document::is_sound);
+    if is_complete {
+        draft.check_keys(overrides.keys, sources);
+        draft.check_exposure(!contents.clients.is_empty());
+    }
+    if state_file.is_none() {
+        draft.check_books();
+    }
+    draft.check_replay();
+    draft.check_upstream();
+    if let Some(document) = &document {
+        draft.problems.retain(|problem| !document.is_guess(problem));
+    }
+    draft.finish(path)
+}
+
+/// The configuration so far.
+#[derive(Default)]
+struct Draft {
+    config: Config,
+    /// Where the settings that are not defaults were given last.
+    places: HashMap<&'static str, Place>,
+    syntax_errors: Vec<Problem>,
+    problems: Vec<Problem>,
+    warnings: Vec<Warning>,
+}
+
+impl Draft {
+    /// The configuration file and where it was named.
+    fn config_file(&mut self, overrides: &Overrides, sources: &Sources<'_>) -> Option<(PathBuf, Place)> {
+        if let Some(path) = &overrides.config_file {
+            return Some((path.clone(), Place::of(Origin::Flag("--config"))));
+        }
+        let path = sources.environment.value(variables::CONFIG)?;
+        let place = Place::of(Origin::Variable(variables::CONFIG.to_owned()));
+        let folders = Folders { base: None, home: sources.environment.home() };
+        match folders.file(path) {
+            Ok(path) => Some((path, place)),
+            Err(wrong) => {
+                self.problems.push(place.problem(wrong));
+                None
+            }
+        }
+    }
+
+    fn file_text(&mut self, path: &Path, place: &Place, sources: &Sources<'_>) -> Option<String> {
+        let reason = match (sources.read)(path) {
+            Ok(text) => return Some(text),
+            Err(reason) => reason,
+        };
+        self.problems.push(match reason {
+            Unreadable::NotUtf8 { line, column } => {
+                let origin = Origin::Line { path: path.to_owned(), line, column };
+                let wrong = WrongValue::new("the file is no UTF-8 text from here on");
+                Place::of(origin).problem(wrong.advise("save it as UTF-8"))
+            }
+            Unreadable::Missing | Unreadable::Folder | Unreadable::TooLarge | Unreadable::Other(_) => {
+                // A flag is in plain sight anyway; a variable may hold anything.
+                let named = if matches!(place.origin, Origin::Flag(_)) {
+                    format!("`{}`", path.display())
+                } else {
+                    shown(&path.to_string_lossy())
+                };
+                place.problem(unreadable(&named, &reason))
+            }
+        });
+        None
+    }
+
+    fn set(&mut self, setting: &'static Setting, raw: Raw<'_>, folders: Folders<'_>, place: &Place) {
+        if let Err(wrong) = setting.read(raw, folders, &mut self.config) {
+            self.problems.push(place.problem(wrong));
+        }
+        self.places.insert(setting.path, place.clone());
+    }
+
+    /// Where to point for a rule over several settings: the first of `paths` that was given.
+    fn place_of(&self, paths: &[&str]) -> Place {
+        paths
+            .iter()
+            .find_map(|path| self.places.get(path))
+            .cloned()
+            .unwrap_or_else(|| Place::of(Origin::Nowhere))
+    }
+
+    fn check_keys(&mut self, need: Need, sources: &Sources<'_>) {
+        let is_given = self.config.key_source != KeySource::Nowhere
+            || sources.environment.unreadable.iter().any(|name| name.starts_with("ELEVENLABS_API_KEYS"));
+        match need {
+            Need::Optional => return,
+            Need::Required if is_given => return,
+            Need::Required => {}
+        }
+        // The name the provider's own libraries read.
+        let near = sources.environment.value("ELEVENLABS_API_KEY").map(|_| "ELEVENLABS_API_KEYS");
+        let wrong = WrongValue::new("there are no ElevenLabs API keys")
+            .suggest(near)
+            .advise("set ELEVENLABS_API_KEYS=sk_first,sk_second")
+            .advise("or put them in a file, one a line, and set ELEVENLABS_API_KEYS_FILE to its path")
+            .advise(
+                "or write a [[keys]] entry with `key` or `key_file` for each in the file that --config names",
+            )
+            .advise("to see it work without a key: keychoir demo");
+        self.problems.push(Place::of(Origin::Nowhere).problem(wrong));
+    }
+
+    fn check_exposure(&mut self, has_clients: bool) {
+        let listen = self.config.server.listen;
+        if listen.is_loopback() || has_clients {
+            return;
+        }
+        let wrong =
+            WrongValue::new(format!("{listen} is open to other machines, and no client token is asked for"))
+                .advise("write a [[clients]] entry with `name` and `token_sha256` in the configuration file")
+                .advise(format!("or listen on 127.0.0.1:{}", listen.port()));
+        self.problems.push(self.place_of(&["server.listen"]).problem(wrong));
+    }
+
+    fn check_books(&mut self) {
+        if self.config.storage.is_ephemeral || self.places.contains_key("storage.path") {
+            return;
+        }
+        let wrong = WrongValue::new("there is no folder for the books: HOME is not set")
+            .advise("set KEYCHOIR_STORAGE__PATH to a file")
+            .advise("or KEYCHOIR_STORAGE__EPHEMERAL=true to keep them in memory only");
+        self.problems.push(Place::of(Origin::Nowhere).problem(wrong));
+    }
+
+    fn check_replay(&mut self) {
+        let replay = &self.config.replay;
+        let (one, all) = (replay.memory_bytes_max, replay.memory_total_bytes_max);
+        if one > all {
+            let what = format!(
+                "one request may keep {one} bytes (`replay.memory_bytes_max`) but all together only {all}"
+            );
+            let place = self.place_of(&["replay.memory_total_bytes_max", "replay.memory_bytes_max"]);
+            self.problems
+                .push(place.problem(WrongValue::new(what).advise("raise `replay.memory_total_bytes_max`")));
+        }
+    }
+
+    fn check_upstream(&mut self) {
+        let url = &self.config.upstream.base_url;
+        if url.scheme() == Scheme::Http && !url.is_loopback() {
+            let what = "the keys go over the network in clear text: write https:// if the host speaks it";
+            self.warnings.push(self.place_of(&["upstream.base_url"]).warning(what));
+        }
+    }
+
+    fn finish(mut self, file: Option<PathBuf>) -> Result<Loaded, Problems> {
+        self.syntax_errors.append(&mut self.problems);
+        match Problems::of(self.syntax_errors) {
+            Some(problems) => Err(problems),
+            None => Ok(Loaded { config: self.config, warnings: self.warnings, file }),
+        }
+    }
+}

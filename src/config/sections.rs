@@ -1,0 +1,194 @@
+//! The resolved sections: what the rest of the house reads. The defaults are here and nowhere
+//! else; `config/keychoir.toml` gives the reason for each, and a test holds the two together.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::base_url::BaseUrl;
+use super::choice::{LogFilter, LogFormat, Strategy};
+use super::listen::Listen;
+
+/// Where clients come in, and how long they may keep us waiting.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServerConfig {
+    /// The address to listen on.
+    pub listen: Listen,
+    /// From the first byte of a request's head to its last.
+    pub head_read_max: Duration,
+    /// A request's head.
+    pub head_bytes_max: usize,
+    /// Clients connected at once.
+    pub connections_max: usize,
+    /// How long a client's connection may lie idle between two requests.
+    pub keep_alive_max: Duration,
+    /// How long a stop waits for the requests under way.
+    pub shutdown_grace: Duration,
+    /// How long a client may pause within a request's body.
+    pub body_idle_max: Duration,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            listen: Listen::default(),
+            head_read_max: Duration::from_secs(30),
+            head_bytes_max: 64 * 1024,
+            connections_max: 10_000,
+            keep_alive_max: Duration::from_secs(75),
+            shutdown_grace: Duration::from_secs(30),
+            body_idle_max: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The provider, and how long it may keep us waiting.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpstreamConfig {
+    /// Where requests go.
+    pub base_url: BaseUrl,
+    /// Name lookup, TCP and TLS together.
+    pub connect_max: Duration,
+    /// From the end of the request to the head of the answer.
+    pub first_byte_max: Duration,
+    /// How long an answer's body may pause.
+    pub stream_idle_max: Duration,
+    /// Connections kept open for later requests; 0 keeps none.
+    pub idle_connections_max: usize,
+    /// How long a kept connection may lie idle.
+    pub idle_max: Duration,
+}
+
+impl Default for UpstreamConfig {
+    fn default() -> Self {
+        Self {
+            base_url: BaseUrl::default(),
+            connect_max: Duration::from_secs(10),
+            first_byte_max: Duration::from_secs(300),
+            stream_idle_max: Duration::from_secs(300),
+            idle_connections_max: 256,
+            idle_max: Duration::from_secs(50),
+        }
+    }
+}
+
+/// Which key is taken, and how long a refused one rests.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolConfig {
+    /// How the key of a request is chosen.
+    pub strategy: Strategy,
+    /// How long a rate limited key rests when the answer does not say.
+    pub rate_limited_cooldown: Duration,
+    /// How long a workspace rests after a concurrency refusal.
+    pub concurrency_cooldown: Duration,
+    /// How long a key with a payment problem rests before it is tried again.
+    pub billing_cooldown: Duration,
+    /// The used share of a key's credits from which it is near its limit; above 0, at most 1.
+    pub near_limit_ratio: f64,
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        Self {
+            strategy: Strategy::FillFirst,
+            rate_limited_cooldown: Duration::from_secs(60),
+            concurrency_cooldown: Duration::from_secs(2),
+            billing_cooldown: Duration::from_secs(3600),
+            near_limit_ratio: 0.8,
+        }
+    }
+}
+
+/// How much of a request is kept to send it again, and how often that is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplayConfig {
+    /// Bytes kept of one request's body; a longer body is sent once. 0 keeps none.
+    pub memory_bytes_max: usize,
+    /// Bytes kept of all bodies together. At least `memory_bytes_max`.
+    pub memory_total_bytes_max: usize,
+    /// Attempts of one request, the first included.
+    pub attempts_max: usize,
+    /// From the first attempt on; no attempt starts later.
+    pub deadline: Duration,
+    /// Bytes read of a refusal to classify it.
+    pub error_body_bytes_max: usize,
+    /// How long a refusal's body is waited for.
+    pub error_body_max: Duration,
+}
+
+impl Default for ReplayConfig {
+    fn default() -> Self {
+        Self {
+            memory_bytes_max: 1024 * 1024,
+            memory_total_bytes_max: 64 * 1024 * 1024,
+            attempts_max: 16,
+            deadline: Duration::from_secs(120),
+            error_body_bytes_max: 64 * 1024,
+            error_body_max: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Asking the provider for the keys' quotas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchConfig {
+    /// Whether it is asked at all.
+    pub is_enabled: bool,
+    /// From one round to the next.
+    pub interval: Duration,
+    /// How long one answer is waited for.
+    pub timeout: Duration,
+}
+
+impl Default for WatchConfig {
+    fn default() -> Self {
+        Self { is_enabled: true, interval: Duration::from_secs(600), timeout: Duration::from_secs(10) }
+    }
+}
+
+/// Where the books are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StorageConfig {
+    /// The database file. Its folder may not exist yet. [`file`](Self::file) says whether it counts.
+    pub path: PathBuf,
+    /// Records waiting to be written.
+    pub queue_records_max: usize,
+    /// Whether the books live in memory only.
+    pub is_ephemeral: bool,
+}
+
+impl StorageConfig {
+    /// The database file; `None` when the books live in memory only.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        (!self.is_ephemeral).then_some(self.path.as_path())
+    }
+}
+
+impl Default for StorageConfig {
+    /// The path depends on the environment, so a resolved configuration never has this one.
+    fn default() -> Self {
+        Self { path: PathBuf::from("keychoir.db"), queue_records_max: 8192, is_ephemeral: false }
+    }
+}
+
+/// What is written for operators.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogConfig {
+    /// How it looks.
+    pub format: LogFormat,
+    /// What is written and what is not.
+    pub level: LogFilter,
+}
+
+/// What clients may ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessConfig {
+    /// Whether requests that could disable a key, mint one or manage the workspace are denied.
+    pub denies_dangerous: bool,
+}
+
+impl Default for AccessConfig {
+    fn default() -> Self {
+        Self { denies_dangerous: true }
+    }
+}

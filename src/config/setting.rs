@@ -1,0 +1,552 @@
+//! The table of settings: the path, the kind with its limits, and the field it ends in. Reading
+//! files and variables, suggestions and the test over the reference file all follow from it, so
+//! that a new setting is one entry here and one field with its default in `sections`.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use toml::de::DeValue;
+
+use super::Config;
+use super::mask::shown;
+use super::problem::{WrongValue, nearest};
+
+/// One entry of the table.
+pub(super) struct Setting {
+    /// `section.name`, as the TOML file and the documents write it.
+    pub(super) path: &'static str,
+    kind: Kind,
+}
+
+/// What a value may be, and the field it ends in.
+enum Kind {
+    Word(fn(&mut Config) -> &mut dyn Word),
+    Millis(RangeInclusive<u64>, fn(&mut Config) -> &mut Duration),
+    Bytes(RangeInclusive<u64>, fn(&mut Config) -> &mut usize),
+    Count(RangeInclusive<u64>, fn(&mut Config) -> &mut usize),
+    Ratio(fn(&mut Config) -> &mut f64),
+    Switch(fn(&mut Config) -> &mut bool),
+    File(fn(&mut Config) -> &mut PathBuf),
+}
+
+const MINUTE: u64 = 60_000;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
+const MEBI: u64 = 1024 * 1024;
+
+pub(super) static TABLE: &[Setting] = &[
+    entry("server.listen", Kind::Word(|c| &mut c.server.listen)),
+    entry("server.head_read_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.server.head_read_max)),
+    // hyper refuses a smaller buffer than 8192 bytes.
+    entry("server.head_bytes_max", Kind::Bytes(8192..=MEBI, |c| &mut c.server.head_bytes_max)),
+    entry("server.connections_max", Kind::Count(1..=1_000_000, |c| &mut c.server.connections_max)),
+    entry("server.keep_alive_ms_max", Kind::Millis(1..=DAY, |c| &mut c.server.keep_alive_max)),
+    entry("server.shutdown_grace_ms", Kind::Millis(0..=HOUR, |c| &mut c.server.shutdown_grace)),
+    entry("server.body_idle_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.server.body_idle_max)),
+    entry("upstream.base_url", Kind::Word(|c| &mut c.upstream.base_url)),
+    entry("upstream.connect_ms_max", Kind::Millis(1..=10 * MINUTE, |c| &mut c.upstream.connect_max)),
+    entry("upstream.first_byte_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.upstream.first_byte_max)),
+    entry("upstream.stream_idle_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.upstream.stream_idle_max)),
+    entry(
+        "upstream.idle_connections_max",
+        Kind::Count(0..=100_000, |c| &mut c.upstream.idle_connections_max),
+    ),
+    entry("upstream.idle_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.upstream.idle_max)),
+    entry("pool.strategy", Kind::Word(|c| &mut c.pool.strategy)),
+    entry("pool.rate_limited_cooldown_ms", Kind::Millis(1..=DAY, |c| &mut c.pool.rate_limited_cooldown)),
+    entry("pool.concurrency_cooldown_ms", Kind::Millis(1..=HOUR, |c| &mut c.pool.concurrency_cooldown)),
+    entry("pool.billing_cooldown_ms", Kind::Millis(1..=31 * DAY, |c| &mut c.pool.billing_cooldown)),
+    entry("pool.near_limit_ratio", Kind::Ratio(|c| &mut c.pool.near_limit_ratio)),
+    entry("replay.memory_bytes_max", Kind::Bytes(0..=1024 * MEBI, |c| &mut c.replay.memory_bytes_max)),
+    entry(
+        "replay.memory_total_bytes_max",
+        Kind::Bytes(0..=65_536 * MEBI, |c| &mut c.replay.memory_total_bytes_max),
+    ),
+    entry("replay.attempts_max", Kind::Count(1..=1000, |c| &mut c.replay.attempts_max)),
+    entry("replay.deadline_ms", Kind::Millis(1..=HOUR, |c| &mut c.replay.deadline)),
+    entry("replay.error_body_bytes_max", Kind::Bytes(1..=16 * MEBI, |c| &mut c.replay.error_body_bytes_max)),
+    entry("replay.error_body_ms_max", Kind::Millis(1..=MINUTE, |c| &mut c.replay.error_body_max)),
+    entry("watch.enabled", Kind::Switch(|c| &mut c.watch.is_enabled)),
+    // A round asks once a key: more often than once a second would itself be rate limited.
+    entry("watch.interval_ms", Kind::Millis(1000..=DAY, |c| &mut c.watch.interval)),
+    entry("watch.timeout_ms", Kind::Millis(1..=10 * MINUTE, |c| &mut c.watch.timeout)),
+    entry("storage.path", Kind::File(|c| &mut c.storage.path)),
+    entry("storage.queue_records_max", Kind::Count(1..=MEBI, |c| &mut c.storage.queue_records_max)),
+    entry("storage.ephemeral", Kind::Switch(|c| &mut c.storage.is_ephemeral)),
+    entry("log.format", Kind::Word(|c| &mut c.log.format)),
+    entry("log.level", Kind::Word(|c| &mut c.log.level)),
+    entry("access.deny_dangerous", Kind::Switch(|c| &mut c.access.denies_dangerous)),
+];
+
+const fn entry(path: &'static str, kind: Kind) -> Setting {
+    Setting { path, kind }
+}
+
+/// The setting of exactly this path.
+pub(super) fn find(path: &str) -> Option<&'static Setting> {
+    TABLE.iter().find(|setting| setting.path == path)
+}
+
+/// Whether settings live under this name.
+pub(super) fn is_section(name: &str) -> bool {
+    TABLE.iter().any(|setting| setting.section() == name)
+}
+
+/// The setting that a name without its section, or with a wrong one, may mean.
+pub(super) fn of_name(name: &str) -> Option<&'static Setting> {
+    TABLE.iter().find(|setting| setting.name() == name)
+}
+
+/// What a value was written as: a flag and a variable are text, a file has types.
+#[derive(Clone, Copy)]
+pub(super) enum Raw<'a> {
+    Text(&'a str),
+    Toml(&'a DeValue<'a>),
+}
+
+/// What paths are relative to.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Folders<'a> {
+    /// The folder of the file the path is written in; none for the working directory.
+    pub(super) base: Option<&'a Path>,
+    /// What `~` stands for.
+    pub(super) home: Option<&'a Path>,
+}
+
+impl Folders<'_> {
+    /// The file that `text` names.
+    pub(super) fn file(&self, text: &str) -> Result<PathBuf, WrongValue> {
+        if text.trim().is_empty() {
+            return Err(WrongValue::new("the path is empty"));
+        }
+        if let Some(below) = text.strip_prefix("~/") {
+            let unknown =
+                || WrongValue::new("`~` is unknown: HOME is not set").advise("write the whole path");
+            return Ok(self.home.ok_or_else(unknown)?.join(below));
+        }
+        Ok(self.base.map_or_else(|| PathBuf::from(text), |base| base.join(text)))
+    }
+}
+
+impl Setting {
+    /// The part of the path before the dot.
+    pub(super) fn section(&self) -> &'static str {
+        self.path.split_once('.').map_or(self.path, |(section, _)| section)
+    }
+
+    /// The part of the path after the dot.
+    pub(super) fn name(&self) -> &'static str {
+        self.path.split_once('.').map_or(self.path, |(_, name)| name)
+    }
+
+    /// The environment variable that sets it.
+    pub(super) fn variable(&self) -> String {
+        format!("KEYCHOIR_{}", self.path.to_uppercase().replace('.', "__"))
+    }
+
+    /// Reads `raw` into the field of `config`, or leaves it as it is and says why.
+    pub(super) fn read(
+        &self,
+        raw: Raw<'_>,
+        folders: Folders<'_>,
+        config: &mut Config,
+    ) -> Result<(), WrongValue> {
+        match &self.kind {
+            Kind::Word(field) => field(config).set(text(raw)?),
+            Kind::Millis(range, field) => {
+                *field(config) = Duration::from_millis(self.whole(raw, range, &MILLISECONDS)?);
+                Ok(())
+            }
+            Kind::Bytes(range, field) => {
+                *field(config) = saturated(self.whole(raw, range, &BYTES)?);
+                Ok(())
+            }
+            Kind::Count(range, field) => {
+                *field(config) = saturated(self.whole(raw, range, &PIECES)?);
+                Ok(())
+            }
+            Kind::Ratio(field) => {
+                *field(config) = ratio(raw)?;
+                Ok(())
+            }
+            Kind::Switch(field) => {
+                *field(config) = switch(raw)?;
+                Ok(())
+            }
+            Kind::File(field) => {
+                *field(config) = folders.file(text(raw)?)?;
+                Ok(())
+            }
+        }
+    }
+
+    /// The value in `config`, as a TOML file writes it.
+    pub(super) fn show(&self, config: &mut Config) -> String {
+        match &self.kind {
+            Kind::Word(field) => format!("\"{}\"", field(config)),
+            Kind::Millis(_, field) => field(config).as_millis().to_string(),
+            Kind::Bytes(_, field) | Kind::Count(_, field) => field(config).to_string(),
+            Kind::Ratio(field) => field(config).to_string(),
+            Kind::Switch(field) => field(config).to_string(),
+            Kind::File(field) => format!("\"{}\"", field(config).display()),
+        }
+    }
+
+    fn whole(&self, raw: Raw<'_>, range: &RangeInclusive<u64>, unit: &Unit) -> Result<u64, WrongValue> {
+        let (least, most) = (range.start(), range.end());
+        let default = self.show(&mut Config::default());
+        let allowed =
+            format!("write a whole number{} from {least} to {most}; the default is {default}", unit.of);
+        let number = whole_number(raw, unit).map_err(|wrong| wrong.advise(allowed.clone()))?;
+        if range.contains(&number) {
+            return Ok(number);
+        }
+        let size = if number < *least { "small" } else { "large" };
+        Err(WrongValue::new(format!("{number} is too {size} for `{}`", self.path)).advise(allowed))
+    }
+}
+
+/// A value that is read from text and printed back.
+trait Word: fmt::Display {
+    fn set(&mut self, text: &str) -> Result<(), WrongValue>;
+}
+
+impl<T: FromStr<Err = WrongValue> + fmt::Display> Word for T {
+    fn set(&mut self, text: &str) -> Result<(), WrongValue> {
+        *self = text.parse()?;
+        Ok(())
+    }
+}
+
+/// What numbers count, and the endings that people write after them.
+struct Unit {
+    /// ` of bytes`, or nothing where the name says what is counted.
+    of: &'static str,
+    endings: &'static [(&'static str, u64)],
+}
+
+const MILLISECONDS: Unit = Unit {
+    of: " of milliseconds",
+    endings: &[("ms", 1), ("s", 1000), ("m", MINUTE), ("min", MINUTE), ("h", HOUR), ("d", DAY)],
+};
+const BYTES: Unit = Unit {
+    of: " of bytes",
+    endings: &[
+        ("b", 1),
+        ("k", 1024),
+        ("kb", 1024),
+        ("kib", 1024),
+        ("m", MEBI),
+        ("mb", MEBI),
+        ("mib", MEBI),
+        ("g", 1024 * MEBI),
+        ("gb", 1024 * MEBI),
+        ("gib", 1024 * MEBI),
+    ],
+};
+const PIECES: Unit = Unit { of: "", endings: &[] };
+
+impl Unit {
+    /// `30s` in milliseconds, `64k` in bytes.
+    fn guess(&self, text: &str) -> Option<u64> {
+        let text = text.trim();
+        let split = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+        let (digits, ending) = text.split_at(split);
+        let ending = ending.trim().to_lowercase();
+        let factor = self.endings.iter().find(|(known, _)| *known == ending).map(|(_, factor)| *factor);
+        let factor = if ending.is_empty() { Some(1) } else { factor };
+        digits.parse::<u64>().ok()?.checked_mul(factor?)
+    }
+}
+
+fn whole_number(raw: Raw<'_>, unit: &Unit) -> Result<u64, WrongValue> {
+    let negative = || WrongValue::new("the number is negative");
+    let too_large = || WrongValue::new("the number is too large");
+    match raw {
+        Raw::Toml(DeValue::Integer(integer)) => {
+            match u64::from_str_radix(integer.as_str(), integer.radix()) {
+                Ok(number) => Ok(number),
+                Err(_) if integer.as_str().starts_with('-') => Err(negative()),
+                Err(_) => Err(too_large()),
+            }
+        }
+        Raw::Toml(DeValue::Float(_)) => Err(WrongValue::new("a number with a fraction is no whole number")),
+        Raw::Toml(DeValue::String(text)) => {
+            Err(WrongValue::new("a number is written without quotes").suggest(unit.guess(text)))
+        }
+        Raw::Toml(other) => Err(wrong_type(other, "a number")),
+        Raw::Text(text) => {
+            let digits = text.replace('_', "");
+            if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
+                return digits.parse().map_err(|_| too_large());
+            }
+            if digits.strip_prefix('-').is_some_and(|rest| rest.parse::<f64>().is_ok()) {
+                return Err(negative());
+            }
+            Err(WrongValue::new(format!("{} is no whole number", shown(text))).suggest(unit.guess(text)))
+        }
+    }
+}
+
+fn ratio(raw: Raw<'_>) -> Result<f64, WrongValue> {
+    const FORM: &str = "write a number above 0 and up to 1, for example 0.8 for 80 %";
+    let number = match raw {
+        Raw::Toml(DeValue::Float(number)) => number.as_str().parse::<f64>().ok(),
+        Raw::Toml(DeValue::Integer(number)) => {
+            number.as_str().parse::<f64>().ok().filter(|_| number.radix() == 10)
+        }
+        Raw::Toml(other) => return Err(wrong_type(other, "a number").advise(FORM)),
+        Raw::Text(text) => text.parse::<f64>().ok(),
+    };
+    match number {
+        Some(number) if number > 0.0 && number <= 1.0 => Ok(number),
+        Some(percent) if percent > 1.0 && percent <= 100.0 => {
+            Err(WrongValue::new("the ratio is above 1").advise(FORM).suggest(Some(percent / 100.0)))
+        }
+        Some(_) => Err(WrongValue::new("the ratio is out of range").advise(FORM)),
+        None => Err(WrongValue::new("this is no number").advise(FORM)),
+    }
+}
+
+fn switch(raw: Raw<'_>) -> Result<bool, WrongValue> {
+    const FORM: &str = "write `true` or `false`";
+    let text = match raw {
+        Raw::Toml(DeValue::Boolean(value)) => return Ok(*value),
+        Raw::Toml(DeValue::String(text)) => {
+            let wrong = WrongValue::new("`true` and `false` are written without quotes");
+            return Err(wrong.advise(FORM).suggest(guess_switch(text)));
+        }
+        Raw::Toml(other) => return Err(wrong_type(other, "`true` or `false`").advise(FORM)),
+        Raw::Text(text) => text,
+    };
+    text.parse().map_err(|_| {
+        WrongValue::new(format!("{} is neither true nor false", shown(text)))
+            .advise(FORM)
+            .suggest(guess_switch(text))
+    })
+}
+
+fn guess_switch(text: &str) -> Option<bool> {
+    match text.to_lowercase().as_str() {
+        "1" | "on" | "yes" | "y" => Some(true),
+        "0" | "off" | "no" | "n" => Some(false),
+        other => nearest(other, ["true", "false"]).map(|word| word == "true"),
+    }
+}
+
+/// The text of a value that must be one.
+pub(super) fn text<'a>(raw: Raw<'a>) -> Result<&'a str, WrongValue> {
+    match raw {
+        Raw::Text(text) => Ok(text),
+        Raw::Toml(DeValue::String(text)) => Ok(text),
+        Raw::Toml(other) => Err(wrong_type(other, "a text").advise("write it in quotes")),
+    }
+}
+
+/// Says the type of a value and not the value: it may be anything.
+pub(super) fn wrong_type(value: &DeValue<'_>, expected: &str) -> WrongValue {
+    let found = match value {
+        DeValue::String(_) => "a text",
+        DeValue::Integer(_) | DeValue::Float(_) => "a number",
+        DeValue::Boolean(_) => "true or false",
+        DeValue::Datetime(_) => "a date or time",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
+    };
+    WrongValue::new(format!("this is {found} and should be {expected}"))
+}
+
+fn saturated(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads `toml` (a value as a file writes it) into the setting and shows what it became.
+    #[track_caller]
+    fn check_toml(path: &str, toml: &str, expected: &str) {
+        let value = DeValue::parse(toml).unwrap();
+        check(path, Raw::Toml(value.get_ref()), expected);
+    }
+
+    #[track_caller]
+    fn check_text(path: &str, text: &str, expected: &str) {
+        check(path, Raw::Text(text), expected);
+    }
+
+    #[track_caller]
+    fn check(path: &str, raw: Raw<'_>, expected: &str) {
+        let folders = Folders { base: Some(Path::new("/etc/k")), home: Some(Path::new("/home/me")) };
+        let mut config = Config::default();
+        let setting = find(path).unwrap();
+        let shown = match setting.read(raw, folders, &mut config) {
+            Ok(()) => setting.show(&mut config),
+            Err(wrong) => format!("! {wrong}"),
+        };
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn paths_are_unique_and_have_one_section() {
+        for (index, setting) in TABLE.iter().enumerate() {
+            assert_eq!(setting.path.split('.').count(), 2, "{}", setting.path);
+            assert!(TABLE[..index].iter().all(|other| other.path != setting.path), "{}", setting.path);
+        }
+    }
+
+    #[test]
+    fn each_setting_changes_its_own_field() {
+        // For every kind of setting one value at least that is not its default.
+        const SAMPLES: [&str; 9] =
+            ["9999", "999", "0.5", "true", "false", "json", "trace", "https://h", "127.0.0.1:1"];
+        // The only strategy is the default.
+        for setting in TABLE.iter().filter(|setting| setting.path != "pool.strategy") {
+            let changed_by = |text: &str| -> Vec<&str> {
+                let (mut config, mut fresh) = (Config::default(), Config::default());
+                let _ = setting.read(Raw::Text(text), Folders::default(), &mut config);
+                let differs = |other: &&Setting| other.show(&mut config) != other.show(&mut fresh);
+                TABLE.iter().filter(differs).map(|other| other.path).collect()
+            };
+            let changed: Vec<_> =
+                SAMPLES.into_iter().map(changed_by).filter(|paths| !paths.is_empty()).collect();
+            assert!(!changed.is_empty(), "{}", setting.path);
+            assert!(changed.iter().all(|paths| *paths == [setting.path]), "{changed:?}");
+        }
+    }
+
+    #[test]
+    fn every_default_is_within_its_limits() {
+        for setting in TABLE {
+            let mut config = Config::default();
+            let default = setting.show(&mut config);
+            setting.read(Raw::Text(default.trim_matches('"')), Folders::default(), &mut config).unwrap();
+            assert_eq!(setting.show(&mut config), default);
+        }
+    }
+
+    #[test]
+    fn variables_nest_with_two_underscores() {
+        assert_eq!(find("server.listen").unwrap().variable(), "KEYCHOIR_SERVER__LISTEN");
+        assert_eq!(find("upstream.base_url").unwrap().variable(), "KEYCHOIR_UPSTREAM__BASE_URL");
+    }
+
+    #[test]
+    fn numbers_are_read_in_every_spelling_of_toml() {
+        for toml in ["30000", "30_000", "+30000", "0x7530"] {
+            check_toml("server.head_read_ms_max", toml, "30000");
+        }
+        check_text("server.head_read_ms_max", "30_000", "30000");
+    }
+
+    #[test]
+    fn both_sides_of_a_limit() {
+        let allowed = "write a whole number of bytes from 8192 to 1048576; the default is 65536";
+        check_toml("server.head_bytes_max", "8192", "8192");
+        check_toml(
+            "server.head_bytes_max",
+            "8191",
+            &format!("! 8191 is too small for `server.head_bytes_max`; {allowed}"),
+        );
+        check_text("server.head_bytes_max", "1048576", "1048576");
+        check_text(
+            "server.head_bytes_max",
+            "1048577",
+            &format!("! 1048577 is too large for `server.head_bytes_max`; {allowed}"),
+        );
+        check_toml(
+            "server.head_bytes_max",
+            "99999999999999999999999",
+            &format!("! the number is too large; {allowed}"),
+        );
+        check_toml("server.shutdown_grace_ms", "0", "0");
+        check_toml("upstream.idle_connections_max", "0", "0");
+        check_toml("replay.memory_bytes_max", "0", "0");
+    }
+
+    #[test]
+    fn what_is_no_whole_number_says_so() {
+        let allowed = "write a whole number of milliseconds from 1 to 600000; the default is 10000";
+        for (toml, what) in [
+            ("-1", "the number is negative"),
+            ("1.5", "a number with a fraction is no whole number"),
+            ("\"30s\"", "a number is written without quotes; did you mean `30000`?"),
+            ("\"x\"", "a number is written without quotes"),
+            ("true", "this is true or false and should be a number"),
+            ("[1]", "this is a list and should be a number"),
+            ("0", "0 is too small for `upstream.connect_ms_max`"),
+        ] {
+            check_toml("upstream.connect_ms_max", toml, &format!("! {what}; {allowed}"));
+        }
+        for (text, what) in [
+            ("-1", "the number is negative"),
+            ("1.5", "`1.5` is no whole number"),
+            ("5 min", "`5 min` is no whole number; did you mean `300000`?"),
+            ("_", "`_` is no whole number"),
+        ] {
+            check_text("upstream.connect_ms_max", text, &format!("! {what}; {allowed}"));
+        }
+    }
+
+    #[test]
+    fn sizes_are_guessed_in_bytes() {
+        for (text, bytes) in [("64k", "65536"), ("1 MiB", "1048576"), ("1GB", "1073741824")] {
+            let allowed = "write a whole number of bytes from 0 to 1073741824; the default is 1048576";
+            let what = format!("`{text}` is no whole number; did you mean `{bytes}`?");
+            check_text("replay.memory_bytes_max", text, &format!("! {what}; {allowed}"));
+        }
+    }
+
+    #[test]
+    fn a_ratio_is_above_0_and_up_to_1() {
+        const FORM: &str = "write a number above 0 and up to 1, for example 0.8 for 80 %";
+        check_toml("pool.near_limit_ratio", "1", "1");
+        check_toml("pool.near_limit_ratio", "1.0", "1");
+        check_text("pool.near_limit_ratio", "0.01", "0.01");
+        check_toml(
+            "pool.near_limit_ratio",
+            "80",
+            &format!("! the ratio is above 1; {FORM}; did you mean `0.8`?"),
+        );
+        for toml in ["0", "0.0", "-0.5", "nan", "inf", "101"] {
+            check_toml("pool.near_limit_ratio", toml, &format!("! the ratio is out of range; {FORM}"));
+        }
+        check_text("pool.near_limit_ratio", "80%", &format!("! this is no number; {FORM}"));
+    }
+
+    #[test]
+    fn switches_are_true_or_false() {
+        check_toml("watch.enabled", "false", "false");
+        check_text("watch.enabled", "true", "true");
+        check_text(
+            "watch.enabled",
+            "yes",
+            "! `yes` is neither true nor false; write `true` or `false`; did you mean `true`?",
+        );
+        check_toml(
+            "watch.enabled",
+            "\"off\"",
+            "! `true` and `false` are written without quotes; write `true` or `false`; did you mean `false`?",
+        );
+        check_toml(
+            "watch.enabled",
+            "1",
+            "! this is a number and should be `true` or `false`; write `true` or `false`",
+        );
+    }
+
+    #[test]
+    fn paths_are_relative_to_where_they_are_written() {
+        check_toml("storage.path", "\"a.db\"", "\"/etc/k/a.db\"");
+        check_toml("storage.path", "\"/a.db\"", "\"/a.db\"");
+        check_toml("storage.path", "\"~/a.db\"", "\"/home/me/a.db\"");
+        check_toml("storage.path", "\" \"", "! the path is empty");
+        check_toml("storage.path", "3", "! this is a number and should be a text; write it in quotes");
+        assert!(Folders::default().file("~/a").is_err());
+        assert_eq!(Folders::default().file("a").unwrap(), Path::new("a"));
+    }
+}

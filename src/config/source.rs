@@ -1,0 +1,186 @@
+//! The only place that reads the environment and files. Everything else gets what is read here as
+//! an argument, so that a test can say what there is.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+/// A configuration or a key file is a few kilobytes: more is the wrong file, or a device.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// What the process was given, and a way to read files.
+pub(super) struct Sources<'a> {
+    pub(super) environment: Environment,
+    pub(super) read: &'a dyn Fn(&Path) -> Result<String, Unreadable>,
+}
+
+/// The variables that concern us. One that is empty or blank is not set.
+#[derive(Default)]
+pub(super) struct Environment {
+    values: BTreeMap<String, String>,
+    /// Names of variables of ours whose value is no text.
+    pub(super) unreadable: Vec<String>,
+}
+
+impl Environment {
+    /// The environment of this process.
+    pub(super) fn of_process() -> Self {
+        std::env::vars_os().collect()
+    }
+
+    /// The value without the space around it; `None` when there is nothing else.
+    pub(super) fn value(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(String::as_str)
+    }
+
+    /// All variables with a value, by name.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.values.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// What `~` stands for.
+    pub(super) fn home(&self) -> Option<&Path> {
+        self.value("HOME").or_else(|| self.value("USERPROFILE")).map(Path::new)
+    }
+
+    /// Where the books are kept unless told otherwise: what systemd gave, what the desktop rules
+    /// say, or their default below the home folder.
+    pub(super) fn state_file(&self) -> Option<PathBuf> {
+        // systemd separates several folders by colons; the first is the service's own.
+        let given = self.value("STATE_DIRECTORY").and_then(|folders| folders.split(':').next());
+        if let Some(folder) = given.filter(|folder| !folder.is_empty()) {
+            return Some(Path::new(folder).join("keychoir.db"));
+        }
+        // The XDG rules: a relative path is to be ignored.
+        let state = self.value("XDG_STATE_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
+        let state = state.or_else(|| Some(self.home()?.join(".local/state")))?;
+        Some(state.join("keychoir/keychoir.db"))
+    }
+}
+
+impl FromIterator<(OsString, OsString)> for Environment {
+    fn from_iter<T: IntoIterator<Item = (OsString, OsString)>>(variables: T) -> Self {
+        let mut environment = Self::default();
+        for (name, value) in variables {
+            let Ok(name) = name.into_string() else { continue };
+            match value.into_string() {
+                Ok(value) if value.trim().is_empty() => {}
+                Ok(value) => {
+                    environment.values.insert(name, value.trim().to_owned());
+                }
+                Err(_) if name.starts_with("KEYCHOIR_") || name.starts_with("ELEVENLABS_API_KEY") => {
+                    environment.unreadable.push(name);
+                }
+                Err(_) => {}
+            }
+        }
+        environment
+    }
+}
+
+/// Why a file could not be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unreadable {
+    #[error("there is no such file")]
+    Missing,
+    #[error("it is a folder")]
+    Folder,
+    #[error("it is larger than {} bytes", FILE_BYTES_MAX)]
+    TooLarge,
+    /// Where the text ends, counted from 1.
+    #[error("it is no UTF-8 text (line {line}, column {column})")]
+    NotUtf8 { line: usize, column: usize },
+    #[error("{0}")]
+    Other(ErrorKind),
+}
+
+impl From<ErrorKind> for Unreadable {
+    fn from(kind: ErrorKind) -> Self {
+        if kind == ErrorKind::NotFound {
+            Self::Missing
+        } else if kind == ErrorKind::IsADirectory {
+            Self::Folder
+        } else {
+            Self::Other(kind)
+        }
+    }
+}
+
+/// The text of a file, without a byte order mark.
+pub(super) fn read_file(path: &Path) -> Result<String, Unreadable> {
+    let unreadable = |error: std::io::Error| Unreadable::from(error.kind());
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length > FILE_BYTES_MAX) {
+        return Err(Unreadable::TooLarge);
+    }
+    decode(bytes)
+}
+
+fn decode(bytes: Vec<u8>) -> Result<String, Unreadable> {
+    let mut text = String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let before = String::from_utf8_lossy(error.as_bytes().get(..valid).unwrap_or_default()).into_owned();
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        Unreadable::NotUtf8 { line: before.matches('\n').count() + 1, column }
+    })?;
+    if text.starts_with('\u{feff}') {
+        text.remove(0);
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_state_file(variables: &[(&str, &str)], expected: Option<&str>) {
+        let environment: Environment =
+            variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect();
+        assert_eq!(environment.state_file().as_deref(), expected.map(Path::new));
+    }
+
+    #[test]
+    fn the_books_go_where_the_system_keeps_state() {
+        let home = ("HOME", "/home/me");
+        check_state_file(&[], None);
+        check_state_file(&[home], Some("/home/me/.local/state/keychoir/keychoir.db"));
+        check_state_file(&[home, ("XDG_STATE_HOME", "/x")], Some("/x/keychoir/keychoir.db"));
+        check_state_file(
+            &[home, ("XDG_STATE_HOME", "x")],
+            Some("/home/me/.local/state/keychoir/keychoir.db"),
+        );
+        check_state_file(
+            &[home, ("STATE_DIRECTORY", "/s:/t"), ("XDG_STATE_HOME", "/x")],
+            Some("/s/keychoir.db"),
+        );
+        check_state_file(
+            &[home, ("STATE_DIRECTORY", " ")],
+            Some("/home/me/.local/state/keychoir/keychoir.db"),
+        );
+    }
+
+    #[test]
+    fn the_end_of_the_text_is_found() {
+        assert_eq!(decode(b"\xef\xbb\xbfa\n".to_vec()), Ok("a\n".into()));
+        assert_eq!(decode(b"a\nb\xff".to_vec()), Err(Unreadable::NotUtf8 { line: 2, column: 2 }));
+        assert_eq!(decode(b"\xff\xfea\0".to_vec()), Err(Unreadable::NotUtf8 { line: 1, column: 1 }));
+    }
+
+    #[test]
+    fn files_are_read_or_say_why_not() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(read_file(folder.path()), Err(Unreadable::Folder));
+        assert_eq!(read_file(&folder.path().join("none")), Err(Unreadable::Missing));
+        let path = folder.path().join("large");
+        let limit = usize::try_from(FILE_BYTES_MAX).unwrap();
+        std::fs::write(&path, vec![b'a'; limit]).unwrap();
+        assert_eq!(read_file(&path).unwrap().len(), limit);
+        std::fs::write(&path, vec![b'a'; limit + 1]).unwrap();
+        assert_eq!(read_file(&path), Err(Unreadable::TooLarge));
+    }
+}

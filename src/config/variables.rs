@@ -1,0 +1,120 @@
+//! The environment as a layer: every `KEYCHOIR_` variable is one of ours or a mistake.
+
+use super::mask::shown;
+use super::problem::{Origin, Place, Problem, WrongValue, nearest};
+use super::setting::{self, Setting};
+use super::source::Environment;
+
+/// The variable that names the configuration file.
+pub(super) const CONFIG: &str = "KEYCHOIR_CONFIG";
+
+const PREFIX: &str = "KEYCHOIR_";
+
+/// The settings that variables give, with their texts.
+pub(super) fn settings<'e>(
+    environment: &'e Environment,
+    problems: &mut Vec<Problem>,
+) -> Vec<(&'static Setting, &'e str, Place)> {
+    for name in &environment.unreadable {
+        let wrong = WrongValue::new("the value is no UTF-8 text");
+        problems.push(Place::of(Origin::Variable(name.clone())).problem(wrong));
+    }
+    let mut settings = Vec::new();
+    for (name, value) in environment.iter().filter(|(name, _)| name.starts_with(PREFIX) && *name != CONFIG) {
+        let place = Place::of(Origin::Variable(name.to_owned()));
+        match setting::TABLE.iter().find(|setting| setting.variable() == name) {
+            Some(setting) => settings.push((setting, value, place)),
+            None if is_service_link(name, value) => {}
+            None => problems.push(place.problem(unknown(name))),
+        }
+    }
+    settings
+}
+
+/// Whether Kubernetes made this variable: a service called `keychoir` gives every container beside
+/// it `KEYCHOIR_SERVICE_HOST`, `KEYCHOIR_PORT=tcp://…` and more, which nobody wrote.
+fn is_service_link(name: &str, value: &str) -> bool {
+    let is_address = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
+    let is_part = ["_TCP_", "_UDP_", "_SCTP_"].iter().any(|protocol| name.contains(protocol));
+    let is_service = name.ends_with("_SERVICE_HOST") || name.contains("_SERVICE_PORT");
+    !name.contains("__") && (is_service || (name.contains("_PORT") && (is_address || is_part)))
+}
+
+fn unknown(name: &str) -> WrongValue {
+    let wrong = WrongValue::new("there is no such setting");
+    let upper = name.to_uppercase();
+    let bare = upper.trim_start_matches(PREFIX);
+    if bare.contains("API_KEY") || bare == "KEYS" || bare == "KEY" {
+        return wrong.suggest(Some("ELEVENLABS_API_KEYS"));
+    }
+    // A name without its section: `KEYCHOIR_LISTEN`.
+    let by_name = setting::of_name(&bare.to_lowercase()).map(Setting::variable);
+    let names = || setting::TABLE.iter().map(Setting::variable).chain([CONFIG.to_owned()]);
+    let near = by_name.or_else(|| nearest(&upper, names()));
+    match near {
+        Some(near) => wrong.suggest(Some(near)),
+        None => {
+            let section = bare.split("__").next().unwrap_or_default().to_lowercase();
+            let siblings: Vec<_> =
+                setting::TABLE.iter().filter(|setting| setting.section() == section).collect();
+            if siblings.is_empty() {
+                return wrong.advise("write KEYCHOIR_SECTION__NAME, for example KEYCHOIR_SERVER__LISTEN");
+            }
+            let names = siblings.iter().map(|setting| setting.variable()).collect::<Vec<_>>().join(", ");
+            wrong.advise(format!("in {} there are {names}", shown(&section)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_unknown(name: &str, expected: &str) {
+        let environment: Environment = [(name.into(), "1".into())].into_iter().collect();
+        let mut problems = Vec::new();
+        assert!(settings(&environment, &mut problems).is_empty());
+        let printed = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        assert_eq!(printed, format!("{name}: there is no such setting\n    = {expected}"));
+    }
+
+    #[track_caller]
+    fn check_ignored(name: &str, value: &str) {
+        let environment: Environment = [(name.into(), value.into())].into_iter().collect();
+        let mut problems = Vec::new();
+        assert!(settings(&environment, &mut problems).is_empty());
+        assert!(problems.is_empty(), "{problems:?}");
+    }
+
+    #[test]
+    fn an_unknown_variable_is_a_mistake_with_a_suggestion() {
+        check_unknown("KEYCHOIR_SERVER_LISTEN", "did you mean `KEYCHOIR_SERVER__LISTEN`?");
+        check_unknown("KEYCHOIR_SERVER__LISTNE", "did you mean `KEYCHOIR_SERVER__LISTEN`?");
+        check_unknown("KEYCHOIR_LISTEN", "did you mean `KEYCHOIR_SERVER__LISTEN`?");
+        check_unknown("KEYCHOIR_server__listen", "did you mean `KEYCHOIR_SERVER__LISTEN`?");
+        check_unknown("KEYCHOIR_CONFG", "did you mean `KEYCHOIR_CONFIG`?");
+        check_unknown("KEYCHOIR_API_KEYS", "did you mean `ELEVENLABS_API_KEYS`?");
+        check_unknown(
+            "KEYCHOIR_WATCH__COLOUR_OF_THE_MOON",
+            "in `watch` there are KEYCHOIR_WATCH__ENABLED, KEYCHOIR_WATCH__INTERVAL_MS, KEYCHOIR_WATCH__TIMEOUT_MS",
+        );
+        check_unknown("KEYCHOIR_XYZ", "write KEYCHOIR_SECTION__NAME, for example KEYCHOIR_SERVER__LISTEN");
+    }
+
+    #[test]
+    fn what_others_set_is_not_ours() {
+        check_ignored("KEYCHOIR_CONFIG", "/etc/keychoir.toml");
+        check_ignored("PATH", "/bin");
+        check_ignored("KEYCHOIR_SERVICE_HOST", "10.0.0.1");
+        check_ignored("KEYCHOIR_SERVICE_PORT", "80");
+        check_ignored("KEYCHOIR_SERVICE_PORT_HTTP", "80");
+        check_ignored("KEYCHOIR_PORT", "tcp://10.0.0.1:80");
+        check_ignored("KEYCHOIR_PORT_80_TCP_ADDR", "10.0.0.1");
+    }
+
+    #[test]
+    fn a_port_of_ones_own_is_no_service_link() {
+        check_unknown("KEYCHOIR_PORT", "write KEYCHOIR_SECTION__NAME, for example KEYCHOIR_SERVER__LISTEN");
+    }
+}
