@@ -2,8 +2,6 @@
 
 mod house;
 
-use std::time::Duration;
-
 use house::{ONE, TWO, house, house_in};
 use keychoir::policy::units::UnixMs;
 use keychoir::simulator::{Plan, WorkspacePlan};
@@ -12,7 +10,8 @@ use serde_json::{Value, json};
 const RESET: UnixMs = UnixMs(4_070_908_800_000);
 
 fn plan() -> Plan {
-    let workspace = |name: &str, used| WorkspacePlan { used, reset: Some(RESET), ..WorkspacePlan::new(name, 100_000) };
+    let workspace =
+        |name: &str, used| WorkspacePlan { used, reset: Some(RESET), ..WorkspacePlan::new(name, 100_000) };
     let mut plan = Plan::of([(ONE, 0), (TWO, 0)]);
     plan.keys[0].workspace = Some("one".to_owned());
     plan.keys[1].workspace = Some("two".to_owned());
@@ -21,8 +20,7 @@ fn plan() -> Plan {
 
 #[tokio::test]
 async fn the_status_document_has_the_contracts_shape() {
-    let mut house = house(plan()).await;
-    assert!(house.running.first_round(Duration::from_secs(30)).await);
+    let house = house(plan()).await;
     let answer = house.get("/api/elevenlabs-status").await;
     assert_eq!(answer.headers()["cache-control"], "no-store");
     assert_eq!(answer.headers()["content-type"], "application/json");
@@ -44,22 +42,23 @@ async fn the_status_document_has_the_contracts_shape() {
 async fn a_key_whose_quota_is_unknown_has_zeros_and_a_null() {
     let mut plan = Plan::of([(ONE, 1_000)]);
     plan.keys[0].permissions = Some(vec!["text_to_speech".to_owned()]);
-    let mut house = house(plan).await;
-    assert!(house.running.first_round(Duration::from_secs(30)).await);
+    let house = house(plan).await;
     assert_eq!(house.speak(10).await.status(), 200);
     let status = house.status().await;
-    assert_eq!(status["keys"][0], json!({
-        "shortKey": "sk_key_numb...00001", "status": "active", "characterCount": 10, "characterLimit": 0,
-        "remainingCharacters": 0, "usagePercentage": 0, "isOverLimit": false, "isNearLimit": false,
-        "nextResetDate": null,
-    }));
+    assert_eq!(
+        status["keys"][0],
+        json!({
+            "shortKey": "sk_key_numb...00001", "status": "active", "characterCount": 10, "characterLimit": 0,
+            "remainingCharacters": 0, "usagePercentage": 0, "isOverLimit": false, "isNearLimit": false,
+            "nextResetDate": null,
+        })
+    );
     house.close().await;
 }
 
 #[tokio::test]
 async fn the_state_of_the_keys_survives_a_restart() {
-    let mut first = house(plan()).await;
-    assert!(first.running.first_round(Duration::from_secs(30)).await);
+    let first = house(plan()).await;
     first.always(ONE, "quota");
     assert_eq!(first.speak(10).await.status(), 200);
     let before = first.status().await;
@@ -77,8 +76,7 @@ async fn the_state_of_the_keys_survives_a_restart() {
 
 #[tokio::test]
 async fn health_has_its_pages() {
-    let mut house = house(plan()).await;
-    assert!(house.running.first_round(Duration::from_secs(30)).await);
+    let house = house(plan()).await;
     let page = async |path: &str| {
         let answer = house.get(path).await;
         (answer.status().as_u16(), answer.json::<Value>().await.unwrap())

@@ -25,19 +25,34 @@ const IMPORTS: &[(&str, &[&str])] = &[
     (
         "app",
         &[
-            "admin", "body", "clock", "config", "policy", "pool", "proxy", "server", "store", "tasks", "upstream",
-            "watch",
+            "admin", "body", "clock", "config", "policy", "pool", "proxy", "server", "store", "tasks",
+            "upstream", "watch",
         ],
     ),
-    ("cli", &["app", "clock", "config", "policy", "pool", "secret", "simulator", "store", "tasks", "telemetry", "upstream"]),
+    ("cli", &["app", "config", "policy", "pool", "secret", "simulator", "telemetry"]),
     ("main", &["cli"]),
     ("lib", &[]),
 ];
 
 /// What a pure function has no use for.
 const IMPURE: &[&str] = &[
-    "std::fs", "std::io", "std::net", "std::env", "std::process", "std::thread", "std::sync::Mutex", "SystemTime",
-    "Instant", "tokio", "hyper", "rusqlite", "reqwest", "tracing", "rand", "RandomState", "async ",
+    "std::fs",
+    "std::io",
+    "std::net",
+    "std::env",
+    "std::process",
+    "std::thread",
+    "std::sync::Mutex",
+    "SystemTime",
+    "Instant",
+    "tokio",
+    "hyper",
+    "rusqlite",
+    "reqwest",
+    "tracing",
+    "rand",
+    "RandomState",
+    "async ",
 ];
 
 const LINES_MAX: usize = 420;
@@ -138,7 +153,8 @@ fn the_table_of_imports_has_no_line_that_nobody_needs() {
     for file in files() {
         used.entry(file.module()).or_default().extend(file.imports());
     }
-    for (module, may) in IMPORTS {
+    // The binary names the library and not `crate`.
+    for (module, may) in IMPORTS.iter().filter(|(module, _)| *module != "main") {
         for import in *may {
             let is_used = used.get(*module).is_some_and(|imports| imports.iter().any(|name| name == import));
             assert!(is_used, "{module} need not be allowed to import {import}");

@@ -27,7 +27,9 @@ async fn raw(house: &House, request: &str) -> String {
 
 /// What the provider saw of a raw request with this line and these headers.
 async fn echoed(house: &House, line: &str, headers: &str) -> Value {
-    let answer = raw(house, &format!("{line} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n")).await;
+    let answer =
+        raw(house, &format!("{line} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n"))
+            .await;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
     let body = if head.contains("chunked") { dechunked(body) } else { body.to_owned() };
@@ -74,7 +76,8 @@ async fn any_method_passes_but_those_that_would_make_it_something_else() {
         assert_eq!(echoed(&house, &format!("{method} /v1/simulator/echo"), "").await["method"], method);
     }
     for line in ["TRACE /v1/simulator/echo", "CONNECT example.com:443"] {
-        let answer = raw(&house, &format!("{line} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")).await;
+        let answer =
+            raw(&house, &format!("{line} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")).await;
         assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
     }
     house.close().await;
@@ -144,7 +147,10 @@ async fn an_answer_is_relayed_as_it_comes() {
     // Between two pieces the provider waits longer than this test would.
     house.always(ONE, "slow_body=3600s");
     let mut answer = house.post(&format!("{SPEECH}/stream"), &json!({"text": "a".repeat(100)})).await;
-    assert!(!answer.chunk().await.unwrap().unwrap().is_empty(), "the first piece does not wait for the second");
+    assert!(
+        !answer.chunk().await.unwrap().unwrap().is_empty(),
+        "the first piece does not wait for the second"
+    );
 }
 
 #[tokio::test]
@@ -160,12 +166,14 @@ async fn an_answer_that_breaks_off_is_broken_for_the_client() {
 
 #[tokio::test]
 async fn a_client_that_leaves_takes_its_request_along() {
-    let mut house = house(plan()).await;
-    assert!(house.running.first_round(Duration::from_secs(30)).await);
+    let house = house(plan()).await;
     house.always(ONE, "stall=3600s");
     let mut stream = TcpStream::connect(house.running.address()).await.unwrap();
     let body = r#"{"text":"hello"}"#;
-    let request = format!("POST {SPEECH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let request = format!(
+        "POST {SPEECH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
     stream.write_all(request.as_bytes()).await.unwrap();
     until(|| house.simulator.ledger().totals.in_flight == 1).await;
     drop(stream);
@@ -188,7 +196,10 @@ async fn until(is_so: impl Fn() -> bool) {
 async fn dangerous_paths_are_denied() {
     let house = house(plan()).await;
     let answer = house.post("/v1/workspaces/api-keys/disable?api_key_name=self", &json!({})).await;
-    assert_eq!((answer.status().as_u16(), &answer.headers()["x-keychoir-error"]), (403, &"path_denied".parse().unwrap()));
+    assert_eq!(
+        (answer.status().as_u16(), &answer.headers()["x-keychoir-error"]),
+        (403, &"path_denied".parse().unwrap())
+    );
     assert_eq!(house.hits(&[ONE, TWO]), [0, 0]);
     house.close().await;
 }
@@ -198,7 +209,7 @@ async fn a_socket_is_told_that_there_are_none_yet() {
     let house = house(plan()).await;
     let answer = raw(
         &house,
-        "GET /v1/text-to-speech/x/stream-input HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+        "GET /v1/text-to-speech/x/stream-input HTTP/1.1\r\nhost: x\r\nconnection: upgrade, close\r\nupgrade: websocket\r\n\
          sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n\r\n",
     )
     .await;
@@ -213,11 +224,17 @@ async fn a_client_with_a_token_is_known_by_its_name_and_others_stay_outside() {
     assert_eq!(house.speak(5).await.status(), 200);
     for (request, code) in [
         (house.client.get(format!("{}/v1/voices", house.url)), "client_token_missing"),
-        (house.client.get(format!("{}/v1/voices", house.url)).header("xi-api-key", "wrong"), "client_token_wrong"),
+        (
+            house.client.get(format!("{}/v1/voices", house.url)).header("xi-api-key", "wrong"),
+            "client_token_wrong",
+        ),
         (house.client.get(format!("{}/api/elevenlabs-status", house.url)), "client_token_missing"),
     ] {
         let answer = request.send().await.unwrap();
-        assert_eq!((answer.status().as_u16(), answer.headers()["x-keychoir-error"].to_str().unwrap()), (401, code));
+        assert_eq!(
+            (answer.status().as_u16(), answer.headers()["x-keychoir-error"].to_str().unwrap()),
+            (401, code)
+        );
     }
     assert_eq!(house.get("/livez").await.status(), 200);
     assert_eq!(house.hits(&[ONE, TWO]), [1, 0]);
@@ -234,7 +251,10 @@ async fn an_upstream_that_is_not_there_is_said_to_be_so() {
     })
     .await;
     let answer = house.speak(5).await;
-    assert_eq!((answer.status().as_u16(), answer.headers()["x-keychoir-error"].to_str().unwrap()), (502, "upstream_unreachable"));
+    assert_eq!(
+        (answer.status().as_u16(), answer.headers()["x-keychoir-error"].to_str().unwrap()),
+        (502, "upstream_unreachable")
+    );
     assert_eq!(house.statuses().await, ["active", "active"], "no key is to blame");
     assert_eq!(house.get("/readyz").await.status(), 200);
     house.close().await;

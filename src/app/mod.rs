@@ -100,8 +100,14 @@ pub fn start(parts: Parts, listeners: Vec<TcpListener>) -> Result<Running, Start
     let front = Front::new(admin, proxy);
     let room = Room::new(parts.server.connections_max);
     for listener in listeners {
-        let serving =
-            server::serve(listener, front.clone(), parts.server, room.clone(), drain.clone(), connections.clone());
+        let serving = server::serve(
+            listener,
+            front.clone(),
+            parts.server,
+            room.clone(),
+            drain.clone(),
+            connections.clone(),
+        );
         connections.spawn(serving);
     }
     Ok(Running { addresses, pool, rounds, set_aside, draining, drain, connections, watching, writing })

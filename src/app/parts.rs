@@ -45,7 +45,11 @@ impl Parts {
         };
         let url = &upstream.base_url;
         let clients = clients.into_iter().map(|client| (ClientName::new(&client.name), client.token));
-        let keys = keys.into_iter().map(|key| pool::KeyEntry { key: key.key, name: key.name, workspace: key.workspace });
+        let keys = keys.into_iter().map(|key| pool::KeyEntry {
+            key: key.key,
+            name: key.name,
+            workspace: key.workspace,
+        });
         Ok(Self {
             clients: Clients::new(clients.collect()),
             keys: keys.collect(),
@@ -69,12 +73,12 @@ impl Parts {
                 idle_max: upstream.idle_max,
             },
             proxy: proxy::Limits {
-                attempts_max: replay.attempts_max,
+                attempts_max: u32::try_from(replay.attempts_max).unwrap_or(u32::MAX),
                 replay_max: replay.deadline,
                 error_body_bytes_max: replay.error_body_bytes_max,
                 error_body_max: replay.error_body_max,
                 denies_dangerous: access.denies_dangerous,
-                memory: Memory::new(replay.memory_max, replay.memory_total_max),
+                memory: Memory::new(replay.memory_bytes_max, replay.memory_total_bytes_max),
             },
             server: server::Limits {
                 head_read_max: server.head_read_max,
@@ -88,7 +92,7 @@ impl Parts {
                 Some(path) => store::Place::File(path.to_owned()),
                 None => store::Place::Memory,
             },
-            queue_max: storage.queue_max,
+            queue_max: storage.queue_records_max,
         })
     }
 }

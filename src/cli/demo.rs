@@ -57,7 +57,8 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
     if let Err(error) = telemetry::start(view.form(), "info", Sink::new(view.log())) {
         return failed(&error);
     }
-    let played = runtime().map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(play(&view, arguments)));
+    let played =
+        runtime().map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(play(&view, arguments)));
     match played {
         Ok(code) => code,
         Err(error) => failed(&error),
@@ -81,15 +82,19 @@ async fn play(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let audio: Vec<u8> = audio.concat();
     tokio::task::block_in_place(|| std::fs::write(&arguments.output, &audio))?;
 
-    let spent = running.keys().iter().filter(|key| key.standing.status() == KeyStatus::Exhausted).count();
+    let keys = running.keys();
+    let spent = keys.iter().filter(|key| key.standing.status() == KeyStatus::Exhausted).count();
+    let booked: u64 = keys.iter().map(|key| key.quota.count).sum();
     running.drain(Duration::from_secs(5)).await;
     let charged = simulator.ledger().totals.charged;
     simulator.stop().await;
     let failures = requests - answered;
-    view.result(&format!("{requests} requests, {answered} answered, {spent} keys spent, {failures} failures"));
-    view.result(&format!("{charged} credits, booked as the simulated ElevenLabs charged them"));
+    view.result(&format!(
+        "{requests} requests, {answered} answered, {spent} keys spent, {failures} failures"
+    ));
+    view.result(&format!("{booked} credits booked, {charged} charged by the simulated ElevenLabs"));
     view.result(&format!("audio: {} ({} KiB)", arguments.output.display(), audio.len() / 1_024));
-    Ok(if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if failures == 0 && booked == charged { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Speaks every sentence as an app would: with its SDK's kind of request and a key that is none.

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{self, Loaded, Overrides};
+use crate::config::{self, Loaded, Need, Overrides};
 
 /// One base URL for all your ElevenLabs keys.
 ///
@@ -55,10 +55,11 @@ struct Sources {
 impl Sources {
     /// The configuration; what is wrong with it goes to standard error.
     fn load(self) -> Result<Loaded, ExitCode> {
-        config::load(&Overrides { config_file: self.config, listen: self.listen }).map_err(|problems| {
-            complain(&problems);
-            ExitCode::from(EX_CONFIG)
-        })
+        config::load(&Overrides { config_file: self.config, listen: self.listen, keys: Need::Required })
+            .map_err(|problems| {
+                complain(&problems);
+                ExitCode::from(EX_CONFIG)
+            })
     }
 }
 
@@ -115,8 +116,12 @@ fn cannot_listen(address: &str, error: &io::Error) -> String {
         io::ErrorKind::AddrInUse => {
             "Another program listens there, maybe another Keychoir. Choose another address with --listen HOST:PORT."
         }
-        io::ErrorKind::PermissionDenied => "Ports below 1024 need a privilege. Choose a higher one with --listen HOST:PORT.",
-        io::ErrorKind::AddrNotAvailable => "This machine does not have that address. Choose another with --listen HOST:PORT.",
+        io::ErrorKind::PermissionDenied => {
+            "Ports below 1024 need a privilege. Choose a higher one with --listen HOST:PORT."
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "This machine does not have that address. Choose another with --listen HOST:PORT."
+        }
         _ => "Choose another address with --listen HOST:PORT.",
     };
     format!("cannot listen on {address}: {error}. {advice}")

@@ -56,10 +56,11 @@ async fn serve(loaded: Loaded) -> ExitCode {
         Err(message) => return failed(&message),
     };
     let grace = config.server.shutdown_grace;
-    let running = match Parts::of(config).map_err(StartError::from).and_then(|parts| app::start(parts, listeners)) {
-        Ok(running) => running,
-        Err(error) => return not_started(&error),
-    };
+    let running =
+        match Parts::of(config).map_err(StartError::from).and_then(|parts| app::start(parts, listeners)) {
+            Ok(running) => running,
+            Err(error) => return not_started(&error),
+        };
     until_told(welcome(running).await, grace).await
 }
 
@@ -105,7 +106,8 @@ async fn welcome(mut running: Running) -> Running {
         for key in &keys {
             info!(event = "key_state", position = key.key.position(), "{}", key_line(key));
         }
-        let free = keys.iter().filter(|key| key.key.workspace().tier().is_some_and(|tier| *tier == "free")).count();
+        let free =
+            keys.iter().filter(|key| key.key.workspace().tier().is_some_and(|tier| *tier == "free")).count();
         if free > 1 {
             warn!(
                 "{free} keys are of free plans: ElevenLabs' terms frown on many free accounts and its abuse \
@@ -115,7 +117,10 @@ async fn welcome(mut running: Running) -> Running {
     }
     let address = running.address();
     info!(event = "server_started", address = %address, "Server started at http://{address}");
-    info!(event = "server_base_url", "├─ Base URL:  http://{address}   ElevenLabs(base_url=…, api_key=\"anything\")");
+    info!(
+        event = "server_base_url",
+        "├─ Base URL:  http://{address}   ElevenLabs(base_url=…, api_key=\"anything\")"
+    );
     info!(event = "server_status_url", "└─ Status:    http://{address}/api/elevenlabs-status");
     running
 }

@@ -60,7 +60,8 @@ async fn simulate(arguments: Arguments) -> ExitCode {
         Err(error) => return failed(&cannot_listen(&listen, &error)),
     };
     // The default keys are made up and open nothing; whoever gave others knows them.
-    let made_up: Vec<String> = if is_default { plan.keys.iter().map(|key| key.key.clone()).collect() } else { Vec::new() };
+    let made_up: Vec<String> =
+        if is_default { plan.keys.iter().map(|key| key.key.clone()).collect() } else { Vec::new() };
     let simulator = match Simulator::start(listener, plan).await {
         Ok(simulator) => simulator,
         Err(error) => return failed(&error),

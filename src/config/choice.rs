@@ -7,13 +7,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use super::mask::shown;
 use super::problem::{WrongValue, nearest};
-
-/// How the key of a request is chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Strategy {
-    /// The first key until it is used up, then the next.
-    FillFirst,
-}
+use crate::policy::select::Strategy;
 
 impl Strategy {
     const ALL: [(&'static str, Self); 1] = [("fill-first", Self::FillFirst)];

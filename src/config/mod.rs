@@ -31,7 +31,7 @@ mod tests;
 use std::path::PathBuf;
 
 pub use base_url::{BaseUrl, Scheme};
-pub use choice::{LogFilter, LogFormat, Strategy};
+pub use choice::{LogFilter, LogFormat};
 pub use clients::ClientConfig;
 pub use keys::{KeyConfig, KeySource};
 pub use listen::Listen;

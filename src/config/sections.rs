@@ -5,22 +5,21 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::base_url::BaseUrl;
-use super::choice::{LogFilter, LogFormat, Strategy};
+use super::choice::{LogFilter, LogFormat};
 use super::listen::Listen;
+use crate::policy::select::Strategy;
 
 /// Where clients come in, and how long they may keep us waiting.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerConfig {
     /// The address to listen on.
     pub listen: Listen,
-    /// From the first byte of a request's head to its last.
+    /// For a request's head to arrive, and between two requests of a connection.
     pub head_read_max: Duration,
     /// A request's head.
     pub head_bytes_max: usize,
     /// Clients connected at once.
     pub connections_max: usize,
-    /// How long a client's connection may lie idle between two requests.
-    pub keep_alive_max: Duration,
     /// How long a stop waits for the requests under way.
     pub shutdown_grace: Duration,
     /// How long a client may pause within a request's body.
@@ -34,7 +33,6 @@ impl Default for ServerConfig {
             head_read_max: Duration::from_secs(30),
             head_bytes_max: 64 * 1024,
             connections_max: 10_000,
-            keep_alive_max: Duration::from_secs(75),
             shutdown_grace: Duration::from_secs(30),
             body_idle_max: Duration::from_secs(60),
         }
@@ -80,6 +78,10 @@ pub struct PoolConfig {
     pub rate_limited_cooldown: Duration,
     /// How long a workspace rests after a concurrency refusal.
     pub concurrency_cooldown: Duration,
+    /// How long a workspace without credits rests when its reset date is unknown.
+    pub exhausted_cooldown: Duration,
+    /// How long a key that is refused as such rests before it is tried again.
+    pub invalid_cooldown: Duration,
     /// How long a key with a payment problem rests before it is tried again.
     pub billing_cooldown: Duration,
     /// The used share of a key's credits from which it is near its limit; above 0, at most 1.
@@ -92,6 +94,8 @@ impl Default for PoolConfig {
             strategy: Strategy::FillFirst,
             rate_limited_cooldown: Duration::from_secs(60),
             concurrency_cooldown: Duration::from_secs(2),
+            exhausted_cooldown: Duration::from_secs(3600),
+            invalid_cooldown: Duration::from_secs(24 * 3600),
             billing_cooldown: Duration::from_secs(3600),
             near_limit_ratio: 0.8,
         }
@@ -137,11 +141,18 @@ pub struct WatchConfig {
     pub interval: Duration,
     /// How long one answer is waited for.
     pub timeout: Duration,
+    /// How long the provider's figures may lag behind what was spent.
+    pub quota_lag: Duration,
 }
 
 impl Default for WatchConfig {
     fn default() -> Self {
-        Self { is_enabled: true, interval: Duration::from_secs(600), timeout: Duration::from_secs(10) }
+        Self {
+            is_enabled: true,
+            interval: Duration::from_secs(600),
+            timeout: Duration::from_secs(10),
+            quota_lag: Duration::from_secs(300),
+        }
     }
 }
 

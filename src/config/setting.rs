@@ -43,7 +43,6 @@ pub(super) static TABLE: &[Setting] = &[
     // hyper refuses a smaller buffer than 8192 bytes.
     entry("server.head_bytes_max", Kind::Bytes(8192..=MEBI, |c| &mut c.server.head_bytes_max)),
     entry("server.connections_max", Kind::Count(1..=1_000_000, |c| &mut c.server.connections_max)),
-    entry("server.keep_alive_ms_max", Kind::Millis(1..=DAY, |c| &mut c.server.keep_alive_max)),
     entry("server.shutdown_grace_ms", Kind::Millis(0..=HOUR, |c| &mut c.server.shutdown_grace)),
     entry("server.body_idle_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.server.body_idle_max)),
     entry("upstream.base_url", Kind::Word(|c| &mut c.upstream.base_url)),
@@ -58,6 +57,8 @@ pub(super) static TABLE: &[Setting] = &[
     entry("pool.strategy", Kind::Word(|c| &mut c.pool.strategy)),
     entry("pool.rate_limited_cooldown_ms", Kind::Millis(1..=DAY, |c| &mut c.pool.rate_limited_cooldown)),
     entry("pool.concurrency_cooldown_ms", Kind::Millis(1..=HOUR, |c| &mut c.pool.concurrency_cooldown)),
+    entry("pool.exhausted_cooldown_ms", Kind::Millis(1..=31 * DAY, |c| &mut c.pool.exhausted_cooldown)),
+    entry("pool.invalid_cooldown_ms", Kind::Millis(1..=31 * DAY, |c| &mut c.pool.invalid_cooldown)),
     entry("pool.billing_cooldown_ms", Kind::Millis(1..=31 * DAY, |c| &mut c.pool.billing_cooldown)),
     entry("pool.near_limit_ratio", Kind::Ratio(|c| &mut c.pool.near_limit_ratio)),
     entry("replay.memory_bytes_max", Kind::Bytes(0..=1024 * MEBI, |c| &mut c.replay.memory_bytes_max)),
@@ -73,6 +74,7 @@ pub(super) static TABLE: &[Setting] = &[
     // A round asks once a key: more often than once a second would itself be rate limited.
     entry("watch.interval_ms", Kind::Millis(1000..=DAY, |c| &mut c.watch.interval)),
     entry("watch.timeout_ms", Kind::Millis(1..=10 * MINUTE, |c| &mut c.watch.timeout)),
+    entry("watch.quota_lag_ms", Kind::Millis(1..=DAY, |c| &mut c.watch.quota_lag)),
     entry("storage.path", Kind::File(|c| &mut c.storage.path)),
     entry("storage.queue_records_max", Kind::Count(1..=MEBI, |c| &mut c.storage.queue_records_max)),
     entry("storage.ephemeral", Kind::Switch(|c| &mut c.storage.is_ephemeral)),

@@ -97,7 +97,7 @@ mod tests {
         check_unknown("KEYCHOIR_API_KEYS", "did you mean `ELEVENLABS_API_KEYS`?");
         check_unknown(
             "KEYCHOIR_WATCH__COLOUR_OF_THE_MOON",
-            "in `watch` there are KEYCHOIR_WATCH__ENABLED, KEYCHOIR_WATCH__INTERVAL_MS, KEYCHOIR_WATCH__TIMEOUT_MS",
+            "in `watch` there are KEYCHOIR_WATCH__ENABLED, KEYCHOIR_WATCH__INTERVAL_MS, KEYCHOIR_WATCH__TIMEOUT_MS, KEYCHOIR_WATCH__QUOTA_LAG_MS",
         );
         check_unknown("KEYCHOIR_XYZ", "write KEYCHOIR_SECTION__NAME, for example KEYCHOIR_SERVER__LISTEN");
     }

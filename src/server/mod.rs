@@ -70,10 +70,10 @@ pub async fn serve<S: Service>(
     listener: TcpListener,
     service: S,
     limits: Limits,
+    room: Room,
     drain: Drain,
     tasks: Tasks,
 ) {
-    let room = Arc::new(Semaphore::new(limits.connections_max));
     loop {
         let accepted = tokio::select! {
             () = drain.stop.cancelled() => return,

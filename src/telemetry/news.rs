@@ -129,16 +129,19 @@ mod tests {
     fn pool() -> Pool {
         let key = ApiKey::new("sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b").unwrap();
         let hour = Duration::from_secs(3_600);
-        Pool::new(vec![KeyEntry { key, name: None, workspace: None }], Settings {
-            strategy: Strategy::FillFirst,
-            near_limit_ratio: 0.8,
-            rate_limited_cooldown: hour,
-            concurrency_cooldown: hour,
-            exhausted_cooldown: hour,
-            billing_cooldown: hour,
-            invalid_cooldown: hour,
-            quota_lag: hour,
-        })
+        Pool::new(
+            vec![KeyEntry { key, name: None, workspace: None }],
+            Settings {
+                strategy: Strategy::FillFirst,
+                near_limit_ratio: 0.8,
+                rate_limited_cooldown: hour,
+                concurrency_cooldown: hour,
+                exhausted_cooldown: hour,
+                billing_cooldown: hour,
+                invalid_cooldown: hour,
+                quota_lag: hour,
+            },
+        )
     }
 
     fn key() -> Arc<Key> {
@@ -160,34 +163,37 @@ mod tests {
     fn the_contracts_words_are_kept() {
         assert_eq!(keys_loaded(8, "x"), "Loaded 8 ElevenLabs API keys from x");
         assert_eq!(keys_loaded(1, "x"), "Loaded 1 ElevenLabs API key from x");
-        check(Change::InUse { quota: quota(5_420), rotated_to: None }, &[(
-            "key_in_use",
-            "Using key sk_6c036526...d452b (94,580 chars remaining)",
-        )]);
-        check(Change::InUse { quota: quota(5_420), rotated_to: Some(3) }, &[
-            ("key_rotated", "Rotated to key index 3"),
-            ("key_in_use", "Using key sk_6c036526...d452b (94,580 chars remaining)"),
-        ]);
-        check(Change::NearLimit(quota(84_766)), &[(
-            "key_near_limit",
-            "Key sk_6c036526...d452b near limit: 15,234 chars remaining (84.8%)",
-        )]);
-        check(Change::Rests { reason: ParkReason::Exhausted, until: Some(DECEMBER_1) }, &[(
-            "key_exhausted",
-            "Key sk_6c036526...d452b exhausted - rotating to next key (resets Dec 1)",
-        )]);
-        check(Change::Rests { reason: ParkReason::RateLimited, until: None }, &[(
-            "key_rate_limited",
-            "Rate limited: sk_6c036526...d452b - rotating to next key",
-        )]);
+        check(
+            Change::InUse { quota: quota(5_420), rotated_to: None },
+            &[("key_in_use", "Using key sk_6c036526...d452b (94,580 chars remaining)")],
+        );
+        check(
+            Change::InUse { quota: quota(5_420), rotated_to: Some(3) },
+            &[
+                ("key_rotated", "Rotated to key index 3"),
+                ("key_in_use", "Using key sk_6c036526...d452b (94,580 chars remaining)"),
+            ],
+        );
+        check(
+            Change::NearLimit(quota(84_766)),
+            &[("key_near_limit", "Key sk_6c036526...d452b near limit: 15,234 chars remaining (84.8%)")],
+        );
+        check(
+            Change::Rests { reason: ParkReason::Exhausted, until: Some(DECEMBER_1) },
+            &[("key_exhausted", "Key sk_6c036526...d452b exhausted - rotating to next key (resets Dec 1)")],
+        );
+        check(
+            Change::Rests { reason: ParkReason::RateLimited, until: None },
+            &[("key_rate_limited", "Rate limited: sk_6c036526...d452b - rotating to next key")],
+        );
     }
 
     #[test]
     fn an_unknown_quota_is_called_unknown() {
-        check(Change::InUse { quota: Quota::default(), rotated_to: None }, &[(
-            "key_in_use",
-            "Using key sk_6c036526...d452b (chars remaining unknown)",
-        )]);
+        check(
+            Change::InUse { quota: Quota::default(), rotated_to: None },
+            &[("key_in_use", "Using key sk_6c036526...d452b (chars remaining unknown)")],
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The whole program before a simulated ElevenLabs, on port 0, with books in a folder of its own.
 
-#![allow(dead_code, reason = "every test file uses its own part of this one")]
+#![allow(dead_code, unreachable_pub, reason = "every test file uses its own part of this one")]
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -48,8 +48,12 @@ pub async fn house_in(folder: TempDir, plan: Plan, change: impl FnOnce(&mut Conf
     let simulator = Simulator::start(loopback().await, plan.forbidding(CLIENT_TOKEN)).await.unwrap();
     let mut config = Config::with_defaults(keys, simulator.base_url().parse::<BaseUrl>().unwrap());
     config.storage.path = folder.path().join("keychoir.db");
+    config.storage.is_ephemeral = false;
     change(&mut config);
-    let running = app::start(Parts::of(config).unwrap(), vec![loopback().await]).unwrap();
+    let is_watched = config.watch.is_enabled;
+    let mut running = app::start(Parts::of(config).unwrap(), vec![loopback().await]).unwrap();
+    // The watch asks once at the start; what a test sets up must not meet that question.
+    assert!(!is_watched || running.first_round(Duration::from_secs(30)).await);
     let url = format!("http://{}", running.address());
     House { simulator, running, url, client: client(), folder }
 }
@@ -65,7 +69,8 @@ fn client() -> reqwest::Client {
 impl House {
     /// Speech of so many characters, which cost as many credits.
     pub async fn speak(&self, characters: usize) -> reqwest::Response {
-        self.post(SPEECH, &json!({"text": "a".repeat(characters), "model_id": "eleven_multilingual_v2"})).await
+        self.post(SPEECH, &json!({"text": "a".repeat(characters), "model_id": "eleven_multilingual_v2"}))
+            .await
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> reqwest::Response {

@@ -55,7 +55,9 @@ impl View {
     }
 
     pub(super) fn title(&self, url: &str) {
-        self.say(&format!("Keychoir at {url}, before a simulated ElevenLabs. Every request says api_key=\"anything\"."));
+        self.say(&format!(
+            "Keychoir at {url}, before a simulated ElevenLabs. Every request says api_key=\"anything\"."
+        ));
     }
 
     pub(super) fn result(&self, text: &str) {
@@ -76,14 +78,17 @@ impl View {
     pub(super) fn keys(&self, keys: &[KeySnapshot]) {
         if self.live {
             let in_use = keys.iter().position(|key| key.standing.status() == KeyStatus::Active);
-            let lines = keys.iter().enumerate().map(|(index, key)| self.bar(key, in_use == Some(index))).collect();
+            let lines =
+                keys.iter().enumerate().map(|(index, key)| self.bar(key, in_use == Some(index))).collect();
             self.change(|state| state.keys = lines);
         }
     }
 
     fn bar(&self, seen: &KeySnapshot, is_in_use: bool) -> String {
-        let (full, empty, mark) = if self.form == Form::Ascii { ("#", ".", "> ") } else { ("█", "░", "▶ ") };
-        let cells = usize::try_from((seen.quota.usage_percent() * BAR_CELLS / 100).min(BAR_CELLS)).unwrap_or(0);
+        let (full, empty, mark) =
+            if self.form == Form::Ascii { ("#", ".", "> ") } else { ("█", "░", "▶ ") };
+        let cells =
+            usize::try_from((seen.quota.usage_percent() * BAR_CELLS / 100).min(BAR_CELLS)).unwrap_or(0);
         let limit = seen.quota.limit.unwrap_or(0);
         let spent = format!("{}/{}", Grouped(seen.quota.count), Grouped(limit));
         let mark = if is_in_use { mark } else { "  " };

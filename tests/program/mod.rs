@@ -1,0 +1,101 @@
+//! The binary as a person starts it, with nothing of this machine's environment.
+
+#![allow(dead_code, unreachable_pub, reason = "every test file uses its own part of this one")]
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde_json::Value;
+
+const WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// The program with these arguments and no environment but what it is given.
+pub fn keychoir(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_keychoir"));
+    command.args(arguments).env_clear().stdin(Stdio::null());
+    command
+}
+
+/// Runs it to its end.
+pub fn run(command: &mut Command) -> Output {
+    command.output().unwrap()
+}
+
+/// What it said on standard error.
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// A program that runs on.
+pub struct Program {
+    child: Child,
+    lines: Receiver<String>,
+    reader: Option<JoinHandle<()>>,
+    said: Vec<String>,
+}
+
+impl Program {
+    /// Starts it. Its standard error is read all the time, so that it never waits for us.
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let (sender, lines) = channel();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let reader = std::thread::spawn(move || {
+            for line in stderr.lines() {
+                let _ = sender.send(line.unwrap());
+            }
+        });
+        Self { child, lines, reader: Some(reader), said: Vec::new() }
+    }
+
+    /// The first line, from here on, in which `wanted` finds something.
+    pub fn line<T>(&mut self, wanted: impl Fn(&str) -> Option<T>) -> T {
+        loop {
+            let line =
+                self.lines.recv_timeout(WAIT_MAX).unwrap_or_else(|_| panic!("it only said {:#?}", self.said));
+            let found = wanted(&line);
+            self.said.push(line);
+            if let Some(found) = found {
+                return found;
+            }
+        }
+    }
+
+    /// The address it listens on, from its log in JSON.
+    pub fn address(&mut self) -> String {
+        self.line(|line| {
+            let event: Value = serde_json::from_str(line).ok()?;
+            (event["event"] == "server_started").then(|| event["address"].as_str().unwrap().to_owned())
+        })
+    }
+
+    /// Tells it to end; its exit code and everything it has said.
+    pub fn end(mut self) -> (Option<i32>, String) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        let code = self.child.wait().unwrap().code();
+        self.reader.take().unwrap().join().unwrap();
+        self.said.extend(self.lines.try_iter());
+        (code, self.said.join("\n"))
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Everything in a folder's files, as one heap of bytes.
+pub fn contents(folder: &std::path::Path) -> Vec<u8> {
+    let mut heap = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::File::open(path).unwrap().read_to_end(&mut heap).unwrap();
+    }
+    heap
+}

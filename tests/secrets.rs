@@ -1,0 +1,169 @@
+//! Canaries: keys, client tokens and texts that are looked for in everything that comes out, with
+//! the log at TRACE, over every path that a request can take.
+
+mod house;
+mod program;
+
+use std::collections::HashMap;
+
+use house::{CLIENT_TOKEN, VOICE, loopback};
+use keychoir::simulator::{Fault, Plan, Simulator};
+use program::{Program, contents, keychoir, run, stderr};
+use serde_json::json;
+
+/// Two keys as long as real ones. What lies between their ends is never shown.
+const ONE: &str = "sk_canary000111122223333aaaabbbbccccddddeeeeffff0001";
+const TWO: &str = "sk_canary000444455556666aaaabbbbccccddddeeeeffff0002";
+const TEXT: &str = "the text of a private message, canary 9c41";
+
+/// What must not be found anywhere, each with its name.
+fn canaries() -> HashMap<&'static str, &'static str> {
+    HashMap::from([
+        ("the middle of a key", &ONE[11..ONE.len() - 5]),
+        ("the middle of another key", &TWO[11..TWO.len() - 5]),
+        ("a client's token", CLIENT_TOKEN),
+        ("a text", "canary 9c41"),
+    ])
+}
+
+#[track_caller]
+fn assert_clean(place: &str, bytes: &[u8]) {
+    for (name, canary) in canaries() {
+        let found = bytes.windows(canary.len()).any(|window| window == canary.as_bytes());
+        assert!(!found, "{name} is in {place}: {}", String::from_utf8_lossy(bytes));
+    }
+}
+
+/// Everything that can become of an attempt.
+const FAULTS: [&str; 27] = [
+    "pass",
+    "quota",
+    "key_cap",
+    "invalid",
+    "invalid_400",
+    "needs_authorization",
+    "missing_permissions",
+    "unusual_activity",
+    "payment_issue",
+    "insufficient_credits",
+    "paid_plan_required",
+    "forbidden",
+    "quota_403",
+    "concurrency",
+    "rate_limit=1",
+    "system_busy",
+    "unprocessable",
+    "voice_not_found",
+    "server_error",
+    "maintenance",
+    "gzip:quota",
+    "early:quota",
+    "cut=100",
+    "close",
+    "close_unread",
+    "huge",
+    "garbled",
+];
+
+async fn check_form(form: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = Plan::of([(ONE, 1_000_000), (TWO, 1_000_000)]).forbidding(CLIENT_TOKEN);
+    let simulator = Simulator::start(loopback().await, plan).await.unwrap();
+    let mut command = keychoir(&["serve", "--listen", "127.0.0.1:0"]);
+    command
+        .env("ELEVENLABS_API_KEYS", format!("{ONE},{TWO}"))
+        .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
+        .env("KEYCHOIR_POOL__INVALID_COOLDOWN_MS", "1")
+        .env("KEYCHOIR_POOL__EXHAUSTED_COOLDOWN_MS", "1")
+        .env("KEYCHOIR_POOL__BILLING_COOLDOWN_MS", "1")
+        .env("KEYCHOIR_POOL__RATE_LIMITED_COOLDOWN_MS", "1")
+        .env("KEYCHOIR_POOL__CONCURRENCY_COOLDOWN_MS", "1")
+        .env("KEYCHOIR_LOG__LEVEL", "trace")
+        .env("KEYCHOIR_LOG__FORMAT", form);
+    let mut program = Program::start(&mut command);
+    let url = program.line(|line| {
+        let (_, rest) = line.split_once("Server started at ")?;
+        rest.split(['"', ' ']).next().map(str::to_owned)
+    });
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let mut asked = 0;
+    for fault in FAULTS {
+        let fault: Fault = fault.parse().unwrap();
+        simulator.always(ONE, Some(fault.clone()));
+        simulator.always(TWO, Some(fault));
+        let speech = format!("{url}/v1/text-to-speech/{VOICE}?xi_api_key={CLIENT_TOKEN}&seed=1");
+        let body = json!({"text": TEXT, "model_id": "eleven_multilingual_v2"});
+        let requests = [
+            client.post(&speech).header("xi-api-key", CLIENT_TOKEN).json(&body),
+            client.get(format!("{url}/v1/user")).bearer_auth(CLIENT_TOKEN),
+            client.get(format!("{url}/v1/{CLIENT_TOKEN}/x")).header("cookie", format!("a={CLIENT_TOKEN}")),
+            client
+                .post(format!("{url}/v1/workspaces/api-keys/disable"))
+                .header("xi-api-key", CLIENT_TOKEN)
+                .json(&body),
+            client
+                .get(format!("{url}/v1/voices"))
+                .header("x-request-id", format!("{CLIENT_TOKEN} with spaces")),
+            client.get(format!("{url}/api/elevenlabs-status")).header("xi-api-key", CLIENT_TOKEN),
+            client.get(format!("{url}/readyz")),
+        ];
+        for request in requests {
+            let Ok(answer) = request.send().await else { continue };
+            asked += 1;
+            assert_clean("a header", format!("{:?}", answer.headers()).as_bytes());
+            let is_ours = answer.headers().contains_key("x-keychoir-error");
+            let is_admin = answer.url().path().starts_with("/api/") || answer.url().path() == "/readyz";
+            // What the provider says of the request is the client's own; what we say is looked at.
+            if let (true, Ok(body)) = (is_ours || is_admin, answer.bytes().await) {
+                assert_clean("an answer of ours", &body);
+            }
+        }
+    }
+    let (code, said) = program.end();
+    assert_eq!(code, Some(0));
+    assert!(asked > FAULTS.len() * 4, "the paths were really taken: {asked}");
+    assert!(said.lines().count() > FAULTS.len() * 5, "the log really tells of them");
+    assert_clean("the log", said.as_bytes());
+    assert_clean("the books", &contents(folder.path()));
+    // The made-up path `/v1/<token>` reaches the provider, where it belongs; nothing else does.
+    let violations = simulator.ledger().violations;
+    assert!(
+        violations.iter().all(|violation| violation.contains("path") || violation.contains("target")),
+        "{violations:?}"
+    );
+}
+
+#[tokio::test]
+async fn no_secret_comes_out_as_json() {
+    check_form("json").await;
+}
+
+#[tokio::test]
+async fn no_secret_comes_out_on_a_terminal() {
+    check_form("terminal").await;
+}
+
+#[test]
+fn no_secret_comes_out_of_a_broken_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keychoir.toml");
+    for toml in [
+        format!("[[keys]]\nkey = \"{ONE}\nname = \"x\""),
+        format!("[[keys]]\nkey = {ONE}"),
+        format!("[[keys]]\nkeyy = \"{ONE}\""),
+        format!("keys = \"{ONE}\""),
+        format!("[pool]\nkeys = [\"{ONE}\"]"),
+        format!("[[clients]]\nname = \"x\"\ntoken = {CLIENT_TOKEN}"),
+        format!("[upstream]\nbase_url = \"https://{ONE}@api.elevenlabs.io\""),
+        format!("{ONE}"),
+    ] {
+        std::fs::write(&file, &toml).unwrap();
+        let mut command = keychoir(&["check", "--config", file.to_str().unwrap()]);
+        let output = run(command.env("ELEVENLABS_API_KEYS", TWO));
+        assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+        assert_clean("the complaint", &output.stderr);
+    }
+    let output = run(keychoir(&["check"]).env("ELEVENLABS_API_KEYS", format!("{ONE}\u{1}")));
+    assert_clean("the complaint", &output.stderr);
+}

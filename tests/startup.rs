@@ -1,0 +1,159 @@
+//! What a person gets wrong at the start is said clearly, with what to do, and nothing is lost.
+
+mod program;
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Output;
+
+use program::{Program, keychoir, run, stderr};
+
+const KEYS: &str = "sk_first_key_of_the_test_0001,sk_second_key_of_the_test_0002";
+
+#[track_caller]
+fn assert_says(output: &Output, code: i32, words: &[&str]) {
+    let said = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    for word in words {
+        assert!(said.contains(word), "{word:?} is not in: {said}");
+    }
+    assert!(!said.contains("panicked"), "{said}");
+    assert!(!said.contains("key_of_the_test"), "{said}");
+}
+
+/// Runs `serve` with this file as its configuration.
+fn serve_with(folder: &Path, toml: &str) -> Output {
+    let file = folder.join("keychoir.toml");
+    fs::write(&file, toml).unwrap();
+    run(keychoir(&["serve", "--config", file.to_str().unwrap()]).env("ELEVENLABS_API_KEYS", KEYS))
+}
+
+#[test]
+fn without_keys_it_says_how_to_give_some() {
+    for arguments in [&[] as &[&str], &["serve"], &["check"]] {
+        let output = run(&mut keychoir(arguments));
+        assert_says(&output, 78, &["ELEVENLABS_API_KEYS", "[[keys]]", "keychoir demo"]);
+    }
+}
+
+#[test]
+fn a_malformed_list_of_keys_is_named_by_position() {
+    let output = run(keychoir(&["check"])
+        .env("ELEVENLABS_API_KEYS", "sk_first_key_of_the_test_0001,sk_k\u{e9}y_of_the_test"));
+    assert_says(&output, 78, &["ELEVENLABS_API_KEYS", "2"]);
+}
+
+#[test]
+fn a_sloppy_list_of_keys_is_read_with_a_warning() {
+    let sloppy = format!("\" {KEYS}, \n sk_first_key_of_the_test_0001,\"");
+    let output = run(keychoir(&["check"]).env("ELEVENLABS_API_KEYS", sloppy));
+    assert_says(&output, 0, &["ELEVENLABS_API_KEYS"]);
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(stdout.contains("Loaded 2 ElevenLabs API keys"), "{stdout}");
+}
+
+#[test]
+fn an_unknown_key_has_a_place_and_a_suggestion() {
+    let folder = tempfile::tempdir().unwrap();
+    let output =
+        serve_with(folder.path(), "[pool]\nstrateggy = \"fill-first\"\n[server]\nlisten = \"nonsense\"\n");
+    assert_says(
+        &output,
+        78,
+        &["keychoir.toml:2:1", "^^^^^^^^^", "did you mean `strategy`", "keychoir.toml:4"],
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing.toml");
+    let output = run(&mut keychoir(&["serve", "--config", missing.to_str().unwrap()]));
+    assert_says(&output, 78, &["missing.toml"]);
+    let output = run(&mut keychoir(&["serve", "--config", folder.path().to_str().unwrap()]));
+    assert_says(&output, 78, &[folder.path().to_str().unwrap()]);
+}
+
+#[test]
+fn a_strategy_that_is_not_there_is_answered_with_those_that_are() {
+    let output =
+        run(keychoir(&["check"]).env("ELEVENLABS_API_KEYS", KEYS).env("KEYCHOIR_POOL__STRATEGY", "fastest"));
+    assert_says(&output, 78, &["KEYCHOIR_POOL__STRATEGY", "fastest", "fill-first"]);
+}
+
+#[test]
+fn beyond_loopback_it_listens_only_with_client_tokens() {
+    let output = run(keychoir(&["check", "--listen", "0.0.0.0:0"]).env("ELEVENLABS_API_KEYS", KEYS));
+    assert_says(&output, 78, &["[[clients]]"]);
+}
+
+#[test]
+fn a_taken_port_is_said_to_be_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let mut command = keychoir(&["serve", "--listen", &address]);
+    command.env("ELEVENLABS_API_KEYS", KEYS).env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"));
+    assert_says(&run(&mut command), 1, &[&address, "--listen"]);
+}
+
+#[test]
+fn a_place_for_the_books_that_cannot_be_written_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("file"), "").unwrap();
+    let path = folder.path().join("file").join("keychoir.db");
+    let mut command = keychoir(&["serve", "--listen", "127.0.0.1:0"]);
+    command.env("ELEVENLABS_API_KEYS", KEYS).env("KEYCHOIR_STORAGE__PATH", &path);
+    assert_says(&run(&mut command), 78, &[path.to_str().unwrap(), "storage.path", "storage.ephemeral"]);
+}
+
+#[test]
+fn broken_books_are_set_aside_and_it_serves() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keychoir.db");
+    fs::write(&path, "these are not the books you are looking for").unwrap();
+    let mut command = keychoir(&["--listen", "127.0.0.1:0"]);
+    command
+        .env("ELEVENLABS_API_KEYS", KEYS)
+        .env("KEYCHOIR_STORAGE__PATH", &path)
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9")
+        .env("KEYCHOIR_WATCH__ENABLED", "false")
+        .env("KEYCHOIR_LOG__FORMAT", "json");
+    let mut program = Program::start(&mut command);
+    program.address();
+    let (code, said) = program.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("keychoir.db.broken-"), "{said}");
+    let names: Vec<String> = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let aside = names.iter().find(|name| name.starts_with("keychoir.db.broken-")).expect("it is kept");
+    let kept = fs::read_to_string(folder.path().join(aside)).unwrap();
+    assert_eq!(kept, "these are not the books you are looking for");
+}
+
+#[test]
+fn the_contracts_lines_are_written_to_a_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = keychoir(&["serve", "--listen", "127.0.0.1:0"]);
+    command
+        .env("ELEVENLABS_API_KEYS", KEYS)
+        .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9")
+        .env("KEYCHOIR_LOG__FORMAT", "terminal");
+    let mut program = Program::start(&mut command);
+    program.line(|line| (line == "✅ Loaded 2 ElevenLabs API keys from ELEVENLABS_API_KEYS").then_some(()));
+    program.line(|line| line.strip_prefix("Server started at http://127.0.0.1:").map(str::to_owned));
+    program.line(|line| line.contains("└─ Status:    http://127.0.0.1:").then_some(()));
+    assert_eq!(program.end().0, Some(0));
+}
+
+#[test]
+fn a_simulator_with_nonsense_says_what_it_wants() {
+    let output = run(&mut keychoir(&["simulate", "--key", "sk_one"]));
+    assert_says(&output, 2, &["KEY=CREDITS"]);
+    let output = run(&mut keychoir(&["simulate", "--key", "sk_one=5", "--fault", "sk_two:quota"]));
+    assert_says(&output, 1, &["--fault", "--key"]);
+}
