@@ -1,0 +1,94 @@
+//! The names of `output_format`, read into codecs. The list is the one of the OpenAPI document
+//! without Opus, whose encoder would be larger than the simulator.
+
+/// What the audio is to be, with the name it was asked for by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::simulator) struct Format {
+    pub(in crate::simulator) name: &'static str,
+    pub(super) codec: Codec,
+}
+
+/// How samples become bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Codec {
+    /// MPEG Layer III at a constant bit rate.
+    Mp3 { rate: u32, kbps: u32 },
+    /// One code word per sample.
+    Samples { rate: u32, coding: Coding, container: Container },
+}
+
+/// How one sample is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Coding {
+    /// Sixteen bits, little-endian.
+    Linear,
+    /// G.711, North America and Japan.
+    MuLaw,
+    /// G.711, the rest of the world.
+    ALaw,
+}
+
+/// What stands before the samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Container {
+    /// Nothing.
+    Raw,
+    /// A RIFF header of 44 bytes.
+    Wave,
+}
+
+const fn mp3(name: &'static str, rate: u32, kbps: u32) -> Format {
+    Format { name, codec: Codec::Mp3 { rate, kbps } }
+}
+
+const fn samples(name: &'static str, rate: u32, coding: Coding, container: Container) -> Format {
+    Format { name, codec: Codec::Samples { rate, coding, container } }
+}
+
+/// Every format the simulator can make.
+pub(in crate::simulator) const FORMATS: [Format; 23] = [
+    mp3("mp3_22050_32", 22_050, 32),
+    mp3("mp3_24000_48", 24_000, 48),
+    mp3("mp3_44100_32", 44_100, 32),
+    mp3("mp3_44100_64", 44_100, 64),
+    mp3("mp3_44100_96", 44_100, 96),
+    mp3("mp3_44100_128", 44_100, 128),
+    mp3("mp3_44100_192", 44_100, 192),
+    samples("pcm_8000", 8_000, Coding::Linear, Container::Raw),
+    samples("pcm_16000", 16_000, Coding::Linear, Container::Raw),
+    samples("pcm_22050", 22_050, Coding::Linear, Container::Raw),
+    samples("pcm_24000", 24_000, Coding::Linear, Container::Raw),
+    samples("pcm_32000", 32_000, Coding::Linear, Container::Raw),
+    samples("pcm_44100", 44_100, Coding::Linear, Container::Raw),
+    samples("pcm_48000", 48_000, Coding::Linear, Container::Raw),
+    samples("wav_8000", 8_000, Coding::Linear, Container::Wave),
+    samples("wav_16000", 16_000, Coding::Linear, Container::Wave),
+    samples("wav_22050", 22_050, Coding::Linear, Container::Wave),
+    samples("wav_24000", 24_000, Coding::Linear, Container::Wave),
+    samples("wav_32000", 32_000, Coding::Linear, Container::Wave),
+    samples("wav_44100", 44_100, Coding::Linear, Container::Wave),
+    samples("wav_48000", 48_000, Coding::Linear, Container::Wave),
+    samples("ulaw_8000", 8_000, Coding::MuLaw, Container::Raw),
+    samples("alaw_8000", 8_000, Coding::ALaw, Container::Raw),
+];
+
+impl Format {
+    /// What the provider uses when nothing is asked for (OpenAPI document, `output_format`).
+    pub(in crate::simulator) const DEFAULT: Format = mp3("mp3_44100_128", 44_100, 128);
+
+    /// The format of that name, if the simulator has it.
+    pub(in crate::simulator) fn named(name: &str) -> Option<Format> {
+        FORMATS.into_iter().find(|format| format.name == name)
+    }
+
+    /// The media type of the answer that carries it.
+    pub(in crate::simulator) fn content_type(self) -> &'static str {
+        match self.codec {
+            Codec::Mp3 { .. } => "audio/mpeg",
+            Codec::Samples { container: Container::Wave, .. } => "audio/wav",
+            Codec::Samples { coding: Coding::Linear, .. } => "audio/pcm",
+            Codec::Samples { coding: Coding::MuLaw, .. } => "audio/basic",
+            Codec::Samples { coding: Coding::ALaw, .. } => "audio/x-alaw-basic",
+        }
+    }
+}

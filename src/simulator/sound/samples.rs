@@ -1,0 +1,154 @@
+//! The tune as sine waves, sample by sample: linear PCM with or without a RIFF header, and the two
+//! G.711 codings of telephony.
+
+use std::f64::consts::TAU;
+
+use super::Piece;
+use super::format::{Coding, Container};
+use super::melody::{Cursor, Melody};
+
+const BLOCK_MS: u64 = 20;
+/// Half of full scale: clearly audible, and no coding clips.
+const AMPLITUDE: f64 = 16_000.0;
+/// Notes fade in and out over this time; a hard edge would click.
+const FADE_MS: f64 = 8.0;
+
+/// 20 ms of samples at a time.
+#[derive(Debug)]
+pub(super) struct SampleBlocks {
+    cursor: Cursor,
+    rate: u64,
+    coding: Coding,
+    container: Container,
+    samples_total: u64,
+    sample: u64,
+    phase: f64,
+    header_sent: bool,
+}
+
+impl SampleBlocks {
+    pub(super) fn new(melody: Melody, rate: u32, coding: Coding, container: Container) -> Self {
+        let rate = u64::from(rate);
+        let samples_total = melody.duration_ms().saturating_mul(rate) / 1_000;
+        let cursor = Cursor::new(melody);
+        Self { cursor, rate, coding, container, samples_total, sample: 0, phase: 0.0, header_sent: false }
+    }
+
+    pub(super) fn bytes_total(&self) -> u64 {
+        let header = match self.container {
+            Container::Raw => 0,
+            Container::Wave => 44,
+        };
+        header + self.samples_total * self.sample_bytes()
+    }
+
+    fn sample_bytes(&self) -> u64 {
+        match self.coding {
+            Coding::Linear => 2,
+            Coding::MuLaw | Coding::ALaw => 1,
+        }
+    }
+
+    fn next_sample(&mut self) -> i16 {
+        let ms = self.sample * 1_000 / self.rate;
+        let now = to_f64(self.sample) * 1_000.0 / to_f64(self.rate);
+        self.sample += 1;
+        let Some(note) = self.cursor.at(ms) else { return 0 };
+        let Some(hz) = note.hz else {
+            self.phase = 0.0;
+            return 0;
+        };
+        self.phase = (self.phase + TAU * hz / to_f64(self.rate)) % TAU;
+        let edge = (now - to_f64(note.start_ms)).min(to_f64(note.end_ms) - now);
+        let fade = (edge / FADE_MS).clamp(0.0, 1.0);
+        to_sample(self.phase.sin() * AMPLITUDE * fade)
+    }
+
+    fn header(&self) -> Vec<u8> {
+        let data = u32::try_from(self.samples_total * self.sample_bytes()).unwrap_or(u32::MAX);
+        let rate = u32::try_from(self.rate).unwrap_or(u32::MAX);
+        let mut header = Vec::with_capacity(44);
+        header.extend_from_slice(b"RIFF");
+        header.extend_from_slice(&data.saturating_add(36).to_le_bytes());
+        header.extend_from_slice(b"WAVEfmt ");
+        header.extend_from_slice(&16_u32.to_le_bytes());
+        // PCM, one channel.
+        header.extend_from_slice(&1_u16.to_le_bytes());
+        header.extend_from_slice(&1_u16.to_le_bytes());
+        header.extend_from_slice(&rate.to_le_bytes());
+        header.extend_from_slice(&rate.saturating_mul(2).to_le_bytes());
+        // Two bytes to a sample, sixteen bits each.
+        header.extend_from_slice(&2_u16.to_le_bytes());
+        header.extend_from_slice(&16_u16.to_le_bytes());
+        header.extend_from_slice(b"data");
+        header.extend_from_slice(&data.to_le_bytes());
+        header
+    }
+}
+
+impl Iterator for SampleBlocks {
+    type Item = Piece;
+
+    fn next(&mut self) -> Option<Piece> {
+        if self.container == Container::Wave && !self.header_sent {
+            self.header_sent = true;
+            return Some(Piece { bytes: self.header(), until_ms: 0 });
+        }
+        if self.sample >= self.samples_total {
+            return None;
+        }
+        let count = (self.rate * BLOCK_MS / 1_000).min(self.samples_total - self.sample);
+        let mut bytes = Vec::new();
+        for _ in 0..count {
+            let sample = self.next_sample();
+            match self.coding {
+                Coding::Linear => bytes.extend_from_slice(&sample.to_le_bytes()),
+                Coding::MuLaw => bytes.push(mu_law(sample)),
+                Coding::ALaw => bytes.push(a_law(sample)),
+            }
+        }
+        Some(Piece { bytes, until_ms: self.sample * 1_000 / self.rate })
+    }
+}
+
+/// G.711 µ-law: sign, exponent, mantissa, all bits inverted.
+pub(super) fn mu_law(sample: i16) -> u8 {
+    const BIAS: u16 = 0x84;
+    const CLIP: u16 = 32_635;
+    let sign = if sample < 0 { 0x80 } else { 0 };
+    let magnitude = sample.unsigned_abs().min(CLIP) + BIAS;
+    // The bias makes bit 7 the lowest leading bit, so the exponent is 0 to 7.
+    let exponent = 8 - magnitude.leading_zeros().min(8);
+    let mantissa = (magnitude >> (exponent + 3)) & 0x0f;
+    !(sign | low_byte(exponent << 4) | low_byte(mantissa.into()))
+}
+
+/// G.711 A-law: thirteen bits, even bits inverted.
+pub(super) fn a_law(sample: i16) -> u8 {
+    let (sign, magnitude) =
+        if sample < 0 { (0, (!sample).unsigned_abs() >> 3) } else { (0x80, sample.unsigned_abs() >> 3) };
+    let code = if magnitude < 32 {
+        magnitude >> 1
+    } else {
+        let exponent = 11 - magnitude.leading_zeros().min(10);
+        let mantissa = (magnitude >> exponent) & 0x0f;
+        let exponent = u16::try_from(exponent).unwrap_or(7);
+        (exponent << 4) | mantissa
+    };
+    (sign | low_byte(code.into())) ^ 0x55
+}
+
+fn low_byte(value: u32) -> u8 {
+    value.to_le_bytes()[0]
+}
+
+/// Exact: what is converted here counts samples and milliseconds, far below 2^53.
+#[expect(clippy::cast_precision_loss, reason = "counts of samples are far below 2^53")]
+pub(super) fn to_f64(count: u64) -> f64 {
+    count as f64
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the amplitude is half of full scale")]
+fn to_sample(value: f64) -> i16 {
+    value as i16
+}

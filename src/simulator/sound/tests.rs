@@ -1,0 +1,158 @@
+use symphonia::core::codecs::audio::AudioDecoderOptions;
+use symphonia::core::errors::Error;
+use symphonia::core::formats::probe::Hint;
+use symphonia::core::formats::{FormatOptions, TrackType};
+use symphonia::core::io::MediaSourceStream;
+use symphonia::core::meta::MetadataOptions;
+
+use super::format::{Codec, Coding, Container, FORMATS, Format};
+use super::melody::Melody;
+use super::samples::{a_law, mu_law};
+use super::{Piece, Sound};
+
+const TEXT: &str = "The choir sings, and every key holds its note.";
+
+fn whole(text: &str, format: Format) -> Vec<u8> {
+    let sound = Sound::of(Melody::of(text), format);
+    let promised = sound.bytes_total;
+    let bytes: Vec<u8> = sound.into_blocks().flatten().collect();
+    assert_eq!(u64::try_from(bytes.len()).unwrap(), promised, "{} promises its length", format.name);
+    bytes
+}
+
+/// What an independent decoder makes of it: the rate and the samples.
+fn decode(mp3: Vec<u8>) -> (u32, Vec<f32>) {
+    let stream = MediaSourceStream::new(Box::new(std::io::Cursor::new(mp3)), Default::default());
+    let mut reader = symphonia::default::get_probe()
+        .probe(&Hint::new(), stream, FormatOptions::default(), MetadataOptions::default())
+        .unwrap();
+    let track = reader.default_track(TrackType::Audio).unwrap();
+    let parameters = track.codec_params.as_ref().unwrap().audio().unwrap();
+    let rate = parameters.sample_rate.unwrap();
+    let mut decoder = symphonia::default::get_codecs()
+        .make_audio_decoder(parameters, &AudioDecoderOptions::default())
+        .unwrap();
+    let mut samples = Vec::new();
+    let mut block = Vec::new();
+    loop {
+        let packet = match reader.next_packet() {
+            Ok(Some(packet)) => packet,
+            Ok(None) => break,
+            Err(Error::IoError(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => break,
+            Err(error) => panic!("the stream does not read: {error}"),
+        };
+        let audio = decoder.decode(&packet).unwrap();
+        assert_eq!(audio.spec().channels().count(), 1);
+        audio.copy_to_vec_interleaved::<f32>(&mut block);
+        samples.extend_from_slice(&block);
+    }
+    (rate, samples)
+}
+
+fn loudest(samples: &[f32]) -> f32 {
+    samples.iter().fold(0.0, |most, sample| most.max(sample.abs()))
+}
+
+#[test]
+fn every_mp3_format_decodes_to_an_audible_sound_of_the_right_length() {
+    for format in FORMATS {
+        let Codec::Mp3 { rate, .. } = format.codec else { continue };
+        let (decoded_rate, samples) = decode(whole(TEXT, format));
+        assert_eq!(decoded_rate, rate, "{}", format.name);
+        let frame = if rate >= 32_000 { 1_152 } else { 576 };
+        let expected = TEXT.chars().count() * 60 * usize::try_from(rate).unwrap() / 1_000;
+        assert!(
+            samples.len().abs_diff(expected) <= frame,
+            "{}: {} of {expected}",
+            format.name,
+            samples.len()
+        );
+        let level = loudest(&samples);
+        assert!((0.05..=1.0).contains(&level), "{}: loudest sample {level}", format.name);
+    }
+}
+
+fn pitch_of(word: &str, format: &str) -> f64 {
+    let (rate, samples) = decode(whole(word, Format::named(format).unwrap()));
+    let crossings = samples.windows(2).filter(|pair| pair[0] < 0.0 && pair[1] >= 0.0).count();
+    crossings as f64 * f64::from(rate) / samples.len() as f64
+}
+
+#[test]
+fn words_are_notes_within_a_line_of_the_scale() {
+    for format in ["mp3_44100_128", "mp3_24000_48", "mp3_22050_32"] {
+        let low = pitch_of("abracadabracadabraca", format);
+        let high = pitch_of("supercalifragilistic", format);
+        assert!((low - high).abs() > 30.0, "{format}: both {low} Hz");
+        assert!(
+            (230.0..720.0).contains(&low) && (230.0..720.0).contains(&high),
+            "{format}: {low}, {high} Hz"
+        );
+    }
+}
+
+#[test]
+fn a_rest_is_silent() {
+    let rests = " ".repeat(20);
+    let (_, samples) = decode(whole(&rests, Format::DEFAULT));
+    assert!(loudest(&samples) < 1e-6);
+    assert!(whole(&rests, Format::named("pcm_16000").unwrap()).iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn samples_last_as_long_as_the_text() {
+    for format in FORMATS {
+        let Codec::Samples { rate, coding, container } = format.codec else { continue };
+        let bytes = whole(TEXT, format);
+        let header = if container == Container::Wave { 44 } else { 0 };
+        let width = if coding == Coding::Linear { 2 } else { 1 };
+        let expected = TEXT.chars().count() * 60 * usize::try_from(rate).unwrap() / 1_000;
+        assert_eq!((bytes.len() - header) / width, expected, "{}", format.name);
+    }
+}
+
+#[test]
+fn a_wave_file_says_what_it_holds() {
+    let bytes = whole("hello", Format::named("wav_24000").unwrap());
+    assert_eq!(&bytes[..4], b"RIFF");
+    assert_eq!(u32::from_le_bytes(bytes[4..8].try_into().unwrap()) as usize, bytes.len() - 8);
+    assert_eq!(&bytes[8..16], b"WAVEfmt ");
+    assert_eq!(u32::from_le_bytes(bytes[24..28].try_into().unwrap()), 24_000);
+    assert_eq!(u32::from_le_bytes(bytes[40..44].try_into().unwrap()) as usize, bytes.len() - 44);
+}
+
+#[test]
+fn the_shortest_sound_lasts_300_ms_and_then_60_ms_a_character() {
+    for (text, ms) in [("", 300), ("a", 300), ("aaaaa", 300), ("aaaaaa", 360), ("日本語 日本語", 420)] {
+        assert_eq!(Melody::of(text).duration_ms(), ms, "{text:?}");
+    }
+}
+
+#[test]
+fn pieces_end_where_the_sound_ends() {
+    for format in FORMATS {
+        let last: Piece = Sound::of(Melody::of(TEXT), format).last().unwrap();
+        let duration = Melody::of(TEXT).duration_ms();
+        assert!(last.until_ms.abs_diff(duration) <= 27, "{}: {}", format.name, last.until_ms);
+    }
+}
+
+#[test]
+fn telephony_codes_are_those_of_the_standard() {
+    // From the tables of G.711: silence, both extremes, and a step in the middle.
+    for (sample, mu, a) in [
+        (0, 0xff, 0xd5),
+        (i16::MAX, 0x80, 0xaa),
+        (i16::MIN, 0x00, 0x2a),
+        (1_000, 0xce, 0xfa),
+        (-1_000, 0x4e, 0x7a),
+    ] {
+        assert_eq!((mu_law(sample), a_law(sample)), (mu, a), "{sample}");
+    }
+}
+
+#[test]
+fn the_same_text_is_the_same_tune() {
+    assert_eq!(whole(TEXT, Format::DEFAULT), whole(TEXT, Format::DEFAULT));
+    assert_ne!(whole(TEXT, Format::DEFAULT), whole(&TEXT.replace("choir", "crowd"), Format::DEFAULT));
+}
