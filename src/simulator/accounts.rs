@@ -1,0 +1,316 @@
+//! Workspaces and keys as they stand: credits, caps, permissions, work in flight. Values only; the
+//! time is an argument, and whoever holds the accounts does a check and its charge in one step.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use jiff::ToSpan;
+
+use crate::policy::units::UnixMs;
+
+use super::history::History;
+use super::plan::{Billing, KeyPlan, Plan, WorkspacePlan};
+use super::shape::{Facts, Shape};
+
+/// All of them.
+#[derive(Debug)]
+pub(super) struct Accounts {
+    pub(super) workspaces: Vec<Workspace>,
+    pub(super) keys: Vec<Key>,
+}
+
+#[derive(Debug)]
+pub(super) struct Workspace {
+    pub(super) plan: WorkspacePlan,
+    pub(super) used: u64,
+    pub(super) reset: UnixMs,
+    pub(super) running: u32,
+    pub(super) running_max: u32,
+    pub(super) history: History,
+}
+
+#[derive(Debug)]
+pub(super) struct Key {
+    pub(super) plan: KeyPlan,
+    /// What it is called; see [`KeyPlan::name`].
+    pub(super) name: String,
+    /// Its index among the workspaces.
+    pub(super) workspace: usize,
+    /// Credits it has used in this period, for its cap.
+    pub(super) used: u64,
+}
+
+/// A shape with the numbers of the moment it was decided in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) shape: Shape,
+    pub(super) facts: Box<Facts>,
+}
+
+impl From<Shape> for Refused {
+    fn from(shape: Shape) -> Self {
+        Self { shape, facts: Box::default() }
+    }
+}
+
+impl Refused {
+    /// `shape`, which names `subject`.
+    pub(super) fn naming(shape: Shape, subject: impl Into<String>) -> Self {
+        Self { shape, facts: Box::new(Facts { subject: subject.into(), ..Facts::default() }) }
+    }
+}
+
+/// Work that may go on: its credits are gone and it counts as running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Admitted {
+    pub(super) cost: u64,
+    /// Credits of the workspace that were gone before.
+    pub(super) used_before: u64,
+    /// Work in flight, this one included.
+    pub(super) running: u32,
+    pub(super) running_max: Option<u32>,
+    pub(super) workspace: usize,
+}
+
+impl Accounts {
+    /// What the plan says, at the moment `now`.
+    pub(super) fn open(plan: &Plan, now: UnixMs) -> Self {
+        let mut accounts = Self { workspaces: Vec::new(), keys: Vec::new() };
+        for workspace in &plan.workspaces {
+            accounts.workspaces.push(Workspace::open(workspace.clone(), now));
+        }
+        for (index, key) in plan.keys.iter().enumerate() {
+            let workspace = accounts.workspace_of(key, index, now);
+            let name = key.name.clone().unwrap_or_else(|| format!("key {}", index + 1));
+            accounts.keys.push(Key { plan: key.clone(), name, workspace, used: 0 });
+        }
+        accounts
+    }
+
+    fn workspace_of(&mut self, key: &KeyPlan, index: usize, now: UnixMs) -> usize {
+        let name = key.workspace.clone().unwrap_or_else(|| format!("workspace-of-key-{}", index + 1));
+        if let Some(known) = self.workspaces.iter().position(|workspace| workspace.plan.name == name) {
+            return known;
+        }
+        self.workspaces.push(Workspace::open(WorkspacePlan::new(&name, key.credits), now));
+        self.workspaces.len() - 1
+    }
+
+    /// Gives back the credits of every period that has ended.
+    pub(super) fn refresh(&mut self, now: UnixMs) {
+        for (index, workspace) in self.workspaces.iter_mut().enumerate() {
+            if now < workspace.reset {
+                continue;
+            }
+            workspace.reset = next_reset(workspace.reset, workspace.plan.period, now);
+            workspace.used = 0;
+            for key in self.keys.iter_mut().filter(|key| key.workspace == index) {
+                key.used = 0;
+            }
+        }
+    }
+
+    /// Whether the key may do that at all, whatever it costs.
+    pub(super) fn permit(&self, key: usize, permission: &'static str) -> Result<(), Shape> {
+        match self.keys.get(key).map(|key| &key.plan.permissions) {
+            None => Err(Shape::InvalidKey),
+            Some(Some(allowed)) if !allowed.iter().any(|name| name == permission) => {
+                Err(Shape::MissingPermissions(permission.into()))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Whether the bill of the key's workspace stands so that work may be done.
+    pub(super) fn billing(&self, key: usize) -> Result<(), Shape> {
+        match self.workspace(key).map(|workspace| workspace.plan.billing) {
+            Some(Billing::Active) | None => Ok(()),
+            Some(Billing::PastDue) => Err(Shape::PaymentIssue),
+            Some(Billing::FreeDisabled) => Err(Shape::UnusualActivity),
+        }
+    }
+
+    /// Checks credits, cap and concurrency in the provider's order, and charges. A refusal
+    /// changes nothing.
+    pub(super) fn admit(&mut self, key: usize, cost: u64) -> Result<Admitted, Refused> {
+        let facts = self.facts(key, cost);
+        let refuse = |shape| Err(Refused { shape, facts: Box::new(facts.clone()) });
+        let Some(holder) = self.keys.get_mut(key) else { return Err(Shape::InvalidKey.into()) };
+        let Some(workspace) = self.workspaces.get_mut(holder.workspace) else {
+            return Err(Shape::InvalidKey.into());
+        };
+        if cost > facts.remaining {
+            return refuse(Shape::Quota);
+        }
+        if holder.plan.cap.is_some() && cost > facts.cap_remaining {
+            return refuse(Shape::KeyCap);
+        }
+        if workspace.plan.concurrency_max.is_some_and(|max| workspace.running >= max) {
+            return refuse(Shape::Concurrency);
+        }
+        let used_before = workspace.used;
+        workspace.used = workspace.used.saturating_add(cost);
+        holder.used = holder.used.saturating_add(cost);
+        workspace.running = workspace.running.saturating_add(1);
+        workspace.running_max = workspace.running_max.max(workspace.running);
+        Ok(Admitted {
+            cost,
+            used_before,
+            running: workspace.running,
+            running_max: workspace.plan.concurrency_max,
+            workspace: holder.workspace,
+        })
+    }
+
+    /// The end of work that was admitted.
+    pub(super) fn finish(&mut self, workspace: usize) {
+        if let Some(workspace) = self.workspaces.get_mut(workspace) {
+            workspace.running = workspace.running.saturating_sub(1);
+        }
+    }
+
+    /// What a refusal of a request of that cost can tell.
+    pub(super) fn facts(&self, key: usize, needed: u64) -> Facts {
+        let Some(holder) = self.keys.get(key) else { return Facts { needed, ..Facts::default() } };
+        let Some(workspace) = self.workspaces.get(holder.workspace) else {
+            return Facts { needed, ..Facts::default() };
+        };
+        let cap = holder.plan.cap.unwrap_or(workspace.plan.credits);
+        Facts {
+            needed,
+            limit: workspace.plan.credits,
+            remaining: workspace.remaining(),
+            key_name: holder.name.clone(),
+            cap,
+            cap_remaining: cap.saturating_sub(holder.used),
+            concurrency_max: workspace.plan.concurrency_max.unwrap_or(workspace.running),
+            ..Facts::default()
+        }
+    }
+
+    pub(super) fn workspace(&self, key: usize) -> Option<&Workspace> {
+        self.workspaces.get(self.keys.get(key)?.workspace)
+    }
+
+    pub(super) fn workspace_mut(&mut self, key: usize) -> Option<&mut Workspace> {
+        self.workspaces.get_mut(self.keys.get(key)?.workspace)
+    }
+}
+
+impl Workspace {
+    fn open(plan: WorkspacePlan, now: UnixMs) -> Self {
+        let used = plan.used;
+        let reset = plan.reset.unwrap_or_else(|| first_of_next_month(now));
+        Self { plan, used, reset, running: 0, running_max: 0, history: History(VecDeque::new()) }
+    }
+
+    pub(super) fn remaining(&self) -> u64 {
+        self.plan.credits.saturating_sub(self.used)
+    }
+}
+
+/// The first end of a period after `now`, when one of them was at `past`.
+fn next_reset(past: UnixMs, period: Option<Duration>, now: UnixMs) -> UnixMs {
+    match period.map(|period| u64::try_from(period.as_millis()).unwrap_or(u64::MAX)) {
+        None | Some(0) => first_of_next_month(now),
+        Some(ms) => {
+            let periods = (now.0.saturating_sub(past.0) / ms).saturating_add(1);
+            UnixMs(past.0.saturating_add(periods.saturating_mul(ms)))
+        }
+    }
+}
+
+/// Midnight UTC of the first of next month; the end of time when there is no such day.
+fn first_of_next_month(now: UnixMs) -> UnixMs {
+    let utc = jiff::tz::Offset::UTC;
+    let moment = i64::try_from(now.0).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    moment
+        .and_then(|moment| utc.to_datetime(moment).date().first_of_month().checked_add(1.month()).ok())
+        .and_then(|first| utc.to_timestamp(first.at(0, 0, 0, 0)).ok())
+        .and_then(|midnight| u64::try_from(midnight.as_millisecond()).ok())
+        .map_or(UnixMs(u64::MAX), UnixMs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2026-11-24T09:00:00Z.
+    const NOW: UnixMs = UnixMs(1_795_510_800_000);
+    /// 2026-12-01T00:00:00Z.
+    const DECEMBER: UnixMs = UnixMs(1_796_083_200_000);
+
+    fn open(keys: &str) -> Accounts {
+        Accounts::open(&Plan::parse(keys).unwrap(), NOW)
+    }
+
+    fn shape(result: Result<Admitted, Refused>) -> Result<u64, Shape> {
+        result.map(|admitted| admitted.cost).map_err(|refused| refused.shape)
+    }
+
+    #[test]
+    fn the_last_credit_can_be_spent_and_no_more() {
+        let mut accounts = open("a=10");
+        assert_eq!(shape(accounts.admit(0, 11)), Err(Shape::Quota));
+        assert_eq!(shape(accounts.admit(0, 10)), Ok(10));
+        assert_eq!(shape(accounts.admit(0, 1)), Err(Shape::Quota));
+        assert_eq!(shape(accounts.admit(0, 0)), Ok(0));
+    }
+
+    #[test]
+    fn keys_of_a_workspace_share_its_credits() {
+        let mut accounts = open("a=10@w b=10@w c=10");
+        assert_eq!(shape(accounts.admit(0, 6)), Ok(6));
+        let refused = accounts.admit(1, 5).unwrap_err();
+        assert_eq!((refused.facts.limit, refused.facts.remaining, refused.facts.needed), (10, 4, 5));
+        assert_eq!(shape(accounts.admit(2, 10)), Ok(10));
+    }
+
+    #[test]
+    fn a_cap_binds_its_key_only() {
+        let mut accounts = open("a=10@w:cap=3 b=10@w");
+        assert_eq!(shape(accounts.admit(0, 3)), Ok(3));
+        let refused = accounts.admit(0, 1).unwrap_err();
+        assert_eq!(refused.shape, Shape::KeyCap);
+        assert_eq!((refused.facts.key_name.as_str(), refused.facts.cap), ("key 1", 3));
+        assert_eq!(shape(accounts.admit(1, 7)), Ok(7));
+    }
+
+    #[test]
+    fn a_workspace_that_is_busy_refuses_and_charges_nothing() {
+        let plan = Plan {
+            keys: vec![KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("a", 0) }],
+            workspaces: vec![WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 10) }],
+            forbidden: Vec::new(),
+        };
+        let mut accounts = Accounts::open(&plan, NOW);
+        let first = accounts.admit(0, 1).unwrap();
+        assert_eq!((first.running, first.running_max), (1, Some(1)));
+        assert_eq!(shape(accounts.admit(0, 1)), Err(Shape::Concurrency));
+        assert_eq!(accounts.workspaces[0].used, 1);
+        accounts.finish(first.workspace);
+        assert_eq!(shape(accounts.admit(0, 1)), Ok(1));
+    }
+
+    #[test]
+    fn credits_and_caps_come_back_when_the_reset_date_passes() {
+        let mut accounts = open("a=10:cap=10");
+        assert_eq!(accounts.workspaces[0].reset, DECEMBER);
+        accounts.admit(0, 10).unwrap();
+        accounts.refresh(UnixMs(DECEMBER.0 - 1));
+        assert_eq!(shape(accounts.admit(0, 10)), Err(Shape::Quota));
+        accounts.refresh(DECEMBER);
+        assert_eq!(shape(accounts.admit(0, 10)), Ok(10));
+        assert_eq!(accounts.workspaces[0].reset.rfc3339(), "2027-01-01T00:00:00.000Z");
+    }
+
+    #[test]
+    fn a_period_repeats_from_its_own_beginning() {
+        let period = Some(Duration::from_millis(100));
+        assert_eq!(next_reset(UnixMs(1_000), period, UnixMs(1_000)), UnixMs(1_100));
+        assert_eq!(next_reset(UnixMs(1_000), period, UnixMs(1_099)), UnixMs(1_100));
+        assert_eq!(next_reset(UnixMs(1_000), period, UnixMs(1_250)), UnixMs(1_300));
+        assert_eq!(next_reset(UnixMs(1_000), Some(Duration::ZERO), NOW), DECEMBER);
+        assert_eq!(first_of_next_month(UnixMs(u64::MAX)), UnixMs(u64::MAX));
+    }
+}

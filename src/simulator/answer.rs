@@ -1,0 +1,256 @@
+//! What goes back: a head, and a body that is made while it is sent, can be slow, and can break.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::io::Write;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use serde_json::Value;
+
+use super::line::Flushes;
+use super::shape::Refusal;
+use super::world::Slot;
+
+/// An answer before it is sent.
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: AnswerBody,
+    /// What was charged for it.
+    pub(super) charged: u64,
+}
+
+/// What every answer of the provider carries (captured answers of August 2026), and a trace id.
+fn common_headers(trace_id: &str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in [
+        ("server", "uvicorn"),
+        ("via", "1.1 google"),
+        ("alt-svc", "h3=\":443\"; ma=2592000"),
+        ("x-region", "us-central1"),
+    ] {
+        headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+    }
+    set(&mut headers, "x-trace-id", trace_id);
+    headers
+}
+
+/// Sets a header. The values are the simulator's own text; one that a header cannot carry is left out.
+pub(super) fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(HeaderName::from_static(name), value);
+    }
+}
+
+/// An identifier that is new each time and can be put in a header.
+pub(super) fn trace_id() -> String {
+    uuid::Uuid::now_v7().simple().to_string()
+}
+
+impl Answer {
+    /// A JSON document.
+    pub(super) fn document(document: &Value) -> Self {
+        let mut answer = Self::with(&trace_id(), "application/json");
+        answer.body = AnswerBody::whole(document.to_string().into());
+        answer
+    }
+
+    /// An answer of 200 with an empty body and the headers of all answers.
+    pub(super) fn with(trace_id: &str, content_type: &str) -> Self {
+        let mut headers = common_headers(trace_id);
+        set(&mut headers, "content-type", content_type);
+        Self { status: StatusCode::OK, headers, body: AnswerBody::whole(Bytes::new()), charged: 0 }
+    }
+
+    /// A refusal, whose `request_id` is `trace_id`.
+    pub(super) fn refusal(refusal: Refusal, trace_id: &str) -> Self {
+        let mut answer = Self::with(trace_id, "application/json");
+        answer.status = refusal.status;
+        for (name, value) in refusal.headers {
+            set(&mut answer.headers, name, &value);
+        }
+        answer.body = AnswerBody::whole(refusal.body.into());
+        answer
+    }
+
+    /// The same answer with its body gzip-encoded.
+    pub(super) fn gzipped(mut self) -> Self {
+        let plain: Vec<u8> = self.body.take_ready().into_iter().flatten().collect();
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        // Writing to memory does not fail.
+        let packed = encoder.write_all(&plain).and_then(|()| encoder.finish()).unwrap_or(plain);
+        self.body = AnswerBody::whole(packed.into());
+        set(&mut self.headers, "content-encoding", "gzip");
+        self
+    }
+
+    pub(super) fn into_response(self) -> Response<AnswerBody> {
+        let mut response = Response::new(self.body);
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers;
+        response
+    }
+}
+
+type Pieces = Box<dyn Iterator<Item = Bytes> + Send>;
+
+/// A body: what is ready, then what is made piece by piece.
+pub(super) struct AnswerBody {
+    ready: VecDeque<Bytes>,
+    pieces: Option<Pieces>,
+    /// What is still to come, if that is known; it becomes the content length.
+    left: Option<u64>,
+    pause: Option<Pause>,
+    cut: Option<Cut>,
+    /// Ends with the last piece and not with its sending: a client that has the whole answer must
+    /// not find its own work still running.
+    slot: Option<Slot>,
+}
+
+struct Pause {
+    length: Duration,
+    is_first: bool,
+    sleep: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+struct Cut {
+    left: u64,
+    flushes: Flushes,
+    flushed: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+/// The body was told to break.
+#[derive(Debug)]
+pub(super) struct Broken;
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the simulator was told to break this connection")
+    }
+}
+
+impl std::error::Error for Broken {}
+
+impl AnswerBody {
+    pub(super) fn whole(bytes: Bytes) -> Self {
+        let left = Some(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        let ready = if bytes.is_empty() { VecDeque::new() } else { VecDeque::from([bytes]) };
+        Self { ready, pieces: None, left, pause: None, cut: None, slot: None }
+    }
+
+    /// A body made while it is sent. Without a length it is chunked.
+    pub(super) fn pieces(length: Option<u64>, pieces: impl Iterator<Item = Bytes> + Send + 'static) -> Self {
+        let mut body = Self { pieces: Some(Box::new(pieces)), left: length, ..Self::whole(Bytes::new()) };
+        body.left = length;
+        body.look_ahead();
+        body
+    }
+
+    /// Holds on to `slot` until the last piece is handed out.
+    pub(super) fn holding(mut self, slot: Slot) -> Self {
+        self.slot = Some(slot);
+        self.look_ahead();
+        self
+    }
+
+    /// Waits before each piece but the first.
+    pub(super) fn slow(&mut self, length: Duration) {
+        self.pause = Some(Pause { length, is_first: true, sleep: None });
+    }
+
+    /// Breaks after `bytes`. The body is chunked then, whatever it was.
+    pub(super) fn cut_after(&mut self, bytes: u64, flushes: Flushes) {
+        self.left = None;
+        self.cut = Some(Cut { left: bytes, flushes, flushed: None });
+    }
+
+    /// The bytes that are there already: all of a body that is not made piece by piece.
+    pub(super) fn take_ready(&mut self) -> VecDeque<Bytes> {
+        std::mem::take(&mut self.ready)
+    }
+
+    /// Keeps one piece ready as long as there is one, so that the last is known to be the last.
+    fn look_ahead(&mut self) {
+        if self.ready.is_empty() {
+            match self.pieces.as_mut().and_then(Iterator::next) {
+                Some(piece) => self.ready.push_back(piece),
+                None => {
+                    self.pieces = None;
+                    self.slot = None;
+                }
+            }
+        }
+    }
+}
+
+impl Pause {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_first {
+            self.is_first = false;
+            return Poll::Ready(());
+        }
+        let length = self.length;
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(length)));
+        ready!(sleep.as_mut().poll(cx));
+        self.sleep = None;
+        Poll::Ready(())
+    }
+}
+
+impl Cut {
+    /// Ready when everything that was handed out is in the socket: what comes before the break
+    /// must arrive, or a test could not tell how much it was.
+    fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let flushes = &self.flushes;
+        self.flushed.get_or_insert_with(|| Box::pin(flushes.clone().next())).as_mut().poll(cx)
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let body = &mut *self;
+        if let Some(cut) = &mut body.cut
+            && (cut.left == 0 || body.ready.is_empty())
+        {
+            ready!(cut.poll_flushed(cx));
+            return Poll::Ready(Some(Err(Broken)));
+        }
+        if body.ready.is_empty() {
+            return Poll::Ready(None);
+        }
+        if let Some(pause) = &mut body.pause {
+            ready!(pause.poll(cx));
+        }
+        let Some(mut piece) = body.ready.pop_front() else { return Poll::Ready(None) };
+        let length = |piece: &Bytes| u64::try_from(piece.len()).unwrap_or(u64::MAX);
+        if let Some(cut) = &mut body.cut {
+            piece.truncate(usize::try_from(cut.left).unwrap_or(usize::MAX));
+            cut.left -= length(&piece);
+        }
+        body.left = body.left.map(|left| left.saturating_sub(length(&piece)));
+        body.look_ahead();
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ready.is_empty() && self.cut.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::new, SizeHint::with_exact)
+    }
+}

@@ -1,0 +1,68 @@
+//! The simulator's own paths, for tests in another process. Not under `/v1`, so that no proxy's
+//! rule for the provider's paths applies to them, and without a key.
+
+use http::request::Parts;
+use http::{Method, StatusCode};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::answer::Answer;
+use super::fault::Fault;
+use super::intake::Intake;
+use super::world::World;
+
+/// Where these paths are.
+pub(super) const PREFIX: &str = "/_simulator/";
+
+/// `{"key": "...", "always": "quota", "next": ["quota", "stall=200ms"]}`
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Order {
+    key: String,
+    /// Absent changes nothing; null ends it.
+    #[serde(default, deserialize_with = "present")]
+    always: Option<Option<String>>,
+    #[serde(default)]
+    next: Vec<String>,
+}
+
+/// Tells a null from an absent field.
+fn present<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Option<String>>, D::Error> {
+    Deserialize::deserialize(value).map(Some)
+}
+
+/// Answers a request to one of them.
+pub(super) fn answer(world: &World, parts: &Parts, intake: &Intake) -> Answer {
+    let path = parts.uri.path().strip_prefix(PREFIX).unwrap_or_default();
+    match (&parts.method, path) {
+        (&Method::GET, "ledger") => match serde_json::to_value(world.ledger()) {
+            Ok(ledger) => Answer::document(&ledger),
+            Err(error) => mistake(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+        },
+        (&Method::POST, "faults") => match set_faults(world, intake) {
+            Ok(()) => Answer::document(&json!({ "ok": true })),
+            Err(message) => mistake(StatusCode::BAD_REQUEST, &message),
+        },
+        _ => mistake(StatusCode::NOT_FOUND, "there is GET /_simulator/ledger and POST /_simulator/faults"),
+    }
+}
+
+/// All or nothing: a mistake anywhere in the order changes nothing.
+fn set_faults(world: &World, intake: &Intake) -> Result<(), String> {
+    let body = intake.kept.as_deref().unwrap_or_default();
+    let order: Order = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    let read = |text: &String| text.parse::<Fault>().map_err(|error| error.to_string());
+    let next = order.next.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let always = order.always.map(|always| always.as_ref().map(read).transpose()).transpose()?;
+    let mut is_known = world.script(&order.key, next);
+    if let Some(always) = always {
+        is_known &= world.always(&order.key, always);
+    }
+    if is_known { Ok(()) } else { Err("the plan has no such key".to_owned()) }
+}
+
+fn mistake(status: StatusCode, message: &str) -> Answer {
+    let mut answer = Answer::document(&json!({ "error": message }));
+    answer.status = status;
+    answer
+}

@@ -1,0 +1,211 @@
+//! What a key can be told to do wrong, as values and as text, and which of it comes next.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::str::FromStr;
+
+use super::shape::{Shape, UnknownShape};
+
+/// What happens to one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing: the request is served as if no fault were set. A gap in a script.
+    Pass,
+    /// Reads the whole request and refuses it. Nothing is charged.
+    Refuse(Shape),
+    /// Refuses as soon as the head is read. The body is drained afterwards.
+    EarlyRefuse(Shape),
+    /// As `Refuse`, with the body gzip-encoded.
+    Gzip(Shape),
+    /// Reads the whole request, does nothing at all for that long, and then serves it: a client
+    /// that leaves meanwhile has not been charged.
+    Stall {
+        /// For how long.
+        ms: u64,
+    },
+    /// Does the work and charges for it, and sends the head that much later: a client that leaves
+    /// meanwhile has been charged.
+    SlowHead {
+        /// How much later.
+        ms: u64,
+    },
+    /// Waits that long before each piece of the body but the first.
+    SlowBody {
+        /// How long.
+        ms: u64,
+    },
+    /// Answers as usual, and breaks the connection when that many bytes of the body have been
+    /// sent. The answer is chunked and its end never comes.
+    CutAfter {
+        /// How many.
+        bytes: u64,
+    },
+    /// Reads the whole request and closes the connection without an answer.
+    CloseBeforeHead,
+    /// Closes the connection as soon as the head is read.
+    CloseUnread,
+    /// The bare 500 of a crash.
+    ServerError,
+    /// A quota refusal whose body is larger than 64 KiB.
+    HugeError,
+    /// A quota refusal whose body never ends.
+    EndlessError,
+    /// A quota refusal that claims to be gzip and is not.
+    GarbledError,
+}
+
+impl FromStr for Fault {
+    type Err = FaultError;
+
+    fn from_str(text: &str) -> Result<Self, FaultError> {
+        let text = text.trim();
+        if let Some(shape) = text.strip_prefix("early:") {
+            return Ok(Fault::EarlyRefuse(shape.parse()?));
+        }
+        if let Some(shape) = text.strip_prefix("gzip:") {
+            return Ok(Fault::Gzip(shape.parse()?));
+        }
+        if let Some((name, value)) = text.split_once('=') {
+            match name {
+                "stall" => return Ok(Fault::Stall { ms: milliseconds(value)? }),
+                "slow_head" => return Ok(Fault::SlowHead { ms: milliseconds(value)? }),
+                "slow_body" => return Ok(Fault::SlowBody { ms: milliseconds(value)? }),
+                "cut" => {
+                    let bytes = value.parse().map_err(|_| FaultError::Bytes(value.to_owned()))?;
+                    return Ok(Fault::CutAfter { bytes });
+                }
+                _ => {}
+            }
+        }
+        match text {
+            "pass" => Ok(Fault::Pass),
+            "close" => Ok(Fault::CloseBeforeHead),
+            "close_unread" => Ok(Fault::CloseUnread),
+            "server_error" => Ok(Fault::ServerError),
+            "huge" => Ok(Fault::HugeError),
+            "endless" => Ok(Fault::EndlessError),
+            "garbled" => Ok(Fault::GarbledError),
+            other => Ok(Fault::Refuse(other.parse()?)),
+        }
+    }
+}
+
+/// `5s`, `250ms`, or a plain number of milliseconds.
+fn milliseconds(text: &str) -> Result<u64, FaultError> {
+    let number = |digits: &str| digits.parse::<u64>().map_err(|_| FaultError::Duration(text.to_owned()));
+    if let Some(digits) = text.strip_suffix("ms") {
+        number(digits)
+    } else if let Some(digits) = text.strip_suffix('s') {
+        Ok(number(digits)?.saturating_mul(1_000))
+    } else {
+        number(text)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Pass => f.write_str("pass"),
+            Fault::Refuse(shape) => write!(f, "{shape}"),
+            Fault::EarlyRefuse(shape) => write!(f, "early:{shape}"),
+            Fault::Gzip(shape) => write!(f, "gzip:{shape}"),
+            Fault::Stall { ms } => write!(f, "stall={ms}ms"),
+            Fault::SlowHead { ms } => write!(f, "slow_head={ms}ms"),
+            Fault::SlowBody { ms } => write!(f, "slow_body={ms}ms"),
+            Fault::CutAfter { bytes } => write!(f, "cut={bytes}"),
+            Fault::CloseBeforeHead => f.write_str("close"),
+            Fault::CloseUnread => f.write_str("close_unread"),
+            Fault::ServerError => f.write_str("server_error"),
+            Fault::HugeError => f.write_str("huge"),
+            Fault::EndlessError => f.write_str("endless"),
+            Fault::GarbledError => f.write_str("garbled"),
+        }
+    }
+}
+
+/// Why a text is no fault.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FaultError {
+    /// Neither a fault nor a refusal.
+    #[error(
+        "{0}; other faults are pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge, endless, garbled, early:REFUSAL and gzip:REFUSAL"
+    )]
+    Unknown(#[from] UnknownShape),
+    /// Not a time.
+    #[error("`{0}` is no time: write 5s, 250ms or a number of milliseconds")]
+    Duration(String),
+    /// Not a count of bytes.
+    #[error("`{0}` is no number of bytes")]
+    Bytes(String),
+}
+
+/// The faults of one key.
+#[derive(Debug, Default)]
+pub(super) struct Script {
+    /// Taken one by one.
+    pub(super) next: VecDeque<Fault>,
+    /// When there is no next.
+    pub(super) always: Option<Fault>,
+}
+
+impl Script {
+    pub(super) fn take(&mut self) -> Fault {
+        self.next.pop_front().or_else(|| self.always.clone()).unwrap_or(Fault::Pass)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulator::shape::NAMED;
+
+    #[test]
+    fn what_is_printed_reads_back() {
+        let plain =
+            ["pass", "stall=250ms", "slow_head=5000ms", "slow_body=1ms", "cut=0", "cut=70000", "close"];
+        let more =
+            ["close_unread", "server_error", "huge", "endless", "garbled", "missing_permissions=user_read"];
+        let last = ["rate_limit=7", "early:quota", "gzip:rate_limit=1", "unprocessable=text"];
+        for text in plain.into_iter().chain(more).chain(last) {
+            assert_eq!(text.parse::<Fault>().unwrap().to_string(), text);
+        }
+        for (name, shape) in NAMED {
+            assert_eq!(name.parse::<Shape>().unwrap(), shape);
+            assert_eq!(shape.to_string().parse::<Shape>().unwrap(), shape);
+        }
+    }
+
+    #[test]
+    fn times_are_seconds_milliseconds_or_plain() {
+        for (text, ms) in [("stall=5s", 5_000), ("stall=200ms", 200), (" stall=30 ", 30)] {
+            assert_eq!(text.parse::<Fault>().unwrap(), Fault::Stall { ms });
+        }
+    }
+
+    #[test]
+    fn mistakes_are_explained() {
+        for (text, part) in [
+            ("qota", "`qota` is no refusal: the names are quota,"),
+            ("qota", "other faults are pass, stall=TIME"),
+            ("stall=fast", "`fast` is no time: write 5s"),
+            ("cut=some", "`some` is no number of bytes"),
+            ("quota=5", "`quota=5` is no refusal"),
+            ("rate_limit=soon", "`rate_limit=soon` is no refusal"),
+            ("early:", "`` is no refusal"),
+        ] {
+            let message = text.parse::<Fault>().unwrap_err().to_string();
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_queue_goes_before_what_is_always_so() {
+        let mut script = Script { next: [Fault::CloseUnread].into(), always: Some(Fault::HugeError) };
+        assert_eq!(
+            [script.take(), script.take(), script.take()],
+            [Fault::CloseUnread, Fault::HugeError, Fault::HugeError]
+        );
+        script.always = None;
+        assert_eq!(script.take(), Fault::Pass);
+    }
+}

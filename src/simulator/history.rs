@@ -1,0 +1,83 @@
+//! What a workspace has made. The audio is not kept: it is the same again from the same text.
+
+use std::collections::VecDeque;
+
+use serde_json::{Value, json};
+
+use super::sound::format::Format;
+
+/// The newest items, newest first.
+#[derive(Debug)]
+pub(super) struct History(pub(super) VecDeque<HistoryItem>);
+
+/// Older items are forgotten, so that a long test costs bounded memory.
+const ITEMS_MAX: usize = 200;
+
+#[derive(Clone, Debug)]
+pub(super) struct HistoryItem {
+    pub(super) id: String,
+    pub(super) request_id: String,
+    pub(super) voice_id: String,
+    pub(super) voice_name: String,
+    pub(super) model_id: String,
+    pub(super) text: String,
+    pub(super) format: Format,
+    pub(super) date_unix: u64,
+    pub(super) used_before: u64,
+    pub(super) used_after: u64,
+}
+
+impl History {
+    pub(super) fn add(&mut self, item: HistoryItem) {
+        self.0.truncate(ITEMS_MAX - 1);
+        self.0.push_front(item);
+    }
+
+    pub(super) fn find(&self, id: &str) -> Option<&HistoryItem> {
+        self.0.iter().find(|item| item.id == id)
+    }
+
+    /// Whether there was such an item.
+    pub(super) fn delete(&mut self, id: &str) -> bool {
+        let before = self.0.len();
+        self.0.retain(|item| item.id != id);
+        self.0.len() < before
+    }
+
+    /// One page, `GetSpeechHistoryResponseModel` of the OpenAPI document. An item that is not
+    /// there any more starts from the beginning.
+    pub(super) fn page(&self, size: usize, after: Option<&str>) -> Value {
+        let start = after.and_then(|id| self.0.iter().position(|item| item.id == id)).map_or(0, |at| at + 1);
+        let items: Vec<_> = self.0.iter().skip(start).take(size).collect();
+        json!({
+            "history": items.iter().map(|item| item.document()).collect::<Vec<_>>(),
+            "last_history_item_id": items.last().map(|item| &item.id),
+            "has_more": start + items.len() < self.0.len(),
+            "scanned_until": null,
+        })
+    }
+}
+
+impl HistoryItem {
+    /// `SpeechHistoryItemResponseModel` of the OpenAPI document.
+    pub(super) fn document(&self) -> Value {
+        json!({
+            "history_item_id": self.id,
+            "request_id": self.request_id,
+            "voice_id": self.voice_id,
+            "voice_name": self.voice_name,
+            "voice_category": "premade",
+            "model_id": self.model_id,
+            "text": self.text,
+            "date_unix": self.date_unix,
+            "character_count_change_from": self.used_before,
+            "character_count_change_to": self.used_after,
+            "content_type": self.format.content_type(),
+            "output_format": self.format.name,
+            "state": "created",
+            "source": "TTS",
+            "settings": null,
+            "share_link_id": null,
+        })
+    }
+}

@@ -1,0 +1,177 @@
+//! What arrives: the head, looked through for what must not be there, and the body, counted and
+//! hashed as it streams and kept only as far as a bound.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use bytes::Buf;
+use http::request::Parts;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use sha2::{Digest, Sha256};
+
+use super::route::{decoded, query};
+use super::world::{Presented, World};
+
+/// JSON bodies beyond this are refused.
+pub(super) const JSON_BYTES_MAX: usize = 1_048_576;
+/// How long the rest of a body is read after an answer that did not wait for it.
+const DRAIN_MAX: Duration = Duration::from_secs(30);
+
+/// Headers that only a client of a proxy sends to the proxy.
+const CLIENT_HEADERS: [&str; 4] = ["authorization", "cookie", "proxy-authorization", "xi_api_key"];
+/// Names of a query under which clients present a credential.
+const CLIENT_QUERIES: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
+
+/// Which key a head presents.
+pub(super) fn presented(parts: &Parts, world: &World) -> Presented {
+    match parts.headers.get("xi-api-key") {
+        None => Presented::Nothing,
+        Some(value) => {
+            let known = value.to_str().ok().and_then(|key| world.find(key));
+            known.map_or(Presented::Unknown, Presented::Known)
+        }
+    }
+}
+
+/// What in a head must not be there, each in words that name it and do not repeat its value.
+pub(super) fn violations(parts: &Parts, forbidden: &[String]) -> Vec<String> {
+    let mut found = Vec::new();
+    for name in CLIENT_HEADERS {
+        if parts.headers.contains_key(name) {
+            found.push(format!("the header {name} arrived"));
+        }
+    }
+    if parts.headers.get_all("xi-api-key").iter().count() > 1 {
+        found.push("two values of xi-api-key arrived".to_owned());
+    }
+    let protocols = parts.headers.get_all("sec-websocket-protocol").iter();
+    if protocols.filter_map(|value| value.to_str().ok()).any(|value| value.contains("bearer.")) {
+        found.push("a bearer token arrived as a socket protocol".to_owned());
+    }
+    for (name, _) in query(parts.uri.query().unwrap_or_default()) {
+        if let Some(known) = CLIENT_QUERIES.iter().find(|known| name.eq_ignore_ascii_case(known)) {
+            found.push(format!("the query {known} arrived"));
+        }
+    }
+    for (index, text) in forbidden.iter().enumerate() {
+        if let Some(place) = place_of(parts, text) {
+            found.push(format!("forbidden text {} of {} arrived in {place}", index + 1, forbidden.len()));
+        }
+    }
+    found
+}
+
+fn place_of(parts: &Parts, text: &str) -> Option<String> {
+    let target = parts.uri.to_string();
+    if target.contains(text) || decoded(&target).contains(text) {
+        return Some("the path or the query".to_owned());
+    }
+    let holds = |bytes: &[u8]| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+    let header = parts.headers.iter().find(|(name, value)| {
+        // A header's name arrives in lower case, whatever was sent.
+        name.as_str().contains(&text.to_ascii_lowercase()) || holds(value.as_bytes())
+    });
+    header.map(|(name, _)| {
+        let is_name = name.as_str().contains(&text.to_ascii_lowercase());
+        if is_name { "the name of a header".to_owned() } else { format!("the header {name}") }
+    })
+}
+
+/// SHA-256 of nothing, for a body of which nothing was read.
+pub(super) const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+/// A body that has been read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Intake {
+    pub(super) bytes: u64,
+    /// In hexadecimal digits.
+    pub(super) sha256: String,
+    /// The body itself; `None` when it was larger than a JSON body may be.
+    pub(super) kept: Option<Vec<u8>>,
+    /// Whether a part of a form is called `model_id`, the one that transcription requires.
+    pub(super) names_model: bool,
+}
+
+/// Reads a body to its end.
+///
+/// # Errors
+///
+/// When the client breaks off.
+pub(super) async fn receive(mut body: Incoming) -> Result<Intake, hyper::Error> {
+    let mut hash = Sha256::new();
+    let mut bytes = 0_u64;
+    let mut kept = Some(Vec::new());
+    let mut search = Search::default();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        hash.update(&data);
+        bytes += u64::try_from(data.remaining()).unwrap_or(u64::MAX);
+        search.push(&data);
+        kept = kept.filter(|kept| kept.len() + data.len() <= JSON_BYTES_MAX);
+        if let Some(kept) = &mut kept {
+            kept.extend_from_slice(&data);
+        }
+    }
+    Ok(Intake { bytes, sha256: hex(&hash.finalize()), kept, names_model: search.found })
+}
+
+/// Reads what is left and forgets it, so that a client that is still sending sees the answer it
+/// already has and not a reset.
+pub(super) async fn drain(mut body: Incoming) {
+    let rest = async { while let Some(Ok(_)) = body.frame().await {} };
+    // Past the bound the connection closes, as any server would close it.
+    let _ended = tokio::time::timeout(DRAIN_MAX, rest).await;
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _written = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Looks for the name of a form part across the edges of frames.
+#[derive(Debug, Default)]
+struct Search {
+    tail: Vec<u8>,
+    found: bool,
+}
+
+impl Search {
+    const WANTED: &[u8] = b"name=\"model_id\"";
+
+    fn push(&mut self, data: &[u8]) {
+        if self.found {
+            return;
+        }
+        let finds = |bytes: &[u8]| bytes.windows(Self::WANTED.len()).any(|window| window == Self::WANTED);
+        let length = Self::WANTED.len();
+        self.tail.extend_from_slice(&data[..data.len().min(length)]);
+        self.found = finds(&self.tail) || finds(data);
+        if data.len() > length {
+            self.tail.clear();
+            self.tail.extend_from_slice(&data[data.len() - length..]);
+        }
+        self.tail.drain(..self.tail.len().saturating_sub(length));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_is_found_wherever_the_frames_are_cut() {
+        let body = b"--x\r\nContent-Disposition: form-data; name=\"model_id\"\r\n\r\nscribe_v2\r\n--x--";
+        for size in 1..body.len() {
+            let mut search = Search::default();
+            body.chunks(size).for_each(|chunk| search.push(chunk));
+            assert!(search.found, "chunks of {size}");
+        }
+        let mut search = Search::default();
+        search.push(b"name=\"model_ids\"");
+        assert!(!search.found);
+    }
+}

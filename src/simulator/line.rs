@@ -1,0 +1,79 @@
+//! The connection under an answer. It tells when everything that was written has been handed to
+//! the system, which is the moment from which a deliberate break cannot lose earlier bytes.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+/// A socket that counts its flushes.
+#[derive(Debug)]
+pub(super) struct Line {
+    io: TokioIo<TcpStream>,
+    flushes: watch::Sender<()>,
+}
+
+/// Hears of the flushes of a [`Line`].
+#[derive(Clone, Debug)]
+pub(super) struct Flushes(watch::Receiver<()>);
+
+impl Line {
+    pub(super) fn new(stream: TcpStream) -> (Self, Flushes) {
+        let (flushes, receiver) = watch::channel(());
+        (Self { io: TokioIo::new(stream), flushes }, Flushes(receiver))
+    }
+}
+
+impl Flushes {
+    /// The next flush after the first poll of this future, or the end of the connection.
+    pub(super) async fn next(mut self) {
+        self.0.mark_unchanged();
+        // An error says that the connection is gone: then nothing will be flushed any more.
+        let _gone = self.0.changed().await;
+    }
+}
+
+impl Read for Line {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl Write for Line {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    /// hyper asks for this after it has written all it had.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        if flushed.is_ready() {
+            self.flushes.send_replace(());
+        }
+        flushed
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+}

@@ -1,0 +1,127 @@
+//! The models and the voices that everyone has, and the documents that list them. Identifiers are
+//! the provider's, so that examples from its documentation run unchanged.
+
+use serde_json::{Value, json};
+
+/// A model for speech.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Model {
+    pub(super) id: &'static str,
+    name: &'static str,
+    /// Thousandths of a credit for a character: `character_cost_multiplier`.
+    pub(super) credits_per_mille: u64,
+    /// Characters of one request on a paid plan.
+    characters_max: u64,
+    /// The same on the free plan.
+    characters_max_free: u64,
+}
+
+/// Rates as the model list of 2026 gives them, bounds as the documentation does. The older Turbo
+/// names are aliases of Flash.
+const MODELS: [Model; 8] = [
+    model("eleven_multilingual_v2", "Eleven Multilingual v2", 1_000, 10_000),
+    model("eleven_v3", "Eleven v3", 1_000, 5_000),
+    model("eleven_v4", "Eleven v4", 1_000, 10_000),
+    model("eleven_v4_turbo", "Eleven v4 Turbo", 500, 10_000),
+    model("eleven_flash_v2_5", "Eleven Flash v2.5", 500, 40_000),
+    model("eleven_flash_v2", "Eleven Flash v2", 500, 30_000),
+    model("eleven_turbo_v2_5", "Eleven Turbo v2.5", 500, 40_000),
+    model("eleven_turbo_v2", "Eleven Turbo v2", 500, 30_000),
+];
+
+const fn model(id: &'static str, name: &'static str, credits_per_mille: u64, characters_max: u64) -> Model {
+    Model { id, name, credits_per_mille, characters_max, characters_max_free: 2_500 }
+}
+
+impl Model {
+    /// The model of that id.
+    pub(super) fn find(id: &str) -> Option<Model> {
+        MODELS.into_iter().find(|model| model.id == id)
+    }
+
+    /// The credits of so many characters, rounded up.
+    pub(super) fn cost(self, characters: u64) -> u64 {
+        characters.saturating_mul(self.credits_per_mille).div_ceil(1_000)
+    }
+
+    /// The longest text on a plan.
+    pub(super) fn characters_max(self, tier: &str) -> u64 {
+        if tier == "free" { self.characters_max_free } else { self.characters_max }
+    }
+
+    /// `ModelResponseModel` of the OpenAPI document.
+    fn document(&self) -> Value {
+        json!({
+            "model_id": self.id,
+            "name": self.name,
+            "can_be_finetuned": false,
+            "can_do_text_to_speech": true,
+            "can_do_voice_conversion": false,
+            "can_use_style": true,
+            "can_use_speaker_boost": true,
+            "serves_pro_voices": false,
+            "token_cost_factor": 1.0,
+            "description": "A melody where the provider has a voice.",
+            "requires_alpha_access": false,
+            "max_characters_request_free_user": self.characters_max_free,
+            "max_characters_request_subscribed_user": self.characters_max,
+            "maximum_text_length_per_request": self.characters_max,
+            "languages": [{ "language_id": "en", "name": "English" }, { "language_id": "de", "name": "German" }],
+            "model_rates": {
+                "character_cost_multiplier": if self.credits_per_mille == 500 { 0.5 } else { 1.0 },
+                "cost_discount_multiplier": 1.0,
+            },
+            "concurrency_group": format!("standard_{}", self.id),
+        })
+    }
+}
+
+/// The list of models: an array, not an object.
+pub(super) fn models() -> Value {
+    MODELS.iter().map(Model::document).collect()
+}
+
+/// Voices of every account.
+const PREMADE: [(&str, &str); 3] = [
+    ("21m00Tcm4TlvDq8ikWAM", "Rachel"),
+    ("JBFqnCBsd6RMkjVDRZzb", "George"),
+    ("EXAVITQu4vr4xnSDxMaL", "Sarah"),
+];
+
+/// The name of a voice that a workspace with those own voices can use.
+pub(super) fn voice_name(id: &str, own: &[String]) -> Option<String> {
+    let premade = PREMADE.iter().find(|(known, _)| *known == id).map(|(_, name)| (*name).to_owned());
+    premade.or_else(|| own.iter().any(|voice| voice == id).then(|| "Own voice".to_owned()))
+}
+
+/// Every voice that a workspace with those own voices can use.
+pub(super) fn voices(own: &[String]) -> Vec<Value> {
+    let premade = PREMADE.iter().map(|(id, name)| voice(id, name, "premade"));
+    premade.chain(own.iter().map(|id| voice(id, "Own voice", "cloned"))).collect()
+}
+
+/// One of them.
+pub(super) fn voice_document(id: &str, own: &[String]) -> Option<Value> {
+    voices(own).into_iter().find(|voice| voice["voice_id"] == id)
+}
+
+/// `VoiceResponseModel` of the OpenAPI document.
+fn voice(id: &str, name: &str, category: &str) -> Value {
+    json!({
+        "voice_id": id,
+        "name": name,
+        "category": category,
+        "labels": { "accent": "none", "use_case": "testing" },
+        "description": "A voice of the simulator: it hums.",
+        "preview_url": null,
+        "samples": null,
+        "available_for_tiers": [],
+        "settings": { "stability": 0.5, "similarity_boost": 0.75, "style": 0.0, "use_speaker_boost": true, "speed": 1.0 },
+        "sharing": null,
+        "high_quality_base_model_ids": ["eleven_multilingual_v2", "eleven_v3"],
+        "verified_languages": [],
+        "is_owner": category != "premade",
+        "is_legacy": false,
+        "is_mixed": false,
+    })
+}

@@ -1,0 +1,355 @@
+//! What is to be simulated: workspaces with credits, keys that draw on them, and texts that must
+//! never arrive. Plain data that tests and commands write down; [`super::accounts`] makes it move.
+
+use std::time::Duration;
+
+use crate::policy::units::UnixMs;
+use crate::secret::{ApiKey, UnusableKey};
+
+use super::fault::Fault;
+
+/// Everything the simulator knows when it starts.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Workspaces that are more than their credits. One that only keys name need not be here.
+    pub workspaces: Vec<WorkspacePlan>,
+    /// The keys, in the order of the ledger.
+    pub keys: Vec<KeyPlan>,
+    /// Texts that must not arrive anywhere in a request's head: the credentials of the clients of
+    /// the proxy under test. One that does is a violation.
+    pub forbidden: Vec<String>,
+}
+
+/// A group of keys with common credits.
+#[derive(Clone, Debug)]
+pub struct WorkspacePlan {
+    /// Its name, also its `workspace_id`.
+    pub name: String,
+    /// Credits of a period.
+    pub credits: u64,
+    /// Credits of the current period that are gone already.
+    pub used: u64,
+    /// The plan's name, such as `free` or `creator`. A free one has shorter texts.
+    pub tier: String,
+    /// How the bill stands.
+    pub billing: Billing,
+    /// When the credits come back; `None` is the first of next month.
+    pub reset: Option<UnixMs>,
+    /// The length of a period after that; `None` is until the first of the month.
+    pub period: Option<Duration>,
+    /// Requests that may run at once; `None` is any number.
+    pub concurrency_max: Option<u32>,
+    /// Voices of its own, beside those that everyone has.
+    pub voices: Vec<String>,
+}
+
+/// How the bill stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Billing {
+    /// Paid.
+    #[default]
+    Active,
+    /// The last invoice is unpaid: reading works, working does not.
+    PastDue,
+    /// A free account that the abuse detection has closed.
+    FreeDisabled,
+}
+
+/// A key.
+#[derive(Clone, Debug, Default)]
+pub struct KeyPlan {
+    /// The key itself, what is sent as `xi-api-key`.
+    pub key: String,
+    /// What it is called in the settings of the workspace, and in the refusal of its cap. `None`
+    /// is `key 1` and so on, so that no answer repeats a key.
+    pub name: Option<String>,
+    /// Credits of its workspace, when the key is alone in one or the first to name it.
+    pub credits: u64,
+    /// The workspace it shares with others; `None` is one of its own.
+    pub workspace: Option<String>,
+    /// Its own bound on credits per period.
+    pub cap: Option<u64>,
+    /// What it may do, by the provider's names of permissions; `None` is everything.
+    pub permissions: Option<Vec<String>>,
+    /// What its first requests meet, one by one.
+    pub faults: Vec<Fault>,
+}
+
+impl Default for Plan {
+    /// Three demo keys with few credits, long enough to be shown as a real key would be.
+    fn default() -> Self {
+        Self::of([
+            ("sk_demo_soprano_0123456789abcdef0123456789abcdef0001", 500),
+            ("sk_demo_alto_0123456789abcdef0123456789abcdef00000002", 1_000),
+            ("sk_demo_tenor_0123456789abcdef0123456789abcdef0000003", 2_000),
+        ])
+    }
+}
+
+impl Plan {
+    /// Keys with their credits, each in its own workspace.
+    #[must_use]
+    pub fn of<'a>(keys: impl IntoIterator<Item = (&'a str, u64)>) -> Self {
+        Self {
+            workspaces: Vec::new(),
+            keys: keys.into_iter().map(|(key, credits)| KeyPlan::new(key, credits)).collect(),
+            forbidden: Vec::new(),
+        }
+    }
+
+    /// Keys as text, separated by commas or white space, each as [`KeyPlan::parse`] reads it.
+    ///
+    /// # Errors
+    ///
+    /// The first mistake, or what [`Plan::check`] finds.
+    pub fn parse(text: &str) -> Result<Self, PlanError> {
+        let entries = text.split([',', ' ', '\t', '\r', '\n']).filter(|entry| !entry.is_empty());
+        let keys = entries.map(KeyPlan::parse).collect::<Result<_, _>>()?;
+        let plan = Self { workspaces: Vec::new(), keys, forbidden: Vec::new() };
+        plan.check()?;
+        Ok(plan)
+    }
+
+    /// The same plan with that workspace.
+    #[must_use]
+    pub fn with_workspace(mut self, workspace: WorkspacePlan) -> Self {
+        self.workspaces.push(workspace);
+        self
+    }
+
+    /// The same plan with that key.
+    #[must_use]
+    pub fn with_key(mut self, key: KeyPlan) -> Self {
+        self.keys.push(key);
+        self
+    }
+
+    /// The same plan, where `text` must never arrive in a head.
+    #[must_use]
+    pub fn forbidding(mut self, text: &str) -> Self {
+        self.forbidden.push(text.to_owned());
+        self
+    }
+
+    /// Looks for contradictions between the parts.
+    ///
+    /// # Errors
+    ///
+    /// The first one.
+    pub fn check(&self) -> Result<(), PlanError> {
+        for (index, workspace) in self.workspaces.iter().enumerate() {
+            if self.workspaces[..index].iter().any(|earlier| earlier.name == workspace.name) {
+                return Err(PlanError::WorkspaceTwice(workspace.name.clone()));
+            }
+        }
+        for (index, key) in self.keys.iter().enumerate() {
+            let earlier = &self.keys[..index];
+            ApiKey::new(&key.key).map_err(|source| PlanError::Key { position: index + 1, source })?;
+            if earlier.iter().any(|other| other.key == key.key) {
+                return Err(PlanError::KeyTwice { position: index + 1 });
+            }
+            let Some(name) = &key.workspace else { continue };
+            if self.workspaces.iter().any(|workspace| workspace.name == *name) {
+                continue;
+            }
+            if let Some(other) =
+                earlier.iter().find(|other| other.workspace == key.workspace && other.credits != key.credits)
+            {
+                return Err(PlanError::CreditsDiffer {
+                    workspace: name.clone(),
+                    first: other.credits,
+                    second: key.credits,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Default for WorkspacePlan {
+    fn default() -> Self {
+        Self {
+            name: "workspace".to_owned(),
+            credits: 10_000,
+            used: 0,
+            tier: "creator".to_owned(),
+            billing: Billing::Active,
+            reset: None,
+            period: None,
+            concurrency_max: None,
+            voices: Vec::new(),
+        }
+    }
+}
+
+impl WorkspacePlan {
+    /// A paid workspace with that many credits, all of them left.
+    #[must_use]
+    pub fn new(name: &str, credits: u64) -> Self {
+        Self { name: name.to_owned(), credits, ..Self::default() }
+    }
+}
+
+impl KeyPlan {
+    /// A key with every permission, in a workspace of its own with that many credits.
+    #[must_use]
+    pub fn new(key: &str, credits: u64) -> Self {
+        Self { key: key.to_owned(), credits, ..Self::default() }
+    }
+
+    /// Reads `KEY=CREDITS[@WORKSPACE][:cap=N]`, for example `sk_demo_one=500` or
+    /// `sk_two=10000@choir:cap=200`. Credits may have underscores.
+    ///
+    /// # Errors
+    ///
+    /// When a part is missing, unknown or not a number. The message does not repeat the key.
+    pub fn parse(text: &str) -> Result<Self, PlanError> {
+        let text = text.trim();
+        let (key, rest) = text.split_once('=').ok_or(PlanError::NoCredits)?;
+        ApiKey::new(key).map_err(|source| PlanError::Key { position: 1, source })?;
+        let (amount, options) = match rest.split_once(':') {
+            Some((amount, options)) => (amount, Some(options)),
+            None => (rest, None),
+        };
+        let (credits, workspace) = match amount.split_once('@') {
+            Some((_, "")) => return Err(PlanError::EmptyWorkspace),
+            Some((credits, workspace)) => (credits, Some(workspace.to_owned())),
+            None => (amount, None),
+        };
+        let mut plan = Self { workspace, ..Self::new(key, count("credits", credits)?) };
+        for option in options.into_iter().flat_map(|options| options.split(':')) {
+            match option.split_once('=') {
+                Some(("cap", value)) => plan.cap = Some(count("the cap", value)?),
+                Some(_) | None => return Err(PlanError::UnknownOption(option.to_owned())),
+            }
+        }
+        Ok(plan)
+    }
+}
+
+fn count(what: &'static str, text: &str) -> Result<u64, PlanError> {
+    let digits = text.replace('_', "");
+    digits.parse().map_err(|_| PlanError::NotACount { what, text: text.to_owned() })
+}
+
+/// Why a plan cannot be simulated. Says nothing of a key's value.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// There is no `=`.
+    #[error("a key is written KEY=CREDITS[@WORKSPACE][:cap=N], for example sk_demo_one=500")]
+    NoCredits,
+    /// Not a number.
+    #[error("{what} must be a whole number, not `{text}`")]
+    NotACount {
+        /// Which of the numbers.
+        what: &'static str,
+        /// What stands there.
+        text: String,
+    },
+    /// `@` with nothing behind it.
+    #[error("a workspace's name follows the `@`, for example sk_demo_one=500@choir")]
+    EmptyWorkspace,
+    /// Something behind `:` that is not known.
+    #[error("`{0}` is no option of a key; there is cap=N")]
+    UnknownOption(String),
+    /// A key that no header can carry.
+    #[error("key {position}: {source}")]
+    Key {
+        /// Its place in the plan, from 1.
+        position: usize,
+        /// What is wrong with it.
+        source: UnusableKey,
+    },
+    /// The same key again.
+    #[error("key {position} is the same as an earlier one")]
+    KeyTwice {
+        /// Its place in the plan, from 1.
+        position: usize,
+    },
+    /// The same workspace again.
+    #[error("the workspace `{0}` is described twice")]
+    WorkspaceTwice(String),
+    /// Two keys of a workspace that is not described give it different credits.
+    #[error("workspace `{workspace}` cannot have {first} and {second} credits: its keys must agree")]
+    CreditsDiffer {
+        /// Which.
+        workspace: String,
+        /// What the first key says.
+        first: u64,
+        /// What a later key says.
+        second: u64,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, key: &str, credits: u64, workspace: Option<&str>, cap: Option<u64>) {
+        let plan = KeyPlan::parse(text).unwrap();
+        assert_eq!(plan.key, key);
+        assert_eq!((plan.credits, plan.workspace.as_deref(), plan.cap), (credits, workspace, cap));
+    }
+
+    #[track_caller]
+    fn check_mistake(text: &str, expected: &str) {
+        assert_eq!(KeyPlan::parse(text).unwrap_err().to_string(), expected);
+    }
+
+    #[test]
+    fn a_key_has_credits_and_perhaps_a_workspace_and_a_cap() {
+        check("sk_demo_one=500", "sk_demo_one", 500, None, None);
+        check(" sk=1_000@choir ", "sk", 1_000, Some("choir"), None);
+        check("sk=0:cap=20", "sk", 0, None, Some(20));
+        check("sk=1000@choir:cap=20", "sk", 1_000, Some("choir"), Some(20));
+    }
+
+    #[test]
+    fn mistakes_are_explained_and_do_not_repeat_the_key() {
+        check_mistake("sk", "a key is written KEY=CREDITS[@WORKSPACE][:cap=N], for example sk_demo_one=500");
+        check_mistake("sk=", "credits must be a whole number, not ``");
+        check_mistake("sk=-5", "credits must be a whole number, not `-5`");
+        check_mistake("sk=many", "credits must be a whole number, not `many`");
+        check_mistake("sk=5@", "a workspace's name follows the `@`, for example sk_demo_one=500@choir");
+        check_mistake("sk=5:cap=x", "the cap must be a whole number, not `x`");
+        check_mistake("sk=5:lid=3", "`lid=3` is no option of a key; there is cap=N");
+        check_mistake("sk=5:", "`` is no option of a key; there is cap=N");
+        check_mistake("=5", "key 1: the key is empty");
+    }
+
+    #[test]
+    fn a_list_is_separated_by_commas_and_white_space() {
+        let plan = Plan::parse("sk_one=500, sk_two=1000@choir\n sk_three=1000@choir,").unwrap();
+        assert_eq!(plan.keys.len(), 3);
+        assert_eq!(plan.keys[2].workspace.as_deref(), Some("choir"));
+    }
+
+    #[test]
+    fn contradictions_are_found() {
+        for (text, expected) in [
+            ("sk=5 sk=5", "key 2 is the same as an earlier one"),
+            ("a=5@w b=6@w", "workspace `w` cannot have 5 and 6 credits: its keys must agree"),
+        ] {
+            assert_eq!(Plan::parse(text).unwrap_err().to_string(), expected);
+        }
+        let twice = Plan::default()
+            .with_workspace(WorkspacePlan::new("w", 1))
+            .with_workspace(WorkspacePlan::new("w", 2));
+        assert_eq!(twice.check().unwrap_err(), PlanError::WorkspaceTwice("w".to_owned()));
+    }
+
+    #[test]
+    fn a_described_workspace_has_the_last_word_on_its_credits() {
+        let plan = Plan {
+            keys: vec![KeyPlan::parse("a=5@w").unwrap(), KeyPlan::parse("b=6@w").unwrap()],
+            ..Plan::default().with_workspace(WorkspacePlan::new("w", 100))
+        };
+        assert_eq!(plan.check(), Ok(()));
+    }
+
+    #[test]
+    fn the_default_plan_is_sound() {
+        assert_eq!(Plan::default().check(), Ok(()));
+    }
+}

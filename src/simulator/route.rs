@@ -1,0 +1,178 @@
+//! Which operation a method and a path mean, what permission it needs, and the query read apart.
+
+use http::Method;
+
+use super::shape::Shape;
+
+/// An operation of the provider that the simulator has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    User,
+    Subscription,
+    Models,
+    Voices,
+    VoicesV2,
+    Voice(String),
+    Speech {
+        voice: String,
+        form: Form,
+    },
+    Dialogue(Form),
+    Transcription,
+    SoundEffect,
+    HistoryPage,
+    HistoryItem(String),
+    HistoryAudio(String),
+    HistoryDeletion(String),
+    /// Not the provider's: tells what arrived.
+    Echo,
+}
+
+/// How audio comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// The bytes, with a length.
+    Whole,
+    /// The bytes, chunk by chunk.
+    Stream,
+    /// One JSON object with the times of the characters.
+    TimedWhole,
+    /// Newline-delimited JSON objects.
+    TimedStream,
+}
+
+impl Route {
+    /// Reads a method and a path as it arrived, without the query.
+    ///
+    /// # Errors
+    ///
+    /// The provider's 404 for a path it does not have, its 405 for a method the path does not have.
+    pub(super) fn of(method: &Method, path: &str) -> Result<Self, Shape> {
+        let segments: Vec<&str> = path.split('/').skip(1).collect();
+        let id = |text: &str| text.to_owned();
+        let (allowed, route) = match segments.as_slice() {
+            ["v1", "simulator", "echo"] => return Ok(Route::Echo),
+            ["v1", "user"] => ("GET", Route::User),
+            ["v1", "user", "subscription"] => ("GET", Route::Subscription),
+            ["v1", "models"] => ("GET", Route::Models),
+            ["v1", "voices"] => ("GET", Route::Voices),
+            ["v2", "voices"] => ("GET", Route::VoicesV2),
+            ["v1", "voices", voice] => ("GET", Route::Voice(id(voice))),
+            ["v1", "text-to-speech", voice, form @ ..] => {
+                let form = Form::of(form).ok_or(Shape::NotFound)?;
+                ("POST", Route::Speech { voice: id(voice), form })
+            }
+            // Its forms with timestamps also name the voice of each segment; they are not simulated.
+            ["v1", "text-to-dialogue"] => ("POST", Route::Dialogue(Form::Whole)),
+            ["v1", "text-to-dialogue", "stream"] => ("POST", Route::Dialogue(Form::Stream)),
+            ["v1", "speech-to-text"] => ("POST", Route::Transcription),
+            ["v1", "sound-generation"] => ("POST", Route::SoundEffect),
+            ["v1", "history"] => ("GET", Route::HistoryPage),
+            ["v1", "history", item] if *method == Method::DELETE => {
+                return Ok(Route::HistoryDeletion(id(item)));
+            }
+            ["v1", "history", item] => ("GET", Route::HistoryItem(id(item))),
+            ["v1", "history", item, "audio"] => ("GET", Route::HistoryAudio(id(item))),
+            _ => return Err(Shape::NotFound),
+        };
+        if method.as_str() == allowed { Ok(route) } else { Err(Shape::MethodNotAllowed(allowed)) }
+    }
+
+    /// What a key must be allowed, by the provider's names of permissions.
+    pub(super) fn permission(&self) -> Option<&'static str> {
+        match self {
+            Route::User | Route::Subscription => Some("user_read"),
+            Route::Models => Some("models_read"),
+            Route::Voices | Route::VoicesV2 | Route::Voice(_) => Some("voices_read"),
+            Route::Speech { .. } | Route::Dialogue(_) => Some("text_to_speech"),
+            Route::Transcription => Some("speech_to_text"),
+            Route::SoundEffect => Some("sound_generation"),
+            Route::HistoryPage | Route::HistoryItem(_) | Route::HistoryAudio(_) => {
+                Some("speech_history_read")
+            }
+            Route::HistoryDeletion(_) => Some("speech_history_write"),
+            Route::Echo => None,
+        }
+    }
+}
+
+impl Form {
+    fn of(segments: &[&str]) -> Option<Self> {
+        match segments {
+            [] => Some(Form::Whole),
+            ["stream"] => Some(Form::Stream),
+            ["with-timestamps"] => Some(Form::TimedWhole),
+            ["stream", "with-timestamps"] => Some(Form::TimedStream),
+            _ => None,
+        }
+    }
+}
+
+/// The names and values of a query, decoded.
+pub(super) fn query(text: &str) -> impl Iterator<Item = (String, String)> {
+    text.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (decoded(name), decoded(value))
+    })
+}
+
+/// Percent signs and plus signs read. What is no valid escape stays as it is.
+pub(super) fn decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        rest = after;
+        match (first, escape(after)) {
+            (b'%', Some(byte)) => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            (b'+', _) => bytes.push(b' '),
+            _ => bytes.push(*first),
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn escape(text: &[u8]) -> Option<u8> {
+    let high = char::from(*text.first()?).to_digit(16)?;
+    let low = char::from(*text.get(1)?).to_digit(16)?;
+    u8::try_from(high * 16 + low).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_and_methods_are_told_apart() {
+        let voice = || "v".to_owned();
+        let speech = |form| Ok(Route::Speech { voice: voice(), form });
+        for (method, path, expected) in [
+            (Method::POST, "/v1/text-to-speech/v", speech(Form::Whole)),
+            (Method::POST, "/v1/text-to-speech/v/stream", speech(Form::Stream)),
+            (Method::POST, "/v1/text-to-speech/v/with-timestamps", speech(Form::TimedWhole)),
+            (Method::POST, "/v1/text-to-speech/v/stream/with-timestamps", speech(Form::TimedStream)),
+            (Method::POST, "/v1/text-to-speech/v/steam", Err(Shape::NotFound)),
+            (Method::GET, "/v1/text-to-speech/v", Err(Shape::MethodNotAllowed("POST"))),
+            (Method::POST, "/v1/text-to-dialogue/stream", Ok(Route::Dialogue(Form::Stream))),
+            (Method::POST, "/v1/text-to-dialogue/with-timestamps", Err(Shape::NotFound)),
+            (Method::GET, "/v2/voices", Ok(Route::VoicesV2)),
+            (Method::DELETE, "/v1/history/v", Ok(Route::HistoryDeletion(voice()))),
+            (Method::PUT, "/v1/history/v", Err(Shape::MethodNotAllowed("GET"))),
+            (Method::PUT, "/v1/simulator/echo", Ok(Route::Echo)),
+            (Method::GET, "/v1/user/", Err(Shape::NotFound)),
+            (Method::GET, "", Err(Shape::NotFound)),
+        ] {
+            assert_eq!(Route::of(&method, path), expected, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn queries_are_decoded_and_odd_ones_survive() {
+        let pairs: Vec<_> = query("a=1&%78i%5Fapi_key=s+p&b&c=%zz&d=%4&e=100%").collect();
+        let expected =
+            [("a", "1"), ("xi_api_key", "s p"), ("b", ""), ("c", "%zz"), ("d", "%4"), ("e", "100%")];
+        assert_eq!(pairs, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    }
+}

@@ -1,0 +1,279 @@
+//! One request's way through the simulator: looked at, counted, perhaps made to go wrong, read,
+//! answered and written down. The order is what tests of a proxy rely on.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use serde_json::json;
+
+use crate::tasks::Tasks;
+
+use super::accounts::Refused;
+use super::answer::{Answer, AnswerBody, set, trace_id};
+use super::control;
+use super::fault::Fault;
+use super::intake::{EMPTY_SHA256, Intake, drain, presented, receive, violations};
+use super::ledger::RequestSummary;
+use super::line::Flushes;
+use super::read;
+use super::route::Route;
+use super::shape::{Facts, Shape, violation};
+use super::work::Job;
+use super::world::{Presented, Visit, World};
+
+/// More than anyone should hold of an error.
+const HUGE_BYTES: usize = 100_000;
+/// A piece of the error that never ends.
+const ENDLESS_PIECE: &[u8] = &[b' '; 8_192];
+
+/// The connection is to be closed without an answer.
+#[derive(Debug)]
+pub(super) struct Closed;
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the simulator closed this connection without an answer")
+    }
+}
+
+impl std::error::Error for Closed {}
+
+/// What a connection needs to answer requests. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Service {
+    pub(super) world: World,
+    pub(super) tasks: Tasks,
+    pub(super) flushes: Flushes,
+}
+
+impl Service {
+    /// Answers one request.
+    ///
+    /// # Errors
+    ///
+    /// When there is to be no answer: the client broke off, or a fault says so.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future is how a client's leaving looks: the request is written down as
+    /// unanswered, what was charged stays charged, and its slot is free.
+    pub(super) async fn answer(self, request: Request<Incoming>) -> Result<Response<AnswerBody>, Closed> {
+        let (parts, body) = request.into_parts();
+        if parts.uri.path().starts_with(control::PREFIX) {
+            let intake = receive(body).await.map_err(|_| Closed)?;
+            return Ok(control::answer(&self.world, &parts, &intake).into_response());
+        }
+        let presented = presented(&parts, &self.world);
+        let mut visit = self.world.arrived(presented, self.summary(&parts, presented));
+        let found = violations(&parts, self.world.forbidden());
+        let answer = if found.is_empty() {
+            self.serve(&parts, body, presented, &mut visit).await?
+        } else {
+            self.finish_reading(body);
+            visit.summary.path_and_query = "withheld".to_owned();
+            self.refuse_violation(&parts, &found)
+        };
+        visit.summary.status = Some(answer.status.as_u16());
+        visit.summary.charged = answer.charged;
+        Ok(answer.into_response())
+    }
+
+    fn summary(&self, parts: &Parts, presented: Presented) -> RequestSummary {
+        let key = match presented {
+            Presented::Nothing => None,
+            Presented::Unknown => Some("unknown".to_owned()),
+            Presented::Known(key) => {
+                self.world.state().accounts.keys.get(key).map(|key| key.plan.key.clone())
+            }
+        };
+        RequestSummary {
+            method: parts.method.to_string(),
+            path_and_query: parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
+            key,
+            body_sha256: EMPTY_SHA256.to_owned(),
+            ..RequestSummary::default()
+        }
+    }
+
+    /// Records and answers what must not have arrived. The path is not repeated: the forbidden
+    /// text may stand in it.
+    fn refuse_violation(&self, parts: &Parts, found: &[String]) -> Answer {
+        for what in found {
+            self.world.violated(format!("{}: {what}", parts.method));
+        }
+        Answer::refusal(violation(&found.join("; ")), &trace_id())
+    }
+
+    async fn serve(
+        &self,
+        parts: &Parts,
+        body: Incoming,
+        presented: Presented,
+        visit: &mut Visit,
+    ) -> Result<Answer, Closed> {
+        let fault = self.world.take_fault(presented);
+        match &fault {
+            Fault::CloseUnread => return Err(Closed),
+            Fault::EarlyRefuse(shape) => {
+                self.finish_reading(body);
+                return Ok(self.refuse_as_told(shape, presented, 1, parts));
+            }
+            Fault::Pass
+            | Fault::Refuse(_)
+            | Fault::Gzip(_)
+            | Fault::Stall { .. }
+            | Fault::SlowHead { .. }
+            | Fault::SlowBody { .. }
+            | Fault::CutAfter { .. }
+            | Fault::CloseBeforeHead
+            | Fault::ServerError
+            | Fault::HugeError
+            | Fault::EndlessError
+            | Fault::GarbledError => {}
+        }
+        let intake = receive(body).await.map_err(|_| Closed)?;
+        visit.summary.body_bytes = intake.bytes;
+        visit.summary.body_sha256.clone_from(&intake.sha256);
+        visit.summary.body_complete = true;
+
+        let query = parts.uri.query().unwrap_or_default();
+        let job = Job { world: &self.world, presented, intake: &intake, query };
+        let told = |shape: &Shape| self.refuse_as_told(shape, presented, job.estimate(), parts);
+        let work = || perform(job, parts).unwrap_or_else(refused);
+        Ok(match fault {
+            Fault::Pass | Fault::CloseUnread | Fault::EarlyRefuse(_) => work(),
+            Fault::Refuse(shape) => told(&shape),
+            Fault::Gzip(shape) => told(&shape).gzipped(),
+            Fault::ServerError => told(&Shape::ServerError),
+            Fault::HugeError => huge(told(&Shape::Quota)),
+            Fault::EndlessError => endless(told(&Shape::Quota)),
+            Fault::GarbledError => garbled(told(&Shape::Quota)),
+            Fault::CloseBeforeHead => return Err(Closed),
+            Fault::Stall { ms } => {
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+                work()
+            }
+            Fault::SlowHead { ms } => {
+                let answer = work();
+                visit.summary.charged = answer.charged;
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+                answer
+            }
+            Fault::SlowBody { ms } => {
+                let mut answer = work();
+                answer.body.slow(Duration::from_millis(ms));
+                answer
+            }
+            Fault::CutAfter { bytes } => {
+                let mut answer = work();
+                answer.body.cut_after(bytes, self.flushes.clone());
+                answer
+            }
+        })
+    }
+
+    /// The refusal that a fault asks for, with numbers that fit together: a quota refusal never
+    /// says that more is left than was needed.
+    fn refuse_as_told(&self, shape: &Shape, presented: Presented, needed: u64, parts: &Parts) -> Answer {
+        let state = self.world.state();
+        let mut facts = match presented {
+            Presented::Known(key) => state.accounts.facts(key, needed),
+            Presented::Unknown | Presented::Nothing => Facts { needed, ..Facts::default() },
+        };
+        drop(state);
+        facts.remaining = facts.remaining.min(needed.saturating_sub(1));
+        facts.cap_remaining = facts.cap_remaining.min(needed.saturating_sub(1));
+        facts.concurrency_max = facts.concurrency_max.max(1);
+        if let Ok(Route::Speech { voice, .. } | Route::Voice(voice)) =
+            Route::of(&parts.method, parts.uri.path())
+        {
+            facts.subject = voice;
+        }
+        refused(Refused { shape: shape.clone(), facts: Box::new(facts) })
+    }
+
+    fn finish_reading(&self, body: Incoming) {
+        // A member of the group of connections: stopping the simulator does not wait for it
+        // longer than for the connection that it reads from.
+        self.tasks.spawn(drain(body));
+    }
+}
+
+fn refused(refused: Refused) -> Answer {
+    let trace_id = trace_id();
+    Answer::refusal(refused.shape.render(&refused.facts, &trace_id), &trace_id)
+}
+
+/// What the request asks for, if it may have it.
+fn perform(job: Job<'_>, parts: &Parts) -> Result<Answer, Refused> {
+    match Route::of(&parts.method, parts.uri.path())? {
+        Route::Speech { voice, form } => job.speech(&voice, form),
+        Route::Dialogue(form) => job.dialogue(form),
+        Route::SoundEffect => job.sound_effect(),
+        Route::Transcription => job.transcription(),
+        Route::Echo => Ok(echo(job, parts)),
+        route @ (Route::User
+        | Route::Subscription
+        | Route::Models
+        | Route::Voices
+        | Route::VoicesV2
+        | Route::Voice(_)
+        | Route::HistoryPage
+        | Route::HistoryItem(_)
+        | Route::HistoryAudio(_)
+        | Route::HistoryDeletion(_)) => read::answer(job, &route),
+    }
+}
+
+/// What arrived, as it arrived, with the key shown by its name.
+fn echo(job: Job<'_>, parts: &Parts) -> Answer {
+    let Intake { bytes, sha256, .. } = job.intake;
+    let state = job.world.state();
+    let key = match job.presented {
+        Presented::Known(key) => state.accounts.keys.get(key).map_or("", |key| &key.name),
+        Presented::Unknown => "unknown",
+        Presented::Nothing => "",
+    };
+    let headers = parts.headers.iter().map(|(name, value)| {
+        let is_key = name.as_str() == "xi-api-key";
+        // Bytes beyond ASCII as the characters of the same number, so that none is lost.
+        let text = || value.as_bytes().iter().map(|byte| char::from(*byte)).collect();
+        (name.as_str(), if is_key { key.to_owned() } else { text() })
+    });
+    Answer::document(&json!({
+        "method": parts.method.as_str(),
+        "path_and_query": parts.uri.path_and_query().map(ToString::to_string),
+        "headers": headers.collect::<Vec<(&str, String)>>(),
+        "body_bytes": bytes,
+        "body_sha256": sha256,
+    }))
+}
+
+/// Takes the body of a refusal apart to send something else.
+fn text_of(answer: &mut Answer) -> Vec<u8> {
+    answer.body.take_ready().into_iter().flatten().collect()
+}
+
+fn huge(mut answer: Answer) -> Answer {
+    let mut text = text_of(&mut answer);
+    // White space after a document is still that document.
+    text.resize(HUGE_BYTES, b' ');
+    answer.body = AnswerBody::whole(text.into());
+    answer
+}
+
+fn endless(mut answer: Answer) -> Answer {
+    let text = text_of(&mut answer);
+    let forever = std::iter::repeat_with(|| Bytes::from_static(ENDLESS_PIECE));
+    answer.body = AnswerBody::pieces(None, std::iter::once(text.into()).chain(forever));
+    answer
+}
+
+fn garbled(mut answer: Answer) -> Answer {
+    set(&mut answer.headers, "content-encoding", "gzip");
+    answer
+}

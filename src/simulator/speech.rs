@@ -1,0 +1,183 @@
+//! Speech on its way out: the same audio whole, in chunks, or as JSON with the times of the
+//! characters. Everything is made while it is sent.
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::answer::AnswerBody;
+use super::route::Form;
+use super::sound::format::Format;
+use super::sound::melody::Melody;
+use super::sound::{Sound, seconds};
+
+/// A chunk of a stream: short texts, too, come in several.
+const STREAM_CHUNK_MS: u64 = 100;
+/// Characters in one object of a stream with timestamps.
+const TIMED_CHUNK_CHARACTERS: u64 = 10;
+
+/// What the head calls it.
+pub(super) fn media_type(form: Form, format: Format) -> &'static str {
+    match form {
+        Form::Whole | Form::Stream => format.content_type(),
+        // Both: the OpenAPI document does not tell the stream of objects from the object.
+        Form::TimedWhole | Form::TimedStream => "application/json",
+    }
+}
+
+/// A sound with its length.
+pub(super) fn whole(sound: Sound) -> AnswerBody {
+    AnswerBody::pieces(Some(sound.bytes_total), sound.into_blocks())
+}
+
+/// `text` as audio, in the form that was asked for.
+pub(super) fn spoken(text: &str, format: Format, form: Form) -> AnswerBody {
+    let melody = Melody::of(text);
+    let mut sound = Sound::of(melody.clone(), format);
+    match form {
+        Form::Whole => whole(sound),
+        Form::Stream => {
+            let mut until_ms = 0;
+            AnswerBody::pieces(
+                None,
+                std::iter::from_fn(move || {
+                    until_ms += STREAM_CHUNK_MS;
+                    sound.until(until_ms)
+                }),
+            )
+        }
+        Form::TimedWhole => {
+            let alignment = alignment(text, &melody, 0..characters_of(text));
+            let tail = format!("\",\"alignment\":{alignment},\"normalized_alignment\":{alignment}}}");
+            let mut base64 = Base64::default();
+            let mut blocks = Some(sound.into_blocks());
+            let head = std::iter::once(Bytes::from_static(b"{\"audio_base64\":\""));
+            let audio = std::iter::from_fn(move || {
+                let Some(block) = blocks.as_mut()?.next() else {
+                    blocks = None;
+                    return Some(base64.finish());
+                };
+                Some(base64.push(&block))
+            });
+            AnswerBody::pieces(None, head.chain(audio).chain(std::iter::once(tail.into())))
+        }
+        Form::TimedStream => {
+            let text = text.to_owned();
+            let total = characters_of(&text);
+            let mut from = 0;
+            AnswerBody::pieces(
+                None,
+                std::iter::from_fn(move || {
+                    if from >= total {
+                        return None;
+                    }
+                    let to = (from + TIMED_CHUNK_CHARACTERS).min(total);
+                    let mut audio = Vec::new();
+                    let until_ms = if to == total { u64::MAX } else { melody.starts_ms(to) };
+                    if let Some(bytes) = sound.until(until_ms) {
+                        audio.extend_from_slice(&bytes);
+                    }
+                    let alignment = alignment(&text, &melody, from..to);
+                    from = to;
+                    let mut base64 = Base64::default();
+                    let audio = [base64.push(&audio), base64.finish()].concat();
+                    let audio = String::from_utf8(audio).unwrap_or_default();
+                    let object = json!({
+                        "audio_base64": audio, "alignment": alignment, "normalized_alignment": alignment,
+                    });
+                    Some(Bytes::from(format!("{object}\n")))
+                }),
+            )
+        }
+    }
+}
+
+/// `CharacterAlignmentResponseModel` of the OpenAPI document, in seconds from the beginning.
+fn alignment(text: &str, melody: &Melody, range: std::ops::Range<u64>) -> Value {
+    let skipped = usize::try_from(range.start).unwrap_or(usize::MAX);
+    let time = |index: u64| seconds(melody.starts_ms(index));
+    let characters: Vec<String> =
+        text.chars().skip(skipped).zip(range.clone()).map(|(character, _)| character.to_string()).collect();
+    json!({
+        "characters": characters,
+        "character_start_times_seconds": range.clone().map(time).collect::<Vec<_>>(),
+        "character_end_times_seconds": range.map(|index| time(index + 1)).collect::<Vec<_>>(),
+    })
+}
+
+/// Characters are Unicode scalar values, as the provider counts them.
+pub(super) fn characters_of(text: &str) -> u64 {
+    u64::try_from(text.chars().count()).unwrap_or(u64::MAX)
+}
+
+/// Base 64 of what comes in pieces.
+#[derive(Debug, Default)]
+struct Base64 {
+    /// Less than three bytes that wait for more.
+    rest: Vec<u8>,
+}
+
+impl Base64 {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+    fn push(&mut self, bytes: &[u8]) -> Bytes {
+        self.rest.extend_from_slice(bytes);
+        let whole = self.rest.len() / 3 * 3;
+        let text: Vec<u8> = self.rest[..whole].chunks_exact(3).flat_map(Self::digits).collect();
+        self.rest.drain(..whole);
+        text.into()
+    }
+
+    fn finish(&mut self) -> Bytes {
+        let missing = match self.rest.len() {
+            1 => 2,
+            2 => 1,
+            _ => return Bytes::new(),
+        };
+        self.rest.resize(3, 0);
+        let mut text = Self::digits(&self.rest);
+        self.rest.clear();
+        text[4 - missing..].fill(b'=');
+        Bytes::copy_from_slice(&text)
+    }
+
+    fn digits(three: &[u8]) -> [u8; 4] {
+        let bits = three.iter().fold(0_usize, |bits, byte| bits << 8 | usize::from(*byte));
+        [18, 12, 6, 0].map(|shift| Self::DIGITS[bits >> shift & 63])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base_64_is_the_same_however_the_bytes_come() {
+        for (text, expected) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("fooba", "Zm9vYmE="),
+        ] {
+            for size in 1..=6 {
+                let mut base64 = Base64::default();
+                let mut out: Vec<u8> =
+                    text.as_bytes().chunks(size).flat_map(|chunk| base64.push(chunk)).collect();
+                out.extend_from_slice(&base64.finish());
+                assert_eq!(String::from_utf8(out).unwrap(), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn the_alignment_ends_where_the_sound_ends() {
+        let text = "Hello, world";
+        let melody = Melody::of(text);
+        let document = alignment(text, &melody, 0..12);
+        assert_eq!(document["characters"].as_array().unwrap().len(), 12);
+        assert_eq!(document["character_start_times_seconds"][0], 0.0);
+        assert_eq!(document["character_end_times_seconds"][11], 0.72);
+        assert_eq!(alignment(text, &melody, 10..12)["characters"], json!(["l", "d"]));
+    }
+}

@@ -1,0 +1,132 @@
+//! The simulator over real sockets. `refusals` holds the catalogue to its bytes, `serving` what
+//! works, `faults` what was told to go wrong, `watching` the ledger and its violations.
+
+mod faults;
+mod refusals;
+mod serving;
+mod watching;
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Request};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{Plan, Simulator};
+use crate::tasks::Tasks;
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const TTS: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
+
+async fn start(plan: Plan) -> Simulator {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    Simulator::start(listener, plan).await.unwrap()
+}
+
+async fn start_with(keys: &str) -> Simulator {
+    start(Plan::parse(keys).unwrap()).await
+}
+
+/// A request before it is sent.
+struct Call {
+    method: &'static str,
+    path: String,
+    headers: Vec<(&'static str, String)>,
+    body: Bytes,
+}
+
+/// What came back, and how it ended.
+#[derive(Debug)]
+struct Reply {
+    status: u16,
+    headers: HeaderMap,
+    body: Bytes,
+    chunks: usize,
+    is_broken: bool,
+}
+
+fn get(path: &str) -> Call {
+    Call { method: "GET", path: path.to_owned(), headers: Vec::new(), body: Bytes::new() }
+}
+
+fn post(path: &str, body: impl Into<Bytes>) -> Call {
+    Call { method: "POST", body: body.into(), ..get(path) }
+}
+
+/// Speech of that text.
+fn say(text: &str) -> Call {
+    post(TTS, serde_json::json!({ "text": text }).to_string())
+}
+
+impl Call {
+    fn key(self, key: &str) -> Self {
+        self.header("xi-api-key", key)
+    }
+
+    fn header(mut self, name: &'static str, value: &str) -> Self {
+        self.headers.push((name, value.to_owned()));
+        self
+    }
+
+    /// Sends it on a connection of its own; the error is that of a connection without an answer.
+    async fn attempt(self, simulator: &Simulator) -> Result<Reply, hyper::Error> {
+        let exchange = async {
+            let stream = TcpStream::connect(simulator.address()).await.unwrap();
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+            let _driving = Tasks::new().spawn_guarded(async move {
+                let _ended = connection.await;
+            });
+            let mut request = Request::builder().method(self.method).uri(self.path).header("host", "sim");
+            for (name, value) in self.headers {
+                request = request.header(name, value);
+            }
+            let (parts, mut body) =
+                sender.send_request(request.body(Full::new(self.body)).unwrap()).await?.into_parts();
+            let mut reply = Reply {
+                status: parts.status.as_u16(),
+                headers: parts.headers,
+                body: Bytes::new(),
+                chunks: 0,
+                is_broken: false,
+            };
+            let mut bytes = BytesMut::new();
+            while let Some(frame) = body.frame().await {
+                match frame {
+                    Ok(frame) => bytes.extend_from_slice(&frame.into_data().unwrap()),
+                    Err(_) => {
+                        reply.is_broken = true;
+                        break;
+                    }
+                }
+                reply.chunks += 1;
+            }
+            reply.body = bytes.freeze();
+            Ok(reply)
+        };
+        tokio::time::timeout(PATIENCE, exchange).await.expect("an answer in time")
+    }
+
+    async fn to(self, simulator: &Simulator) -> Reply {
+        self.attempt(simulator).await.expect("an answer")
+    }
+}
+
+impl Reply {
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+}

@@ -1,0 +1,213 @@
+use std::io::Read;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+use crate::simulator::{Fault, KeyPlan, Ledger, Shape, WorkspacePlan};
+
+async fn until(sim: &Simulator, condition: impl FnMut(&Ledger) -> bool) -> Ledger {
+    tokio::time::timeout(PATIENCE, sim.until(condition)).await.expect("the ledger to get there")
+}
+
+#[tokio::test]
+async fn a_cut_answer_breaks_after_exactly_as_many_bytes() {
+    let sim = start_with("sk=10000").await;
+    let whole = say("hello, choir").key("sk").to(&sim).await;
+    for bytes in [0, 1, 417, 1_000, whole.body.len()] {
+        sim.script("sk", vec![Fault::CutAfter { bytes: bytes.try_into().unwrap() }]);
+        let reply = say("hello, choir").key("sk").to(&sim).await;
+        assert!(reply.is_broken, "after {bytes}");
+        assert_eq!(reply.status, 200);
+        assert_eq!(reply.body, whole.body[..bytes], "after {bytes}");
+        assert_eq!(reply.header("character-cost"), "12");
+    }
+    assert_eq!(sim.ledger().totals.charged, 6 * 12, "a broken answer is paid");
+}
+
+#[tokio::test]
+async fn a_large_answer_is_cut_as_exactly() {
+    let sim = start_with("sk=10000").await;
+    sim.script("sk", vec![Fault::CutAfter { bytes: 3_000_000 }]);
+    let text = "la ".repeat(1_000);
+    let call = post(&format!("{TTS}?output_format=pcm_48000"), format!(r#"{{"text":"{text}"}}"#));
+    let reply = call.key("sk").to(&sim).await;
+    assert!(reply.is_broken);
+    assert_eq!(reply.body.len(), 3_000_000);
+}
+
+#[tokio::test]
+async fn a_connection_can_close_without_an_answer() {
+    let sim = start_with("sk=100").await;
+    sim.script("sk", vec![Fault::CloseBeforeHead, Fault::CloseUnread]);
+    for body_complete in [true, false] {
+        let error = say("hello").key("sk").attempt(&sim).await.unwrap_err();
+        assert!(error.is_incomplete_message() || error.to_string().contains("connection"), "{error}");
+        let ledger = until(&sim, |ledger| ledger.totals.in_flight == 0).await;
+        let last = ledger.requests.last().unwrap();
+        assert_eq!((last.status, last.body_complete, last.charged), (None, body_complete, 0));
+    }
+    let ledger = sim.ledger();
+    assert_eq!((ledger.totals.unanswered, ledger.key("sk").unwrap().unanswered), (2, 2));
+    assert_eq!(say("hello").key("sk").to(&sim).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_early_refusal_does_not_wait_for_the_body() {
+    let sim = start_with("sk=100").await;
+    sim.script("sk", vec![Fault::EarlyRefuse(Shape::InvalidKey)]);
+    let mut stream = TcpStream::connect(sim.address()).await.unwrap();
+    let head =
+        format!("POST {TTS} HTTP/1.1\r\nhost: sim\r\nxi-api-key: sk\r\ncontent-length: 100000\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut start = [0; 12];
+    let read = stream.read_exact(&mut start);
+    tokio::time::timeout(PATIENCE, read).await.expect("an answer before the body").unwrap();
+    assert_eq!(&start, b"HTTP/1.1 401");
+    // The body may still come, and the connection then serves another request.
+    stream.write_all(&[b'x'; 100_000]).await.unwrap();
+    stream.write_all(b"GET /v1/nothing HTTP/1.1\r\nhost: sim\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut rest = String::new();
+    let read = stream.read_to_string(&mut rest);
+    tokio::time::timeout(PATIENCE, read).await.expect("the second answer").unwrap();
+    assert!(rest.contains("HTTP/1.1 404"), "{rest}");
+}
+
+#[tokio::test]
+async fn a_refusal_can_be_gzipped_or_only_say_so() {
+    let sim = start_with("sk=100").await;
+    sim.script("sk", vec![Fault::Gzip(Shape::SystemBusy), Fault::GarbledError]);
+    let packed = say("hello").key("sk").to(&sim).await;
+    assert_eq!((packed.status, packed.header("content-encoding")), (429, "gzip"));
+    assert_eq!(packed.header("content-length"), packed.body.len().to_string());
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(packed.body.as_ref()).read_to_string(&mut text).unwrap();
+    assert!(text.contains(r#""code":"system_busy""#));
+
+    let garbled = say("hello").key("sk").to(&sim).await;
+    assert_eq!((garbled.status, garbled.header("content-encoding")), (401, "gzip"));
+    flate2::read::GzDecoder::new(garbled.body.as_ref()).read_to_string(&mut text).unwrap_err();
+}
+
+#[tokio::test]
+async fn an_error_can_be_huge_or_endless() {
+    let sim = start_with("sk=100").await;
+    sim.script("sk", vec![Fault::HugeError, Fault::EndlessError]);
+    let huge = say("hello").key("sk").to(&sim).await;
+    assert_eq!((huge.status, huge.body.len()), (401, 100_000));
+    assert_eq!(huge.json()["detail"]["code"], "quota_exceeded");
+
+    let mut stream = TcpStream::connect(sim.address()).await.unwrap();
+    let head = "GET /v1/user HTTP/1.1\r\nhost: sim\r\nxi-api-key: sk\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut first = vec![0; 2_000_000];
+    let read = stream.read_exact(&mut first);
+    tokio::time::timeout(PATIENCE, read).await.expect("two megabytes of an error").unwrap();
+    assert!(String::from_utf8_lossy(&first).contains("quota_exceeded"));
+    drop(stream);
+    tokio::time::timeout(PATIENCE, sim.stop()).await.expect("to stop although the body never ends");
+}
+
+#[tokio::test]
+async fn who_leaves_a_stalled_request_has_not_paid_and_who_leaves_a_slow_head_has() {
+    let sim = start_with("sk=100").await;
+    for (fault, charged) in [(Fault::Stall { ms: 600_000 }, 0), (Fault::SlowHead { ms: 600_000 }, 5)] {
+        sim.script("sk", vec![fault]);
+        let asked = sim.ledger().totals.requests + 1;
+        {
+            let call = say("hello").key("sk");
+            let waiting = call.attempt(&sim);
+            let arrived = until(&sim, |ledger| {
+                let is_read = ledger.totals.requests == asked && ledger.totals.in_flight == 1;
+                is_read && ledger.totals.charged == charged
+            });
+            tokio::select! {
+                reply = waiting => panic!("answered at once: {reply:?}"),
+                _ = arrived => {}
+            }
+        }
+        let ledger = until(&sim, |ledger| ledger.totals.in_flight == 0).await;
+        assert_eq!(ledger.totals.charged, charged);
+        assert_eq!(ledger.requests.last().unwrap().charged, charged);
+        assert_eq!(ledger.workspaces[0].running, 0, "the slot is free again");
+    }
+}
+
+#[tokio::test]
+async fn delays_end_in_the_ordinary_answer() {
+    let sim = start_with("sk=100").await;
+    let whole = say("hello").key("sk").to(&sim).await.body;
+    sim.script("sk", vec![Fault::Stall { ms: 5 }, Fault::SlowHead { ms: 5 }, Fault::SlowBody { ms: 5 }]);
+    for _ in 0..3 {
+        assert_eq!(say("hello").key("sk").to(&sim).await.body, whole);
+    }
+    // The pieces of a slow body come one by one: a client has the first before the last is made.
+    sim.script("sk", vec![Fault::SlowBody { ms: 20 }]);
+    let stream = post(&format!("{TTS}/stream"), r#"{"text":"hello"}"#).key("sk").to(&sim).await;
+    assert_eq!((stream.body, stream.chunks), (whole, 3));
+}
+
+#[tokio::test]
+async fn a_busy_workspace_says_its_maximum_and_not_when_to_come_back() {
+    let plan = Plan::parse("a=100@w b=100@w c=100")
+        .unwrap()
+        .with_workspace(WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 100) });
+    let sim = start(plan).await;
+    sim.script("a", vec![Fault::SlowHead { ms: 600_000 }]);
+    {
+        let call = say("hello").key("a");
+        let waiting = call.attempt(&sim);
+        let refused = async {
+            until(&sim, |ledger| ledger.workspace("w").unwrap().running == 1).await;
+            let other = say("hello").key("c").to(&sim).await.status;
+            (say("hello").key("b").to(&sim).await, other)
+        };
+        tokio::select! {
+            reply = waiting => panic!("answered at once: {reply:?}"),
+            (reply, other) = refused => {
+                assert_eq!(other, 200, "another workspace is not busy");
+                assert_eq!((reply.status, reply.header("retry-after")), (429, ""));
+                assert_eq!(reply.json()["detail"]["status"], "too_many_concurrent_requests");
+                assert!(reply.text().contains("a maximum of 1 concurrent requests (running in parallel)"));
+            }
+        }
+    }
+    let ledger = until(&sim, |ledger| ledger.workspace("w").unwrap().running == 0).await;
+    assert_eq!(ledger.workspace("w").unwrap().used, 5, "a refusal costs nothing");
+    let reply = say("hello").key("b").to(&sim).await;
+    assert_eq!((reply.status, reply.header("maximum-concurrent-requests")), (200, "1"));
+}
+
+/// The slot must end with the answer's last byte and not some time later, or sequential clients
+/// would meet refusals by chance.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_after_the_other_is_never_too_many() {
+    let busy = WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 1_000_000) };
+    let sim = start(Plan::parse("a=0@w").unwrap().with_workspace(busy)).await;
+    for _ in 0..100 {
+        let stream = post(&format!("{TTS}/stream"), r#"{"text":"hello"}"#);
+        assert_eq!(stream.key("a").to(&sim).await.status, 200);
+    }
+    assert_eq!(sim.ledger().workspaces[0].running_max, 1);
+}
+
+#[tokio::test]
+async fn faults_come_in_order_and_always_comes_after() {
+    let plan = KeyPlan { faults: vec![Fault::ServerError, Fault::Pass], ..KeyPlan::new("sk", 100) };
+    let sim = start(Plan { keys: vec![plan], ..Plan::default() }).await;
+    sim.always("sk", Some(Fault::Refuse(Shape::Maintenance)));
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        seen.push(say("a").key("sk").to(&sim).await.status);
+    }
+    sim.always("sk", None);
+    seen.push(say("a").key("sk").to(&sim).await.status);
+    assert_eq!(seen, [500, 200, 503, 503, 200]);
+}
+
+#[tokio::test]
+async fn a_slip_in_a_script_is_not_silent() {
+    let sim = start_with("sk=100").await;
+    sim.script("ks", vec![Fault::ServerError]);
+    sim.always("ks", None);
+    assert_eq!(sim.ledger().violations.len(), 2);
+}

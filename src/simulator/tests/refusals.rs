@@ -1,0 +1,244 @@
+use super::*;
+use crate::simulator::{Billing, KeyPlan, WorkspacePlan};
+
+/// Sends `call` and compares the status and the whole body, where `$ID` is the trace id.
+#[track_caller]
+fn check(reply: &Reply, status: u16, body: &str) {
+    let id = reply.header("x-trace-id");
+    assert_eq!(id.len(), 32);
+    assert_eq!(reply.text(), body.replace("$ID", id));
+    assert_eq!(reply.status, status);
+    assert_eq!(reply.header("content-type"), "application/json");
+    assert_eq!(reply.header("x-region"), "us-central1");
+    assert_eq!(reply.header("character-cost"), "");
+}
+
+/// A typed body with those fields.
+fn typed(kind: &str, code: &str, message: &str, status: &str) -> String {
+    format!(
+        r#"{{"detail":{{"type":"{kind}","code":"{code}","message":"{message}","status":"{status}","request_id":"$ID","param":null}}}}"#
+    )
+}
+
+fn workspace(plan: WorkspacePlan) -> Plan {
+    let key = KeyPlan { workspace: Some(plan.name.clone()), ..KeyPlan::new("sk", 0) };
+    Plan { workspaces: vec![plan], keys: vec![key], forbidden: Vec::new() }
+}
+
+#[tokio::test]
+async fn quota_says_what_there_is_and_what_is_needed() {
+    let sim = start_with("sk=10").await;
+    assert_eq!(say("1234567").key("sk").to(&sim).await.status, 200);
+    check(
+        &say("1234").key("sk").to(&sim).await,
+        401,
+        &typed(
+            "invalid_request",
+            "quota_exceeded",
+            "This request exceeds your quota of 10. You have 3 credits remaining, while 4 credits are required for this request.",
+            "quota_exceeded",
+        ),
+    );
+    assert_eq!(say("123").key("sk").to(&sim).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_cap_names_the_key_and_not_its_value() {
+    let sim = start_with("sk=1000:cap=5").await;
+    check(
+        &say("123456").key("sk").to(&sim).await,
+        401,
+        &typed(
+            "invalid_request",
+            "quota_exceeded",
+            "This request exceeds your API key (key 1) quota of 5. You have 5 credits remaining, while 6 credits are required for this request.",
+            "quota_exceeded",
+        ),
+    );
+    let subscription = get("/v1/user/subscription").key("sk").to(&sim).await.json();
+    assert_eq!(subscription["character_count"], 0, "the cap is not to be seen there");
+}
+
+#[tokio::test]
+async fn keys_that_are_wrong_missing_or_limited() {
+    let key = KeyPlan { permissions: Some(vec!["text_to_speech".into()]), ..KeyPlan::new("sk", 100) };
+    let sim = start(Plan { keys: vec![key], ..Plan::default() }).await;
+    let auth = |message, status| typed("authentication_error", "unauthorized", message, status);
+    check(&say("a").key("other").to(&sim).await, 401, &auth("Invalid API key", "invalid_api_key"));
+    let neither = "Neither authorization header nor xi-api-key received, please provide one.";
+    check(&say("a").to(&sim).await, 401, &auth(neither, "needs_authorization"));
+    let missing = "The API key you used is missing the permission user_read to execute this operation.";
+    check(&get("/v1/user/subscription").key("sk").to(&sim).await, 401, &auth(missing, "missing_permissions"));
+    assert_eq!(say("a").key("sk").to(&sim).await.status, 200);
+}
+
+#[tokio::test]
+async fn without_a_key_models_are_missing_and_voices_are_everyones() {
+    let sim = start_with("sk=10").await;
+    let message = "Workspace 1anonymous1 not found.";
+    let expected = typed("not_found", "workspace_not_found", message, "workspace_not_found");
+    check(&get("/v1/models").to(&sim).await, 404, &expected);
+    assert_eq!(get("/v1/voices").to(&sim).await.json()["voices"].as_array().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn an_unpaid_bill_refuses_work_and_lets_read() {
+    let sim =
+        start(workspace(WorkspacePlan { billing: Billing::PastDue, ..WorkspacePlan::new("w", 10) })).await;
+    check(
+        &say("a").key("sk").to(&sim).await,
+        401,
+        &typed(
+            "payment_required",
+            "payment_issue",
+            "Your subscription has a failed or incomplete payment. Complete the latest invoice to continue usage.",
+            "payment_issue",
+        ),
+    );
+    let subscription = get("/v1/user/subscription").key("sk").to(&sim).await;
+    assert_eq!((subscription.status, &subscription.json()["status"]), (200, &Value::from("past_due")));
+}
+
+#[tokio::test]
+async fn a_closed_free_account_is_told_so_in_the_old_shape() {
+    let plan = WorkspacePlan { billing: Billing::FreeDisabled, ..WorkspacePlan::new("w", 10) };
+    check(
+        &say("a").key("sk").to(&start(workspace(plan)).await).await,
+        401,
+        r#"{"detail":{"status":"detected_unusual_activity","message":"Unusual activity detected. Free Tier usage disabled. If you are using proxy/VPN you might need to purchase a Paid Plan to not trigger our abuse detectors. Free Tier only works if users do not abuse it, for example by creating multiple free accounts."}}"#,
+    );
+}
+
+#[tokio::test]
+async fn the_schema_is_checked_before_the_key() {
+    let sim = start_with("sk=10").await;
+    let missing =
+        r#"{"detail":[{"type":"missing","loc":["body","text"],"msg":"Field required","input":{}}]}"#;
+    for key in ["sk", "other"] {
+        check(&post(TTS, "{}").key(key).to(&sim).await, 422, missing);
+        check(&post(TTS, "").key(key).to(&sim).await, 422, missing);
+    }
+    check(
+        &post(TTS, "{").to(&sim).await,
+        422,
+        r#"{"detail":[{"type":"json_invalid","loc":["body"],"msg":"JSON decode error","input":{}}]}"#,
+    );
+    check(
+        &post(TTS, r#"{"text":5}"#).to(&sim).await,
+        422,
+        r#"{"detail":[{"type":"string_type","loc":["body","text"],"msg":"Input should be a valid string","input":{}}]}"#,
+    );
+    check(
+        &post("/v1/speech-to-text", "x").to(&sim).await,
+        422,
+        r#"{"detail":[{"type":"missing","loc":["body","model_id"],"msg":"Field required","input":{}}]}"#,
+    );
+}
+
+#[tokio::test]
+async fn what_is_asked_for_must_exist() {
+    let sim = start_with("sk=100000").await;
+    let no_voice = "A voice with voice ID 'nobody' was not found.";
+    check(
+        &post("/v1/text-to-speech/nobody", r#"{"text":"a"}"#).key("sk").to(&sim).await,
+        404,
+        &typed("not_found", "voice_not_found", no_voice, "voice_not_found"),
+    );
+    let no_model = "A model with model ID 'm' was not found.";
+    check(
+        &post(TTS, r#"{"text":"a","model_id":"m"}"#).key("sk").to(&sim).await,
+        400,
+        &typed("not_found", "model_not_found", no_model, "model_not_found"),
+    );
+    check(
+        &say("").key("sk").to(&sim).await,
+        400,
+        &typed("validation_error", "empty_text", "The text must not be empty.", "empty_text"),
+    );
+    check(
+        &say(&"a".repeat(10_001)).key("sk").to(&sim).await,
+        400,
+        &typed(
+            "validation_error",
+            "text_too_long",
+            "The text is too long for the model 'eleven_multilingual_v2': 10001 characters, where 10000 are allowed.",
+            "max_character_limit_exceeded",
+        ),
+    );
+    let opus =
+        post(&format!("{TTS}?output_format=opus_48000_32"), r#"{"text":"a"}"#).key("sk").to(&sim).await;
+    assert_eq!((opus.status, &opus.json()["detail"]["code"]), (400, &Value::from("invalid_output_format")));
+    assert!(opus.text().contains("'opus_48000_32' is not supported. Supported formats: mp3_22050_32, "));
+    check(
+        &get("/v1/history/none").key("sk").to(&sim).await,
+        404,
+        &typed(
+            "not_found",
+            "history_item_not_found",
+            "History item with ID 'none' was not found.",
+            "history_item_not_found",
+        ),
+    );
+    assert_eq!(sim.ledger().totals.charged, 0, "a refusal costs nothing");
+}
+
+#[tokio::test]
+async fn a_json_body_is_bounded() {
+    let sim = start_with("sk=10").await;
+    let body = format!(r#"{{"text":"{}"}}"#, "a".repeat(1_048_576));
+    check(
+        &post(TTS, body).key("sk").to(&sim).await,
+        400,
+        &typed(
+            "invalid_request",
+            "request_too_large",
+            "The request body is larger than 1048576 bytes.",
+            "request_too_large",
+        ),
+    );
+}
+
+#[tokio::test]
+async fn paths_and_methods_that_are_not_there_are_bare() {
+    let sim = start_with("sk=10").await;
+    check(&get("/v1/nothing").key("sk").to(&sim).await, 404, r#"{"detail":"Not Found"}"#);
+    let reply = get(TTS).key("sk").to(&sim).await;
+    check(&reply, 405, r#"{"detail":"Method Not Allowed"}"#);
+    assert_eq!(reply.header("allow"), "POST");
+}
+
+/// Each shape that only a fault brings about, told on a key with 100 credits for a text of 4.
+#[tokio::test]
+async fn every_other_shape_can_be_asked_for() {
+    let limit = |code, message| typed("rate_limit_error", code, message, code);
+    let denied = |code, message| typed("authorization_error", code, message, code);
+    let paid = |code, message| typed("payment_required", code, message, code);
+    let quota = "This request exceeds your quota of 100. You have 3 credits remaining, while 4 credits are required for this request.";
+    let cases = [
+        ("quota", 401, typed("invalid_request", "quota_exceeded", quota, "quota_exceeded")),
+        ("key_cap", 401, typed("invalid_request", "quota_exceeded", &quota.replace("your quota", "your API key (key 1) quota"), "quota_exceeded")),
+        ("invalid_400", 400, typed("authentication_error", "invalid_api_key", "Invalid API key", "invalid_api_key")),
+        ("insufficient_credits", 402, paid("insufficient_credits", "You do not have enough credits to complete this request.")),
+        ("paid_plan_required", 402, paid("paid_plan_required", "Free users cannot use library voices via the API. Please upgrade your subscription to use this voice.")),
+        ("forbidden", 403, r#"{"detail":"Forbidden"}"#.to_owned()),
+        ("workspace_access_denied", 403, denied("workspace_access_denied", "You do not have access to this workspace.")),
+        ("subscription_required", 403, denied("subscription_required", "Your subscription does not include this feature. Please upgrade your subscription.")),
+        ("quota_403", 403, format!(r#"{{"detail":{{"status":"quota_exceeded","message":"{quota}"}}}}"#)),
+        ("rate_limit", 429, limit("rate_limit_exceeded", "Rate limit exceeded. Please slow down your requests.")),
+        ("system_busy", 429, limit("system_busy", "Our services are experiencing high levels of traffic and cannot take your request. Please try again later.")),
+        ("server_error", 500, r#"{"status":"internal_server_error","message":"Internal Server error. All such crashes are reported to us automatically."}"#.to_owned()),
+        ("maintenance", 503, typed("service_unavailable", "maintenance", "The service is undergoing maintenance. Please try again later.", "maintenance")),
+        ("voice_not_found", 404, typed("not_found", "voice_not_found", "A voice with voice ID '21m00Tcm4TlvDq8ikWAM' was not found.", "voice_not_found")),
+        ("concurrency", 429, r#"{"detail":{"type":"rate_limit_error","code":"concurrent_limit_exceeded","message":"Too many concurrent requests. Your current subscription is associated with a maximum of 1 concurrent requests (running in parallel). Please upgrade your subscription or contact sales if you'd like to increase this limit.","status":"too_many_concurrent_requests","request_id":"$ID","param":null,"docs_url":"https://elevenlabs.io/docs/overview/models#concurrency-and-priority"}}"#.to_owned()),
+    ];
+    let sim = start_with("sk=100").await;
+    for (name, status, body) in cases {
+        sim.script("sk", vec![name.parse().unwrap()]);
+        let reply = say("1234").key("sk").to(&sim).await;
+        check(&reply, status, &body);
+        assert_eq!(reply.header("retry-after"), "", "{name}");
+    }
+    sim.script("sk", vec!["rate_limit=7".parse().unwrap()]);
+    assert_eq!(say("1234").key("sk").to(&sim).await.header("retry-after"), "7");
+    assert_eq!(sim.ledger().totals.charged, 0);
+}

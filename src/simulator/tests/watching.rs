@@ -1,0 +1,143 @@
+use super::*;
+use crate::simulator::{Ledger, PlanError};
+
+#[tokio::test]
+async fn a_body_is_counted_and_hashed_as_it_arrived() {
+    let sim = start_with("sk=100").await;
+    post("/v1/simulator/echo?b=1&a=%20&b=2", "abc").key("sk").to(&sim).await;
+    let ledger = sim.ledger();
+    let [request] = ledger.requests.as_slice() else { panic!("{ledger:?}") };
+    assert_eq!(request.path_and_query, "/v1/simulator/echo?b=1&a=%20&b=2");
+    assert_eq!((request.method.as_str(), request.key.as_deref()), ("POST", Some("sk")));
+    assert_eq!((request.status, request.body_bytes, request.body_complete), (Some(200), 3, true));
+    assert_eq!(request.body_sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+}
+
+#[tokio::test]
+async fn the_echo_tells_what_arrived_and_hides_the_key() {
+    let sim = start_with("sk_one=100 sk_two=100").await;
+    let call = post("/v1/simulator/echo?x=%2F", "abc").key("sk_two").header("x-fern-language", "Python");
+    let echo = call.to(&sim).await;
+    assert!(!echo.text().contains("sk_two"));
+    let echo = echo.json();
+    assert_eq!(
+        (&echo["method"], &echo["path_and_query"]),
+        (&"POST".into(), &"/v1/simulator/echo?x=%2F".into())
+    );
+    assert_eq!(echo["body_bytes"], 3);
+    let headers = echo["headers"].as_array().unwrap();
+    for pair in [["xi-api-key", "key 2"], ["x-fern-language", "Python"], ["content-length", "3"]] {
+        assert!(headers.contains(&serde_json::json!(pair)), "{headers:?}");
+    }
+    assert_eq!(sim.ledger().totals.charged, 0);
+}
+
+#[tokio::test]
+async fn a_clients_credential_is_a_violation_and_its_value_is_not_repeated() {
+    let secret = "client-secret-42";
+    let sim = start(Plan::of([("sk", 100)]).forbidding("other").forbidding(secret)).await;
+    let cases = [
+        (get("/v1/user").header("authorization", "Bearer x"), "the header authorization arrived"),
+        (get("/v1/user").header("cookie", "a=b"), "the header cookie arrived"),
+        (get("/v1/user").header("proxy-authorization", "x"), "the header proxy-authorization arrived"),
+        (get("/v1/user").header("xi_api_key", "x"), "the header xi_api_key arrived"),
+        (get("/v1/user").key("sk"), "two values of xi-api-key arrived"),
+        (get("/v1/user?a=1&xi_api_key=x"), "the query xi_api_key arrived"),
+        (get("/v1/user?XI-Api%2Dkey=x"), "the query xi-api-key arrived"),
+        (get("/v1/user?authorization"), "the query authorization arrived"),
+        (
+            get("/v1/user").header("sec-websocket-protocol", "convai, bearer.x"),
+            "a bearer token arrived as a socket protocol",
+        ),
+        (
+            get("/v1/user").header("user-agent", secret),
+            "forbidden text 2 of 2 arrived in the header user-agent",
+        ),
+        (get(&format!("/v1/user?a={secret}")), "forbidden text 2 of 2 arrived in the path or the query"),
+        (get("/v1/user?a=client%2Dsecret-42"), "forbidden text 2 of 2 arrived in the path or the query"),
+    ];
+    let count = cases.len();
+    for (call, expected) in cases {
+        let reply = call.key("sk").to(&sim).await;
+        let message = format!(r#"{{"detail":{{"status":"simulator_violation","message":"{expected}"}}}}"#);
+        assert_eq!((reply.status, reply.text()), (599, message.as_str()));
+        assert_eq!(sim.ledger().violations.last().unwrap(), &format!("GET: {expected}"));
+    }
+    assert_eq!(usize::try_from(sim.ledger().totals.violations).unwrap(), count);
+    assert!(!format!("{:?}", sim.ledger()).contains(secret));
+    assert_eq!(get("/v1/user").key("unknown").to(&sim).await.status, 401, "a wrong key is no violation");
+}
+
+#[tokio::test]
+async fn the_ledger_reads_back_from_another_process() {
+    let sim = start_with("sk=100").await;
+    say("hello").key("sk").to(&sim).await;
+    say("hello").key("nobody").to(&sim).await;
+    let text = get("/_simulator/ledger").to(&sim).await;
+    let ledger: Ledger = serde_json::from_slice(&text.body).unwrap();
+    assert_eq!(ledger, sim.ledger());
+    assert_eq!((ledger.totals.requests, ledger.totals.served, ledger.totals.refused), (2, 1, 1));
+    assert_eq!(ledger.requests[1].key.as_deref(), Some("unknown"));
+    let key = ledger.key("sk").unwrap();
+    assert_eq!((key.requests, key.served, key.charged, key.remaining), (1, 1, 5, 95));
+}
+
+#[tokio::test]
+async fn faults_can_be_set_from_another_process() {
+    let sim = start_with("sk=100").await;
+    let order = |body: &'static str| post("/_simulator/faults", body).to(&sim);
+    assert_eq!(order(r#"{"key":"sk","always":"quota","next":["maintenance","pass"]}"#).await.status, 200);
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        seen.push(say("a").key("sk").to(&sim).await.status);
+    }
+    assert_eq!(order(r#"{"key":"sk","next":["server_error"]}"#).await.status, 200);
+    assert_eq!(order(r#"{"key":"sk","always":null}"#).await.status, 200);
+    for _ in 0..2 {
+        seen.push(say("a").key("sk").to(&sim).await.status);
+    }
+    assert_eq!(seen, [503, 200, 401, 500, 200]);
+
+    for (body, part) in [
+        (r#"{"key":"other"}"#, "no such key"),
+        (r#"{"key":"sk","next":["server_error","nonsense"]}"#, "`nonsense` is no refusal"),
+        (r#"{"key":"sk","alway":null}"#, "unknown field"),
+        ("", "EOF"),
+    ] {
+        let reply = order(body).await;
+        assert_eq!(reply.status, 400);
+        assert!(reply.text().contains(part), "{}", reply.text());
+    }
+    assert_eq!(say("a").key("sk").to(&sim).await.status, 200, "a wrong order changes nothing");
+    assert_eq!(get("/_simulator/else").to(&sim).await.status, 404);
+}
+
+#[tokio::test]
+async fn only_the_last_thousand_requests_are_remembered() {
+    let sim = start_with("sk=100").await;
+    for index in 0..1_005 {
+        get(&format!("/v1/simulator/echo?{index}")).to(&sim).await;
+    }
+    let ledger = sim.ledger();
+    assert_eq!((ledger.totals.requests, ledger.requests.len()), (1_005, 1_000));
+    assert_eq!(ledger.requests[0].path_and_query, "/v1/simulator/echo?5");
+}
+
+#[tokio::test]
+async fn a_contradictory_plan_does_not_start() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let error = Simulator::start(listener, Plan::of([("a", 1), ("a", 2)])).await.unwrap_err();
+    let source = error.get_ref().and_then(|source| source.downcast_ref::<PlanError>());
+    assert_eq!(source, Some(&PlanError::KeyTwice { position: 2 }));
+}
+
+#[tokio::test]
+async fn a_dropped_simulator_ends_its_connections() {
+    use tokio::io::AsyncReadExt;
+    let sim = start_with("sk=100").await;
+    let mut stream = TcpStream::connect(sim.address()).await.unwrap();
+    drop(sim);
+    let mut rest = Vec::new();
+    let end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("an end");
+    assert!(rest.is_empty(), "{end:?}");
+}

@@ -1,0 +1,306 @@
+//! The work that costs credits, in the provider's order: the body's schema, the key, its
+//! permission, the bill, the thing that was asked for, credits, concurrency, and then the audio.
+
+use std::fmt::Write;
+
+use serde_json::{Map, Value, json};
+
+use crate::clock;
+
+use super::accounts::{Admitted, Refused};
+use super::answer::{Answer, set, trace_id};
+use super::history::HistoryItem;
+use super::intake::{Intake, JSON_BYTES_MAX};
+use super::models::{Model, voice_name};
+use super::route::{Form, query};
+use super::shape::{Facts, Shape};
+use super::sound::format::{FORMATS, Format};
+use super::sound::melody::Melody;
+use super::sound::{Sound, seconds};
+use super::speech::{characters_of, media_type, spoken, whole};
+use super::world::{Presented, World};
+
+/// Credits of a sound effect whose length is left to the provider (its documentation, 2026).
+const EFFECT_AUTO_CREDITS: u64 = 100;
+/// Credits of a second of sound effect when the length is given.
+const EFFECT_CREDITS_PER_SECOND: u64 = 20;
+/// How long an effect is then.
+const EFFECT_AUTO_MS: u64 = 5_000;
+/// The simulator's own rule, because the provider bills by the length of audio it would have to
+/// decode: a started 16,000 bytes, one second at 128 kbit/s, is one second and one credit.
+const TRANSCRIPTION_BYTES_PER_CREDIT: u64 = 16_000;
+/// What a workspace without a bound says it has, since the header is always there.
+const UNLIMITED: u32 = 1_000_000;
+
+/// What a request for speech says.
+#[derive(Debug)]
+struct SpeechOrder {
+    /// The text, or the inputs of a dialogue one after the other.
+    text: String,
+    voices: Vec<String>,
+    model: String,
+}
+
+/// What everything that works needs to know.
+#[derive(Clone, Copy)]
+pub(super) struct Job<'a> {
+    pub(super) world: &'a World,
+    pub(super) presented: Presented,
+    pub(super) intake: &'a Intake,
+    pub(super) query: &'a str,
+}
+
+impl Job<'_> {
+    /// The key, if it may do that and its bill is paid.
+    fn payer(&self, permission: &'static str) -> Result<usize, Shape> {
+        let key = known(self.presented)?;
+        let state = self.world.state();
+        state.accounts.permit(key, permission)?;
+        state.accounts.billing(key)?;
+        Ok(key)
+    }
+
+    fn format(&self) -> Result<Format, Refused> {
+        let asked = query(self.query).find(|(name, _)| name == "output_format");
+        let Some((_, name)) = asked else { return Ok(Format::DEFAULT) };
+        Format::named(&name).ok_or_else(|| {
+            let known: Vec<_> = FORMATS.iter().map(|format| format.name).collect();
+            let message =
+                format!("Output format '{name}' is not supported. Supported formats: {}.", known.join(", "));
+            Refused::naming(Shape::InvalidOutputFormat, message)
+        })
+    }
+
+    /// The body as a JSON object.
+    fn object(&self) -> Result<Map<String, Value>, Refused> {
+        let Some(kept) = &self.intake.kept else {
+            let bound = u64::try_from(JSON_BYTES_MAX).unwrap_or(u64::MAX);
+            let facts = Facts { bound, ..Facts::default() };
+            return Err(Refused { shape: Shape::RequestTooLarge, facts: Box::new(facts) });
+        };
+        if kept.is_empty() {
+            return Ok(Map::new());
+        }
+        serde_json::from_slice(kept).map_err(|_| Shape::MalformedJson.into())
+    }
+
+    fn speech_order(&self, voice: &str) -> Result<SpeechOrder, Refused> {
+        let body = self.object()?;
+        let text = string(&body, "text")?.ok_or(Shape::FieldMissing("text".into()))?;
+        let model = string(&body, "model_id")?.unwrap_or_else(|| "eleven_multilingual_v2".to_owned());
+        Ok(SpeechOrder { text, voices: vec![voice.to_owned()], model })
+    }
+
+    fn dialogue_order(&self) -> Result<SpeechOrder, Refused> {
+        let body = self.object()?;
+        let inputs = body.get("inputs").and_then(Value::as_array);
+        let inputs = inputs.ok_or(Shape::FieldMissing("inputs".into()))?;
+        let model = string(&body, "model_id")?.unwrap_or_else(|| "eleven_v3".to_owned());
+        let mut order = SpeechOrder { text: String::new(), voices: Vec::new(), model };
+        for input in inputs {
+            let input = input.as_object().ok_or(Shape::FieldMissing("inputs".into()))?;
+            order.text.push_str(&string(input, "text")?.ok_or(Shape::FieldMissing("text".into()))?);
+            order.voices.push(string(input, "voice_id")?.ok_or(Shape::FieldMissing("voice_id".into()))?);
+        }
+        Ok(order)
+    }
+
+    /// What the request would cost, as far as the body tells; for refusals that name it.
+    pub(super) fn estimate(&self) -> u64 {
+        let Ok(order) = self.speech_order("").or_else(|_| self.dialogue_order()) else { return 1 };
+        let characters = characters_of(&order.text);
+        Model::find(&order.model).map_or(characters, |model| model.cost(characters)).max(1)
+    }
+
+    /// `POST /v1/text-to-speech/{voice_id}` and its variants.
+    pub(super) fn speech(&self, voice: &str, form: Form) -> Result<Answer, Refused> {
+        let order = self.speech_order(voice)?;
+        self.speak(order, form)
+    }
+
+    /// `POST /v1/text-to-dialogue` and its variants.
+    pub(super) fn dialogue(&self, form: Form) -> Result<Answer, Refused> {
+        let order = self.dialogue_order()?;
+        self.speak(order, form)
+    }
+
+    fn speak(&self, order: SpeechOrder, form: Form) -> Result<Answer, Refused> {
+        let key = self.payer("text_to_speech")?;
+        let format = self.format()?;
+        let name_of_voice = self.names_of_voices(key, &order)?;
+        let cost = self.price(key, &order)?;
+        let (admitted, slot) = self.world.admit(key, cost)?;
+
+        let trace_id = trace_id();
+        let item = HistoryItem {
+            // Shorter than a trace id, as the provider's are; its last digits are the random ones.
+            id: trace_id.get(12..).unwrap_or(&trace_id).to_owned(),
+            request_id: super::answer::trace_id(),
+            voice_id: order.voices.join(","),
+            voice_name: name_of_voice,
+            model_id: order.model,
+            text: order.text,
+            format,
+            date_unix: clock::now().0 / 1_000,
+            used_before: admitted.used_before,
+            used_after: admitted.used_before + admitted.cost,
+        };
+        let mut answer = Answer::with(&trace_id, media_type(form, format));
+        set(&mut answer.headers, "request-id", &item.request_id);
+        set(&mut answer.headers, "history-item-id", &item.id);
+        speech_headers(&mut answer, &admitted);
+        answer.charged = cost;
+        answer.body = spoken(&item.text, format, form).holding(slot);
+        if let Some(workspace) = self.world.state().accounts.workspace_mut(key) {
+            workspace.history.add(item);
+        }
+        Ok(answer)
+    }
+
+    fn names_of_voices(&self, key: usize, order: &SpeechOrder) -> Result<String, Refused> {
+        let state = self.world.state();
+        let own = state.accounts.workspace(key).map(|workspace| workspace.plan.voices.as_slice());
+        let names: Result<Vec<_>, _> = order
+            .voices
+            .iter()
+            .map(|voice| {
+                voice_name(voice, own.unwrap_or_default())
+                    .ok_or_else(|| Refused::naming(Shape::VoiceNotFound, voice))
+            })
+            .collect();
+        Ok(names?.join(", "))
+    }
+
+    fn price(&self, key: usize, order: &SpeechOrder) -> Result<u64, Refused> {
+        let model =
+            Model::find(&order.model).ok_or_else(|| Refused::naming(Shape::ModelNotFound, &order.model))?;
+        if order.text.is_empty() {
+            return Err(Shape::EmptyText.into());
+        }
+        let characters = characters_of(&order.text);
+        let bound = {
+            let state = self.world.state();
+            model.characters_max(state.accounts.workspace(key).map_or("", |workspace| &workspace.plan.tier))
+        };
+        if characters > bound {
+            let facts = Facts { needed: characters, bound, subject: order.model.clone(), ..Facts::default() };
+            return Err(Refused { shape: Shape::TextTooLong, facts: Box::new(facts) });
+        }
+        Ok(model.cost(characters))
+    }
+
+    /// `POST /v1/sound-generation`.
+    pub(super) fn sound_effect(&self) -> Result<Answer, Refused> {
+        let body = self.object()?;
+        let text = string(&body, "text")?.ok_or(Shape::FieldMissing("text".into()))?;
+        let seconds = body.get("duration_seconds").and_then(Value::as_f64);
+        let key = self.payer("sound_generation")?;
+        let format = self.format()?;
+        // The provider takes half a second to thirty (OpenAPI document).
+        let asked_ms = seconds.map(|seconds| milliseconds(seconds.clamp(0.5, 30.0)));
+        let cost =
+            asked_ms.map_or(EFFECT_AUTO_CREDITS, |ms| (ms * EFFECT_CREDITS_PER_SECOND).div_ceil(1_000));
+        let (_, slot) = self.world.admit(key, cost)?;
+        let sound = Sound::of(Melody::lasting(&text, asked_ms.unwrap_or(EFFECT_AUTO_MS)), format);
+        let mut answer = Answer::with(&trace_id(), format.content_type());
+        set(&mut answer.headers, "character-cost", &cost.to_string());
+        answer.charged = cost;
+        answer.body = whole(sound).holding(slot);
+        Ok(answer)
+    }
+
+    /// `POST /v1/speech-to-text`. What was uploaded is counted, not heard.
+    pub(super) fn transcription(&self) -> Result<Answer, Refused> {
+        if !self.intake.names_model {
+            return Err(Shape::FieldMissing("model_id".into()).into());
+        }
+        let key = self.payer("speech_to_text")?;
+        let seconds = self.intake.bytes.div_ceil(TRANSCRIPTION_BYTES_PER_CREDIT).max(1);
+        let (_, slot) = self.world.admit(key, seconds)?;
+        let mut answer = Answer::document(&transcript(seconds));
+        set(&mut answer.headers, "character-cost", &seconds.to_string());
+        answer.charged = seconds;
+        answer.body = answer.body.holding(slot);
+        Ok(answer)
+    }
+}
+
+/// The key that was presented, or the refusal of one that cannot be used.
+pub(super) fn known(presented: Presented) -> Result<usize, Shape> {
+    match presented {
+        Presented::Known(key) => Ok(key),
+        Presented::Unknown => Err(Shape::InvalidKey),
+        Presented::Nothing => Err(Shape::NeedsAuthorization),
+    }
+}
+
+/// A string that may be absent; anything else in its place is the schema's refusal.
+fn string(body: &Map<String, Value>, field: &'static str) -> Result<Option<String>, Shape> {
+    match body.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
+            Err(Shape::NotAString(field.into()))
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to half a minute")]
+fn milliseconds(seconds: f64) -> u64 {
+    (seconds * 1_000.0).round() as u64
+}
+
+/// What a successful answer of speech carries (captured answers of August 2026).
+fn speech_headers(answer: &mut Answer, admitted: &Admitted) {
+    let running = admitted.running.to_string();
+    let headers = &mut answer.headers;
+    set(headers, "character-cost", &admitted.cost.to_string());
+    set(headers, "current-concurrent-requests", &running);
+    set(headers, "workspace-concurrent-requests", &running);
+    set(headers, "maximum-concurrent-requests", &admitted.running_max.unwrap_or(UNLIMITED).to_string());
+    set(headers, "tts-latency-ms", "75");
+    set(headers, "collect-preference", "false");
+    set(headers, "vary", "Accept-Language");
+    set(headers, "access-control-allow-origin", "*");
+    set(headers, "access-control-allow-headers", "*");
+    set(headers, "access-control-allow-methods", "POST, PATCH, OPTIONS, DELETE, GET, PUT");
+    set(headers, "access-control-max-age", "600");
+    set(
+        headers,
+        "access-control-expose-headers",
+        "request-id, history-item-id, tts-latency-ms, character-cost, current-concurrent-requests, \
+         maximum-concurrent-requests, workspace-concurrent-requests, regeneration-count, generation-info, \
+         x-region, x-trace-id",
+    );
+}
+
+/// `SpeechToTextChunkResponseModel` of the OpenAPI document: always the same words, spread evenly.
+fn transcript(duration_secs: u64) -> Value {
+    const WORDS: [&str; 5] = ["The", "simulator", "hears", "you", "well."];
+    let total_ms = duration_secs.saturating_mul(1_000);
+    // Nine slots: five words and the four gaps between them.
+    let time = |slot: u64| seconds(total_ms.saturating_mul(slot) / 9);
+    let mut text = String::new();
+    let mut words = Vec::new();
+    for (slot, word) in (0..).step_by(2).zip(WORDS) {
+        if slot > 0 {
+            text.push(' ');
+            words.push(heard(" ", "spacing", time(slot - 1), time(slot)));
+        }
+        // Writing to a string cannot fail.
+        let _written = write!(text, "{word}");
+        words.push(heard(word, "word", time(slot), time(slot + 1)));
+    }
+    json!({
+        "language_code": "eng",
+        "language_probability": 0.98,
+        "text": text,
+        "words": words,
+        "transcription_id": trace_id(),
+        "audio_duration_secs": seconds(total_ms),
+    })
+}
+
+fn heard(text: &str, kind: &str, start: f64, end: f64) -> Value {
+    json!({ "text": text, "start": start, "end": end, "type": kind, "speaker_id": "speaker_0", "logprob": -0.01 })
+}

@@ -1,0 +1,258 @@
+//! The one place where the simulator's state is held: accounts, scripts of faults and the ledger,
+//! behind one lock that is never held across a wait. Every change wakes whoever watches.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::clock;
+
+use super::accounts::{Accounts, Admitted, Refused};
+use super::fault::{Fault, Script};
+use super::ledger::{KeyEntry, Ledger, RequestSummary, Totals, WorkspaceEntry};
+use super::plan::Plan;
+
+/// How many requests the ledger remembers.
+const REQUESTS_MAX: usize = 1_000;
+/// How many violations it keeps in words.
+const VIOLATIONS_MAX: usize = 1_000;
+
+/// Shared by every connection. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct World {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: Mutex<State>,
+    forbidden: Vec<String>,
+    changed: watch::Sender<()>,
+}
+
+/// Everything that changes.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) accounts: Accounts,
+    index: HashMap<String, usize>,
+    scripts: Vec<Script>,
+    counts: Vec<Counts>,
+    totals: Totals,
+    violations: Vec<String>,
+    requests: VecDeque<RequestSummary>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    requests: u64,
+    served: u64,
+    refused: u64,
+    unanswered: u64,
+    charged: u64,
+}
+
+/// What a request presented as its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Presented {
+    /// No key.
+    Nothing,
+    /// One that is not in the plan.
+    Unknown,
+    /// The key at that place of the plan.
+    Known(usize),
+}
+
+impl World {
+    pub(super) fn new(plan: &Plan) -> Self {
+        let index = plan.keys.iter().enumerate().map(|(index, key)| (key.key.clone(), index)).collect();
+        let scripts = plan.keys.iter().map(|key| Script { next: key.faults.clone().into(), always: None });
+        let state = State {
+            accounts: Accounts::open(plan, clock::now()),
+            index,
+            scripts: scripts.collect(),
+            counts: vec![Counts::default(); plan.keys.len()],
+            totals: Totals::default(),
+            violations: Vec::new(),
+            requests: VecDeque::new(),
+        };
+        let forbidden = plan.forbidden.iter().filter(|text| !text.is_empty()).cloned().collect();
+        let inner = Inner { state: Mutex::new(state), forbidden, changed: watch::Sender::new(()) };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The state with all periods that have ended taken into account. Whatever the holder does
+    /// before it lets go is one step for everyone else.
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        // A panic while it was held left numbers, not a broken structure.
+        let mut state = self.inner.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.accounts.refresh(clock::now());
+        state
+    }
+
+    /// Texts that must not arrive.
+    pub(super) fn forbidden(&self) -> &[String] {
+        &self.inner.forbidden
+    }
+
+    fn tell(&self) {
+        self.inner.changed.send_replace(());
+    }
+
+    /// A receiver that hears of every change of the ledger.
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.inner.changed.subscribe()
+    }
+
+    /// The place of a key in the plan.
+    pub(super) fn find(&self, key: &str) -> Option<usize> {
+        self.state().index.get(key).copied()
+    }
+
+    /// Appends to the faults of a key. False when the plan has no such key.
+    pub(super) fn script(&self, key: &str, faults: Vec<Fault>) -> bool {
+        self.with_script(key, |script| script.next.extend(faults))
+    }
+
+    /// What happens to a key's requests when nothing is scripted. False when there is no such key.
+    pub(super) fn always(&self, key: &str, fault: Option<Fault>) -> bool {
+        self.with_script(key, |script| script.always = fault)
+    }
+
+    fn with_script(&self, key: &str, change: impl FnOnce(&mut Script)) -> bool {
+        let mut state = self.state();
+        let index = state.index.get(key).copied();
+        index.and_then(|index| state.scripts.get_mut(index)).map(change).is_some()
+    }
+
+    pub(super) fn take_fault(&self, presented: Presented) -> Fault {
+        match presented {
+            Presented::Nothing | Presented::Unknown => Fault::Pass,
+            Presented::Known(index) => self.state().scripts.get_mut(index).map_or(Fault::Pass, Script::take),
+        }
+    }
+
+    pub(super) fn violated(&self, what: String) {
+        let mut state = self.state();
+        state.totals.violations += 1;
+        if state.violations.len() < VIOLATIONS_MAX {
+            state.violations.push(what);
+        }
+        drop(state);
+        self.tell();
+    }
+
+    /// Charges for work and lets it begin; the slot ends it when it is dropped.
+    pub(super) fn admit(&self, key: usize, cost: u64) -> Result<(Admitted, Slot), Refused> {
+        let mut state = self.state();
+        let admitted = state.accounts.admit(key, cost)?;
+        state.totals.charged += cost;
+        if let Some(counts) = state.counts.get_mut(key) {
+            counts.charged += cost;
+        }
+        drop(state);
+        self.tell();
+        Ok((admitted, Slot { world: self.clone(), workspace: admitted.workspace }))
+    }
+
+    /// Counts a request that has just arrived.
+    pub(super) fn arrived(&self, presented: Presented, summary: RequestSummary) -> Visit {
+        let mut state = self.state();
+        state.totals.requests += 1;
+        state.totals.in_flight += 1;
+        if let Some(counts) = state.counts_of(presented) {
+            counts.requests += 1;
+        }
+        drop(state);
+        self.tell();
+        Visit { world: self.clone(), presented, summary }
+    }
+
+    pub(super) fn ledger(&self) -> Ledger {
+        let state = self.state();
+        let keys = state.accounts.keys.iter().zip(&state.counts).map(|(key, counts)| {
+            let workspace = state.accounts.workspaces.get(key.workspace);
+            KeyEntry {
+                key: key.plan.key.clone(),
+                workspace: workspace.map(|workspace| workspace.plan.name.clone()).unwrap_or_default(),
+                requests: counts.requests,
+                served: counts.served,
+                refused: counts.refused,
+                unanswered: counts.unanswered,
+                charged: counts.charged,
+                remaining: workspace.map_or(0, |workspace| workspace.remaining()),
+            }
+        });
+        let workspaces = state.accounts.workspaces.iter().map(|workspace| WorkspaceEntry {
+            name: workspace.plan.name.clone(),
+            limit: workspace.plan.credits,
+            used: workspace.used,
+            running: workspace.running,
+            running_max: workspace.running_max,
+        });
+        Ledger {
+            keys: keys.collect(),
+            workspaces: workspaces.collect(),
+            totals: state.totals.clone(),
+            violations: state.violations.clone(),
+            requests: state.requests.iter().cloned().collect(),
+        }
+    }
+}
+
+impl State {
+    fn counts_of(&mut self, presented: Presented) -> Option<&mut Counts> {
+        match presented {
+            Presented::Nothing | Presented::Unknown => None,
+            Presented::Known(index) => self.counts.get_mut(index),
+        }
+    }
+}
+
+/// Work that is running. Dropping it is its end.
+#[derive(Debug)]
+pub(super) struct Slot {
+    world: World,
+    workspace: usize,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.world.state().accounts.finish(self.workspace);
+        self.world.tell();
+    }
+}
+
+/// A request on its way. Dropping it writes it down: with its status if it was answered, without
+/// one if the client left or the connection was closed.
+#[derive(Debug)]
+pub(super) struct Visit {
+    world: World,
+    presented: Presented,
+    pub(super) summary: RequestSummary,
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        let mut state = self.world.state();
+        let summary = std::mem::take(&mut self.summary);
+        let status = summary.status;
+        let count = |served: &mut u64, refused: &mut u64, unanswered: &mut u64| match status {
+            None => *unanswered += 1,
+            Some(..400) => *served += 1,
+            Some(400..) => *refused += 1,
+        };
+        if let Some(counts) = state.counts_of(self.presented) {
+            count(&mut counts.served, &mut counts.refused, &mut counts.unanswered);
+        }
+        let totals = &mut state.totals;
+        count(&mut totals.served, &mut totals.refused, &mut totals.unanswered);
+        totals.in_flight = totals.in_flight.saturating_sub(1);
+        if state.requests.len() == REQUESTS_MAX {
+            state.requests.pop_front();
+        }
+        state.requests.push_back(summary);
+        drop(state);
+        self.world.tell();
+    }
+}
