@@ -1,6 +1,13 @@
 //! A refused key is replaced, each kind of refusal in its own way, and what may have been charged
 //! is never sent twice.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends at its first surprise"
+)]
+
 mod house;
 
 use house::{House, ONE, SPEECH, THREE, TWO, house, house_with};

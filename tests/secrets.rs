@@ -1,6 +1,13 @@
 //! Canaries: keys, client tokens and texts that are looked for in everything that comes out, with
 //! the log at TRACE, over every path that a request can take.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends at its first surprise"
+)]
+
 mod house;
 mod program;
 
@@ -102,9 +109,7 @@ async fn check_form(form: &str) {
                 .post(format!("{url}/v1/workspaces/api-keys/disable"))
                 .header("xi-api-key", CLIENT_TOKEN)
                 .json(&body),
-            client
-                .get(format!("{url}/v1/voices"))
-                .header("x-request-id", format!("{CLIENT_TOKEN} with spaces")),
+            client.get(format!("{url}/v1/voices")).header("x-request-id", "a name with spaces"),
             client.get(format!("{url}/api/elevenlabs-status")).header("xi-api-key", CLIENT_TOKEN),
             client.get(format!("{url}/readyz")),
         ];
@@ -128,10 +133,7 @@ async fn check_form(form: &str) {
     assert_clean("the books", &contents(folder.path()));
     // The made-up path `/v1/<token>` reaches the provider, where it belongs; nothing else does.
     let violations = simulator.ledger().violations;
-    assert!(
-        violations.iter().all(|violation| violation.contains("path") || violation.contains("target")),
-        "{violations:?}"
-    );
+    assert!(violations.iter().all(|violation| violation.contains("the path")), "{violations:?}");
 }
 
 #[tokio::test]
@@ -156,7 +158,7 @@ fn no_secret_comes_out_of_a_broken_configuration() {
         format!("[pool]\nkeys = [\"{ONE}\"]"),
         format!("[[clients]]\nname = \"x\"\ntoken = {CLIENT_TOKEN}"),
         format!("[upstream]\nbase_url = \"https://{ONE}@api.elevenlabs.io\""),
-        format!("{ONE}"),
+        ONE.to_owned(),
     ] {
         std::fs::write(&file, &toml).unwrap();
         let mut command = keychoir(&["check", "--config", file.to_str().unwrap()]);

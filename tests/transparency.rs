@@ -1,5 +1,12 @@
 //! What passes, passes byte for byte; what must not, does not.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends at its first surprise"
+)]
+
 mod house;
 
 use std::time::Duration;

@@ -111,18 +111,13 @@ async fn told_to_end() -> io::Result<()> {
 }
 
 /// Why an address cannot be listened on, and what to do.
+#[expect(clippy::wildcard_enum_match_arm, reason = "the standard library's list of errors grows")]
 fn cannot_listen(address: &str, error: &io::Error) -> String {
-    let advice = match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            "Another program listens there, maybe another Keychoir. Choose another address with --listen HOST:PORT."
-        }
-        io::ErrorKind::PermissionDenied => {
-            "Ports below 1024 need a privilege. Choose a higher one with --listen HOST:PORT."
-        }
-        io::ErrorKind::AddrNotAvailable => {
-            "This machine does not have that address. Choose another with --listen HOST:PORT."
-        }
-        _ => "Choose another address with --listen HOST:PORT.",
+    let reason = match error.kind() {
+        io::ErrorKind::AddrInUse => "Another program listens there, maybe another Keychoir. ",
+        io::ErrorKind::PermissionDenied => "Ports below 1024 need a privilege. ",
+        io::ErrorKind::AddrNotAvailable => "This machine does not have that address. ",
+        _ => "",
     };
-    format!("cannot listen on {address}: {error}. {advice}")
+    format!("cannot listen on {address}: {error}. {reason}Choose another address with --listen HOST:PORT.")
 }

@@ -33,9 +33,11 @@ impl Subscription {
     #[must_use]
     pub fn read(body: &[u8]) -> Option<Self> {
         let wire: Wire = serde_json::from_slice(body).ok()?;
-        let extension = match &wire.max_credit_limit_extension {
-            Value::String(text) if text == "unlimited" => Extension::Unlimited,
-            other => other.as_u64().filter(|&more| more > 0).map_or(Extension::None, Extension::Credits),
+        let told = &wire.max_credit_limit_extension;
+        let extension = if told == "unlimited" {
+            Extension::Unlimited
+        } else {
+            told.as_u64().filter(|&more| more > 0).map_or(Extension::None, Extension::Credits)
         };
         let seconds = wire.next_character_count_reset_unix.and_then(|at| u64::try_from(at).ok());
         let quota = Quota {

@@ -1,4 +1,4 @@
-//! A request's way through the house. [`exchange`] is the file to read first: the ten steps, from
+//! A request's way through the house. `exchange` is the file to read first: the ten steps, from
 //! top to bottom.
 
 mod exchange;

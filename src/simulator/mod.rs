@@ -3,7 +3,7 @@
 //! `keychoir demo` are made of it, and it is the upstream of the tests.
 //!
 //! It knows nothing of the proxy, and is strict with it: a client's credential that arrives here
-//! is a violation and not an ordinary mistake. Read [`service`] first, then [`shape`].
+//! is a violation and not an ordinary mistake. Read `service` first, then `shape`.
 
 mod plan;
 

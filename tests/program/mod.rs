@@ -43,11 +43,8 @@ impl Program {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
-        let reader = std::thread::spawn(move || {
-            for line in stderr.lines() {
-                let _ = sender.send(line.unwrap());
-            }
-        });
+        let read = move || stderr.lines().for_each(|line| drop(sender.send(line.unwrap())));
+        let reader = keychoir::tasks::thread("standard error", read).unwrap();
         Self { child, lines, reader: Some(reader), said: Vec::new() }
     }
 
