@@ -9,14 +9,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::admin::{Admin, Draining};
 use crate::clock;
 use crate::pool::{KeySnapshot, Pool};
 use crate::proxy::Proxy;
-use crate::server::{self, Drain, Room};
+use crate::server::{self, Drain, Listener, Room};
 use crate::store::{self, OpenError, Store};
 use crate::tasks::{AbortOnDrop, Tasks};
 use crate::upstream::{Direct, Upstream};
@@ -77,8 +76,8 @@ const CUT_MAX: Duration = Duration::from_secs(5);
 /// # Errors
 ///
 /// When the books or TLS are not to be had.
-pub fn start(parts: Parts, listeners: Vec<TcpListener>) -> Result<Running, StartError> {
-    let addresses = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
+pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartError> {
+    let addresses = listeners.iter().map(Listener::address).collect::<io::Result<Vec<_>>>()?;
     let pool = Arc::new(Pool::new(parts.keys, parts.pool));
     let books = Store::open(&parts.books, clock::now())?;
     let set_aside = books.set_aside().cloned();

@@ -71,7 +71,7 @@ async fn play(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let keys = KEYS.iter().map(|(key, _)| ApiKey::new(key)).collect::<Result<Vec<_>, _>>()?;
     let mut config = Config::with_defaults(keys, simulator.base_url().parse::<BaseUrl>()?);
     config.storage.is_ephemeral = true;
-    let mut running = app::start(Parts::of(config)?, vec![TcpListener::bind("127.0.0.1:0").await?])?;
+    let mut running = app::start(Parts::of(config)?, vec![TcpListener::bind("127.0.0.1:0").await?.into()])?;
     running.first_round(Duration::from_secs(5)).await;
 
     let url = format!("http://{}", running.address());

@@ -56,11 +56,13 @@ async fn serve(loaded: Loaded) -> ExitCode {
         Err(message) => return failed(&message),
     };
     let grace = config.server.shutdown_grace;
-    let running =
-        match Parts::of(config).map_err(StartError::from).and_then(|parts| app::start(parts, listeners)) {
-            Ok(running) => running,
-            Err(error) => return not_started(&error),
-        };
+    let running = match Parts::of(config)
+        .map_err(StartError::from)
+        .and_then(|parts| app::start(parts, listeners.into_iter().map(Into::into).collect()))
+    {
+        Ok(running) => running,
+        Err(error) => return not_started(&error),
+    };
     until_told(welcome(running).await, grace).await
 }
 

@@ -1,9 +1,10 @@
 //! Accepts connections and speaks HTTP/1.1 on them. Knows nothing of what is served.
 
-use std::convert::Infallible;
+mod connection;
+mod listener;
+
 use std::future::Future;
 use std::io;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,15 +12,13 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use crate::tasks::Tasks;
+
+pub use listener::Listener;
 
 /// Bounds of the listener and of each connection.
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +66,7 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 
 /// Accepts until told to stop. Connections run as members of `tasks`.
 pub async fn serve<S: Service>(
-    listener: TcpListener,
+    listener: Listener,
     service: S,
     limits: Limits,
     room: Room,
@@ -75,63 +74,26 @@ pub async fn serve<S: Service>(
     tasks: Tasks,
 ) {
     loop {
+        let next = async {
+            let place = Arc::clone(&room.0).acquire_owned().await.map_err(io::Error::other)?;
+            Ok::<_, io::Error>((listener.accept().await?, place))
+        };
         let accepted = tokio::select! {
             () = drain.stop.cancelled() => return,
-            accepted = accept(&listener, &room) => accepted,
+            accepted = next => accepted,
         };
         match accepted {
-            Ok(Some((stream, place))) => {
-                let connection = connection(stream, service.clone(), limits, drain.clone());
+            Ok((stream, place)) => {
+                let serving = connection::serve(stream, service.clone(), limits, drain.clone());
                 tasks.spawn(async move {
-                    connection.await;
+                    serving.await;
                     drop(place);
                 });
             }
-            Ok(None) => return,
             Err(error) => {
                 warn!("a connection cannot be accepted: {error}; trying on");
                 tokio::time::sleep(ACCEPT_REST).await;
             }
         }
-    }
-}
-
-/// The next connection, once there is room for it. `None` when there never will be.
-async fn accept(
-    listener: &TcpListener,
-    room: &Room,
-) -> io::Result<Option<(TcpStream, OwnedSemaphorePermit)>> {
-    let Ok(place) = Arc::clone(&room.0).acquire_owned().await else { return Ok(None) };
-    let (stream, _) = listener.accept().await?;
-    // Small writes go out at once: a first chunk must not wait for an acknowledgement.
-    stream.set_nodelay(true)?;
-    Ok(Some((stream, place)))
-}
-
-async fn connection<S: Service>(stream: TcpStream, service: S, limits: Limits, drain: Drain) {
-    let answer = service_fn(move |request| {
-        let service = service.clone();
-        async move { Ok::<_, Infallible>(service.answer(request).await) }
-    });
-    let mut connection = pin!(
-        http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.head_read_max)
-            .max_buf_size(limits.head_bytes_max)
-            .serve_connection(TokioIo::new(stream), answer)
-    );
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = drain.stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            tokio::select! {
-                ended = connection => ended,
-                () = drain.cut.cancelled() => return,
-            }
-        }
-    };
-    if let Err(error) = ended {
-        // Clients leave and send what is no HTTP; neither is news.
-        debug!("a connection ended: {error}");
     }
 }

@@ -51,7 +51,7 @@ pub async fn house_in(folder: TempDir, plan: Plan, change: impl FnOnce(&mut Conf
     config.storage.is_ephemeral = false;
     change(&mut config);
     let is_watched = config.watch.is_enabled;
-    let mut running = app::start(Parts::of(config).unwrap(), vec![loopback().await]).unwrap();
+    let mut running = app::start(Parts::of(config).unwrap(), vec![loopback().await.into()]).unwrap();
     // The watch asks once at the start; what a test sets up must not meet that question.
     assert!(!is_watched || running.first_round(Duration::from_secs(30)).await);
     let url = format!("http://{}", running.address());
