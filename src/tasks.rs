@@ -59,6 +59,19 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// Runs work that blocks for a moment, such as a write to a file, on the runtime's threads for it.
+///
+/// # Cancel safety
+///
+/// Work that has begun runs to its end, whether somebody waits or not.
+pub fn blocking<F, T>(work: F) -> JoinHandle<T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    tokio::task::spawn_blocking(work)
+}
+
 /// Starts an operating-system thread with a name, for work that blocks.
 ///
 /// # Errors

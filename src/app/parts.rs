@@ -1,6 +1,6 @@
 //! What a program is made of, and how a configuration becomes that.
 
-use crate::body::replay::Memory;
+use crate::body::room::{Bounds, Room};
 use crate::config::{Config, Scheme};
 use crate::policy::client::{ClientName, Clients};
 use crate::upstream::Authority;
@@ -78,7 +78,14 @@ impl Parts {
                 error_body_bytes_max: replay.error_body_bytes_max,
                 error_body_max: replay.error_body_max,
                 denies_dangerous: access.denies_dangerous,
-                memory: Memory::new(replay.memory_bytes_max, replay.memory_total_bytes_max),
+                room: Room::new(&Bounds {
+                    memory_bytes_max: replay.memory_bytes_max as u64,
+                    memory_total_bytes_max: replay.memory_total_bytes_max as u64,
+                    disk_bytes_max: replay.disk_bytes_max as u64,
+                    disk_total_bytes_max: replay.disk_total_bytes_max as u64,
+                    disk_free_percent_min: replay.disk_free_percent_min as u64,
+                    directory: replay.directory,
+                }),
             },
             server: server::Limits {
                 head_read_max: server.head_read_max,

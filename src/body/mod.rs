@@ -6,3 +6,9 @@ pub mod decode;
 pub mod peek;
 pub mod relay;
 pub mod replay;
+pub mod room;
+
+mod held;
+mod spool;
+
+pub use held::Loss;

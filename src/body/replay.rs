@@ -2,11 +2,10 @@
 //!
 //! The first attempt streams to the upstream while what passes is held. A later attempt starts
 //! from what is held and goes on with what still arrives, so a refusal before the body is complete
-//! costs no time. Past the bound the request goes on and only the replay is lost.
+//! costs no time. Past its bounds the request goes on and only the replay is lost.
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -14,39 +13,10 @@ use std::time::Instant;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
+use super::held::{Held, Loss};
+use super::room::Room;
 use crate::clock;
-use crate::policy::replay::Held;
-
-/// Memory that all held bodies share.
-#[derive(Clone, Debug)]
-pub struct Memory {
-    used: Arc<AtomicUsize>,
-    total_bytes_max: usize,
-    request_bytes_max: usize,
-}
-
-impl Memory {
-    /// At most `request_bytes_max` for one body and `total_bytes_max` for all together.
-    #[must_use]
-    pub fn new(request_bytes_max: usize, total_bytes_max: usize) -> Self {
-        Self { used: Arc::default(), total_bytes_max, request_bytes_max }
-    }
-
-    /// Bytes that are held now.
-    #[must_use]
-    pub fn used_bytes(&self) -> usize {
-        self.used.load(Ordering::Acquire)
-    }
-
-    fn reserve(&self, bytes: usize) -> bool {
-        let fits = |used: usize| used.checked_add(bytes).filter(|&sum| sum <= self.total_bytes_max);
-        self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_ok()
-    }
-
-    fn release(&self, bytes: usize) {
-        self.used.fetch_sub(bytes, Ordering::AcqRel);
-    }
-}
+use crate::policy::replay::Held as Holding;
 
 /// A client's body and what is held of it.
 #[derive(Debug)]
@@ -60,7 +30,7 @@ pub struct Replay<B> {
 pub struct Attempt<B> {
     shared: Arc<Mutex<Shared<B>>>,
     passage: u32,
-    at: usize,
+    at: u64,
 }
 
 /// How the passing of a body goes, for whoever waits for the answer.
@@ -91,23 +61,25 @@ pub enum Interrupted {
     /// The client's body broke off or was malformed.
     #[error("the client's request body broke off")]
     ClientBroke,
+    /// What was held cannot be read back.
+    #[error("the held part of the request's body is lost: {0}")]
+    Lost(Loss),
 }
 
 #[derive(Debug)]
 struct Shared<B> {
     source: Option<B>,
     source_state: Source,
-    held: Vec<Bytes>,
-    held_bytes: usize,
-    /// Whether everything that has arrived is in `held`.
-    is_whole: bool,
-    memory: Memory,
+    held: Held,
     /// The length the client announced.
     length: Option<u64>,
     passage: u32,
     passed_bytes: u64,
     is_released: bool,
+    /// When bytes last moved on, to whichever attempt.
     moved_at: Instant,
+    /// When bytes last came from the client.
+    arrived_at: Instant,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,33 +94,32 @@ impl<B> Replay<B>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    /// Holds `source` within the bounds of `memory`. Nothing is read before an attempt asks.
+    /// Holds `source` within the bounds of `room`. Nothing is read before an attempt asks.
     #[must_use]
-    pub fn hold(source: B, memory: &Memory) -> Self {
+    pub fn hold(source: B, room: &Room) -> Self {
         let source_state = if source.is_end_stream() { Source::Complete } else { Source::Ready };
         let length = source.size_hint().exact();
-        Self::of(Some(source), source_state, length, memory)
+        Self::of(Some(source), source_state, length, room)
     }
 
     /// No body at all, for requests of our own.
     #[must_use]
     pub fn empty() -> Self {
-        Self::of(None, Source::Complete, Some(0), &Memory::new(0, 0))
+        Self::of(None, Source::Complete, Some(0), &Room::none())
     }
 
-    fn of(source: Option<B>, source_state: Source, length: Option<u64>, memory: &Memory) -> Self {
+    fn of(source: Option<B>, source_state: Source, length: Option<u64>, room: &Room) -> Self {
+        let now = clock::instant();
         let shared = Shared {
             source,
             source_state,
-            held: Vec::new(),
-            held_bytes: 0,
-            is_whole: true,
-            memory: memory.clone(),
+            held: Held::new(room.clone()),
             length,
             passage: 0,
             passed_bytes: 0,
             is_released: false,
-            moved_at: clock::instant(),
+            moved_at: now,
+            arrived_at: now,
         };
         Self { shared: Arc::new(Mutex::new(shared)) }
     }
@@ -165,9 +136,22 @@ where
 
     /// Whether a new passage would send all of it.
     #[must_use]
-    pub fn held(&self) -> Held {
+    pub fn holding(&self) -> Holding {
         let shared = lock(&self.shared);
-        if shared.is_whole && shared.source_state != Source::Broken { Held::Whole } else { Held::Lost }
+        let is_broken = shared.source_state == Source::Broken;
+        if shared.held.loss().is_none() && !is_broken { Holding::Whole } else { Holding::Lost }
+    }
+
+    /// When the last bytes came from the client; when the request began, if it has none.
+    #[must_use]
+    pub fn arrived_at(&self) -> Instant {
+        lock(&self.shared).arrived_at
+    }
+
+    /// Why a new passage would not, when the reason is ours.
+    #[must_use]
+    pub fn loss(&self) -> Option<Loss> {
+        lock(&self.shared).held.loss()
     }
 }
 
@@ -201,9 +185,7 @@ impl<B> Upload<B> {
     pub fn release(&self) {
         let mut shared = lock(&self.shared);
         shared.is_released = true;
-        if shared.passed_bytes >= shared.held_bytes as u64 {
-            shared.forget();
-        }
+        shared.let_go_if_released();
     }
 
     /// When bytes last moved on.
@@ -217,6 +199,17 @@ impl<B> Shared<B>
 where
     B: Body<Data = Bytes> + Unpin,
 {
+    /// The next piece for a passage that has sent `at` bytes.
+    fn poll_piece(&mut self, at: u64, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Interrupted>>> {
+        if self.held.loss().is_none() {
+            if let Some(piece) = ready!(self.held.poll_piece(at, cx)) {
+                return Poll::Ready(Some(piece.map_err(Interrupted::Lost)));
+            }
+            ready!(self.held.poll_room(cx));
+        }
+        self.poll_source(cx)
+    }
+
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Interrupted>>> {
         loop {
             match self.source_state {
@@ -228,6 +221,7 @@ where
             self.source_state = Source::Pending;
             let frame = ready!(Pin::new(&mut *source).poll_frame(cx));
             self.source_state = Source::Ready;
+            self.arrived_at = clock::instant();
             match frame {
                 None => self.source_state = Source::Complete,
                 Some(Err(_)) => self.source_state = Source::Broken,
@@ -237,25 +231,11 @@ where
                         if source.is_end_stream() {
                             self.source_state = Source::Complete;
                         }
-                        self.hold_chunk(&data);
+                        self.held.push(&data);
                         return Poll::Ready(Some(Ok(data)));
                     }
                 }
             }
-        }
-    }
-
-    fn hold_chunk(&mut self, data: &Bytes) {
-        if !self.is_whole {
-            return;
-        }
-        let fits =
-            self.held_bytes + data.len() <= self.memory.request_bytes_max && self.memory.reserve(data.len());
-        if fits {
-            self.held_bytes += data.len();
-            self.held.push(data.clone());
-        } else {
-            self.forget();
         }
     }
 }
@@ -264,21 +244,13 @@ impl<B> Shared<B> {
     fn passed(&mut self, data: &Bytes) {
         self.moved_at = clock::instant();
         self.passed_bytes += data.len() as u64;
-        if self.is_released && self.passed_bytes >= self.held_bytes as u64 {
-            self.forget();
+        self.let_go_if_released();
+    }
+
+    fn let_go_if_released(&mut self) {
+        if self.is_released && self.passed_bytes >= self.held.bytes() {
+            self.held.let_go(Loss::Released);
         }
-    }
-
-    fn forget(&mut self) {
-        self.is_whole = false;
-        self.held = Vec::new();
-        self.memory.release(std::mem::take(&mut self.held_bytes));
-    }
-}
-
-impl<B> Drop for Shared<B> {
-    fn drop(&mut self) {
-        self.forget();
     }
 }
 
@@ -298,32 +270,22 @@ where
         if shared.passage != this.passage {
             return Poll::Ready(Some(Err(Interrupted::Superseded)));
         }
-        if let Some(chunk) = shared.held.get(this.at).cloned() {
-            this.at += 1;
-            shared.passed(&chunk);
-            return Poll::Ready(Some(Ok(Frame::data(chunk))));
-        }
-        let data = ready!(shared.poll_source(cx));
-        if let Some(Ok(data)) = &data {
-            this.at += 1;
+        let piece = ready!(shared.poll_piece(this.at, cx));
+        if let Some(Ok(data)) = &piece {
+            this.at += data.len() as u64;
             shared.passed(data);
         }
-        Poll::Ready(data.map(|data| data.map(Frame::data)))
+        Poll::Ready(piece.map(|piece| piece.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {
         let shared = lock(&self.shared);
-        shared.source_state == Source::Complete && self.at >= shared.held.len()
+        shared.source_state == Source::Complete && self.at >= shared.held.bytes()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let shared = lock(&self.shared);
-        let sent: usize = shared.held.iter().take(self.at).map(Bytes::len).sum();
-        match shared.length {
-            Some(length) if self.at == 0 => SizeHint::with_exact(length),
-            Some(length) if shared.is_whole => SizeHint::with_exact(length.saturating_sub(sent as u64)),
-            _ => SizeHint::default(),
-        }
+        let length = lock(&self.shared).length;
+        length.map_or_else(SizeHint::default, |length| SizeHint::with_exact(length.saturating_sub(self.at)))
     }
 }
 

@@ -185,12 +185,11 @@ impl Draft {
         let replay = &self.config.replay;
         let (one, all) = (replay.memory_bytes_max, replay.memory_total_bytes_max);
         if one > all {
-            let what = format!(
-                "one request may keep {one} bytes (`replay.memory_bytes_max`) but all together only {all}"
-            );
-            let place = self.place_of(&["replay.memory_total_bytes_max", "replay.memory_bytes_max"]);
+            let what =
+                format!("one request may keep {one} bytes (`replay.memory_max`) but all together only {all}");
+            let place = self.place_of(&["replay.memory_total_max", "replay.memory_max"]);
             self.problems
-                .push(place.problem(WrongValue::new(what).advise("raise `replay.memory_total_bytes_max`")));
+                .push(place.problem(WrongValue::new(what).advise("raise `replay.memory_total_max`")));
         }
     }
 

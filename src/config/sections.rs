@@ -105,10 +105,18 @@ impl Default for PoolConfig {
 /// How much of a request is kept to send it again, and how often that is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplayConfig {
-    /// Bytes kept of one request's body; a longer body is sent once. 0 keeps none.
+    /// Bytes kept of one request's body in memory; what is longer goes to disk. 0 keeps none.
     pub memory_bytes_max: usize,
-    /// Bytes kept of all bodies together. At least `memory_bytes_max`.
+    /// Bytes of all bodies kept in memory. At least `memory_bytes_max`.
     pub memory_total_bytes_max: usize,
+    /// Bytes of one request's body kept on disk, beyond those in memory. 0 keeps none.
+    pub disk_bytes_max: usize,
+    /// Bytes of all bodies kept on disk. At least `disk_bytes_max`.
+    pub disk_total_bytes_max: usize,
+    /// The share of the disk, in percent, that is left free.
+    pub disk_free_percent_min: usize,
+    /// Where kept bodies go on disk, in files without a name.
+    pub directory: PathBuf,
     /// Attempts of one request, the first included.
     pub attempts_max: usize,
     /// From the first attempt on; no attempt starts later.
@@ -124,6 +132,10 @@ impl Default for ReplayConfig {
         Self {
             memory_bytes_max: 1024 * 1024,
             memory_total_bytes_max: 64 * 1024 * 1024,
+            disk_bytes_max: 6 * 1024 * 1024 * 1024,
+            disk_total_bytes_max: 24 * 1024 * 1024 * 1024,
+            disk_free_percent_min: 10,
+            directory: PathBuf::from("/var/tmp"),
             attempts_max: 16,
             deadline: Duration::from_secs(120),
             error_body_bytes_max: 64 * 1024,

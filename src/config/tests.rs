@@ -512,12 +512,12 @@ fn beyond_loopback_a_client_token_is_needed() {
 
 #[test]
 fn one_body_fits_into_the_memory_for_all() {
-    let given = Given::fresh().variable("KEYCHOIR_REPLAY__MEMORY_TOTAL_BYTES_MAX", "1048576");
+    let given = Given::fresh().variable("KEYCHOIR_REPLAY__MEMORY_TOTAL_MAX", "1048576");
     assert_eq!(given.config().replay.memory_total_bytes_max, 1_048_576);
-    Given::fresh().variable("KEYCHOIR_REPLAY__MEMORY_TOTAL_BYTES_MAX", "1048575").check_problems(
+    Given::fresh().variable("KEYCHOIR_REPLAY__MEMORY_TOTAL_MAX", "1048575").check_problems(
         "
-KEYCHOIR_REPLAY__MEMORY_TOTAL_BYTES_MAX: one request may keep 1048576 bytes (`replay.memory_bytes_max`) but all together only 1048575
-    = raise `replay.memory_total_bytes_max`
+KEYCHOIR_REPLAY__MEMORY_TOTAL_MAX: one request may keep 1048576 bytes (`replay.memory_max`) but all together only 1048575
+    = raise `replay.memory_total_max`
 ",
     );
 }
@@ -711,7 +711,7 @@ proptest::proptest! {
             .variable("KEYCHOIR_SERVER__LISTEN", &line)
             .variable("KEYCHOIR_UPSTREAM__BASE_URL", &line)
             .variable("KEYCHOIR_LOG__LEVEL", &line)
-            .variable("KEYCHOIR_REPLAY__MEMORY_BYTES_MAX", &line)
+            .variable("KEYCHOIR_REPLAY__MEMORY_MAX", &line)
             .variable("ELEVENLABS_API_KEYS", &text);
         let _ = everything_printed(&given);
         let _ = everything_printed(&Given::keyless().toml(&line));

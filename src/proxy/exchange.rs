@@ -47,7 +47,7 @@ impl<C: Connect> Proxy<C> {
         // 3. Strip: no credential of the client goes on.
         let outbound = strip(head)?;
         // 4. Hold: the body streams on, and what passes is kept for a replay.
-        let body = Replay::hold(body, &self.limits.memory);
+        let body = Replay::hold(body, &self.limits.room);
         // 5. Reserve: a key that stands well.
         let mut journey = Journey::begin(self.pool.roster(), endpoint.effect);
         let mut lease = self.reserve(&journey)?;
@@ -61,7 +61,8 @@ impl<C: Connect> Proxy<C> {
             let result = Answer::read(sent, &self.limits).await;
             let progress = attempt.learn(&result, log);
             // 8. Decide: replay, relay, or give up.
-            match decide(&journey.facts(progress, body.held(), attempt.key(), &self.limits)) {
+            log.lost(body.loss());
+            match decide(&journey.facts(progress, &body, attempt.key(), &self.limits)) {
                 Decision::Relay | Decision::Fail => return Ok((result?, attempt)),
                 Decision::NextKey => journey.leave(attempt.key()),
                 Decision::Again { pause } => journey.pause(pause).await,

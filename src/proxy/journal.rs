@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::books::AttemptRecord;
 use super::error::ProxyError;
+use crate::body::Loss;
 use crate::clock;
 use crate::policy::client::ClientName;
 use crate::policy::headers::parameter_names;
@@ -31,6 +32,7 @@ pub(super) struct RequestLog {
     bytes: u64,
     credits: u64,
     first_byte: Option<Duration>,
+    loss: Option<Loss>,
 }
 
 impl RequestLog {
@@ -50,6 +52,7 @@ impl RequestLog {
             bytes: 0,
             credits: 0,
             first_byte: None,
+            loss: None,
         }
     }
 
@@ -73,6 +76,11 @@ impl RequestLog {
         {
             warn!(request_id, attempt = record.number, "no answer from the upstream: {kind}");
         }
+    }
+
+    /// The body could not be sent again, and why.
+    pub(super) fn lost(&mut self, loss: Option<Loss>) {
+        self.loss = loss;
     }
 
     pub(super) fn relayed(&mut self, record: &AttemptRecord) {
@@ -118,6 +126,7 @@ impl Drop for RequestLog {
             credits,
             first_byte_ms = self.first_byte.map_or(0, millis),
             total_ms,
+            replay_lost = self.loss.map(Loss::word),
             "{method} {route} {status} {verdict} {key} {credits} credits, {attempts} attempts, {total_ms} ms"
         );
     }

@@ -2,12 +2,15 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use hyper::body::Incoming;
 
 use super::{Limits, Proxy};
+use crate::body::replay::Replay;
 use crate::clock;
 use crate::policy::classify::Verdict;
-use crate::policy::replay::{Effect, Facts, Held, Progress};
+use crate::policy::replay::{Effect, Facts, Progress};
 use crate::policy::select::Unavailable;
 use crate::pool::{Key, Lease, Roster};
 use crate::telemetry::announce;
@@ -17,7 +20,6 @@ use crate::telemetry::announce;
 pub(super) struct Journey {
     roster: Arc<Roster>,
     effect: Effect,
-    began: Instant,
     attempts: u32,
     blameless_replays: u32,
     /// Positions of keys that were refused for this request.
@@ -37,15 +39,7 @@ impl<C> Proxy<C> {
 
 impl Journey {
     pub(super) fn begin(roster: Arc<Roster>, effect: Effect) -> Self {
-        Self {
-            roster,
-            effect,
-            began: clock::instant(),
-            attempts: 0,
-            blameless_replays: 0,
-            tried: Vec::new(),
-            ambiguous: Vec::new(),
-        }
+        Self { roster, effect, attempts: 0, blameless_replays: 0, tried: Vec::new(), ambiguous: Vec::new() }
     }
 
     /// Counts an attempt; returns its number, from 1.
@@ -59,7 +53,13 @@ impl Journey {
     }
 
     /// The facts after an attempt with `key` got so far.
-    pub(super) fn facts(&mut self, progress: Progress, body: Held, key: &Arc<Key>, limits: &Limits) -> Facts {
+    pub(super) fn facts(
+        &mut self,
+        progress: Progress,
+        body: &Replay<Incoming>,
+        key: &Arc<Key>,
+        limits: &Limits,
+    ) -> Facts {
         if let Progress::Answered(
             verdict @ (Verdict::MissingPermission | Verdict::PlanFeature | Verdict::Forbidden),
         ) = progress
@@ -69,8 +69,9 @@ impl Journey {
         Facts {
             progress,
             effect: self.effect,
-            body,
-            is_late: clock::since(self.began) >= limits.replay_max,
+            body: body.holding(),
+            // A long upload is not waiting: the span begins when the last of it has come.
+            is_late: clock::since(body.arrived_at()) >= limits.replay_max,
             attempts: self.attempts,
             attempts_max: limits.attempts_max,
             blameless_replays: self.blameless_replays,

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use hyper::body::Incoming;
 
-use crate::body::replay::Memory;
+use crate::body::room::Room;
 use crate::policy::client::Clients;
 use crate::pool::Pool;
 use crate::upstream::{Direct, Upstream};
@@ -40,8 +40,8 @@ pub struct Limits {
     pub error_body_max: Duration,
     /// Whether endpoints that could harm the pool are denied.
     pub denies_dangerous: bool,
-    /// Memory for held bodies.
-    pub memory: Memory,
+    /// Room for held bodies.
+    pub room: Room,
 }
 
 /// Everything a request meets on its way.

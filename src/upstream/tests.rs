@@ -7,7 +7,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::body::replay::{Memory, Replay};
+use crate::body::replay::Replay;
+use crate::body::room::Room;
 
 type Source = Full<Bytes>;
 
@@ -79,7 +80,7 @@ fn outbound(method: Method) -> Outbound {
 }
 
 fn body(text: &'static str) -> Replay<Source> {
-    Replay::hold(Full::new(Bytes::from_static(text.as_bytes())), &Memory::new(1_000, 1_000))
+    Replay::hold(Full::new(Bytes::from_static(text.as_bytes())), &Room::none())
 }
 
 /// Reads until the text has come.

@@ -4,6 +4,7 @@ use std::task::Waker;
 use http_body_util::BodyExt;
 use proptest::prelude::*;
 
+use super::super::room::Bounds;
 use super::*;
 
 /// A client that has sent some chunks, with `None` for a moment at which nothing has arrived.
@@ -46,8 +47,20 @@ fn script(chunks: &[&str]) -> Script {
     }
 }
 
-fn roomy() -> Memory {
-    Memory::new(1_000, 1_000)
+/// Room for so much of one body in memory and on disk.
+fn room(memory_bytes_max: u64, disk_bytes_max: u64) -> Room {
+    Room::new(&Bounds {
+        memory_bytes_max,
+        memory_total_bytes_max: 1_000,
+        disk_bytes_max,
+        disk_total_bytes_max: 1_000_000,
+        disk_free_percent_min: 0,
+        directory: std::env::temp_dir(),
+    })
+}
+
+fn roomy() -> Room {
+    room(1_000, 0)
 }
 
 /// The next thing an attempt yields, polled once.
@@ -69,7 +82,7 @@ async fn every_attempt_sends_the_same_bytes() {
     let replay = Replay::hold(script(&["hello ", "world"]), &roomy());
     for _ in 0..3 {
         assert_eq!(all(replay.attempt()).await, "hello world");
-        assert_eq!(replay.held(), Held::Whole);
+        assert_eq!(replay.holding(), Holding::Whole);
     }
 }
 
@@ -92,28 +105,35 @@ fn an_attempt_in_the_middle_goes_on_with_what_still_arrives() {
 
 #[tokio::test]
 async fn past_its_bound_the_request_goes_on_and_only_the_replay_is_lost() {
-    for (bound, expected) in [(10, Held::Whole), (9, Held::Lost)] {
-        let memory = Memory::new(bound, 1_000);
+    for (bound, expected) in [(10, Holding::Whole), (9, Holding::Lost)] {
+        let memory = room(bound, 0);
         let replay = Replay::hold(script(&["hello", "world"]), &memory);
         assert_eq!(all(replay.attempt()).await, "helloworld");
-        assert_eq!(replay.held(), expected);
-        assert_eq!(memory.used_bytes(), if expected == Held::Whole { 10 } else { 0 });
+        assert_eq!(replay.holding(), expected);
+        assert_eq!(memory.memory_bytes(), if expected == Holding::Whole { 10 } else { 0 });
         drop(replay);
-        assert_eq!(memory.used_bytes(), 0);
+        assert_eq!(memory.memory_bytes(), 0);
     }
 }
 
 #[tokio::test]
 async fn all_bodies_share_one_bound() {
-    let memory = Memory::new(1_000, 8);
+    let memory = Room::new(&Bounds {
+        memory_bytes_max: 1_000,
+        memory_total_bytes_max: 8,
+        disk_bytes_max: 0,
+        disk_total_bytes_max: 0,
+        disk_free_percent_min: 0,
+        directory: std::env::temp_dir(),
+    });
     let one = Replay::hold(script(&["12345"]), &memory);
     let two = Replay::hold(script(&["67890"]), &memory);
     assert_eq!((all(one.attempt()).await, all(two.attempt()).await), ("12345".into(), "67890".into()));
-    assert_eq!((one.held(), two.held()), (Held::Whole, Held::Lost));
+    assert_eq!((one.holding(), two.holding()), (Holding::Whole, Holding::Lost));
     drop(one);
     let three = Replay::hold(script(&["abcde"]), &memory);
     assert_eq!(all(three.attempt()).await, "abcde");
-    assert_eq!(three.held(), Held::Whole);
+    assert_eq!(three.holding(), Holding::Whole);
 }
 
 #[test]
@@ -124,7 +144,7 @@ fn a_body_that_breaks_off_is_broken_for_every_attempt() {
     let mut first = replay.attempt();
     assert_eq!(poll(&mut first), chunk("a"));
     assert_eq!(poll(&mut first), Poll::Ready(Some(Err(Interrupted::ClientBroke))));
-    assert_eq!((replay.held(), first.upload().waiting()), (Held::Lost, Waiting::Never));
+    assert_eq!((replay.holding(), first.upload().waiting()), (Holding::Lost, Waiting::Never));
 }
 
 #[tokio::test]
@@ -181,29 +201,98 @@ fn a_released_body_is_let_go_once_it_has_passed() {
     let upload = second.upload();
     assert_eq!(poll(&mut second), chunk("ab"));
     upload.release();
-    assert_eq!((memory.used_bytes(), upload.passed_bytes()), (3, 2));
+    assert_eq!((memory.memory_bytes(), upload.passed_bytes()), (3, 2));
     assert_eq!(poll(&mut second), chunk("c"));
-    assert_eq!(memory.used_bytes(), 0);
+    assert_eq!(memory.memory_bytes(), 0);
     assert_eq!(poll(&mut second), chunk("d"));
-    assert_eq!((memory.used_bytes(), upload.passed_bytes(), replay.held()), (0, 4, Held::Lost));
+    assert_eq!((memory.memory_bytes(), upload.passed_bytes(), replay.holding()), (0, 4, Holding::Lost));
+}
+
+/// A client that sends these pieces, waiting before some of them.
+fn pieces(pieces: &[Option<Vec<u8>>]) -> Script {
+    let steps = pieces.iter().cloned().map(|piece| piece.map(|piece| Ok(Frame::data(Bytes::from(piece)))));
+    Script { steps: steps.collect(), length: None }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().build().unwrap()
 }
 
 proptest! {
     #[test]
     fn any_chunking_replayed_at_any_moments_is_what_was_sent(
         chunks in prop::collection::vec(prop::option::of(prop::collection::vec(any::<u8>(), 0..20)), 0..30),
-        polls in prop::collection::vec(0_usize..20, 0..6),
+        reads in prop::collection::vec(0_usize..20, 0..6),
+        memory_bytes in 0_u64..400,
     ) {
         let sent: Vec<u8> = chunks.iter().flatten().flatten().copied().collect();
-        let steps = chunks.into_iter().map(|chunk| chunk.map(|chunk| Ok(Frame::data(Bytes::from(chunk)))));
-        let replay = Replay::hold(Script { steps: steps.collect(), length: None }, &roomy());
-        for count in polls {
-            let mut attempt = replay.attempt();
-            for _ in 0..count {
-                let _ = poll(&mut attempt);
+        let room = room(memory_bytes, 1_000);
+        let replay = Replay::hold(pieces(&chunks), &room);
+        let arrived = runtime().block_on(async {
+            for count in reads {
+                let mut attempt = replay.attempt();
+                for _ in 0..count {
+                    let _ = attempt.frame().await;
+                }
             }
-        }
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        prop_assert_eq!(runtime.block_on(all(replay.attempt())), sent);
+            all(replay.attempt()).await
+        });
+        prop_assert_eq!(arrived, sent);
+        prop_assert_eq!(replay.holding(), Holding::Whole);
+        drop(replay);
+        prop_assert_eq!((room.memory_bytes(), room.disk_bytes()), (0, 0));
     }
+
+    #[test]
+    fn any_body_passes_whatever_can_be_held_of_it(
+        chunks in prop::collection::vec(prop::option::of(prop::collection::vec(any::<u8>(), 0..20)), 0..30),
+        memory_bytes in 0_u64..100,
+        disk_bytes in 0_u64..100,
+    ) {
+        let sent: Vec<u8> = chunks.iter().flatten().flatten().copied().collect();
+        let room = room(memory_bytes, disk_bytes);
+        let replay = Replay::hold(pieces(&chunks), &room);
+        prop_assert_eq!(runtime().block_on(all(replay.attempt())), sent);
+        prop_assert!(room.memory_bytes() <= memory_bytes && room.disk_bytes() <= disk_bytes);
+    }
+}
+
+#[tokio::test]
+async fn what_memory_has_no_room_for_is_sent_again_from_the_disk() {
+    let room = room(2, 1_000_000);
+    let chunk = "x".repeat(100_000);
+    let replay = Replay::hold(script(&["ab", &chunk, "y", &chunk]), &room);
+    for _ in 0..3 {
+        assert_eq!(all(replay.attempt()).await, format!("ab{chunk}y{chunk}"));
+    }
+    assert_eq!((room.memory_bytes(), room.disk_bytes()), (2, 200_001));
+    drop(replay);
+    assert_eq!((room.memory_bytes(), room.disk_bytes()), (0, 0));
+}
+
+async fn check_lost(change: impl Fn(&mut Bounds), expected: Loss) {
+    let mut bounds = Bounds {
+        memory_bytes_max: 2,
+        memory_total_bytes_max: 1_000,
+        disk_bytes_max: 1_000_000,
+        disk_total_bytes_max: 1_000_000,
+        disk_free_percent_min: 0,
+        directory: std::env::temp_dir(),
+    };
+    change(&mut bounds);
+    let room = Room::new(&bounds);
+    // Larger than what may be on its way to the disk: the disk has its say before the next piece.
+    let large = "x".repeat(300_000);
+    let replay = Replay::hold(script(&["ab", &large, &large, "ef"]), &room);
+    assert_eq!(all(replay.attempt()).await, format!("ab{large}{large}ef"), "the request goes on");
+    assert_eq!((replay.holding(), replay.loss()), (Holding::Lost, Some(expected)));
+    assert_eq!((room.memory_bytes(), room.disk_bytes()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_disk_that_is_full_or_broken_costs_the_replay_and_not_the_request() {
+    check_lost(|bounds| bounds.disk_bytes_max = 3, Loss::TooLarge).await;
+    check_lost(|bounds| bounds.disk_total_bytes_max = 3, Loss::TooLarge).await;
+    check_lost(|bounds| bounds.disk_free_percent_min = 100, Loss::DiskFull).await;
+    check_lost(|bounds| bounds.directory = "/nonexistent".into(), Loss::DiskFailed).await;
 }
