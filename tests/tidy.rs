@@ -19,7 +19,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("clock", &["policy"]),
     ("tasks", &[]),
     ("pool", &["policy", "secret"]),
-    ("body", &["clock", "policy"]),
+    ("body", &["clock", "policy", "tasks"]),
     ("upstream", &["body", "clock", "policy", "secret", "tasks"]),
     ("telemetry", &["clock", "policy", "pool"]),
     ("proxy", &["body", "clock", "policy", "pool", "secret", "telemetry", "upstream"]),

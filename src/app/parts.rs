@@ -71,6 +71,7 @@ impl Parts {
                 body_idle_max: server.body_idle_max,
                 idle_connections_max: upstream.idle_connections_max,
                 idle_max: upstream.idle_max,
+                connection_age_max: upstream.connection_age_max,
             },
             proxy: proxy::Limits {
                 attempts_max: u32::try_from(replay.attempts_max).unwrap_or(u32::MAX),

@@ -54,6 +54,8 @@ pub struct UpstreamConfig {
     pub idle_connections_max: usize,
     /// How long a kept connection may lie idle.
     pub idle_max: Duration,
+    /// How long a connection takes new requests.
+    pub connection_age_max: Duration,
 }
 
 impl Default for UpstreamConfig {
@@ -65,6 +67,7 @@ impl Default for UpstreamConfig {
             stream_idle_max: Duration::from_secs(300),
             idle_connections_max: 256,
             idle_max: Duration::from_secs(50),
+            connection_age_max: Duration::from_secs(60),
         }
     }
 }

@@ -54,6 +54,7 @@ pub(super) static TABLE: &[Setting] = &[
         Kind::Count(0..=100_000, |c| &mut c.upstream.idle_connections_max),
     ),
     entry("upstream.idle_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.upstream.idle_max)),
+    entry("upstream.connection_age_ms_max", Kind::Millis(1..=DAY, |c| &mut c.upstream.connection_age_max)),
     entry("pool.strategy", Kind::Word(|c| &mut c.pool.strategy)),
     entry("pool.rate_limited_cooldown_ms", Kind::Millis(1..=DAY, |c| &mut c.pool.rate_limited_cooldown)),
     entry("pool.concurrency_cooldown_ms", Kind::Millis(1..=HOUR, |c| &mut c.pool.concurrency_cooldown)),
@@ -411,8 +412,8 @@ mod tests {
     #[test]
     fn each_setting_changes_its_own_field() {
         // For every kind of setting one value at least that is not its default.
-        const SAMPLES: [&str; 9] =
-            ["9999", "999", "0.5", "true", "false", "json", "trace", "https://h", "127.0.0.1:1"];
+        const SAMPLES: [&str; 10] =
+            ["9999", "999", "99", "0.5", "true", "false", "json", "trace", "https://h", "127.0.0.1:1"];
         // The only strategy is the default.
         for setting in TABLE.iter().filter(|setting| setting.path != "pool.strategy") {
             let changed_by = |text: &str| -> Vec<&str> {
@@ -474,7 +475,7 @@ mod tests {
         );
         check_toml("server.shutdown_grace_ms", "0", "0");
         check_toml("upstream.idle_connections_max", "0", "0");
-        check_toml("replay.memory_bytes_max", "0", "0");
+        check_toml("replay.memory_max", "0", "0");
     }
 
     #[test]
@@ -506,7 +507,7 @@ mod tests {
         for (text, bytes) in [("64k", "65536"), ("1 MiB", "1048576"), ("1GB", "1073741824")] {
             let allowed = "write a whole number of bytes from 0 to 1073741824; the default is 1048576";
             let what = format!("`{text}` is no whole number; did you mean `{bytes}`?");
-            check_text("replay.memory_bytes_max", text, &format!("! {what}; {allowed}"));
+            check_text("replay.memory_max", text, &format!("! {what}; {allowed}"));
         }
     }
 

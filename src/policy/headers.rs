@@ -49,6 +49,10 @@ pub fn strip_request(headers: &mut HeaderMap) {
 
 /// Makes the headers of an answer ready for the client: nothing of the other hop.
 pub fn strip_answer(headers: &mut HeaderMap) {
+    // Where both lengths are told, the chunks are right (RFC 9112, section 6.3).
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
     strip_hop(headers);
 }
 
@@ -224,6 +228,13 @@ mod tests {
         ]);
         strip_answer(&mut map);
         assert_eq!(map, headers(&[("set-cookie", "a"), ("set-cookie", "b")]));
+    }
+
+    #[test]
+    fn an_answer_with_both_lengths_keeps_neither() {
+        let mut map = headers(&[("content-length", "2"), ("transfer-encoding", "chunked"), ("a", "1")]);
+        strip_answer(&mut map);
+        assert_eq!(map, headers(&[("a", "1")]));
     }
 
     #[track_caller]

@@ -14,5 +14,6 @@ pub mod subscription;
 pub mod classify;
 pub mod replay;
 pub mod retry_after;
+pub mod retry_budget;
 
 pub mod units;

@@ -49,6 +49,7 @@ impl<C: Connect> Proxy<C> {
         // 4. Hold: the body streams on, and what passes is kept for a replay.
         let body = Replay::hold(body, &self.limits.room);
         // 5. Reserve: a key that stands well.
+        self.retries.count();
         let mut journey = Journey::begin(self.pool.roster(), endpoint.effect);
         let mut lease = self.reserve(&journey)?;
         loop {
@@ -63,9 +64,9 @@ impl<C: Connect> Proxy<C> {
             // 8. Decide: replay, relay, or give up.
             log.lost(body.loss());
             match decide(&journey.facts(progress, &body, attempt.key(), &self.limits)) {
-                Decision::Relay | Decision::Fail => return Ok((result?, attempt)),
                 Decision::NextKey => journey.leave(attempt.key()),
-                Decision::Again { pause } => journey.pause(pause).await,
+                Decision::Again { pause } if self.retries.take() => journey.pause(pause).await,
+                Decision::Relay | Decision::Fail | Decision::Again { .. } => return Ok((result?, attempt)),
             }
             match self.reserve(&journey) {
                 Ok(next) => lease = next,

@@ -8,6 +8,7 @@ mod attempt;
 mod head;
 mod journey;
 mod relay;
+mod retries;
 
 mod books;
 mod error;
@@ -26,6 +27,7 @@ use crate::upstream::{Direct, Upstream};
 pub use books::{AttemptRecord, Books, CreditSource, Entry};
 pub use error::ProxyError;
 pub use relay::ResponseBody;
+use retries::Retries;
 
 /// Bounds and switches of a request's way.
 #[derive(Clone, Debug)]
@@ -52,6 +54,7 @@ pub struct Proxy<C = Direct> {
     upstream: Upstream<Incoming, C>,
     books: Books,
     limits: Limits,
+    retries: Retries,
 }
 
 impl<C> Proxy<C> {
@@ -63,6 +66,6 @@ impl<C> Proxy<C> {
         books: Books,
         limits: Limits,
     ) -> Self {
-        Self { clients, pool, upstream, books, limits }
+        Self { clients, pool, upstream, books, limits, retries: Retries::new() }
     }
 }

@@ -2,13 +2,16 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::{InvalidDnsNameError, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
@@ -92,20 +95,89 @@ impl Connect for Direct {
     }
 }
 
-/// The first of the name's addresses that answers.
+/// How long one address has the field to itself before the next is tried beside it (RFC 8305,
+/// section 5).
+const HEAD_START: Duration = Duration::from_millis(250);
+
+/// The first of the name's addresses that answers. An address that swallows packets does not keep
+/// the others waiting.
 async fn dial(authority: &Authority) -> Result<TcpStream, ConnectError> {
-    let addresses =
+    let resolved =
         tokio::net::lookup_host((authority.host(), authority.port())).await.map_err(ConnectError::Name)?;
+    let mut addresses = interleaved(resolved.collect()).into_iter();
+    let mut dialling = JoinSet::new();
     let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "the name has no address");
-    for address in addresses {
-        match TcpStream::connect(address).await {
-            Ok(tcp) => {
+    loop {
+        let next = addresses.next();
+        let has_more = next.is_some();
+        if let Some(address) = next {
+            dialling.spawn(TcpStream::connect(address));
+        }
+        let answered = if has_more {
+            tokio::time::timeout(HEAD_START, dialling.join_next()).await
+        } else {
+            Ok(dialling.join_next().await)
+        };
+        match answered {
+            Ok(Some(Ok(Ok(tcp)))) => {
                 // Small writes go out at once: a first chunk must not wait for an acknowledgement.
                 tcp.set_nodelay(true).map_err(ConnectError::Tcp)?;
                 return Ok(tcp);
             }
-            Err(error) => last = error,
+            Ok(Some(Ok(Err(error)))) => last = error,
+            Ok(Some(Err(error))) => last = io::Error::other(error),
+            Ok(None) if !has_more => return Err(ConnectError::Tcp(last)),
+            Ok(None) | Err(_) => {}
         }
     }
-    Err(ConnectError::Tcp(last))
+}
+
+/// The addresses in the resolver's order of preference, but the two families in turns.
+fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let is_first_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (first, second): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|address| address.is_ipv6() == is_first_v6);
+    let mut second = second.into_iter();
+    let mut mixed: Vec<SocketAddr> =
+        first.into_iter().flat_map(|one| [Some(one), second.next()]).flatten().collect();
+    mixed.extend(second);
+    mixed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_take_turns_and_nobody_is_left_out() {
+        let parsed =
+            |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<SocketAddr>>();
+        for (given, expected) in [
+            (
+                &["1.1.1.1:1", "1.1.1.2:1", "[::1]:1"] as &[&str],
+                &["1.1.1.1:1", "[::1]:1", "1.1.1.2:1"] as &[&str],
+            ),
+            (&["[::1]:1", "1.1.1.1:1", "1.1.1.2:1"], &["[::1]:1", "1.1.1.1:1", "1.1.1.2:1"]),
+            (&["1.1.1.1:1"], &["1.1.1.1:1"]),
+            (&[], &[]),
+        ] {
+            assert_eq!(interleaved(parsed(given)), parsed(expected));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_refuses_gives_way_to_the_next() {
+        // `localhost` is ::1 and 127.0.0.1 where the machine has both; one of them listens.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let authority = Authority::new(Scheme::Http, "localhost", port, "").unwrap();
+        assert!(dial(&authority).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_port_where_nobody_listens_is_an_error() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let authority = Authority::new(Scheme::Http, "127.0.0.1", free.port(), "").unwrap();
+        assert!(matches!(dial(&authority).await, Err(ConnectError::Tcp(_))));
+    }
 }

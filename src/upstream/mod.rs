@@ -44,6 +44,8 @@ pub struct Settings {
     pub idle_connections_max: usize,
     /// How long they are kept.
     pub idle_max: Duration,
+    /// How long a connection takes new requests, so that a new address of the name is followed.
+    pub connection_age_max: Duration,
 }
 
 /// A request's head as it goes to the provider, but for its key.
@@ -126,7 +128,11 @@ where
 {
     /// An upstream at `authority`. Connections are opened when they are needed.
     pub fn new(authority: Authority, connector: C, settings: Settings, tasks: Tasks) -> Self {
-        let idle = Arc::new(Idle::new(settings.idle_connections_max, settings.idle_max));
+        let idle = Arc::new(Idle::new(
+            settings.idle_connections_max,
+            settings.idle_max,
+            settings.connection_age_max,
+        ));
         Self { inner: Arc::new(Inner { connector, authority, settings, idle, tasks }) }
     }
 

@@ -47,6 +47,7 @@ const SETTINGS: Settings = Settings {
     body_idle_max: Duration::from_secs(20),
     idle_connections_max: 4,
     idle_max: Duration::from_secs(50),
+    connection_age_max: Duration::from_secs(60),
 };
 
 struct Provider {
@@ -152,6 +153,45 @@ async fn a_connection_closed_while_it_waited_hands_the_request_to_a_new_one() {
     })
     .await;
     assert_eq!(second.unwrap().status(), 200);
+    assert_eq!(provider.opened.load(Ordering::SeqCst), 2);
+}
+
+/// Asks, is served on the connection that comes next, and lets the time pass.
+async fn asked_and_served(upstream: &Upstream<Source, Pipes>, connection: &mut DuplexStream, rest: Duration) {
+    let served = async {
+        read_until(connection, "\r\n\r\n").await;
+        connection.write_all(OK).await.unwrap();
+    };
+    let (key, outbound) = (key(), outbound(Method::GET));
+    let asked = async {
+        let answer = upstream.send(&key, &outbound, Replay::empty().attempt()).await.unwrap();
+        answer.into_body().collect().await.unwrap();
+    };
+    both(served, asked).await;
+    tokio::time::sleep(rest).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_connection_gives_way_to_a_new_one_in_time() {
+    let (upstream, mut provider) = network();
+    let first = async { upstream.send(&key(), &outbound(Method::GET), Replay::empty().attempt()).await };
+    let (_, mut connection) = both(first, async {
+        let mut connection = provider.accept().await;
+        read_until(&mut connection, "\r\n\r\n").await;
+        connection.write_all(b"HTTP/1.1 204 No\r\n\r\n").await.unwrap();
+        connection
+    })
+    .await;
+    for _ in 0..3 {
+        asked_and_served(&upstream, &mut connection, Duration::from_secs(20)).await;
+    }
+    assert_eq!(provider.opened.load(Ordering::SeqCst), 1);
+    let (_, ()) = both(upstream.send(&key(), &outbound(Method::GET), Replay::empty().attempt()), async {
+        let mut connection = provider.accept().await;
+        read_until(&mut connection, "\r\n\r\n").await;
+        connection.write_all(OK).await.unwrap();
+    })
+    .await;
     assert_eq!(provider.opened.load(Ordering::SeqCst), 2);
 }
 
@@ -270,4 +310,51 @@ async fn an_answer_that_stands_still_is_given_up_and_a_slow_one_is_not() {
     let (connection, error) = both(trickle, read).await;
     assert!(matches!(error, AnswerError::Stalled(_)), "{error}");
     drop(connection);
+}
+
+/// What a client of ours gets when the provider sends these bytes and closes.
+async fn relayed(bytes: &[u8]) -> (u16, HeaderMap, Result<Bytes, AnswerError>) {
+    let (upstream, mut provider) = network();
+    let (sent, ()) = both(upstream.send(&key(), &outbound(Method::GET), Replay::empty().attempt()), async {
+        let mut connection = provider.accept().await;
+        read_until(&mut connection, "\r\n\r\n").await;
+        // A pipe is small; what does not fit waits for the reader.
+        for piece in bytes.chunks(1_000) {
+            connection.write_all(piece).await.unwrap();
+        }
+    })
+    .await;
+    let (head, body) = sent.unwrap().into_parts();
+    (head.status.as_u16(), head.headers, body.collect().await.map(|body| body.to_bytes()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn informational_answers_are_not_the_answer() {
+    let mut bytes = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n".repeat(2_000);
+    bytes.extend_from_slice(OK);
+    let (status, _, body) = relayed(&bytes).await;
+    assert_eq!((status, body.unwrap().as_ref()), (200, &b"ok"[..]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_with_both_lengths_is_delivered() {
+    let (status, _, body) = relayed(
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    )
+    .await;
+    assert_eq!((status, body.unwrap().as_ref()), (200, &b"abc"[..]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_without_a_length_ends_with_its_connection() {
+    let (status, _, body) = relayed(b"HTTP/1.1 200 OK\r\n\r\nto the end").await;
+    assert_eq!((status, body.unwrap().as_ref()), (200, &b"to the end"[..]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_cut_in_a_chunk_is_broken() {
+    let (_, _, body) = relayed(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab").await;
+    assert!(body.is_err());
+    let (_, _, body) = relayed(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n").await;
+    assert!(body.is_err(), "the last chunk is missing");
 }

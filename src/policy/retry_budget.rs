@@ -1,0 +1,82 @@
+//! How many replays that are nobody's fault may be sent: when everything fails at once, a proxy
+//! that repeats everything doubles the storm.
+
+use std::time::Duration;
+
+/// A share of the requests, in thousandths of a replay each.
+const PER_REQUEST: u64 = 200;
+/// And so many a second whatever the traffic, so that a lone request is repeated, too.
+const PER_SECOND: u64 = 10_000;
+/// What can be saved up: ten seconds without a failure.
+const SAVED_MAX: u64 = 100_000;
+/// One replay.
+const REPLAY: u64 = 1_000;
+
+/// What may be spent on replays, in thousandths of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryBudget {
+    saved: u64,
+}
+
+impl Default for RetryBudget {
+    /// One second's worth.
+    fn default() -> Self {
+        Self { saved: PER_SECOND }
+    }
+}
+
+impl RetryBudget {
+    /// The budget after `span` in which so many requests came.
+    #[must_use]
+    pub fn after(self, span: Duration, requests: u64) -> Self {
+        let by_time = u64::try_from(span.as_millis()).unwrap_or(u64::MAX).saturating_mul(PER_SECOND / 1_000);
+        let earned = by_time.saturating_add(requests.saturating_mul(PER_REQUEST));
+        Self { saved: self.saved.saturating_add(earned).min(SAVED_MAX) }
+    }
+
+    /// The budget after one more replay; `None` when it has no room for it.
+    #[must_use]
+    pub fn spend(self) -> Option<Self> {
+        self.saved.checked_sub(REPLAY).map(|saved| Self { saved })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many replays are allowed one after the other.
+    fn replays(mut budget: RetryBudget) -> u32 {
+        let mut count = 0;
+        while let Some(left) = budget.spend() {
+            budget = left;
+            count += 1;
+        }
+        count
+    }
+
+    #[test]
+    fn a_lone_request_may_be_repeated() {
+        assert_eq!(replays(RetryBudget::default()), 10);
+    }
+
+    #[test]
+    fn a_storm_is_not_doubled() {
+        let mut budget = RetryBudget::default();
+        let mut sent = 0;
+        // A hundred thousand requests in ten seconds, every one of which fails.
+        for _ in 0..100_000 {
+            budget = budget.after(Duration::from_micros(100), 1);
+            if let Some(left) = budget.spend() {
+                budget = left;
+                sent += 1;
+            }
+        }
+        assert!((19_000..=20_210).contains(&sent), "{sent}");
+    }
+
+    #[test]
+    fn a_long_silence_saves_up_only_so_much() {
+        assert_eq!(replays(RetryBudget::default().after(Duration::MAX, u64::MAX)), 100);
+    }
+}
