@@ -115,6 +115,12 @@ async fn refused_before_and_while_it_comes() {
 }
 
 #[tokio::test]
+async fn refused_in_the_middle() {
+    check(["mid=5000:missing_permissions", "pass"], &SIZES).await;
+    check(["mid=1000000:missing_permissions", "pass"], &SIZES[3..]).await;
+}
+
+#[tokio::test]
 async fn refused_by_a_key_that_is_parked_for_it() {
     for fault in
         ["quota", "early:quota", "insufficient_credits", "early:quota_403", "rate_limit", "early:concurrency"]

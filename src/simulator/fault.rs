@@ -15,6 +15,13 @@ pub enum Fault {
     Refuse(Shape),
     /// Refuses as soon as the head is read. The body is drained afterwards.
     EarlyRefuse(Shape),
+    /// Refuses when that many bytes of the body have come. The rest is drained afterwards.
+    MidRefuse {
+        /// How many.
+        bytes: u64,
+        /// With what.
+        shape: Shape,
+    },
     /// As `Refuse`, with the body gzip-encoded.
     Gzip(Shape),
     /// Reads the whole request, does nothing at all for that long, and then serves it: a client
@@ -62,6 +69,9 @@ impl FromStr for Fault {
         if let Some(shape) = text.strip_prefix("early:") {
             return Ok(Fault::EarlyRefuse(shape.parse()?));
         }
+        if let Some((bytes, shape)) = text.strip_prefix("mid=").and_then(|text| text.split_once(':')) {
+            return Ok(Fault::MidRefuse { bytes: count_of_bytes(bytes)?, shape: shape.parse()? });
+        }
         if let Some(shape) = text.strip_prefix("gzip:") {
             return Ok(Fault::Gzip(shape.parse()?));
         }
@@ -70,10 +80,7 @@ impl FromStr for Fault {
                 "stall" => return Ok(Fault::Stall { ms: milliseconds(value)? }),
                 "slow_head" => return Ok(Fault::SlowHead { ms: milliseconds(value)? }),
                 "slow_body" => return Ok(Fault::SlowBody { ms: milliseconds(value)? }),
-                "cut" => {
-                    let bytes = value.parse().map_err(|_| FaultError::Bytes(value.to_owned()))?;
-                    return Ok(Fault::CutAfter { bytes });
-                }
+                "cut" => return Ok(Fault::CutAfter { bytes: count_of_bytes(value)? }),
                 _ => {}
             }
         }
@@ -88,6 +95,10 @@ impl FromStr for Fault {
             other => Ok(Fault::Refuse(other.parse()?)),
         }
     }
+}
+
+fn count_of_bytes(text: &str) -> Result<u64, FaultError> {
+    text.parse().map_err(|_| FaultError::Bytes(text.to_owned()))
 }
 
 /// `5s`, `250ms`, or a plain number of milliseconds.
@@ -108,6 +119,7 @@ impl fmt::Display for Fault {
             Fault::Pass => f.write_str("pass"),
             Fault::Refuse(shape) => write!(f, "{shape}"),
             Fault::EarlyRefuse(shape) => write!(f, "early:{shape}"),
+            Fault::MidRefuse { bytes, shape } => write!(f, "mid={bytes}:{shape}"),
             Fault::Gzip(shape) => write!(f, "gzip:{shape}"),
             Fault::Stall { ms } => write!(f, "stall={ms}ms"),
             Fault::SlowHead { ms } => write!(f, "slow_head={ms}ms"),
@@ -128,7 +140,7 @@ impl fmt::Display for Fault {
 pub enum FaultError {
     /// Neither a fault nor a refusal.
     #[error(
-        "{0}; other faults are pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge, endless, garbled, early:REFUSAL and gzip:REFUSAL"
+        "{0}; other faults are pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge, endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL and gzip:REFUSAL"
     )]
     Unknown(#[from] UnknownShape),
     /// Not a time.
@@ -165,7 +177,8 @@ mod tests {
             ["pass", "stall=250ms", "slow_head=5000ms", "slow_body=1ms", "cut=0", "cut=70000", "close"];
         let more =
             ["close_unread", "server_error", "huge", "endless", "garbled", "missing_permissions=user_read"];
-        let last = ["rate_limit=7", "early:quota", "gzip:rate_limit=1", "unprocessable=text"];
+        let last =
+            ["rate_limit=7", "early:quota", "mid=5000:quota", "gzip:rate_limit=1", "unprocessable=text"];
         for text in plain.into_iter().chain(more).chain(last) {
             assert_eq!(text.parse::<Fault>().unwrap().to_string(), text);
         }

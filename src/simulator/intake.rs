@@ -116,6 +116,20 @@ pub(super) async fn receive(mut body: Incoming) -> Result<Intake, hyper::Error> 
     Ok(Intake { bytes, sha256: hex(&hash.finalize()), kept, names_model: search.found })
 }
 
+/// Reads so many bytes of a body, or all of a shorter one, and forgets them.
+///
+/// # Errors
+///
+/// When the client breaks off.
+pub(super) async fn skip(body: &mut Incoming, mut bytes: u64) -> Result<(), hyper::Error> {
+    while bytes > 0 {
+        let Some(frame) = body.frame().await else { break };
+        let Ok(data) = frame?.into_data() else { continue };
+        bytes = bytes.saturating_sub(u64::try_from(data.remaining()).unwrap_or(u64::MAX));
+    }
+    Ok(())
+}
+
 /// Reads what is left and forgets it, so that a client that is still sending sees the answer it
 /// already has and not a reset.
 pub(super) async fn drain(mut body: Incoming) {

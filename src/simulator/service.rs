@@ -16,7 +16,7 @@ use super::accounts::Refused;
 use super::answer::{Answer, AnswerBody, set, trace_id};
 use super::control;
 use super::fault::Fault;
-use super::intake::{EMPTY_SHA256, Intake, drain, presented, receive, violations};
+use super::intake::{EMPTY_SHA256, Intake, drain, presented, receive, skip, violations};
 use super::ledger::RequestSummary;
 use super::line::Flushes;
 use super::read;
@@ -122,6 +122,12 @@ impl Service {
                 self.finish_reading(body);
                 return Ok(self.refuse_as_told(shape, presented, 1, parts));
             }
+            Fault::MidRefuse { bytes, shape } => {
+                let mut body = body;
+                skip(&mut body, *bytes).await.map_err(|_| Closed)?;
+                self.finish_reading(body);
+                return Ok(self.refuse_as_told(shape, presented, 1, parts));
+            }
             Fault::Pass
             | Fault::Refuse(_)
             | Fault::Gzip(_)
@@ -145,7 +151,7 @@ impl Service {
         let told = |shape: &Shape| self.refuse_as_told(shape, presented, job.estimate(), parts);
         let work = || perform(job, parts).unwrap_or_else(refused);
         Ok(match fault {
-            Fault::Pass | Fault::CloseUnread | Fault::EarlyRefuse(_) => work(),
+            Fault::Pass | Fault::CloseUnread | Fault::EarlyRefuse(_) | Fault::MidRefuse { .. } => work(),
             Fault::Refuse(shape) => told(&shape),
             Fault::Gzip(shape) => told(&shape).gzipped(),
             Fault::ServerError => told(&Shape::ServerError),
