@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := tests/sdk/python/.venv
 NODE := tests/sdk/js
 
-.PHONY: check test test-rust test-sdk build demo clean deny
+.PHONY: check test test-rust test-sdk build demo clean deny fuzz
 
 check:
 	cargo fmt --check
@@ -40,6 +40,15 @@ demo:
 # Licences, sources and duplicates; needs `cargo install cargo-deny`.
 deny:
 	cargo deny check bans licenses sources
+
+# Seconds for each fuzz target.
+FUZZ_SECONDS ?= 60
+
+# Needs `cargo install cargo-fuzz`; the sanitizer needs a flag of the compiler that is not stable.
+fuzz:
+	for target in head tee classify; do \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	done
 
 clean:
 	cargo clean

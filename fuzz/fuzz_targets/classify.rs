@@ -1,0 +1,21 @@
+//! Whatever an error body says, it is judged without a panic, and what is no error is served.
+
+#![no_main]
+
+use std::time::Duration;
+
+use http::StatusCode;
+use keychoir::body::decode::decoded;
+use keychoir::policy::classify::{ErrorBody, Verdict, classify};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: (u16, Option<u32>, u8, Vec<u8>)| {
+    let (status, retry_after, encoding, body) = input;
+    let Ok(status) = StatusCode::from_u16(100 + status % 500) else { return };
+    let encoding = [None, Some("gzip"), Some("deflate"), Some("br")][usize::from(encoding % 4)];
+    let text = decoded(&body, encoding, 64 * 1024);
+    assert!(text.as_ref().is_none_or(|text| text.len() <= 64 * 1024));
+    let error = text.as_deref().map(ErrorBody::read);
+    let verdict = classify(status, error.as_ref(), retry_after.map(|span| Duration::from_secs(span.into())));
+    assert_eq!(verdict == Verdict::Served, !status.is_client_error() && !status.is_server_error());
+});

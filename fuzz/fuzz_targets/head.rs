@@ -1,0 +1,42 @@
+//! Whatever a head says, no credential goes on, everything else does, and nothing panics.
+
+#![no_main]
+
+use arbitrary::Arbitrary;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use keychoir::policy::endpoint::lookup;
+use keychoir::policy::headers::{credential_values, parameter_names, strip_query, strip_request};
+use libfuzzer_sys::fuzz_target;
+
+#[derive(Arbitrary, Debug)]
+struct Head {
+    method: String,
+    path: String,
+    query: String,
+    headers: Vec<(String, Vec<u8>)>,
+}
+
+fuzz_target!(|head: Head| {
+    let method = Method::from_bytes(head.method.as_bytes()).unwrap_or(Method::POST);
+    let endpoint = lookup(&method, &head.path);
+    assert!(endpoint.route.len() < 1_000, "a label stays short");
+
+    if let Some(stripped) = strip_query(&head.query) {
+        assert_eq!(credential_values(&stripped).count(), 0, "no credential is left");
+        assert!(strip_query(&stripped).is_some_and(|again| again == stripped), "stripping once is enough");
+    }
+    assert!(!parameter_names(&head.query).chars().any(char::is_control));
+
+    let mut map = HeaderMap::new();
+    for (name, value) in &head.headers {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name.as_str()), HeaderValue::from_bytes(value)) {
+            map.append(name, value);
+        }
+    }
+    let length = map.get("content-length").cloned();
+    strip_request(&mut map);
+    for name in ["xi-api-key", "xi_api_key", "authorization", "proxy-authorization", "cookie", "connection", "host"] {
+        assert!(!map.contains_key(name));
+    }
+    assert_eq!(map.get("content-length"), length.as_ref(), "what frames the message stays");
+});

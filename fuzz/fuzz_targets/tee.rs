@@ -1,0 +1,75 @@
+//! Any chunking, any bounds, any number of attempts given up at any moment: what the last attempt
+//! sends is what the client sent.
+
+#![no_main]
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use arbitrary::Arbitrary;
+use bytes::Bytes;
+use http_body::{Body, Frame};
+use http_body_util::BodyExt;
+use keychoir::body::replay::Replay;
+use keychoir::body::room::{Bounds, Room};
+use keychoir::policy::replay::Held;
+use libfuzzer_sys::fuzz_target;
+
+#[derive(Arbitrary, Debug)]
+struct Case {
+    pieces: Vec<Option<Vec<u8>>>,
+    attempts: Vec<u8>,
+    memory: u16,
+    disk: u16,
+}
+
+struct Client(VecDeque<Option<Vec<u8>>>);
+
+impl Body for Client {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.0.pop_front() {
+            None => Poll::Ready(None),
+            Some(None) => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Some(Some(piece)) => Poll::Ready(Some(Ok(Frame::data(piece.into())))),
+        }
+    }
+}
+
+fuzz_target!(|case: Case| {
+    let sent: Vec<u8> = case.pieces.iter().flatten().flatten().copied().collect();
+    let room = Room::new(&Bounds {
+        memory_bytes_max: case.memory.into(),
+        memory_total_bytes_max: case.memory.into(),
+        disk_bytes_max: case.disk.into(),
+        disk_total_bytes_max: case.disk.into(),
+        disk_free_percent_min: 0,
+        directory: std::env::temp_dir(),
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(async {
+        let replay = Replay::hold(Client(case.pieces.into()), &room);
+        for count in case.attempts.into_iter().take(8) {
+            let mut attempt = replay.attempt();
+            for _ in 0..count {
+                if attempt.frame().await.is_none_or(|frame| frame.is_err()) {
+                    break;
+                }
+            }
+            if replay.holding() == Held::Lost {
+                return;
+            }
+        }
+        let arrived = replay.attempt().collect().await.expect("it is whole").to_bytes();
+        assert_eq!(arrived, sent);
+        drop(replay);
+        assert_eq!((room.memory_bytes(), room.disk_bytes()), (0, 0));
+    });
+});
