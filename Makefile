@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := tests/sdk/python/.venv
 NODE := tests/sdk/js
 
-.PHONY: check test test-rust test-sdk build demo clean deny fuzz
+.PHONY: check test test-rust test-sdk build demo clean deny faults fuzz
 
 check:
 	cargo fmt --check
@@ -40,6 +40,13 @@ demo:
 # Licences, sources and duplicates; needs `cargo install cargo-deny`.
 deny:
 	cargo deny check bans licenses sources
+
+# Faults that take longer than a test may: uploads up to 1 GB, refused at every moment.
+FAULTS_LARGEST_MB ?= 1000
+
+faults:
+	cargo build --locked --release
+	$(PYTHON) tests/faults/uploads.py target/release/keychoir $(FAULTS_LARGEST_MB)
 
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 60
