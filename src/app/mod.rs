@@ -18,7 +18,7 @@ use crate::proxy::Proxy;
 use crate::server::{self, Drain, Listener, Room};
 use crate::store::{self, OpenError, Store};
 use crate::tasks::{AbortOnDrop, Tasks};
-use crate::upstream::{Direct, Upstream};
+use crate::upstream::{Direct, TlsError, Upstream};
 use crate::watch::Watch;
 
 pub use parts::Parts;
@@ -34,9 +34,9 @@ pub enum StartError {
     /// The books cannot be read.
     #[error("the usage records cannot be read: {0}")]
     Unreadable(#[from] rusqlite::Error),
-    /// TLS is not to be had.
-    #[error("no TLS: {0}")]
-    Tls(#[from] rustls::Error),
+    /// TLS is not to be had, or not with these authorities.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The upstream's address cannot be written in a head.
     #[error("the upstream's address cannot be used: {0}")]
     Upstream(#[from] http::Error),
@@ -84,7 +84,8 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
     pool.restore(&books.remembered()?);
     let (books, writing) = books.write(Arc::clone(&pool), parts.queue_max)?;
 
-    let upstream = Upstream::new(parts.authority, Direct::new()?, parts.upstream, Tasks::new());
+    let upstream =
+        Upstream::new(parts.authority, Direct::new(parts.ca_file.as_deref())?, parts.upstream, Tasks::new());
     let draining = Draining::default();
     let admin =
         Admin::new(parts.clients.clone(), Arc::clone(&pool), writing.health.clone(), draining.clone());

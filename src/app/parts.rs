@@ -1,5 +1,7 @@
 //! What a program is made of, and how a configuration becomes that.
 
+use std::path::PathBuf;
+
 use crate::body::room::{Bounds, Room};
 use crate::config::{Config, Scheme};
 use crate::policy::client::{ClientName, Clients};
@@ -17,6 +19,8 @@ pub struct Parts {
     pub pool: pool::Settings,
     /// Where the provider is.
     pub authority: Authority,
+    /// A file of authorities that are trusted beside the web's.
+    pub ca_file: Option<PathBuf>,
     /// How its connections behave.
     pub upstream: upstream::Settings,
     /// Bounds of a request's way.
@@ -63,6 +67,7 @@ impl Parts {
                 invalid_cooldown: pool.invalid_cooldown,
                 quota_lag: watch.quota_lag,
             },
+            ca_file: upstream.ca_file,
             authority: Authority::new(scheme, url.host(), url.port(), url.path_prefix())?,
             upstream: upstream::Settings {
                 connect_max: upstream.connect_max,

@@ -92,8 +92,8 @@ fn not_started(error: &StartError) -> ExitCode {
             );
             ExitCode::from(EX_CONFIG)
         }
-        StartError::Upstream(_) => ExitCode::from(EX_CONFIG),
-        StartError::Tls(_) | StartError::System(_) => ExitCode::FAILURE,
+        StartError::Upstream(_) | StartError::Tls(_) => ExitCode::from(EX_CONFIG),
+        StartError::System(_) => ExitCode::FAILURE,
     }
 }
 

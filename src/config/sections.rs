@@ -44,6 +44,8 @@ impl Default for ServerConfig {
 pub struct UpstreamConfig {
     /// Where requests go.
     pub base_url: BaseUrl,
+    /// Certificates of authorities that are trusted beside the web's, in PEM.
+    pub ca_file: Option<PathBuf>,
     /// Name lookup, TCP and TLS together.
     pub connect_max: Duration,
     /// From the end of the request to the head of the answer.
@@ -62,6 +64,7 @@ impl Default for UpstreamConfig {
     fn default() -> Self {
         Self {
             base_url: BaseUrl::default(),
+            ca_file: None,
             connect_max: Duration::from_secs(10),
             first_byte_max: Duration::from_secs(300),
             stream_idle_max: Duration::from_secs(300),

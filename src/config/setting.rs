@@ -30,6 +30,8 @@ enum Kind {
     Ratio(fn(&mut Config) -> &mut f64),
     Switch(fn(&mut Config) -> &mut bool),
     File(fn(&mut Config) -> &mut PathBuf),
+    /// An empty text is no file.
+    OptionalFile(fn(&mut Config) -> &mut Option<PathBuf>),
 }
 
 const MINUTE: u64 = 60_000;
@@ -46,6 +48,7 @@ pub(super) static TABLE: &[Setting] = &[
     entry("server.shutdown_grace_ms", Kind::Millis(0..=HOUR, |c| &mut c.server.shutdown_grace)),
     entry("server.body_idle_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.server.body_idle_max)),
     entry("upstream.base_url", Kind::Word(|c| &mut c.upstream.base_url)),
+    entry("upstream.ca_file", Kind::OptionalFile(|c| &mut c.upstream.ca_file)),
     entry("upstream.connect_ms_max", Kind::Millis(1..=10 * MINUTE, |c| &mut c.upstream.connect_max)),
     entry("upstream.first_byte_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.upstream.first_byte_max)),
     entry("upstream.stream_idle_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.upstream.stream_idle_max)),
@@ -190,6 +193,11 @@ impl Setting {
                 *field(config) = folders.file(text(raw)?)?;
                 Ok(())
             }
+            Kind::OptionalFile(field) => {
+                let text = text(raw)?;
+                *field(config) = if text.trim().is_empty() { None } else { Some(folders.file(text)?) };
+                Ok(())
+            }
         }
     }
 
@@ -202,6 +210,9 @@ impl Setting {
             Kind::Ratio(field) => field(config).to_string(),
             Kind::Switch(field) => field(config).to_string(),
             Kind::File(field) => format!("\"{}\"", field(config).display()),
+            Kind::OptionalFile(field) => {
+                format!("\"{}\"", field(config).as_deref().unwrap_or(Path::new("")).display())
+            }
         }
     }
 

@@ -3,12 +3,14 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::{InvalidDnsNameError, ServerName};
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -50,6 +52,33 @@ pub enum ConnectError {
     ClosedAtOnce,
 }
 
+/// Why TLS cannot be spoken.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The library has no protocol version to offer.
+    #[error("no TLS: {0}")]
+    Library(#[from] rustls::Error),
+    /// The file of authorities cannot be read.
+    #[error("upstream.ca_file {} cannot be read as PEM: {source}", .path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: pem::Error,
+    },
+    /// There is no authority in the file.
+    #[error("upstream.ca_file {} has no certificate in it", .0.display())]
+    Empty(PathBuf),
+    /// What is in the file is no authority.
+    #[error("upstream.ca_file {} has a certificate that is no authority: {source}", .path.display())]
+    Unusable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+}
+
 /// Straight to the provider: over TCP and, for `https`, TLS with the web's root certificates.
 #[derive(Clone)]
 pub struct Direct {
@@ -57,13 +86,16 @@ pub struct Direct {
 }
 
 impl Direct {
-    /// A connector.
+    /// A connector that trusts the web's authorities, and those in `ca_file`.
     ///
     /// # Errors
     ///
-    /// When the TLS library has no protocol version to offer.
-    pub fn new() -> Result<Self, rustls::Error> {
-        let roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
+    /// When the file cannot be used, or the TLS library has no protocol version to offer.
+    pub fn new(ca_file: Option<&Path>) -> Result<Self, TlsError> {
+        let mut roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
+        if let Some(path) = ca_file {
+            trust(&mut roots, path)?;
+        }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
@@ -93,6 +125,16 @@ impl Connect for Direct {
         };
         Ok(TokioIo::new(stream))
     }
+}
+
+fn trust(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
+    let unreadable = |source| TlsError::Unreadable { path: path.to_owned(), source };
+    let before = roots.len();
+    for certificate in CertificateDer::pem_file_iter(path).map_err(unreadable)? {
+        let certificate = certificate.map_err(unreadable)?;
+        roots.add(certificate).map_err(|source| TlsError::Unusable { path: path.to_owned(), source })?;
+    }
+    if roots.len() == before { Err(TlsError::Empty(path.to_owned())) } else { Ok(()) }
 }
 
 /// How long one address has the field to itself before the next is tried beside it (RFC 8305,

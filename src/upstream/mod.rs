@@ -26,7 +26,7 @@ use crate::tasks::Tasks;
 
 pub use answer::{AnswerBody, AnswerError};
 pub use authority::{Authority, Scheme};
-pub use connect::{Connect, ConnectError, Direct};
+pub use connect::{Connect, ConnectError, Direct, TlsError};
 use idle::{Connection, Idle};
 
 /// How the upstream behaves.
