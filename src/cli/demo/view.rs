@@ -28,6 +28,14 @@ struct State {
     drawn: usize,
 }
 
+impl State {
+    /// Nothing on the screen changes any more.
+    fn settle(&mut self) {
+        self.block.clear();
+        self.drawn = 0;
+    }
+}
+
 const BAR_CELLS: u64 = 20;
 
 impl View {
@@ -60,7 +68,9 @@ impl View {
         ));
     }
 
+    /// What came of it; the picture stays above it as it is.
     pub(super) fn result(&self, text: &str) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).settle();
         self.say(text);
     }
 
@@ -121,8 +131,11 @@ fn draw(state: &mut State, above: &str) {
         let _ = write!(text, "\u{1b}[{}A\u{1b}[J", state.drawn);
     }
     text.push_str(above);
+    // A line that wraps would stand on two, and the picture would creep down the screen.
+    let columns =
+        rustix::termios::tcgetwinsize(io::stdout()).map_or(80, |size| usize::from(size.ws_col).max(20));
     for line in &state.block {
-        let _ = writeln!(text, "{line}");
+        let _ = writeln!(text, "{}", line.chars().take(columns - 1).collect::<String>());
     }
     state.drawn = state.block.len();
     let mut stdout = io::stdout();
