@@ -7,14 +7,14 @@ mod status;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use serde::Serialize;
 
-use crate::policy::client::{Clients, identify};
+use crate::policy::client::identify;
 use crate::policy::units::UnixMs;
 use crate::pool::Pool;
-use crate::proxy::ProxyError;
+use crate::proxy::{ProxyError, SharedTerms};
 use crate::store;
 
 pub use health::{Draining, Readiness};
@@ -23,7 +23,7 @@ pub use status::StatusDocument;
 /// What is read to answer.
 #[derive(Clone, Debug)]
 pub struct Admin {
-    clients: Arc<Clients>,
+    terms: SharedTerms,
     pool: Arc<Pool>,
     books: store::Health,
     draining: Draining,
@@ -32,8 +32,8 @@ pub struct Admin {
 impl Admin {
     /// Pages about these parts.
     #[must_use]
-    pub fn new(clients: Clients, pool: Arc<Pool>, books: store::Health, draining: Draining) -> Self {
-        Self { clients: Arc::new(clients), pool, books, draining }
+    pub fn new(terms: SharedTerms, pool: Arc<Pool>, books: store::Health, draining: Draining) -> Self {
+        Self { terms, pool, books, draining }
     }
 
     /// The answer, if the path is one of ours; every other path is the provider's.
@@ -59,7 +59,7 @@ impl Admin {
         }
         // Where clients have tokens, the state of the keys is for them only.
         if uri.path() == "/api/elevenlabs-status"
-            && let Err(refusal) = identify(&self.clients, headers, uri.query())
+            && let Err(refusal) = identify(&self.terms.load().clients, headers, uri.query())
         {
             return Some(ProxyError::Unidentified(refusal).answer("", now));
         }
@@ -79,7 +79,11 @@ impl Admin {
         let readiness =
             Readiness::of(&self.pool.snapshot(now), self.books.is_failing(), self.draining.is_set());
         let status = if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        json(status, &readiness)
+        let mut answer = json(status, &readiness);
+        if self.draining.is_set() {
+            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        answer
     }
 }
 

@@ -9,17 +9,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use crate::admin::{Admin, Draining};
 use crate::clock;
-use crate::pool::{KeySnapshot, Pool};
-use crate::proxy::Proxy;
+use crate::pool::{KeySnapshot, Pool, Reloaded};
+use crate::proxy::{Limits, Proxy, SharedTerms, Terms};
 use crate::server::{self, Drain, Listener, Room};
 use crate::store::{self, OpenError, Store};
 use crate::tasks::{AbortOnDrop, Tasks};
 use crate::upstream::{Direct, TlsError, Upstream};
-use crate::watch::Watch;
+use crate::watch::{self as quotas, Watch};
 
 pub use parts::Parts;
 
@@ -50,6 +51,8 @@ pub enum StartError {
 pub struct Running {
     addresses: Vec<SocketAddr>,
     pool: Arc<Pool>,
+    terms: SharedTerms,
+    quotas: Option<watch::Sender<quotas::Settings>>,
     rounds: watch::Receiver<u64>,
     set_aside: Option<std::path::PathBuf>,
     draining: Draining,
@@ -87,14 +90,18 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
     let upstream =
         Upstream::new(parts.authority, Direct::new(parts.ca_file.as_deref())?, parts.upstream, Tasks::new());
     let draining = Draining::default();
-    let admin =
-        Admin::new(parts.clients.clone(), Arc::clone(&pool), writing.health.clone(), draining.clone());
+    let terms = Arc::new(ArcSwap::from_pointee(Terms { clients: parts.clients, limits: parts.proxy }));
+    let admin = Admin::new(Arc::clone(&terms), Arc::clone(&pool), writing.health.clone(), draining.clone());
     let (rounds_done, rounds) = watch::channel(0);
-    let watching = parts.watch.map(|settings| {
-        let watch = Watch::new(Arc::clone(&pool), upstream.clone(), books.clone(), settings);
-        Tasks::new().spawn_guarded(watch.run(rounds_done))
-    });
-    let proxy = Proxy::new(parts.clients, Arc::clone(&pool), upstream, books, parts.proxy);
+    let (quotas, watching) = parts
+        .watch
+        .map(|settings| {
+            let (sender, settings) = watch::channel(settings);
+            let watch = Watch::new(Arc::clone(&pool), upstream.clone(), books.clone(), settings);
+            (sender, Tasks::new().spawn_guarded(watch.run(rounds_done)))
+        })
+        .unzip();
+    let proxy = Proxy::new(Arc::clone(&terms), Arc::clone(&pool), upstream, books);
 
     let (drain, connections) = (Drain::default(), Tasks::new());
     let front = Front::new(admin, proxy);
@@ -110,7 +117,19 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
         );
         connections.spawn(serving);
     }
-    Ok(Running { addresses, pool, rounds, set_aside, draining, drain, connections, watching, writing })
+    Ok(Running {
+        addresses,
+        pool,
+        terms,
+        quotas,
+        rounds,
+        set_aside,
+        draining,
+        drain,
+        connections,
+        watching,
+        writing,
+    })
 }
 
 impl Running {
@@ -137,6 +156,22 @@ impl Running {
     pub async fn first_round(&mut self, within: Duration) -> bool {
         let asked = self.rounds.wait_for(|&rounds| rounds > 0);
         matches!(tokio::time::timeout(within, asked).await, Ok(Ok(_)))
+    }
+
+    /// Takes the keys, the clients and the limits of `parts` for requests that come from now on;
+    /// nothing else of it counts before the next start. Requests under way keep what they began
+    /// with, and keys that stay keep what is known of them.
+    pub fn reload(&self, parts: Parts) -> Reloaded {
+        // Bodies that are held count against the bounds they were taken under.
+        let room = self.terms.load().limits.room.or_other(parts.proxy.room);
+        let limits = Limits { room, ..parts.proxy };
+        self.terms.store(Arc::new(Terms { clients: parts.clients, limits }));
+        let reloaded = self.pool.reload(parts.keys, parts.pool);
+        if let Some((quotas, settings)) = self.quotas.as_ref().zip(parts.watch) {
+            // The watch ends with the program only.
+            let _ = quotas.send(settings);
+        }
+        reloaded
     }
 
     /// Accepts nothing more, lets running requests finish within `grace`, cuts the others, and

@@ -63,6 +63,16 @@ impl Room {
         })
     }
 
+    /// This room, if its bounds are those of `other`, and otherwise `other`, with nothing held.
+    #[must_use]
+    pub fn or_other(&self, other: Self) -> Self {
+        let is_same = self.memory.has_bounds_of(&other.memory)
+            && self.disk.has_bounds_of(&other.disk)
+            && self.disk_free_percent_min == other.disk_free_percent_min
+            && self.directory == other.directory;
+        if is_same { self.clone() } else { other }
+    }
+
     /// Bytes that are held in memory now.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
@@ -106,6 +116,10 @@ impl Budget {
 
     pub(super) fn give_back(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Ordering::AcqRel);
+    }
+
+    fn has_bounds_of(&self, other: &Self) -> bool {
+        (self.one_bytes_max, self.total_bytes_max) == (other.one_bytes_max, other.total_bytes_max)
     }
 
     fn used(&self) -> u64 {

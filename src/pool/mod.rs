@@ -99,24 +99,34 @@ pub struct Reserved {
     pub news: Vec<Transition>,
 }
 
+/// What a reload has made of the keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reloaded {
+    /// How many there are now.
+    pub keys: usize,
+    /// How many of them are new.
+    pub added: usize,
+    /// How many are gone.
+    pub removed: usize,
+}
+
 /// The pool of keys.
 #[derive(Debug)]
 pub struct Pool {
     roster: ArcSwap<Roster>,
-    settings: Settings,
-    /// Position of the key that serves now; [`NOBODY`] before the first request.
+    /// The key that serves now, by its address, which stays when its position changes; [`NOBODY`]
+    /// before the first request.
     in_use: AtomicUsize,
 }
 
-const NOBODY: usize = usize::MAX;
+const NOBODY: usize = 0;
 
 impl Pool {
     /// A pool of these keys, in this order.
     #[must_use]
     pub fn new(entries: Vec<KeyEntry>, settings: Settings) -> Self {
         Self {
-            roster: ArcSwap::from_pointee(Roster::new(entries)),
-            settings,
+            roster: ArcSwap::from_pointee(Roster::new(entries, settings)),
             in_use: AtomicUsize::new(NOBODY),
         }
     }
@@ -125,6 +135,24 @@ impl Pool {
     #[must_use]
     pub fn roster(&self) -> Arc<Roster> {
         self.roster.load_full()
+    }
+
+    /// Takes other keys and settings. What is known of a key that stays goes on. A key that goes
+    /// gets no new request; requests under way end with the roster they hold.
+    pub fn reload(&self, entries: Vec<KeyEntry>, settings: Settings) -> Reloaded {
+        let before = self.roster();
+        let next = Arc::new(before.following(entries, settings));
+        self.roster.store(Arc::clone(&next));
+        let has =
+            |roster: &Roster, print| roster.keys().iter().any(|key| key.api_key().fingerprint() == print);
+        let missing_in = |one: &Roster, other: &Roster| {
+            one.keys().iter().filter(|key| !has(other, key.api_key().fingerprint())).count()
+        };
+        Reloaded {
+            keys: next.keys().len(),
+            added: missing_in(&next, &before),
+            removed: missing_in(&before, &next),
+        }
     }
 
     /// Reserves a key of `roster` that is not among the positions in `tried`.
@@ -142,14 +170,15 @@ impl Pool {
             standing: key.standing(now),
             is_tried: tried.contains(&position),
         });
-        let position = select(self.settings.strategy, candidates)?;
+        let position = select(roster.settings().strategy, candidates)?;
         let key = &roster.keys()[position];
-        let mut news = self.news_of(key, now).into_iter().collect::<Vec<_>>();
+        let mut news = news_of(roster, key, now).into_iter().collect::<Vec<_>>();
         // A key that only stands in for this one request is not the one in use.
         let stands_in = tried.iter().any(|&tried| roster.keys()[tried].standing(now) == Standing::Usable);
         if !stands_in {
-            let before = self.in_use.swap(position, Ordering::AcqRel);
-            if before != position {
+            let address = Arc::as_ptr(key).addr();
+            let before = self.in_use.swap(address, Ordering::AcqRel);
+            if before != address {
                 let rotated_to = (before != NOBODY).then_some(position);
                 let change = Change::InUse { quota: key.workspace().quota(now), rotated_to };
                 news.push(Transition { key: Arc::clone(key), change });
@@ -160,7 +189,7 @@ impl Pool {
 
     /// Learns from the provider's judgement of a request with this key.
     pub fn judge(&self, roster: &Roster, key: &Key, verdict: Verdict, now: UnixMs) -> Vec<Transition> {
-        let settings = &self.settings;
+        let settings = roster.settings();
         let workspace = key.workspace();
         let rest = |reason, span| Park { reason, until: now.plus(span) };
         let until_reset = || Park {
@@ -191,7 +220,7 @@ impl Pool {
             | Verdict::ServerError
             | Verdict::Unreadable => return Vec::new(),
         }
-        self.news_of_workspace(roster, workspace, now)
+        news_of_workspace(roster, workspace, now)
     }
 
     /// Books what a request has cost.
@@ -200,7 +229,7 @@ impl Pool {
             return Vec::new();
         }
         key.workspace().spend(credits, now);
-        self.news_of_workspace(roster, key.workspace(), now)
+        news_of_workspace(roster, key.workspace(), now)
     }
 
     /// Learns what the provider told of a key's quota.
@@ -208,17 +237,17 @@ impl Pool {
         match seen {
             Observation::Quota { quota, tier } => {
                 key.pardon(ParkReason::Invalid);
-                key.workspace().observe(quota, tier, now, self.settings.quota_lag);
+                key.workspace().observe(quota, tier, now, roster.settings().quota_lag);
             }
             Observation::Unreadable => key.pardon(ParkReason::Invalid),
             Observation::Invalid => {
                 key.park(Park {
                     reason: ParkReason::Invalid,
-                    until: now.plus(self.settings.invalid_cooldown),
+                    until: now.plus(roster.settings().invalid_cooldown),
                 });
             }
         }
-        self.news_of_workspace(roster, key.workspace(), now)
+        news_of_workspace(roster, key.workspace(), now)
     }
 
     /// Takes up what was known when the program ended. Refused keys are not among it: the
@@ -238,37 +267,34 @@ impl Pool {
     /// Every key as it stands at `now`, in pool order.
     #[must_use]
     pub fn snapshot(&self, now: UnixMs) -> Vec<KeySnapshot> {
-        self.roster
-            .load()
-            .keys()
-            .iter()
-            .map(|key| {
-                let quota = key.workspace().quota(now);
-                KeySnapshot {
-                    standing: key.standing(now),
-                    is_near_limit: quota.is_near_limit(self.settings.near_limit_ratio),
-                    quota,
-                    key: Arc::clone(key),
-                }
-            })
-            .collect()
+        let roster = self.roster.load();
+        let snapshot = |key: &Arc<Key>| {
+            let quota = key.workspace().quota(now);
+            KeySnapshot {
+                standing: key.standing(now),
+                is_near_limit: quota.is_near_limit(roster.settings().near_limit_ratio),
+                quota,
+                key: Arc::clone(key),
+            }
+        };
+        roster.keys().iter().map(snapshot).collect()
     }
+}
 
-    fn news_of_workspace(&self, roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
-        roster
-            .keys()
-            .iter()
-            .filter(|key| std::ptr::eq(key.workspace(), workspace))
-            .filter_map(|key| self.news_of(key, now))
-            .collect()
-    }
+fn news_of_workspace(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
+    roster
+        .keys()
+        .iter()
+        .filter(|key| std::ptr::eq(key.workspace(), workspace))
+        .filter_map(|key| news_of(roster, key, now))
+        .collect()
+}
 
-    fn news_of(&self, key: &Arc<Key>, now: UnixMs) -> Option<Transition> {
-        let quota = key.workspace().quota(now);
-        let is_near = quota.is_near_limit(self.settings.near_limit_ratio);
-        let change = key.announce(key.standing(now), quota, is_near)?;
-        Some(Transition { key: Arc::clone(key), change })
-    }
+fn news_of(roster: &Roster, key: &Arc<Key>, now: UnixMs) -> Option<Transition> {
+    let quota = key.workspace().quota(now);
+    let is_near = quota.is_near_limit(roster.settings().near_limit_ratio);
+    let change = key.announce(key.standing(now), quota, is_near)?;
+    Some(Transition { key: Arc::clone(key), change })
 }
 
 #[cfg(test)]

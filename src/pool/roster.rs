@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 
+use super::Settings;
 use super::cells::{Announced, ParkCell, QuotaCell};
 use crate::policy::budget::Quota;
 use crate::policy::standing::{Change, Park, ParkReason, Standing};
@@ -25,32 +26,63 @@ pub struct KeyEntry {
     pub workspace: Option<String>,
 }
 
-/// The keys of the pool, in order. Replaced whole when the configuration changes.
+/// The keys of the pool, in order, and how they are treated. Replaced whole when the configuration
+/// changes: a request that has loaded it goes by it to its end.
 #[derive(Debug)]
 pub struct Roster {
     keys: Vec<Arc<Key>>,
+    settings: Settings,
 }
 
 impl Roster {
-    pub(super) fn new(entries: Vec<KeyEntry>) -> Self {
+    pub(super) fn new(entries: Vec<KeyEntry>, settings: Settings) -> Self {
+        Self { keys: Vec::with_capacity(entries.len()), settings }.following(entries, settings)
+    }
+
+    /// The roster of `entries`. What is known of this roster's keys and workspaces goes on.
+    pub(super) fn following(&self, entries: Vec<KeyEntry>, settings: Settings) -> Self {
         let mut keys: Vec<Arc<Key>> = Vec::with_capacity(entries.len());
         for (position, entry) in entries.into_iter().enumerate() {
-            let shared = entry.workspace.as_ref().and_then(|name| {
-                keys.iter().map(|key| &key.workspace).find(|workspace| workspace.name.as_ref() == Some(name))
-            });
-            let workspace = match shared {
-                Some(workspace) => Arc::clone(workspace),
-                None => Arc::new(Workspace::new(entry.workspace)),
+            let before = self.keys.iter().find(|key| key.api_key.fingerprint() == entry.key.fingerprint());
+            if let Some(same) = before.filter(|key| key.is(&entry)) {
+                same.position.store(position, Ordering::Release);
+                keys.push(Arc::clone(same));
+                continue;
+            }
+            let workspace = match &entry.workspace {
+                Some(name) => {
+                    let mut known = keys.iter().chain(&self.keys).map(|key| &key.workspace);
+                    known.find(|workspace| workspace.name.as_ref() == Some(name)).map(Arc::clone)
+                }
+                // A key that was alone and got another name is still the same workspace.
+                None => before.map(|key| &key.workspace).filter(|own| own.name.is_none()).map(Arc::clone),
             };
-            keys.push(Arc::new(Key::new(position, entry.key, entry.name, workspace)));
+            let workspace = workspace.unwrap_or_else(|| Arc::new(Workspace::new(entry.workspace)));
+            let key = Key::new(position, entry.key, entry.name, workspace);
+            // Whatever it is called now, the provider said this of this key.
+            if let Some(park) = before.and_then(|key| key.parked()) {
+                key.park(park);
+            }
+            keys.push(Arc::new(key));
         }
-        Self { keys }
+        Self { keys, settings }
     }
 
     /// The keys, in pool order.
     #[must_use]
     pub fn keys(&self) -> &[Arc<Key>] {
         &self.keys
+    }
+
+    /// The place of `key` in this roster. Its own [`position`](Key::position) may already be that of
+    /// a later one.
+    #[must_use]
+    pub fn position_of(&self, key: &Key) -> Option<usize> {
+        self.keys.iter().position(|known| std::ptr::eq(&**known, key))
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
     }
 }
 
@@ -60,7 +92,8 @@ impl Roster {
 /// because processors fetch them in pairs).
 #[repr(align(128))]
 pub struct Key {
-    position: usize,
+    /// In the latest roster, for people.
+    position: AtomicUsize,
     api_key: ApiKey,
     name: Option<String>,
     workspace: Arc<Workspace>,
@@ -72,7 +105,7 @@ pub struct Key {
 impl Key {
     fn new(position: usize, api_key: ApiKey, name: Option<String>, workspace: Arc<Workspace>) -> Self {
         Self {
-            position,
+            position: AtomicUsize::new(position),
             api_key,
             name,
             workspace,
@@ -82,10 +115,15 @@ impl Key {
         }
     }
 
-    /// Its place in the pool, from 0.
+    /// Whether it is what `entry` asks for.
+    fn is(&self, entry: &KeyEntry) -> bool {
+        self.name == entry.name && self.workspace.name == entry.workspace
+    }
+
+    /// Its place in the pool, from 0; the last one when it is in the pool no more.
     #[must_use]
     pub fn position(&self) -> usize {
-        self.position
+        self.position.load(Ordering::Acquire)
     }
 
     /// The secret.
@@ -149,7 +187,7 @@ impl Key {
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Key({} {})", self.position, self.api_key.short())
+        write!(f, "Key({} {})", self.position(), self.api_key.short())
     }
 }
 

@@ -263,3 +263,109 @@ fn many_threads_lose_no_credit_and_no_lease() {
     assert_eq!(snapshot.iter().map(|key| key.quota.count).sum::<u64>(), 24_000);
     assert!(snapshot.iter().all(|key| key.key.in_flight() == 0));
 }
+
+fn entry(number: usize, name: Option<&str>, workspace: Option<&str>) -> KeyEntry {
+    KeyEntry {
+        key: ApiKey::new(&format!("sk_{number}{number}{number}{number}_of_the_pool_{number}")).unwrap(),
+        name: name.map(str::to_owned),
+        workspace: workspace.map(str::to_owned),
+    }
+}
+
+/// A pool of three keys; the last two share a workspace. All of them have met something.
+fn lived_in() -> Pool {
+    let pool = Pool::new(
+        vec![entry(0, None, None), entry(1, None, Some("w")), entry(2, Some("two"), Some("w"))],
+        SETTINGS,
+    );
+    pool.told(0, 10, 100, NOW);
+    pool.told(1, 20, 100, NOW);
+    pool.judged(0, Verdict::InvalidKey, NOW);
+    pool.judged(2, Verdict::RateLimited(None), NOW);
+    pool
+}
+
+#[test]
+fn a_reload_in_another_order_keeps_every_key_as_it_stood() {
+    let pool = lived_in();
+    let before = pool.roster();
+    pool.reload(vec![entry(2, Some("two"), Some("w")), entry(0, None, None)], SETTINGS);
+    let after = pool.roster();
+    assert!(Arc::ptr_eq(&after.keys()[0], &before.keys()[2]));
+    assert!(Arc::ptr_eq(&after.keys()[1], &before.keys()[0]));
+    assert_eq!(after.keys().iter().map(|key| key.position()).collect::<Vec<_>>(), [0, 1]);
+    // Both still rest, and the one that served is gone.
+    assert!(pool.reserve(&after, &[], NOW).is_err());
+    assert_eq!(pool.chosen(&[], later(60)), Ok(0));
+}
+
+#[test]
+fn a_request_under_way_keeps_its_roster() {
+    let pool = apart(2);
+    let held = pool.roster();
+    pool.reload(vec![entry(1, None, None), entry(0, None, None)], SETTINGS);
+    let reserved = pool.reserve(&held, &[], NOW).unwrap();
+    assert_eq!(held.position_of(reserved.lease.key()), Some(0));
+    assert_eq!(reserved.lease.key().position(), 1, "people see the latest place");
+    let next = pool.reserve(&held, &[0], NOW).unwrap();
+    assert_eq!(held.position_of(next.lease.key()), Some(1));
+    // A key that left the pool still takes what its last requests teach.
+    pool.reload(vec![entry(1, None, None)], SETTINGS);
+    pool.judge(&held, reserved.lease.key(), quota_refusal(), NOW);
+    assert_eq!(pool.roster().position_of(reserved.lease.key()), None);
+    assert_eq!(pool.snapshot(NOW).len(), 1);
+}
+
+#[test]
+fn a_key_with_another_name_is_still_that_key() {
+    let pool = lived_in();
+    let before = pool.roster();
+    pool.reload(vec![entry(0, Some("zero"), None), entry(1, None, Some("w"))], SETTINGS);
+    let after = pool.roster();
+    assert_eq!(after.keys()[0].name(), Some("zero"));
+    assert_eq!(after.keys()[0].standing(NOW), before.keys()[0].standing(NOW));
+    assert!(std::ptr::eq(after.keys()[0].workspace(), before.keys()[0].workspace()));
+}
+
+#[test]
+fn a_new_key_of_a_known_workspace_shares_its_credits() {
+    let pool = lived_in();
+    let reloaded = pool.reload(vec![entry(3, None, Some("w")), entry(1, None, Some("w"))], SETTINGS);
+    assert_eq!(reloaded, Reloaded { keys: 2, added: 1, removed: 2 });
+    let keys = pool.roster().keys().to_vec();
+    assert!(std::ptr::eq(keys[0].workspace(), keys[1].workspace()));
+    assert_eq!(keys[0].workspace().quota(NOW).count, 20);
+}
+
+#[test]
+fn a_key_of_another_workspace_keeps_its_own_park_and_not_its_credits() {
+    let pool = lived_in();
+    pool.reload(vec![entry(2, Some("two"), Some("elsewhere"))], SETTINGS);
+    let key = Arc::clone(&pool.roster().keys()[0]);
+    assert_eq!(key.parked().unwrap().reason, ParkReason::RateLimited);
+    assert_eq!(key.workspace().quota(NOW), Quota::default());
+}
+
+#[test]
+fn other_settings_hold_from_the_next_roster_on() {
+    let pool = apart(1);
+    let held = pool.roster();
+    pool.reload(
+        vec![entry(0, None, None)],
+        Settings { rate_limited_cooldown: Duration::from_secs(5), ..SETTINGS },
+    );
+    let rests_until = |roster: &Roster| {
+        pool.judge(roster, &roster.keys()[0], Verdict::RateLimited(None), NOW);
+        roster.keys()[0].parked().unwrap().until
+    };
+    assert_eq!(rests_until(&pool.roster()), later(5));
+    assert_eq!(rests_until(&held), later(60));
+}
+
+#[test]
+fn the_key_in_use_is_not_told_again_because_it_moved() {
+    let pool = apart(2);
+    assert_eq!(pool.reserve(&pool.roster(), &[], NOW).unwrap().news.len(), 1);
+    pool.reload(vec![entry(2, None, None), entry(0, None, None)], SETTINGS);
+    assert!(pool.reserve(&pool.roster(), &[0], NOW).unwrap().news.is_empty());
+}

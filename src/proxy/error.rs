@@ -37,6 +37,9 @@ pub enum ProxyError {
     /// The books take nothing more.
     #[error("{0}")]
     BooksFull(#[from] NoPlace),
+    /// The program ends.
+    #[error("the program ends")]
+    Draining,
     /// The upstream gave no answer.
     #[error("{0}")]
     Upstream(#[from] SendError),
@@ -55,6 +58,9 @@ struct Told {
 
 /// The contract's sentence for an empty pool.
 const NOTHING_LEFT: &str = "All ElevenLabs API keys are exhausted or rate limited";
+
+/// A restart takes about that long.
+const DRAINING_RETRY_AFTER_S: u64 = 1;
 
 impl ProxyError {
     /// The code of `x-keychoir-error`.
@@ -136,6 +142,15 @@ impl ProxyError {
                     "service_unavailable",
                     "books_full",
                     "Keychoir's usage records cannot be written fast enough. Try again in a second.",
+                )
+            },
+            Self::Draining => Told {
+                retry_after_s: Some(DRAINING_RETRY_AFTER_S),
+                ..told(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "service_unavailable",
+                    "draining",
+                    "Keychoir is about to end. Try again in a second.",
                 )
             },
             Self::Upstream(error) => upstream_told(error),
@@ -292,6 +307,7 @@ mod tests {
             (ProxyError::Method, 405, "method_not_allowed"),
             (ProxyError::Upgrade, 501, "websockets_not_supported"),
             (ProxyError::BooksFull(NoPlace), 503, "books_full"),
+            (ProxyError::Draining, 503, "draining"),
             (ProxyError::Unavailable(Unavailable::Invalid), 401, "all_keys_invalid"),
             (upstream(Progress::Unsent, SendErrorKind::ConnectTimeout(span)), 504, "upstream_timeout"),
             (upstream(Progress::Unanswered, SendErrorKind::AnswerTimeout(span)), 504, "upstream_timeout"),

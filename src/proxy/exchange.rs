@@ -4,7 +4,6 @@
 use http::{Request, Response};
 use hyper::body::Incoming;
 
-use super::Proxy;
 use super::answer::Answer;
 use super::attempt::{Attempt, Case};
 use super::error::ProxyError;
@@ -12,6 +11,7 @@ use super::head::{look_up, strip};
 use super::journal::RequestLog;
 use super::journey::Journey;
 use super::relay::{ResponseBody, ours, relay};
+use super::{Proxy, Terms};
 use crate::body::replay::Replay;
 use crate::policy::client;
 use crate::policy::replay::{Decision, decide};
@@ -33,21 +33,28 @@ impl<C: Connect> Proxy<C> {
         }
     }
 
+    /// Answers a request that comes when the program ends: another instance will take it.
+    pub fn decline(&self, request: &Request<Incoming>) -> Response<ResponseBody> {
+        ours(&ProxyError::Draining, RequestLog::begin(request))
+    }
+
     async fn find_answer(
         &self,
         request: Request<Incoming>,
         log: &mut RequestLog,
     ) -> Result<(Answer, Attempt), ProxyError> {
         let (head, body) = request.into_parts();
+        let terms = self.terms.load_full();
+        let Terms { clients, limits } = &*terms;
         // 1. Identify: who is asking?
-        let client = client::identify(&self.clients, &head.headers, head.uri.query())?;
+        let client = client::identify(clients, &head.headers, head.uri.query())?;
         // 2. Look up: what is it, and may a client of the pool do it?
-        let endpoint = look_up(&head, self.limits.denies_dangerous)?;
+        let endpoint = look_up(&head, limits.denies_dangerous)?;
         let case = Case::open(log, client, &head.method, &endpoint);
         // 3. Strip: no credential of the client goes on.
         let outbound = strip(head)?;
         // 4. Hold: the body streams on, and what passes is kept for a replay.
-        let body = Replay::hold(body, &self.limits.room);
+        let body = Replay::hold(body, &limits.room);
         // 5. Reserve: a key that stands well.
         self.retries.count();
         let mut journey = Journey::begin(self.pool.roster(), endpoint.effect);
@@ -59,11 +66,11 @@ impl<C: Connect> Proxy<C> {
             let mut attempt = Attempt::begin(self, &case, &mut journey, lease, place, sending.upload());
             let sent = self.upstream.send(attempt.api_key(), &outbound, sending).await;
             // 7. Classify: whose fault is it, and how far did it get?
-            let result = Answer::read(sent, &self.limits).await;
+            let result = Answer::read(sent, limits).await;
             let progress = attempt.learn(&result, log);
             // 8. Decide: replay, relay, or give up.
             log.lost(body.loss());
-            match decide(&journey.facts(progress, &body, attempt.key(), &self.limits)) {
+            match decide(&journey.facts(progress, &body, attempt.key(), limits)) {
                 Decision::NextKey => journey.leave(attempt.key()),
                 Decision::Again { pause } if self.retries.take() => journey.pause(pause).await,
                 Decision::Relay | Decision::Fail | Decision::Again { .. } => return Ok((result?, attempt)),

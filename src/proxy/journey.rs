@@ -93,7 +93,7 @@ impl Journey {
 
     /// This request does not ask with `key` again.
     pub(super) fn leave(&mut self, key: &Key) {
-        self.tried.push(key.position());
+        self.tried.extend(self.roster.position_of(key));
     }
 
     /// A replay that is no key's fault: counted, and after a pause that differs from request to

@@ -17,6 +17,7 @@ mod journal;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use hyper::body::Incoming;
 
 use crate::body::room::Room;
@@ -46,26 +47,31 @@ pub struct Limits {
     pub room: Room,
 }
 
+/// What a reload may change for the next request: who may ask, and within which bounds.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// Who may ask.
+    pub clients: Clients,
+    /// Bounds and switches.
+    pub limits: Limits,
+}
+
+/// The terms as they are now. A request loads them once and goes by them to its end.
+pub type SharedTerms = Arc<ArcSwap<Terms>>;
+
 /// Everything a request meets on its way.
 #[derive(Debug)]
 pub struct Proxy<C = Direct> {
-    clients: Clients,
+    terms: SharedTerms,
     pool: Arc<Pool>,
     upstream: Upstream<Incoming, C>,
     books: Books,
-    limits: Limits,
     retries: Retries,
 }
 
 impl<C> Proxy<C> {
     /// A proxy of these parts.
-    pub fn new(
-        clients: Clients,
-        pool: Arc<Pool>,
-        upstream: Upstream<Incoming, C>,
-        books: Books,
-        limits: Limits,
-    ) -> Self {
-        Self { clients, pool, upstream, books, limits, retries: Retries::new() }
+    pub fn new(terms: SharedTerms, pool: Arc<Pool>, upstream: Upstream<Incoming, C>, books: Books) -> Self {
+        Self { terms, pool, upstream, books, retries: Retries::new() }
     }
 }

@@ -35,32 +35,48 @@ pub struct Watch<C> {
     pool: Arc<Pool>,
     upstream: Upstream<Incoming, C>,
     books: Books,
-    settings: Settings,
+    settings: watch::Receiver<Settings>,
 }
 
 /// An answer is a kilobyte or two; one that is larger is none.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 impl<C: Connect> Watch<C> {
-    /// A watch over `pool`.
-    pub fn new(pool: Arc<Pool>, upstream: Upstream<Incoming, C>, books: Books, settings: Settings) -> Self {
+    /// A watch over `pool`. It asks anew as soon as it is given settings, also when they are the
+    /// same: there may be other keys.
+    pub fn new(
+        pool: Arc<Pool>,
+        upstream: Upstream<Incoming, C>,
+        books: Books,
+        settings: watch::Receiver<Settings>,
+    ) -> Self {
         Self { pool, upstream, books, settings }
     }
 
     /// Asks round after round, for ever. `rounds` counts those that are complete.
-    pub async fn run(self, rounds: watch::Sender<u64>) {
+    pub async fn run(mut self, rounds: watch::Sender<u64>) {
         loop {
-            self.round().await;
+            let settings = *self.settings.borrow_and_update();
+            self.round(settings).await;
             rounds.send_modify(|rounds| *rounds += 1);
-            tokio::time::sleep(self.settings.interval).await;
+            // Nobody changes the settings any more: then the interval alone counts.
+            let changed = async {
+                if self.settings.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(settings.interval) => {}
+                () = changed => {}
+            }
         }
     }
 
     /// Asks once with every key, one after the other: a burst from one address looks like abuse.
-    async fn round(&self) {
+    async fn round(&self, settings: Settings) {
         let roster = self.pool.roster();
         for key in roster.keys() {
-            let asked = tokio::time::timeout(self.settings.answer_max, self.ask(key)).await;
+            let asked = tokio::time::timeout(settings.answer_max, self.ask(key, settings)).await;
             // A provider that does not answer says nothing of the key.
             let Ok(Some(seen)) = asked else {
                 debug!(key = key.api_key().short().as_str(), "the provider did not tell this key's quota");
@@ -71,41 +87,39 @@ impl<C: Connect> Watch<C> {
         self.books.keys_changed();
     }
 
-    async fn ask(&self, key: &Key) -> Option<Observation> {
+    async fn ask(&self, key: &Key, settings: Settings) -> Option<Observation> {
         let outbound = Outbound {
             method: Method::GET,
             target: Uri::from_static("/v1/user/subscription"),
             headers: HeaderMap::new(),
         };
         let answer = self.upstream.send(key.api_key(), &outbound, Replay::empty().attempt()).await.ok()?;
-        self.read(answer).await
+        read(answer, settings).await
     }
+}
 
-    async fn read(&self, answer: Response<AnswerBody<Incoming>>) -> Option<Observation> {
-        let (head, body) = answer.into_parts();
-        let (_, whole) = Peeked::read(body, ANSWER_BYTES_MAX, self.settings.answer_max).await;
-        let encoding = head.headers.get("content-encoding").and_then(|value| value.to_str().ok());
-        let text = decoded(&whole?, encoding, ANSWER_BYTES_MAX)?;
-        match classify(head.status, Some(&ErrorBody::read(&text)), None) {
-            Verdict::Served => Subscription::read(&text).map(|subscription| Observation::Quota {
-                quota: subscription.quota,
-                tier: subscription.tier,
-            }),
-            Verdict::InvalidKey => Some(Observation::Invalid),
-            // A key for speech alone may not ask, and is as good as any.
-            Verdict::MissingPermission => Some(Observation::Unreadable),
-            Verdict::WorkspaceQuota(_)
-            | Verdict::KeyQuota(_)
-            | Verdict::PlanFeature
-            | Verdict::Billing
-            | Verdict::RateLimited(_)
-            | Verdict::Concurrency { .. }
-            | Verdict::Busy
-            | Verdict::Forbidden
-            | Verdict::NotFound
-            | Verdict::RequestError
-            | Verdict::ServerError
-            | Verdict::Unreadable => None,
-        }
+async fn read(answer: Response<AnswerBody<Incoming>>, settings: Settings) -> Option<Observation> {
+    let (head, body) = answer.into_parts();
+    let (_, whole) = Peeked::read(body, ANSWER_BYTES_MAX, settings.answer_max).await;
+    let encoding = head.headers.get("content-encoding").and_then(|value| value.to_str().ok());
+    let text = decoded(&whole?, encoding, ANSWER_BYTES_MAX)?;
+    match classify(head.status, Some(&ErrorBody::read(&text)), None) {
+        Verdict::Served => Subscription::read(&text)
+            .map(|subscription| Observation::Quota { quota: subscription.quota, tier: subscription.tier }),
+        Verdict::InvalidKey => Some(Observation::Invalid),
+        // A key for speech alone may not ask, and is as good as any.
+        Verdict::MissingPermission => Some(Observation::Unreadable),
+        Verdict::WorkspaceQuota(_)
+        | Verdict::KeyQuota(_)
+        | Verdict::PlanFeature
+        | Verdict::Billing
+        | Verdict::RateLimited(_)
+        | Verdict::Concurrency { .. }
+        | Verdict::Busy
+        | Verdict::Forbidden
+        | Verdict::NotFound
+        | Verdict::RequestError
+        | Verdict::ServerError
+        | Verdict::Unreadable => None,
     }
 }
