@@ -7,6 +7,7 @@ use std::thread;
 
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// A group of tasks that can be waited for together. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +39,12 @@ impl Tasks {
         AbortOnDrop(self.tracker.spawn(future).abort_handle())
     }
 
+    /// Counts as a member of this group until it is dropped, without being a task.
+    #[must_use]
+    pub fn member(&self) -> Member {
+        Member(self.tracker.token())
+    }
+
     /// Waits until every task of the group has ended. Tasks may still be added meanwhile.
     ///
     /// # Cancel safety
@@ -48,6 +55,10 @@ impl Tasks {
         self.tracker.wait().await;
     }
 }
+
+/// Something that a group waits for.
+#[derive(Debug)]
+pub struct Member(#[expect(dead_code, reason = "its drop is what counts")] TaskTrackerToken);
 
 /// Ends its task when it is dropped.
 #[derive(Debug)]

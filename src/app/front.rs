@@ -6,18 +6,26 @@ use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 
-use crate::admin::Admin;
+use crate::admin::{Admin, Draining};
 use crate::clock;
 use crate::proxy::{Proxy, ResponseBody};
-use crate::server::Service;
+use crate::server::{First, Service};
 
-/// The admin's pages before the proxy.
+/// The admin's pages before the proxy. When the program ends, only a connection that has not asked
+/// yet gets through to the proxy: whoever was let in is served.
 #[derive(Clone, Debug)]
-pub(super) struct Front(Arc<(Admin, Proxy)>);
+pub(super) struct Front(Arc<Rooms>);
+
+#[derive(Debug)]
+struct Rooms {
+    admin: Admin,
+    proxy: Proxy,
+    draining: Draining,
+}
 
 impl Front {
-    pub(super) fn new(admin: Admin, proxy: Proxy) -> Self {
-        Self(Arc::new((admin, proxy)))
+    pub(super) fn new(admin: Admin, proxy: Proxy, draining: Draining) -> Self {
+        Self(Arc::new(Rooms { admin, proxy, draining }))
     }
 }
 
@@ -25,9 +33,12 @@ impl Service for Front {
     type Body = ResponseBody;
 
     async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
-        let (admin, proxy) = &*self.0;
+        let Rooms { admin, proxy, draining } = &*self.0;
         match admin.answer(request.method(), request.uri(), request.headers(), clock::now()) {
             Some(page) => page.map(|body| ResponseBody::Ours(Full::new(body))),
+            None if draining.is_set() && request.extensions().get::<First>().is_none() => {
+                proxy.decline(&request)
+            }
             None => proxy.exchange(request).await,
         }
     }

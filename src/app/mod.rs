@@ -2,8 +2,10 @@
 //! end it out. What tests start is what people start.
 
 mod front;
+mod listen;
 mod parts;
 
+use std::future::{Future, pending};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,14 +16,17 @@ use tokio::sync::watch;
 
 use crate::admin::{Admin, Draining};
 use crate::clock;
+use crate::policy::client::Clients;
 use crate::pool::{KeySnapshot, Pool, Reloaded};
 use crate::proxy::{Limits, Proxy, SharedTerms, Terms};
-use crate::server::{self, Drain, Listener, Room};
+use crate::server::{self, Drain, Room};
 use crate::store::{self, OpenError, Store};
 use crate::tasks::{AbortOnDrop, Tasks};
 use crate::upstream::{Direct, TlsError, Upstream};
 use crate::watch::{self as quotas, Watch};
 
+pub use crate::server::{Address, Listener, Passed};
+pub use listen::{ListenError, listen};
 pub use parts::Parts;
 
 use front::Front;
@@ -41,15 +46,30 @@ pub enum StartError {
     /// The upstream's address cannot be written in a head.
     #[error("the upstream's address cannot be used: {0}")]
     Upstream(#[from] http::Error),
+    /// Everyone on the network could use the keys.
+    #[error(transparent)]
+    Exposed(#[from] Exposed),
     /// The system refuses.
     #[error(transparent)]
     System(#[from] io::Error),
 }
 
+/// Other machines can connect, and no client would have to say who it is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} is open to other machines, and no client token is asked for")]
+pub struct Exposed(pub Address);
+
+fn check_exposure(addresses: &[Address], clients: &Clients) -> Result<(), Exposed> {
+    match (clients, addresses.iter().find(|address| !address.is_local())) {
+        (Clients::Anyone(_), Some(open)) => Err(Exposed(open.clone())),
+        (Clients::Anyone(_) | Clients::Known(_), _) => Ok(()),
+    }
+}
+
 /// A program that runs.
 #[derive(Debug)]
 pub struct Running {
-    addresses: Vec<SocketAddr>,
+    addresses: Vec<Address>,
     pool: Arc<Pool>,
     terms: SharedTerms,
     quotas: Option<watch::Sender<quotas::Settings>>,
@@ -81,6 +101,7 @@ const CUT_MAX: Duration = Duration::from_secs(5);
 /// When the books or TLS are not to be had.
 pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartError> {
     let addresses = listeners.iter().map(Listener::address).collect::<io::Result<Vec<_>>>()?;
+    check_exposure(&addresses, &parts.clients)?;
     let pool = Arc::new(Pool::new(parts.keys, parts.pool));
     let books = Store::open(&parts.books, clock::now())?;
     let set_aside = books.set_aside().cloned();
@@ -104,7 +125,7 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
     let proxy = Proxy::new(Arc::clone(&terms), Arc::clone(&pool), upstream, books);
 
     let (drain, connections) = (Drain::default(), Tasks::new());
-    let front = Front::new(admin, proxy);
+    let front = Front::new(admin, proxy, draining.clone());
     let room = Room::new(parts.server.connections_max);
     for listener in listeners {
         let serving = server::serve(
@@ -133,10 +154,20 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
 }
 
 impl Running {
-    /// Where it listens: the first of its addresses.
+    /// The first port it listens on; port 0 when it listens on none.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.addresses.first().copied().unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
+        let port = self.addresses.iter().find_map(|address| match address {
+            Address::Tcp(address) => Some(*address),
+            Address::Unix(_) => None,
+        });
+        port.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+
+    /// Everywhere it listens.
+    #[must_use]
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
     }
 
     /// The broken books that were set aside at the start, if there were any.
@@ -161,7 +192,13 @@ impl Running {
     /// Takes the keys, the clients and the limits of `parts` for requests that come from now on;
     /// nothing else of it counts before the next start. Requests under way keep what they began
     /// with, and keys that stay keep what is known of them.
-    pub fn reload(&self, parts: Parts) -> Reloaded {
+    ///
+    /// # Errors
+    ///
+    /// When nobody would have to say who it is and other machines can connect; then nothing
+    /// changes.
+    pub fn reload(&self, parts: Parts) -> Result<Reloaded, Exposed> {
+        check_exposure(&self.addresses, &parts.clients)?;
         // Bodies that are held count against the bounds they were taken under.
         let room = self.terms.load().limits.room.or_other(parts.proxy.room);
         let limits = Limits { room, ..parts.proxy };
@@ -171,25 +208,38 @@ impl Running {
             // The watch ends with the program only.
             let _ = quotas.send(settings);
         }
-        reloaded
+        Ok(reloaded)
     }
 
     /// Accepts nothing more, lets running requests finish within `grace`, cuts the others, and
     /// writes everything down.
     pub async fn drain(self, grace: Duration) -> Drained {
+        self.drain_unless(grace, pending()).await
+    }
+
+    /// The same, but does not wait any longer when `hurry` completes.
+    pub async fn drain_unless(self, grace: Duration, hurry: impl Future<Output = ()>) -> Drained {
+        let Drain { stop, requests, close, cut } = &self.drain;
         self.draining.set();
-        self.drain.stop.cancel();
+        stop.cancel();
         drop(self.watching);
-        let finished = tokio::time::timeout(grace, self.connections.ended()).await;
-        let drained = match finished {
-            Ok(()) => Drained::Clean,
-            Err(_) => {
-                self.drain.cut.cancel();
-                // What does not even end when it is cut is not waited for.
-                let _ = tokio::time::timeout(CUT_MAX, self.connections.ended()).await;
-                Drained::Cut
-            }
+        let finish = async {
+            requests.ended().await;
+            close.cancel();
+            self.connections.ended().await;
         };
+        let drained = tokio::select! {
+            finished = tokio::time::timeout(grace, finish) => match finished {
+                Ok(()) => Drained::Clean,
+                Err(_) => Drained::Cut,
+            },
+            () = hurry => Drained::Cut,
+        };
+        if drained == Drained::Cut {
+            cut.cancel();
+            // What does not even end when it is cut is not waited for.
+            let _ = tokio::time::timeout(CUT_MAX, self.connections.ended()).await;
+        }
         self.writing.ended().await;
         drained
     }

@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
-use super::{Sources, complain, print};
+use super::{Sources, complain, load, print};
 use crate::telemetry::keys_loaded;
 
 pub(super) fn run(sources: Sources) -> ExitCode {
-    let loaded = match sources.load() {
+    let loaded = match load(&sources.overrides(false)) {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };

@@ -1,10 +1,15 @@
 //! Commands: arguments in, exit codes out; one file a command. Data goes to standard output,
 //! messages to standard error.
 
+mod serve;
+
 mod check;
 mod demo;
-mod serve;
 mod simulate;
+
+mod notify;
+mod reload;
+mod signals;
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -12,7 +17,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{self, Loaded, Need, Overrides};
 
@@ -44,23 +48,27 @@ enum Command {
 /// Where the configuration comes from.
 #[derive(Clone, Debug, Default, Args)]
 struct Sources {
-    /// Listen on this address.
-    #[arg(long, value_name = "HOST:PORT")]
-    listen: Option<String>,
+    /// Listen here: HOST:PORT, unix:/PATH or systemd. May be given several times.
+    #[arg(long, value_name = "PLACE")]
+    listen: Vec<String>,
     /// Read this configuration file.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
 impl Sources {
-    /// The configuration; what is wrong with it goes to standard error.
-    fn load(self) -> Result<Loaded, ExitCode> {
-        config::load(&Overrides { config_file: self.config, listen: self.listen, keys: Need::Required })
-            .map_err(|problems| {
-                complain(&problems);
-                ExitCode::from(EX_CONFIG)
-            })
+    /// What the command line says.
+    fn overrides(self, has_passed_sockets: bool) -> Overrides {
+        Overrides { config_file: self.config, listen: self.listen, has_passed_sockets, keys: Need::Required }
     }
+}
+
+/// The configuration; what is wrong with it goes to standard error.
+fn load(overrides: &Overrides) -> Result<Loaded, ExitCode> {
+    config::load(overrides).map_err(|problems| {
+        complain(&problems);
+        ExitCode::from(EX_CONFIG)
+    })
 }
 
 /// `sysexits.h`: the configuration is wrong. A service manager need not try again.
@@ -100,24 +108,18 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("keychoir").build()
 }
 
-/// Waits for the signal to end: SIGTERM or SIGINT.
-async fn told_to_end() -> io::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
-}
-
 /// Why an address cannot be listened on, and what to do.
 #[expect(clippy::wildcard_enum_match_arm, reason = "the standard library's list of errors grows")]
 fn cannot_listen(address: &str, error: &io::Error) -> String {
+    let is_file = address.starts_with("unix:");
     let reason = match error.kind() {
+        io::ErrorKind::NotFound if is_file => "Its folder is missing. ",
+        io::ErrorKind::PermissionDenied if is_file => "This user may not write there. ",
         io::ErrorKind::AddrInUse => "Another program listens there, maybe another Keychoir. ",
         io::ErrorKind::PermissionDenied => "Ports below 1024 need a privilege. ",
         io::ErrorKind::AddrNotAvailable => "This machine does not have that address. ",
         _ => "",
     };
-    format!("cannot listen on {address}: {error}. {reason}Choose another address with --listen HOST:PORT.")
+    let other = if is_file { "path with --listen unix:/PATH" } else { "address with --listen HOST:PORT" };
+    format!("cannot listen on {address}: {error}. {reason}Choose another {other}.")
 }

@@ -3,11 +3,12 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
-use super::{EX_CONFIG, Sources, cannot_listen, complain, failed, runtime, told_to_end};
-use crate::app::{self, Drained, Parts, Running, StartError};
+use super::reload::Reloading;
+use super::signals::{Signals, Told};
+use super::{EX_CONFIG, Sources, cannot_listen, complain, failed, load, notify, runtime};
+use crate::app::{self, Address, Drained, ListenError, Parts, Passed, Running, StartError};
 use crate::config::{Listen, Loaded, LogFormat};
 use crate::telemetry::{self, Form, Sink, key_line, keys_loaded};
 
@@ -15,18 +16,33 @@ use crate::telemetry::{self, Form, Sink, key_line, keys_loaded};
 /// not answer must not keep the start waiting.
 const QUOTAS_WAIT_MAX: Duration = Duration::from_millis(1_500);
 
+/// After the grace, what a service manager should allow for cutting and writing down.
+const END_MARGIN: Duration = Duration::from_secs(15);
+
 pub(super) fn run(sources: Sources) -> ExitCode {
-    let loaded = match sources.load() {
+    // Before there are threads: it changes the environment.
+    let passed = Passed::take();
+    let overrides = sources.overrides(passed.count() > 0);
+    let loaded = match load(&overrides) {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
     let form = form(loaded.config.log.format);
-    if let Err(error) = telemetry::start(form, &loaded.config.log.level.to_string(), Sink::stderr()) {
-        complain(&error);
-        return ExitCode::from(EX_CONFIG);
-    }
+    let level = match telemetry::start(form, &loaded.config.log.level.to_string(), Sink::stderr()) {
+        Ok(level) => level,
+        Err(error) => {
+            complain(&error);
+            return ExitCode::from(EX_CONFIG);
+        }
+    };
+    let reloading = Reloading::new(overrides, level, &loaded);
     match runtime() {
-        Ok(runtime) => runtime.block_on(serve(loaded)),
+        Ok(runtime) => runtime.block_on(async {
+            tokio::select! {
+                code = serve(loaded, passed, reloading) => code,
+                never = notify::beat() => match never {},
+            }
+        }),
         Err(error) => failed(&error),
     }
 }
@@ -43,43 +59,44 @@ fn form(format: LogFormat) -> Form {
     }
 }
 
-async fn serve(loaded: Loaded) -> ExitCode {
+async fn serve(loaded: Loaded, passed: Passed, reloading: Reloading) -> ExitCode {
     let Loaded { config, warnings, .. } = loaded;
     for warning in &warnings {
         warn!("{warning}");
     }
     let text = keys_loaded(config.keys.len(), &config.key_source.to_string());
     info!(event = "keys_loaded", count = config.keys.len(), "{text}");
+    if passed.count() > 0 && !config.server.listen.iter().any(|listen| *listen == Listen::Systemd) {
+        let count = passed.count();
+        warn!("systemd passes {count} sockets that are not listened on: add \"systemd\" to server.listen");
+    }
 
-    let listeners = match listen(&config.server.listen).await {
-        Ok(listeners) => listeners,
-        Err(message) => return failed(&message),
+    // From here on no signal is lost.
+    let signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => return failed(&error),
     };
-    let grace = config.server.shutdown_grace;
-    let running = match Parts::of(config)
-        .map_err(StartError::from)
-        .and_then(|parts| app::start(parts, listeners.into_iter().map(Into::into).collect()))
-    {
+    let listeners = match app::listen(&config.server.listen, config.server.unix_mode, passed).await {
+        Ok(listeners) => listeners,
+        Err(ListenError::Place { place, source }) => return failed(&cannot_listen(&place, &source)),
+        Err(error @ (ListenError::NothingPassed | ListenError::Passed(_))) => {
+            complain(&format_args!("keychoir: {error}"));
+            return ExitCode::from(EX_CONFIG);
+        }
+    };
+    let started = Parts::of(config).map_err(StartError::from).and_then(|parts| app::start(parts, listeners));
+    let running = match started {
         Ok(running) => running,
         Err(error) => return not_started(&error),
     };
-    until_told(welcome(running).await, grace).await
+    notify::ready(&status(&running));
+    until_told(welcome(running).await, signals, reloading).await
 }
 
-/// Listens on every address that is meant; only the first must be there.
-async fn listen(meant: &Listen) -> Result<Vec<TcpListener>, String> {
-    let mut listeners: Vec<TcpListener> = Vec::new();
-    for mut address in meant.socket_addresses() {
-        if let Some(first) = listeners.first().and_then(|first| first.local_addr().ok()) {
-            address.set_port(first.port());
-        }
-        match TcpListener::bind(address).await {
-            Ok(listener) => listeners.push(listener),
-            Err(error) if listeners.is_empty() => return Err(cannot_listen(&address.to_string(), &error)),
-            Err(error) => debug!("{address} is not listened on: {error}"),
-        }
-    }
-    Ok(listeners)
+/// What a service manager shows: how many keys, and where.
+fn status(running: &Running) -> String {
+    let places = running.addresses().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    format!("Serving with {} keys at {places}", running.keys().len())
 }
 
 fn not_started(error: &StartError) -> ExitCode {
@@ -90,6 +107,10 @@ fn not_started(error: &StartError) -> ExitCode {
                 &"Give the usage records another place with storage.path (or KEYCHOIR_STORAGE__PATH), or keep none \
                   with storage.ephemeral = true.",
             );
+            ExitCode::from(EX_CONFIG)
+        }
+        StartError::Exposed(_) => {
+            complain(&"Write a [[clients]] entry with `name` and `token_sha256`, or listen on 127.0.0.1.");
             ExitCode::from(EX_CONFIG)
         }
         StartError::Upstream(_) | StartError::Tls(_) => ExitCode::from(EX_CONFIG),
@@ -117,33 +138,52 @@ async fn welcome(mut running: Running) -> Running {
             );
         }
     }
-    let address = running.address();
-    info!(event = "server_started", address = %address, "Server started at http://{address}");
-    info!(
-        event = "server_base_url",
-        "├─ Base URL:  http://{address}   ElevenLabs(base_url=…, api_key=\"anything\")"
-    );
-    info!(event = "server_status_url", "└─ Status:    http://{address}/api/elevenlabs-status");
+    for address in running.addresses() {
+        let place = match address {
+            Address::Tcp(address) => format!("http://{address}"),
+            Address::Unix(_) => address.to_string(),
+        };
+        info!(event = "server_started", address = %address, "Server started at {place}");
+    }
+    let base = match running.addresses().iter().find(|address| matches!(address, Address::Tcp(_))) {
+        Some(address) => format!("http://{address}"),
+        // The name does not matter on a Unix socket; clients want one.
+        None => "http://keychoir".to_owned(),
+    };
+    info!(event = "server_base_url", "├─ Base URL:  {base}   ElevenLabs(base_url=…, api_key=\"anything\")");
+    info!(event = "server_status_url", "└─ Status:    {base}/api/elevenlabs-status");
     running
 }
 
-/// Serves until a signal comes, and ends cleanly; a second signal ends it at once.
-async fn until_told(running: Running, grace: Duration) -> ExitCode {
-    if let Err(error) = told_to_end().await {
-        return failed(&error);
-    }
-    info!(event = "server_ending", "Ending: no new connections, {} s for running requests", grace.as_secs());
-    tokio::select! {
-        drained = running.drain(grace) => {
-            match drained {
-                Drained::Clean => info!(event = "server_ended", "Ended"),
-                Drained::Cut => warn!(event = "server_ended", "Ended; requests that still ran were cut"),
+/// Serves and reloads until a signal says to end, and ends cleanly; a second such signal cuts what
+/// still runs.
+async fn until_told(running: Running, mut signals: Signals, mut reloading: Reloading) -> ExitCode {
+    loop {
+        let told = tokio::select! {
+            told = signals.next() => told,
+            () = reloading.changed() => Told::Reload,
+        };
+        match told {
+            Told::End => break,
+            Told::Reload => {
+                notify::reloading();
+                reloading.reload(&running);
+                notify::ready(&status(&running));
             }
-            ExitCode::SUCCESS
-        }
-        _ = told_to_end() => {
-            warn!(event = "server_ended", "Ended at once; running requests were cut");
-            ExitCode::FAILURE
         }
     }
+    let grace = reloading.grace();
+    notify::stopping(grace + END_MARGIN);
+    info!(event = "server_ending", "Ending: no new connections, {} s for running requests", grace.as_secs());
+    let mut is_hurried = false;
+    let hurry = async {
+        signals.end().await;
+        is_hurried = true;
+    };
+    let drained = running.drain_unless(grace, hurry).await;
+    match drained {
+        Drained::Clean => info!(event = "server_ended", "Ended"),
+        Drained::Cut => warn!(event = "server_ended", "Ended; requests that still ran were cut"),
+    }
+    if is_hurried { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use tokio::net::TcpListener;
 
+use super::signals::Signals;
 use super::{cannot_listen, failed, print, runtime};
 use crate::simulator::{Fault, FaultError, KeyPlan, Plan, PlanError, Simulator};
 
@@ -75,8 +76,9 @@ async fn simulate(arguments: Arguments) -> ExitCode {
     }
     print(&format_args!("   export KEYCHOIR_UPSTREAM__BASE_URL={}", simulator.base_url()));
     print(&format_args!("   ledger: {}/_simulator/ledger", simulator.base_url()));
-    match super::told_to_end().await {
-        Ok(()) => {
+    match Signals::new() {
+        Ok(mut signals) => {
+            signals.end().await;
             simulator.stop().await;
             ExitCode::SUCCESS
         }

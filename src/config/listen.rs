@@ -1,70 +1,93 @@
-//! The address clients come to. An IP address or `localhost`: a name that must be looked up could
-//! open the proxy to more machines tomorrow than today.
+//! The places clients come to: ports, Unix sockets, and sockets that systemd holds for us.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::host_port::HostPort;
 use super::mask::shown;
 use super::problem::WrongValue;
 
-/// Where a server listens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Listen {
-    host: Host,
-    port: u16,
+/// A place to listen on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Listen {
+    /// A port.
+    Port(HostPort),
+    /// A Unix socket at this absolute path.
+    Unix(PathBuf),
+    /// Every socket that systemd passes.
+    Systemd,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Host {
-    Localhost,
-    Address(IpAddr),
-}
+/// All places to listen on. Never empty, none of them twice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listens(Vec<Listen>);
 
-impl Listen {
-    /// The port; 0 lets the system choose one.
-    #[must_use]
-    pub fn port(&self) -> u16 {
-        self.port
+/// Who may connect to a Unix socket, as the bits of its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnixMode(u32);
+
+/// What the kernel takes as the path of a socket, its final zero aside.
+const UNIX_PATH_BYTES_MAX: usize = 107;
+
+impl Listens {
+    /// Only what systemd passes.
+    pub(super) fn systemd() -> Self {
+        Self(vec![Listen::Systemd])
     }
 
-    /// The addresses to bind: the first must succeed.
-    ///
-    /// `localhost` is two, IPv4 first: clients that try `::1` first should find a listener there
-    /// where the machine has IPv6. With port 0, the port the first got is meant for the second.
-    #[must_use]
-    pub fn socket_addresses(&self) -> Vec<SocketAddr> {
-        match self.host {
-            Host::Localhost => vec![
-                SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.port),
-                SocketAddr::new(Ipv6Addr::LOCALHOST.into(), self.port),
-            ],
-            Host::Address(address) => vec![SocketAddr::new(address, self.port)],
+    pub(super) fn parse(texts: &[&str]) -> Result<Self, WrongValue> {
+        let mut listens = Vec::with_capacity(texts.len());
+        for text in texts {
+            let listen = text.parse::<Listen>()?;
+            if listens.contains(&listen) {
+                return Err(WrongValue::new(format!("{} is given twice", shown(text))));
+            }
+            listens.push(listen);
         }
+        if listens.is_empty() {
+            let wrong = WrongValue::new("there is nothing to listen on");
+            return Err(wrong.advise("write HOST:PORT, for example 127.0.0.1:11011"));
+        }
+        Ok(Self(listens))
     }
 
-    /// Whether only this machine can connect.
+    /// Each of them, in the order they were given.
+    pub fn iter(&self) -> std::slice::Iter<'_, Listen> {
+        self.0.iter()
+    }
+
+    /// The first port that other machines can reach. What systemd passes is judged when it is
+    /// here.
     #[must_use]
-    pub fn is_loopback(&self) -> bool {
-        match self.host {
-            Host::Localhost => true,
-            Host::Address(address) => address.to_canonical().is_loopback(),
-        }
+    pub fn exposed(&self) -> Option<&HostPort> {
+        self.0.iter().find_map(|listen| match listen {
+            Listen::Port(port) if !port.is_loopback() => Some(port),
+            Listen::Port(_) | Listen::Unix(_) | Listen::Systemd => None,
+        })
     }
 }
 
-impl Default for Listen {
+impl Default for Listens {
     fn default() -> Self {
-        // Loopback: nobody else reaches the keys before the owner says who may.
-        Self { host: Host::Address(Ipv4Addr::LOCALHOST.into()), port: 11011 }
+        Self(vec![Listen::Port(HostPort::default())])
+    }
+}
+
+/// As a TOML file writes it.
+impl fmt::Display for Listens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let listed = self.0.iter().map(|listen| format!("\"{listen}\"")).collect::<Vec<_>>().join(", ");
+        if self.0.len() == 1 { f.write_str(&listed) } else { write!(f, "[{listed}]") }
     }
 }
 
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.host {
-            Host::Localhost => write!(f, "localhost:{}", self.port),
-            Host::Address(address) => SocketAddr::new(address, self.port).fmt(f),
+        match self {
+            Self::Port(port) => port.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Systemd => f.write_str("systemd"),
         }
     }
 }
@@ -73,50 +96,54 @@ impl FromStr for Listen {
     type Err = WrongValue;
 
     fn from_str(text: &str) -> Result<Self, WrongValue> {
-        const FORM: &str = "write HOST:PORT, for example 127.0.0.1:11011";
-        if let Some((_, rest)) = text.split_once("://") {
-            let near = rest.trim_end_matches('/').parse::<Self>().ok();
-            return Err(WrongValue::new(format!("{} is a URL", shown(text))).advise(FORM).suggest(near));
+        const FORM: &str = "write unix: and the whole path, for example unix:/run/keychoir/keychoir.sock";
+        if text == "systemd" {
+            return Ok(Self::Systemd);
         }
-        if let Ok(IpAddr::V6(address)) = text.parse::<IpAddr>() {
-            let near = format!("[{address}]:{}", Self::default().port);
-            let wrong =
-                WrongValue::new(format!("{} has no port, or no brackets around its address", shown(text)));
-            return Err(wrong.advise(FORM).suggest(Some(near)));
+        let Some(path) = text.strip_prefix("unix:") else { return text.parse().map(Self::Port) };
+        if !path.starts_with('/') || path.ends_with('/') {
+            return Err(WrongValue::new(format!("{} has no whole path", shown(text))).advise(FORM));
         }
-        let Some((host, port)) = text.rsplit_once(':').filter(|_| !text.ends_with(']')) else {
-            let near = text.parse::<u16>().ok().map(|port| format!("127.0.0.1:{port}"));
-            return Err(WrongValue::new(format!("{} has no port", shown(text))).advise(FORM).suggest(near));
-        };
-        if port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) || port.parse::<u16>().is_err()
-        {
-            let wrong = WrongValue::new(format!("{} has no usable port", shown(text)));
-            return Err(wrong.advise("a port is a number from 0 (any free one) to 65535"));
+        if path.len() > UNIX_PATH_BYTES_MAX {
+            let count = path.len();
+            let wrong = WrongValue::new(format!("the path of the socket has {count} bytes"));
+            return Err(wrong.advise(format!("systems take {UNIX_PATH_BYTES_MAX} at most")));
         }
-        let port = port.parse().unwrap_or_default();
-        let host = parse_host(host).map_err(|near| {
-            let near = near.map(|near| format!("{near}:{port}"));
-            WrongValue::new(format!("{} has no IP address and is not localhost", shown(text)))
-                .advise(FORM)
-                .suggest(near)
-        })?;
-        Ok(Self { host, port })
+        Ok(Self::Unix(PathBuf::from(path)))
     }
 }
 
-/// Reads a host, or says which one may be meant.
-fn parse_host(host: &str) -> Result<Host, Option<&'static str>> {
-    if host.eq_ignore_ascii_case("localhost") {
-        return Ok(Host::Localhost);
+impl UnixMode {
+    /// The bits.
+    #[must_use]
+    pub fn bits(self) -> u32 {
+        self.0
     }
-    if let Some(inner) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        return inner.parse::<Ipv6Addr>().map(|address| Host::Address(address.into())).map_err(|_| None);
+}
+
+impl Default for UnixMode {
+    fn default() -> Self {
+        Self(0o660)
     }
-    host.parse::<Ipv4Addr>().map(|address| Host::Address(address.into())).map_err(|_| match host {
-        "" => Some("127.0.0.1"),
-        "*" => Some("0.0.0.0"),
-        _ => None,
-    })
+}
+
+impl fmt::Display for UnixMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04o}", self.0)
+    }
+}
+
+impl FromStr for UnixMode {
+    type Err = WrongValue;
+
+    fn from_str(text: &str) -> Result<Self, WrongValue> {
+        let is_octal = (3..=4).contains(&text.len()) && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
+        match u32::from_str_radix(text, 8) {
+            Ok(bits) if is_octal && bits <= 0o777 => Ok(Self(bits)),
+            Ok(_) | Err(_) => Err(WrongValue::new(format!("{} is no file mode", shown(text)))
+                .advise("write three octal digits after a zero, for example 0660")),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -124,74 +151,56 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(text: &str, expected: &str) {
-        let printed = match text.parse::<Listen>() {
-            Ok(listen) => listen.to_string(),
+    fn check(texts: &[&str], expected: &str) {
+        let printed = match Listens::parse(texts) {
+            Ok(listens) => listens.to_string(),
             Err(wrong) => format!("! {wrong}"),
         };
         assert_eq!(printed, expected);
     }
 
     #[test]
-    fn addresses_and_localhost_are_read() {
-        for text in ["127.0.0.1:11011", "0.0.0.0:0", "[::1]:65535", "localhost:80"] {
-            check(text, text);
-        }
-        assert_eq!(Listen::default().to_string(), "127.0.0.1:11011");
-    }
-
-    #[test]
-    fn what_is_missing_is_named() {
-        check("127.0.0.1", "! `127.0.0.1` has no port; write HOST:PORT, for example 127.0.0.1:11011");
+    fn every_kind_of_place_is_read() {
+        check(&["127.0.0.1:1"], "\"127.0.0.1:1\"");
         check(
-            "8080",
-            "! `8080` has no port; write HOST:PORT, for example 127.0.0.1:11011; did you mean `127.0.0.1:8080`?",
-        );
-        check(
-            ":8080",
-            "! `:8080` has no IP address and is not localhost; write HOST:PORT, for example 127.0.0.1:11011; did you mean `127.0.0.1:8080`?",
-        );
-        check(
-            "::1",
-            "! `::1` has no port, or no brackets around its address; write HOST:PORT, for example 127.0.0.1:11011; did you mean `[::1]:11011`?",
-        );
-        check("[::1]", "! `[::1]` has no port; write HOST:PORT, for example 127.0.0.1:11011");
-        check(
-            "http://localhost:80/",
-            "! `http://localhost:80/` is a URL; write HOST:PORT, for example 127.0.0.1:11011; did you mean `localhost:80`?",
+            &["localhost:1", "unix:/run/k.sock", "systemd"],
+            "[\"localhost:1\", \"unix:/run/k.sock\", \"systemd\"]",
         );
     }
 
     #[test]
-    fn names_are_not_looked_up() {
-        for text in ["example.com:80", "[::g]:80", "1.2.3:80"] {
-            let form = "write HOST:PORT, for example 127.0.0.1:11011";
-            check(text, &format!("! `{text}` has no IP address and is not localhost; {form}"));
-        }
+    fn one_mistake_is_enough() {
+        check(&["127.0.0.1:1", "x"], "! `x` has no port; write HOST:PORT, for example 127.0.0.1:11011");
+        check(&["systemd", "systemd"], "! `systemd` is given twice");
+        check(&[], "! there is nothing to listen on; write HOST:PORT, for example 127.0.0.1:11011");
     }
 
     #[test]
-    fn ports_go_from_0_to_65535() {
-        check("127.0.0.1:65535", "127.0.0.1:65535");
-        for text in ["127.0.0.1:65536", "127.0.0.1:", "127.0.0.1:+1", "127.0.0.1:-1", "127.0.0.1:http"] {
-            let advice = "a port is a number from 0 (any free one) to 65535";
-            check(text, &format!("! `{text}` has no usable port; {advice}"));
+    fn the_path_of_a_socket_is_whole_and_short() {
+        let advice = "write unix: and the whole path, for example unix:/run/keychoir/keychoir.sock";
+        for text in ["unix:", "unix:k.sock", "unix:/run/"] {
+            check(&[text], &format!("! `{text}` has no whole path; {advice}"));
         }
+        let path = |bytes: usize| format!("unix:/{}", "a".repeat(bytes - 1));
+        assert!(path(107).parse::<Listen>().is_ok());
+        check(&[&path(108)], "! the path of the socket has 108 bytes; systems take 107 at most");
     }
 
     #[test]
-    fn only_loopback_is_loopback() {
-        for text in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "localhost:1"] {
-            assert!(text.parse::<Listen>().unwrap().is_loopback(), "{text}");
-        }
-        for text in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "128.0.0.1:1", "[::ffff:10.0.0.1]:1"] {
-            assert!(!text.parse::<Listen>().unwrap().is_loopback(), "{text}");
-        }
+    fn only_ports_beyond_loopback_are_exposed() {
+        let exposed = |texts: &[&str]| Listens::parse(texts).unwrap().exposed().map(ToString::to_string);
+        assert_eq!(exposed(&["127.0.0.1:1", "unix:/k", "systemd"]), None);
+        assert_eq!(exposed(&["127.0.0.1:1", "0.0.0.0:2"]).as_deref(), Some("0.0.0.0:2"));
     }
 
     #[test]
-    fn localhost_is_bound_on_both_families() {
-        let addresses = "localhost:7".parse::<Listen>().unwrap().socket_addresses();
-        assert_eq!(addresses, ["127.0.0.1:7".parse().unwrap(), "[::1]:7".parse().unwrap()]);
+    fn a_mode_is_octal() {
+        for text in ["0660", "0600", "0777", "0000"] {
+            assert_eq!(text.parse::<UnixMode>().unwrap().to_string(), text);
+        }
+        assert_eq!("660".parse::<UnixMode>().unwrap(), UnixMode::default());
+        for text in ["", "66", "0668", "1777", "00660", "rw-rw----", "+660"] {
+            assert!(text.parse::<UnixMode>().is_err(), "{text}");
+        }
     }
 }

@@ -17,25 +17,30 @@ mod keys;
 
 mod base_url;
 mod choice;
+mod host_port;
 mod listen;
 mod sections;
 
 mod mask;
 mod problem;
 
+mod reload;
 mod source;
 
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
 
 pub use base_url::{BaseUrl, Scheme};
 pub use choice::{LogFilter, LogFormat};
 pub use clients::ClientConfig;
+pub use host_port::HostPort;
 pub use keys::{KeyConfig, KeySource};
-pub use listen::Listen;
+pub use listen::{Listen, Listens, UnixMode};
 pub use problem::{Origin, Problem, Problems, Warning, WrongValue};
+pub use reload::Files;
 pub use sections::{
     AccessConfig, LogConfig, PoolConfig, ReplayConfig, ServerConfig, StorageConfig, UpstreamConfig,
     WatchConfig,
@@ -48,8 +53,10 @@ use crate::secret::ApiKey;
 pub struct Overrides {
     /// `--config FILE`; without it, `KEYCHOIR_CONFIG` may name one.
     pub config_file: Option<PathBuf>,
-    /// `--listen HOST:PORT`.
-    pub listen: Option<String>,
+    /// `--listen`, each of them.
+    pub listen: Vec<String>,
+    /// Whether systemd has passed sockets: without any other word on it, these are listened on.
+    pub has_passed_sockets: bool,
     /// Whether the command can do without keys.
     pub keys: Need,
 }
@@ -73,6 +80,8 @@ pub struct Loaded {
     pub warnings: Vec<Warning>,
     /// The configuration file, if there is one.
     pub file: Option<PathBuf>,
+    /// Every file that was looked at, as it was.
+    pub files: Files,
 }
 
 /// Reads the environment, the configuration file and the files that they name.
@@ -82,7 +91,13 @@ pub struct Loaded {
 /// All mistakes at once. The caller exits with 78.
 pub fn load(overrides: &Overrides) -> Result<Loaded, Problems> {
     let environment = source::Environment::of_process();
-    resolve::resolve(overrides, &source::Sources { environment, read: &source::read_file })
+    let files = RefCell::new(Files::default());
+    let read = |path: &Path| {
+        files.borrow_mut().note(path);
+        source::read_file(path)
+    };
+    let resolved = resolve::resolve(overrides, &source::Sources { environment, read: &read });
+    resolved.map(|loaded| Loaded { files: files.into_inner(), ..loaded })
 }
 
 /// Everything that can be set. The default has no keys.

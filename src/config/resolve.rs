@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use super::base_url::Scheme;
 use super::document::{Contents, Document};
 use super::keys::{self, KeySource, unreadable};
+use super::listen::Listens;
 use super::mask::shown;
 use super::problem::{Origin, Place, Problem, Problems, Warning, WrongValue};
+use super::reload::Files;
 use super::setting::{self, Folders, Raw, Setting};
 use super::source::{Sources, Unreadable};
 use super::{Config, Loaded, Need, Overrides, clients, variables};
@@ -39,8 +41,12 @@ pub(super) fn resolve(overrides: &Overrides, sources: &Sources<'_>) -> Result<Lo
     for (setting, text, place) in variables::settings(&sources.environment, &mut draft.problems) {
         draft.set(setting, Raw::Text(text), local, &place);
     }
-    if let (Some(text), Some(setting)) = (&overrides.listen, setting::find("server.listen")) {
+    if let (false, Some(setting)) = (overrides.listen.is_empty(), setting::find("server.listen")) {
+        let text = overrides.listen.join(",");
         draft.set(setting, Raw::Text(text.trim()), local, &Place::of(Origin::Flag("--listen")));
+    }
+    if overrides.has_passed_sockets && !draft.places.contains_key("server.listen") {
+        draft.config.server.listen = Listens::systemd();
     }
 
     let path = file.as_ref().map(|(path, _)| path.to_path_buf());
@@ -160,10 +166,7 @@ impl Draft {
     }
 
     fn check_exposure(&mut self, has_clients: bool) {
-        let listen = self.config.server.listen;
-        if listen.is_loopback() || has_clients {
-            return;
-        }
+        let Some(listen) = self.config.server.listen.exposed().filter(|_| !has_clients) else { return };
         let wrong =
             WrongValue::new(format!("{listen} is open to other machines, and no client token is asked for"))
                 .advise("write a [[clients]] entry with `name` and `token_sha256` in the configuration file")
@@ -205,7 +208,9 @@ impl Draft {
         self.syntax_errors.append(&mut self.problems);
         match Problems::of(self.syntax_errors) {
             Some(problems) => Err(problems),
-            None => Ok(Loaded { config: self.config, warnings: self.warnings, file }),
+            None => {
+                Ok(Loaded { config: self.config, warnings: self.warnings, file, files: Files::default() })
+            }
         }
     }
 }

@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use super::base_url::BaseUrl;
 use super::choice::{LogFilter, LogFormat};
-use super::listen::Listen;
+use super::listen::{Listens, UnixMode};
 use crate::policy::select::Strategy;
 
 /// Where clients come in, and how long they may keep us waiting.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerConfig {
-    /// The address to listen on.
-    pub listen: Listen,
+    /// Where to listen.
+    pub listen: Listens,
+    /// Who may connect to a Unix socket that is listened on.
+    pub unix_mode: UnixMode,
     /// For a request's head to arrive, and between two requests of a connection.
     pub head_read_max: Duration,
     /// A request's head.
@@ -22,6 +24,8 @@ pub struct ServerConfig {
     pub connections_max: usize,
     /// How long a stop waits for the requests under way.
     pub shutdown_grace: Duration,
+    /// From one look at the files of the configuration to the next; zero never looks.
+    pub reload_interval: Duration,
     /// How long a client may pause within a request's body.
     pub body_idle_max: Duration,
 }
@@ -29,11 +33,13 @@ pub struct ServerConfig {
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
-            listen: Listen::default(),
+            listen: Listens::default(),
+            unix_mode: UnixMode::default(),
             head_read_max: Duration::from_secs(30),
             head_bytes_max: 64 * 1024,
             connections_max: 10_000,
             shutdown_grace: Duration::from_secs(30),
+            reload_interval: Duration::from_secs(5),
             body_idle_max: Duration::from_secs(60),
         }
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use super::Config;
+use super::listen::Listens;
 use super::mask::shown;
 use super::problem::{WrongValue, nearest};
 
@@ -24,6 +25,7 @@ pub(super) struct Setting {
 /// What a value may be, and the field it ends in.
 enum Kind {
     Word(fn(&mut Config) -> &mut dyn Word),
+    Places(fn(&mut Config) -> &mut Listens),
     Millis(RangeInclusive<u64>, fn(&mut Config) -> &mut Duration),
     Bytes(RangeInclusive<u64>, fn(&mut Config) -> &mut usize),
     Count(RangeInclusive<u64>, fn(&mut Config) -> &mut usize),
@@ -40,12 +42,14 @@ const DAY: u64 = 24 * HOUR;
 const MEBI: u64 = 1024 * 1024;
 
 pub(super) static TABLE: &[Setting] = &[
-    entry("server.listen", Kind::Word(|c| &mut c.server.listen)),
+    entry("server.listen", Kind::Places(|c| &mut c.server.listen)),
+    entry("server.unix_mode", Kind::Word(|c| &mut c.server.unix_mode)),
     entry("server.head_read_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.server.head_read_max)),
     // hyper refuses a smaller buffer than 8192 bytes.
     entry("server.head_bytes_max", Kind::Bytes(8192..=MEBI, |c| &mut c.server.head_bytes_max)),
     entry("server.connections_max", Kind::Count(1..=1_000_000, |c| &mut c.server.connections_max)),
     entry("server.shutdown_grace_ms", Kind::Millis(0..=HOUR, |c| &mut c.server.shutdown_grace)),
+    entry("server.reload_interval_ms", Kind::Millis(0..=HOUR, |c| &mut c.server.reload_interval)),
     entry("server.body_idle_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.server.body_idle_max)),
     entry("upstream.base_url", Kind::Word(|c| &mut c.upstream.base_url)),
     entry("upstream.ca_file", Kind::OptionalFile(|c| &mut c.upstream.ca_file)),
@@ -169,6 +173,10 @@ impl Setting {
     ) -> Result<(), WrongValue> {
         match &self.kind {
             Kind::Word(field) => field(config).set(text(raw)?),
+            Kind::Places(field) => {
+                *field(config) = Listens::parse(&texts(raw)?)?;
+                Ok(())
+            }
             Kind::Millis(range, field) => {
                 *field(config) = Duration::from_millis(self.whole(raw, range, &MILLISECONDS)?);
                 Ok(())
@@ -205,6 +213,7 @@ impl Setting {
     pub(super) fn show(&self, config: &mut Config) -> String {
         match &self.kind {
             Kind::Word(field) => format!("\"{}\"", field(config)),
+            Kind::Places(field) => field(config).to_string(),
             Kind::Millis(_, field) => field(config).as_millis().to_string(),
             Kind::Bytes(_, field) | Kind::Count(_, field) => field(config).to_string(),
             Kind::Ratio(field) => field(config).to_string(),
@@ -367,6 +376,17 @@ pub(super) fn text<'a>(raw: Raw<'a>) -> Result<&'a str, WrongValue> {
     }
 }
 
+/// The texts of a value that may be one or several: a list in a file, commas elsewhere.
+fn texts<'a>(raw: Raw<'a>) -> Result<Vec<&'a str>, WrongValue> {
+    match raw {
+        Raw::Text(text) => Ok(text.split(',').map(str::trim).collect()),
+        Raw::Toml(DeValue::Array(items)) => {
+            items.iter().map(|item| text(Raw::Toml(item.get_ref()))).collect()
+        }
+        Raw::Toml(_) => Ok(vec![text(raw)?]),
+    }
+}
+
 /// Says the type of a value and not the value: it may be anything.
 pub(super) fn wrong_type(value: &DeValue<'_>, expected: &str) -> WrongValue {
     let found = match value {
@@ -423,8 +443,8 @@ mod tests {
     #[test]
     fn each_setting_changes_its_own_field() {
         // For every kind of setting one value at least that is not its default.
-        const SAMPLES: [&str; 10] =
-            ["9999", "999", "99", "0.5", "true", "false", "json", "trace", "https://h", "127.0.0.1:1"];
+        const SAMPLES: [&str; 11] =
+            ["9999", "999", "99", "0.5", "true", "false", "json", "trace", "https://h", "127.0.0.1:1", "0600"];
         // The only strategy is the default.
         for setting in TABLE.iter().filter(|setting| setting.path != "pool.strategy") {
             let changed_by = |text: &str| -> Vec<&str> {
@@ -448,6 +468,20 @@ mod tests {
             setting.read(Raw::Text(default.trim_matches('"')), Folders::default(), &mut config).unwrap();
             assert_eq!(setting.show(&mut config), default);
         }
+    }
+
+    #[test]
+    fn several_places_are_a_list_in_a_file_and_have_commas_elsewhere() {
+        let both = "[\"127.0.0.1:1\", \"unix:/k\"]";
+        check_toml("server.listen", both, both);
+        check_toml("server.listen", "\"127.0.0.1:1\"", "\"127.0.0.1:1\"");
+        check_text("server.listen", "127.0.0.1:1 , unix:/k", both);
+        check_toml("server.listen", "[1]", "! this is a number and should be a text; write it in quotes");
+        check_text(
+            "server.listen",
+            "127.0.0.1:1,",
+            "! `` has no port; write HOST:PORT, for example 127.0.0.1:11011",
+        );
     }
 
     #[test]

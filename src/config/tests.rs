@@ -19,6 +19,7 @@ struct Given<'a> {
     files: Vec<(&'a str, &'a str)>,
     listen: Option<&'a str>,
     config: Option<&'a str>,
+    has_passed_sockets: bool,
     keys: Need,
 }
 
@@ -64,7 +65,8 @@ impl<'a> Given<'a> {
             .collect();
         let overrides = Overrides {
             config_file: self.config.map(PathBuf::from),
-            listen: self.listen.map(str::to_owned),
+            listen: self.listen.map(str::to_owned).into_iter().collect(),
+            has_passed_sockets: self.has_passed_sockets,
             keys: self.keys,
         };
         resolve::resolve(&overrides, &Sources { environment, read: &read })
@@ -113,17 +115,17 @@ fn with_a_key_and_nothing_else_everything_is_at_its_default() {
 #[test]
 fn flags_win_over_variables_over_the_file() {
     let file = Given::fresh().toml("server.listen = \"127.0.0.1:1\"");
-    assert_eq!(file.config().server.listen.port(), 1);
+    assert_eq!(file.config().server.listen.to_string(), "\"127.0.0.1:1\"");
     let variable = file.variable("KEYCHOIR_SERVER__LISTEN", " 127.0.0.1:2 ");
-    assert_eq!(variable.config().server.listen.port(), 2);
+    assert_eq!(variable.config().server.listen.to_string(), "\"127.0.0.1:2\"");
     let flag = Given { listen: Some("127.0.0.1:3"), ..variable };
-    assert_eq!(flag.config().server.listen.port(), 3);
+    assert_eq!(flag.config().server.listen.to_string(), "\"127.0.0.1:3\"");
 }
 
 #[test]
 fn a_blank_variable_is_not_set() {
     let given = Given::fresh().variable("KEYCHOIR_SERVER__LISTEN", "  ").variable("KEYCHOIR_CONFIG", "");
-    assert_eq!(given.config().server.listen.port(), 11011);
+    assert_eq!(given.config().server.listen.to_string(), "\"127.0.0.1:11011\"");
     let given = Given::fresh().variable("KEYCHOIR_NO_SUCH", "");
     assert_eq!(given.config().keys.len(), 1);
 }
@@ -264,6 +266,14 @@ fn a_configuration_file_that_cannot_be_read_says_where_it_was_named() {
         .check_problems("KEYCHOIR_CONFIG: `/folder` cannot be read: it is a folder");
     Given { config: Some("/latin1.toml"), ..Given::fresh() }
         .check_problems("/latin1.toml:3:7: the file is no UTF-8 text from here on\n    = save it as UTF-8");
+}
+
+#[test]
+fn sockets_from_systemd_are_used_unless_another_place_is_named() {
+    let passed = Given { has_passed_sockets: true, ..Given::fresh() };
+    assert_eq!(passed.config().server.listen.to_string(), "\"systemd\"");
+    let named = passed.variable("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:1,systemd");
+    assert_eq!(named.config().server.listen.to_string(), "[\"127.0.0.1:1\", \"systemd\"]");
 }
 
 #[test]
@@ -504,9 +514,9 @@ fn beyond_loopback_a_client_token_is_needed() {
 ",
     );
     let text = format!("[[clients]]\nname = \"a\"\ntoken = \"{TOKEN}\"\n");
-    assert!(!open.toml(&text).config().server.listen.is_loopback());
+    assert!(open.toml(&text).config().server.listen.exposed().is_some());
     for listen in ["localhost:0", "[::1]:0"] {
-        assert!(Given { listen: Some(listen), ..Given::fresh() }.config().server.listen.is_loopback());
+        assert!(Given { listen: Some(listen), ..Given::fresh() }.config().server.listen.exposed().is_none());
     }
 }
 

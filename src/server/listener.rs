@@ -1,26 +1,74 @@
 //! Where connections come from.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio_util::either::Either;
 
-/// A place that is listened on.
+use super::unix::UnixPlace;
+
+/// A place that is listened on. A socket file that it made goes with it.
 #[derive(Debug)]
 pub enum Listener {
     /// A port.
     Tcp(TcpListener),
+    /// A Unix socket.
+    Unix(UnixPlace),
+}
+
+/// Where a listener is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A port.
+    Tcp(SocketAddr),
+    /// A Unix socket; without a path when it has no name in the file system.
+    Unix(Option<PathBuf>),
+}
+
+impl Address {
+    /// Whether only this machine can connect.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Self::Unix(_) => true,
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(Some(path)) => write!(f, "unix:{}", path.display()),
+            Self::Unix(None) => f.write_str("unix:"),
+        }
+    }
 }
 
 impl Listener {
+    /// Listens on a Unix socket at `path`. A file that a dead program left there is replaced.
+    ///
+    /// # Errors
+    ///
+    /// `AddrInUse` when somebody listens there or something else is in the way, and whatever the
+    /// file system says.
+    pub fn unix(path: &Path, mode: u32) -> io::Result<Self> {
+        UnixPlace::bind(path, mode).map(Self::Unix)
+    }
+
     /// Its address, with the port that was chosen where 0 was asked for.
     ///
     /// # Errors
     ///
     /// When the system does not tell.
-    pub fn address(&self) -> io::Result<SocketAddr> {
+    pub fn address(&self) -> io::Result<Address> {
         match self {
-            Self::Tcp(listener) => listener.local_addr(),
+            Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),
+            Self::Unix(place) => place.path().map(Address::Unix),
         }
     }
 
@@ -29,14 +77,15 @@ impl Listener {
     /// # Cancel safety
     ///
     /// No connection is lost when the future is dropped.
-    pub(super) async fn accept(&self) -> io::Result<TcpStream> {
+    pub(super) async fn accept(&self) -> io::Result<Either<TcpStream, UnixStream>> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 // Small writes go out at once: a first chunk must not wait for an acknowledgement.
                 stream.set_nodelay(true)?;
-                Ok(stream)
+                Ok(Either::Left(stream))
             }
+            Self::Unix(place) => place.accept().await.map(Either::Right),
         }
     }
 }

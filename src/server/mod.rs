@@ -2,6 +2,8 @@
 
 mod connection;
 mod listener;
+mod passed;
+mod unix;
 
 use std::future::Future;
 use std::io;
@@ -18,7 +20,8 @@ use tracing::warn;
 
 use crate::tasks::Tasks;
 
-pub use listener::Listener;
+pub use listener::{Address, Listener};
+pub use passed::Passed;
 
 /// Bounds of the listener and of each connection.
 #[derive(Clone, Copy, Debug)]
@@ -31,11 +34,20 @@ pub struct Limits {
     pub connections_max: usize,
 }
 
-/// How a server is told to end.
+/// How a server is told to end: `stop`, then `close` when `requests` has ended, then `cut` when
+/// that takes too long.
+///
+/// A connection that was accepted and has not asked yet counts among `requests` for a moment.
+/// Between `stop` and `close` the open connections stay open: a client that asks on one of them
+/// hears that we end, instead of finding it closed under its request.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
     /// Accept nothing more; let what runs finish.
     pub stop: CancellationToken,
+    /// The requests under way, up to the end of their answers.
+    pub requests: Tasks,
+    /// Close the connections without a request.
+    pub close: CancellationToken,
     /// Cut what still runs.
     pub cut: CancellationToken,
 }
@@ -48,6 +60,11 @@ pub trait Service: Clone + Send + Sync + 'static {
     /// Answers one.
     fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send;
 }
+
+/// Marks the first request of a connection, among its extensions: whoever was let in is served, also
+/// when we end.
+#[derive(Clone, Copy, Debug)]
+pub struct First;
 
 /// Room for connections, shared by all listeners. Cheap to clone.
 #[derive(Clone, Debug)]

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, reload};
 
 pub use line::{Form, Lines};
 pub use news::{announce, key_line, keys_loaded, wording};
@@ -57,13 +58,35 @@ pub fn form_of_stderr(locale: Option<&str>) -> Form {
 ///
 /// When `level` is not a level or a list of `target=level`, or when something else listens
 /// already.
-pub fn start(form: Form, level: &str, sink: Sink) -> Result<(), StartError> {
-    let targets = Targets::from_str(level).map_err(|_| StartError::Level(level.to_owned()))?;
+pub fn start(form: Form, level: &str, sink: Sink) -> Result<Level, StartError> {
+    let (filter, handle) = reload::Layer::new(targets(level)?);
     tracing_subscriber::registry()
-        .with(targets)
+        .with(filter)
         .with(Lines::new(form, sink))
         .try_init()
-        .map_err(|_| StartError::Twice)
+        .map_err(|_| StartError::Twice)?;
+    Ok(Level(handle))
+}
+
+/// What is told and what is not, while it runs.
+#[derive(Clone, Debug)]
+pub struct Level(reload::Handle<Targets, Registry>);
+
+impl Level {
+    /// Tells from here on what `level` says.
+    ///
+    /// # Errors
+    ///
+    /// When it is not a level or a list of `target=level`.
+    pub fn set(&self, level: &str) -> Result<(), StartError> {
+        // The filter lives as long as the program.
+        let _ = self.0.reload(targets(level)?);
+        Ok(())
+    }
+}
+
+fn targets(level: &str) -> Result<Targets, StartError> {
+    Targets::from_str(level).map_err(|_| StartError::Level(level.to_owned()))
 }
 
 /// Why there are no logs.

@@ -69,10 +69,25 @@ impl Program {
         })
     }
 
-    /// Tells it to end; its exit code and everything it has said.
-    pub fn end(mut self) -> (Option<i32>, String) {
+    /// The first event of this name, from here on, in its log in JSON.
+    pub fn event(&mut self, name: &str) -> Value {
+        self.line(|line| serde_json::from_str(line).ok().filter(|event: &Value| event["event"] == name))
+    }
+
+    /// Sends it a signal, such as `HUP`.
+    pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
+    /// Tells it to end; its exit code and everything it has said.
+    pub fn end(self) -> (Option<i32>, String) {
+        self.signal("TERM");
+        self.ended()
+    }
+
+    /// Waits for its end; its exit code and everything it has said.
+    pub fn ended(mut self) -> (Option<i32>, String) {
         let code = self.child.wait().unwrap().code();
         self.reader.take().unwrap().join().unwrap();
         self.said.extend(self.lines.try_iter());

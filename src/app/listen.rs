@@ -1,0 +1,69 @@
+//! From the places a configuration names to listeners, all of them or none.
+
+use std::io;
+
+use tokio::net::TcpListener;
+use tracing::debug;
+
+use crate::config::{HostPort, Listen, Listens, UnixMode};
+use crate::server::{Listener, Passed};
+
+/// Why it does not listen.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// A place is not to be had.
+    #[error("{place}: {source}")]
+    Place {
+        /// As it was named.
+        place: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Sockets of systemd are asked for, and none came.
+    #[error("systemd passes no sockets (LISTEN_FDS is not set for this process)")]
+    NothingPassed,
+    /// What systemd passes cannot be listened on.
+    #[error(transparent)]
+    Passed(io::Error),
+}
+
+/// Listens on every place that is meant.
+///
+/// # Errors
+///
+/// When one of them is not to be had. What was listened on before is released.
+pub async fn listen(meant: &Listens, mode: UnixMode, passed: Passed) -> Result<Vec<Listener>, ListenError> {
+    let mut passed = Some(passed);
+    let mut listeners: Vec<Listener> = Vec::new();
+    for listen in meant.iter() {
+        let refused = |source| ListenError::Place { place: listen.to_string(), source };
+        match listen {
+            Listen::Port(port) => {
+                listeners.extend(on_port(port).await.map_err(refused)?.into_iter().map(Listener::from));
+            }
+            Listen::Unix(path) => listeners.push(Listener::unix(path, mode.bits()).map_err(refused)?),
+            Listen::Systemd => {
+                let passed = passed.take().filter(|passed| passed.count() > 0);
+                let passed = passed.ok_or(ListenError::NothingPassed)?;
+                listeners.extend(passed.listen().map_err(ListenError::Passed)?);
+            }
+        }
+    }
+    Ok(listeners)
+}
+
+/// Listens on every address of a port; only the first must be there.
+async fn on_port(port: &HostPort) -> io::Result<Vec<TcpListener>> {
+    let mut listeners: Vec<TcpListener> = Vec::new();
+    for mut address in port.socket_addresses() {
+        if let Some(first) = listeners.first() {
+            address.set_port(first.local_addr()?.port());
+        }
+        match TcpListener::bind(address).await {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if listeners.is_empty() => return Err(error),
+            Err(error) => debug!("{address} is not listened on: {error}"),
+        }
+    }
+    Ok(listeners)
+}

@@ -1,0 +1,128 @@
+//! Reading the configuration again while it runs: when a signal says so, or when a file of it has
+//! changed. A configuration with a mistake changes nothing.
+
+use std::future::pending;
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+
+use crate::app::{Parts, Running};
+use crate::config::{self, Config, Files, Loaded, Overrides};
+use crate::telemetry::{Level, keys_loaded};
+
+/// What it takes to reload.
+#[derive(Debug)]
+pub(super) struct Reloading {
+    overrides: Overrides,
+    level: Level,
+    /// As it was at the start: what only a restart changes is still as it says.
+    started: Config,
+    /// The files as they were when they were last read.
+    read: Files,
+    /// The files as they were when they were last looked at.
+    seen: Files,
+    interval: Duration,
+    grace: Duration,
+}
+
+impl Reloading {
+    pub(super) fn new(overrides: Overrides, level: Level, loaded: &Loaded) -> Self {
+        let Loaded { config, files, .. } = loaded;
+        Self {
+            overrides,
+            level,
+            started: config.clone(),
+            read: files.clone(),
+            seen: files.clone(),
+            interval: config.server.reload_interval,
+            grace: config.server.shutdown_grace,
+        }
+    }
+
+    /// How long requests under way may take to finish at the end.
+    pub(super) fn grace(&self) -> Duration {
+        self.grace
+    }
+
+    /// Waits until a file has changed and stays as it is: one that is being written changes again
+    /// from look to look.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future puts the next look off and loses nothing.
+    pub(super) async fn changed(&mut self) {
+        if self.interval.is_zero() {
+            return pending().await;
+        }
+        loop {
+            tokio::time::sleep(self.interval).await;
+            let now = self.seen.now();
+            if now == self.seen && now != self.read {
+                return;
+            }
+            self.seen = now;
+        }
+    }
+
+    /// Reads everything again and has `running` go by it.
+    pub(super) fn reload(&mut self, running: &Running) {
+        // A change while it is read is a change after it.
+        self.read = self.seen.now();
+        self.seen = self.read.clone();
+        match tokio::task::block_in_place(|| config::load(&self.overrides)) {
+            Ok(loaded) => self.take(loaded, running),
+            Err(problems) => {
+                let text = problems.to_string();
+                for line in text.lines() {
+                    warn!(event = "reload_problem", "{line}");
+                }
+                not_reloaded("it has mistakes");
+            }
+        }
+    }
+
+    fn take(&mut self, loaded: Loaded, running: &Running) {
+        let Loaded { config, warnings, files, .. } = loaded;
+        (self.read, self.seen) = (files.clone(), files);
+        for warning in &warnings {
+            warn!("{warning}");
+        }
+        let later = self.started.needs_restart(&config);
+        let (source, clients) = (config.key_source.to_string(), config.clients.len());
+        let (interval, grace) = (config.server.reload_interval, config.server.shutdown_grace);
+        let level = config.log.level.to_string();
+        let reloaded = match Parts::of(config) {
+            Ok(parts) => running.reload(parts),
+            Err(error) => return not_reloaded(&error.to_string()),
+        };
+        let reloaded = match reloaded {
+            Ok(reloaded) => reloaded,
+            Err(exposed) => return not_reloaded(&exposed.to_string()),
+        };
+        (self.interval, self.grace) = (interval, grace);
+        if let Err(error) = self.level.set(&level) {
+            warn!("{error}");
+        }
+        if !later.is_empty() {
+            let named = later.join(", ");
+            warn!(event = "reload_incomplete", settings = named, "Only a restart changes {named}");
+        }
+        let (count, added, removed) = (reloaded.keys, reloaded.added, reloaded.removed);
+        let text = keys_loaded(count, &source);
+        info!(
+            event = "reloaded",
+            keys = count,
+            added,
+            removed,
+            clients,
+            "Reloaded: {text}, {added} new, {removed} gone; {clients} client tokens"
+        );
+    }
+}
+
+fn not_reloaded(why: &str) {
+    error!(
+        event = "reload_failed",
+        "The configuration is not reloaded and everything stays as it was: {why}"
+    );
+}

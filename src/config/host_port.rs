@@ -1,0 +1,197 @@
+//! A port that clients come to. An IP address or `localhost`: a name that must be looked up could
+//! open the proxy to more machines tomorrow than today.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+
+use super::mask::shown;
+use super::problem::WrongValue;
+
+/// A port to listen on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HostPort {
+    host: Host,
+    port: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Host {
+    Localhost,
+    Address(IpAddr),
+}
+
+impl HostPort {
+    /// The port; 0 lets the system choose one.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The addresses to bind: the first must succeed.
+    ///
+    /// `localhost` is two, IPv4 first: clients that try `::1` first should find a listener there
+    /// where the machine has IPv6. With port 0, the port the first got is meant for the second.
+    #[must_use]
+    pub fn socket_addresses(&self) -> Vec<SocketAddr> {
+        match self.host {
+            Host::Localhost => vec![
+                SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.port),
+                SocketAddr::new(Ipv6Addr::LOCALHOST.into(), self.port),
+            ],
+            Host::Address(address) => vec![SocketAddr::new(address, self.port)],
+        }
+    }
+
+    /// Whether only this machine can connect.
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        match self.host {
+            Host::Localhost => true,
+            Host::Address(address) => address.to_canonical().is_loopback(),
+        }
+    }
+}
+
+impl Default for HostPort {
+    fn default() -> Self {
+        // Loopback: nobody else reaches the keys before the owner says who may.
+        Self { host: Host::Address(Ipv4Addr::LOCALHOST.into()), port: 11011 }
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host {
+            Host::Localhost => write!(f, "localhost:{}", self.port),
+            Host::Address(address) => SocketAddr::new(address, self.port).fmt(f),
+        }
+    }
+}
+
+impl FromStr for HostPort {
+    type Err = WrongValue;
+
+    fn from_str(text: &str) -> Result<Self, WrongValue> {
+        const FORM: &str = "write HOST:PORT, for example 127.0.0.1:11011";
+        if let Some((_, rest)) = text.split_once("://") {
+            let near = rest.trim_end_matches('/').parse::<Self>().ok();
+            return Err(WrongValue::new(format!("{} is a URL", shown(text))).advise(FORM).suggest(near));
+        }
+        if let Ok(IpAddr::V6(address)) = text.parse::<IpAddr>() {
+            let near = format!("[{address}]:{}", Self::default().port);
+            let wrong =
+                WrongValue::new(format!("{} has no port, or no brackets around its address", shown(text)));
+            return Err(wrong.advise(FORM).suggest(Some(near)));
+        }
+        let Some((host, port)) = text.rsplit_once(':').filter(|_| !text.ends_with(']')) else {
+            let near = text.parse::<u16>().ok().map(|port| format!("127.0.0.1:{port}"));
+            return Err(WrongValue::new(format!("{} has no port", shown(text))).advise(FORM).suggest(near));
+        };
+        if port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) || port.parse::<u16>().is_err()
+        {
+            let wrong = WrongValue::new(format!("{} has no usable port", shown(text)));
+            return Err(wrong.advise("a port is a number from 0 (any free one) to 65535"));
+        }
+        let port = port.parse().unwrap_or_default();
+        let host = parse_host(host).map_err(|near| {
+            let near = near.map(|near| format!("{near}:{port}"));
+            WrongValue::new(format!("{} has no IP address and is not localhost", shown(text)))
+                .advise(FORM)
+                .suggest(near)
+        })?;
+        Ok(Self { host, port })
+    }
+}
+
+/// Reads a host, or says which one may be meant.
+fn parse_host(host: &str) -> Result<Host, Option<&'static str>> {
+    if host.eq_ignore_ascii_case("localhost") {
+        return Ok(Host::Localhost);
+    }
+    if let Some(inner) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        return inner.parse::<Ipv6Addr>().map(|address| Host::Address(address.into())).map_err(|_| None);
+    }
+    host.parse::<Ipv4Addr>().map(|address| Host::Address(address.into())).map_err(|_| match host {
+        "" => Some("127.0.0.1"),
+        "*" => Some("0.0.0.0"),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: &str) {
+        let printed = match text.parse::<HostPort>() {
+            Ok(listen) => listen.to_string(),
+            Err(wrong) => format!("! {wrong}"),
+        };
+        assert_eq!(printed, expected);
+    }
+
+    #[test]
+    fn addresses_and_localhost_are_read() {
+        for text in ["127.0.0.1:11011", "0.0.0.0:0", "[::1]:65535", "localhost:80"] {
+            check(text, text);
+        }
+        assert_eq!(HostPort::default().to_string(), "127.0.0.1:11011");
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        check("127.0.0.1", "! `127.0.0.1` has no port; write HOST:PORT, for example 127.0.0.1:11011");
+        check(
+            "8080",
+            "! `8080` has no port; write HOST:PORT, for example 127.0.0.1:11011; did you mean `127.0.0.1:8080`?",
+        );
+        check(
+            ":8080",
+            "! `:8080` has no IP address and is not localhost; write HOST:PORT, for example 127.0.0.1:11011; did you mean `127.0.0.1:8080`?",
+        );
+        check(
+            "::1",
+            "! `::1` has no port, or no brackets around its address; write HOST:PORT, for example 127.0.0.1:11011; did you mean `[::1]:11011`?",
+        );
+        check("[::1]", "! `[::1]` has no port; write HOST:PORT, for example 127.0.0.1:11011");
+        check(
+            "http://localhost:80/",
+            "! `http://localhost:80/` is a URL; write HOST:PORT, for example 127.0.0.1:11011; did you mean `localhost:80`?",
+        );
+    }
+
+    #[test]
+    fn names_are_not_looked_up() {
+        for text in ["example.com:80", "[::g]:80", "1.2.3:80"] {
+            let form = "write HOST:PORT, for example 127.0.0.1:11011";
+            check(text, &format!("! `{text}` has no IP address and is not localhost; {form}"));
+        }
+    }
+
+    #[test]
+    fn ports_go_from_0_to_65535() {
+        check("127.0.0.1:65535", "127.0.0.1:65535");
+        for text in ["127.0.0.1:65536", "127.0.0.1:", "127.0.0.1:+1", "127.0.0.1:-1", "127.0.0.1:http"] {
+            let advice = "a port is a number from 0 (any free one) to 65535";
+            check(text, &format!("! `{text}` has no usable port; {advice}"));
+        }
+    }
+
+    #[test]
+    fn only_loopback_is_loopback() {
+        for text in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "localhost:1"] {
+            assert!(text.parse::<HostPort>().unwrap().is_loopback(), "{text}");
+        }
+        for text in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "128.0.0.1:1", "[::ffff:10.0.0.1]:1"] {
+            assert!(!text.parse::<HostPort>().unwrap().is_loopback(), "{text}");
+        }
+    }
+
+    #[test]
+    fn localhost_is_bound_on_both_families() {
+        let addresses = "localhost:7".parse::<HostPort>().unwrap().socket_addresses();
+        assert_eq!(addresses, ["127.0.0.1:7".parse().unwrap(), "[::1]:7".parse().unwrap()]);
+    }
+}

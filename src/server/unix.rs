@@ -1,0 +1,138 @@
+//! A Unix socket and its file: made with the mode that was asked for, put in the place of one that
+//! a dead program left, and removed at the end unless another has taken its place.
+
+use std::fs::{self, Permissions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net;
+use std::path::{Path, PathBuf};
+
+use tokio::net::{UnixListener, UnixStream};
+
+/// A Unix socket that is listened on.
+#[derive(Debug)]
+pub struct UnixPlace {
+    listener: UnixListener,
+    /// The file to remove at the end, when it is ours.
+    file: Option<SocketFile>,
+}
+
+impl UnixPlace {
+    pub(super) fn bind(path: &Path, mode: u32) -> io::Result<Self> {
+        let listener = match net::UnixListener::bind(path) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                remove_stale(path)?;
+                net::UnixListener::bind(path)?
+            }
+            bound => bound?,
+        };
+        // From here on the file goes again, also when the next step fails.
+        let file = SocketFile::of(path)?;
+        fs::set_permissions(path, Permissions::from_mode(mode))?;
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener: UnixListener::from_std(listener)?, file: Some(file) })
+    }
+
+    /// A socket that somebody else made, keeps and removes.
+    pub(super) fn passed(listener: net::UnixListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener: UnixListener::from_std(listener)?, file: None })
+    }
+
+    pub(super) fn path(&self) -> io::Result<Option<PathBuf>> {
+        match &self.file {
+            Some(file) => Ok(Some(file.path.clone())),
+            None => Ok(self.listener.local_addr()?.as_pathname().map(Path::to_owned)),
+        }
+    }
+
+    pub(super) async fn accept(&self) -> io::Result<UnixStream> {
+        self.listener.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+/// Removes a socket that nobody listens on.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    if !fs::symlink_metadata(path)?.file_type().is_socket() {
+        return Err(io::Error::new(ErrorKind::AlreadyExists, "a file that is no socket is in the way"));
+    }
+    match net::UnixStream::connect(path) {
+        // A refusal says that no process has the socket open.
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
+        // Somebody answers, or is too busy to.
+        Ok(_) | Err(_) => Err(ErrorKind::AddrInUse.into()),
+    }
+}
+
+/// A file that is removed when this is dropped, if it is still the same one.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    inode: u64,
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<Self> {
+        Ok(Self { inode: fs::symlink_metadata(path)?.ino(), path: path.to_owned() })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|seen| seen.ino() == self.inode) {
+            // One that stays is replaced by the next start.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[tokio::test]
+    async fn the_file_has_the_mode_and_goes_at_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("k.sock");
+        let place = UnixPlace::bind(&path, 0o600).unwrap();
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(place.path().unwrap(), Some(path.clone()));
+        drop(place);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_dead_socket_is_replaced_and_a_live_one_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("k.sock");
+        // The standard library's listener leaves its file behind, as a killed program does.
+        drop(net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let place = UnixPlace::bind(&path, 0o660).unwrap();
+        assert_eq!(UnixPlace::bind(&path, 0o660).unwrap_err().kind(), ErrorKind::AddrInUse);
+        assert!(path.exists(), "who comes too late takes nothing away");
+        drop(place);
+    }
+
+    #[tokio::test]
+    async fn other_files_are_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("k.sock");
+        fs::write(&path, "precious").unwrap();
+        assert_eq!(UnixPlace::bind(&path, 0o660).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        // And so is the socket of a successor.
+        fs::remove_file(&path).unwrap();
+        let place = UnixPlace::bind(&path, 0o660).unwrap();
+        fs::rename(&path, folder.path().join("aside")).unwrap();
+        let successor = UnixPlace::bind(&path, 0o660).unwrap();
+        drop(place);
+        assert!(path.exists());
+        drop(successor);
+        assert!(!path.exists());
+    }
+}
