@@ -77,6 +77,7 @@ pub struct Running {
     set_aside: Option<std::path::PathBuf>,
     draining: Draining,
     drain: Drain,
+    accepting: Tasks,
     connections: Tasks,
     watching: Option<AbortOnDrop>,
     writing: store::Writing,
@@ -124,7 +125,7 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
         .unzip();
     let proxy = Proxy::new(Arc::clone(&terms), Arc::clone(&pool), upstream, books);
 
-    let (drain, connections) = (Drain::default(), Tasks::new());
+    let (drain, accepting, connections) = (Drain::default(), Tasks::new(), Tasks::new());
     let front = Front::new(admin, proxy, draining.clone());
     let room = Room::new(parts.server.connections_max);
     for listener in listeners {
@@ -136,7 +137,7 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
             drain.clone(),
             connections.clone(),
         );
-        connections.spawn(serving);
+        accepting.spawn(serving);
     }
     Ok(Running {
         addresses,
@@ -147,6 +148,7 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
         set_aside,
         draining,
         drain,
+        accepting,
         connections,
         watching,
         writing,
@@ -224,6 +226,8 @@ impl Running {
         stop.cancel();
         drop(self.watching);
         let finish = async {
+            // First nobody is let in any more, and then whoever was is served.
+            self.accepting.ended().await;
             requests.ended().await;
             close.cancel();
             self.connections.ended().await;

@@ -1,7 +1,7 @@
 //! One connection: HTTP/1.1 on a stream of any kind, until it ends or is told to.
 
 use std::convert::Infallible;
-use std::future::pending;
+use std::future::{Future, pending};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -26,15 +26,29 @@ use crate::tasks::Member;
 /// it would refuse a request that was let in.
 const FIRST_REQUEST_MAX: Duration = Duration::from_secs(1);
 
-/// Serves `stream` to its end.
-pub(super) async fn serve<S, I>(stream: I, service: S, limits: Limits, drain: Drain)
+/// Serves `stream` to its end. A drain that begins before the first poll knows of it already.
+pub(super) fn serve<S, I>(
+    stream: I,
+    service: S,
+    limits: Limits,
+    drain: Drain,
+) -> impl Future<Output = ()> + Send + 'static
+where
+    S: Service,
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let first = drain.requests.member();
+    run(stream, service, limits, drain, first)
+}
+
+async fn run<S, I>(stream: I, service: S, limits: Limits, drain: Drain, first: Member)
 where
     S: Service,
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (requests, stop) = (drain.requests.clone(), drain.stop.clone());
     let asked = CancellationToken::new();
-    let expecting = expect_first(drain.requests.member(), drain.stop.clone(), asked.clone());
+    let expecting = expect_first(first, drain.stop.clone(), asked.clone());
     let answer = service_fn(move |mut request: Request<Incoming>| {
         if !asked.is_cancelled() {
             request.extensions_mut().insert(First);
@@ -108,5 +122,82 @@ impl<B: Body<Data = Bytes>> Body for Counted<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::Full;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::tasks::Tasks;
+
+    const LIMITS: Limits =
+        Limits { head_read_max: Duration::from_secs(30), head_bytes_max: 8192, connections_max: 1 };
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: k\r\n\r\n";
+
+    /// Answers with whether it was the first request of its connection.
+    #[derive(Clone)]
+    struct Told;
+
+    impl Service for Told {
+        type Body = Full<Bytes>;
+
+        async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+            let is_first = request.extensions().get::<First>().is_some();
+            Response::new(Full::new(Bytes::from_static(if is_first { b"first" } else { b"later" })))
+        }
+    }
+
+    /// The client's end of a connection that is served.
+    fn connected(drain: &Drain) -> DuplexStream {
+        let (client, server) = duplex(4096);
+        Tasks::new().spawn(serve(server, Told, LIMITS, drain.clone()));
+        client
+    }
+
+    async fn ask(client: &mut DuplexStream) -> String {
+        client.write_all(REQUEST).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"first") && !answer.ends_with(b"later") {
+            assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0, "it was closed");
+        }
+        String::from_utf8(answer).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_not_asked_yet_is_waited_for() {
+        let drain = Drain::default();
+        let mut client = connected(&drain);
+        drain.stop.cancel();
+        let almost = FIRST_REQUEST_MAX.saturating_sub(Duration::from_millis(1));
+        assert!(timeout(almost, drain.requests.ended()).await.is_err(), "a client may still ask");
+        let answer = ask(&mut client).await;
+        assert!(answer.contains("connection: close") && answer.ends_with("first"), "{answer}");
+        assert!(timeout(almost, drain.requests.ended()).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_ask_is_not_waited_for_long() {
+        let drain = Drain::default();
+        let mut client = connected(&drain);
+        drain.stop.cancel();
+        assert!(timeout(FIRST_REQUEST_MAX * 2, drain.requests.ended()).await.is_ok());
+        drain.close.cancel();
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "it is closed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_open_connection_is_answered_until_all_are_closed() {
+        let drain = Drain::default();
+        let mut client = connected(&drain);
+        assert!(ask(&mut client).await.ends_with("first"));
+        drain.stop.cancel();
+        drain.requests.ended().await;
+        let answer = ask(&mut client).await;
+        assert!(answer.contains("connection: close") && answer.ends_with("later"), "{answer}");
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "it is closed");
     }
 }
