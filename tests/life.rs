@@ -553,7 +553,7 @@ fn the_service_manager_hears_of_every_step() {
     let mut command = stage.command(&["--listen", "127.0.0.1:0"]);
     let mut program = Program::start(command.env("NOTIFY_SOCKET", stage.path("notify")));
     let ready = heard(&manager);
-    assert!(ready.starts_with("READY=1\nSTATUS=Serving with 1 keys at 127.0.0.1:"), "{ready}");
+    assert!(ready.starts_with("READY=1\nSTATUS=Serving with 1 key at 127.0.0.1:"), "{ready}");
     program.address();
     program.signal("HUP");
     let reloading = heard(&manager);
@@ -565,6 +565,21 @@ fn the_service_manager_hears_of_every_step() {
     assert!(stopping.starts_with("STOPPING=1\n"), "{stopping}");
     assert!(stopping.contains("EXTEND_TIMEOUT_USEC=45000000"), "{stopping}");
     assert_eq!(program.ended().0, Some(0));
+}
+
+#[test]
+fn the_end_does_not_wait_for_a_provider_that_does_not_answer() {
+    let gate = Gate::new();
+    let stage = gate.stage();
+    let mut command = stage.command(&["--listen", "127.0.0.1:0"]);
+    let mut program = Program::start(command.env("KEYCHOIR_WATCH__ENABLED", "true"));
+    // It has asked for the quota of its key, and is not answered.
+    let (_asked, _) = gate.listener.accept().unwrap();
+    program.signal("TERM");
+    program.event("server_ending");
+    let (code, said) = program.ended();
+    assert_eq!(code, Some(0));
+    assert!(!said.contains("server_started"), "the welcome was waited for: {said}");
 }
 
 #[test]

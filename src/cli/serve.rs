@@ -1,5 +1,6 @@
 //! `keychoir serve`: from the configuration to a running proxy and back to a clean end.
 
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -90,13 +91,15 @@ async fn serve(loaded: Loaded, passed: Passed, reloading: Reloading) -> ExitCode
         Err(error) => return not_started(&error),
     };
     notify::ready(&status(&running));
-    until_told(welcome(running).await, signals, reloading).await
+    until_told(running, signals, reloading).await
 }
 
 /// What a service manager shows: how many keys, and where.
 fn status(running: &Running) -> String {
     let places = running.addresses().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    format!("Serving with {} keys at {places}", running.keys().len())
+    let count = running.keys().len();
+    let plural = if count == 1 { "" } else { "s" };
+    format!("Serving with {count} key{plural} at {places}")
 }
 
 fn not_started(error: &StartError) -> ExitCode {
@@ -119,7 +122,7 @@ fn not_started(error: &StartError) -> ExitCode {
 }
 
 /// Tells where it runs and with what.
-async fn welcome(mut running: Running) -> Running {
+async fn welcome(running: &mut Running) {
     if let Some(aside) = running.set_aside() {
         let aside = aside.display();
         error!("the usage records were broken; they are kept as {aside}, and new ones were begun");
@@ -152,18 +155,34 @@ async fn welcome(mut running: Running) -> Running {
     };
     info!(event = "server_base_url", "├─ Base URL:  {base}   ElevenLabs(base_url=…, api_key=\"anything\")");
     info!(event = "server_status_url", "└─ Status:    {base}/api/elevenlabs-status");
-    running
+}
+
+/// What was told during the welcome, which may wait for the provider; the end waits for nobody.
+async fn told_meanwhile(running: &mut Running, signals: &mut Signals) -> Option<Told> {
+    let mut welcoming = pin!(welcome(running));
+    let mut told = None;
+    while told != Some(Told::End) {
+        tokio::select! {
+            () = welcoming.as_mut() => break,
+            next = signals.next() => told = Some(next),
+        }
+    }
+    told
 }
 
 /// Serves and reloads until a signal says to end, and ends cleanly; a second such signal cuts what
 /// still runs.
-async fn until_told(running: Running, mut signals: Signals, mut reloading: Reloading) -> ExitCode {
+async fn until_told(mut running: Running, mut signals: Signals, mut reloading: Reloading) -> ExitCode {
+    let mut told = told_meanwhile(&mut running, &mut signals).await;
     loop {
-        let told = tokio::select! {
-            told = signals.next() => told,
-            () = reloading.changed() => Told::Reload,
+        let next = match told.take() {
+            Some(told) => told,
+            None => tokio::select! {
+                told = signals.next() => told,
+                () = reloading.changed() => Told::Reload,
+            },
         };
-        match told {
+        match next {
             Told::End => break,
             Told::Reload => {
                 notify::reloading();
