@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := tests/sdk/python/.venv
 NODE := tests/sdk/js
 
-.PHONY: check test test-rust test-sdk build demo clean deny faults fuzz
+.PHONY: check test test-rust test-sdk build demo clean deny faults fuzz units
 
 check:
 	cargo fmt --check
@@ -16,6 +16,10 @@ test: test-rust test-sdk
 
 test-rust:
 	cargo test --locked
+
+# The systemd units in systemd's own judgement; needs the package `systemd`.
+units:
+	cargo test --locked --test units
 
 # The real clients against the real binary.
 test-sdk: build $(VENV)/.installed $(NODE)/node_modules/.installed

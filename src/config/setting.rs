@@ -443,8 +443,19 @@ mod tests {
     #[test]
     fn each_setting_changes_its_own_field() {
         // For every kind of setting one value at least that is not its default.
-        const SAMPLES: [&str; 11] =
-            ["9999", "999", "99", "0.5", "true", "false", "json", "trace", "https://h", "127.0.0.1:1", "0600"];
+        const SAMPLES: [&str; 11] = [
+            "9999",
+            "999",
+            "99",
+            "0.5",
+            "true",
+            "false",
+            "json",
+            "trace",
+            "https://h",
+            "127.0.0.1:1",
+            "0600",
+        ];
         // The only strategy is the default.
         for setting in TABLE.iter().filter(|setting| setting.path != "pool.strategy") {
             let changed_by = |text: &str| -> Vec<&str> {
