@@ -11,7 +11,9 @@
 mod house;
 
 use house::{ONE, SPEECH, THREE, TWO, house, house_with};
-use keychoir::simulator::{KeyPlan, Plan, WorkspacePlan};
+use keychoir::config::KeyConfig;
+use keychoir::secret::ApiKey;
+use keychoir::simulator::{KeyPlan, Plan, Simulator, WorkspacePlan};
 use serde_json::{Value, json};
 
 const KEYS: [&str; 3] = [ONE, TWO, THREE];
@@ -267,4 +269,22 @@ async fn a_body_beyond_its_bound_passes_and_only_its_replay_is_lost() {
     assert_eq!(house.hits(&KEYS), [1, 0, 0]);
     assert_eq!(house.post(SPEECH, &body).await.status(), 200, "the key is parked all the same");
     house.close().await;
+}
+
+#[tokio::test]
+async fn a_key_of_another_region_is_sent_to_its_own_host_and_to_no_other() {
+    let elsewhere = Simulator::start(house::loopback().await, Plan::of([(TWO, 1_000)])).await.unwrap();
+    let region = elsewhere.base_url();
+    // Each simulator knows its own key only; the other's would be refused as invalid.
+    let house = house_with(Plan::of([(ONE, 5)]), |config| {
+        let key = ApiKey::new(TWO).unwrap();
+        config.keys.push(KeyConfig { base_url: Some(region.parse().unwrap()), ..KeyConfig::from(key) });
+    })
+    .await;
+    for _ in 0..3 {
+        assert_eq!(house.speak(10).await.status(), 200);
+    }
+    assert_eq!(house.statuses().await, ["exhausted", "active"], "a foreign key would be invalid");
+    assert_eq!(house.hits(&[ONE]), [1]);
+    assert_eq!(elsewhere.ledger().key(TWO).unwrap().charged, 30);
 }

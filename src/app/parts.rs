@@ -1,11 +1,12 @@
 //! What a program is made of, and how a configuration becomes that.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::body::room::{Bounds, Room};
-use crate::config::{Config, Scheme};
+use crate::config::{BaseUrl, Config, KeyConfig};
+use crate::policy::authority::Authority;
 use crate::policy::client::{ClientName, Clients};
-use crate::upstream::Authority;
 use crate::{pool, proxy, server, store, upstream, watch};
 
 /// Everything that [`start`](super::start) needs.
@@ -43,20 +44,14 @@ impl Parts {
     /// When a head cannot carry the upstream's host.
     pub fn of(config: Config) -> Result<Self, http::Error> {
         let Config { server, upstream, pool, replay, watch, storage, access, keys, clients, .. } = config;
-        let scheme = match upstream.base_url.scheme() {
-            Scheme::Http => upstream::Scheme::Http,
-            Scheme::Https => upstream::Scheme::Https,
-        };
-        let url = &upstream.base_url;
         let clients = clients.into_iter().map(|client| (ClientName::new(&client.name), client.token));
-        let keys = keys.into_iter().map(|key| pool::KeyEntry {
-            key: key.key,
-            name: key.name,
-            workspace: key.workspace,
+        let keys = keys.into_iter().map(|KeyConfig { key, name, workspace, base_url }| {
+            let authority = base_url.as_ref().map(authority_of).transpose()?.map(Arc::new);
+            Ok(pool::KeyEntry { key, name, workspace, authority })
         });
         Ok(Self {
             clients: Clients::new(clients.collect()),
-            keys: keys.collect(),
+            keys: keys.collect::<Result<_, http::Error>>()?,
             pool: pool::Settings {
                 strategy: pool.strategy,
                 near_limit_ratio: pool.near_limit_ratio,
@@ -68,7 +63,7 @@ impl Parts {
                 quota_lag: watch.quota_lag,
             },
             ca_file: upstream.ca_file,
-            authority: Authority::new(scheme, url.host(), url.port(), url.path_prefix())?,
+            authority: authority_of(&upstream.base_url)?,
             upstream: upstream::Settings {
                 connect_max: upstream.connect_max,
                 first_byte_max: upstream.first_byte_max,
@@ -108,4 +103,8 @@ impl Parts {
             queue_max: storage.queue_records_max,
         })
     }
+}
+
+fn authority_of(url: &BaseUrl) -> Result<Authority, http::Error> {
+    Authority::new(url.scheme(), url.host(), url.port(), url.path_prefix())
 }

@@ -7,35 +7,7 @@ use std::str::FromStr;
 
 use super::mask::shown;
 use super::problem::WrongValue;
-
-/// How the upstream is spoken to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Scheme {
-    /// In clear text: for a simulator or a gateway on the same machine.
-    Http,
-    /// Over TLS.
-    Https,
-}
-
-impl Scheme {
-    /// `http` or `https`.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Http => "http",
-            Self::Https => "https",
-        }
-    }
-
-    /// The port when none is written.
-    #[must_use]
-    pub fn default_port(self) -> u16 {
-        match self {
-            Self::Http => 80,
-            Self::Https => 443,
-        }
-    }
-}
+use crate::policy::authority::Scheme;
 
 /// `https://host[:port][/prefix]`: no query, no fragment, no user, no slash at the end.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use super::base_url::BaseUrl;
 use super::document::Entry;
 use super::key_list::{self, Form, KeyList};
 use super::mask::{looks_secret, shown};
@@ -27,11 +28,13 @@ pub struct KeyConfig {
     pub name: Option<String>,
     /// Keys of one workspace share its credits.
     pub workspace: Option<String>,
+    /// Where it works, if not at `upstream.base_url`: a region's keys are known at its host only.
+    pub base_url: Option<BaseUrl>,
 }
 
 impl From<ApiKey> for KeyConfig {
     fn from(key: ApiKey) -> Self {
-        Self { key, name: None, workspace: None }
+        Self { key, name: None, workspace: None, base_url: None }
     }
 }
 
@@ -175,7 +178,7 @@ impl Found {
         let mut names: HashMap<String, usize> = HashMap::new();
         let mut keys = HashMap::new();
         for (index, entry) in entries.iter().enumerate() {
-            entry.check_names(&["key", "key_file", "name", "workspace"], &mut self.problems);
+            entry.check_names(&["key", "key_file", "name", "workspace", "base_url"], &mut self.problems);
             let name = entry.text("name", &mut self.problems);
             let workspace = entry.text("workspace", &mut self.problems);
             for (text, place) in name.iter().chain(&workspace) {
@@ -187,6 +190,16 @@ impl Found {
                 let what = format!("key {} has the same name as key {}", index + 1, first + 1);
                 self.problems.push(place.problem(WrongValue::new(what).advise("give each key its own name")));
             }
+            let base_url = match entry.text("base_url", &mut self.problems) {
+                None => None,
+                Some((text, place)) => match text.parse::<BaseUrl>() {
+                    Ok(base_url) => Some(base_url),
+                    Err(wrong) => {
+                        self.problems.push(place.problem(wrong));
+                        None
+                    }
+                },
+            };
             let Some((field, text, place)) = entry.one_of(&["key", "key_file"], &mut self.problems) else {
                 continue;
             };
@@ -202,6 +215,7 @@ impl Found {
                         key,
                         name: name.map(|(name, _)| name.to_owned()),
                         workspace: workspace.map(|(workspace, _)| workspace.to_owned()),
+                        base_url,
                     }),
                     Some(first) => {
                         let what =

@@ -33,7 +33,7 @@ mod tests;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
-pub use base_url::{BaseUrl, Scheme};
+pub use base_url::BaseUrl;
 pub use choice::{LogFilter, LogFormat};
 pub use clients::ClientConfig;
 pub use host_port::HostPort;

@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::base_url::Scheme;
 use super::document::{Contents, Document};
 use super::keys::{self, KeySource, unreadable};
 use super::listen::Listens;
@@ -14,6 +13,7 @@ use super::reload::Files;
 use super::setting::{self, Folders, Raw, Setting};
 use super::source::{Sources, Unreadable};
 use super::{Config, Loaded, Need, Overrides, clients, variables};
+use crate::policy::authority::Scheme;
 
 /// Resolves what `sources` hold under `overrides`.
 pub(super) fn resolve(overrides: &Overrides, sources: &Sources<'_>) -> Result<Loaded, Problems> {

@@ -9,6 +9,7 @@ use arc_swap::ArcSwapOption;
 
 use super::Settings;
 use super::cells::{Announced, ParkCell, QuotaCell};
+use crate::policy::authority::Authority;
 use crate::policy::budget::Quota;
 use crate::policy::standing::{Change, Park, ParkReason, Standing};
 use crate::policy::units::UnixMs;
@@ -24,6 +25,8 @@ pub struct KeyEntry {
     /// The workspace it belongs to; keys of one workspace share its credits. Without a name, a
     /// key is a workspace of its own.
     pub workspace: Option<String>,
+    /// Where it works, if not where all do: keys of a region are known at its own host only.
+    pub authority: Option<Arc<Authority>>,
 }
 
 /// The keys of the pool, in order, and how they are treated. Replaced whole when the configuration
@@ -58,7 +61,7 @@ impl Roster {
                 None => before.map(|key| &key.workspace).filter(|own| own.name.is_none()).map(Arc::clone),
             };
             let workspace = workspace.unwrap_or_else(|| Arc::new(Workspace::new(entry.workspace)));
-            let key = Key::new(position, entry.key, entry.name, workspace);
+            let key = Key::new(position, entry.key, entry.name, workspace, entry.authority);
             // Whatever it is called now, the provider said this of this key.
             if let Some(park) = before.and_then(|key| key.parked()) {
                 key.park(park);
@@ -97,18 +100,26 @@ pub struct Key {
     api_key: ApiKey,
     name: Option<String>,
     workspace: Arc<Workspace>,
+    authority: Option<Arc<Authority>>,
     park: ParkCell,
     in_flight: AtomicU32,
     announced: Announced,
 }
 
 impl Key {
-    fn new(position: usize, api_key: ApiKey, name: Option<String>, workspace: Arc<Workspace>) -> Self {
+    fn new(
+        position: usize,
+        api_key: ApiKey,
+        name: Option<String>,
+        workspace: Arc<Workspace>,
+        authority: Option<Arc<Authority>>,
+    ) -> Self {
         Self {
             position: AtomicUsize::new(position),
             api_key,
             name,
             workspace,
+            authority,
             park: ParkCell::default(),
             in_flight: AtomicU32::new(0),
             announced: Announced::default(),
@@ -117,7 +128,7 @@ impl Key {
 
     /// Whether it is what `entry` asks for.
     fn is(&self, entry: &KeyEntry) -> bool {
-        self.name == entry.name && self.workspace.name == entry.workspace
+        self.name == entry.name && self.workspace.name == entry.workspace && self.authority == entry.authority
     }
 
     /// Its place in the pool, from 0; the last one when it is in the pool no more.
@@ -136,6 +147,12 @@ impl Key {
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
+    }
+
+    /// Where it works, if not where all do.
+    #[must_use]
+    pub fn authority(&self) -> Option<&Arc<Authority>> {
+        self.authority.as_ref()
     }
 
     /// Where it belongs.

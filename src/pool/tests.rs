@@ -20,6 +20,7 @@ fn pool(workspaces: &[Option<&str>]) -> Pool {
         key: ApiKey::new(&format!("sk_{index}{index}{index}{index}_of_the_pool_{index}")).unwrap(),
         name: None,
         workspace: workspace.map(str::to_owned),
+        authority: None,
     });
     Pool::new(entries.collect(), SETTINGS)
 }
@@ -269,6 +270,7 @@ fn entry(number: usize, name: Option<&str>, workspace: Option<&str>) -> KeyEntry
         key: ApiKey::new(&format!("sk_{number}{number}{number}{number}_of_the_pool_{number}")).unwrap(),
         name: name.map(str::to_owned),
         workspace: workspace.map(str::to_owned),
+        authority: None,
     }
 }
 

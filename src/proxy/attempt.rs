@@ -15,6 +15,7 @@ use super::journey::Journey;
 use crate::body::relay::Ending;
 use crate::body::replay::Upload;
 use crate::clock;
+use crate::policy::authority::Authority;
 use crate::policy::classify::Verdict;
 use crate::policy::client::ClientName;
 use crate::policy::cost;
@@ -112,6 +113,11 @@ impl Attempt {
     /// The key it asks with.
     pub(super) fn key(&self) -> &Arc<Key> {
         self.lease.key()
+    }
+
+    /// Where that key works, if not where all do.
+    pub(super) fn authority(&self) -> Option<&Arc<Authority>> {
+        self.lease.key().authority()
     }
 
     /// The secret of that key.

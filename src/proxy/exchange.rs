@@ -64,7 +64,7 @@ impl<C: Connect> Proxy<C> {
             // 6. Send: the key goes in here and nowhere else.
             let sending = body.attempt();
             let mut attempt = Attempt::begin(self, &case, &mut journey, lease, place, sending.upload());
-            let sent = self.upstream.send(attempt.api_key(), &outbound, sending).await;
+            let sent = self.upstream.send(attempt.authority(), attempt.api_key(), &outbound, sending).await;
             // 7. Classify: whose fault is it, and how far did it get?
             let result = Answer::read(sent, limits).await;
             let progress = attempt.learn(&result, log);

@@ -24,8 +24,12 @@ const KEYS: [&str; 2] = [
 ];
 
 fn pool() -> Arc<Pool> {
-    let entries =
-        KEYS.iter().map(|key| KeyEntry { key: ApiKey::new(key).unwrap(), name: None, workspace: None });
+    let entries = KEYS.iter().map(|key| KeyEntry {
+        key: ApiKey::new(key).unwrap(),
+        name: None,
+        workspace: None,
+        authority: None,
+    });
     let hour = Duration::from_secs(3_600);
     Arc::new(Pool::new(
         entries.collect(),

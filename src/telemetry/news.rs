@@ -130,7 +130,7 @@ mod tests {
         let key = ApiKey::new("sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b").unwrap();
         let hour = Duration::from_secs(3_600);
         Pool::new(
-            vec![KeyEntry { key, name: None, workspace: None }],
+            vec![KeyEntry { key, name: None, workspace: None, authority: None }],
             Settings {
                 strategy: Strategy::FillFirst,
                 near_limit_ratio: 0.8,

@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
-use super::authority::{Authority, Scheme};
+use crate::policy::authority::{Authority, Scheme};
 
 /// Opens streams to an authority. The seam at which tests replace the network.
 pub trait Connect: Send + Sync + 'static {

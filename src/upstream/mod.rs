@@ -1,16 +1,16 @@
-//! Pooled connections to the provider: one authority, HTTP/1.1, TLS or plain. A key enters the
-//! head here and nowhere else, and a fault says how far the request got.
+//! Pooled connections to the provider, HTTP/1.1, TLS or plain: to one authority, or to the one that
+//! a key belongs to (a region's keys work at their own host only). A key enters the head here and nowhere else, and a fault says how far the request got.
 //!
 //! Redirects are answers like any other: nothing here follows them.
 
 mod answer;
-mod authority;
 mod connect;
 mod idle;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{HOST, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, Uri};
@@ -20,12 +20,12 @@ use hyper::client::conn::http1;
 
 use crate::body::replay::{Attempt, Upload, Waiting};
 use crate::clock;
+use crate::policy::authority::Authority;
 use crate::policy::replay::Progress;
 use crate::secret::ApiKey;
 use crate::tasks::Tasks;
 
 pub use answer::{AnswerBody, AnswerError};
-pub use authority::{Authority, Scheme};
 pub use connect::{Connect, ConnectError, Direct, TlsError};
 use idle::{Connection, Idle};
 
@@ -109,10 +109,32 @@ pub struct Upstream<B, C = Direct> {
 #[derive(Debug)]
 struct Inner<B, C> {
     connector: C,
-    authority: Authority,
+    /// Where keys go that have no place of their own.
+    home: Place<B>,
+    /// Where the others go. Few, and found once each.
+    others: ArcSwap<Vec<Place<B>>>,
     settings: Settings,
-    idle: Arc<Idle<Attempt<B>>>,
     tasks: Tasks,
+}
+
+/// One authority and the connections to it that wait.
+#[derive(Debug)]
+struct Place<B> {
+    authority: Arc<Authority>,
+    idle: Arc<Idle<Attempt<B>>>,
+}
+
+impl<B> Clone for Place<B> {
+    fn clone(&self) -> Self {
+        Self { authority: Arc::clone(&self.authority), idle: Arc::clone(&self.idle) }
+    }
+}
+
+impl<B> Place<B> {
+    fn new(authority: Arc<Authority>, settings: &Settings) -> Self {
+        let idle = Idle::new(settings.idle_connections_max, settings.idle_max, settings.connection_age_max);
+        Self { authority, idle: Arc::new(idle) }
+    }
 }
 
 impl<B, C> Clone for Upstream<B, C> {
@@ -128,21 +150,32 @@ where
 {
     /// An upstream at `authority`. Connections are opened when they are needed.
     pub fn new(authority: Authority, connector: C, settings: Settings, tasks: Tasks) -> Self {
-        let idle = Arc::new(Idle::new(
-            settings.idle_connections_max,
-            settings.idle_max,
-            settings.connection_age_max,
-        ));
-        Self { inner: Arc::new(Inner { connector, authority, settings, idle, tasks }) }
+        let home = Place::new(Arc::new(authority), &settings);
+        Self { inner: Arc::new(Inner { connector, home, others: ArcSwap::default(), settings, tasks }) }
     }
 
-    /// Where it is.
-    #[must_use]
-    pub fn authority(&self) -> &Authority {
-        &self.inner.authority
+    /// The place of a key: its own, or the common one.
+    fn place(&self, own: Option<&Arc<Authority>>) -> Place<B> {
+        let Inner { home, others, settings, .. } = &*self.inner;
+        let Some(own) = own.filter(|own| ***own != *home.authority) else { return home.clone() };
+        let known = |places: &[Place<B>]| places.iter().find(|place| place.authority == *own).cloned();
+        if let Some(place) = known(&others.load()) {
+            return place;
+        }
+        let new = Place::new(Arc::clone(own), settings);
+        // Whoever comes second finds the first one's.
+        others.rcu(|places| {
+            let mut places = places.to_vec();
+            if known(&places).is_none() {
+                places.push(new.clone());
+            }
+            places
+        });
+        known(&others.load()).unwrap_or(new)
     }
 
-    /// Sends one attempt with `key` and waits for the head of its answer.
+    /// Sends one attempt with `key`, to `own` authority if the key has one, and waits for the head
+    /// of its answer.
     ///
     /// A connection kept open may have been closed meanwhile. When it hands the request back
     /// unstarted, the next connection takes it.
@@ -156,21 +189,23 @@ where
     /// Dropping the future closes the connection: the provider sees that nobody waits any more.
     pub async fn send(
         &self,
+        own: Option<&Arc<Authority>>,
         key: &ApiKey,
         outbound: &Outbound,
         body: Attempt<B>,
     ) -> Result<Response<AnswerBody<B>>, SendError> {
+        let place = self.place(own);
         let upload = body.upload();
-        let mut request = self.request(key, outbound, body)?;
+        let mut request = request(&place.authority, key, outbound, body)?;
         loop {
-            let (mut connection, is_reused) = match self.inner.idle.take(clock::instant()) {
+            let (mut connection, is_reused) = match place.idle.take(clock::instant()) {
                 Some(connection) => (connection, true),
-                None => (self.open().await?, false),
+                None => (self.open(&place.authority).await?, false),
             };
             match self.answer(&mut connection, request, &upload).await {
                 Ok(answer) => {
                     let idle_max = self.inner.settings.stream_idle_max;
-                    let home = Arc::clone(&self.inner.idle);
+                    let home = Arc::clone(&place.idle);
                     return Ok(answer.map(|body| AnswerBody::new(body, connection, home, upload, idle_max)));
                 }
                 Err(Unanswered::HandedBack(unstarted)) if is_reused => request = *unstarted,
@@ -185,28 +220,8 @@ where
         }
     }
 
-    fn request(
-        &self,
-        key: &ApiKey,
-        outbound: &Outbound,
-        body: Attempt<B>,
-    ) -> Result<Request<Attempt<B>>, SendError> {
-        let unsendable = |error| unsent(SendErrorKind::Unsendable(error));
-        let target = self.inner.authority.target(&outbound.target).map_err(unsendable)?;
-        let mut secret = HeaderValue::from_str(key.expose()).map_err(|error| unsendable(error.into()))?;
-        secret.set_sensitive(true);
-        let mut request = Request::new(body);
-        *request.method_mut() = outbound.method.clone();
-        *request.uri_mut() = target;
-        let headers = request.headers_mut();
-        headers.insert(HOST, self.inner.authority.host_header().clone());
-        headers.extend(outbound.headers.clone());
-        headers.insert(KEY_HEADER, secret);
-        Ok(request)
-    }
-
-    async fn open(&self) -> Result<Connection<Attempt<B>>, SendError> {
-        let Inner { connector, authority, settings, tasks, .. } = &*self.inner;
+    async fn open(&self, authority: &Authority) -> Result<Connection<Attempt<B>>, SendError> {
+        let Inner { connector, settings, tasks, .. } = &*self.inner;
         let opening = async {
             let io = connector.connect(authority).await?;
             let (sender, driver) =
@@ -262,6 +277,27 @@ where
         };
         (upload.moved_at() + span, kind)
     }
+}
+
+/// The request with its key: the one place where a key enters a head.
+fn request<B>(
+    authority: &Authority,
+    key: &ApiKey,
+    outbound: &Outbound,
+    body: Attempt<B>,
+) -> Result<Request<Attempt<B>>, SendError> {
+    let unsendable = |error| unsent(SendErrorKind::Unsendable(error));
+    let target = authority.target(&outbound.target).map_err(unsendable)?;
+    let mut secret = HeaderValue::from_str(key.expose()).map_err(|error| unsendable(error.into()))?;
+    secret.set_sensitive(true);
+    let mut request = Request::new(body);
+    *request.method_mut() = outbound.method.clone();
+    *request.uri_mut() = target;
+    let headers = request.headers_mut();
+    headers.insert(HOST, authority.host_header().clone());
+    headers.extend(outbound.headers.clone());
+    headers.insert(KEY_HEADER, secret);
+    Ok(request)
 }
 
 /// An attempt on one connection that brought no answer.

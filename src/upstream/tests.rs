@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::body::replay::Replay;
 use crate::body::room::Room;
+use crate::policy::authority::Scheme;
 
 type Source = Full<Bytes>;
 
@@ -102,13 +103,14 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 #[tokio::test(start_paused = true)]
 async fn the_key_is_set_once_and_the_host_is_the_upstreams() {
     let (upstream, mut provider) = network();
-    let (_, head) = both(upstream.send(&key(), &outbound(Method::POST), body("hello").attempt()), async {
-        let mut connection = provider.accept().await;
-        let head = read_until(&mut connection, "hello").await;
-        connection.write_all(OK).await.unwrap();
-        head
-    })
-    .await;
+    let (_, head) =
+        both(upstream.send(None, &key(), &outbound(Method::POST), body("hello").attempt()), async {
+            let mut connection = provider.accept().await;
+            let head = read_until(&mut connection, "hello").await;
+            connection.write_all(OK).await.unwrap();
+            head
+        })
+        .await;
     assert!(head.starts_with("POST /v1/x?a=1 HTTP/1.1\r\n"), "{head}");
     assert_eq!(head.matches("xi-api-key: sk_the_key_of_the_test\r\n").count(), 1);
     assert_eq!(head.matches("host: api.example\r\n").count(), 1);
@@ -128,7 +130,7 @@ async fn a_complete_exchange_leaves_its_connection_for_the_next() {
     let asked = async {
         for _ in 0..3 {
             let answer =
-                upstream.send(&key(), &outbound(Method::GET), Replay::empty().attempt()).await.unwrap();
+                upstream.send(None, &key(), &outbound(Method::GET), Replay::empty().attempt()).await.unwrap();
             assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "ok");
         }
     };
@@ -139,19 +141,21 @@ async fn a_complete_exchange_leaves_its_connection_for_the_next() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_closed_while_it_waited_hands_the_request_to_a_new_one() {
     let (upstream, mut provider) = network();
-    let (first, ()) = both(upstream.send(&key(), &outbound(Method::POST), body("hello").attempt()), async {
-        let mut connection = provider.accept().await;
-        read_until(&mut connection, "hello").await;
-        connection.write_all(OK).await.unwrap();
-    })
-    .await;
+    let (first, ()) =
+        both(upstream.send(None, &key(), &outbound(Method::POST), body("hello").attempt()), async {
+            let mut connection = provider.accept().await;
+            read_until(&mut connection, "hello").await;
+            connection.write_all(OK).await.unwrap();
+        })
+        .await;
     first.unwrap().into_body().collect().await.unwrap();
-    let (second, ()) = both(upstream.send(&key(), &outbound(Method::POST), body("hello").attempt()), async {
-        let mut connection = provider.accept().await;
-        read_until(&mut connection, "hello").await;
-        connection.write_all(OK).await.unwrap();
-    })
-    .await;
+    let (second, ()) =
+        both(upstream.send(None, &key(), &outbound(Method::POST), body("hello").attempt()), async {
+            let mut connection = provider.accept().await;
+            read_until(&mut connection, "hello").await;
+            connection.write_all(OK).await.unwrap();
+        })
+        .await;
     assert_eq!(second.unwrap().status(), 200);
     assert_eq!(provider.opened.load(Ordering::SeqCst), 2);
 }
@@ -164,7 +168,7 @@ async fn asked_and_served(upstream: &Upstream<Source, Pipes>, connection: &mut D
     };
     let (key, outbound) = (key(), outbound(Method::GET));
     let asked = async {
-        let answer = upstream.send(&key, &outbound, Replay::empty().attempt()).await.unwrap();
+        let answer = upstream.send(None, &key, &outbound, Replay::empty().attempt()).await.unwrap();
         answer.into_body().collect().await.unwrap();
     };
     both(served, asked).await;
@@ -174,7 +178,8 @@ async fn asked_and_served(upstream: &Upstream<Source, Pipes>, connection: &mut D
 #[tokio::test(start_paused = true)]
 async fn a_busy_connection_gives_way_to_a_new_one_in_time() {
     let (upstream, mut provider) = network();
-    let first = async { upstream.send(&key(), &outbound(Method::GET), Replay::empty().attempt()).await };
+    let first =
+        async { upstream.send(None, &key(), &outbound(Method::GET), Replay::empty().attempt()).await };
     let (_, mut connection) = both(first, async {
         let mut connection = provider.accept().await;
         read_until(&mut connection, "\r\n\r\n").await;
@@ -186,12 +191,13 @@ async fn a_busy_connection_gives_way_to_a_new_one_in_time() {
         asked_and_served(&upstream, &mut connection, Duration::from_secs(20)).await;
     }
     assert_eq!(provider.opened.load(Ordering::SeqCst), 1);
-    let (_, ()) = both(upstream.send(&key(), &outbound(Method::GET), Replay::empty().attempt()), async {
-        let mut connection = provider.accept().await;
-        read_until(&mut connection, "\r\n\r\n").await;
-        connection.write_all(OK).await.unwrap();
-    })
-    .await;
+    let (_, ()) =
+        both(upstream.send(None, &key(), &outbound(Method::GET), Replay::empty().attempt()), async {
+            let mut connection = provider.accept().await;
+            read_until(&mut connection, "\r\n\r\n").await;
+            connection.write_all(OK).await.unwrap();
+        })
+        .await;
     assert_eq!(provider.opened.load(Ordering::SeqCst), 2);
 }
 
@@ -205,11 +211,12 @@ fn check_failed<B: std::fmt::Debug>(sent: Result<B, SendError>, progress: Progre
 #[tokio::test(start_paused = true)]
 async fn a_request_that_was_read_and_not_answered_may_have_been_served() {
     let (upstream, mut provider) = network();
-    let (sent, ()) = both(upstream.send(&key(), &outbound(Method::POST), body("hello").attempt()), async {
-        let mut connection = provider.accept().await;
-        read_until(&mut connection, "hello").await;
-    })
-    .await;
+    let (sent, ()) =
+        both(upstream.send(None, &key(), &outbound(Method::POST), body("hello").attempt()), async {
+            let mut connection = provider.accept().await;
+            read_until(&mut connection, "hello").await;
+        })
+        .await;
     check_failed(sent, Progress::Unanswered, "broke before an answer");
 }
 
@@ -222,7 +229,7 @@ async fn an_answer_that_does_not_come_is_given_up_on_time() {
         drop(connection);
     };
     let (key, outbound, body) = (key(), outbound(Method::POST), body("hello"));
-    let asked = upstream.send(&key, &outbound, body.attempt());
+    let asked = upstream.send(None, &key, &outbound, body.attempt());
     let sent = tokio::select! { sent = asked => sent, () = silent => unreachable!() };
     check_failed(sent, Progress::Unanswered, "no answer within 60000 ms");
 }
@@ -230,20 +237,22 @@ async fn an_answer_that_does_not_come_is_given_up_on_time() {
 #[tokio::test(start_paused = true)]
 async fn a_network_that_swallows_everything_was_sent_nothing() {
     let upstream: Upstream<Source, Blackhole> = Upstream::new(authority(), Blackhole, SETTINGS, Tasks::new());
-    let sent = upstream.send(&key(), &outbound(Method::POST), body("hello").attempt()).await;
+    let sent = upstream.send(None, &key(), &outbound(Method::POST), body("hello").attempt()).await;
     check_failed(sent, Progress::Unsent, "no connection within 10000 ms");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_redirect_is_an_answer_like_any_other() {
     let (upstream, mut provider) = network();
-    let (sent, ()) = both(upstream.send(&key(), &outbound(Method::GET), Replay::empty().attempt()), async {
-        let mut connection = provider.accept().await;
-        read_until(&mut connection, "\r\n\r\n").await;
-        let redirect = b"HTTP/1.1 307 Go\r\nlocation: http://elsewhere.example/\r\ncontent-length: 0\r\n\r\n";
-        connection.write_all(redirect).await.unwrap();
-    })
-    .await;
+    let (sent, ()) =
+        both(upstream.send(None, &key(), &outbound(Method::GET), Replay::empty().attempt()), async {
+            let mut connection = provider.accept().await;
+            read_until(&mut connection, "\r\n\r\n").await;
+            let redirect =
+                b"HTTP/1.1 307 Go\r\nlocation: http://elsewhere.example/\r\ncontent-length: 0\r\n\r\n";
+            connection.write_all(redirect).await.unwrap();
+        })
+        .await;
     let answer = sent.unwrap();
     assert_eq!(
         (answer.status().as_u16(), answer.headers()["location"].to_str().unwrap()),
@@ -256,7 +265,7 @@ async fn a_redirect_is_an_answer_like_any_other() {
 async fn an_answer_that_is_dropped_closes_its_connection() {
     let (upstream, mut provider) = network();
     let (sent, mut connection) =
-        both(upstream.send(&key(), &outbound(Method::GET), Replay::empty().attempt()), async {
+        both(upstream.send(None, &key(), &outbound(Method::GET), Replay::empty().attempt()), async {
             let mut connection = provider.accept().await;
             read_until(&mut connection, "\r\n\r\n").await;
             connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await.unwrap();
@@ -272,12 +281,13 @@ async fn an_answer_that_is_dropped_closes_its_connection() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_breaks_off_is_broken() {
     let (upstream, mut provider) = network();
-    let (sent, ()) = both(upstream.send(&key(), &outbound(Method::GET), Replay::empty().attempt()), async {
-        let mut connection = provider.accept().await;
-        read_until(&mut connection, "\r\n\r\n").await;
-        connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await.unwrap();
-    })
-    .await;
+    let (sent, ()) =
+        both(upstream.send(None, &key(), &outbound(Method::GET), Replay::empty().attempt()), async {
+            let mut connection = provider.accept().await;
+            read_until(&mut connection, "\r\n\r\n").await;
+            connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await.unwrap();
+        })
+        .await;
     assert!(sent.unwrap().into_body().collect().await.is_err());
 }
 
@@ -285,7 +295,7 @@ async fn an_answer_that_breaks_off_is_broken() {
 async fn an_answer_that_stands_still_is_given_up_and_a_slow_one_is_not() {
     let (upstream, mut provider) = network();
     let (sent, connection) =
-        both(upstream.send(&key(), &outbound(Method::GET), Replay::empty().attempt()), async {
+        both(upstream.send(None, &key(), &outbound(Method::GET), Replay::empty().attempt()), async {
             let mut connection = provider.accept().await;
             read_until(&mut connection, "\r\n\r\n").await;
             connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n").await.unwrap();
@@ -315,15 +325,16 @@ async fn an_answer_that_stands_still_is_given_up_and_a_slow_one_is_not() {
 /// What a client of ours gets when the provider sends these bytes and closes.
 async fn relayed(bytes: &[u8]) -> (u16, HeaderMap, Result<Bytes, AnswerError>) {
     let (upstream, mut provider) = network();
-    let (sent, ()) = both(upstream.send(&key(), &outbound(Method::GET), Replay::empty().attempt()), async {
-        let mut connection = provider.accept().await;
-        read_until(&mut connection, "\r\n\r\n").await;
-        // A pipe is small; what does not fit waits for the reader.
-        for piece in bytes.chunks(1_000) {
-            connection.write_all(piece).await.unwrap();
-        }
-    })
-    .await;
+    let (sent, ()) =
+        both(upstream.send(None, &key(), &outbound(Method::GET), Replay::empty().attempt()), async {
+            let mut connection = provider.accept().await;
+            read_until(&mut connection, "\r\n\r\n").await;
+            // A pipe is small; what does not fit waits for the reader.
+            for piece in bytes.chunks(1_000) {
+                connection.write_all(piece).await.unwrap();
+            }
+        })
+        .await;
     let (head, body) = sent.unwrap().into_parts();
     (head.status.as_u16(), head.headers, body.collect().await.map(|body| body.to_bytes()))
 }

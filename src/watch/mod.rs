@@ -93,7 +93,11 @@ impl<C: Connect> Watch<C> {
             target: Uri::from_static("/v1/user/subscription"),
             headers: HeaderMap::new(),
         };
-        let answer = self.upstream.send(key.api_key(), &outbound, Replay::empty().attempt()).await.ok()?;
+        let answer = self
+            .upstream
+            .send(key.authority(), key.api_key(), &outbound, Replay::empty().attempt())
+            .await
+            .ok()?;
         read(answer, settings).await
     }
 }

@@ -7,16 +7,36 @@ use http::header::HeaderValue;
 use http::uri::PathAndQuery;
 
 /// How the provider is spoken to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scheme {
-    /// Plain; for upstreams on this machine.
+    /// In clear text: for a simulator or a gateway on the same machine.
     Http,
-    /// TLS.
+    /// Over TLS.
     Https,
 }
 
+impl Scheme {
+    /// `http` or `https`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+
+    /// The port when none is written.
+    #[must_use]
+    pub fn default_port(self) -> u16 {
+        match self {
+            Self::Http => 80,
+            Self::Https => 443,
+        }
+    }
+}
+
 /// Scheme, host, port and an optional path prefix.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authority {
     scheme: Scheme,
     host: String,
@@ -34,8 +54,7 @@ impl Authority {
     /// When a `Host` header cannot carry the host.
     pub fn new(scheme: Scheme, host: &str, port: u16, prefix: &str) -> Result<Self, http::Error> {
         let written = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-        let is_default_port = matches!((scheme, port), (Scheme::Http, 80) | (Scheme::Https, 443));
-        let host_header = if is_default_port { written } else { format!("{written}:{port}") };
+        let host_header = if port == scheme.default_port() { written } else { format!("{written}:{port}") };
         Ok(Self {
             scheme,
             host: host.to_owned(),
@@ -63,13 +82,19 @@ impl Authority {
         self.port
     }
 
-    pub(super) fn host_header(&self) -> &HeaderValue {
+    /// What stands in its `Host` header.
+    #[must_use]
+    pub fn host_header(&self) -> &HeaderValue {
         &self.host_header
     }
 
     /// What stands in the request line for a target of the client. Scheme and host of the target
     /// are left out: a client cannot say where a key goes.
-    pub(super) fn target(&self, target: &Uri) -> Result<Uri, http::Error> {
+    ///
+    /// # Errors
+    ///
+    /// When prefix and path together are no target.
+    pub fn target(&self, target: &Uri) -> Result<Uri, http::Error> {
         let path_and_query = target.path_and_query().map_or("/", PathAndQuery::as_str);
         if self.prefix.is_empty() {
             return Ok(Uri::from(PathAndQuery::try_from(path_and_query)?));
@@ -80,10 +105,7 @@ impl Authority {
 
 impl fmt::Display for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = match self.scheme {
-            Scheme::Http => "http",
-            Scheme::Https => "https",
-        };
+        let scheme = self.scheme.as_str();
         write!(f, "{scheme}://{}{}", self.host_header.to_str().unwrap_or_default(), self.prefix)
     }
 }
