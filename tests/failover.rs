@@ -10,7 +10,7 @@
 
 mod house;
 
-use house::{ONE, SPEECH, THREE, TWO, house, house_with};
+use house::{ONE, SPEECH, THREE, TWO, house, house_with, join_all};
 use keychoir::config::KeyConfig;
 use keychoir::secret::ApiKey;
 use keychoir::simulator::{KeyPlan, Plan, Simulator, WorkspacePlan};
@@ -168,25 +168,6 @@ async fn many_requests_at_once_all_succeed_while_keys_run_out() {
     }
     let (ledger, _) = house.close().await;
     assert_eq!(ledger.totals.charged, 1_000);
-}
-
-async fn join_all<F: Future<Output = reqwest::Response>>(
-    futures: impl Iterator<Item = F>,
-) -> Vec<reqwest::Response> {
-    let mut set = Vec::new();
-    let mut futures: Vec<_> = futures.map(Box::pin).collect();
-    std::future::poll_fn(|cx| {
-        futures.retain_mut(|future| match future.as_mut().poll(cx) {
-            std::task::Poll::Ready(answer) => {
-                set.push(answer);
-                false
-            }
-            std::task::Poll::Pending => true,
-        });
-        if futures.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-    })
-    .await;
-    set
 }
 
 #[tokio::test]

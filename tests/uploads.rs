@@ -10,7 +10,7 @@
 
 mod house;
 
-use house::{House, ONE, THREE, TWO, house, house_with};
+use house::{House, ONE, THREE, TWO, house, house_with, join_all};
 use keychoir::simulator::{Ledger, Plan};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -180,8 +180,7 @@ async fn uploads_at_once_do_not_mix() {
     let house = house_with(rich(), |config| config.replay.memory_bytes_max = 10_000).await;
     house.always(ONE, "early:missing_permissions");
     let bodies: Vec<Vec<u8>> = (0..8).map(|n| content(1_000_000 + n)).collect();
-    let uploads: Vec<_> =
-        bodies.iter().map(|body| Box::pin(upload(&house, body, Framing::Chunked, ""))).collect();
+    let uploads = bodies.iter().map(|body| upload(&house, body, Framing::Chunked, ""));
     for answer in join_all(uploads).await {
         assert_eq!(answer, "HTTP/1.1 200 OK");
     }
@@ -191,20 +190,4 @@ async fn uploads_at_once_do_not_mix() {
     arrived.sort();
     expected.sort();
     assert_eq!(arrived, expected);
-}
-
-async fn join_all<F: Future<Output = String> + Unpin>(mut futures: Vec<F>) -> Vec<String> {
-    let mut done = Vec::new();
-    std::future::poll_fn(|cx| {
-        futures.retain_mut(|future| match std::pin::Pin::new(future).poll(cx) {
-            std::task::Poll::Ready(answer) => {
-                done.push(answer);
-                false
-            }
-            std::task::Poll::Pending => true,
-        });
-        if futures.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-    })
-    .await;
-    done
 }

@@ -60,7 +60,44 @@ pub struct Shortfall {
     pub required: Option<u64>,
 }
 
+/// What an answer is about, which decides who is asked next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Concern {
+    /// Nothing is wrong.
+    Nothing,
+    /// The key or its workspace: another may serve.
+    Key,
+    /// The key, the plan or the request; one more workspace will tell.
+    Unclear,
+    /// The request: no key would change that.
+    Request,
+    /// The provider, which has refused the work.
+    Refusing,
+    /// The provider, which may have done the work.
+    Failing,
+}
+
 impl Verdict {
+    /// What it is about.
+    #[must_use]
+    pub fn concern(self) -> Concern {
+        match self {
+            Self::Served => Concern::Nothing,
+            Self::WorkspaceQuota(_)
+            | Self::KeyQuota(_)
+            | Self::InvalidKey
+            | Self::Billing
+            | Self::RateLimited(_)
+            | Self::Concurrency { .. } => Concern::Key,
+            Self::MissingPermission | Self::PlanFeature | Self::Forbidden => Concern::Unclear,
+            // A refusal that cannot be read is relayed like the client's own mistake: it is the
+            // client who can read it.
+            Self::NotFound | Self::RequestError | Self::Unreadable => Concern::Request,
+            Self::Busy => Concern::Refusing,
+            Self::ServerError => Concern::Failing,
+        }
+    }
+
     /// The word for it in logs, records and metrics.
     #[must_use]
     pub fn word(self) -> &'static str {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::classify::Verdict;
+use super::classify::{Concern, Verdict};
 use super::select::Unavailable;
 
 /// How far an attempt got.
@@ -94,21 +94,14 @@ pub fn decide(facts: &Facts) -> Decision {
         Progress::Unanswered => {
             again_if(once_more && facts.effect == Effect::None, Duration::ZERO, Decision::Fail)
         }
-        Progress::Answered(verdict) => match verdict {
-            Verdict::Served | Verdict::NotFound | Verdict::RequestError | Verdict::Unreadable => {
-                Decision::Relay
-            }
-            Verdict::WorkspaceQuota(_)
-            | Verdict::KeyQuota(_)
-            | Verdict::InvalidKey
-            | Verdict::Billing
-            | Verdict::RateLimited(_)
-            | Verdict::Concurrency { .. } => next_key_if(may_send),
-            Verdict::MissingPermission | Verdict::PlanFeature | Verdict::Forbidden => {
+        Progress::Answered(verdict) => match verdict.concern() {
+            Concern::Nothing | Concern::Request => Decision::Relay,
+            Concern::Key => next_key_if(may_send),
+            Concern::Unclear => {
                 next_key_if(may_send && facts.ambiguous_workspaces < AMBIGUOUS_WORKSPACES_MAX)
             }
-            Verdict::Busy => again_if(once_more, BUSY_PAUSE, Decision::Relay),
-            Verdict::ServerError => {
+            Concern::Refusing => again_if(once_more, BUSY_PAUSE, Decision::Relay),
+            Concern::Failing => {
                 again_if(once_more && facts.effect == Effect::None, BUSY_PAUSE, Decision::Relay)
             }
         },
@@ -129,29 +122,16 @@ pub enum LastWord {
 /// itself is better told by the provider.
 #[must_use]
 pub fn last_word(verdict: Verdict, unavailable: Unavailable) -> LastWord {
-    match (verdict, unavailable) {
-        (_, Unavailable::Tried) => LastWord::Theirs,
-        (
-            Verdict::WorkspaceQuota(_)
-            | Verdict::KeyQuota(_)
-            | Verdict::InvalidKey
-            | Verdict::Billing
-            | Verdict::RateLimited(_)
-            | Verdict::Concurrency { .. },
-            Unavailable::Exhausted { .. } | Unavailable::Cooling { .. } | Unavailable::Invalid,
-        ) => LastWord::Ours,
-        (
-            Verdict::Served
-            | Verdict::MissingPermission
-            | Verdict::PlanFeature
-            | Verdict::Busy
-            | Verdict::Forbidden
-            | Verdict::NotFound
-            | Verdict::RequestError
-            | Verdict::ServerError
-            | Verdict::Unreadable,
-            Unavailable::Exhausted { .. } | Unavailable::Cooling { .. } | Unavailable::Invalid,
-        ) => LastWord::Theirs,
+    match unavailable {
+        Unavailable::Exhausted { .. } | Unavailable::Cooling { .. } | Unavailable::Invalid
+            if verdict.concern() == Concern::Key =>
+        {
+            LastWord::Ours
+        }
+        Unavailable::Tried
+        | Unavailable::Exhausted { .. }
+        | Unavailable::Cooling { .. }
+        | Unavailable::Invalid => LastWord::Theirs,
     }
 }
 

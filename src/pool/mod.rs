@@ -48,6 +48,21 @@ pub struct Settings {
     pub quota_lag: Duration,
 }
 
+#[cfg(test)]
+impl Settings {
+    /// For tests of others, in which nothing ever comes back by itself.
+    pub(crate) const STILL: Self = Self {
+        strategy: Strategy::FillFirst,
+        near_limit_ratio: 0.8,
+        rate_limited_cooldown: Duration::from_secs(3_600),
+        concurrency_cooldown: Duration::from_secs(3_600),
+        exhausted_cooldown: Duration::from_secs(3_600),
+        billing_cooldown: Duration::from_secs(3_600),
+        invalid_cooldown: Duration::from_secs(3_600),
+        quota_lag: Duration::from_secs(3_600),
+    };
+}
+
 /// What the provider told when it was asked for a key's quota.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {

@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use super::{Limits, Proxy};
 use crate::body::replay::Replay;
 use crate::clock;
-use crate::policy::classify::Verdict;
+use crate::policy::classify::Concern;
 use crate::policy::replay::{Effect, Facts, Progress};
 use crate::policy::select::Unavailable;
 use crate::pool::{Key, Lease, Roster};
@@ -60,9 +60,8 @@ impl Journey {
         key: &Arc<Key>,
         limits: &Limits,
     ) -> Facts {
-        if let Progress::Answered(
-            verdict @ (Verdict::MissingPermission | Verdict::PlanFeature | Verdict::Forbidden),
-        ) = progress
+        if let Progress::Answered(verdict) = progress
+            && verdict.concern() == Concern::Unclear
         {
             self.ambiguous.push((verdict.word(), Arc::clone(key)));
         }

@@ -10,7 +10,6 @@ use super::write::Writer;
 use super::*;
 use crate::policy::budget::{Extension, Quota};
 use crate::policy::client::ClientName;
-use crate::policy::select::Strategy;
 use crate::policy::standing::{Park, ParkReason};
 use crate::policy::units::UnixMs;
 use crate::pool::{KeyEntry, Observation, Settings};
@@ -30,20 +29,7 @@ fn pool() -> Arc<Pool> {
         workspace: None,
         authority: None,
     });
-    let hour = Duration::from_secs(3_600);
-    Arc::new(Pool::new(
-        entries.collect(),
-        Settings {
-            strategy: Strategy::FillFirst,
-            near_limit_ratio: 0.8,
-            rate_limited_cooldown: hour,
-            concurrency_cooldown: hour,
-            exhausted_cooldown: hour,
-            billing_cooldown: hour,
-            invalid_cooldown: hour,
-            quota_lag: hour,
-        },
-    ))
+    Arc::new(Pool::new(entries.collect(), Settings::STILL))
 }
 
 fn record(pool: &Pool, credits: u64) -> AttemptRecord {

@@ -115,11 +115,9 @@ fn time(word: &str, at: Option<UnixMs>) -> String {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
 
     use super::*;
     use crate::policy::budget::Extension;
-    use crate::policy::select::Strategy;
     use crate::pool::{Key, KeyEntry, Observation, Pool, Settings};
     use crate::secret::ApiKey;
 
@@ -128,20 +126,7 @@ mod tests {
 
     fn pool() -> Pool {
         let key = ApiKey::new("sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b").unwrap();
-        let hour = Duration::from_secs(3_600);
-        Pool::new(
-            vec![KeyEntry { key, name: None, workspace: None, authority: None }],
-            Settings {
-                strategy: Strategy::FillFirst,
-                near_limit_ratio: 0.8,
-                rate_limited_cooldown: hour,
-                concurrency_cooldown: hour,
-                exhausted_cooldown: hour,
-                billing_cooldown: hour,
-                invalid_cooldown: hour,
-                quota_lag: hour,
-            },
-        )
+        Pool::new(vec![KeyEntry { key, name: None, workspace: None, authority: None }], Settings::STILL)
     }
 
     fn key() -> Arc<Key> {

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "every test file uses its own part of this one")]
 
 use std::path::PathBuf;
+use std::task::Poll;
 use std::time::Duration;
 
 use keychoir::app::{self, Drained, Parts, Running};
@@ -176,4 +177,22 @@ fn attempts(path: &std::path::Path) -> Vec<Record> {
         })
     });
     rows.unwrap().map(Result::unwrap).collect()
+}
+
+/// Runs all of them at once; their outputs in the order in which they end.
+pub async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut running: Vec<_> = futures.map(Box::pin).collect();
+    let mut ended = Vec::new();
+    std::future::poll_fn(|cx| {
+        running.retain_mut(|future| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => {
+                ended.push(output);
+                false
+            }
+            Poll::Pending => true,
+        });
+        if running.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    ended
 }
