@@ -107,17 +107,6 @@ impl Quota {
         let count = if same_period && idle < lag { self.count.max(theirs.count) } else { theirs.count };
         Self { count, ..theirs }
     }
-
-    /// What holds after a refusal said that only `remaining` credits are left, overage included.
-    #[must_use]
-    pub fn with_remaining(self, remaining: u64) -> Self {
-        let budget = match (self.limit, self.extension) {
-            (Some(limit), Extension::None) => limit,
-            (Some(limit), Extension::Credits(more)) => limit.saturating_add(more),
-            (None, _) | (_, Extension::Unlimited) => return self,
-        };
-        Self { count: self.count.max(budget.saturating_sub(remaining)), ..self }
-    }
 }
 
 #[cfg(test)]
@@ -205,13 +194,5 @@ mod tests {
     fn a_new_period_is_theirs() {
         check_adopted(50, Quota { resets_at: Some(UnixMs(9_000)), ..used(3) }, 0, 3);
         check_adopted(50, Quota { resets_at: None, ..used(3) }, 0, 3);
-    }
-
-    #[test]
-    fn a_refusal_teaches_what_is_left() {
-        assert_eq!(used(10).with_remaining(5).count, 95);
-        assert_eq!(used(98).with_remaining(5).count, 98);
-        assert_eq!(used(10).with_remaining(1_000).count, 10);
-        assert_eq!(Quota { limit: None, ..used(10) }.with_remaining(5).count, 10);
     }
 }

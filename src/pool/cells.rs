@@ -105,11 +105,6 @@ impl QuotaCell {
         self.add(|count| count.saturating_add(credits));
     }
 
-    pub(super) fn learn_remaining(&self, remaining: u64) {
-        let quota = self.peek();
-        self.add(|count| Quota { count, ..quota }.with_remaining(remaining).count);
-    }
-
     /// Takes the provider's figures; returns whether they open a new period or a new limit.
     pub(super) fn adopt(&self, theirs: Quota, now: UnixMs, lag: Duration) -> bool {
         let before = self.peek();

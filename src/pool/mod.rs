@@ -212,10 +212,9 @@ impl Pool {
             until: workspace.quota(now).resets_at.unwrap_or_else(|| now.plus(settings.exhausted_cooldown)),
         };
         match verdict {
-            Verdict::WorkspaceQuota(shortfall) => {
-                workspace.learn_remaining(shortfall.remaining);
-                workspace.park(until_reset());
-            }
+            // The figure that a refusal names is not taken over: requests that are still under way
+            // are in it already, and would be counted a second time when they are settled.
+            Verdict::WorkspaceQuota(_) => workspace.park(until_reset()),
             Verdict::KeyQuota(_) => key.park(until_reset()),
             Verdict::InvalidKey => key.park(rest(ParkReason::Invalid, settings.invalid_cooldown)),
             Verdict::Billing => workspace.park(rest(ParkReason::Billing, settings.billing_cooldown)),

@@ -268,12 +268,6 @@ impl Workspace {
         self.quota.spend(credits, now);
     }
 
-    pub(super) fn learn_remaining(&self, remaining: Option<u64>) {
-        if let Some(remaining) = remaining {
-            self.quota.learn_remaining(remaining);
-        }
-    }
-
     pub(super) fn observe(&self, theirs: Quota, tier: Option<String>, now: UnixMs, lag: Duration) {
         // Figures lag: one that only repeats the old period does not undo a refusal.
         if self.quota.adopt(theirs, now, lag) {

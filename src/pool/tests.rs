@@ -190,11 +190,13 @@ fn a_lagging_figure_does_not_undo_a_refusal_and_a_new_limit_does() {
 }
 
 #[test]
-fn a_refusal_that_names_what_is_left_corrects_the_count() {
+fn what_is_settled_after_a_refusal_is_counted_once() {
     let pool = apart(1);
-    pool.told(0, 10, 100, NOW);
-    pool.judged(0, Verdict::WorkspaceQuota(Shortfall { remaining: Some(7), required: Some(50) }), NOW);
-    assert_eq!(pool.snapshot(NOW)[0].quota.remaining(), 7);
+    pool.told(0, 90, 100, NOW);
+    // The provider has charged the request that is still under way; the refusal knows of it.
+    pool.judged(0, Verdict::WorkspaceQuota(Shortfall { remaining: Some(0), required: Some(50) }), NOW);
+    pool.spent(0, 10, NOW);
+    assert_eq!(pool.snapshot(NOW)[0].quota.count, 100);
 }
 
 #[test]

@@ -145,7 +145,7 @@ impl Attempt {
                 error.progress
             }
         };
-        log.learned(&self.record, result.as_ref().err());
+        log.learned(&self.record, result);
         progress
     }
 

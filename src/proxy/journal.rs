@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Request, StatusCode};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use uuid::Uuid;
 
+use super::answer::Answer;
 use super::books::AttemptRecord;
 use super::error::ProxyError;
 use crate::body::Loss;
 use crate::clock;
+use crate::policy::classify::Concern;
 use crate::policy::client::ClientName;
 use crate::policy::headers::parameter_names;
 use crate::secret::ShortKey;
@@ -66,15 +68,17 @@ impl RequestLog {
         self.route = Some(Arc::clone(route));
     }
 
-    /// An attempt has brought this, or failed with `fault`.
-    pub(super) fn learned(&mut self, record: &AttemptRecord, fault: Option<&SendError>) {
+    /// An attempt has brought this.
+    pub(super) fn learned(&mut self, record: &AttemptRecord, result: &Result<Answer, SendError>) {
         let request_id = &*self.request_id;
         self.attempts = record.number;
         self.key = Some(record.key.api_key().short().clone());
-        if let Some(SendError { kind, .. }) = fault
-            && !matches!(kind, SendErrorKind::ClientBroke | SendErrorKind::ClientStalled(_))
-        {
-            warn!(request_id, attempt = record.number, "no answer from the upstream: {kind}");
+        let attempt = record.number;
+        match result {
+            Ok(answer) if answer.verdict.concern() == Concern::Nothing => {}
+            Ok(answer) => debug!(request_id, attempt, "the provider says {:?}", answer.verdict),
+            Err(SendError { kind: SendErrorKind::ClientBroke | SendErrorKind::ClientStalled(_), .. }) => {}
+            Err(SendError { kind, .. }) => warn!(request_id, attempt, "no answer from the upstream: {kind}"),
         }
     }
 
