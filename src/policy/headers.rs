@@ -3,7 +3,8 @@
 
 use std::borrow::Cow;
 
-use http::header::{self, HeaderMap, HeaderName};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Uri, Version};
 
 /// Headers in which a client may present a credential. `xi_api_key` is no header of the provider;
 /// a client that writes it means its key.
@@ -36,6 +37,24 @@ const HOP_BY_HOP: [HeaderName; 10] = [
 
 /// What a `Connection` header may not take away: it frames the message or says where it goes.
 const PROTECTED: [HeaderName; 2] = [header::CONTENT_LENGTH, header::HOST];
+
+/// Whether a request says once, and only once, for whom it is (RFC 9112, section 3.2): one `Host`,
+/// and in an absolute target none but that. HTTP/1.0 knew no `Host`.
+#[must_use]
+pub fn has_one_host(version: Version, target: &Uri, headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (host, is_doubled) = (hosts.next(), hosts.next().is_some());
+    let is_same = |host: &HeaderValue| match (target.authority(), host.to_str()) {
+        (None, written) => written.is_ok(),
+        (Some(authority), Ok(written)) => authority.as_str().eq_ignore_ascii_case(written),
+        (Some(_), Err(_)) => false,
+    };
+    match host {
+        _ if is_doubled => false,
+        Some(host) => is_same(host),
+        None => version < Version::HTTP_11 && target.authority().is_none(),
+    }
+}
 
 /// Makes the headers of a request ready for the upstream: no credential, nothing of this hop. The
 /// `host` goes too; the upstream sets its own.
@@ -152,6 +171,25 @@ mod tests {
             map.append(*name, value.parse().unwrap());
         }
         map
+    }
+
+    #[track_caller]
+    fn check_host(version: Version, target: &str, hosts: &[&'static str], expected: bool) {
+        let pairs: Vec<(&'static str, &'static str)> = hosts.iter().map(|host| ("host", *host)).collect();
+        assert_eq!(has_one_host(version, &target.parse().unwrap(), &headers(&pairs)), expected);
+    }
+
+    #[test]
+    fn a_request_is_for_one_host() {
+        check_host(Version::HTTP_11, "/v1/x", &["localhost:11011"], true);
+        check_host(Version::HTTP_11, "/v1/x", &[], false);
+        check_host(Version::HTTP_11, "/v1/x", &["a", "a"], false);
+        check_host(Version::HTTP_11, "http://localhost:1/v1/x", &["LOCALHOST:1"], true);
+        check_host(Version::HTTP_11, "http://localhost:1/v1/x", &["localhost"], false);
+        check_host(Version::HTTP_11, "http://elsewhere/v1/x", &["localhost"], false);
+        check_host(Version::HTTP_10, "/v1/x", &[], true);
+        check_host(Version::HTTP_10, "http://elsewhere/v1/x", &[], false);
+        check_host(Version::HTTP_10, "/v1/x", &["a", "b"], false);
     }
 
     #[track_caller]

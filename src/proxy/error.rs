@@ -2,7 +2,7 @@
 //! The text for the client names no key and no internals; the log has its own.
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use serde_json::json;
 
@@ -25,6 +25,9 @@ pub enum ProxyError {
     /// The method would make a proxy something else than a proxy.
     #[error("the method is not proxied")]
     Method,
+    /// The request does not say, or says twice, for whom it is.
+    #[error("the request has no host, two, or a foreign one")]
+    Host,
     /// WebSockets are not proxied.
     #[error("an upgrade was asked for")]
     Upgrade,
@@ -83,6 +86,10 @@ impl ProxyError {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert("x-keychoir-error", HeaderValue::from_static(code));
+        // Whoever is not clear about its host may not be clear about where its request ends.
+        if matches!(self, Self::Host) {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         if let Some(seconds) = retry_after_s {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
@@ -121,6 +128,12 @@ impl ProxyError {
                 "method_not_allowed",
                 "method_not_allowed",
                 "Keychoir does not pass TRACE and CONNECT on.",
+            ),
+            Self::Host => told(
+                StatusCode::BAD_REQUEST,
+                "bad_request",
+                "bad_host",
+                "A request has one Host header, and its target names no other host.",
             ),
             Self::Upgrade => told(
                 StatusCode::NOT_IMPLEMENTED,
@@ -305,6 +318,7 @@ mod tests {
             (ProxyError::Unidentified(Unidentified::Wrong), 401, "client_token_wrong"),
             (ProxyError::Denied("it is dangerous"), 403, "path_denied"),
             (ProxyError::Method, 405, "method_not_allowed"),
+            (ProxyError::Host, 400, "bad_host"),
             (ProxyError::Upgrade, 501, "websockets_not_supported"),
             (ProxyError::BooksFull(NoPlace), 503, "books_full"),
             (ProxyError::Draining, 503, "draining"),

@@ -16,6 +16,9 @@ pub(super) fn look_up(head: &Parts, denies_dangerous: bool) -> Result<Endpoint, 
     if head.method == Method::TRACE || head.method == Method::CONNECT {
         return Err(ProxyError::Method);
     }
+    if !headers::has_one_host(head.version, &head.uri, &head.headers) {
+        return Err(ProxyError::Host);
+    }
     if head.headers.contains_key(UPGRADE) {
         return Err(ProxyError::Upgrade);
     }
@@ -46,7 +49,9 @@ mod tests {
     use super::*;
 
     fn head(method: &str, target: &str) -> Parts {
-        Request::builder().method(method).uri(target).body(()).unwrap().into_parts().0
+        let mut head = Request::builder().method(method).uri(target).body(()).unwrap().into_parts().0;
+        head.headers.insert("host", "localhost".parse().unwrap());
+        head
     }
 
     #[track_caller]

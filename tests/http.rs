@@ -1,0 +1,186 @@
+//! What strangers send, as bytes on a socket: malformed heads and bodies are refused, the
+//! connection is closed, and nothing of them reaches the provider.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends at its first surprise"
+)]
+
+mod house;
+
+use house::{House, ONE, TWO, house};
+use keychoir::simulator::Plan;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+async fn fresh() -> House {
+    house(Plan::of([(ONE, 100_000), (TWO, 100_000)])).await
+}
+
+/// Sends bytes and reads until the server closes the connection.
+async fn raw(house: &House, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(house.running.address()).await.unwrap();
+    // A server that has said no need not read on.
+    let _ = stream.write_all(request).await;
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// The request is refused so, once, the connection is closed, and the provider hears nothing.
+async fn check_refused(requests: &[&str], status: &str) {
+    let house = fresh().await;
+    let before = house.simulator.ledger().totals.requests;
+    for request in requests {
+        // What follows must not be taken for a second request.
+        let smuggled = format!("{request}GET /v1/voices HTTP/1.1\r\nhost: localhost\r\n\r\n");
+        let answer = raw(&house, smuggled.as_bytes()).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {answer:?}");
+        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{request:?}: {answer:?}");
+    }
+    assert_eq!(house.simulator.ledger().totals.requests, before, "nothing reaches the provider");
+    assert_eq!(house.statuses().await, ["active", "active"]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_request_says_once_for_whom_it_is() {
+    check_refused(
+        &[
+            "GET /v1/voices HTTP/1.1\r\n\r\n",
+            "GET /v1/voices HTTP/1.1\r\nhost: localhost\r\nhost: localhost\r\n\r\n",
+            "GET /v1/voices HTTP/1.1\r\nhost: localhost\r\nHost: elsewhere.example\r\n\r\n",
+            "GET http://elsewhere.example/v1/voices HTTP/1.1\r\nhost: localhost\r\n\r\n",
+            "GET https://elsewhere.example/v1/voices HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        ],
+        "400",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_target_with_its_own_authority_is_fine_and_http_1_0_needs_none() {
+    let house = fresh().await;
+    for request in [
+        "GET http://localhost/v1/voices HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
+        "GET /v1/voices HTTP/1.0\r\n\r\n",
+    ] {
+        let answer = raw(&house, request.as_bytes()).await;
+        assert!(answer.contains(" 200 "), "{answer}");
+    }
+    assert_eq!(house.hits(&[ONE]), [2]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_body_has_one_length() {
+    let framings = [
+        "content-length: 5\r\ntransfer-encoding: chunked\r\n",
+        "transfer-encoding: chunked\r\ncontent-length: 5\r\n",
+        "transfer-encoding: chunked, chunked\r\n",
+        "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n",
+        "transfer-encoding: identity, chunked\r\n",
+        "transfer-encoding: chunked, identity\r\n",
+        "transfer-encoding: identity\r\n",
+        "transfer-encoding: gzip, chunked\r\n",
+        "transfer-encoding: gzip\r\n",
+        "transfer-encoding: xchunked\r\n",
+        "transfer-encoding: \"chunked\"\r\n",
+        "transfer-encoding: chunked;q=1\r\n",
+        "transfer-encoding:\r\n",
+        "transfer-encoding : chunked\r\n",
+        "content-length: 5\r\ncontent-length: 6\r\n",
+        "content-length: 5, 6\r\n",
+        "content-length: +5\r\n",
+        "content-length: -5\r\n",
+        "content-length: 5 5\r\n",
+        "content-length: 0x5\r\n",
+        "content-length: 5.0\r\n",
+        "content-length:\r\n",
+        "content-length : 5\r\n",
+        "content-length: 99999999999999999999999\r\n",
+    ];
+    let requests: Vec<String> = framings
+        .iter()
+        .map(|framing| format!("POST /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\n{framing}\r\n"))
+        .collect();
+    check_refused(&requests.iter().map(String::as_str).collect::<Vec<_>>(), "400").await;
+}
+
+#[tokio::test]
+async fn a_head_is_made_of_plain_lines() {
+    check_refused(
+        &[
+            "GET /v1/voices HTTP/1.1\r\nhost: localhost\r\n folded: 1\r\n\r\n",
+            "GET /v1/voices HTTP/1.1\r\nhost: localhost\r\nx: a\rb\r\n\r\n",
+            "GET /v1/voices HTTP/1.1\r\nhost: localhost\r\nx: a\0b\r\n\r\n",
+            "GET /v1/voices HTTP/1.1\r\nhost: localhost\r\nx y: 1\r\n\r\n",
+            "GET /v1/voi ces HTTP/1.1\r\nhost: localhost\r\n\r\n",
+            "GET /v1/voices HTTP/3.0\r\nhost: localhost\r\n\r\n",
+            "nonsense\r\n\r\n",
+        ],
+        "400",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_head_that_never_ends_is_cut() {
+    let house = fresh().await;
+    let endless = format!("GET /v1/voices HTTP/1.1\r\nhost: localhost\r\nx: {}", "a".repeat(200_000));
+    assert!(raw(&house, endless.as_bytes()).await.starts_with("HTTP/1.1 431 "));
+    house.close().await;
+}
+
+#[tokio::test]
+async fn broken_chunks_are_the_clients_fault() {
+    let house = fresh().await;
+    for chunks in
+        ["5\r\nhelloXX", "zz\r\nhello\r\n", "5\r\nhel", "-5\r\nhello\r\n0\r\n\r\n", "5;\0\r\nhello\r\n"]
+    {
+        let request = format!(
+            "POST /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n{chunks}"
+        );
+        let mut stream = TcpStream::connect(house.running.address()).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        let answer = String::from_utf8_lossy(&answer);
+        // A client that has closed its half may get no answer; it never gets one of the provider.
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{chunks:?}: {answer}");
+    }
+    assert_eq!(house.statuses().await, ["active", "active"]);
+    let ledger = house.simulator.ledger();
+    assert!(ledger.requests_to("/v1/simulator/echo").all(|request| request.status.is_none()), "{ledger:?}");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn trailers_of_a_request_go_nowhere() {
+    let house = fresh().await;
+    let request = format!(
+        "POST /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\
+         trailer: xi-api-key\r\n\r\n5\r\nhello\r\n0\r\nxi-api-key: {}\r\n\r\n",
+        house::CLIENT_TOKEN
+    );
+    let answer = raw(&house, request.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(answer.contains("\"body_bytes\":5"), "{answer}");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn nothing_that_a_client_sends_ends_a_line_of_ours() {
+    let house = fresh().await;
+    for id in ["a b", "a\tb", "a\u{e9}b", "<script>", &"x".repeat(129)] {
+        let request = format!(
+            "GET /v1/service-accounts HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nx-request-id: {id}\r\n\r\n"
+        );
+        let answer = raw(&house, request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 403 ") && !answer.contains(id), "{answer}");
+    }
+    house.close().await;
+}
