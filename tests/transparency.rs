@@ -266,3 +266,14 @@ async fn an_upstream_that_is_not_there_is_said_to_be_so() {
     assert_eq!(house.get("/readyz").await.status(), 200);
     house.close().await;
 }
+
+#[tokio::test]
+async fn both_forms_of_a_base_url_work() {
+    let house = house(plan()).await;
+    for path in ["/v1/v1/voices", "/voices", "/v1/v2/voices", "/user/subscription"] {
+        assert_eq!(house.get(path).await.status(), 200, "{path}");
+    }
+    let (ledger, _) = house.close().await;
+    let asked: Vec<&str> = ledger.requests.iter().map(|request| &*request.path_and_query).collect();
+    assert_eq!(asked[2..], ["/v1/voices", "/v1/voices", "/v2/voices", "/v1/user/subscription"]);
+}

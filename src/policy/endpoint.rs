@@ -9,6 +9,7 @@ mod words;
 use http::Method;
 
 use super::headers::decode;
+use super::mend::is_version;
 use super::replay::Effect;
 use words::is_literal;
 
@@ -138,12 +139,6 @@ fn segments(path: &str) -> Vec<String> {
         }
     }
     segments
-}
-
-fn is_version(segment: &str) -> bool {
-    segment
-        .strip_prefix('v')
-        .is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ pub mod authority;
 pub mod client;
 pub mod endpoint;
 pub mod headers;
+pub mod mend;
 
 pub mod budget;
 pub mod cost;

@@ -43,13 +43,14 @@ impl<C: Connect> Proxy<C> {
         request: Request<Incoming>,
         log: &mut RequestLog,
     ) -> Result<(Answer, Attempt), ProxyError> {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let terms = self.terms.load_full();
         let Terms { clients, limits } = &*terms;
         // 1. Identify: who is asking?
         let client = client::identify(clients, &head.headers, head.uri.query())?;
         // 2. Look up: what is it, and may a client of the pool do it?
-        let endpoint = look_up(&head, limits.denies_dangerous)?;
+        let (endpoint, mistake) = look_up(&mut head, limits.denies_dangerous)?;
+        self.hints.tell(&client, mistake);
         let case = Case::open(log, client, &head.method, &endpoint);
         // 3. Strip: no credential of the client goes on.
         let outbound = strip(head)?;

@@ -8,10 +8,15 @@ use http::{Method, Uri};
 use super::error::ProxyError;
 use crate::policy::endpoint::{Access, Endpoint, lookup};
 use crate::policy::headers;
+use crate::policy::mend::{Mistake, mend};
 use crate::upstream::Outbound;
 
-/// Looks the request up and says no to what is not passed on.
-pub(super) fn look_up(head: &Parts, denies_dangerous: bool) -> Result<Endpoint, ProxyError> {
+/// Says no to what is not passed on, mends the path of a base URL that is nearly right, and looks
+/// the request up: it is judged as what it has become.
+pub(super) fn look_up(
+    head: &mut Parts,
+    denies_dangerous: bool,
+) -> Result<(Endpoint, Option<Mistake>), ProxyError> {
     // TRACE would show the client what we add; CONNECT would make a tunnel of us.
     if head.method == Method::TRACE || head.method == Method::CONNECT {
         return Err(ProxyError::Method);
@@ -22,10 +27,15 @@ pub(super) fn look_up(head: &Parts, denies_dangerous: bool) -> Result<Endpoint, 
     if head.headers.contains_key(UPGRADE) {
         return Err(ProxyError::Upgrade);
     }
+    let mut mistake = None;
+    if let Some((path, found)) = mend(head.uri.path()) {
+        head.uri = target(&path, head.uri.query())?;
+        mistake = Some(found);
+    }
     let endpoint = lookup(&head.method, head.uri.path());
     match endpoint.access {
         Access::Denied(why) if denies_dangerous => Err(ProxyError::Denied(why)),
-        Access::Denied(_) | Access::Open => Ok(endpoint),
+        Access::Denied(_) | Access::Open => Ok((endpoint, mistake)),
     }
 }
 
@@ -33,13 +43,17 @@ pub(super) fn look_up(head: &Parts, denies_dangerous: bool) -> Result<Endpoint, 
 /// and without what belongs to this connection.
 pub(super) fn strip(mut head: Parts) -> Result<Outbound, ProxyError> {
     headers::strip_request(&mut head.headers);
-    let target = match head.uri.query().map(headers::strip_query) {
-        None => head.uri.path().to_owned(),
-        Some(None) => head.uri.path().to_owned(),
-        Some(Some(query)) => format!("{}?{query}", head.uri.path()),
-    };
-    let target = Uri::from(PathAndQuery::try_from(target).map_err(http::Error::from)?);
+    let query = head.uri.query().and_then(headers::strip_query);
+    let target = target(head.uri.path(), query.as_deref())?;
     Ok(Outbound { method: head.method, target, headers: head.headers })
+}
+
+fn target(path: &str, query: Option<&str>) -> Result<Uri, http::Error> {
+    let written = match query {
+        None => PathAndQuery::try_from(path),
+        Some(query) => PathAndQuery::try_from(format!("{path}?{query}")),
+    };
+    Ok(Uri::from(written?))
 }
 
 #[cfg(test)]
@@ -76,18 +90,29 @@ mod tests {
     #[test]
     fn what_would_make_it_another_kind_of_proxy_is_refused() {
         for method in ["TRACE", "CONNECT"] {
-            assert!(matches!(look_up(&head(method, "/v1/voices"), true), Err(ProxyError::Method)));
+            assert!(matches!(look_up(&mut head(method, "/v1/voices"), true), Err(ProxyError::Method)));
         }
         let mut upgrade = head("GET", "/v1/text-to-speech/x/stream-input");
         upgrade.headers.insert(UPGRADE, "websocket".parse().unwrap());
-        assert!(matches!(look_up(&upgrade, true), Err(ProxyError::Upgrade)));
-        assert!(look_up(&head("BREW", "/v1/voices"), true).is_ok());
+        assert!(matches!(look_up(&mut upgrade, true), Err(ProxyError::Upgrade)));
+        assert!(look_up(&mut head("BREW", "/v1/voices"), true).is_ok());
     }
 
     #[test]
     fn dangerous_paths_are_denied_unless_allowed() {
-        let disable = head("POST", "/v1/workspaces/api-keys/disable");
-        assert!(matches!(look_up(&disable, true), Err(ProxyError::Denied(_))));
-        assert!(look_up(&disable, false).is_ok());
+        let mut disable = head("POST", "/v1/workspaces/api-keys/disable");
+        assert!(matches!(look_up(&mut disable, true), Err(ProxyError::Denied(_))));
+        assert!(look_up(&mut disable, false).is_ok());
+    }
+
+    #[test]
+    fn a_mended_path_is_judged_as_what_it_has_become() {
+        let mut doubled = head("GET", "/v1/v1/voices?a=%20&a=1");
+        let (endpoint, mistake) = look_up(&mut doubled, true).unwrap();
+        assert_eq!((endpoint.route.as_str(), mistake), ("/v1/voices", Some(Mistake::DoubledVersion)));
+        assert_eq!(strip(doubled).unwrap().target.to_string(), "/v1/voices?a=%20&a=1");
+        for path in ["/service-accounts", "/v1/v1/service-accounts"] {
+            assert!(matches!(look_up(&mut head("GET", path), true), Err(ProxyError::Denied(_))));
+        }
     }
 }

@@ -6,6 +6,7 @@ mod exchange;
 mod answer;
 mod attempt;
 mod head;
+mod hints;
 mod journey;
 mod relay;
 mod retries;
@@ -27,6 +28,7 @@ use crate::upstream::{Direct, Upstream};
 
 pub use books::{AttemptRecord, Books, CreditSource, Entry};
 pub use error::ProxyError;
+use hints::Hints;
 pub use relay::ResponseBody;
 use retries::Retries;
 
@@ -67,11 +69,12 @@ pub struct Proxy<C = Direct> {
     upstream: Upstream<Incoming, C>,
     books: Books,
     retries: Retries,
+    hints: Hints,
 }
 
 impl<C> Proxy<C> {
     /// A proxy of these parts.
     pub fn new(terms: SharedTerms, pool: Arc<Pool>, upstream: Upstream<Incoming, C>, books: Books) -> Self {
-        Self { terms, pool, upstream, books, retries: Retries::new() }
+        Self { terms, pool, upstream, books, retries: Retries::new(), hints: Hints::default() }
     }
 }

@@ -1,0 +1,122 @@
+//! Base URLs that are nearly right. Some clients want the base with `/v1` and some without; a path
+//! that can only have come from the other form is mended, every other byte of it stays.
+
+/// What was wrong with a base URL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mistake {
+    /// It ends in a version, and the client adds another: `/v1/v1/…`.
+    DoubledVersion,
+    /// The client adds none, and neither does the base: `/text-to-speech/…`.
+    MissingVersion,
+}
+
+impl Mistake {
+    /// What to do about it.
+    #[must_use]
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::DoubledVersion => "its base URL should not end in a version such as /v1",
+            Self::MissingVersion => "its base URL should end in /v1",
+        }
+    }
+}
+
+/// The path that is meant, if `path` can only be a mistake.
+#[must_use]
+pub fn mend(path: &str) -> Option<(String, Mistake)> {
+    let rest = path.strip_prefix('/')?;
+    let (first, after) = rest.split_once('/').unwrap_or((rest, ""));
+    if is_version(first) {
+        let second = after.split('/').next().unwrap_or_default();
+        return is_version(second).then(|| (format!("/{after}"), Mistake::DoubledVersion));
+    }
+    ROOTS.contains(&first).then(|| (format!("/v1{path}"), Mistake::MissingVersion))
+}
+
+/// `v1`, `v2` and so on.
+#[must_use]
+pub fn is_version(segment: &str) -> bool {
+    segment
+        .strip_prefix('v')
+        .is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// What stands behind `/v1/` in the provider's OpenAPI document (August 2026) and in its Python SDK
+/// 2.78. A path that begins so without a version is nothing else.
+const ROOTS: [&str; 31] = [
+    "assets",
+    "audio-isolation",
+    "audio-native",
+    "convai",
+    "dubbing",
+    "flows",
+    "forced-alignment",
+    "history",
+    "models",
+    "music",
+    "productions",
+    "pronunciation-dictionaries",
+    "service-accounts",
+    "shared-voices",
+    "similar-voices",
+    "single-use-token",
+    "sound-generation",
+    "speech-engine",
+    "speech-to-speech",
+    "speech-to-text",
+    "studio",
+    "text-to-dialogue",
+    "text-to-speech",
+    "text-to-voice",
+    "translation",
+    "usage",
+    "user",
+    "voice-changer",
+    "voices",
+    "workspace",
+    "workspaces",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(path: &str, expected: Option<(&str, Mistake)>) {
+        let mended = mend(path);
+        assert_eq!(mended.as_ref().map(|(path, mistake)| (path.as_str(), *mistake)), expected);
+    }
+
+    #[test]
+    fn a_doubled_version_is_one_too_many() {
+        check("/v1/v1/text-to-speech/x", Some(("/v1/text-to-speech/x", Mistake::DoubledVersion)));
+        check("/v1/v2/voices", Some(("/v2/voices", Mistake::DoubledVersion)));
+        check("/v1/v1", Some(("/v1", Mistake::DoubledVersion)));
+    }
+
+    #[test]
+    fn a_missing_version_is_put_before_a_known_root() {
+        check("/text-to-speech/x/stream", Some(("/v1/text-to-speech/x/stream", Mistake::MissingVersion)));
+        check("/voices", Some(("/v1/voices", Mistake::MissingVersion)));
+        check("/user/%20//a;b", Some(("/v1/user/%20//a;b", Mistake::MissingVersion)));
+    }
+
+    #[test]
+    fn what_may_be_meant_stays() {
+        for path in [
+            "/v1/voices",
+            "/v2/voices",
+            "/docs",
+            "/",
+            "",
+            "*",
+            "//voices",
+            "/voices-new",
+            "/v1",
+            "/vx/v1",
+            "/api/v1/v1",
+        ] {
+            check(path, None);
+        }
+    }
+}
