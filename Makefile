@@ -45,11 +45,13 @@ demo:
 deny:
 	cargo deny check bans licenses sources
 
-# Faults that take longer than a test may: uploads up to 1 GB, refused at every moment.
+# Faults that take longer than a test may: uploads up to 1 GB, refused at every moment; floods of
+# clients, of connections and of failures.
 FAULTS_LARGEST_MB ?= 1000
 
 faults:
 	cargo build --locked --release
+	$(PYTHON) tests/faults/overload.py target/release/keychoir
 	$(PYTHON) tests/faults/uploads.py target/release/keychoir $(FAULTS_LARGEST_MB)
 
 # Seconds for each fuzz target.

@@ -15,6 +15,7 @@ pub mod watch;
 pub mod proxy;
 
 pub mod body;
+pub mod certificate;
 pub mod pool;
 pub mod upstream;
 

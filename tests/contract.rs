@@ -89,7 +89,9 @@ async fn health_has_its_pages() {
         (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
     };
     assert_eq!(page("/livez").await, (200, json!({"status": "live"})));
-    let ready = json!({"status": "ready", "keys": "ok", "store": "ok", "draining": "no"});
+    let ready = json!({
+        "status": "ready", "keys": "ok", "store": "ok", "draining": "no", "recordsWaiting": 0, "recordsLost": 0,
+    });
     assert_eq!(page("/readyz").await, (200, ready));
     let answer = house.post("/readyz", &json!({})).await;
     assert_eq!((answer.status().as_u16(), &answer.headers()["allow"]), (405, &"GET, HEAD".parse().unwrap()));

@@ -70,6 +70,32 @@ async fn a_refusal_that_is_not_the_keys_fault_asks_another_and_penalises_none() 
 }
 
 #[tokio::test]
+async fn a_refusal_without_a_reason_is_the_keys_own_when_another_serves() {
+    check_replaced("page=401", "invalid").await;
+    check_replaced("page=402", "exhausted").await;
+    check_replaced("page=403", "active").await;
+}
+
+#[tokio::test]
+async fn a_head_tells_nothing_of_a_key() {
+    for (fault, status) in
+        [("quota", 401), ("invalid", 401), ("insufficient_credits", 402), ("rate_limit", 429)]
+    {
+        let house = house(rich()).await;
+        house.always(ONE, fault);
+        house.always(TWO, fault);
+        let head = || house.client.head(format!("{}/v1/voices", house.url)).send();
+        assert_eq!(head().await.unwrap().status(), status, "two say the same");
+        assert_eq!(house.hits(&KEYS), [1, 1, 0], "{fault}");
+        house.simulator.always(TWO, None);
+        // The provider serves no HEAD, which is an answer all the same.
+        assert_eq!(head().await.unwrap().status(), 405, "{fault}");
+        assert_eq!(house.statuses().await, ["active"; 3], "{fault}");
+        house.close().await;
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_is_understood_when_it_is_compressed_or_early() {
     for fault in ["gzip:quota", "early:quota", "early:insufficient_credits"] {
         check_replaced(fault, "exhausted").await;
@@ -103,6 +129,9 @@ async fn an_ambiguous_refusal_of_two_workspaces_is_the_answer() {
     check_relayed("forbidden", 403, [1, 1, 0]).await;
     check_relayed("missing_permissions", 401, [1, 1, 0]).await;
     check_relayed("paid_plan_required", 402, [1, 1, 0]).await;
+    for status in [401, 402, 403] {
+        check_relayed(&format!("page={status}"), status, [1, 1, 0]).await;
+    }
 }
 
 #[tokio::test]

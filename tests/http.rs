@@ -10,7 +10,7 @@
 
 mod house;
 
-use house::{House, ONE, TWO, house};
+use house::{House, ONE, TWO, house, house_with, until};
 use keychoir::simulator::Plan;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -58,6 +58,54 @@ async fn a_request_says_once_for_whom_it_is() {
         "400",
     )
     .await;
+}
+
+/// The answer's first line and its headers in lower case, for a GET with these headers.
+async fn visited(house: &House, method: &str, headers: &str) -> String {
+    let request = format!("{method} /v1/voices HTTP/1.1\r\nconnection: close\r\n{headers}\r\n");
+    let answer = raw(house, request.as_bytes()).await;
+    answer.split("\r\n\r\n").next().unwrap().to_ascii_lowercase()
+}
+
+#[tokio::test]
+async fn pages_and_names_of_strangers_stay_outside() {
+    let house = fresh().await;
+    for (headers, status, code) in [
+        ("host: rebound.example\r\n", "421", "host_not_allowed"),
+        ("host: localhost\r\norigin: https://evil.example\r\n", "403", "origin_not_allowed"),
+        ("host: localhost\r\norigin: null\r\n", "403", "origin_not_allowed"),
+        ("host: localhost\r\nsec-fetch-site: cross-site\r\n", "403", "origin_not_allowed"),
+    ] {
+        let answer = visited(&house, "GET", headers).await;
+        assert!(answer.starts_with(&format!("http/1.1 {status} ")), "{headers}: {answer}");
+        assert!(answer.contains(&format!("x-keychoir-error: {code}")), "{answer}");
+        assert!(!answer.contains("access-control-allow-origin"), "{answer}");
+    }
+    assert_eq!(house.hits(&[ONE, TWO]), [0, 0]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn listed_pages_may_ask_and_read() {
+    let house = house_with(Plan::of([(ONE, 100_000)]), |config| {
+        config.access.origins = vec!["https://app.example".to_owned()];
+    })
+    .await;
+    let page = "host: localhost\r\norigin: https://app.example\r\n";
+    let asked = format!(
+        "{page}access-control-request-method: POST\r\naccess-control-request-headers: xi-api-key\r\n"
+    );
+    let permitted = visited(&house, "OPTIONS", &asked).await;
+    assert!(permitted.starts_with("http/1.1 204 "), "{permitted}");
+    assert!(permitted.contains("access-control-allow-headers: xi-api-key"), "{permitted}");
+    assert_eq!(house.hits(&[ONE]), [0], "the provider is not asked for that");
+    for method in ["GET", "PUT"] {
+        let answer = visited(&house, method, page).await;
+        assert_eq!(answer.matches("access-control-allow-origin: https://app.example").count(), 1, "{answer}");
+        assert_eq!(answer.matches("access-control-allow-origin").count(), 1, "{answer}");
+        assert!(answer.contains("request-id, history-item-id"), "{answer}");
+    }
+    house.close().await;
 }
 
 #[tokio::test]
@@ -182,5 +230,40 @@ async fn nothing_that_a_client_sends_ends_a_line_of_ours() {
         let answer = raw(&house, request.as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 403 ") && !answer.contains(id), "{answer}");
     }
+    house.close().await;
+}
+
+#[tokio::test]
+async fn everything_is_served_below_a_base_path_as_well() {
+    let house = house_with(Plan::of([(ONE, 100_000)]), |config| {
+        config.server.base_path = "/eleven/labs".parse().unwrap();
+    })
+    .await;
+    for path in ["/eleven/labs/v1/voices?a=1", "/v1/voices?a=1", "/eleven/labs/v1/v1/voices?a=1"] {
+        assert_eq!(house.get(path).await.status(), 200, "{path}");
+    }
+    for path in ["/eleven/labs/livez", "/livez", "/eleven/labs/api/elevenlabs-status"] {
+        assert_eq!(house.get(path).await.status(), 200, "{path}");
+    }
+    let (ledger, _) = house.close().await;
+    let asked: Vec<&str> = ledger.requests.iter().map(|request| &*request.path_and_query).collect();
+    assert_eq!(asked[1..], ["/v1/voices?a=1"; 3]);
+}
+
+#[tokio::test]
+async fn more_requests_than_there_may_be_are_told_at_once() {
+    let house = house_with(Plan::of([(ONE, 100_000)]), |config| config.server.requests_max = 1).await;
+    house.always(ONE, "stall=3600s");
+    let mut first = TcpStream::connect(house.running.address()).await.unwrap();
+    first.write_all(b"GET /v1/voices HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    until(|| house.simulator.ledger().totals.in_flight == 1).await;
+    let second = house.get("/v1/voices").await;
+    assert_eq!((second.status().as_u16(), second.headers()["retry-after"].to_str().unwrap()), (503, "1"));
+    assert_eq!(second.headers()["x-keychoir-error"], "overloaded");
+    assert_eq!(house.get("/livez").await.status(), 200, "our own pages take no place");
+    drop(first);
+    until(|| house.simulator.ledger().totals.in_flight == 0).await;
+    house.simulator.always(ONE, None);
+    assert_eq!(house.get("/v1/voices").await.status(), 200);
     house.close().await;
 }

@@ -9,9 +9,7 @@
 
 mod house;
 
-use std::time::Duration;
-
-use house::{CLIENT_TOKEN, House, ONE, SPEECH, TWO, house, house_with};
+use house::{CLIENT_TOKEN, House, ONE, SPEECH, TWO, house, house_with, until};
 use keychoir::config::ClientConfig;
 use keychoir::secret::Fingerprint;
 use keychoir::simulator::Plan;
@@ -187,16 +185,6 @@ async fn a_client_that_leaves_takes_its_request_along() {
     until(|| house.simulator.ledger().totals.in_flight == 0).await;
     let records = house.records().await;
     assert_eq!((records.len(), &*records[0].verdict, records[0].credits), (1, "client_left", 0));
-}
-
-/// Waits until it is so, looking again and again; the test's own limit is the bound.
-async fn until(is_so: impl Fn() -> bool) {
-    let looking = async {
-        while !is_so() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), looking).await.expect("it never came to be so");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::policy::standing::KeyStatus;
 use crate::pool::KeySnapshot;
+use crate::store;
 
 /// Set when the program has begun to end.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +29,7 @@ impl Draining {
 /// The page `/readyz`: `ready`, `degraded` (requests are served, something needs a hand), or
 /// `unready`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Readiness {
     status: &'static str,
     /// `ok`, `none usable`.
@@ -36,12 +38,17 @@ pub struct Readiness {
     store: &'static str,
     /// `no`, `yes`.
     draining: &'static str,
+    /// Usage records on their way to the disk.
+    records_waiting: u64,
+    /// Usage records that could be neither written nor held.
+    records_lost: u64,
 }
 
 impl Readiness {
     /// Weighs what is known.
     #[must_use]
-    pub fn of(keys: &[KeySnapshot], is_store_failing: bool, is_draining: bool) -> Self {
+    pub fn of(keys: &[KeySnapshot], books: &store::Health, is_draining: bool) -> Self {
+        let is_store_failing = books.is_failing();
         let has_key = keys.iter().any(|key| key.standing.status() == KeyStatus::Active);
         let status = match (has_key && !is_draining, is_store_failing) {
             (false, _) => "unready",
@@ -53,6 +60,8 @@ impl Readiness {
             keys: if has_key { "ok" } else { "none usable" },
             store: if is_store_failing { "failing" } else { "ok" },
             draining: if is_draining { "yes" } else { "no" },
+            records_waiting: books.waiting(),
+            records_lost: books.lost(),
         }
     }
 

@@ -76,8 +76,7 @@ impl Admin {
     }
 
     fn ready(&self, now: UnixMs) -> Response<Bytes> {
-        let readiness =
-            Readiness::of(&self.pool.snapshot(now), self.books.is_failing(), self.draining.is_set());
+        let readiness = Readiness::of(&self.pool.snapshot(now), &self.books, self.draining.is_set());
         let status = if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let mut answer = json(status, &readiness);
         if self.draining.is_set() {

@@ -1,4 +1,4 @@
-//! Which requests are ours and which are the provider's.
+//! Who comes in, and which requests are ours and which are the provider's.
 
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use hyper::body::Incoming;
 
 use crate::admin::{Admin, Draining};
 use crate::clock;
+use crate::policy::origin::{self, Visit};
 use crate::proxy::{Proxy, ResponseBody};
 use crate::server::{First, Service};
 
@@ -32,14 +33,28 @@ impl Front {
 impl Service for Front {
     type Body = ResponseBody;
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+    async fn answer(&self, mut request: Request<Incoming>) -> Response<ResponseBody> {
         let Rooms { admin, proxy, draining } = &*self.0;
-        match admin.answer(request.method(), request.uri(), request.headers(), clock::now()) {
+        let visit = match proxy.admit(&mut request) {
+            Ok(visit) => visit,
+            Err(refusal) => return *refusal,
+        };
+        if let Visit::Preflight(origin) = &visit {
+            let mut answer = Response::new(ResponseBody::Ours(Full::default()));
+            (*answer.status_mut(), *answer.headers_mut()) = origin::permit(request.headers(), origin);
+            return answer;
+        }
+        let mut answer = match admin.answer(request.method(), request.uri(), request.headers(), clock::now())
+        {
             Some(page) => page.map(|body| ResponseBody::Ours(Full::new(body))),
             None if draining.is_set() && request.extensions().get::<First>().is_none() => {
                 proxy.decline(&request)
             }
             None => proxy.exchange(request).await,
+        };
+        if let Visit::Page(origin) = &visit {
+            origin::open(answer.headers_mut(), origin);
         }
+        answer
     }
 }

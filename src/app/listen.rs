@@ -2,11 +2,10 @@
 
 use std::io;
 
-use tokio::net::TcpListener;
 use tracing::debug;
 
 use crate::config::{HostPort, Listen, Listens, UnixMode};
-use crate::server::{Listener, Passed};
+use crate::server::{Address, Listener, Passed};
 
 /// Why it does not listen.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +38,7 @@ pub async fn listen(meant: &Listens, mode: UnixMode, passed: Passed) -> Result<V
         let refused = |source| ListenError::Place { place: listen.to_string(), source };
         match listen {
             Listen::Port(port) => {
-                listeners.extend(on_port(port).await.map_err(refused)?.into_iter().map(Listener::from));
+                listeners.extend(on_port(port).map_err(refused)?);
             }
             Listen::Unix(path) => listeners.push(Listener::unix(path, mode.bits()).map_err(refused)?),
             Listen::Systemd => {
@@ -53,13 +52,13 @@ pub async fn listen(meant: &Listens, mode: UnixMode, passed: Passed) -> Result<V
 }
 
 /// Listens on every address of a port; only the first must be there.
-async fn on_port(port: &HostPort) -> io::Result<Vec<TcpListener>> {
-    let mut listeners: Vec<TcpListener> = Vec::new();
+fn on_port(port: &HostPort) -> io::Result<Vec<Listener>> {
+    let mut listeners: Vec<Listener> = Vec::new();
     for mut address in port.socket_addresses() {
-        if let Some(first) = listeners.first() {
-            address.set_port(first.local_addr()?.port());
+        if let Some(Address::Tcp(first)) = listeners.first().map(Listener::address).transpose()? {
+            address.set_port(first.port());
         }
-        match TcpListener::bind(address).await {
+        match Listener::tcp(address) {
             Ok(listener) => listeners.push(listener),
             Err(error) if listeners.is_empty() => return Err(error),
             Err(error) => debug!("{address} is not listened on: {error}"),

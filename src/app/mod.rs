@@ -2,6 +2,7 @@
 //! end it out. What tests start is what people start.
 
 mod front;
+mod https;
 mod listen;
 mod parts;
 
@@ -26,10 +27,12 @@ use crate::upstream::{Direct, TlsError, Upstream};
 use crate::watch::{self as quotas, Watch};
 
 pub use crate::server::{Address, Listener, Passed};
+pub use https::{Https, HttpsState};
 pub use listen::{ListenError, listen};
 pub use parts::Parts;
 
 use front::Front;
+use https::Certificates;
 
 /// Why the program does not run.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +46,9 @@ pub enum StartError {
     /// TLS is not to be had, or not with these authorities.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The TLS library cannot serve.
+    #[error("TLS cannot be served: {0}")]
+    Https(#[from] rustls::Error),
     /// The upstream's address cannot be written in a head.
     #[error("the upstream's address cannot be used: {0}")]
     Upstream(#[from] http::Error),
@@ -74,12 +80,13 @@ pub struct Running {
     terms: SharedTerms,
     quotas: Option<watch::Sender<quotas::Settings>>,
     rounds: watch::Receiver<u64>,
-    set_aside: Option<std::path::PathBuf>,
+    certificates: Certificates,
     draining: Draining,
     drain: Drain,
     accepting: Tasks,
     connections: Tasks,
     watching: Option<AbortOnDrop>,
+    renewing: AbortOnDrop,
     writing: store::Writing,
 }
 
@@ -92,8 +99,19 @@ pub enum Drained {
     Cut,
 }
 
-/// After the cut, this long for what was cut to be written down.
+/// How the program has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Whether everything finished by itself.
+    pub drained: Drained,
+    /// Usage records that could not be written, from the start on.
+    pub records_lost: u64,
+}
+
+/// After the cut, this long for what was cut to be settled.
 const CUT_MAX: Duration = Duration::from_secs(5);
+/// And this long for everything to be written down.
+const WRITE_MAX: Duration = Duration::from_secs(8);
 
 /// Starts everything. Requests are answered from here on.
 ///
@@ -105,14 +123,18 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
     check_exposure(&addresses, &parts.clients)?;
     let pool = Arc::new(Pool::new(parts.keys, parts.pool));
     let books = Store::open(&parts.books, clock::now())?;
-    let set_aside = books.set_aside().cloned();
     pool.restore(&books.remembered()?);
-    let (books, writing) = books.write(Arc::clone(&pool), parts.queue_max)?;
+    let (books, writing) = books.write(Arc::clone(&pool), parts.store)?;
 
     let upstream =
         Upstream::new(parts.authority, Direct::new(parts.ca_file.as_deref())?, parts.upstream, Tasks::new());
     let draining = Draining::default();
-    let terms = Arc::new(ArcSwap::from_pointee(Terms { clients: parts.clients, limits: parts.proxy }));
+    let terms = Arc::new(ArcSwap::from_pointee(Terms {
+        clients: parts.clients,
+        limits: parts.proxy,
+        doors: parts.doors,
+        base_path: parts.base_path,
+    }));
     let admin = Admin::new(Arc::clone(&terms), Arc::clone(&pool), writing.health.clone(), draining.clone());
     let (rounds_done, rounds) = watch::channel(0);
     let (quotas, watching) = parts
@@ -123,14 +145,17 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
             (sender, Tasks::new().spawn_guarded(watch.run(rounds_done)))
         })
         .unzip();
-    let proxy = Proxy::new(Arc::clone(&terms), Arc::clone(&pool), upstream, books);
 
     let (drain, accepting, connections) = (Drain::default(), Tasks::new(), Tasks::new());
+    let proxy = Proxy::new(Arc::clone(&terms), Arc::clone(&pool), upstream, books, drain.cut.clone());
     let front = Front::new(admin, proxy, draining.clone());
     let room = Room::new(parts.server.connections_max);
-    for listener in listeners {
+    let certificates = Certificates::new(parts.https, &addresses, clock::now())?;
+    let renewing = Tasks::new().spawn_guarded(certificates.clone().keep_fresh());
+    for (listener, address) in listeners.into_iter().zip(&addresses) {
         let serving = server::serve(
             listener,
+            certificates.at(address),
             front.clone(),
             parts.server,
             room.clone(),
@@ -145,12 +170,13 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
         terms,
         quotas,
         rounds,
-        set_aside,
+        certificates,
         draining,
         drain,
         accepting,
         connections,
         watching,
+        renewing,
         writing,
     })
 }
@@ -172,10 +198,10 @@ impl Running {
         &self.addresses
     }
 
-    /// The broken books that were set aside at the start, if there were any.
+    /// How clients can speak TLS at one of the places it listens on.
     #[must_use]
-    pub fn set_aside(&self) -> Option<&std::path::PathBuf> {
-        self.set_aside.as_ref()
+    pub fn https(&self, address: &Address) -> HttpsState {
+        self.certificates.state(address)
     }
 
     /// The keys as they stand.
@@ -191,7 +217,8 @@ impl Running {
         matches!(tokio::time::timeout(within, asked).await, Ok(Ok(_)))
     }
 
-    /// Takes the keys, the clients and the limits of `parts` for requests that come from now on;
+    /// Takes the keys, the clients and the limits of `parts` for requests that come from now on, and
+    /// its certificates for connections that do;
     /// nothing else of it counts before the next start. Requests under way keep what they began
     /// with, and keys that stay keep what is known of them.
     ///
@@ -201,10 +228,12 @@ impl Running {
     /// changes.
     pub fn reload(&self, parts: Parts) -> Result<Reloaded, Exposed> {
         check_exposure(&self.addresses, &parts.clients)?;
+        self.certificates.replace(parts.https, clock::now());
         // Bodies that are held count against the bounds they were taken under.
         let room = self.terms.load().limits.room.or_other(parts.proxy.room);
         let limits = Limits { room, ..parts.proxy };
-        self.terms.store(Arc::new(Terms { clients: parts.clients, limits }));
+        let Parts { clients, doors, base_path, .. } = parts;
+        self.terms.store(Arc::new(Terms { clients, limits, doors, base_path }));
         let reloaded = self.pool.reload(parts.keys, parts.pool);
         if let Some((quotas, settings)) = self.quotas.as_ref().zip(parts.watch) {
             // The watch ends with the program only.
@@ -216,15 +245,16 @@ impl Running {
     /// Accepts nothing more, lets running requests finish within `grace`, cuts the others, and
     /// writes everything down.
     pub async fn drain(self, grace: Duration) -> Drained {
-        self.drain_unless(grace, pending()).await
+        self.drain_unless(grace, pending()).await.drained
     }
 
     /// The same, but does not wait any longer when `hurry` completes.
-    pub async fn drain_unless(self, grace: Duration, hurry: impl Future<Output = ()>) -> Drained {
+    pub async fn drain_unless(self, grace: Duration, hurry: impl Future<Output = ()>) -> Ended {
         let Drain { stop, requests, close, cut } = &self.drain;
         self.draining.set();
         stop.cancel();
         drop(self.watching);
+        drop(self.renewing);
         let finish = async {
             // First nobody is let in any more, and then whoever was is served.
             self.accepting.ended().await;
@@ -244,7 +274,6 @@ impl Running {
             // What does not even end when it is cut is not waited for.
             let _ = tokio::time::timeout(CUT_MAX, self.connections.ended()).await;
         }
-        self.writing.ended().await;
-        drained
+        Ended { drained, records_lost: self.writing.ended(WRITE_MAX).await }
     }
 }

@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::https::Https;
 use crate::body::room::{Bounds, Room};
-use crate::config::{BaseUrl, Config, KeyConfig};
+use crate::config::{BaseUrl, Config, KeyConfig, TlsChoice};
 use crate::policy::authority::Authority;
 use crate::policy::client::{ClientName, Clients};
+use crate::policy::origin::Doors;
+use crate::policy::retention::Retention;
 use crate::{pool, proxy, server, store, upstream, watch};
 
 /// Everything that [`start`](super::start) needs.
@@ -14,6 +17,10 @@ use crate::{pool, proxy, server, store, upstream, watch};
 pub struct Parts {
     /// Who may ask.
     pub clients: Clients,
+    /// Which names are ours, and which pages may speak to us.
+    pub doors: Doors,
+    /// What stands before every path.
+    pub base_path: String,
     /// The keys, in pool order.
     pub keys: Vec<pool::KeyEntry>,
     /// How the pool behaves.
@@ -26,14 +33,16 @@ pub struct Parts {
     pub upstream: upstream::Settings,
     /// Bounds of a request's way.
     pub proxy: proxy::Limits,
+    /// Where certificates for clients come from.
+    pub https: Https,
     /// Bounds of the listener.
     pub server: server::Limits,
     /// How quotas are asked for; `None` for not at all.
     pub watch: Option<watch::Settings>,
     /// Where the books are kept.
     pub books: store::Place,
-    /// Records that wait to be written at the most.
-    pub queue_max: usize,
+    /// How they are kept.
+    pub store: store::Settings,
 }
 
 impl Parts {
@@ -43,6 +52,7 @@ impl Parts {
     ///
     /// When a head cannot carry the upstream's host.
     pub fn of(config: Config) -> Result<Self, http::Error> {
+        let https = https_of(&config);
         let Config { server, upstream, pool, replay, watch, storage, access, keys, clients, .. } = config;
         let clients = clients.into_iter().map(|client| (ClientName::new(&client.name), client.token));
         let keys = keys.into_iter().map(|KeyConfig { key, name, workspace, base_url }| {
@@ -51,6 +61,8 @@ impl Parts {
         });
         Ok(Self {
             clients: Clients::new(clients.collect()),
+            base_path: server.base_path.to_string(),
+            doors: Doors { hosts: access.hosts, origins: access.origins },
             keys: keys.collect::<Result<_, http::Error>>()?,
             pool: pool::Settings {
                 strategy: pool.strategy,
@@ -74,6 +86,7 @@ impl Parts {
                 connection_age_max: upstream.connection_age_max,
             },
             proxy: proxy::Limits {
+                requests_max: server.requests_max,
                 attempts_max: u32::try_from(replay.attempts_max).unwrap_or(u32::MAX),
                 replay_max: replay.deadline,
                 error_body_bytes_max: replay.error_body_bytes_max,
@@ -88,8 +101,10 @@ impl Parts {
                     directory: replay.directory,
                 }),
             },
+            https,
             server: server::Limits {
                 head_read_max: server.head_read_max,
+                write_idle_max: server.write_idle_max,
                 head_bytes_max: server.head_bytes_max,
                 connections_max: server.connections_max,
             },
@@ -100,8 +115,22 @@ impl Parts {
                 Some(path) => store::Place::File(path.to_owned()),
                 None => store::Place::Memory,
             },
-            queue_max: storage.queue_records_max,
+            store: store::Settings {
+                queue_max: storage.queue_records_max,
+                retention: Retention::of_days(storage.attempts_kept_days, storage.hours_kept_days),
+            },
         })
+    }
+}
+
+fn https_of(config: &Config) -> Https {
+    match (config.server.tls.choice(), &config.certificate) {
+        (TlsChoice::Files, Some(certificate)) => Https::Given(certificate.clone()),
+        // Files without a certificate in them are a mistake that was told.
+        (TlsChoice::Files, None) | (TlsChoice::Off, _) => Https::Off,
+        (TlsChoice::Auto, _) => {
+            Https::Authority { place: config.authority_place(), hosts: config.access.hosts.clone() }
+        }
     }
 }
 

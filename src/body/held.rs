@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::room::Room;
 use super::spool::Spool;
@@ -47,6 +47,12 @@ impl fmt::Display for Loss {
     }
 }
 
+/// A piece this small is copied to the one before it: kept as it came, it would hold on to a whole
+/// read buffer, and a body of single bytes would take many times its size.
+const SMALL_BYTES: usize = 4 * 1024;
+/// Small pieces are copied together up to this size.
+const GATHERED_BYTES_MAX: usize = 16 * 1024;
+
 /// The held part of a body, addressed by bytes from its beginning.
 #[derive(Debug)]
 pub(super) struct Held {
@@ -54,13 +60,22 @@ pub(super) struct Held {
     memory: Vec<Bytes>,
     /// Where each piece of memory ends.
     ends: Vec<u64>,
+    /// Small pieces that came last, after all others in memory.
+    gathered: BytesMut,
     spool: Option<Spool>,
     loss: Option<Loss>,
 }
 
 impl Held {
     pub(super) fn new(room: Room) -> Self {
-        Self { room, memory: Vec::new(), ends: Vec::new(), spool: None, loss: None }
+        Self {
+            room,
+            memory: Vec::new(),
+            ends: Vec::new(),
+            gathered: BytesMut::new(),
+            spool: None,
+            loss: None,
+        }
     }
 
     /// Why it is not whole, if it is not.
@@ -73,8 +88,47 @@ impl Held {
         self.memory_bytes() + self.spool.as_ref().map_or(0, Spool::bytes)
     }
 
+    /// The first bytes of it, as far as they are in memory: `bytes_max` at the most.
+    pub(super) fn start(&self, bytes_max: usize) -> Bytes {
+        match self.memory.as_slice() {
+            [] => Bytes::new(),
+            [only] if self.gathered.is_empty() => only.slice(..only.len().min(bytes_max)),
+            pieces => pieces.iter().flatten().chain(&self.gathered).copied().take(bytes_max).collect(),
+        }
+    }
+
     fn memory_bytes(&self) -> u64 {
+        self.whole_bytes() + self.gathered.len() as u64
+    }
+
+    /// Bytes in memory before those that are gathered.
+    fn whole_bytes(&self) -> u64 {
         self.ends.last().copied().unwrap_or(0)
+    }
+
+    fn keep(&mut self, data: &Bytes) {
+        // The first piece stays as it is: for most requests, it is the whole body.
+        if data.len() < SMALL_BYTES && !self.memory.is_empty() {
+            self.gathered.extend_from_slice(data);
+            if self.gathered.len() >= GATHERED_BYTES_MAX {
+                self.close_gathered();
+            }
+            return;
+        }
+        self.close_gathered();
+        self.keep_whole(data.clone());
+    }
+
+    fn close_gathered(&mut self) {
+        if !self.gathered.is_empty() {
+            let gathered = self.gathered.split().freeze();
+            self.keep_whole(gathered);
+        }
+    }
+
+    fn keep_whole(&mut self, piece: Bytes) {
+        self.ends.push(self.whole_bytes() + piece.len() as u64);
+        self.memory.push(piece);
     }
 
     /// Ready when another piece can be taken. A slow disk makes the client wait.
@@ -94,9 +148,7 @@ impl Held {
             return;
         }
         if self.spool.is_none() && self.room.memory().take(self.memory_bytes(), bytes) {
-            self.ends.push(self.memory_bytes() + bytes);
-            self.memory.push(data.clone());
-            return;
+            return self.keep(data);
         }
         if !self.room.disk().take(self.spool.as_ref().map_or(0, Spool::bytes), bytes) {
             return self.let_go(Loss::TooLarge);
@@ -113,7 +165,12 @@ impl Held {
             return Poll::Ready(None);
         }
         let memory_bytes = self.memory_bytes();
-        if at < memory_bytes {
+        let whole_bytes = self.whole_bytes();
+        if (whole_bytes..memory_bytes).contains(&at) {
+            let begin = usize::try_from(at - whole_bytes).unwrap_or(usize::MAX);
+            return Poll::Ready(Some(Ok(Bytes::copy_from_slice(&self.gathered[begin..]))));
+        }
+        if at < whole_bytes {
             let index = self.ends.partition_point(|&end| end <= at);
             let (piece, end) = (&self.memory[index], self.ends[index]);
             let begin = end - piece.len() as u64;
@@ -136,6 +193,7 @@ impl Held {
         self.room.memory().give_back(self.memory_bytes());
         self.memory = Vec::new();
         self.ends = Vec::new();
+        self.gathered = BytesMut::new();
         if let Some(spool) = self.spool.take() {
             self.room.disk().give_back(spool.bytes());
         }
@@ -145,5 +203,64 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.let_go(Loss::Released);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use super::super::room::Bounds;
+    use super::*;
+
+    fn held() -> Held {
+        Held::new(Room::new(&Bounds {
+            memory_bytes_max: 1 << 20,
+            memory_total_bytes_max: 1 << 20,
+            disk_bytes_max: 0,
+            disk_total_bytes_max: 0,
+            disk_free_percent_min: 0,
+            directory: std::path::PathBuf::new(),
+        }))
+    }
+
+    async fn read(held: &mut Held) -> Vec<u8> {
+        let mut all = Vec::new();
+        loop {
+            let at = all.len() as u64;
+            let piece = pin!(std::future::poll_fn(|cx| held.poll_piece(at, cx))).await;
+            match piece {
+                Some(piece) => all.extend_from_slice(&piece.unwrap()),
+                None => return all,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_of_single_bytes_takes_little_more_than_its_size() {
+        let mut held = held();
+        let sent: Vec<u8> = (0..100_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        for byte in &sent {
+            // Each is a slice of a whole read buffer, as they are when they come alone.
+            held.push(&Bytes::from(vec![*byte; 8_192]).slice(..1));
+        }
+        assert_eq!(read(&mut held).await, sent);
+        assert!(held.memory.len() < 10, "{} pieces", held.memory.len());
+        assert_eq!(held.room.memory_bytes(), 100_000);
+        held.let_go(Loss::Released);
+        assert_eq!(held.room.memory_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn small_and_large_pieces_keep_their_order() {
+        let mut held = held();
+        let mut sent = Vec::new();
+        let sizes = [3, 1, 5_000, 2, 4_095, 4_096, 7, 16_384, 1, 4_000, 4_000, 4_000, 4_000, 4_000, 9];
+        for (index, size) in sizes.into_iter().enumerate() {
+            let piece = vec![u8::try_from(index).unwrap(); size];
+            held.push(&Bytes::from(piece.clone()));
+            sent.extend(piece);
+            assert_eq!(read(&mut held).await, sent);
+        }
     }
 }

@@ -64,7 +64,11 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
-            Some(Ok(frame)) => self.bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
+            Some(Ok(frame)) => match frame.data_ref() {
+                Some(data) => self.bytes += data.len() as u64,
+                // Trailers are the end; a server does not ask again.
+                None => self.ended(Ending::Complete),
+            },
             Some(Err(_)) => self.ended(Ending::UpstreamBroke),
             None => self.ended(Ending::Complete),
         }
@@ -91,6 +95,7 @@ impl<B: Body, S: Settle> Drop for Relay<B, S> {
 mod tests {
     use std::sync::mpsc::{Receiver, Sender, channel};
 
+    use http::HeaderMap;
     use http_body_util::{BodyExt, Full};
 
     use super::*;
@@ -124,6 +129,16 @@ mod tests {
     async fn an_answer_that_is_all_passed_on_is_complete_without_asking_for_its_end() {
         let (mut relay, receiver) = relay(Full::new(Bytes::from_static(b"abc")));
         relay.frame().await.unwrap().unwrap();
+        drop(relay);
+        assert_eq!(told(receiver), [(Ending::Complete, 3)]);
+    }
+
+    #[tokio::test]
+    async fn trailers_complete_an_answer() {
+        let body = Full::new(Bytes::from_static(b"abc")).with_trailers(async { Some(Ok(HeaderMap::new())) });
+        let (mut relay, receiver) = relay(Box::pin(body));
+        relay.frame().await.unwrap().unwrap();
+        assert!(relay.frame().await.unwrap().unwrap().is_trailers());
         drop(relay);
         assert_eq!(told(receiver), [(Ending::Complete, 3)]);
     }

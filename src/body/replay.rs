@@ -181,6 +181,17 @@ impl<B> Upload<B> {
         lock(&self.shared).passed_bytes
     }
 
+    /// The start of the body, as far as it is held in memory, and whether that is all of it.
+    #[must_use]
+    pub fn start(&self, bytes_max: usize) -> (Bytes, bool) {
+        let shared = lock(&self.shared);
+        let start = shared.held.start(bytes_max);
+        let is_whole = shared.source_state == Source::Complete
+            && shared.held.loss().is_none()
+            && shared.held.bytes() == start.len() as u64;
+        (start, is_whole)
+    }
+
     /// Nobody will send the body again: what is held is let go as soon as it is passed on.
     pub fn release(&self) {
         let mut shared = lock(&self.shared);

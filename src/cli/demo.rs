@@ -3,10 +3,13 @@
 
 mod view;
 
+use std::fs::File;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Args;
 use tokio::net::TcpListener;
 
@@ -61,11 +64,14 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         runtime().map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(play(&view, arguments)));
     match played {
         Ok(code) => code,
-        Err(error) => failed(&error),
+        Err(error) => failed(&format_args!("{error:#}")),
     }
 }
 
 async fn play(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    // Before the work: a place that cannot be written is better heard of now.
+    let place = || format!("cannot write {}; name another file with --output", arguments.output.display());
+    let mut output = File::create(&arguments.output).with_context(place)?;
     let plan = Plan::of(KEYS);
     let simulator = Simulator::start(TcpListener::bind("127.0.0.1:0").await?, plan).await?;
     let keys = KEYS.iter().map(|(key, _)| ApiKey::new(key)).collect::<Result<Vec<_>, _>>()?;
@@ -80,7 +86,7 @@ async fn play(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let (audio, requests) = speak_all(view, &running, &url).await?;
     let answered = audio.len();
     let audio: Vec<u8> = audio.concat();
-    tokio::task::block_in_place(|| std::fs::write(&arguments.output, &audio))?;
+    tokio::task::block_in_place(|| output.write_all(&audio)).with_context(place)?;
 
     let keys = running.keys();
     let spent = keys.iter().filter(|key| key.standing.status() == KeyStatus::Exhausted).count();
@@ -91,9 +97,9 @@ async fn play(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let failures = requests - answered;
     view.result(&format!(
         "{requests} requests, {answered} answered, {spent} keys spent, {failures} failures"
-    ));
-    view.result(&format!("{booked} credits booked, {charged} charged by the simulated ElevenLabs"));
-    view.result(&format!("audio: {} ({} KiB)", arguments.output.display(), audio.len() / 1_024));
+    ))?;
+    view.result(&format!("{booked} credits booked, {charged} charged by the simulated ElevenLabs"))?;
+    view.result(&format!("audio: {} ({} KiB)", arguments.output.display(), audio.len() / 1_024))?;
     Ok(if failures == 0 && booked == charged { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -5,6 +5,7 @@ mod serve;
 
 mod check;
 mod demo;
+mod env;
 mod simulate;
 
 mod notify;
@@ -30,15 +31,17 @@ struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    serve: Sources,
+    serve: serve::Serving,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve; keys come from ELEVENLABS_API_KEYS or a configuration file.
-    Serve(Sources),
+    Serve(serve::Serving),
     /// Check the configuration and say what is wrong with it, without serving.
     Check(Sources),
+    /// Print what a shell must know so that apps find Keychoir and trust its https.
+    Env(Sources),
     /// See it work without any key: the proxy before a simulated ElevenLabs.
     Demo(demo::Arguments),
     /// Serve an offline ElevenLabs to develop against.
@@ -59,7 +62,13 @@ struct Sources {
 impl Sources {
     /// What the command line says.
     fn overrides(self, has_passed_sockets: bool) -> Overrides {
-        Overrides { config_file: self.config, listen: self.listen, has_passed_sockets, keys: Need::Required }
+        Overrides {
+            config_file: self.config,
+            listen: self.listen,
+            is_ephemeral: false,
+            has_passed_sockets,
+            keys: Need::Required,
+        }
     }
 }
 
@@ -74,13 +83,17 @@ fn load(overrides: &Overrides) -> Result<Loaded, ExitCode> {
 /// `sysexits.h`: the configuration is wrong. A service manager need not try again.
 const EX_CONFIG: u8 = 78;
 
+/// `sysexits.h`: something could not be written.
+const EX_IOERR: u8 = 74;
+
 /// Runs the program with the arguments it was started with.
 #[must_use]
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.command.unwrap_or(Command::Serve(arguments.serve)) {
-        Command::Serve(sources) => serve::run(sources),
+        Command::Serve(arguments) => serve::run(arguments),
         Command::Check(sources) => check::run(sources),
+        Command::Env(sources) => env::run(sources),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Simulate(arguments) => simulate::run(arguments),
     }

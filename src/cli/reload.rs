@@ -92,7 +92,8 @@ impl Reloading {
         let (interval, grace) = (config.server.reload_interval, config.server.shutdown_grace);
         let level = config.log.level.to_string();
         let reloaded = match Parts::of(config) {
-            Ok(parts) => running.reload(parts),
+            // It may read and write the files of the local authority.
+            Ok(parts) => tokio::task::block_in_place(|| running.reload(parts)),
             Err(error) => return not_reloaded(&error.to_string()),
         };
         let reloaded = match reloaded {

@@ -4,13 +4,16 @@ use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::Args;
 use tracing::{error, info, warn};
 
 use super::reload::Reloading;
 use super::signals::{Signals, Told};
-use super::{EX_CONFIG, Sources, cannot_listen, complain, failed, load, notify, runtime};
-use crate::app::{self, Address, Drained, ListenError, Parts, Passed, Running, StartError};
-use crate::config::{Listen, Loaded, LogFormat};
+use super::{EX_CONFIG, EX_IOERR, Sources, cannot_listen, complain, failed, load, notify, runtime};
+use crate::app::{
+    self, Address, Drained, Ended, HttpsState, ListenError, Parts, Passed, Running, StartError,
+};
+use crate::config::{Listen, Loaded, LogFormat, Overrides};
 use crate::telemetry::{self, Form, Sink, key_line, keys_loaded};
 
 /// The table of keys is shown once the provider has told their quotas, but a provider that does
@@ -20,10 +23,20 @@ const QUOTAS_WAIT_MAX: Duration = Duration::from_millis(1_500);
 /// After the grace, what a service manager should allow for cutting and writing down.
 const END_MARGIN: Duration = Duration::from_secs(15);
 
-pub(super) fn run(sources: Sources) -> ExitCode {
+#[derive(Debug, Args)]
+pub(super) struct Serving {
+    #[command(flatten)]
+    sources: Sources,
+    /// Keep the books in memory only; they end with the program.
+    #[arg(long)]
+    ephemeral: bool,
+}
+
+pub(super) fn run(arguments: Serving) -> ExitCode {
     // Before there are threads: it changes the environment.
     let passed = Passed::take();
-    let overrides = sources.overrides(passed.count() > 0);
+    let Serving { sources, ephemeral } = arguments;
+    let overrides = Overrides { is_ephemeral: ephemeral, ..sources.overrides(passed.count() > 0) };
     let loaded = match load(&overrides) {
         Ok(loaded) => loaded,
         Err(code) => return code,
@@ -108,7 +121,7 @@ fn not_started(error: &StartError) -> ExitCode {
         StartError::Books(_) | StartError::Unreadable(_) => {
             complain(
                 &"Give the usage records another place with storage.path (or KEYCHOIR_STORAGE__PATH), or keep none \
-                  with storage.ephemeral = true.",
+                  with storage.ephemeral = true (or --ephemeral).",
             );
             ExitCode::from(EX_CONFIG)
         }
@@ -116,17 +129,13 @@ fn not_started(error: &StartError) -> ExitCode {
             complain(&"Write a [[clients]] entry with `name` and `token_sha256`, or listen on 127.0.0.1.");
             ExitCode::from(EX_CONFIG)
         }
-        StartError::Upstream(_) | StartError::Tls(_) => ExitCode::from(EX_CONFIG),
+        StartError::Upstream(_) | StartError::Tls(_) | StartError::Https(_) => ExitCode::from(EX_CONFIG),
         StartError::System(_) => ExitCode::FAILURE,
     }
 }
 
 /// Tells where it runs and with what.
 async fn welcome(running: &mut Running) {
-    if let Some(aside) = running.set_aside() {
-        let aside = aside.display();
-        error!("the usage records were broken; they are kept as {aside}, and new ones were begun");
-    }
     if running.first_round(QUOTAS_WAIT_MAX).await {
         let keys = running.keys();
         for key in &keys {
@@ -154,7 +163,22 @@ async fn welcome(running: &mut Running) {
         None => "http://keychoir".to_owned(),
     };
     info!(event = "server_base_url", "├─ Base URL:  {base}   ElevenLabs(base_url=…, api_key=\"anything\")");
+    if let Some(how) = running.addresses().iter().find_map(|address| https_line(running.https(address))) {
+        info!(event = "server_https", "├─ https:     {how}");
+    }
     info!(event = "server_status_url", "└─ Status:    {base}/api/elevenlabs-status");
+}
+
+/// How apps use https on the same port.
+fn https_line(state: HttpsState) -> Option<&'static str> {
+    match state {
+        HttpsState::Off => None,
+        HttpsState::Local => Some("on the same port; apps trust it after  eval \"$(keychoir env)\""),
+        HttpsState::LocalInMemory => {
+            Some("on the same port, by an authority in memory that nobody can trust (server.tls_directory)")
+        }
+        HttpsState::Given => Some("on the same port, with the certificate of server.tls"),
+    }
 }
 
 /// What was told during the welcome, which may wait for the provider; the end waits for nobody.
@@ -199,10 +223,17 @@ async fn until_told(mut running: Running, mut signals: Signals, mut reloading: R
         signals.end().await;
         is_hurried = true;
     };
-    let drained = running.drain_unless(grace, hurry).await;
+    let Ended { drained, records_lost } = running.drain_unless(grace, hurry).await;
     match drained {
         Drained::Clean => info!(event = "server_ended", "Ended"),
         Drained::Cut => warn!(event = "server_ended", "Ended; requests that still ran were cut"),
+    }
+    if records_lost > 0 {
+        error!(
+            event = "records_lost_at_end",
+            records_lost, "{records_lost} usage records could not be written and are lost"
+        );
+        return ExitCode::from(EX_IOERR);
     }
     if is_hurried { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

@@ -112,6 +112,29 @@ impl FromStr for BaseUrl {
     }
 }
 
+/// A path before every path that is served; empty for none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BasePath(String);
+
+impl FromStr for BasePath {
+    type Err = WrongValue;
+
+    fn from_str(text: &str) -> Result<Self, WrongValue> {
+        let path = text.trim();
+        if path.is_empty() || path.starts_with('/') {
+            return check_path(path).map(Self);
+        }
+        let wrong = WrongValue::new(format!("{} does not begin with a slash", shown(path)));
+        Err(wrong.suggest(format!("/{path}").parse::<Self>().ok()))
+    }
+}
+
+impl fmt::Display for BasePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 fn split_scheme(text: &str) -> Result<(Scheme, &str), WrongValue> {
     let Some((scheme, rest)) = text.split_once("://") else {
         let wrong = WrongValue::new(format!("{} has no http:// or https://", shown(text)));
@@ -278,5 +301,26 @@ mod tests {
         check("https://h/v1", advice);
         check("https://h/v1/", advice);
         check("https://h/proxy/v1", "https://h/proxy/v1");
+    }
+
+    #[track_caller]
+    fn check_base(text: &str, expected: &str) {
+        let printed = match text.parse::<BasePath>() {
+            Ok(path) => path.to_string(),
+            Err(wrong) => format!("! {wrong}"),
+        };
+        assert_eq!(printed, expected);
+    }
+
+    #[test]
+    fn a_base_path_begins_with_a_slash_and_does_not_end_with_one() {
+        check_base("", "");
+        check_base("/", "");
+        check_base("/eleven/labs/", "/eleven/labs");
+        check_base("eleven", "! `eleven` does not begin with a slash; did you mean `/eleven`?");
+        check_base(
+            "/a//b",
+            "! `/a//b` is no plain path prefix; write letters, digits and `-._~` between single slashes",
+        );
     }
 }

@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use super::document::Entry;
 use super::keys::{check_name, secret_file};
 use super::problem::{Problem, Warning, WrongValue};
-use super::setting::Folders;
 use super::source::Sources;
+use super::value::Folders;
 use crate::secret::Fingerprint;
 
 /// A shorter token could be guessed.

@@ -10,7 +10,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::mask::shown;
 use super::problem::{Origin, Place, Problem, WrongValue, nearest};
-use super::setting::{self, Raw, Setting};
+use super::setting::{self, Setting};
+use super::value::{self, Raw};
 
 /// A parsed file. After syntax errors it holds what could still be understood.
 pub(super) struct Document<'a> {
@@ -79,7 +80,7 @@ impl<'a> Document<'a> {
                 section if setting::is_section(section) => match value.get_ref().as_table() {
                     Some(table) => self.section(section, table, &mut contents.settings, problems),
                     None => {
-                        let wrong = setting::wrong_type(value.get_ref(), "a table");
+                        let wrong = value::wrong_type(value.get_ref(), "a table");
                         problems.push(self.place(value.span()).problem(wrong));
                     }
                 },
@@ -99,7 +100,15 @@ impl<'a> Document<'a> {
         problems: &mut Vec<Problem>,
     ) {
         for (name, value) in table {
-            match setting::find(&format!("{section}.{}", name.get_ref())) {
+            let path = format!("{section}.{}", name.get_ref());
+            if let Some(inner) = value.get_ref().as_table().filter(|_| setting::is_section(&path)) {
+                if inner.is_empty() {
+                    problems.push(self.place(value.span()).problem(WrongValue::new("this table is empty")));
+                }
+                self.section(&path, inner, settings, problems);
+                continue;
+            }
+            match setting::find(&path) {
                 Some(setting) => {
                     settings.push(Given { setting, value: value.get_ref(), place: self.place(value.span()) });
                 }
@@ -156,7 +165,7 @@ impl<'a> Entry<'a> {
     pub(super) fn text(&self, name: &str, problems: &mut Vec<Problem>) -> Option<(&'a str, Place)> {
         let value = self.table.get(name)?;
         let place = self.document.place(value.span());
-        match setting::text(Raw::Toml(value.get_ref())) {
+        match value::text(Raw::Toml(value.get_ref())) {
             Ok(text) => Some((text, place)),
             Err(wrong) => {
                 problems.push(place.problem(wrong));
@@ -240,6 +249,7 @@ fn unknown_section(name: &str, value: &DeValue<'_>) -> WrongValue {
 
 /// The whole path of a setting anywhere whose name is near.
 fn nearest_path(name: &str) -> Option<String> {
-    let near = nearest(name, setting::TABLE.iter().map(Setting::name))?;
+    let names = setting::TABLE.iter().filter(|setting| !setting.is_nested()).map(Setting::name);
+    let near = nearest(name, names)?;
     setting::of_name(near).map(|setting| setting.path.to_owned())
 }

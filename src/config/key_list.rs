@@ -96,9 +96,9 @@ impl Reading {
     fn key(&mut self, text: &str) {
         self.position += 1;
         let position = self.position;
-        // No key is known to have one of these; a placeholder, an unexpanded `$VARIABLE` or a JSON
-        // list has. Said here it is clearer than as the provider's 401 later.
-        if let Some(odd) = text.chars().find(|character| "<>[]{}()$\"'`\\".contains(*character)) {
+        // No key is known to have one of these; a placeholder, an unexpanded `$VARIABLE`, a JSON
+        // list or a name copied along with its `=` has. Said here it is clearer than as the provider's 401 later.
+        if let Some(odd) = text.chars().find(|character| "<>[]{}()$=\"'`\\".contains(*character)) {
             let mistake = format!("entry {position} has a `{odd}` in it, which no key has");
             self.list.mistakes.push(mistake);
             return;

@@ -10,8 +10,8 @@ use super::document::Entry;
 use super::key_list::{self, Form, KeyList};
 use super::mask::{looks_secret, shown};
 use super::problem::{Origin, Place, Problem, Warning, WrongValue};
-use super::setting::Folders;
 use super::source::{Sources, Unreadable};
+use super::value::Folders;
 use crate::secret::ApiKey;
 
 const LIST: &str = "ELEVENLABS_API_KEYS";

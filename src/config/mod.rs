@@ -9,7 +9,9 @@ mod resolve;
 
 mod document;
 mod setting;
+mod value;
 mod variables;
+mod visitors;
 
 mod clients;
 mod key_list;
@@ -20,6 +22,7 @@ mod choice;
 mod host_port;
 mod listen;
 mod sections;
+mod tls;
 
 mod mask;
 mod problem;
@@ -45,7 +48,9 @@ pub use sections::{
     AccessConfig, LogConfig, PoolConfig, ReplayConfig, ServerConfig, StorageConfig, UpstreamConfig,
     WatchConfig,
 };
+pub use tls::{TlsChoice, TlsConfig};
 
+use crate::certificate::{self, Certificate};
 use crate::secret::ApiKey;
 
 /// What the command line says, over everything else.
@@ -55,6 +60,8 @@ pub struct Overrides {
     pub config_file: Option<PathBuf>,
     /// `--listen`, each of them.
     pub listen: Vec<String>,
+    /// `--ephemeral`: the books live in memory only.
+    pub is_ephemeral: bool,
     /// Whether systemd has passed sockets: without any other word on it, these are listened on.
     pub has_passed_sockets: bool,
     /// Whether the command can do without keys.
@@ -96,7 +103,8 @@ pub fn load(overrides: &Overrides) -> Result<Loaded, Problems> {
         files.borrow_mut().note(path);
         source::read_file(path)
     };
-    let resolved = resolve::resolve(overrides, &source::Sources { environment, read: &read });
+    let sources = source::Sources { environment, read: &read, now: source::now() };
+    let resolved = resolve::resolve(overrides, &sources);
     resolved.map(|loaded| Loaded { files: files.into_inner(), ..loaded })
 }
 
@@ -125,6 +133,8 @@ pub struct Config {
     pub key_source: KeySource,
     /// Who may use the pool; with none, no token is asked for.
     pub clients: Vec<ClientConfig>,
+    /// The certificate in the files of `server.tls`, if it names some.
+    pub certificate: Option<Certificate>,
 }
 
 impl Config {
@@ -140,5 +150,15 @@ impl Config {
         config.upstream.base_url = base_url;
         config.storage.is_ephemeral = true;
         config
+    }
+
+    /// Where the local authority lives: in `server.tls_directory`, or beside the books.
+    #[must_use]
+    pub fn authority_place(&self) -> certificate::Place {
+        let beside = || Some(self.storage.file()?.parent()?.join("tls"));
+        match self.server.tls_directory.clone().or_else(beside) {
+            Some(folder) => certificate::Place::Folder(folder),
+            None => certificate::Place::Memory,
+        }
     }
 }

@@ -40,6 +40,12 @@ fn stamp(path: &Path) -> Option<Stamp> {
 
 /// Settings that a reload changes; the others are built into what runs.
 const RELOADED: &[&str] = &[
+    "server.requests_max",
+    "server.base_path",
+    "server.tls",
+    "server.tls.cert",
+    "server.tls.key",
+    "server.tls_directory",
     "server.shutdown_grace_ms",
     "server.reload_interval_ms",
     "pool.strategy",
@@ -64,6 +70,8 @@ const RELOADED: &[&str] = &[
     "watch.quota_lag_ms",
     "log.level",
     "access.deny_dangerous",
+    "access.hosts",
+    "access.origins",
 ];
 
 impl Config {

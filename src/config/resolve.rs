@@ -10,8 +10,10 @@ use super::listen::Listens;
 use super::mask::shown;
 use super::problem::{Origin, Place, Problem, Problems, Warning, WrongValue};
 use super::reload::Files;
-use super::setting::{self, Folders, Raw, Setting};
+use super::setting::{self, Setting};
 use super::source::{Sources, Unreadable};
+use super::tls::TlsChoice;
+use super::value::{Folders, Raw};
 use super::{Config, Loaded, Need, Overrides, clients, variables};
 use crate::policy::authority::Scheme;
 
@@ -45,6 +47,9 @@ pub(super) fn resolve(overrides: &Overrides, sources: &Sources<'_>) -> Result<Lo
         let text = overrides.listen.join(",");
         draft.set(setting, Raw::Text(text.trim()), local, &Place::of(Origin::Flag("--listen")));
     }
+    if let (true, Some(setting)) = (overrides.is_ephemeral, setting::find("storage.ephemeral")) {
+        draft.set(setting, Raw::Text("true"), local, &Place::of(Origin::Flag("--ephemeral")));
+    }
     if overrides.has_passed_sockets && !draft.places.contains_key("server.listen") {
         draft.config.server.listen = Listens::systemd();
     }
@@ -67,6 +72,7 @@ pub(super) fn resolve(overrides: &Overrides, sources: &Sources<'_>) -> Result<Lo
     if state_file.is_none() {
         draft.check_books();
     }
+    draft.check_tls(sources, is_complete);
     draft.check_replay();
     draft.check_upstream();
     if let Some(document) = &document {
@@ -180,8 +186,50 @@ impl Draft {
         }
         let wrong = WrongValue::new("there is no folder for the books: HOME is not set")
             .advise("set KEYCHOIR_STORAGE__PATH to a file")
-            .advise("or KEYCHOIR_STORAGE__EPHEMERAL=true to keep them in memory only");
+            .advise(
+                "or KEYCHOIR_STORAGE__EPHEMERAL=true (or `serve --ephemeral`) to keep them in memory only",
+            );
         self.problems.push(Place::of(Origin::Nowhere).problem(wrong));
+    }
+
+    fn check_tls(&mut self, sources: &Sources<'_>, is_complete: bool) {
+        const WORD: &str = "server.tls";
+        const FILES: [&str; 2] = ["server.tls.cert", "server.tls.key"];
+        let is_variable = |place: &&Place| matches!(place.origin, Origin::Variable(_));
+        let variable = |path: &str| self.places.get(path).filter(is_variable);
+        if let (Some(word), Some(_)) = (variable(WORD), FILES.iter().find_map(|path| variable(path))) {
+            let wrong = WrongValue::new("variables give a word for TLS and files as well");
+            self.problems.push(word.problem(
+                wrong.advise("remove this one to use the files, or KEYCHOIR_SERVER__TLS__CERT and __KEY"),
+            ));
+            return;
+        }
+        let tls = self.config.server.tls.clone();
+        if tls.choice() != TlsChoice::Files {
+            return;
+        }
+        for (lacks, [there, other], what) in [
+            (tls.key.is_none(), FILES, "there is a certificate and no private key for it"),
+            (tls.cert.is_none(), [FILES[1], FILES[0]], "there is a private key and no certificate for it"),
+        ] {
+            // Why there is none may have been told.
+            let given = self.places.get(other).map(|place| place.origin.clone());
+            let is_told = self.problems.iter().any(|problem| Some(problem.origin()) == given.as_ref());
+            if lacks && is_complete && !is_told {
+                let name = other.rsplit('.').next().unwrap_or_default();
+                let place = self.place_of(&[there]);
+                let advice = match place.origin {
+                    Origin::Variable(_) => format!("set KEYCHOIR_SERVER__TLS__{}=FILE", name.to_uppercase()),
+                    Origin::Flag(_) | Origin::Line { .. } | Origin::File(_) | Origin::Nowhere => {
+                        format!("write {name} = \"FILE\" beside it")
+                    }
+                };
+                self.problems.push(place.problem(WrongValue::new(what).advise(advice)));
+            }
+        }
+        let (cert, key) = (self.place_of(&FILES[..1]), self.place_of(&FILES[1..]));
+        self.config.certificate =
+            tls.certificate(sources, [&cert, &key], &mut self.problems, &mut self.warnings);
     }
 
     fn check_replay(&mut self) {

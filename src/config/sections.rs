@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::base_url::BaseUrl;
+use super::base_url::{BasePath, BaseUrl};
 use super::choice::{LogFilter, LogFormat};
 use super::listen::{Listens, UnixMode};
+use super::tls::TlsConfig;
 use crate::policy::select::Strategy;
 
 /// Where clients come in, and how long they may keep us waiting.
@@ -16,12 +17,22 @@ pub struct ServerConfig {
     pub listen: Listens,
     /// Who may connect to a Unix socket that is listened on.
     pub unix_mode: UnixMode,
+    /// How clients may speak TLS on a port.
+    pub tls: TlsConfig,
+    /// Where the local authority lives; beside the database when nothing is said.
+    pub tls_directory: Option<PathBuf>,
     /// For a request's head to arrive, and between two requests of a connection.
     pub head_read_max: Duration,
+    /// For a client to take something of an answer that waits for it.
+    pub write_idle_max: Duration,
     /// A request's head.
     pub head_bytes_max: usize,
     /// Clients connected at once.
     pub connections_max: usize,
+    /// Requests under way at once.
+    pub requests_max: usize,
+    /// What stands before every path.
+    pub base_path: BasePath,
     /// How long a stop waits for the requests under way.
     pub shutdown_grace: Duration,
     /// From one look at the files of the configuration to the next; zero never looks.
@@ -35,9 +46,14 @@ impl Default for ServerConfig {
         Self {
             listen: Listens::default(),
             unix_mode: UnixMode::default(),
+            tls: TlsConfig::default(),
+            tls_directory: None,
             head_read_max: Duration::from_secs(30),
+            write_idle_max: Duration::from_secs(600),
             head_bytes_max: 64 * 1024,
             connections_max: 10_000,
+            requests_max: 5_000,
+            base_path: BasePath::default(),
             shutdown_grace: Duration::from_secs(30),
             reload_interval: Duration::from_secs(5),
             body_idle_max: Duration::from_secs(60),
@@ -187,6 +203,10 @@ pub struct StorageConfig {
     pub path: PathBuf,
     /// Records waiting to be written.
     pub queue_records_max: usize,
+    /// Days that single attempts are kept; 0 for ever.
+    pub attempts_kept_days: usize,
+    /// Days that sums by the hour are kept; 0 for ever.
+    pub hours_kept_days: usize,
     /// Whether the books live in memory only.
     pub is_ephemeral: bool,
 }
@@ -202,7 +222,13 @@ impl StorageConfig {
 impl Default for StorageConfig {
     /// The path depends on the environment, so a resolved configuration never has this one.
     fn default() -> Self {
-        Self { path: PathBuf::from("keychoir.db"), queue_records_max: 8192, is_ephemeral: false }
+        Self {
+            path: PathBuf::from("keychoir.db"),
+            queue_records_max: 8192,
+            attempts_kept_days: 30,
+            hours_kept_days: 400,
+            is_ephemeral: false,
+        }
     }
 }
 
@@ -220,10 +246,14 @@ pub struct LogConfig {
 pub struct AccessConfig {
     /// Whether requests that could disable a key, mint one or manage the workspace are denied.
     pub denies_dangerous: bool,
+    /// Names in a `Host` header that are ours beside localhost and addresses; `*` for any.
+    pub hosts: Vec<String>,
+    /// Origins whose web pages may speak to us.
+    pub origins: Vec<String>,
 }
 
 impl Default for AccessConfig {
     fn default() -> Self {
-        Self { denies_dangerous: true }
+        Self { denies_dangerous: true, hosts: Vec::new(), origins: Vec::new() }
     }
 }

@@ -8,16 +8,20 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use toml::de::DeValue;
-
 use super::Config;
 use super::listen::Listens;
-use super::mask::shown;
-use super::problem::{WrongValue, nearest};
+use super::problem::WrongValue;
+use super::tls::{self, TlsConfig};
+use super::value::{
+    BYTES, DAY, Folders, GIBI, HOUR, MEBI, MILLISECONDS, MINUTE, PIECES, Raw, Unit, ratio, saturated, switch,
+    text, texts, whole_number, wrong_type,
+};
+use super::visitors;
 
 /// One entry of the table.
 pub(super) struct Setting {
-    /// `section.name`, as the TOML file and the documents write it.
+    /// `section.name`, as the TOML file and the documents write it. A setting that may be a table is a
+    /// section too.
     pub(super) path: &'static str,
     kind: Kind,
 }
@@ -26,6 +30,10 @@ pub(super) struct Setting {
 enum Kind {
     Word(fn(&mut Config) -> &mut dyn Word),
     Places(fn(&mut Config) -> &mut Listens),
+    /// A word; a table instead of it has settings of its own.
+    Tls(fn(&mut Config) -> &mut TlsConfig),
+    /// A list of names, each of which `fn` reads.
+    Names(fn(&str) -> Result<String, WrongValue>, fn(&mut Config) -> &mut Vec<String>),
     Millis(RangeInclusive<u64>, fn(&mut Config) -> &mut Duration),
     Bytes(RangeInclusive<u64>, fn(&mut Config) -> &mut usize),
     Count(RangeInclusive<u64>, fn(&mut Config) -> &mut usize),
@@ -36,20 +44,22 @@ enum Kind {
     OptionalFile(fn(&mut Config) -> &mut Option<PathBuf>),
 }
 
-const MINUTE: u64 = 60_000;
-const HOUR: u64 = 60 * MINUTE;
-const DAY: u64 = 24 * HOUR;
-const MEBI: u64 = 1024 * 1024;
-
 pub(super) static TABLE: &[Setting] = &[
     entry("server.listen", Kind::Places(|c| &mut c.server.listen)),
     entry("server.unix_mode", Kind::Word(|c| &mut c.server.unix_mode)),
+    entry("server.tls", Kind::Tls(|c| &mut c.server.tls)),
+    entry("server.tls.cert", Kind::OptionalFile(|c| &mut c.server.tls.cert)),
+    entry("server.tls.key", Kind::OptionalFile(|c| &mut c.server.tls.key)),
+    entry("server.tls_directory", Kind::OptionalFile(|c| &mut c.server.tls_directory)),
     entry("server.head_read_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.server.head_read_max)),
     // hyper refuses a smaller buffer than 8192 bytes.
     entry("server.head_bytes_max", Kind::Bytes(8192..=MEBI, |c| &mut c.server.head_bytes_max)),
     entry("server.connections_max", Kind::Count(1..=1_000_000, |c| &mut c.server.connections_max)),
+    entry("server.requests_max", Kind::Count(1..=1_000_000, |c| &mut c.server.requests_max)),
+    entry("server.base_path", Kind::Word(|c| &mut c.server.base_path)),
     entry("server.shutdown_grace_ms", Kind::Millis(0..=HOUR, |c| &mut c.server.shutdown_grace)),
     entry("server.reload_interval_ms", Kind::Millis(0..=HOUR, |c| &mut c.server.reload_interval)),
+    entry("server.write_idle_ms_max", Kind::Millis(1..=DAY, |c| &mut c.server.write_idle_max)),
     entry("server.body_idle_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.server.body_idle_max)),
     entry("upstream.base_url", Kind::Word(|c| &mut c.upstream.base_url)),
     entry("upstream.ca_file", Kind::OptionalFile(|c| &mut c.upstream.ca_file)),
@@ -69,16 +79,10 @@ pub(super) static TABLE: &[Setting] = &[
     entry("pool.invalid_cooldown_ms", Kind::Millis(1..=31 * DAY, |c| &mut c.pool.invalid_cooldown)),
     entry("pool.billing_cooldown_ms", Kind::Millis(1..=31 * DAY, |c| &mut c.pool.billing_cooldown)),
     entry("pool.near_limit_ratio", Kind::Ratio(|c| &mut c.pool.near_limit_ratio)),
-    entry("replay.memory_max", Kind::Bytes(0..=1024 * MEBI, |c| &mut c.replay.memory_bytes_max)),
-    entry(
-        "replay.memory_total_max",
-        Kind::Bytes(0..=65_536 * MEBI, |c| &mut c.replay.memory_total_bytes_max),
-    ),
-    entry("replay.disk_max", Kind::Bytes(0..=1_048_576 * MEBI, |c| &mut c.replay.disk_bytes_max)),
-    entry(
-        "replay.disk_total_max",
-        Kind::Bytes(0..=16_777_216 * MEBI, |c| &mut c.replay.disk_total_bytes_max),
-    ),
+    entry("replay.memory_max", Kind::Bytes(0..=GIBI, |c| &mut c.replay.memory_bytes_max)),
+    entry("replay.memory_total_max", Kind::Bytes(0..=64 * GIBI, |c| &mut c.replay.memory_total_bytes_max)),
+    entry("replay.disk_max", Kind::Bytes(0..=1024 * GIBI, |c| &mut c.replay.disk_bytes_max)),
+    entry("replay.disk_total_max", Kind::Bytes(0..=16_384 * GIBI, |c| &mut c.replay.disk_total_bytes_max)),
     entry("replay.disk_free_percent_min", Kind::Count(0..=100, |c| &mut c.replay.disk_free_percent_min)),
     entry("replay.directory", Kind::File(|c| &mut c.replay.directory)),
     entry("replay.attempts_max", Kind::Count(1..=1000, |c| &mut c.replay.attempts_max)),
@@ -92,10 +96,14 @@ pub(super) static TABLE: &[Setting] = &[
     entry("watch.quota_lag_ms", Kind::Millis(1..=DAY, |c| &mut c.watch.quota_lag)),
     entry("storage.path", Kind::File(|c| &mut c.storage.path)),
     entry("storage.queue_records_max", Kind::Count(1..=MEBI, |c| &mut c.storage.queue_records_max)),
+    entry("storage.attempts_kept_days_max", Kind::Count(0..=36_500, |c| &mut c.storage.attempts_kept_days)),
+    entry("storage.hours_kept_days_max", Kind::Count(0..=36_500, |c| &mut c.storage.hours_kept_days)),
     entry("storage.ephemeral", Kind::Switch(|c| &mut c.storage.is_ephemeral)),
     entry("log.format", Kind::Word(|c| &mut c.log.format)),
     entry("log.level", Kind::Word(|c| &mut c.log.level)),
     entry("access.deny_dangerous", Kind::Switch(|c| &mut c.access.denies_dangerous)),
+    entry("access.hosts", Kind::Names(visitors::host, |c| &mut c.access.hosts)),
+    entry("access.origins", Kind::Names(visitors::origin, |c| &mut c.access.origins)),
 ];
 
 const fn entry(path: &'static str, kind: Kind) -> Setting {
@@ -114,49 +122,23 @@ pub(super) fn is_section(name: &str) -> bool {
 
 /// The setting that a name without its section, or with a wrong one, may mean.
 pub(super) fn of_name(name: &str) -> Option<&'static Setting> {
-    TABLE.iter().find(|setting| setting.name() == name)
-}
-
-/// What a value was written as: a flag and a variable are text, a file has types.
-#[derive(Clone, Copy)]
-pub(super) enum Raw<'a> {
-    Text(&'a str),
-    Toml(&'a DeValue<'a>),
-}
-
-/// What paths are relative to.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Folders<'a> {
-    /// The folder of the file the path is written in; none for the working directory.
-    pub(super) base: Option<&'a Path>,
-    /// What `~` stands for.
-    pub(super) home: Option<&'a Path>,
-}
-
-impl Folders<'_> {
-    /// The file that `text` names.
-    pub(super) fn file(&self, text: &str) -> Result<PathBuf, WrongValue> {
-        if text.trim().is_empty() {
-            return Err(WrongValue::new("the path is empty"));
-        }
-        if let Some(below) = text.strip_prefix("~/") {
-            let unknown =
-                || WrongValue::new("`~` is unknown: HOME is not set").advise("write the whole path");
-            return Ok(self.home.ok_or_else(unknown)?.join(below));
-        }
-        Ok(self.base.map_or_else(|| PathBuf::from(text), |base| base.join(text)))
-    }
+    TABLE.iter().find(|setting| setting.name() == name && !setting.is_nested())
 }
 
 impl Setting {
-    /// The part of the path before the dot.
+    /// The part of the path before the last dot.
     pub(super) fn section(&self) -> &'static str {
-        self.path.split_once('.').map_or(self.path, |(section, _)| section)
+        self.path.rsplit_once('.').map_or(self.path, |(section, _)| section)
     }
 
-    /// The part of the path after the dot.
+    /// The part of the path after the last dot.
     pub(super) fn name(&self) -> &'static str {
-        self.path.split_once('.').map_or(self.path, |(_, name)| name)
+        self.path.rsplit_once('.').map_or(self.path, |(_, name)| name)
+    }
+
+    /// Whether it is below another setting: its name alone means nothing.
+    pub(super) fn is_nested(&self) -> bool {
+        find(self.section()).is_some()
     }
 
     /// The environment variable that sets it.
@@ -173,8 +155,20 @@ impl Setting {
     ) -> Result<(), WrongValue> {
         match &self.kind {
             Kind::Word(field) => field(config).set(text(raw)?),
+            Kind::Tls(field) => match raw {
+                Raw::Toml(value) if !value.is_str() => {
+                    let near = value.as_bool().map(|is_on| if is_on { "\"auto\"" } else { "\"off\"" });
+                    Err(wrong_type(value, "a text or a table").advise(tls::FORM).suggest(near))
+                }
+                Raw::Toml(_) | Raw::Text(_) => field(config).set(text(raw)?),
+            },
             Kind::Places(field) => {
                 *field(config) = Listens::parse(&texts(raw)?)?;
+                Ok(())
+            }
+            Kind::Names(one, field) => {
+                let names = texts(raw)?.into_iter().filter(|text| !text.is_empty()).map(one);
+                *field(config) = names.collect::<Result<_, _>>()?;
                 Ok(())
             }
             Kind::Millis(range, field) => {
@@ -212,7 +206,12 @@ impl Setting {
     /// The value in `config`, as a TOML file writes it.
     pub(super) fn show(&self, config: &mut Config) -> String {
         match &self.kind {
+            Kind::Names(_, field) => {
+                let names = field(config).iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>();
+                format!("[{}]", names.join(", "))
+            }
             Kind::Word(field) => format!("\"{}\"", field(config)),
+            Kind::Tls(field) => format!("\"{}\"", field(config)),
             Kind::Places(field) => field(config).to_string(),
             Kind::Millis(_, field) => field(config).as_millis().to_string(),
             Kind::Bytes(_, field) | Kind::Count(_, field) => field(config).to_string(),
@@ -251,161 +250,10 @@ impl<T: FromStr<Err = WrongValue> + fmt::Display> Word for T {
     }
 }
 
-/// What numbers count, and the endings that people write after them.
-struct Unit {
-    /// ` of bytes`, or nothing where the name says what is counted.
-    of: &'static str,
-    endings: &'static [(&'static str, u64)],
-}
-
-const MILLISECONDS: Unit = Unit {
-    of: " of milliseconds",
-    endings: &[("ms", 1), ("s", 1000), ("m", MINUTE), ("min", MINUTE), ("h", HOUR), ("d", DAY)],
-};
-const BYTES: Unit = Unit {
-    of: " of bytes",
-    endings: &[
-        ("b", 1),
-        ("k", 1024),
-        ("kb", 1024),
-        ("kib", 1024),
-        ("m", MEBI),
-        ("mb", MEBI),
-        ("mib", MEBI),
-        ("g", 1024 * MEBI),
-        ("gb", 1024 * MEBI),
-        ("gib", 1024 * MEBI),
-    ],
-};
-const PIECES: Unit = Unit { of: "", endings: &[] };
-
-impl Unit {
-    /// `30s` in milliseconds, `64k` in bytes.
-    fn guess(&self, text: &str) -> Option<u64> {
-        let text = text.trim();
-        let split = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
-        let (digits, ending) = text.split_at(split);
-        let ending = ending.trim().to_lowercase();
-        let factor = self.endings.iter().find(|(known, _)| *known == ending).map(|(_, factor)| *factor);
-        let factor = if ending.is_empty() { Some(1) } else { factor };
-        digits.parse::<u64>().ok()?.checked_mul(factor?)
-    }
-}
-
-fn whole_number(raw: Raw<'_>, unit: &Unit) -> Result<u64, WrongValue> {
-    let negative = || WrongValue::new("the number is negative");
-    let too_large = || WrongValue::new("the number is too large");
-    match raw {
-        Raw::Toml(DeValue::Integer(integer)) => {
-            match u64::from_str_radix(integer.as_str(), integer.radix()) {
-                Ok(number) => Ok(number),
-                Err(_) if integer.as_str().starts_with('-') => Err(negative()),
-                Err(_) => Err(too_large()),
-            }
-        }
-        Raw::Toml(DeValue::Float(_)) => Err(WrongValue::new("a number with a fraction is no whole number")),
-        Raw::Toml(DeValue::String(text)) => {
-            Err(WrongValue::new("a number is written without quotes").suggest(unit.guess(text)))
-        }
-        Raw::Toml(other) => Err(wrong_type(other, "a number")),
-        Raw::Text(text) => {
-            let digits = text.replace('_', "");
-            if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
-                return digits.parse().map_err(|_| too_large());
-            }
-            if digits.strip_prefix('-').is_some_and(|rest| rest.parse::<f64>().is_ok()) {
-                return Err(negative());
-            }
-            Err(WrongValue::new(format!("{} is no whole number", shown(text))).suggest(unit.guess(text)))
-        }
-    }
-}
-
-fn ratio(raw: Raw<'_>) -> Result<f64, WrongValue> {
-    const FORM: &str = "write a number above 0 and up to 1, for example 0.8 for 80 %";
-    let number = match raw {
-        Raw::Toml(DeValue::Float(number)) => number.as_str().parse::<f64>().ok(),
-        Raw::Toml(DeValue::Integer(number)) => {
-            number.as_str().parse::<f64>().ok().filter(|_| number.radix() == 10)
-        }
-        Raw::Toml(other) => return Err(wrong_type(other, "a number").advise(FORM)),
-        Raw::Text(text) => text.parse::<f64>().ok(),
-    };
-    match number {
-        Some(number) if number > 0.0 && number <= 1.0 => Ok(number),
-        Some(percent) if percent > 1.0 && percent <= 100.0 => {
-            Err(WrongValue::new("the ratio is above 1").advise(FORM).suggest(Some(percent / 100.0)))
-        }
-        Some(_) => Err(WrongValue::new("the ratio is out of range").advise(FORM)),
-        None => Err(WrongValue::new("this is no number").advise(FORM)),
-    }
-}
-
-fn switch(raw: Raw<'_>) -> Result<bool, WrongValue> {
-    const FORM: &str = "write `true` or `false`";
-    let text = match raw {
-        Raw::Toml(DeValue::Boolean(value)) => return Ok(*value),
-        Raw::Toml(DeValue::String(text)) => {
-            let wrong = WrongValue::new("`true` and `false` are written without quotes");
-            return Err(wrong.advise(FORM).suggest(guess_switch(text)));
-        }
-        Raw::Toml(other) => return Err(wrong_type(other, "`true` or `false`").advise(FORM)),
-        Raw::Text(text) => text,
-    };
-    text.parse().map_err(|_| {
-        WrongValue::new(format!("{} is neither true nor false", shown(text)))
-            .advise(FORM)
-            .suggest(guess_switch(text))
-    })
-}
-
-fn guess_switch(text: &str) -> Option<bool> {
-    match text.to_lowercase().as_str() {
-        "1" | "on" | "yes" | "y" => Some(true),
-        "0" | "off" | "no" | "n" => Some(false),
-        other => nearest(other, ["true", "false"]).map(|word| word == "true"),
-    }
-}
-
-/// The text of a value that must be one.
-pub(super) fn text<'a>(raw: Raw<'a>) -> Result<&'a str, WrongValue> {
-    match raw {
-        Raw::Text(text) => Ok(text),
-        Raw::Toml(DeValue::String(text)) => Ok(text),
-        Raw::Toml(other) => Err(wrong_type(other, "a text").advise("write it in quotes")),
-    }
-}
-
-/// The texts of a value that may be one or several: a list in a file, commas elsewhere.
-fn texts<'a>(raw: Raw<'a>) -> Result<Vec<&'a str>, WrongValue> {
-    match raw {
-        Raw::Text(text) => Ok(text.split(',').map(str::trim).collect()),
-        Raw::Toml(DeValue::Array(items)) => {
-            items.iter().map(|item| text(Raw::Toml(item.get_ref()))).collect()
-        }
-        Raw::Toml(_) => Ok(vec![text(raw)?]),
-    }
-}
-
-/// Says the type of a value and not the value: it may be anything.
-pub(super) fn wrong_type(value: &DeValue<'_>, expected: &str) -> WrongValue {
-    let found = match value {
-        DeValue::String(_) => "a text",
-        DeValue::Integer(_) | DeValue::Float(_) => "a number",
-        DeValue::Boolean(_) => "true or false",
-        DeValue::Datetime(_) => "a date or time",
-        DeValue::Array(_) => "a list",
-        DeValue::Table(_) => "a table",
-    };
-    WrongValue::new(format!("this is {found} and should be {expected}"))
-}
-
-fn saturated(number: u64) -> usize {
-    usize::try_from(number).unwrap_or(usize::MAX)
-}
-
 #[cfg(test)]
 mod tests {
+    use toml::de::DeValue;
+
     use super::*;
 
     /// Reads `toml` (a value as a file writes it) into the setting and shows what it became.
@@ -435,7 +283,8 @@ mod tests {
     #[test]
     fn paths_are_unique_and_have_one_section() {
         for (index, setting) in TABLE.iter().enumerate() {
-            assert_eq!(setting.path.split('.').count(), 2, "{}", setting.path);
+            let parts = if setting.is_nested() { 3 } else { 2 };
+            assert_eq!(setting.path.split('.').count(), parts, "{}", setting.path);
             assert!(TABLE[..index].iter().all(|other| other.path != setting.path), "{}", setting.path);
         }
     }
@@ -443,7 +292,8 @@ mod tests {
     #[test]
     fn each_setting_changes_its_own_field() {
         // For every kind of setting one value at least that is not its default.
-        const SAMPLES: [&str; 11] = [
+        const SAMPLES: [&str; 13] = [
+            "/below",
             "9999",
             "999",
             "99",
@@ -455,6 +305,7 @@ mod tests {
             "https://h",
             "127.0.0.1:1",
             "0600",
+            "off",
         ];
         // The only strategy is the default.
         for setting in TABLE.iter().filter(|setting| setting.path != "pool.strategy") {
@@ -476,7 +327,8 @@ mod tests {
         for setting in TABLE {
             let mut config = Config::default();
             let default = setting.show(&mut config);
-            setting.read(Raw::Text(default.trim_matches('"')), Folders::default(), &mut config).unwrap();
+            let value = DeValue::parse(&default).unwrap();
+            setting.read(Raw::Toml(value.get_ref()), Folders::default(), &mut config).unwrap();
             assert_eq!(setting.show(&mut config), default);
         }
     }

@@ -1,4 +1,4 @@
-//! The only place that reads the environment and files. Everything else gets what is read here as
+//! The only place that reads the environment, files and the clock. Everything else gets what is read here as
 //! an argument, so that a test can say what there is.
 
 use std::collections::BTreeMap;
@@ -7,6 +7,9 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
+use crate::clock;
+use crate::policy::units::UnixMs;
+
 /// A configuration or a key file is a few kilobytes: more is the wrong file, or a device.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -14,6 +17,8 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 pub(super) struct Sources<'a> {
     pub(super) environment: Environment,
     pub(super) read: &'a dyn Fn(&Path) -> Result<String, Unreadable>,
+    /// The moment of the reading.
+    pub(super) now: UnixMs,
 }
 
 /// The variables that concern us. One that is empty or blank is not set.
@@ -106,6 +111,11 @@ impl From<ErrorKind> for Unreadable {
             Self::Other(kind)
         }
     }
+}
+
+/// The moment, for what is read to be judged by.
+pub(super) fn now() -> UnixMs {
+    clock::now()
 }
 
 /// The text of a file, without a byte order mark.

@@ -39,8 +39,9 @@ pub enum Verdict {
     },
     /// The provider is overloaded or in maintenance, whatever the key.
     Busy,
-    /// A bare 403: the key, its address list, the plan or the request. Nobody can tell.
-    Forbidden,
+    /// A refusal that does not say why: the key, its address list, the plan, the request or
+    /// something on the way. Nobody can tell.
+    Unexplained(Refusal),
     /// What was asked for is not in this workspace.
     NotFound,
     /// The request itself is wrong; no key would change that.
@@ -58,6 +59,19 @@ pub struct Shortfall {
     pub remaining: Option<u64>,
     /// Credits that this request would cost.
     pub required: Option<u64>,
+}
+
+/// What a refusal without a reason says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// 401, and no more.
+    Unauthorized,
+    /// 402, and no more.
+    PaymentRequired,
+    /// 403, and no more.
+    Forbidden,
+    /// Any of them, and nothing may be concluded: the answer to a `HEAD` cannot say more.
+    Bodiless,
 }
 
 /// What an answer is about, which decides who is asked next.
@@ -89,12 +103,24 @@ impl Verdict {
             | Self::Billing
             | Self::RateLimited(_)
             | Self::Concurrency { .. } => Concern::Key,
-            Self::MissingPermission | Self::PlanFeature | Self::Forbidden => Concern::Unclear,
+            Self::MissingPermission | Self::PlanFeature | Self::Unexplained(_) => Concern::Unclear,
             // A refusal that cannot be read is relayed like the client's own mistake: it is the
             // client who can read it.
             Self::NotFound | Self::RequestError | Self::Unreadable => Concern::Request,
             Self::Busy => Concern::Refusing,
             Self::ServerError => Concern::Failing,
+        }
+    }
+
+    /// What it means of the key when the same request was served with another key: then it was
+    /// not the request. `None` when it still may be many things.
+    #[must_use]
+    pub fn by_contrast(self) -> Option<Self> {
+        let Self::Unexplained(refusal) = self else { return None };
+        match refusal {
+            Refusal::Unauthorized => Some(Self::InvalidKey),
+            Refusal::PaymentRequired => Some(Self::WorkspaceQuota(Shortfall::default())),
+            Refusal::Forbidden | Refusal::Bodiless => None,
         }
     }
 
@@ -112,7 +138,10 @@ impl Verdict {
             Self::RateLimited(_) => "rate_limited",
             Self::Concurrency { .. } => "concurrency",
             Self::Busy => "busy",
-            Self::Forbidden => "forbidden",
+            Self::Unexplained(Refusal::Unauthorized) => "unauthorized",
+            Self::Unexplained(Refusal::PaymentRequired) => "payment_required",
+            Self::Unexplained(Refusal::Forbidden) => "forbidden",
+            Self::Unexplained(Refusal::Bodiless) => "unexplained",
             Self::NotFound => "not_found",
             Self::RequestError => "request_error",
             Self::ServerError => "server_error",
@@ -128,8 +157,8 @@ pub fn is_body_needed(status: StatusCode) -> bool {
     matches!(status.as_u16(), 400 | 401 | 402 | 403 | 429)
 }
 
-/// Judges an answer. `body` is what could be read of its body, decoded; `None` when it was not
-/// needed. `retry_after` comes from its headers.
+/// Judges an answer. `body` is what its body says; `None` when it was not needed, or when there is
+/// none to an answer like this (of `HEAD`). `retry_after` comes from its headers.
 #[must_use]
 pub fn classify(status: StatusCode, body: Option<&ErrorBody>, retry_after: Option<Duration>) -> Verdict {
     if !status.is_client_error() && !status.is_server_error() {
@@ -141,7 +170,7 @@ pub fn classify(status: StatusCode, body: Option<&ErrorBody>, retry_after: Optio
     {
         return verdict;
     }
-    by_status(status, retry_after)
+    by_status(status, body, retry_after)
 }
 
 /// The body's own words, most specific first.
@@ -185,9 +214,6 @@ fn by_words(status: StatusCode, body: &ErrorBody, retry_after: Option<Duration>)
     if body.says("invalid_api_key") || body.message_starts("invalid api key") {
         return Some(Verdict::InvalidKey);
     }
-    if status == StatusCode::FORBIDDEN {
-        return Some(Verdict::Forbidden);
-    }
     if status == StatusCode::BAD_REQUEST {
         let is_missing = body.any_word(|word| word.ends_with("_not_found"));
         return Some(if is_missing { Verdict::NotFound } else { Verdict::RequestError });
@@ -206,12 +232,18 @@ const PLAN_FEATURE: [&str; 8] = [
     "workspace_access_denied",
 ];
 
-/// The contract's plain statuses.
-fn by_status(status: StatusCode, retry_after: Option<Duration>) -> Verdict {
+/// The plain statuses, for a body whose words are not known, and for none at all. An error body of
+/// any kind comes from the provider, and its status means the key. Without one, it may be somebody
+/// on the way who answers, the same to every key.
+fn by_status(status: StatusCode, body: Option<&ErrorBody>, retry_after: Option<Duration>) -> Verdict {
+    let says_something = body.is_some_and(|body| !body.is_empty());
     match status.as_u16() {
-        401 => Verdict::InvalidKey,
-        402 => Verdict::WorkspaceQuota(Shortfall::default()),
-        403 => Verdict::Forbidden,
+        401 | 402 | 403 | 429 if body.is_none() => Verdict::Unexplained(Refusal::Bodiless),
+        401 if says_something => Verdict::InvalidKey,
+        401 => Verdict::Unexplained(Refusal::Unauthorized),
+        402 if says_something => Verdict::WorkspaceQuota(Shortfall::default()),
+        402 => Verdict::Unexplained(Refusal::PaymentRequired),
+        403 => Verdict::Unexplained(Refusal::Forbidden),
         404 => Verdict::NotFound,
         429 => Verdict::RateLimited(retry_after),
         503 => Verdict::Busy,

@@ -44,6 +44,12 @@ impl Clients {
     pub fn new(known: Vec<(ClientName, Fingerprint)>) -> Self {
         if known.is_empty() { Self::Anyone(ClientName::new("local")) } else { Self::Known(known) }
     }
+
+    /// Whether clients need a token.
+    #[must_use]
+    pub fn are_known(&self) -> bool {
+        matches!(self, Self::Known(_))
+    }
 }
 
 /// Why a client is not let in.

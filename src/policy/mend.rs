@@ -1,6 +1,9 @@
 //! Base URLs that are nearly right. Some clients want the base with `/v1` and some without; a path
 //! that can only have come from the other form is mended, every other byte of it stays.
 
+use http::Uri;
+use http::uri::PathAndQuery;
+
 /// What was wrong with a base URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mistake {
@@ -31,6 +34,22 @@ pub fn mend(path: &str) -> Option<(String, Mistake)> {
         return is_version(second).then(|| (format!("/{after}"), Mistake::DoubledVersion));
     }
     ROOTS.contains(&first).then(|| (format!("/v1{path}"), Mistake::MissingVersion))
+}
+
+/// `target` without `base` (empty, or a path without a slash at its end) before its path; `None` if
+/// it does not begin so.
+#[must_use]
+pub fn without_base(target: &Uri, base: &str) -> Option<Uri> {
+    if base.is_empty() {
+        return None;
+    }
+    let rest = target.path_and_query()?.as_str().strip_prefix(base)?;
+    let is_whole = rest.is_empty() || rest.starts_with(['/', '?']);
+    let slash = if rest.starts_with('/') { "" } else { "/" };
+    let rest = is_whole.then(|| PathAndQuery::try_from(format!("{slash}{rest}")))?.ok()?;
+    let mut parts = target.clone().into_parts();
+    parts.path_and_query = Some(rest);
+    Uri::from_parts(parts).ok()
 }
 
 /// `v1`, `v2` and so on.
@@ -99,6 +118,24 @@ mod tests {
         check("/text-to-speech/x/stream", Some(("/v1/text-to-speech/x/stream", Mistake::MissingVersion)));
         check("/voices", Some(("/v1/voices", Mistake::MissingVersion)));
         check("/user/%20//a;b", Some(("/v1/user/%20//a;b", Mistake::MissingVersion)));
+    }
+
+    #[track_caller]
+    fn check_base(target: &str, expected: Option<&str>) {
+        let rest = without_base(&target.parse().unwrap(), "/eleven/labs");
+        assert_eq!(rest.map(|rest| rest.to_string()).as_deref(), expected);
+    }
+
+    #[test]
+    fn a_base_path_is_taken_away_as_a_whole() {
+        check_base("/eleven/labs/v1/voices?a=%20&a", Some("/v1/voices?a=%20&a"));
+        check_base("/eleven/labs", Some("/"));
+        check_base("/eleven/labs?a=1", Some("/?a=1"));
+        check_base("http://localhost/eleven/labs/livez", Some("http://localhost/livez"));
+        for other in ["/eleven/labsx", "/v1/voices", "/eleven", "/x/eleven/labs/v1", "*"] {
+            check_base(other, None);
+        }
+        assert_eq!(without_base(&"/v1".parse().unwrap(), ""), None);
     }
 
     #[test]

@@ -2,11 +2,14 @@
 //! with its reason, and the shell acts on it and tells of it.
 
 pub mod authority;
+pub mod certificate;
 pub mod client;
 pub mod endpoint;
 pub mod headers;
 pub mod mend;
+pub mod origin;
 
+pub mod asked;
 pub mod budget;
 pub mod cost;
 pub mod select;
@@ -17,5 +20,7 @@ pub mod classify;
 pub mod replay;
 pub mod retry_after;
 pub mod retry_budget;
+
+pub mod retention;
 
 pub mod units;

@@ -137,7 +137,7 @@ pub fn last_word(verdict: Verdict, unavailable: Unavailable) -> LastWord {
 
 #[cfg(test)]
 mod tests {
-    use super::super::classify::Shortfall;
+    use super::super::classify::{Refusal, Shortfall};
     use super::*;
 
     const FRESH: Facts = Facts {
@@ -161,7 +161,12 @@ mod tests {
         Verdict::RateLimited(None),
         Verdict::Concurrency { maximum: None },
     ];
-    const AMBIGUOUS: [Verdict; 3] = [Verdict::MissingPermission, Verdict::PlanFeature, Verdict::Forbidden];
+    const AMBIGUOUS: [Verdict; 4] = [
+        Verdict::MissingPermission,
+        Verdict::PlanFeature,
+        Verdict::Unexplained(Refusal::Unauthorized),
+        Verdict::Unexplained(Refusal::Forbidden),
+    ];
 
     fn answered(verdict: Verdict) -> Facts {
         Facts { progress: Progress::Answered(verdict), ..FRESH }

@@ -228,7 +228,7 @@ impl Pool {
             | Verdict::MissingPermission
             | Verdict::PlanFeature
             | Verdict::Busy
-            | Verdict::Forbidden
+            | Verdict::Unexplained(_)
             | Verdict::NotFound
             | Verdict::RequestError
             | Verdict::ServerError

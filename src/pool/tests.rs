@@ -1,6 +1,6 @@
 use super::*;
 use crate::policy::budget::Extension;
-use crate::policy::classify::Shortfall;
+use crate::policy::classify::{Refusal, Shortfall};
 use crate::secret::ApiKey;
 
 const NOW: UnixMs = UnixMs(1_000_000);
@@ -140,7 +140,8 @@ fn what_is_not_the_keys_fault_does_not_park_it() {
         Verdict::MissingPermission,
         Verdict::PlanFeature,
         Verdict::Busy,
-        Verdict::Forbidden,
+        Verdict::Unexplained(Refusal::Forbidden),
+        Verdict::Unexplained(Refusal::Unauthorized),
         Verdict::NotFound,
         Verdict::RequestError,
         Verdict::ServerError,

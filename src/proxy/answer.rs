@@ -1,9 +1,9 @@
 //! An answer of the provider with its meaning: its head, its body as far as it had to be read,
 //! and the verdict.
 
-use http::Response;
 use http::header::CONTENT_ENCODING;
 use http::response::Parts;
+use http::{Method, Response};
 use hyper::body::Incoming;
 
 use super::Limits;
@@ -26,15 +26,16 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// Judges what was sent back. The body of a refusal is read within its bounds; one that cannot
-    /// be read is passed through.
+    /// Judges what was sent back for `method`. The body of a refusal is read within its bounds; one
+    /// that cannot be read is passed through.
     pub(super) async fn read(
         sent: Result<Response<AnswerBody<Incoming>>, SendError>,
+        method: &Method,
         limits: &Limits,
     ) -> Result<Self, SendError> {
         let (head, body) = sent?.into_parts();
         let told = retry_after(&head.headers, clock::now());
-        if !is_body_needed(head.status) {
+        if !is_body_needed(head.status) || method == Method::HEAD {
             let verdict = classify(head.status, None, told);
             return Ok(Self { head, body: Peeked::untouched(body), verdict });
         }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Proxy;
@@ -15,6 +16,7 @@ use super::journey::Journey;
 use crate::body::relay::Ending;
 use crate::body::replay::Upload;
 use crate::clock;
+use crate::policy::asked::{self, Asked};
 use crate::policy::authority::Authority;
 use crate::policy::classify::Verdict;
 use crate::policy::client::ClientName;
@@ -57,6 +59,11 @@ impl Case {
     }
 }
 
+/// The client closed its connection before the end.
+const CLIENT_LEFT: &str = "client_left";
+/// We closed it, because the program's end had come and the grace was over.
+const CUT: &str = "cut";
+
 /// An attempt under way. Dropping it releases the key and writes the record.
 #[derive(Debug)]
 pub(super) struct Attempt {
@@ -68,6 +75,7 @@ pub(super) struct Attempt {
     began: Instant,
     metering: Metering,
     record: AttemptRecord,
+    cut: CancellationToken,
 }
 
 impl Attempt {
@@ -90,9 +98,12 @@ impl Attempt {
             method: Arc::clone(&case.method),
             route: Arc::clone(&case.route),
             status: None,
-            verdict: "client_left",
+            verdict: CLIENT_LEFT,
             request_bytes: 0,
             response_bytes: 0,
+            model: None,
+            characters: None,
+            credits_reserved: None,
             credits: 0,
             credits_from: unknown(case.metering),
             first_byte: None,
@@ -107,6 +118,7 @@ impl Attempt {
             began: clock::instant(),
             metering: case.metering,
             record,
+            cut: proxy.cut.clone(),
         }
     }
 
@@ -125,16 +137,28 @@ impl Attempt {
         self.lease.key().api_key()
     }
 
-    /// Takes in what came back, and teaches the pool.
-    pub(super) fn learn(&mut self, result: &Result<Answer, SendError>, log: &mut RequestLog) -> Progress {
+    /// Takes in what came back, and teaches the pool: of this key, and of those that were refused
+    /// on the way here without a reason.
+    pub(super) fn learn(
+        &mut self,
+        result: &Result<Answer, SendError>,
+        journey: &Journey,
+        log: &mut RequestLog,
+    ) -> Progress {
         let now = clock::now();
         let progress = match result {
             Ok(answer) => {
                 self.record.status = Some(answer.head.status.as_u16());
                 self.record.first_byte = Some(clock::since(self.began));
                 self.record.verdict = answer.verdict.word();
+                self.describe(answer.verdict);
                 self.charge(answer, now);
                 announce(&self.pool.judge(&self.roster, self.lease.key(), answer.verdict, now));
+                if answer.verdict == Verdict::Served {
+                    for (key, verdict) in journey.shown_by_contrast() {
+                        announce(&self.pool.judge(&self.roster, key, verdict, now));
+                    }
+                }
                 Progress::Answered(answer.verdict)
             }
             Err(error) => {
@@ -147,6 +171,15 @@ impl Attempt {
         };
         log.learned(&self.record, result);
         progress
+    }
+
+    /// Notes what was asked for, once the provider has taken it: what it refuses may be anything.
+    fn describe(&mut self, verdict: Verdict) {
+        if verdict == Verdict::Served && self.metering == Metering::Credits {
+            let (start, is_whole) = self.upload.start(asked::BODY_BYTES_MAX);
+            let Asked { model, characters } = Asked::of(&start, is_whole);
+            (self.record.model, self.record.characters) = (model, characters);
+        }
     }
 
     /// Books the cost. It stands in the head of the answer, before the first byte of the body: an
@@ -167,12 +200,17 @@ impl Attempt {
         self.upload.release();
     }
 
+    /// Who has left: the client, unless we close the connections.
+    fn left(&self) -> &'static str {
+        if self.cut.is_cancelled() { CUT } else { CLIENT_LEFT }
+    }
+
     /// The relay has ended.
     pub(super) fn relayed(&mut self, ending: Ending, bytes: u64) -> &AttemptRecord {
         self.record.response_bytes = bytes;
         match ending {
             Ending::Complete => {}
-            Ending::ClientLeft => self.record.verdict = "client_left",
+            Ending::ClientLeft => self.record.verdict = self.left(),
             Ending::UpstreamBroke => self.record.verdict = "upstream_broke",
         }
         &self.record
@@ -189,6 +227,9 @@ fn unknown(metering: Metering) -> CreditSource {
 impl Drop for Attempt {
     fn drop(&mut self) {
         if let Some(place) = self.place.take() {
+            if self.record.verdict == CLIENT_LEFT {
+                self.record.verdict = self.left();
+            }
             self.record.request_bytes = self.upload.passed_bytes();
             self.record.total = clock::since(self.began);
             place.write(self.record.clone());

@@ -1,6 +1,7 @@
 //! What the proxy writes down, and the sending half of the queue that takes it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -46,6 +47,12 @@ pub struct AttemptRecord {
     pub request_bytes: u64,
     /// Bytes of body relayed to the client.
     pub response_bytes: u64,
+    /// The provider's name of the model, when it was asked for one and has served.
+    pub model: Option<Arc<str>>,
+    /// Characters of text to be spoken, when it has served and they could be counted.
+    pub characters: Option<u64>,
+    /// Credits set aside before it was sent.
+    pub credits_reserved: Option<u64>,
     /// Credits charged, as far as is known.
     pub credits: u64,
     /// How that is known.
@@ -79,16 +86,42 @@ impl CreditSource {
     }
 }
 
+/// How many records are on their way: sent, and not yet written or lost. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Depth(Arc<AtomicU64>);
+
+impl Depth {
+    /// So many.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// So many are on their way.
+    pub fn sent(&self, records: u64) {
+        self.0.fetch_add(records, Ordering::AcqRel);
+    }
+
+    /// So many have arrived, in the books or nowhere.
+    pub fn arrived(&self, records: u64) {
+        self.0.fetch_sub(records, Ordering::AcqRel);
+    }
+}
+
 /// The sending half. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Books {
     queue: mpsc::Sender<Entry>,
+    depth: Depth,
 }
 
 /// A place in the queue, taken before the provider is asked, so that what was charged is never
 /// without a place to be written.
 #[derive(Debug)]
-pub(crate) struct Place(mpsc::OwnedPermit<Entry>);
+pub(crate) struct Place {
+    permit: mpsc::OwnedPermit<Entry>,
+    depth: Depth,
+}
 
 /// The queue stayed full, or nobody reads it any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -100,17 +133,18 @@ pub struct NoPlace;
 const PLACE_WAIT_MAX: Duration = Duration::from_millis(50);
 
 impl Books {
-    /// Books that are written by whoever reads the other end of `queue`.
+    /// Books that are written by whoever reads the other end of `queue`, and tells `depth` what has
+    /// arrived.
     #[must_use]
-    pub fn new(queue: mpsc::Sender<Entry>) -> Self {
-        Self { queue }
+    pub fn new(queue: mpsc::Sender<Entry>, depth: Depth) -> Self {
+        Self { queue, depth }
     }
 
     /// Takes a place in the queue.
     pub(crate) async fn place(&self) -> Result<Place, NoPlace> {
         let waiting = self.queue.clone().reserve_owned();
         match tokio::time::timeout(PLACE_WAIT_MAX, waiting).await {
-            Ok(Ok(permit)) => Ok(Place(permit)),
+            Ok(Ok(permit)) => Ok(Place { permit, depth: self.depth.clone() }),
             Ok(Err(_)) | Err(_) => Err(NoPlace),
         }
     }
@@ -124,6 +158,7 @@ impl Books {
 impl Place {
     /// Writes.
     pub(crate) fn write(self, record: AttemptRecord) {
-        self.0.send(Entry::Attempt(Box::new(record)));
+        self.depth.sent(1);
+        self.permit.send(Entry::Attempt(Box::new(record)));
     }
 }

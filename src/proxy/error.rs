@@ -7,7 +7,9 @@ use http::{Response, StatusCode};
 use serde_json::json;
 
 use super::books::NoPlace;
+use super::seats::NoSeat;
 use crate::policy::client::Unidentified;
+use crate::policy::origin::Stranger;
 use crate::policy::replay::Progress;
 use crate::policy::select::Unavailable;
 use crate::policy::units::UnixMs;
@@ -19,6 +21,12 @@ pub enum ProxyError {
     /// The client is not known.
     #[error("the client's token is missing or wrong")]
     Unidentified(#[from] Unidentified),
+    /// It comes from where nobody should.
+    #[error("{0}")]
+    Stranger(#[from] Stranger),
+    /// Too many requests are under way.
+    #[error(transparent)]
+    Overloaded(#[from] NoSeat),
     /// The endpoint is denied.
     #[error("the path is denied: {0}")]
     Denied(&'static str),
@@ -117,6 +125,18 @@ impl ProxyError {
                 "client_token_wrong",
                 "Keychoir does not know this client token. Ask whoever runs Keychoir for one.",
             ),
+            Self::Stranger(Stranger::Host) => told(
+                StatusCode::MISDIRECTED_REQUEST,
+                "forbidden",
+                "host_not_allowed",
+                "Keychoir does not go by this name. Use localhost or an address, or add the name to access.hosts.",
+            ),
+            Self::Stranger(Stranger::Origin) => told(
+                StatusCode::FORBIDDEN,
+                "forbidden",
+                "origin_not_allowed",
+                "Keychoir does not serve web pages of this origin. To let them in, add it to access.origins.",
+            ),
             Self::Denied(why) => told(
                 StatusCode::FORBIDDEN,
                 "forbidden",
@@ -155,6 +175,15 @@ impl ProxyError {
                     "service_unavailable",
                     "books_full",
                     "Keychoir's usage records cannot be written fast enough. Try again in a second.",
+                )
+            },
+            Self::Overloaded(_) => Told {
+                retry_after_s: Some(1),
+                ..told(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "service_unavailable",
+                    "overloaded",
+                    "Keychoir has as many requests under way as it may have. Try again in a second.",
                 )
             },
             Self::Draining => Told {
@@ -244,6 +273,12 @@ fn upstream_told(error: &SendError) -> Told {
             "The connection to ElevenLabs broke before an answer. The request may have been charged and was not \
              sent again.",
         ),
+        SendErrorKind::Switched(_) => (
+            StatusCode::BAD_GATEWAY,
+            "bad_gateway",
+            "upstream_broke",
+            "ElevenLabs answered with a protocol that nobody had asked for.",
+        ),
         SendErrorKind::Unsendable(_) => (
             StatusCode::BAD_REQUEST,
             "bad_request",
@@ -316,9 +351,12 @@ mod tests {
         for (error, http, code) in [
             (ProxyError::Unidentified(Unidentified::Missing), 401, "client_token_missing"),
             (ProxyError::Unidentified(Unidentified::Wrong), 401, "client_token_wrong"),
+            (ProxyError::Stranger(Stranger::Host), 421, "host_not_allowed"),
+            (ProxyError::Stranger(Stranger::Origin), 403, "origin_not_allowed"),
             (ProxyError::Denied("it is dangerous"), 403, "path_denied"),
             (ProxyError::Method, 405, "method_not_allowed"),
             (ProxyError::Host, 400, "bad_host"),
+            (ProxyError::Overloaded(NoSeat), 503, "overloaded"),
             (ProxyError::Upgrade, 501, "websockets_not_supported"),
             (ProxyError::BooksFull(NoPlace), 503, "books_full"),
             (ProxyError::Draining, 503, "draining"),

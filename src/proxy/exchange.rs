@@ -14,6 +14,8 @@ use super::relay::{ResponseBody, ours, relay};
 use super::{Proxy, Terms};
 use crate::body::replay::Replay;
 use crate::policy::client;
+use crate::policy::mend::without_base;
+use crate::policy::origin::{Visit, admit};
 use crate::policy::replay::{Decision, decide};
 use crate::upstream::Connect;
 
@@ -33,6 +35,22 @@ impl<C: Connect> Proxy<C> {
         }
     }
 
+    /// Lets a request in, without the base path that is before its own, and says where it comes
+    /// from.
+    ///
+    /// # Errors
+    ///
+    /// The answer, when it was sent to a foreign name or by a page that is not listed.
+    pub fn admit(&self, request: &mut Request<Incoming>) -> Result<Visit, Box<Response<ResponseBody>>> {
+        let terms = self.terms.load();
+        if let Some(target) = without_base(request.uri(), &terms.base_path) {
+            *request.uri_mut() = target;
+        }
+        let asks_for_tokens = terms.clients.are_known();
+        admit(&terms.doors, asks_for_tokens, request.method(), request.headers())
+            .map_err(|stranger| Box::new(ours(&stranger.into(), RequestLog::begin(request))))
+    }
+
     /// Answers a request that comes when the program ends: another instance will take it.
     pub fn decline(&self, request: &Request<Incoming>) -> Response<ResponseBody> {
         ours(&ProxyError::Draining, RequestLog::begin(request))
@@ -45,7 +63,8 @@ impl<C: Connect> Proxy<C> {
     ) -> Result<(Answer, Attempt), ProxyError> {
         let (mut head, body) = request.into_parts();
         let terms = self.terms.load_full();
-        let Terms { clients, limits } = &*terms;
+        let Terms { clients, limits, .. } = &*terms;
+        log.seated(self.seats.take(limits.requests_max)?);
         // 1. Identify: who is asking?
         let client = client::identify(clients, &head.headers, head.uri.query())?;
         // 2. Look up: what is it, and may a client of the pool do it?
@@ -67,8 +86,8 @@ impl<C: Connect> Proxy<C> {
             let mut attempt = Attempt::begin(self, &case, &mut journey, lease, place, sending.upload());
             let sent = self.upstream.send(attempt.authority(), attempt.api_key(), &outbound, sending).await;
             // 7. Classify: whose fault is it, and how far did it get?
-            let result = Answer::read(sent, limits).await;
-            let progress = attempt.learn(&result, log);
+            let result = Answer::read(sent, &outbound.method, limits).await;
+            let progress = attempt.learn(&result, &journey, log);
             // 8. Decide: replay, relay, or give up.
             log.lost(body.loss());
             match decide(&journey.facts(progress, &body, attempt.key(), limits)) {

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::answer::Answer;
 use super::books::AttemptRecord;
 use super::error::ProxyError;
+use super::seats::Seat;
 use crate::body::Loss;
 use crate::clock;
 use crate::policy::classify::Concern;
@@ -35,6 +36,7 @@ pub(super) struct RequestLog {
     credits: u64,
     first_byte: Option<Duration>,
     loss: Option<Loss>,
+    seat: Option<Seat>,
 }
 
 impl RequestLog {
@@ -55,12 +57,18 @@ impl RequestLog {
             credits: 0,
             first_byte: None,
             loss: None,
+            seat: None,
         }
     }
 
     /// The request's name.
     pub(super) fn request_id(&self) -> Arc<str> {
         Arc::clone(&self.request_id)
+    }
+
+    /// The request is one of those under way, until its line is written.
+    pub(super) fn seated(&mut self, seat: Seat) {
+        self.seat = Some(seat);
     }
 
     pub(super) fn opened(&mut self, client: &ClientName, route: &Arc<str>) {

@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use super::{Limits, Proxy};
 use crate::body::replay::Replay;
 use crate::clock;
-use crate::policy::classify::Concern;
+use crate::policy::classify::{Concern, Verdict};
 use crate::policy::replay::{Effect, Facts, Progress};
 use crate::policy::select::Unavailable;
 use crate::pool::{Key, Lease, Roster};
@@ -25,7 +25,7 @@ pub(super) struct Journey {
     /// Positions of keys that were refused for this request.
     tried: Vec<usize>,
     /// Ambiguous verdicts, each with a key that got it.
-    ambiguous: Vec<(&'static str, Arc<Key>)>,
+    unclear: Vec<(Verdict, Arc<Key>)>,
 }
 
 impl<C> Proxy<C> {
@@ -39,7 +39,7 @@ impl<C> Proxy<C> {
 
 impl Journey {
     pub(super) fn begin(roster: Arc<Roster>, effect: Effect) -> Self {
-        Self { roster, effect, attempts: 0, blameless_replays: 0, tried: Vec::new(), ambiguous: Vec::new() }
+        Self { roster, effect, attempts: 0, blameless_replays: 0, tried: Vec::new(), unclear: Vec::new() }
     }
 
     /// Counts an attempt; returns its number, from 1.
@@ -63,7 +63,7 @@ impl Journey {
         if let Progress::Answered(verdict) = progress
             && verdict.concern() == Concern::Unclear
         {
-            self.ambiguous.push((verdict.word(), Arc::clone(key)));
+            self.unclear.push((verdict, Arc::clone(key)));
         }
         Facts {
             progress,
@@ -78,11 +78,16 @@ impl Journey {
         }
     }
 
+    /// What the unclear verdicts mean, each of its key, now that another key was served.
+    pub(super) fn shown_by_contrast(&self) -> impl Iterator<Item = (&Key, Verdict)> {
+        self.unclear.iter().filter_map(|(verdict, key)| Some((&**key, verdict.by_contrast()?)))
+    }
+
     /// Workspaces that gave the last ambiguous verdict.
     fn agreeing_workspaces(&self) -> u32 {
-        let Some((last, _)) = self.ambiguous.last() else { return 0 };
+        let Some((last, _)) = self.unclear.last() else { return 0 };
         let mut seen: Vec<&Key> = Vec::new();
-        for (_, key) in self.ambiguous.iter().filter(|(word, _)| word == last) {
+        for (_, key) in self.unclear.iter().filter(|(verdict, _)| verdict == last) {
             if !seen.iter().any(|seen| std::ptr::eq(seen.workspace(), key.workspace())) {
                 seen.push(key);
             }

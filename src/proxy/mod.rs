@@ -10,6 +10,7 @@ mod hints;
 mod journey;
 mod relay;
 mod retries;
+mod seats;
 
 mod books;
 mod error;
@@ -20,21 +21,27 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
 
 use crate::body::room::Room;
 use crate::policy::client::Clients;
+use crate::policy::origin::Doors;
 use crate::pool::Pool;
 use crate::upstream::{Direct, Upstream};
 
-pub use books::{AttemptRecord, Books, CreditSource, Entry};
+pub use books::{AttemptRecord, Books, CreditSource, Depth, Entry};
 pub use error::ProxyError;
 use hints::Hints;
 pub use relay::ResponseBody;
 use retries::Retries;
+pub use seats::NoSeat;
+use seats::Seats;
 
 /// Bounds and switches of a request's way.
 #[derive(Clone, Debug)]
 pub struct Limits {
+    /// Requests under way at once.
+    pub requests_max: usize,
     /// Attempts that one request may have.
     pub attempts_max: u32,
     /// After this span no further attempt begins.
@@ -56,6 +63,11 @@ pub struct Terms {
     pub clients: Clients,
     /// Bounds and switches.
     pub limits: Limits,
+    /// Which names are ours, and which pages may speak to us.
+    pub doors: Doors,
+    /// A path that stands before every path of ours and of the provider, without a slash at its end;
+    /// empty for none.
+    pub base_path: String,
 }
 
 /// The terms as they are now. A request loads them once and goes by them to its end.
@@ -70,11 +82,29 @@ pub struct Proxy<C = Direct> {
     books: Books,
     retries: Retries,
     hints: Hints,
+    seats: Seats,
+    /// Is cancelled before requests are cut at the end of the program.
+    cut: CancellationToken,
 }
 
 impl<C> Proxy<C> {
-    /// A proxy of these parts.
-    pub fn new(terms: SharedTerms, pool: Arc<Pool>, upstream: Upstream<Incoming, C>, books: Books) -> Self {
-        Self { terms, pool, upstream, books, retries: Retries::new(), hints: Hints::default() }
+    /// A proxy of these parts. `cut` is cancelled before requests are cut at the end of the program.
+    pub fn new(
+        terms: SharedTerms,
+        pool: Arc<Pool>,
+        upstream: Upstream<Incoming, C>,
+        books: Books,
+        cut: CancellationToken,
+    ) -> Self {
+        Self {
+            terms,
+            pool,
+            upstream,
+            books,
+            retries: Retries::new(),
+            hints: Hints::default(),
+            seats: Seats::default(),
+            cut,
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::HeaderValue;
-use http::{HeaderName, Response};
+use http::{HeaderName, Response, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -53,6 +53,8 @@ pub(super) fn relay(answer: Answer, attempt: Attempt, log: RequestLog) -> Respon
     attempt.relaying();
     let Answer { mut head, body, .. } = answer;
     headers::strip_answer(&mut head.headers);
+    // The version is each connection's own.
+    head.version = Version::HTTP_11;
     if let (false, Ok(id)) = (head.headers.contains_key(REQUEST_ID), HeaderValue::from_str(&log.request_id()))
     {
         head.headers.insert(REQUEST_ID, id);

@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::patient::Patient;
 use super::{Drain, First, Limits, Service};
 use crate::tasks::Member;
 
@@ -26,9 +27,10 @@ use crate::tasks::Member;
 /// it would refuse a request that was let in.
 const FIRST_REQUEST_MAX: Duration = Duration::from_secs(1);
 
-/// Serves `stream` to its end. A drain that begins before the first poll knows of it already.
+/// Serves the stream that `opening` comes to, if it does, to its end. A drain that begins before the
+/// first poll knows of it already.
 pub(super) fn serve<S, I>(
-    stream: I,
+    opening: impl Future<Output = Option<I>> + Send + 'static,
     service: S,
     limits: Limits,
     drain: Drain,
@@ -38,17 +40,29 @@ where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let first = drain.requests.member();
-    run(stream, service, limits, drain, first)
+    run(opening, service, limits, drain, first)
 }
 
-async fn run<S, I>(stream: I, service: S, limits: Limits, drain: Drain, first: Member)
-where
+async fn run<S, I>(
+    opening: impl Future<Output = Option<I>> + Send,
+    service: S,
+    limits: Limits,
+    drain: Drain,
+    first: Member,
+) where
     S: Service,
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (requests, stop) = (drain.requests.clone(), drain.stop.clone());
     let asked = CancellationToken::new();
-    let expecting = expect_first(first, drain.stop.clone(), asked.clone());
+    let mut expecting = pin!(expect_first(first, drain.stop.clone(), asked.clone()));
+    let opened = tokio::select! {
+        opened = opening => opened,
+        never = expecting.as_mut() => match never {},
+        () = drain.close.cancelled() => return,
+        () = drain.cut.cancelled() => return,
+    };
+    let Some(stream) = opened else { return };
     let answer = service_fn(move |mut request: Request<Incoming>| {
         if !asked.is_cancelled() {
             request.extensions_mut().insert(First);
@@ -68,7 +82,7 @@ where
             .timer(TokioTimer::new())
             .header_read_timeout(limits.head_read_max)
             .max_buf_size(limits.head_bytes_max)
-            .serve_connection(TokioIo::new(stream), answer)
+            .serve_connection(TokioIo::new(Patient::new(stream, limits.write_idle_max)), answer)
     );
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -77,6 +91,8 @@ where
             connection.as_mut().graceful_shutdown();
             tokio::select! {
                 ended = connection => ended,
+                // Nothing is under way but, perhaps, the first part of a head.
+                () = last_words(&drain) => return,
                 () = drain.cut.cancelled() => return,
             }
         }
@@ -86,6 +102,13 @@ where
         // Clients leave and send what is no HTTP; neither is news.
         debug!("a connection ended: {error}");
     }
+}
+
+/// Ends when a client has had its time to finish a head it had begun, and its request, if it became
+/// one, is answered.
+async fn last_words(drain: &Drain) {
+    tokio::time::sleep(FIRST_REQUEST_MAX).await;
+    drain.requests.ended().await;
 }
 
 /// Has the drain wait for the first request of a connection, but not for long.
@@ -127,6 +150,8 @@ impl<B: Body<Data = Bytes>> Body for Counted<B> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+
     use http_body_util::Full;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
     use tokio::time::timeout;
@@ -134,8 +159,12 @@ mod tests {
     use super::*;
     use crate::tasks::Tasks;
 
-    const LIMITS: Limits =
-        Limits { head_read_max: Duration::from_secs(30), head_bytes_max: 8192, connections_max: 1 };
+    const LIMITS: Limits = Limits {
+        head_read_max: Duration::from_secs(30),
+        write_idle_max: Duration::from_secs(60),
+        head_bytes_max: 8192,
+        connections_max: 1,
+    };
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: k\r\n\r\n";
 
     /// Answers with whether it was the first request of its connection.
@@ -154,7 +183,7 @@ mod tests {
     /// The client's end of a connection that is served.
     fn connected(drain: &Drain) -> DuplexStream {
         let (client, server) = duplex(4096);
-        Tasks::new().spawn(serve(server, Told, LIMITS, drain.clone()));
+        Tasks::new().spawn(serve(ready(Some(server)), Told, LIMITS, drain.clone()));
         client
     }
 
@@ -190,6 +219,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn half_a_head_does_not_hold_the_end() {
+        let drain = Drain::default();
+        let mut client = connected(&drain);
+        client.write_all(&REQUEST[..REQUEST.len() - 2]).await.unwrap();
+        drain.stop.cancel();
+        drain.requests.ended().await;
+        drain.close.cancel();
+        let closed = timeout(FIRST_REQUEST_MAX * 2, client.read(&mut [0])).await;
+        assert_eq!(closed.expect("it is still open").unwrap(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_open_connection_is_answered_until_all_are_closed() {
         let drain = Drain::default();
         let mut client = connected(&drain);
@@ -199,5 +240,30 @@ mod tests {
         let answer = ask(&mut client).await;
         assert!(answer.contains("connection: close") && answer.ends_with("later"), "{answer}");
         assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "it is closed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_does_not_open_holds_the_end_no_longer_than_others() {
+        let drain = Drain::default();
+        let (mut client, server) = duplex(4096);
+        // The other end goes with the future, as a socket does.
+        let opening = async move {
+            let _server = server;
+            pending::<Option<DuplexStream>>().await
+        };
+        Tasks::new().spawn(serve(opening, Told, LIMITS, drain.clone()));
+        drain.stop.cancel();
+        assert!(timeout(FIRST_REQUEST_MAX * 2, drain.requests.ended()).await.is_ok());
+        drain.close.cancel();
+        let closed = timeout(FIRST_REQUEST_MAX, client.read(&mut [0])).await;
+        assert_eq!(closed.expect("it is closed at once").unwrap(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_fails_to_open_is_waited_for_no_more() {
+        let drain = Drain::default();
+        Tasks::new().spawn(serve(ready(None::<DuplexStream>), Told, LIMITS, drain.clone()));
+        drain.stop.cancel();
+        assert!(timeout(FIRST_REQUEST_MAX / 2, drain.requests.ended()).await.is_ok());
     }
 }

@@ -5,10 +5,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 use tokio_util::either::Either;
 
 use super::unix::UnixPlace;
+
+/// Clients that may wait to be accepted. When more come at once, the system drops them, and each
+/// tries again a second later; it has a bound of its own (`net.core.somaxconn`, usually as large).
+pub(super) const BACKLOG: u32 = 4_096;
 
 /// A place that is listened on. A socket file that it made goes with it.
 #[derive(Debug)]
@@ -50,6 +54,19 @@ impl fmt::Display for Address {
 }
 
 impl Listener {
+    /// Listens on a port.
+    ///
+    /// # Errors
+    ///
+    /// `AddrInUse` when somebody listens there, and whatever else the system says.
+    pub fn tcp(address: SocketAddr) -> io::Result<Self> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // The port is free again at once after a restart, although old connections still fade.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG).map(Self::Tcp)
+    }
+
     /// Listens on a Unix socket at `path`. A file that a dead program left there is replaced.
     ///
     /// # Errors

@@ -3,6 +3,8 @@
 mod connection;
 mod listener;
 mod passed;
+mod patient;
+mod tls;
 mod unix;
 
 use std::future::Future;
@@ -22,12 +24,16 @@ use crate::tasks::Tasks;
 
 pub use listener::{Address, Listener};
 pub use passed::Passed;
+pub use tls::Tls;
 
 /// Bounds of the listener and of each connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// For a head to arrive, from its first moment on, and between two requests of a connection.
+    /// For a head to arrive, from its first moment on, and between two requests of a connection; and
+    /// for a connection to say its first byte and to agree on TLS.
     pub head_read_max: Duration,
+    /// For a client to take something of an answer that waits for it.
+    pub write_idle_max: Duration,
     /// For a head; more is answered with 431.
     pub head_bytes_max: usize,
     /// Connections open at once; more wait to be accepted.
@@ -81,9 +87,11 @@ impl Room {
 /// After an error such as too many open files, the loop rests: it must neither spin nor die.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
-/// Accepts until told to stop. Connections run as members of `tasks`.
+/// Accepts until told to stop, with `tls` or without on the same port. Connections run as members
+/// of `tasks`.
 pub async fn serve<S: Service>(
     listener: Listener,
+    tls: Tls,
     service: S,
     limits: Limits,
     room: Room,
@@ -101,7 +109,9 @@ pub async fn serve<S: Service>(
         };
         match accepted {
             Ok((stream, place)) => {
-                let serving = connection::serve(stream, service.clone(), limits, drain.clone());
+                // In a box, so that it takes no room any more once the stream is open.
+                let opening = Box::pin(tls.clone().open(stream, limits.head_read_max));
+                let serving = connection::serve(opening, service.clone(), limits, drain.clone());
                 tasks.spawn(async move {
                     serving.await;
                     drop(place);

@@ -7,7 +7,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net;
 use std::path::{Path, PathBuf};
 
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
+
+use super::listener::BACKLOG;
 
 /// A Unix socket that is listened on.
 #[derive(Debug)]
@@ -19,18 +21,19 @@ pub struct UnixPlace {
 
 impl UnixPlace {
     pub(super) fn bind(path: &Path, mode: u32) -> io::Result<Self> {
-        let listener = match net::UnixListener::bind(path) {
+        let socket = UnixSocket::new_stream()?;
+        match socket.bind(path) {
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
                 remove_stale(path)?;
-                net::UnixListener::bind(path)?
+                socket.bind(path)?;
             }
             bound => bound?,
-        };
+        }
         // From here on the file goes again, also when the next step fails.
         let file = SocketFile::of(path)?;
+        // Before anybody can connect.
         fs::set_permissions(path, Permissions::from_mode(mode))?;
-        listener.set_nonblocking(true)?;
-        Ok(Self { listener: UnixListener::from_std(listener)?, file: Some(file) })
+        Ok(Self { listener: socket.listen(BACKLOG)?, file: Some(file) })
     }
 
     /// A socket that somebody else made, keeps and removes.

@@ -80,6 +80,8 @@ pub enum Shape {
     ServerError,
     /// 503: closed for maintenance.
     Maintenance,
+    /// A page for people, with this status, from somebody on the way to the provider.
+    Page(u16),
 }
 
 /// The numbers and names that a refusal tells.
@@ -215,6 +217,11 @@ impl Shape {
             }),
             Shape::Maintenance => typed(503, "service_unavailable", "maintenance", "maintenance",
                 "The service is undergoing maintenance. Please try again later."),
+            Shape::Page(status) => Refusal {
+                headers: vec![("content-type", "text/html".to_owned())],
+                body: "<!doctype html><title>Request blocked</title>".to_owned(),
+                ..bare(*status, "")
+            },
         }
     }
 }
@@ -293,7 +300,7 @@ fn unprocessable(kind: &str, field: Option<&str>, msg: &str) -> Refusal {
 
 /// The names by which a fault asks for a shape, in the order of the catalogue. Those that need a
 /// value have a usual one.
-pub(super) const NAMED: [(&str, Shape); 23] = [
+pub(super) const NAMED: [(&str, Shape); 24] = [
     ("quota", Shape::Quota),
     ("key_cap", Shape::KeyCap),
     ("invalid", Shape::InvalidKey),
@@ -317,13 +324,14 @@ pub(super) const NAMED: [(&str, Shape); 23] = [
     ("text_too_long", Shape::TextTooLong),
     ("server_error", Shape::ServerError),
     ("maintenance", Shape::Maintenance),
+    ("page", Shape::Page(403)),
 ];
 
 impl FromStr for Shape {
     type Err = UnknownShape;
 
-    /// Reads one of the names of the catalogue; `missing_permissions=NAME`, `rate_limit=SECONDS`
-    /// and `unprocessable=FIELD` take a value.
+    /// Reads one of the names of the catalogue; `missing_permissions=NAME`, `rate_limit=SECONDS`,
+    /// `unprocessable=FIELD` and `page=STATUS` take a value.
     fn from_str(text: &str) -> Result<Self, UnknownShape> {
         let (name, value) = match text.split_once('=') {
             Some((name, value)) => (name, Some(value)),
@@ -337,6 +345,10 @@ impl FromStr for Shape {
             (Shape::FieldMissing(_), Some(value)) => Shape::FieldMissing(value.to_owned().into()),
             (Shape::RateLimit(_), Some(value)) => {
                 Shape::RateLimit(Some(value.trim_end_matches('s').parse().map_err(|_| unknown())?))
+            }
+            (Shape::Page(_), Some(value)) => {
+                let status = value.parse().ok().filter(|status| (400..600).contains(status));
+                Shape::Page(status.ok_or_else(unknown)?)
             }
             (_, Some(_)) => return Err(unknown()),
         })
@@ -354,6 +366,9 @@ impl fmt::Display for Shape {
         if let Shape::RateLimit(Some(seconds)) = self {
             write!(f, "={seconds}")?;
         }
+        if let Shape::Page(status) = self {
+            write!(f, "={status}")?;
+        }
         Ok(())
     }
 }
@@ -361,6 +376,6 @@ impl fmt::Display for Shape {
 /// A name that is not in the catalogue.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is no refusal: the names are quota, key_cap, invalid, invalid_400, needs_authorization, missing_permissions[=NAME], unusual_activity, payment_issue, insufficient_credits, paid_plan_required, forbidden, workspace_access_denied, subscription_required, quota_403, concurrency, rate_limit[=SECONDS], system_busy, unprocessable[=FIELD], voice_not_found, model_not_found, text_too_long, server_error, maintenance"
+    "`{0}` is no refusal: the names are quota, key_cap, invalid, invalid_400, needs_authorization, missing_permissions[=NAME], unusual_activity, payment_issue, insufficient_credits, paid_plan_required, forbidden, workspace_access_denied, subscription_required, quota_403, concurrency, rate_limit[=SECONDS], system_busy, unprocessable[=FIELD], voice_not_found, model_not_found, text_too_long, server_error, maintenance, page[=STATUS]"
 )]
 pub struct UnknownShape(String);

@@ -4,19 +4,29 @@
 mod open;
 mod read;
 mod schema;
+
+mod chores;
+mod ledger;
+mod rows;
 mod write;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::policy::retention::Retention;
+use crate::policy::units::UnixMs;
 use crate::pool::{Pool, Remembered};
-use crate::proxy::{Books, Entry};
+use crate::proxy::{Books, Depth, Entry};
 use crate::tasks;
 
+use ledger::Ledger;
+use open::Look;
 pub use open::OpenError;
+use write::Writer;
 
 /// Where the books are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,9 +37,21 @@ pub enum Place {
     Memory,
 }
 
-/// How the books fare.
+/// How the books are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Records that wait to be written at the most; as many more are held while they cannot be.
+    pub queue_max: usize,
+    /// How long records are kept.
+    pub retention: Retention,
+}
+
+/// How the books fare. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Health(Arc<HealthCells>);
+pub struct Health {
+    cells: Arc<HealthCells>,
+    depth: Depth,
+}
 
 #[derive(Debug, Default)]
 struct HealthCells {
@@ -41,28 +63,40 @@ impl Health {
     /// Whether the last attempt to write failed.
     #[must_use]
     pub fn is_failing(&self) -> bool {
-        self.0.is_failing.load(Ordering::Acquire)
+        self.cells.is_failing.load(Ordering::Acquire)
     }
 
     /// Records that were lost because they could be neither written nor held.
     #[must_use]
     pub fn lost(&self) -> u64 {
-        self.0.lost.load(Ordering::Acquire)
+        self.cells.lost.load(Ordering::Acquire)
+    }
+
+    /// Records that wait to be written, in the queue or held.
+    #[must_use]
+    pub fn waiting(&self) -> u64 {
+        self.depth.records()
     }
 
     fn set_failing(&self, is_failing: bool) -> bool {
-        self.0.is_failing.swap(is_failing, Ordering::AcqRel)
+        self.cells.is_failing.swap(is_failing, Ordering::AcqRel)
     }
 
-    fn lose(&self, count: u64) {
-        self.0.lost.fetch_add(count, Ordering::AcqRel);
+    fn lose(&self, records: usize) {
+        self.cells.lost.fetch_add(records as u64, Ordering::AcqRel);
+        self.arrived(records);
+    }
+
+    fn arrived(&self, records: usize) {
+        self.depth.arrived(records as u64);
     }
 }
 
 /// Opened books, before anything is written.
 #[derive(Debug)]
 pub struct Store {
-    connection: rusqlite::Connection,
+    place: Place,
+    ledger: Result<Ledger, OpenError>,
     set_aside: Option<PathBuf>,
 }
 
@@ -76,13 +110,22 @@ pub struct Writing {
 
 impl Store {
     /// Opens the books, making them where there are none. A file that is no database, or a broken
-    /// one, is set aside under another name and new books are begun.
+    /// one, is set aside under another name and new books are begun. A disk that is full or
+    /// read-only, or a lock, is waited for: records are held until then.
     ///
     /// # Errors
     ///
-    /// When the place cannot be written, or a newer version of the program has written it.
-    pub fn open(place: &Place, now: crate::policy::units::UnixMs) -> Result<Self, OpenError> {
-        open::open(place, now)
+    /// When the place is not to be had, or a newer version of the program has written it.
+    pub fn open(place: &Place, now: UnixMs) -> Result<Self, OpenError> {
+        let place = place.clone();
+        match open::open(&place, now, Look::Quick) {
+            Ok(opened) => {
+                opened.set_aside.as_deref().inspect(|aside| tell_set_aside(aside));
+                Ok(Self { place, ledger: Ok(opened.ledger), set_aside: opened.set_aside })
+            }
+            Err(error) if error.may_pass() => Ok(Self { place, ledger: Err(error), set_aside: None }),
+            Err(error) => Err(error),
+        }
     }
 
     /// The file that was set aside, if there was one.
@@ -91,13 +134,13 @@ impl Store {
         self.set_aside.as_ref()
     }
 
-    /// What is known of the keys.
+    /// What is known of the keys; nothing, while the file cannot be opened.
     ///
     /// # Errors
     ///
     /// When the file cannot be read.
     pub fn remembered(&self) -> Result<Vec<Remembered>, rusqlite::Error> {
-        read::remembered(&self.connection)
+        self.ledger.as_ref().map_or_else(|_| Ok(Vec::new()), |ledger| read::remembered(&ledger.connection))
     }
 
     /// Begins to write: what is sent to the books, and with it the state of `pool`'s keys.
@@ -105,28 +148,53 @@ impl Store {
     /// # Errors
     ///
     /// When there is no thread to be had.
-    pub fn write(self, pool: Arc<Pool>, queue_max: usize) -> std::io::Result<(Books, Writing)> {
-        let (sender, receiver) = mpsc::channel::<Entry>(queue_max);
+    pub fn write(self, pool: Arc<Pool>, settings: Settings) -> std::io::Result<(Books, Writing)> {
+        let (sender, receiver) = mpsc::channel::<Entry>(settings.queue_max);
         let (done, ended) = oneshot::channel();
         let health = Health::default();
-        let writer = write::Writer::new(self.connection, pool, health.clone(), queue_max);
+        let writer = self.writer(pool, settings, health.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         tasks::thread("books", move || {
             runtime.block_on(writer.run(receiver));
             // Nobody may be waiting for the end.
             let _ = done.send(());
         })?;
-        Ok((Books::new(sender), Writing { health, ended }))
+        Ok((Books::new(sender, health.depth.clone()), Writing { health, ended }))
+    }
+}
+
+impl Store {
+    fn writer(self, pool: Arc<Pool>, settings: Settings, health: Health) -> Writer {
+        let (ledger, trouble) = match self.ledger {
+            Ok(ledger) => (Some(ledger), None),
+            Err(error) => (None, Some(error)),
+        };
+        let mut writer = Writer::new(ledger, self.place, settings, pool, health);
+        if let Some(error) = trouble {
+            writer.say_failing(&error);
+        }
+        writer
     }
 }
 
 impl Writing {
-    /// Waits until everything is written and the file is closed. That comes when the last sender
-    /// is gone.
-    pub async fn ended(self) {
-        // A writer that is gone without a word has ended, too.
-        let _ = self.ended.await;
+    /// Waits until everything is written and the file is closed, which comes when the last sender
+    /// is gone, but at most `within`. Returns how many records were lost, from the start on.
+    pub async fn ended(self, within: Duration) -> u64 {
+        // A writer that is gone without a word has ended, too; what still waits is lost.
+        let _ = tokio::time::timeout(within, self.ended).await;
+        self.health.lost() + self.health.waiting()
     }
+}
+
+/// Says that broken books were found, and where they are now.
+fn tell_set_aside(aside: &Path) {
+    let path = aside.display().to_string();
+    tracing::error!(
+        event = "books_set_aside",
+        path,
+        "The usage records were broken; they are kept as {path}, and new ones were begun"
+    );
 }
 
 #[cfg(test)]

@@ -8,7 +8,8 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
 
-use super::{Place, Store, schema};
+use super::ledger::Ledger;
+use super::{Place, schema};
 use crate::policy::units::UnixMs;
 
 /// Why there are no books.
@@ -48,17 +49,71 @@ pub enum OpenError {
     },
 }
 
-/// How long one connection waits for another's lock: a `sqlite3` shell may be looking.
-const BUSY_MAX: Duration = Duration::from_secs(5);
+impl OpenError {
+    /// Whether it is a trouble of the disk that may pass, and no mistake in the configuration: then
+    /// requests are served meanwhile.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Unwritable { source, .. } | Self::CannotSetAside { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem
+            ),
+            Self::Unusable { source, .. } => match source.sqlite_error_code() {
+                Some(
+                    ErrorCode::DiskFull
+                    | ErrorCode::SystemIoFailure
+                    | ErrorCode::DatabaseBusy
+                    | ErrorCode::DatabaseLocked,
+                ) => true,
+                Some(_) | None => false,
+            },
+            Self::Newer { .. } => false,
+        }
+    }
+}
 
-pub(super) fn open(place: &Place, now: UnixMs) -> Result<Store, OpenError> {
+/// How closely a file is looked at before it is trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// Not at all: the next write will tell.
+    Trusting,
+    /// Through all of it, unless it is so large that it would keep the start waiting.
+    Quick,
+    /// Through all of it: SQLite has found something wrong.
+    Whole,
+    /// It need not be looked at any more: it goes.
+    Condemning,
+}
+
+/// Opened books.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) ledger: Ledger,
+    /// Where the broken file went that lay there.
+    pub(super) set_aside: Option<PathBuf>,
+}
+
+/// How long one connection waits for another's lock when it opens: a `sqlite3` shell may be
+/// looking, or another Keychoir may be ending.
+const OPEN_BUSY_MAX: Duration = Duration::from_secs(5);
+/// Later the queue waits meanwhile, so not for long: what is not written is held and tried again.
+const WRITE_BUSY_MAX: Duration = Duration::from_millis(500);
+/// A file that is looked through in about a second. What is wrong with a larger one is found when it
+/// is used.
+const QUICK_LOOK_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// The log shrinks to this after a burst.
+const LOG_BYTES_KEPT: i64 = 16 * 1024 * 1024;
+
+pub(super) fn open(place: &Place, now: UnixMs, look: Look) -> Result<Opened, OpenError> {
     let path = match place {
         Place::File(path) => path,
         Place::Memory => {
             let unusable = |source| OpenError::Unusable { path: PathBuf::from(":memory:"), source };
             let mut connection = Connection::open_in_memory().map_err(unusable)?;
+            connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(unusable)?;
             schema::migrate(&mut connection).map_err(unusable)?;
-            return Ok(Store { connection, set_aside: None });
+            return Ok(Opened { ledger: Ledger::in_memory(connection), set_aside: None });
         }
     };
     let unwritable = |source| OpenError::Unwritable { path: path.clone(), source };
@@ -66,8 +121,8 @@ pub(super) fn open(place: &Place, now: UnixMs) -> Result<Store, OpenError> {
     // Looked at before SQLite does: it would throw the log of a file away that it does not know.
     let is_foreign = is_no_database(path).map_err(unwritable)?;
     make_private(path).map_err(unwritable)?;
-    if !is_foreign {
-        match prepared(path) {
+    if !is_foreign && look != Look::Condemning {
+        match prepared(path, look) {
             Ok(connection) => return checked(connection, path, None),
             Err(error) if is_broken(&error) => {}
             Err(source) => return Err(unusable(source)),
@@ -76,7 +131,7 @@ pub(super) fn open(place: &Place, now: UnixMs) -> Result<Store, OpenError> {
     let aside =
         set_aside(path, now).map_err(|source| OpenError::CannotSetAside { path: path.clone(), source })?;
     make_private(path).map_err(unwritable)?;
-    checked(prepared(path).map_err(unusable)?, path, Some(aside))
+    checked(prepared(path, Look::Trusting).map_err(unusable)?, path, Some(aside))
 }
 
 /// What every SQLite file begins with.
@@ -95,7 +150,8 @@ fn is_no_database(path: &Path) -> io::Result<bool> {
     Ok(if start.is_empty() { has_log } else { start != MAGIC })
 }
 
-fn companion(path: &Path, suffix: &str) -> PathBuf {
+/// The file that SQLite keeps beside another.
+pub(super) fn companion(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
@@ -111,46 +167,73 @@ fn make_private(path: &Path) -> io::Result<()> {
     OpenOptions::new().create(true).append(true).mode(0o600).open(path).map(drop)
 }
 
-/// A connection that is set up, to a file that was looked through.
-fn prepared(path: &Path) -> Result<Connection, rusqlite::Error> {
+/// A connection that is set up, to a file that was looked at.
+fn prepared(path: &Path, look: Look) -> Result<Connection, rusqlite::Error> {
     let connection = Connection::open(path)?;
     // A file that turns out to be broken keeps its log: closing it must not fold one into the other.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    connection.busy_timeout(BUSY_MAX)?;
+    connection.busy_timeout(OPEN_BUSY_MAX)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     // With NORMAL a power cut loses what was committed since the last checkpoint, and before the
     // first one the whole file.
     connection.pragma_update(None, "synchronous", "FULL")?;
-    let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-    if verdict == "ok" {
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
-        return Ok(connection);
+    connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
+    let is_looked_through = match look {
+        Look::Trusting | Look::Condemning => false,
+        Look::Quick => fs::metadata(path).is_ok_and(|file| file.len() <= QUICK_LOOK_BYTES_MAX),
+        Look::Whole => true,
+    };
+    if is_looked_through {
+        let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        if verdict != "ok" {
+            let broken = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+            return Err(rusqlite::Error::SqliteFailure(broken, Some(verdict)));
+        }
     }
-    Err(rusqlite::Error::SqliteFailure(
-        rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT),
-        Some(verdict),
-    ))
+    Ok(connection)
 }
 
-fn checked(mut connection: Connection, path: &Path, set_aside: Option<PathBuf>) -> Result<Store, OpenError> {
+fn checked(mut connection: Connection, path: &Path, set_aside: Option<PathBuf>) -> Result<Opened, OpenError> {
     let unusable = |source| OpenError::Unusable { path: path.to_owned(), source };
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map_err(unusable)?;
     let found = schema::version(&connection).map_err(unusable)?;
     if found > schema::VERSION {
         return Err(OpenError::Newer { path: path.to_owned(), found });
     }
     if schema::migrate(&mut connection).map_err(unusable)? {
+        // A file that can shrink in steps has another form; should there be no room to rewrite an older
+        // one, it stays as it is.
+        if !shrinks(&connection).map_err(unusable)? {
+            let _ = connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL; VACUUM");
+        }
         connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(unusable)?;
     }
-    Ok(Store { connection, set_aside })
+    connection.busy_timeout(WRITE_BUSY_MAX).map_err(unusable)?;
+    let ledger = Ledger::of_file(connection, path)
+        .map_err(|source| OpenError::Unwritable { path: path.to_owned(), source })?;
+    Ok(Opened { ledger, set_aside })
 }
 
-fn is_broken(error: &rusqlite::Error) -> bool {
+/// Whether the file gives back what it no longer needs.
+fn shrinks(connection: &Connection) -> Result<bool, rusqlite::Error> {
+    let mode: i64 = connection.query_row("PRAGMA auto_vacuum", [], |row| row.get(0))?;
+    Ok(mode == 2)
+}
+
+/// Whether the file is broken, and not merely out of reach.
+pub(super) fn is_broken(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
 /// Renames the file and what belongs to it; the new name carries the moment.
 fn set_aside(path: &Path, now: UnixMs) -> io::Result<PathBuf> {
-    let aside = companion(path, &format!(".broken-{}", now.0));
+    let mut aside = companion(path, &format!(".broken-{}", now.0));
+    // Two in one moment: neither takes the other's place.
+    let mut again = 0;
+    while aside.exists() {
+        again += 1;
+        aside = companion(path, &format!(".broken-{}-{again}", now.0));
+    }
     for suffix in ["-wal", "-shm"] {
         if companion(path, suffix).exists() {
             fs::rename(companion(path, suffix), companion(&aside, suffix))?;

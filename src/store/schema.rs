@@ -1,9 +1,10 @@
 //! The tables, and how each version of them becomes the next.
 
-use rusqlite::{Connection, Transaction};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 /// One step for each version; a step that was released never changes.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     CREATE TABLE keys (
         key_hash TEXT PRIMARY KEY,
         short_key TEXT NOT NULL,
@@ -45,7 +46,41 @@ const MIGRATIONS: [&str; 1] = ["
     ) STRICT, WITHOUT ROWID;
 
     CREATE INDEX attempts_by_time ON attempts (started_at_ms);
-"];
+    ",
+    "
+    ALTER TABLE attempts ADD COLUMN model TEXT;
+    ALTER TABLE attempts ADD COLUMN characters INTEGER;
+    -- Set aside before it was sent; `credits` is what was charged.
+    ALTER TABLE attempts ADD COLUMN credits_reserved INTEGER;
+
+    -- Sums over the attempts that began in an hour.
+    CREATE TABLE hours (
+        hour_ms INTEGER NOT NULL,
+        key_hash TEXT NOT NULL,
+        client TEXT NOT NULL,
+        route TEXT NOT NULL,
+        -- empty where none is known
+        model TEXT NOT NULL,
+        attempts INTEGER NOT NULL,
+        -- with an answer below 400
+        served INTEGER NOT NULL,
+        request_bytes INTEGER NOT NULL,
+        response_bytes INTEGER NOT NULL,
+        characters INTEGER NOT NULL,
+        credits INTEGER NOT NULL,
+        -- attempts that may have been charged, and nobody said how much
+        unpriced INTEGER NOT NULL,
+        PRIMARY KEY (hour_ms, key_hash, client, route, model)
+    ) STRICT, WITHOUT ROWID;
+
+    INSERT INTO hours
+    SELECT started_at_ms - started_at_ms % 3600000, key_hash, client, route, '',
+        count(*), sum(coalesce(status < 400, 0)), min(total(request_bytes), 9007199254740992),
+        min(total(response_bytes), 9007199254740992), 0, min(total(credits), 9007199254740992),
+        sum(credits_from = 'unknown')
+    FROM attempts GROUP BY 1, 2, 3, 4;
+    ",
+];
 
 /// The version that this program writes.
 pub(super) const VERSION: usize = MIGRATIONS.len();
@@ -58,12 +93,18 @@ pub(super) fn version(connection: &Connection) -> Result<usize, rusqlite::Error>
 
 /// Brings a file to [`VERSION`]; returns whether that changed it. All steps or none are taken.
 pub(super) fn migrate(connection: &mut Connection) -> Result<bool, rusqlite::Error> {
-    let from = version(connection)?;
-    let transaction = connection.transaction()?;
+    if version(connection)? >= VERSION {
+        return Ok(false);
+    }
+    // Another program may be at it: whoever comes second finds it done.
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let from = version(&transaction)?;
     for step in MIGRATIONS.iter().skip(from) {
         transaction.execute_batch(step)?;
     }
-    set_version(&transaction)?;
+    if from < VERSION {
+        set_version(&transaction)?;
+    }
     transaction.commit()?;
     Ok(from < VERSION)
 }
@@ -71,3 +112,7 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<bool, rusqlite::Err
 fn set_version(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
     transaction.execute_batch(&format!("PRAGMA user_version = {VERSION}"))
 }
+
+/// The first version, for tests of what becomes of it.
+#[cfg(test)]
+pub(super) const FIRST: &str = MIGRATIONS[0];

@@ -1,18 +1,18 @@
 //! The writing thread: what is queued goes into one transaction as soon as the last one is done.
+//! What cannot be written is held and tried again; between two transactions old records go.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, ToSql, Transaction, params};
+use rusqlite::ErrorCode;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
-use super::Health;
-use super::read::reason_word;
+use super::chores::{self, Step};
+use super::ledger::Ledger;
+use super::open::{self, Look, OpenError, is_broken};
+use super::{Health, Place, Settings, rows};
 use crate::clock;
-use crate::policy::budget::Extension;
-use crate::policy::standing::Park;
-use crate::policy::units::UnixMs;
 use crate::pool::{KeySnapshot, Pool};
 use crate::proxy::{AttemptRecord, Entry};
 
@@ -20,58 +20,113 @@ use crate::proxy::{AttemptRecord, Entry};
 const BATCH_MAX: usize = 512;
 /// After a failure, how long until the next try.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// At the end of the program, so many tries: a lock may be released, an empty disk will not be.
+const END_TRIES: u32 = 3;
+/// From one round of chores to the next.
+const CHORES_INTERVAL: Duration = Duration::from_secs(3_600);
+/// Without a file, so many attempts are kept; their sums stay.
+const MEMORY_RECORDS_MAX: usize = 10_000;
+
+/// Why nothing was written.
+#[derive(Debug, thiserror::Error)]
+enum WriteError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("the file disappears as soon as it is made")]
+    Gone,
+}
 
 pub(super) struct Writer {
-    pub(super) connection: Connection,
+    pub(super) ledger: Option<Ledger>,
+    place: Place,
+    settings: Settings,
     pool: Arc<Pool>,
     health: Health,
     /// Taken from the queue and not yet written.
     pending: Vec<AttemptRecord>,
-    pending_max: usize,
     are_keys_stale: bool,
+    /// How closely the next file is looked at.
+    look: Look,
+    /// What was lost before this failure.
+    lost_before: u64,
+    retry_at: Instant,
+    chores_at: Instant,
+    /// Written to books in memory since they were last emptied.
+    in_memory: usize,
 }
 
 impl Writer {
-    pub(super) fn new(connection: Connection, pool: Arc<Pool>, health: Health, pending_max: usize) -> Self {
-        Self { connection, pool, health, pending: Vec::new(), pending_max, are_keys_stale: true }
+    pub(super) fn new(
+        ledger: Option<Ledger>,
+        place: Place,
+        settings: Settings,
+        pool: Arc<Pool>,
+        health: Health,
+    ) -> Self {
+        let now = clock::instant();
+        Self {
+            ledger,
+            place,
+            settings,
+            pool,
+            health,
+            pending: Vec::new(),
+            are_keys_stale: true,
+            look: Look::Trusting,
+            lost_before: 0,
+            retry_at: now,
+            chores_at: now,
+            in_memory: 0,
+        }
     }
 
     /// Writes until the last sender is gone and everything is written, or cannot be.
     pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Entry>) {
-        let mut received = Vec::with_capacity(BATCH_MAX);
+        let room = BATCH_MAX.min(self.settings.queue_max);
+        let mut received = Vec::with_capacity(room);
         loop {
-            let waits_for_retry = self.health.is_failing();
+            let wake_at = if self.health.is_failing() { self.retry_at } else { self.chores_at };
             let count = tokio::select! {
-                count = queue.recv_many(&mut received, BATCH_MAX) => Some(count),
-                () = tokio::time::sleep(RETRY_PAUSE), if waits_for_retry => None,
+                biased;
+                count = queue.recv_many(&mut received, room) => Some(count),
+                () = tokio::time::sleep_until(wake_at.into()) => None,
             };
+            if count == Some(0) {
+                return self.end().await;
+            }
             received.drain(..).for_each(|entry| self.take(entry));
-            let is_over = count == Some(0);
-            // A failing disk is asked once a pause, not once a record.
-            if !waits_for_retry || count.is_none() || is_over {
-                self.flush();
-            }
-            if is_over {
-                self.lose_pending();
-                return;
-            }
+            self.work(clock::instant());
+        }
+    }
+
+    /// Does what is due. A failing disk is asked once a pause, however much comes in meanwhile.
+    pub(super) fn work(&mut self, now: Instant) {
+        if !self.health.is_failing() || self.retry_at <= now {
+            self.flush();
+        }
+        if !self.health.is_failing() && self.chores_at <= now {
+            self.do_chore(now);
         }
     }
 
     pub(super) fn take(&mut self, entry: Entry) {
         match entry {
             Entry::KeysChanged => self.are_keys_stale = true,
-            Entry::Attempt(record) if self.pending.len() < self.pending_max => self.pending.push(*record),
+            Entry::Attempt(record) if self.pending.len() < self.settings.queue_max => {
+                self.pending.push(*record);
+            }
             Entry::Attempt(_) => {
-                self.health.lose(1);
-                let lost = self.health.lost();
-                // Once per power of two: loud, and not a second flood.
-                if lost.is_power_of_two() {
+                if self.health.lost() == self.lost_before {
+                    let held = self.pending.len();
                     error!(
-                        lost,
-                        "usage records are lost: the books cannot be written and no more can be held"
+                        event = "records_lost",
+                        held,
+                        "Usage records are lost: the books cannot be written, and no more than {held} can be held"
                     );
                 }
+                self.health.lose(1);
             }
         }
     }
@@ -80,124 +135,146 @@ impl Writer {
         if self.pending.is_empty() && !self.are_keys_stale && !self.health.is_failing() {
             return;
         }
-        let written = self.commit();
-        let was_failing = self.health.set_failing(written.is_err());
-        match written {
-            Ok(()) => {
-                self.pending.clear();
-                self.are_keys_stale = false;
-                if was_failing {
-                    info!("the books are written again");
-                }
-            }
-            Err(error) if !was_failing => {
-                warn!(
-                    "the books cannot be written: {error}; requests go on, records are held and written later"
-                );
-            }
-            Err(_) => {}
+        match self.write() {
+            Ok(()) => self.written(),
+            Err(error) => self.failed(&error),
         }
     }
 
-    fn commit(&mut self) -> Result<(), rusqlite::Error> {
-        let now = clock::now();
-        // The state is read when it is written: what is in the file is never older than a record.
-        let keys = self.pool.snapshot(now);
-        let transaction = self.connection.transaction()?;
-        for record in &self.pending {
-            insert_attempt(&transaction, record)?;
+    fn write(&mut self) -> Result<(), WriteError> {
+        // What went into a file that is gone goes once more, into the next one.
+        for _ in 0..2 {
+            let ledger = match self.ledger.take() {
+                Some(ledger) => ledger,
+                None => self.reopen()?,
+            };
+            let ledger = self.ledger.insert(ledger);
+            let now = clock::now();
+            // The state is read when it is written: what is in the file is never older than a record.
+            let keys = self.pool.snapshot(now);
+            let concerned = keys.iter().filter(|key| self.are_keys_stale || is_touched(key, &self.pending));
+            let committed = rows::commit(&mut ledger.connection, &self.pending, concerned, now);
+            if !ledger.is_gone() {
+                return Ok(committed?);
+            }
+            error!(
+                event = "books_gone",
+                "The file of the usage records was removed or replaced; it is opened anew, and what it held is gone"
+            );
+            self.close();
         }
-        for key in keys.iter().filter(|key| self.are_keys_stale || is_touched(key, &self.pending)) {
-            upsert_key(&transaction, key, now)?;
-        }
-        transaction.commit()
+        Err(WriteError::Gone)
     }
 
-    fn lose_pending(&self) {
-        if !self.pending.is_empty() {
-            self.health.lose(self.pending.len() as u64);
-            error!(lost = self.health.lost(), "the program ends and usage records could not be written");
+    fn reopen(&self) -> Result<Ledger, OpenError> {
+        let opened = open::open(&self.place, clock::now(), self.look)?;
+        if let Some(aside) = &opened.set_aside {
+            super::tell_set_aside(aside);
         }
+        Ok(opened.ledger)
+    }
+
+    /// The next write opens the file anew, whatever lies there then.
+    fn close(&mut self) {
+        self.are_keys_stale = true;
+        if let Some(ledger) = self.ledger.take() {
+            ledger.abandon();
+        }
+    }
+
+    fn written(&mut self) {
+        let count = self.pending.len();
+        self.pending.clear();
+        self.health.arrived(count);
+        self.are_keys_stale = false;
+        self.look = Look::Trusting;
+        if self.health.set_failing(false) {
+            let lost = self.health.lost() - self.lost_before;
+            info!(
+                event = "books_recovered",
+                count, lost, "The books are written again: {count} records were held, {lost} are lost"
+            );
+        }
+        if self.place == Place::Memory {
+            self.in_memory += count;
+            if self.in_memory > MEMORY_RECORDS_MAX {
+                self.empty_memory();
+            }
+        }
+    }
+
+    fn empty_memory(&mut self) {
+        self.in_memory = 0;
+        if let Some(ledger) = &self.ledger {
+            // Nothing can fail here but memory itself.
+            let _ = ledger.connection.execute_batch("DELETE FROM attempts");
+        }
+    }
+
+    /// Takes in that nothing was written, and says so once.
+    fn failed(&mut self, error: &WriteError) {
+        if let WriteError::Sqlite(error) = error {
+            self.suspect(error);
+        }
+        // The next success proves something only if something is written.
+        self.are_keys_stale = true;
+        self.retry_at = clock::instant() + RETRY_PAUSE;
+        self.say_failing(error);
+    }
+
+    /// Says once that the books cannot be written.
+    pub(super) fn say_failing(&mut self, error: &dyn std::error::Error) {
+        if !self.health.set_failing(true) {
+            self.lost_before = self.health.lost();
+            warn!(
+                event = "books_failing",
+                "The books cannot be written: {error}; requests go on, records are held and written later"
+            );
+        }
+    }
+
+    /// A connection that met an error of the disk may not recover; a file that is broken is looked
+    /// through, and set aside when it says so again.
+    fn suspect(&mut self, error: &rusqlite::Error) {
+        if is_broken(error) {
+            self.look = if self.look == Look::Trusting { Look::Whole } else { Look::Condemning };
+        }
+        let is_sound = match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => true,
+            Some(_) | None => self.place == Place::Memory,
+        };
+        if !is_sound {
+            self.close();
+        }
+    }
+
+    fn do_chore(&mut self, now: Instant) {
+        let Some(ledger) = &self.ledger else { return };
+        match chores::step(&ledger.connection, &self.settings.retention, clock::now()) {
+            Ok(Step::More) => {}
+            Ok(Step::Done) => self.chores_at = now + CHORES_INTERVAL,
+            Err(error) => {
+                self.chores_at = now + CHORES_INTERVAL;
+                self.failed(&error.into());
+            }
+        }
+    }
+
+    async fn end(mut self) {
+        for remaining in (0..END_TRIES).rev() {
+            self.flush();
+            if !self.health.is_failing() {
+                return;
+            }
+            if remaining > 0 {
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+        }
+        self.health.lose(self.pending.len());
     }
 }
 
 /// Whether one of the records changed the state of this key: its own, or that of its workspace.
 fn is_touched(key: &KeySnapshot, records: &[AttemptRecord]) -> bool {
     records.iter().any(|record| std::ptr::eq(record.key.workspace(), key.key.workspace()))
-}
-
-fn insert_attempt(transaction: &Transaction<'_>, record: &AttemptRecord) -> Result<(), rusqlite::Error> {
-    let mut statement = transaction.prepare_cached(
-        "INSERT OR IGNORE INTO attempts (id, request_id, number, started_at_ms, client, key_hash, workspace, method,
-            route, status, verdict, request_bytes, response_bytes, credits, credits_from, first_byte_ms, total_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
-    )?;
-    statement.execute(params![
-        record.id.to_string(),
-        &*record.request_id,
-        record.number,
-        whole(record.started_at.0),
-        record.client.as_str(),
-        record.key.api_key().fingerprint().to_string(),
-        record.key.workspace().name(),
-        &*record.method,
-        &*record.route,
-        record.status,
-        record.verdict,
-        whole(record.request_bytes),
-        whole(record.response_bytes),
-        whole(record.credits),
-        record.credits_from.word(),
-        record.first_byte.map(millis),
-        millis(record.total),
-    ])?;
-    Ok(())
-}
-
-fn upsert_key(transaction: &Transaction<'_>, seen: &KeySnapshot, now: UnixMs) -> Result<(), rusqlite::Error> {
-    let mut statement = transaction.prepare_cached(
-        "INSERT OR REPLACE INTO keys (key_hash, short_key, name, workspace, position, status, character_count,
-            character_limit, extension, resets_at_ms, park_reason, park_until_ms, workspace_park_reason,
-            workspace_park_until_ms, updated_at_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
-    )?;
-    let KeySnapshot { key, quota, standing, .. } = seen;
-    let extension: Option<i64> = match quota.extension {
-        Extension::None => None,
-        Extension::Credits(more) => Some(whole(more)),
-        Extension::Unlimited => Some(-1),
-    };
-    let (park, workspace_park) = (key.parked(), key.workspace().parked());
-    let columns: [&dyn ToSql; 15] = [
-        &key.api_key().fingerprint().to_string(),
-        &key.api_key().short().as_str(),
-        &key.name(),
-        &key.workspace().name(),
-        &whole(key.position() as u64),
-        &standing.status().word(),
-        &whole(quota.count),
-        &quota.limit.map(whole),
-        &extension,
-        &quota.resets_at.map(|at| whole(at.0)),
-        &park.map(|park| reason_word(park.reason)),
-        &park.map(until),
-        &workspace_park.map(|park| reason_word(park.reason)),
-        &workspace_park.map(until),
-        &whole(now.0),
-    ];
-    statement.execute(columns.as_slice())?;
-    Ok(())
-}
-
-fn until(park: Park) -> i64 {
-    whole(park.until.0)
-}
-
-/// SQLite's integers are signed; no figure here comes near their end.
-fn whole(amount: u64) -> i64 {
-    i64::try_from(amount).unwrap_or(i64::MAX)
-}
-
-fn millis(span: Duration) -> i64 {
-    i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
 }

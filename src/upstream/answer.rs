@@ -92,7 +92,8 @@ impl<S> Body for AnswerBody<S> {
         };
         this.moved_at = clock::instant();
         match &frame {
-            Some(Ok(_)) if !this.incoming.is_end_stream() => {}
+            Some(Ok(frame)) if frame.is_data() && !this.incoming.is_end_stream() => {}
+            // All of it has come: the last piece, the trailers, or the end itself.
             Some(Ok(_)) | None => this.finish(),
             Some(Err(_)) => this.connection = None,
         }

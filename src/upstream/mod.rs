@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{HOST, HeaderName, HeaderValue};
-use http::{HeaderMap, Method, Request, Response, Uri};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -93,6 +93,9 @@ pub enum SendErrorKind {
     /// The client's body broke off or was malformed.
     #[error("the client's request body broke off or was malformed")]
     ClientBroke,
+    /// The connection stopped to speak HTTP, which nobody had asked for.
+    #[error("the upstream left HTTP with {0}, which it was not asked for")]
+    Switched(StatusCode),
     /// The request cannot be written.
     #[error("the request cannot be sent upstream: {0}")]
     Unsendable(#[source] http::Error),
@@ -203,6 +206,10 @@ where
                 None => (self.open(&place.authority).await?, false),
             };
             match self.answer(&mut connection, request, &upload).await {
+                Ok(answer) if answer.status().is_informational() => {
+                    let kind = SendErrorKind::Switched(answer.status());
+                    return Err(SendError { progress: Progress::Unanswered, kind });
+                }
                 Ok(answer) => {
                     let idle_max = self.inner.settings.stream_idle_max;
                     let home = Arc::clone(&place.idle);

@@ -139,6 +139,47 @@ async fn a_complete_exchange_leaves_its_connection_for_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_is_complete_with_its_trailers() {
+    let (upstream, mut provider) = network();
+    let served = async {
+        let mut connection = provider.accept().await;
+        for _ in 0..2 {
+            read_until(&mut connection, "\r\n\r\n").await;
+            let answer =
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n";
+            connection.write_all(answer.as_bytes()).await.unwrap();
+        }
+    };
+    let asked = async {
+        for _ in 0..2 {
+            let answer =
+                upstream.send(None, &key(), &outbound(Method::GET), Replay::empty().attempt()).await.unwrap();
+            let mut body = answer.into_body();
+            assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "ok");
+            assert!(body.frame().await.unwrap().unwrap().is_trailers());
+        }
+    };
+    both(served, asked).await;
+    assert_eq!(provider.opened.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_switch_of_protocols_that_nobody_asked_for_is_no_answer() {
+    let (upstream, mut provider) = network();
+    let (sent, ()) =
+        both(upstream.send(None, &key(), &outbound(Method::GET), Replay::empty().attempt()), async {
+            let mut connection = provider.accept().await;
+            read_until(&mut connection, "\r\n\r\n").await;
+            let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+            connection.write_all(answer).await.unwrap();
+        })
+        .await;
+    let error = sent.unwrap_err();
+    assert_eq!(error.progress, Progress::Unanswered);
+    assert!(matches!(error.kind, SendErrorKind::Switched(StatusCode::SWITCHING_PROTOCOLS)), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connection_closed_while_it_waited_hands_the_request_to_a_new_one() {
     let (upstream, mut provider) = network();
     let (first, ()) =

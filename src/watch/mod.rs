@@ -120,7 +120,7 @@ async fn read(answer: Response<AnswerBody<Incoming>>, settings: Settings) -> Opt
         | Verdict::RateLimited(_)
         | Verdict::Concurrency { .. }
         | Verdict::Busy
-        | Verdict::Forbidden
+        | Verdict::Unexplained(_)
         | Verdict::NotFound
         | Verdict::RequestError
         | Verdict::ServerError

@@ -9,34 +9,16 @@ when a row does not hold. Needs nothing but Python and the built program:
 
 import hashlib
 import json
-import os
 import re
-import signal
 import socket
-import subprocess
 import sys
-import tempfile
-import urllib.request
 
-KEYS = [f"sk_faults_key_number_{number}" for number in range(3)]
+from house import KEYS, fault, house, memory, requests
+
 REFUSALS = {"401": "quota", "402": "insufficient_credits", "403": "quota_403", "429": "rate_limit"}
 SIZES = [10_000, 200_000, 2_000_000, 32_000_000, 1_000_000_000]
 PIECE = bytes(range(251)) * 1_000
 MEMORY_MAX = 64 * 1024 * 1024
-
-
-def start(arguments, stream, pattern, **environment):
-    child = subprocess.Popen(arguments, env={**os.environ, **environment}, text=True, **{stream: subprocess.PIPE})
-    for line in getattr(child, stream):
-        found = re.search(pattern, line)
-        if found:
-            return child, found.group(1)
-    raise SystemExit(f"{arguments} did not start")
-
-
-def memory(process, field):
-    with open(f"/proc/{process.pid}/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
 
 
 def pieces(size):
@@ -60,42 +42,20 @@ def upload(port, size, chunked):
     return int(answer.split()[1]), json.loads(echo.group()) if echo else {}
 
 
-def requests(upstream):
-    with urllib.request.urlopen(f"{upstream}/_simulator/ledger") as answer:
-        return json.load(answer)["totals"]["requests"]
-
-
 def main(binary, largest):
-    folder = tempfile.TemporaryDirectory()
-    given = [word for key in KEYS for word in ("--key", f"{key}=1000000")]
-    simulator, upstream = start([binary, "simulate", "--listen", "127.0.0.1:0", *given], "stdout", r"(http://\S+)")
-    keychoir, port = start(
-        [binary, "serve", "--listen", "127.0.0.1:0"],
-        "stderr",
-        r"Server started at http://127\.0\.0\.1:(\d+)",
-        ELEVENLABS_API_KEYS=",".join(KEYS),
-        KEYCHOIR_UPSTREAM__BASE_URL=upstream,
-        KEYCHOIR_STORAGE__PATH=os.path.join(folder.name, "keychoir.db"),
-        KEYCHOIR_LOG__FORMAT="json",
-        KEYCHOIR_LOG__LEVEL="error,keychoir::cli=info",
+    settings = {
         # Refused keys come back at once, so that every upload finds them.
-        KEYCHOIR_POOL__EXHAUSTED_COOLDOWN_MS="1",
-        KEYCHOIR_POOL__RATE_LIMITED_COOLDOWN_MS="1",
-        KEYCHOIR_WATCH__ENABLED="false",
-    )
-    failures = 0
-    try:
-        failures = table(keychoir, int(port), upstream, [size for size in SIZES if size <= largest])
-    finally:
-        for child in (keychoir, simulator):
-            child.send_signal(signal.SIGTERM)
-            child.wait(60)
+        "KEYCHOIR_POOL__EXHAUSTED_COOLDOWN_MS": "1",
+        "KEYCHOIR_POOL__RATE_LIMITED_COOLDOWN_MS": "1",
+    }
+    with house(binary, **settings) as (keychoir, port, upstream):
+        failures = table(keychoir, port, upstream, [size for size in SIZES if size <= largest])
     print(f"{failures} rows failed")
     return min(failures, 1)
 
 
 def table(keychoir, port, upstream, sizes):
-    idle, failures = memory(keychoir, "VmRSS"), 0
+    idle, failures = memory(keychoir), 0
     print(f"idle memory {idle // 1024} KiB\n{'status':>6} {'when':>6} {'framing':>8} {'bytes':>13}  result")
     for size in sizes:
         sha256 = hashlib.sha256()
@@ -105,8 +65,7 @@ def table(keychoir, port, upstream, sizes):
             for when, prefix in {"before": "early:", "during": f"mid={size // 2}:", "after": ""}.items():
                 for framing in ("length", "chunked"):
                     for key in KEYS[:2]:
-                        fault = json.dumps({"key": key, "next": [prefix + refusal]}).encode()
-                        urllib.request.urlopen(f"{upstream}/_simulator/faults", fault).read()
+                        fault(upstream, key, next=[prefix + refusal])
                     asked = requests(upstream)
                     got, echo = upload(port, size, framing == "chunked")
                     used = memory(keychoir, "VmHWM") - idle

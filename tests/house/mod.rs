@@ -179,6 +179,16 @@ fn attempts(path: &std::path::Path) -> Vec<Record> {
     rows.unwrap().map(Result::unwrap).collect()
 }
 
+/// Waits until it is so, looking again and again; the test's own limit is the bound.
+pub async fn until(is_so: impl Fn() -> bool) {
+    let looking = async {
+        while !is_so() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), looking).await.expect("it never came to be so");
+}
+
 /// Runs all of them at once; their outputs in the order in which they end.
 pub async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
     let mut running: Vec<_> = futures.map(Box::pin).collect();

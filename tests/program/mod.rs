@@ -4,7 +4,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -88,9 +88,15 @@ impl Program {
 
     /// Waits for its end; its exit code and everything it has said.
     pub fn ended(mut self) -> (Option<i32>, String) {
-        let code = self.child.wait().unwrap().code();
+        loop {
+            match self.lines.recv_timeout(WAIT_MAX) {
+                Ok(line) => self.said.push(line),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => panic!("it does not end; it said {:#?}", self.said),
+            }
+        }
         self.reader.take().unwrap().join().unwrap();
-        self.said.extend(self.lines.try_iter());
+        let code = self.child.wait().unwrap().code();
         (code, self.said.join("\n"))
     }
 }
@@ -102,12 +108,16 @@ impl Drop for Program {
     }
 }
 
-/// Everything in a folder's files, as one heap of bytes.
+/// Everything in a folder's files and below, as one heap of bytes.
 pub fn contents(folder: &std::path::Path) -> Vec<u8> {
     let mut heap = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        std::fs::File::open(path).unwrap().read_to_end(&mut heap).unwrap();
+        if path.is_dir() {
+            heap.extend(contents(&path));
+        } else {
+            std::fs::File::open(path).unwrap().read_to_end(&mut heap).unwrap();
+        }
     }
     heap
 }

@@ -104,6 +104,23 @@ fn an_attempt_in_the_middle_goes_on_with_what_still_arrives() {
 }
 
 #[tokio::test]
+async fn the_start_of_a_body_is_seen_and_whether_it_is_all_of_it() {
+    let replay = Replay::hold(script(&["hello", " ", "world"]), &roomy());
+    let mut attempt = replay.attempt();
+    let upload = attempt.upload();
+    assert_eq!(upload.start(99), (Bytes::new(), false));
+    assert_eq!(poll(&mut attempt), chunk("hello"));
+    assert_eq!(upload.start(99), ("hello".into(), false));
+    assert_eq!(upload.start(4), ("hell".into(), false));
+    assert_eq!(all(attempt).await, " world");
+    assert_eq!(upload.start(99), ("hello world".into(), true));
+    assert_eq!(upload.start(11), ("hello world".into(), true));
+    assert_eq!(upload.start(10), ("hello worl".into(), false));
+    upload.release();
+    assert_eq!(upload.start(99), (Bytes::new(), false));
+}
+
+#[tokio::test]
 async fn past_its_bound_the_request_goes_on_and_only_the_replay_is_lost() {
     for (bound, expected) in [(10, Holding::Whole), (9, Holding::Lost)] {
         let memory = room(bound, 0);

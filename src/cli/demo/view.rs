@@ -69,9 +69,15 @@ impl View {
     }
 
     /// What came of it; the picture stays above it as it is.
-    pub(super) fn result(&self, text: &str) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).settle();
-        self.say(text);
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written, unless the reader has gone.
+    pub(super) fn result(&self, text: &str) -> io::Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.settle();
+        draw(&mut state, &format!("{text}\n"))
+            .or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
     }
 
     /// A request was answered.
@@ -113,18 +119,19 @@ impl View {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state);
         state.block = state.keys.iter().chain([&state.request]).cloned().collect();
-        draw(&mut state, "");
+        // A demo whose reader has gone goes on quietly; what came of it is what counts.
+        let _ = draw(&mut state, "");
     }
 
     /// A line that stays.
     fn say(&self, line: &str) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        draw(&mut state, &format!("{line}\n"));
+        let _ = draw(&mut state, &format!("{line}\n"));
     }
 }
 
 /// Writes `above` where the block stands and the block below it.
-fn draw(state: &mut State, above: &str) {
+fn draw(state: &mut State, above: &str) -> io::Result<()> {
     let mut text = String::new();
     if state.drawn > 0 {
         // Up to the block's first line, and clear from there to the end of the screen.
@@ -139,8 +146,7 @@ fn draw(state: &mut State, above: &str) {
     }
     state.drawn = state.block.len();
     let mut stdout = io::stdout();
-    // A demo whose reader has gone goes on quietly.
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
 }
 
 /// The log's end of the picture. Lines of single requests are left out: the picture shows them.

@@ -36,6 +36,12 @@ impl ErrorBody {
         }
     }
 
+    /// Whether it says nothing: it is empty, a page for people, or not of a known shape.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.message.is_empty() && self.words.is_empty()
+    }
+
     /// Whether `word` is the body's code, status, type or error.
     #[must_use]
     pub fn says(&self, word: &str) -> bool {

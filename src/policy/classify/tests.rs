@@ -4,6 +4,8 @@ const QUOTA: &str = "This request exceeds your quota of 10000. You have 0 credit
 const CAP: &str = "This request exceeds your API key (production) quota of 5. You have 5 credits remaining, while 1727 credits are required for this request.";
 const BUSY: &str = "Too many concurrent requests. Your current subscription is associated with a maximum of 4 concurrent requests (running in parallel).";
 
+const FORBIDDEN: Verdict = Verdict::Unexplained(Refusal::Forbidden);
+
 /// A body of the current shape.
 fn detail(kind: &str, code: &str, status: &str, message: &str) -> String {
     format!(
@@ -67,7 +69,9 @@ fn a_key_at_its_own_cap_is_not_an_empty_workspace() {
 
 #[test]
 fn payment_required_is_quota_unless_the_plan_is_what_is_missing() {
-    check(402, "", Verdict::WorkspaceQuota(Shortfall::default()));
+    for body in [r#"{"detail":"Payment required"}"#, &detail("payment_required", "", "", "Pay.")] {
+        check(402, body, Verdict::WorkspaceQuota(Shortfall::default()));
+    }
     check(
         402,
         &detail("payment_required", "insufficient_credits", "", "No."),
@@ -97,8 +101,7 @@ fn an_invalid_key_is_invalid_with_401_and_with_400() {
         &detail("authentication_error", "invalid_api_key", "", "Invalid API key"),
         Verdict::InvalidKey,
     );
-    check(401, "", Verdict::InvalidKey);
-    check(401, "<html>", Verdict::InvalidKey);
+    check(401, r#"{"detail":"Unauthorized"}"#, Verdict::InvalidKey);
 }
 
 #[test]
@@ -127,9 +130,9 @@ fn a_403_is_a_plan_feature_a_quota_or_ambiguous() {
     check(403, &detail("authorization_error", "subscription_required", "", ""), Verdict::PlanFeature);
     check(403, &detail("authorization_error", "feature_not_available", "", ""), Verdict::PlanFeature);
     check(403, r#"{"detail":{"status":"only_for_creator+","message":""}}"#, Verdict::PlanFeature);
-    check(403, &detail("authorization_error", "forbidden", "", "Forbidden"), Verdict::Forbidden);
-    check(403, "", Verdict::Forbidden);
-    check(403, r#"{"error":"permission_denied","message":"no"}"#, Verdict::Forbidden);
+    check(403, &detail("authorization_error", "forbidden", "", "Forbidden"), FORBIDDEN);
+    check(403, "", FORBIDDEN);
+    check(403, r#"{"error":"permission_denied","message":"no"}"#, FORBIDDEN);
 }
 
 #[test]
@@ -153,7 +156,7 @@ fn a_429_is_concurrency_overload_or_a_rate() {
 #[test]
 fn a_rate_limit_carries_the_time_the_provider_gave() {
     let after = Some(Duration::from_secs(7));
-    let verdict = classify(StatusCode::TOO_MANY_REQUESTS, None, after);
+    let verdict = classify(StatusCode::TOO_MANY_REQUESTS, Some(&ErrorBody::default()), after);
     assert_eq!(verdict, Verdict::RateLimited(after));
 }
 
@@ -200,11 +203,43 @@ fn what_is_not_an_error_is_served() {
 }
 
 #[test]
-fn shapes_that_say_nothing_fall_back_to_the_status() {
-    for body in
-        ["null", "[]", "1", r#"{"detail":null}"#, r#"{"detail":7}"#, r#"{"detail":{"code":7}}"#, "\u{0}"]
-    {
-        check(402, body, Verdict::WorkspaceQuota(Shortfall::default()));
+fn a_refusal_without_a_word_of_the_provider_is_unexplained() {
+    for body in [
+        "",
+        "<html>",
+        "null",
+        "[]",
+        "1",
+        r#"{"detail":null}"#,
+        r#"{"detail":7}"#,
+        r#"{"detail":{"code":7}}"#,
+        "\u{0}",
+    ] {
+        check(401, body, Verdict::Unexplained(Refusal::Unauthorized));
+        check(402, body, Verdict::Unexplained(Refusal::PaymentRequired));
+        check(403, body, FORBIDDEN);
         check(429, body, Verdict::RateLimited(None));
+    }
+}
+
+#[test]
+fn an_answer_that_has_no_body_cannot_say_why() {
+    for status in [401, 402, 403, 429] {
+        let verdict = classify(StatusCode::from_u16(status).unwrap(), None, None);
+        assert_eq!(verdict, Verdict::Unexplained(Refusal::Bodiless));
+        assert_eq!(verdict.by_contrast(), None);
+    }
+}
+
+#[test]
+fn what_another_key_was_served_is_the_keys_own_matter() {
+    let quota = Verdict::WorkspaceQuota(Shortfall::default());
+    for (verdict, meaning) in [
+        (Verdict::Unexplained(Refusal::Unauthorized), Some(Verdict::InvalidKey)),
+        (Verdict::Unexplained(Refusal::PaymentRequired), Some(quota)),
+        (FORBIDDEN, None),
+        (Verdict::MissingPermission, None),
+    ] {
+        assert_eq!(verdict.by_contrast(), meaning);
     }
 }

@@ -1,20 +1,23 @@
 // The binary as a person starts it: a simulated ElevenLabs, Keychoir before it, both on port 0.
 
-import { spawn } from "node:child_process";
+import { execFile, spawn } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 import assert from "node:assert/strict";
 
 const BINARY = process.env.KEYCHOIR_BIN ?? fileURLToPath(new URL("../../../target/debug/keychoir", import.meta.url));
 
+/** This machine's environment without what concerns Keychoir. */
+const clean = () => Object.fromEntries(Object.entries(process.env).filter(([name]) => !/^(KEYCHOIR_|ELEVENLABS_|NODE_EXTRA_)/.test(name)));
+
 /** Starts the binary; resolves with it once `wanted` finds something in a line of `stream`. */
 function start(stream, wanted, args, environment = {}) {
-  const clean = Object.entries(process.env).filter(([name]) => !/^(KEYCHOIR_|ELEVENLABS_)/.test(name));
   const stdio = ["ignore", stream === "stdout" ? "pipe" : "inherit", stream === "stderr" ? "pipe" : "inherit"];
-  const child = spawn(BINARY, args, { env: { ...Object.fromEntries(clean), ...environment }, stdio });
+  const child = spawn(BINARY, args, { env: { ...clean(), ...environment }, stdio });
   const lines = [];
   const ended = new Promise((resolve) => child.once("close", resolve));
   return new Promise((resolve, reject) => {
@@ -26,6 +29,15 @@ function start(stream, wanted, args, environment = {}) {
     });
   });
 }
+
+/** Runs a program to its end; resolves with what it printed. */
+async function run(file, args, environment) {
+  const { stdout } = await promisify(execFile)(file, args, { env: { ...clean(), ...environment }, timeout: 60_000 });
+  return stdout;
+}
+
+/** Runs a script in a Node of its own: some variables are read at the start only. */
+export const node = (script, environment) => run(process.execPath, ["--input-type=module", "-e", script], environment);
 
 const json = async (url) => (await fetch(url)).json();
 
@@ -46,9 +58,12 @@ export async function house(keys) {
     KEYCHOIR_LOG__FORMAT: "json",
   });
   const url = `http://${keychoir.found}`;
+  const env = () => run(BINARY, ["env"], { KEYCHOIR_STORAGE__PATH: join(folder, "keychoir.db") });
   const ledger = () => json(`${simulator.found}/_simulator/ledger`);
   return {
     url,
+    /** The file that `keychoir env` has Node trust. */
+    authority: async () => (await env()).match(/^export NODE_EXTRA_CA_CERTS=(.*)$/m)[1],
     ledger,
     status: () => json(`${url}/api/elevenlabs-status`),
     events: (name) => keychoir.lines.map((line) => JSON.parse(line)).filter((event) => event.event === name),

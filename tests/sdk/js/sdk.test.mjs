@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { ElevenLabsClient, ElevenLabsError } from "@elevenlabs/elevenlabs-js";
-import { house } from "./house.mjs";
+import { house, node } from "./house.mjs";
 
 const VOICE = "21m00Tcm4TlvDq8ikWAM";
 const modelId = "eleven_multilingual_v2";
@@ -94,5 +94,23 @@ test("when all is spent the SDK throws its own error after one request", async (
     });
     assert.ok((await started.ledger()).totals.requests - before <= 2, "each key is asked at most once");
     assert.equal(started.events("request_ended").filter((event) => event.status === 401).length, 1);
+  });
+});
+
+test("https works for a Node that was told whom to trust, and for no other", async () => {
+  await within(RICH, async (started) => {
+    const speak = (host) => `
+      import { ElevenLabsClient } from "@elevenlabs/elevenlabs-js";
+      const baseUrl = "${started.url.replace("http://127.0.0.1", `https://${host}`)}";
+      const client = new ElevenLabsClient({ baseUrl, apiKey: "anything-the-app-sends", maxRetries: 0 });
+      let length = 0;
+      for await (const chunk of await client.textToSpeech.convert("${VOICE}", { text: "${text}", modelId: "${modelId}" }))
+        length += chunk.length;
+      console.log(length);`;
+    const NODE_EXTRA_CA_CERTS = await started.authority();
+    for (const host of ["127.0.0.1", "localhost"]) {
+      assert.ok(Number(await node(speak(host), { NODE_EXTRA_CA_CERTS })) > 1_000);
+    }
+    await assert.rejects(node(speak("127.0.0.1"), { NODE_EXTRA_CA_CERTS: "" }), /fetch failed|certificate/);
   });
 });

@@ -17,13 +17,20 @@ BINARY = os.environ.get("KEYCHOIR_BIN") or str(pathlib.Path(__file__).parents[3]
 WAIT_MAX_S = 30
 
 
+def clean_environment():
+    """This machine's environment without what concerns Keychoir."""
+    foreign = ("KEYCHOIR_", "ELEVENLABS_", "SSL_CERT_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+
+
 class Process:
     """A program whose output is read to its end, so that no pipe ever fills."""
 
     def __init__(self, *arguments, stream, **environment):
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("KEYCHOIR_", "ELEVENLABS_"))}
         pipes = {stream: subprocess.PIPE}
-        self._child = subprocess.Popen([BINARY, *arguments], env={**clean, **environment}, text=True, **pipes)
+        self._child = subprocess.Popen(
+            [BINARY, *arguments], env={**clean_environment(), **environment}, text=True, **pipes
+        )
         self._source = getattr(self._child, stream)
         self._changed = threading.Condition()
         self._ended = False
@@ -88,6 +95,16 @@ class Keychoir:
     def _address(line):
         event = json.loads(line)
         return event.get("event") == "server_started" and event["address"]
+
+    def env(self, **environment):
+        """What a shell knows after `eval "$(keychoir env)"`, with this environment."""
+        environment = {**clean_environment(), "KEYCHOIR_STORAGE__PATH": str(self.books), **environment}
+        script = 'eval "$("$0" env)" && printf "%s\\n" "$SSL_CERT_FILE" "$NODE_EXTRA_CA_CERTS"'
+        shell = subprocess.run(
+            ["/bin/sh", "-c", script, BINARY], env=environment, capture_output=True, text=True, timeout=WAIT_MAX_S
+        )
+        assert shell.returncode == 0, shell.stderr
+        return dict(zip(("SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"), shell.stdout.splitlines(), strict=True))
 
     def events(self, name):
         return [event for event in map(json.loads, self.process.lines) if event.get("event") == name]

@@ -3,7 +3,11 @@
 import asyncio
 import base64
 import io
+import socket
+import ssl
 
+import certifi
+import httpx
 import pytest
 from elevenlabs import AsyncElevenLabs, ElevenLabs
 from elevenlabs.core.api_error import ApiError
@@ -140,3 +144,51 @@ def test_when_all_is_spent_the_sdk_raises_its_own_error_after_one_request(house)
     started.keychoir.process.line(lambda line: "convert_with_timestamps" in line or "with-timestamps" in line)
     ended = [event for event in started.keychoir.events("request_ended") if "with-timestamps" in event["route"]]
     assert len(ended) == 1, "and the SDK does not try again"
+
+
+@pytest.fixture
+def trusting(house, monkeypatch):
+    """A house, and this process as a shell that has taken `keychoir env`."""
+    started = house(RICH)
+    monkeypatch.setenv("SSL_CERT_FILE", started.keychoir.env(SSL_CERT_FILE=certifi.where())["SSL_CERT_FILE"])
+    return started
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
+def test_every_call_works_over_https(trusting, name):
+    calls = Calls(trusting.url.replace("http://127.0.0.1", f"https://{name}"))
+    for call in Calls.ALL:
+        call(calls)
+
+
+def test_the_async_client_works_over_https(trusting):
+    async def main():
+        client = AsyncElevenLabs(base_url=trusting.url.replace("http://", "https://"), api_key=CLIENT_TOKEN)
+        spoken = client.text_to_speech.convert(VOICE, text=TEXT, model_id=MODEL)
+        assert is_mp3(b"".join([chunk async for chunk in spoken]))
+
+    asyncio.run(main())
+
+
+def test_https_is_not_believed_by_who_was_not_told(house):
+    started = house(RICH)
+    client = ElevenLabs(base_url=started.url.replace("http://", "https://"), api_key=CLIENT_TOKEN)
+    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        client.models.list()
+
+
+def test_the_bundle_replaces_nothing_that_was_trusted(trusting):
+    count = len(ssl.create_default_context(cafile=certifi.where()).get_ca_certs())
+    bundle = trusting.keychoir.env(SSL_CERT_FILE=certifi.where())["SSL_CERT_FILE"]
+    assert len(ssl.create_default_context(cafile=bundle).get_ca_certs()) == count + 1 > 100
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
+def test_the_certificate_is_believed_where_rules_are_strict(trusting, name):
+    # Python 3.13 and later are so by default.
+    context = ssl.create_default_context(cafile=trusting.keychoir.env()["NODE_EXTRA_CA_CERTS"])
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    host, port = trusting.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as tcp:
+        with context.wrap_socket(tcp, server_hostname=name) as tls:
+            assert tls.version() == "TLSv1.3"

@@ -1,0 +1,160 @@
+//! The bundle: what the system trusts, and our authority. For programs that trust what one file
+//! names and nothing else: with our certificate alone they could talk to us and to nobody else.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+use super::authority::Authority;
+use super::folder::{AuthorityError, write_changed};
+
+const BUNDLE: &str = "bundle.pem";
+
+/// Begins the first line of the bundle, which ends with the file it was made of.
+const MADE_OF: &str = "# Keychoir's local authority, and all of ";
+
+/// Where systems keep the authorities that they trust, as one file.
+const SYSTEM_ROOTS: [&str; 6] = [
+    // Debian, Ubuntu, Arch, Gentoo, NixOS
+    "/etc/ssl/certs/ca-certificates.crt",
+    // Fedora, Red Hat
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    // openSUSE
+    "/etc/ssl/ca-bundle.pem",
+    "/var/lib/ca-certificates/ca-bundle.pem",
+    // Alpine, macOS
+    "/etc/ssl/cert.pem",
+];
+
+/// Why there is no bundle.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// What others trust is not known; the bundle would leave them with us alone.
+    #[error("{} has no certificates that can be read", .0.display())]
+    NoRoots(PathBuf),
+    /// It cannot be written.
+    #[error(transparent)]
+    Unwritable(#[from] AuthorityError),
+}
+
+/// The file of authorities that programs trust now: the one that `variable` (`SSL_CERT_FILE`)
+/// names, or the system's. A bundle of ours stands for what it was made of.
+#[must_use]
+pub fn roots(variable: Option<&Path>, folder: &Path) -> Option<PathBuf> {
+    let named = variable.and_then(|path| match made_of(&fs::read(path).unwrap_or_default()) {
+        Some(roots) => Some(roots),
+        None if path == folder.join(BUNDLE) => None,
+        None => Some(path.to_owned()),
+    });
+    named.or_else(|| SYSTEM_ROOTS.iter().map(PathBuf::from).find(|path| path.is_file()))
+}
+
+/// Writes the bundle of `roots` and the authority into the folder.
+///
+/// # Errors
+///
+/// When the roots have no certificates, or the bundle cannot be written.
+pub fn bundle(folder: &Path, authority: &Authority, roots: &Path) -> Result<PathBuf, BundleError> {
+    let path = folder.join(BUNDLE);
+    let trusted = fs::read(roots).unwrap_or_default();
+    if !CertificateDer::pem_slice_iter(&trusted).any(|certificate| certificate.is_ok()) {
+        return Err(BundleError::NoRoots(roots.to_owned()));
+    }
+    let head = format!("{MADE_OF}{}\n{}\n", roots.display(), authority.pem());
+    write_changed(&path, &[head.as_bytes(), &trusted].concat())?;
+    Ok(path)
+}
+
+/// Brings a bundle that was written before up to date; where there is none, there stays none.
+pub fn refresh_bundle(folder: &Path, authority: &Authority) {
+    let Ok(written) = fs::read(folder.join(BUNDLE)) else { return };
+    let Some(roots) = made_of(&written) else { return };
+    if let Err(error) = bundle(folder, authority, &roots) {
+        tracing::debug!("the bundle stays as it is: {error}");
+    }
+}
+
+/// The file that a bundle was made of.
+fn made_of(bundle: &[u8]) -> Option<PathBuf> {
+    let line = bundle.split(|&byte| byte == b'\n').next()?;
+    let path = std::str::from_utf8(line).ok()?.strip_prefix(MADE_OF)?;
+    (!path.is_empty()).then(|| PathBuf::from(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::certificate::{Place, ca_file, open};
+    use crate::policy::units::UnixMs;
+
+    const NOW: UnixMs = UnixMs(1_800_000_000_000);
+
+    /// A folder with an authority, and a file of roots beside it.
+    fn stage() -> (tempfile::TempDir, PathBuf, PathBuf, String) {
+        let state = tempfile::tempdir().unwrap();
+        let (folder, roots) = (state.path().join("tls"), state.path().join("roots.pem"));
+        let root = rcgen::generate_simple_self_signed(["root.example".to_owned()]).unwrap().cert.pem();
+        fs::write(&roots, [b"# R\xfcdiger's root\n", root.as_bytes()].concat()).unwrap();
+        (state, folder, roots, root)
+    }
+
+    fn authority(folder: &Path) -> Authority {
+        open(&Place::Folder(folder.to_owned()), NOW).unwrap().authority
+    }
+
+    #[test]
+    fn it_has_what_was_trusted_and_ours() {
+        let (_state, folder, file, root) = stage();
+        let authority = authority(&folder);
+        let path = bundle(&folder, &authority, &file).unwrap();
+        let written = fs::read(&path).unwrap();
+        let certificates: Vec<_> =
+            CertificateDer::pem_slice_iter(&written).collect::<Result<_, _>>().unwrap();
+        let expected = [authority.pem(), &root];
+        assert_eq!(certificates, expected.map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()));
+    }
+
+    #[test]
+    fn it_is_never_made_of_itself() {
+        let (_state, folder, file, _) = stage();
+        assert_eq!(roots(Some(&file), &folder), Some(file.clone()));
+        let path = bundle(&folder, &authority(&folder), &file).unwrap();
+        assert_eq!(roots(Some(&path), &folder), Some(file.clone()));
+        assert_eq!(roots(Some(&path), Path::new("/elsewhere")), Some(file), "nor of another of ours");
+        let system = roots(None, &folder);
+        assert_ne!(system.as_ref(), Some(&path));
+        // One that has lost its first line tells nothing any more.
+        fs::write(&path, "").unwrap();
+        assert_eq!(roots(Some(&path), &folder), system);
+    }
+
+    #[test]
+    fn it_follows_the_roots_and_the_authority() {
+        let (_state, folder, file, _) = stage();
+        let path = bundle(&folder, &authority(&folder), &file).unwrap();
+        let other = rcgen::generate_simple_self_signed(["other.example".to_owned()]).unwrap().cert.pem();
+        fs::write(&file, &other).unwrap();
+        authority(&folder);
+        assert!(fs::read_to_string(&path).unwrap().ends_with(&other));
+        fs::remove_file(folder.join("authority.pem")).unwrap();
+        authority(&folder);
+        let ca = fs::read_to_string(ca_file(&folder)).unwrap();
+        assert!(fs::read_to_string(&path).unwrap().contains(&ca));
+        // Roots that are gone for a moment do not take trust away.
+        fs::remove_file(&file).unwrap();
+        authority(&folder);
+        assert!(fs::read_to_string(&path).unwrap().ends_with(&other));
+    }
+
+    #[test]
+    fn without_roots_there_is_none() {
+        let (_state, folder, file, _) = stage();
+        fs::write(&file, "no certificates").unwrap();
+        let error = bundle(&folder, &authority(&folder), &file).unwrap_err();
+        assert!(matches!(error, BundleError::NoRoots(_)), "{error}");
+        assert!(!folder.join(BUNDLE).exists());
+    }
+}

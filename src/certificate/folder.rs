@@ -1,0 +1,367 @@
+//! The authority's folder. Whole files take each other's places, so that nobody ever reads half of
+//! one; one process at a time changes something, so that two that start together end with the
+//! same authority. Nothing that cannot be used is deleted.
+
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::authority::{Authority, MakeError, Unfit};
+use super::{Place, refresh_bundle};
+use crate::policy::units::UnixMs;
+use crate::tasks;
+
+/// The authority's certificate and private key.
+const AUTHORITY: &str = "authority.pem";
+
+/// Its certificate alone, for whoever is to trust it.
+const CA: &str = "ca.pem";
+
+/// Held by the process that changes something.
+const LOCK: &str = "lock";
+
+/// Making an authority takes milliseconds: who waits longer waits for a process that hangs.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// A certificate and a key are one or two kilobytes.
+const BYTES_MAX: u64 = 64 * 1024;
+
+/// Why there is no authority.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// The folder or a file in it cannot be made or written.
+    #[error("{} cannot be written: {source}", .path.display())]
+    Unwritable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What is there cannot be read.
+    #[error("{} cannot be read: {source}", .path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another process holds the folder and does not let go.
+    #[error("another process holds {}", .0.display())]
+    Held(PathBuf),
+    /// It cannot be made.
+    #[error(transparent)]
+    Make(#[from] MakeError),
+}
+
+/// An authority, and what it took.
+#[derive(Debug)]
+pub struct Opened {
+    /// The authority.
+    pub authority: Authority,
+    /// What was in its place and could not be used any more.
+    pub set_aside: Option<SetAside>,
+}
+
+/// A file that another has taken the place of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetAside {
+    /// Where it is now.
+    pub path: PathBuf,
+    /// What was wrong with it.
+    pub why: Unfit,
+}
+
+/// What a person is told of it.
+impl fmt::Display for SetAside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.why {
+            Unfit::Broken => "was broken",
+            Unfit::Ending => "has reached its end",
+        };
+        write!(
+            f,
+            "The local authority of https {what}; it is kept as {}, and there is a new one: apps and browsers \
+             that trusted it must come to trust that, see `keychoir env`",
+            self.path.display()
+        )
+    }
+}
+
+/// The authority that lives at `place`. Made if there is none; and if it cannot be used any more,
+/// set aside and made anew.
+///
+/// # Errors
+///
+/// When it can be neither read nor made.
+pub fn open(place: &Place, now: UnixMs) -> Result<Opened, AuthorityError> {
+    let folder = match place {
+        Place::Folder(folder) => folder,
+        Place::Memory => return Ok(Opened { authority: Authority::make(now)?, set_aside: None }),
+    };
+    if let Found::Fit(authority) = look(folder, now)? {
+        // Who may not write here can still read.
+        if let Err(error) = publish(folder, &authority) {
+            tracing::debug!("{error}");
+        }
+        return Ok(Opened { authority: *authority, set_aside: None });
+    }
+    let unwritable = |source| AuthorityError::Unwritable { path: folder.clone(), source };
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(unwritable)?;
+    let _held = lock(folder)?;
+    // Another process may have been faster.
+    let set_aside = match look(folder, now)? {
+        Found::Fit(authority) => return Ok(Opened { authority: *authority, set_aside: None }),
+        Found::Nothing => None,
+        Found::Unfit(why) => {
+            let aside = folder.join(format!("{AUTHORITY}.{}-{}", word(why), now.0));
+            fs::rename(folder.join(AUTHORITY), &aside).map_err(unwritable)?;
+            Some(SetAside { path: aside, why })
+        }
+    };
+    let authority = Authority::make(now)?;
+    write(&folder.join(AUTHORITY), authority.secret_pem().as_bytes())?;
+    publish(folder, &authority)?;
+    Ok(Opened { authority, set_aside })
+}
+
+/// The file with the authority's certificate, once it was opened in this folder.
+#[must_use]
+pub fn ca_file(folder: &Path) -> PathBuf {
+    folder.join(CA)
+}
+
+fn word(why: Unfit) -> &'static str {
+    match why {
+        Unfit::Broken => "broken",
+        Unfit::Ending => "ended",
+    }
+}
+
+enum Found {
+    Fit(Box<Authority>),
+    Unfit(Unfit),
+    Nothing,
+}
+
+fn look(folder: &Path, now: UnixMs) -> Result<Found, AuthorityError> {
+    let path = folder.join(AUTHORITY);
+    let unreadable = |source| AuthorityError::Unreadable { path: path.clone(), source };
+    let mut bytes = Vec::new();
+    match File::open(&path) {
+        Ok(file) => {
+            file.take(BYTES_MAX).read_to_end(&mut bytes).map_err(unreadable)?;
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) => return Err(unreadable(error)),
+    }
+    Ok(
+        match std::str::from_utf8(&bytes)
+            .map_err(|_| Unfit::Broken)
+            .and_then(|text| Authority::read(text, now))
+        {
+            Ok(authority) => {
+                keep_private(&path);
+                Found::Fit(Box::new(authority))
+            }
+            Err(why) => Found::Unfit(why),
+        },
+    )
+}
+
+/// Takes away what a copy or a backup may have given to others.
+fn keep_private(path: &Path) {
+    let is_open = path.metadata().is_ok_and(|seen| seen.permissions().mode() & 0o077 != 0);
+    if is_open && let Err(error) = fs::set_permissions(path, Permissions::from_mode(0o600)) {
+        tracing::warn!("others may read {}, and its mode cannot be changed: {error}", path.display());
+    }
+}
+
+/// Writes what others read: the certificate, and the bundle if somebody uses it.
+fn publish(folder: &Path, authority: &Authority) -> Result<(), AuthorityError> {
+    write_changed(&folder.join(CA), authority.pem().as_bytes())?;
+    refresh_bundle(folder, authority);
+    Ok(())
+}
+
+/// Writes a file unless it already is so.
+pub(super) fn write_changed(path: &Path, bytes: &[u8]) -> Result<(), AuthorityError> {
+    if fs::read(path).is_ok_and(|found| found == bytes) { Ok(()) } else { write(path, bytes) }
+}
+
+/// Puts a file of mode 0600 with this content at `path`, whole or not at all.
+fn write(path: &Path, bytes: &[u8]) -> Result<(), AuthorityError> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let written = || {
+        // Its mode is 0600 from its first moment on.
+        let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(folder)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)?;
+        // The name is in the folder, which is written too.
+        File::open(folder)?.sync_all()
+    };
+    written().map_err(|source| AuthorityError::Unwritable { path: path.to_owned(), source })
+}
+
+/// Waits until no other process changes something, and keeps others from it until it is dropped.
+fn lock(folder: &Path) -> Result<File, AuthorityError> {
+    let path = folder.join(LOCK);
+    let unwritable = |source| AuthorityError::Unwritable { path: path.clone(), source };
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(unwritable)?;
+    match file.try_lock() {
+        Ok(()) => return Ok(file),
+        Err(TryLockError::Error(error)) => return Err(unwritable(error)),
+        Err(TryLockError::WouldBlock) => {}
+    }
+    // The system waits without a bound, so somebody else waits for it.
+    let (sender, locked) = mpsc::sync_channel(1);
+    tasks::thread("lock", move || {
+        let _ = sender.send(file.lock().map(|()| file));
+    })
+    .map_err(unwritable)?;
+    match locked.recv_timeout(LOCK_WAIT_MAX) {
+        Ok(locked) => locked.map_err(unwritable),
+        Err(_) => Err(AuthorityError::Held(path)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Barrier};
+
+    use super::*;
+
+    const NOW: UnixMs = UnixMs(1_800_000_000_000);
+
+    fn mode(path: &Path) -> u32 {
+        path.metadata().unwrap().permissions().mode() & 0o777
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[track_caller]
+    fn opened(folder: &Path, now: UnixMs) -> Opened {
+        open(&Place::Folder(folder.to_owned()), now).unwrap()
+    }
+
+    #[test]
+    fn it_is_made_once_and_only_its_owner_may_see_it() {
+        let state = tempfile::tempdir().unwrap();
+        let folder = state.path().join("deep/tls");
+        let first = opened(&folder, NOW);
+        assert_eq!(first.set_aside, None);
+        let second = opened(&folder, NOW.plus(Duration::from_secs(3600)));
+        assert_eq!((second.authority.pem(), second.set_aside), (first.authority.pem(), None));
+        assert_eq!(names(&folder), ["authority.pem", "ca.pem", "lock"]);
+        assert_eq!((mode(&folder), mode(&state.path().join("deep"))), (0o700, 0o700));
+        for name in names(&folder) {
+            assert_eq!(mode(&folder.join(&name)), 0o600, "{name}");
+        }
+        assert_eq!(fs::read_to_string(ca_file(&folder)).unwrap(), first.authority.pem());
+    }
+
+    #[test]
+    fn what_was_opened_to_others_is_closed_again() {
+        let folder = tempfile::tempdir().unwrap();
+        opened(folder.path(), NOW);
+        let path = folder.path().join(AUTHORITY);
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        opened(folder.path(), NOW);
+        assert_eq!(mode(&path), 0o600);
+    }
+
+    #[test]
+    fn a_broken_one_is_kept_beside_a_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = opened(folder.path(), NOW);
+        for (round, broken) in [b"" as &[u8], b"\xff\xfe", b"-----BEGIN"].into_iter().enumerate() {
+            fs::write(folder.path().join(AUTHORITY), broken).unwrap();
+            let now = UnixMs(NOW.0 + round as u64);
+            let again = opened(folder.path(), now);
+            let aside = again.set_aside.unwrap();
+            assert_eq!(aside.why, Unfit::Broken);
+            assert_eq!(aside.path, folder.path().join(format!("authority.pem.broken-{}", now.0)));
+            assert_eq!(fs::read(&aside.path).unwrap(), broken);
+            assert_ne!(again.authority.pem(), first.authority.pem());
+            assert_eq!(fs::read_to_string(ca_file(folder.path())).unwrap(), again.authority.pem());
+            assert_eq!(opened(folder.path(), now).set_aside, None);
+        }
+    }
+
+    #[test]
+    fn one_whose_time_is_over_is_kept_beside_a_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = opened(folder.path(), NOW);
+        let later = NOW.plus(Duration::from_secs(3600 * 24 * 3600));
+        let second = opened(folder.path(), later);
+        let aside = second.set_aside.unwrap();
+        assert_eq!(aside.why, Unfit::Ending);
+        assert!(fs::read_to_string(&aside.path).unwrap().starts_with(first.authority.pem()));
+        assert_ne!(second.authority.pem(), first.authority.pem());
+    }
+
+    #[test]
+    fn a_certificate_that_was_lost_is_written_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = opened(folder.path(), NOW);
+        for damage in [None, Some("something else")] {
+            fs::remove_file(ca_file(folder.path())).unwrap();
+            let _ = damage.map(|text| fs::write(ca_file(folder.path()), text).unwrap());
+            assert_eq!(opened(folder.path(), NOW).authority.pem(), first.authority.pem());
+            assert_eq!(fs::read_to_string(ca_file(folder.path())).unwrap(), first.authority.pem());
+        }
+    }
+
+    #[test]
+    fn many_that_start_together_end_with_the_same_one() {
+        for broken in [None, Some("broken")] {
+            let folder = tempfile::tempdir().unwrap();
+            let _ = broken.map(|text| fs::write(folder.path().join(AUTHORITY), text).unwrap());
+            let start = Arc::new(Barrier::new(8));
+            let openers: Vec<_> = (0..8)
+                .map(|_| {
+                    let (start, folder) = (Arc::clone(&start), folder.path().to_owned());
+                    let open = move || {
+                        start.wait();
+                        let opened = opened(&folder, NOW);
+                        (opened.authority.pem().to_owned(), opened.set_aside.is_some())
+                    };
+                    tasks::thread("opener", open).unwrap()
+                })
+                .collect();
+            let opened: Vec<_> = openers.into_iter().map(|opener| opener.join().unwrap()).collect();
+            assert!(opened.iter().all(|(pem, _)| *pem == opened[0].0));
+            let asides = opened.iter().filter(|(_, is_aside)| *is_aside).count();
+            assert_eq!(asides, usize::from(broken.is_some()));
+        }
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_named() {
+        let state = tempfile::tempdir().unwrap();
+        fs::write(state.path().join("file"), "").unwrap();
+        let folder = state.path().join("file/tls");
+        let error = open(&Place::Folder(folder.clone()), NOW).unwrap_err();
+        assert!(error.to_string().contains(folder.to_str().unwrap()), "{error}");
+        // And a folder in the place of the file is neither read nor moved.
+        let folder = state.path().join("tls");
+        fs::create_dir_all(folder.join(AUTHORITY)).unwrap();
+        assert!(matches!(open(&Place::Folder(folder), NOW), Err(AuthorityError::Unreadable { .. })));
+    }
+
+    #[test]
+    fn in_memory_each_is_another() {
+        let one = open(&Place::Memory, NOW).unwrap();
+        assert_ne!(one.authority.pem(), open(&Place::Memory, NOW).unwrap().authority.pem());
+    }
+}

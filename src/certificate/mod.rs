@@ -1,0 +1,79 @@
+//! Certificates that we show to clients: one that somebody gave us, or one by a local authority
+//! that we make and keep ourselves.
+//!
+//! No private key leaves this module but into the TLS library and the authority's own file.
+
+mod given;
+
+mod authority;
+mod folder;
+
+mod bundle;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::CertificateDer;
+use rustls::sign::CertifiedKey;
+
+use crate::policy::certificate::Life;
+use crate::policy::units::UnixMs;
+
+pub use authority::{Authority, MakeError, Unfit};
+pub use bundle::{BundleError, bundle, refresh_bundle, roots};
+pub use folder::{AuthorityError, Opened, SetAside, ca_file, open};
+pub use given::{Chain, ChainError, KeyError};
+
+/// Where the local authority lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In this folder.
+    Folder(PathBuf),
+    /// In memory, until the program ends: nobody can come to trust it.
+    Memory,
+}
+
+/// A certificate with its private key, as the TLS library shows it. Cheap to clone.
+#[derive(Clone)]
+pub struct Certificate {
+    shown: Arc<CertifiedKey>,
+    life: Life,
+}
+
+impl Certificate {
+    /// For the TLS library.
+    #[must_use]
+    pub fn shown(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.shown)
+    }
+
+    /// When it holds.
+    #[must_use]
+    pub fn life(&self) -> Life {
+        self.life
+    }
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificate").field("life", &self.life).finish_non_exhaustive()
+    }
+}
+
+/// Named here as in `upstream`, and never set for the whole process.
+fn provider() -> CryptoProvider {
+    rustls::crypto::ring::default_provider()
+}
+
+/// When a certificate holds; `None` when this is none.
+fn life(certificate: &CertificateDer<'_>) -> Option<Life> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let moment = |seconds: i64| UnixMs(u64::try_from(seconds).unwrap_or(0).saturating_mul(1000));
+    let validity = parsed.validity();
+    Some(Life {
+        from: moment(validity.not_before.timestamp()),
+        until: moment(validity.not_after.timestamp()),
+    })
+}

@@ -1,0 +1,54 @@
+//! The names that visitors may come by, and the pages they may come from.
+
+use super::mask::shown;
+use super::problem::WrongValue;
+
+/// A name as a `Host` header has it, without its port; `*` for any.
+pub(super) fn host(text: &str) -> Result<String, WrongValue> {
+    let name = text.trim().to_ascii_lowercase();
+    let is_name =
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+    if is_name || name == "*" {
+        return Ok(name);
+    }
+    Err(WrongValue::new(format!("{} is no host name", shown(text)))
+        .advise("write the name alone, for example keys.example.com, or * for any"))
+}
+
+/// An origin as a browser writes it: scheme, host, and the port if it is not the usual one.
+pub(super) fn origin(text: &str) -> Result<String, WrongValue> {
+    let origin = text.trim().to_ascii_lowercase();
+    let place = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+    let is_place = |place: &str| {
+        !place.is_empty()
+            && place.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte))
+    };
+    if place.is_some_and(is_place) {
+        return Ok(origin);
+    }
+    Err(WrongValue::new(format!("{} is no origin", shown(text)))
+        .advise("write scheme and host, without a path, for example https://app.example.com"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_a_name_alone() {
+        assert_eq!(host(" Keys.Example.com ").unwrap(), "keys.example.com");
+        assert_eq!(host("*").unwrap(), "*");
+        for text in ["", "https://keys.example.com", "keys.example.com:80", "a b", "*.example.com"] {
+            assert!(host(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_origin_has_a_scheme_and_no_path() {
+        assert_eq!(origin("HTTPS://App.example.com").unwrap(), "https://app.example.com");
+        assert_eq!(origin("http://localhost:3000").unwrap(), "http://localhost:3000");
+        for text in ["", "app.example.com", "https://app.example.com/", "https://", "null", "*", "ftp://a"] {
+            assert!(origin(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! How long certificates live, when they are replaced, and for whom the local authority vouches.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::time::Duration;
+
+use super::units::UnixMs;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Short, because nobody has to do anything for the next one.
+const SERVER_LIFE: Duration = DAY.saturating_mul(90);
+
+/// Left of a server certificate when it is replaced: no client ever sees one that is about to end.
+const SERVER_LEFT_MIN: Duration = DAY.saturating_mul(30);
+
+/// Long, because every new authority has to be made known to apps and browsers by a person.
+const AUTHORITY_LIFE: Duration = DAY.saturating_mul(3650);
+
+/// Left of an authority when it is replaced: what it vouches for must not outlive it.
+const AUTHORITY_LEFT_MIN: Duration = SERVER_LIFE;
+
+/// A certificate begins this long before it is made, for a clock that is set back a little.
+const CLOCK_SLACK: Duration = DAY;
+
+/// When a certificate holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// Its first moment.
+    pub from: UnixMs,
+    /// Its last moment.
+    pub until: UnixMs,
+}
+
+/// What a moment is in a certificate's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Validity {
+    /// It does not hold yet.
+    NotYet,
+    /// It holds.
+    Holds,
+    /// It does not hold any more.
+    Expired,
+}
+
+/// What becomes of a certificate of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It stays.
+    Keep,
+    /// Another takes its place.
+    Renew,
+}
+
+impl Life {
+    /// The life of an authority that is made now.
+    #[must_use]
+    pub fn of_authority(now: UnixMs) -> Self {
+        Self { from: before(now), until: now.plus(AUTHORITY_LIFE) }
+    }
+
+    /// The life of a server certificate that is made now by an authority with the life `authority`.
+    #[must_use]
+    pub fn of_server(now: UnixMs, authority: Self) -> Self {
+        Self { from: before(now), until: now.plus(SERVER_LIFE).min(authority.until) }
+    }
+
+    /// Whether the certificate holds at this moment.
+    #[must_use]
+    pub fn validity(self, now: UnixMs) -> Validity {
+        if now < self.from {
+            Validity::NotYet
+        } else if now > self.until {
+            Validity::Expired
+        } else {
+            Validity::Holds
+        }
+    }
+
+    /// What becomes of an authority. One that does not hold yet stays: a clock that is wrong for a
+    /// moment must not cost the trust that a person has given.
+    #[must_use]
+    pub fn authority_verdict(self, now: UnixMs) -> Verdict {
+        self.verdict(now, AUTHORITY_LEFT_MIN)
+    }
+
+    /// What becomes of a server certificate. One that does not hold yet was made by a clock that
+    /// was wrong, and is replaced.
+    #[must_use]
+    pub fn server_verdict(self, now: UnixMs) -> Verdict {
+        match self.validity(now) {
+            Validity::NotYet => Verdict::Renew,
+            Validity::Holds | Validity::Expired => self.verdict(now, SERVER_LEFT_MIN),
+        }
+    }
+
+    fn verdict(self, now: UnixMs, left_min: Duration) -> Verdict {
+        if self.until.since(now) < left_min { Verdict::Renew } else { Verdict::Keep }
+    }
+}
+
+fn before(now: UnixMs) -> UnixMs {
+    UnixMs(now.0.saturating_sub(u64::try_from(CLOCK_SLACK.as_millis()).unwrap_or(u64::MAX)))
+}
+
+/// Whether the local authority may vouch for a name: `localhost` and what is under it, which
+/// belong to this machine everywhere.
+#[must_use]
+pub fn is_vouched(name: &str) -> bool {
+    name == "localhost" || name.ends_with(".localhost")
+}
+
+/// Who a server certificate is for: this machine under all its names for itself, the loopback
+/// addresses that are listened on, and those of `hosts` that the authority may vouch for.
+#[must_use]
+pub fn names(hosts: &[String], listened: &[IpAddr]) -> Vec<String> {
+    let addresses = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]
+        .into_iter()
+        .chain(listened.iter().map(IpAddr::to_canonical).filter(IpAddr::is_loopback));
+    let mut names = vec!["localhost".to_owned()];
+    let more = addresses
+        .map(|address| address.to_string())
+        .chain(hosts.iter().filter(|host| is_vouched(host)).cloned());
+    for name in more {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: UnixMs = UnixMs(1_800_000_000_000);
+
+    fn in_days(days: u32) -> UnixMs {
+        NOW.plus(DAY * days)
+    }
+
+    #[test]
+    fn a_server_certificate_is_replaced_with_thirty_days_left() {
+        let authority = Life::of_authority(NOW);
+        let life = Life::of_server(NOW, authority);
+        assert_eq!(life.validity(NOW), Validity::Holds);
+        assert_eq!(life.server_verdict(NOW), Verdict::Keep);
+        assert_eq!(life.server_verdict(in_days(60)), Verdict::Keep);
+        assert_eq!(life.server_verdict(in_days(60).plus(Duration::from_millis(1))), Verdict::Renew);
+        assert_eq!(life.server_verdict(in_days(1000)), Verdict::Renew);
+    }
+
+    #[test]
+    fn an_authority_is_replaced_before_what_it_vouches_for_outlives_it() {
+        let life = Life::of_authority(NOW);
+        assert_eq!(life.authority_verdict(NOW), Verdict::Keep);
+        let last = in_days(3650 - 90);
+        assert_eq!(life.authority_verdict(last), Verdict::Keep);
+        assert_eq!(Life::of_server(last, life).until, life.until);
+        assert_eq!(life.authority_verdict(last.plus(Duration::from_millis(1))), Verdict::Renew);
+        assert_eq!(life.authority_verdict(in_days(4000)), Verdict::Renew);
+        assert_eq!(Life::of_server(in_days(3640), life).until, life.until, "it never outlives it");
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_for_a_moment_costs_no_trust() {
+        let life = Life::of_authority(NOW);
+        assert_eq!(life.validity(UnixMs(0)), Validity::NotYet);
+        assert_eq!(life.authority_verdict(UnixMs(0)), Verdict::Keep);
+        assert_eq!(Life::of_server(NOW, life).server_verdict(UnixMs(0)), Verdict::Renew);
+        // And a little back it still holds.
+        assert_eq!(life.validity(UnixMs(NOW.0 - 3_600_000)), Validity::Holds);
+    }
+
+    #[test]
+    fn both_ends_belong_to_a_life() {
+        let life = Life { from: UnixMs(10), until: UnixMs(20) };
+        let seen = [9, 10, 20, 21].map(|ms| life.validity(UnixMs(ms)));
+        assert_eq!(seen, [Validity::NotYet, Validity::Holds, Validity::Holds, Validity::Expired]);
+    }
+
+    #[test]
+    fn a_certificate_is_for_this_machine_and_for_no_other() {
+        let hosts =
+            ["keys.localhost", "keys.example.com", "*", "localhost.example"].map(str::to_owned).to_vec();
+        let listened = ["127.0.0.1", "127.0.0.2", "::ffff:127.0.0.3", "10.0.0.1", "::"];
+        let listened = listened.map(|text| text.parse().unwrap());
+        assert_eq!(
+            names(&hosts, &listened),
+            ["localhost", "127.0.0.1", "::1", "127.0.0.2", "127.0.0.3", "keys.localhost"]
+        );
+        assert!(!is_vouched("notlocalhost") && !is_vouched("localhost."));
+    }
+}

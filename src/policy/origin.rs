@@ -1,0 +1,262 @@
+//! Which web pages may speak to us. Loopback is no boundary: any page in a browser on this machine
+//! can send requests here, and a name that resolves to this machine can make a page look like home.
+//!
+//! Requests without a browser's headers, from SDKs and scripts, are not concerned.
+
+use core::net::IpAddr;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+
+/// Who may come in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Doors {
+    /// Names in a `Host` header that are ours, lower case; `*` for any.
+    pub hosts: Vec<String>,
+    /// Origins whose pages may read answers, such as `https://app.example`, lower case.
+    pub origins: Vec<String>,
+}
+
+/// Where a request comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Visit {
+    /// From a program, or from a page of our own.
+    Direct,
+    /// From a page of a listed origin.
+    Page(HeaderValue),
+    /// From a browser that asks first whether such a page may.
+    Preflight(HeaderValue),
+}
+
+/// Why a request does not come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Stranger {
+    /// It was sent to a name that is not ours.
+    #[error("the request's Host is a name that is not listed")]
+    Host,
+    /// A page sent it whose origin is not listed.
+    #[error("a web page of an origin that is not listed sent the request")]
+    Origin,
+}
+
+/// Lets a request in, or not. `asks_for_tokens` says whether clients need one: a page that was
+/// fooled about our name has none, so names are looked at only where everyone is let in.
+///
+/// # Errors
+///
+/// When it was sent to a foreign name, or by a page that is not listed.
+pub fn admit(
+    doors: &Doors,
+    asks_for_tokens: bool,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Result<Visit, Stranger> {
+    let text =
+        |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("").to_ascii_lowercase());
+    let host = text(header::HOST);
+    if !asks_for_tokens && !host.as_deref().is_none_or(|host| is_ours(doors, host)) {
+        return Err(Stranger::Host);
+    }
+    let Some(origin) = headers.get(header::ORIGIN) else {
+        // An image or a link has no origin, but says that it comes from elsewhere.
+        let is_elsewhere = text(HeaderName::from_static("sec-fetch-site")).as_deref() == Some("cross-site");
+        return if is_elsewhere { Err(Stranger::Origin) } else { Ok(Visit::Direct) };
+    };
+    let written = text(header::ORIGIN).unwrap_or_default();
+    let is_own = written
+        .strip_prefix("http://")
+        .or_else(|| written.strip_prefix("https://"))
+        .is_some_and(|place| Some(place) == host.as_deref());
+    if is_own {
+        return Ok(Visit::Direct);
+    }
+    if !doors.origins.contains(&written) {
+        return Err(Stranger::Origin);
+    }
+    let is_preflight =
+        *method == Method::OPTIONS && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    Ok(if is_preflight { Visit::Preflight(origin.clone()) } else { Visit::Page(origin.clone()) })
+}
+
+/// A public name can be made to resolve to this machine by whoever owns it. An address is what it
+/// is, and a name without a dot (a machine's, a container's) or under `.localhost` or `.internal`
+/// is nobody's in the public.
+fn is_ours(doors: &Doors, host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    let is_private = !name.is_empty() && !name.contains('.');
+    is_private
+        || name.ends_with(".localhost")
+        || name.ends_with(".internal")
+        || name.parse::<IpAddr>().is_ok()
+        || doors.hosts.iter().any(|ours| ours == "*" || ours == name)
+}
+
+/// Headers of an answer that a page needs to see: what names the request and what it has cost.
+const EXPOSED: &str =
+    "request-id, history-item-id, song-id, character-cost, x-request-id, x-keychoir-error, retry-after";
+
+/// How long a browser may remember that it may: two hours, as long as any browser does.
+const REMEMBERED_S: u32 = 7_200;
+
+/// Makes an answer readable for a page of `origin`. What the provider says of pages is about its
+/// own name, and is replaced.
+pub fn open(headers: &mut HeaderMap, origin: &HeaderValue) {
+    let theirs: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with("access-control-")).cloned().collect();
+    for name in theirs {
+        headers.remove(name);
+    }
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+    headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
+    headers.append(header::VARY, HeaderValue::from_static("Origin"));
+}
+
+/// The answer to a browser that asks first: yes, with what it asked for.
+#[must_use]
+pub fn permit(asked: &HeaderMap, origin: &HeaderValue) -> (StatusCode, HeaderMap) {
+    let mut headers = HeaderMap::new();
+    open(&mut headers, origin);
+    headers.remove(header::ACCESS_CONTROL_EXPOSE_HEADERS);
+    for (question, answer) in [
+        (header::ACCESS_CONTROL_REQUEST_METHOD, header::ACCESS_CONTROL_ALLOW_METHODS),
+        (header::ACCESS_CONTROL_REQUEST_HEADERS, header::ACCESS_CONTROL_ALLOW_HEADERS),
+    ] {
+        if let Some(value) = asked.get(question) {
+            headers.insert(answer, value.clone());
+        }
+    }
+    // Browsers ask apart for what is not in the public network.
+    if asked.contains_key("access-control-request-private-network") {
+        headers.insert("access-control-allow-private-network", HeaderValue::from_static("true"));
+    }
+    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from(REMEMBERED_S));
+    (StatusCode::NO_CONTENT, headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn doors() -> Doors {
+        Doors { hosts: vec!["keys.home".to_owned()], origins: vec!["https://app.example".to_owned()] }
+    }
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    #[track_caller]
+    fn check(pairs: &[(&'static str, &'static str)], expected: Result<Visit, Stranger>) {
+        assert_eq!(admit(&doors(), false, &Method::POST, &headers(pairs)), expected);
+    }
+
+    #[test]
+    fn programs_come_in() {
+        check(&[("host", "localhost:11011")], Ok(Visit::Direct));
+        check(&[("host", "127.0.0.1:11011"), ("sec-fetch-site", "none")], Ok(Visit::Direct));
+        check(&[], Ok(Visit::Direct));
+    }
+
+    #[test]
+    fn a_name_that_is_not_ours_is_a_strangers() {
+        for host in [
+            "localhost",
+            "a.localhost:1",
+            "[::1]:11011",
+            "192.168.1.5",
+            "KEYS.home:80",
+            "keychoir:11011",
+            "host.docker.internal:11011",
+        ] {
+            check(&[("host", host)], Ok(Visit::Direct));
+        }
+        for host in [
+            "evil.example",
+            "evil.example:11011",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "",
+            ".",
+            "keychoir.",
+            "keys.home.evil",
+        ] {
+            check(&[("host", host)], Err(Stranger::Host));
+        }
+    }
+
+    #[test]
+    fn a_stranger_with_a_token_is_no_stranger() {
+        let asked = admit(&doors(), true, &Method::POST, &headers(&[("host", "keychoir.home:11011")]));
+        assert_eq!(asked, Ok(Visit::Direct));
+        let any = Doors { hosts: vec!["*".to_owned()], ..doors() };
+        assert_eq!(admit(&any, false, &Method::GET, &headers(&[("host", "any.example")])), Ok(Visit::Direct));
+    }
+
+    #[test]
+    fn pages_come_in_when_they_are_listed_or_our_own() {
+        let page = Visit::Page("https://app.example".parse().unwrap());
+        check(
+            &[("host", "localhost"), ("origin", "https://app.example"), ("sec-fetch-site", "cross-site")],
+            Ok(page),
+        );
+        check(&[("host", "localhost:11011"), ("origin", "http://localhost:11011")], Ok(Visit::Direct));
+    }
+
+    #[test]
+    fn other_pages_stay_outside() {
+        for origin in [
+            "https://evil.example",
+            "null",
+            "",
+            "http://app.example",
+            "https://app.example.evil",
+            "http://localhost:3000",
+        ] {
+            check(&[("host", "localhost:11011"), ("origin", origin)], Err(Stranger::Origin));
+        }
+        check(&[("host", "localhost"), ("sec-fetch-site", "cross-site")], Err(Stranger::Origin));
+        check(&[("host", "localhost"), ("sec-fetch-site", "same-origin")], Ok(Visit::Direct));
+    }
+
+    #[test]
+    fn a_browser_that_asks_first_is_told() {
+        let asked = headers(&[
+            ("host", "localhost"),
+            ("origin", "https://app.example"),
+            ("access-control-request-method", "POST"),
+            ("access-control-request-headers", "xi-api-key,content-type"),
+            ("access-control-request-private-network", "true"),
+        ]);
+        let origin: HeaderValue = "https://app.example".parse().unwrap();
+        assert_eq!(admit(&doors(), false, &Method::OPTIONS, &asked), Ok(Visit::Preflight(origin.clone())));
+        let (status, told) = permit(&asked, &origin);
+        assert_eq!(status, 204);
+        assert_eq!(
+            told,
+            headers(&[
+                ("access-control-allow-origin", "https://app.example"),
+                ("access-control-allow-methods", "POST"),
+                ("access-control-allow-headers", "xi-api-key,content-type"),
+                ("access-control-allow-private-network", "true"),
+                ("access-control-max-age", "7200"),
+                ("vary", "Origin"),
+            ])
+        );
+    }
+
+    #[test]
+    fn an_answer_is_opened_for_one_origin() {
+        let mut answer = headers(&[
+            ("access-control-allow-origin", "*"),
+            ("access-control-allow-credentials", "true"),
+            ("vary", "Accept-Language"),
+        ]);
+        open(&mut answer, &"https://app.example".parse().unwrap());
+        assert_eq!(answer["access-control-allow-origin"], "https://app.example");
+        assert!(!answer.contains_key("access-control-allow-credentials"));
+        assert_eq!(answer.get_all("vary").iter().collect::<Vec<_>>(), ["Accept-Language", "Origin"]);
+    }
+}

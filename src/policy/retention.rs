@@ -1,0 +1,74 @@
+//! How long the books keep what they hold, and by which hour they add it up.
+
+use std::time::Duration;
+
+use super::units::UnixMs;
+
+/// What the sums are kept by.
+const HOUR_MS: u64 = 3_600_000;
+
+/// How long records are kept; `None` for ever.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Retention {
+    /// Single attempts.
+    pub attempts: Option<Duration>,
+    /// Sums by the hour.
+    pub hours: Option<Duration>,
+}
+
+impl Retention {
+    /// For so many days; 0 for ever.
+    #[must_use]
+    pub fn of_days(attempts: usize, hours: usize) -> Self {
+        let span = |days: usize| (days > 0).then(|| Duration::from_secs(days as u64 * 24 * 3_600));
+        Self { attempts: span(attempts), hours: span(hours) }
+    }
+}
+
+/// The begin of the hour that `at` falls into.
+#[must_use]
+pub fn hour_of(at: UnixMs) -> UnixMs {
+    UnixMs(at.0 - at.0 % HOUR_MS)
+}
+
+/// What began before this moment may go; nothing, when everything is kept. Always the begin of an
+/// hour, so that the attempts of an hour that is kept are all there.
+#[must_use]
+pub fn oldest_kept(kept: Option<Duration>, now: UnixMs) -> Option<UnixMs> {
+    let kept_ms = u64::try_from(kept?.as_millis()).unwrap_or(u64::MAX);
+    Some(hour_of(UnixMs(now.0.saturating_sub(kept_ms))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_hour_begins_at_its_first_millisecond() {
+        for (at, hour) in [(0, 0), (HOUR_MS - 1, 0), (HOUR_MS, HOUR_MS), (7 * HOUR_MS + 5, 7 * HOUR_MS)] {
+            assert_eq!(hour_of(UnixMs(at)), UnixMs(hour));
+        }
+    }
+
+    #[track_caller]
+    fn check(days: usize, now: u64, expected: Option<u64>) {
+        let retention = Retention::of_days(days, 0);
+        assert_eq!(oldest_kept(retention.attempts, UnixMs(now)), expected.map(UnixMs));
+        assert_eq!(retention.hours, None);
+    }
+
+    #[test]
+    fn whole_hours_go() {
+        let day = 24 * HOUR_MS;
+        check(1, 3 * day, Some(2 * day));
+        check(1, 3 * day + HOUR_MS - 1, Some(2 * day));
+        check(1, 3 * day + HOUR_MS, Some(2 * day + HOUR_MS));
+    }
+
+    #[test]
+    fn no_days_keep_everything_and_more_days_than_there_were_too() {
+        check(0, u64::MAX, None);
+        check(30, 5, Some(0));
+        check(usize::MAX / 86_400, u64::MAX - 1, Some(0));
+    }
+}

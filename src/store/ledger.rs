@@ -1,0 +1,63 @@
+//! The open file of the books: written in whole transactions, and watched for being where it was.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rusqlite::Connection;
+use rusqlite::config::DbConfig;
+
+use super::open::companion;
+
+/// An open file, or books in memory.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    pub(super) connection: Connection,
+    home: Option<Home>,
+}
+
+/// Where a file was when it was opened.
+#[derive(Debug)]
+struct Home {
+    path: PathBuf,
+    stamp: Stamp,
+}
+
+/// Which files they are, whatever they are called. SQLite goes on writing to files that have lost
+/// their name, and nobody ever reads them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    file: (u64, u64),
+    /// None where the file system cannot keep one.
+    log: Option<(u64, u64)>,
+}
+
+impl Stamp {
+    fn of(path: &Path) -> io::Result<Self> {
+        let inode = |path: &Path| fs::metadata(path).map(|seen| (seen.dev(), seen.ino()));
+        Ok(Self { file: inode(path)?, log: inode(&companion(path, "-wal")).ok() })
+    }
+}
+
+impl Ledger {
+    pub(super) fn in_memory(connection: Connection) -> Self {
+        Self { connection, home: None }
+    }
+
+    /// A connection to the file at `path` that has read from it: its log is there from then on.
+    pub(super) fn of_file(connection: Connection, path: &Path) -> io::Result<Self> {
+        Ok(Self { connection, home: Some(Home { path: path.to_owned(), stamp: Stamp::of(path)? }) })
+    }
+
+    /// Whether the file was removed or replaced, so that what is written is never found again.
+    pub(super) fn is_gone(&self) -> bool {
+        self.home.as_ref().is_some_and(|home| !Stamp::of(&home.path).is_ok_and(|now| now == home.stamp))
+    }
+
+    /// Closes it and touches nothing: what lies there now may be another file, or be wanted as it is.
+    pub(super) fn abandon(self) {
+        // Whoever cannot be told to leave the log alone is closed all the same.
+        let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+    }
+}

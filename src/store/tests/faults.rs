@@ -1,0 +1,332 @@
+//! What befalls the file while it is written.
+
+use super::*;
+use crate::clock;
+use crate::store::open;
+
+fn writer(place: &Place, pool: &Arc<Pool>, queue_max: usize) -> (Writer, Health) {
+    let ledger = open::open(place, NOW, Look::Quick).unwrap().ledger;
+    let health = Health::default();
+    (Writer::new(Some(ledger), place.clone(), settings(queue_max), Arc::clone(pool), health.clone()), health)
+}
+
+fn execute(writer: &Writer, sql: &str) {
+    writer.ledger.as_ref().unwrap().connection.execute_batch(sql).unwrap();
+}
+
+fn count(writer: &Writer, table: &str) -> i64 {
+    let connection = &writer.ledger.as_ref().unwrap().connection;
+    connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+}
+
+/// Counts as the queue does.
+fn give(writer: &mut Writer, health: &Health, record: AttemptRecord) {
+    health.depth.sent(1);
+    writer.take(entry(record));
+}
+
+#[track_caller]
+fn assert_health(health: &Health, is_failing: bool, waiting: u64, lost: u64) {
+    assert_eq!((health.is_failing(), health.waiting(), health.lost()), (is_failing, waiting, lost));
+}
+
+/// Has the file grow no more, as on a full disk.
+fn fill_disk(writer: &Writer) {
+    execute(writer, "PRAGMA max_page_count = 1");
+}
+
+fn empty_disk(writer: &Writer) {
+    execute(writer, "PRAGMA max_page_count = 100000");
+}
+
+#[test]
+fn what_cannot_be_written_is_held_and_written_later() {
+    let pool = pool();
+    let (mut writer, health) = writer(&Place::Memory, &pool, 1_000);
+    fill_disk(&writer);
+    (0..500).for_each(|credits| give(&mut writer, &health, record(&pool, credits)));
+    writer.flush();
+    assert_health(&health, true, 500, 0);
+    empty_disk(&writer);
+    writer.flush();
+    assert_health(&health, false, 0, 0);
+    assert_eq!(count(&writer, "attempts"), 500);
+}
+
+#[test]
+fn what_can_neither_be_written_nor_held_is_counted() {
+    let pool = pool();
+    let (mut writer, health) = writer(&Place::Memory, &pool, 300);
+    fill_disk(&writer);
+    (0..310).for_each(|credits| give(&mut writer, &health, record(&pool, credits)));
+    writer.flush();
+    assert_health(&health, true, 300, 10);
+    empty_disk(&writer);
+    writer.flush();
+    assert_health(&health, false, 0, 10);
+    assert_eq!(count(&writer, "attempts"), 300);
+}
+
+#[test]
+fn a_failing_disk_is_asked_once_a_pause_however_much_comes_in() {
+    let pool = pool();
+    let (mut writer, health) = writer(&Place::Memory, &pool, 1_000);
+    fill_disk(&writer);
+    let before = clock::instant();
+    (0..100).for_each(|credits| give(&mut writer, &health, record(&pool, credits)));
+    writer.work(before);
+    assert_health(&health, true, 100, 0);
+    empty_disk(&writer);
+    give(&mut writer, &health, record(&pool, 1));
+    writer.work(before);
+    assert_health(&health, true, 101, 0);
+    writer.work(clock::instant() + Duration::from_secs(1));
+    assert_health(&health, false, 0, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_written_at_the_end_is_counted() {
+    let pool = pool();
+    let (writer, health) = writer(&Place::Memory, &pool, 500);
+    fill_disk(&writer);
+    let (sender, receiver) = mpsc::channel(500);
+    let books = Books::new(sender, health.depth.clone());
+    for credits in 0..500 {
+        books.place().await.unwrap().write(record(&pool, credits));
+    }
+    drop(books);
+    writer.run(receiver).await;
+    assert_health(&health, true, 0, 500);
+}
+
+#[tokio::test]
+async fn an_end_that_does_not_come_is_not_waited_for() {
+    let pool = pool();
+    let store = Store::open(&Place::Memory, NOW).unwrap();
+    let (books, writing) = store.write(Arc::clone(&pool), settings(8)).unwrap();
+    let place = books.place().await.unwrap();
+    writing.health.depth.sent(3);
+    assert_eq!(writing.ended(Duration::ZERO).await, 3);
+    drop(place);
+}
+
+#[tokio::test]
+async fn what_waits_is_counted_until_it_is_written() {
+    let pool = pool();
+    let (mut writer, health) = writer(&Place::Memory, &pool, 8);
+    let (sender, mut receiver) = mpsc::channel(8);
+    let books = Books::new(sender, health.depth.clone());
+    for _ in 0..3 {
+        books.place().await.unwrap().write(record(&pool, 1));
+    }
+    assert_health(&health, false, 3, 0);
+    for _ in 0..3 {
+        writer.take(receiver.recv().await.unwrap());
+    }
+    assert_health(&health, false, 3, 0);
+    writer.flush();
+    assert_health(&health, false, 0, 0);
+}
+
+#[test]
+fn a_folder_that_is_deleted_is_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    let pool = pool();
+    let (mut writer, health) = writer(&place, &pool, 8);
+    give(&mut writer, &health, record(&pool, 1));
+    writer.flush();
+    fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    give(&mut writer, &health, record(&pool, 2));
+    writer.flush();
+    assert_health(&health, false, 0, 0);
+    let credits: Vec<i64> = attempts(&path).into_iter().map(|(_, credits)| credits).collect();
+    assert_eq!(credits, [2], "what came after it is in the new file");
+    assert_eq!(count(&writer, "keys"), 2, "and so are all keys");
+}
+
+#[test]
+fn a_file_that_takes_the_place_of_the_books_is_gone_on_with_and_its_log_is_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    let pool = pool();
+    let (mut writer, health) = writer(&place, &pool, 8);
+    give(&mut writer, &health, record(&pool, 1));
+    writer.flush();
+
+    let other = folder.path().join("other.db");
+    let (mut elsewhere, its_health) = super::faults::writer(&Place::File(other.clone()), &pool, 8);
+    give(&mut elsewhere, &its_health, record(&pool, 5));
+    elsewhere.flush();
+    // Moved with its log, from which nothing has gone into the file yet.
+    for suffix in ["", "-wal", "-shm"] {
+        fs::rename(open::companion(&other, suffix), open::companion(&path, suffix)).unwrap();
+    }
+    give(&mut writer, &health, record(&pool, 7));
+    writer.flush();
+    assert_health(&health, false, 0, 0);
+    drop(elsewhere);
+    let credits: Vec<i64> = attempts(&path).into_iter().map(|(_, credits)| credits).collect();
+    assert_eq!(credits, [5, 7]);
+}
+
+#[test]
+fn a_place_that_cannot_be_had_is_tried_until_it_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    let pool = pool();
+    let (mut writer, health) = writer(&place, &pool, 8);
+    writer.flush();
+    let state = path.parent().unwrap();
+    fs::remove_dir_all(state).unwrap();
+    fs::write(state, "in the way").unwrap();
+    give(&mut writer, &health, record(&pool, 1));
+    writer.flush();
+    writer.flush();
+    assert_health(&health, true, 1, 0);
+    fs::remove_file(state).unwrap();
+    writer.flush();
+    assert_health(&health, false, 0, 0);
+    assert_eq!(attempts(&path).len(), 1);
+}
+
+#[test]
+fn a_lock_is_waited_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    let pool = pool();
+    let (mut writer, health) = writer(&place, &pool, 8);
+    let other = Connection::open(&path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    give(&mut writer, &health, record(&pool, 1));
+    writer.flush();
+    assert_health(&health, true, 1, 0);
+    other.execute_batch("COMMIT").unwrap();
+    writer.flush();
+    assert_health(&health, false, 0, 0);
+    assert_eq!(attempts(&path).len(), 1);
+}
+
+#[test]
+fn a_connection_that_can_only_read_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    let pool = pool();
+    let (mut writer, health) = writer(&place, &pool, 8);
+    execute(&writer, "PRAGMA query_only = on");
+    give(&mut writer, &health, record(&pool, 1));
+    writer.flush();
+    assert_health(&health, true, 1, 0);
+    writer.flush();
+    assert_health(&health, false, 0, 0);
+    assert_eq!(attempts(&path).len(), 1);
+}
+
+fn files(path: &Path) -> Vec<String> {
+    let files = fs::read_dir(path.parent().unwrap()).unwrap();
+    files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn a_file_that_breaks_while_it_is_written_is_set_aside_and_nothing_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    let pool = pool();
+    let (mut writer, health) = writer(&place, &pool, 2_000);
+    (0..1_000).for_each(|credits| give(&mut writer, &health, record(&pool, credits)));
+    writer.flush();
+    // Another connection writes, so that what the first one has read counts no more.
+    let other = Connection::open(&path).unwrap();
+    other.execute_batch("DELETE FROM keys").unwrap();
+    other.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    other.execute_batch("DELETE FROM hours").unwrap();
+    drop(other);
+    let log = fs::read(open::companion(&path, "-wal")).unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[4_096..].fill(0xff);
+    // In place: it is the same file.
+    std::io::Write::write_all(&mut fs::OpenOptions::new().write(true).open(&path).unwrap(), &bytes).unwrap();
+
+    give(&mut writer, &health, record(&pool, 7));
+    writer.flush();
+    assert_health(&health, true, 1, 0);
+    writer.flush();
+    assert_health(&health, false, 0, 0);
+    let names = files(&path);
+    let is_aside =
+        |name: &&String| name.contains(".broken-") && !name.ends_with("-wal") && !name.ends_with("-shm");
+    let aside = names.iter().find(is_aside).expect("it is kept");
+    assert!(fs::read(path.with_file_name(aside)).unwrap() == bytes, "not a byte of it is lost");
+    let its_log = open::companion(&path.with_file_name(aside), "-wal");
+    assert!(!log.is_empty() && fs::read(its_log).unwrap() == log, "nor of its log");
+    assert_eq!(attempts(&path).len(), 1);
+}
+
+#[tokio::test]
+async fn books_that_cannot_be_opened_for_now_are_begun_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+    let trouble = OpenError::Unwritable { path: path.clone(), source: full };
+    assert!(trouble.may_pass());
+    let store = Store { place, ledger: Err(trouble), set_aside: None };
+    assert_eq!(store.remembered().unwrap(), []);
+    let pool = pool();
+    let (books, writing) = store.write(Arc::clone(&pool), settings(8)).unwrap();
+    books.place().await.unwrap().write(record(&pool, 1));
+    drop(books);
+    assert_eq!(writing.ended(WAIT_MAX).await, 0);
+    assert_eq!(attempts(&path).len(), 1);
+}
+
+#[test]
+fn books_that_fail_from_the_start_say_so() {
+    let pool = pool();
+    let health = Health::default();
+    let source = std::io::Error::from(std::io::ErrorKind::ReadOnlyFilesystem);
+    let trouble = OpenError::Unwritable { path: PathBuf::from("k.db"), source };
+    let store = Store { place: Place::Memory, ledger: Err(trouble), set_aside: None };
+    let mut writer = store.writer(pool, settings(8), health.clone());
+    assert_health(&health, true, 0, 0);
+    writer.flush();
+    assert_health(&health, false, 0, 0);
+}
+
+#[test]
+fn what_a_person_must_mend_does_not_pass() {
+    let unwritable =
+        |kind: std::io::ErrorKind| OpenError::Unwritable { path: PathBuf::new(), source: kind.into() };
+    let unusable = |code| OpenError::Unusable {
+        path: PathBuf::new(),
+        source: rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None),
+    };
+    for (error, may_pass) in [
+        (unwritable(std::io::ErrorKind::QuotaExceeded), true),
+        (unwritable(std::io::ErrorKind::PermissionDenied), false),
+        (unwritable(std::io::ErrorKind::NotADirectory), false),
+        (unusable(rusqlite::ffi::SQLITE_FULL), true),
+        (unusable(rusqlite::ffi::SQLITE_IOERR), true),
+        (unusable(rusqlite::ffi::SQLITE_BUSY), true),
+        (unusable(rusqlite::ffi::SQLITE_PERM), false),
+        (OpenError::Newer { path: PathBuf::new(), found: 99 }, false),
+    ] {
+        assert_eq!(error.may_pass(), may_pass, "{error}");
+    }
+}
+
+#[test]
+fn books_in_memory_stay_small() {
+    let pool = pool();
+    let (mut writer, health) = writer(&Place::Memory, &pool, 20_000);
+    (0..10_000).for_each(|_| give(&mut writer, &health, record(&pool, 1)));
+    writer.flush();
+    assert_eq!(count(&writer, "attempts"), 10_000);
+    give(&mut writer, &health, record(&pool, 1));
+    writer.flush();
+    assert_eq!(count(&writer, "attempts"), 0);
+    let credits: i64 = {
+        let connection = &writer.ledger.as_ref().unwrap().connection;
+        connection.query_row("SELECT sum(credits) FROM hours", [], |row| row.get(0)).unwrap()
+    };
+    assert_eq!(credits, 10_001, "the sums stay");
+}

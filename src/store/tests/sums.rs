@@ -1,0 +1,236 @@
+//! The sums by the hour, what becomes of old records, and what becomes of older files.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use rusqlite::Row;
+
+use super::*;
+use crate::policy::retention::hour_of;
+use crate::store::chores::{self, Step};
+use crate::store::{open, rows, schema};
+
+const HOUR: u64 = 3_600_000;
+
+fn memory() -> Connection {
+    open::open(&Place::Memory, NOW, Look::Quick).unwrap().ledger.connection
+}
+
+fn write(connection: &mut Connection, records: &[AttemptRecord]) {
+    rows::commit(connection, records, std::iter::empty(), NOW).unwrap();
+}
+
+fn one(connection: &Connection, sql: &str) -> i64 {
+    connection.query_row(sql, [], |row| row.get(0)).unwrap()
+}
+
+type Sums = BTreeMap<Vec<String>, Vec<i64>>;
+
+/// Rows whose first five columns are their name.
+fn sums(connection: &Connection, sql: &str) -> Sums {
+    let text = |row: &Row<'_>, index| format!("{:?}", row.get::<_, rusqlite::types::Value>(index).unwrap());
+    let mut statement = connection.prepare(sql).unwrap();
+    let rows = statement.query_map([], |row| {
+        let name = (0..5).map(|index| text(row, index)).collect();
+        Ok((name, (5..12).map(|index| row.get(index)).collect::<Result<_, _>>()?))
+    });
+    rows.unwrap().map(Result::unwrap).collect()
+}
+
+/// The sums as they are kept, and as the attempts make them.
+fn both(connection: &Connection) -> (Sums, Sums) {
+    let kept = sums(
+        connection,
+        "SELECT hour_ms, key_hash, client, route, model, attempts, served, request_bytes, response_bytes,
+            characters, credits, unpriced FROM hours",
+    );
+    let made = sums(
+        connection,
+        "SELECT started_at_ms / 3600000 * 3600000, key_hash, client, route, coalesce(model, ''), count(*),
+            sum(coalesce(status < 400, 0)), sum(request_bytes), sum(response_bytes),
+            coalesce(sum(characters), 0), sum(credits), sum(credits_from = 'unknown')
+         FROM attempts GROUP BY 1, 2, 3, 4, 5",
+    );
+    (kept, made)
+}
+
+prop_compose! {
+    fn any_record(pool: Arc<Pool>)(
+        at in 0..3 * HOUR,
+        key in 0..2_usize,
+        (client, route, model) in (0..2_u8, 0..2_u8, proptest::option::of(0..2_u8)),
+        status in prop_oneof![Just(None), Just(Some(200)), Just(Some(399)), Just(Some(400)), Just(Some(503))],
+        (up, down) in (0..1_u64 << 40, 0..1_u64 << 40),
+        characters in proptest::option::of(0..100_000_u64),
+        credits in 0..1_u64 << 40,
+        source in prop_oneof![
+            Just(CreditSource::Answer), Just(CreditSource::Free), Just(CreditSource::Unknown)
+        ],
+    ) -> AttemptRecord {
+        AttemptRecord {
+            started_at: UnixMs(NOW.0 + at),
+            client: ClientName::new(["one", "two"][usize::from(client)]),
+            key: Arc::clone(&pool.roster().keys()[key]),
+            route: ["/v1/a", "/v1/b"][usize::from(route)].into(),
+            model: model.map(|model| ["m1", "m2"][usize::from(model)].into()),
+            status,
+            request_bytes: up,
+            response_bytes: down,
+            characters,
+            credits,
+            credits_from: source,
+            ..record(&pool, 0)
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn the_sums_are_those_of_the_attempts(
+        records in proptest::collection::vec(any_record(pool()), 1..60),
+        batch in 1..20_usize,
+        again in 0..10_usize,
+    ) {
+        let mut connection = memory();
+        for records in records.chunks(batch) {
+            write(&mut connection, records);
+        }
+        // What is delivered twice counts once.
+        write(&mut connection, &records[..again.min(records.len())]);
+        let (kept, made) = both(&connection);
+        prop_assert_eq!(&kept, &made);
+        let credits: i64 = kept.values().map(|sums| sums[5]).sum();
+        prop_assert_eq!(credits as u64, records.iter().map(|record| record.credits).sum::<u64>());
+        prop_assert_eq!(one(&connection, "SELECT count(*) FROM attempts") as usize, records.len());
+    }
+}
+
+#[test]
+fn a_mad_record_does_not_keep_the_others_from_being_written() {
+    let pool = pool();
+    let mad = || AttemptRecord {
+        started_at: UnixMs(u64::MAX),
+        request_bytes: u64::MAX,
+        response_bytes: u64::MAX,
+        characters: Some(u64::MAX),
+        credits_reserved: Some(u64::MAX),
+        total: Duration::MAX,
+        ..record(&pool, u64::MAX)
+    };
+    let mut connection = memory();
+    for _ in 0..40 {
+        write(&mut connection, &[mad(), record(&pool, 1)]);
+    }
+    assert_eq!(one(&connection, "SELECT count(*) FROM attempts"), 80);
+    assert_eq!(one(&connection, "SELECT max(credits) FROM attempts"), 1 << 48);
+    assert_eq!(one(&connection, "SELECT max(credits) FROM hours"), 1 << 53);
+    assert_eq!(one(&connection, "SELECT min(credits) FROM hours"), 40);
+}
+
+/// Does what is due, to its end; returns how many steps that took.
+fn all_chores(connection: &Connection, retention: &Retention, now: UnixMs) -> usize {
+    (1..1_000).find(|_| chores::step(connection, retention, now).unwrap() == Step::Done).unwrap()
+}
+
+#[test]
+fn old_records_go_in_small_steps_and_the_file_shrinks() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, _) = place(folder.path());
+    let mut connection = open::open(&place, NOW, Look::Quick).unwrap().ledger.connection;
+    let pool = pool();
+    let at = |ms| AttemptRecord { started_at: UnixMs(ms), ..record(&pool, 1) };
+    let now = UnixMs(hour_of(NOW).0 + 40 * 24 * HOUR + 5);
+    let (attempts_edge, hours_edge) = (now.0 - 5 - 24 * HOUR, now.0 - 5 - 48 * HOUR);
+    let old: Vec<_> = (0..2_000).map(|index| at(NOW.0 + index * HOUR / 10)).collect();
+    write(&mut connection, &old);
+    let edges = [attempts_edge - 1, attempts_edge, now.0, hours_edge - 1, hours_edge];
+    write(&mut connection, &edges.map(at));
+    let before = one(&connection, "PRAGMA page_count");
+
+    let steps = all_chores(&connection, &Retention::of_days(1, 2), now);
+    assert!(steps > 3, "{steps} steps");
+    assert_eq!(one(&connection, "SELECT count(*) FROM attempts"), 2);
+    assert_eq!(one(&connection, "SELECT min(started_at_ms) FROM attempts") as u64, attempts_edge);
+    assert_eq!(one(&connection, "SELECT count(*) FROM hours"), 4);
+    assert_eq!(one(&connection, "SELECT min(hour_ms) FROM hours") as u64, hours_edge);
+    assert_eq!(one(&connection, "PRAGMA freelist_count"), 0);
+    assert!(one(&connection, "PRAGMA page_count") < before / 4);
+}
+
+#[test]
+fn without_a_bound_nothing_goes() {
+    let mut connection = memory();
+    let pool = pool();
+    write(&mut connection, &[record(&pool, 1)]);
+    assert_eq!(all_chores(&connection, &Retention::of_days(0, 0), UnixMs(u64::MAX)), 1);
+    assert_eq!(one(&connection, "SELECT count(*) FROM attempts"), 1);
+}
+
+#[test]
+fn chores_are_done_after_the_writing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    let pool = pool();
+    let settings = Settings { queue_max: 8, retention: Retention::of_days(1, 0) };
+    let store = Store::open(&place, NOW).unwrap();
+    let mut writer = store.writer(Arc::clone(&pool), settings, Health::default());
+    // Long ago by any clock of today.
+    let old = UnixMs(1_000_000_000_000);
+    for (started_at, credits) in [(old, 1), (crate::clock::now(), 2)] {
+        writer.take(entry(AttemptRecord { started_at, ..record(&pool, credits) }));
+    }
+    writer.work(crate::clock::instant());
+    let credits = || attempts(&path).into_iter().map(|(_, credits)| credits).collect::<Vec<_>>();
+    assert_eq!(credits(), [2]);
+    assert_eq!(one(&Connection::open(&path).unwrap(), "SELECT count(*) FROM hours"), 2, "the sums stay");
+    // The next round is an hour later.
+    writer.take(entry(AttemptRecord { started_at: old, ..record(&pool, 3) }));
+    writer.work(crate::clock::instant());
+    assert_eq!(credits(), [2, 3]);
+    writer.work(crate::clock::instant() + Duration::from_secs(3_601));
+    assert_eq!(credits(), [2]);
+}
+
+#[test]
+fn an_older_file_keeps_what_it_has_and_gets_its_sums() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    fs::create_dir(path.parent().unwrap()).unwrap();
+    let old = Connection::open(&path).unwrap();
+    old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}; PRAGMA user_version = 1;", schema::FIRST))
+        .unwrap();
+    for (id, hour, status, credits, from) in [
+        ("a", 0, "200", i64::MAX, "'answer'"),
+        ("b", 0, "NULL", i64::MAX, "'unknown'"),
+        ("c", 0, "401", 0, "'free'"),
+        ("d", 1, "200", 43, "'answer'"),
+    ] {
+        let at = NOW.0 + hour * HOUR;
+        old.execute_batch(&format!(
+            "INSERT INTO attempts VALUES ('{id}', 'r', 1, {at}, 'local', 'hash', NULL, 'POST', '/v1/a', {status},
+                'served', 1, 2, {credits}, {from}, 3, 4)"
+        ))
+        .unwrap();
+    }
+    drop(old);
+
+    let store = Store::open(&place, NOW).unwrap();
+    let connection = connection(&store);
+    assert_eq!(one(connection, "SELECT count(*) FROM attempts WHERE model IS NULL"), 4);
+    assert_eq!(one(connection, "PRAGMA user_version"), 2);
+    assert_eq!(one(connection, "PRAGMA auto_vacuum"), 2, "it can shrink from here on");
+    let sums = |hour| {
+        let sql = format!(
+            "SELECT attempts || ' ' || served || ' ' || request_bytes || ' ' || credits || ' ' || unpriced
+             FROM hours WHERE hour_ms = {}",
+            hour_of(NOW).0 + hour * HOUR
+        );
+        connection.query_row(&sql, [], |row| row.get::<_, String>(0)).unwrap()
+    };
+    assert_eq!(sums(0), "3 1 3 9007199254740992 1");
+    assert_eq!(sums(1), "1 1 1 43 0");
+    let log = fs::metadata(open::companion(&path, "-wal")).unwrap().len();
+    assert_eq!(log, 0, "a checkpoint follows a migration at once");
+}
