@@ -18,7 +18,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("policy", &["secret"]),
     ("clock", &["policy"]),
     ("tasks", &[]),
-    ("pool", &["policy", "secret"]),
+    ("pool", &["clock", "policy", "secret"]),
     ("body", &["clock", "policy", "tasks"]),
     ("certificate", &["policy", "tasks"]),
     ("upstream", &["body", "clock", "policy", "secret", "tasks"]),

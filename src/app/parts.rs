@@ -55,9 +55,11 @@ impl Parts {
         let https = https_of(&config);
         let Config { server, upstream, pool, replay, watch, storage, access, keys, clients, .. } = config;
         let clients = clients.into_iter().map(|client| (ClientName::new(&client.name), client.token));
-        let keys = keys.into_iter().map(|KeyConfig { key, name, workspace, base_url }| {
+        let keys = keys.into_iter().map(|key| {
+            let KeyConfig { key, name, workspace, base_url, weight, reserve_credits } = key;
             let authority = base_url.as_ref().map(authority_of).transpose()?.map(Arc::new);
-            Ok(pool::KeyEntry { key, name, workspace, authority })
+            let kept_credits = reserve_credits.unwrap_or(pool.reserve_credits as u64);
+            Ok(pool::KeyEntry { key, name, workspace, authority, weight, kept_credits })
         });
         Ok(Self {
             clients: Clients::new(clients.collect()),
@@ -65,13 +67,17 @@ impl Parts {
             doors: Doors { hosts: access.hosts, origins: access.origins },
             keys: keys.collect::<Result<_, http::Error>>()?,
             pool: pool::Settings {
-                strategy: pool.strategy,
+                strategy: pool.strategy.0,
+                wait_max: pool.wait_max,
+                waiting_max: pool.waiting_max,
                 near_limit_ratio: pool.near_limit_ratio,
                 rate_limited_cooldown: pool.rate_limited_cooldown,
                 concurrency_cooldown: pool.concurrency_cooldown,
                 exhausted_cooldown: pool.exhausted_cooldown,
                 billing_cooldown: pool.billing_cooldown,
+                invalid_confirm: pool.invalid_confirm,
                 invalid_cooldown: pool.invalid_cooldown,
+                permission_cooldown: pool.permission_cooldown,
                 quota_lag: watch.quota_lag,
             },
             ca_file: upstream.ca_file,
@@ -91,6 +97,7 @@ impl Parts {
                 replay_max: replay.deadline,
                 error_body_bytes_max: replay.error_body_bytes_max,
                 error_body_max: replay.error_body_max,
+                foresee_max: pool.foresee_max,
                 denies_dangerous: access.denies_dangerous,
                 room: Room::new(&Bounds {
                     memory_bytes_max: replay.memory_bytes_max as u64,

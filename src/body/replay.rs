@@ -4,11 +4,13 @@
 //! from what is held and goes on with what still arrives, so a refusal before the body is complete
 //! costs no time. Past its bounds the request goes on and only the replay is lost.
 
+use std::collections::VecDeque;
 use std::fmt;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -71,6 +73,10 @@ struct Shared<B> {
     source: Option<B>,
     source_state: Source,
     held: Held,
+    /// What was taken in before there was an attempt to send it, in case it cannot be held.
+    ahead: VecDeque<Bytes>,
+    /// Where that begins.
+    ahead_at: u64,
     /// The length the client announced.
     length: Option<u64>,
     passage: u32,
@@ -114,6 +120,8 @@ where
             source,
             source_state,
             held: Held::new(room.clone()),
+            ahead: VecDeque::new(),
+            ahead_at: 0,
             length,
             passage: 0,
             passed_bytes: 0,
@@ -132,6 +140,33 @@ where
         shared.passed_bytes = 0;
         shared.moved_at = clock::instant();
         Attempt { shared: Arc::clone(&self.shared), passage: shared.passage, at: 0 }
+    }
+
+    /// The length the client announced.
+    #[must_use]
+    pub fn length(&self) -> Option<u64> {
+        lock(&self.shared).length
+    }
+
+    /// Takes in the body without sending it, up to `bytes_max` and for `span` at the most; returns its
+    /// start, and whether that is all of it. What goes wrong is found again by whoever sends it.
+    pub async fn gather(&self, bytes_max: usize, span: Duration) -> (Bytes, bool) {
+        let gathering = poll_fn(|cx| {
+            let mut shared = lock(&self.shared);
+            loop {
+                if shared.held.loss().is_some() || shared.held.bytes() > bytes_max as u64 {
+                    return Poll::Ready(());
+                }
+                ready!(shared.held.poll_room(cx));
+                match ready!(shared.poll_source(cx)) {
+                    Some(Ok(piece)) => shared.ahead.push_back(piece),
+                    Some(Err(_)) | None => return Poll::Ready(()),
+                }
+            }
+        });
+        // Late, it is what has come so far.
+        let _ = tokio::time::timeout(span, gathering).await;
+        start(&lock(&self.shared), bytes_max)
     }
 
     /// Whether a new passage would send all of it.
@@ -184,12 +219,7 @@ impl<B> Upload<B> {
     /// The start of the body, as far as it is held in memory, and whether that is all of it.
     #[must_use]
     pub fn start(&self, bytes_max: usize) -> (Bytes, bool) {
-        let shared = lock(&self.shared);
-        let start = shared.held.start(bytes_max);
-        let is_whole = shared.source_state == Source::Complete
-            && shared.held.loss().is_none()
-            && shared.held.bytes() == start.len() as u64;
-        (start, is_whole)
+        start(&lock(&self.shared), bytes_max)
     }
 
     /// Nobody will send the body again: what is held is let go as soon as it is passed on.
@@ -206,6 +236,14 @@ impl<B> Upload<B> {
     }
 }
 
+fn start<B>(shared: &Shared<B>, bytes_max: usize) -> (Bytes, bool) {
+    let start = shared.held.start(bytes_max);
+    let is_whole = shared.source_state == Source::Complete
+        && shared.held.loss().is_none()
+        && shared.held.bytes() == start.len() as u64;
+    (start, is_whole)
+}
+
 impl<B> Shared<B>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -217,8 +255,24 @@ where
                 return Poll::Ready(Some(piece.map_err(Interrupted::Lost)));
             }
             ready!(self.held.poll_room(cx));
+        } else if let Some(piece) = self.ahead_of(at) {
+            return Poll::Ready(Some(Ok(piece)));
         }
         self.poll_source(cx)
+    }
+
+    /// What follows `at` and was taken in before.
+    fn ahead_of(&mut self, at: u64) -> Option<Bytes> {
+        loop {
+            let piece = self.ahead.front()?;
+            let end = self.ahead_at + piece.len() as u64;
+            if at < end {
+                let begin = usize::try_from(at.saturating_sub(self.ahead_at)).unwrap_or(usize::MAX);
+                return Some(piece.slice(begin.min(piece.len())..));
+            }
+            self.ahead_at = end;
+            self.ahead.pop_front();
+        }
     }
 
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Interrupted>>> {
@@ -252,9 +306,17 @@ where
 }
 
 impl<B> Shared<B> {
+    /// Where what was taken in before ends.
+    fn ahead_end(&self) -> u64 {
+        self.ahead_at + self.ahead.iter().map(|piece| piece.len() as u64).sum::<u64>()
+    }
+
     fn passed(&mut self, data: &Bytes) {
         self.moved_at = clock::instant();
         self.passed_bytes += data.len() as u64;
+        if self.passed_bytes >= self.ahead_end() {
+            self.ahead = VecDeque::new();
+        }
         self.let_go_if_released();
     }
 
@@ -291,7 +353,9 @@ where
 
     fn is_end_stream(&self) -> bool {
         let shared = lock(&self.shared);
-        shared.source_state == Source::Complete && self.at >= shared.held.bytes()
+        shared.source_state == Source::Complete
+            && self.at >= shared.held.bytes()
+            && self.at >= shared.ahead_end()
     }
 
     fn size_hint(&self) -> SizeHint {

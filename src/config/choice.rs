@@ -7,10 +7,39 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use super::mask::shown;
 use super::problem::{WrongValue, nearest};
-use crate::policy::select::Strategy;
+use crate::policy::strategy::{FillFirst, STRATEGIES, Strategy};
 
-impl Strategy {
-    const ALL: [(&'static str, Self); 1] = [("fill-first", Self::FillFirst)];
+/// How keys are chosen: one of those that there are.
+#[derive(Clone, Copy, Debug)]
+pub struct StrategyChoice(pub &'static dyn Strategy);
+
+impl Default for StrategyChoice {
+    fn default() -> Self {
+        Self(&FillFirst)
+    }
+}
+
+impl PartialEq for StrategyChoice {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.word() == other.0.word()
+    }
+}
+
+impl fmt::Display for StrategyChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.word())
+    }
+}
+
+impl FromStr for StrategyChoice {
+    type Err = WrongValue;
+
+    fn from_str(text: &str) -> Result<Self, WrongValue> {
+        match STRATEGIES.into_iter().find(|strategy| strategy.word() == text) {
+            Some(strategy) => Ok(Self(strategy)),
+            None => Err(no_such_word("strategy", text, &STRATEGIES.map(Strategy::word))),
+        }
+    }
 }
 
 /// How log lines look.
@@ -49,18 +78,20 @@ macro_rules! words {
                 if let Some((_, choice)) = Self::ALL.iter().find(|(word, _)| *word == text) {
                     return Ok(*choice);
                 }
-                let words = Self::ALL.map(|(word, _)| word);
-                let listed = words.map(|word| format!("`{word}`")).join(", ");
-                Err(WrongValue::new(format!("there is no {} {}", $noun, shown(text)))
-                    .advise(format!("there is {listed}"))
-                    .suggest(nearest(&text.to_lowercase().replace('_', "-"), words)))
+                Err(no_such_word($noun, text, &Self::ALL.map(|(word, _)| word)))
             }
         }
     };
 }
 
-words!(Strategy, "strategy");
 words!(LogFormat, "log format");
+
+fn no_such_word(noun: &str, text: &str, words: &[&'static str]) -> WrongValue {
+    let listed: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
+    WrongValue::new(format!("there is no {noun} {}", shown(text)))
+        .advise(format!("there is {}", listed.join(", ")))
+        .suggest(nearest(&text.to_lowercase().replace('_', "-"), words.iter().copied()))
+}
 
 /// A level, or targets with levels: `info`, `info,keychoir::pool=debug`. Always readable as
 /// `tracing_subscriber::filter::Targets`.
@@ -129,16 +160,21 @@ mod tests {
 
     #[test]
     fn every_word_is_read_back() {
-        Strategy::ALL.iter().for_each(|(word, _)| check::<Strategy>(word, word));
+        STRATEGIES.iter().for_each(|known| check::<StrategyChoice>(known.word(), known.word()));
         LogFormat::ALL.iter().for_each(|(word, _)| check::<LogFormat>(word, word));
     }
 
     #[test]
     fn an_unknown_word_lists_what_there_is() {
-        check::<Strategy>("round-robin", "! there is no strategy `round-robin`; there is `fill-first`");
-        check::<Strategy>(
+        check::<StrategyChoice>(
+            "best",
+            "! there is no strategy `best`; there is `fill-first`, `round-robin`, `most-remaining`, `least-busy`, \
+             `soonest-reset`",
+        );
+        check::<StrategyChoice>(
             "Fill_first",
-            "! there is no strategy `Fill_first`; there is `fill-first`; did you mean `fill-first`?",
+            "! there is no strategy `Fill_first`; there is `fill-first`, `round-robin`, `most-remaining`, \
+             `least-busy`, `soonest-reset`; did you mean `fill-first`?",
         );
         check::<LogFormat>(
             "jsn",

@@ -2,7 +2,7 @@
 //! shape: what the values mean is for `setting`, `keys` and `clients`.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 
 use toml::Spanned;
@@ -172,6 +172,26 @@ impl<'a> Entry<'a> {
                 None
             }
         }
+    }
+
+    /// The whole number of a field, when it is there and within `range`.
+    pub(super) fn number(
+        &self,
+        name: &str,
+        range: RangeInclusive<u64>,
+        problems: &mut Vec<Problem>,
+    ) -> Option<u64> {
+        let value = self.table.get(name)?;
+        let place = self.document.place(value.span());
+        let number = value::whole_number(Raw::Toml(value.get_ref()), &value::PIECES);
+        let wrong = match number {
+            Ok(number) if range.contains(&number) => return Some(number),
+            Ok(_) => WrongValue::new("the number is out of range"),
+            Err(wrong) => wrong,
+        };
+        let form = format!("write a whole number from {} to {}", range.start(), range.end());
+        problems.push(place.problem(wrong.advise(form)));
+        None
     }
 
     /// The text of the one field of `names` that must be there, with its name and place.

@@ -19,6 +19,11 @@ const LIST_FILE: &str = "ELEVENLABS_API_KEYS_FILE";
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 const CREDENTIAL: &str = "elevenlabs_api_keys";
 
+/// A larger share than that is one key alone.
+const WEIGHT_MAX: u64 = 1_000;
+/// More credits than any plan has.
+const CREDITS_MAX: u64 = 1_000_000_000;
+
 /// One key of the pool.
 #[derive(Clone, Debug)]
 pub struct KeyConfig {
@@ -30,11 +35,15 @@ pub struct KeyConfig {
     pub workspace: Option<String>,
     /// Where it works, if not at `upstream.base_url`: a region's keys are known at its host only.
     pub base_url: Option<BaseUrl>,
+    /// Its share beside other keys, from 1.
+    pub weight: u32,
+    /// Credits of its workspace that it leaves, instead of what all leave.
+    pub reserve_credits: Option<u64>,
 }
 
 impl From<ApiKey> for KeyConfig {
     fn from(key: ApiKey) -> Self {
-        Self { key, name: None, workspace: None, base_url: None }
+        Self { key, name: None, workspace: None, base_url: None, weight: 1, reserve_credits: None }
     }
 }
 
@@ -178,7 +187,12 @@ impl Found {
         let mut names: HashMap<String, usize> = HashMap::new();
         let mut keys = HashMap::new();
         for (index, entry) in entries.iter().enumerate() {
-            entry.check_names(&["key", "key_file", "name", "workspace", "base_url"], &mut self.problems);
+            entry.check_names(
+                &["key", "key_file", "name", "workspace", "base_url", "weight", "reserve_credits"],
+                &mut self.problems,
+            );
+            let weight = entry.number("weight", 1..=WEIGHT_MAX, &mut self.problems);
+            let reserve_credits = entry.number("reserve_credits", 0..=CREDITS_MAX, &mut self.problems);
             let name = entry.text("name", &mut self.problems);
             let workspace = entry.text("workspace", &mut self.problems);
             for (text, place) in name.iter().chain(&workspace) {
@@ -216,6 +230,8 @@ impl Found {
                         name: name.map(|(name, _)| name.to_owned()),
                         workspace: workspace.map(|(workspace, _)| workspace.to_owned()),
                         base_url,
+                        weight: weight.and_then(|weight| u32::try_from(weight).ok()).unwrap_or(1),
+                        reserve_credits,
                     }),
                     Some(first) => {
                         let what =

@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::base_url::{BasePath, BaseUrl};
-use super::choice::{LogFilter, LogFormat};
+use super::choice::{LogFilter, LogFormat, StrategyChoice};
 use super::listen::{Listens, UnixMode};
 use super::tls::TlsConfig;
-use crate::policy::select::Strategy;
 
 /// Where clients come in, and how long they may keep us waiting.
 #[derive(Clone, Debug, PartialEq)]
@@ -101,15 +100,27 @@ impl Default for UpstreamConfig {
 #[derive(Clone, Debug, PartialEq)]
 pub struct PoolConfig {
     /// How the key of a request is chosen.
-    pub strategy: Strategy,
+    pub strategy: StrategyChoice,
+    /// Credits of its workspace that a key leaves, unless it says otherwise itself.
+    pub reserve_credits: usize,
+    /// How long a request waits for a key that is only busy.
+    pub wait_max: Duration,
+    /// How many requests may wait at once.
+    pub waiting_max: usize,
+    /// How long a request's text is waited for, to know what it will cost.
+    pub foresee_max: Duration,
     /// How long a rate limited key rests when the answer does not say.
     pub rate_limited_cooldown: Duration,
     /// How long a workspace rests after a concurrency refusal.
     pub concurrency_cooldown: Duration,
     /// How long a workspace without credits rests when its reset date is unknown.
     pub exhausted_cooldown: Duration,
+    /// How long a key rests that is refused as such for the first time.
+    pub invalid_confirm: Duration,
     /// How long a key that is refused as such rests before it is tried again.
     pub invalid_cooldown: Duration,
+    /// How long a key is not asked for what it lacked the permission for.
+    pub permission_cooldown: Duration,
     /// How long a key with a payment problem rests before it is tried again.
     pub billing_cooldown: Duration,
     /// The used share of a key's credits from which it is near its limit; above 0, at most 1.
@@ -119,11 +130,17 @@ pub struct PoolConfig {
 impl Default for PoolConfig {
     fn default() -> Self {
         Self {
-            strategy: Strategy::FillFirst,
+            strategy: StrategyChoice::default(),
+            reserve_credits: 0,
+            wait_max: Duration::from_secs(30),
+            waiting_max: 1_000,
+            foresee_max: Duration::from_millis(250),
             rate_limited_cooldown: Duration::from_secs(60),
             concurrency_cooldown: Duration::from_secs(2),
             exhausted_cooldown: Duration::from_secs(3600),
+            invalid_confirm: Duration::from_secs(60),
             invalid_cooldown: Duration::from_secs(24 * 3600),
+            permission_cooldown: Duration::from_secs(3600),
             billing_cooldown: Duration::from_secs(3600),
             near_limit_ratio: 0.8,
         }

@@ -73,10 +73,16 @@ pub(super) static TABLE: &[Setting] = &[
     entry("upstream.idle_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.upstream.idle_max)),
     entry("upstream.connection_age_ms_max", Kind::Millis(1..=DAY, |c| &mut c.upstream.connection_age_max)),
     entry("pool.strategy", Kind::Word(|c| &mut c.pool.strategy)),
+    entry("pool.reserve_credits", Kind::Count(0..=1_000_000_000, |c| &mut c.pool.reserve_credits)),
+    entry("pool.wait_ms_max", Kind::Millis(0..=HOUR, |c| &mut c.pool.wait_max)),
+    entry("pool.waiting_max", Kind::Count(0..=100_000, |c| &mut c.pool.waiting_max)),
+    entry("pool.foresee_ms_max", Kind::Millis(0..=MINUTE, |c| &mut c.pool.foresee_max)),
     entry("pool.rate_limited_cooldown_ms", Kind::Millis(1..=DAY, |c| &mut c.pool.rate_limited_cooldown)),
     entry("pool.concurrency_cooldown_ms", Kind::Millis(1..=HOUR, |c| &mut c.pool.concurrency_cooldown)),
     entry("pool.exhausted_cooldown_ms", Kind::Millis(1..=31 * DAY, |c| &mut c.pool.exhausted_cooldown)),
+    entry("pool.invalid_confirm_ms", Kind::Millis(1..=DAY, |c| &mut c.pool.invalid_confirm)),
     entry("pool.invalid_cooldown_ms", Kind::Millis(1..=31 * DAY, |c| &mut c.pool.invalid_cooldown)),
+    entry("pool.permission_cooldown_ms", Kind::Millis(1..=31 * DAY, |c| &mut c.pool.permission_cooldown)),
     entry("pool.billing_cooldown_ms", Kind::Millis(1..=31 * DAY, |c| &mut c.pool.billing_cooldown)),
     entry("pool.near_limit_ratio", Kind::Ratio(|c| &mut c.pool.near_limit_ratio)),
     entry("replay.memory_max", Kind::Bytes(0..=GIBI, |c| &mut c.replay.memory_bytes_max)),
@@ -292,7 +298,7 @@ mod tests {
     #[test]
     fn each_setting_changes_its_own_field() {
         // For every kind of setting one value at least that is not its default.
-        const SAMPLES: [&str; 13] = [
+        const SAMPLES: [&str; 14] = [
             "/below",
             "9999",
             "999",
@@ -306,9 +312,9 @@ mod tests {
             "127.0.0.1:1",
             "0600",
             "off",
+            "round-robin",
         ];
-        // The only strategy is the default.
-        for setting in TABLE.iter().filter(|setting| setting.path != "pool.strategy") {
+        for setting in TABLE {
             let changed_by = |text: &str| -> Vec<&str> {
                 let (mut config, mut fresh) = (Config::default(), Config::default());
                 let _ = setting.read(Raw::Text(text), Folders::default(), &mut config);

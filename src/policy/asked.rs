@@ -1,5 +1,5 @@
-//! What a request asked for, as far as the books want to know: which model, and how many
-//! characters of text. The text itself is counted and never kept.
+//! What a request asks for, as far as the pool and the books want to know: which model, how many
+//! characters of text, how long a sound. The text itself is counted and never kept.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,6 +11,9 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 /// all of it be escaped.
 pub const BODY_BYTES_MAX: usize = 256 * 1024;
 
+/// The model of a speech that names none. Source: the OpenAPI document.
+pub const DEFAULT_MODEL: &str = "eleven_multilingual_v2";
+
 /// Fields before the file of an upload, such as `model_id`.
 const FORM_BYTES_MAX: usize = 16 * 1024;
 
@@ -21,6 +24,8 @@ pub struct Asked {
     pub model: Option<Arc<str>>,
     /// Characters of text to be spoken.
     pub characters: Option<u64>,
+    /// The length of the sound that is asked for.
+    pub duration_ms: Option<u64>,
 }
 
 impl Asked {
@@ -29,7 +34,7 @@ impl Asked {
     pub fn of(start: &[u8], is_whole: bool) -> Self {
         match start.iter().find(|byte| !byte.is_ascii_whitespace()) {
             Some(b'{') if is_whole => serde_json::from_slice(start).map_or_else(|_| Self::default(), json),
-            Some(b'-') => Self { model: form(&start[..start.len().min(FORM_BYTES_MAX)]), characters: None },
+            Some(b'-') => Self { model: form(&start[..start.len().min(FORM_BYTES_MAX)]), ..Self::default() },
             Some(_) | None => Self::default(),
         }
     }
@@ -43,6 +48,8 @@ struct Document {
     /// The lines of a dialogue.
     #[serde(default)]
     inputs: Vec<Line>,
+    #[serde(default)]
+    duration_seconds: Seconds,
 }
 
 #[derive(Deserialize)]
@@ -54,7 +61,11 @@ struct Line {
 fn json(document: Document) -> Asked {
     let lines = document.inputs.iter().map(|line| &line.text).chain([&document.text]);
     let characters = lines.filter_map(|text| text.0).reduce(u64::saturating_add);
-    Asked { model: document.model_id.and_then(|id| id.0), characters }
+    Asked {
+        model: document.model_id.and_then(|id| id.0),
+        characters,
+        duration_ms: document.duration_seconds.0,
+    }
 }
 
 /// The value of `model_id` in a form.
@@ -84,6 +95,20 @@ impl<'de> Deserialize<'de> for Length {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let count = |text: &str| Self(Some(text.chars().count() as u64));
         deserializer.deserialize_any(Texts { of_text: count, of_other: || Self(None) })
+    }
+}
+
+/// A number of seconds, in milliseconds; anything else is none.
+#[derive(Default)]
+struct Seconds(Option<u64>);
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let seconds = serde_json::Value::deserialize(deserializer)?.as_f64();
+        // An hour is longer than any sound that is made.
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within an hour")]
+        let ms = |seconds: f64| (seconds * 1_000.0).ceil() as u64;
+        Ok(Self(seconds.filter(|seconds| (0.0..=3_600.0).contains(seconds)).map(ms)))
     }
 }
 
@@ -151,7 +176,7 @@ mod tests {
 
     #[track_caller]
     fn check(body: &str, model: Option<&str>, characters: Option<u64>) {
-        let expected = Asked { model: model.map(Into::into), characters };
+        let expected = Asked { model: model.map(Into::into), characters, duration_ms: None };
         assert_eq!(Asked::of(body.as_bytes(), true), expected);
     }
 
@@ -174,6 +199,16 @@ mod tests {
         for value in ["3", "-3", "1.5", "true", "null", "[\"abc\"]", r#"{"text":"abc"}"#] {
             check(&format!("{{\"text\":{value},\"model_id\":\"eleven_v3\"}}"), Some("eleven_v3"), None);
             check(&format!("{{\"text\":\"a\",\"model_id\":{value}}}"), None, Some(1));
+        }
+    }
+
+    #[test]
+    fn a_sound_has_a_length() {
+        for (seconds, ms) in
+            [("2.5", Some(2_500)), ("0", Some(0)), ("-1", None), ("1e9", None), ("\"2\"", None), ("{}", None)]
+        {
+            let body = format!("{{\"text\":\"a\",\"duration_seconds\":{seconds}}}");
+            assert_eq!(Asked::of(body.as_bytes(), true).duration_ms, ms, "{seconds}");
         }
     }
 

@@ -42,10 +42,23 @@ impl Quota {
     /// the provider will say so itself.
     #[must_use]
     pub fn is_spent(&self) -> bool {
+        self.spendable() == Some(0)
+    }
+
+    /// Credits that may still be spent, overage included. `None` when nobody knows, or without an
+    /// end.
+    #[must_use]
+    pub fn spendable(&self) -> Option<u64> {
+        self.ceiling().map(|ceiling| ceiling.saturating_sub(self.count))
+    }
+
+    /// What the count may grow to, overage included. `None` when nobody knows, or without an end.
+    #[must_use]
+    pub fn ceiling(&self) -> Option<u64> {
         match (self.limit, self.extension) {
-            (None, _) | (_, Extension::Unlimited) => false,
-            (Some(limit), Extension::None) => self.count >= limit,
-            (Some(limit), Extension::Credits(more)) => self.count >= limit.saturating_add(more),
+            (None, _) | (_, Extension::Unlimited) => None,
+            (Some(limit), Extension::None) => Some(limit),
+            (Some(limit), Extension::Credits(more)) => Some(limit.saturating_add(more)),
         }
     }
 

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use super::permission::Permission;
+
 pub use body::ErrorBody;
 
 /// What an answer means for the key it was asked with.
@@ -24,12 +26,16 @@ pub enum Verdict {
     KeyQuota(Shortfall),
     /// The provider does not know the key, or knows it as disabled.
     InvalidKey,
-    /// The key is fine and may not do this.
-    MissingPermission,
+    /// The key is fine and may not do this; the permission when the message names one that is
+    /// known.
+    MissingPermission(Option<Permission>),
     /// The workspace's plan does not have this feature, or the workspace not this right.
     PlanFeature,
-    /// The workspace is locked: unpaid, terms not accepted, or suspected of abuse.
+    /// The workspace is locked: unpaid, or terms not accepted.
     Billing,
+    /// The workspace is suspected of abuse. The provider looks at addresses too, so others behind
+    /// ours may be next.
+    Abuse,
     /// Too many requests in a span of time; `Retry-After` when the provider said so.
     RateLimited(Option<Duration>),
     /// Too many requests at once in this workspace, with the maximum when the message names it.
@@ -103,7 +109,9 @@ impl Verdict {
             | Self::Billing
             | Self::RateLimited(_)
             | Self::Concurrency { .. } => Concern::Key,
-            Self::MissingPermission | Self::PlanFeature | Self::Unexplained(_) => Concern::Unclear,
+            Self::MissingPermission(_) | Self::PlanFeature | Self::Abuse | Self::Unexplained(_) => {
+                Concern::Unclear
+            }
             // A refusal that cannot be read is relayed like the client's own mistake: it is the
             // client who can read it.
             Self::NotFound | Self::RequestError | Self::Unreadable => Concern::Request,
@@ -132,9 +140,10 @@ impl Verdict {
             Self::WorkspaceQuota(_) => "workspace_quota",
             Self::KeyQuota(_) => "key_quota",
             Self::InvalidKey => "invalid_key",
-            Self::MissingPermission => "missing_permission",
+            Self::MissingPermission(_) => "missing_permission",
             Self::PlanFeature => "plan_feature",
             Self::Billing => "billing",
+            Self::Abuse => "abuse",
             Self::RateLimited(_) => "rate_limited",
             Self::Concurrency { .. } => "concurrency",
             Self::Busy => "busy",
@@ -202,9 +211,13 @@ fn by_words(status: StatusCode, body: &ErrorBody, retry_after: Option<Duration>)
         return Some(Verdict::RateLimited(retry_after));
     }
     if ["missing_permissions", "insufficient_permissions"].iter().any(|word| body.says(word)) {
-        return Some(Verdict::MissingPermission);
+        let name = body.text_between("missing the permission ", " to execute");
+        return Some(Verdict::MissingPermission(name.and_then(Permission::parse)));
     }
-    if ["detected_unusual_activity", "payment_issue", "unaccepted_terms"].iter().any(|word| body.says(word)) {
+    if body.says("detected_unusual_activity") {
+        return Some(Verdict::Abuse);
+    }
+    if ["payment_issue", "unaccepted_terms"].iter().any(|word| body.says(word)) {
         return Some(Verdict::Billing);
     }
     if PLAN_FEATURE.iter().any(|word| body.says(word)) || body.any_word(|word| word.starts_with("only_for_"))
@@ -214,12 +227,26 @@ fn by_words(status: StatusCode, body: &ErrorBody, retry_after: Option<Duration>)
     if body.says("invalid_api_key") || body.message_starts("invalid api key") {
         return Some(Verdict::InvalidKey);
     }
-    if status == StatusCode::BAD_REQUEST {
-        let is_missing = body.any_word(|word| word.ends_with("_not_found"));
-        return Some(if is_missing { Verdict::NotFound } else { Verdict::RequestError });
+    if body.says("not_found") || body.any_word(|word| word.ends_with("_not_found")) {
+        return Some(Verdict::NotFound);
+    }
+    // Documented with 400 and with 401: the client's own mistake is no reason to doubt a key.
+    let is_mistake = REQUEST_ERROR.iter().any(|word| body.says(word));
+    if status == StatusCode::BAD_REQUEST || is_mistake {
+        return Some(Verdict::RequestError);
+    }
+    // What we present is a key in `xi-api-key`; whoever does not see one is not judging it.
+    if ["needs_authorization", "missing_api_key", "invalid_authorization_header"]
+        .iter()
+        .any(|word| body.says(word))
+    {
+        return Some(Verdict::Unexplained(Refusal::Unauthorized));
     }
     None
 }
+
+const REQUEST_ERROR: [&str; 4] =
+    ["validation_error", "max_character_limit_exceeded", "text_too_long", "invalid_parameters"];
 
 const PLAN_FEATURE: [&str; 8] = [
     "paid_plan_required",

@@ -11,6 +11,14 @@ pub fn told(headers: &HeaderMap) -> Option<u64> {
         .find_map(|name| headers.get(name)?.to_str().ok().and_then(credits))
 }
 
+/// How many requests of this kind may run at once in the workspace, from the answer's
+/// `maximum-concurrent-requests`. Source: captured answers of August 2026.
+#[must_use]
+pub fn concurrency_max(headers: &HeaderMap) -> Option<u32> {
+    let told = headers.get("maximum-concurrent-requests")?.to_str().ok()?.trim().parse().ok()?;
+    Some(told).filter(|&maximum: &u32| maximum > 0)
+}
+
 /// Whole credits; a fraction counts as a whole one.
 fn credits(text: &str) -> Option<u64> {
     let text = text.trim();
@@ -43,6 +51,18 @@ mod tests {
         check("character-cost", "3.0", Some(3));
         check("character-cost", " 3.01 ", Some(4));
         check("character-cost", "0", Some(0));
+    }
+
+    #[test]
+    fn the_room_for_requests_is_read() {
+        for (value, expected) in [("10", Some(10)), ("0", None), ("-1", None), ("many", None)] {
+            let headers = HeaderMap::from_iter([(
+                "maximum-concurrent-requests".parse().unwrap(),
+                value.parse().unwrap(),
+            )]);
+            assert_eq!(concurrency_max(&headers), expected);
+        }
+        assert_eq!(concurrency_max(&HeaderMap::new()), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use http::Method;
 
 use super::headers::decode;
 use super::mend::is_version;
+use super::permission::Permission;
 use super::replay::Effect;
 use words::is_literal;
 
@@ -22,6 +23,10 @@ pub struct Endpoint {
     pub effect: Effect,
     /// Whether the provider charges for it.
     pub metering: Metering,
+    /// What kind of work it is.
+    pub work: Work,
+    /// What the key must be allowed to do, where that is known.
+    pub permission: Option<Permission>,
     /// Whether a client of the pool may call it.
     pub access: Access,
 }
@@ -33,6 +38,46 @@ pub enum Metering {
     Credits,
     /// It does not, as far as is known.
     Free,
+}
+
+/// What kind of work a request is: which rule its price follows, and with what it is counted when
+/// it runs at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// None: it reads, or manages, and costs nothing.
+    Reading,
+    /// Text to speech.
+    Speech,
+    /// Text of several speakers.
+    Dialogue,
+    /// Speech to speech.
+    Conversion,
+    /// Audio without its noise.
+    Isolation,
+    /// Speech to text, and alignment.
+    Transcription,
+    /// Sound effects.
+    Effects,
+    /// Music.
+    Music,
+    /// Anything else that is charged.
+    Other,
+}
+
+impl Work {
+    /// Whether its price follows from a text in its body.
+    #[must_use]
+    pub fn has_text(self) -> bool {
+        match self {
+            Self::Speech | Self::Dialogue | Self::Effects => true,
+            Self::Reading
+            | Self::Conversion
+            | Self::Isolation
+            | Self::Transcription
+            | Self::Music
+            | Self::Other => false,
+        }
+    }
 }
 
 /// Whether a client of the pool may call an endpoint.
@@ -55,37 +100,31 @@ pub fn lookup(method: &Method, path: &str) -> Endpoint {
         [version, rest @ ..] if is_version(version) => rest,
         all => all,
     };
+    let work = if *method == Method::POST { work(rest) } else { Work::Reading };
     let is_safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(method);
     Endpoint {
         route: route(&names),
         effect: if is_safe { Effect::None } else { Effect::Some },
-        metering: if *method == Method::POST && is_metered(rest) {
-            Metering::Credits
-        } else {
-            Metering::Free
-        },
+        metering: if work == Work::Reading { Metering::Free } else { Metering::Credits },
+        work,
+        permission: Permission::of(method, rest),
         access: access(rest),
     }
 }
 
-/// Roots whose `POST`s are charged.
-const METERED_ROOTS: [&str; 12] = [
-    "audio-isolation",
-    "dubbing",
-    "forced-alignment",
-    "music",
-    "sound-generation",
-    "speech-to-speech",
-    "speech-to-text",
-    "studio",
-    "text-to-dialogue",
-    "text-to-speech",
-    "text-to-voice",
-    "voice-changer",
-];
-
-fn is_metered(rest: &[&str]) -> bool {
-    rest.first().is_some_and(|root| METERED_ROOTS.contains(root))
+/// The work of a `POST`, by the first word of its path.
+fn work(rest: &[&str]) -> Work {
+    match rest.first().copied().unwrap_or_default() {
+        "text-to-speech" => Work::Speech,
+        "text-to-dialogue" => Work::Dialogue,
+        "speech-to-speech" | "voice-changer" => Work::Conversion,
+        "audio-isolation" => Work::Isolation,
+        "speech-to-text" | "forced-alignment" => Work::Transcription,
+        "sound-generation" => Work::Effects,
+        "music" => Work::Music,
+        "dubbing" | "studio" | "text-to-voice" => Work::Other,
+        _ => Work::Reading,
+    }
 }
 
 fn access(rest: &[&str]) -> Access {
@@ -188,6 +227,24 @@ mod tests {
         assert_eq!(lookup(&Method::POST, "/v1/voice-changer/x/stream").metering, Metering::Credits);
         assert_eq!(lookup(&Method::GET, "/v1/dubbing/x").metering, Metering::Free);
         assert_eq!(lookup(&Method::POST, "/v1/voices/add").metering, Metering::Free);
+    }
+
+    #[test]
+    fn every_kind_of_work_has_its_rule() {
+        for (path, work) in [
+            ("/v1/text-to-speech/x/stream", Work::Speech),
+            ("/v1/text-to-dialogue", Work::Dialogue),
+            ("/v1/speech-to-speech/x", Work::Conversion),
+            ("/v1/audio-isolation", Work::Isolation),
+            ("/v1/forced-alignment", Work::Transcription),
+            ("/v1/sound-generation", Work::Effects),
+            ("/v1/music/detailed", Work::Music),
+            ("/v1/dubbing", Work::Other),
+            ("/v1/user", Work::Reading),
+        ] {
+            assert_eq!(lookup(&Method::POST, path).work, work, "{path}");
+            assert_eq!(lookup(&Method::GET, path).work, Work::Reading);
+        }
     }
 
     #[track_caller]

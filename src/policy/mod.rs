@@ -12,8 +12,14 @@ pub mod origin;
 pub mod asked;
 pub mod budget;
 pub mod cost;
+pub mod estimate;
+pub mod forecast;
+pub mod lane;
+pub mod models;
+pub mod permission;
 pub mod select;
 pub mod standing;
+pub mod strategy;
 pub mod subscription;
 
 pub mod classify;

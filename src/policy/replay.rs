@@ -123,7 +123,10 @@ pub enum LastWord {
 #[must_use]
 pub fn last_word(verdict: Verdict, unavailable: Unavailable) -> LastWord {
     match unavailable {
-        Unavailable::Exhausted { .. } | Unavailable::Cooling { .. } | Unavailable::Invalid
+        Unavailable::Exhausted { .. }
+        | Unavailable::Cooling { .. }
+        | Unavailable::Full { .. }
+        | Unavailable::Invalid
             if verdict.concern() == Concern::Key =>
         {
             LastWord::Ours
@@ -131,6 +134,7 @@ pub fn last_word(verdict: Verdict, unavailable: Unavailable) -> LastWord {
         Unavailable::Tried
         | Unavailable::Exhausted { .. }
         | Unavailable::Cooling { .. }
+        | Unavailable::Full { .. }
         | Unavailable::Invalid => LastWord::Theirs,
     }
 }
@@ -161,8 +165,9 @@ mod tests {
         Verdict::RateLimited(None),
         Verdict::Concurrency { maximum: None },
     ];
-    const AMBIGUOUS: [Verdict; 4] = [
-        Verdict::MissingPermission,
+    const AMBIGUOUS: [Verdict; 5] = [
+        Verdict::Abuse,
+        Verdict::MissingPermission(None),
         Verdict::PlanFeature,
         Verdict::Unexplained(Refusal::Unauthorized),
         Verdict::Unexplained(Refusal::Forbidden),

@@ -1,19 +1,62 @@
-//! The right to ask with a key, for as long as a request needs it.
+//! The right to ask with a key, for as long as a request needs it: a place in its workspace, and
+//! credits that nobody else can spend meanwhile.
 
 use std::sync::Arc;
 
-use super::roster::Key;
+use super::Pool;
+use super::cells::{Paid, Taken, ToldCell};
+use super::key::Key;
+use super::line::Ask;
+use crate::clock;
+use crate::policy::lane::Lane;
+use crate::policy::units::UnixMs;
 
 /// A reserved key. Dropping it releases the key, whatever became of the request.
 #[derive(Debug)]
 pub struct Lease {
+    pool: Arc<Pool>,
     key: Arc<Key>,
+    lane: Option<Lane>,
+    /// Credits it still holds; settled by as many when nothing else is known.
+    reserved: u64,
+    /// Whether it holds as many of what the provider said is left: of the key's cap, of the
+    /// workspace's credits.
+    told: [bool; 2],
+    since: UnixMs,
+    is_released: bool,
 }
 
 impl Lease {
-    pub(super) fn new(key: Arc<Key>) -> Self {
+    /// Reserves `key` for what is asked; all of it or nothing. `None` when somebody else was faster.
+    pub(super) fn take(
+        pool: &Arc<Pool>,
+        key: &Arc<Key>,
+        ask: &Ask,
+        stretches: bool,
+        now: UnixMs,
+    ) -> Option<Self> {
+        let workspace = key.workspace();
+        if ask.lane.is_some_and(|lane| !workspace.room(lane).enter()) {
+            return None;
+        }
+        let reserved = ask.estimate.unwrap_or(0);
+        let told = if reserved == 0 { Some([false; 2]) } else { take_credits(key, reserved, stretches) };
+        let Some(told) = told else {
+            if let Some(lane) = ask.lane {
+                workspace.room(lane).leave();
+            }
+            return None;
+        };
         key.enter();
-        Self { key }
+        Some(Self {
+            pool: Arc::clone(pool),
+            key: Arc::clone(key),
+            lane: ask.lane,
+            reserved,
+            told,
+            since: now,
+            is_released: false,
+        })
     }
 
     /// The key.
@@ -21,10 +64,82 @@ impl Lease {
     pub fn key(&self) -> &Arc<Key> {
         &self.key
     }
+
+    /// Credits that it still holds.
+    #[must_use]
+    pub fn reserved(&self) -> u64 {
+        self.reserved
+    }
+
+    /// The provider says how many requests like this one may run at once.
+    pub fn learn_room(&self, maximum: u32) {
+        if let Some(lane) = self.lane {
+            self.key.workspace().room(lane).learn(maximum);
+        }
+    }
+
+    /// Gives the key back, before the lease itself ends.
+    pub fn release(&mut self) {
+        if std::mem::replace(&mut self.is_released, true) {
+            return;
+        }
+        if self.reserved > 0 {
+            // Nobody said what it has cost: perhaps what was expected.
+            self.settle(self.reserved, self.since);
+        }
+        if let Some(lane) = self.lane {
+            self.key.workspace().room(lane).leave();
+        }
+        self.key.leave();
+        self.pool.serve_line(clock::now());
+    }
+
+    /// Says what the request has cost. What was reserved beyond that is free for others.
+    pub(super) fn settle(&mut self, spent: u64, now: UnixMs) {
+        let paid = Paid { reserved: std::mem::take(&mut self.reserved), spent };
+        if paid != (Paid { reserved: 0, spent: 0 }) {
+            let workspace = self.key.workspace();
+            workspace.cell().settle(paid, now);
+            workspace.spending().add(spent, now);
+            for (cell, holds) in tells(&self.key).into_iter().zip(self.told) {
+                if holds {
+                    cell.settle(paid);
+                }
+            }
+            self.pool.serve_line(now);
+        }
+    }
+}
+
+/// Where the provider's word about what is left is kept.
+fn tells(key: &Key) -> [&ToldCell; 2] {
+    [key.told(), key.workspace().cell().told()]
+}
+
+/// Takes `credits` wherever they are counted, or nowhere; says of which of the provider's words.
+fn take_credits(key: &Key, credits: u64, stretches: bool) -> Option<[bool; 2]> {
+    let quota = key.workspace().cell();
+    let cells = tells(key);
+    let taken = cells.map(|cell| cell.take(credits));
+    let holds = taken.map(|taken| taken == Taken::Some);
+    let is_told = holds.contains(&true);
+    let has = match (taken.contains(&Taken::TooFew), stretches) {
+        (true, _) => false,
+        (false, true) => quota.stretch(credits),
+        // Where the provider has said what is left, our own count is not asked.
+        (false, false) => quota.reserve(credits, (!is_told).then(|| key.kept_credits())),
+    };
+    if has {
+        return Some(holds);
+    }
+    for (cell, _) in cells.into_iter().zip(holds).filter(|(_, holds)| *holds) {
+        cell.settle(Paid { reserved: credits, spent: 0 });
+    }
+    None
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.key.leave();
+        self.release();
     }
 }

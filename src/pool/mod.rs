@@ -1,28 +1,44 @@
 //! The keys: an immutable [`Roster`] of workspaces and keys in an `ArcSwap`, their state in
 //! atomics, and leases that release on drop.
 //!
-//! No lock is taken on the way of a request. A request loads the roster once; choosing reads
-//! atomics, reserving counts up, and a [`Lease`] counts down when it is dropped.
+//! No lock is taken on the way of a request that need not wait. A request loads the roster once;
+//! choosing reads atomics, reserving is a compare-and-swap, and a [`Lease`] gives back what it holds
+//! when it is dropped.
 
+mod candidate;
 mod cells;
+mod identity;
+mod key;
 mod lease;
+mod line;
+mod reserve;
 mod roster;
+mod sync;
+mod workspace;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
 use crate::policy::budget::Quota;
-use crate::policy::classify::Verdict;
-use crate::policy::select::{Candidate, Strategy, Unavailable, select};
-use crate::policy::standing::{Change, Park, ParkReason, Standing};
+use crate::policy::classify::{Shortfall, Verdict};
+use crate::policy::forecast::Forecast;
+use crate::policy::models::Models;
+use crate::policy::standing::{Park, ParkReason, Standing};
+use crate::policy::strategy::Strategy;
 use crate::policy::units::UnixMs;
 use crate::secret::Fingerprint;
+use sync::{AtomicU64, AtomicUsize};
 
+pub use identity::Identity;
+pub use key::Key;
 pub use lease::Lease;
-pub use roster::{Key, KeyEntry, Roster, Workspace};
+pub use line::Ask;
+use line::Line;
+pub use reserve::Reserved;
+pub use roster::{KeyEntry, Roster};
+pub use workspace::Workspace;
 
 /// A change and the key it is about.
 pub type Transition = crate::policy::standing::Transition<Arc<Key>>;
@@ -31,7 +47,11 @@ pub type Transition = crate::policy::standing::Transition<Arc<Key>>;
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// How keys are chosen.
-    pub strategy: Strategy,
+    pub strategy: &'static dyn Strategy,
+    /// How long a request waits for a key that is only busy; 0 does not wait.
+    pub wait_max: Duration,
+    /// How many may wait at once.
+    pub waiting_max: usize,
     /// The share of a limit from which on a key is near it.
     pub near_limit_ratio: f64,
     /// How long a key rests after a rate limit that names no time.
@@ -42,8 +62,12 @@ pub struct Settings {
     pub exhausted_cooldown: Duration,
     /// How long a locked workspace rests before it is tried again.
     pub billing_cooldown: Duration,
+    /// How long a key rests that is refused for the first time, until that is confirmed.
+    pub invalid_confirm: Duration,
     /// How long a refused key rests before it is tried again.
     pub invalid_cooldown: Duration,
+    /// How long a key is not asked for what it lacked the permission for.
+    pub permission_cooldown: Duration,
     /// How long the provider's figures may lag behind what was spent.
     pub quota_lag: Duration,
 }
@@ -52,13 +76,17 @@ pub struct Settings {
 impl Settings {
     /// For tests of others, in which nothing ever comes back by itself.
     pub(crate) const STILL: Self = Self {
-        strategy: Strategy::FillFirst,
+        strategy: &crate::policy::strategy::FillFirst,
+        wait_max: Duration::ZERO,
+        waiting_max: 0,
         near_limit_ratio: 0.8,
         rate_limited_cooldown: Duration::from_secs(3_600),
         concurrency_cooldown: Duration::from_secs(3_600),
         exhausted_cooldown: Duration::from_secs(3_600),
         billing_cooldown: Duration::from_secs(3_600),
+        invalid_confirm: Duration::from_secs(3_600),
         invalid_cooldown: Duration::from_secs(3_600),
+        permission_cooldown: Duration::from_secs(3_600),
         quota_lag: Duration::from_secs(3_600),
     };
 }
@@ -103,15 +131,8 @@ pub struct KeySnapshot {
     pub quota: Quota,
     /// Whether its use has come near the limit.
     pub is_near_limit: bool,
-}
-
-/// A lease and the news that came with it.
-#[derive(Debug)]
-pub struct Reserved {
-    /// The key to ask with.
-    pub lease: Lease,
-    /// What people are told.
-    pub news: Vec<Transition>,
+    /// What will become of it at this rate.
+    pub forecast: Forecast,
 }
 
 /// What a reload has made of the keys.
@@ -129,12 +150,16 @@ pub struct Reloaded {
 #[derive(Debug)]
 pub struct Pool {
     roster: ArcSwap<Roster>,
-    /// The key that serves now, by its address, which stays when its position changes; [`NOBODY`]
-    /// before the first request.
+    /// Held by whoever replaces the roster.
+    replacing: Mutex<()>,
+    models: ArcSwap<Models>,
+    line: Line,
+    /// The key that serves now, by its address, which stays when its position changes; 0 before the
+    /// first request.
     in_use: AtomicUsize,
+    /// The turn of the key that was chosen last.
+    turn: AtomicU64,
 }
-
-const NOBODY: usize = 0;
 
 impl Pool {
     /// A pool of these keys, in this order.
@@ -142,7 +167,11 @@ impl Pool {
     pub fn new(entries: Vec<KeyEntry>, settings: Settings) -> Self {
         Self {
             roster: ArcSwap::from_pointee(Roster::new(entries, settings)),
-            in_use: AtomicUsize::new(NOBODY),
+            replacing: Mutex::new(()),
+            models: ArcSwap::from_pointee(Models::default()),
+            line: Line::default(),
+            in_use: AtomicUsize::new(0),
+            turn: AtomicU64::new(0),
         }
     }
 
@@ -152,11 +181,29 @@ impl Pool {
         self.roster.load_full()
     }
 
+    /// What is known of the provider's models.
+    #[must_use]
+    pub fn models(&self) -> Arc<Models> {
+        self.models.load_full()
+    }
+
+    /// Learns what the provider says of its models.
+    pub fn learn_models(&self, models: Models) {
+        self.models.store(Arc::new(models));
+    }
+
+    /// Requests that wait for a key now.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.line.len()
+    }
+
     /// Takes other keys and settings. What is known of a key that stays goes on. A key that goes
     /// gets no new request; requests under way end with the roster they hold.
     pub fn reload(&self, entries: Vec<KeyEntry>, settings: Settings) -> Reloaded {
+        let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.roster();
-        let next = Arc::new(before.following(entries, settings));
+        let next = Arc::new(before.following(entries, settings, before.told().clone()));
         self.roster.store(Arc::clone(&next));
         let has =
             |roster: &Roster, print| roster.keys().iter().any(|key| key.api_key().fingerprint() == print);
@@ -170,40 +217,31 @@ impl Pool {
         }
     }
 
-    /// Reserves a key of `roster` that is not among the positions in `tried`.
-    ///
-    /// # Errors
-    ///
-    /// When no key can serve, with what stands in the way.
-    pub fn reserve(
-        &self,
-        roster: &Arc<Roster>,
-        tried: &[usize],
-        now: UnixMs,
-    ) -> Result<Reserved, Unavailable> {
-        let candidates = roster.keys().iter().enumerate().map(|(position, key)| Candidate {
-            standing: key.standing(now),
-            is_tried: tried.contains(&position),
-        });
-        let position = select(roster.settings().strategy, candidates)?;
-        let key = &roster.keys()[position];
-        let mut news = news_of(roster, key, now).into_iter().collect::<Vec<_>>();
-        // A key that only stands in for this one request is not the one in use.
-        let stands_in = tried.iter().any(|&tried| roster.keys()[tried].standing(now) == Standing::Usable);
-        if !stands_in {
-            let address = Arc::as_ptr(key).addr();
-            let before = self.in_use.swap(address, Ordering::AcqRel);
-            if before != address {
-                let rotated_to = (before != NOBODY).then_some(position);
-                let change = Change::InUse { quota: key.workspace().quota(now), rotated_to };
-                news.push(Transition { key: Arc::clone(key), change });
-            }
+    /// Learns to which workspace of the provider a key belongs. Keys of one workspace share its
+    /// credits from then on. Returns whether that is news.
+    pub fn learn_workspace(&self, key: &Key, id: &str) -> bool {
+        let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.roster();
+        let print = key.api_key().fingerprint();
+        if before.told().get(&print).is_some_and(|known| **known == *id) {
+            return false;
         }
-        Ok(Reserved { lease: Lease::new(Arc::clone(key)), news })
+        let mut told = before.told().clone();
+        told.insert(print, id.into());
+        let next = before.following(before.entries().to_vec(), *before.settings(), told);
+        self.roster.store(Arc::new(next));
+        true
     }
 
-    /// Learns from the provider's judgement of a request with this key.
-    pub fn judge(&self, roster: &Roster, key: &Key, verdict: Verdict, now: UnixMs) -> Vec<Transition> {
+    /// Learns from the provider's judgement of a request with this key; `ask` is what it needed.
+    pub fn judge(
+        &self,
+        roster: &Roster,
+        key: &Key,
+        verdict: Verdict,
+        ask: Option<&Ask>,
+        now: UnixMs,
+    ) -> Vec<Transition> {
         let settings = roster.settings();
         let workspace = key.workspace();
         let rest = |reason, span| Park { reason, until: now.plus(span) };
@@ -212,21 +250,45 @@ impl Pool {
             until: workspace.quota(now).resets_at.unwrap_or_else(|| now.plus(settings.exhausted_cooldown)),
         };
         match verdict {
-            // The figure that a refusal names is not taken over: requests that are still under way
-            // are in it already, and would be counted a second time when they are settled.
-            Verdict::WorkspaceQuota(_) => workspace.park(until_reset()),
-            Verdict::KeyQuota(_) => key.park(until_reset()),
-            Verdict::InvalidKey => key.park(rest(ParkReason::Invalid, settings.invalid_cooldown)),
-            Verdict::Billing => workspace.park(rest(ParkReason::Billing, settings.billing_cooldown)),
+            // The figure that a refusal names is not taken over into the count: requests that are
+            // still under way are in it already, and would be counted a second time.
+            Verdict::WorkspaceQuota(shortfall) => {
+                workspace.cell().told().hear(left(shortfall, ask), workspace.parked(), now);
+                workspace.park(until_reset());
+            }
+            Verdict::KeyQuota(shortfall) => {
+                key.told().hear(left(shortfall, ask), key.parked(), now);
+                key.park(until_reset());
+            }
+            Verdict::InvalidKey => {
+                // Once may be a mistake on the way; twice is the key.
+                let is_confirmed = key.count_refusal() > 0;
+                let span = if is_confirmed { settings.invalid_cooldown } else { settings.invalid_confirm };
+                key.park(rest(ParkReason::Invalid, span));
+            }
+            Verdict::Billing | Verdict::Abuse => {
+                workspace.park(rest(ParkReason::Billing, settings.billing_cooldown));
+            }
             Verdict::RateLimited(told) => {
                 key.park(rest(ParkReason::RateLimited, told.unwrap_or(settings.rate_limited_cooldown)));
             }
-            Verdict::Concurrency { .. } => {
-                workspace.park(rest(ParkReason::RateLimited, settings.concurrency_cooldown));
+            Verdict::Concurrency { maximum } => match ask.and_then(|ask| ask.lane) {
+                Some(lane) => {
+                    workspace.room(lane).refused(maximum, now.plus(settings.concurrency_cooldown));
+                }
+                None => workspace.park(rest(ParkReason::RateLimited, settings.concurrency_cooldown)),
+            },
+            Verdict::MissingPermission(named) => {
+                if let Some(permission) = named.or_else(|| ask.and_then(|ask| ask.permission)) {
+                    key.lacks().add(permission, now, now.plus(settings.permission_cooldown));
+                }
+                return Vec::new();
             }
-            Verdict::Served
-            | Verdict::MissingPermission
-            | Verdict::PlanFeature
+            Verdict::Served => {
+                key.forget_refusals();
+                return Vec::new();
+            }
+            Verdict::PlanFeature
             | Verdict::Busy
             | Verdict::Unexplained(_)
             | Verdict::NotFound
@@ -237,24 +299,23 @@ impl Pool {
         news_of_workspace(roster, workspace, now)
     }
 
-    /// Books what a request has cost.
-    pub fn spend(&self, roster: &Roster, key: &Key, credits: u64, now: UnixMs) -> Vec<Transition> {
-        if credits == 0 {
-            return Vec::new();
-        }
-        key.workspace().spend(credits, now);
-        news_of_workspace(roster, key.workspace(), now)
+    /// Books what the request of `lease` has cost.
+    pub fn settle(&self, roster: &Roster, lease: &mut Lease, credits: u64, now: UnixMs) -> Vec<Transition> {
+        lease.settle(credits, now);
+        if credits == 0 { Vec::new() } else { news_of_workspace(roster, lease.key().workspace(), now) }
     }
 
     /// Learns what the provider told of a key's quota.
     pub fn observe(&self, roster: &Roster, key: &Key, seen: Observation, now: UnixMs) -> Vec<Transition> {
         match seen {
             Observation::Quota { quota, tier } => {
-                key.pardon(ParkReason::Invalid);
+                key.accept();
                 key.workspace().observe(quota, tier, now, roster.settings().quota_lag);
             }
-            Observation::Unreadable => key.pardon(ParkReason::Invalid),
+            Observation::Unreadable => key.accept(),
+            // It was asked by itself, so there is nothing else that could be refused.
             Observation::Invalid => {
+                key.count_refusal();
                 key.park(Park {
                     reason: ParkReason::Invalid,
                     until: now.plus(roster.settings().invalid_cooldown),
@@ -287,11 +348,25 @@ impl Pool {
             KeySnapshot {
                 standing: key.standing(now),
                 is_near_limit: quota.is_near_limit(roster.settings().near_limit_ratio),
+                forecast: key.workspace().forecast(now),
                 quota,
                 key: Arc::clone(key),
             }
         };
         roster.keys().iter().map(snapshot).collect()
+    }
+}
+
+/// What is left of a quota, in the numbers of our estimates, as the refusal of `ask` says it.
+fn left(shortfall: Shortfall, ask: Option<&Ask>) -> u64 {
+    let remaining = shortfall.remaining.unwrap_or(0);
+    match (ask.and_then(|ask| ask.estimate), shortfall.required) {
+        // Our estimates are larger than the provider's prices on some plans, by the same factor.
+        (Some(estimate), Some(required @ 1..)) => {
+            let scaled = u128::from(remaining) * u128::from(estimate) / u128::from(required);
+            u64::try_from(scaled).unwrap_or(u64::MAX)
+        }
+        (Some(_) | None, Some(_) | None) => remaining,
     }
 }
 

@@ -1,18 +1,13 @@
-//! Who is in the pool: workspaces, which own credits, and keys, which open them.
+//! Who is in the pool, in which order. A roster is replaced whole; what is known of keys and
+//! workspaces goes on from one to the next.
 
-use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::time::Duration;
-
-use arc_swap::ArcSwapOption;
 
 use super::Settings;
-use super::cells::{Announced, ParkCell, QuotaCell};
+use super::identity::{Identity, ToldIds};
+use super::key::Key;
+use super::workspace::Workspace;
 use crate::policy::authority::Authority;
-use crate::policy::budget::Quota;
-use crate::policy::standing::{Change, Park, ParkReason, Standing};
-use crate::policy::units::UnixMs;
 use crate::secret::ApiKey;
 
 /// A key as it is configured.
@@ -22,11 +17,21 @@ pub struct KeyEntry {
     pub key: ApiKey,
     /// What people call it.
     pub name: Option<String>,
-    /// The workspace it belongs to; keys of one workspace share its credits. Without a name, a
-    /// key is a workspace of its own.
+    /// The workspace it belongs to; keys of one workspace share its credits. Without a name, and
+    /// until the provider tells, a key is a workspace of its own.
     pub workspace: Option<String>,
     /// Where it works, if not where all do: keys of a region are known at its own host only.
     pub authority: Option<Arc<Authority>>,
+    /// Its share beside other keys, from 1, where the strategy asks for one.
+    pub weight: u32,
+    /// Credits of its workspace that it leaves for others.
+    pub kept_credits: u64,
+}
+
+impl From<ApiKey> for KeyEntry {
+    fn from(key: ApiKey) -> Self {
+        Self { key, name: None, workspace: None, authority: None, weight: 1, kept_credits: 0 }
+    }
 }
 
 /// The keys of the pool, in order, and how they are treated. Replaced whole when the configuration
@@ -35,40 +40,65 @@ pub struct KeyEntry {
 pub struct Roster {
     keys: Vec<Arc<Key>>,
     settings: Settings,
+    entries: Vec<KeyEntry>,
+    told: ToldIds,
 }
 
 impl Roster {
     pub(super) fn new(entries: Vec<KeyEntry>, settings: Settings) -> Self {
-        Self { keys: Vec::with_capacity(entries.len()), settings }.following(entries, settings)
+        let nobody = Self { keys: Vec::new(), settings, entries: Vec::new(), told: ToldIds::new() };
+        nobody.following(entries, settings, ToldIds::new())
     }
 
     /// The roster of `entries`. What is known of this roster's keys and workspaces goes on.
-    pub(super) fn following(&self, entries: Vec<KeyEntry>, settings: Settings) -> Self {
+    pub(super) fn following(&self, entries: Vec<KeyEntry>, settings: Settings, told: ToldIds) -> Self {
+        let identities: Vec<Identity> =
+            entries.iter().map(|entry| Identity::of(entry, &entries, &told)).collect();
         let mut keys: Vec<Arc<Key>> = Vec::with_capacity(entries.len());
-        for (position, entry) in entries.into_iter().enumerate() {
-            let before = self.keys.iter().find(|key| key.api_key.fingerprint() == entry.key.fingerprint());
-            if let Some(same) = before.filter(|key| key.is(&entry)) {
-                same.position.store(position, Ordering::Release);
+        for (position, (entry, identity)) in entries.iter().zip(&identities).enumerate() {
+            let before = self.keys.iter().find(|key| key.api_key().fingerprint() == entry.key.fingerprint());
+            if let Some(same) = before.filter(|key| key.is(entry, identity)) {
+                same.place(position);
                 keys.push(Arc::clone(same));
                 continue;
             }
-            let workspace = match &entry.workspace {
-                Some(name) => {
-                    let mut known = keys.iter().chain(&self.keys).map(|key| &key.workspace);
-                    known.find(|workspace| workspace.name.as_ref() == Some(name)).map(Arc::clone)
-                }
-                // A key that was alone and got another name is still the same workspace.
-                None => before.map(|key| &key.workspace).filter(|own| own.name.is_none()).map(Arc::clone),
-            };
-            let workspace = workspace.unwrap_or_else(|| Arc::new(Workspace::new(entry.workspace)));
-            let key = Key::new(position, entry.key, entry.name, workspace, entry.authority);
+            let workspace = self.workspace_for(identity, before, &keys, &identities);
+            let key = Key::new(position, entry.clone(), workspace);
             // Whatever it is called now, the provider said this of this key.
             if let Some(park) = before.and_then(|key| key.parked()) {
                 key.park(park);
             }
             keys.push(Arc::new(key));
         }
-        Self { keys, settings }
+        Self { keys, settings, entries, told }
+    }
+
+    /// The workspace of that identity, or the one that the key had and nobody else claims, under its
+    /// new name; or a new one.
+    fn workspace_for(
+        &self,
+        identity: &Identity,
+        before: Option<&Arc<Key>>,
+        placed: &[Arc<Key>],
+        claims: &[Identity],
+    ) -> Arc<Workspace> {
+        let mut known = placed.iter().chain(&self.keys).map(|key| key.workspace_arc());
+        if let Some(same) = known.find(|workspace| workspace.identity().is_same(identity)) {
+            return Arc::clone(same);
+        }
+        // Another name in the configuration is another workspace; one for what had none is not.
+        let is_free = |workspace: &&Arc<Workspace>| {
+            workspace.identity().may_become(identity)
+                && !placed.iter().any(|key| Arc::ptr_eq(key.workspace_arc(), workspace))
+                && !claims.iter().any(|claim| workspace.identity().is_same(claim))
+        };
+        match before.map(|key| key.workspace_arc()).filter(is_free) {
+            Some(own) => {
+                own.rename(identity.clone());
+                Arc::clone(own)
+            }
+            None => Arc::new(Workspace::new(identity.clone())),
+        }
     }
 
     /// The keys, in pool order.
@@ -87,199 +117,12 @@ impl Roster {
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
     }
-}
 
-/// A key: what opens a workspace.
-///
-/// Keys that different cores touch must not share a cache line, hence the alignment (two lines,
-/// because processors fetch them in pairs).
-#[repr(align(128))]
-pub struct Key {
-    /// In the latest roster, for people.
-    position: AtomicUsize,
-    api_key: ApiKey,
-    name: Option<String>,
-    workspace: Arc<Workspace>,
-    authority: Option<Arc<Authority>>,
-    park: ParkCell,
-    in_flight: AtomicU32,
-    announced: Announced,
-}
-
-impl Key {
-    fn new(
-        position: usize,
-        api_key: ApiKey,
-        name: Option<String>,
-        workspace: Arc<Workspace>,
-        authority: Option<Arc<Authority>>,
-    ) -> Self {
-        Self {
-            position: AtomicUsize::new(position),
-            api_key,
-            name,
-            workspace,
-            authority,
-            park: ParkCell::default(),
-            in_flight: AtomicU32::new(0),
-            announced: Announced::default(),
-        }
+    pub(super) fn entries(&self) -> &[KeyEntry] {
+        &self.entries
     }
 
-    /// Whether it is what `entry` asks for.
-    fn is(&self, entry: &KeyEntry) -> bool {
-        self.name == entry.name && self.workspace.name == entry.workspace && self.authority == entry.authority
-    }
-
-    /// Its place in the pool, from 0; the last one when it is in the pool no more.
-    #[must_use]
-    pub fn position(&self) -> usize {
-        self.position.load(Ordering::Acquire)
-    }
-
-    /// The secret.
-    #[must_use]
-    pub fn api_key(&self) -> &ApiKey {
-        &self.api_key
-    }
-
-    /// What people call it, if they gave it a name.
-    #[must_use]
-    pub fn name(&self) -> Option<&str> {
-        self.name.as_deref()
-    }
-
-    /// Where it works, if not where all do.
-    #[must_use]
-    pub fn authority(&self) -> Option<&Arc<Authority>> {
-        self.authority.as_ref()
-    }
-
-    /// Where it belongs.
-    #[must_use]
-    pub fn workspace(&self) -> &Workspace {
-        &self.workspace
-    }
-
-    /// Requests that hold a lease on it now.
-    #[must_use]
-    pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Acquire)
-    }
-
-    /// How it stands at `now`.
-    #[must_use]
-    pub fn standing(&self, now: UnixMs) -> Standing {
-        Standing::of(self.park.load(), self.workspace.park.load(), &self.workspace.quota(now), now)
-    }
-
-    /// Its own park, whether it still holds or not.
-    #[must_use]
-    pub fn parked(&self) -> Option<Park> {
-        self.park.load()
-    }
-
-    pub(super) fn park(&self, park: Park) {
-        self.park.join(park);
-    }
-
-    pub(super) fn pardon(&self, reason: ParkReason) {
-        self.park.pardon(reason);
-    }
-
-    pub(super) fn announce(&self, standing: Standing, quota: Quota, is_near: bool) -> Option<Change> {
-        self.announced.update(standing, quota, is_near)
-    }
-
-    pub(super) fn enter(&self) {
-        self.in_flight.fetch_add(1, Ordering::AcqRel);
-        self.workspace.in_flight.fetch_add(1, Ordering::AcqRel);
-    }
-
-    pub(super) fn leave(&self) {
-        self.in_flight.fetch_sub(1, Ordering::AcqRel);
-        self.workspace.in_flight.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-impl fmt::Debug for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Key({} {})", self.position(), self.api_key.short())
-    }
-}
-
-/// A workspace: what owns credits, concurrency and resources.
-#[repr(align(128))]
-#[derive(Debug)]
-pub struct Workspace {
-    name: Option<String>,
-    quota: QuotaCell,
-    park: ParkCell,
-    in_flight: AtomicU32,
-    tier: ArcSwapOption<String>,
-}
-
-impl Workspace {
-    fn new(name: Option<String>) -> Self {
-        Self {
-            name,
-            quota: QuotaCell::default(),
-            park: ParkCell::default(),
-            in_flight: AtomicU32::new(0),
-            tier: ArcSwapOption::empty(),
-        }
-    }
-
-    /// Its name, when it was configured.
-    #[must_use]
-    pub fn name(&self) -> Option<&str> {
-        self.name.as_deref()
-    }
-
-    /// Its credits as they stand at `now`.
-    #[must_use]
-    pub fn quota(&self, now: UnixMs) -> Quota {
-        self.quota.load(now)
-    }
-
-    /// Its plan, when the provider has told.
-    #[must_use]
-    pub fn tier(&self) -> Option<Arc<String>> {
-        self.tier.load_full()
-    }
-
-    /// Requests that hold a lease on one of its keys now.
-    #[must_use]
-    pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Acquire)
-    }
-
-    /// Its park, whether it still holds or not.
-    #[must_use]
-    pub fn parked(&self) -> Option<Park> {
-        self.park.load()
-    }
-
-    pub(super) fn park(&self, park: Park) {
-        self.park.join(park);
-    }
-
-    pub(super) fn spend(&self, credits: u64, now: UnixMs) {
-        self.quota.spend(credits, now);
-    }
-
-    pub(super) fn observe(&self, theirs: Quota, tier: Option<String>, now: UnixMs, lag: Duration) {
-        // Figures lag: one that only repeats the old period does not undo a refusal.
-        if self.quota.adopt(theirs, now, lag) {
-            self.park.pardon(ParkReason::Exhausted);
-        }
-        self.tier.store(tier.map(Arc::new));
-    }
-
-    pub(super) fn restore(&self, quota: Quota, park: Option<Park>) {
-        self.quota.restore(quota);
-        if let Some(park) = park {
-            self.park.join(park);
-        }
+    pub(super) fn told(&self) -> &ToldIds {
+        &self.told
     }
 }

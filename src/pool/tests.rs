@@ -1,44 +1,76 @@
 use super::*;
 use crate::policy::budget::Extension;
 use crate::policy::classify::{Refusal, Shortfall};
+use crate::policy::client::ClientName;
+use crate::policy::lane::Lane;
+use crate::policy::permission::Permission;
+use crate::policy::select::Unavailable;
+use crate::policy::standing::Change;
 use crate::secret::ApiKey;
 
 const NOW: UnixMs = UnixMs(1_000_000);
 const SETTINGS: Settings = Settings {
-    strategy: Strategy::FillFirst,
+    strategy: &crate::policy::strategy::FillFirst,
+    wait_max: Duration::from_secs(60),
+    waiting_max: 100,
     near_limit_ratio: 0.8,
     rate_limited_cooldown: Duration::from_secs(60),
     concurrency_cooldown: Duration::from_secs(2),
     exhausted_cooldown: Duration::from_secs(3_600),
     billing_cooldown: Duration::from_secs(7_200),
+    invalid_confirm: Duration::from_secs(600),
     invalid_cooldown: Duration::from_secs(86_400),
+    permission_cooldown: Duration::from_secs(3_600),
     quota_lag: Duration::from_secs(300),
 };
 
-fn pool(workspaces: &[Option<&str>]) -> Pool {
-    let entries = workspaces.iter().enumerate().map(|(index, workspace)| KeyEntry {
-        key: ApiKey::new(&format!("sk_{index}{index}{index}{index}_of_the_pool_{index}")).unwrap(),
-        name: None,
-        workspace: workspace.map(str::to_owned),
-        authority: None,
-    });
-    Pool::new(entries.collect(), SETTINGS)
+fn entry(number: usize, name: Option<&str>, workspace: Option<&str>) -> KeyEntry {
+    let key = ApiKey::new(&format!("sk_{number}{number}{number}{number}_of_the_pool_{number}")).unwrap();
+    KeyEntry { name: name.map(str::to_owned), workspace: workspace.map(str::to_owned), ..key.into() }
+}
+
+fn pool(workspaces: &[Option<&str>]) -> Arc<Pool> {
+    let entries = workspaces.iter().enumerate().map(|(number, workspace)| entry(number, None, *workspace));
+    Arc::new(Pool::new(entries.collect(), SETTINGS))
 }
 
 /// A pool of keys with a workspace each.
-fn apart(count: usize) -> Pool {
+fn apart(count: usize) -> Arc<Pool> {
     pool(&vec![None; count])
 }
 
-impl Pool {
+/// A speech of so many credits, by a client that has tried those keys.
+fn speech(credits: u64, excluded: &[usize]) -> Ask {
+    Ask {
+        client: ClientName::new("app"),
+        estimate: Some(credits),
+        lane: Some(Lane::SPEECH),
+        permission: Permission::parse("text_to_speech"),
+        excluded: excluded.to_vec(),
+    }
+}
+
+trait Trial {
+    fn taken(&self, ask: &Ask, now: UnixMs) -> Result<Reserved, Unavailable>;
+    fn chosen(&self, tried: &[usize], now: UnixMs) -> Result<usize, Unavailable>;
+    fn judged(&self, position: usize, verdict: Verdict, now: UnixMs) -> Vec<Transition>;
+    fn told(&self, position: usize, count: u64, limit: u64, now: UnixMs) -> Vec<Transition>;
+    fn spent(&self, position: usize, credits: u64, now: UnixMs) -> Vec<Transition>;
+}
+
+impl Trial for Arc<Pool> {
+    fn taken(&self, ask: &Ask, now: UnixMs) -> Result<Reserved, Unavailable> {
+        self.try_reserve(&self.roster(), ask, now)
+    }
+
     #[track_caller]
     fn chosen(&self, tried: &[usize], now: UnixMs) -> Result<usize, Unavailable> {
-        self.reserve(&self.roster(), tried, now).map(|reserved| reserved.lease.key().position())
+        self.taken(&speech(0, tried), now).map(|reserved| reserved.lease.key().position())
     }
 
     fn judged(&self, position: usize, verdict: Verdict, now: UnixMs) -> Vec<Transition> {
         let roster = self.roster();
-        self.judge(&roster, &roster.keys()[position], verdict, now)
+        self.judge(&roster, &roster.keys()[position], verdict, Some(&speech(100, &[])), now)
     }
 
     fn told(&self, position: usize, count: u64, limit: u64, now: UnixMs) -> Vec<Transition> {
@@ -54,7 +86,8 @@ impl Pool {
 
     fn spent(&self, position: usize, credits: u64, now: UnixMs) -> Vec<Transition> {
         let roster = self.roster();
-        self.spend(&roster, &roster.keys()[position], credits, now)
+        let mut lease = Lease::take(self, &roster.keys()[position], &speech(0, &[]), false, now).unwrap();
+        self.settle(&roster, &mut lease, credits, now)
     }
 }
 
@@ -137,7 +170,6 @@ fn what_is_not_the_keys_fault_does_not_park_it() {
     let pool = apart(1);
     for verdict in [
         Verdict::Served,
-        Verdict::MissingPermission,
         Verdict::PlanFeature,
         Verdict::Busy,
         Verdict::Unexplained(Refusal::Forbidden),
@@ -203,8 +235,7 @@ fn what_is_settled_after_a_refusal_is_counted_once() {
 #[test]
 fn the_key_in_use_is_told_once_and_again_when_it_changes() {
     let pool = apart(3);
-    let roster = pool.roster();
-    let news = |tried: &[usize]| changes(&pool.reserve(&roster, tried, NOW).unwrap().news);
+    let news = |tried: &[usize]| changes(&pool.taken(&speech(0, tried), NOW).unwrap().news);
     assert!(matches!(news(&[])[..], [(0, Change::InUse { rotated_to: None, .. })]));
     assert!(news(&[]).is_empty());
     // A request of its own misfortune takes the next key; the pool stays where it is.
@@ -217,7 +248,7 @@ fn the_key_in_use_is_told_once_and_again_when_it_changes() {
 fn a_lease_releases_when_it_is_dropped() {
     let pool = pool(&[Some("a"), Some("a")]);
     let roster = pool.roster();
-    let (one, two) = (pool.reserve(&roster, &[], NOW).unwrap(), pool.reserve(&roster, &[0], NOW).unwrap());
+    let (one, two) = (pool.taken(&speech(5, &[]), NOW).unwrap(), pool.taken(&speech(5, &[0]), NOW).unwrap());
     let workspace = roster.keys()[0].workspace();
     assert_eq!(
         (roster.keys()[0].in_flight(), roster.keys()[1].in_flight(), workspace.in_flight()),
@@ -257,8 +288,8 @@ fn many_threads_lose_no_credit_and_no_lease() {
             scope.spawn(|| {
                 let roster = pool.roster();
                 for _ in 0..1_000 {
-                    let reserved = pool.reserve(&roster, &[], NOW).unwrap();
-                    pool.spend(&roster, reserved.lease.key(), 3, NOW);
+                    let mut reserved = pool.try_reserve(&roster, &speech(5, &[]), NOW).unwrap();
+                    pool.settle(&roster, &mut reserved.lease, 3, NOW);
                 }
             });
         }
@@ -268,21 +299,10 @@ fn many_threads_lose_no_credit_and_no_lease() {
     assert!(snapshot.iter().all(|key| key.key.in_flight() == 0));
 }
 
-fn entry(number: usize, name: Option<&str>, workspace: Option<&str>) -> KeyEntry {
-    KeyEntry {
-        key: ApiKey::new(&format!("sk_{number}{number}{number}{number}_of_the_pool_{number}")).unwrap(),
-        name: name.map(str::to_owned),
-        workspace: workspace.map(str::to_owned),
-        authority: None,
-    }
-}
-
 /// A pool of three keys; the last two share a workspace. All of them have met something.
-fn lived_in() -> Pool {
-    let pool = Pool::new(
-        vec![entry(0, None, None), entry(1, None, Some("w")), entry(2, Some("two"), Some("w"))],
-        SETTINGS,
-    );
+fn lived_in() -> Arc<Pool> {
+    let entries = vec![entry(0, None, None), entry(1, None, Some("w")), entry(2, Some("two"), Some("w"))];
+    let pool = Arc::new(Pool::new(entries, SETTINGS));
     pool.told(0, 10, 100, NOW);
     pool.told(1, 20, 100, NOW);
     pool.judged(0, Verdict::InvalidKey, NOW);
@@ -300,7 +320,7 @@ fn a_reload_in_another_order_keeps_every_key_as_it_stood() {
     assert!(Arc::ptr_eq(&after.keys()[1], &before.keys()[0]));
     assert_eq!(after.keys().iter().map(|key| key.position()).collect::<Vec<_>>(), [0, 1]);
     // Both still rest, and the one that served is gone.
-    assert!(pool.reserve(&after, &[], NOW).is_err());
+    assert!(pool.try_reserve(&after, &speech(0, &[]), NOW).is_err());
     assert_eq!(pool.chosen(&[], later(60)), Ok(0));
 }
 
@@ -309,14 +329,14 @@ fn a_request_under_way_keeps_its_roster() {
     let pool = apart(2);
     let held = pool.roster();
     pool.reload(vec![entry(1, None, None), entry(0, None, None)], SETTINGS);
-    let reserved = pool.reserve(&held, &[], NOW).unwrap();
+    let reserved = pool.try_reserve(&held, &speech(0, &[]), NOW).unwrap();
     assert_eq!(held.position_of(reserved.lease.key()), Some(0));
     assert_eq!(reserved.lease.key().position(), 1, "people see the latest place");
-    let next = pool.reserve(&held, &[0], NOW).unwrap();
+    let next = pool.try_reserve(&held, &speech(0, &[0]), NOW).unwrap();
     assert_eq!(held.position_of(next.lease.key()), Some(1));
     // A key that left the pool still takes what its last requests teach.
     pool.reload(vec![entry(1, None, None)], SETTINGS);
-    pool.judge(&held, reserved.lease.key(), quota_refusal(), NOW);
+    pool.judge(&held, reserved.lease.key(), quota_refusal(), None, NOW);
     assert_eq!(pool.roster().position_of(reserved.lease.key()), None);
     assert_eq!(pool.snapshot(NOW).len(), 1);
 }
@@ -360,7 +380,7 @@ fn other_settings_hold_from_the_next_roster_on() {
         Settings { rate_limited_cooldown: Duration::from_secs(5), ..SETTINGS },
     );
     let rests_until = |roster: &Roster| {
-        pool.judge(roster, &roster.keys()[0], Verdict::RateLimited(None), NOW);
+        pool.judge(roster, &roster.keys()[0], Verdict::RateLimited(None), None, NOW);
         roster.keys()[0].parked().unwrap().until
     };
     assert_eq!(rests_until(&pool.roster()), later(5));
@@ -370,7 +390,244 @@ fn other_settings_hold_from_the_next_roster_on() {
 #[test]
 fn the_key_in_use_is_not_told_again_because_it_moved() {
     let pool = apart(2);
-    assert_eq!(pool.reserve(&pool.roster(), &[], NOW).unwrap().news.len(), 1);
+    assert_eq!(pool.taken(&speech(0, &[]), NOW).unwrap().news.len(), 1);
     pool.reload(vec![entry(2, None, None), entry(0, None, None)], SETTINGS);
-    assert!(pool.reserve(&pool.roster(), &[0], NOW).unwrap().news.is_empty());
+    assert!(pool.taken(&speech(0, &[0]), NOW).unwrap().news.is_empty());
+}
+
+#[test]
+fn the_last_credits_go_to_one_request() {
+    let pool = apart(2);
+    pool.told(0, 90, 100, NOW);
+    let first = pool.taken(&speech(8, &[]), NOW).unwrap();
+    assert_eq!(first.lease.key().position(), 0);
+    let second = pool.taken(&speech(8, &[]), NOW).unwrap();
+    assert_eq!(second.lease.key().position(), 1, "two credits are left of the first");
+    // The one that stands in is not the key in use.
+    assert!(second.news.is_empty());
+    assert_eq!(pool.taken(&speech(2, &[]), NOW).unwrap().lease.key().position(), 0);
+}
+
+#[test]
+fn a_lease_that_nobody_settles_costs_what_was_expected() {
+    let pool = apart(1);
+    pool.told(0, 0, 100, NOW);
+    let mut settled = pool.taken(&speech(30, &[]), NOW).unwrap().lease;
+    pool.settle(&pool.roster(), &mut settled, 10, NOW);
+    drop(settled);
+    assert_eq!(pool.snapshot(NOW)[0].quota.count, 10);
+    drop(pool.taken(&speech(30, &[]), NOW).unwrap());
+    assert_eq!(pool.snapshot(NOW)[0].quota.count, 40);
+    assert_eq!(pool.roster().keys()[0].workspace().reserved(), 0);
+}
+
+#[test]
+fn when_nobody_can_pay_the_richest_is_asked_alone() {
+    let pool = apart(2);
+    pool.told(0, 95, 100, NOW);
+    pool.told(1, 90, 100, NOW);
+    let asked = pool.taken(&speech(20, &[]), NOW).unwrap();
+    assert_eq!(asked.lease.key().position(), 1);
+    let other = pool.taken(&speech(20, &[]), NOW).unwrap();
+    assert_eq!(other.lease.key().position(), 0);
+    assert_eq!(pool.taken(&speech(20, &[]), NOW).unwrap_err(), Unavailable::Full { until: None });
+    // It said no, and how much is left: nobody asks again, and a smaller request may go.
+    let verdict = Verdict::WorkspaceQuota(Shortfall { remaining: Some(5), required: Some(10) });
+    let roster = pool.roster();
+    pool.judge(&roster, &roster.keys()[1], verdict, Some(&speech(20, &[])), NOW);
+    pool.settle(&roster, &mut { asked.lease }, 0, NOW);
+    pool.settle(&roster, &mut { other.lease }, 0, NOW);
+    assert_eq!(pool.snapshot(NOW)[1].standing.status().word(), "exhausted");
+    let smaller = pool.taken(&speech(10, &[0]), NOW).unwrap().lease;
+    assert_eq!(smaller.key().position(), 1);
+    assert!(pool.taken(&speech(1, &[0]), NOW).is_err(), "ten of our credits are five of theirs");
+    drop(smaller);
+    assert!(pool.taken(&speech(11, &[0]), NOW).is_err());
+}
+
+#[test]
+fn what_a_key_leaves_for_others_it_does_not_spend() {
+    let entries = vec![KeyEntry { kept_credits: 50, ..entry(0, None, None) }, entry(1, None, None)];
+    let pool = Arc::new(Pool::new(entries, SETTINGS));
+    pool.told(0, 0, 100, NOW);
+    assert_eq!(pool.taken(&speech(50, &[]), NOW).unwrap().lease.key().position(), 0);
+    assert_eq!(pool.taken(&speech(51, &[]), NOW).unwrap().lease.key().position(), 1);
+}
+
+#[test]
+fn a_missing_permission_is_remembered_and_the_key_serves_the_rest() {
+    let pool = apart(2);
+    pool.judged(0, Verdict::MissingPermission(Permission::parse("text_to_speech")), NOW);
+    assert_eq!(pool.chosen(&[], NOW), Ok(1));
+    assert_eq!(
+        pool.taken(&Ask { permission: None, ..speech(0, &[]) }, NOW).unwrap().lease.key().position(),
+        0
+    );
+    assert_eq!(pool.chosen(&[], later(3_600)), Ok(0));
+}
+
+#[test]
+fn a_key_is_dead_when_it_is_refused_twice() {
+    let pool = apart(1);
+    pool.judged(0, Verdict::InvalidKey, NOW);
+    assert_eq!(pool.chosen(&[], later(599)), Err(Unavailable::Invalid));
+    assert_eq!(pool.chosen(&[], later(600)), Ok(0));
+    pool.judged(0, Verdict::InvalidKey, later(600));
+    assert_eq!(pool.chosen(&[], later(86_399)), Err(Unavailable::Invalid));
+    pool.told(0, 0, 100, later(86_399));
+    pool.judged(0, Verdict::InvalidKey, later(86_399));
+    assert_eq!(pool.chosen(&[], later(86_399 + 600)), Ok(0));
+}
+
+#[test]
+fn keys_of_one_workspace_are_found_to_share_it() {
+    let pool = apart(3);
+    for (key, count) in [(0, 10), (1, 10), (2, 70)] {
+        pool.told(key, count, 100, NOW);
+    }
+    let held = pool.roster();
+    assert!(pool.learn_workspace(&held.keys()[1], "ws_1"));
+    assert!(pool.learn_workspace(&held.keys()[0], "ws_1"));
+    assert!(!pool.learn_workspace(&held.keys()[0], "ws_1"));
+    let keys = pool.roster().keys().to_vec();
+    assert!(std::ptr::eq(keys[0].workspace(), keys[1].workspace()));
+    assert!(!std::ptr::eq(keys[0].workspace(), keys[2].workspace()));
+    assert_eq!(keys[0].workspace().quota(NOW).count, 10);
+    assert_eq!(keys[0].workspace().identity().to_string(), "id:ws_1");
+    pool.judged(0, quota_refusal(), NOW);
+    assert_eq!(pool.chosen(&[], NOW), Ok(2));
+    // What the provider said survives another configuration.
+    pool.reload(vec![entry(2, None, None), entry(1, Some("one"), None), entry(0, None, None)], SETTINGS);
+    let keys = pool.roster().keys().to_vec();
+    assert!(std::ptr::eq(keys[1].workspace(), keys[2].workspace()));
+    assert_eq!(keys[0].workspace().quota(NOW).count, 70);
+}
+
+#[test]
+fn one_key_that_may_tell_speaks_for_those_beside_it() {
+    let pool = pool(&[Some("w"), Some("w"), None]);
+    pool.told(0, 10, 100, NOW);
+    pool.learn_workspace(&pool.roster().keys()[1], "ws_1");
+    pool.learn_workspace(&pool.roster().keys()[2], "ws_1");
+    let keys = pool.roster().keys().to_vec();
+    assert!(keys.iter().all(|key| std::ptr::eq(key.workspace(), keys[0].workspace())));
+    assert_eq!(keys[2].workspace().quota(NOW).count, 10);
+}
+
+/// Three workspaces of so many places each.
+fn with_places(places: u32) -> Arc<Pool> {
+    let pool = apart(3);
+    for key in pool.roster().keys() {
+        key.workspace().room(Lane::SPEECH).learn(places);
+    }
+    pool
+}
+
+#[tokio::test]
+async fn the_sixteenth_of_fifteen_waits() {
+    let pool = with_places(5);
+    let roster = pool.roster();
+    let mut leases = Vec::new();
+    for _ in 0..15 {
+        leases.push(pool.reserve(&roster, &speech(1, &[])).await.unwrap().lease);
+    }
+    for (key, running) in roster.keys().iter().zip([5, 5, 5]) {
+        assert_eq!(key.workspace().running(Lane::SPEECH), (running, Some(5)));
+    }
+    let ask = speech(1, &[]);
+    let mut waiting = Box::pin(pool.reserve(&roster, &ask));
+    assert!(futures_poll(&mut waiting).is_none());
+    assert_eq!(pool.waiting(), 1);
+    // Another lane has its own places.
+    let fast = Ask { lane: Some(Lane::FAST_SPEECH), ..speech(1, &[]) };
+    assert_eq!(pool.reserve(&roster, &fast).await.unwrap().lease.key().position(), 0);
+    leases.remove(7);
+    assert_eq!(waiting.await.unwrap().lease.key().position(), 1);
+    assert_eq!(pool.waiting(), 0);
+}
+
+#[tokio::test]
+async fn clients_take_turns_and_each_keeps_its_order() {
+    let pool = with_places(1);
+    let roster = pool.roster();
+    let held: Vec<Lease> =
+        (0..3).map(|_| pool.try_reserve(&roster, &speech(1, &[]), NOW).unwrap().lease).collect();
+    let order: Arc<Mutex<Vec<&str>>> = Arc::default();
+    let mut waiting = Vec::new();
+    for name in ["a1", "a2", "a3", "b1", "c1"] {
+        let (pool, roster, order) = (Arc::clone(&pool), Arc::clone(&roster), Arc::clone(&order));
+        let mut future = Box::pin(async move {
+            let ask = Ask { client: ClientName::new(&name[..1]), ..speech(1, &[]) };
+            let reserved = pool.reserve(&roster, &ask).await.unwrap();
+            order.lock().unwrap().push(name);
+            reserved.lease
+        });
+        assert!(futures_poll(&mut future).is_none());
+        waiting.push(future);
+    }
+    assert_eq!(pool.waiting(), 5);
+    // One place after the other; what is given is held, so that nobody else gets it.
+    let mut given = Vec::new();
+    for lease in held {
+        drop(lease);
+        given.extend(
+            waiting.iter_mut().enumerate().find_map(|(at, future)| Some((at, futures_poll(future)?))),
+        );
+        let (at, _) = given.last().unwrap();
+        drop(waiting.remove(*at));
+    }
+    assert_eq!(*order.lock().unwrap(), ["a1", "b1", "c1"]);
+    drop(given.remove(0));
+    assert!(waiting.iter_mut().any(|future| futures_poll(future).is_some()));
+    assert_eq!(order.lock().unwrap()[3], "a2");
+}
+
+#[tokio::test]
+async fn who_leaves_the_line_is_not_waited_for() {
+    let pool = with_places(1);
+    let roster = pool.roster();
+    let mut held: Vec<Lease> =
+        (0..3).map(|_| pool.try_reserve(&roster, &speech(1, &[]), NOW).unwrap().lease).collect();
+    let ask = speech(1, &[]);
+    let mut gone = Box::pin(pool.reserve(&roster, &ask));
+    assert!(futures_poll(&mut gone).is_none());
+    let mut stays = Box::pin(pool.reserve(&roster, &ask));
+    assert!(futures_poll(&mut stays).is_none());
+    // Given in the moment in which its client leaves: the next one gets it.
+    held.pop();
+    drop(gone);
+    assert!(stays.await.is_ok());
+    assert_eq!(pool.waiting(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_has_an_end() {
+    let pool = with_places(1);
+    let roster = pool.roster();
+    let _held: Vec<Lease> =
+        (0..3).map(|_| pool.try_reserve(&roster, &speech(1, &[]), NOW).unwrap().lease).collect();
+    let given = pool.reserve(&roster, &speech(1, &[])).await;
+    assert_eq!(given.unwrap_err(), Unavailable::Full { until: None });
+    assert_eq!(pool.waiting(), 0);
+}
+
+#[tokio::test]
+async fn a_line_that_is_long_enough_takes_nobody() {
+    let pool = Arc::new(Pool::new(vec![entry(0, None, None)], Settings { waiting_max: 1, ..SETTINGS }));
+    let roster = pool.roster();
+    roster.keys()[0].workspace().room(Lane::SPEECH).learn(1);
+    let _held = pool.try_reserve(&roster, &speech(1, &[]), NOW).unwrap();
+    let ask = speech(1, &[]);
+    let mut first = Box::pin(pool.reserve(&roster, &ask));
+    assert!(futures_poll(&mut first).is_none());
+    assert_eq!(pool.reserve(&roster, &ask).await.unwrap_err(), Unavailable::Full { until: None });
+}
+
+/// One look at a future.
+fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    match std::pin::Pin::new(future).poll(&mut cx) {
+        std::task::Poll::Ready(output) => Some(output),
+        std::task::Poll::Pending => None,
+    }
 }

@@ -14,17 +14,20 @@ use super::books::{AttemptRecord, CreditSource, Place};
 use super::journal::RequestLog;
 use super::journey::Journey;
 use crate::body::relay::Ending;
-use crate::body::replay::Upload;
+use crate::body::replay::{Replay, Upload};
 use crate::clock;
 use crate::policy::asked::{self, Asked};
 use crate::policy::authority::Authority;
 use crate::policy::classify::Verdict;
 use crate::policy::client::ClientName;
-use crate::policy::cost;
-use crate::policy::endpoint::{Endpoint, Metering};
+use crate::policy::cost::{self, concurrency_max};
+use crate::policy::endpoint::{Endpoint, Metering, Work};
+use crate::policy::estimate::estimate;
+use crate::policy::lane::Lane;
+use crate::policy::models::Models;
 use crate::policy::replay::Progress;
 use crate::policy::units::UnixMs;
-use crate::pool::{Key, Lease, Pool, Roster};
+use crate::pool::{Ask, Key, Lease, Pool, Roster};
 use crate::secret::ApiKey;
 use crate::telemetry::announce;
 use crate::upstream::SendError;
@@ -37,6 +40,8 @@ pub(super) struct Case {
     method: Arc<str>,
     route: Arc<str>,
     metering: Metering,
+    /// What was asked for, where that was known before.
+    asked: Option<Asked>,
 }
 
 impl Case {
@@ -53,9 +58,35 @@ impl Case {
             method: method.as_str().into(),
             route: endpoint.route.as_str().into(),
             metering: endpoint.metering,
+            asked: None,
         };
         log.opened(&case.client, &case.route);
         case
+    }
+
+    /// Looks at what is asked for, as far as can be seen before it is sent; returns what that needs of
+    /// a key.
+    pub(super) async fn foresee(
+        &mut self,
+        endpoint: &Endpoint,
+        body: &Replay<Incoming>,
+        models: &Models,
+        span: Duration,
+    ) -> Ask {
+        let mut asked = Asked::default();
+        let is_short = body.length().is_none_or(|bytes| bytes <= asked::BODY_BYTES_MAX as u64);
+        if endpoint.work.has_text() && is_short && !span.is_zero() {
+            let (start, is_whole) = body.gather(asked::BODY_BYTES_MAX, span).await;
+            asked = Asked::of(&start, is_whole);
+            self.asked = is_whole.then(|| asked.clone());
+        }
+        Ask {
+            client: self.client.clone(),
+            estimate: estimate(endpoint.work, &asked, body.length(), models),
+            lane: lane(endpoint.work, &asked, models),
+            permission: endpoint.permission,
+            excluded: Vec::new(),
+        }
     }
 }
 
@@ -74,6 +105,7 @@ pub(super) struct Attempt {
     place: Option<Place>,
     began: Instant,
     metering: Metering,
+    asked: Option<Asked>,
     record: AttemptRecord,
     cut: CancellationToken,
 }
@@ -103,7 +135,7 @@ impl Attempt {
             response_bytes: 0,
             model: None,
             characters: None,
-            credits_reserved: None,
+            credits_reserved: Some(lease.reserved()).filter(|&credits| credits > 0),
             credits: 0,
             credits_from: unknown(case.metering),
             first_byte: None,
@@ -117,6 +149,7 @@ impl Attempt {
             place: Some(place),
             began: clock::instant(),
             metering: case.metering,
+            asked: case.asked.clone(),
             record,
             cut: proxy.cut.clone(),
         }
@@ -153,17 +186,24 @@ impl Attempt {
                 self.record.verdict = answer.verdict.word();
                 self.describe(answer.verdict);
                 self.charge(answer, now);
-                announce(&self.pool.judge(&self.roster, self.lease.key(), answer.verdict, now));
+                let (key, ask) = (self.lease.key(), Some(journey.ask()));
+                announce(&self.pool.judge(&self.roster, key, answer.verdict, ask, now));
                 if answer.verdict == Verdict::Served {
+                    if let Some(maximum) = concurrency_max(&answer.head.headers) {
+                        self.lease.learn_room(maximum);
+                    }
                     for (key, verdict) in journey.shown_by_contrast() {
-                        announce(&self.pool.judge(&self.roster, key, verdict, now));
+                        announce(&self.pool.judge(&self.roster, key, verdict, None, now));
                     }
                 }
                 Progress::Answered(answer.verdict)
             }
             Err(error) => {
                 (self.record.verdict, self.record.credits_from) = match error.progress {
-                    Progress::Unsent => ("unsent", CreditSource::Free),
+                    Progress::Unsent => {
+                        self.pool.settle(&self.roster, &mut self.lease, 0, now);
+                        ("unsent", CreditSource::Free)
+                    }
                     Progress::Unanswered | Progress::Answered(_) => ("unanswered", unknown(self.metering)),
                 };
                 error.progress
@@ -176,23 +216,31 @@ impl Attempt {
     /// Notes what was asked for, once the provider has taken it: what it refuses may be anything.
     fn describe(&mut self, verdict: Verdict) {
         if verdict == Verdict::Served && self.metering == Metering::Credits {
-            let (start, is_whole) = self.upload.start(asked::BODY_BYTES_MAX);
-            let Asked { model, characters } = Asked::of(&start, is_whole);
-            (self.record.model, self.record.characters) = (model, characters);
+            let asked = self.asked.take().unwrap_or_else(|| {
+                let (start, is_whole) = self.upload.start(asked::BODY_BYTES_MAX);
+                Asked::of(&start, is_whole)
+            });
+            (self.record.model, self.record.characters) = (asked.model, asked.characters);
         }
     }
 
     /// Books the cost. It stands in the head of the answer, before the first byte of the body: an
     /// answer that is broken off later is probably charged all the same.
     fn charge(&mut self, answer: &Answer, now: UnixMs) {
-        let told = cost::told(&answer.head.headers);
-        self.record.credits = told.unwrap_or(0);
-        self.record.credits_from = match (told, answer.verdict) {
-            (Some(_), _) => CreditSource::Answer,
-            (None, Verdict::Served | Verdict::ServerError) => unknown(self.metering),
-            (None, _) => CreditSource::Free,
+        let expected = self.lease.reserved();
+        let (credits, from) = match (cost::told(&answer.head.headers), answer.verdict) {
+            (Some(told), _) => (told, CreditSource::Answer),
+            (None, Verdict::Served) if expected > 0 => (expected, CreditSource::Estimate),
+            (None, Verdict::Served | Verdict::ServerError) => (0, unknown(self.metering)),
+            (None, _) => (0, CreditSource::Free),
         };
-        announce(&self.pool.spend(&self.roster, self.lease.key(), self.record.credits, now));
+        (self.record.credits, self.record.credits_from) = (credits, from);
+        announce(&self.pool.settle(&self.roster, &mut self.lease, credits, now));
+    }
+
+    /// Another attempt follows: the key is free for others meanwhile.
+    pub(super) fn release(&mut self) {
+        self.lease.release();
     }
 
     /// The relay of the answer begins: the request is not sent again.
@@ -215,6 +263,14 @@ impl Attempt {
         }
         &self.record
     }
+}
+
+/// With what a request is counted when it runs at once.
+fn lane(work: Work, asked: &Asked, models: &Models) -> Option<Lane> {
+    let of_work = Lane::of_work(work)?;
+    let speaks = of_work == Lane::SPEECH;
+    let model = asked.model.as_deref().or(speaks.then_some(asked::DEFAULT_MODEL));
+    Some(model.and_then(|model| models.lane(model)).unwrap_or(of_work))
 }
 
 fn unknown(metering: Metering) -> CreditSource {

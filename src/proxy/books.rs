@@ -68,6 +68,8 @@ pub struct AttemptRecord {
 pub enum CreditSource {
     /// The answer said it.
     Answer,
+    /// The answer did not, and it is what was expected before.
+    Estimate,
     /// Nothing is charged for this.
     Free,
     /// Something may have been charged, and nobody said how much.
@@ -80,6 +82,7 @@ impl CreditSource {
     pub fn word(self) -> &'static str {
         match self {
             Self::Answer => "answer",
+            Self::Estimate => "estimate",
             Self::Free => "free",
             Self::Unknown => "unknown",
         }

@@ -1,6 +1,8 @@
 //! Answers we make ourselves: marked with `x-keychoir-error`, and in a shape that every SDK reads.
 //! The text for the client names no key and no internals; the log has its own.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
@@ -70,6 +72,8 @@ struct Told {
 /// The contract's sentence for an empty pool.
 const NOTHING_LEFT: &str = "All ElevenLabs API keys are exhausted or rate limited";
 
+/// A request that is under way ends about that soon.
+const FULL_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// A restart takes about that long.
 const DRAINING_RETRY_AFTER_S: u64 = 1;
 
@@ -222,6 +226,20 @@ fn unavailable_told(unavailable: Unavailable, now: UnixMs) -> Told {
                 retry_after_s: u64::try_from(seconds).ok(),
             }
         }
+        Unavailable::Full { until } => {
+            let span = until.map_or(FULL_RETRY_AFTER, |until| until.since(now)).as_millis();
+            let seconds = span.div_ceil(1_000).max(1);
+            Told {
+                http: StatusCode::TOO_MANY_REQUESTS,
+                status: "too_many_concurrent_requests",
+                code: "all_keys_busy",
+                message: format!(
+                    "Every ElevenLabs API key has as many requests under way as its plan allows. \
+                     Try again in {seconds} s."
+                ),
+                retry_after_s: u64::try_from(seconds).ok(),
+            }
+        }
         // Nothing was tried and nothing can be: said as for an empty pool of refused keys.
         Unavailable::Invalid | Unavailable::Tried => Told {
             http: StatusCode::UNAUTHORIZED,
@@ -291,8 +309,6 @@ fn upstream_told(error: &SendError) -> Told {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use serde_json::Value;
 
     use super::*;
@@ -361,6 +377,7 @@ mod tests {
             (ProxyError::BooksFull(NoPlace), 503, "books_full"),
             (ProxyError::Draining, 503, "draining"),
             (ProxyError::Unavailable(Unavailable::Invalid), 401, "all_keys_invalid"),
+            (ProxyError::Unavailable(Unavailable::Full { until: None }), 429, "all_keys_busy"),
             (upstream(Progress::Unsent, SendErrorKind::ConnectTimeout(span)), 504, "upstream_timeout"),
             (upstream(Progress::Unanswered, SendErrorKind::AnswerTimeout(span)), 504, "upstream_timeout"),
             (upstream(Progress::Unanswered, SendErrorKind::UploadStalled(span)), 504, "upstream_timeout"),

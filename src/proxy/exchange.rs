@@ -70,15 +70,16 @@ impl<C: Connect> Proxy<C> {
         // 2. Look up: what is it, and may a client of the pool do it?
         let (endpoint, mistake) = look_up(&mut head, limits.denies_dangerous)?;
         self.hints.tell(&client, mistake);
-        let case = Case::open(log, client, &head.method, &endpoint);
+        let mut case = Case::open(log, client, &head.method, &endpoint);
         // 3. Strip: no credential of the client goes on.
         let outbound = strip(head)?;
         // 4. Hold: the body streams on, and what passes is kept for a replay.
         let body = Replay::hold(body, &limits.room);
-        // 5. Reserve: a key that stands well.
+        // 5. Reserve: a key that stands well, can pay, and has room.
         self.retries.count();
-        let mut journey = Journey::begin(self.pool.roster(), endpoint.effect);
-        let mut lease = self.reserve(&journey)?;
+        let ask = case.foresee(&endpoint, &body, &self.pool.models(), limits.foresee_max).await;
+        let mut journey = Journey::begin(self.pool.roster(), endpoint.effect, ask);
+        let mut lease = self.reserve(&journey).await?;
         loop {
             let place = self.books.place().await?;
             // 6. Send: the key goes in here and nowhere else.
@@ -95,7 +96,8 @@ impl<C: Connect> Proxy<C> {
                 Decision::Again { pause } if self.retries.take() => journey.pause(pause).await,
                 Decision::Relay | Decision::Fail | Decision::Again { .. } => return Ok((result?, attempt)),
             }
-            match self.reserve(&journey) {
+            attempt.release();
+            match self.reserve(&journey).await {
                 Ok(next) => lease = next,
                 Err(unavailable) => return Ok((result?.or_ours(unavailable)?, attempt)),
             }

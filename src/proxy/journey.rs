@@ -12,7 +12,7 @@ use crate::clock;
 use crate::policy::classify::{Concern, Verdict};
 use crate::policy::replay::{Effect, Facts, Progress};
 use crate::policy::select::Unavailable;
-use crate::pool::{Key, Lease, Roster};
+use crate::pool::{Ask, Key, Lease, Roster};
 use crate::telemetry::announce;
 
 /// A request under way.
@@ -22,24 +22,25 @@ pub(super) struct Journey {
     effect: Effect,
     attempts: u32,
     blameless_replays: u32,
-    /// Positions of keys that were refused for this request.
-    tried: Vec<usize>,
+    /// What it needs of a key; the keys that were refused for it are not asked again.
+    ask: Ask,
+    last: Option<Verdict>,
     /// Ambiguous verdicts, each with a key that got it.
     unclear: Vec<(Verdict, Arc<Key>)>,
 }
 
 impl<C> Proxy<C> {
     /// Reserves a key that this request has not tried, and tells the news that come with it.
-    pub(super) fn reserve(&self, journey: &Journey) -> Result<Lease, Unavailable> {
-        let reserved = self.pool.reserve(&journey.roster, &journey.tried, clock::now())?;
+    pub(super) async fn reserve(&self, journey: &Journey) -> Result<Lease, Unavailable> {
+        let reserved = self.pool.reserve(&journey.roster, &journey.ask).await?;
         announce(&reserved.news);
         Ok(reserved.lease)
     }
 }
 
 impl Journey {
-    pub(super) fn begin(roster: Arc<Roster>, effect: Effect) -> Self {
-        Self { roster, effect, attempts: 0, blameless_replays: 0, tried: Vec::new(), unclear: Vec::new() }
+    pub(super) fn begin(roster: Arc<Roster>, effect: Effect, ask: Ask) -> Self {
+        Self { roster, effect, attempts: 0, blameless_replays: 0, ask, last: None, unclear: Vec::new() }
     }
 
     /// Counts an attempt; returns its number, from 1.
@@ -52,6 +53,11 @@ impl Journey {
         &self.roster
     }
 
+    /// What it needs of a key.
+    pub(super) fn ask(&self) -> &Ask {
+        &self.ask
+    }
+
     /// The facts after an attempt with `key` got so far.
     pub(super) fn facts(
         &mut self,
@@ -60,7 +66,11 @@ impl Journey {
         key: &Arc<Key>,
         limits: &Limits,
     ) -> Facts {
-        if let Progress::Answered(verdict) = progress
+        self.last = match progress {
+            Progress::Answered(verdict) => Some(verdict),
+            Progress::Unsent | Progress::Unanswered => None,
+        };
+        if let Some(verdict) = self.last
             && verdict.concern() == Concern::Unclear
         {
             self.unclear.push((verdict, Arc::clone(key)));
@@ -95,9 +105,11 @@ impl Journey {
         u32::try_from(seen.len()).unwrap_or(u32::MAX)
     }
 
-    /// This request does not ask with `key` again.
+    /// This request does not ask with `key` again, unless it was only busy.
     pub(super) fn leave(&mut self, key: &Key) {
-        self.tried.extend(self.roster.position_of(key));
+        if !matches!(self.last, Some(Verdict::Concurrency { .. })) {
+            self.ask.excluded.extend(self.roster.position_of(key));
+        }
     }
 
     /// A replay that is no key's fault: counted, and after a pause that differs from request to

@@ -50,6 +50,8 @@ pub struct Limits {
     pub error_body_bytes_max: usize,
     /// How long that reading may take.
     pub error_body_max: Duration,
+    /// How long a request's text is waited for, to know what it will cost; zero does not look.
+    pub foresee_max: Duration,
     /// Whether endpoints that could harm the pool are denied.
     pub denies_dangerous: bool,
     /// Room for held bodies.

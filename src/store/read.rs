@@ -62,7 +62,8 @@ fn reason(word: &str) -> Option<ParkReason> {
 pub(super) fn reason_word(reason: ParkReason) -> &'static str {
     match reason {
         ParkReason::RateLimited => REASONS[0].1,
-        ParkReason::Exhausted => REASONS[1].1,
+        // Nobody is parked for being short; it is noticed again.
+        ParkReason::Exhausted | ParkReason::Short => REASONS[1].1,
         ParkReason::Billing => REASONS[2].1,
         ParkReason::Invalid => REASONS[3].1,
     }

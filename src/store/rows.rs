@@ -52,7 +52,7 @@ fn insert_attempt(transaction: &Transaction<'_>, record: &AttemptRecord) -> Resu
         moment(record.started_at),
         record.client.as_str(),
         record.key.api_key().fingerprint().to_string(),
-        record.key.workspace().name(),
+        record.key.workspace().identity().name(),
         &*record.method,
         &*record.route,
         record.model.as_deref(),
@@ -114,12 +114,13 @@ fn upsert_key(transaction: &Transaction<'_>, seen: &KeySnapshot, now: UnixMs) ->
         Extension::Credits(more) => Some(whole(more)),
         Extension::Unlimited => Some(-1),
     };
+    let identity = key.workspace().identity();
     let (park, workspace_park) = (key.parked(), key.workspace().parked());
     let columns: [&dyn ToSql; 15] = [
         &key.api_key().fingerprint().to_string(),
         &key.api_key().short().as_str(),
         &key.name(),
-        &key.workspace().name(),
+        &identity.name(),
         &whole(key.position() as u64),
         &standing.status().word(),
         &whole(quota.count),

@@ -14,7 +14,7 @@ use crate::policy::budget::{Extension, Quota};
 use crate::policy::client::ClientName;
 use crate::policy::standing::{Park, ParkReason};
 use crate::policy::units::UnixMs;
-use crate::pool::{self, KeyEntry, Observation};
+use crate::pool::{self, Observation};
 use crate::proxy::{AttemptRecord, CreditSource};
 use crate::secret::ApiKey;
 
@@ -25,12 +25,7 @@ const KEYS: [&str; 2] = [
 ];
 
 fn pool() -> Arc<Pool> {
-    let entries = KEYS.iter().map(|key| KeyEntry {
-        key: ApiKey::new(key).unwrap(),
-        name: None,
-        workspace: None,
-        authority: None,
-    });
+    let entries = KEYS.iter().map(|key| ApiKey::new(key).unwrap().into());
     Arc::new(Pool::new(entries.collect(), pool::Settings::STILL))
 }
 
@@ -117,7 +112,7 @@ async fn keys_are_read_back_as_they_were() {
     };
     pool.observe(&roster, &roster.keys()[0], Observation::Quota { quota, tier: None }, NOW);
     let park = Park { reason: ParkReason::Invalid, until: NOW.plus(Duration::from_secs(3_600)) };
-    pool.judge(&roster, &roster.keys()[1], crate::policy::classify::Verdict::InvalidKey, NOW);
+    pool.judge(&roster, &roster.keys()[1], crate::policy::classify::Verdict::InvalidKey, None, NOW);
     let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), settings(8)).unwrap();
     books.keys_changed();
     drop(books);

@@ -2,7 +2,9 @@
 
 use tracing::{info, warn};
 
+use crate::clock;
 use crate::policy::budget::Quota;
+use crate::policy::forecast::Forecast;
 use crate::policy::standing::{Change, KeyStatus, ParkReason};
 use crate::policy::units::{Grouped, UnixMs};
 use crate::pool::{KeySnapshot, Transition};
@@ -18,7 +20,7 @@ pub fn keys_loaded(count: usize, source: &str) -> String {
 /// shown of it, its plan, what is used, when it resets, and how it stands.
 #[must_use]
 pub fn key_line(seen: &KeySnapshot) -> String {
-    let KeySnapshot { key, quota, standing, is_near_limit } = seen;
+    let KeySnapshot { key, quota, standing, is_near_limit, forecast: _ } = seen;
     let number = key.position() + 1;
     let short = key.api_key().short().as_str();
     let tier = key.workspace().tier().map_or_else(|| "-".to_owned(), |tier| tier.to_string());
@@ -40,9 +42,10 @@ pub fn key_line(seen: &KeySnapshot) -> String {
     format!("key {number:<2} {short:<19}  {tier:<9} {used}  {resets:<13}  {status}")
 }
 
-/// The lines for a change, without the symbols in front, each with the name of its event.
+/// The lines for a change, without the symbols in front, each with the name of its event. `forecast`
+/// says what will become of the key's credits.
 #[must_use]
-pub fn wording(news: &Transition) -> Vec<(&'static str, String)> {
+pub fn wording(news: &Transition, forecast: Forecast) -> Vec<(&'static str, String)> {
     let short = news.key.api_key().short();
     match news.change {
         Change::InUse { quota, rotated_to } => {
@@ -54,12 +57,22 @@ pub fn wording(news: &Transition) -> Vec<(&'static str, String)> {
         }
         Change::NearLimit(quota) => {
             let percent = quota.usage_ratio() * 100.0;
-            vec![("key_near_limit", format!("Key {short} near limit: {} ({percent:.1}%)", left(&quota)))]
+            vec![(
+                "key_near_limit",
+                format!("Key {short} near limit: {} ({percent:.1}%){}", left(&quota), expected(forecast)),
+            )]
         }
         Change::Rests { reason, until } => vec![match reason {
             ParkReason::Exhausted => (
                 "key_exhausted",
                 format!("Key {short} exhausted - rotating to next key{}", date("resets", until)),
+            ),
+            ParkReason::Short => (
+                "key_exhausted",
+                format!(
+                    "Key {short} exhausted - rotating to next key (too few chars left for this request{})",
+                    until.map(|at| format!(", resets {}", at.month_and_day())).unwrap_or_default()
+                ),
             ),
             ParkReason::Billing => (
                 "key_exhausted",
@@ -85,15 +98,25 @@ pub fn wording(news: &Transition) -> Vec<(&'static str, String)> {
 
 /// Tells the news.
 pub fn announce(news: &[Transition]) {
+    let now = clock::now();
     for transition in news {
+        let forecast = transition.key.workspace().forecast(now);
         let key = transition.key.api_key().short().as_str();
         let position = transition.key.position();
-        for (event, text) in wording(transition) {
+        for (event, text) in wording(transition, forecast) {
             match event {
                 "key_in_use" | "key_rotated" | "key_returned" => info!(event, key, position, "{text}"),
                 _ => warn!(event, key, position, "{text}"),
             }
         }
+    }
+}
+
+/// What will become of a key near its limit, where that is known and worth a thought.
+fn expected(forecast: Forecast) -> String {
+    match forecast {
+        Forecast::SpentBy(at) => format!(" (spent by {} at this rate)", at.month_and_day()),
+        Forecast::Lasts | Forecast::Unknown => String::new(),
     }
 }
 
@@ -118,7 +141,7 @@ mod tests {
 
     use super::*;
     use crate::policy::budget::Extension;
-    use crate::pool::{Key, KeyEntry, Observation, Pool, Settings};
+    use crate::pool::{Key, Observation, Pool, Settings};
     use crate::secret::ApiKey;
 
     const NOW: UnixMs = UnixMs(1_795_000_000_000);
@@ -126,7 +149,7 @@ mod tests {
 
     fn pool() -> Pool {
         let key = ApiKey::new("sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b").unwrap();
-        Pool::new(vec![KeyEntry { key, name: None, workspace: None, authority: None }], Settings::STILL)
+        Pool::new(vec![key.into()], Settings::STILL)
     }
 
     fn key() -> Arc<Key> {
@@ -139,7 +162,7 @@ mod tests {
 
     #[track_caller]
     fn check(change: Change, expected: &[(&str, &str)]) {
-        let lines = wording(&Transition { key: key(), change });
+        let lines = wording(&Transition { key: key(), change }, Forecast::Unknown);
         let lines: Vec<(&str, &str)> = lines.iter().map(|(event, text)| (*event, &**text)).collect();
         assert_eq!(lines, expected);
     }

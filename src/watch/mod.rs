@@ -112,11 +112,12 @@ async fn read(answer: Response<AnswerBody<Incoming>>, settings: Settings) -> Opt
             .map(|subscription| Observation::Quota { quota: subscription.quota, tier: subscription.tier }),
         Verdict::InvalidKey => Some(Observation::Invalid),
         // A key for speech alone may not ask, and is as good as any.
-        Verdict::MissingPermission => Some(Observation::Unreadable),
+        Verdict::MissingPermission(_) => Some(Observation::Unreadable),
         Verdict::WorkspaceQuota(_)
         | Verdict::KeyQuota(_)
         | Verdict::PlanFeature
         | Verdict::Billing
+        | Verdict::Abuse
         | Verdict::RateLimited(_)
         | Verdict::Concurrency { .. }
         | Verdict::Busy

@@ -121,6 +121,26 @@ async fn the_start_of_a_body_is_seen_and_whether_it_is_all_of_it() {
 }
 
 #[tokio::test]
+async fn what_was_looked_at_before_is_sent_all_the_same() {
+    for bound in [100, 7, 5, 0] {
+        let memory = room(bound, 0);
+        let replay = Replay::hold(script(&["hello", " ", "world"]), &memory);
+        let (start, is_whole) = replay.gather(99, Duration::from_secs(60)).await;
+        let is_held = bound == 100;
+        assert_eq!((start == "hello world", is_whole), (is_held, is_held), "{bound}");
+        let attempt = replay.attempt();
+        assert!(!attempt.is_end_stream());
+        assert_eq!(all(attempt).await, "hello world", "{bound}");
+        assert_eq!(replay.holding(), if is_held { Holding::Whole } else { Holding::Lost });
+    }
+    // As much as was asked for, and the piece that goes beyond it.
+    let replay = Replay::hold(script(&["hello", " ", "world"]), &roomy());
+    assert_eq!(replay.gather(4, Duration::from_secs(60)).await, ("hell".into(), false));
+    assert_eq!(all(replay.attempt()).await, "hello world");
+    assert_eq!(all(replay.attempt()).await, "hello world");
+}
+
+#[tokio::test]
 async fn past_its_bound_the_request_goes_on_and_only_the_replay_is_lost() {
     for (bound, expected) in [(10, Holding::Whole), (9, Holding::Lost)] {
         let memory = room(bound, 0);

@@ -62,8 +62,13 @@ impl ErrorBody {
     /// The whole number that stands in the message between two lower-case texts.
     #[must_use]
     pub fn number_between(&self, before: &str, after: &str) -> Option<u64> {
+        self.text_between(before, after)?.replace(',', "").trim().parse().ok()
+    }
+
+    /// What stands in the message between two lower-case texts, lower case.
+    #[must_use]
+    pub fn text_between(&self, before: &str, after: &str) -> Option<&str> {
         let (_, rest) = self.message.split_once(before)?;
-        let (number, _) = rest.split_once(after)?;
-        number.replace(',', "").trim().parse().ok()
+        rest.split_once(after).map(|(text, _)| text)
     }
 }

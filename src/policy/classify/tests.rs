@@ -1,4 +1,5 @@
 use super::*;
+use crate::policy::permission::Permission;
 
 const QUOTA: &str = "This request exceeds your quota of 10000. You have 0 credits remaining, while 43 credits are required for this request.";
 const CAP: &str = "This request exceeds your API key (production) quota of 5. You have 5 credits remaining, while 1727 credits are required for this request.";
@@ -110,18 +111,49 @@ fn a_missing_permission_is_not_an_invalid_key() {
     check(
         401,
         &detail("authentication_error", "unauthorized", "missing_permissions", message),
-        Verdict::MissingPermission,
+        Verdict::MissingPermission(Permission::parse("user_read")),
     );
     check(
         403,
         &detail("authorization_error", "insufficient_permissions", "", "No."),
-        Verdict::MissingPermission,
+        Verdict::MissingPermission(None),
+    );
+}
+
+#[test]
+fn the_clients_own_mistake_is_no_reason_to_doubt_a_key() {
+    for status in [400, 401] {
+        for word in ["max_character_limit_exceeded", "text_too_long", "invalid_parameters"] {
+            check(status, &detail("", "", word, "No."), Verdict::RequestError);
+        }
+        check(status, &detail("validation_error", "invalid_voice_id", "", "No."), Verdict::RequestError);
+        check(
+            status,
+            &detail("", "", "voice_not_found", "A voice with that ID was not found."),
+            Verdict::NotFound,
+        );
+    }
+}
+
+#[test]
+fn who_does_not_see_our_key_does_not_judge_it() {
+    let verdict = Verdict::Unexplained(Refusal::Unauthorized);
+    check(
+        401,
+        &detail("", "", "needs_authorization", "Neither authorization header nor xi-api-key"),
+        verdict,
+    );
+    check(401, &detail("authentication_error", "missing_api_key", "", "No."), verdict);
+    check(
+        401,
+        &detail("authentication_error", "unauthorized", "invalid_authorization_header", "No."),
+        verdict,
     );
 }
 
 #[test]
 fn a_locked_account_is_billing() {
-    check(401, &detail("", "", "detected_unusual_activity", "Unusual activity detected."), Verdict::Billing);
+    check(401, &detail("", "", "detected_unusual_activity", "Unusual activity detected."), Verdict::Abuse);
     check(401, &detail("payment_required", "payment_issue", "", "Past due."), Verdict::Billing);
 }
 
@@ -238,7 +270,7 @@ fn what_another_key_was_served_is_the_keys_own_matter() {
         (Verdict::Unexplained(Refusal::Unauthorized), Some(Verdict::InvalidKey)),
         (Verdict::Unexplained(Refusal::PaymentRequired), Some(quota)),
         (FORBIDDEN, None),
-        (Verdict::MissingPermission, None),
+        (Verdict::MissingPermission(None), None),
     ] {
         assert_eq!(verdict.by_contrast(), meaning);
     }

@@ -1,0 +1,149 @@
+//! When credits will be gone, at the rate they are spent now.
+
+use std::time::Duration;
+
+use super::budget::Quota;
+use super::units::UnixMs;
+
+/// What was spent lately, forgotten by halves: half of it after [`HALF_LIFE`]. One number and the
+/// moment it was true, so that it fits a word.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Spending {
+    /// Credits, each worth less the longer ago it was spent.
+    pub credits: f32,
+    /// Seconds since 1970.
+    pub at_s: u32,
+}
+
+/// Long enough to see through the pauses of a day's work, short enough to notice a new habit.
+pub const HALF_LIFE: Duration = Duration::from_secs(6 * 3_600);
+
+impl Spending {
+    /// What is left of it at `now`.
+    #[must_use]
+    pub fn at(self, now: UnixMs) -> Self {
+        let at_s = u32::try_from(now.0 / 1_000).unwrap_or(u32::MAX);
+        let elapsed = at_s.saturating_sub(self.at_s);
+        let halvings = f64::from(elapsed) / HALF_LIFE.as_secs_f64();
+        #[expect(clippy::cast_possible_truncation, reason = "a rate for people")]
+        Self { credits: (f64::from(self.credits) * 0.5_f64.powf(halvings)) as f32, at_s: at_s.max(self.at_s) }
+    }
+
+    /// With `credits` spent at `now`.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+    pub fn and(self, credits: u64, now: UnixMs) -> Self {
+        let before = self.at(now);
+        Self { credits: before.credits + credits as f32, ..before }
+    }
+
+    /// Credits a day, at `now`.
+    #[must_use]
+    pub fn per_day(self, now: UnixMs) -> f64 {
+        let per_second = f64::from(self.at(now).credits) * std::f64::consts::LN_2 / HALF_LIFE.as_secs_f64();
+        per_second * 86_400.0
+    }
+}
+
+/// What will become of a workspace's credits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forecast {
+    /// Nobody knows: the limit is unknown or has no end, or nothing is spent.
+    Unknown,
+    /// They last until they come back.
+    Lasts,
+    /// They will be gone at this moment, before they come back.
+    SpentBy(UnixMs),
+}
+
+/// Says when what is left will be gone, at `per_day` credits a day.
+#[must_use]
+pub fn forecast(quota: &Quota, per_day: f64, now: UnixMs) -> Forecast {
+    let Some(left) = quota.spendable() else { return Forecast::Unknown };
+    forecast_of(left, quota.resets_at, per_day, now)
+}
+
+/// The same for `left` credits that come back at `resets_at`.
+#[must_use]
+pub fn forecast_of(left: u64, resets_at: Option<UnixMs>, per_day: f64, now: UnixMs) -> Forecast {
+    // Less than a credit a day is no rate.
+    if per_day < 1.0 {
+        return Forecast::Unknown;
+    }
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a date for people, saturating"
+    )]
+    let span_ms = (left as f64 / per_day * 86_400_000.0) as u64;
+    let spent_by = UnixMs(now.0.saturating_add(span_ms));
+    match resets_at {
+        Some(reset) if reset <= spent_by => Forecast::Lasts,
+        Some(_) | None => Forecast::SpentBy(spent_by),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::budget::Extension;
+    use super::*;
+
+    const DAY: u64 = 86_400_000;
+    const NOW: UnixMs = UnixMs(20_000 * DAY);
+
+    fn quota(count: u64, resets_in_days: Option<u64>) -> Quota {
+        Quota {
+            count,
+            limit: Some(1_000),
+            extension: Extension::None,
+            resets_at: resets_in_days.map(|days| UnixMs(NOW.0 + days * DAY)),
+        }
+    }
+
+    #[test]
+    fn what_is_left_lasts_as_long_as_its_rate_says() {
+        assert_eq!(forecast(&quota(500, Some(9)), 100.0, NOW), Forecast::SpentBy(UnixMs(NOW.0 + 5 * DAY)));
+        assert_eq!(forecast(&quota(500, Some(5)), 100.0, NOW), Forecast::Lasts);
+        assert_eq!(forecast(&quota(500, None), 100.0, NOW), Forecast::SpentBy(UnixMs(NOW.0 + 5 * DAY)));
+        assert_eq!(forecast(&quota(1_000, None), 100.0, NOW), Forecast::SpentBy(NOW));
+    }
+
+    #[test]
+    fn overage_lasts_longer() {
+        let some = Quota { extension: Extension::Credits(500), ..quota(500, None) };
+        assert_eq!(forecast(&some, 100.0, NOW), Forecast::SpentBy(UnixMs(NOW.0 + 10 * DAY)));
+        let endless = Quota { extension: Extension::Unlimited, ..some };
+        assert_eq!(forecast(&endless, 100.0, NOW), Forecast::Unknown);
+    }
+
+    #[test]
+    fn nobody_knows_without_a_rate_or_a_limit() {
+        assert_eq!(forecast(&quota(0, None), 0.5, NOW), Forecast::Unknown);
+        assert_eq!(forecast(&Quota { limit: None, ..quota(0, None) }, 100.0, NOW), Forecast::Unknown);
+    }
+
+    #[test]
+    fn a_steady_rate_is_found() {
+        let mut spending = Spending::default();
+        let mut now = NOW;
+        for _ in 0..10 * 24 * 60 {
+            now = UnixMs(now.0 + 60_000);
+            spending = spending.and(7, now);
+        }
+        let per_day = spending.per_day(now);
+        assert!((per_day - 7.0 * 24.0 * 60.0).abs() < 50.0, "{per_day}");
+    }
+
+    #[test]
+    fn what_was_spent_long_ago_counts_less() {
+        let spending = Spending::default().and(1_000, NOW);
+        let later = UnixMs(NOW.0 + 6 * 3_600_000);
+        assert!((spending.at(later).credits - 500.0).abs() < 1.0);
+        let earlier = UnixMs(NOW.0 - DAY);
+        assert!(
+            (spending.at(earlier).credits - 1_000.0).abs() < 1.0,
+            "a clock that steps back forgets nothing"
+        );
+    }
+}

@@ -1,0 +1,189 @@
+//! What is known of the provider's models: what a character costs, and which of them are counted
+//! together when they run at once.
+//!
+//! Source: `GET /v1/models` (`model_rates`, `concurrency_group`). Before it has answered, and for
+//! models it does not list (it is not exhaustive), their names say as much as is needed.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::lane::Lane;
+
+/// Millionths of a credit for a character, so that prices multiply without rounding.
+const MICRO: u64 = 1_000_000;
+
+/// The models, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Models {
+    /// Sorted by name.
+    known: Vec<Model>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Model {
+    id: Arc<str>,
+    micro_credits_per_character: Option<u64>,
+    lane: Option<Lane>,
+}
+
+#[derive(Deserialize)]
+struct Wire {
+    model_id: String,
+    #[serde(default)]
+    model_rates: Rates,
+    concurrency_group: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+struct Rates {
+    character_cost_multiplier: Option<f64>,
+    cost_discount_multiplier: Option<f64>,
+}
+
+/// More models than that are none: a bound for what a stranger on the way could make us keep.
+const MODELS_MAX: usize = 1_000;
+
+impl Models {
+    /// Reads the list. `None` when it is not one.
+    #[must_use]
+    pub fn read(body: &[u8]) -> Option<Self> {
+        let mut listed: Vec<Wire> = serde_json::from_slice(body).ok()?;
+        listed.truncate(MODELS_MAX);
+        let lanes = lanes(&listed);
+        let mut known: Vec<Model> = listed
+            .into_iter()
+            .map(|wire| Model {
+                micro_credits_per_character: wire.model_rates.micro_credits(),
+                lane: wire
+                    .concurrency_group
+                    .and_then(|group| lanes.iter().find(|(known, _)| *known == group).map(|(_, lane)| *lane)),
+                id: wire.model_id.into(),
+            })
+            .collect();
+        known.sort_by(|a, b| a.id.cmp(&b.id));
+        Some(Self { known })
+    }
+
+    fn find(&self, id: &str) -> Option<&Model> {
+        let at = self.known.binary_search_by(|model| (*model.id).cmp(id)).ok()?;
+        self.known.get(at)
+    }
+
+    /// What so many characters cost at the most, in credits: plans may charge less.
+    #[must_use]
+    pub fn credits(&self, id: &str, characters: u64) -> u64 {
+        let told = self.find(id).and_then(|model| model.micro_credits_per_character);
+        let micro =
+            told.unwrap_or(if Lane::of_model(id) == Some(Lane::FAST_SPEECH) { MICRO / 2 } else { MICRO });
+        characters.saturating_mul(micro).div_ceil(MICRO)
+    }
+
+    /// The lane of a model. `None` when neither the list nor its name says.
+    #[must_use]
+    pub fn lane(&self, id: &str) -> Option<Lane> {
+        self.find(id).and_then(|model| model.lane).or_else(|| Lane::of_model(id))
+    }
+}
+
+impl Rates {
+    fn micro_credits(&self) -> Option<u64> {
+        let rate = self.character_cost_multiplier? * self.cost_discount_multiplier.unwrap_or(1.0);
+        let micro = (rate * MICRO as f64).round();
+        let is_sensible = micro.is_finite() && (0.0..=1_000.0 * MICRO as f64).contains(&micro);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within bounds")]
+        is_sensible.then_some(micro as u64)
+    }
+}
+
+/// A lane for each group: that of its first model, or one of its own when another group has that.
+fn lanes(listed: &[Wire]) -> Vec<(String, Lane)> {
+    let mut lanes: Vec<(String, Lane)> = Vec::new();
+    let mut extras = 0;
+    for wire in listed {
+        let Some(group) = &wire.concurrency_group else { continue };
+        if lanes.iter().any(|(known, _)| known == group) {
+            continue;
+        }
+        let by_name = Lane::of_model(&wire.model_id).unwrap_or(Lane::OTHER);
+        let is_taken = lanes.iter().any(|(_, lane)| *lane == by_name);
+        let own = if is_taken { Lane::extra(extras) } else { None };
+        extras += usize::from(own.is_some());
+        lanes.push((group.clone(), own.unwrap_or(by_name)));
+    }
+    lanes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(models: &[(&str, f64, f64, &str)]) -> Models {
+        let models: Vec<_> = models
+            .iter()
+            .map(|(id, rate, discount, group)| {
+                serde_json::json!({
+                    "model_id": id, "name": "x", "concurrency_group": group,
+                    "model_rates": {"character_cost_multiplier": rate, "cost_discount_multiplier": discount},
+                })
+            })
+            .collect();
+        Models::read(serde_json::to_string(&models).unwrap().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn names_say_what_the_list_does_not() {
+        let models = Models::default();
+        assert_eq!(models.credits("eleven_multilingual_v2", 100), 100);
+        assert_eq!(models.credits("eleven_flash_v2_5", 101), 51);
+        assert_eq!(models.credits("something new", 7), 7);
+        assert_eq!(models.lane("eleven_v3"), Some(Lane::SPEECH));
+        assert_eq!(models.lane("something new"), None);
+    }
+
+    #[test]
+    fn the_list_wins_over_names() {
+        let models = list(&[("eleven_v3", 0.8, 0.5, "a"), ("eleven_flash_v2", 1.0, 1.0, "b")]);
+        assert_eq!(models.credits("eleven_v3", 100), 40);
+        assert_eq!(models.credits("eleven_v3", 1), 1);
+        assert_eq!(models.credits("eleven_flash_v2", 10), 10);
+    }
+
+    #[test]
+    fn a_group_is_a_lane() {
+        let models = list(&[
+            ("eleven_v3", 1.0, 1.0, "standard"),
+            ("eleven_multilingual_v2", 1.0, 1.0, "multilingual"),
+            ("eleven_turbo_v2", 0.5, 1.0, "standard"),
+            ("eleven_flash_v2", 0.5, 1.0, "fast"),
+        ]);
+        assert_eq!(models.lane("eleven_v3"), Some(Lane::SPEECH));
+        assert_eq!(models.lane("eleven_turbo_v2"), Some(Lane::SPEECH));
+        assert_eq!(models.lane("eleven_multilingual_v2"), Lane::extra(0));
+        assert_eq!(models.lane("eleven_flash_v2"), Some(Lane::FAST_SPEECH));
+    }
+
+    #[test]
+    fn when_lanes_run_out_groups_share_one() {
+        let many: Vec<String> = (0..40).map(|n| format!("eleven_v{n}")).collect();
+        let listed: Vec<_> = many.iter().map(|id| (id.as_str(), 1.0, 1.0, id.as_str())).collect();
+        let models = list(&listed);
+        assert!(many.iter().all(|id| models.lane(id).is_some()));
+        assert_eq!(models.lane("eleven_v39"), Some(Lane::SPEECH));
+    }
+
+    #[test]
+    fn absurd_rates_say_nothing() {
+        for rate in [-1.0, 1e9] {
+            assert_eq!(list(&[("eleven_v3", rate, 1.0, "a")]).credits("eleven_v3", 10), 10);
+        }
+    }
+
+    #[test]
+    fn what_is_no_list_says_nothing() {
+        for body in ["", "{}", "[1]", r#"{"detail":{"status":"workspace_not_found"}}"#, r#"[{"name":"x"}]"#] {
+            assert_eq!(Models::read(body.as_bytes()), None);
+        }
+        assert_eq!(Models::read(b"[]"), Some(Models::default()));
+    }
+}

@@ -1,0 +1,144 @@
+//! What a key may do: the provider's permissions, and which of them a request needs. A refusal names
+//! the one that was missing; the key is remembered as lacking it, and is fine for everything else.
+//!
+//! Source of the names: `PermissionType` of the provider's OpenAPI document.
+
+use http::Method;
+
+/// A permission of the provider.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Permission(u8);
+
+/// Permissions that requests through a pool can need, sorted.
+#[rustfmt::skip]
+const NAMES: [&str; 35] = [
+    "add_voice_from_voice_library", "audio_isolation", "audio_native_read", "audio_native_write",
+    "convai_read", "convai_write", "create_instant_voice_clone", "create_professional_voice_clone",
+    "dubbing_read", "dubbing_write", "flows", "forced_alignment", "image_video_generation", "models_read",
+    "models_write", "music_generation", "projects_read", "projects_write",
+    "pronunciation_dictionaries_read", "pronunciation_dictionaries_write", "sound_generation",
+    "speech_history_read", "speech_history_write", "speech_to_speech", "speech_to_text", "templates",
+    "text_to_speech", "user_read", "user_write", "voice_generation", "voices_read", "voices_write",
+    "workspace_analytics_full_read", "workspace_read", "workspace_write",
+];
+
+impl Permission {
+    /// The permission of that name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        NAMES.binary_search(&name).ok().and_then(|at| u8::try_from(at).ok()).map(Self)
+    }
+
+    /// The provider's name of it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        NAMES.get(usize::from(self.0)).copied().unwrap_or_default()
+    }
+
+    /// A bit of its own, below 2^56.
+    #[must_use]
+    pub fn bit(self) -> u64 {
+        1 << self.0
+    }
+
+    /// What a request needs, by the words of its path behind the version. `None` when nobody knows:
+    /// then the provider says.
+    #[must_use]
+    pub fn of(method: &Method, words: &[&str]) -> Option<Self> {
+        let reads = [Method::GET, Method::HEAD].contains(method);
+        let either = |read: &'static str, write: &'static str| if reads { read } else { write };
+        let name = match words {
+            ["text-to-speech" | "text-to-dialogue", ..] => "text_to_speech",
+            ["speech-to-speech" | "voice-changer", ..] => "speech_to_speech",
+            ["speech-to-text", ..] => "speech_to_text",
+            ["sound-generation", ..] => "sound_generation",
+            ["audio-isolation", ..] => "audio_isolation",
+            ["forced-alignment", ..] => "forced_alignment",
+            ["music", ..] => "music_generation",
+            ["text-to-voice", ..] => "voice_generation",
+            ["dubbing", ..] => either("dubbing_read", "dubbing_write"),
+            ["history", ..] => either("speech_history_read", "speech_history_write"),
+            ["models", ..] => either("models_read", "models_write"),
+            ["user", ..] => either("user_read", "user_write"),
+            ["studio", ..] => either("projects_read", "projects_write"),
+            ["audio-native", ..] => either("audio_native_read", "audio_native_write"),
+            ["convai", ..] => either("convai_read", "convai_write"),
+            ["pronunciation-dictionaries", ..] => {
+                either("pronunciation_dictionaries_read", "pronunciation_dictionaries_write")
+            }
+            ["voices", "add"] if !reads => "create_instant_voice_clone",
+            ["voices", "add", ..] if !reads => "add_voice_from_voice_library",
+            ["voices", "pvc", ..] if !reads => "create_professional_voice_clone",
+            ["voices", ..] => either("voices_read", "voices_write"),
+            _ => return None,
+        };
+        Self::parse(name)
+    }
+}
+
+impl std::fmt::Debug for Permission {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_are_sorted_for_the_search_and_fit_a_word() {
+        assert!(NAMES.is_sorted_by(|a, b| a < b));
+        for name in NAMES {
+            let permission = Permission::parse(name).unwrap();
+            assert_eq!(permission.name(), name);
+            assert!(permission.bit() < 1 << 56);
+        }
+        assert_eq!(Permission::parse("fly"), None);
+    }
+
+    #[track_caller]
+    fn check(method: &Method, path: &str, expected: Option<&str>) {
+        let words: Vec<&str> = path.split('/').collect();
+        assert_eq!(Permission::of(method, &words).map(Permission::name), expected, "{method} {path}");
+    }
+
+    #[test]
+    fn a_request_needs_what_its_path_says() {
+        check(&Method::POST, "text-to-speech/x/stream", Some("text_to_speech"));
+        check(&Method::GET, "history/x/audio", Some("speech_history_read"));
+        check(&Method::DELETE, "history/x", Some("speech_history_write"));
+        check(&Method::POST, "voices/add", Some("create_instant_voice_clone"));
+        check(&Method::POST, "voices/add/u/v", Some("add_voice_from_voice_library"));
+        check(&Method::GET, "voices/add", Some("voices_read"));
+        check(&Method::POST, "voices/x/edit", Some("voices_write"));
+        check(&Method::GET, "what/comes/next", None);
+    }
+
+    #[test]
+    fn every_request_with_a_rule_has_a_permission_that_exists() {
+        for root in [
+            "text-to-speech",
+            "speech-to-speech",
+            "speech-to-text",
+            "sound-generation",
+            "audio-isolation",
+            "forced-alignment",
+            "music",
+            "text-to-voice",
+            "dubbing",
+            "history",
+            "models",
+            "user",
+            "studio",
+            "audio-native",
+            "convai",
+            "pronunciation-dictionaries",
+            "voices",
+        ] {
+            for method in [Method::GET, Method::POST] {
+                assert!(Permission::of(&method, &[root]).is_some(), "{method} {root}");
+            }
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Which of the keys that can serve does. A strategy is a pure order of candidates, and nothing
+//! else: what a key may do, can pay and has room for is settled before it is asked.
+
+use std::fmt::Debug;
+
+use super::units::UnixMs;
+
+/// What a strategy sees of a key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traits {
+    /// Credits of its workspace that nobody has spent or reserved; `None` when the limit is unknown.
+    pub remaining: Option<u64>,
+    /// When they expire.
+    pub resets_at: Option<UnixMs>,
+    /// Requests under way in its workspace.
+    pub in_flight: u32,
+    /// When its next turn is, in a time that advances by the requests it serves: sooner for a larger
+    /// weight, never in the past.
+    pub turn: u64,
+    /// Its share, from 1, beside keys with other weights.
+    pub weight: u32,
+}
+
+/// An order of keys.
+pub trait Strategy: Debug + Sync {
+    /// The word for it in the configuration.
+    fn word(&self) -> &'static str;
+
+    /// The lower, the sooner; of equals, the first in the pool's order. [`BEST`] ends the search.
+    fn rank(&self, key: &Traits) -> u64;
+
+    /// Whether it looks at [`Traits::turn`], which must then be kept.
+    fn takes_turns(&self) -> bool {
+        false
+    }
+
+    /// Whether it keeps to one key as long as that can serve, so that another one is news.
+    fn fills(&self) -> bool {
+        false
+    }
+}
+
+/// Nothing can be better.
+pub const BEST: u64 = 0;
+
+/// What a key's turn advances by when it serves a request with weight 1.
+pub const TURN: u64 = 1 << 16;
+
+/// Every strategy there is, the default first.
+pub static STRATEGIES: [&dyn Strategy; 5] =
+    [&FillFirst, &RoundRobin, &MostRemaining, &LeastBusy, &SoonestReset];
+
+/// The first key that can serve, in the order they were given, until it is refused or spent.
+#[derive(Debug)]
+pub struct FillFirst;
+
+/// Each in its turn, as often as its weight says.
+#[derive(Debug)]
+pub struct RoundRobin;
+
+/// The one with the most credits left; those that do not tell come last.
+#[derive(Debug)]
+pub struct MostRemaining;
+
+/// The one whose workspace has the fewest requests under way for its weight.
+#[derive(Debug)]
+pub struct LeastBusy;
+
+/// The one whose credits expire first; those that do not tell come last.
+#[derive(Debug)]
+pub struct SoonestReset;
+
+impl Strategy for FillFirst {
+    fn word(&self) -> &'static str {
+        "fill-first"
+    }
+
+    fn rank(&self, _: &Traits) -> u64 {
+        BEST
+    }
+
+    fn fills(&self) -> bool {
+        true
+    }
+}
+
+impl Strategy for RoundRobin {
+    fn word(&self) -> &'static str {
+        "round-robin"
+    }
+
+    fn rank(&self, key: &Traits) -> u64 {
+        key.turn.saturating_add(1)
+    }
+
+    fn takes_turns(&self) -> bool {
+        true
+    }
+}
+
+impl Strategy for MostRemaining {
+    fn word(&self) -> &'static str {
+        "most-remaining"
+    }
+
+    fn rank(&self, key: &Traits) -> u64 {
+        key.remaining.map_or(u64::MAX, |remaining| u64::MAX - 1 - remaining.min(u64::MAX - 2))
+    }
+}
+
+impl Strategy for LeastBusy {
+    fn word(&self) -> &'static str {
+        "least-busy"
+    }
+
+    fn rank(&self, key: &Traits) -> u64 {
+        // An idle one cannot be beaten, whatever the weights.
+        u64::from(key.in_flight) * TURN / u64::from(key.weight.max(1))
+    }
+}
+
+impl Strategy for SoonestReset {
+    fn word(&self) -> &'static str {
+        "soonest-reset"
+    }
+
+    fn rank(&self, key: &Traits) -> u64 {
+        key.resets_at.map_or(u64::MAX, |at| at.0.max(1))
+    }
+}
+
+/// The position of the best of `keys`. `None` when there is none.
+pub fn best(strategy: &dyn Strategy, keys: impl Iterator<Item = (usize, Traits)>) -> Option<usize> {
+    let mut best: Option<(u64, usize)> = None;
+    for (position, key) in keys {
+        let rank = strategy.rank(&key);
+        if rank == BEST {
+            return Some(position);
+        }
+        if best.is_none_or(|(lowest, _)| rank < lowest) {
+            best = Some((rank, position));
+        }
+    }
+    best.map(|(_, position)| position)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::strategy::Strategy as Values;
+    use proptest::{prop_assert, prop_assert_eq, proptest};
+
+    use super::*;
+
+    fn keys() -> impl Values<Value = Vec<Traits>> {
+        let key = (
+            proptest::option::of(0..1_000_u64),
+            proptest::option::of(1..1_000_u64),
+            0..20_u32,
+            0..1_000_u64,
+            1..9_u32,
+        )
+            .prop_map(|(remaining, resets_at, in_flight, turn, weight)| Traits {
+                remaining,
+                resets_at: resets_at.map(UnixMs),
+                in_flight,
+                turn,
+                weight,
+            });
+        proptest::collection::vec(key, 1..12)
+    }
+
+    fn chosen(strategy: &dyn Strategy, keys: &[Traits]) -> usize {
+        best(strategy, keys.iter().copied().enumerate()).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn one_is_always_chosen(keys in keys()) {
+            for strategy in STRATEGIES {
+                prop_assert!(chosen(strategy, &keys) < keys.len());
+            }
+        }
+
+        #[test]
+        fn fill_first_takes_the_first(keys in keys()) {
+            prop_assert_eq!(chosen(&FillFirst, &keys), 0);
+        }
+
+        #[test]
+        fn round_robin_takes_the_earliest_turn(keys in keys()) {
+            let at = chosen(&RoundRobin, &keys);
+            prop_assert!(keys.iter().all(|key| key.turn >= keys[at].turn));
+        }
+
+        #[test]
+        fn most_remaining_has_no_richer_one(keys in keys()) {
+            let at = chosen(&MostRemaining, &keys);
+            prop_assert!(keys.iter().all(|key| key.remaining <= keys[at].remaining));
+        }
+
+        #[test]
+        fn least_busy_has_no_less_busy_one(keys in keys()) {
+            let at = chosen(&LeastBusy, &keys);
+            let load = |key: &Traits| f64::from(key.in_flight) / f64::from(key.weight);
+            prop_assert!(keys.iter().all(|key| load(key) + 1e-3 >= load(&keys[at])));
+        }
+
+        #[test]
+        fn soonest_reset_has_none_that_expires_sooner(keys in keys()) {
+            let at = chosen(&SoonestReset, &keys);
+            let when = |key: &Traits| key.resets_at.map_or(u64::MAX, |at| at.0);
+            prop_assert!(keys.iter().all(|key| when(key) >= when(&keys[at])));
+        }
+    }
+
+    #[test]
+    fn of_equals_the_first_is_chosen() {
+        for strategy in STRATEGIES {
+            assert_eq!(chosen(strategy, &[Traits { weight: 1, ..Traits::default() }; 3]), 0);
+        }
+    }
+
+    #[test]
+    fn nobody_is_chosen_from_nobody() {
+        for strategy in STRATEGIES {
+            assert_eq!(best(strategy, std::iter::empty()), None);
+        }
+    }
+}

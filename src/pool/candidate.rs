@@ -1,0 +1,62 @@
+//! A key as one request sees it: whether it may use it, whether it can pay, whether there is room.
+
+use std::sync::Arc;
+
+use super::key::Key;
+use super::line::Ask;
+use super::sync::Ordering;
+use crate::policy::budget::{Extension, Quota};
+use crate::policy::select::{Candidate, Means, Room};
+use crate::policy::standing::{Park, ParkReason};
+use crate::policy::strategy::Traits;
+use crate::policy::units::UnixMs;
+
+/// How `key`, at that position, looks for what is asked at `now`. `turn` is the turn of the key that
+/// was chosen last.
+pub(super) fn candidate(key: &Arc<Key>, position: usize, ask: &Ask, turn: u64, now: UnixMs) -> Candidate {
+    let workspace = key.workspace();
+    let quota = workspace.quota(now);
+    let lacks = ask.permission.is_some_and(|permission| key.lacks().has(permission, now));
+    Candidate {
+        standing: key.standing_with(&quota, now),
+        is_eligible: !lacks && !ask.excluded.contains(&position),
+        means: means(key, ask.estimate, now),
+        room: ask.lane.map_or(Room::Free, |lane| workspace.room(lane).look(now)),
+        traits: Traits {
+            remaining: remaining(&quota, workspace.reserved()),
+            resets_at: quota.resets_at,
+            in_flight: workspace.in_flight(),
+            turn: key.turn().load(Ordering::Acquire).max(turn),
+            weight: key.weight(),
+        },
+    }
+}
+
+/// Credits that nobody has spent or reserved.
+fn remaining(quota: &Quota, reserved: u64) -> Option<u64> {
+    match quota.extension {
+        Extension::Unlimited => Some(u64::MAX),
+        Extension::None | Extension::Credits(_) => Some(quota.spendable()?.saturating_sub(reserved)),
+    }
+}
+
+fn means(key: &Key, estimate: Option<u64>, now: UnixMs) -> Means {
+    let quota = key.workspace().cell();
+    let holds =
+        |park: Option<Park>| park.is_some_and(|park| park.reason == ParkReason::Exhausted && park.holds(now));
+    let of_key = key.told().left().filter(|_| holds(key.parked()));
+    let of_workspace = quota.told().left().filter(|_| holds(key.workspace().parked()));
+    let told = match (of_key, of_workspace) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (one, other) => one.or(other),
+    };
+    match (estimate, told) {
+        // What is free needs no credits, and yet is not what an empty key is for.
+        (Some(0), _) | (None, None) => Means::Enough,
+        (None, Some(_)) => Means::Refused,
+        (Some(credits), Some(left)) if credits <= left => Means::StillEnough,
+        (Some(_), Some(_)) => Means::Refused,
+        (Some(credits), None) if quota.fits(credits, key.kept_credits()) => Means::Enough,
+        (Some(_), None) => Means::Short { is_undisturbed: quota.reserved() == 0 },
+    }
+}

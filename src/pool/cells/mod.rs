@@ -1,0 +1,15 @@
+//! State that many requests change at once, each piece in as few atomic words as it needs.
+
+mod announced;
+mod lacks;
+mod park;
+mod quota;
+mod room;
+mod spending;
+
+pub(super) use announced::Announced;
+pub(super) use lacks::LacksCell;
+pub(super) use park::ParkCell;
+pub(super) use quota::{Paid, QuotaCell, Taken, ToldCell};
+pub(super) use room::RoomCell;
+pub(super) use spending::SpendingCell;

@@ -1,0 +1,209 @@
+//! The line of requests that wait, because every key that could serve them has as much to do as it
+//! may have.
+//!
+//! A lock, but only for those who must wait: a request that finds a free key never comes here. Who
+//! releases a key serves the line, in turns between clients and in order within each; who comes
+//! while others wait goes behind them.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use super::Reserved;
+use super::roster::Roster;
+use super::sync::{AtomicUsize, Ordering, fence};
+use crate::policy::client::ClientName;
+use crate::policy::lane::Lane;
+use crate::policy::permission::Permission;
+use crate::policy::select::Unavailable;
+use crate::policy::units::UnixMs;
+
+/// What a request needs of a key.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// Who asks, for the fairness of the line.
+    pub client: ClientName,
+    /// Credits it will cost at the most; 0 for what is free, `None` when nobody can tell.
+    pub estimate: Option<u64>,
+    /// With what it is counted when it runs at once; `None` for what is not counted.
+    pub lane: Option<Lane>,
+    /// What the key must be allowed to do, where that is known.
+    pub permission: Option<Permission>,
+    /// Positions in the roster that it does not use: they were tried, or are not for it.
+    pub excluded: Vec<usize>,
+}
+
+/// What somebody who waited is given.
+pub(super) type Given = Result<Reserved, Unavailable>;
+
+/// Those who wait.
+#[derive(Debug, Default)]
+pub(super) struct Line {
+    /// How many, to be looked at without the lock.
+    count: AtomicUsize,
+    shares: Mutex<Shares>,
+}
+
+#[derive(Debug, Default)]
+struct Shares {
+    next_id: u64,
+    /// The client whose turn it is comes first.
+    clients: VecDeque<Share>,
+}
+
+/// Those of one client who wait.
+#[derive(Debug)]
+struct Share {
+    client: ClientName,
+    waiters: VecDeque<Waiter>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    id: u64,
+    roster: Arc<Roster>,
+    ask: Ask,
+    give: oneshot::Sender<Given>,
+    /// When it is worth trying again, if nothing is released before.
+    until: Option<UnixMs>,
+}
+
+/// A place in the line. Dropping it leaves the line.
+#[derive(Debug)]
+pub(super) struct Ticket<'a> {
+    line: &'a Line,
+    id: u64,
+}
+
+impl Line {
+    pub(super) fn is_empty(&self) -> bool {
+        // Whoever has just released something must see who has just come, and the other way round.
+        fence(Ordering::SeqCst);
+        self.count.load(Ordering::Acquire) == 0
+    }
+
+    /// How many wait.
+    pub(super) fn len(&self) -> usize {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// Takes a place behind all others of the same client. `None` when the line is as long as it may
+    /// be.
+    pub(super) fn join(
+        &self,
+        roster: &Arc<Roster>,
+        ask: &Ask,
+        waiting_max: usize,
+    ) -> Option<(Ticket<'_>, oneshot::Receiver<Given>)> {
+        let mut shares = self.lock();
+        if self.len() >= waiting_max {
+            return None;
+        }
+        let (give, given) = oneshot::channel();
+        let id = shares.next_id;
+        shares.next_id += 1;
+        let waiter = Waiter { id, roster: Arc::clone(roster), ask: ask.clone(), give, until: None };
+        match shares.clients.iter_mut().find(|share| share.client == ask.client) {
+            Some(share) => share.waiters.push_back(waiter),
+            None => shares
+                .clients
+                .push_back(Share { client: ask.client.clone(), waiters: VecDeque::from([waiter]) }),
+        }
+        self.count.fetch_add(1, Ordering::AcqRel);
+        fence(Ordering::SeqCst);
+        Some((Ticket { line: self, id }, given))
+    }
+
+    /// Gives to those who wait what `reserve` can, until nobody can be given anything.
+    pub(super) fn serve(&self, reserve: impl Fn(&Arc<Roster>, &Ask) -> Given) {
+        // Who has left meanwhile gives back what it was given, and that must not happen within the
+        // lock: it serves the line again.
+        while let Some(returned) = self.serve_once(&reserve) {
+            drop(returned);
+        }
+    }
+
+    fn serve_once(&self, reserve: &impl Fn(&Arc<Roster>, &Ask) -> Given) -> Option<Given> {
+        let mut shares = self.lock();
+        let mut in_vain: Vec<(Ask, Option<UnixMs>)> = Vec::new();
+        let mut turn = 0;
+        while let Some(share) = shares.clients.get_mut(turn) {
+            let mut place = 0;
+            let mut was_given = false;
+            while let Some(waiter) = share.waiters.get_mut(place) {
+                if let Some((_, until)) = in_vain.iter().find(|(ask, _)| waiter.ask.needs_all_of(ask)) {
+                    waiter.until = *until;
+                    place += 1;
+                    continue;
+                }
+                let given = reserve(&waiter.roster, &waiter.ask);
+                if let Err(Unavailable::Full { until }) = given {
+                    waiter.until = until;
+                    in_vain.push((waiter.ask.clone(), until));
+                    place += 1;
+                    continue;
+                }
+                let Some(waiter) = share.waiters.remove(place) else { break };
+                self.count.fetch_sub(1, Ordering::AcqRel);
+                was_given = given.is_ok();
+                if let Err(returned) = waiter.give.send(given) {
+                    shares.clients.retain(|share| !share.waiters.is_empty());
+                    return Some(returned);
+                }
+                if was_given {
+                    break;
+                }
+            }
+            let is_empty = share.waiters.is_empty();
+            if !is_empty && !was_given {
+                turn += 1;
+            } else if let Some(share) = shares.clients.remove(turn) {
+                // Its turn is over: all others come before it again.
+                if !is_empty {
+                    shares.clients.push_back(share);
+                }
+                turn = if was_given { 0 } else { turn };
+            }
+        }
+        None
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shares> {
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ask {
+    /// Whether nothing can serve it that could not serve `less`.
+    fn needs_all_of(&self, less: &Self) -> bool {
+        self.lane == less.lane
+            && self.permission == less.permission
+            && self.excluded == less.excluded
+            && self.estimate.is_some() == less.estimate.is_some()
+            && self.estimate >= less.estimate
+    }
+}
+
+impl Ticket<'_> {
+    /// When it is worth trying again, if nothing is released before.
+    pub(super) fn until(&self) -> Option<UnixMs> {
+        let shares = self.line.lock();
+        let mut waiters = shares.clients.iter().flat_map(|share| &share.waiters);
+        waiters.find(|waiter| waiter.id == self.id).and_then(|waiter| waiter.until)
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        let mut shares = self.line.lock();
+        for share in &mut shares.clients {
+            let before = share.waiters.len();
+            share.waiters.retain(|waiter| waiter.id != self.id);
+            if share.waiters.len() < before {
+                self.line.count.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+        shares.clients.retain(|share| !share.waiters.is_empty());
+    }
+}

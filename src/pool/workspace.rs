@@ -1,0 +1,159 @@
+//! A workspace: what owns credits, concurrency and resources. What is known of it, in atomics.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+
+use super::cells::{ParkCell, QuotaCell, RoomCell, SpendingCell};
+use super::identity::Identity;
+use super::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::policy::budget::Quota;
+use crate::policy::forecast::{Forecast, forecast};
+use crate::policy::lane::Lane;
+use crate::policy::standing::{Park, ParkReason};
+use crate::policy::units::UnixMs;
+
+/// A workspace: what owns credits, concurrency and resources.
+#[repr(align(128))]
+#[derive(Debug)]
+pub struct Workspace {
+    identity: ArcSwap<Identity>,
+    quota: QuotaCell,
+    park: ParkCell,
+    /// Until when it is too poor for a request that it was to serve; 0 when it is not.
+    short_until: AtomicU64,
+    in_flight: AtomicU32,
+    spending: SpendingCell,
+    tier: ArcSwapOption<String>,
+    rooms: [RoomCell; Lane::COUNT],
+}
+
+impl Workspace {
+    pub(super) fn new(identity: Identity) -> Self {
+        Self {
+            identity: ArcSwap::from_pointee(identity),
+            quota: QuotaCell::default(),
+            park: ParkCell::default(),
+            short_until: AtomicU64::new(0),
+            in_flight: AtomicU32::new(0),
+            spending: SpendingCell::default(),
+            tier: ArcSwapOption::empty(),
+            rooms: Default::default(),
+        }
+    }
+
+    /// Which one it is, as far as is known.
+    #[must_use]
+    pub fn identity(&self) -> Guard<Arc<Identity>> {
+        self.identity.load()
+    }
+
+    /// Its credits as they stand at `now`.
+    #[must_use]
+    pub fn quota(&self, now: UnixMs) -> Quota {
+        self.quota.load(now)
+    }
+
+    /// Credits that requests under way may still spend.
+    #[must_use]
+    pub fn reserved(&self) -> u64 {
+        self.quota.reserved()
+    }
+
+    /// What will become of its credits, at the rate they are spent at `now`.
+    #[must_use]
+    pub fn forecast(&self, now: UnixMs) -> Forecast {
+        forecast(&self.quota(now), self.spent_per_day(now), now)
+    }
+
+    /// Credits a day, at the rate of the last hours.
+    #[must_use]
+    pub fn spent_per_day(&self, now: UnixMs) -> f64 {
+        self.spending.load().per_day(now)
+    }
+
+    /// Its plan, when the provider has told.
+    #[must_use]
+    pub fn tier(&self) -> Option<Arc<String>> {
+        self.tier.load_full()
+    }
+
+    /// Requests that hold a lease on one of its keys now.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Acquire)
+    }
+
+    /// Requests of a lane that run now, and how many may, as far as is known.
+    #[must_use]
+    pub fn running(&self, lane: Lane) -> (u32, Option<u32>) {
+        let room = self.room(lane);
+        (room.running(), room.known_max())
+    }
+
+    /// Its park, whether it still holds or not.
+    #[must_use]
+    pub fn parked(&self) -> Option<Park> {
+        self.park.load()
+    }
+
+    /// It is too poor for a request that it was to serve, until its credits come back.
+    pub(super) fn fall_short(&self, until: UnixMs) {
+        self.short_until.store(until.0, Ordering::Release);
+    }
+
+    pub(super) fn short_until(&self) -> Option<UnixMs> {
+        Some(UnixMs(self.short_until.load(Ordering::Acquire))).filter(|until| until.0 > 0)
+    }
+
+    pub(super) fn park(&self, park: Park) {
+        self.park.join(park);
+    }
+
+    pub(super) fn rename(&self, identity: Identity) {
+        self.identity.store(Arc::new(identity));
+    }
+
+    pub(super) fn enter(&self) {
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn leave(&self) {
+        self.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn cell(&self) -> &QuotaCell {
+        &self.quota
+    }
+
+    pub(super) fn spending(&self) -> &SpendingCell {
+        &self.spending
+    }
+
+    pub(super) fn room(&self, lane: Lane) -> &RoomCell {
+        // A lane's number is below their count.
+        &self.rooms[lane.index()]
+    }
+
+    pub(super) fn observe(&self, theirs: Quota, tier: Option<String>, now: UnixMs, lag: Duration) {
+        // Figures lag: one that only repeats the old period does not undo a refusal.
+        if self.quota.adopt(theirs, now, lag) {
+            self.park.pardon(ParkReason::Exhausted);
+            self.short_until.store(0, Ordering::Release);
+        }
+        if let Some(tier) = &tier {
+            for (lane, room) in Lane::all().zip(&self.rooms) {
+                room.plan(lane.plan_max(tier));
+            }
+        }
+        self.tier.store(tier.map(Arc::new));
+    }
+
+    pub(super) fn restore(&self, quota: Quota, park: Option<Park>) {
+        self.quota.restore(quota);
+        if let Some(park) = park {
+            self.park.join(park);
+        }
+    }
+}
