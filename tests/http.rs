@@ -247,7 +247,7 @@ async fn everything_is_served_below_a_base_path_as_well() {
     }
     let (ledger, _) = house.close().await;
     let asked: Vec<&str> = ledger.requests.iter().map(|request| &*request.path_and_query).collect();
-    assert_eq!(asked[1..], ["/v1/voices?a=1"; 3]);
+    assert!(asked.ends_with(&["/v1/voices?a=1"; 3]), "{asked:?}");
 }
 
 #[tokio::test]

@@ -26,7 +26,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("proxy", &["body", "clock", "policy", "pool", "secret", "telemetry", "upstream"]),
     ("server", &["clock", "tasks"]),
     ("store", &["clock", "policy", "pool", "proxy", "secret", "tasks"]),
-    ("watch", &["body", "clock", "policy", "pool", "proxy", "telemetry", "upstream"]),
+    ("watch", &["body", "clock", "policy", "pool", "proxy", "secret", "telemetry", "upstream"]),
     ("admin", &["policy", "pool", "proxy", "store"]),
     ("config", &["certificate", "clock", "policy", "secret"]),
     ("simulator", &["clock", "policy", "secret", "tasks"]),

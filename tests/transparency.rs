@@ -263,5 +263,6 @@ async fn both_forms_of_a_base_url_work() {
     }
     let (ledger, _) = house.close().await;
     let asked: Vec<&str> = ledger.requests.iter().map(|request| &*request.path_and_query).collect();
-    assert_eq!(asked[2..], ["/v1/voices", "/v1/voices", "/v2/voices", "/v1/user/subscription"]);
+    let as_it_should = ["/v1/voices", "/v1/voices", "/v2/voices", "/v1/user/subscription"];
+    assert!(asked.ends_with(&as_it_should), "{asked:?}");
 }

@@ -210,6 +210,12 @@ impl Running {
         self.pool.snapshot(clock::now())
     }
 
+    /// Requests that wait for a key now.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.pool.waiting()
+    }
+
     /// Waits until the provider was asked for every key's quota once, but at most `within`.
     /// Whether it was.
     pub async fn first_round(&mut self, within: Duration) -> bool {

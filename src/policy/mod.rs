@@ -21,6 +21,7 @@ pub mod select;
 pub mod standing;
 pub mod strategy;
 pub mod subscription;
+pub mod watching;
 
 pub mod classify;
 pub mod replay;

@@ -50,6 +50,25 @@ impl Subscription {
     }
 }
 
+/// The workspace that a key belongs to, from `GET /v1/user`: a short identifier, and nothing else is
+/// taken for one. Source: the provider's Python SDK 2.78, `User`.
+#[must_use]
+pub fn workspace_id(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct User {
+        workspace_id: Option<String>,
+    }
+    let id = serde_json::from_slice::<User>(body).ok()?.workspace_id?;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    ((1..=128).contains(&id.len()) && id.bytes().all(is_plain)).then_some(id)
+}
+
+/// Whether two workspaces tell the same figures, so that they may be one.
+#[must_use]
+pub fn look_alike(one: &Quota, other: &Quota) -> bool {
+    one.count > 0 && one.resets_at.is_some() && one == other
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,6 +97,26 @@ mod tests {
         check(r#","max_credit_limit_extension":0"#, Extension::None, None);
         check(r#","max_credit_limit_extension":"unlimited""#, Extension::Unlimited, None);
         check(r#","max_credit_limit_extension":null"#, Extension::None, None);
+    }
+
+    #[test]
+    fn a_workspace_has_a_plain_identifier() {
+        let id =
+            |value: &str| workspace_id(format!(r#"{{"user_id":"u","workspace_id":{value}}}"#).as_bytes());
+        assert_eq!(id(r#""ws_1-A""#).as_deref(), Some("ws_1-A"));
+        for value in ["null", "\"\"", "7", "\"a b\"", &format!("\"{}\"", "x".repeat(129))] {
+            assert_eq!(id(value), None, "{value}");
+        }
+        assert_eq!(workspace_id(b"[]"), None);
+    }
+
+    #[test]
+    fn only_figures_that_say_something_look_alike() {
+        let quota = |count| Quota { count, limit: Some(10), resets_at: Some(UnixMs(5)), ..Quota::default() };
+        assert!(look_alike(&quota(3), &quota(3)));
+        assert!(!look_alike(&quota(3), &quota(4)) && !look_alike(&quota(0), &quota(0)));
+        let unknown = Quota { resets_at: None, ..quota(3) };
+        assert!(!look_alike(&unknown, &unknown));
     }
 
     #[test]

@@ -161,6 +161,12 @@ impl Key {
         self.refusals.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).unwrap_or(u8::MAX)
     }
 
+    /// Whether it was refused as such, once, and nobody has asked since.
+    #[must_use]
+    pub fn is_doubted(&self) -> bool {
+        self.refusals.load(Ordering::Acquire) == 1
+    }
+
     /// The provider knows the key.
     pub(super) fn accept(&self) {
         self.forget_refusals();

@@ -20,10 +20,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 
 use crate::policy::budget::Quota;
 use crate::policy::classify::{Shortfall, Verdict};
-use crate::policy::forecast::Forecast;
+use crate::policy::forecast::{Forecast, forecast_of};
 use crate::policy::models::Models;
 use crate::policy::standing::{Park, ParkReason, Standing};
 use crate::policy::strategy::Strategy;
@@ -159,6 +160,8 @@ pub struct Pool {
     in_use: AtomicUsize,
     /// The turn of the key that was chosen last.
     turn: AtomicU64,
+    /// A key was refused for the first time: somebody should ask.
+    doubts: Notify,
 }
 
 impl Pool {
@@ -172,6 +175,7 @@ impl Pool {
             line: Line::default(),
             in_use: AtomicUsize::new(0),
             turn: AtomicU64::new(0),
+            doubts: Notify::new(),
         }
     }
 
@@ -190,6 +194,36 @@ impl Pool {
     /// Learns what the provider says of its models.
     pub fn learn_models(&self, models: Models) {
         self.models.store(Arc::new(models));
+    }
+
+    /// Returns when a key was refused as such for the first time, so that it can be asked by itself.
+    pub async fn doubted(&self) {
+        self.doubts.notified().await;
+    }
+
+    /// What will become of all credits, at the rate they are spent at `now`.
+    #[must_use]
+    pub fn forecast(&self, now: UnixMs) -> Forecast {
+        let roster = self.roster.load();
+        let mut seen: Vec<&Workspace> = Vec::new();
+        let (mut left, mut per_day) = (0_u64, 0.0);
+        let mut resets_at: Option<UnixMs> = None;
+        for workspace in roster.keys().iter().map(|key| key.workspace()) {
+            if seen.iter().any(|known| std::ptr::eq(*known, workspace)) {
+                continue;
+            }
+            seen.push(workspace);
+            let quota = workspace.quota(now);
+            per_day += workspace.spent_per_day(now);
+            // One that has no end, or does not tell, makes the rest no forecast.
+            let Some(spendable) = quota.spendable() else { return Forecast::Unknown };
+            left = left.saturating_add(spendable);
+            resets_at = match (resets_at, quota.resets_at) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (one, other) => one.or(other),
+            };
+        }
+        forecast_of(left, resets_at, per_day, now)
     }
 
     /// Requests that wait for a key now.
@@ -223,11 +257,13 @@ impl Pool {
         let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.roster();
         let print = key.api_key().fingerprint();
-        if before.told().get(&print).is_some_and(|known| **known == *id) {
+        // Regions are kept apart: what one calls a workspace says nothing in another.
+        let id = key.authority().map_or_else(|| id.to_owned(), |region| format!("{}/{id}", region.host()));
+        if before.told().get(&print).is_some_and(|known| **known == id) {
             return false;
         }
         let mut told = before.told().clone();
-        told.insert(print, id.into());
+        told.insert(print, id.as_str().into());
         let next = before.following(before.entries().to_vec(), *before.settings(), told);
         self.roster.store(Arc::new(next));
         true
@@ -263,6 +299,9 @@ impl Pool {
             Verdict::InvalidKey => {
                 // Once may be a mistake on the way; twice is the key.
                 let is_confirmed = key.count_refusal() > 0;
+                if !is_confirmed {
+                    self.doubts.notify_one();
+                }
                 let span = if is_confirmed { settings.invalid_cooldown } else { settings.invalid_confirm };
                 key.park(rest(ParkReason::Invalid, span));
             }
@@ -347,7 +386,7 @@ impl Pool {
             let quota = key.workspace().quota(now);
             KeySnapshot {
                 standing: key.standing(now),
-                is_near_limit: quota.is_near_limit(roster.settings().near_limit_ratio),
+                is_near_limit: roster.is_near_limit(&quota),
                 forecast: key.workspace().forecast(now),
                 quota,
                 key: Arc::clone(key),
@@ -381,7 +420,7 @@ fn news_of_workspace(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec
 
 fn news_of(roster: &Roster, key: &Arc<Key>, now: UnixMs) -> Option<Transition> {
     let quota = key.workspace().quota(now);
-    let is_near = quota.is_near_limit(roster.settings().near_limit_ratio);
+    let is_near = roster.is_near_limit(&quota);
     let change = key.announce(key.standing(now), quota, is_near)?;
     Some(Transition { key: Arc::clone(key), change })
 }

@@ -8,6 +8,7 @@ use super::identity::{Identity, ToldIds};
 use super::key::Key;
 use super::workspace::Workspace;
 use crate::policy::authority::Authority;
+use crate::policy::budget::Quota;
 use crate::secret::ApiKey;
 
 /// A key as it is configured.
@@ -112,6 +113,12 @@ impl Roster {
     #[must_use]
     pub fn position_of(&self, key: &Key) -> Option<usize> {
         self.keys.iter().position(|known| std::ptr::eq(&**known, key))
+    }
+
+    /// Whether the use of such a quota has come near its limit.
+    #[must_use]
+    pub fn is_near_limit(&self, quota: &Quota) -> bool {
+        quota.is_near_limit(self.settings.near_limit_ratio)
     }
 
     pub(super) fn settings(&self) -> &Settings {

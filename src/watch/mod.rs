@@ -1,24 +1,27 @@
 //! Asks the provider how much each key has left: at the start in the background, and then rarely.
 //! What it learns brings refused keys back and corrects the count where other apps spend too.
 
-use std::sync::Arc;
-use std::time::Duration;
+mod ask;
 
-use http::{HeaderMap, Method, Response, Uri};
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use hyper::body::Incoming;
 use tokio::sync::watch;
-use tracing::debug;
+use tracing::{debug, info, warn};
 
-use crate::body::decode::decoded;
-use crate::body::peek::Peeked;
-use crate::body::replay::Replay;
 use crate::clock;
-use crate::policy::classify::{ErrorBody, Verdict, classify};
-use crate::policy::subscription::Subscription;
-use crate::pool::{Key, Observation, Pool};
+use crate::policy::forecast::Forecast;
+use crate::policy::subscription::look_alike;
+use crate::policy::watching::{Look, Told, next_look};
+use crate::pool::{Key, Observation, Pool, Roster};
 use crate::proxy::Books;
+use crate::secret::Fingerprint;
 use crate::telemetry::announce;
-use crate::upstream::{AnswerBody, Connect, Outbound, Upstream};
+use crate::upstream::{Connect, Upstream};
+use ask::Asking;
 
 /// How the provider is asked.
 #[derive(Clone, Copy, Debug)]
@@ -38,8 +41,21 @@ pub struct Watch<C> {
     settings: watch::Receiver<Settings>,
 }
 
-/// An answer is a kilobyte or two; one that is larger is none.
-const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// The provider has new models a few times a year.
+const MODELS_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
+
+/// What the watch remembers between its questions.
+#[derive(Debug, Default)]
+struct Memory {
+    /// When each key is asked next; one that is not here was never asked.
+    due: HashMap<Fingerprint, Instant>,
+    /// Keys whose workspace is known, or will not be told.
+    placed: HashSet<Fingerprint>,
+    models_at: Option<Instant>,
+    /// What was last said of all credits.
+    forecast: Option<Forecast>,
+    alike: HashSet<[Fingerprint; 2]>,
+}
 
 impl<C: Connect> Watch<C> {
     /// A watch over `pool`. It asks anew as soon as it is given settings, also when they are the
@@ -53,78 +69,171 @@ impl<C: Connect> Watch<C> {
         Self { pool, upstream, books, settings }
     }
 
-    /// Asks round after round, for ever. `rounds` counts those that are complete.
+    /// Asks for ever, one key at a time. `rounds` counts how often every key has been asked since
+    /// the settings were given.
     pub async fn run(mut self, rounds: watch::Sender<u64>) {
+        let mut memory = Memory::default();
+        let mut is_counted = false;
         loop {
             let settings = *self.settings.borrow_and_update();
-            self.round(settings).await;
-            rounds.send_modify(|rounds| *rounds += 1);
-            // Nobody changes the settings any more: then the interval alone counts.
+            self.ask_who_is_due(&mut memory, settings).await;
+            if !std::mem::replace(&mut is_counted, true) {
+                rounds.send_modify(|rounds| *rounds += 1);
+            }
+            let next = memory
+                .due
+                .values()
+                .min()
+                .map_or(settings.interval, |due| due.saturating_duration_since(clock::instant()));
+            // Nobody changes the settings any more: then the dates alone count.
             let changed = async {
                 if self.settings.changed().await.is_err() {
                     std::future::pending::<()>().await;
                 }
             };
             tokio::select! {
-                () = tokio::time::sleep(settings.interval) => {}
-                () = changed => {}
+                () = tokio::time::sleep(next) => {}
+                () = self.pool.doubted() => {}
+                () = changed => {
+                    memory.due.clear();
+                    is_counted = false;
+                }
             }
         }
     }
 
-    /// Asks once with every key, one after the other: a burst from one address looks like abuse.
-    async fn round(&self, settings: Settings) {
+    /// Asks with every key whose time has come, one after the other: a burst from one address looks
+    /// like abuse.
+    async fn ask_who_is_due(&self, memory: &mut Memory, settings: Settings) {
+        let asking = Asking { upstream: &self.upstream, answer_max: settings.answer_max };
         let roster = self.pool.roster();
+        memory.keep_only(&roster);
+        let mut asked = Vec::new();
         for key in roster.keys() {
-            let asked = tokio::time::timeout(settings.answer_max, self.ask(key, settings)).await;
-            // A provider that does not answer says nothing of the key.
-            let Ok(Some(seen)) = asked else {
-                debug!(key = key.api_key().short().as_str(), "the provider did not tell this key's quota");
-                continue;
-            };
-            announce(&self.pool.observe(&roster, key, seen, clock::now()));
+            let print = key.api_key().fingerprint();
+            let is_due = memory.due.get(&print).is_none_or(|due| *due <= clock::instant());
+            if is_due || key.is_doubted() {
+                let told = self.ask(&asking, &roster, key).await;
+                self.place(&asking, key, told, memory).await;
+                let pause = next_look(&look(&roster, key, told), settings.interval, chance(), clock::now());
+                memory.due.insert(print, clock::instant() + pause);
+                asked.push(print);
+            }
         }
-        self.books.keys_changed();
+        self.learn_models(&asking, &roster, memory).await;
+        if !asked.is_empty() {
+            self.tell_forecast(memory);
+            // Some may have been found to be of one workspace meanwhile.
+            let roster = self.pool.roster();
+            for key in roster.keys().iter().filter(|key| asked.contains(&key.api_key().fingerprint())) {
+                memory.tell_alike(key, &roster);
+            }
+            self.books.keys_changed();
+        }
     }
 
-    async fn ask(&self, key: &Key, settings: Settings) -> Option<Observation> {
-        let outbound = Outbound {
-            method: Method::GET,
-            target: Uri::from_static("/v1/user/subscription"),
-            headers: HeaderMap::new(),
+    async fn ask(&self, asking: &Asking<'_, C>, roster: &Arc<Roster>, key: &Key) -> Told {
+        let Some(seen) = asking.quota(key).await else {
+            debug!(key = key.api_key().short().as_str(), "the provider did not tell this key's quota");
+            return Told::Silence;
         };
-        let answer = self
-            .upstream
-            .send(key.authority(), key.api_key(), &outbound, Replay::empty().attempt())
-            .await
-            .ok()?;
-        read(answer, settings).await
+        let told = match seen {
+            Observation::Quota { .. } | Observation::Invalid => Told::Figures,
+            Observation::Unreadable => Told::Nothing,
+        };
+        announce(&self.pool.observe(roster, key, seen, clock::now()));
+        told
+    }
+
+    /// Finds out, once, to which workspace a key belongs.
+    async fn place(&self, asking: &Asking<'_, C>, key: &Key, told: Told, memory: &mut Memory) {
+        let print = key.api_key().fingerprint();
+        if told != Told::Figures || memory.placed.contains(&print) {
+            return;
+        }
+        if let Some(id) = asking.workspace(key).await
+            && self.pool.learn_workspace(key, &id)
+        {
+            debug!(key = key.api_key().short().as_str(), workspace = id, "the provider told its workspace");
+        }
+        memory.placed.insert(print);
+    }
+
+    async fn learn_models(&self, asking: &Asking<'_, C>, roster: &Roster, memory: &mut Memory) {
+        if memory.models_at.is_some_and(|at| clock::since(at) < MODELS_INTERVAL) {
+            return;
+        }
+        for key in roster.keys() {
+            if let Some(models) = asking.models(key).await {
+                self.pool.learn_models(models);
+                memory.models_at = Some(clock::instant());
+                return;
+            }
+        }
+    }
+
+    /// Says what all figures together mean, once per change.
+    fn tell_forecast(&self, memory: &mut Memory) {
+        let now = clock::now();
+        let forecast = self.pool.forecast(now);
+        let kind = |forecast: Option<Forecast>| forecast.map(|forecast| std::mem::discriminant(&forecast));
+        if kind(memory.forecast) != kind(Some(forecast))
+            && let Forecast::SpentBy(at) = forecast
+        {
+            let event = "pool_spent_by";
+            warn!(event, "At this rate all credits are spent by {}, before any come back", at.rfc3339());
+        }
+        memory.forecast = Some(forecast);
     }
 }
 
-async fn read(answer: Response<AnswerBody<Incoming>>, settings: Settings) -> Option<Observation> {
-    let (head, body) = answer.into_parts();
-    let (_, whole) = Peeked::read(body, ANSWER_BYTES_MAX, settings.answer_max).await;
-    let encoding = head.headers.get("content-encoding").and_then(|value| value.to_str().ok());
-    let text = decoded(&whole?, encoding, ANSWER_BYTES_MAX)?;
-    match classify(head.status, Some(&ErrorBody::read(&text)), None) {
-        Verdict::Served => Subscription::read(&text)
-            .map(|subscription| Observation::Quota { quota: subscription.quota, tier: subscription.tier }),
-        Verdict::InvalidKey => Some(Observation::Invalid),
-        // A key for speech alone may not ask, and is as good as any.
-        Verdict::MissingPermission(_) => Some(Observation::Unreadable),
-        Verdict::WorkspaceQuota(_)
-        | Verdict::KeyQuota(_)
-        | Verdict::PlanFeature
-        | Verdict::Billing
-        | Verdict::Abuse
-        | Verdict::RateLimited(_)
-        | Verdict::Concurrency { .. }
-        | Verdict::Busy
-        | Verdict::Unexplained(_)
-        | Verdict::NotFound
-        | Verdict::RequestError
-        | Verdict::ServerError
-        | Verdict::Unreadable => None,
+impl Memory {
+    fn keep_only(&mut self, roster: &Roster) {
+        let known: HashSet<Fingerprint> =
+            roster.keys().iter().map(|key| key.api_key().fingerprint()).collect();
+        self.due.retain(|print, _| known.contains(print));
+        self.placed.retain(|print| known.contains(print));
+        self.alike.retain(|pair| pair.iter().all(|print| known.contains(print)));
     }
+
+    /// Says, once, which keys may be of one workspace without anybody having said so.
+    fn tell_alike(&mut self, key: &Key, roster: &Roster) {
+        let now = clock::now();
+        let quota = key.workspace().quota(now);
+        for other in roster.keys() {
+            let apart = !std::ptr::eq(key.workspace(), other.workspace());
+            if !apart || !look_alike(&quota, &other.workspace().quota(now)) {
+                continue;
+            }
+            let mut pair = [key.api_key().fingerprint(), other.api_key().fingerprint()];
+            pair.sort();
+            if self.alike.insert(pair) {
+                let (one, other) = (key.api_key().short(), other.api_key().short());
+                let event = "keys_alike";
+                info!(
+                    event,
+                    "Keys {} and {} tell the same figures. If they are of one workspace, give both the same \
+                     `workspace`",
+                    one.as_str(),
+                    other.as_str()
+                );
+            }
+        }
+    }
+}
+
+fn look(roster: &Roster, key: &Key, told: Told) -> Look {
+    let now = clock::now();
+    let quota = key.workspace().quota(now);
+    Look {
+        told,
+        standing: key.standing(now),
+        is_near_limit: roster.is_near_limit(&quota),
+        resets_at: quota.resets_at,
+    }
+}
+
+/// A number from 0.0 to 1.0 that is another each time.
+fn chance() -> f64 {
+    (RandomState::new().hash_one(0_u8) % 1_000) as f64 / 1_000.0
 }

@@ -1,0 +1,84 @@
+//! Questions to the provider with a key of the pool, and what its answers say. All of them are free.
+
+use std::time::Duration;
+
+use http::{HeaderMap, Method, Uri};
+use hyper::body::Incoming;
+
+use crate::body::decode::decoded;
+use crate::body::peek::Peeked;
+use crate::body::replay::Replay;
+use crate::policy::classify::{ErrorBody, Verdict, classify};
+use crate::policy::models::Models;
+use crate::policy::subscription::{Subscription, workspace_id};
+use crate::pool::{Key, Observation};
+use crate::upstream::{Connect, Outbound, Upstream};
+
+/// The list of models is the longest answer, some dozens of kilobytes; one that is larger is none.
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+
+/// Asks, with a bound for each answer.
+#[derive(Debug)]
+pub(super) struct Asking<'a, C> {
+    pub(super) upstream: &'a Upstream<Incoming, C>,
+    pub(super) answer_max: Duration,
+}
+
+impl<C: Connect> Asking<'_, C> {
+    /// What the key's workspace has left. `None` when the provider does not tell now, which says
+    /// nothing of the key.
+    pub(super) async fn quota(&self, key: &Key) -> Option<Observation> {
+        let (verdict, text) = self.ask(key, "/v1/user/subscription").await?;
+        match verdict {
+            Verdict::Served => Subscription::read(&text).map(|subscription| Observation::Quota {
+                quota: subscription.quota,
+                tier: subscription.tier,
+            }),
+            Verdict::InvalidKey => Some(Observation::Invalid),
+            // A key for speech alone may not ask, and is as good as any.
+            Verdict::MissingPermission(_) => Some(Observation::Unreadable),
+            Verdict::WorkspaceQuota(_)
+            | Verdict::KeyQuota(_)
+            | Verdict::PlanFeature
+            | Verdict::Billing
+            | Verdict::Abuse
+            | Verdict::RateLimited(_)
+            | Verdict::Concurrency { .. }
+            | Verdict::Busy
+            | Verdict::Unexplained(_)
+            | Verdict::NotFound
+            | Verdict::RequestError
+            | Verdict::ServerError
+            | Verdict::Unreadable => None,
+        }
+    }
+
+    /// The identifier of the key's workspace, where it may tell.
+    pub(super) async fn workspace(&self, key: &Key) -> Option<String> {
+        let (verdict, text) = self.ask(key, "/v1/user").await?;
+        if verdict == Verdict::Served { workspace_id(&text) } else { None }
+    }
+
+    /// The provider's models, where the key may tell.
+    pub(super) async fn models(&self, key: &Key) -> Option<Models> {
+        let (verdict, text) = self.ask(key, "/v1/models").await?;
+        if verdict == Verdict::Served { Models::read(&text) } else { None }
+    }
+
+    /// An answer, and what it means. `None` when none came in time, or none that can be read.
+    async fn ask(&self, key: &Key, path: &'static str) -> Option<(Verdict, Vec<u8>)> {
+        let asking = async {
+            let outbound =
+                Outbound { method: Method::GET, target: Uri::from_static(path), headers: HeaderMap::new() };
+            let sending = Replay::empty().attempt();
+            let answer = self.upstream.send(key.authority(), key.api_key(), &outbound, sending).await.ok()?;
+            let (head, body) = answer.into_parts();
+            let (_, whole) = Peeked::read(body, ANSWER_BYTES_MAX, self.answer_max).await;
+            let encoding = head.headers.get("content-encoding").and_then(|value| value.to_str().ok());
+            let text = decoded(&whole?, encoding, ANSWER_BYTES_MAX)?;
+            let verdict = classify(head.status, Some(&ErrorBody::read(&text)), None);
+            Some((verdict, text))
+        };
+        tokio::time::timeout(self.answer_max, asking).await.ok()?
+    }
+}

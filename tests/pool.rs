@@ -1,0 +1,254 @@
+//! A pool that knows the provider: the right key the first time, over the wire.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends at its first surprise"
+)]
+
+mod house;
+
+use std::time::Duration;
+
+use house::{House, ONE, SPEECH, THREE, TWO, house, house_with, join_all, until};
+use keychoir::simulator::{KeyPlan, Plan, WorkspacePlan};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const KEYS: [&str; 3] = [ONE, TWO, THREE];
+
+#[track_caller]
+fn assert_ours(answer: &reqwest::Response, status: u16, code: &str) {
+    assert_eq!(answer.status(), status);
+    assert_eq!(answer.headers()["x-keychoir-error"], code);
+}
+
+/// Three workspaces with so many credits and places, a key in each.
+fn three(credits: u64, places: u32) -> Plan {
+    let workspace =
+        |name: &str| WorkspacePlan { concurrency_max: Some(places), ..WorkspacePlan::new(name, credits) };
+    let key = |key: &str, workspace: &str| KeyPlan {
+        workspace: Some(workspace.to_owned()),
+        ..KeyPlan::new(key, 0)
+    };
+    Plan { keys: vec![key(ONE, "ws_1"), key(TWO, "ws_2"), key(THREE, "ws_3")], ..Plan::default() }
+        .with_workspace(workspace("ws_1"))
+        .with_workspace(workspace("ws_2"))
+        .with_workspace(workspace("ws_3"))
+}
+
+#[tokio::test]
+async fn a_key_that_cannot_pay_is_not_asked() {
+    let house = house(Plan::of([(ONE, 30), (TWO, 1_000)])).await;
+    for _ in 0..5 {
+        assert_eq!(house.speak(20).await.status(), 200);
+    }
+    assert_eq!(house.hits(&[ONE, TWO]), [1, 4], "no request was refused");
+    assert_eq!(house.statuses().await, ["exhausted", "active"]);
+    // What is left of it pays for less.
+    assert_eq!(house.speak(10).await.status(), 200);
+    assert_eq!(house.hits(&[ONE, TWO]), [2, 4]);
+    let (ledger, _) = house.close().await;
+    assert_eq!(ledger.key(ONE).unwrap().charged, 30);
+}
+
+#[tokio::test]
+async fn two_requests_never_both_pass_a_nearly_empty_key() {
+    let house = house(Plan::of([(ONE, 100), (TWO, 100_000)])).await;
+    let answers = join_all((0..40).map(|_| house.speak(9))).await;
+    assert!(answers.iter().all(|answer| answer.status() == 200));
+    drop(answers);
+    assert_eq!(house.hits(&[ONE, TWO]), [11, 29], "11 times 9 is 99, and nobody was refused");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn the_price_follows_the_model() {
+    let house = house(Plan::of([(ONE, 30), (TWO, 1_000)])).await;
+    let flash = json!({"text": "a".repeat(60), "model_id": "eleven_flash_v2_5"});
+    assert_eq!(house.post(SPEECH, &flash).await.status(), 200);
+    assert_eq!(house.hits(&[ONE, TWO]), [1, 0], "60 characters at half a credit");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn when_nobody_can_pay_one_is_asked_and_the_answer_is_remembered() {
+    let house = house(Plan::of([(ONE, 30), (TWO, 20)])).await;
+    for _ in 0..3 {
+        assert_ours(&house.speak(50).await, 401, "all_keys_exhausted");
+    }
+    assert_eq!(house.hits(&[ONE, TWO]), [1, 1], "each has said no once");
+    // Smaller requests still go.
+    assert_eq!(house.speak(25).await.status(), 200);
+    assert_eq!(house.speak(20).await.status(), 200);
+    house.close().await;
+}
+
+/// Waits until the simulator has so many requests of speech under way.
+async fn running(house: &House, count: u32) {
+    let running =
+        || house.simulator.ledger().workspaces.iter().map(|workspace| workspace.running).sum::<u32>();
+    until(|| running() == count).await;
+}
+
+#[tokio::test]
+async fn fifteen_requests_run_and_the_sixteenth_waits() {
+    // Five is what the plan of these workspaces says; nobody has to be refused to find out.
+    let house = house(three(100_000, 5)).await;
+    for key in KEYS {
+        house.always(key, "slow_body=600000");
+    }
+    let mut answers = join_all((0..15).map(|_| house.speak(200))).await;
+    running(&house, 15).await;
+    let body = json!({"text": "a".repeat(200), "model_id": "eleven_multilingual_v2"});
+    let sixteenth = tokio::spawn(house.client.post(format!("{}{SPEECH}", house.url)).json(&body).send());
+    until(|| house.running.waiting() == 1).await;
+    drop(answers.pop());
+    assert_eq!(sixteenth.await.unwrap().unwrap().status(), 200);
+    assert!(answers.iter().all(|answer| answer.status() == 200));
+    let ledger = house.simulator.ledger();
+    assert_eq!(ledger.totals.refused, 0, "none of them saw a 429");
+    assert!(ledger.workspaces.iter().all(|workspace| workspace.running_max == 5));
+}
+
+#[tokio::test]
+async fn a_refusal_for_too_many_at_once_teaches_the_places_and_waits() {
+    let plan = Plan { keys: three(0, 0).keys[..1].to_vec(), ..Plan::default() }
+        .with_workspace(WorkspacePlan { concurrency_max: Some(2), ..WorkspacePlan::new("ws_1", 100_000) });
+    let house = house_with(plan, |config| config.pool.concurrency_cooldown = Duration::from_millis(20)).await;
+    let answers = join_all((0..12).map(|_| async {
+        let answer = house.speak(50).await;
+        (answer.status(), answer.bytes().await.unwrap().len())
+    }))
+    .await;
+    assert!(answers.iter().all(|(status, bytes)| *status == 200 && *bytes > 0), "{answers:?}");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn who_waits_too_long_hears_when_to_come_back() {
+    let house = house_with(three(100_000, 1), |config| {
+        config.keys.truncate(1);
+        config.pool.wait_max = Duration::from_millis(50);
+    })
+    .await;
+    assert_eq!(house.speak(1).await.status(), 200);
+    house.always(ONE, "slow_body=600000");
+    let held = house.speak(500).await;
+    assert_eq!(held.status(), 200);
+    let answer = house.speak(1).await;
+    assert_ours(&answer, 429, "all_keys_busy");
+    assert_eq!(answer.headers()["retry-after"], "1");
+    assert_eq!(house.hits(&[ONE]), [2]);
+    drop(held);
+}
+
+#[tokio::test]
+async fn keys_of_one_workspace_are_found_by_themselves() {
+    let plan = Plan {
+        keys: vec![
+            KeyPlan { workspace: Some("ws_1".to_owned()), ..KeyPlan::new(ONE, 0) },
+            KeyPlan { workspace: Some("ws_1".to_owned()), ..KeyPlan::new(TWO, 0) },
+            KeyPlan::new(THREE, 1_000),
+        ],
+        ..Plan::default().with_workspace(WorkspacePlan::new("ws_1", 500))
+    };
+    let house = house(plan).await;
+    let status = house.status().await;
+    assert_eq!(status["totalRemainingCharacters"], 1_500, "{status}");
+    house.always(ONE, "quota");
+    assert_eq!(house.speak(10).await.status(), 200);
+    assert_eq!(house.hits(&KEYS), [1, 0, 1], "its sister is as empty");
+    assert_eq!(house.statuses().await, ["exhausted", "exhausted", "active"]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_missing_permission_is_asked_for_once() {
+    let mut plan = Plan::of([(ONE, 1_000), (TWO, 1_000)]);
+    plan.keys[0].permissions = Some(vec!["voices_read".to_owned()]);
+    let house = house(plan).await;
+    for _ in 0..3 {
+        assert_eq!(house.speak(5).await.status(), 200);
+    }
+    assert_eq!(house.hits(&[ONE, TWO]), [1, 3]);
+    assert_eq!(house.statuses().await, ["active", "active"]);
+    assert_eq!(house.get("/v1/voices").await.status(), 200);
+    assert_eq!(house.hits(&[ONE, TWO]), [2, 3], "what it may, it does");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn abuse_does_not_walk_the_pool() {
+    let house = house(Plan::of([(ONE, 1_000), (TWO, 1_000), (THREE, 1_000)])).await;
+    for key in KEYS {
+        house.always(key, "unusual_activity");
+    }
+    assert_eq!(house.speak(5).await.status(), 401);
+    assert_eq!(house.hits(&KEYS), [1, 1, 0]);
+    assert_eq!(house.statuses().await, ["exhausted", "exhausted", "active"]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_refused_key_that_the_provider_knows_is_back_at_once() {
+    let house = house(Plan::of([(ONE, 1_000), (TWO, 1_000)])).await;
+    house.simulator.script(ONE, vec!["invalid".parse().unwrap()]);
+    assert_eq!(house.speak(5).await.status(), 200);
+    // It is asked by itself, and answers.
+    loop {
+        if house.statuses().await == ["active", "active"] {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(house.speak(5).await.status(), 200);
+    assert_eq!(house.hits(&[ONE, TWO]), [2, 1]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn every_strategy_serves_and_spreads_as_it_says() {
+    for (strategy, expected) in [
+        ("fill-first", [6, 0, 0]),
+        ("round-robin", [2, 2, 2]),
+        ("most-remaining", [0, 6, 0]),
+        ("least-busy", [6, 0, 0]),
+    ] {
+        let house = house_with(Plan::of([(ONE, 1_000), (TWO, 9_000), (THREE, 5_000)]), |config| {
+            config.pool.strategy = strategy.parse().unwrap();
+        })
+        .await;
+        for _ in 0..6 {
+            let answer = house.speak(5).await;
+            assert_eq!(answer.status(), 200);
+            answer.bytes().await.unwrap();
+        }
+        assert_eq!(house.hits(&KEYS), expected, "{strategy}");
+        house.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_text_that_comes_slowly_goes_without_an_estimate() {
+    let house = house_with(Plan::of([(ONE, 1_000)]), |config| {
+        config.pool.foresee_max = Duration::from_millis(1);
+    })
+    .await;
+    let mut client = TcpStream::connect(house.running.address()).await.unwrap();
+    let head = format!(
+        "POST {SPEECH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 15\r\n\r\n"
+    );
+    client.write_all(format!("{head}{{\"text\":").as_bytes()).await.unwrap();
+    // It is on its way before its text is known.
+    until(|| house.simulator.ledger().totals.in_flight == 1).await;
+    client.write_all(br#""slow"}"#).await.unwrap();
+    let mut start = [0; 12];
+    client.read_exact(&mut start).await.unwrap();
+    assert_eq!(&start, b"HTTP/1.1 200");
+    drop(client);
+    let records = house.records().await;
+    assert_eq!(records[0].credits, 4);
+}
