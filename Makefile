@@ -5,17 +5,21 @@ PYTHON ?= python3
 VENV := tests/sdk/python/.venv
 NODE := tests/sdk/js
 
-.PHONY: check test test-rust test-sdk build demo clean deny faults fuzz units
+.PHONY: check test test-rust test-model test-sdk build demo clean deny faults fuzz units
 
 check:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib
 
-test: test-rust test-sdk
+test: test-rust test-model test-sdk
 
 test-rust:
 	cargo test --locked
+
+# The pool's state under every order in which threads may meet.
+test-model:
+	RUSTFLAGS="--cfg keychoir_model" CARGO_TARGET_DIR=target/model cargo test --locked --lib pool::model
 
 # The systemd units in systemd's own judgement; needs the package `systemd`.
 units:

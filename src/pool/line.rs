@@ -6,13 +6,13 @@
 //! while others wait goes behind them.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use tokio::sync::oneshot;
 
 use super::Reserved;
 use super::roster::Roster;
-use super::sync::{AtomicUsize, Ordering, fence};
+use super::sync::{AtomicUsize, Mutex, MutexGuard, Ordering, fence};
 use crate::policy::client::ClientName;
 use crate::policy::lane::Lane;
 use crate::policy::permission::Permission;

@@ -426,4 +426,9 @@ fn news_of(roster: &Roster, key: &Arc<Key>, now: UnixMs) -> Option<Transition> {
 }
 
 #[cfg(test)]
+#[cfg(not(keychoir_model))]
 mod tests;
+
+#[cfg(test)]
+#[cfg(keychoir_model)]
+mod model;

@@ -1,8 +1,14 @@
-//! The atomics of the pool's state. Under the model checker they are its own, so that it can try
-//! every order in which threads may meet.
+//! The atomics and the lock of the pool's state. Under the model checker they are its own, so that it
+//! can try every order in which threads may meet.
 
 #[cfg(not(keychoir_model))]
-pub(super) use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+pub(super) use std::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+};
 
 #[cfg(keychoir_model)]
-pub(super) use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+pub(super) use loom::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+};

@@ -2,7 +2,9 @@
 //! may go together.
 //!
 //! One word holds the sum of both, so that the last credits are given to one request and never to
-//! two: reserving is one compare-and-swap against the ceiling.
+//! two: reserving is one compare-and-swap against the ceiling. What is spent and what is reserved have
+//! a word each beside it, for those who read; every change is added to the sum as a difference, so
+//! that changes may meet in any order.
 
 use std::time::Duration;
 
@@ -17,8 +19,10 @@ const UNKNOWN: u64 = u64::MAX;
 /// is asked.
 #[derive(Debug)]
 pub(in crate::pool) struct QuotaCell {
-    /// Spent and reserved.
+    /// Spent and reserved. Differences wrap, so for a moment it may be below zero.
     committed: AtomicU64,
+    /// Of that, what is spent.
+    spent: AtomicU64,
     /// Of that, what requests under way may still spend.
     reserved: AtomicU64,
     /// [`UNKNOWN`] until told.
@@ -44,6 +48,7 @@ impl Default for QuotaCell {
     fn default() -> Self {
         Self {
             committed: AtomicU64::new(0),
+            spent: AtomicU64::new(0),
             reserved: AtomicU64::new(0),
             limit: AtomicU64::new(UNKNOWN),
             extension: AtomicU64::new(0),
@@ -64,7 +69,7 @@ impl QuotaCell {
             && self.resets_at.compare_exchange(resets_at, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
         {
             // What is under way is charged in the new period.
-            self.change(|_, reserved| reserved);
+            self.count_anew(|_| 0);
             self.told.forget();
         }
         self.peek().at(now)
@@ -82,7 +87,7 @@ impl QuotaCell {
 
     /// Whether `credits` more fit, with `kept` left over.
     pub(in crate::pool) fn fits(&self, credits: u64, kept: u64) -> bool {
-        let sum = self.committed.load(Ordering::Acquire).saturating_add(credits);
+        let sum = not_below_zero(self.committed.load(Ordering::Acquire)).saturating_add(credits);
         self.ceiling().is_none_or(|ceiling| sum <= ceiling.saturating_sub(kept))
     }
 
@@ -99,11 +104,10 @@ impl QuotaCell {
     }
 
     fn reserve_if(&self, credits: u64, may: impl Fn(u64, u64) -> bool) -> bool {
-        // First among the reserved: whoever reads in between sees too little spent, never too much.
         let others = self.reserved.fetch_add(credits, Ordering::AcqRel);
-        let added = self.committed.fetch_update(Ordering::AcqRel, Ordering::Acquire, |sum| {
-            let sum = sum.saturating_add(credits);
-            may(sum, others).then_some(sum)
+        let added = self.committed.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+            let sum = not_below_zero(word).saturating_add(credits);
+            may(sum, others).then(|| word.wrapping_add(credits))
         });
         if added.is_err() {
             self.reserved.fetch_sub(credits, Ordering::AcqRel);
@@ -116,9 +120,8 @@ impl QuotaCell {
         if paid.spent > 0 {
             self.last_spent.fetch_max(now.0, Ordering::AcqRel);
         }
-        if paid.spent != paid.reserved {
-            update(&self.committed, |sum| sum.saturating_sub(paid.reserved).saturating_add(paid.spent));
-        }
+        self.committed.fetch_add(paid.spent.wrapping_sub(paid.reserved), Ordering::AcqRel);
+        self.spent.fetch_add(paid.spent, Ordering::AcqRel);
         self.reserved.fetch_sub(paid.reserved, Ordering::AcqRel);
     }
 
@@ -126,9 +129,7 @@ impl QuotaCell {
     pub(in crate::pool) fn adopt(&self, theirs: Quota, now: UnixMs, lag: Duration) -> bool {
         let before = self.peek();
         let idle = now.since(UnixMs(self.last_spent.load(Ordering::Acquire)));
-        self.change(|count, reserved| {
-            Quota { count, ..before }.adopt(theirs, idle, lag).count.saturating_add(reserved)
-        });
+        self.count_anew(|count| Quota { count, ..before }.adopt(theirs, idle, lag).count);
         self.set_terms(theirs);
         let is_new = Quota { count: 0, ..before } != Quota { count: 0, ..theirs };
         if is_new {
@@ -138,16 +139,15 @@ impl QuotaCell {
     }
 
     pub(in crate::pool) fn restore(&self, quota: Quota) {
-        self.change(|_, reserved| quota.count.saturating_add(reserved));
+        self.count_anew(|_| quota.count);
         self.set_terms(quota);
     }
 
-    /// Gives the sum another value, from what is spent and what is reserved.
-    fn change(&self, sum_of: impl Fn(u64, u64) -> u64) {
-        update(&self.committed, |sum| {
-            let reserved = self.reserved.load(Ordering::Acquire);
-            sum_of(sum.saturating_sub(reserved), reserved)
-        });
+    /// Gives another value to what is spent.
+    fn count_anew(&self, count: impl Fn(u64) -> u64) {
+        let before = self.spent.fetch_update(Ordering::AcqRel, Ordering::Acquire, |spent| Some(count(spent)));
+        let before = before.unwrap_or_else(|spent| spent);
+        self.committed.fetch_add(count(before).wrapping_sub(before), Ordering::AcqRel);
     }
 
     fn set_terms(&self, quota: Quota) {
@@ -166,22 +166,7 @@ impl QuotaCell {
     }
 
     fn peek(&self) -> Quota {
-        Quota { count: self.count(), ..self.terms() }
-    }
-
-    /// What is spent. Two words are read, so a reservation or settlement in between is looked for.
-    fn count(&self) -> u64 {
-        let mut reserved = self.reserved.load(Ordering::Acquire);
-        for _ in 0..READ_AGAIN_MAX {
-            let committed = self.committed.load(Ordering::Acquire);
-            let again = self.reserved.load(Ordering::Acquire);
-            if again == reserved {
-                return committed.saturating_sub(reserved);
-            }
-            reserved = again;
-        }
-        // Somebody is always in between: rather too little than too much, which would look spent.
-        self.committed.load(Ordering::Acquire).saturating_sub(self.reserved.load(Ordering::Acquire))
+        Quota { count: self.spent.load(Ordering::Acquire), ..self.terms() }
     }
 
     fn terms(&self) -> Quota {
@@ -199,7 +184,10 @@ impl QuotaCell {
     }
 }
 
-const READ_AGAIN_MAX: usize = 4;
+/// A sum that other differences have yet to reach is none.
+fn not_below_zero(word: u64) -> u64 {
+    if word > u64::MAX / 2 { 0 } else { word }
+}
 
 /// What became of taking some of what the provider said is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,238 @@
+//! The pool's state under every order in which threads may meet: `make test-model`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use loom::thread;
+
+use super::cells::{Paid, ParkCell, QuotaCell, RoomCell, Taken, ToldCell};
+use super::*;
+use crate::policy::client::ClientName;
+use crate::policy::lane::Lane;
+use crate::policy::select::Unavailable;
+use crate::secret::ApiKey;
+
+const NOW: UnixMs = UnixMs(1_000);
+const RESET: UnixMs = UnixMs(2_000);
+
+/// Runs `check` in every order, with at most so many switches between threads that need not be:
+/// without a bound the search takes hours.
+fn model_with(switches_max: usize, check: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(switches_max);
+    builder.check(check);
+}
+
+fn model(check: impl Fn() + Sync + Send + 'static) {
+    model_with(3, check);
+}
+
+/// Runs both at once.
+fn both<A, B>(one: impl FnOnce() -> A + 'static, other: impl FnOnce() -> B) -> (A, B)
+where
+    A: 'static,
+{
+    let one = thread::spawn(one);
+    let other = other();
+    (one.join().unwrap(), other)
+}
+
+fn holding(count: u64, limit: u64) -> Arc<QuotaCell> {
+    let cell = QuotaCell::default();
+    cell.restore(Quota { count, limit: Some(limit), resets_at: Some(RESET), ..Quota::default() });
+    Arc::new(cell)
+}
+
+fn spend(cell: &QuotaCell, reserved: u64, spent: u64, now: UnixMs) -> bool {
+    let has = cell.reserve(reserved, Some(0));
+    if has {
+        cell.settle(Paid { reserved, spent }, now);
+    }
+    has
+}
+
+#[test]
+fn the_last_credits_go_to_one() {
+    model(|| {
+        let cell = holding(90, 100);
+        let other = Arc::clone(&cell);
+        let (one, two) = both(move || other.reserve(6, Some(0)), || cell.reserve(6, Some(0)));
+        assert!(one != two, "{one} {two}");
+        assert_eq!((cell.load(NOW).count, cell.reserved()), (90, 6));
+    });
+}
+
+#[test]
+fn whoever_stretches_is_alone() {
+    model(|| {
+        let cell = holding(98, 100);
+        let other = Arc::clone(&cell);
+        let (one, two) = both(move || other.stretch(6), || cell.stretch(6));
+        assert!(!(one && two));
+    });
+}
+
+#[test]
+fn what_is_spent_is_counted_once() {
+    model(|| {
+        let cell = holding(0, 100);
+        let other = Arc::clone(&cell);
+        both(move || spend(&other, 6, 5, NOW), || spend(&cell, 9, 9, NOW));
+        assert_eq!((cell.load(NOW).count, cell.reserved()), (14, 0));
+    });
+}
+
+#[test]
+fn a_reader_never_sees_more_spent_than_may_be() {
+    model(|| {
+        let cell = holding(0, 10);
+        let other = Arc::clone(&cell);
+        let (_, seen) = both(move || spend(&other, 10, 4, NOW), || cell.load(NOW).count);
+        assert!(seen == 0 || seen == 4, "{seen}: a key would look spent that is not");
+    });
+}
+
+#[test]
+fn a_period_ends_once_while_requests_are_under_way() {
+    model(|| {
+        let cell = holding(50, 100);
+        assert!(cell.reserve(6, Some(0)));
+        let other = Arc::clone(&cell);
+        both(
+            move || {
+                other.load(RESET);
+                other.settle(Paid { reserved: 6, spent: 6 }, RESET);
+            },
+            || cell.load(RESET),
+        );
+        let count = cell.load(RESET).count;
+        assert!(count == 6 || count == 0, "{count}: in the new period, or just before its end");
+        assert!(cell.reserved() == 0 && cell.fits(100 - count, 0) && !cell.fits(101 - count, 0));
+    });
+}
+
+#[test]
+fn figures_are_adopted_while_requests_are_settled() {
+    model(|| {
+        let cell = holding(50, 100);
+        assert!(cell.reserve(6, Some(0)));
+        let other = Arc::clone(&cell);
+        let theirs = Quota { count: 70, limit: Some(100), resets_at: Some(RESET), ..Quota::default() };
+        both(
+            move || other.settle(Paid { reserved: 6, spent: 4 }, NOW),
+            || cell.adopt(theirs, NOW, Duration::from_secs(1)),
+        );
+        let count = cell.load(NOW).count;
+        assert!(count == 70 || count == 74, "{count}: before the request was settled, or after");
+        assert_eq!(cell.reserved(), 0);
+    });
+}
+
+#[test]
+fn what_the_provider_says_is_left_is_taken_once() {
+    model(|| {
+        let cell = Arc::new(ToldCell::default());
+        cell.say(10);
+        let other = Arc::clone(&cell);
+        let (one, two) = both(move || other.take(6), || cell.take(6));
+        assert_eq!([one, two].iter().filter(|taken| **taken == Taken::Some).count(), 1);
+        assert_eq!(cell.left(), Some(4));
+    });
+}
+
+#[test]
+fn no_lane_has_more_than_its_places() {
+    model(|| {
+        let cell = Arc::new(RoomCell::default());
+        cell.learn(1);
+        let other = Arc::clone(&cell);
+        let run = |cell: &RoomCell| {
+            let has = cell.enter();
+            assert!(cell.running() <= 1);
+            if has {
+                cell.leave();
+            }
+        };
+        both(move || run(&other), || run(&cell));
+        assert_eq!(cell.running(), 0);
+    });
+}
+
+#[test]
+fn a_pardon_ends_no_other_park() {
+    model(|| {
+        let cell = Arc::new(ParkCell::default());
+        cell.join(Park { reason: ParkReason::Invalid, until: UnixMs(5) });
+        let other = Arc::clone(&cell);
+        let later = Park { reason: ParkReason::Exhausted, until: UnixMs(9) };
+        both(move || other.join(later), || cell.pardon(ParkReason::Invalid));
+        assert_eq!(cell.load(), Some(later));
+    });
+}
+
+fn pool(places: u32) -> Arc<Pool> {
+    let key = ApiKey::new("sk_0000_of_the_pool_0").unwrap();
+    let settings = Settings { wait_max: Duration::from_secs(60), waiting_max: 9, ..Settings::STILL };
+    let pool = Pool::new(vec![key.into()], settings);
+    pool.roster().keys()[0].workspace().room(Lane::SPEECH).learn(places);
+    Arc::new(pool)
+}
+
+fn ask() -> Ask {
+    Ask {
+        client: ClientName::new("app"),
+        estimate: Some(5),
+        lane: Some(Lane::SPEECH),
+        permission: None,
+        excluded: Vec::new(),
+    }
+}
+
+fn assert_at_rest(pool: &Pool) {
+    let roster = pool.roster();
+    let key = &roster.keys()[0];
+    assert_eq!((key.in_flight(), key.workspace().in_flight(), key.workspace().reserved()), (0, 0, 0));
+    assert_eq!(key.workspace().running(Lane::SPEECH).0, 0);
+}
+
+#[test]
+fn a_lease_ends_once_whoever_parks_the_key_meanwhile() {
+    model_with(1, || {
+        let pool = pool(9);
+        let other = Arc::clone(&pool);
+        both(
+            move || {
+                let roster = other.roster();
+                drop(other.try_reserve(&roster, &ask(), NOW));
+            },
+            || {
+                let roster = pool.roster();
+                pool.judge(&roster, &roster.keys()[0], Verdict::Billing, None, NOW);
+                assert!(pool.try_reserve(&roster, &ask(), NOW).is_err(), "a parked key is never chosen");
+            },
+        );
+        assert_at_rest(&pool);
+    });
+}
+
+#[test]
+fn whoever_waits_is_found_by_whoever_releases() {
+    model_with(2, || {
+        let pool = pool(1);
+        let roster = pool.roster();
+        let held = pool.try_reserve(&roster, &ask(), NOW).unwrap();
+        let other = Arc::clone(&pool);
+        let releasing = thread::spawn(move || {
+            drop(held);
+            drop(other);
+        });
+        let (ticket, mut given) = pool.line.join(&roster, &ask(), 9).unwrap();
+        pool.serve_line(NOW);
+        releasing.join().unwrap();
+        let given = given.try_recv().expect("nobody served the line");
+        assert!(!matches!(given, Err(Unavailable::Full { .. })));
+        drop(ticket);
+        drop(given);
+        assert_at_rest(&pool);
+    });
+}
