@@ -118,6 +118,7 @@ impl Parts {
             store: store::Settings {
                 queue_max: storage.queue_records_max,
                 retention: Retention::of_days(storage.attempts_kept_days, storage.hours_kept_days),
+                mirrored: store::Mirrored::Nothing,
             },
         })
     }
