@@ -93,7 +93,7 @@ async fn check_form(form: &str) {
         let (_, rest) = line.split_once("Server started at ")?;
         rest.split(['"', ' ']).next().map(str::to_owned)
     });
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let client = keychoir::upstream::side_calls().unwrap().build().unwrap();
     let mut asked = 0;
     for fault in FAULTS {
         let fault: Fault = fault.parse().unwrap();

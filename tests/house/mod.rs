@@ -64,7 +64,7 @@ pub async fn loopback() -> TcpListener {
 }
 
 fn client() -> reqwest::Client {
-    reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap()
+    keychoir::upstream::side_calls().unwrap().build().unwrap()
 }
 
 impl House {
