@@ -27,7 +27,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("server", &["clock", "tasks"]),
     ("store", &["clock", "policy", "pool", "proxy", "secret", "tasks"]),
     ("watch", &["body", "clock", "policy", "pool", "proxy", "telemetry", "upstream"]),
-    ("admin", &["policy", "pool", "proxy", "store"]),
+    ("mirror", &["clock", "policy", "secret", "store", "upstream"]),
+    ("admin", &["mirror", "policy", "pool", "proxy", "store"]),
     ("config", &["certificate", "clock", "policy", "secret"]),
     ("simulator", &["clock", "policy", "secret", "tasks"]),
     (
@@ -38,6 +39,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "certificate",
             "clock",
             "config",
+            "mirror",
             "policy",
             "pool",
             "proxy",
