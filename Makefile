@@ -1,11 +1,12 @@
 # Everything a developer or a fresh machine needs. `make test` installs what the tests talk to:
-# the official SDKs, into folders that git ignores.
+# the official SDKs and PostgREST, into folders that git ignores. PostgreSQL comes with the system.
 
 PYTHON ?= python3
 VENV := tests/sdk/python/.venv
 NODE := tests/sdk/js
+SUPABASE := tests/supabase
 
-.PHONY: check test test-rust test-sdk build demo clean deny faults fuzz units
+.PHONY: check test test-rust test-sdk postgrest build demo clean deny faults fuzz units
 
 check:
 	cargo fmt --check
@@ -14,8 +15,11 @@ check:
 
 test: test-rust test-sdk
 
-test-rust:
+test-rust: postgrest
 	cargo test --locked
+
+# What the tests of the mirror write through.
+postgrest: $(SUPABASE)/node_modules/.installed
 
 # The systemd units in systemd's own judgement; needs the package `systemd`.
 units:
@@ -36,6 +40,10 @@ $(VENV)/.installed: tests/sdk/python/requirements.txt
 
 $(NODE)/node_modules/.installed: $(NODE)/package.json $(NODE)/package-lock.json
 	cd $(NODE) && npm ci --no-audit --no-fund
+	touch $@
+
+$(SUPABASE)/node_modules/.installed: $(SUPABASE)/package.json $(SUPABASE)/package-lock.json
+	cd $(SUPABASE) && npm ci --no-audit --no-fund
 	touch $@
 
 demo:
@@ -65,4 +73,4 @@ fuzz:
 
 clean:
 	cargo clean
-	rm -rf $(VENV) $(NODE)/node_modules
+	rm -rf $(VENV) $(NODE)/node_modules $(SUPABASE)/node_modules

@@ -61,7 +61,8 @@ impl Hint {
                  service_role in"
             }
             Self::Table => {
-                "a table is missing: run the output of `keychoir supabase migrate --print` in the SQL editor"
+                "a table is missing: run the output of `keychoir supabase migrate --print` in the SQL editor; if it \
+                 is there, check SUPABASE_URL"
             }
             Self::Column => {
                 "a table has other columns: run the output of `keychoir supabase migrate --print` in the SQL editor"
@@ -90,7 +91,8 @@ pub fn judge(answer: Answer<'_>) -> Verdict {
         // Supabase's own, for a project that was not used for long.
         540 => Verdict::Person(Hint::Asleep),
         500.. => Verdict::Later,
-        // PostgreSQL's and PostgREST's word for a table that is not there.
+        // Older versions of PostgREST give no code with it.
+        404 => Verdict::Person(Hint::Table),
         _ if matches!(code, "42P01" | "PGRST205") => Verdict::Person(Hint::Table),
         // A column that is not there, is of another type, cannot be written, or is not unique.
         _ if matches!(code, "42703" | "PGRST204" | "42804" | "428C9" | "42P10") => {
@@ -99,7 +101,6 @@ pub fn judge(answer: Answer<'_>) -> Verdict {
         // Data that does not fit, a constraint, a trigger's exception; or too much of it at once.
         _ if code.starts_with("22") || code.starts_with("23") || code == "P0001" => Verdict::Row,
         413 => Verdict::Row,
-        404 => Verdict::Person(Hint::Address),
         _ => Verdict::Person(Hint::Unexplained),
     }
 }
@@ -140,7 +141,6 @@ mod tests {
             assert_eq!(judge(page), Verdict::Person(Hint::Address));
         }
         check(301, "", Verdict::Person(Hint::Address));
-        check(404, "", Verdict::Person(Hint::Address));
     }
 
     #[test]
@@ -150,6 +150,7 @@ mod tests {
         // The role `anon` hears 401 for what others hear 403 for.
         check(401, "42501", Verdict::Person(Hint::Key));
         check(403, "42501", Verdict::Person(Hint::Forbidden));
+        check(404, "", Verdict::Person(Hint::Table));
         check(404, "42P01", Verdict::Person(Hint::Table));
         check(404, "PGRST205", Verdict::Person(Hint::Table));
         for code in ["42703", "PGRST204", "42P10", "42804", "428C9"] {

@@ -125,6 +125,13 @@ impl House {
         (ledger, self.folder)
     }
 
+    /// Ends it, with books in which there is more than its provider has seen.
+    pub async fn abandon(self) -> TempDir {
+        assert_eq!(self.running.drain(Duration::from_secs(10)).await, Drained::Clean);
+        self.simulator.stop().await;
+        self.folder
+    }
+
     /// Ends it and returns the records.
     pub async fn records(self) -> Vec<Record> {
         let (_, folder) = self.close().await;
