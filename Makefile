@@ -1,11 +1,12 @@
 # Everything a developer or a fresh machine needs. `make test` installs what the tests talk to:
-# the official SDKs, into folders that git ignores.
+# the official SDKs and PostgREST, into folders that git ignores. PostgreSQL comes with the system.
 
 PYTHON ?= python3
 VENV := tests/sdk/python/.venv
 NODE := tests/sdk/js
+SUPABASE := tests/supabase
 
-.PHONY: check test test-rust test-model test-sdk build demo clean deny faults fuzz units
+.PHONY: check test test-rust test-model test-sdk postgrest build demo clean deny faults fuzz units
 
 check:
 	cargo fmt --check
@@ -14,12 +15,15 @@ check:
 
 test: test-rust test-model test-sdk
 
-test-rust:
+test-rust: postgrest
 	cargo test --locked
 
 # The pool's state under every order in which threads may meet.
 test-model:
 	RUSTFLAGS="--cfg keychoir_model" CARGO_TARGET_DIR=target/model cargo test --locked --lib pool::model
+
+# What the tests of the mirror write through.
+postgrest: $(SUPABASE)/node_modules/.installed
 
 # The systemd units in systemd's own judgement; needs the package `systemd`.
 units:
@@ -40,6 +44,10 @@ $(VENV)/.installed: tests/sdk/python/requirements.txt
 
 $(NODE)/node_modules/.installed: $(NODE)/package.json $(NODE)/package-lock.json
 	cd $(NODE) && npm ci --no-audit --no-fund
+	touch $@
+
+$(SUPABASE)/node_modules/.installed: $(SUPABASE)/package.json $(SUPABASE)/package-lock.json
+	cd $(SUPABASE) && npm ci --no-audit --no-fund
 	touch $@
 
 demo:
@@ -69,4 +77,4 @@ fuzz:
 
 clean:
 	cargo clean
-	rm -rf $(VENV) $(NODE)/node_modules
+	rm -rf $(VENV) $(NODE)/node_modules $(SUPABASE)/node_modules

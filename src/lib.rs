@@ -8,6 +8,7 @@ pub mod app;
 pub mod cli;
 
 pub mod admin;
+pub mod mirror;
 pub mod server;
 pub mod store;
 pub mod watch;

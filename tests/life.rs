@@ -107,7 +107,7 @@ fn hits(simulator: &Simulator, key: &str) -> usize {
 }
 
 fn client() -> reqwest::Client {
-    reqwest::Client::builder().no_proxy().build().unwrap()
+    keychoir::upstream::side_calls().unwrap().build().unwrap()
 }
 
 async fn speak(client: &reqwest::Client, address: &str) -> reqwest::StatusCode {
@@ -484,7 +484,7 @@ async fn a_restart_with_a_socket_of_systemd_refuses_nobody() {
     };
     let mut program = start();
     // A connection a request: an open one would be told to go, which is no refusal but no answer.
-    let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
+    let client = keychoir::upstream::side_calls().unwrap().pool_max_idle_per_host(0).build().unwrap();
     let mut traffic = Traffic::begin(4, &place, &client);
     for _ in 0..3 {
         traffic.flows(20).await;

@@ -15,12 +15,17 @@ use std::collections::HashMap;
 
 use house::{CLIENT_TOKEN, VOICE, loopback};
 use keychoir::simulator::{Fault, Plan, Simulator};
+use keychoir::tasks::{AbortOnDrop, Tasks};
 use program::{Program, contents, keychoir, run, stderr};
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Two keys as long as real ones. What lies between their ends is never shown.
 const ONE: &str = "sk_canary000111122223333aaaabbbbccccddddeeeeffff0001";
 const TWO: &str = "sk_canary000444455556666aaaabbbbccccddddeeeeffff0002";
+/// Supabase's, of the newer and of the older kind; the older one is a token of the role service_role.
+const SUPABASE_KEYS: [&str; 2] =
+    ["sb_secret_canary77778888", "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.canary77778888"];
 const TEXT: &str = "the text of a private message, canary 9c41";
 
 /// What must not be found anywhere, each with its name.
@@ -30,6 +35,7 @@ fn canaries() -> HashMap<&'static str, &'static str> {
         ("the middle of another key", &TWO[11..TWO.len() - 5]),
         ("a client's token", CLIENT_TOKEN),
         ("a text", "canary 9c41"),
+        ("Supabase's key", "canary77778888"),
     ])
 }
 
@@ -72,7 +78,29 @@ const FAULTS: [&str; 27] = [
     "garbled",
 ];
 
-async fn check_form(form: &str) {
+/// A Supabase that says the key to whoever has it, in every part of its refusal.
+async fn indiscreet(key: &'static str) -> (String, AbortOnDrop) {
+    let listener = loopback().await;
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let serving = Tasks::new().spawn_guarded(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = vec![0; 64 * 1024];
+            // What it was sent matters to nobody.
+            let _ = stream.read(&mut head).await;
+            let body = json!({"code": key, "message": key, "details": key, "hint": key}).to_string();
+            let length = body.len();
+            let head = format!(
+                "HTTP/1.1 401 {key}\r\nx-key: {key}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
+            );
+            let _ = stream.write_all((head + &body).as_bytes()).await;
+        }
+    });
+    (url, serving)
+}
+
+async fn check_form(form: &str, supabase_key: &'static str) {
+    let (supabase, _serving) = indiscreet(supabase_key).await;
     let folder = tempfile::tempdir().unwrap();
     let plan = Plan::of([(ONE, 1_000_000), (TWO, 1_000_000)]).forbidding(CLIENT_TOKEN);
     let simulator = Simulator::start(loopback().await, plan).await.unwrap();
@@ -81,6 +109,11 @@ async fn check_form(form: &str) {
         .env("ELEVENLABS_API_KEYS", format!("{ONE},{TWO}"))
         .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
         .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
+        .env("SUPABASE_URL", supabase)
+        .env("SUPABASE_SECRET_KEY", supabase_key)
+        .env("KEYCHOIR_SUPABASE__EVENTS", "true")
+        .env("KEYCHOIR_SUPABASE__INTERVAL_MS", "100")
+        .env("KEYCHOIR_SUPABASE__PAUSE_MS", "1")
         .env("KEYCHOIR_POOL__INVALID_COOLDOWN_MS", "1")
         .env("KEYCHOIR_POOL__EXHAUSTED_COOLDOWN_MS", "1")
         .env("KEYCHOIR_POOL__BILLING_COOLDOWN_MS", "1")
@@ -93,7 +126,7 @@ async fn check_form(form: &str) {
         let (_, rest) = line.split_once("Server started at ")?;
         rest.split(['"', ' ']).next().map(str::to_owned)
     });
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let client = keychoir::upstream::side_calls().unwrap().build().unwrap();
     let mut asked = 0;
     for fault in FAULTS {
         let fault: Fault = fault.parse().unwrap();
@@ -129,6 +162,7 @@ async fn check_form(form: &str) {
     assert_eq!(code, Some(0));
     assert!(asked > FAULTS.len() * 4, "the paths were really taken: {asked}");
     assert!(said.lines().count() > FAULTS.len() * 5, "the log really tells of them");
+    assert!(said.contains("Supabase refuses the key"), "the mirror has met its refusal");
     assert_clean("the log", said.as_bytes());
     assert_clean("the books", &contents(folder.path()));
     // The made-up path `/v1/<token>` reaches the provider, where it belongs; nothing else does.
@@ -138,12 +172,12 @@ async fn check_form(form: &str) {
 
 #[tokio::test]
 async fn no_secret_comes_out_as_json() {
-    check_form("json").await;
+    check_form("json", SUPABASE_KEYS[0]).await;
 }
 
 #[tokio::test]
 async fn no_secret_comes_out_on_a_terminal() {
-    check_form("terminal").await;
+    check_form("terminal", SUPABASE_KEYS[1]).await;
 }
 
 #[test]

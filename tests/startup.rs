@@ -164,3 +164,12 @@ fn a_simulator_with_nonsense_says_what_it_wants() {
     let output = run(&mut keychoir(&["simulate", "--key", "sk_one=5", "--fault", "sk_two:quota"]));
     assert_says(&output, 1, &["--fault", "--key"]);
 }
+
+#[test]
+fn the_tables_of_the_mirror_are_printed() {
+    let output = run(&mut keychoir(&["supabase", "migrate", "--print"]));
+    let file = include_str!("../config/supabase/migrations/002_elevenlabs_key_tracking.sql");
+    assert_eq!((output.status.code(), String::from_utf8(output.stdout).unwrap().as_str()), (Some(0), file));
+    let output = run(&mut keychoir(&["supabase", "migrate"]));
+    assert_says(&output, 2, &["keychoir supabase migrate --print"]);
+}

@@ -93,11 +93,15 @@ async fn keychoir(provider: &Provider, trusts: bool) -> (Running, String) {
     (running, url)
 }
 
+async fn get(url: String) -> reqwest::Response {
+    keychoir::upstream::side_calls().unwrap().build().unwrap().get(url).send().await.unwrap()
+}
+
 #[tokio::test]
 async fn a_provider_with_an_authority_of_its_own_is_trusted_when_it_is_named() {
     let mut provider = provider(End::Signed).await;
     let (running, url) = keychoir(&provider, true).await;
-    let answer = reqwest::get(url).await.unwrap();
+    let answer = get(url).await;
     assert_eq!((answer.status().as_u16(), answer.text().await.unwrap().as_str()), (200, "until the end"));
     assert!(provider.heads.recv().await.unwrap().contains("xi-api-key: sk_key_of_the_tls_tests"));
     running.drain(Duration::from_secs(10)).await;
@@ -107,7 +111,7 @@ async fn a_provider_with_an_authority_of_its_own_is_trusted_when_it_is_named() {
 async fn a_provider_that_nobody_vouches_for_gets_nothing() {
     let mut provider = provider(End::Signed).await;
     let (running, url) = keychoir(&provider, false).await;
-    let answer = reqwest::get(url).await.unwrap();
+    let answer = get(url).await;
     assert_eq!(
         (answer.status().as_u16(), &answer.headers()["x-keychoir-error"]),
         (502, &"upstream_unreachable".parse().unwrap())
@@ -121,7 +125,7 @@ async fn a_provider_that_nobody_vouches_for_gets_nothing() {
 async fn an_end_that_is_not_signed_is_no_end() {
     let provider = provider(End::Unsigned).await;
     let (running, url) = keychoir(&provider, true).await;
-    let answer = reqwest::get(url).await.unwrap();
+    let answer = get(url).await;
     assert_eq!(answer.status(), 200);
     assert!(answer.bytes().await.is_err(), "anyone on the way could have cut it");
     running.drain(Duration::from_secs(10)).await;

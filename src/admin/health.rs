@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
+use crate::mirror;
 use crate::policy::standing::KeyStatus;
 use crate::pool::KeySnapshot;
 use crate::store;
@@ -42,15 +43,26 @@ pub struct Readiness {
     records_waiting: u64,
     /// Usage records that could be neither written nor held.
     records_lost: u64,
+    /// `off`, `ok`, `failing` (it tries again by itself), `paused` (a person must look).
+    mirror: &'static str,
+    /// Rows that Supabase refuses for what is in them.
+    mirror_rows_refused: u64,
 }
 
 impl Readiness {
     /// Weighs what is known.
     #[must_use]
-    pub fn of(keys: &[KeySnapshot], books: &store::Health, is_draining: bool) -> Self {
+    pub fn of(
+        keys: &[KeySnapshot],
+        books: &store::Health,
+        mirror: Option<&mirror::Health>,
+        is_draining: bool,
+    ) -> Self {
         let is_store_failing = books.is_failing();
         let has_key = keys.iter().any(|key| key.standing.status() == KeyStatus::Active);
-        let status = match (has_key && !is_draining, is_store_failing) {
+        let mirror_state = mirror.map(mirror::Health::state);
+        let needs_hand = is_store_failing || mirror_state == Some(mirror::State::Paused);
+        let status = match (has_key && !is_draining, needs_hand) {
             (false, _) => "unready",
             (true, true) => "degraded",
             (true, false) => "ready",
@@ -62,6 +74,13 @@ impl Readiness {
             draining: if is_draining { "yes" } else { "no" },
             records_waiting: books.waiting(),
             records_lost: books.lost(),
+            mirror: match mirror_state {
+                None => "off",
+                Some(mirror::State::Working) => "ok",
+                Some(mirror::State::Failing) => "failing",
+                Some(mirror::State::Paused) => "paused",
+            },
+            mirror_rows_refused: mirror.map_or(0, mirror::Health::refused),
         }
     }
 

@@ -11,6 +11,7 @@ use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER}
 use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use serde::Serialize;
 
+use crate::mirror;
 use crate::policy::client::identify;
 use crate::policy::units::UnixMs;
 use crate::pool::Pool;
@@ -26,14 +27,21 @@ pub struct Admin {
     terms: SharedTerms,
     pool: Arc<Pool>,
     books: store::Health,
+    mirror: Option<mirror::Health>,
     draining: Draining,
 }
 
 impl Admin {
     /// Pages about these parts.
     #[must_use]
-    pub fn new(terms: SharedTerms, pool: Arc<Pool>, books: store::Health, draining: Draining) -> Self {
-        Self { terms, pool, books, draining }
+    pub fn new(
+        terms: SharedTerms,
+        pool: Arc<Pool>,
+        books: store::Health,
+        mirror: Option<mirror::Health>,
+        draining: Draining,
+    ) -> Self {
+        Self { terms, pool, books, mirror, draining }
     }
 
     /// The answer, if the path is one of ours; every other path is the provider's.
@@ -76,7 +84,8 @@ impl Admin {
     }
 
     fn ready(&self, now: UnixMs) -> Response<Bytes> {
-        let readiness = Readiness::of(&self.pool.snapshot(now), &self.books, self.draining.is_set());
+        let keys = self.pool.snapshot(now);
+        let readiness = Readiness::of(&keys, &self.books, self.mirror.as_ref(), self.draining.is_set());
         let status = if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let mut answer = json(status, &readiness);
         if self.draining.is_set() {

@@ -4,11 +4,13 @@
 mod front;
 mod https;
 mod listen;
+mod mirroring;
 mod parts;
 
 use std::future::{Future, pending};
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ use tokio::sync::watch;
 
 use crate::admin::{Admin, Draining};
 use crate::clock;
+use crate::mirror;
 use crate::policy::client::Clients;
 use crate::pool::{KeySnapshot, Pool, Reloaded};
 use crate::proxy::{Limits, Proxy, SharedTerms, Terms};
@@ -33,6 +36,7 @@ pub use parts::Parts;
 
 use front::Front;
 use https::Certificates;
+use mirroring::Mirroring;
 
 /// Why the program does not run.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +47,9 @@ pub enum StartError {
     /// The books cannot be read.
     #[error("the usage records cannot be read: {0}")]
     Unreadable(#[from] rusqlite::Error),
+    /// Nothing can be mirrored.
+    #[error(transparent)]
+    Mirror(#[from] mirror::StartError),
     /// TLS is not to be had, or not with these authorities.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -88,6 +95,7 @@ pub struct Running {
     watching: Option<AbortOnDrop>,
     renewing: AbortOnDrop,
     writing: store::Writing,
+    mirroring: Option<Mirroring>,
 }
 
 /// Whether everything finished by itself.
@@ -124,7 +132,8 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
     let pool = Arc::new(Pool::new(parts.keys, parts.pool));
     let books = Store::open(&parts.books, clock::now())?;
     pool.restore(&books.remembered()?);
-    let (books, writing) = books.write(Arc::clone(&pool), parts.store)?;
+    let (books, mut writing) = books.write(Arc::clone(&pool), parts.store)?;
+    let mirroring = Mirroring::start(parts.mirror, &mut writing)?;
 
     let upstream =
         Upstream::new(parts.authority, Direct::new(parts.ca_file.as_deref())?, parts.upstream, Tasks::new());
@@ -135,7 +144,9 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
         doors: parts.doors,
         base_path: parts.base_path,
     }));
-    let admin = Admin::new(Arc::clone(&terms), Arc::clone(&pool), writing.health.clone(), draining.clone());
+    let mirrored = mirroring.as_ref().map(|mirroring| mirroring.health.clone());
+    let admin =
+        Admin::new(Arc::clone(&terms), Arc::clone(&pool), writing.health.clone(), mirrored, draining.clone());
     let (rounds_done, rounds) = watch::channel(0);
     let (quotas, watching) = parts
         .watch
@@ -178,6 +189,7 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
         watching,
         renewing,
         writing,
+        mirroring,
     })
 }
 
@@ -254,8 +266,14 @@ impl Running {
         self.drain_unless(grace, pending()).await.drained
     }
 
+    /// The longest that the end takes beyond the grace.
+    #[must_use]
+    pub fn end_max(&self) -> Duration {
+        CUT_MAX + WRITE_MAX + self.mirroring.as_ref().map_or(Duration::ZERO, Mirroring::end_max)
+    }
+
     /// The same, but does not wait any longer when `hurry` completes.
-    pub async fn drain_unless(self, grace: Duration, hurry: impl Future<Output = ()>) -> Ended {
+    pub async fn drain_unless(mut self, grace: Duration, hurry: impl Future<Output = ()>) -> Ended {
         let Drain { stop, requests, close, cut } = &self.drain;
         self.draining.set();
         stop.cancel();
@@ -268,18 +286,33 @@ impl Running {
             close.cancel();
             self.connections.ended().await;
         };
+        let mut hurry = pin!(hurry);
+        let mut is_hurried = false;
         let drained = tokio::select! {
             finished = tokio::time::timeout(grace, finish) => match finished {
                 Ok(()) => Drained::Clean,
                 Err(_) => Drained::Cut,
             },
-            () = hurry => Drained::Cut,
+            () = hurry.as_mut() => {
+                is_hurried = true;
+                Drained::Cut
+            }
         };
         if drained == Drained::Cut {
             cut.cancel();
             // What does not even end when it is cut is not waited for.
             let _ = tokio::time::timeout(CUT_MAX, self.connections.ended()).await;
         }
-        Ended { drained, records_lost: self.writing.ended(WRITE_MAX).await }
+        let begun = clock::instant();
+        let is_written = self.writing.written(WRITE_MAX).await;
+        // What takes this long to be written leaves the mirror no time.
+        let left = WRITE_MAX.saturating_sub(clock::since(begun));
+        if let Some(mirroring) = self.mirroring.filter(|_| is_written && !is_hurried) {
+            tokio::select! {
+                () = mirroring.end() => {}
+                () = hurry => {}
+            }
+        }
+        Ended { drained, records_lost: self.writing.ended(left).await }
     }
 }

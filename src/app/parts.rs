@@ -10,7 +10,7 @@ use crate::policy::authority::Authority;
 use crate::policy::client::{ClientName, Clients};
 use crate::policy::origin::Doors;
 use crate::policy::retention::Retention;
-use crate::{pool, proxy, server, store, upstream, watch};
+use crate::{mirror, pool, proxy, server, store, upstream, watch};
 
 /// Everything that [`start`](super::start) needs.
 #[derive(Clone, Debug)]
@@ -43,6 +43,8 @@ pub struct Parts {
     pub books: store::Place,
     /// How they are kept.
     pub store: store::Settings,
+    /// Where they are mirrored; `None` for nowhere.
+    pub mirror: Option<mirror::Settings>,
 }
 
 impl Parts {
@@ -53,7 +55,10 @@ impl Parts {
     /// When a head cannot carry the upstream's host.
     pub fn of(config: Config) -> Result<Self, http::Error> {
         let https = https_of(&config);
-        let Config { server, upstream, pool, replay, watch, storage, access, keys, clients, .. } = config;
+        let mirror = mirror_of(&config);
+        let Config {
+            server, upstream, pool, replay, watch, storage, supabase, access, keys, clients, ..
+        } = config;
         let clients = clients.into_iter().map(|client| (ClientName::new(&client.name), client.token));
         let keys = keys.into_iter().map(|key| {
             let KeyConfig { key, name, workspace, base_url, weight, reserve_credits } = key;
@@ -125,9 +130,31 @@ impl Parts {
             store: store::Settings {
                 queue_max: storage.queue_records_max,
                 retention: Retention::of_days(storage.attempts_kept_days, storage.hours_kept_days),
+                mirrored: match (&mirror, supabase.sends_events) {
+                    (None, _) => store::Mirrored::Nothing,
+                    (Some(_), false) => store::Mirrored::Keys,
+                    (Some(_), true) => store::Mirrored::KeysAndEvents,
+                },
             },
+            mirror,
         })
     }
+}
+
+fn mirror_of(config: &Config) -> Option<mirror::Settings> {
+    let supabase = &config.supabase;
+    let (url, key) = supabase.target()?;
+    Some(mirror::Settings {
+        base_url: url.to_string(),
+        key: key.clone(),
+        interval: supabase.interval,
+        batch_rows_max: supabase.batch_rows_max,
+        connect_max: supabase.connect_max,
+        answer_max: supabase.answer_max,
+        retry_max: supabase.retry_max,
+        pause: supabase.pause,
+        final_push_max: supabase.final_push_max,
+    })
 }
 
 fn https_of(config: &Config) -> Https {

@@ -20,6 +20,7 @@ use crate::policy::standing::KeyStatus;
 use crate::secret::ApiKey;
 use crate::simulator::{Plan, Simulator};
 use crate::telemetry::{self, Sink};
+use crate::upstream::side_calls;
 use view::View;
 
 #[derive(Debug, Args)]
@@ -106,7 +107,7 @@ async fn play(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode> {
 /// Speaks every sentence as an app would: with its SDK's kind of request and a key that is none.
 /// Returns the answers that came, and how many there should have been.
 async fn speak_all(view: &View, running: &Running, url: &str) -> anyhow::Result<(Vec<Vec<u8>>, usize)> {
-    let client = reqwest::Client::builder().no_proxy().build()?;
+    let client = side_calls()?.build()?;
     let sentences: Vec<&str> = TEXT.iter().copied().cycle().take(TEXT.len() * ROUNDS).collect();
     let mut audio = Vec::new();
     for (index, sentence) in sentences.iter().enumerate() {

@@ -7,6 +7,7 @@ mod check;
 mod demo;
 mod env;
 mod simulate;
+mod supabase;
 
 mod notify;
 mod reload;
@@ -46,6 +47,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Serve an offline ElevenLabs to develop against.
     Simulate(simulate::Arguments),
+    /// What the mirror in Supabase needs.
+    Supabase(supabase::Arguments),
 }
 
 /// Where the configuration comes from.
@@ -96,6 +99,7 @@ pub fn run() -> ExitCode {
         Command::Env(sources) => env::run(sources),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Simulate(arguments) => simulate::run(arguments),
+        Command::Supabase(arguments) => supabase::run(&arguments),
     }
 }
 

@@ -20,8 +20,8 @@ use crate::telemetry::{self, Form, Sink, key_line, keys_loaded};
 /// not answer must not keep the start waiting.
 const QUOTAS_WAIT_MAX: Duration = Duration::from_millis(1_500);
 
-/// After the grace, what a service manager should allow for cutting and writing down.
-const END_MARGIN: Duration = Duration::from_secs(15);
+/// What a service manager should allow beyond the longest end.
+const END_MARGIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
 pub(super) struct Serving {
@@ -130,6 +130,7 @@ fn not_started(error: &StartError) -> ExitCode {
             ExitCode::from(EX_CONFIG)
         }
         StartError::Upstream(_) | StartError::Tls(_) | StartError::Https(_) => ExitCode::from(EX_CONFIG),
+        StartError::Mirror(_) => ExitCode::from(EX_CONFIG),
         StartError::System(_) => ExitCode::FAILURE,
     }
 }
@@ -216,7 +217,7 @@ async fn until_told(mut running: Running, mut signals: Signals, mut reloading: R
         }
     }
     let grace = reloading.grace();
-    notify::stopping(grace + END_MARGIN);
+    notify::stopping(grace + running.end_max() + END_MARGIN);
     info!(event = "server_ending", "Ending: no new connections, {} s for running requests", grace.as_secs());
     let mut is_hurried = false;
     let hurry = async {

@@ -22,6 +22,7 @@ mod choice;
 mod host_port;
 mod listen;
 mod sections;
+mod supabase;
 mod tls;
 
 mod mask;
@@ -48,6 +49,7 @@ pub use sections::{
     AccessConfig, LogConfig, PoolConfig, ReplayConfig, ServerConfig, StorageConfig, UpstreamConfig,
     WatchConfig,
 };
+pub use supabase::{SupabaseConfig, SupabaseUrl};
 pub use tls::{TlsChoice, TlsConfig};
 
 use crate::certificate::{self, Certificate};
@@ -123,6 +125,8 @@ pub struct Config {
     pub watch: WatchConfig,
     /// The books.
     pub storage: StorageConfig,
+    /// The mirror.
+    pub supabase: SupabaseConfig,
     /// The log.
     pub log: LogConfig,
     /// What clients may ask for.

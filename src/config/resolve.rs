@@ -14,7 +14,7 @@ use super::setting::{self, Setting};
 use super::source::{Sources, Unreadable};
 use super::tls::TlsChoice;
 use super::value::{Folders, Raw};
-use super::{Config, Loaded, Need, Overrides, clients, variables};
+use super::{Config, Loaded, Need, Overrides, clients, supabase, variables};
 use crate::policy::authority::Scheme;
 
 /// Resolves what `sources` hold under `overrides`.
@@ -75,6 +75,7 @@ pub(super) fn resolve(overrides: &Overrides, sources: &Sources<'_>) -> Result<Lo
     draft.check_tls(sources, is_complete);
     draft.check_replay();
     draft.check_upstream();
+    draft.find_supabase(sources, folders);
     if let Some(document) = &document {
         draft.problems.retain(|problem| !document.is_guess(problem));
     }
@@ -250,6 +251,18 @@ impl Draft {
             let what = "the keys go over the network in clear text: write https:// if the host speaks it";
             self.warnings.push(self.place_of(&["upstream.base_url"]).warning(what));
         }
+    }
+
+    fn find_supabase(&mut self, sources: &Sources<'_>, folders: Folders<'_>) {
+        let place = |path: &str| self.places.get(path).cloned();
+        let given = supabase::Given {
+            url: place("supabase.url"),
+            secret_key_file: place("supabase.secret_key_file"),
+            folders,
+        };
+        let found = self.config.supabase.find_key(sources, given);
+        self.problems.extend(found.problems);
+        self.warnings.extend(found.warnings);
     }
 
     fn finish(mut self, file: Option<PathBuf>) -> Result<Loaded, Problems> {

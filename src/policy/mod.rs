@@ -28,6 +28,7 @@ pub mod replay;
 pub mod retry_after;
 pub mod retry_budget;
 
+pub mod mirror;
 pub mod retention;
 
 pub mod units;

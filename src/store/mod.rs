@@ -7,6 +7,7 @@ mod schema;
 
 mod chores;
 mod ledger;
+mod outbox;
 mod rows;
 mod write;
 
@@ -26,7 +27,8 @@ use crate::tasks;
 use ledger::Ledger;
 use open::Look;
 pub use open::OpenError;
-use write::Writer;
+pub use outbox::{Batch, Delivery, Event, KeyState, Mirrored, Outbox, RefusedRow, RowName, Unavailable};
+use write::{Callers, Writer};
 
 /// Where the books are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +46,8 @@ pub struct Settings {
     pub queue_max: usize,
     /// How long records are kept.
     pub retention: Retention,
+    /// What enters the outbox.
+    pub mirrored: Mirrored,
 }
 
 /// How the books fare. Cheap to clone.
@@ -105,6 +109,9 @@ pub struct Store {
 pub struct Writing {
     /// How they fare.
     pub health: Health,
+    /// What is to be mirrored, when something is; whoever takes it keeps the books open.
+    pub outbox: Option<Outbox>,
+    written: oneshot::Receiver<()>,
     ended: oneshot::Receiver<()>,
 }
 
@@ -150,16 +157,19 @@ impl Store {
     /// When there is no thread to be had.
     pub fn write(self, pool: Arc<Pool>, settings: Settings) -> std::io::Result<(Books, Writing)> {
         let (sender, receiver) = mpsc::channel::<Entry>(settings.queue_max);
+        let (all_written, written) = oneshot::channel();
         let (done, ended) = oneshot::channel();
         let health = Health::default();
         let writer = self.writer(pool, settings, health.clone());
+        let (outbox, questions) = Outbox::new();
+        let outbox = (settings.mirrored != Mirrored::Nothing).then_some(outbox);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         tasks::thread("books", move || {
-            runtime.block_on(writer.run(receiver));
+            runtime.block_on(writer.run(Callers { queue: receiver, questions, all_written }));
             // Nobody may be waiting for the end.
             let _ = done.send(());
         })?;
-        Ok((Books::new(sender, health.depth.clone()), Writing { health, ended }))
+        Ok((Books::new(sender, health.depth.clone()), Writing { health, outbox, written, ended }))
     }
 }
 
@@ -178,9 +188,17 @@ impl Store {
 }
 
 impl Writing {
+    /// Waits until everything is written, which comes when the last sender is gone, but at most
+    /// `within`. Whether it is: then nothing enters the outbox any more. To be asked once.
+    pub async fn written(&mut self, within: Duration) -> bool {
+        tokio::time::timeout(within, &mut self.written).await.is_ok()
+    }
+
     /// Waits until everything is written and the file is closed, which comes when the last sender
-    /// is gone, but at most `within`. Returns how many records were lost, from the start on.
+    /// and the outbox are gone, but at most `within`. Returns how many records were lost, from the
+    /// start on.
     pub async fn ended(self, within: Duration) -> u64 {
+        drop(self.outbox);
         // A writer that is gone without a word has ended, too; what still waits is lost.
         let _ = tokio::time::timeout(within, self.ended).await;
         self.health.lost() + self.health.waiting()

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ToSql, Transaction, TransactionBehavior, params};
 
+use super::outbox::{self, Mirrored};
 use super::read::reason_word;
 use crate::policy::budget::Extension;
 use crate::policy::retention::hour_of;
@@ -17,11 +18,12 @@ use crate::proxy::{AttemptRecord, CreditSource};
 /// the sums overflow and keep every other from being written.
 const AMOUNT_MAX: i64 = 1 << 48;
 
-/// Writes records and keys, all of them or nothing.
+/// Writes records and keys, and what the mirror is to be told of them, all of it or nothing.
 pub(super) fn commit<'a>(
     connection: &mut Connection,
     records: &[AttemptRecord],
     keys: impl Iterator<Item = &'a KeySnapshot>,
+    mirrored: Mirrored,
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -29,10 +31,16 @@ pub(super) fn commit<'a>(
         // A record that is delivered twice counts once.
         if insert_attempt(&transaction, record)? {
             add_to_hour(&transaction, record)?;
+            if mirrored == Mirrored::KeysAndEvents {
+                outbox::put_event(&transaction, &record.id.to_string())?;
+            }
         }
     }
     for key in keys {
         upsert_key(&transaction, key, now)?;
+        if mirrored != Mirrored::Nothing {
+            outbox::put_key(&transaction, key, now)?;
+        }
     }
     transaction.commit()
 }

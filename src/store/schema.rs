@@ -3,7 +3,7 @@
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 /// One step for each version; a step that was released never changes.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
     CREATE TABLE keys (
         key_hash TEXT PRIMARY KEY,
@@ -79,6 +79,42 @@ const MIGRATIONS: [&str; 2] = [
         min(total(response_bytes), 9007199254740992), 0, min(total(credits), 9007199254740992),
         sum(credits_from = 'unknown')
     FROM attempts GROUP BY 1, 2, 3, 4;
+    ",
+    "
+    -- What the mirror is to be told of each key: its latest state.
+    CREATE TABLE outbox_keys (
+        key_hash TEXT PRIMARY KEY,
+        short_key TEXT NOT NULL,
+        status TEXT NOT NULL,
+        character_count INTEGER NOT NULL,
+        -- 0: unknown
+        character_limit INTEGER NOT NULL,
+        remaining INTEGER NOT NULL,
+        usage REAL NOT NULL,
+        is_over_limit INTEGER NOT NULL,
+        is_near_limit INTEGER NOT NULL,
+        resets_at_ms INTEGER,
+        -- grows with every state, whatever the clock does
+        observed_at_ms INTEGER NOT NULL,
+        -- the state that has arrived
+        sent_at_ms INTEGER,
+        -- the code with which it was refused
+        refused TEXT,
+        parked_until_ms INTEGER
+    ) STRICT, WITHOUT ROWID;
+
+    -- The attempts that it is still to be told.
+    CREATE TABLE outbox_events (
+        id TEXT PRIMARY KEY,
+        refused TEXT,
+        parked_until_ms INTEGER
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE INDEX outbox_events_refused ON outbox_events (id) WHERE refused IS NOT NULL;
+
+    CREATE TRIGGER attempts_forgotten AFTER DELETE ON attempts BEGIN
+        DELETE FROM outbox_events WHERE id = OLD.id;
+    END;
     ",
 ];
 

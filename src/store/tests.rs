@@ -1,4 +1,5 @@
 mod faults;
+mod outbox;
 mod sums;
 
 use std::fs;
@@ -16,7 +17,7 @@ use crate::policy::standing::{Park, ParkReason};
 use crate::policy::units::UnixMs;
 use crate::pool::{self, Observation};
 use crate::proxy::{AttemptRecord, CreditSource};
-use crate::secret::ApiKey;
+use crate::secret::{ApiKey, Fingerprint};
 
 const NOW: UnixMs = UnixMs(1_796_000_000_000);
 const KEYS: [&str; 2] = [
@@ -56,7 +57,7 @@ fn record(pool: &Pool, credits: u64) -> AttemptRecord {
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
 fn settings(queue_max: usize) -> Settings {
-    Settings { queue_max, retention: Retention::default() }
+    Settings { queue_max, retention: Retention::default(), mirrored: Mirrored::Nothing }
 }
 
 fn connection(store: &Store) -> &Connection {

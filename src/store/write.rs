@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rusqlite::ErrorCode;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 use super::chores::{self, Step};
 use super::ledger::Ledger;
 use super::open::{self, Look, OpenError, is_broken};
+use super::outbox::{self, Command};
 use super::{Health, Place, Settings, rows};
 use crate::clock;
 use crate::pool::{KeySnapshot, Pool};
@@ -36,6 +37,13 @@ enum WriteError {
     Sqlite(#[from] rusqlite::Error),
     #[error("the file disappears as soon as it is made")]
     Gone,
+}
+
+/// Who comes to the writing thread, and whom it tells that all is written.
+pub(super) struct Callers {
+    pub(super) queue: mpsc::Receiver<Entry>,
+    pub(super) questions: mpsc::Receiver<Command>,
+    pub(super) all_written: oneshot::Sender<()>,
 }
 
 pub(super) struct Writer {
@@ -82,22 +90,50 @@ impl Writer {
         }
     }
 
-    /// Writes until the last sender is gone and everything is written, or cannot be.
-    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Entry>) {
+    /// Writes until the last sender is gone and everything is written, or cannot be, and answers
+    /// the mirror until that is gone, too.
+    pub(super) async fn run(mut self, callers: Callers) {
+        let Callers { mut queue, mut questions, all_written } = callers;
         let room = BATCH_MAX.min(self.settings.queue_max);
         let mut received = Vec::with_capacity(room);
         loop {
             let wake_at = if self.health.is_failing() { self.retry_at } else { self.chores_at };
+            let mut question = None;
             let count = tokio::select! {
                 biased;
                 count = queue.recv_many(&mut received, room) => Some(count),
+                Some(asked) = questions.recv() => {
+                    question = Some(asked);
+                    None
+                }
                 () = tokio::time::sleep_until(wake_at.into()) => None,
             };
             if count == Some(0) {
-                return self.end().await;
+                break;
             }
             received.drain(..).for_each(|entry| self.take(entry));
             self.work(clock::instant());
+            // A busy queue must not keep the mirror waiting for ever.
+            if let Some(question) = question.or_else(|| questions.try_recv().ok()) {
+                self.answer(question);
+            }
+        }
+        self.end().await;
+        // Nobody may be waiting for it.
+        let _ = all_written.send(());
+        while let Some(question) = questions.recv().await {
+            self.answer(question);
+        }
+    }
+
+    /// Answers the mirror, or lets its question fall: it will ask again.
+    fn answer(&mut self, question: Command) {
+        let now = clock::now();
+        let keys = self.pool.snapshot(now);
+        let ledger = self.ledger.as_mut().filter(|_| !self.health.is_failing());
+        let Some(ledger) = ledger else { return };
+        if let Err(error) = outbox::answer(&mut ledger.connection, question, &keys, now) {
+            self.failed(&error.into());
         }
     }
 
@@ -153,7 +189,10 @@ impl Writer {
             // The state is read when it is written: what is in the file is never older than a record.
             let keys = self.pool.snapshot(now);
             let concerned = keys.iter().filter(|key| self.are_keys_stale || is_touched(key, &self.pending));
-            let committed = rows::commit(&mut ledger.connection, &self.pending, concerned, now);
+            let committed = {
+                let mirrored = self.settings.mirrored;
+                rows::commit(&mut ledger.connection, &self.pending, concerned, mirrored, now)
+            };
             if !ledger.is_gone() {
                 return Ok(committed?);
             }
@@ -260,7 +299,7 @@ impl Writer {
         }
     }
 
-    async fn end(mut self) {
+    async fn end(&mut self) {
         for remaining in (0..END_TRIES).rev() {
             self.flush();
             if !self.health.is_failing() {

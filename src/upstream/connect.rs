@@ -92,17 +92,21 @@ impl Direct {
     ///
     /// When the file cannot be used, or the TLS library has no protocol version to offer.
     pub fn new(ca_file: Option<&Path>) -> Result<Self, TlsError> {
-        let mut roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
-        if let Some(path) = ca_file {
-            trust(&mut roots, path)?;
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Self { tls: TlsConnector::from(Arc::new(config)) })
+        Ok(Self { tls: TlsConnector::from(Arc::new(web_tls(ca_file)?)) })
     }
+}
+
+/// How TLS is spoken: the web's authorities are trusted, and those in `ca_file`.
+pub(super) fn web_tls(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
+    let mut roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
+    if let Some(path) = ca_file {
+        trust(&mut roots, path)?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    Ok(ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
 }
 
 impl std::fmt::Debug for Direct {

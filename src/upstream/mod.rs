@@ -6,6 +6,7 @@
 mod answer;
 mod connect;
 mod idle;
+mod side;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,6 +29,7 @@ use crate::tasks::Tasks;
 pub use answer::{AnswerBody, AnswerError};
 pub use connect::{Connect, ConnectError, Direct, TlsError};
 use idle::{Connection, Idle};
+pub use side::side_calls;
 
 /// How the upstream behaves.
 #[derive(Clone, Copy, Debug)]

@@ -66,7 +66,7 @@ pub async fn loopback() -> TcpListener {
 }
 
 fn client() -> reqwest::Client {
-    reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap()
+    keychoir::upstream::side_calls().unwrap().build().unwrap()
 }
 
 impl House {
@@ -125,6 +125,13 @@ impl House {
         }
         self.simulator.stop().await;
         (ledger, self.folder)
+    }
+
+    /// Ends it, with books in which there is more than its provider has seen.
+    pub async fn abandon(self) -> TempDir {
+        assert_eq!(self.running.drain(Duration::from_secs(10)).await, Drained::Clean);
+        self.simulator.stop().await;
+        self.folder
     }
 
     /// Ends it and returns the records.

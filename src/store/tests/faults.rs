@@ -95,7 +95,9 @@ async fn what_cannot_be_written_at_the_end_is_counted() {
         books.place().await.unwrap().write(record(&pool, credits));
     }
     drop(books);
-    writer.run(receiver).await;
+    let (_, questions) = Outbox::new();
+    let (all_written, _) = oneshot::channel();
+    writer.run(Callers { queue: receiver, questions, all_written }).await;
     assert_health(&health, true, 0, 500);
 }
 

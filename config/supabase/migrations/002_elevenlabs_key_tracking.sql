@@ -1,0 +1,134 @@
+-- What Keychoir mirrors: how each ElevenLabs key stands and, where they are switched on, the usage events.
+-- Run it in the SQL editor of Supabase, or with psql; running it again changes nothing and repairs what is missing.
+-- No key is ever in these tables: `api_key_hash` is the SHA-256 of one, `short_key` its first and last characters.
+
+CREATE EXTENSION IF NOT EXISTS "uuid-ossp";
+
+CREATE TABLE IF NOT EXISTS public.elevenlabs_key_usage (
+  id UUID PRIMARY KEY DEFAULT uuid_generate_v4(),
+  api_key_hash TEXT NOT NULL UNIQUE,
+  short_key TEXT NOT NULL,
+  character_count INT NOT NULL DEFAULT 0,
+  character_limit INT NOT NULL DEFAULT 0,
+  remaining_characters INT NOT NULL DEFAULT 0,
+  usage_percentage DECIMAL(5,4) NOT NULL DEFAULT 0,
+  is_over_limit BOOLEAN NOT NULL DEFAULT false,
+  is_near_limit BOOLEAN NOT NULL DEFAULT false,
+  next_reset_date TIMESTAMP NOT NULL,
+  status TEXT NOT NULL DEFAULT 'active',
+  last_checked TIMESTAMP NOT NULL DEFAULT NOW(),
+  created_at TIMESTAMP DEFAULT NOW(),
+  updated_at TIMESTAMP DEFAULT NOW()
+);
+
+-- A table of an earlier attempt gets what it lacks.
+ALTER TABLE public.elevenlabs_key_usage
+  ADD COLUMN IF NOT EXISTS character_count INT NOT NULL DEFAULT 0,
+  ADD COLUMN IF NOT EXISTS character_limit INT NOT NULL DEFAULT 0,
+  ADD COLUMN IF NOT EXISTS remaining_characters INT NOT NULL DEFAULT 0,
+  ADD COLUMN IF NOT EXISTS usage_percentage DECIMAL(5,4) NOT NULL DEFAULT 0,
+  ADD COLUMN IF NOT EXISTS is_over_limit BOOLEAN NOT NULL DEFAULT false,
+  ADD COLUMN IF NOT EXISTS is_near_limit BOOLEAN NOT NULL DEFAULT false,
+  ADD COLUMN IF NOT EXISTS next_reset_date TIMESTAMP NOT NULL DEFAULT 'infinity',
+  ADD COLUMN IF NOT EXISTS status TEXT NOT NULL DEFAULT 'active',
+  ADD COLUMN IF NOT EXISTS last_checked TIMESTAMP NOT NULL DEFAULT NOW(),
+  ADD COLUMN IF NOT EXISTS created_at TIMESTAMP DEFAULT NOW(),
+  ADD COLUMN IF NOT EXISTS updated_at TIMESTAMP DEFAULT NOW();
+CREATE UNIQUE INDEX IF NOT EXISTS elevenlabs_key_usage_api_key_hash_key
+  ON public.elevenlabs_key_usage (api_key_hash);
+
+COMMENT ON COLUMN public.elevenlabs_key_usage.last_checked IS
+  'When this was so, in UTC. An older observation never overwrites a newer one.';
+COMMENT ON COLUMN public.elevenlabs_key_usage.next_reset_date IS
+  'When the period ends, in UTC; infinity while it is unknown.';
+
+-- Two machines may report on one key, and a report may be repeated long after: the newest one stays.
+CREATE OR REPLACE FUNCTION public.elevenlabs_key_usage_newest() RETURNS trigger
+LANGUAGE plpgsql SET search_path = '' AS $$
+BEGIN
+  IF NEW.last_checked < OLD.last_checked THEN
+    RETURN NULL;
+  END IF;
+  NEW.updated_at := pg_catalog.timezone('utc', pg_catalog.now());
+  RETURN NEW;
+END
+$$;
+CREATE OR REPLACE TRIGGER elevenlabs_key_usage_newest
+  BEFORE UPDATE ON public.elevenlabs_key_usage
+  FOR EACH ROW EXECUTE FUNCTION public.elevenlabs_key_usage_newest();
+
+DROP VIEW IF EXISTS public.elevenlabs_key_health;
+CREATE VIEW public.elevenlabs_key_health AS
+SELECT
+  short_key,
+  status,
+  CASE
+    WHEN status <> 'active' THEN status
+    WHEN is_over_limit THEN 'over_limit'
+    WHEN is_near_limit THEN 'near_limit'
+    ELSE 'healthy'
+  END AS health,
+  ROUND(usage_percentage * 100, 2) AS usage_percent,
+  character_count,
+  character_limit,
+  remaining_characters,
+  is_over_limit,
+  is_near_limit,
+  NULLIF(next_reset_date, 'infinity') AS next_reset_date,
+  last_checked
+FROM public.elevenlabs_key_usage;
+
+-- One row an attempt of a request; filled only with `supabase.events = true`.
+CREATE TABLE IF NOT EXISTS public.elevenlabs_usage_events (
+  id UUID PRIMARY KEY,
+  request_id TEXT NOT NULL,
+  attempt INT NOT NULL,
+  started_at TIMESTAMPTZ NOT NULL,
+  client TEXT NOT NULL,
+  api_key_hash TEXT NOT NULL,
+  workspace TEXT,
+  method TEXT NOT NULL,
+  route TEXT NOT NULL,
+  model TEXT,
+  status INT,
+  verdict TEXT NOT NULL,
+  request_bytes BIGINT NOT NULL,
+  response_bytes BIGINT NOT NULL,
+  characters BIGINT,
+  credits BIGINT NOT NULL,
+  credits_from TEXT NOT NULL,
+  first_byte_ms BIGINT,
+  total_ms BIGINT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS elevenlabs_usage_events_by_time ON public.elevenlabs_usage_events (started_at);
+
+-- For service_role only: row level security without a policy for anybody else, and no privileges either.
+ALTER TABLE public.elevenlabs_key_usage ENABLE ROW LEVEL SECURITY;
+ALTER TABLE public.elevenlabs_usage_events ENABLE ROW LEVEL SECURITY;
+REVOKE ALL ON public.elevenlabs_key_usage, public.elevenlabs_usage_events, public.elevenlabs_key_health FROM PUBLIC;
+DO $$
+DECLARE
+  stranger TEXT;
+  owned TEXT;
+BEGIN
+  -- Without it a view shows what its owner may see to whoever may see the view.
+  IF current_setting('server_version_num')::int >= 150000 THEN
+    EXECUTE 'ALTER VIEW public.elevenlabs_key_health SET (security_invoker = true)';
+  END IF;
+  FOR stranger IN SELECT rolname FROM pg_roles WHERE rolname IN ('anon', 'authenticated') LOOP
+    EXECUTE format('REVOKE ALL ON public.elevenlabs_key_usage, public.elevenlabs_usage_events,
+      public.elevenlabs_key_health FROM %I', stranger);
+  END LOOP;
+  IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'service_role') THEN
+    GRANT SELECT, INSERT, UPDATE, DELETE ON public.elevenlabs_key_usage, public.elevenlabs_usage_events TO service_role;
+    GRANT SELECT ON public.elevenlabs_key_health TO service_role;
+    FOREACH owned IN ARRAY ARRAY['elevenlabs_key_usage', 'elevenlabs_usage_events'] LOOP
+      EXECUTE format('DROP POLICY IF EXISTS keychoir_service_role ON public.%I', owned);
+      EXECUTE format('CREATE POLICY keychoir_service_role ON public.%I TO service_role USING (true) WITH CHECK (true)', owned);
+    END LOOP;
+  END IF;
+END
+$$;
+
+-- The API in front of the database learns of the tables at once.
+NOTIFY pgrst, 'reload schema';

@@ -1,0 +1,46 @@
+//! `keychoir supabase migrate --print`: the tables that the mirror fills, as SQL. Keychoir does not
+//! run it itself: what it is given may write rows, and should not be able to change tables.
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use super::{complain, print};
+
+/// The only copy: the file in the repository is what the program prints.
+const MIGRATION: &str = include_str!("../../config/supabase/migrations/002_elevenlabs_key_tracking.sql");
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The tables, the view and who may read them, as SQL; it may be run any number of times.
+    Migrate {
+        /// Print it, to be run in Supabase's SQL editor or with psql.
+        #[arg(long)]
+        print: bool,
+    },
+}
+
+/// What clap exits with when the command line is wrong.
+const USAGE: u8 = 2;
+
+pub(super) fn run(arguments: &Arguments) -> ExitCode {
+    match arguments.command {
+        Command::Migrate { print: true } => {
+            print(&MIGRATION.trim_end());
+            ExitCode::SUCCESS
+        }
+        Command::Migrate { print: false } => {
+            complain(
+                &"Keychoir does not change tables itself. Print the SQL and run it in Supabase's SQL editor, or:\n\n  \
+                  keychoir supabase migrate --print | psql \"$DATABASE_URL\"",
+            );
+            ExitCode::from(USAGE)
+        }
+    }
+}

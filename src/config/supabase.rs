@@ -1,0 +1,237 @@
+//! The mirror: where Supabase is, with which key, and how eagerly. Address and key are found where
+//! Supabase's own tools look for them, so that an app's environment is enough.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::base_url::BaseUrl;
+use super::keys::unreadable;
+use super::mask::shown;
+use super::problem::{Origin, Place, Problem, Warning, WrongValue};
+use super::source::{Sources, Unreadable};
+use super::value::Folders;
+use crate::policy::authority::Scheme;
+use crate::secret::{ServiceKey, ServiceKeyForm, UnusableServiceKey};
+
+const URL: &str = "SUPABASE_URL";
+const SECRET: &str = "SUPABASE_SECRET_KEY";
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
+/// The names of the two kinds of key, the newer first.
+const KEYS: [(&str, ServiceKeyForm); 2] =
+    [(SECRET, ServiceKeyForm::Secret), ("SUPABASE_SERVICE_ROLE_KEY", ServiceKeyForm::Token)];
+
+/// Whether and how the books are mirrored to Supabase.
+#[derive(Clone, Debug)]
+pub struct SupabaseConfig {
+    /// Whether it is done when there are an address and a key.
+    pub is_enabled: bool,
+    /// Where the project is.
+    pub url: SupabaseUrl,
+    /// A file with the key, for those who have no environment.
+    pub secret_key_file: Option<PathBuf>,
+    /// The key; `None` until it was found.
+    pub key: Option<ServiceKey>,
+    /// Whether every attempt is sent, too, and not only the state of the keys.
+    pub sends_events: bool,
+    /// From one push to the next.
+    pub interval: Duration,
+    /// Rows in a request.
+    pub batch_rows_max: usize,
+    /// Name lookup, TCP and TLS together.
+    pub connect_max: Duration,
+    /// From the begin of a request to the end of its answer.
+    pub answer_max: Duration,
+    /// The longest wait after failures in a row.
+    pub retry_max: Duration,
+    /// How long it rests when a person must do something.
+    pub pause: Duration,
+    /// How long the end of the program waits for the last push.
+    pub final_push_max: Duration,
+}
+
+impl Default for SupabaseConfig {
+    fn default() -> Self {
+        Self {
+            is_enabled: true,
+            url: SupabaseUrl::default(),
+            secret_key_file: None,
+            key: None,
+            sends_events: false,
+            interval: Duration::from_secs(10),
+            batch_rows_max: 500,
+            connect_max: Duration::from_secs(10),
+            answer_max: Duration::from_secs(30),
+            retry_max: Duration::from_secs(300),
+            pause: Duration::from_secs(60),
+            final_push_max: Duration::from_secs(5),
+        }
+    }
+}
+
+impl SupabaseConfig {
+    /// Address and key, when it is switched on and has both.
+    #[must_use]
+    pub fn target(&self) -> Option<(&BaseUrl, &ServiceKey)> {
+        self.url.0.as_ref().zip(self.key.as_ref()).filter(|_| self.is_enabled)
+    }
+}
+
+/// `https://PROJECT.supabase.co`, or nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SupabaseUrl(Option<BaseUrl>);
+
+impl fmt::Display for SupabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|url| url.fmt(f))
+    }
+}
+
+impl FromStr for SupabaseUrl {
+    type Err = WrongValue;
+
+    /// With the API's path at the end or without; empty is nothing.
+    fn from_str(text: &str) -> Result<Self, WrongValue> {
+        const FORM: &str = "write the project's URL, as in https://abcdefgh.supabase.co";
+        let text = text.trim();
+        if text.is_empty() {
+            return Ok(Self(None));
+        }
+        if text.starts_with("postgres") {
+            // A connection string has a password in it: it is not shown.
+            return Err(WrongValue::new("this is the address of the database, not of its API").advise(FORM));
+        }
+        let bare = text.trim_end_matches('/');
+        let bare = bare.strip_suffix("/rest/v1").unwrap_or(bare);
+        let url: BaseUrl = bare.parse().map_err(|wrong: WrongValue| wrong.advise(FORM))?;
+        if url.path_prefix().starts_with("/dashboard") {
+            return Err(WrongValue::new("this is the page of the dashboard, not the project").advise(FORM));
+        }
+        Ok(Self(Some(url)))
+    }
+}
+
+/// Where the settings were given that name address and key.
+pub(super) struct Given<'a> {
+    pub(super) url: Option<Place>,
+    pub(super) secret_key_file: Option<Place>,
+    pub(super) folders: Folders<'a>,
+}
+
+/// What was noticed.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) problems: Vec<Problem>,
+    pub(super) warnings: Vec<Warning>,
+}
+
+impl SupabaseConfig {
+    /// Looks for address and key: in the environment, among the service's credentials, in the
+    /// settings. Whoever has only one of them is told; whoever switched it off is left alone.
+    pub(super) fn find_key(&mut self, sources: &Sources<'_>, given: Given<'_>) -> Found {
+        let mut found = Found::default();
+        if !self.is_enabled {
+            return found;
+        }
+        let key = self.key_text(sources, &given, &mut found);
+        let mut url_place = given.url;
+        let is_ours = |place: &Place| matches!(place.origin, Origin::Variable(_));
+        if let Some(text) =
+            sources.environment.value(URL).filter(|_| !url_place.as_ref().is_some_and(is_ours))
+        {
+            let place = Place::of(Origin::Variable(URL.to_owned()));
+            match text.parse() {
+                Ok(url) => self.url = url,
+                // An app's variable that nobody meant for us stops nothing.
+                Err(_) if key.is_none() => {}
+                Err(wrong) => found.problems.push(place.problem(wrong)),
+            }
+            url_place = Some(place);
+        }
+        match (&self.url.0, key) {
+            (None, None) => {}
+            (Some(url), Some((key, place))) => {
+                match key {
+                    Ok(key) => self.key = Some(key),
+                    Err(wrong) => found.problems.push(place.problem(wrong)),
+                }
+                if url.scheme() == Scheme::Http && !url.is_loopback() {
+                    let place = url_place.unwrap_or_else(|| Place::of(Origin::Nowhere));
+                    let what = "Supabase's key goes over the network in clear text: write https:// if the host speaks it";
+                    found.warnings.push(place.warning(what));
+                }
+            }
+            (Some(_), None) => {
+                let place = url_place.unwrap_or_else(|| Place::of(Origin::Nowhere));
+                let what = format!(
+                    "nothing is mirrored to Supabase: it has no key; set {SECRET}, or supabase.enabled = false"
+                );
+                found.warnings.extend(found.problems.is_empty().then(|| place.warning(what)));
+            }
+            (None, Some((_, place))) => {
+                let what = format!(
+                    "nothing is mirrored to Supabase: it has no address; set {URL}, or supabase.enabled = false"
+                );
+                found.warnings.extend(found.problems.is_empty().then(|| place.warning(what)));
+            }
+        }
+        found
+    }
+
+    /// The first key that is given, and where.
+    fn key_text(
+        &self,
+        sources: &Sources<'_>,
+        given: &Given<'_>,
+        found: &mut Found,
+    ) -> Option<(Result<ServiceKey, WrongValue>, Place)> {
+        let local = Folders { base: None, home: given.folders.home };
+        for (name, form) in KEYS {
+            if let Some(text) = sources.environment.value(name) {
+                return Some((key(text, form), Place::of(Origin::Variable(name.to_owned()))));
+            }
+            let name = format!("{name}_FILE");
+            if let Some(path) = sources.environment.value(&name) {
+                let text = local.file(path).and_then(|path| {
+                    (sources.read)(&path)
+                        .map_err(|reason| unreadable(&shown(&path.to_string_lossy()), &reason))
+                });
+                return Some((text.and_then(|text| key(&text, form)), Place::of(Origin::Variable(name))));
+            }
+        }
+        if let Some(folder) = sources.environment.value(CREDENTIALS) {
+            for (name, form) in KEYS {
+                let path = PathBuf::from(folder).join(name.to_lowercase());
+                match (sources.read)(&path) {
+                    Ok(text) => return Some((key(&text, form), Place::of(Origin::File(path)))),
+                    // A service may have other credentials than ours.
+                    Err(Unreadable::Missing) => {}
+                    Err(reason) => {
+                        let wrong = unreadable("the file", &reason);
+                        found.problems.push(Place::of(Origin::File(path)).problem(wrong));
+                        return None;
+                    }
+                }
+            }
+        }
+        let path = self.secret_key_file.as_ref()?;
+        let text = (sources.read)(path).map_err(|reason| unreadable("the file", &reason));
+        let place = given.secret_key_file.clone().unwrap_or_else(|| Place::of(Origin::File(path.clone())));
+        Some((text.and_then(|text| key(&text, ServiceKeyForm::Secret)), place))
+    }
+}
+
+fn key(text: &str, form: ServiceKeyForm) -> Result<ServiceKey, WrongValue> {
+    let bare = text.trim().trim_matches(['"', '\'']);
+    ServiceKey::new(bare, form).map_err(|error| {
+        let wrong = WrongValue::new(error.to_string());
+        match error {
+            UnusableServiceKey::NotVisibleAscii => wrong,
+            UnusableServiceKey::Publishable | UnusableServiceKey::Anon | UnusableServiceKey::OtherRole => wrong
+                .advise(format!("set {SECRET} to a secret key (sb_secret_…): in the project's settings, API keys"))
+                .advise("or SUPABASE_SERVICE_ROLE_KEY to the older service_role key, if the project still has one"),
+        }
+    })
+}

@@ -1,0 +1,73 @@
+//! How the mirror fares, for those who report.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+/// What it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// What is due is sent.
+    Working,
+    /// Nothing arrives; it tries again.
+    Failing,
+    /// Nothing arrives before a person has done something.
+    Paused,
+}
+
+/// How the mirror fares. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Health(Arc<Cells>);
+
+#[derive(Debug, Default)]
+struct Cells {
+    state: AtomicU8,
+    refused: AtomicU64,
+    sent: AtomicU64,
+    failures: AtomicU64,
+}
+
+const STATES: [State; 3] = [State::Working, State::Failing, State::Paused];
+
+impl Health {
+    /// What it does.
+    #[must_use]
+    pub fn state(&self) -> State {
+        let index = usize::from(self.0.state.load(Ordering::Acquire));
+        STATES.get(index).copied().unwrap_or(State::Working)
+    }
+
+    /// Rows that Supabase refuses and that wait to be tried again.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.0.refused.load(Ordering::Acquire)
+    }
+
+    /// Rows that have arrived, from the start on; a row that was sent again counts again.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.0.sent.load(Ordering::Acquire)
+    }
+
+    /// Pushes that failed, from the start on.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.0.failures.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_state(&self, state: State) {
+        let index = STATES.iter().position(|one| *one == state).unwrap_or(0);
+        self.0.state.store(u8::try_from(index).unwrap_or(0), Ordering::Release);
+    }
+
+    pub(super) fn set_refused(&self, rows: u64) {
+        self.0.refused.store(rows, Ordering::Release);
+    }
+
+    pub(super) fn sent_more(&self, rows: usize) {
+        self.0.sent.fetch_add(rows as u64, Ordering::AcqRel);
+    }
+
+    pub(super) fn failed_once_more(&self) {
+        self.0.failures.fetch_add(1, Ordering::AcqRel);
+    }
+}

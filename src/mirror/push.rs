@@ -1,0 +1,71 @@
+//! One batch of one table on its way: sent whole, and halved when some of it is refused, until the
+//! rows are found that are at fault. What arrives meanwhile has arrived.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::remote::{Outcome, Reason, Remote};
+use super::rows::Row;
+use crate::policy::mirror::{Hint, Verdict, halves};
+use crate::store::RowName;
+
+/// Requests for one batch: enough to find a handful of rows among hundreds. What is not found is in
+/// the next batch, which is smaller.
+const REQUESTS_MAX: usize = 128;
+
+/// What became of a batch.
+#[derive(Debug, Default)]
+pub(super) struct Pushed {
+    pub(super) sent: Vec<RowName>,
+    /// Refused for what is in them, with the database's code.
+    pub(super) refused: Vec<(RowName, String)>,
+    /// Why it ended before everything was tried.
+    pub(super) stop: Option<Stop>,
+}
+
+/// What is in the way.
+#[derive(Clone, Debug)]
+pub(super) enum Stop {
+    /// Something that passes.
+    Later { reason: Reason, told: Option<Duration> },
+    /// Something that a person must do.
+    Person { hint: Hint, reason: Reason },
+}
+
+/// Sends `rows`. By levels, not one half to its end: what is sound arrives early, which also tells
+/// that it is the rows and not the table.
+pub(super) async fn push<R: Row>(remote: &Remote, rows: &[R]) -> Pushed {
+    let mut pushed = Pushed::default();
+    let mut waiting = VecDeque::new();
+    waiting.push_back(0..rows.len());
+    let mut last_refusal = None;
+    for _ in 0..REQUESTS_MAX {
+        let Some(range) = waiting.pop_front() else { break };
+        let Some(part) = rows.get(range.clone()).filter(|part| !part.is_empty()) else { continue };
+        let Outcome { verdict, reason, told } = remote.push(part).await;
+        match verdict {
+            Verdict::Arrived => pushed.sent.extend(part.iter().map(Row::name)),
+            Verdict::Row => {
+                match halves(range) {
+                    Some(both) => waiting.extend(both),
+                    None => pushed.refused.extend(part.iter().map(|row| (row.name(), reason.code()))),
+                }
+                last_refusal = Some(reason);
+            }
+            Verdict::Later => {
+                pushed.stop = Some(Stop::Later { reason, told });
+                break;
+            }
+            Verdict::Person(hint) => {
+                pushed.stop = Some(Stop::Person { hint, reason });
+                break;
+            }
+        }
+    }
+    // Judged by contrast: where nothing arrives of several rows, it is not the rows.
+    if let Some(reason) = last_refusal.filter(|_| pushed.sent.is_empty() && rows.len() > 1) {
+        pushed.refused.clear();
+        pushed.stop.get_or_insert(Stop::Person { hint: Hint::EveryRow, reason });
+    }
+    pushed
+}

@@ -1,0 +1,156 @@
+//! Supabase as the mirror sees it: rows go to a table in one request, and what comes back is judged
+//! by `policy`. The only place where the key is read.
+
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use serde::Deserialize;
+
+use super::rows::Row;
+use super::{Settings, StartError};
+use crate::clock;
+use crate::policy::mirror::{Answer, Verdict, judge};
+use crate::policy::retry_after::retry_after;
+use crate::secret::{ServiceKey, ServiceKeyForm};
+use crate::upstream::side_calls;
+
+/// An error is a line of JSON; one that is longer is a page, and its start tells that.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// A connection that is kept idle for longer is likely to be closed when it is needed.
+const IDLE_MAX: Duration = Duration::from_secs(50);
+
+/// Where rows go.
+#[derive(Debug)]
+pub(super) struct Remote {
+    client: reqwest::Client,
+    base_url: String,
+    headers: HeaderMap,
+}
+
+/// What became of a request.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub(super) verdict: Verdict,
+    /// For people: a status and a code, or why there was no answer. Never what was sent.
+    pub(super) reason: Reason,
+    /// When the answer says to come back.
+    pub(super) told: Option<Duration>,
+}
+
+/// Why rows have not arrived, in words that may be logged.
+#[derive(Clone, Debug)]
+pub(super) enum Reason {
+    /// It answered so.
+    Answer { status: u16, code: Option<String> },
+    /// It did not answer.
+    Silence(String),
+}
+
+impl Reason {
+    /// The code for the books.
+    pub(super) fn code(&self) -> String {
+        match self {
+            Self::Answer { status, code } => code.clone().unwrap_or_else(|| status.to_string()),
+            Self::Silence(_) => String::new(),
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Answer { status, code: Some(code) } => write!(f, "it answers {status}, {code}"),
+            Self::Answer { status, code: None } => write!(f, "it answers {status}"),
+            Self::Silence(why) => f.write_str(why),
+        }
+    }
+}
+
+#[derive(Default, Deserialize)]
+struct ErrorBody {
+    code: Option<String>,
+}
+
+impl Remote {
+    pub(super) fn new(settings: &Settings) -> Result<Self, StartError> {
+        let client = side_calls()?
+            .connect_timeout(settings.connect_max)
+            .timeout(settings.answer_max)
+            .pool_idle_timeout(IDLE_MAX)
+            .build()?;
+        let base_url = format!("{}/rest/v1", settings.base_url);
+        Ok(Self { client, base_url, headers: credentials(&settings.key)? })
+    }
+
+    /// Sends rows of one table. A row is never in a request twice: the database would refuse both.
+    pub(super) async fn push<R: Row>(&self, rows: &[R]) -> Outcome {
+        let url = format!("{}/{}?on_conflict={}", self.base_url, R::TABLE, R::CONFLICT);
+        // Rows are numbers and plain words; they always serialize.
+        let body = serde_json::to_vec(rows).unwrap_or_default();
+        let request = self
+            .client
+            .post(url)
+            .headers(self.headers.clone())
+            .header("prefer", R::PREFER)
+            .header(CONTENT_TYPE, "application/json")
+            .body(body);
+        match self.read(request).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                let reason = Reason::Silence(in_full(&error.without_url()));
+                Outcome { verdict: Verdict::Later, reason, told: None }
+            }
+        }
+    }
+
+    async fn read(&self, request: reqwest::RequestBuilder) -> Result<Outcome, reqwest::Error> {
+        let mut answer = request.send().await?;
+        let status = answer.status().as_u16();
+        let told = retry_after(answer.headers(), clock::now());
+        let mut body = Vec::new();
+        while let Some(piece) = answer.chunk().await? {
+            body.extend_from_slice(&piece);
+            if body.len() > ANSWER_BYTES_MAX {
+                break;
+            }
+        }
+        let told_error: ErrorBody = serde_json::from_slice(&body).unwrap_or_default();
+        // Whoever answers, this goes to a log: a code is a short word.
+        let code = told_error.code.filter(|code| {
+            (1..=16).contains(&code.len()) && code.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        });
+        let verdict = judge(Answer { status, code: code.as_deref(), is_empty: body.is_empty() });
+        Ok(Outcome { verdict, reason: Reason::Answer { status, code }, told })
+    }
+}
+
+/// The headers that carry the key.
+fn credentials(key: &ServiceKey) -> Result<HeaderMap, StartError> {
+    let secret = |text: &str| {
+        let mut value = HeaderValue::from_str(text).map_err(|_| StartError::Key)?;
+        value.set_sensitive(true);
+        Ok::<_, StartError>(value)
+    };
+    let mut headers = HeaderMap::new();
+    headers.insert("apikey", secret(key.expose())?);
+    match key.form() {
+        ServiceKeyForm::Secret => {}
+        ServiceKeyForm::Token => {
+            headers.insert(AUTHORIZATION, secret(&format!("Bearer {}", key.expose()))?);
+        }
+    }
+    Ok(headers)
+}
+
+/// An error with its causes.
+fn in_full(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

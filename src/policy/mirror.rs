@@ -1,0 +1,206 @@
+//! What an answer of Supabase means for the mirror, and when it is asked again.
+
+use std::time::Duration;
+
+/// What there is to go by: an answer of PostgREST, or of what stands before it.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer<'a> {
+    /// The HTTP status.
+    pub status: u16,
+    /// The `code` of an error: PostgREST's own (`PGRST…`) or the database's (SQLSTATE).
+    pub code: Option<&'a str>,
+    /// Whether the body is empty, as was asked for.
+    pub is_empty: bool,
+}
+
+/// What became of rows that were sent together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// They are there.
+    Arrived,
+    /// Nobody can tell, or not now: the same rows again, later. What has arrived is not doubled.
+    Later,
+    /// One of them at the least is refused for what is in it.
+    Row,
+    /// Nothing will arrive before a person has done something.
+    Person(Hint),
+}
+
+/// What a person must look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// The key is not accepted.
+    Key,
+    /// The key is accepted and may not write there.
+    Forbidden,
+    /// There is no such table.
+    Table,
+    /// The table lacks a column, or has another kind of it.
+    Column,
+    /// What answers is not Supabase's API.
+    Address,
+    /// The project sleeps.
+    Asleep,
+    /// Every row is refused for what is in it, so it is not the rows.
+    EveryRow,
+    /// Something else.
+    Unexplained,
+}
+
+impl Hint {
+    /// What is wrong, and what to do.
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Key => {
+                "Supabase refuses the key: set SUPABASE_SECRET_KEY to a secret key of this project \
+                 (project settings, API keys) and restart"
+            }
+            Self::Forbidden => {
+                "the key may not write there: run the output of `keychoir supabase migrate --print`, which lets \
+                 service_role in"
+            }
+            Self::Table => {
+                "a table is missing: run the output of `keychoir supabase migrate --print` in the SQL editor; if it \
+                 is there, check SUPABASE_URL"
+            }
+            Self::Column => {
+                "a table has other columns: run the output of `keychoir supabase migrate --print` in the SQL editor"
+            }
+            Self::Address => "what answers is not Supabase's API: check SUPABASE_URL, also http or https",
+            Self::Asleep => "the project is paused: resume it in Supabase's dashboard",
+            Self::EveryRow => {
+                "every row is refused for what is in it: look for a constraint or a trigger of your own on the table"
+            }
+            Self::Unexplained => "Supabase refuses to take anything: look at its dashboard and logs",
+        }
+    }
+}
+
+/// What an answer means.
+#[must_use]
+pub fn judge(answer: Answer<'_>) -> Verdict {
+    let code = answer.code.unwrap_or_default();
+    match answer.status {
+        200..=299 if answer.is_empty => Verdict::Arrived,
+        // A portal or a parked domain says yes to everything, or sends elsewhere.
+        200..=399 => Verdict::Person(Hint::Address),
+        401 => Verdict::Person(Hint::Key),
+        403 => Verdict::Person(Hint::Forbidden),
+        408 | 425 | 429 => Verdict::Later,
+        // Supabase's own, for a project that was not used for long.
+        540 => Verdict::Person(Hint::Asleep),
+        500.. => Verdict::Later,
+        // Older versions of PostgREST give no code with it.
+        404 => Verdict::Person(Hint::Table),
+        _ if matches!(code, "42P01" | "PGRST205") => Verdict::Person(Hint::Table),
+        // A column that is not there, is of another type, cannot be written, or is not unique.
+        _ if matches!(code, "42703" | "PGRST204" | "42804" | "428C9" | "42P10") => {
+            Verdict::Person(Hint::Column)
+        }
+        // Data that does not fit, a constraint, a trigger's exception; or too much of it at once.
+        _ if code.starts_with("22") || code.starts_with("23") || code == "P0001" => Verdict::Row,
+        413 => Verdict::Row,
+        _ => Verdict::Person(Hint::Unexplained),
+    }
+}
+
+/// How long to wait after so many failures in a row: `first`, then twice as long each time, up to
+/// `max`; at least half of that, and the rest by `chance` (0.0 to 1.0), so that many who have
+/// failed together do not return together. What the answer `told` is waited for in any case.
+#[must_use]
+pub fn wait(failures: u32, first: Duration, max: Duration, told: Option<Duration>, chance: f64) -> Duration {
+    let doubled = first.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX));
+    let full = doubled.min(max);
+    let chance = if chance.is_finite() { chance.clamp(0.0, 1.0) } else { 1.0 };
+    (full / 2 + (full / 2).mul_f64(chance)).max(told.unwrap_or_default())
+}
+
+/// Both halves of rows of which some are refused, if there is more than one.
+#[must_use]
+pub fn halves(rows: std::ops::Range<usize>) -> Option<[std::ops::Range<usize>; 2]> {
+    let middle = rows.start + rows.len() / 2;
+    (rows.len() > 1).then_some([rows.start..middle, middle..rows.end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(status: u16, code: &str, expected: Verdict) {
+        let code = (!code.is_empty()).then_some(code);
+        assert_eq!(judge(Answer { status, code, is_empty: code.is_none() }), expected, "{status} {code:?}");
+    }
+
+    #[test]
+    fn an_empty_yes_is_a_yes_and_a_page_is_not() {
+        for status in [200, 201, 204] {
+            check(status, "", Verdict::Arrived);
+            let page = Answer { status, code: None, is_empty: false };
+            assert_eq!(judge(page), Verdict::Person(Hint::Address));
+        }
+        check(301, "", Verdict::Person(Hint::Address));
+    }
+
+    #[test]
+    fn what_a_person_must_do_is_named() {
+        check(401, "", Verdict::Person(Hint::Key));
+        check(401, "PGRST301", Verdict::Person(Hint::Key));
+        // The role `anon` hears 401 for what others hear 403 for.
+        check(401, "42501", Verdict::Person(Hint::Key));
+        check(403, "42501", Verdict::Person(Hint::Forbidden));
+        check(404, "", Verdict::Person(Hint::Table));
+        check(404, "42P01", Verdict::Person(Hint::Table));
+        check(404, "PGRST205", Verdict::Person(Hint::Table));
+        for code in ["42703", "PGRST204", "42P10", "42804", "428C9"] {
+            check(400, code, Verdict::Person(Hint::Column));
+        }
+        check(540, "", Verdict::Person(Hint::Asleep));
+        check(402, "", Verdict::Person(Hint::Unexplained));
+        check(406, "PGRST106", Verdict::Person(Hint::Unexplained));
+    }
+
+    #[test]
+    fn what_passes_by_itself_is_tried_later() {
+        for status in [408, 425, 429, 500, 502, 503, 504, 522, 544] {
+            check(status, "", Verdict::Later);
+        }
+        check(503, "PGRST000", Verdict::Later);
+        check(500, "57014", Verdict::Later);
+    }
+
+    #[test]
+    fn data_that_does_not_fit_is_the_rows_fault() {
+        check(400, "22003", Verdict::Row);
+        check(409, "23505", Verdict::Row);
+        check(400, "23514", Verdict::Row);
+        check(400, "P0001", Verdict::Row);
+        check(413, "", Verdict::Row);
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn waits_double_up_to_a_bound_and_are_scattered() {
+        let at = |failures, chance| wait(failures, SECOND, SECOND * 10, None, chance).as_millis();
+        assert_eq!(
+            [1, 2, 3, 4, 5, 33, u32::MAX].map(|n| at(n, 1.0)),
+            [1000, 2000, 4000, 8000, 10_000, 10_000, 10_000]
+        );
+        assert_eq!([0.0, 0.5, 1.0, f64::NAN, -1.0].map(|chance| at(1, chance)), [500, 750, 1000, 1000, 500]);
+    }
+
+    #[test]
+    fn what_the_answer_told_is_waited_for() {
+        assert_eq!(wait(1, SECOND, SECOND * 10, Some(SECOND * 60), 0.3), SECOND * 60);
+        assert_eq!(wait(1, SECOND, SECOND * 10, Some(Duration::ZERO), 1.0), SECOND);
+    }
+
+    #[test]
+    fn halves_make_the_whole() {
+        assert_eq!(halves(3..8), Some([3..5, 5..8]));
+        assert_eq!(halves(3..5), Some([3..4, 4..5]));
+        assert_eq!((halves(3..4), halves(3..3)), (None, None));
+    }
+}

@@ -1,0 +1,148 @@
+//! What enters the outbox, what is due, and what stays in it.
+
+use super::*;
+use crate::policy::classify::Verdict;
+use crate::store::chores;
+
+/// Books whose outbox takes everything, with an attempt of one credit in them.
+async fn writing(place: &Place, pool: &Arc<Pool>) -> (Books, Writing) {
+    let settings = Settings { mirrored: Mirrored::KeysAndEvents, ..settings(8) };
+    let (books, writing) = Store::open(place, NOW).unwrap().write(Arc::clone(pool), settings).unwrap();
+    books.place().await.unwrap().write(record(pool, 1));
+    (books, writing)
+}
+
+/// Ends them; the outbox can still be asked.
+async fn all_written(books: Books, mut writing: Writing) -> (Outbox, Writing) {
+    drop(books);
+    assert!(writing.written(WAIT_MAX).await);
+    (writing.outbox.take().unwrap(), writing)
+}
+
+fn key_name(state: &KeyState) -> RowName {
+    RowName::Key { key_hash: state.key_hash.clone(), observed_at: state.observed_at }
+}
+
+fn names(batch: &Batch) -> Vec<RowName> {
+    let events = batch.events.iter().map(|event| RowName::Event { id: event.id.clone() });
+    batch.keys.iter().map(key_name).chain(events).collect()
+}
+
+#[tokio::test]
+async fn what_is_sent_leaves_and_what_is_not_stays_over_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, _) = place(folder.path());
+    let pool = pool();
+    let (books, writing) = writing(&place, &pool).await;
+    let (outbox, writing) = all_written(books, writing).await;
+    let batch = outbox.take(10).await.unwrap();
+    assert_eq!((batch.keys.len(), batch.events.len(), batch.refused), (2, 1, 0));
+    assert_eq!((batch.events[0].credits, &*batch.events[0].client), (1, "local"));
+    assert_eq!(outbox.take(10).await.unwrap(), batch, "what nobody has confirmed is due again");
+    drop(outbox);
+    assert_eq!(writing.ended(WAIT_MAX).await, 0);
+
+    let (books, writing) = self::writing(&place, &pool).await;
+    let (outbox, writing) = all_written(books, writing).await;
+    let later = outbox.take(10).await.unwrap();
+    assert_eq!((later.keys.len(), later.events.len()), (2, 2), "one row a key, one an attempt");
+    assert_eq!(outbox.take(1).await.unwrap().events, later.events[..1], "the oldest first");
+    outbox.settle(Delivery { sent: names(&later), refused: Vec::new() }).await.unwrap();
+    assert_eq!(outbox.take(10).await.unwrap(), Batch::default());
+    drop(outbox);
+    assert_eq!(writing.ended(WAIT_MAX).await, 0);
+}
+
+#[tokio::test]
+async fn a_state_that_came_meanwhile_is_still_to_be_sent() {
+    let pool = pool();
+    let (books, writing) = writing(&Place::Memory, &pool).await;
+    let (outbox, _writing) = all_written(books, writing).await;
+    let before = outbox.take(10).await.unwrap();
+    pool.judge(&pool.roster(), &pool.roster().keys()[1], Verdict::InvalidKey, None, crate::clock::now());
+    let after = outbox.take(10).await.unwrap();
+    let hash = Fingerprint::of(KEYS[1]).to_string();
+    let of = |batch: &Batch| batch.keys.iter().find(|state| state.key_hash == hash).unwrap().clone();
+    assert_eq!((&*of(&before).status, &*of(&after).status), ("active", "invalid"), "without an attempt");
+    assert!(of(&after).observed_at > of(&before).observed_at);
+    outbox.settle(Delivery { sent: names(&before), refused: Vec::new() }).await.unwrap();
+    assert_eq!(outbox.take(10).await.unwrap().keys, [of(&after)]);
+}
+
+#[tokio::test]
+async fn a_refused_row_waits_its_time_and_is_counted_once() {
+    let pool = pool();
+    let (books, writing) = writing(&Place::Memory, &pool).await;
+    let (outbox, _writing) = all_written(books, writing).await;
+    let batch = outbox.take(10).await.unwrap();
+    let refused = |until| {
+        let refused = |name| RefusedRow { name, code: "23514".to_owned(), until };
+        Delivery { sent: Vec::new(), refused: names(&batch).into_iter().map(refused).collect() }
+    };
+    assert_eq!(outbox.settle(refused(UnixMs(u64::MAX >> 1))).await, Ok(3));
+    assert_eq!(outbox.take(10).await.unwrap(), Batch { refused: 3, ..Batch::default() });
+    outbox.forgive().await.unwrap();
+    assert_eq!(outbox.take(10).await.unwrap(), Batch { refused: 3, ..batch.clone() });
+    assert_eq!(outbox.settle(refused(UnixMs(0))).await, Ok(0), "known already");
+    assert_eq!(outbox.take(10).await.unwrap().keys.len(), 2, "its time is over");
+    outbox.settle(Delivery { sent: names(&batch), refused: Vec::new() }).await.unwrap();
+    assert_eq!(outbox.take(10).await.unwrap(), Batch::default());
+}
+
+#[test]
+fn a_clock_that_is_set_back_makes_no_state_older() {
+    let mut connection = open::open(&Place::Memory, NOW, Look::Quick).unwrap().ledger.connection;
+    let keys = pool().snapshot(NOW);
+    let mut observed = Vec::new();
+    for now in [1_000, 1_000, 400, 2_000].map(UnixMs) {
+        rows::commit(&mut connection, &[], keys[..1].iter(), Mirrored::Keys, now).unwrap();
+        let sql = "SELECT observed_at_ms FROM outbox_keys";
+        observed.push(connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap());
+    }
+    assert_eq!(observed, [1_000, 1_001, 1_002, 2_000]);
+}
+
+#[test]
+fn only_what_is_mirrored_enters_and_an_event_enters_once() {
+    let pool = pool();
+    let keys = pool.snapshot(NOW);
+    for (mirrored, expected) in
+        [(Mirrored::Nothing, (0, 0)), (Mirrored::Keys, (2, 0)), (Mirrored::KeysAndEvents, (2, 1))]
+    {
+        let mut connection = open::open(&Place::Memory, NOW, Look::Quick).unwrap().ledger.connection;
+        let record = record(&pool, 1);
+        for _ in 0..2 {
+            let records = [record.clone(), record.clone()];
+            rows::commit(&mut connection, &records, keys.iter(), mirrored, NOW).unwrap();
+        }
+        let count = |table| {
+            let sql = format!("SELECT count(*) FROM {table}");
+            connection.query_row(&sql, [], |row| row.get::<_, i64>(0)).unwrap()
+        };
+        assert_eq!((count("outbox_keys"), count("outbox_events")), expected, "{mirrored:?}");
+    }
+}
+
+#[test]
+fn an_attempt_that_is_forgotten_leaves_the_outbox() {
+    let pool = pool();
+    let mut connection = open::open(&Place::Memory, NOW, Look::Quick).unwrap().ledger.connection;
+    let old = AttemptRecord { started_at: UnixMs(0), ..record(&pool, 1) };
+    let records = [old, record(&pool, 1)];
+    rows::commit(&mut connection, &records, std::iter::empty(), Mirrored::KeysAndEvents, NOW).unwrap();
+    chores::step(&connection, &Retention::of_days(1, 0), NOW).unwrap();
+    let sql = "SELECT id FROM outbox_events";
+    let left: String = connection.query_row(sql, [], |row| row.get(0)).unwrap();
+    assert_eq!(left, records[1].id.to_string());
+}
+
+#[tokio::test]
+async fn a_failing_disk_leaves_the_mirror_without_an_answer() {
+    let pool = pool();
+    let (books, writing) = writing(&Place::Memory, &pool).await;
+    let (outbox, writing) = all_written(books, writing).await;
+    writing.health.set_failing(true);
+    assert_eq!(outbox.take(10).await, Err(Unavailable));
+    writing.health.set_failing(false);
+    assert_eq!(outbox.take(10).await.unwrap().keys.len(), 2);
+}

@@ -1,0 +1,445 @@
+//! The mirror against a real PostgreSQL behind a real PostgREST: whatever happens on the way, in the
+//! end Supabase has what the books have, and nobody who speaks has noticed.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends at its first surprise"
+)]
+
+mod house;
+mod supabase;
+
+use std::path::Path;
+use std::time::Duration;
+
+use house::{CLIENT_TOKEN, House, ONE, THREE, TWO, house_in, until};
+use keychoir::config::Config;
+use keychoir::secret::{Fingerprint, ServiceKey, ServiceKeyForm};
+use keychoir::simulator::Plan;
+use serde_json::{Value, json};
+use supabase::{Fault, SECRET_KEY, Supabase, foreign_token, token_of};
+use tempfile::TempDir;
+
+const KEYS: [&str; 3] = [ONE, TWO, THREE];
+const MOMENT: Duration = Duration::from_millis(10);
+
+fn plan() -> Plan {
+    Plan::of(KEYS.map(|key| (key, 100_000)))
+}
+
+/// Mirrors everything there, eagerly.
+fn to(supabase: &Supabase) -> impl FnOnce(&mut Config) {
+    let url = supabase.url();
+    move |config| {
+        let mirror = &mut config.supabase;
+        mirror.url = url.parse().unwrap();
+        mirror.key = Some(ServiceKey::new(SECRET_KEY, ServiceKeyForm::Secret).unwrap());
+        mirror.sends_events = true;
+        (mirror.interval, mirror.retry_max, mirror.pause) = (MOMENT, MOMENT, MOMENT);
+    }
+}
+
+async fn house(plan: Plan, change: impl FnOnce(&mut Config)) -> House {
+    house_in(tempfile::tempdir().unwrap(), plan, change).await
+}
+
+/// What `/readyz` says of the mirror.
+async fn mirror_state(house: &House) -> (String, u64) {
+    let answer = house.get("/readyz").await;
+    assert_eq!(answer.status(), 200, "traffic goes on");
+    let page: Value = answer.json().await.unwrap();
+    (page["mirror"].as_str().unwrap().to_owned(), page["mirrorRowsRefused"].as_u64().unwrap())
+}
+
+/// Waits until `/readyz` says so of the mirror.
+async fn until_mirror(house: &House, state: &str, refused: u64) {
+    let asking = async {
+        while mirror_state(house).await != (state.to_owned(), refused) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let patience = tokio::time::timeout(Duration::from_secs(30), asking).await;
+    assert!(patience.is_ok(), "not {state} with {refused} refused: {:?}", mirror_state(house).await);
+}
+
+fn events(supabase: &Supabase) -> usize {
+    supabase.sql("SELECT count(*) FROM elevenlabs_usage_events")[0].parse().unwrap()
+}
+
+/// Speaks so often; every request is served.
+async fn speak(house: &House, times: usize) {
+    for _ in 0..times {
+        assert_eq!(house.speak(10).await.status(), 200);
+    }
+}
+
+/// The rows of a query on the books, columns by `|`.
+fn local(folder: &Path, sql: &str) -> Vec<String> {
+    let books = rusqlite::Connection::open(folder.join("keychoir.db")).unwrap();
+    let mut statement = books.prepare(sql).unwrap();
+    let columns = statement.column_count();
+    let text = |row: &rusqlite::Row<'_>, index| match row.get::<_, rusqlite::types::Value>(index).unwrap() {
+        rusqlite::types::Value::Null => String::new(),
+        rusqlite::types::Value::Integer(number) => number.to_string(),
+        rusqlite::types::Value::Text(text) => text,
+        other @ (rusqlite::types::Value::Real(_) | rusqlite::types::Value::Blob(_)) => panic!("{other:?}"),
+    };
+    let rows = statement
+        .query_map([], |row| Ok((0..columns).map(|index| text(row, index)).collect::<Vec<_>>().join("|")));
+    rows.unwrap().map(Result::unwrap).collect()
+}
+
+/// Ends the house, and holds what Supabase has against the books, row by row. Returns the folder.
+async fn close_and_compare(house: House, supabase: &Supabase) -> TempDir {
+    let (_, folder) = house.close().await;
+    compare(folder.path(), supabase);
+    folder
+}
+
+#[track_caller]
+fn compare(folder: &Path, supabase: &Supabase) {
+    const EVENT: &str = "id, request_id, client, key_hash, workspace, method, route, model, status, verdict,
+        request_bytes, response_bytes, characters, credits, credits_from, first_byte_ms, total_ms";
+    let attempts = local(folder, &format!("SELECT {EVENT}, number, started_at_ms FROM attempts ORDER BY id"));
+    let theirs = EVENT.replace("key_hash", "api_key_hash");
+    assert_eq!(
+        supabase.sql(&format!(
+            "SELECT {theirs}, attempt, round(extract(epoch FROM started_at) * 1000)
+             FROM elevenlabs_usage_events ORDER BY id::text COLLATE \"C\""
+        )),
+        attempts
+    );
+    assert!(!attempts.is_empty(), "there was something to mirror");
+    let keys = local(
+        folder,
+        "SELECT key_hash, short_key, status, character_count, coalesce(character_limit, 0),
+            max(coalesce(character_limit, 0) - character_count, 0) FROM keys ORDER BY key_hash",
+    );
+    assert_eq!(
+        supabase.sql(
+            "SELECT api_key_hash, short_key, status, character_count, character_limit, remaining_characters
+             FROM elevenlabs_key_usage ORDER BY api_key_hash COLLATE \"C\""
+        ),
+        keys
+    );
+    let sums = "SELECT count(*), sum(credits), sum(response_bytes) FROM ";
+    assert_eq!(
+        supabase.sql(&format!("{sums} elevenlabs_usage_events")),
+        local(folder, &format!("{sums} attempts"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_queries_of_the_product_answer() {
+    let supabase = Supabase::new().await;
+    supabase.migrate();
+    let plan = Plan::of([(ONE, 100), (TWO, 1_000), (THREE, 100_000)]);
+    let house = house(plan, to(&supabase)).await;
+    // The first is used up, the second comes near its limit, the third is left alone.
+    for characters in [100, 850] {
+        assert_eq!(house.speak(characters).await.status(), 200);
+    }
+    let short = KEYS.map(|key| format!("{}...{}", &key[..11], &key[key.len() - 5..]));
+    let folder = close_and_compare(house, &supabase).await;
+
+    assert_eq!(
+        supabase.sql("SELECT short_key, usage_percent FROM elevenlabs_key_health ORDER BY usage_percent ASC"),
+        [format!("{}|0.00", short[2]), format!("{}|85.00", short[1]), format!("{}|100.00", short[0])]
+    );
+    assert_eq!(supabase.sql("SELECT * FROM elevenlabs_key_health ORDER BY usage_percent ASC").len(), 3);
+    let over = supabase.sql("SELECT short_key, remaining_characters, next_reset_date FROM elevenlabs_key_usage WHERE is_over_limit = true");
+    assert!(over.len() == 1 && over[0].starts_with(&format!("{}|0|20", short[0])), "{over:?}");
+    assert_eq!(
+        supabase.sql("SELECT short_key, usage_percentage, remaining_characters FROM elevenlabs_key_usage WHERE is_near_limit = true AND NOT is_over_limit ORDER BY usage_percentage DESC"),
+        [format!("{}|0.8500|150", short[1])]
+    );
+    assert_eq!(
+        supabase.sql("SELECT SUM(remaining_characters) AS total_remaining FROM elevenlabs_key_usage WHERE status = 'active' AND NOT is_over_limit"),
+        ["100150"]
+    );
+    let resets = local(folder.path(), "SELECT max(resets_at_ms) FROM keys");
+    let theirs = "SELECT round(extract(epoch FROM max(next_reset_date)) * 1000) FROM elevenlabs_key_usage";
+    assert_eq!(supabase.sql(theirs), resets, "moments are in UTC");
+
+    // At most one row a key in a request, and no key in any.
+    for seen in supabase.gateway.seen() {
+        let rows: Vec<Value> = serde_json::from_str(&seen.body).unwrap();
+        let mut hashes: Vec<&str> = rows
+            .iter()
+            .filter_map(|row| row.get("usage_percentage").and(row["api_key_hash"].as_str()))
+            .collect();
+        let count = hashes.len();
+        hashes.sort_unstable();
+        hashes.dedup();
+        assert_eq!(hashes.len(), count);
+        assert!(
+            !KEYS.iter().any(|key| seen.body.contains(&key[12..30])) && !seen.body.contains(CLIENT_TOKEN)
+        );
+        assert_eq!((seen.api_key.as_deref(), seen.authorization), (Some(SECRET_KEY), None));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_see_nothing_and_the_service_role_everything() {
+    let supabase = Supabase::new().await;
+    let old_key = token_of("service_role");
+    let house = house(plan(), |config| {
+        to(&supabase)(config);
+        config.supabase.key = Some(ServiceKey::new(&old_key, ServiceKeyForm::Token).unwrap());
+    });
+    let house = house.await;
+    speak(&house, 1).await;
+    close_and_compare(house, &supabase).await;
+    let first = supabase.gateway.seen().remove(0);
+    assert_eq!(
+        (first.api_key, first.authorization),
+        (Some(old_key.clone()), Some(format!("Bearer {old_key}")))
+    );
+
+    let client = keychoir::upstream::side_calls().unwrap().build().unwrap();
+    let tables = ["elevenlabs_key_usage", "elevenlabs_key_health", "elevenlabs_usage_events"];
+    for (role, refusal) in [("anon", Some(401)), ("authenticated", Some(403)), ("service_role", None)] {
+        for table in tables {
+            let url = format!("{}/rest/v1/{table}", supabase.url());
+            let asked = |request: reqwest::RequestBuilder| {
+                request.header("apikey", token_of(role)).bearer_auth(token_of(role)).send()
+            };
+            let read = asked(client.get(&url)).await.unwrap();
+            let is_view = table == "elevenlabs_key_health";
+            match refusal {
+                Some(status) => {
+                    assert_eq!(read.status(), status, "{role} {table}");
+                    let write = asked(
+                        client.patch(format!("{url}?api_key_hash=neq.x")).json(&json!({"api_key_hash": "x"})),
+                    );
+                    assert!(is_view || write.await.unwrap().status() == status, "{role} {table}");
+                }
+                None => {
+                    let rows: Vec<Value> = read.json().await.unwrap();
+                    assert!(!rows.is_empty(), "{table}");
+                }
+            }
+        }
+    }
+    // Also when somebody lets them in by mistake, row level security shows them nothing.
+    supabase
+        .sql("GRANT SELECT ON elevenlabs_key_usage, elevenlabs_usage_events, elevenlabs_key_health TO anon");
+    for table in tables {
+        assert_eq!(supabase.sql(&format!("SET ROLE anon; SELECT count(*) FROM {table}")), ["0"], "{table}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_observation_never_overwrites_a_newer_one() {
+    let supabase = Supabase::new().await;
+    let client = keychoir::upstream::side_calls().unwrap().build().unwrap();
+    let report = async |at: &str, hashes: &[&str], count: u64| {
+        let row = |hash: &&str| {
+            json!({
+                "api_key_hash": hash, "short_key": "s", "character_count": count, "next_reset_date": "infinity", "last_checked": at,
+            })
+        };
+        let url = format!("{}/rest/v1/elevenlabs_key_usage?on_conflict=api_key_hash", supabase.url());
+        let rows: Vec<Value> = hashes.iter().map(row).collect();
+        let request =
+            client.post(url).header("prefer", "resolution=merge-duplicates,return=minimal").json(&rows);
+        let answer = request.header("apikey", SECRET_KEY).send().await.unwrap();
+        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    };
+    let counts = || supabase.sql("SELECT api_key_hash, character_count FROM elevenlabs_key_usage ORDER BY 1");
+    report("2026-01-02T00:00:00.001Z", &["a", "b"], 1).await;
+    report("2026-01-02T00:00:00.000Z", &["a", "b", "c"], 2).await;
+    assert_eq!(counts(), ["a|1", "b|1", "c|2"], "older for two, new for one");
+    report("2026-01-02T00:00:00.001Z", &["a"], 3).await;
+    report("2026-01-02T00:00:00.002Z", &["c"], 4).await;
+    assert_eq!(counts(), ["a|3", "b|1", "c|4"], "as old is a correction");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_spent_in_an_outage_arrives_after_it() {
+    let supabase = Supabase::new().await;
+    supabase.gateway.meet(Fault::Closed);
+    let house = house(plan(), |config| {
+        to(&supabase)(config);
+        config.supabase.batch_rows_max = 7;
+    });
+    let house = house.await;
+    speak(&house, 10).await;
+    until_mirror(&house, "failing", 0).await;
+    speak(&house, 10).await;
+    assert_eq!(events(&supabase), 0);
+    // It comes and goes, in every way.
+    let flapping = [Fault::None, Fault::Closed, Fault::Status(503), Fault::AnswerLost, Fault::Status(429)];
+    supabase.gateway.meet_first(&flapping.repeat(3));
+    until(|| supabase.gateway.has_met_all()).await;
+    supabase.gateway.meet(Fault::None);
+    speak(&house, 1).await;
+    until(|| events(&supabase) >= 21).await;
+    until_mirror(&house, "ok", 0).await;
+    close_and_compare(house, &supabase).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_lost_doubles_nothing() {
+    let supabase = Supabase::new().await;
+    let house = house(plan(), to(&supabase)).await;
+    speak(&house, 3).await;
+    supabase.gateway.meet_at("usage_events", Fault::AnswerLost);
+    speak(&house, 3).await;
+    until(|| events(&supabase) == 6).await;
+    let sent = || supabase.gateway.seen().iter().filter(|seen| seen.path.contains("usage_events")).count();
+    let before = sent();
+    // Nobody has heard that they are there, so they come again and again.
+    until(|| sent() > before + 3).await;
+    assert_eq!(mirror_state(&house).await.0, "failing");
+    supabase.gateway.meet(Fault::None);
+    until_mirror(&house, "ok", 0).await;
+    close_and_compare(house, &supabase).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_key_pauses_it_and_is_looked_at_again() {
+    let supabase = Supabase::new().await;
+    let house = house(plan(), |config| {
+        to(&supabase)(config);
+        config.supabase.key = Some(ServiceKey::new(&foreign_token(), ServiceKeyForm::Token).unwrap());
+    });
+    let house = house.await;
+    speak(&house, 2).await;
+    until_mirror(&house, "paused", 0).await;
+    assert_eq!(events(&supabase), 0);
+    // The key is good at the next start.
+    let (_, folder) = house.close().await;
+    let house = house_in(folder, plan(), to(&supabase)).await;
+    until(|| events(&supabase) == 2).await;
+    until_mirror(&house, "ok", 0).await;
+    let folder = house.abandon().await;
+    compare(folder.path(), &supabase);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_table_or_column_pauses_it_until_the_migration() {
+    let supabase = Supabase::empty().await;
+    let house = house(plan(), to(&supabase)).await;
+    speak(&house, 2).await;
+    until_mirror(&house, "paused", 0).await;
+    supabase.migrate();
+    until(|| events(&supabase) == 2).await;
+    until_mirror(&house, "ok", 0).await;
+
+    supabase.alter("ALTER TABLE elevenlabs_key_usage DROP COLUMN usage_percentage CASCADE");
+    speak(&house, 2).await;
+    until_mirror(&house, "paused", 0).await;
+    until(|| events(&supabase) == 4).await;
+    supabase.migrate();
+    until_mirror(&house, "ok", 0).await;
+    speak(&house, 1).await;
+    close_and_compare(house, &supabase).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_poisonous_row_is_found_and_kept_and_the_others_arrive() {
+    let supabase = Supabase::new().await;
+    supabase.sql("ALTER TABLE elevenlabs_usage_events ADD CONSTRAINT odd CHECK (route <> '/v1/models')");
+    supabase.sql(&format!(
+        "ALTER TABLE elevenlabs_key_usage ADD CONSTRAINT odd CHECK (api_key_hash <> '{}')",
+        Fingerprint::of(TWO)
+    ));
+    supabase.gateway.meet(Fault::Closed);
+    let house = house(plan(), to(&supabase)).await;
+    for turn in 0..40 {
+        match turn {
+            11 | 30 => assert_eq!(house.get("/v1/models").await.status(), 200),
+            _ => speak(&house, 1).await,
+        }
+    }
+    supabase.gateway.meet(Fault::None);
+    until(|| events(&supabase) == 38).await;
+    until_mirror(&house, "ok", 3).await;
+    assert_eq!(supabase.sql("SELECT count(*) FROM elevenlabs_key_usage"), ["2"]);
+    // What is parked is in nobody's way.
+    speak(&house, 1).await;
+    until(|| events(&supabase) == 39).await;
+    let (_, folder) = house.close().await;
+    assert_eq!(local(folder.path(), "SELECT DISTINCT refused FROM outbox_events"), ["23514"]);
+
+    supabase.sql("ALTER TABLE elevenlabs_usage_events DROP CONSTRAINT odd");
+    supabase.sql("ALTER TABLE elevenlabs_key_usage DROP CONSTRAINT odd");
+    let house = house_in(folder, plan(), to(&supabase)).await;
+    until(|| events(&supabase) == 41).await;
+    until_mirror(&house, "ok", 0).await;
+    let folder = house.abandon().await;
+    compare(folder.path(), &supabase);
+    assert_eq!(local(folder.path(), "SELECT count(*) FROM outbox_events"), ["0"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_refuses_everything_costs_no_row() {
+    let supabase = Supabase::new().await;
+    supabase.sql("ALTER TABLE elevenlabs_usage_events ADD COLUMN mine TEXT NOT NULL");
+    supabase.gateway.meet(Fault::Closed);
+    let house = house(plan(), to(&supabase)).await;
+    speak(&house, 5).await;
+    let (_, folder) = house.close().await;
+    // At the next start all of them are sent together. A row alone may be at fault; of several, if
+    // nothing arrives, none is.
+    supabase.gateway.meet(Fault::None);
+    let house = house_in(folder, plan(), to(&supabase)).await;
+    until_mirror(&house, "paused", 0).await;
+    supabase.sql("ALTER TABLE elevenlabs_usage_events DROP COLUMN mine");
+    until(|| events(&supabase) == 5).await;
+    until_mirror(&house, "ok", 0).await;
+    let folder = house.abandon().await;
+    compare(folder.path(), &supabase);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_a_silent_supabase_and_the_next_start_sends_it() {
+    let supabase = Supabase::new().await;
+    supabase.gateway.meet(Fault::Silent);
+    let house = house(plan(), |config| {
+        to(&supabase)(config);
+        config.supabase.final_push_max = MOMENT;
+    });
+    let house = house.await;
+    until(|| !supabase.gateway.seen().is_empty()).await;
+    speak(&house, 5).await;
+    // It waits for an answer that takes up to 30 seconds, and the end does not.
+    let (_, folder) = house.close().await;
+    assert_eq!(events(&supabase), 0);
+    supabase.gateway.meet(Fault::None);
+    let house = house_in(folder, plan(), to(&supabase)).await;
+    until(|| events(&supabase) == 5).await;
+    let folder = house.abandon().await;
+    compare(folder.path(), &supabase);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_sends_what_is_left() {
+    let supabase = Supabase::new().await;
+    let house = house(plan(), |config| {
+        to(&supabase)(config);
+        config.supabase.interval = Duration::from_secs(3_600);
+    });
+    let house = house.await;
+    until(|| !supabase.gateway.seen().is_empty()).await;
+    speak(&house, 20).await;
+    close_and_compare(house, &supabase).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_events_only_the_keys_are_told() {
+    let supabase = Supabase::new().await;
+    let house = house(plan(), |config| {
+        to(&supabase)(config);
+        config.supabase.sends_events = false;
+    });
+    let house = house.await;
+    speak(&house, 2).await;
+    house.close().await;
+    assert_eq!(supabase.sql("SELECT sum(character_count) FROM elevenlabs_key_usage"), ["20"]);
+    assert_eq!(events(&supabase), 0);
+    assert!(supabase.gateway.seen().iter().all(|seen| seen.rows() > 0 && !seen.path.contains("events")));
+}
