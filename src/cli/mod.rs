@@ -7,6 +7,10 @@ mod check;
 mod demo;
 mod env;
 mod simulate;
+mod status;
+
+mod ask;
+mod table;
 
 mod notify;
 mod reload;
@@ -40,6 +44,8 @@ enum Command {
     Serve(serve::Serving),
     /// Check the configuration and say what is wrong with it, without serving.
     Check(Sources),
+    /// Show how the keys of a running Keychoir stand.
+    Status(status::Arguments),
     /// Print what a shell must know so that apps find Keychoir and trust its https.
     Env(Sources),
     /// See it work without any key: the proxy before a simulated ElevenLabs.
@@ -93,6 +99,7 @@ pub fn run() -> ExitCode {
     match arguments.command.unwrap_or(Command::Serve(arguments.serve)) {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Check(sources) => check::run(sources),
+        Command::Status(arguments) => status::run(arguments),
         Command::Env(sources) => env::run(sources),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Simulate(arguments) => simulate::run(arguments),
