@@ -22,5 +22,6 @@ pub mod retry_after;
 pub mod retry_budget;
 
 pub mod retention;
+pub mod since;
 
 pub mod units;

@@ -32,6 +32,12 @@ impl UnixMs {
         self.timestamp().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
     }
 
+    /// `2025-02-01 00:00 UTC`, the form people read in a sentence.
+    #[must_use]
+    pub fn minute(self) -> String {
+        self.timestamp().strftime("%Y-%m-%d %H:%M UTC").to_string()
+    }
+
     /// `Feb 1`, the form people read in a table.
     #[must_use]
     pub fn month_and_day(self) -> String {

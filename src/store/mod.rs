@@ -3,6 +3,7 @@
 
 mod open;
 mod read;
+mod report;
 mod schema;
 
 mod chores;
@@ -26,6 +27,7 @@ use crate::tasks;
 use ledger::Ledger;
 use open::Look;
 pub use open::OpenError;
+pub use report::{By, KnownKey, ReadError, Reader, Sums, Whose};
 use write::Writer;
 
 /// Where the books are kept.
