@@ -48,7 +48,21 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "watch",
         ],
     ),
-    ("cli", &["app", "certificate", "clock", "config", "policy", "pool", "secret", "simulator", "telemetry"]),
+    (
+        "cli",
+        &[
+            "app",
+            "certificate",
+            "clock",
+            "config",
+            "policy",
+            "pool",
+            "secret",
+            "simulator",
+            "store",
+            "telemetry",
+        ],
+    ),
     ("main", &["cli"]),
     ("lib", &[]),
 ];

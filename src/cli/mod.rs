@@ -6,10 +6,13 @@ mod serve;
 mod check;
 mod demo;
 mod env;
+mod keys;
 mod simulate;
 mod status;
+mod usage;
 
 mod ask;
+mod books;
 mod table;
 
 mod notify;
@@ -46,6 +49,10 @@ enum Command {
     Check(Sources),
     /// Show how the keys of a running Keychoir stand.
     Status(status::Arguments),
+    /// Show what was spent, by key, client, model or route.
+    Usage(usage::Arguments),
+    /// The keys of the pool; never a key itself.
+    Keys(keys::Arguments),
     /// Print what a shell must know so that apps find Keychoir and trust its https.
     Env(Sources),
     /// See it work without any key: the proxy before a simulated ElevenLabs.
@@ -86,6 +93,9 @@ fn load(overrides: &Overrides) -> Result<Loaded, ExitCode> {
     })
 }
 
+/// What clap says, too, when an argument is wrong.
+const EX_USAGE: u8 = 2;
+
 /// `sysexits.h`: the configuration is wrong. A service manager need not try again.
 const EX_CONFIG: u8 = 78;
 
@@ -100,6 +110,8 @@ pub fn run() -> ExitCode {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Check(sources) => check::run(sources),
         Command::Status(arguments) => status::run(arguments),
+        Command::Usage(arguments) => usage::run(arguments),
+        Command::Keys(arguments) => keys::run(arguments),
         Command::Env(sources) => env::run(sources),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Simulate(arguments) => simulate::run(arguments),
