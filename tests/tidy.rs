@@ -27,7 +27,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("server", &["clock", "tasks"]),
     ("store", &["clock", "policy", "pool", "proxy", "secret", "tasks"]),
     ("watch", &["body", "clock", "policy", "pool", "proxy", "telemetry", "upstream"]),
-    ("admin", &["policy", "pool", "proxy", "store"]),
+    ("admin", &["policy", "pool", "proxy", "server", "store", "telemetry"]),
     ("config", &["certificate", "clock", "policy", "secret"]),
     ("simulator", &["clock", "policy", "secret", "tasks"]),
     (
@@ -44,6 +44,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "server",
             "store",
             "tasks",
+            "telemetry",
             "upstream",
             "watch",
         ],

@@ -1,7 +1,8 @@
-//! What Keychoir says of itself: the status of the keys and its own health. Reads snapshots and
+//! What Keychoir says of itself: the status of the keys, its own health and its metrics. Reads snapshots and
 //! is never in the way of a request.
 
 mod health;
+mod metrics;
 mod status;
 
 use std::sync::Arc;
@@ -15,7 +16,9 @@ use crate::policy::client::identify;
 use crate::policy::units::UnixMs;
 use crate::pool::Pool;
 use crate::proxy::{ProxyError, SharedTerms};
+use crate::server::Room;
 use crate::store;
+use crate::telemetry::Meters;
 
 pub use health::{Draining, Readiness};
 pub use status::StatusDocument;
@@ -27,13 +30,27 @@ pub struct Admin {
     pool: Arc<Pool>,
     books: store::Health,
     draining: Draining,
+    meters: Meters,
+    connections: Room,
+    started_at: UnixMs,
 }
 
+/// The type that Prometheus asks for.
+const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
+
 impl Admin {
-    /// Pages about these parts.
+    /// Pages about these parts, of a program that was started at `started_at`.
     #[must_use]
-    pub fn new(terms: SharedTerms, pool: Arc<Pool>, books: store::Health, draining: Draining) -> Self {
-        Self { terms, pool, books, draining }
+    pub fn new(
+        terms: SharedTerms,
+        pool: Arc<Pool>,
+        books: store::Health,
+        draining: Draining,
+        meters: Meters,
+        connections: Room,
+        started_at: UnixMs,
+    ) -> Self {
+        Self { terms, pool, books, draining, meters, connections, started_at }
     }
 
     /// The answer, if the path is one of ours; every other path is the provider's.
@@ -47,6 +64,7 @@ impl Admin {
     ) -> Option<Response<Bytes>> {
         let page: fn(&Self, UnixMs) -> Response<Bytes> = match uri.path() {
             "/api/elevenlabs-status" => Self::status,
+            "/metrics" => Self::metrics,
             "/livez" | "/healthz" => Self::live,
             "/readyz" => Self::ready,
             _ => return None,
@@ -58,7 +76,7 @@ impl Admin {
             return Some(answer);
         }
         // Where clients have tokens, the state of the keys is for them only.
-        if uri.path() == "/api/elevenlabs-status"
+        if ["/api/elevenlabs-status", "/metrics"].contains(&uri.path())
             && let Err(refusal) = identify(&self.terms.load().clients, headers, uri.query())
         {
             return Some(ProxyError::Unidentified(refusal).answer("", now));
@@ -68,6 +86,17 @@ impl Admin {
 
     fn status(&self, now: UnixMs) -> Response<Bytes> {
         json(StatusCode::OK, &StatusDocument::of(&self.pool.snapshot(now)))
+    }
+
+    fn metrics(&self, now: UnixMs) -> Response<Bytes> {
+        let sources = metrics::Sources {
+            meters: &self.meters,
+            keys: &self.pool.snapshot(now),
+            books: &self.books,
+            connections: &self.connections,
+            started_at: self.started_at,
+        };
+        page(StatusCode::OK, EXPOSITION, metrics::page(&sources, now))
     }
 
     /// The process runs, whatever it can or cannot do.
@@ -86,13 +115,16 @@ impl Admin {
     }
 }
 
-fn json(status: StatusCode, page: &impl Serialize) -> Response<Bytes> {
-    // These pages are made of numbers and plain words; they always serialize.
-    let body = serde_json::to_vec(page).unwrap_or_default();
-    let mut answer = Response::new(Bytes::from(body));
+fn json(status: StatusCode, document: &impl Serialize) -> Response<Bytes> {
+    // These documents are made of numbers and plain words; they always serialize.
+    page(status, "application/json", serde_json::to_vec(document).unwrap_or_default())
+}
+
+fn page(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Bytes> {
+    let mut answer = Response::new(body.into());
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
 }

@@ -23,6 +23,7 @@ use crate::proxy::{Limits, Proxy, SharedTerms, Terms};
 use crate::server::{self, Drain, Room};
 use crate::store::{self, OpenError, Store};
 use crate::tasks::{AbortOnDrop, Tasks};
+use crate::telemetry::Meters;
 use crate::upstream::{Direct, TlsError, Upstream};
 use crate::watch::{self as quotas, Watch};
 
@@ -135,7 +136,16 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
         doors: parts.doors,
         base_path: parts.base_path,
     }));
-    let admin = Admin::new(Arc::clone(&terms), Arc::clone(&pool), writing.health.clone(), draining.clone());
+    let (meters, room) = (Meters::default(), Room::new(parts.server.connections_max));
+    let admin = Admin::new(
+        Arc::clone(&terms),
+        Arc::clone(&pool),
+        writing.health.clone(),
+        draining.clone(),
+        meters.clone(),
+        room.clone(),
+        clock::now(),
+    );
     let (rounds_done, rounds) = watch::channel(0);
     let (quotas, watching) = parts
         .watch
@@ -147,9 +157,8 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
         .unzip();
 
     let (drain, accepting, connections) = (Drain::default(), Tasks::new(), Tasks::new());
-    let proxy = Proxy::new(Arc::clone(&terms), Arc::clone(&pool), upstream, books, drain.cut.clone());
+    let proxy = Proxy::new(Arc::clone(&terms), Arc::clone(&pool), upstream, books, meters, drain.cut.clone());
     let front = Front::new(admin, proxy, draining.clone());
-    let room = Room::new(parts.server.connections_max);
     let certificates = Certificates::new(parts.https, &addresses, clock::now())?;
     let renewing = Tasks::new().spawn_guarded(certificates.clone().keep_fresh());
     for (listener, address) in listeners.into_iter().zip(&addresses) {

@@ -26,7 +26,7 @@ use crate::policy::replay::Progress;
 use crate::policy::units::UnixMs;
 use crate::pool::{Key, Lease, Pool, Roster};
 use crate::secret::ApiKey;
-use crate::telemetry::announce;
+use crate::telemetry::{Meters, Spent, announce};
 use crate::upstream::SendError;
 
 /// What all attempts of a request have in common in the books.
@@ -75,6 +75,7 @@ pub(super) struct Attempt {
     began: Instant,
     metering: Metering,
     record: AttemptRecord,
+    meters: Meters,
     cut: CancellationToken,
 }
 
@@ -118,6 +119,7 @@ impl Attempt {
             began: clock::instant(),
             metering: case.metering,
             record,
+            meters: proxy.meters.clone(),
             cut: proxy.cut.clone(),
         }
     }
@@ -169,7 +171,7 @@ impl Attempt {
                 error.progress
             }
         };
-        log.learned(&self.record, result);
+        log.learned(&self.record, result, clock::since(self.began));
         progress
     }
 
@@ -200,6 +202,11 @@ impl Attempt {
         self.upload.release();
     }
 
+    /// Another attempt follows it.
+    pub(super) fn failed_over(&self) {
+        self.meters.failed_over(self.record.verdict);
+    }
+
     /// Who has left: the client, unless we close the connections.
     fn left(&self) -> &'static str {
         if self.cut.is_cancelled() { CUT } else { CLIENT_LEFT }
@@ -224,6 +231,16 @@ fn unknown(metering: Metering) -> CreditSource {
     }
 }
 
+fn spent(record: &AttemptRecord) -> Spent {
+    Spent {
+        request_bytes: record.request_bytes,
+        response_bytes: record.response_bytes,
+        characters: record.characters.unwrap_or(0),
+        credits: record.credits,
+        is_unpriced: record.credits_from == CreditSource::Unknown,
+    }
+}
+
 impl Drop for Attempt {
     fn drop(&mut self) {
         if let Some(place) = self.place.take() {
@@ -232,6 +249,7 @@ impl Drop for Attempt {
             }
             self.record.request_bytes = self.upload.passed_bytes();
             self.record.total = clock::since(self.began);
+            self.meters.attempt_ended(self.record.verdict, spent(&self.record));
             place.write(self.record.clone());
         }
     }
