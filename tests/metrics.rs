@@ -190,6 +190,7 @@ async fn the_names_and_types_are_golden() {
         "keychoir_key_credits_used gauge",
         "keychoir_key_credits_limit gauge",
         "keychoir_key_credits_remaining gauge",
+        "keychoir_key_credits_drift gauge",
         "keychoir_key_resets_at_seconds gauge",
         "keychoir_store_failing gauge",
         "keychoir_store_records_waiting gauge",

@@ -396,3 +396,68 @@ async fn without_a_place_for_books_it_counts_and_leaves_no_file() {
     }
     simulator.stop().await;
 }
+
+/// Speech that an app pays for with the key itself, past Keychoir.
+async fn speak_elsewhere(simulator: &Simulator, key: &str, characters: usize) {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let body = json!({"text": "a".repeat(characters), "model_id": "eleven_multilingual_v2"});
+    let request =
+        client.post(format!("{}{SPEECH}", simulator.base_url())).header("xi-api-key", key).json(&body);
+    assert_eq!(request.send().await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn what_others_spend_is_taken_over_shown_and_told_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut plan = Plan::of([(ONE, 0), (TWO, 0)]);
+    plan.keys[0].workspace = Some("one".to_owned());
+    plan.keys[1].workspace = Some("two".to_owned());
+    let workspace =
+        |name: &str, used| WorkspacePlan { used, reset: Some(RESET), ..WorkspacePlan::new(name, 10_000) };
+    let plan = plan.with_workspace(workspace("one", 100)).with_workspace(workspace("two", 200));
+    let simulator = Simulator::start(loopback().await, plan).await.unwrap();
+    let mut command = keychoir(&["serve", "--listen", "127.0.0.1:0"]);
+    command
+        .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
+        .env("KEYCHOIR_WATCH__INTERVAL_MS", "1000")
+        .env("KEYCHOIR_LOG__FORMAT", "json")
+        .env("ELEVENLABS_API_KEYS", format!("{ONE},{TWO}"));
+    let mut program = Program::start(&mut command);
+    let url = format!("http://{}", program.address());
+    let speech = json!({"text": "a".repeat(30), "model_id": "eleven_multilingual_v2"});
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    assert_eq!(client.post(format!("{url}{SPEECH}")).json(&speech).send().await.unwrap().status(), 200);
+    speak_elsewhere(&simulator, ONE, 40).await;
+
+    let (program, drift) = keychoir::tasks::blocking(move || {
+        let drift = program.event("workspace_drift");
+        (program, drift)
+    })
+    .await
+    .unwrap();
+    assert_eq!((&drift["credits"], &drift["level"]), (&json!(40), &json!("info")));
+    assert!(drift["message"].as_str().unwrap().contains("other apps"), "{drift}");
+    let shown = stdout(&read(&["status", "--url", &url]).await);
+    assert!(
+        shown.contains("\nDrift of sk_key_numb...00001: 40 credits spent by others or unpriced\n"),
+        "{shown}"
+    );
+    assert!(shown.contains("  9,830  170/10,000 "), "100 before, 30 ours, 40 theirs: {shown}");
+
+    // Two more rounds have nothing to tell.
+    let asked = || {
+        let requests = simulator.ledger().requests;
+        requests.iter().filter(|request| request.path_and_query == "/v1/user/subscription").count()
+    };
+    let before = asked();
+    until(|| asked() >= before + 6).await;
+    let said = keychoir::tasks::blocking(move || {
+        program.signal("TERM");
+        program.ended().1
+    })
+    .await
+    .unwrap();
+    assert_eq!(said.matches("workspace_drift").count(), 1, "{said}");
+    simulator.stop().await;
+}

@@ -112,6 +112,7 @@ async fn check_form(form: &str) {
             client.get(format!("{url}/v1/voices")).header("x-request-id", "a name with spaces"),
             client.get(format!("{url}/api/elevenlabs-status")).header("xi-api-key", CLIENT_TOKEN),
             client.get(format!("{url}/metrics")),
+            client.get(format!("{url}/api/keychoir-keys")),
             client.get(format!("{url}/readyz")),
         ];
         for request in requests {

@@ -79,6 +79,14 @@ fn keys(page: &mut Page, keys: &[KeySnapshot]) {
     for (labels, seen) in each().filter(|(_, seen)| seen.quota.limit.is_some()) {
         page.sample(&labels, seen.quota.remaining());
     }
+    page.family(
+        "key_credits_drift",
+        Kind::Gauge,
+        "By how much the provider's figures of this period were above ours, since the start.",
+    );
+    for (labels, seen) in each() {
+        page.sample(&labels, seen.key.workspace().drift());
+    }
     page.family("key_resets_at_seconds", Kind::Gauge, "When its period ends, in seconds since 1970.");
     for (labels, at) in each().filter_map(|(labels, seen)| Some((labels, seen.quota.resets_at?))) {
         page.sample(&labels, seconds(Duration::from_millis(at.0)));

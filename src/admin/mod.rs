@@ -1,6 +1,7 @@
 //! What Keychoir says of itself: the status of the keys, its own health and its metrics. Reads snapshots and
 //! is never in the way of a request.
 
+mod details;
 mod health;
 mod metrics;
 mod status;
@@ -20,6 +21,7 @@ use crate::server::Room;
 use crate::store;
 use crate::telemetry::Meters;
 
+pub use details::KeyDetails;
 pub use health::{Draining, Readiness};
 pub use status::StatusDocument;
 
@@ -64,6 +66,7 @@ impl Admin {
     ) -> Option<Response<Bytes>> {
         let page: fn(&Self, UnixMs) -> Response<Bytes> = match uri.path() {
             "/api/elevenlabs-status" => Self::status,
+            "/api/keychoir-keys" => Self::details,
             "/metrics" => Self::metrics,
             "/livez" | "/healthz" => Self::live,
             "/readyz" => Self::ready,
@@ -76,7 +79,7 @@ impl Admin {
             return Some(answer);
         }
         // Where clients have tokens, the state of the keys is for them only.
-        if ["/api/elevenlabs-status", "/metrics"].contains(&uri.path())
+        if ["/api/elevenlabs-status", "/api/keychoir-keys", "/metrics"].contains(&uri.path())
             && let Err(refusal) = identify(&self.terms.load().clients, headers, uri.query())
         {
             return Some(ProxyError::Unidentified(refusal).answer("", now));
@@ -86,6 +89,10 @@ impl Admin {
 
     fn status(&self, now: UnixMs) -> Response<Bytes> {
         json(StatusCode::OK, &StatusDocument::of(&self.pool.snapshot(now)))
+    }
+
+    fn details(&self, now: UnixMs) -> Response<Bytes> {
+        json(StatusCode::OK, &KeyDetails::of(&self.pool.snapshot(now)))
     }
 
     fn metrics(&self, now: UnixMs) -> Response<Bytes> {

@@ -61,6 +61,28 @@ struct Readiness {
     records_lost: u64,
 }
 
+/// `/api/keychoir-keys`, as far as it is shown. Keys are in the same order.
+#[derive(Debug, Default, Deserialize)]
+struct Details {
+    keys: Vec<Detail>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Detail {
+    short_key: String,
+    workspace: Option<String>,
+    drift: i64,
+}
+
+/// What was answered.
+struct Answers {
+    text: String,
+    document: Document,
+    details: Details,
+    readiness: Readiness,
+}
+
 pub(super) fn run(arguments: Arguments) -> ExitCode {
     let Arguments { asking, json, check } = arguments;
     let running = match asking.running() {
@@ -70,7 +92,7 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
     let asked = runtime()
         .map_err(|error| error.to_string())
         .and_then(|runtime| runtime.block_on(ask(running)).map_err(|error| error.to_string()));
-    let (text, document, readiness) = match asked {
+    let Answers { text, document, details, readiness } = match asked {
         Ok(asked) => asked,
         Err(error) if check => {
             complain(&format_args!("keychoir: {error}"));
@@ -81,16 +103,17 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
     if json {
         print(&text);
     } else {
-        print(&shown(&document, &readiness));
+        print(&shown(&document, &details, &readiness));
     }
     if check { verdict(&document, &readiness) } else { ExitCode::SUCCESS }
 }
 
-async fn ask(running: Result<Running, AskError>) -> Result<(String, Document, Readiness), AskError> {
+async fn ask(running: Result<Running, AskError>) -> Result<Answers, AskError> {
     let running = running?;
     let (text, document) = running.ask("/api/elevenlabs-status").await?;
     let (_, readiness) = running.ask("/readyz").await?;
-    Ok((text, document, readiness))
+    let (_, details) = running.ask("/api/keychoir-keys").await?;
+    Ok(Answers { text, document, details, readiness })
 }
 
 fn verdict(document: &Document, readiness: &Readiness) -> ExitCode {
@@ -104,7 +127,7 @@ fn verdict(document: &Document, readiness: &Readiness) -> ExitCode {
 }
 
 /// The table and what is below it; no line is longer than 80 characters.
-fn shown(document: &Document, readiness: &Readiness) -> String {
+fn shown(document: &Document, details: &Details, readiness: &Readiness) -> String {
     let mut table = Table::new([
         ("#", Side::Right),
         ("key", Side::Left),
@@ -124,6 +147,7 @@ fn shown(document: &Document, readiness: &Readiness) -> String {
         document.total_keys,
         Grouped(document.total_remaining_characters)
     ));
+    text.push_str(&drifts(details));
     if readiness.draining == "yes" {
         text.push_str("\nIt is about to end.");
     }
@@ -134,6 +158,21 @@ fn shown(document: &Document, readiness: &Readiness) -> String {
             Grouped(readiness.records_waiting),
             Grouped(readiness.records_lost)
         ));
+    }
+    text
+}
+
+/// A line for each workspace whose figures have drifted.
+fn drifts(details: &Details) -> String {
+    let mut text = String::new();
+    for (index, Detail { short_key, workspace, drift }) in details.keys.iter().enumerate() {
+        let is_told = |earlier: &Detail| workspace.is_some() && earlier.workspace == *workspace;
+        if *drift == 0 || details.keys.iter().take(index).any(is_told) {
+            continue;
+        }
+        let cause = if *drift > 0 { "spent by others or unpriced" } else { "booked and never charged" };
+        let (key, credits) = (cut(short_key, 19), short(drift.unsigned_abs()));
+        text.push_str(&format!("\nDrift of {key}: {credits} credits {cause}"));
     }
     text
 }
@@ -193,7 +232,10 @@ mod tests {
             records_waiting: 1_000_000,
             records_lost: u64::from(u32::MAX),
         };
-        let text = shown(&document, &readiness);
+        let detail = |drift| Detail { short_key: "sk_6c036526...d452b".to_owned(), workspace: None, drift };
+        let details = Details { keys: vec![detail(i64::MAX), detail(0), detail(i64::MIN)] };
+        let text = shown(&document, &details, &readiness);
+        assert_eq!(text.matches("Drift of ").count(), 2, "{text}");
         let widest = text.lines().map(|line| line.chars().count()).max().unwrap();
         assert!(widest <= 80, "{widest}\n{}", text.lines().next().unwrap());
         assert!(text.contains("Dec 31") && text.contains("are lost."));

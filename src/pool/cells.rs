@@ -1,9 +1,9 @@
 //! State that many requests change at once, each piece in as few atomic words as it needs.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::policy::budget::{Extension, Quota};
+use crate::policy::budget::{Drift, Extension, Quota};
 use crate::policy::standing::{Change, Park, ParkReason, Standing};
 use crate::policy::units::UnixMs;
 
@@ -70,6 +70,8 @@ pub(super) struct QuotaCell {
     /// 0: unknown.
     resets_at: AtomicU64,
     last_spent: AtomicU64,
+    /// By how much the provider's figures of this period were above ours, all in all.
+    drift: AtomicI64,
 }
 
 const UNKNOWN: u64 = u64::MAX;
@@ -82,6 +84,7 @@ impl Default for QuotaCell {
             extension: AtomicU64::new(0),
             resets_at: AtomicU64::new(0),
             last_spent: AtomicU64::new(0),
+            drift: AtomicI64::new(0),
         }
     }
 }
@@ -109,9 +112,30 @@ impl QuotaCell {
     pub(super) fn adopt(&self, theirs: Quota, now: UnixMs, lag: Duration) -> bool {
         let before = self.peek();
         let idle = now.since(UnixMs(self.last_spent.load(Ordering::Acquire)));
+        self.note(before.drift(theirs, idle, lag));
         self.add(|count| Quota { count, ..before }.adopt(theirs, idle, lag).count);
         self.set_terms(theirs);
         Quota { count: 0, ..before } != Quota { count: 0, ..theirs }
+    }
+
+    /// By how much the provider's figures of this period were above ours, all in all; below 0 when they
+    /// were below.
+    pub(super) fn drift(&self) -> i64 {
+        self.drift.load(Ordering::Acquire)
+    }
+
+    fn note(&self, drift: Drift) {
+        let credits = |credits| i64::try_from(credits).unwrap_or(i64::MAX);
+        match drift {
+            Drift::Fresh => self.drift.store(0, Ordering::Release),
+            Drift::Within => {}
+            Drift::Above(more) => {
+                self.drift.fetch_add(credits(more), Ordering::AcqRel);
+            }
+            Drift::Below(fewer) => {
+                self.drift.fetch_sub(credits(fewer), Ordering::AcqRel);
+            }
+        }
     }
 
     pub(super) fn restore(&self, quota: Quota) {
@@ -226,6 +250,31 @@ mod tests {
             cell.restore(quota);
             assert_eq!(cell.load(UnixMs(99)), quota);
         }
+    }
+
+    #[test]
+    fn a_drift_adds_up_until_the_period_ends() {
+        let cell = QuotaCell::default();
+        let lag = Duration::from_millis(10);
+        let theirs = |count, reset| Quota {
+            count,
+            limit: Some(100),
+            resets_at: Some(UnixMs(reset)),
+            ..Quota::default()
+        };
+        cell.adopt(theirs(7, 900), UnixMs(1), lag);
+        assert_eq!(cell.drift(), 0, "what was spent before we came is no drift");
+        cell.spend(10, UnixMs(2));
+        cell.adopt(theirs(20, 900), UnixMs(3), lag);
+        cell.adopt(theirs(20, 900), UnixMs(4), lag);
+        assert_eq!(cell.drift(), 3, "three of them are not ours");
+        cell.spend(5, UnixMs(5));
+        cell.adopt(theirs(20, 900), UnixMs(14), lag);
+        assert_eq!((cell.drift(), cell.load(UnixMs(14)).count), (3, 25), "it may lag");
+        cell.adopt(theirs(24, 900), UnixMs(15), lag);
+        assert_eq!((cell.drift(), cell.load(UnixMs(15)).count), (2, 24), "it has settled");
+        cell.adopt(theirs(30, 9_000), UnixMs(16), lag);
+        assert_eq!(cell.drift(), 0);
     }
 
     #[test]

@@ -242,6 +242,13 @@ impl Workspace {
         self.quota.load(now)
     }
 
+    /// By how many credits the provider's figures of this period were above ours, all in all, since
+    /// the start; below 0 when they were below.
+    #[must_use]
+    pub fn drift(&self) -> i64 {
+        self.quota.drift()
+    }
+
     /// Its plan, when the provider has told.
     #[must_use]
     pub fn tier(&self) -> Option<Arc<String>> {

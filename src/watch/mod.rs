@@ -13,11 +13,12 @@ use crate::body::decode::decoded;
 use crate::body::peek::Peeked;
 use crate::body::replay::Replay;
 use crate::clock;
+use crate::policy::budget::Quota;
 use crate::policy::classify::{ErrorBody, Verdict, classify};
 use crate::policy::subscription::Subscription;
 use crate::pool::{Key, Observation, Pool};
 use crate::proxy::Books;
-use crate::telemetry::announce;
+use crate::telemetry::{announce, announce_drift};
 use crate::upstream::{AnswerBody, Connect, Outbound, Upstream};
 
 /// How the provider is asked.
@@ -75,6 +76,7 @@ impl<C: Connect> Watch<C> {
     /// Asks once with every key, one after the other: a burst from one address looks like abuse.
     async fn round(&self, settings: Settings) {
         let roster = self.pool.roster();
+        let mut told: Vec<Told<'_>> = Vec::new();
         for key in roster.keys() {
             let asked = tokio::time::timeout(settings.answer_max, self.ask(key, settings)).await;
             // A provider that does not answer says nothing of the key.
@@ -82,8 +84,17 @@ impl<C: Connect> Watch<C> {
                 debug!(key = key.api_key().short().as_str(), "the provider did not tell this key's quota");
                 continue;
             };
+            let quota = match &seen {
+                Observation::Quota { quota, .. } => Some(*quota),
+                Observation::Unreadable | Observation::Invalid => None,
+            };
+            let before = key.workspace().drift();
             announce(&self.pool.observe(&roster, key, seen, clock::now()));
+            if let Some(quota) = quota {
+                told.push(Told { key, quota, before });
+            }
         }
+        announce_drifts(&told);
         self.books.keys_changed();
     }
 
@@ -99,6 +110,31 @@ impl<C: Connect> Watch<C> {
             .await
             .ok()?;
         read(answer, settings).await
+    }
+}
+
+/// What the provider told of a key in this round.
+struct Told<'a> {
+    key: &'a Key,
+    quota: Quota,
+    /// The drift of its workspace before.
+    before: i64,
+}
+
+/// Tells by how much the provider's figures differ from ours, once all are known: two workspaces with
+/// the same figures are one.
+fn announce_drifts(told: &[Told<'_>]) {
+    for Told { key, quota, before } in told {
+        // A new period begins at nothing, and what has evened out is nothing any more.
+        let after = key.workspace().drift();
+        let drifted = after - before;
+        if drifted == 0 || after == 0 {
+            continue;
+        }
+        let is_twin = |other: &&Told<'_>| {
+            other.quota.is_twin(quota) && !std::ptr::eq(other.key.workspace(), key.workspace())
+        };
+        announce_drift(key, drifted, told.iter().find(is_twin).map(|twin| twin.key));
     }
 }
 
