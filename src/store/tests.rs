@@ -1,4 +1,5 @@
 mod faults;
+mod power;
 mod sums;
 
 use std::fs;
