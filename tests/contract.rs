@@ -82,6 +82,21 @@ async fn the_state_of_the_keys_survives_a_restart() {
 }
 
 #[tokio::test]
+async fn what_the_document_has_no_room_for_has_a_page_of_its_own() {
+    let house = house(plan()).await;
+    let details = house.get("/api/keychoir-keys").await.json::<Value>().await.unwrap();
+    let key = |short: &str| {
+        json!({"shortKey": short, "name": null, "workspace": null, "plan": "creator", "drift": 0,
+        "inFlight": 0, "reserved": 0, "spentPerDay": 0, "spentBy": null})
+    };
+    assert_eq!(
+        details,
+        json!({"waiting": 0, "spentBy": null, "keys": [key("sk_key_numb...00001"), key("sk_key_numb...00002")]})
+    );
+    house.close().await;
+}
+
+#[tokio::test]
 async fn health_has_its_pages() {
     let house = house(plan()).await;
     let page = async |path: &str| {

@@ -1,7 +1,9 @@
-//! What Keychoir says of itself: the status of the keys and its own health. Reads snapshots and
+//! What Keychoir says of itself: the status of the keys, its own health and its metrics. Reads snapshots and
 //! is never in the way of a request.
 
+mod details;
 mod health;
+mod metrics;
 mod status;
 
 use std::sync::Arc;
@@ -16,34 +18,39 @@ use crate::policy::client::identify;
 use crate::policy::units::UnixMs;
 use crate::pool::Pool;
 use crate::proxy::{ProxyError, SharedTerms};
+use crate::server::Room;
 use crate::store;
+use crate::telemetry::Meters;
 
+pub use details::KeyDetails;
 pub use health::{Draining, Readiness};
 pub use status::StatusDocument;
 
 /// What is read to answer.
 #[derive(Clone, Debug)]
 pub struct Admin {
-    terms: SharedTerms,
-    pool: Arc<Pool>,
-    books: store::Health,
-    mirror: Option<mirror::Health>,
-    draining: Draining,
+    /// Who may ask.
+    pub terms: SharedTerms,
+    /// The keys.
+    pub pool: Arc<Pool>,
+    /// How the books fare.
+    pub books: store::Health,
+    /// How the mirror fares, if there is one.
+    pub mirror: Option<mirror::Health>,
+    /// Whether the program ends.
+    pub draining: Draining,
+    /// What was counted on the requests' way.
+    pub meters: Meters,
+    /// The connections of clients.
+    pub connections: Room,
+    /// When the program was started.
+    pub started_at: UnixMs,
 }
 
-impl Admin {
-    /// Pages about these parts.
-    #[must_use]
-    pub fn new(
-        terms: SharedTerms,
-        pool: Arc<Pool>,
-        books: store::Health,
-        mirror: Option<mirror::Health>,
-        draining: Draining,
-    ) -> Self {
-        Self { terms, pool, books, mirror, draining }
-    }
+/// The type that Prometheus asks for.
+const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+impl Admin {
     /// The answer, if the path is one of ours; every other path is the provider's.
     #[must_use]
     pub fn answer(
@@ -55,6 +62,8 @@ impl Admin {
     ) -> Option<Response<Bytes>> {
         let page: fn(&Self, UnixMs) -> Response<Bytes> = match uri.path() {
             "/api/elevenlabs-status" => Self::status,
+            "/api/keychoir-keys" => Self::details,
+            "/metrics" => Self::metrics,
             "/livez" | "/healthz" => Self::live,
             "/readyz" => Self::ready,
             _ => return None,
@@ -66,7 +75,7 @@ impl Admin {
             return Some(answer);
         }
         // Where clients have tokens, the state of the keys is for them only.
-        if uri.path() == "/api/elevenlabs-status"
+        if ["/api/elevenlabs-status", "/api/keychoir-keys", "/metrics"].contains(&uri.path())
             && let Err(refusal) = identify(&self.terms.load().clients, headers, uri.query())
         {
             return Some(ProxyError::Unidentified(refusal).answer("", now));
@@ -76,6 +85,23 @@ impl Admin {
 
     fn status(&self, now: UnixMs) -> Response<Bytes> {
         json(StatusCode::OK, &StatusDocument::of(&self.pool.snapshot(now)))
+    }
+
+    fn details(&self, now: UnixMs) -> Response<Bytes> {
+        json(StatusCode::OK, &KeyDetails::of(&self.pool, now))
+    }
+
+    fn metrics(&self, now: UnixMs) -> Response<Bytes> {
+        let sources = metrics::Sources {
+            meters: &self.meters,
+            keys: &self.pool.snapshot(now),
+            waiting: self.pool.waiting(),
+            mirror: self.mirror.as_ref(),
+            books: &self.books,
+            connections: &self.connections,
+            started_at: self.started_at,
+        };
+        page(StatusCode::OK, EXPOSITION, metrics::page(&sources, now))
     }
 
     /// The process runs, whatever it can or cannot do.
@@ -95,13 +121,16 @@ impl Admin {
     }
 }
 
-fn json(status: StatusCode, page: &impl Serialize) -> Response<Bytes> {
-    // These pages are made of numbers and plain words; they always serialize.
-    let body = serde_json::to_vec(page).unwrap_or_default();
-    let mut answer = Response::new(Bytes::from(body));
+fn json(status: StatusCode, document: &impl Serialize) -> Response<Bytes> {
+    // These documents are made of numbers and plain words; they always serialize.
+    page(status, "application/json", serde_json::to_vec(document).unwrap_or_default())
+}
+
+fn page(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Bytes> {
+    let mut answer = Response::new(body.into());
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
 }

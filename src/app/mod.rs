@@ -26,6 +26,7 @@ use crate::proxy::{Limits, Proxy, SharedTerms, Terms};
 use crate::server::{self, Drain, Room};
 use crate::store::{self, OpenError, Store};
 use crate::tasks::{AbortOnDrop, Tasks};
+use crate::telemetry::Meters;
 use crate::upstream::{Direct, TlsError, Upstream};
 use crate::watch::{self as quotas, Watch};
 
@@ -131,7 +132,7 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
     check_exposure(&addresses, &parts.clients)?;
     let pool = Arc::new(Pool::new(parts.keys, parts.pool));
     let books = Store::open(&parts.books, clock::now())?;
-    pool.restore(&books.remembered()?);
+    pool.restore(&books.remembered()?, clock::now());
     let (books, mut writing) = books.write(Arc::clone(&pool), parts.store)?;
     let mirroring = Mirroring::start(parts.mirror, &mut writing)?;
 
@@ -145,8 +146,17 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
         base_path: parts.base_path,
     }));
     let mirrored = mirroring.as_ref().map(|mirroring| mirroring.health.clone());
-    let admin =
-        Admin::new(Arc::clone(&terms), Arc::clone(&pool), writing.health.clone(), mirrored, draining.clone());
+    let (meters, room) = (Meters::default(), Room::new(parts.server.connections_max));
+    let admin = Admin {
+        terms: Arc::clone(&terms),
+        pool: Arc::clone(&pool),
+        books: writing.health.clone(),
+        mirror: mirrored,
+        draining: draining.clone(),
+        meters: meters.clone(),
+        connections: room.clone(),
+        started_at: clock::now(),
+    };
     let (rounds_done, rounds) = watch::channel(0);
     let (quotas, watching) = parts
         .watch
@@ -158,9 +168,8 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
         .unzip();
 
     let (drain, accepting, connections) = (Drain::default(), Tasks::new(), Tasks::new());
-    let proxy = Proxy::new(Arc::clone(&terms), Arc::clone(&pool), upstream, books, drain.cut.clone());
+    let proxy = Proxy::new(Arc::clone(&terms), Arc::clone(&pool), upstream, books, meters, drain.cut.clone());
     let front = Front::new(admin, proxy, draining.clone());
-    let room = Room::new(parts.server.connections_max);
     let certificates = Certificates::new(parts.https, &addresses, clock::now())?;
     let renewing = Tasks::new().spawn_guarded(certificates.clone().keep_fresh());
     for (listener, address) in listeners.into_iter().zip(&addresses) {

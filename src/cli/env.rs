@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use super::ask::base_url;
 use super::{Sources, complain, load, print};
 use crate::certificate::{self, Authority, BundleError, Opened, Place};
 use crate::clock;
@@ -65,20 +66,6 @@ fn has_https(config: &Config, port: &HostPort) -> bool {
         TlsChoice::Off => false,
         TlsChoice::Files => true,
     }
-}
-
-/// From this machine, every address is reached over loopback.
-fn base_url(port: &HostPort) -> String {
-    let mut address =
-        port.socket_addresses().first().copied().unwrap_or_else(|| ([127, 0, 0, 1], port.port()).into());
-    if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() {
-            std::net::Ipv4Addr::LOCALHOST.into()
-        } else {
-            std::net::Ipv6Addr::LOCALHOST.into()
-        });
-    }
-    format!("http://{address}")
 }
 
 /// What makes apps trust it.

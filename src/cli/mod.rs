@@ -6,8 +6,15 @@ mod serve;
 mod check;
 mod demo;
 mod env;
+mod keys;
 mod simulate;
+mod status;
 mod supabase;
+mod usage;
+
+mod ask;
+mod books;
+mod table;
 
 mod notify;
 mod reload;
@@ -41,6 +48,12 @@ enum Command {
     Serve(serve::Serving),
     /// Check the configuration and say what is wrong with it, without serving.
     Check(Sources),
+    /// Show how the keys of a running Keychoir stand.
+    Status(status::Arguments),
+    /// Show what was spent, by key, client, model or route.
+    Usage(usage::Arguments),
+    /// The keys of the pool; never a key itself.
+    Keys(keys::Arguments),
     /// Print what a shell must know so that apps find Keychoir and trust its https.
     Env(Sources),
     /// See it work without any key: the proxy before a simulated ElevenLabs.
@@ -83,6 +96,9 @@ fn load(overrides: &Overrides) -> Result<Loaded, ExitCode> {
     })
 }
 
+/// What clap says, too, when an argument is wrong.
+const EX_USAGE: u8 = 2;
+
 /// `sysexits.h`: the configuration is wrong. A service manager need not try again.
 const EX_CONFIG: u8 = 78;
 
@@ -96,6 +112,9 @@ pub fn run() -> ExitCode {
     match arguments.command.unwrap_or(Command::Serve(arguments.serve)) {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Check(sources) => check::run(sources),
+        Command::Status(arguments) => status::run(arguments),
+        Command::Usage(arguments) => usage::run(arguments),
+        Command::Keys(arguments) => keys::run(arguments),
         Command::Env(sources) => env::run(sources),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Simulate(arguments) => simulate::run(arguments),

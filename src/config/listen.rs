@@ -36,7 +36,7 @@ impl Listens {
         Self(vec![Listen::Systemd])
     }
 
-    pub(super) fn parse(texts: &[&str]) -> Result<Self, WrongValue> {
+    pub(crate) fn parse(texts: &[&str]) -> Result<Self, WrongValue> {
         let mut listens = Vec::with_capacity(texts.len());
         for text in texts {
             let listen = text.parse::<Listen>()?;

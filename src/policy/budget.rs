@@ -122,6 +122,66 @@ impl Quota {
     }
 }
 
+/// How the provider's figure differs from ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drift {
+    /// There is nothing to compare: its first figure, or another period.
+    Fresh,
+    /// Not at all, or in a way that time may explain: its figure lags.
+    Within,
+    /// It counts so many credits more: others spend, too, or requests of ours had no price.
+    Above(u64),
+    /// It counts so many credits fewer, and had time to catch up: they were never charged.
+    Below(u64),
+}
+
+impl Quota {
+    /// How `theirs` differs from this, our own figure, before it is [adopted](Self::adopt), which takes
+    /// the same two spans.
+    #[must_use]
+    pub fn drift(self, theirs: Self, idle: Duration, lag: Duration) -> Drift {
+        if self.limit.is_none() || self.resets_at != theirs.resets_at {
+            return Drift::Fresh;
+        }
+        match theirs.count.checked_sub(self.count) {
+            Some(0) => Drift::Within,
+            Some(more) => Drift::Above(more),
+            None if idle < lag => Drift::Within,
+            None => Drift::Below(self.count - theirs.count),
+        }
+    }
+
+    /// Whether two figures are so much the same that they are told of one workspace, though two are
+    /// configured.
+    #[must_use]
+    pub fn is_twin(&self, other: &Self) -> bool {
+        self == other && self.count > 0 && self.resets_at.is_some()
+    }
+}
+
+/// Where a drift comes from, as far as can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Another key of the pool opens the same workspace, and is not said to.
+    Twin,
+    /// Another app, or requests of ours without a price.
+    Others,
+    /// Something was booked that was never charged.
+    NeverCharged,
+}
+
+impl Cause {
+    /// Of a drift by so many credits, of a workspace that `has_twin` or not.
+    #[must_use]
+    pub fn of(credits: i64, has_twin: bool) -> Self {
+        match (credits < 0, has_twin) {
+            (true, _) => Self::NeverCharged,
+            (false, true) => Self::Twin,
+            (false, false) => Self::Others,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,6 +261,42 @@ mod tests {
     #[test]
     fn a_figure_that_has_settled_is_the_truth() {
         check_adopted(50, used(30), 60, 30);
+    }
+
+    #[track_caller]
+    fn check_drift(theirs: Quota, idle_secs: u64, expected: Drift) {
+        assert_eq!(used(50).drift(theirs, Duration::from_secs(idle_secs), LAG), expected);
+        // What is adopted has not drifted any more.
+        let adopted = used(50).adopt(theirs, Duration::from_secs(idle_secs), LAG);
+        assert_eq!(adopted.drift(theirs, Duration::ZERO, LAG), Drift::Within);
+    }
+
+    #[test]
+    fn a_drift_is_what_time_does_not_explain() {
+        check_drift(used(50), 0, Drift::Within);
+        check_drift(used(51), 0, Drift::Above(1));
+        check_drift(used(51), 60, Drift::Above(1));
+        check_drift(used(49), 59, Drift::Within);
+        check_drift(used(49), 60, Drift::Below(1));
+    }
+
+    #[test]
+    fn another_period_or_a_first_figure_is_no_drift() {
+        check_drift(Quota { resets_at: Some(UnixMs(9_000)), ..used(99) }, 0, Drift::Fresh);
+        let unknown = Quota { limit: None, ..used(50) };
+        assert_eq!(unknown.drift(used(99), Duration::ZERO, LAG), Drift::Fresh);
+    }
+
+    #[test]
+    fn only_figures_that_are_the_same_in_all_are_twins() {
+        assert!(used(50).is_twin(&used(50)));
+        assert!(!used(50).is_twin(&used(51)));
+        assert!(!used(0).is_twin(&used(0)), "every new workspace is like that");
+        let dateless = Quota { resets_at: None, ..used(50) };
+        assert!(!dateless.is_twin(&dateless));
+        assert_eq!(Cause::of(5, true), Cause::Twin);
+        assert_eq!(Cause::of(5, false), Cause::Others);
+        assert_eq!(Cause::of(-5, true), Cause::NeverCharged);
     }
 
     #[test]

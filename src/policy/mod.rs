@@ -30,5 +30,6 @@ pub mod retry_budget;
 
 pub mod mirror;
 pub mod retention;
+pub mod since;
 
 pub mod units;

@@ -63,12 +63,6 @@ pub fn workspace_id(body: &[u8]) -> Option<String> {
     ((1..=128).contains(&id.len()) && id.bytes().all(is_plain)).then_some(id)
 }
 
-/// Whether two workspaces tell the same figures, so that they may be one.
-#[must_use]
-pub fn look_alike(one: &Quota, other: &Quota) -> bool {
-    one.count > 0 && one.resets_at.is_some() && one == other
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,15 +102,6 @@ mod tests {
             assert_eq!(id(value), None, "{value}");
         }
         assert_eq!(workspace_id(b"[]"), None);
-    }
-
-    #[test]
-    fn only_figures_that_say_something_look_alike() {
-        let quota = |count| Quota { count, limit: Some(10), resets_at: Some(UnixMs(5)), ..Quota::default() };
-        assert!(look_alike(&quota(3), &quota(3)));
-        assert!(!look_alike(&quota(3), &quota(4)) && !look_alike(&quota(0), &quota(0)));
-        let unknown = Quota { resets_at: None, ..quota(3) };
-        assert!(!look_alike(&unknown, &unknown));
     }
 
     #[test]

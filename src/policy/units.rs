@@ -32,10 +32,23 @@ impl UnixMs {
         self.timestamp().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
     }
 
+    /// `2025-02-01 00:00 UTC`, the form people read in a sentence.
+    #[must_use]
+    pub fn minute(self) -> String {
+        self.timestamp().strftime("%Y-%m-%d %H:%M UTC").to_string()
+    }
+
     /// `Feb 1`, the form people read in a table.
     #[must_use]
     pub fn month_and_day(self) -> String {
         self.timestamp().strftime("%b %-d").to_string()
+    }
+
+    /// A moment as [`rfc3339`](Self::rfc3339) writes it, or with another offset.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let timestamp: jiff::Timestamp = text.parse().ok()?;
+        u64::try_from(timestamp.as_millisecond()).ok().map(Self)
     }
 
     fn timestamp(self) -> jiff::Timestamp {
@@ -70,6 +83,10 @@ mod tests {
         assert_eq!(UnixMs(1_738_368_000_000).rfc3339(), "2025-02-01T00:00:00.000Z");
         assert_eq!(UnixMs(1_738_368_000_007).rfc3339(), "2025-02-01T00:00:00.007Z");
         assert_eq!(UnixMs(1_738_368_000_000).month_and_day(), "Feb 1");
+        assert_eq!(UnixMs::parse("2025-02-01T00:00:00.007Z"), Some(UnixMs(1_738_368_000_007)));
+        assert_eq!(UnixMs::parse("2025-02-01T01:00:00+01:00"), Some(UnixMs(1_738_368_000_000)));
+        assert_eq!(UnixMs::parse("1969-12-31T00:00:00Z"), None);
+        assert_eq!(UnixMs::parse("soon"), None);
     }
 
     #[test]

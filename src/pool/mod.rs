@@ -366,11 +366,11 @@ impl Pool {
 
     /// Takes up what was known when the program ended. Refused keys are not among it: the
     /// provider is asked anew.
-    pub fn restore(&self, remembered: &[Remembered]) {
+    pub fn restore(&self, remembered: &[Remembered], now: UnixMs) {
         for key in self.roster.load().keys() {
             let print = key.api_key().fingerprint();
             if let Some(known) = remembered.iter().find(|known| known.fingerprint == print) {
-                key.workspace().restore(known.quota, known.workspace_park);
+                key.workspace().restore(known.quota, known.workspace_park, now);
                 if let Some(park) = known.park.filter(|park| park.reason != ParkReason::Invalid) {
                     key.park(park);
                 }

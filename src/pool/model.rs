@@ -39,7 +39,8 @@ where
 
 fn holding(count: u64, limit: u64) -> Arc<QuotaCell> {
     let cell = QuotaCell::default();
-    cell.restore(Quota { count, limit: Some(limit), resets_at: Some(RESET), ..Quota::default() });
+    let quota = Quota { count, limit: Some(limit), resets_at: Some(RESET), ..Quota::default() };
+    cell.restore(quota, UnixMs(0));
     Arc::new(cell)
 }
 

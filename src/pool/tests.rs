@@ -269,11 +269,14 @@ fn what_was_remembered_holds_again() {
     let quota = Quota { count: 5, limit: Some(10), extension: Extension::None, resets_at: Some(later(50)) };
     let remembered =
         |fingerprint, park, workspace_park| Remembered { fingerprint, quota, park, workspace_park };
-    pool.restore(&[
-        remembered(prints[0], None, park(ParkReason::Exhausted, 10)),
-        remembered(prints[1], park(ParkReason::Invalid, 10), None),
-        remembered(Fingerprint::of("gone"), None, None),
-    ]);
+    pool.restore(
+        &[
+            remembered(prints[0], None, park(ParkReason::Exhausted, 10)),
+            remembered(prints[1], park(ParkReason::Invalid, 10), None),
+            remembered(Fingerprint::of("gone"), None, None),
+        ],
+        NOW,
+    );
     assert_eq!(pool.chosen(&[], NOW), Ok(1));
     assert_eq!(pool.chosen(&[], later(10)), Ok(0));
     assert_eq!(pool.snapshot(NOW)[0].quota, quota);

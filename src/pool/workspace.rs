@@ -61,6 +61,13 @@ impl Workspace {
         self.quota.reserved()
     }
 
+    /// By how many credits the provider's figures of this period were above ours, all in all, since
+    /// the start; below 0 when they were below.
+    #[must_use]
+    pub fn drift(&self) -> i64 {
+        self.quota.drift()
+    }
+
     /// What will become of its credits, at the rate they are spent at `now`.
     #[must_use]
     pub fn forecast(&self, now: UnixMs) -> Forecast {
@@ -150,8 +157,8 @@ impl Workspace {
         self.tier.store(tier.map(Arc::new));
     }
 
-    pub(super) fn restore(&self, quota: Quota, park: Option<Park>) {
-        self.quota.restore(quota);
+    pub(super) fn restore(&self, quota: Quota, park: Option<Park>, now: UnixMs) {
+        self.quota.restore(quota, now);
         if let Some(park) = park {
             self.park.join(park);
         }

@@ -29,7 +29,7 @@ use crate::policy::replay::Progress;
 use crate::policy::units::UnixMs;
 use crate::pool::{Ask, Key, Lease, Pool, Roster};
 use crate::secret::ApiKey;
-use crate::telemetry::announce;
+use crate::telemetry::{Meters, Spent, announce};
 use crate::upstream::SendError;
 
 /// What all attempts of a request have in common in the books.
@@ -107,6 +107,7 @@ pub(super) struct Attempt {
     metering: Metering,
     asked: Option<Asked>,
     record: AttemptRecord,
+    meters: Meters,
     cut: CancellationToken,
 }
 
@@ -151,6 +152,7 @@ impl Attempt {
             metering: case.metering,
             asked: case.asked.clone(),
             record,
+            meters: proxy.meters.clone(),
             cut: proxy.cut.clone(),
         }
     }
@@ -209,7 +211,7 @@ impl Attempt {
                 error.progress
             }
         };
-        log.learned(&self.record, result);
+        log.learned(&self.record, result, clock::since(self.began));
         progress
     }
 
@@ -248,6 +250,11 @@ impl Attempt {
         self.upload.release();
     }
 
+    /// Another attempt follows it.
+    pub(super) fn failed_over(&self) {
+        self.meters.failed_over(self.record.verdict);
+    }
+
     /// Who has left: the client, unless we close the connections.
     fn left(&self) -> &'static str {
         if self.cut.is_cancelled() { CUT } else { CLIENT_LEFT }
@@ -280,6 +287,16 @@ fn unknown(metering: Metering) -> CreditSource {
     }
 }
 
+fn spent(record: &AttemptRecord) -> Spent {
+    Spent {
+        request_bytes: record.request_bytes,
+        response_bytes: record.response_bytes,
+        characters: record.characters.unwrap_or(0),
+        credits: record.credits,
+        is_unpriced: record.credits_from == CreditSource::Unknown,
+    }
+}
+
 impl Drop for Attempt {
     fn drop(&mut self) {
         if let Some(place) = self.place.take() {
@@ -288,6 +305,7 @@ impl Drop for Attempt {
             }
             self.record.request_bytes = self.upload.passed_bytes();
             self.record.total = clock::since(self.began);
+            self.meters.attempt_ended(self.record.verdict, spent(&self.record));
             place.write(self.record.clone());
         }
     }

@@ -27,7 +27,7 @@ impl<C: Connect> Proxy<C> {
     /// Dropping the future ends the attempt that is under way: its connection is closed, its key
     /// released, and what became of it is written down.
     pub async fn exchange(&self, request: Request<Incoming>) -> Response<ResponseBody> {
-        let mut log = RequestLog::begin(&request);
+        let mut log = RequestLog::begin(&request, &self.meters);
         match self.find_answer(request, &mut log).await {
             // 9. Relay, and 10. account when the relay ends, however it ends.
             Ok((answer, attempt)) => relay(answer, attempt, log),
@@ -48,12 +48,12 @@ impl<C: Connect> Proxy<C> {
         }
         let asks_for_tokens = terms.clients.are_known();
         admit(&terms.doors, asks_for_tokens, request.method(), request.headers())
-            .map_err(|stranger| Box::new(ours(&stranger.into(), RequestLog::begin(request))))
+            .map_err(|stranger| Box::new(ours(&stranger.into(), RequestLog::begin(request, &self.meters))))
     }
 
     /// Answers a request that comes when the program ends: another instance will take it.
     pub fn decline(&self, request: &Request<Incoming>) -> Response<ResponseBody> {
-        ours(&ProxyError::Draining, RequestLog::begin(request))
+        ours(&ProxyError::Draining, RequestLog::begin(request, &self.meters))
     }
 
     async fn find_answer(
@@ -98,7 +98,10 @@ impl<C: Connect> Proxy<C> {
             }
             attempt.release();
             match self.reserve(&journey).await {
-                Ok(next) => lease = next,
+                Ok(next) => {
+                    attempt.failed_over();
+                    lease = next;
+                }
                 Err(unavailable) => return Ok((result?.or_ours(unavailable)?, attempt)),
             }
         }

@@ -17,6 +17,7 @@ use crate::policy::classify::Concern;
 use crate::policy::client::ClientName;
 use crate::policy::headers::parameter_names;
 use crate::secret::ShortKey;
+use crate::telemetry::Meters;
 use crate::upstream::{SendError, SendErrorKind};
 
 /// What is said of a request when it ends. Dropping it says it.
@@ -37,11 +38,15 @@ pub(super) struct RequestLog {
     first_byte: Option<Duration>,
     loss: Option<Loss>,
     seat: Option<Seat>,
+    /// Of all its time so far, what was spent with the provider.
+    upstream: Duration,
+    meters: Meters,
 }
 
 impl RequestLog {
     /// Begins the line of a request; gives it a name, unless it brought one.
-    pub(super) fn begin<B>(request: &Request<B>) -> Self {
+    pub(super) fn begin<B>(request: &Request<B>, meters: &Meters) -> Self {
+        meters.request_begun();
         Self {
             request_id: own_id(request.headers()).unwrap_or_else(|| Uuid::now_v7().to_string().into()),
             began: clock::instant(),
@@ -58,6 +63,8 @@ impl RequestLog {
             first_byte: None,
             loss: None,
             seat: None,
+            upstream: Duration::ZERO,
+            meters: meters.clone(),
         }
     }
 
@@ -76,8 +83,14 @@ impl RequestLog {
         self.route = Some(Arc::clone(route));
     }
 
-    /// An attempt has brought this.
-    pub(super) fn learned(&mut self, record: &AttemptRecord, result: &Result<Answer, SendError>) {
+    /// An attempt has brought this, after so long.
+    pub(super) fn learned(
+        &mut self,
+        record: &AttemptRecord,
+        result: &Result<Answer, SendError>,
+        elapsed: Duration,
+    ) {
+        self.upstream += elapsed;
         let request_id = &*self.request_id;
         self.attempts = record.number;
         self.key = Some(record.key.api_key().short().clone());
@@ -93,6 +106,11 @@ impl RequestLog {
     /// The body could not be sent again, and why.
     pub(super) fn lost(&mut self, loss: Option<Loss>) {
         self.loss = loss;
+    }
+
+    /// The head of the provider's answer goes to the client.
+    pub(super) fn relaying(&self) {
+        self.meters.relayed(clock::since(self.began), self.upstream);
     }
 
     pub(super) fn relayed(&mut self, record: &AttemptRecord) {
@@ -118,6 +136,7 @@ fn own_id(headers: &HeaderMap) -> Option<Arc<str>> {
 
 impl Drop for RequestLog {
     fn drop(&mut self) {
+        self.meters.request_ended(self.status);
         let total_ms = millis(clock::since(self.began));
         let route = self.route.as_deref().unwrap_or("-");
         let status = self.status.map_or_else(|| "-".to_owned(), |status| status.to_string());

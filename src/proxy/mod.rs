@@ -27,6 +27,7 @@ use crate::body::room::Room;
 use crate::policy::client::Clients;
 use crate::policy::origin::Doors;
 use crate::pool::Pool;
+use crate::telemetry::Meters;
 use crate::upstream::{Direct, Upstream};
 
 pub use books::{AttemptRecord, Books, CreditSource, Depth, Entry};
@@ -85,17 +86,19 @@ pub struct Proxy<C = Direct> {
     retries: Retries,
     hints: Hints,
     seats: Seats,
+    meters: Meters,
     /// Is cancelled before requests are cut at the end of the program.
     cut: CancellationToken,
 }
 
 impl<C> Proxy<C> {
-    /// A proxy of these parts. `cut` is cancelled before requests are cut at the end of the program.
+    /// A proxy of these parts, which counts in `meters`. `cut` is cancelled before requests are cut at the end of the program.
     pub fn new(
         terms: SharedTerms,
         pool: Arc<Pool>,
         upstream: Upstream<Incoming, C>,
         books: Books,
+        meters: Meters,
         cut: CancellationToken,
     ) -> Self {
         Self {
@@ -106,6 +109,7 @@ impl<C> Proxy<C> {
             retries: Retries::new(),
             hints: Hints::default(),
             seats: Seats::default(),
+            meters,
             cut,
         }
     }

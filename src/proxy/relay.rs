@@ -51,6 +51,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The provider's answer: status, headers but for those of its connection, and body.
 pub(super) fn relay(answer: Answer, attempt: Attempt, log: RequestLog) -> Response<ResponseBody> {
     attempt.relaying();
+    log.relaying();
     let Answer { mut head, body, .. } = answer;
     headers::strip_answer(&mut head.headers);
     // The version is each connection's own.

@@ -10,13 +10,14 @@ mod unix;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -74,13 +75,53 @@ pub struct First;
 
 /// Room for connections, shared by all listeners. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Room(Arc<Semaphore>);
+pub struct Room {
+    places: Arc<Semaphore>,
+    guests: Arc<Guests>,
+}
+
+#[derive(Debug, Default)]
+struct Guests {
+    open: AtomicU64,
+    accepted: AtomicU64,
+}
+
+/// A connection in the room, until it is dropped.
+struct Guest {
+    guests: Arc<Guests>,
+    _place: OwnedSemaphorePermit,
+}
 
 impl Room {
     /// Room for so many.
     #[must_use]
     pub fn new(connections_max: usize) -> Self {
-        Self(Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS))))
+        let places = Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS));
+        Self { places: Arc::new(places), guests: Arc::default() }
+    }
+
+    /// Connections that are open now.
+    #[must_use]
+    pub fn open(&self) -> u64 {
+        self.guests.open.load(Ordering::Relaxed)
+    }
+
+    /// Connections that were accepted, from the start on.
+    #[must_use]
+    pub fn accepted(&self) -> u64 {
+        self.guests.accepted.load(Ordering::Relaxed)
+    }
+
+    fn enter(&self, place: OwnedSemaphorePermit) -> Guest {
+        self.guests.open.fetch_add(1, Ordering::Relaxed);
+        self.guests.accepted.fetch_add(1, Ordering::Relaxed);
+        Guest { guests: Arc::clone(&self.guests), _place: place }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.guests.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -100,7 +141,7 @@ pub async fn serve<S: Service>(
 ) {
     loop {
         let next = async {
-            let place = Arc::clone(&room.0).acquire_owned().await.map_err(io::Error::other)?;
+            let place = Arc::clone(&room.places).acquire_owned().await.map_err(io::Error::other)?;
             Ok::<_, io::Error>((listener.accept().await?, place))
         };
         let accepted = tokio::select! {
@@ -109,12 +150,13 @@ pub async fn serve<S: Service>(
         };
         match accepted {
             Ok((stream, place)) => {
+                let guest = room.enter(place);
                 // In a box, so that it takes no room any more once the stream is open.
                 let opening = Box::pin(tls.clone().open(stream, limits.head_read_max));
                 let serving = connection::serve(opening, service.clone(), limits, drain.clone());
                 tasks.spawn(async move {
                     serving.await;
-                    drop(place);
+                    drop(guest);
                 });
             }
             Err(error) => {

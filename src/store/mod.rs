@@ -3,6 +3,7 @@
 
 mod open;
 mod read;
+mod report;
 mod schema;
 
 mod chores;
@@ -28,6 +29,7 @@ use ledger::Ledger;
 use open::Look;
 pub use open::OpenError;
 pub use outbox::{Batch, Delivery, Event, KeyState, Mirrored, Outbox, RefusedRow, RowName, Unavailable};
+pub use report::{By, KnownKey, ReadError, Reader, Sums, Whose};
 use write::{Callers, Writer};
 
 /// Where the books are kept.
@@ -61,6 +63,10 @@ pub struct Health {
 struct HealthCells {
     is_failing: AtomicBool,
     lost: AtomicU64,
+    written: AtomicU64,
+    errors: AtomicU64,
+    /// Since when, in Unix milliseconds, the oldest record that is held has been; 0 for none.
+    held_since: AtomicU64,
 }
 
 impl Health {
@@ -80,6 +86,41 @@ impl Health {
     #[must_use]
     pub fn waiting(&self) -> u64 {
         self.depth.records()
+    }
+
+    /// Records that were written, from the start on.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.cells.written.load(Ordering::Relaxed)
+    }
+
+    /// Attempts to write that failed, from the start on.
+    #[must_use]
+    pub fn errors(&self) -> u64 {
+        self.cells.errors.load(Ordering::Relaxed)
+    }
+
+    /// How long the oldest record that is taken up and not yet written has been so at `now`.
+    #[must_use]
+    pub fn lag(&self, now: UnixMs) -> Duration {
+        match self.cells.held_since.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => now.since(UnixMs(since)),
+        }
+    }
+
+    fn set_held_since(&self, since: UnixMs) {
+        self.cells.held_since.store(since.0, Ordering::Relaxed);
+    }
+
+    fn count_written(&self, records: usize) {
+        self.set_held_since(UnixMs(0));
+        self.cells.written.fetch_add(records as u64, Ordering::Relaxed);
+        self.arrived(records);
+    }
+
+    fn count_error(&self) {
+        self.cells.errors.fetch_add(1, Ordering::Relaxed);
     }
 
     fn set_failing(&self, is_failing: bool) -> bool {

@@ -19,7 +19,7 @@ pub(super) fn remembered(connection: &Connection) -> Result<Vec<Remembered>, rus
     rows.filter_map(|row| row.and_then(|row| row).transpose()).collect()
 }
 
-fn remembered_key(row: &Row<'_>) -> Result<Option<Remembered>, rusqlite::Error> {
+pub(super) fn remembered_key(row: &Row<'_>) -> Result<Option<Remembered>, rusqlite::Error> {
     let hash: String = row.get(0)?;
     let amount = |index| -> Result<Option<u64>, rusqlite::Error> {
         Ok(row.get::<_, Option<i64>>(index)?.and_then(|amount| u64::try_from(amount).ok()))

@@ -1,5 +1,6 @@
 mod faults;
 mod outbox;
+mod power;
 mod sums;
 
 use std::fs;

@@ -151,6 +151,9 @@ impl Writer {
         match entry {
             Entry::KeysChanged => self.are_keys_stale = true,
             Entry::Attempt(record) if self.pending.len() < self.settings.queue_max => {
+                if self.pending.is_empty() {
+                    self.health.set_held_since(clock::now());
+                }
                 self.pending.push(*record);
             }
             Entry::Attempt(_) => {
@@ -224,7 +227,7 @@ impl Writer {
     fn written(&mut self) {
         let count = self.pending.len();
         self.pending.clear();
-        self.health.arrived(count);
+        self.health.count_written(count);
         self.are_keys_stale = false;
         self.look = Look::Trusting;
         if self.health.set_failing(false) {
@@ -255,6 +258,7 @@ impl Writer {
         if let WriteError::Sqlite(error) = error {
             self.suspect(error);
         }
+        self.health.count_error();
         // The next success proves something only if something is written.
         self.are_keys_stale = true;
         self.retry_at = clock::instant() + RETRY_PAUSE;

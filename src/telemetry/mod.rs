@@ -1,8 +1,12 @@
 //! What people read while it runs: the news of the pool in the contract's words, one line a
-//! request, on a terminal in colourful short lines and otherwise as JSON.
+//! request, on a terminal in colourful short lines and otherwise as JSON; and what machines read:
+//! counters.
 
 mod line;
 mod news;
+
+mod exposition;
+mod metrics;
 
 use std::io::{self, IsTerminal, Write};
 use std::str::FromStr;
@@ -13,8 +17,10 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
 
+pub use exposition::{Kind, Page};
 pub use line::{Form, Lines};
-pub use news::{announce, key_line, keys_loaded, wording};
+pub use metrics::{Meters, Spent};
+pub use news::{announce, announce_drift, key_line, keys_loaded, wording};
 
 /// Where lines go. Shared by all threads; each line is written whole.
 #[derive(Clone)]

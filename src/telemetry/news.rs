@@ -3,11 +3,11 @@
 use tracing::{info, warn};
 
 use crate::clock;
-use crate::policy::budget::Quota;
+use crate::policy::budget::{Cause, Quota};
 use crate::policy::forecast::Forecast;
 use crate::policy::standing::{Change, KeyStatus, ParkReason};
 use crate::policy::units::{Grouped, UnixMs};
-use crate::pool::{KeySnapshot, Transition};
+use crate::pool::{Key, KeySnapshot, Transition};
 
 /// The line for the keys that were loaded.
 #[must_use]
@@ -120,6 +120,34 @@ fn expected(forecast: Forecast) -> String {
     }
 }
 
+/// Tells that the provider counts so many credits more for the workspace of `key` than were booked,
+/// or fewer; `twin` is a key of another workspace with the same figures.
+pub fn announce_drift(key: &Key, credits: i64, twin: Option<&Key>) {
+    let text = drift_wording(key, credits, twin);
+    let short = key.api_key().short().as_str();
+    info!(event = "workspace_drift", key = short, position = key.position(), credits, "{text}");
+}
+
+fn drift_wording(key: &Key, credits: i64, twin: Option<&Key>) -> String {
+    let short = key.api_key().short();
+    let amount = Grouped(credits.unsigned_abs());
+    match (Cause::of(credits, twin.is_some()), twin) {
+        (Cause::Twin, Some(twin)) => format!(
+            "ElevenLabs counts {amount} credits more for key {short} than Keychoir has booked, and the same for {}: \
+             both seem to be of one workspace (give both the same `workspace` in [[keys]])",
+            twin.api_key().short()
+        ),
+        (Cause::Twin | Cause::Others, _) => format!(
+            "ElevenLabs counts {amount} credits more for key {short} than Keychoir has booked: other apps spend on \
+             its workspace, or a request had no price; its figure is taken over"
+        ),
+        (Cause::NeverCharged, _) => format!(
+            "ElevenLabs counts {amount} credits fewer for key {short} than Keychoir had booked: they were never \
+             charged; its figure is taken over"
+        ),
+    }
+}
+
 fn left(quota: &Quota) -> String {
     match quota.limit {
         Some(_) => format!("{} chars remaining", Grouped(quota.remaining())),
@@ -202,6 +230,23 @@ mod tests {
             Change::InUse { quota: Quota::default(), rotated_to: None },
             &[("key_in_use", "Using key sk_6c036526...d452b (chars remaining unknown)")],
         );
+    }
+
+    #[test]
+    fn a_drift_is_explained() {
+        let (key, twin) = (key(), key());
+        let wording =
+            |credits, twin: Option<&Arc<Key>>| drift_wording(&key, credits, twin.map(|twin| &**twin));
+        let others = wording(1_200, None);
+        assert!(
+            others.starts_with(
+                "ElevenLabs counts 1,200 credits more for key sk_6c036526...d452b than Keychoir"
+            )
+        );
+        assert!(others.contains("other apps"), "{others}");
+        assert!(wording(1_200, Some(&twin)).contains("the same `workspace`"));
+        let below = wording(-7, Some(&twin));
+        assert!(below.contains("counts 7 credits fewer") && below.contains("never charged"), "{below}");
     }
 
     #[test]

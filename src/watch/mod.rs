@@ -13,13 +13,13 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use crate::clock;
+use crate::policy::budget::Quota;
 use crate::policy::forecast::Forecast;
-use crate::policy::subscription::look_alike;
 use crate::policy::watching::{Look, Told, next_look};
 use crate::pool::{Key, Observation, Pool, Roster};
 use crate::proxy::Books;
 use crate::secret::Fingerprint;
-use crate::telemetry::announce;
+use crate::telemetry::{announce, announce_drift};
 use crate::upstream::{Connect, Upstream};
 use ask::Asking;
 
@@ -109,11 +109,12 @@ impl<C: Connect> Watch<C> {
         let roster = self.pool.roster();
         memory.keep_only(&roster);
         let mut asked = Vec::new();
+        let mut figures = Vec::new();
         for key in roster.keys() {
             let print = key.api_key().fingerprint();
             let is_due = memory.due.get(&print).is_none_or(|due| *due <= clock::instant());
             if is_due || key.is_doubted() {
-                let told = self.ask(&asking, &roster, key).await;
+                let told = self.ask(&asking, &roster, key, &mut figures).await;
                 self.place(&asking, key, told, memory).await;
                 let pause = next_look(&look(&roster, key, told), settings.interval, chance(), clock::now());
                 memory.due.insert(print, clock::instant() + pause);
@@ -122,6 +123,7 @@ impl<C: Connect> Watch<C> {
         }
         self.learn_models(&asking, &roster, memory).await;
         if !asked.is_empty() {
+            announce_drifts(&figures);
             self.tell_forecast(memory);
             // Some may have been found to be of one workspace meanwhile.
             let roster = self.pool.roster();
@@ -132,13 +134,23 @@ impl<C: Connect> Watch<C> {
         }
     }
 
-    async fn ask(&self, asking: &Asking<'_, C>, roster: &Arc<Roster>, key: &Key) -> Told {
+    async fn ask<'k>(
+        &self,
+        asking: &Asking<'_, C>,
+        roster: &Roster,
+        key: &'k Key,
+        figures: &mut Vec<Figures<'k>>,
+    ) -> Told {
         let Some(seen) = asking.quota(key).await else {
             debug!(key = key.api_key().short().as_str(), "the provider did not tell this key's quota");
             return Told::Silence;
         };
-        let told = match seen {
-            Observation::Quota { .. } | Observation::Invalid => Told::Figures,
+        let told = match &seen {
+            Observation::Quota { quota, .. } => {
+                figures.push(Figures { key, quota: *quota, drift_before: key.workspace().drift() });
+                Told::Figures
+            }
+            Observation::Invalid => Told::Figures,
             Observation::Unreadable => Told::Nothing,
         };
         announce(&self.pool.observe(roster, key, seen, clock::now()));
@@ -202,7 +214,7 @@ impl Memory {
         let quota = key.workspace().quota(now);
         for other in roster.keys() {
             let apart = !std::ptr::eq(key.workspace(), other.workspace());
-            if !apart || !look_alike(&quota, &other.workspace().quota(now)) {
+            if !apart || !quota.is_twin(&other.workspace().quota(now)) {
                 continue;
             }
             let mut pair = [key.api_key().fingerprint(), other.api_key().fingerprint()];
@@ -219,6 +231,31 @@ impl Memory {
                 );
             }
         }
+    }
+}
+
+/// What the provider told of a key.
+struct Figures<'a> {
+    key: &'a Key,
+    quota: Quota,
+    /// The drift of its workspace before.
+    drift_before: i64,
+}
+
+/// Tells by how much the provider's figures differ from ours, once all are known: two workspaces with
+/// the same figures are one.
+fn announce_drifts(told: &[Figures<'_>]) {
+    for Figures { key, quota, drift_before } in told {
+        // A new period begins at nothing, and what has evened out is nothing any more.
+        let after = key.workspace().drift();
+        let drifted = after - drift_before;
+        if drifted == 0 || after == 0 {
+            continue;
+        }
+        let is_twin = |other: &&Figures<'_>| {
+            other.quota.is_twin(quota) && !std::ptr::eq(other.key.workspace(), key.workspace())
+        };
+        announce_drift(key, drifted, told.iter().find(is_twin).map(|twin| twin.key));
     }
 }
 

@@ -31,13 +31,13 @@ def start(arguments, stream, pattern, files_max=None, **environment):
 
 
 @contextlib.contextmanager
-def house(binary, files_max=None, **settings):
-    """Both programs; yields Keychoir's process, its port, and the simulator's URL."""
+def house(binary, files_max=None, before=(), **settings):
+    """Both programs, Keychoir's behind the words `before`; yields Keychoir's process, its port, and the simulator's URL."""
     given = [word for key in KEYS for word in ("--key", f"{key}=1000000000")]
     with tempfile.TemporaryDirectory() as folder:
         simulator, upstream = start([binary, "simulate", "--listen", "127.0.0.1:0", *given], "stdout", r"(http://\S+)")
         keychoir, port = start(
-            [binary, "serve", "--listen", "127.0.0.1:0"],
+            [*before, binary, "serve", "--listen", "127.0.0.1:0"],
             "stderr",
             r"Server started at http://127\.0\.0\.1:(\d+)",
             files_max,

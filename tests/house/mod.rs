@@ -111,6 +111,11 @@ impl House {
         keys.iter().map(|key| asked(key)).collect()
     }
 
+    /// The file of its books.
+    pub fn books(&self) -> PathBuf {
+        books(&self.folder)
+    }
+
     /// Ends it, and holds the books against the provider's ledger: to the credit, key by key, and
     /// nothing that must not arrive has arrived.
     pub async fn close(self) -> (Ledger, TempDir) {

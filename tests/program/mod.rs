@@ -80,6 +80,17 @@ impl Program {
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Changes a limit of it, as `prlimit` takes it; whether that is done.
+    pub fn prlimit(&self, limit: &str) -> bool {
+        let pid = self.child.id().to_string();
+        Command::new("prlimit").args(["--pid", &pid, limit]).status().unwrap().success()
+    }
+
     /// Tells it to end; its exit code and everything it has said.
     pub fn end(self) -> (Option<i32>, String) {
         self.signal("TERM");

@@ -8,8 +8,8 @@
 
 use std::time::Duration;
 
-use super::super::sync::{AtomicU64, Ordering};
-use crate::policy::budget::{Extension, Quota};
+use super::super::sync::{AtomicI64, AtomicU64, Ordering};
+use crate::policy::budget::{Drift, Extension, Quota};
 use crate::policy::standing::{Park, ParkReason};
 use crate::policy::units::UnixMs;
 
@@ -32,6 +32,8 @@ pub(in crate::pool) struct QuotaCell {
     /// 0: unknown.
     resets_at: AtomicU64,
     last_spent: AtomicU64,
+    /// By how much the provider's figures of this period were above ours, all in all.
+    drift: AtomicI64,
     told: ToldCell,
 }
 
@@ -54,6 +56,7 @@ impl Default for QuotaCell {
             extension: AtomicU64::new(0),
             resets_at: AtomicU64::new(0),
             last_spent: AtomicU64::new(0),
+            drift: AtomicI64::new(0),
             told: ToldCell::default(),
         }
     }
@@ -129,6 +132,7 @@ impl QuotaCell {
     pub(in crate::pool) fn adopt(&self, theirs: Quota, now: UnixMs, lag: Duration) -> bool {
         let before = self.peek();
         let idle = now.since(UnixMs(self.last_spent.load(Ordering::Acquire)));
+        self.note(before.drift(theirs, idle, lag));
         self.count_anew(|count| Quota { count, ..before }.adopt(theirs, idle, lag).count);
         self.set_terms(theirs);
         let is_new = Quota { count: 0, ..before } != Quota { count: 0, ..theirs };
@@ -138,7 +142,30 @@ impl QuotaCell {
         is_new
     }
 
-    pub(in crate::pool) fn restore(&self, quota: Quota) {
+    /// By how much the provider's figures of this period were above ours, all in all; below 0 when they
+    /// were below.
+    pub(in crate::pool) fn drift(&self) -> i64 {
+        self.drift.load(Ordering::Acquire)
+    }
+
+    fn note(&self, drift: Drift) {
+        let credits = |credits| i64::try_from(credits).unwrap_or(i64::MAX);
+        match drift {
+            Drift::Fresh => self.drift.store(0, Ordering::Release),
+            Drift::Within => {}
+            Drift::Above(more) => {
+                self.drift.fetch_add(credits(more), Ordering::AcqRel);
+            }
+            Drift::Below(fewer) => {
+                self.drift.fetch_sub(credits(fewer), Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// Takes up what was known before, by `now`: what was spent shortly before may not be in the
+    /// provider's figure yet.
+    pub(in crate::pool) fn restore(&self, quota: Quota, now: UnixMs) {
+        self.last_spent.fetch_max(now.0, Ordering::AcqRel);
         self.count_anew(|_| quota.count);
         self.set_terms(quota);
     }
@@ -267,7 +294,10 @@ mod tests {
 
     fn holding(count: u64, limit: u64) -> QuotaCell {
         let cell = QuotaCell::default();
-        cell.restore(Quota { count, limit: Some(limit), resets_at: Some(UnixMs(100)), ..Quota::default() });
+        cell.restore(
+            Quota { count, limit: Some(limit), resets_at: Some(UnixMs(100)), ..Quota::default() },
+            NOW,
+        );
         cell
     }
 
@@ -281,7 +311,7 @@ mod tests {
         assert_eq!(cell.load(UnixMs(5)), Quota::default());
         for extension in [Extension::None, Extension::Credits(7), Extension::Unlimited] {
             let quota = Quota { count: 3, limit: Some(10), extension, resets_at: Some(UnixMs(100)) };
-            cell.restore(quota);
+            cell.restore(quota, NOW);
             assert_eq!(cell.load(UnixMs(99)), quota);
         }
     }
@@ -303,9 +333,9 @@ mod tests {
         assert!(QuotaCell::default().reserve(1 << 40, Some(5)));
         let cell = QuotaCell::default();
         let limit = Some(10);
-        cell.restore(Quota { count: 10, limit, extension: Extension::Credits(5), ..Quota::default() });
+        cell.restore(Quota { count: 10, limit, extension: Extension::Credits(5), ..Quota::default() }, NOW);
         assert!(cell.reserve(5, Some(0)) && !cell.reserve(1, Some(0)));
-        cell.restore(Quota { count: 10, limit, extension: Extension::Unlimited, ..Quota::default() });
+        cell.restore(Quota { count: 10, limit, extension: Extension::Unlimited, ..Quota::default() }, NOW);
         assert!(cell.reserve(1 << 40, Some(5)));
     }
 
@@ -316,6 +346,40 @@ mod tests {
         settle(&cell, 5, 1);
         assert_eq!(cell.load(NOW).count, 99);
         assert!(cell.reserve(1, Some(0)) && !cell.stretch(5));
+    }
+
+    #[test]
+    fn a_drift_adds_up_until_the_period_ends() {
+        let cell = QuotaCell::default();
+        let lag = Duration::from_millis(10);
+        let theirs = |count, reset| Quota {
+            count,
+            limit: Some(100),
+            resets_at: Some(UnixMs(reset)),
+            ..Quota::default()
+        };
+        let spend = |credits, at| cell.settle(Paid { reserved: 0, spent: credits }, UnixMs(at));
+        cell.adopt(theirs(7, 900), UnixMs(1), lag);
+        assert_eq!(cell.drift(), 0, "what was spent before we came is no drift");
+        spend(10, 2);
+        cell.adopt(theirs(20, 900), UnixMs(3), lag);
+        cell.adopt(theirs(20, 900), UnixMs(4), lag);
+        assert_eq!(cell.drift(), 3, "three of them are not ours");
+        spend(5, 5);
+        cell.adopt(theirs(20, 900), UnixMs(14), lag);
+        assert_eq!((cell.drift(), cell.load(UnixMs(14)).count), (3, 25), "it may lag");
+        cell.adopt(theirs(24, 900), UnixMs(15), lag);
+        assert_eq!((cell.drift(), cell.load(UnixMs(15)).count), (2, 24), "it has settled");
+        cell.adopt(theirs(30, 9_000), UnixMs(16), lag);
+        assert_eq!(cell.drift(), 0);
+    }
+
+    #[test]
+    fn what_was_known_before_a_restart_is_not_given_back_at_once() {
+        let cell = holding(50, 100);
+        let theirs = Quota { count: 30, limit: Some(100), resets_at: Some(UnixMs(100)), ..Quota::default() };
+        cell.adopt(theirs, NOW, Duration::from_secs(1));
+        assert_eq!(cell.load(NOW).count, 50);
     }
 
     #[test]

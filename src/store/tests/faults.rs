@@ -4,7 +4,7 @@ use super::*;
 use crate::clock;
 use crate::store::open;
 
-fn writer(place: &Place, pool: &Arc<Pool>, queue_max: usize) -> (Writer, Health) {
+pub(super) fn writer(place: &Place, pool: &Arc<Pool>, queue_max: usize) -> (Writer, Health) {
     let ledger = open::open(place, NOW, Look::Quick).unwrap().ledger;
     let health = Health::default();
     (Writer::new(Some(ledger), place.clone(), settings(queue_max), Arc::clone(pool), health.clone()), health)
@@ -20,7 +20,7 @@ fn count(writer: &Writer, table: &str) -> i64 {
 }
 
 /// Counts as the queue does.
-fn give(writer: &mut Writer, health: &Health, record: AttemptRecord) {
+pub(super) fn give(writer: &mut Writer, health: &Health, record: AttemptRecord) {
     health.depth.sent(1);
     writer.take(entry(record));
 }

@@ -1,0 +1,150 @@
+//! `GET /metrics`: the counters of the requests' way, and what is read of the keys, the books and the
+//! connections when somebody asks.
+
+use std::time::Duration;
+
+use crate::mirror::{self, State};
+use crate::policy::standing::KeyStatus;
+use crate::policy::units::UnixMs;
+use crate::pool::KeySnapshot;
+use crate::server::Room;
+use crate::store;
+use crate::telemetry::{Kind, Meters, Page};
+
+/// What is read.
+pub(super) struct Sources<'a> {
+    pub(super) meters: &'a Meters,
+    pub(super) keys: &'a [KeySnapshot],
+    pub(super) waiting: usize,
+    pub(super) books: &'a store::Health,
+    pub(super) mirror: Option<&'a mirror::Health>,
+    pub(super) connections: &'a Room,
+    pub(super) started_at: UnixMs,
+}
+
+const STATUSES: [KeyStatus; 4] =
+    [KeyStatus::Active, KeyStatus::Exhausted, KeyStatus::RateLimited, KeyStatus::Invalid];
+
+/// So many digits of a key's SHA-256 tell keys apart whose short forms are the same.
+const HASH_DIGITS: usize = 12;
+
+/// The page. Its labels are words of the program, short keys and parts of their hashes: as many as
+/// there are keys, and never what a client sent.
+pub(super) fn page(sources: &Sources<'_>, now: UnixMs) -> String {
+    let mut page = Page::default();
+    page.family("build_info", Kind::Gauge, "Always 1; its label says which version runs.");
+    page.sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
+    page.family("start_time_seconds", Kind::Gauge, "When it was started, in seconds since 1970.");
+    page.sample(&[], seconds(Duration::from_millis(sources.started_at.0)));
+    sources.meters.write(&mut page);
+    connections(&mut page, sources.connections);
+    page.family("requests_waiting", Kind::Gauge, "Requests that wait for a key that has room.");
+    page.sample(&[], sources.waiting);
+    keys(&mut page, sources.keys);
+    books(&mut page, sources.books, now);
+    mirror(&mut page, sources.mirror);
+    page.text()
+}
+
+fn connections(page: &mut Page, room: &Room) {
+    page.family("connections", Kind::Gauge, "Clients connected now.");
+    page.sample(&[], room.open());
+    page.family("connections_accepted_total", Kind::Counter, "Connections accepted.");
+    page.sample(&[], room.accepted());
+}
+
+fn keys(page: &mut Page, keys: &[KeySnapshot]) {
+    let labels: Vec<(String, String)> = keys.iter().map(labels).collect();
+    let each = || labels.iter().map(|(short, hash)| [("key", &**short), ("hash", &**hash)]).zip(keys);
+    page.family("keys", Kind::Gauge, "Keys of the pool, by status.");
+    for status in STATUSES {
+        let count = keys.iter().filter(|key| key.standing.status() == status).count();
+        page.sample(&[("status", status.word())], count);
+    }
+    page.family("key_status", Kind::Gauge, "1 for the status that a key has, 0 for the others.");
+    for ([key, hash], seen) in each() {
+        for status in STATUSES {
+            let has = u8::from(seen.standing.status() == status);
+            page.sample(&[key, hash, ("status", status.word())], has);
+        }
+    }
+    page.family("key_in_flight", Kind::Gauge, "Requests under way with a key.");
+    for (labels, seen) in each() {
+        page.sample(&labels, seen.key.in_flight());
+    }
+    page.family("key_credits_used", Kind::Gauge, "Credits of its workspace that were used in this period.");
+    for (labels, seen) in each() {
+        page.sample(&labels, seen.quota.count);
+    }
+    // What nobody has told has no sample.
+    page.family("key_credits_limit", Kind::Gauge, "Credits that its workspace has in a period.");
+    for (labels, limit) in each().filter_map(|(labels, seen)| Some((labels, seen.quota.limit?))) {
+        page.sample(&labels, limit);
+    }
+    page.family("key_credits_remaining", Kind::Gauge, "Credits that its workspace has left.");
+    for (labels, seen) in each().filter(|(_, seen)| seen.quota.limit.is_some()) {
+        page.sample(&labels, seen.quota.remaining());
+    }
+    page.family(
+        "key_credits_drift",
+        Kind::Gauge,
+        "By how much the provider's figures of this period were above ours, since the start.",
+    );
+    for (labels, seen) in each() {
+        page.sample(&labels, seen.key.workspace().drift());
+    }
+    page.family("key_resets_at_seconds", Kind::Gauge, "When its period ends, in seconds since 1970.");
+    for (labels, at) in each().filter_map(|(labels, seen)| Some((labels, seen.quota.resets_at?))) {
+        page.sample(&labels, seconds(Duration::from_millis(at.0)));
+    }
+}
+
+fn labels(seen: &KeySnapshot) -> (String, String) {
+    let key = seen.key.api_key();
+    let hash = key.fingerprint().to_string();
+    (key.short().to_string(), hash.chars().take(HASH_DIGITS).collect())
+}
+
+fn books(page: &mut Page, books: &store::Health, now: UnixMs) {
+    page.family("store_failing", Kind::Gauge, "1 while the books cannot be written.");
+    page.sample(&[], u8::from(books.is_failing()));
+    page.family("store_records_waiting", Kind::Gauge, "Records on their way to the disk.");
+    page.sample(&[], books.waiting());
+    page.family("store_lag_seconds", Kind::Gauge, "How long the oldest of them has been held.");
+    page.sample(&[], seconds(books.lag(now)));
+    for (name, help, count) in [
+        ("store_records_written_total", "Records that were written.", books.written()),
+        ("store_records_lost_total", "Records that could be neither written nor held.", books.lost()),
+        ("store_errors_total", "Failed attempts to write.", books.errors()),
+    ] {
+        page.family(name, Kind::Counter, help);
+        page.sample(&[], count);
+    }
+}
+
+fn mirror(page: &mut Page, mirror: Option<&mirror::Health>) {
+    page.family("mirror_state", Kind::Gauge, "1 for how the mirror fares, 0 for the others.");
+    let state = mirror.map(mirror::Health::state);
+    for (word, known) in [
+        ("off", None),
+        ("working", Some(State::Working)),
+        ("failing", Some(State::Failing)),
+        ("paused", Some(State::Paused)),
+    ] {
+        page.sample(&[("state", word)], u8::from(known == state));
+    }
+    let count = |count: fn(&mirror::Health) -> u64| mirror.map_or(0, count);
+    for (name, help, count) in [
+        ("mirror_rows_sent_total", "Rows that Supabase has confirmed.", count(mirror::Health::sent)),
+        ("mirror_failures_total", "Requests to Supabase that failed.", count(mirror::Health::failures)),
+    ] {
+        page.family(name, Kind::Counter, help);
+        page.sample(&[], count);
+    }
+    page.family("mirror_rows_refused", Kind::Gauge, "Rows that Supabase does not take.");
+    page.sample(&[], count(mirror::Health::refused));
+}
+
+fn seconds(span: Duration) -> f64 {
+    span.as_secs_f64()
+}

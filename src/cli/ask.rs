@@ -1,0 +1,242 @@
+//! Asking a Keychoir that runs: where it is, and what it says of itself. Separate from what is made
+//! of the answer, so that every command finds it in the same way and fails in the same words.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use serde::de::DeserializeOwned;
+
+use super::{Sources, load};
+use crate::config::{Config, HostPort, Listen, Need};
+use crate::upstream::{TlsError, side_calls};
+
+/// Where a running Keychoir is found.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Asking {
+    #[command(flatten)]
+    sources: Sources,
+    /// Ask here instead of where the configuration says: http://HOST:PORT or unix:/PATH.
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// A file with a client token, where Keychoir asks for one.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+/// Where it is: a base URL without a slash at its end, or a socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    Url(String),
+    Unix(PathBuf),
+}
+
+/// The way to a Keychoir.
+#[derive(Debug)]
+pub(super) struct Running {
+    place: Place,
+    client: reqwest::Client,
+    token: Option<String>,
+}
+
+/// Why there is no answer. Says what to do.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AskError {
+    #[error("{0} is no place to ask: write http://HOST:PORT or unix:/PATH")]
+    NoPlace(String),
+    #[error("ask with http://: Keychoir speaks it on the same port as https")]
+    Https,
+    #[error(
+        "the configuration names no port that is known before it serves: say where it is with --url http://HOST:PORT"
+    )]
+    Unknown,
+    #[error("the client token cannot be read from {}: {source}", .path.display())]
+    Token { path: PathBuf, source: std::io::Error },
+    #[error("{} holds no client token: it is empty or has a character that no header takes", .0.display())]
+    NoToken(PathBuf),
+    #[error(
+        "Keychoir does not answer at {place}: {why}. Does it run (`keychoir serve`)? Another place is said with --url."
+    )]
+    Silent { place: String, why: String },
+    #[error("Keychoir at {0} asks for a client token: give a file that holds one with --token-file")]
+    TokenWanted(String),
+    #[error("Keychoir at {0} does not know the client token of --token-file")]
+    TokenWrong(String),
+    #[error("what answers at {place} is no Keychoir, or one of another version ({why})")]
+    Stranger { place: String, why: String },
+    #[error("{0}")]
+    Client(#[from] reqwest::Error),
+    #[error("{0}")]
+    Tls(#[from] TlsError),
+}
+
+/// It answers from memory: who is slower is stuck.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+impl Asking {
+    /// The way there. An exit code when the configuration is wrong, which was told.
+    pub(super) fn running(self) -> Result<Result<Running, AskError>, ExitCode> {
+        let place = match &self.url {
+            Some(url) => Place::parse(url),
+            None => {
+                let mut overrides = self.sources.overrides(false);
+                overrides.keys = Need::Optional;
+                Place::of(&load(&overrides)?.config)
+            }
+        };
+        Ok(place.and_then(|place| Running::at(place, self.token_file)))
+    }
+}
+
+impl Place {
+    fn parse(text: &str) -> Result<Self, AskError> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return Ok(Self::Unix(PathBuf::from(path)));
+        }
+        if text.starts_with("https://") {
+            return Err(AskError::Https);
+        }
+        let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+        let is_http =
+            url.strip_prefix("http://").is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
+        if !is_http || reqwest::Url::parse(&url).is_err() {
+            return Err(AskError::NoPlace(text.to_owned()));
+        }
+        Ok(Self::Url(url.trim_end_matches('/').to_owned()))
+    }
+
+    /// The first port of a configuration that is known before it serves, or else its socket.
+    fn of(config: &Config) -> Result<Self, AskError> {
+        let port = config.server.listen.iter().find_map(|listen| match listen {
+            Listen::Port(port) if port.port() != 0 => Some(Self::Url(base_url(port))),
+            Listen::Port(_) | Listen::Unix(_) | Listen::Systemd => None,
+        });
+        let socket = || {
+            config.server.listen.iter().find_map(|listen| match listen {
+                Listen::Unix(path) => Some(Self::Unix(path.clone())),
+                Listen::Port(_) | Listen::Systemd => None,
+            })
+        };
+        port.or_else(socket).ok_or(AskError::Unknown)
+    }
+}
+
+/// From this machine, every address is reached over loopback.
+pub(super) fn base_url(port: &HostPort) -> String {
+    let mut address =
+        port.socket_addresses().first().copied().unwrap_or_else(|| ([127, 0, 0, 1], port.port()).into());
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() {
+            std::net::Ipv4Addr::LOCALHOST.into()
+        } else {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        });
+    }
+    format!("http://{address}")
+}
+
+impl Running {
+    fn at(place: Place, token_file: Option<PathBuf>) -> Result<Self, AskError> {
+        let token = token_file.map(read_token).transpose()?;
+        let builder = side_calls()?.timeout(ANSWER_MAX);
+        let client = match &place {
+            Place::Url(_) => builder.build()?,
+            Place::Unix(path) => builder.unix_socket(path.clone()).build()?,
+        };
+        Ok(Self { place, client, token })
+    }
+
+    /// Where it is, for people.
+    fn name(&self) -> String {
+        match &self.place {
+            Place::Url(url) => url.clone(),
+            Place::Unix(path) => format!("unix:{}", path.display()),
+        }
+    }
+
+    /// What it says at `path`, as it says it and as `T`. Statuses other than 200 and 503, with which
+    /// it says that it is unwell, are no answer.
+    pub(super) async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<(String, T), AskError> {
+        let base = match &self.place {
+            Place::Url(url) => url,
+            // The name does not matter on a Unix socket.
+            Place::Unix(_) => "http://localhost",
+        };
+        let mut request = self.client.get(format!("{base}{path}"));
+        if let Some(token) = &self.token {
+            request = request.header("xi-api-key", token);
+        }
+        let silent = |error: reqwest::Error| AskError::Silent { place: self.name(), why: root_of(&error) };
+        let stranger = |why: String| AskError::Stranger { place: self.name(), why };
+        let answer = request.send().await.map_err(silent)?;
+        match answer.status().as_u16() {
+            200 | 503 => {}
+            401 if self.token.is_some() => return Err(AskError::TokenWrong(self.name())),
+            401 => return Err(AskError::TokenWanted(self.name())),
+            status => return Err(stranger(format!("status {status}"))),
+        }
+        let text = answer.text().await.map_err(silent)?;
+        let document = serde_json::from_str(&text).map_err(|error| stranger(error.to_string()))?;
+        Ok((text, document))
+    }
+}
+
+/// The last cause, which is the one that a person can do something about.
+fn root_of(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return format!("no answer within {} s", ANSWER_MAX.as_secs());
+    }
+    let mut root: &dyn std::error::Error = error;
+    while let Some(source) = root.source() {
+        root = source;
+    }
+    root.to_string()
+}
+
+fn read_token(path: PathBuf) -> Result<String, AskError> {
+    let text = fs::read_to_string(&path).map_err(|source| AskError::Token { path: path.clone(), source })?;
+    let token = text.trim();
+    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(AskError::NoToken(path));
+    }
+    Ok(token.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: Option<Place>) {
+        assert_eq!(Place::parse(text).ok(), expected, "{text}");
+    }
+
+    #[test]
+    fn a_place_is_an_address_or_a_socket() {
+        let url = |text: &str| Some(Place::Url(text.to_owned()));
+        check("http://127.0.0.1:11011/", url("http://127.0.0.1:11011"));
+        check("127.0.0.1:11011", url("http://127.0.0.1:11011"));
+        check("http://keychoir.lan/elevenlabs", url("http://keychoir.lan/elevenlabs"));
+        check("unix:/run/keychoir.sock", Some(Place::Unix(PathBuf::from("/run/keychoir.sock"))));
+        for text in ["", "http://", "ftp://x", "http:///path", "https://127.0.0.1:11011"] {
+            check(text, None);
+        }
+    }
+
+    #[test]
+    fn a_configuration_says_where_it_is() {
+        let place = |listen: &[&str]| {
+            let mut config = Config::default();
+            config.server.listen = crate::config::Listens::parse(listen).unwrap();
+            Place::of(&config).ok()
+        };
+        let url = |text: &str| Some(Place::Url(text.to_owned()));
+        assert_eq!(place(&["127.0.0.1:11011"]), url("http://127.0.0.1:11011"));
+        assert_eq!(place(&["unix:/s", "127.0.0.1:0", "0.0.0.0:80"]), url("http://127.0.0.1:80"));
+        assert_eq!(place(&["[::]:80"]), url("http://[::1]:80"));
+        assert_eq!(place(&["127.0.0.1:0", "unix:/s"]), Some(Place::Unix(PathBuf::from("/s"))));
+        assert_eq!(place(&["systemd"]), None);
+    }
+}

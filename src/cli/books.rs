@@ -1,0 +1,77 @@
+//! The file of the books, for commands that read it while the service runs.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{Sources, load};
+use crate::config::{Config, Need};
+use crate::store::{ReadError, Reader};
+
+/// Which file.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Books {
+    #[command(flatten)]
+    pub(super) sources: Sources,
+    /// Read this file instead of the one that the configuration names.
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+}
+
+/// Why there is nothing to read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BooksError {
+    #[error("{0}. Another file is named with --file{hint}.", hint = hint(.0))]
+    Read(#[from] ReadError),
+    #[error(
+        "the books are kept in memory only (storage.ephemeral): `keychoir status` shows how the keys stand"
+    )]
+    Ephemeral,
+}
+
+/// Where the service of `systemd/` keeps them, which the configuration of another user does not say.
+const OF_SERVICE: &str = "/var/lib/keychoir/keychoir.db";
+
+fn hint(error: &ReadError) -> String {
+    match error {
+        ReadError::NoFile(path) if path.as_os_str() != OF_SERVICE && PathBuf::from(OF_SERVICE).exists() => {
+            format!("; the service's is {OF_SERVICE}")
+        }
+        ReadError::NoFile(_)
+        | ReadError::Empty(_)
+        | ReadError::Unreadable { .. }
+        | ReadError::Newer { .. }
+        | ReadError::Older(_)
+        | ReadError::Broken { .. }
+        | ReadError::Unusable { .. } => String::new(),
+    }
+}
+
+impl Books {
+    /// The books. An exit code when the configuration is wrong, which was told.
+    pub(super) fn open(self) -> Result<Result<Reader, BooksError>, ExitCode> {
+        if let Some(file) = &self.file {
+            return Ok(Reader::open(file).map_err(BooksError::from));
+        }
+        let config = self.config()?;
+        Ok(self.open_of(&config))
+    }
+
+    /// The books, where the configuration is known already.
+    pub(super) fn open_of(&self, config: &Config) -> Result<Reader, BooksError> {
+        match self.file.as_deref().or(config.storage.file()) {
+            Some(file) => Ok(Reader::open(file)?),
+            None => Err(BooksError::Ephemeral),
+        }
+    }
+
+    /// The configuration, which may be without keys.
+    pub(super) fn config(&self) -> Result<Config, ExitCode> {
+        let mut overrides = self.sources.clone().overrides(false);
+        overrides.keys = Need::Optional;
+        // Where the file is known, nothing else is asked of the place of the books.
+        overrides.is_ephemeral = self.file.is_some();
+        Ok(load(&overrides)?.config)
+    }
+}

@@ -1,0 +1,120 @@
+//! Tables for people: columns as wide as what is in them, at most 80 in all where the cells keep to
+//! their bounds. Separate from the commands, so that all tables look the same.
+
+use std::fmt::Write as _;
+
+use crate::policy::units::Grouped;
+
+/// Where a column's cells stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// Words.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// A table that is filled row by row.
+#[derive(Debug)]
+pub(super) struct Table<const N: usize> {
+    sides: [Side; N],
+    rows: Vec<[String; N]>,
+}
+
+impl<const N: usize> Table<N> {
+    /// A table with these columns.
+    pub(super) fn new(columns: [(&str, Side); N]) -> Self {
+        Self { sides: columns.map(|(_, side)| side), rows: vec![columns.map(|(title, _)| title.to_owned())] }
+    }
+
+    /// Adds a row.
+    pub(super) fn row(&mut self, cells: [String; N]) {
+        self.rows.push(cells);
+    }
+
+    /// The lines, without an end of line at the last.
+    pub(super) fn text(&self) -> String {
+        let mut widths = [0; N];
+        for row in &self.rows {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.chars().count());
+            }
+        }
+        let mut text = String::new();
+        for row in &self.rows {
+            let mut line = String::new();
+            for ((cell, width), side) in row.iter().zip(widths).zip(self.sides) {
+                let _ = match side {
+                    Side::Left => write!(line, "{cell:<width$}  "),
+                    Side::Right => write!(line, "{cell:>width$}  "),
+                };
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
+        text.truncate(text.trim_end().len());
+        text
+    }
+}
+
+/// A number in seven characters at the most: `94,580`, from a million on `1.23M`, rounded down.
+pub(super) fn short(number: u64) -> String {
+    const UNITS: [(u64, char); 5] = [
+        (1_000_000_000_000_000_000, 'E'),
+        (1_000_000_000_000_000, 'P'),
+        (1_000_000_000_000, 'T'),
+        (1_000_000_000, 'G'),
+        (1_000_000, 'M'),
+    ];
+    match UNITS.iter().find(|(size, _)| number >= *size) {
+        Some((size, unit)) => format!("{}.{:02}{unit}", number / size, number % size / (size / 100)),
+        None => Grouped(number).to_string(),
+    }
+}
+
+/// A text of `chars_max` characters at the most, and nothing in it that a terminal obeys.
+pub(super) fn cut(text: &str, chars_max: usize) -> String {
+    let safe = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    if text.chars().count() <= chars_max {
+        return text.chars().map(safe).collect();
+    }
+    let mut cut: String = text.chars().take(chars_max.saturating_sub(3)).map(safe).collect();
+    cut.push_str("...");
+    cut
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_what_is_in_them() {
+        let mut table = Table::new([("name", Side::Left), ("n", Side::Right), ("rest", Side::Left)]);
+        table.row(["a".to_owned(), "1,000".to_owned(), String::new()]);
+        table.row(["longer".to_owned(), "7".to_owned(), "x".to_owned()]);
+        assert_eq!(table.text(), "name        n  rest\na       1,000\nlonger      7  x");
+    }
+
+    #[test]
+    fn numbers_stay_short_and_are_never_rounded_up() {
+        for (number, text) in [
+            (0, "0"),
+            (999_999, "999,999"),
+            (1_000_000, "1.00M"),
+            (1_239_999, "1.23M"),
+            (999_999_999, "999.99M"),
+            (1_000_000_000, "1.00G"),
+            (u64::MAX, "18.44E"),
+        ] {
+            assert_eq!(short(number), text);
+            assert!(text.len() <= 7);
+        }
+    }
+
+    #[test]
+    fn a_text_is_cut_and_obeyed_by_no_terminal() {
+        assert_eq!(cut("abcdef", 6), "abcdef");
+        assert_eq!(cut("abcdefg", 6), "abc...");
+        assert_eq!(cut("a\u{1b}[31m", 6), "a\u{fffd}[31m");
+    }
+}

@@ -1,0 +1,243 @@
+//! `keychoir usage`: what was spent, by key, client, model or route, from the books on disk.
+
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use serde_json::{Map, Value, json};
+
+use super::books::{Books, BooksError};
+use super::table::{Side, Table, cut, short};
+use super::{EX_USAGE, complain, failed, print};
+use crate::clock;
+use crate::policy::retention::hour_of;
+use crate::policy::since::since;
+use crate::policy::units::UnixMs;
+use crate::store::{By, Sums, Whose};
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    books: Books,
+    /// From when on: 24h, 7d, 4w, a day as 2026-11-01 (UTC) or a moment; from the begin of its hour.
+    #[arg(long, value_name = "TIME", default_value = "7d")]
+    since: String,
+    /// What it is added up by.
+    #[arg(long, value_enum, default_value_t = Group::Key)]
+    by: Group,
+    /// Print comma-separated values, a line of names first.
+    #[arg(long, conflicts_with = "json")]
+    csv: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Group {
+    Key,
+    Client,
+    Model,
+    Route,
+}
+
+impl Group {
+    fn by(self) -> By {
+        match self {
+            Self::Key => By::Key,
+            Self::Client => By::Client,
+            Self::Model => By::Model,
+            Self::Route => By::Route,
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Key => "key",
+            Self::Client => "client",
+            Self::Model => "model",
+            Self::Route => "route",
+        }
+    }
+}
+
+/// What was spent.
+struct Usage {
+    since: UnixMs,
+    by: &'static str,
+    rows: Vec<(Whose, Sums)>,
+    total: Sums,
+}
+
+pub(super) fn run(arguments: Arguments) -> ExitCode {
+    let Arguments { books, since: text, by, csv, json } = arguments;
+    let since = match since(&text, clock::now()) {
+        Ok(since) => hour_of(since),
+        Err(error) => {
+            complain(&format_args!("keychoir: --since {}: {error}", cut(&text, 40)));
+            return ExitCode::from(EX_USAGE);
+        }
+    };
+    let books = match books.open() {
+        Ok(books) => books,
+        Err(code) => return code,
+    };
+    let rows = books.and_then(|books| books.usage(since, by.by()).map_err(BooksError::from));
+    let rows = match rows {
+        Ok(rows) => rows,
+        Err(error) => return failed(&error),
+    };
+    let mut total = Sums::default();
+    rows.iter().for_each(|(_, sums)| total += *sums);
+    let usage = Usage { since, by: by.word(), rows, total };
+    if json {
+        print(&usage.json());
+    } else if csv {
+        print(&usage.csv());
+    } else {
+        print(&usage.table());
+    }
+    ExitCode::SUCCESS
+}
+
+/// Where nothing is known.
+const NONE: &str = "-";
+
+impl Usage {
+    fn table(&self) -> String {
+        let from = self.since.minute();
+        if self.rows.is_empty() {
+            return format!("Nothing was asked for since {from}.");
+        }
+        let mut table = Table::new([
+            (self.by, Side::Left),
+            ("attempts", Side::Right),
+            ("served", Side::Right),
+            ("characters", Side::Right),
+            ("credits", Side::Right),
+            ("unpriced", Side::Right),
+        ]);
+        let total = (Whose::Name(Some("total".to_owned())), self.total);
+        for (whose, sums) in self.rows.iter().chain([&total]) {
+            table.row([
+                cut(&label(whose), 30),
+                short(sums.attempts),
+                short(sums.served),
+                short(sums.characters),
+                short(sums.credits),
+                short(sums.unpriced),
+            ]);
+        }
+        format!("Since {from}\n\n{}", table.text())
+    }
+
+    fn json(&self) -> Value {
+        let rows: Vec<Value> = self
+            .rows
+            .iter()
+            .map(|(whose, sums)| {
+                let mut row = Map::new();
+                match whose {
+                    Whose::Key { hash, short, name } => {
+                        row.insert("key".to_owned(), json!(short));
+                        row.insert("keyHash".to_owned(), json!(hash));
+                        row.insert("name".to_owned(), json!(name));
+                    }
+                    Whose::Name(name) => {
+                        row.insert(self.by.to_owned(), json!(name));
+                    }
+                }
+                row.extend(sums_json(sums));
+                Value::Object(row)
+            })
+            .collect();
+        json!({"since": self.since.rfc3339(), "by": self.by, "rows": rows, "total": sums_json(&self.total)})
+    }
+
+    fn csv(&self) -> String {
+        let names = if self.by == "key" { "key,key_hash,name" } else { self.by };
+        let mut text =
+            format!("{names},attempts,served,characters,credits,unpriced,request_bytes,response_bytes");
+        for (whose, sums) in &self.rows {
+            let names = match whose {
+                Whose::Key { hash, short, name } => {
+                    let [short, name] = [short, name].map(|text| field(text.as_deref().unwrap_or_default()));
+                    format!("{short},{hash},{name}")
+                }
+                Whose::Name(name) => field(name.as_deref().unwrap_or_default()),
+            };
+            let Sums { attempts, served, request_bytes, response_bytes, characters, credits, unpriced } =
+                sums;
+            text.push_str(&format!(
+                "\n{names},{attempts},{served},{characters},{credits},{unpriced},{request_bytes},{response_bytes}"
+            ));
+        }
+        text
+    }
+}
+
+fn label(whose: &Whose) -> String {
+    match whose {
+        Whose::Key { short: Some(short), name: Some(name), .. } => format!("{short} {name}"),
+        Whose::Key { short: Some(short), .. } => short.clone(),
+        Whose::Key { hash, short: None, .. } => cut(hash, 19),
+        Whose::Name(name) => name.clone().unwrap_or_else(|| NONE.to_owned()),
+    }
+}
+
+fn sums_json(sums: &Sums) -> Map<String, Value> {
+    let Sums { attempts, served, request_bytes, response_bytes, characters, credits, unpriced } = *sums;
+    [
+        ("attempts", attempts),
+        ("served", served),
+        ("characters", characters),
+        ("credits", credits),
+        ("unpriced", unpriced),
+        ("requestBytes", request_bytes),
+        ("responseBytes", response_bytes),
+    ]
+    .into_iter()
+    .map(|(name, amount)| (name.to_owned(), amount.into()))
+    .collect()
+}
+
+/// A field of comma-separated values.
+fn field(text: &str) -> String {
+    if text.contains(['"', ',', '\n', '\r']) {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_widest_table_has_80_columns_at_the_most() {
+        let most = u64::MAX;
+        let sums = Sums {
+            attempts: most,
+            served: most,
+            request_bytes: most,
+            response_bytes: most,
+            characters: most,
+            credits: 999_999_999,
+            unpriced: most,
+        };
+        let key = Whose::Key {
+            hash: "0".repeat(64),
+            short: Some("sk_6c036526...d452b".to_owned()),
+            name: Some("n".repeat(64)),
+        };
+        let rows = vec![(key, sums), (Whose::Name(Some("/v1".repeat(100))), sums)];
+        let usage = Usage { since: UnixMs(0), by: "route", rows, total: sums };
+        assert!(usage.table().lines().all(|line| line.chars().count() <= 80), "{}", usage.table());
+    }
+
+    #[test]
+    fn a_field_with_a_comma_is_quoted() {
+        assert_eq!(field("a,\"b\""), "\"a,\"\"b\"\"\"");
+        assert_eq!(field("plain"), "plain");
+    }
+}

@@ -1,0 +1,97 @@
+//! From when on somebody wants to know something: `7d`, `2026-11-01`, or a moment.
+
+use std::time::Duration;
+
+use super::units::UnixMs;
+
+/// What was written says no such time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoTime {
+    /// It is none of the forms.
+    #[error(
+        "write hours, days or weeks back as 24h, 7d or 4w, a day as 2026-11-01 (UTC), or a moment as 2026-11-01T12:00:00Z"
+    )]
+    Unreadable,
+    /// It is yet to come.
+    #[error("that is yet to come")]
+    Future,
+}
+
+/// The moment that `text` means at `now`.
+///
+/// # Errors
+///
+/// When it means none, or one that is yet to come.
+pub fn since(text: &str, now: UnixMs) -> Result<UnixMs, NoTime> {
+    if let Some(back) = span(text) {
+        return Ok(UnixMs(now.0.saturating_sub(u64::try_from(back.as_millis()).unwrap_or(u64::MAX))));
+    }
+    let is_day = text.len() == "2026-11-01".len();
+    let moment = if is_day { UnixMs::parse(&format!("{text}T00:00:00Z")) } else { UnixMs::parse(text) };
+    match moment {
+        None => Err(NoTime::Unreadable),
+        Some(moment) if moment > now => Err(NoTime::Future),
+        Some(moment) => Ok(moment),
+    }
+}
+
+/// `24h`, `7d` or `4w`. Sums are kept by the hour, so there are no minutes.
+fn span(text: &str) -> Option<Duration> {
+    let (hours, digits) = [("h", 1), ("d", 24), ("w", 7 * 24)]
+        .into_iter()
+        .find_map(|(unit, hours)| Some((hours, text.strip_suffix(unit)?)))?;
+    let is_number = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
+    let count: u64 = if is_number { digits.parse().ok()? } else { return None };
+    Some(Duration::from_secs(count.checked_mul(hours * 3_600)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2026-12-01T00:00:00Z.
+    const NOW: UnixMs = UnixMs(1_796_083_200_000);
+    const HOUR: u64 = 3_600_000;
+
+    #[track_caller]
+    fn check(text: &str, expected: Result<u64, NoTime>) {
+        assert_eq!(since(text, NOW), expected.map(UnixMs), "{text}");
+    }
+
+    #[test]
+    fn a_span_reaches_back_from_now() {
+        check("1h", Ok(NOW.0 - HOUR));
+        check("7d", Ok(NOW.0 - 7 * 24 * HOUR));
+        check("4w", Ok(NOW.0 - 28 * 24 * HOUR));
+        check("0d", Ok(NOW.0));
+        check("99999999d", Ok(0));
+    }
+
+    #[test]
+    fn a_day_begins_at_midnight_and_a_moment_where_it_is() {
+        check("2026-11-30", Ok(NOW.0 - 24 * HOUR));
+        check("2026-11-30T12:00:00Z", Ok(NOW.0 - 12 * HOUR));
+        check("2026-11-30T12:00:00+01:00", Ok(NOW.0 - 13 * HOUR));
+    }
+
+    #[test]
+    fn what_is_no_time_is_refused() {
+        for text in [
+            "",
+            "d",
+            "7",
+            "-7d",
+            "+7d",
+            "7 d",
+            "7m",
+            "1.5h",
+            "yesterday",
+            "2026-13-01",
+            "99999999999999999999d",
+        ] {
+            check(text, Err(NoTime::Unreadable));
+        }
+        check("2026-12-01", Ok(NOW.0));
+        check("2026-12-02", Err(NoTime::Future));
+    }
+}

@@ -1,0 +1,273 @@
+//! The books as others read them while they are written: through a connection of their own that can
+//! only read. Separate from `read`, which belongs to the program that writes.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, Row, params};
+
+use super::open::is_broken;
+use super::read::remembered_key;
+use super::rows::moment;
+use super::schema;
+use crate::policy::budget::Quota;
+use crate::policy::retention::hour_of;
+use crate::policy::standing::{KeyStatus, Standing};
+use crate::policy::units::UnixMs;
+use crate::pool::Remembered;
+
+/// Why nothing can be read. Says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// There is no file.
+    #[error("there are no usage records at {} yet: `keychoir serve` begins them with its first start", .0.display())]
+    NoFile(PathBuf),
+    /// There is one that nothing was written to.
+    #[error("{} holds no usage records yet", .0.display())]
+    Empty(PathBuf),
+    /// It may not be read.
+    #[error("{} cannot be read: {source}", .path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A newer version of the program wrote it.
+    #[error("{} was written by a newer Keychoir (schema {found}, this one knows {})", .path.display(), schema::VERSION)]
+    Newer {
+        /// Which.
+        path: PathBuf,
+        /// Its schema.
+        found: usize,
+    },
+    /// An older version of the program wrote it, which kept no sums.
+    #[error("{} was written by an older Keychoir: the next start of `keychoir serve` brings it up to date", .0.display())]
+    Older(PathBuf),
+    /// It is no database, or broken.
+    #[error("{} is no file of usage records, or a broken one: {source}", .path.display())]
+    Broken {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: rusqlite::Error,
+    },
+    /// SQLite cannot read it now.
+    #[error("{} cannot be read: {source} (it is best read as the user that Keychoir runs as)", .path.display())]
+    Unusable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: rusqlite::Error,
+    },
+}
+
+/// What sums are added up by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// By key.
+    Key,
+    /// By client.
+    Client,
+    /// By model.
+    Model,
+    /// By route.
+    Route,
+}
+
+/// Whose sums.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// A key's.
+    Key {
+        /// SHA-256 of the key.
+        hash: String,
+        /// What may be shown of it, as long as the books know.
+        short: Option<String>,
+        /// What people call it.
+        name: Option<String>,
+    },
+    /// Everything of this client, model or route; nothing, where none is known.
+    Name(Option<String>),
+}
+
+/// Sums over attempts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    /// Attempts, answered or not.
+    pub attempts: u64,
+    /// Those with an answer below 400.
+    pub served: u64,
+    /// Bytes of bodies sent to the provider.
+    pub request_bytes: u64,
+    /// Bytes of bodies relayed to clients.
+    pub response_bytes: u64,
+    /// Characters of text to be spoken.
+    pub characters: u64,
+    /// Credits charged, as far as is known.
+    pub credits: u64,
+    /// Attempts that may have been charged, and nobody said how much.
+    pub unpriced: u64,
+}
+
+/// What the books know of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownKey {
+    /// SHA-256 of the key.
+    pub hash: String,
+    /// What may be shown of it.
+    pub short: String,
+    /// What people call it.
+    pub name: Option<String>,
+    /// Its workspace, when it was configured.
+    pub workspace: Option<String>,
+    /// How it stands.
+    pub status: KeyStatus,
+    /// The credits of its workspace.
+    pub quota: Quota,
+}
+
+/// Books that are read.
+#[derive(Debug)]
+pub struct Reader {
+    path: PathBuf,
+    connection: Connection,
+}
+
+/// A reader waits for a start that brings the file up to date; nothing else holds readers up.
+const BUSY_MAX: Duration = Duration::from_secs(5);
+/// The first schema with sums.
+const SUMS_FROM: usize = 2;
+
+impl Reader {
+    /// Opens the books at `path` for reading.
+    ///
+    /// # Errors
+    ///
+    /// When there are none, or none that can be read.
+    pub fn open(path: &Path) -> Result<Self, ReadError> {
+        let path = path.to_owned();
+        match fs::File::open(&path).and_then(|file| file.metadata()) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(ReadError::NoFile(path)),
+            Err(source) => return Err(ReadError::Unreadable { path, source }),
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let opened = Connection::open_with_flags(&path, flags).and_then(|connection| {
+            connection.busy_timeout(BUSY_MAX)?;
+            let found = schema::version(&connection)?;
+            Ok((connection, found))
+        });
+        match opened {
+            Ok((_, 0)) => Err(ReadError::Empty(path)),
+            Ok((_, found)) if found > schema::VERSION => Err(ReadError::Newer { path, found }),
+            Ok((_, found)) if found < SUMS_FROM => Err(ReadError::Older(path)),
+            Ok((connection, _)) => Ok(Self { path, connection }),
+            Err(source) => Err(trouble(path, source)),
+        }
+    }
+
+    /// Sums since the begin of the hour of `since`, the most expensive first.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    pub fn usage(&self, since: UnixMs, by: By) -> Result<Vec<(Whose, Sums)>, ReadError> {
+        self.sums(since, by).map_err(|source| trouble(self.path.clone(), source))
+    }
+
+    /// Every key that the books know, as it stands at `now`, in the pool's last order.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    pub fn keys(&self, now: UnixMs) -> Result<Vec<KnownKey>, ReadError> {
+        self.known_keys(now).map_err(|source| trouble(self.path.clone(), source))
+    }
+
+    fn sums(&self, since: UnixMs, by: By) -> Result<Vec<(Whose, Sums)>, rusqlite::Error> {
+        let column = match by {
+            By::Key => "key_hash",
+            By::Client => "client",
+            By::Model => "model",
+            By::Route => "route",
+        };
+        // Added up as floating point numbers, which are exact far beyond anything true and cannot
+        // overflow.
+        let sum = |column: &str| format!("CAST(min(total({column}), 9007199254740992) AS INTEGER)");
+        let sums =
+            ["attempts", "served", "request_bytes", "response_bytes", "characters", "credits", "unpriced"]
+                .map(sum)
+                .join(", ");
+        let sql = format!(
+            "SELECT own.*, keys.short_key, keys.name
+             FROM (SELECT {column} AS whose, {sums} FROM hours WHERE hour_ms >= ?1 GROUP BY {column}) AS own
+             LEFT JOIN keys ON keys.key_hash = own.whose
+             ORDER BY 7 DESC, 2 DESC, 1"
+        );
+        let mut statement = self.connection.prepare(&sql)?;
+        let rows = statement.query_map(params![moment(hour_of(since))], |row| {
+            let name: String = row.get(0)?;
+            let whose = match by {
+                By::Key => Whose::Key { hash: name, short: row.get(8)?, name: row.get(9)? },
+                By::Client | By::Model | By::Route => Whose::Name((!name.is_empty()).then_some(name)),
+            };
+            Ok((whose, read_sums(row)?))
+        })?;
+        rows.collect()
+    }
+
+    fn known_keys(&self, now: UnixMs) -> Result<Vec<KnownKey>, rusqlite::Error> {
+        let mut statement = self.connection.prepare(
+            "SELECT key_hash, character_count, character_limit, extension, resets_at_ms, park_reason, park_until_ms,
+                workspace_park_reason, workspace_park_until_ms, short_key, name, workspace
+             FROM keys ORDER BY position, key_hash",
+        )?;
+        let rows = statement.query_map([], |row| {
+            let Some(Remembered { quota, park, workspace_park, .. }) = remembered_key(row)? else {
+                return Ok(None);
+            };
+            let quota = quota.at(now);
+            Ok(Some(KnownKey {
+                hash: row.get(0)?,
+                short: row.get(9)?,
+                name: row.get(10)?,
+                workspace: row.get(11)?,
+                status: Standing::of(park, workspace_park, None, &quota, now).status(),
+                quota,
+            }))
+        })?;
+        rows.filter_map(Result::transpose).collect()
+    }
+}
+
+fn read_sums(row: &Row<'_>) -> Result<Sums, rusqlite::Error> {
+    let amount = |index| row.get::<_, i64>(index).map(|amount| u64::try_from(amount).unwrap_or(0));
+    Ok(Sums {
+        attempts: amount(1)?,
+        served: amount(2)?,
+        request_bytes: amount(3)?,
+        response_bytes: amount(4)?,
+        characters: amount(5)?,
+        credits: amount(6)?,
+        unpriced: amount(7)?,
+    })
+}
+
+impl std::ops::AddAssign for Sums {
+    fn add_assign(&mut self, other: Self) {
+        self.attempts = self.attempts.saturating_add(other.attempts);
+        self.served = self.served.saturating_add(other.served);
+        self.request_bytes = self.request_bytes.saturating_add(other.request_bytes);
+        self.response_bytes = self.response_bytes.saturating_add(other.response_bytes);
+        self.characters = self.characters.saturating_add(other.characters);
+        self.credits = self.credits.saturating_add(other.credits);
+        self.unpriced = self.unpriced.saturating_add(other.unpriced);
+    }
+}
+
+fn trouble(path: PathBuf, source: rusqlite::Error) -> ReadError {
+    if is_broken(&source) { ReadError::Broken { path, source } } else { ReadError::Unusable { path, source } }
+}

@@ -1,0 +1,131 @@
+//! A power cut, as far as a test can make one: the file and its log as they were at some moment, the
+//! log cut off at any byte or ending in garbage, the file half way through a checkpoint. A loop device
+//! that drops what was not flushed would say more of the disk's promises; tests have none, and what
+//! `synchronous=FULL` asks of the disk is checked beside them.
+
+use super::faults::{give, writer};
+use super::*;
+use crate::store::open;
+
+/// The bytes of a file and of its log.
+#[derive(Clone)]
+struct Moment {
+    file: Vec<u8>,
+    log: Vec<u8>,
+}
+
+impl Moment {
+    fn of(path: &Path) -> Self {
+        Self {
+            file: fs::read(path).unwrap(),
+            log: fs::read(open::companion(path, "-wal")).unwrap_or_default(),
+        }
+    }
+
+    /// The attempts that the program finds after this moment, in their order. Nothing may be set
+    /// aside, and sums and attempts agree.
+    #[track_caller]
+    fn found(&self) -> Vec<i64> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keychoir.db");
+        fs::write(&path, &self.file).unwrap();
+        fs::write(open::companion(&path, "-wal"), &self.log).unwrap();
+        let opened = open::open(&Place::File(path.clone()), NOW, Look::Whole).unwrap();
+        assert_eq!(opened.set_aside, None);
+        let connection = &opened.ledger.connection;
+        let integrity: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+        assert_eq!(integrity, "ok");
+        let mut statement = connection.prepare("SELECT credits FROM attempts ORDER BY id").unwrap();
+        let found: Vec<i64> =
+            statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+        let sum = |sql: &str| -> i64 { connection.query_row(sql, [], |row| row.get(0)).unwrap() };
+        assert_eq!(sum("SELECT coalesce(sum(credits), 0) FROM hours"), found.iter().sum::<i64>());
+        found
+    }
+}
+
+/// What SQLite puts before the pages of a log, and before each of them.
+const LOG_HEAD: usize = 32;
+const FRAME: usize = 24 + 4_096;
+
+/// Books with a transaction for each of `credits`, and the moment after each of them.
+fn moments(path: &Path, place: &Place, credits: std::ops::RangeInclusive<u64>) -> Vec<Moment> {
+    let pool = pool();
+    let (mut writer, health) = writer(place, &pool, 8);
+    let after = |credits| {
+        give(&mut writer, &health, record(&pool, credits));
+        writer.flush();
+        assert!(!health.is_failing());
+        Moment::of(path)
+    };
+    credits.map(after).collect()
+}
+
+#[test]
+fn a_log_that_is_cut_off_anywhere_leaves_whole_transactions() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    let moments = moments(&path, &place, 1..=6);
+    let last = moments.last().unwrap();
+    assert_eq!(last.log.len() % FRAME, LOG_HEAD, "the log is one of whole frames");
+    let frames = (0..=last.log.len() / FRAME).map(|frame| LOG_HEAD + frame * FRAME);
+    let edges = frames.flat_map(|end| [end.saturating_sub(1), end, end + 1, end + 25, end + 2_000]);
+    let mut before = 0;
+    for length in [0, 1, 31].into_iter().chain(edges).filter(|length| *length <= last.log.len()) {
+        let found = Moment { log: last.log[..length].to_vec(), ..last.clone() }.found();
+        assert!(found.iter().copied().eq(1..=found.len() as i64), "{length}: {found:?}");
+        assert!(found.len() >= before, "{length}: more of the log is never less");
+        // What had been flushed when a transaction was acknowledged is enough for it.
+        let acknowledged = moments.iter().take_while(|moment| moment.log.len() <= length).count();
+        assert!(found.len() >= acknowledged, "{length}: {found:?}");
+        before = found.len();
+    }
+    assert_eq!(before, 6);
+}
+
+#[test]
+fn a_log_that_ends_in_garbage_leaves_whole_transactions() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    let moments = moments(&path, &place, 1..=3);
+    let last = moments.last().unwrap();
+    for (count, moment) in moments.iter().enumerate() {
+        // The disk has made room, and not written into it, or something else.
+        for filler in [0x00, 0xff, 0x5a] {
+            let mut log = moment.log.clone();
+            log.resize(last.log.len().max(log.len() + FRAME), filler);
+            let found = Moment { log, file: moment.file.clone() }.found();
+            assert_eq!(found.len(), count + 1, "filled with {filler:#x}");
+        }
+    }
+    // A page of the log that came to the disk before those in front of it.
+    let mut log = last.log.clone();
+    let first = moments[0].log.len();
+    log[first..first + FRAME].fill(0);
+    assert_eq!(Moment { log, ..last.clone() }.found(), [1]);
+}
+
+#[test]
+fn a_checkpoint_that_stops_half_way_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    let moments = moments(&path, &place, 1..=40);
+    let before = moments.last().unwrap();
+    Connection::open(&path).unwrap().query_row("PRAGMA wal_checkpoint(FULL)", [], |_| Ok(())).unwrap();
+    let after = fs::read(&path).unwrap();
+    assert!(after.len() > before.file.len(), "the pages have gone from the log into the file");
+    let expected: Vec<i64> = (1..=40).collect();
+    for page in 0..=after.len() / 4_096 {
+        for torn in [0, 512, 4_000] {
+            // Up to here the new file, from here on the old; and the other way round.
+            let at = (page * 4_096 + torn).min(after.len());
+            let mut file = after[..at].to_vec();
+            file.extend(before.file.get(at..).unwrap_or_default());
+            assert_eq!(Moment { file, log: before.log.clone() }.found(), expected);
+            let mut file = before.file.get(..at.min(before.file.len())).unwrap_or_default().to_vec();
+            file.resize(at, 0);
+            file.extend(&after[at..]);
+            assert_eq!(Moment { file, log: before.log.clone() }.found(), expected);
+        }
+    }
+}

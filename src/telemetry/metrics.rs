@@ -1,0 +1,370 @@
+//! What is counted while requests pass: a few relaxed atomic additions each, no lock, no text. The
+//! families and their names are here; `exposition` writes them, and `admin` adds what it reads
+//! elsewhere.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::exposition::{Kind, Page};
+
+/// What can become of an attempt, in the words of the books; and whether another attempt may follow
+/// it.
+const OUTCOMES: [(&str, bool); 25] = [
+    ("served", false),
+    ("workspace_quota", true),
+    ("key_quota", true),
+    ("invalid_key", true),
+    ("missing_permission", true),
+    ("plan_feature", true),
+    ("billing", true),
+    ("abuse", true),
+    ("rate_limited", true),
+    ("concurrency", true),
+    ("busy", true),
+    ("unauthorized", true),
+    ("payment_required", true),
+    ("forbidden", true),
+    ("unexplained", true),
+    ("not_found", false),
+    ("request_error", false),
+    ("server_error", true),
+    ("unreadable", false),
+    ("unsent", true),
+    ("unanswered", true),
+    ("upstream_broke", false),
+    ("client_left", false),
+    ("cut", false),
+    (OTHER, true),
+];
+
+/// A word that this list does not know yet: counted all the same, under one label.
+const OTHER: &str = "other";
+
+/// Classes of answers, by the first digit of the status, and requests whose client left before one.
+const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// Microseconds: from the provider's fastest pages to its longest speech.
+const FIRST_BYTE_US: [u64; 14] = [
+    10_000,
+    25_000,
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    30_000_000,
+    60_000_000,
+    120_000_000,
+    300_000_000,
+];
+
+/// Microseconds: from what a healthy request costs to pauses before a replay.
+const OVERHEAD_US: [u64; 13] =
+    [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000];
+
+/// The counters of the program. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Meters(Arc<Cells>);
+
+#[derive(Debug, Default)]
+struct Cells {
+    requests: [AtomicU64; CLASSES.len()],
+    in_flight: AtomicU64,
+    attempts: [AtomicU64; OUTCOMES.len()],
+    failovers: [AtomicU64; OUTCOMES.len()],
+    request_bytes: AtomicU64,
+    response_bytes: AtomicU64,
+    characters: AtomicU64,
+    credits: AtomicU64,
+    unpriced: AtomicU64,
+    first_byte: Histogram<{ FIRST_BYTE_US.len() }>,
+    overhead: Histogram<{ OVERHEAD_US.len() }>,
+}
+
+/// What an attempt adds to the sums.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Bytes of body sent to the provider.
+    pub request_bytes: u64,
+    /// Bytes of body relayed to the client.
+    pub response_bytes: u64,
+    /// Characters of text to be spoken.
+    pub characters: u64,
+    /// Credits charged, as far as is known.
+    pub credits: u64,
+    /// Whether it may have been charged and nobody said how much.
+    pub is_unpriced: bool,
+}
+
+impl Meters {
+    /// A request has come.
+    pub fn request_begun(&self) {
+        add(&self.0.in_flight, 1);
+    }
+
+    /// It has ended; `status` is what its client was told, if it was.
+    pub fn request_ended(&self, status: Option<u16>) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        let class = status.map_or(0, |status| usize::from(status / 100));
+        if let Some(count) = self.0.requests.get(class).or(self.0.requests.last()) {
+            add(count, 1);
+        }
+    }
+
+    /// The head of the provider's answer goes to the client, so long after the request's came, of
+    /// which `upstream` was spent with the provider.
+    pub fn relayed(&self, first_byte: Duration, upstream: Duration) {
+        self.0.first_byte.observe(&FIRST_BYTE_US, first_byte);
+        self.0.overhead.observe(&OVERHEAD_US, first_byte.saturating_sub(upstream));
+    }
+
+    /// An attempt has ended so.
+    pub fn attempt_ended(&self, outcome: &str, spent: Spent) {
+        count(&self.0.attempts, outcome);
+        let Spent { request_bytes, response_bytes, characters, credits, is_unpriced } = spent;
+        for (sum, amount) in [
+            (&self.0.request_bytes, request_bytes),
+            (&self.0.response_bytes, response_bytes),
+            (&self.0.characters, characters),
+            (&self.0.credits, credits),
+            (&self.0.unpriced, u64::from(is_unpriced)),
+        ] {
+            if amount > 0 {
+                add(sum, amount);
+            }
+        }
+    }
+
+    /// An attempt that ended so was followed by another.
+    pub fn failed_over(&self, outcome: &str) {
+        count(&self.0.failovers, outcome);
+    }
+
+    /// Writes all of it.
+    pub fn write(&self, page: &mut Page) {
+        let cells = &*self.0;
+        page.family(
+            "requests_total",
+            Kind::Counter,
+            "Requests that have ended, by the class of their answer.",
+        );
+        for (class, cell) in CLASSES.iter().zip(&cells.requests) {
+            page.sample(&[("class", class)], load(cell));
+        }
+        page.family("requests_in_flight", Kind::Gauge, "Requests under way, to the ends of their answers.");
+        page.sample(&[], load(&cells.in_flight));
+        page.family("attempts_total", Kind::Counter, "Attempts that have ended, by what became of them.");
+        for ((outcome, _), cell) in OUTCOMES.iter().zip(&cells.attempts) {
+            page.sample(&[("outcome", outcome)], load(cell));
+        }
+        page.family(
+            "failovers_total",
+            Kind::Counter,
+            "Attempts that were followed by another, by what became of them.",
+        );
+        for ((outcome, _), cell) in OUTCOMES.iter().zip(&cells.failovers).filter(|((_, may), _)| *may) {
+            page.sample(&[("reason", outcome)], load(cell));
+        }
+        page.family(
+            "body_bytes_total",
+            Kind::Counter,
+            "Bytes of bodies, sent to the provider and relayed back.",
+        );
+        page.sample(&[("direction", "request")], load(&cells.request_bytes));
+        page.sample(&[("direction", "response")], load(&cells.response_bytes));
+        for (name, help, cell) in [
+            ("characters_total", "Characters of text that were spoken.", &cells.characters),
+            ("credits_total", "Credits charged, as far as the provider told.", &cells.credits),
+            (
+                "unpriced_attempts_total",
+                "Attempts that may have been charged, and nobody said how much.",
+                &cells.unpriced,
+            ),
+        ] {
+            page.family(name, Kind::Counter, help);
+            page.sample(&[], load(cell));
+        }
+        page.family(
+            "first_byte_seconds",
+            Kind::Histogram,
+            "From the head of a request to the head of the provider's answer, all attempts and uploads in it.",
+        );
+        cells.first_byte.write(&FIRST_BYTE_US, page);
+        page.family(
+            "overhead_seconds",
+            Kind::Histogram,
+            "What of that was spent in Keychoir and not with the provider.",
+        );
+        cells.overhead.write(&OVERHEAD_US, page);
+    }
+}
+
+fn count(cells: &[AtomicU64; OUTCOMES.len()], outcome: &str) {
+    let known = OUTCOMES.iter().position(|(word, _)| *word == outcome);
+    if let Some(cell) = known.and_then(|index| cells.get(index)).or(cells.last()) {
+        add(cell, 1);
+    }
+}
+
+// Relaxed: no counter says anything of another.
+fn add(cell: &AtomicU64, amount: u64) {
+    cell.fetch_add(amount, Ordering::Relaxed);
+}
+
+fn load(cell: &AtomicU64) -> u64 {
+    cell.load(Ordering::Relaxed)
+}
+
+/// How many spans were how long: one cell for each bound, and one for what is longer than the last.
+#[derive(Debug)]
+struct Histogram<const N: usize> {
+    buckets: [AtomicU64; N],
+    beyond: AtomicU64,
+    sum_us: AtomicU64,
+}
+
+impl<const N: usize> Default for Histogram<N> {
+    fn default() -> Self {
+        Self {
+            buckets: std::array::from_fn(|_| AtomicU64::new(0)),
+            beyond: AtomicU64::new(0),
+            sum_us: AtomicU64::new(0),
+        }
+    }
+}
+
+impl<const N: usize> Histogram<N> {
+    fn observe(&self, bounds_us: &[u64; N], span: Duration) {
+        let us = u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
+        let fits = bounds_us.iter().zip(&self.buckets).find(|(bound, _)| us <= **bound);
+        add(fits.map_or(&self.beyond, |(_, bucket)| bucket), 1);
+        add(&self.sum_us, us);
+    }
+
+    fn write(&self, bounds_us: &[u64; N], page: &mut Page) {
+        let mut count = 0;
+        let mut buckets = Vec::with_capacity(N);
+        for (bound, bucket) in bounds_us.iter().zip(&self.buckets) {
+            count += load(bucket);
+            buckets.push((seconds(*bound), count));
+        }
+        count += load(&self.beyond);
+        page.histogram(&buckets, seconds(load(&self.sum_us)), count);
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a figure for people; exact for centuries")]
+fn seconds(us: u64) -> f64 {
+    us as f64 / 1_000_000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::classify::{Refusal, Shortfall, Verdict};
+
+    #[test]
+    fn every_verdict_is_listed() {
+        let verdicts = [
+            Verdict::Served,
+            Verdict::WorkspaceQuota(Shortfall::default()),
+            Verdict::KeyQuota(Shortfall::default()),
+            Verdict::InvalidKey,
+            Verdict::MissingPermission(None),
+            Verdict::Abuse,
+            Verdict::PlanFeature,
+            Verdict::Billing,
+            Verdict::RateLimited(None),
+            Verdict::Concurrency { maximum: None },
+            Verdict::Busy,
+            Verdict::Unexplained(Refusal::Unauthorized),
+            Verdict::Unexplained(Refusal::PaymentRequired),
+            Verdict::Unexplained(Refusal::Forbidden),
+            Verdict::Unexplained(Refusal::Bodiless),
+            Verdict::NotFound,
+            Verdict::RequestError,
+            Verdict::ServerError,
+            Verdict::Unreadable,
+        ];
+        for verdict in verdicts {
+            assert!(OUTCOMES.iter().any(|(word, _)| *word == verdict.word()), "{}", verdict.word());
+        }
+    }
+
+    fn text(meters: &Meters) -> String {
+        let mut page = Page::default();
+        meters.write(&mut page);
+        page.text()
+    }
+
+    #[track_caller]
+    fn assert_has(meters: &Meters, lines: &[&str]) {
+        let text = text(meters);
+        for line in lines {
+            assert!(text.lines().any(|found| found == *line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn requests_are_counted_by_class_when_they_end() {
+        let meters = Meters::default();
+        (0..4).for_each(|_| meters.request_begun());
+        assert_has(&meters, &["keychoir_requests_in_flight 4", "keychoir_requests_total{class=\"2xx\"} 0"]);
+        [Some(200), Some(429), None].into_iter().for_each(|status| meters.request_ended(status));
+        assert_has(
+            &meters,
+            &[
+                "keychoir_requests_in_flight 1",
+                "keychoir_requests_total{class=\"2xx\"} 1",
+                "keychoir_requests_total{class=\"4xx\"} 1",
+                "keychoir_requests_total{class=\"none\"} 1",
+            ],
+        );
+        meters.request_ended(Some(999));
+        assert_has(&meters, &["keychoir_requests_total{class=\"5xx\"} 1"]);
+    }
+
+    #[test]
+    fn an_outcome_that_is_not_listed_is_counted_as_other() {
+        let meters = Meters::default();
+        meters.attempt_ended("served", Spent { credits: 7, ..Spent::default() });
+        meters.attempt_ended("something new", Spent { is_unpriced: true, ..Spent::default() });
+        meters.failed_over("key_quota");
+        assert_has(
+            &meters,
+            &[
+                "keychoir_attempts_total{outcome=\"served\"} 1",
+                "keychoir_attempts_total{outcome=\"other\"} 1",
+                "keychoir_failovers_total{reason=\"key_quota\"} 1",
+                "keychoir_credits_total 7",
+                "keychoir_unpriced_attempts_total 1",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_span_falls_into_the_bucket_of_its_bound_and_all_above() {
+        let meters = Meters::default();
+        meters.relayed(Duration::from_micros(10_000), Duration::from_micros(9_900));
+        meters.relayed(Duration::from_micros(10_001), Duration::from_micros(20_000));
+        meters.relayed(Duration::from_secs(301), Duration::ZERO);
+        assert_has(
+            &meters,
+            &[
+                "keychoir_first_byte_seconds_bucket{le=\"0.01\"} 1",
+                "keychoir_first_byte_seconds_bucket{le=\"0.025\"} 2",
+                "keychoir_first_byte_seconds_bucket{le=\"300\"} 2",
+                "keychoir_first_byte_seconds_bucket{le=\"+Inf\"} 3",
+                "keychoir_first_byte_seconds_count 3",
+                "keychoir_first_byte_seconds_sum 301.020001",
+                "keychoir_overhead_seconds_bucket{le=\"0.0001\"} 2",
+                "keychoir_overhead_seconds_bucket{le=\"5\"} 2",
+                "keychoir_overhead_seconds_count 3",
+            ],
+        );
+    }
+}

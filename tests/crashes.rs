@@ -1,0 +1,212 @@
+//! The books of the real binary when it is killed or the disk is full, under load: integrity holds,
+//! nothing is there twice, what was committed stays, and what was not is the end of the queue.
+//!
+//! `KEYCHOIR_KILLS` says how often it is killed (5 times by default, 100 times in `make faults`). How
+//! much was lost, and how old it was, is printed.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test ends at its first surprise, and this one prints what it measured"
+)]
+
+mod house;
+mod program;
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use house::{ONE, SPEECH, TWO, join_all, loopback, until};
+use keychoir::clock;
+use keychoir::simulator::{Plan, Simulator};
+use program::{Program, keychoir};
+use rusqlite::Connection;
+use serde_json::{Value, json};
+
+const CLIENTS: usize = 8;
+
+/// The real binary before the simulator, with its books at `books`.
+fn command(mut command: Command, simulator: &Simulator, books: &Path) -> Command {
+    command
+        .env("KEYCHOIR_STORAGE__PATH", books)
+        .env("KEYCHOIR_SERVER__TLS", "off")
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
+        .env("KEYCHOIR_WATCH__ENABLED", "false")
+        .env("KEYCHOIR_LOG__FORMAT", "json")
+        .env("KEYCHOIR_LOG__LEVEL", "warn,keychoir::cli=info,keychoir::store=info")
+        .env("ELEVENLABS_API_KEYS", format!("{ONE},{TWO}"));
+    command
+}
+
+async fn simulator() -> Simulator {
+    Simulator::start(loopback().await, Plan::of([(ONE, 1 << 40), (TWO, 1 << 40)])).await.unwrap()
+}
+
+fn client() -> reqwest::Client {
+    keychoir::upstream::side_calls().unwrap().build().unwrap()
+}
+
+/// Asks for speech under this name; whether all of the answer came.
+async fn speak(client: &reqwest::Client, url: &str, name: &str) -> bool {
+    let body = json!({"text": "a".repeat(7), "model_id": "eleven_v3"});
+    let request = client.post(format!("{url}{SPEECH}")).header("x-request-id", name).json(&body);
+    match request.send().await {
+        Ok(answer) => answer.status() == 200 && answer.bytes().await.is_ok(),
+        Err(_) => false,
+    }
+}
+
+/// One client: one request after the other until one is not answered. The names of those that were,
+/// with the moments of their ends.
+async fn ask_on(url: &str, name: String, answered: &AtomicUsize) -> Vec<(String, Instant)> {
+    let client = client();
+    let mut ended = Vec::new();
+    loop {
+        let name = format!("{name}-{}", ended.len());
+        if !speak(&client, url, &name).await {
+            return ended;
+        }
+        ended.push((name, clock::instant()));
+        answered.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What the books hold, looked at in a copy: recovery is left to the program itself.
+fn written(books: &Path) -> HashSet<String> {
+    let folder = tempfile::tempdir().unwrap();
+    for suffix in ["", "-wal"] {
+        let from = format!("{}{suffix}", books.display());
+        if Path::new(&from).exists() {
+            fs::copy(from, folder.path().join(format!("copy.db{suffix}"))).unwrap();
+        }
+    }
+    let connection = Connection::open(folder.path().join("copy.db")).unwrap();
+    let integrity: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!(integrity, "ok");
+    let sums = |sql: &str| -> (i64, i64) {
+        connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
+    };
+    let attempts = sums("SELECT count(*), coalesce(sum(credits), 0) FROM attempts");
+    assert_eq!(
+        sums("SELECT coalesce(sum(attempts), 0), coalesce(sum(credits), 0) FROM hours"),
+        attempts,
+        "the sums are committed with their attempts"
+    );
+    let mut statement = connection.prepare("SELECT request_id FROM attempts").unwrap();
+    let names: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+    let set: HashSet<String> = names.iter().cloned().collect();
+    assert_eq!(set.len(), names.len(), "nothing is there twice");
+    set
+}
+
+#[tokio::test]
+async fn a_killed_program_keeps_what_it_has_committed_and_nothing_twice() {
+    let kills: usize = std::env::var("KEYCHOIR_KILLS").map_or(5, |count| count.parse().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let books = folder.path().join("keychoir.db");
+    let simulator = simulator().await;
+    let mut kept = HashSet::new();
+    let (mut total, mut lost, mut oldest) = (0, 0, Duration::ZERO);
+    for round in 0..kills {
+        let mut program =
+            Program::start(&mut command(keychoir(&["serve", "--listen", "127.0.0.1:0"]), &simulator, &books));
+        let url = format!("http://{}", program.address());
+        let (pid, answered) = (program.id().to_string(), AtomicUsize::new(0));
+        // From its first answers to some hundreds, at another moment of its work each time.
+        let enough = 1 + round * 97 % 400;
+        let asking =
+            join_all((0..CLIENTS).map(|number| ask_on(&url, format!("{round}-{number}"), &answered)));
+        let killing = async {
+            until(|| answered.load(Ordering::Relaxed) >= enough).await;
+            // Beside the clients, which read on meanwhile: so their moments are true.
+            keychoir::tasks::blocking(move || {
+                assert!(Command::new("kill").args(["-s", "KILL", &pid]).status().unwrap().success());
+                clock::instant()
+            })
+            .await
+            .unwrap()
+        };
+        let (ended, killed_at) = tokio::join!(asking, killing);
+        assert_eq!(program.ended().0, None, "it was killed");
+
+        let found = written(&books);
+        assert!(found.is_superset(&kept), "what was committed stays");
+        let sent = |name: &String| name.split('-').next().unwrap().parse::<usize>().unwrap() <= round;
+        assert!(found.iter().all(sent), "nobody made anything up");
+        for client in &ended {
+            // A client asks in order, and its records are queued before it hears the end of an answer.
+            let first_lost =
+                client.iter().position(|(name, _)| !found.contains(name)).unwrap_or(client.len());
+            let (_, missing) = client.split_at(first_lost);
+            assert!(
+                missing.iter().all(|(name, _)| !found.contains(name)),
+                "only the end of the queue is lost"
+            );
+            total += client.len();
+            lost += missing.len();
+            for (_, at) in missing {
+                oldest = oldest.max(killed_at.saturating_duration_since(*at));
+            }
+        }
+        kept = found;
+    }
+    assert!(kept.len() > total / 2, "{} of {total} are there", kept.len());
+    println!(
+        "{kills} kills: {total} requests were answered, {lost} of them are not in the books, none of them answered \
+         more than {oldest:?} before its kill"
+    );
+    simulator.stop().await;
+}
+
+async fn readiness(client: &reqwest::Client, url: &str) -> Value {
+    client.get(format!("{url}/readyz")).send().await.unwrap().json().await.unwrap()
+}
+
+/// A limit on the size of files stands in for a full disk, which a test may not make: what is written
+/// beyond it fails, whatever there is to write. The disk itself is filled in `make faults`.
+#[tokio::test]
+async fn a_disk_that_is_full_costs_no_request_and_no_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let books = folder.path().join("keychoir.db");
+    let simulator = simulator().await;
+    let script = "trap '' XFSZ; exec prlimit --fsize=262144:unlimited \"$0\" serve --listen 127.0.0.1:0";
+    let mut limited = Command::new("sh");
+    limited.args(["-c", script, env!("CARGO_BIN_EXE_keychoir")]).env_clear().env("PATH", "/usr/bin:/bin");
+    let mut program = Program::start(&mut command(limited, &simulator, &books));
+    let url = format!("http://{}", program.address());
+    let client = client();
+    let mut sent = 0;
+    let failing = loop {
+        for _ in 0..20 {
+            assert!(speak(&client, &url, &format!("0-{sent}")).await, "traffic goes on");
+            sent += 1;
+        }
+        let readiness = readiness(&client, &url).await;
+        if readiness["store"] == "failing" {
+            break readiness;
+        }
+        assert!(sent < 5_000, "the books grow beyond the limit");
+    };
+    assert_eq!((&failing["status"], &failing["recordsLost"]), (&json!("degraded"), &json!(0)));
+    assert!(written(&books).len() < sent);
+    program.event("books_failing");
+
+    assert!(program.prlimit("--fsize=unlimited"));
+    let looking = async {
+        while readiness(&client, &url).await["status"] != "ready" {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), looking).await.expect("it recovers without a restart");
+    let (code, said) = program.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("books_recovered"), "{said}");
+    assert_eq!(written(&books).len(), sent);
+    simulator.stop().await;
+}
