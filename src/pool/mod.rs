@@ -6,6 +6,7 @@
 
 mod cells;
 mod lease;
+mod owners;
 mod roster;
 
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::policy::units::UnixMs;
 use crate::secret::Fingerprint;
 
 pub use lease::Lease;
+pub use owners::{Found, Identity, Lesson, Owners};
 pub use roster::{Key, KeyEntry, Roster, Workspace};
 
 /// A change and the key it is about.

@@ -9,11 +9,12 @@ use arc_swap::ArcSwapOption;
 
 use super::Settings;
 use super::cells::{Announced, ParkCell, QuotaCell};
+use super::owners::Identity;
 use crate::policy::authority::Authority;
 use crate::policy::budget::Quota;
 use crate::policy::standing::{Change, Park, ParkReason, Standing};
 use crate::policy::units::UnixMs;
-use crate::secret::ApiKey;
+use crate::secret::{ApiKey, Fingerprint};
 
 /// A key as it is configured.
 #[derive(Clone, Debug)]
@@ -60,7 +61,8 @@ impl Roster {
                 // A key that was alone and got another name is still the same workspace.
                 None => before.map(|key| &key.workspace).filter(|own| own.name.is_none()).map(Arc::clone),
             };
-            let workspace = workspace.unwrap_or_else(|| Arc::new(Workspace::new(entry.workspace)));
+            let workspace = workspace
+                .unwrap_or_else(|| Arc::new(Workspace::new(entry.workspace, entry.key.fingerprint())));
             let key = Key::new(position, entry.key, entry.name, workspace, entry.authority);
             // Whatever it is called now, the provider said this of this key.
             if let Some(park) = before.and_then(|key| key.parked()) {
@@ -82,6 +84,26 @@ impl Roster {
     #[must_use]
     pub fn position_of(&self, key: &Key) -> Option<usize> {
         self.keys.iter().position(|known| std::ptr::eq(&**known, key))
+    }
+
+    /// The identity that a workspace of this roster goes by now and that `owner` is another name of;
+    /// `None` when no key opens that workspace any more.
+    #[must_use]
+    pub fn identity_of(&self, owner: &Identity) -> Option<&Identity> {
+        let is_it = |key: &&Arc<Key>| {
+            let workspace = key.workspace();
+            // A workspace that was named later is still known by its key.
+            workspace.identity() == owner || owner.is_of(key.api_key.fingerprint())
+        };
+        self.keys.iter().find(is_it).map(|key| key.workspace().identity())
+    }
+
+    /// Whether there is more than one workspace to choose from.
+    #[must_use]
+    pub fn has_choice(&self) -> bool {
+        let mut workspaces = self.keys.iter().map(|key| key.workspace());
+        let first = workspaces.next();
+        first.is_some_and(|first| workspaces.any(|other| !std::ptr::eq(first, other)))
     }
 
     pub(super) fn settings(&self) -> &Settings {
@@ -213,6 +235,7 @@ impl fmt::Debug for Key {
 #[derive(Debug)]
 pub struct Workspace {
     name: Option<String>,
+    identity: Identity,
     quota: QuotaCell,
     park: ParkCell,
     in_flight: AtomicU32,
@@ -220,8 +243,9 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    fn new(name: Option<String>) -> Self {
+    fn new(name: Option<String>, first_key: Fingerprint) -> Self {
         Self {
+            identity: Identity::of(name.as_deref(), first_key),
             name,
             quota: QuotaCell::default(),
             park: ParkCell::default(),
@@ -234,6 +258,12 @@ impl Workspace {
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
+    }
+
+    /// What it is known by beyond this run: what it owns is written down under it.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     /// Its credits as they stand at `now`.

@@ -374,3 +374,24 @@ fn the_key_in_use_is_not_told_again_because_it_moved() {
     pool.reload(vec![entry(2, None, None), entry(0, None, None)], SETTINGS);
     assert!(pool.reserve(&pool.roster(), &[0], NOW).unwrap().news.is_empty());
 }
+
+#[test]
+fn a_workspace_that_is_named_later_is_known_by_its_key() {
+    let entry = |key: &str, workspace: Option<&str>| KeyEntry {
+        key: ApiKey::new(key).unwrap(),
+        name: None,
+        workspace: workspace.map(str::to_owned),
+        authority: None,
+    };
+    let pool = Pool::new(vec![entry("sk_a", None), entry("sk_b", None)], Settings::STILL);
+    let before = pool.roster();
+    assert!(before.has_choice());
+    let of_a = before.keys()[0].workspace().identity().clone();
+    pool.reload(vec![entry("sk_c", Some("studio")), entry("sk_a", Some("studio"))], Settings::STILL);
+    let after = pool.roster();
+    let studio = after.keys()[0].workspace().identity();
+    assert_eq!(after.identity_of(&of_a), Some(studio));
+    assert_eq!(after.identity_of(studio), Some(studio));
+    assert_eq!(after.identity_of(before.keys()[1].workspace().identity()), None, "no key opens it");
+    assert!(!after.has_choice());
+}

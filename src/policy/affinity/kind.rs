@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+use crate::policy::units::UnixMs;
+
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident = $word:literal,)*) => {
         /// What an identifier is of.
@@ -126,11 +128,80 @@ impl Kind {
         (self == Self::Cursor).then_some(24 * HOUR)
     }
 
-    /// Whether traffic makes them by itself, one or more a request. They must not push out what was
-    /// made with care.
+    /// How it is kept.
     #[must_use]
-    pub fn is_plentiful(self) -> bool {
-        self == Self::HistoryItem || self.span().is_some()
+    pub fn class(self) -> Class {
+        if self.span().is_some() {
+            return Class::Passing;
+        }
+        if self == Self::HistoryItem { Class::Plentiful } else { Class::Lasting }
+    }
+}
+
+/// How identifiers are kept: each class has room of its own, so that what traffic makes by itself
+/// never pushes out what was made with care.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Made by hand, and used for years: voices, agents.
+    Lasting,
+    /// One with each request, and good for long.
+    Plentiful,
+    /// Good for hours.
+    Passing,
+}
+
+impl Class {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Lasting, Self::Plentiful, Self::Passing];
+
+    /// Its number in the books.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Lasting => 0,
+            Self::Plentiful => 1,
+            Self::Passing => 2,
+        }
+    }
+}
+
+/// How many identifiers are kept, and how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keeping {
+    /// So many at the most: half of them of what lasts.
+    pub identifiers_max: usize,
+    /// So long after the last use; `None` for ever.
+    pub kept: Option<Duration>,
+}
+
+impl Keeping {
+    /// How many of a class.
+    #[must_use]
+    pub fn count_max(&self, class: Class) -> usize {
+        match class {
+            Class::Lasting => self.identifiers_max / 2,
+            Class::Plentiful | Class::Passing => self.identifiers_max / 4,
+        }
+    }
+
+    /// How long after its last use any of a class is kept; `None` for ever.
+    #[must_use]
+    pub fn kept(&self, class: Class) -> Option<Duration> {
+        match class {
+            Class::Lasting | Class::Plentiful => self.kept,
+            Class::Passing => {
+                let longest = Kind::ALL.iter().filter_map(|kind| kind.span()).max();
+                [self.kept, longest].into_iter().flatten().min()
+            }
+        }
+    }
+
+    /// Whether an identifier that was learned and last used then still counts.
+    #[must_use]
+    pub fn counts(&self, kind: Kind, learned_at: UnixMs, used_at: UnixMs, now: UnixMs) -> bool {
+        let is_young =
+            |since: UnixMs, span: Option<Duration>| span.is_none_or(|span| now.since(since) < span);
+        is_young(learned_at, kind.span()) && is_young(used_at, self.kept)
     }
 }
 
@@ -197,6 +268,27 @@ mod tests {
         for kind in Kind::ALL {
             assert_eq!(Kind::of_word(kind.word()), Some(*kind));
         }
+    }
+
+    #[test]
+    fn each_kind_counts_for_its_time() {
+        let keeping = Keeping { identifiers_max: 100, kept: Some(30 * 24 * HOUR) };
+        let at = |hours: u32| UnixMs(1).plus(HOUR * hours);
+        let check = |kind, learned, used, now, expected| {
+            assert_eq!(keeping.counts(kind, at(learned), at(used), at(now)), expected, "{kind:?} {now}");
+        };
+        check(Kind::Voice, 0, 0, 719, true);
+        check(Kind::Voice, 0, 0, 720, false);
+        check(Kind::Voice, 0, 100, 819, true);
+        // The provider forgets it, however often it is used.
+        check(Kind::Request, 0, 1, 1, true);
+        check(Kind::Request, 0, 1, 2, false);
+        check(Kind::Cursor, 0, 0, 23, true);
+        assert!(Keeping { kept: None, ..keeping }.counts(Kind::Voice, at(0), at(0), at(9_999_999)));
+        // A clock that was set back makes nothing old.
+        check(Kind::Voice, 5, 5, 0, true);
+        assert_eq!(Class::ALL.map(|class| keeping.count_max(class)), [50, 25, 25]);
+        assert_eq!(keeping.kept(Class::Passing), Some(24 * HOUR));
     }
 
     #[test]

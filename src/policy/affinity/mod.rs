@@ -16,7 +16,7 @@ use super::endpoint::{is_literal, segments};
 use super::headers::decode;
 use super::mend::is_version;
 use fields::Field;
-pub use kind::{Kind, Named, Tag};
+pub use kind::{Class, Keeping, Kind, Named, Tag};
 use table::{ACCOUNT_READS, CURSORS, Row, rows};
 
 /// The identifiers that a request names.
