@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::https::Https;
 use crate::body::room::{Bounds, Room};
 use crate::config::{BaseUrl, Config, KeyConfig, TlsChoice};
+use crate::policy::affinity::Keeping;
 use crate::policy::authority::Authority;
 use crate::policy::client::{ClientName, Clients};
 use crate::policy::origin::Doors;
@@ -53,7 +54,9 @@ impl Parts {
     /// When a head cannot carry the upstream's host.
     pub fn of(config: Config) -> Result<Self, http::Error> {
         let https = https_of(&config);
-        let Config { server, upstream, pool, replay, watch, storage, access, keys, clients, .. } = config;
+        let Config {
+            server, upstream, pool, replay, watch, storage, ownership, access, keys, clients, ..
+        } = config;
         let clients = clients.into_iter().map(|client| (ClientName::new(&client.name), client.token));
         let keys = keys.into_iter().map(|KeyConfig { key, name, workspace, base_url }| {
             let authority = base_url.as_ref().map(authority_of).transpose()?.map(Arc::new);
@@ -92,6 +95,7 @@ impl Parts {
                 error_body_bytes_max: replay.error_body_bytes_max,
                 error_body_max: replay.error_body_max,
                 denies_dangerous: access.denies_dangerous,
+                owned_bytes_max: ownership.answer_bytes_max,
                 room: Room::new(&Bounds {
                     memory_bytes_max: replay.memory_bytes_max as u64,
                     memory_total_bytes_max: replay.memory_total_bytes_max as u64,
@@ -118,6 +122,7 @@ impl Parts {
             store: store::Settings {
                 queue_max: storage.queue_records_max,
                 retention: Retention::of_days(storage.attempts_kept_days, storage.hours_kept_days),
+                owners: Keeping::of_days(ownership.identifiers_max, ownership.kept_days),
             },
         })
     }

@@ -45,8 +45,8 @@ pub use listen::{Listen, Listens, UnixMode};
 pub use problem::{Origin, Problem, Problems, Warning, WrongValue};
 pub use reload::Files;
 pub use sections::{
-    AccessConfig, LogConfig, PoolConfig, ReplayConfig, ServerConfig, StorageConfig, UpstreamConfig,
-    WatchConfig,
+    AccessConfig, LogConfig, OwnershipConfig, PoolConfig, ReplayConfig, ServerConfig, StorageConfig,
+    UpstreamConfig, WatchConfig,
 };
 pub use tls::{TlsChoice, TlsConfig};
 
@@ -123,6 +123,8 @@ pub struct Config {
     pub watch: WatchConfig,
     /// The books.
     pub storage: StorageConfig,
+    /// What is remembered of whose identifiers are.
+    pub ownership: OwnershipConfig,
     /// The log.
     pub log: LogConfig,
     /// What clients may ask for.

@@ -29,7 +29,7 @@ use crate::policy::origin::Doors;
 use crate::pool::Pool;
 use crate::upstream::{Direct, Upstream};
 
-pub use books::{AttemptRecord, Books, CreditSource, Depth, Entry};
+pub use books::{AttemptRecord, Books, CreditSource, Depth, Entry, Ownership};
 pub use error::ProxyError;
 use hints::Hints;
 pub use relay::ResponseBody;
@@ -52,6 +52,8 @@ pub struct Limits {
     pub error_body_max: Duration,
     /// Whether endpoints that could harm the pool are denied.
     pub denies_dangerous: bool,
+    /// What is looked at of an answer for the identifiers it gives.
+    pub owned_bytes_max: usize,
     /// Room for held bodies.
     pub room: Room,
 }

@@ -5,22 +5,24 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ToSql, Transaction, TransactionBehavior, params};
 
+use super::owners;
 use super::read::reason_word;
 use crate::policy::budget::Extension;
 use crate::policy::retention::hour_of;
 use crate::policy::standing::Park;
 use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
-use crate::proxy::{AttemptRecord, CreditSource};
+use crate::proxy::{AttemptRecord, CreditSource, Ownership};
 
 /// No honest figure comes near it. Larger ones are cut to it, so that one mad record cannot make
 /// the sums overflow and keep every other from being written.
 const AMOUNT_MAX: i64 = 1 << 48;
 
-/// Writes records and keys, all of them or nothing.
+/// Writes records, owners and keys, all of them or nothing.
 pub(super) fn commit<'a>(
     connection: &mut Connection,
     records: &[AttemptRecord],
+    owners: &[Ownership],
     keys: impl Iterator<Item = &'a KeySnapshot>,
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
@@ -31,6 +33,7 @@ pub(super) fn commit<'a>(
             add_to_hour(&transaction, record)?;
         }
     }
+    owners::write(&transaction, owners)?;
     for key in keys {
         upsert_key(&transaction, key, now)?;
     }

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 /// One step for each version; a step that was released never changes.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
     CREATE TABLE keys (
         key_hash TEXT PRIMARY KEY,
@@ -79,6 +79,22 @@ const MIGRATIONS: [&str; 2] = [
         min(total(response_bytes), 9007199254740992), 0, min(total(credits), 9007199254740992),
         sum(credits_from = 'unknown')
     FROM attempts GROUP BY 1, 2, 3, 4;
+    ",
+    "
+    -- Which workspace an identifier belongs to.
+    CREATE TABLE owners (
+        -- SHA-256 of kind and identifier, cut to 16 bytes
+        id BLOB PRIMARY KEY,
+        kind TEXT NOT NULL,
+        -- 0 lasts, 1 is plentiful, 2 passes
+        class INTEGER NOT NULL,
+        -- its name, or the hash of its first key
+        workspace TEXT NOT NULL,
+        learned_at_ms INTEGER NOT NULL,
+        used_at_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE INDEX owners_by_use ON owners (class, used_at_ms);
     ",
 ];
 

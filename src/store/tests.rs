@@ -1,5 +1,6 @@
 mod faults;
 mod sums;
+mod whose;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -19,6 +20,7 @@ use crate::proxy::{AttemptRecord, CreditSource};
 use crate::secret::ApiKey;
 
 const NOW: UnixMs = UnixMs(1_796_000_000_000);
+const KEEPING: Keeping = Keeping { identifiers_max: 4_000, kept: Some(Duration::from_secs(30 * 24 * 3_600)) };
 const KEYS: [&str; 2] = [
     "sk_canary_of_the_books_number_one_0000000000000001",
     "sk_canary_of_the_books_number_two_0000000000000002",
@@ -61,7 +63,7 @@ fn record(pool: &Pool, credits: u64) -> AttemptRecord {
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
 fn settings(queue_max: usize) -> Settings {
-    Settings { queue_max, retention: Retention::default() }
+    Settings { queue_max, retention: Retention::default(), owners: KEEPING }
 }
 
 fn connection(store: &Store) -> &Connection {
