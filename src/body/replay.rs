@@ -13,6 +13,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
+use super::ahead::Ahead;
 use super::held::{Held, Loss};
 use super::room::Room;
 use crate::clock;
@@ -70,6 +71,8 @@ pub enum Interrupted {
 struct Shared<B> {
     source: Option<B>,
     source_state: Source,
+    /// Read before anyone asked for it; comes before what the source still has.
+    ahead: Ahead,
     held: Held,
     /// The length the client announced.
     length: Option<u64>,
@@ -113,6 +116,7 @@ where
         let shared = Shared {
             source,
             source_state,
+            ahead: Ahead::new(room.clone()),
             held: Held::new(room.clone()),
             length,
             passage: 0,
@@ -122,6 +126,19 @@ where
             arrived_at: now,
         };
         Self { shared: Arc::new(Mutex::new(shared)) }
+    }
+
+    /// Reads ahead of the first passage, until all of the body has come or `bytes_max` of it, or no
+    /// more may be held in memory. What was read, and whether that is all of it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost: what was read comes first in the passage.
+    pub async fn read_ahead(&self, bytes_max: usize) -> (Bytes, bool) {
+        std::future::poll_fn(|cx| lock(&self.shared).poll_ahead(bytes_max, cx)).await;
+        let shared = lock(&self.shared);
+        let is_whole = shared.source_state == Source::Complete && shared.passage == 0;
+        (shared.ahead.start(), is_whole)
     }
 
     /// Begins a passage, from the first byte. Ends the one before.
@@ -167,7 +184,11 @@ impl<B> Upload<B> {
     /// What it waits for now.
     #[must_use]
     pub fn waiting(&self) -> Waiting {
-        match lock(&self.shared).source_state {
+        let shared = lock(&self.shared);
+        if !shared.ahead.is_empty() {
+            return Waiting::ForUpstream;
+        }
+        match shared.source_state {
             Source::Ready => Waiting::ForUpstream,
             Source::Pending => Waiting::ForClient,
             Source::Complete => Waiting::ForAnswer,
@@ -187,6 +208,7 @@ impl<B> Upload<B> {
         let shared = lock(&self.shared);
         let start = shared.held.start(bytes_max);
         let is_whole = shared.source_state == Source::Complete
+            && shared.ahead.is_empty()
             && shared.held.loss().is_none()
             && shared.held.bytes() == start.len() as u64;
         (start, is_whole)
@@ -222,6 +244,29 @@ where
     }
 
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Interrupted>>> {
+        let piece = match self.ahead.pop() {
+            Some(piece) => Some(Ok(piece)),
+            None => ready!(self.poll_client(cx)),
+        };
+        if let Some(Ok(data)) = &piece {
+            self.held.push(data);
+        }
+        Poll::Ready(piece)
+    }
+
+    fn poll_ahead(&mut self, bytes_max: usize, cx: &mut Context<'_>) -> Poll<()> {
+        while self.passage == 0 && self.ahead.has_room(bytes_max) {
+            match ready!(self.poll_client(cx)) {
+                Some(Ok(data)) => self.ahead.push(data),
+                // The passage will meet the break.
+                Some(Err(_)) | None => break,
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// The next piece from the client itself.
+    fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Interrupted>>> {
         loop {
             match self.source_state {
                 Source::Complete => return Poll::Ready(None),
@@ -242,7 +287,6 @@ where
                         if source.is_end_stream() {
                             self.source_state = Source::Complete;
                         }
-                        self.held.push(&data);
                         return Poll::Ready(Some(Ok(data)));
                     }
                 }
@@ -291,7 +335,7 @@ where
 
     fn is_end_stream(&self) -> bool {
         let shared = lock(&self.shared);
-        shared.source_state == Source::Complete && self.at >= shared.held.bytes()
+        shared.source_state == Source::Complete && shared.ahead.is_empty() && self.at >= shared.held.bytes()
     }
 
     fn size_hint(&self) -> SizeHint {
