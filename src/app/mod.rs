@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use crate::admin::{Admin, Draining};
 use crate::clock;
 use crate::policy::client::Clients;
-use crate::pool::{KeySnapshot, Pool, Reloaded};
+use crate::pool::{KeySnapshot, Owners, Pool, Reloaded};
 use crate::proxy::{Limits, Proxy, SharedTerms, Terms};
 use crate::server::{self, Drain, Room};
 use crate::store::{self, OpenError, Store};
@@ -124,6 +124,8 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
     let pool = Arc::new(Pool::new(parts.keys, parts.pool));
     let books = Store::open(&parts.books, clock::now())?;
     pool.restore(&books.remembered()?);
+    let owners = Arc::new(Owners::new(parts.store.owners));
+    owners.restore(books.owners()?, clock::now());
     let (books, writing) = books.write(Arc::clone(&pool), parts.store)?;
 
     let upstream =
@@ -147,7 +149,7 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
         .unzip();
 
     let (drain, accepting, connections) = (Drain::default(), Tasks::new(), Tasks::new());
-    let proxy = Proxy::new(Arc::clone(&terms), Arc::clone(&pool), upstream, books, drain.cut.clone());
+    let proxy = Proxy::new(Arc::clone(&terms), Arc::clone(&pool), owners, upstream, books, drain.cut.clone());
     let front = Front::new(admin, proxy, draining.clone());
     let room = Room::new(parts.server.connections_max);
     let certificates = Certificates::new(parts.https, &addresses, clock::now())?;

@@ -107,6 +107,17 @@ pub struct KeySnapshot {
     pub is_near_limit: bool,
 }
 
+/// Whether a key may serve a request, apart from how it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// It may not: the request is bound to another account.
+    No,
+    /// It may.
+    Yes,
+    /// It may, also without credits, when no other can: what is asked for costs none.
+    EvenWithoutCredits,
+}
+
 /// A lease and the news that came with it.
 #[derive(Debug)]
 pub struct Reserved {
@@ -183,15 +194,47 @@ impl Pool {
         tried: &[usize],
         now: UnixMs,
     ) -> Result<Reserved, Unavailable> {
-        let candidates = roster.keys().iter().enumerate().map(|(position, key)| Candidate {
-            standing: key.standing(now),
-            is_tried: tried.contains(&position),
-        });
-        let position = select(roster.settings().strategy, candidates)?;
+        self.reserve_fit(roster, tried, |_| Fit::Yes, now)
+    }
+
+    /// The same, among the keys that are fit for the request. What stands in the way is told of these
+    /// alone.
+    ///
+    /// # Errors
+    ///
+    /// When none of them can serve.
+    pub fn reserve_fit(
+        &self,
+        roster: &Arc<Roster>,
+        tried: &[usize],
+        fit: impl Fn(&Key) -> Fit,
+        now: UnixMs,
+    ) -> Result<Reserved, Unavailable> {
+        // A key that may not serve this request is like one that is refused for good.
+        let barred = Standing::Resting { reason: ParkReason::Invalid, until: None };
+        let candidates = |spares_credits: bool| {
+            let fit = &fit;
+            roster.keys().iter().enumerate().map(move |(position, key)| Candidate {
+                standing: match (fit(key), key.standing(now)) {
+                    (Fit::No, _) => barred,
+                    (
+                        Fit::EvenWithoutCredits,
+                        Standing::Resting { reason: ParkReason::Exhausted | ParkReason::Billing, .. },
+                    ) if spares_credits => Standing::Usable,
+                    (Fit::Yes | Fit::EvenWithoutCredits, standing) => standing,
+                },
+                is_tried: tried.contains(&position),
+            })
+        };
+        let strategy = roster.settings().strategy;
+        let position = select(strategy, candidates(false))
+            .or_else(|why| select(strategy, candidates(true)).map_err(|_| why))?;
         let key = &roster.keys()[position];
         let mut news = news_of(roster, key, now).into_iter().collect::<Vec<_>>();
         // A key that only stands in for this one request is not the one in use.
-        let stands_in = tried.iter().any(|&tried| roster.keys()[tried].standing(now) == Standing::Usable);
+        let stands_in = tried.iter().any(|&tried| roster.keys()[tried].standing(now) == Standing::Usable)
+            || key.standing(now) != Standing::Usable
+            || roster.keys().iter().any(|key| fit(key) == Fit::No);
         if !stands_in {
             let address = Arc::as_ptr(key).addr();
             let before = self.in_use.swap(address, Ordering::AcqRel);

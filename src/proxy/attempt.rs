@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::Proxy;
 use super::answer::Answer;
+use super::bond::Teaching;
 use super::books::{AttemptRecord, CreditSource, Place};
 use super::journal::RequestLog;
 use super::journey::Journey;
@@ -33,7 +34,7 @@ use crate::upstream::SendError;
 #[derive(Debug)]
 pub(super) struct Case {
     request_id: Arc<str>,
-    client: ClientName,
+    pub(super) client: ClientName,
     method: Arc<str>,
     route: Arc<str>,
     metering: Metering,
@@ -76,6 +77,7 @@ pub(super) struct Attempt {
     metering: Metering,
     record: AttemptRecord,
     cut: CancellationToken,
+    teaching: Option<Teaching>,
 }
 
 impl Attempt {
@@ -119,7 +121,18 @@ impl Attempt {
             metering: case.metering,
             record,
             cut: proxy.cut.clone(),
+            teaching: None,
         }
+    }
+
+    /// The body of its answer will teach that.
+    pub(super) fn teaches(&mut self, teaching: Option<Teaching>) {
+        self.teaching = teaching;
+    }
+
+    /// What hears the body of its answer.
+    pub(super) fn listener(&mut self) -> Option<Teaching> {
+        self.teaching.take()
     }
 
     /// The key it asks with.

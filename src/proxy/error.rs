@@ -8,6 +8,8 @@ use serde_json::json;
 
 use super::books::NoPlace;
 use super::seats::NoSeat;
+use crate::policy::affinity::Kind;
+use crate::policy::affinity::claim::TwoOwners;
 use crate::policy::client::Unidentified;
 use crate::policy::origin::Stranger;
 use crate::policy::replay::Progress;
@@ -45,6 +47,17 @@ pub enum ProxyError {
     /// No key can serve.
     #[error("{0}")]
     Unavailable(#[from] Unavailable),
+    /// What it names belongs to two accounts.
+    #[error("{0}")]
+    TwoOwners(#[from] TwoOwners),
+    /// No key of the account that must serve it can.
+    #[error("of the owner of the {}: {unavailable}", .kind.word())]
+    OwnerUnavailable {
+        /// What is owned.
+        kind: Kind,
+        /// What stands in the way.
+        unavailable: Unavailable,
+    },
     /// The books take nothing more.
     #[error("{0}")]
     BooksFull(#[from] NoPlace),
@@ -168,6 +181,25 @@ impl ProxyError {
                 "The path or query of the request is malformed.",
             ),
             Self::Unavailable(unavailable) => unavailable_told(*unavailable, now),
+            // Not 409, which the provider's Python library would send three times over.
+            Self::TwoOwners(TwoOwners(one, other)) => told(
+                StatusCode::BAD_REQUEST,
+                "conflict",
+                "two_owners",
+                &if one == other {
+                    format!(
+                        "The request names two things of the kind `{}` that belong to different ElevenLabs accounts, and no API key can reach both. Send a request for each.",
+                        one.word()
+                    )
+                } else {
+                    format!(
+                        "The request names a {} and a {} that belong to different ElevenLabs accounts, and no API key can reach both. Leave one out, or make both in one account.",
+                        one.word(),
+                        other.word()
+                    )
+                },
+            ),
+            Self::OwnerUnavailable { kind, unavailable } => owner_told(*kind, *unavailable, now),
             Self::BooksFull(_) => Told {
                 retry_after_s: Some(1),
                 ..told(
@@ -198,6 +230,29 @@ impl ProxyError {
             Self::Upstream(error) => upstream_told(error),
         }
     }
+}
+
+/// The same as for the whole pool, for the one account that has what is named.
+fn owner_told(kind: Kind, unavailable: Unavailable, now: UnixMs) -> Told {
+    let told = unavailable_told(unavailable, now);
+    let account = format!("The ElevenLabs account that this {} belongs to", kind.word());
+    let (code, message) = match unavailable {
+        Unavailable::Exhausted { resets_at } => {
+            let reset =
+                resets_at.map(|at| format!(" Next reset: {}.", at.rfc3339_seconds())).unwrap_or_default();
+            ("owner_exhausted", format!("{account} is out of credits, and no other account has it.{reset}"))
+        }
+        Unavailable::Cooling { .. } => {
+            let seconds = told.retry_after_s.unwrap_or(1);
+            let message =
+                format!("{account} is rate limited, and no other account has it. Try again in {seconds} s.");
+            ("owner_rate_limited", message)
+        }
+        Unavailable::Invalid | Unavailable::Tried => {
+            ("owner_invalid", format!("{account} refuses every API key that Keychoir holds for it."))
+        }
+    };
+    Told { code, message, ..told }
 }
 
 fn unavailable_told(unavailable: Unavailable, now: UnixMs) -> Told {
@@ -360,6 +415,7 @@ mod tests {
             (ProxyError::Upgrade, 501, "websockets_not_supported"),
             (ProxyError::BooksFull(NoPlace), 503, "books_full"),
             (ProxyError::Draining, 503, "draining"),
+            (TwoOwners(Kind::Voice, Kind::Dictionary).into(), 400, "two_owners"),
             (ProxyError::Unavailable(Unavailable::Invalid), 401, "all_keys_invalid"),
             (upstream(Progress::Unsent, SendErrorKind::ConnectTimeout(span)), 504, "upstream_timeout"),
             (upstream(Progress::Unanswered, SendErrorKind::AnswerTimeout(span)), 504, "upstream_timeout"),

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use hyper::body::Incoming;
 
+use super::bond::Bond;
+use super::error::ProxyError;
 use super::{Limits, Proxy};
 use crate::body::replay::Replay;
 use crate::clock;
 use crate::policy::classify::{Concern, Verdict};
 use crate::policy::replay::{Effect, Facts, Progress};
 use crate::policy::select::Unavailable;
-use crate::pool::{Key, Lease, Roster};
+use crate::pool::{Fit, Key, Lease, Roster};
 use crate::telemetry::announce;
 
 /// A request under way.
@@ -20,6 +22,8 @@ use crate::telemetry::announce;
 pub(super) struct Journey {
     roster: Arc<Roster>,
     effect: Effect,
+    /// What binds it to an account.
+    bond: Bond,
     attempts: u32,
     blameless_replays: u32,
     /// Positions of keys that were refused for this request.
@@ -31,15 +35,34 @@ pub(super) struct Journey {
 impl<C> Proxy<C> {
     /// Reserves a key that this request has not tried, and tells the news that come with it.
     pub(super) fn reserve(&self, journey: &Journey) -> Result<Lease, Unavailable> {
-        let reserved = self.pool.reserve(&journey.roster, &journey.tried, clock::now())?;
+        let reserve = |fit: &dyn Fn(&Key) -> Fit| {
+            self.pool.reserve_fit(&journey.roster, &journey.tried, fit, clock::now())
+        };
+        let at_home = journey.bond.home().map(|home| {
+            reserve(&|key: &Key| {
+                if key.workspace().identity() == home { journey.fit(key) } else { Fit::No }
+            })
+        });
+        let reserved = match at_home {
+            Some(Ok(reserved)) => reserved,
+            Some(Err(_)) | None => reserve(&|key: &Key| journey.fit(key))?,
+        };
         announce(&reserved.news);
         Ok(reserved.lease)
     }
 }
 
 impl Journey {
-    pub(super) fn begin(roster: Arc<Roster>, effect: Effect) -> Self {
-        Self { roster, effect, attempts: 0, blameless_replays: 0, tried: Vec::new(), unclear: Vec::new() }
+    pub(super) fn begin(roster: Arc<Roster>, effect: Effect, bond: Bond) -> Self {
+        Self {
+            roster,
+            effect,
+            bond,
+            attempts: 0,
+            blameless_replays: 0,
+            tried: Vec::new(),
+            unclear: Vec::new(),
+        }
     }
 
     /// Counts an attempt; returns its number, from 1.
@@ -50,6 +73,24 @@ impl Journey {
 
     pub(super) fn roster(&self) -> &Arc<Roster> {
         &self.roster
+    }
+
+    /// Whether `key` may serve it, apart from how it stands.
+    pub(super) fn fit(&self, key: &Key) -> Fit {
+        self.bond.fit(key)
+    }
+
+    /// Why it is not served, when no key can: of its owner, if it has one.
+    pub(super) fn refusal(&self, unavailable: Unavailable) -> ProxyError {
+        match self.bond.owned() {
+            Some(kind) => ProxyError::OwnerUnavailable { kind, unavailable },
+            None => ProxyError::Unavailable(unavailable),
+        }
+    }
+
+    /// It is over: what binds it learns from its answer.
+    pub(super) fn end(self) -> Bond {
+        self.bond
     }
 
     /// The facts after an attempt with `key` got so far.
@@ -65,8 +106,11 @@ impl Journey {
         {
             self.unclear.push((verdict, Arc::clone(key)));
         }
+        let is_missing = progress == Progress::Answered(Verdict::NotFound);
+        let may_be_elsewhere = is_missing && self.bond.is_not_with(key, &self.roster);
         Facts {
             progress,
+            may_be_elsewhere,
             effect: self.effect,
             body: body.holding(),
             // A long upload is not waiting: the span begins when the last of it has come.

@@ -5,8 +5,10 @@ mod exchange;
 
 mod answer;
 mod attempt;
+mod bond;
 mod head;
 mod hints;
+mod homes;
 mod journey;
 mod relay;
 mod retries;
@@ -26,12 +28,13 @@ use tokio_util::sync::CancellationToken;
 use crate::body::room::Room;
 use crate::policy::client::Clients;
 use crate::policy::origin::Doors;
-use crate::pool::Pool;
+use crate::pool::{Owners, Pool};
 use crate::upstream::{Direct, Upstream};
 
 pub use books::{AttemptRecord, Books, CreditSource, Depth, Entry, Ownership};
 pub use error::ProxyError;
 use hints::Hints;
+use homes::Homes;
 pub use relay::ResponseBody;
 use retries::Retries;
 pub use seats::NoSeat;
@@ -81,6 +84,8 @@ pub struct Proxy<C = Direct> {
     terms: SharedTerms,
     pool: Arc<Pool>,
     upstream: Upstream<Incoming, C>,
+    owners: Arc<Owners>,
+    homes: Homes,
     books: Books,
     retries: Retries,
     hints: Hints,
@@ -94,6 +99,7 @@ impl<C> Proxy<C> {
     pub fn new(
         terms: SharedTerms,
         pool: Arc<Pool>,
+        owners: Arc<Owners>,
         upstream: Upstream<Incoming, C>,
         books: Books,
         cut: CancellationToken,
@@ -102,6 +108,8 @@ impl<C> Proxy<C> {
             terms,
             pool,
             upstream,
+            owners,
+            homes: Homes::default(),
             books,
             retries: Retries::new(),
             hints: Hints::default(),

@@ -118,6 +118,14 @@ pub fn gives(method: &Method, route: &str) -> Gives {
     if makes && has(|row| row.made) { Gives::Made } else { Gives::Nothing }
 }
 
+/// Whether a route makes speech with voices. A voice that is not there is refused whole: nothing is
+/// made or charged.
+#[must_use]
+pub fn is_speech(route: &str) -> bool {
+    const ROOTS: [&str; 4] = ["speech-to-speech", "text-to-dialogue", "text-to-speech", "voice-changer"];
+    ROOTS.contains(&without_version_of(route).split('/').next().unwrap_or_default())
+}
+
 /// The identifiers that the JSON body of an answer gives, with the cursors of a list. What every
 /// account has, such as premade voices, is not among them.
 #[must_use]
@@ -186,16 +194,16 @@ fn match_path(pattern: &str, segments: &[&str]) -> Vec<Named> {
     let mut segments = segments.iter();
     for part in pattern.split('/') {
         let Some(segment) = segments.next() else { return Vec::new() };
-        let word = segment.to_lowercase();
+        let is_word = || is_literal(&segment.to_lowercase());
         match part.strip_prefix('{').and_then(|part| part.strip_suffix('}')) {
-            Some(_) if is_literal(&word) => return Vec::new(),
-            Some(kind) => found.extend(Kind::of_word(kind).map(|kind| Named::new(kind, segment))),
-            None if part == "*" && !is_literal(&word) => {}
-            None if part == word => {}
+            Some(_) if is_word() => return Vec::new(),
+            Some(kind) => found.extend(Kind::of_word(kind).map(|kind| (kind, *segment))),
+            None if part == "*" && !is_word() => {}
+            None if part.eq_ignore_ascii_case(segment) => {}
             None => return Vec::new(),
         }
     }
-    found
+    found.into_iter().map(|(kind, identifier)| Named::new(kind, identifier)).collect()
 }
 
 #[cfg(test)]
