@@ -182,23 +182,9 @@ impl ProxyError {
             ),
             Self::Unavailable(unavailable) => unavailable_told(*unavailable, now),
             // Not 409, which the provider's Python library would send three times over.
-            Self::TwoOwners(TwoOwners(one, other)) => told(
-                StatusCode::BAD_REQUEST,
-                "conflict",
-                "two_owners",
-                &if one == other {
-                    format!(
-                        "The request names two things of the kind `{}` that belong to different ElevenLabs accounts, and no API key can reach both. Send a request for each.",
-                        one.word()
-                    )
-                } else {
-                    format!(
-                        "The request names a {} and a {} that belong to different ElevenLabs accounts, and no API key can reach both. Leave one out, or make both in one account.",
-                        one.word(),
-                        other.word()
-                    )
-                },
-            ),
+            Self::TwoOwners(two) => {
+                told(StatusCode::BAD_REQUEST, "conflict", "two_owners", &two_owners_message(*two))
+            }
             Self::OwnerUnavailable { kind, unavailable } => owner_told(*kind, *unavailable, now),
             Self::BooksFull(_) => Told {
                 retry_after_s: Some(1),
@@ -230,6 +216,22 @@ impl ProxyError {
             Self::Upstream(error) => upstream_told(error),
         }
     }
+}
+
+fn two_owners_message(TwoOwners(one, other): TwoOwners) -> String {
+    let with_article = |kind: Kind| {
+        let article = if kind.word().starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+        format!("{article} {}", kind.word())
+    };
+    let what = if one == other {
+        format!("{} and another", with_article(one))
+    } else {
+        format!("{} and {}", with_article(one), with_article(other))
+    };
+    format!(
+        "The request names {what} that belong to different ElevenLabs accounts, and no API key can use both. \
+         Leave one out, or make both in one account."
+    )
 }
 
 /// The same as for the whole pool, for the one account that has what is named.
