@@ -276,6 +276,19 @@ async fn a_list_teaches_what_is_ones_own_and_not_what_everyone_has() {
 }
 
 #[tokio::test]
+async fn what_its_owner_no_longer_has_may_be_elsewhere_the_next_time() {
+    let house = house(three()).await;
+    assert_eq!(house.post(&speech("voice-of-1"), &text()).await.status(), 200);
+    let removed = house.client.delete(format!("{}/v1/voices/voice-of-1", house.simulator.base_url()));
+    assert_eq!(removed.header("xi-api-key", TWO).send().await.unwrap().status(), 200);
+    for hits in [[1, 3, 0], [2, 4, 1]] {
+        assert_eq!(house.post(&speech("voice-of-1"), &text()).await.status(), 404);
+        assert_eq!(house.hits(&KEYS), hits);
+    }
+    house.close().await;
+}
+
+#[tokio::test]
 async fn it_is_known_after_a_restart_and_to_keys_that_are_added_later() {
     let first = house_with(three(), |config| config.keys.truncate(2)).await;
     assert_eq!(first.post(&speech("voice-of-1"), &text()).await.status(), 200);

@@ -1,7 +1,7 @@
 //! Which identifiers a request names and an answer gives. They belong to one account: a request that
 //! names one can be served by the keys of that account only.
 //!
-//! What an identifier is of and where it stands is in [`table`]; which account it belongs to is
+//! What an identifier is of and where it stands is in `table`; which account it belongs to is
 //! learned elsewhere. Identifiers leave this module as hashes.
 
 mod fields;
