@@ -122,7 +122,12 @@ async fn check_relayed(fault: &str, status: u16, hits: [usize; 3]) {
 async fn the_clients_own_mistake_never_walks_the_pool() {
     check_relayed("unprocessable", 422, [1, 0, 0]).await;
     check_relayed("text_too_long", 400, [1, 0, 0]).await;
-    check_relayed("voice_not_found", 404, [1, 0, 0]).await;
+    check_relayed("model_not_found", 400, [1, 0, 0]).await;
+}
+
+#[tokio::test]
+async fn what_is_not_found_is_looked_for_once_in_every_account() {
+    check_relayed("voice_not_found", 404, [1, 1, 1]).await;
 }
 
 #[tokio::test]

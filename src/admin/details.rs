@@ -46,7 +46,7 @@ impl KeyDetails {
             KeyDetail {
                 short_key: seen.key.api_key().short().to_string(),
                 name: seen.key.name().map(str::to_owned),
-                workspace: workspace.identity().name().map(str::to_owned),
+                workspace: workspace.belonging().name().map(str::to_owned),
                 plan: workspace.tier().map(|tier| tier.to_string()),
                 drift: workspace.drift(),
                 in_flight: seen.key.in_flight(),

@@ -21,8 +21,8 @@ use crate::admin::{Admin, Draining};
 use crate::clock;
 use crate::mirror;
 use crate::policy::client::Clients;
-use crate::pool::{KeySnapshot, Pool, Reloaded};
-use crate::proxy::{Limits, Proxy, SharedTerms, Terms};
+use crate::pool::{KeySnapshot, Owners, Pool, Reloaded};
+use crate::proxy::{Limits, Proxy, Shared, SharedTerms, Terms};
 use crate::server::{self, Drain, Room};
 use crate::store::{self, OpenError, Store};
 use crate::tasks::{AbortOnDrop, Tasks};
@@ -133,6 +133,8 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
     let pool = Arc::new(Pool::new(parts.keys, parts.pool));
     let books = Store::open(&parts.books, clock::now())?;
     pool.restore(&books.remembered()?, clock::now());
+    let owners = Arc::new(Owners::new(parts.store.owners));
+    owners.restore(books.owners()?, clock::now());
     let (books, mut writing) = books.write(Arc::clone(&pool), parts.store)?;
     let mirroring = Mirroring::start(parts.mirror, &mut writing)?;
 
@@ -168,7 +170,8 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
         .unzip();
 
     let (drain, accepting, connections) = (Drain::default(), Tasks::new(), Tasks::new());
-    let proxy = Proxy::new(Arc::clone(&terms), Arc::clone(&pool), upstream, books, meters, drain.cut.clone());
+    let shared = Shared { terms: Arc::clone(&terms), pool: Arc::clone(&pool), owners, books, meters };
+    let proxy = Proxy::new(shared, upstream, drain.cut.clone());
     let front = Front::new(admin, proxy, draining.clone());
     let certificates = Certificates::new(parts.https, &addresses, clock::now())?;
     let renewing = Tasks::new().spawn_guarded(certificates.clone().keep_fresh());

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::https::Https;
 use crate::body::room::{Bounds, Room};
 use crate::config::{BaseUrl, Config, KeyConfig, TlsChoice};
+use crate::policy::affinity::Keeping;
 use crate::policy::authority::Authority;
 use crate::policy::client::{ClientName, Clients};
 use crate::policy::origin::Doors;
@@ -57,7 +58,18 @@ impl Parts {
         let https = https_of(&config);
         let mirror = mirror_of(&config);
         let Config {
-            server, upstream, pool, replay, watch, storage, supabase, access, keys, clients, ..
+            server,
+            upstream,
+            pool,
+            replay,
+            watch,
+            storage,
+            supabase,
+            ownership,
+            access,
+            keys,
+            clients,
+            ..
         } = config;
         let clients = clients.into_iter().map(|client| (ClientName::new(&client.name), client.token));
         let keys = keys.into_iter().map(|key| {
@@ -104,6 +116,7 @@ impl Parts {
                 error_body_max: replay.error_body_max,
                 foresee_max: pool.foresee_max,
                 denies_dangerous: access.denies_dangerous,
+                owned_bytes_max: ownership.answer_bytes_max,
                 room: Room::new(&Bounds {
                     memory_bytes_max: replay.memory_bytes_max as u64,
                     memory_total_bytes_max: replay.memory_total_bytes_max as u64,
@@ -135,6 +148,7 @@ impl Parts {
                     (Some(_), false) => store::Mirrored::Keys,
                     (Some(_), true) => store::Mirrored::KeysAndEvents,
                 },
+                owners: Keeping::of_days(ownership.identifiers_max, ownership.kept_days),
             },
             mirror,
         })

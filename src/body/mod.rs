@@ -1,12 +1,13 @@
 //! Adapters around message bodies: [`replay`] holds what a client sends so that it can be sent
-//! again, [`peek`] reads the start of an error body, [`relay`] carries an answer on and settles
-//! when it ends.
+//! again, [`peek`] reads the start of an error body, [`tap`] has a look at an answer that passes,
+//! [`relay`] carries an answer on and settles when it ends.
 
 pub mod decode;
 pub mod peek;
 pub mod relay;
 pub mod replay;
 pub mod room;
+pub mod tap;
 
 mod held;
 mod spool;

@@ -46,8 +46,8 @@ pub use listen::{Listen, Listens, UnixMode};
 pub use problem::{Origin, Problem, Problems, Warning, WrongValue};
 pub use reload::Files;
 pub use sections::{
-    AccessConfig, LogConfig, PoolConfig, ReplayConfig, ServerConfig, StorageConfig, UpstreamConfig,
-    WatchConfig,
+    AccessConfig, LogConfig, OwnershipConfig, PoolConfig, ReplayConfig, ServerConfig, StorageConfig,
+    UpstreamConfig, WatchConfig,
 };
 pub use supabase::{SupabaseConfig, SupabaseUrl};
 pub use tls::{TlsChoice, TlsConfig};
@@ -127,6 +127,8 @@ pub struct Config {
     pub storage: StorageConfig,
     /// The mirror.
     pub supabase: SupabaseConfig,
+    /// What is remembered of whose identifiers are.
+    pub ownership: OwnershipConfig,
     /// The log.
     pub log: LogConfig,
     /// What clients may ask for.

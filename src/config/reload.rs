@@ -71,6 +71,7 @@ const RELOADED: &[&str] = &[
     "replay.deadline_ms",
     "replay.error_body_bytes_max",
     "replay.error_body_ms_max",
+    "ownership.answer_bytes_max",
     "watch.interval_ms",
     "watch.timeout_ms",
     "watch.quota_lag_ms",

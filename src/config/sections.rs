@@ -249,6 +249,23 @@ impl Default for StorageConfig {
     }
 }
 
+/// What is remembered of whose identifiers are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnershipConfig {
+    /// Identifiers that are remembered.
+    pub identifiers_max: usize,
+    /// Days after its last use that one is; 0 for ever.
+    pub kept_days: usize,
+    /// Bytes of an answer that are looked at for identifiers; 0 looks at none.
+    pub answer_bytes_max: usize,
+}
+
+impl Default for OwnershipConfig {
+    fn default() -> Self {
+        Self { identifiers_max: 200_000, kept_days: 400, answer_bytes_max: 1024 * 1024 }
+    }
+}
+
 /// What is written for operators.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogConfig {

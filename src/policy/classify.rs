@@ -162,8 +162,9 @@ impl Verdict {
 /// Whether the body of an answer with this status must be read before it can be judged.
 #[must_use]
 pub fn is_body_needed(status: StatusCode) -> bool {
-    // 400 is among them: a key has been called invalid, and a model missing, with a 400.
-    matches!(status.as_u16(), 400 | 401 | 402 | 403 | 429)
+    // 400 is among them: a key has been called invalid, and a model missing, with a 400. And 404: a model
+    // that is missing is missing for every account.
+    matches!(status.as_u16(), 400 | 401 | 402 | 403 | 404 | 429)
 }
 
 /// Judges an answer. `body` is what its body says; `None` when it was not needed, or when there is
@@ -226,6 +227,9 @@ fn by_words(status: StatusCode, body: &ErrorBody, retry_after: Option<Duration>)
     }
     if body.says("invalid_api_key") || body.message_starts("invalid api key") {
         return Some(Verdict::InvalidKey);
+    }
+    if body.says("model_not_found") {
+        return Some(Verdict::RequestError);
     }
     if body.says("not_found") || body.any_word(|word| word.ends_with("_not_found")) {
         return Some(Verdict::NotFound);

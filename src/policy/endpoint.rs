@@ -12,7 +12,7 @@ use super::headers::decode;
 use super::mend::is_version;
 use super::permission::Permission;
 use super::replay::Effect;
-use words::is_literal;
+pub(super) use words::is_literal;
 
 /// What is known of a request by its method and path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,7 +93,7 @@ pub enum Access {
 /// are seen through, because the upstream may see through them as well.
 #[must_use]
 pub fn lookup(method: &Method, path: &str) -> Endpoint {
-    let segments = segments(path);
+    let segments: Vec<String> = segments(path).iter().map(|segment| segment.to_lowercase()).collect();
     let names: Vec<&str> = segments.iter().map(String::as_str).collect();
     // The version says nothing of what a path does.
     let rest = match names.as_slice() {
@@ -161,10 +161,10 @@ fn route(names: &[&str]) -> String {
     if route.is_empty() { "/".to_owned() } else { route }
 }
 
-/// The segments that a lenient server would see: decoded (twice, for doubled escapes), lower
-/// case, without empty and dot segments.
-fn segments(path: &str) -> Vec<String> {
-    let decoded = decode(&decode(path)).to_lowercase();
+/// The segments that a lenient server would see: decoded (twice, for doubled escapes), without
+/// empty and dot segments.
+pub(super) fn segments(path: &str) -> Vec<String> {
+    let decoded = decode(&decode(path));
     let mut segments: Vec<String> = Vec::new();
     for segment in
         decoded.split(['/', '\\']).map(|segment| segment.split(';').next().unwrap_or_default().trim())

@@ -9,6 +9,7 @@ pub mod headers;
 pub mod mend;
 pub mod origin;
 
+pub mod affinity;
 pub mod asked;
 pub mod budget;
 pub mod cost;

@@ -40,6 +40,8 @@ pub enum Held {
 pub struct Facts {
     /// How far this attempt got.
     pub progress: Progress,
+    /// Whether what was not found here may be in another account that was not asked yet.
+    pub may_be_elsewhere: bool,
     /// What the method does.
     pub effect: Effect,
     /// Whether the body can be sent again.
@@ -94,6 +96,8 @@ pub fn decide(facts: &Facts) -> Decision {
         Progress::Unanswered => {
             again_if(once_more && facts.effect == Effect::None, Duration::ZERO, Decision::Fail)
         }
+        // A not-found did nothing and cost nothing; each account is asked once.
+        Progress::Answered(Verdict::NotFound) => next_key_if(may_send && facts.may_be_elsewhere),
         Progress::Answered(verdict) => match verdict.concern() {
             Concern::Nothing | Concern::Request => Decision::Relay,
             Concern::Key => next_key_if(may_send),
@@ -146,6 +150,7 @@ mod tests {
 
     const FRESH: Facts = Facts {
         progress: Progress::Unsent,
+        may_be_elsewhere: false,
         effect: Effect::Some,
         body: Held::Whole,
         is_late: false,
@@ -239,6 +244,16 @@ mod tests {
             check(answered(verdict), Decision::Relay);
             check(Facts { effect: Effect::None, ..answered(verdict) }, Decision::Relay);
         }
+    }
+
+    #[test]
+    fn what_is_not_here_may_be_elsewhere() {
+        let missing = Facts { may_be_elsewhere: true, ..answered(Verdict::NotFound) };
+        check(missing, Decision::NextKey);
+        check(Facts { blameless_replays: 9, ambiguous_workspaces: 9, ..missing }, Decision::NextKey);
+        check(Facts { body: Held::Lost, ..missing }, Decision::Relay);
+        check(Facts { attempts: 16, ..missing }, Decision::Relay);
+        check(Facts { may_be_elsewhere: true, ..answered(Verdict::RequestError) }, Decision::Relay);
     }
 
     #[test]

@@ -7,18 +7,47 @@ use super::line::Ask;
 use super::sync::Ordering;
 use crate::policy::budget::{Extension, Quota};
 use crate::policy::select::{Candidate, Means, Room};
-use crate::policy::standing::{Park, ParkReason};
+use crate::policy::standing::{Park, ParkReason, Standing};
 use crate::policy::strategy::Traits;
 use crate::policy::units::UnixMs;
 
+/// How far a choice goes to find a key for one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Round {
+    /// Among those that are asked first.
+    Home,
+    /// Among all.
+    Everywhere,
+    /// Also among those without credits.
+    WithoutCredits,
+}
+
 /// How `key`, at that position, looks for what is asked at `now`. `turn` is the turn of the key that
 /// was chosen last.
-pub(super) fn candidate(key: &Arc<Key>, position: usize, ask: &Ask, turn: u64, now: UnixMs) -> Candidate {
+pub(super) fn candidate(
+    key: &Arc<Key>,
+    position: usize,
+    ask: &Ask,
+    round: Round,
+    turn: u64,
+    now: UnixMs,
+) -> Candidate {
     let workspace = key.workspace();
     let quota = workspace.quota(now);
     let lacks = ask.permission.is_some_and(|permission| key.lacks().has(permission, now));
+    let is_barred = ask.barred.contains(&position) || (round == Round::Home && !ask.home.contains(&position));
+    let standing = match key.standing_with(&quota, now) {
+        // One that is not for this request is like one that is refused for good.
+        _ if is_barred => Standing::Resting { reason: ParkReason::Invalid, until: None },
+        Standing::Resting { reason: ParkReason::Exhausted | ParkReason::Billing, .. }
+            if round == Round::WithoutCredits =>
+        {
+            Standing::Usable
+        }
+        standing @ (Standing::Usable | Standing::Resting { .. }) => standing,
+    };
     Candidate {
-        standing: key.standing_with(&quota, now),
+        standing,
         is_eligible: !lacks && !ask.excluded.contains(&position),
         means: means(key, ask.estimate, now),
         room: ask.lane.map_or(Room::Free, |lane| workspace.room(lane).look(now)),

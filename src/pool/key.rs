@@ -3,8 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::belonging::Belonging;
 use super::cells::{Announced, LacksCell, ParkCell, ToldCell};
-use super::identity::Identity;
 use super::roster::KeyEntry;
 use super::sync::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use super::workspace::Workspace;
@@ -61,12 +61,12 @@ impl Key {
     }
 
     /// Whether it is what `entry` asks for.
-    pub(super) fn is(&self, entry: &KeyEntry, identity: &Identity) -> bool {
+    pub(super) fn is(&self, entry: &KeyEntry, belonging: &Belonging) -> bool {
         self.name == entry.name
             && self.authority == entry.authority
             && self.weight == entry.weight.max(1)
             && self.kept_credits == entry.kept_credits
-            && **self.workspace.identity() == *identity
+            && **self.workspace.belonging() == *belonging
     }
 
     /// Its place in the pool, from 0; the last one when it is in the pool no more.

@@ -30,8 +30,14 @@ pub struct Ask {
     pub lane: Option<Lane>,
     /// What the key must be allowed to do, where that is known.
     pub permission: Option<Permission>,
-    /// Positions in the roster that it does not use: they were tried, or are not for it.
+    /// Positions in the roster that it does not use: they were tried.
     pub excluded: Vec<usize>,
+    /// Positions of keys that are not for it at all: what stands in their way is not its matter.
+    pub barred: Vec<usize>,
+    /// Positions of keys that are asked first, whatever the strategy; empty for none.
+    pub home: Vec<usize>,
+    /// Whether a key without credits will do when no other can: what is asked for costs none.
+    pub spares_credits: bool,
 }
 
 /// What somebody who waited is given.
@@ -180,6 +186,9 @@ impl Ask {
         self.lane == less.lane
             && self.permission == less.permission
             && self.excluded == less.excluded
+            && self.barred == less.barred
+            && self.home == less.home
+            && self.spares_credits == less.spares_credits
             && self.estimate.is_some() == less.estimate.is_some()
             && self.estimate >= less.estimate
     }

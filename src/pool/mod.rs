@@ -5,12 +5,13 @@
 //! choosing reads atomics, reserving is a compare-and-swap, and a [`Lease`] gives back what it holds
 //! when it is dropped.
 
+mod belonging;
 mod candidate;
 mod cells;
-mod identity;
 mod key;
 mod lease;
 mod line;
+mod owners;
 mod reserve;
 mod roster;
 mod sync;
@@ -32,11 +33,12 @@ use crate::policy::units::UnixMs;
 use crate::secret::Fingerprint;
 use sync::{AtomicU64, AtomicUsize};
 
-pub use identity::Identity;
+pub use belonging::Belonging;
 pub use key::Key;
 pub use lease::Lease;
 pub use line::Ask;
 use line::Line;
+pub use owners::{Found, Identity, Lesson, Owners};
 pub use reserve::Reserved;
 pub use roster::{KeyEntry, Roster};
 pub use workspace::Workspace;
@@ -134,6 +136,17 @@ pub struct KeySnapshot {
     pub is_near_limit: bool,
     /// What will become of it at this rate.
     pub forecast: Forecast,
+}
+
+/// Whether a key may serve a request, apart from how it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// It may not: the request is bound to another account.
+    No,
+    /// It may.
+    Yes,
+    /// It may, also without credits, when no other can: what is asked for costs none.
+    EvenWithoutCredits,
 }
 
 /// What a reload has made of the keys.

@@ -186,6 +186,9 @@ fn ask() -> Ask {
         lane: Some(Lane::SPEECH),
         permission: None,
         excluded: Vec::new(),
+        barred: Vec::new(),
+        home: Vec::new(),
+        spares_credits: false,
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::candidate::candidate;
+use super::candidate::{Round, candidate};
 use super::key::Key;
 use super::lease::Lease;
 use super::line::{Ask, Given};
@@ -94,53 +94,49 @@ impl Pool {
 
     /// Reserves a key, or says why not, without waiting.
     pub(super) fn try_reserve(self: &Arc<Self>, roster: &Arc<Roster>, ask: &Ask, now: UnixMs) -> Given {
+        if !ask.home.is_empty()
+            && let Ok(reserved) = self.try_round(roster, ask, Round::Home, now)
+        {
+            return Ok(reserved);
+        }
+        let given = self.try_round(roster, ask, Round::Everywhere, now);
+        match given {
+            Err(why) if ask.spares_credits => {
+                self.try_round(roster, ask, Round::WithoutCredits, now).map_err(|_| why)
+            }
+            given => given,
+        }
+    }
+
+    fn try_round(self: &Arc<Self>, roster: &Arc<Roster>, ask: &Ask, round: Round, now: UnixMs) -> Given {
         let strategy = roster.settings().strategy;
         let turn = self.turn.load(Ordering::Acquire);
         for _ in 0..RACES_MAX {
             let too_poor = Cell::new(false);
             let candidates = roster.keys().iter().enumerate().map(|(position, key)| {
-                let seen = candidate(key, position, ask, turn, now);
+                let seen = candidate(key, position, ask, round, turn, now);
                 too_poor.set(too_poor.get() || is_passed_over(&seen));
                 seen
             });
-            let choice = select(strategy, candidates);
-            let choice = choice?;
+            let choice = select(strategy, candidates)?;
             let (position, stretches) = (choice.position(), matches!(choice, Choice::Stretch(_)));
             let key = &roster.keys()[position];
-            if let Some(lease) = Lease::take(self, key, ask, stretches, now) {
-                if strategy.takes_turns() {
-                    self.take_turn(key, turn);
-                }
-                let mut news = Vec::new();
-                if too_poor.get() {
-                    news = self.pass_over(roster, ask, position, now);
-                }
-                news.extend(news_of(roster, key, now));
-                news.extend(self.note_use(roster, key, position, now));
-                return Ok(Reserved { lease, news });
+            let Some(lease) = Lease::take(self, key, ask, stretches, now) else { continue };
+            if strategy.takes_turns() {
+                self.take_turn(key, turn);
             }
+            let mut news = Vec::new();
+            if too_poor.get() {
+                news = pass_over(roster, ask, position, now);
+            }
+            news.extend(news_of(roster, key, now));
+            // A request that is not free to choose says nothing of the pool.
+            if ask.barred.is_empty() && ask.home.is_empty() {
+                news.extend(self.note_use(roster, key, position, now));
+            }
+            return Ok(Reserved { lease, news });
         }
         Err(Unavailable::Full { until: Some(now.plus(BREATH)) })
-    }
-
-    /// Notes the workspaces that were passed over for the key at `chosen` because they are too poor.
-    fn pass_over(&self, roster: &Roster, ask: &Ask, chosen: usize, now: UnixMs) -> Vec<Transition> {
-        let credits = ask.estimate.unwrap_or(0);
-        let mut news = Vec::new();
-        for (position, key) in roster.keys().iter().enumerate().filter(|(at, _)| *at != chosen) {
-            let workspace = key.workspace();
-            let quota = workspace.quota(now);
-            // What others have reserved may come back: only what is spent counts.
-            let spendable = quota.spendable().map(|left| left.saturating_sub(key.kept_credits()));
-            let is_poor = spendable.is_some_and(|left| left < credits);
-            let is_usable = key.standing_with(&quota, now) == Standing::Usable;
-            if is_poor && is_usable && !ask.excluded.contains(&position) {
-                let cooldown = roster.settings().exhausted_cooldown;
-                workspace.fall_short(quota.resets_at.unwrap_or_else(|| now.plus(cooldown)));
-                news.extend(news_of_workspace(roster, workspace, now));
-            }
-        }
-        news
     }
 
     fn take_turn(&self, key: &Key, turn: u64) {
@@ -176,4 +172,24 @@ impl Pool {
 /// Whether a key would serve, if it could pay.
 fn is_passed_over(key: &Candidate) -> bool {
     key.is_eligible && key.standing == Standing::Usable && matches!(key.means, Means::Short { .. })
+}
+
+/// Notes the workspaces that were passed over for the key at `chosen` because they are too poor.
+fn pass_over(roster: &Roster, ask: &Ask, chosen: usize, now: UnixMs) -> Vec<Transition> {
+    let credits = ask.estimate.unwrap_or(0);
+    let mut news = Vec::new();
+    for (position, key) in roster.keys().iter().enumerate().filter(|(at, _)| *at != chosen) {
+        let workspace = key.workspace();
+        let quota = workspace.quota(now);
+        // What others have reserved may come back: only what is spent counts.
+        let spendable = quota.spendable().map(|left| left.saturating_sub(key.kept_credits()));
+        let is_poor = spendable.is_some_and(|left| left < credits);
+        let is_usable = key.standing_with(&quota, now) == Standing::Usable;
+        if is_poor && is_usable && !ask.excluded.contains(&position) && !ask.barred.contains(&position) {
+            let cooldown = roster.settings().exhausted_cooldown;
+            workspace.fall_short(quota.resets_at.unwrap_or_else(|| now.plus(cooldown)));
+            news.extend(news_of_workspace(roster, workspace, now));
+        }
+    }
+    news
 }

@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use super::Settings;
-use super::identity::{Identity, ToldIds};
+use super::belonging::{Belonging, ToldIds};
 use super::key::Key;
+use super::owners::Identity;
 use super::workspace::Workspace;
 use crate::policy::authority::Authority;
 use crate::policy::budget::Quota;
@@ -53,17 +54,17 @@ impl Roster {
 
     /// The roster of `entries`. What is known of this roster's keys and workspaces goes on.
     pub(super) fn following(&self, entries: Vec<KeyEntry>, settings: Settings, told: ToldIds) -> Self {
-        let identities: Vec<Identity> =
-            entries.iter().map(|entry| Identity::of(entry, &entries, &told)).collect();
+        let belongings: Vec<Belonging> =
+            entries.iter().map(|entry| Belonging::of(entry, &entries, &told)).collect();
         let mut keys: Vec<Arc<Key>> = Vec::with_capacity(entries.len());
-        for (position, (entry, identity)) in entries.iter().zip(&identities).enumerate() {
+        for (position, (entry, belonging)) in entries.iter().zip(&belongings).enumerate() {
             let before = self.keys.iter().find(|key| key.api_key().fingerprint() == entry.key.fingerprint());
-            if let Some(same) = before.filter(|key| key.is(entry, identity)) {
+            if let Some(same) = before.filter(|key| key.is(entry, belonging)) {
                 same.place(position);
                 keys.push(Arc::clone(same));
                 continue;
             }
-            let workspace = self.workspace_for(identity, before, &keys, &identities);
+            let workspace = self.workspace_for(entry, belonging, before, &keys, &belongings);
             let key = Key::new(position, entry.clone(), workspace);
             // Whatever it is called now, the provider said this of this key.
             if let Some(park) = before.and_then(|key| key.parked()) {
@@ -78,27 +79,31 @@ impl Roster {
     /// new name; or a new one.
     fn workspace_for(
         &self,
-        identity: &Identity,
+        entry: &KeyEntry,
+        belonging: &Belonging,
         before: Option<&Arc<Key>>,
         placed: &[Arc<Key>],
-        claims: &[Identity],
+        claims: &[Belonging],
     ) -> Arc<Workspace> {
         let mut known = placed.iter().chain(&self.keys).map(|key| key.workspace_arc());
-        if let Some(same) = known.find(|workspace| workspace.identity().is_same(identity)) {
+        if let Some(same) = known.find(|workspace| workspace.belonging().is_same(belonging)) {
             return Arc::clone(same);
         }
         // Another name in the configuration is another workspace; one for what had none is not.
         let is_free = |workspace: &&Arc<Workspace>| {
-            workspace.identity().may_become(identity)
+            workspace.belonging().may_become(belonging)
                 && !placed.iter().any(|key| Arc::ptr_eq(key.workspace_arc(), workspace))
-                && !claims.iter().any(|claim| workspace.identity().is_same(claim))
+                && !claims.iter().any(|claim| workspace.belonging().is_same(claim))
         };
         match before.map(|key| key.workspace_arc()).filter(is_free) {
             Some(own) => {
-                own.rename(identity.clone());
+                own.rename(belonging.clone());
                 Arc::clone(own)
             }
-            None => Arc::new(Workspace::new(identity.clone())),
+            None => {
+                let identity = Identity::of(entry.workspace.as_deref(), entry.key.fingerprint());
+                Arc::new(Workspace::new(belonging.clone(), identity))
+            }
         }
     }
 
@@ -113,6 +118,29 @@ impl Roster {
     #[must_use]
     pub fn position_of(&self, key: &Key) -> Option<usize> {
         self.keys.iter().position(|known| std::ptr::eq(&**known, key))
+    }
+
+    /// The identity that a workspace of this roster goes by now and that `owner` is another name of;
+    /// `None` when no key opens that workspace any more.
+    #[must_use]
+    pub fn identity_of(&self, owner: &Identity) -> Option<&Identity> {
+        let is_it = |key: &&Arc<Key>| {
+            let workspace = key.workspace();
+            // A workspace that was named later, or that turned out to be another key's as well, is still
+            // known by its key.
+            workspace.identity() == owner
+                || owner.is_of(key.api_key().fingerprint())
+                || workspace.belonging().name().is_some_and(|name| name == owner.word())
+        };
+        self.keys.iter().find(is_it).map(|key| key.workspace().identity())
+    }
+
+    /// Whether there is more than one workspace to choose from.
+    #[must_use]
+    pub fn has_choice(&self) -> bool {
+        let mut workspaces = self.keys.iter().map(|key| key.workspace());
+        let first = workspaces.next();
+        first.is_some_and(|first| workspaces.any(|other| !std::ptr::eq(first, other)))
     }
 
     /// Whether the use of such a quota has come near its limit.

@@ -47,6 +47,9 @@ fn speech(credits: u64, excluded: &[usize]) -> Ask {
         lane: Some(Lane::SPEECH),
         permission: Permission::parse("text_to_speech"),
         excluded: excluded.to_vec(),
+        barred: Vec::new(),
+        home: Vec::new(),
+        spares_credits: false,
     }
 }
 
@@ -496,7 +499,7 @@ fn keys_of_one_workspace_are_found_to_share_it() {
     assert!(std::ptr::eq(keys[0].workspace(), keys[1].workspace()));
     assert!(!std::ptr::eq(keys[0].workspace(), keys[2].workspace()));
     assert_eq!(keys[0].workspace().quota(NOW).count, 10);
-    assert_eq!(keys[0].workspace().identity().to_string(), "id:ws_1");
+    assert_eq!(keys[1].workspace().identity(), keys[0].workspace().identity());
     pool.judged(0, quota_refusal(), NOW);
     assert_eq!(pool.chosen(&[], NOW), Ok(2));
     // What the provider said survives another configuration.
@@ -633,4 +636,23 @@ fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
         std::task::Poll::Ready(output) => Some(output),
         std::task::Poll::Pending => None,
     }
+}
+
+#[test]
+fn a_workspace_that_is_named_later_is_known_by_its_key() {
+    let entry = |key: &str, workspace: Option<&str>| KeyEntry {
+        workspace: workspace.map(str::to_owned),
+        ..ApiKey::new(key).unwrap().into()
+    };
+    let pool = Pool::new(vec![entry("sk_a", None), entry("sk_b", None)], Settings::STILL);
+    let before = pool.roster();
+    assert!(before.has_choice());
+    let of_a = before.keys()[0].workspace().identity().clone();
+    pool.reload(vec![entry("sk_c", Some("studio")), entry("sk_a", Some("studio"))], Settings::STILL);
+    let after = pool.roster();
+    let studio = after.keys()[0].workspace().identity();
+    assert_eq!(after.identity_of(&of_a), Some(studio));
+    assert_eq!(after.identity_of(studio), Some(studio));
+    assert_eq!(after.identity_of(before.keys()[1].workspace().identity()), None, "no key opens it");
+    assert!(!after.has_choice());
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 
+use super::belonging::Belonging;
 use super::cells::{ParkCell, QuotaCell, RoomCell, SpendingCell};
-use super::identity::Identity;
+use super::owners::Identity;
 use super::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::policy::budget::Quota;
 use crate::policy::forecast::{Forecast, forecast};
@@ -18,7 +19,8 @@ use crate::policy::units::UnixMs;
 #[repr(align(128))]
 #[derive(Debug)]
 pub struct Workspace {
-    identity: ArcSwap<Identity>,
+    belonging: ArcSwap<Belonging>,
+    identity: Identity,
     quota: QuotaCell,
     park: ParkCell,
     /// Until when it is too poor for a request that it was to serve; 0 when it is not.
@@ -30,9 +32,11 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    pub(super) fn new(identity: Identity) -> Self {
+    /// One of which that is known; `identity` is what it will be known by for good.
+    pub(super) fn new(belonging: Belonging, identity: Identity) -> Self {
         Self {
-            identity: ArcSwap::from_pointee(identity),
+            belonging: ArcSwap::from_pointee(belonging),
+            identity,
             quota: QuotaCell::default(),
             park: ParkCell::default(),
             short_until: AtomicU64::new(0),
@@ -43,10 +47,16 @@ impl Workspace {
         }
     }
 
-    /// Which one it is, as far as is known.
+    /// Which one it is, as far as is known now.
     #[must_use]
-    pub fn identity(&self) -> Guard<Arc<Identity>> {
-        self.identity.load()
+    pub fn belonging(&self) -> Guard<Arc<Belonging>> {
+        self.belonging.load()
+    }
+
+    /// What it is known by beyond this run: what it owns is written down under it.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     /// Its credits as they stand at `now`.
@@ -118,8 +128,8 @@ impl Workspace {
         self.park.join(park);
     }
 
-    pub(super) fn rename(&self, identity: Identity) {
-        self.identity.store(Arc::new(identity));
+    pub(super) fn rename(&self, belonging: Belonging) {
+        self.belonging.store(Arc::new(belonging));
     }
 
     pub(super) fn enter(&self) {

@@ -8,6 +8,7 @@ use hyper::body::Incoming;
 
 use super::Limits;
 use super::error::ProxyError;
+use super::journey::Journey;
 use crate::body::decode::decoded;
 use crate::body::peek::Peeked;
 use crate::clock;
@@ -50,10 +51,10 @@ impl Answer {
     }
 
     /// This answer, or an error of ours, when no key is left to ask.
-    pub(super) fn or_ours(self, unavailable: Unavailable) -> Result<Self, ProxyError> {
+    pub(super) fn or_ours(self, journey: &Journey, unavailable: Unavailable) -> Result<Self, ProxyError> {
         match last_word(self.verdict, unavailable) {
             LastWord::Theirs => Ok(self),
-            LastWord::Ours => Err(ProxyError::Unavailable(unavailable)),
+            LastWord::Ours => Err(journey.refusal(unavailable)),
         }
     }
 }

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::Proxy;
 use super::answer::Answer;
+use super::bond::Teaching;
 use super::books::{AttemptRecord, CreditSource, Place};
 use super::journal::RequestLog;
 use super::journey::Journey;
@@ -36,7 +37,7 @@ use crate::upstream::SendError;
 #[derive(Debug)]
 pub(super) struct Case {
     request_id: Arc<str>,
-    client: ClientName,
+    pub(super) client: ClientName,
     method: Arc<str>,
     route: Arc<str>,
     metering: Metering,
@@ -86,6 +87,9 @@ impl Case {
             lane: lane(endpoint.work, &asked, models),
             permission: endpoint.permission,
             excluded: Vec::new(),
+            barred: Vec::new(),
+            home: Vec::new(),
+            spares_credits: false,
         }
     }
 }
@@ -109,6 +113,7 @@ pub(super) struct Attempt {
     record: AttemptRecord,
     meters: Meters,
     cut: CancellationToken,
+    teaching: Option<Teaching>,
 }
 
 impl Attempt {
@@ -154,7 +159,18 @@ impl Attempt {
             record,
             meters: proxy.meters.clone(),
             cut: proxy.cut.clone(),
+            teaching: None,
         }
+    }
+
+    /// The body of its answer will teach that.
+    pub(super) fn teaches(&mut self, teaching: Option<Teaching>) {
+        self.teaching = teaching;
+    }
+
+    /// What hears the body of its answer.
+    pub(super) fn listener(&mut self) -> Option<Teaching> {
+        self.teaching.take()
     }
 
     /// The key it asks with.

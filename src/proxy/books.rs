@@ -7,17 +7,29 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
+use crate::policy::affinity::Named;
 use crate::policy::client::ClientName;
 use crate::policy::units::UnixMs;
-use crate::pool::Key;
+use crate::pool::{Key, Lesson};
 
 /// One entry for the books.
 #[derive(Debug)]
 pub enum Entry {
     /// What became of an attempt.
     Attempt(Box<AttemptRecord>),
+    /// What has become known of whose identifiers are.
+    Owners(Vec<Ownership>),
     /// Keys have changed without an attempt: their state is to be written.
     KeysChanged,
+}
+
+/// A change of what is known of an identifier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ownership {
+    /// It belongs to a workspace.
+    Learned(Lesson),
+    /// Its owner no longer has it.
+    Forgotten(Named),
 }
 
 /// What became of one attempt. Never a text, a key or a token.
@@ -163,5 +175,12 @@ impl Place {
     pub(crate) fn write(self, record: AttemptRecord) {
         self.depth.sent(1);
         self.permit.send(Entry::Attempt(Box::new(record)));
+    }
+
+    /// Writes down whose identifiers are.
+    pub(crate) fn teach(self, changes: Vec<Ownership>) {
+        if !changes.is_empty() {
+            self.permit.send(Entry::Owners(changes));
+        }
     }
 }

@@ -10,6 +10,8 @@ use serde_json::json;
 
 use super::books::NoPlace;
 use super::seats::NoSeat;
+use crate::policy::affinity::Kind;
+use crate::policy::affinity::claim::TwoOwners;
 use crate::policy::client::Unidentified;
 use crate::policy::origin::Stranger;
 use crate::policy::replay::Progress;
@@ -47,6 +49,17 @@ pub enum ProxyError {
     /// No key can serve.
     #[error("{0}")]
     Unavailable(#[from] Unavailable),
+    /// What it names belongs to two accounts.
+    #[error("{0}")]
+    TwoOwners(#[from] TwoOwners),
+    /// No key of the account that must serve it can.
+    #[error("of the owner of the {}: {unavailable}", .kind.word())]
+    OwnerUnavailable {
+        /// What is owned.
+        kind: Kind,
+        /// What stands in the way.
+        unavailable: Unavailable,
+    },
     /// The books take nothing more.
     #[error("{0}")]
     BooksFull(#[from] NoPlace),
@@ -172,6 +185,11 @@ impl ProxyError {
                 "The path or query of the request is malformed.",
             ),
             Self::Unavailable(unavailable) => unavailable_told(*unavailable, now),
+            // Not 409, which the provider's Python library would send three times over.
+            Self::TwoOwners(two) => {
+                told(StatusCode::BAD_REQUEST, "conflict", "two_owners", &two_owners_message(*two))
+            }
+            Self::OwnerUnavailable { kind, unavailable } => owner_told(*kind, *unavailable, now),
             Self::BooksFull(_) => Told {
                 retry_after_s: Some(1),
                 ..told(
@@ -202,6 +220,54 @@ impl ProxyError {
             Self::Upstream(error) => upstream_told(error),
         }
     }
+}
+
+fn two_owners_message(TwoOwners(one, other): TwoOwners) -> String {
+    let with_article = |kind: Kind| {
+        let article = if kind.word().starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+        format!("{article} {}", kind.word())
+    };
+    let what = if one == other {
+        format!("{} and another", with_article(one))
+    } else {
+        format!("{} and {}", with_article(one), with_article(other))
+    };
+    format!(
+        "The request names {what} that belong to different ElevenLabs accounts, and no API key can use both. \
+         Leave one out, or make both in one account."
+    )
+}
+
+/// The same as for the whole pool, for the one account that has what is named.
+fn owner_told(kind: Kind, unavailable: Unavailable, now: UnixMs) -> Told {
+    let told = unavailable_told(unavailable, now);
+    let account = format!("The ElevenLabs account that this {} belongs to", kind.word());
+    let (code, message) = match unavailable {
+        Unavailable::Exhausted { resets_at } => {
+            let reset =
+                resets_at.map(|at| format!(" Next reset: {}.", at.rfc3339_seconds())).unwrap_or_default();
+            ("owner_exhausted", format!("{account} is out of credits, and no other account has it.{reset}"))
+        }
+        Unavailable::Cooling { .. } => {
+            let seconds = told.retry_after_s.unwrap_or(1);
+            let message =
+                format!("{account} is rate limited, and no other account has it. Try again in {seconds} s.");
+            ("owner_rate_limited", message)
+        }
+        Unavailable::Full { .. } => {
+            let seconds = told.retry_after_s.unwrap_or(1);
+            (
+                "owner_busy",
+                format!(
+                    "{account} has as many requests under way as its plan allows. Try again in {seconds} s."
+                ),
+            )
+        }
+        Unavailable::Invalid | Unavailable::Tried => {
+            ("owner_invalid", format!("{account} refuses every API key that Keychoir holds for it."))
+        }
+    };
+    Told { code, message, ..told }
 }
 
 fn unavailable_told(unavailable: Unavailable, now: UnixMs) -> Told {
@@ -376,6 +442,7 @@ mod tests {
             (ProxyError::Upgrade, 501, "websockets_not_supported"),
             (ProxyError::BooksFull(NoPlace), 503, "books_full"),
             (ProxyError::Draining, 503, "draining"),
+            (TwoOwners(Kind::Voice, Kind::Dictionary).into(), 400, "two_owners"),
             (ProxyError::Unavailable(Unavailable::Invalid), 401, "all_keys_invalid"),
             (ProxyError::Unavailable(Unavailable::Full { until: None }), 429, "all_keys_busy"),
             (upstream(Progress::Unsent, SendErrorKind::ConnectTimeout(span)), 504, "upstream_timeout"),

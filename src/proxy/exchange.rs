@@ -6,6 +6,7 @@ use hyper::body::Incoming;
 
 use super::answer::Answer;
 use super::attempt::{Attempt, Case};
+use super::bond::Bond;
 use super::error::ProxyError;
 use super::head::{look_up, strip};
 use super::journal::RequestLog;
@@ -70,17 +71,22 @@ impl<C: Connect> Proxy<C> {
         // 2. Look up: what is it, and may a client of the pool do it?
         let (endpoint, mistake) = look_up(&mut head, limits.denies_dangerous)?;
         self.hints.tell(&client, mistake);
+        let mut bond = Bond::of(&head, &endpoint);
         let mut case = Case::open(log, client, &head.method, &endpoint);
         // 3. Strip: no credential of the client goes on.
         let outbound = strip(head)?;
         // 4. Hold: the body streams on, and what passes is kept for a replay.
         let body = Replay::hold(body, &limits.room);
-        // 5. Reserve: a key that stands well, can pay, and has room.
+        // 5. Reserve: a key that stands well, can pay, has room, and opens the account that has what is
+        // named.
         self.retries.count();
+        let roster = self.pool.roster();
+        bond.tie(&roster, &self.owners, &body, || self.homes.of(&case.client)).await?;
+        let lessons = if bond.may_teach(&endpoint) { Some(self.books.place().await?) } else { None };
         let ask = case.foresee(&endpoint, &body, &self.pool.models(), limits.foresee_max).await;
-        let mut journey = Journey::begin(self.pool.roster(), endpoint.effect, ask);
-        let mut lease = self.reserve(&journey).await?;
-        loop {
+        let mut journey = Journey::begin(roster, endpoint.effect, ask, bond);
+        let mut lease = self.reserve(&journey).await.map_err(|unavailable| journey.refusal(unavailable))?;
+        let (answer, mut attempt) = loop {
             let place = self.books.place().await?;
             // 6. Send: the key goes in here and nowhere else.
             let sending = body.attempt();
@@ -94,7 +100,7 @@ impl<C: Connect> Proxy<C> {
             match decide(&journey.facts(progress, &body, attempt.key(), limits)) {
                 Decision::NextKey => journey.leave(attempt.key()),
                 Decision::Again { pause } if self.retries.take() => journey.pause(pause).await,
-                Decision::Relay | Decision::Fail | Decision::Again { .. } => return Ok((result?, attempt)),
+                Decision::Relay | Decision::Fail | Decision::Again { .. } => break (result?, attempt),
             }
             attempt.release();
             match self.reserve(&journey).await {
@@ -102,8 +108,13 @@ impl<C: Connect> Proxy<C> {
                     attempt.failed_over();
                     lease = next;
                 }
-                Err(unavailable) => return Ok((result?.or_ours(unavailable)?, attempt)),
+                Err(unavailable) => break (result?.or_ours(&journey, unavailable)?, attempt),
             }
+        };
+        // What the answer gives is known before the client can name it.
+        if let Some(place) = lessons {
+            attempt.teaches(journey.end().learn(self, &case, limits, &answer, attempt.key(), place));
         }
+        Ok((answer, attempt))
     }
 }

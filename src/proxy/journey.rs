@@ -1,18 +1,21 @@
 //! What a request has met so far: the facts of its next decision.
 
+use std::borrow::Cow;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
 
+use super::bond::Bond;
+use super::error::ProxyError;
 use super::{Limits, Proxy};
 use crate::body::replay::Replay;
 use crate::clock;
 use crate::policy::classify::{Concern, Verdict};
 use crate::policy::replay::{Effect, Facts, Progress};
 use crate::policy::select::Unavailable;
-use crate::pool::{Ask, Key, Lease, Roster};
+use crate::pool::{Ask, Fit, Key, Lease, Roster};
 use crate::telemetry::announce;
 
 /// A request under way.
@@ -20,6 +23,8 @@ use crate::telemetry::announce;
 pub(super) struct Journey {
     roster: Arc<Roster>,
     effect: Effect,
+    /// What binds it to an account.
+    bond: Bond,
     attempts: u32,
     blameless_replays: u32,
     /// What it needs of a key; the keys that were refused for it are not asked again.
@@ -32,15 +37,15 @@ pub(super) struct Journey {
 impl<C> Proxy<C> {
     /// Reserves a key that this request has not tried, and tells the news that come with it.
     pub(super) async fn reserve(&self, journey: &Journey) -> Result<Lease, Unavailable> {
-        let reserved = self.pool.reserve(&journey.roster, &journey.ask).await?;
+        let reserved = self.pool.reserve(&journey.roster, &journey.bound_ask()).await?;
         announce(&reserved.news);
         Ok(reserved.lease)
     }
 }
 
 impl Journey {
-    pub(super) fn begin(roster: Arc<Roster>, effect: Effect, ask: Ask) -> Self {
-        Self { roster, effect, attempts: 0, blameless_replays: 0, ask, last: None, unclear: Vec::new() }
+    pub(super) fn begin(roster: Arc<Roster>, effect: Effect, ask: Ask, bond: Bond) -> Self {
+        Self { roster, effect, bond, attempts: 0, blameless_replays: 0, ask, last: None, unclear: Vec::new() }
     }
 
     /// Counts an attempt; returns its number, from 1.
@@ -56,6 +61,38 @@ impl Journey {
     /// What it needs of a key.
     pub(super) fn ask(&self) -> &Ask {
         &self.ask
+    }
+
+    /// The same, with what binds it now: after every attempt that may be another account.
+    fn bound_ask(&self) -> Cow<'_, Ask> {
+        if !self.bond.binds() {
+            return Cow::Borrowed(&self.ask);
+        }
+        let mut ask = self.ask.clone();
+        for (position, key) in self.roster.keys().iter().enumerate() {
+            match self.bond.fit(key) {
+                Fit::No => ask.barred.push(position),
+                Fit::Yes => {}
+                Fit::EvenWithoutCredits => ask.spares_credits = true,
+            }
+            if self.bond.home().is_some_and(|home| key.workspace().identity() == home) {
+                ask.home.push(position);
+            }
+        }
+        Cow::Owned(ask)
+    }
+
+    /// Why it is not served, when no key can: of its owner, if it has one.
+    pub(super) fn refusal(&self, unavailable: Unavailable) -> ProxyError {
+        match self.bond.owned() {
+            Some(kind) => ProxyError::OwnerUnavailable { kind, unavailable },
+            None => ProxyError::Unavailable(unavailable),
+        }
+    }
+
+    /// It is over: what binds it learns from its answer.
+    pub(super) fn end(self) -> Bond {
+        self.bond
     }
 
     /// The facts after an attempt with `key` got so far.
@@ -75,8 +112,11 @@ impl Journey {
         {
             self.unclear.push((verdict, Arc::clone(key)));
         }
+        let is_missing = progress == Progress::Answered(Verdict::NotFound);
+        let may_be_elsewhere = is_missing && self.bond.is_not_with(key, &self.roster);
         Facts {
             progress,
+            may_be_elsewhere,
             effect: self.effect,
             body: body.holding(),
             // A long upload is not waiting: the span begins when the last of it has come.

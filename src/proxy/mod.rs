@@ -5,8 +5,10 @@ mod exchange;
 
 mod answer;
 mod attempt;
+mod bond;
 mod head;
 mod hints;
+mod homes;
 mod journey;
 mod relay;
 mod retries;
@@ -26,13 +28,14 @@ use tokio_util::sync::CancellationToken;
 use crate::body::room::Room;
 use crate::policy::client::Clients;
 use crate::policy::origin::Doors;
-use crate::pool::Pool;
+use crate::pool::{Owners, Pool};
 use crate::telemetry::Meters;
 use crate::upstream::{Direct, Upstream};
 
-pub use books::{AttemptRecord, Books, CreditSource, Depth, Entry};
+pub use books::{AttemptRecord, Books, CreditSource, Depth, Entry, Ownership};
 pub use error::ProxyError;
 use hints::Hints;
+use homes::Homes;
 pub use relay::ResponseBody;
 use retries::Retries;
 pub use seats::NoSeat;
@@ -55,6 +58,8 @@ pub struct Limits {
     pub foresee_max: Duration,
     /// Whether endpoints that could harm the pool are denied.
     pub denies_dangerous: bool,
+    /// What is looked at of an answer for the identifiers it gives.
+    pub owned_bytes_max: usize,
     /// Room for held bodies.
     pub room: Room,
 }
@@ -82,6 +87,8 @@ pub struct Proxy<C = Direct> {
     terms: SharedTerms,
     pool: Arc<Pool>,
     upstream: Upstream<Incoming, C>,
+    owners: Arc<Owners>,
+    homes: Homes,
     books: Books,
     retries: Retries,
     hints: Hints,
@@ -91,20 +98,31 @@ pub struct Proxy<C = Direct> {
     cut: CancellationToken,
 }
 
+/// What a proxy shares with the rest of the house.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// Who may ask, and within which bounds.
+    pub terms: SharedTerms,
+    /// The keys.
+    pub pool: Arc<Pool>,
+    /// What belongs to whom.
+    pub owners: Arc<Owners>,
+    /// Where it is written down.
+    pub books: Books,
+    /// Where it is counted.
+    pub meters: Meters,
+}
+
 impl<C> Proxy<C> {
-    /// A proxy of these parts, which counts in `meters`. `cut` is cancelled before requests are cut at the end of the program.
-    pub fn new(
-        terms: SharedTerms,
-        pool: Arc<Pool>,
-        upstream: Upstream<Incoming, C>,
-        books: Books,
-        meters: Meters,
-        cut: CancellationToken,
-    ) -> Self {
+    /// A proxy of these parts. `cut` is cancelled before requests are cut at the end of the program.
+    pub fn new(shared: Shared, upstream: Upstream<Incoming, C>, cut: CancellationToken) -> Self {
+        let Shared { terms, pool, owners, books, meters } = shared;
         Self {
             terms,
             pool,
             upstream,
+            owners,
+            homes: Homes::default(),
             books,
             retries: Retries::new(),
             hints: Hints::default(),

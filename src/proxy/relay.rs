@@ -12,10 +12,12 @@ use hyper::body::Incoming;
 
 use super::answer::Answer;
 use super::attempt::Attempt;
+use super::bond::Teaching;
 use super::error::ProxyError;
 use super::journal::RequestLog;
 use crate::body::peek::Peeked;
 use crate::body::relay::{Ending, Relay, Settle};
+use crate::body::tap::Tap;
 use crate::clock;
 use crate::policy::headers;
 use crate::upstream::{AnswerBody, AnswerError};
@@ -30,7 +32,7 @@ pub enum ResponseBody {
 }
 
 /// A relayed body with what is settled at its end.
-type Relayed = Relay<Peeked<AnswerBody<Incoming>>, Settlement>;
+type Relayed = Relay<Tap<Peeked<AnswerBody<Incoming>>, Teaching>, Settlement>;
 
 /// What is written down when a relay ends.
 #[derive(Debug)]
@@ -49,7 +51,7 @@ impl Settle for Settlement {
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The provider's answer: status, headers but for those of its connection, and body.
-pub(super) fn relay(answer: Answer, attempt: Attempt, log: RequestLog) -> Response<ResponseBody> {
+pub(super) fn relay(answer: Answer, mut attempt: Attempt, log: RequestLog) -> Response<ResponseBody> {
     attempt.relaying();
     log.relaying();
     let Answer { mut head, body, .. } = answer;
@@ -60,7 +62,9 @@ pub(super) fn relay(answer: Answer, attempt: Attempt, log: RequestLog) -> Respon
     {
         head.headers.insert(REQUEST_ID, id);
     }
-    let relay = Relay::new(body, Settlement { attempt, log });
+    let listener = attempt.listener();
+    let bytes_max = listener.as_ref().map_or(0, Teaching::bytes_max);
+    let relay = Relay::new(Tap::new(body, listener, bytes_max), Settlement { attempt, log });
     Response::from_parts(head, ResponseBody::Relayed(Box::new(relay)))
 }
 

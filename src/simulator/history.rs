@@ -37,6 +37,11 @@ impl History {
         self.0.iter().find(|item| item.id == id)
     }
 
+    /// Whether one of them was made by that request.
+    pub(super) fn has_request(&self, id: &str) -> bool {
+        self.0.iter().any(|item| item.request_id == id)
+    }
+
     /// Whether there was such an item.
     pub(super) fn delete(&mut self, id: &str) -> bool {
         let before = self.0.len();

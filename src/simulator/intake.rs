@@ -93,6 +93,15 @@ pub(super) struct Intake {
     pub(super) names_model: bool,
 }
 
+impl Intake {
+    /// Whether a part of a form is called so; said of every form that was too large to be kept.
+    pub(super) fn has_part(&self, name: &str) -> bool {
+        let wanted = format!("name=\"{name}\"");
+        let Some(kept) = &self.kept else { return true };
+        kept.windows(wanted.len()).any(|window| window == wanted.as_bytes())
+    }
+}
+
 /// Reads a body to its end.
 ///
 /// # Errors

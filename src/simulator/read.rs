@@ -1,4 +1,4 @@
-//! What can be read for free: the account, models, voices and the history.
+//! What is free: reading the account, models, voices and the history, and making voices.
 
 use serde_json::json;
 
@@ -39,16 +39,39 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
         Route::Subscription => Answer::document(&subscription::extended(workspace)),
         Route::Models => Answer::document(&models::models()),
         Route::Voices => Answer::document(&json!({ "voices": models::voices(own) })),
-        Route::VoicesV2 => Answer::document(&voices_v2(own)),
+        Route::VoicesV2 => Answer::document(&voices_v2(own, &workspace.plan.name, job.query)?),
         Route::Voice(id) => {
             let voice = models::voice_document(id, own);
             Answer::document(&voice.ok_or_else(|| Refused::naming(Shape::VoiceNotFound, id))?)
         }
+        Route::VoiceAddition => {
+            if !job.intake.has_part("name") {
+                return Err(Shape::FieldMissing("name".into()).into());
+            }
+            let id = new_voice();
+            if let Some(workspace) = state.accounts.workspace_mut(key) {
+                workspace.plan.voices.push(id.clone());
+            }
+            Answer::document(&json!({ "voice_id": id, "requires_verification": false }))
+        }
+        Route::VoiceDeletion(id) => {
+            if !own.contains(id) {
+                return Err(Refused::naming(Shape::VoiceNotFound, id));
+            }
+            if let Some(workspace) = state.accounts.workspace_mut(key) {
+                workspace.plan.voices.retain(|voice| voice != id);
+            }
+            Answer::document(&json!({ "status": "ok" }))
+        }
         Route::HistoryPage => {
-            let asked =
-                |wanted: &str| query(job.query).find(|(name, _)| name == wanted).map(|(_, value)| value);
-            let size = asked("page_size").and_then(|text| text.parse().ok()).unwrap_or(PAGE_ITEMS);
-            let after = asked("start_after_history_item_id");
+            let size = asked(job.query, "page_size").and_then(|text| text.parse().ok()).unwrap_or(PAGE_ITEMS);
+            let after = asked(job.query, "start_after_history_item_id");
+            let is_here = |id: &String| workspace.history.find(id).is_some();
+            let others = || state.accounts.workspaces.iter().map(|other| &other.history);
+            if after.as_ref().is_some_and(|id| !is_here(id) && others().any(|other| other.find(id).is_some()))
+            {
+                return Err(Shape::InvalidCursor.into());
+            }
             Answer::document(&workspace.history.page(size.min(PAGE_ITEMS_MAX), after.as_deref()))
         }
         Route::HistoryItem(id) => Answer::document(&item(id)?.document()),
@@ -81,11 +104,13 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
 fn anonymous(route: &Route) -> Result<Answer, Refused> {
     match route {
         Route::Voices => Ok(Answer::document(&json!({ "voices": models::voices(&[]) }))),
-        Route::VoicesV2 => Ok(Answer::document(&voices_v2(&[]))),
+        Route::VoicesV2 => Ok(Answer::document(&voices_v2(&[], "", "")?)),
         Route::Models => Err(Shape::AnonymousWorkspace.into()),
         Route::User
         | Route::Subscription
         | Route::Voice(_)
+        | Route::VoiceAddition
+        | Route::VoiceDeletion(_)
         | Route::Speech { .. }
         | Route::Dialogue(_)
         | Route::Transcription
@@ -98,8 +123,36 @@ fn anonymous(route: &Route) -> Result<Answer, Refused> {
     }
 }
 
-/// `GetVoicesV2ResponseModel` of the OpenAPI document: one page holds all.
-fn voices_v2(own: &[String]) -> serde_json::Value {
+/// The value of a parameter of a query.
+fn asked(text: &str, wanted: &str) -> Option<String> {
+    query(text).find(|(name, _)| name == wanted).map(|(_, value)| value)
+}
+
+/// A new voice's identifier: as long as the provider's, and different in its last characters.
+fn new_voice() -> String {
+    let id = trace_id();
+    id.get(id.len() - 20..).unwrap_or(&id).to_owned()
+}
+
+/// `GetVoicesV2ResponseModel` of the OpenAPI document. A page's token is of one workspace only.
+fn voices_v2(own: &[String], workspace: &str, text: &str) -> Result<serde_json::Value, Refused> {
     let voices = models::voices(own);
-    json!({ "total_count": voices.len(), "voices": voices, "has_more": false, "next_page_token": null })
+    let size = asked(text, "page_size").and_then(|size| size.parse().ok()).unwrap_or(PAGE_ITEMS).max(1);
+    let start = match asked(text, "next_page_token") {
+        None => 0,
+        Some(token) => token
+            .split_once('/')
+            .filter(|(of, _)| *of == workspace)
+            .and_then(|(_, start)| start.parse().ok())
+            .ok_or(Shape::InvalidCursor)?,
+    };
+    let page: Vec<_> = voices.iter().skip(start).take(size).collect();
+    let end = start.saturating_add(page.len());
+    let next = (end < voices.len()).then(|| format!("{workspace}/{end}"));
+    Ok(json!({
+        "total_count": voices.len(),
+        "voices": page,
+        "has_more": next.is_some(),
+        "next_page_token": next,
+    }))
 }

@@ -13,6 +13,8 @@ pub(super) enum Route {
     Voices,
     VoicesV2,
     Voice(String),
+    VoiceAddition,
+    VoiceDeletion(String),
     Speech {
         voice: String,
         form: Form,
@@ -57,6 +59,10 @@ impl Route {
             ["v1", "models"] => ("GET", Route::Models),
             ["v1", "voices"] => ("GET", Route::Voices),
             ["v2", "voices"] => ("GET", Route::VoicesV2),
+            ["v1", "voices", "add"] => ("POST", Route::VoiceAddition),
+            ["v1", "voices", voice] if *method == Method::DELETE => {
+                return Ok(Route::VoiceDeletion(id(voice)));
+            }
             ["v1", "voices", voice] => ("GET", Route::Voice(id(voice))),
             ["v1", "text-to-speech", voice, form @ ..] => {
                 let form = Form::of(form).ok_or(Shape::NotFound)?;
@@ -84,6 +90,8 @@ impl Route {
             Route::User | Route::Subscription => Some("user_read"),
             Route::Models => Some("models_read"),
             Route::Voices | Route::VoicesV2 | Route::Voice(_) => Some("voices_read"),
+            Route::VoiceAddition => Some("create_instant_voice_clone"),
+            Route::VoiceDeletion(_) => Some("voices_write"),
             Route::Speech { .. } | Route::Dialogue(_) => Some("text_to_speech"),
             Route::Transcription => Some("speech_to_text"),
             Route::SoundEffect => Some("sound_generation"),
@@ -158,6 +166,8 @@ mod tests {
             (Method::POST, "/v1/text-to-dialogue/stream", Ok(Route::Dialogue(Form::Stream))),
             (Method::POST, "/v1/text-to-dialogue/with-timestamps", Err(Shape::NotFound)),
             (Method::GET, "/v2/voices", Ok(Route::VoicesV2)),
+            (Method::POST, "/v1/voices/add", Ok(Route::VoiceAddition)),
+            (Method::DELETE, "/v1/voices/v", Ok(Route::VoiceDeletion(voice()))),
             (Method::DELETE, "/v1/history/v", Ok(Route::HistoryDeletion(voice()))),
             (Method::PUT, "/v1/history/v", Err(Shape::MethodNotAllowed("GET"))),
             (Method::PUT, "/v1/simulator/echo", Ok(Route::Echo)),

@@ -228,6 +228,8 @@ fn perform(job: Job<'_>, parts: &Parts) -> Result<Answer, Refused> {
         | Route::Voices
         | Route::VoicesV2
         | Route::Voice(_)
+        | Route::VoiceAddition
+        | Route::VoiceDeletion(_)
         | Route::HistoryPage
         | Route::HistoryItem(_)
         | Route::HistoryAudio(_)

@@ -58,6 +58,10 @@ pub enum Shape {
     MalformedJson,
     /// 404: no such voice, or not in this workspace.
     VoiceNotFound,
+    /// 400: a list that does not go on there, or not in this workspace.
+    InvalidCursor,
+    /// 400: an earlier request that speech is to continue, and that this workspace has not made.
+    UnknownRequest,
     /// 404: no such history item, or not in this workspace.
     HistoryItemNotFound,
     /// 404: what the model list says to someone without a key.
@@ -193,6 +197,11 @@ impl Shape {
             Shape::HistoryItemNotFound =>
                 typed(404, "not_found", "history_item_not_found", "history_item_not_found",
                     &format!("History item with ID '{subject}' was not found.")),
+            Shape::InvalidCursor => typed(400, "validation_error", "invalid_cursor", "invalid_cursor",
+                "The cursor is not valid."),
+            // The provider's own words are not known; a 500 has been seen.
+            Shape::UnknownRequest => typed(400, "validation_error", "invalid_parameters", "invalid_parameters",
+                &format!("A request with ID '{subject}' cannot be continued.")),
             Shape::AnonymousWorkspace => typed(404, "not_found", "workspace_not_found", "workspace_not_found",
                 "Workspace 1anonymous1 not found."),
             Shape::ModelNotFound => typed(400, "not_found", "model_not_found", "model_not_found",

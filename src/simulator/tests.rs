@@ -1,6 +1,7 @@
 //! The simulator over real sockets. `refusals` holds the catalogue to its bytes, `serving` what
-//! works, `faults` what was told to go wrong, `watching` the ledger and its violations.
+//! works, `belonging` what is whose, `faults` what was told to go wrong, `watching` the ledger and its violations.
 
+mod belonging;
 mod faults;
 mod refusals;
 mod serving;

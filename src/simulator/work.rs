@@ -39,6 +39,8 @@ struct SpeechOrder {
     text: String,
     voices: Vec<String>,
     model: String,
+    /// Requests that it continues.
+    continues: Vec<String>,
 }
 
 /// What everything that works needs to know.
@@ -88,7 +90,11 @@ impl Job<'_> {
         let body = self.object()?;
         let text = string(&body, "text")?.ok_or(Shape::FieldMissing("text".into()))?;
         let model = string(&body, "model_id")?.unwrap_or_else(|| "eleven_multilingual_v2".to_owned());
-        Ok(SpeechOrder { text, voices: vec![voice.to_owned()], model })
+        let requests =
+            ["previous_request_ids", "next_request_ids"].into_iter().filter_map(|name| body.get(name));
+        let continues = requests.filter_map(Value::as_array).flatten().filter_map(Value::as_str);
+        let continues = continues.map(str::to_owned).collect();
+        Ok(SpeechOrder { text, voices: vec![voice.to_owned()], model, continues })
     }
 
     fn dialogue_order(&self) -> Result<SpeechOrder, Refused> {
@@ -96,7 +102,7 @@ impl Job<'_> {
         let inputs = body.get("inputs").and_then(Value::as_array);
         let inputs = inputs.ok_or(Shape::FieldMissing("inputs".into()))?;
         let model = string(&body, "model_id")?.unwrap_or_else(|| "eleven_v3".to_owned());
-        let mut order = SpeechOrder { text: String::new(), voices: Vec::new(), model };
+        let mut order = SpeechOrder { text: String::new(), voices: Vec::new(), model, continues: Vec::new() };
         for input in inputs {
             let input = input.as_object().ok_or(Shape::FieldMissing("inputs".into()))?;
             order.text.push_str(&string(input, "text")?.ok_or(Shape::FieldMissing("text".into()))?);
@@ -128,6 +134,7 @@ impl Job<'_> {
         let key = self.payer("text_to_speech")?;
         let format = self.format()?;
         let name_of_voice = self.names_of_voices(key, &order)?;
+        self.find_requests(key, &order)?;
         let cost = self.price(key, &order)?;
         let (admitted, slot) = self.world.admit(key, cost)?;
 
@@ -169,6 +176,18 @@ impl Job<'_> {
             })
             .collect();
         Ok(names?.join(", "))
+    }
+
+    /// A workspace can continue its own requests only.
+    fn find_requests(&self, key: usize, order: &SpeechOrder) -> Result<(), Refused> {
+        let state = self.world.state();
+        let has = |id: &String| {
+            state.accounts.workspace(key).is_some_and(|workspace| workspace.history.has_request(id))
+        };
+        match order.continues.iter().find(|id| !has(id)) {
+            Some(unknown) => Err(Refused::naming(Shape::UnknownRequest, unknown)),
+            None => Ok(()),
+        }
     }
 
     fn price(&self, key: usize, order: &SpeechOrder) -> Result<u64, Refused> {

@@ -4,7 +4,8 @@
 use rusqlite::{Connection, params};
 
 use super::rows::moment;
-use crate::policy::retention::{Retention, oldest_kept};
+use super::{Settings, owners};
+use crate::policy::retention::oldest_kept;
 use crate::policy::units::UnixMs;
 
 /// Rows that one step forgets.
@@ -24,13 +25,14 @@ pub(super) enum Step {
 /// Does a little of what is due.
 pub(super) fn step(
     connection: &Connection,
-    retention: &Retention,
+    settings: &Settings,
     now: UnixMs,
 ) -> Result<Step, rusqlite::Error> {
     const ATTEMPTS: &str = "DELETE FROM attempts WHERE id IN (
         SELECT id FROM attempts WHERE started_at_ms < ?1 LIMIT ?2)";
     const HOURS: &str = "DELETE FROM hours WHERE (hour_ms, key_hash, client, route, model) IN (
         SELECT hour_ms, key_hash, client, route, model FROM hours WHERE hour_ms < ?1 LIMIT ?2)";
+    let retention = &settings.retention;
     for (forget, kept) in [(ATTEMPTS, retention.attempts), (HOURS, retention.hours)] {
         if let Some(oldest) = oldest_kept(kept, now) {
             let forgotten = connection.prepare_cached(forget)?.execute(params![moment(oldest), ROWS])?;
@@ -38,6 +40,9 @@ pub(super) fn step(
                 return Ok(Step::More);
             }
         }
+    }
+    if owners::forget_some(connection, &settings.owners, now)? {
+        return Ok(Step::More);
     }
     let free = free_pages(connection)?;
     if free == 0 {

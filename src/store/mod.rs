@@ -9,6 +9,7 @@ mod schema;
 mod chores;
 mod ledger;
 mod outbox;
+mod owners;
 mod rows;
 mod write;
 
@@ -19,9 +20,10 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::policy::affinity::Keeping;
 use crate::policy::retention::Retention;
 use crate::policy::units::UnixMs;
-use crate::pool::{Pool, Remembered};
+use crate::pool::{Lesson, Pool, Remembered};
 use crate::proxy::{Books, Depth, Entry};
 use crate::tasks;
 
@@ -50,6 +52,8 @@ pub struct Settings {
     pub retention: Retention,
     /// What enters the outbox.
     pub mirrored: Mirrored,
+    /// How much is kept of what belongs to whom.
+    pub owners: Keeping,
 }
 
 /// How the books fare. Cheap to clone.
@@ -189,6 +193,15 @@ impl Store {
     /// When the file cannot be read.
     pub fn remembered(&self) -> Result<Vec<Remembered>, rusqlite::Error> {
         self.ledger.as_ref().map_or_else(|_| Ok(Vec::new()), |ledger| read::remembered(&ledger.connection))
+    }
+
+    /// Whose identifiers are, the oldest use first; nothing, while the file cannot be opened.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    pub fn owners(&self) -> Result<Vec<Lesson>, rusqlite::Error> {
+        self.ledger.as_ref().map_or_else(|_| Ok(Vec::new()), |ledger| owners::read(&ledger.connection))
     }
 
     /// Begins to write: what is sent to the books, and with it the state of `pool`'s keys.

@@ -6,22 +6,24 @@ use std::time::Duration;
 use rusqlite::{Connection, ToSql, Transaction, TransactionBehavior, params};
 
 use super::outbox::{self, Mirrored};
+use super::owners;
 use super::read::reason_word;
 use crate::policy::budget::Extension;
 use crate::policy::retention::hour_of;
 use crate::policy::standing::Park;
 use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
-use crate::proxy::{AttemptRecord, CreditSource};
+use crate::proxy::{AttemptRecord, CreditSource, Ownership};
 
 /// No honest figure comes near it. Larger ones are cut to it, so that one mad record cannot make
 /// the sums overflow and keep every other from being written.
 const AMOUNT_MAX: i64 = 1 << 48;
 
-/// Writes records and keys, and what the mirror is to be told of them, all of it or nothing.
+/// Writes records, owners and keys, and what the mirror is to be told of them, all of it or nothing.
 pub(super) fn commit<'a>(
     connection: &mut Connection,
     records: &[AttemptRecord],
+    owners: &[Ownership],
     keys: impl Iterator<Item = &'a KeySnapshot>,
     mirrored: Mirrored,
     now: UnixMs,
@@ -36,6 +38,7 @@ pub(super) fn commit<'a>(
             }
         }
     }
+    owners::write(&transaction, owners)?;
     for key in keys {
         upsert_key(&transaction, key, now)?;
         if mirrored != Mirrored::Nothing {
@@ -60,7 +63,7 @@ fn insert_attempt(transaction: &Transaction<'_>, record: &AttemptRecord) -> Resu
         moment(record.started_at),
         record.client.as_str(),
         record.key.api_key().fingerprint().to_string(),
-        record.key.workspace().identity().name(),
+        record.key.workspace().belonging().name(),
         &*record.method,
         &*record.route,
         record.model.as_deref(),
@@ -122,13 +125,13 @@ fn upsert_key(transaction: &Transaction<'_>, seen: &KeySnapshot, now: UnixMs) ->
         Extension::Credits(more) => Some(whole(more)),
         Extension::Unlimited => Some(-1),
     };
-    let identity = key.workspace().identity();
+    let belonging = key.workspace().belonging();
     let (park, workspace_park) = (key.parked(), key.workspace().parked());
     let columns: [&dyn ToSql; 15] = [
         &key.api_key().fingerprint().to_string(),
         &key.api_key().short().as_str(),
         &key.name(),
-        &identity.name(),
+        &belonging.name(),
         &whole(key.position() as u64),
         &standing.status().word(),
         &whole(quota.count),

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 /// One step for each version; a step that was released never changes.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "
     CREATE TABLE keys (
         key_hash TEXT PRIMARY KEY,
@@ -115,6 +115,22 @@ const MIGRATIONS: [&str; 3] = [
     CREATE TRIGGER attempts_forgotten AFTER DELETE ON attempts BEGIN
         DELETE FROM outbox_events WHERE id = OLD.id;
     END;
+    ",
+    "
+    -- Which workspace an identifier belongs to.
+    CREATE TABLE owners (
+        -- SHA-256 of kind and identifier, cut to 16 bytes
+        id BLOB PRIMARY KEY,
+        kind TEXT NOT NULL,
+        -- 0 lasts, 1 is plentiful, 2 passes
+        class INTEGER NOT NULL,
+        -- its name, or the hash of its first key
+        workspace TEXT NOT NULL,
+        learned_at_ms INTEGER NOT NULL,
+        used_at_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE INDEX owners_by_use ON owners (class, used_at_ms);
     ",
 ];
 

@@ -2,6 +2,7 @@ mod faults;
 mod outbox;
 mod power;
 mod sums;
+mod whose;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -21,6 +22,7 @@ use crate::proxy::{AttemptRecord, CreditSource};
 use crate::secret::{ApiKey, Fingerprint};
 
 const NOW: UnixMs = UnixMs(1_796_000_000_000);
+const KEEPING: Keeping = Keeping { identifiers_max: 4_000, kept: Some(Duration::from_secs(30 * 24 * 3_600)) };
 const KEYS: [&str; 2] = [
     "sk_canary_of_the_books_number_one_0000000000000001",
     "sk_canary_of_the_books_number_two_0000000000000002",
@@ -58,7 +60,7 @@ fn record(pool: &Pool, credits: u64) -> AttemptRecord {
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
 fn settings(queue_max: usize) -> Settings {
-    Settings { queue_max, retention: Retention::default(), mirrored: Mirrored::Nothing }
+    Settings { queue_max, retention: Retention::default(), mirrored: Mirrored::Nothing, owners: KEEPING }
 }
 
 fn connection(store: &Store) -> &Connection {

@@ -15,7 +15,7 @@ use super::outbox::{self, Command};
 use super::{Health, Place, Settings, rows};
 use crate::clock;
 use crate::pool::{KeySnapshot, Pool};
-use crate::proxy::{AttemptRecord, Entry};
+use crate::proxy::{AttemptRecord, Entry, Ownership};
 
 /// How many records go into one transaction at the most.
 const BATCH_MAX: usize = 512;
@@ -25,6 +25,8 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const END_TRIES: u32 = 3;
 /// From one round of chores to the next.
 const CHORES_INTERVAL: Duration = Duration::from_secs(3_600);
+/// So many changes of owners are looked after at once.
+const OWNERS_UNTIL_CHORES: usize = 20_000;
 /// Without a file, so many attempts are kept; their sums stay.
 const MEMORY_RECORDS_MAX: usize = 10_000;
 
@@ -54,6 +56,10 @@ pub(super) struct Writer {
     health: Health,
     /// Taken from the queue and not yet written.
     pending: Vec<AttemptRecord>,
+    /// The same of what belongs to whom.
+    owners: Vec<Ownership>,
+    /// Changes of owners since the last chores.
+    owners_written: usize,
     are_keys_stale: bool,
     /// How closely the next file is looked at.
     look: Look,
@@ -81,6 +87,8 @@ impl Writer {
             pool,
             health,
             pending: Vec::new(),
+            owners: Vec::new(),
+            owners_written: 0,
             are_keys_stale: true,
             look: Look::Trusting,
             lost_before: 0,
@@ -150,6 +158,13 @@ impl Writer {
     pub(super) fn take(&mut self, entry: Entry) {
         match entry {
             Entry::KeysChanged => self.are_keys_stale = true,
+            // Without a file, nobody would read it back. What is too much to be held is learned again.
+            Entry::Owners(changes)
+                if self.place != Place::Memory && self.owners.len() < self.settings.queue_max =>
+            {
+                self.owners.extend(changes);
+            }
+            Entry::Owners(_) => {}
             Entry::Attempt(record) if self.pending.len() < self.settings.queue_max => {
                 if self.pending.is_empty() {
                     self.health.set_held_since(clock::now());
@@ -171,7 +186,11 @@ impl Writer {
     }
 
     pub(super) fn flush(&mut self) {
-        if self.pending.is_empty() && !self.are_keys_stale && !self.health.is_failing() {
+        if self.pending.is_empty()
+            && self.owners.is_empty()
+            && !self.are_keys_stale
+            && !self.health.is_failing()
+        {
             return;
         }
         match self.write() {
@@ -194,7 +213,7 @@ impl Writer {
             let concerned = keys.iter().filter(|key| self.are_keys_stale || is_touched(key, &self.pending));
             let committed = {
                 let mirrored = self.settings.mirrored;
-                rows::commit(&mut ledger.connection, &self.pending, concerned, mirrored, now)
+                rows::commit(&mut ledger.connection, &self.pending, &self.owners, concerned, mirrored, now)
             };
             if !ledger.is_gone() {
                 return Ok(committed?);
@@ -227,6 +246,12 @@ impl Writer {
     fn written(&mut self) {
         let count = self.pending.len();
         self.pending.clear();
+        self.owners_written += self.owners.len();
+        self.owners.clear();
+        // What comes faster than the chores must not grow without a bound until they are due.
+        if self.owners_written > OWNERS_UNTIL_CHORES {
+            self.chores_at = clock::instant();
+        }
         self.health.count_written(count);
         self.are_keys_stale = false;
         self.look = Look::Trusting;
@@ -293,9 +318,12 @@ impl Writer {
 
     fn do_chore(&mut self, now: Instant) {
         let Some(ledger) = &self.ledger else { return };
-        match chores::step(&ledger.connection, &self.settings.retention, clock::now()) {
+        match chores::step(&ledger.connection, &self.settings, clock::now()) {
             Ok(Step::More) => {}
-            Ok(Step::Done) => self.chores_at = now + CHORES_INTERVAL,
+            Ok(Step::Done) => {
+                self.chores_at = now + CHORES_INTERVAL;
+                self.owners_written = 0;
+            }
             Err(error) => {
                 self.chores_at = now + CHORES_INTERVAL;
                 self.failed(&error.into());

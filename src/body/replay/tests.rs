@@ -333,3 +333,50 @@ async fn a_disk_that_is_full_or_broken_costs_the_replay_and_not_the_request() {
     check_lost(|bounds| bounds.disk_free_percent_min = 100, Loss::DiskFull).await;
     check_lost(|bounds| bounds.directory = "/nonexistent".into(), Loss::DiskFailed).await;
 }
+
+#[tokio::test]
+async fn what_was_read_ahead_comes_first_in_every_passage() {
+    let mut source = script(&["hello", " ", "world"]);
+    source.steps.insert(1, None);
+    let room = roomy();
+    let replay = Replay::hold(source, &room);
+    assert_eq!(replay.gather(99, Duration::from_secs(60)).await, ("hello world".into(), true));
+    assert_eq!(room.memory_bytes(), 11);
+    let mut attempt = replay.attempt();
+    assert!(!attempt.is_end_stream());
+    assert_eq!(poll(&mut attempt), chunk("hello"));
+    assert_eq!(all(attempt).await, " world");
+    assert_eq!(all(replay.attempt()).await, "hello world");
+    assert_eq!((replay.holding(), room.memory_bytes()), (Holding::Whole, 11));
+    drop(replay);
+    assert_eq!(room.memory_bytes(), 0);
+}
+
+#[tokio::test]
+async fn no_more_is_read_ahead_than_is_asked_for_or_has_room() {
+    for (bytes_max, memory, expected) in [(6, 1_000, "hello "), (99, 6, "hello world"), (1, 1_000, "hello")] {
+        let room = room(memory, 1_000);
+        let replay = Replay::hold(script(&["hello", " ", "world", "!"]), &room);
+        assert_eq!(replay.gather(bytes_max, Duration::from_secs(60)).await, (expected.into(), false));
+        assert!(room.memory_bytes() <= memory);
+        for _ in 0..2 {
+            assert_eq!(all(replay.attempt()).await, "hello world!");
+        }
+    }
+    // What was not held is sent once all the same.
+    let replay = Replay::hold(script(&["hello", " world"]), &room(0, 0));
+    replay.gather(99, Duration::from_secs(60)).await;
+    assert_eq!(all(replay.attempt()).await, "hello world");
+    assert_eq!(replay.holding(), Holding::Lost);
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_while_it_is_read_ahead_breaks_in_the_passage() {
+    let mut source = script(&["hello"]);
+    source.steps.push_back(Some(Err("reset")));
+    let replay = Replay::hold(source, &roomy());
+    assert_eq!(replay.gather(99, Duration::from_secs(60)).await, ("hello".into(), false));
+    let mut attempt = replay.attempt();
+    assert_eq!(poll(&mut attempt), chunk("hello"));
+    assert_eq!(poll(&mut attempt), Poll::Ready(Some(Err(Interrupted::ClientBroke))));
+}

@@ -214,6 +214,14 @@ fn the_clients_own_mistakes_are_request_errors() {
 fn what_is_not_there_is_not_found_with_404_and_with_400() {
     check(404, r#"{"detail":"Not Found"}"#, Verdict::NotFound);
     check(400, &detail("", "", "voice_not_found", "A voice with that id was not found"), Verdict::NotFound);
+    check(404, &detail("", "", "voice_not_found", "A voice with that id was not found"), Verdict::NotFound);
+}
+
+#[test]
+fn a_model_that_is_not_there_is_the_requests_mistake() {
+    for status in [400, 404] {
+        check(status, &detail("not_found", "model_not_found", "", "A model"), Verdict::RequestError);
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! OpenAPI document (300 paths, August 2026), of its Python SDK 2.78 and of its socket paths.
 
 /// Whether `segment`, lower case, is a fixed part of some path of the API.
-pub(super) fn is_literal(segment: &str) -> bool {
+pub(in crate::policy) fn is_literal(segment: &str) -> bool {
     LITERALS.binary_search(&segment).is_ok()
 }
 

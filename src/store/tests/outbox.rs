@@ -95,7 +95,7 @@ fn a_clock_that_is_set_back_makes_no_state_older() {
     let keys = pool().snapshot(NOW);
     let mut observed = Vec::new();
     for now in [1_000, 1_000, 400, 2_000].map(UnixMs) {
-        rows::commit(&mut connection, &[], keys[..1].iter(), Mirrored::Keys, now).unwrap();
+        rows::commit(&mut connection, &[], &[], keys[..1].iter(), Mirrored::Keys, now).unwrap();
         let sql = "SELECT observed_at_ms FROM outbox_keys";
         observed.push(connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap());
     }
@@ -113,7 +113,7 @@ fn only_what_is_mirrored_enters_and_an_event_enters_once() {
         let record = record(&pool, 1);
         for _ in 0..2 {
             let records = [record.clone(), record.clone()];
-            rows::commit(&mut connection, &records, keys.iter(), mirrored, NOW).unwrap();
+            rows::commit(&mut connection, &records, &[], keys.iter(), mirrored, NOW).unwrap();
         }
         let count = |table| {
             let sql = format!("SELECT count(*) FROM {table}");
@@ -129,8 +129,9 @@ fn an_attempt_that_is_forgotten_leaves_the_outbox() {
     let mut connection = open::open(&Place::Memory, NOW, Look::Quick).unwrap().ledger.connection;
     let old = AttemptRecord { started_at: UnixMs(0), ..record(&pool, 1) };
     let records = [old, record(&pool, 1)];
-    rows::commit(&mut connection, &records, std::iter::empty(), Mirrored::KeysAndEvents, NOW).unwrap();
-    chores::step(&connection, &Retention::of_days(1, 0), NOW).unwrap();
+    rows::commit(&mut connection, &records, &[], std::iter::empty(), Mirrored::KeysAndEvents, NOW).unwrap();
+    let settings = Settings { retention: Retention::of_days(1, 0), ..settings(8) };
+    chores::step(&connection, &settings, NOW).unwrap();
     let sql = "SELECT id FROM outbox_events";
     let left: String = connection.query_row(sql, [], |row| row.get(0)).unwrap();
     assert_eq!(left, records[1].id.to_string());

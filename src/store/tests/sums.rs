@@ -17,7 +17,7 @@ fn memory() -> Connection {
 }
 
 fn write(connection: &mut Connection, records: &[AttemptRecord]) {
-    rows::commit(connection, records, std::iter::empty(), Mirrored::Nothing, NOW).unwrap();
+    rows::commit(connection, records, &[], std::iter::empty(), Mirrored::Nothing, NOW).unwrap();
 }
 
 fn one(connection: &Connection, sql: &str) -> i64 {
@@ -131,7 +131,8 @@ fn a_mad_record_does_not_keep_the_others_from_being_written() {
 
 /// Does what is due, to its end; returns how many steps that took.
 fn all_chores(connection: &Connection, retention: &Retention, now: UnixMs) -> usize {
-    (1..1_000).find(|_| chores::step(connection, retention, now).unwrap() == Step::Done).unwrap()
+    let settings = Settings { retention: *retention, ..settings(8) };
+    (1..1_000).find(|_| chores::step(connection, &settings, now).unwrap() == Step::Done).unwrap()
 }
 
 #[test]
@@ -173,8 +174,12 @@ fn chores_are_done_after_the_writing() {
     let folder = tempfile::tempdir().unwrap();
     let (place, path) = place(folder.path());
     let pool = pool();
-    let settings =
-        Settings { queue_max: 8, retention: Retention::of_days(1, 0), mirrored: Mirrored::Nothing };
+    let settings = Settings {
+        queue_max: 8,
+        retention: Retention::of_days(1, 0),
+        mirrored: Mirrored::Nothing,
+        owners: KEEPING,
+    };
     let store = Store::open(&place, NOW).unwrap();
     let mut writer = store.writer(Arc::clone(&pool), settings, Health::default());
     // Long ago by any clock of today.

@@ -114,3 +114,42 @@ test("https works for a Node that was told whom to trust, and for no other", asy
     await assert.rejects(node(speak("127.0.0.1"), { NODE_EXTRA_CA_CERTS: "" }), /fetch failed|certificate/);
   });
 });
+
+test("what belongs to an account stays with it", async () => {
+  const accounts = { sk_account_number_0001: 200, sk_account_number_0002: 200, sk_account_number_0003: 1_000_000 };
+  await within(accounts, async (started, client) => {
+    const speak = async (voice, more = {}) => {
+      const { data, rawResponse } = await client.textToSpeech.convert(voice, { text, modelId, ...more }).withRawResponse();
+      assert.ok(isMp3(await bytes(data)));
+      return { request: rawResponse.headers.get("request-id"), item: rawResponse.headers.get("history-item-id") };
+    };
+    const listed = async () => (await client.voices.getAll()).voices.map((voice) => voice.voiceId);
+    const sample = new File([Buffer.alloc(50_000)], "sample.wav", { type: "audio/wav" });
+    const { voiceId } = await client.voices.ivc.create({ name: "Mine", files: [sample] });
+    assert.ok((await listed()).includes(voiceId));
+    const first = await speak(voiceId);
+    await speak(voiceId, { previousRequestIds: [first.request] });
+    for (let spoken = 0; spoken < 4; spoken += 1) await speak(VOICE);
+    assert.equal((await started.status()).keys[0].status, "exhausted");
+
+    // The key in use is that of another account now; reading costs no credits.
+    assert.equal((await client.history.get(first.item)).voiceId, voiceId);
+    assert.ok(isMp3(await bytes(await client.history.getAudio(first.item))));
+    assert.ok((await listed()).includes(voiceId));
+    const second = await speak(VOICE);
+    await speak(VOICE, { previousRequestIds: [second.request] });
+
+    for (const [voice, previousRequestIds, statusCode, code] of [
+      [voiceId, [], 401, "owner_exhausted"],
+      [VOICE, [first.request, second.request], 400, "two_owners"],
+    ]) {
+      await assert.rejects(speak(voice, { previousRequestIds }), (error) => {
+        assert.ok(error instanceof ElevenLabsError);
+        assert.equal(error.statusCode, statusCode);
+        assert.equal(error.body.detail.code, code);
+        return true;
+      });
+    }
+    assert.equal((await client.voices.delete(voiceId)).status, "ok");
+  });
+});

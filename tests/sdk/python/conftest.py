@@ -128,8 +128,15 @@ class House:
 
     def __init__(self, keys, folder):
         self.keys = keys
+        self._folder = folder
         self.simulator = Simulator(keys)
         self.keychoir = Keychoir(keys, self.simulator.url, folder)
+        self.url = self.keychoir.url
+
+    def restart(self, keys):
+        """Keychoir alone, with the same books and these keys in this order."""
+        self.keychoir.stop()
+        self.keychoir = Keychoir(keys, self.simulator.url, self._folder)
         self.url = self.keychoir.url
 
     def close(self):

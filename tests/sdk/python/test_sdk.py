@@ -192,3 +192,86 @@ def test_the_certificate_is_believed_where_rules_are_strict(trusting, name):
     with socket.create_connection((host, int(port)), timeout=30) as tcp:
         with context.wrap_socket(tcp, server_hostname=name) as tls:
             assert tls.version() == "TLSv1.3"
+
+
+# Three accounts; the first two have credits for a few sentences.
+ACCOUNTS = {"sk_account_one": 200, "sk_account_two": 200, "sk_account_three": 1_000_000}
+
+
+class Studio:
+    """What an app does with a voice of its own."""
+
+    def __init__(self, url):
+        self.client = ElevenLabs(base_url=url, api_key=CLIENT_TOKEN)
+
+    def clone(self):
+        sample = io.BytesIO(b"RIFF" + b"\x00" * 50_000)
+        sample.name = "sample.wav"
+        return self.client.voices.ivc.create(name="Mine", files=[sample]).voice_id
+
+    def voices(self):
+        return {voice.voice_id for voice in self.client.voices.get_all().voices}
+
+    def speak(self, voice, **more):
+        """Speech; its request and its item of the history."""
+        speaking = self.client.text_to_speech.with_raw_response
+        with speaking.convert(voice, text=TEXT, model_id=MODEL, **more) as answer:
+            assert is_mp3(b"".join(answer.data))
+            return answer.headers["request-id"], answer.headers["history-item-id"]
+
+    def speak_until_another_account_serves(self, house):
+        rotations = len(house.keychoir.events("key_rotated"))
+        for _ in range(6):
+            self.speak(VOICE)
+            if len(house.keychoir.events("key_rotated")) > rotations:
+                return
+        raise AssertionError("the first account never ran out")
+
+
+def test_what_belongs_to_an_account_stays_with_it(house):
+    started = house(ACCOUNTS)
+    studio = Studio(started.url)
+    voice = studio.clone()
+    assert voice in studio.voices()
+    first_request, first_item = studio.speak(voice)
+    studio.speak(voice, previous_request_ids=[first_request])
+    studio.speak_until_another_account_serves(started)
+
+    # The key in use is that of another account now; reading costs no credits.
+    assert studio.client.history.get(first_item).voice_id == voice
+    assert is_mp3(b"".join(studio.client.history.get_audio(first_item)))
+    assert first_item in {item.history_item_id for item in studio.client.history.list().history}
+    assert voice in studio.voices()
+    second_request, second_item = studio.speak(VOICE)
+    studio.speak(VOICE, previous_request_ids=[second_request])
+    assert is_mp3(b"".join(studio.client.history.get_audio(second_item)))
+
+    # Its owner cannot speak any more, and nobody else has the voice.
+    with pytest.raises(ApiError) as raised:
+        studio.speak(voice)
+    assert (raised.value.status_code, raised.value.body["detail"]["code"]) == (401, "owner_exhausted")
+    with pytest.raises(ApiError) as raised:
+        studio.speak(VOICE, previous_request_ids=[first_request, second_request])
+    assert (raised.value.status_code, raised.value.body["detail"]["code"]) == (400, "two_owners")
+
+    # After a restart with the keys in another order, all of it is still known.
+    started.restart(list(reversed(ACCOUNTS)))
+    studio = Studio(started.url)
+    assert is_mp3(b"".join(studio.client.history.get_audio(first_item)))
+    studio.speak(VOICE, previous_request_ids=[second_request])
+    assert studio.client.voices.delete(voice).status == "ok"
+
+
+def test_a_voice_made_elsewhere_is_found(house):
+    started = house(ACCOUNTS)
+    # Made with the third key and not through Keychoir.
+    elsewhere = ElevenLabs(base_url=started.simulator.url, api_key="sk_account_three")
+    sample = io.BytesIO(b"RIFF")
+    sample.name = "sample.wav"
+    voice = elsewhere.voices.ivc.create(name="Elsewhere", files=[sample]).voice_id
+    studio = Studio(started.url)
+    studio.speak(voice)
+    asked = started.simulator.ledger()["totals"]["requests"]
+    studio.speak(voice)
+    assert started.simulator.ledger()["totals"]["requests"] == asked + 1, "from now on its owner is known"
+    assert studio.client.voices.get(voice).voice_id == voice

@@ -2,7 +2,6 @@
 //! the configuration says it otherwise; a key of which nobody says anything is alone.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::Arc;
 
 use super::roster::KeyEntry;
@@ -11,9 +10,9 @@ use crate::secret::Fingerprint;
 /// The workspace identifiers that the provider has told, by key.
 pub(super) type ToldIds = HashMap<Fingerprint, Arc<str>>;
 
-/// Which workspace it is.
+/// Which workspace a key belongs to, as far as is known now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub struct Belonging {
     group: Group,
     /// Its name in the configuration.
     name: Option<String>,
@@ -29,7 +28,7 @@ enum Group {
     Of(Fingerprint),
 }
 
-impl Identity {
+impl Belonging {
     /// What is known of the workspace of `entry`: what the provider says of it, or of a key that is
     /// said to be beside it; else what the configuration says.
     pub(super) fn of(entry: &KeyEntry, entries: &[KeyEntry], told: &ToldIds) -> Self {
@@ -58,16 +57,5 @@ impl Identity {
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
-    }
-}
-
-impl fmt::Display for Identity {
-    /// What it is known by for good: the provider's identifier, the name, or a key's fingerprint.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.group {
-            Group::Told(id) => write!(f, "id:{id}"),
-            Group::Named(name) => write!(f, "name:{name}"),
-            Group::Of(key) => write!(f, "key:{key}"),
-        }
     }
 }

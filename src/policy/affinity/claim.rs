@@ -1,0 +1,44 @@
+//! What the owners of a request's identifiers ask of it: one account, any account, or too much.
+
+use super::kind::Kind;
+
+/// Two identifiers of a request belong to different accounts, and no key can reach both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it names a {} and a {} of different accounts", .0.word(), .1.word())]
+pub struct TwoOwners(pub Kind, pub Kind);
+
+/// Who must serve a request whose known identifiers belong so: the one owner and what it is the
+/// owner of, or nobody in particular.
+///
+/// # Errors
+///
+/// When there are two.
+pub fn owner<I: PartialEq>(
+    owned: impl IntoIterator<Item = (Kind, I)>,
+) -> Result<Option<(Kind, I)>, TwoOwners> {
+    let mut first: Option<(Kind, I)> = None;
+    for (kind, by) in owned {
+        match &first {
+            Some((other, owner)) if *owner != by => return Err(TwoOwners(*other, kind)),
+            Some(_) => {}
+            None => first = Some((kind, by)),
+        }
+    }
+    Ok(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_owner_serves_and_two_are_too_many() {
+        let none: [(Kind, u8); 0] = [];
+        assert_eq!(owner(none), Ok(None));
+        assert_eq!(owner([(Kind::Voice, 1), (Kind::Dictionary, 1)]), Ok(Some((Kind::Voice, 1))));
+        assert_eq!(
+            owner([(Kind::Voice, 1), (Kind::Request, 1), (Kind::Dictionary, 2)]),
+            Err(TwoOwners(Kind::Voice, Kind::Dictionary))
+        );
+    }
+}

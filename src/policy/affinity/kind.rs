@@ -1,0 +1,309 @@
+//! What an identifier can be of, and the hash that stands for it: an identifier may be a token, and
+//! nothing that is kept or printed shall open anything.
+
+use std::fmt;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use crate::policy::units::UnixMs;
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident = $word:literal,)*) => {
+        /// What an identifier is of.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Kind { $($(#[$doc])* $kind,)* }
+
+        impl Kind {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$kind,)*];
+
+            /// The word for it in the books, and in what a client is told.
+            #[must_use]
+            pub fn word(self) -> &'static str {
+                match self { $(Self::$kind => $word,)* }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// A voice: cloned, designed, or copied from the library. Every account has the premade ones.
+    Voice = "voice",
+    /// A recording that a voice was made of.
+    Sample = "sample",
+    /// A designed voice that is not yet one, or a session of remixing.
+    Preview = "voice preview",
+    /// A group of voices.
+    Collection = "voice collection",
+    /// Something that was spoken.
+    HistoryItem = "history item",
+    /// A request for speech, that others continue.
+    Request = "earlier request",
+    /// A pronunciation dictionary, or one of its versions.
+    Dictionary = "pronunciation dictionary",
+    /// A dubbing.
+    Dubbing = "dubbing",
+    /// A project of the studio, of audio native or of dubbing.
+    Project = "project",
+    /// A chapter of a project.
+    Chapter = "chapter",
+    /// A state of a project or chapter.
+    Snapshot = "snapshot",
+    /// A transcript.
+    Transcript = "transcript",
+    /// An uploaded file.
+    Asset = "asset",
+    /// A generation of a flow: an image, a video or speech.
+    Flow = "flow",
+    /// A song, or a variation of one.
+    Song = "song",
+    /// A model of music that was tuned.
+    Finetune = "finetune",
+    /// An agent.
+    Agent = "agent",
+    /// A branch or version of an agent.
+    Branch = "agent branch",
+    /// A conversation with an agent.
+    Conversation = "conversation",
+    /// A phone or WhatsApp number.
+    PhoneNumber = "phone number",
+    /// A document or folder of a knowledge base.
+    Document = "document",
+    /// A tool of agents.
+    Tool = "tool",
+    /// A server of tools.
+    McpServer = "tool server",
+    /// A stored secret.
+    Secret = "secret",
+    /// A variable of an environment.
+    Variable = "variable",
+    /// A test of agents, or a run of it.
+    Test = "test",
+    /// A batch of calls.
+    Batch = "batch call",
+    /// A speech engine.
+    SpeechEngine = "speech engine",
+    /// An order of a production.
+    Order = "order",
+    /// A file of an order.
+    Media = "order media",
+    /// An item of an order.
+    Item = "order item",
+    /// A webhook.
+    Webhook = "webhook",
+    /// A token for one use.
+    Token = "token",
+    /// The signature of a signed URL.
+    Signature = "signed URL",
+    /// Where a list goes on.
+    Cursor = "list cursor",
+}
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+impl Kind {
+    /// The kind that the books call so.
+    #[must_use]
+    pub fn of_word(word: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|kind| kind.word() == word)
+    }
+
+    /// Whether different accounts may have the same one: a 200 then says nothing of its owner.
+    #[must_use]
+    pub fn is_shared(self) -> bool {
+        self == Self::Voice
+    }
+
+    /// How long the provider honours it, if not for good: requests can be continued for two hours,
+    /// tokens and signed URLs last 15 minutes.
+    #[must_use]
+    pub fn span(self) -> Option<Duration> {
+        if self == Self::Request {
+            return Some(2 * HOUR);
+        }
+        if [Self::Token, Self::Signature].contains(&self) {
+            return Some(HOUR);
+        }
+        (self == Self::Cursor).then_some(24 * HOUR)
+    }
+
+    /// How it is kept.
+    #[must_use]
+    pub fn class(self) -> Class {
+        if self.span().is_some() {
+            return Class::Passing;
+        }
+        if self == Self::HistoryItem { Class::Plentiful } else { Class::Lasting }
+    }
+}
+
+/// How identifiers are kept: each class has room of its own, so that what traffic makes by itself
+/// never pushes out what was made with care.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Made by hand, and used for years: voices, agents.
+    Lasting,
+    /// One with each request, and good for long.
+    Plentiful,
+    /// Good for hours.
+    Passing,
+}
+
+impl Class {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Lasting, Self::Plentiful, Self::Passing];
+
+    /// Its number in the books.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Lasting => 0,
+            Self::Plentiful => 1,
+            Self::Passing => 2,
+        }
+    }
+}
+
+/// How many identifiers are kept, and how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keeping {
+    /// So many at the most: half of them of what lasts.
+    pub identifiers_max: usize,
+    /// So long after the last use; `None` for ever.
+    pub kept: Option<Duration>,
+}
+
+impl Keeping {
+    /// So many, for so many days after the last use; 0 for ever.
+    #[must_use]
+    pub fn of_days(identifiers_max: usize, kept_days: usize) -> Self {
+        let kept = (kept_days > 0)
+            .then(|| HOUR.saturating_mul(24).saturating_mul(u32::try_from(kept_days).unwrap_or(u32::MAX)));
+        Self { identifiers_max, kept }
+    }
+
+    /// How many of a class.
+    #[must_use]
+    pub fn count_max(&self, class: Class) -> usize {
+        match class {
+            Class::Lasting => self.identifiers_max / 2,
+            Class::Plentiful | Class::Passing => self.identifiers_max / 4,
+        }
+    }
+
+    /// How long after its last use any of a class is kept; `None` for ever.
+    #[must_use]
+    pub fn kept(&self, class: Class) -> Option<Duration> {
+        match class {
+            Class::Lasting | Class::Plentiful => self.kept,
+            Class::Passing => {
+                let longest = Kind::ALL.iter().filter_map(|kind| kind.span()).max();
+                [self.kept, longest].into_iter().flatten().min()
+            }
+        }
+    }
+
+    /// Whether an identifier that was learned and last used then still counts.
+    #[must_use]
+    pub fn counts(&self, kind: Kind, learned_at: UnixMs, used_at: UnixMs, now: UnixMs) -> bool {
+        let is_young =
+            |since: UnixMs, span: Option<Duration>| span.is_none_or(|span| now.since(since) < span);
+        is_young(learned_at, kind.span()) && is_young(used_at, self.kept)
+    }
+}
+
+/// An identifier by its hash: SHA-256 of kind and identifier, cut to 16 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tag([u8; 16]);
+
+impl Tag {
+    /// The tag of an identifier.
+    #[must_use]
+    pub fn of(kind: Kind, identifier: &str) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(kind.word());
+        hash.update([0]);
+        hash.update(identifier);
+        let digest: [u8; 32] = hash.finalize().into();
+        let mut cut = [0; 16];
+        cut.copy_from_slice(&digest[..16]);
+        Self(cut)
+    }
+
+    /// A tag as the books have it.
+    #[must_use]
+    pub fn of_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its bytes, as evenly spread as a hash.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().take(4).try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// An identifier that a request names or an answer gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Named {
+    /// What it is of.
+    pub kind: Kind,
+    /// Which.
+    pub tag: Tag,
+}
+
+impl Named {
+    /// `identifier`, which is of `kind`.
+    #[must_use]
+    pub fn new(kind: Kind, identifier: &str) -> Self {
+        Self { kind, tag: Tag::of(kind, identifier) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_word_of_its_own() {
+        for kind in Kind::ALL {
+            assert_eq!(Kind::of_word(kind.word()), Some(*kind));
+        }
+    }
+
+    #[test]
+    fn each_kind_counts_for_its_time() {
+        let keeping = Keeping { identifiers_max: 100, kept: Some(30 * 24 * HOUR) };
+        let at = |hours: u32| UnixMs(1).plus(HOUR * hours);
+        let check = |kind, learned, used, now, expected| {
+            assert_eq!(keeping.counts(kind, at(learned), at(used), at(now)), expected, "{kind:?} {now}");
+        };
+        check(Kind::Voice, 0, 0, 719, true);
+        check(Kind::Voice, 0, 0, 720, false);
+        check(Kind::Voice, 0, 100, 819, true);
+        // The provider forgets it, however often it is used.
+        check(Kind::Request, 0, 1, 1, true);
+        check(Kind::Request, 0, 1, 2, false);
+        check(Kind::Cursor, 0, 0, 23, true);
+        assert!(Keeping { kept: None, ..keeping }.counts(Kind::Voice, at(0), at(0), at(9_999_999)));
+        // A clock that was set back makes nothing old.
+        check(Kind::Voice, 5, 5, 0, true);
+        assert_eq!(Class::ALL.map(|class| keeping.count_max(class)), [50, 25, 25]);
+        assert_eq!(keeping.kept(Class::Passing), Some(24 * HOUR));
+    }
+
+    #[test]
+    fn a_tag_is_of_its_kind_and_shows_no_identifier() {
+        assert_eq!(Tag::of(Kind::Voice, "v1"), Tag::of(Kind::Voice, "v1"));
+        assert_ne!(Tag::of(Kind::Voice, "v1"), Tag::of(Kind::Voice, "v2"));
+        assert_ne!(Tag::of(Kind::Voice, "v1"), Tag::of(Kind::Agent, "v1"));
+        assert!(!format!("{:?}", Named::new(Kind::Token, "sutkn_1")).contains("sutkn"));
+    }
+}

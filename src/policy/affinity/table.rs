@@ -1,0 +1,238 @@
+//! What belongs to one account, and where its identifiers stand: a row for each resource of the
+//! provider, after its OpenAPI document (August 2026) and its Python SDK 2.78.
+//!
+//! Paths are without their version. `{kind}` is an identifier of that kind, `*` any segment; a
+//! longer path begins with its pattern. What an answer gives is looked for at whole routes, in which
+//! every identifier is `{id}`.
+
+use super::fields::Field;
+use super::kind::Kind;
+
+mod agents;
+
+/// A kind of resource.
+#[derive(Debug)]
+pub(super) struct Row {
+    /// What it is called.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for readers, and for the test that walks the table"))]
+    pub(super) resource: &'static str,
+    /// Paths that name one.
+    pub(super) paths: &'static [&'static str],
+    /// Parameters of a query that name one.
+    pub(super) query: &'static [Field],
+    /// Fields of a request's body that name one.
+    pub(super) body: &'static [Field],
+    /// Headers of an answer that give one.
+    pub(super) headers: &'static [Field],
+    /// Bodies of answers that give some: routes, and fields.
+    pub(super) made: &'static [Made],
+    /// Lists that give some.
+    pub(super) lists: &'static [Made],
+}
+
+/// Routes and the fields of their answers.
+pub(super) type Made = (&'static [&'static str], &'static [Field]);
+
+const ROW: Row = Row { resource: "", paths: &[], query: &[], body: &[], headers: &[], made: &[], lists: &[] };
+
+/// The whole table: what is made of sound, then what belongs to agents and to the account.
+pub(super) fn rows() -> impl Iterator<Item = &'static Row> + Clone {
+    MEDIA.iter().chain(agents::ROWS)
+}
+
+#[rustfmt::skip] // a table
+static MEDIA: &[Row] = &[
+    Row {
+        resource: "voice",
+        paths: &[
+            "voices/{voice}", "voices/pvc/{voice}", "text-to-speech/{voice}", "speech-to-speech/{voice}",
+            "voice-changer/{voice}", "text-to-voice/{voice}/remix",
+        ],
+        query: &[("voice_id", Kind::Voice), ("voice_ids", Kind::Voice)],
+        body: &[
+            ("voice_id", Kind::Voice), ("default_title_voice_id", Kind::Voice),
+            ("default_paragraph_voice_id", Kind::Voice), ("host_voice_id", Kind::Voice),
+            ("guest_voice_id", Kind::Voice), ("voices", Kind::Voice),
+        ],
+        made: &[(
+            &["voices/add", "voices/add/{id}/{id}", "voices/pvc", "text-to-voice"],
+            &[(".voice_id", Kind::Voice)],
+        )],
+        lists: &[(&["voices"], &[("voices.voice_id", Kind::Voice)])],
+        ..ROW
+    },
+    Row {
+        resource: "voice sample",
+        paths: &["voices/*/samples/{sample}", "voices/pvc/*/samples/{sample}"],
+        made: &[(
+            &["voices/pvc/{id}/samples", "voices/add", "text-to-voice"],
+            &[(".sample_id", Kind::Sample), ("samples.sample_id", Kind::Sample)],
+        )],
+        lists: &[(&["voices"], &[("samples.sample_id", Kind::Sample)])],
+        ..ROW
+    },
+    Row {
+        resource: "voice preview",
+        paths: &["text-to-voice/{voice preview}/stream"],
+        body: &[
+            ("generated_voice_id", Kind::Preview), ("played_not_selected_voice_ids", Kind::Preview),
+            ("remixing_session_id", Kind::Preview),
+        ],
+        made: &[(
+            &["text-to-voice/design", "text-to-voice/create-previews", "text-to-voice/{id}/remix"],
+            &[("previews.generated_voice_id", Kind::Preview), ("remixing_session_id", Kind::Preview)],
+        )],
+        ..ROW
+    },
+    Row {
+        resource: "voice collection",
+        paths: &["voices/collections/{voice collection}"],
+        query: &[("collection_id", Kind::Collection)],
+        body: &[("collection_id", Kind::Collection)],
+        made: &[(&["voices/collections"], &[(".collection_id", Kind::Collection), (".id", Kind::Collection)])],
+        lists: &[(&["voices/collections"], &[
+            ("collections.collection_id", Kind::Collection), ("collections.id", Kind::Collection),
+        ])],
+        ..ROW
+    },
+    Row {
+        resource: "history item",
+        paths: &["history/{history item}", "audio-isolation/history/{history item}"],
+        query: &[("start_after_history_item_id", Kind::HistoryItem)],
+        body: &[("history_item_ids", Kind::HistoryItem), ("history_item_id", Kind::HistoryItem)],
+        headers: &[("history-item-id", Kind::HistoryItem)],
+        lists: &[(&["history", "audio-isolation/history"], &[
+            ("history.history_item_id", Kind::HistoryItem), (".last_history_item_id", Kind::HistoryItem),
+        ])],
+        ..ROW
+    },
+    Row {
+        resource: "request (stitching)",
+        body: &[("previous_request_ids", Kind::Request), ("next_request_ids", Kind::Request)],
+        headers: &[("request-id", Kind::Request)],
+        lists: &[(&["history"], &[("history.request_id", Kind::Request)])],
+        ..ROW
+    },
+    Row {
+        resource: "pronunciation dictionary",
+        paths: &[
+            "pronunciation-dictionaries/{pronunciation dictionary}",
+            "pronunciation-dictionaries/*/{pronunciation dictionary}/download",
+        ],
+        body: &[
+            ("pronunciation_dictionary_id", Kind::Dictionary),
+            ("pronunciation_dictionary_locators.version_id", Kind::Dictionary),
+        ],
+        made: &[(
+            &[
+                "pronunciation-dictionaries/add-from-file", "pronunciation-dictionaries/add-from-rules",
+                "pronunciation-dictionaries/{id}/add-rules", "pronunciation-dictionaries/{id}/remove-rules",
+                "pronunciation-dictionaries/{id}/set-rules",
+            ],
+            &[(".id", Kind::Dictionary), (".version_id", Kind::Dictionary)],
+        )],
+        lists: &[(&["pronunciation-dictionaries"], &[
+            ("pronunciation_dictionaries.id", Kind::Dictionary),
+            ("pronunciation_dictionaries.latest_version_id", Kind::Dictionary),
+        ])],
+        ..ROW
+    },
+    Row {
+        resource: "dubbing",
+        paths: &["dubbing/{dubbing}", "dubbing/resource/{dubbing}", "dubbing/project/{project}"],
+        body: &[("dubbing_id", Kind::Dubbing)],
+        made: &[
+            (&["dubbing"], &[(".dubbing_id", Kind::Dubbing)]),
+            (&["dubbing/project"], &[(".project_id", Kind::Project)]),
+        ],
+        lists: &[
+            (&["dubbing"], &[("dubs.dubbing_id", Kind::Dubbing)]),
+            (&["dubbing/project"], &[("project_id", Kind::Project)]),
+            (&["dubbing/project/{id}/language"], &[]),
+        ],
+        ..ROW
+    },
+    Row {
+        resource: "studio project",
+        paths: &[
+            "studio/projects/{project}", "studio/projects/*/chapters/{chapter}",
+            "studio/projects/*/chapters/*/snapshots/{snapshot}", "studio/projects/*/snapshots/{snapshot}",
+        ],
+        query: &[("project_id", Kind::Project)],
+        body: &[
+            ("project_id", Kind::Project), ("chapter_id", Kind::Chapter), ("from_chapter_id", Kind::Chapter),
+            ("project_snapshot_id", Kind::Snapshot), ("chapter_snapshot_id", Kind::Snapshot),
+        ],
+        made: &[
+            (&["studio/projects", "studio/podcasts", "studio/projects/{id}", "studio/projects/{id}/content"], &[
+                ("project.project_id", Kind::Project), ("chapters.chapter_id", Kind::Chapter),
+            ]),
+            (&["studio/projects/{id}/chapters", "studio/projects/{id}/chapters/{id}"], &[
+                ("chapter.chapter_id", Kind::Chapter),
+            ]),
+        ],
+        lists: &[
+            (&["studio/projects"], &[("projects.project_id", Kind::Project)]),
+            (&["studio/projects/{id}/chapters"], &[("chapters.chapter_id", Kind::Chapter)]),
+            (&["studio/projects/{id}/snapshots", "studio/projects/{id}/chapters/{id}/snapshots"], &[
+                ("snapshots.project_snapshot_id", Kind::Snapshot), ("snapshots.chapter_snapshot_id", Kind::Snapshot),
+            ]),
+        ],
+        ..ROW
+    },
+    Row {
+        resource: "audio native",
+        paths: &["audio-native/{project}"],
+        made: &[(&["audio-native", "audio-native/content"], &[(".project_id", Kind::Project)])],
+        ..ROW
+    },
+    Row {
+        resource: "transcript",
+        paths: &["speech-to-text/transcripts/{transcript}"],
+        body: &[("transcription_id", Kind::Transcript)],
+        made: &[(&["speech-to-text"], &[("transcription_id", Kind::Transcript)])],
+        ..ROW
+    },
+    Row {
+        resource: "asset / flow",
+        paths: &[
+            "assets/{asset}", "flows/image/{flow}", "flows/video/{flow}", "flows/text-to-speech/{flow}",
+        ],
+        body: &[("asset_id", Kind::Asset), ("generation_id", Kind::Flow)],
+        made: &[
+            (&["assets"], &[(".asset_id", Kind::Asset)]),
+            (&["flows/image", "flows/video", "flows/text-to-speech"], &[(".id", Kind::Flow)]),
+        ],
+        lists: &[
+            (&["assets"], &[("assets.asset_id", Kind::Asset)]),
+            (&["flows/image", "flows/video", "flows/text-to-speech"], &[("generations.id", Kind::Flow)]),
+        ],
+        ..ROW
+    },
+    Row {
+        resource: "music",
+        paths: &["music/finetunes/{finetune}"],
+        body: &[
+            ("song_id", Kind::Song), ("finetune_id", Kind::Finetune), ("stem_variation_id", Kind::Song),
+        ],
+        headers: &[("song-id", Kind::Song)],
+        made: &[
+            (&["music/upload", "music"], &[(".song_id", Kind::Song)]),
+            (&["music/finetunes"], &[(".id", Kind::Finetune)]),
+        ],
+        lists: &[(&["music/finetunes"], &[("finetunes.id", Kind::Finetune)])],
+        ..ROW
+    },
+];
+
+/// Where the answer of any list says how it goes on.
+pub(super) const CURSORS: [Field; 4] = [
+    (".next_page_token", Kind::Cursor),
+    (".next_cursor", Kind::Cursor),
+    (".cursor", Kind::Cursor),
+    (".last_sort_id", Kind::Cursor),
+];
+
+/// What differs from account to account and gives no identifiers.
+pub(super) const ACCOUNT_READS: [&str; 4] =
+    ["user", "user/subscription", "usage/character-stats", "convai/analytics/live-count"];

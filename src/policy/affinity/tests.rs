@@ -1,0 +1,480 @@
+//! The table of what belongs to one account, walked row by row: where an identifier is given, and
+//! where it comes back.
+
+use serde_json::{Value, json};
+
+use super::super::endpoint::lookup;
+use super::*;
+
+/// The identifier of every example, which must be found as this kind.
+const ID: &str = "Xb7hH8MSUJpSbSDYk0k2";
+
+#[track_caller]
+fn check_path(path: &str, kind: Kind) {
+    let names = Names::of(path, None);
+    assert!(names.path.contains(&Named::new(kind, ID)), "{path} names no {}", kind.word());
+}
+
+#[track_caller]
+fn check_query(path: &str, query: &str, kind: Kind) {
+    assert_eq!(Names::of(path, Some(query)).others, [Named::new(kind, ID)], "{path}?{query}");
+}
+
+#[track_caller]
+fn check_body(body: Value, kind: Kind) {
+    let found = in_document(body.to_string().as_bytes());
+    assert!(found.contains(&Named::new(kind, ID)), "{body} names no {}", kind.word());
+}
+
+#[track_caller]
+fn check_given(method: &str, path: &str, answer: Value, kind: Kind) {
+    let method = Method::from_bytes(method.as_bytes()).unwrap();
+    let route = lookup(&method, path).route;
+    assert_ne!(gives(&method, &route), Gives::Nothing, "{method} {path}");
+    let found = in_answer(&method, &route, path, answer.to_string().as_bytes());
+    assert!(found.contains(&Named::new(kind, ID)), "{method} {path} gives no {}: {found:?}", kind.word());
+}
+
+#[track_caller]
+fn check_header(name: &'static str, kind: Kind) {
+    let mut headers = HeaderMap::new();
+    headers.insert(name, ID.parse().unwrap());
+    assert_eq!(in_headers(&headers), [Named::new(kind, ID)]);
+}
+
+/// What each row is checked with.
+fn walks() -> Vec<(&'static str, fn())> {
+    vec![
+        ("voice", voice),
+        ("voice sample", sample),
+        ("voice preview", preview),
+        ("voice collection", collection),
+        ("history item", history_item),
+        ("request (stitching)", request),
+        ("pronunciation dictionary", dictionary),
+        ("dubbing", dubbing),
+        ("studio project", studio),
+        ("audio native", audio_native),
+        ("transcript", transcript),
+        ("asset / flow", asset_and_flow),
+        ("music", music),
+        ("agent", agent),
+        ("conversation", conversation),
+        ("phone number", phone_number),
+        ("knowledge base", knowledge_base),
+        ("tool / MCP server / secret / env var / test", tools),
+        ("batch call", batch),
+        ("speech engine", speech_engine),
+        ("productions", productions),
+        ("workspace webhook / service account / key / group", webhook),
+        ("single-use token", token),
+        ("signed URL", signed_url),
+        ("list cursor", cursor),
+    ]
+}
+
+#[test]
+fn every_row_of_the_table_is_walked() {
+    let walks = walks();
+    let rows: Vec<&str> = rows().map(|row| row.resource).collect();
+    assert_eq!(walks.iter().map(|(row, _)| *row).collect::<Vec<_>>(), rows);
+    for (_, walk) in walks {
+        walk();
+    }
+}
+
+fn voice() {
+    let voice = Kind::Voice;
+    for path in ["/v1/voices/add", "/v1/voices/pvc", "/v1/text-to-voice", "/v1/voices/add/someone/something"]
+    {
+        check_given("POST", path, json!({ "voice_id": ID, "requires_verification": false }), voice);
+    }
+    for list in ["/v1/voices", "/v2/voices"] {
+        check_given("GET", list, json!({ "voices": [{ "voice_id": ID, "category": "cloned" }] }), voice);
+    }
+    for path in ["voices", "voices/pvc", "text-to-speech", "speech-to-speech", "voice-changer"] {
+        for more in
+            ["", "/stream", "/stream/with-timestamps", "/settings", "/stream-input", "/multi-stream-input"]
+        {
+            check_path(&format!("/v1/{path}/{ID}{more}"), voice);
+        }
+    }
+    check_path(&format!("/v1/text-to-voice/{ID}/remix"), voice);
+    check_query("/v2/voices", &format!("voice_ids={ID}"), voice);
+    check_query("/v1/history", &format!("page_size=3&voice_id={ID}"), voice);
+    check_body(json!({ "inputs": [{ "text": "a", "voice_id": ID }] }), voice);
+    for field in ["default_title_voice_id", "default_paragraph_voice_id", "host_voice_id", "voice_id"] {
+        check_body(json!({ field: ID }), voice);
+    }
+    check_body(json!({ "mode": { "conversation": { "host_voice_id": "x", "guest_voice_id": ID } } }), voice);
+    check_body(json!({ "conversation_config": { "tts": { "voice_id": ID } } }), voice);
+    check_body(
+        json!({ "conversation_config": { "tts": { "supported_voices": [{ "voice_id": ID }] } } }),
+        voice,
+    );
+    check_body(json!({ "voices": ["x", ID] }), voice);
+}
+
+fn sample() {
+    let sample = Kind::Sample;
+    check_given("POST", "/v1/voices/pvc/x1/samples", json!([{ "sample_id": ID }]), sample);
+    check_given("GET", "/v1/voices", json!({ "voices": [{ "samples": [{ "sample_id": ID }] }] }), sample);
+    check_path(&format!("/v1/voices/x1/samples/{ID}/audio"), sample);
+    check_path(&format!("/v1/voices/pvc/x1/samples/{ID}/speakers"), sample);
+}
+
+fn preview() {
+    let preview = Kind::Preview;
+    for path in ["design", "create-previews", "x1/remix"] {
+        let answer = json!({ "previews": [{ "audio_base_64": "", "generated_voice_id": ID }], "text": "" });
+        check_given("POST", &format!("/v1/text-to-voice/{path}"), answer, preview);
+    }
+    check_path(&format!("/v1/text-to-voice/{ID}/stream"), preview);
+    check_body(json!({ "generated_voice_id": ID, "voice_name": "x" }), preview);
+    check_body(json!({ "played_not_selected_voice_ids": ["x", ID] }), preview);
+    check_body(json!({ "remixing_session_id": ID }), preview);
+}
+
+fn collection() {
+    check_given("POST", "/v1/voices/collections", json!({ "collection_id": ID }), Kind::Collection);
+    check_path(&format!("/v1/voices/collections/{ID}"), Kind::Collection);
+    check_query("/v2/voices", &format!("collection_id={ID}"), Kind::Collection);
+}
+
+fn history_item() {
+    let item = Kind::HistoryItem;
+    check_header("history-item-id", item);
+    check_given("GET", "/v1/history", json!({ "history": [{ "history_item_id": ID }] }), item);
+    check_given("GET", "/v1/history", json!({ "history": [], "last_history_item_id": ID }), item);
+    check_path(&format!("/v1/history/{ID}"), item);
+    check_path(&format!("/v1/history/{ID}/audio"), item);
+    check_body(json!({ "history_item_ids": ["x", ID] }), item);
+    check_query("/v1/history", &format!("start_after_history_item_id={ID}"), item);
+}
+
+fn request() {
+    check_header("request-id", Kind::Request);
+    check_body(json!({ "text": "a", "previous_request_ids": ["x", "y", ID] }), Kind::Request);
+    check_body(json!({ "text": "a", "next_request_ids": [ID] }), Kind::Request);
+}
+
+fn dictionary() {
+    let dictionary = Kind::Dictionary;
+    for path in ["add-from-file", "add-from-rules", "x1/add-rules", "x1/remove-rules", "x1/set-rules"] {
+        let path = format!("/v1/pronunciation-dictionaries/{path}");
+        check_given("POST", &path, json!({ "id": ID, "name": "x" }), dictionary);
+        check_given("POST", &path, json!({ "id": "x", "version_id": ID }), dictionary);
+    }
+    let list = json!({ "pronunciation_dictionaries": [{ "id": ID, "latest_version_id": "x" }] });
+    check_given("GET", "/v1/pronunciation-dictionaries", list, dictionary);
+    check_path(&format!("/v1/pronunciation-dictionaries/{ID}"), dictionary);
+    check_path(&format!("/v1/pronunciation-dictionaries/{ID}/set-rules"), dictionary);
+    check_path(&format!("/v1/pronunciation-dictionaries/x1/{ID}/download"), dictionary);
+    for field in ["pronunciation_dictionary_id", "version_id"] {
+        check_body(json!({ "pronunciation_dictionary_locators": [{ field: ID }] }), dictionary);
+    }
+}
+
+fn dubbing() {
+    check_given(
+        "POST",
+        "/v1/dubbing",
+        json!({ "dubbing_id": ID, "expected_duration_sec": 1.0 }),
+        Kind::Dubbing,
+    );
+    check_given("POST", "/v1/dubbing/project", json!({ "project_id": ID }), Kind::Project);
+    check_given("GET", "/v1/dubbing", json!({ "dubs": [{ "dubbing_id": ID }] }), Kind::Dubbing);
+    for more in ["", "/audio/de", "/transcripts/de/format/srt"] {
+        check_path(&format!("/v1/dubbing/{ID}{more}"), Kind::Dubbing);
+    }
+    check_path(&format!("/v1/dubbing/resource/{ID}/speaker/x1/segment"), Kind::Dubbing);
+    check_path(&format!("/v1/dubbing/project/{ID}/language/x1"), Kind::Project);
+}
+
+fn studio() {
+    for path in ["projects", "podcasts"] {
+        let answer = json!({ "project": { "project_id": ID, "state": "creating" } });
+        check_given("POST", &format!("/v1/studio/{path}"), answer, Kind::Project);
+    }
+    let chapter = json!({ "chapter": { "chapter_id": ID } });
+    check_given("POST", "/v1/studio/projects/x1/chapters", chapter, Kind::Chapter);
+    let snapshots = json!({ "snapshots": [{ "project_snapshot_id": ID }] });
+    check_given("GET", "/v1/studio/projects/x1/snapshots", snapshots, Kind::Snapshot);
+    let snapshots = json!({ "snapshots": [{ "chapter_snapshot_id": ID }] });
+    check_given("GET", "/v1/studio/projects/x1/chapters/x2/snapshots", snapshots, Kind::Snapshot);
+    check_given("GET", "/v1/studio/projects", json!({ "projects": [{ "project_id": ID }] }), Kind::Project);
+    check_path(&format!("/v1/studio/projects/{ID}/content"), Kind::Project);
+    check_path(&format!("/v1/studio/projects/x1/chapters/{ID}/convert"), Kind::Chapter);
+    check_path(&format!("/v1/studio/projects/x1/snapshots/{ID}/archive"), Kind::Snapshot);
+    check_path(&format!("/v1/studio/projects/x1/chapters/x2/snapshots/{ID}/stream"), Kind::Snapshot);
+}
+
+fn audio_native() {
+    check_given("POST", "/v1/audio-native", json!({ "project_id": ID, "converting": false }), Kind::Project);
+    check_path(&format!("/v1/audio-native/{ID}/settings"), Kind::Project);
+}
+
+fn transcript() {
+    let answer = json!({ "text": "a", "words": [], "transcription_id": ID });
+    check_given("POST", "/v1/speech-to-text", answer, Kind::Transcript);
+    let answer = json!({ "message": "a", "request_id": "x", "transcription_id": ID });
+    check_given("POST", "/v1/speech-to-text", answer, Kind::Transcript);
+    check_path(&format!("/v1/speech-to-text/transcripts/{ID}"), Kind::Transcript);
+    check_body(json!({ "webhook_id": ID }), Kind::Webhook);
+}
+
+fn asset_and_flow() {
+    check_given("POST", "/v1/assets", json!({ "asset_id": ID }), Kind::Asset);
+    check_path(&format!("/v1/assets/{ID}"), Kind::Asset);
+    check_body(json!({ "images": [{ "asset_id": ID }] }), Kind::Asset);
+    for flow in ["image", "video", "text-to-speech"] {
+        check_given("POST", &format!("/v1/flows/{flow}"), json!({ "id": ID }), Kind::Flow);
+        check_path(&format!("/v1/flows/{flow}/{ID}"), Kind::Flow);
+    }
+    check_body(json!({ "start_frame": { "generation_id": ID } }), Kind::Flow);
+}
+
+fn music() {
+    check_header("song-id", Kind::Song);
+    check_given("POST", "/v1/music/upload", json!({ "song_id": ID }), Kind::Song);
+    check_given("POST", "/v1/music/finetunes", json!({ "id": ID }), Kind::Finetune);
+    check_body(
+        json!({ "composition_plan": { "sections": [{ "source_from": { "song_id": ID } }] } }),
+        Kind::Song,
+    );
+    check_body(json!({ "finetune_id": ID }), Kind::Finetune);
+    check_body(json!({ "stem_variation_id": ID }), Kind::Song);
+    check_path(&format!("/v1/music/finetunes/{ID}"), Kind::Finetune);
+}
+
+fn agent() {
+    for path in ["create", "x1/duplicate"] {
+        check_given("POST", &format!("/v1/convai/agents/{path}"), json!({ "agent_id": ID }), Kind::Agent);
+    }
+    check_given("POST", "/v1/convai/agents/x1/branches", json!({ "created_branch_id": ID }), Kind::Branch);
+    check_given("GET", "/v1/convai/agents", json!({ "agents": [{ "agent_id": ID }] }), Kind::Agent);
+    check_path(&format!("/v1/convai/agents/{ID}/link"), Kind::Agent);
+    check_path(&format!("/v1/convai/agents/x1/branches/{ID}"), Kind::Branch);
+    check_path(&format!("/v1/convai/agents/x1/versions/{ID}"), Kind::Branch);
+    for path in ["get-signed-url", "get_signed_url", "token", ""] {
+        check_query(&format!("/v1/convai/conversation/{path}"), &format!("agent_id={ID}"), Kind::Agent);
+    }
+    check_body(json!({ "agent_id": ID, "to_number": "x" }), Kind::Agent);
+}
+
+fn conversation() {
+    let conversation = Kind::Conversation;
+    for carrier in ["twilio", "sip-trunk", "exotel", "whatsapp"] {
+        let path = format!("/v1/convai/{carrier}/outbound-call");
+        check_given("POST", &path, json!({ "success": true, "conversation_id": ID }), conversation);
+    }
+    check_given(
+        "GET",
+        "/v1/convai/conversation/token",
+        json!({ "token": "x", "conversation_id": ID }),
+        conversation,
+    );
+    check_given(
+        "GET",
+        "/v1/convai/conversations",
+        json!({ "conversations": [{ "conversation_id": ID }] }),
+        conversation,
+    );
+    for more in ["", "/audio", "/monitor", "/files/x1"] {
+        check_path(&format!("/v1/convai/conversations/{ID}{more}"), conversation);
+    }
+}
+
+fn phone_number() {
+    check_given("POST", "/v1/convai/phone-numbers", json!({ "phone_number_id": ID }), Kind::PhoneNumber);
+    check_given("GET", "/v1/convai/phone-numbers", json!([{ "phone_number_id": ID }]), Kind::PhoneNumber);
+    check_path(&format!("/v1/convai/phone-numbers/{ID}"), Kind::PhoneNumber);
+    check_body(json!({ "agent_phone_number_id": ID }), Kind::PhoneNumber);
+}
+
+fn knowledge_base() {
+    for path in ["", "/file", "/url", "/text", "/folder"] {
+        check_given("POST", &format!("/v1/convai/knowledge-base{path}"), json!({ "id": ID }), Kind::Document);
+    }
+    check_given("GET", "/v1/convai/knowledge-base", json!({ "documents": [{ "id": ID }] }), Kind::Document);
+    check_path(&format!("/v1/convai/knowledge-base/{ID}/content"), Kind::Document);
+    let prompt = json!({ "knowledge_base": [{ "type": "file", "id": ID }] });
+    check_body(json!({ "conversation_config": { "agent": { "prompt": prompt } } }), Kind::Document);
+}
+
+fn tools() {
+    for (root, field, kind) in [
+        ("tools", "id", Kind::Tool),
+        ("mcp-servers", "id", Kind::McpServer),
+        ("secrets", "secret_id", Kind::Secret),
+        ("environment-variables", "id", Kind::Variable),
+        ("agent-testing/create", "id", Kind::Test),
+    ] {
+        check_given("POST", &format!("/v1/convai/{root}"), json!({ field: ID }), kind);
+        check_path(&format!("/v1/convai/{}/{ID}", root.trim_end_matches("/create")), kind);
+    }
+    check_path(&format!("/v1/convai/test-invocations/{ID}"), Kind::Test);
+    check_body(json!({ "prompt": { "tool_ids": [ID] } }), Kind::Tool);
+    check_body(json!({ "prompt": { "mcp_server_ids": ["x", ID] } }), Kind::McpServer);
+    check_body(json!({ "request_headers": { "Authorization": { "secret_id": ID } } }), Kind::Secret);
+    check_body(json!({ "tests": [{ "test_id": ID }] }), Kind::Test);
+    check_body(json!({ "test_invocation_id": ID }), Kind::Test);
+}
+
+fn batch() {
+    check_given("POST", "/v1/convai/batch-calling/submit", json!({ "id": ID, "agent_id": "x" }), Kind::Batch);
+    check_path(&format!("/v1/convai/batch-calling/{ID}/cancel"), Kind::Batch);
+}
+
+fn speech_engine() {
+    check_given("POST", "/v1/speech-engine", json!({ "speech_engine_id": ID }), Kind::SpeechEngine);
+    check_path(&format!("/v1/speech-engine/{ID}"), Kind::SpeechEngine);
+}
+
+fn productions() {
+    check_given("POST", "/v1/productions/orders", json!({ "order_id": ID }), Kind::Order);
+    check_given("POST", "/v1/productions/orders/x1/media", json!({ "media_id": ID }), Kind::Media);
+    check_given("POST", "/v1/productions/orders/x1/items", json!({ "item_id": ID }), Kind::Item);
+    check_path(&format!("/v1/productions/orders/{ID}/submit"), Kind::Order);
+    check_path(&format!("/v1/productions/orders/x1/media/{ID}"), Kind::Media);
+    check_path(&format!("/v1/productions/orders/x1/items/{ID}"), Kind::Item);
+}
+
+fn webhook() {
+    check_given("POST", "/v1/workspace/webhooks", json!({ "webhook_id": ID }), Kind::Webhook);
+    check_path(&format!("/v1/workspace/webhooks/{ID}"), Kind::Webhook);
+}
+
+fn token() {
+    for kind in ["realtime_scribe", "batch_scribe", "tts_websocket"] {
+        check_given("POST", &format!("/v1/single-use-token/{kind}"), json!({ "token": ID }), Kind::Token);
+    }
+    check_query("/v1/speech-to-text", &format!("token={ID}"), Kind::Token);
+    check_query("/v1/speech-to-text/realtime", &format!("model_id=x&token={ID}"), Kind::Token);
+    let socket = "/v1/text-to-dialogue/stream-input";
+    check_query(socket, &format!("single_use_token={ID}"), Kind::Token);
+    check_body(json!({ "text": " ", "single_use_token": ID }), Kind::Token);
+}
+
+fn signed_url() {
+    let url = format!("wss://host/v1/convai/conversation?agent_id=x&conversation_signature={ID}");
+    for path in ["get-signed-url", "get_signed_url"] {
+        let path = format!("/v1/convai/conversation/{path}");
+        check_given("GET", &path, json!({ "signed_url": url }), Kind::Signature);
+    }
+    let query = format!("agent_id=x&conversation_signature={ID}");
+    let names = Names::of("/v1/convai/conversation", Some(&query));
+    assert!(names.others.contains(&Named::new(Kind::Signature, ID)));
+}
+
+fn cursor() {
+    for (path, field, parameter) in [
+        ("/v2/voices", "next_page_token", "next_page_token"),
+        ("/v1/convai/agents", "next_cursor", "cursor"),
+        ("/v1/convai/conversations", "next_cursor", "cursor"),
+        ("/v1/convai/knowledge-base", "next_cursor", "cursor"),
+        ("/v1/pronunciation-dictionaries", "next_cursor", "cursor"),
+        ("/v1/dubbing", "next_cursor", "cursor"),
+        ("/v1/assets", "next_cursor", "cursor"),
+        ("/v1/voices", "last_sort_id", "last_sort_id"),
+        ("/v1/convai/agents/x1/topics", "next_cursor", "cursor"),
+    ] {
+        let route = lookup(&Method::GET, path).route;
+        assert_eq!(gives(&Method::GET, &route), Gives::Account, "{path}");
+        let given = in_answer(&Method::GET, &route, path, json!({ field: "=a/b" }).to_string().as_bytes());
+        let back = Names::of(path, Some(&format!("{parameter}=%3Da%2Fb"))).others;
+        assert_eq!((given.len(), given), (1, back), "{path}");
+    }
+    let of = |path| Names::of(path, Some("cursor=2")).others;
+    assert_ne!(of("/v1/convai/agents"), of("/v1/convai/tools"), "a cursor counts in its own list");
+    assert_eq!(of("/v1/convai/agents"), of("/v1/convai//agents/"));
+}
+
+#[test]
+fn what_every_account_has_is_nobodys() {
+    let voices = json!({ "voices": [
+        { "voice_id": "premade1", "category": "premade", "samples": [{ "sample_id": "s1" }] },
+        { "category": "cloned", "voice_id": ID, "samples": null },
+    ]});
+    let found = in_answer(&Method::GET, "/v1/voices", "/v1/voices", voices.to_string().as_bytes());
+    assert_eq!(found, [Named::new(Kind::Voice, ID)]);
+}
+
+#[test]
+fn a_list_of_what_was_spoken_does_not_give_voices() {
+    let history = json!({ "history": [{ "history_item_id": ID, "request_id": "r", "voice_id": "v" }] });
+    let found = in_answer(&Method::GET, "/v1/history", "/v1/history", history.to_string().as_bytes());
+    assert_eq!(found, [Named::new(Kind::HistoryItem, ID), Named::new(Kind::Request, "r")]);
+}
+
+#[test]
+fn the_words_of_the_api_are_no_identifiers() {
+    for path in [
+        "/v1/voices/add",
+        "/v1/voices/settings/default",
+        "/v1/voices/pvc",
+        "/v1/convai/agents/create",
+        "/v1/convai/knowledge-base/Search",
+        "/v1/dubbing/resource",
+        "/v1/voices",
+        "/docs",
+        "/",
+    ] {
+        assert_eq!(Names::of(path, None), Names::default(), "{path}");
+    }
+    // A voice of the library is nobody's before it is copied.
+    assert_eq!(Names::of("/v1/voices/add/someone/something", None), Names::default());
+}
+
+#[test]
+fn an_identifier_is_found_however_it_is_written() {
+    for path in [
+        format!("/v1/voices/{ID}"),
+        format!("/voices/{ID}"),
+        format!("//v1//voices/./{ID}/"),
+        "/v1/voices/%58b7hH8MSUJpSbSDYk0k2".to_owned(),
+        format!("/v1/Voices/{ID}"),
+    ] {
+        assert_eq!(Names::of(&path, None).path, [Named::new(Kind::Voice, ID)], "{path}");
+    }
+    let query = format!("voice%5Fids=a%2C{ID}&voice_ids=&voice_ids=b&voice_ids[]=c");
+    let others = ["a", ID, "b", "c"].map(|id| Named::new(Kind::Voice, id));
+    assert_eq!(Names::of("/v2/voices", Some(&query)).others, others);
+}
+
+#[test]
+fn what_is_no_identifier_is_passed_over() {
+    for body in ["", "x", "{", "[1,2", r#"{"voice_id":7}"#, r#"{"voice_id":""}"#, r#"{"voice_id":{"a":"b"}}"#]
+    {
+        assert_eq!(in_document(body.as_bytes()), [], "{body}");
+    }
+    let long = json!({ "voice_id": "x".repeat(5_000) });
+    assert_eq!(in_document(long.to_string().as_bytes()), []);
+    // What stood before the break counts.
+    assert_eq!(in_document(br#"{"voice_id":"v","text":"br"#), [Named::new(Kind::Voice, "v")]);
+}
+
+#[test]
+fn other_endpoints_give_nothing() {
+    for (method, path) in [
+        (Method::GET, "/v1/models"),
+        (Method::GET, "/v1/shared-voices"),
+        (Method::GET, "/v1/voices/x1"),
+        (Method::POST, "/v1/text-to-speech/x1"),
+        (Method::DELETE, "/v1/voices/x1"),
+        (Method::DELETE, "/v1/dubbing"),
+    ] {
+        let route = lookup(&method, path).route;
+        assert_eq!(gives(&method, &route), Gives::Nothing, "{method} {path}");
+    }
+    assert_eq!(gives(&Method::GET, "/v1/user/subscription"), Gives::Account);
+}
+
+proptest::proptest! {
+    #[test]
+    fn nothing_panics(path: String, query: Option<String>, body: Vec<u8>) {
+        let mut names = Names::of(&path, query.as_deref());
+        names.add_body(&body);
+        let _ = in_answer(&Method::GET, "/v1/voices", &path, &body);
+    }
+}

@@ -1,0 +1,307 @@
+//! What binds a request to an account: the identifiers it names, the lists it asks for, and what its
+//! answer teaches about either.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::request::Parts;
+use http::{HeaderMap, Method};
+use hyper::body::Incoming;
+
+use super::answer::Answer;
+use super::attempt::Case;
+use super::books::{Ownership, Place};
+use super::{Limits, Proxy};
+use crate::body::decode::decoded;
+use crate::body::replay::Replay;
+use crate::body::tap::Listen;
+use crate::clock;
+use crate::policy::affinity::claim::{TwoOwners, owner};
+use crate::policy::affinity::{self, Gives, Kind, Named, Names};
+use crate::policy::asked;
+use crate::policy::classify::Verdict;
+use crate::policy::endpoint::{Endpoint, Metering};
+use crate::policy::replay::Effect;
+use crate::pool::{Fit, Identity, Key, Owners, Roster};
+
+/// A body that comes more slowly is not waited for: the upstream gets what there is.
+const AHEAD_MAX: Duration = Duration::from_secs(2);
+
+/// Who may serve a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Scope {
+    /// Whoever can.
+    Anyone,
+    /// The client's home, and whoever can when the home cannot.
+    Home(Identity),
+    /// The owner of what it names, and nobody else.
+    Owner(Identity, Kind),
+}
+
+/// What binds a request.
+#[derive(Debug)]
+pub(super) struct Bond {
+    method: Method,
+    route: Arc<str>,
+    path: Arc<str>,
+    names: Names,
+    gives: Gives,
+    /// Another account may be asked after a not-found: it did nothing and cost nothing.
+    may_be_elsewhere: bool,
+    is_free: bool,
+    has_document: bool,
+    scope: Scope,
+    /// Accounts that do not have what it names.
+    without_it: Vec<Identity>,
+    /// What is written down with the next lesson.
+    changes: Vec<Ownership>,
+}
+
+impl Bond {
+    /// What can be told from a head.
+    pub(super) fn of(head: &Parts, endpoint: &Endpoint) -> Self {
+        let gives = affinity::gives(&head.method, &endpoint.route);
+        Self {
+            names: Names::of(head.uri.path(), head.uri.query()),
+            may_be_elsewhere: endpoint.effect == Effect::None || affinity::is_speech(&endpoint.route),
+            is_free: endpoint.metering == Metering::Free,
+            has_document: is_json(&head.headers),
+            method: head.method.clone(),
+            route: endpoint.route.as_str().into(),
+            path: head.uri.path().into(),
+            gives,
+            scope: Scope::Anyone,
+            without_it: Vec::new(),
+            changes: Vec::new(),
+        }
+    }
+
+    /// Finds out who must serve it, or who should. A JSON body is waited for, within bounds: who must
+    /// serve it may stand there.
+    ///
+    /// # Errors
+    ///
+    /// When two accounts must.
+    pub(super) async fn tie(
+        &mut self,
+        roster: &Roster,
+        owners: &Owners,
+        body: &Replay<Incoming>,
+        home: impl FnOnce() -> Option<Identity>,
+    ) -> Result<(), TwoOwners> {
+        if !roster.has_choice() {
+            return Ok(());
+        }
+        if self.has_document
+            && let (start, true) = body.gather(asked::BODY_BYTES_MAX, AHEAD_MAX).await
+        {
+            self.names.add_body(&start);
+        }
+        let now = clock::now();
+        let (mut known, mut changes) = (Vec::new(), Vec::new());
+        for named in self.names.all() {
+            let Some(found) = owners.find(named, now) else { continue };
+            // An account that no key opens any more is as good as unknown.
+            let Some(identity) = roster.identity_of(&found.owner) else { continue };
+            known.push((named.kind, identity.clone()));
+            changes.extend(found.lesson.map(Ownership::Learned));
+        }
+        self.changes.append(&mut changes);
+        self.scope = match owner(known)? {
+            Some((kind, identity)) => Scope::Owner(identity, kind),
+            None if self.has_home() => home().map_or(Scope::Anyone, Scope::Home),
+            None => Scope::Anyone,
+        };
+        Ok(())
+    }
+
+    /// Whether it is about what an account has as a whole, or adds to that without a charge.
+    fn has_home(&self) -> bool {
+        self.gives == Gives::Account || (self.gives == Gives::Made && self.is_free)
+    }
+
+    /// The account that is asked first.
+    pub(super) fn home(&self) -> Option<&Identity> {
+        match &self.scope {
+            Scope::Home(identity) => Some(identity),
+            Scope::Anyone | Scope::Owner(..) => None,
+        }
+    }
+
+    /// Whether keys differ in whether they may serve it, or in whether they should.
+    pub(super) fn binds(&self) -> bool {
+        self.scope != Scope::Anyone || !self.without_it.is_empty() || self.reads()
+    }
+
+    /// Whether it reads what an account has, which is free.
+    fn reads(&self) -> bool {
+        self.is_free && (self.gives == Gives::Account || !self.names.is_empty())
+    }
+
+    /// What it is about, when one account must serve it.
+    pub(super) fn owned(&self) -> Option<Kind> {
+        match &self.scope {
+            Scope::Owner(_, kind) => Some(*kind),
+            Scope::Anyone | Scope::Home(_) => None,
+        }
+    }
+
+    /// Whether a key may serve it. What is free to read is served without credits, too.
+    pub(super) fn fit(&self, key: &Key) -> Fit {
+        let identity = key.workspace().identity();
+        let may = match &self.scope {
+            Scope::Owner(owner, _) => identity == owner,
+            Scope::Anyone | Scope::Home(_) => true,
+        };
+        if !may || self.without_it.contains(identity) {
+            return Fit::No;
+        }
+        if self.reads() { Fit::EvenWithoutCredits } else { Fit::Yes }
+    }
+
+    /// Notes that `key`'s account does not have what is named; whether another may have it.
+    pub(super) fn is_not_with(&mut self, key: &Key, roster: &Roster) -> bool {
+        let identity = key.workspace().identity();
+        if self.owned().is_some() {
+            self.forget_what_is_gone();
+            return false;
+        }
+        if !self.without_it.contains(identity) {
+            self.without_it.push(identity.clone());
+        }
+        let is_left = |key: &Arc<Key>| !self.without_it.contains(key.workspace().identity());
+        self.may_be_elsewhere && !self.names.is_empty() && roster.keys().iter().any(is_left)
+    }
+
+    /// Its owner no longer has it: the next request may ask others.
+    fn forget_what_is_gone(&mut self) {
+        let is_about_it = affinity::is_speech(&self.route)
+            || (self.route.ends_with("{id}") && self.route.matches("{id}").count() == 1);
+        if let ([named], true, true) = (self.names.path.as_slice(), self.names.others.is_empty(), is_about_it)
+        {
+            self.changes.push(Ownership::Forgotten(*named));
+        }
+    }
+
+    /// Whether there may be something to learn or to forget, for which a place is needed.
+    pub(super) fn may_teach(&self, endpoint: &Endpoint) -> bool {
+        endpoint.metering == Metering::Credits
+            || self.gives != Gives::Nothing
+            || !self.names.is_empty()
+            || !self.changes.is_empty()
+    }
+
+    /// Learns from the head of the answer that goes to the client; what its body will teach comes
+    /// back, and takes `place` with it.
+    pub(super) fn learn<C>(
+        mut self,
+        proxy: &Proxy<C>,
+        case: &Case,
+        limits: &Limits,
+        answer: &Answer,
+        key: &Key,
+        place: Place,
+    ) -> Option<Teaching> {
+        let owner = key.workspace().identity().clone();
+        let now = clock::now();
+        for change in &self.changes {
+            if let Ownership::Forgotten(named) = change {
+                proxy.owners.forget(named);
+            }
+        }
+        let Answer { head, verdict, .. } = answer;
+        let is_served = *verdict == Verdict::Served && head.status.is_success();
+        if is_served {
+            let learned = affinity::in_headers(&head.headers).into_iter().chain(self.proven());
+            let lessons = learned.filter_map(|named| proxy.owners.learn(named, &owner, now));
+            self.changes.extend(lessons.map(Ownership::Learned));
+            if self.has_home() && self.owned().is_none() {
+                proxy.homes.settle(&case.client, &owner);
+            }
+        }
+        let gives_document = is_served && self.gives != Gives::Nothing && is_json(&head.headers);
+        if !gives_document {
+            place.teach(self.changes);
+            return None;
+        }
+        let encoding =
+            head.headers.get(CONTENT_ENCODING).map(|value| value.to_str().unwrap_or("unreadable").to_owned());
+        let Self { method, route, path, changes, .. } = self;
+        let bytes_max = limits.owned_bytes_max;
+        let owners = Arc::clone(&proxy.owners);
+        Some(Teaching {
+            owners,
+            owner,
+            method,
+            route,
+            path,
+            encoding,
+            bytes_max,
+            changes,
+            place: Some(place),
+        })
+    }
+
+    /// What is known to belong to the account that has served it.
+    fn proven(&self) -> Vec<Named> {
+        if self.method == Method::DELETE {
+            return Vec::new();
+        }
+        if self.without_it.is_empty() {
+            // What every account may have proves nothing.
+            return self.names.path.iter().filter(|named| !named.kind.is_shared()).copied().collect();
+        }
+        // Another account did not have it. Of several that are named beside the path, nobody knows which.
+        match (self.names.path.as_slice(), self.names.others.as_slice()) {
+            ([], [only]) => vec![*only],
+            (path, _) => path.to_vec(),
+        }
+    }
+}
+
+/// What the body of an answer teaches, when it has come. What the head has taught is written with it,
+/// or when the body is never heard.
+#[derive(Debug)]
+pub struct Teaching {
+    owners: Arc<Owners>,
+    owner: Identity,
+    method: Method,
+    route: Arc<str>,
+    path: Arc<str>,
+    encoding: Option<String>,
+    bytes_max: usize,
+    changes: Vec<Ownership>,
+    place: Option<Place>,
+}
+
+impl Teaching {
+    /// What is copied of the body at the most.
+    pub(super) fn bytes_max(&self) -> usize {
+        self.bytes_max
+    }
+}
+
+impl Listen for Teaching {
+    fn heard(mut self, body: &[u8]) {
+        let Some(document) = decoded(body, self.encoding.as_deref(), self.bytes_max) else { return };
+        let now = clock::now();
+        let given = affinity::in_answer(&self.method, &self.route, &self.path, &document);
+        let learned = given.into_iter().filter_map(|named| self.owners.learn(named, &self.owner, now));
+        self.changes.extend(learned.map(Ownership::Learned));
+    }
+}
+
+impl Drop for Teaching {
+    fn drop(&mut self) {
+        if let Some(place) = self.place.take() {
+            place.teach(std::mem::take(&mut self.changes));
+        }
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(CONTENT_TYPE) else { return false };
+    let essence = value.as_bytes().split(|&byte| byte == b';').next().unwrap_or_default();
+    essence.trim_ascii().eq_ignore_ascii_case(b"application/json")
+}

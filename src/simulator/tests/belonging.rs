@@ -1,0 +1,60 @@
+//! What belongs to a workspace: voices that are made, requests that go on, pages of lists.
+
+use super::*;
+
+const KEYS: &str = "one=1000@a two=1000@b";
+
+fn clone(name: &str) -> Call {
+    post(
+        "/v1/voices/add",
+        format!("--x\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\nMine\r\n--x--"),
+    )
+}
+
+#[tokio::test]
+async fn a_voice_that_was_made_is_there_until_it_is_removed() {
+    let sim = start_with(KEYS).await;
+    assert_eq!(clone("title").key("one").to(&sim).await.status, 422);
+    let made = clone("name").key("one").to(&sim).await.json();
+    let voice = made["voice_id"].as_str().unwrap();
+    assert_eq!(voice.len(), 20);
+    let path = format!("/v1/text-to-speech/{voice}");
+    let speak = |key| post(&path, r#"{"text":"a"}"#).key(key).to(&sim);
+    assert_eq!((speak("one").await.status, speak("two").await.status), (200, 404));
+    let listed =
+        |page: Value| page["voices"].as_array().unwrap().iter().any(|listed| listed["voice_id"] == voice);
+    assert!(listed(get("/v1/voices").key("one").to(&sim).await.json()));
+    assert!(!listed(get("/v1/voices").key("two").to(&sim).await.json()));
+
+    let path = format!("/v1/voices/{voice}");
+    let delete = |key| Call { method: "DELETE", ..get(&path) }.key(key).to(&sim);
+    assert_eq!(delete("two").await.status, 404);
+    assert_eq!((delete("one").await.status, delete("one").await.status), (200, 404));
+}
+
+#[tokio::test]
+async fn a_list_goes_on_in_its_own_workspace_only() {
+    let sim = start_with(KEYS).await;
+    let first = get("/v2/voices?page_size=2").key("one").to(&sim).await.json();
+    assert_eq!((first["voices"].as_array().unwrap().len(), &first["has_more"]), (2, &Value::from(true)));
+    let next =
+        format!("/v2/voices?page_size=2&next_page_token={}", first["next_page_token"].as_str().unwrap());
+    let second = get(&next).key("one").to(&sim).await.json();
+    assert_eq!((second["voices"].as_array().unwrap().len(), &second["next_page_token"]), (1, &Value::Null));
+    let foreign = get(&next).key("two").to(&sim).await;
+    assert_eq!((foreign.status, foreign.json()["detail"]["code"].as_str()), (400, Some("invalid_cursor")));
+
+    let item = say("a").key("one").to(&sim).await.header("history-item-id").to_owned();
+    let next = format!("/v1/history?start_after_history_item_id={item}");
+    assert_eq!(get(&next).key("one").to(&sim).await.status, 200);
+    assert_eq!(get(&next).key("two").to(&sim).await.status, 400);
+}
+
+#[tokio::test]
+async fn speech_goes_on_from_requests_of_its_own_workspace_only() {
+    let sim = start_with(KEYS).await;
+    let request = say("a").key("one").to(&sim).await.header("request-id").to_owned();
+    let body = serde_json::json!({ "text": "b", "previous_request_ids": [request] }).to_string();
+    assert_eq!(post(TTS, body.clone()).key("one").to(&sim).await.status, 200);
+    assert_eq!(post(TTS, body).key("two").to(&sim).await.status, 400);
+}

@@ -1,0 +1,97 @@
+//! Whose identifiers are, on disk.
+
+use super::*;
+use crate::policy::affinity::{Kind, Named};
+use crate::pool::{Identity, Owners};
+use crate::proxy::Ownership;
+
+const DAY: Duration = Duration::from_secs(24 * 3_600);
+
+fn learned(owners: &Owners, kind: Kind, id: &str, now: UnixMs) -> Ownership {
+    let studio = Identity::of_word("studio");
+    Ownership::Learned(owners.learn(Named::new(kind, id), &studio, now).unwrap())
+}
+
+fn count(connection: &Connection, class: u8) -> i64 {
+    connection.query_row("SELECT count(*) FROM owners WHERE class = ?1", [class], |row| row.get(0)).unwrap()
+}
+
+#[tokio::test]
+async fn what_was_learned_is_read_back_and_what_was_forgotten_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    let pool = pool();
+    let owners = Owners::new(KEEPING);
+    let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), settings(8)).unwrap();
+    let changes = vec![
+        learned(&owners, Kind::Voice, "canary-of-a-voice", NOW),
+        learned(&owners, Kind::Token, "sutkn_canary", NOW),
+        learned(&owners, Kind::Agent, "gone", NOW),
+    ];
+    books.place().await.unwrap().teach(changes);
+    books.place().await.unwrap().teach(vec![Ownership::Forgotten(Named::new(Kind::Agent, "gone"))]);
+    drop(books);
+    assert_eq!(writing.ended(WAIT_MAX).await, 0);
+
+    let next = Owners::new(KEEPING);
+    next.restore(Store::open(&place, NOW).unwrap().owners().unwrap(), NOW);
+    assert_eq!(next.count(), 2);
+    let found = next.find(&Named::new(Kind::Voice, "canary-of-a-voice"), NOW).unwrap();
+    assert_eq!(found.owner.word(), "studio");
+    let everything = fs::read(&path).unwrap();
+    for canary in ["canary-of-a-voice", "sutkn_canary"] {
+        assert!(!everything.windows(canary.len()).any(|part| part == canary.as_bytes()), "{canary}");
+    }
+}
+
+#[test]
+fn a_row_that_says_nothing_sensible_is_as_good_as_none() {
+    let store = Store::open(&Place::Memory, NOW).unwrap();
+    let odd =
+        "INSERT INTO owners VALUES (x'00', 'voice', 0, 'w', 1, 1), (zeroblob(16), 'spell', 0, 'w', 1, 1),
+        (randomblob(16), 'voice', 0, 'w', -1, 1)";
+    connection(&store).execute_batch(odd).unwrap();
+    assert_eq!(store.owners().unwrap().len(), 1);
+}
+
+#[test]
+fn the_oldest_go_in_small_steps_and_each_class_has_its_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, _) = place(folder.path());
+    let mut connection = open::open(&place, NOW, Look::Quick).unwrap().ledger.connection;
+    let owners = Owners::new(Keeping { identifiers_max: usize::MAX, ..KEEPING });
+    let mut changes = Vec::new();
+    for index in 0..3_000 {
+        let at = NOW.plus(Duration::from_millis(index));
+        changes.push(learned(&owners, Kind::Request, &format!("r{index}"), at));
+    }
+    for index in 0..100 {
+        changes.push(learned(&owners, Kind::Voice, &format!("v{index}"), NOW));
+    }
+    rows::commit(&mut connection, &[], &changes, std::iter::empty(), Mirrored::Nothing, NOW).unwrap();
+    let settings = settings(8);
+    let all_chores =
+        |now| (1..1_000).find(|_| chores::step(&connection, &settings, now).unwrap() == chores::Step::Done);
+    assert!(all_chores(NOW).unwrap() > 3);
+    assert_eq!((count(&connection, 0), count(&connection, 2)), (100, 1_000));
+    assert!(all_chores(NOW.plus(DAY * 2)).is_some());
+    assert_eq!((count(&connection, 0), count(&connection, 2)), (100, 0), "what passes has passed");
+    assert!(all_chores(NOW.plus(DAY * 2).plus(DAY * 30)).is_some());
+    assert_eq!(count(&connection, 0), 0, "unused for too long");
+}
+
+#[test]
+fn the_newest_of_too_many_stay() {
+    let mut store = Store::open(&Place::Memory, NOW).unwrap();
+    let owners = Owners::new(Keeping { identifiers_max: usize::MAX, ..KEEPING });
+    let changes: Vec<_> = (0..1_500)
+        .map(|index| learned(&owners, Kind::HistoryItem, &format!("h{index}"), UnixMs(NOW.0 + index)))
+        .collect();
+    let connection = &mut store.ledger.as_mut().unwrap().connection;
+    rows::commit(connection, &[], &changes, std::iter::empty(), Mirrored::Nothing, NOW).unwrap();
+    while chores::step(connection, &settings(8), NOW).unwrap() == chores::Step::More {}
+    assert_eq!(count(connection, 1), 1_000);
+    let oldest: i64 =
+        connection.query_row("SELECT min(used_at_ms) FROM owners", [], |row| row.get(0)).unwrap();
+    assert_eq!(oldest as u64, NOW.0 + 500);
+}

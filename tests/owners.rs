@@ -1,0 +1,332 @@
+//! What belongs to an account is served by that account, over three of them: voices, history,
+//! requests that are continued, lists and their pages.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends at its first surprise"
+)]
+
+mod house;
+
+use std::time::Duration;
+
+use house::{CLIENT_TOKEN, House, ONE, SPEECH, THREE, TWO, house, house_in, house_with};
+use keychoir::app::Drained;
+use keychoir::config::{Config, KeyConfig};
+use keychoir::secret::ApiKey;
+use keychoir::simulator::{KeyPlan, Plan, WorkspacePlan};
+use serde_json::{Value, json};
+
+const KEYS: [&str; 3] = [ONE, TWO, THREE];
+
+/// Three accounts; the voices are their own, made elsewhere.
+fn three() -> Plan {
+    let mut plan = Plan::of([]);
+    for (index, key) in KEYS.into_iter().enumerate() {
+        let name = format!("account-{index}");
+        plan = plan
+            .with_workspace(WorkspacePlan {
+                voices: vec![format!("voice-of-{index}")],
+                ..WorkspacePlan::new(&name, 10_000)
+            })
+            .with_key(KeyPlan { workspace: Some(name), ..KeyPlan::new(key, 0) });
+    }
+    plan
+}
+
+fn speech(voice: &str) -> String {
+    format!("/v1/text-to-speech/{voice}")
+}
+
+fn text() -> Value {
+    json!({ "text": "abc", "model_id": "eleven_multilingual_v2" })
+}
+
+impl House {
+    async fn clone_voice(&self) -> String {
+        let body = "--x\r\nContent-Disposition: form-data; name=\"name\"\r\n\r\nMine\r\n--x--\r\n";
+        let request =
+            self.client.post(format!("{}/v1/voices/add", self.url)).header("xi-api-key", CLIENT_TOKEN);
+        let request = request.header("content-type", "multipart/form-data; boundary=x").body(body);
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        answer.json::<Value>().await.unwrap()["voice_id"].as_str().unwrap().to_owned()
+    }
+
+    async fn json(&self, path: &str) -> Value {
+        let answer = self.get(path).await;
+        assert_eq!(answer.status(), 200, "{path}");
+        answer.json().await.unwrap()
+    }
+
+    async fn delete(&self, path: &str) -> u16 {
+        let request = self.client.delete(format!("{}{path}", self.url)).header("xi-api-key", CLIENT_TOKEN);
+        request.send().await.unwrap().status().as_u16()
+    }
+
+    /// Until then everything goes to another key.
+    fn only(&self, key: &str) {
+        for other in KEYS.into_iter().filter(|other| *other != key) {
+            self.always(other, "system_busy");
+        }
+        self.simulator.always(key, None);
+    }
+
+    fn all_serve(&self) {
+        for key in KEYS {
+            self.simulator.always(key, None);
+        }
+    }
+}
+
+fn header(answer: &reqwest::Response, name: &str) -> String {
+    answer.headers()[name].to_str().unwrap().to_owned()
+}
+
+/// The first two keys have run out; the third serves.
+async fn spend_two(house: &House) {
+    house.always(ONE, "quota");
+    house.always(TWO, "quota");
+    assert_eq!(house.speak(3).await.status(), 200);
+    house.all_serve();
+    assert_eq!(house.statuses().await, ["exhausted", "exhausted", "active"]);
+}
+
+#[tokio::test]
+async fn a_voice_is_spoken_by_the_account_that_has_it() {
+    let house = house(three()).await;
+    // Unknown: asked for once in every account, and then known.
+    assert_eq!(house.post(&speech("voice-of-2"), &text()).await.status(), 200);
+    assert_eq!(house.hits(&KEYS), [1, 1, 1]);
+    for _ in 0..3 {
+        assert_eq!(house.post(&speech("voice-of-2"), &text()).await.status(), 200);
+    }
+    assert_eq!(house.hits(&KEYS), [1, 1, 4]);
+    // What every account has is served by the key in use.
+    assert_eq!(house.speak(3).await.status(), 200);
+    assert_eq!(house.hits(&KEYS), [2, 1, 4]);
+    let records = house.records().await;
+    assert_eq!(records[0].verdict, "not_found");
+}
+
+#[tokio::test]
+async fn a_voice_that_nobody_has_is_the_providers_answer() {
+    let house = house(three()).await;
+    let answer = house.post(&speech("voice-of-nobody"), &text()).await;
+    assert_eq!(answer.status(), 404);
+    assert!(!answer.headers().contains_key("x-keychoir-error"));
+    assert_eq!(answer.json::<Value>().await.unwrap()["detail"]["code"], "voice_not_found");
+    assert_eq!(house.hits(&KEYS), [1, 1, 1]);
+    // What has an effect is not taken from account to account.
+    assert_eq!(house.delete("/v1/voices/voice-of-1").await, 404);
+    assert_eq!(house.hits(&KEYS), [2, 1, 1]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_voice_is_known_as_soon_as_it_was_made() {
+    let house = house(three()).await;
+    house.always(ONE, "payment_issue");
+    let voice = house.clone_voice().await;
+    house.all_serve();
+    let before = house.hits(&KEYS);
+    assert_eq!(house.post(&speech(&voice), &text()).await.status(), 200);
+    assert_eq!(house.delete(&format!("/v1/voices/{voice}")).await, 200, "also what has an effect");
+    let after = house.hits(&KEYS);
+    assert_eq!([after[0] - before[0], after[1] - before[1], after[2] - before[2]], [0, 2, 0]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_dialogue_goes_to_the_account_of_its_voices() {
+    let house = house(three()).await;
+    let lines = json!({ "inputs": [{ "text": "a", "voice_id": "voice-of-1" }] });
+    for hits in [[1, 1, 0], [1, 2, 0]] {
+        assert_eq!(house.post("/v1/text-to-dialogue", &lines).await.status(), 200);
+        assert_eq!(house.hits(&KEYS), hits);
+    }
+    house.close().await;
+}
+
+#[tokio::test]
+async fn what_was_spoken_is_read_where_it_was_spoken_also_without_credits() {
+    let house = house(three()).await;
+    let first = house.speak(3).await;
+    let (item, audio) = (header(&first, "history-item-id"), first.bytes().await.unwrap());
+    spend_two(&house).await;
+    let before = house.hits(&KEYS);
+    let heard = house.get(&format!("/v1/history/{item}/audio")).await;
+    assert_eq!((heard.status().as_u16(), heard.bytes().await.unwrap()), (200, audio));
+    assert_eq!(house.delete(&format!("/v1/history/{item}")).await, 200);
+    let after = house.hits(&KEYS);
+    assert_eq!([after[0] - before[0], after[1] - before[1], after[2] - before[2]], [2, 0, 0]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_request_is_continued_where_it_was_served_or_not_at_all() {
+    let house = house(three()).await;
+    house.only(TWO);
+    house.always(ONE, "quota");
+    let first = header(&house.speak(3).await, "request-id");
+    house.all_serve();
+    let continued = |ids: Value| {
+        let house = &house;
+        async move { house.post(SPEECH, &json!({ "text": "abc", "previous_request_ids": ids })).await }
+    };
+    assert_eq!(continued(json!([first])).await.status(), 200);
+    assert_eq!(house.hits(&KEYS), [1, 2, 0]);
+
+    // Its account runs out: no other can continue it.
+    house.always(TWO, "quota");
+    let refused = continued(json!([first])).await;
+    assert_eq!(
+        (refused.status().as_u16(), &header(&refused, "x-keychoir-error")[..]),
+        (401, "owner_exhausted")
+    );
+    let detail = refused.json::<Value>().await.unwrap()["detail"].clone();
+    assert_eq!(detail["status"], "quota_exceeded");
+    let message = detail["message"].as_str().unwrap();
+    assert!(message.starts_with("The ElevenLabs account that this earlier request belongs to"), "{message}");
+    assert_eq!(house.hits(&KEYS)[2], 0, "nobody else was asked");
+
+    // And without it, the next account speaks.
+    let second = house.speak(3).await;
+    assert_eq!(second.status(), 200);
+    let both = continued(json!([first, header(&second, "request-id")])).await;
+    assert_eq!((both.status().as_u16(), &header(&both, "x-keychoir-error")[..]), (400, "two_owners"));
+    house.close().await;
+}
+
+#[tokio::test]
+async fn two_owners_are_refused_with_what_belongs_to_them() {
+    let house = house(three()).await;
+    let request = header(&house.speak(3).await, "request-id");
+    assert_eq!(house.post(&speech("voice-of-1"), &text()).await.status(), 200);
+    let before = house.hits(&KEYS);
+    let body = json!({ "text": "abc", "previous_request_ids": [request] });
+    let answer = house.post(&speech("voice-of-1"), &body).await;
+    assert_eq!((answer.status().as_u16(), &header(&answer, "x-keychoir-error")[..]), (400, "two_owners"));
+    let message = answer.json::<Value>().await.unwrap()["detail"]["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("a voice and an earlier request"), "{message}");
+    assert_eq!(house.hits(&KEYS), before, "nobody was asked");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn other_keys_of_the_owner_stand_in_and_no_other_account() {
+    let plan = three()
+        .with_key(KeyPlan { workspace: Some("account-1".into()), ..KeyPlan::new("sk_second_of_1", 0) });
+    let house = house_with(plan, |config| {
+        for index in [1, 3] {
+            config.keys[index].workspace = Some("account-1".to_owned());
+        }
+    })
+    .await;
+    assert_eq!(house.post(&speech("voice-of-1"), &text()).await.status(), 200);
+    house.always(TWO, "invalid");
+    assert_eq!(house.post(&speech("voice-of-1"), &text()).await.status(), 200);
+    assert_eq!(house.hits(&[ONE, TWO, THREE, "sk_second_of_1"]), [1, 2, 0, 1]);
+    house.always("sk_second_of_1", "rate_limit=30");
+    let refused = house.post(&speech("voice-of-1"), &text()).await;
+    assert_eq!(refused.status(), 429);
+    assert_eq!(header(&refused, "x-keychoir-error"), "owner_rate_limited");
+    assert_eq!(house.hits(&[ONE, THREE]), [1, 0]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_list_stays_with_its_account_from_page_to_page() {
+    let house = house(three()).await;
+    let first = house.json("/v2/voices?page_size=2").await;
+    let token = first["next_page_token"].as_str().unwrap().to_owned();
+    spend_two(&house).await;
+    // The key in use is another by now; the pages and the next list are those of the first account.
+    let second = house.json(&format!("/v2/voices?page_size=2&next_page_token={token}")).await;
+    assert_eq!(second["voices"][1]["voice_id"], "voice-of-0");
+    let again = house.json("/v1/voices").await;
+    assert!(again["voices"].as_array().unwrap().iter().any(|voice| voice["voice_id"] == "voice-of-0"));
+    assert_eq!(house.hits(&[TWO]), [1], "only when it was spent");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_list_teaches_what_is_ones_own_and_not_what_everyone_has() {
+    let house = house(three()).await;
+    house.only(THREE);
+    for key in [ONE, TWO] {
+        house.always(key, "invalid");
+    }
+    let list = house.json("/v1/voices").await;
+    assert_eq!(list["voices"].as_array().unwrap().len(), 4);
+    let before = house.hits(&KEYS);
+    assert_eq!(house.post(&speech("voice-of-2"), &text()).await.status(), 200);
+    let after = house.hits(&KEYS);
+    assert_eq!([after[0] - before[0], after[1] - before[1], after[2] - before[2]], [0, 0, 1]);
+    // A premade voice is nobody's: its request goes on to the next key when this one is spent.
+    house.all_serve();
+    let first = house_with(three(), |_| {}).await;
+    first.json("/v1/voices").await;
+    first.always(ONE, "quota");
+    assert_eq!(first.speak(3).await.status(), 200);
+    first.close().await;
+    house.close().await;
+}
+
+#[tokio::test]
+async fn what_its_owner_no_longer_has_may_be_elsewhere_the_next_time() {
+    let house = house(three()).await;
+    assert_eq!(house.post(&speech("voice-of-1"), &text()).await.status(), 200);
+    let removed = house.client.delete(format!("{}/v1/voices/voice-of-1", house.simulator.base_url()));
+    assert_eq!(removed.header("xi-api-key", TWO).send().await.unwrap().status(), 200);
+    for hits in [[1, 3, 0], [2, 4, 1]] {
+        assert_eq!(house.post(&speech("voice-of-1"), &text()).await.status(), 404);
+        assert_eq!(house.hits(&KEYS), hits);
+    }
+    house.close().await;
+}
+
+#[tokio::test]
+async fn it_is_known_after_a_restart_and_to_keys_that_are_added_later() {
+    let first = house_with(three(), |config| config.keys.truncate(2)).await;
+    assert_eq!(first.post(&speech("voice-of-1"), &text()).await.status(), 200);
+    assert_eq!(first.hits(&KEYS), [1, 1, 0]);
+    let (_, folder) = first.close().await;
+
+    // The account gets a name, another key in it, and a place behind others.
+    let later = "sk_later_key_of_account_1";
+    let plan = three().with_key(KeyPlan { workspace: Some("account-1".into()), ..KeyPlan::new(later, 0) });
+    let second = house_in(folder, plan, |config: &mut Config| {
+        let key = |key: &str, workspace: Option<&str>| {
+            let mut config = KeyConfig::from(ApiKey::new(key).unwrap());
+            config.workspace = workspace.map(str::to_owned);
+            config
+        };
+        config.keys =
+            vec![key(THREE, None), key(ONE, None), key(later, Some("studio")), key(TWO, Some("studio"))];
+    })
+    .await;
+    assert_eq!(second.post(&speech("voice-of-1"), &text()).await.status(), 200);
+    assert_eq!(second.hits(&[ONE, TWO, THREE, later]), [0, 0, 0, 1]);
+    // Its books have the first run in them, and its provider does not.
+    assert_eq!(second.running.drain(Duration::from_secs(10)).await, Drained::Clean);
+}
+
+#[tokio::test]
+async fn identifiers_and_tokens_are_nowhere_in_the_books() {
+    let house = house(three()).await;
+    let spoken = house.speak(3).await;
+    let item = header(&spoken, "history-item-id");
+    let voice = house.clone_voice().await;
+    assert_eq!(house.post(&speech("voice-of-2"), &text()).await.status(), 200);
+    let (_, folder) = house.close().await;
+    let file = std::fs::read(folder.path().join("keychoir.db")).unwrap();
+    for identifier in [&item, &voice, "voice-of-2"] {
+        assert!(!file.windows(identifier.len()).any(|part| part == identifier.as_bytes()), "{identifier}");
+    }
+    let connection = rusqlite::Connection::open(folder.path().join("keychoir.db")).unwrap();
+    let count: i64 = connection.query_row("SELECT count(*) FROM owners", [], |row| row.get(0)).unwrap();
+    assert!(count >= 5, "{count}");
+}
