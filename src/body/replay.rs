@@ -166,7 +166,15 @@ where
         });
         // Late, it is what has come so far.
         let _ = tokio::time::timeout(span, gathering).await;
-        start(&lock(&self.shared), bytes_max)
+        let shared = lock(&self.shared);
+        // It is all here, whether it could be held in memory or not.
+        let start: Bytes = match shared.ahead.iter().collect::<Vec<_>>().as_slice() {
+            [] => return start(&shared, bytes_max),
+            [only] => only.slice(..only.len().min(bytes_max)),
+            pieces => pieces.iter().copied().flatten().copied().take(bytes_max).collect(),
+        };
+        let is_whole = shared.source_state == Source::Complete && start.len() as u64 == shared.ahead_end();
+        (start, is_whole)
     }
 
     /// Whether a new passage would send all of it.

@@ -13,13 +13,11 @@ use crate::policy::units::UnixMs;
 
 /// How far a choice goes to find a key for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Round {
-    /// Among those that are asked first.
-    Home,
-    /// Among all.
-    Everywhere,
-    /// Also among those without credits.
-    WithoutCredits,
+pub(super) struct Round {
+    /// Only to those that are asked first.
+    pub(super) is_at_home: bool,
+    /// To those without credits, too.
+    pub(super) spares_credits: bool,
 }
 
 /// How `key`, at that position, looks for what is asked at `now`. `turn` is the turn of the key that
@@ -35,12 +33,12 @@ pub(super) fn candidate(
     let workspace = key.workspace();
     let quota = workspace.quota(now);
     let lacks = ask.permission.is_some_and(|permission| key.lacks().has(permission, now));
-    let is_barred = ask.barred.contains(&position) || (round == Round::Home && !ask.home.contains(&position));
+    let is_barred = ask.barred.contains(&position) || (round.is_at_home && !ask.home.contains(&position));
     let standing = match key.standing_with(&quota, now) {
         // One that is not for this request is like one that is refused for good.
         _ if is_barred => Standing::Resting { reason: ParkReason::Invalid, until: None },
         Standing::Resting { reason: ParkReason::Exhausted | ParkReason::Billing, .. }
-            if round == Round::WithoutCredits =>
+            if round.spares_credits =>
         {
             Standing::Usable
         }

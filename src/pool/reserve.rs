@@ -94,18 +94,22 @@ impl Pool {
 
     /// Reserves a key, or says why not, without waiting.
     pub(super) fn try_reserve(self: &Arc<Self>, roster: &Arc<Roster>, ask: &Ask, now: UnixMs) -> Given {
+        let rounds = |is_at_home| {
+            let given = self.try_round(roster, ask, Round { is_at_home, spares_credits: false }, now);
+            match given {
+                Err(why) if ask.spares_credits => {
+                    let round = Round { is_at_home, spares_credits: true };
+                    self.try_round(roster, ask, round, now).map_err(|_| why)
+                }
+                given => given,
+            }
+        };
         if !ask.home.is_empty()
-            && let Ok(reserved) = self.try_round(roster, ask, Round::Home, now)
+            && let Ok(reserved) = rounds(true)
         {
             return Ok(reserved);
         }
-        let given = self.try_round(roster, ask, Round::Everywhere, now);
-        match given {
-            Err(why) if ask.spares_credits => {
-                self.try_round(roster, ask, Round::WithoutCredits, now).map_err(|_| why)
-            }
-            given => given,
-        }
+        rounds(false)
     }
 
     fn try_round(self: &Arc<Self>, roster: &Arc<Roster>, ask: &Ask, round: Round, now: UnixMs) -> Given {

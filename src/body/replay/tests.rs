@@ -127,7 +127,8 @@ async fn what_was_looked_at_before_is_sent_all_the_same() {
         let replay = Replay::hold(script(&["hello", " ", "world"]), &memory);
         let (start, is_whole) = replay.gather(99, Duration::from_secs(60)).await;
         let is_held = bound == 100;
-        assert_eq!((start == "hello world", is_whole), (is_held, is_held), "{bound}");
+        assert_eq!(is_whole, is_held, "{bound}");
+        assert!(b"hello world".starts_with(&start), "{bound}");
         let attempt = replay.attempt();
         assert!(!attempt.is_end_stream());
         assert_eq!(all(attempt).await, "hello world", "{bound}");
@@ -353,11 +354,14 @@ async fn what_was_read_ahead_comes_first_in_every_passage() {
 }
 
 #[tokio::test]
-async fn no_more_is_read_ahead_than_is_asked_for_or_has_room() {
-    for (bytes_max, memory, expected) in [(6, 1_000, "hello "), (99, 6, "hello world"), (1, 1_000, "hello")] {
+async fn what_is_read_ahead_needs_no_room_in_memory() {
+    for (bytes_max, memory, expected) in
+        [(6, 1_000, ("hello ", false)), (99, 6, ("hello world!", true)), (1, 1_000, ("h", false))]
+    {
         let room = room(memory, 1_000);
         let replay = Replay::hold(script(&["hello", " ", "world", "!"]), &room);
-        assert_eq!(replay.gather(bytes_max, Duration::from_secs(60)).await, (expected.into(), false));
+        let (start, is_whole) = replay.gather(bytes_max, Duration::from_secs(60)).await;
+        assert_eq!((&start[..], is_whole), (expected.0.as_bytes(), expected.1));
         assert!(room.memory_bytes() <= memory);
         for _ in 0..2 {
             assert_eq!(all(replay.attempt()).await, "hello world!");
