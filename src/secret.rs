@@ -1,11 +1,15 @@
 //! Types that cannot be printed. A key is shown as its short form or its fingerprint, and its
 //! value leaves this module only through [`ApiKey::expose`], which has few callers to review.
 
+mod redactor;
+
 use std::fmt;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+
+pub use redactor::{Passed, Redaction, Redactor};
 
 /// SHA-256 of a secret: its name in the books, the mirror and comparisons.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -92,6 +92,7 @@ impl Parts {
                 error_body_bytes_max: replay.error_body_bytes_max,
                 error_body_max: replay.error_body_max,
                 denies_dangerous: access.denies_dangerous,
+                redacts: access.redacts,
                 room: Room::new(&Bounds {
                     memory_bytes_max: replay.memory_bytes_max as u64,
                     memory_total_bytes_max: replay.memory_total_bytes_max as u64,

@@ -70,6 +70,7 @@ const RELOADED: &[&str] = &[
     "watch.quota_lag_ms",
     "log.level",
     "access.deny_dangerous",
+    "access.redact",
     "access.hosts",
     "access.origins",
 ];

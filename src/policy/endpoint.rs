@@ -24,6 +24,8 @@ pub struct Endpoint {
     pub metering: Metering,
     /// Whether a client of the pool may call it.
     pub access: Access,
+    /// Whether its answer describes the owner of the key.
+    pub shows_owner: bool,
 }
 
 /// Whether an endpoint costs credits.
@@ -65,6 +67,7 @@ pub fn lookup(method: &Method, path: &str) -> Endpoint {
             Metering::Free
         },
         access: access(rest),
+        shows_owner: matches!(rest, ["user"] | ["user", "subscription"]),
     }
 }
 
@@ -235,6 +238,18 @@ mod tests {
             "/service-accounts",
         ] {
             check_denied(path, true);
+        }
+    }
+
+    #[test]
+    fn the_owner_is_seen_through_every_spelling() {
+        for path in
+            ["/v1/user", "/v1/user/subscription", "//v1/%75ser/", "/v2/User;x", "/user/./subscription"]
+        {
+            assert!(lookup(&Method::GET, path).shows_owner, "{path}");
+        }
+        for path in ["/v1/users", "/v1/user/x", "/v1/voices/user"] {
+            assert!(!lookup(&Method::GET, path).shows_owner, "{path}");
         }
     }
 

@@ -75,6 +75,23 @@ pub fn strip_answer(headers: &mut HeaderMap) {
     strip_hop(headers);
 }
 
+/// Whether a body with these headers is a text in which a key could be read: a document, a stream
+/// of events, or of no told type. Audio and archives are not, and neither is what is compressed.
+#[must_use]
+pub fn is_plain_text(headers: &HeaderMap) -> bool {
+    const TEXTS: [&str; 6] = ["json", "xml", "text/", "javascript", "x-www-form-urlencoded", "ndjson"];
+    let is_identity = |value: &HeaderValue| {
+        value.to_str().is_ok_and(|encoding| encoding.trim().eq_ignore_ascii_case("identity"))
+    };
+    if !headers.get_all(header::CONTENT_ENCODING).iter().all(is_identity) {
+        return false;
+    }
+    let Some(kind) = headers.get(header::CONTENT_TYPE) else { return true };
+    let kind = String::from_utf8_lossy(kind.as_bytes()).to_ascii_lowercase();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    TEXTS.iter().any(|text| if text.ends_with('/') { kind.starts_with(text) } else { kind.ends_with(text) })
+}
+
 fn strip_hop(headers: &mut HeaderMap) {
     let listed: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
@@ -273,6 +290,28 @@ mod tests {
         let mut map = headers(&[("content-length", "2"), ("transfer-encoding", "chunked"), ("a", "1")]);
         strip_answer(&mut map);
         assert_eq!(map, headers(&[("a", "1")]));
+    }
+
+    #[track_caller]
+    fn check_text(given: &[(&'static str, &'static str)], expected: bool) {
+        assert_eq!(is_plain_text(&headers(given)), expected, "{given:?}");
+    }
+
+    #[test]
+    fn documents_are_texts_and_sounds_are_not() {
+        for kind in ["application/json", "Application/JSON; charset=utf-8", "text/event-stream", "text/html"]
+        {
+            check_text(&[("content-type", kind)], true);
+            check_text(&[("content-type", kind), ("content-encoding", "identity")], true);
+            check_text(&[("content-type", kind), ("content-encoding", "gzip")], false);
+        }
+        check_text(&[], true);
+        check_text(&[("content-type", "application/problem+json")], true);
+        for kind in
+            ["audio/mpeg", "application/octet-stream", "application/zip", "multipart/mixed; boundary=json"]
+        {
+            check_text(&[("content-type", kind)], false);
+        }
     }
 
     #[track_caller]

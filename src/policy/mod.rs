@@ -8,6 +8,7 @@ pub mod endpoint;
 pub mod headers;
 pub mod mend;
 pub mod origin;
+pub mod owner;
 
 pub mod asked;
 pub mod budget;

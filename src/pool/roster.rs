@@ -13,7 +13,7 @@ use crate::policy::authority::Authority;
 use crate::policy::budget::Quota;
 use crate::policy::standing::{Change, Park, ParkReason, Standing};
 use crate::policy::units::UnixMs;
-use crate::secret::ApiKey;
+use crate::secret::{ApiKey, Redactor};
 
 /// A key as it is configured.
 #[derive(Clone, Debug)]
@@ -35,11 +35,13 @@ pub struct KeyEntry {
 pub struct Roster {
     keys: Vec<Arc<Key>>,
     settings: Settings,
+    redactor: Arc<Redactor>,
 }
 
 impl Roster {
     pub(super) fn new(entries: Vec<KeyEntry>, settings: Settings) -> Self {
-        Self { keys: Vec::with_capacity(entries.len()), settings }.following(entries, settings)
+        let redactor = Arc::new(Redactor::new([].into_iter()));
+        Self { keys: Vec::new(), settings, redactor }.following(entries, settings)
     }
 
     /// The roster of `entries`. What is known of this roster's keys and workspaces goes on.
@@ -68,7 +70,8 @@ impl Roster {
             }
             keys.push(Arc::new(key));
         }
-        Self { keys, settings }
+        let redactor = Arc::new(Redactor::new(keys.iter().map(|key| &key.api_key)));
+        Self { keys, settings, redactor }
     }
 
     /// The keys, in pool order.
@@ -82,6 +85,12 @@ impl Roster {
     #[must_use]
     pub fn position_of(&self, key: &Key) -> Option<usize> {
         self.keys.iter().position(|known| std::ptr::eq(&**known, key))
+    }
+
+    /// Finds its keys in what is relayed.
+    #[must_use]
+    pub fn redactor(&self) -> &Arc<Redactor> {
+        &self.redactor
     }
 
     pub(super) fn settings(&self) -> &Settings {

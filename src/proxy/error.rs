@@ -7,6 +7,7 @@ use http::{Response, StatusCode};
 use serde_json::json;
 
 use super::books::NoPlace;
+use super::redaction::Unredacted;
 use super::seats::NoSeat;
 use crate::policy::client::Unidentified;
 use crate::policy::origin::Stranger;
@@ -51,6 +52,9 @@ pub enum ProxyError {
     /// The program ends.
     #[error("the program ends")]
     Draining,
+    /// The answer may not be shown as it is, and cannot be redacted.
+    #[error(transparent)]
+    Unredacted(#[from] Unredacted),
     /// The upstream gave no answer.
     #[error("{0}")]
     Upstream(#[from] SendError),
@@ -195,6 +199,12 @@ impl ProxyError {
                     "Keychoir is about to end. Try again in a second.",
                 )
             },
+            Self::Unredacted(Unredacted) => told(
+                StatusCode::BAD_GATEWAY,
+                "bad_gateway",
+                "answer_not_redacted",
+                "ElevenLabs' answer describes the owner of the API key in a form that Keychoir cannot redact.",
+            ),
             Self::Upstream(error) => upstream_told(error),
         }
     }
@@ -360,6 +370,7 @@ mod tests {
             (ProxyError::Upgrade, 501, "websockets_not_supported"),
             (ProxyError::BooksFull(NoPlace), 503, "books_full"),
             (ProxyError::Draining, 503, "draining"),
+            (ProxyError::Unredacted(Unredacted), 502, "answer_not_redacted"),
             (ProxyError::Unavailable(Unavailable::Invalid), 401, "all_keys_invalid"),
             (upstream(Progress::Unsent, SendErrorKind::ConnectTimeout(span)), 504, "upstream_timeout"),
             (upstream(Progress::Unanswered, SendErrorKind::AnswerTimeout(span)), 504, "upstream_timeout"),

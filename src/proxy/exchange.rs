@@ -10,6 +10,7 @@ use super::error::ProxyError;
 use super::head::{look_up, strip};
 use super::journal::RequestLog;
 use super::journey::Journey;
+use super::redaction::Veil;
 use super::relay::{ResponseBody, ours, relay};
 use super::{Proxy, Terms};
 use crate::body::replay::Replay;
@@ -29,7 +30,7 @@ impl<C: Connect> Proxy<C> {
     pub async fn exchange(&self, request: Request<Incoming>) -> Response<ResponseBody> {
         let mut log = RequestLog::begin(&request);
         match self.find_answer(request, &mut log).await {
-            // 9. Relay, and 10. account when the relay ends, however it ends.
+            // 10. Account when the relay ends, however it ends.
             Ok((answer, attempt)) => relay(answer, attempt, log),
             Err(error) => ours(&error, log),
         }
@@ -72,12 +73,13 @@ impl<C: Connect> Proxy<C> {
         self.hints.tell(&client, mistake);
         let case = Case::open(log, client, &head.method, &endpoint);
         // 3. Strip: no credential of the client goes on.
-        let outbound = strip(head)?;
+        let mut outbound = strip(head)?;
         // 4. Hold: the body streams on, and what passes is kept for a replay.
         let body = Replay::hold(body, &limits.room);
         // 5. Reserve: a key that stands well.
         self.retries.count();
         let mut journey = Journey::begin(self.pool.roster(), endpoint.effect);
+        let veil = Veil::over(&mut outbound, &endpoint, journey.roster().redactor(), limits);
         let mut lease = self.reserve(&journey)?;
         loop {
             let place = self.books.place().await?;
@@ -93,11 +95,17 @@ impl<C: Connect> Proxy<C> {
             match decide(&journey.facts(progress, &body, attempt.key(), limits)) {
                 Decision::NextKey => journey.leave(attempt.key()),
                 Decision::Again { pause } if self.retries.take() => journey.pause(pause).await,
-                Decision::Relay | Decision::Fail | Decision::Again { .. } => return Ok((result?, attempt)),
+                Decision::Relay | Decision::Fail | Decision::Again { .. } => {
+                    // 9. Relay, but for what is nobody else's business.
+                    return Ok((result?.behind(veil.as_ref(), limits).await?, attempt));
+                }
             }
             match self.reserve(&journey) {
                 Ok(next) => lease = next,
-                Err(unavailable) => return Ok((result?.or_ours(unavailable)?, attempt)),
+                Err(unavailable) => {
+                    let last = result?.or_ours(unavailable)?;
+                    return Ok((last.behind(veil.as_ref(), limits).await?, attempt));
+                }
             }
         }
     }

@@ -8,6 +8,7 @@ mod attempt;
 mod head;
 mod hints;
 mod journey;
+mod redaction;
 mod relay;
 mod retries;
 mod seats;
@@ -32,6 +33,7 @@ use crate::upstream::{Direct, Upstream};
 pub use books::{AttemptRecord, Books, CreditSource, Depth, Entry};
 pub use error::ProxyError;
 use hints::Hints;
+pub use redaction::Unredacted;
 pub use relay::ResponseBody;
 use retries::Retries;
 pub use seats::NoSeat;
@@ -52,6 +54,8 @@ pub struct Limits {
     pub error_body_max: Duration,
     /// Whether endpoints that could harm the pool are denied.
     pub denies_dangerous: bool,
+    /// Whether keys and what describes their owner are taken out of answers.
+    pub redacts: bool,
     /// Room for held bodies.
     pub room: Room,
 }

@@ -15,6 +15,7 @@ use super::attempt::Attempt;
 use super::error::ProxyError;
 use super::journal::RequestLog;
 use crate::body::peek::Peeked;
+use crate::body::redacted::Redacted;
 use crate::body::relay::{Ending, Relay, Settle};
 use crate::clock;
 use crate::policy::headers;
@@ -30,7 +31,7 @@ pub enum ResponseBody {
 }
 
 /// A relayed body with what is settled at its end.
-type Relayed = Relay<Peeked<AnswerBody<Incoming>>, Settlement>;
+type Relayed = Relay<Redacted<Peeked<AnswerBody<Incoming>>>, Settlement>;
 
 /// What is written down when a relay ends.
 #[derive(Debug)]
@@ -51,7 +52,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The provider's answer: status, headers but for those of its connection, and body.
 pub(super) fn relay(answer: Answer, attempt: Attempt, log: RequestLog) -> Response<ResponseBody> {
     attempt.relaying();
-    let Answer { mut head, body, .. } = answer;
+    let Answer { mut head, body, redactor, .. } = answer;
+    let body = Redacted::new(body, redactor.filter(|_| headers::is_plain_text(&head.headers)));
     headers::strip_answer(&mut head.headers);
     // The version is each connection's own.
     head.version = Version::HTTP_11;
