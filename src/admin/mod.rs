@@ -11,7 +11,7 @@ use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER}
 use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use serde::Serialize;
 
-use crate::policy::client::identify;
+use crate::policy::client::{Unidentified, identify};
 use crate::policy::units::UnixMs;
 use crate::pool::Pool;
 use crate::proxy::{ProxyError, SharedTerms};
@@ -58,9 +58,13 @@ impl Admin {
             return Some(answer);
         }
         // Where clients have tokens, the state of the keys is for them only.
-        if uri.path() == "/api/elevenlabs-status"
-            && let Err(refusal) = identify(&self.terms.load().clients, headers, uri.query())
-        {
+        let clients = &self.terms.load().clients;
+        let refusal = match identify(clients, headers, uri.query()) {
+            Ok(caller) if clients.include(&caller) => None,
+            Ok(_) => Some(Unidentified::Wrong),
+            Err(refusal) => Some(refusal),
+        };
+        if let Some(refusal) = refusal.filter(|_| uri.path() == "/api/elevenlabs-status") {
             return Some(ProxyError::Unidentified(refusal).answer("", now));
         }
         Some(page(self, now))

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::https::Https;
 use crate::body::room::{Bounds, Room};
-use crate::config::{BaseUrl, Config, KeyConfig, TlsChoice};
+use crate::config::{BaseUrl, ClientConfig, Config, KeyConfig, TlsChoice};
 use crate::policy::authority::Authority;
-use crate::policy::client::{ClientName, Clients};
+use crate::policy::client::{Client, ClientName, Clients, Strangers};
 use crate::policy::origin::Doors;
 use crate::policy::retention::Retention;
 use crate::{pool, proxy, server, store, upstream, watch};
@@ -54,13 +54,16 @@ impl Parts {
     pub fn of(config: Config) -> Result<Self, http::Error> {
         let https = https_of(&config);
         let Config { server, upstream, pool, replay, watch, storage, access, keys, clients, .. } = config;
-        let clients = clients.into_iter().map(|client| (ClientName::new(&client.name), client.token));
+        let clients = clients.into_iter().map(|ClientConfig { name, token, rules }| {
+            (Client { name: ClientName::new(&name), rules }, token)
+        });
+        let strangers = if access.brings_own_key { Strangers::BringKeys } else { Strangers::Refused };
         let keys = keys.into_iter().map(|KeyConfig { key, name, workspace, base_url }| {
             let authority = base_url.as_ref().map(authority_of).transpose()?.map(Arc::new);
             Ok(pool::KeyEntry { key, name, workspace, authority })
         });
         Ok(Self {
-            clients: Clients::new(clients.collect()),
+            clients: Clients::new(clients.collect(), strangers),
             base_path: server.base_path.to_string(),
             doors: Doors { hosts: access.hosts, origins: access.origins },
             keys: keys.collect::<Result<_, http::Error>>()?,

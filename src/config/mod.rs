@@ -16,6 +16,7 @@ mod visitors;
 mod clients;
 mod key_list;
 mod keys;
+mod rules;
 
 mod base_url;
 mod choice;

@@ -71,6 +71,7 @@ const RELOADED: &[&str] = &[
     "log.level",
     "access.deny_dangerous",
     "access.redact",
+    "access.bring_your_own_key",
     "access.hosts",
     "access.origins",
 ];

@@ -248,6 +248,8 @@ pub struct AccessConfig {
     pub denies_dangerous: bool,
     /// Whether the pool's keys, and what describes their owner, are taken out of answers.
     pub redacts: bool,
+    /// Whether what is no client's token passes as the client's own key of the provider.
+    pub brings_own_key: bool,
     /// Names in a `Host` header that are ours beside localhost and addresses; `*` for any.
     pub hosts: Vec<String>,
     /// Origins whose web pages may speak to us.
@@ -256,6 +258,12 @@ pub struct AccessConfig {
 
 impl Default for AccessConfig {
     fn default() -> Self {
-        Self { denies_dangerous: true, redacts: true, hosts: Vec::new(), origins: Vec::new() }
+        Self {
+            denies_dangerous: true,
+            redacts: true,
+            brings_own_key: false,
+            hosts: Vec::new(),
+            origins: Vec::new(),
+        }
     }
 }

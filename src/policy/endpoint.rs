@@ -110,6 +110,15 @@ fn access(rest: &[&str]) -> Access {
     }
 }
 
+/// Whether `path`, as it was received, is `prefix` or below it. A segment `{id}` of the prefix is any
+/// one segment.
+#[must_use]
+pub fn is_within(path: &str, prefix: &str) -> bool {
+    let (path, prefix) = (segments(path), segments(prefix));
+    path.len() >= prefix.len()
+        && prefix.iter().zip(&path).all(|(wanted, found)| wanted == "{id}" || wanted == found)
+}
+
 /// Deeper paths are cut: a label must stay short whatever a client sends.
 const ROUTE_SEGMENTS_MAX: usize = 10;
 

@@ -8,13 +8,21 @@ use http::{Uri, Version};
 
 /// Headers in which a client may present a credential. `xi_api_key` is no header of the provider;
 /// a client that writes it means its key.
-pub const CREDENTIAL_HEADERS: [HeaderName; 5] = [
+pub const CREDENTIAL_HEADERS: [HeaderName; 6] = [
+    TOKEN_HEADER,
     HeaderName::from_static("xi-api-key"),
     HeaderName::from_static("xi_api_key"),
     header::AUTHORIZATION,
     header::PROXY_AUTHORIZATION,
     header::COOKIE,
 ];
+
+/// Where a client presents its token when another place has a key of its own.
+const TOKEN_HEADER: HeaderName = HeaderName::from_static("x-keychoir-token");
+
+/// Where a client may bring a key of its own.
+const KEY_HEADERS: [HeaderName; 2] =
+    [HeaderName::from_static("xi-api-key"), HeaderName::from_static("xi_api_key")];
 
 /// Query parameters in which a client may present a credential. The provider's own short-lived
 /// `token`, `single_use_token` and `conversation_signature` are not among them: they must arrive.
@@ -117,15 +125,55 @@ pub fn strip_query(query: &str) -> Option<Cow<'_, str>> {
     (!kept.is_empty()).then(|| Cow::Owned(kept.join("&")))
 }
 
-/// The values of the query's credential parameters, decoded.
-pub fn credential_values(query: &str) -> impl Iterator<Item = String> {
-    query
-        .split('&')
-        .filter(|pair| is_credential(pair))
-        .filter_map(|pair| pair.split_once('='))
-        .map(|(_, value)| decode(value).trim().to_owned())
-        .map(|value| value.strip_prefix("Bearer ").map(str::to_owned).unwrap_or(value))
-        .filter(|value| !value.is_empty())
+/// A credential that a request carries, decoded and never empty.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Presented {
+    /// Where only Keychoir's own tokens stand.
+    Token(String),
+    /// Where the provider's SDKs put a key.
+    Key(String),
+    /// Elsewhere.
+    Other(String),
+}
+
+impl Presented {
+    /// The credential.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Token(text) | Self::Key(text) | Self::Other(text) => text,
+        }
+    }
+}
+
+/// Every credential that a request carries, in any of the places.
+#[must_use]
+pub fn presented(headers: &HeaderMap, query: Option<&str>) -> Vec<Presented> {
+    let mut found: Vec<Presented> = Vec::new();
+    for name in &CREDENTIAL_HEADERS {
+        for value in headers.get_all(name).iter().filter_map(|value| value.to_str().ok()) {
+            let (value, is_bearer) = (value.trim(), name == header::AUTHORIZATION);
+            found.push(match value.split_once(' ') {
+                Some((scheme, token)) if is_bearer && scheme.eq_ignore_ascii_case("bearer") => {
+                    Presented::Other(token.trim().to_owned())
+                }
+                _ if *name == TOKEN_HEADER => Presented::Token(value.to_owned()),
+                _ if KEY_HEADERS.contains(name) => Presented::Key(value.to_owned()),
+                _ => Presented::Other(value.to_owned()),
+            });
+        }
+    }
+    for (name, value) in query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('=')) {
+        let Some(name) = credential_parameter(name) else { continue };
+        let value = decode(value).trim().to_owned();
+        found.push(match value.strip_prefix("Bearer ") {
+            Some(token) => Presented::Other(token.to_owned()),
+            None if name == "authorization" => Presented::Other(value),
+            None => Presented::Key(value),
+        });
+    }
+    found.retain(|credential| !credential.text().is_empty());
+    found
 }
 
 /// The names of the query's parameters, for logs: names never carry a text or a token.
@@ -143,8 +191,13 @@ pub fn parameter_names(query: &str) -> String {
 }
 
 fn is_credential(pair: &str) -> bool {
-    let name = decode(pair.split('=').next().unwrap_or_default());
-    CREDENTIAL_PARAMETERS.iter().any(|credential| name.trim().eq_ignore_ascii_case(credential))
+    credential_parameter(pair.split('=').next().unwrap_or_default()).is_some()
+}
+
+/// The credential parameter that a name, as it was received, means.
+fn credential_parameter(name: &str) -> Option<&'static str> {
+    let name = decode(name);
+    CREDENTIAL_PARAMETERS.into_iter().find(|credential| name.trim().eq_ignore_ascii_case(credential))
 }
 
 /// Percent and plus decoding. What is not valid stays as it is: a server may read it so.
@@ -223,6 +276,7 @@ mod tests {
                 ("xi-api-key", "a"),
                 ("xi-api-key", "b"),
                 ("xi_api_key", "c"),
+                ("x-keychoir-token", "g"),
                 ("authorization", "Bearer d"),
                 ("proxy-authorization", "e"),
                 ("cookie", "f=g"),
@@ -337,7 +391,9 @@ mod tests {
         check_query("authorization", None);
         check_query("%61uthorization=Bearer%20k&x=1", Some("x=1"));
         check_query("xi_api_key%00=k", Some("xi_api_key%00=k"));
-        assert_eq!(credential_values("authorization=Bearer%20k&xi_api_key=&x=1").collect::<Vec<_>>(), ["k"]);
+        let found =
+            presented(&HeaderMap::new(), Some("authorization=Bearer%20k&xi_api_key=&x=1&Xi%2DApi-Key=j"));
+        assert!(found == [Presented::Other("k".to_owned()), Presented::Key("j".to_owned())]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Every decision on plain values. No I/O, no clock, no chance, no logging: what comes out is data
 //! with its reason, and the shell acts on it and tells of it.
 
+pub mod allowance;
 pub mod authority;
 pub mod certificate;
 pub mod client;

@@ -170,7 +170,8 @@ impl Pool {
         }
     }
 
-    /// Reserves a key of `roster` that is not among the positions in `tried`.
+    /// Reserves a key of `roster` that is not among the positions in `tried`, out of those that this
+    /// request `may_use`: for it, there are no others.
     ///
     /// # Errors
     ///
@@ -179,17 +180,24 @@ impl Pool {
         &self,
         roster: &Arc<Roster>,
         tried: &[usize],
+        may_use: impl Fn(&Key) -> bool,
         now: UnixMs,
     ) -> Result<Reserved, Unavailable> {
-        let candidates = roster.keys().iter().enumerate().map(|(position, key)| Candidate {
-            standing: key.standing(now),
-            is_tried: tried.contains(&position),
-        });
-        let position = select(roster.settings().strategy, candidates)?;
-        let key = &roster.keys()[position];
+        let eligible = || roster.keys().iter().enumerate().filter(|(_, key)| may_use(key));
+        let candidates: Vec<Candidate> = eligible()
+            .map(|(position, key)| Candidate {
+                standing: key.standing(now),
+                is_tried: tried.contains(&position),
+            })
+            .collect();
+        let chosen = select(roster.settings().strategy, candidates.iter().copied())?;
+        let (position, key) = eligible().nth(chosen).ok_or(Unavailable::Tried)?;
         let mut news = news_of(roster, key, now).into_iter().collect::<Vec<_>>();
         // A key that only stands in for this one request is not the one in use.
-        let stands_in = tried.iter().any(|&tried| roster.keys()[tried].standing(now) == Standing::Usable);
+        let is_passed_over = |(position, key): (usize, &Arc<Key>)| {
+            (tried.contains(&position) || !may_use(key)) && key.standing(now) == Standing::Usable
+        };
+        let stands_in = roster.keys().iter().enumerate().any(is_passed_over);
         if !stands_in {
             let address = Arc::as_ptr(key).addr();
             let before = self.in_use.swap(address, Ordering::AcqRel);

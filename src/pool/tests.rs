@@ -33,7 +33,7 @@ fn apart(count: usize) -> Pool {
 impl Pool {
     #[track_caller]
     fn chosen(&self, tried: &[usize], now: UnixMs) -> Result<usize, Unavailable> {
-        self.reserve(&self.roster(), tried, now).map(|reserved| reserved.lease.key().position())
+        self.reserve(&self.roster(), tried, |_| true, now).map(|reserved| reserved.lease.key().position())
     }
 
     fn judged(&self, position: usize, verdict: Verdict, now: UnixMs) -> Vec<Transition> {
@@ -204,7 +204,7 @@ fn what_is_settled_after_a_refusal_is_counted_once() {
 fn the_key_in_use_is_told_once_and_again_when_it_changes() {
     let pool = apart(3);
     let roster = pool.roster();
-    let news = |tried: &[usize]| changes(&pool.reserve(&roster, tried, NOW).unwrap().news);
+    let news = |tried: &[usize]| changes(&pool.reserve(&roster, tried, |_| true, NOW).unwrap().news);
     assert!(matches!(news(&[])[..], [(0, Change::InUse { rotated_to: None, .. })]));
     assert!(news(&[]).is_empty());
     // A request of its own misfortune takes the next key; the pool stays where it is.
@@ -217,7 +217,10 @@ fn the_key_in_use_is_told_once_and_again_when_it_changes() {
 fn a_lease_releases_when_it_is_dropped() {
     let pool = pool(&[Some("a"), Some("a")]);
     let roster = pool.roster();
-    let (one, two) = (pool.reserve(&roster, &[], NOW).unwrap(), pool.reserve(&roster, &[0], NOW).unwrap());
+    let (one, two) = (
+        pool.reserve(&roster, &[], |_| true, NOW).unwrap(),
+        pool.reserve(&roster, &[0], |_| true, NOW).unwrap(),
+    );
     let workspace = roster.keys()[0].workspace();
     assert_eq!(
         (roster.keys()[0].in_flight(), roster.keys()[1].in_flight(), workspace.in_flight()),
@@ -257,7 +260,7 @@ fn many_threads_lose_no_credit_and_no_lease() {
             scope.spawn(|| {
                 let roster = pool.roster();
                 for _ in 0..1_000 {
-                    let reserved = pool.reserve(&roster, &[], NOW).unwrap();
+                    let reserved = pool.reserve(&roster, &[], |_| true, NOW).unwrap();
                     pool.spend(&roster, reserved.lease.key(), 3, NOW);
                 }
             });
@@ -300,7 +303,7 @@ fn a_reload_in_another_order_keeps_every_key_as_it_stood() {
     assert!(Arc::ptr_eq(&after.keys()[1], &before.keys()[0]));
     assert_eq!(after.keys().iter().map(|key| key.position()).collect::<Vec<_>>(), [0, 1]);
     // Both still rest, and the one that served is gone.
-    assert!(pool.reserve(&after, &[], NOW).is_err());
+    assert!(pool.reserve(&after, &[], |_| true, NOW).is_err());
     assert_eq!(pool.chosen(&[], later(60)), Ok(0));
 }
 
@@ -309,10 +312,10 @@ fn a_request_under_way_keeps_its_roster() {
     let pool = apart(2);
     let held = pool.roster();
     pool.reload(vec![entry(1, None, None), entry(0, None, None)], SETTINGS);
-    let reserved = pool.reserve(&held, &[], NOW).unwrap();
+    let reserved = pool.reserve(&held, &[], |_| true, NOW).unwrap();
     assert_eq!(held.position_of(reserved.lease.key()), Some(0));
     assert_eq!(reserved.lease.key().position(), 1, "people see the latest place");
-    let next = pool.reserve(&held, &[0], NOW).unwrap();
+    let next = pool.reserve(&held, &[0], |_| true, NOW).unwrap();
     assert_eq!(held.position_of(next.lease.key()), Some(1));
     // A key that left the pool still takes what its last requests teach.
     pool.reload(vec![entry(1, None, None)], SETTINGS);
@@ -370,7 +373,7 @@ fn other_settings_hold_from_the_next_roster_on() {
 #[test]
 fn the_key_in_use_is_not_told_again_because_it_moved() {
     let pool = apart(2);
-    assert_eq!(pool.reserve(&pool.roster(), &[], NOW).unwrap().news.len(), 1);
+    assert_eq!(pool.reserve(&pool.roster(), &[], |_| true, NOW).unwrap().news.len(), 1);
     pool.reload(vec![entry(2, None, None), entry(0, None, None)], SETTINGS);
-    assert!(pool.reserve(&pool.roster(), &[0], NOW).unwrap().news.is_empty());
+    assert!(pool.reserve(&pool.roster(), &[0], |_| true, NOW).unwrap().news.is_empty());
 }

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Proxy;
+use super::accounts::Account;
 use super::answer::Answer;
 use super::books::{AttemptRecord, CreditSource, Place};
 use super::journal::RequestLog;
@@ -24,7 +25,7 @@ use crate::policy::cost;
 use crate::policy::endpoint::{Endpoint, Metering};
 use crate::policy::replay::Progress;
 use crate::policy::units::UnixMs;
-use crate::pool::{Key, Lease, Pool, Roster};
+use crate::pool::{Lease, Pool, Roster};
 use crate::secret::ApiKey;
 use crate::telemetry::announce;
 use crate::upstream::SendError;
@@ -37,6 +38,8 @@ pub(super) struct Case {
     method: Arc<str>,
     route: Arc<str>,
     metering: Metering,
+    /// Who is charged for it.
+    account: Option<Arc<Account>>,
 }
 
 impl Case {
@@ -53,9 +56,15 @@ impl Case {
             method: method.as_str().into(),
             route: endpoint.route.as_str().into(),
             metering: endpoint.metering,
+            account: None,
         };
         log.opened(&case.client, &case.route);
         case
+    }
+
+    /// Charges what it costs to `account`.
+    pub(super) fn charge_to(&mut self, account: &Arc<Account>) {
+        self.account = Some(Arc::clone(account));
     }
 }
 
@@ -64,16 +73,22 @@ const CLIENT_LEFT: &str = "client_left";
 /// We closed it, because the program's end had come and the grace was over.
 const CUT: &str = "cut";
 
+/// Whose key it asks with.
+#[derive(Debug)]
+enum Payer {
+    Pool { pool: Arc<Pool>, roster: Arc<Roster>, lease: Lease },
+    Client(ApiKey),
+}
+
 /// An attempt under way. Dropping it releases the key and writes the record.
 #[derive(Debug)]
 pub(super) struct Attempt {
-    pool: Arc<Pool>,
-    roster: Arc<Roster>,
-    lease: Lease,
+    payer: Payer,
     upload: Upload<Incoming>,
     place: Option<Place>,
     began: Instant,
     metering: Metering,
+    account: Option<Arc<Account>>,
     record: AttemptRecord,
     cut: CancellationToken,
 }
@@ -88,13 +103,41 @@ impl Attempt {
         place: Place,
         upload: Upload<Incoming>,
     ) -> Self {
+        let number = journey.next_attempt();
+        let payer =
+            Payer::Pool { pool: Arc::clone(&proxy.pool), roster: Arc::clone(journey.roster()), lease };
+        Self::by(proxy, case, payer, number, place, upload)
+    }
+
+    /// Begins the only attempt of a client that has brought its own key.
+    pub(super) fn with_own_key<C>(
+        proxy: &Proxy<C>,
+        case: &Case,
+        key: ApiKey,
+        place: Place,
+        upload: Upload<Incoming>,
+    ) -> Self {
+        Self::by(proxy, case, Payer::Client(key), 1, place, upload)
+    }
+
+    fn by<C>(
+        proxy: &Proxy<C>,
+        case: &Case,
+        payer: Payer,
+        number: u32,
+        place: Place,
+        upload: Upload<Incoming>,
+    ) -> Self {
         let record = AttemptRecord {
             id: Uuid::now_v7(),
             request_id: Arc::clone(&case.request_id),
-            number: journey.next_attempt(),
+            number,
             started_at: clock::now(),
             client: case.client.clone(),
-            key: Arc::clone(lease.key()),
+            key: match &payer {
+                Payer::Pool { lease, .. } => Some(Arc::clone(lease.key())),
+                Payer::Client(_) => None,
+            },
             method: Arc::clone(&case.method),
             route: Arc::clone(&case.route),
             status: None,
@@ -110,39 +153,39 @@ impl Attempt {
             total: Duration::ZERO,
         };
         Self {
-            pool: Arc::clone(&proxy.pool),
-            roster: Arc::clone(journey.roster()),
-            lease,
+            payer,
             upload,
             place: Some(place),
             began: clock::instant(),
             metering: case.metering,
+            account: case.account.clone(),
             record,
             cut: proxy.cut.clone(),
         }
     }
 
-    /// The key it asks with.
-    pub(super) fn key(&self) -> &Arc<Key> {
-        self.lease.key()
-    }
-
-    /// Where that key works, if not where all do.
+    /// Where its key works, if not where all do.
     pub(super) fn authority(&self) -> Option<&Arc<Authority>> {
-        self.lease.key().authority()
+        match &self.payer {
+            Payer::Pool { lease, .. } => lease.key().authority(),
+            Payer::Client(_) => None,
+        }
     }
 
     /// The secret of that key.
     pub(super) fn api_key(&self) -> &ApiKey {
-        self.lease.key().api_key()
+        match &self.payer {
+            Payer::Pool { lease, .. } => lease.key().api_key(),
+            Payer::Client(key) => key,
+        }
     }
 
     /// Takes in what came back, and teaches the pool: of this key, and of those that were refused
-    /// on the way here without a reason.
+    /// on the journey to it without a reason.
     pub(super) fn learn(
         &mut self,
         result: &Result<Answer, SendError>,
-        journey: &Journey,
+        journey: Option<&Journey>,
         log: &mut RequestLog,
     ) -> Progress {
         let now = clock::now();
@@ -153,10 +196,12 @@ impl Attempt {
                 self.record.verdict = answer.verdict.word();
                 self.describe(answer.verdict);
                 self.charge(answer, now);
-                announce(&self.pool.judge(&self.roster, self.lease.key(), answer.verdict, now));
-                if answer.verdict == Verdict::Served {
-                    for (key, verdict) in journey.shown_by_contrast() {
-                        announce(&self.pool.judge(&self.roster, key, verdict, now));
+                if let Payer::Pool { pool, roster, lease } = &self.payer {
+                    announce(&pool.judge(roster, lease.key(), answer.verdict, now));
+                    let is_served = answer.verdict == Verdict::Served;
+                    let shown = journey.filter(|_| is_served).map(Journey::shown_by_contrast);
+                    for (key, verdict) in shown.into_iter().flatten() {
+                        announce(&pool.judge(roster, key, verdict, now));
                     }
                 }
                 Progress::Answered(answer.verdict)
@@ -192,7 +237,12 @@ impl Attempt {
             (None, Verdict::Served | Verdict::ServerError) => unknown(self.metering),
             (None, _) => CreditSource::Free,
         };
-        announce(&self.pool.spend(&self.roster, self.lease.key(), self.record.credits, now));
+        if let Some(account) = &self.account {
+            account.spend(self.record.credits, now);
+        }
+        if let Payer::Pool { pool, roster, lease } = &self.payer {
+            announce(&pool.spend(roster, lease.key(), self.record.credits, now));
+        }
     }
 
     /// The relay of the answer begins: the request is not sent again.

@@ -1,14 +1,18 @@
 //! Answers we make ourselves: marked with `x-keychoir-error`, and in a shape that every SDK reads.
 //! The text for the client names no key and no internals; the log has its own.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use serde_json::json;
 
+use super::accounts::TurnedAway;
 use super::books::NoPlace;
 use super::redaction::Unredacted;
 use super::seats::NoSeat;
+use crate::policy::allowance::Spent;
 use crate::policy::client::Unidentified;
 use crate::policy::origin::Stranger;
 use crate::policy::replay::Progress;
@@ -31,6 +35,12 @@ pub enum ProxyError {
     /// The endpoint is denied.
     #[error("the path is denied: {0}")]
     Denied(&'static str),
+    /// The client may not ask for this path.
+    #[error("the client may not ask for this path")]
+    PathNotAllowed,
+    /// The client may not ask for more, or not now.
+    #[error(transparent)]
+    TurnedAway(#[from] TurnedAway),
     /// The method would make a proxy something else than a proxy.
     #[error("the method is not proxied")]
     Method,
@@ -147,6 +157,13 @@ impl ProxyError {
                 "path_denied",
                 &format!("Keychoir does not pass this path on: {why}."),
             ),
+            Self::PathNotAllowed => told(
+                StatusCode::FORBIDDEN,
+                "forbidden",
+                "path_not_allowed",
+                "Keychoir does not let this client use this path. Ask whoever runs Keychoir for it.",
+            ),
+            Self::TurnedAway(turned_away) => turned_away_told(*turned_away),
             Self::Method => told(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method_not_allowed",
@@ -210,6 +227,48 @@ impl ProxyError {
     }
 }
 
+fn turned_away_told(turned_away: TurnedAway) -> Told {
+    match turned_away {
+        TurnedAway::Concurrency { max } => Told {
+            http: StatusCode::TOO_MANY_REQUESTS,
+            status: "too_many_concurrent_requests",
+            code: "client_concurrency",
+            message: format!("Keychoir lets this client have {max} requests under way at once."),
+            // One of them may end at any moment.
+            retry_after_s: Some(1),
+        },
+        TurnedAway::Rate { wait } => {
+            let seconds = whole_seconds(wait);
+            Told {
+                http: StatusCode::TOO_MANY_REQUESTS,
+                status: "rate_limit_exceeded",
+                code: "client_rate",
+                message: format!("Keychoir lets this client begin its next request in {seconds} s."),
+                retry_after_s: Some(seconds),
+            }
+        }
+        TurnedAway::Spent(Spent { allowance, begins_anew }) => Told {
+            // Not 429: SDKs would try again.
+            http: StatusCode::PAYMENT_REQUIRED,
+            status: "insufficient_credits",
+            code: "client_allowance_used",
+            message: match begins_anew {
+                Some(at) => format!(
+                    "This client has used its allowance of {allowance}. It begins anew at {}.",
+                    at.rfc3339_seconds()
+                ),
+                None => format!("This client has used its allowance of {allowance}."),
+            },
+            retry_after_s: None,
+        },
+    }
+}
+
+/// At least one, so that nobody comes back at once.
+fn whole_seconds(wait: Duration) -> u64 {
+    u64::try_from(wait.as_millis().div_ceil(1_000)).unwrap_or(u64::MAX).max(1)
+}
+
 fn unavailable_told(unavailable: Unavailable, now: UnixMs) -> Told {
     match unavailable {
         Unavailable::Exhausted { resets_at } => Told {
@@ -223,13 +282,13 @@ fn unavailable_told(unavailable: Unavailable, now: UnixMs) -> Told {
             retry_after_s: None,
         },
         Unavailable::Cooling { until } => {
-            let seconds = until.since(now).as_millis().div_ceil(1_000).max(1);
+            let seconds = whole_seconds(until.since(now));
             Told {
                 http: StatusCode::TOO_MANY_REQUESTS,
                 status: "rate_limit_exceeded",
                 code: "all_keys_rate_limited",
                 message: format!("{NOTHING_LEFT}. Try again in {seconds} s."),
-                retry_after_s: u64::try_from(seconds).ok(),
+                retry_after_s: Some(seconds),
             }
         }
         // Nothing was tried and nothing can be: said as for an empty pool of refused keys.
@@ -301,11 +360,10 @@ fn upstream_told(error: &SendError) -> Told {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use serde_json::Value;
 
     use super::*;
+    use crate::policy::allowance::{Allowance, Measure, Period};
 
     const NOW: UnixMs = UnixMs(1_796_000_000_000);
 
@@ -355,6 +413,27 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_has_used_its_allowance_is_told_when_it_begins_anew() {
+        let allowance = Allowance { amount: 3, measure: Measure::Requests, period: Period::Ever };
+        let spent = |begins_anew| ProxyError::TurnedAway(Spent { allowance, begins_anew }.into());
+        let message = "This client has used its allowance of 3 requests.";
+        let answer = check(&spent(None), 402, "insufficient_credits", "client_allowance_used", message);
+        assert!(!answer.headers().contains_key(RETRY_AFTER), "SDKs would retry");
+        let message = format!("{message} It begins anew at 2026-12-01T00:00:00Z.");
+        let begins_anew = Some(UnixMs(1_796_083_200_000));
+        check(&spent(begins_anew), 402, "insufficient_credits", "client_allowance_used", &message);
+    }
+
+    #[test]
+    fn a_client_that_is_too_fast_is_told_for_how_long() {
+        let wait = Duration::from_millis(1_001);
+        let answer = ProxyError::TurnedAway(TurnedAway::Rate { wait }).answer("r", NOW);
+        assert_eq!((answer.status().as_u16(), &answer.headers()[RETRY_AFTER]), (429, &"2".parse().unwrap()));
+        let answer = ProxyError::TurnedAway(TurnedAway::Concurrency { max: 2 }).answer("r", NOW);
+        assert_eq!((answer.status().as_u16(), &answer.headers()[RETRY_AFTER]), (429, &"1".parse().unwrap()));
+    }
+
+    #[test]
     fn every_error_has_its_status_and_code() {
         let upstream = |progress, kind| ProxyError::Upstream(SendError { progress, kind });
         let span = Duration::from_millis(5);
@@ -364,6 +443,9 @@ mod tests {
             (ProxyError::Stranger(Stranger::Host), 421, "host_not_allowed"),
             (ProxyError::Stranger(Stranger::Origin), 403, "origin_not_allowed"),
             (ProxyError::Denied("it is dangerous"), 403, "path_denied"),
+            (ProxyError::PathNotAllowed, 403, "path_not_allowed"),
+            (ProxyError::TurnedAway(TurnedAway::Concurrency { max: 1 }), 429, "client_concurrency"),
+            (ProxyError::TurnedAway(TurnedAway::Rate { wait: span }), 429, "client_rate"),
             (ProxyError::Method, 405, "method_not_allowed"),
             (ProxyError::Host, 400, "bad_host"),
             (ProxyError::Overloaded(NoSeat), 503, "overloaded"),

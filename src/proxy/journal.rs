@@ -7,6 +7,7 @@ use http::{HeaderMap, Request, StatusCode};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
+use super::accounts::Admission;
 use super::answer::Answer;
 use super::books::AttemptRecord;
 use super::error::ProxyError;
@@ -16,7 +17,6 @@ use crate::clock;
 use crate::policy::classify::Concern;
 use crate::policy::client::ClientName;
 use crate::policy::headers::parameter_names;
-use crate::secret::ShortKey;
 use crate::upstream::{SendError, SendErrorKind};
 
 /// What is said of a request when it ends. Dropping it says it.
@@ -28,7 +28,7 @@ pub(super) struct RequestLog {
     parameters: String,
     client: Option<ClientName>,
     route: Option<Arc<str>>,
-    key: Option<ShortKey>,
+    key: Option<String>,
     attempts: u32,
     verdict: &'static str,
     status: Option<u16>,
@@ -37,6 +37,7 @@ pub(super) struct RequestLog {
     first_byte: Option<Duration>,
     loss: Option<Loss>,
     seat: Option<Seat>,
+    admission: Option<Admission>,
 }
 
 impl RequestLog {
@@ -58,6 +59,7 @@ impl RequestLog {
             first_byte: None,
             loss: None,
             seat: None,
+            admission: None,
         }
     }
 
@@ -71,6 +73,18 @@ impl RequestLog {
         self.seat = Some(seat);
     }
 
+    /// The request is one of its client's, for as long.
+    pub(super) fn admitted(&mut self, admission: Admission) {
+        self.admission = Some(admission);
+    }
+
+    /// Nothing was served, and nothing can have been charged: the request does not count.
+    pub(super) fn unserved(&mut self) {
+        if let Some(admission) = &mut self.admission {
+            admission.give_back();
+        }
+    }
+
     pub(super) fn opened(&mut self, client: &ClientName, route: &Arc<str>) {
         self.client = Some(client.clone());
         self.route = Some(Arc::clone(route));
@@ -80,7 +94,10 @@ impl RequestLog {
     pub(super) fn learned(&mut self, record: &AttemptRecord, result: &Result<Answer, SendError>) {
         let request_id = &*self.request_id;
         self.attempts = record.number;
-        self.key = Some(record.key.api_key().short().clone());
+        self.key = Some(match &record.key {
+            Some(key) => key.api_key().short().to_string(),
+            None => "own".to_owned(),
+        });
         let attempt = record.number;
         match result {
             Ok(answer) if answer.verdict.concern() == Concern::Nothing => {}
@@ -121,7 +138,7 @@ impl Drop for RequestLog {
         let total_ms = millis(clock::since(self.began));
         let route = self.route.as_deref().unwrap_or("-");
         let status = self.status.map_or_else(|| "-".to_owned(), |status| status.to_string());
-        let key = self.key.as_ref().map_or("-", ShortKey::as_str);
+        let key = self.key.as_deref().unwrap_or("-");
         let (method, verdict, credits, attempts) = (&*self.method, self.verdict, self.credits, self.attempts);
         info!(
             event = "request_ended",

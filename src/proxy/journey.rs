@@ -10,6 +10,7 @@ use super::{Limits, Proxy};
 use crate::body::replay::Replay;
 use crate::clock;
 use crate::policy::classify::{Concern, Verdict};
+use crate::policy::client::Client;
 use crate::policy::replay::{Effect, Facts, Progress};
 use crate::policy::select::Unavailable;
 use crate::pool::{Key, Lease, Roster};
@@ -19,6 +20,7 @@ use crate::telemetry::announce;
 #[derive(Debug)]
 pub(super) struct Journey {
     roster: Arc<Roster>,
+    client: Arc<Client>,
     effect: Effect,
     attempts: u32,
     blameless_replays: u32,
@@ -31,15 +33,29 @@ pub(super) struct Journey {
 impl<C> Proxy<C> {
     /// Reserves a key that this request has not tried, and tells the news that come with it.
     pub(super) fn reserve(&self, journey: &Journey) -> Result<Lease, Unavailable> {
-        let reserved = self.pool.reserve(&journey.roster, &journey.tried, clock::now())?;
+        let may_use = |key: &Key| journey.may_use(key);
+        let reserved = self.pool.reserve(&journey.roster, &journey.tried, may_use, clock::now())?;
         announce(&reserved.news);
         Ok(reserved.lease)
     }
 }
 
 impl Journey {
-    pub(super) fn begin(roster: Arc<Roster>, effect: Effect) -> Self {
-        Self { roster, effect, attempts: 0, blameless_replays: 0, tried: Vec::new(), unclear: Vec::new() }
+    pub(super) fn begin(roster: Arc<Roster>, client: Arc<Client>, effect: Effect) -> Self {
+        Self {
+            roster,
+            client,
+            effect,
+            attempts: 0,
+            blameless_replays: 0,
+            tried: Vec::new(),
+            unclear: Vec::new(),
+        }
+    }
+
+    /// Whether its client may be served by `key`.
+    pub(super) fn may_use(&self, key: &Key) -> bool {
+        self.client.rules.pins.permit(key.name(), key.workspace().name())
     }
 
     /// Counts an attempt; returns its number, from 1.

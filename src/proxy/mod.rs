@@ -3,6 +3,7 @@
 
 mod exchange;
 
+mod accounts;
 mod answer;
 mod attempt;
 mod head;
@@ -30,6 +31,7 @@ use crate::policy::origin::Doors;
 use crate::pool::Pool;
 use crate::upstream::{Direct, Upstream};
 
+pub use accounts::{Accounts, TurnedAway, Used};
 pub use books::{AttemptRecord, Books, CreditSource, Depth, Entry};
 pub use error::ProxyError;
 use hints::Hints;
@@ -65,6 +67,8 @@ pub struct Limits {
 pub struct Terms {
     /// Who may ask.
     pub clients: Clients,
+    /// What they have used and have under way.
+    pub accounts: Accounts,
     /// Bounds and switches.
     pub limits: Limits,
     /// Which names are ours, and which pages may speak to us.

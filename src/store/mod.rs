@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::policy::retention::Retention;
 use crate::policy::units::UnixMs;
 use crate::pool::{Pool, Remembered};
-use crate::proxy::{Books, Depth, Entry};
+use crate::proxy::{Books, Depth, Entry, Used};
 use crate::tasks;
 
 use ledger::Ledger;
@@ -141,6 +141,16 @@ impl Store {
     /// When the file cannot be read.
     pub fn remembered(&self) -> Result<Vec<Remembered>, rusqlite::Error> {
         self.ledger.as_ref().map_or_else(|_| Ok(Vec::new()), |ledger| read::remembered(&ledger.connection))
+    }
+
+    /// What each client has used of the pool in the periods of `now`, as far back as the sums are
+    /// kept; nothing, while the file cannot be opened.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    pub fn used(&self, now: UnixMs) -> Result<Vec<Used>, rusqlite::Error> {
+        self.ledger.as_ref().map_or_else(|_| Ok(Vec::new()), |ledger| read::used(&ledger.connection, now))
     }
 
     /// Begins to write: what is sent to the books, and with it the state of `pool`'s keys.
