@@ -8,15 +8,18 @@
 )]
 
 mod house;
+mod program;
 
+use std::path::Path;
 use std::time::Duration;
 
-use house::{CLIENT_TOKEN, House, ONE, SPEECH, THREE, TWO, house_in, house_with, until};
+use house::{CLIENT_TOKEN, House, ONE, SPEECH, THREE, TWO, house_in, house_with, loopback, until};
 use keychoir::config::{ClientConfig, Config};
 use keychoir::policy::allowance::{Allowance, Measure, Period, Rate};
 use keychoir::policy::client::{Pins, Rules};
 use keychoir::secret::Fingerprint;
-use keychoir::simulator::Plan;
+use keychoir::simulator::{Plan, Simulator};
+use program::{Program, contents, keychoir, run, stderr};
 use serde_json::{Value, json};
 
 fn plan() -> Plan {
@@ -233,4 +236,76 @@ async fn strangers_bring_keys_where_they_may_and_see_nothing_of_the_pool() {
     assert_eq!(house.hits(&[ONE, TWO, THREE]), [1, 0, 1]);
     let clients: Vec<String> = house.records().await.into_iter().map(|record| record.client).collect();
     assert_eq!(clients, ["own", "app"]);
+}
+
+/// Runs `keychoir clients` with these words and a file; its exit code, data and messages.
+fn clients(words: &[&str], file: &Path) -> (Option<i32>, String, String) {
+    let words = [&["clients"], words, &["--config", file.to_str().unwrap()]].concat();
+    let output = run(keychoir(&words).env("HOME", file.parent().unwrap()));
+    let said = stderr(&output);
+    (output.status.code(), String::from_utf8(output.stdout).unwrap(), said)
+}
+
+#[tokio::test]
+async fn a_client_is_added_served_and_revoked_while_it_runs() {
+    let simulator = Simulator::start(loopback().await, plan()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keychoir.toml");
+    std::fs::write(&file, "# mine\n[server]\nlisten = \"0.0.0.0:0\"\nreload_interval_ms = 0\n").unwrap();
+    let (code, token, said) =
+        clients(&["add", "app", "--allowance", "1 request", "--concurrency", "4"], &file);
+    let token = token.trim();
+    assert_eq!((code, token.len()), (Some(0), 51), "{said}");
+    assert!(!said.contains(token));
+    let (code, _, said) = clients(&["add", "app"], &file);
+    assert_eq!(code, Some(78), "{said}");
+    let (code, _, said) = clients(&["add", "other", "--rate", "fast"], &file);
+    assert!(code == Some(78) && said.contains("`fast` is no rate"), "{said}");
+    let (_, list, _) = clients(&["list"], &file);
+    assert_eq!(list, "app  1 request, 4 at once\n");
+    let (_, list, _) = clients(&["list", "--json"], &file);
+    let list: Value = serde_json::from_str(&list).unwrap();
+    assert_eq!((&list[0]["name"], &list[0]["concurrency"]), (&json!("app"), &json!(4)));
+
+    let mut command = keychoir(&["serve", "--config", file.to_str().unwrap()]);
+    command
+        .env("ELEVENLABS_API_KEYS", format!("{ONE},{TWO}"))
+        .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
+        .env("KEYCHOIR_LOG__LEVEL", "trace")
+        .env("KEYCHOIR_LOG__FORMAT", "json");
+    let mut program = Program::start(&mut command);
+    let port = program.address().rsplit(':').next().unwrap().to_owned();
+    let url = format!("http://127.0.0.1:{port}");
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let get = async |token: &str| {
+        let request = client.get(format!("{url}/v1/voices")).header("xi-api-key", token);
+        request.send().await.unwrap().status().as_u16()
+    };
+    assert_eq!((get(token).await, get("other").await), (200, 401));
+
+    let (code, second, said) = clients(&["add", "second", "--bring-your-own-key", "--json"], &file);
+    assert_eq!(code, Some(0), "{said}");
+    let second: Value = serde_json::from_str(&second).unwrap();
+    let second = second["token"].as_str().unwrap();
+    assert_eq!(clients(&["revoke", "app"], &file).0, Some(0));
+    assert_eq!(clients(&["revoke", "app"], &file).0, Some(78));
+    let (code, _, said) = clients(&["revoke", "second"], &file);
+    assert!(code == Some(78) && said.contains("open to other machines"), "{said}");
+    program.signal("HUP");
+    program.event("reloaded");
+    assert_eq!((get(token).await, get(second).await), (401, 200));
+    // A key of its own, which the provider does not know.
+    let own = "sk_own_canary_000011112222333344445555666677778888";
+    let request = client.get(format!("{url}/v1/voices")).header("xi-api-key", own);
+    assert_eq!(request.header("x-keychoir-token", second).send().await.unwrap().status(), 401);
+
+    let (code, said) = program.end();
+    assert_eq!(code, Some(0));
+    let heap = contents(folder.path());
+    for secret in [token, second, own, &Fingerprint::of(own).to_string()] {
+        assert!(!said.contains(secret), "it is in the log");
+        assert!(!heap.windows(secret.len()).any(|bytes| bytes == secret.as_bytes()), "it is in a file");
+    }
+    assert!(std::fs::read_to_string(&file).unwrap().starts_with("# mine\n[server]\n"));
 }

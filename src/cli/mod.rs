@@ -4,6 +4,7 @@
 mod serve;
 
 mod check;
+mod clients;
 mod demo;
 mod env;
 mod simulate;
@@ -40,6 +41,8 @@ enum Command {
     Serve(serve::Serving),
     /// Check the configuration and say what is wrong with it, without serving.
     Check(Sources),
+    /// Add, list and revoke clients and their tokens.
+    Clients(clients::Arguments),
     /// Print what a shell must know so that apps find Keychoir and trust its https.
     Env(Sources),
     /// See it work without any key: the proxy before a simulated ElevenLabs.
@@ -93,6 +96,7 @@ pub fn run() -> ExitCode {
     match arguments.command.unwrap_or(Command::Serve(arguments.serve)) {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Check(sources) => check::run(sources),
+        Command::Clients(arguments) => clients::run(arguments),
         Command::Env(sources) => env::run(sources),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Simulate(arguments) => simulate::run(arguments),

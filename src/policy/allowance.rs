@@ -178,6 +178,16 @@ pub struct Rate {
     pub span: Duration,
 }
 
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.span.as_secs() {
+            1 => write!(f, "{} per second", self.requests),
+            60 => write!(f, "{} per minute", self.requests),
+            seconds => write!(f, "{} per {seconds} s", self.requests),
+        }
+    }
+}
+
 impl Rate {
     /// Books a request at `now`. `booked` is until when the client's requests are booked so far;
     /// both count nanoseconds from the same moment. Returns the new `booked`.
