@@ -117,7 +117,7 @@ fn pin(
     }
     Err(WrongValue::new(format!("the pool has no {what} of the name {}", shown(text)))
         .suggest(nearest(text, pool.iter().filter_map(name)))
-        .advise(format!("name a `{}` of a [[keys]] entry", if what == "key" { "name" } else { what })))
+        .advise(format!("write the `{}` of a [[keys]] entry", if what == "key" { "name" } else { what })))
 }
 
 #[cfg(test)]
