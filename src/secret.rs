@@ -1,6 +1,7 @@
 //! Types that cannot be printed. A key is shown as its short form or its fingerprint, and its
 //! value leaves this module only through [`ApiKey::expose`], which has few callers to review.
 
+mod redactor;
 mod service;
 
 use std::fmt;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+pub use redactor::{Passed, Redaction, Redactor};
 pub use service::{ServiceKey, ServiceKeyForm, UnusableServiceKey};
 
 /// SHA-256 of a secret: its name in the books, the mirror and comparisons.

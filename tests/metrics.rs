@@ -284,7 +284,11 @@ async fn a_request_under_way_is_one() {
 
 #[tokio::test]
 async fn where_clients_have_tokens_the_metrics_are_for_them_only() {
-    let client = ClientConfig { name: "ops".to_owned(), token: Fingerprint::of(CLIENT_TOKEN) };
+    let client = ClientConfig {
+        name: "ops".to_owned(),
+        token: Fingerprint::of(CLIENT_TOKEN),
+        rules: Default::default(),
+    };
     let house = house_with(Plan::of([(ONE, 1_000)]), |config| config.clients = vec![client]).await;
     assert_eq!(house.client.get(format!("{}/metrics", house.url)).send().await.unwrap().status(), 401);
     let request = house.client.get(format!("{}/metrics", house.url)).header("xi-api-key", CLIENT_TOKEN);

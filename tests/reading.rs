@@ -103,7 +103,11 @@ async fn a_check_tells_by_its_exit_code() {
 
 #[tokio::test]
 async fn where_clients_have_tokens_the_status_asks_for_one() {
-    let client = ClientConfig { name: "ops".to_owned(), token: Fingerprint::of(CLIENT_TOKEN) };
+    let client = ClientConfig {
+        name: "ops".to_owned(),
+        token: Fingerprint::of(CLIENT_TOKEN),
+        rules: Default::default(),
+    };
     let house = house_with(plan(), |config| config.clients = vec![client]).await;
     let output = status(&house, &[]).await;
     assert_eq!(output.status.code(), Some(1));

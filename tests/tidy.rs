@@ -19,7 +19,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("clock", &["policy"]),
     ("tasks", &[]),
     ("pool", &["clock", "policy", "secret"]),
-    ("body", &["clock", "policy", "tasks"]),
+    ("body", &["clock", "policy", "secret", "tasks"]),
     ("certificate", &["policy", "tasks"]),
     ("upstream", &["body", "clock", "policy", "secret", "tasks"]),
     ("telemetry", &["clock", "policy", "pool"]),

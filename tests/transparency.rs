@@ -11,6 +11,7 @@ mod house;
 
 use house::{CLIENT_TOKEN, House, ONE, SPEECH, TWO, house, house_with, until};
 use keychoir::config::ClientConfig;
+use keychoir::policy::client::Rules;
 use keychoir::secret::Fingerprint;
 use keychoir::simulator::Plan;
 use serde_json::{Value, json};
@@ -214,7 +215,11 @@ async fn a_socket_is_told_that_there_are_none_yet() {
 
 #[tokio::test]
 async fn a_client_with_a_token_is_known_by_its_name_and_others_stay_outside() {
-    let app = ClientConfig { name: "app".to_owned(), token: Fingerprint::of(CLIENT_TOKEN) };
+    let app = ClientConfig {
+        name: "app".to_owned(),
+        token: Fingerprint::of(CLIENT_TOKEN),
+        rules: Rules::default(),
+    };
     let house = house_with(plan(), |config| config.clients = vec![app]).await;
     assert_eq!(house.speak(5).await.status(), 200);
     for (request, code) in [

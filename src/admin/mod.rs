@@ -14,7 +14,7 @@ use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use serde::Serialize;
 
 use crate::mirror;
-use crate::policy::client::identify;
+use crate::policy::client::{Unidentified, identify};
 use crate::policy::units::UnixMs;
 use crate::pool::Pool;
 use crate::proxy::{ProxyError, SharedTerms};
@@ -75,9 +75,15 @@ impl Admin {
             return Some(answer);
         }
         // Where clients have tokens, the state of the keys is for them only.
-        if ["/api/elevenlabs-status", "/api/keychoir-keys", "/metrics"].contains(&uri.path())
-            && let Err(refusal) = identify(&self.terms.load().clients, headers, uri.query())
-        {
+        let clients = &self.terms.load().clients;
+        let refusal = match identify(clients, headers, uri.query()) {
+            Ok(caller) if clients.include(&caller) => None,
+            Ok(_) => Some(Unidentified::Wrong),
+            Err(refusal) => Some(refusal),
+        };
+        let is_for_clients =
+            ["/api/elevenlabs-status", "/api/keychoir-keys", "/metrics"].contains(&uri.path());
+        if let Some(refusal) = refusal.filter(|_| is_for_clients) {
             return Some(ProxyError::Unidentified(refusal).answer("", now));
         }
         Some(page(self, now))

@@ -22,7 +22,7 @@ use crate::clock;
 use crate::mirror;
 use crate::policy::client::Clients;
 use crate::pool::{KeySnapshot, Owners, Pool, Reloaded};
-use crate::proxy::{Limits, Proxy, Shared, SharedTerms, Terms};
+use crate::proxy::{Accounts, Limits, Proxy, Shared, SharedTerms, Terms};
 use crate::server::{self, Drain, Room};
 use crate::store::{self, OpenError, Store};
 use crate::tasks::{AbortOnDrop, Tasks};
@@ -74,9 +74,9 @@ pub enum StartError {
 pub struct Exposed(pub Address);
 
 fn check_exposure(addresses: &[Address], clients: &Clients) -> Result<(), Exposed> {
-    match (clients, addresses.iter().find(|address| !address.is_local())) {
-        (Clients::Anyone(_), Some(open)) => Err(Exposed(open.clone())),
-        (Clients::Anyone(_) | Clients::Known(_), _) => Ok(()),
+    match addresses.iter().find(|address| !address.is_local()) {
+        Some(open) if !clients.are_known() => Err(Exposed(open.clone())),
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -135,6 +135,7 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
     pool.restore(&books.remembered()?, clock::now());
     let owners = Arc::new(Owners::new(parts.store.owners));
     owners.restore(books.owners()?, clock::now());
+    let accounts = Accounts::new(&parts.clients, &books.used(clock::now())?, clock::now());
     let (books, mut writing) = books.write(Arc::clone(&pool), parts.store)?;
     let mirroring = Mirroring::start(parts.mirror, &mut writing)?;
 
@@ -143,6 +144,7 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
     let draining = Draining::default();
     let terms = Arc::new(ArcSwap::from_pointee(Terms {
         clients: parts.clients,
+        accounts,
         limits: parts.proxy,
         doors: parts.doors,
         base_path: parts.base_path,
@@ -260,10 +262,12 @@ impl Running {
         check_exposure(&self.addresses, &parts.clients)?;
         self.certificates.replace(parts.https, clock::now());
         // Bodies that are held count against the bounds they were taken under.
-        let room = self.terms.load().limits.room.or_other(parts.proxy.room);
+        let before = self.terms.load();
+        let room = before.limits.room.or_other(parts.proxy.room);
         let limits = Limits { room, ..parts.proxy };
         let Parts { clients, doors, base_path, .. } = parts;
-        self.terms.store(Arc::new(Terms { clients, limits, doors, base_path }));
+        let accounts = before.accounts.following(&clients);
+        self.terms.store(Arc::new(Terms { clients, accounts, limits, doors, base_path }));
         let reloaded = self.pool.reload(parts.keys, parts.pool);
         if let Some((quotas, settings)) = self.quotas.as_ref().zip(parts.watch) {
             // The watch ends with the program only.

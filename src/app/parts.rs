@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::https::Https;
 use crate::body::room::{Bounds, Room};
-use crate::config::{BaseUrl, Config, KeyConfig, TlsChoice};
+use crate::config::{BaseUrl, ClientConfig, Config, KeyConfig, TlsChoice};
 use crate::policy::affinity::Keeping;
 use crate::policy::authority::Authority;
-use crate::policy::client::{ClientName, Clients};
+use crate::policy::client::{Client, ClientName, Clients, Strangers};
 use crate::policy::origin::Doors;
 use crate::policy::retention::Retention;
 use crate::{mirror, pool, proxy, server, store, upstream, watch};
@@ -71,7 +71,10 @@ impl Parts {
             clients,
             ..
         } = config;
-        let clients = clients.into_iter().map(|client| (ClientName::new(&client.name), client.token));
+        let clients = clients.into_iter().map(|ClientConfig { name, token, rules }| {
+            (Client { name: ClientName::new(&name), rules }, token)
+        });
+        let strangers = if access.brings_own_key { Strangers::BringKeys } else { Strangers::Refused };
         let keys = keys.into_iter().map(|key| {
             let KeyConfig { key, name, workspace, base_url, weight, reserve_credits } = key;
             let authority = base_url.as_ref().map(authority_of).transpose()?.map(Arc::new);
@@ -79,7 +82,7 @@ impl Parts {
             Ok(pool::KeyEntry { key, name, workspace, authority, weight, kept_credits })
         });
         Ok(Self {
-            clients: Clients::new(clients.collect()),
+            clients: Clients::new(clients.collect(), strangers),
             base_path: server.base_path.to_string(),
             doors: Doors { hosts: access.hosts, origins: access.origins },
             keys: keys.collect::<Result<_, http::Error>>()?,
@@ -117,6 +120,7 @@ impl Parts {
                 foresee_max: pool.foresee_max,
                 denies_dangerous: access.denies_dangerous,
                 owned_bytes_max: ownership.answer_bytes_max,
+                redacts: access.redacts,
                 room: Room::new(&Bounds {
                     memory_bytes_max: replay.memory_bytes_max as u64,
                     memory_total_bytes_max: replay.memory_total_bytes_max as u64,

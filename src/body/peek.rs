@@ -36,12 +36,35 @@ where
     /// Dropping the future drops the body.
     pub async fn read(body: B, bytes_max: usize, within: Duration) -> (Self, Option<Vec<u8>>) {
         let mut peeked = Self::untouched(body);
-        let whole = tokio::time::timeout(within, peeked.fill(bytes_max)).await.unwrap_or(None);
+        let whole = peeked.whole(bytes_max, within).await;
         (peeked, whole)
     }
 
+    /// Reads on to the end, but until there are more than `bytes_max` and for at most `within`;
+    /// returns what was read, before and now, when that is all of it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing: what was read is relayed all the same.
+    pub async fn whole(&mut self, bytes_max: usize, within: Duration) -> Option<Vec<u8>> {
+        tokio::time::timeout(within, self.fill(bytes_max)).await.unwrap_or(None)
+    }
+
+    /// Puts `whole` in the place of what was read.
+    pub fn replace(&mut self, whole: Bytes) {
+        self.front.clear();
+        self.front.push_back(Frame::data(whole));
+    }
+
     async fn fill(&mut self, bytes_max: usize) -> Option<Vec<u8>> {
+        if self.broken.is_some() {
+            return None;
+        }
         let mut whole = Vec::new();
+        self.front.iter().filter_map(Frame::data_ref).for_each(|data| whole.extend_from_slice(data));
+        if whole.len() > bytes_max {
+            return None;
+        }
         while let Some(frame) = self.rest.frame().await {
             match frame {
                 Ok(frame) => {
@@ -142,6 +165,15 @@ mod tests {
         let (peeked, whole) = Peeked::read(body(vec![Ok("ab"), Ok("cd"), Ok("ef")]), 3, LONG).await;
         assert_eq!(whole, None);
         assert_eq!(peeked.collect().await.unwrap().to_bytes(), "abcdef");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_was_read_can_be_read_again_and_replaced() {
+        let (mut peeked, _) = Peeked::read(body(vec![Ok("ab"), Ok("cd")]), 3, LONG).await;
+        assert_eq!(peeked.whole(3, LONG).await, None);
+        assert_eq!(peeked.whole(4, LONG).await.as_deref(), Some(&b"abcd"[..]));
+        peeked.replace(Bytes::from_static(b"other"));
+        assert_eq!(peeked.collect().await.unwrap().to_bytes(), "other");
     }
 
     #[tokio::test]

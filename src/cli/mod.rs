@@ -4,6 +4,7 @@
 mod serve;
 
 mod check;
+mod clients;
 mod demo;
 mod env;
 mod keys;
@@ -54,6 +55,8 @@ enum Command {
     Usage(usage::Arguments),
     /// The keys of the pool; never a key itself.
     Keys(keys::Arguments),
+    /// Add, list and revoke clients and their tokens.
+    Clients(clients::Arguments),
     /// Print what a shell must know so that apps find Keychoir and trust its https.
     Env(Sources),
     /// See it work without any key: the proxy before a simulated ElevenLabs.
@@ -115,6 +118,7 @@ pub fn run() -> ExitCode {
         Command::Status(arguments) => status::run(arguments),
         Command::Usage(arguments) => usage::run(arguments),
         Command::Keys(arguments) => keys::run(arguments),
+        Command::Clients(arguments) => clients::run(arguments),
         Command::Env(sources) => env::run(sources),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Simulate(arguments) => simulate::run(arguments),

@@ -4,10 +4,12 @@
 use std::collections::HashMap;
 
 use super::document::Entry;
-use super::keys::{check_name, secret_file};
+use super::keys::{KeyConfig, check_name, secret_file};
 use super::problem::{Problem, Warning, WrongValue};
+use super::rules;
 use super::source::Sources;
 use super::value::Folders;
+use crate::policy::client::Rules;
 use crate::secret::Fingerprint;
 
 /// A shorter token could be guessed.
@@ -20,6 +22,8 @@ pub struct ClientConfig {
     pub name: String,
     /// SHA-256 of its token.
     pub token: Fingerprint,
+    /// What it may do.
+    pub rules: Rules,
 }
 
 /// The clients of the `[[clients]]` entries.
@@ -27,6 +31,7 @@ pub(super) fn read(
     sources: &Sources<'_>,
     entries: &[Entry<'_>],
     folders: Folders<'_>,
+    pool: &[KeyConfig],
     problems: &mut Vec<Problem>,
     warnings: &mut Vec<Warning>,
 ) -> Vec<ClientConfig> {
@@ -34,7 +39,9 @@ pub(super) fn read(
     let mut names: HashMap<&str, usize> = HashMap::new();
     let mut tokens: HashMap<Fingerprint, usize> = HashMap::new();
     for (index, entry) in entries.iter().enumerate() {
-        entry.check_names(&["name", "token", "token_file", "token_sha256"], problems);
+        let names_known = ["name", "token", "token_file", "token_sha256"].iter().chain(&rules::FIELDS);
+        entry.check_names(&names_known.copied().collect::<Vec<_>>(), problems);
+        let rules = rules::read(entry, pool, problems);
         let name = entry.one_of(&["name"], problems);
         if let Some((_, name, place)) = &name {
             problems.extend(check_name(name).err().map(|wrong| place.problem(wrong)));
@@ -69,7 +76,7 @@ pub(super) fn read(
             problems.push(place.problem(WrongValue::new(what).advise("give each client its own token")));
         }
         if let Some((_, name, _)) = name {
-            clients.push(ClientConfig { name: name.to_owned(), token });
+            clients.push(ClientConfig { name: name.to_owned(), token, rules });
         }
     }
     clients

@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue};
 use super::mask::shown;
 use super::problem::{Origin, Place, Problem, WrongValue, nearest};
 use super::setting::{self, Setting};
-use super::value::{self, Raw};
+use super::value::{self, PIECES, Raw};
 
 /// A parsed file. After syntax errors it holds what could still be understood.
 pub(super) struct Document<'a> {
@@ -174,24 +174,51 @@ impl<'a> Entry<'a> {
         }
     }
 
-    /// The whole number of a field, when it is there and within `range`.
-    pub(super) fn number(
+    /// The whole number of a field, when it is there and in `range`.
+    pub(super) fn count(
         &self,
         name: &str,
-        range: RangeInclusive<u64>,
+        range: RangeInclusive<u32>,
         problems: &mut Vec<Problem>,
-    ) -> Option<u64> {
+    ) -> Option<u32> {
+        let (least, most) = (range.start(), range.end());
+        let advice = format!("write a whole number from {least} to {most}");
+        self.read(name, problems, |raw| {
+            let number = value::whole_number(raw, &PIECES).map_err(|wrong| wrong.advise(advice.clone()))?;
+            let fitting = u32::try_from(number).ok().filter(|number| range.contains(number));
+            fitting.ok_or_else(|| WrongValue::new(format!("{number} is out of range")).advise(advice.clone()))
+        })
+    }
+
+    /// Whether a field is switched on, when it is there.
+    pub(super) fn switch(&self, name: &str, problems: &mut Vec<Problem>) -> Option<bool> {
+        self.read(name, problems, value::switch)
+    }
+
+    /// The texts of a field, each as `one` reads it; none when it is not there. A list that is there
+    /// and empty is a mistake: it reads as nothing, and would mean everything.
+    pub(super) fn list(
+        &self,
+        name: &str,
+        one: impl Fn(&str) -> Result<String, WrongValue>,
+        problems: &mut Vec<Problem>,
+    ) -> Vec<String> {
+        let read = |raw: Raw<'_>| match value::texts(raw)?[..] {
+            [] => Err(WrongValue::new("this list is empty").advise("remove it, or name what it should list")),
+            ref texts => texts.iter().map(|text| one(text)).collect(),
+        };
+        self.read(name, problems, read).unwrap_or_default()
+    }
+
+    fn read<T>(
+        &self,
+        name: &str,
+        problems: &mut Vec<Problem>,
+        read: impl FnOnce(Raw<'_>) -> Result<T, WrongValue>,
+    ) -> Option<T> {
         let value = self.table.get(name)?;
         let place = self.document.place(value.span());
-        let number = value::whole_number(Raw::Toml(value.get_ref()), &value::PIECES);
-        let wrong = match number {
-            Ok(number) if range.contains(&number) => return Some(number),
-            Ok(_) => WrongValue::new("the number is out of range"),
-            Err(wrong) => wrong,
-        };
-        let form = format!("write a whole number from {} to {}", range.start(), range.end());
-        problems.push(place.problem(wrong.advise(form)));
-        None
+        read(Raw::Toml(value.get_ref())).map_err(|wrong| problems.push(place.problem(wrong))).ok()
     }
 
     /// The text of the one field of `names` that must be there, with its name and place.

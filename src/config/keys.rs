@@ -20,9 +20,9 @@ const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 const CREDENTIAL: &str = "elevenlabs_api_keys";
 
 /// A larger share than that is one key alone.
-const WEIGHT_MAX: u64 = 1_000;
+const WEIGHT_MAX: u32 = 1_000;
 /// More credits than any plan has.
-const CREDITS_MAX: u64 = 1_000_000_000;
+const CREDITS_MAX: u32 = 1_000_000_000;
 
 /// One key of the pool.
 #[derive(Clone, Debug)]
@@ -191,8 +191,8 @@ impl Found {
                 &["key", "key_file", "name", "workspace", "base_url", "weight", "reserve_credits"],
                 &mut self.problems,
             );
-            let weight = entry.number("weight", 1..=WEIGHT_MAX, &mut self.problems);
-            let reserve_credits = entry.number("reserve_credits", 0..=CREDITS_MAX, &mut self.problems);
+            let weight = entry.count("weight", 1..=WEIGHT_MAX, &mut self.problems);
+            let reserve_credits = entry.count("reserve_credits", 0..=CREDITS_MAX, &mut self.problems);
             let name = entry.text("name", &mut self.problems);
             let workspace = entry.text("workspace", &mut self.problems);
             for (text, place) in name.iter().chain(&workspace) {
@@ -230,8 +230,8 @@ impl Found {
                         name: name.map(|(name, _)| name.to_owned()),
                         workspace: workspace.map(|(workspace, _)| workspace.to_owned()),
                         base_url,
-                        weight: weight.and_then(|weight| u32::try_from(weight).ok()).unwrap_or(1),
-                        reserve_credits,
+                        weight: weight.unwrap_or(1),
+                        reserve_credits: reserve_credits.map(u64::from),
                     }),
                     Some(first) => {
                         let what =

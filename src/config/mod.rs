@@ -16,6 +16,7 @@ mod visitors;
 mod clients;
 mod key_list;
 mod keys;
+mod rules;
 
 mod base_url;
 mod choice;
@@ -28,6 +29,7 @@ mod tls;
 mod mask;
 mod problem;
 
+mod edit;
 mod reload;
 mod source;
 
@@ -40,6 +42,7 @@ use std::path::{Path, PathBuf};
 pub use base_url::BaseUrl;
 pub use choice::{LogFilter, LogFormat};
 pub use clients::ClientConfig;
+pub use edit::{EditError, NewClient, add_client, remove_client};
 pub use host_port::HostPort;
 pub use keys::{KeyConfig, KeySource};
 pub use listen::{Listen, Listens, UnixMode};

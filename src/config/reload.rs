@@ -77,6 +77,8 @@ const RELOADED: &[&str] = &[
     "watch.quota_lag_ms",
     "log.level",
     "access.deny_dangerous",
+    "access.redact",
+    "access.bring_your_own_key",
     "access.hosts",
     "access.origins",
 ];

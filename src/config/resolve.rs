@@ -60,8 +60,14 @@ pub(super) fn resolve(overrides: &Overrides, sources: &Sources<'_>) -> Result<Lo
     draft.warnings.extend(found.warnings);
     draft.config.keys = found.keys;
     draft.config.key_source = found.source;
-    draft.config.clients =
-        clients::read(sources, &contents.clients, folders, &mut draft.problems, &mut draft.warnings);
+    draft.config.clients = clients::read(
+        sources,
+        &contents.clients,
+        folders,
+        &draft.config.keys,
+        &mut draft.problems,
+        &mut draft.warnings,
+    );
 
     // What a file did not say is missing only if all of it was understood.
     let is_complete = named.is_none() || document.as_ref().is_some_and(Document::is_sound);

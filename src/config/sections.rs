@@ -280,6 +280,10 @@ pub struct LogConfig {
 pub struct AccessConfig {
     /// Whether requests that could disable a key, mint one or manage the workspace are denied.
     pub denies_dangerous: bool,
+    /// Whether the pool's keys, and what describes their owner, are taken out of answers.
+    pub redacts: bool,
+    /// Whether what is no client's token passes as the client's own key of the provider.
+    pub brings_own_key: bool,
     /// Names in a `Host` header that are ours beside localhost and addresses; `*` for any.
     pub hosts: Vec<String>,
     /// Origins whose web pages may speak to us.
@@ -288,6 +292,12 @@ pub struct AccessConfig {
 
 impl Default for AccessConfig {
     fn default() -> Self {
-        Self { denies_dangerous: true, hosts: Vec::new(), origins: Vec::new() }
+        Self {
+            denies_dangerous: true,
+            redacts: true,
+            brings_own_key: false,
+            hosts: Vec::new(),
+            origins: Vec::new(),
+        }
     }
 }

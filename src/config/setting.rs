@@ -123,6 +123,8 @@ pub(super) static TABLE: &[Setting] = &[
     entry("log.format", Kind::Word(|c| &mut c.log.format)),
     entry("log.level", Kind::Word(|c| &mut c.log.level)),
     entry("access.deny_dangerous", Kind::Switch(|c| &mut c.access.denies_dangerous)),
+    entry("access.redact", Kind::Switch(|c| &mut c.access.redacts)),
+    entry("access.bring_your_own_key", Kind::Switch(|c| &mut c.access.brings_own_key)),
     entry("access.hosts", Kind::Names(visitors::host, |c| &mut c.access.hosts)),
     entry("access.origins", Kind::Names(visitors::origin, |c| &mut c.access.origins)),
 ];

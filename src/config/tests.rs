@@ -498,6 +498,53 @@ fn mistakes_in_clients_are_told_without_their_values() {
 }
 
 #[test]
+fn what_a_client_may_do_is_read() {
+    let text = "[[keys]]\nkey = \"sk_0123456789abcdef\"\nname = \"first\"\nworkspace = \"studio\"\n\
+        [[clients]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\nallowance = \"3 requests\"\nrate = \"5 per second\"\n\
+        concurrency = 4\npaths = [\"/v1/voices/\"]\nkeys = [\"first\"]\nworkspaces = \"studio\"\n\
+        bring_your_own_key = true\n[[clients]]\nname = \"b\"\ntoken = \"0123456789abcdeg\"\n";
+    let config = Given::keyless().toml(text).config();
+    let rules = &config.clients[0].rules;
+    assert_eq!(rules.allowance.unwrap().to_string(), "3 requests");
+    assert_eq!(rules.rate.unwrap().to_string(), "5 per second");
+    assert_eq!((rules.concurrency, &*rules.paths), (Some(4), &["/v1/voices".to_owned()][..]));
+    assert!(rules.pins.keys == ["first"] && rules.pins.workspaces == ["studio"] && rules.may_bring_key);
+    assert_eq!(config.clients[1].rules, crate::policy::client::Rules::default());
+}
+
+#[test]
+fn a_rule_that_is_not_understood_is_never_taken_for_none() {
+    Given::fresh()
+        .toml(
+            "[[clients]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\nallowance = 3\nconcurrency = 0\npaths = []\nkeys = [\"first\"]\nratee = \"x\"\n",
+        )
+        .check_problems(
+            "
+/etc/k.toml:4:13: this is a number and should be a text
+  4 | allowance = ***
+    |             ^
+    = write it in quotes
+/etc/k.toml:5:15: 0 is out of range
+  5 | concurrency = ***
+    |               ^
+    = write a whole number from 1 to 1000000
+/etc/k.toml:6:9: this list is empty
+  6 | paths = ***
+    |         ^^
+    = remove it, or name what it should list
+/etc/k.toml:7:8: the pool has no key of the name `first`
+  7 | keys = ***
+    |        ^^^
+    = write the `name` of a [[keys]] entry
+/etc/k.toml:8:1: unknown key `ratee`
+  8 | ratee = ***
+    | ^^^^^
+    = did you mean `rate`?
+",
+        );
+}
+
+#[test]
 fn names_have_1_to_64_characters() {
     let check = |name: &str| super::keys::check_name(name).is_ok();
     assert!(check("a") && check(&"a-".repeat(32)) && check("a_1-z"));

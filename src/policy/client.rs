@@ -1,15 +1,19 @@
-//! Who is asking. What a client presents, in any of the places where the provider's SDKs put a
-//! key, is Keychoir's own client token: looked up here, compared in constant time, never
-//! forwarded. Without configured clients everyone is let in; the server then listens on loopback
-//! only.
+//! Who is asking, and what they may. What a client presents, in any of the places where the
+//! provider's SDKs put a key, is Keychoir's own client token: looked up here, compared in constant
+//! time, never forwarded. Without configured clients everyone is let in; the server then listens on
+//! loopback only.
+//!
+//! A client that may bring its own key of the provider presents its token in `x-keychoir-token`, and
+//! the key where the SDK puts it.
 
 use std::sync::Arc;
 
 use http::HeaderMap;
-use http::header::AUTHORIZATION;
 
-use super::headers::{CREDENTIAL_HEADERS, credential_values};
-use crate::secret::Fingerprint;
+use super::allowance::{Allowance, Rate};
+use super::endpoint::is_within;
+use super::headers::{Presented, presented};
+use crate::secret::{ApiKey, Fingerprint};
 
 /// The name of a client, for records and logs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -29,27 +33,126 @@ impl ClientName {
     }
 }
 
+/// What a client may do. The default may do everything that the pool can.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// How much it may use.
+    pub allowance: Option<Allowance>,
+    /// How many requests it may begin in a span.
+    pub rate: Option<Rate>,
+    /// How many of its requests may be under way at once.
+    pub concurrency: Option<u32>,
+    /// Paths below which it may ask; with none, everywhere.
+    pub paths: Vec<String>,
+    /// Names of keys and workspaces that serve it; with none, all do.
+    pub pins: Pins,
+    /// Whether it may bring a key of its own.
+    pub may_bring_key: bool,
+}
+
+impl Rules {
+    /// Whether it may ask for this path.
+    #[must_use]
+    pub fn permit(&self, path: &str) -> bool {
+        self.paths.is_empty() || self.paths.iter().any(|prefix| is_within(path, prefix))
+    }
+}
+
+/// Keys and workspaces by their names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pins {
+    /// Names of keys.
+    pub keys: Vec<String>,
+    /// Names of workspaces.
+    pub workspaces: Vec<String>,
+}
+
+impl Pins {
+    /// Whether a key of this name and workspace may serve.
+    #[must_use]
+    pub fn permit(&self, key: Option<&str>, workspace: Option<&str>) -> bool {
+        let is_listed =
+            |list: &[String], name: Option<&str>| name.is_some_and(|name| list.iter().any(|one| one == name));
+        (self.keys.is_empty() && self.workspaces.is_empty())
+            || is_listed(&self.keys, key)
+            || is_listed(&self.workspaces, workspace)
+    }
+}
+
+/// A client: its name and what it may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// Its name.
+    pub name: ClientName,
+    /// What it may do.
+    pub rules: Rules,
+}
+
+/// Whether somebody without a token may come with a key of the provider.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Strangers {
+    /// What is no token is refused, or without tokens left out.
+    #[default]
+    Refused,
+    /// What is no token is taken for the stranger's own key.
+    BringKeys,
+}
+
 /// Who may ask.
 #[derive(Clone, Debug)]
-pub enum Clients {
-    /// Anyone who reaches the listener; all under one name.
-    Anyone(ClientName),
-    /// Those with a token.
-    Known(Vec<(ClientName, Fingerprint)>),
+pub struct Clients {
+    known: Vec<(Arc<Client>, Fingerprint)>,
+    /// Whoever has no token.
+    other: Arc<Client>,
+    strangers: Strangers,
 }
 
 impl Clients {
-    /// Everyone, when there are no tokens to ask for.
+    /// Those with a token; without any, everyone.
     #[must_use]
-    pub fn new(known: Vec<(ClientName, Fingerprint)>) -> Self {
-        if known.is_empty() { Self::Anyone(ClientName::new("local")) } else { Self::Known(known) }
+    pub fn new(known: Vec<(Client, Fingerprint)>, strangers: Strangers) -> Self {
+        let name = ClientName::new(if known.is_empty() { "local" } else { "own" });
+        let other = Arc::new(Client { name, rules: Rules::default() });
+        let known = known.into_iter().map(|(client, print)| (Arc::new(client), print)).collect();
+        Self { known, other, strangers }
     }
 
     /// Whether clients need a token.
     #[must_use]
     pub fn are_known(&self) -> bool {
-        matches!(self, Self::Known(_))
+        !self.known.is_empty()
     }
+
+    /// Whether it is one of them, where they need a token, and not a stranger with an own key.
+    #[must_use]
+    pub fn include(&self, caller: &Caller) -> bool {
+        !self.are_known() || !Arc::ptr_eq(&caller.client, &self.other)
+    }
+
+    /// The names of all.
+    pub fn names(&self) -> impl Iterator<Item = &ClientName> {
+        self.known.iter().map(|(client, _)| client).chain([&self.other]).map(|client| &client.name)
+    }
+
+    /// Whose token this is. All are compared, so that the time says nothing of which one it was.
+    fn of_token(&self, token: &str) -> Option<&Arc<Client>> {
+        let print = Fingerprint::of(token);
+        self.known.iter().fold(
+            None,
+            |found, (client, expected)| {
+                if expected.matches(&print) { Some(client) } else { found }
+            },
+        )
+    }
+}
+
+/// Who asks, and with whose key.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The client.
+    pub client: Arc<Client>,
+    /// The key it brings; without one, the pool serves.
+    pub own_key: Option<ApiKey>,
 }
 
 /// Why a client is not let in.
@@ -68,61 +171,50 @@ pub enum Unidentified {
 /// # Errors
 ///
 /// When tokens are asked for and none that is presented is one.
-pub fn identify(
-    clients: &Clients,
-    headers: &HeaderMap,
-    query: Option<&str>,
-) -> Result<ClientName, Unidentified> {
-    let known = match clients {
-        Clients::Anyone(name) => return Ok(name.clone()),
-        Clients::Known(known) => known,
+pub fn identify(clients: &Clients, headers: &HeaderMap, query: Option<&str>) -> Result<Caller, Unidentified> {
+    let presented = presented(headers, query);
+    // One that is no token: what the SDK was given as its key.
+    let own_key = || {
+        let keys = presented.iter().filter_map(|credential| match credential {
+            Presented::Key(key) => Some(key),
+            Presented::Token(_) | Presented::Other(_) => None,
+        });
+        keys.filter(|key| clients.of_token(key).is_none()).find_map(|key| ApiKey::new(key).ok())
     };
-    let mut refusal = Unidentified::Missing;
-    for token in presented(headers, query) {
-        refusal = Unidentified::Wrong;
-        let print = Fingerprint::of(&token);
-        // All are compared, so that the time says nothing of which one it was.
-        let found = known.iter().fold(
-            None,
-            |found, (name, expected)| {
-                if expected.matches(&print) { Some(name) } else { found }
-            },
-        );
-        if let Some(name) = found {
-            return Ok(name.clone());
-        }
+    if let Some(client) = presented.iter().find_map(|credential| clients.of_token(credential.text())) {
+        let own_key = client.rules.may_bring_key.then(own_key).flatten();
+        return Ok(Caller { client: Arc::clone(client), own_key });
     }
-    Err(refusal)
-}
-
-/// Every token that a request carries, in any of the places.
-fn presented(headers: &HeaderMap, query: Option<&str>) -> Vec<String> {
-    let mut tokens = Vec::new();
-    for name in &CREDENTIAL_HEADERS {
-        for value in headers.get_all(name).iter().filter_map(|value| value.to_str().ok()) {
-            let value = value.trim();
-            match value.split_once(' ') {
-                Some((scheme, token)) if name == AUTHORIZATION && scheme.eq_ignore_ascii_case("bearer") => {
-                    tokens.push(token.trim().to_owned());
-                }
-                _ if !value.is_empty() => tokens.push(value.to_owned()),
-                _ => {}
-            }
-        }
+    // Who presents a token means to be known by it.
+    let has_token = presented.iter().any(|credential| matches!(credential, Presented::Token(_)));
+    let own_key = match clients.strangers {
+        Strangers::BringKeys if !has_token => own_key(),
+        Strangers::BringKeys | Strangers::Refused => None,
+    };
+    if own_key.is_some() || !clients.are_known() {
+        return Ok(Caller { client: Arc::clone(&clients.other), own_key });
     }
-    tokens.extend(query.into_iter().flat_map(credential_values));
-    tokens
+    Err(if presented.is_empty() { Unidentified::Missing } else { Unidentified::Wrong })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn known() -> Clients {
-        Clients::new(vec![
-            (ClientName::new("app"), Fingerprint::of("token-of-app")),
-            (ClientName::new("ops"), Fingerprint::of("token-of-ops")),
-        ])
+    fn client(name: &str, may_bring_key: bool) -> Client {
+        Client { name: ClientName::new(name), rules: Rules { may_bring_key, ..Rules::default() } }
+    }
+
+    fn known(strangers: Strangers) -> Clients {
+        let clients = vec![
+            (client("app", false), Fingerprint::of("token-of-app")),
+            (client("ops", true), Fingerprint::of("token-of-ops")),
+        ];
+        Clients::new(clients, strangers)
+    }
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
     }
 
     #[track_caller]
@@ -131,15 +223,17 @@ mod tests {
         query: Option<&str>,
         expected: Result<&str, Unidentified>,
     ) {
-        let headers = header.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
-        let found = identify(&known(), &HeaderMap::from_iter(headers), query);
-        assert_eq!(found.as_ref().map(ClientName::as_str), expected.as_ref().copied());
+        let headers = headers(header.as_slice());
+        let found = identify(&known(Strangers::Refused), &headers, query);
+        assert_eq!(found.as_ref().map(|caller| caller.client.name.as_str()), expected.as_ref().copied());
+        assert!(found.is_ok_and(|caller| caller.own_key.is_none()) || expected.is_err());
     }
 
     #[test]
     fn a_token_is_found_wherever_an_sdk_puts_its_key() {
         check(Some(("xi-api-key", "token-of-app")), None, Ok("app"));
         check(Some(("xi_api_key", "token-of-ops")), None, Ok("ops"));
+        check(Some(("x-keychoir-token", "token-of-ops")), None, Ok("ops"));
         check(Some(("authorization", "Bearer token-of-app")), None, Ok("app"));
         check(Some(("authorization", "bearer  token-of-app")), None, Ok("app"));
         check(None, Some("a=b&xi_api_key=token-of-ops"), Ok("ops"));
@@ -154,6 +248,7 @@ mod tests {
     #[test]
     fn a_wrong_token_is_wrong_and_none_is_missing() {
         check(Some(("xi-api-key", "token-of-ap")), None, Err(Unidentified::Wrong));
+        check(Some(("x-keychoir-token", "token-of-ap")), None, Err(Unidentified::Wrong));
         check(Some(("xi-api-key", "")), None, Err(Unidentified::Missing));
         check(Some(("accept", "token-of-app")), None, Err(Unidentified::Missing));
         check(None, Some("token=token-of-app"), Err(Unidentified::Missing));
@@ -161,7 +256,88 @@ mod tests {
 
     #[test]
     fn without_configured_clients_everyone_is_local() {
-        let name = identify(&Clients::new(Vec::new()), &HeaderMap::new(), None).unwrap();
-        assert_eq!(name.as_str(), "local");
+        let clients = Clients::new(Vec::new(), Strangers::Refused);
+        let caller = identify(&clients, &headers(&[("xi-api-key", "anything")]), None).unwrap();
+        assert_eq!((caller.client.name.as_str(), caller.own_key.is_none()), ("local", true));
+    }
+
+    /// Whose request it is and which key goes with it.
+    #[track_caller]
+    fn check_own(
+        clients: &Clients,
+        given: &[(&'static str, &'static str)],
+        query: Option<&str>,
+        expected: Result<(&str, Option<&str>), Unidentified>,
+    ) {
+        let found = identify(clients, &headers(given), query);
+        let found = found
+            .as_ref()
+            .map(|caller| (caller.client.name.as_str(), caller.own_key.as_ref().map(ApiKey::fingerprint)));
+        let expected = expected.map(|(name, key)| (name, key.map(Fingerprint::of)));
+        assert_eq!(found.map_err(|error| *error), expected);
+    }
+
+    #[test]
+    fn a_client_that_may_brings_its_key_beside_its_token() {
+        let clients = known(Strangers::Refused);
+        let (ops, app) = (("x-keychoir-token", "token-of-ops"), ("x-keychoir-token", "token-of-app"));
+        check_own(&clients, &[ops, ("xi-api-key", "sk_own")], None, Ok(("ops", Some("sk_own"))));
+        check_own(&clients, &[ops], Some("xi_api_key=sk_own"), Ok(("ops", Some("sk_own"))));
+        check_own(&clients, &[("xi-api-key", "token-of-ops")], None, Ok(("ops", None)));
+        check_own(&clients, &[ops, ("xi-api-key", "token-of-ops")], None, Ok(("ops", None)));
+        check_own(&clients, &[ops, ("xi-api-key", "token-of-app")], None, Ok(("ops", None)));
+        check_own(&clients, &[ops, ("authorization", "Bearer sk_own")], None, Ok(("ops", None)));
+        check_own(&clients, &[app, ("xi-api-key", "sk_own")], None, Ok(("app", None)));
+    }
+
+    #[test]
+    fn strangers_bring_keys_only_when_they_may() {
+        let own = [("xi-api-key", "sk_own")];
+        check_own(&known(Strangers::Refused), &own, None, Err(Unidentified::Wrong));
+        let clients = known(Strangers::BringKeys);
+        check_own(&clients, &own, None, Ok(("own", Some("sk_own"))));
+        check_own(&clients, &[("xi-api-key", "token-of-app")], None, Ok(("app", None)));
+        check_own(&clients, &[("authorization", "Bearer sk_own")], None, Err(Unidentified::Wrong));
+        check_own(&clients, &[own[0], ("x-keychoir-token", "wrong")], None, Err(Unidentified::Wrong));
+        check_own(&clients, &[], None, Err(Unidentified::Missing));
+        let is_one = |given| clients.include(&identify(&clients, &headers(given), None).unwrap());
+        assert!(is_one(&[("xi-api-key", "token-of-app")]) && !is_one(&own));
+        let anyone = Clients::new(Vec::new(), Strangers::BringKeys);
+        check_own(&anyone, &own, None, Ok(("local", Some("sk_own"))));
+        check_own(&anyone, &[], None, Ok(("local", None)));
+    }
+
+    #[test]
+    fn pins_name_keys_or_workspaces() {
+        let pins = Pins { keys: vec!["first".into()], workspaces: vec!["studio".into()] };
+        assert!(Pins::default().permit(None, None));
+        assert!(pins.permit(Some("first"), None));
+        assert!(pins.permit(Some("third"), Some("studio")));
+        assert!(!pins.permit(Some("third"), Some("first")));
+        assert!(!pins.permit(None, None));
+    }
+
+    #[test]
+    fn paths_are_permitted_with_all_that_is_below_them() {
+        let rules = |paths: &[&str]| Rules {
+            paths: paths.iter().map(|path| (*path).to_owned()).collect(),
+            ..Rules::default()
+        };
+        assert!(rules(&[]).permit("/v1/anything"));
+        let speech = rules(&["/v1/text-to-speech", "/v1/voices/{id}/settings"]);
+        for path in ["/v1/text-to-speech/x/stream", "//v1/Text-to-%73peech", "/v1/voices/abc/settings"] {
+            assert!(speech.permit(path), "{path}");
+        }
+        for path in [
+            "/v1/text-to-speech-2/x",
+            "/v1/voices",
+            "/v1/voices/abc",
+            "/v1/text-to-speech/../voices",
+            "/v1/text-to-speech/%2e%2e/voices",
+            "/v2/text-to-speech/x",
+            "/",
+        ] {
+            assert!(!speech.permit(path), "{path}");
+        }
     }
 }

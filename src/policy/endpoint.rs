@@ -29,6 +29,8 @@ pub struct Endpoint {
     pub permission: Option<Permission>,
     /// Whether a client of the pool may call it.
     pub access: Access,
+    /// Whether its answer describes the owner of the key.
+    pub shows_owner: bool,
 }
 
 /// Whether an endpoint costs credits.
@@ -109,6 +111,7 @@ pub fn lookup(method: &Method, path: &str) -> Endpoint {
         work,
         permission: Permission::of(method, rest),
         access: access(rest),
+        shows_owner: matches!(rest, ["user"] | ["user", "subscription"]),
     }
 }
 
@@ -144,6 +147,18 @@ fn access(rest: &[&str]) -> Access {
         }
         _ => Access::Open,
     }
+}
+
+/// Whether `path`, as it was received, is `prefix` or below it. A segment `{id}` of the prefix is any
+/// one segment.
+#[must_use]
+pub fn is_within(path: &str, prefix: &str) -> bool {
+    let (path, prefix) = (segments(path), segments(prefix));
+    path.len() >= prefix.len()
+        && prefix
+            .iter()
+            .zip(&path)
+            .all(|(wanted, found)| wanted == "{id}" || wanted.eq_ignore_ascii_case(found))
 }
 
 /// Deeper paths are cut: a label must stay short whatever a client sends.
@@ -292,6 +307,18 @@ mod tests {
             "/service-accounts",
         ] {
             check_denied(path, true);
+        }
+    }
+
+    #[test]
+    fn the_owner_is_seen_through_every_spelling() {
+        for path in
+            ["/v1/user", "/v1/user/subscription", "//v1/%75ser/", "/v2/User;x", "/user/./subscription"]
+        {
+            assert!(lookup(&Method::GET, path).shows_owner, "{path}");
+        }
+        for path in ["/v1/users", "/v1/user/x", "/v1/voices/user"] {
+            assert!(!lookup(&Method::GET, path).shows_owner, "{path}");
         }
     }
 

@@ -8,13 +8,21 @@ use http::{Uri, Version};
 
 /// Headers in which a client may present a credential. `xi_api_key` is no header of the provider;
 /// a client that writes it means its key.
-pub const CREDENTIAL_HEADERS: [HeaderName; 5] = [
+pub const CREDENTIAL_HEADERS: [HeaderName; 6] = [
+    TOKEN_HEADER,
     HeaderName::from_static("xi-api-key"),
     HeaderName::from_static("xi_api_key"),
     header::AUTHORIZATION,
     header::PROXY_AUTHORIZATION,
     header::COOKIE,
 ];
+
+/// Where a client presents its token when another place has a key of its own.
+const TOKEN_HEADER: HeaderName = HeaderName::from_static("x-keychoir-token");
+
+/// Where a client may bring a key of its own.
+const KEY_HEADERS: [HeaderName; 2] =
+    [HeaderName::from_static("xi-api-key"), HeaderName::from_static("xi_api_key")];
 
 /// Query parameters in which a client may present a credential. The provider's own short-lived
 /// `token`, `single_use_token` and `conversation_signature` are not among them: they must arrive.
@@ -75,6 +83,23 @@ pub fn strip_answer(headers: &mut HeaderMap) {
     strip_hop(headers);
 }
 
+/// Whether a body with these headers is a text in which a key could be read: a document, a stream
+/// of events, or of no told type. Audio and archives are not, and neither is what is compressed.
+#[must_use]
+pub fn is_plain_text(headers: &HeaderMap) -> bool {
+    const TEXTS: [&str; 6] = ["json", "xml", "text/", "javascript", "x-www-form-urlencoded", "ndjson"];
+    let is_identity = |value: &HeaderValue| {
+        value.to_str().is_ok_and(|encoding| encoding.trim().eq_ignore_ascii_case("identity"))
+    };
+    if !headers.get_all(header::CONTENT_ENCODING).iter().all(is_identity) {
+        return false;
+    }
+    let Some(kind) = headers.get(header::CONTENT_TYPE) else { return true };
+    let kind = String::from_utf8_lossy(kind.as_bytes()).to_ascii_lowercase();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    TEXTS.iter().any(|text| if text.ends_with('/') { kind.starts_with(text) } else { kind.ends_with(text) })
+}
+
 fn strip_hop(headers: &mut HeaderMap) {
     let listed: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
@@ -100,15 +125,55 @@ pub fn strip_query(query: &str) -> Option<Cow<'_, str>> {
     (!kept.is_empty()).then(|| Cow::Owned(kept.join("&")))
 }
 
-/// The values of the query's credential parameters, decoded.
-pub fn credential_values(query: &str) -> impl Iterator<Item = String> {
-    query
-        .split('&')
-        .filter(|pair| is_credential(pair))
-        .filter_map(|pair| pair.split_once('='))
-        .map(|(_, value)| decode(value).trim().to_owned())
-        .map(|value| value.strip_prefix("Bearer ").map(str::to_owned).unwrap_or(value))
-        .filter(|value| !value.is_empty())
+/// A credential that a request carries, decoded and never empty.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Presented {
+    /// Where only Keychoir's own tokens stand.
+    Token(String),
+    /// Where the provider's SDKs put a key.
+    Key(String),
+    /// Elsewhere.
+    Other(String),
+}
+
+impl Presented {
+    /// The credential.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Token(text) | Self::Key(text) | Self::Other(text) => text,
+        }
+    }
+}
+
+/// Every credential that a request carries, in any of the places.
+#[must_use]
+pub fn presented(headers: &HeaderMap, query: Option<&str>) -> Vec<Presented> {
+    let mut found: Vec<Presented> = Vec::new();
+    for name in &CREDENTIAL_HEADERS {
+        for value in headers.get_all(name).iter().filter_map(|value| value.to_str().ok()) {
+            let (value, is_bearer) = (value.trim(), name == header::AUTHORIZATION);
+            found.push(match value.split_once(' ') {
+                Some((scheme, token)) if is_bearer && scheme.eq_ignore_ascii_case("bearer") => {
+                    Presented::Other(token.trim().to_owned())
+                }
+                _ if *name == TOKEN_HEADER => Presented::Token(value.to_owned()),
+                _ if KEY_HEADERS.contains(name) => Presented::Key(value.to_owned()),
+                _ => Presented::Other(value.to_owned()),
+            });
+        }
+    }
+    for (name, value) in query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('=')) {
+        let Some(name) = credential_parameter(name) else { continue };
+        let value = decode(value).trim().to_owned();
+        found.push(match value.strip_prefix("Bearer ") {
+            Some(token) => Presented::Other(token.to_owned()),
+            None if name == "authorization" => Presented::Other(value),
+            None => Presented::Key(value),
+        });
+    }
+    found.retain(|credential| !credential.text().is_empty());
+    found
 }
 
 /// The names of the query's parameters, for logs: names never carry a text or a token.
@@ -126,8 +191,13 @@ pub fn parameter_names(query: &str) -> String {
 }
 
 fn is_credential(pair: &str) -> bool {
-    let name = decode(pair.split('=').next().unwrap_or_default());
-    CREDENTIAL_PARAMETERS.iter().any(|credential| name.trim().eq_ignore_ascii_case(credential))
+    credential_parameter(pair.split('=').next().unwrap_or_default()).is_some()
+}
+
+/// The credential parameter that a name, as it was received, means.
+fn credential_parameter(name: &str) -> Option<&'static str> {
+    let name = decode(name);
+    CREDENTIAL_PARAMETERS.into_iter().find(|credential| name.trim().eq_ignore_ascii_case(credential))
 }
 
 /// Percent and plus decoding. What is not valid stays as it is: a server may read it so.
@@ -206,6 +276,7 @@ mod tests {
                 ("xi-api-key", "a"),
                 ("xi-api-key", "b"),
                 ("xi_api_key", "c"),
+                ("x-keychoir-token", "g"),
                 ("authorization", "Bearer d"),
                 ("proxy-authorization", "e"),
                 ("cookie", "f=g"),
@@ -276,6 +347,28 @@ mod tests {
     }
 
     #[track_caller]
+    fn check_text(given: &[(&'static str, &'static str)], expected: bool) {
+        assert_eq!(is_plain_text(&headers(given)), expected, "{given:?}");
+    }
+
+    #[test]
+    fn documents_are_texts_and_sounds_are_not() {
+        for kind in ["application/json", "Application/JSON; charset=utf-8", "text/event-stream", "text/html"]
+        {
+            check_text(&[("content-type", kind)], true);
+            check_text(&[("content-type", kind), ("content-encoding", "identity")], true);
+            check_text(&[("content-type", kind), ("content-encoding", "gzip")], false);
+        }
+        check_text(&[], true);
+        check_text(&[("content-type", "application/problem+json")], true);
+        for kind in
+            ["audio/mpeg", "application/octet-stream", "application/zip", "multipart/mixed; boundary=json"]
+        {
+            check_text(&[("content-type", kind)], false);
+        }
+    }
+
+    #[track_caller]
     fn check_query(given: &str, expected: Option<&str>) {
         assert_eq!(strip_query(given).as_deref(), expected);
     }
@@ -298,7 +391,9 @@ mod tests {
         check_query("authorization", None);
         check_query("%61uthorization=Bearer%20k&x=1", Some("x=1"));
         check_query("xi_api_key%00=k", Some("xi_api_key%00=k"));
-        assert_eq!(credential_values("authorization=Bearer%20k&xi_api_key=&x=1").collect::<Vec<_>>(), ["k"]);
+        let found =
+            presented(&HeaderMap::new(), Some("authorization=Bearer%20k&xi_api_key=&x=1&Xi%2DApi-Key=j"));
+        assert!(found == [Presented::Other("k".to_owned()), Presented::Key("j".to_owned())]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Every decision on plain values. No I/O, no clock, no chance, no logging: what comes out is data
 //! with its reason, and the shell acts on it and tells of it.
 
+pub mod allowance;
 pub mod authority;
 pub mod certificate;
 pub mod client;
@@ -8,6 +9,7 @@ pub mod endpoint;
 pub mod headers;
 pub mod mend;
 pub mod origin;
+pub mod owner;
 
 pub mod affinity;
 pub mod asked;

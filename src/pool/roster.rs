@@ -10,7 +10,7 @@ use super::owners::Identity;
 use super::workspace::Workspace;
 use crate::policy::authority::Authority;
 use crate::policy::budget::Quota;
-use crate::secret::ApiKey;
+use crate::secret::{ApiKey, Redactor};
 
 /// A key as it is configured.
 #[derive(Clone, Debug)]
@@ -44,11 +44,13 @@ pub struct Roster {
     settings: Settings,
     entries: Vec<KeyEntry>,
     told: ToldIds,
+    redactor: Arc<Redactor>,
 }
 
 impl Roster {
     pub(super) fn new(entries: Vec<KeyEntry>, settings: Settings) -> Self {
-        let nobody = Self { keys: Vec::new(), settings, entries: Vec::new(), told: ToldIds::new() };
+        let redactor = Arc::new(Redactor::new([].into_iter()));
+        let nobody = Self { keys: Vec::new(), settings, entries: Vec::new(), told: ToldIds::new(), redactor };
         nobody.following(entries, settings, ToldIds::new())
     }
 
@@ -72,7 +74,8 @@ impl Roster {
             }
             keys.push(Arc::new(key));
         }
-        Self { keys, settings, entries, told }
+        let redactor = Arc::new(Redactor::new(keys.iter().map(|key| key.api_key())));
+        Self { keys, settings, entries, told, redactor }
     }
 
     /// The workspace of that identity, or the one that the key had and nobody else claims, under its
@@ -147,6 +150,12 @@ impl Roster {
     #[must_use]
     pub fn is_near_limit(&self, quota: &Quota) -> bool {
         quota.is_near_limit(self.settings.near_limit_ratio)
+    }
+
+    /// Finds its keys in what is relayed.
+    #[must_use]
+    pub fn redactor(&self) -> &Arc<Redactor> {
+        &self.redactor
     }
 
     pub(super) fn settings(&self) -> &Settings {

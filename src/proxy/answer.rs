@@ -1,7 +1,8 @@
 //! An answer of the provider with its meaning: its head, its body as far as it had to be read,
 //! and the verdict.
 
-use http::header::CONTENT_ENCODING;
+use std::sync::Arc;
+
 use http::response::Parts;
 use http::{Method, Response};
 use hyper::body::Incoming;
@@ -9,6 +10,7 @@ use hyper::body::Incoming;
 use super::Limits;
 use super::error::ProxyError;
 use super::journey::Journey;
+use super::redaction::encoding;
 use crate::body::decode::decoded;
 use crate::body::peek::Peeked;
 use crate::clock;
@@ -16,6 +18,7 @@ use crate::policy::classify::{ErrorBody, Verdict, classify, is_body_needed};
 use crate::policy::replay::{LastWord, last_word};
 use crate::policy::retry_after::retry_after;
 use crate::policy::select::Unavailable;
+use crate::secret::Redactor;
 use crate::upstream::{AnswerBody, SendError};
 
 /// An answer and what it means.
@@ -24,6 +27,8 @@ pub(super) struct Answer {
     pub(super) head: Parts,
     pub(super) body: Peeked<AnswerBody<Incoming>>,
     pub(super) verdict: Verdict,
+    /// What keys are taken out with while the body is relayed.
+    pub(super) redactor: Option<Arc<Redactor>>,
 }
 
 impl Answer {
@@ -38,16 +43,16 @@ impl Answer {
         let told = retry_after(&head.headers, clock::now());
         if !is_body_needed(head.status) || method == Method::HEAD {
             let verdict = classify(head.status, None, told);
-            return Ok(Self { head, body: Peeked::untouched(body), verdict });
+            return Ok(Self { head, body: Peeked::untouched(body), verdict, redactor: None });
         }
         let (body, whole) = Peeked::read(body, limits.error_body_bytes_max, limits.error_body_max).await;
-        let encoding = head.headers.get(CONTENT_ENCODING).map(|value| value.to_str().unwrap_or("unreadable"));
+        let encoding = encoding(&head.headers);
         let readable = whole.and_then(|whole| decoded(&whole, encoding, limits.error_body_bytes_max));
         let verdict = match readable {
             Some(text) => classify(head.status, Some(&ErrorBody::read(&text)), told),
             None => Verdict::Unreadable,
         };
-        Ok(Self { head, body, verdict })
+        Ok(Self { head, body, verdict, redactor: None })
     }
 
     /// This answer, or an error of ours, when no key is left to ask.

@@ -3,113 +3,65 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::Method;
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Proxy;
+use super::accounts::Account;
 use super::answer::Answer;
 use super::bond::Teaching;
 use super::books::{AttemptRecord, CreditSource, Place};
+use super::case::Case;
 use super::journal::RequestLog;
 use super::journey::Journey;
 use crate::body::relay::Ending;
-use crate::body::replay::{Replay, Upload};
+use crate::body::replay::Upload;
 use crate::clock;
 use crate::policy::asked::{self, Asked};
 use crate::policy::authority::Authority;
 use crate::policy::classify::Verdict;
-use crate::policy::client::ClientName;
 use crate::policy::cost::{self, concurrency_max};
-use crate::policy::endpoint::{Endpoint, Metering, Work};
-use crate::policy::estimate::estimate;
-use crate::policy::lane::Lane;
-use crate::policy::models::Models;
+use crate::policy::endpoint::Metering;
 use crate::policy::replay::Progress;
 use crate::policy::units::UnixMs;
-use crate::pool::{Ask, Key, Lease, Pool, Roster};
+use crate::pool::{Lease, Pool, Roster};
 use crate::secret::ApiKey;
 use crate::telemetry::{Meters, Spent, announce};
 use crate::upstream::SendError;
-
-/// What all attempts of a request have in common in the books.
-#[derive(Debug)]
-pub(super) struct Case {
-    request_id: Arc<str>,
-    pub(super) client: ClientName,
-    method: Arc<str>,
-    route: Arc<str>,
-    metering: Metering,
-    /// What was asked for, where that was known before.
-    asked: Option<Asked>,
-}
-
-impl Case {
-    /// Opens a case, and tells the log what it is about.
-    pub(super) fn open(
-        log: &mut RequestLog,
-        client: ClientName,
-        method: &Method,
-        endpoint: &Endpoint,
-    ) -> Self {
-        let case = Self {
-            request_id: log.request_id(),
-            client,
-            method: method.as_str().into(),
-            route: endpoint.route.as_str().into(),
-            metering: endpoint.metering,
-            asked: None,
-        };
-        log.opened(&case.client, &case.route);
-        case
-    }
-
-    /// Looks at what is asked for, as far as can be seen before it is sent; returns what that needs of
-    /// a key.
-    pub(super) async fn foresee(
-        &mut self,
-        endpoint: &Endpoint,
-        body: &Replay<Incoming>,
-        models: &Models,
-        span: Duration,
-    ) -> Ask {
-        let mut asked = Asked::default();
-        let is_short = body.length().is_none_or(|bytes| bytes <= asked::BODY_BYTES_MAX as u64);
-        if endpoint.work.has_text() && is_short && !span.is_zero() {
-            let (start, is_whole) = body.gather(asked::BODY_BYTES_MAX, span).await;
-            asked = Asked::of(&start, is_whole);
-            self.asked = is_whole.then(|| asked.clone());
-        }
-        Ask {
-            client: self.client.clone(),
-            estimate: estimate(endpoint.work, &asked, body.length(), models),
-            lane: lane(endpoint.work, &asked, models),
-            permission: endpoint.permission,
-            excluded: Vec::new(),
-            barred: Vec::new(),
-            home: Vec::new(),
-            spares_credits: false,
-        }
-    }
-}
 
 /// The client closed its connection before the end.
 const CLIENT_LEFT: &str = "client_left";
 /// We closed it, because the program's end had come and the grace was over.
 const CUT: &str = "cut";
 
+/// Whose key it asks with.
+#[derive(Debug)]
+enum Payer {
+    Pool { pool: Arc<Pool>, roster: Arc<Roster>, lease: Lease },
+    Client(ApiKey),
+}
+
+impl Payer {
+    /// Credits that are reserved for it.
+    fn reserved(&self) -> u64 {
+        match self {
+            Self::Pool { lease, .. } => lease.reserved(),
+            Self::Client(_) => 0,
+        }
+    }
+}
+
 /// An attempt under way. Dropping it releases the key and writes the record.
 #[derive(Debug)]
 pub(super) struct Attempt {
-    pool: Arc<Pool>,
-    roster: Arc<Roster>,
-    lease: Lease,
+    payer: Payer,
     upload: Upload<Incoming>,
     place: Option<Place>,
     began: Instant,
     metering: Metering,
     asked: Option<Asked>,
+    account: Option<Arc<Account>>,
     record: AttemptRecord,
     meters: Meters,
     cut: CancellationToken,
@@ -126,13 +78,41 @@ impl Attempt {
         place: Place,
         upload: Upload<Incoming>,
     ) -> Self {
+        let number = journey.next_attempt();
+        let payer =
+            Payer::Pool { pool: Arc::clone(&proxy.pool), roster: Arc::clone(journey.roster()), lease };
+        Self::by(proxy, case, payer, number, place, upload)
+    }
+
+    /// Begins the only attempt of a client that has brought its own key.
+    pub(super) fn with_own_key<C>(
+        proxy: &Proxy<C>,
+        case: &Case,
+        key: ApiKey,
+        place: Place,
+        upload: Upload<Incoming>,
+    ) -> Self {
+        Self::by(proxy, case, Payer::Client(key), 1, place, upload)
+    }
+
+    fn by<C>(
+        proxy: &Proxy<C>,
+        case: &Case,
+        payer: Payer,
+        number: u32,
+        place: Place,
+        upload: Upload<Incoming>,
+    ) -> Self {
         let record = AttemptRecord {
             id: Uuid::now_v7(),
             request_id: Arc::clone(&case.request_id),
-            number: journey.next_attempt(),
+            number,
             started_at: clock::now(),
             client: case.client.clone(),
-            key: Arc::clone(lease.key()),
+            key: match &payer {
+                Payer::Pool { lease, .. } => Some(Arc::clone(lease.key())),
+                Payer::Client(_) => None,
+            },
             method: Arc::clone(&case.method),
             route: Arc::clone(&case.route),
             status: None,
@@ -141,21 +121,20 @@ impl Attempt {
             response_bytes: 0,
             model: None,
             characters: None,
-            credits_reserved: Some(lease.reserved()).filter(|&credits| credits > 0),
+            credits_reserved: Some(payer.reserved()).filter(|&credits| credits > 0),
             credits: 0,
             credits_from: unknown(case.metering),
             first_byte: None,
             total: Duration::ZERO,
         };
         Self {
-            pool: Arc::clone(&proxy.pool),
-            roster: Arc::clone(journey.roster()),
-            lease,
+            payer,
             upload,
             place: Some(place),
             began: clock::instant(),
             metering: case.metering,
             asked: case.asked.clone(),
+            account: case.account.clone(),
             record,
             meters: proxy.meters.clone(),
             cut: proxy.cut.clone(),
@@ -173,27 +152,28 @@ impl Attempt {
         self.teaching.take()
     }
 
-    /// The key it asks with.
-    pub(super) fn key(&self) -> &Arc<Key> {
-        self.lease.key()
-    }
-
-    /// Where that key works, if not where all do.
+    /// Where its key works, if not where all do.
     pub(super) fn authority(&self) -> Option<&Arc<Authority>> {
-        self.lease.key().authority()
+        match &self.payer {
+            Payer::Pool { lease, .. } => lease.key().authority(),
+            Payer::Client(_) => None,
+        }
     }
 
     /// The secret of that key.
     pub(super) fn api_key(&self) -> &ApiKey {
-        self.lease.key().api_key()
+        match &self.payer {
+            Payer::Pool { lease, .. } => lease.key().api_key(),
+            Payer::Client(key) => key,
+        }
     }
 
     /// Takes in what came back, and teaches the pool: of this key, and of those that were refused
-    /// on the way here without a reason.
+    /// on the journey to it without a reason.
     pub(super) fn learn(
         &mut self,
         result: &Result<Answer, SendError>,
-        journey: &Journey,
+        journey: Option<&Journey>,
         log: &mut RequestLog,
     ) -> Progress {
         let now = clock::now();
@@ -204,14 +184,16 @@ impl Attempt {
                 self.record.verdict = answer.verdict.word();
                 self.describe(answer.verdict);
                 self.charge(answer, now);
-                let (key, ask) = (self.lease.key(), Some(journey.ask()));
-                announce(&self.pool.judge(&self.roster, key, answer.verdict, ask, now));
-                if answer.verdict == Verdict::Served {
-                    if let Some(maximum) = concurrency_max(&answer.head.headers) {
-                        self.lease.learn_room(maximum);
+                if let Payer::Pool { pool, roster, lease } = &mut self.payer {
+                    let ask = journey.map(Journey::ask);
+                    announce(&pool.judge(roster, lease.key(), answer.verdict, ask, now));
+                    let is_served = answer.verdict == Verdict::Served;
+                    if let Some(maximum) = concurrency_max(&answer.head.headers).filter(|_| is_served) {
+                        lease.learn_room(maximum);
                     }
-                    for (key, verdict) in journey.shown_by_contrast() {
-                        announce(&self.pool.judge(&self.roster, key, verdict, None, now));
+                    let shown = journey.filter(|_| is_served).map(Journey::shown_by_contrast);
+                    for (key, verdict) in shown.into_iter().flatten() {
+                        announce(&pool.judge(roster, key, verdict, None, now));
                     }
                 }
                 Progress::Answered(answer.verdict)
@@ -219,7 +201,7 @@ impl Attempt {
             Err(error) => {
                 (self.record.verdict, self.record.credits_from) = match error.progress {
                     Progress::Unsent => {
-                        self.pool.settle(&self.roster, &mut self.lease, 0, now);
+                        self.settle(0, now);
                         ("unsent", CreditSource::Free)
                     }
                     Progress::Unanswered | Progress::Answered(_) => ("unanswered", unknown(self.metering)),
@@ -245,7 +227,7 @@ impl Attempt {
     /// Books the cost. It stands in the head of the answer, before the first byte of the body: an
     /// answer that is broken off later is probably charged all the same.
     fn charge(&mut self, answer: &Answer, now: UnixMs) {
-        let expected = self.lease.reserved();
+        let expected = self.payer.reserved();
         let (credits, from) = match (cost::told(&answer.head.headers), answer.verdict) {
             (Some(told), _) => (told, CreditSource::Answer),
             (None, Verdict::Served) if expected > 0 => (expected, CreditSource::Estimate),
@@ -253,12 +235,23 @@ impl Attempt {
             (None, _) => (0, CreditSource::Free),
         };
         (self.record.credits, self.record.credits_from) = (credits, from);
-        announce(&self.pool.settle(&self.roster, &mut self.lease, credits, now));
+        if let Some(account) = &self.account {
+            account.spend(credits, now);
+        }
+        self.settle(credits, now);
+    }
+
+    fn settle(&mut self, credits: u64, now: UnixMs) {
+        if let Payer::Pool { pool, roster, lease } = &mut self.payer {
+            announce(&pool.settle(roster, lease, credits, now));
+        }
     }
 
     /// Another attempt follows: the key is free for others meanwhile.
     pub(super) fn release(&mut self) {
-        self.lease.release();
+        if let Payer::Pool { lease, .. } = &mut self.payer {
+            lease.release();
+        }
     }
 
     /// The relay of the answer begins: the request is not sent again.
@@ -286,14 +279,6 @@ impl Attempt {
         }
         &self.record
     }
-}
-
-/// With what a request is counted when it runs at once.
-fn lane(work: Work, asked: &Asked, models: &Models) -> Option<Lane> {
-    let of_work = Lane::of_work(work)?;
-    let speaks = of_work == Lane::SPEECH;
-    let model = asked.model.as_deref().or(speaks.then_some(asked::DEFAULT_MODEL));
-    Some(model.and_then(|model| models.lane(model)).unwrap_or(of_work))
 }
 
 fn unknown(metering: Metering) -> CreditSource {

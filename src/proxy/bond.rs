@@ -10,8 +10,8 @@ use http::{HeaderMap, Method};
 use hyper::body::Incoming;
 
 use super::answer::Answer;
-use super::attempt::Case;
 use super::books::{Ownership, Place};
+use super::case::Case;
 use super::{Limits, Proxy};
 use crate::body::decode::decoded;
 use crate::body::replay::Replay;

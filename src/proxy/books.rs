@@ -45,8 +45,8 @@ pub struct AttemptRecord {
     pub started_at: UnixMs,
     /// Who asked.
     pub client: ClientName,
-    /// With which key.
-    pub key: Arc<Key>,
+    /// With which key of the pool; `None` when the client has brought its own.
+    pub key: Option<Arc<Key>>,
     /// The method.
     pub method: Arc<str>,
     /// The path with identifiers replaced.

@@ -1,23 +1,25 @@
 //! Answers we make ourselves: marked with `x-keychoir-error`, and in a shape that every SDK reads.
 //! The text for the client names no key and no internals; the log has its own.
 
-use std::time::Duration;
+mod words;
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use serde_json::json;
 
+use super::accounts::TurnedAway;
 use super::books::NoPlace;
+use super::redaction::Unredacted;
 use super::seats::NoSeat;
 use crate::policy::affinity::Kind;
 use crate::policy::affinity::claim::TwoOwners;
 use crate::policy::client::Unidentified;
 use crate::policy::origin::Stranger;
-use crate::policy::replay::Progress;
 use crate::policy::select::Unavailable;
 use crate::policy::units::UnixMs;
-use crate::upstream::{SendError, SendErrorKind};
+use crate::upstream::SendError;
+use words::{owner_told, turned_away_told, two_owners_message, unavailable_told, upstream_told};
 
 /// Why a request gets an answer of ours.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +36,12 @@ pub enum ProxyError {
     /// The endpoint is denied.
     #[error("the path is denied: {0}")]
     Denied(&'static str),
+    /// The client may not ask for this path.
+    #[error("the client may not ask for this path")]
+    PathNotAllowed,
+    /// The client may not ask for more, or not now.
+    #[error(transparent)]
+    TurnedAway(#[from] TurnedAway),
     /// The method would make a proxy something else than a proxy.
     #[error("the method is not proxied")]
     Method,
@@ -66,6 +74,9 @@ pub enum ProxyError {
     /// The program ends.
     #[error("the program ends")]
     Draining,
+    /// The answer may not be shown as it is, and cannot be redacted.
+    #[error(transparent)]
+    Unredacted(#[from] Unredacted),
     /// The upstream gave no answer.
     #[error("{0}")]
     Upstream(#[from] SendError),
@@ -82,11 +93,6 @@ struct Told {
     retry_after_s: Option<u64>,
 }
 
-/// The contract's sentence for an empty pool.
-const NOTHING_LEFT: &str = "All ElevenLabs API keys are exhausted or rate limited";
-
-/// A request that is under way ends about that soon.
-const FULL_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// A restart takes about that long.
 const DRAINING_RETRY_AFTER_S: u64 = 1;
 
@@ -160,6 +166,13 @@ impl ProxyError {
                 "path_denied",
                 &format!("Keychoir does not pass this path on: {why}."),
             ),
+            Self::PathNotAllowed => told(
+                StatusCode::FORBIDDEN,
+                "forbidden",
+                "path_not_allowed",
+                "Keychoir does not let this client use this path. Ask whoever runs Keychoir for it.",
+            ),
+            Self::TurnedAway(turned_away) => turned_away_told(*turned_away),
             Self::Method => told(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method_not_allowed",
@@ -217,167 +230,28 @@ impl ProxyError {
                     "Keychoir is about to end. Try again in a second.",
                 )
             },
+            Self::Unredacted(Unredacted) => told(
+                StatusCode::BAD_GATEWAY,
+                "bad_gateway",
+                "answer_not_redacted",
+                "ElevenLabs' answer describes the owner of the API key in a form that Keychoir cannot redact.",
+            ),
             Self::Upstream(error) => upstream_told(error),
         }
     }
-}
-
-fn two_owners_message(TwoOwners(one, other): TwoOwners) -> String {
-    let with_article = |kind: Kind| {
-        let article = if kind.word().starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
-        format!("{article} {}", kind.word())
-    };
-    let what = if one == other {
-        format!("{} and another", with_article(one))
-    } else {
-        format!("{} and {}", with_article(one), with_article(other))
-    };
-    format!(
-        "The request names {what} that belong to different ElevenLabs accounts, and no API key can use both. \
-         Leave one out, or make both in one account."
-    )
-}
-
-/// The same as for the whole pool, for the one account that has what is named.
-fn owner_told(kind: Kind, unavailable: Unavailable, now: UnixMs) -> Told {
-    let told = unavailable_told(unavailable, now);
-    let account = format!("The ElevenLabs account that this {} belongs to", kind.word());
-    let (code, message) = match unavailable {
-        Unavailable::Exhausted { resets_at } => {
-            let reset =
-                resets_at.map(|at| format!(" Next reset: {}.", at.rfc3339_seconds())).unwrap_or_default();
-            ("owner_exhausted", format!("{account} is out of credits, and no other account has it.{reset}"))
-        }
-        Unavailable::Cooling { .. } => {
-            let seconds = told.retry_after_s.unwrap_or(1);
-            let message =
-                format!("{account} is rate limited, and no other account has it. Try again in {seconds} s.");
-            ("owner_rate_limited", message)
-        }
-        Unavailable::Full { .. } => {
-            let seconds = told.retry_after_s.unwrap_or(1);
-            (
-                "owner_busy",
-                format!(
-                    "{account} has as many requests under way as its plan allows. Try again in {seconds} s."
-                ),
-            )
-        }
-        Unavailable::Invalid | Unavailable::Tried => {
-            ("owner_invalid", format!("{account} refuses every API key that Keychoir holds for it."))
-        }
-    };
-    Told { code, message, ..told }
-}
-
-fn unavailable_told(unavailable: Unavailable, now: UnixMs) -> Told {
-    match unavailable {
-        Unavailable::Exhausted { resets_at } => Told {
-            http: StatusCode::UNAUTHORIZED,
-            status: "quota_exceeded",
-            code: "all_keys_exhausted",
-            message: match resets_at {
-                Some(at) => format!("{NOTHING_LEFT}. Next reset: {}.", at.rfc3339_seconds()),
-                None => format!("{NOTHING_LEFT}."),
-            },
-            retry_after_s: None,
-        },
-        Unavailable::Cooling { until } => {
-            let seconds = until.since(now).as_millis().div_ceil(1_000).max(1);
-            Told {
-                http: StatusCode::TOO_MANY_REQUESTS,
-                status: "rate_limit_exceeded",
-                code: "all_keys_rate_limited",
-                message: format!("{NOTHING_LEFT}. Try again in {seconds} s."),
-                retry_after_s: u64::try_from(seconds).ok(),
-            }
-        }
-        Unavailable::Full { until } => {
-            let span = until.map_or(FULL_RETRY_AFTER, |until| until.since(now)).as_millis();
-            let seconds = span.div_ceil(1_000).max(1);
-            Told {
-                http: StatusCode::TOO_MANY_REQUESTS,
-                status: "too_many_concurrent_requests",
-                code: "all_keys_busy",
-                message: format!(
-                    "Every ElevenLabs API key has as many requests under way as its plan allows. \
-                     Try again in {seconds} s."
-                ),
-                retry_after_s: u64::try_from(seconds).ok(),
-            }
-        }
-        // Nothing was tried and nothing can be: said as for an empty pool of refused keys.
-        Unavailable::Invalid | Unavailable::Tried => Told {
-            http: StatusCode::UNAUTHORIZED,
-            status: "invalid_api_key",
-            code: "all_keys_invalid",
-            message: "ElevenLabs refuses every API key that Keychoir holds. Whoever runs Keychoir must replace them."
-                .to_owned(),
-            retry_after_s: None,
-        },
-    }
-}
-
-fn upstream_told(error: &SendError) -> Told {
-    let (http, status, code, message) = match &error.kind {
-        SendErrorKind::ClientBroke => (
-            StatusCode::BAD_REQUEST,
-            "bad_request",
-            "request_body_broken",
-            "The request's body broke off or was malformed.",
-        ),
-        SendErrorKind::ClientStalled(_) => (
-            StatusCode::REQUEST_TIMEOUT,
-            "request_timeout",
-            "request_body_timeout",
-            "The request's body stopped coming.",
-        ),
-        SendErrorKind::ConnectTimeout(_) => (
-            StatusCode::GATEWAY_TIMEOUT,
-            "gateway_timeout",
-            "upstream_timeout",
-            "ElevenLabs could not be reached in time.",
-        ),
-        SendErrorKind::AnswerTimeout(_) | SendErrorKind::UploadStalled(_) => (
-            StatusCode::GATEWAY_TIMEOUT,
-            "gateway_timeout",
-            "upstream_timeout",
-            "ElevenLabs did not answer in time. The request may have been charged and was not sent again.",
-        ),
-        SendErrorKind::Connect(_) => {
-            (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_unreachable", "ElevenLabs cannot be reached.")
-        }
-        SendErrorKind::Broken(_) if error.progress == Progress::Unsent => {
-            (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_unreachable", "ElevenLabs cannot be reached.")
-        }
-        SendErrorKind::Broken(_) => (
-            StatusCode::BAD_GATEWAY,
-            "bad_gateway",
-            "upstream_broke",
-            "The connection to ElevenLabs broke before an answer. The request may have been charged and was not \
-             sent again.",
-        ),
-        SendErrorKind::Switched(_) => (
-            StatusCode::BAD_GATEWAY,
-            "bad_gateway",
-            "upstream_broke",
-            "ElevenLabs answered with a protocol that nobody had asked for.",
-        ),
-        SendErrorKind::Unsendable(_) => (
-            StatusCode::BAD_REQUEST,
-            "bad_request",
-            "bad_target",
-            "The path or query of the request is malformed.",
-        ),
-    };
-    Told { http, status, code, message: message.to_owned(), retry_after_s: None }
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::Value;
 
+    use std::time::Duration;
+
     use super::*;
+    use crate::policy::allowance::Spent;
+    use crate::policy::allowance::{Allowance, Measure, Period};
+    use crate::policy::replay::Progress;
+    use crate::upstream::SendErrorKind;
 
     const NOW: UnixMs = UnixMs(1_796_000_000_000);
 
@@ -427,6 +301,27 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_has_used_its_allowance_is_told_when_it_begins_anew() {
+        let allowance = Allowance { amount: 3, measure: Measure::Requests, period: Period::Ever };
+        let spent = |begins_anew| ProxyError::TurnedAway(Spent { allowance, begins_anew }.into());
+        let message = "This client has used its allowance of 3 requests.";
+        let answer = check(&spent(None), 402, "insufficient_credits", "client_allowance_used", message);
+        assert!(!answer.headers().contains_key(RETRY_AFTER), "SDKs would retry");
+        let message = format!("{message} It begins anew at 2026-12-01T00:00:00Z.");
+        let begins_anew = Some(UnixMs(1_796_083_200_000));
+        check(&spent(begins_anew), 402, "insufficient_credits", "client_allowance_used", &message);
+    }
+
+    #[test]
+    fn a_client_that_is_too_fast_is_told_for_how_long() {
+        let wait = Duration::from_millis(1_001);
+        let answer = ProxyError::TurnedAway(TurnedAway::Rate { wait }).answer("r", NOW);
+        assert_eq!((answer.status().as_u16(), &answer.headers()[RETRY_AFTER]), (429, &"2".parse().unwrap()));
+        let answer = ProxyError::TurnedAway(TurnedAway::Concurrency { max: 2 }).answer("r", NOW);
+        assert_eq!((answer.status().as_u16(), &answer.headers()[RETRY_AFTER]), (429, &"1".parse().unwrap()));
+    }
+
+    #[test]
     fn every_error_has_its_status_and_code() {
         let upstream = |progress, kind| ProxyError::Upstream(SendError { progress, kind });
         let span = Duration::from_millis(5);
@@ -436,6 +331,9 @@ mod tests {
             (ProxyError::Stranger(Stranger::Host), 421, "host_not_allowed"),
             (ProxyError::Stranger(Stranger::Origin), 403, "origin_not_allowed"),
             (ProxyError::Denied("it is dangerous"), 403, "path_denied"),
+            (ProxyError::PathNotAllowed, 403, "path_not_allowed"),
+            (ProxyError::TurnedAway(TurnedAway::Concurrency { max: 1 }), 429, "client_concurrency"),
+            (ProxyError::TurnedAway(TurnedAway::Rate { wait: span }), 429, "client_rate"),
             (ProxyError::Method, 405, "method_not_allowed"),
             (ProxyError::Host, 400, "bad_host"),
             (ProxyError::Overloaded(NoSeat), 503, "overloaded"),
@@ -443,6 +341,7 @@ mod tests {
             (ProxyError::BooksFull(NoPlace), 503, "books_full"),
             (ProxyError::Draining, 503, "draining"),
             (TwoOwners(Kind::Voice, Kind::Dictionary).into(), 400, "two_owners"),
+            (ProxyError::Unredacted(Unredacted), 502, "answer_not_redacted"),
             (ProxyError::Unavailable(Unavailable::Invalid), 401, "all_keys_invalid"),
             (ProxyError::Unavailable(Unavailable::Full { until: None }), 429, "all_keys_busy"),
             (upstream(Progress::Unsent, SendErrorKind::ConnectTimeout(span)), 504, "upstream_timeout"),

@@ -7,6 +7,7 @@ use http::{HeaderMap, Request, StatusCode};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
+use super::accounts::Admission;
 use super::answer::Answer;
 use super::books::AttemptRecord;
 use super::error::ProxyError;
@@ -16,7 +17,6 @@ use crate::clock;
 use crate::policy::classify::Concern;
 use crate::policy::client::ClientName;
 use crate::policy::headers::parameter_names;
-use crate::secret::ShortKey;
 use crate::telemetry::Meters;
 use crate::upstream::{SendError, SendErrorKind};
 
@@ -29,7 +29,7 @@ pub(super) struct RequestLog {
     parameters: String,
     client: Option<ClientName>,
     route: Option<Arc<str>>,
-    key: Option<ShortKey>,
+    key: Option<String>,
     attempts: u32,
     verdict: &'static str,
     status: Option<u16>,
@@ -41,6 +41,7 @@ pub(super) struct RequestLog {
     /// Of all its time so far, what was spent with the provider.
     upstream: Duration,
     meters: Meters,
+    admission: Option<Admission>,
 }
 
 impl RequestLog {
@@ -65,6 +66,7 @@ impl RequestLog {
             seat: None,
             upstream: Duration::ZERO,
             meters: meters.clone(),
+            admission: None,
         }
     }
 
@@ -76,6 +78,18 @@ impl RequestLog {
     /// The request is one of those under way, until its line is written.
     pub(super) fn seated(&mut self, seat: Seat) {
         self.seat = Some(seat);
+    }
+
+    /// The request is one of its client's, for as long.
+    pub(super) fn admitted(&mut self, admission: Admission) {
+        self.admission = Some(admission);
+    }
+
+    /// Nothing was served, and nothing can have been charged: the request does not count.
+    pub(super) fn unserved(&mut self) {
+        if let Some(admission) = &mut self.admission {
+            admission.give_back();
+        }
     }
 
     pub(super) fn opened(&mut self, client: &ClientName, route: &Arc<str>) {
@@ -93,7 +107,10 @@ impl RequestLog {
         self.upstream += elapsed;
         let request_id = &*self.request_id;
         self.attempts = record.number;
-        self.key = Some(record.key.api_key().short().clone());
+        self.key = Some(match &record.key {
+            Some(key) => key.api_key().short().to_string(),
+            None => "own".to_owned(),
+        });
         let attempt = record.number;
         match result {
             Ok(answer) if answer.verdict.concern() == Concern::Nothing => {}
@@ -140,7 +157,7 @@ impl Drop for RequestLog {
         let total_ms = millis(clock::since(self.began));
         let route = self.route.as_deref().unwrap_or("-");
         let status = self.status.map_or_else(|| "-".to_owned(), |status| status.to_string());
-        let key = self.key.as_ref().map_or("-", ShortKey::as_str);
+        let key = self.key.as_deref().unwrap_or("-");
         let (method, verdict, credits, attempts) = (&*self.method, self.verdict, self.credits, self.attempts);
         info!(
             event = "request_ended",

@@ -13,6 +13,7 @@ use super::{Limits, Proxy};
 use crate::body::replay::Replay;
 use crate::clock;
 use crate::policy::classify::{Concern, Verdict};
+use crate::policy::client::{Client, Pins};
 use crate::policy::replay::{Effect, Facts, Progress};
 use crate::policy::select::Unavailable;
 use crate::pool::{Ask, Fit, Key, Lease, Roster};
@@ -22,6 +23,7 @@ use crate::telemetry::announce;
 #[derive(Debug)]
 pub(super) struct Journey {
     roster: Arc<Roster>,
+    client: Arc<Client>,
     effect: Effect,
     /// What binds it to an account.
     bond: Bond,
@@ -44,8 +46,31 @@ impl<C> Proxy<C> {
 }
 
 impl Journey {
-    pub(super) fn begin(roster: Arc<Roster>, effect: Effect, ask: Ask, bond: Bond) -> Self {
-        Self { roster, effect, bond, attempts: 0, blameless_replays: 0, ask, last: None, unclear: Vec::new() }
+    pub(super) fn begin(
+        roster: Arc<Roster>,
+        client: Arc<Client>,
+        effect: Effect,
+        ask: Ask,
+        bond: Bond,
+    ) -> Self {
+        Self {
+            roster,
+            client,
+            effect,
+            bond,
+            attempts: 0,
+            blameless_replays: 0,
+            ask,
+            last: None,
+            unclear: Vec::new(),
+        }
+    }
+
+    /// Whether `key` may serve it, apart from how it stands: for its client, and for what binds it.
+    fn fit(&self, key: &Key) -> Fit {
+        let workspace = key.workspace().belonging();
+        let may = self.client.rules.pins.permit(key.name(), workspace.name());
+        if may { self.bond.fit(key) } else { Fit::No }
     }
 
     /// Counts an attempt; returns its number, from 1.
@@ -65,12 +90,12 @@ impl Journey {
 
     /// The same, with what binds it now: after every attempt that may be another account.
     fn bound_ask(&self) -> Cow<'_, Ask> {
-        if !self.bond.binds() {
+        if !self.bond.binds() && self.client.rules.pins == Pins::default() {
             return Cow::Borrowed(&self.ask);
         }
         let mut ask = self.ask.clone();
         for (position, key) in self.roster.keys().iter().enumerate() {
-            match self.bond.fit(key) {
+            match self.fit(key) {
                 Fit::No => ask.barred.push(position),
                 Fit::Yes => {}
                 Fit::EvenWithoutCredits => ask.spares_credits = true,

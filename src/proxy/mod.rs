@@ -3,13 +3,16 @@
 
 mod exchange;
 
+mod accounts;
 mod answer;
 mod attempt;
 mod bond;
+mod case;
 mod head;
 mod hints;
 mod homes;
 mod journey;
+mod redaction;
 mod relay;
 mod retries;
 mod seats;
@@ -32,10 +35,12 @@ use crate::pool::{Owners, Pool};
 use crate::telemetry::Meters;
 use crate::upstream::{Direct, Upstream};
 
+pub use accounts::{Accounts, TurnedAway, Used};
 pub use books::{AttemptRecord, Books, CreditSource, Depth, Entry, Ownership};
 pub use error::ProxyError;
 use hints::Hints;
 use homes::Homes;
+pub use redaction::Unredacted;
 pub use relay::ResponseBody;
 use retries::Retries;
 pub use seats::NoSeat;
@@ -60,6 +65,8 @@ pub struct Limits {
     pub denies_dangerous: bool,
     /// What is looked at of an answer for the identifiers it gives.
     pub owned_bytes_max: usize,
+    /// Whether keys and what describes their owner are taken out of answers.
+    pub redacts: bool,
     /// Room for held bodies.
     pub room: Room,
 }
@@ -69,6 +76,8 @@ pub struct Limits {
 pub struct Terms {
     /// Who may ask.
     pub clients: Clients,
+    /// What they have used and have under way.
+    pub accounts: Accounts,
     /// Bounds and switches.
     pub limits: Limits,
     /// Which names are ours, and which pages may speak to us.

@@ -16,6 +16,7 @@ use super::bond::Teaching;
 use super::error::ProxyError;
 use super::journal::RequestLog;
 use crate::body::peek::Peeked;
+use crate::body::redacted::Redacted;
 use crate::body::relay::{Ending, Relay, Settle};
 use crate::body::tap::Tap;
 use crate::clock;
@@ -32,7 +33,7 @@ pub enum ResponseBody {
 }
 
 /// A relayed body with what is settled at its end.
-type Relayed = Relay<Tap<Peeked<AnswerBody<Incoming>>, Teaching>, Settlement>;
+type Relayed = Relay<Redacted<Tap<Peeked<AnswerBody<Incoming>>, Teaching>>, Settlement>;
 
 /// What is written down when a relay ends.
 #[derive(Debug)]
@@ -54,7 +55,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(super) fn relay(answer: Answer, mut attempt: Attempt, log: RequestLog) -> Response<ResponseBody> {
     attempt.relaying();
     log.relaying();
-    let Answer { mut head, body, .. } = answer;
+    let Answer { mut head, body, redactor, .. } = answer;
     headers::strip_answer(&mut head.headers);
     // The version is each connection's own.
     head.version = Version::HTTP_11;
@@ -64,7 +65,10 @@ pub(super) fn relay(answer: Answer, mut attempt: Attempt, log: RequestLog) -> Re
     }
     let listener = attempt.listener();
     let bytes_max = listener.as_ref().map_or(0, Teaching::bytes_max);
-    let relay = Relay::new(Tap::new(body, listener, bytes_max), Settlement { attempt, log });
+    // What an answer gives is heard as it came; a client reads it without the pool's keys.
+    let heard = Tap::new(body, listener, bytes_max);
+    let redactor = redactor.filter(|_| headers::is_plain_text(&head.headers));
+    let relay = Relay::new(Redacted::new(heard, redactor), Settlement { attempt, log });
     Response::from_parts(head, ResponseBody::Relayed(Box::new(relay)))
 }
 

@@ -24,7 +24,7 @@ use crate::policy::affinity::Keeping;
 use crate::policy::retention::Retention;
 use crate::policy::units::UnixMs;
 use crate::pool::{Lesson, Pool, Remembered};
-use crate::proxy::{Books, Depth, Entry};
+use crate::proxy::{Books, Depth, Entry, Used};
 use crate::tasks;
 
 use ledger::Ledger;
@@ -199,9 +199,19 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// When the file cannot be read.
+    /// When it cannot be read.
     pub fn owners(&self) -> Result<Vec<Lesson>, rusqlite::Error> {
         self.ledger.as_ref().map_or_else(|_| Ok(Vec::new()), |ledger| owners::read(&ledger.connection))
+    }
+
+    /// What each client has used of the pool in the periods of `now`, as far back as the sums are
+    /// kept; nothing, while the file cannot be opened.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    pub fn used(&self, now: UnixMs) -> Result<Vec<Used>, rusqlite::Error> {
+        self.ledger.as_ref().map_or_else(|_| Ok(Vec::new()), |ledger| read::used(&ledger.connection, now))
     }
 
     /// Begins to write: what is sent to the books, and with it the state of `pool`'s keys.

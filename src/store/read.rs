@@ -2,10 +2,14 @@
 
 use rusqlite::{Connection, Row};
 
+use super::rows::{OWN_KEY, moment};
+use crate::policy::allowance::Period;
 use crate::policy::budget::{Extension, Quota};
+use crate::policy::client::ClientName;
 use crate::policy::standing::{Park, ParkReason};
 use crate::policy::units::UnixMs;
 use crate::pool::Remembered;
+use crate::proxy::Used;
 use crate::secret::Fingerprint;
 
 pub(super) fn remembered(connection: &Connection) -> Result<Vec<Remembered>, rusqlite::Error> {
@@ -17,6 +21,29 @@ pub(super) fn remembered(connection: &Connection) -> Result<Vec<Remembered>, rus
     let rows = statement.query_map([], |row| Ok(remembered_key(row)))?;
     // A row that says nothing sensible is as good as none: the provider will tell.
     rows.filter_map(|row| row.and_then(|row| row).transpose()).collect()
+}
+
+/// What each client has used of the pool in the periods of `now`. An hour's requests count when
+/// something was charged in it, or may have been.
+pub(super) fn used(connection: &Connection, now: UnixMs) -> Result<Vec<Used>, rusqlite::Error> {
+    let [day, month, ever] = Period::ALL.map(|period| moment(period.begin(now)));
+    let mut statement = connection.prepare(
+        "SELECT client,
+            sum(requests * (hour_ms >= ?1)), sum(requests * (hour_ms >= ?2)), sum(requests * (hour_ms >= ?3)),
+            sum(credits * (hour_ms >= ?1)), sum(credits * (hour_ms >= ?2)), sum(credits * (hour_ms >= ?3))
+         FROM (SELECT client, hour_ms, credits, served * (credits > 0 OR unpriced > 0) AS requests
+               FROM hours WHERE key_hash <> ?4)
+         GROUP BY client",
+    )?;
+    let rows = statement.query_map(rusqlite::params![day, month, ever, OWN_KEY], |row| {
+        let amount = |index| row.get::<_, i64>(index).map(|amount| u64::try_from(amount).unwrap_or(0));
+        Ok(Used {
+            client: ClientName::new(&row.get::<_, String>(0)?),
+            requests: [amount(1)?, amount(2)?, amount(3)?],
+            credits: [amount(4)?, amount(5)?, amount(6)?],
+        })
+    })?;
+    rows.collect()
 }
 
 pub(super) fn remembered_key(row: &Row<'_>) -> Result<Option<Remembered>, rusqlite::Error> {

@@ -15,6 +15,9 @@ use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
 use crate::proxy::{AttemptRecord, CreditSource, Ownership};
 
+/// What stands in the place of a key's hash when a client has brought its own key.
+pub(super) const OWN_KEY: &str = "own";
+
 /// No honest figure comes near it. Larger ones are cut to it, so that one mad record cannot make
 /// the sums overflow and keep every other from being written.
 const AMOUNT_MAX: i64 = 1 << 48;
@@ -62,8 +65,13 @@ fn insert_attempt(transaction: &Transaction<'_>, record: &AttemptRecord) -> Resu
         record.number,
         moment(record.started_at),
         record.client.as_str(),
-        record.key.api_key().fingerprint().to_string(),
-        record.key.workspace().belonging().name(),
+        key_hash(record),
+        record
+            .key
+            .as_ref()
+            .map(|key| key.workspace().belonging())
+            .as_ref()
+            .and_then(|belonging| belonging.name()),
         &*record.method,
         &*record.route,
         record.model.as_deref(),
@@ -79,6 +87,14 @@ fn insert_attempt(transaction: &Transaction<'_>, record: &AttemptRecord) -> Resu
         millis(record.total),
     ])?;
     Ok(inserted == 1)
+}
+
+/// The hash of the pool's key that was asked with; of a client's own, nothing is written down.
+fn key_hash(record: &AttemptRecord) -> String {
+    match &record.key {
+        Some(key) => key.api_key().fingerprint().to_string(),
+        None => OWN_KEY.to_owned(),
+    }
 }
 
 fn add_to_hour(transaction: &Transaction<'_>, record: &AttemptRecord) -> Result<(), rusqlite::Error> {
@@ -98,7 +114,7 @@ fn add_to_hour(transaction: &Transaction<'_>, record: &AttemptRecord) -> Result<
     )?;
     statement.execute(params![
         moment(hour_of(record.started_at)),
-        record.key.api_key().fingerprint().to_string(),
+        key_hash(record),
         record.client.as_str(),
         &*record.route,
         record.model.as_deref().unwrap_or(""),

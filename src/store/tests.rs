@@ -40,7 +40,7 @@ fn record(pool: &Pool, credits: u64) -> AttemptRecord {
         number: 1,
         started_at: NOW,
         client: ClientName::new("local"),
-        key: Arc::clone(&pool.roster().keys()[0]),
+        key: Some(Arc::clone(&pool.roster().keys()[0])),
         method: "POST".into(),
         route: "/v1/text-to-speech/{id}".into(),
         model: Some("eleven_v3".into()),

@@ -347,5 +347,6 @@ impl Writer {
 
 /// Whether one of the records changed the state of this key: its own, or that of its workspace.
 fn is_touched(key: &KeySnapshot, records: &[AttemptRecord]) -> bool {
-    records.iter().any(|record| std::ptr::eq(record.key.workspace(), key.key.workspace()))
+    let mut touched = records.iter().filter_map(|record| record.key.as_ref());
+    touched.any(|touched| std::ptr::eq(touched.workspace(), key.key.workspace()))
 }

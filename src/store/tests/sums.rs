@@ -70,7 +70,7 @@ prop_compose! {
         AttemptRecord {
             started_at: UnixMs(NOW.0 + at),
             client: ClientName::new(["one", "two"][usize::from(client)]),
-            key: Arc::clone(&pool.roster().keys()[key]),
+            key: Some(Arc::clone(&pool.roster().keys()[key])),
             route: ["/v1/a", "/v1/b"][usize::from(route)].into(),
             model: model.map(|model| ["m1", "m2"][usize::from(model)].into()),
             status,

@@ -49,6 +49,11 @@ const CALLS = {
   voices: async (client) => assert.ok((await client.voices.getAll()).voices.some((voice) => voice.voiceId === VOICE)),
   models: async (client) => assert.ok((await client.models.list()).some((model) => model.modelId === modelId)),
   subscription: async (client) => assert.ok((await client.user.subscription.get()).characterLimit > 0),
+  user: async (client) => {
+    const user = await client.user.get();
+    assert.ok(user.subscription.characterLimit > 0);
+    assert.equal(user.firstName ?? null, null);
+  },
   "speech to text": async (client) => {
     const file = new File([Buffer.alloc(300_000)], "recording.wav", { type: "audio/wav" });
     assert.ok((await client.speechToText.convert({ modelId: "scribe_v2", file })).text);

@@ -64,6 +64,11 @@ class Calls:
     def subscription(self):
         assert self.client.user.subscription.get().character_limit > 0
 
+    def user(self):
+        user = self.client.user.get()
+        assert user.subscription.character_limit > 0
+        assert user.first_name is None and user.xi_api_key_preview is None
+
     def speech_to_text(self):
         recording = io.BytesIO(b"RIFF" + b"\x00" * 300_000)
         recording.name = "recording.wav"
@@ -84,6 +89,7 @@ class Calls:
         voices,
         models,
         subscription,
+        user,
         speech_to_text,
         sound_effect,
         history,

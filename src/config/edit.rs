@@ -1,0 +1,341 @@
+//! Changes of the configuration file by the program: an entry is added at its end or cut out, and
+//! every other byte, comments above all, stays as somebody wrote it. The file is replaced whole, and
+//! only when the new one is a configuration without mistakes.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+use toml::de::{DeTable, DeValue};
+
+use super::source::{self, Environment};
+use super::value::Folders;
+use super::{Loaded, Overrides, load, variables};
+use crate::secret::Fingerprint;
+
+/// Why the file stays as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum EditError {
+    /// Nothing names a file.
+    #[error("there is no configuration file to change: name one with --config FILE or KEYCHOIR_CONFIG")]
+    NoFile,
+    /// It cannot be read.
+    #[error("{} cannot be read: {why}", .path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// It cannot be replaced.
+    #[error("{} cannot be replaced: {source}", .path.display())]
+    Unwritable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is a client of that name.
+    #[error("there is a client `{0}` already")]
+    Exists(String),
+    /// There is none.
+    #[error("there is no client `{0}` in the file")]
+    Unknown(String),
+    /// The clients are not written as tables.
+    #[error("the clients are not written as [[clients]] entries: change the file by hand")]
+    NotTables,
+    /// With the change it would have mistakes.
+    #[error("the file stays as it is, because the new one would have mistakes:\n{0}")]
+    Mistaken(String),
+    /// Somebody else was faster.
+    #[error("the file was changed by somebody else meanwhile: try again")]
+    Changed,
+}
+
+/// A client to be added. Texts are as a person writes them in the file.
+#[derive(Clone, Debug, Default)]
+pub struct NewClient {
+    /// Its name.
+    pub name: String,
+    /// How much it may use.
+    pub allowance: Option<String>,
+    /// How fast.
+    pub rate: Option<String>,
+    /// How many requests at once.
+    pub concurrency: Option<u32>,
+    /// Where it may ask.
+    pub paths: Vec<String>,
+    /// Keys that serve it.
+    pub keys: Vec<String>,
+    /// Workspaces that serve it.
+    pub workspaces: Vec<String>,
+    /// Whether it may bring a key of its own.
+    pub may_bring_key: bool,
+}
+
+impl NewClient {
+    /// The entry, with the hash of its token.
+    fn entry(&self, token: &Fingerprint) -> String {
+        let mut lines = vec![
+            "[[clients]]".to_owned(),
+            format!("name = {}", quoted(&self.name)),
+            format!("token_sha256 = {}", quoted(&token.to_string())),
+        ];
+        let texts = [("allowance", &self.allowance), ("rate", &self.rate)];
+        lines.extend(
+            texts.iter().filter_map(|(name, text)| Some(format!("{name} = {}", quoted(text.as_ref()?)))),
+        );
+        lines.extend(self.concurrency.map(|count| format!("concurrency = {count}")));
+        for (name, list) in [("paths", &self.paths), ("keys", &self.keys), ("workspaces", &self.workspaces)] {
+            if !list.is_empty() {
+                let list: Vec<String> = list.iter().map(|text| quoted(text)).collect();
+                lines.push(format!("{name} = [{}]", list.join(", ")));
+            }
+        }
+        lines.extend(self.may_bring_key.then(|| "bring_your_own_key = true".to_owned()));
+        lines.join("\n") + "\n"
+    }
+}
+
+/// A text as TOML quotes it.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from('"');
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => quoted.extend(['\\', character]),
+            control if control.is_control() => quoted += &format!("\\U{:08X}", u32::from(control)),
+            other => quoted.push(other),
+        }
+    }
+    quoted + "\""
+}
+
+/// Adds a client to the configuration file. Returns the file, and what it says now.
+///
+/// # Errors
+///
+/// When there is one of that name, or the file cannot be changed or would have mistakes.
+pub fn add_client(
+    overrides: &Overrides,
+    client: &NewClient,
+    token: &Fingerprint,
+) -> Result<(PathBuf, Loaded), EditError> {
+    change(overrides, |text| {
+        if entry_of(text, &client.name)?.is_some() {
+            return Err(EditError::Exists(client.name.clone()));
+        }
+        let gap = match text.trim_end_matches(' ') {
+            "" => "",
+            text if text.ends_with("\n\n") => "",
+            text if text.ends_with('\n') => "\n",
+            _ => "\n\n",
+        };
+        Ok(format!("{text}{gap}{}", client.entry(token)))
+    })
+}
+
+/// Takes the client of this name out of the configuration file. Returns the file, and what it says
+/// now.
+///
+/// # Errors
+///
+/// When there is none of that name, or the file cannot be changed or would have mistakes.
+pub fn remove_client(overrides: &Overrides, name: &str) -> Result<(PathBuf, Loaded), EditError> {
+    change(overrides, |text| {
+        let Some((start, end)) = entry_of(text, name)? else {
+            return Err(EditError::Unknown(name.to_owned()));
+        };
+        let line_end = |at: usize| text[at..].find('\n').map_or(text.len(), |newline| at + newline + 1);
+        let (before, after) =
+            (&text[..text[..start].rfind('\n').map_or(0, |newline| newline + 1)], &text[line_end(end)..]);
+        // Of the empty lines around it, one side's are enough.
+        let is_blank = before.is_empty() || before.ends_with("\n\n");
+        let after = if is_blank { after.trim_start_matches('\n') } else { after };
+        let before = if after.is_empty() { before.trim_end_matches('\n') } else { before };
+        let newline = if after.is_empty() && !before.is_empty() { "\n" } else { "" };
+        Ok(format!("{before}{newline}{after}"))
+    })
+}
+
+/// Where the entry of this name begins (in its header) and where its last value ends.
+fn entry_of(text: &str, name: &str) -> Result<Option<(usize, usize)>, EditError> {
+    // What cannot be parsed is told by the load that follows, with its place.
+    let (root, _) = DeTable::parse_recoverable(text);
+    let Some(clients) = root.get_ref().get("clients") else { return Ok(None) };
+    let DeValue::Array(entries) = clients.get_ref() else { return Err(EditError::NotTables) };
+    for entry in entries {
+        let Some(table) = entry.get_ref().as_table() else { return Err(EditError::NotTables) };
+        if !text[entry.span().start..].starts_with("[[") {
+            return Err(EditError::NotTables);
+        }
+        if table.get("name").and_then(|found| found.get_ref().as_str()) == Some(name) {
+            let end = table.values().map(|value| value.span().end).max();
+            return Ok(Some((entry.span().start, end.unwrap_or(entry.span().end))));
+        }
+    }
+    Ok(None)
+}
+
+fn change(
+    overrides: &Overrides,
+    edit: impl FnOnce(&str) -> Result<String, EditError>,
+) -> Result<(PathBuf, Loaded), EditError> {
+    let named = named(overrides)?;
+    // A link goes on pointing at the file that is changed.
+    let path = fs::canonicalize(&named).map_err(|source| unreadable(&named, &source))?;
+    let read = || source::read_file(&path).map_err(|why| unreadable(&path, &why));
+    let text = read()?;
+    let next = edit(&text)?;
+    let unwritable = |source| EditError::Unwritable { path: path.clone(), source };
+    let file = beside(&path, &next).map_err(unwritable)?;
+    let probe = Overrides { config_file: Some(file.path().to_owned()), ..overrides.clone() };
+    let loaded = load(&probe).map_err(|problems| {
+        let named = named.display().to_string();
+        EditError::Mistaken(problems.to_string().replace(&file.path().display().to_string(), &named))
+    })?;
+    if read()? != text {
+        return Err(EditError::Changed);
+    }
+    file.persist(&path).map_err(|error| unwritable(error.error))?;
+    if let Some(folder) = path.parent() {
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(unwritable)?;
+    }
+    Ok((named, loaded))
+}
+
+/// The file that the command line or the environment names.
+fn named(overrides: &Overrides) -> Result<PathBuf, EditError> {
+    if let Some(path) = &overrides.config_file {
+        return Ok(path.clone());
+    }
+    let environment = Environment::of_process();
+    let text = environment.value(variables::CONFIG).ok_or(EditError::NoFile)?;
+    Folders { base: None, home: environment.home() }.file(text).map_err(|_| EditError::NoFile)
+}
+
+fn unreadable(path: &Path, why: &dyn std::fmt::Display) -> EditError {
+    EditError::Unreadable { path: path.to_owned(), why: why.to_string() }
+}
+
+/// A file beside `path` with this text, and whose it is and who may read it as there.
+fn beside(path: &Path, text: &str) -> io::Result<NamedTempFile> {
+    let seen = fs::metadata(path)?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().prefix(".keychoir-").suffix(".toml").tempfile_in(folder)?;
+    file.write_all(text.as_bytes())?;
+    let made = file.as_file().metadata()?;
+    if (made.uid(), made.gid()) != (seen.uid(), seen.gid()) {
+        chown(file.path(), Some(seen.uid()), Some(seen.gid()))?;
+    }
+    file.as_file().set_permissions(seen.permissions())?;
+    file.as_file().sync_all()?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::Need;
+    use super::*;
+
+    fn print() -> Fingerprint {
+        Fingerprint::of("token")
+    }
+
+    fn overrides(path: &Path) -> Overrides {
+        Overrides {
+            config_file: Some(path.to_owned()),
+            is_ephemeral: true,
+            keys: Need::Optional,
+            ..Overrides::default()
+        }
+    }
+
+    fn app() -> NewClient {
+        NewClient { name: "app".to_owned(), allowance: Some("3 requests".to_owned()), ..NewClient::default() }
+    }
+
+    /// The entry of `app`.
+    fn entry() -> String {
+        format!("[[clients]]\nname = \"app\"\ntoken_sha256 = \"{}\"\nallowance = \"3 requests\"\n", print())
+    }
+
+    /// Adds the client to `before`, and takes it away again.
+    #[track_caller]
+    fn check(before: &str, with: &str, without: &str) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("k.toml");
+        fs::write(&path, before).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        add_client(&overrides(&path), &app(), &print()).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), with);
+        remove_client(&overrides(&path), "app").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), without);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn an_entry_comes_and_goes_and_every_comment_stays() {
+        check("", &entry(), "");
+        let file = "# mine\n[access] # here\n#redact = true\n";
+        check(file, &format!("{file}\n{}", entry()), file);
+        check(
+            "[log]\nlevel = \"warn\"",
+            &format!("[log]\nlevel = \"warn\"\n\n{}", entry()),
+            "[log]\nlevel = \"warn\"\n",
+        );
+        let file = "[[clients]]\nname = \"ops\"\ntoken = \"0123456789abcdef\" # a\n\n# end\n";
+        check(file, &format!("{file}\n{}", entry()), file);
+    }
+
+    #[test]
+    fn one_in_the_middle_leaves_its_neighbours_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("k.toml");
+        let other =
+            "# two\n[[clients]]\nname = \"ops\"\ntoken = \"0123456789abcdef\"\n\n[log]\nlevel = \"warn\"\n";
+        fs::write(&path, format!("# one\n{}# last\n\n{other}", entry())).unwrap();
+        remove_client(&overrides(&path), "app").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("# one\n# last\n\n{other}"));
+    }
+
+    /// Why a change of `before` does not happen.
+    #[track_caller]
+    fn check_refused(before: &str, client: &NewClient, expected: &str) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("k.toml");
+        fs::write(&path, before).unwrap();
+        let error = add_client(&overrides(&path), client, &print()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.contains(".keychoir-"), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), before);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_change_that_would_be_a_mistake_does_not_happen() {
+        check_refused(&entry(), &app(), "there is a client `app` already");
+        check_refused("clients = [{ name = \"x\", token = \"y\" }]", &app(), "change the file by hand");
+        check_refused("[serverr]\n", &app(), "k.toml:1:2: unknown section `serverr`");
+        let named = |name: &str| NewClient { name: name.to_owned(), ..app() };
+        check_refused("", &named("An App\"\n"), "this name is not plain");
+        let pinned = NewClient { keys: vec!["first".to_owned()], ..app() };
+        check_refused("", &pinned, "the pool has no key of the name `first`");
+        let path = Path::new("/nowhere/k.toml");
+        assert!(matches!(remove_client(&overrides(path), "x"), Err(EditError::Unreadable { .. })));
+    }
+
+    #[test]
+    fn who_is_not_there_cannot_be_revoked_and_the_last_guard_neither() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("k.toml");
+        fs::write(&path, format!("[server]\nlisten = \"0.0.0.0:1\"\n{}", entry())).unwrap();
+        assert!(matches!(remove_client(&overrides(&path), "ops"), Err(EditError::Unknown(_))));
+        let error = remove_client(&overrides(&path), "app").unwrap_err().to_string();
+        assert!(error.contains("open to other machines"), "{error}");
+    }
+}

@@ -1,0 +1,178 @@
+//! What a client may do, as people write it: `"3 requests"`, `"10_000 credits per month"`,
+//! `"60 per minute"`.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::document::Entry;
+use super::keys::KeyConfig;
+use super::mask::shown;
+use super::problem::{Problem, WrongValue, nearest};
+use crate::policy::allowance::{Allowance, Measure, Period, Rate};
+use crate::policy::client::{Pins, Rules};
+
+/// The fields of a `[[clients]]` entry that are read here.
+pub(super) const FIELDS: [&str; 7] =
+    ["allowance", "rate", "concurrency", "paths", "keys", "workspaces", "bring_your_own_key"];
+
+/// The rules of an entry. What is pinned must be in `pool`.
+pub(super) fn read(entry: &Entry<'_>, pool: &[KeyConfig], problems: &mut Vec<Problem>) -> Rules {
+    Rules {
+        allowance: parsed(entry, "allowance", problems),
+        rate: parsed(entry, "rate", problems),
+        concurrency: entry.count("concurrency", 1..=1_000_000, problems),
+        paths: entry.list("paths", path, problems),
+        pins: Pins {
+            keys: entry.list("keys", |text| pin(text, "key", pool, |key| key.name.as_deref()), problems),
+            workspaces: entry.list(
+                "workspaces",
+                |text| pin(text, "workspace", pool, |key| key.workspace.as_deref()),
+                problems,
+            ),
+        },
+        may_bring_key: entry.switch("bring_your_own_key", problems).unwrap_or(false),
+    }
+}
+
+fn parsed<T: FromStr<Err = WrongValue>>(
+    entry: &Entry<'_>,
+    name: &str,
+    problems: &mut Vec<Problem>,
+) -> Option<T> {
+    let (text, place) = entry.text(name, problems)?;
+    text.parse().map_err(|wrong| problems.push(place.problem(wrong))).ok()
+}
+
+/// Digits in groups, as elsewhere in the file or as the log writes them.
+fn amount(text: &str) -> Option<u64> {
+    let digits: String = text.chars().filter(|character| !matches!(character, '_' | ',')).collect();
+    digits.parse().ok()
+}
+
+impl FromStr for Allowance {
+    type Err = WrongValue;
+
+    fn from_str(text: &str) -> Result<Self, WrongValue> {
+        const FORM: &str =
+            "write for example \"3 requests\", \"50 requests per day\" or \"10_000 credits per month\"";
+        let wrong = || WrongValue::new(format!("{} is no allowance", shown(text))).advise(FORM);
+        let mut words = text.split_whitespace();
+        let amount = words.next().and_then(amount).ok_or_else(wrong)?;
+        let measure = match words.next() {
+            Some("request" | "requests") => Measure::Requests,
+            Some("credit" | "credits") => Measure::Credits,
+            Some(other) => return Err(wrong().suggest(nearest(other, ["requests", "credits"]))),
+            None => return Err(wrong()),
+        };
+        let period = match words.collect::<Vec<_>>()[..] {
+            [] => Period::Ever,
+            ["per" | "a", "day"] => Period::Day,
+            ["per" | "a", "month"] => Period::Month,
+            _ => return Err(wrong()),
+        };
+        Ok(Self { amount, measure, period })
+    }
+}
+
+impl FromStr for Rate {
+    type Err = WrongValue;
+
+    fn from_str(text: &str) -> Result<Self, WrongValue> {
+        let wrong = || {
+            WrongValue::new(format!("{} is no rate", shown(text)))
+                .advise("write for example \"60 per minute\" or \"5 per second\"")
+        };
+        let mut words = text.split_whitespace();
+        let requests = words.next().and_then(amount).and_then(|count| u32::try_from(count).ok());
+        let requests = requests.filter(|&count| count > 0).ok_or_else(wrong)?;
+        let words: Vec<&str> = words.filter(|word| !matches!(*word, "request" | "requests")).collect();
+        let span = match words[..] {
+            ["per" | "a", "second"] => Duration::from_secs(1),
+            ["per" | "a", "minute"] => Duration::from_secs(60),
+            _ => return Err(wrong()),
+        };
+        Ok(Self { requests, span })
+    }
+}
+
+/// A path of the provider, from its version on.
+pub(super) fn path(text: &str) -> Result<String, WrongValue> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.{}".contains(&byte);
+    if text.starts_with('/') && text.bytes().all(is_plain) && !text.split('/').any(|part| part == "..") {
+        return Ok(text.trim_end_matches('/').to_owned());
+    }
+    Err(WrongValue::new(format!("{} is no path", shown(text))).advise(
+        "write it from its version on, for example \"/v1/text-to-speech\"; {id} stands for any one name",
+    ))
+}
+
+fn pin(
+    text: &str,
+    what: &str,
+    pool: &[KeyConfig],
+    name: impl Fn(&KeyConfig) -> Option<&str>,
+) -> Result<String, WrongValue> {
+    if pool.iter().any(|key| name(key) == Some(text)) {
+        return Ok(text.to_owned());
+    }
+    Err(WrongValue::new(format!("the pool has no {what} of the name {}", shown(text)))
+        .suggest(nearest(text, pool.iter().filter_map(name)))
+        .advise(format!("write the `{}` of a [[keys]] entry", if what == "key" { "name" } else { what })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_allowance(text: &str, expected: &str) {
+        let read = match text.parse::<Allowance>() {
+            Ok(allowance) => allowance.to_string(),
+            Err(wrong) => format!("! {wrong}"),
+        };
+        assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn allowances_are_read_as_people_write_them() {
+        check_allowance("3 requests", "3 requests");
+        check_allowance("1 request a day", "1 request per day");
+        check_allowance(" 10_000  credits per month ", "10,000 credits per month");
+        check_allowance("10,000 credits per month", "10,000 credits per month");
+        check_allowance("0 credits", "0 credits");
+    }
+
+    #[test]
+    fn what_is_no_allowance_says_how_one_looks() {
+        let form =
+            "write for example \"3 requests\", \"50 requests per day\" or \"10_000 credits per month\"";
+        for text in
+            ["", "3", "requests", "-3 requests", "3 requests per year", "3 requests per", "3.5 credits"]
+        {
+            check_allowance(text, &format!("! `{text}` is no allowance; {form}"));
+        }
+        check_allowance(
+            "3 reqests per day",
+            &format!("! `3 reqests per day` is no allowance; {form}; did you mean `requests`?"),
+        );
+    }
+
+    #[test]
+    fn rates_are_per_second_or_minute() {
+        let rate = |requests, seconds| Ok(Rate { requests, span: Duration::from_secs(seconds) });
+        assert_eq!("60 per minute".parse(), rate(60, 60));
+        assert_eq!("5 requests a second".parse(), rate(5, 1));
+        for text in ["", "60", "0 per minute", "60 per hour", "x per minute", "5000000000 per second"] {
+            assert!(text.parse::<Rate>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_path_begins_with_a_slash() {
+        assert_eq!(path("/v1/text-to-speech/"), Ok("/v1/text-to-speech".to_owned()));
+        assert_eq!(path("/v1/voices/{id}/settings"), Ok("/v1/voices/{id}/settings".to_owned()));
+        for text in ["", "v1/voices", "/v1/../x", "/v1/a?b", "/v1/%20", "https://x/v1"] {
+            assert!(path(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! A request as its attempts and its records see it: who asks for what, in the books' words, and what
+//! that needs of a key.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use hyper::body::Incoming;
+
+use super::accounts::{Account, Accounts, Counts};
+use super::error::ProxyError;
+use super::journal::RequestLog;
+use crate::body::replay::Replay;
+use crate::clock;
+use crate::policy::asked::{self, Asked};
+use crate::policy::client::{Client, ClientName};
+use crate::policy::endpoint::{Endpoint, Metering, Work};
+use crate::policy::estimate::estimate;
+use crate::policy::lane::Lane;
+use crate::policy::models::Models;
+use crate::pool::Ask;
+
+/// What all attempts of a request have in common in the books.
+#[derive(Debug)]
+pub(super) struct Case {
+    pub(super) request_id: Arc<str>,
+    pub(super) client: ClientName,
+    pub(super) method: Arc<str>,
+    pub(super) route: Arc<str>,
+    pub(super) metering: Metering,
+    /// What was asked for, where that was known before.
+    pub(super) asked: Option<Asked>,
+    /// Who is charged for it.
+    pub(super) account: Option<Arc<Account>>,
+}
+
+impl Case {
+    /// Opens a case, and tells the log what it is about.
+    pub(super) fn open(
+        log: &mut RequestLog,
+        client: ClientName,
+        method: &Method,
+        endpoint: &Endpoint,
+    ) -> Self {
+        let case = Self {
+            request_id: log.request_id(),
+            client,
+            method: method.as_str().into(),
+            route: endpoint.route.as_str().into(),
+            metering: endpoint.metering,
+            asked: None,
+            account: None,
+        };
+        log.opened(&case.client, &case.route);
+        case
+    }
+
+    /// Looks at what is asked for, as far as can be seen before it is sent; returns what that needs of
+    /// a key.
+    pub(super) async fn foresee(
+        &mut self,
+        endpoint: &Endpoint,
+        body: &Replay<Incoming>,
+        models: &Models,
+        span: Duration,
+    ) -> Ask {
+        let mut asked = Asked::default();
+        let is_short = body.length().is_none_or(|bytes| bytes <= asked::BODY_BYTES_MAX as u64);
+        if endpoint.work.has_text() && is_short && !span.is_zero() {
+            let (start, is_whole) = body.gather(asked::BODY_BYTES_MAX, span).await;
+            asked = Asked::of(&start, is_whole);
+            self.asked = is_whole.then(|| asked.clone());
+        }
+        Ask {
+            client: self.client.clone(),
+            estimate: estimate(endpoint.work, &asked, body.length(), models),
+            lane: lane(endpoint.work, &asked, models),
+            permission: endpoint.permission,
+            excluded: Vec::new(),
+            barred: Vec::new(),
+            home: Vec::new(),
+            spares_credits: false,
+        }
+    }
+
+    /// Lets it in by the rules of its client, whose account is charged unless it brings its own key.
+    pub(super) fn admit(
+        &mut self,
+        accounts: &Accounts,
+        client: &Client,
+        path: &str,
+        brings_key: bool,
+        log: &mut RequestLog,
+    ) -> Result<(), ProxyError> {
+        if !client.rules.permit(path) {
+            return Err(ProxyError::PathNotAllowed);
+        }
+        let counts = match self.metering {
+            Metering::Credits if !brings_key => Counts::Yes,
+            Metering::Credits | Metering::Free => Counts::No,
+        };
+        let admission = accounts.admit(&client.name, &client.rules, counts, clock::now())?;
+        if !brings_key {
+            self.account = Some(Arc::clone(admission.account()));
+        }
+        log.admitted(admission);
+        Ok(())
+    }
+}
+
+/// With what a request is counted when it runs at once.
+fn lane(work: Work, asked: &Asked, models: &Models) -> Option<Lane> {
+    let of_work = Lane::of_work(work)?;
+    let speaks = of_work == Lane::SPEECH;
+    let model = asked.model.as_deref().or(speaks.then_some(asked::DEFAULT_MODEL));
+    Some(model.and_then(|model| models.lane(model)).unwrap_or(of_work))
+}

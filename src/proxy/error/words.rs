@@ -1,0 +1,214 @@
+//! What clients are told when a request fails for a longer reason: the wording, apart from the list of
+//! reasons.
+
+use std::time::Duration;
+
+use http::StatusCode;
+
+use super::Told;
+use crate::policy::affinity::Kind;
+use crate::policy::affinity::claim::TwoOwners;
+use crate::policy::allowance::Spent;
+use crate::policy::replay::Progress;
+use crate::policy::select::Unavailable;
+use crate::policy::units::UnixMs;
+use crate::proxy::accounts::TurnedAway;
+use crate::upstream::{SendError, SendErrorKind};
+
+/// The contract's sentence for an empty pool.
+const NOTHING_LEFT: &str = "All ElevenLabs API keys are exhausted or rate limited";
+/// A request that is under way ends about that soon.
+const FULL_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+pub(super) fn two_owners_message(TwoOwners(one, other): TwoOwners) -> String {
+    let with_article = |kind: Kind| {
+        let article = if kind.word().starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+        format!("{article} {}", kind.word())
+    };
+    let what = if one == other {
+        format!("{} and another", with_article(one))
+    } else {
+        format!("{} and {}", with_article(one), with_article(other))
+    };
+    format!(
+        "The request names {what} that belong to different ElevenLabs accounts, and no API key can use both. \
+         Leave one out, or make both in one account."
+    )
+}
+
+/// The same as for the whole pool, for the one account that has what is named.
+pub(super) fn owner_told(kind: Kind, unavailable: Unavailable, now: UnixMs) -> Told {
+    let told = unavailable_told(unavailable, now);
+    let account = format!("The ElevenLabs account that this {} belongs to", kind.word());
+    let (code, message) = match unavailable {
+        Unavailable::Exhausted { resets_at } => {
+            let reset =
+                resets_at.map(|at| format!(" Next reset: {}.", at.rfc3339_seconds())).unwrap_or_default();
+            ("owner_exhausted", format!("{account} is out of credits, and no other account has it.{reset}"))
+        }
+        Unavailable::Cooling { .. } => {
+            let seconds = told.retry_after_s.unwrap_or(1);
+            let message =
+                format!("{account} is rate limited, and no other account has it. Try again in {seconds} s.");
+            ("owner_rate_limited", message)
+        }
+        Unavailable::Full { .. } => {
+            let seconds = told.retry_after_s.unwrap_or(1);
+            (
+                "owner_busy",
+                format!(
+                    "{account} has as many requests under way as its plan allows. Try again in {seconds} s."
+                ),
+            )
+        }
+        Unavailable::Invalid | Unavailable::Tried => {
+            ("owner_invalid", format!("{account} refuses every API key that Keychoir holds for it."))
+        }
+    };
+    Told { code, message, ..told }
+}
+
+pub(super) fn turned_away_told(turned_away: TurnedAway) -> Told {
+    match turned_away {
+        TurnedAway::Concurrency { max } => Told {
+            http: StatusCode::TOO_MANY_REQUESTS,
+            status: "too_many_concurrent_requests",
+            code: "client_concurrency",
+            message: format!("Keychoir lets this client have {max} requests under way at once."),
+            // One of them may end at any moment.
+            retry_after_s: Some(1),
+        },
+        TurnedAway::Rate { wait } => {
+            let seconds = whole_seconds(wait);
+            Told {
+                http: StatusCode::TOO_MANY_REQUESTS,
+                status: "rate_limit_exceeded",
+                code: "client_rate",
+                message: format!("Keychoir lets this client begin its next request in {seconds} s."),
+                retry_after_s: Some(seconds),
+            }
+        }
+        TurnedAway::Spent(Spent { allowance, begins_anew }) => Told {
+            // Not 429: SDKs would try again.
+            http: StatusCode::PAYMENT_REQUIRED,
+            status: "insufficient_credits",
+            code: "client_allowance_used",
+            message: match begins_anew {
+                Some(at) => format!(
+                    "This client has used its allowance of {allowance}. It begins anew at {}.",
+                    at.rfc3339_seconds()
+                ),
+                None => format!("This client has used its allowance of {allowance}."),
+            },
+            retry_after_s: None,
+        },
+    }
+}
+
+/// At least one, so that nobody comes back at once.
+fn whole_seconds(wait: Duration) -> u64 {
+    u64::try_from(wait.as_millis().div_ceil(1_000)).unwrap_or(u64::MAX).max(1)
+}
+
+pub(super) fn unavailable_told(unavailable: Unavailable, now: UnixMs) -> Told {
+    match unavailable {
+        Unavailable::Exhausted { resets_at } => Told {
+            http: StatusCode::UNAUTHORIZED,
+            status: "quota_exceeded",
+            code: "all_keys_exhausted",
+            message: match resets_at {
+                Some(at) => format!("{NOTHING_LEFT}. Next reset: {}.", at.rfc3339_seconds()),
+                None => format!("{NOTHING_LEFT}."),
+            },
+            retry_after_s: None,
+        },
+        Unavailable::Cooling { until } => {
+            let seconds = whole_seconds(until.since(now));
+            Told {
+                http: StatusCode::TOO_MANY_REQUESTS,
+                status: "rate_limit_exceeded",
+                code: "all_keys_rate_limited",
+                message: format!("{NOTHING_LEFT}. Try again in {seconds} s."),
+                retry_after_s: Some(seconds),
+            }
+        }
+        Unavailable::Full { until } => {
+            let span = until.map_or(FULL_RETRY_AFTER, |until| until.since(now)).as_millis();
+            let seconds = span.div_ceil(1_000).max(1);
+            Told {
+                http: StatusCode::TOO_MANY_REQUESTS,
+                status: "too_many_concurrent_requests",
+                code: "all_keys_busy",
+                message: format!(
+                    "Every ElevenLabs API key has as many requests under way as its plan allows. \
+                     Try again in {seconds} s."
+                ),
+                retry_after_s: u64::try_from(seconds).ok(),
+            }
+        }
+        // Nothing was tried and nothing can be: said as for an empty pool of refused keys.
+        Unavailable::Invalid | Unavailable::Tried => Told {
+            http: StatusCode::UNAUTHORIZED,
+            status: "invalid_api_key",
+            code: "all_keys_invalid",
+            message: "ElevenLabs refuses every API key that Keychoir holds. Whoever runs Keychoir must replace them."
+                .to_owned(),
+            retry_after_s: None,
+        },
+    }
+}
+
+pub(super) fn upstream_told(error: &SendError) -> Told {
+    let (http, status, code, message) = match &error.kind {
+        SendErrorKind::ClientBroke => (
+            StatusCode::BAD_REQUEST,
+            "bad_request",
+            "request_body_broken",
+            "The request's body broke off or was malformed.",
+        ),
+        SendErrorKind::ClientStalled(_) => (
+            StatusCode::REQUEST_TIMEOUT,
+            "request_timeout",
+            "request_body_timeout",
+            "The request's body stopped coming.",
+        ),
+        SendErrorKind::ConnectTimeout(_) => (
+            StatusCode::GATEWAY_TIMEOUT,
+            "gateway_timeout",
+            "upstream_timeout",
+            "ElevenLabs could not be reached in time.",
+        ),
+        SendErrorKind::AnswerTimeout(_) | SendErrorKind::UploadStalled(_) => (
+            StatusCode::GATEWAY_TIMEOUT,
+            "gateway_timeout",
+            "upstream_timeout",
+            "ElevenLabs did not answer in time. The request may have been charged and was not sent again.",
+        ),
+        SendErrorKind::Connect(_) => {
+            (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_unreachable", "ElevenLabs cannot be reached.")
+        }
+        SendErrorKind::Broken(_) if error.progress == Progress::Unsent => {
+            (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_unreachable", "ElevenLabs cannot be reached.")
+        }
+        SendErrorKind::Broken(_) => (
+            StatusCode::BAD_GATEWAY,
+            "bad_gateway",
+            "upstream_broke",
+            "The connection to ElevenLabs broke before an answer. The request may have been charged and was not \
+             sent again.",
+        ),
+        SendErrorKind::Switched(_) => (
+            StatusCode::BAD_GATEWAY,
+            "bad_gateway",
+            "upstream_broke",
+            "ElevenLabs answered with a protocol that nobody had asked for.",
+        ),
+        SendErrorKind::Unsendable(_) => (
+            StatusCode::BAD_REQUEST,
+            "bad_request",
+            "bad_target",
+            "The path or query of the request is malformed.",
+        ),
+    };
+    Told { http, status, code, message: message.to_owned(), retry_after_s: None }
+}

@@ -1,0 +1,314 @@
+//! What each client may do, and what it hears when it may not.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends at its first surprise"
+)]
+
+mod house;
+mod program;
+
+use std::path::Path;
+use std::time::Duration;
+
+use house::{CLIENT_TOKEN, House, ONE, SPEECH, THREE, TWO, house_in, house_with, loopback, until};
+use keychoir::config::{ClientConfig, Config};
+use keychoir::policy::allowance::{Allowance, Measure, Period, Rate};
+use keychoir::policy::client::{Pins, Rules};
+use keychoir::secret::Fingerprint;
+use keychoir::simulator::{Plan, Simulator};
+use program::{Program, contents, keychoir, run, stderr};
+use serde_json::{Value, json};
+
+fn plan() -> Plan {
+    Plan::of([(ONE, 100_000), (TWO, 100_000)])
+}
+
+/// The client of the tests under these rules, and another with none.
+fn with(rules: Rules) -> impl FnOnce(&mut Config) {
+    let client = |name: &str, token: &str, rules| ClientConfig {
+        name: name.to_owned(),
+        token: Fingerprint::of(token),
+        rules,
+    };
+    let clients = vec![client("app", CLIENT_TOKEN, rules), client("other", "other", Rules::default())];
+    |config| config.clients = clients
+}
+
+fn three_messages() -> Rules {
+    let allowance = Allowance { amount: 3, measure: Measure::Requests, period: Period::Ever };
+    Rules { allowance: Some(allowance), ..Rules::default() }
+}
+
+/// The status of an answer and the code of ours.
+fn told(answer: &reqwest::Response) -> (u16, &str) {
+    let code = answer.headers().get("x-keychoir-error").map_or("", |code| code.to_str().unwrap());
+    (answer.status().as_u16(), code)
+}
+
+const USED: (u16, &str) = (402, "client_allowance_used");
+
+#[tokio::test]
+async fn three_messages_are_three_whatever_fails_between() {
+    let house = house_with(plan(), with(three_messages())).await;
+    assert_eq!(house.speak(10).await.status(), 200);
+    // What is read, and what is refused, is no message.
+    assert_eq!(house.get("/v1/voices").await.status(), 200);
+    assert_eq!(house.post(SPEECH, &json!({"texxt": "a"})).await.status(), 422);
+    assert_eq!(house.speak(10).await.status(), 200);
+    assert_eq!(house.speak(10).await.status(), 200);
+    let answer = house.speak(10).await;
+    assert_eq!(told(&answer), USED);
+    let body: Value = answer.json().await.unwrap();
+    assert_eq!(body["detail"]["status"], "insufficient_credits");
+    assert_eq!(body["detail"]["message"], "This client has used its allowance of 3 requests.");
+    assert_eq!(house.get("/v1/voices").await.status(), 200);
+    let other = house.client.post(format!("{}{SPEECH}", house.url)).header("xi-api-key", "other");
+    assert_eq!(other.json(&json!({"text": "a"})).send().await.unwrap().status(), 200);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn an_allowance_survives_a_restart() {
+    let first = house_with(plan(), with(three_messages())).await;
+    assert_eq!(first.speak(10).await.status(), 200);
+    assert_eq!(first.get("/v1/voices").await.status(), 200);
+    assert_eq!(first.speak(10).await.status(), 200);
+    let (_, folder) = first.close().await;
+    let second = house_in(folder, plan(), with(three_messages())).await;
+    assert_eq!(second.speak(10).await.status(), 200);
+    assert_eq!(told(&second.speak(10).await), USED);
+}
+
+#[tokio::test]
+async fn credits_are_an_allowance_too() {
+    let allowance = Allowance { amount: 15, measure: Measure::Credits, period: Period::Month };
+    let house = house_with(plan(), with(Rules { allowance: Some(allowance), ..Rules::default() })).await;
+    assert_eq!(house.speak(10).await.status(), 200);
+    assert_eq!(house.speak(10).await.status(), 200);
+    let answer = house.speak(10).await;
+    assert_eq!(told(&answer), USED);
+    assert!(answer.text().await.unwrap().contains("15 credits per month. It begins anew at "));
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_client_that_hurries_is_told_when_to_come_back() {
+    let rate = Rate { requests: 1, span: Duration::from_secs(3_600) };
+    let house = house_with(plan(), with(Rules { rate: Some(rate), ..Rules::default() })).await;
+    assert_eq!(house.get("/v1/voices").await.status(), 200);
+    let answer = house.get("/v1/voices").await;
+    assert_eq!(told(&answer), (429, "client_rate"));
+    let seconds: u64 = answer.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((3_500..=3_600).contains(&seconds), "{seconds}");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_client_has_as_many_requests_under_way_as_it_may() {
+    let house = house_with(plan(), with(Rules { concurrency: Some(1), ..Rules::default() })).await;
+    house.simulator.script(ONE, vec!["slow_body=3600s".parse().unwrap()]);
+    let mut answer = house.post(&format!("{SPEECH}/stream"), &json!({"text": "a".repeat(100)})).await;
+    assert!(answer.chunk().await.unwrap().is_some());
+    let refused = house.get("/v1/voices").await;
+    assert_eq!(
+        (told(&refused), &refused.headers()["retry-after"]),
+        ((429, "client_concurrency"), &"1".parse().unwrap())
+    );
+    drop(answer);
+    until(|| house.simulator.ledger().totals.in_flight == 0).await;
+    assert_eq!(house.get("/v1/voices").await.status(), 200);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_client_asks_below_its_paths_only() {
+    let paths = vec!["/v1/text-to-speech".to_owned(), "/v1/voices/{id}".to_owned()];
+    let house = house_with(plan(), with(Rules { paths, ..Rules::default() })).await;
+    assert_eq!(house.speak(10).await.status(), 200);
+    assert_eq!(house.get(&format!("/v1/voices/{}", house::VOICE)).await.status(), 200);
+    for path in
+        ["/v1/voices", "/v1/user", "/v1/text-to-speech/../user", "/v1/text-to-speech%2f..%2fuser", "/user"]
+    {
+        let request = house.client.get(format!("{}{path}", house.url)).header("xi-api-key", CLIENT_TOKEN);
+        assert_eq!(told(&request.send().await.unwrap()), (403, "path_not_allowed"), "{path}");
+    }
+    assert_eq!(house.hits(&[ONE, TWO]), [2, 0]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_client_is_served_by_its_keys_only() {
+    let pins = Pins { keys: vec!["second".to_owned()], workspaces: Vec::new() };
+    let rules = Rules { pins, ..Rules::default() };
+    let house = house_with(plan(), |config| {
+        with(rules)(config);
+        config.keys[1].name = Some("second".to_owned());
+    })
+    .await;
+    assert_eq!(house.speak(10).await.status(), 200);
+    assert_eq!(house.hits(&[ONE, TWO]), [0, 1]);
+    house.always(TWO, "quota");
+    for _ in 0..2 {
+        assert_eq!(told(&house.speak(10).await), (401, "all_keys_exhausted"), "the first key is not for it");
+    }
+    assert_eq!(house.hits(&[ONE, TWO]), [0, 2]);
+    house.close().await;
+}
+
+/// A request with a token in its own place, and a key of the client's own.
+async fn with_own(house: &House, method: &str, path: &str, token: Option<&str>) -> reqwest::Response {
+    let request = house.client.request(method.parse().unwrap(), format!("{}{path}", house.url));
+    let request = request.header("xi-api-key", THREE).json(&json!({"text": "hello"}));
+    let request = token.into_iter().fold(request, |request, token| request.header("x-keychoir-token", token));
+    request.send().await.unwrap()
+}
+
+/// A house whose provider knows a third key, which is not in the pool.
+async fn house_beside_own(credits: u64, change: impl FnOnce(&mut Config)) -> House {
+    let plan = Plan::of([(ONE, 100_000), (TWO, 100_000), (THREE, credits)]);
+    house_with(plan, |config| {
+        config.keys.pop();
+        change(config);
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_client_that_brings_its_own_key_pays_itself() {
+    let rules = Rules { may_bring_key: true, concurrency: Some(1), ..three_messages() };
+    let house = house_beside_own(0, with(rules)).await;
+    for _ in 0..5 {
+        // Its account is empty, and that is its own matter: no other key is tried, none is parked.
+        let answer = with_own(&house, "POST", SPEECH, Some(CLIENT_TOKEN)).await;
+        assert_eq!(told(&answer), (401, ""));
+    }
+    let user: Value = with_own(&house, "GET", "/v1/user", Some(CLIENT_TOKEN)).await.json().await.unwrap();
+    assert_eq!(user["first_name"], "Simulator", "it is its own account");
+    assert_eq!(house.hits(&[ONE, TWO, THREE]), [0, 0, 5], "and the question for the user");
+    assert_eq!(house.statuses().await, ["active", "active"]);
+    // Without a key of its own it draws on the pool, and there is all of its allowance.
+    for _ in 0..3 {
+        assert_eq!(house.speak(10).await.status(), 200);
+    }
+    assert_eq!(told(&house.speak(10).await), USED);
+    let (ledger, folder) = house.close().await;
+    assert_eq!(ledger.violations, [""; 0]);
+    let path = folder.path().join("keychoir.db");
+    let books = rusqlite::Connection::open(&path).unwrap();
+    let own: (i64, String) = books
+        .query_row("SELECT count(*), min(client) FROM attempts WHERE key_hash = 'own'", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .unwrap();
+    assert_eq!(own, (6, "app".to_owned()));
+    let heap = std::fs::read(path).unwrap();
+    for secret in [THREE, &Fingerprint::of(THREE).to_string()] {
+        assert!(!heap.windows(secret.len()).any(|bytes| bytes == secret.as_bytes()));
+    }
+}
+
+#[tokio::test]
+async fn nobody_brings_a_key_who_may_not() {
+    let house = house_beside_own(100, with(Rules::default())).await;
+    assert_eq!(told(&with_own(&house, "GET", "/v1/voices", None).await), (401, "client_token_wrong"));
+    assert_eq!(
+        told(&with_own(&house, "GET", "/v1/voices", Some("wrong")).await),
+        (401, "client_token_wrong")
+    );
+    assert_eq!(with_own(&house, "GET", "/v1/voices", Some(CLIENT_TOKEN)).await.status(), 200);
+    assert_eq!(house.hits(&[ONE, TWO, THREE]), [1, 0, 0]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn strangers_bring_keys_where_they_may_and_see_nothing_of_the_pool() {
+    let house = house_beside_own(100, |config| {
+        with(Rules::default())(config);
+        config.access.brings_own_key = true;
+    })
+    .await;
+    assert_eq!(with_own(&house, "GET", "/v1/voices", None).await.status(), 200);
+    assert_eq!(
+        told(&with_own(&house, "GET", "/api/elevenlabs-status", None).await),
+        (401, "client_token_wrong")
+    );
+    assert_eq!(house.get("/v1/voices").await.status(), 200);
+    assert_eq!(house.hits(&[ONE, TWO, THREE]), [1, 0, 1]);
+    let clients: Vec<String> = house.records().await.into_iter().map(|record| record.client).collect();
+    assert_eq!(clients, ["own", "app"]);
+}
+
+/// Runs `keychoir clients` with these words and a file; its exit code, data and messages.
+fn clients(words: &[&str], file: &Path) -> (Option<i32>, String, String) {
+    let words = [&["clients"], words, &["--config", file.to_str().unwrap()]].concat();
+    let output = run(keychoir(&words).env("HOME", file.parent().unwrap()));
+    let said = stderr(&output);
+    (output.status.code(), String::from_utf8(output.stdout).unwrap(), said)
+}
+
+#[tokio::test]
+async fn a_client_is_added_served_and_revoked_while_it_runs() {
+    let simulator = Simulator::start(loopback().await, plan()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keychoir.toml");
+    std::fs::write(&file, "# mine\n[server]\nlisten = \"0.0.0.0:0\"\nreload_interval_ms = 0\n").unwrap();
+    let (code, token, said) =
+        clients(&["add", "app", "--allowance", "1 request", "--concurrency", "4"], &file);
+    let token = token.trim();
+    assert_eq!((code, token.len()), (Some(0), 51), "{said}");
+    assert!(!said.contains(token));
+    let (code, _, said) = clients(&["add", "app"], &file);
+    assert_eq!(code, Some(78), "{said}");
+    let (code, _, said) = clients(&["add", "other", "--rate", "fast"], &file);
+    assert!(code == Some(78) && said.contains("`fast` is no rate"), "{said}");
+    let (_, list, _) = clients(&["list"], &file);
+    assert_eq!(list, "app  1 request, 4 at once\n");
+    let (_, list, _) = clients(&["list", "--json"], &file);
+    let list: Value = serde_json::from_str(&list).unwrap();
+    assert_eq!((&list[0]["name"], &list[0]["concurrency"]), (&json!("app"), &json!(4)));
+
+    let mut command = keychoir(&["serve", "--config", file.to_str().unwrap()]);
+    command
+        .env("ELEVENLABS_API_KEYS", format!("{ONE},{TWO}"))
+        .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
+        .env("KEYCHOIR_LOG__LEVEL", "trace")
+        .env("KEYCHOIR_LOG__FORMAT", "json");
+    let mut program = Program::start(&mut command);
+    let port = program.address().rsplit(':').next().unwrap().to_owned();
+    let url = format!("http://127.0.0.1:{port}");
+    let client = keychoir::upstream::side_calls().unwrap().build().unwrap();
+    let get = async |token: &str| {
+        let request = client.get(format!("{url}/v1/voices")).header("xi-api-key", token);
+        request.send().await.unwrap().status().as_u16()
+    };
+    assert_eq!((get(token).await, get("other").await), (200, 401));
+
+    let (code, second, said) = clients(&["add", "second", "--bring-your-own-key", "--json"], &file);
+    assert_eq!(code, Some(0), "{said}");
+    let second: Value = serde_json::from_str(&second).unwrap();
+    let second = second["token"].as_str().unwrap();
+    assert_eq!(clients(&["revoke", "app"], &file).0, Some(0));
+    assert_eq!(clients(&["revoke", "app"], &file).0, Some(78));
+    let (code, _, said) = clients(&["revoke", "second"], &file);
+    assert!(code == Some(78) && said.contains("open to other machines"), "{said}");
+    program.signal("HUP");
+    program.event("reloaded");
+    assert_eq!((get(token).await, get(second).await), (401, 200));
+    // A key of its own, which the provider does not know.
+    let own = "sk_own_canary_000011112222333344445555666677778888";
+    let request = client.get(format!("{url}/v1/voices")).header("xi-api-key", own);
+    assert_eq!(request.header("x-keychoir-token", second).send().await.unwrap().status(), 401);
+
+    let (code, said) = program.end();
+    assert_eq!(code, Some(0));
+    let heap = contents(folder.path());
+    for secret in [token, second, own, &Fingerprint::of(own).to_string()] {
+        assert!(!said.contains(secret), "it is in the log");
+        assert!(!heap.windows(secret.len()).any(|bytes| bytes == secret.as_bytes()), "it is in a file");
+    }
+    assert!(std::fs::read_to_string(&file).unwrap().starts_with("# mine\n[server]\n"));
+}

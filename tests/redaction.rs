@@ -1,0 +1,180 @@
+//! What a client of the pool never sees: a key, wherever the provider echoes it, and the owner of
+//! the key that serves.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends at its first surprise"
+)]
+
+mod house;
+
+use std::io::Write;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use house::{House, ONE, TWO, house, house_with, loopback};
+use keychoir::config::Config;
+use keychoir::simulator::{Plan, WorkspacePlan};
+use keychoir::tasks::Tasks;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const SHORT: &str = "sk_key_numb...00001";
+
+/// A house before an upstream that says `said` to every request, and leaves the connection open.
+async fn before(said: &[u8], change: impl FnOnce(&mut Config)) -> House {
+    let listener = loopback().await;
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let said = said.to_vec();
+    Tasks::new().spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let said = said.clone();
+            Tasks::new().spawn(async move {
+                let mut head = Vec::new();
+                while let Ok(byte) = stream.read_u8().await {
+                    head.push(byte);
+                    if head.ends_with(b"\r\n\r\n") {
+                        stream.write_all(&said).await.unwrap();
+                    }
+                }
+            });
+        }
+    });
+    house_with(Plan::of([(ONE, 100), (TWO, 100)]), |config| {
+        config.upstream.base_url = url.parse().unwrap();
+        config.watch.is_enabled = false;
+        change(config);
+    })
+    .await
+}
+
+fn gzip(text: &str) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(text.as_bytes()).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn message(head: &str, body: &[u8]) -> Vec<u8> {
+    let head = format!("HTTP/1.1 {head}\r\ncontent-length: {}\r\n\r\n", body.len());
+    [head.as_bytes(), body].concat()
+}
+
+#[tokio::test]
+async fn a_key_that_is_echoed_becomes_its_short_form() {
+    let text = format!("{{\"used\":\"{ONE}\",\"other\":\"{TWO}\"}}");
+    let shown = text.replace(ONE, SHORT).replace(TWO, "sk_key_numb...00002");
+    for (head, body) in [
+        (
+            format!("200 OK\r\nx-key: Bearer {ONE}\r\ncontent-type: application/json"),
+            text.clone().into_bytes(),
+        ),
+        (format!("200 {ONE}\r\ncontent-type: text/plain"), text.clone().into_bytes()),
+        ("422 Unprocessable".to_owned(), text.clone().into_bytes()),
+        ("400 Bad Request\r\ncontent-encoding: gzip".to_owned(), gzip(&text)),
+        ("404 Not Found\r\ncontent-encoding: gzip".to_owned(), gzip(&text)),
+    ] {
+        let house = before(&message(&head, &body), |_| {}).await;
+        let answer = house.get("/v1/voices").await;
+        if head.contains("x-key") {
+            assert_eq!(answer.headers()["x-key"], format!("Bearer {SHORT}"));
+        }
+        assert!(!format!("{answer:?}").contains(ONE), "{answer:?}");
+        let length = answer.content_length().unwrap();
+        let heard = answer.text().await.unwrap();
+        assert_eq!((heard.trim_end(), heard.len() as u64), (&*shown, length), "{head}");
+        house.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_is_searched_without_waiting_for_it() {
+    let (start, end) = ONE.split_at(20);
+    let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+    let pieces = [chunk("data: one\n\n"), chunk(&format!("data: {start}")), chunk(&format!("{end}\n\n"))];
+    // What the upstream has said so far must have arrived; it says nothing more, and does not end.
+    for (count, expected) in [
+        (1, "data: one\n\n".to_owned()),
+        (2, "data: one\n\ndata: sk_k".to_owned()),
+        (3, format!("data: one\n\ndata: {SHORT}\n\n")),
+    ] {
+        let house = before(format!("{head}{}", pieces[..count].concat()).as_bytes(), |_| {}).await;
+        let mut answer = house.get("/v1/voices").await;
+        let mut heard = String::new();
+        while heard.len() < expected.len() {
+            heard.push_str(std::str::from_utf8(&answer.chunk().await.unwrap().unwrap()).unwrap());
+        }
+        assert_eq!(heard, expected);
+    }
+}
+
+#[tokio::test]
+async fn sound_is_not_searched() {
+    let said = message("200 OK\r\ncontent-type: audio/mpeg", ONE.as_bytes());
+    let house = before(&said, |_| {}).await;
+    assert_eq!(house.get("/v1/voices").await.text().await.unwrap(), ONE);
+    house.close().await;
+}
+
+fn plan() -> Plan {
+    let mut plan = Plan::of([(ONE, 0), (TWO, 1_000)]);
+    plan.keys[0].workspace = Some("one".to_owned());
+    plan.with_workspace(WorkspacePlan { used: 5_420, ..WorkspacePlan::new("one", 100_000) })
+}
+
+#[tokio::test]
+async fn the_owner_of_a_key_is_not_shown_and_credits_are() {
+    let house = house(plan()).await;
+    let user: Value = house.get("/v1/user").await.json().await.unwrap();
+    for name in
+        ["first_name", "xi_api_key_preview", "referral_link_code", "partnerstack_partner_default_link"]
+    {
+        assert_eq!(user[name], Value::Null, "{name}");
+    }
+    assert_eq!((&user["user_id"], &user["is_onboarding_completed"]), (&json!("redacted"), &json!(true)));
+    let figures = |subscription: &Value| {
+        (subscription["character_count"].as_u64().unwrap(), subscription["character_limit"].as_u64().unwrap())
+    };
+    assert_eq!(figures(&user["subscription"]), (5_420, 100_000));
+
+    let own: Value = house.get("/user/subscription").await.json().await.unwrap();
+    assert_eq!(figures(&own), (5_420, 100_000));
+    assert_eq!((&own["next_invoice"], &own["open_invoices"]), (&Value::Null, &json!([])));
+    assert_eq!(own["has_open_invoices"], json!(false));
+    house.close().await;
+}
+
+#[tokio::test]
+async fn an_owner_that_cannot_be_taken_out_is_not_relayed() {
+    let document = json!({"first_name": "John"}).to_string();
+    for (said, status) in [
+        (message("200 OK\r\ncontent-encoding: gzip", &gzip(&document)), 200),
+        (message("200 OK\r\ncontent-encoding: br", document.as_bytes()), 502),
+        (message("200 OK", b"<html>John</html>"), 502),
+        (message("200 OK", &vec![b' '; 1024 * 1024 + 1]), 502),
+        (message("200 OK\r\ncontent-type: audio/mpeg", document.as_bytes()), 200),
+        (message("401 Unauthorized", b"John is not here"), 401),
+    ] {
+        let house = before(&said, |_| {}).await;
+        let answer = house.get("/v1/user").await;
+        assert_eq!(answer.status(), status);
+        if status == 502 {
+            assert_eq!(answer.headers()["x-keychoir-error"], "answer_not_redacted");
+        }
+        let text = answer.text().await.unwrap();
+        assert!(status == 401 || !text.contains("John"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn who_trusts_all_clients_can_switch_it_off() {
+    let house = house_with(plan(), |config| config.access.redacts = false).await;
+    let user: Value = house.get("/v1/user").await.json().await.unwrap();
+    assert_eq!(user["first_name"], "Simulator");
+    house.close().await;
+    let house = before(&message("200 OK", ONE.as_bytes()), |config| config.access.redacts = false).await;
+    assert_eq!(house.get("/v1/voices").await.text().await.unwrap(), ONE);
+    house.close().await;
+}
