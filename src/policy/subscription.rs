@@ -15,11 +15,14 @@ pub struct Subscription {
     pub quota: Quota,
     /// The plan, a free text of the provider.
     pub tier: Option<String>,
+    /// Whether the provider says that its bill is paid.
+    pub is_paid: bool,
 }
 
 #[derive(Deserialize)]
 struct Wire {
     tier: Option<String>,
+    status: Option<String>,
     character_count: u64,
     character_limit: u64,
     /// A number, `"unlimited"`, or absent.
@@ -46,7 +49,9 @@ impl Subscription {
             extension,
             resets_at: seconds.filter(|&at| at > 0).map(|at| UnixMs(at.saturating_mul(1_000))),
         };
-        Some(Self { quota, tier: wire.tier })
+        // `free` accounts that are suspected of abuse say so no more clearly than others.
+        let is_paid = wire.status.is_some_and(|status| status == "active" || status == "trialing");
+        Some(Self { quota, tier: wire.tier, is_paid })
     }
 }
 
@@ -71,7 +76,8 @@ mod tests {
     fn check(extra: &str, extension: Extension, resets_at: Option<u64>) {
         let body = format!(r#"{{"tier":"creator","character_count":5420,"character_limit":100000{extra}}}"#);
         let quota = Quota { count: 5_420, limit: Some(100_000), extension, resets_at: resets_at.map(UnixMs) };
-        let expected = Subscription { quota, tier: Some("creator".to_owned()) };
+        let is_paid = extra.contains("active");
+        let expected = Subscription { quota, tier: Some("creator".to_owned()), is_paid };
         assert_eq!(Subscription::read(body.as_bytes()), Some(expected));
     }
 
@@ -83,6 +89,8 @@ mod tests {
             Some(1_738_356_858_000),
         );
         check(r#","next_character_count_reset_unix":null"#, Extension::None, None);
+        check(r#","status":"active""#, Extension::None, None);
+        check(r#","status":"past_due""#, Extension::None, None);
     }
 
     #[test]

@@ -103,6 +103,8 @@ pub enum Observation {
         quota: Quota,
         /// The plan's name, as the provider writes it.
         tier: Option<String>,
+        /// Whether it says that the bill is paid.
+        is_paid: bool,
     },
     /// The key is good and may not ask.
     Unreadable,
@@ -360,8 +362,11 @@ impl Pool {
     /// Learns what the provider told of a key's quota.
     pub fn observe(&self, roster: &Roster, key: &Key, seen: Observation, now: UnixMs) -> Vec<Transition> {
         match seen {
-            Observation::Quota { quota, tier } => {
+            Observation::Quota { quota, tier, is_paid } => {
                 key.accept();
+                if is_paid {
+                    key.workspace().pardon(ParkReason::Billing);
+                }
                 key.workspace().observe(quota, tier, now, roster.settings().quota_lag);
             }
             Observation::Unreadable => key.accept(),

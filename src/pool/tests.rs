@@ -84,7 +84,12 @@ impl Trial for Arc<Pool> {
             extension: Extension::None,
             resets_at: Some(UnixMs(9_000_000)),
         };
-        self.observe(&roster, &roster.keys()[position], Observation::Quota { quota, tier: None }, now)
+        self.observe(
+            &roster,
+            &roster.keys()[position],
+            Observation::Quota { quota, tier: None, is_paid: false },
+            now,
+        )
     }
 
     fn spent(&self, position: usize, credits: u64, now: UnixMs) -> Vec<Transition> {
@@ -655,4 +660,35 @@ fn a_workspace_that_is_named_later_is_known_by_its_key() {
     assert_eq!(after.identity_of(studio), Some(studio));
     assert_eq!(after.identity_of(before.keys()[1].workspace().identity()), None, "no key opens it");
     assert!(!after.has_choice());
+}
+
+#[test]
+fn a_locked_workspace_is_back_when_its_bill_is_paid() {
+    let pool = apart(1);
+    pool.judged(0, Verdict::Billing, NOW);
+    let roster = pool.roster();
+    let key = &roster.keys()[0];
+    let seen = |is_paid| Observation::Quota { quota: Quota::default(), tier: None, is_paid };
+    assert!(pool.observe(&roster, key, seen(false), NOW).is_empty());
+    assert_eq!(changes(&pool.observe(&roster, key, seen(true), NOW)), [(0, Change::Returns)]);
+}
+
+#[test]
+fn a_clock_that_steps_brings_no_key_back_twice_and_loses_none() {
+    let pool = apart(1);
+    pool.told(0, 100, 100, NOW);
+    let reset = UnixMs(9_000_000);
+    assert!(pool.chosen(&[], NOW).is_err());
+    // Forwards over the reset date: a new period, once.
+    assert_eq!(pool.chosen(&[], reset), Ok(0));
+    pool.spent(0, 7, reset);
+    // Backwards: what was spent in it stays spent.
+    assert_eq!(pool.chosen(&[], NOW), Ok(0));
+    assert_eq!(pool.snapshot(NOW)[0].quota.count, 7);
+    // A cooldown that was set by a clock that ran ahead ends when that time comes, or when the
+    // provider is heard again.
+    pool.judged(0, Verdict::InvalidKey, later(86_400));
+    assert_eq!(pool.chosen(&[], NOW), Err(Unavailable::Invalid));
+    pool.told(0, 7, 100, NOW);
+    assert_eq!(pool.chosen(&[], NOW), Ok(0));
 }

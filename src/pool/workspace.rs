@@ -140,6 +140,10 @@ impl Workspace {
         self.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 
+    pub(super) fn pardon(&self, reason: ParkReason) {
+        self.park.pardon(reason);
+    }
+
     pub(super) fn cell(&self) -> &QuotaCell {
         &self.quota
     }

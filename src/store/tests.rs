@@ -114,7 +114,7 @@ async fn keys_are_read_back_as_they_were() {
         extension: Extension::Unlimited,
         resets_at: Some(UnixMs(NOW.0 * 2)),
     };
-    pool.observe(&roster, &roster.keys()[0], Observation::Quota { quota, tier: None }, NOW);
+    pool.observe(&roster, &roster.keys()[0], Observation::Quota { quota, tier: None, is_paid: false }, NOW);
     let park = Park { reason: ParkReason::Invalid, until: NOW.plus(Duration::from_secs(3_600)) };
     pool.judge(&roster, &roster.keys()[1], crate::policy::classify::Verdict::InvalidKey, None, NOW);
     let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), settings(8)).unwrap();

@@ -257,7 +257,8 @@ mod tests {
             key_line(&pool.snapshot(NOW)[0]),
             "key 1  sk_6c036526...d452b  -               quota unknown                              active"
         );
-        let seen = Observation::Quota { quota: quota(84_766), tier: Some("creator".to_owned()) };
+        let seen =
+            Observation::Quota { quota: quota(84_766), tier: Some("creator".to_owned()), is_paid: true };
         pool.observe(&roster, &roster.keys()[0], seen, NOW);
         assert_eq!(
             key_line(&pool.snapshot(NOW)[0]),

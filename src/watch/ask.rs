@@ -33,6 +33,7 @@ impl<C: Connect> Asking<'_, C> {
             Verdict::Served => Subscription::read(&text).map(|subscription| Observation::Quota {
                 quota: subscription.quota,
                 tier: subscription.tier,
+                is_paid: subscription.is_paid,
             }),
             Verdict::InvalidKey => Some(Observation::Invalid),
             // A key for speech alone may not ask, and is as good as any.
