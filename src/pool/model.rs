@@ -7,6 +7,7 @@ use loom::thread;
 
 use super::cells::{Paid, ParkCell, QuotaCell, RoomCell, Taken, ToldCell};
 use super::*;
+use crate::policy::classify::Verdict;
 use crate::policy::client::ClientName;
 use crate::policy::lane::Lane;
 use crate::policy::select::Unavailable;

@@ -1,6 +1,6 @@
 use super::*;
 use crate::policy::budget::Extension;
-use crate::policy::classify::{Refusal, Shortfall};
+use crate::policy::classify::{Refusal, Shortfall, Verdict};
 use crate::policy::client::ClientName;
 use crate::policy::lane::Lane;
 use crate::policy::permission::Permission;
