@@ -23,6 +23,8 @@ pub struct Lease {
     /// workspace's credits.
     told: [bool; 2],
     since: UnixMs,
+    /// Whether a request went out with it: then it may have been charged.
+    is_used: bool,
     is_released: bool,
 }
 
@@ -55,6 +57,7 @@ impl Lease {
             reserved,
             told,
             since: now,
+            is_used: false,
             is_released: false,
         })
     }
@@ -63,6 +66,11 @@ impl Lease {
     #[must_use]
     pub fn key(&self) -> &Arc<Key> {
         &self.key
+    }
+
+    /// The request goes out: from now on it may be charged.
+    pub fn begin(&mut self) {
+        self.is_used = true;
     }
 
     /// Credits that it still holds.
@@ -84,8 +92,8 @@ impl Lease {
             return;
         }
         if self.reserved > 0 {
-            // Nobody said what it has cost: perhaps what was expected.
-            self.settle(self.reserved, self.since);
+            // Nobody said what it has cost: perhaps what was expected, if it was asked for at all.
+            self.settle(if self.is_used { self.reserved } else { 0 }, self.since);
         }
         if let Some(lane) = self.lane {
             self.key.workspace().room(lane).leave();

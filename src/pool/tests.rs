@@ -427,8 +427,12 @@ fn a_lease_that_nobody_settles_costs_what_was_expected() {
     pool.settle(&pool.roster(), &mut settled, 10, NOW);
     drop(settled);
     assert_eq!(pool.snapshot(NOW)[0].quota.count, 10);
-    drop(pool.taken(&speech(30, &[]), NOW).unwrap());
+    let mut sent = pool.taken(&speech(30, &[]), NOW).unwrap().lease;
+    sent.begin();
+    drop(sent);
     assert_eq!(pool.snapshot(NOW)[0].quota.count, 40);
+    drop(pool.taken(&speech(30, &[]), NOW).unwrap());
+    assert_eq!(pool.snapshot(NOW)[0].quota.count, 40, "nothing was asked with it");
     assert_eq!(pool.roster().keys()[0].workspace().reserved(), 0);
 }
 

@@ -74,10 +74,11 @@ impl Attempt {
         proxy: &Proxy<C>,
         case: &Case,
         journey: &mut Journey,
-        lease: Lease,
+        mut lease: Lease,
         place: Place,
         upload: Upload<Incoming>,
     ) -> Self {
+        lease.begin();
         let number = journey.next_attempt();
         let payer =
             Payer::Pool { pool: Arc::clone(&proxy.pool), roster: Arc::clone(journey.roster()), lease };
@@ -183,7 +184,6 @@ impl Attempt {
                 self.record.first_byte = Some(clock::since(self.began));
                 self.record.verdict = answer.verdict.word();
                 self.describe(answer.verdict);
-                self.charge(answer, now);
                 if let Payer::Pool { pool, roster, lease } = &mut self.payer {
                     let ask = journey.map(Journey::ask);
                     announce(&pool.judge(roster, lease.key(), answer.verdict, ask, now));
@@ -196,6 +196,9 @@ impl Attempt {
                         announce(&pool.judge(roster, key, verdict, None, now));
                     }
                 }
+                // After the judgement: what is set free is given to those who wait, and not of a key that is
+                // parked.
+                self.charge(answer, now);
                 Progress::Answered(answer.verdict)
             }
             Err(error) => {
