@@ -10,7 +10,7 @@
 
 mod house;
 
-use house::{ONE, SPEECH, THREE, TWO, house, house_with, join_all};
+use house::{ONE, SPEECH, THREE, TWO, assert_ours, house, house_with, join_all};
 use keychoir::config::KeyConfig;
 use keychoir::secret::ApiKey;
 use keychoir::simulator::{KeyPlan, Plan, Simulator, WorkspacePlan};
@@ -20,12 +20,6 @@ const KEYS: [&str; 3] = [ONE, TWO, THREE];
 
 fn rich() -> Plan {
     Plan::of(KEYS.map(|key| (key, 100_000)))
-}
-
-#[track_caller]
-fn assert_ours(answer: &reqwest::Response, status: u16, code: &str) {
-    assert_eq!(answer.status(), status);
-    assert_eq!(answer.headers()["x-keychoir-error"], code);
 }
 
 /// The first key is refused so; the client must not notice, and the first key stands so after it.

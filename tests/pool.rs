@@ -11,7 +11,7 @@ mod house;
 
 use std::time::Duration;
 
-use house::{House, ONE, SPEECH, THREE, TWO, house, house_with, join_all, until};
+use house::{House, ONE, SPEECH, THREE, TWO, assert_ours, house, house_with, join_all, until};
 use keychoir::simulator::{KeyPlan, Plan, WorkspacePlan};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,12 +19,6 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 const KEYS: [&str; 3] = [ONE, TWO, THREE];
-
-#[track_caller]
-fn assert_ours(answer: &reqwest::Response, status: u16, code: &str) {
-    assert_eq!(answer.status(), status);
-    assert_eq!(answer.headers()["x-keychoir-error"], code);
-}
 
 /// Three workspaces with so many credits and places, a key in each.
 fn three(credits: u64, places: u32) -> Plan {

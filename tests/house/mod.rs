@@ -193,6 +193,13 @@ fn attempts(path: &std::path::Path) -> Vec<Record> {
     rows.unwrap().map(Result::unwrap).collect()
 }
 
+/// That an answer is one of ours.
+#[track_caller]
+pub fn assert_ours(answer: &reqwest::Response, status: u16, code: &str) {
+    assert_eq!(answer.status(), status);
+    assert_eq!(answer.headers()["x-keychoir-error"], code);
+}
+
 /// Waits until it is so, looking again and again; the test's own limit is the bound.
 pub async fn until(is_so: impl Fn() -> bool) {
     let looking = async {
