@@ -121,7 +121,7 @@ test("https works for a Node that was told whom to trust, and for no other", asy
 });
 
 test("what belongs to an account stays with it", async () => {
-  const accounts = { sk_account_number_0001: 200, sk_account_number_0002: 200, sk_account_number_0003: 1_000_000 };
+  const accounts = { sk_account_number_0001: 200, sk_account_number_0002: 2_000, sk_account_number_0003: 1_000_000 };
   await within(accounts, async (started, client) => {
     const speak = async (voice, more = {}) => {
       const { data, rawResponse } = await client.textToSpeech.convert(voice, { text, modelId, ...more }).withRawResponse();

@@ -201,7 +201,7 @@ def test_the_certificate_is_believed_where_rules_are_strict(trusting, name):
 
 
 # Three accounts; the first two have credits for a few sentences.
-ACCOUNTS = {"sk_account_one": 200, "sk_account_two": 200, "sk_account_three": 1_000_000}
+ACCOUNTS = {"sk_account_one": 200, "sk_account_two": 2_000, "sk_account_three": 1_000_000}
 
 
 class Studio:
