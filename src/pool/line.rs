@@ -132,13 +132,15 @@ impl Line {
 
     fn serve_once(&self, reserve: &impl Fn(&Arc<Roster>, &Ask) -> Given) -> Option<Given> {
         let mut shares = self.lock();
-        let mut in_vain: Vec<(Ask, Option<UnixMs>)> = Vec::new();
+        let mut in_vain: Vec<(Arc<Roster>, Ask, Option<UnixMs>)> = Vec::new();
         let mut turn = 0;
         while let Some(share) = shares.clients.get_mut(turn) {
             let mut place = 0;
             let mut was_given = false;
             while let Some(waiter) = share.waiters.get_mut(place) {
-                if let Some((_, until)) = in_vain.iter().find(|(ask, _)| waiter.ask.needs_all_of(ask)) {
+                // Positions are those of a roster, and another one may have other keys.
+                let mut tried = in_vain.iter().filter(|(roster, ..)| Arc::ptr_eq(roster, &waiter.roster));
+                if let Some((.., until)) = tried.find(|(_, ask, _)| waiter.ask.needs_all_of(ask)) {
                     waiter.until = *until;
                     place += 1;
                     continue;
@@ -146,7 +148,7 @@ impl Line {
                 let given = reserve(&waiter.roster, &waiter.ask);
                 if let Err(Unavailable::Full { until }) = given {
                     waiter.until = until;
-                    in_vain.push((waiter.ask.clone(), until));
+                    in_vain.push((Arc::clone(&waiter.roster), waiter.ask.clone(), until));
                     place += 1;
                     continue;
                 }

@@ -598,6 +598,22 @@ async fn clients_take_turns_and_each_keeps_its_order() {
 }
 
 #[tokio::test]
+async fn a_key_that_a_reload_has_brought_is_not_waited_for() {
+    let pool = Arc::new(Pool::new(vec![entry(0, None, None)], SETTINGS));
+    let before = pool.roster();
+    before.keys()[0].workspace().room(Lane::SPEECH).learn(1);
+    let _held = pool.try_reserve(&before, &speech(1, &[]), NOW).unwrap();
+    let ask = speech(1, &[]);
+    let mut waits = Box::pin(pool.reserve(&before, &ask));
+    assert!(futures_poll(&mut waits).is_none());
+    pool.reload(vec![entry(0, None, None), entry(1, None, None)], SETTINGS);
+    let after = pool.roster();
+    let given = futures_poll(&mut Box::pin(pool.reserve(&after, &ask))).expect("it waits behind the others");
+    assert_eq!(given.unwrap().lease.key().position(), 1);
+    assert!(futures_poll(&mut waits).is_none());
+}
+
+#[tokio::test]
 async fn who_leaves_the_line_is_not_waited_for() {
     let pool = with_places(1);
     let roster = pool.roster();

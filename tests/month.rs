@@ -1,0 +1,216 @@
+//! A month in seconds: eight keys of five workspaces, four clients, resets, a key that is revoked, a
+//! workspace past due and a storm, through the whole program.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test ends at its first surprise"
+)]
+
+mod house;
+
+use std::time::Duration;
+
+use house::{CLIENT_TOKEN, House, SPEECH, house_with, join_all};
+use keychoir::clock;
+use keychoir::config::{ClientConfig, Config};
+use keychoir::policy::client::Rules;
+use keychoir::policy::units::UnixMs;
+use keychoir::secret::Fingerprint;
+use keychoir::simulator::{KeyPlan, Ledger, Plan, WorkspacePlan};
+use serde_json::json;
+
+/// The clients, the token of each, and how many requests each has under way at once.
+const CLIENTS: [(&str, &str, usize); 4] = [
+    ("narrator", CLIENT_TOKEN, 3),
+    ("phone", "token-of-the-phone-0000000002", 2),
+    ("game", "token-of-the-game-00000000003", 2),
+    ("reader", "token-of-the-reader-000000004", 1),
+];
+/// The workspaces: credits of a period, places, the length of a period in seconds. The last one never
+/// runs out, so there is always somebody who could serve.
+const WORKSPACES: [(&str, u64, u32, Option<u64>); 5] = [
+    ("ws_a", 1_500, 2, Some(1)),
+    ("ws_b", 2_500, 3, Some(2)),
+    ("ws_c", 100_000, 5, None),
+    ("ws_d", 4_000, 3, None),
+    ("ws_e", 10_000_000, 5, None),
+];
+/// Which workspace each of the keys opens.
+const KEYS: [(&str, usize); 8] = [
+    ("sk_month_a1_000000000000000000000000000000000001", 0),
+    ("sk_month_a2_000000000000000000000000000000000002", 0),
+    ("sk_month_b1_000000000000000000000000000000000003", 1),
+    ("sk_month_c1_000000000000000000000000000000000004", 2),
+    ("sk_month_c2_000000000000000000000000000000000005", 2),
+    ("sk_month_d1_000000000000000000000000000000000006", 3),
+    ("sk_month_e1_000000000000000000000000000000000007", 4),
+    ("sk_month_e2_000000000000000000000000000000000008", 4),
+];
+const REVOKED: &str = KEYS[2].0;
+const PAST_DUE: [&str; 2] = [KEYS[3].0, KEYS[4].0];
+
+/// Requests of a part of the month; there are six, and the storm.
+const PART: usize = 280;
+const STORM: usize = 40;
+/// Of a request: at the most 2 % of them may be asked for twice.
+const ATTEMPTS_MAX: f64 = 1.02;
+
+fn plan() -> Plan {
+    // The provider tells its dates in whole seconds.
+    let next_second = UnixMs((clock::now().0 / 1_000 + 2) * 1_000);
+    let workspaces = WORKSPACES.map(|(name, credits, places, period)| WorkspacePlan {
+        concurrency_max: Some(places),
+        tier: "a plan of its own".to_owned(),
+        reset: period.map(|_| next_second),
+        period: period.map(Duration::from_secs),
+        ..WorkspacePlan::new(name, credits)
+    });
+    let keys = KEYS.map(|(key, workspace)| KeyPlan {
+        workspace: Some(WORKSPACES[workspace].0.to_owned()),
+        ..KeyPlan::new(key, 0)
+    });
+    let mut plan = Plan { keys: keys.into(), workspaces: workspaces.into(), ..Plan::default() };
+    for (_, token, _) in &CLIENTS[1..] {
+        plan = plan.forbidding(token);
+    }
+    plan
+}
+
+fn settings(config: &mut Config) {
+    let client = |(name, token, _): (&str, &str, _)| ClientConfig {
+        name: name.to_owned(),
+        token: Fingerprint::of(token),
+        rules: Rules::default(),
+    };
+    config.clients = CLIENTS.map(client).into();
+    // A week is a second.
+    config.watch.interval = Duration::from_secs(1);
+    config.watch.quota_lag = Duration::from_secs(1);
+    config.pool.concurrency_cooldown = Duration::from_millis(20);
+}
+
+/// What the next number of a row that looks like chance is.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+/// One request: mostly speech of some length, in any form and with any model; sometimes an effect,
+/// or the list of voices. Returns what is wrong with its answer.
+async fn ask(house: &House, token: &str, chance: &mut Chance) -> Result<(), String> {
+    let text = "a".repeat(usize::try_from(3 + chance.below(40)).unwrap());
+    let (path, body) = match chance.below(10) {
+        0 => ("/v1/voices".to_owned(), None),
+        1 => {
+            let seconds = 0.5 + chance.below(2) as f64 / 4.0;
+            ("/v1/sound-generation".to_owned(), Some(json!({"text": "rain", "duration_seconds": seconds})))
+        }
+        2..5 => (format!("{SPEECH}/stream"), Some(json!({"text": text, "model_id": "eleven_flash_v2_5"}))),
+        _ => (SPEECH.to_owned(), Some(json!({"text": text, "model_id": "eleven_multilingual_v2"}))),
+    };
+    let url = format!("{}{path}", house.url);
+    let request = match &body {
+        Some(body) => house.client.post(url).json(body),
+        None => house.client.get(url),
+    };
+    let answer = request.header("xi-api-key", token).send().await.unwrap();
+    let status = answer.status();
+    let text = answer.bytes().await.map_err(|error| error.to_string())?;
+    if status == 200 { Ok(()) } else { Err(format!("{path}: {status}: {}", String::from_utf8_lossy(&text))) }
+}
+
+/// All clients ask until there were so many requests. Everyone is served.
+async fn traffic(house: &House, requests: usize, seed: u64) {
+    let at_once: usize = CLIENTS.iter().map(|(_, _, at_once)| at_once).sum();
+    let each = CLIENTS.iter().flat_map(|(_, token, at_once)| std::iter::repeat_n(*token, *at_once));
+    let share = requests / at_once;
+    assert_eq!(share * at_once, requests);
+    let row = |(number, token): (u64, &'static str)| async move {
+        let mut chance = Chance(seed * 1_000 + number + 1);
+        for _ in 0..share {
+            ask(house, token, &mut chance).await?;
+        }
+        Ok::<(), String>(())
+    };
+    let ended = join_all((0..).zip(each).map(row)).await;
+    assert_eq!(ended.into_iter().collect::<Result<Vec<()>, String>>().map(|_| ()), Ok(()));
+}
+
+/// Waits until the workspace has all its credits again.
+async fn reset(house: &House, workspace: &str) {
+    let is_new = |ledger: &Ledger| ledger.workspace(workspace).unwrap().used == 0;
+    let waiting = house.simulator.until(is_new);
+    // Nothing changes while nobody asks, but the watch does.
+    tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap();
+}
+
+fn charged(ledger: &Ledger, workspace: &str) -> u64 {
+    ledger.keys.iter().filter(|key| key.workspace == workspace).map(|key| key.charged).sum()
+}
+
+#[tokio::test]
+async fn a_month_in_seconds() {
+    let house = house_with(plan(), settings).await;
+    // The first days: the keys are spent one after the other.
+    traffic(&house, PART, 1).await;
+    traffic(&house, PART, 2).await;
+    // The first two get their credits back, and are spent again.
+    for workspace in ["ws_a", "ws_b"] {
+        reset(&house, workspace).await;
+    }
+    traffic(&house, PART, 3).await;
+    // Its turn comes when the first is spent again.
+    reset(&house, "ws_b").await;
+    house.always(REVOKED, "invalid");
+    traffic(&house, PART, 4).await;
+    for key in PAST_DUE {
+        house.always(key, "payment_issue");
+    }
+    traffic(&house, PART, 5).await;
+    // Forty at once.
+    let storm = (0..STORM).map(|number| {
+        let token = CLIENTS[number % CLIENTS.len()].1;
+        let house = &house;
+        async move { ask(house, token, &mut Chance(7_000 + number as u64)).await }
+    });
+    assert_eq!(join_all(storm).await.into_iter().collect::<Result<Vec<()>, String>>().map(|_| ()), Ok(()));
+    // A day later the first comes back once more.
+    let before = charged(&house.simulator.ledger(), "ws_a");
+    reset(&house, "ws_a").await;
+    traffic(&house, PART, 6).await;
+    let after = charged(&house.simulator.ledger(), "ws_a");
+    assert!(after > before, "credits that have come back are spent");
+
+    let stands = house.statuses().await;
+    assert_eq!(stands[2], "invalid");
+    assert_eq!(house.running.waiting(), 0);
+    let (ledger, folder) = house.close().await;
+    for ((name, credits, places, period), workspace) in WORKSPACES.iter().zip(&ledger.workspaces) {
+        assert!(workspace.running == 0 && workspace.running_max <= *places, "{workspace:?}");
+        let charged = charged(&ledger, name);
+        assert!(charged > 0 && (period.is_some() || charged <= *credits), "{name}: {charged}");
+    }
+    let connection = rusqlite::Connection::open(folder.path().join("keychoir.db")).unwrap();
+    let count = |what: &str| -> i64 {
+        connection.query_row(&format!("SELECT {what} FROM attempts"), [], |row| row.get(0)).unwrap()
+    };
+    let (requests, attempts) = (count("count(DISTINCT request_id)"), count("count(*)"));
+    assert_eq!(usize::try_from(requests).unwrap(), 6 * PART + STORM);
+    assert_eq!(count("count(DISTINCT client)"), 4);
+    for verdict in ["invalid_key", "billing"] {
+        let met = count(&format!("count(*) FILTER (WHERE verdict = '{verdict}')"));
+        assert!(met > 0, "{verdict}: a key was asked while it was refused");
+    }
+    let ratio = attempts as f64 / requests as f64;
+    println!("{requests} requests, {attempts} attempts: {ratio:.4} each; {} credits", ledger.totals.charged);
+    assert!(ratio < ATTEMPTS_MAX, "{attempts} attempts of {requests} requests");
+}
