@@ -337,5 +337,9 @@ fn news_of(roster: &Roster, key: &Arc<Key>, now: UnixMs) -> Option<Transition> {
 mod tests;
 
 #[cfg(test)]
+#[cfg(not(keychoir_model))]
+mod month;
+
+#[cfg(test)]
 #[cfg(keychoir_model)]
 mod model;

@@ -1,0 +1,235 @@
+//! The strategies over a month of virtual time, before a provider that charges by its own plans.
+
+#![allow(clippy::print_stdout, reason = "the figures are what it is run for")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::policy::classify::{Shortfall, Verdict};
+use crate::policy::client::ClientName;
+use crate::policy::lane::Lane;
+use crate::policy::select::Unavailable;
+use crate::policy::strategy::STRATEGIES;
+use crate::secret::ApiKey;
+
+const HOUR_MS: u64 = 3_600_000;
+const DAY_MS: u64 = 24 * HOUR_MS;
+const BEGIN: UnixMs = UnixMs(20_000 * DAY_MS);
+const DAYS: u64 = 30;
+const CLIENTS: [&str; 4] = ["narrator", "phone", "game", "reader"];
+
+/// A workspace as the provider has it: credits of a period, the day of the month they come back, places
+/// at once, and what it charges of our estimate in percent.
+struct Account {
+    credits: u64,
+    places: u32,
+    percent: u64,
+    left: u64,
+    resets_at: UnixMs,
+}
+
+/// Which workspace each key opens.
+const KEYS: [usize; 8] = [0, 0, 1, 2, 2, 3, 4, 4];
+
+fn accounts() -> Vec<Account> {
+    let account = |credits, reset_day, places, percent| Account {
+        credits,
+        places,
+        percent,
+        left: credits,
+        resets_at: UnixMs(BEGIN.0 + reset_day * DAY_MS),
+    };
+    vec![
+        account(60_000, 25, 3, 100),
+        account(200_000, 3, 5, 100),
+        account(30_000, 12, 2, 50),
+        account(400_000, 18, 10, 75),
+        account(120_000, 7, 5, 100),
+    ]
+}
+
+/// What becomes of a month with one strategy.
+#[derive(Debug, Default)]
+struct Outcome {
+    served: u32,
+    refused: u32,
+    wasted: u32,
+    waited: u32,
+    expired: u64,
+}
+
+/// Numbers that look like chance and are the same in every run.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+struct Month {
+    pool: Arc<Pool>,
+    accounts: Vec<Account>,
+    /// Requests under way, and when each ends.
+    open: Vec<(UnixMs, Lease)>,
+    outcome: Outcome,
+}
+
+impl Month {
+    fn new(strategy: &'static dyn Strategy) -> Self {
+        let entry = |(number, workspace): (usize, &usize)| KeyEntry {
+            workspace: Some(format!("w{workspace}")),
+            ..ApiKey::new(&format!("sk_month_{number}")).unwrap().into()
+        };
+        let settings = Settings { strategy, quota_lag: Duration::from_secs(300), ..Settings::STILL };
+        let pool = Arc::new(Pool::new(KEYS.iter().enumerate().map(entry).collect(), settings));
+        let mut month = Self { pool, accounts: accounts(), open: Vec::new(), outcome: Outcome::default() };
+        let roster = month.pool.roster();
+        for (key, account) in KEYS.into_iter().enumerate() {
+            month.tell(key, BEGIN);
+            roster.keys()[key].workspace().room(Lane::SPEECH).learn(month.accounts[account].places);
+        }
+        month
+    }
+
+    /// The provider tells a key's figures.
+    fn tell(&mut self, key: usize, now: UnixMs) {
+        let account = &self.accounts[KEYS[key]];
+        let quota = Quota {
+            count: account.credits - account.left,
+            limit: Some(account.credits),
+            resets_at: Some(account.resets_at),
+            ..Quota::default()
+        };
+        let roster = self.pool.roster();
+        let seen = Observation::Quota { quota, tier: None, is_paid: true };
+        self.pool.observe(&roster, &roster.keys()[key], seen, now);
+    }
+
+    fn advance(&mut self, now: UnixMs) {
+        self.open.retain(|(ends, _)| *ends > now);
+        for index in 0..self.accounts.len() {
+            let account = &mut self.accounts[index];
+            if account.resets_at <= now {
+                self.outcome.expired += account.left;
+                account.left = account.credits;
+                account.resets_at = UnixMs(account.resets_at.0 + DAYS * DAY_MS);
+                for key in (0..KEYS.len()).filter(|key| KEYS[*key] == index) {
+                    self.tell(key, now);
+                }
+            }
+        }
+    }
+
+    fn speak(&mut self, client: &str, credits: u64, lasts: u64, mut now: UnixMs) {
+        let roster = self.pool.roster();
+        let mut ask = Ask {
+            client: ClientName::new(client),
+            estimate: Some(credits),
+            lane: Some(Lane::SPEECH),
+            permission: None,
+            excluded: Vec::new(),
+            barred: Vec::new(),
+            home: Vec::new(),
+            spares_credits: false,
+        };
+        loop {
+            let reserved = match self.pool.try_reserve(&roster, &ask, now) {
+                Ok(reserved) => reserved,
+                Err(Unavailable::Full { .. }) => {
+                    // It waits until the first of those under way ends.
+                    self.outcome.waited += 1;
+                    now = self.open.iter().map(|(ends, _)| *ends).min().expect("somebody is under way");
+                    self.advance(now);
+                    continue;
+                }
+                Err(_) => {
+                    let could = self.accounts.iter().any(|account| account.cost(credits) <= account.left);
+                    assert!(!could, "refused although somebody could pay");
+                    self.outcome.refused += 1;
+                    return;
+                }
+            };
+            let mut lease = reserved.lease;
+            let key = Arc::clone(lease.key());
+            assert_ne!(key.standing(now).status().word(), "invalid", "a parked key is never chosen");
+            lease.begin();
+            let account = &mut self.accounts[KEYS[key.position()]];
+            let cost = account.cost(credits);
+            if cost <= account.left {
+                account.left -= cost;
+                self.pool.settle(&roster, &mut lease, cost, now);
+                self.open.push((UnixMs(now.0 + lasts), lease));
+                self.outcome.served += 1;
+                return;
+            }
+            let shortfall = Shortfall { remaining: Some(account.left), required: Some(cost) };
+            self.pool.judge(&roster, &key, Verdict::WorkspaceQuota(shortfall), Some(&ask), now);
+            self.pool.settle(&roster, &mut lease, 0, now);
+            ask.excluded.push(key.position());
+            self.outcome.wasted += 1;
+        }
+    }
+
+    /// In flight are the open leases, and nothing is reserved but by them.
+    fn check(&self) {
+        let roster = self.pool.roster();
+        for key in roster.keys() {
+            let open = self.open.iter().filter(|(_, lease)| Arc::ptr_eq(lease.key(), key)).count();
+            assert_eq!(key.in_flight() as usize, open);
+            // What is under way is settled: the provider told its price with the head of the answer.
+            assert_eq!(key.workspace().reserved(), 0);
+            let (running, places) = key.workspace().running(Lane::SPEECH);
+            assert!(running <= places.unwrap(), "{running} of {places:?}");
+        }
+    }
+
+    fn play(strategy: &'static dyn Strategy) -> Outcome {
+        let mut month = Self::new(strategy);
+        let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
+        let mut now = BEGIN;
+        while now.0 < BEGIN.0 + DAYS * DAY_MS {
+            // Busy by day, quiet by night.
+            let hour = now.0 % DAY_MS / HOUR_MS;
+            let pause = if (8..20).contains(&hour) { 1_000_000 } else { 6_000_000 };
+            now = UnixMs(now.0 + chance.below(pause) + 1);
+            month.advance(now);
+            let client = CLIENTS[usize::try_from(chance.below(4)).unwrap()];
+            let credits =
+                if chance.below(20) == 0 { 1_000 + chance.below(4_000) } else { 20 + chance.below(400) };
+            let burst = if chance.below(50) == 0 { 30 } else { 1 };
+            for _ in 0..burst {
+                month.speak(client, credits, credits * 60, now);
+            }
+            month.check();
+        }
+        month.outcome
+    }
+}
+
+impl Account {
+    fn cost(&self, estimate: u64) -> u64 {
+        (estimate * self.percent).div_ceil(100)
+    }
+}
+
+#[test]
+fn a_month_with_every_strategy() {
+    println!("{:16} served refused wasted waited expired", "strategy");
+    let mut expired = Vec::new();
+    for strategy in STRATEGIES {
+        let outcome = Month::play(strategy);
+        let Outcome { served, refused, wasted, waited, .. } = outcome;
+        println!("{:16} {served:6} {refused:7} {wasted:6} {waited:6} {:7}", strategy.word(), outcome.expired);
+        assert!(served > 3_000, "{}: {outcome:?}", strategy.word());
+        assert!(wasted * 20 <= served, "{}: {outcome:?}", strategy.word());
+        expired.push((strategy.word(), outcome.expired));
+    }
+    let of = |word| expired.iter().find(|(name, _)| *name == word).map(|(_, credits)| *credits).unwrap();
+    let fewest = expired.iter().map(|(_, credits)| *credits).min().unwrap();
+    assert_eq!(of("soonest-reset"), fewest, "what expires first is spent first: {expired:?}");
+}
