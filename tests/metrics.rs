@@ -202,6 +202,7 @@ async fn the_names_and_types_are_golden() {
         "keychoir_mirror_state gauge",
         "keychoir_mirror_rows_sent_total counter",
         "keychoir_mirror_failures_total counter",
+        "keychoir_mirror_lag_seconds gauge",
         "keychoir_mirror_rows_refused gauge",
     ];
     assert_eq!(families, expected);

@@ -42,7 +42,7 @@ pub(super) fn page(sources: &Sources<'_>, now: UnixMs) -> String {
     page.sample(&[], sources.waiting);
     keys(&mut page, sources.keys);
     books(&mut page, sources.books, now);
-    mirror(&mut page, sources.mirror);
+    mirror(&mut page, sources.mirror, now);
     page.text()
 }
 
@@ -122,7 +122,7 @@ fn books(page: &mut Page, books: &store::Health, now: UnixMs) {
     }
 }
 
-fn mirror(page: &mut Page, mirror: Option<&mirror::Health>) {
+fn mirror(page: &mut Page, mirror: Option<&mirror::Health>, now: UnixMs) {
     page.family("mirror_state", Kind::Gauge, "1 for how the mirror fares, 0 for the others.");
     let state = mirror.map(mirror::Health::state);
     for (word, known) in [
@@ -141,6 +141,8 @@ fn mirror(page: &mut Page, mirror: Option<&mirror::Health>) {
         page.family(name, Kind::Counter, help);
         page.sample(&[], count);
     }
+    page.family("mirror_lag_seconds", Kind::Gauge, "How long ago everything had been sent.");
+    page.sample(&[], seconds(mirror.map_or(Duration::ZERO, |mirror| mirror.lag(now))));
     page.family("mirror_rows_refused", Kind::Gauge, "Rows that Supabase does not take.");
     page.sample(&[], count(mirror::Health::refused));
 }

@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::policy::units::UnixMs;
 
 /// What it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +27,8 @@ struct Cells {
     refused: AtomicU64,
     sent: AtomicU64,
     failures: AtomicU64,
+    /// When nothing was left to send, in milliseconds since 1970; 0: never yet.
+    caught_up_at: AtomicU64,
 }
 
 const STATES: [State; 3] = [State::Working, State::Failing, State::Paused];
@@ -52,6 +57,18 @@ impl Health {
     #[must_use]
     pub fn failures(&self) -> u64 {
         self.0.failures.load(Ordering::Acquire)
+    }
+
+    /// For how long something may have waited to be sent, at `now`: since all was sent last. Zero before
+    /// the first round.
+    #[must_use]
+    pub fn lag(&self, now: UnixMs) -> Duration {
+        let at = self.0.caught_up_at.load(Ordering::Acquire);
+        if at == 0 { Duration::ZERO } else { now.since(UnixMs(at)) }
+    }
+
+    pub(super) fn caught_up(&self, now: UnixMs) {
+        self.0.caught_up_at.store(now.0, Ordering::Release);
     }
 
     pub(super) fn set_state(&self, state: State) {

@@ -99,6 +99,8 @@ impl Mirror {
     /// When no client can be made.
     pub fn new(outbox: Outbox, settings: Settings, health: Health) -> Result<Self, StartError> {
         let remote = Remote::new(&settings)?;
+        // What waits from before waits from now on: nobody wrote down since when.
+        health.caught_up(clock::now());
         Ok(Self { outbox, remote, settings, health, failures: 0, told: None })
     }
 
@@ -183,6 +185,9 @@ impl Mirror {
                     info!(event = "mirror_recovered", "Supabase takes what is mirrored again");
                 }
                 self.health.set_state(State::Working);
+                if matches!(round, Round::Done) {
+                    self.health.caught_up(clock::now());
+                }
                 (self.failures, self.told) = (0, None);
                 if matches!(round, Round::More) { Duration::ZERO } else { interval }
             }
