@@ -6,7 +6,7 @@ VENV := tests/sdk/python/.venv
 NODE := tests/sdk/js
 SUPABASE := tests/supabase
 
-.PHONY: check test test-rust test-model test-sdk postgrest build demo clean deny faults fuzz units
+.PHONY: check test test-rust test-model test-sdk postgrest build demo clean deny faults bench fuzz units
 
 check:
 	cargo fmt --check
@@ -69,6 +69,11 @@ faults:
 	$(PYTHON) tests/faults/disk.py target/release/keychoir
 	KEYCHOIR_KILLS=$(FAULTS_KILLS) cargo test --locked --test crashes -- --nocapture
 	$(PYTHON) tests/faults/uploads.py target/release/keychoir $(FAULTS_LARGEST_MB)
+
+# What a choice of a key costs, and what the books add to a request.
+bench:
+	cargo bench --locked --bench pool
+	cargo bench --locked --bench books
 
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 60

@@ -1,0 +1,207 @@
+//! What a choice costs: reserve, settle and give back, by strategy and number of keys, in
+//! nanoseconds of one thread. No network, no runtime, no waiting: the way of a request that finds a
+//! free key.
+//!
+//! ```text
+//! cargo bench --bench pool
+//! ```
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "a measurement reads the clock, prints, and ends at its first surprise"
+)]
+
+use std::future::Future;
+use std::hint::black_box;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use keychoir::clock;
+use keychoir::policy::budget::{Extension, Quota};
+use keychoir::policy::classify::{Shortfall, Verdict};
+use keychoir::policy::client::ClientName;
+use keychoir::policy::lane::Lane;
+use keychoir::policy::permission::Permission;
+use keychoir::policy::select::Unavailable;
+use keychoir::policy::strategy::{STRATEGIES, Strategy};
+use keychoir::pool::{Ask, KeyEntry, Lease, Observation, Pool, Reserved, Roster, Settings};
+use keychoir::secret::ApiKey;
+
+const SIZES: [usize; 4] = [1, 10, 100, 1_000];
+/// Each figure is the middle of so many samples.
+const SAMPLES: usize = 15;
+/// A sample is as many repetitions as take about this long.
+const SAMPLE: Duration = Duration::from_millis(20);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn main() {
+    println!("reserve + settle + give back, ns (median of {SAMPLES} samples of {SAMPLE:?})");
+    header();
+    for strategy in STRATEGIES {
+        row(strategy.word(), |count| {
+            let bench = Bench::of(count, strategy);
+            move || bench.serve()
+        });
+    }
+    let first = STRATEGIES[0];
+    println!("\nfill-first, in other pools, ns");
+    header();
+    row("all of one workspace", |count| {
+        let bench = Bench::new(count, first, |_| Some("studio".to_owned()));
+        move || bench.serve()
+    });
+    row("only the last has credits", |count| {
+        let bench = Bench::of(count, first);
+        bench.exhaust(count - 1);
+        move || bench.serve()
+    });
+    row("all full: refused", |count| {
+        let bench = Bench::of(count, first);
+        let leases = bench.fill();
+        move || {
+            black_box(&leases);
+            assert!(matches!(bench.reserve(), Err(Unavailable::Full { .. })));
+        }
+    });
+    row("all exhausted: refused", |count| {
+        let bench = Bench::of(count, first);
+        bench.exhaust(count);
+        move || assert!(matches!(bench.reserve(), Err(Unavailable::Exhausted { .. })))
+    });
+}
+
+fn header() {
+    print!("{:<28}", "keys");
+    SIZES.iter().for_each(|size| print!("{size:>10}"));
+    println!();
+}
+
+fn row<F: FnMut()>(name: &str, make: impl Fn(usize) -> F) {
+    print!("{name:<28}");
+    for size in SIZES {
+        print!("{:>10.0}", nanoseconds(make(size)));
+    }
+    println!();
+}
+
+/// How long one call takes.
+fn nanoseconds(mut call: impl FnMut()) -> f64 {
+    let mut timed = |repetitions: u32| {
+        let began = Instant::now();
+        (0..repetitions).for_each(|_| call());
+        began.elapsed()
+    };
+    let mut repetitions = 1;
+    while timed(repetitions) < SAMPLE {
+        repetitions *= 2;
+    }
+    let mut samples: Vec<f64> =
+        (0..SAMPLES).map(|_| timed(repetitions).as_secs_f64() * 1e9 / f64::from(repetitions)).collect();
+    samples.sort_by(f64::total_cmp);
+    samples[SAMPLES / 2]
+}
+
+struct Bench {
+    pool: Arc<Pool>,
+    ask: Ask,
+}
+
+impl Bench {
+    /// A pool of keys with a workspace each.
+    fn of(count: usize, strategy: &'static dyn Strategy) -> Self {
+        Self::new(count, strategy, |_| None)
+    }
+
+    fn new(
+        count: usize,
+        strategy: &'static dyn Strategy,
+        workspace: impl Fn(usize) -> Option<String>,
+    ) -> Self {
+        let entries = (0..count).map(|number| KeyEntry {
+            workspace: workspace(number),
+            ..KeyEntry::from(ApiKey::new(&format!("sk_bench_key_number_{number:06}")).unwrap())
+        });
+        let settings = Settings {
+            strategy,
+            // Nobody waits: a full pool refuses at once.
+            wait_max: Duration::ZERO,
+            waiting_max: 0,
+            near_limit_ratio: 0.8,
+            rate_limited_cooldown: HOUR,
+            concurrency_cooldown: HOUR,
+            exhausted_cooldown: HOUR,
+            billing_cooldown: HOUR,
+            invalid_confirm: HOUR,
+            invalid_cooldown: HOUR,
+            permission_cooldown: HOUR,
+            quota_lag: HOUR,
+        };
+        let pool = Arc::new(Pool::new(entries.collect(), settings));
+        let roster = pool.roster();
+        for key in roster.keys() {
+            let quota = Quota {
+                count: 1_000,
+                limit: Some(1_000_000_000_000),
+                extension: Extension::None,
+                resets_at: Some(clock::now().plus(HOUR)),
+            };
+            pool.observe(&roster, key, Observation::Quota { quota, tier: None, is_paid: true }, clock::now());
+        }
+        let ask = Ask {
+            client: ClientName::new("app"),
+            estimate: Some(200),
+            lane: Some(Lane::SPEECH),
+            permission: Permission::parse("text_to_speech"),
+            excluded: Vec::new(),
+            barred: Vec::new(),
+            home: Vec::new(),
+            spares_credits: false,
+        };
+        Self { pool, ask }
+    }
+
+    /// One request's use of the pool, from the roster to the release.
+    fn serve(&self) {
+        let roster = self.pool.roster();
+        let Reserved { mut lease, news } = reserved(&self.pool, &roster, &self.ask).unwrap();
+        black_box(news);
+        black_box(self.pool.settle(&roster, &mut lease, 150, clock::now()));
+    }
+
+    fn reserve(&self) -> Result<Reserved, Unavailable> {
+        reserved(&self.pool, &self.pool.roster(), &self.ask)
+    }
+
+    /// The first `count` keys are out of credits.
+    fn exhaust(&self, count: usize) {
+        let roster = self.pool.roster();
+        for key in roster.keys().iter().take(count) {
+            let verdict = Verdict::WorkspaceQuota(Shortfall::default());
+            self.pool.judge(&roster, key, verdict, Some(&self.ask), clock::now());
+        }
+    }
+
+    /// Each workspace has as many requests as it may have.
+    fn fill(&self) -> Vec<Lease> {
+        let mut leases = Vec::new();
+        while let Ok(Reserved { lease, .. }) = self.reserve() {
+            lease.learn_room(1);
+            leases.push(lease);
+        }
+        leases
+    }
+}
+
+/// What is at hand is given without waiting, so the first look is the last.
+fn reserved(pool: &Arc<Pool>, roster: &Arc<Roster>, ask: &Ask) -> Result<Reserved, Unavailable> {
+    match pin!(pool.reserve(roster, ask)).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(given) => given,
+        Poll::Pending => panic!("it waits"),
+    }
+}
