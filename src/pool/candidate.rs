@@ -84,6 +84,8 @@ fn means(key: &Key, estimate: Option<u64>, now: UnixMs) -> Means {
         (Some(credits), Some(left)) if credits <= left => Means::StillEnough,
         (Some(_), Some(_)) => Means::Refused,
         (Some(credits), None) if quota.fits(credits, key.kept_credits()) => Means::Enough,
+        // The last resort is no reason to spend what is left for others.
+        (Some(_), None) if key.kept_credits() > 0 && quota.reserved() == 0 => Means::Refused,
         (Some(_), None) => Means::Short { is_undisturbed: quota.reserved() == 0 },
     }
 }

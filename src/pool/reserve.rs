@@ -175,7 +175,9 @@ impl Pool {
 
 /// Whether a key would serve, if it could pay.
 fn is_passed_over(key: &Candidate) -> bool {
-    key.is_eligible && key.standing == Standing::Usable && matches!(key.means, Means::Short { .. })
+    key.is_eligible
+        && key.standing == Standing::Usable
+        && matches!(key.means, Means::Short { .. } | Means::Refused)
 }
 
 /// Notes the workspaces that were passed over for the key at `chosen` because they are too poor.

@@ -470,6 +470,20 @@ fn what_a_key_leaves_for_others_it_does_not_spend() {
 }
 
 #[test]
+fn what_a_key_leaves_for_others_is_no_last_resort() {
+    let entries = vec![KeyEntry { kept_credits: 50, ..entry(0, None, None) }];
+    let pool = Arc::new(Pool::new(entries, SETTINGS));
+    pool.told(0, 0, 100, NOW);
+    let resets_at = Some(UnixMs(9_000_000));
+    assert_eq!(pool.taken(&speech(51, &[]), NOW).unwrap_err(), Unavailable::Exhausted { resets_at });
+    let held = pool.taken(&speech(40, &[]), NOW).unwrap().lease;
+    let busy = pool.taken(&speech(20, &[]), NOW).unwrap_err();
+    assert_eq!(busy, Unavailable::Full { until: None }, "what is reserved may come back");
+    drop(held);
+    assert!(pool.taken(&speech(50, &[]), NOW).is_ok());
+}
+
+#[test]
 fn a_missing_permission_is_remembered_and_the_key_serves_the_rest() {
     let pool = apart(2);
     pool.judged(0, Verdict::MissingPermission(Permission::parse("text_to_speech")), NOW);
