@@ -151,6 +151,9 @@ where
     /// Takes in the body without sending it, up to `bytes_max` and for `span` at the most; returns its
     /// start, and whether that is all of it. What goes wrong is found again by whoever sends it.
     pub async fn gather(&self, bytes_max: usize, span: Duration) -> (Bytes, bool) {
+        if self.length().is_some_and(|length| length > bytes_max as u64) {
+            return (Bytes::new(), false);
+        }
         let gathering = poll_fn(|cx| {
             let mut shared = lock(&self.shared);
             loop {

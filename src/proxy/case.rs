@@ -65,8 +65,7 @@ impl Case {
         span: Duration,
     ) -> Ask {
         let mut asked = Asked::default();
-        let is_short = body.length().is_none_or(|bytes| bytes <= asked::BODY_BYTES_MAX as u64);
-        if endpoint.work.has_text() && is_short && !span.is_zero() {
+        if endpoint.work.has_text() && !span.is_zero() {
             let (start, is_whole) = body.gather(asked::BODY_BYTES_MAX, span).await;
             asked = Asked::of(&start, is_whole);
             self.asked = is_whole.then(|| asked.clone());
