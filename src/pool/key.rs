@@ -66,7 +66,8 @@ impl Key {
             && self.authority == entry.authority
             && self.weight == entry.weight.max(1)
             && self.kept_credits == entry.kept_credits
-            && **self.workspace.belonging() == *belonging
+            && self.workspace.belonging().is_same(belonging)
+            && belonging.name().is_none_or(|name| self.workspace.belonging().name() == Some(name))
     }
 
     /// Its place in the pool, from 0; the last one when it is in the pool no more.

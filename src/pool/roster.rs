@@ -90,6 +90,10 @@ impl Roster {
     ) -> Arc<Workspace> {
         let mut known = placed.iter().chain(&self.keys).map(|key| key.workspace_arc());
         if let Some(same) = known.find(|workspace| workspace.belonging().is_same(belonging)) {
+            // The same one, perhaps under another name.
+            if belonging.name().is_some() {
+                same.rename(belonging.clone());
+            }
             return Arc::clone(same);
         }
         // Another name in the configuration is another workspace; one for what had none is not.

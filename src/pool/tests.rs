@@ -726,3 +726,14 @@ fn a_clock_that_steps_brings_no_key_back_twice_and_loses_none() {
     pool.told(0, 7, 100, NOW);
     assert_eq!(pool.chosen(&[], NOW), Ok(0));
 }
+
+#[test]
+fn a_workspace_that_the_provider_knows_takes_the_name_that_it_is_given() {
+    let pool = apart(1);
+    pool.learn_workspace(&pool.roster().keys()[0], "ws_1");
+    pool.reload(vec![entry(0, None, Some("studio"))], SETTINGS);
+    let named = pool.roster();
+    assert_eq!(named.keys()[0].workspace().belonging().name(), Some("studio"));
+    pool.reload(vec![entry(0, None, Some("studio"))], SETTINGS);
+    assert!(Arc::ptr_eq(&named.keys()[0], &pool.roster().keys()[0]), "nothing has changed");
+}
