@@ -266,6 +266,36 @@ impl Default for OwnershipConfig {
     }
 }
 
+/// Sessions on sockets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketsConfig {
+    /// How long nothing may pass in either direction; zero for ever.
+    pub idle_max: Duration,
+    /// How long a session may last; zero for ever.
+    pub lifetime_max: Duration,
+    /// Bytes of a client's opening messages that are kept until the provider is heard.
+    pub opening_bytes_max: usize,
+    /// Bytes of a message that are read before it goes on in parts.
+    pub frame_bytes_max: usize,
+    /// How long after the last text or sound a speech socket counts as speaking.
+    pub quiet_max: Duration,
+    /// How long a client may take to present its token in its first message.
+    pub introduction_max: Duration,
+}
+
+impl Default for SocketsConfig {
+    fn default() -> Self {
+        Self {
+            idle_max: Duration::from_secs(300),
+            lifetime_max: Duration::from_secs(24 * 3600),
+            opening_bytes_max: 256 * 1024,
+            frame_bytes_max: 256 * 1024,
+            quiet_max: Duration::from_secs(2),
+            introduction_max: Duration::from_secs(10),
+        }
+    }
+}
+
 /// What is written for operators.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogConfig {

@@ -45,6 +45,13 @@ impl Veil {
     }
 }
 
+impl Veil {
+    /// What keys are taken out with.
+    pub(super) fn redactor(&self) -> Arc<Redactor> {
+        Arc::clone(&self.redactor)
+    }
+}
+
 /// An answer describes the owner of the key, and cannot be read to take that out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the answer describes the owner of the key and cannot be redacted")]
