@@ -60,6 +60,13 @@ impl Refused {
     }
 }
 
+/// What bounds the credits of a piece of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purse {
+    /// The credits of the workspace, and the cap of the key where it has one.
+    KeyAndWorkspace,
+}
+
 /// Work that may go on: its credits are gone and it counts as running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Admitted {
@@ -132,25 +139,20 @@ impl Accounts {
 
     /// Checks credits, cap and concurrency in the provider's order, and charges. A refusal
     /// changes nothing.
-    pub(super) fn admit(&mut self, key: usize, cost: u64) -> Result<Admitted, Refused> {
-        let facts = self.facts(key, cost);
-        let refuse = |shape| Err(Refused { shape, facts: Box::new(facts.clone()) });
-        let Some(holder) = self.keys.get_mut(key) else { return Err(Shape::InvalidKey.into()) };
+    pub(super) fn admit(&mut self, key: usize, cost: u64, purse: Purse) -> Result<Admitted, Refused> {
+        let facts = self.afford(key, cost, purse)?;
+        let is_busy = |workspace: &Workspace| {
+            workspace.plan.concurrency_max.is_some_and(|max| workspace.running >= max)
+        };
+        if self.workspace(key).is_some_and(is_busy) {
+            return Err(Refused { shape: Shape::Concurrency, facts: Box::new(facts) });
+        }
+        let used_before = self.workspace(key).map_or(0, |workspace| workspace.used);
+        self.charge(key, cost);
+        let Some(holder) = self.keys.get(key) else { return Err(Shape::InvalidKey.into()) };
         let Some(workspace) = self.workspaces.get_mut(holder.workspace) else {
             return Err(Shape::InvalidKey.into());
         };
-        if cost > facts.remaining {
-            return refuse(Shape::Quota);
-        }
-        if holder.plan.cap.is_some() && cost > facts.cap_remaining {
-            return refuse(Shape::KeyCap);
-        }
-        if workspace.plan.concurrency_max.is_some_and(|max| workspace.running >= max) {
-            return refuse(Shape::Concurrency);
-        }
-        let used_before = workspace.used;
-        workspace.used = workspace.used.saturating_add(cost);
-        holder.used = holder.used.saturating_add(cost);
         workspace.running = workspace.running.saturating_add(1);
         workspace.running_max = workspace.running_max.max(workspace.running);
         Ok(Admitted {
@@ -160,6 +162,37 @@ impl Accounts {
             running_max: workspace.plan.concurrency_max,
             workspace: holder.workspace,
         })
+    }
+
+    /// Checks credits and cap, and charges for more of what has been admitted. A refusal changes
+    /// nothing.
+    pub(super) fn spend(&mut self, key: usize, cost: u64, purse: Purse) -> Result<(), Refused> {
+        self.afford(key, cost, purse)?;
+        self.charge(key, cost);
+        Ok(())
+    }
+
+    /// Whether that can be paid, with the numbers that say so.
+    pub(super) fn afford(&self, key: usize, cost: u64, purse: Purse) -> Result<Facts, Refused> {
+        let facts = self.facts(key, cost);
+        let Some(holder) = self.keys.get(key) else { return Err(Shape::InvalidKey.into()) };
+        let is_capped = purse == Purse::KeyAndWorkspace && holder.plan.cap.is_some();
+        let shape = if cost > facts.remaining {
+            Shape::Quota
+        } else if is_capped && cost > facts.cap_remaining {
+            Shape::KeyCap
+        } else {
+            return Ok(facts);
+        };
+        Err(Refused { shape, facts: Box::new(facts) })
+    }
+
+    fn charge(&mut self, key: usize, cost: u64) {
+        let Some(holder) = self.keys.get_mut(key) else { return };
+        holder.used = holder.used.saturating_add(cost);
+        if let Some(workspace) = self.workspaces.get_mut(holder.workspace) {
+            workspace.used = workspace.used.saturating_add(cost);
+        }
     }
 
     /// The end of work that was admitted.
@@ -251,29 +284,29 @@ mod tests {
     #[test]
     fn the_last_credit_can_be_spent_and_no_more() {
         let mut accounts = open("a=10");
-        assert_eq!(shape(accounts.admit(0, 11)), Err(Shape::Quota));
-        assert_eq!(shape(accounts.admit(0, 10)), Ok(10));
-        assert_eq!(shape(accounts.admit(0, 1)), Err(Shape::Quota));
-        assert_eq!(shape(accounts.admit(0, 0)), Ok(0));
+        assert_eq!(shape(accounts.admit(0, 11, Purse::KeyAndWorkspace)), Err(Shape::Quota));
+        assert_eq!(shape(accounts.admit(0, 10, Purse::KeyAndWorkspace)), Ok(10));
+        assert_eq!(shape(accounts.admit(0, 1, Purse::KeyAndWorkspace)), Err(Shape::Quota));
+        assert_eq!(shape(accounts.admit(0, 0, Purse::KeyAndWorkspace)), Ok(0));
     }
 
     #[test]
     fn keys_of_a_workspace_share_its_credits() {
         let mut accounts = open("a=10@w b=10@w c=10");
-        assert_eq!(shape(accounts.admit(0, 6)), Ok(6));
-        let refused = accounts.admit(1, 5).unwrap_err();
+        assert_eq!(shape(accounts.admit(0, 6, Purse::KeyAndWorkspace)), Ok(6));
+        let refused = accounts.admit(1, 5, Purse::KeyAndWorkspace).unwrap_err();
         assert_eq!((refused.facts.limit, refused.facts.remaining, refused.facts.needed), (10, 4, 5));
-        assert_eq!(shape(accounts.admit(2, 10)), Ok(10));
+        assert_eq!(shape(accounts.admit(2, 10, Purse::KeyAndWorkspace)), Ok(10));
     }
 
     #[test]
     fn a_cap_binds_its_key_only() {
         let mut accounts = open("a=10@w:cap=3 b=10@w");
-        assert_eq!(shape(accounts.admit(0, 3)), Ok(3));
-        let refused = accounts.admit(0, 1).unwrap_err();
+        assert_eq!(shape(accounts.admit(0, 3, Purse::KeyAndWorkspace)), Ok(3));
+        let refused = accounts.admit(0, 1, Purse::KeyAndWorkspace).unwrap_err();
         assert_eq!(refused.shape, Shape::KeyCap);
         assert_eq!((refused.facts.key_name.as_str(), refused.facts.cap), ("key 1", 3));
-        assert_eq!(shape(accounts.admit(1, 7)), Ok(7));
+        assert_eq!(shape(accounts.admit(1, 7, Purse::KeyAndWorkspace)), Ok(7));
     }
 
     #[test]
@@ -281,26 +314,26 @@ mod tests {
         let plan = Plan {
             keys: vec![KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("a", 0) }],
             workspaces: vec![WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 10) }],
-            forbidden: Vec::new(),
+            ..Plan::of([])
         };
         let mut accounts = Accounts::open(&plan, NOW);
-        let first = accounts.admit(0, 1).unwrap();
+        let first = accounts.admit(0, 1, Purse::KeyAndWorkspace).unwrap();
         assert_eq!((first.running, first.running_max), (1, Some(1)));
-        assert_eq!(shape(accounts.admit(0, 1)), Err(Shape::Concurrency));
+        assert_eq!(shape(accounts.admit(0, 1, Purse::KeyAndWorkspace)), Err(Shape::Concurrency));
         assert_eq!(accounts.workspaces[0].used, 1);
         accounts.finish(first.workspace);
-        assert_eq!(shape(accounts.admit(0, 1)), Ok(1));
+        assert_eq!(shape(accounts.admit(0, 1, Purse::KeyAndWorkspace)), Ok(1));
     }
 
     #[test]
     fn credits_and_caps_come_back_when_the_reset_date_passes() {
         let mut accounts = open("a=10:cap=10");
         assert_eq!(accounts.workspaces[0].reset, DECEMBER);
-        accounts.admit(0, 10).unwrap();
+        accounts.admit(0, 10, Purse::KeyAndWorkspace).unwrap();
         accounts.refresh(UnixMs(DECEMBER.0 - 1));
-        assert_eq!(shape(accounts.admit(0, 10)), Err(Shape::Quota));
+        assert_eq!(shape(accounts.admit(0, 10, Purse::KeyAndWorkspace)), Err(Shape::Quota));
         accounts.refresh(DECEMBER);
-        assert_eq!(shape(accounts.admit(0, 10)), Ok(10));
+        assert_eq!(shape(accounts.admit(0, 10, Purse::KeyAndWorkspace)), Ok(10));
         assert_eq!(accounts.workspaces[0].reset.rfc3339(), "2027-01-01T00:00:00.000Z");
     }
 

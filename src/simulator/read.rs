@@ -93,6 +93,7 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
         | Route::Dialogue(_)
         | Route::Transcription
         | Route::SoundEffect
+        | Route::SingleUseToken(_)
         | Route::Echo => {
             return Err(Shape::NotFound.into());
         }
@@ -119,6 +120,7 @@ fn anonymous(route: &Route) -> Result<Answer, Refused> {
         | Route::HistoryItem(_)
         | Route::HistoryAudio(_)
         | Route::HistoryDeletion(_)
+        | Route::SingleUseToken(_)
         | Route::Echo => Err(Shape::NeedsAuthorization.into()),
     }
 }

@@ -4,17 +4,15 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use http::header::{HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY};
 use http::{HeaderName, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use serde_json::json;
-use sha1::{Digest, Sha1};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::ending::{put, put_close};
 use super::leg::Leg;
@@ -34,9 +32,6 @@ use crate::proxy::{Proxy, Terms};
 use crate::upstream::Connect;
 
 const TOKEN: HeaderName = HeaderName::from_static("x-keychoir-token");
-
-/// What is added to a key before it is hashed (RFC 6455, section 4.2.2).
-const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// A socket whose client has not said who it is, and may still.
 pub(in crate::proxy) struct Introduction<C> {
@@ -65,8 +60,7 @@ impl<C> Introduction<C> {
         let says_nothing = headers::presented(request.headers(), request.uri().query()).is_empty();
         let may = terms.clients.are_known() && says_nothing && dialect.takes_key_in_messages();
         let key = request.headers().get(SEC_WEBSOCKET_KEY).filter(|_| may)?;
-        let digest = Sha1::new().chain_update(key.as_bytes()).chain_update(ACCEPT_GUID).finalize();
-        let accept = HeaderValue::try_from(STANDARD.encode(digest)).ok()?;
+        let accept = HeaderValue::try_from(derive_accept_key(key.as_bytes())).ok()?;
         Some(Self { proxy: Arc::clone(proxy), terms, dialect, accept })
     }
 
