@@ -271,6 +271,19 @@ impl Attempt {
         }
     }
 
+    /// The session leaves its key, which has not said what it thinks of it. What was said may have been
+    /// charged, unless nothing was that costs.
+    pub(super) fn left_unheard(&mut self, progress: Progress, may_be_charged: bool) {
+        self.settle(0, clock::now());
+        (self.record.verdict, self.record.credits_from) = match progress {
+            Progress::Unsent => ("unsent", CreditSource::Free),
+            Progress::Unanswered | Progress::Answered(_) if may_be_charged => {
+                ("unanswered", unknown(self.metering))
+            }
+            Progress::Unanswered | Progress::Answered(_) => ("unanswered", CreditSource::Free),
+        };
+    }
+
     /// So many characters were spoken so far, for so many credits.
     pub(super) fn spoken(&mut self, characters: u64, credits: u64) {
         let now = clock::now();

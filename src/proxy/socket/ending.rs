@@ -69,13 +69,16 @@ impl<C: Connect> Session<C> {
         let is_one_gone = matches!(ending, Ending::ClientLeft | Ending::UpstreamBroke);
         let was_said = self.upwards.has_closed() || self.downwards.has_closed();
         let ending = if is_one_gone && was_said { Ending::Closed } else { ending };
-        let is_served = self.downwards.is_open() && self.refusal.is_none();
-        let word = self.refusal.map_or(ending.word(), Verdict::word);
+        let word = match (self.refusal, ending) {
+            (Some(verdict), _) => verdict.word(),
+            (None, Ending::UpstreamBroke) if !self.is_served => "unanswered",
+            (None, ending) => ending.word(),
+        };
         let passed = [self.upwards.bytes(), self.downwards.bytes()];
         self.attempt.heard_all(self.speaking.audio());
         let record = self.attempt.ended(word, passed);
         self.log.relayed(record);
-        if !is_served {
+        if !self.is_served {
             self.log.unserved();
         }
         if let Some([to_client, to_upstream]) = ending.told() {

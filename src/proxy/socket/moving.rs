@@ -16,8 +16,11 @@ impl<C: Connect> Session<C> {
         let Some((Pooled { errand, .. }, key)) = self.pooled.as_mut().zip(self.attempt.key().cloned()) else {
             return false;
         };
-        if let Progress::Answered(verdict) = progress {
-            self.attempt.heard(verdict, Some(&errand.journey));
+        match progress {
+            Progress::Answered(verdict) => self.attempt.heard(verdict, Some(&errand.journey)),
+            Progress::Unsent | Progress::Unanswered => {
+                self.attempt.left_unheard(progress, self.speaking.characters() > 0);
+            }
         }
         let limits = &errand.terms.limits;
         let since = *self.moving_since.get_or_insert_with(clock::instant);

@@ -76,6 +76,8 @@ pub(super) struct Session<C> {
     pub(super) moving_since: Option<Instant>,
     /// Why it was refused, when the client has heard that.
     pub(super) refusal: Option<Verdict>,
+    /// Whether the provider has said something useful.
+    pub(super) is_served: bool,
     /// The provider takes no more; what it says may tell why.
     is_deaf: bool,
     began: Instant,
@@ -117,6 +119,7 @@ impl<C> Session<C> {
             down: Leg::default(),
             moving_since: None,
             refusal: None,
+            is_served: false,
             is_deaf: false,
             began: now,
             moved_at: now,
@@ -163,7 +166,7 @@ impl<C: Connect> Session<C> {
     /// The session is served: the client hears what was held, and what it said need not be kept.
     fn served(&mut self) {
         let first = self.downwards.first().to_vec();
-        self.opening = None;
+        (self.opening, self.is_served) = (None, true);
         self.downwards.open(&mut self.down.outbox);
         let key = self.attempt.key().cloned();
         if let (Some(Pooled { errand, lessons }), Some(key)) = (&mut self.pooled, key) {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::session::{Pooled, Session};
 use crate::clock;
+use crate::policy::replay::Progress;
 use crate::policy::select::Unavailable;
 use crate::policy::socket::{Dialect, Said, audio_bytes_per_second, say};
 use crate::pool::Reserved;
@@ -123,6 +124,8 @@ impl<C: Connect> Session<C> {
             if is_same {
                 self.attempt.renew(lease);
             } else if !self.downwards.is_open() {
+                // Nothing was asked of the one before.
+                self.attempt.left_unheard(Progress::Unsent, false);
                 self.change_key(lease).await;
             }
         }
@@ -133,6 +136,7 @@ impl<C: Connect> Session<C> {
     async fn find_key_again(&mut self) {
         let Some(Pooled { errand, .. }) = &self.pooled else { return self.let_go() };
         if let Ok(lease) = self.proxy.reserve(&errand.journey).await {
+            self.attempt.left_unheard(Progress::Unsent, false);
             self.change_key(lease).await;
         }
         self.let_go();
