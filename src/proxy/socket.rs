@@ -68,3 +68,6 @@ pub struct Bounds {
     /// How long a client may take to say who it is in its first message.
     pub introduction_max: Duration,
 }
+
+#[cfg(test)]
+mod tests;

@@ -66,8 +66,8 @@ impl Redactor {
     }
 
     /// Puts the short form of every key in its place, drawn out to its length: for texts whose length was
-    /// told before. Returns how many bytes at the end may be the begin of another key, beyond what its
-    /// short form shows.
+    /// told before. Returns how many bytes at the end may be the begin of another key: they are looked at
+    /// again with what follows them.
     pub fn cover(&self, text: &mut [u8]) -> usize {
         let mut from = 0;
         while let Some((at, key)) = self.find(text, from) {
@@ -85,7 +85,7 @@ impl Redactor {
             }
             from = at + length;
         }
-        self.open_end(text).len().saturating_sub(SHOWN_BYTES)
+        self.open_end(text).len()
     }
 
     /// The first key at or after `from`.
@@ -244,7 +244,7 @@ mod tests {
         let redactor = redactor(&[LONG, OLD]);
         let mut text = format!("a {LONG} b {OLD}{OLD} sk_6c036").into_bytes();
         let length = text.len();
-        assert_eq!(redactor.cover(&mut text), "sk_6c036".len() - SHOWN_BYTES);
+        assert_eq!(redactor.cover(&mut text), "sk_6c036".len());
         let covered = String::from_utf8(text).unwrap();
         assert_eq!(covered.len(), length);
         assert!(
