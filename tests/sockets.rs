@@ -411,10 +411,9 @@ async fn the_program_ends_sessions_when_the_grace_is_over() {
     talk.send(Message::text("hello")).await;
     in_time(futures_util::StreamExt::next(&mut talk.stream)).await.unwrap().unwrap();
     let House { simulator, running, .. } = house;
-    let draining = tokio::spawn(async move { running.drain(Duration::from_millis(100)).await });
-    let Heard::Close(code, reason) = talk.hear().await else { panic!("it was cut") };
-    assert_eq!((code, reason.as_str()), (1012, "Keychoir restarts. Connect again."));
-    assert_eq!(draining.await.unwrap(), Drained::Cut);
+    let (drained, end) = tokio::join!(running.drain(Duration::from_millis(100)), talk.hear());
+    assert_eq!(end, Heard::Close(1012, "Keychoir restarts. Connect again.".to_owned()));
+    assert_eq!(drained, Drained::Cut);
     let ended = |socket: &SocketSummary| socket.close_received.as_ref().map(|close| close.code);
     let ledger = in_time(simulator.until(|ledger| ledger.totals.sockets_open == 0)).await;
     let session = ledger.requests.iter().find_map(|request| request.socket.as_ref()).unwrap();

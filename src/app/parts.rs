@@ -122,6 +122,7 @@ impl Parts {
                 denies_dangerous: access.denies_dangerous,
                 owned_bytes_max: ownership.answer_bytes_max,
                 redacts: access.redacts,
+                socket_base: sockets.signed_url_base.url().map(Into::into),
                 sockets: proxy::SocketBounds {
                     idle_max: sockets.idle_max,
                     lifetime_max: sockets.lifetime_max,

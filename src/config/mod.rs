@@ -9,6 +9,7 @@ mod resolve;
 
 mod document;
 mod setting;
+mod socket_base;
 mod value;
 mod variables;
 mod visitors;

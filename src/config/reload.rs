@@ -78,6 +78,7 @@ const RELOADED: &[&str] = &[
     "sockets.frame_bytes_max",
     "sockets.quiet_ms_max",
     "sockets.introduction_ms_max",
+    "sockets.signed_url_base",
     "watch.interval_ms",
     "watch.timeout_ms",
     "watch.quota_lag_ms",

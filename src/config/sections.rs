@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::base_url::{BasePath, BaseUrl};
 use super::choice::{LogFilter, LogFormat, StrategyChoice};
 use super::listen::{Listens, UnixMode};
+use super::socket_base::SocketBase;
 use super::tls::TlsConfig;
 
 /// Where clients come in, and how long they may keep us waiting.
@@ -281,6 +282,8 @@ pub struct SocketsConfig {
     pub quiet_max: Duration,
     /// How long a client may take to present its token in its first message.
     pub introduction_max: Duration,
+    /// Where clients reach our sockets, for signed URLs.
+    pub signed_url_base: SocketBase,
 }
 
 impl Default for SocketsConfig {
@@ -292,6 +295,7 @@ impl Default for SocketsConfig {
             frame_bytes_max: 256 * 1024,
             quiet_max: Duration::from_secs(2),
             introduction_max: Duration::from_secs(10),
+            signed_url_base: SocketBase::default(),
         }
     }
 }

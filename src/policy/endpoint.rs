@@ -32,6 +32,8 @@ pub struct Endpoint {
     pub access: Access,
     /// Whether its answer describes the owner of the key.
     pub shows_owner: bool,
+    /// Whether its answer gives the address of a socket.
+    pub gives_address: bool,
     /// What is spoken on it, when it is a socket.
     pub socket: Option<Dialect>,
 }
@@ -121,6 +123,7 @@ pub fn lookup(method: &Method, path: &str) -> Endpoint {
         permission: Permission::of(method, rest),
         access: access(rest),
         shows_owner: matches!(rest, ["user"] | ["user", "subscription"]),
+        gives_address: matches!(rest, ["convai", "conversation", "get-signed-url" | "get_signed_url"]),
         socket: None,
     }
 }
@@ -349,6 +352,17 @@ mod tests {
         }
         for path in ["/v1/users", "/v1/user/x", "/v1/voices/user"] {
             assert!(!lookup(&Method::GET, path).shows_owner, "{path}");
+        }
+    }
+
+    #[test]
+    fn an_address_of_a_socket_is_given_under_two_names() {
+        for (path, gives) in [
+            ("/v1/convai/conversation/get-signed-url", true),
+            ("/v1/convai/conversation/get_signed_url", true),
+            ("/v1/convai/conversation/token", false),
+        ] {
+            assert_eq!(lookup(&Method::GET, path).gives_address, gives, "{path}");
         }
     }
 

@@ -5,10 +5,12 @@
 mod credentials;
 mod hearing;
 mod saying;
+mod signed;
 
 pub use credentials::{Blanking, presented};
 pub use hearing::{Heard, REFUSAL_BYTES_MAX, hear, hear_close};
 pub use saying::{SAID_BYTES_MAX, Said, audio_bytes_per_second, say};
+pub use signed::readdressed;
 
 use super::endpoint::Work;
 

@@ -72,6 +72,8 @@ pub struct Limits {
     pub redacts: bool,
     /// Room for held bodies.
     pub room: Room,
+    /// What stands instead of the provider's host in the addresses of sockets that answers give.
+    pub socket_base: Option<Arc<str>>,
     /// Bounds of sessions on sockets.
     pub sockets: SocketBounds,
 }

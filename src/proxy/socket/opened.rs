@@ -51,7 +51,7 @@ impl<C> Opened<C> {
         lessons: Option<Place>,
     ) -> Result<Box<Self>, ProxyError> {
         let (mut head, upstream) = switched(answer).await?;
-        let redactor = veil.map(|veil| veil.redactor());
+        let redactor = veil.and_then(|veil| veil.redactor());
         if let Some(redactor) = &redactor {
             redact_headers(&mut head.headers, redactor);
         }
