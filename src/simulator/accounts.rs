@@ -8,6 +8,7 @@ use jiff::ToSpan;
 
 use crate::policy::units::UnixMs;
 
+use super::conversations::Conversations;
 use super::history::History;
 use super::plan::{Billing, KeyPlan, Plan, WorkspacePlan};
 use super::shape::{Facts, Shape};
@@ -27,6 +28,7 @@ pub(super) struct Workspace {
     pub(super) running: u32,
     pub(super) running_max: u32,
     pub(super) history: History,
+    pub(super) conversations: Conversations,
 }
 
 #[derive(Debug)]
@@ -65,6 +67,9 @@ impl Refused {
 pub(super) enum Purse {
     /// The credits of the workspace, and the cap of the key where it has one.
     KeyAndWorkspace,
+    /// The credits of the workspace alone: caps of keys do not hold for agents (the provider's
+    /// public issues, 2026).
+    Workspace,
 }
 
 /// Work that may go on: its credits are gone and it counts as running.
@@ -221,6 +226,26 @@ impl Accounts {
         }
     }
 
+    /// The key at whose expense somebody with `key`, or without one, talks to an agent: the caller's
+    /// own where the agent is of the same workspace, else one of the agent's workspace.
+    pub(super) fn agent_payer(&self, agent: &str, key: Option<usize>) -> Result<usize, Refused> {
+        let plan_of = |workspace: &Workspace| {
+            workspace.plan.agents.iter().find(|known| known.id == agent).map(|agent| agent.is_public)
+        };
+        let named =
+            self.workspaces.iter().enumerate().find_map(|(at, workspace)| Some((at, plan_of(workspace)?)));
+        let own = key.and_then(|key| self.keys.get(key)).map(|key| key.workspace);
+        let payer = match (named, key) {
+            (None, Some(key)) => Some(key),
+            (None, None) => (!self.keys.is_empty()).then_some(0),
+            (Some((workspace, _)), Some(key)) if own == Some(workspace) => Some(key),
+            (Some((workspace, true)), _) => self.keys.iter().position(|key| key.workspace == workspace),
+            (Some((_, false)), Some(_)) => None,
+            (Some((_, false)), None) => return Err(Shape::NeedsAuthorization.into()),
+        };
+        payer.ok_or_else(|| Refused::naming(Shape::AgentNotFound, agent))
+    }
+
     pub(super) fn workspace(&self, key: usize) -> Option<&Workspace> {
         self.workspaces.get(self.keys.get(key)?.workspace)
     }
@@ -234,7 +259,15 @@ impl Workspace {
     fn open(plan: WorkspacePlan, now: UnixMs) -> Self {
         let used = plan.used;
         let reset = plan.reset.unwrap_or_else(|| first_of_next_month(now));
-        Self { plan, used, reset, running: 0, running_max: 0, history: History(VecDeque::new()) }
+        Self {
+            plan,
+            used,
+            reset,
+            running: 0,
+            running_max: 0,
+            history: History(VecDeque::new()),
+            conversations: Conversations::default(),
+        }
     }
 
     pub(super) fn remaining(&self) -> u64 {

@@ -28,6 +28,7 @@ mod ledger;
 mod tokens;
 mod world;
 
+mod conversations;
 mod history;
 mod models;
 mod sound;
@@ -55,7 +56,7 @@ pub use self::fault::{Fault, FaultError, Turn};
 pub use self::ledger::{
     KeyEntry, Ledger, RequestSummary, SocketClose, SocketSummary, Totals, WorkspaceEntry,
 };
-pub use self::plan::{Billing, KeyPlan, Plan, PlanError, WorkspacePlan};
+pub use self::plan::{AgentPlan, Billing, KeyPlan, Plan, PlanError, WorkspacePlan};
 pub use self::shape::{Shape, UnknownShape};
 
 use self::line::Line;

@@ -43,6 +43,18 @@ pub struct WorkspacePlan {
     pub concurrency_max: Option<u32>,
     /// Voices of its own, beside those that everyone has.
     pub voices: Vec<String>,
+    /// Its agents. One that no workspace has is public and belongs to whoever calls it; without a
+    /// key, to the first key of the plan.
+    pub agents: Vec<AgentPlan>,
+}
+
+/// An agent to talk to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentPlan {
+    /// Its `agent_id`.
+    pub id: String,
+    /// Whether anyone may talk to it, also without a key and at its workspace's expense.
+    pub is_public: bool,
 }
 
 /// How the bill stands.
@@ -181,6 +193,7 @@ impl Default for WorkspacePlan {
             period: None,
             concurrency_max: None,
             voices: Vec::new(),
+            agents: Vec::new(),
         }
     }
 }

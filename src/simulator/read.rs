@@ -94,6 +94,9 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
         | Route::Transcription
         | Route::SoundEffect
         | Route::SingleUseToken(_)
+        | Route::SignedUrl
+        | Route::ConversationToken
+        | Route::Conversation(_)
         | Route::Echo => {
             return Err(Shape::NotFound.into());
         }
@@ -121,6 +124,9 @@ fn anonymous(route: &Route) -> Result<Answer, Refused> {
         | Route::HistoryAudio(_)
         | Route::HistoryDeletion(_)
         | Route::SingleUseToken(_)
+        | Route::SignedUrl
+        | Route::ConversationToken
+        | Route::Conversation(_)
         | Route::Echo => Err(Shape::NeedsAuthorization.into()),
     }
 }

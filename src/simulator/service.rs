@@ -16,6 +16,7 @@ use crate::tasks::Tasks;
 use super::accounts::Refused;
 use super::answer::{Answer, AnswerBody, set, trace_id};
 use super::control;
+use super::conversations;
 use super::fault::Fault;
 use super::grants;
 use super::intake::{EMPTY_SHA256, Intake, drain, presented, receive, skip, violations};
@@ -265,6 +266,9 @@ fn perform(job: Job<'_>, parts: &Parts) -> Result<Answer, Refused> {
         Route::SoundEffect => job.sound_effect(),
         Route::Transcription => job.transcription(),
         Route::SingleUseToken(kind) => grants::token(job, &kind),
+        Route::SignedUrl => grants::signed_url(job),
+        Route::ConversationToken => grants::conversation_token(job),
+        Route::Conversation(id) => conversations::answer(job, &id),
         Route::Echo => Ok(echo(job, parts)),
         route @ (Route::User
         | Route::Subscription

@@ -66,6 +66,10 @@ pub enum Shape {
     UnknownRequest,
     /// 404: no such history item, or not in this workspace.
     HistoryItemNotFound,
+    /// 404: no such agent, or not in this workspace.
+    AgentNotFound,
+    /// 404: no such conversation, or not in this workspace.
+    ConversationNotFound,
     /// 404: what the model list says to someone without a key.
     AnonymousWorkspace,
     /// 400: no such model.
@@ -202,6 +206,11 @@ impl Shape {
             Shape::HistoryItemNotFound =>
                 typed(404, "not_found", "history_item_not_found", "history_item_not_found",
                     &format!("History item with ID '{subject}' was not found.")),
+            Shape::AgentNotFound => typed(404, "not_found", "agent_not_found", "agent_not_found",
+                &format!("An agent with ID '{subject}' was not found.")),
+            Shape::ConversationNotFound =>
+                typed(404, "not_found", "conversation_not_found", "conversation_not_found",
+                    &format!("A conversation with ID '{subject}' was not found.")),
             Shape::InvalidCursor => typed(400, "validation_error", "invalid_cursor", "invalid_cursor",
                 "The cursor is not valid."),
             // The provider's own words are not known; a 500 has been seen.

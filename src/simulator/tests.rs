@@ -7,6 +7,8 @@ mod faults;
 mod refusals;
 mod serving;
 mod sockets;
+mod sockets_agent;
+mod sockets_dialogue;
 mod sockets_faults;
 mod sockets_refusals;
 mod sockets_scribe;

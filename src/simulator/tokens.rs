@@ -21,6 +21,8 @@ pub(super) enum Door {
     BatchScribe,
     /// `tts_websocket`: the sockets of speech and dialogue.
     Speech,
+    /// A conversation with that agent.
+    Agent(String),
 }
 
 impl Door {
@@ -98,5 +100,7 @@ mod tests {
         }
         assert_eq!(tokens.owner("0", &Door::Speech, NOW), None);
         assert_eq!(tokens.owner("1", &Door::Speech, NOW), Some(0));
+        tokens.add("t", Door::Agent("a".into()), 0, NOW);
+        assert_eq!(tokens.owner("t", &Door::Agent("b".into()), NOW), None);
     }
 }

@@ -22,18 +22,37 @@ pub(super) struct Caller {
     /// What a token must open.
     door: Option<Door>,
     permission: Option<&'static str>,
+    /// Whom it wants to talk to, on that socket.
+    pub(super) agent: Option<String>,
 }
 
 impl Caller {
     pub(super) fn of(kind: &Kind, presented: Presented, text: &str) -> Self {
+        let agent = matches!(kind, Kind::Agent).then(|| asked(text, "agent_id").unwrap_or_default());
         let (token, door, permission) = match kind {
             Kind::Speech { .. } => {
                 (asked(text, "single_use_token"), Some(Door::Speech), Some("text_to_speech"))
             }
+            Kind::Dialogue { .. } => {
+                (asked(text, "single_use_token"), Some(Door::Speech), Some("text_to_speech"))
+            }
+            Kind::Agent => {
+                let token = asked(text, "conversation_signature").or_else(|| asked(text, "token"));
+                (token, agent.clone().map(Door::Agent), Some("convai_write"))
+            }
             Kind::Scribe => (asked(text, "token"), Some(Door::RealtimeScribe), Some("speech_to_text")),
             Kind::Echo => (None, None, None),
         };
-        Self { presented, token, door, permission }
+        Self { presented, token, door, permission, agent }
+    }
+
+    /// What the provider calls this way of showing who one is (OpenAPI document).
+    pub(super) fn authorization_method(&self) -> &'static str {
+        match (&self.token, self.presented) {
+            (Some(_), _) => "signed_url",
+            (None, Presented::Known(_) | Presented::Unknown) => "authorization_header",
+            (None, Presented::Nothing) => "public",
+        }
     }
 
     pub(super) fn has_key_in_head(&self) -> bool {
@@ -76,7 +95,10 @@ impl Caller {
 
     fn allowed(&self, world: &World, key: usize) -> Answered<(usize, String)> {
         let state = world.state();
-        if let Some(permission) = self.permission {
+        // Who talks to somebody else's public agent needs no permission of its workspace.
+        let is_guest =
+            self.agent.is_some() && self.token.is_none() && self.presented != Presented::Known(key);
+        if let Some(permission) = self.permission.filter(|_| !is_guest) {
             state.accounts.permit(key, permission)?;
         }
         state.accounts.billing(key)?;
@@ -89,6 +111,16 @@ impl Caller {
         let in_message = first.and_then(|first| first.get("single_use_token")).and_then(Value::as_str);
         if let (Some(token), Some(door)) = (self.token.as_deref().or(in_message), &self.door) {
             return world.state().tokens.take(token, door, clock::now()).ok_or(Shape::InvalidKey.into());
+        }
+        if let Some(agent) = &self.agent {
+            let key = match self.presented {
+                Presented::Nothing => None,
+                Presented::Known(_) | Presented::Unknown => Some(known(self.presented)?),
+            };
+            if agent.is_empty() {
+                return Err(Shape::FieldMissing("agent_id".into()).into());
+            }
+            return world.state().accounts.agent_payer(agent, key);
         }
         let presented = match (self.presented, first.and_then(credential)) {
             (Presented::Nothing, Some(key)) => {

@@ -13,11 +13,14 @@ mod caller;
 mod look;
 mod told;
 
+mod dialogue;
 mod speech;
 mod voice;
 
-mod echo;
+mod agent;
 mod scribe;
+
+mod echo;
 
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
@@ -45,8 +48,12 @@ use self::wire::Wire;
 enum Kind {
     /// `/v1/text-to-speech/{voice_id}/stream-input` or, with contexts, `…/multi-stream-input`.
     Speech { voice: String, has_contexts: bool },
+    /// `/v1/text-to-dialogue/stream-input` or, with contexts, `…/multi-stream-input`.
+    Dialogue { has_contexts: bool },
     /// `/v1/speech-to-text/realtime`.
     Scribe,
+    /// `/v1/convai/conversation`.
+    Agent,
     /// Everything that the provider does not have below a path of its own.
     Echo,
 }
@@ -62,8 +69,11 @@ impl Kind {
             ["v1", "text-to-speech", voice, "multi-stream-input"] => {
                 Some(Kind::Speech { voice: (*voice).to_owned(), has_contexts: true })
             }
+            ["v1", "text-to-dialogue", "stream-input"] => Some(Kind::Dialogue { has_contexts: false }),
+            ["v1", "text-to-dialogue", "multi-stream-input"] => Some(Kind::Dialogue { has_contexts: true }),
             ["v1", "speech-to-text", "realtime"] => Some(Kind::Scribe),
-            ["v1", "text-to-speech" | "speech-to-text", ..] => None,
+            ["v1", "convai", "conversation"] => Some(Kind::Agent),
+            ["v1", "text-to-speech" | "text-to-dialogue" | "speech-to-text", ..] => None,
             _ => Some(Kind::Echo),
         }
     }
@@ -73,7 +83,9 @@ impl Kind {
         match self {
             // A refusal of the echo is told as most sockets tell it.
             Kind::Speech { .. } | Kind::Echo => Tongue::Speech,
+            Kind::Dialogue { .. } => Tongue::Dialogue,
             Kind::Scribe => Tongue::Scribe,
+            Kind::Agent => Tongue::Agent,
         }
     }
 }
@@ -145,6 +157,10 @@ async fn run(upgrade: OnUpgrade, session: Session, orders: Orders, kind: Kind, c
         Kind::Speech { voice, has_contexts } => {
             Box::pin(speech::serve(&mut wire, caller, voice, has_contexts, &text)).await
         }
+        Kind::Dialogue { has_contexts } => {
+            Box::pin(dialogue::serve(&mut wire, caller, has_contexts, &text)).await
+        }
+        Kind::Agent => Box::pin(agent::serve(&mut wire, caller)).await,
         Kind::Scribe => Box::pin(scribe::serve(&mut wire, caller, &text)).await,
         Kind::Echo => echo::serve(&mut wire).await,
     };

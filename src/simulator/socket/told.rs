@@ -15,8 +15,12 @@ use super::super::shape::{Facts, Shape};
 pub(super) enum Tongue {
     /// `{"message", "error", "code"}`, and a close with the message.
     Speech,
+    /// The same with `param`.
+    Dialogue,
     /// `{"message_type", "error"}`, and a close with 1000.
     Scribe,
+    /// A close and mostly nothing before it.
+    Agent,
 }
 
 /// A refusal as it goes on a socket.
@@ -43,6 +47,21 @@ struct SpeechError<'a> {
 }
 
 #[derive(Serialize)]
+struct DialogueError<'a> {
+    message: &'a str,
+    error: &'a str,
+    code: u16,
+    param: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct AgentError<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    message: &'a str,
+}
+
+#[derive(Serialize)]
 struct ScribeError<'a> {
     message_type: &'a str,
     error: &'a str,
@@ -57,6 +76,11 @@ pub(super) fn tell(tongue: Tongue, shape: &Shape, facts: &Facts) -> Told {
             // Captured, 2026: this one is a close and nothing before it.
             if *shape == Shape::Concurrency { Told { message: None, ..told } } else { told }
         }
+        Tongue::Dialogue => {
+            let (error, message) = words(shape, facts);
+            dialogue(&error, &message, None)
+        }
+        Tongue::Agent => agent(shape, facts),
         Tongue::Scribe => {
             let (message_type, error) = scribe_words(shape, facts);
             scribe(message_type, &error)
@@ -70,6 +94,61 @@ pub(super) fn tell(tongue: Tongue, shape: &Shape, facts: &Facts) -> Told {
 pub(super) fn speech(error: &str, message: &str) -> Told {
     let body = json(&SpeechError { message, error, code: POLICY });
     Told { name: error.to_owned(), message: Some(body), code: POLICY, reason: reason(message) }
+}
+
+/// A refusal of the sockets of dialogue.
+pub(super) fn dialogue(error: &str, message: &str, param: Option<&str>) -> Told {
+    let body = json(&DialogueError { message, error, code: POLICY, param });
+    Told { message: Some(body), ..speech(error, message) }
+}
+
+/// A refusal of a conversation: 1002 for what cannot go on, 1011 for the provider's own faults,
+/// 1008 for the client's (the documentation; the quota is captured, 2026).
+fn agent(shape: &Shape, facts: &Facts) -> Told {
+    const QUOTA: &str = "This request exceeds your quota limit.";
+    let close = |code, reason: &str| Told { code, reason: reason.to_owned(), ..Told::default() };
+    match shape {
+        Shape::Quota | Shape::KeyCap | Shape::QuotaForbidden => close(1_002, QUOTA),
+        // The other form in which it was seen, a message before the close (captured, 2026).
+        Shape::InsufficientCredits => {
+            let message = format!("received 1002 (protocol error) {QUOTA}");
+            let body = json(&AgentError { kind: "error", message: &message });
+            Told { message: Some(body), ..close(1_002, QUOTA) }
+        }
+        Shape::Concurrency | Shape::RateLimit(_) => close(1_002, &reason(&words(shape, facts).1)),
+        Shape::ServerError | Shape::SystemBusy | Shape::Maintenance => {
+            close(1_011, &reason(&words(shape, facts).1))
+        }
+        Shape::InvalidKey
+        | Shape::InvalidKey400
+        | Shape::NeedsAuthorization
+        | Shape::MissingPermissions(_)
+        | Shape::UnusualActivity
+        | Shape::PaymentIssue
+        | Shape::PaidPlanRequired
+        | Shape::UnacceptedTerms
+        | Shape::Forbidden
+        | Shape::WorkspaceAccessDenied
+        | Shape::SubscriptionRequired
+        | Shape::FieldMissing(_)
+        | Shape::NotAString(_)
+        | Shape::MalformedJson
+        | Shape::VoiceNotFound
+        | Shape::InvalidCursor
+        | Shape::UnknownRequest
+        | Shape::HistoryItemNotFound
+        | Shape::AgentNotFound
+        | Shape::ConversationNotFound
+        | Shape::AnonymousWorkspace
+        | Shape::ModelNotFound
+        | Shape::TextTooLong
+        | Shape::EmptyText
+        | Shape::InvalidOutputFormat
+        | Shape::RequestTooLarge
+        | Shape::NotFound
+        | Shape::MethodNotAllowed(_)
+        | Shape::Page(_) => close(POLICY, &reason(&words(shape, facts).1)),
+    }
 }
 
 /// A refusal of the transcription. It closes as if nothing had happened (captured, 2026, for the key).
@@ -146,6 +225,8 @@ fn scribe_words(shape: &Shape, facts: &Facts) -> (&'static str, String) {
         | Shape::InvalidCursor
         | Shape::UnknownRequest
         | Shape::HistoryItemNotFound
+        | Shape::AgentNotFound
+        | Shape::ConversationNotFound
         | Shape::AnonymousWorkspace
         | Shape::NotFound
         | Shape::MethodNotAllowed(_)

@@ -47,14 +47,8 @@ impl Voice {
     ///
     /// # Errors
     ///
-    /// When there is no such model, voice or format.
-    pub(super) fn new(
-        world: &World,
-        key: usize,
-        model: &str,
-        voices: &[String],
-        text: &str,
-    ) -> Answered<Self> {
+    /// When there is no such model or format.
+    pub(super) fn new(key: usize, model: &str, text: &str) -> Answered<Self> {
         let model = Model::find(model).ok_or_else(|| Refused::naming(Shape::ModelNotFound, model))?;
         let format = match asked(text, "output_format") {
             None => Format::DEFAULT,
@@ -63,13 +57,18 @@ impl Voice {
                 Refused::naming(Shape::InvalidOutputFormat, message)
             })?,
         };
-        let state = world.state();
-        let own = state.accounts.workspace(key).map(|workspace| workspace.plan.voices.as_slice());
-        let own = own.unwrap_or_default();
-        if let Some(voice) = voices.iter().find(|voice| voice_name(voice, own).is_none()) {
-            return Err(Refused::naming(Shape::VoiceNotFound, voice));
-        }
         Ok(Self { key, model, format, characters: 0 })
+    }
+
+    /// Whether the workspace that pays has those voices.
+    pub(super) fn find(&self, world: &World, voices: &[String]) -> Answered<()> {
+        let state = world.state();
+        let own = state.accounts.workspace(self.key).map(|workspace| workspace.plan.voices.as_slice());
+        let own = own.unwrap_or_default();
+        match voices.iter().find(|voice| voice_name(voice, own).is_none()) {
+            Some(voice) => Err(Refused::naming(Shape::VoiceNotFound, voice)),
+            None => Ok(()),
+        }
     }
 
     /// Speaks `text`, each piece as `form` writes it.

@@ -31,8 +31,10 @@ const MESSAGE_BYTES_MAX: usize = 16 * 1_024 * 1_024;
 const SILENCE_MAX: Duration = Duration::from_secs(600);
 /// How long one message may take to be written.
 const WRITE_MAX: Duration = Duration::from_secs(60);
-/// How long to wait for the answer to a close, or for the end of a connection that was cut.
+/// How long to wait for the answer to a close.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
+/// How long a client may take to see that its connection was cut.
+const CUT_MAX: Duration = Duration::from_millis(500);
 /// Bytes of messages that arrive while nobody reads.
 const HEARD_BYTES_MAX: usize = 32 * 1_024 * 1_024;
 /// Text messages that the ledger keeps of one session, and their bytes.
@@ -318,7 +320,7 @@ impl Wire {
             while tcp.read(&mut rest).await? > 0 {}
             Ok::<_, io::Error>(())
         };
-        let _ended = timeout(CLOSE_MAX, ending).await;
+        let _ended = timeout(CUT_MAX, ending).await;
         Over
     }
 

@@ -101,6 +101,8 @@ impl Client {
             match self.next().await {
                 Some(Ok(Message::Text(text))) => texts.push(serde_json::from_str(&text).unwrap()),
                 Some(Ok(Message::Close(Some(frame)))) => {
+                    // The answer to it goes out with the next look.
+                    assert!(self.next().await.is_none(), "nothing comes after a close");
                     return (texts, (frame.code.into(), frame.reason.as_str().to_owned()));
                 }
                 other => panic!("neither a text nor a close but {other:?} after {texts:?}"),

@@ -100,6 +100,7 @@ async fn a_session_can_break_without_a_close() {
     says_back(&mut client, "a").await;
     let error = client.hear_break().await;
     assert!(matches!(error, Error::Protocol(_)), "{error:?}");
+    drop(client);
     assert_eq!(ended(&sim).await.1.close_sent, None);
     let mut client = echo(&sim, "after=1:reset").await;
     client.send(Message::text("a")).await;
@@ -127,6 +128,7 @@ async fn a_session_can_break_after_so_many_bytes() {
             client.send(Message::text("0123456789")).await;
         }
         client.hear_break().await;
+        drop(client);
         ended(&sim).await;
     }
 }
@@ -174,4 +176,19 @@ async fn what_is_for_sockets_lets_requests_pass() {
     for _ in 0..2 {
         assert_eq!(say("a").key("sk").to(&sim).await.status, 200);
     }
+}
+
+#[tokio::test]
+async fn another_process_can_ask_for_it_and_read_what_came_of_it() {
+    let sim = start_with("sk=100").await;
+    let order = json!({ "key": "sk", "next": ["after=1:close=1011/gone"] });
+    assert_eq!(post("/_simulator/faults", order.to_string()).to(&sim).await.status, 200);
+    let mut client = dial(&sim, ECHO, "sk").await;
+    says_back(&mut client, "a").await;
+    assert_eq!(client.hear_close().await.0, 1_011);
+    ended(&sim).await;
+    let ledger = get("/_simulator/ledger").to(&sim).await.json();
+    let socket = &ledger["requests"][0]["socket"];
+    assert_eq!((&socket["close_sent"]["code"], &socket["is_open"]), (&json!(1_011), &json!(false)));
+    assert_eq!(serde_json::from_value::<crate::simulator::Ledger>(ledger).unwrap(), sim.ledger());
 }
