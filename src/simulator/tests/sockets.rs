@@ -208,6 +208,11 @@ async fn what_was_offered_is_written_down_and_only_the_agents_protocol_is_agreed
         (vec!["other".into(), "convai".into()], Some("convai"))
     );
     assert_eq!(socket.extensions.as_deref(), Some("permessage-deflate; client_max_window_bits"));
+
+    let client = knock(&sim, ECHO, &[("sec-websocket-protocol", "other")]).await;
+    assert!(client.is_err(), "a client that offers protocols takes none for a refusal");
+    let (_, socket) = ended(&sim).await;
+    assert_eq!((socket.protocols, socket.protocol), (vec!["other".to_owned()], None));
 }
 
 #[tokio::test]

@@ -192,3 +192,23 @@ async fn another_process_can_ask_for_it_and_read_what_came_of_it() {
     assert_eq!((&socket["close_sent"]["code"], &socket["is_open"]), (&json!(1_011), &json!(false)));
     assert_eq!(serde_json::from_value::<crate::simulator::Ledger>(ledger).unwrap(), sim.ledger());
 }
+
+/// Below the frames: a client of frames sees no difference between a part of one and none.
+#[tokio::test]
+async fn exactly_as_many_bytes_arrive_before_the_break() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let sim = start_with("sk=100").await;
+    for bytes in [0_usize, 1, 2, 100] {
+        sim.script("sk", vec![Fault::CutAfter { bytes: bytes.try_into().unwrap() }]);
+        let mut stream = TcpStream::connect(sim.address()).await.unwrap();
+        let head = "GET /v1/speech-to-text/realtime HTTP/1.1\r\nhost: sim\r\nxi-api-key: sk\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("an end").unwrap();
+        let end = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
+        let head = String::from_utf8_lossy(&answer[..end]).to_lowercase();
+        // The example of RFC 6455.
+        assert!(head.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="), "{head}");
+        assert_eq!(answer.len() - end, bytes);
+    }
+}

@@ -257,3 +257,21 @@ async fn a_place_is_taken_while_a_session_speaks_and_not_while_it_waits() {
     one.hear().await;
     assert_eq!(sim.ledger().workspaces[0].running_max, 1);
 }
+
+/// The place must be free with the last piece and not some time later, or clients that wait for
+/// each other would meet refusals by chance.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_after_the_other_is_never_too_many() {
+    let plan = Plan::of([])
+        .with_workspace(WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 1_000_000) })
+        .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
+    let sim = start(plan).await;
+    let path = format!("{SPEECH}?output_format=ulaw_8000");
+    let mut clients = [dial(&sim, &path, "sk").await, dial(&sim, &path, "sk").await];
+    for turn in 0..200 {
+        let client = &mut clients[turn % 2];
+        client.say(spoken_to("x")).await;
+        assert!(client.hear().await["audio"].is_string(), "turn {turn}");
+    }
+    assert_eq!(sim.ledger().workspaces[0].running_max, 1);
+}
