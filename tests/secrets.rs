@@ -10,15 +10,19 @@
 
 mod house;
 mod program;
+mod talk;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 
+use futures_util::SinkExt;
 use house::{CLIENT_TOKEN, VOICE, loopback};
 use keychoir::simulator::{Fault, Plan, Simulator};
 use keychoir::tasks::{AbortOnDrop, Tasks};
 use program::{Program, contents, keychoir, run, stderr};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_tungstenite::tungstenite::Message;
 
 /// Two keys as long as real ones. What lies between their ends is never shown.
 const ONE: &str = "sk_canary000111122223333aaaabbbbccccddddeeeeffff0001";
@@ -63,7 +67,7 @@ const FAULTS: [&str; 27] = [
     "forbidden",
     "quota_403",
     "concurrency",
-    "rate_limit=1",
+    "rate_limit",
     "system_busy",
     "unprocessable",
     "voice_not_found",
@@ -77,6 +81,34 @@ const FAULTS: [&str; 27] = [
     "huge",
     "garbled",
 ];
+
+/// More of what can become of a session.
+const SOCKET_FAULTS: [&str; 5] =
+    ["after=1:quota", "after=1:cut", "after=0:reset", "close=1011/what", "cut=10"];
+
+/// Says a text and a token on a socket, and does not stay; whether it was opened.
+async fn talk_secrets(address: SocketAddr, path: &str) -> bool {
+    let asked = talk::knock_at(address, path, &[("xi-api-key", CLIENT_TOKEN)]).await;
+    let mut talk = match asked {
+        Ok(talk) => talk,
+        Err((_, body)) => {
+            assert_clean("a refusal", body.as_bytes());
+            return false;
+        }
+    };
+    assert_clean("a header", format!("{:?}", talk.headers).as_bytes());
+    for message in [
+        json!({"text": TEXT, "xi_api_key": CLIENT_TOKEN, "authorization": format!("Bearer {CLIENT_TOKEN}")}),
+        json!({"inputs": [{"text": TEXT, "voice_id": VOICE}], "voices": [VOICE], "xi-api-key": CLIENT_TOKEN}),
+        json!({"message_type": "input_audio_chunk", "audio_base_64": "AAAA", "commit": true}),
+        json!({"text": "", "close_socket": true}),
+    ] {
+        // The provider may have gone meanwhile.
+        let _ = talk.stream.send(Message::text(message.to_string())).await;
+    }
+    talk.hear_any().await;
+    true
+}
 
 /// A Supabase that says the key to whoever has it, in every part of its refusal.
 async fn indiscreet(key: &'static str) -> (String, AbortOnDrop) {
@@ -99,7 +131,9 @@ async fn indiscreet(key: &'static str) -> (String, AbortOnDrop) {
     (url, serving)
 }
 
-async fn check_form(form: &str, supabase_key: &'static str) {
+/// Where the provider is asked for its reset dates, a key that is exhausted once stays so; where it is
+/// not, every refusal is met with both keys.
+async fn check_form(form: &str, supabase_key: &'static str, is_watched: bool) {
     let (supabase, _serving) = indiscreet(supabase_key).await;
     let folder = tempfile::tempdir().unwrap();
     let plan = Plan::of([(ONE, 1_000_000), (TWO, 1_000_000)]).forbidding(CLIENT_TOKEN);
@@ -114,11 +148,14 @@ async fn check_form(form: &str, supabase_key: &'static str) {
         .env("KEYCHOIR_SUPABASE__EVENTS", "true")
         .env("KEYCHOIR_SUPABASE__INTERVAL_MS", "100")
         .env("KEYCHOIR_SUPABASE__PAUSE_MS", "1")
+        .env("KEYCHOIR_POOL__INVALID_CONFIRM_MS", "1")
         .env("KEYCHOIR_POOL__INVALID_COOLDOWN_MS", "1")
         .env("KEYCHOIR_POOL__EXHAUSTED_COOLDOWN_MS", "1")
         .env("KEYCHOIR_POOL__BILLING_COOLDOWN_MS", "1")
         .env("KEYCHOIR_POOL__RATE_LIMITED_COOLDOWN_MS", "1")
         .env("KEYCHOIR_POOL__CONCURRENCY_COOLDOWN_MS", "1")
+        .env("KEYCHOIR_WATCH__ENABLED", is_watched.to_string())
+        .env("KEYCHOIR_POOL__WAIT_MS_MAX", "50")
         .env("KEYCHOIR_LOG__LEVEL", "trace")
         .env("KEYCHOIR_LOG__FORMAT", form);
     let mut program = Program::start(&mut command);
@@ -161,6 +198,20 @@ async fn check_form(form: &str, supabase_key: &'static str) {
             }
         }
     }
+    let address = url.trim_start_matches("http://").parse().unwrap();
+    let mut talked = 0;
+    for fault in FAULTS.into_iter().chain(SOCKET_FAULTS) {
+        for key in [ONE, TWO] {
+            simulator.always(key, Some(fault.parse().unwrap()));
+        }
+        for path in [talk::STREAM_INPUT, talk::MULTI_STREAM_INPUT, talk::DIALOGUE, talk::SCRIBE, talk::AGENT]
+        {
+            let path =
+                format!("{path}{}xi_api_key={CLIENT_TOKEN}", if path.contains('?') { '&' } else { '?' });
+            talked += usize::from(talk_secrets(address, &path).await);
+        }
+    }
+    assert!(is_watched || talked > FAULTS.len(), "sockets were really opened: {talked}");
     let (code, said) = program.end();
     assert_eq!(code, Some(0));
     assert!(asked > FAULTS.len() * 4, "the paths were really taken: {asked}");
@@ -175,12 +226,12 @@ async fn check_form(form: &str, supabase_key: &'static str) {
 
 #[tokio::test]
 async fn no_secret_comes_out_as_json() {
-    check_form("json", SUPABASE_KEYS[0]).await;
+    check_form("json", SUPABASE_KEYS[0], true).await;
 }
 
 #[tokio::test]
 async fn no_secret_comes_out_on_a_terminal() {
-    check_form("terminal", SUPABASE_KEYS[1]).await;
+    check_form("terminal", SUPABASE_KEYS[1], false).await;
 }
 
 #[test]

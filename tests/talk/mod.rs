@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "every test file uses its own part of this one")]
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
@@ -44,7 +45,15 @@ pub async fn in_time<T>(future: impl Future<Output = T>) -> T {
 
 /// Asks for a socket with these headers.
 pub async fn knock(house: &House, path: &str, headers: &[(&str, &str)]) -> Result<Talk, (u16, String)> {
-    let address = house.running.address();
+    knock_at(house.running.address(), path, headers).await
+}
+
+/// The same, of whoever listens there.
+pub async fn knock_at(
+    address: SocketAddr,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Result<Talk, (u16, String)> {
     let mut request = ClientRequestBuilder::new(format!("ws://{address}{path}").parse().unwrap());
     for (name, value) in headers {
         request = match *name {
@@ -57,7 +66,7 @@ pub async fn knock(house: &House, path: &str, headers: &[(&str, &str)]) -> Resul
         Ok((stream, response)) => Ok(Talk { stream, headers: response.headers().clone() }),
         Err(Error::Http(response)) => {
             let (head, body) = response.into_parts();
-            Err((head.status.as_u16(), String::from_utf8(body.unwrap_or_default()).unwrap()))
+            Err((head.status.as_u16(), String::from_utf8_lossy(&body.unwrap_or_default()).into_owned()))
         }
         Err(error) => panic!("no handshake: {error}"),
     }
@@ -91,6 +100,11 @@ impl Talk {
                 Some(Err(_)) | None => Heard::Gone,
             };
         }
+    }
+
+    /// Waits for anything at all, if it is there soon.
+    pub async fn hear_any(&mut self) {
+        let _ = tokio::time::timeout(Duration::from_millis(200), self.stream.next()).await;
     }
 
     /// The next message, which must be one.
