@@ -32,6 +32,7 @@ pub mod retry_after;
 pub mod retry_budget;
 
 pub mod mirror;
+pub mod pace;
 pub mod retention;
 pub mod since;
 

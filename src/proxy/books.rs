@@ -1,16 +1,19 @@
-//! What the proxy writes down, and the sending half of the queue that takes it.
+//! What the proxy writes down.
+
+mod queue;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::policy::affinity::Named;
 use crate::policy::client::ClientName;
 use crate::policy::units::UnixMs;
 use crate::pool::{Key, Lesson};
+
+pub(crate) use queue::Place;
+pub use queue::{Books, Depth, NoPlace, Queue};
 
 /// One entry for the books.
 #[derive(Debug)]
@@ -97,90 +100,6 @@ impl CreditSource {
             Self::Estimate => "estimate",
             Self::Free => "free",
             Self::Unknown => "unknown",
-        }
-    }
-}
-
-/// How many records are on their way: sent, and not yet written or lost. Cheap to clone.
-#[derive(Clone, Debug, Default)]
-pub struct Depth(Arc<AtomicU64>);
-
-impl Depth {
-    /// So many.
-    #[must_use]
-    pub fn records(&self) -> u64 {
-        self.0.load(Ordering::Acquire)
-    }
-
-    /// So many are on their way.
-    pub fn sent(&self, records: u64) {
-        self.0.fetch_add(records, Ordering::AcqRel);
-    }
-
-    /// So many have arrived, in the books or nowhere.
-    pub fn arrived(&self, records: u64) {
-        self.0.fetch_sub(records, Ordering::AcqRel);
-    }
-}
-
-/// The sending half. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Books {
-    queue: mpsc::Sender<Entry>,
-    depth: Depth,
-}
-
-/// A place in the queue, taken before the provider is asked, so that what was charged is never
-/// without a place to be written.
-#[derive(Debug)]
-pub(crate) struct Place {
-    permit: mpsc::OwnedPermit<Entry>,
-    depth: Depth,
-}
-
-/// The queue stayed full, or nobody reads it any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the queue of the books is full")]
-pub struct NoPlace;
-
-/// How long a request waits for a place. A full queue means a disk that does not keep up; a
-/// quick refusal tells more than a long silence.
-const PLACE_WAIT_MAX: Duration = Duration::from_millis(50);
-
-impl Books {
-    /// Books that are written by whoever reads the other end of `queue`, and tells `depth` what has
-    /// arrived.
-    #[must_use]
-    pub fn new(queue: mpsc::Sender<Entry>, depth: Depth) -> Self {
-        Self { queue, depth }
-    }
-
-    /// Takes a place in the queue.
-    pub(crate) async fn place(&self) -> Result<Place, NoPlace> {
-        let waiting = self.queue.clone().reserve_owned();
-        match tokio::time::timeout(PLACE_WAIT_MAX, waiting).await {
-            Ok(Ok(permit)) => Ok(Place { permit, depth: self.depth.clone() }),
-            Ok(Err(_)) | Err(_) => Err(NoPlace),
-        }
-    }
-
-    /// Has the state of the keys written. A full queue is about to write it anyway.
-    pub fn keys_changed(&self) {
-        let _ = self.queue.try_send(Entry::KeysChanged);
-    }
-}
-
-impl Place {
-    /// Writes.
-    pub(crate) fn write(self, record: AttemptRecord) {
-        self.depth.sent(1);
-        self.permit.send(Entry::Attempt(Box::new(record)));
-    }
-
-    /// Writes down whose identifiers are.
-    pub(crate) fn teach(self, changes: Vec<Ownership>) {
-        if !changes.is_empty() {
-            self.permit.send(Entry::Owners(changes));
         }
     }
 }

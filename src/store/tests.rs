@@ -1,5 +1,6 @@
 mod faults;
 mod outbox;
+mod pace;
 mod power;
 mod sums;
 mod whose;
@@ -18,7 +19,7 @@ use crate::policy::client::ClientName;
 use crate::policy::standing::{Park, ParkReason};
 use crate::policy::units::UnixMs;
 use crate::pool::{self, Observation};
-use crate::proxy::{AttemptRecord, CreditSource};
+use crate::proxy::{AttemptRecord, CreditSource, Entry};
 use crate::secret::{ApiKey, Fingerprint};
 
 const NOW: UnixMs = UnixMs(1_796_000_000_000);
@@ -60,7 +61,13 @@ fn record(pool: &Pool, credits: u64) -> AttemptRecord {
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
 fn settings(queue_max: usize) -> Settings {
-    Settings { queue_max, retention: Retention::default(), mirrored: Mirrored::Nothing, owners: KEEPING }
+    Settings {
+        queue_max,
+        commit_interval: Duration::from_millis(50),
+        retention: Retention::default(),
+        mirrored: Mirrored::Nothing,
+        owners: KEEPING,
+    }
 }
 
 fn connection(store: &Store) -> &Connection {
@@ -89,7 +96,7 @@ async fn what_is_sent_is_written_before_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let (place, path) = place(folder.path());
     let pool = pool();
-    let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), settings(8)).unwrap();
+    let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), settings(128)).unwrap();
     for credits in 0..100 {
         books.place().await.unwrap().write(record(&pool, credits));
     }

@@ -1,5 +1,6 @@
-//! The writing thread: what is queued goes into one transaction as soon as the last one is done.
-//! What cannot be written is held and tried again; between two transactions old records go.
+//! The writing thread: what has gathered in the queue goes into one transaction, at once after a quiet
+//! moment and in steps while records keep coming. What cannot be written is held and tried again;
+//! between two transactions old records go.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,8 +15,9 @@ use super::open::{self, Look, OpenError, is_broken};
 use super::outbox::{self, Command};
 use super::{Health, Place, Settings, rows};
 use crate::clock;
+use crate::policy::pace;
 use crate::pool::{KeySnapshot, Pool};
-use crate::proxy::{AttemptRecord, Entry, Ownership};
+use crate::proxy::{AttemptRecord, Entry, Ownership, Queue};
 
 /// How many records go into one transaction at the most.
 const BATCH_MAX: usize = 512;
@@ -43,7 +45,7 @@ enum WriteError {
 
 /// Who comes to the writing thread, and whom it tells that all is written.
 pub(super) struct Callers {
-    pub(super) queue: mpsc::Receiver<Entry>,
+    pub(super) queue: Queue,
     pub(super) questions: mpsc::Receiver<Command>,
     pub(super) all_written: oneshot::Sender<()>,
 }
@@ -69,6 +71,11 @@ pub(super) struct Writer {
     chores_at: Instant,
     /// Written to books in memory since they were last emptied.
     in_memory: usize,
+}
+
+/// How many records go into one transaction with these settings, at the most.
+pub(super) fn batch(settings: &Settings) -> usize {
+    BATCH_MAX.min(settings.queue_max)
 }
 
 impl Writer {
@@ -102,14 +109,14 @@ impl Writer {
     /// the mirror until that is gone, too.
     pub(super) async fn run(mut self, callers: Callers) {
         let Callers { mut queue, mut questions, all_written } = callers;
-        let room = BATCH_MAX.min(self.settings.queue_max);
+        let room = batch(&self.settings);
         let mut received = Vec::with_capacity(room);
         loop {
             let wake_at = if self.health.is_failing() { self.retry_at } else { self.chores_at };
             let mut question = None;
             let count = tokio::select! {
                 biased;
-                count = queue.recv_many(&mut received, room) => Some(count),
+                count = queue.take(&mut received, room) => Some(count),
                 Some(asked) = questions.recv() => {
                     question = Some(asked);
                     None
@@ -119,11 +126,15 @@ impl Writer {
             if count == Some(0) {
                 break;
             }
+            let began = clock::instant();
             received.drain(..).for_each(|entry| self.take(entry));
-            self.work(clock::instant());
+            self.work(began);
             // A busy queue must not keep the mirror waiting for ever.
             if let Some(question) = question.or_else(|| questions.try_recv().ok()) {
                 self.answer(question);
+            }
+            if count.is_some() {
+                self.rest(began, &queue, &mut questions).await;
             }
         }
         self.end().await;
@@ -131,6 +142,28 @@ impl Writer {
         let _ = all_written.send(());
         while let Some(question) = questions.recv().await {
             self.answer(question);
+        }
+    }
+
+    /// Waits until the next commit may begin. What is sent meanwhile wakes nobody, unless it fills a
+    /// commit; the mirror is answered, and old records go.
+    async fn rest(&mut self, began: Instant, queue: &Queue, questions: &mut mpsc::Receiver<Command>) {
+        let batch = batch(&self.settings) as u64;
+        loop {
+            let now = clock::instant();
+            let since = now.saturating_duration_since(began);
+            let pause = pace::pause(since, self.settings.commit_interval, queue.waiting(), batch);
+            if pause.is_zero() || queue.is_ended() {
+                return;
+            }
+            let has_chores = !self.health.is_failing() && self.chores_at <= now;
+            tokio::select! {
+                biased;
+                Some(question) = questions.recv() => self.answer(question),
+                () = std::future::ready(()), if has_chores => self.do_chore(now),
+                () = queue.called() => {}
+                () = tokio::time::sleep(pause) => return,
+            }
         }
     }
 

@@ -174,12 +174,7 @@ fn chores_are_done_after_the_writing() {
     let folder = tempfile::tempdir().unwrap();
     let (place, path) = place(folder.path());
     let pool = pool();
-    let settings = Settings {
-        queue_max: 8,
-        retention: Retention::of_days(1, 0),
-        mirrored: Mirrored::Nothing,
-        owners: KEEPING,
-    };
+    let settings = Settings { retention: Retention::of_days(1, 0), ..settings(8) };
     let store = Store::open(&place, NOW).unwrap();
     let mut writer = store.writer(Arc::clone(&pool), settings, Health::default());
     // Long ago by any clock of today.
