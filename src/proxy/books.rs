@@ -2,18 +2,21 @@
 
 mod queue;
 
-use std::sync::Arc;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use crate::policy::affinity::Named;
 use crate::policy::client::ClientName;
+use crate::policy::retention::first_id;
 use crate::policy::units::UnixMs;
 use crate::pool::{Key, Lesson};
 
-pub(crate) use queue::Place;
-pub use queue::{Books, Depth, NoPlace, Queue};
+pub use queue::{Books, Depth, Queue};
+pub(super) use queue::{NoPlace, Place};
 
 /// One entry for the books.
 #[derive(Debug)]
@@ -78,6 +81,29 @@ pub struct AttemptRecord {
     pub total: Duration,
 }
 
+impl AttemptRecord {
+    /// A new name for a record that begins at `started_at`: a UUID of version 7 of that moment. What is
+    /// named later in it is greater.
+    #[must_use]
+    pub fn name(started_at: UnixMs) -> Uuid {
+        // Chance makes the names of this run its own. Within it they are counted, from anywhere in the
+        // lower half, which takes neither a lock nor a call of the system.
+        static CHANCE: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(0));
+        static COUNT: LazyLock<AtomicU64> = LazyLock::new(|| (RandomState::new().hash_one(0) >> 23).into());
+        named(started_at, COUNT.fetch_add(1, Ordering::Relaxed), *CHANCE)
+    }
+}
+
+/// 48 bits of the moment, 42 of the count and 32 of chance, with version and variant between them.
+fn named(at: UnixMs, count: u64, chance: u64) -> Uuid {
+    let mut bytes = [0; 16];
+    bytes[..6].copy_from_slice(&first_id(at));
+    bytes[6..8].copy_from_slice(&(0x7000 | (count >> 30) as u16 & 0x0fff).to_be_bytes());
+    bytes[8..12].copy_from_slice(&(0x8000_0000 | count as u32 & 0x3fff_ffff).to_be_bytes());
+    bytes[12..].copy_from_slice(&(chance as u32).to_be_bytes());
+    Uuid::from_bytes(bytes)
+}
+
 /// Where a figure of credits comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CreditSource {
@@ -101,5 +127,35 @@ impl CreditSource {
             Self::Free => "free",
             Self::Unknown => "unknown",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn a_name_is_a_uuid_of_its_moment() {
+        for (ms, count, chance, expected) in [
+            (0, 0, 0, "00000000-0000-7000-8000-000000000000"),
+            (0x0198_c2f0_7b1a, 1, 2, "0198c2f0-7b1a-7000-8000-000100000002"),
+            (1, (1 << 42) - 1, u64::MAX, "00000000-0001-7fff-bfff-ffffffffffff"),
+            (1, 1 << 42, 0, "00000000-0001-7000-8000-000000000000"),
+            (u64::MAX, 1 << 30, 0, "ffffffff-ffff-7001-8000-000000000000"),
+        ] {
+            let name = named(UnixMs(ms), count, chance);
+            assert_eq!(name.to_string(), expected);
+            assert_eq!((name.get_version_num(), name.get_variant()), (7, uuid::Variant::RFC4122));
+        }
+    }
+
+    #[test]
+    fn names_differ_and_are_in_the_order_in_which_they_were_given() {
+        let at = |ms| move |_| AttemptRecord::name(UnixMs(ms));
+        let names: Vec<Uuid> = (0..1_000).map(at(1_000)).chain((0..1_000).map(at(1_001))).collect();
+        assert!(names.is_sorted());
+        assert_eq!(names.iter().collect::<HashSet<_>>().len(), 2_000);
     }
 }
