@@ -3,13 +3,14 @@
 
 use rusqlite::{Connection, params};
 
+use super::ledger::Ledger;
 use super::rows::moment;
 use super::{Settings, owners};
-use crate::policy::retention::oldest_kept;
+use crate::policy::retention::{first_id, oldest_kept};
 use crate::policy::units::UnixMs;
 
 /// Rows that one step forgets.
-const ROWS: i64 = 512;
+const ROWS: u16 = 512;
 /// Pages that one step gives back to the disk.
 const PAGES: i64 = 128;
 
@@ -23,22 +24,31 @@ pub(super) enum Step {
 }
 
 /// Does a little of what is due.
-pub(super) fn step(
-    connection: &Connection,
-    settings: &Settings,
-    now: UnixMs,
-) -> Result<Step, rusqlite::Error> {
-    const ATTEMPTS: &str = "DELETE FROM attempts WHERE id IN (
-        SELECT id FROM attempts WHERE started_at_ms < ?1 LIMIT ?2)";
-    const HOURS: &str = "DELETE FROM hours WHERE (hour_ms, key_hash, client, route, model) IN (
-        SELECT hour_ms, key_hash, client, route, model FROM hours WHERE hour_ms < ?1 LIMIT ?2)";
+pub(super) fn step(ledger: &mut Ledger, settings: &Settings, now: UnixMs) -> Result<Step, rusqlite::Error> {
+    let Ledger { connection, series, .. } = ledger;
     let retention = &settings.retention;
-    for (forget, kept) in [(ATTEMPTS, retention.attempts), (HOURS, retention.hours)] {
-        if let Some(oldest) = oldest_kept(kept, now) {
-            let forgotten = connection.prepare_cached(forget)?.execute(params![moment(oldest), ROWS])?;
-            if forgotten as i64 == ROWS {
-                return Ok(Step::More);
+    if let Some(oldest) = oldest_kept(retention.attempts, now) {
+        if forget_attempts(connection, oldest)? == usize::from(ROWS) {
+            return Ok(Step::More);
+        }
+        // None of their attempts is left.
+        const SERIES: &str = "DELETE FROM series WHERE number IN (
+            SELECT number FROM series WHERE used_at_ms < ?1 LIMIT ?2)";
+        match connection.prepare_cached(SERIES)?.execute(params![moment(oldest), ROWS])? {
+            0 => {}
+            forgotten => {
+                series.clear();
+                if forgotten == usize::from(ROWS) {
+                    return Ok(Step::More);
+                }
             }
+        }
+    }
+    if let Some(oldest) = oldest_kept(retention.hours, now) {
+        const HOURS: &str = "DELETE FROM hours WHERE (hour_ms, key_hash, client, route, model) IN (
+            SELECT hour_ms, key_hash, client, route, model FROM hours WHERE hour_ms < ?1 LIMIT ?2)";
+        if connection.prepare_cached(HOURS)?.execute(params![moment(oldest), ROWS])? == usize::from(ROWS) {
+            return Ok(Step::More);
         }
     }
     if owners::forget_some(connection, &settings.owners, now)? {
@@ -52,6 +62,15 @@ pub(super) fn step(
     let left = free_pages(connection)?;
     // Should it not shrink, it is not asked to again and again.
     Ok(if (1..free).contains(&left) { Step::More } else { Step::Done })
+}
+
+/// Forgets some of the attempts that began before `oldest`; returns how many.
+fn forget_attempts(connection: &Connection, oldest: UnixMs) -> Result<usize, rusqlite::Error> {
+    // Their ids begin with the moment, so no index is needed to find them. The two agree, but for records
+    // of an earlier version, of which one may lie a moment beyond the edge.
+    const ATTEMPTS: &str = "DELETE FROM attempt_rows WHERE id IN (
+        SELECT id FROM attempt_rows WHERE id < ?1 AND started_at_ms < ?2 LIMIT ?3)";
+    connection.prepare_cached(ATTEMPTS)?.execute(params![&first_id(oldest)[..], moment(oldest), ROWS])
 }
 
 fn free_pages(connection: &Connection) -> Result<i64, rusqlite::Error> {

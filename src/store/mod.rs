@@ -11,6 +11,7 @@ mod ledger;
 mod outbox;
 mod owners;
 mod rows;
+mod series;
 mod write;
 
 use std::path::{Path, PathBuf};

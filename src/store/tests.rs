@@ -2,6 +2,7 @@ mod faults;
 mod outbox;
 mod pace;
 mod power;
+mod series;
 mod sums;
 mod whose;
 
@@ -11,7 +12,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::Connection;
-use uuid::Uuid;
 
 use super::*;
 use crate::policy::budget::{Extension, Quota};
@@ -36,7 +36,7 @@ fn pool() -> Arc<Pool> {
 
 fn record(pool: &Pool, credits: u64) -> AttemptRecord {
     AttemptRecord {
-        id: Uuid::now_v7(),
+        id: AttemptRecord::name(NOW),
         request_id: "request".into(),
         number: 1,
         started_at: NOW,
@@ -56,6 +56,11 @@ fn record(pool: &Pool, credits: u64) -> AttemptRecord {
         first_byte: Some(Duration::from_millis(3)),
         total: Duration::from_millis(4),
     }
+}
+
+/// One that began at a moment, and is named for it.
+fn record_at(pool: &Pool, started_at: UnixMs, credits: u64) -> AttemptRecord {
+    AttemptRecord { id: AttemptRecord::name(started_at), started_at, ..record(pool, credits) }
 }
 
 const WAIT_MAX: Duration = Duration::from_secs(30);

@@ -16,7 +16,7 @@ use super::outbox::{self, Command};
 use super::{Health, Place, Settings, rows};
 use crate::clock;
 use crate::policy::pace;
-use crate::pool::{KeySnapshot, Pool};
+use crate::pool::{Key, Pool, Workspace};
 use crate::proxy::{AttemptRecord, Entry, Ownership, Queue};
 
 /// How many records go into one transaction at the most.
@@ -242,12 +242,10 @@ impl Writer {
             let ledger = self.ledger.insert(ledger);
             let now = clock::now();
             // The state is read when it is written: what is in the file is never older than a record.
-            let keys = self.pool.snapshot(now);
-            let concerned = keys.iter().filter(|key| self.are_keys_stale || is_touched(key, &self.pending));
-            let committed = {
-                let mirrored = self.settings.mirrored;
-                rows::commit(&mut ledger.connection, &self.pending, &self.owners, concerned, mirrored, now)
-            };
+            let touched = Touched::by(&self.pending);
+            let keys = self.pool.snapshot_of(now, |key| self.are_keys_stale || touched.includes(key));
+            let mirrored = self.settings.mirrored;
+            let committed = rows::commit(ledger, &self.pending, &self.owners, &keys, mirrored, now);
             if !ledger.is_gone() {
                 return Ok(committed?);
             }
@@ -307,7 +305,7 @@ impl Writer {
         self.in_memory = 0;
         if let Some(ledger) = &self.ledger {
             // Nothing can fail here but memory itself.
-            let _ = ledger.connection.execute_batch("DELETE FROM attempts");
+            let _ = ledger.connection.execute_batch("DELETE FROM attempt_rows");
         }
     }
 
@@ -350,8 +348,8 @@ impl Writer {
     }
 
     fn do_chore(&mut self, now: Instant) {
-        let Some(ledger) = &self.ledger else { return };
-        match chores::step(&ledger.connection, &self.settings, clock::now()) {
+        let Some(ledger) = &mut self.ledger else { return };
+        match chores::step(ledger, &self.settings, clock::now()) {
             Ok(Step::More) => {}
             Ok(Step::Done) => {
                 self.chores_at = now + CHORES_INTERVAL;
@@ -378,8 +376,19 @@ impl Writer {
     }
 }
 
-/// Whether one of the records changed the state of this key: its own, or that of its workspace.
-fn is_touched(key: &KeySnapshot, records: &[AttemptRecord]) -> bool {
-    let mut touched = records.iter().filter_map(|record| record.key.as_ref());
-    touched.any(|touched| std::ptr::eq(touched.workspace(), key.key.workspace()))
+/// The workspaces whose keys' state records have changed, by where they live.
+struct Touched(Vec<*const Workspace>);
+
+impl Touched {
+    fn by(records: &[AttemptRecord]) -> Self {
+        let workspaces = records.iter().filter_map(|record| record.key.as_ref()).map(|key| key.workspace());
+        let mut touched: Vec<_> = workspaces.map(std::ptr::from_ref).collect();
+        touched.sort_unstable();
+        touched.dedup();
+        Self(touched)
+    }
+
+    fn includes(&self, key: &Key) -> bool {
+        self.0.binary_search(&std::ptr::from_ref(key.workspace())).is_ok()
+    }
 }

@@ -74,13 +74,13 @@ fn a_failing_disk_is_asked_once_a_pause_however_much_comes_in() {
     let (mut writer, health) = writer(&Place::Memory, &pool, 1_000);
     fill_disk(&writer);
     let before = clock::instant();
-    (0..100).for_each(|credits| give(&mut writer, &health, record(&pool, credits)));
+    (0..500).for_each(|credits| give(&mut writer, &health, record(&pool, credits)));
     writer.work(before);
-    assert_health(&health, true, 100, 0);
+    assert_health(&health, true, 500, 0);
     empty_disk(&writer);
     give(&mut writer, &health, record(&pool, 1));
     writer.work(before);
-    assert_health(&health, true, 101, 0);
+    assert_health(&health, true, 501, 0);
     writer.work(clock::instant() + Duration::from_secs(1));
     assert_health(&health, false, 0, 0);
 }

@@ -58,7 +58,7 @@ fn a_row_that_says_nothing_sensible_is_as_good_as_none() {
 fn the_oldest_go_in_small_steps_and_each_class_has_its_room() {
     let folder = tempfile::tempdir().unwrap();
     let (place, _) = place(folder.path());
-    let mut connection = open::open(&place, NOW, Look::Quick).unwrap().ledger.connection;
+    let mut ledger = open::open(&place, NOW, Look::Quick).unwrap().ledger;
     let owners = Owners::new(Keeping { identifiers_max: usize::MAX, ..KEEPING });
     let mut changes = Vec::new();
     for index in 0..3_000 {
@@ -68,16 +68,18 @@ fn the_oldest_go_in_small_steps_and_each_class_has_its_room() {
     for index in 0..100 {
         changes.push(learned(&owners, Kind::Voice, &format!("v{index}"), NOW));
     }
-    rows::commit(&mut connection, &[], &changes, std::iter::empty(), Mirrored::Nothing, NOW).unwrap();
+    rows::commit(&mut ledger, &[], &changes, &[], Mirrored::Nothing, NOW).unwrap();
     let settings = settings(8);
-    let all_chores =
-        |now| (1..1_000).find(|_| chores::step(&connection, &settings, now).unwrap() == chores::Step::Done);
-    assert!(all_chores(NOW).unwrap() > 3);
-    assert_eq!((count(&connection, 0), count(&connection, 2)), (100, 1_000));
-    assert!(all_chores(NOW.plus(DAY * 2)).is_some());
-    assert_eq!((count(&connection, 0), count(&connection, 2)), (100, 0), "what passes has passed");
-    assert!(all_chores(NOW.plus(DAY * 2).plus(DAY * 30)).is_some());
-    assert_eq!(count(&connection, 0), 0, "unused for too long");
+    let all_chores = |ledger: &mut Ledger, now| {
+        (1..1_000).find(|_| chores::step(ledger, &settings, now).unwrap() == chores::Step::Done).unwrap()
+    };
+    assert!(all_chores(&mut ledger, NOW) > 3);
+    assert_eq!((count(&ledger.connection, 0), count(&ledger.connection, 2)), (100, 1_000));
+    all_chores(&mut ledger, NOW.plus(DAY * 2));
+    let left = (count(&ledger.connection, 0), count(&ledger.connection, 2));
+    assert_eq!(left, (100, 0), "what passes has passed");
+    all_chores(&mut ledger, NOW.plus(DAY * 2).plus(DAY * 30));
+    assert_eq!(count(&ledger.connection, 0), 0, "unused for too long");
 }
 
 #[test]
@@ -87,9 +89,10 @@ fn the_newest_of_too_many_stay() {
     let changes: Vec<_> = (0..1_500)
         .map(|index| learned(&owners, Kind::HistoryItem, &format!("h{index}"), UnixMs(NOW.0 + index)))
         .collect();
-    let connection = &mut store.ledger.as_mut().unwrap().connection;
-    rows::commit(connection, &[], &changes, std::iter::empty(), Mirrored::Nothing, NOW).unwrap();
-    while chores::step(connection, &settings(8), NOW).unwrap() == chores::Step::More {}
+    let ledger = store.ledger.as_mut().unwrap();
+    rows::commit(ledger, &[], &changes, &[], Mirrored::Nothing, NOW).unwrap();
+    while chores::step(ledger, &settings(8), NOW).unwrap() == chores::Step::More {}
+    let connection = &ledger.connection;
     assert_eq!(count(connection, 1), 1_000);
     let oldest: i64 =
         connection.query_row("SELECT min(used_at_ms) FROM owners", [], |row| row.get(0)).unwrap();
