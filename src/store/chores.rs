@@ -1,6 +1,8 @@
 //! What is due between two transactions: old records go, and the file shrinks, each in steps so
 //! small that nothing waits for them.
 
+use std::time::Duration;
+
 use rusqlite::{Connection, params};
 
 use super::ledger::Ledger;
@@ -14,6 +16,9 @@ const ROWS: u16 = 512;
 /// Pages that one step gives back to the disk.
 const PAGES: i64 = 128;
 
+/// From one look through the logs of owners to the next, which reads all of them.
+const TIDY_INTERVAL: Duration = Duration::from_secs(3_600);
+
 /// What a step leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
@@ -25,7 +30,7 @@ pub(super) enum Step {
 
 /// Does a little of what is due.
 pub(super) fn step(ledger: &mut Ledger, settings: &Settings, now: UnixMs) -> Result<Step, rusqlite::Error> {
-    let Ledger { connection, series, .. } = ledger;
+    let Ledger { connection, series, owners_tidied_at, .. } = ledger;
     let retention = &settings.retention;
     if let Some(oldest) = oldest_kept(retention.attempts, now) {
         if forget_attempts(connection, oldest)? == usize::from(ROWS) {
@@ -50,6 +55,10 @@ pub(super) fn step(ledger: &mut Ledger, settings: &Settings, now: UnixMs) -> Res
         if connection.prepare_cached(HOURS)?.execute(params![moment(oldest), ROWS])? == usize::from(ROWS) {
             return Ok(Step::More);
         }
+    }
+    if owners_tidied_at.is_none_or(|tidied_at| now.since(tidied_at) >= TIDY_INTERVAL) {
+        owners::tidy(connection)?;
+        *owners_tidied_at = Some(now);
     }
     if owners::forget_some(connection, &settings.owners, now)? {
         return Ok(Step::More);

@@ -10,6 +10,7 @@ use rusqlite::config::DbConfig;
 
 use super::open::companion;
 use super::series::Known;
+use crate::policy::units::UnixMs;
 
 /// An open file, or books in memory.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub(super) struct Ledger {
     pub(super) connection: Connection,
     /// The series that were met through it.
     pub(super) series: Known,
+    /// When the logs of owners were last tidied, if ever.
+    pub(super) owners_tidied_at: Option<UnixMs>,
     home: Option<Home>,
 }
 
@@ -45,13 +48,13 @@ impl Stamp {
 
 impl Ledger {
     pub(super) fn in_memory(connection: Connection) -> Self {
-        Self { connection, series: Known::default(), home: None }
+        Self { connection, series: Known::default(), owners_tidied_at: None, home: None }
     }
 
     /// A connection to the file at `path` that has read from it: its log is there from then on.
     pub(super) fn of_file(connection: Connection, path: &Path) -> io::Result<Self> {
         let home = Home { path: path.to_owned(), stamp: Stamp::of(path)? };
-        Ok(Self { connection, series: Known::default(), home: Some(home) })
+        Ok(Self { connection, series: Known::default(), owners_tidied_at: None, home: Some(home) })
     }
 
     /// Whether the file was removed or replaced, so that what is written is never found again.

@@ -39,7 +39,7 @@ pub(super) fn commit(
     let committed = (|| {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         insert_attempts(&transaction, series, records, mirrored)?;
-        owners::write(&transaction, owners)?;
+        owners::write(&transaction, owners, now)?;
         for key in keys {
             upsert_key(&transaction, key, now)?;
             if mirrored != Mirrored::Nothing {

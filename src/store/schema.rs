@@ -206,6 +206,33 @@ const MIGRATIONS: [&str; 5] = [
         DELETE FROM outbox_events WHERE id = OLD.id;
     END;
 
+    -- What comes with every request is not looked for by its id, which is random: it lies in the order in which
+    -- it was learned, and the last word on an id counts. `owners` keeps what lasts.
+    CREATE TABLE owners_plentiful (
+        number INTEGER PRIMARY KEY,
+        id BLOB NOT NULL,
+        kind TEXT NOT NULL,
+        -- NULL: it is not there any more
+        workspace TEXT,
+        learned_at_ms INTEGER NOT NULL,
+        used_at_ms INTEGER NOT NULL
+    ) STRICT;
+
+    CREATE TABLE owners_passing (
+        number INTEGER PRIMARY KEY,
+        id BLOB NOT NULL,
+        kind TEXT NOT NULL,
+        workspace TEXT,
+        learned_at_ms INTEGER NOT NULL,
+        used_at_ms INTEGER NOT NULL
+    ) STRICT;
+
+    INSERT INTO owners_plentiful (id, kind, workspace, learned_at_ms, used_at_ms)
+    SELECT id, kind, workspace, learned_at_ms, used_at_ms FROM owners WHERE class = 1 ORDER BY used_at_ms;
+    INSERT INTO owners_passing (id, kind, workspace, learned_at_ms, used_at_ms)
+    SELECT id, kind, workspace, learned_at_ms, used_at_ms FROM owners WHERE class = 2 ORDER BY used_at_ms;
+    DELETE FROM owners WHERE class <> 0;
+
     CREATE VIEW attempts AS
     SELECT
         iif(length(id) <> 16, CAST(id AS TEXT), lower(printf('%s-%s-%s-%s-%s', substr(hex(id), 1, 8),

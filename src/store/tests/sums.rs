@@ -8,7 +8,7 @@ use rusqlite::Row;
 use super::*;
 use crate::policy::retention::hour_of;
 use crate::store::chores::{self, Step};
-use crate::store::{open, rows, schema};
+use crate::store::{open, owners, rows, schema};
 
 const HOUR: u64 = 3_600_000;
 
@@ -252,8 +252,11 @@ fn of_version_4(path: &Path) -> Connection {
                 'served', 30, 40, 8, 'answer', NULL, 5, 'eleven_v3', NULL, NULL),
             ('01a229f1-2801-7abc-8def-0123456789ad', 'r3', 1, {now} + 3, 'phone', 'own', 'studio', 'GET', '/v1/b', NULL,
                 'unanswered', 0, 0, 0, 'unknown', NULL, 6, NULL, NULL, NULL);
+         INSERT INTO owners VALUES (zeroblob(16), 'voice', 0, 'w', 1, 9), (x'{0}1', 'history item', 1, 'w', 1, 8),
+            (x'{0}2', 'history item', 1, 'w', 1, 7), (x'{0}3', 'earlier request', 2, 'w', 1, 6);
          INSERT INTO outbox_events VALUES ('01a229f1-2800-7abc-8def-0123456789ac', NULL, NULL),
-            ('01a229f1-2801-7abc-8def-0123456789ad', '23514', 5);"
+            ('01a229f1-2801-7abc-8def-0123456789ad', '23514', 5);",
+        "0".repeat(31),
     ))
     .unwrap();
     old
@@ -292,6 +295,9 @@ fn attempts_of_an_older_file_read_as_they_did() {
             "[Text(\"01a229f128017abc8def0123456789ad\"), Text(\"23514\"), Integer(5)]"
         ]
     );
+    let used_at: Vec<u64> =
+        owners::read(&ledger.connection).unwrap().iter().map(|lesson| lesson.used_at.0).collect();
+    assert_eq!(used_at, [9, 7, 8, 6], "of each class the oldest use first");
     // They go in their time, and with them what is to be told of them and what they had in common.
     all_chores(&mut ledger, &Retention::of_days(1, 0), UnixMs(NOW.0 + 24 * HOUR));
     assert_eq!(one(&ledger.connection, "SELECT count(*) FROM attempts"), 3);

@@ -13,7 +13,8 @@ fn learned(owners: &Owners, kind: Kind, id: &str, now: UnixMs) -> Ownership {
 }
 
 fn count(connection: &Connection, class: u8) -> i64 {
-    connection.query_row("SELECT count(*) FROM owners WHERE class = ?1", [class], |row| row.get(0)).unwrap()
+    let table = ["owners", "owners_plentiful", "owners_passing"][usize::from(class)];
+    connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
 }
 
 #[tokio::test]
@@ -61,7 +62,7 @@ fn the_oldest_go_in_small_steps_and_each_class_has_its_room() {
     let mut ledger = open::open(&place, NOW, Look::Quick).unwrap().ledger;
     let owners = Owners::new(Keeping { identifiers_max: usize::MAX, ..KEEPING });
     let mut changes = Vec::new();
-    for index in 0..3_000 {
+    for index in 0..10_000 {
         let at = NOW.plus(Duration::from_millis(index));
         changes.push(learned(&owners, Kind::Request, &format!("r{index}"), at));
     }
@@ -95,6 +96,46 @@ fn the_newest_of_too_many_stay() {
     let connection = &ledger.connection;
     assert_eq!(count(connection, 1), 1_000);
     let oldest: i64 =
-        connection.query_row("SELECT min(used_at_ms) FROM owners", [], |row| row.get(0)).unwrap();
+        connection.query_row("SELECT min(used_at_ms) FROM owners_plentiful", [], |row| row.get(0)).unwrap();
     assert_eq!(oldest as u64, NOW.0 + 500);
+}
+
+fn rewrite(ledger: &mut Ledger, changes: &[Ownership], now: UnixMs) {
+    rows::commit(ledger, &[], changes, &[], Mirrored::Nothing, now).unwrap();
+}
+
+fn read(ledger: &Ledger) -> Vec<(Kind, UnixMs)> {
+    let lessons = crate::store::owners::read(&ledger.connection).unwrap();
+    lessons.iter().map(|lesson| (lesson.named.kind, lesson.used_at)).collect()
+}
+
+#[test]
+fn of_what_comes_with_every_request_the_last_word_counts() {
+    let mut ledger = open::open(&Place::Memory, NOW, Look::Quick).unwrap().ledger;
+    let owners = Owners::new(KEEPING);
+    let later = NOW.plus(DAY * 2);
+    for (id, at) in [("a", NOW), ("b", NOW), ("a", later)] {
+        let change = learned(&owners, Kind::HistoryItem, id, at);
+        rewrite(&mut ledger, &[change], at);
+    }
+    let expected = [(Kind::HistoryItem, NOW), (Kind::HistoryItem, later)];
+    assert_eq!((read(&ledger), count(&ledger.connection, 1)), (expected.to_vec(), 3));
+    rewrite(&mut ledger, &[Ownership::Forgotten(Named::new(Kind::HistoryItem, "b"))], later);
+    assert_eq!((read(&ledger), count(&ledger.connection, 1)), (expected[1..].to_vec(), 4));
+
+    // Tidied at first, and then once an hour: what was overtaken pushes nothing out for long.
+    let mut chores = |now| {
+        while chores::step(&mut ledger, &settings(8), now).unwrap() == chores::Step::More {}
+        (read(&ledger), count(&ledger.connection, 1))
+    };
+    assert_eq!(chores(later), (expected[1..].to_vec(), 1));
+    let change = learned(&owners, Kind::HistoryItem, "a", later.plus(DAY));
+    rewrite(&mut ledger, &[change], later.plus(DAY));
+    let mut chores = |now| {
+        while chores::step(&mut ledger, &settings(8), now).unwrap() == chores::Step::More {}
+        count(&ledger.connection, 1)
+    };
+    assert_eq!(chores(later.plus(Duration::from_secs(3_599))), 2);
+    assert_eq!(chores(later.plus(Duration::from_secs(3_600))), 1);
+    assert_eq!(read(&ledger), [(Kind::HistoryItem, later.plus(DAY))]);
 }
