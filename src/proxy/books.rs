@@ -15,8 +15,7 @@ use crate::policy::retention::first_id;
 use crate::policy::units::UnixMs;
 use crate::pool::{Key, Lesson};
 
-pub use queue::{Books, Depth, Queue};
-pub(super) use queue::{NoPlace, Place};
+pub use queue::{Books, Depth, NoPlace, Place, Queue};
 
 /// One entry for the books.
 #[derive(Debug)]

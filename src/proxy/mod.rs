@@ -36,7 +36,7 @@ use crate::telemetry::Meters;
 use crate::upstream::{Direct, Upstream};
 
 pub use accounts::{Accounts, TurnedAway, Used};
-pub use books::{AttemptRecord, Books, CreditSource, Depth, Entry, Ownership, Queue};
+pub use books::{AttemptRecord, Books, CreditSource, Depth, Entry, NoPlace, Ownership, Place, Queue};
 pub use error::ProxyError;
 use hints::Hints;
 use homes::Homes;

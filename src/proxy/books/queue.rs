@@ -87,7 +87,7 @@ pub struct Books {
 /// without a place to be written. It takes no room until it is used: the bound is on what waits to be
 /// written, and not on how many requests are under way, which have a bound of their own.
 #[derive(Debug)]
-pub(crate) struct Place(Books);
+pub struct Place(Books);
 
 /// The queue stayed full, or nobody reads it any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -114,8 +114,16 @@ impl Books {
         (Self { queue: sender, line: Arc::new(Senders(line.clone())) }, Queue { entries, line })
     }
 
-    /// Takes a place.
-    pub(crate) async fn place(&self) -> Result<Place, NoPlace> {
+    /// Takes a place; a full queue is waited for a moment.
+    ///
+    /// # Errors
+    ///
+    /// When it stays full, or nobody reads it any more.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future takes nothing.
+    pub async fn place(&self) -> Result<Place, NoPlace> {
         if !self.has_room() {
             tokio::time::timeout(PLACE_WAIT_MAX, self.room()).await.map_err(|_| NoPlace)?;
         }
@@ -161,12 +169,12 @@ impl Books {
 
 impl Place {
     /// Writes.
-    pub(crate) fn write(self, record: AttemptRecord) {
+    pub fn write(self, record: AttemptRecord) {
         self.0.send(Entry::Attempt(Box::new(record)));
     }
 
     /// Writes down whose identifiers are.
-    pub(crate) fn teach(self, changes: Vec<Ownership>) {
+    pub fn teach(self, changes: Vec<Ownership>) {
         if !changes.is_empty() {
             self.0.send(Entry::Owners(changes));
         }
