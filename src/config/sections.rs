@@ -244,7 +244,7 @@ impl Default for StorageConfig {
         Self {
             path: PathBuf::from("keychoir.db"),
             queue_records_max: 8192,
-            commit_interval: Duration::from_millis(50),
+            commit_interval: Duration::from_millis(100),
             attempts_kept_days: 30,
             hours_kept_days: 400,
             is_ephemeral: false,

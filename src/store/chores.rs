@@ -73,6 +73,17 @@ pub(super) fn step(ledger: &mut Ledger, settings: &Settings, now: UnixMs) -> Res
     Ok(if (1..free).contains(&left) { Step::More } else { Step::Done })
 }
 
+/// Does a little against too many owners between two rounds. The file does not shrink: what is set
+/// free is about to be used again.
+pub(super) fn trim_owners(
+    ledger: &Ledger,
+    settings: &Settings,
+    now: UnixMs,
+) -> Result<Step, rusqlite::Error> {
+    let is_more = owners::forget_some(&ledger.connection, &settings.owners, now)?;
+    Ok(if is_more { Step::More } else { Step::Done })
+}
+
 /// Forgets some of the attempts that began before `oldest`; returns how many.
 fn forget_attempts(connection: &Connection, oldest: UnixMs) -> Result<usize, rusqlite::Error> {
     // Their ids begin with the moment, so no index is needed to find them. The two agree, but for records

@@ -162,10 +162,17 @@ fn add_to_hour(
 
 fn upsert_key(transaction: &Transaction<'_>, seen: &KeySnapshot, now: UnixMs) -> Result<(), rusqlite::Error> {
     let mut statement = transaction.prepare_cached(
-        "INSERT OR REPLACE INTO keys (key_hash, short_key, name, workspace, position, status, character_count,
-            character_limit, extension, resets_at_ms, park_reason, park_until_ms, workspace_park_reason,
-            workspace_park_until_ms, updated_at_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+        "INSERT INTO keys (key_hash, short_key, name, workspace, position, status, character_count, character_limit,
+            extension, resets_at_ms, park_reason, park_until_ms, workspace_park_reason, workspace_park_until_ms,
+            updated_at_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+         ON CONFLICT DO UPDATE SET
+            short_key = excluded.short_key, name = excluded.name, workspace = excluded.workspace,
+            position = excluded.position, status = excluded.status, character_count = excluded.character_count,
+            character_limit = excluded.character_limit, extension = excluded.extension,
+            resets_at_ms = excluded.resets_at_ms, park_reason = excluded.park_reason,
+            park_until_ms = excluded.park_until_ms, workspace_park_reason = excluded.workspace_park_reason,
+            workspace_park_until_ms = excluded.workspace_park_until_ms, updated_at_ms = excluded.updated_at_ms",
     )?;
     let KeySnapshot { key, quota, standing, .. } = seen;
     let extension: Option<i64> = match quota.extension {

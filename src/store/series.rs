@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -41,8 +41,8 @@ pub(super) struct Series {
 #[derive(Debug, Default)]
 pub(super) struct Known {
     series: Vec<Series>,
-    /// Their places by a hash of what makes them; who comes second to a hash takes it over.
-    places: HashMap<u64, usize>,
+    /// Their places, by a hash of what mostly tells them apart.
+    places: HashMap<u64, Vec<usize>>,
     hasher: RandomState,
 }
 
@@ -77,26 +77,32 @@ impl Known {
     ) -> Result<usize, rusqlite::Error> {
         let workspace = record.key.as_ref().map(|key| key.workspace().belonging());
         let workspace = workspace.as_ref().and_then(|belonging| belonging.name());
-        let hash = self.hash(record, workspace);
+        let hash = self.hash(record);
         let hour = hour_of(record.started_at);
-        if let Some(&place) = self.places.get(&hash)
-            && let Some(series) = self.series.get_mut(place)
-            && series.is_of(record, workspace)
-            && (hour <= series.used_at || series.is_used_at(connection, hour)?)
-        {
-            return Ok(place);
+        let places = self.places.entry(hash).or_default();
+        let known = places.iter().position(|&place| self.series[place].is_of(record, workspace));
+        if let Some(known) = known {
+            let series = &mut self.series[places[known]];
+            if hour <= series.used_at || series.is_used_at(connection, hour)? {
+                return Ok(places[known]);
+            }
+            // Another program has removed it.
+            places.swap_remove(known);
         }
         let series = Series::written(connection, record, workspace, hour)?;
-        self.places.insert(hash, self.series.len());
+        places.push(self.series.len());
         self.series.push(series);
         Ok(self.series.len() - 1)
     }
 
-    fn hash(&self, record: &AttemptRecord, workspace: Option<&str>) -> u64 {
+    /// Of few fields: most of the time goes into hashing, and what is left is compared anyway.
+    fn hash(&self, record: &AttemptRecord) -> u64 {
         let mut hasher = self.hasher.build_hasher();
-        fingerprint(record).hash(&mut hasher);
-        (&record.client, workspace, &record.method, &record.route, &record.model).hash(&mut hasher);
-        (record.status, record.verdict, record.credits_from.word()).hash(&mut hasher);
+        hasher.write(record.client.as_str().as_bytes());
+        hasher.write(record.route.as_bytes());
+        hasher.write(record.model.as_deref().unwrap_or_default().as_bytes());
+        // Every key has a place of its own.
+        hasher.write_usize(record.key.as_ref().map_or(0, |key| Arc::as_ptr(key).addr()));
         hasher.finish()
     }
 }

@@ -112,7 +112,9 @@ impl Writer {
         let room = batch(&self.settings);
         let mut received = Vec::with_capacity(room);
         loop {
-            let wake_at = if self.health.is_failing() { self.retry_at } else { self.chores_at };
+            let now = clock::instant();
+            let chores_at = if self.has_chores(now) { now } else { self.chores_at };
+            let wake_at = if self.health.is_failing() { self.retry_at } else { chores_at };
             let mut question = None;
             let count = tokio::select! {
                 biased;
@@ -156,11 +158,10 @@ impl Writer {
             if pause.is_zero() || queue.is_ended() {
                 return;
             }
-            let has_chores = !self.health.is_failing() && self.chores_at <= now;
             tokio::select! {
                 biased;
                 Some(question) = questions.recv() => self.answer(question),
-                () = std::future::ready(()), if has_chores => self.do_chore(now),
+                () = std::future::ready(()), if self.has_chores(now) => self.do_chore(now),
                 () = queue.called() => {}
                 () = tokio::time::sleep(pause) => return,
             }
@@ -183,7 +184,7 @@ impl Writer {
         if !self.health.is_failing() || self.retry_at <= now {
             self.flush();
         }
-        if !self.health.is_failing() && self.chores_at <= now {
+        if self.has_chores(now) {
             self.do_chore(now);
         }
     }
@@ -279,10 +280,6 @@ impl Writer {
         self.pending.clear();
         self.owners_written += self.owners.len();
         self.owners.clear();
-        // What comes faster than the chores must not grow without a bound until they are due.
-        if self.owners_written > OWNERS_UNTIL_CHORES {
-            self.chores_at = clock::instant();
-        }
         self.health.count_written(count);
         self.are_keys_stale = false;
         self.look = Look::Trusting;
@@ -347,18 +344,29 @@ impl Writer {
         }
     }
 
+    /// Whether old records are due to go. What comes faster than that must not grow without a bound
+    /// until then.
+    fn has_chores(&self, now: Instant) -> bool {
+        let is_due = self.chores_at <= now || self.owners_written > OWNERS_UNTIL_CHORES;
+        is_due && !self.health.is_failing()
+    }
+
     fn do_chore(&mut self, now: Instant) {
         let Some(ledger) = &mut self.ledger else { return };
-        match chores::step(ledger, &self.settings, clock::now()) {
-            Ok(Step::More) => {}
-            Ok(Step::Done) => {
-                self.chores_at = now + CHORES_INTERVAL;
-                self.owners_written = 0;
-            }
-            Err(error) => {
-                self.chores_at = now + CHORES_INTERVAL;
-                self.failed(&error.into());
-            }
+        let is_round = self.chores_at <= now;
+        let step = if is_round {
+            chores::step(ledger, &self.settings, clock::now())
+        } else {
+            chores::trim_owners(ledger, &self.settings, clock::now())
+        };
+        match step {
+            Ok(Step::More) => return,
+            Ok(Step::Done) => {}
+            Err(error) => self.failed(&error.into()),
+        }
+        self.owners_written = 0;
+        if is_round {
+            self.chores_at = now + CHORES_INTERVAL;
         }
     }
 

@@ -139,3 +139,24 @@ fn of_what_comes_with_every_request_the_last_word_counts() {
     assert_eq!(chores(later.plus(Duration::from_secs(3_600))), 1);
     assert_eq!(read(&ledger), [(Kind::HistoryItem, later.plus(DAY))]);
 }
+
+#[test]
+fn too_many_go_before_the_next_round_of_chores() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    let (mut writer, _) = super::faults::writer(&place, &pool(), 8);
+    let now = crate::clock::instant();
+    writer.work(now);
+    let owners = Owners::new(Keeping { identifiers_max: usize::MAX, ..KEEPING });
+    let at = crate::clock::now();
+    let changes = (0..20_001).map(|index| learned(&owners, Kind::Request, &format!("r{index}"), at));
+    writer.take(Entry::Owners(changes.collect()));
+    let counts: Vec<i64> = (0..20)
+        .map(|_| {
+            writer.work(now);
+            count(&Connection::open(&path).unwrap(), 2)
+        })
+        .collect();
+    assert!(counts[0] > 10_000 && counts[1] > 10_000, "in steps: {counts:?}");
+    assert_eq!(counts[19], 1_000, "{counts:?}");
+}
