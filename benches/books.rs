@@ -171,6 +171,7 @@ fn path() -> f64 {
                     response_bytes: 2,
                     model: None,
                     characters: None,
+                    audio: None,
                     credits_reserved: None,
                     credits: 0,
                     credits_from: CreditSource::Free,

@@ -9,8 +9,8 @@ use hyper::body::Incoming;
 use crate::admin::{Admin, Draining};
 use crate::clock;
 use crate::policy::origin::{self, Visit};
-use crate::proxy::{Proxy, ResponseBody};
-use crate::server::{First, Service};
+use crate::proxy::{Exchanged, Proxy, ResponseBody};
+use crate::server::{First, Reply, Service, Session};
 
 /// The admin's pages before the proxy. When the program ends, only a connection that has not asked
 /// yet gets through to the proxy: whoever was let in is served.
@@ -20,41 +20,48 @@ pub(super) struct Front(Arc<Rooms>);
 #[derive(Debug)]
 struct Rooms {
     admin: Admin,
-    proxy: Proxy,
+    proxy: Arc<Proxy>,
     draining: Draining,
 }
 
 impl Front {
     pub(super) fn new(admin: Admin, proxy: Proxy, draining: Draining) -> Self {
-        Self(Arc::new(Rooms { admin, proxy, draining }))
+        Self(Arc::new(Rooms { admin, proxy: Arc::new(proxy), draining }))
     }
 }
 
 impl Service for Front {
     type Body = ResponseBody;
 
-    async fn answer(&self, mut request: Request<Incoming>) -> Response<ResponseBody> {
+    async fn answer(&self, mut request: Request<Incoming>) -> Reply<ResponseBody> {
         let Rooms { admin, proxy, draining } = &*self.0;
         let visit = match proxy.admit(&mut request) {
             Ok(visit) => visit,
-            Err(refusal) => return *refusal,
+            Err(refusal) => return (*refusal).into(),
         };
         if let Visit::Preflight(origin) = &visit {
             let mut answer = Response::new(ResponseBody::Ours(Full::default()));
             (*answer.status_mut(), *answer.headers_mut()) = origin::permit(request.headers(), origin);
-            return answer;
+            return answer.into();
         }
+        let mut session = None;
         let mut answer = match admin.answer(request.method(), request.uri(), request.headers(), clock::now())
         {
             Some(page) => page.map(|body| ResponseBody::Ours(Full::new(body))),
             None if draining.is_set() && request.extensions().get::<First>().is_none() => {
                 proxy.decline(&request)
             }
-            None => proxy.exchange(request).await,
+            None => {
+                let Exchanged { answer, socket } = proxy.exchange(request).await;
+                session = socket.map(|socket| -> Session {
+                    Box::new(|stream, early| Box::pin(socket.run(stream, early)))
+                });
+                answer
+            }
         };
         if let Visit::Page(origin) = &visit {
             origin::open(answer.headers_mut(), origin);
         }
-        answer
+        Reply { answer, session }
     }
 }

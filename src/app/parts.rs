@@ -66,6 +66,7 @@ impl Parts {
             storage,
             supabase,
             ownership,
+            sockets,
             access,
             keys,
             clients,
@@ -121,6 +122,15 @@ impl Parts {
                 denies_dangerous: access.denies_dangerous,
                 owned_bytes_max: ownership.answer_bytes_max,
                 redacts: access.redacts,
+                socket_base: sockets.signed_url_base.url().map(Into::into),
+                sockets: proxy::SocketBounds {
+                    idle_max: sockets.idle_max,
+                    lifetime_max: sockets.lifetime_max,
+                    opening_bytes_max: sockets.opening_bytes_max,
+                    frame_bytes_max: sockets.frame_bytes_max,
+                    quiet_max: sockets.quiet_max,
+                    introduction_max: sockets.introduction_max,
+                },
                 room: Room::new(&Bounds {
                     memory_bytes_max: replay.memory_bytes_max as u64,
                     memory_total_bytes_max: replay.memory_total_bytes_max as u64,

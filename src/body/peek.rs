@@ -28,6 +28,11 @@ where
         Self { front: VecDeque::new(), broken: None, rest: body }
     }
 
+    /// The body, of which nothing was read yet; what was read is gone.
+    pub fn into_rest(self) -> B {
+        self.rest
+    }
+
     /// Reads `body` to its end, but at most `bytes_max` and for at most `within`. With it comes
     /// what was read, when that is all of it.
     ///

@@ -18,6 +18,13 @@ pub(super) struct Arguments {
     #[arg(long = "key", value_name = "KEY=CREDITS[@WORKSPACE][:cap=N]", value_parser = parse_key)]
     keys: Vec<KeyPlan>,
     /// What every request with a key meets, such as `sk_one:invalid` or `sk_one:stall=5s`.
+    ///
+    /// FAULT is a refusal (quota, key_cap, invalid, concurrency, rate_limit=SECONDS, …) or one of
+    /// pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge,
+    /// endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL. A session on a socket is
+    /// refused in its own form, and with early:REFUSAL or gzip:REFUSAL before it begins;
+    /// after=MESSAGES:TURN lets it go on for a while, where TURN is a refusal, close=CODE[/REASON],
+    /// cut, reset, stall or say=TEXT. A name that there is not lists them all.
     #[arg(long = "fault", value_name = "KEY:FAULT", value_parser = parse_fault)]
     faults: Vec<(String, Fault)>,
 }

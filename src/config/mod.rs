@@ -9,6 +9,7 @@ mod resolve;
 
 mod document;
 mod setting;
+mod socket_base;
 mod value;
 mod variables;
 mod visitors;
@@ -49,8 +50,8 @@ pub use listen::{Listen, Listens, UnixMode};
 pub use problem::{Origin, Problem, Problems, Warning, WrongValue};
 pub use reload::Files;
 pub use sections::{
-    AccessConfig, LogConfig, OwnershipConfig, PoolConfig, ReplayConfig, ServerConfig, StorageConfig,
-    UpstreamConfig, WatchConfig,
+    AccessConfig, LogConfig, OwnershipConfig, PoolConfig, ReplayConfig, ServerConfig, SocketsConfig,
+    StorageConfig, UpstreamConfig, WatchConfig,
 };
 pub use supabase::{SupabaseConfig, SupabaseUrl};
 pub use tls::{TlsChoice, TlsConfig};
@@ -132,6 +133,8 @@ pub struct Config {
     pub supabase: SupabaseConfig,
     /// What is remembered of whose identifiers are.
     pub ownership: OwnershipConfig,
+    /// How long sessions on sockets may last, and what is kept of them.
+    pub sockets: SocketsConfig,
     /// The log.
     pub log: LogConfig,
     /// What clients may ask for.

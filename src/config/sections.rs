@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::base_url::{BasePath, BaseUrl};
 use super::choice::{LogFilter, LogFormat, StrategyChoice};
 use super::listen::{Listens, UnixMode};
+use super::socket_base::SocketBase;
 use super::tls::TlsConfig;
 
 /// Where clients come in, and how long they may keep us waiting.
@@ -266,6 +267,39 @@ pub struct OwnershipConfig {
 impl Default for OwnershipConfig {
     fn default() -> Self {
         Self { identifiers_max: 200_000, kept_days: 400, answer_bytes_max: 1024 * 1024 }
+    }
+}
+
+/// Sessions on sockets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketsConfig {
+    /// How long nothing may pass in either direction; zero for ever.
+    pub idle_max: Duration,
+    /// How long a session may last; zero for ever.
+    pub lifetime_max: Duration,
+    /// Bytes of a client's opening messages that are kept until the provider is heard.
+    pub opening_bytes_max: usize,
+    /// Bytes of a message that are read before it goes on in parts.
+    pub frame_bytes_max: usize,
+    /// How long after the last text or sound a speech socket counts as speaking.
+    pub quiet_max: Duration,
+    /// How long a client may take to present its token in its first message.
+    pub introduction_max: Duration,
+    /// Where clients reach our sockets, for signed URLs.
+    pub signed_url_base: SocketBase,
+}
+
+impl Default for SocketsConfig {
+    fn default() -> Self {
+        Self {
+            idle_max: Duration::from_secs(300),
+            lifetime_max: Duration::from_secs(24 * 3600),
+            opening_bytes_max: 256 * 1024,
+            frame_bytes_max: 256 * 1024,
+            quiet_max: Duration::from_secs(2),
+            introduction_max: Duration::from_secs(10),
+            signed_url_base: SocketBase::default(),
+        }
     }
 }
 

@@ -121,6 +121,13 @@ pub(super) static TABLE: &[Setting] = &[
     entry("ownership.identifiers_max", Kind::Count(256..=100_000_000, |c| &mut c.ownership.identifiers_max)),
     entry("ownership.kept_days_max", Kind::Count(0..=36_500, |c| &mut c.ownership.kept_days)),
     entry("ownership.answer_bytes_max", Kind::Bytes(0..=64 * MEBI, |c| &mut c.ownership.answer_bytes_max)),
+    entry("sockets.idle_ms_max", Kind::Millis(0..=DAY, |c| &mut c.sockets.idle_max)),
+    entry("sockets.lifetime_ms_max", Kind::Millis(0..=31 * DAY, |c| &mut c.sockets.lifetime_max)),
+    entry("sockets.opening_bytes_max", Kind::Bytes(0..=64 * MEBI, |c| &mut c.sockets.opening_bytes_max)),
+    entry("sockets.frame_bytes_max", Kind::Bytes(1024..=64 * MEBI, |c| &mut c.sockets.frame_bytes_max)),
+    entry("sockets.quiet_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.sockets.quiet_max)),
+    entry("sockets.introduction_ms_max", Kind::Millis(1..=MINUTE, |c| &mut c.sockets.introduction_max)),
+    entry("sockets.signed_url_base", Kind::Word(|c| &mut c.sockets.signed_url_base)),
     entry("log.format", Kind::Word(|c| &mut c.log.format)),
     entry("log.level", Kind::Word(|c| &mut c.log.level)),
     entry("access.deny_dangerous", Kind::Switch(|c| &mut c.access.denies_dangerous)),
@@ -316,7 +323,7 @@ mod tests {
     #[test]
     fn each_setting_changes_its_own_field() {
         // For every kind of setting one value at least that is not its default.
-        const SAMPLES: [&str; 14] = [
+        const SAMPLES: [&str; 15] = [
             "/below",
             "9999",
             "999",
@@ -327,6 +334,7 @@ mod tests {
             "json",
             "trace",
             "https://h",
+            "wss://h",
             "127.0.0.1:1",
             "0600",
             "off",

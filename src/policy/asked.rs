@@ -80,7 +80,8 @@ fn form(start: &[u8]) -> Option<Arc<str>> {
 
 /// What the provider's models are called: a family, and more words of lower-case letters, digits
 /// and `_`. Whatever else a client writes there, it is not written down.
-fn model(name: &str) -> Option<Arc<str>> {
+#[must_use]
+pub fn model(name: &str) -> Option<Arc<str>> {
     const FAMILIES: [&str; 4] = ["eleven_", "scribe_", "music_", "dubbing_"];
     let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-.".contains(&byte);
     let is_name = name.len() <= 40 && name.bytes().all(is_plain);

@@ -183,6 +183,13 @@ pub fn classify(status: StatusCode, body: Option<&ErrorBody>, retry_after: Optio
     by_status(status, body, retry_after)
 }
 
+/// What a refusal says that comes as a message or an end of a socket, where no status says more.
+/// `None` when its words are not known.
+#[must_use]
+pub fn in_band(said: &ErrorBody) -> Option<Verdict> {
+    by_words(StatusCode::OK, said, None)
+}
+
 /// The body's own words, most specific first.
 fn by_words(status: StatusCode, body: &ErrorBody, retry_after: Option<Duration>) -> Option<Verdict> {
     let shortfall = || Shortfall {
@@ -195,6 +202,7 @@ fn by_words(status: StatusCode, body: &ErrorBody, retry_after: Option<Duration>)
     if body.says("quota_exceeded")
         || body.says("insufficient_credits")
         || body.message_starts("this request exceeds your quota")
+        || body.message_starts("you have exceeded your quota")
     {
         return Some(Verdict::WorkspaceQuota(shortfall()));
     }
@@ -215,7 +223,7 @@ fn by_words(status: StatusCode, body: &ErrorBody, retry_after: Option<Duration>)
         let name = body.text_between("missing the permission ", " to execute");
         return Some(Verdict::MissingPermission(name.and_then(Permission::parse)));
     }
-    if body.says("detected_unusual_activity") {
+    if body.says("detected_unusual_activity") || body.message_starts("unusual activity detected") {
         return Some(Verdict::Abuse);
     }
     if ["payment_issue", "unaccepted_terms"].iter().any(|word| body.says(word)) {
@@ -240,14 +248,14 @@ fn by_words(status: StatusCode, body: &ErrorBody, retry_after: Option<Duration>)
         return Some(Verdict::RequestError);
     }
     // What we present is a key in `xi-api-key`; whoever does not see one is not judging it.
-    if ["needs_authorization", "missing_api_key", "invalid_authorization_header"]
-        .iter()
-        .any(|word| body.says(word))
-    {
+    if NO_KEY_SEEN.iter().any(|word| body.says(word)) {
         return Some(Verdict::Unexplained(Refusal::Unauthorized));
     }
     None
 }
+
+const NO_KEY_SEEN: [&str; 4] =
+    ["needs_authorization", "missing_api_key", "invalid_authorization_header", "authentication_required"];
 
 const REQUEST_ERROR: [&str; 4] =
     ["validation_error", "max_character_limit_exceeded", "text_too_long", "invalid_parameters"];

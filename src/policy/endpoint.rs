@@ -12,6 +12,7 @@ use super::headers::decode;
 use super::mend::is_version;
 use super::permission::Permission;
 use super::replay::Effect;
+use super::socket::Dialect;
 pub(super) use words::is_literal;
 
 /// What is known of a request by its method and path.
@@ -31,6 +32,10 @@ pub struct Endpoint {
     pub access: Access,
     /// Whether its answer describes the owner of the key.
     pub shows_owner: bool,
+    /// Whether its answer gives the address of a socket.
+    pub gives_address: bool,
+    /// What is spoken on it, when it is a socket.
+    pub socket: Option<Dialect>,
 }
 
 /// Whether an endpoint costs credits.
@@ -58,6 +63,10 @@ pub enum Work {
     Isolation,
     /// Speech to text, and alignment.
     Transcription,
+    /// Speech to text while it is spoken.
+    LiveTranscription,
+    /// A conversation with an agent.
+    Conversation,
     /// Sound effects.
     Effects,
     /// Music.
@@ -76,6 +85,8 @@ impl Work {
             | Self::Conversion
             | Self::Isolation
             | Self::Transcription
+            | Self::LiveTranscription
+            | Self::Conversation
             | Self::Music
             | Self::Other => false,
         }
@@ -112,6 +123,28 @@ pub fn lookup(method: &Method, path: &str) -> Endpoint {
         permission: Permission::of(method, rest),
         access: access(rest),
         shows_owner: matches!(rest, ["user"] | ["user", "subscription"]),
+        gives_address: matches!(rest, ["convai", "conversation", "get-signed-url" | "get_signed_url"]),
+        socket: None,
+    }
+}
+
+/// Looks up a request that opens a socket.
+#[must_use]
+pub fn lookup_socket(path: &str) -> Endpoint {
+    let endpoint = lookup(&Method::GET, path);
+    let dialect = socket_at(path);
+    let metering = if dialect == Dialect::Foreign { Metering::Free } else { Metering::Credits };
+    Endpoint { work: dialect.work(), metering, shows_owner: false, socket: Some(dialect), ..endpoint }
+}
+
+/// What would be spoken on a socket at this path.
+#[must_use]
+pub fn socket_at(path: &str) -> Dialect {
+    let segments: Vec<String> = segments(path).iter().map(|segment| segment.to_lowercase()).collect();
+    let names: Vec<&str> = segments.iter().map(String::as_str).collect();
+    match names.as_slice() {
+        [version, rest @ ..] if is_version(version) => Dialect::of(rest, true),
+        all => Dialect::of(all, false),
     }
 }
 
@@ -320,6 +353,33 @@ mod tests {
         for path in ["/v1/users", "/v1/user/x", "/v1/voices/user"] {
             assert!(!lookup(&Method::GET, path).shows_owner, "{path}");
         }
+    }
+
+    #[test]
+    fn an_address_of_a_socket_is_given_under_two_names() {
+        for (path, gives) in [
+            ("/v1/convai/conversation/get-signed-url", true),
+            ("/v1/convai/conversation/get_signed_url", true),
+            ("/v1/convai/conversation/token", false),
+        ] {
+            assert_eq!(lookup(&Method::GET, path).gives_address, gives, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_socket_is_known_by_its_path() {
+        for (path, dialect, metering) in [
+            ("/v1/text-to-speech/x/stream-input", Dialect::Speech, Metering::Credits),
+            ("/v1//Text-to-Speech/x/%73tream-input", Dialect::Speech, Metering::Credits),
+            ("/v1/convai/conversation", Dialect::Agent, Metering::Credits),
+            ("/v1/something/new", Dialect::Unknown, Metering::Credits),
+            ("/runCase", Dialect::Foreign, Metering::Free),
+        ] {
+            let endpoint = lookup_socket(path);
+            assert_eq!((endpoint.socket, endpoint.metering), (Some(dialect), metering), "{path}");
+            assert_eq!(lookup(&Method::GET, path).socket, None);
+        }
+        assert!(matches!(lookup_socket("/v1/service-accounts").access, Access::Denied(_)));
     }
 
     #[test]

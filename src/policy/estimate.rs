@@ -33,7 +33,9 @@ pub fn estimate(work: Work, asked: &Asked, body_bytes: Option<u64>, models: &Mod
         Work::Conversion | Work::Isolation => body_bytes
             .map(|bytes| bytes.saturating_mul(AUDIO_PER_MINUTE).div_ceil(60 * AUDIO_BYTES_PER_SECOND)),
         // The length of what is heard, or made, is not known before.
-        Work::Transcription | Work::Music | Work::Other => None,
+        Work::Transcription | Work::LiveTranscription | Work::Conversation | Work::Music | Work::Other => {
+            None
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Uri, Version};
+use http::{Method, Uri, Version};
 
 /// Headers in which a client may present a credential. `xi_api_key` is no header of the provider;
 /// a client that writes it means its key.
@@ -43,6 +43,11 @@ const HOP_BY_HOP: [HeaderName; 10] = [
     header::EXPECT,
 ];
 
+/// The subprotocols of sockets. Browsers have no other place for a token than `bearer.…` among them
+/// (`@elevenlabs/client`).
+const SUBPROTOCOLS: HeaderName = header::SEC_WEBSOCKET_PROTOCOL;
+const BEARER: &str = "bearer.";
+
 /// What a `Connection` header may not take away: it frames the message or says where it goes.
 const PROTECTED: [HeaderName; 2] = [header::CONTENT_LENGTH, header::HOST];
 
@@ -72,6 +77,60 @@ pub fn strip_request(headers: &mut HeaderMap) {
         headers.remove(name);
     }
     headers.remove(header::HOST);
+    strip_subprotocols(headers);
+}
+
+/// Leaves the subprotocols that are no credentials, in their order.
+fn strip_subprotocols(headers: &mut HeaderMap) {
+    if !subprotocols(headers).any(is_bearer) {
+        return;
+    }
+    let kept: Vec<&str> = subprotocols(headers).filter(|name| !is_bearer(name)).collect();
+    match HeaderValue::from_str(&kept.join(", ")) {
+        Ok(value) if !kept.is_empty() => headers.insert(SUBPROTOCOLS, value),
+        Ok(_) | Err(_) => headers.remove(SUBPROTOCOLS),
+    };
+}
+
+fn subprotocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(SUBPROTOCOLS).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim)
+}
+
+fn is_bearer(subprotocol: &str) -> bool {
+    subprotocol.get(..BEARER.len()).is_some_and(|start| start.eq_ignore_ascii_case(BEARER))
+}
+
+/// Whether a request asks for a WebSocket (RFC 6455, section 4.1). Other protocols are not offered,
+/// which a server may always do by not speaking of them (RFC 9110, section 7.8).
+#[must_use]
+pub fn asks_for_socket(method: &Method, version: Version, headers: &HeaderMap) -> bool {
+    let lists = |name: HeaderName, word: &str| {
+        let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).any(|one| one.trim().eq_ignore_ascii_case(word))
+    };
+    method == Method::GET
+        && version == Version::HTTP_11
+        && lists(header::UPGRADE, "websocket")
+        && lists(header::CONNECTION, "upgrade")
+}
+
+/// Has the next hop asked for a WebSocket, which was taken away with what belongs to this hop. Where
+/// messages are `read`, nothing that compresses them is offered.
+pub fn ask_for_socket(headers: &mut HeaderMap, read: bool) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    if read {
+        headers.remove(header::SEC_WEBSOCKET_EXTENSIONS);
+    }
+}
+
+/// Makes the headers of a 101 ready for the client.
+pub fn strip_switched(headers: &mut HeaderMap) {
+    strip_hop(headers);
+    headers.remove(header::CONTENT_LENGTH);
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
 }
 
 /// Makes the headers of an answer ready for the client: nothing of the other hop.
@@ -163,6 +222,9 @@ pub fn presented(headers: &HeaderMap, query: Option<&str>) -> Vec<Presented> {
             });
         }
     }
+    for token in subprotocols(headers).filter(|name| is_bearer(name)) {
+        found.push(Presented::Other(token.get(BEARER.len()..).unwrap_or_default().to_owned()));
+    }
     for (name, value) in query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('=')) {
         let Some(name) = credential_parameter(name) else { continue };
         let value = decode(value).trim().to_owned();
@@ -188,6 +250,13 @@ pub fn parameter_names(query: &str) -> String {
         .take(20)
         .collect();
     names.join(",")
+}
+
+/// The value of the first parameter of that name, decoded.
+#[must_use]
+pub fn parameter(query: Option<&str>, name: &str) -> Option<String> {
+    let mut pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+    pairs.find(|(found, _)| decode(found) == name).map(|(_, value)| decode(value))
 }
 
 fn is_credential(pair: &str) -> bool {
@@ -394,6 +463,49 @@ mod tests {
         let found =
             presented(&HeaderMap::new(), Some("authorization=Bearer%20k&xi_api_key=&x=1&Xi%2DApi-Key=j"));
         assert!(found == [Presented::Other("k".to_owned()), Presented::Key("j".to_owned())]);
+    }
+
+    #[track_caller]
+    fn check_subprotocols(given: &[&'static str], kept: Option<&str>, token: Option<&str>) {
+        let pairs: Vec<(&'static str, &'static str)> =
+            given.iter().map(|value| ("sec-websocket-protocol", *value)).collect();
+        let mut headers = headers(&pairs);
+        let found = presented(&headers, None);
+        assert_eq!(found.first().map(Presented::text), token);
+        strip_request(&mut headers);
+        let values: Vec<&str> =
+            headers.get_all(SUBPROTOCOLS).iter().map(|value| value.to_str().unwrap()).collect();
+        assert_eq!(values, Vec::from_iter(kept));
+    }
+
+    #[test]
+    fn a_bearer_among_subprotocols_is_a_credential() {
+        check_subprotocols(&["convai"], Some("convai"), None);
+        check_subprotocols(&["convai,bearer.tok"], Some("convai"), Some("tok"));
+        check_subprotocols(&["convai", "Bearer.tok, x"], Some("convai, x"), Some("tok"));
+        check_subprotocols(&["bearer.tok"], None, Some("tok"));
+        check_subprotocols(&["bearers"], Some("bearers"), None);
+    }
+
+    #[track_caller]
+    fn check_socket(method: &Method, version: Version, pairs: &[(&'static str, &'static str)], is_one: bool) {
+        assert_eq!(asks_for_socket(method, version, &headers(pairs)), is_one, "{pairs:?}");
+    }
+
+    #[test]
+    fn a_websocket_is_asked_for_in_two_words() {
+        let both = [("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")];
+        check_socket(&Method::GET, Version::HTTP_11, &both, true);
+        check_socket(&Method::POST, Version::HTTP_11, &both, false);
+        check_socket(&Method::GET, Version::HTTP_10, &both, false);
+        check_socket(&Method::GET, Version::HTTP_11, &both[..1], false);
+        check_socket(&Method::GET, Version::HTTP_11, &both[1..], false);
+        check_socket(
+            &Method::GET,
+            Version::HTTP_11,
+            &[("connection", "upgrade, http2-settings"), ("upgrade", "h2c")],
+            false,
+        );
     }
 
     #[test]

@@ -25,8 +25,12 @@ impl Lane {
     pub const MUSIC: Self = Self(5);
     /// Everything else that is charged.
     pub const OTHER: Self = Self(6);
+    /// Speech to text while it is spoken.
+    pub const LIVE_TRANSCRIPTION: Self = Self(7);
+    /// Conversations with agents.
+    pub const CONVERSATION: Self = Self(8);
     /// The first of those that groups get which have none of the names above.
-    const FIRST_EXTRA: u8 = 7;
+    const FIRST_EXTRA: u8 = 9;
     /// How many there are at the most.
     pub const COUNT: usize = 16;
 
@@ -52,7 +56,9 @@ impl Lane {
     #[must_use]
     pub fn of_model(id: &str) -> Option<Self> {
         let has = |word| id.contains(word);
-        if has("scribe") {
+        if has("scribe") && has("realtime") {
+            Some(Self::LIVE_TRANSCRIPTION)
+        } else if has("scribe") {
             Some(Self::TRANSCRIPTION)
         } else if has("music") {
             Some(Self::MUSIC)
@@ -77,6 +83,8 @@ impl Lane {
             Work::Speech | Work::Dialogue => Some(Self::SPEECH),
             Work::Conversion => Some(Self::CONVERSION),
             Work::Transcription => Some(Self::TRANSCRIPTION),
+            Work::LiveTranscription => Some(Self::LIVE_TRANSCRIPTION),
+            Work::Conversation => Some(Self::CONVERSATION),
             Work::Effects => Some(Self::EFFECTS),
             Work::Music => Some(Self::MUSIC),
             Work::Isolation | Work::Other => Some(Self::OTHER),
@@ -101,6 +109,7 @@ impl Lane {
             Self::SPEECH => Some(speech),
             Self::FAST_SPEECH => Some(speech * 2),
             Self::TRANSCRIPTION => Some(speech * 4),
+            Self::LIVE_TRANSCRIPTION => Some(speech * 3),
             _ => None,
         }
     }
@@ -118,6 +127,7 @@ mod tests {
             ("eleven_v4_turbo", Some(Lane::FAST_SPEECH)),
             ("eleven_flash_v2_5", Some(Lane::FAST_SPEECH)),
             ("scribe_v2", Some(Lane::TRANSCRIPTION)),
+            ("scribe_v2_realtime", Some(Lane::LIVE_TRANSCRIPTION)),
             ("music_v1", Some(Lane::MUSIC)),
             ("eleven_multilingual_sts_v2", Some(Lane::CONVERSION)),
             ("eleven_text_to_sound_v2", Some(Lane::EFFECTS)),
@@ -139,6 +149,7 @@ mod tests {
             assert_eq!(Lane::SPEECH.plan_max(tier), Some(speech));
             assert_eq!(Lane::FAST_SPEECH.plan_max(tier), Some(fast));
             assert_eq!(Lane::TRANSCRIPTION.plan_max(tier), Some(transcription));
+            assert_eq!(Lane::LIVE_TRANSCRIPTION.plan_max(tier), Some(speech * 3));
             assert_eq!(Lane::MUSIC.plan_max(tier), None);
         }
         assert_eq!(Lane::SPEECH.plan_max("grant_tier_1"), None);
@@ -147,7 +158,7 @@ mod tests {
     #[test]
     fn every_lane_fits_its_array() {
         let extras: Vec<Lane> = (0..100).map_while(Lane::extra).collect();
-        assert_eq!(extras.len(), 9);
-        assert!(extras.iter().all(|lane| lane.index() < Lane::COUNT && *lane > Lane::OTHER));
+        assert_eq!(extras.len(), 7);
+        assert!(extras.iter().all(|lane| lane.index() < Lane::COUNT && *lane > Lane::CONVERSATION));
     }
 }

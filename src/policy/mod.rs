@@ -31,6 +31,9 @@ pub mod replay;
 pub mod retry_after;
 pub mod retry_budget;
 
+pub mod frame;
+pub mod socket;
+
 pub mod mirror;
 pub mod pace;
 pub mod retention;

@@ -86,6 +86,20 @@ impl Lease {
         }
     }
 
+    /// Gives the place back and keeps the key: nothing runs with it now.
+    pub fn rest(&mut self) {
+        if let Some(lane) = self.lane.take() {
+            self.key.workspace().room(lane).leave();
+            self.pool.serve_line(clock::now());
+        }
+    }
+
+    /// Whether it has a place among those that run at once.
+    #[must_use]
+    pub fn has_place(&self) -> bool {
+        self.lane.is_some()
+    }
+
     /// Gives the key back, before the lease itself ends.
     pub fn release(&mut self) {
         if std::mem::replace(&mut self.is_released, true) {

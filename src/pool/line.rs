@@ -40,6 +40,28 @@ pub struct Ask {
     pub spares_credits: bool,
 }
 
+impl Ask {
+    /// What a request needs that no key was asked for yet, and that any may serve.
+    #[must_use]
+    pub fn new(
+        client: ClientName,
+        estimate: Option<u64>,
+        lane: Option<Lane>,
+        permission: Option<Permission>,
+    ) -> Self {
+        Self {
+            client,
+            estimate,
+            lane,
+            permission,
+            excluded: Vec::new(),
+            barred: Vec::new(),
+            home: Vec::new(),
+            spares_credits: false,
+        }
+    }
+}
+
 /// What somebody who waited is given.
 pub(super) type Given = Result<Reserved, Unavailable>;
 

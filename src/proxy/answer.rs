@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use http::response::Parts;
-use http::{Method, Response};
+use http::{Method, Response, StatusCode};
 use hyper::body::Incoming;
 
 use super::Limits;
@@ -53,6 +53,11 @@ impl Answer {
             None => Verdict::Unreadable,
         };
         Ok(Self { head, body, verdict, redactor: None })
+    }
+
+    /// Whether the connection speaks another protocol from here on, as was asked for.
+    pub(super) fn is_switched(&self) -> bool {
+        self.head.status == StatusCode::SWITCHING_PROTOCOLS
     }
 
     /// This answer, or an error of ours, when no key is left to ask.

@@ -24,7 +24,7 @@ use crate::policy::cost::{self, concurrency_max};
 use crate::policy::endpoint::Metering;
 use crate::policy::replay::Progress;
 use crate::policy::units::UnixMs;
-use crate::pool::{Lease, Pool, Roster};
+use crate::pool::{Key, Lease, Pool, Roster};
 use crate::secret::ApiKey;
 use crate::telemetry::{Meters, Spent, announce};
 use crate::upstream::SendError;
@@ -122,6 +122,7 @@ impl Attempt {
             response_bytes: 0,
             model: None,
             characters: None,
+            audio: None,
             credits_reserved: Some(payer.reserved()).filter(|&credits| credits > 0),
             credits: 0,
             credits_from: unknown(case.metering),
@@ -179,22 +180,21 @@ impl Attempt {
     ) -> Progress {
         let now = clock::now();
         let progress = match result {
+            // What it is good for is said in its messages.
+            Ok(answer) if answer.is_switched() => {
+                self.record.status = Some(answer.head.status.as_u16());
+                Progress::Answered(answer.verdict)
+            }
             Ok(answer) => {
                 self.record.status = Some(answer.head.status.as_u16());
                 self.record.first_byte = Some(clock::since(self.began));
                 self.record.verdict = answer.verdict.word();
                 self.describe(answer.verdict);
-                if let Payer::Pool { pool, roster, lease } = &mut self.payer {
-                    let ask = journey.map(Journey::ask);
-                    announce(&pool.judge(roster, lease.key(), answer.verdict, ask, now));
-                    let is_served = answer.verdict == Verdict::Served;
-                    if let Some(maximum) = concurrency_max(&answer.head.headers).filter(|_| is_served) {
-                        lease.learn_room(maximum);
-                    }
-                    let shown = journey.filter(|_| is_served).map(Journey::shown_by_contrast);
-                    for (key, verdict) in shown.into_iter().flatten() {
-                        announce(&pool.judge(roster, key, verdict, None, now));
-                    }
+                self.judge(answer.verdict, journey, now);
+                if let (Payer::Pool { lease, .. }, Some(maximum), Verdict::Served) =
+                    (&self.payer, concurrency_max(&answer.head.headers), answer.verdict)
+                {
+                    lease.learn_room(maximum);
                 }
                 // After the judgement: what is set free is given to those who wait, and not of a key that is
                 // parked.
@@ -214,6 +214,17 @@ impl Attempt {
         };
         log.learned(&self.record, result, clock::since(self.began));
         progress
+    }
+
+    /// Teaches the pool what a verdict says of its key, and, when that serves, of those that were refused
+    /// on the journey to it without a reason.
+    fn judge(&self, verdict: Verdict, journey: Option<&Journey>, now: UnixMs) {
+        let Payer::Pool { pool, roster, lease } = &self.payer else { return };
+        announce(&pool.judge(roster, lease.key(), verdict, journey.map(Journey::ask), now));
+        let shown = journey.filter(|_| verdict == Verdict::Served).map(Journey::shown_by_contrast);
+        for (key, verdict) in shown.into_iter().flatten() {
+            announce(&pool.judge(roster, key, verdict, None, now));
+        }
     }
 
     /// Notes what was asked for, once the provider has taken it: what it refuses may be anything.
@@ -242,6 +253,99 @@ impl Attempt {
             account.spend(credits, now);
         }
         self.settle(credits, now);
+    }
+
+    /// The session of a socket is served, or refused in its messages.
+    pub(super) fn heard(&mut self, verdict: Verdict, journey: Option<&Journey>) {
+        let now = clock::now();
+        self.record.verdict = verdict.word();
+        if verdict == Verdict::Served {
+            self.record.first_byte.get_or_insert(clock::since(self.began));
+            self.record.model = self.asked.as_ref().and_then(|asked| asked.model.clone());
+        }
+        self.judge(verdict, journey, now);
+        if verdict != Verdict::Served && self.record.credits == 0 {
+            // After the judgement, as above.
+            self.settle(0, now);
+            self.record.credits_from = CreditSource::Free;
+        }
+    }
+
+    /// The session leaves its key, which has not said what it thinks of it. What was said may have been
+    /// charged, unless nothing was that costs.
+    pub(super) fn left_unheard(&mut self, progress: Progress, may_be_charged: bool) {
+        self.settle(0, clock::now());
+        (self.record.verdict, self.record.credits_from) = match progress {
+            Progress::Unsent => ("unsent", CreditSource::Free),
+            Progress::Unanswered | Progress::Answered(_) if may_be_charged => {
+                ("unanswered", unknown(self.metering))
+            }
+            Progress::Unanswered | Progress::Answered(_) => ("unanswered", CreditSource::Free),
+        };
+    }
+
+    /// So many characters were spoken so far, for so many credits.
+    pub(super) fn spoken(&mut self, characters: u64, credits: u64) {
+        let now = clock::now();
+        let more = credits.saturating_sub(self.record.credits);
+        self.record.characters = Some(characters);
+        (self.record.credits, self.record.credits_from) = (credits, CreditSource::Estimate);
+        if let Some(account) = &self.account {
+            account.spend(more, now);
+        }
+        self.settle(more, now);
+    }
+
+    /// A session has ended; what became of it, and how much passed in either direction.
+    pub(super) fn ended(&mut self, verdict: &'static str, passed: [u64; 2]) -> &AttemptRecord {
+        self.record.verdict = verdict;
+        [self.record.request_bytes, self.record.response_bytes] = passed;
+        &self.record
+    }
+
+    /// How much sound was sent to be written down.
+    pub(super) fn heard_all(&mut self, audio: Duration) {
+        self.record.audio = Some(audio).filter(|audio| !audio.is_zero());
+    }
+
+    /// Credits that were charged so far.
+    pub(super) fn credits(&self) -> u64 {
+        self.record.credits
+    }
+
+    /// The model that was asked for.
+    pub(super) fn model(&self) -> Option<&str> {
+        self.asked.as_ref()?.model.as_deref()
+    }
+
+    /// The pool's key; `None` for a client's own.
+    pub(super) fn key(&self) -> Option<&Arc<Key>> {
+        match &self.payer {
+            Payer::Pool { lease, .. } => Some(lease.key()),
+            Payer::Client(_) => None,
+        }
+    }
+
+    /// Goes on with another lease of the same key; what the one before had reserved is free.
+    pub(super) fn renew(&mut self, mut renewed: Lease) {
+        self.settle(0, clock::now());
+        renewed.begin();
+        if let Payer::Pool { lease, .. } = &mut self.payer {
+            *lease = renewed;
+        }
+    }
+
+    /// Nothing is spoken now: its place is free for others.
+    pub(super) fn rest(&mut self) {
+        self.settle(0, clock::now());
+        if let Payer::Pool { lease, .. } = &mut self.payer {
+            lease.rest();
+        }
+    }
+
+    /// Whether it has a place among those that run at once.
+    pub(super) fn has_place(&self) -> bool {
+        matches!(&self.payer, Payer::Pool { lease, .. } if lease.has_place())
     }
 
     fn settle(&mut self, credits: u64, now: UnixMs) {
@@ -296,6 +400,7 @@ fn spent(record: &AttemptRecord) -> Spent {
         request_bytes: record.request_bytes,
         response_bytes: record.response_bytes,
         characters: record.characters.unwrap_or(0),
+        audio_ms: record.audio.map_or(0, |audio| u64::try_from(audio.as_millis()).unwrap_or(u64::MAX)),
         credits: record.credits,
         is_unpriced: record.credits_from == CreditSource::Unknown,
     }
@@ -307,7 +412,7 @@ impl Drop for Attempt {
             if self.record.verdict == CLIENT_LEFT {
                 self.record.verdict = self.left();
             }
-            self.record.request_bytes = self.upload.passed_bytes();
+            self.record.request_bytes += self.upload.passed_bytes();
             self.record.total = clock::since(self.began);
             self.meters.attempt_ended(self.record.verdict, spent(&self.record));
             place.write(self.record.clone());

@@ -98,6 +98,36 @@ impl Bond {
         {
             self.names.add_body(&start);
         }
+        self.scope = match self.claimed(roster, owners)? {
+            Some((kind, identity)) => Scope::Owner(identity, kind),
+            None if self.has_home() => home().map_or(Scope::Anyone, Scope::Home),
+            None => Scope::Anyone,
+        };
+        Ok(())
+    }
+
+    /// Takes in what a message on a socket names.
+    ///
+    /// # Errors
+    ///
+    /// When two accounts must serve it.
+    pub(super) fn add_message(
+        &mut self,
+        message: &[u8],
+        roster: &Roster,
+        owners: &Owners,
+    ) -> Result<(), TwoOwners> {
+        if roster.has_choice() {
+            self.names.add_body(message);
+            if let Some((kind, identity)) = self.claimed(roster, owners)? {
+                self.scope = Scope::Owner(identity, kind);
+            }
+        }
+        Ok(())
+    }
+
+    /// The account that must serve what is named, as far as it is known.
+    fn claimed(&mut self, roster: &Roster, owners: &Owners) -> Result<Option<(Kind, Identity)>, TwoOwners> {
         let now = clock::now();
         let (mut known, mut changes) = (Vec::new(), Vec::new());
         for named in self.names.all() {
@@ -108,12 +138,18 @@ impl Bond {
             changes.extend(found.lesson.map(Ownership::Learned));
         }
         self.changes.append(&mut changes);
-        self.scope = match owner(known)? {
-            Some((kind, identity)) => Scope::Owner(identity, kind),
-            None if self.has_home() => home().map_or(Scope::Anyone, Scope::Home),
-            None => Scope::Anyone,
-        };
-        Ok(())
+        owner(known)
+    }
+
+    /// What is known once a session is served with `key`: whose what it names is, and what its first
+    /// message gives.
+    pub(super) fn settle_socket<C>(&mut self, proxy: &Proxy<C>, key: &Key, first: &[u8]) -> Vec<Ownership> {
+        let (owner, now) = (key.workspace().identity().clone(), clock::now());
+        let given = affinity::in_first_message(first);
+        let learned = given.into_iter().chain(self.proven());
+        let lessons: Vec<_> = learned.filter_map(|named| proxy.owners.learn(named, &owner, now)).collect();
+        self.changes.extend(lessons.into_iter().map(Ownership::Learned));
+        std::mem::take(&mut self.changes)
     }
 
     /// Whether it is about what an account has as a whole, or adds to that without a charge.

@@ -68,6 +68,8 @@ pub struct AttemptRecord {
     pub model: Option<Arc<str>>,
     /// Characters of text to be spoken, when it has served and they could be counted.
     pub characters: Option<u64>,
+    /// How long the sound was that was sent to be written down, when it was a socket for that.
+    pub audio: Option<Duration>,
     /// Credits set aside before it was sent.
     pub credits_reserved: Option<u64>,
     /// Credits charged, as far as is known.

@@ -16,9 +16,12 @@ use crate::policy::asked::{self, Asked};
 use crate::policy::client::{Client, ClientName};
 use crate::policy::endpoint::{Endpoint, Metering, Work};
 use crate::policy::estimate::estimate;
+use crate::policy::headers;
 use crate::policy::lane::Lane;
 use crate::policy::models::Models;
+use crate::policy::socket::{CountedWhile, Dialect};
 use crate::pool::Ask;
+use crate::upstream::Outbound;
 
 /// What all attempts of a request have in common in the books.
 #[derive(Debug)]
@@ -32,6 +35,10 @@ pub(super) struct Case {
     pub(super) asked: Option<Asked>,
     /// Who is charged for it.
     pub(super) account: Option<Arc<Account>>,
+    /// What is spoken on it, when it is a socket.
+    pub(super) socket: Option<Dialect>,
+    /// With what it counts while sound is made, when it is a socket for speech.
+    pub(super) speech_lane: Option<Lane>,
 }
 
 impl Case {
@@ -50,6 +57,8 @@ impl Case {
             metering: endpoint.metering,
             asked: None,
             account: None,
+            socket: endpoint.socket,
+            speech_lane: None,
         };
         log.opened(&case.client, &case.route);
         case
@@ -60,25 +69,39 @@ impl Case {
     pub(super) async fn foresee(
         &mut self,
         endpoint: &Endpoint,
+        outbound: &Outbound,
         body: &Replay<Incoming>,
         models: &Models,
         span: Duration,
     ) -> Ask {
-        let mut asked = Asked::default();
-        if endpoint.work.has_text() && !span.is_zero() {
-            let (start, is_whole) = body.gather(asked::BODY_BYTES_MAX, span).await;
-            asked = Asked::of(&start, is_whole);
-            self.asked = is_whole.then(|| asked.clone());
-        }
-        Ask {
-            client: self.client.clone(),
-            estimate: estimate(endpoint.work, &asked, body.length(), models),
-            lane: lane(endpoint.work, &asked, models),
-            permission: endpoint.permission,
-            excluded: Vec::new(),
-            barred: Vec::new(),
-            home: Vec::new(),
-            spares_credits: false,
+        let asked = match endpoint.socket {
+            Some(dialect) => {
+                let model = headers::parameter(outbound.target.query(), "model_id");
+                let model = model.as_deref().and_then(asked::model);
+                Asked { model: model.or(dialect.default_model().map(Into::into)), ..Asked::default() }
+            }
+            None if endpoint.work.has_text() && !span.is_zero() => {
+                let (start, is_whole) = body.gather(asked::BODY_BYTES_MAX, span).await;
+                let asked = Asked::of(&start, is_whole);
+                self.asked = is_whole.then(|| asked.clone());
+                asked
+            }
+            None => Asked::default(),
+        };
+        let lane = lane(endpoint.work, &asked, models);
+        let ask = Ask::new(
+            self.client.clone(),
+            estimate(endpoint.work, &asked, body.length(), models),
+            lane,
+            endpoint.permission,
+        );
+        let Some(dialect) = endpoint.socket else { return ask };
+        self.asked = Some(asked);
+        self.speech_lane = lane.filter(|_| dialect.is_spoken());
+        match dialect.counted() {
+            CountedWhile::Open => ask,
+            // What will be said is not known yet, and until something is, nothing counts.
+            CountedWhile::Speaking | CountedWhile::Never => Ask { estimate: Some(0), lane: None, ..ask },
         }
     }
 

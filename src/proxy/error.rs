@@ -48,8 +48,8 @@ pub enum ProxyError {
     /// The request does not say, or says twice, for whom it is.
     #[error("the request has no host, two, or a foreign one")]
     Host,
-    /// WebSockets are not proxied.
-    #[error("an upgrade was asked for")]
+    /// A socket is asked for with a body.
+    #[error("a socket was asked for with a body")]
     Upgrade,
     /// The request cannot be written upstream.
     #[error("the request's target cannot be sent: {0}")]
@@ -103,6 +103,12 @@ impl ProxyError {
         self.told(UnixMs::default()).code
     }
 
+    /// What a client is told on a socket, and the status that it would have got before.
+    pub(super) fn message(&self, now: UnixMs) -> (StatusCode, String) {
+        let Told { http, message, .. } = self.told(now);
+        (http, message)
+    }
+
     /// The answer to the client.
     #[must_use]
     pub fn answer(&self, request_id: &str, now: UnixMs) -> Response<Bytes> {
@@ -117,8 +123,9 @@ impl ProxyError {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert("x-keychoir-error", HeaderValue::from_static(code));
-        // Whoever is not clear about its host may not be clear about where its request ends.
-        if matches!(self, Self::Host) {
+        // Whoever is not clear about its host, or sends a body before a socket, may not be clear about
+        // where its request ends.
+        if matches!(self, Self::Host | Self::Upgrade) {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if let Some(seconds) = retry_after_s {
@@ -186,10 +193,10 @@ impl ProxyError {
                 "A request has one Host header, and its target names no other host.",
             ),
             Self::Upgrade => told(
-                StatusCode::NOT_IMPLEMENTED,
-                "not_implemented",
-                "websockets_not_supported",
-                "This version of Keychoir does not proxy WebSockets. Use the HTTP endpoints.",
+                StatusCode::BAD_REQUEST,
+                "bad_request",
+                "bad_upgrade",
+                "A request that opens a WebSocket has no body.",
             ),
             Self::Target(_) => told(
                 StatusCode::BAD_REQUEST,
@@ -337,7 +344,7 @@ mod tests {
             (ProxyError::Method, 405, "method_not_allowed"),
             (ProxyError::Host, 400, "bad_host"),
             (ProxyError::Overloaded(NoSeat), 503, "overloaded"),
-            (ProxyError::Upgrade, 501, "websockets_not_supported"),
+            (ProxyError::Upgrade, 400, "bad_upgrade"),
             (ProxyError::BooksFull(NoPlace), 503, "books_full"),
             (ProxyError::Draining, 503, "draining"),
             (TwoOwners(Kind::Voice, Kind::Dictionary).into(), 400, "two_owners"),

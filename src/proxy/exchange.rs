@@ -16,15 +16,41 @@ use super::journal::RequestLog;
 use super::journey::Journey;
 use super::redaction::Veil;
 use super::relay::{ResponseBody, ours, relay};
-use super::{Limits, Proxy, Terms};
+use super::socket::{Introduction, Opened, Socket};
+use super::{Proxy, Terms};
 use crate::body::replay::Replay;
 use crate::policy::classify::Verdict;
 use crate::policy::client::{self, Caller};
 use crate::policy::mend::without_base;
 use crate::policy::origin::{Visit, admit};
 use crate::policy::replay::{Decision, Progress, decide};
+use crate::pool::{Key, Lease};
 use crate::secret::ApiKey;
 use crate::upstream::{Connect, Outbound, SendError};
+
+/// What a request meets at the end of its way.
+pub struct Exchanged<C> {
+    /// The answer.
+    pub answer: Response<ResponseBody>,
+    /// Who speaks on the connection from then on, when the answer is a 101.
+    pub socket: Option<Socket<C>>,
+}
+
+/// What was found for a request.
+pub(super) enum Found<C> {
+    Answer(Box<Answer>, Box<Attempt>),
+    Socket(Box<Opened<C>>),
+}
+
+/// What is asked and what it has met: all that an attempt needs.
+#[derive(Debug)]
+pub(super) struct Errand {
+    pub(super) terms: Arc<Terms>,
+    pub(super) case: Case,
+    pub(super) journey: Journey,
+    pub(super) outbound: Outbound,
+    pub(super) body: Replay<Incoming>,
+}
 
 impl<C: Connect> Proxy<C> {
     /// Answers a request: with the provider's answer, or with one of ours.
@@ -33,16 +59,20 @@ impl<C: Connect> Proxy<C> {
     ///
     /// Dropping the future ends the attempt that is under way: its connection is closed, its key
     /// released, and what became of it is written down.
-    pub async fn exchange(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+    pub async fn exchange(self: &Arc<Self>, request: Request<Incoming>) -> Exchanged<C> {
         let mut log = RequestLog::begin(&request, &self.meters);
+        if let Some(introduction) = Introduction::of(self, &request) {
+            return introduction.begin(request, log);
+        }
         let found = self.find_answer(request, &mut log).await;
         if !may_be_charged(&found) {
             log.unserved();
         }
         match found {
             // 10. Account when the relay ends, however it ends.
-            Ok((answer, attempt)) => relay(answer, attempt, log),
-            Err(error) => ours(&error, log),
+            Ok(Found::Answer(answer, attempt)) => Exchanged::of(relay(*answer, *attempt, log)),
+            Ok(Found::Socket(opened)) => opened.begin(log),
+            Err(error) => Exchanged::of(ours(&error, log)),
         }
     }
 
@@ -67,11 +97,11 @@ impl<C: Connect> Proxy<C> {
         ours(&ProxyError::Draining, RequestLog::begin(request, &self.meters))
     }
 
-    async fn find_answer(
-        &self,
+    pub(super) async fn find_answer(
+        self: &Arc<Self>,
         request: Request<Incoming>,
         log: &mut RequestLog,
-    ) -> Result<(Answer, Attempt), ProxyError> {
+    ) -> Result<Found<C>, ProxyError> {
         let (mut head, body) = request.into_parts();
         let terms = self.terms.load_full();
         let Terms { clients, accounts, limits, .. } = &*terms;
@@ -85,11 +115,11 @@ impl<C: Connect> Proxy<C> {
         case.admit(accounts, &client, head.uri.path(), own_key.is_some(), log)?;
         let mut bond = Bond::of(&head, &endpoint);
         // 3. Strip: no credential of the client goes on.
-        let mut outbound = strip(head)?;
+        let mut outbound = strip(head, endpoint.socket)?;
         // 4. Hold: the body streams on, and what passes is kept for a replay.
         let body = Replay::hold(body, &limits.room);
         if let Some(key) = own_key {
-            return self.ask_with(key, &case, &outbound, &body, limits, log).await;
+            return self.ask_with(key, &terms, case, &outbound, &body, log).await;
         }
         // 5. Reserve: a key that stands well, can pay, has room, and opens the account that has what is
         // named.
@@ -98,72 +128,105 @@ impl<C: Connect> Proxy<C> {
         let veil = Veil::over(&mut outbound, &endpoint, roster.redactor(), limits);
         bond.tie(&roster, &self.owners, &body, || self.homes.of(&case.client)).await?;
         let lessons = if bond.may_teach(&endpoint) { Some(self.books.place().await?) } else { None };
-        let ask = case.foresee(&endpoint, &body, &self.pool.models(), limits.foresee_max).await;
-        let mut journey = Journey::begin(roster, client, endpoint.effect, ask, bond);
-        let mut lease = self.reserve(&journey).await.map_err(|unavailable| journey.refusal(unavailable))?;
-        let (answer, key, mut attempt) = loop {
+        let ask = case.foresee(&endpoint, &outbound, &body, &self.pool.models(), limits.foresee_max).await;
+        let journey = Journey::begin(roster, client, endpoint.effect, ask, bond);
+        let lease = self.reserve(&journey).await.map_err(|unavailable| journey.refusal(unavailable))?;
+        let mut errand = Errand { terms: Arc::clone(&terms), case, journey, outbound, body };
+        let (answer, key, mut attempt) = self.ask(&mut errand, lease, log).await?;
+        if answer.is_switched() {
+            return Opened::with_pool(self, errand, answer, attempt, veil, lessons).await.map(Found::Socket);
+        }
+        // What the answer gives is known before the client can name it.
+        if let Some(place) = lessons {
+            let Errand { case, journey, .. } = errand;
+            attempt.teaches(journey.end().learn(self, &case, limits, &answer, &key, place));
+        }
+        // 9. Relay, but for what is nobody else's business.
+        Ok(Found::Answer(Box::new(answer.behind(veil.as_ref(), limits).await?), Box::new(attempt)))
+    }
+
+    /// Asks with one key after another, from `lease` on, until there is something to relay.
+    ///
+    /// # Errors
+    ///
+    /// When there is no answer, or when what is left to say is ours.
+    pub(super) async fn ask(
+        &self,
+        errand: &mut Errand,
+        mut lease: Lease,
+        log: &mut RequestLog,
+    ) -> Result<(Answer, Arc<Key>, Attempt), ProxyError> {
+        let Errand { terms, case, journey, outbound, body } = errand;
+        let limits = &terms.limits;
+        loop {
             let place = self.books.place().await?;
             // 6. Send: the key goes in here and nowhere else.
             let sending = body.attempt();
             let key = Arc::clone(lease.key());
-            let mut attempt = Attempt::begin(self, &case, &mut journey, lease, place, sending.upload());
-            let sent = self.upstream.send(attempt.authority(), attempt.api_key(), &outbound, sending).await;
+            let mut attempt = Attempt::begin(self, case, journey, lease, place, sending.upload());
+            let sent = self.upstream.send(attempt.authority(), attempt.api_key(), outbound, sending).await;
             // 7. Classify: whose fault is it, and how far did it get?
             let result = Answer::read(sent, &outbound.method, limits).await;
-            let progress = attempt.learn(&result, Some(&journey), log);
+            let progress = attempt.learn(&result, Some(journey), log);
             // 8. Decide: replay, relay, or give up.
             log.lost(body.loss());
-            match decide(&journey.facts(progress, &body, &key, limits)) {
+            match decide(&journey.facts(progress, body, &key, limits)) {
                 Decision::NextKey => journey.leave(&key),
                 Decision::Again { pause } if self.retries.take() => journey.pause(pause).await,
-                Decision::Relay | Decision::Fail | Decision::Again { .. } => break (result?, key, attempt),
+                Decision::Relay | Decision::Fail | Decision::Again { .. } => {
+                    return Ok((result?, key, attempt));
+                }
             }
             attempt.release();
-            match self.reserve(&journey).await {
+            match self.reserve(journey).await {
                 Ok(next) => {
                     attempt.failed_over();
                     lease = next;
                 }
-                Err(unavailable) => break (result?.or_ours(&journey, unavailable)?, key, attempt),
+                Err(unavailable) => return Ok((result?.or_ours(journey, unavailable)?, key, attempt)),
             }
-        };
-        // What the answer gives is known before the client can name it.
-        if let Some(place) = lessons {
-            attempt.teaches(journey.end().learn(self, &case, limits, &answer, &key, place));
         }
-        // 9. Relay, but for what is nobody else's business.
-        Ok((answer.behind(veil.as_ref(), limits).await?, attempt))
     }
-}
 
-impl<C: Connect> Proxy<C> {
     /// The way of a client that has brought its own key: to where the pool's keys go, once, and
     /// back as it comes. The pool learns nothing of it.
     async fn ask_with(
-        &self,
+        self: &Arc<Self>,
         key: ApiKey,
-        case: &Case,
+        terms: &Arc<Terms>,
+        case: Case,
         outbound: &Outbound,
         body: &Replay<Incoming>,
-        limits: &Limits,
         log: &mut RequestLog,
-    ) -> Result<(Answer, Attempt), ProxyError> {
+    ) -> Result<Found<C>, ProxyError> {
         let place = self.books.place().await?;
         let sending = body.attempt();
-        let mut attempt = Attempt::with_own_key(self, case, key, place, sending.upload());
+        let mut attempt = Attempt::with_own_key(self, &case, key, place, sending.upload());
         // Nobody will send it again, so nothing of it is kept.
         attempt.relaying();
         let sent = self.upstream.send(attempt.authority(), attempt.api_key(), outbound, sending).await;
-        let result = Answer::read(sent, &outbound.method, limits).await;
-        attempt.learn(&result, None, log);
-        Ok((result?, attempt))
+        let answer = Answer::read(sent, &outbound.method, &terms.limits).await;
+        attempt.learn(&answer, None, log);
+        let answer = answer?;
+        if answer.is_switched() {
+            return Opened::with_own_key(self, terms, &case, answer, attempt).await.map(Found::Socket);
+        }
+        Ok(Found::Answer(Box::new(answer), Box::new(attempt)))
+    }
+}
+
+impl<C> Exchanged<C> {
+    pub(super) fn of(answer: Response<ResponseBody>) -> Self {
+        Self { answer, socket: None }
     }
 }
 
 /// Whether the provider has served the request, or may have: then it counts for its client.
-fn may_be_charged(found: &Result<(Answer, Attempt), ProxyError>) -> bool {
+fn may_be_charged<C>(found: &Result<Found<C>, ProxyError>) -> bool {
     match found {
-        Ok((answer, _)) => matches!(answer.verdict, Verdict::Served | Verdict::ServerError),
+        Ok(Found::Answer(answer, _)) => matches!(answer.verdict, Verdict::Served | Verdict::ServerError),
+        // It says so itself, at its end.
+        Ok(Found::Socket(_)) => true,
         Err(ProxyError::Upstream(SendError { progress, .. })) => *progress != Progress::Unsent,
         Err(error) => matches!(error, ProxyError::Unredacted(_)),
     }

@@ -1,14 +1,15 @@
 //! The head of a request: what it asks for, and what of it goes on.
 
-use http::header::UPGRADE;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{Method, Uri};
+use http::{HeaderMap, Method, Uri};
 
 use super::error::ProxyError;
-use crate::policy::endpoint::{Access, Endpoint, lookup};
+use crate::policy::endpoint::{Access, Endpoint, lookup, lookup_socket};
 use crate::policy::headers;
 use crate::policy::mend::{Mistake, mend};
+use crate::policy::socket::Dialect;
 use crate::upstream::Outbound;
 
 /// Says no to what is not passed on, mends the path of a base URL that is nearly right, and looks
@@ -24,15 +25,19 @@ pub(super) fn look_up(
     if !headers::has_one_host(head.version, &head.uri, &head.headers) {
         return Err(ProxyError::Host);
     }
-    if head.headers.contains_key(UPGRADE) {
-        return Err(ProxyError::Upgrade);
-    }
     let mut mistake = None;
     if let Some((path, found)) = mend(head.uri.path()) {
         head.uri = target(&path, head.uri.query())?;
         mistake = Some(found);
     }
-    let endpoint = lookup(&head.method, head.uri.path());
+    let endpoint = if headers::asks_for_socket(&head.method, head.version, &head.headers) {
+        if has_body(&head.headers) {
+            return Err(ProxyError::Upgrade);
+        }
+        lookup_socket(head.uri.path())
+    } else {
+        lookup(&head.method, head.uri.path())
+    };
     match endpoint.access {
         Access::Denied(why) if denies_dangerous => Err(ProxyError::Denied(why)),
         Access::Denied(_) | Access::Open => Ok((endpoint, mistake)),
@@ -41,11 +46,21 @@ pub(super) fn look_up(
 
 /// What goes to the upstream: path and query without credentials, headers without credentials
 /// and without what belongs to this connection.
-pub(super) fn strip(mut head: Parts) -> Result<Outbound, ProxyError> {
+pub(super) fn strip(mut head: Parts, socket: Option<Dialect>) -> Result<Outbound, ProxyError> {
     headers::strip_request(&mut head.headers);
+    if let Some(dialect) = socket {
+        headers::ask_for_socket(&mut head.headers, dialect.is_read());
+    }
     let query = head.uri.query().and_then(headers::strip_query);
     let target = target(head.uri.path(), query.as_deref())?;
     Ok(Outbound { method: head.method, target, headers: head.headers })
+}
+
+/// Whether a body is announced. One before a socket would be the first thing that is said on it, or
+/// another request, as whoever reads it likes.
+fn has_body(headers: &HeaderMap) -> bool {
+    headers.contains_key(TRANSFER_ENCODING)
+        || headers.get_all(CONTENT_LENGTH).iter().any(|length| length.as_bytes() != b"0")
 }
 
 fn target(path: &str, query: Option<&str>) -> Result<Uri, http::Error> {
@@ -70,7 +85,7 @@ mod tests {
 
     #[track_caller]
     fn check(target: &str, expected: &str) {
-        assert_eq!(strip(head("GET", target)).unwrap().target.to_string(), expected);
+        assert_eq!(strip(head("GET", target), None).unwrap().target.to_string(), expected);
     }
 
     #[test]
@@ -92,10 +107,67 @@ mod tests {
         for method in ["TRACE", "CONNECT"] {
             assert!(matches!(look_up(&mut head(method, "/v1/voices"), true), Err(ProxyError::Method)));
         }
-        let mut upgrade = head("GET", "/v1/text-to-speech/x/stream-input");
-        upgrade.headers.insert(UPGRADE, "websocket".parse().unwrap());
-        assert!(matches!(look_up(&mut upgrade, true), Err(ProxyError::Upgrade)));
         assert!(look_up(&mut head("BREW", "/v1/voices"), true).is_ok());
+    }
+
+    fn upgrade(target: &str) -> Parts {
+        let mut head = head("GET", target);
+        for (name, value) in [
+            ("upgrade", "websocket"),
+            ("connection", "Upgrade, x-mine"),
+            ("x-mine", "1"),
+            ("sec-websocket-extensions", "permessage-deflate"),
+            ("sec-websocket-protocol", "convai, bearer.tok"),
+            ("origin", "https://app.example"),
+        ] {
+            head.headers.insert(name, value.parse().unwrap());
+        }
+        head
+    }
+
+    #[test]
+    fn a_socket_is_asked_for_anew_and_where_it_is_read_without_compression() {
+        for (target, dialect, has_extensions) in [
+            ("/v1/convai/conversation?agent_id=a", Dialect::Agent, false),
+            ("/convai/conversation", Dialect::Agent, false),
+            ("/v1/new/one", Dialect::Unknown, false),
+            ("/runCase?case=1", Dialect::Foreign, true),
+        ] {
+            let mut head = upgrade(target);
+            let (endpoint, _) = look_up(&mut head, true).unwrap();
+            assert_eq!(endpoint.socket, Some(dialect));
+            let headers = strip(head, endpoint.socket).unwrap().headers;
+            assert_eq!(headers.contains_key("sec-websocket-extensions"), has_extensions, "{target}");
+            let value = |name| headers.get(name).map(|value| value.to_str().unwrap());
+            assert_eq!(
+                [value("connection"), value("upgrade"), value("sec-websocket-protocol"), value("origin")],
+                [Some("Upgrade"), Some("websocket"), Some("convai"), Some("https://app.example")]
+            );
+            assert_eq!(value("x-mine"), None);
+        }
+    }
+
+    #[test]
+    fn a_socket_has_no_body_before_it() {
+        for (name, value, is_refused) in [
+            ("content-length", "5", true),
+            ("transfer-encoding", "chunked", true),
+            ("content-length", "0", false),
+        ] {
+            let mut head = upgrade("/v1/convai/conversation");
+            head.headers.insert(name, value.parse().unwrap());
+            assert_eq!(matches!(look_up(&mut head, true), Err(ProxyError::Upgrade)), is_refused);
+        }
+    }
+
+    #[test]
+    fn other_protocols_are_not_spoken_of() {
+        let mut head = upgrade("/v1/voices");
+        head.headers.insert("upgrade", "h2c".parse().unwrap());
+        let (endpoint, _) = look_up(&mut head, true).unwrap();
+        assert_eq!(endpoint.socket, None);
+        let headers = strip(head, None).unwrap().headers;
+        assert!(!headers.contains_key("upgrade") && !headers.contains_key("connection"));
     }
 
     #[test]
@@ -110,7 +182,7 @@ mod tests {
         let mut doubled = head("GET", "/v1/v1/voices?a=%20&a=1");
         let (endpoint, mistake) = look_up(&mut doubled, true).unwrap();
         assert_eq!((endpoint.route.as_str(), mistake), ("/v1/voices", Some(Mistake::DoubledVersion)));
-        assert_eq!(strip(doubled).unwrap().target.to_string(), "/v1/voices?a=%20&a=1");
+        assert_eq!(strip(doubled, None).unwrap().target.to_string(), "/v1/voices?a=%20&a=1");
         for path in ["/service-accounts", "/v1/v1/service-accounts"] {
             assert!(matches!(look_up(&mut head("GET", path), true), Err(ProxyError::Denied(_))));
         }

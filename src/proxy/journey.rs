@@ -8,15 +8,18 @@ use std::time::Duration;
 use hyper::body::Incoming;
 
 use super::bond::Bond;
+use super::books::Ownership;
 use super::error::ProxyError;
 use super::{Limits, Proxy};
 use crate::body::replay::Replay;
 use crate::clock;
+use crate::policy::affinity::claim::TwoOwners;
 use crate::policy::classify::{Concern, Verdict};
 use crate::policy::client::{Client, Pins};
+use crate::policy::lane::Lane;
 use crate::policy::replay::{Effect, Facts, Progress};
 use crate::policy::select::Unavailable;
-use crate::pool::{Ask, Fit, Key, Lease, Roster};
+use crate::pool::{Ask, Fit, Key, Lease, Owners, Roster};
 use crate::telemetry::announce;
 
 /// A request under way.
@@ -34,6 +37,10 @@ pub(super) struct Journey {
     last: Option<Verdict>,
     /// Ambiguous verdicts, each with a key that got it.
     unclear: Vec<(Verdict, Arc<Key>)>,
+}
+
+fn is_same(one: &Key, other: &Key) -> bool {
+    std::ptr::eq(one, other)
 }
 
 impl<C> Proxy<C> {
@@ -105,6 +112,40 @@ impl Journey {
             }
         }
         Cow::Owned(ask)
+    }
+
+    /// The same for speech that has been said on a socket: so many credits, and a place where those
+    /// run that speak. With a key that `must` serve it, because it has begun to, or one that should.
+    pub(super) fn speaking(&self, credits: u64, lane: Option<Lane>, with: &Key, must: bool) -> Ask {
+        let mut ask = self.bound_ask().into_owned();
+        (ask.estimate, ask.lane) = (Some(credits), lane);
+        let others =
+            |position: &usize| self.roster.keys().get(*position).is_some_and(|key| !is_same(key, with));
+        if must {
+            // That it was refused for something else before says nothing of this.
+            ask.excluded.clear();
+            ask.home.clear();
+            ask.barred = (0..self.roster.keys().len()).filter(others).collect();
+        } else {
+            ask.home = self.roster.position_of(with).into_iter().collect();
+        }
+        ask
+    }
+
+    /// From here on it needs so many credits, and a place where those run that speak.
+    pub(super) fn speaks(&mut self, credits: u64, lane: Option<Lane>) {
+        (self.ask.estimate, self.ask.lane) = (Some(credits), lane);
+    }
+
+    /// Takes in what a message on a socket names; whether `key` may still serve it.
+    pub(super) fn names(&mut self, message: &[u8], owners: &Owners, key: &Key) -> Result<bool, TwoOwners> {
+        self.bond.add_message(message, &self.roster, owners)?;
+        Ok(self.fit(key) != Fit::No)
+    }
+
+    /// What binds it learns from a session that has begun with `key`.
+    pub(super) fn settle<C>(&mut self, proxy: &Proxy<C>, key: &Key, first: &[u8]) -> Vec<Ownership> {
+        self.bond.settle_socket(proxy, key, first)
     }
 
     /// Why it is not served, when no key can: of its owner, if it has one.

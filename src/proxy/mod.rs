@@ -16,6 +16,7 @@ mod redaction;
 mod relay;
 mod retries;
 mod seats;
+mod socket;
 
 mod books;
 mod error;
@@ -38,6 +39,7 @@ use crate::upstream::{Direct, Upstream};
 pub use accounts::{Accounts, TurnedAway, Used};
 pub use books::{AttemptRecord, Books, CreditSource, Depth, Entry, NoPlace, Ownership, Place, Queue};
 pub use error::ProxyError;
+pub use exchange::Exchanged;
 use hints::Hints;
 use homes::Homes;
 pub use redaction::Unredacted;
@@ -45,6 +47,7 @@ pub use relay::ResponseBody;
 use retries::Retries;
 pub use seats::NoSeat;
 use seats::Seats;
+pub use socket::{Bounds as SocketBounds, Socket};
 
 /// Bounds and switches of a request's way.
 #[derive(Clone, Debug)]
@@ -69,6 +72,10 @@ pub struct Limits {
     pub redacts: bool,
     /// Room for held bodies.
     pub room: Room,
+    /// What stands instead of the provider's host in the addresses of sockets that answers give.
+    pub socket_base: Option<Arc<str>>,
+    /// Bounds of sessions on sockets.
+    pub sockets: SocketBounds,
 }
 
 /// What a reload may change for the next request: who may ask, and within which bounds.

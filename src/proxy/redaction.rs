@@ -15,33 +15,49 @@ use crate::body::decode::decoded;
 use crate::body::redacted::redact_headers;
 use crate::policy::endpoint::Endpoint;
 use crate::policy::owner;
+use crate::policy::socket::readdressed;
 use crate::secret::Redactor;
 use crate::upstream::Outbound;
 
 /// What is kept back in the answer to one request.
 #[derive(Debug)]
 pub(super) struct Veil {
-    redactor: Arc<Redactor>,
+    /// `None` when keys are not taken out.
+    redactor: Option<Arc<Redactor>>,
     hides_owner: bool,
+    /// What stands in the address of a socket instead of the provider's host.
+    socket_base: Option<Arc<str>>,
 }
 
 impl Veil {
     /// The veil over the answer to `outbound`; `None` when nothing is kept back. An answer that
-    /// describes the owner must be read here, so it is asked for uncompressed.
+    /// describes the owner, or gives an address that is changed, must be read here, so it is asked for
+    /// uncompressed.
     pub(super) fn over(
         outbound: &mut Outbound,
         endpoint: &Endpoint,
         redactor: &Arc<Redactor>,
         limits: &Limits,
     ) -> Option<Self> {
-        if !limits.redacts {
-            return None;
-        }
-        if endpoint.shows_owner {
+        let hides_owner = endpoint.shows_owner && limits.redacts;
+        let socket_base = limits.socket_base.clone().filter(|_| endpoint.gives_address);
+        if hides_owner || socket_base.is_some() {
             outbound.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
-        let hides_owner = endpoint.shows_owner && outbound.method != Method::HEAD;
-        Some(Self { redactor: Arc::clone(redactor), hides_owner })
+        let has_body = outbound.method != Method::HEAD;
+        let veil = Self {
+            redactor: limits.redacts.then(|| Arc::clone(redactor)),
+            hides_owner: hides_owner && has_body,
+            socket_base: socket_base.filter(|_| has_body),
+        };
+        (veil.redactor.is_some() || veil.socket_base.is_some()).then_some(veil)
+    }
+}
+
+impl Veil {
+    /// What keys are taken out with.
+    pub(super) fn redactor(&self) -> Option<Arc<Redactor>> {
+        self.redactor.clone()
     }
 }
 
@@ -57,7 +73,14 @@ impl Answer {
     /// This answer as a client may see it. Its body streams on, and keys are taken out as it does;
     /// only what describes the owner, and a compressed error, is read first.
     pub(super) async fn behind(mut self, veil: Option<&Veil>, limits: &Limits) -> Result<Self, ProxyError> {
-        let Some(Veil { redactor, hides_owner }) = veil else { return Ok(self) };
+        let Some(Veil { redactor, hides_owner, socket_base }) = veil else { return Ok(self) };
+        if let Some(base) = socket_base.as_deref().filter(|_| self.head.status.is_success()) {
+            let text = self.text(OWNER_BYTES_MAX, limits).await;
+            if let Some(ours) = text.and_then(|text| readdressed(&text, base)) {
+                self.say(ours);
+            }
+        }
+        let Some(redactor) = redactor else { return Ok(self) };
         redact_headers(&mut self.head.headers, redactor);
         let reason = self.head.extensions.get::<ReasonPhrase>();
         if reason.is_some_and(|reason| redactor.redacted(reason.as_bytes()).is_some()) {

@@ -65,6 +65,29 @@ impl Redactor {
         })
     }
 
+    /// Puts the short form of every key in its place, drawn out to its length: for texts whose length was
+    /// told before. Returns how many bytes at the end may be the begin of another key: they are looked at
+    /// again with what follows them.
+    pub fn cover(&self, text: &mut [u8]) -> usize {
+        let mut from = 0;
+        while let Some((at, key)) = self.find(text, from) {
+            let length = key.value.len();
+            let short = key.short.as_str();
+            let (start, end) = short.split_once("...").unwrap_or((short, ""));
+            if let Some(place) = text.get_mut(at..at + length) {
+                place.fill(b'.');
+                for (byte, shown) in place.iter_mut().zip(start.bytes()) {
+                    *byte = shown;
+                }
+                for (byte, shown) in place.iter_mut().rev().zip(end.bytes().rev()) {
+                    *byte = shown;
+                }
+            }
+            from = at + length;
+        }
+        self.open_end(text).len()
+    }
+
     /// The first key at or after `from`.
     fn find(&self, text: &[u8], from: usize) -> Option<(usize, &ApiKey)> {
         if self.keys.is_empty() {
@@ -214,6 +237,22 @@ mod tests {
         check(&LONG.replace("cccc", "cccd"), None);
         check("", None);
         assert_eq!(redactor(&[]).redacted(LONG.as_bytes()), None);
+    }
+
+    #[test]
+    fn a_text_whose_length_was_told_keeps_it() {
+        let redactor = redactor(&[LONG, OLD]);
+        let mut text = format!("a {LONG} b {OLD}{OLD} sk_6c036").into_bytes();
+        let length = text.len();
+        assert_eq!(redactor.cover(&mut text), "sk_6c036".len());
+        let covered = String::from_utf8(text).unwrap();
+        assert_eq!(covered.len(), length);
+        assert!(
+            covered.starts_with("a sk_6c036526...") && covered.contains("...d452b b 0123..."),
+            "{covered}"
+        );
+        assert!(!covered.contains(&LONG[11..20]) && !covered.contains(&OLD[4..12]), "{covered}");
+        assert_eq!(redactor.cover(&mut []), 0);
     }
 
     #[test]

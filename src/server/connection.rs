@@ -1,26 +1,30 @@
-//! One connection: HTTP/1.1 on a stream of any kind, until it ends or is told to.
+//! One connection: HTTP/1.1 on a stream of any kind, until it ends or is told to, or is taken over by
+//! who speaks another protocol on it.
 
 use std::convert::Infallible;
 use std::future::{Future, pending};
 use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HeaderValue};
+use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::gauged::{Gauge, Gauged};
 use super::patient::Patient;
-use super::{Drain, First, Limits, Service};
+use super::{Drain, First, Limits, Reply, Service, Session};
 use crate::tasks::Member;
 
 /// A client that has connected is about to ask. When we end, it is waited for this long: closing on
@@ -63,26 +67,38 @@ async fn run<S, I>(
         () = drain.cut.cancelled() => return,
     };
     let Some(stream) = opened else { return };
+    let (takeover, gauge) = (Takeover::default(), Gauge::default());
+    let (reserved, read) = (takeover.clone(), gauge.clone());
     let answer = service_fn(move |mut request: Request<Incoming>| {
         if !asked.is_cancelled() {
             request.extensions_mut().insert(First);
             asked.cancel();
         }
         let (service, stop, member) = (service.clone(), stop.clone(), requests.member());
+        let upgrade = request.headers().contains_key(UPGRADE).then(|| hyper::upgrade::on(&mut request));
+        let (takeover, gauge) = (reserved.clone(), read.clone());
         async move {
-            let mut answer = service.answer(request).await;
+            let Reply { mut answer, session } = service.answer(request).await;
+            if let Some((session, upgrade)) = session.zip(upgrade) {
+                // The session counts as a request under way, to its end.
+                takeover.put(Taken { session, upgrade, read: gauge.bytes(), _member: member });
+                return Ok(answer.map(|body| Counted { body, _member: None }));
+            }
             if stop.is_cancelled() {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok::<Response<_>, Infallible>(answer.map(|body| Counted { body, member }))
+            Ok::<Response<_>, Infallible>(answer.map(|body| Counted { body, _member: Some(member) }))
         }
     });
-    let mut connection = pin!(
+    let stream = Gauged::new(Patient::new(stream, limits.write_idle_max), gauge.clone());
+    // In a box that goes before a session begins: its buffers are not needed any more.
+    let mut connection = Box::pin(
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limits.head_read_max)
             .max_buf_size(limits.head_bytes_max)
-            .serve_connection(TokioIo::new(Patient::new(stream, limits.write_idle_max)), answer)
+            .serve_connection(TokioIo::new(stream), answer)
+            .with_upgrades(),
     );
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -90,7 +106,7 @@ async fn run<S, I>(
         () = drain.close.cancelled() => {
             connection.as_mut().graceful_shutdown();
             tokio::select! {
-                ended = connection => ended,
+                ended = connection.as_mut() => ended,
                 // Nothing is under way but, perhaps, the first part of a head.
                 () = last_words(&drain) => return,
                 () = drain.cut.cancelled() => return,
@@ -101,6 +117,54 @@ async fn run<S, I>(
     if let Err(error) = ended {
         // Clients leave and send what is no HTTP; neither is news.
         debug!("a connection ended: {error}");
+    }
+    drop(connection);
+    if let Some(taken) = takeover.take() {
+        Box::pin(taken.run::<I>(gauge)).await;
+    }
+}
+
+/// A place for who takes the connection over. Cheap to clone.
+#[derive(Clone, Default)]
+struct Takeover(Arc<Mutex<Option<Taken>>>);
+
+impl Takeover {
+    fn put(&self, taken: Taken) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(taken);
+    }
+
+    fn take(&self) -> Option<Taken> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// A connection that is taken over when its 101 is out.
+struct Taken {
+    session: Session,
+    upgrade: OnUpgrade,
+    /// What the client had sent when the 101 was ready.
+    read: u64,
+    _member: Member,
+}
+
+impl Taken {
+    async fn run<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, gauge: Gauge) {
+        let Self { session, upgrade, read, _member } = self;
+        let upgraded = match upgrade.await {
+            Ok(upgraded) => upgraded,
+            Err(error) => return debug!("a client left before its socket was open: {error}"),
+        };
+        let parts = match upgraded.downcast::<TokioIo<Gauged<Patient<I>>>>() {
+            Ok(parts) => parts,
+            Err(_) => return debug!("a stream of an unknown kind was upgraded"),
+        };
+        // Who sends before the 101 cannot know whether it speaks to us or to a server behind us, and
+        // nobody has looked at what it says.
+        let since = gauge.bytes().saturating_sub(read);
+        if parts.read_buf.len() as u64 > since {
+            return debug!("a client spoke on a socket that was not open yet");
+        }
+        session(Box::new(parts.io.into_inner()), parts.read_buf).await;
     }
 }
 
@@ -124,7 +188,7 @@ pin_project! {
     struct Counted<B> {
         #[pin]
         body: B,
-        member: Member,
+        _member: Option<Member>,
     }
 }
 
@@ -152,6 +216,7 @@ impl<B: Body<Data = Bytes>> Body for Counted<B> {
 mod tests {
     use std::future::ready;
 
+    use http::StatusCode;
     use http_body_util::Full;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
     use tokio::time::timeout;
@@ -174,9 +239,25 @@ mod tests {
     impl Service for Told {
         type Body = Full<Bytes>;
 
-        async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        async fn answer(&self, request: Request<Incoming>) -> Reply<Full<Bytes>> {
             let is_first = request.extensions().get::<First>().is_some();
-            Response::new(Full::new(Bytes::from_static(if is_first { b"first" } else { b"later" })))
+            let mut answer =
+                Response::new(Full::new(Bytes::from_static(if is_first { b"first" } else { b"later" })));
+            let asks = request.headers().contains_key(UPGRADE);
+            let session = asks.then(|| -> Session {
+                *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+                Box::new(|mut stream, early| {
+                    Box::pin(async move {
+                        stream.write_all(&early).await.unwrap();
+                        // An echo, to the client's end.
+                        let mut bytes = [0; 64];
+                        while let Ok(count @ 1..) = stream.read(&mut bytes).await {
+                            stream.write_all(&bytes[..count]).await.unwrap();
+                        }
+                    })
+                })
+            });
+            Reply { answer, session }
         }
     }
 
@@ -265,5 +346,39 @@ mod tests {
         Tasks::new().spawn(serve(ready(None::<DuplexStream>), Told, LIMITS, drain.clone()));
         drain.stop.cancel();
         assert!(timeout(FIRST_REQUEST_MAX / 2, drain.requests.ended()).await.is_ok());
+    }
+
+    const UPGRADE_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: k\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_is_taken_over_counts_to_its_end() {
+        let drain = Drain::default();
+        let mut client = connected(&drain);
+        client.write_all(UPGRADE_REQUEST).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            client.read_buf(&mut head).await.unwrap();
+        }
+        assert!(head.starts_with(b"HTTP/1.1 101 "));
+        client.write_all(b"hello").await.unwrap();
+        let mut echo = [0; 5];
+        client.read_exact(&mut echo).await.unwrap();
+        assert_eq!(&echo, b"hello");
+        drain.stop.cancel();
+        let long = FIRST_REQUEST_MAX * 10;
+        assert!(timeout(long, drain.requests.ended()).await.is_err(), "the session is under way");
+        drop(client);
+        assert!(timeout(long, drain.requests.ended()).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_sent_before_the_switch_is_not_let_in() {
+        let drain = Drain::default();
+        let mut client = connected(&drain);
+        let both = [UPGRADE_REQUEST, b"too early"].concat();
+        client.write_all(&both).await.unwrap();
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.ends_with(b"\r\n\r\n"), "there is no echo");
     }
 }

@@ -1,6 +1,7 @@
 //! Accepts connections and speaks HTTP/1.1 on them. Knows nothing of what is served.
 
 mod connection;
+mod gauged;
 mod listener;
 mod passed;
 mod patient;
@@ -9,6 +10,7 @@ mod unix;
 
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,6 +19,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -59,13 +62,36 @@ pub struct Drain {
     pub cut: CancellationToken,
 }
 
+/// The stream of a connection that is taken over.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// Who speaks on a connection after a 101, to its end: with its stream, and with what the client has
+/// sent meanwhile. It must end when the program cuts what still runs.
+pub type Session = Box<dyn FnOnce(Box<dyn Stream>, Bytes) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
+
+/// What a service says to a request.
+pub struct Reply<B> {
+    /// The answer.
+    pub answer: Response<B>,
+    /// Who takes the connection over; with an answer of 101.
+    pub session: Option<Session>,
+}
+
+impl<B> From<Response<B>> for Reply<B> {
+    fn from(answer: Response<B>) -> Self {
+        Self { answer, session: None }
+    }
+}
+
 /// Answers requests. Cheap to clone: each connection has one.
 pub trait Service: Clone + Send + Sync + 'static {
     /// The body of its answers.
     type Body: Body<Data = Bytes, Error: std::error::Error + Send + Sync + 'static> + Send + 'static;
 
     /// Answers one.
-    fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send;
+    fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Reply<Self::Body>> + Send;
 }
 
 /// Marks the first request of a connection, among its extensions: whoever was let in is served, also

@@ -8,6 +8,7 @@ use jiff::ToSpan;
 
 use crate::policy::units::UnixMs;
 
+use super::conversations::Conversations;
 use super::history::History;
 use super::plan::{Billing, KeyPlan, Plan, WorkspacePlan};
 use super::shape::{Facts, Shape};
@@ -27,6 +28,7 @@ pub(super) struct Workspace {
     pub(super) running: u32,
     pub(super) running_max: u32,
     pub(super) history: History,
+    pub(super) conversations: Conversations,
 }
 
 #[derive(Debug)]
@@ -58,6 +60,16 @@ impl Refused {
     pub(super) fn naming(shape: Shape, subject: impl Into<String>) -> Self {
         Self { shape, facts: Box::new(Facts { subject: subject.into(), ..Facts::default() }) }
     }
+}
+
+/// What bounds the credits of a piece of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purse {
+    /// The credits of the workspace, and the cap of the key where it has one.
+    KeyAndWorkspace,
+    /// The credits of the workspace alone: caps of keys do not hold for agents (the provider's
+    /// public issues, 2026).
+    Workspace,
 }
 
 /// Work that may go on: its credits are gone and it counts as running.
@@ -132,25 +144,20 @@ impl Accounts {
 
     /// Checks credits, cap and concurrency in the provider's order, and charges. A refusal
     /// changes nothing.
-    pub(super) fn admit(&mut self, key: usize, cost: u64) -> Result<Admitted, Refused> {
-        let facts = self.facts(key, cost);
-        let refuse = |shape| Err(Refused { shape, facts: Box::new(facts.clone()) });
-        let Some(holder) = self.keys.get_mut(key) else { return Err(Shape::InvalidKey.into()) };
+    pub(super) fn admit(&mut self, key: usize, cost: u64, purse: Purse) -> Result<Admitted, Refused> {
+        let facts = self.afford(key, cost, purse)?;
+        let is_busy = |workspace: &Workspace| {
+            workspace.plan.concurrency_max.is_some_and(|max| workspace.running >= max)
+        };
+        if self.workspace(key).is_some_and(is_busy) {
+            return Err(Refused { shape: Shape::Concurrency, facts: Box::new(facts) });
+        }
+        let used_before = self.workspace(key).map_or(0, |workspace| workspace.used);
+        self.charge(key, cost);
+        let Some(holder) = self.keys.get(key) else { return Err(Shape::InvalidKey.into()) };
         let Some(workspace) = self.workspaces.get_mut(holder.workspace) else {
             return Err(Shape::InvalidKey.into());
         };
-        if cost > facts.remaining {
-            return refuse(Shape::Quota);
-        }
-        if holder.plan.cap.is_some() && cost > facts.cap_remaining {
-            return refuse(Shape::KeyCap);
-        }
-        if workspace.plan.concurrency_max.is_some_and(|max| workspace.running >= max) {
-            return refuse(Shape::Concurrency);
-        }
-        let used_before = workspace.used;
-        workspace.used = workspace.used.saturating_add(cost);
-        holder.used = holder.used.saturating_add(cost);
         workspace.running = workspace.running.saturating_add(1);
         workspace.running_max = workspace.running_max.max(workspace.running);
         Ok(Admitted {
@@ -160,6 +167,37 @@ impl Accounts {
             running_max: workspace.plan.concurrency_max,
             workspace: holder.workspace,
         })
+    }
+
+    /// Checks credits and cap, and charges for more of what has been admitted. A refusal changes
+    /// nothing.
+    pub(super) fn spend(&mut self, key: usize, cost: u64, purse: Purse) -> Result<(), Refused> {
+        self.afford(key, cost, purse)?;
+        self.charge(key, cost);
+        Ok(())
+    }
+
+    /// Whether that can be paid, with the numbers that say so.
+    pub(super) fn afford(&self, key: usize, cost: u64, purse: Purse) -> Result<Facts, Refused> {
+        let facts = self.facts(key, cost);
+        let Some(holder) = self.keys.get(key) else { return Err(Shape::InvalidKey.into()) };
+        let is_capped = purse == Purse::KeyAndWorkspace && holder.plan.cap.is_some();
+        let shape = if cost > facts.remaining {
+            Shape::Quota
+        } else if is_capped && cost > facts.cap_remaining {
+            Shape::KeyCap
+        } else {
+            return Ok(facts);
+        };
+        Err(Refused { shape, facts: Box::new(facts) })
+    }
+
+    fn charge(&mut self, key: usize, cost: u64) {
+        let Some(holder) = self.keys.get_mut(key) else { return };
+        holder.used = holder.used.saturating_add(cost);
+        if let Some(workspace) = self.workspaces.get_mut(holder.workspace) {
+            workspace.used = workspace.used.saturating_add(cost);
+        }
     }
 
     /// The end of work that was admitted.
@@ -188,6 +226,26 @@ impl Accounts {
         }
     }
 
+    /// The key at whose expense somebody with `key`, or without one, talks to an agent: the caller's
+    /// own where the agent is of the same workspace, else one of the agent's workspace.
+    pub(super) fn agent_payer(&self, agent: &str, key: Option<usize>) -> Result<usize, Refused> {
+        let plan_of = |workspace: &Workspace| {
+            workspace.plan.agents.iter().find(|known| known.id == agent).map(|agent| agent.is_public)
+        };
+        let named =
+            self.workspaces.iter().enumerate().find_map(|(at, workspace)| Some((at, plan_of(workspace)?)));
+        let own = key.and_then(|key| self.keys.get(key)).map(|key| key.workspace);
+        let payer = match (named, key) {
+            (None, Some(key)) => Some(key),
+            (None, None) => (!self.keys.is_empty()).then_some(0),
+            (Some((workspace, _)), Some(key)) if own == Some(workspace) => Some(key),
+            (Some((workspace, true)), _) => self.keys.iter().position(|key| key.workspace == workspace),
+            (Some((_, false)), Some(_)) => None,
+            (Some((_, false)), None) => return Err(Shape::NeedsAuthorization.into()),
+        };
+        payer.ok_or_else(|| Refused::naming(Shape::AgentNotFound, agent))
+    }
+
     pub(super) fn workspace(&self, key: usize) -> Option<&Workspace> {
         self.workspaces.get(self.keys.get(key)?.workspace)
     }
@@ -201,7 +259,15 @@ impl Workspace {
     fn open(plan: WorkspacePlan, now: UnixMs) -> Self {
         let used = plan.used;
         let reset = plan.reset.unwrap_or_else(|| first_of_next_month(now));
-        Self { plan, used, reset, running: 0, running_max: 0, history: History(VecDeque::new()) }
+        Self {
+            plan,
+            used,
+            reset,
+            running: 0,
+            running_max: 0,
+            history: History(VecDeque::new()),
+            conversations: Conversations::default(),
+        }
     }
 
     pub(super) fn remaining(&self) -> u64 {
@@ -251,29 +317,29 @@ mod tests {
     #[test]
     fn the_last_credit_can_be_spent_and_no_more() {
         let mut accounts = open("a=10");
-        assert_eq!(shape(accounts.admit(0, 11)), Err(Shape::Quota));
-        assert_eq!(shape(accounts.admit(0, 10)), Ok(10));
-        assert_eq!(shape(accounts.admit(0, 1)), Err(Shape::Quota));
-        assert_eq!(shape(accounts.admit(0, 0)), Ok(0));
+        assert_eq!(shape(accounts.admit(0, 11, Purse::KeyAndWorkspace)), Err(Shape::Quota));
+        assert_eq!(shape(accounts.admit(0, 10, Purse::KeyAndWorkspace)), Ok(10));
+        assert_eq!(shape(accounts.admit(0, 1, Purse::KeyAndWorkspace)), Err(Shape::Quota));
+        assert_eq!(shape(accounts.admit(0, 0, Purse::KeyAndWorkspace)), Ok(0));
     }
 
     #[test]
     fn keys_of_a_workspace_share_its_credits() {
         let mut accounts = open("a=10@w b=10@w c=10");
-        assert_eq!(shape(accounts.admit(0, 6)), Ok(6));
-        let refused = accounts.admit(1, 5).unwrap_err();
+        assert_eq!(shape(accounts.admit(0, 6, Purse::KeyAndWorkspace)), Ok(6));
+        let refused = accounts.admit(1, 5, Purse::KeyAndWorkspace).unwrap_err();
         assert_eq!((refused.facts.limit, refused.facts.remaining, refused.facts.needed), (10, 4, 5));
-        assert_eq!(shape(accounts.admit(2, 10)), Ok(10));
+        assert_eq!(shape(accounts.admit(2, 10, Purse::KeyAndWorkspace)), Ok(10));
     }
 
     #[test]
     fn a_cap_binds_its_key_only() {
         let mut accounts = open("a=10@w:cap=3 b=10@w");
-        assert_eq!(shape(accounts.admit(0, 3)), Ok(3));
-        let refused = accounts.admit(0, 1).unwrap_err();
+        assert_eq!(shape(accounts.admit(0, 3, Purse::KeyAndWorkspace)), Ok(3));
+        let refused = accounts.admit(0, 1, Purse::KeyAndWorkspace).unwrap_err();
         assert_eq!(refused.shape, Shape::KeyCap);
         assert_eq!((refused.facts.key_name.as_str(), refused.facts.cap), ("key 1", 3));
-        assert_eq!(shape(accounts.admit(1, 7)), Ok(7));
+        assert_eq!(shape(accounts.admit(1, 7, Purse::KeyAndWorkspace)), Ok(7));
     }
 
     #[test]
@@ -281,26 +347,26 @@ mod tests {
         let plan = Plan {
             keys: vec![KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("a", 0) }],
             workspaces: vec![WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 10) }],
-            forbidden: Vec::new(),
+            ..Plan::of([])
         };
         let mut accounts = Accounts::open(&plan, NOW);
-        let first = accounts.admit(0, 1).unwrap();
+        let first = accounts.admit(0, 1, Purse::KeyAndWorkspace).unwrap();
         assert_eq!((first.running, first.running_max), (1, Some(1)));
-        assert_eq!(shape(accounts.admit(0, 1)), Err(Shape::Concurrency));
+        assert_eq!(shape(accounts.admit(0, 1, Purse::KeyAndWorkspace)), Err(Shape::Concurrency));
         assert_eq!(accounts.workspaces[0].used, 1);
         accounts.finish(first.workspace);
-        assert_eq!(shape(accounts.admit(0, 1)), Ok(1));
+        assert_eq!(shape(accounts.admit(0, 1, Purse::KeyAndWorkspace)), Ok(1));
     }
 
     #[test]
     fn credits_and_caps_come_back_when_the_reset_date_passes() {
         let mut accounts = open("a=10:cap=10");
         assert_eq!(accounts.workspaces[0].reset, DECEMBER);
-        accounts.admit(0, 10).unwrap();
+        accounts.admit(0, 10, Purse::KeyAndWorkspace).unwrap();
         accounts.refresh(UnixMs(DECEMBER.0 - 1));
-        assert_eq!(shape(accounts.admit(0, 10)), Err(Shape::Quota));
+        assert_eq!(shape(accounts.admit(0, 10, Purse::KeyAndWorkspace)), Err(Shape::Quota));
         accounts.refresh(DECEMBER);
-        assert_eq!(shape(accounts.admit(0, 10)), Ok(10));
+        assert_eq!(shape(accounts.admit(0, 10, Purse::KeyAndWorkspace)), Ok(10));
         assert_eq!(accounts.workspaces[0].reset.rfc3339(), "2027-01-01T00:00:00.000Z");
     }
 

@@ -6,16 +6,22 @@ use std::str::FromStr;
 
 use super::shape::{Shape, UnknownShape};
 
-/// What happens to one request.
+/// What happens to one request, or to one session on a socket.
+///
+/// On a socket, what concerns the body of an answer (`EarlyRefuse`, `Gzip`, `HugeError`,
+/// `EndlessError`, `GarbledError`) takes the place of the handshake's 101; the others say what they
+/// do there. On a request that is no socket, `After` is as `Pass`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Nothing: the request is served as if no fault were set. A gap in a script.
     Pass,
-    /// Reads the whole request and refuses it. Nothing is charged.
+    /// Reads the whole request and refuses it. Nothing is charged. A socket is refused in the
+    /// session, in its own form: before its first message, or after the client's first.
     Refuse(Shape),
     /// Refuses as soon as the head is read. The body is drained afterwards.
     EarlyRefuse(Shape),
-    /// Refuses when that many bytes of the body have come. The rest is drained afterwards.
+    /// Refuses when that many bytes of the body have come. The rest is drained afterwards. On a
+    /// socket the bytes are those of the client's messages.
     MidRefuse {
         /// How many.
         bytes: u64,
@@ -25,7 +31,7 @@ pub enum Fault {
     /// As `Refuse`, with the body gzip-encoded.
     Gzip(Shape),
     /// Reads the whole request, does nothing at all for that long, and then serves it: a client
-    /// that leaves meanwhile has not been charged.
+    /// that leaves meanwhile has not been charged. On a socket the handshake is done before.
     Stall {
         /// For how long.
         ms: u64,
@@ -36,13 +42,14 @@ pub enum Fault {
         /// How much later.
         ms: u64,
     },
-    /// Waits that long before each piece of the body but the first.
+    /// Waits that long before each piece of the body, or message on a socket, but the first.
     SlowBody {
         /// How long.
         ms: u64,
     },
     /// Answers as usual, and breaks the connection when that many bytes of the body have been
-    /// sent. The answer is chunked and its end never comes.
+    /// sent. The answer is chunked and its end never comes. On a socket the bytes are those after
+    /// the handshake, heads of frames included.
     CutAfter {
         /// How many.
         bytes: u64,
@@ -59,6 +66,35 @@ pub enum Fault {
     EndlessError,
     /// A quota refusal that claims to be gzip and is not.
     GarbledError,
+    /// Lets a session go on until that many messages have been sent, and then turns on it.
+    After {
+        /// How many; with 0 it is where `Refuse` would be told.
+        messages: u64,
+        /// In which way.
+        turn: Turn,
+    },
+}
+
+/// How a session on a socket takes a turn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// It is refused, in the form of its socket.
+    Refuse(Shape),
+    /// It is closed.
+    Close {
+        /// With this code.
+        code: u16,
+        /// And this reason.
+        reason: String,
+    },
+    /// The connection ends, without a close.
+    Cut,
+    /// The connection is reset, without a close.
+    Reset,
+    /// Nothing more is said. What the client sends is still read.
+    Stall,
+    /// That text is sent as a message, and the session goes on.
+    Say(String),
 }
 
 impl FromStr for Fault {
@@ -72,6 +108,10 @@ impl FromStr for Fault {
         if let Some((bytes, shape)) = text.strip_prefix("mid=").and_then(|text| text.split_once(':')) {
             return Ok(Fault::MidRefuse { bytes: count_of_bytes(bytes)?, shape: shape.parse()? });
         }
+        if let Some((messages, turn)) = text.strip_prefix("after=").and_then(|text| text.split_once(':')) {
+            let messages = messages.parse().map_err(|_| FaultError::Messages(messages.to_owned()))?;
+            return Ok(Fault::After { messages, turn: turn.parse()? });
+        }
         if let Some(shape) = text.strip_prefix("gzip:") {
             return Ok(Fault::Gzip(shape.parse()?));
         }
@@ -81,6 +121,7 @@ impl FromStr for Fault {
                 "slow_head" => return Ok(Fault::SlowHead { ms: milliseconds(value)? }),
                 "slow_body" => return Ok(Fault::SlowBody { ms: milliseconds(value)? }),
                 "cut" => return Ok(Fault::CutAfter { bytes: count_of_bytes(value)? }),
+                "close" | "say" => return Ok(Fault::After { messages: 0, turn: text.parse()? }),
                 _ => {}
             }
         }
@@ -93,6 +134,46 @@ impl FromStr for Fault {
             "endless" => Ok(Fault::EndlessError),
             "garbled" => Ok(Fault::GarbledError),
             other => Ok(Fault::Refuse(other.parse()?)),
+        }
+    }
+}
+
+impl FromStr for Turn {
+    type Err = FaultError;
+
+    fn from_str(text: &str) -> Result<Self, FaultError> {
+        match (text, text.split_once('=')) {
+            ("cut", _) => Ok(Turn::Cut),
+            ("reset", _) => Ok(Turn::Reset),
+            ("stall", _) => Ok(Turn::Stall),
+            (_, Some(("say", text))) => Ok(Turn::Say(text.to_owned())),
+            (_, Some(("close", text))) => {
+                let (code, reason) = text.split_once('/').unwrap_or((text, ""));
+                // What may stand in a close that is sent (RFC 6455, 7.4).
+                let sendable =
+                    |code: &u16| (1_000..5_000).contains(code) && ![1_004, 1_005, 1_006].contains(code);
+                let code = code.parse().ok().filter(sendable);
+                // A frame of control has 125 bytes, two of them for the code.
+                match code.filter(|_| reason.len() <= 123) {
+                    Some(code) => Ok(Turn::Close { code, reason: reason.to_owned() }),
+                    None => Err(FaultError::Close(text.to_owned())),
+                }
+            }
+            _ => Ok(Turn::Refuse(text.parse()?)),
+        }
+    }
+}
+
+impl fmt::Display for Turn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Turn::Refuse(shape) => write!(f, "{shape}"),
+            Turn::Close { code, reason } if reason.is_empty() => write!(f, "close={code}"),
+            Turn::Close { code, reason } => write!(f, "close={code}/{reason}"),
+            Turn::Cut => f.write_str("cut"),
+            Turn::Reset => f.write_str("reset"),
+            Turn::Stall => f.write_str("stall"),
+            Turn::Say(text) => write!(f, "say={text}"),
         }
     }
 }
@@ -131,6 +212,7 @@ impl fmt::Display for Fault {
             Fault::HugeError => f.write_str("huge"),
             Fault::EndlessError => f.write_str("endless"),
             Fault::GarbledError => f.write_str("garbled"),
+            Fault::After { messages, turn } => write!(f, "after={messages}:{turn}"),
         }
     }
 }
@@ -140,7 +222,7 @@ impl fmt::Display for Fault {
 pub enum FaultError {
     /// Neither a fault nor a refusal.
     #[error(
-        "{0}; other faults are pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge, endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL and gzip:REFUSAL"
+        "{0}; other faults are pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge, endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL and gzip:REFUSAL, and on sockets after=MESSAGES:TURN, where a turn is a REFUSAL, close=CODE[/REASON], cut, reset, stall or say=TEXT"
     )]
     Unknown(#[from] UnknownShape),
     /// Not a time.
@@ -149,6 +231,12 @@ pub enum FaultError {
     /// Not a count of bytes.
     #[error("`{0}` is no number of bytes")]
     Bytes(String),
+    /// Not a count of messages.
+    #[error("`{0}` is no number of messages")]
+    Messages(String),
+    /// Not what a close can carry.
+    #[error("`{0}` is no close: write CODE or CODE/REASON, with 1000 to 4999 and at most 123 bytes")]
+    Close(String),
 }
 
 /// The faults of one key.
@@ -179,7 +267,17 @@ mod tests {
             ["close_unread", "server_error", "huge", "endless", "garbled", "missing_permissions=user_read"];
         let last =
             ["rate_limit=7", "early:quota", "mid=5000:quota", "gzip:rate_limit=1", "unprocessable=text"];
-        for text in plain.into_iter().chain(more).chain(last) {
+        let sockets = [
+            "after=3:quota",
+            "after=0:close=1011",
+            "after=1:close=1008/a reason: with = and /",
+            "after=2:cut",
+            "after=2:reset",
+            "after=2:stall",
+            r#"after=1:say={"message_type":"queue_overflow"}"#,
+            "after=0:rate_limit=7",
+        ];
+        for text in plain.into_iter().chain(more).chain(last).chain(sockets) {
             assert_eq!(text.parse::<Fault>().unwrap().to_string(), text);
         }
         for (name, shape) in NAMED {
@@ -196,6 +294,15 @@ mod tests {
     }
 
     #[test]
+    fn a_close_needs_no_number_of_messages_and_its_reason_has_a_bound() {
+        let close = |reason: &str| Turn::Close { code: 1_011, reason: reason.to_owned() };
+        assert_eq!("close=1011/x".parse::<Fault>().unwrap(), Fault::After { messages: 0, turn: close("x") });
+        let longest = "r".repeat(123);
+        assert_eq!(format!("close=1011/{longest}").parse::<Turn>().unwrap(), close(&longest));
+        format!("close=1011/{longest}r").parse::<Turn>().unwrap_err();
+    }
+
+    #[test]
     fn mistakes_are_explained() {
         for (text, part) in [
             ("qota", "`qota` is no refusal: the names are quota,"),
@@ -205,6 +312,11 @@ mod tests {
             ("quota=5", "`quota=5` is no refusal"),
             ("rate_limit=soon", "`rate_limit=soon` is no refusal"),
             ("early:", "`` is no refusal"),
+            ("after=some:cut", "`some` is no number of messages"),
+            ("after=1:", "`` is no refusal"),
+            ("close=999", "`999` is no close: write CODE"),
+            ("close=1005", "`1005` is no close"),
+            ("close=5000", "`5000` is no close"),
         ] {
             let message = text.parse::<Fault>().unwrap_err().to_string();
             assert!(message.contains(part), "{message}");

@@ -14,7 +14,8 @@ pub struct Ledger {
     pub totals: Totals,
     /// What arrived and must not have, in words that do not repeat it. The oldest are kept.
     pub violations: Vec<String>,
-    /// The last requests whose head was answered or whose connection broke, oldest first.
+    /// The last requests whose head was answered or whose connection broke, oldest first. A
+    /// session on a socket is in it from its handshake on, and changes until it ends.
     pub requests: Vec<RequestSummary>,
 }
 
@@ -69,6 +70,9 @@ pub struct Totals {
     pub in_flight: u64,
     /// Credits charged.
     pub charged: u64,
+    /// Sockets whose session has not ended. Their handshakes are counted as served.
+    #[serde(default)]
+    pub sockets_open: u64,
     /// Violations, also those beyond the list.
     pub violations: u64,
 }
@@ -92,6 +96,55 @@ pub struct RequestSummary {
     pub body_complete: bool,
     /// Credits charged for it.
     pub charged: u64,
+    /// What a socket was used for, if the status is 101.
+    #[serde(default)]
+    pub socket: Option<SocketSummary>,
+}
+
+/// What is remembered of a session on a socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketSummary {
+    /// Whether it still goes on.
+    pub is_open: bool,
+    /// The key whose workspace pays, as it was configured: the head's, that of the first message,
+    /// or the one that minted a token. Nothing before it was let in.
+    pub payer: Option<String>,
+    /// The header `Origin`.
+    pub origin: Option<String>,
+    /// The protocols that the client offered, in its order.
+    pub protocols: Vec<String>,
+    /// The one that was agreed on.
+    pub protocol: Option<String>,
+    /// The extensions that the client offered, as they arrived. None is ever agreed on.
+    pub extensions: Option<String>,
+    /// Text messages that arrived.
+    pub text_messages: u64,
+    /// Binary messages that arrived.
+    pub binary_messages: u64,
+    /// Bytes of both.
+    pub message_bytes: u64,
+    /// The first text messages as they arrived, up to a bound; `withheld` for one that carried a
+    /// credential.
+    pub messages: Vec<String>,
+    /// Messages that were sent, without closes and pongs.
+    pub messages_sent: u64,
+    /// The text that has become speech, one piece after the other, up to a bound.
+    pub spoken: String,
+    /// The refusal that was told in the session, by its name in the catalogue.
+    pub refused: Option<String>,
+    /// The close that arrived.
+    pub close_received: Option<SocketClose>,
+    /// The close that was sent, also as the answer to one that arrived.
+    pub close_sent: Option<SocketClose>,
+}
+
+/// How a socket was closed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketClose {
+    /// The code; 1005 for a close without one.
+    pub code: u16,
+    /// The reason, perhaps empty.
+    pub reason: String,
 }
 
 impl Ledger {

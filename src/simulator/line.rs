@@ -26,6 +26,11 @@ impl Line {
         let (flushes, receiver) = watch::channel(());
         (Self { io: TokioIo::new(stream), flushes }, Flushes(receiver))
     }
+
+    /// The socket itself, for what goes on after HTTP.
+    pub(super) fn into_stream(self) -> TcpStream {
+        self.io.into_inner()
+    }
 }
 
 impl Flushes {

@@ -17,13 +17,18 @@ mod read;
 mod speech;
 mod work;
 
+mod grants;
+mod socket;
+
 mod fault;
 mod shape;
 
 mod accounts;
 mod ledger;
+mod tokens;
 mod world;
 
+mod conversations;
 mod history;
 mod models;
 mod sound;
@@ -47,9 +52,11 @@ use tokio::sync::watch;
 
 use crate::tasks::Tasks;
 
-pub use self::fault::{Fault, FaultError};
-pub use self::ledger::{KeyEntry, Ledger, RequestSummary, Totals, WorkspaceEntry};
-pub use self::plan::{Billing, KeyPlan, Plan, PlanError, WorkspacePlan};
+pub use self::fault::{Fault, FaultError, Turn};
+pub use self::ledger::{
+    KeyEntry, Ledger, RequestSummary, SocketClose, SocketSummary, Totals, WorkspaceEntry,
+};
+pub use self::plan::{AgentPlan, Billing, KeyPlan, Plan, PlanError, WorkspacePlan};
 pub use self::shape::{Shape, UnknownShape};
 
 use self::line::Line;
@@ -155,7 +162,7 @@ async fn accept(listener: TcpListener, world: World, tasks: Tasks, gone: watch::
             tokio::time::sleep(ACCEPT_REST).await;
             continue;
         };
-        let serving = serve(stream, world.clone(), tasks.clone());
+        let serving = serve(stream, world.clone(), tasks.clone(), gone.clone());
         spawn_until(gone.clone(), &tasks, serving);
     }
 }
@@ -175,15 +182,16 @@ fn spawn_until(
     });
 }
 
-async fn serve(stream: TcpStream, world: World, tasks: Tasks) {
+async fn serve(stream: TcpStream, world: World, tasks: Tasks, gone: watch::Receiver<()>) {
     // Small chunks are the point of a stream; where the option is unknown they only come later.
     let _set = stream.set_nodelay(true);
     let (line, flushes) = Line::new(stream);
-    let service = Service { world, tasks, flushes };
+    let service = Service { world, tasks, flushes, gone };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_MAX)
-        .serve_connection(line, service_fn(move |request| service.clone().answer(request)));
+        .serve_connection(line, service_fn(move |request| service.clone().answer(request)))
+        .with_upgrades();
     // An error is a client that left or a fault that closed the connection: the ledger has both.
     let _ended = connection.await;
 }

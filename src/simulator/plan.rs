@@ -15,9 +15,11 @@ pub struct Plan {
     pub workspaces: Vec<WorkspacePlan>,
     /// The keys, in the order of the ledger.
     pub keys: Vec<KeyPlan>,
-    /// Texts that must not arrive anywhere in a request's head: the credentials of the clients of
-    /// the proxy under test. One that does is a violation.
+    /// Texts that must not arrive anywhere in a request's head or in a message on a socket: the
+    /// credentials of the clients of the proxy under test. One that does is a violation.
     pub forbidden: Vec<String>,
+    /// How long a second of a socket's `inactivity_timeout` is; tests make it short.
+    pub socket_second: Duration,
 }
 
 /// A group of keys with common credits.
@@ -41,6 +43,18 @@ pub struct WorkspacePlan {
     pub concurrency_max: Option<u32>,
     /// Voices of its own, beside those that everyone has.
     pub voices: Vec<String>,
+    /// Its agents. One that no workspace has is public and belongs to whoever calls it; without a
+    /// key, to the first key of the plan.
+    pub agents: Vec<AgentPlan>,
+}
+
+/// An agent to talk to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentPlan {
+    /// Its `agent_id`.
+    pub id: String,
+    /// Whether anyone may talk to it, also without a key and at its workspace's expense.
+    pub is_public: bool,
 }
 
 /// How the bill stands.
@@ -94,6 +108,7 @@ impl Plan {
             workspaces: Vec::new(),
             keys: keys.into_iter().map(|(key, credits)| KeyPlan::new(key, credits)).collect(),
             forbidden: Vec::new(),
+            socket_second: Duration::from_secs(1),
         }
     }
 
@@ -105,7 +120,7 @@ impl Plan {
     pub fn parse(text: &str) -> Result<Self, PlanError> {
         let entries = text.split([',', ' ', '\t', '\r', '\n']).filter(|entry| !entry.is_empty());
         let keys = entries.map(KeyPlan::parse).collect::<Result<_, _>>()?;
-        let plan = Self { workspaces: Vec::new(), keys, forbidden: Vec::new() };
+        let plan = Self { keys, ..Self::of([]) };
         plan.check()?;
         Ok(plan)
     }
@@ -178,6 +193,7 @@ impl Default for WorkspacePlan {
             period: None,
             concurrency_max: None,
             voices: Vec::new(),
+            agents: Vec::new(),
         }
     }
 }

@@ -93,6 +93,10 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
         | Route::Dialogue(_)
         | Route::Transcription
         | Route::SoundEffect
+        | Route::SingleUseToken(_)
+        | Route::SignedUrl
+        | Route::ConversationToken
+        | Route::Conversation(_)
         | Route::Echo => {
             return Err(Shape::NotFound.into());
         }
@@ -119,6 +123,10 @@ fn anonymous(route: &Route) -> Result<Answer, Refused> {
         | Route::HistoryItem(_)
         | Route::HistoryAudio(_)
         | Route::HistoryDeletion(_)
+        | Route::SingleUseToken(_)
+        | Route::SignedUrl
+        | Route::ConversationToken
+        | Route::Conversation(_)
         | Route::Echo => Err(Shape::NeedsAuthorization.into()),
     }
 }

@@ -26,6 +26,10 @@ pub(super) enum Route {
     HistoryItem(String),
     HistoryAudio(String),
     HistoryDeletion(String),
+    SingleUseToken(String),
+    SignedUrl,
+    ConversationToken,
+    Conversation(String),
     /// Not the provider's: tells what arrived.
     Echo,
 }
@@ -73,6 +77,12 @@ impl Route {
             ["v1", "text-to-dialogue", "stream"] => ("POST", Route::Dialogue(Form::Stream)),
             ["v1", "speech-to-text"] => ("POST", Route::Transcription),
             ["v1", "sound-generation"] => ("POST", Route::SoundEffect),
+            ["v1", "single-use-token", kind] => ("POST", Route::SingleUseToken(id(kind))),
+            ["v1", "convai", "conversation", "get-signed-url" | "get_signed_url"] => {
+                ("GET", Route::SignedUrl)
+            }
+            ["v1", "convai", "conversation", "token"] => ("GET", Route::ConversationToken),
+            ["v1", "convai", "conversations", conversation] => ("GET", Route::Conversation(id(conversation))),
             ["v1", "history"] => ("GET", Route::HistoryPage),
             ["v1", "history", item] if *method == Method::DELETE => {
                 return Ok(Route::HistoryDeletion(id(item)));
@@ -99,7 +109,10 @@ impl Route {
                 Some("speech_history_read")
             }
             Route::HistoryDeletion(_) => Some("speech_history_write"),
-            Route::Echo => None,
+            Route::SignedUrl | Route::ConversationToken => Some("convai_write"),
+            Route::Conversation(_) => Some("convai_read"),
+            // What the token opens asks for its own permission.
+            Route::SingleUseToken(_) | Route::Echo => None,
         }
     }
 }

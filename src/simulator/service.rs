@@ -9,19 +9,23 @@ use http::request::Parts;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use serde_json::json;
+use tokio::sync::watch;
 
 use crate::tasks::Tasks;
 
 use super::accounts::Refused;
 use super::answer::{Answer, AnswerBody, set, trace_id};
 use super::control;
+use super::conversations;
 use super::fault::Fault;
+use super::grants;
 use super::intake::{EMPTY_SHA256, Intake, drain, presented, receive, skip, violations};
 use super::ledger::RequestSummary;
 use super::line::Flushes;
 use super::read;
 use super::route::Route;
 use super::shape::{Facts, Shape, violation};
+use super::socket;
 use super::work::Job;
 use super::world::{Presented, Visit, World};
 
@@ -48,6 +52,8 @@ pub(super) struct Service {
     pub(super) world: World,
     pub(super) tasks: Tasks,
     pub(super) flushes: Flushes,
+    /// Hears of the end of the simulator, also for what outlives the connection's service.
+    pub(super) gone: watch::Receiver<()>,
 }
 
 impl Service {
@@ -61,7 +67,8 @@ impl Service {
     ///
     /// Dropping the future is how a client's leaving looks: the request is written down as
     /// unanswered, what was charged stays charged, and its slot is free.
-    pub(super) async fn answer(self, request: Request<Incoming>) -> Result<Response<AnswerBody>, Closed> {
+    pub(super) async fn answer(self, mut request: Request<Incoming>) -> Result<Response<AnswerBody>, Closed> {
+        let upgrade = socket::is_asked(&request).then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
         if parts.uri.path().starts_with(control::PREFIX) {
             let intake = receive(body).await.map_err(|_| Closed)?;
@@ -71,6 +78,9 @@ impl Service {
         let mut visit = self.world.arrived(presented, self.summary(&parts, presented));
         let found = violations(&parts, self.world.forbidden());
         let answer = if found.is_empty() {
+            if let Some(upgrade) = upgrade {
+                return socket::open(self, parts, upgrade, presented, visit).await;
+            }
             self.serve(&parts, body, presented, &mut visit).await?
         } else {
             self.finish_reading(body);
@@ -139,7 +149,8 @@ impl Service {
             | Fault::ServerError
             | Fault::HugeError
             | Fault::EndlessError
-            | Fault::GarbledError => {}
+            | Fault::GarbledError
+            | Fault::After { .. } => {}
         }
         let intake = receive(body).await.map_err(|_| Closed)?;
         visit.summary.body_bytes = intake.bytes;
@@ -151,7 +162,11 @@ impl Service {
         let told = |shape: &Shape| self.refuse_as_told(shape, presented, job.estimate(), parts);
         let work = || perform(job, parts).unwrap_or_else(refused);
         Ok(match fault {
-            Fault::Pass | Fault::CloseUnread | Fault::EarlyRefuse(_) | Fault::MidRefuse { .. } => work(),
+            Fault::Pass
+            | Fault::After { .. }
+            | Fault::CloseUnread
+            | Fault::EarlyRefuse(_)
+            | Fault::MidRefuse { .. } => work(),
             Fault::Refuse(shape) => told(&shape),
             Fault::Gzip(shape) => told(&shape).gzipped(),
             Fault::ServerError => told(&Shape::ServerError),
@@ -182,18 +197,9 @@ impl Service {
         })
     }
 
-    /// The refusal that a fault asks for, with numbers that fit together: a quota refusal never
-    /// says that more is left than was needed.
+    /// The refusal that a fault asks for.
     fn refuse_as_told(&self, shape: &Shape, presented: Presented, needed: u64, parts: &Parts) -> Answer {
-        let state = self.world.state();
-        let mut facts = match presented {
-            Presented::Known(key) => state.accounts.facts(key, needed),
-            Presented::Unknown | Presented::Nothing => Facts { needed, ..Facts::default() },
-        };
-        drop(state);
-        facts.remaining = facts.remaining.min(needed.saturating_sub(1));
-        facts.cap_remaining = facts.cap_remaining.min(needed.saturating_sub(1));
-        facts.concurrency_max = facts.concurrency_max.max(1);
+        let mut facts = facts_as_told(&self.world, presented, needed);
         if let Ok(Route::Speech { voice, .. } | Route::Voice(voice)) =
             Route::of(&parts.method, parts.uri.path())
         {
@@ -209,6 +215,44 @@ impl Service {
     }
 }
 
+/// What a refusal can tell that a fault asks for, with numbers that fit together: a quota refusal
+/// never says that more is left than was needed.
+pub(super) fn facts_as_told(world: &World, presented: Presented, needed: u64) -> Facts {
+    let state = world.state();
+    let mut facts = match presented {
+        Presented::Known(key) => state.accounts.facts(key, needed),
+        Presented::Unknown | Presented::Nothing => Facts { needed, ..Facts::default() },
+    };
+    drop(state);
+    facts.remaining = facts.remaining.min(needed.saturating_sub(1));
+    facts.cap_remaining = facts.cap_remaining.min(needed.saturating_sub(1));
+    facts.concurrency_max = facts.concurrency_max.max(1);
+    facts
+}
+
+/// The answer to a socket's handshake that a fault refuses, if it refuses it as HTTP.
+pub(super) fn handshake_refused(fault: &Fault, facts: Facts) -> Option<Answer> {
+    let answer = |shape: &Shape| refused(Refused { shape: shape.clone(), facts: Box::new(facts.clone()) });
+    match fault {
+        Fault::EarlyRefuse(shape) => Some(answer(shape)),
+        Fault::Gzip(shape) => Some(answer(shape).gzipped()),
+        Fault::HugeError => Some(huge(answer(&Shape::Quota))),
+        Fault::EndlessError => Some(endless(answer(&Shape::Quota))),
+        Fault::GarbledError => Some(garbled(answer(&Shape::Quota))),
+        Fault::Pass
+        | Fault::Refuse(_)
+        | Fault::MidRefuse { .. }
+        | Fault::Stall { .. }
+        | Fault::SlowHead { .. }
+        | Fault::SlowBody { .. }
+        | Fault::CutAfter { .. }
+        | Fault::CloseBeforeHead
+        | Fault::CloseUnread
+        | Fault::ServerError
+        | Fault::After { .. } => None,
+    }
+}
+
 fn refused(refused: Refused) -> Answer {
     let trace_id = trace_id();
     Answer::refusal(refused.shape.render(&refused.facts, &trace_id), &trace_id)
@@ -221,6 +265,10 @@ fn perform(job: Job<'_>, parts: &Parts) -> Result<Answer, Refused> {
         Route::Dialogue(form) => job.dialogue(form),
         Route::SoundEffect => job.sound_effect(),
         Route::Transcription => job.transcription(),
+        Route::SingleUseToken(kind) => grants::token(job, &kind),
+        Route::SignedUrl => grants::signed_url(job),
+        Route::ConversationToken => grants::conversation_token(job),
+        Route::Conversation(id) => conversations::answer(job, &id),
         Route::Echo => Ok(echo(job, parts)),
         route @ (Route::User
         | Route::Subscription

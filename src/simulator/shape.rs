@@ -36,6 +36,8 @@ pub enum Shape {
     InsufficientCredits,
     /// 402: a feature of paid plans.
     PaidPlanRequired,
+    /// 403: the workspace has not accepted the terms of a feature.
+    UnacceptedTerms,
     /// 403 without a reason.
     Forbidden,
     /// 403: not this workspace.
@@ -64,6 +66,10 @@ pub enum Shape {
     UnknownRequest,
     /// 404: no such history item, or not in this workspace.
     HistoryItemNotFound,
+    /// 404: no such agent, or not in this workspace.
+    AgentNotFound,
+    /// 404: no such conversation, or not in this workspace.
+    ConversationNotFound,
     /// 404: what the model list says to someone without a key.
     AnonymousWorkspace,
     /// 400: no such model.
@@ -155,6 +161,9 @@ impl Shape {
                     "You do not have enough credits to complete this request."),
             Shape::PaidPlanRequired => typed(402, "payment_required", "paid_plan_required", "paid_plan_required",
                 "Free users cannot use library voices via the API. Please upgrade your subscription to use this voice."),
+            // Sockets have a form of their own for it (the Python SDK 2.78); what HTTP says is not known.
+            Shape::UnacceptedTerms => typed(403, "authorization_error", "unaccepted_terms", "unaccepted_terms",
+                "You must accept the terms of service of this feature to use it."),
             Shape::Forbidden => bare(403, "Forbidden"),
             Shape::WorkspaceAccessDenied =>
                 typed(403, "authorization_error", "workspace_access_denied", "workspace_access_denied",
@@ -197,6 +206,11 @@ impl Shape {
             Shape::HistoryItemNotFound =>
                 typed(404, "not_found", "history_item_not_found", "history_item_not_found",
                     &format!("History item with ID '{subject}' was not found.")),
+            Shape::AgentNotFound => typed(404, "not_found", "agent_not_found", "agent_not_found",
+                &format!("An agent with ID '{subject}' was not found.")),
+            Shape::ConversationNotFound =>
+                typed(404, "not_found", "conversation_not_found", "conversation_not_found",
+                    &format!("A conversation with ID '{subject}' was not found.")),
             Shape::InvalidCursor => typed(400, "validation_error", "invalid_cursor", "invalid_cursor",
                 "The cursor is not valid."),
             // The provider's own words are not known; a 500 has been seen.
@@ -309,7 +323,7 @@ fn unprocessable(kind: &str, field: Option<&str>, msg: &str) -> Refusal {
 
 /// The names by which a fault asks for a shape, in the order of the catalogue. Those that need a
 /// value have a usual one.
-pub(super) const NAMED: [(&str, Shape); 24] = [
+pub(super) const NAMED: [(&str, Shape); 25] = [
     ("quota", Shape::Quota),
     ("key_cap", Shape::KeyCap),
     ("invalid", Shape::InvalidKey),
@@ -320,6 +334,7 @@ pub(super) const NAMED: [(&str, Shape); 24] = [
     ("payment_issue", Shape::PaymentIssue),
     ("insufficient_credits", Shape::InsufficientCredits),
     ("paid_plan_required", Shape::PaidPlanRequired),
+    ("unaccepted_terms", Shape::UnacceptedTerms),
     ("forbidden", Shape::Forbidden),
     ("workspace_access_denied", Shape::WorkspaceAccessDenied),
     ("subscription_required", Shape::SubscriptionRequired),
@@ -385,6 +400,6 @@ impl fmt::Display for Shape {
 /// A name that is not in the catalogue.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is no refusal: the names are quota, key_cap, invalid, invalid_400, needs_authorization, missing_permissions[=NAME], unusual_activity, payment_issue, insufficient_credits, paid_plan_required, forbidden, workspace_access_denied, subscription_required, quota_403, concurrency, rate_limit[=SECONDS], system_busy, unprocessable[=FIELD], voice_not_found, model_not_found, text_too_long, server_error, maintenance, page[=STATUS]"
+    "`{0}` is no refusal: the names are quota, key_cap, invalid, invalid_400, needs_authorization, missing_permissions[=NAME], unusual_activity, payment_issue, insufficient_credits, paid_plan_required, unaccepted_terms, forbidden, workspace_access_denied, subscription_required, quota_403, concurrency, rate_limit[=SECONDS], system_busy, unprocessable[=FIELD], voice_not_found, model_not_found, text_too_long, server_error, maintenance, page[=STATUS]"
 )]
 pub struct UnknownShape(String);

@@ -78,9 +78,7 @@ pub(super) fn spoken(text: &str, format: Format, form: Form) -> AnswerBody {
                     }
                     let alignment = alignment(&text, &melody, from..to);
                     from = to;
-                    let mut base64 = Base64::default();
-                    let audio = [base64.push(&audio), base64.finish()].concat();
-                    let audio = String::from_utf8(audio).unwrap_or_default();
+                    let audio = base64(&audio);
                     let object = json!({
                         "audio_base64": audio, "alignment": alignment, "normalized_alignment": alignment,
                     });
@@ -107,6 +105,12 @@ fn alignment(text: &str, melody: &Melody, range: std::ops::Range<u64>) -> Value 
 /// Characters are Unicode scalar values, as the provider counts them.
 pub(super) fn characters_of(text: &str) -> u64 {
     u64::try_from(text.chars().count()).unwrap_or(u64::MAX)
+}
+
+/// Base 64 of what is there as a whole.
+pub(super) fn base64(bytes: &[u8]) -> String {
+    let mut base64 = Base64::default();
+    String::from_utf8([base64.push(bytes), base64.finish()].concat()).unwrap_or_default()
 }
 
 /// Base 64 of what comes in pieces.

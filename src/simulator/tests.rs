@@ -1,10 +1,18 @@
 //! The simulator over real sockets. `refusals` holds the catalogue to its bytes, `serving` what
-//! works, `belonging` what is whose, `faults` what was told to go wrong, `watching` the ledger and its violations.
+//! works, `belonging` what is whose, `faults` what was told to go wrong, `watching` the ledger and its violations,
+//! and `sockets` and those named after it the same for the provider's sockets.
 
 mod belonging;
 mod faults;
 mod refusals;
 mod serving;
+mod sockets;
+mod sockets_agent;
+mod sockets_dialogue;
+mod sockets_faults;
+mod sockets_refusals;
+mod sockets_scribe;
+mod sockets_speech;
 mod watching;
 
 use std::time::Duration;

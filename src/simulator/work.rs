@@ -18,6 +18,7 @@ use super::sound::format::{FORMATS, Format};
 use super::sound::melody::Melody;
 use super::sound::{Sound, seconds};
 use super::speech::{characters_of, media_type, spoken, whole};
+use super::tokens::Door;
 use super::world::{Presented, World};
 
 /// Credits of a sound effect whose length is left to the provider (its documentation, 2026).
@@ -228,12 +229,22 @@ impl Job<'_> {
         Ok(answer)
     }
 
+    /// The key whose workspace pays a transcription: a token's goes before that of the head (the
+    /// Python SDK 2.78), and is used up.
+    fn transcriber(&self) -> Result<usize, Shape> {
+        let Some((_, token)) = query(self.query).find(|(name, _)| name == "token") else {
+            return self.payer("speech_to_text");
+        };
+        let key = self.world.state().tokens.take(&token, &Door::BatchScribe, clock::now());
+        Job { presented: Presented::Known(key.ok_or(Shape::InvalidKey)?), ..*self }.payer("speech_to_text")
+    }
+
     /// `POST /v1/speech-to-text`. What was uploaded is counted, not heard.
     pub(super) fn transcription(&self) -> Result<Answer, Refused> {
         if !self.intake.names_model {
             return Err(Shape::FieldMissing("model_id".into()).into());
         }
-        let key = self.payer("speech_to_text")?;
+        let key = self.transcriber()?;
         let seconds = self.intake.bytes.div_ceil(TRANSCRIPTION_BYTES_PER_CREDIT).max(1);
         let (_, slot) = self.world.admit(key, seconds)?;
         let mut answer = Answer::document(&transcript(seconds));

@@ -4,14 +4,17 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use std::time::Duration;
+
 use tokio::sync::watch;
 
 use crate::clock;
 
-use super::accounts::{Accounts, Admitted, Refused};
+use super::accounts::{Accounts, Admitted, Purse, Refused};
 use super::fault::{Fault, Script};
-use super::ledger::{KeyEntry, Ledger, RequestSummary, Totals, WorkspaceEntry};
+use super::ledger::{KeyEntry, Ledger, RequestSummary, SocketSummary, Totals, WorkspaceEntry};
 use super::plan::Plan;
+use super::tokens::Tokens;
 
 /// How many requests the ledger remembers.
 const REQUESTS_MAX: usize = 1_000;
@@ -28,6 +31,7 @@ pub(super) struct World {
 struct Inner {
     state: Mutex<State>,
     forbidden: Vec<String>,
+    socket_second: Duration,
     changed: watch::Sender<()>,
 }
 
@@ -35,12 +39,14 @@ struct Inner {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) accounts: Accounts,
+    pub(super) tokens: Tokens,
     index: HashMap<String, usize>,
     scripts: Vec<Script>,
     counts: Vec<Counts>,
     totals: Totals,
     violations: Vec<String>,
-    requests: VecDeque<RequestSummary>,
+    /// Each with its number, by which a session finds it again.
+    requests: VecDeque<(u64, RequestSummary)>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -69,6 +75,7 @@ impl World {
         let scripts = plan.keys.iter().map(|key| Script { next: key.faults.clone().into(), always: None });
         let state = State {
             accounts: Accounts::open(plan, clock::now()),
+            tokens: Tokens::default(),
             index,
             scripts: scripts.collect(),
             counts: vec![Counts::default(); plan.keys.len()],
@@ -77,7 +84,12 @@ impl World {
             requests: VecDeque::new(),
         };
         let forbidden = plan.forbidden.iter().filter(|text| !text.is_empty()).cloned().collect();
-        let inner = Inner { state: Mutex::new(state), forbidden, changed: watch::Sender::new(()) };
+        let inner = Inner {
+            state: Mutex::new(state),
+            forbidden,
+            socket_second: plan.socket_second,
+            changed: watch::Sender::new(()),
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -93,6 +105,11 @@ impl World {
     /// Texts that must not arrive.
     pub(super) fn forbidden(&self) -> &[String] {
         &self.inner.forbidden
+    }
+
+    /// How long a second of a socket's inactivity is.
+    pub(super) fn socket_second(&self) -> Duration {
+        self.inner.socket_second
     }
 
     fn tell(&self) {
@@ -145,11 +162,8 @@ impl World {
     /// Charges for work and lets it begin; the slot ends it when it is dropped.
     pub(super) fn admit(&self, key: usize, cost: u64) -> Result<(Admitted, Slot), Refused> {
         let mut state = self.state();
-        let admitted = state.accounts.admit(key, cost)?;
-        state.totals.charged += cost;
-        if let Some(counts) = state.counts.get_mut(key) {
-            counts.charged += cost;
-        }
+        let admitted = state.accounts.admit(key, cost, Purse::KeyAndWorkspace)?;
+        state.book(key, cost);
         drop(state);
         self.tell();
         Ok((admitted, Slot { world: self.clone(), workspace: admitted.workspace }))
@@ -160,12 +174,13 @@ impl World {
         let mut state = self.state();
         state.totals.requests += 1;
         state.totals.in_flight += 1;
+        let number = state.totals.requests;
         if let Some(counts) = state.counts_of(presented) {
             counts.requests += 1;
         }
         drop(state);
         self.tell();
-        Visit { world: self.clone(), presented, summary }
+        Visit { world: self.clone(), presented, number, summary }
     }
 
     pub(super) fn ledger(&self) -> Ledger {
@@ -195,12 +210,24 @@ impl World {
             workspaces: workspaces.collect(),
             totals: state.totals.clone(),
             violations: state.violations.clone(),
-            requests: state.requests.iter().cloned().collect(),
+            requests: state.requests.iter().map(|(_, summary)| summary.clone()).collect(),
         }
     }
 }
 
 impl State {
+    fn book(&mut self, key: usize, cost: u64) {
+        self.totals.charged += cost;
+        if let Some(counts) = self.counts.get_mut(key) {
+            counts.charged += cost;
+        }
+    }
+
+    fn request(&mut self, number: u64) -> Option<&mut RequestSummary> {
+        // A session that is asked about is mostly a young one.
+        self.requests.iter_mut().rev().find(|(own, _)| *own == number).map(|(_, summary)| summary)
+    }
+
     fn counts_of(&mut self, presented: Presented) -> Option<&mut Counts> {
         match presented {
             Presented::Nothing | Presented::Unknown => None,
@@ -229,7 +256,77 @@ impl Drop for Slot {
 pub(super) struct Visit {
     world: World,
     presented: Presented,
+    number: u64,
     pub(super) summary: RequestSummary,
+}
+
+impl Visit {
+    /// The request is a handshake that is granted: it is written down, and its session begins.
+    pub(super) fn into_session(mut self, socket: SocketSummary) -> Session {
+        self.summary.socket = Some(SocketSummary { is_open: true, ..socket });
+        let session = Session { world: self.world.clone(), number: self.number };
+        session.world.state().totals.sockets_open += 1;
+        session
+    }
+}
+
+/// A session on a socket. Dropping it is its end.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) world: World,
+    number: u64,
+}
+
+impl Session {
+    /// Writes down what has happened.
+    pub(super) fn note(&self, change: impl FnOnce(&mut SocketSummary)) {
+        let mut state = self.world.state();
+        state.request(self.number).and_then(|summary| summary.socket.as_mut()).map(change);
+        drop(state);
+        self.world.tell();
+    }
+
+    /// Charges for work and lets it begin; the slot ends it when it is dropped.
+    pub(super) fn begin(&self, key: usize, cost: u64, purse: Purse) -> Result<Slot, Refused> {
+        let workspace = self.charge(key, cost, |accounts| {
+            accounts.admit(key, cost, purse).map(|admitted| admitted.workspace)
+        })?;
+        Ok(Slot { world: self.world.clone(), workspace })
+    }
+
+    /// Charges for more of what has begun.
+    pub(super) fn spend(&self, key: usize, cost: u64, purse: Purse) -> Result<(), Refused> {
+        self.charge(key, cost, |accounts| accounts.spend(key, cost, purse))
+    }
+
+    fn charge<T>(
+        &self,
+        key: usize,
+        cost: u64,
+        pay: impl FnOnce(&mut Accounts) -> Result<T, Refused>,
+    ) -> Result<T, Refused> {
+        let mut state = self.world.state();
+        let paid = pay(&mut state.accounts)?;
+        state.book(key, cost);
+        if let Some(summary) = state.request(self.number) {
+            summary.charged += cost;
+        }
+        drop(state);
+        self.world.tell();
+        Ok(paid)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let mut state = self.world.state();
+        state.totals.sockets_open = state.totals.sockets_open.saturating_sub(1);
+        if let Some(socket) = state.request(self.number).and_then(|summary| summary.socket.as_mut()) {
+            socket.is_open = false;
+        }
+        drop(state);
+        self.world.tell();
+    }
 }
 
 impl Drop for Visit {
@@ -251,7 +348,7 @@ impl Drop for Visit {
         if state.requests.len() == REQUESTS_MAX {
             state.requests.pop_front();
         }
-        state.requests.push_back(summary);
+        state.requests.push_back((self.number, summary));
         drop(state);
         self.world.tell();
     }

@@ -45,6 +45,7 @@ fn record(pool: &Pool, credits: u64) -> AttemptRecord {
         method: "POST".into(),
         route: "/v1/text-to-speech/{id}".into(),
         model: Some("eleven_v3".into()),
+        audio: None,
         characters: Some(credits),
         credits_reserved: None,
         status: Some(200),

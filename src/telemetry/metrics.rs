@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::exposition::{Kind, Page};
+use crate::policy::socket::Dialect;
 
 /// What can become of an attempt, in the words of the books; and whether another attempt may follow
 /// it.
-const OUTCOMES: [(&str, bool); 25] = [
+const OUTCOMES: [(&str, bool); 27] = [
     ("served", false),
     ("workspace_quota", true),
     ("key_quota", true),
@@ -32,9 +33,11 @@ const OUTCOMES: [(&str, bool); 25] = [
     ("unreadable", false),
     ("unsent", true),
     ("unanswered", true),
-    ("upstream_broke", false),
+    ("upstream_broke", true),
     ("client_left", false),
     ("cut", false),
+    ("idle", false),
+    ("expired", false),
     (OTHER, true),
 ];
 
@@ -43,6 +46,17 @@ const OTHER: &str = "other";
 
 /// Classes of answers, by the first digit of the status, and requests whose client left before one.
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// What is spoken on sockets, in the words of the policy.
+const SOCKETS: [&str; Dialect::ALL.len()] = {
+    let mut words = [""; Dialect::ALL.len()];
+    let mut at = 0;
+    while at < words.len() {
+        words[at] = Dialect::ALL[at].word();
+        at += 1;
+    }
+    words
+};
 
 /// Microseconds: from the provider's fastest pages to its longest speech.
 const FIRST_BYTE_US: [u64; 14] = [
@@ -81,6 +95,9 @@ struct Cells {
     characters: AtomicU64,
     credits: AtomicU64,
     unpriced: AtomicU64,
+    audio_ms: AtomicU64,
+    sockets: [AtomicU64; SOCKETS.len()],
+    sockets_open: [AtomicU64; SOCKETS.len()],
     first_byte: Histogram<{ FIRST_BYTE_US.len() }>,
     overhead: Histogram<{ OVERHEAD_US.len() }>,
 }
@@ -94,6 +111,8 @@ pub struct Spent {
     pub response_bytes: u64,
     /// Characters of text to be spoken.
     pub characters: u64,
+    /// Milliseconds of sound that was sent on sockets to be written down.
+    pub audio_ms: u64,
     /// Credits charged, as far as is known.
     pub credits: u64,
     /// Whether it may have been charged and nobody said how much.
@@ -125,11 +144,12 @@ impl Meters {
     /// An attempt has ended so.
     pub fn attempt_ended(&self, outcome: &str, spent: Spent) {
         count(&self.0.attempts, outcome);
-        let Spent { request_bytes, response_bytes, characters, credits, is_unpriced } = spent;
+        let Spent { request_bytes, response_bytes, characters, audio_ms, credits, is_unpriced } = spent;
         for (sum, amount) in [
             (&self.0.request_bytes, request_bytes),
             (&self.0.response_bytes, response_bytes),
             (&self.0.characters, characters),
+            (&self.0.audio_ms, audio_ms),
             (&self.0.credits, credits),
             (&self.0.unpriced, u64::from(is_unpriced)),
         ] {
@@ -142,6 +162,16 @@ impl Meters {
     /// An attempt that ended so was followed by another.
     pub fn failed_over(&self, outcome: &str) {
         count(&self.0.failovers, outcome);
+    }
+
+    /// A session has begun on a socket of this dialect; it is open until the guard is dropped.
+    #[must_use]
+    pub fn socket_opened(&self, dialect: Dialect) -> SocketOpen {
+        let index = Dialect::ALL.iter().position(|known| *known == dialect).unwrap_or_default();
+        for cells in [&self.0.sockets, &self.0.sockets_open] {
+            cells.get(index).inspect(|cell| add(cell, 1));
+        }
+        SocketOpen { meters: self.clone(), index }
     }
 
     /// Writes all of it.
@@ -189,6 +219,20 @@ impl Meters {
             page.sample(&[], load(cell));
         }
         page.family(
+            "audio_seconds_total",
+            Kind::Counter,
+            "Seconds of sound that were sent on sockets to be written down.",
+        );
+        page.sample(&[], seconds(load(&cells.audio_ms).saturating_mul(1_000)));
+        page.family("sockets_total", Kind::Counter, "Sessions that have begun, by what is spoken.");
+        for (socket, cell) in SOCKETS.iter().zip(&cells.sockets) {
+            page.sample(&[("socket", socket)], load(cell));
+        }
+        page.family("sockets", Kind::Gauge, "Sessions open now, by what is spoken.");
+        for (socket, cell) in SOCKETS.iter().zip(&cells.sockets_open) {
+            page.sample(&[("socket", socket)], load(cell));
+        }
+        page.family(
             "first_byte_seconds",
             Kind::Histogram,
             "From the head of a request to the head of the provider's answer, all attempts and uploads in it.",
@@ -200,6 +244,21 @@ impl Meters {
             "What of that was spent in Keychoir and not with the provider.",
         );
         cells.overhead.write(&OVERHEAD_US, page);
+    }
+}
+
+/// A session under way, until it is dropped.
+#[derive(Debug)]
+pub struct SocketOpen {
+    meters: Meters,
+    index: usize,
+}
+
+impl Drop for SocketOpen {
+    fn drop(&mut self) {
+        if let Some(open) = self.meters.0.sockets_open.get(self.index) {
+            open.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -326,6 +385,23 @@ mod tests {
         );
         meters.request_ended(Some(999));
         assert_has(&meters, &["keychoir_requests_total{class=\"5xx\"} 1"]);
+    }
+
+    #[test]
+    fn a_session_is_open_until_it_ends() {
+        let meters = Meters::default();
+        let [first, second] = [(); 2].map(|()| meters.socket_opened(Dialect::Agent));
+        drop(first);
+        assert_has(
+            &meters,
+            &[
+                "keychoir_sockets_total{socket=\"agent\"} 2",
+                "keychoir_sockets{socket=\"agent\"} 1",
+                "keychoir_sockets{socket=\"speech\"} 0",
+            ],
+        );
+        drop(second);
+        assert_has(&meters, &["keychoir_sockets{socket=\"agent\"} 0"]);
     }
 
     #[test]

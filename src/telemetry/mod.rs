@@ -19,7 +19,7 @@ use tracing_subscriber::{Registry, reload};
 
 pub use exposition::{Kind, Page};
 pub use line::{Form, Lines};
-pub use metrics::{Meters, Spent};
+pub use metrics::{Meters, SocketOpen, Spent};
 pub use news::{announce, announce_drift, key_line, keys_loaded, wording};
 
 /// Where lines go. Shared by all threads; each line is written whole.

@@ -8,8 +8,10 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::{Extensions, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use tokio::time::Sleep;
 
 use super::idle::{Connection, Idle};
@@ -50,6 +52,20 @@ impl<S> AnswerBody<S> {
     ) -> Self {
         let moved_at = clock::instant();
         Self { incoming, connection: Some(connection), home, upload, idle_max, moved_at, timer: None }
+    }
+
+    /// The stream that the connection has become with its 101, whose head had these `extensions`.
+    ///
+    /// # Errors
+    ///
+    /// When the connection broke.
+    pub async fn switched(self, extensions: &mut Extensions) -> Result<Upgraded, hyper::Error> {
+        let upgrade = extensions.remove::<OnUpgrade>();
+        // Until it is handed over, the connection is driven by what the body holds.
+        match upgrade {
+            Some(upgrade) => upgrade.await,
+            None => hyper::upgrade::on(Response::new(())).await,
+        }
     }
 
     /// Gives the connection back when the exchange is complete on both sides.

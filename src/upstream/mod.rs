@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::header::{HOST, HeaderName, HeaderValue};
+use http::header::{HOST, HeaderName, HeaderValue, UPGRADE};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -59,6 +59,14 @@ pub struct Outbound {
     pub target: Uri,
     /// Headers that were stripped for the upstream.
     pub headers: HeaderMap,
+}
+
+impl Outbound {
+    /// Whether it asks for a socket: then, and only then, 101 is an answer.
+    #[must_use]
+    pub fn asks_for_socket(&self) -> bool {
+        self.headers.contains_key(UPGRADE)
+    }
 }
 
 /// An attempt that ended without an answer.
@@ -208,7 +216,7 @@ where
                 None => (self.open(&place.authority).await?, false),
             };
             match self.answer(&mut connection, request, &upload).await {
-                Ok(answer) if answer.status().is_informational() => {
+                Ok(answer) if answer.status().is_informational() && !is_switch(&answer, outbound) => {
                     let kind = SendErrorKind::Switched(answer.status());
                     return Err(SendError { progress: Progress::Unanswered, kind });
                 }
@@ -237,7 +245,7 @@ where
                 http1::handshake(io).await.map_err(|error| ConnectError::Handshake(error.to_string()))?;
             // How the connection ended is told to whoever waits for its answer.
             let driver = tasks.spawn_guarded(async move {
-                let _ = driver.await;
+                let _ = driver.with_upgrades().await;
             });
             Ok::<_, ConnectError>(Connection::new(sender, driver))
         };
@@ -307,6 +315,10 @@ fn request<B>(
     headers.extend(outbound.headers.clone());
     headers.insert(KEY_HEADER, secret);
     Ok(request)
+}
+
+fn is_switch<B>(answer: &Response<B>, outbound: &Outbound) -> bool {
+    answer.status() == StatusCode::SWITCHING_PROTOCOLS && outbound.asks_for_socket()
 }
 
 /// An attempt on one connection that brought no answer.

@@ -82,6 +82,14 @@ pub fn in_document(document: &[u8]) -> Vec<Named> {
     fields::find(document, &fields, |kind, value| Some(Named::new(kind, value)))
 }
 
+/// The identifiers that the first message of a served session gives: an agent names the conversation.
+#[must_use]
+pub fn in_first_message(message: &[u8]) -> Vec<Named> {
+    const FIELDS: [Field; 1] =
+        [("conversation_initiation_metadata_event.conversation_id", Kind::Conversation)];
+    fields::find(message, &FIELDS, |kind, value| Some(Named::new(kind, value)))
+}
+
 /// The identifiers that the head of an answer gives.
 #[must_use]
 pub fn in_headers(headers: &HeaderMap) -> Vec<Named> {

@@ -28,6 +28,15 @@ impl ErrorBody {
         }
     }
 
+    /// What a message or an end says that has another shape: words, and a text for people.
+    #[must_use]
+    pub fn said<const N: usize>(words: [Option<&str>; N], message: &str) -> Self {
+        Self {
+            words: words.into_iter().flatten().map(str::to_lowercase).collect(),
+            message: message.to_lowercase(),
+        }
+    }
+
     fn of(fields: &Map<String, Value>) -> Self {
         let text = |name: &str| fields.get(name).and_then(Value::as_str).map(str::to_lowercase);
         Self {

@@ -263,6 +263,7 @@ mod tests {
             response_bytes: 0,
             model: None,
             characters: None,
+            audio: None,
             credits_reserved: None,
             credits: 0,
             credits_from: CreditSource::Free,

@@ -22,7 +22,7 @@ fn typed(kind: &str, code: &str, message: &str, status: &str) -> String {
 
 fn workspace(plan: WorkspacePlan) -> Plan {
     let key = KeyPlan { workspace: Some(plan.name.clone()), ..KeyPlan::new("sk", 0) };
-    Plan { workspaces: vec![plan], keys: vec![key], forbidden: Vec::new() }
+    Plan { workspaces: vec![plan], keys: vec![key], ..Plan::of([]) }
 }
 
 #[tokio::test]

@@ -1,0 +1,77 @@
+//! Where clients reach our sockets, for the addresses of sockets that answers give.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::base_url::BaseUrl;
+use super::problem::WrongValue;
+
+/// `ws://` or `wss://` with a host, and perhaps a port and a path prefix; empty for none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SocketBase(String);
+
+impl SocketBase {
+    /// The URL without a slash at its end; `None` when there is none.
+    #[must_use]
+    pub fn url(&self) -> Option<&str> {
+        (!self.0.is_empty()).then_some(self.0.as_str())
+    }
+}
+
+impl FromStr for SocketBase {
+    type Err = WrongValue;
+
+    fn from_str(text: &str) -> Result<Self, WrongValue> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Ok(Self::default());
+        }
+        let Some((scheme @ ("ws" | "wss"), rest)) = text.split_once("://") else {
+            let near = text.split_once("://").map_or(text, |(_, rest)| rest);
+            let wrong = WrongValue::new(format!("`{text}` has no ws:// or wss://"));
+            return Err(wrong.suggest(format!("wss://{near}").parse::<Self>().ok()));
+        };
+        // A socket's address is checked as that of any other place.
+        let checked = format!("http{}://{rest}", &scheme[2..]).parse::<BaseUrl>()?.to_string();
+        Ok(Self(format!("ws{}", checked.trim_start_matches("http"))))
+    }
+}
+
+impl fmt::Display for SocketBase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: &str) {
+        let printed = match text.parse::<SocketBase>() {
+            Ok(base) => base.to_string(),
+            Err(wrong) => format!("! {wrong}"),
+        };
+        assert_eq!(printed, expected);
+    }
+
+    #[test]
+    fn it_is_the_address_of_a_socket() {
+        check("", "");
+        check("wss://localhost:11011", "wss://localhost:11011");
+        check(" ws://127.0.0.1:11011/ ", "ws://127.0.0.1:11011");
+        check("wss://voice.example/elevenlabs", "wss://voice.example/elevenlabs");
+        check(
+            "https://localhost:11011",
+            "! `https://localhost:11011` has no ws:// or wss://; did you mean `wss://localhost:11011`?",
+        );
+        check("localhost", "! `localhost` has no ws:// or wss://; did you mean `wss://localhost`?");
+    }
+
+    #[test]
+    fn what_is_no_address_is_none() {
+        assert!("wss://".parse::<SocketBase>().is_err());
+        assert!("wss://user:pass@host".parse::<SocketBase>().is_err());
+    }
+}

@@ -1,0 +1,166 @@
+//! The provider's sockets: what each is for, who speaks first on it, and by what its refusals are
+//! known. A socket is opened with 101 even to a bad key; whether the key is any good is said in its
+//! messages (captured, September 2026).
+
+mod credentials;
+mod hearing;
+mod saying;
+mod signed;
+
+pub use credentials::{Blanking, presented};
+pub use hearing::{Heard, REFUSAL_BYTES_MAX, hear, hear_close};
+pub use saying::{SAID_BYTES_MAX, Said, audio_bytes_per_second, say};
+pub use signed::readdressed;
+
+use super::endpoint::Work;
+
+/// A kind of socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// Text to speech, one text.
+    Speech,
+    /// Text to speech, several texts at once.
+    SpeechContexts,
+    /// Text of several speakers.
+    Dialogue,
+    /// The same, several texts at once.
+    DialogueContexts,
+    /// Speech to text.
+    Transcription,
+    /// A conversation with an agent.
+    Agent,
+    /// Another one of the provider's API: read like the ones that are known.
+    Unknown,
+    /// One outside the provider's API: nothing is known to be said there.
+    Foreign,
+}
+
+/// When a session counts among those that run at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CountedWhile {
+    /// From its begin to its end.
+    Open,
+    /// While it is spoken: an idle one does not count. Source: the provider's page on models.
+    Speaking,
+    /// Nobody knows of any limit.
+    Never,
+}
+
+impl Dialect {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Speech,
+        Self::SpeechContexts,
+        Self::Dialogue,
+        Self::DialogueContexts,
+        Self::Transcription,
+        Self::Agent,
+        Self::Unknown,
+        Self::Foreign,
+    ];
+
+    /// The dialect at a path, by its words behind the version.
+    #[must_use]
+    pub(super) fn of(words: &[&str], has_version: bool) -> Self {
+        match words {
+            ["text-to-speech", _, "stream-input"] => Self::Speech,
+            ["text-to-speech", _, "multi-stream-input"] => Self::SpeechContexts,
+            ["text-to-dialogue", "stream-input"] => Self::Dialogue,
+            ["text-to-dialogue", "multi-stream-input"] => Self::DialogueContexts,
+            ["speech-to-text", "realtime"] => Self::Transcription,
+            ["convai", "conversation"] => Self::Agent,
+            _ if has_version => Self::Unknown,
+            _ => Self::Foreign,
+        }
+    }
+
+    /// The word for it in metrics.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Speech => "speech",
+            Self::SpeechContexts => "speech_contexts",
+            Self::Dialogue => "dialogue",
+            Self::DialogueContexts => "dialogue_contexts",
+            Self::Transcription => "transcription",
+            Self::Agent => "agent",
+            Self::Unknown => "unknown",
+            Self::Foreign => "foreign",
+        }
+    }
+
+    /// What is done there.
+    #[must_use]
+    pub fn work(self) -> Work {
+        match self {
+            Self::Speech | Self::SpeechContexts => Work::Speech,
+            Self::Dialogue | Self::DialogueContexts => Work::Dialogue,
+            Self::Transcription => Work::LiveTranscription,
+            Self::Agent => Work::Conversation,
+            Self::Unknown | Self::Foreign => Work::Reading,
+        }
+    }
+
+    /// When it counts among those that run at once.
+    #[must_use]
+    pub fn counted(self) -> CountedWhile {
+        match self {
+            Self::Speech | Self::SpeechContexts | Self::Dialogue | Self::DialogueContexts => {
+                CountedWhile::Speaking
+            }
+            Self::Transcription | Self::Agent => CountedWhile::Open,
+            Self::Unknown | Self::Foreign => CountedWhile::Never,
+        }
+    }
+
+    /// Whether text that is sent on it is charged by its characters.
+    #[must_use]
+    pub fn is_spoken(self) -> bool {
+        self.counted() == CountedWhile::Speaking
+    }
+
+    /// Whether its messages must be readable for us: nothing that compresses them is agreed on.
+    #[must_use]
+    pub fn is_read(self) -> bool {
+        self != Self::Foreign
+    }
+
+    /// Whether its client may say in a message who it is, when it says it nowhere else.
+    #[must_use]
+    pub fn takes_key_in_messages(self) -> bool {
+        self.is_spoken()
+    }
+
+    /// The model of one that names none. Source: the OpenAPI document, for speech over HTTP.
+    #[must_use]
+    pub fn default_model(self) -> Option<&'static str> {
+        match self {
+            Self::Speech | Self::SpeechContexts => Some(super::asked::DEFAULT_MODEL),
+            Self::Dialogue | Self::DialogueContexts => Some("eleven_v3"),
+            Self::Transcription => Some("scribe_v2_realtime"),
+            Self::Agent | Self::Unknown | Self::Foreign => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_tells_the_dialect() {
+        for (words, expected) in [
+            (&["text-to-speech", "v", "stream-input"] as &[&str], Dialect::Speech),
+            (&["text-to-speech", "v", "multi-stream-input"], Dialect::SpeechContexts),
+            (&["text-to-dialogue", "stream-input"], Dialect::Dialogue),
+            (&["text-to-dialogue", "multi-stream-input"], Dialect::DialogueContexts),
+            (&["speech-to-text", "realtime"], Dialect::Transcription),
+            (&["convai", "conversation"], Dialect::Agent),
+            (&["convai", "conversations", "x", "monitor"], Dialect::Unknown),
+            (&["text-to-speech", "v", "stream"], Dialect::Unknown),
+        ] {
+            assert_eq!(Dialect::of(words, true), expected);
+        }
+        assert_eq!(Dialect::of(&["runCase"], false), Dialect::Foreign);
+    }
+}

@@ -1,0 +1,439 @@
+//! Credentials in the messages that a client sends: members of the outermost object, in the first
+//! message of a connection and of every context, and here in any. They are blanked where they stand:
+//! a message stays as long as it was, so its frames need no new heads, and JSON does not mind spaces.
+//!
+//! A text is looked at as it comes, in pieces of any size: no message is too large to be looked at,
+//! and none is kept.
+
+use serde_json::{Map, Value};
+
+/// Names under which the provider takes a credential in a message. Source: its Python SDK 2.78
+/// (`xi-api-key`), and its published examples (`xi_api_key`).
+const NAMES: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
+
+/// The longest way to write one of them: every letter as an escape of six.
+const NAME_BYTES_MAX: usize = 13 * 6;
+/// White space after a comma waits with it, up to so much; beyond that it goes before.
+const BLANKS_MAX: usize = 64;
+
+/// Takes credentials out of a text that comes in pieces.
+#[derive(Debug, Default)]
+pub struct Blanking {
+    state: State,
+    /// A comma, white space and a name of which it is not known yet whether they go on.
+    held: Vec<u8>,
+    /// Members of the outermost object that went on.
+    kept: bool,
+    /// Whether anything was taken out of this text.
+    has_blanked: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    /// Before the text's first sign.
+    #[default]
+    Start,
+    /// No object: nothing of it is looked at.
+    Foreign,
+    /// Between members, behind `{` or `,`.
+    Before,
+    /// In a member's name; `true` behind a backslash.
+    Name(bool),
+    /// In a member, up to the comma or the brace behind it.
+    Member(Inside, Fate),
+}
+
+/// Where in a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Inside {
+    /// Lists and objects around.
+    depth: u32,
+    /// In a text; `true` behind a backslash.
+    text: Option<bool>,
+}
+
+/// What becomes of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Kept,
+    Blanked,
+}
+
+impl Blanking {
+    /// Takes the next piece; what goes on is added to `out`. A few bytes may wait for the next piece.
+    pub fn pass(&mut self, piece: &[u8], out: &mut Vec<u8>) {
+        let mut rest = piece;
+        while !rest.is_empty() {
+            let used = self.step(rest, out);
+            rest = rest.get(used..).unwrap_or_default();
+        }
+    }
+
+    /// The text is over: what waits goes on.
+    pub fn finish(&mut self, out: &mut Vec<u8>) {
+        out.append(&mut self.held);
+        *self = Self::default();
+    }
+
+    /// Whether nothing of this text need be looked at any more.
+    #[must_use]
+    pub fn is_foreign(&self) -> bool {
+        self.state == State::Foreign
+    }
+
+    /// Whether something was taken out of this text.
+    #[must_use]
+    pub fn has_blanked(&self) -> bool {
+        self.has_blanked
+    }
+
+    /// Takes some bytes of `rest`, at least one; returns how many.
+    fn step(&mut self, rest: &[u8], out: &mut Vec<u8>) -> usize {
+        let Some(&byte) = rest.first() else { return 0 };
+        match self.state {
+            State::Foreign => {
+                out.extend_from_slice(rest);
+                rest.len()
+            }
+            State::Start => {
+                self.state = match byte {
+                    b'{' => State::Before,
+                    b' ' | b'\t' | b'\r' | b'\n' => State::Start,
+                    _ => State::Foreign,
+                };
+                out.push(byte);
+                1
+            }
+            State::Before => {
+                self.before(byte, out);
+                1
+            }
+            State::Name(is_escaped) => {
+                self.name(byte, is_escaped, out);
+                1
+            }
+            State::Member(inside, fate) => self.member(rest, inside, fate, out),
+        }
+    }
+
+    fn before(&mut self, byte: u8, out: &mut Vec<u8>) {
+        match byte {
+            b'"' => {
+                self.held.push(byte);
+                self.state = State::Name(false);
+            }
+            b' ' | b'\t' | b'\r' | b'\n' if self.held.len() <= BLANKS_MAX && !self.held.is_empty() => {
+                self.held.push(byte);
+            }
+            b' ' | b'\t' | b'\r' | b'\n' => out.push(byte),
+            b'}' => {
+                out.append(&mut self.held);
+                out.push(byte);
+                self.end_object();
+            }
+            // No JSON; whoever reads it will say so.
+            _ => {
+                out.append(&mut self.held);
+                out.push(byte);
+                self.state = State::Foreign;
+            }
+        }
+    }
+
+    fn name(&mut self, byte: u8, is_escaped: bool, out: &mut Vec<u8>) {
+        self.held.push(byte);
+        let name_at = self.held.iter().position(|byte| *byte == b'"').unwrap_or_default();
+        let name = self.held.get(name_at + 1..).unwrap_or_default();
+        match byte {
+            b'\\' if !is_escaped => self.state = State::Name(true),
+            b'"' if !is_escaped => {
+                let is_ours = is_credential(name.strip_suffix(b"\"").unwrap_or_default());
+                self.decide(if is_ours { Fate::Blanked } else { Fate::Kept }, Inside::BARE, out);
+            }
+            _ if name.len() > NAME_BYTES_MAX => {
+                let inside = Inside { depth: 0, text: Some(false) };
+                // An escape that is begun ends in the text that follows.
+                self.decide(Fate::Kept, inside, out);
+            }
+            _ => self.state = State::Name(false),
+        }
+    }
+
+    fn decide(&mut self, fate: Fate, inside: Inside, out: &mut Vec<u8>) {
+        match fate {
+            Fate::Kept => {
+                // The comma of a first member that went away has nothing to part.
+                if !self.kept
+                    && let Some(comma) = self.held.first_mut().filter(|byte| **byte == b',')
+                {
+                    *comma = b' ';
+                }
+                out.append(&mut self.held);
+                self.kept = true;
+            }
+            Fate::Blanked => {
+                out.extend(self.held.drain(..).map(|_| b' '));
+                self.has_blanked = true;
+            }
+        }
+        self.state = State::Member(inside, fate);
+    }
+
+    fn member(&mut self, rest: &[u8], mut inside: Inside, fate: Fate, out: &mut Vec<u8>) -> usize {
+        let mut used = 0;
+        let mut is_over = false;
+        while let Some(&byte) = rest.get(used) {
+            if inside.text == Some(false) {
+                // Most of a large message is one text: it is passed over in one go.
+                let more = rest.get(used..).unwrap_or_default();
+                let end = more.iter().position(|byte| matches!(byte, b'"' | b'\\'));
+                used += end.unwrap_or(more.len());
+                let Some(&sign) = rest.get(used) else { break };
+                inside.text = if sign == b'"' { None } else { Some(true) };
+                used += 1;
+                continue;
+            }
+            if inside.text == Some(true) {
+                inside.text = Some(false);
+                used += 1;
+                continue;
+            }
+            match byte {
+                b'"' => inside.text = Some(false),
+                b'{' | b'[' => inside.depth = inside.depth.saturating_add(1),
+                b'}' | b',' if inside.depth == 0 => {
+                    is_over = true;
+                    break;
+                }
+                b'}' | b']' => inside.depth = inside.depth.saturating_sub(1),
+                _ => {}
+            }
+            used += 1;
+        }
+        let taken = rest.get(..used).unwrap_or_default();
+        match fate {
+            Fate::Kept => out.extend_from_slice(taken),
+            Fate::Blanked => out.resize(out.len() + taken.len(), b' '),
+        }
+        self.state = State::Member(inside, fate);
+        if !is_over {
+            return used;
+        }
+        if rest.get(used) == Some(&b',') {
+            self.held.push(b',');
+            self.state = State::Before;
+        } else {
+            out.push(b'}');
+            self.end_object();
+        }
+        used + 1
+    }
+
+    /// Another may follow, which no server would read; it is looked at all the same.
+    fn end_object(&mut self) {
+        self.state = State::Start;
+        self.kept = false;
+    }
+}
+
+impl Inside {
+    const BARE: Self = Self { depth: 0, text: None };
+}
+
+/// Whether a name, as it is written between its quotes, is one of a credential.
+fn is_credential(written: &[u8]) -> bool {
+    // Longer ones were let go before.
+    let mut quoted = Vec::with_capacity(written.len() + 2);
+    quoted.push(b'"');
+    quoted.extend_from_slice(written);
+    quoted.push(b'"');
+    serde_json::from_slice::<String>(&quoted)
+        .is_ok_and(|name| NAMES.iter().any(|known| name.eq_ignore_ascii_case(known)))
+}
+
+/// The credential in a message, without a scheme before it.
+#[must_use]
+pub fn presented(message: &[u8]) -> Option<String> {
+    let members: Map<String, Value> = serde_json::from_slice(message).ok()?;
+    let found = members.iter().find_map(|(name, value)| {
+        let is_ours = NAMES.iter().any(|known| name.eq_ignore_ascii_case(known));
+        value.as_str().map(str::trim).filter(|value| is_ours && !value.is_empty())
+    })?;
+    let bare = found.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    Some(bare.map_or(found, |(_, token)| token.trim()).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn passed(pieces: &[&[u8]]) -> String {
+        let mut blanking = Blanking::default();
+        let mut out = Vec::new();
+        pieces.iter().for_each(|piece| blanking.pass(piece, &mut out));
+        blanking.finish(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[track_caller]
+    fn check(given: &str, expected: &str) {
+        assert_eq!(passed(&[given.as_bytes()]), expected);
+        let bytes: Vec<&[u8]> = given.as_bytes().chunks(1).collect();
+        assert_eq!(passed(&bytes), expected, "byte by byte");
+    }
+
+    #[test]
+    fn a_credential_becomes_spaces_wherever_it_stands() {
+        check(r#"{"text":" ","xi_api_key":"k"}"#, r#"{"text":" "                 }"#);
+        check(r#"{"xi-api-key":"k","text":" "}"#, r#"{                 "text":" "}"#);
+        check(r#"{"a":1,"authorization":"k","b":[2]}"#, r#"{"a":1                    ,"b":[2]}"#);
+        check(r#"{"xi_api_key":"k"}"#, r"{                }");
+        check(r#"{"XI_API_KEY" : null , "b":1}"#, r#"{                      "b":1}"#);
+    }
+
+    #[test]
+    fn its_value_may_be_anything() {
+        for value in [r#"{"a":[1,"}"]}"#, r#""\"},{\\""#, "[[],{}]", "12", "true", r#""\u0022""#] {
+            let given = format!(r#"{{"xi_api_key":{value},"text":"x"}}"#);
+            let found: Value = serde_json::from_str(&passed(&[given.as_bytes()])).unwrap();
+            assert_eq!(found, json!({"text": "x"}), "{value}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_known_however_it_is_written() {
+        check(r#"{"xi\u005fapi\u005Fkey":"k","a":1}"#, r#"{                           "a":1}"#);
+        let escaped: String = "authorization".bytes().map(|byte| format!("\\u{byte:04x}")).collect();
+        assert!(!passed(&[format!(r#"{{"{escaped}":"secret"}}"#).as_bytes()]).contains("secret"));
+    }
+
+    #[test]
+    fn everything_else_stays_to_the_byte() {
+        for text in [
+            r#"{"text":"xi_api_key","xi_api_keys":1,"a":{"xi_api_key":"deep"}}"#,
+            r#"  { "a" : 1 ,  "b" : "\"," , "c":{} }  "#,
+            "{}",
+            "",
+            "plain",
+            r#"[{"xi_api_key":"in a list"}]"#,
+            r#"{"a":1,}"#,
+            r#"{"a"#,
+            r#"{broken"#,
+            r#"{"a":"\\","b":1}"#,
+            r#"{"\\":1,"x\"y":2}"#,
+        ] {
+            check(text, text);
+        }
+        let long = format!(r#"{{"{}":1,"b":2}}"#, "n".repeat(500));
+        check(&long, &long);
+    }
+
+    #[test]
+    fn a_second_object_is_looked_at_as_well() {
+        check(r#"{"a":1}{"xi_api_key":"k"}"#, r#"{"a":1}{                }"#);
+    }
+
+    #[test]
+    fn much_white_space_does_not_have_to_wait() {
+        let given = format!("{{\"a\":1,{}\"xi_api_key\":\"k\"}}", " ".repeat(300));
+        let found = passed(&[given.as_bytes()]);
+        assert_eq!(serde_json::from_str::<Value>(&found).unwrap(), json!({"a": 1}));
+        let given = format!("{{\"a\":1,{}\"b\":2}}", " ".repeat(300));
+        let found = passed(&[given.as_bytes()]);
+        assert_eq!(serde_json::from_str::<Value>(&found).unwrap(), json!({"a": 1, "b": 2}));
+    }
+
+    #[test]
+    fn what_was_presented_is_read() {
+        for (message, expected) in [
+            (r#"{"text":" ","xi_api_key":" tok "}"#, Some("tok")),
+            (r#"{"authorization":"Bearer tok"}"#, Some("tok")),
+            (r#"{"xi-api-key":""}"#, None),
+            (r#"{"text":"xi-api-key"}"#, None),
+            ("[]", None),
+            ("", None),
+        ] {
+            assert_eq!(presented(message.as_bytes()).as_deref(), expected, "{message}");
+        }
+    }
+
+    fn value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 24, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::hash_map("xi_api_key|[a-z\"\\\\]{0,6}", inner, 0..4)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    /// A JSON object as text: members in any order, names with letters escaped, and white space.
+    fn written(members: &[(String, Value)], escapes: &[bool], blanks: &[u8]) -> String {
+        let mut escapes = escapes.iter().cycle();
+        let mut blanks = blanks.iter().cycle();
+        let mut blank = || " \t\r\n"[..usize::from(*blanks.next().unwrap_or(&0) % 5).min(4)].to_owned();
+        let mut text = blank() + "{";
+        for (index, (name, value)) in members.iter().enumerate() {
+            text += if index > 0 { "," } else { "" };
+            text += &blank();
+            let plain = Value::from(name.as_str()).to_string();
+            let is_escaped = *escapes.next().unwrap_or(&false);
+            let is_simple = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+            if is_escaped && is_simple {
+                text += "\"";
+                for byte in name.bytes() {
+                    text += &if *escapes.next().unwrap_or(&false) {
+                        format!("\\u{byte:04X}")
+                    } else {
+                        char::from(byte).to_string()
+                    };
+                }
+                text += "\"";
+            } else {
+                text += &plain;
+            }
+            text += &(blank() + ":" + &blank() + &value.to_string() + &blank());
+        }
+        text + "}" + &blank()
+    }
+
+    proptest! {
+        #[test]
+        fn only_credentials_go_and_all_of_them(
+            others in prop::collection::vec(("[a-zA-Z_\\-\"\\\\\u{e9}]{0,90}", value()), 0..6),
+            secrets in prop::collection::vec((0_usize..6, prop::sample::select(&NAMES[..]), value()), 0..4),
+            escapes in prop::collection::vec(any::<bool>(), 1..40),
+            blanks in prop::collection::vec(any::<u8>(), 1..20),
+            cuts in prop::collection::vec(1_usize..40, 0..60),
+        ) {
+            let mut members: Vec<(String, Value)> = others.into_iter()
+                .filter(|(name, _)| !NAMES.iter().any(|known| name.eq_ignore_ascii_case(known)))
+                .collect();
+            let expected: Map<String, Value> = members.iter().cloned().collect();
+            for (at, name, value) in secrets {
+                members.insert(at.min(members.len()), (name.to_owned(), value));
+            }
+            let text = written(&members, &escapes, &blanks);
+            let mut rest = text.as_bytes();
+            let mut pieces = Vec::new();
+            for cut in cuts {
+                let (piece, after) = rest.split_at(cut.min(rest.len()));
+                pieces.push(piece);
+                rest = after;
+            }
+            pieces.push(rest);
+            let found = passed(&pieces);
+            prop_assert_eq!(found.len(), text.len());
+            prop_assert_eq!(serde_json::from_str::<Map<String, Value>>(&found).unwrap(), expected);
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! A session on a socket, from its 101 to its end. Read `session` first.
+//!
+//! The provider says 101 even to a bad key, and what is wrong afterwards, in a message. So the client's
+//! opening messages are kept until the provider says something useful; a refusal before that moves the
+//! session to the next key, and the client notices nothing.
+
+mod session;
+
+mod introduction;
+mod opened;
+
+mod moving;
+mod speaking;
+
+mod ending;
+
+mod down;
+mod leg;
+mod up;
+
+pub(super) use introduction::Introduction;
+pub(super) use opened::Opened;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::upstream::Connect;
+use introduction::Unknown;
+use session::Session;
+
+/// Who speaks on a connection after its 101.
+pub struct Socket<C>(Speaker<C>);
+
+enum Speaker<C> {
+    Session(Box<Session<C>>),
+    Unknown(Box<Unknown<C>>),
+}
+
+impl<C: Connect> Socket<C> {
+    /// Speaks with `client`, who has already sent `early`, to the end.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes both ends at once; what passed is written down.
+    pub async fn run<S: AsyncRead + AsyncWrite + Unpin>(self, client: S, early: Bytes) {
+        match self.0 {
+            Speaker::Session(session) => session.run(client, early).await,
+            Speaker::Unknown(unknown) => unknown.run(client, early).await,
+        }
+    }
+}
+
+/// Bounds of sessions.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// How long nothing may pass in either direction; zero for ever.
+    pub idle_max: Duration,
+    /// How long a session may last; zero for ever.
+    pub lifetime_max: Duration,
+    /// What is kept of a client's opening messages, to be said again with another key.
+    pub opening_bytes_max: usize,
+    /// What is read of one message before it goes on in parts.
+    pub frame_bytes_max: usize,
+    /// How long after the last text or sound a speech socket still counts as speaking.
+    pub quiet_max: Duration,
+    /// How long a client may take to say who it is in its first message.
+    pub introduction_max: Duration,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,213 @@
+//! What the provider says, frame by frame, on its way to the client: as it came, but for keys in
+//! texts. Until the session is known to be served, it waits here: what is a refusal of a key, the
+//! client need never hear.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+
+use crate::policy::frame::{self, Head, Opcode};
+use crate::policy::socket::{Dialect, Heard, REFUSAL_BYTES_MAX, hear};
+use crate::secret::Redactor;
+
+/// The provider's frames.
+#[derive(Debug)]
+pub(super) struct Downwards {
+    dialect: Dialect,
+    has_token: bool,
+    redactor: Option<Arc<Redactor>>,
+    /// Whether what comes goes to the client at once.
+    is_open: bool,
+    /// What the client has not been told.
+    held: BytesMut,
+    frame: Option<Frame>,
+    /// Whether the message under way is a text that can be read.
+    is_text: bool,
+    /// What was read of it; `None` when it is too long for a refusal.
+    text: Option<Vec<u8>>,
+    has_closed: bool,
+    bytes: u64,
+}
+
+#[derive(Debug)]
+struct Frame {
+    head: Head,
+    left: u64,
+}
+
+/// What was said.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// A message.
+    Message(Heard),
+    /// The end, with its code and its reason.
+    Close(u16, String),
+}
+
+/// A control frame has no more.
+const CLOSE_BYTES_MAX: u64 = 125;
+
+impl Downwards {
+    pub(super) fn new(dialect: Dialect, has_token: bool, redactor: Option<Arc<Redactor>>) -> Self {
+        Self {
+            dialect,
+            has_token,
+            redactor,
+            // Nobody knows what would be said there instead.
+            is_open: dialect == Dialect::Foreign,
+            held: BytesMut::new(),
+            frame: None,
+            is_text: false,
+            text: None,
+            has_closed: false,
+            bytes: 0,
+        }
+    }
+
+    /// Whether the session is known to be served, or its end is to be told.
+    pub(super) fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    /// What was held goes to the client, and so does what comes.
+    pub(super) fn open(&mut self, out: &mut BytesMut) {
+        self.is_open = true;
+        out.unsplit(std::mem::take(&mut self.held));
+    }
+
+    /// Another speaks from here on; what was held, nobody hears.
+    pub(super) fn restart(&mut self) {
+        self.held = BytesMut::new();
+        (self.frame, self.is_text, self.text, self.has_closed) = (None, false, None, false);
+    }
+
+    /// Whether a frame has begun and not ended: nothing may be put in between.
+    pub(super) fn is_in_frame(&self) -> bool {
+        self.frame.is_some()
+    }
+
+    /// Whether the provider has said that it ends.
+    pub(super) fn has_closed(&self) -> bool {
+        self.has_closed
+    }
+
+    /// Bytes of payload so far.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The first message, while nobody has heard it.
+    pub(super) fn first(&self) -> &[u8] {
+        self.text.as_deref().unwrap_or_default()
+    }
+
+    /// Looks at what was read; what may go on is in `out`.
+    pub(super) fn take(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> Option<Told> {
+        loop {
+            let frame = match self.frame.take() {
+                Some(frame) => frame,
+                None => self.begin(inbox, out)?,
+            };
+            let has = usize::try_from(frame.left).map_or(inbox.len(), |left| left.min(inbox.len()));
+            let is_whole = has as u64 == frame.left;
+            let is_close = frame.head.opcode == Opcode::Close && frame.left <= CLOSE_BYTES_MAX;
+            if !is_whole && (has == 0 || is_close) {
+                self.frame = Some(frame);
+                return None;
+            }
+            if is_close {
+                let payload = inbox.split_to(has);
+                self.put(frame.head.opcode, &payload, out);
+                self.has_closed = true;
+                let (code, reason) = frame::read_close(&payload);
+                return Some(Told::Close(code, reason));
+            }
+            let is_control = frame.head.opcode.is_control();
+            let length = if self.is_text && !is_control { self.cover(inbox, has, is_whole) } else { has };
+            let piece = inbox.split_to(length);
+            if !is_control {
+                self.read(&piece);
+            }
+            self.put(frame.head.opcode, &piece, out);
+            let left = frame.left - length as u64;
+            if left > 0 {
+                let told = self.is_surely_useful().then_some(Told::Message(Heard::Useful));
+                self.frame = Some(Frame { head: frame.head, left });
+                if told.is_some() || length == 0 {
+                    return told;
+                }
+            } else if frame.head.is_final && !is_control {
+                let told = self.hear();
+                if told.is_some() {
+                    return told;
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> Option<Frame> {
+        let (head, length) = frame::read(inbox)?;
+        let raw = inbox.split_to(length);
+        self.put(head.opcode, &raw, out);
+        self.bytes = self.bytes.saturating_add(head.length);
+        match head.opcode {
+            Opcode::Text => {
+                // What an extension has changed cannot be read.
+                self.is_text = head.reserved == 0 && head.mask.is_none();
+                self.text = Some(Vec::new());
+            }
+            Opcode::Binary => {
+                self.is_text = false;
+                self.text = None;
+            }
+            Opcode::Continuation | Opcode::Close | Opcode::Ping | Opcode::Pong | Opcode::Reserved(_) => {}
+        }
+        Some(Frame { head, left: head.length })
+    }
+
+    /// Whoever is asked whether it is there must answer, whatever becomes of the session.
+    fn put(&mut self, opcode: Opcode, bytes: &[u8], out: &mut BytesMut) {
+        let is_question = matches!(opcode, Opcode::Ping | Opcode::Pong);
+        if self.is_open || is_question { out } else { &mut self.held }.extend_from_slice(bytes);
+    }
+
+    /// Covers keys in what has come of a text; returns how much of it may go on. The begin of a key
+    /// waits for the rest of it, unless it ends the frame.
+    fn cover(&self, inbox: &mut BytesMut, has: usize, is_whole: bool) -> usize {
+        let Some(redactor) = &self.redactor else { return has };
+        let waiting = redactor.cover(&mut inbox[..has]);
+        if is_whole { has } else { has - waiting }
+    }
+
+    fn read(&mut self, piece: &[u8]) {
+        let fits = |text: &Vec<u8>| text.len() + piece.len() <= REFUSAL_BYTES_MAX;
+        self.text = self.text.take().filter(fits);
+        if let Some(text) = &mut self.text {
+            text.extend_from_slice(piece);
+        }
+    }
+
+    /// What is too long for a refusal need not end before it is heard.
+    fn is_surely_useful(&self) -> bool {
+        !self.is_open && self.text.is_none()
+    }
+
+    fn hear(&mut self) -> Option<Told> {
+        let heard = match &self.text {
+            Some(text) if self.is_text && (!self.is_open || may_refuse(text)) => {
+                hear(self.dialect, text, self.has_token)
+            }
+            Some(_) | None => Heard::Useful,
+        };
+        if self.is_open {
+            self.text = None;
+        }
+        let is_news = !self.is_open || matches!(heard, Heard::Refused(_));
+        is_news.then_some(Told::Message(heard))
+    }
+}
+
+/// Every refusal has this word in it, and hardly anything else.
+fn may_refuse(text: &[u8]) -> bool {
+    memchr::memmem::find(text, b"error").is_some()
+}

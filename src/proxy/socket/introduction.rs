@@ -1,0 +1,157 @@
+//! A client that says who it is in its first message, because it has no other place for that. Its
+//! socket is opened by us, and what would have been said to a request is said on it.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY};
+use http::{HeaderName, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use serde_json::json;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+use super::ending::{put, put_close};
+use super::leg::Leg;
+use super::up::Upwards;
+use super::{Socket, Speaker};
+use crate::clock;
+use crate::policy::client::Unidentified;
+use crate::policy::endpoint::socket_at;
+use crate::policy::frame::Opcode;
+use crate::policy::headers;
+use crate::policy::socket::{Dialect, SAID_BYTES_MAX, presented};
+use crate::proxy::error::ProxyError;
+use crate::proxy::exchange::{Exchanged, Found};
+use crate::proxy::journal::RequestLog;
+use crate::proxy::relay::ResponseBody;
+use crate::proxy::{Proxy, Terms};
+use crate::upstream::Connect;
+
+const TOKEN: HeaderName = HeaderName::from_static("x-keychoir-token");
+
+/// A socket whose client has not said who it is, and may still.
+pub(in crate::proxy) struct Introduction<C> {
+    proxy: Arc<Proxy<C>>,
+    terms: Arc<Terms>,
+    dialect: Dialect,
+    accept: HeaderValue,
+}
+
+/// The same, when its client has been told that it may speak.
+pub(super) struct Unknown<C> {
+    introduction: Introduction<C>,
+    request: Request<Incoming>,
+    log: RequestLog,
+}
+
+impl<C> Introduction<C> {
+    /// The introduction that a request asks for: when tokens are asked for, it presents none, and the
+    /// provider would take one in a message.
+    pub(in crate::proxy) fn of(proxy: &Arc<Proxy<C>>, request: &Request<Incoming>) -> Option<Self> {
+        if !headers::asks_for_socket(request.method(), request.version(), request.headers()) {
+            return None;
+        }
+        let terms = proxy.terms.load_full();
+        let dialect = socket_at(request.uri().path());
+        let says_nothing = headers::presented(request.headers(), request.uri().query()).is_empty();
+        let may = terms.clients.are_known() && says_nothing && dialect.takes_key_in_messages();
+        let key = request.headers().get(SEC_WEBSOCKET_KEY).filter(|_| may)?;
+        let accept = HeaderValue::try_from(derive_accept_key(key.as_bytes())).ok()?;
+        Some(Self { proxy: Arc::clone(proxy), terms, dialect, accept })
+    }
+
+    /// Opens the socket, and waits for the client's first message.
+    pub(in crate::proxy) fn begin(self, request: Request<Incoming>, log: RequestLog) -> Exchanged<C> {
+        let mut answer = Response::new(ResponseBody::Ours(Full::default()));
+        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        headers::strip_switched(answer.headers_mut());
+        answer.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, self.accept.clone());
+        let unknown = Box::new(Unknown { introduction: self, request, log });
+        Exchanged { answer, socket: Some(Socket(Speaker::Unknown(unknown))) }
+    }
+}
+
+impl<C: Connect> Unknown<C> {
+    /// Hears who it is, and goes on as if that had been said before.
+    pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(self, mut client: S, early: Bytes) {
+        let Self { introduction: Introduction { proxy, terms, dialect, .. }, mut request, mut log } = self;
+        let bounds = terms.limits.sockets;
+        let hearing = hear_token(&mut client, early, dialect, bounds.frame_bytes_max);
+        let (token, heard) = match timeout(bounds.introduction_max, hearing).await {
+            Ok(Some(heard)) => heard,
+            // It has left, or says nothing.
+            Ok(None) | Err(_) => (None, BytesMut::new()),
+        };
+        let found = match token.and_then(|token| HeaderValue::try_from(token).ok()) {
+            Some(token) => {
+                request.headers_mut().insert(TOKEN, token);
+                proxy.find_answer(request, &mut log).await
+            }
+            None => Err(Unidentified::Missing.into()),
+        };
+        match found {
+            Ok(Found::Socket(opened)) => {
+                Box::pin(opened.into_session(log).run(client, heard.freeze())).await;
+            }
+            Ok(Found::Answer(answer, _)) => {
+                let status = answer.head.status.as_u16();
+                let message = format!("ElevenLabs answered with status {status}.");
+                refuse(client, "handshake_refused", &message).await;
+            }
+            Err(error) => {
+                log.unserved();
+                let (code, message) = told(&error, &mut log);
+                refuse(client, code, &message).await;
+            }
+        }
+    }
+}
+
+/// What a client would have been told by an answer.
+fn told(error: &ProxyError, log: &mut RequestLog) -> (&'static str, String) {
+    let (status, message) = error.message(clock::now());
+    log.failed(error, status);
+    (error.code(), message)
+}
+
+/// The token in a client's first message, and all that was read; `None` when there is no message.
+async fn hear_token<S: AsyncRead + Unpin>(
+    client: &mut S,
+    early: Bytes,
+    dialect: Dialect,
+    slice_bytes_max: usize,
+) -> Option<(Option<String>, BytesMut)> {
+    let mut leg = Leg::default();
+    let mut heard = BytesMut::from(&early[..]);
+    leg.inbox.extend_from_slice(&early);
+    let mut upwards = Upwards::new(dialect, slice_bytes_max);
+    loop {
+        if upwards.take(&mut leg.inbox, &mut leg.outbox) {
+            return Some((presented(upwards.said()), heard));
+        }
+        leg.outbox.clear();
+        if heard.len() > SAID_BYTES_MAX {
+            return Some((None, heard));
+        }
+        let before = leg.inbox.len();
+        match poll_fn(|cx| leg.poll_fetch(cx, client)).await {
+            Ok(1..) => heard.extend_from_slice(leg.inbox.get(before..).unwrap_or_default()),
+            Ok(0) | Err(_) => return None,
+        }
+    }
+}
+
+/// Says why not, as the provider would on such a socket.
+async fn refuse<S: AsyncWrite + Unpin>(mut client: S, code: &str, message: &str) {
+    const POLICY: u16 = 1008;
+    let text = json!({ "message": message, "error": code, "code": POLICY }).to_string();
+    let mut leg = Leg::default();
+    put(&mut leg.outbox, Opcode::Text, text.as_bytes(), None);
+    put_close(&mut leg.outbox, (POLICY, message), None);
+    // Whoever does not want to hear it need not.
+    let _ = timeout(super::ending::LAST_WORDS_MAX, poll_fn(|cx| leg.poll_close(cx, &mut client))).await;
+}

@@ -1,0 +1,68 @@
+//! The session moves to another key: the provider has refused the one it had, and has said nothing
+//! useful yet. What the client has said is said again.
+
+use hyper_util::rt::TokioIo;
+
+use super::opened::switched;
+use super::session::{Pooled, Session};
+use crate::clock;
+use crate::policy::replay::{Decision, Effect, Facts, Held, Progress, decide};
+use crate::pool::Lease;
+use crate::upstream::Connect;
+
+impl<C: Connect> Session<C> {
+    /// Moves to the next key, if that may help and is safe. Whether it did.
+    pub(super) async fn move_on(&mut self, progress: Progress) -> bool {
+        let Some((Pooled { errand, .. }, key)) = self.pooled.as_mut().zip(self.attempt.key().cloned()) else {
+            return false;
+        };
+        match progress {
+            Progress::Answered(verdict) => self.attempt.heard(verdict, Some(&errand.journey)),
+            Progress::Unsent | Progress::Unanswered => {
+                self.attempt.left_unheard(progress, self.speaking.characters() > 0);
+            }
+        }
+        let limits = &errand.terms.limits;
+        let since = *self.moving_since.get_or_insert_with(clock::instant);
+        let facts = errand.journey.facts(progress, &errand.body, &key, limits);
+        let facts = Facts {
+            body: if self.opening.is_some() { Held::Whole } else { Held::Lost },
+            // A client may connect long before it speaks: the span begins with the first refusal.
+            is_late: clock::since(since) >= limits.replay_max,
+            // Text that was sent may have been spoken, and charged.
+            effect: if self.speaking.characters() > 0 { Effect::Some } else { Effect::None },
+            ..facts
+        };
+        match decide(&facts) {
+            Decision::NextKey => errand.journey.leave(&key),
+            Decision::Again { pause } if self.proxy.retries.take() => errand.journey.pause(pause).await,
+            Decision::Relay | Decision::Fail | Decision::Again { .. } => return false,
+        }
+        self.attempt.release();
+        match self.proxy.reserve(&errand.journey).await {
+            Ok(lease) => self.change_key(lease).await,
+            Err(_) => false,
+        }
+    }
+
+    /// Goes on with another key. Whether it did; else everything is as it was.
+    pub(super) async fn change_key(&mut self, lease: Lease) -> bool {
+        let Some(Pooled { errand, .. }) = &mut self.pooled else { return false };
+        let Ok((answer, _, attempt)) = self.proxy.ask(errand, lease, &mut self.log).await else {
+            return false;
+        };
+        if !answer.is_switched() {
+            return false;
+        }
+        let Ok((_, upgraded)) = switched(answer).await else { return false };
+        self.attempt.failed_over();
+        self.attempt = attempt;
+        self.upstream = TokioIo::new(upgraded);
+        self.downwards.restart();
+        self.down.inbox.clear();
+        // What was on its way to the one before is among what was said.
+        self.up.outbox.clear();
+        self.up.outbox.extend_from_slice(self.opening.as_deref().unwrap_or_default());
+        true
+    }
+}

@@ -1,0 +1,125 @@
+//! A socket that the provider has opened: what the client is told of it, and the session that begins
+//! when it has heard.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::HeaderValue;
+use http::response::Parts;
+use http::{Extensions, HeaderName, Response};
+use http_body_util::Full;
+use hyper::upgrade::Upgraded;
+
+use super::session::{Pooled, Session, Start};
+use super::{Socket, Speaker};
+use crate::body::redacted::redact_headers;
+use crate::policy::headers;
+use crate::policy::replay::Progress;
+use crate::policy::socket::Dialect;
+use crate::proxy::answer::Answer;
+use crate::proxy::attempt::Attempt;
+use crate::proxy::books::Place;
+use crate::proxy::case::Case;
+use crate::proxy::error::ProxyError;
+use crate::proxy::exchange::{Errand, Exchanged};
+use crate::proxy::journal::RequestLog;
+use crate::proxy::redaction::Veil;
+use crate::proxy::relay::ResponseBody;
+use crate::proxy::{Proxy, Terms};
+use crate::upstream::{SendError, SendErrorKind};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// A socket of the provider, and what is known of it.
+pub(in crate::proxy) struct Opened<C> {
+    head: Parts,
+    start: Start<C>,
+}
+
+impl<C> Opened<C> {
+    /// One that was opened with a key of the pool.
+    ///
+    /// # Errors
+    ///
+    /// When the connection broke at once.
+    pub(in crate::proxy) async fn with_pool(
+        proxy: &Arc<Proxy<C>>,
+        errand: Errand,
+        answer: Answer,
+        attempt: Attempt,
+        veil: Option<Veil>,
+        lessons: Option<Place>,
+    ) -> Result<Box<Self>, ProxyError> {
+        let (mut head, upstream) = switched(answer).await?;
+        let redactor = veil.and_then(|veil| veil.redactor());
+        if let Some(redactor) = &redactor {
+            redact_headers(&mut head.headers, redactor);
+        }
+        let terms = Arc::clone(&errand.terms);
+        let dialect = errand.case.socket.unwrap_or(Dialect::Foreign);
+        let query = errand.outbound.target.query();
+        let has_token = TOKENS.iter().any(|name| headers::parameter(query, name).is_some());
+        let audio_format = headers::parameter(query, "audio_format");
+        let pooled = Some(Pooled { errand, lessons });
+        let proxy = Arc::clone(proxy);
+        let start =
+            Start { proxy, terms, dialect, has_token, audio_format, redactor, pooled, attempt, upstream };
+        Ok(Box::new(Self { head, start }))
+    }
+
+    /// One that was opened with a client's own key: nobody else's can take its place.
+    ///
+    /// # Errors
+    ///
+    /// When the connection broke at once.
+    pub(in crate::proxy) async fn with_own_key(
+        proxy: &Arc<Proxy<C>>,
+        terms: &Arc<Terms>,
+        case: &Case,
+        answer: Answer,
+        attempt: Attempt,
+    ) -> Result<Box<Self>, ProxyError> {
+        let (head, upstream) = switched(answer).await?;
+        let start = Start {
+            proxy: Arc::clone(proxy),
+            terms: Arc::clone(terms),
+            dialect: case.socket.unwrap_or(Dialect::Foreign),
+            has_token: false,
+            audio_format: None,
+            redactor: None,
+            pooled: None,
+            attempt,
+            upstream,
+        };
+        Ok(Box::new(Self { head, start }))
+    }
+
+    /// The answer to the client, and the session that follows it.
+    pub(in crate::proxy) fn begin(self, log: RequestLog) -> Exchanged<C> {
+        let Self { mut head, start } = self;
+        headers::strip_switched(&mut head.headers);
+        head.extensions = Extensions::new();
+        if let Ok(id) = HeaderValue::from_str(&log.request_id()) {
+            head.headers.entry(REQUEST_ID).or_insert(id);
+        }
+        let answer = Response::from_parts(head, ResponseBody::Ours(Full::new(Bytes::new())));
+        let session = Box::new(Session::opened(start, log));
+        Exchanged { answer, socket: Some(Socket(Speaker::Session(session))) }
+    }
+
+    /// The session, when the client has heard of it already.
+    pub(super) fn into_session(self, log: RequestLog) -> Session<C> {
+        Session::opened(self.start, log)
+    }
+}
+
+/// The provider's own tokens, which take the place of a key. Source: its AsyncAPI documents.
+const TOKENS: [&str; 3] = ["token", "single_use_token", "conversation_signature"];
+
+/// The stream behind a 101.
+pub(super) async fn switched(answer: Answer) -> Result<(Parts, Upgraded), ProxyError> {
+    let Answer { mut head, body, .. } = answer;
+    let upgraded = body.into_rest().switched(&mut head.extensions).await;
+    let broken = |error| SendError { progress: Progress::Unanswered, kind: SendErrorKind::Broken(error) };
+    Ok((head, upgraded.map_err(broken)?))
+}

@@ -1,0 +1,175 @@
+//! What a session says that is charged: a place among those that speak while it is spoken, credits for
+//! its characters, and the account that has what it names.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use super::session::{Pooled, Session};
+use crate::clock;
+use crate::policy::replay::Progress;
+use crate::policy::select::Unavailable;
+use crate::policy::socket::{Dialect, Said, audio_bytes_per_second, say};
+use crate::pool::Reserved;
+use crate::telemetry::announce;
+use crate::upstream::Connect;
+
+/// A key that was waited for, or why there is none.
+pub(super) type Given = Result<Reserved, Unavailable>;
+
+/// What was said so far.
+pub(super) struct Speaking {
+    /// Characters that went on or wait for it.
+    characters: u64,
+    /// Bytes of sound to be written down, and of a second of it.
+    audio_bytes: u64,
+    audio_bytes_per_second: u64,
+    is_spoken: bool,
+    /// When text was last sent, or sound last came.
+    sounded_at: Option<Instant>,
+    /// A key is waited for, before what was said goes on.
+    waiting: Option<Pin<Box<dyn Future<Output = Given> + Send>>>,
+}
+
+impl Speaking {
+    pub(super) fn new(dialect: Dialect, audio_format: Option<&str>) -> Self {
+        Self {
+            characters: 0,
+            audio_bytes: 0,
+            audio_bytes_per_second: audio_bytes_per_second(audio_format),
+            is_spoken: dialect.is_spoken(),
+            sounded_at: None,
+            waiting: None,
+        }
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    pub(super) fn poll_given(&mut self, cx: &mut Context<'_>) -> Poll<Given> {
+        let Some(waiting) = &mut self.waiting else { return Poll::Pending };
+        let given = ready!(waiting.as_mut().poll(cx));
+        self.waiting = None;
+        Poll::Ready(given)
+    }
+
+    /// Something came from the provider.
+    pub(super) fn sounded(&mut self, now: Instant) {
+        if self.sounded_at.is_some() {
+            self.sounded_at = Some(now);
+        }
+    }
+
+    /// When it counts as quiet, if nothing more is heard.
+    pub(super) fn quiet_at(&self, quiet_max: Duration) -> Option<Instant> {
+        self.sounded_at.map(|at| at + quiet_max)
+    }
+
+    /// Characters of text so far.
+    pub(super) fn characters(&self) -> u64 {
+        self.characters
+    }
+
+    /// How much sound was sent to be written down.
+    pub(super) fn audio(&self) -> Duration {
+        Duration::from_millis(self.audio_bytes.saturating_mul(1_000) / self.audio_bytes_per_second.max(1))
+    }
+}
+
+impl<C: Connect> Session<C> {
+    /// A message of the client is shown. What is to be spoken needs a place and credits, and what it
+    /// names may bind it to another account; everything else goes on.
+    pub(super) async fn said(&mut self) {
+        let Said { characters, audio_bytes } = say(self.dialect, self.upwards.said());
+        self.speaking.audio_bytes += audio_bytes;
+        self.speaking.characters += characters;
+        let is_begun = self.downwards.is_open();
+        let Some((Pooled { errand, .. }, key)) = self.pooled.as_mut().zip(self.attempt.key().cloned()) else {
+            return self.let_go();
+        };
+        // Once it is served, it stays where it is.
+        if !is_begun && self.speaking.is_spoken {
+            let named = errand.journey.names(self.upwards.said(), &self.proxy.owners, &key);
+            if named == Ok(false) && characters == 0 {
+                return self.find_key_again().await;
+            }
+            // What two accounts own is no key's matter: the provider says which one it does not have.
+        }
+        if characters == 0 {
+            return self.let_go();
+        }
+        self.speaking.sounded_at = Some(clock::instant());
+        if self.attempt.has_place() {
+            return self.let_go();
+        }
+        let credits = self.price();
+        if !is_begun {
+            errand_speaks(self.pooled.as_mut(), credits);
+        }
+        let Some(Pooled { errand, .. }) = &self.pooled else { return self.let_go() };
+        let due = credits.saturating_sub(self.attempt.credits());
+        let ask = errand.journey.speaking(due, errand.case.speech_lane, &key, is_begun);
+        let (pool, roster) = (Arc::clone(&self.proxy.pool), Arc::clone(errand.journey.roster()));
+        self.speaking.waiting = Some(Box::pin(async move { pool.reserve(&roster, &ask).await }));
+    }
+
+    /// A key was given for what was said, or there is none: then the provider has the last word.
+    pub(super) async fn given(&mut self, given: Given) {
+        if let Ok(Reserved { lease, news }) = given {
+            announce(&news);
+            let is_same = self.attempt.key().is_some_and(|key| Arc::ptr_eq(key, lease.key()));
+            if is_same {
+                self.attempt.renew(lease);
+            } else if !self.downwards.is_open() {
+                // Nothing was asked of the one before.
+                self.attempt.left_unheard(Progress::Unsent, false);
+                self.change_key(lease).await;
+            }
+        }
+        self.let_go();
+    }
+
+    /// Looks for a key that may serve what is named.
+    async fn find_key_again(&mut self) {
+        let Some(Pooled { errand, .. }) = &self.pooled else { return self.let_go() };
+        if let Ok(lease) = self.proxy.reserve(&errand.journey).await {
+            self.attempt.left_unheard(Progress::Unsent, false);
+            self.change_key(lease).await;
+        }
+        self.let_go();
+    }
+
+    /// The message that was shown goes on.
+    fn let_go(&mut self) {
+        let from = self.up.outbox.len();
+        self.upwards.release(&mut self.up.outbox);
+        self.keep_opening(from);
+        if self.downwards.is_open() {
+            self.book();
+        }
+    }
+
+    /// Books what was spoken so far, by its characters: no message of the provider says what it costs.
+    pub(super) fn book(&mut self) {
+        if self.speaking.is_spoken && self.speaking.characters > 0 && self.refusal.is_none() {
+            let credits = self.price();
+            self.attempt.spoken(self.speaking.characters, credits);
+        }
+    }
+
+    /// What all that was said costs, at the most.
+    fn price(&self) -> u64 {
+        let model = self.attempt.model().or(self.dialect.default_model()).unwrap_or_default();
+        self.proxy.pool.models().credits(model, self.speaking.characters)
+    }
+}
+
+/// From here on, every key that is asked needs so much and a place.
+fn errand_speaks(pooled: Option<&mut Pooled>, credits: u64) {
+    if let Some(Pooled { errand, .. }) = pooled {
+        errand.journey.speaks(credits, errand.case.speech_lane);
+    }
+}

@@ -1,0 +1,301 @@
+//! Frames in either direction, cut anywhere.
+
+use bytes::BytesMut;
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+
+use super::down::{Downwards, Told};
+use super::ending::put;
+use super::up::Upwards;
+use crate::policy::classify::Verdict;
+use crate::policy::frame::{self, Head, Opcode};
+use crate::policy::socket::{Dialect, Heard};
+use crate::secret::{ApiKey, Redactor};
+
+const MASK: [u8; 4] = [7, 0, 200, 31];
+const SLICE: usize = 4_096;
+
+/// A frame, masked or not.
+fn frame(is_final: bool, opcode: Opcode, payload: &[u8], masked: Option<[u8; 4]>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    Head { is_final, reserved: 0, opcode, mask: masked, length: payload.len() as u64 }.write(&mut bytes);
+    let from = bytes.len();
+    bytes.extend_from_slice(payload);
+    if let Some(masked) = masked {
+        frame::mask(&mut bytes[from..], masked, 0);
+    }
+    bytes
+}
+
+/// A text in frames that are cut at these places.
+fn fragments(text: &[u8], cuts: &[usize], masked: Option<[u8; 4]>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut rest = text;
+    for (index, cut) in cuts.iter().enumerate() {
+        let (piece, after) = rest.split_at((*cut).min(rest.len()));
+        let opcode = if index == 0 { Opcode::Text } else { Opcode::Continuation };
+        bytes.extend(frame(false, opcode, piece, masked));
+        rest = after;
+    }
+    let opcode = if cuts.is_empty() { Opcode::Text } else { Opcode::Continuation };
+    bytes.extend(frame(true, opcode, rest, masked));
+    bytes
+}
+
+/// What is read of a stream: messages with their opcode, and control frames as they come.
+fn read(mut bytes: &[u8]) -> Vec<(Opcode, Vec<u8>)> {
+    let (mut read, mut message) = (Vec::new(), None::<(Opcode, Vec<u8>)>);
+    while let Some((head, length)) = frame::read(bytes) {
+        let end = length + usize::try_from(head.length).unwrap();
+        let mut payload = bytes[length..end].to_vec();
+        if let Some(masked) = head.mask {
+            frame::mask(&mut payload, masked, 0);
+        }
+        bytes = &bytes[end..];
+        if head.opcode.is_control() {
+            read.push((head.opcode, payload));
+            continue;
+        }
+        assert_eq!(head.opcode == Opcode::Continuation, message.is_some(), "fragments follow each other");
+        let (_, whole) = message.get_or_insert((head.opcode, Vec::new()));
+        whole.extend(payload);
+        if head.is_final {
+            read.extend(message.take());
+        }
+    }
+    assert!(bytes.is_empty() && message.is_none(), "nothing is left over");
+    read
+}
+
+/// What goes on of what a client sends, when it comes in pieces of these sizes; and what is shown.
+fn sent(dialect: Dialect, bytes: &[u8], pieces: &[usize]) -> (Vec<u8>, Vec<Vec<u8>>) {
+    let mut upwards = Upwards::new(dialect, SLICE);
+    let (mut inbox, mut out, mut gone, mut said) = (BytesMut::new(), BytesMut::new(), Vec::new(), Vec::new());
+    let mut rest = bytes;
+    let mut pieces = pieces.iter().copied().chain(std::iter::repeat(usize::MAX));
+    while !rest.is_empty() {
+        let (piece, after) = rest.split_at(pieces.next().unwrap().max(1).min(rest.len()));
+        inbox.extend_from_slice(piece);
+        rest = after;
+        while upwards.take(&mut inbox, &mut out) {
+            said.push(upwards.said().to_vec());
+            upwards.release(&mut out);
+        }
+        gone.extend_from_slice(&out.split());
+    }
+    assert!(inbox.is_empty());
+    (gone, said)
+}
+
+#[test]
+fn what_is_nobodys_business_stays_to_the_byte() {
+    let mut bytes = Vec::new();
+    for (opcode, payload) in [
+        (Opcode::Text, &b"plain text"[..]),
+        (Opcode::Ping, b"?"),
+        (Opcode::Binary, &[0xff; 9_000]),
+        (Opcode::Text, br#"{"text":"x","a":{"xi_api_key":1}}"#),
+        (Opcode::Reserved(3), b"?"),
+        (Opcode::Text, b""),
+        (Opcode::Close, b"\x03\xe8bye"),
+    ] {
+        bytes.extend(frame(true, opcode, payload, Some(MASK)));
+    }
+    // A frame that is not masked breaks the rules, which is for the provider to say.
+    bytes.extend(frame(true, Opcode::Text, br#"{"xi_api_key":1}"#, None));
+    for size in [1, 2, 3, 7, 100, 100_000] {
+        let pieces = vec![size; bytes.len()];
+        for dialect in [Dialect::Speech, Dialect::Unknown, Dialect::Foreign] {
+            assert_eq!(sent(dialect, &bytes, &pieces).0, bytes, "{dialect:?} in pieces of {size}");
+        }
+    }
+}
+
+#[test]
+fn a_compressed_message_passes() {
+    let mut bytes = Vec::new();
+    Head { is_final: true, reserved: 4, opcode: Opcode::Text, mask: Some(MASK), length: 3 }.write(&mut bytes);
+    bytes.extend([1, 2, 3]);
+    assert_eq!(sent(Dialect::Foreign, &bytes, &[]).0, bytes);
+}
+
+#[test]
+fn a_text_that_is_no_object_does_not_wait_for_its_end() {
+    let whole = frame(true, Opcode::Text, b"some text", Some(MASK));
+    let mut upwards = Upwards::new(Dialect::Unknown, SLICE);
+    let (mut inbox, mut out) = (BytesMut::from(&whole[..9]), BytesMut::new());
+    assert!(!upwards.take(&mut inbox, &mut out));
+    assert_eq!(out, whole[..9]);
+    assert!(upwards.is_in_frame());
+}
+
+#[test]
+fn a_message_that_is_shown_waits_for_leave() {
+    let bytes = [
+        fragments(br#"{"text":"Hello","xi_api_key":"k"}"#, &[5, 9], Some(MASK)),
+        frame(true, Opcode::Text, br#"{"text":""}"#, Some(MASK)),
+    ]
+    .concat();
+    let mut upwards = Upwards::new(Dialect::Speech, SLICE);
+    let (mut inbox, mut out) = (BytesMut::from(&bytes[..]), BytesMut::new());
+    assert!(upwards.take(&mut inbox, &mut out));
+    assert!(out.is_empty() && !inbox.is_empty());
+    assert_eq!(upwards.said(), br#"{"text":"Hello","xi_api_key":"k"}"#);
+    upwards.release(&mut out);
+    let [(Opcode::Text, text)] = &read(&out)[..] else { panic!("{out:?}") };
+    assert_eq!(serde_json::from_slice::<Value>(text).unwrap(), json!({"text": "Hello"}));
+    assert!(upwards.take(&mut inbox, &mut out));
+}
+
+#[test]
+fn a_message_that_is_too_long_to_be_shown_goes_on_in_parts() {
+    let text = format!(r#"{{"text":"{}","authorization":"secret"}}"#, "x".repeat(600_000));
+    let bytes = frame(true, Opcode::Text, text.as_bytes(), Some(MASK));
+    let (gone, said) = sent(Dialect::Speech, &bytes, &vec![5_000; 200]);
+    assert_eq!(said.len(), 0);
+    let [(Opcode::Text, whole)] = &read(&gone)[..] else { panic!("one message") };
+    let found: Value = serde_json::from_slice(whole).unwrap();
+    assert_eq!(found, json!({"text": "x".repeat(600_000)}));
+}
+
+proptest! {
+    #[test]
+    fn no_credential_passes_in_any_fragmentation(
+        before in "[a-z]{0,8}", after in ".{0,40}", name in "xi_api_key|xi-api-key|authorization",
+        cuts in prop::collection::vec(0_usize..30, 0..8), pieces in prop::collection::vec(1_usize..50, 0..30),
+        pings in any::<bool>(), spoken in any::<bool>(),
+    ) {
+        let members = json!({ "text": after, "n": {"xi_api_key": [before]} });
+        let Value::Object(mut members) = members else { unreachable!() };
+        let expected = members.clone();
+        members.insert(name, "a-secret-token".into());
+        let text = Value::from(members).to_string();
+        let mut bytes = fragments(text.as_bytes(), &cuts, Some(MASK));
+        if pings {
+            // Between two frames of the message.
+            let first = frame::read(&bytes).map(|(head, length)| length + usize::try_from(head.length).unwrap());
+            let ping = frame(true, Opcode::Ping, b"?", Some(MASK));
+            bytes.splice(first.unwrap()..first.unwrap(), ping);
+        }
+        let dialect = if spoken { Dialect::Speech } else { Dialect::Agent };
+        let (gone, said) = sent(dialect, &bytes, &pieces);
+        prop_assert_eq!(said.len(), usize::from(spoken));
+        let texts: Vec<Vec<u8>> =
+            read(&gone).into_iter().filter(|(opcode, _)| *opcode == Opcode::Text).map(|(_, text)| text).collect();
+        prop_assert_eq!(texts.len(), 1);
+        prop_assert_eq!(serde_json::from_slice::<Map<String, Value>>(&texts[0]).unwrap(), expected);
+    }
+}
+
+const KEY: &str = "sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b";
+
+fn downwards(dialect: Dialect) -> Downwards {
+    let key = ApiKey::new(KEY).unwrap();
+    Downwards::new(dialect, false, Some(Redactor::new([key].iter()).into()))
+}
+
+/// What a provider's bytes lead to: what is told, one after the other, and what goes to the client.
+fn heard(downwards: &mut Downwards, bytes: &[u8]) -> (Vec<Told>, BytesMut) {
+    let (mut inbox, mut out) = (BytesMut::from(bytes), BytesMut::new());
+    let mut told = Vec::new();
+    while let Some(one) = downwards.take(&mut inbox, &mut out) {
+        told.push(one);
+    }
+    (told, out)
+}
+
+#[test]
+fn a_refusal_is_held_and_a_question_is_not() {
+    let mut downwards = downwards(Dialect::Speech);
+    let refusal = br#"{"message":"Invalid API key","error":"invalid_api_key","code":1008}"#;
+    let ping = frame(true, Opcode::Ping, b"?", None);
+    let bytes = [
+        ping.clone(),
+        frame(true, Opcode::Text, refusal, None),
+        frame(true, Opcode::Close, b"\x03\xf0Invalid API key", None),
+    ]
+    .concat();
+    let (told, mut out) = heard(&mut downwards, &bytes);
+    let close = Told::Close(1008, "Invalid API key".to_owned());
+    assert_eq!(told, [Told::Message(Heard::Refused(Verdict::InvalidKey)), close]);
+    assert_eq!(out, ping);
+    downwards.open(&mut out);
+    assert_eq!(out, bytes);
+    assert!(downwards.has_closed() && downwards.is_open());
+}
+
+#[test]
+fn what_was_held_is_forgotten_when_another_speaks() {
+    let mut downwards = downwards(Dialect::Speech);
+    let half = frame(true, Opcode::Text, br#"{"error":"invalid_api_key"}"#, None);
+    heard(&mut downwards, &half[..half.len() - 1]);
+    downwards.restart();
+    let sound = frame(true, Opcode::Text, br#"{"audio":"AAAA"}"#, None);
+    let (told, mut out) = heard(&mut downwards, &sound);
+    assert_eq!(told, [Told::Message(Heard::Useful)]);
+    downwards.open(&mut out);
+    assert_eq!(out, sound);
+}
+
+#[test]
+fn sound_is_heard_before_it_ends() {
+    let mut downwards = downwards(Dialect::Speech);
+    let sound =
+        frame(true, Opcode::Text, format!(r#"{{"audio":"{}"}}"#, "A".repeat(50_000)).as_bytes(), None);
+    assert_eq!(heard(&mut downwards, &sound[..30_000]).0, [Told::Message(Heard::Useful)]);
+    let binary = frame(true, Opcode::Binary, b"sound", None);
+    assert_eq!(heard(&mut self::downwards(Dialect::Unknown), &binary[..4]).0, [Told::Message(Heard::Useful)]);
+}
+
+#[test]
+fn an_open_session_tells_of_refusals_only() {
+    let mut downwards = downwards(Dialect::Transcription);
+    downwards.open(&mut BytesMut::new());
+    let bytes = [
+        frame(true, Opcode::Text, br#"{"message_type":"partial_transcript","text":"no error"}"#, None),
+        frame(
+            true,
+            Opcode::Text,
+            br#"{"message_type":"quota_exceeded","error":"You have exceeded your quota."}"#,
+            None,
+        ),
+    ]
+    .concat();
+    let (told, out) = heard(&mut downwards, &bytes);
+    assert!(matches!(told[..], [Told::Message(Heard::Refused(Verdict::WorkspaceQuota(_)))]), "{told:?}");
+    assert_eq!(out, bytes);
+}
+
+#[test]
+fn a_key_is_covered_wherever_its_text_is_cut() {
+    let text = format!(r#"{{"a":"{KEY}"}}"#);
+    let bytes = frame(true, Opcode::Text, text.as_bytes(), None);
+    for cut in 1..bytes.len() {
+        let mut downwards = downwards(Dialect::Foreign);
+        let (mut inbox, mut out) = (BytesMut::from(&bytes[..cut]), BytesMut::new());
+        assert_eq!(downwards.take(&mut inbox, &mut out), None);
+        inbox.extend_from_slice(&bytes[cut..]);
+        assert_eq!(downwards.take(&mut inbox, &mut out), None);
+        let [(Opcode::Text, covered)] = &read(&out)[..] else { panic!("one message") };
+        let covered = String::from_utf8(covered.clone()).unwrap();
+        assert!(
+            covered.starts_with(r#"{"a":"sk_6c036526..."#) && covered.ends_with(r#"d452b"}"#),
+            "{covered}"
+        );
+        assert_eq!(covered.len(), text.len());
+    }
+}
+
+#[test]
+fn sound_in_binary_frames_is_not_touched() {
+    let bytes = frame(true, Opcode::Binary, KEY.as_bytes(), None);
+    assert_eq!(heard(&mut downwards(Dialect::Foreign), &bytes).1, bytes);
+}
+
+#[test]
+fn a_frame_of_our_own_is_one_that_can_be_read() {
+    let mut out = BytesMut::new();
+    put(&mut out, Opcode::Text, b"{}", Some(MASK));
+    put(&mut out, Opcode::Ping, b"", None);
+    assert_eq!(read(&out), [(Opcode::Text, b"{}".to_vec()), (Opcode::Ping, Vec::new())]);
+}

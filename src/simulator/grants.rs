@@ -1,0 +1,53 @@
+//! What the provider hands out to be used instead of a key: single-use tokens, and for agents
+//! signed URLs and tokens of conversations. All belong to the key that asked for them.
+
+use serde_json::json;
+
+use crate::clock;
+
+use super::accounts::Refused;
+use super::answer::{Answer, trace_id};
+use super::route::query;
+use super::shape::Shape;
+use super::tokens::Door;
+use super::work::{Job, known};
+
+/// `POST /v1/single-use-token/{token_type}`.
+pub(super) fn token(job: Job<'_>, kind: &str) -> Result<Answer, Refused> {
+    let key = known(job.presented)?;
+    let door = Door::named(kind).ok_or(Shape::NotAString("token_type".into()))?;
+    let token = format!("sutkn_{}", trace_id());
+    job.world.state().tokens.add(&token, door, key, clock::now());
+    Ok(Answer::document(&json!({ "token": token })))
+}
+
+/// `GET /v1/convai/conversation/get-signed-url?agent_id=…`. The host is the provider's own (OpenAPI
+/// document), whoever asked: a client that uses it as it is goes there.
+pub(super) fn signed_url(job: Job<'_>) -> Result<Answer, Refused> {
+    let (agent, signature) = conversation(job, "cvsig")?;
+    let url = format!(
+        "wss://api.elevenlabs.io/v1/convai/conversation?agent_id={agent}&conversation_signature={signature}"
+    );
+    Ok(Answer::document(&json!({ "signed_url": url })))
+}
+
+/// `GET /v1/convai/conversation/token?agent_id=…`.
+pub(super) fn conversation_token(job: Job<'_>) -> Result<Answer, Refused> {
+    let (_, token) = conversation(job, "cvtkn")?;
+    Ok(Answer::document(&json!({ "token": token, "conversation_id": format!("conv_{}", trace_id()) })))
+}
+
+fn conversation(job: Job<'_>, kind: &str) -> Result<(String, String), Refused> {
+    let asked = query(job.query).find(|(name, _)| name == "agent_id");
+    let (_, agent) = asked.ok_or(Shape::FieldMissing("agent_id".into()))?;
+    let key = known(job.presented)?;
+    let mut state = job.world.state();
+    state.accounts.permit(key, "convai_write")?;
+    // Only an agent of the same workspace can be given away.
+    if state.accounts.agent_payer(&agent, Some(key))? != key {
+        return Err(Refused::naming(Shape::AgentNotFound, agent));
+    }
+    let token = format!("{kind}_{}", trace_id());
+    state.tokens.add(&token, Door::Agent(agent.clone()), key, clock::now());
+    Ok((agent, token))
+}

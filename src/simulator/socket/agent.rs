@@ -1,0 +1,184 @@
+//! `/v1/convai/conversation`: the agent speaks first, answers every message and every half second
+//! of sound with the same sentence, and keeps its price to itself until somebody asks for the
+//! conversation. A session takes a place in the workspace's lane from its first word to its last.
+//!
+//! Sources: the Python SDK 2.78 and the AsyncAPI document of the JavaScript client (all messages),
+//! captured closes of 2026 (the quota).
+
+use serde_json::{Value, json};
+
+use crate::clock;
+
+use super::super::accounts::{Purse, Refused};
+use super::super::answer::trace_id;
+use super::super::conversations::Conversation;
+use super::super::shape::Shape;
+use super::super::sound::Sound;
+use super::super::sound::format::Format;
+use super::super::sound::melody::Melody;
+use super::super::speech::base64;
+use super::super::world::World;
+use super::caller::Caller;
+use super::wire::{Heard, Over, Wire};
+
+/// The simulator's own price of an answer, for the call and for its language model: the provider's
+/// goes by minutes, which no test can wait for.
+const CALL_CREDITS: u64 = 10;
+const LLM_CREDITS: u64 = 1;
+/// Characters of base 64 after which a user has said something: half a second of `pcm_16000`.
+const UTTERANCE_CHARACTERS: usize = 16_000 / 3 * 4;
+const FORMAT: &str = "pcm_16000";
+const ANSWER: &str = "The simulator hears you well.";
+
+/// The conversation, which is over when this is dropped.
+struct Talk {
+    world: World,
+    key: usize,
+    id: String,
+    events: u64,
+    /// Characters of sound that have come since the last answer.
+    sound: usize,
+    /// Whether the agent has spoken since the user did.
+    is_speaking: bool,
+}
+
+/// Talks until the client leaves.
+pub(super) async fn serve(wire: &mut Wire, caller: Caller) -> Over {
+    match converse(wire, caller).await {
+        Ok(never) => match never {},
+        Err(over) => over,
+    }
+}
+
+async fn converse(wire: &mut Wire, caller: Caller) -> Result<std::convert::Infallible, Over> {
+    let agent = caller.agent.clone().unwrap_or_default();
+    let authorization = caller.authorization_method();
+    let key = caller.let_in(wire, None).await?;
+    // An answer at the least must be there to be spent.
+    let least = CALL_CREDITS + LLM_CREDITS;
+    let afforded = wire.session.world.state().accounts.afford(key, least, Purse::Workspace).map(|_| ());
+    let begun = match afforded {
+        Ok(()) => wire.session.begin(key, 0, Purse::Workspace),
+        Err(refused) => Err(refused),
+    };
+    let _slot = match begun {
+        Ok(slot) => slot,
+        Err(refused) => return Err(wire.refuse(&refused).await),
+    };
+    let mut talk = Talk::begin(wire.session.world.clone(), key, agent, authorization);
+    let metadata = json!({
+        "type": "conversation_initiation_metadata",
+        "conversation_initiation_metadata_event": {
+            "conversation_id": talk.id,
+            "agent_output_audio_format": FORMAT,
+            "user_input_audio_format": FORMAT,
+        },
+    });
+    wire.send(metadata.to_string()).await?;
+    talk.ping(wire).await?;
+    loop {
+        let Some(heard) = wire.next(None).await? else { continue };
+        let message = match &heard {
+            Heard::Text(text) => serde_json::from_str(text).ok().filter(Value::is_object),
+            Heard::Binary(_) => None,
+        };
+        let Some(message) = message else {
+            return Err(wire.refuse(&Refused::from(Shape::MalformedJson)).await);
+        };
+        talk.take(wire, &message).await?;
+    }
+}
+
+impl Talk {
+    fn begin(world: World, key: usize, agent: String, authorization: &'static str) -> Self {
+        let id = format!("conv_{}", trace_id());
+        let conversation = Conversation {
+            id: id.clone(),
+            agent,
+            authorization,
+            began: clock::now(),
+            ended: None,
+            call_charge: 0,
+            llm_charge: 0,
+            transcript: Vec::new(),
+        };
+        if let Some(workspace) = world.state().accounts.workspace_mut(key) {
+            workspace.conversations.add(conversation);
+        }
+        Self { world, key, id, events: 0, sound: 0, is_speaking: false }
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Conversation)) {
+        let mut state = self.world.state();
+        let workspace = state.accounts.workspace_mut(self.key);
+        workspace.and_then(|workspace| workspace.conversations.find(&self.id)).map(change);
+    }
+
+    fn event(&mut self) -> u64 {
+        self.events += 1;
+        self.events
+    }
+
+    async fn ping(&mut self, wire: &mut Wire) -> Result<(), Over> {
+        let event = json!({ "event_id": self.event(), "ping_ms": null });
+        wire.send(json!({ "type": "ping", "ping_event": event }).to_string()).await
+    }
+
+    async fn take(&mut self, wire: &mut Wire, message: &Value) -> Result<(), Over> {
+        if let Some(sound) = message.get("user_audio_chunk").and_then(Value::as_str) {
+            if self.is_speaking {
+                self.is_speaking = false;
+                let event = json!({ "event_id": self.event() });
+                wire.send(json!({ "type": "interruption", "interruption_event": event }).to_string()).await?;
+            }
+            self.sound = self.sound.saturating_add(sound.len());
+            if self.sound < UTTERANCE_CHARACTERS {
+                return Ok(());
+            }
+            let said = "Hello, agent.";
+            let event = json!({ "user_transcript": said, "event_id": self.event() });
+            wire.send(json!({ "type": "user_transcript", "user_transcription_event": event }).to_string())
+                .await?;
+            return self.answer(wire, said).await;
+        }
+        match message.get("type").and_then(Value::as_str) {
+            Some("user_message") => {
+                let text = message.get("text").and_then(Value::as_str).unwrap_or_default();
+                self.answer(wire, text).await
+            }
+            // Told and not answered: what the conversation is to be like, pongs, updates, feedback.
+            Some(_) => Ok(()),
+            None => Err(wire.refuse(&Refused::from(Shape::FieldMissing("type".into()))).await),
+        }
+    }
+
+    async fn answer(&mut self, wire: &mut Wire, said: &str) -> Result<(), Over> {
+        if let Err(refused) = wire.session.spend(self.key, CALL_CREDITS + LLM_CREDITS, Purse::Workspace) {
+            return Err(wire.refuse(&refused).await);
+        }
+        self.note(|conversation| {
+            conversation.call_charge += CALL_CREDITS;
+            conversation.llm_charge += LLM_CREDITS;
+            if conversation.transcript.len() < 100 {
+                conversation.transcript.push(("user", said.chars().take(1_000).collect()));
+                conversation.transcript.push(("agent", ANSWER.to_owned()));
+            }
+        });
+        self.sound = 0;
+        self.is_speaking = true;
+        let event = json!({ "agent_response": ANSWER, "event_id": self.event() });
+        wire.send(json!({ "type": "agent_response", "agent_response_event": event }).to_string()).await?;
+        let format = Format::named(FORMAT).unwrap_or(Format::DEFAULT);
+        let sound: Vec<u8> =
+            Sound::of(Melody::of(ANSWER), format).into_blocks().flat_map(Vec::from).collect();
+        let event = json!({ "audio_base_64": base64(&sound), "event_id": self.event() });
+        wire.send(json!({ "type": "audio", "audio_event": event }).to_string()).await?;
+        self.ping(wire).await
+    }
+}
+
+impl Drop for Talk {
+    fn drop(&mut self) {
+        self.note(|conversation| conversation.ended = Some(clock::now()));
+    }
+}

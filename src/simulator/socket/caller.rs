@@ -1,0 +1,136 @@
+//! Who opened a socket and who pays: a token before a key, the head's key before that of the first
+//! message. Separate from HTTP's `presented`, because a socket's credential may come later.
+
+use serde_json::Value;
+
+use crate::clock;
+
+use super::super::shape::Shape;
+use super::super::tokens::Door;
+use super::super::work::known;
+use super::super::world::{Presented, World};
+use super::look::credential;
+use super::orders::Orders;
+use super::wire::{Over, Wire};
+use super::{Answered, Kind, asked};
+
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    presented: Presented,
+    /// From the query.
+    token: Option<String>,
+    /// What a token must open.
+    door: Option<Door>,
+    permission: Option<&'static str>,
+    /// Whom it wants to talk to, on that socket.
+    pub(super) agent: Option<String>,
+}
+
+impl Caller {
+    pub(super) fn of(kind: &Kind, presented: Presented, text: &str) -> Self {
+        let agent = matches!(kind, Kind::Agent).then(|| asked(text, "agent_id").unwrap_or_default());
+        let (token, door, permission) = match kind {
+            Kind::Speech { .. } => {
+                (asked(text, "single_use_token"), Some(Door::Speech), Some("text_to_speech"))
+            }
+            Kind::Dialogue { .. } => {
+                (asked(text, "single_use_token"), Some(Door::Speech), Some("text_to_speech"))
+            }
+            Kind::Agent => {
+                let token = asked(text, "conversation_signature").or_else(|| asked(text, "token"));
+                (token, agent.clone().map(Door::Agent), Some("convai_write"))
+            }
+            Kind::Scribe => (asked(text, "token"), Some(Door::RealtimeScribe), Some("speech_to_text")),
+            Kind::Echo => (None, None, None),
+        };
+        Self { presented, token, door, permission, agent }
+    }
+
+    /// What the provider calls this way of showing who one is (OpenAPI document).
+    pub(super) fn authorization_method(&self) -> &'static str {
+        match (&self.token, self.presented) {
+            (Some(_), _) => "signed_url",
+            (None, Presented::Known(_) | Presented::Unknown) => "authorization_header",
+            (None, Presented::Nothing) => "public",
+        }
+    }
+
+    pub(super) fn has_key_in_head(&self) -> bool {
+        self.presented != Presented::Nothing
+    }
+
+    /// Whose script of faults the session follows: a token's key goes first here, too.
+    pub(super) fn script_of(&self, world: &World) -> Presented {
+        let owner = self
+            .token
+            .as_ref()
+            .zip(self.door.as_ref())
+            .and_then(|(token, door)| world.state().tokens.owner(token, door, clock::now()));
+        owner.map_or(self.presented, Presented::Known)
+    }
+
+    /// The key whose workspace pays, if it may do this and its bill is paid. A token is used up by
+    /// it. `first` is the client's first message, where sockets read one. A scripted refusal comes
+    /// before all others, as in HTTP.
+    ///
+    /// # Errors
+    ///
+    /// When the session is over: it was refused, and the client has been told.
+    pub(super) async fn let_in(self, wire: &mut Wire, first: Option<&Value>) -> Result<usize, Over> {
+        let found = self.identified(wire, first);
+        wire.opening().await?;
+        let allowed = match found {
+            Ok(key) => self.allowed(&wire.session.world, key),
+            Err(refused) => Err(refused),
+        };
+        match allowed {
+            Ok((key, name)) => {
+                wire.session.note(|socket| socket.payer = Some(name));
+                wire.key = Presented::Known(key);
+                Ok(key)
+            }
+            Err(refused) => Err(wire.refuse(&refused).await),
+        }
+    }
+
+    fn allowed(&self, world: &World, key: usize) -> Answered<(usize, String)> {
+        let state = world.state();
+        // Who talks to somebody else's public agent needs no permission of its workspace.
+        let is_guest =
+            self.agent.is_some() && self.token.is_none() && self.presented != Presented::Known(key);
+        if let Some(permission) = self.permission.filter(|_| !is_guest) {
+            state.accounts.permit(key, permission)?;
+        }
+        state.accounts.billing(key)?;
+        let holder = state.accounts.keys.get(key).ok_or(Shape::InvalidKey)?;
+        Ok((key, holder.plan.key.clone()))
+    }
+
+    fn identified(&self, wire: &mut Wire, first: Option<&Value>) -> Answered<usize> {
+        let world = wire.session.world.clone();
+        let in_message = first.and_then(|first| first.get("single_use_token")).and_then(Value::as_str);
+        if let (Some(token), Some(door)) = (self.token.as_deref().or(in_message), &self.door) {
+            return world.state().tokens.take(token, door, clock::now()).ok_or(Shape::InvalidKey.into());
+        }
+        if let Some(agent) = &self.agent {
+            let key = match self.presented {
+                Presented::Nothing => None,
+                Presented::Known(_) | Presented::Unknown => Some(known(self.presented)?),
+            };
+            if agent.is_empty() {
+                return Err(Shape::FieldMissing("agent_id".into()).into());
+            }
+            return world.state().accounts.agent_payer(agent, key);
+        }
+        let presented = match (self.presented, first.and_then(credential)) {
+            (Presented::Nothing, Some(key)) => {
+                let presented = world.find(key).map_or(Presented::Unknown, Presented::Known);
+                // The head told nothing of whose script it would be.
+                wire.orders = Orders::of(world.take_fault(presented), &world, presented);
+                presented
+            }
+            (presented, _) => presented,
+        };
+        Ok(known(presented)?)
+    }
+}

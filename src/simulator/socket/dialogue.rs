@@ -1,0 +1,247 @@
+//! `/v1/text-to-dialogue/stream-input` and `…/multi-stream-input`: lines of several voices, of
+//! which each belongs to a turn. Apart from `speech`, because its messages have no member in common
+//! with it but the credentials.
+//!
+//! Sources: the Python SDK 2.78 (all messages), a public issue of a voice framework (voices that
+//! are named again).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::super::accounts::Refused;
+use super::super::models::Model;
+use super::super::shape::Shape;
+use super::super::speech::characters_of;
+use super::asked;
+use super::caller::Caller;
+use super::told;
+use super::voice::{Form, Piece, Voice};
+use super::wire::{Heard, Over, Wire};
+
+/// Voices of a session or a context.
+const VOICES_MAX: usize = 10;
+/// Contexts of one connection, as for speech.
+const CONTEXTS_MAX: usize = 5;
+/// Seconds without a message.
+const INACTIVITY_SECONDS: u32 = 20;
+/// Characters that are waited for; the provider's number is not known, and speech waits for as many.
+const GATHERED_CHARACTERS: u64 = 120;
+const DEFAULT_MODEL: &str = "eleven_v3";
+/// The model with one voice, which costs what its sister does.
+const CONVERSATIONAL: &str = "eleven_v3_conversational";
+
+/// A message of audio, in a context or on its own.
+struct Chunk {
+    context: Option<String>,
+    is_aligned: bool,
+}
+
+impl Form for Chunk {
+    fn write(&self, piece: &Piece) -> String {
+        let mut message = json!({ "audio": piece.audio });
+        if self.is_aligned {
+            let (chars, starts, lengths) = piece.times();
+            message["alignment"] =
+                json!({ "chars": chars, "char_start_times_ms": starts, "char_durations_ms": lengths });
+        }
+        in_context(message, self.context.as_deref())
+    }
+}
+
+fn in_context(mut message: Value, context: Option<&str>) -> String {
+    if let Some(context) = context {
+        message["context_id"] = context.into();
+    }
+    message.to_string()
+}
+
+/// Lines that gather.
+struct Context {
+    voices: Vec<String>,
+    text: String,
+}
+
+struct Dialogue {
+    voice: Voice,
+    contexts: BTreeMap<String, Context>,
+    has_contexts: bool,
+    is_aligned: bool,
+    voices_max: usize,
+}
+
+/// Speaks until the client closes it.
+pub(super) async fn serve(wire: &mut Wire, caller: Caller, has_contexts: bool, text: &str) -> Over {
+    match converse(wire, caller, has_contexts, text).await {
+        Ok(()) => wire.close(1_000, "").await,
+        Err(over) => over,
+    }
+}
+
+async fn converse(wire: &mut Wire, caller: Caller, has_contexts: bool, text: &str) -> Result<(), Over> {
+    let limit = wire.session.world.socket_second().saturating_mul(INACTIVITY_SECONDS);
+    let mut message = heard(wire, limit).await?;
+    let key = caller.let_in(wire, Some(&message)).await?;
+    let model = asked(text, "model_id").unwrap_or_else(|| DEFAULT_MODEL.to_owned());
+    if !model.starts_with("eleven_v3") && !model.starts_with("eleven_v4") && Model::find(&model).is_some() {
+        let refusal = format!("The model '{model}' does not support dialogue.");
+        return Err(wire.tell(told::dialogue("unsupported_model", &refusal, Some("model_id"))).await);
+    }
+    let priced = if model == CONVERSATIONAL { DEFAULT_MODEL } else { &model };
+    let voice = match Voice::new(key, priced, text) {
+        Ok(voice) => voice,
+        Err(refused) => return Err(wire.refuse(&refused).await),
+    };
+    let is_aligned = asked(text, "sync_alignment").is_some_and(|value| value == "true");
+    let voices_max = if model == CONVERSATIONAL { 1 } else { VOICES_MAX };
+    let mut dialogue = Dialogue { voice, contexts: BTreeMap::new(), has_contexts, is_aligned, voices_max };
+    while !dialogue.take(wire, &message).await? {
+        message = heard(wire, limit).await?;
+    }
+    Ok(())
+}
+
+async fn heard(wire: &mut Wire, limit: Duration) -> Result<Value, Over> {
+    let Some(heard) = wire.next(Some(limit)).await? else {
+        let message = format!(
+            "Have not received a new text input within the timeout of {INACTIVITY_SECONDS} seconds. Streaming input terminated."
+        );
+        return Err(wire.tell(told::dialogue("input_timeout_exceeded", &message, None)).await);
+    };
+    let message = match &heard {
+        Heard::Text(text) => serde_json::from_str(text).ok().filter(Value::is_object),
+        Heard::Binary(_) => None,
+    };
+    match message {
+        Some(message) => Ok(message),
+        None => Err(wire.refuse(&Refused::from(Shape::MalformedJson)).await),
+    }
+}
+
+fn is_set(message: &Value, name: &str) -> bool {
+    message.get(name).and_then(Value::as_bool).unwrap_or(false)
+}
+
+fn text_of<'a>(message: &'a Value, name: &str) -> Option<&'a str> {
+    message.get(name).and_then(Value::as_str)
+}
+
+impl Dialogue {
+    /// Does what a message asks for. True when it was the last.
+    async fn take(&mut self, wire: &mut Wire, message: &Value) -> Result<bool, Over> {
+        let is_last = is_set(message, "close_socket");
+        let id = match text_of(message, "context_id") {
+            Some(id) if self.has_contexts => id.to_owned(),
+            None if self.has_contexts && !is_last => {
+                return Err(
+                    refuse(wire, "missing_required_field", "context_id is required.", "context_id").await
+                );
+            }
+            Some(_) | None => String::new(),
+        };
+        // A message that only closes opens nothing.
+        let is_only_last = is_last && message.get("voices").is_none();
+        let opens = !self.contexts.contains_key(&id) && !is_only_last;
+        if opens {
+            self.open(wire, &id, message).await?;
+        } else if message.get("voices").is_some_and(|voices| !voices.is_null()) {
+            let words = "voices can only be set in the first message.";
+            return Err(refuse(wire, "invalid_parameters", words, "voices").await);
+        }
+        let inputs = message.get("inputs").and_then(Value::as_array);
+        for input in inputs.into_iter().flatten() {
+            self.line(wire, &id, input).await?;
+        }
+        if is_set(message, "flush") {
+            self.end_turn(wire, &id).await?;
+        } else if self.contexts.get(&id).is_some_and(|open| characters_of(&open.text) >= GATHERED_CHARACTERS)
+        {
+            self.speak(wire, &id).await?;
+        }
+        if self.has_contexts && is_set(message, "close_context") {
+            self.close(wire, &id).await?;
+        }
+        if is_last {
+            let open: Vec<String> = self.contexts.keys().cloned().collect();
+            for id in open {
+                self.close(wire, &id).await?;
+            }
+        }
+        Ok(is_last)
+    }
+
+    async fn open(&mut self, wire: &mut Wire, id: &str, message: &Value) -> Result<(), Over> {
+        if self.contexts.len() == CONTEXTS_MAX {
+            let words = format!(
+                "Maximum simultaneous contexts per WebSocket connection exceeded ({CONTEXTS_MAX}). Please close an existing context before opening a new one."
+            );
+            return Err(wire.tell(told::dialogue("max_active_conversations", &words, None)).await);
+        }
+        let voices = message.get("voices").and_then(Value::as_array);
+        let voices: Vec<String> =
+            voices.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+        if voices.is_empty() || voices.len() > self.voices_max {
+            let words = format!("The first message must name 1 to {} voices.", self.voices_max);
+            return Err(refuse(wire, "missing_required_field", &words, "voices").await);
+        }
+        if let Err(refused) = self.voice.find(&wire.session.world, &voices) {
+            return Err(wire.refuse(&refused).await);
+        }
+        self.contexts.insert(id.to_owned(), Context { voices, text: String::new() });
+        Ok(())
+    }
+
+    /// Adds one line, after the turn that it ends.
+    async fn line(&mut self, wire: &mut Wire, id: &str, input: &Value) -> Result<(), Over> {
+        let (Some(text), Some(voice)) = (text_of(input, "text"), text_of(input, "voice_id")) else {
+            return Err(refuse(
+                wire,
+                "missing_required_field",
+                "An input has a text and a voice_id.",
+                "inputs",
+            )
+            .await);
+        };
+        if !self.contexts.get(id).is_some_and(|open| open.voices.iter().any(|known| known == voice)) {
+            let words = format!("The voice '{voice}' was not named in the first message.");
+            return Err(refuse(wire, "invalid_voice_id", &words, "inputs").await);
+        }
+        if is_set(input, "new_turn") {
+            self.end_turn(wire, id).await?;
+        }
+        if let Some(open) = self.contexts.get_mut(id) {
+            open.text.push_str(text);
+        }
+        Ok(())
+    }
+
+    /// Speaks what has gathered. False when that was nothing.
+    async fn speak(&mut self, wire: &mut Wire, id: &str) -> Result<bool, Over> {
+        let Some(open) = self.contexts.get_mut(id) else { return Ok(false) };
+        let text = std::mem::take(&mut open.text);
+        let context = self.has_contexts.then(|| id.to_owned());
+        let chunk = Chunk { context, is_aligned: self.is_aligned };
+        self.voice.speak(wire, &text, &chunk).await?;
+        Ok(!text.is_empty())
+    }
+
+    async fn end_turn(&mut self, wire: &mut Wire, id: &str) -> Result<(), Over> {
+        if self.speak(wire, id).await? {
+            let context = self.has_contexts.then_some(id);
+            wire.send(in_context(json!({ "is_final_audio_for_turn": true }), context)).await?;
+        }
+        Ok(())
+    }
+
+    async fn close(&mut self, wire: &mut Wire, id: &str) -> Result<(), Over> {
+        self.end_turn(wire, id).await?;
+        self.contexts.remove(id);
+        let context = self.has_contexts.then_some(id);
+        wire.send(in_context(json!({ "is_final": true }), context)).await
+    }
+}
+
+async fn refuse(wire: &mut Wire, error: &str, message: &str, param: &str) -> Over {
+    wire.tell(told::dialogue(error, message, Some(param))).await
+}

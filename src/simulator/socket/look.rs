@@ -1,0 +1,126 @@
+//! A message, looked through for what must not have left a proxy: a client's credential in a
+//! member that the provider would read, or a forbidden text anywhere.
+
+use serde_json::Value;
+
+/// Members of a message under which clients present a credential (the Python SDK 2.78 and the
+/// documentation's examples).
+pub(super) const CREDENTIALS: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Look {
+    /// In words that do not repeat it.
+    pub(super) violations: Vec<String>,
+    /// Whether a credential stands in it, rightly or not.
+    pub(super) has_credential: bool,
+}
+
+/// The credential of a message, which may be a bearer token.
+pub(super) fn credential(message: &Value) -> Option<&str> {
+    let text = CREDENTIALS.iter().find_map(|name| message.get(name)).and_then(Value::as_str)?;
+    Some(text.strip_prefix("Bearer ").unwrap_or(text))
+}
+
+/// Looks through a text message. `may_present` says whether a key that the plan knows may stand in
+/// it, because the head brought none; `is_known` whether the plan knows it.
+pub(super) fn text(
+    text: &str,
+    message: Option<&Value>,
+    forbidden: &[String],
+    may_present: bool,
+    is_known: impl Fn(&str) -> bool,
+) -> Look {
+    let mut look = Look::default();
+    for name in CREDENTIALS {
+        let Some(value) = message.and_then(|message| message.get(name)) else { continue };
+        // The SDK's models write members that are not set as null.
+        if value.is_null() {
+            continue;
+        }
+        look.has_credential = true;
+        let known =
+            value.as_str().is_some_and(|value| is_known(value.strip_prefix("Bearer ").unwrap_or(value)));
+        if !known || !may_present {
+            look.violations.push(format!("the member {name} arrived in a message"));
+        }
+    }
+    for (index, secret) in forbidden.iter().enumerate() {
+        if text.contains(secret.as_str()) || message.is_some_and(|message| holds(message, secret)) {
+            look.violations.push(format!(
+                "forbidden text {} of {} arrived in a message",
+                index + 1,
+                forbidden.len()
+            ));
+        }
+    }
+    look
+}
+
+/// Looks through a binary message.
+pub(super) fn binary(bytes: &[u8], forbidden: &[String]) -> Look {
+    let found = forbidden
+        .iter()
+        .enumerate()
+        .filter(|(_, secret)| bytes.windows(secret.len()).any(|window| window == secret.as_bytes()));
+    let violations = found.map(|(index, _)| {
+        format!("forbidden text {} of {} arrived in a message", index + 1, forbidden.len())
+    });
+    Look { violations: violations.collect(), has_credential: false }
+}
+
+/// Whether a text stands somewhere in a document, also where it was written with escapes. The depth
+/// is bounded by the parser's.
+fn holds(value: &Value, text: &str) -> bool {
+    match value {
+        Value::String(string) => string.contains(text),
+        Value::Array(list) => list.iter().any(|value| holds(value, text)),
+        Value::Object(members) => {
+            members.iter().any(|(name, value)| name.contains(text) || holds(value, text))
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(message: &str, may_present: bool, expected: &[&str]) {
+        let value = serde_json::from_str(message).ok();
+        let forbidden = ["choir_client".to_owned()];
+        let look = text(message, value.as_ref(), &forbidden, may_present, |key| key == "sk");
+        assert_eq!(look.violations, expected, "{message}");
+    }
+
+    #[test]
+    fn a_credential_is_a_violation_unless_it_is_the_only_one_and_known() {
+        check(r#"{"text":" "}"#, true, &[]);
+        check(r#"{"text":" ","xi_api_key":null}"#, false, &[]);
+        for name in CREDENTIALS {
+            let expected = format!("the member {name} arrived in a message");
+            check(&format!(r#"{{"{name}":"sk"}}"#), true, &[]);
+            check(&format!(r#"{{"{name}":"Bearer sk"}}"#), true, &[]);
+            check(&format!(r#"{{"{name}":"sk"}}"#), false, &[&expected]);
+            check(&format!(r#"{{"{name}":"other"}}"#), true, &[&expected]);
+            check(&format!(r#"{{"{name}":7}}"#), true, &[&expected]);
+        }
+    }
+
+    #[test]
+    fn a_forbidden_text_is_found_however_it_is_written() {
+        let expected = ["forbidden text 1 of 1 arrived in a message"];
+        for message in [
+            "no JSON with choir_client in it",
+            r#"{"a":[{"b":"xchoir_clientx"}]}"#,
+            r#"{"a":"\u0063hoir_client"}"#,
+            r#"{"choir\u005fclient":1}"#,
+        ] {
+            check(message, true, &expected);
+        }
+        let forbidden = ["choir_client".to_owned()];
+        assert_eq!(binary(b"\xffchoir_client", &forbidden).violations, expected);
+        assert_eq!(binary(b"\xffchoir", &forbidden).violations, [] as [String; 0]);
+    }
+}

@@ -1,0 +1,236 @@
+//! The provider's sockets: which there are, how a handshake is answered, and where a session
+//! begins. A bad key is no reason to refuse a handshake (captured, 2026): it is granted, and the
+//! session says what is wrong in the form of its socket. Read `wire` next, then one of the sockets.
+//!
+//! Any other path echoes what it gets, text and binary, so that a test can tell whether a proxy
+//! passes everything on unchanged. No key is needed there.
+
+mod orders;
+mod snip;
+mod wire;
+
+mod caller;
+mod look;
+mod told;
+
+mod dialogue;
+mod speech;
+mod voice;
+
+mod agent;
+mod scribe;
+
+mod echo;
+
+use http::request::Parts;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+use super::accounts::Refused;
+use super::answer::{Answer, AnswerBody, set, trace_id};
+use super::fault::Fault;
+use super::ledger::SocketSummary;
+use super::line::Line;
+use super::route::query;
+use super::service::{Closed, Service, facts_as_told, handshake_refused};
+use super::spawn_until;
+use super::world::{Presented, Session, Visit};
+
+use self::caller::Caller;
+use self::orders::Orders;
+use self::told::Tongue;
+use self::wire::Wire;
+
+/// A socket of the provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Kind {
+    /// `/v1/text-to-speech/{voice_id}/stream-input` or, with contexts, `…/multi-stream-input`.
+    Speech { voice: String, has_contexts: bool },
+    /// `/v1/text-to-dialogue/stream-input` or, with contexts, `…/multi-stream-input`.
+    Dialogue { has_contexts: bool },
+    /// `/v1/speech-to-text/realtime`.
+    Scribe,
+    /// `/v1/convai/conversation`.
+    Agent,
+    /// Everything that the provider does not have below a path of its own.
+    Echo,
+}
+
+impl Kind {
+    /// The socket of a path, or nothing for one that the provider refuses with 403.
+    fn of(path: &str) -> Option<Self> {
+        let segments: Vec<&str> = path.split('/').skip(1).collect();
+        match segments.as_slice() {
+            ["v1", "text-to-speech", voice, "stream-input"] => {
+                Some(Kind::Speech { voice: (*voice).to_owned(), has_contexts: false })
+            }
+            ["v1", "text-to-speech", voice, "multi-stream-input"] => {
+                Some(Kind::Speech { voice: (*voice).to_owned(), has_contexts: true })
+            }
+            ["v1", "text-to-dialogue", "stream-input"] => Some(Kind::Dialogue { has_contexts: false }),
+            ["v1", "text-to-dialogue", "multi-stream-input"] => Some(Kind::Dialogue { has_contexts: true }),
+            ["v1", "speech-to-text", "realtime"] => Some(Kind::Scribe),
+            ["v1", "convai", "conversation"] => Some(Kind::Agent),
+            ["v1", "text-to-speech" | "text-to-dialogue" | "speech-to-text", ..] => None,
+            _ => Some(Kind::Echo),
+        }
+    }
+
+    /// The form in which it refuses.
+    fn tongue(&self) -> Tongue {
+        match self {
+            // A refusal of the echo is told as most sockets tell it.
+            Kind::Speech { .. } | Kind::Echo => Tongue::Speech,
+            Kind::Dialogue { .. } => Tongue::Dialogue,
+            Kind::Scribe => Tongue::Scribe,
+            Kind::Agent => Tongue::Agent,
+        }
+    }
+}
+
+/// Whether a request asks for a socket.
+pub(super) fn is_asked(request: &Request<Incoming>) -> bool {
+    request.method() == Method::GET
+        && listed(request.headers(), "upgrade").any(|name| name.eq_ignore_ascii_case("websocket"))
+}
+
+/// The members of a header that is a list.
+fn listed<'a>(headers: &'a HeaderMap, name: &'static str) -> impl Iterator<Item = &'a str> {
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim).filter(|member| !member.is_empty())
+}
+
+/// Answers a handshake. When it is granted, the session goes on in a task of its own.
+///
+/// # Errors
+///
+/// When there is to be no answer: a fault says so.
+pub(super) async fn open(
+    service: Service,
+    parts: Parts,
+    upgrade: OnUpgrade,
+    presented: Presented,
+    mut visit: Visit,
+) -> Result<Response<AnswerBody>, Closed> {
+    let kind = Kind::of(parts.uri.path());
+    let text = parts.uri.query().unwrap_or_default();
+    let caller = kind.as_ref().map(|kind| Caller::of(kind, presented, text));
+    let whose = caller.as_ref().map_or(presented, |caller| caller.script_of(&service.world));
+    let fault = service.world.take_fault(whose);
+    if matches!(fault, Fault::CloseUnread | Fault::CloseBeforeHead) {
+        return Err(Closed);
+    }
+    if let Fault::SlowHead { ms } = fault {
+        tokio::time::sleep(std::time::Duration::from_millis(ms)).await;
+    }
+    let refused = handshake_refused(&fault, facts_as_told(&service.world, whose, 1));
+    let answer = refused.or_else(|| malformed(&parts)).unwrap_or_else(|| granted(&parts));
+    let (Some(kind), Some(caller)) = (kind, caller) else { return Ok(ended(answer_403(), &mut visit)) };
+    if answer.status != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(ended(answer, &mut visit));
+    }
+    // Captured: the third model does not speak on these sockets, and their handshake says so.
+    if matches!(kind, Kind::Speech { .. })
+        && asked(text, "model_id").is_some_and(|model| model.starts_with("eleven_v3"))
+    {
+        return Ok(ended(answer_403(), &mut visit));
+    }
+    let response = ended(answer, &mut visit);
+    let session = visit.into_session(summary(&parts, &response));
+    let orders = Orders::of(fault, &service.world, whose);
+    let running = run(upgrade, session, orders, kind, caller, text.to_owned());
+    spawn_until(service.gone, &service.tasks, running);
+    Ok(response)
+}
+
+async fn run(upgrade: OnUpgrade, session: Session, orders: Orders, kind: Kind, caller: Caller, text: String) {
+    // A client that left before it had the answer ends its session.
+    let Ok(upgraded) = upgrade.await else { return };
+    let Ok(parts) = upgraded.downcast::<Line>() else { return };
+    let mut wire =
+        Wire::new(parts.io.into_stream(), parts.read_buf.to_vec(), session, orders, kind.tongue()).await;
+    wire.has_key_in_head = caller.has_key_in_head();
+    // Each ends in its own time: with a close, a break, or a client that left.
+    let _over = match kind {
+        Kind::Speech { voice, has_contexts } => {
+            Box::pin(speech::serve(&mut wire, caller, voice, has_contexts, &text)).await
+        }
+        Kind::Dialogue { has_contexts } => {
+            Box::pin(dialogue::serve(&mut wire, caller, has_contexts, &text)).await
+        }
+        Kind::Agent => Box::pin(agent::serve(&mut wire, caller)).await,
+        Kind::Scribe => Box::pin(scribe::serve(&mut wire, caller, &text)).await,
+        Kind::Echo => echo::serve(&mut wire).await,
+    };
+}
+
+fn ended(answer: Answer, visit: &mut Visit) -> Response<AnswerBody> {
+    visit.summary.status = Some(answer.status.as_u16());
+    visit.summary.body_complete = true;
+    answer.into_response()
+}
+
+/// What a handshake at a wrong path hears, and one for a model that has no socket. Captured, 2026:
+/// there is no body.
+fn answer_403() -> Answer {
+    let mut answer = Answer::with(&trace_id(), "text/plain; charset=utf-8");
+    answer.status = StatusCode::FORBIDDEN;
+    answer
+}
+
+/// What RFC 6455 has for a handshake that is none.
+fn malformed(parts: &Parts) -> Option<Answer> {
+    let version = parts.headers.get("sec-websocket-version");
+    if version.is_none_or(|version| version != "13") {
+        let mut answer = Answer::with(&trace_id(), "text/plain; charset=utf-8");
+        answer.status = StatusCode::UPGRADE_REQUIRED;
+        set(&mut answer.headers, "sec-websocket-version", "13");
+        return Some(answer);
+    }
+    let is_upgrade = listed(&parts.headers, "connection").any(|name| name.eq_ignore_ascii_case("upgrade"));
+    if is_upgrade && parts.headers.contains_key("sec-websocket-key") {
+        return None;
+    }
+    let mut answer = Answer::with(&trace_id(), "text/plain; charset=utf-8");
+    answer.status = StatusCode::BAD_REQUEST;
+    Some(answer)
+}
+
+fn granted(parts: &Parts) -> Answer {
+    let mut answer = Answer::with(&trace_id(), "");
+    answer.headers = HeaderMap::new();
+    answer.status = StatusCode::SWITCHING_PROTOCOLS;
+    let key = parts.headers.get("sec-websocket-key").map(|key| derive_accept_key(key.as_bytes()));
+    set(&mut answer.headers, "connection", "upgrade");
+    set(&mut answer.headers, "upgrade", "websocket");
+    set(&mut answer.headers, "sec-websocket-accept", &key.unwrap_or_default());
+    // The only protocol that a socket of the provider has (its JavaScript client 1.25).
+    if listed(&parts.headers, "sec-websocket-protocol").any(|name| name == "convai") {
+        set(&mut answer.headers, "sec-websocket-protocol", "convai");
+    }
+    answer
+}
+
+fn summary(parts: &Parts, response: &Response<AnswerBody>) -> SocketSummary {
+    let text = |headers: &HeaderMap, name| {
+        headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+    };
+    let extensions: Vec<_> = listed(&parts.headers, "sec-websocket-extensions").collect();
+    SocketSummary {
+        origin: text(&parts.headers, "origin"),
+        protocols: listed(&parts.headers, "sec-websocket-protocol").map(str::to_owned).collect(),
+        protocol: text(response.headers(), "sec-websocket-protocol"),
+        extensions: (!extensions.is_empty()).then(|| extensions.join(", ")),
+        ..SocketSummary::default()
+    }
+}
+
+/// The value of a parameter of a query.
+fn asked(text: &str, wanted: &str) -> Option<String> {
+    query(text).find(|(name, _)| name == wanted).map(|(_, value)| value)
+}
+
+/// A refusal whose numbers are those of the moment.
+type Answered<T> = Result<T, Refused>;

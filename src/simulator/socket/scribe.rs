@@ -1,0 +1,213 @@
+//! `/v1/speech-to-text/realtime`: the server speaks first, audio comes in, text goes out. What is
+//! said is counted and not heard; every second that has begun is a credit. A session takes a place
+//! in the workspace's lane from its first word to its last.
+//!
+//! Sources: the Python SDK 2.78 (all messages), captured answers of 2026 (the refusal of a key).
+
+use serde_json::{Map, Value, json};
+
+use super::super::accounts::{Purse, Refused};
+use super::super::answer::trace_id;
+use super::super::route::query;
+use super::super::shape::Shape;
+use super::super::sound::seconds;
+use super::asked;
+use super::caller::Caller;
+use super::told;
+use super::wire::{Heard, Over, Wire};
+
+/// Always the same, as much of them as there is audio for.
+const WORDS: [&str; 5] = ["The", "simulator", "hears", "you", "well."];
+/// Audio after which a session commits by itself, when it was asked to listen for pauses.
+const PAUSE_MS: u64 = 2_000;
+
+/// What has been heard.
+struct Hearing {
+    key: usize,
+    bytes_per_second: u64,
+    bytes: u64,
+    charged: u64,
+    /// Where the segment began that has not been committed.
+    segment_bytes: u64,
+    commits_itself: bool,
+    has_times: bool,
+}
+
+/// Listens until the client leaves.
+pub(super) async fn serve(wire: &mut Wire, caller: Caller, text: &str) -> Over {
+    match listen(wire, caller, text).await {
+        Ok(never) => match never {},
+        Err(over) => over,
+    }
+}
+
+async fn listen(wire: &mut Wire, caller: Caller, text: &str) -> Result<std::convert::Infallible, Over> {
+    let key = caller.let_in(wire, None).await?;
+    let format = asked(text, "audio_format").unwrap_or_else(|| "pcm_16000".to_owned());
+    let Some((rate, bytes_per_second)) = rate_of(&format) else {
+        let message = format!("Audio format '{format}' is not supported.");
+        return Err(wire.tell(told::scribe("invalid_request", &message)).await);
+    };
+    // A second at the least must be there to be spent.
+    let afforded = wire.session.world.state().accounts.afford(key, 1, Purse::KeyAndWorkspace).map(|_| ());
+    let slot = afforded.and_then(|()| wire.session.begin(key, 0, Purse::KeyAndWorkspace));
+    let _slot = match slot {
+        Ok(slot) => slot,
+        Err(refused) => return Err(wire.refuse(&refused).await),
+    };
+    let mut hearing = Hearing {
+        key,
+        bytes_per_second,
+        bytes: 0,
+        charged: 0,
+        segment_bytes: 0,
+        commits_itself: is(text, "commit_strategy", "vad"),
+        has_times: is(text, "include_timestamps", "true"),
+    };
+    let config = json!({
+        "sample_rate": rate,
+        "audio_format": format,
+        "language_code": asked(text, "language_code"),
+        "commit_strategy": asked(text, "commit_strategy").unwrap_or_else(|| "manual".to_owned()),
+        "model_id": asked(text, "model_id").unwrap_or_else(|| "scribe_v2_realtime".to_owned()),
+        "enable_logging": !is(text, "enable_logging", "false"),
+        "include_timestamps": hearing.has_times,
+        "include_language_detection": is(text, "include_language_detection", "true"),
+        "keyterms": query(text).filter(|(name, _)| name == "keyterms").map(|(_, term)| term).collect::<Vec<_>>(),
+    });
+    let started = json!({ "message_type": "session_started", "session_id": trace_id(), "config": config });
+    wire.send(started.to_string()).await?;
+    loop {
+        let Some(heard) = wire.next(None).await? else { continue };
+        let message = match &heard {
+            Heard::Text(text) => serde_json::from_str::<Map<String, Value>>(text).ok(),
+            Heard::Binary(_) => None,
+        };
+        let Some(message) = message else {
+            return Err(wire.refuse(&Refused::from(Shape::MalformedJson)).await);
+        };
+        hearing.take(wire, &message).await?;
+    }
+}
+
+fn is(text: &str, name: &str, value: &str) -> bool {
+    asked(text, name).is_some_and(|asked| asked == value)
+}
+
+fn field<'a>(message: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
+    message.get(name).and_then(Value::as_str)
+}
+
+impl Hearing {
+    async fn take(&mut self, wire: &mut Wire, message: &Map<String, Value>) -> Result<(), Over> {
+        if field(message, "message_type") != Some("input_audio_chunk") {
+            let error = "The message_type must be input_audio_chunk.";
+            return Err(wire.tell(told::scribe("input_error", error)).await);
+        }
+        let Some(bytes) = bytes_in(field(message, "audio_base_64").unwrap_or_default()) else {
+            let error = "The audio is not valid base64.";
+            return Err(wire.tell(told::scribe("input_error", error)).await);
+        };
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.segment_bytes = self.segment_bytes.saturating_add(bytes);
+        let owed = self.bytes.div_ceil(self.bytes_per_second);
+        if let Err(refused) =
+            wire.session.spend(self.key, owed.saturating_sub(self.charged), Purse::KeyAndWorkspace)
+        {
+            return Err(wire.refuse(&refused).await);
+        }
+        self.charged = owed;
+        if bytes > 0 {
+            let partial = json!({ "message_type": "partial_transcript", "text": self.words().join(" ") });
+            wire.send(partial.to_string()).await?;
+        }
+        let is_pause = self.commits_itself && self.segment_ms() >= PAUSE_MS;
+        if is_pause || message.get("commit").and_then(Value::as_bool).unwrap_or(false) {
+            self.commit(wire).await?;
+        }
+        Ok(())
+    }
+
+    fn segment_ms(&self) -> u64 {
+        self.segment_bytes.saturating_mul(1_000) / self.bytes_per_second
+    }
+
+    /// A word for every begun tenth of a second, and no more than there are.
+    fn words(&self) -> &'static [&'static str] {
+        let count = usize::try_from(self.segment_ms().div_ceil(100)).unwrap_or(usize::MAX).min(WORDS.len());
+        &WORDS[..count]
+    }
+
+    /// The words with their times, which share the segment evenly.
+    fn timed_words(&self) -> Vec<Value> {
+        let words = self.words();
+        let length = self.segment_ms() / u64::try_from(words.len().max(1)).unwrap_or(1);
+        let timed = words.iter().zip(0_u64..).map(|(word, index)| {
+            let (start, end) = (seconds(index * length), seconds((index + 1) * length));
+            json!({ "text": word, "start": start, "end": end, "type": "word", "logprob": -0.01 })
+        });
+        timed.collect()
+    }
+
+    async fn commit(&mut self, wire: &mut Wire) -> Result<(), Over> {
+        let text = self.words().join(" ");
+        let committed = json!({ "message_type": "committed_transcript", "text": text });
+        wire.send(committed.to_string()).await?;
+        if self.has_times {
+            let timed = json!({
+                "message_type": "committed_transcript_with_timestamps",
+                "text": text,
+                "language_code": "en",
+                "words": self.timed_words(),
+            });
+            wire.send(timed.to_string()).await?;
+        }
+        self.segment_bytes = 0;
+        Ok(())
+    }
+}
+
+/// Samples and bytes of a second of a format (the Python SDK 2.78, `AudioFormat`).
+fn rate_of(format: &str) -> Option<(u64, u64)> {
+    let (coding, rate) = format.split_once('_')?;
+    let rate = rate.parse().ok().filter(|rate| (8_000..=48_000).contains(rate))?;
+    match coding {
+        "pcm" => Some((rate, rate * 2)),
+        "ulaw" => Some((rate, rate)),
+        _ => None,
+    }
+}
+
+/// How many bytes a text of base 64 stands for.
+fn bytes_in(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches('=');
+    let padding = text.len() - digits.len();
+    let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    let is_whole = text.len().is_multiple_of(4) && padding <= 2;
+    (is_whole && digits.as_bytes().iter().all(is_digit))
+        .then(|| u64::try_from(digits.len() * 3 / 4).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base_64_is_measured_and_nothing_else_is() {
+        for (text, bytes) in [("", 0), ("Zg==", 1), ("Zm8=", 2), ("Zm9v", 3), ("Zm9vYg==", 4)] {
+            assert_eq!(bytes_in(text), Some(bytes), "{text}");
+        }
+        for text in ["Zg=", "Zg", "Z===", "Z g=", "Zm9-", "Zg==Zg=="] {
+            assert_eq!(bytes_in(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn formats_have_their_rates() {
+        assert_eq!(rate_of("pcm_16000"), Some((16_000, 32_000)));
+        assert_eq!(rate_of("ulaw_8000"), Some((8_000, 8_000)));
+        for format in ["", "pcm", "pcm_", "pcm_0", "pcm_7999", "pcm_48001", "mp3_44100"] {
+            assert_eq!(rate_of(format), None, "{format}");
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! The TCP connection below a session, which can be told to take so many bytes and no more: a
+//! break in the middle of a frame.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// A socket that takes so many bytes and no more.
+pub(super) struct Snip {
+    pub(super) tcp: TcpStream,
+    /// Nothing when there is no bound.
+    pub(super) left: Option<u64>,
+}
+
+impl AsyncRead for Snip {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Snip {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let Some(left) = self.left else { return Pin::new(&mut self.tcp).poll_write(cx, bytes) };
+        if left == 0 {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let room = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+        let written = ready!(Pin::new(&mut self.tcp).poll_write(cx, &bytes[..room]))?;
+        self.left = Some(left.saturating_sub(u64::try_from(written).unwrap_or(u64::MAX)));
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,262 @@
+//! `/v1/text-to-speech/{voice_id}/stream-input` and `…/multi-stream-input`: text comes in pieces,
+//! gathers until there is enough to speak, and goes out as audio. With contexts, several texts
+//! gather side by side on one connection.
+//!
+//! Sources: the Python SDK 2.78 (all messages; when text is spoken), its public issues and those of
+//! two voice frameworks (the texts of the refusals).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::super::accounts::Refused;
+use super::super::shape::Shape;
+use super::super::speech::characters_of;
+use super::asked;
+use super::caller::Caller;
+use super::told;
+use super::voice::{Form, PIECE_CHARACTERS, Piece, Voice};
+use super::wire::{Heard, Over, Wire};
+
+/// Characters that are waited for before the first, second, third and every later audio.
+const SCHEDULE: [u64; 4] = [120, 160, 250, 290];
+/// The shortest and the longest that a client may ask to wait for.
+const SCHEDULE_MIN: u64 = 50;
+const SCHEDULE_MAX: u64 = 500;
+/// Contexts of one connection.
+const CONTEXTS_MAX: usize = 5;
+/// Seconds without a message, and the most that may be asked for.
+const INACTIVITY_SECONDS: u32 = 20;
+const INACTIVITY_SECONDS_MAX: u32 = 180;
+/// What a context is called that the client does not name.
+const DEFAULT_CONTEXT: &str = "default";
+/// The model when the query names none (the documentation).
+const DEFAULT_MODEL: &str = "eleven_multilingual_v2";
+
+/// `AudioOutput` and, with contexts, `AudioOutputMulti`.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Output<'a> {
+    audio: Option<&'a str>,
+    is_final: Option<bool>,
+    normalized_alignment: Option<Value>,
+    alignment: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context_id: Option<&'a str>,
+}
+
+/// A message of audio, in a context or on its own.
+struct Chunk {
+    context_id: Option<String>,
+}
+
+impl Form for Chunk {
+    fn write(&self, piece: &Piece) -> String {
+        let alignment = Some(piece.alignment());
+        output(&Output {
+            audio: Some(&piece.audio),
+            is_final: None,
+            normalized_alignment: alignment.clone(),
+            alignment,
+            context_id: self.context_id.as_deref(),
+        })
+    }
+}
+
+/// Text that gathers.
+struct Context {
+    text: String,
+    /// Characters to wait for, the last for ever.
+    schedule: Vec<u64>,
+    spoken_times: usize,
+}
+
+/// The session as it stands.
+struct Speech {
+    voice: Voice,
+    contexts: BTreeMap<String, Context>,
+    has_contexts: bool,
+    /// Every message is spoken as it comes.
+    is_auto: bool,
+}
+
+/// Speaks until the client has nothing more to say.
+pub(super) async fn serve(
+    wire: &mut Wire,
+    caller: Caller,
+    voice: String,
+    has_contexts: bool,
+    text: &str,
+) -> Over {
+    match converse(wire, caller, voice, has_contexts, text).await {
+        Ok(()) => wire.close(1_000, "").await,
+        Err(over) => over,
+    }
+}
+
+async fn converse(
+    wire: &mut Wire,
+    caller: Caller,
+    voice: String,
+    has_contexts: bool,
+    text: &str,
+) -> Result<(), Over> {
+    let seconds =
+        asked(text, "inactivity_timeout").and_then(|text| text.parse().ok()).unwrap_or(INACTIVITY_SECONDS);
+    let seconds: u32 = u32::clamp(seconds, 1, INACTIVITY_SECONDS_MAX);
+    let limit = wire.session.world.socket_second().saturating_mul(seconds);
+    let first = heard(wire, limit, seconds).await?;
+    let key = caller.let_in(wire, Some(&first)).await?;
+    let model = asked(text, "model_id").unwrap_or_else(|| DEFAULT_MODEL.to_owned());
+    let found = Voice::new(key, &model, text);
+    let found = match found {
+        Ok(speaker) => speaker.find(&wire.session.world, &[voice]).map(|()| speaker),
+        Err(refused) => Err(refused),
+    };
+    let voice = match found {
+        Ok(voice) => voice,
+        Err(refused) => return Err(wire.refuse(&refused).await),
+    };
+    let is_auto = asked(text, "auto_mode").is_some_and(|value| value == "true");
+    let mut speech = Speech { voice, contexts: BTreeMap::new(), has_contexts, is_auto };
+    let mut message = first;
+    while !speech.take(wire, &message).await? {
+        message = heard(wire, limit, seconds).await?;
+    }
+    Ok(())
+}
+
+fn is_set(message: &Value, name: &str) -> bool {
+    message.get(name).and_then(Value::as_bool).unwrap_or(false)
+}
+
+/// The next message, which must be an object.
+async fn heard(wire: &mut Wire, limit: Duration, seconds: u32) -> Result<Value, Over> {
+    let Some(heard) = wire.next(Some(limit)).await? else {
+        let message = format!(
+            "Have not received a new text input within the timeout of {seconds} seconds. Streaming input terminated. Please make sure to either feed the input in the timely manner, or to send the end of input text (empty string \"\") when done."
+        );
+        return Err(wire.tell(told::speech("input_timeout_exceeded", &message)).await);
+    };
+    let message = match &heard {
+        Heard::Text(text) => serde_json::from_str(text).ok().filter(Value::is_object),
+        Heard::Binary(_) => None,
+    };
+    match message {
+        Some(message) => Ok(message),
+        None => Err(wire.refuse(&Refused::from(Shape::MalformedJson)).await),
+    }
+}
+
+impl Speech {
+    /// Does what a message asks for. True when it was the last.
+    async fn take(&mut self, wire: &mut Wire, message: &Value) -> Result<bool, Over> {
+        let id = match ["context_id", "contextId"].iter().find_map(|name| message.get(name)) {
+            Some(Value::String(id)) if self.has_contexts => id.clone(),
+            _ => DEFAULT_CONTEXT.to_owned(),
+        };
+        let text = message.get("text").and_then(Value::as_str);
+        if self.has_contexts && is_set(message, "close_socket") {
+            let open: Vec<String> = self.contexts.keys().cloned().collect();
+            for id in open {
+                self.speak(wire, &id).await?;
+                self.end(wire, &id).await?;
+            }
+            return Ok(true);
+        }
+        if self.has_contexts && is_set(message, "close_context") {
+            // What has not been flushed is not spoken any more.
+            if self.contexts.contains_key(&id) {
+                self.end(wire, &id).await?;
+            }
+            return Ok(false);
+        }
+        if !self.has_contexts && text == Some("") {
+            self.speak(wire, &id).await?;
+            self.end(wire, &id).await?;
+            return Ok(true);
+        }
+        if !self.contexts.contains_key(&id) {
+            if self.contexts.len() == CONTEXTS_MAX {
+                let message = format!(
+                    "Maximum simultaneous contexts per WebSocket connection exceeded ({CONTEXTS_MAX}). Please close an existing context before opening a new one."
+                );
+                return Err(wire.tell(told::speech("max_active_conversations", &message)).await);
+            }
+            self.contexts.insert(id.clone(), Context::new(message));
+        }
+        let is_due = self.contexts.get_mut(&id).is_some_and(|context| {
+            context.add(text.unwrap_or_default());
+            let waiting = characters_of(&context.text);
+            let is_tried = is_set(message, "try_trigger_generation") && waiting >= PIECE_CHARACTERS as u64;
+            is_set(message, "flush") || self.is_auto || is_tried || waiting >= context.waits_for()
+        });
+        if is_due {
+            self.speak(wire, &id).await?;
+        }
+        Ok(false)
+    }
+
+    /// Speaks what has gathered.
+    async fn speak(&mut self, wire: &mut Wire, id: &str) -> Result<(), Over> {
+        let Some(context) = self.contexts.get_mut(id) else { return Ok(()) };
+        let text = std::mem::take(&mut context.text);
+        context.spoken_times += 1;
+        let chunk = Chunk { context_id: self.has_contexts.then(|| id.to_owned()) };
+        self.voice.speak(wire, &text, &chunk).await
+    }
+
+    /// Says that nothing more comes.
+    async fn end(&mut self, wire: &mut Wire, id: &str) -> Result<(), Over> {
+        self.contexts.remove(id);
+        let context_id = self.has_contexts.then_some(id);
+        let last = Output {
+            audio: None,
+            is_final: Some(true),
+            normalized_alignment: None,
+            alignment: None,
+            context_id,
+        };
+        wire.send(output(&last)).await
+    }
+}
+
+fn output(output: &Output<'_>) -> String {
+    // Strings and numbers always serialize.
+    serde_json::to_string(output).unwrap_or_default()
+}
+
+impl Context {
+    fn new(message: &Value) -> Self {
+        let asked = message.get("generation_config").and_then(|config| config.get("chunk_length_schedule"));
+        let asked = asked.and_then(Value::as_array).map(|list| {
+            let whole = list.iter().filter_map(|length| length.as_u64().or_else(|| whole(length.as_f64()?)));
+            whole.map(|length| length.clamp(SCHEDULE_MIN, SCHEDULE_MAX)).take(16).collect::<Vec<_>>()
+        });
+        let schedule = asked.filter(|list| !list.is_empty()).unwrap_or_else(|| SCHEDULE.to_vec());
+        Self { text: String::new(), schedule, spoken_times: 0 }
+    }
+
+    /// The blank that opens a text is no part of it.
+    fn add(&mut self, text: &str) {
+        if text != " " || self.spoken_times > 0 || !self.text.is_empty() {
+            self.text.push_str(text);
+        }
+    }
+
+    fn waits_for(&self) -> u64 {
+        let last = self.schedule.last().copied().unwrap_or(SCHEDULE_MAX);
+        self.schedule.get(self.spoken_times).copied().unwrap_or(last)
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "clamped to the schedule's bounds"
+)]
+fn whole(number: f64) -> Option<u64> {
+    number.is_finite().then(|| number.clamp(0.0, 500.0).round() as u64)
+}

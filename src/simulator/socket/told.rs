@@ -1,0 +1,236 @@
+//! How each socket says no. The catalogue of refusals is that of HTTP; here is its form on each
+//! socket, byte for byte, and the close that follows.
+//!
+//! Sources: captured answers of 2026 (the key, speech's timeout and contexts, the transcription's
+//! `auth_error`, the agent's quota), the Python SDK 2.78 (the members of each form, the names of
+//! the transcription's). Where nothing is known, the words are those of HTTP.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::super::shape::{Facts, Shape};
+
+/// Whose form it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tongue {
+    /// `{"message", "error", "code"}`, and a close with the message.
+    Speech,
+    /// The same with `param`.
+    Dialogue,
+    /// `{"message_type", "error"}`, and a close with 1000.
+    Scribe,
+    /// A close and mostly nothing before it.
+    Agent,
+}
+
+/// A refusal as it goes on a socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Told {
+    /// What the ledger calls it.
+    pub(super) name: String,
+    pub(super) message: Option<String>,
+    pub(super) code: u16,
+    pub(super) reason: String,
+}
+
+/// Policy violation: what speech closes with, whoever is to blame.
+const POLICY: u16 = 1_008;
+/// The provider's reasons end after so many characters, also in the middle of a word (captured,
+/// 2024 and 2026).
+const REASON_CHARACTERS_MAX: usize = 120;
+
+#[derive(Serialize)]
+struct SpeechError<'a> {
+    message: &'a str,
+    error: &'a str,
+    code: u16,
+}
+
+#[derive(Serialize)]
+struct DialogueError<'a> {
+    message: &'a str,
+    error: &'a str,
+    code: u16,
+    param: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct AgentError<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    message: &'a str,
+}
+
+#[derive(Serialize)]
+struct ScribeError<'a> {
+    message_type: &'a str,
+    error: &'a str,
+}
+
+/// The refusal of that shape.
+pub(super) fn tell(tongue: Tongue, shape: &Shape, facts: &Facts) -> Told {
+    let mut told = match tongue {
+        Tongue::Speech => {
+            let (error, message) = words(shape, facts);
+            let told = speech(&error, &message);
+            // Captured, 2026: this one is a close and nothing before it.
+            if *shape == Shape::Concurrency { Told { message: None, ..told } } else { told }
+        }
+        Tongue::Dialogue => {
+            let (error, message) = words(shape, facts);
+            dialogue(&error, &message, None)
+        }
+        Tongue::Agent => agent(shape, facts),
+        Tongue::Scribe => {
+            let (message_type, error) = scribe_words(shape, facts);
+            scribe(message_type, &error)
+        }
+    };
+    told.name = shape.to_string();
+    told
+}
+
+/// A refusal of the sockets of speech.
+pub(super) fn speech(error: &str, message: &str) -> Told {
+    let body = json(&SpeechError { message, error, code: POLICY });
+    Told { name: error.to_owned(), message: Some(body), code: POLICY, reason: reason(message) }
+}
+
+/// A refusal of the sockets of dialogue.
+pub(super) fn dialogue(error: &str, message: &str, param: Option<&str>) -> Told {
+    let body = json(&DialogueError { message, error, code: POLICY, param });
+    Told { message: Some(body), ..speech(error, message) }
+}
+
+/// A refusal of a conversation: 1002 for what cannot go on, 1011 for the provider's own faults,
+/// 1008 for the client's (the documentation; the quota is captured, 2026).
+fn agent(shape: &Shape, facts: &Facts) -> Told {
+    const QUOTA: &str = "This request exceeds your quota limit.";
+    let close = |code, reason: &str| Told { code, reason: reason.to_owned(), ..Told::default() };
+    match shape {
+        Shape::Quota | Shape::KeyCap | Shape::QuotaForbidden => close(1_002, QUOTA),
+        // The other form in which it was seen, a message before the close (captured, 2026).
+        Shape::InsufficientCredits => {
+            let message = format!("received 1002 (protocol error) {QUOTA}");
+            let body = json(&AgentError { kind: "error", message: &message });
+            Told { message: Some(body), ..close(1_002, QUOTA) }
+        }
+        Shape::Concurrency | Shape::RateLimit(_) => close(1_002, &reason(&words(shape, facts).1)),
+        Shape::ServerError | Shape::SystemBusy | Shape::Maintenance => {
+            close(1_011, &reason(&words(shape, facts).1))
+        }
+        Shape::InvalidKey
+        | Shape::InvalidKey400
+        | Shape::NeedsAuthorization
+        | Shape::MissingPermissions(_)
+        | Shape::UnusualActivity
+        | Shape::PaymentIssue
+        | Shape::PaidPlanRequired
+        | Shape::UnacceptedTerms
+        | Shape::Forbidden
+        | Shape::WorkspaceAccessDenied
+        | Shape::SubscriptionRequired
+        | Shape::FieldMissing(_)
+        | Shape::NotAString(_)
+        | Shape::MalformedJson
+        | Shape::VoiceNotFound
+        | Shape::InvalidCursor
+        | Shape::UnknownRequest
+        | Shape::HistoryItemNotFound
+        | Shape::AgentNotFound
+        | Shape::ConversationNotFound
+        | Shape::AnonymousWorkspace
+        | Shape::ModelNotFound
+        | Shape::TextTooLong
+        | Shape::EmptyText
+        | Shape::InvalidOutputFormat
+        | Shape::RequestTooLarge
+        | Shape::NotFound
+        | Shape::MethodNotAllowed(_)
+        | Shape::Page(_) => close(POLICY, &reason(&words(shape, facts).1)),
+    }
+}
+
+/// A refusal of the transcription. It closes as if nothing had happened (captured, 2026, for the key).
+pub(super) fn scribe(message_type: &str, error: &str) -> Told {
+    let body = json(&ScribeError { message_type, error });
+    Told { name: message_type.to_owned(), message: Some(body), code: 1_000, reason: String::new() }
+}
+
+fn json(body: &impl Serialize) -> String {
+    // Strings and numbers always serialize.
+    serde_json::to_string(body).unwrap_or_default()
+}
+
+fn reason(message: &str) -> String {
+    let text: String = message.chars().take(REASON_CHARACTERS_MAX).collect();
+    // A frame of control has 125 bytes, two of them for the code.
+    (0..=text.len().min(123)).rev().find_map(|end| text.get(..end)).unwrap_or_default().to_owned()
+}
+
+/// The name and the message, which are HTTP's but for a few.
+fn words(shape: &Shape, facts: &Facts) -> (String, String) {
+    let own = |name: &str, message: &str| (name.to_owned(), message.to_owned());
+    if matches!(shape, Shape::InvalidKey | Shape::InvalidKey400) {
+        return own("invalid_api_key", "Invalid API key");
+    }
+    if *shape == Shape::NeedsAuthorization {
+        return own(
+            "authentication_required",
+            "None of the authentication methods (xi-api-key, authorization header, single-use token) were found.",
+        );
+    }
+    if *shape == Shape::ServerError {
+        return own(
+            "something_went_wrong",
+            "We are sorry, something went wrong. You are not charged for this request.",
+        );
+    }
+    let body: Value = serde_json::from_str(&shape.render(facts, "").body).unwrap_or_default();
+    // One of a list is as good as the other: there is never more than one.
+    let detail = body.pointer("/detail/0").or_else(|| body.get("detail")).unwrap_or(&Value::Null);
+    let text = |names: [&str; 2]| names.into_iter().find_map(|name| detail.get(name)).and_then(Value::as_str);
+    let name = text(["status", "type"]).map_or_else(|| shape.to_string(), str::to_owned);
+    let message = text(["message", "msg"]).or(detail.as_str());
+    (name, message.unwrap_or("We are sorry, something went wrong.").to_owned())
+}
+
+/// The `message_type` and the text. The first two texts are captured; the names are those of the
+/// Python SDK 2.78.
+fn scribe_words(shape: &Shape, facts: &Facts) -> (&'static str, String) {
+    let kind = match shape {
+        Shape::InvalidKey
+        | Shape::InvalidKey400
+        | Shape::NeedsAuthorization
+        | Shape::MissingPermissions(_)
+        | Shape::Forbidden
+        | Shape::WorkspaceAccessDenied => {
+            return ("auth_error", "You must be authenticated to use this endpoint.".to_owned());
+        }
+        Shape::Quota | Shape::KeyCap | Shape::QuotaForbidden | Shape::InsufficientCredits => {
+            return ("quota_exceeded", "You have exceeded your quota.".to_owned());
+        }
+        Shape::Concurrency | Shape::RateLimit(_) => "rate_limited",
+        Shape::SystemBusy | Shape::Maintenance => "resource_exhausted",
+        Shape::UnacceptedTerms => "unaccepted_terms",
+        Shape::ServerError => "transcriber_error",
+        Shape::FieldMissing(_) | Shape::NotAString(_) | Shape::MalformedJson => "input_error",
+        Shape::ModelNotFound | Shape::InvalidOutputFormat | Shape::EmptyText => "invalid_request",
+        Shape::TextTooLong | Shape::RequestTooLarge => "chunk_size_exceeded",
+        Shape::UnusualActivity
+        | Shape::PaymentIssue
+        | Shape::PaidPlanRequired
+        | Shape::SubscriptionRequired
+        | Shape::VoiceNotFound
+        | Shape::InvalidCursor
+        | Shape::UnknownRequest
+        | Shape::HistoryItemNotFound
+        | Shape::AgentNotFound
+        | Shape::ConversationNotFound
+        | Shape::AnonymousWorkspace
+        | Shape::NotFound
+        | Shape::MethodNotAllowed(_)
+        | Shape::Page(_) => "error",
+    };
+    (kind, words(shape, facts).1)
+}

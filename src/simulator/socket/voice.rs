@@ -1,0 +1,132 @@
+//! Text that becomes sound in a session: priced, charged and sent piece by piece, so that credits
+//! can run out in the middle of a sentence. A place in the workspace's lane is taken while it
+//! speaks and not while it waits for more (the documentation of the models).
+
+use serde_json::{Value, json};
+
+use super::super::accounts::{Purse, Refused};
+use super::super::models::{Model, voice_name};
+use super::super::shape::Shape;
+use super::super::sound::Sound;
+use super::super::sound::format::Format;
+use super::super::sound::melody::Melody;
+use super::super::speech::{base64, characters_of};
+use super::super::world::World;
+use super::wire::{Over, Wire};
+use super::{Answered, asked};
+
+/// Characters of one message of audio: the shortest that is made without being asked to (the
+/// Python SDK 2.78, `chunk_length_schedule`).
+pub(super) const PIECE_CHARACTERS: usize = 50;
+/// Text that the ledger keeps of one session.
+const SPOKEN_BYTES_MAX: usize = 64 * 1_024;
+
+/// One message of audio.
+pub(super) struct Piece {
+    /// Base 64.
+    pub(super) audio: String,
+    pub(super) text: String,
+    melody: Melody,
+}
+
+/// How a socket writes a message of audio.
+pub(super) trait Form: Sync {
+    fn write(&self, piece: &Piece) -> String;
+}
+
+#[derive(Debug)]
+pub(super) struct Voice {
+    key: usize,
+    model: Model,
+    format: Format,
+    characters: u64,
+}
+
+impl Voice {
+    /// A voice that speaks at the expense of `key`.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such model or format.
+    pub(super) fn new(key: usize, model: &str, text: &str) -> Answered<Self> {
+        let model = Model::find(model).ok_or_else(|| Refused::naming(Shape::ModelNotFound, model))?;
+        let format = match asked(text, "output_format") {
+            None => Format::DEFAULT,
+            Some(name) => Format::named(&name).ok_or_else(|| {
+                let message = format!("Output format '{name}' is not supported.");
+                Refused::naming(Shape::InvalidOutputFormat, message)
+            })?,
+        };
+        Ok(Self { key, model, format, characters: 0 })
+    }
+
+    /// Whether the workspace that pays has those voices.
+    pub(super) fn find(&self, world: &World, voices: &[String]) -> Answered<()> {
+        let state = world.state();
+        let own = state.accounts.workspace(self.key).map(|workspace| workspace.plan.voices.as_slice());
+        let own = own.unwrap_or_default();
+        match voices.iter().find(|voice| voice_name(voice, own).is_none()) {
+            Some(voice) => Err(Refused::naming(Shape::VoiceNotFound, voice)),
+            None => Ok(()),
+        }
+    }
+
+    /// Speaks `text`, each piece as `form` writes it.
+    pub(super) async fn speak(&mut self, wire: &mut Wire, text: &str, form: &impl Form) -> Result<(), Over> {
+        let mut pieces = pieces_of(text).into_iter().peekable();
+        let mut slot = None;
+        while let Some(text) = pieces.next() {
+            // The sum is rounded up and not each piece, so that pieces cost what the whole costs.
+            let cost =
+                self.model.cost(self.characters + characters_of(&text)) - self.model.cost(self.characters);
+            let paid = if slot.is_none() {
+                wire.session.begin(self.key, cost, Purse::KeyAndWorkspace).map(|begun| slot = Some(begun))
+            } else {
+                wire.session.spend(self.key, cost, Purse::KeyAndWorkspace)
+            };
+            if let Err(refused) = paid {
+                return Err(wire.refuse(&refused).await);
+            }
+            self.characters += characters_of(&text);
+            wire.session.note(|socket| {
+                if socket.spoken.len() + text.len() <= SPOKEN_BYTES_MAX {
+                    socket.spoken.push_str(&text);
+                }
+            });
+            let melody = Melody::of(&text);
+            let sound: Vec<u8> =
+                Sound::of(melody.clone(), self.format).into_blocks().flat_map(Vec::from).collect();
+            let piece = form.write(&Piece { audio: base64(&sound), text, melody });
+            wire.pause().await?;
+            if pieces.peek().is_none() {
+                // A client that has the last piece must not find its own work still running.
+                slot = None;
+            }
+            wire.send_now(piece.into()).await?;
+        }
+        drop(slot);
+        Ok(())
+    }
+}
+
+fn pieces_of(text: &str) -> Vec<String> {
+    let characters: Vec<char> = text.chars().collect();
+    characters.chunks(PIECE_CHARACTERS).map(String::from_iter).collect()
+}
+
+impl Piece {
+    /// Its characters and their times, in milliseconds from the beginning of the piece.
+    pub(super) fn times(&self) -> (Vec<String>, Vec<u64>, Vec<u64>) {
+        let starts: Vec<u64> =
+            (0..characters_of(&self.text)).map(|index| self.melody.starts_ms(index)).collect();
+        let ends = (1..=characters_of(&self.text)).map(|index| self.melody.starts_ms(index));
+        let lengths = starts.iter().zip(ends).map(|(start, end)| end.saturating_sub(*start)).collect();
+        (self.text.chars().map(String::from).collect(), starts, lengths)
+    }
+
+    /// The alignment of the sockets of speech (the Python SDK 2.78, `Alignment`).
+    pub(super) fn alignment(&self) -> Value {
+        let (chars, starts, lengths) = self.times();
+        json!({ "chars": chars, "charStartTimesMs": starts, "charDurationsMs": lengths })
+    }
+}

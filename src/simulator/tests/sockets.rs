@@ -1,0 +1,288 @@
+//! A client for the sockets, and what all of them have in common: the handshake, the echo, and
+//! what the ledger and its violations say of a session.
+
+use futures_util::{SinkExt, StreamExt};
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::{ClientRequestBuilder, Error, Message};
+use tokio_tungstenite::{WebSocketStream, client_async};
+
+use super::*;
+use crate::simulator::{Ledger, RequestSummary, SocketClose, SocketSummary};
+
+pub(super) struct Client {
+    stream: WebSocketStream<TcpStream>,
+    pub(super) headers: HeaderMap,
+}
+
+/// A handshake that was refused.
+#[derive(Debug)]
+pub(super) struct NotGranted {
+    pub(super) status: u16,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Vec<u8>,
+}
+
+async fn in_time<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("an answer in time")
+}
+
+pub(super) async fn knock(
+    sim: &Simulator,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Result<Client, NotGranted> {
+    let stream = TcpStream::connect(sim.address()).await.unwrap();
+    let mut request = ClientRequestBuilder::new(format!("ws://{}{path}", sim.address()).parse().unwrap());
+    for (name, value) in headers {
+        request = match *name {
+            "sec-websocket-protocol" => request.with_sub_protocol(*value),
+            _ => request.with_header(*name, *value),
+        };
+    }
+    match in_time(client_async(request, stream)).await {
+        Ok((stream, response)) => Ok(Client { stream, headers: response.headers().clone() }),
+        Err(Error::Http(response)) => {
+            let (parts, body) = response.into_parts();
+            Err(NotGranted {
+                status: parts.status.as_u16(),
+                headers: parts.headers,
+                body: body.unwrap_or_default(),
+            })
+        }
+        Err(error) => {
+            Err(NotGranted { status: 0, headers: HeaderMap::new(), body: error.to_string().into_bytes() })
+        }
+    }
+}
+
+/// A socket with that key.
+pub(super) async fn dial(sim: &Simulator, path: &str, key: &str) -> Client {
+    knock(sim, path, &[("xi-api-key", key)]).await.expect("a granted handshake")
+}
+
+impl Client {
+    pub(super) async fn send(&mut self, message: Message) {
+        in_time(self.stream.send(message)).await.unwrap();
+    }
+
+    pub(super) async fn say(&mut self, message: Value) {
+        self.send(Message::text(message.to_string())).await;
+    }
+
+    pub(super) async fn next(&mut self) -> Option<Result<Message, Error>> {
+        in_time(self.stream.next()).await
+    }
+
+    pub(super) async fn hear_text(&mut self) -> String {
+        match self.next().await {
+            Some(Ok(Message::Text(text))) => text.as_str().to_owned(),
+            other => panic!("no text but {other:?}"),
+        }
+    }
+
+    pub(super) async fn hear(&mut self) -> Value {
+        serde_json::from_str(&self.hear_text().await).unwrap()
+    }
+
+    /// The close that comes next, and then the end.
+    pub(super) async fn hear_close(&mut self) -> (u16, String) {
+        let close = match self.next().await {
+            Some(Ok(Message::Close(Some(frame)))) => (frame.code.into(), frame.reason.as_str().to_owned()),
+            other => panic!("no close but {other:?}"),
+        };
+        assert!(self.next().await.is_none(), "nothing comes after a close");
+        close
+    }
+
+    /// Everything until the close, and the close.
+    pub(super) async fn hear_all(&mut self) -> (Vec<Value>, (u16, String)) {
+        let mut texts = Vec::new();
+        loop {
+            match self.next().await {
+                Some(Ok(Message::Text(text))) => texts.push(serde_json::from_str(&text).unwrap()),
+                Some(Ok(Message::Close(Some(frame)))) => {
+                    // The answer to it goes out with the next look.
+                    assert!(self.next().await.is_none(), "nothing comes after a close");
+                    return (texts, (frame.code.into(), frame.reason.as_str().to_owned()));
+                }
+                other => panic!("neither a text nor a close but {other:?} after {texts:?}"),
+            }
+        }
+    }
+
+    /// Nothing but the end of the connection, without a close.
+    pub(super) async fn hear_break(&mut self) -> Error {
+        match self.next().await {
+            Some(Err(error)) => error,
+            other => panic!("no break but {other:?}"),
+        }
+    }
+
+    pub(super) async fn close(mut self, code: u16, reason: &str) {
+        let frame = CloseFrame { code: code.into(), reason: reason.into() };
+        in_time(self.stream.close(Some(frame))).await.unwrap();
+        while let Some(Ok(_)) = self.next().await {}
+    }
+}
+
+pub(super) async fn until(sim: &Simulator, condition: impl FnMut(&Ledger) -> bool) -> Ledger {
+    in_time(sim.until(condition)).await
+}
+
+/// The last session, when it has ended.
+pub(super) async fn ended(sim: &Simulator) -> (RequestSummary, SocketSummary) {
+    let ledger = until(sim, |ledger| ledger.totals.sockets_open == 0).await;
+    let request = ledger.requests.iter().rev().find(|request| request.socket.is_some()).unwrap().clone();
+    let socket = request.socket.clone().unwrap();
+    assert!(!socket.is_open);
+    (request, socket)
+}
+
+fn closed(code: u16, reason: &str) -> Option<SocketClose> {
+    Some(SocketClose { code, reason: reason.to_owned() })
+}
+
+pub(super) const ECHO: &str = "/v1/simulator/anything?x=1";
+pub(super) const SPEECH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/stream-input";
+
+#[tokio::test]
+async fn any_other_path_says_back_what_it_hears_and_closes_as_it_was_closed() {
+    let sim = start_with("sk=100").await;
+    let mut client = knock(&sim, ECHO, &[]).await.unwrap();
+    for message in [
+        Message::text("a text"),
+        Message::text(""),
+        Message::binary(vec![0, 255, 10]),
+        Message::binary(vec![7_u8; 1_000_000]),
+    ] {
+        client.send(message.clone()).await;
+        assert_eq!(client.next().await.unwrap().unwrap(), message);
+    }
+    client.send(Message::Ping(vec![1, 2].into())).await;
+    assert_eq!(client.next().await.unwrap().unwrap(), Message::Pong(vec![1, 2].into()));
+    client.close(4_321, "enough").await;
+    let (request, socket) = ended(&sim).await;
+    assert_eq!((request.status, request.path_and_query.as_str()), (Some(101), ECHO));
+    assert_eq!((socket.text_messages, socket.binary_messages, socket.messages_sent), (2, 2, 4));
+    assert_eq!(socket.message_bytes, 6 + 3 + 1_000_000);
+    assert_eq!(socket.messages, ["a text", ""]);
+    assert_eq!(socket.close_received, closed(4_321, "enough"));
+    assert_eq!(socket.close_sent, closed(4_321, "enough"));
+    let ledger = sim.ledger();
+    assert_eq!((ledger.totals.served, ledger.totals.in_flight, ledger.totals.charged), (1, 0, 0));
+    assert_eq!(ledger.violations, [] as [String; 0]);
+}
+
+#[tokio::test]
+async fn a_session_is_in_the_ledger_while_it_goes_on() {
+    let sim = start_with("sk=100").await;
+    let mut client = dial(&sim, ECHO, "sk").await;
+    client.send(Message::text("one")).await;
+    client.hear_text().await;
+    let ledger = until(&sim, |ledger| ledger.requests[0].socket.as_ref().unwrap().messages_sent == 1).await;
+    assert!(ledger.requests[0].socket.as_ref().unwrap().is_open);
+    assert_eq!((ledger.totals.sockets_open, ledger.key("sk").unwrap().served), (1, 1));
+    // A client that leaves without a word ends its session, too.
+    drop(client);
+    let (request, socket) = ended(&sim).await;
+    assert_eq!((request.key.as_deref(), socket.close_received, socket.close_sent), (Some("sk"), None, None));
+}
+
+#[tokio::test]
+async fn what_was_offered_is_written_down_and_only_the_agents_protocol_is_agreed_on() {
+    let sim = start_with("sk=100").await;
+    let offered = [
+        ("origin", "https://app.example"),
+        ("sec-websocket-protocol", "other"),
+        ("sec-websocket-protocol", "convai"),
+        ("sec-websocket-extensions", "permessage-deflate; client_max_window_bits"),
+    ];
+    let client = knock(&sim, ECHO, &offered).await.unwrap();
+    assert_eq!(client.headers["sec-websocket-protocol"], "convai");
+    assert!(!client.headers.contains_key("sec-websocket-extensions"));
+    client.close(1_000, "").await;
+    let (_, socket) = ended(&sim).await;
+    assert_eq!(socket.origin.as_deref(), Some("https://app.example"));
+    assert_eq!(
+        (socket.protocols, socket.protocol.as_deref()),
+        (vec!["other".into(), "convai".into()], Some("convai"))
+    );
+    assert_eq!(socket.extensions.as_deref(), Some("permessage-deflate; client_max_window_bits"));
+}
+
+#[tokio::test]
+async fn a_message_is_as_long_as_the_clients_allow_and_no_longer() {
+    let sim = start_with("sk=100").await;
+    let longest = 16 * 1_024 * 1_024;
+    let mut client = dial(&sim, ECHO, "sk").await;
+    client.send(Message::binary(vec![1_u8; longest])).await;
+    assert_eq!(client.next().await.unwrap().unwrap().len(), longest);
+    client.send(Message::binary(vec![1_u8; longest + 1])).await;
+    assert_eq!(client.hear_close().await.0, 1_009);
+}
+
+#[tokio::test]
+async fn a_handshake_that_is_none_is_refused() {
+    let sim = start_with("sk=100").await;
+    let upgrade = |call: Call| call.header("upgrade", "websocket").header("connection", "upgrade");
+    let key = "dGhlIHNhbXBsZSBub25jZQ==";
+    let old = upgrade(get(ECHO)).header("sec-websocket-key", key).header("sec-websocket-version", "8");
+    let old = old.to(&sim).await;
+    assert_eq!((old.status, old.header("sec-websocket-version")), (426, "13"));
+    let keyless = upgrade(get(ECHO)).header("sec-websocket-version", "13").to(&sim).await;
+    assert_eq!(keyless.status, 400);
+    // What is no GET is no handshake, whatever it says.
+    let posted = upgrade(post("/v1/simulator/echo", "")).header("sec-websocket-version", "13").to(&sim).await;
+    assert_eq!(posted.status, 200);
+    assert_eq!(sim.ledger().totals.sockets_open, 0);
+}
+
+#[tokio::test]
+async fn a_wrong_path_of_the_provider_is_refused_in_the_handshake() {
+    let sim = start_with("sk=100").await;
+    for path in [
+        "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/input-stream",
+        "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM",
+        "/v1/speech-to-text/live",
+        &format!("{SPEECH}?model_id=eleven_v3"),
+    ] {
+        let refused = knock(&sim, path, &[("xi-api-key", "sk")]).await.err().unwrap();
+        assert_eq!((refused.status, refused.body), (403, Vec::new()), "{path}");
+    }
+    assert_eq!((sim.ledger().totals.refused, sim.ledger().key("sk").unwrap().refused), (4, 4));
+}
+
+#[tokio::test]
+async fn a_credential_of_a_client_is_a_violation_wherever_it_stands() {
+    let sim = start(Plan::parse("sk=100").unwrap().forbidding("choir_client")).await;
+    let refused = knock(&sim, SPEECH, &[("sec-websocket-protocol", "bearer.x")]).await.err().unwrap();
+    assert_eq!(refused.status, 599);
+    for (path, message, expected) in [
+        (
+            SPEECH,
+            r#"{"text":" ","xi_api_key":"other"}"#,
+            "socket: the member xi_api_key arrived in a message",
+        ),
+        (SPEECH, r#"{"text":" ","xi-api-key":"sk"}"#, "socket: the member xi-api-key arrived in a message"),
+        (ECHO, r#"{"authorization":"x"}"#, "socket: the member authorization arrived in a message"),
+        (ECHO, "a choir_client in a text", "socket: forbidden text 1 of 1 arrived in a message"),
+    ] {
+        let mut client = dial(&sim, path, "sk").await;
+        client.send(Message::text(message)).await;
+        assert_eq!(client.hear_close().await, (4_599, "simulator_violation".to_owned()));
+        assert_eq!(sim.ledger().violations.last().unwrap(), expected);
+        assert_eq!(ended(&sim).await.1.messages, ["withheld"]);
+    }
+    let mut client = dial(&sim, ECHO, "sk").await;
+    client.send(Message::binary(b"\xffchoir_client".to_vec())).await;
+    assert_eq!(client.hear_close().await.0, 4_599);
+    assert_eq!(sim.ledger().totals.violations, 6);
+}
+
+#[tokio::test]
+async fn stopping_ends_the_sessions() {
+    let sim = start_with("sk=100").await;
+    let mut client = dial(&sim, ECHO, "sk").await;
+    in_time(sim.stop()).await;
+    client.hear_break().await;
+}

@@ -1,0 +1,225 @@
+use super::sockets::*;
+use super::*;
+use crate::simulator::{AgentPlan, Fault, KeyPlan, Ledger, Shape, SocketSummary, WorkspacePlan};
+use serde_json::json;
+
+const AGENT: &str = "/v1/convai/conversation?agent_id=anyone";
+
+/// Two workspaces, of which the second has a private agent and a public one.
+fn plan() -> Plan {
+    let agents = [("private", false), ("public", true)];
+    let agents = agents.map(|(id, is_public)| AgentPlan { id: id.to_owned(), is_public }).to_vec();
+    let key =
+        |key: &str, workspace: &str| KeyPlan { workspace: Some(workspace.into()), ..KeyPlan::new(key, 0) };
+    Plan::of([])
+        .with_workspace(WorkspacePlan::new("one", 100))
+        .with_workspace(WorkspacePlan { agents, ..WorkspacePlan::new("two", 100) })
+        .with_key(key("a", "one"))
+        .with_key(key("b", "two"))
+}
+
+/// The conversation that the agent's first word opens, and the ping after it.
+async fn opened(client: &mut Client) -> String {
+    let metadata = client.hear().await;
+    assert_eq!(metadata["type"], "conversation_initiation_metadata");
+    let event = &metadata["conversation_initiation_metadata_event"];
+    assert_eq!(
+        (&event["agent_output_audio_format"], &event["user_input_audio_format"]),
+        (&json!("pcm_16000"), &json!("pcm_16000"))
+    );
+    assert_eq!(
+        client.hear().await,
+        json!({ "type": "ping", "ping_event": { "event_id": 1, "ping_ms": null } })
+    );
+    event["conversation_id"].as_str().unwrap().to_owned()
+}
+
+async fn kinds(client: &mut Client, count: usize) -> Vec<String> {
+    let mut kinds = Vec::new();
+    for _ in 0..count {
+        kinds.push(client.hear().await["type"].as_str().unwrap().to_owned());
+    }
+    kinds
+}
+
+#[tokio::test]
+async fn an_agent_answers_and_its_price_is_told_afterwards_to_its_owner() {
+    let sim = start(plan()).await;
+    let headers = [("xi-api-key", "a"), ("sec-websocket-protocol", "convai")];
+    let mut client = knock(&sim, AGENT, &headers).await.unwrap();
+    let id = opened(&mut client).await;
+    client.say(json!({ "type": "conversation_initiation_client_data" })).await;
+    client.say(json!({ "type": "pong", "event_id": 1 })).await;
+    client.say(json!({ "type": "user_message", "text": "Hello" })).await;
+    let response = client.hear().await;
+    assert_eq!(response["agent_response_event"]["agent_response"], "The simulator hears you well.");
+    let audio = client.hear().await;
+    assert!(audio["audio_event"]["audio_base_64"].as_str().unwrap().len() > 1_000);
+    assert_eq!(kinds(&mut client, 1).await, ["ping"]);
+    let read = async |key: &str| get(&format!("/v1/convai/conversations/{id}")).key(key).to(&sim).await;
+    let going_on = read("a").await.json();
+    assert_eq!((&going_on["status"], &going_on["metadata"]["cost"]), (&json!("in-progress"), &Value::Null));
+
+    // Sound: too little of it, then enough, and it interrupts the answer before.
+    client.say(json!({ "user_audio_chunk": "A".repeat(21_328) })).await;
+    assert_eq!(kinds(&mut client, 1).await, ["interruption"]);
+    client.say(json!({ "user_audio_chunk": "AAAA" })).await;
+    assert_eq!(kinds(&mut client, 4).await, ["user_transcript", "agent_response", "audio", "ping"]);
+    client.close(1_000, "").await;
+    let (request, socket) = ended(&sim).await;
+    assert_eq!((request.charged, socket.protocol.as_deref()), (22, Some("convai")));
+    let document = read("a").await.json();
+    assert_eq!((&document["status"], &document["agent_id"]), (&json!("done"), &json!("anyone")));
+    let metadata = &document["metadata"];
+    assert_eq!(
+        (&metadata["cost"], &metadata["authorization_method"]),
+        (&json!(22), &json!("authorization_header"))
+    );
+    assert_eq!(
+        (&metadata["charging"]["call_charge"], &metadata["charging"]["llm_charge"]),
+        (&json!(20), &json!(2))
+    );
+    let foreign = read("b").await;
+    assert_eq!(
+        (foreign.status, foreign.json()["detail"]["code"].as_str()),
+        (404, Some("conversation_not_found"))
+    );
+    assert_eq!(sim.ledger().workspace("one").unwrap().used, 22);
+}
+
+async fn refused(sim: &Simulator, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
+    let mut client = knock(sim, path, headers).await.unwrap();
+    client.hear_close().await
+}
+
+#[tokio::test]
+async fn credits_that_run_out_end_a_conversation() {
+    let quota = (1_002, "This request exceeds your quota limit.".to_owned());
+    for (credits, answers) in [("10", None), ("11", Some(1)), ("21", Some(1)), ("22", Some(2))] {
+        // A cap does not hold for agents.
+        let sim = start_with(&format!("sk={credits}:cap=1")).await;
+        let Some(answers) = answers else {
+            assert_eq!(refused(&sim, AGENT, &[("xi-api-key", "sk")]).await, quota);
+            continue;
+        };
+        let mut client = dial(&sim, AGENT, "sk").await;
+        opened(&mut client).await;
+        for _ in 0..answers {
+            client.say(json!({ "type": "user_message", "text": "Hello" })).await;
+            kinds(&mut client, 3).await;
+        }
+        client.say(json!({ "type": "user_message", "text": "Hello" })).await;
+        assert_eq!(client.hear_close().await, quota);
+        assert_eq!(ended(&sim).await.0.charged, answers * 11);
+    }
+}
+
+#[tokio::test]
+async fn who_may_talk_to_whom() {
+    let sim = start(plan()).await;
+    let path = |agent: &str| format!("/v1/convai/conversation?agent_id={agent}");
+    // Who pays: the caller for an agent of nobody or its own, else the agent's workspace.
+    for (agent, key, payer) in [
+        ("anyone", Some("b"), "b"),
+        ("anyone", None, "a"),
+        ("private", Some("b"), "b"),
+        ("public", Some("b"), "b"),
+        ("public", Some("a"), "b"),
+        ("public", None, "b"),
+    ] {
+        let headers: Vec<_> = key.map(|key| ("xi-api-key", key)).into_iter().collect();
+        let mut client = knock(&sim, &path(agent), &headers).await.unwrap();
+        opened(&mut client).await;
+        drop(client);
+        assert_eq!(ended(&sim).await.1.payer.as_deref(), Some(payer), "{agent} {key:?}");
+    }
+    let none =
+        "None of the authentication methods (xi-api-key, authorization header, single-use token) were found.";
+    assert_eq!(refused(&sim, &path("private"), &[]).await, (1_008, none.to_owned()));
+    let unknown = "An agent with ID 'private' was not found.".to_owned();
+    assert_eq!(refused(&sim, &path("private"), &[("xi-api-key", "a")]).await, (1_008, unknown));
+    let bad = (1_008, "Invalid API key".to_owned());
+    assert_eq!(refused(&sim, &path("public"), &[("xi-api-key", "other")]).await, bad);
+    assert_eq!(refused(&sim, "/v1/convai/conversation", &[("xi-api-key", "a")]).await.0, 1_008);
+}
+
+#[tokio::test]
+async fn a_signed_url_opens_one_conversation_and_goes_before_a_key() {
+    let sim = start(plan()).await;
+    let ask = async |what: &str, agent: &str, key: &str| {
+        get(&format!("/v1/convai/conversation/{what}?agent_id={agent}")).key(key).to(&sim).await
+    };
+    for name in ["get-signed-url", "get_signed_url"] {
+        let url = ask(name, "private", "b").await.json()["signed_url"].as_str().unwrap().to_owned();
+        let path = url.strip_prefix("wss://api.elevenlabs.io").unwrap();
+        let mut client = knock(&sim, path, &[("xi-api-key", "a")]).await.unwrap();
+        let id = opened(&mut client).await;
+        drop(client);
+        assert_eq!(ended(&sim).await.1.payer.as_deref(), Some("b"));
+        let document = get(&format!("/v1/convai/conversations/{id}")).key("b").to(&sim).await.json();
+        assert_eq!(document["metadata"]["authorization_method"], "signed_url");
+        assert_eq!(refused(&sim, path, &[]).await.0, 1_008, "it was used up");
+    }
+    let token = ask("token", "private", "b").await.json()["token"].as_str().unwrap().to_owned();
+    // It is good for its agent and for no other.
+    let with = |agent: &str| format!("/v1/convai/conversation?agent_id={agent}&token={token}");
+    assert_eq!(refused(&sim, &with("public"), &[]).await.0, 1_008);
+    opened(&mut knock(&sim, &with("private"), &[]).await.unwrap()).await;
+    for agent in ["private", "public"] {
+        assert_eq!(ask("get-signed-url", agent, "a").await.status, 404, "{agent} is another's");
+    }
+    assert_eq!(get("/v1/convai/conversation/token").key("a").to(&sim).await.status, 422);
+    assert_eq!(get("/v1/convai/conversation/token?agent_id=x").to(&sim).await.status, 401);
+}
+
+#[tokio::test]
+async fn refusals_are_closes_with_the_code_of_their_kind() {
+    let sim = start_with("sk=100").await;
+    for (shape, code) in [
+        (Shape::Quota, 1_002),
+        (Shape::Concurrency, 1_002),
+        (Shape::ServerError, 1_011),
+        (Shape::SystemBusy, 1_011),
+        (Shape::PaymentIssue, 1_008),
+        (Shape::UnusualActivity, 1_008),
+    ] {
+        sim.script("sk", vec![Fault::Refuse(shape.clone())]);
+        assert_eq!(refused(&sim, AGENT, &[("xi-api-key", "sk")]).await.0, code, "{shape}");
+    }
+    sim.script("sk", vec![Fault::Refuse(Shape::InsufficientCredits)]);
+    let mut client = dial(&sim, AGENT, "sk").await;
+    assert_eq!(
+        client.hear_text().await,
+        r#"{"type":"error","message":"received 1002 (protocol error) This request exceeds your quota limit."}"#
+    );
+    assert_eq!(client.hear_close().await, (1_002, "This request exceeds your quota limit.".to_owned()));
+    let mut client = dial(&sim, AGENT, "sk").await;
+    opened(&mut client).await;
+    client.say(json!([])).await;
+    assert_eq!(client.hear_close().await.0, 1_008);
+}
+
+#[tokio::test]
+async fn a_conversation_takes_its_place_from_the_first_word_to_the_last() {
+    let plan = Plan::of([])
+        .with_workspace(WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 100) })
+        .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
+    let sim = start(plan).await;
+    let mut one = dial(&sim, AGENT, "sk").await;
+    opened(&mut one).await;
+    assert_eq!(refused(&sim, AGENT, &[("xi-api-key", "sk")]).await.0, 1_002);
+    drop(one);
+    until(&sim, |ledger: &Ledger| ledger.workspaces[0].running == 0).await;
+    opened(&mut dial(&sim, AGENT, "sk").await).await;
+}
+
+#[tokio::test]
+async fn an_older_ledger_reads_back() {
+    // What a socket adds is optional, so that a reader of another version is not lost.
+    let mut document = serde_json::to_value(Ledger::default()).unwrap();
+    document["totals"].as_object_mut().unwrap().remove("sockets_open");
+    assert_eq!(serde_json::from_value::<Ledger>(document).unwrap(), Ledger::default());
+    let summary = SocketSummary { spoken: "x".into(), ..SocketSummary::default() };
+    let document = serde_json::to_value(&summary).unwrap();
+    assert_eq!(serde_json::from_value::<SocketSummary>(document).unwrap(), summary);
+}

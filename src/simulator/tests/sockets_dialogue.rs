@@ -1,0 +1,128 @@
+use super::sockets::*;
+use super::*;
+use crate::simulator::{Fault, Shape};
+use serde_json::json;
+
+const DIALOGUE: &str = "/v1/text-to-dialogue/stream-input?output_format=ulaw_8000";
+const MULTI: &str = "/v1/text-to-dialogue/multi-stream-input?output_format=ulaw_8000";
+const RACHEL: &str = "21m00Tcm4TlvDq8ikWAM";
+const GEORGE: &str = "JBFqnCBsd6RMkjVDRZzb";
+
+fn line(voice: &str, text: &str) -> Value {
+    json!({ "voice_id": voice, "text": text })
+}
+
+#[tokio::test]
+async fn lines_become_turns() {
+    let sim = start_with("sk=1000").await;
+    let mut client = dial(&sim, &format!("{DIALOGUE}&sync_alignment=true"), "sk").await;
+    client.say(json!({ "voices": [RACHEL, GEORGE] })).await;
+    client.say(json!({ "keep_alive": true })).await;
+    client.say(json!({ "inputs": [line(RACHEL, "Hello.")] })).await;
+    let mut answer = line(GEORGE, "Good day.");
+    answer["new_turn"] = true.into();
+    client.say(json!({ "inputs": [answer] })).await;
+    let audio = client.hear().await;
+    assert_eq!(audio["alignment"]["chars"].as_array().unwrap().len(), 6);
+    assert_eq!(audio["alignment"]["char_start_times_ms"][0], 0);
+    assert!(audio["audio"].as_str().unwrap().len() > 100 && audio.get("context_id").is_none());
+    assert_eq!(client.hear_text().await, r#"{"is_final_audio_for_turn":true}"#);
+    client.say(json!({ "close_socket": true })).await;
+    let (messages, close) = client.hear_all().await;
+    assert_eq!(messages[1..], [json!({ "is_final_audio_for_turn": true }), json!({ "is_final": true })]);
+    assert_eq!(close, (1_000, String::new()));
+    let (request, socket) = ended(&sim).await;
+    assert_eq!((socket.spoken.as_str(), request.charged), ("Hello.Good day.", 15));
+}
+
+#[tokio::test]
+async fn lines_gather_until_there_are_enough() {
+    let sim = start_with("sk=1000").await;
+    for (length, pieces) in [(119, 3), (120, 4)] {
+        let mut client = dial(&sim, DIALOGUE, "sk").await;
+        client.say(json!({ "voices": [RACHEL], "inputs": [line(RACHEL, &"x".repeat(length))] })).await;
+        client.say(json!({ "inputs": [line(RACHEL, "x")], "flush": true })).await;
+        client.say(json!({ "close_socket": true })).await;
+        let (messages, _) = client.hear_all().await;
+        let last = &messages[messages.len() - 2..];
+        assert_eq!(last, [json!({ "is_final_audio_for_turn": true }), json!({ "is_final": true })]);
+        // Fifty characters a piece: three for the whole, or three at once and one for the rest.
+        assert_eq!(messages.len() - 2, pieces, "{length}");
+    }
+}
+
+#[tokio::test]
+async fn contexts_are_told_apart() {
+    let sim = start_with("sk=1000").await;
+    let mut client = dial(&sim, MULTI, "sk").await;
+    for id in ["a", "b"] {
+        client.say(json!({ "context_id": id, "voices": [RACHEL], "inputs": [line(RACHEL, id)] })).await;
+    }
+    client.say(json!({ "context_id": "b", "close_context": true })).await;
+    assert_eq!(client.hear().await["context_id"], "b");
+    assert_eq!(client.hear().await, json!({ "is_final_audio_for_turn": true, "context_id": "b" }));
+    assert_eq!(client.hear().await, json!({ "is_final": true, "context_id": "b" }));
+    client.say(json!({ "close_socket": true })).await;
+    let (messages, close) = client.hear_all().await;
+    assert!(messages.iter().all(|message| message["context_id"] == "a"), "{messages:?}");
+    assert_eq!((messages.len(), close.0), (3, 1_000));
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_named() {
+    let sim = start_with("sk=1000").await;
+    let check = async |path: &str, messages: &[Value], error: &str, param: Value| {
+        let mut client = dial(&sim, path, "sk").await;
+        for message in messages {
+            client.say(message.clone()).await;
+        }
+        let refused = client.hear().await;
+        assert_eq!((refused["error"].as_str(), &refused["param"]), (Some(error), &param), "{refused}");
+        assert_eq!(refused["code"], 1_008);
+        assert_eq!(client.hear_close().await.0, 1_008);
+    };
+    let voices = json!({ "voices": [RACHEL] });
+    check(DIALOGUE, &[json!({})], "missing_required_field", json!("voices")).await;
+    check(DIALOGUE, &[json!({ "voices": vec![RACHEL; 11] })], "missing_required_field", json!("voices"))
+        .await;
+    check(DIALOGUE, &[json!({ "voices": ["nobody"] })], "voice_not_found", Value::Null).await;
+    check(DIALOGUE, &[voices.clone(), voices.clone()], "invalid_parameters", json!("voices")).await;
+    let foreign = json!({ "inputs": [line(GEORGE, "x")] });
+    check(DIALOGUE, &[voices.clone(), foreign], "invalid_voice_id", json!("inputs")).await;
+    check(MULTI, std::slice::from_ref(&voices), "missing_required_field", json!("context_id")).await;
+    let one = format!("{DIALOGUE}&model_id=eleven_v3_conversational");
+    check(&one, &[json!({ "voices": [RACHEL, GEORGE] })], "missing_required_field", json!("voices")).await;
+    let other = format!("{DIALOGUE}&model_id=eleven_flash_v2_5");
+    check(&other, std::slice::from_ref(&voices), "unsupported_model", json!("model_id")).await;
+    let contexts: Vec<Value> =
+        (0..6).map(|id| json!({ "context_id": id.to_string(), "voices": [RACHEL] })).collect();
+    check(MULTI, &contexts, "max_active_conversations", Value::Null).await;
+}
+
+#[tokio::test]
+async fn refusals_have_a_param_and_a_key_may_come_with_the_first_message() {
+    let sim = start_with("sk=1000").await;
+    let mut client = dial(&sim, DIALOGUE, "other").await;
+    client.say(json!({ "voices": [RACHEL] })).await;
+    let bad = r#"{"message":"Invalid API key","error":"invalid_api_key","code":1008,"param":null}"#;
+    assert_eq!(client.hear_text().await, bad);
+    assert_eq!(client.hear_close().await, (1_008, "Invalid API key".to_owned()));
+    let mut client = knock(&sim, DIALOGUE, &[]).await.unwrap();
+    client
+        .say(json!({ "voices": [RACHEL], "xi_api_key": "sk", "inputs": [line(RACHEL, "x")], "flush": true }))
+        .await;
+    assert!(client.hear().await["audio"].is_string());
+    sim.script("sk", vec![Fault::Refuse(Shape::Concurrency)]);
+    let mut client = dial(&sim, DIALOGUE, "sk").await;
+    client.say(json!({ "voices": [RACHEL] })).await;
+    assert_eq!(client.hear().await["error"], "too_many_concurrent_requests");
+}
+
+#[tokio::test]
+async fn silence_ends_a_dialogue() {
+    let sim = start(Plan { socket_second: Duration::from_millis(1), ..Plan::parse("sk=100").unwrap() }).await;
+    let mut client = dial(&sim, DIALOGUE, "sk").await;
+    client.say(json!({ "voices": [RACHEL] })).await;
+    assert_eq!(client.hear().await["error"], "input_timeout_exceeded");
+    assert_eq!(client.hear_close().await.0, 1_008);
+}

@@ -1,0 +1,187 @@
+//! Who is not let in, and in which words.
+
+use super::sockets::*;
+use super::*;
+use crate::simulator::{Billing, Fault, KeyPlan, Shape, WorkspacePlan};
+use serde_json::json;
+
+const SCRIBE: &str = "/v1/speech-to-text/realtime";
+
+/// What a socket says to whoever opens it with those headers and begins with `first`.
+async fn check(sim: &Simulator, path: &str, headers: &[(&str, &str)], text: &str, close: (u16, &str)) {
+    let mut client = knock(sim, path, headers).await.expect("a handshake that is granted all the same");
+    if path.starts_with(SPEECH) {
+        client.say(json!({ "text": " " })).await;
+    }
+    assert_eq!(client.hear_text().await, text, "{path}");
+    assert_eq!(client.hear_close().await, (close.0, close.1.to_owned()), "{path}");
+    let (request, socket) = ended(sim).await;
+    assert_eq!((request.status, request.charged), (Some(101), 0));
+    assert_eq!(socket.close_sent.unwrap().code, close.0);
+    assert_eq!(socket.close_received.unwrap().code, close.0);
+}
+
+const AUTH_ERROR: &str =
+    r#"{"message_type":"auth_error","error":"You must be authenticated to use this endpoint."}"#;
+
+#[tokio::test]
+async fn a_key_that_is_wrong_or_missing_is_told_so_in_the_session() {
+    let sim = start_with("sk=100").await;
+    let bad = r#"{"message":"Invalid API key","error":"invalid_api_key","code":1008}"#;
+    check(&sim, SPEECH, &[("xi-api-key", "other")], bad, (1_008, "Invalid API key")).await;
+    let none =
+        "None of the authentication methods (xi-api-key, authorization header, single-use token) were found.";
+    let text = format!(r#"{{"message":"{none}","error":"authentication_required","code":1008}}"#);
+    check(&sim, SPEECH, &[], &text, (1_008, none)).await;
+    for headers in [&[("xi-api-key", "other")][..], &[]] {
+        check(&sim, SCRIBE, headers, AUTH_ERROR, (1_000, "")).await;
+    }
+    assert_eq!(sim.ledger().violations, [] as [String; 0]);
+}
+
+#[tokio::test]
+async fn a_refusal_waits_for_the_first_word_where_the_client_speaks_first() {
+    let sim = start_with("sk=100").await;
+    let mut client = dial(&sim, SPEECH, "other").await;
+    // A pong comes back and nothing before it.
+    client.send(tokio_tungstenite::tungstenite::Message::Ping(vec![1].into())).await;
+    assert!(client.next().await.unwrap().unwrap().is_pong());
+    client.say(json!({ "text": " " })).await;
+    assert_eq!(client.hear().await["error"], "invalid_api_key");
+}
+
+#[tokio::test]
+async fn the_state_of_an_account_is_told_in_each_form() {
+    let with = |billing| {
+        let workspace = WorkspacePlan { billing, ..WorkspacePlan::new("w", 100) };
+        let key = KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) };
+        Plan::of([]).with_workspace(workspace).with_key(key)
+    };
+    let head = &[("xi-api-key", "sk")];
+    let unpaid = "Your subscription has a failed or incomplete payment. Complete the latest invoice to continue usage.";
+    let sim = start(with(Billing::PastDue)).await;
+    let text = format!(r#"{{"message":"{unpaid}","error":"payment_issue","code":1008}}"#);
+    check(&sim, SPEECH, head, &text, (1_008, unpaid)).await;
+    let text = format!(r#"{{"message_type":"error","error":"{unpaid}"}}"#);
+    check(&sim, SCRIBE, head, &text, (1_000, "")).await;
+
+    let sim = start(with(Billing::FreeDisabled)).await;
+    let mut client = dial(&sim, SPEECH, "sk").await;
+    client.say(json!({ "text": " " })).await;
+    assert_eq!(client.hear().await["error"], "detected_unusual_activity");
+    let (code, reason) = client.hear_close().await;
+    assert_eq!((code, reason.len()), (1_008, 120));
+
+    let key = KeyPlan { permissions: Some(vec!["user_read".into()]), ..KeyPlan::new("sk", 100) };
+    let sim = start(Plan::of([]).with_key(key)).await;
+    let missing = "The API key you used is missing the permission text_to_speech to execute this operation.";
+    let text = format!(r#"{{"message":"{missing}","error":"missing_permissions","code":1008}}"#);
+    check(&sim, SPEECH, head, &text, (1_008, missing)).await;
+    check(&sim, SCRIBE, head, AUTH_ERROR, (1_000, "")).await;
+}
+
+#[tokio::test]
+async fn a_refusal_can_be_asked_for_by_its_name() {
+    let sim = start_with("sk=100").await;
+    let head = &[("xi-api-key", "sk")];
+    let terms = "You must accept the terms of service of this feature to use it.";
+    for (shape, path, text, close) in [
+        (
+            Shape::InvalidKey,
+            SPEECH,
+            r#"{"message":"Invalid API key","error":"invalid_api_key","code":1008}"#.to_owned(),
+            (1_008, "Invalid API key"),
+        ),
+        (
+            Shape::ServerError,
+            SPEECH,
+            r#"{"message":"We are sorry, something went wrong. You are not charged for this request.","error":"something_went_wrong","code":1008}"#.to_owned(),
+            (1_008, "We are sorry, something went wrong. You are not charged for this request."),
+        ),
+        (
+            Shape::Quota,
+            SCRIBE,
+            r#"{"message_type":"quota_exceeded","error":"You have exceeded your quota."}"#.to_owned(),
+            (1_000, ""),
+        ),
+        (
+            Shape::UnacceptedTerms,
+            SCRIBE,
+            format!(r#"{{"message_type":"unaccepted_terms","error":"{terms}"}}"#),
+            (1_000, ""),
+        ),
+    ] {
+        sim.script("sk", vec![Fault::Refuse(shape.clone())]);
+        check(&sim, path, head, &text, close).await;
+        assert_eq!(ended(&sim).await.1.refused, Some(shape.to_string()));
+    }
+    // The next one is served again.
+    let mut client = dial(&sim, SCRIBE, "sk").await;
+    assert_eq!(client.hear().await["message_type"], "session_started");
+}
+
+#[tokio::test]
+async fn a_key_may_come_with_the_first_message_when_the_head_has_none() {
+    let sim = start_with("sk=100 other=100").await;
+    for name in ["xi_api_key", "xi-api-key"] {
+        let mut client = knock(&sim, SPEECH, &[]).await.unwrap();
+        client.say(json!({ "text": " ", name: "sk" })).await;
+        client.say(json!({ "text": "a", "flush": true })).await;
+        assert!(client.hear().await["audio"].is_string());
+        client.close(1_000, "").await;
+        let (request, socket) = ended(&sim).await;
+        assert_eq!((request.key, socket.payer.as_deref()), (None, Some("sk")));
+        assert_eq!(socket.messages, ["withheld", r#"{"flush":true,"text":"a"}"#]);
+    }
+    assert_eq!(sim.ledger().key("sk").unwrap().charged, 2);
+    // Its script is followed from there on.
+    sim.script("sk", vec![Fault::Refuse(Shape::PaymentIssue)]);
+    let mut client = knock(&sim, SPEECH, &[]).await.unwrap();
+    client.say(json!({ "text": " ", "xi_api_key": "sk" })).await;
+    assert_eq!(client.hear().await["error"], "payment_issue");
+    assert_eq!(sim.ledger().violations, [] as [String; 0]);
+}
+
+#[tokio::test]
+async fn a_token_is_used_up_and_goes_before_a_key() {
+    let sim = start_with("a=100 b=100").await;
+    let mint = async |kind: &str| {
+        let reply = post(&format!("/v1/single-use-token/{kind}"), "").key("a").to(&sim).await;
+        reply.json()["token"].as_str().unwrap().to_owned()
+    };
+    let token = mint("tts_websocket").await;
+    assert!(token.starts_with("sutkn_"));
+    let path = format!("{SPEECH}?single_use_token={token}");
+    let mut client = dial(&sim, &path, "b").await;
+    client.say(json!({ "text": "a", "flush": true })).await;
+    assert!(client.hear().await["audio"].is_string());
+    drop(client);
+    assert_eq!(ended(&sim).await.1.payer.as_deref(), Some("a"));
+    assert_eq!((sim.ledger().key("a").unwrap().charged, sim.ledger().key("b").unwrap().charged), (1, 0));
+    let mut client = dial(&sim, &path, "b").await;
+    client.say(json!({ "text": "a", "flush": true })).await;
+    assert_eq!(client.hear().await["error"], "invalid_api_key");
+
+    // One in the first message is as good, and one of another kind is none.
+    let token = mint("tts_websocket").await;
+    let mut client = knock(&sim, SPEECH, &[]).await.unwrap();
+    client.say(json!({ "text": "a", "flush": true, "single_use_token": token })).await;
+    assert!(client.hear().await["audio"].is_string());
+    let token = mint("batch_scribe").await;
+    let mut client = knock(&sim, &format!("{SCRIBE}?token={token}"), &[]).await.unwrap();
+    assert_eq!(client.hear_text().await, AUTH_ERROR);
+    let form = "--x\r\nContent-Disposition: form-data; name=\"model_id\"\r\n\r\nscribe_v2\r\n--x--";
+    let transcribe = || post(&format!("/v1/speech-to-text?token={token}"), form);
+    assert_eq!((transcribe().to(&sim).await.status, transcribe().to(&sim).await.status), (200, 401));
+    let token = mint("realtime_scribe").await;
+    let mut client = knock(&sim, &format!("{SCRIBE}?token={token}"), &[]).await.unwrap();
+    assert_eq!(client.hear().await["message_type"], "session_started");
+
+    // A session follows the script of the key that minted its token.
+    let token = mint("realtime_scribe").await;
+    sim.script("a", vec![Fault::Refuse(Shape::Quota)]);
+    let mut client = knock(&sim, &format!("{SCRIBE}?token={token}"), &[]).await.unwrap();
+    assert_eq!(client.hear().await["message_type"], "quota_exceeded");
+    assert_eq!(post("/v1/single-use-token/other", "").key("a").to(&sim).await.status, 422);
+    assert_eq!(post("/v1/single-use-token/tts_websocket", "").to(&sim).await.status, 401);
+}

@@ -1,0 +1,127 @@
+use super::sockets::*;
+use super::*;
+use crate::simulator::{KeyPlan, WorkspacePlan};
+use serde_json::json;
+
+const SCRIBE: &str = "/v1/speech-to-text/realtime";
+
+/// Silence of so many bytes, which must be a multiple of three.
+fn chunk(bytes: usize, commit: bool) -> Value {
+    assert_eq!(bytes % 3, 0);
+    json!({
+        "message_type": "input_audio_chunk",
+        "audio_base_64": "A".repeat(bytes / 3 * 4),
+        "commit": commit,
+        "sample_rate": 8_000,
+    })
+}
+
+#[tokio::test]
+async fn the_server_speaks_first_and_says_what_it_was_asked() {
+    let sim = start_with("sk=100").await;
+    let path = format!("{SCRIBE}?model_id=scribe_v2_realtime&audio_format=ulaw_8000&keyterms=b&keyterms=a");
+    let mut client = dial(&sim, &path, "sk").await;
+    let started = client.hear().await;
+    assert_eq!(started["message_type"], "session_started");
+    assert_eq!(started["session_id"].as_str().unwrap().len(), 32);
+    let config = &started["config"];
+    assert_eq!((&config["sample_rate"], &config["audio_format"]), (&json!(8_000), &json!("ulaw_8000")));
+    assert_eq!((&config["commit_strategy"], &config["keyterms"]), (&json!("manual"), &json!(["b", "a"])));
+}
+
+#[tokio::test]
+async fn audio_becomes_text_and_every_begun_second_is_a_credit() {
+    let sim = start_with("sk=100").await;
+    let path = format!("{SCRIBE}?audio_format=ulaw_8000&include_timestamps=true");
+    let mut client = dial(&sim, &path, "sk").await;
+    client.hear().await;
+    client.say(chunk(7_998, false)).await;
+    let partial = json!({ "message_type": "partial_transcript", "text": "The simulator hears you well." });
+    assert_eq!(client.hear().await, partial);
+    assert_eq!(sim.ledger().totals.charged, 1);
+    client.say(chunk(3, false)).await;
+    client.hear().await;
+    assert_eq!(sim.ledger().totals.charged, 2);
+    client.say(json!({ "message_type": "input_audio_chunk", "audio_base_64": "", "commit": true, "sample_rate": 8_000 })).await;
+    let committed =
+        json!({ "message_type": "committed_transcript", "text": "The simulator hears you well." });
+    assert_eq!(client.hear().await, committed);
+    let timed = client.hear().await;
+    assert_eq!(timed["message_type"], "committed_transcript_with_timestamps");
+    assert_eq!(timed["words"].as_array().unwrap().len(), 5);
+    // A new segment begins from nothing.
+    client.say(chunk(900, true)).await;
+    assert_eq!(client.hear().await["text"], "The simulator");
+    client.close(1_000, "User ended conversation").await;
+    let (request, socket) = ended(&sim).await;
+    assert_eq!((request.charged, socket.text_messages), (2, 4));
+    assert_eq!(sim.ledger().key("sk").unwrap().remaining, 98);
+}
+
+#[tokio::test]
+async fn a_pause_is_heard_when_it_was_asked_for() {
+    let sim = start_with("sk=100").await;
+    let mut client = dial(&sim, &format!("{SCRIBE}?audio_format=ulaw_8000&commit_strategy=vad"), "sk").await;
+    client.hear().await;
+    client.say(chunk(15_999, false)).await;
+    assert_eq!(client.hear().await["message_type"], "partial_transcript");
+    client.say(chunk(3, false)).await;
+    assert_eq!(client.hear().await["message_type"], "partial_transcript");
+    assert_eq!(client.hear().await["message_type"], "committed_transcript");
+}
+
+#[tokio::test]
+async fn credits_run_out_while_somebody_speaks_or_before() {
+    let sim = start_with("sk=1").await;
+    let mut client = dial(&sim, &format!("{SCRIBE}?audio_format=ulaw_8000"), "sk").await;
+    client.hear().await;
+    client.say(chunk(8_001, false)).await;
+    let refused = r#"{"message_type":"quota_exceeded","error":"You have exceeded your quota."}"#;
+    assert_eq!(client.hear_text().await, refused);
+    assert_eq!(client.hear_close().await, (1_000, String::new()));
+    assert_eq!(sim.ledger().totals.charged, 0, "a second is paid or not heard");
+
+    let sim = start_with("sk=0").await;
+    let mut client = dial(&sim, SCRIBE, "sk").await;
+    assert_eq!(client.hear_text().await, refused);
+    assert_eq!(client.hear_close().await.0, 1_000);
+}
+
+#[tokio::test]
+async fn a_session_takes_its_place_from_the_first_word_to_the_last() {
+    let plan = Plan::of([])
+        .with_workspace(WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 100) })
+        .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
+    let sim = start(plan).await;
+    let mut one = dial(&sim, SCRIBE, "sk").await;
+    one.hear().await;
+    let mut two = dial(&sim, SCRIBE, "sk").await;
+    assert_eq!(two.hear().await["message_type"], "rate_limited");
+    assert_eq!(two.hear_close().await.0, 1_000);
+    drop(one);
+    until(&sim, |ledger| ledger.workspaces[0].running == 0).await;
+    let mut three = dial(&sim, SCRIBE, "sk").await;
+    assert_eq!(three.hear().await["message_type"], "session_started");
+}
+
+#[tokio::test]
+async fn what_is_no_audio_is_refused() {
+    let sim = start_with("sk=100").await;
+    let check = async |path: &str, message: Value, expected: &str| {
+        let mut client = dial(&sim, path, "sk").await;
+        let first = client.hear().await;
+        let refused = if first["message_type"] == "session_started" {
+            client.say(message).await;
+            client.hear().await
+        } else {
+            first
+        };
+        assert_eq!(refused["message_type"], expected);
+        assert_eq!(client.hear_close().await.0, 1_000);
+    };
+    let bad = json!({ "message_type": "input_audio_chunk", "audio_base_64": "A" });
+    check(SCRIBE, bad, "input_error").await;
+    check(SCRIBE, json!({ "audio_base_64": "AAAA" }), "input_error").await;
+    check(SCRIBE, json!([]), "input_error").await;
+    check(&format!("{SCRIBE}?audio_format=mp3"), json!({}), "invalid_request").await;
+}

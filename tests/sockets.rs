@@ -1,0 +1,508 @@
+//! Sessions on sockets through the whole program, before the simulator's sockets.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends at its first surprise"
+)]
+
+mod house;
+mod talk;
+
+use std::time::Duration;
+
+use keychoir::app::Drained;
+use keychoir::config::{ClientConfig, Config};
+use keychoir::policy::client::Rules;
+use keychoir::secret::Fingerprint;
+use keychoir::simulator::{KeyPlan, Ledger, Plan, RequestSummary, SocketSummary, WorkspacePlan};
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
+
+use house::{CLIENT_TOKEN, House, ONE, THREE, TWO, house, house_with};
+use talk::{DIALOGUE, Heard, MULTI_STREAM_INPUT, SCRIBE, STREAM_INPUT, dial, in_time, knock};
+
+/// A path that the simulator echoes on.
+const ECHO: &str = "/v1/something/new";
+
+fn three_keys() -> Plan {
+    Plan::of([(ONE, 100_000), (TWO, 100_000), (THREE, 100_000)])
+}
+
+fn has_sound(messages: &[Value]) -> bool {
+    messages.iter().any(|message| message["audio"].as_str().is_some_and(|sound| !sound.is_empty()))
+}
+
+fn well_closed() -> Heard {
+    Heard::Close(1000, String::new())
+}
+
+/// The sessions that the provider saw, in their order.
+fn sessions(house: &House) -> Vec<(RequestSummary, SocketSummary)> {
+    let requests = house.simulator.ledger().requests;
+    requests
+        .into_iter()
+        .filter_map(|request| request.socket.clone().map(|socket| (request, socket)))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_text_is_spoken_and_charged_by_its_characters() {
+    let house = house(three_keys()).await;
+    let path = format!("{STREAM_INPUT}?model_id=eleven_flash_v2_5");
+    let mut talk = dial(&house, &path).await;
+    let (messages, end) = talk.speak(&["Hello there. ", "How are you? "]).await;
+    assert!(has_sound(&messages), "{messages:?}");
+    assert_eq!(messages.last().unwrap()["isFinal"], true);
+    assert_eq!(end, well_closed());
+    drop(talk);
+    let [(_, socket)] = sessions(&house).try_into().unwrap();
+    assert_eq!(socket.spoken, "Hello there. How are you? ");
+    assert_eq!((socket.extensions, socket.payer.as_deref()), (None, Some(ONE)));
+    let records = house.records().await;
+    let [record] = records.as_slice() else { panic!("{records:?}") };
+    assert_eq!((record.status, record.verdict.as_str()), (Some(101), "served"));
+    // 26 characters at half a credit.
+    assert_eq!((record.credits, record.credits_from.as_str()), (13, "estimate"));
+    assert_eq!(record.route, "/v1/text-to-speech/{id}/stream-input");
+}
+
+#[tokio::test]
+async fn a_refused_key_is_replaced_without_a_word() {
+    for shape in ["invalid", "quota", "concurrency", "payment_issue", "early:quota", "early:invalid"] {
+        let house = house(three_keys()).await;
+        house.always(ONE, shape);
+        house.always(TWO, shape);
+        let mut talk = dial(&house, STREAM_INPUT).await;
+        let (messages, end) = talk.speak(&["Hello there. "]).await;
+        assert!(has_sound(&messages), "{shape}: {messages:?}");
+        assert!(messages.iter().all(|message| message.get("error").is_none()), "{shape}: {messages:?}");
+        assert_eq!(end, well_closed(), "{shape}");
+        drop(talk);
+        assert_eq!(house.hits(&[ONE, TWO, THREE]), [1, 1, 1], "{shape}");
+        let verdicts: Vec<String> = house.records().await.into_iter().map(|record| record.verdict).collect();
+        assert_eq!(verdicts[2], "served", "{verdicts:?}");
+        assert_ne!(verdicts[0], "served", "{verdicts:?}");
+    }
+}
+
+#[tokio::test]
+async fn transcription_begins_with_the_key_that_works() {
+    let house = house(three_keys()).await;
+    house.always(ONE, "invalid");
+    house.always(TWO, "quota");
+    let mut talk = dial(&house, SCRIBE).await;
+    // Clients of some libraries do not wait for the session to start.
+    talk.say(
+        &json!({"message_type": "input_audio_chunk", "audio_base_64": "AAAA".repeat(8_000), "commit": true,
+        "sample_rate": 16_000}),
+    )
+    .await;
+    assert_eq!(talk.message().await["message_type"], "session_started");
+    let second = talk.message().await;
+    assert!(second["message_type"].as_str().unwrap().contains("transcript"), "{second}");
+    talk.send(Message::Close(None)).await;
+    let (_, end) = talk.rest().await;
+    assert!(matches!(end, Heard::Close(..) | Heard::Gone), "{end:?}");
+    drop(talk);
+    house.abandon().await;
+}
+
+#[tokio::test]
+async fn a_refusal_that_every_key_gets_is_told_as_it_came() {
+    let house = house(Plan::of([(ONE, 100_000), (TWO, 100_000)])).await;
+    house.always(ONE, "invalid");
+    house.always(TWO, "invalid");
+    let mut talk = dial(&house, STREAM_INPUT).await;
+    let (messages, end) = talk.speak(&["Hello. "]).await;
+    assert_eq!(messages, [json!({"message": "Invalid API key", "error": "invalid_api_key", "code": 1008})]);
+    assert_eq!(end, Heard::Close(1008, "Invalid API key".to_owned()));
+    drop(talk);
+    let verdicts: Vec<String> = house.records().await.into_iter().map(|record| record.verdict).collect();
+    assert_eq!(verdicts, ["invalid_key", "invalid_key"]);
+}
+
+#[tokio::test]
+async fn a_handshake_that_every_key_is_refused_is_an_answer() {
+    let house = house(Plan::of([(ONE, 100_000), (TWO, 100_000)])).await;
+    // This model is not for this socket, whatever the key.
+    let path = format!("{STREAM_INPUT}?model_id=eleven_v3");
+    let Err((status, body)) = knock(&house, &path, &[("xi-api-key", CLIENT_TOKEN)]).await else {
+        panic!("it was opened")
+    };
+    assert_eq!(status, 403, "{body}");
+    house.always(ONE, "early:voice_not_found");
+    house.always(TWO, "early:voice_not_found");
+    let Err((status, body)) = knock(&house, STREAM_INPUT, &[("xi-api-key", CLIENT_TOKEN)]).await else {
+        panic!("it was opened")
+    };
+    assert_eq!(status, 404);
+    assert!(body.contains("voice_not_found"), "{body}");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn after_the_first_sound_a_refusal_is_passed_on_and_teaches() {
+    let house = house(three_keys()).await;
+    house.always(ONE, "after=1:quota");
+    let mut talk = dial(&house, STREAM_INPUT).await;
+    let (messages, end) = talk.speak(&["Hello there, this is long. ", "And more of it comes now. "]).await;
+    assert!(has_sound(&messages), "{messages:?}");
+    assert_eq!(messages.last().unwrap()["error"], "quota_exceeded");
+    assert!(matches!(end, Heard::Close(1008, _)), "{end:?}");
+    assert_eq!(house.hits(&[ONE, TWO, THREE]), [1, 0, 0]);
+    assert_eq!(house.statuses().await, ["exhausted", "active", "active"]);
+    drop(talk);
+    house.abandon().await;
+}
+
+#[tokio::test]
+async fn credits_that_run_out_between_keys_move_the_session() {
+    // The first key cannot pay for the text: it is not even asked.
+    let house = house(Plan::of([(ONE, 5), (TWO, 100_000)])).await;
+    let mut talk = dial(&house, STREAM_INPUT).await;
+    let (messages, _) = talk.speak(&["Hello there, this is long. "]).await;
+    assert!(has_sound(&messages), "{messages:?}");
+    let paid: Vec<String> = sessions(&house).into_iter().map(|(_, socket)| socket.spoken).collect();
+    assert_eq!(paid, ["", "Hello there, this is long. "]);
+    drop(talk);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn every_context_may_bring_a_credential_and_none_arrives() {
+    let house = house(three_keys()).await;
+    let mut talk = dial(&house, MULTI_STREAM_INPUT).await;
+    for context in ["a", "b"] {
+        let opening = format!(
+            r#"{{ "\u0078i_api_key" : "{CLIENT_TOKEN}", "text":" ","context_id":"{context}","authorization":"{CLIENT_TOKEN}"}}"#
+        );
+        // In frames that cut the credential's name and value.
+        let bytes = opening.as_bytes();
+        let data = |at: usize| if at == 0 { OpCode::Data(Data::Text) } else { OpCode::Data(Data::Continue) };
+        let pieces: Vec<&[u8]> = bytes.chunks(7).collect();
+        for (at, piece) in pieces.iter().enumerate() {
+            let frame = Frame::message(piece.to_vec(), data(at), at + 1 == pieces.len());
+            talk.send(Message::Frame(frame)).await;
+        }
+        talk.say(
+            &json!({"text": "Hello. ", "context_id": context, "xi-api-key": CLIENT_TOKEN, "flush": true}),
+        )
+        .await;
+    }
+    for _ in 0..2 {
+        let message = talk.message().await;
+        assert!(message["contextId"].is_string(), "{message}");
+    }
+    talk.say(&json!({"close_socket": true})).await;
+    let (_, end) = talk.rest().await;
+    assert_eq!(end, well_closed());
+    drop(talk);
+    let (ledger, _folder) = house.close().await;
+    let session = ledger.requests.iter().find_map(|request| request.socket.as_ref()).unwrap();
+    assert_eq!(session.messages.len(), 5);
+    assert_eq!(
+        serde_json::from_str::<Value>(&session.messages[0]).unwrap(),
+        json!({"text": " ", "context_id": "a"})
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_known_passes_as_it_is() {
+    let house = house(three_keys()).await;
+    let mut talk = dial(&house, ECHO).await;
+    let large = "x".repeat(3_000_000);
+    for text in ["plain", "[1]", r#"{ "a" : "\u0041" }"#, &large] {
+        talk.send(Message::text(text)).await;
+        let heard = in_time(futures_util::StreamExt::next(&mut talk.stream)).await.unwrap().unwrap();
+        assert_eq!(heard.into_text().unwrap(), text);
+    }
+    let bytes: Vec<u8> = (0..100_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+    talk.send(Message::binary(bytes.clone())).await;
+    assert_eq!(talk.hear().await, Heard::Binary(bytes));
+    let close = CloseFrame { code: CloseCode::from(4321), reason: "own words".into() };
+    talk.send(Message::Close(Some(close))).await;
+    assert_eq!(talk.hear().await, Heard::Close(4321, "own words".to_owned()));
+    drop(talk);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_large_object_keeps_all_but_its_credential() {
+    let house = house(three_keys()).await;
+    let mut talk = dial(&house, ECHO).await;
+    let text = format!(r#"{{"sound":"{}","xi_api_key":"{CLIENT_TOKEN}","end":1}}"#, "A".repeat(2_000_000));
+    talk.send(Message::text(text)).await;
+    let echoed = talk.message().await;
+    assert_eq!(echoed["sound"].as_str().unwrap().len(), 2_000_000);
+    assert_eq!((&echoed["end"], echoed.get("xi_api_key")), (&json!(1), None));
+    drop(talk);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_key_that_is_echoed_is_not_seen() {
+    let house = house(three_keys()).await;
+    let mut talk = dial(&house, ECHO).await;
+    talk.send(Message::text(format!("it is {ONE}!"))).await;
+    let Some(Ok(Message::Text(echoed))) = in_time(futures_util::StreamExt::next(&mut talk.stream)).await
+    else {
+        panic!("no echo")
+    };
+    assert_eq!(echoed.len(), ONE.len() + 7);
+    assert!(echoed.starts_with("it is sk_key_numb...") && echoed.ends_with("00001!"), "{echoed}");
+    drop(talk);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn origin_and_subprotocols_pass_but_for_a_token() {
+    let house =
+        house_with(three_keys(), |config| config.access.origins = vec!["https://app.example".into()]).await;
+    let bearer = format!("bearer.{CLIENT_TOKEN}");
+    let headers = [
+        ("sec-websocket-protocol", "convai"),
+        ("sec-websocket-protocol", &*bearer),
+        ("origin", "https://app.example"),
+    ];
+    let talk = knock(&house, "/v1/convai/conversation?agent_id=a", &headers).await.unwrap();
+    assert_eq!(talk.headers["sec-websocket-protocol"], "convai");
+    let [(_, socket)] = sessions(&house).try_into().unwrap();
+    assert_eq!(socket.protocols, ["convai"]);
+    assert_eq!(socket.origin.as_deref(), Some("https://app.example"));
+    let stranger = knock(&house, ECHO, &[("origin", "https://evil.example")]).await;
+    assert_eq!(stranger.err().unwrap().0, 403);
+    drop(talk);
+    house.close().await;
+}
+
+/// The client of the tests, who needs its token.
+fn with_token(config: &mut Config) {
+    config.clients = vec![ClientConfig {
+        name: "app".to_owned(),
+        token: Fingerprint::of(CLIENT_TOKEN),
+        rules: Rules::default(),
+    }];
+}
+
+#[tokio::test]
+async fn a_token_may_be_presented_in_any_place_of_a_socket() {
+    let house = house_with(three_keys(), with_token).await;
+    let in_query = format!("{STREAM_INPUT}?xi_api_key={CLIENT_TOKEN}");
+    for (path, headers) in [
+        (STREAM_INPUT, &[("xi-api-key", CLIENT_TOKEN)] as &[(&str, &str)]),
+        (&in_query, &[]),
+        // In its first message only.
+        (STREAM_INPUT, &[]),
+    ] {
+        let mut talk = knock(&house, path, headers).await.expect("an open socket");
+        let (messages, end) = talk.speak(&["Hello. "]).await;
+        assert!(has_sound(&messages), "{messages:?}");
+        assert_eq!(end, well_closed());
+    }
+    let clients: Vec<String> = house.records().await.into_iter().map(|record| record.client).collect();
+    assert_eq!(clients, ["app"; 3]);
+}
+
+#[tokio::test]
+async fn who_does_not_say_who_it_is_gets_nothing() {
+    let house = house_with(three_keys(), |config| {
+        with_token(config);
+        config.sockets.introduction_max = Duration::from_millis(50);
+    })
+    .await;
+    let wrong = knock(&house, STREAM_INPUT, &[("xi-api-key", "wrong")]).await;
+    assert_eq!(wrong.err().unwrap().0, 401);
+    // Where no message can say it, it is asked for before.
+    assert_eq!(knock(&house, SCRIBE, &[]).await.err().unwrap().0, 401);
+    for first in [Some(json!({"text": " ", "xi_api_key": "wrong"})), Some(json!({"text": "hello "})), None] {
+        let mut talk = knock(&house, STREAM_INPUT, &[]).await.unwrap();
+        if let Some(first) = first {
+            talk.say(&first).await;
+        }
+        let (messages, end) = talk.rest().await;
+        let [message] = messages.as_slice() else { panic!("{messages:?}") };
+        assert!(message["error"].as_str().unwrap().starts_with("client_token_"), "{message}");
+        assert!(matches!(end, Heard::Close(1008, _)), "{end:?}");
+    }
+    assert_eq!(house.hits(&[ONE, TWO, THREE]), [0, 0, 0]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn an_own_key_goes_as_it_is_and_is_not_seen_in_messages() {
+    let house = house_with(Plan::of([(ONE, 100_000), (TWO, 100_000)]), |config| {
+        config.access.brings_own_key = true;
+        config.keys.truncate(1);
+    })
+    .await;
+    let mut talk = knock(&house, STREAM_INPUT, &[("xi-api-key", TWO)]).await.unwrap();
+    talk.say(&json!({"text": " ", "xi_api_key": TWO})).await;
+    talk.say(&json!({"text": "Hello. "})).await;
+    talk.say(&json!({"text": ""})).await;
+    let (messages, end) = talk.rest().await;
+    assert!(has_sound(&messages));
+    assert_eq!(end, well_closed());
+    assert_eq!(house.hits(&[ONE, TWO]), [0, 1]);
+    drop(talk);
+    house.abandon().await;
+}
+
+/// Keys of workspaces where so many may speak at once.
+fn narrow(keys: &[&str], maximum: u32) -> Plan {
+    keys.iter().fold(Plan::of([]), |plan, key| {
+        let workspace = WorkspacePlan { concurrency_max: Some(maximum), ..WorkspacePlan::new(key, 100_000) };
+        let key = KeyPlan { workspace: Some((*key).to_owned()), ..KeyPlan::new(key, 100_000) };
+        plan.with_workspace(workspace).with_key(key)
+    })
+}
+
+#[tokio::test]
+async fn idle_sessions_take_no_place_and_speaking_ones_wait_for_theirs() {
+    let house =
+        house_with(narrow(&[ONE], 1), |config| config.sockets.quiet_max = Duration::from_millis(20)).await;
+    let mut talks = Vec::new();
+    for _ in 0..4 {
+        let mut talk = dial(&house, STREAM_INPUT).await;
+        talk.say(&json!({"text": " "})).await;
+        talks.push(talk);
+    }
+    // A refusal teaches how many may speak; from then on, nobody is refused.
+    let spoken = house::join_all(talks.into_iter().map(|mut talk| async move {
+        talk.say(&json!({"text": "Hello there. ", "try_trigger_generation": true})).await;
+        talk.say(&json!({"text": ""})).await;
+        talk.rest().await
+    }))
+    .await;
+    for (messages, end) in spoken {
+        assert!(has_sound(&messages), "{messages:?} {end:?}");
+        assert_eq!(end, well_closed());
+    }
+    house.abandon().await;
+}
+
+#[tokio::test]
+async fn a_token_of_the_provider_goes_to_whoever_gave_it() {
+    let house = house(Plan::of([(ONE, 100_000), (TWO, 100_000)])).await;
+    house.always(ONE, "quota");
+    let minted = house.post("/v1/single-use-token/tts_websocket", &json!({})).await;
+    let token: Value = minted.json().await.unwrap();
+    let token = token["token"].as_str().unwrap().to_owned();
+    house.simulator.always(ONE, None);
+    for path in [format!("{STREAM_INPUT}?single_use_token={token}")] {
+        let mut talk = dial(&house, &path).await;
+        let (messages, end) = talk.speak(&["Hello. "]).await;
+        assert!(has_sound(&messages), "{messages:?} {end:?}");
+        let (request, socket) = sessions(&house).pop().unwrap();
+        assert!(request.path_and_query.contains("single_use_token="));
+        assert_eq!((request.key.as_deref(), socket.payer.as_deref()), (Some(TWO), Some(TWO)));
+    }
+    house.abandon().await;
+}
+
+#[tokio::test]
+async fn the_program_ends_sessions_when_the_grace_is_over() {
+    let house = house(three_keys()).await;
+    let mut talk = dial(&house, ECHO).await;
+    talk.send(Message::text("hello")).await;
+    in_time(futures_util::StreamExt::next(&mut talk.stream)).await.unwrap().unwrap();
+    let House { simulator, running, .. } = house;
+    let (drained, end) = tokio::join!(running.drain(Duration::from_millis(100)), talk.hear());
+    assert_eq!(end, Heard::Close(1012, "Keychoir restarts. Connect again.".to_owned()));
+    assert_eq!(drained, Drained::Cut);
+    let ended = |socket: &SocketSummary| socket.close_received.as_ref().map(|close| close.code);
+    let ledger = in_time(simulator.until(|ledger| ledger.totals.sockets_open == 0)).await;
+    let session = ledger.requests.iter().find_map(|request| request.socket.as_ref()).unwrap();
+    assert_eq!(ended(session), Some(1001));
+}
+
+#[tokio::test]
+async fn a_session_on_which_nothing_is_said_ends() {
+    for (lifetime, word) in [(0, "idle"), (150, "expired")] {
+        let house = house_with(three_keys(), |config| {
+            config.sockets.idle_max = Duration::from_millis(if lifetime == 0 { 100 } else { 0 });
+            config.sockets.lifetime_max = Duration::from_millis(lifetime);
+        })
+        .await;
+        let mut talk = dial(&house, ECHO).await;
+        assert!(matches!(talk.hear().await, Heard::Close(1001, _)));
+        drop(talk);
+        let records = house.records().await;
+        assert_eq!(records[0].verdict, word);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_takes_the_session_with_it() {
+    let house = house(three_keys()).await;
+    let mut talk = dial(&house, STREAM_INPUT).await;
+    talk.say(&json!({"text": " "})).await;
+    talk.say(&json!({"text": "Hello there. ", "flush": true})).await;
+    assert!(has_sound(&[talk.message().await]));
+    drop(talk);
+    in_time(house.simulator.until(|ledger| ledger.totals.sockets_open == 0)).await;
+    let records = house.records().await;
+    assert_eq!(records[0].verdict, "client_left");
+}
+
+#[tokio::test]
+async fn a_provider_that_breaks_off_is_no_clean_end() {
+    for fault in ["after=1:cut", "after=1:reset"] {
+        let house = house(three_keys()).await;
+        house.always(ONE, fault);
+        let mut talk = dial(&house, STREAM_INPUT).await;
+        let (_, end) = talk.speak(&["Hello there, this is long. ", "And more of it comes now. "]).await;
+        assert_eq!(end, Heard::Gone, "{fault}");
+        drop(talk);
+        let folder = house.abandon().await;
+        drop(folder);
+    }
+}
+
+#[tokio::test]
+async fn what_may_have_been_spoken_is_not_said_again() {
+    let house = house(three_keys()).await;
+    house.always(ONE, "after=0:cut");
+    let mut talk = dial(&house, STREAM_INPUT).await;
+    talk.say(&json!({"text": "Hello there. "})).await;
+    assert_eq!(talk.hear().await, Heard::Gone);
+    assert_eq!(house.hits(&[ONE, TWO, THREE]), [1, 0, 0]);
+    drop(talk);
+    let verdicts: Vec<String> = house.records().await.into_iter().map(|record| record.verdict).collect();
+    assert_eq!(verdicts, ["unanswered"]);
+}
+
+#[tokio::test]
+async fn what_costs_nothing_is_said_once_more() {
+    let house = house(three_keys()).await;
+    house.simulator.script(ONE, vec!["after=0:cut".parse().unwrap()]);
+    let mut talk = dial(&house, STREAM_INPUT).await;
+    // Only what opens the context was said when the connection broke.
+    talk.say(&json!({"text": " "})).await;
+    let sockets = |ledger: &Ledger| ledger.requests.iter().filter(|request| request.socket.is_some()).count();
+    in_time(house.simulator.until(|ledger| sockets(ledger) == 2)).await;
+    talk.say(&json!({"text": "Hello there. "})).await;
+    talk.say(&json!({"text": ""})).await;
+    let (messages, end) = talk.rest().await;
+    assert!(has_sound(&messages), "{messages:?}");
+    assert_eq!(end, well_closed());
+    drop(talk);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn dialogue_is_charged_by_its_lines() {
+    let house = house(three_keys()).await;
+    let mut talk = dial(&house, &format!("{DIALOGUE}?model_id=eleven_v3")).await;
+    talk.say(&json!({"voices": ["21m00Tcm4TlvDq8ikWAM"], "xi_api_key": CLIENT_TOKEN})).await;
+    talk.say(&json!({"inputs": [{"text": "Hello.", "voice_id": "21m00Tcm4TlvDq8ikWAM"}]})).await;
+    talk.say(&json!({"close_socket": true})).await;
+    let _ = talk.rest().await;
+    drop(talk);
+    let folder = house.abandon().await;
+    drop(folder);
+}

@@ -1,0 +1,122 @@
+//! A client of sockets.
+
+#![allow(dead_code, unreachable_pub, reason = "every test file uses its own part of this one")]
+
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::{ClientRequestBuilder, Error, Message};
+use tokio_tungstenite::{WebSocketStream, client_async};
+
+use crate::house::{CLIENT_TOKEN, House};
+
+/// Nothing here takes so long.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub const STREAM_INPUT: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/stream-input";
+pub const MULTI_STREAM_INPUT: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/multi-stream-input";
+pub const DIALOGUE: &str = "/v1/text-to-dialogue/stream-input";
+pub const SCRIBE: &str = "/v1/speech-to-text/realtime?model_id=scribe_v2_realtime&audio_format=pcm_16000";
+pub const AGENT: &str = "/v1/convai/conversation?agent_id=agent_public";
+
+/// One end of a session.
+pub struct Talk {
+    pub stream: WebSocketStream<TcpStream>,
+    pub headers: http::HeaderMap,
+}
+
+/// How a session went on.
+#[derive(Debug, PartialEq)]
+pub enum Heard {
+    Text(Value),
+    Binary(Vec<u8>),
+    Close(u16, String),
+    /// The connection ended without a close.
+    Gone,
+}
+
+pub async fn in_time<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it takes too long")
+}
+
+/// Asks for a socket with these headers.
+pub async fn knock(house: &House, path: &str, headers: &[(&str, &str)]) -> Result<Talk, (u16, String)> {
+    let address = house.running.address();
+    let mut request = ClientRequestBuilder::new(format!("ws://{address}{path}").parse().unwrap());
+    for (name, value) in headers {
+        request = match *name {
+            "sec-websocket-protocol" => request.with_sub_protocol(*value),
+            _ => request.with_header(*name, *value),
+        };
+    }
+    let stream = TcpStream::connect(address).await.unwrap();
+    match in_time(client_async(request, stream)).await {
+        Ok((stream, response)) => Ok(Talk { stream, headers: response.headers().clone() }),
+        Err(Error::Http(response)) => {
+            let (head, body) = response.into_parts();
+            Err((head.status.as_u16(), String::from_utf8(body.unwrap_or_default()).unwrap()))
+        }
+        Err(error) => panic!("no handshake: {error}"),
+    }
+}
+
+/// A socket, as an SDK opens it.
+pub async fn dial(house: &House, path: &str) -> Talk {
+    knock(house, path, &[("xi-api-key", CLIENT_TOKEN)]).await.expect("an open socket")
+}
+
+impl Talk {
+    pub async fn say(&mut self, text: &Value) {
+        in_time(self.stream.send(Message::text(text.to_string()))).await.unwrap();
+    }
+
+    pub async fn send(&mut self, message: Message) {
+        in_time(self.stream.send(message)).await.unwrap();
+    }
+
+    /// The next message, or the end. Questions whether it is there are answered.
+    pub async fn hear(&mut self) -> Heard {
+        loop {
+            return match in_time(self.stream.next()).await {
+                Some(Ok(Message::Text(text))) => Heard::Text(serde_json::from_str(&text).unwrap()),
+                Some(Ok(Message::Binary(bytes))) => Heard::Binary(bytes.to_vec()),
+                Some(Ok(Message::Close(Some(CloseFrame { code, reason })))) => {
+                    Heard::Close(code.into(), reason.to_string())
+                }
+                Some(Ok(Message::Close(None))) => Heard::Close(1005, String::new()),
+                Some(Ok(_)) => continue,
+                Some(Err(_)) | None => Heard::Gone,
+            };
+        }
+    }
+
+    /// The next message, which must be one.
+    pub async fn message(&mut self) -> Value {
+        let heard = self.hear().await;
+        let Heard::Text(value) = heard else { panic!("no message: {heard:?}") };
+        value
+    }
+
+    /// Messages up to the end, and the end.
+    pub async fn rest(&mut self) -> (Vec<Value>, Heard) {
+        let mut messages = Vec::new();
+        loop {
+            let heard = self.hear().await;
+            let Heard::Text(value) = heard else { return (messages, heard) };
+            messages.push(value);
+        }
+    }
+
+    /// Speaks a text from the first message to the last, and hears it all.
+    pub async fn speak(&mut self, texts: &[&str]) -> (Vec<Value>, Heard) {
+        self.say(&serde_json::json!({"text": " ", "xi_api_key": CLIENT_TOKEN})).await;
+        for text in texts {
+            self.say(&serde_json::json!({"text": text, "try_trigger_generation": true})).await;
+        }
+        self.say(&serde_json::json!({"text": ""})).await;
+        self.rest().await
+    }
+}
