@@ -1,6 +1,7 @@
-//! What the books add to the processor time of a proxied request. Starts the simulator and two
-//! proxies, one with books in a file and one with `--ephemeral`, drives a fixed rate through them in
-//! turns, and reads from /proc what the proxy used, and its thread `books` of that.
+//! What the books add to the processor time of a proxied request: the thread that writes, and what a
+//! request does for them on its way. Starts the simulator and two proxies, one with books in a file and
+//! one with `--ephemeral`, drives a fixed rate through them in turns, and reads from /proc what the
+//! proxy used, and its thread `books` of that. The way's part is measured by itself.
 //!
 //! ```text
 //! cargo bench --bench books
@@ -22,8 +23,15 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use keychoir::policy::client::ClientName;
+use keychoir::policy::strategy::FillFirst;
+use keychoir::policy::units::UnixMs;
+use keychoir::pool::{self, Pool};
+use keychoir::proxy::{AttemptRecord, Books, CreditSource, Depth};
+use keychoir::secret::ApiKey;
 use keychoir::tasks::Tasks;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -33,6 +41,22 @@ const KEYS: usize = 3;
 const DRIVEN_MIN: f64 = 0.97;
 /// What /proc counts processor time in.
 const TICKS_PER_SECOND: f64 = 100.0;
+
+/// A pool that is never asked.
+const STILL: pool::Settings = pool::Settings {
+    strategy: &FillFirst,
+    wait_max: Duration::ZERO,
+    waiting_max: 0,
+    near_limit_ratio: 0.8,
+    rate_limited_cooldown: Duration::ZERO,
+    concurrency_cooldown: Duration::ZERO,
+    exhausted_cooldown: Duration::ZERO,
+    billing_cooldown: Duration::ZERO,
+    invalid_confirm: Duration::ZERO,
+    invalid_cooldown: Duration::ZERO,
+    permission_cooldown: Duration::ZERO,
+    quota_lag: Duration::ZERO,
+};
 
 fn main() {
     let rate = number("BENCH_RATE", 3_000);
@@ -64,9 +88,11 @@ fn main() {
         "{rate} requests/s over {CONNECTIONS} connections, {rounds} rounds of {seconds} s each in turns;"
     );
     println!("processor time of the proxy in µs a request: median (lowest to highest)");
+    let path = path();
+    println!("on a request's way (a place, its record, the queue): {path:.2}");
     println!(
         "{:<8}{:<11}{:>9}{:>24}{:>24}{:>9}{:>9}{:>9}",
-        "request", "books in", "driven/s", "all threads", "thread `books`", "of rest", "wakes/s", "p99 ms"
+        "request", "books in", "driven/s", "all threads", "thread `books`", "share", "wakes/s", "p99 ms"
     );
     for (name, request) in [("GET", get()), ("TTS", speech())] {
         // The first requests open connections and files.
@@ -80,16 +106,16 @@ fn main() {
             }
         }
         for ((place, _), rounds) in houses.iter().zip(&measured) {
-            report(name, place, rounds);
+            report(name, place, rounds, path);
         }
         let [file, memory] = measured.map(|rounds| middle(rounds.iter().map(|round| round.all)));
         println!("{name:<8}file / ephemeral, all threads: {:.3}", file / memory);
     }
-    println!("`of rest`: the thread that writes, beside all other threads of the proxy in the same rounds.");
+    println!("`share`: the thread that writes and the way's part, beside all the rest of a request.");
 }
 
-fn report(request: &str, place: &str, rounds: &[Round]) {
-    let of = |what: fn(&Round) -> f64| {
+fn report(request: &str, place: &str, rounds: &[Round], path: f64) {
+    let of = |what: &dyn Fn(&Round) -> f64| {
         let values: Vec<f64> = rounds.iter().map(what).collect();
         let least = values.iter().copied().fold(f64::INFINITY, f64::min);
         let most = values.iter().copied().fold(0.0, f64::max);
@@ -98,16 +124,67 @@ fn report(request: &str, place: &str, rounds: &[Round]) {
     let spread = |(middle, least, most): (f64, f64, f64)| format!("{middle:.1} ({least:.1} to {most:.1})");
     println!(
         "{request:<8}{place:<11}{:>9.0}{:>24}{:>24}{:>8.1}%{:>9.0}{:>9.1}",
-        of(|round| round.driven).0,
-        spread(of(|round| round.all)),
-        spread(of(|round| round.books)),
-        of(|round| round.books / (round.all - round.books) * 100.0).0,
-        of(|round| round.wakes).0,
-        of(|round| round.p99_ms).0,
+        of(&|round| round.driven).0,
+        spread(of(&|round| round.all)),
+        spread(of(&|round| round.books)),
+        of(&|round| (round.books + path) / (round.all - round.books - path) * 100.0).0,
+        of(&|round| round.wakes).0,
+        of(&|round| round.p99_ms).0,
     );
     if rounds.iter().any(|round| !round.is_on_time) {
         println!("        not every round could be driven at that rate here: set BENCH_RATE lower");
     }
+}
+
+/// What a request does for the books on its way, in µs: it takes a place, names its record, and sends
+/// it. Without the reader, whose thread is measured as a whole.
+fn path() -> f64 {
+    const RECORDS: usize = 100;
+    const ROUNDS: usize = 2_000;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let (books, mut queue) = Books::new(1_000, 512, Depth::default());
+    let key = ApiKey::new("sk_bench_key_number_0").unwrap();
+    let roster = Pool::new(vec![key.into()], STILL).roster();
+    let (request_id, method, route): (Arc<str>, Arc<str>, Arc<str>) =
+        ("0198c2f0-7b1a-7000-8000-000100000002".into(), "GET".into(), "/v1/simulator/echo".into());
+    let client = ClientName::new("local");
+    let mut took = Duration::ZERO;
+    runtime.block_on(async {
+        let mut taken = Vec::new();
+        for _ in 0..ROUNDS {
+            let began = Instant::now();
+            for _ in 0..RECORDS {
+                let place = books.place().await.unwrap();
+                let started_at = UnixMs(1_796_000_000_000);
+                place.write(AttemptRecord {
+                    id: AttemptRecord::name(started_at),
+                    request_id: Arc::clone(&request_id),
+                    number: 1,
+                    started_at,
+                    client: client.clone(),
+                    key: Some(Arc::clone(&roster.keys()[0])),
+                    method: Arc::clone(&method),
+                    route: Arc::clone(&route),
+                    status: Some(200),
+                    verdict: "served",
+                    request_bytes: 0,
+                    response_bytes: 2,
+                    model: None,
+                    characters: None,
+                    audio: None,
+                    credits_reserved: None,
+                    credits: 0,
+                    credits_from: CreditSource::Free,
+                    first_byte: Some(Duration::from_millis(1)),
+                    total: Duration::from_millis(1),
+                });
+            }
+            took += began.elapsed();
+            assert_eq!(queue.take(&mut taken, RECORDS).await, RECORDS);
+            taken.clear();
+        }
+    });
+    took.as_secs_f64() * 1e6 / (RECORDS * ROUNDS) as f64
 }
 
 fn number(name: &str, default: u32) -> u32 {

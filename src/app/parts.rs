@@ -156,6 +156,7 @@ impl Parts {
             },
             store: store::Settings {
                 queue_max: storage.queue_records_max,
+                commit_interval: storage.commit_interval,
                 retention: Retention::of_days(storage.attempts_kept_days, storage.hours_kept_days),
                 mirrored: match (&mirror, supabase.sends_events) {
                     (None, _) => store::Mirrored::Nothing,

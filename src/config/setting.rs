@@ -102,6 +102,7 @@ pub(super) static TABLE: &[Setting] = &[
     entry("watch.quota_lag_ms", Kind::Millis(1..=DAY, |c| &mut c.watch.quota_lag)),
     entry("storage.path", Kind::File(|c| &mut c.storage.path)),
     entry("storage.queue_records_max", Kind::Count(1..=MEBI, |c| &mut c.storage.queue_records_max)),
+    entry("storage.commit_interval_ms", Kind::Millis(0..=MINUTE, |c| &mut c.storage.commit_interval)),
     entry("storage.attempts_kept_days_max", Kind::Count(0..=36_500, |c| &mut c.storage.attempts_kept_days)),
     entry("storage.hours_kept_days_max", Kind::Count(0..=36_500, |c| &mut c.storage.hours_kept_days)),
     entry("storage.ephemeral", Kind::Switch(|c| &mut c.storage.is_ephemeral)),

@@ -35,6 +35,7 @@ pub mod frame;
 pub mod socket;
 
 pub mod mirror;
+pub mod pace;
 pub mod retention;
 pub mod since;
 

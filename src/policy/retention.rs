@@ -39,6 +39,15 @@ pub fn oldest_kept(kept: Option<Duration>, now: UnixMs) -> Option<UnixMs> {
     Some(hour_of(UnixMs(now.0.saturating_sub(kept_ms))))
 }
 
+/// What a UUID that names something of this moment begins with (version 7, RFC 9562): those of
+/// earlier moments are smaller, and those of it are not.
+#[must_use]
+pub fn first_id(at: UnixMs) -> [u8; 6] {
+    const LAST: u64 = (1 << 48) - 1;
+    let [_, _, moment @ ..] = at.0.min(LAST).to_be_bytes();
+    moment
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,6 +57,13 @@ mod tests {
         for (at, hour) in [(0, 0), (HOUR_MS - 1, 0), (HOUR_MS, HOUR_MS), (7 * HOUR_MS + 5, 7 * HOUR_MS)] {
             assert_eq!(hour_of(UnixMs(at)), UnixMs(hour));
         }
+    }
+
+    #[test]
+    fn ids_are_in_the_order_of_their_moments() {
+        assert_eq!(first_id(UnixMs(0x0198_c2f0_7b1a)), [0x01, 0x98, 0xc2, 0xf0, 0x7b, 0x1a]);
+        assert!(first_id(UnixMs(0xff)) < first_id(UnixMs(0x100)));
+        assert_eq!(first_id(UnixMs(u64::MAX)), [0xff; 6], "a mad moment is the last of all");
     }
 
     #[track_caller]

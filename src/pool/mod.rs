@@ -301,6 +301,12 @@ impl Pool {
     /// Every key as it stands at `now`, in pool order.
     #[must_use]
     pub fn snapshot(&self, now: UnixMs) -> Vec<KeySnapshot> {
+        self.snapshot_of(now, |_| true)
+    }
+
+    /// The same of some keys.
+    #[must_use]
+    pub fn snapshot_of(&self, now: UnixMs, is_wanted: impl Fn(&Key) -> bool) -> Vec<KeySnapshot> {
         let roster = self.roster.load();
         let snapshot = |key: &Arc<Key>| {
             let quota = key.workspace().quota(now);
@@ -312,7 +318,7 @@ impl Pool {
                 key: Arc::clone(key),
             }
         };
-        roster.keys().iter().map(snapshot).collect()
+        roster.keys().iter().filter(|key| is_wanted(key)).map(snapshot).collect()
     }
 }
 

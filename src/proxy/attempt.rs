@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::Proxy;
 use super::accounts::Account;
@@ -104,11 +103,12 @@ impl Attempt {
         place: Place,
         upload: Upload<Incoming>,
     ) -> Self {
+        let started_at = clock::now();
         let record = AttemptRecord {
-            id: Uuid::now_v7(),
+            id: AttemptRecord::name(started_at),
             request_id: Arc::clone(&case.request_id),
             number,
-            started_at: clock::now(),
+            started_at,
             client: case.client.clone(),
             key: match &payer {
                 Payer::Pool { lease, .. } => Some(Arc::clone(lease.key())),

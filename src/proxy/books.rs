@@ -1,16 +1,21 @@
-//! What the proxy writes down, and the sending half of the queue that takes it.
+//! What the proxy writes down.
 
-use std::sync::Arc;
+mod queue;
+
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::policy::affinity::Named;
 use crate::policy::client::ClientName;
+use crate::policy::retention::first_id;
 use crate::policy::units::UnixMs;
 use crate::pool::{Key, Lesson};
+
+pub use queue::{Books, Depth, NoPlace, Place, Queue};
 
 /// One entry for the books.
 #[derive(Debug)]
@@ -77,6 +82,29 @@ pub struct AttemptRecord {
     pub total: Duration,
 }
 
+impl AttemptRecord {
+    /// A new name for a record that begins at `started_at`: a UUID of version 7 of that moment. What is
+    /// named later in it is greater.
+    #[must_use]
+    pub fn name(started_at: UnixMs) -> Uuid {
+        // Chance makes the names of this run its own. Within it they are counted, from anywhere in the
+        // lower half, which takes neither a lock nor a call of the system.
+        static CHANCE: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(0));
+        static COUNT: LazyLock<AtomicU64> = LazyLock::new(|| (RandomState::new().hash_one(0) >> 23).into());
+        named(started_at, COUNT.fetch_add(1, Ordering::Relaxed), *CHANCE)
+    }
+}
+
+/// 48 bits of the moment, 42 of the count and 32 of chance, with version and variant between them.
+fn named(at: UnixMs, count: u64, chance: u64) -> Uuid {
+    let mut bytes = [0; 16];
+    bytes[..6].copy_from_slice(&first_id(at));
+    bytes[6..8].copy_from_slice(&(0x7000 | (count >> 30) as u16 & 0x0fff).to_be_bytes());
+    bytes[8..12].copy_from_slice(&(0x8000_0000 | count as u32 & 0x3fff_ffff).to_be_bytes());
+    bytes[12..].copy_from_slice(&(chance as u32).to_be_bytes());
+    Uuid::from_bytes(bytes)
+}
+
 /// Where a figure of credits comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CreditSource {
@@ -103,86 +131,32 @@ impl CreditSource {
     }
 }
 
-/// How many records are on their way: sent, and not yet written or lost. Cheap to clone.
-#[derive(Clone, Debug, Default)]
-pub struct Depth(Arc<AtomicU64>);
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
 
-impl Depth {
-    /// So many.
-    #[must_use]
-    pub fn records(&self) -> u64 {
-        self.0.load(Ordering::Acquire)
-    }
+    use super::*;
 
-    /// So many are on their way.
-    pub fn sent(&self, records: u64) {
-        self.0.fetch_add(records, Ordering::AcqRel);
-    }
-
-    /// So many have arrived, in the books or nowhere.
-    pub fn arrived(&self, records: u64) {
-        self.0.fetch_sub(records, Ordering::AcqRel);
-    }
-}
-
-/// The sending half. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Books {
-    queue: mpsc::Sender<Entry>,
-    depth: Depth,
-}
-
-/// A place in the queue, taken before the provider is asked, so that what was charged is never
-/// without a place to be written.
-#[derive(Debug)]
-pub(crate) struct Place {
-    permit: mpsc::OwnedPermit<Entry>,
-    depth: Depth,
-}
-
-/// The queue stayed full, or nobody reads it any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the queue of the books is full")]
-pub struct NoPlace;
-
-/// How long a request waits for a place. A full queue means a disk that does not keep up; a
-/// quick refusal tells more than a long silence.
-const PLACE_WAIT_MAX: Duration = Duration::from_millis(50);
-
-impl Books {
-    /// Books that are written by whoever reads the other end of `queue`, and tells `depth` what has
-    /// arrived.
-    #[must_use]
-    pub fn new(queue: mpsc::Sender<Entry>, depth: Depth) -> Self {
-        Self { queue, depth }
-    }
-
-    /// Takes a place in the queue.
-    pub(crate) async fn place(&self) -> Result<Place, NoPlace> {
-        let waiting = self.queue.clone().reserve_owned();
-        match tokio::time::timeout(PLACE_WAIT_MAX, waiting).await {
-            Ok(Ok(permit)) => Ok(Place { permit, depth: self.depth.clone() }),
-            Ok(Err(_)) | Err(_) => Err(NoPlace),
+    #[test]
+    fn a_name_is_a_uuid_of_its_moment() {
+        for (ms, count, chance, expected) in [
+            (0, 0, 0, "00000000-0000-7000-8000-000000000000"),
+            (0x0198_c2f0_7b1a, 1, 2, "0198c2f0-7b1a-7000-8000-000100000002"),
+            (1, (1 << 42) - 1, u64::MAX, "00000000-0001-7fff-bfff-ffffffffffff"),
+            (1, 1 << 42, 0, "00000000-0001-7000-8000-000000000000"),
+            (u64::MAX, 1 << 30, 0, "ffffffff-ffff-7001-8000-000000000000"),
+        ] {
+            let name = named(UnixMs(ms), count, chance);
+            assert_eq!(name.to_string(), expected);
+            assert_eq!((name.get_version_num(), name.get_variant()), (7, uuid::Variant::RFC4122));
         }
     }
 
-    /// Has the state of the keys written. A full queue is about to write it anyway.
-    pub fn keys_changed(&self) {
-        let _ = self.queue.try_send(Entry::KeysChanged);
-    }
-}
-
-impl Place {
-    /// Writes.
-    pub(crate) fn write(self, record: AttemptRecord) {
-        self.depth.sent(1);
-        self.permit.send(Entry::Attempt(Box::new(record)));
-    }
-
-    /// Writes down whose identifiers are.
-    pub(crate) fn teach(self, changes: Vec<Ownership>) {
-        if !changes.is_empty() {
-            self.permit.send(Entry::Owners(changes));
-        }
+    #[test]
+    fn names_differ_and_are_in_the_order_in_which_they_were_given() {
+        let at = |ms| move |_| AttemptRecord::name(UnixMs(ms));
+        let names: Vec<Uuid> = (0..1_000).map(at(1_000)).chain((0..1_000).map(at(1_001))).collect();
+        assert!(names.is_sorted());
+        assert_eq!(names.iter().collect::<HashSet<_>>().len(), 2_000);
     }
 }

@@ -37,7 +37,7 @@ use crate::telemetry::Meters;
 use crate::upstream::{Direct, Upstream};
 
 pub use accounts::{Accounts, TurnedAway, Used};
-pub use books::{AttemptRecord, Books, CreditSource, Depth, Entry, Ownership};
+pub use books::{AttemptRecord, Books, CreditSource, Depth, Entry, NoPlace, Ownership, Place, Queue};
 pub use error::ProxyError;
 pub use exchange::Exchanged;
 use hints::Hints;

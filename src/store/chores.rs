@@ -1,17 +1,23 @@
 //! What is due between two transactions: old records go, and the file shrinks, each in steps so
 //! small that nothing waits for them.
 
+use std::time::Duration;
+
 use rusqlite::{Connection, params};
 
+use super::ledger::Ledger;
 use super::rows::moment;
 use super::{Settings, owners};
-use crate::policy::retention::oldest_kept;
+use crate::policy::retention::{first_id, oldest_kept};
 use crate::policy::units::UnixMs;
 
 /// Rows that one step forgets.
-const ROWS: i64 = 512;
+const ROWS: u16 = 512;
 /// Pages that one step gives back to the disk.
 const PAGES: i64 = 128;
+
+/// From one look through the logs of owners to the next, which reads all of them.
+const TIDY_INTERVAL: Duration = Duration::from_secs(3_600);
 
 /// What a step leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,23 +29,36 @@ pub(super) enum Step {
 }
 
 /// Does a little of what is due.
-pub(super) fn step(
-    connection: &Connection,
-    settings: &Settings,
-    now: UnixMs,
-) -> Result<Step, rusqlite::Error> {
-    const ATTEMPTS: &str = "DELETE FROM attempts WHERE id IN (
-        SELECT id FROM attempts WHERE started_at_ms < ?1 LIMIT ?2)";
-    const HOURS: &str = "DELETE FROM hours WHERE (hour_ms, key_hash, client, route, model) IN (
-        SELECT hour_ms, key_hash, client, route, model FROM hours WHERE hour_ms < ?1 LIMIT ?2)";
+pub(super) fn step(ledger: &mut Ledger, settings: &Settings, now: UnixMs) -> Result<Step, rusqlite::Error> {
+    let Ledger { connection, series, owners_tidied_at, .. } = ledger;
     let retention = &settings.retention;
-    for (forget, kept) in [(ATTEMPTS, retention.attempts), (HOURS, retention.hours)] {
-        if let Some(oldest) = oldest_kept(kept, now) {
-            let forgotten = connection.prepare_cached(forget)?.execute(params![moment(oldest), ROWS])?;
-            if forgotten as i64 == ROWS {
-                return Ok(Step::More);
+    if let Some(oldest) = oldest_kept(retention.attempts, now) {
+        if forget_attempts(connection, oldest)? == usize::from(ROWS) {
+            return Ok(Step::More);
+        }
+        // None of their attempts is left.
+        const SERIES: &str = "DELETE FROM series WHERE number IN (
+            SELECT number FROM series WHERE used_at_ms < ?1 LIMIT ?2)";
+        match connection.prepare_cached(SERIES)?.execute(params![moment(oldest), ROWS])? {
+            0 => {}
+            forgotten => {
+                series.clear();
+                if forgotten == usize::from(ROWS) {
+                    return Ok(Step::More);
+                }
             }
         }
+    }
+    if let Some(oldest) = oldest_kept(retention.hours, now) {
+        const HOURS: &str = "DELETE FROM hours WHERE (hour_ms, key_hash, client, route, model) IN (
+            SELECT hour_ms, key_hash, client, route, model FROM hours WHERE hour_ms < ?1 LIMIT ?2)";
+        if connection.prepare_cached(HOURS)?.execute(params![moment(oldest), ROWS])? == usize::from(ROWS) {
+            return Ok(Step::More);
+        }
+    }
+    if owners_tidied_at.is_none_or(|tidied_at| now.since(tidied_at) >= TIDY_INTERVAL) {
+        owners::tidy(connection)?;
+        *owners_tidied_at = Some(now);
     }
     if owners::forget_some(connection, &settings.owners, now)? {
         return Ok(Step::More);
@@ -52,6 +71,26 @@ pub(super) fn step(
     let left = free_pages(connection)?;
     // Should it not shrink, it is not asked to again and again.
     Ok(if (1..free).contains(&left) { Step::More } else { Step::Done })
+}
+
+/// Does a little against too many owners between two rounds. The file does not shrink: what is set
+/// free is about to be used again.
+pub(super) fn trim_owners(
+    ledger: &Ledger,
+    settings: &Settings,
+    now: UnixMs,
+) -> Result<Step, rusqlite::Error> {
+    let is_more = owners::forget_some(&ledger.connection, &settings.owners, now)?;
+    Ok(if is_more { Step::More } else { Step::Done })
+}
+
+/// Forgets some of the attempts that began before `oldest`; returns how many.
+fn forget_attempts(connection: &Connection, oldest: UnixMs) -> Result<usize, rusqlite::Error> {
+    // Their ids begin with the moment, so no index is needed to find them. The two agree, but for records
+    // of an earlier version, of which one may lie a moment beyond the edge.
+    const ATTEMPTS: &str = "DELETE FROM attempt_rows WHERE id IN (
+        SELECT id FROM attempt_rows WHERE id < ?1 AND started_at_ms < ?2 LIMIT ?3)";
+    connection.prepare_cached(ATTEMPTS)?.execute(params![&first_id(oldest)[..], moment(oldest), ROWS])
 }
 
 fn free_pages(connection: &Connection) -> Result<i64, rusqlite::Error> {

@@ -9,11 +9,17 @@ use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 
 use super::open::companion;
+use super::series::Known;
+use crate::policy::units::UnixMs;
 
 /// An open file, or books in memory.
 #[derive(Debug)]
 pub(super) struct Ledger {
     pub(super) connection: Connection,
+    /// The series that were met through it.
+    pub(super) series: Known,
+    /// When the logs of owners were last tidied, if ever.
+    pub(super) owners_tidied_at: Option<UnixMs>,
     home: Option<Home>,
 }
 
@@ -42,12 +48,13 @@ impl Stamp {
 
 impl Ledger {
     pub(super) fn in_memory(connection: Connection) -> Self {
-        Self { connection, home: None }
+        Self { connection, series: Known::default(), owners_tidied_at: None, home: None }
     }
 
     /// A connection to the file at `path` that has read from it: its log is there from then on.
     pub(super) fn of_file(connection: Connection, path: &Path) -> io::Result<Self> {
-        Ok(Self { connection, home: Some(Home { path: path.to_owned(), stamp: Stamp::of(path)? }) })
+        let home = Home { path: path.to_owned(), stamp: Stamp::of(path)? };
+        Ok(Self { connection, series: Known::default(), owners_tidied_at: None, home: Some(home) })
     }
 
     /// Whether the file was removed or replaced, so that what is written is never found again.

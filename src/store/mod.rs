@@ -11,6 +11,7 @@ mod ledger;
 mod outbox;
 mod owners;
 mod rows;
+mod series;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -18,13 +19,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use crate::policy::affinity::Keeping;
 use crate::policy::retention::Retention;
 use crate::policy::units::UnixMs;
 use crate::pool::{Lesson, Pool, Remembered};
-use crate::proxy::{Books, Depth, Entry, Used};
+use crate::proxy::{Books, Depth, Used};
 use crate::tasks;
 
 use ledger::Ledger;
@@ -48,6 +49,8 @@ pub enum Place {
 pub struct Settings {
     /// Records that wait to be written at the most; as many more are held while they cannot be.
     pub queue_max: usize,
+    /// While records keep coming, a commit begins so long after the last at the earliest.
+    pub commit_interval: Duration,
     /// How long records are kept.
     pub retention: Retention,
     /// What enters the outbox.
@@ -220,20 +223,20 @@ impl Store {
     ///
     /// When there is no thread to be had.
     pub fn write(self, pool: Arc<Pool>, settings: Settings) -> std::io::Result<(Books, Writing)> {
-        let (sender, receiver) = mpsc::channel::<Entry>(settings.queue_max);
         let (all_written, written) = oneshot::channel();
         let (done, ended) = oneshot::channel();
         let health = Health::default();
+        let (books, queue) = Books::new(settings.queue_max, write::batch(&settings), health.depth.clone());
         let writer = self.writer(pool, settings, health.clone());
         let (outbox, questions) = Outbox::new();
         let outbox = (settings.mirrored != Mirrored::Nothing).then_some(outbox);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         tasks::thread("books", move || {
-            runtime.block_on(writer.run(Callers { queue: receiver, questions, all_written }));
+            runtime.block_on(writer.run(Callers { queue, questions, all_written }));
             // Nobody may be waiting for the end.
             let _ = done.send(());
         })?;
-        Ok((Books::new(sender, health.depth.clone()), Writing { health, outbox, written, ended }))
+        Ok((books, Writing { health, outbox, written, ended }))
     }
 }
 

@@ -1,13 +1,16 @@
 //! What is written: one row an attempt, the sums of its hour in the same transaction, and the state
 //! of the keys.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
-use rusqlite::{Connection, ToSql, Transaction, TransactionBehavior, params};
+use rusqlite::{ToSql, Transaction, TransactionBehavior, params};
 
+use super::ledger::Ledger;
 use super::outbox::{self, Mirrored};
 use super::owners;
 use super::read::reason_word;
+use super::series::{Known, Series};
 use crate::policy::budget::Extension;
 use crate::policy::retention::hour_of;
 use crate::policy::standing::Park;
@@ -23,88 +26,116 @@ pub(super) const OWN_KEY: &str = "own";
 const AMOUNT_MAX: i64 = 1 << 48;
 
 /// Writes records, owners and keys, and what the mirror is to be told of them, all of it or nothing.
-pub(super) fn commit<'a>(
-    connection: &mut Connection,
+pub(super) fn commit(
+    ledger: &mut Ledger,
     records: &[AttemptRecord],
     owners: &[Ownership],
-    keys: impl Iterator<Item = &'a KeySnapshot>,
+    keys: &[KeySnapshot],
     mirrored: Mirrored,
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let Ledger { connection, series, .. } = ledger;
+    series.stay_small();
+    let committed = (|| {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        insert_attempts(&transaction, series, records, mirrored)?;
+        owners::write(&transaction, owners, now)?;
+        for key in keys {
+            upsert_key(&transaction, key, now)?;
+            if mirrored != Mirrored::Nothing {
+                outbox::put_key(&transaction, key, now)?;
+            }
+        }
+        transaction.commit()
+    })();
+    if committed.is_err() {
+        // What it has put there is not there.
+        series.clear();
+    }
+    committed
+}
+
+/// Inserts the attempts that are not there yet, and adds them to their hours.
+fn insert_attempts(
+    transaction: &Transaction<'_>,
+    series: &mut Known,
+    records: &[AttemptRecord],
+    mirrored: Mirrored,
+) -> Result<(), rusqlite::Error> {
+    let mut hours: HashMap<(UnixMs, usize), Sums> = HashMap::new();
+    let mut statement = transaction.prepare_cached(
+        "INSERT OR IGNORE INTO attempt_rows (id, request_id, series, number, started_at_ms, request_bytes,
+            response_bytes, characters, credits_reserved, credits, first_byte_ms, total_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+    )?;
     for record in records {
+        let place = series.of(transaction, record)?;
+        let inserted = statement.execute(params![
+            &record.id.as_bytes()[..],
+            &*record.request_id,
+            series[place].number,
+            record.number,
+            moment(record.started_at),
+            amount(record.request_bytes),
+            amount(record.response_bytes),
+            record.characters.map(amount),
+            record.credits_reserved.map(amount),
+            amount(record.credits),
+            record.first_byte.map(millis),
+            millis(record.total),
+        ])?;
         // A record that is delivered twice counts once.
-        if insert_attempt(&transaction, record)? {
-            add_to_hour(&transaction, record)?;
+        if inserted == 1 {
+            hours.entry((hour_of(record.started_at), place)).or_default().add(record);
             if mirrored == Mirrored::KeysAndEvents {
-                outbox::put_event(&transaction, &record.id.to_string())?;
+                outbox::put_event(transaction, record.id.as_bytes())?;
             }
         }
     }
-    owners::write(&transaction, owners)?;
-    for key in keys {
-        upsert_key(&transaction, key, now)?;
-        if mirrored != Mirrored::Nothing {
-            outbox::put_key(&transaction, key, now)?;
-        }
+    for ((hour, place), sums) in hours {
+        add_to_hour(transaction, hour, &series[place], &sums)?;
     }
-    transaction.commit()
+    Ok(())
 }
 
-/// Returns whether it was not there yet.
-fn insert_attempt(transaction: &Transaction<'_>, record: &AttemptRecord) -> Result<bool, rusqlite::Error> {
-    let mut statement = transaction.prepare_cached(
-        "INSERT OR IGNORE INTO attempts (id, request_id, number, started_at_ms, client, key_hash, workspace, method,
-            route, model, status, verdict, request_bytes, response_bytes, characters, credits_reserved, credits,
-            credits_from, first_byte_ms, total_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)",
-    )?;
-    let inserted = statement.execute(params![
-        record.id.to_string(),
-        &*record.request_id,
-        record.number,
-        moment(record.started_at),
-        record.client.as_str(),
-        key_hash(record),
-        record
-            .key
-            .as_ref()
-            .map(|key| key.workspace().belonging())
-            .as_ref()
-            .and_then(|belonging| belonging.name()),
-        &*record.method,
-        &*record.route,
-        record.model.as_deref(),
-        record.status,
-        record.verdict,
-        amount(record.request_bytes),
-        amount(record.response_bytes),
-        record.characters.map(amount),
-        record.credits_reserved.map(amount),
-        amount(record.credits),
-        record.credits_from.word(),
-        record.first_byte.map(millis),
-        millis(record.total),
-    ])?;
-    Ok(inserted == 1)
+/// What a transaction adds to an hour. It cannot overflow: so many attempts are not in one.
+#[derive(Default)]
+struct Sums {
+    attempts: i64,
+    served: i64,
+    request_bytes: i64,
+    response_bytes: i64,
+    characters: i64,
+    credits: i64,
+    unpriced: i64,
 }
 
-/// The hash of the pool's key that was asked with; of a client's own, nothing is written down.
-fn key_hash(record: &AttemptRecord) -> String {
-    match &record.key {
-        Some(key) => key.api_key().fingerprint().to_string(),
-        None => OWN_KEY.to_owned(),
+impl Sums {
+    fn add(&mut self, record: &AttemptRecord) {
+        self.attempts += 1;
+        self.served += i64::from(record.status.is_some_and(|status| status < 400));
+        self.request_bytes += amount(record.request_bytes);
+        self.response_bytes += amount(record.response_bytes);
+        self.characters += amount(record.characters.unwrap_or(0));
+        self.credits += amount(record.credits);
+        self.unpriced += i64::from(record.credits_from == CreditSource::Unknown);
     }
 }
 
-fn add_to_hour(transaction: &Transaction<'_>, record: &AttemptRecord) -> Result<(), rusqlite::Error> {
+fn add_to_hour(
+    transaction: &Transaction<'_>,
+    hour: UnixMs,
+    series: &Series,
+    sums: &Sums,
+) -> Result<(), rusqlite::Error> {
     // A sum stops at 2^53, where it is far beyond anything true and still exact in every language.
     let mut statement = transaction.prepare_cached(
         "INSERT INTO hours (hour_ms, key_hash, client, route, model, attempts, served, request_bytes,
             response_bytes, characters, credits, unpriced)
-         VALUES (?1, ?2, ?3, ?4, ?5, 1, ?6, ?7, ?8, ?9, ?10, ?11)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, min(?8, 9007199254740992), min(?9, 9007199254740992),
+            min(?10, 9007199254740992), min(?11, 9007199254740992), ?12)
          ON CONFLICT DO UPDATE SET
-            attempts = attempts + 1,
+            attempts = attempts + excluded.attempts,
             served = served + excluded.served,
             request_bytes = min(request_bytes + excluded.request_bytes, 9007199254740992),
             response_bytes = min(response_bytes + excluded.response_bytes, 9007199254740992),
@@ -113,27 +144,35 @@ fn add_to_hour(transaction: &Transaction<'_>, record: &AttemptRecord) -> Result<
             unpriced = unpriced + excluded.unpriced",
     )?;
     statement.execute(params![
-        moment(hour_of(record.started_at)),
-        key_hash(record),
-        record.client.as_str(),
-        &*record.route,
-        record.model.as_deref().unwrap_or(""),
-        record.status.is_some_and(|status| status < 400),
-        amount(record.request_bytes),
-        amount(record.response_bytes),
-        amount(record.characters.unwrap_or(0)),
-        amount(record.credits),
-        record.credits_from == CreditSource::Unknown,
+        moment(hour),
+        series.key_hash,
+        series.client.as_str(),
+        &*series.route,
+        series.model.as_deref().unwrap_or(""),
+        sums.attempts,
+        sums.served,
+        sums.request_bytes,
+        sums.response_bytes,
+        sums.characters,
+        sums.credits,
+        sums.unpriced,
     ])?;
     Ok(())
 }
 
 fn upsert_key(transaction: &Transaction<'_>, seen: &KeySnapshot, now: UnixMs) -> Result<(), rusqlite::Error> {
     let mut statement = transaction.prepare_cached(
-        "INSERT OR REPLACE INTO keys (key_hash, short_key, name, workspace, position, status, character_count,
-            character_limit, extension, resets_at_ms, park_reason, park_until_ms, workspace_park_reason,
-            workspace_park_until_ms, updated_at_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+        "INSERT INTO keys (key_hash, short_key, name, workspace, position, status, character_count, character_limit,
+            extension, resets_at_ms, park_reason, park_until_ms, workspace_park_reason, workspace_park_until_ms,
+            updated_at_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+         ON CONFLICT DO UPDATE SET
+            short_key = excluded.short_key, name = excluded.name, workspace = excluded.workspace,
+            position = excluded.position, status = excluded.status, character_count = excluded.character_count,
+            character_limit = excluded.character_limit, extension = excluded.extension,
+            resets_at_ms = excluded.resets_at_ms, park_reason = excluded.park_reason,
+            park_until_ms = excluded.park_until_ms, workspace_park_reason = excluded.workspace_park_reason,
+            workspace_park_until_ms = excluded.workspace_park_until_ms, updated_at_ms = excluded.updated_at_ms",
     )?;
     let KeySnapshot { key, quota, standing, .. } = seen;
     let extension: Option<i64> = match quota.extension {

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 /// One step for each version; a step that was released never changes.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     "
     CREATE TABLE keys (
         key_hash TEXT PRIMARY KEY,
@@ -132,6 +132,116 @@ const MIGRATIONS: [&str; 4] = [
 
     CREATE INDEX owners_by_use ON owners (class, used_at_ms);
     ",
+    "
+    -- What many attempts have in common is written once.
+    CREATE TABLE series (
+        number INTEGER PRIMARY KEY,
+        client TEXT NOT NULL,
+        key_hash TEXT NOT NULL,
+        workspace TEXT,
+        method TEXT NOT NULL,
+        route TEXT NOT NULL,
+        model TEXT,
+        status INTEGER,
+        verdict TEXT NOT NULL,
+        -- answer, estimate, free or unknown
+        credits_from TEXT NOT NULL,
+        -- the begin of the latest hour with an attempt of it
+        used_at_ms INTEGER NOT NULL
+    ) STRICT;
+
+    INSERT INTO series (client, key_hash, workspace, method, route, model, status, verdict, credits_from, used_at_ms)
+    SELECT client, key_hash, workspace, method, route, model, status, verdict, credits_from,
+        max(started_at_ms) - max(started_at_ms) % 3600000
+    FROM attempts GROUP BY client, key_hash, workspace, method, route, model, status, verdict, credits_from;
+
+    CREATE INDEX series_by_route ON series (route, client, key_hash);
+
+    -- To be read as `attempts`.
+    CREATE TABLE attempt_rows (
+        -- a UUID that begins with the moment, so that they lie in the order of time
+        id BLOB PRIMARY KEY,
+        request_id TEXT NOT NULL,
+        series INTEGER NOT NULL,
+        number INTEGER NOT NULL,
+        started_at_ms INTEGER NOT NULL,
+        request_bytes INTEGER NOT NULL,
+        response_bytes INTEGER NOT NULL,
+        characters INTEGER,
+        -- Set aside before it was sent; `credits` is what was charged.
+        credits_reserved INTEGER,
+        credits INTEGER NOT NULL,
+        first_byte_ms INTEGER,
+        total_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    INSERT INTO attempt_rows
+    SELECT coalesce(iif(length(id) = 36, unhex(id, '-'), NULL), CAST(id AS BLOB)), request_id, series.number,
+        attempts.number, started_at_ms, request_bytes, response_bytes, characters, credits_reserved, credits,
+        first_byte_ms, total_ms
+    FROM attempts JOIN series ON series.route = attempts.route AND series.client = attempts.client
+        AND series.key_hash = attempts.key_hash AND series.workspace IS attempts.workspace
+        AND series.method = attempts.method AND series.model IS attempts.model AND series.status IS attempts.status
+        AND series.verdict = attempts.verdict AND series.credits_from = attempts.credits_from
+    ORDER BY attempts.id;
+
+    -- Its index and its trigger go with it.
+    DROP TABLE attempts;
+
+    CREATE TABLE outbox_of_events (
+        id BLOB PRIMARY KEY,
+        refused TEXT,
+        parked_until_ms INTEGER
+    ) STRICT, WITHOUT ROWID;
+
+    INSERT INTO outbox_of_events
+    SELECT coalesce(iif(length(id) = 36, unhex(id, '-'), NULL), CAST(id AS BLOB)), refused, parked_until_ms
+    FROM outbox_events;
+
+    DROP TABLE outbox_events;
+    ALTER TABLE outbox_of_events RENAME TO outbox_events;
+    CREATE INDEX outbox_events_refused ON outbox_events (id) WHERE refused IS NOT NULL;
+
+    CREATE TRIGGER attempts_forgotten AFTER DELETE ON attempt_rows BEGIN
+        DELETE FROM outbox_events WHERE id = OLD.id;
+    END;
+
+    -- What comes with every request is not looked for by its id, which is random: it lies in the order in which
+    -- it was learned, and the last word on an id counts. `owners` keeps what lasts.
+    CREATE TABLE owners_plentiful (
+        number INTEGER PRIMARY KEY,
+        id BLOB NOT NULL,
+        kind TEXT NOT NULL,
+        -- NULL: it is not there any more
+        workspace TEXT,
+        learned_at_ms INTEGER NOT NULL,
+        used_at_ms INTEGER NOT NULL
+    ) STRICT;
+
+    CREATE TABLE owners_passing (
+        number INTEGER PRIMARY KEY,
+        id BLOB NOT NULL,
+        kind TEXT NOT NULL,
+        workspace TEXT,
+        learned_at_ms INTEGER NOT NULL,
+        used_at_ms INTEGER NOT NULL
+    ) STRICT;
+
+    INSERT INTO owners_plentiful (id, kind, workspace, learned_at_ms, used_at_ms)
+    SELECT id, kind, workspace, learned_at_ms, used_at_ms FROM owners WHERE class = 1 ORDER BY used_at_ms;
+    INSERT INTO owners_passing (id, kind, workspace, learned_at_ms, used_at_ms)
+    SELECT id, kind, workspace, learned_at_ms, used_at_ms FROM owners WHERE class = 2 ORDER BY used_at_ms;
+    DELETE FROM owners WHERE class <> 0;
+
+    CREATE VIEW attempts AS
+    SELECT
+        iif(length(id) <> 16, CAST(id AS TEXT), lower(printf('%s-%s-%s-%s-%s', substr(hex(id), 1, 8),
+            substr(hex(id), 9, 4), substr(hex(id), 13, 4), substr(hex(id), 17, 4), substr(hex(id), 21)))) AS id,
+        request_id, attempt_rows.number AS number, started_at_ms, client, key_hash, workspace, method, route, model,
+        status, verdict, request_bytes, response_bytes, characters, credits_reserved, credits, credits_from,
+        first_byte_ms, total_ms
+    FROM attempt_rows JOIN series ON series.number = attempt_rows.series;
+    ",
 ];
 
 /// The version that this program writes.
@@ -165,6 +275,8 @@ fn set_version(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
     transaction.execute_batch(&format!("PRAGMA user_version = {VERSION}"))
 }
 
-/// The first version, for tests of what becomes of it.
+/// The steps up to a version, for tests of what becomes of it.
 #[cfg(test)]
-pub(super) const FIRST: &str = MIGRATIONS[0];
+pub(super) fn of_version(version: usize) -> String {
+    format!("{}; PRAGMA user_version = {version};", MIGRATIONS[..version].join(";"))
+}

@@ -1,6 +1,8 @@
 mod faults;
 mod outbox;
+mod pace;
 mod power;
+mod series;
 mod sums;
 mod whose;
 
@@ -10,7 +12,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::Connection;
-use uuid::Uuid;
 
 use super::*;
 use crate::policy::budget::{Extension, Quota};
@@ -18,7 +19,7 @@ use crate::policy::client::ClientName;
 use crate::policy::standing::{Park, ParkReason};
 use crate::policy::units::UnixMs;
 use crate::pool::{self, Observation};
-use crate::proxy::{AttemptRecord, CreditSource};
+use crate::proxy::{AttemptRecord, CreditSource, Entry};
 use crate::secret::{ApiKey, Fingerprint};
 
 const NOW: UnixMs = UnixMs(1_796_000_000_000);
@@ -35,7 +36,7 @@ fn pool() -> Arc<Pool> {
 
 fn record(pool: &Pool, credits: u64) -> AttemptRecord {
     AttemptRecord {
-        id: Uuid::now_v7(),
+        id: AttemptRecord::name(NOW),
         request_id: "request".into(),
         number: 1,
         started_at: NOW,
@@ -58,10 +59,21 @@ fn record(pool: &Pool, credits: u64) -> AttemptRecord {
     }
 }
 
+/// One that began at a moment, and is named for it.
+fn record_at(pool: &Pool, started_at: UnixMs, credits: u64) -> AttemptRecord {
+    AttemptRecord { id: AttemptRecord::name(started_at), started_at, ..record(pool, credits) }
+}
+
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
 fn settings(queue_max: usize) -> Settings {
-    Settings { queue_max, retention: Retention::default(), mirrored: Mirrored::Nothing, owners: KEEPING }
+    Settings {
+        queue_max,
+        commit_interval: Duration::from_millis(50),
+        retention: Retention::default(),
+        mirrored: Mirrored::Nothing,
+        owners: KEEPING,
+    }
 }
 
 fn connection(store: &Store) -> &Connection {
@@ -90,7 +102,7 @@ async fn what_is_sent_is_written_before_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let (place, path) = place(folder.path());
     let pool = pool();
-    let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), settings(8)).unwrap();
+    let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), settings(128)).unwrap();
     for credits in 0..100 {
         books.place().await.unwrap().write(record(&pool, credits));
     }

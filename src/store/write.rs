@@ -1,5 +1,6 @@
-//! The writing thread: what is queued goes into one transaction as soon as the last one is done.
-//! What cannot be written is held and tried again; between two transactions old records go.
+//! The writing thread: what has gathered in the queue goes into one transaction, at once after a quiet
+//! moment and in steps while records keep coming. What cannot be written is held and tried again;
+//! between two transactions old records go.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,8 +15,9 @@ use super::open::{self, Look, OpenError, is_broken};
 use super::outbox::{self, Command};
 use super::{Health, Place, Settings, rows};
 use crate::clock;
-use crate::pool::{KeySnapshot, Pool};
-use crate::proxy::{AttemptRecord, Entry, Ownership};
+use crate::policy::pace;
+use crate::pool::{Key, Pool, Workspace};
+use crate::proxy::{AttemptRecord, Entry, Ownership, Queue};
 
 /// How many records go into one transaction at the most.
 const BATCH_MAX: usize = 512;
@@ -43,7 +45,7 @@ enum WriteError {
 
 /// Who comes to the writing thread, and whom it tells that all is written.
 pub(super) struct Callers {
-    pub(super) queue: mpsc::Receiver<Entry>,
+    pub(super) queue: Queue,
     pub(super) questions: mpsc::Receiver<Command>,
     pub(super) all_written: oneshot::Sender<()>,
 }
@@ -69,6 +71,11 @@ pub(super) struct Writer {
     chores_at: Instant,
     /// Written to books in memory since they were last emptied.
     in_memory: usize,
+}
+
+/// How many records go into one transaction with these settings, at the most.
+pub(super) fn batch(settings: &Settings) -> usize {
+    BATCH_MAX.min(settings.queue_max)
 }
 
 impl Writer {
@@ -102,14 +109,16 @@ impl Writer {
     /// the mirror until that is gone, too.
     pub(super) async fn run(mut self, callers: Callers) {
         let Callers { mut queue, mut questions, all_written } = callers;
-        let room = BATCH_MAX.min(self.settings.queue_max);
+        let room = batch(&self.settings);
         let mut received = Vec::with_capacity(room);
         loop {
-            let wake_at = if self.health.is_failing() { self.retry_at } else { self.chores_at };
+            let now = clock::instant();
+            let chores_at = if self.has_chores(now) { now } else { self.chores_at };
+            let wake_at = if self.health.is_failing() { self.retry_at } else { chores_at };
             let mut question = None;
             let count = tokio::select! {
                 biased;
-                count = queue.recv_many(&mut received, room) => Some(count),
+                count = queue.take(&mut received, room) => Some(count),
                 Some(asked) = questions.recv() => {
                     question = Some(asked);
                     None
@@ -119,11 +128,15 @@ impl Writer {
             if count == Some(0) {
                 break;
             }
+            let began = clock::instant();
             received.drain(..).for_each(|entry| self.take(entry));
-            self.work(clock::instant());
+            self.work(began);
             // A busy queue must not keep the mirror waiting for ever.
             if let Some(question) = question.or_else(|| questions.try_recv().ok()) {
                 self.answer(question);
+            }
+            if count.is_some() {
+                self.rest(began, &queue, &mut questions).await;
             }
         }
         self.end().await;
@@ -131,6 +144,27 @@ impl Writer {
         let _ = all_written.send(());
         while let Some(question) = questions.recv().await {
             self.answer(question);
+        }
+    }
+
+    /// Waits until the next commit may begin. What is sent meanwhile wakes nobody, unless it fills a
+    /// commit; the mirror is answered, and old records go.
+    async fn rest(&mut self, began: Instant, queue: &Queue, questions: &mut mpsc::Receiver<Command>) {
+        let batch = batch(&self.settings) as u64;
+        loop {
+            let now = clock::instant();
+            let since = now.saturating_duration_since(began);
+            let pause = pace::pause(since, self.settings.commit_interval, queue.waiting(), batch);
+            if pause.is_zero() || queue.is_ended() {
+                return;
+            }
+            tokio::select! {
+                biased;
+                Some(question) = questions.recv() => self.answer(question),
+                () = std::future::ready(()), if self.has_chores(now) => self.do_chore(now),
+                () = queue.called() => {}
+                () = tokio::time::sleep(pause) => return,
+            }
         }
     }
 
@@ -150,7 +184,7 @@ impl Writer {
         if !self.health.is_failing() || self.retry_at <= now {
             self.flush();
         }
-        if !self.health.is_failing() && self.chores_at <= now {
+        if self.has_chores(now) {
             self.do_chore(now);
         }
     }
@@ -209,12 +243,10 @@ impl Writer {
             let ledger = self.ledger.insert(ledger);
             let now = clock::now();
             // The state is read when it is written: what is in the file is never older than a record.
-            let keys = self.pool.snapshot(now);
-            let concerned = keys.iter().filter(|key| self.are_keys_stale || is_touched(key, &self.pending));
-            let committed = {
-                let mirrored = self.settings.mirrored;
-                rows::commit(&mut ledger.connection, &self.pending, &self.owners, concerned, mirrored, now)
-            };
+            let touched = Touched::by(&self.pending);
+            let keys = self.pool.snapshot_of(now, |key| self.are_keys_stale || touched.includes(key));
+            let mirrored = self.settings.mirrored;
+            let committed = rows::commit(ledger, &self.pending, &self.owners, &keys, mirrored, now);
             if !ledger.is_gone() {
                 return Ok(committed?);
             }
@@ -248,10 +280,6 @@ impl Writer {
         self.pending.clear();
         self.owners_written += self.owners.len();
         self.owners.clear();
-        // What comes faster than the chores must not grow without a bound until they are due.
-        if self.owners_written > OWNERS_UNTIL_CHORES {
-            self.chores_at = clock::instant();
-        }
         self.health.count_written(count);
         self.are_keys_stale = false;
         self.look = Look::Trusting;
@@ -274,7 +302,7 @@ impl Writer {
         self.in_memory = 0;
         if let Some(ledger) = &self.ledger {
             // Nothing can fail here but memory itself.
-            let _ = ledger.connection.execute_batch("DELETE FROM attempts");
+            let _ = ledger.connection.execute_batch("DELETE FROM attempt_rows");
         }
     }
 
@@ -316,18 +344,29 @@ impl Writer {
         }
     }
 
+    /// Whether old records are due to go. What comes faster than that must not grow without a bound
+    /// until then.
+    fn has_chores(&self, now: Instant) -> bool {
+        let is_due = self.chores_at <= now || self.owners_written > OWNERS_UNTIL_CHORES;
+        is_due && !self.health.is_failing()
+    }
+
     fn do_chore(&mut self, now: Instant) {
-        let Some(ledger) = &self.ledger else { return };
-        match chores::step(&ledger.connection, &self.settings, clock::now()) {
-            Ok(Step::More) => {}
-            Ok(Step::Done) => {
-                self.chores_at = now + CHORES_INTERVAL;
-                self.owners_written = 0;
-            }
-            Err(error) => {
-                self.chores_at = now + CHORES_INTERVAL;
-                self.failed(&error.into());
-            }
+        let Some(ledger) = &mut self.ledger else { return };
+        let is_round = self.chores_at <= now;
+        let step = if is_round {
+            chores::step(ledger, &self.settings, clock::now())
+        } else {
+            chores::trim_owners(ledger, &self.settings, clock::now())
+        };
+        match step {
+            Ok(Step::More) => return,
+            Ok(Step::Done) => {}
+            Err(error) => self.failed(&error.into()),
+        }
+        self.owners_written = 0;
+        if is_round {
+            self.chores_at = now + CHORES_INTERVAL;
         }
     }
 
@@ -345,8 +384,19 @@ impl Writer {
     }
 }
 
-/// Whether one of the records changed the state of this key: its own, or that of its workspace.
-fn is_touched(key: &KeySnapshot, records: &[AttemptRecord]) -> bool {
-    let mut touched = records.iter().filter_map(|record| record.key.as_ref());
-    touched.any(|touched| std::ptr::eq(touched.workspace(), key.key.workspace()))
+/// The workspaces whose keys' state records have changed, by where they live.
+struct Touched(Vec<*const Workspace>);
+
+impl Touched {
+    fn by(records: &[AttemptRecord]) -> Self {
+        let workspaces = records.iter().filter_map(|record| record.key.as_ref()).map(|key| key.workspace());
+        let mut touched: Vec<_> = workspaces.map(std::ptr::from_ref).collect();
+        touched.sort_unstable();
+        touched.dedup();
+        Self(touched)
+    }
+
+    fn includes(&self, key: &Key) -> bool {
+        self.0.binary_search(&std::ptr::from_ref(key.workspace())).is_ok()
+    }
 }

@@ -1,6 +1,8 @@
 //! The outbox in the file: what enters, what is due, and what became of it.
 
+use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use uuid::Uuid;
 
 use super::{Batch, Command, Delivery, Event, KeyState, RefusedRow, RowName};
 use crate::policy::units::UnixMs;
@@ -71,8 +73,11 @@ pub(in crate::store) fn put_key(
 }
 
 /// Puts an attempt into the outbox. It goes with the attempt, should that be forgotten first.
-pub(in crate::store) fn put_event(transaction: &Transaction<'_>, id: &str) -> Result<(), rusqlite::Error> {
-    transaction.prepare_cached("INSERT OR IGNORE INTO outbox_events (id) VALUES (?1)")?.execute([id])?;
+pub(in crate::store) fn put_event(
+    transaction: &Transaction<'_>,
+    id: &[u8; 16],
+) -> Result<(), rusqlite::Error> {
+    transaction.prepare_cached("INSERT OR IGNORE INTO outbox_events (id) VALUES (?1)")?.execute([&id[..]])?;
     Ok(())
 }
 
@@ -155,15 +160,16 @@ fn read_key(row: &Row<'_>) -> Result<KeyState, rusqlite::Error> {
 
 fn due_events(connection: &Connection, rows_max: i64, now: UnixMs) -> Result<Vec<Event>, rusqlite::Error> {
     let mut statement = connection.prepare_cached(
-        "SELECT id, request_id, number, started_at_ms, client, key_hash, workspace, method, route, model, status,
-            verdict, request_bytes, response_bytes, characters, credits, credits_from, first_byte_ms, total_ms
-         FROM outbox_events JOIN attempts USING (id)
+        "SELECT outbox_events.id, request_id, attempt_rows.number, started_at_ms, client, key_hash, workspace, method,
+            route, model, status, verdict, request_bytes, response_bytes, characters, credits, credits_from,
+            first_byte_ms, total_ms
+         FROM outbox_events JOIN attempt_rows USING (id) JOIN series ON series.number = attempt_rows.series
          WHERE coalesce(parked_until_ms, 0) <= ?1
-         ORDER BY id LIMIT ?2",
+         ORDER BY outbox_events.id LIMIT ?2",
     )?;
     let read = |row: &Row<'_>| {
         Ok(Event {
-            id: row.get(0)?,
+            id: Uuid::from_bytes(row.get(0)?).to_string(),
             request_id: row.get(1)?,
             number: row.get(2)?,
             started_at: unix(row.get(3)?),
@@ -209,19 +215,19 @@ fn settle(connection: &mut Connection, delivery: &Delivery) -> Result<u64, rusql
                 )?
                 .execute(params![key_hash, moment(*observed_at)])?,
             RowName::Event { id } => {
-                transaction.prepare_cached("DELETE FROM outbox_events WHERE id = ?1")?.execute([id])?
+                transaction.prepare_cached("DELETE FROM outbox_events WHERE id = ?1")?.execute([bytes(id)])?
             }
         };
     }
     let mut first_times = 0;
     for RefusedRow { name, code, until } in &delivery.refused {
         let (table, column, name) = match name {
-            RowName::Key { key_hash, .. } => ("outbox_keys", "key_hash", key_hash),
-            RowName::Event { id } => ("outbox_events", "id", id),
+            RowName::Key { key_hash, .. } => ("outbox_keys", "key_hash", Value::Text(key_hash.clone())),
+            RowName::Event { id } => ("outbox_events", "id", Value::Blob(bytes(id))),
         };
         let is_known: Option<bool> = transaction
             .prepare_cached(&format!("SELECT refused IS NOT NULL FROM {table} WHERE {column} = ?1"))?
-            .query_row([name], |row| row.get(0))
+            .query_row([&name], |row| row.get(0))
             .optional()?;
         first_times += u64::from(is_known == Some(false));
         transaction
@@ -232,6 +238,11 @@ fn settle(connection: &mut Connection, delivery: &Delivery) -> Result<u64, rusql
     }
     transaction.commit()?;
     Ok(first_times)
+}
+
+/// A UUID as a column has it; another text is found nowhere.
+fn bytes(id: &str) -> Vec<u8> {
+    Uuid::parse_str(id).map_or_else(|_| Vec::new(), |id| id.as_bytes().to_vec())
 }
 
 fn unix(ms: i64) -> UnixMs {

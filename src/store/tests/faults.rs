@@ -22,6 +22,7 @@ fn count(writer: &Writer, table: &str) -> i64 {
 /// Counts as the queue does.
 pub(super) fn give(writer: &mut Writer, health: &Health, record: AttemptRecord) {
     health.depth.sent(1);
+    health.depth.taken(1, 1);
     writer.take(entry(record));
 }
 
@@ -73,13 +74,13 @@ fn a_failing_disk_is_asked_once_a_pause_however_much_comes_in() {
     let (mut writer, health) = writer(&Place::Memory, &pool, 1_000);
     fill_disk(&writer);
     let before = clock::instant();
-    (0..100).for_each(|credits| give(&mut writer, &health, record(&pool, credits)));
+    (0..500).for_each(|credits| give(&mut writer, &health, record(&pool, credits)));
     writer.work(before);
-    assert_health(&health, true, 100, 0);
+    assert_health(&health, true, 500, 0);
     empty_disk(&writer);
     give(&mut writer, &health, record(&pool, 1));
     writer.work(before);
-    assert_health(&health, true, 101, 0);
+    assert_health(&health, true, 501, 0);
     writer.work(clock::instant() + Duration::from_secs(1));
     assert_health(&health, false, 0, 0);
 }
@@ -89,15 +90,14 @@ async fn what_cannot_be_written_at_the_end_is_counted() {
     let pool = pool();
     let (writer, health) = writer(&Place::Memory, &pool, 500);
     fill_disk(&writer);
-    let (sender, receiver) = mpsc::channel(500);
-    let books = Books::new(sender, health.depth.clone());
+    let (books, queue) = Books::new(500, 500, health.depth.clone());
     for credits in 0..500 {
         books.place().await.unwrap().write(record(&pool, credits));
     }
     drop(books);
     let (_, questions) = Outbox::new();
     let (all_written, _) = oneshot::channel();
-    writer.run(Callers { queue: receiver, questions, all_written }).await;
+    writer.run(Callers { queue, questions, all_written }).await;
     assert_health(&health, true, 0, 500);
 }
 
@@ -116,15 +116,14 @@ async fn an_end_that_does_not_come_is_not_waited_for() {
 async fn what_waits_is_counted_until_it_is_written() {
     let pool = pool();
     let (mut writer, health) = writer(&Place::Memory, &pool, 8);
-    let (sender, mut receiver) = mpsc::channel(8);
-    let books = Books::new(sender, health.depth.clone());
+    let (books, mut queue) = Books::new(8, 8, health.depth.clone());
     for _ in 0..3 {
         books.place().await.unwrap().write(record(&pool, 1));
     }
     assert_health(&health, false, 3, 0);
-    for _ in 0..3 {
-        writer.take(receiver.recv().await.unwrap());
-    }
+    let mut entries = Vec::new();
+    assert_eq!(queue.take(&mut entries, 8).await, 3);
+    entries.into_iter().for_each(|entry| writer.take(entry));
     assert_health(&health, false, 3, 0);
     writer.flush();
     assert_health(&health, false, 0, 0);

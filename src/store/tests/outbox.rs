@@ -91,13 +91,13 @@ async fn a_refused_row_waits_its_time_and_is_counted_once() {
 
 #[test]
 fn a_clock_that_is_set_back_makes_no_state_older() {
-    let mut connection = open::open(&Place::Memory, NOW, Look::Quick).unwrap().ledger.connection;
+    let mut ledger = open::open(&Place::Memory, NOW, Look::Quick).unwrap().ledger;
     let keys = pool().snapshot(NOW);
     let mut observed = Vec::new();
     for now in [1_000, 1_000, 400, 2_000].map(UnixMs) {
-        rows::commit(&mut connection, &[], &[], keys[..1].iter(), Mirrored::Keys, now).unwrap();
+        rows::commit(&mut ledger, &[], &[], &keys[..1], Mirrored::Keys, now).unwrap();
         let sql = "SELECT observed_at_ms FROM outbox_keys";
-        observed.push(connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap());
+        observed.push(ledger.connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap());
     }
     assert_eq!(observed, [1_000, 1_001, 1_002, 2_000]);
 }
@@ -109,15 +109,15 @@ fn only_what_is_mirrored_enters_and_an_event_enters_once() {
     for (mirrored, expected) in
         [(Mirrored::Nothing, (0, 0)), (Mirrored::Keys, (2, 0)), (Mirrored::KeysAndEvents, (2, 1))]
     {
-        let mut connection = open::open(&Place::Memory, NOW, Look::Quick).unwrap().ledger.connection;
+        let mut ledger = open::open(&Place::Memory, NOW, Look::Quick).unwrap().ledger;
         let record = record(&pool, 1);
         for _ in 0..2 {
             let records = [record.clone(), record.clone()];
-            rows::commit(&mut connection, &records, &[], keys.iter(), mirrored, NOW).unwrap();
+            rows::commit(&mut ledger, &records, &[], &keys, mirrored, NOW).unwrap();
         }
         let count = |table| {
             let sql = format!("SELECT count(*) FROM {table}");
-            connection.query_row(&sql, [], |row| row.get::<_, i64>(0)).unwrap()
+            ledger.connection.query_row(&sql, [], |row| row.get::<_, i64>(0)).unwrap()
         };
         assert_eq!((count("outbox_keys"), count("outbox_events")), expected, "{mirrored:?}");
     }
@@ -126,15 +126,15 @@ fn only_what_is_mirrored_enters_and_an_event_enters_once() {
 #[test]
 fn an_attempt_that_is_forgotten_leaves_the_outbox() {
     let pool = pool();
-    let mut connection = open::open(&Place::Memory, NOW, Look::Quick).unwrap().ledger.connection;
-    let old = AttemptRecord { started_at: UnixMs(0), ..record(&pool, 1) };
+    let mut ledger = open::open(&Place::Memory, NOW, Look::Quick).unwrap().ledger;
+    let old = record_at(&pool, UnixMs(0), 1);
     let records = [old, record(&pool, 1)];
-    rows::commit(&mut connection, &records, &[], std::iter::empty(), Mirrored::KeysAndEvents, NOW).unwrap();
+    rows::commit(&mut ledger, &records, &[], &[], Mirrored::KeysAndEvents, NOW).unwrap();
     let settings = Settings { retention: Retention::of_days(1, 0), ..settings(8) };
-    chores::step(&connection, &settings, NOW).unwrap();
+    chores::step(&mut ledger, &settings, NOW).unwrap();
     let sql = "SELECT id FROM outbox_events";
-    let left: String = connection.query_row(sql, [], |row| row.get(0)).unwrap();
-    assert_eq!(left, records[1].id.to_string());
+    let left: [u8; 16] = ledger.connection.query_row(sql, [], |row| row.get(0)).unwrap();
+    assert_eq!(&left, records[1].id.as_bytes());
 }
 
 #[tokio::test]

@@ -109,12 +109,12 @@ fn a_log_that_ends_in_garbage_leaves_whole_transactions() {
 fn a_checkpoint_that_stops_half_way_loses_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (place, path) = place(folder.path());
-    let moments = moments(&path, &place, 1..=40);
+    let moments = moments(&path, &place, 1..=120);
     let before = moments.last().unwrap();
     Connection::open(&path).unwrap().query_row("PRAGMA wal_checkpoint(FULL)", [], |_| Ok(())).unwrap();
     let after = fs::read(&path).unwrap();
     assert!(after.len() > before.file.len(), "the pages have gone from the log into the file");
-    let expected: Vec<i64> = (1..=40).collect();
+    let expected: Vec<i64> = (1..=120).collect();
     for page in 0..=after.len() / 4_096 {
         for torn in [0, 512, 4_000] {
             // Up to here the new file, from here on the old; and the other way round.

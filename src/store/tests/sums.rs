@@ -8,16 +8,16 @@ use rusqlite::Row;
 use super::*;
 use crate::policy::retention::hour_of;
 use crate::store::chores::{self, Step};
-use crate::store::{open, rows, schema};
+use crate::store::{open, owners, rows, schema};
 
 const HOUR: u64 = 3_600_000;
 
-fn memory() -> Connection {
-    open::open(&Place::Memory, NOW, Look::Quick).unwrap().ledger.connection
+fn opened(place: &Place) -> Ledger {
+    open::open(place, NOW, Look::Quick).unwrap().ledger
 }
 
-fn write(connection: &mut Connection, records: &[AttemptRecord]) {
-    rows::commit(connection, records, &[], std::iter::empty(), Mirrored::Nothing, NOW).unwrap();
+fn write(ledger: &mut Ledger, records: &[AttemptRecord]) {
+    rows::commit(ledger, records, &[], &[], Mirrored::Nothing, NOW).unwrap();
 }
 
 fn one(connection: &Connection, sql: &str) -> i64 {
@@ -93,17 +93,17 @@ proptest! {
         batch in 1..20_usize,
         again in 0..10_usize,
     ) {
-        let mut connection = memory();
+        let mut ledger = opened(&Place::Memory);
         for records in records.chunks(batch) {
-            write(&mut connection, records);
+            write(&mut ledger, records);
         }
         // What is delivered twice counts once.
-        write(&mut connection, &records[..again.min(records.len())]);
-        let (kept, made) = both(&connection);
+        write(&mut ledger, &records[..again.min(records.len())]);
+        let (kept, made) = both(&ledger.connection);
         prop_assert_eq!(&kept, &made);
         let credits: i64 = kept.values().map(|sums| sums[5]).sum();
         prop_assert_eq!(credits as u64, records.iter().map(|record| record.credits).sum::<u64>());
-        prop_assert_eq!(one(&connection, "SELECT count(*) FROM attempts") as usize, records.len());
+        prop_assert_eq!(one(&ledger.connection, "SELECT count(*) FROM attempts") as usize, records.len());
     }
 }
 
@@ -119,54 +119,54 @@ fn a_mad_record_does_not_keep_the_others_from_being_written() {
         total: Duration::MAX,
         ..record(&pool, u64::MAX)
     };
-    let mut connection = memory();
+    let mut ledger = opened(&Place::Memory);
     for _ in 0..40 {
-        write(&mut connection, &[mad(), record(&pool, 1)]);
+        write(&mut ledger, &[mad(), record(&pool, 1)]);
     }
-    assert_eq!(one(&connection, "SELECT count(*) FROM attempts"), 80);
-    assert_eq!(one(&connection, "SELECT max(credits) FROM attempts"), 1 << 48);
-    assert_eq!(one(&connection, "SELECT max(credits) FROM hours"), 1 << 53);
-    assert_eq!(one(&connection, "SELECT min(credits) FROM hours"), 40);
+    assert_eq!(one(&ledger.connection, "SELECT count(*) FROM attempts"), 80);
+    assert_eq!(one(&ledger.connection, "SELECT max(credits) FROM attempts"), 1 << 48);
+    assert_eq!(one(&ledger.connection, "SELECT max(credits) FROM hours"), 1 << 53);
+    assert_eq!(one(&ledger.connection, "SELECT min(credits) FROM hours"), 40);
 }
 
 /// Does what is due, to its end; returns how many steps that took.
-fn all_chores(connection: &Connection, retention: &Retention, now: UnixMs) -> usize {
+fn all_chores(ledger: &mut Ledger, retention: &Retention, now: UnixMs) -> usize {
     let settings = Settings { retention: *retention, ..settings(8) };
-    (1..1_000).find(|_| chores::step(connection, &settings, now).unwrap() == Step::Done).unwrap()
+    (1..1_000).find(|_| chores::step(ledger, &settings, now).unwrap() == Step::Done).unwrap()
 }
 
 #[test]
 fn old_records_go_in_small_steps_and_the_file_shrinks() {
     let folder = tempfile::tempdir().unwrap();
     let (place, _) = place(folder.path());
-    let mut connection = open::open(&place, NOW, Look::Quick).unwrap().ledger.connection;
+    let mut ledger = opened(&place);
     let pool = pool();
-    let at = |ms| AttemptRecord { started_at: UnixMs(ms), ..record(&pool, 1) };
+    let at = |ms| record_at(&pool, UnixMs(ms), 1);
     let now = UnixMs(hour_of(NOW).0 + 40 * 24 * HOUR + 5);
     let (attempts_edge, hours_edge) = (now.0 - 5 - 24 * HOUR, now.0 - 5 - 48 * HOUR);
-    let old: Vec<_> = (0..2_000).map(|index| at(NOW.0 + index * HOUR / 10)).collect();
-    write(&mut connection, &old);
+    let old: Vec<_> = (0..10_000).map(|index| at(NOW.0 + index * HOUR / 50)).collect();
+    write(&mut ledger, &old);
     let edges = [attempts_edge - 1, attempts_edge, now.0, hours_edge - 1, hours_edge];
-    write(&mut connection, &edges.map(at));
-    let before = one(&connection, "PRAGMA page_count");
+    write(&mut ledger, &edges.map(at));
+    let before = one(&ledger.connection, "PRAGMA page_count");
 
-    let steps = all_chores(&connection, &Retention::of_days(1, 2), now);
+    let steps = all_chores(&mut ledger, &Retention::of_days(1, 2), now);
     assert!(steps > 3, "{steps} steps");
-    assert_eq!(one(&connection, "SELECT count(*) FROM attempts"), 2);
-    assert_eq!(one(&connection, "SELECT min(started_at_ms) FROM attempts") as u64, attempts_edge);
-    assert_eq!(one(&connection, "SELECT count(*) FROM hours"), 4);
-    assert_eq!(one(&connection, "SELECT min(hour_ms) FROM hours") as u64, hours_edge);
-    assert_eq!(one(&connection, "PRAGMA freelist_count"), 0);
-    assert!(one(&connection, "PRAGMA page_count") < before / 4);
+    assert_eq!(one(&ledger.connection, "SELECT count(*) FROM attempts"), 2);
+    assert_eq!(one(&ledger.connection, "SELECT min(started_at_ms) FROM attempts") as u64, attempts_edge);
+    assert_eq!(one(&ledger.connection, "SELECT count(*) FROM hours"), 4);
+    assert_eq!(one(&ledger.connection, "SELECT min(hour_ms) FROM hours") as u64, hours_edge);
+    assert_eq!(one(&ledger.connection, "PRAGMA freelist_count"), 0);
+    assert!(one(&ledger.connection, "PRAGMA page_count") < before / 4);
 }
 
 #[test]
 fn without_a_bound_nothing_goes() {
-    let mut connection = memory();
+    let mut ledger = opened(&Place::Memory);
     let pool = pool();
-    write(&mut connection, &[record(&pool, 1)]);
-    assert_eq!(all_chores(&connection, &Retention::of_days(0, 0), UnixMs(u64::MAX)), 1);
-    assert_eq!(one(&connection, "SELECT count(*) FROM attempts"), 1);
+    write(&mut ledger, &[record(&pool, 1)]);
+    assert_eq!(all_chores(&mut ledger, &Retention::of_days(0, 0), UnixMs(u64::MAX)), 1);
+    assert_eq!(one(&ledger.connection, "SELECT count(*) FROM attempts"), 1);
 }
 
 #[test]
@@ -174,27 +174,22 @@ fn chores_are_done_after_the_writing() {
     let folder = tempfile::tempdir().unwrap();
     let (place, path) = place(folder.path());
     let pool = pool();
-    let settings = Settings {
-        queue_max: 8,
-        retention: Retention::of_days(1, 0),
-        mirrored: Mirrored::Nothing,
-        owners: KEEPING,
-    };
+    let settings = Settings { retention: Retention::of_days(1, 0), ..settings(8) };
     let store = Store::open(&place, NOW).unwrap();
     let mut writer = store.writer(Arc::clone(&pool), settings, Health::default());
     // Long ago by any clock of today.
     let old = UnixMs(1_000_000_000_000);
     for (started_at, credits) in [(old, 1), (crate::clock::now(), 2)] {
-        writer.take(entry(AttemptRecord { started_at, ..record(&pool, credits) }));
+        writer.take(entry(record_at(&pool, started_at, credits)));
     }
     writer.work(crate::clock::instant());
     let credits = || attempts(&path).into_iter().map(|(_, credits)| credits).collect::<Vec<_>>();
     assert_eq!(credits(), [2]);
     assert_eq!(one(&Connection::open(&path).unwrap(), "SELECT count(*) FROM hours"), 2, "the sums stay");
     // The next round is an hour later.
-    writer.take(entry(AttemptRecord { started_at: old, ..record(&pool, 3) }));
+    writer.take(entry(record_at(&pool, old, 3)));
     writer.work(crate::clock::instant());
-    assert_eq!(credits(), [2, 3]);
+    assert_eq!(credits(), [3, 2], "in the order of time");
     writer.work(crate::clock::instant() + Duration::from_secs(3_601));
     assert_eq!(credits(), [2]);
 }
@@ -205,8 +200,7 @@ fn an_older_file_keeps_what_it_has_and_gets_its_sums() {
     let (place, path) = place(folder.path());
     fs::create_dir(path.parent().unwrap()).unwrap();
     let old = Connection::open(&path).unwrap();
-    old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}; PRAGMA user_version = 1;", schema::FIRST))
-        .unwrap();
+    old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::of_version(1))).unwrap();
     for (id, hour, status, credits, from) in [
         ("a", 0, "200", i64::MAX, "'answer'"),
         ("b", 0, "NULL", i64::MAX, "'unknown'"),
@@ -239,4 +233,76 @@ fn an_older_file_keeps_what_it_has_and_gets_its_sums() {
     assert_eq!(sums(1), "1 1 1 43 0");
     let log = fs::metadata(open::companion(&path, "-wal")).unwrap().len();
     assert_eq!(log, 0, "a checkpoint follows a migration at once");
+}
+
+/// A file as version 4 left it, with attempts of which two are alike and one is still to be mirrored.
+fn of_version_4(path: &Path) -> Connection {
+    fs::create_dir(path.parent().unwrap()).unwrap();
+    let old = Connection::open(path).unwrap();
+    old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::of_version(4))).unwrap();
+    let now = NOW.0;
+    old.execute_batch(&format!(
+        "INSERT INTO attempts (id, request_id, number, started_at_ms, client, key_hash, workspace, method, route, status,
+            verdict, request_bytes, response_bytes, credits, credits_from, first_byte_ms, total_ms, model, characters,
+            credits_reserved)
+         VALUES
+            ('01a229f1-2800-7abc-8def-0123456789ab', 'r1', 1, {now}, 'local', 'hash', NULL, 'POST', '/v1/a', 200,
+                'served', 10, 20, 7, 'answer', 3, 4, 'eleven_v3', 7, 9),
+            ('01a229f1-2800-7abc-8def-0123456789ac', 'r2', 2, {now}, 'local', 'hash', NULL, 'POST', '/v1/a', 200,
+                'served', 30, 40, 8, 'answer', NULL, 5, 'eleven_v3', NULL, NULL),
+            ('01a229f1-2801-7abc-8def-0123456789ad', 'r3', 1, {now} + 3, 'phone', 'own', 'studio', 'GET', '/v1/b', NULL,
+                'unanswered', 0, 0, 0, 'unknown', NULL, 6, NULL, NULL, NULL);
+         INSERT INTO owners VALUES (zeroblob(16), 'voice', 0, 'w', 1, 9), (x'{0}1', 'history item', 1, 'w', 1, 8),
+            (x'{0}2', 'history item', 1, 'w', 1, 7), (x'{0}3', 'earlier request', 2, 'w', 1, 6);
+         INSERT INTO outbox_events VALUES ('01a229f1-2800-7abc-8def-0123456789ac', NULL, NULL),
+            ('01a229f1-2801-7abc-8def-0123456789ad', '23514', 5);",
+        "0".repeat(31),
+    ))
+    .unwrap();
+    old
+}
+
+const ALL: &str = "SELECT id, request_id, number, started_at_ms, client, key_hash, workspace, method, route, model,
+    status, verdict, request_bytes, response_bytes, characters, credits_reserved, credits, credits_from, first_byte_ms,
+    total_ms FROM attempts ORDER BY id";
+
+fn rows(connection: &Connection, sql: &str) -> Vec<String> {
+    let mut statement = connection.prepare(sql).unwrap();
+    let columns = statement.column_count();
+    let row = |row: &Row<'_>| -> rusqlite::Result<String> {
+        let values = (0..columns).map(|index| row.get::<_, rusqlite::types::Value>(index));
+        Ok(format!("{:?}", values.collect::<Result<Vec<_>, _>>()?))
+    };
+    statement.query_map([], row).unwrap().map(Result::unwrap).collect()
+}
+
+#[test]
+fn attempts_of_an_older_file_read_as_they_did() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    let old = of_version_4(&path);
+    let before = rows(&old, ALL);
+    assert_eq!(before.len(), 3);
+    drop(old);
+    let mut ledger = opened(&place);
+    assert_eq!(rows(&ledger.connection, ALL), before);
+    assert_eq!(one(&ledger.connection, "SELECT count(*) FROM series"), 2);
+    let outbox = "SELECT lower(hex(id)), refused, parked_until_ms FROM outbox_events ORDER BY id";
+    assert_eq!(
+        rows(&ledger.connection, outbox),
+        [
+            "[Text(\"01a229f128007abc8def0123456789ac\"), Null, Null]",
+            "[Text(\"01a229f128017abc8def0123456789ad\"), Text(\"23514\"), Integer(5)]"
+        ]
+    );
+    let used_at: Vec<u64> =
+        owners::read(&ledger.connection).unwrap().iter().map(|lesson| lesson.used_at.0).collect();
+    assert_eq!(used_at, [9, 7, 8, 6], "of each class the oldest use first");
+    // They go in their time, and with them what is to be told of them and what they had in common.
+    all_chores(&mut ledger, &Retention::of_days(1, 0), UnixMs(NOW.0 + 24 * HOUR));
+    assert_eq!(one(&ledger.connection, "SELECT count(*) FROM attempts"), 3);
+    all_chores(&mut ledger, &Retention::of_days(1, 0), UnixMs(NOW.0 + 25 * HOUR));
+    for table in ["attempts", "outbox_events", "series"] {
+        assert_eq!(one(&ledger.connection, &format!("SELECT count(*) FROM {table}")), 0, "{table}");
+    }
 }

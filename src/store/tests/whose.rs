@@ -13,7 +13,8 @@ fn learned(owners: &Owners, kind: Kind, id: &str, now: UnixMs) -> Ownership {
 }
 
 fn count(connection: &Connection, class: u8) -> i64 {
-    connection.query_row("SELECT count(*) FROM owners WHERE class = ?1", [class], |row| row.get(0)).unwrap()
+    let table = ["owners", "owners_plentiful", "owners_passing"][usize::from(class)];
+    connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
 }
 
 #[tokio::test]
@@ -58,26 +59,28 @@ fn a_row_that_says_nothing_sensible_is_as_good_as_none() {
 fn the_oldest_go_in_small_steps_and_each_class_has_its_room() {
     let folder = tempfile::tempdir().unwrap();
     let (place, _) = place(folder.path());
-    let mut connection = open::open(&place, NOW, Look::Quick).unwrap().ledger.connection;
+    let mut ledger = open::open(&place, NOW, Look::Quick).unwrap().ledger;
     let owners = Owners::new(Keeping { identifiers_max: usize::MAX, ..KEEPING });
     let mut changes = Vec::new();
-    for index in 0..3_000 {
+    for index in 0..10_000 {
         let at = NOW.plus(Duration::from_millis(index));
         changes.push(learned(&owners, Kind::Request, &format!("r{index}"), at));
     }
     for index in 0..100 {
         changes.push(learned(&owners, Kind::Voice, &format!("v{index}"), NOW));
     }
-    rows::commit(&mut connection, &[], &changes, std::iter::empty(), Mirrored::Nothing, NOW).unwrap();
+    rows::commit(&mut ledger, &[], &changes, &[], Mirrored::Nothing, NOW).unwrap();
     let settings = settings(8);
-    let all_chores =
-        |now| (1..1_000).find(|_| chores::step(&connection, &settings, now).unwrap() == chores::Step::Done);
-    assert!(all_chores(NOW).unwrap() > 3);
-    assert_eq!((count(&connection, 0), count(&connection, 2)), (100, 1_000));
-    assert!(all_chores(NOW.plus(DAY * 2)).is_some());
-    assert_eq!((count(&connection, 0), count(&connection, 2)), (100, 0), "what passes has passed");
-    assert!(all_chores(NOW.plus(DAY * 2).plus(DAY * 30)).is_some());
-    assert_eq!(count(&connection, 0), 0, "unused for too long");
+    let all_chores = |ledger: &mut Ledger, now| {
+        (1..1_000).find(|_| chores::step(ledger, &settings, now).unwrap() == chores::Step::Done).unwrap()
+    };
+    assert!(all_chores(&mut ledger, NOW) > 3);
+    assert_eq!((count(&ledger.connection, 0), count(&ledger.connection, 2)), (100, 1_000));
+    all_chores(&mut ledger, NOW.plus(DAY * 2));
+    let left = (count(&ledger.connection, 0), count(&ledger.connection, 2));
+    assert_eq!(left, (100, 0), "what passes has passed");
+    all_chores(&mut ledger, NOW.plus(DAY * 2).plus(DAY * 30));
+    assert_eq!(count(&ledger.connection, 0), 0, "unused for too long");
 }
 
 #[test]
@@ -87,11 +90,73 @@ fn the_newest_of_too_many_stay() {
     let changes: Vec<_> = (0..1_500)
         .map(|index| learned(&owners, Kind::HistoryItem, &format!("h{index}"), UnixMs(NOW.0 + index)))
         .collect();
-    let connection = &mut store.ledger.as_mut().unwrap().connection;
-    rows::commit(connection, &[], &changes, std::iter::empty(), Mirrored::Nothing, NOW).unwrap();
-    while chores::step(connection, &settings(8), NOW).unwrap() == chores::Step::More {}
+    let ledger = store.ledger.as_mut().unwrap();
+    rows::commit(ledger, &[], &changes, &[], Mirrored::Nothing, NOW).unwrap();
+    while chores::step(ledger, &settings(8), NOW).unwrap() == chores::Step::More {}
+    let connection = &ledger.connection;
     assert_eq!(count(connection, 1), 1_000);
     let oldest: i64 =
-        connection.query_row("SELECT min(used_at_ms) FROM owners", [], |row| row.get(0)).unwrap();
+        connection.query_row("SELECT min(used_at_ms) FROM owners_plentiful", [], |row| row.get(0)).unwrap();
     assert_eq!(oldest as u64, NOW.0 + 500);
+}
+
+fn rewrite(ledger: &mut Ledger, changes: &[Ownership], now: UnixMs) {
+    rows::commit(ledger, &[], changes, &[], Mirrored::Nothing, now).unwrap();
+}
+
+fn read(ledger: &Ledger) -> Vec<(Kind, UnixMs)> {
+    let lessons = crate::store::owners::read(&ledger.connection).unwrap();
+    lessons.iter().map(|lesson| (lesson.named.kind, lesson.used_at)).collect()
+}
+
+#[test]
+fn of_what_comes_with_every_request_the_last_word_counts() {
+    let mut ledger = open::open(&Place::Memory, NOW, Look::Quick).unwrap().ledger;
+    let owners = Owners::new(KEEPING);
+    let later = NOW.plus(DAY * 2);
+    for (id, at) in [("a", NOW), ("b", NOW), ("a", later)] {
+        let change = learned(&owners, Kind::HistoryItem, id, at);
+        rewrite(&mut ledger, &[change], at);
+    }
+    let expected = [(Kind::HistoryItem, NOW), (Kind::HistoryItem, later)];
+    assert_eq!((read(&ledger), count(&ledger.connection, 1)), (expected.to_vec(), 3));
+    rewrite(&mut ledger, &[Ownership::Forgotten(Named::new(Kind::HistoryItem, "b"))], later);
+    assert_eq!((read(&ledger), count(&ledger.connection, 1)), (expected[1..].to_vec(), 4));
+
+    // Tidied at first, and then once an hour: what was overtaken pushes nothing out for long.
+    let mut chores = |now| {
+        while chores::step(&mut ledger, &settings(8), now).unwrap() == chores::Step::More {}
+        (read(&ledger), count(&ledger.connection, 1))
+    };
+    assert_eq!(chores(later), (expected[1..].to_vec(), 1));
+    let change = learned(&owners, Kind::HistoryItem, "a", later.plus(DAY));
+    rewrite(&mut ledger, &[change], later.plus(DAY));
+    let mut chores = |now| {
+        while chores::step(&mut ledger, &settings(8), now).unwrap() == chores::Step::More {}
+        count(&ledger.connection, 1)
+    };
+    assert_eq!(chores(later.plus(Duration::from_secs(3_599))), 2);
+    assert_eq!(chores(later.plus(Duration::from_secs(3_600))), 1);
+    assert_eq!(read(&ledger), [(Kind::HistoryItem, later.plus(DAY))]);
+}
+
+#[test]
+fn too_many_go_before_the_next_round_of_chores() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    let (mut writer, _) = super::faults::writer(&place, &pool(), 8);
+    let now = crate::clock::instant();
+    writer.work(now);
+    let owners = Owners::new(Keeping { identifiers_max: usize::MAX, ..KEEPING });
+    let at = crate::clock::now();
+    let changes = (0..20_001).map(|index| learned(&owners, Kind::Request, &format!("r{index}"), at));
+    writer.take(Entry::Owners(changes.collect()));
+    let counts: Vec<i64> = (0..20)
+        .map(|_| {
+            writer.work(now);
+            count(&Connection::open(&path).unwrap(), 2)
+        })
+        .collect();
+    assert!(counts[0] > 10_000 && counts[1] > 10_000, "in steps: {counts:?}");
+    assert_eq!(counts[19], 1_000, "{counts:?}");
 }

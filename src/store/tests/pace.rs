@@ -1,0 +1,128 @@
+//! When the writing thread commits, in virtual time, in which a commit takes none.
+
+use super::faults::writer;
+use super::*;
+use tokio::time::sleep;
+
+const QUEUE_MAX: usize = 8;
+
+/// Books that are written beside a test.
+struct Beside {
+    books: Books,
+    health: Health,
+    outbox: Outbox,
+}
+
+/// Runs `test` beside the thread that writes to `place`, and waits until that has ended.
+async fn beside<F: Future>(place: &Place, pool: &Arc<Pool>, test: impl FnOnce(Beside) -> F) -> F::Output {
+    let (writer, health) = writer(place, pool, QUEUE_MAX);
+    let (books, queue) = Books::new(QUEUE_MAX, QUEUE_MAX, health.depth.clone());
+    let (outbox, questions) = Outbox::new();
+    let (all_written, _) = oneshot::channel();
+    let writing = writer.run(Callers { queue, questions, all_written });
+    let (_, output) = tokio::join!(writing, test(Beside { books, health, outbox }));
+    output
+}
+
+impl Beside {
+    async fn write(&self, pool: &Pool, records: usize) {
+        for _ in 0..records {
+            self.books.place().await.unwrap().write(record(pool, 1));
+        }
+    }
+
+    /// What is written after so many milliseconds more.
+    async fn written_after(&self, ms: u64) -> u64 {
+        sleep(Duration::from_millis(ms)).await;
+        self.health.written()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_is_committed_at_once_and_what_follows_shares_a_commit() {
+    let pool = pool();
+    beside(&Place::Memory, &pool, async |beside| {
+        beside.write(&pool, 1).await;
+        assert_eq!(beside.written_after(1).await, 1);
+        beside.write(&pool, 1).await;
+        assert_eq!(beside.written_after(20).await, 1);
+        beside.write(&pool, 2).await;
+        assert_eq!(beside.written_after(28).await, 1, "49 ms after the last commit began");
+        assert_eq!(beside.written_after(2).await, 4);
+        beside.write(&pool, 1).await;
+        assert_eq!(beside.written_after(48).await, 4, "and so on while records come");
+        assert_eq!(beside.written_after(2).await, 5);
+        assert_eq!(beside.written_after(100).await, 5);
+        beside.write(&pool, 1).await;
+        assert_eq!(beside.written_after(1).await, 6, "after a quiet moment, at once");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_is_committed_before_its_time() {
+    let pool = pool();
+    beside(&Place::Memory, &pool, async |beside| {
+        beside.write(&pool, 1).await;
+        assert_eq!(beside.written_after(1).await, 1);
+        for round in 1..=3 {
+            beside.write(&pool, QUEUE_MAX).await;
+            assert_eq!(beside.written_after(1).await, 1 + round * QUEUE_MAX as u64);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_does_not_wait_for_its_time() {
+    let pool = pool();
+    let began = crate::clock::instant();
+    let health = beside(&Place::Memory, &pool, async |beside| {
+        beside.write(&pool, 1).await;
+        assert_eq!(beside.written_after(1).await, 1);
+        beside.write(&pool, 3).await;
+        beside.health
+    })
+    .await;
+    assert_eq!((health.written(), health.waiting()), (4, 0));
+    assert_eq!(crate::clock::since(began), Duration::from_millis(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_mirror_is_answered_meanwhile() {
+    let pool = pool();
+    beside(&Place::Memory, &pool, async |beside| {
+        beside.write(&pool, 1).await;
+        assert_eq!(beside.written_after(1).await, 1);
+        beside.write(&pool, 1).await;
+        let began = crate::clock::instant();
+        assert_eq!(beside.outbox.take(10).await.unwrap().keys.len(), 2);
+        assert_eq!(crate::clock::since(began), Duration::ZERO);
+        assert_eq!(beside.health.written(), 1);
+        assert_eq!(beside.written_after(50).await, 2, "which does not put the commit off");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_that_change_are_written_at_their_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    let pool = pool();
+    beside(&place, &pool, async |beside| {
+        beside.write(&pool, 1).await;
+        assert_eq!(beside.written_after(1).await, 1);
+        let roster = pool.roster();
+        pool.judge(&roster, &roster.keys()[1], crate::policy::classify::Verdict::InvalidKey, None, NOW);
+        beside.books.keys_changed();
+        let parked = || -> i64 {
+            let sql = "SELECT count(park_reason) FROM keys";
+            Connection::open(&path).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
+        };
+        sleep(Duration::from_millis(48)).await;
+        assert_eq!(parked(), 0);
+        sleep(Duration::from_millis(2)).await;
+        assert_eq!(parked(), 1);
+    })
+    .await;
+}

@@ -1,0 +1,108 @@
+//! What attempts have in common: written once, found again, and forgotten after the last of them.
+
+use super::*;
+use crate::policy::retention::hour_of;
+use crate::store::chores;
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn write(ledger: &mut Ledger, records: &[AttemptRecord]) {
+    rows::commit(ledger, records, &[], &[], Mirrored::Nothing, NOW).unwrap();
+}
+
+fn one(ledger: &Ledger, sql: &str) -> i64 {
+    ledger.connection.query_row(sql, [], |row| row.get(0)).unwrap()
+}
+
+fn opened(place: &Place) -> Ledger {
+    open::open(place, NOW, Look::Quick).unwrap().ledger
+}
+
+#[test]
+fn what_differs_in_anything_is_another_series_and_what_is_alike_is_not() {
+    let pool = pool();
+    let new = || record_at(&pool, NOW, 1);
+    let second = Arc::clone(&pool.roster().keys()[1]);
+    let different = || {
+        [
+            new(),
+            AttemptRecord { client: ClientName::new("phone"), ..new() },
+            AttemptRecord { key: Some(Arc::clone(&second)), ..new() },
+            AttemptRecord { key: None, ..new() },
+            AttemptRecord { method: "GET".into(), ..new() },
+            AttemptRecord { route: "/v1/b".into(), ..new() },
+            AttemptRecord { model: None, ..new() },
+            AttemptRecord { model: Some("".into()), ..new() },
+            AttemptRecord { status: None, ..new() },
+            AttemptRecord { status: Some(500), ..new() },
+            AttemptRecord { verdict: "cut", ..new() },
+            AttemptRecord { credits_from: CreditSource::Estimate, ..new() },
+        ]
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let (place, _) = place(folder.path());
+    let count = different().len() as i64;
+    // Twice through one connection, and through another one that has met none of them.
+    for times in 1..=2 {
+        let mut ledger = opened(&place);
+        write(&mut ledger, &different());
+        write(&mut ledger, &different());
+        assert_eq!(one(&ledger, "SELECT count(*) FROM series"), count);
+        assert_eq!(
+            one(&ledger, "SELECT count(*) FROM attempts"),
+            2 * times * count,
+            "none is without its series"
+        );
+        let alike =
+            "SELECT count(*) FROM attempts GROUP BY client, key_hash, method, route, model, status, verdict,
+            credits_from ORDER BY 1 DESC";
+        assert_eq!(one(&ledger, alike), 2 * times);
+    }
+}
+
+#[test]
+fn a_series_whose_transaction_failed_is_not_believed_to_be_there() {
+    let pool = pool();
+    let mut ledger = opened(&Place::Memory);
+    let trouble = "CREATE TRIGGER trouble BEFORE INSERT ON hours BEGIN SELECT raise(ABORT, 'full'); END";
+    ledger.connection.execute_batch(trouble).unwrap();
+    let records = [record_at(&pool, NOW, 1)];
+    rows::commit(&mut ledger, &records, &[], &[], Mirrored::Nothing, NOW).unwrap_err();
+    assert_eq!(one(&ledger, "SELECT count(*) FROM series"), 0);
+    ledger.connection.execute_batch("DROP TRIGGER trouble").unwrap();
+    write(&mut ledger, &records);
+    assert_eq!(one(&ledger, "SELECT count(*) FROM attempts"), 1);
+}
+
+#[test]
+fn a_series_that_another_program_has_forgotten_is_written_again() {
+    let pool = pool();
+    let mut ledger = opened(&Place::Memory);
+    write(&mut ledger, &[record_at(&pool, NOW, 1)]);
+    ledger.connection.execute_batch("DELETE FROM attempt_rows; DELETE FROM series").unwrap();
+    write(&mut ledger, &[record_at(&pool, NOW.plus(HOUR), 2)]);
+    assert_eq!(one(&ledger, "SELECT count(*) FROM attempts"), 1);
+}
+
+#[test]
+fn a_series_goes_after_its_last_attempt() {
+    let pool = pool();
+    let mut ledger = opened(&Place::Memory);
+    let settings = Settings { retention: Retention::of_days(1, 0), ..settings(8) };
+    let all_chores = |ledger: &mut Ledger, now| {
+        while chores::step(ledger, &settings, now).unwrap() == chores::Step::More {}
+        (one(ledger, "SELECT count(*) FROM attempts"), one(ledger, "SELECT count(*) FROM series"))
+    };
+    write(&mut ledger, &[record_at(&pool, NOW, 1)]);
+    // Later, and then one that was queued before: the latest counts.
+    write(&mut ledger, &[record_at(&pool, NOW.plus(HOUR * 2), 2)]);
+    write(&mut ledger, &[record_at(&pool, NOW.plus(HOUR), 3)]);
+    let edge = hour_of(NOW).plus(HOUR * 24);
+    assert_eq!(all_chores(&mut ledger, edge), (3, 1));
+    assert_eq!(all_chores(&mut ledger, edge.plus(HOUR)), (2, 1));
+    assert_eq!(all_chores(&mut ledger, edge.plus(HOUR * 2)), (1, 1));
+    assert_eq!(all_chores(&mut ledger, edge.plus(HOUR * 3)), (0, 0));
+    // One from before comes late.
+    write(&mut ledger, &[record_at(&pool, NOW, 4)]);
+    assert_eq!(one(&ledger, "SELECT count(*) FROM attempts"), 1, "it is not believed to be there still");
+}
