@@ -106,7 +106,7 @@ async fn talk_secrets(address: SocketAddr, path: &str) -> bool {
         // The provider may have gone meanwhile.
         let _ = talk.stream.send(Message::text(message.to_string())).await;
     }
-    talk.hear_any().await;
+    talk.leave().await;
     true
 }
 

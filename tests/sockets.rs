@@ -10,6 +10,7 @@
 mod house;
 mod talk;
 
+use std::path::Path;
 use std::time::Duration;
 
 use keychoir::app::Drained;
@@ -23,8 +24,8 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
 
-use house::{CLIENT_TOKEN, House, ONE, THREE, TWO, house, house_with};
-use talk::{DIALOGUE, Heard, MULTI_STREAM_INPUT, SCRIBE, STREAM_INPUT, dial, in_time, knock};
+use house::{CLIENT_TOKEN, House, ONE, THREE, TWO, VOICE, house, house_with};
+use talk::{AGENT, DIALOGUE, Heard, MULTI_STREAM_INPUT, SCRIBE, STREAM_INPUT, dial, in_time, knock};
 
 /// A path that the simulator echoes on.
 const ECHO: &str = "/v1/something/new";
@@ -498,11 +499,132 @@ async fn what_costs_nothing_is_said_once_more() {
 async fn dialogue_is_charged_by_its_lines() {
     let house = house(three_keys()).await;
     let mut talk = dial(&house, &format!("{DIALOGUE}?model_id=eleven_v3")).await;
-    talk.say(&json!({"voices": ["21m00Tcm4TlvDq8ikWAM"], "xi_api_key": CLIENT_TOKEN})).await;
-    talk.say(&json!({"inputs": [{"text": "Hello.", "voice_id": "21m00Tcm4TlvDq8ikWAM"}]})).await;
+    talk.say(&json!({"voices": [VOICE], "xi_api_key": CLIENT_TOKEN})).await;
+    talk.say(
+        &json!({"inputs": [{"text": "Hello.", "voice_id": VOICE}, {"text": "Yes?", "voice_id": VOICE}]}),
+    )
+    .await;
     talk.say(&json!({"close_socket": true})).await;
-    let _ = talk.rest().await;
+    let (messages, end) = talk.rest().await;
+    assert!(has_sound(&messages), "{messages:?}");
+    assert_eq!(end, well_closed());
     drop(talk);
+    let records = house.records().await;
+    assert_eq!((records[0].credits, records[0].credits_from.as_str()), (10, "estimate"));
+}
+
+/// One figure of the books.
+fn figure(books: &Path, sql: &str) -> i64 {
+    rusqlite::Connection::open(books).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
+}
+
+#[tokio::test]
+async fn a_transcription_is_booked_by_its_seconds() {
+    let house = house(three_keys()).await;
+    let mut talk = dial(&house, SCRIBE).await;
+    assert_eq!(talk.message().await["message_type"], "session_started");
+    // A second and a half of samples of 16 bits.
+    let sound = "AAAA".repeat(16_000);
+    talk.say(&json!({"message_type": "input_audio_chunk", "audio_base_64": sound, "commit": true, "sample_rate": 16_000}))
+        .await;
+    let heard = talk.message().await;
+    assert!(heard["message_type"].as_str().unwrap().contains("transcript"), "{heard}");
+    talk.leave().await;
+    drop(talk);
+    let metrics = house.get("/metrics").await.text().await.unwrap();
+    assert!(metrics.contains("keychoir_sockets_total{socket=\"transcription\"} 1"), "{metrics}");
     let folder = house.abandon().await;
-    drop(folder);
+    let books = folder.path().join("keychoir.db");
+    assert_eq!(figure(&books, "SELECT audio_ms FROM attempts WHERE status = 101"), 1_500);
+}
+
+#[tokio::test]
+async fn what_a_conversation_has_cost_is_asked_for_afterwards() {
+    let house = house(three_keys()).await;
+    house.always(ONE, "quota");
+    let mut talk = dial(&house, AGENT).await;
+    talk.say(&json!({"type": "conversation_initiation_client_data"})).await;
+    assert_eq!(talk.message().await["type"], "conversation_initiation_metadata");
+    house.simulator.always(ONE, None);
+    talk.say(&json!({"type": "user_message", "text": "Hello?"})).await;
+    while talk.message().await["type"] != "agent_response" {}
+    talk.leave().await;
+    drop(talk);
+    // With the key that it was held with: no other account knows it.
+    let is_asked = |request: &RequestSummary| {
+        request.path_and_query.starts_with("/v1/convai/conversations/") && request.status == Some(200)
+    };
+    let ledger = in_time(house.simulator.until(|ledger| ledger.requests.iter().any(is_asked))).await;
+    let asked = ledger.requests.iter().find(|request| is_asked(request)).unwrap();
+    assert_eq!(asked.key.as_deref(), Some(TWO));
+    let charged = ledger.keys.iter().find(|key| key.key == TWO).unwrap().charged;
+    assert!(charged > 0);
+    let metric = format!("keychoir_credits_total {charged}\n");
+    while !house.get("/metrics").await.text().await.unwrap().contains(&metric) {
+        tokio::task::yield_now().await;
+    }
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_conversation_belongs_to_the_account_that_held_it() {
+    let house = house(three_keys()).await;
+    house.always(ONE, "quota");
+    let mut talk = dial(&house, AGENT).await;
+    let first = talk.message().await;
+    let id = first["conversation_initiation_metadata_event"]["conversation_id"].as_str().unwrap().to_owned();
+    talk.leave().await;
+    drop(talk);
+    house.simulator.always(ONE, None);
+    let told = house.get(&format!("/v1/convai/conversations/{id}")).await;
+    assert_eq!(told.status(), 200);
+    house.abandon().await;
+}
+
+#[tokio::test]
+async fn an_agent_is_sent_on_with_its_subprotocol_and_begins_once() {
+    let house = house(three_keys()).await;
+    house.always(ONE, "invalid");
+    house.always(TWO, "quota");
+    let headers = [("xi-api-key", CLIENT_TOKEN), ("sec-websocket-protocol", "convai")];
+    let mut talk = knock(&house, AGENT, &headers).await.unwrap();
+    assert_eq!(talk.headers["sec-websocket-protocol"], "convai");
+    // Some clients do not wait for the agent.
+    talk.say(&json!({"type": "conversation_initiation_client_data"})).await;
+    talk.say(&json!({"user_audio_chunk": "AAAA"})).await;
+    let begins = |message: &Value| message["type"] == "conversation_initiation_metadata";
+    assert!(begins(&talk.message().await));
+    talk.say(&json!({"type": "user_message", "text": "Hello?"})).await;
+    let mut heard = talk.message().await;
+    while heard["type"] != "agent_response" {
+        assert!(!begins(&heard));
+        heard = talk.message().await;
+    }
+    talk.leave().await;
+    drop(talk);
+    house.abandon().await;
+}
+
+#[tokio::test]
+async fn a_signed_url_names_us_where_that_is_wished() {
+    for base in [None, Some("wss://localhost:11011")] {
+        let house = house_with(Plan::of([(ONE, 100_000), (TWO, 100_000)]), |config| {
+            config.sockets.signed_url_base = base.unwrap_or_default().parse().unwrap();
+        })
+        .await;
+        house.always(ONE, "quota");
+        let answer = house.get("/v1/convai/conversation/get-signed-url?agent_id=agent_public").await;
+        let answer: Value = answer.json().await.unwrap();
+        let url = answer["signed_url"].as_str().unwrap();
+        assert_eq!(url.starts_with("wss://localhost:11011/v1/convai/conversation?"), base.is_some(), "{url}");
+        house.simulator.always(ONE, None);
+        // Whoever comes with it comes to the account that has signed.
+        let path = &url[url.find("/v1/").unwrap()..];
+        let mut talk = knock(&house, path, &[]).await.unwrap();
+        assert_eq!(talk.message().await["type"], "conversation_initiation_metadata");
+        let (request, _) = sessions(&house).pop().unwrap();
+        assert_eq!(request.key.as_deref(), Some(TWO));
+        drop(talk);
+        house.abandon().await;
+    }
 }

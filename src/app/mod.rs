@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::admin::{Admin, Draining};
 use crate::clock;
@@ -28,7 +28,7 @@ use crate::store::{self, OpenError, Store};
 use crate::tasks::{AbortOnDrop, Tasks};
 use crate::telemetry::Meters;
 use crate::upstream::{Direct, TlsError, Upstream};
-use crate::watch::{self as quotas, Watch};
+use crate::watch::{self as quotas, Conversations, Watch};
 
 pub use crate::server::{Address, Listener, Passed};
 pub use https::{Https, HttpsState};
@@ -94,6 +94,7 @@ pub struct Running {
     accepting: Tasks,
     connections: Tasks,
     watching: Option<AbortOnDrop>,
+    pricing: AbortOnDrop,
     renewing: AbortOnDrop,
     writing: store::Writing,
     mirroring: Option<Mirroring>,
@@ -117,6 +118,8 @@ pub struct Ended {
     pub records_lost: u64,
 }
 
+/// Conversations that end at once and wait to be taken up.
+const CONVERSATIONS_MAX: usize = 1_024;
 /// After the cut, this long for what was cut to be settled.
 const CUT_MAX: Duration = Duration::from_secs(5);
 /// And this long for everything to be written down.
@@ -172,7 +175,11 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
         .unzip();
 
     let (drain, accepting, connections) = (Drain::default(), Tasks::new(), Tasks::new());
-    let shared = Shared { terms: Arc::clone(&terms), pool: Arc::clone(&pool), owners, books, meters };
+    let (ended, conversations) = mpsc::channel(CONVERSATIONS_MAX);
+    let pricing =
+        Conversations::new(Arc::clone(&pool), upstream.clone(), books.clone(), meters.clone(), conversations);
+    let pricing = Tasks::new().spawn_guarded(pricing.run());
+    let shared = Shared { terms: Arc::clone(&terms), pool: Arc::clone(&pool), owners, books, meters, ended };
     let proxy = Proxy::new(shared, upstream, drain.cut.clone());
     let front = Front::new(admin, proxy, draining.clone());
     let certificates = Certificates::new(parts.https, &addresses, clock::now())?;
@@ -201,6 +208,7 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
         accepting,
         connections,
         watching,
+        pricing,
         renewing,
         writing,
         mirroring,
@@ -294,6 +302,7 @@ impl Running {
         self.draining.set();
         stop.cancel();
         drop(self.watching);
+        drop(self.pricing);
         drop(self.renewing);
         let finish = async {
             // First nobody is let in any more, and then whoever was is served.

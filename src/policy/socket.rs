@@ -2,11 +2,13 @@
 //! known. A socket is opened with 101 even to a bad key; whether the key is any good is said in its
 //! messages (captured, September 2026).
 
+mod conversation;
 mod credentials;
 mod hearing;
 mod saying;
 mod signed;
 
+pub use conversation::{conversation_cost, conversation_id};
 pub use credentials::{Blanking, presented};
 pub use hearing::{Heard, REFUSAL_BYTES_MAX, hear, hear_close};
 pub use saying::{SAID_BYTES_MAX, Said, audio_bytes_per_second, say};

@@ -1,6 +1,7 @@
 //! What the pool learns: from a refusal, from what an answer has cost, from what the provider says when
 //! it is asked. Each lesson is kept where it holds: in the key, its workspace, or a lane of that.
 
+use super::cells::Paid;
 use super::key::Key;
 use super::lease::Lease;
 use super::line::Ask;
@@ -84,6 +85,13 @@ impl Pool {
     pub fn settle(&self, roster: &Roster, lease: &mut Lease, credits: u64, now: UnixMs) -> Vec<Transition> {
         lease.settle(credits, now);
         if credits == 0 { Vec::new() } else { news_of_workspace(roster, lease.key().workspace(), now) }
+    }
+
+    /// Books what was spent with a key, and is known only now.
+    pub fn spend(&self, roster: &Roster, key: &Key, credits: u64, now: UnixMs) -> Vec<Transition> {
+        key.workspace().cell().settle(Paid { reserved: 0, spent: credits }, now);
+        key.workspace().spending().add(credits, now);
+        news_of_workspace(roster, key.workspace(), now)
     }
 
     /// Learns what the provider told of a key's quota.

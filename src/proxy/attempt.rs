@@ -1,5 +1,7 @@
 //! One attempt with one key: teaches the pool, spends, and is written down once, however it ends.
 
+mod session;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,7 +26,7 @@ use crate::policy::cost::{self, concurrency_max};
 use crate::policy::endpoint::Metering;
 use crate::policy::replay::Progress;
 use crate::policy::units::UnixMs;
-use crate::pool::{Key, Lease, Pool, Roster};
+use crate::pool::{Lease, Pool, Roster};
 use crate::secret::ApiKey;
 use crate::telemetry::{Meters, Spent, announce};
 use crate::upstream::SendError;
@@ -253,99 +255,6 @@ impl Attempt {
             account.spend(credits, now);
         }
         self.settle(credits, now);
-    }
-
-    /// The session of a socket is served, or refused in its messages.
-    pub(super) fn heard(&mut self, verdict: Verdict, journey: Option<&Journey>) {
-        let now = clock::now();
-        self.record.verdict = verdict.word();
-        if verdict == Verdict::Served {
-            self.record.first_byte.get_or_insert(clock::since(self.began));
-            self.record.model = self.asked.as_ref().and_then(|asked| asked.model.clone());
-        }
-        self.judge(verdict, journey, now);
-        if verdict != Verdict::Served && self.record.credits == 0 {
-            // After the judgement, as above.
-            self.settle(0, now);
-            self.record.credits_from = CreditSource::Free;
-        }
-    }
-
-    /// The session leaves its key, which has not said what it thinks of it. What was said may have been
-    /// charged, unless nothing was that costs.
-    pub(super) fn left_unheard(&mut self, progress: Progress, may_be_charged: bool) {
-        self.settle(0, clock::now());
-        (self.record.verdict, self.record.credits_from) = match progress {
-            Progress::Unsent => ("unsent", CreditSource::Free),
-            Progress::Unanswered | Progress::Answered(_) if may_be_charged => {
-                ("unanswered", unknown(self.metering))
-            }
-            Progress::Unanswered | Progress::Answered(_) => ("unanswered", CreditSource::Free),
-        };
-    }
-
-    /// So many characters were spoken so far, for so many credits.
-    pub(super) fn spoken(&mut self, characters: u64, credits: u64) {
-        let now = clock::now();
-        let more = credits.saturating_sub(self.record.credits);
-        self.record.characters = Some(characters);
-        (self.record.credits, self.record.credits_from) = (credits, CreditSource::Estimate);
-        if let Some(account) = &self.account {
-            account.spend(more, now);
-        }
-        self.settle(more, now);
-    }
-
-    /// A session has ended; what became of it, and how much passed in either direction.
-    pub(super) fn ended(&mut self, verdict: &'static str, passed: [u64; 2]) -> &AttemptRecord {
-        self.record.verdict = verdict;
-        [self.record.request_bytes, self.record.response_bytes] = passed;
-        &self.record
-    }
-
-    /// How much sound was sent to be written down.
-    pub(super) fn heard_all(&mut self, audio: Duration) {
-        self.record.audio = Some(audio).filter(|audio| !audio.is_zero());
-    }
-
-    /// Credits that were charged so far.
-    pub(super) fn credits(&self) -> u64 {
-        self.record.credits
-    }
-
-    /// The model that was asked for.
-    pub(super) fn model(&self) -> Option<&str> {
-        self.asked.as_ref()?.model.as_deref()
-    }
-
-    /// The pool's key; `None` for a client's own.
-    pub(super) fn key(&self) -> Option<&Arc<Key>> {
-        match &self.payer {
-            Payer::Pool { lease, .. } => Some(lease.key()),
-            Payer::Client(_) => None,
-        }
-    }
-
-    /// Goes on with another lease of the same key; what the one before had reserved is free.
-    pub(super) fn renew(&mut self, mut renewed: Lease) {
-        self.settle(0, clock::now());
-        renewed.begin();
-        if let Payer::Pool { lease, .. } = &mut self.payer {
-            *lease = renewed;
-        }
-    }
-
-    /// Nothing is spoken now: its place is free for others.
-    pub(super) fn rest(&mut self) {
-        self.settle(0, clock::now());
-        if let Payer::Pool { lease, .. } = &mut self.payer {
-            lease.rest();
-        }
-    }
-
-    /// Whether it has a place among those that run at once.
-    pub(super) fn has_place(&self) -> bool {
-        matches!(&self.payer, Payer::Pool { lease, .. } if lease.has_place())
     }
 
     fn settle(&mut self, credits: u64, now: UnixMs) {

@@ -40,7 +40,8 @@ pub enum Ownership {
 /// What became of one attempt. Never a text, a key or a token.
 #[derive(Clone, Debug)]
 pub struct AttemptRecord {
-    /// Its own name; a second delivery of it is the same record.
+    /// Its own name; a second delivery of it is the same record, and completes it when it knows the price
+    /// that the first did not.
     pub id: Uuid,
     /// The request it belongs to.
     pub request_id: Arc<str>,

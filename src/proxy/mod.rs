@@ -8,6 +8,7 @@ mod answer;
 mod attempt;
 mod bond;
 mod case;
+mod conversation;
 mod head;
 mod hints;
 mod homes;
@@ -38,6 +39,7 @@ use crate::upstream::{Direct, Upstream};
 
 pub use accounts::{Accounts, TurnedAway, Used};
 pub use books::{AttemptRecord, Books, CreditSource, Depth, Entry, NoPlace, Ownership, Place, Queue};
+pub use conversation::{Conversation, Ended};
 pub use error::ProxyError;
 pub use exchange::Exchanged;
 use hints::Hints;
@@ -110,6 +112,8 @@ pub struct Proxy<C = Direct> {
     hints: Hints,
     seats: Seats,
     meters: Meters,
+    /// Where conversations go whose price is not known.
+    ended: Ended,
     /// Is cancelled before requests are cut at the end of the program.
     cut: CancellationToken,
 }
@@ -127,12 +131,14 @@ pub struct Shared {
     pub books: Books,
     /// Where it is counted.
     pub meters: Meters,
+    /// Where conversations go whose price is not known.
+    pub ended: Ended,
 }
 
 impl<C> Proxy<C> {
     /// A proxy of these parts. `cut` is cancelled before requests are cut at the end of the program.
     pub fn new(shared: Shared, upstream: Upstream<Incoming, C>, cut: CancellationToken) -> Self {
-        let Shared { terms, pool, owners, books, meters } = shared;
+        let Shared { terms, pool, owners, books, meters, ended } = shared;
         Self {
             terms,
             pool,
@@ -144,6 +150,7 @@ impl<C> Proxy<C> {
             hints: Hints::default(),
             seats: Seats::default(),
             meters,
+            ended,
             cut,
         }
     }

@@ -65,8 +65,8 @@ fn insert_attempts(
     let mut hours: HashMap<(UnixMs, usize), Sums> = HashMap::new();
     let mut statement = transaction.prepare_cached(
         "INSERT OR IGNORE INTO attempt_rows (id, request_id, series, number, started_at_ms, request_bytes,
-            response_bytes, characters, credits_reserved, credits, first_byte_ms, total_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+            response_bytes, characters, credits_reserved, credits, first_byte_ms, total_ms, audio_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
     )?;
     for record in records {
         let place = series.of(transaction, record)?;
@@ -83,6 +83,7 @@ fn insert_attempts(
             amount(record.credits),
             record.first_byte.map(millis),
             millis(record.total),
+            record.audio.map(millis),
         ])?;
         // A record that is delivered twice counts once.
         if inserted == 1 {
@@ -90,12 +91,32 @@ fn insert_attempts(
             if mirrored == Mirrored::KeysAndEvents {
                 outbox::put_event(transaction, record.id.as_bytes())?;
             }
+        } else if record.credits_from == CreditSource::Answer {
+            let unpriced = AttemptRecord { credits_from: CreditSource::Unknown, ..record.clone() };
+            let before = series.of(transaction, &unpriced)?;
+            if complete(transaction, record, series[before].number, series[place].number)? {
+                hours.entry((hour_of(record.started_at), place)).or_default().complete(record);
+            }
         }
     }
     for ((hour, place), sums) in hours {
         add_to_hour(transaction, hour, &series[place], &sums)?;
     }
     Ok(())
+}
+
+/// Writes the price of an attempt that had none; whether it had none.
+fn complete(
+    transaction: &Transaction<'_>,
+    record: &AttemptRecord,
+    before: i64,
+    after: i64,
+) -> Result<bool, rusqlite::Error> {
+    let mut statement = transaction
+        .prepare_cached("UPDATE attempt_rows SET credits = ?1, series = ?2 WHERE id = ?3 AND series = ?4")?;
+    let changed =
+        statement.execute(params![amount(record.credits), after, &record.id.as_bytes()[..], before])?;
+    Ok(changed == 1)
 }
 
 /// What a transaction adds to an hour. It cannot overflow: so many attempts are not in one.
@@ -111,6 +132,12 @@ struct Sums {
 }
 
 impl Sums {
+    /// What the attempt was counted with before, it had no price.
+    fn complete(&mut self, record: &AttemptRecord) {
+        self.credits += amount(record.credits);
+        self.unpriced -= 1;
+    }
+
     fn add(&mut self, record: &AttemptRecord) {
         self.attempts += 1;
         self.served += i64::from(record.status.is_some_and(|status| status < 400));

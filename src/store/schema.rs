@@ -172,13 +172,15 @@ const MIGRATIONS: [&str; 5] = [
         credits_reserved INTEGER,
         credits INTEGER NOT NULL,
         first_byte_ms INTEGER,
-        total_ms INTEGER NOT NULL
+        total_ms INTEGER NOT NULL,
+        -- How long the sound was that a socket sent to be written down.
+        audio_ms INTEGER
     ) STRICT, WITHOUT ROWID;
 
     INSERT INTO attempt_rows
     SELECT coalesce(iif(length(id) = 36, unhex(id, '-'), NULL), CAST(id AS BLOB)), request_id, series.number,
         attempts.number, started_at_ms, request_bytes, response_bytes, characters, credits_reserved, credits,
-        first_byte_ms, total_ms
+        first_byte_ms, total_ms, NULL
     FROM attempts JOIN series ON series.route = attempts.route AND series.client = attempts.client
         AND series.key_hash = attempts.key_hash AND series.workspace IS attempts.workspace
         AND series.method = attempts.method AND series.model IS attempts.model AND series.status IS attempts.status
@@ -239,7 +241,7 @@ const MIGRATIONS: [&str; 5] = [
             substr(hex(id), 9, 4), substr(hex(id), 13, 4), substr(hex(id), 17, 4), substr(hex(id), 21)))) AS id,
         request_id, attempt_rows.number AS number, started_at_ms, client, key_hash, workspace, method, route, model,
         status, verdict, request_bytes, response_bytes, characters, credits_reserved, credits, credits_from,
-        first_byte_ms, total_ms
+        first_byte_ms, total_ms, audio_ms
     FROM attempt_rows JOIN series ON series.number = attempt_rows.series;
     ",
 ];

@@ -159,6 +159,11 @@ impl Meters {
         }
     }
 
+    /// What an attempt has cost that ended without a price.
+    pub fn priced(&self, credits: u64) {
+        add(&self.0.credits, credits);
+    }
+
     /// An attempt that ended so was followed by another.
     pub fn failed_over(&self, outcome: &str) {
         count(&self.0.failovers, outcome);

@@ -10,6 +10,7 @@ use crate::body::peek::Peeked;
 use crate::body::replay::Replay;
 use crate::policy::classify::{ErrorBody, Verdict, classify};
 use crate::policy::models::Models;
+use crate::policy::socket::conversation_cost;
 use crate::policy::subscription::{Subscription, workspace_id};
 use crate::pool::{Key, Observation};
 use crate::upstream::{Connect, Outbound, Upstream};
@@ -28,7 +29,7 @@ impl<C: Connect> Asking<'_, C> {
     /// What the key's workspace has left. `None` when the provider does not tell now, which says
     /// nothing of the key.
     pub(super) async fn quota(&self, key: &Key) -> Option<Observation> {
-        let (verdict, text) = self.ask(key, "/v1/user/subscription").await?;
+        let (verdict, text) = self.ask(key, Uri::from_static("/v1/user/subscription")).await?;
         match verdict {
             Verdict::Served => Subscription::read(&text).map(|subscription| Observation::Quota {
                 quota: subscription.quota,
@@ -56,21 +57,27 @@ impl<C: Connect> Asking<'_, C> {
 
     /// The identifier of the key's workspace, where it may tell.
     pub(super) async fn workspace(&self, key: &Key) -> Option<String> {
-        let (verdict, text) = self.ask(key, "/v1/user").await?;
+        let (verdict, text) = self.ask(key, Uri::from_static("/v1/user")).await?;
         if verdict == Verdict::Served { workspace_id(&text) } else { None }
     }
 
     /// The provider's models, where the key may tell.
     pub(super) async fn models(&self, key: &Key) -> Option<Models> {
-        let (verdict, text) = self.ask(key, "/v1/models").await?;
+        let (verdict, text) = self.ask(key, Uri::from_static("/v1/models")).await?;
         if verdict == Verdict::Served { Models::read(&text) } else { None }
     }
 
+    /// What a conversation has cost, in credits; `None` while the provider does not tell.
+    pub(super) async fn cost(&self, key: &Key, conversation: &str) -> Option<u64> {
+        let path = format!("/v1/convai/conversations/{conversation}");
+        let (verdict, text) = self.ask(key, Uri::try_from(path).ok()?).await?;
+        if verdict == Verdict::Served { conversation_cost(&text) } else { None }
+    }
+
     /// An answer, and what it means. `None` when none came in time, or none that can be read.
-    async fn ask(&self, key: &Key, path: &'static str) -> Option<(Verdict, Vec<u8>)> {
+    async fn ask(&self, key: &Key, target: Uri) -> Option<(Verdict, Vec<u8>)> {
         let asking = async {
-            let outbound =
-                Outbound { method: Method::GET, target: Uri::from_static(path), headers: HeaderMap::new() };
+            let outbound = Outbound { method: Method::GET, target, headers: HeaderMap::new() };
             let sending = Replay::empty().attempt();
             let answer = self.upstream.send(key.authority(), key.api_key(), &outbound, sending).await.ok()?;
             let (head, body) = answer.into_parts();

@@ -2,6 +2,7 @@
 //! What it learns brings refused keys back and corrects the count where other apps spend too.
 
 mod ask;
+mod conversations;
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -22,6 +23,7 @@ use crate::secret::Fingerprint;
 use crate::telemetry::{announce, announce_drift};
 use crate::upstream::{Connect, Upstream};
 use ask::Asking;
+pub use conversations::Conversations;
 
 /// How the provider is asked.
 #[derive(Clone, Copy, Debug)]

@@ -102,9 +102,11 @@ impl Talk {
         }
     }
 
-    /// Waits for anything at all, if it is there soon.
-    pub async fn hear_any(&mut self) {
-        let _ = tokio::time::timeout(Duration::from_millis(200), self.stream.next()).await;
+    /// Says that it ends, and waits for the end, whatever comes before it.
+    pub async fn leave(&mut self) {
+        // The other end may be gone.
+        let _ = in_time(self.stream.close(None)).await;
+        while let Some(Ok(_)) = in_time(self.stream.next()).await {}
     }
 
     /// The next message, which must be one.

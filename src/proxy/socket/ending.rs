@@ -78,6 +78,10 @@ impl<C: Connect> Session<C> {
         self.attempt.heard_all(self.speaking.audio());
         let record = self.attempt.ended(word, passed);
         self.log.relayed(record);
+        if let Some(conversation) = self.conversation.take().and_then(|id| self.attempt.conversation(id)) {
+            // Too many at once, and some stay without a price.
+            let _ = self.proxy.ended.try_send(conversation);
+        }
         if !self.is_served {
             self.log.unserved();
         }

@@ -23,7 +23,7 @@ use super::up::Upwards;
 use crate::clock;
 use crate::policy::classify::Verdict;
 use crate::policy::replay::Progress;
-use crate::policy::socket::{Dialect, Heard, hear_close};
+use crate::policy::socket::{Dialect, Heard, conversation_id, hear_close};
 use crate::proxy::attempt::Attempt;
 use crate::proxy::books::Place;
 use crate::proxy::exchange::Errand;
@@ -76,6 +76,8 @@ pub(super) struct Session<C> {
     pub(super) moving_since: Option<Instant>,
     /// Why it was refused, when the client has heard that.
     pub(super) refusal: Option<Verdict>,
+    /// The provider's name of it, when it is a conversation with an agent.
+    pub(super) conversation: Option<Arc<str>>,
     /// Whether the provider has said something useful.
     pub(super) is_served: bool,
     /// The provider takes no more; what it says may tell why.
@@ -119,6 +121,7 @@ impl<C> Session<C> {
             down: Leg::default(),
             moving_since: None,
             refusal: None,
+            conversation: None,
             is_served: false,
             is_deaf: false,
             began: now,
@@ -167,6 +170,9 @@ impl<C: Connect> Session<C> {
     fn served(&mut self) {
         let first = self.downwards.first().to_vec();
         (self.opening, self.is_served) = (None, true);
+        if self.dialect == Dialect::Agent {
+            self.conversation = conversation_id(&first).map(Into::into);
+        }
         self.downwards.open(&mut self.down.outbox);
         let key = self.attempt.key().cloned();
         if let (Some(Pooled { errand, lessons }), Some(key)) = (&mut self.pooled, key) {

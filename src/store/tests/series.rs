@@ -106,3 +106,37 @@ fn a_series_goes_after_its_last_attempt() {
     write(&mut ledger, &[record_at(&pool, NOW, 4)]);
     assert_eq!(one(&ledger, "SELECT count(*) FROM attempts"), 1, "it is not believed to be there still");
 }
+
+#[test]
+fn a_price_that_comes_later_completes_the_record_once() {
+    let pool = pool();
+    let mut ledger = opened(&Place::Memory);
+    let unpriced =
+        AttemptRecord { credits: 0, credits_from: CreditSource::Unknown, ..record_at(&pool, NOW, 0) };
+    let priced = AttemptRecord { credits: 296, credits_from: CreditSource::Answer, ..unpriced.clone() };
+    let figures = |ledger: &Ledger| {
+        [
+            one(ledger, "SELECT count(*) FROM attempts"),
+            one(ledger, "SELECT sum(credits) FROM attempts"),
+            one(ledger, "SELECT count(*) FROM attempts WHERE credits_from = 'unknown'"),
+            one(ledger, "SELECT sum(attempts) FROM hours"),
+            one(ledger, "SELECT sum(credits) FROM hours"),
+            one(ledger, "SELECT sum(unpriced) FROM hours"),
+        ]
+    };
+    write(&mut ledger, std::slice::from_ref(&unpriced));
+    assert_eq!(figures(&ledger), [1, 0, 1, 1, 0, 1]);
+    for _ in 0..2 {
+        write(&mut ledger, std::slice::from_ref(&priced));
+        assert_eq!(figures(&ledger), [1, 296, 0, 1, 296, 0]);
+    }
+    // Nor does the first word take it back.
+    write(&mut ledger, &[unpriced]);
+    assert_eq!(figures(&ledger), [1, 296, 0, 1, 296, 0]);
+    // In one transaction, too.
+    let unpriced =
+        AttemptRecord { credits: 0, credits_from: CreditSource::Unknown, ..record_at(&pool, NOW, 0) };
+    let priced = AttemptRecord { credits: 4, credits_from: CreditSource::Answer, ..unpriced.clone() };
+    write(&mut ledger, &[unpriced, priced]);
+    assert_eq!(figures(&ledger), [2, 300, 0, 2, 300, 0]);
+}

@@ -1,0 +1,81 @@
+//! Conversations with agents: what names one, and what it has cost. Source: the provider's AsyncAPI
+//! document of agents, and `GET /v1/convai/conversations/{id}` of its OpenAPI document.
+
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Begin {
+    conversation_initiation_metadata_event: Metadata,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    conversation_id: String,
+}
+
+/// No identifier is longer.
+const ID_BYTES_MAX: usize = 128;
+
+/// The name of a conversation, in the message with which it begins. Whatever could not stand in a path
+/// is no name.
+#[must_use]
+pub fn conversation_id(first: &[u8]) -> Option<String> {
+    let Begin { conversation_initiation_metadata_event: Metadata { conversation_id: id } } =
+        serde_json::from_slice(first).ok()?;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    ((1..=ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(is_plain)).then_some(id)
+}
+
+#[derive(Deserialize)]
+struct Told {
+    status: String,
+    metadata: Costs,
+}
+
+#[derive(Deserialize)]
+struct Costs {
+    cost: Option<u64>,
+}
+
+/// What a conversation has cost, in credits; `None` while it is not known.
+#[must_use]
+pub fn conversation_cost(answer: &[u8]) -> Option<u64> {
+    let told: Told = serde_json::from_slice(answer).ok()?;
+    let is_over = ["done", "failed"].contains(&told.status.as_str());
+    told.metadata.cost.filter(|_| is_over)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conversation_is_named_as_it_begins() {
+        let named = |id: &str| {
+            let first = serde_json::json!({
+                "type": "conversation_initiation_metadata",
+                "conversation_initiation_metadata_event": {"conversation_id": id, "agent_output_audio_format": "pcm_16000"},
+            });
+            conversation_id(first.to_string().as_bytes())
+        };
+        assert_eq!(named("conv_01k").as_deref(), Some("conv_01k"));
+        for id in ["", "../user", "a b", "a?b", &"x".repeat(129)] {
+            assert_eq!(named(id), None);
+        }
+        assert_eq!(conversation_id(b"{}"), None);
+    }
+
+    #[test]
+    fn a_cost_is_known_when_it_is_over() {
+        for (answer, expected) in [
+            (r#"{"status":"done","metadata":{"cost":296,"charging":{}}}"#, Some(296)),
+            (r#"{"status":"failed","metadata":{"cost":0}}"#, Some(0)),
+            (r#"{"status":"processing","metadata":{"cost":12}}"#, None),
+            (r#"{"status":"done","metadata":{"cost":null}}"#, None),
+            (r#"{"status":"done","metadata":{}}"#, None),
+            ("[]", None),
+        ] {
+            assert_eq!(conversation_cost(answer.as_bytes()), expected, "{answer}");
+        }
+    }
+}
