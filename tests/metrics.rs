@@ -180,6 +180,9 @@ async fn the_names_and_types_are_golden() {
         "keychoir_characters_total counter",
         "keychoir_credits_total counter",
         "keychoir_unpriced_attempts_total counter",
+        "keychoir_audio_seconds_total counter",
+        "keychoir_sockets_total counter",
+        "keychoir_sockets gauge",
         "keychoir_first_byte_seconds histogram",
         "keychoir_overhead_seconds histogram",
         "keychoir_connections gauge",
@@ -208,8 +211,19 @@ async fn the_names_and_types_are_golden() {
     assert_eq!(families, expected);
     let label_names: HashSet<&str> =
         page.samples.iter().flat_map(|sample| &sample.labels).map(|(name, _)| name.as_str()).collect();
-    let expected =
-        ["class", "direction", "hash", "key", "le", "outcome", "reason", "state", "status", "version"];
+    let expected = [
+        "class",
+        "direction",
+        "hash",
+        "key",
+        "le",
+        "outcome",
+        "reason",
+        "socket",
+        "state",
+        "status",
+        "version",
+    ];
     assert_eq!(label_names, HashSet::from(expected));
     house.close().await;
 }

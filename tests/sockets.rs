@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use keychoir::app::Drained;
 use keychoir::config::{ClientConfig, Config};
+use keychoir::policy::allowance::{Allowance, Measure, Period};
 use keychoir::policy::client::Rules;
 use keychoir::secret::Fingerprint;
 use keychoir::simulator::{KeyPlan, Ledger, Plan, RequestSummary, SocketSummary, WorkspacePlan};
@@ -25,7 +26,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
 
 use house::{CLIENT_TOKEN, House, ONE, THREE, TWO, VOICE, house, house_with};
-use talk::{AGENT, DIALOGUE, Heard, MULTI_STREAM_INPUT, SCRIBE, STREAM_INPUT, dial, in_time, knock};
+use talk::{AGENT, DIALOGUE, Heard, MULTI_STREAM_INPUT, SCRIBE, STREAM_INPUT, Talk, dial, in_time, knock};
 
 /// A path that the simulator echoes on.
 const ECHO: &str = "/v1/something/new";
@@ -389,7 +390,8 @@ async fn idle_sessions_take_no_place_and_speaking_ones_wait_for_theirs() {
 #[tokio::test]
 async fn a_token_of_the_provider_goes_to_whoever_gave_it() {
     let house = house(Plan::of([(ONE, 100_000), (TWO, 100_000)])).await;
-    house.always(ONE, "quota");
+    // For no fault of its own, the first key is not the one that serves.
+    house.always(ONE, "forbidden");
     let minted = house.post("/v1/single-use-token/tts_websocket", &json!({})).await;
     let token: Value = minted.json().await.unwrap();
     let token = token["token"].as_str().unwrap().to_owned();
@@ -612,7 +614,8 @@ async fn a_signed_url_names_us_where_that_is_wished() {
             config.sockets.signed_url_base = base.unwrap_or_default().parse().unwrap();
         })
         .await;
-        house.always(ONE, "quota");
+        // For no fault of its own, the first key is not the one that serves.
+        house.always(ONE, "forbidden");
         let answer = house.get("/v1/convai/conversation/get-signed-url?agent_id=agent_public").await;
         let answer: Value = answer.json().await.unwrap();
         let url = answer["signed_url"].as_str().unwrap();
@@ -627,4 +630,106 @@ async fn a_signed_url_names_us_where_that_is_wished() {
         drop(talk);
         house.abandon().await;
     }
+}
+
+#[tokio::test]
+async fn what_the_first_message_names_binds_the_session() {
+    let house = house(Plan::of([(ONE, 100_000), (TWO, 100_000)])).await;
+    // For no fault of its own, the first key is not the one that serves.
+    house.always(ONE, "forbidden");
+    let minted = house.post("/v1/single-use-token/tts_websocket", &json!({})).await;
+    let token: Value = minted.json().await.unwrap();
+    house.simulator.always(ONE, None);
+    let mut talk = dial(&house, &format!("{DIALOGUE}?model_id=eleven_v3")).await;
+    talk.say(&json!({"voices": [VOICE], "single_use_token": token["token"]})).await;
+    talk.say(&json!({"inputs": [{"text": "Hello.", "voice_id": VOICE}]})).await;
+    talk.say(&json!({"close_socket": true})).await;
+    let (messages, end) = talk.rest().await;
+    assert!(has_sound(&messages), "{messages:?}");
+    assert_eq!(end, well_closed());
+    drop(talk);
+    let keys: Vec<_> =
+        sessions(&house).into_iter().map(|(request, socket)| (request.key, socket.messages.len())).collect();
+    assert_eq!(keys, [(Some(ONE.to_owned()), 0), (Some(TWO.to_owned()), 3)]);
+    house.abandon().await;
+}
+
+#[tokio::test]
+async fn a_session_counts_for_its_client_when_it_was_served() {
+    let allowance = Allowance { amount: 2, measure: Measure::Requests, period: Period::Ever };
+    let house = house_with(three_keys(), |config| {
+        with_token(config);
+        config.clients[0].rules.allowance = Some(allowance);
+        config.clients[0].rules.concurrency = Some(1);
+    })
+    .await;
+    let token = [("xi-api-key", CLIENT_TOKEN)];
+    // Nothing was said: that is no request.
+    dial(&house, STREAM_INPUT).await.leave().await;
+    let open = in_time(knock_when_free(&house)).await;
+    assert_eq!(knock(&house, STREAM_INPUT, &token).await.err().unwrap().0, 429, "one at a time");
+    drop(open);
+    for _ in 0..2 {
+        let mut talk = in_time(knock_when_free(&house)).await;
+        assert!(has_sound(&talk.speak(&["Hello. "]).await.0));
+    }
+    let refused = loop {
+        match knock(&house, STREAM_INPUT, &token).await {
+            // The last one may not have been seen to end.
+            Err((429, _)) => tokio::task::yield_now().await,
+            Err(refused) => break refused,
+            Ok(_) => panic!("the allowance is used"),
+        }
+    };
+    assert_eq!(refused.0, 402, "{}", refused.1);
+    house.close().await;
+}
+
+/// A socket for a client that may have one at a time, once the one before is seen to have ended.
+async fn knock_when_free(house: &House) -> Talk {
+    loop {
+        match knock(house, STREAM_INPUT, &[("xi-api-key", CLIENT_TOKEN)]).await {
+            Ok(talk) => return talk,
+            Err((429, _)) => tokio::task::yield_now().await,
+            Err(refused) => panic!("{refused:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_stops_the_provider() {
+    let house = house(three_keys()).await;
+    let talk = dial(&house, ECHO).await;
+    let (mut sink, mut stream) = futures_util::StreamExt::split(talk.stream);
+    const PIECE: usize = 256 * 1024;
+    let mut sent = 0_usize;
+    // What is echoed and not read fills what the system holds, and then nothing moves any more.
+    let flood = async {
+        loop {
+            futures_util::SinkExt::send(&mut sink, Message::binary(vec![7; PIECE])).await.unwrap();
+            sent += 1;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(2), flood).await.is_err());
+    let held = sent * PIECE;
+    assert!(held < 64 * 1024 * 1024, "{held} bytes were taken and not read");
+    // Nothing is lost of it.
+    for _ in 0..sent {
+        let Some(Ok(Message::Binary(echo))) = in_time(futures_util::StreamExt::next(&mut stream)).await
+        else {
+            panic!("an echo is missing")
+        };
+        assert_eq!(echo.len(), PIECE);
+    }
+    drop((sink, stream));
+    house.abandon().await;
+}
+
+#[tokio::test]
+async fn another_protocol_is_not_spoken_and_the_request_is_served() {
+    let house = house(three_keys()).await;
+    let request = house.client.get(format!("{}/v1/voices", house.url)).header("xi-api-key", CLIENT_TOKEN);
+    let answer = request.header("connection", "upgrade").header("upgrade", "h2c").send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    house.close().await;
 }

@@ -201,19 +201,6 @@ async fn dangerous_paths_are_denied() {
 }
 
 #[tokio::test]
-async fn a_socket_is_told_that_there_are_none_yet() {
-    let house = house(plan()).await;
-    let answer = raw(
-        &house,
-        "GET /v1/text-to-speech/x/stream-input HTTP/1.1\r\nhost: x\r\nconnection: upgrade, close\r\nupgrade: websocket\r\n\
-         sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n\r\n",
-    )
-    .await;
-    assert!(answer.starts_with("HTTP/1.1 501"), "{answer}");
-    house.close().await;
-}
-
-#[tokio::test]
 async fn a_client_with_a_token_is_known_by_its_name_and_others_stay_outside() {
     let app = ClientConfig {
         name: "app".to_owned(),
