@@ -733,3 +733,28 @@ async fn another_protocol_is_not_spoken_and_the_request_is_served() {
     assert_eq!(answer.status(), 200);
     house.close().await;
 }
+
+#[tokio::test]
+async fn one_context_that_is_refused_does_not_end_the_others() {
+    let house = house(three_keys()).await;
+    // In the middle of the session, and without a close.
+    let error = r#"{"message":"A voice was not found.","error":"voice_not_found","code":1008}"#;
+    house.always(ONE, &format!("after=1:say={error}"));
+    let mut talk = dial(&house, MULTI_STREAM_INPUT).await;
+    let mut heard = Vec::new();
+    talk.say(&json!({"text": " ", "context_id": "a"})).await;
+    for text in ["Hello. ", "And more. "] {
+        talk.say(&json!({"text": text, "context_id": "a", "flush": true})).await;
+        heard.push(talk.message().await);
+        while !has_sound(&heard[heard.len() - 1..]) {
+            heard.push(talk.message().await);
+        }
+    }
+    talk.say(&json!({"close_socket": true})).await;
+    let (_, end) = talk.rest().await;
+    assert!(heard.iter().any(|message| message["error"] == "voice_not_found"), "{heard:?}");
+    assert_eq!(end, well_closed());
+    drop(talk);
+    let records = house.records().await;
+    assert_eq!((records[0].verdict.as_str(), records[0].credits), ("served", 17));
+}

@@ -2,9 +2,11 @@
 //! useful yet. What the client has said is said again.
 
 use hyper_util::rt::TokioIo;
+use tokio::time::timeout;
 
 use super::opened::switched;
 use super::session::{Pooled, Session};
+use crate::body::replay::Replay;
 use crate::clock;
 use crate::policy::replay::{Decision, Effect, Facts, Held, Progress, decide};
 use crate::pool::Lease;
@@ -47,14 +49,23 @@ impl<C: Connect> Session<C> {
 
     /// Goes on with another key. Whether it did; else everything is as it was.
     pub(super) async fn change_key(&mut self, lease: Lease) -> bool {
-        let Some(Pooled { errand, .. }) = &mut self.pooled else { return false };
-        let Ok((answer, _, attempt)) = self.proxy.ask(errand, lease, &mut self.log).await else {
-            return false;
+        let Self { pooled: Some(Pooled { errand, .. }), proxy, log, cut, .. } = self else { return false };
+        // Whether it is late was found out before: a client may have been silent for minutes.
+        errand.body = Replay::empty();
+        let replay_max = errand.terms.limits.replay_max;
+        let asking = async {
+            let (answer, _, attempt) = proxy.ask(errand, lease, log).await.ok()?;
+            if !answer.is_switched() {
+                return None;
+            }
+            let (_, upgraded) = switched(answer).await.ok()?;
+            Some((attempt, upgraded))
         };
-        if !answer.is_switched() {
-            return false;
-        }
-        let Ok((_, upgraded)) = switched(answer).await else { return false };
+        let asked = tokio::select! {
+            asked = timeout(replay_max, asking) => asked.ok().flatten(),
+            () = cut.as_mut() => None,
+        };
+        let Some((attempt, upgraded)) = asked else { return false };
         self.attempt.failed_over();
         self.attempt = attempt;
         self.upstream = TokioIo::new(upgraded);

@@ -85,7 +85,7 @@ pub(super) struct Session<C> {
     began: Instant,
     moved_at: Instant,
     timer: Option<Pin<Box<Sleep>>>,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    pub(super) cut: Pin<Box<WaitForCancellationFutureOwned>>,
     _open: SocketOpen,
 }
 

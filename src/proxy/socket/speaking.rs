@@ -147,14 +147,16 @@ impl<C: Connect> Session<C> {
         let from = self.up.outbox.len();
         self.upwards.release(&mut self.up.outbox);
         self.keep_opening(from);
-        if self.downwards.is_open() {
+        if self.is_served {
+            // What was refused was one of several contexts: the session goes on.
+            self.refusal = None;
             self.book();
         }
     }
 
     /// Books what was spoken so far, by its characters: no message of the provider says what it costs.
     pub(super) fn book(&mut self) {
-        if self.speaking.is_spoken && self.speaking.characters > 0 && self.refusal.is_none() {
+        if self.speaking.is_spoken && self.speaking.characters > 0 {
             let credits = self.price();
             self.attempt.spoken(self.speaking.characters, credits);
         }
