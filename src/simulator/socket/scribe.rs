@@ -31,6 +31,8 @@ struct Hearing {
     segment_bytes: u64,
     commits_itself: bool,
     has_times: bool,
+    /// Whether every commit is told a second time, with its language.
+    has_language: bool,
 }
 
 /// Listens until the client leaves.
@@ -63,6 +65,7 @@ async fn listen(wire: &mut Wire, caller: Caller, text: &str) -> Result<std::conv
         segment_bytes: 0,
         commits_itself: is(text, "commit_strategy", "vad"),
         has_times: is(text, "include_timestamps", "true"),
+        has_language: is(text, "include_language_detection", "true"),
     };
     let config = json!({
         "sample_rate": rate,
@@ -72,7 +75,7 @@ async fn listen(wire: &mut Wire, caller: Caller, text: &str) -> Result<std::conv
         "model_id": asked(text, "model_id").unwrap_or_else(|| "scribe_v2_realtime".to_owned()),
         "enable_logging": !is(text, "enable_logging", "false"),
         "include_timestamps": hearing.has_times,
-        "include_language_detection": is(text, "include_language_detection", "true"),
+        "include_language_detection": hearing.has_language,
         "keyterms": query(text).filter(|(name, _)| name == "keyterms").map(|(_, term)| term).collect::<Vec<_>>(),
     });
     let started = json!({ "message_type": "session_started", "session_id": trace_id(), "config": config });
@@ -153,12 +156,13 @@ impl Hearing {
         let text = self.words().join(" ");
         let committed = json!({ "message_type": "committed_transcript", "text": text });
         wire.send(committed.to_string()).await?;
-        if self.has_times {
+        // The same event for both, without words when only the language was asked for (Pipecat 1.14).
+        if self.has_times || self.has_language {
             let timed = json!({
                 "message_type": "committed_transcript_with_timestamps",
                 "text": text,
                 "language_code": "en",
-                "words": self.timed_words(),
+                "words": self.has_times.then(|| self.timed_words()),
             });
             wire.send(timed.to_string()).await?;
         }

@@ -59,6 +59,24 @@ async fn audio_becomes_text_and_every_begun_second_is_a_credit() {
 }
 
 #[tokio::test]
+async fn the_language_comes_with_a_second_transcript_without_words() {
+    let sim = start_with("sk=100").await;
+    let path = format!("{SCRIBE}?audio_format=ulaw_8000&include_language_detection=true");
+    let mut client = dial(&sim, &path, "sk").await;
+    assert_eq!(client.hear().await["config"]["include_language_detection"], json!(true));
+    client.say(chunk(900, true)).await;
+    assert_eq!(client.hear().await["message_type"], "partial_transcript");
+    assert_eq!(client.hear().await["message_type"], "committed_transcript");
+    let detected = json!({
+        "message_type": "committed_transcript_with_timestamps",
+        "text": "The simulator",
+        "language_code": "en",
+        "words": null,
+    });
+    assert_eq!(client.hear().await, detected);
+}
+
+#[tokio::test]
 async fn a_pause_is_heard_when_it_was_asked_for() {
     let sim = start_with("sk=100").await;
     let mut client = dial(&sim, &format!("{SCRIBE}?audio_format=ulaw_8000&commit_strategy=vad"), "sk").await;
