@@ -1,19 +1,28 @@
 # Everything a developer or a fresh machine needs. `make test` installs what the tests talk to:
-# the official SDKs and PostgREST, into folders that git ignores. PostgreSQL comes with the system.
+# the official SDKs, voice frameworks, Autobahn's cases and PostgREST, into folders that git ignores. PostgreSQL comes with the system.
 
 PYTHON ?= python3
 VENV := tests/sdk/python/.venv
+FRAMEWORKS := tests/sdk/frameworks/.venv
+SOCKETS := tests/sockets/.venv
 NODE := tests/sdk/js
 SUPABASE := tests/supabase
 
-.PHONY: check test test-rust test-model test-sdk postgrest build demo clean deny faults bench fuzz units
+# A virtual environment with the packages of the file beside it.
+define packages
+	$(PYTHON) -m venv $(dir $@)
+	$(dir $@)bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+endef
+
+.PHONY: check test test-rust test-model test-sdk test-frameworks test-sockets postgrest build demo clean deny faults bench fuzz units
 
 check:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib
 
-test: test-rust test-model test-sdk
+test: test-rust test-model test-sdk test-frameworks test-sockets
 
 test-rust: postgrest
 	cargo test --locked
@@ -34,12 +43,27 @@ test-sdk: build $(VENV)/.installed $(NODE)/node_modules/.installed
 	KEYCHOIR_BIN=$(CURDIR)/target/debug/keychoir $(VENV)/bin/python -m pytest tests/sdk/python -q
 	cd $(NODE) && KEYCHOIR_BIN=$(CURDIR)/target/debug/keychoir node --test
 
+# LiveKit's and Pipecat's clients.
+test-frameworks: build $(FRAMEWORKS)/.installed
+	KEYCHOIR_BIN=$(CURDIR)/target/debug/keychoir $(FRAMEWORKS)/bin/python -m pytest tests/sdk/frameworks -q
+
+# Autobahn's cases through Keychoir and past it; `make faults` has all of them.
+test-sockets: build $(SOCKETS)/.installed
+	$(SOCKETS)/bin/python tests/sockets/conformance.py target/debug/keychoir
+
 build:
 	cargo build --locked
 
 $(VENV)/.installed: tests/sdk/python/requirements.txt
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(packages)
+
+$(SOCKETS)/.installed: tests/sockets/requirements.txt
+	$(packages)
+
+# These name every package that is imported, and leave hundreds of megabytes of others out.
+$(FRAMEWORKS)/.installed: tests/sdk/frameworks/requirements.txt
+	$(PYTHON) -m venv $(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	touch $@
 
 $(NODE)/node_modules/.installed: $(NODE)/package.json $(NODE)/package-lock.json
@@ -57,14 +81,15 @@ demo:
 deny:
 	cargo deny check bans licenses sources
 
-# Faults that take longer than a test may: uploads up to 1 GB, refused at every moment; floods of
-# clients, of connections and of failures; disks that fail, for which it mounts a tmpfs and runs
-# strace where it can; a hundred kills under load.
+# Faults that take longer than a test may: every case of Autobahn; uploads up to 1 GB, refused at
+# every moment; floods of clients, of connections and of failures; disks that fail, for which it
+# mounts a tmpfs and runs strace where it can; a hundred kills under load.
 FAULTS_LARGEST_MB ?= 1000
 FAULTS_KILLS ?= 100
 
-faults:
+faults: $(SOCKETS)/.installed
 	cargo build --locked --release
+	$(SOCKETS)/bin/python tests/sockets/conformance.py target/release/keychoir --all
 	$(PYTHON) tests/faults/overload.py target/release/keychoir
 	$(PYTHON) tests/faults/disk.py target/release/keychoir
 	KEYCHOIR_KILLS=$(FAULTS_KILLS) cargo test --locked --test crashes -- --nocapture
@@ -86,4 +111,4 @@ fuzz:
 
 clean:
 	cargo clean
-	rm -rf $(VENV) $(NODE)/node_modules $(SUPABASE)/node_modules
+	rm -rf $(VENV) $(FRAMEWORKS) $(SOCKETS) $(NODE)/node_modules $(SUPABASE)/node_modules
