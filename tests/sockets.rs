@@ -75,7 +75,15 @@ async fn a_text_is_spoken_and_charged_by_its_characters() {
 
 #[tokio::test]
 async fn a_refused_key_is_replaced_without_a_word() {
-    for shape in ["invalid", "quota", "concurrency", "payment_issue", "early:quota", "early:invalid"] {
+    for shape in [
+        "invalid",
+        "quota",
+        "concurrency",
+        "payment_issue",
+        "early:quota",
+        "early:invalid",
+        "early:concurrency",
+    ] {
         let house = house(three_keys()).await;
         house.always(ONE, shape);
         house.always(TWO, shape);
@@ -757,4 +765,18 @@ async fn one_context_that_is_refused_does_not_end_the_others() {
     drop(talk);
     let records = house.records().await;
     assert_eq!((records[0].verdict.as_str(), records[0].credits), ("served", 17));
+}
+
+#[tokio::test]
+async fn a_workspace_that_has_no_room_is_not_asked_again() {
+    let house =
+        house_with(three_keys(), |config| config.pool.concurrency_cooldown = Duration::from_secs(600)).await;
+    house.always(ONE, "concurrency");
+    house.always(TWO, "concurrency");
+    for _ in 0..3 {
+        let mut talk = dial(&house, STREAM_INPUT).await;
+        assert!(has_sound(&talk.speak(&["Hello. "]).await.0));
+    }
+    assert_eq!(house.hits(&[ONE, TWO, THREE]), [1, 1, 3]);
+    house.close().await;
 }

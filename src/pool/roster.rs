@@ -10,6 +10,9 @@ use super::owners::Identity;
 use super::workspace::Workspace;
 use crate::policy::authority::Authority;
 use crate::policy::budget::Quota;
+use crate::policy::lane::Lane;
+use crate::policy::select::Room;
+use crate::policy::units::UnixMs;
 use crate::secret::{ApiKey, Redactor};
 
 /// A key as it is configured.
@@ -125,6 +128,16 @@ impl Roster {
     #[must_use]
     pub fn position_of(&self, key: &Key) -> Option<usize> {
         self.keys.iter().position(|known| std::ptr::eq(&**known, key))
+    }
+
+    /// Positions of the keys that have room for one more of a lane at `now`, when that tells them apart;
+    /// else none.
+    #[must_use]
+    pub fn with_room(&self, lane: Lane, now: UnixMs) -> Vec<usize> {
+        let has_room = |key: &Arc<Key>| key.workspace().room(lane).look(now) == Room::Free;
+        let with_room = self.keys.iter().enumerate().filter(|(_, key)| has_room(key));
+        let positions: Vec<usize> = with_room.map(|(position, _)| position).collect();
+        if positions.len() == self.keys.len() { Vec::new() } else { positions }
     }
 
     /// The identity that a workspace of this roster goes by now and that `owner` is another name of;

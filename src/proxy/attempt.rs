@@ -2,6 +2,7 @@
 
 mod session;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,9 +25,10 @@ use crate::policy::authority::Authority;
 use crate::policy::classify::Verdict;
 use crate::policy::cost::{self, concurrency_max};
 use crate::policy::endpoint::Metering;
+use crate::policy::lane::Lane;
 use crate::policy::replay::Progress;
 use crate::policy::units::UnixMs;
-use crate::pool::{Lease, Pool, Roster};
+use crate::pool::{Ask, Lease, Pool, Roster};
 use crate::secret::ApiKey;
 use crate::telemetry::{Meters, Spent, announce};
 use crate::upstream::SendError;
@@ -62,6 +64,8 @@ pub(super) struct Attempt {
     began: Instant,
     metering: Metering,
     asked: Option<Asked>,
+    /// With what it counts while it speaks, when it is a socket for speech.
+    speech_lane: Option<Lane>,
     account: Option<Arc<Account>>,
     record: AttemptRecord,
     meters: Meters,
@@ -138,6 +142,7 @@ impl Attempt {
             began: clock::instant(),
             metering: case.metering,
             asked: case.asked.clone(),
+            speech_lane: case.speech_lane,
             account: case.account.clone(),
             record,
             meters: proxy.meters.clone(),
@@ -222,7 +227,13 @@ impl Attempt {
     /// on the journey to it without a reason.
     fn judge(&self, verdict: Verdict, journey: Option<&Journey>, now: UnixMs) {
         let Payer::Pool { pool, roster, lease } = &self.payer else { return };
-        announce(&pool.judge(roster, lease.key(), verdict, journey.map(Journey::ask), now));
+        let speaking = |ask: &Ask| Ask { lane: ask.lane.or(self.speech_lane), ..ask.clone() };
+        let ask = journey.map(|journey| match self.speech_lane {
+            // What is refused before anything was said is refused as speech.
+            Some(_) => Cow::Owned(speaking(journey.ask())),
+            None => Cow::Borrowed(journey.ask()),
+        });
+        announce(&pool.judge(roster, lease.key(), verdict, ask.as_deref(), now));
         let shown = journey.filter(|_| verdict == Verdict::Served).map(Journey::shown_by_contrast);
         for (key, verdict) in shown.into_iter().flatten() {
             announce(&pool.judge(roster, key, verdict, None, now));

@@ -20,7 +20,7 @@ use crate::policy::headers;
 use crate::policy::lane::Lane;
 use crate::policy::models::Models;
 use crate::policy::socket::{CountedWhile, Dialect};
-use crate::pool::Ask;
+use crate::pool::{Ask, Roster};
 use crate::upstream::Outbound;
 
 /// What all attempts of a request have in common in the books.
@@ -102,6 +102,13 @@ impl Case {
             CountedWhile::Open => ask,
             // What will be said is not known yet, and until something is, nothing counts.
             CountedWhile::Speaking | CountedWhile::Never => Ask { estimate: Some(0), lane: None, ..ask },
+        }
+    }
+
+    /// What will speak later, and has no place until then, goes to a key that has one.
+    pub(super) fn prefer_room(&self, ask: &mut Ask, roster: &Roster) {
+        if let Some(lane) = self.speech_lane {
+            ask.home = roster.with_room(lane, clock::now());
         }
     }
 

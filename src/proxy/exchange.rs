@@ -128,7 +128,9 @@ impl<C: Connect> Proxy<C> {
         let veil = Veil::over(&mut outbound, &endpoint, roster.redactor(), limits);
         bond.tie(&roster, &self.owners, &body, || self.homes.of(&case.client)).await?;
         let lessons = if bond.may_teach(&endpoint) { Some(self.books.place().await?) } else { None };
-        let ask = case.foresee(&endpoint, &outbound, &body, &self.pool.models(), limits.foresee_max).await;
+        let mut ask =
+            case.foresee(&endpoint, &outbound, &body, &self.pool.models(), limits.foresee_max).await;
+        case.prefer_room(&mut ask, &roster);
         let journey = Journey::begin(roster, client, endpoint.effect, ask, bond);
         let lease = self.reserve(&journey).await.map_err(|unavailable| journey.refusal(unavailable))?;
         let mut errand = Errand { terms: Arc::clone(&terms), case, journey, outbound, body };

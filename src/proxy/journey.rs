@@ -211,9 +211,10 @@ impl Journey {
         u32::try_from(seen.len()).unwrap_or(u32::MAX)
     }
 
-    /// This request does not ask with `key` again, unless it was only busy.
+    /// This request does not ask with `key` again, unless it was only busy and will be waited for.
     pub(super) fn leave(&mut self, key: &Key) {
-        if !matches!(self.last, Some(Verdict::Concurrency { .. })) {
+        let is_waited_for = self.ask.lane.is_some();
+        if !(matches!(self.last, Some(Verdict::Concurrency { .. })) && is_waited_for) {
             self.ask.excluded.extend(self.roster.position_of(key));
         }
     }

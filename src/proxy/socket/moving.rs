@@ -8,6 +8,7 @@ use super::opened::switched;
 use super::session::{Pooled, Session};
 use crate::body::replay::Replay;
 use crate::clock;
+use crate::policy::classify::Verdict;
 use crate::policy::replay::{Decision, Effect, Facts, Held, Progress, decide};
 use crate::pool::Lease;
 use crate::upstream::Connect;
@@ -39,6 +40,13 @@ impl<C: Connect> Session<C> {
             Decision::NextKey => errand.journey.leave(&key),
             Decision::Again { pause } if self.proxy.retries.take() => errand.journey.pause(pause).await,
             Decision::Relay | Decision::Fail | Decision::Again { .. } => return false,
+        }
+        if let (Progress::Answered(Verdict::Concurrency { .. }), lane @ Some(_)) =
+            (progress, errand.case.speech_lane)
+        {
+            // The next one is asked when it has a place, which is given back if nothing is said.
+            errand.journey.speaks(errand.journey.ask().estimate.unwrap_or(0), lane);
+            self.speaking.claimed(clock::instant());
         }
         self.attempt.release();
         match self.proxy.reserve(&errand.journey).await {

@@ -56,6 +56,11 @@ impl Speaking {
         Poll::Ready(given)
     }
 
+    /// A place is taken for what may be said soon.
+    pub(super) fn claimed(&mut self, now: Instant) {
+        self.sounded_at.get_or_insert(now);
+    }
+
     /// Something came from the provider.
     pub(super) fn sounded(&mut self, now: Instant) {
         if self.sounded_at.is_some() {
