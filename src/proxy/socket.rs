@@ -45,10 +45,15 @@ impl<C: Connect> Socket<C> {
     ///
     /// Dropping the future closes both ends at once; what passed is written down.
     pub async fn run<S: AsyncRead + AsyncWrite + Unpin>(self, client: S, early: Bytes) {
-        match self.0 {
-            Speaker::Session(session) => session.run(client, early).await,
-            Speaker::Unknown(unknown) => unknown.run(client, early).await,
-        }
+        let (session, client, early) = match self.0 {
+            Speaker::Session(session) => (session, client, early),
+            // In a box that goes before the session begins.
+            Speaker::Unknown(unknown) => match Box::pin(unknown.introduced(client, early)).await {
+                Some(introduced) => introduced,
+                None => return,
+            },
+        };
+        session.run(client, early).await;
     }
 }
 

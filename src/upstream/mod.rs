@@ -62,6 +62,19 @@ pub struct Outbound {
 }
 
 impl Outbound {
+    /// Copies what is still part of the buffer that the client's head came in, so that the buffer can
+    /// go although this head is kept for long.
+    pub fn settle(&mut self) {
+        if let Ok(copied) = Uri::try_from(self.target.to_string()) {
+            self.target = copied;
+        }
+        for value in self.headers.values_mut() {
+            let Ok(mut copied) = HeaderValue::from_bytes(value.as_bytes()) else { continue };
+            copied.set_sensitive(value.is_sensitive());
+            *value = copied;
+        }
+    }
+
     /// Whether it asks for a socket: then, and only then, 101 is an answer.
     #[must_use]
     pub fn asks_for_socket(&self) -> bool {

@@ -81,6 +81,23 @@ fn outbound(method: Method) -> Outbound {
     Outbound { method, target: Uri::from_static("/v1/x?a=1"), headers: HeaderMap::new() }
 }
 
+#[test]
+fn a_head_that_is_copied_is_the_same() {
+    let mut secret = HeaderValue::from_static("xi");
+    secret.set_sensitive(true);
+    let headers = [("a", HeaderValue::from_static("1")), ("b", secret), ("a", HeaderValue::from_static("2"))];
+    let mut headers: HeaderMap =
+        headers.into_iter().map(|(name, value)| (HeaderName::from_static(name), value)).collect();
+    for target in ["/v1/x?a=1&b=%20", "/v1/x?", "/"] {
+        let given = Outbound { method: Method::GET, target: Uri::from_static(target), headers };
+        let mut copied = given.clone();
+        copied.settle();
+        assert_eq!((copied.target, &copied.headers), (given.target, &given.headers));
+        assert!(copied.headers["b"].is_sensitive() && !copied.headers["a"].is_sensitive());
+        headers = given.headers;
+    }
+}
+
 fn body(text: &'static str) -> Replay<Source> {
     Replay::hold(Full::new(Bytes::from_static(text.as_bytes())), &Room::none())
 }

@@ -72,6 +72,8 @@ impl Downwards {
     /// What was held goes to the client, and so does what comes.
     pub(super) fn open(&mut self, out: &mut BytesMut) {
         self.is_open = true;
+        // Nobody asks for the first message any more.
+        self.text = None;
         out.unsplit(std::mem::take(&mut self.held));
     }
 

@@ -60,7 +60,7 @@ const MASK: [u8; 4] = [0x4b, 0x65, 0x79, 0x63];
 
 impl<C: Connect> Session<C> {
     /// Tells both ends, and writes down what became of it.
-    pub(super) async fn end<S>(mut self, ending: Ending, mut client: S)
+    pub(super) async fn end<S>(mut self: Box<Self>, ending: Ending, mut client: S)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -93,7 +93,7 @@ impl<C: Connect> Session<C> {
                 put_close(&mut self.up.outbox, to_upstream, Some(MASK));
             }
         }
-        let Self { mut up, mut down, mut upstream, attempt, log, .. } = self;
+        let Self { mut up, mut down, mut upstream, attempt, log, .. } = *self;
         // Its key is free from here on.
         drop((attempt, log));
         if ending == Ending::UpstreamBroke {

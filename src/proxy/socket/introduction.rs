@@ -16,6 +16,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::ending::{put, put_close};
 use super::leg::Leg;
+use super::session::Session;
 use super::up::Upwards;
 use super::{Socket, Speaker};
 use crate::clock;
@@ -76,8 +77,16 @@ impl<C> Introduction<C> {
 }
 
 impl<C: Connect> Unknown<C> {
-    /// Hears who it is, and goes on as if that had been said before.
-    pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(self, mut client: S, early: Bytes) {
+    /// Hears who it is; the session that begins, with what has been said on it. `None` when there is
+    /// none, and the client has heard why.
+    pub(super) async fn introduced<S>(
+        self,
+        mut client: S,
+        early: Bytes,
+    ) -> Option<(Box<Session<C>>, S, Bytes)>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let Self { introduction: Introduction { proxy, terms, dialect, .. }, mut request, mut log } = self;
         let bounds = terms.limits.sockets;
         let hearing = hear_token(&mut client, early, dialect, bounds.frame_bytes_max);
@@ -94,9 +103,7 @@ impl<C: Connect> Unknown<C> {
             None => Err(Unidentified::Missing.into()),
         };
         match found {
-            Ok(Found::Socket(opened)) => {
-                Box::pin(opened.into_session(log).run(client, heard.freeze())).await;
-            }
+            Ok(Found::Socket(opened)) => return Some((opened.into_session(log), client, heard.freeze())),
             Ok(Found::Answer(answer, _)) => {
                 let status = answer.head.status.as_u16();
                 let message = format!("ElevenLabs answered with status {status}.");
@@ -108,6 +115,7 @@ impl<C: Connect> Unknown<C> {
                 refuse(client, code, &message).await;
             }
         }
+        None
     }
 }
 

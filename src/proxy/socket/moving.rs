@@ -61,14 +61,15 @@ impl<C: Connect> Session<C> {
         // Whether it is late was found out before: a client may have been silent for minutes.
         errand.body = Replay::empty();
         let replay_max = errand.terms.limits.replay_max;
-        let asking = async {
+        // In a box, so that a session carries no room for it: hardly any moves.
+        let asking = Box::pin(async {
             let (answer, _, attempt) = proxy.ask(errand, lease, log).await.ok()?;
             if !answer.is_switched() {
                 return None;
             }
             let (_, upgraded) = switched(answer).await.ok()?;
             Some((attempt, upgraded))
-        };
+        });
         let asked = tokio::select! {
             asked = timeout(replay_max, asking) => asked.ok().flatten(),
             () = cut.as_mut() => None,

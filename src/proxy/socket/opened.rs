@@ -44,7 +44,7 @@ impl<C> Opened<C> {
     /// When the connection broke at once.
     pub(in crate::proxy) async fn with_pool(
         proxy: &Arc<Proxy<C>>,
-        errand: Errand,
+        mut errand: Errand,
         answer: Answer,
         attempt: Attempt,
         veil: Option<Veil>,
@@ -55,6 +55,7 @@ impl<C> Opened<C> {
         if let Some(redactor) = &redactor {
             redact_headers(&mut head.headers, redactor);
         }
+        errand.outbound.settle();
         let terms = Arc::clone(&errand.terms);
         let dialect = errand.case.socket.unwrap_or(Dialect::Foreign);
         let query = errand.outbound.target.query();
@@ -108,8 +109,8 @@ impl<C> Opened<C> {
     }
 
     /// The session, when the client has heard of it already.
-    pub(super) fn into_session(self, log: RequestLog) -> Session<C> {
-        Session::opened(self.start, log)
+    pub(super) fn into_session(self, log: RequestLog) -> Box<Session<C>> {
+        Box::new(Session::opened(self.start, log))
     }
 }
 

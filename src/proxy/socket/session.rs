@@ -140,8 +140,13 @@ impl<C> Session<C> {
 
 impl<C: Connect> Session<C> {
     /// Speaks with `client`, who has already sent `early`, to the end.
-    pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(mut self, mut client: S, early: Bytes) {
+    pub(super) async fn run<S>(mut self: Box<Self>, mut client: S, early: Bytes)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         self.up.inbox.extend_from_slice(&early);
+        // Also when it is empty, it holds the buffer that the handshake was read into.
+        drop(early);
         if self.dialect == Dialect::Foreign {
             self.served();
         }
