@@ -11,7 +11,7 @@ mod signed;
 pub use conversation::{conversation_cost, conversation_id};
 pub use credentials::{Blanking, presented};
 pub use hearing::{Heard, REFUSAL_BYTES_MAX, hear, hear_close};
-pub use saying::{SAID_BYTES_MAX, Said, audio_bytes_per_second, say};
+pub use saying::{SAID_BYTES_MAX, Said, audio_bytes_per_second, brings_token, say};
 pub use signed::readdressed;
 
 use super::endpoint::Work;

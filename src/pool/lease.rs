@@ -109,7 +109,7 @@ impl Lease {
             // Nobody said what it has cost: perhaps what was expected, if it was asked for at all.
             self.settle(if self.is_used { self.reserved } else { 0 }, self.since);
         }
-        if let Some(lane) = self.lane {
+        if let Some(lane) = self.lane.take() {
             self.key.workspace().room(lane).leave();
         }
         self.key.leave();

@@ -1,9 +1,7 @@
 //! What a client says on a socket, as far as the pool and the books want to know: how much of it will
 //! be spoken, or how long the sound is that is to be written down. Texts are counted and never kept.
 
-use std::borrow::Cow;
-
-use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::Dialect;
 
@@ -19,38 +17,35 @@ pub struct Said {
 /// Longer messages are not read.
 pub const SAID_BYTES_MAX: usize = 256 * 1024;
 
-#[derive(Deserialize)]
-struct Message<'a> {
-    #[serde(borrow, default)]
-    text: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    inputs: Option<Vec<Line<'a>>>,
-    #[serde(borrow, default)]
-    audio_base_64: Option<Cow<'a, str>>,
-}
-
-#[derive(Deserialize)]
-struct Line<'a> {
-    #[serde(borrow, default)]
-    text: Option<Cow<'a, str>>,
-}
-
-/// What a whole text message of a client asks for. One that cannot be read asks for nothing: the
-/// provider does not read it either.
+/// What a whole text message of a client asks for. Members are read as the provider reads them: of two
+/// with one name the last counts, and one of another type is not there. A message that only the provider
+/// can read may be spoken as a whole: nothing is longer than its bytes.
 #[must_use]
 pub fn say(dialect: Dialect, message: &[u8]) -> Said {
-    let has_figures = dialect.is_spoken() || dialect == Dialect::Transcription;
-    if !has_figures || message.len() > SAID_BYTES_MAX {
+    let is_heard = dialect == Dialect::Transcription;
+    if !(dialect.is_spoken() || is_heard) || message.len() > SAID_BYTES_MAX {
         return Said::default();
     }
-    let Ok(message) = serde_json::from_slice::<Message<'_>>(message) else { return Said::default() };
-    if dialect == Dialect::Transcription {
-        let coded = message.audio_base_64.map_or(0, |sound| sound.trim_end_matches('=').len());
-        return Said { audio_bytes: coded as u64 * 3 / 4, characters: 0 };
+    let Ok(members) = serde_json::from_slice::<Map<String, Value>>(message) else {
+        let characters = if is_heard { 0 } else { message.len() as u64 };
+        return Said { characters, audio_bytes: 0 };
+    };
+    if is_heard {
+        let sound = members.get("audio_base_64").and_then(Value::as_str).unwrap_or_default();
+        return Said { audio_bytes: sound.trim_end_matches('=').len() as u64 * 3 / 4, characters: 0 };
     }
-    let lines = message.inputs.into_iter().flatten().map(|line| line.text);
-    let texts = lines.chain([message.text]).flatten();
-    Said { characters: texts.map(|text| spoken(&text)).sum(), audio_bytes: 0 }
+    let lines = members.get("inputs").and_then(Value::as_array).into_iter().flatten();
+    let texts = lines.filter_map(|line| line.get("text")).chain(members.get("text"));
+    Said { characters: texts.filter_map(Value::as_str).map(spoken).sum(), audio_bytes: 0 }
+}
+
+/// Whether a message carries one of the provider's own tokens, which takes the place of a key. Source: the
+/// provider's Python SDK 2.78 (the first message of a dialogue).
+#[must_use]
+pub fn brings_token(message: &[u8]) -> bool {
+    const NAME: &str = "single_use_token";
+    let members = serde_json::from_slice::<Map<String, Value>>(message).unwrap_or_default();
+    members.get(NAME).and_then(Value::as_str).is_some_and(|token| !token.is_empty())
 }
 
 /// A blank text opens a context and is not spoken.
@@ -95,7 +90,9 @@ mod tests {
             3,
             0,
         );
-        check(Dialect::Speech, "{", 0, 0);
+        check(Dialect::Speech, r#"{"text":"","text":"last"}"#, 4, 0);
+        check(Dialect::Speech, r#"{"text":"still","inputs":0}"#, 5, 0);
+        check(Dialect::Speech, r#"{"text":"hi","seed":NaN}"#, 24, 0);
         check(Dialect::Agent, r#"{"type":"user_message","text":"hello"}"#, 0, 0);
     }
 

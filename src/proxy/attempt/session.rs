@@ -23,7 +23,8 @@ impl Attempt {
             self.record.model = self.asked.as_ref().and_then(|asked| asked.model.clone());
         }
         self.judge(verdict, journey, now);
-        if verdict != Verdict::Served && self.record.credits == 0 {
+        // Once it has served, an error takes nothing back.
+        if verdict != Verdict::Served && self.record.first_byte.is_none() {
             // After the judgement, as above.
             self.settle(0, now);
             self.record.credits_from = CreditSource::Free;

@@ -18,6 +18,8 @@ pub(super) struct Downwards {
     redactor: Option<Arc<Redactor>>,
     /// Whether what comes goes to the client at once.
     is_open: bool,
+    /// Whether something useful was said: from then on only refusals matter.
+    is_served: bool,
     /// What the client has not been told.
     held: BytesMut,
     frame: Option<Frame>,
@@ -45,7 +47,7 @@ pub(super) enum Told {
 }
 
 /// A control frame has no more.
-const CLOSE_BYTES_MAX: u64 = 125;
+const CONTROL_BYTES_MAX: u64 = 125;
 
 impl Downwards {
     pub(super) fn new(dialect: Dialect, has_token: bool, redactor: Option<Arc<Redactor>>) -> Self {
@@ -55,6 +57,7 @@ impl Downwards {
             redactor,
             // Nobody knows what would be said there instead.
             is_open: dialect == Dialect::Foreign,
+            is_served: dialect == Dialect::Foreign,
             held: BytesMut::new(),
             frame: None,
             is_text: false,
@@ -75,6 +78,17 @@ impl Downwards {
         // Nobody asks for the first message any more.
         self.text = None;
         out.unsplit(std::mem::take(&mut self.held));
+    }
+
+    /// The client has brought a token of the provider's own: what is wrong with it is not the key's matter.
+    pub(super) fn judge_token(&mut self) {
+        self.has_token = true;
+    }
+
+    /// The session is served.
+    pub(super) fn serve(&mut self, out: &mut BytesMut) {
+        (self.is_served, self.text) = (true, None);
+        self.open(out);
     }
 
     /// Another speaks from here on; what was held, nobody hears.
@@ -112,19 +126,28 @@ impl Downwards {
             };
             let has = usize::try_from(frame.left).map_or(inbox.len(), |left| left.min(inbox.len()));
             let is_whole = has as u64 == frame.left;
-            let is_close = frame.head.opcode == Opcode::Close && frame.left <= CLOSE_BYTES_MAX;
-            if !is_whole && (has == 0 || is_close) {
+            let is_control = frame.head.opcode.is_control();
+            let is_small = is_control && frame.head.length <= CONTROL_BYTES_MAX;
+            let is_close = frame.head.opcode == Opcode::Close && is_small;
+            // A control frame is small: it is passed on whole, or not at all.
+            if !is_whole && (has == 0 || is_small) {
                 self.frame = Some(frame);
                 return None;
             }
             if is_close {
-                let payload = inbox.split_to(has);
+                let mut payload = inbox.split_to(has);
+                if let Some(redactor) = &self.redactor {
+                    redactor.cover(&mut payload);
+                }
+                self.put_head(&frame.head, out);
                 self.put(frame.head.opcode, &payload, out);
                 self.has_closed = true;
                 let (code, reason) = frame::read_close(&payload);
                 return Some(Told::Close(code, reason));
             }
-            let is_control = frame.head.opcode.is_control();
+            if is_small {
+                self.put_head(&frame.head, out);
+            }
             let length = if self.is_text && !is_control { self.cover(inbox, has, is_whole) } else { has };
             let piece = inbox.split_to(length);
             if !is_control {
@@ -133,7 +156,7 @@ impl Downwards {
             self.put(frame.head.opcode, &piece, out);
             let left = frame.left - length as u64;
             if left > 0 {
-                let told = self.is_surely_useful().then_some(Told::Message(Heard::Useful));
+                let told = (!is_control && self.is_surely_useful()).then_some(Told::Message(Heard::Useful));
                 self.frame = Some(Frame { head: frame.head, left });
                 if told.is_some() || length == 0 {
                     return told;
@@ -150,7 +173,9 @@ impl Downwards {
     fn begin(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> Option<Frame> {
         let (head, length) = frame::read(inbox)?;
         let raw = inbox.split_to(length);
-        self.put(head.opcode, &raw, out);
+        if !head.opcode.is_control() || head.length > CONTROL_BYTES_MAX {
+            self.put(head.opcode, &raw, out);
+        }
         self.bytes = self.bytes.saturating_add(head.length);
         match head.opcode {
             Opcode::Text => {
@@ -165,6 +190,13 @@ impl Downwards {
             Opcode::Continuation | Opcode::Close | Opcode::Ping | Opcode::Pong | Opcode::Reserved(_) => {}
         }
         Some(Frame { head, left: head.length })
+    }
+
+    /// The head of a control frame, which goes with its payload.
+    fn put_head(&mut self, head: &Head, out: &mut BytesMut) {
+        let mut bytes = Vec::new();
+        head.write(&mut bytes);
+        self.put(head.opcode, &bytes, out);
     }
 
     /// Whoever is asked whether it is there must answer, whatever becomes of the session.
@@ -191,20 +223,20 @@ impl Downwards {
 
     /// What is too long for a refusal need not end before it is heard.
     fn is_surely_useful(&self) -> bool {
-        !self.is_open && self.text.is_none()
+        !self.is_served && self.text.is_none()
     }
 
     fn hear(&mut self) -> Option<Told> {
         let heard = match &self.text {
-            Some(text) if self.is_text && (!self.is_open || may_refuse(text)) => {
+            Some(text) if self.is_text && (!self.is_served || may_refuse(text)) => {
                 hear(self.dialect, text, self.has_token)
             }
             Some(_) | None => Heard::Useful,
         };
-        if self.is_open {
+        if self.is_served {
             self.text = None;
         }
-        let is_news = !self.is_open || matches!(heard, Heard::Refused(_));
+        let is_news = !self.is_served || matches!(heard, Heard::Refused(_));
         is_news.then_some(Told::Message(heard))
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use http::header::{HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY};
 use http::{HeaderName, Request, Response, StatusCode};
+use http_body::Body;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use serde_json::json;
@@ -24,13 +25,16 @@ use crate::policy::client::Unidentified;
 use crate::policy::endpoint::socket_at;
 use crate::policy::frame::Opcode;
 use crate::policy::headers;
-use crate::policy::socket::{Dialect, SAID_BYTES_MAX, presented};
+use crate::policy::socket::{Dialect, presented};
 use crate::proxy::error::ProxyError;
 use crate::proxy::exchange::{Exchanged, Found};
 use crate::proxy::journal::RequestLog;
 use crate::proxy::relay::ResponseBody;
 use crate::proxy::{Proxy, Terms};
 use crate::upstream::Connect;
+
+/// What is read of somebody unknown: a token and the settings of a voice fit.
+const INTRODUCTION_BYTES_MAX: usize = 16 * 1024;
 
 const TOKEN: HeaderName = HeaderName::from_static("x-keychoir-token");
 
@@ -53,7 +57,9 @@ impl<C> Introduction<C> {
     /// The introduction that a request asks for: when tokens are asked for, it presents none, and the
     /// provider would take one in a message.
     pub(in crate::proxy) fn of(proxy: &Arc<Proxy<C>>, request: &Request<Incoming>) -> Option<Self> {
-        if !headers::asks_for_socket(request.method(), request.version(), request.headers()) {
+        let is_asked = headers::asks_for_socket(request.method(), request.version(), request.headers());
+        // One with a body is refused on the usual way.
+        if !is_asked || !request.body().is_end_stream() {
             return None;
         }
         let terms = proxy.terms.load_full();
@@ -105,6 +111,7 @@ impl<C: Connect> Unknown<C> {
         match found {
             Ok(Found::Socket(opened)) => return Some((opened.into_session(log), client, heard.freeze())),
             Ok(Found::Answer(answer, _)) => {
+                log.unserved();
                 let status = answer.head.status.as_u16();
                 let message = format!("ElevenLabs answered with status {status}.");
                 refuse(client, "handshake_refused", &message).await;
@@ -142,7 +149,7 @@ async fn hear_token<S: AsyncRead + Unpin>(
             return Some((presented(upwards.said()), heard));
         }
         leg.outbox.clear();
-        if heard.len() > SAID_BYTES_MAX {
+        if heard.len() > INTRODUCTION_BYTES_MAX {
             return Some((None, heard));
         }
         let before = leg.inbox.len();

@@ -48,11 +48,21 @@ impl<C: Connect> Session<C> {
             errand.journey.speaks(errand.journey.ask().estimate.unwrap_or(0), lane);
             self.speaking.claimed(clock::instant());
         }
+        // Nobody stands twice in the line; what is given now is given for what waits as well.
+        let has_waited = self.speaking.stop_waiting();
         self.attempt.release();
-        match self.proxy.reserve(&errand.journey).await {
-            Ok(lease) => self.change_key(lease).await,
-            Err(_) => false,
+        let reserved = tokio::select! {
+            reserved = self.proxy.reserve(&errand.journey) => reserved.ok(),
+            () = self.cut.as_mut() => None,
+        };
+        let has_moved = match reserved {
+            Some(lease) => self.change_key(lease).await,
+            None => false,
+        };
+        if has_waited {
+            self.let_go();
         }
+        has_moved
     }
 
     /// Goes on with another key. Whether it did; else everything is as it was.
@@ -78,6 +88,7 @@ impl<C: Connect> Session<C> {
         self.attempt.failed_over();
         self.attempt = attempt;
         self.upstream = TokioIo::new(upgraded);
+        self.is_deaf = false;
         self.downwards.restart();
         self.down.inbox.clear();
         // What was on its way to the one before is among what was said.

@@ -17,7 +17,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use super::Bounds;
 use super::down::{Downwards, Told};
 use super::ending::Ending;
-use super::leg::Leg;
+use super::leg::{Leg, READ_BYTES};
 use super::speaking::{Given, Speaking};
 use super::up::Upwards;
 use crate::clock;
@@ -81,7 +81,7 @@ pub(super) struct Session<C> {
     /// Whether the provider has said something useful.
     pub(super) is_served: bool,
     /// The provider takes no more; what it says may tell why.
-    is_deaf: bool,
+    pub(super) is_deaf: bool,
     began: Instant,
     moved_at: Instant,
     timer: Option<Pin<Box<Sleep>>>,
@@ -178,7 +178,8 @@ impl<C: Connect> Session<C> {
         if self.dialect == Dialect::Agent {
             self.conversation = conversation_id(&first).map(Into::into);
         }
-        self.downwards.open(&mut self.down.outbox);
+        self.downwards.serve(&mut self.down.outbox);
+        self.refusal = None;
         let key = self.attempt.key().cloned();
         if let (Some(Pooled { errand, lessons }), Some(key)) = (&mut self.pooled, key) {
             self.attempt.heard(Verdict::Served, Some(&errand.journey));
@@ -234,8 +235,19 @@ impl<C: Connect> Session<C> {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         loop {
-            if self.is_deaf || self.speaking.is_waiting() {
+            if self.is_deaf {
                 return Poll::Pending;
+            }
+            if self.speaking.is_waiting() {
+                // Who has left needs no key. So much is read ahead, and no more.
+                if self.up.inbox.len() >= READ_BYTES {
+                    return Poll::Pending;
+                }
+                match ready!(self.up.poll_fetch(cx, client)) {
+                    Ok(1..) => self.moved_at = clock::instant(),
+                    Ok(0) | Err(_) => return Poll::Ready(Event::Over(Ending::ClientLeft)),
+                }
+                continue;
             }
             if ready!(self.up.poll_send(cx, &mut self.upstream)).is_err() {
                 self.is_deaf = true;

@@ -11,7 +11,7 @@ use super::session::{Pooled, Session};
 use crate::clock;
 use crate::policy::replay::Progress;
 use crate::policy::select::Unavailable;
-use crate::policy::socket::{Dialect, Said, audio_bytes_per_second, say};
+use crate::policy::socket::{Dialect, Said, audio_bytes_per_second, brings_token, say};
 use crate::pool::Reserved;
 use crate::telemetry::announce;
 use crate::upstream::Connect;
@@ -47,6 +47,11 @@ impl Speaking {
 
     pub(super) fn is_waiting(&self) -> bool {
         self.waiting.is_some()
+    }
+
+    /// Waits no more; whether it did.
+    pub(super) fn stop_waiting(&mut self) -> bool {
+        self.waiting.take().is_some()
     }
 
     pub(super) fn poll_given(&mut self, cx: &mut Context<'_>) -> Poll<Given> {
@@ -92,6 +97,10 @@ impl<C: Connect> Session<C> {
         self.speaking.audio_bytes += audio_bytes;
         self.speaking.characters += characters;
         let is_begun = self.downwards.is_open();
+        if !is_begun && brings_token(self.upwards.said()) {
+            self.has_token = true;
+            self.downwards.judge_token();
+        }
         let Some((Pooled { errand, .. }, key)) = self.pooled.as_mut().zip(self.attempt.key().cloned()) else {
             return self.let_go();
         };
@@ -148,7 +157,7 @@ impl<C: Connect> Session<C> {
     }
 
     /// The message that was shown goes on.
-    fn let_go(&mut self) {
+    pub(super) fn let_go(&mut self) {
         let from = self.up.outbox.len();
         self.upwards.release(&mut self.up.outbox);
         self.keep_opening(from);
