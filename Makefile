@@ -95,10 +95,11 @@ faults: $(SOCKETS)/.installed
 	KEYCHOIR_KILLS=$(FAULTS_KILLS) cargo test --locked --test crashes -- --nocapture
 	$(PYTHON) tests/faults/uploads.py target/release/keychoir $(FAULTS_LARGEST_MB)
 
-# What a choice of a key costs, and what the books add to a request.
+# What a choice of a key costs, what the books add to a request, and what a session on a socket takes.
 bench:
 	cargo bench --locked --bench pool
 	cargo bench --locked --bench books
+	cargo bench --locked --bench sockets
 
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 60

@@ -19,10 +19,10 @@
     reason = "a measurement reads the clock, prints, and ends at its first surprise"
 )]
 
+mod house;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,12 +35,12 @@ use keychoir::secret::ApiKey;
 use keychoir::tasks::Tasks;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use house::{Running, middle, number, program, proxy, simulator, spread};
+
 const CONNECTIONS: u32 = 48;
 const KEYS: usize = 3;
 /// Of the rate asked for, what must be driven for a round to count as that rate.
 const DRIVEN_MIN: f64 = 0.97;
-/// What /proc counts processor time in.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// A pool that is never asked.
 const STILL: pool::Settings = pool::Settings {
@@ -64,23 +64,15 @@ fn main() {
     let rounds = number("BENCH_ROUNDS", 7);
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let keys: Vec<String> = (0..KEYS).map(|key| format!("sk_bench_key_number_{key}")).collect();
-    let mut simulator = program("simulate");
-    for key in &keys {
-        simulator.args(["--key", &format!("{key}=100000000000")]);
-    }
-    let simulator = Running::start(simulator.stdout(Stdio::piped()), |child| child.stdout.take().map(boxed));
+    let simulator = simulator(&keys);
     let proxy = |arguments: &[&str]| {
-        let mut command = program("serve");
-        command
-            .args(arguments)
-            .env("ELEVENLABS_API_KEYS", keys.join(","))
-            .env("KEYCHOIR_UPSTREAM__BASE_URL", format!("http://{}", simulator.address))
-            .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
-            // No line a request: what the books add weighs most beside little else.
-            .env("KEYCHOIR_LOG__LEVEL", "error,keychoir::cli=info")
-            .env("KEYCHOIR_LOG__FORMAT", "ascii")
-            .env("KEYCHOIR_WATCH__ENABLED", "false");
-        Running::start(command.stderr(Stdio::piped()), |child| child.stderr.take().map(boxed))
+        proxy(
+            program("serve")
+                .args(arguments)
+                .env("ELEVENLABS_API_KEYS", keys.join(","))
+                .env("KEYCHOIR_UPSTREAM__BASE_URL", format!("http://{}", simulator.address))
+                .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db")),
+        )
     };
     let houses = [("file", proxy(&[])), ("ephemeral", proxy(&["--ephemeral"]))];
 
@@ -115,21 +107,16 @@ fn main() {
 }
 
 fn report(request: &str, place: &str, rounds: &[Round], path: f64) {
-    let of = |what: &dyn Fn(&Round) -> f64| {
-        let values: Vec<f64> = rounds.iter().map(what).collect();
-        let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = values.iter().copied().fold(0.0, f64::max);
-        (middle(values.into_iter()), least, most)
-    };
-    let spread = |(middle, least, most): (f64, f64, f64)| format!("{middle:.1} ({least:.1} to {most:.1})");
+    let of = |what: &dyn Fn(&Round) -> f64| middle(rounds.iter().map(what));
+    let told = |what: fn(&Round) -> f64| spread(rounds.iter().map(what), 1);
     println!(
         "{request:<8}{place:<11}{:>9.0}{:>24}{:>24}{:>8.1}%{:>9.0}{:>9.1}",
-        of(&|round| round.driven).0,
-        spread(of(&|round| round.all)),
-        spread(of(&|round| round.books)),
-        of(&|round| (round.books + path) / (round.all - round.books - path) * 100.0).0,
-        of(&|round| round.wakes).0,
-        of(&|round| round.p99_ms).0,
+        of(&|round| round.driven),
+        told(|round| round.all),
+        told(|round| round.books),
+        of(&|round| (round.books + path) / (round.all - round.books - path) * 100.0),
+        of(&|round| round.wakes),
+        of(&|round| round.p99_ms),
     );
     if rounds.iter().any(|round| !round.is_on_time) {
         println!("        not every round could be driven at that rate here: set BENCH_RATE lower");
@@ -187,16 +174,6 @@ fn path() -> f64 {
     took.as_secs_f64() * 1e6 / (RECORDS * ROUNDS) as f64
 }
 
-fn number(name: &str, default: u32) -> u32 {
-    std::env::var(name).map_or(default, |text| text.parse().expect("a whole number"))
-}
-
-fn middle(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 /// A request that the simulator answers with two bytes.
 fn get() -> Vec<u8> {
     b"GET /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\n\r\n".to_vec()
@@ -226,7 +203,7 @@ struct Round {
 /// Sends so many requests a second, each at its own moment, and waits until the books have them.
 fn drive(house: &Running, request: &[u8], rate: u32, seconds: u32) -> Round {
     house.settled();
-    let before = house.used();
+    let before = Used::by(house);
     let began = Instant::now();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (tasks, each) = (Tasks::new(), (rate * seconds).div_ceil(CONNECTIONS));
@@ -246,7 +223,7 @@ fn drive(house: &Running, request: &[u8], rate: u32, seconds: u32) -> Round {
     });
     let took = began.elapsed().as_secs_f64();
     house.settled();
-    let after = house.used();
+    let after = Used::by(house);
     spans.sort();
     let count = spans.len() as f64;
     let micros = |seconds: f64| seconds * 1e6 / count;
@@ -302,79 +279,21 @@ struct Used {
     sleeps: f64,
 }
 
-struct Running {
-    child: Child,
-    address: SocketAddr,
-}
-
-fn program(command: &str) -> Command {
-    let mut program = Command::new(env!("CARGO_BIN_EXE_keychoir"));
-    program.args([command, "--listen", "127.0.0.1:0"]).env_clear().stdin(Stdio::null());
-    program.stdout(Stdio::null()).stderr(Stdio::null());
-    program
-}
-
-fn boxed(stream: impl Read + Send + 'static) -> Box<dyn Read + Send> {
-    Box::new(stream)
-}
-
-impl Running {
-    /// Starts a program and waits until it says where it listens.
-    fn start(command: &mut Command, says: fn(&mut Child) -> Option<Box<dyn Read + Send>>) -> Self {
-        let mut child = command.spawn().unwrap();
-        let mut lines = BufReader::new(says(&mut child).unwrap()).lines();
-        let address = lines
-            .find_map(|line| {
-                let rest = line.unwrap().split_once(" at http://")?.1.to_owned();
-                rest.split_whitespace().next()?.trim_end_matches('/').parse().ok()
-            })
-            .expect("it starts");
-        // Whatever else it says is read, so that it never waits for us.
-        keychoir::tasks::thread("what it says", move || lines.for_each(drop)).unwrap();
-        Self { child, address }
-    }
-
-    /// Waits until every record is written.
-    fn settled(&self) {
-        let is_waiting = || {
-            let mut stream = TcpStream::connect(self.address).unwrap();
-            let ask = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
-            stream.write_all(ask).unwrap();
-            let mut page = String::new();
-            stream.read_to_string(&mut page).unwrap();
-            !page.contains("\nkeychoir_store_records_waiting 0\n")
-        };
-        let began = Instant::now();
-        while is_waiting() {
-            assert!(began.elapsed() < Duration::from_secs(60), "the books do not keep up");
-        }
-    }
-
-    fn used(&self) -> Used {
-        let process = format!("/proc/{}", self.child.id());
-        let stat = fs::read_to_string(format!("{process}/stat")).unwrap();
-        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-        let ticks = |field: usize| fields[field].parse::<f64>().unwrap();
-        let books = fs::read_dir(format!("{process}/task")).unwrap().map(|task| task.unwrap().path());
-        let books = books
-            .into_iter()
+impl Used {
+    fn by(house: &Running) -> Self {
+        let books = fs::read_dir(format!("{}/task", house.process()))
+            .unwrap()
+            .map(|task| task.unwrap().path())
             .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "books"))
             .expect("the thread of the books");
         // In nanoseconds, where the process as a whole is counted in ticks.
         let schedule = fs::read_to_string(books.join("schedstat")).unwrap();
         let status = fs::read_to_string(books.join("status")).unwrap();
         let sleeps = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-        Used {
-            all: (ticks(11) + ticks(12)) / TICKS_PER_SECOND,
+        Self {
+            all: house.processor_seconds(),
             books: schedule.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1e9,
             sleeps: sleeps.unwrap().trim().parse().unwrap(),
         }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
