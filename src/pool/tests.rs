@@ -737,3 +737,16 @@ fn a_workspace_that_the_provider_knows_takes_the_name_that_it_is_given() {
     pool.reload(vec![entry(0, None, Some("studio"))], SETTINGS);
     assert!(Arc::ptr_eq(&named.keys()[0], &pool.roster().keys()[0]), "nothing has changed");
 }
+
+#[test]
+fn a_released_place_is_not_given_back_twice() {
+    let pool = apart(1);
+    let mut reserved = pool.taken(&speech(1, &[]), NOW).unwrap();
+    let roster = pool.roster();
+    let room = roster.keys()[0].workspace().room(Lane::SPEECH);
+    reserved.lease.release();
+    assert!(!reserved.lease.has_place());
+    reserved.lease.rest();
+    drop(reserved);
+    assert_eq!(room.running(), 0);
+}

@@ -103,7 +103,6 @@ impl Attempt {
 
     /// Nothing is spoken now: its place is free for others.
     pub(in crate::proxy) fn rest(&mut self) {
-        self.settle(0, clock::now());
         if let Payer::Pool { lease, .. } = &mut self.payer {
             lease.rest();
         }

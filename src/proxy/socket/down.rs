@@ -107,7 +107,7 @@ impl Downwards {
         self.has_closed
     }
 
-    /// Bytes of payload so far.
+    /// Bytes so far, heads of frames included.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -119,6 +119,14 @@ impl Downwards {
 
     /// Looks at what was read; what may go on is in `out`.
     pub(super) fn take(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> Option<Told> {
+        // What has come, and not what was announced.
+        let before = inbox.len();
+        let told = self.look(inbox, out);
+        self.bytes += (before - inbox.len()) as u64;
+        told
+    }
+
+    fn look(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> Option<Told> {
         loop {
             let frame = match self.frame.take() {
                 Some(frame) => frame,
@@ -176,7 +184,6 @@ impl Downwards {
         if !head.opcode.is_control() || head.length > CONTROL_BYTES_MAX {
             self.put(head.opcode, &raw, out);
         }
-        self.bytes = self.bytes.saturating_add(head.length);
         match head.opcode {
             Opcode::Text => {
                 // What an extension has changed cannot be read.

@@ -94,6 +94,8 @@ impl<C: Connect> Session<C> {
     /// names may bind it to another account; everything else goes on.
     pub(super) async fn said(&mut self) {
         let Said { characters, audio_bytes } = say(self.dialect, self.upwards.said());
+        // What was refused before has its own span.
+        self.moving_since = None;
         self.speaking.audio_bytes += audio_bytes;
         self.speaking.characters += characters;
         let is_begun = self.downwards.is_open();

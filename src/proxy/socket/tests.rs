@@ -238,6 +238,38 @@ fn what_was_held_is_forgotten_when_another_speaks() {
 }
 
 #[test]
+fn half_a_question_says_nothing_and_is_not_passed_on() {
+    let mut downwards = downwards(Dialect::Speech);
+    let ping = frame(true, Opcode::Ping, b"1234", None);
+    let (mut inbox, mut out) = (BytesMut::from(&ping[..4]), BytesMut::new());
+    assert_eq!(downwards.take(&mut inbox, &mut out), None);
+    assert!(out.is_empty());
+    inbox.extend_from_slice(&ping[4..]);
+    assert_eq!(downwards.take(&mut inbox, &mut out), None);
+    assert_eq!(out, ping);
+}
+
+#[test]
+fn a_session_that_is_refused_first_may_be_served_later() {
+    let mut downwards = downwards(Dialect::SpeechContexts);
+    let error = frame(true, Opcode::Text, br#"{"error":"voice_not_found","message":"x"}"#, None);
+    assert_eq!(heard(&mut downwards, &error).0, [Told::Message(Heard::Refused(Verdict::NotFound))]);
+    downwards.open(&mut BytesMut::new());
+    let sound = frame(true, Opcode::Text, br#"{"audio":"AAAA"}"#, None);
+    assert_eq!(heard(&mut downwards, &sound), (vec![Told::Message(Heard::Useful)], sound[..].into()));
+}
+
+#[test]
+fn a_key_in_the_reason_of_a_close_is_covered() {
+    let close = frame(true, Opcode::Close, &[&[3, 240], KEY.as_bytes()].concat(), None);
+    let mut downwards = downwards(Dialect::Foreign);
+    let (_, out) = heard(&mut downwards, &close);
+    let text = String::from_utf8_lossy(&out).into_owned();
+    assert_eq!(out.len(), close.len());
+    assert!(text.contains("sk_6c036526...") && !text.contains("aaaabbbb"), "{text}");
+}
+
+#[test]
 fn sound_is_heard_before_it_ends() {
     let mut downwards = downwards(Dialect::Speech);
     let sound =
@@ -250,7 +282,7 @@ fn sound_is_heard_before_it_ends() {
 #[test]
 fn an_open_session_tells_of_refusals_only() {
     let mut downwards = downwards(Dialect::Transcription);
-    downwards.open(&mut BytesMut::new());
+    downwards.serve(&mut BytesMut::new());
     let bytes = [
         frame(true, Opcode::Text, br#"{"message_type":"partial_transcript","text":"no error"}"#, None),
         frame(

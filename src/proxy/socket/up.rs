@@ -72,7 +72,7 @@ impl Upwards {
         self.frame.as_ref().is_some_and(|frame| frame.passed > 0 || frame.raw.is_empty())
     }
 
-    /// Bytes of payload so far.
+    /// Bytes so far, heads of frames included.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -80,6 +80,14 @@ impl Upwards {
     /// Looks at what was read; what may go on is in `out`. Returns whether a whole message is shown, by
     /// [`said`](Self::said): then nothing more is looked at before it was [released](Self::release).
     pub(super) fn take(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> bool {
+        // What has come, and not what was announced.
+        let before = inbox.len();
+        let shows = self.look(inbox, out);
+        self.bytes += (before - inbox.len()) as u64;
+        shows
+    }
+
+    fn look(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> bool {
         loop {
             let Some(mut frame) = self.frame.take().or_else(|| self.begin(inbox)) else { return false };
             let is_text = self.text.is_some_and(|text| !text.is_foreign);
@@ -125,7 +133,6 @@ impl Upwards {
     fn begin(&mut self, inbox: &mut BytesMut) -> Option<Frame> {
         let (head, length) = frame::read(inbox)?;
         let raw = inbox.split_to(length);
-        self.bytes = self.bytes.saturating_add(head.length);
         // What an extension has changed cannot be read, and neither can what breaks the rules.
         let is_raw = head.reserved != 0 || head.mask.is_none();
         match head.opcode {
