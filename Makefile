@@ -82,8 +82,9 @@ deny:
 	cargo deny check bans licenses sources
 
 # Faults that take longer than a test may: every case of Autobahn; uploads up to 1 GB, refused at
-# every moment; floods of clients, of connections and of failures; disks that fail, for which it
-# mounts a tmpfs and runs strace where it can; a hundred kills under load.
+# every moment; floods of clients, of connections and of failures; sessions that go wrong in every
+# way; disks that fail, for which it mounts a tmpfs and runs strace where it can; a hundred kills
+# under load.
 FAULTS_LARGEST_MB ?= 1000
 FAULTS_KILLS ?= 100
 
@@ -91,6 +92,7 @@ faults: $(SOCKETS)/.installed
 	cargo build --locked --release
 	$(SOCKETS)/bin/python tests/sockets/conformance.py target/release/keychoir --all
 	$(PYTHON) tests/faults/overload.py target/release/keychoir
+	$(PYTHON) tests/faults/sockets.py target/release/keychoir
 	$(PYTHON) tests/faults/disk.py target/release/keychoir
 	KEYCHOIR_KILLS=$(FAULTS_KILLS) cargo test --locked --test crashes -- --nocapture
 	$(PYTHON) tests/faults/uploads.py target/release/keychoir $(FAULTS_LARGEST_MB)
