@@ -8,7 +8,7 @@ for: a case that an echo does not pass directly need not pass through Keychoir e
     tests/sockets/.venv/bin/python tests/sockets/conformance.py target/debug/keychoir [--all]
 
 Prints a row for each case that differs and ends with 1 when there is one. Without --all it leaves
-out what sends megabytes in small pieces: half a minute instead of a quarter of an hour.
+out what sends megabytes in small pieces: half a minute instead of twenty.
 """
 
 import asyncio
