@@ -153,16 +153,12 @@ impl Bench {
             };
             pool.observe(&roster, key, Observation::Quota { quota, tier: None, is_paid: true }, clock::now());
         }
-        let ask = Ask {
-            client: ClientName::new("app"),
-            estimate: Some(200),
-            lane: Some(Lane::SPEECH),
-            permission: Permission::parse("text_to_speech"),
-            excluded: Vec::new(),
-            barred: Vec::new(),
-            home: Vec::new(),
-            spares_credits: false,
-        };
+        let ask = Ask::new(
+            ClientName::new("app"),
+            Some(200),
+            Some(Lane::SPEECH),
+            Permission::parse("text_to_speech"),
+        );
         Self { pool, ask }
     }
 

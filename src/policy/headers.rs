@@ -18,7 +18,7 @@ pub const CREDENTIAL_HEADERS: [HeaderName; 6] = [
 ];
 
 /// Where a client presents its token when another place has a key of its own.
-const TOKEN_HEADER: HeaderName = HeaderName::from_static("x-keychoir-token");
+pub const TOKEN_HEADER: HeaderName = HeaderName::from_static("x-keychoir-token");
 
 /// Where a client may bring a key of its own.
 const KEY_HEADERS: [HeaderName; 2] =

@@ -181,16 +181,7 @@ fn pool(places: u32) -> Arc<Pool> {
 }
 
 fn ask() -> Ask {
-    Ask {
-        client: ClientName::new("app"),
-        estimate: Some(5),
-        lane: Some(Lane::SPEECH),
-        permission: None,
-        excluded: Vec::new(),
-        barred: Vec::new(),
-        home: Vec::new(),
-        spares_credits: false,
-    }
+    Ask::new(ClientName::new("app"), Some(5), Some(Lane::SPEECH), None)
 }
 
 fn assert_at_rest(pool: &Pool) {

@@ -127,16 +127,7 @@ impl Month {
 
     fn speak(&mut self, client: &str, credits: u64, lasts: u64, mut now: UnixMs) {
         let roster = self.pool.roster();
-        let mut ask = Ask {
-            client: ClientName::new(client),
-            estimate: Some(credits),
-            lane: Some(Lane::SPEECH),
-            permission: None,
-            excluded: Vec::new(),
-            barred: Vec::new(),
-            home: Vec::new(),
-            spares_credits: false,
-        };
+        let mut ask = Ask::new(ClientName::new(client), Some(credits), Some(Lane::SPEECH), None);
         loop {
             let reserved = match self.pool.try_reserve(&roster, &ask, now) {
                 Ok(reserved) => reserved,

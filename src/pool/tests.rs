@@ -42,14 +42,13 @@ fn apart(count: usize) -> Arc<Pool> {
 /// A speech of so many credits, by a client that has tried those keys.
 fn speech(credits: u64, excluded: &[usize]) -> Ask {
     Ask {
-        client: ClientName::new("app"),
-        estimate: Some(credits),
-        lane: Some(Lane::SPEECH),
-        permission: Permission::parse("text_to_speech"),
         excluded: excluded.to_vec(),
-        barred: Vec::new(),
-        home: Vec::new(),
-        spares_credits: false,
+        ..Ask::new(
+            ClientName::new("app"),
+            Some(credits),
+            Some(Lane::SPEECH),
+            Permission::parse("text_to_speech"),
+        )
     }
 }
 

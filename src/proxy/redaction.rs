@@ -40,7 +40,7 @@ impl Veil {
         limits: &Limits,
     ) -> Option<Self> {
         let hides_owner = endpoint.shows_owner && limits.redacts;
-        let socket_base = limits.socket_base.clone().filter(|_| endpoint.gives_address);
+        let socket_base = limits.socket_base.as_ref().filter(|_| endpoint.gives_address).cloned();
         if hides_owner || socket_base.is_some() {
             outbound.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }

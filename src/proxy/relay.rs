@@ -49,7 +49,7 @@ impl Settle for Settlement {
     }
 }
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The provider's answer: status, headers but for those of its connection, and body.
 pub(super) fn relay(answer: Answer, mut attempt: Attempt, log: RequestLog) -> Response<ResponseBody> {

@@ -75,11 +75,11 @@ async fn run<S, I>(
             asked.cancel();
         }
         let (service, stop, member) = (service.clone(), stop.clone(), requests.member());
-        let upgrade = request.headers().contains_key(UPGRADE).then(|| hyper::upgrade::on(&mut request));
-        let (takeover, gauge) = (reserved.clone(), read.clone());
+        let asks = request.headers().contains_key(UPGRADE);
+        let upgrade = asks.then(|| (hyper::upgrade::on(&mut request), reserved.clone(), read.clone()));
         async move {
             let Reply { mut answer, session } = service.answer(request).await;
-            if let Some((session, upgrade)) = session.zip(upgrade) {
+            if let Some((session, (upgrade, takeover, gauge))) = session.zip(upgrade) {
                 // The session counts as a request under way, to its end.
                 takeover.put(Taken { session, upgrade, read: gauge.bytes(), _member: member });
                 return Ok(answer.map(|body| Counted { body, _member: None }));

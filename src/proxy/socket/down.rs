@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
+use crate::policy::classify::Verdict;
 use crate::policy::frame::{self, Head, Opcode};
-use crate::policy::socket::{Dialect, Heard, REFUSAL_BYTES_MAX, hear};
+use crate::policy::socket::{Dialect, Heard, REFUSAL_BYTES_MAX, hear, hear_close};
 use crate::secret::Redactor;
 
 /// The provider's frames.
@@ -42,8 +43,8 @@ struct Frame {
 pub(super) enum Told {
     /// A message.
     Message(Heard),
-    /// The end, with its code and its reason.
-    Close(u16, String),
+    /// The end, and what it means; `None` for one that refuses nothing.
+    Close(Option<Verdict>),
 }
 
 /// A control frame has no more.
@@ -72,6 +73,11 @@ impl Downwards {
         self.is_open
     }
 
+    /// Whether something useful was said.
+    pub(super) fn is_served(&self) -> bool {
+        self.is_served
+    }
+
     /// What was held goes to the client, and so does what comes.
     pub(super) fn open(&mut self, out: &mut BytesMut) {
         self.is_open = true;
@@ -87,7 +93,7 @@ impl Downwards {
 
     /// The session is served.
     pub(super) fn serve(&mut self, out: &mut BytesMut) {
-        (self.is_served, self.text) = (true, None);
+        self.is_served = true;
         self.open(out);
     }
 
@@ -151,7 +157,7 @@ impl Downwards {
                 self.put(frame.head.opcode, &payload, out);
                 self.has_closed = true;
                 let (code, reason) = frame::read_close(&payload);
-                return Some(Told::Close(code, reason));
+                return Some(Told::Close(hear_close(code, &reason, self.has_token)));
             }
             if is_small {
                 self.put_head(&frame.head, out);

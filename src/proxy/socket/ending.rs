@@ -71,7 +71,7 @@ impl<C: Connect> Session<C> {
         let ending = if is_one_gone && was_said { Ending::Closed } else { ending };
         let word = match (self.refusal, ending) {
             (Some(verdict), _) => verdict.word(),
-            (None, Ending::UpstreamBroke) if !self.is_served => "unanswered",
+            (None, Ending::UpstreamBroke) if !self.downwards.is_served() => "unanswered",
             (None, ending) => ending.word(),
         };
         let passed = [self.upwards.bytes(), self.downwards.bytes()];
@@ -82,7 +82,7 @@ impl<C: Connect> Session<C> {
             // Too many at once, and some stay without a price.
             let _ = self.proxy.ended.try_send(conversation);
         }
-        if !self.is_served {
+        if !self.downwards.is_served() {
             self.log.unserved();
         }
         if let Some([to_client, to_upstream]) = ending.told() {

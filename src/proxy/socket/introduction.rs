@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY};
-use http::{HeaderName, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -35,8 +35,6 @@ use crate::upstream::Connect;
 
 /// What is read of somebody unknown: a token and the settings of a voice fit.
 const INTRODUCTION_BYTES_MAX: usize = 16 * 1024;
-
-const TOKEN: HeaderName = HeaderName::from_static("x-keychoir-token");
 
 /// A socket whose client has not said who it is, and may still.
 pub(in crate::proxy) struct Introduction<C> {
@@ -103,7 +101,7 @@ impl<C: Connect> Unknown<C> {
         };
         let found = match token.and_then(|token| HeaderValue::try_from(token).ok()) {
             Some(token) => {
-                request.headers_mut().insert(TOKEN, token);
+                request.headers_mut().insert(headers::TOKEN_HEADER, token);
                 proxy.find_answer(request, &mut log).await
             }
             None => Err(Unidentified::Missing.into()),

@@ -65,7 +65,7 @@ impl<C: Connect> Session<C> {
         has_moved
     }
 
-    /// Goes on with another key. Whether it did; else everything is as it was.
+    /// Goes on with another key. Whether it did; else the session stays with the provider that it has.
     pub(super) async fn change_key(&mut self, lease: Lease) -> bool {
         let Self { pooled: Some(Pooled { errand, .. }), proxy, log, cut, .. } = self else { return false };
         // Whether it is late was found out before: a client may have been silent for minutes.

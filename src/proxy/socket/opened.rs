@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::HeaderValue;
 use http::response::Parts;
-use http::{Extensions, HeaderName, Response};
+use http::{Extensions, Response};
 use http_body_util::Full;
 use hyper::upgrade::Upgraded;
 
@@ -24,11 +24,9 @@ use crate::proxy::error::ProxyError;
 use crate::proxy::exchange::{Errand, Exchanged};
 use crate::proxy::journal::RequestLog;
 use crate::proxy::redaction::Veil;
-use crate::proxy::relay::ResponseBody;
+use crate::proxy::relay::{REQUEST_ID, ResponseBody};
 use crate::proxy::{Proxy, Terms};
 use crate::upstream::{SendError, SendErrorKind};
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// A socket of the provider, and what is known of it.
 pub(in crate::proxy) struct Opened<C> {

@@ -23,7 +23,7 @@ use super::up::Upwards;
 use crate::clock;
 use crate::policy::classify::Verdict;
 use crate::policy::replay::Progress;
-use crate::policy::socket::{Dialect, Heard, conversation_id, hear_close};
+use crate::policy::socket::{Dialect, Heard, conversation_id};
 use crate::proxy::attempt::Attempt;
 use crate::proxy::books::Place;
 use crate::proxy::exchange::Errand;
@@ -59,7 +59,6 @@ pub(super) struct Session<C> {
     pub(super) proxy: Arc<Proxy<C>>,
     pub(super) terms: Arc<Terms>,
     pub(super) dialect: Dialect,
-    pub(super) has_token: bool,
     pub(super) pooled: Option<Pooled>,
     pub(super) attempt: Attempt,
     pub(super) log: RequestLog,
@@ -78,8 +77,6 @@ pub(super) struct Session<C> {
     pub(super) refusal: Option<Verdict>,
     /// The provider's name of it, when it is a conversation with an agent.
     pub(super) conversation: Option<Arc<str>>,
-    /// Whether the provider has said something useful.
-    pub(super) is_served: bool,
     /// The provider takes no more; what it says may tell why.
     pub(super) is_deaf: bool,
     began: Instant,
@@ -122,7 +119,6 @@ impl<C> Session<C> {
             moving_since: None,
             refusal: None,
             conversation: None,
-            is_served: false,
             is_deaf: false,
             began: now,
             moved_at: now,
@@ -130,7 +126,6 @@ impl<C> Session<C> {
             proxy,
             terms,
             dialect,
-            has_token,
             pooled,
             attempt,
             log,
@@ -156,11 +151,10 @@ impl<C: Connect> Session<C> {
                 Event::Given(given) => self.given(given).await,
                 Event::Told(Told::Message(Heard::Aside)) => {}
                 Event::Told(Told::Message(Heard::Useful)) => self.served(),
-                Event::Told(Told::Message(Heard::Refused(verdict))) => self.refused(verdict).await,
-                Event::Told(Told::Close(code, reason)) => match hear_close(code, &reason, self.has_token) {
-                    Some(verdict) => self.refused(verdict).await,
-                    None => self.downwards.open(&mut self.down.outbox),
-                },
+                Event::Told(Told::Message(Heard::Refused(verdict)) | Told::Close(Some(verdict))) => {
+                    self.refused(verdict).await;
+                }
+                Event::Told(Told::Close(None)) => self.downwards.open(&mut self.down.outbox),
                 Event::Quiet => self.attempt.rest(),
                 // Nothing useful was heard of this key: another may be asked, if nothing is lost by it.
                 Event::Over(Ending::UpstreamBroke)
@@ -174,21 +168,19 @@ impl<C: Connect> Session<C> {
     /// The session is served: the client hears what was held, and what it said need not be kept.
     fn served(&mut self) {
         let first = self.downwards.first().to_vec();
-        (self.opening, self.is_served) = (None, true);
+        self.opening = None;
         if self.dialect == Dialect::Agent {
             self.conversation = conversation_id(&first).map(Into::into);
         }
         self.downwards.serve(&mut self.down.outbox);
         self.refusal = None;
-        let key = self.attempt.key().cloned();
-        if let (Some(Pooled { errand, lessons }), Some(key)) = (&mut self.pooled, key) {
-            self.attempt.heard(Verdict::Served, Some(&errand.journey));
-            let changes = errand.journey.settle(&self.proxy, &key, &first);
+        let journey = self.pooled.as_ref().map(|pooled| &pooled.errand.journey);
+        self.attempt.heard(Verdict::Served, journey);
+        if let (Some(Pooled { errand, lessons }), Some(key)) = (&mut self.pooled, self.attempt.key()) {
+            let changes = errand.journey.settle(&self.proxy, key, &first);
             if let Some(place) = lessons.take() {
                 place.teach(changes);
             }
-        } else {
-            self.attempt.heard(Verdict::Served, None);
         }
         self.book();
     }
@@ -243,9 +235,8 @@ impl<C: Connect> Session<C> {
                 if self.up.inbox.len() >= READ_BYTES {
                     return Poll::Pending;
                 }
-                match ready!(self.up.poll_fetch(cx, client)) {
-                    Ok(1..) => self.moved_at = clock::instant(),
-                    Ok(0) | Err(_) => return Poll::Ready(Event::Over(Ending::ClientLeft)),
+                if !ready!(self.poll_client(cx, client)) {
+                    return Poll::Ready(Event::Over(Ending::ClientLeft));
                 }
                 continue;
             }
@@ -261,11 +252,19 @@ impl<C: Connect> Session<C> {
             if !self.up.outbox.is_empty() {
                 continue;
             }
-            match ready!(self.up.poll_fetch(cx, client)) {
-                Ok(1..) => self.moved_at = clock::instant(),
-                Ok(0) | Err(_) => return Poll::Ready(Event::Over(Ending::ClientLeft)),
+            if !ready!(self.poll_client(cx, client)) {
+                return Poll::Ready(Event::Over(Ending::ClientLeft));
             }
         }
+    }
+
+    /// Reads what the client says; whether it is still there.
+    fn poll_client<S: AsyncRead + Unpin>(&mut self, cx: &mut Context<'_>, client: &mut S) -> Poll<bool> {
+        let is_there = matches!(ready!(self.up.poll_fetch(cx, client)), Ok(1..));
+        if is_there {
+            self.moved_at = clock::instant();
+        }
+        Poll::Ready(is_there)
     }
 
     /// Keeps what goes on behind `from`, while it may have to be said again.

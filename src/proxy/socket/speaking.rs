@@ -100,9 +100,9 @@ impl<C: Connect> Session<C> {
         self.speaking.characters += characters;
         let is_begun = self.downwards.is_open();
         if !is_begun && brings_token(self.upwards.said()) {
-            self.has_token = true;
             self.downwards.judge_token();
         }
+        let credits = if characters > 0 { self.price() } else { 0 };
         let Some((Pooled { errand, .. }, key)) = self.pooled.as_mut().zip(self.attempt.key().cloned()) else {
             return self.let_go();
         };
@@ -121,11 +121,10 @@ impl<C: Connect> Session<C> {
         if self.attempt.has_place() {
             return self.let_go();
         }
-        let credits = self.price();
         if !is_begun {
-            errand_speaks(self.pooled.as_mut(), credits);
+            // From here on, every key that is asked needs so much and a place.
+            errand.journey.speaks(credits, errand.case.speech_lane);
         }
-        let Some(Pooled { errand, .. }) = &self.pooled else { return self.let_go() };
         let due = credits.saturating_sub(self.attempt.credits());
         let ask = errand.journey.speaking(due, errand.case.speech_lane, &key, is_begun);
         let (pool, roster) = (Arc::clone(&self.proxy.pool), Arc::clone(errand.journey.roster()));
@@ -163,7 +162,7 @@ impl<C: Connect> Session<C> {
         let from = self.up.outbox.len();
         self.upwards.release(&mut self.up.outbox);
         self.keep_opening(from);
-        if self.is_served {
+        if self.downwards.is_served() {
             // What was refused was one of several contexts: the session goes on.
             self.refusal = None;
             self.book();
@@ -182,12 +181,5 @@ impl<C: Connect> Session<C> {
     fn price(&self) -> u64 {
         let model = self.attempt.model().or(self.dialect.default_model()).unwrap_or_default();
         self.proxy.pool.models().credits(model, self.speaking.characters)
-    }
-}
-
-/// From here on, every key that is asked needs so much and a place.
-fn errand_speaks(pooled: Option<&mut Pooled>, credits: u64) {
-    if let Some(Pooled { errand, .. }) = pooled {
-        errand.journey.speaks(credits, errand.case.speech_lane);
     }
 }

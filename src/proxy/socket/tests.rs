@@ -216,7 +216,7 @@ fn a_refusal_is_held_and_a_question_is_not() {
     ]
     .concat();
     let (told, mut out) = heard(&mut downwards, &bytes);
-    let close = Told::Close(1008, "Invalid API key".to_owned());
+    let close = Told::Close(Some(Verdict::InvalidKey));
     assert_eq!(told, [Told::Message(Heard::Refused(Verdict::InvalidKey)), close]);
     assert_eq!(out, ping);
     downwards.open(&mut out);

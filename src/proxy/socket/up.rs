@@ -107,7 +107,7 @@ impl Upwards {
                 if self.shows && !text.is_long && !text.is_foreign {
                     return true;
                 }
-                self.forget(out);
+                self.release(out);
             }
             if !is_moved {
                 return false;
@@ -122,10 +122,6 @@ impl Upwards {
 
     /// The message that was shown goes on.
     pub(super) fn release(&mut self, out: &mut BytesMut) {
-        self.forget(out);
-    }
-
-    fn forget(&mut self, out: &mut BytesMut) {
         out.unsplit(std::mem::take(&mut self.staged));
         self.said = Vec::new();
     }
