@@ -17,6 +17,8 @@ pub struct Depth(Arc<Counts>);
 #[derive(Debug, Default)]
 struct Counts {
     queued: AtomicU64,
+    /// Of those in the queue, how many are no records: only the state of keys is to be written.
+    marks: AtomicU64,
     held: AtomicU64,
 }
 
@@ -24,7 +26,8 @@ impl Depth {
     /// So many records are on their way. A lesson counts while it is in the queue.
     #[must_use]
     pub fn records(&self) -> u64 {
-        self.queued() + self.0.held.load(Ordering::Acquire)
+        let marks = self.0.marks.load(Ordering::Acquire);
+        self.queued().saturating_sub(marks) + self.0.held.load(Ordering::Acquire)
     }
 
     /// So many entries are in the queue.
@@ -159,6 +162,9 @@ impl Books {
         let Senders(line) = &*self.line;
         // Counted first, so that the reader never takes what is not counted yet.
         let queued = line.depth.sent(1);
+        if matches!(entry, Entry::KeysChanged) {
+            line.depth.0.marks.fetch_add(1, Ordering::AcqRel);
+        }
         // Where nobody reads any more it stays among those that wait, and is counted as lost at the end.
         let _ = self.queue.send(entry);
         if queued == line.batch {
@@ -197,8 +203,11 @@ impl Queue {
     /// When the future is dropped, nothing was taken. Until then the next entry wakes the reader.
     pub async fn take(&mut self, entries: &mut Vec<Entry>, room: usize) -> usize {
         let count = self.entries.recv_many(entries, room).await;
-        let taken = entries.iter().rev().take(count);
-        let records = taken.filter(|entry| matches!(entry, Entry::Attempt(_))).count();
+        let taken = || entries.iter().rev().take(count);
+        let records = taken().filter(|entry| matches!(entry, Entry::Attempt(_))).count();
+        let marks = taken().filter(|entry| matches!(entry, Entry::KeysChanged)).count();
+        // Before the entries: what is counted too often for a moment is never missed.
+        self.line.depth.0.marks.fetch_sub(marks as u64, Ordering::AcqRel);
         let before = self.line.depth.taken(count as u64, records as u64);
         if before >= self.line.queue_max {
             self.line.room.notify_waiters();
@@ -321,7 +330,8 @@ mod tests {
         let depth = queue.line.depth.clone();
         books.place().await.unwrap().write(record());
         books.keys_changed();
-        assert_eq!(depth.records(), 2);
+        assert_eq!(depth.records(), 1, "that keys have changed is no record");
+        assert_eq!(queue.waiting(), 2);
         assert_eq!(queue.take(&mut Vec::new(), QUEUE_MAX).await, 2);
         assert_eq!((depth.records(), queue.waiting()), (1, 0), "only the record is held");
         depth.arrived(1);
