@@ -780,3 +780,20 @@ async fn a_workspace_that_has_no_room_is_not_asked_again() {
     assert_eq!(house.hits(&[ONE, TWO, THREE]), [1, 1, 3]);
     house.close().await;
 }
+
+#[tokio::test]
+async fn a_session_that_has_spoken_gives_its_place_to_the_next() {
+    let house =
+        house_with(narrow(&[ONE], 1), |config| config.sockets.quiet_max = Duration::from_millis(20)).await;
+    let mut talks = Vec::new();
+    // Each stays open when it has spoken, where one may speak at a time.
+    for _ in 0..3 {
+        let mut talk = dial(&house, STREAM_INPUT).await;
+        talk.say(&json!({"text": " "})).await;
+        talk.say(&json!({"text": "Hello there. ", "flush": true})).await;
+        assert!(has_sound(&[talk.message().await]));
+        talks.push(talk);
+    }
+    drop(talks);
+    house.close().await;
+}
