@@ -378,7 +378,8 @@ mod tests {
         let both = [UPGRADE_REQUEST, b"too early"].concat();
         client.write_all(&both).await.unwrap();
         let mut answer = Vec::new();
-        client.read_to_end(&mut answer).await.unwrap();
+        let closed = timeout(FIRST_REQUEST_MAX, client.read_to_end(&mut answer)).await;
+        closed.expect("it is still open").unwrap();
         assert!(answer.ends_with(b"\r\n\r\n"), "there is no echo");
     }
 }
