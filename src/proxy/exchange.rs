@@ -136,7 +136,7 @@ impl<C: Connect> Proxy<C> {
         let mut errand = Errand { terms: Arc::clone(&terms), case, journey, outbound, body };
         let (answer, key, mut attempt) = self.ask(&mut errand, lease, log).await?;
         if answer.is_switched() {
-            return Opened::with_pool(self, errand, answer, attempt, veil, lessons).await.map(Found::Socket);
+            return Opened::with_pool(self, errand, answer, attempt, veil, lessons).map(Found::Socket);
         }
         // What the answer gives is known before the client can name it.
         if let Some(place) = lessons {
@@ -211,7 +211,7 @@ impl<C: Connect> Proxy<C> {
         attempt.learn(&answer, None, log);
         let answer = answer?;
         if answer.is_switched() {
-            return Opened::with_own_key(self, terms, &case, answer, attempt).await.map(Found::Socket);
+            return Opened::with_own_key(self, terms, &case, answer, attempt).map(Found::Socket);
         }
         Ok(Found::Answer(Box::new(answer), Box::new(attempt)))
     }

@@ -27,7 +27,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
 use crate::body::room::Room;
@@ -104,7 +103,7 @@ pub type SharedTerms = Arc<ArcSwap<Terms>>;
 pub struct Proxy<C = Direct> {
     terms: SharedTerms,
     pool: Arc<Pool>,
-    upstream: Upstream<Incoming, C>,
+    upstream: Upstream<C>,
     owners: Arc<Owners>,
     homes: Homes,
     books: Books,
@@ -137,7 +136,7 @@ pub struct Shared {
 
 impl<C> Proxy<C> {
     /// A proxy of these parts. `cut` is cancelled before requests are cut at the end of the program.
-    pub fn new(shared: Shared, upstream: Upstream<Incoming, C>, cut: CancellationToken) -> Self {
+    pub fn new(shared: Shared, upstream: Upstream<C>, cut: CancellationToken) -> Self {
         let Shared { terms, pool, owners, books, meters, ended } = shared;
         Self {
             terms,

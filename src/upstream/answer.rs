@@ -1,97 +1,204 @@
 //! The body of an answer, and with it the connection it comes over: complete, the connection
 //! waits for the next request; broken off or dropped, it is closed.
 
-use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::{Extensions, Response};
+use bytes::{Bytes, BytesMut};
+use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::upgrade::{OnUpgrade, Upgraded};
-use tokio::time::Sleep;
 
-use super::idle::{Connection, Idle};
-use crate::body::replay::{Attempt, Upload, Waiting};
+use super::chunks::{ChunkError, Chunks, Next};
+use super::head::{End, HeadError, Heard};
+use super::idle::Idle;
+use super::outgoing::Outgoing;
+use super::wire::{Connection, Wire};
 use crate::clock;
+
+/// What is wrong with a connection.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// It ended before the answer did.
+    #[error("it was closed")]
+    Closed,
+    /// It failed.
+    #[error("{0}")]
+    Failed(#[source] io::Error),
+    /// What came is no answer.
+    #[error("{0}")]
+    Head(#[from] HeadError),
+    /// The body is no body.
+    #[error("{0}")]
+    Chunk(#[from] ChunkError),
+}
 
 /// Why an answer broke off.
 #[derive(Debug, thiserror::Error)]
 pub enum AnswerError {
     /// The connection broke.
     #[error("the answer broke off: {0}")]
-    Broken(#[from] hyper::Error),
+    Broken(#[from] WireError),
     /// Nothing more came.
     #[error("the answer stood still for {} ms", .0.as_millis())]
     Stalled(Duration),
 }
 
+/// What a connection has become with its 101.
+pub struct Switched {
+    /// Its stream.
+    pub stream: Wire,
+    /// What was read of it already.
+    pub heard: BytesMut,
+}
+
 /// An answer's body as it arrives. `S` is what the client's request body arrives as.
 #[derive(Debug)]
 pub struct AnswerBody<S> {
-    incoming: Incoming,
-    connection: Option<Connection<Attempt<S>>>,
-    home: Arc<Idle<Attempt<S>>>,
-    upload: Upload<S>,
+    connection: Option<Connection>,
+    /// The request, while some of it is still to be sent: an answer may begin before.
+    outgoing: Option<Outgoing<S>>,
+    rest: Rest,
+    stays_open: bool,
+    home: Arc<Idle>,
     idle_max: Duration,
     moved_at: Instant,
-    /// Armed when the answer first stands still, and not per piece.
-    timer: Option<Pin<Box<Sleep>>>,
+    /// Something has come since then.
+    has_moved: bool,
 }
 
-impl<S> AnswerBody<S> {
-    pub(super) fn new(
-        incoming: Incoming,
-        connection: Connection<Attempt<S>>,
-        home: Arc<Idle<Attempt<S>>>,
-        upload: Upload<S>,
-        idle_max: Duration,
-    ) -> Self {
-        let moved_at = clock::instant();
-        Self { incoming, connection: Some(connection), home, upload, idle_max, moved_at, timer: None }
+/// What is still to come.
+#[derive(Debug)]
+enum Rest {
+    Length(u64),
+    Chunks(Chunks),
+    Close,
+}
+
+impl Rest {
+    fn next(&mut self, read: &mut BytesMut) -> Result<Next, ChunkError> {
+        let piece = |bytes: usize, read: &mut BytesMut| match bytes {
+            0 => Next::More,
+            _ => Next::Piece(read.split_to(bytes).freeze()),
+        };
+        match self {
+            Self::Length(0) => Ok(Next::Over),
+            Self::Length(left) => {
+                let here = usize::try_from(*left).unwrap_or(usize::MAX).min(read.len());
+                *left -= here as u64;
+                Ok(piece(here, read))
+            }
+            Self::Chunks(chunks) => chunks.next(read),
+            Self::Close => Ok(piece(read.len(), read)),
+        }
     }
 
-    /// The stream that the connection has become with its 101, whose head had these `extensions`.
+    fn is_over(&self) -> bool {
+        match self {
+            Self::Length(left) => *left == 0,
+            Self::Chunks(chunks) => chunks.is_over(),
+            Self::Close => false,
+        }
+    }
+}
+
+impl<S> AnswerBody<S>
+where
+    S: Body<Data = Bytes> + Unpin,
+{
+    pub(super) fn new(
+        head: &Heard,
+        connection: Connection,
+        outgoing: Outgoing<S>,
+        home: Arc<Idle>,
+        idle_max: Duration,
+    ) -> Self {
+        let rest = match head.end {
+            End::Length(bytes) => Rest::Length(bytes),
+            End::Chunks => Rest::Chunks(Chunks::default()),
+            End::Close => Rest::Close,
+        };
+        let mut body = Self {
+            connection: Some(connection),
+            outgoing: (!outgoing.is_over()).then_some(outgoing),
+            rest,
+            stays_open: head.stays_open,
+            home,
+            idle_max,
+            moved_at: clock::instant(),
+            has_moved: false,
+        };
+        if body.rest.is_over() && head.status != StatusCode::SWITCHING_PROTOCOLS {
+            body.finish();
+        }
+        body
+    }
+
+    /// What the connection has become with its 101.
     ///
     /// # Errors
     ///
-    /// When the connection broke.
-    pub async fn switched(self, extensions: &mut Extensions) -> Result<Upgraded, hyper::Error> {
-        let upgrade = extensions.remove::<OnUpgrade>();
-        // Until it is handed over, the connection is driven by what the body holds.
-        match upgrade {
-            Some(upgrade) => upgrade.await,
-            None => hyper::upgrade::on(Response::new(())).await,
-        }
+    /// When it is gone.
+    pub fn switched(self) -> Result<Switched, WireError> {
+        let connection = self.connection.ok_or(WireError::Closed)?;
+        Ok(Switched { stream: connection.stream, heard: connection.inbox })
     }
 
     /// Gives the connection back when the exchange is complete on both sides.
     fn finish(&mut self) {
-        let is_sent = self.upload.waiting() == Waiting::ForAnswer;
-        if let Some(connection) = self.connection.take().filter(|_| is_sent) {
-            self.home.put(connection);
+        let Some(connection) = self.connection.take() else { return };
+        if self.stays_open && self.outgoing.is_none() && connection.inbox.is_empty() {
+            Idle::put(&self.home, connection);
+        }
+    }
+
+    /// Goes on sending a request whose answer began before its end.
+    fn send_on(&mut self, cx: &mut Context<'_>) {
+        let Some((outgoing, connection)) = self.outgoing.as_mut().zip(self.connection.as_mut()) else { return };
+        match outgoing.poll_send(cx, &mut *connection.stream) {
+            Poll::Pending => {}
+            Poll::Ready(sent) => {
+                // What the provider says may be whole although it takes no more.
+                self.stays_open &= sent.is_ok();
+                self.outgoing = None;
+            }
+        }
+    }
+
+    /// What comes next of it, but for the time.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Next, WireError>> {
+        self.send_on(cx);
+        let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(Next::Over)) };
+        loop {
+            match self.rest.next(&mut connection.inbox)? {
+                Next::More => {}
+                next @ (Next::Piece(_) | Next::Trailers(_) | Next::Over) => return Poll::Ready(Ok(next)),
+            }
+            match std::task::ready!(connection.poll_fill(cx)) {
+                Ok(0) if matches!(self.rest, Rest::Close) => return Poll::Ready(Ok(Next::Over)),
+                Ok(0) => return Poll::Ready(Err(WireError::Closed)),
+                Ok(_) => self.has_moved = true,
+                Err(error) => return Poll::Ready(Err(WireError::Failed(error))),
+            }
         }
     }
 
     fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<AnswerError> {
-        loop {
-            let deadline = self.moved_at + self.idle_max;
-            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.into())));
-            if timer.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            if timer.deadline() >= deadline.into() {
-                return Poll::Ready(AnswerError::Stalled(self.idle_max));
-            }
-            timer.as_mut().reset(deadline.into());
+        if std::mem::take(&mut self.has_moved) {
+            self.moved_at = clock::instant();
         }
+        let Some(connection) = &mut self.connection else { return Poll::Pending };
+        let deadline = self.moved_at + self.idle_max;
+        connection.patience.poll_until(deadline, cx).map(|()| AnswerError::Stalled(self.idle_max))
     }
 }
 
-impl<S> Body for AnswerBody<S> {
+impl<S> Body for AnswerBody<S>
+where
+    S: Body<Data = Bytes> + Unpin,
+{
     type Data = Bytes;
     type Error = AnswerError;
 
@@ -100,36 +207,41 @@ impl<S> Body for AnswerBody<S> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
         let this = &mut *self;
-        let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) else {
-            return this.poll_stalled(cx).map(|error| {
+        let next = match this.poll_next(cx) {
+            Poll::Ready(next) => next.map_err(AnswerError::Broken),
+            Poll::Pending => Err(std::task::ready!(this.poll_stalled(cx))),
+        };
+        Poll::Ready(match next {
+            Ok(Next::Piece(piece)) => {
+                if this.rest.is_over() {
+                    this.finish();
+                }
+                Some(Ok(Frame::data(piece)))
+            }
+            Ok(Next::Trailers(trailers)) => {
+                this.finish();
+                Some(Ok(Frame::trailers(trailers)))
+            }
+            Ok(Next::Over | Next::More) => {
+                this.finish();
+                None
+            }
+            Err(error) => {
                 this.connection = None;
                 Some(Err(error))
-            });
-        };
-        this.moved_at = clock::instant();
-        match &frame {
-            Some(Ok(frame)) if frame.is_data() && !this.incoming.is_end_stream() => {}
-            // All of it has come: the last piece, the trailers, or the end itself.
-            Some(Ok(_)) | None => this.finish(),
-            Some(Err(_)) => this.connection = None,
-        }
-        Poll::Ready(frame.map(|frame| frame.map_err(AnswerError::Broken)))
+            }
+        })
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.rest.is_over()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
-    }
-}
-
-impl<S> Drop for AnswerBody<S> {
-    fn drop(&mut self) {
-        // An answer without a body is never asked for its end.
-        if self.incoming.is_end_stream() {
-            self.finish();
+        match &self.rest {
+            Rest::Length(left) => SizeHint::with_exact(*left),
+            Rest::Chunks(chunks) if chunks.is_over() => SizeHint::with_exact(0),
+            Rest::Chunks(_) | Rest::Close => SizeHint::default(),
         }
     }
 }

@@ -7,8 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::rt::{Read, Write};
-use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -18,12 +16,13 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
+use super::wire::Stream;
 use crate::policy::authority::{Authority, Scheme};
 
 /// Opens streams to an authority. The seam at which tests replace the network.
 pub trait Connect: Send + Sync + 'static {
     /// The stream.
-    type Io: Read + Write + Send + Unpin + 'static;
+    type Io: Stream + 'static;
 
     /// Opens one.
     fn connect(&self, authority: &Authority) -> impl Future<Output = Result<Self::Io, ConnectError>> + Send;
@@ -44,9 +43,6 @@ pub enum ConnectError {
     /// No certificate can be for such a name.
     #[error("the upstream's name cannot have a certificate: {0}")]
     ServerName(#[from] InvalidDnsNameError),
-    /// The connection is not usable for HTTP.
-    #[error("the upstream's connection is not usable: {0}")]
-    Handshake(String),
     /// It was closed before it took a request.
     #[error("the upstream closed a new connection before it took the request")]
     ClosedAtOnce,
@@ -116,18 +112,17 @@ impl std::fmt::Debug for Direct {
 }
 
 impl Connect for Direct {
-    type Io = TokioIo<Either<TcpStream, TlsStream<TcpStream>>>;
+    type Io = Either<TcpStream, TlsStream<TcpStream>>;
 
     async fn connect(&self, authority: &Authority) -> Result<Self::Io, ConnectError> {
         let tcp = dial(authority).await?;
-        let stream = match authority.scheme() {
+        Ok(match authority.scheme() {
             Scheme::Http => Either::Left(tcp),
             Scheme::Https => {
                 let name = ServerName::try_from(authority.host().to_owned())?;
                 Either::Right(self.tls.connect(name, tcp).await.map_err(ConnectError::Tls)?)
             }
-        };
-        Ok(TokioIo::new(stream))
+        })
     }
 }
 

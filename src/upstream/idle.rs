@@ -1,71 +1,86 @@
 //! Connections that wait for their next request.
 
-use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use hyper::client::conn::http1::SendRequest;
-
+use super::wire::Connection;
 use crate::clock;
-use crate::tasks::AbortOnDrop;
+use crate::tasks::Tasks;
 
-/// An open connection. Dropping it closes it, whatever it is doing.
-pub(super) struct Connection<B> {
-    sender: SendRequest<B>,
-    opened_at: Instant,
-    _driver: AbortOnDrop,
-}
-
-impl<B> Connection<B> {
-    pub(super) fn new(sender: SendRequest<B>, driver: AbortOnDrop) -> Self {
-        Self { sender, opened_at: clock::instant(), _driver: driver }
-    }
-
-    pub(super) fn sender(&mut self) -> &mut SendRequest<B> {
-        &mut self.sender
-    }
-}
-
-impl<B> fmt::Debug for Connection<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("is_ready", &self.sender.is_ready()).finish()
-    }
-}
+/// Between two looks at connections that wait: one that the provider has closed is let go by then.
+const SWEEP: Duration = Duration::from_secs(5);
 
 /// The waiting connections, the freshest on top: it is the least likely to have been closed.
 #[derive(Debug)]
-pub(super) struct Idle<B> {
-    waiting: Mutex<Vec<(Connection<B>, Instant)>>,
+pub(super) struct Idle {
+    waiting: Mutex<Waiting>,
     connections_max: usize,
     idle_max: Duration,
     age_max: Duration,
+    tasks: Tasks,
 }
 
-impl<B> Idle<B> {
-    pub(super) fn new(connections_max: usize, idle_max: Duration, age_max: Duration) -> Self {
-        Self { waiting: Mutex::default(), connections_max, idle_max, age_max }
+#[derive(Debug, Default)]
+struct Waiting {
+    connections: Vec<(Connection, Instant)>,
+    is_swept: bool,
+}
+
+impl Idle {
+    pub(super) fn new(connections_max: usize, idle_max: Duration, age_max: Duration, tasks: Tasks) -> Self {
+        Self { waiting: Mutex::default(), connections_max, idle_max, age_max, tasks }
     }
 
-    /// A connection that takes a request now. Those that waited too long or are closed are let go.
-    pub(super) fn take(&self, now: Instant) -> Option<Connection<B>> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.retain(|(connection, since)| {
-            !connection.sender.is_closed()
-                && now.saturating_duration_since(*since) < self.idle_max
-                && now.saturating_duration_since(connection.opened_at) < self.age_max
-        });
-        let ready = waiting.iter().rposition(|(connection, _)| connection.sender.is_ready())?;
-        Some(waiting.remove(ready).0)
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection that takes a request now. Those on top of it that waited too long or are closed are
+    /// let go.
+    pub(super) fn take(&self, now: Instant) -> Option<Connection> {
+        let mut waiting = self.lock();
+        while let Some((mut connection, since)) = waiting.connections.pop() {
+            if self.is_fresh(&connection, since, now) && connection.is_quiet() {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    fn is_fresh(&self, connection: &Connection, since: Instant, now: Instant) -> bool {
+        now.saturating_duration_since(since) < self.idle_max
+            && now.saturating_duration_since(connection.opened_at()) < self.age_max
     }
 
     /// Takes a connection back whose exchange is complete.
-    pub(super) fn put(&self, connection: Connection<B>) {
-        if connection.sender.is_closed() {
-            return;
+    pub(super) fn put(idle: &Arc<Self>, mut connection: Connection) {
+        let mut waiting = idle.lock();
+        if waiting.connections.len() < idle.connections_max {
+            connection.rest();
+            waiting.connections.push((connection, clock::instant()));
+            if !std::mem::replace(&mut waiting.is_swept, true) {
+                idle.tasks.spawn(sweep(Arc::downgrade(idle)));
+            }
         }
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.len() < self.connections_max {
-            waiting.push((connection, clock::instant()));
+    }
+
+    /// Lets go what waited too long or is closed; whether something still waits.
+    fn sweep(&self, now: Instant) -> bool {
+        let mut waiting = self.lock();
+        waiting.connections.retain_mut(|(connection, since)| {
+            self.is_fresh(connection, *since, now) && connection.is_quiet()
+        });
+        waiting.is_swept = !waiting.connections.is_empty();
+        waiting.is_swept
+    }
+}
+
+async fn sweep(idle: Weak<Idle>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        match idle.upgrade() {
+            Some(idle) if idle.sweep(clock::instant()) => {}
+            Some(_) | None => return,
         }
     }
 }

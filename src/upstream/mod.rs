@@ -6,18 +6,23 @@
 mod answer;
 mod connect;
 mod idle;
+mod outgoing;
 mod side;
+mod wire;
 
+pub mod chunks;
+pub mod head;
+
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::header::{HOST, HeaderName, HeaderValue, UPGRADE};
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http::header::{HeaderValue, UPGRADE};
+use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use http_body::Body;
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
 
 use crate::body::replay::{Attempt, Upload, Waiting};
 use crate::clock;
@@ -26,10 +31,14 @@ use crate::policy::replay::Progress;
 use crate::secret::ApiKey;
 use crate::tasks::Tasks;
 
-pub use answer::{AnswerBody, AnswerError};
+pub use answer::{AnswerBody, AnswerError, Switched, WireError};
 pub use connect::{Connect, ConnectError, Direct, TlsError};
-use idle::{Connection, Idle};
+use head::Heard;
+use idle::Idle;
+use outgoing::{Outgoing, SendFault};
 pub use side::side_calls;
+use wire::Connection;
+pub use wire::{Stream, Wire};
 
 /// How the upstream behaves.
 #[derive(Clone, Copy, Debug)]
@@ -103,7 +112,7 @@ pub enum SendErrorKind {
     ConnectTimeout(Duration),
     /// The connection broke before a complete head.
     #[error("the connection broke before an answer: {0}")]
-    Broken(#[source] hyper::Error),
+    Broken(#[source] WireError),
     /// No head came in time.
     #[error("no answer within {} ms", .0.as_millis())]
     AnswerTimeout(Duration),
@@ -119,76 +128,62 @@ pub enum SendErrorKind {
     /// The connection stopped to speak HTTP, which nobody had asked for.
     #[error("the upstream left HTTP with {0}, which it was not asked for")]
     Switched(StatusCode),
-    /// The request cannot be written.
-    #[error("the request cannot be sent upstream: {0}")]
-    Unsendable(#[source] http::Error),
 }
-
-const KEY_HEADER: HeaderName = HeaderName::from_static("xi-api-key");
 
 /// The provider, with its open connections. Cheap to clone.
 #[derive(Debug)]
-pub struct Upstream<B, C = Direct> {
-    inner: Arc<Inner<B, C>>,
+pub struct Upstream<C = Direct> {
+    inner: Arc<Inner<C>>,
 }
 
 #[derive(Debug)]
-struct Inner<B, C> {
+struct Inner<C> {
     connector: C,
     /// Where keys go that have no place of their own.
-    home: Place<B>,
+    home: Place,
     /// Where the others go. Few, and found once each.
-    others: ArcSwap<Vec<Place<B>>>,
+    others: ArcSwap<Vec<Place>>,
     settings: Settings,
     tasks: Tasks,
 }
 
 /// One authority and the connections to it that wait.
-#[derive(Debug)]
-struct Place<B> {
+#[derive(Clone, Debug)]
+struct Place {
     authority: Arc<Authority>,
-    idle: Arc<Idle<Attempt<B>>>,
+    idle: Arc<Idle>,
 }
 
-impl<B> Clone for Place<B> {
-    fn clone(&self) -> Self {
-        Self { authority: Arc::clone(&self.authority), idle: Arc::clone(&self.idle) }
-    }
-}
-
-impl<B> Place<B> {
-    fn new(authority: Arc<Authority>, settings: &Settings) -> Self {
-        let idle = Idle::new(settings.idle_connections_max, settings.idle_max, settings.connection_age_max);
+impl Place {
+    fn new(authority: Arc<Authority>, settings: &Settings, tasks: &Tasks) -> Self {
+        let Settings { idle_connections_max, idle_max, connection_age_max, .. } = *settings;
+        let idle = Idle::new(idle_connections_max, idle_max, connection_age_max, tasks.clone());
         Self { authority, idle: Arc::new(idle) }
     }
 }
 
-impl<B, C> Clone for Upstream<B, C> {
+impl<C> Clone for Upstream<C> {
     fn clone(&self) -> Self {
         Self { inner: Arc::clone(&self.inner) }
     }
 }
 
-impl<B, C> Upstream<B, C>
-where
-    B: Body<Data = Bytes> + Send + Unpin + 'static,
-    C: Connect,
-{
+impl<C: Connect> Upstream<C> {
     /// An upstream at `authority`. Connections are opened when they are needed.
     pub fn new(authority: Authority, connector: C, settings: Settings, tasks: Tasks) -> Self {
-        let home = Place::new(Arc::new(authority), &settings);
+        let home = Place::new(Arc::new(authority), &settings, &tasks);
         Self { inner: Arc::new(Inner { connector, home, others: ArcSwap::default(), settings, tasks }) }
     }
 
     /// The place of a key: its own, or the common one.
-    fn place(&self, own: Option<&Arc<Authority>>) -> Place<B> {
-        let Inner { home, others, settings, .. } = &*self.inner;
+    fn place(&self, own: Option<&Arc<Authority>>) -> Place {
+        let Inner { home, others, settings, tasks, .. } = &*self.inner;
         let Some(own) = own.filter(|own| ***own != *home.authority) else { return home.clone() };
-        let known = |places: &[Place<B>]| places.iter().find(|place| place.authority == *own).cloned();
+        let known = |places: &[Place]| places.iter().find(|place| place.authority == *own).cloned();
         if let Some(place) = known(&others.load()) {
             return place;
         }
-        let new = Place::new(Arc::clone(own), settings);
+        let new = Place::new(Arc::clone(own), settings, tasks);
         // Whoever comes second finds the first one's.
         others.rcu(|places| {
             let mut places = places.to_vec();
@@ -201,10 +196,10 @@ where
     }
 
     /// Sends one attempt with `key`, to `own` authority if the key has one, and waits for the head
-    /// of its answer.
+    /// of its answer. The connection is driven by who waits: there is no task of its own.
     ///
-    /// A connection kept open may have been closed meanwhile. When it hands the request back
-    /// unstarted, the next connection takes it.
+    /// A connection kept open may have been closed meanwhile. When it takes nothing of the request,
+    /// the next connection does.
     ///
     /// # Errors
     ///
@@ -213,91 +208,84 @@ where
     /// # Cancel safety
     ///
     /// Dropping the future closes the connection: the provider sees that nobody waits any more.
-    pub async fn send(
+    pub async fn send<B>(
         &self,
         own: Option<&Arc<Authority>>,
         key: &ApiKey,
         outbound: &Outbound,
         body: Attempt<B>,
-    ) -> Result<Response<AnswerBody<B>>, SendError> {
+    ) -> Result<Response<AnswerBody<B>>, SendError>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
         let place = self.place(own);
         let upload = body.upload();
-        let mut request = request(&place.authority, key, outbound, body)?;
+        let length = Outgoing::length(&body);
+        let head = head::write(&place.authority, key, outbound, length);
+        let mut outgoing = Outgoing::new(head, length, body);
         loop {
             let (mut connection, is_reused) = match place.idle.take(clock::instant()) {
                 Some(connection) => (connection, true),
                 None => (self.open(&place.authority).await?, false),
             };
-            match self.answer(&mut connection, request, &upload).await {
-                Ok(answer) if answer.status().is_informational() && !is_switch(&answer, outbound) => {
-                    let kind = SendErrorKind::Switched(answer.status());
+            let heard = self.heard(&mut connection, &mut outgoing, &outbound.method, &upload).await;
+            match heard {
+                Ok(head) if head.status.is_informational() && !outbound.asks_for_socket() => {
+                    let kind = SendErrorKind::Switched(head.status);
                     return Err(SendError { progress: Progress::Unanswered, kind });
                 }
-                Ok(answer) => {
+                Ok(head) => {
                     let idle_max = self.inner.settings.stream_idle_max;
                     let home = Arc::clone(&place.idle);
-                    return Ok(answer.map(|body| AnswerBody::new(body, connection, home, upload, idle_max)));
+                    let body = AnswerBody::new(&head, connection, outgoing, home, idle_max);
+                    return Ok(response(head, body));
                 }
-                Err(Unanswered::HandedBack(unstarted)) if is_reused => request = *unstarted,
-                Err(Unanswered::HandedBack(_)) => {
-                    // A new connection that takes nothing is as good as none.
+                // It was closed before it took anything.
+                Err(SendErrorKind::Broken(_)) if !outgoing.has_begun() && is_reused => {}
+                // A new connection that takes nothing is as good as none.
+                Err(SendErrorKind::Broken(_)) if !outgoing.has_begun() => {
                     return Err(unsent(ConnectError::ClosedAtOnce.into()));
                 }
-                Err(Unanswered::Failed(kind)) => {
-                    return Err(SendError { progress: Progress::Unanswered, kind });
-                }
+                Err(kind) => return Err(SendError { progress: Progress::Unanswered, kind }),
             }
         }
     }
 
-    async fn open(&self, authority: &Authority) -> Result<Connection<Attempt<B>>, SendError> {
-        let Inner { connector, settings, tasks, .. } = &*self.inner;
-        let opening = async {
-            let io = connector.connect(authority).await?;
-            let (sender, driver) =
-                http1::handshake(io).await.map_err(|error| ConnectError::Handshake(error.to_string()))?;
-            // How the connection ended is told to whoever waits for its answer.
-            let driver = tasks.spawn_guarded(async move {
-                let _ = driver.with_upgrades().await;
-            });
-            Ok::<_, ConnectError>(Connection::new(sender, driver))
-        };
-        match tokio::time::timeout(settings.connect_max, opening).await {
-            Ok(opened) => opened.map_err(|error| unsent(error.into())),
+    async fn open(&self, authority: &Authority) -> Result<Connection, SendError> {
+        let Inner { connector, settings, .. } = &*self.inner;
+        match tokio::time::timeout(settings.connect_max, connector.connect(authority)).await {
+            Ok(Ok(stream)) => Ok(Connection::new(Box::new(stream))),
+            Ok(Err(error)) => Err(unsent(error.into())),
             Err(_) => Err(unsent(SendErrorKind::ConnectTimeout(settings.connect_max))),
         }
     }
 
-    async fn answer(
+    /// Sends the request and waits for the head of its answer, whichever ends first.
+    async fn heard<B>(
         &self,
-        connection: &mut Connection<Attempt<B>>,
-        request: Request<Attempt<B>>,
+        connection: &mut Connection,
+        outgoing: &mut Outgoing<B>,
+        method: &Method,
         upload: &Upload<B>,
-    ) -> Result<Response<Incoming>, Unanswered<B>> {
-        let mut answer = std::pin::pin!(connection.sender().try_send_request(request));
-        loop {
-            let (deadline, stalled) = self.deadline(upload);
-            match tokio::time::timeout_at(deadline.into(), &mut answer).await {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(mut error)) => {
-                    return Err(match error.take_message() {
-                        Some(request) => Unanswered::HandedBack(Box::new(request)),
-                        None if upload.waiting() == Waiting::Never => {
-                            Unanswered::Failed(SendErrorKind::ClientBroke)
-                        }
-                        None => Unanswered::Failed(SendErrorKind::Broken(error.into_error())),
-                    });
-                }
-                // Something moved since the timer was set: it is set anew, once per span and not
-                // once per piece.
-                Err(_) if self.deadline(upload).0 > deadline => {}
-                Err(_) => return Err(Unanswered::Failed(stalled)),
+    ) -> Result<Heard, SendErrorKind>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        poll_fn(|cx| {
+            if let Poll::Ready(heard) = poll_heard(cx, connection, outgoing, method) {
+                return Poll::Ready(heard.map_err(|error| match upload.waiting() {
+                    Waiting::Never => SendErrorKind::ClientBroke,
+                    Waiting::ForClient | Waiting::ForUpstream | Waiting::ForAnswer => SendErrorKind::Broken(error),
+                }));
             }
-        }
+            let (deadline, stalled) = self.deadline(upload);
+            connection.patience.poll_until(deadline, cx).map(|()| Err(stalled))
+        })
+        .await
     }
 
     /// By when something must move, and what it means if nothing does.
-    fn deadline(&self, upload: &Upload<B>) -> (Instant, SendErrorKind) {
+    fn deadline<B: Body<Data = Bytes> + Unpin>(&self, upload: &Upload<B>) -> (Instant, SendErrorKind) {
         let Settings { first_byte_max, body_idle_max, .. } = self.inner.settings;
         let (span, kind) = match upload.waiting() {
             Waiting::ForAnswer => (first_byte_max, SendErrorKind::AnswerTimeout(first_byte_max)),
@@ -309,37 +297,47 @@ where
     }
 }
 
-/// The request with its key: the one place where a key enters a head.
-fn request<B>(
-    authority: &Authority,
-    key: &ApiKey,
-    outbound: &Outbound,
-    body: Attempt<B>,
-) -> Result<Request<Attempt<B>>, SendError> {
-    let unsendable = |error| unsent(SendErrorKind::Unsendable(error));
-    let target = authority.target(&outbound.target).map_err(unsendable)?;
-    let mut secret = HeaderValue::from_str(key.expose()).map_err(|error| unsendable(error.into()))?;
-    secret.set_sensitive(true);
-    let mut request = Request::new(body);
-    *request.method_mut() = outbound.method.clone();
-    *request.uri_mut() = target;
-    let headers = request.headers_mut();
-    headers.insert(HOST, authority.host_header().clone());
-    headers.extend(outbound.headers.clone());
-    headers.insert(KEY_HEADER, secret);
-    Ok(request)
+/// One look at a connection whose answer is waited for.
+fn poll_heard<B>(
+    cx: &mut Context<'_>,
+    connection: &mut Connection,
+    outgoing: &mut Outgoing<B>,
+    method: &Method,
+) -> Poll<Result<Heard, WireError>>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let fault = match outgoing.is_over() {
+        true => None,
+        false => match outgoing.poll_send(cx, &mut *connection.stream) {
+            Poll::Ready(Err(SendFault::Body)) => return Poll::Ready(Err(WireError::Closed)),
+            // It takes no more, but may have said why.
+            Poll::Ready(Err(SendFault::Wire(error))) => Some(error),
+            Poll::Ready(Ok(())) | Poll::Pending => None,
+        },
+    };
+    loop {
+        if let Some(head) = head::read(&mut connection.inbox, method)? {
+            return Poll::Ready(Ok(head));
+        }
+        match (connection.poll_fill(cx), fault.as_ref()) {
+            (Poll::Ready(Ok(0)), _) => return Poll::Ready(Err(WireError::Closed)),
+            (Poll::Ready(Ok(_)), _) => {}
+            (Poll::Ready(Err(error)), _) => return Poll::Ready(Err(WireError::Failed(error))),
+            (Poll::Pending, Some(error)) => return Poll::Ready(Err(WireError::Failed(error.kind().into()))),
+            (Poll::Pending, None) => return Poll::Pending,
+        }
+    }
 }
 
-fn is_switch<B>(answer: &Response<B>, outbound: &Outbound) -> bool {
-    answer.status() == StatusCode::SWITCHING_PROTOCOLS && outbound.asks_for_socket()
-}
-
-/// An attempt on one connection that brought no answer.
-enum Unanswered<B> {
-    /// The connection was closed before it took the request.
-    HandedBack(Box<Request<Attempt<B>>>),
-    /// It took some or all of it.
-    Failed(SendErrorKind),
+fn response<B>(head: Heard, body: AnswerBody<B>) -> Response<AnswerBody<B>> {
+    let Heard { status, version, headers, extensions, .. } = head;
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.version_mut() = version;
+    *response.headers_mut() = headers;
+    *response.extensions_mut() = extensions;
+    response
 }
 
 fn unsent(kind: SendErrorKind) -> SendError {

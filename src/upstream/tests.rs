@@ -2,9 +2,10 @@ use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http_body_util::{BodyExt, Full};
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
+
+use http::HeaderName;
 
 use super::*;
 use crate::body::replay::Replay;
@@ -20,13 +21,13 @@ struct Pipes {
 }
 
 impl Connect for Pipes {
-    type Io = TokioIo<DuplexStream>;
+    type Io = DuplexStream;
 
     async fn connect(&self, _: &Authority) -> Result<Self::Io, ConnectError> {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         self.count.fetch_add(1, Ordering::SeqCst);
-        self.opened.send(theirs).map_err(|_| ConnectError::Handshake("nobody listens".to_owned()))?;
-        Ok(TokioIo::new(ours))
+        self.opened.send(theirs).map_err(|_| ConnectError::Tcp(std::io::ErrorKind::ConnectionRefused.into()))?;
+        Ok(ours)
     }
 }
 
@@ -34,7 +35,7 @@ impl Connect for Pipes {
 struct Blackhole;
 
 impl Connect for Blackhole {
-    type Io = TokioIo<DuplexStream>;
+    type Io = DuplexStream;
 
     async fn connect(&self, _: &Authority) -> Result<Self::Io, ConnectError> {
         std::future::pending().await
@@ -62,7 +63,7 @@ impl Provider {
     }
 }
 
-fn network() -> (Upstream<Source, Pipes>, Provider) {
+fn network() -> (Upstream<Pipes>, Provider) {
     let (opened, connections) = mpsc::unbounded_channel();
     let count = Arc::new(AtomicUsize::new(0));
     let pipes = Pipes { opened, count: Arc::clone(&count) };
@@ -81,6 +82,19 @@ fn outbound(method: Method) -> Outbound {
     Outbound { method, target: Uri::from_static("/v1/x?a=1"), headers: HeaderMap::new() }
 }
 
+#[tokio::test]
+async fn a_foreign_host_in_the_request_line_is_not_where_the_key_goes() {
+    let place = Authority::new(Scheme::Https, "gate.example", 443, "/eleven").unwrap();
+    for (target, line) in [
+        ("http://evil.example/v1/x?y", "GET /eleven/v1/x?y HTTP/1.1\r\nhost: gate.example\r\n"),
+        ("/v1/x?a=1&a=%20", "GET /eleven/v1/x?a=1&a=%20 HTTP/1.1\r\nhost: gate.example\r\n"),
+    ] {
+        let outbound = Outbound { target: target.parse().unwrap(), ..outbound(Method::GET) };
+        let head = head::write(&place, &key(), &outbound, head::Length::Empty);
+        assert!(head.starts_with(line.as_bytes()), "{target}");
+    }
+}
+
 #[test]
 fn a_head_that_is_copied_is_the_same() {
     let mut secret = HeaderValue::from_static("xi");
@@ -96,6 +110,10 @@ fn a_head_that_is_copied_is_the_same() {
         assert!(copied.headers["b"].is_sensitive() && !copied.headers["a"].is_sensitive());
         headers = given.headers;
     }
+}
+
+fn nothing() -> Attempt<Source> {
+    Replay::empty().attempt()
 }
 
 fn body(text: &'static str) -> Replay<Source> {
@@ -147,7 +165,7 @@ async fn a_complete_exchange_leaves_its_connection_for_the_next() {
     let asked = async {
         for _ in 0..3 {
             let answer =
-                upstream.send(None, &key(), &outbound(Method::GET), Replay::empty().attempt()).await.unwrap();
+                upstream.send(None, &key(), &outbound(Method::GET), nothing()).await.unwrap();
             assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "ok");
         }
     };
@@ -170,7 +188,7 @@ async fn an_answer_is_complete_with_its_trailers() {
     let asked = async {
         for _ in 0..2 {
             let answer =
-                upstream.send(None, &key(), &outbound(Method::GET), Replay::empty().attempt()).await.unwrap();
+                upstream.send(None, &key(), &outbound(Method::GET), nothing()).await.unwrap();
             let mut body = answer.into_body();
             assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "ok");
             assert!(body.frame().await.unwrap().unwrap().is_trailers());
@@ -184,7 +202,7 @@ async fn an_answer_is_complete_with_its_trailers() {
 async fn a_switch_of_protocols_that_nobody_asked_for_is_no_answer() {
     let (upstream, mut provider) = network();
     let (sent, ()) =
-        both(upstream.send(None, &key(), &outbound(Method::GET), Replay::empty().attempt()), async {
+        both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
             let mut connection = provider.accept().await;
             read_until(&mut connection, "\r\n\r\n").await;
             let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
@@ -219,14 +237,14 @@ async fn a_connection_closed_while_it_waited_hands_the_request_to_a_new_one() {
 }
 
 /// Asks, is served on the connection that comes next, and lets the time pass.
-async fn asked_and_served(upstream: &Upstream<Source, Pipes>, connection: &mut DuplexStream, rest: Duration) {
+async fn asked_and_served(upstream: &Upstream<Pipes>, connection: &mut DuplexStream, rest: Duration) {
     let served = async {
         read_until(connection, "\r\n\r\n").await;
         connection.write_all(OK).await.unwrap();
     };
     let (key, outbound) = (key(), outbound(Method::GET));
     let asked = async {
-        let answer = upstream.send(None, &key, &outbound, Replay::empty().attempt()).await.unwrap();
+        let answer = upstream.send(None, &key, &outbound, nothing()).await.unwrap();
         answer.into_body().collect().await.unwrap();
     };
     both(served, asked).await;
@@ -237,7 +255,7 @@ async fn asked_and_served(upstream: &Upstream<Source, Pipes>, connection: &mut D
 async fn a_busy_connection_gives_way_to_a_new_one_in_time() {
     let (upstream, mut provider) = network();
     let first =
-        async { upstream.send(None, &key(), &outbound(Method::GET), Replay::empty().attempt()).await };
+        async { upstream.send(None, &key(), &outbound(Method::GET), nothing()).await };
     let (_, mut connection) = both(first, async {
         let mut connection = provider.accept().await;
         read_until(&mut connection, "\r\n\r\n").await;
@@ -250,7 +268,7 @@ async fn a_busy_connection_gives_way_to_a_new_one_in_time() {
     }
     assert_eq!(provider.opened.load(Ordering::SeqCst), 1);
     let (_, ()) =
-        both(upstream.send(None, &key(), &outbound(Method::GET), Replay::empty().attempt()), async {
+        both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
             let mut connection = provider.accept().await;
             read_until(&mut connection, "\r\n\r\n").await;
             connection.write_all(OK).await.unwrap();
@@ -294,7 +312,7 @@ async fn an_answer_that_does_not_come_is_given_up_on_time() {
 
 #[tokio::test(start_paused = true)]
 async fn a_network_that_swallows_everything_was_sent_nothing() {
-    let upstream: Upstream<Source, Blackhole> = Upstream::new(authority(), Blackhole, SETTINGS, Tasks::new());
+    let upstream: Upstream<Blackhole> = Upstream::new(authority(), Blackhole, SETTINGS, Tasks::new());
     let sent = upstream.send(None, &key(), &outbound(Method::POST), body("hello").attempt()).await;
     check_failed(sent, Progress::Unsent, "no connection within 10000 ms");
 }
@@ -303,7 +321,7 @@ async fn a_network_that_swallows_everything_was_sent_nothing() {
 async fn a_redirect_is_an_answer_like_any_other() {
     let (upstream, mut provider) = network();
     let (sent, ()) =
-        both(upstream.send(None, &key(), &outbound(Method::GET), Replay::empty().attempt()), async {
+        both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
             let mut connection = provider.accept().await;
             read_until(&mut connection, "\r\n\r\n").await;
             let redirect =
@@ -323,7 +341,7 @@ async fn a_redirect_is_an_answer_like_any_other() {
 async fn an_answer_that_is_dropped_closes_its_connection() {
     let (upstream, mut provider) = network();
     let (sent, mut connection) =
-        both(upstream.send(None, &key(), &outbound(Method::GET), Replay::empty().attempt()), async {
+        both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
             let mut connection = provider.accept().await;
             read_until(&mut connection, "\r\n\r\n").await;
             connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await.unwrap();
@@ -340,7 +358,7 @@ async fn an_answer_that_is_dropped_closes_its_connection() {
 async fn an_answer_that_breaks_off_is_broken() {
     let (upstream, mut provider) = network();
     let (sent, ()) =
-        both(upstream.send(None, &key(), &outbound(Method::GET), Replay::empty().attempt()), async {
+        both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
             let mut connection = provider.accept().await;
             read_until(&mut connection, "\r\n\r\n").await;
             connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await.unwrap();
@@ -353,7 +371,7 @@ async fn an_answer_that_breaks_off_is_broken() {
 async fn an_answer_that_stands_still_is_given_up_and_a_slow_one_is_not() {
     let (upstream, mut provider) = network();
     let (sent, connection) =
-        both(upstream.send(None, &key(), &outbound(Method::GET), Replay::empty().attempt()), async {
+        both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
             let mut connection = provider.accept().await;
             read_until(&mut connection, "\r\n\r\n").await;
             connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n").await.unwrap();
@@ -384,7 +402,7 @@ async fn an_answer_that_stands_still_is_given_up_and_a_slow_one_is_not() {
 async fn relayed(bytes: &[u8]) -> (u16, HeaderMap, Result<Bytes, AnswerError>) {
     let (upstream, mut provider) = network();
     let (sent, ()) =
-        both(upstream.send(None, &key(), &outbound(Method::GET), Replay::empty().attempt()), async {
+        both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
             let mut connection = provider.accept().await;
             read_until(&mut connection, "\r\n\r\n").await;
             // A pipe is small; what does not fit waits for the reader.

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderMap, Method, Uri};
-use hyper::body::Incoming;
+use http_body_util::Empty;
 
 use crate::body::decode::decoded;
 use crate::body::peek::Peeked;
@@ -21,7 +22,7 @@ const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// Asks, with a bound for each answer.
 #[derive(Debug)]
 pub(super) struct Asking<'a, C> {
-    pub(super) upstream: &'a Upstream<Incoming, C>,
+    pub(super) upstream: &'a Upstream<C>,
     pub(super) answer_max: Duration,
 }
 
@@ -78,7 +79,7 @@ impl<C: Connect> Asking<'_, C> {
     async fn ask(&self, key: &Key, target: Uri) -> Option<(Verdict, Vec<u8>)> {
         let asking = async {
             let outbound = Outbound { method: Method::GET, target, headers: HeaderMap::new() };
-            let sending = Replay::empty().attempt();
+            let sending = Replay::<Empty<Bytes>>::empty().attempt();
             let answer = self.upstream.send(key.authority(), key.api_key(), &outbound, sending).await.ok()?;
             let (head, body) = answer.into_parts();
             let (_, whole) = Peeked::read(body, ANSWER_BYTES_MAX, self.answer_max).await;

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hyper::body::Incoming;
 use tokio::sync::mpsc;
 use tracing::debug;
 
@@ -36,7 +35,7 @@ const WAITING_MAX: usize = 10_000;
 #[derive(Debug)]
 pub struct Conversations<C> {
     pool: Arc<Pool>,
-    upstream: Upstream<Incoming, C>,
+    upstream: Upstream<C>,
     books: Books,
     meters: Meters,
     ended: mpsc::Receiver<Conversation>,
@@ -55,7 +54,7 @@ impl<C: Connect> Conversations<C> {
     /// A room for the conversations that come through `ended`.
     pub fn new(
         pool: Arc<Pool>,
-        upstream: Upstream<Incoming, C>,
+        upstream: Upstream<C>,
         books: Books,
         meters: Meters,
         ended: mpsc::Receiver<Conversation>,

@@ -9,7 +9,6 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hyper::body::Incoming;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
@@ -38,7 +37,7 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Watch<C> {
     pool: Arc<Pool>,
-    upstream: Upstream<Incoming, C>,
+    upstream: Upstream<C>,
     books: Books,
     settings: watch::Receiver<Settings>,
 }
@@ -64,7 +63,7 @@ impl<C: Connect> Watch<C> {
     /// same: there may be other keys.
     pub fn new(
         pool: Arc<Pool>,
-        upstream: Upstream<Incoming, C>,
+        upstream: Upstream<C>,
         books: Books,
         settings: watch::Receiver<Settings>,
     ) -> Self {

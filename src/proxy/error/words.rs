@@ -203,12 +203,6 @@ pub(super) fn upstream_told(error: &SendError) -> Told {
             "upstream_broke",
             "ElevenLabs answered with a protocol that nobody had asked for.",
         ),
-        SendErrorKind::Unsendable(_) => (
-            StatusCode::BAD_REQUEST,
-            "bad_request",
-            "bad_target",
-            "The path or query of the request is malformed.",
-        ),
     };
     Told { http, status, code, message: message.to_owned(), retry_after_s: None }
 }

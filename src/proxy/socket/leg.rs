@@ -23,6 +23,11 @@ pub(super) struct Leg {
 }
 
 impl Leg {
+    /// One of which this was read already.
+    pub(super) fn having_read(inbox: BytesMut) -> Self {
+        Self { inbox, ..Self::default() }
+    }
+
     /// Sends what goes on, all of it.
     pub(super) fn poll_send<W>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<io::Result<()>>
     where

@@ -1,7 +1,6 @@
 //! The session moves to another key: the provider has refused the one it had, and has said nothing
 //! useful yet. What the client has said is said again.
 
-use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
 use super::opened::switched;
@@ -77,20 +76,20 @@ impl<C: Connect> Session<C> {
             if !answer.is_switched() {
                 return None;
             }
-            let (_, upgraded) = switched(answer).await.ok()?;
-            Some((attempt, upgraded))
+            let (_, switched) = switched(answer).ok()?;
+            Some((attempt, switched))
         });
         let asked = tokio::select! {
             asked = timeout(replay_max, asking) => asked.ok().flatten(),
             () = cut.as_mut() => None,
         };
-        let Some((attempt, upgraded)) = asked else { return false };
+        let Some((attempt, switched)) = asked else { return false };
         self.attempt.failed_over();
         self.attempt = attempt;
-        self.upstream = TokioIo::new(upgraded);
+        self.upstream = switched.stream;
         self.is_deaf = false;
         self.downwards.restart();
-        self.down.inbox.clear();
+        self.down.inbox = switched.heard;
         // What was on its way to the one before is among what was said.
         self.up.outbox.clear();
         self.up.outbox.extend_from_slice(self.opening.as_deref().unwrap_or_default());

@@ -8,7 +8,6 @@ use http::header::HeaderValue;
 use http::response::Parts;
 use http::{Extensions, Response};
 use http_body_util::Full;
-use hyper::upgrade::Upgraded;
 
 use super::session::{Pooled, Session, Start};
 use super::{Socket, Speaker};
@@ -26,7 +25,7 @@ use crate::proxy::journal::RequestLog;
 use crate::proxy::redaction::Veil;
 use crate::proxy::relay::{REQUEST_ID, ResponseBody};
 use crate::proxy::{Proxy, Terms};
-use crate::upstream::{SendError, SendErrorKind};
+use crate::upstream::{SendError, SendErrorKind, Switched};
 
 /// A socket of the provider, and what is known of it.
 pub(in crate::proxy) struct Opened<C> {
@@ -40,7 +39,7 @@ impl<C> Opened<C> {
     /// # Errors
     ///
     /// When the connection broke at once.
-    pub(in crate::proxy) async fn with_pool(
+    pub(in crate::proxy) fn with_pool(
         proxy: &Arc<Proxy<C>>,
         mut errand: Errand,
         answer: Answer,
@@ -48,7 +47,7 @@ impl<C> Opened<C> {
         veil: Option<Veil>,
         lessons: Option<Place>,
     ) -> Result<Box<Self>, ProxyError> {
-        let (mut head, upstream) = switched(answer).await?;
+        let (mut head, upstream) = switched(answer)?;
         let redactor = veil.and_then(|veil| veil.redactor());
         if let Some(redactor) = &redactor {
             redact_headers(&mut head.headers, redactor);
@@ -71,14 +70,14 @@ impl<C> Opened<C> {
     /// # Errors
     ///
     /// When the connection broke at once.
-    pub(in crate::proxy) async fn with_own_key(
+    pub(in crate::proxy) fn with_own_key(
         proxy: &Arc<Proxy<C>>,
         terms: &Arc<Terms>,
         case: &Case,
         answer: Answer,
         attempt: Attempt,
     ) -> Result<Box<Self>, ProxyError> {
-        let (head, upstream) = switched(answer).await?;
+        let (head, upstream) = switched(answer)?;
         let start = Start {
             proxy: Arc::clone(proxy),
             terms: Arc::clone(terms),
@@ -116,9 +115,8 @@ impl<C> Opened<C> {
 const TOKENS: [&str; 3] = ["token", "single_use_token", "conversation_signature"];
 
 /// The stream behind a 101.
-pub(super) async fn switched(answer: Answer) -> Result<(Parts, Upgraded), ProxyError> {
-    let Answer { mut head, body, .. } = answer;
-    let upgraded = body.into_rest().switched(&mut head.extensions).await;
+pub(super) fn switched(answer: Answer) -> Result<(Parts, Switched), ProxyError> {
     let broken = |error| SendError { progress: Progress::Unanswered, kind: SendErrorKind::Broken(error) };
-    Ok((head, upgraded.map_err(broken)?))
+    let switched = answer.body.into_rest().switched().map_err(broken)?;
+    Ok((answer.head, switched))
 }

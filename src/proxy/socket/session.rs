@@ -8,8 +8,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -31,7 +29,7 @@ use crate::proxy::journal::RequestLog;
 use crate::proxy::{Proxy, Terms};
 use crate::secret::Redactor;
 use crate::telemetry::SocketOpen;
-use crate::upstream::Connect;
+use crate::upstream::{Connect, Switched, Wire};
 
 /// What a session begins with.
 pub(super) struct Start<C> {
@@ -44,7 +42,7 @@ pub(super) struct Start<C> {
     pub(super) redactor: Option<Arc<Redactor>>,
     pub(super) pooled: Option<Pooled>,
     pub(super) attempt: Attempt,
-    pub(super) upstream: Upgraded,
+    pub(super) upstream: Switched,
 }
 
 /// What a session of the pool has beyond that: another key can take its place.
@@ -62,7 +60,7 @@ pub(super) struct Session<C> {
     pub(super) pooled: Option<Pooled>,
     pub(super) attempt: Attempt,
     pub(super) log: RequestLog,
-    pub(super) upstream: TokioIo<Upgraded>,
+    pub(super) upstream: Wire,
     pub(super) up: Leg,
     pub(super) down: Leg,
     pub(super) upwards: Upwards,
@@ -113,9 +111,10 @@ impl<C> Session<C> {
             speaking: Speaking::new(dialect, audio_format.as_deref()),
             cut: Box::pin(proxy.cut.clone().cancelled_owned()),
             _open: proxy.meters.socket_opened(dialect),
-            upstream: TokioIo::new(upstream),
+            upstream: upstream.stream,
             up: Leg::default(),
-            down: Leg::default(),
+            // The provider may have begun to speak with its 101.
+            down: Leg::having_read(upstream.heard),
             moving_since: None,
             refusal: None,
             conversation: None,

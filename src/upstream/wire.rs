@@ -1,0 +1,185 @@
+//! An open connection: its stream, what was read of it and not yet taken, and one timer.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Instant;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Sleep, sleep_until};
+use tokio_util::io::poll_read_buf;
+
+use crate::clock;
+
+/// What bytes travel on.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// A stream of any kind.
+pub type Wire = Box<dyn Stream>;
+
+/// Room for a head and a short answer, or for a piece of a slow stream.
+const READ_BYTES_MIN: usize = 8 * 1024;
+/// Room for a fast stream. More costs memory and brought nothing.
+const READ_BYTES_MAX: usize = 128 * 1024;
+/// After so many reads that would have fitted in half of the room, it is halved.
+const SMALL_READS_MAX: u8 = 8;
+
+/// An open connection. Dropping it closes it, whatever it is doing.
+pub(super) struct Connection {
+    pub(super) stream: Wire,
+    /// What was read and not yet taken.
+    pub(super) inbox: BytesMut,
+    pub(super) patience: Patience,
+    opened_at: Instant,
+    /// Room for the next read: as much as the last ones needed.
+    read_bytes: usize,
+    small_reads: u8,
+}
+
+impl Connection {
+    pub(super) fn new(stream: Wire) -> Self {
+        Self {
+            stream,
+            inbox: BytesMut::new(),
+            patience: Patience::default(),
+            opened_at: clock::instant(),
+            read_bytes: READ_BYTES_MIN,
+            small_reads: 0,
+        }
+    }
+
+    pub(super) fn opened_at(&self) -> Instant {
+        self.opened_at
+    }
+
+    /// Reads more; 0 bytes are the end. Who waits with nothing in hand holds little memory.
+    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.inbox.reserve(self.read_bytes);
+        let room = self.inbox.capacity() - self.inbox.len();
+        let read = poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.inbox);
+        match &read {
+            Poll::Ready(Ok(bytes)) => self.adapt(*bytes, room),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending if self.inbox.is_empty() && room > READ_BYTES_MIN => self.inbox = BytesMut::new(),
+            Poll::Pending => {}
+        }
+        read
+    }
+
+    fn adapt(&mut self, read: usize, room: usize) {
+        if read >= room {
+            self.read_bytes = (self.read_bytes * 2).min(READ_BYTES_MAX);
+            self.small_reads = 0;
+        } else if read <= self.read_bytes / 2 {
+            self.small_reads += 1;
+            if self.small_reads >= SMALL_READS_MAX {
+                self.read_bytes = (self.read_bytes / 2).max(READ_BYTES_MIN);
+                self.small_reads = 0;
+            }
+        } else {
+            self.small_reads = 0;
+        }
+    }
+
+    /// Whether it can take a request: it is open, and nothing was said that nobody asked for.
+    pub(super) fn is_quiet(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        self.inbox.is_empty() && self.poll_fill(&mut cx).is_pending()
+    }
+
+    /// It waits for its next request, and holds nothing meanwhile.
+    pub(super) fn rest(&mut self) {
+        self.inbox = BytesMut::new();
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("unread_bytes", &self.inbox.len()).finish_non_exhaustive()
+    }
+}
+
+/// A timer for deadlines that mostly move on: it is set anew when it rings and not when they move.
+#[derive(Debug, Default)]
+pub(super) struct Patience {
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Patience {
+    /// Completes at `deadline`.
+    pub(super) fn poll_until(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline.into())));
+        if timer.deadline() > deadline.into() {
+            timer.as_mut().reset(deadline.into());
+        }
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if timer.deadline() >= deadline.into() {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(deadline.into());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::time::Duration;
+
+    use tokio::io::{AsyncWriteExt, duplex};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn patience_ends_at_the_deadline_that_holds() {
+        let mut patience = Patience::default();
+        let began = clock::instant();
+        for (second, ends) in [(30, 30), (90, 90), (10, 90), (100, 100)] {
+            let deadline = began + Duration::from_secs(second);
+            poll_fn(|cx| patience.poll_until(deadline, cx)).await;
+            assert_eq!(clock::since(began).as_secs(), ends);
+        }
+        let sooner = clock::instant() + Duration::from_secs(60);
+        assert!(patience.poll_until(sooner, &mut Context::from_waker(Waker::noop())).is_pending());
+        poll_fn(|cx| patience.poll_until(sooner - Duration::from_secs(30), cx)).await;
+        assert_eq!(clock::since(began).as_secs(), 130);
+    }
+
+    #[tokio::test]
+    async fn room_follows_what_arrives() {
+        let (mut theirs, ours) = duplex(1 << 20);
+        let mut connection = Connection::new(Box::new(ours));
+        theirs.write_all(&[1; 1 << 20]).await.unwrap();
+        let mut read = 0;
+        while read < 1 << 20 {
+            read += poll_fn(|cx| connection.poll_fill(cx)).await.unwrap();
+            connection.inbox.clear();
+        }
+        assert_eq!(connection.read_bytes, READ_BYTES_MAX);
+        for _ in 0..100 {
+            theirs.write_all(&[1; 100]).await.unwrap();
+            poll_fn(|cx| connection.poll_fill(cx)).await.unwrap();
+            connection.inbox.clear();
+        }
+        assert_eq!(connection.read_bytes, READ_BYTES_MIN);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_fast_stream_holds_little() {
+        let (mut theirs, ours) = duplex(1 << 20);
+        let mut connection = Connection::new(Box::new(ours));
+        connection.read_bytes = READ_BYTES_MAX;
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(connection.poll_fill(&mut cx).is_pending());
+        assert_eq!(connection.inbox.capacity(), 0);
+        assert!(connection.is_quiet());
+        theirs.write_all(b"x").await.unwrap();
+        assert!(!connection.is_quiet());
+    }
+}
