@@ -15,7 +15,7 @@ define packages
 	touch $@
 endef
 
-.PHONY: check test test-rust test-model test-sdk test-frameworks test-sockets postgrest build demo clean deny faults bench fuzz units
+.PHONY: check test test-rust test-model test-sdk test-frameworks test-sockets postgrest build demo clean deny faults bench bench-compare fuzz units
 
 check:
 	cargo fmt --check
@@ -97,11 +97,16 @@ faults: $(SOCKETS)/.installed
 	KEYCHOIR_KILLS=$(FAULTS_KILLS) cargo test --locked --test crashes -- --nocapture
 	$(PYTHON) tests/faults/uploads.py target/release/keychoir $(FAULTS_LARGEST_MB)
 
-# What a choice of a key costs, what the books add to a request, and what a session on a socket takes.
-bench:
+# What a choice of a key costs, what the books add to a request, what a session on a socket takes, and
+# how Keychoir stands beside other proxies.
+bench: bench-compare
 	cargo bench --locked --bench pool
 	cargo bench --locked --bench books
 	cargo bench --locked --bench sockets
+
+# Those that are installed: nginx comes with the system.
+bench-compare:
+	cargo bench --locked --bench compare
 
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 60

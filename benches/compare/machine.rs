@@ -1,0 +1,142 @@
+//! What the system tells of programs and of itself, and where they run.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// What /proc counts processor time in.
+const TICK: f64 = 0.01;
+
+/// Runs all threads of this process, and those it will start, on this processor.
+pub fn stay_on(processor: &str) {
+    let own = std::process::id().to_string();
+    let status =
+        Command::new("taskset").args(["-a", "-p", "-c", processor, &own]).stdout(Stdio::null()).status();
+    assert!(status.is_ok_and(|status| status.success()), "`taskset` keeps programs on their processors");
+}
+
+/// A program that will run on these processors only.
+pub fn program_on(processors: &str, program: &Path) -> Command {
+    // By its whole path, so that it is found with an empty environment, too.
+    let mut command = Command::new(found("taskset").expect("`taskset`"));
+    command.args(["-c", processors]).arg(program).stdin(Stdio::null());
+    command
+}
+
+/// Where a program is, among those that the shell would find.
+pub fn found(program: &str) -> Option<PathBuf> {
+    let paths = std::env::var_os("PATH")?;
+    std::env::split_paths(&paths).map(|folder| folder.join(program)).find(|path| path.is_file())
+}
+
+/// The first line that a program prints.
+pub fn first_line(program: &Path, argument: &str) -> String {
+    let output = Command::new(program).arg(argument).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&text).lines().find(|line| !line.trim().is_empty()).unwrap_or_default().to_owned()
+}
+
+/// The kernel and the processor.
+pub fn about() -> String {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let processors = fs::read_to_string("/proc/cpuinfo").unwrap();
+    let names: Vec<&str> = processors
+        .lines()
+        .filter_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name))
+        .collect();
+    format!("Linux {}, {} of {}", release.trim(), names.len(), names.first().unwrap_or(&"unknown"))
+}
+
+/// A program with all that it starts, until it is dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+}
+
+impl Running {
+    pub fn start(command: &mut Command) -> Self {
+        Self { child: command.spawn().unwrap() }
+    }
+
+    /// Whether it still runs.
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Its processes: itself, and what it started.
+    fn processes(&self) -> Vec<u32> {
+        let mut processes = vec![self.child.id()];
+        let mut next = 0;
+        while let Some(process) = processes.get(next) {
+            let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children"));
+            let children = children.unwrap_or_default();
+            processes.extend(children.split_whitespace().map(|child| child.parse::<u32>().unwrap()));
+            next += 1;
+        }
+        processes
+    }
+
+    /// Processor time of all its threads so far.
+    pub fn used(&self) -> Used {
+        let mut used = Used::default();
+        for process in self.processes() {
+            let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+            let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+            used.ticks +=
+                fields[11..13].iter().map(|field| field.parse::<f64>().unwrap() * TICK).sum::<f64>();
+            for thread in fs::read_dir(format!("/proc/{process}/task")).unwrap() {
+                let thread = thread.unwrap().path();
+                // One that has ended meanwhile is counted in the ticks of its process.
+                let Ok(schedule) = fs::read_to_string(thread.join("schedstat")) else { continue };
+                let nanos = schedule.split_whitespace().next().unwrap().parse::<f64>().unwrap();
+                used.threads.insert(thread, nanos / 1e9);
+            }
+        }
+        used
+    }
+
+    /// Its memory in MiB: what is shared with other programs counts by its part.
+    pub fn memory(&self) -> f64 {
+        let of = |process: u32| {
+            let rollup = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap();
+            let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+        };
+        self.processes().into_iter().map(of).sum()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Killed, nginx would leave its worker behind; asked to end, Keychoir would wait for streams.
+        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
+        let began = Instant::now();
+        while self.is_alive() {
+            if began.elapsed() > Duration::from_millis(500) {
+                let _ = self.child.kill();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Processor time in seconds: to a hundredth for everything, to a nanosecond for what still runs.
+#[derive(Debug, Default)]
+pub struct Used {
+    ticks: f64,
+    threads: BTreeMap<PathBuf, f64>,
+}
+
+impl Used {
+    pub fn since(&self, before: &Self) -> f64 {
+        let new = |(thread, seconds): (&PathBuf, &f64)| seconds - before.threads.get(thread).unwrap_or(&0.0);
+        let fine: f64 = self.threads.iter().map(new).sum();
+        let coarse = self.ticks - before.ticks;
+        // Threads that have ended since are missing in the fine sum; a process of two counters is
+        // rounded twice at each end.
+        let rounding = 4.0 * TICK;
+        if coarse > fine + rounding { coarse } else { fine }
+    }
+}

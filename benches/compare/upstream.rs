@@ -1,0 +1,264 @@
+//! A stand-in for the provider that costs much less than any proxy: answers that are made beforehand,
+//! with new identifiers written into their heads. It sees to it that no proxy shirks its work: every
+//! request must come with the pool's key and without anything of the client's.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use keychoir::tasks::{self, Tasks};
+use memchr::memmem;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use crate::wire;
+use crate::workload::{KEY, PACED_BYTES, PACED_MS, Workload};
+
+/// What the pieces of a paced stream tell their age by: this process is both ends.
+pub static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+/// Digits of a piece's moment, in nanoseconds since then.
+pub const STAMP: usize = 16;
+
+/// Bytes of a chunk, in the order of what the provider writes at once.
+const CHUNK: usize = 8 * 1024;
+/// Bytes read at once: uploads are most of what comes.
+const READ: usize = 256 * 1024;
+/// In place of an identifier's digits.
+const BLANK: &[u8] = b"################";
+
+/// Where it listens, and what it has seen.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    pub address: SocketAddr,
+    seen: Arc<Seen>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    requests: AtomicU64,
+    wrong: AtomicU64,
+}
+
+impl Upstream {
+    /// Listens on a thread of its own until the program ends.
+    pub fn start() -> Self {
+        LazyLock::force(&EPOCH);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let upstream = Self { address: listener.local_addr().unwrap(), seen: Arc::default() };
+        let seen = Arc::clone(&upstream.seen);
+        tasks::thread("upstream", move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let (listener, tasks) = (TcpListener::from_std(listener).unwrap(), Tasks::new());
+                let answers = Arc::new(Answers::new());
+                loop {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    stream.set_nodelay(true).unwrap();
+                    let (answers, seen) = (Arc::clone(&answers), Arc::clone(&seen));
+                    tasks.spawn(serve(stream, answers, seen));
+                }
+            });
+        })
+        .unwrap();
+        upstream
+    }
+
+    /// Requests so far.
+    pub fn requests(&self) -> u64 {
+        self.seen.requests.load(Relaxed)
+    }
+
+    /// Ends the measurement if a request came with the wrong credentials.
+    pub fn was_respected(&self, by: &str) {
+        let wrong = self.seen.wrong.load(Relaxed);
+        assert_eq!(wrong, 0, "{by}: {wrong} requests came without the key or with the client's credentials");
+    }
+}
+
+/// One answer, whole: its head is copied by each connection, to write identifiers into.
+#[derive(Clone)]
+struct Answer {
+    begin: Vec<u8>,
+    blanks: Vec<usize>,
+    /// What follows what is copied.
+    rest: Arc<[u8]>,
+}
+
+impl Answer {
+    fn new(head: &str, body: &[u8]) -> Self {
+        let own = body.len().min(2 * CHUNK);
+        let begin = [head.as_bytes(), b"\r\n", &body[..own]].concat();
+        let blanks = memmem::find_iter(&begin, BLANK).collect();
+        Self { begin, blanks, rest: body[own..].into() }
+    }
+
+    async fn write(&mut self, stream: &mut (impl AsyncWrite + Unpin), number: u64) -> Option<()> {
+        for at in &self.blanks {
+            self.begin[*at..*at + BLANK.len()].copy_from_slice(format!("{number:016}").as_bytes());
+        }
+        stream.write_all(&self.begin).await.ok()?;
+        if !self.rest.is_empty() {
+            stream.write_all(&self.rest).await.ok()?;
+        }
+        stream.flush().await.ok()
+    }
+}
+
+/// All answers, by what they answer.
+#[derive(Clone)]
+struct Answers {
+    get: Answer,
+    tts: Answer,
+    stream: Answer,
+    upload: Answer,
+    paced: Answer,
+}
+
+impl Answers {
+    fn new() -> Self {
+        let bytes = |workload: Workload| usize::try_from(workload.answer_bytes(0.0)).unwrap();
+        let common = "HTTP/1.1 200 OK\r\ndate: Mon, 24 Nov 2025 10:00:00 GMT\r\nserver: uvicorn\r\n\
+                      access-control-allow-origin: *\r\nstrict-transport-security: max-age=31536000\r\n\
+                      x-trace-id: ################\r\nx-region: us-central1\r\nvia: 1.1 google\r\n\
+                      alt-svc: h3=\":443\"; ma=2592000\r\n";
+        let speech = format!(
+            "{common}content-type: audio/mpeg\r\ncharacter-cost: 55\r\nrequest-id: Rq{blank}\r\n\
+             history-item-id: Hi{blank}\r\ntts-latency-ms: 180\r\ncurrent-concurrent-requests: 1\r\n\
+             maximum-concurrent-requests: 1000\r\ntransfer-encoding: chunked\r\n",
+            blank = "################"
+        );
+        let json = |length: usize| {
+            let body = format!("{{\"stability\":0.5,\"style\":\"{}\"}}", "x".repeat(length - 28));
+            assert_eq!(body.len(), length);
+            (format!("{common}content-type: application/json\r\ncontent-length: {length}\r\n"), body)
+        };
+        let (get, settings) = json(bytes(Workload::Get));
+        let (upload, words) = json(bytes(Workload::Upload));
+        let upload = upload + "character-cost: 90\r\nrequest-id: Rq################\r\n";
+        Self {
+            get: Answer::new(&get, settings.as_bytes()),
+            tts: Answer::new(&speech, &chunked(bytes(Workload::Tts))),
+            stream: Answer::new(&speech, &chunked(bytes(Workload::Stream))),
+            upload: Answer::new(&upload, words.as_bytes()),
+            paced: Answer::new(&speech, &[]),
+        }
+    }
+}
+
+/// Sound of this length in chunks, with their end.
+fn chunked(mut length: usize) -> Vec<u8> {
+    let mut body = Vec::new();
+    while length > 0 {
+        let own = length.min(CHUNK);
+        body.extend(format!("{own:x}\r\n").as_bytes());
+        body.resize(body.len() + own, 0xaa);
+        body.extend(b"\r\n");
+        length -= own;
+    }
+    body.extend(b"0\r\n\r\n");
+    body
+}
+
+/// Answers one connection until it ends.
+async fn serve(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    answers: Arc<Answers>,
+    seen: Arc<Seen>,
+) -> Option<()> {
+    let mut answers = Answers::clone(&answers);
+    let (mut buffer, mut filled) = (vec![0; READ], 0);
+    loop {
+        let end = loop {
+            match wire::head_end(&buffer[..filled]) {
+                Some(end) => break end,
+                None => filled += some(stream.read(&mut buffer[filled..]).await.ok()?)?,
+            }
+        };
+        let (head, behind) = buffer[..filled].split_at(end);
+        let number = seen.requests.fetch_add(1, Relaxed);
+        if !is_right(head) {
+            seen.wrong.fetch_add(1, Relaxed);
+        }
+        let (mut body, asked) = (wire::body(head), Asked::by(head));
+        assert_eq!(body.take(behind, |_| {}), behind.len(), "nothing follows before the answer");
+        while !body.is_whole() {
+            let count = some(stream.read(&mut buffer).await.ok()?)?;
+            assert_eq!(body.take(&buffer[..count], |_| {}), count, "nothing follows before the answer");
+        }
+        filled = 0;
+        match asked {
+            Asked::Get => answers.get.write(&mut stream, number).await?,
+            Asked::Tts => answers.tts.write(&mut stream, number).await?,
+            Asked::Stream => answers.stream.write(&mut stream, number).await?,
+            Asked::Upload => answers.upload.write(&mut stream, number).await?,
+            Asked::Paced(pieces) => {
+                answers.paced.write(&mut stream, number).await?;
+                pace(&mut stream, pieces).await?;
+            }
+        }
+    }
+}
+
+/// None at the end of a connection.
+fn some(count: usize) -> Option<usize> {
+    (count > 0).then_some(count)
+}
+
+/// Writes so many pieces, each at its moment and with it.
+async fn pace(stream: &mut (impl AsyncWrite + Unpin), pieces: u32) -> Option<()> {
+    let begin = Instant::now();
+    let mut piece = format!("{PACED_BYTES:x}\r\n").into_bytes();
+    let stamp = piece.len();
+    piece.resize(stamp + usize::try_from(PACED_BYTES).unwrap(), 0xaa);
+    piece.extend(b"\r\n");
+    for number in 0..pieces {
+        tokio::time::sleep_until((begin + Duration::from_millis(PACED_MS) * number).into()).await;
+        let now = format!("{:016}", EPOCH.elapsed().as_nanos());
+        piece[stamp..stamp + STAMP].copy_from_slice(now.as_bytes());
+        stream.write_all(&piece).await.ok()?;
+        stream.flush().await.ok()?;
+    }
+    stream.write_all(b"0\r\n\r\n").await.ok()?;
+    stream.flush().await.ok()
+}
+
+/// Whether the pool's key is there, and nothing of the client's.
+fn is_right(head: &[u8]) -> bool {
+    let mut keys = 0;
+    for (name, value) in wire::headers(head) {
+        match name.len() {
+            10 if name.eq_ignore_ascii_case(b"xi-api-key") => {
+                keys += if value == KEY.as_bytes() { 1 } else { 100 };
+            }
+            13 if name.eq_ignore_ascii_case(b"authorization") => return false,
+            16 if name.eq_ignore_ascii_case(b"x-keychoir-token") => return false,
+            _ => {}
+        }
+    }
+    keys == 1
+}
+
+enum Asked {
+    Get,
+    Tts,
+    Stream,
+    Upload,
+    Paced(u32),
+}
+
+impl Asked {
+    fn by(head: &[u8]) -> Self {
+        let line = std::str::from_utf8(&head[..memchr::memchr(b'\r', head).unwrap()]).unwrap();
+        let target = line.split(' ').nth(1).unwrap();
+        let pieces = target.split_once("pieces=").map(|(_, pieces)| pieces.parse().unwrap());
+        match pieces {
+            Some(pieces) => Self::Paced(pieces),
+            None if line.starts_with("GET ") => Self::Get,
+            None if target.starts_with("/v1/speech-to-text") => Self::Upload,
+            None if target.contains("/stream") => Self::Stream,
+            None => Self::Tts,
+        }
+    }
+}

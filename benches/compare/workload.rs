@@ -1,0 +1,145 @@
+//! What is asked and how often: five requests that stand for what apps send to the provider.
+
+use std::sync::Arc;
+
+/// What the pool's key is, which no client knows.
+pub const KEY: &str = "sk_bench_key_of_the_pool";
+/// What clients send where the SDK puts its key.
+pub const TOKEN: &str = "a-token-of-the-client-0123456789";
+/// Bytes of one piece of a paced stream, and how far pieces are from each other.
+pub const PACED_BYTES: u64 = 1024;
+pub const PACED_MS: u64 = 20;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Workload {
+    /// A small document.
+    Get,
+    /// A short speech, whole.
+    Tts,
+    /// A long one, as fast as it goes.
+    Stream,
+    /// A recording to be transcribed.
+    Upload,
+    /// Speeches at the pace of listening.
+    Paced,
+}
+
+impl Workload {
+    pub const ALL: [Self; 5] = [Self::Get, Self::Tts, Self::Stream, Self::Upload, Self::Paced];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Get => "get",
+            Self::Tts => "tts",
+            Self::Stream => "stream",
+            Self::Upload => "upload",
+            Self::Paced => "paced",
+        }
+    }
+
+    /// The ratio to nginx that Keychoir is to keep below.
+    pub fn bound(self) -> f64 {
+        match self {
+            Self::Get | Self::Tts => 1.0,
+            Self::Stream | Self::Paced => 0.95,
+            Self::Upload => 0.6,
+        }
+    }
+
+    /// Requests a second, well below what the slowest peer can do on one core; of paced streams, how
+    /// many there are at once.
+    pub fn rate(self) -> u32 {
+        match self {
+            Self::Get => 3_000,
+            Self::Tts => 2_000,
+            Self::Stream => 100,
+            Self::Upload => 12,
+            Self::Paced => 64,
+        }
+    }
+
+    /// Connections at that rate.
+    pub fn connections(self) -> u32 {
+        match self {
+            Self::Get | Self::Tts => 48,
+            Self::Stream | Self::Upload => 12,
+            Self::Paced => 64,
+        }
+    }
+
+    /// Connections that ask as fast as they are answered; none where there is a pace.
+    pub fn saturating(self) -> Option<u32> {
+        match self {
+            Self::Get | Self::Tts => Some(32),
+            Self::Stream => Some(8),
+            Self::Upload => Some(4),
+            Self::Paced => None,
+        }
+    }
+
+    /// Bytes of the answer's body; of a paced one, in so many seconds.
+    pub fn answer_bytes(self, seconds: f64) -> u64 {
+        match self {
+            Self::Get => 300,
+            Self::Tts => 16 * 1024,
+            Self::Stream => 1024 * 1024,
+            Self::Upload => 120,
+            Self::Paced => (seconds * 1e3) as u64 / PACED_MS * PACED_BYTES,
+        }
+    }
+
+    /// The whole request, as the provider's Python SDK writes it, with this as the key.
+    pub fn request(self, key: &str, seconds: f64) -> Arc<[u8]> {
+        let voice = "21m00Tcm4TlvDq8ikWAM";
+        let pieces = self.answer_bytes(seconds) / PACED_BYTES;
+        let (target, content, body) = match self {
+            Self::Get => (format!("GET /v1/voices/{voice}/settings"), "", Vec::new()),
+            Self::Tts => {
+                let path = format!("POST /v1/text-to-speech/{voice}?output_format=mp3_44100_128");
+                (path, "application/json", text())
+            }
+            Self::Stream => {
+                let path = format!("POST /v1/text-to-speech/{voice}/stream?output_format=mp3_44100_128");
+                (path, "application/json", text())
+            }
+            Self::Upload => {
+                ("POST /v1/speech-to-text".to_owned(), "multipart/form-data; boundary=b0b0b0", recording())
+            }
+            Self::Paced => {
+                let path = format!("POST /v1/text-to-speech/{voice}/stream?pieces={pieces}");
+                (path, "application/json", text())
+            }
+        };
+        let mut request = format!(
+            "{target} HTTP/1.1\r\nhost: localhost\r\naccept: */*\r\naccept-encoding: gzip, deflate\r\n\
+             connection: keep-alive\r\nuser-agent: python-httpx/0.28.1\r\nx-fern-language: Python\r\n\
+             x-fern-sdk-name: elevenlabs\r\nx-fern-sdk-version: 2.20.0\r\nxi-api-key: {key}\r\n"
+        );
+        if !body.is_empty() {
+            request.push_str(&format!("content-type: {content}\r\ncontent-length: {}\r\n", body.len()));
+        }
+        request.push_str("\r\n");
+        let mut request = request.into_bytes();
+        request.extend(body);
+        request.into()
+    }
+}
+
+/// A speech's body, of 200 bytes.
+fn text() -> Vec<u8> {
+    let plain =
+        r#"{"text":"The first move is what sets everything in motion.","model_id":"eleven_flash_v2_5""#;
+    format!("{plain}{}}}", " ".repeat(199 - plain.len())).into_bytes()
+}
+
+/// A form with a file, of 10 MiB.
+fn recording() -> Vec<u8> {
+    let mut form = b"--b0b0b0\r\ncontent-disposition: form-data; name=\"model_id\"\r\n\r\nscribe_v1\r\n\
+        --b0b0b0\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a.mp3\"\r\n\
+        content-type: audio/mpeg\r\n\r\n"
+        .to_vec();
+    let end = b"\r\n--b0b0b0--\r\n";
+    form.resize(10 * 1024 * 1024 - end.len(), 0x55);
+    form.extend(end);
+    form
+}
