@@ -67,6 +67,10 @@ pub struct AnswerBody<S> {
     moved_at: Instant,
     /// Something has come since then.
     has_moved: bool,
+    /// Why it broke off, until what came before has had its turn to go out.
+    broken: Option<WireError>,
+    /// What came before has had its turn.
+    has_rested: bool,
 }
 
 /// What is still to come.
@@ -129,6 +133,8 @@ where
             idle_max,
             moved_at: clock::instant(),
             has_moved: false,
+            broken: None,
+            has_rested: false,
         };
         if body.rest.is_over() && head.status != StatusCode::SWITCHING_PROTOCOLS {
             body.finish();
@@ -156,7 +162,9 @@ where
 
     /// Goes on sending a request whose answer began before its end.
     fn send_on(&mut self, cx: &mut Context<'_>) {
-        let Some((outgoing, connection)) = self.outgoing.as_mut().zip(self.connection.as_mut()) else { return };
+        let Some((outgoing, connection)) = self.outgoing.as_mut().zip(self.connection.as_mut()) else {
+            return;
+        };
         match outgoing.poll_send(cx, &mut *connection.stream) {
             Poll::Pending => {}
             Poll::Ready(sent) => {
@@ -170,6 +178,9 @@ where
     /// What comes next of it, but for the time.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Next, WireError>> {
         self.send_on(cx);
+        if let Some(error) = self.broken.take() {
+            return Poll::Ready(Err(error));
+        }
         let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(Next::Over)) };
         loop {
             match self.rest.next(&mut connection.inbox)? {
@@ -208,11 +219,21 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
         let this = &mut *self;
         let next = match this.poll_next(cx) {
+            // A server that hears of the break at once would drop what it has not written yet.
+            Poll::Ready(Err(error)) if !std::mem::replace(&mut this.has_rested, true) => {
+                this.broken = Some(error);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             Poll::Ready(next) => next.map_err(AnswerError::Broken),
-            Poll::Pending => Err(std::task::ready!(this.poll_stalled(cx))),
+            Poll::Pending => {
+                this.has_rested = true;
+                Err(std::task::ready!(this.poll_stalled(cx)))
+            }
         };
         Poll::Ready(match next {
             Ok(Next::Piece(piece)) => {
+                this.has_rested = false;
                 if this.rest.is_over() {
                     this.finish();
                 }

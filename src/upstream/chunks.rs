@@ -155,12 +155,15 @@ impl Chunks {
         self.state = match (&self.state, byte) {
             (State::Size, _) => digit(byte).map_or(MALFORMED, State::Digits),
             (State::Digits(size), _) if digit(byte).is_some() => {
-                let larger = size.checked_mul(16).zip(digit(byte)).and_then(|(size, digit)| size.checked_add(digit));
+                let larger =
+                    size.checked_mul(16).zip(digit(byte)).and_then(|(size, digit)| size.checked_add(digit));
                 larger.map_or(State::Broken(ChunkError::TooLarge), State::Digits)
             }
             (State::Digits(size) | State::Blanks(size), b' ' | b'\t') => State::Blanks(*size),
             (State::Digits(size) | State::Blanks(size), b';') => State::Extension(*size),
-            (State::Digits(size) | State::Blanks(size) | State::Extension(size), b'\r') => State::SizeLf(*size),
+            (State::Digits(size) | State::Blanks(size) | State::Extension(size), b'\r') => {
+                State::SizeLf(*size)
+            }
             // A bare line feed would end the line for some readers and not for others.
             (State::Extension(_), b'\n') => MALFORMED,
             (State::Extension(size), _) => {
@@ -233,7 +236,8 @@ mod tests {
 
     /// What is in `text` when it is read in these pieces, and whether it ended cleanly with nothing left.
     fn read(text: &[u8], cuts: &[usize]) -> Result<(Vec<u8>, Option<HeaderMap>), Option<ChunkError>> {
-        let (mut chunks, mut inbox, mut body, mut trailers) = (Chunks::default(), BytesMut::new(), Vec::new(), None);
+        let (mut chunks, mut inbox, mut body, mut trailers) =
+            (Chunks::default(), BytesMut::new(), Vec::new(), None);
         let (mut rest, mut cuts) = (text, cuts.iter().cycle());
         loop {
             match chunks.next(&mut inbox) {
@@ -243,7 +247,8 @@ mod tests {
                 Ok(Next::Over) => return Err(None),
                 Ok(Next::More) if rest.is_empty() => return Err(None),
                 Ok(Next::More) => {
-                    let (now, later) = rest.split_at(cuts.next().copied().unwrap_or(rest.len()).clamp(1, rest.len()));
+                    let (now, later) =
+                        rest.split_at(cuts.next().copied().unwrap_or(rest.len()).clamp(1, rest.len()));
                     inbox.extend_from_slice(now);
                     rest = later;
                 }
@@ -268,8 +273,18 @@ mod tests {
         check("A \t\r\n0123456789\r\n0\r\n\r\n", Ok("0123456789"));
         let malformed = Err(Some(ChunkError::Malformed));
         for text in [
-            "\r\n", "g\r\n", "-1\r\na\r\n", "2\nab\r\n", "2\r\nabc\r\n", "2\r\nab\n", "1 1\r\na\r\n", "2;a\nb\r\nab\r\n",
-            "2\rab", "0\r\nx\r\n\r\n", "0\r\na: 1\n\r\n", "0\r\na: 1\rb\r\n\r\n",
+            "\r\n",
+            "g\r\n",
+            "-1\r\na\r\n",
+            "2\nab\r\n",
+            "2\r\nabc\r\n",
+            "2\r\nab\n",
+            "1 1\r\na\r\n",
+            "2;a\nb\r\nab\r\n",
+            "2\rab",
+            "0\r\nx\r\n\r\n",
+            "0\r\na: 1\n\r\n",
+            "0\r\na: 1\rb\r\n\r\n",
         ] {
             check(text, malformed);
         }

@@ -281,7 +281,10 @@ mod tests {
             ("transfer-encoding: chunked, gzip", Ok((200, End::Close, false))),
             ("x: 1", Ok((200, End::Close, false))),
             ("connection: close\r\ncontent-length: 5", Ok((200, End::Length(5), false))),
-            ("connection: x, Close\r\nconnection: keep-alive\r\ncontent-length: 5", Ok((200, End::Length(5), false))),
+            (
+                "connection: x, Close\r\nconnection: keep-alive\r\ncontent-length: 5",
+                Ok((200, End::Length(5), false)),
+            ),
         ];
         for (headers, expected) in ends {
             check(&format!("HTTP/1.1 200 OK\r\n{headers}\r\n\r\n"), &Method::GET, expected);
@@ -290,7 +293,9 @@ mod tests {
 
     #[test]
     fn some_answers_have_no_body_whatever_they_say() {
-        for (status, method) in [(204, Method::GET), (304, Method::GET), (200, Method::HEAD), (101, Method::GET)] {
+        for (status, method) in
+            [(204, Method::GET), (304, Method::GET), (200, Method::HEAD), (101, Method::GET)]
+        {
             let text = format!("HTTP/1.1 {status} X\r\ncontent-length: 7\r\n\r\n");
             check(&text, &method, Ok((status, End::Length(0), true)));
         }
@@ -308,14 +313,26 @@ mod tests {
     #[test]
     fn what_only_informs_is_passed_over() {
         let early = "\r\nHTTP/1.1 103 Early\r\nlink: </x>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n".repeat(50);
-        check(&format!("{early}HTTP/1.1 200 OK\ncontent-length: 2\n\n"), &Method::GET, Ok((200, End::Length(2), true)));
+        check(
+            &format!("{early}HTTP/1.1 200 OK\ncontent-length: 2\n\n"),
+            &Method::GET,
+            Ok((200, End::Length(2), true)),
+        );
     }
 
     #[test]
     fn what_is_no_head_is_told_early() {
-        for text in ["SSH-2.0-x", "HTTP/2 200 OK\r\n\r\n", "HTTP/1.1 2x0 OK\r\n\r\n", "HTTP/1.1 200 OK\r\nbad header\r\n\r\n"]
-        {
-            assert_eq!(read(&mut BytesMut::from(text), &Method::GET).unwrap_err(), HeadError::Malformed, "{text}");
+        for text in [
+            "SSH-2.0-x",
+            "HTTP/2 200 OK\r\n\r\n",
+            "HTTP/1.1 2x0 OK\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nbad header\r\n\r\n",
+        ] {
+            assert_eq!(
+                read(&mut BytesMut::from(text), &Method::GET).unwrap_err(),
+                HeadError::Malformed,
+                "{text}"
+            );
         }
         let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: 1\r\n".repeat(HEADERS_MAX + 1));
         let long = format!("HTTP/1.1 200 OK\r\nx: {}", "a".repeat(HEAD_BYTES_MAX));

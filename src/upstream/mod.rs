@@ -275,7 +275,9 @@ impl<C: Connect> Upstream<C> {
             if let Poll::Ready(heard) = poll_heard(cx, connection, outgoing, method) {
                 return Poll::Ready(heard.map_err(|error| match upload.waiting() {
                     Waiting::Never => SendErrorKind::ClientBroke,
-                    Waiting::ForClient | Waiting::ForUpstream | Waiting::ForAnswer => SendErrorKind::Broken(error),
+                    Waiting::ForClient | Waiting::ForUpstream | Waiting::ForAnswer => {
+                        SendErrorKind::Broken(error)
+                    }
                 }));
             }
             let (deadline, stalled) = self.deadline(upload);

@@ -152,7 +152,11 @@ where
     }
 
     /// Writes all that lies ready.
-    fn poll_write<S: Stream + ?Sized>(&mut self, cx: &mut Context<'_>, stream: &mut S) -> Poll<io::Result<()>> {
+    fn poll_write<S: Stream + ?Sized>(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut S,
+    ) -> Poll<io::Result<()>> {
         loop {
             let mut stream = Pin::new(&mut *stream);
             let written = match (self.front.is_empty(), self.piece.is_empty() && self.back.is_empty()) {

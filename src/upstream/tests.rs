@@ -26,7 +26,9 @@ impl Connect for Pipes {
     async fn connect(&self, _: &Authority) -> Result<Self::Io, ConnectError> {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         self.count.fetch_add(1, Ordering::SeqCst);
-        self.opened.send(theirs).map_err(|_| ConnectError::Tcp(std::io::ErrorKind::ConnectionRefused.into()))?;
+        self.opened
+            .send(theirs)
+            .map_err(|_| ConnectError::Tcp(std::io::ErrorKind::ConnectionRefused.into()))?;
         Ok(ours)
     }
 }
@@ -164,8 +166,7 @@ async fn a_complete_exchange_leaves_its_connection_for_the_next() {
     };
     let asked = async {
         for _ in 0..3 {
-            let answer =
-                upstream.send(None, &key(), &outbound(Method::GET), nothing()).await.unwrap();
+            let answer = upstream.send(None, &key(), &outbound(Method::GET), nothing()).await.unwrap();
             assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "ok");
         }
     };
@@ -187,8 +188,7 @@ async fn an_answer_is_complete_with_its_trailers() {
     };
     let asked = async {
         for _ in 0..2 {
-            let answer =
-                upstream.send(None, &key(), &outbound(Method::GET), nothing()).await.unwrap();
+            let answer = upstream.send(None, &key(), &outbound(Method::GET), nothing()).await.unwrap();
             let mut body = answer.into_body();
             assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "ok");
             assert!(body.frame().await.unwrap().unwrap().is_trailers());
@@ -201,14 +201,13 @@ async fn an_answer_is_complete_with_its_trailers() {
 #[tokio::test(start_paused = true)]
 async fn a_switch_of_protocols_that_nobody_asked_for_is_no_answer() {
     let (upstream, mut provider) = network();
-    let (sent, ()) =
-        both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
-            let mut connection = provider.accept().await;
-            read_until(&mut connection, "\r\n\r\n").await;
-            let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
-            connection.write_all(answer).await.unwrap();
-        })
-        .await;
+    let (sent, ()) = both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
+        let mut connection = provider.accept().await;
+        read_until(&mut connection, "\r\n\r\n").await;
+        let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+        connection.write_all(answer).await.unwrap();
+    })
+    .await;
     let error = sent.unwrap_err();
     assert_eq!(error.progress, Progress::Unanswered);
     assert!(matches!(error.kind, SendErrorKind::Switched(StatusCode::SWITCHING_PROTOCOLS)), "{error}");
@@ -254,8 +253,7 @@ async fn asked_and_served(upstream: &Upstream<Pipes>, connection: &mut DuplexStr
 #[tokio::test(start_paused = true)]
 async fn a_busy_connection_gives_way_to_a_new_one_in_time() {
     let (upstream, mut provider) = network();
-    let first =
-        async { upstream.send(None, &key(), &outbound(Method::GET), nothing()).await };
+    let first = async { upstream.send(None, &key(), &outbound(Method::GET), nothing()).await };
     let (_, mut connection) = both(first, async {
         let mut connection = provider.accept().await;
         read_until(&mut connection, "\r\n\r\n").await;
@@ -267,13 +265,12 @@ async fn a_busy_connection_gives_way_to_a_new_one_in_time() {
         asked_and_served(&upstream, &mut connection, Duration::from_secs(20)).await;
     }
     assert_eq!(provider.opened.load(Ordering::SeqCst), 1);
-    let (_, ()) =
-        both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
-            let mut connection = provider.accept().await;
-            read_until(&mut connection, "\r\n\r\n").await;
-            connection.write_all(OK).await.unwrap();
-        })
-        .await;
+    let (_, ()) = both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
+        let mut connection = provider.accept().await;
+        read_until(&mut connection, "\r\n\r\n").await;
+        connection.write_all(OK).await.unwrap();
+    })
+    .await;
     assert_eq!(provider.opened.load(Ordering::SeqCst), 2);
 }
 
@@ -320,15 +317,13 @@ async fn a_network_that_swallows_everything_was_sent_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_redirect_is_an_answer_like_any_other() {
     let (upstream, mut provider) = network();
-    let (sent, ()) =
-        both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
-            let mut connection = provider.accept().await;
-            read_until(&mut connection, "\r\n\r\n").await;
-            let redirect =
-                b"HTTP/1.1 307 Go\r\nlocation: http://elsewhere.example/\r\ncontent-length: 0\r\n\r\n";
-            connection.write_all(redirect).await.unwrap();
-        })
-        .await;
+    let (sent, ()) = both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
+        let mut connection = provider.accept().await;
+        read_until(&mut connection, "\r\n\r\n").await;
+        let redirect = b"HTTP/1.1 307 Go\r\nlocation: http://elsewhere.example/\r\ncontent-length: 0\r\n\r\n";
+        connection.write_all(redirect).await.unwrap();
+    })
+    .await;
     let answer = sent.unwrap();
     assert_eq!(
         (answer.status().as_u16(), answer.headers()["location"].to_str().unwrap()),
@@ -357,27 +352,25 @@ async fn an_answer_that_is_dropped_closes_its_connection() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_breaks_off_is_broken() {
     let (upstream, mut provider) = network();
-    let (sent, ()) =
-        both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
-            let mut connection = provider.accept().await;
-            read_until(&mut connection, "\r\n\r\n").await;
-            connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await.unwrap();
-        })
-        .await;
+    let (sent, ()) = both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
+        let mut connection = provider.accept().await;
+        read_until(&mut connection, "\r\n\r\n").await;
+        connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await.unwrap();
+    })
+    .await;
     assert!(sent.unwrap().into_body().collect().await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_stands_still_is_given_up_and_a_slow_one_is_not() {
     let (upstream, mut provider) = network();
-    let (sent, connection) =
-        both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
-            let mut connection = provider.accept().await;
-            read_until(&mut connection, "\r\n\r\n").await;
-            connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n").await.unwrap();
-            connection
-        })
-        .await;
+    let (sent, connection) = both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
+        let mut connection = provider.accept().await;
+        read_until(&mut connection, "\r\n\r\n").await;
+        connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n").await.unwrap();
+        connection
+    })
+    .await;
     let mut answer = sent.unwrap().into_body();
     let trickle = async {
         let mut connection = connection;
@@ -401,16 +394,15 @@ async fn an_answer_that_stands_still_is_given_up_and_a_slow_one_is_not() {
 /// What a client of ours gets when the provider sends these bytes and closes.
 async fn relayed(bytes: &[u8]) -> (u16, HeaderMap, Result<Bytes, AnswerError>) {
     let (upstream, mut provider) = network();
-    let (sent, ()) =
-        both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
-            let mut connection = provider.accept().await;
-            read_until(&mut connection, "\r\n\r\n").await;
-            // A pipe is small; what does not fit waits for the reader.
-            for piece in bytes.chunks(1_000) {
-                connection.write_all(piece).await.unwrap();
-            }
-        })
-        .await;
+    let (sent, ()) = both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
+        let mut connection = provider.accept().await;
+        read_until(&mut connection, "\r\n\r\n").await;
+        // A pipe is small; what does not fit waits for the reader.
+        for piece in bytes.chunks(1_000) {
+            connection.write_all(piece).await.unwrap();
+        }
+    })
+    .await;
     let (head, body) = sent.unwrap().into_parts();
     (head.status.as_u16(), head.headers, body.collect().await.map(|body| body.to_bytes()))
 }
@@ -444,4 +436,19 @@ async fn an_answer_cut_in_a_chunk_is_broken() {
     assert!(body.is_err());
     let (_, _, body) = relayed(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n").await;
     assert!(body.is_err(), "the last chunk is missing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_came_before_a_break_has_its_turn_to_go_out() {
+    let (upstream, mut provider) = network();
+    let (sent, ()) = both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
+        let mut connection = provider.accept().await;
+        read_until(&mut connection, "\r\n\r\n").await;
+        connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await.unwrap();
+    })
+    .await;
+    let mut body = sent.unwrap().into_body();
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    let mut next = || std::pin::Pin::new(&mut body).poll_frame(&mut cx).map(|frame| frame.unwrap().is_ok());
+    assert_eq!([next(), next(), next()], [Poll::Ready(true), Poll::Pending, Poll::Ready(false)]);
 }
