@@ -53,6 +53,16 @@ const SMALL_BYTES: usize = 4 * 1024;
 /// Small pieces are copied together up to this size.
 const GATHERED_BYTES_MAX: usize = 16 * 1024;
 
+/// The first `bytes_max` bytes of these pieces.
+pub(super) fn joined<'a>(pieces: impl Iterator<Item = &'a [u8]>, bytes_max: usize) -> Bytes {
+    let mut start = Vec::new();
+    for piece in pieces {
+        let left = bytes_max - start.len();
+        start.extend_from_slice(&piece[..piece.len().min(left)]);
+    }
+    start.into()
+}
+
 /// The held part of a body, addressed by bytes from its beginning.
 #[derive(Debug)]
 pub(super) struct Held {
@@ -93,7 +103,7 @@ impl Held {
         match self.memory.as_slice() {
             [] => Bytes::new(),
             [only] if self.gathered.is_empty() => only.slice(..only.len().min(bytes_max)),
-            pieces => pieces.iter().flatten().chain(&self.gathered).copied().take(bytes_max).collect(),
+            pieces => joined(pieces.iter().map(|piece| &piece[..]).chain([&self.gathered[..]]), bytes_max),
         }
     }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use super::held::{Held, Loss};
+use super::held::{Held, Loss, joined};
 use super::room::Room;
 use crate::clock;
 use crate::policy::replay::Held as Holding;
@@ -174,7 +174,7 @@ where
         let start: Bytes = match shared.ahead.iter().collect::<Vec<_>>().as_slice() {
             [] => return start(&shared, bytes_max),
             [only] => only.slice(..only.len().min(bytes_max)),
-            pieces => pieces.iter().copied().flatten().copied().take(bytes_max).collect(),
+            pieces => joined(pieces.iter().map(|piece| &piece[..]), bytes_max),
         };
         let is_whole = shared.source_state == Source::Complete && start.len() as u64 == shared.ahead_end();
         (start, is_whole)

@@ -176,7 +176,7 @@ pub struct ReplayConfig {
 impl Default for ReplayConfig {
     fn default() -> Self {
         Self {
-            memory_bytes_max: 1024 * 1024,
+            memory_bytes_max: 16 * 1024 * 1024,
             memory_total_bytes_max: 64 * 1024 * 1024,
             disk_bytes_max: 6 * 1024 * 1024 * 1024,
             disk_total_bytes_max: 24 * 1024 * 1024 * 1024,

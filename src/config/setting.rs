@@ -445,7 +445,7 @@ mod tests {
     #[test]
     fn sizes_are_guessed_in_bytes() {
         for (text, bytes) in [("64k", "65536"), ("1 MiB", "1048576"), ("1GB", "1073741824")] {
-            let allowed = "write a whole number of bytes from 0 to 1073741824; the default is 1048576";
+            let allowed = "write a whole number of bytes from 0 to 1073741824; the default is 16777216";
             let what = format!("`{text}` is no whole number; did you mean `{bytes}`?");
             check_text("replay.memory_max", text, &format!("! {what}; {allowed}"));
         }

@@ -764,11 +764,11 @@ fn the_authority_lives_beside_the_books() {
 
 #[test]
 fn one_body_fits_into_the_memory_for_all() {
-    let given = Given::fresh().variable("KEYCHOIR_REPLAY__MEMORY_TOTAL_MAX", "1048576");
-    assert_eq!(given.config().replay.memory_total_bytes_max, 1_048_576);
-    Given::fresh().variable("KEYCHOIR_REPLAY__MEMORY_TOTAL_MAX", "1048575").check_problems(
+    let given = Given::fresh().variable("KEYCHOIR_REPLAY__MEMORY_TOTAL_MAX", "16777216");
+    assert_eq!(given.config().replay.memory_total_bytes_max, 16_777_216);
+    Given::fresh().variable("KEYCHOIR_REPLAY__MEMORY_TOTAL_MAX", "16777215").check_problems(
         "
-KEYCHOIR_REPLAY__MEMORY_TOTAL_MAX: one request may keep 1048576 bytes (`replay.memory_max`) but all together only 1048575
+KEYCHOIR_REPLAY__MEMORY_TOTAL_MAX: one request may keep 16777216 bytes (`replay.memory_max`) but all together only 16777215
     = raise `replay.memory_total_max`
 ",
     );

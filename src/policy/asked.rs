@@ -72,7 +72,7 @@ fn json(document: Document) -> Asked {
 fn form(start: &[u8]) -> Option<Arc<str>> {
     const FIELD: &[u8] = b"name=\"model_id\"";
     const BLANK: &[u8] = b"\r\n\r\n";
-    let find = |heap: &[u8], part: &[u8]| heap.windows(part.len()).position(|window| window == part);
+    let find = memchr::memmem::find;
     let head = &start[find(start, FIELD)? + FIELD.len()..];
     let value = &head[find(head, BLANK)? + BLANK.len()..];
     model(std::str::from_utf8(&value[..find(value, b"\r\n")?]).ok()?)
