@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := tests/sdk/python/.venv
 FRAMEWORKS := tests/sdk/frameworks/.venv
 SOCKETS := tests/sockets/.venv
+PEERS := benches/compare/.venv
 NODE := tests/sdk/js
 SUPABASE := tests/supabase
 
@@ -60,6 +61,9 @@ $(VENV)/.installed: tests/sdk/python/requirements.txt
 $(SOCKETS)/.installed: tests/sockets/requirements.txt
 	$(packages)
 
+$(PEERS)/.installed: benches/compare/requirements.txt
+	$(packages)
+
 # These name every package that is imported, and leave hundreds of megabytes of others out.
 $(FRAMEWORKS)/.installed: tests/sdk/frameworks/requirements.txt
 	$(PYTHON) -m venv $(FRAMEWORKS)
@@ -104,8 +108,8 @@ bench: bench-compare
 	cargo bench --locked --bench books
 	cargo bench --locked --bench sockets
 
-# Those that are installed: nginx comes with the system.
-bench-compare:
+# nginx and HAProxy come with the system, and are left out where they are not installed.
+bench-compare: $(PEERS)/.installed
 	cargo bench --locked --bench compare
 
 # Seconds for each fuzz target.
@@ -119,4 +123,4 @@ fuzz:
 
 clean:
 	cargo clean
-	rm -rf $(VENV) $(FRAMEWORKS) $(SOCKETS) $(NODE)/node_modules $(SUPABASE)/node_modules
+	rm -rf $(VENV) $(FRAMEWORKS) $(SOCKETS) $(PEERS) $(NODE)/node_modules $(SUPABASE)/node_modules

@@ -18,9 +18,10 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
+use crate::peers::Front;
 use crate::upstream::{EPOCH, STAMP};
 use crate::wire;
-use crate::workload::PACED_BYTES;
+use crate::workload::{PACED_BYTES, Workload};
 
 /// Bytes read at once.
 const READ: usize = 256 * 1024;
@@ -32,6 +33,17 @@ pub struct Asked {
     pub answer_bytes: u64,
     /// Whether pieces of the answer tell when they were sent.
     pub is_stamped: bool,
+}
+
+impl Asked {
+    /// A request with this key; a paced answer takes so many seconds.
+    pub fn new(workload: Workload, key: &str, seconds: f64) -> Self {
+        Self {
+            request: workload.request(key, seconds),
+            answer_bytes: workload.answer_bytes(seconds),
+            is_stamped: workload == Workload::Paced,
+        }
+    }
 }
 
 /// What was answered. Times from the moment at which a request was due, in seconds.
@@ -55,37 +67,49 @@ impl Heard {
 
 /// Connections that stay open between runs.
 pub struct Load {
-    connections: Vec<Connection>,
+    askers: Vec<Asker>,
 }
 
 impl Load {
-    pub async fn open(address: SocketAddr, tls: Option<&TlsConnector>, count: u32) -> Self {
-        let mut connections = Vec::new();
-        for _ in 0..count {
-            connections.push(Connection::open(address, tls).await);
+    /// So many who ask one thing at a time, each over so many connections in turns.
+    pub async fn open(front: &Front, askers: u32, connections_each: u32) -> Self {
+        let connector = front.tls.clone().map(TlsConnector::from);
+        let mut load = Self { askers: Vec::new() };
+        for _ in 0..askers {
+            let mut streams = Vec::new();
+            for _ in 0..connections_each {
+                streams.push(connect(front.address, connector.as_ref()).await);
+            }
+            load.askers.push(Asker::new(streams));
         }
-        Self { connections }
+        load
     }
 
     /// So many requests a second by all of them together.
     pub async fn at_rate(&mut self, asked: &Asked, rate: u32, seconds: f64) -> Heard {
-        let connections = u32::try_from(self.connections.len()).unwrap();
-        let interval = Duration::from_secs(1) * connections / rate;
-        let count = ((f64::from(rate) * seconds) as u32 / connections).max(1);
+        let askers = u32::try_from(self.askers.len()).unwrap();
+        let interval = Duration::from_secs(1) * askers / rate;
+        let count = ((f64::from(rate) * seconds) as u32 / askers).max(1);
         let begin = Instant::now() + Duration::from_millis(1);
-        self.run(|place, connection| {
-            let begin = begin + interval / connections * place;
-            connection.at_moments(asked.clone(), begin, interval, count)
+        self.run(|place, asker| {
+            asker.at_moments(asked.clone(), begin + interval / askers * place, interval, count)
         })
         .await
     }
 
-    /// One request by each of them, as evenly over this span as can be.
+    /// One request by each of them, evenly over this span.
     pub async fn once_each(&mut self, asked: &Asked, over: Duration) -> Heard {
-        let connections = u32::try_from(self.connections.len()).unwrap();
+        let askers = u32::try_from(self.askers.len()).unwrap();
         let begin = Instant::now() + Duration::from_millis(1);
-        self.run(|place, connection| {
-            connection.at_moments(asked.clone(), begin + over / connections * place, over, 1)
+        self.run(|place, asker| asker.at_moments(asked.clone(), begin + over / askers * place, over, 1)).await
+    }
+
+    /// One request on each connection.
+    pub async fn everywhere(&mut self, asked: &Asked) -> Heard {
+        let now = Instant::now();
+        self.run(|_, asker| {
+            let count = u32::try_from(asker.streams.len()).unwrap();
+            asker.at_moments(asked.clone(), now, Duration::ZERO, count)
         })
         .await
     }
@@ -93,20 +117,20 @@ impl Load {
     /// As fast as it is answered, so long.
     pub async fn saturating(&mut self, asked: &Asked, seconds: f64) -> Heard {
         let end = Instant::now() + Duration::from_secs_f64(seconds);
-        self.run(|_, connection| connection.until(asked.clone(), end)).await
+        self.run(|_, asker| asker.until(asked.clone(), end)).await
     }
 
-    async fn run<F>(&mut self, mut each: impl FnMut(u32, Connection) -> F) -> Heard
+    async fn run<F>(&mut self, mut each: impl FnMut(u32, Asker) -> F) -> Heard
     where
-        F: Future<Output = (Connection, Heard)> + Send + 'static,
+        F: Future<Output = (Asker, Heard)> + Send + 'static,
     {
         let (tasks, began) = (Tasks::new(), Instant::now());
         let running: Vec<_> =
-            (0..).zip(self.connections.drain(..)).map(|(place, own)| tasks.spawn(each(place, own))).collect();
+            (0..).zip(self.askers.drain(..)).map(|(place, own)| tasks.spawn(each(place, own))).collect();
         let mut heard = Heard::default();
         for one in running {
-            let (connection, own) = one.await.unwrap();
-            self.connections.push(connection);
+            let (asker, own) = one.await.unwrap();
+            self.askers.push(asker);
             heard.add(own);
         }
         heard.took = began.elapsed();
@@ -114,28 +138,36 @@ impl Load {
     }
 }
 
-struct Connection {
-    stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
+type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
+async fn connect(address: SocketAddr, tls: Option<&TlsConnector>) -> Stream {
+    let tcp = TcpStream::connect(address).await.unwrap();
+    tcp.set_nodelay(true).unwrap();
+    match tls {
+        None => Either::Left(tcp),
+        Some(connector) => {
+            let name = "localhost".try_into().unwrap();
+            Either::Right(Box::new(connector.connect(name, tcp).await.unwrap()))
+        }
+    }
+}
+
+/// Who asks one thing at a time.
+struct Asker {
+    streams: Vec<Stream>,
+    /// Of these, the one whose turn it was.
+    turn: usize,
     buffer: Vec<u8>,
     clock: AsyncFd<OwnedFd>,
 }
 
-impl Connection {
-    async fn open(address: SocketAddr, tls: Option<&TlsConnector>) -> Self {
-        let tcp = TcpStream::connect(address).await.unwrap();
-        tcp.set_nodelay(true).unwrap();
-        let stream = match tls {
-            None => Either::Left(tcp),
-            Some(connector) => {
-                let name = "localhost".try_into().unwrap();
-                Either::Right(Box::new(connector.connect(name, tcp).await.unwrap()))
-            }
-        };
+impl Asker {
+    fn new(streams: Vec<Stream>) -> Self {
         // The runtime's own timers go by milliseconds, which is many times what a proxy adds.
         let clock = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK).unwrap();
         #[expect(deprecated, reason = "an owned file is open as long as it is registered")]
         let clock = AsyncFd::new(clock).unwrap();
-        Self { stream, buffer: vec![0; READ], clock }
+        Self { streams, turn: 0, buffer: Vec::with_capacity(READ), clock }
     }
 
     /// A request at each of these moments, or at once where the one before took longer.
@@ -187,26 +219,30 @@ impl Connection {
 
     /// Asks and hears the whole answer.
     async fn ask(&mut self, asked: &Asked, due: Instant, heard: &mut Heard) {
-        self.stream.write_all(&asked.request).await.unwrap();
-        self.stream.flush().await.unwrap();
-        let (mut filled, mut first) = (0, None);
+        self.turn = (self.turn + 1) % self.streams.len();
+        let stream = &mut self.streams[self.turn];
+        stream.write_all(&asked.request).await.unwrap();
+        stream.flush().await.unwrap();
+        let (buffer, mut first) = (&mut self.buffer, None);
+        buffer.clear();
         let end = loop {
-            filled += self.read(filled).await;
+            read(stream, buffer).await;
             first.get_or_insert_with(|| due.elapsed());
-            if let Some(end) = wire::head_end(&self.buffer[..filled]) {
+            if let Some(end) = wire::head_end(buffer) {
                 break end;
             }
         };
-        let head = &self.buffer[..end];
+        let (head, behind) = buffer.split_at(end);
         assert!(head.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(head));
         let mut body = wire::body(head);
         let mut payload = Payload { bytes: 0, stamp: asked.is_stamped.then(Vec::new), heard };
-        let taken = body.take(&self.buffer[end..filled], |piece| payload.take(piece));
-        assert_eq!(taken, filled - end, "nothing follows an answer");
+        let taken = body.take(behind, &mut |piece| payload.take(piece));
+        assert_eq!(taken, behind.len(), "nothing follows an answer");
         while !body.is_whole() {
-            let count = self.read(0).await;
-            let taken = body.take(&self.buffer[..count], |piece| payload.take(piece));
-            assert_eq!(taken, count, "nothing follows an answer");
+            buffer.clear();
+            read(stream, buffer).await;
+            let taken = body.take(buffer, &mut |piece| payload.take(piece));
+            assert_eq!(taken, buffer.len(), "nothing follows an answer");
         }
         assert_eq!(payload.bytes, asked.answer_bytes, "the answer came whole");
         heard.requests += 1;
@@ -215,13 +251,10 @@ impl Connection {
             heard.whole.push(due.elapsed().as_secs_f64());
         }
     }
+}
 
-    /// Reads behind so many bytes of the buffer.
-    async fn read(&mut self, from: usize) -> usize {
-        let count = self.stream.read(&mut self.buffer[from..]).await.unwrap();
-        assert_ne!(count, 0, "the connection was closed");
-        count
-    }
+async fn read(stream: &mut Stream, buffer: &mut Vec<u8>) {
+    assert_ne!(stream.read_buf(buffer).await.unwrap(), 0, "the connection was closed");
 }
 
 /// Counts what an answer brings, and reads the moments in it.

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, getrlimit, setrlimit};
+
 /// What /proc counts processor time in.
 const TICK: f64 = 0.01;
 
@@ -15,6 +17,15 @@ pub fn stay_on(processor: &str) {
     let status =
         Command::new("taskset").args(["-a", "-p", "-c", processor, &own]).stdout(Stdio::null()).status();
     assert!(status.is_ok_and(|status| status.success()), "`taskset` keeps programs on their processors");
+}
+
+/// How many files this program may have open, and those that it starts: as many as it may ask for.
+pub fn open_files_max() -> u64 {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // What is not given is not counted with.
+    let _ = setrlimit(Resource::Nofile, limit);
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// A program that will run on these processors only.

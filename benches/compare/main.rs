@@ -5,6 +5,10 @@
 //! ```text
 //! cargo bench --bench compare                    every workload
 //! cargo bench --bench compare -- get tts         some of them
+//! cargo bench --bench compare -- tls-upstream    with TLS to the provider; tls-both: on both sides
+//! cargo bench --bench compare -- memory          what idle proxies and idle clients take
+//! cargo bench --bench compare -- growth          Keychoir with more keys, clients, connections, cores
+//! cargo bench --bench compare -- uneven          small requests beside long streams
 //! BENCH_PEERS=nginx,keychoir BENCH_SECONDS=1 BENCH_ROUNDS=3 cargo bench --bench compare -- get
 //! BENCH_KEYCHOIR=/path/of/another/build cargo bench --bench compare
 //! ```
@@ -25,11 +29,15 @@
 #[path = "../house/mod.rs"]
 mod house;
 
+mod growth;
 mod load;
 mod machine;
+mod memory;
 mod peers;
 mod rounds;
 mod table;
+mod tls;
+mod uneven;
 mod upstream;
 mod wire;
 mod workload;
@@ -37,24 +45,17 @@ mod workload;
 use std::path::PathBuf;
 
 use house::number;
-use peers::Peer;
-use rounds::Plan;
+use peers::{Peer, Scene, Way};
+use rounds::{Entry, Plan};
+use table::Beside;
+use tls::Certificates;
 use upstream::Upstream;
 use workload::Workload;
 
 fn main() {
     // `cargo bench` itself says `--bench`.
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let mut workloads = Vec::new();
-    for word in &words {
-        match Workload::ALL.into_iter().find(|workload| workload.name() == word) {
-            Some(workload) => workloads.push(workload),
-            None => panic!("`{word}` is none of get, tts, stream, upload and paced"),
-        }
-    }
-    if workloads.is_empty() {
-        workloads.extend(Workload::ALL);
-    }
+    let asked = Asked::by(&words);
     let peers = chosen();
     println!("{}", machine::about());
     for peer in &peers {
@@ -63,17 +64,73 @@ fn main() {
         }
     }
     machine::stay_on("1");
+    machine::open_files_max();
     let plan = Plan {
-        peers,
         seconds: f64::from(number("BENCH_SECONDS", 4)),
         rounds: number("BENCH_ROUNDS", 5) as usize,
-        upstream: Upstream::start(),
+        is_saturated: true,
         folder: PathBuf::from(env!("CARGO_TARGET_TMPDIR")),
     };
-    for workload in workloads {
-        let measured = rounds::measure(&plan, workload);
-        table::print(&plan, workload, &measured);
+    let folder = tempfile::tempdir_in(&plan.folder).unwrap();
+    let certificates = Certificates::make(folder.path());
+    let scene = Scene::new(Upstream::start(&certificates), certificates);
+    for way in asked.ways {
+        for workload in &asked.workloads {
+            compare(&plan, &peers, &Scene { way, ..scene.clone() }, *workload);
+        }
     }
+    for study in asked.studies {
+        study(&plan, &peers, &scene);
+    }
+}
+
+/// What the command line names.
+struct Asked {
+    workloads: Vec<Workload>,
+    ways: Vec<Way>,
+    studies: Vec<fn(&Plan, &[Peer], &Scene)>,
+}
+
+impl Asked {
+    fn by(words: &[String]) -> Self {
+        let mut asked = Self { workloads: Vec::new(), ways: Vec::new(), studies: Vec::new() };
+        for word in words {
+            match (&**word, Workload::ALL.into_iter().find(|workload| workload.name() == word)) {
+                (_, Some(workload)) => asked.workloads.push(workload),
+                ("plain", None) => asked.ways.push(Way::Plain),
+                ("tls-upstream", None) => asked.ways.push(Way::TlsBehind),
+                ("tls-both", None) => asked.ways.push(Way::TlsOnBothSides),
+                ("memory", None) => asked.studies.push(memory::measure),
+                ("growth", None) => asked.studies.push(growth::grow),
+                ("uneven", None) => asked.studies.push(uneven::measure),
+                (word, None) => panic!("`{word}` is nothing that can be measured here"),
+            }
+        }
+        // A study by itself does without the comparison, and a way without workloads is for all of them.
+        if asked.ways.is_empty() && (asked.studies.is_empty() || !asked.workloads.is_empty()) {
+            asked.ways.push(Way::Plain);
+        }
+        if asked.workloads.is_empty() {
+            asked.workloads.extend(Workload::ALL);
+        }
+        asked
+    }
+}
+
+/// One workload through all peers.
+fn compare(plan: &Plan, peers: &[Peer], scene: &Scene, workload: Workload) {
+    let entry = |peer: &Peer| Entry::new(peer.clone(), scene.clone(), workload);
+    let entries: Vec<Entry> = peers.iter().map(entry).collect();
+    let measured = rounds::measure(plan, &entries, workload);
+    let way = match scene.way {
+        Way::Plain => "",
+        Way::TlsBehind => "TLS to the provider, ",
+        Way::TlsOnBothSides => "TLS on both sides, ",
+    };
+    let title = format!("{way}{}", table::about(plan, workload));
+    let place = peers.iter().position(|peer| *peer == Peer::Nginx);
+    let bound = Some(workload.bound());
+    table::print(&title, &entries, &measured, &Beside { name: "nginx", place, bound });
 }
 
 /// The peers that `BENCH_PEERS` names, or all.

@@ -1,4 +1,4 @@
-//! The order of a measurement: in every round each peer has its turn once, and another one begins, so
+//! The order of a measurement: in every round each proxy has its turn once, and another one begins, so
 //! that whatever else the machine does meets all of them alike.
 
 use std::path::PathBuf;
@@ -8,21 +8,45 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::load::{Asked, Heard, Load};
 use crate::peers::{House, Peer, Scene};
-use crate::upstream::Upstream;
-use crate::workload::{KEY, PACED_MS, TOKEN, Workload};
+use crate::workload::{PACED_MS, Workload};
 
 /// Seconds before each turn that are not measured.
 const WARM_SECONDS: f64 = 0.5;
 
+#[derive(Clone)]
 pub struct Plan {
-    pub peers: Vec<Peer>,
     pub seconds: f64,
     pub rounds: usize,
-    pub upstream: Upstream,
+    /// Whether it is looked for how much goes through as well.
+    pub is_saturated: bool,
     pub folder: PathBuf,
 }
 
-/// What a peer has shown, one of each a round.
+/// One of those that are compared.
+pub struct Entry {
+    pub name: String,
+    pub peer: Peer,
+    pub scene: Scene,
+    pub rate: u32,
+    /// Who asks, and over how many connections each.
+    pub askers: u32,
+    pub connections_each: u32,
+}
+
+impl Entry {
+    pub fn new(peer: Peer, scene: Scene, workload: Workload) -> Self {
+        Self {
+            name: peer.name().to_owned(),
+            peer,
+            scene,
+            rate: workload.rate(),
+            askers: workload.connections(),
+            connections_each: 1,
+        }
+    }
+}
+
+/// What a proxy has shown, one of each a round.
 #[derive(Debug, Default)]
 pub struct Measured {
     pub turns: Vec<Turn>,
@@ -54,31 +78,31 @@ pub struct Most {
 }
 
 /// All rounds of one workload, with fresh proxies.
-pub fn measure(plan: &Plan, workload: Workload) -> Vec<Measured> {
+pub fn measure(plan: &Plan, entries: &[Entry], workload: Workload) -> Vec<Measured> {
     let folder = tempfile::tempdir_in(&plan.folder).unwrap();
-    let scene = Scene { upstream: plan.upstream.address, processors: "0".to_owned(), threads: 1 };
-    let houses: Vec<Option<House>> =
-        plan.peers.iter().map(|peer| peer.start(&scene, &folder.path().join(peer.name()))).collect();
-    let mut measured: Vec<Measured> = plan.peers.iter().map(|_| Measured::default()).collect();
-    let runtime = here();
-    let seen = plan.upstream.requests();
+    let start = |(place, entry): (usize, &Entry)| {
+        entry.peer.start(&entry.scene, &folder.path().join(format!("{place}-{}", entry.name)))
+    };
+    let houses: Vec<Option<House>> = entries.iter().enumerate().map(start).collect();
+    let mut measured: Vec<Measured> = entries.iter().map(|_| Measured::default()).collect();
     let mut asked = vec![0; houses.len()];
+    let upstream = &entries[0].scene.upstream;
+    let (runtime, seen) = (here(), upstream.requests());
     for round in 0..plan.rounds {
         for turn in 0..houses.len() {
             let place = (round + turn) % houses.len();
-            let (turn, requests) = runtime.block_on(take_turn(plan, workload, houses[place].as_ref()));
+            let turn = take_turn(plan, &entries[place], workload, houses[place].as_ref());
+            let (turn, requests) = runtime.block_on(turn);
             asked[place] += requests;
             measured[place].turns.push(turn);
-            plan.upstream.was_respected(plan.peers[place].name());
+            upstream.was_respected(&entries[place].name);
         }
     }
-    assert_eq!(plan.upstream.requests() - seen, asked.iter().sum::<u64>(), "each request was sent on once");
-    for ((house, measured), (peer, asked)) in
-        houses.iter().zip(&mut measured).zip(plan.peers.iter().zip(asked))
-    {
+    assert_eq!(upstream.requests() - seen, asked.iter().sum::<u64>(), "each request was sent on once");
+    for (place, house) in houses.iter().enumerate() {
         if let Some(house) = house {
-            measured.memory = house.running.memory();
-            house.has_logged(peer.name(), asked);
+            measured[place].memory = house.running.memory();
+            house.has_logged(&entries[place].name, asked[place]);
         }
     }
     measured
@@ -88,34 +112,29 @@ pub fn here() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// One turn of a peer, and how many requests that were.
-async fn take_turn(plan: &Plan, workload: Workload, house: Option<&House>) -> (Turn, u64) {
-    let address = house.map_or(plan.upstream.address, |house| house.address);
-    // With nobody in between, the client must know the key.
-    let key = if house.is_some() { TOKEN } else { KEY };
-    let asked = |seconds: f64| Asked {
-        request: workload.request(key, seconds),
-        answer_bytes: workload.answer_bytes(seconds),
-        is_stamped: workload == Workload::Paced,
+/// One turn of a proxy, and how many requests that were.
+async fn take_turn(plan: &Plan, entry: &Entry, workload: Workload, house: Option<&House>) -> (Turn, u64) {
+    let front = entry.scene.front(house);
+    let asked = |seconds: f64| Asked::new(workload, front.key, seconds);
+    let mut load = Load::open(&front, entry.askers, entry.connections_each).await;
+    // Each connection once at least: the first request of one costs more.
+    let mut requests = match workload {
+        Workload::Paced => 0,
+        Workload::Get | Workload::Tts | Workload::Stream | Workload::Upload => {
+            load.everywhere(&asked(WARM_SECONDS)).await.requests
+        }
     };
-    let mut load = Load::open(address, None, workload.connections()).await;
-    let warm = drive(&mut load, workload, &asked(WARM_SECONDS), WARM_SECONDS).await;
+    requests += drive(&mut load, entry, workload, &asked(WARM_SECONDS), WARM_SECONDS).await.requests;
     let asked = asked(plan.seconds);
-    let before = house.map(|house| house.running.used());
-    let mut heard = drive(&mut load, workload, &asked, plan.seconds).await;
-    let used = house.map(|house| house.running.used());
-    let seconds = used.zip(before).map_or(0.0, |(after, before)| after.since(&before));
+    let (mut heard, seconds) = costing(house, drive(&mut load, entry, workload, &asked, plan.seconds)).await;
     drop(load);
-    let mut requests = warm.requests + heard.requests;
+    requests += heard.requests;
     let mut most = None;
-    if let Some(connections) = workload.saturating() {
-        let mut load = Load::open(address, None, connections).await;
-        let warm = load.saturating(&asked, WARM_SECONDS / 2.0).await;
-        let before = house.map(|house| house.running.used());
-        let heard = load.saturating(&asked, plan.seconds / 2.0).await;
-        let used = house.map(|house| house.running.used());
-        let seconds = used.zip(before).map_or(0.0, |(after, before)| after.since(&before));
-        requests += warm.requests + heard.requests;
+    if let Some(connections) = workload.saturating().filter(|_| plan.is_saturated) {
+        let mut load = Load::open(&front, connections, 1).await;
+        requests += load.saturating(&asked, WARM_SECONDS / 2.0).await.requests;
+        let (heard, seconds) = costing(house, load.saturating(&asked, plan.seconds / 2.0)).await;
+        requests += heard.requests;
         most = Some(Most {
             rate: heard.requests as f64 / heard.took.as_secs_f64(),
             cost: seconds * 1e6 / heard.requests as f64,
@@ -134,11 +153,20 @@ async fn take_turn(plan: &Plan, workload: Workload, house: Option<&House>) -> (T
     (turn, requests)
 }
 
-async fn drive(load: &mut Load, workload: Workload, asked: &Asked, seconds: f64) -> Heard {
+/// What was heard meanwhile, and how many seconds of a processor the proxy took for it.
+async fn costing(house: Option<&House>, driving: impl Future<Output = Heard>) -> (Heard, f64) {
+    let used = || house.map(|house| house.running.used());
+    let before = used();
+    let heard = driving.await;
+    let seconds = used().zip(before).map_or(0.0, |(after, before)| after.since(&before));
+    (heard, seconds)
+}
+
+async fn drive(load: &mut Load, entry: &Entry, workload: Workload, asked: &Asked, seconds: f64) -> Heard {
     match workload {
         Workload::Paced => load.once_each(asked, Duration::from_millis(PACED_MS)).await,
         Workload::Get | Workload::Tts | Workload::Stream | Workload::Upload => {
-            load.at_rate(asked, workload.rate(), seconds).await
+            load.at_rate(asked, entry.rate, seconds).await
         }
     }
 }

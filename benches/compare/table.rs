@@ -2,10 +2,20 @@
 
 use crate::house::{middle, spread};
 use crate::peers::Peer;
-use crate::rounds::{Measured, Plan, Turn};
+use crate::rounds::{Entry, Measured, Plan, Turn};
 use crate::workload::{PACED_BYTES, PACED_MS, Workload};
 
-pub fn print(plan: &Plan, workload: Workload, measured: &[Measured]) {
+/// What rows are held against.
+pub struct Beside {
+    pub name: &'static str,
+    /// Which of the rows that is.
+    pub place: Option<usize>,
+    /// The ratio that builds of ours are to keep below.
+    pub bound: Option<f64>,
+}
+
+/// What was asked.
+pub fn about(plan: &Plan, workload: Workload) -> String {
     let (rate, connections) = (workload.rate(), workload.connections());
     let what = match workload {
         Workload::Paced => format!(
@@ -15,12 +25,16 @@ pub fn print(plan: &Plan, workload: Workload, measured: &[Measured]) {
             format!("{rate} requests/s over {connections} connections")
         }
     };
-    println!("\n{}: {what}; {} rounds of {} s in turns", workload.name(), plan.rounds, plan.seconds);
+    format!("{}: {what}; {} rounds of {} s in turns", workload.name(), plan.rounds, plan.seconds)
+}
+
+pub fn print(title: &str, entries: &[Entry], measured: &[Measured], beside: &Beside) {
+    println!("\n{title}");
     println!(
-        "{:<16}{:>22}{:>22}{:>9}{:>9}{:>9}{:>10}{:>9}{:>7}{:>8}",
+        "{:<18}{:>24}{:>22}{:>9}{:>9}{:>9}{:>10}{:>9}{:>7}{:>8}",
         "",
         "processor, µs",
-        "beside nginx",
+        format!("beside {}", beside.name),
         "p50 +µs",
         "p99 +µs",
         "first +",
@@ -29,62 +43,60 @@ pub fn print(plan: &Plan, workload: Workload, measured: &[Measured]) {
         "busy",
         "MiB"
     );
-    let of = |peer: &Peer| plan.peers.iter().position(|own| own == peer).map(|place| &measured[place].turns);
-    let (direct, nginx) = (of(&Peer::Direct).unwrap(), of(&Peer::Nginx));
-    for (peer, measured) in plan.peers.iter().zip(measured) {
-        row(workload, peer, measured, direct, nginx);
+    let direct = entries.iter().position(|entry| entry.peer == Peer::Direct);
+    let direct = direct.map(|place| &*measured[place].turns);
+    for (place, (entry, measured_here)) in entries.iter().zip(measured).enumerate() {
+        let reference = beside.place.map(|place| &*measured[place].turns);
+        let ratios: Vec<f64> = match reference {
+            Some(reference) if entry.peer != Peer::Direct && beside.place != Some(place) => {
+                measured_here.turns.iter().zip(reference).map(|(own, other)| own.cost / other.cost).collect()
+            }
+            _ => Vec::new(),
+        };
+        row(entry, measured_here, direct, &ratios);
+        if let (Peer::Keychoir(..), Some(bound), false) = (&entry.peer, beside.bound, ratios.is_empty()) {
+            let ratio = middle(ratios.iter().copied());
+            if ratio > bound {
+                println!(
+                    "    ABOVE ITS BOUND: {ratio:.2} beside {}, where {bound:.2} is the most",
+                    beside.name
+                );
+            }
+        }
     }
 }
 
-fn row(workload: Workload, peer: &Peer, measured: &Measured, direct: &[Turn], nginx: Option<&Vec<Turn>>) {
-    let turns = &measured.turns;
-    let is_direct = *peer == Peer::Direct;
-    let mut line = format!("{:<16}", peer.name());
-    // Nothing in between costs nothing, and what it takes is told as it is.
+fn row(entry: &Entry, measured: &Measured, direct: Option<&[Turn]>, ratios: &[f64]) {
+    let (turns, is_direct) = (&measured.turns, entry.peer == Peer::Direct);
+    let blank = String::new;
     let costs = turns.iter().map(|turn| turn.cost);
-    line += &format!("{:>22}", if is_direct { String::new() } else { spread(costs, 1) });
-    let ratios = nginx.map(|nginx| turns.iter().zip(nginx).map(|(own, nginx)| own.cost / nginx.cost));
-    let ratio = match &ratios {
-        Some(ratios) if !is_direct && *peer != Peer::Nginx => spread(ratios.clone(), 2),
-        _ => String::new(),
+    let places = if middle(costs.clone()) < 200.0 { 1 } else { 0 };
+    let cost = if is_direct { blank() } else { spread(costs, places) };
+    let ratio = if ratios.is_empty() { blank() } else { spread(ratios.iter().copied(), 2) };
+    // Nothing in between is what the others' times are told beyond, and its own are told as they are.
+    let added = |what: fn(&Turn) -> f64| match direct {
+        Some(direct) if !is_direct => {
+            middle(turns.iter().zip(direct).map(|(own, direct)| what(own) - what(direct)))
+        }
+        _ => middle(turns.iter().map(what)),
     };
-    line += &format!("{ratio:>22}");
-    for (what, width) in [(p50 as fn(&Turn) -> f64, 9), (p99, 9), (first, 9)] {
-        let added = |(own, direct): (&Turn, &Turn)| what(own) - if is_direct { 0.0 } else { what(direct) };
-        line += &format!("{:>width$.0}", middle(turns.iter().zip(direct).map(added)));
-    }
-    if turns[0].most.is_some() {
-        let most = || turns.iter().filter_map(|turn| turn.most.as_ref());
-        line += &format!("{:>10.0}", middle(most().map(|most| most.rate)));
+    let [p50, p99, first] = [added(|turn| turn.p50), added(|turn| turn.p99), added(|turn| turn.first_p50)];
+    let mut most = [blank(), blank(), blank()];
+    let found = || turns.iter().filter_map(|turn| turn.most.as_ref());
+    if found().next().is_some() {
+        most[0] = format!("{:.0}", middle(found().map(|most| most.rate)));
         if !is_direct {
-            line += &format!("{:>9.1}", middle(most().map(|most| most.cost)));
-            line += &format!("{:>6.0}%", middle(most().map(|most| most.busy)) * 100.0);
+            most[1] = format!("{:.1}", middle(found().map(|most| most.cost)));
+            most[2] = format!("{:.0}%", middle(found().map(|most| most.busy)) * 100.0);
         }
     }
-    if !is_direct {
-        let width = if turns[0].most.is_some() { 8 } else { 34 };
-        line += &format!("{:>width$.1}", measured.memory);
-    }
-    println!("{line}");
+    let [rate, its, busy] = most;
+    let memory = if is_direct { blank() } else { format!("{:.1}", measured.memory) };
+    println!(
+        "{:<18}{cost:>24}{ratio:>22}{p50:>9.0}{p99:>9.0}{first:>9.0}{rate:>10}{its:>9}{busy:>7}{memory:>8}",
+        entry.name
+    );
     if turns.iter().any(|turn| !turn.is_on_time) {
         println!("    not every round could be driven at that rate");
     }
-    if let (Peer::Keychoir(..), Some(ratios)) = (peer, ratios) {
-        let (ratio, bound) = (middle(ratios), workload.bound());
-        if ratio > bound {
-            println!("    ABOVE ITS BOUND: {ratio:.2} beside nginx, where {bound:.2} is the most");
-        }
-    }
-}
-
-fn p50(turn: &Turn) -> f64 {
-    turn.p50
-}
-
-fn p99(turn: &Turn) -> f64 {
-    turn.p99
-}
-
-fn first(turn: &Turn) -> f64 {
-    turn.first_p50
 }

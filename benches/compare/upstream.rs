@@ -11,9 +11,11 @@ use keychoir::tasks::{self, Tasks};
 use memchr::memmem;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
+use crate::tls::Certificates;
 use crate::wire;
-use crate::workload::{KEY, PACED_BYTES, PACED_MS, Workload};
+use crate::workload::{KEY, PACED_BYTES, PACED_MS, TEXT_BYTES, UPLOAD_BYTES, Workload};
 
 /// What the pieces of a paced stream tell their age by: this process is both ends.
 pub static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -31,6 +33,8 @@ const BLANK: &[u8] = b"################";
 #[derive(Clone, Debug)]
 pub struct Upstream {
     pub address: SocketAddr,
+    /// The same under TLS.
+    pub tls_address: SocketAddr,
     seen: Arc<Seen>,
 }
 
@@ -42,23 +46,22 @@ struct Seen {
 
 impl Upstream {
     /// Listens on a thread of its own until the program ends.
-    pub fn start() -> Self {
+    pub fn start(certificates: &Certificates) -> Self {
         LazyLock::force(&EPOCH);
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let upstream = Self { address: listener.local_addr().unwrap(), seen: Arc::default() };
-        let seen = Arc::clone(&upstream.seen);
+        let (listener, tls_listener) = (listener(), listener());
+        let seen = Arc::new(Seen::default());
+        let upstream = Self {
+            address: listener.local_addr().unwrap(),
+            tls_address: tls_listener.local_addr().unwrap(),
+            seen: Arc::clone(&seen),
+        };
+        let acceptor = TlsAcceptor::from(certificates.server());
         tasks::thread("upstream", move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let answers = Arc::new(Answers::new());
             runtime.block_on(async {
-                let (listener, tasks) = (TcpListener::from_std(listener).unwrap(), Tasks::new());
-                let answers = Arc::new(Answers::new());
-                loop {
-                    let (stream, _) = listener.accept().await.unwrap();
-                    stream.set_nodelay(true).unwrap();
-                    let (answers, seen) = (Arc::clone(&answers), Arc::clone(&seen));
-                    tasks.spawn(serve(stream, answers, seen));
-                }
+                let plain = accept(listener, None, Arc::clone(&answers), Arc::clone(&seen));
+                tokio::join!(plain, accept(tls_listener, Some(acceptor), answers, seen));
             });
         })
         .unwrap();
@@ -73,7 +76,34 @@ impl Upstream {
     /// Ends the measurement if a request came with the wrong credentials.
     pub fn was_respected(&self, by: &str) {
         let wrong = self.seen.wrong.load(Relaxed);
-        assert_eq!(wrong, 0, "{by}: {wrong} requests came without the key or with the client's credentials");
+        assert_eq!(wrong, 0, "{by}: {wrong} requests came without the key, with the client's, or in part");
+    }
+}
+
+fn listener() -> std::net::TcpListener {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    listener
+}
+
+async fn accept(
+    listener: std::net::TcpListener,
+    acceptor: Option<TlsAcceptor>,
+    answers: Arc<Answers>,
+    seen: Arc<Seen>,
+) {
+    let (listener, tasks) = (TcpListener::from_std(listener).unwrap(), Tasks::new());
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let (answers, seen) = (Arc::clone(&answers), Arc::clone(&seen));
+        match &acceptor {
+            None => drop(tasks.spawn(serve(stream, answers, seen))),
+            Some(acceptor) => {
+                let accepting = acceptor.accept(stream);
+                tasks.spawn(async move { serve(accepting.await.ok()?, answers, seen).await });
+            }
+        }
     }
 }
 
@@ -168,26 +198,29 @@ async fn serve(
     seen: Arc<Seen>,
 ) -> Option<()> {
     let mut answers = Answers::clone(&answers);
-    let (mut buffer, mut filled) = (vec![0; READ], 0);
+    let mut buffer = Vec::with_capacity(READ);
     loop {
+        buffer.clear();
         let end = loop {
-            match wire::head_end(&buffer[..filled]) {
-                Some(end) => break end,
-                None => filled += some(stream.read(&mut buffer[filled..]).await.ok()?)?,
+            some(stream.read_buf(&mut buffer).await.ok()?)?;
+            if let Some(end) = wire::head_end(&buffer) {
+                break end;
             }
         };
-        let (head, behind) = buffer[..filled].split_at(end);
+        let (head, behind) = buffer.split_at(end);
         let number = seen.requests.fetch_add(1, Relaxed);
-        if !is_right(head) {
+        let (is_right, mut body, asked) = (is_right(head), wire::body(head), Asked::by(head));
+        let (mut count, mut taken) = (behind.len(), 0);
+        let mut payload = |piece: &[u8]| taken += piece.len();
+        assert_eq!(body.take(behind, &mut payload), count, "nothing follows before the answer");
+        while !body.is_whole() {
+            buffer.clear();
+            count = some(stream.read_buf(&mut buffer).await.ok()?)?;
+            assert_eq!(body.take(&buffer, &mut payload), count, "nothing follows before the answer");
+        }
+        if !is_right || taken != asked.body_bytes() {
             seen.wrong.fetch_add(1, Relaxed);
         }
-        let (mut body, asked) = (wire::body(head), Asked::by(head));
-        assert_eq!(body.take(behind, |_| {}), behind.len(), "nothing follows before the answer");
-        while !body.is_whole() {
-            let count = some(stream.read(&mut buffer).await.ok()?)?;
-            assert_eq!(body.take(&buffer[..count], |_| {}), count, "nothing follows before the answer");
-        }
-        filled = 0;
         match asked {
             Asked::Get => answers.get.write(&mut stream, number).await?,
             Asked::Tts => answers.tts.write(&mut stream, number).await?,
@@ -230,7 +263,7 @@ fn is_right(head: &[u8]) -> bool {
     for (name, value) in wire::headers(head) {
         match name.len() {
             10 if name.eq_ignore_ascii_case(b"xi-api-key") => {
-                keys += if value == KEY.as_bytes() { 1 } else { 100 };
+                keys += if value.starts_with(KEY.as_bytes()) { 1 } else { 100 };
             }
             13 if name.eq_ignore_ascii_case(b"authorization") => return false,
             16 if name.eq_ignore_ascii_case(b"x-keychoir-token") => return false,
@@ -240,6 +273,7 @@ fn is_right(head: &[u8]) -> bool {
     keys == 1
 }
 
+#[derive(Clone, Copy)]
 enum Asked {
     Get,
     Tts,
@@ -249,6 +283,14 @@ enum Asked {
 }
 
 impl Asked {
+    fn body_bytes(self) -> usize {
+        match self {
+            Self::Get => 0,
+            Self::Tts | Self::Stream | Self::Paced(_) => TEXT_BYTES,
+            Self::Upload => UPLOAD_BYTES,
+        }
+    }
+
     fn by(head: &[u8]) -> Self {
         let line = std::str::from_utf8(&head[..memchr::memchr(b'\r', head).unwrap()]).unwrap();
         let target = line.split(' ').nth(1).unwrap();

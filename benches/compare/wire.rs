@@ -32,7 +32,7 @@ impl Body {
     }
 
     /// Takes what is its own of these bytes, shows its payload, and returns how many bytes that were.
-    pub fn take(&mut self, bytes: &[u8], mut payload: impl FnMut(&[u8])) -> usize {
+    pub fn take(&mut self, bytes: &[u8], payload: &mut impl FnMut(&[u8])) -> usize {
         match self {
             Self::Length(left) => {
                 let own = bytes.len().min(usize::try_from(*left).unwrap());
@@ -43,7 +43,7 @@ impl Body {
             Self::Chunked(at) => {
                 let mut taken = 0;
                 while taken < bytes.len() && *at != Chunk::Last(0) {
-                    taken += at.take(&bytes[taken..], &mut payload);
+                    taken += at.take(&bytes[taken..], payload);
                 }
                 taken
             }

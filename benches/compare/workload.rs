@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
-/// What the pool's key is, which no client knows.
+/// What the pool's keys begin with, which no client knows; the first is nothing more.
 pub const KEY: &str = "sk_bench_key_of_the_pool";
 /// What clients send where the SDK puts its key.
 pub const TOKEN: &str = "a-token-of-the-client-0123456789";
 /// Bytes of one piece of a paced stream, and how far pieces are from each other.
 pub const PACED_BYTES: u64 = 1024;
 pub const PACED_MS: u64 = 20;
+
+/// Bytes of a speech's request, and of a recording's.
+pub const TEXT_BYTES: usize = 200;
+pub const UPLOAD_BYTES: usize = 10 * 1024 * 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Workload {
@@ -125,21 +129,21 @@ impl Workload {
     }
 }
 
-/// A speech's body, of 200 bytes.
+/// A speech's body.
 fn text() -> Vec<u8> {
     let plain =
         r#"{"text":"The first move is what sets everything in motion.","model_id":"eleven_flash_v2_5""#;
-    format!("{plain}{}}}", " ".repeat(199 - plain.len())).into_bytes()
+    format!("{plain}{}}}", " ".repeat(TEXT_BYTES - 1 - plain.len())).into_bytes()
 }
 
-/// A form with a file, of 10 MiB.
+/// A form with a file.
 fn recording() -> Vec<u8> {
     let mut form = b"--b0b0b0\r\ncontent-disposition: form-data; name=\"model_id\"\r\n\r\nscribe_v1\r\n\
         --b0b0b0\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a.mp3\"\r\n\
         content-type: audio/mpeg\r\n\r\n"
         .to_vec();
     let end = b"\r\n--b0b0b0--\r\n";
-    form.resize(10 * 1024 * 1024 - end.len(), 0x55);
+    form.resize(UPLOAD_BYTES - end.len(), 0x55);
     form.extend(end);
     form
 }

@@ -14,17 +14,31 @@ use crate::machine;
 use crate::workload::{KEY, TOKEN};
 
 pub fn prepare(scene: &Scene, address: SocketAddr, folder: &Path, program: &Path) -> Prepared {
-    let fingerprint = Sha256::digest(TOKEN).iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").unwrap();
-        text
-    });
-    let config = format!(
+    let certificates = &scene.certificates;
+    let front = match scene.is_tls_in_front() {
+        true => format!(
+            "tls = {{ cert = \"{}\", key = \"{}\" }}",
+            certificates.certificate.display(),
+            certificates.key.display()
+        ),
+        false => String::new(),
+    };
+    let base_url = match scene.is_tls_behind() {
+        true => format!("https://localhost:{}", scene.upstream().port()),
+        false => format!("http://{}", scene.upstream()),
+    };
+    let mut config = format!(
         "[server]
 listen = \"{address}\"
 connections_max = 20_000
+{front}
 
 [upstream]
-base_url = \"http://{upstream}\"
+base_url = \"{base_url}\"
+ca_file = \"{authority}\"
+
+[pool]
+strategy = \"{strategy}\"
 
 # Whoever asks for quotas is not measured.
 [watch]
@@ -36,21 +50,39 @@ path = \"keychoir.db\"
 [log]
 format = \"json\"
 level = \"info\"
-
-[[keys]]
-key = \"{KEY}\"
-
-[[clients]]
-name = \"app\"
-token_sha256 = \"{fingerprint}\"
 ",
-        upstream = scene.upstream
+        authority = certificates.authority.display(),
+        strategy = scene.strategy,
     );
+    for key in 0..scene.keys {
+        // All of them are the pool's for the stand-in.
+        write!(config, "\n[[keys]]\nkey = \"{KEY}{}\"\n", number(key)).unwrap();
+    }
+    // In short, because a file of configuration is read up to 1 MiB.
+    config.insert_str(0, &clients(scene.clients));
     let path = folder.join("keychoir.toml");
     fs::write(&path, config).unwrap();
     let log = folder.join("keychoir.log");
-    let mut command = machine::program_on(&scene.processors, program);
+    let mut command = machine::program_on(scene.processors, program);
     command.args(["serve", "--config"]).arg(path).env_clear().env("HOME", folder);
     command.stdout(Stdio::null()).stderr(File::create(&log).unwrap());
     Prepared { command, log }
+}
+
+/// What tells one from the other; nothing for the first.
+fn number(number: u32) -> String {
+    if number == 0 { String::new() } else { format!("_{number}") }
+}
+
+/// The list of so many clients.
+fn clients(count: u32) -> String {
+    let mut list = "clients = [".to_owned();
+    for client in 0..count {
+        write!(list, "{{name=\"a{client}\",token_sha256=\"").unwrap();
+        for byte in Sha256::digest(format!("{TOKEN}{}", number(client))) {
+            write!(list, "{byte:02x}").unwrap();
+        }
+        list.push_str("\"},");
+    }
+    list + "]\n\n"
 }

@@ -2,6 +2,8 @@
 //! The client's credential is taken out and the pool's key put in, connections are kept on both sides,
 //! bodies stream both ways, one line is logged for a request, and one thread does the work.
 
+mod envoy;
+mod haproxy;
 mod keychoir;
 mod nginx;
 
@@ -10,12 +12,16 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use memchr::memmem;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use crate::machine::{self, Running};
-use crate::workload::TOKEN;
+use crate::tls::Certificates;
+use crate::upstream::Upstream;
+use crate::workload::{KEY, TOKEN};
 
 /// Who is compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +29,12 @@ pub enum Peer {
     /// Nothing in between.
     Direct,
     Nginx,
-    /// With its buffers, as it is installed.
+    /// With larger buffers.
+    NginxTuned,
+    /// Reading ahead, as it is installed.
     NginxBuffered,
+    Haproxy,
+    Envoy,
     /// A build of ours, and what it is called.
     Keychoir(String, PathBuf),
 }
@@ -32,10 +42,71 @@ pub enum Peer {
 /// What a proxy is started for.
 #[derive(Clone, Debug)]
 pub struct Scene {
-    pub upstream: SocketAddr,
+    pub upstream: Upstream,
+    pub certificates: Certificates,
+    pub way: Way,
     /// The processors of the proxy.
-    pub processors: String,
+    pub processors: &'static str,
     pub threads: u32,
+    /// Keychoir's only.
+    pub keys: u32,
+    pub strategy: &'static str,
+    pub clients: u32,
+}
+
+/// Which of a request's two connections are under TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    Plain,
+    TlsBehind,
+    TlsOnBothSides,
+}
+
+impl Scene {
+    /// One core, one key, one client.
+    pub fn new(upstream: Upstream, certificates: Certificates) -> Self {
+        Self {
+            upstream,
+            certificates,
+            way: Way::Plain,
+            processors: "0",
+            threads: 1,
+            keys: 1,
+            strategy: "fill-first",
+            clients: 1,
+        }
+    }
+
+    pub fn is_tls_in_front(&self) -> bool {
+        self.way == Way::TlsOnBothSides
+    }
+
+    pub fn is_tls_behind(&self) -> bool {
+        self.way != Way::Plain
+    }
+
+    /// Where the provider is.
+    pub fn upstream(&self) -> SocketAddr {
+        if self.is_tls_behind() { self.upstream.tls_address } else { self.upstream.address }
+    }
+
+    /// Where a client connects, how, and with which key. With nobody in between, it speaks to the
+    /// provider as a proxy would, and must know the key.
+    pub fn front(&self, house: Option<&House>) -> Front {
+        let (address, is_tls, key) = match house {
+            Some(house) => (house.address, self.is_tls_in_front(), TOKEN),
+            None => (self.upstream(), self.is_tls_behind(), KEY),
+        };
+        Front { address, tls: is_tls.then(|| self.certificates.client()), key }
+    }
+}
+
+/// What a client knows.
+#[derive(Clone)]
+pub struct Front {
+    pub address: SocketAddr,
+    pub tls: Option<Arc<ClientConfig>>,
+    pub key: &'static str,
 }
 
 /// A proxy that answers.
@@ -45,6 +116,8 @@ pub struct House {
     pub running: Running,
     /// Its own line for each request.
     pub log: PathBuf,
+    /// From its start to its first answer.
+    pub ready: Duration,
 }
 
 impl Peer {
@@ -53,8 +126,16 @@ impl Peer {
         let mut missing = Vec::new();
         let mut peers = vec![Self::Direct];
         match machine::found("nginx") {
-            Some(_) => peers.extend([Self::Nginx, Self::NginxBuffered]),
+            Some(_) => peers.extend([Self::Nginx, Self::NginxTuned, Self::NginxBuffered]),
             None => missing.push("nginx"),
+        }
+        match machine::found("haproxy") {
+            Some(_) => peers.push(Self::Haproxy),
+            None => missing.push("haproxy"),
+        }
+        match envoy::program() {
+            Some(_) => peers.push(Self::Envoy),
+            None => missing.push("envoy"),
         }
         peers.push(Self::Keychoir("keychoir".to_owned(), env!("CARGO_BIN_EXE_keychoir").into()));
         for path in
@@ -71,7 +152,10 @@ impl Peer {
         match self {
             Self::Direct => "direct",
             Self::Nginx => "nginx",
+            Self::NginxTuned => "nginx-tuned",
             Self::NginxBuffered => "nginx-buffered",
+            Self::Haproxy => "haproxy",
+            Self::Envoy => "envoy",
             Self::Keychoir(name, _) => name,
         }
     }
@@ -79,8 +163,14 @@ impl Peer {
     /// What it says it is.
     pub fn version(&self) -> Option<String> {
         match self {
-            Self::Direct | Self::NginxBuffered => None,
+            Self::Direct | Self::NginxTuned | Self::NginxBuffered => None,
             Self::Nginx => Some(machine::first_line(&nginx::program(), "-v")),
+            Self::Haproxy => Some(machine::first_line(&haproxy::program(), "-v")),
+            Self::Envoy => {
+                let line = machine::first_line(&envoy::program()?, "--version");
+                // Before it is where it lies.
+                line.split_once("version: ").map(|(_, version)| version.to_owned())
+            }
             Self::Keychoir(_, path) => Some(machine::first_line(path, "--version")),
         }
     }
@@ -92,30 +182,34 @@ impl Peer {
         let prepared = match self {
             Self::Direct => return None,
             Self::Nginx => nginx::prepare(scene, address, folder, nginx::Bodies::Stream),
+            Self::NginxTuned => nginx::prepare(scene, address, folder, nginx::Bodies::StreamInLargePieces),
             Self::NginxBuffered => nginx::prepare(scene, address, folder, nginx::Bodies::AreBuffered),
+            Self::Haproxy => haproxy::prepare(scene, address, folder),
+            Self::Envoy => envoy::prepare(scene, address, folder),
             Self::Keychoir(_, program) => keychoir::prepare(scene, address, folder, program),
         };
-        Some(prepared.start(self.name(), address, folder))
+        Some(prepared.start(self.name(), scene, address, folder))
     }
 }
 
 impl House {
-    /// Ends the measurement if there is not a line for each request, and one for the first of all.
+    /// Ends the measurement if there is not one line for each request, and one for the first of all.
     pub fn has_logged(&self, name: &str, requests: u64) {
+        // Asked before it was ready, some log that, too.
+        const BEFORE: u64 = 100;
         let began = Instant::now();
         loop {
             let text = fs::read(&self.log).unwrap();
             let lines =
                 text.split(|byte| *byte == b'\n').filter(|line| memmem::find(line, b"/v1/").is_some());
             let lines = lines.count() as u64;
+            let told = format!("{name}: {lines} lines for {requests} requests");
+            assert!(lines <= requests + BEFORE, "{told}");
             if lines > requests {
                 return;
             }
             // What is gathered before it is written has a second.
-            assert!(
-                began.elapsed() < Duration::from_secs(3),
-                "{name}: {lines} lines for {requests} requests"
-            );
+            assert!(began.elapsed() < Duration::from_secs(5), "{told}");
             std::thread::sleep(Duration::from_millis(100));
         }
     }
@@ -128,15 +222,16 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn start(mut self, name: &str, address: SocketAddr, folder: &Path) -> House {
+    fn start(mut self, name: &str, scene: &Scene, address: SocketAddr, folder: &Path) -> House {
+        let tls = scene.is_tls_in_front().then(|| scene.certificates.client());
         let (began, mut running) = (Instant::now(), Running::start(&mut self.command));
-        while !answers(address) {
+        while !answers(address, tls.as_ref()) {
             if !running.is_alive() || began.elapsed() > Duration::from_secs(20) {
                 panic!("{name} does not answer:\n{}", said(folder));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        House { address, running, log: self.log }
+        House { address, running, log: self.log, ready: began.elapsed() }
     }
 }
 
@@ -146,21 +241,39 @@ fn free_port() -> SocketAddr {
 }
 
 /// Whether a request with every credential that a client may send is served.
-fn answers(address: SocketAddr) -> bool {
+fn answers(address: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> bool {
+    let Ok(tcp) = TcpStream::connect(address) else { return false };
+    tcp.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    match tls {
+        None => is_served(tcp),
+        Some(config) => {
+            let name = "localhost".try_into().unwrap();
+            is_served(StreamOwned::new(ClientConnection::new(Arc::clone(config), name).unwrap(), tcp))
+        }
+    }
+}
+
+fn is_served(mut stream: impl Read + Write) -> bool {
     let ask = format!(
         "GET /v1/voices/a/settings HTTP/1.1\r\nhost: localhost\r\nxi-api-key: {TOKEN}\r\n\
          authorization: Bearer {TOKEN}\r\nconnection: close\r\n\r\n"
     );
-    let Ok(mut stream) = TcpStream::connect(address) else { return false };
-    stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     let mut answer = Vec::new();
     let asked = stream.write_all(ask.as_bytes()).and_then(|()| stream.read_to_end(&mut answer));
     asked.is_ok() && answer.starts_with(b"HTTP/1.1 200")
 }
 
-/// What a program that does not answer has written into its folder.
+/// The end of what a program that does not answer has written into its folder.
 fn said(folder: &Path) -> String {
     let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let logs = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
-    logs.map(|log| fs::read_to_string(log).unwrap_or_default()).collect()
+    let mut said = String::new();
+    for log in logs {
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        for line in &lines[lines.len().saturating_sub(3)..] {
+            said += &format!("{}: {line}\n", log.file_name().unwrap().display());
+        }
+    }
+    said
 }

@@ -1,0 +1,124 @@
+//! Envoy, as somebody would set it up who knows it.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use super::{Prepared, Scene};
+use crate::machine;
+use crate::workload::KEY;
+
+/// The one that the Makefile installs, without the script before it, or the system's.
+pub fn program() -> Option<PathBuf> {
+    let lib = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/compare/.venv/lib");
+    let pythons = fs::read_dir(lib).into_iter().flatten().map(|entry| entry.unwrap().path());
+    let mut programs = pythons.map(|python| python.join("site-packages/envoy/_bin/envoy"));
+    programs.find(|path| path.is_file()).or_else(|| machine::found("envoy"))
+}
+
+pub fn prepare(scene: &Scene, address: SocketAddr, folder: &Path) -> Prepared {
+    let certificates = &scene.certificates;
+    let front = match scene.is_tls_in_front() {
+        true => format!(
+            "
+      transport_socket:
+        name: envoy.transport_sockets.tls
+        typed_config:
+          \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+          common_tls_context:
+            tls_params: {{tls_maximum_protocol_version: TLSv1_3}}
+            tls_certificates:
+            - certificate_chain: {{filename: {certificate}}}
+              private_key: {{filename: {key}}}",
+            certificate = certificates.certificate.display(),
+            key = certificates.key.display(),
+        ),
+        false => String::new(),
+    };
+    let behind = match scene.is_tls_behind() {
+        true => format!(
+            "
+    transport_socket:
+      name: envoy.transport_sockets.tls
+      typed_config:
+        \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+        sni: localhost
+        common_tls_context:
+          tls_params: {{tls_maximum_protocol_version: TLSv1_3}}
+          validation_context:
+            trusted_ca: {{filename: {authority}}}
+            match_typed_subject_alt_names:
+            - san_type: DNS
+              matcher: {{exact: localhost}}",
+            authority = certificates.authority.display(),
+        ),
+        false => String::new(),
+    };
+    let log = folder.join("access.log");
+    // No statistics, tracing or identifiers beyond what it cannot leave out; bounds that are not met.
+    let config = format!(
+        "static_resources:
+  listeners:
+  - address:
+      socket_address: {{address: {host}, port_value: {port}}}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: clients
+          codec_type: HTTP1
+          generate_request_id: false
+          common_http_protocol_options: {{idle_timeout: 3600s}}
+          access_log:
+          - name: envoy.access_loggers.file
+            typed_config:
+              \"@type\": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog
+              path: {log}
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config:
+              \"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
+              suppress_envoy_headers: true
+              dynamic_stats: false
+          route_config:
+            request_headers_to_remove: [authorization, x-keychoir-token]
+            request_headers_to_add:
+            - header: {{key: xi-api-key, value: {KEY}}}
+              append_action: OVERWRITE_IF_EXISTS_OR_ADD
+            virtual_hosts:
+            - name: all
+              domains: [\"*\"]
+              routes:
+              - match: {{prefix: /}}
+                route: {{cluster: provider, timeout: 0s, host_rewrite_literal: api.elevenlabs.io}}{front}
+  clusters:
+  - name: provider
+    type: STATIC
+    connect_timeout: 10s
+    circuit_breakers:
+      thresholds:
+      - {{max_connections: 100000, max_pending_requests: 100000, max_requests: 100000}}
+    load_assignment:
+      cluster_name: provider
+      endpoints:
+      - lb_endpoints:
+        - endpoint:
+            address:
+              socket_address: {{address: {upstream_host}, port_value: {upstream_port}}}{behind}
+",
+        host = address.ip(),
+        port = address.port(),
+        log = log.display(),
+        upstream_host = scene.upstream().ip(),
+        upstream_port = scene.upstream().port(),
+    );
+    let path = folder.join("envoy.yaml");
+    fs::write(&path, config).unwrap();
+    let mut command = machine::program_on(scene.processors, &program().unwrap());
+    command.arg("-c").arg(path).args(["--concurrency", &scene.threads.to_string()]);
+    command.args(["--disable-hot-restart", "--log-level", "error", "--file-flush-interval-msec", "1000"]);
+    command.stdout(File::create(folder.join("out.log")).unwrap());
+    command.stderr(File::create(folder.join("err.log")).unwrap());
+    Prepared { command, log }
+}
