@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io;
 use std::thread;
 
+use tokio::runtime::Handle;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -29,6 +30,21 @@ impl Tasks {
         F::Output: Send + 'static,
     {
         self.tracker.spawn(future)
+    }
+
+    /// The same, on the runtime of `handle`, wherever this is called.
+    pub fn spawn_on<F>(&self, future: F, handle: &Handle) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.tracker.spawn_on(future, handle)
+    }
+
+    /// How many members there are now.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.tracker.len()
     }
 
     /// Runs `future` as a member of this group until it ends or the guard is dropped.

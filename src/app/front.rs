@@ -19,14 +19,21 @@ pub(super) struct Front(Arc<Rooms>);
 
 #[derive(Debug)]
 struct Rooms {
-    admin: Admin,
+    admin: Arc<Admin>,
     proxy: Arc<Proxy>,
     draining: Draining,
 }
 
 impl Front {
     pub(super) fn new(admin: Admin, proxy: Proxy, draining: Draining) -> Self {
-        Self(Arc::new(Rooms { admin, proxy: Arc::new(proxy), draining }))
+        Self(Arc::new(Rooms { admin: Arc::new(admin), proxy: Arc::new(proxy), draining }))
+    }
+
+    /// The same front for one of so many cores.
+    pub(super) fn for_core(&self, cores: usize) -> Self {
+        let Rooms { admin, proxy, draining } = &*self.0;
+        let (admin, proxy) = (Arc::clone(admin), Arc::new(proxy.for_core(cores)));
+        Self(Arc::new(Rooms { admin, proxy, draining: draining.clone() }))
     }
 }
 

@@ -23,7 +23,7 @@ use crate::mirror;
 use crate::policy::client::Clients;
 use crate::pool::{KeySnapshot, Owners, Pool, Reloaded};
 use crate::proxy::{Accounts, Limits, Proxy, Shared, SharedTerms, Terms};
-use crate::server::{self, Drain, Room};
+use crate::server::{Crew, Drain, Room, Server, Workers};
 use crate::store::{self, OpenError, Store};
 use crate::tasks::{AbortOnDrop, Tasks};
 use crate::telemetry::Meters;
@@ -93,6 +93,8 @@ pub struct Running {
     drain: Drain,
     accepting: Tasks,
     connections: Tasks,
+    crew: Crew<Front>,
+    workers: Workers,
     watching: Option<AbortOnDrop>,
     pricing: AbortOnDrop,
     renewing: AbortOnDrop,
@@ -184,17 +186,18 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
     let front = Front::new(admin, proxy, draining.clone());
     let certificates = Certificates::new(parts.https, &addresses, clock::now())?;
     let renewing = Tasks::new().spawn_guarded(certificates.clone().keep_fresh());
+    let workers = Workers::start(parts.workers)?;
+    let crew = workers.crew(&drain, || front.for_core(workers.count()));
+    let server = Server {
+        crew: crew.clone(),
+        limits: parts.server,
+        room,
+        drain: drain.clone(),
+        accepting: accepting.clone(),
+        connections: connections.clone(),
+    };
     for (listener, address) in listeners.into_iter().zip(&addresses) {
-        let serving = server::serve(
-            listener,
-            certificates.at(address),
-            front.clone(),
-            parts.server,
-            room.clone(),
-            drain.clone(),
-            connections.clone(),
-        );
-        accepting.spawn(serving);
+        server.listen(listener, certificates.at(address))?;
     }
     Ok(Running {
         addresses,
@@ -207,6 +210,8 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
         drain,
         accepting,
         connections,
+        crew,
+        workers,
         watching,
         pricing,
         renewing,
@@ -298,7 +303,7 @@ impl Running {
 
     /// The same, but does not wait any longer when `hurry` completes.
     pub async fn drain_unless(mut self, grace: Duration, hurry: impl Future<Output = ()>) -> Ended {
-        let Drain { stop, requests, close, cut } = &self.drain;
+        let Drain { stop, close, cut, .. } = &self.drain;
         self.draining.set();
         stop.cancel();
         drop(self.watching);
@@ -307,7 +312,7 @@ impl Running {
         let finish = async {
             // First nobody is let in any more, and then whoever was is served.
             self.accepting.ended().await;
-            requests.ended().await;
+            self.crew.requests_ended().await;
             close.cancel();
             self.connections.ended().await;
         };
@@ -323,11 +328,16 @@ impl Running {
                 Drained::Cut
             }
         };
+        let begun = clock::instant();
         if drained == Drained::Cut {
             cut.cancel();
             // What does not even end when it is cut is not waited for.
             let _ = tokio::time::timeout(CUT_MAX, self.connections.ended()).await;
         }
+        // With the workers goes whatever still runs, and the last who could write something down.
+        drop(self.crew);
+        let left = CUT_MAX.saturating_sub(clock::since(begun));
+        let _ = tokio::time::timeout(left, self.workers.end()).await;
         let begun = clock::instant();
         let is_written = self.writing.written(WRITE_MAX).await;
         // What takes this long to be written leaves the mirror no time.

@@ -38,6 +38,8 @@ pub struct Parts {
     pub https: Https,
     /// Bounds of the listener.
     pub server: server::Limits,
+    /// Threads that serve connections; 0 for one a core.
+    pub workers: usize,
     /// How quotas are asked for; `None` for not at all.
     pub watch: Option<watch::Settings>,
     /// Where the books are kept.
@@ -147,6 +149,7 @@ impl Parts {
                 head_bytes_max: server.head_bytes_max,
                 connections_max: server.connections_max,
             },
+            workers: server.workers,
             watch: watch
                 .is_enabled
                 .then_some(watch::Settings { interval: watch.interval, answer_max: watch.timeout }),

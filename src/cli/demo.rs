@@ -13,7 +13,7 @@ use anyhow::Context;
 use clap::Args;
 use tokio::net::TcpListener;
 
-use super::{failed, runtime};
+use super::{failed, wide_runtime};
 use crate::app::{self, Parts, Running};
 use crate::config::{BaseUrl, Config};
 use crate::policy::standing::KeyStatus;
@@ -61,8 +61,9 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
     if let Err(error) = telemetry::start(view.form(), "info", Sink::new(view.log())) {
         return failed(&error);
     }
-    let played =
-        runtime().map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(play(&view, arguments)));
+    let played = wide_runtime()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(play(&view, arguments)));
     match played {
         Ok(code) => code,
         Err(error) => failed(&format_args!("{error:#}")),

@@ -143,8 +143,13 @@ fn failed(message: &dyn Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The runtime of a command.
+/// The runtime of a command, on its own thread. Who serves has workers beside it.
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().thread_name("keychoir").build()
+}
+
+/// The runtime of a command that is an ElevenLabs, too, on all cores.
+fn wide_runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("keychoir").build()
 }
 

@@ -64,12 +64,13 @@ impl Reloading {
         }
     }
 
-    /// Reads everything again and has `running` go by it.
+    /// Reads everything again and has `running` go by it. Files block for a moment, and nobody waits
+    /// for that: traffic has threads of its own.
     pub(super) fn reload(&mut self, running: &Running) {
         // A change while it is read is a change after it.
         self.read = self.seen.now();
         self.seen = self.read.clone();
-        match tokio::task::block_in_place(|| config::load(&self.overrides)) {
+        match config::load(&self.overrides) {
             Ok(loaded) => self.take(loaded, running),
             Err(problems) => {
                 let text = problems.to_string();
@@ -92,8 +93,7 @@ impl Reloading {
         let (interval, grace) = (config.server.reload_interval, config.server.shutdown_grace);
         let level = config.log.level.to_string();
         let reloaded = match Parts::of(config) {
-            // It may read and write the files of the local authority.
-            Ok(parts) => tokio::task::block_in_place(|| running.reload(parts)),
+            Ok(parts) => running.reload(parts),
             Err(error) => return not_reloaded(&error.to_string()),
         };
         let reloaded = match reloaded {

@@ -6,7 +6,7 @@ use clap::Args;
 use tokio::net::TcpListener;
 
 use super::signals::Signals;
-use super::{cannot_listen, failed, print, runtime};
+use super::{cannot_listen, failed, print, wide_runtime};
 use crate::simulator::{Fault, FaultError, KeyPlan, Plan, PlanError, Simulator};
 
 #[derive(Debug, Args)]
@@ -47,7 +47,7 @@ fn parse_fault(text: &str) -> Result<(String, Fault), FaultArgumentError> {
 }
 
 pub(super) fn run(arguments: Arguments) -> ExitCode {
-    match runtime() {
+    match wide_runtime() {
         Ok(runtime) => runtime.block_on(simulate(arguments)),
         Err(error) => failed(&error),
     }

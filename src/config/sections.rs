@@ -31,6 +31,8 @@ pub struct ServerConfig {
     pub connections_max: usize,
     /// Requests under way at once.
     pub requests_max: usize,
+    /// Threads that serve connections; 0 for one a core.
+    pub workers: usize,
     /// What stands before every path.
     pub base_path: BasePath,
     /// How long a stop waits for the requests under way.
@@ -53,6 +55,7 @@ impl Default for ServerConfig {
             head_bytes_max: 64 * 1024,
             connections_max: 10_000,
             requests_max: 5_000,
+            workers: 0,
             base_path: BasePath::default(),
             shutdown_grace: Duration::from_secs(30),
             reload_interval: Duration::from_secs(5),

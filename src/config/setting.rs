@@ -56,6 +56,7 @@ pub(super) static TABLE: &[Setting] = &[
     entry("server.head_bytes_max", Kind::Bytes(8192..=MEBI, |c| &mut c.server.head_bytes_max)),
     entry("server.connections_max", Kind::Count(1..=1_000_000, |c| &mut c.server.connections_max)),
     entry("server.requests_max", Kind::Count(1..=1_000_000, |c| &mut c.server.requests_max)),
+    entry("server.workers", Kind::Count(0..=1024, |c| &mut c.server.workers)),
     entry("server.base_path", Kind::Word(|c| &mut c.server.base_path)),
     entry("server.shutdown_grace_ms", Kind::Millis(0..=HOUR, |c| &mut c.server.shutdown_grace)),
     entry("server.reload_interval_ms", Kind::Millis(0..=HOUR, |c| &mut c.server.reload_interval)),
@@ -391,6 +392,14 @@ mod tests {
             check_toml("server.head_read_ms_max", toml, "30000");
         }
         check_text("server.head_read_ms_max", "30_000", "30000");
+    }
+
+    #[test]
+    fn workers_are_counted_or_as_many_as_there_are_cores() {
+        check_toml("server.workers", "0", "0");
+        check_text("server.workers", "1024", "1024");
+        let allowed = "write a whole number from 0 to 1024; the default is 0";
+        check_toml("server.workers", "1025", &format!("! 1025 is too large for `server.workers`; {allowed}"));
     }
 
     #[test]

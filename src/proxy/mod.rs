@@ -34,7 +34,7 @@ use crate::policy::client::Clients;
 use crate::policy::origin::Doors;
 use crate::pool::{Owners, Pool};
 use crate::telemetry::Meters;
-use crate::upstream::{Direct, Upstream};
+use crate::upstream::{Connect, Direct, Upstream};
 
 pub use accounts::{Accounts, TurnedAway, Used};
 pub use books::{AttemptRecord, Books, CreditSource, Depth, Entry, NoPlace, Ownership, Place, Queue};
@@ -98,17 +98,18 @@ pub struct Terms {
 /// The terms as they are now. A request loads them once and goes by them to its end.
 pub type SharedTerms = Arc<ArcSwap<Terms>>;
 
-/// Everything a request meets on its way.
+/// Everything a request meets on its way. Its connections to the provider are for one core; all else
+/// is shared by all.
 #[derive(Debug)]
 pub struct Proxy<C = Direct> {
     terms: SharedTerms,
     pool: Arc<Pool>,
     upstream: Upstream<C>,
     owners: Arc<Owners>,
-    homes: Homes,
+    homes: Arc<Homes>,
     books: Books,
-    retries: Retries,
-    hints: Hints,
+    retries: Arc<Retries>,
+    hints: Arc<Hints>,
     seats: Seats,
     meters: Meters,
     /// Where conversations go whose price is not known.
@@ -143,14 +144,36 @@ impl<C> Proxy<C> {
             pool,
             upstream,
             owners,
-            homes: Homes::default(),
+            homes: Arc::default(),
             books,
-            retries: Retries::new(),
-            hints: Hints::default(),
+            retries: Arc::new(Retries::new()),
+            hints: Arc::default(),
             seats: Seats::default(),
             meters,
             ended,
             cut,
+        }
+    }
+
+    /// The same proxy for one of so many cores, with connections of its own to the provider.
+    #[must_use]
+    pub fn for_core(&self, cores: usize) -> Self
+    where
+        C: Connect + Clone,
+    {
+        Self {
+            terms: Arc::clone(&self.terms),
+            pool: Arc::clone(&self.pool),
+            upstream: self.upstream.for_core(cores),
+            owners: Arc::clone(&self.owners),
+            homes: Arc::clone(&self.homes),
+            books: self.books.clone(),
+            retries: Arc::clone(&self.retries),
+            hints: Arc::clone(&self.hints),
+            seats: self.seats.clone(),
+            meters: self.meters.clone(),
+            ended: self.ended.clone(),
+            cut: self.cut.clone(),
         }
     }
 }

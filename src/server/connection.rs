@@ -177,8 +177,12 @@ async fn last_words(drain: &Drain) {
 
 /// Has the drain wait for the first request of a connection, but not for long.
 async fn expect_first(member: Member, stop: CancellationToken, asked: CancellationToken) -> Infallible {
-    stop.cancelled().await;
-    let _ = tokio::time::timeout(FIRST_REQUEST_MAX, asked.cancelled()).await;
+    tokio::select! {
+        () = asked.cancelled() => {}
+        () = stop.cancelled() => {
+            let _ = tokio::time::timeout(FIRST_REQUEST_MAX, asked.cancelled()).await;
+        }
+    }
     drop(member);
     pending().await
 }

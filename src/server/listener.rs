@@ -5,8 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
-use tokio_util::either::Either;
+use tokio::net::{TcpListener, TcpSocket};
 
 use super::unix::UnixPlace;
 
@@ -86,23 +85,6 @@ impl Listener {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),
             Self::Unix(place) => place.path().map(Address::Unix),
-        }
-    }
-
-    /// The next connection.
-    ///
-    /// # Cancel safety
-    ///
-    /// No connection is lost when the future is dropped.
-    pub(super) async fn accept(&self) -> io::Result<Either<TcpStream, UnixStream>> {
-        match self {
-            Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
-                // Small writes go out at once: a first chunk must not wait for an acknowledgement.
-                stream.set_nodelay(true)?;
-                Ok(Either::Left(stream))
-            }
-            Self::Unix(place) => place.accept().await.map(Either::Right),
         }
     }
 }

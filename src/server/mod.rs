@@ -1,12 +1,15 @@
-//! Accepts connections and speaks HTTP/1.1 on them. Knows nothing of what is served.
+//! Accepts connections, hands each to a worker and speaks HTTP/1.1 on it. Knows nothing of what is
+//! served.
 
 mod connection;
+mod door;
 mod gauged;
 mod listener;
 mod passed;
 mod patient;
 mod tls;
 mod unix;
+mod workers;
 
 use std::future::Future;
 use std::io;
@@ -22,13 +25,17 @@ use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::tasks::Tasks;
 
 pub use listener::{Address, Listener};
 pub use passed::Passed;
 pub use tls::Tls;
+pub use workers::{Crew, Workers};
+
+use door::{Accepted, Door};
+use workers::Opened;
 
 /// Bounds of the listener and of each connection.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +69,14 @@ pub struct Drain {
     pub cut: CancellationToken,
 }
 
+impl Drain {
+    /// The same end for other requests.
+    #[must_use]
+    pub fn with_requests(&self, requests: Tasks) -> Self {
+        Self { requests, ..self.clone() }
+    }
+}
+
 /// The stream of a connection that is taken over.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
@@ -85,7 +100,7 @@ impl<B> From<Response<B>> for Reply<B> {
     }
 }
 
-/// Answers requests. Cheap to clone: each connection has one.
+/// Answers requests. Cheap to clone: each connection has one of its worker's.
 pub trait Service: Clone + Send + Sync + 'static {
     /// The body of its answers.
     type Body: Body<Data = Bytes, Error: std::error::Error + Send + Sync + 'static> + Send + 'static;
@@ -116,6 +131,7 @@ struct Guests {
 struct Guest {
     guests: Arc<Guests>,
     _place: OwnedSemaphorePermit,
+    _opened: Opened,
 }
 
 impl Room {
@@ -138,10 +154,10 @@ impl Room {
         self.guests.accepted.load(Ordering::Relaxed)
     }
 
-    fn enter(&self, place: OwnedSemaphorePermit) -> Guest {
+    fn enter(&self, place: OwnedSemaphorePermit, opened: Opened) -> Guest {
         self.guests.open.fetch_add(1, Ordering::Relaxed);
         self.guests.accepted.fetch_add(1, Ordering::Relaxed);
-        Guest { guests: Arc::clone(&self.guests), _place: place }
+        Guest { guests: Arc::clone(&self.guests), _place: place, _opened: opened }
     }
 }
 
@@ -154,41 +170,89 @@ impl Drop for Guest {
 /// After an error such as too many open files, the loop rests: it must neither spin nor die.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
-/// Accepts until told to stop, with `tls` or without on the same port. Connections run as members
-/// of `tasks`.
-pub async fn serve<S: Service>(
-    listener: Listener,
-    tls: Tls,
-    service: S,
-    limits: Limits,
-    room: Room,
-    drain: Drain,
-    tasks: Tasks,
-) {
-    loop {
-        let next = async {
-            let place = Arc::clone(&room.places).acquire_owned().await.map_err(io::Error::other)?;
-            Ok::<_, io::Error>((listener.accept().await?, place))
+/// So many are accepted in one go before whoever else runs on the same worker has a turn.
+const ACCEPTED_MAX: u32 = 64;
+
+/// What serves connections, wherever they come from. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Server<S> {
+    /// Who answers.
+    pub crew: Crew<S>,
+    /// Bounds of each connection.
+    pub limits: Limits,
+    /// Room for all of them.
+    pub room: Room,
+    /// How it is told to end.
+    pub drain: Drain,
+    /// Has those as members who accept.
+    pub accepting: Tasks,
+    /// Has the connections as members.
+    pub connections: Tasks,
+}
+
+impl<S: Service> Server<S> {
+    /// Accepts at this place until told to stop, with `tls` or without on the same port.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses, or there is no worker.
+    pub fn listen(&self, listener: Listener, tls: Tls) -> io::Result<()> {
+        // One accepts for all: each place is listened on once, whatever it is, and who has the least
+        // to do is known. It is a worker, so what it gives itself crosses no thread.
+        let post = self.crew.any().ok_or_else(|| io::Error::other("there is no worker"))?;
+        let door = {
+            let _runtime = post.handle.enter();
+            Door::open(listener)?
         };
-        let accepted = tokio::select! {
-            () = drain.stop.cancelled() => return,
-            accepted = next => accepted,
-        };
-        match accepted {
-            Ok((stream, place)) => {
-                let guest = room.enter(place);
-                // In a box, so that it takes no room any more once the stream is open.
-                let opening = Box::pin(tls.clone().open(stream, limits.head_read_max));
-                let serving = connection::serve(opening, service.clone(), limits, drain.clone());
-                tasks.spawn(async move {
-                    serving.await;
-                    drop(guest);
-                });
+        self.accepting.spawn_on(self.clone().accept(door, tls), &post.handle);
+        Ok(())
+    }
+
+    async fn accept(self, door: Door, tls: Tls) {
+        let mut in_one_go = 0;
+        loop {
+            let next = async {
+                let place = Arc::clone(&self.room.places).acquire_owned().await.map_err(io::Error::other)?;
+                Ok::<_, io::Error>((door.accept().await?, place))
+            };
+            let accepted = tokio::select! {
+                () = self.drain.stop.cancelled() => return,
+                accepted = next => accepted,
+            };
+            match accepted {
+                Ok((accepted, place)) => self.hand_over(accepted, place, tls.clone()),
+                Err(error) => {
+                    warn!("a connection cannot be accepted: {error}; trying on");
+                    tokio::time::sleep(ACCEPT_REST).await;
+                }
             }
-            Err(error) => {
-                warn!("a connection cannot be accepted: {error}; trying on");
-                tokio::time::sleep(ACCEPT_REST).await;
+            in_one_go += 1;
+            if in_one_go == ACCEPTED_MAX {
+                in_one_go = 0;
+                tokio::task::yield_now().await;
             }
         }
+    }
+
+    fn hand_over(&self, accepted: Accepted, place: OwnedSemaphorePermit, tls: Tls) {
+        let Some(post) = self.crew.least() else { return };
+        let guest = self.room.enter(place, post.open());
+        let head_read_max = self.limits.head_read_max;
+        // In a box, so that it takes no room any more once the stream is open.
+        let opening = Box::pin(async move {
+            match accepted.here() {
+                Ok(stream) => tls.open(stream, head_read_max).await,
+                Err(error) => {
+                    debug!("a connection ended before it began: {error}");
+                    None
+                }
+            }
+        });
+        let serving = connection::serve(opening, post.service.clone(), self.limits, post.drain.clone());
+        let served = async move {
+            serving.await;
+            drop(guest);
+        };
+        self.connections.spawn_on(served, &post.handle);
     }
 }

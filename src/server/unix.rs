@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net;
 use std::path::{Path, PathBuf};
 
-use tokio::net::{UnixListener, UnixSocket, UnixStream};
+use tokio::net::{UnixListener, UnixSocket};
 
 use super::listener::BACKLOG;
 
@@ -49,8 +49,9 @@ impl UnixPlace {
         }
     }
 
-    pub(super) async fn accept(&self) -> io::Result<UnixStream> {
-        self.listener.accept().await.map(|(stream, _)| stream)
+    /// The socket without its runtime, and its file.
+    pub(super) fn into_parts(self) -> io::Result<(net::UnixListener, Option<SocketFile>)> {
+        Ok((self.listener.into_std()?, self.file))
     }
 }
 
@@ -69,7 +70,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 
 /// A file that is removed when this is dropped, if it is still the same one.
 #[derive(Debug)]
-struct SocketFile {
+pub(super) struct SocketFile {
     path: PathBuf,
     inode: u64,
 }

@@ -175,6 +175,21 @@ impl<C: Connect> Upstream<C> {
         Self { inner: Arc::new(Inner { connector, home, others: ArcSwap::default(), settings, tasks }) }
     }
 
+    /// The same upstream for one of so many cores: with connections of its own, which nobody on
+    /// another core waits for, and with its share of those that may wait for a request.
+    #[must_use]
+    pub fn for_core(&self, cores: usize) -> Self
+    where
+        C: Clone,
+    {
+        let Inner { connector, home, settings, tasks, .. } = &*self.inner;
+        let idle_connections_max = settings.idle_connections_max.div_ceil(cores.max(1));
+        let settings = Settings { idle_connections_max, ..*settings };
+        let home = Place::new(Arc::clone(&home.authority), &settings);
+        let (connector, tasks) = (connector.clone(), tasks.clone());
+        Self { inner: Arc::new(Inner { connector, home, others: ArcSwap::default(), settings, tasks }) }
+    }
+
     /// The place of a key: its own, or the common one.
     fn place(&self, own: Option<&Arc<Authority>>) -> Place {
         let Inner { home, others, settings, tasks, .. } = &*self.inner;

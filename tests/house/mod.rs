@@ -76,6 +76,13 @@ impl House {
             .await
     }
 
+    /// Asks until it is served: what a client that has left has had is given back right after the
+    /// provider has seen it leave, by another thread.
+    pub async fn served(&self, path: &str) {
+        let served = async { while self.get(path).await.status() != 200 {} };
+        tokio::time::timeout(Duration::from_secs(30), served).await.expect("it was never served");
+    }
+
     pub async fn post(&self, path: &str, body: &Value) -> reqwest::Response {
         let request = self.client.post(format!("{}{path}", self.url)).header("xi-api-key", CLIENT_TOKEN);
         request.json(body).send().await.unwrap()

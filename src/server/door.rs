@@ -1,0 +1,85 @@
+//! A listener at work. What it accepts belongs to no runtime yet, so that any worker can have it.
+
+use std::io;
+use std::net;
+use std::os::fd::AsRawFd;
+use std::os::unix::net as unix;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::{TcpStream, UnixStream};
+use tokio_util::either::Either;
+
+use super::listener::Listener;
+use super::unix::SocketFile;
+
+/// A listener on the runtime that accepts. A socket file that it made goes with it.
+#[derive(Debug)]
+pub(super) enum Door {
+    Tcp(AsyncFd<net::TcpListener>),
+    Unix { listener: AsyncFd<unix::UnixListener>, _file: Option<SocketFile> },
+}
+
+/// A connection that was accepted and has no runtime yet.
+#[derive(Debug)]
+pub(super) enum Accepted {
+    Tcp(net::TcpStream),
+    Unix(unix::UnixStream),
+}
+
+impl Door {
+    /// Moves a listener to the runtime that this is called on.
+    pub(super) fn open(listener: Listener) -> io::Result<Self> {
+        match listener {
+            Listener::Tcp(listener) => watched(listener.into_std()?).map(Self::Tcp),
+            Listener::Unix(place) => {
+                let (listener, file) = place.into_parts()?;
+                Ok(Self::Unix { listener: watched(listener)?, _file: file })
+            }
+        }
+    }
+
+    /// The next connection. While several wait, each is there at once.
+    ///
+    /// # Cancel safety
+    ///
+    /// No connection is lost when the future is dropped.
+    pub(super) async fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            Self::Tcp(listener) => {
+                let accepted = listener.async_io(Interest::READABLE, net::TcpListener::accept).await?;
+                Ok(Accepted::Tcp(accepted.0))
+            }
+            Self::Unix { listener, .. } => {
+                let accepted = listener.async_io(Interest::READABLE, unix::UnixListener::accept).await?;
+                Ok(Accepted::Unix(accepted.0))
+            }
+        }
+    }
+}
+
+#[expect(
+    deprecated,
+    reason = "its successor is unsafe for descriptors that change, as a listener's never does"
+)]
+fn watched<T: AsRawFd>(listener: T) -> io::Result<AsyncFd<T>> {
+    AsyncFd::with_interest(listener, Interest::READABLE)
+}
+
+impl Accepted {
+    /// The stream, on the runtime that this is called on.
+    pub(super) fn here(self) -> io::Result<Either<TcpStream, UnixStream>> {
+        match self {
+            Self::Tcp(stream) => {
+                stream.set_nonblocking(true)?;
+                // Small writes go out at once: a first chunk must not wait for an acknowledgement.
+                stream.set_nodelay(true)?;
+                TcpStream::from_std(stream).map(Either::Left)
+            }
+            Self::Unix(stream) => {
+                stream.set_nonblocking(true)?;
+                UnixStream::from_std(stream).map(Either::Right)
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Workers: a thread for each core, with a runtime of its own. A connection stays with one of them,
+//! so that no request waits for another thread, and cores share as little as they can.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread::available_parallelism;
+
+use tokio::runtime::{Builder, Handle};
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+
+use super::Drain;
+use crate::tasks::{self, Tasks};
+
+/// Threads that run what is spawned on them. When this is dropped, they end by themselves, and what
+/// still runs there is dropped.
+#[derive(Debug)]
+pub struct Workers {
+    handles: Vec<Handle>,
+    end: CancellationToken,
+    threads: Tasks,
+}
+
+impl Workers {
+    /// Starts so many; with 0, as many as there are cores for this process.
+    ///
+    /// # Errors
+    ///
+    /// When the system has no thread to give, or nothing to wait for events with.
+    pub fn start(count: usize) -> io::Result<Self> {
+        let count = match count {
+            // It heeds the affinity and the quota that a container sets.
+            0 => available_parallelism()?.get(),
+            count => count,
+        };
+        let mut workers = Self { handles: Vec::new(), end: CancellationToken::new(), threads: Tasks::new() };
+        let started = (0..count).map(|number| workers.begin(number)).collect::<io::Result<Vec<_>>>()?;
+        for handle in started {
+            let gone = |_| io::Error::other("a worker ended before it began");
+            workers.handles.push(handle.recv().map_err(gone)??);
+        }
+        Ok(workers)
+    }
+
+    /// The runtime is made in its thread: it must not be dropped on another runtime's.
+    fn begin(&self, number: usize) -> io::Result<mpsc::Receiver<io::Result<Handle>>> {
+        let (told, handle) = mpsc::sync_channel(1);
+        let (end, member) = (self.end.clone(), self.threads.member());
+        let name = format!("keychoir-{number}");
+        tasks::thread(&name.clone(), move || {
+            match Builder::new_current_thread().enable_all().thread_name(name).build() {
+                Ok(runtime) => {
+                    let is_awaited = told.send(Ok(runtime.handle().clone())).is_ok();
+                    if is_awaited {
+                        runtime.block_on(end.cancelled());
+                    }
+                    // Work that blocks, such as the lookup of a name, is not waited for.
+                    runtime.shutdown_background();
+                }
+                Err(error) => {
+                    if let Err(mpsc::SendError(Err(error))) = told.send(Err(error)) {
+                        error!("a worker cannot run: {error}");
+                    }
+                }
+            }
+            drop(member);
+        })?;
+        Ok(handle)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// Has each of them answer with a service of its own, until `drain` ends it.
+    pub fn crew<S>(&self, drain: &Drain, mut service: impl FnMut() -> S) -> Crew<S> {
+        let post = |handle: &Handle| Post {
+            handle: handle.clone(),
+            service: service(),
+            drain: drain.with_requests(Tasks::new()),
+            open: Arc::default(),
+        };
+        Crew { posts: self.handles.iter().map(post).collect(), next: Arc::default() }
+    }
+
+    /// Ends them, with what still runs there, and waits until they have.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops the waiting and nothing else.
+    pub async fn end(&self) {
+        self.end.cancel();
+        self.threads.ended().await;
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.end.cancel();
+    }
+}
+
+/// The workers, with what they answer by. Cheap to clone.
+#[derive(Debug)]
+pub struct Crew<S> {
+    posts: Arc<[Post<S>]>,
+    /// Whose turn it is among equals.
+    next: Arc<AtomicUsize>,
+}
+
+/// One worker.
+#[derive(Debug)]
+pub(super) struct Post<S> {
+    pub(super) handle: Handle,
+    pub(super) service: S,
+    /// With the requests of this worker only.
+    pub(super) drain: Drain,
+    open: Arc<AtomicUsize>,
+}
+
+/// What a worker has to do: requests under way, those that are expected at any moment among them,
+/// and open connections. Less is less of the first, then of the second.
+type Load = (usize, usize);
+
+/// An open connection of a worker, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Opened(Arc<AtomicUsize>);
+
+impl<S> Clone for Crew<S> {
+    fn clone(&self) -> Self {
+        Self { posts: Arc::clone(&self.posts), next: Arc::clone(&self.next) }
+    }
+}
+
+impl<S> Crew<S> {
+    /// Who takes the next connection: who has the least to do.
+    pub(super) fn least(&self) -> Option<&Post<S>> {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        let loads: Vec<Load> = self.posts.iter().map(Post::load).collect();
+        self.posts.get(least(&loads, turn)?)
+    }
+
+    /// One of them after the other.
+    pub(super) fn any(&self) -> Option<&Post<S>> {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        self.posts.get(turn.checked_rem(self.posts.len())?)
+    }
+
+    /// Waits until each of them has had no request under way.
+    pub async fn requests_ended(&self) {
+        for post in &*self.posts {
+            post.drain.requests.ended().await;
+        }
+    }
+}
+
+impl<S> Post<S> {
+    fn load(&self) -> Load {
+        (self.drain.requests.count(), self.open.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn open(&self) -> Opened {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Opened(Arc::clone(&self.open))
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The place of the least load; among equals, the first from `turn` on.
+fn least(loads: &[Load], turn: usize) -> Option<usize> {
+    let first = turn.checked_rem(loads.len())?;
+    let (before, from) = loads.split_at(first);
+    let places = (first..loads.len()).chain(0..first);
+    from.iter().chain(before).zip(places).min_by_key(|(load, _)| **load).map(|(_, place)| place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(loads: &[Load], turn: usize, expected: Option<usize>) {
+        assert_eq!(least(loads, turn), expected, "{loads:?} at turn {turn}");
+    }
+
+    #[test]
+    fn requests_count_before_connections() {
+        check(&[(1, 1), (0, 9)], 0, Some(1));
+        check(&[(1, 1), (1, 0)], 0, Some(1));
+        check(&[(0, 2), (0, 1), (1, 0)], 2, Some(1));
+    }
+
+    #[test]
+    fn equals_take_turns() {
+        for turn in 0..7 {
+            check(&[(2, 3); 3], turn, Some(turn % 3));
+        }
+        check(&[(0, 1), (0, 0), (0, 1), (0, 0)], 2, Some(3));
+        check(&[(0, 1), (0, 0), (0, 1), (0, 0)], 4, Some(1));
+    }
+
+    #[test]
+    fn nobody_is_the_least_of_none() {
+        check(&[], 3, None);
+    }
+}
