@@ -4,6 +4,7 @@
 
 mod line;
 mod news;
+mod text;
 
 mod exposition;
 mod metrics;
