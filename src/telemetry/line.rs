@@ -12,7 +12,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-use super::Sink;
+use super::log::Sink;
 use super::text::{Escaped, Plain, append_quoted, append_within_quotes, make_safe};
 use crate::clock;
 use crate::policy::units::UnixMs;
@@ -68,7 +68,7 @@ impl<S: Subscriber> Layer<S> for Lines {
         event.record(&mut draft);
         let metadata = event.metadata();
         let line = draft.line(*metadata.level(), metadata.target(), clock::now());
-        self.sink.write(line);
+        self.sink.write(line, *metadata.level());
         if draft.values.capacity() <= DRAFT_BYTES_MAX && draft.line.capacity() <= DRAFT_BYTES_MAX {
             let _ = DRAFT.try_with(|kept| kept.set(draft));
         }
