@@ -3,7 +3,8 @@
 
 use std::cell::Cell;
 use std::cmp::Ordering;
-use std::fmt::{self, Write as _};
+use std::fmt;
+use std::mem;
 use std::ops::Range;
 
 use serde::Serialize;
@@ -13,7 +14,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
 use super::log::Sink;
-use super::text::{Escaped, Plain, append_quoted, append_within_quotes, make_safe};
+use super::text::{append_quoted, append_shown, append_within_quotes, escape_from, make_safe};
 use crate::clock;
 use crate::policy::units::UnixMs;
 
@@ -79,10 +80,10 @@ impl<S: Subscriber> Layer<S> for Lines {
 #[derive(Debug)]
 pub(super) struct Draft {
     form: Form,
-    /// The message and the values of the fields as the line will have them, in the order in which they came.
+    /// The message and the fields as the line will have them, in the order in which they came.
     values: Vec<u8>,
     message: Range<usize>,
-    /// Where the others are, in the order of their names.
+    /// Where the fields are, in the order of their names.
     fields: Vec<Part>,
     line: Vec<u8>,
 }
@@ -115,30 +116,31 @@ impl Draft {
     /// What the line says.
     pub(super) fn message(&mut self, message: fmt::Arguments<'_>) {
         let start = self.values.len();
-        // Writing to memory does not fail.
-        let _ = match self.form {
-            Form::Json => Escaped(&mut self.values).write_fmt(message),
-            Form::Terminal | Form::Ascii => Plain(&mut self.values).write_fmt(message),
-        };
+        append_shown(&mut self.values, message);
+        match self.form {
+            Form::Json => escape_from(&mut self.values, start),
+            Form::Terminal | Form::Ascii => {}
+        }
         self.message = start..self.values.len();
     }
 
     /// A field whose value is a text.
     pub(super) fn text(&mut self, name: &'static str, value: &str) {
-        let start = self.values.len();
-        append_quoted(&mut self.values, value);
-        self.put(name, start);
+        self.put(name, |values| append_quoted(values, value));
     }
 
     /// A field whose value is a number or a truth.
     pub(super) fn value(&mut self, name: &'static str, value: impl Serialize) {
-        let start = self.values.len();
-        let _ = serde_json::to_writer(&mut self.values, &value);
-        self.put(name, start);
+        self.put(name, |values| {
+            let _ = serde_json::to_writer(values, &value);
+        });
     }
 
     /// The last of two fields with one name counts.
-    fn put(&mut self, name: &'static str, start: usize) {
+    fn put(&mut self, name: &'static str, append: impl FnOnce(&mut Vec<u8>)) {
+        let start = self.values.len();
+        append_name(&mut self.values, self.form, name);
+        append(&mut self.values);
         let part = Part { name, at: start..self.values.len() };
         // Whoever names fields in their order saves the search.
         if self.fields.last().is_none_or(|last| order(last.name, name).is_lt()) {
@@ -162,54 +164,57 @@ impl Draft {
 
     fn json(&mut self, level: Level, target: &str, now: UnixMs) {
         let Self { values, message, fields, line, .. } = self;
-        let has_event = fields.iter().any(|part| part.name == "event");
-        // Room for the names, too, and for what stands between them.
-        line.reserve(values.len() + target.len() + 24 * (fields.len() + UNNAMED.len()));
-        let write_own = |line: &mut Vec<u8>, own: &Own| match own {
-            Own::Level => append_quoted(line, word(level)),
-            Own::Message => append_within_quotes(line, &values[message.clone()]),
-            Own::Target => append_quoted(line, target),
-            Own::Time => append_within_quotes(line, &now.rfc3339_bytes()),
+        let has_event = fields.iter().any(|part| part.name == EVENT);
+        let mut ours: &[(&str, Own)] = if has_event { &NAMED } else { &UNNAMED };
+        let mut append_own = |line: &mut Vec<u8>, own: (&str, Own)| {
+            append_name(line, Form::Json, own.0);
+            match own.1 {
+                Own::Level => append_quoted(line, word(level)),
+                Own::Message => append_within_quotes(line, &values[message.clone()]),
+                Own::Target => append_quoted(line, target),
+                Own::Time => append_within_quotes(line, &now.rfc3339_bytes()),
+            }
         };
-        let mut rest: &[(&str, Own)] = if has_event { &NAMED } else { &UNNAMED };
+        // What has come in order is copied as it came.
+        let mut run = 0..0;
         for part in &*fields {
-            while let [(name, own), later @ ..] = rest
-                && order(name, part.name).is_le()
+            while let [own, later @ ..] = ours
+                && order(own.0, part.name).is_le()
             {
                 // The event's own word goes before ours.
-                if *name != part.name {
-                    append_name(line, name);
-                    write_own(line, own);
+                if own.0 != part.name {
+                    line.extend_from_slice(&values[mem::take(&mut run)]);
+                    append_own(line, *own);
                 }
-                rest = later;
+                ours = later;
             }
-            append_name(line, part.name);
-            line.extend_from_slice(&values[part.at.clone()]);
+            if run.end != part.at.start {
+                line.extend_from_slice(&values[mem::take(&mut run)]);
+                run.start = part.at.start;
+            }
+            run.end = part.at.end;
         }
-        for (name, own) in rest {
-            append_name(line, name);
-            write_own(line, own);
+        line.extend_from_slice(&values[run]);
+        ours.iter().for_each(|own| append_own(line, *own));
+        // It has begun with a comma.
+        if let Some(first) = line.first_mut() {
+            *first = b'{';
         }
         line.push(b'}');
     }
 
     fn terminal(&mut self, level: Level, target: &str) {
         let Self { values, message, fields, line, form } = self;
-        let event = fields.iter().find(|part| part.name == "event").and_then(|part| {
-            let text = values[part.at.clone()].strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+        let event = fields.iter().find(|part| part.name == EVENT).and_then(|part| {
+            let text = values[part.at.clone()].strip_prefix(b" event=\"")?.strip_suffix(b"\"")?;
             str::from_utf8(text).ok()
         });
         line.extend_from_slice(symbol(event, level, *form).as_bytes());
         line.extend_from_slice(&values[message.clone()]);
         if event.is_none() {
-            for part in &*fields {
-                line.push(b' ');
-                line.extend_from_slice(part.name.as_bytes());
-                line.push(b'=');
-                line.extend_from_slice(&values[part.at.clone()]);
-            }
+            fields.iter().for_each(|part| line.extend_from_slice(&values[part.at.clone()]));
             if level > Level::INFO {
-                let _ = write!(Plain(line), " [{target}]");
+                append_shown(line, format_args!(" [{target}]"));
             }
         }
         make_safe(line, *form == Form::Ascii);
@@ -222,11 +227,13 @@ impl Visit for Draft {
         if name == MESSAGE {
             return self.message(format_args!("{value:?}"));
         }
-        let start = self.values.len();
-        self.values.push(b'"');
-        let _ = write!(Escaped(&mut self.values), "{value:?}");
-        self.values.push(b'"');
-        self.put(name, start);
+        self.put(name, |values| {
+            values.push(b'"');
+            let start = values.len();
+            append_shown(values, format_args!("{value:?}"));
+            escape_from(values, start);
+            values.push(b'"');
+        });
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
@@ -254,6 +261,7 @@ impl Visit for Draft {
 }
 
 const MESSAGE: &str = "message";
+const EVENT: &str = "event";
 
 /// What an object has, whatever the event says.
 #[derive(Clone, Copy, Debug)]
@@ -274,11 +282,20 @@ fn order(name: &str, other: &str) -> Ordering {
     name.as_bytes().first().cmp(&other.as_bytes().first()).then_with(|| name.cmp(other))
 }
 
-/// The name of an object's next member, which is a word of a program's source, and what is before it.
-fn append_name(line: &mut Vec<u8>, name: &str) {
-    line.extend_from_slice(if line.is_empty() { b"{\"" } else { b",\"" });
-    line.extend_from_slice(name.as_bytes());
-    line.extend_from_slice(b"\":");
+/// What stands before a value. A name is a word of a program's source.
+fn append_name(values: &mut Vec<u8>, form: Form, name: &str) {
+    match form {
+        Form::Json => {
+            values.extend_from_slice(b",\"");
+            values.extend_from_slice(name.as_bytes());
+            values.extend_from_slice(b"\":");
+        }
+        Form::Terminal | Form::Ascii => {
+            values.push(b' ');
+            values.extend_from_slice(name.as_bytes());
+            values.push(b'=');
+        }
+    }
 }
 
 fn word(level: Level) -> &'static str {

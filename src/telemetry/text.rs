@@ -1,34 +1,35 @@
 //! Texts in lines: between the quotation marks of JSON, and on terminals that must not obey them. What
 //! needs no escape, which is nearly everything, is copied as it stands.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
-/// Takes text as it is.
-#[derive(Debug)]
-pub(super) struct Plain<'a>(pub(super) &'a mut Vec<u8>);
+struct Text<'a>(&'a mut Vec<u8>);
 
-impl fmt::Write for Plain<'_> {
+impl Write for Text<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.0.extend_from_slice(text.as_bytes());
         Ok(())
     }
 }
 
-/// Takes text as it stands between the quotation marks of JSON.
-#[derive(Debug)]
-pub(super) struct Escaped<'a>(pub(super) &'a mut Vec<u8>);
+/// Appends what is formatted, as it is.
+pub(super) fn append_shown(line: &mut Vec<u8>, shown: fmt::Arguments<'_>) {
+    // Writing to memory does not fail; what cannot show itself ends there.
+    let _ = Text(line).write_fmt(shown);
+}
 
-impl fmt::Write for Escaped<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        append_escaped(self.0, text);
-        Ok(())
+/// Makes what begins at `start` what it is between the quotation marks of JSON.
+pub(super) fn escape_from(line: &mut Vec<u8>, start: usize) {
+    if line.get(start..).is_some_and(any_needs_escape) {
+        let text = line.split_off(start);
+        append_escaped(line, &text);
     }
 }
 
 /// Appends a text of JSON with its quotation marks.
 pub(super) fn append_quoted(line: &mut Vec<u8>, text: &str) {
     line.push(b'"');
-    append_escaped(line, text);
+    append_escaped(line, text.as_bytes());
     line.push(b'"');
 }
 
@@ -39,8 +40,8 @@ pub(super) fn append_within_quotes(line: &mut Vec<u8>, escaped: &[u8]) {
     line.push(b'"');
 }
 
-fn append_escaped(line: &mut Vec<u8>, text: &str) {
-    let mut rest = text.as_bytes();
+fn append_escaped(line: &mut Vec<u8>, text: &[u8]) {
+    let mut rest = text;
     while any_needs_escape(rest) {
         let Some(place) = rest.iter().position(|&byte| needs_escape(byte)) else { break };
         let (plain, escaped) = rest.split_at(place);
