@@ -185,6 +185,7 @@ async fn the_names_and_types_are_golden() {
         "keychoir_sockets gauge",
         "keychoir_first_byte_seconds histogram",
         "keychoir_overhead_seconds histogram",
+        "keychoir_log_lines_dropped_total counter",
         "keychoir_connections gauge",
         "keychoir_connections_accepted_total counter",
         "keychoir_requests_waiting gauge",

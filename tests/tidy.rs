@@ -22,7 +22,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("body", &["clock", "policy", "secret", "tasks"]),
     ("certificate", &["policy", "tasks"]),
     ("upstream", &["body", "clock", "policy", "secret", "tasks"]),
-    ("telemetry", &["clock", "policy", "pool"]),
+    ("telemetry", &["clock", "policy", "pool", "tasks"]),
     ("proxy", &["body", "clock", "policy", "pool", "secret", "telemetry", "upstream"]),
     ("server", &["clock", "tasks"]),
     ("store", &["clock", "policy", "pool", "proxy", "secret", "tasks"]),

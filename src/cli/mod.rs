@@ -29,6 +29,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Loaded, Need, Overrides};
+use crate::telemetry;
 
 /// One base URL for all your ElevenLabs keys.
 ///
@@ -128,6 +129,8 @@ pub fn run() -> ExitCode {
 
 /// A message for the person at the terminal.
 fn complain(message: &dyn Display) {
+    // What the log has said before stands before it.
+    telemetry::flush();
     // Nobody is left to be told that telling failed.
     let _ = writeln!(io::stderr(), "{message}");
 }

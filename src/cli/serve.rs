@@ -14,7 +14,7 @@ use crate::app::{
     self, Address, Drained, Ended, HttpsState, ListenError, Parts, Passed, Running, StartError,
 };
 use crate::config::{Listen, Loaded, LogFormat, Overrides};
-use crate::telemetry::{self, Form, Sink, key_line, keys_loaded};
+use crate::telemetry::{self, FlushAtEnd, Form, Sink, key_line, keys_loaded};
 
 /// The table of keys is shown once the provider has told their quotas, but a provider that does
 /// not answer must not keep the start waiting.
@@ -42,7 +42,13 @@ pub(super) fn run(arguments: Serving) -> ExitCode {
         Err(code) => return code,
     };
     let form = form(loaded.config.log.format);
-    let level = match telemetry::start(form, &loaded.config.log.level.to_string(), Sink::stderr()) {
+    let sink = match Sink::stderr(form) {
+        Ok(sink) => sink,
+        Err(error) => return failed(&error),
+    };
+    // The last that ends: what is said while the runtime is torn down is told, too.
+    let _flushed = FlushAtEnd;
+    let level = match telemetry::start(form, &loaded.config.log.level.to_string(), sink) {
         Ok(level) => level,
         Err(error) => {
             complain(&error);

@@ -241,15 +241,18 @@ pub fn presented(headers: &HeaderMap, query: Option<&str>) -> Vec<Presented> {
 /// The names of the query's parameters, for logs: names never carry a text or a token.
 #[must_use]
 pub fn parameter_names(query: &str) -> String {
-    let names: Vec<String> = query
-        .split('&')
-        .map(|pair| decode(pair.split('=').next().unwrap_or_default()))
-        .map(|name| {
-            name.chars().filter(|c| c.is_ascii_alphanumeric() || "_-.[]".contains(*c)).take(40).collect()
-        })
-        .take(20)
-        .collect();
-    names.join(",")
+    let mut names = String::new();
+    for (index, pair) in query.split('&').take(20).enumerate() {
+        if index > 0 {
+            names.push(',');
+        }
+        let name = pair.split('=').next().unwrap_or_default();
+        let name = if name.contains('%') { Cow::Owned(decode(name)) } else { Cow::Borrowed(name) };
+        let is_plain =
+            |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b'[' | b']');
+        names.extend(name.bytes().filter(is_plain).take(40).map(char::from));
+    }
+    names
 }
 
 /// The value of the first parameter of that name, decoded.

@@ -3,6 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
+const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
+/// The last that has a date in the calendar in use here, in the year 9999.
+const MS_MAX: u64 = 253_402_207_200_999;
+
 /// A moment, in milliseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UnixMs(pub u64);
@@ -23,7 +27,38 @@ impl UnixMs {
     /// `2025-02-01T00:00:00.000Z`, the form of the status document.
     #[must_use]
     pub fn rfc3339(self) -> String {
-        self.timestamp().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+        self.rfc3339_bytes().into_iter().map(char::from).collect()
+    }
+
+    /// The same in ASCII, without memory of its own: every log line has one.
+    #[must_use]
+    pub fn rfc3339_bytes(self) -> [u8; 24] {
+        let (days, of_day) = (self.0.min(MS_MAX) / DAY_MS, self.0.min(MS_MAX) % DAY_MS);
+        // Years that begin in March end with their leap day, and 400 of them are always as long.
+        let since_march_0 = days + 719_468;
+        let (era, day) = (since_march_0 / 146_097, since_march_0 % 146_097);
+        let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+        let day = day - (365 * year + year / 4 - year / 100);
+        let month = (5 * day + 2) / 153;
+        let day = day - (153 * month + 2) / 5 + 1;
+        let (month, is_next_year) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+        let mut text = *b"0000-00-00T00:00:00.000Z";
+        for (place, value) in [
+            (0..4, era * 400 + year + is_next_year),
+            (5..7, month),
+            (8..10, day),
+            (11..13, of_day / 3_600_000),
+            (14..16, of_day / 60_000 % 60),
+            (17..19, of_day / 1_000 % 60),
+            (20..23, of_day % 1_000),
+        ] {
+            let mut value = value;
+            for digit in text[place].iter_mut().rev() {
+                *digit = b'0' + (value % 10) as u8;
+                value /= 10;
+            }
+        }
+        text
     }
 
     /// `2025-02-01T00:00:00Z`, the form of a message.
@@ -87,6 +122,22 @@ mod tests {
         assert_eq!(UnixMs::parse("2025-02-01T01:00:00+01:00"), Some(UnixMs(1_738_368_000_000)));
         assert_eq!(UnixMs::parse("1969-12-31T00:00:00Z"), None);
         assert_eq!(UnixMs::parse("soon"), None);
+    }
+
+    #[test]
+    fn moments_print_as_the_calendar_has_them() {
+        assert_eq!(i64::try_from(MS_MAX), Ok(jiff::Timestamp::MAX.as_millisecond()));
+        let as_the_calendar =
+            |moment: UnixMs| moment.timestamp().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string();
+        // Every day of the next centuries, then some, at their ends and within.
+        let days = (0..60_000).chain((60_000..MS_MAX / DAY_MS).step_by(997));
+        for moment in days.flat_map(|day| [day * DAY_MS, (day + 1) * DAY_MS - 1, day * DAY_MS + day]) {
+            let moment = UnixMs(moment);
+            assert_eq!(moment.rfc3339(), as_the_calendar(moment));
+        }
+        for moment in [MS_MAX, MS_MAX + 1, u64::MAX].map(UnixMs) {
+            assert_eq!(moment.rfc3339(), as_the_calendar(moment));
+        }
     }
 
     #[test]

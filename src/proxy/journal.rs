@@ -1,11 +1,13 @@
 //! One log line a request, at its end, whichever end it takes.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
+use uuid::fmt::Hyphenated;
 
 use super::accounts::Admission;
 use super::answer::Answer;
@@ -17,19 +19,41 @@ use crate::clock;
 use crate::policy::classify::Concern;
 use crate::policy::client::ClientName;
 use crate::policy::headers::parameter_names;
+use crate::secret::ShortKey;
 use crate::telemetry::Meters;
 use crate::upstream::{SendError, SendErrorKind};
+
+/// A made-up method may be as long as a head; of it, so much is said.
+const METHOD_BYTES_MAX: usize = 20;
+
+/// With whose key it was last asked.
+#[derive(Debug)]
+enum Payer {
+    Nobody,
+    Client,
+    Pool(ShortKey),
+}
+
+impl Payer {
+    fn word(&self) -> &str {
+        match self {
+            Self::Nobody => "-",
+            Self::Client => "own",
+            Self::Pool(key) => key.as_str(),
+        }
+    }
+}
 
 /// What is said of a request when it ends. Dropping it says it.
 #[derive(Debug)]
 pub(super) struct RequestLog {
     request_id: Arc<str>,
     began: Instant,
-    method: String,
+    method: Method,
     parameters: String,
     client: Option<ClientName>,
     route: Option<Arc<str>>,
-    key: Option<String>,
+    key: Payer,
     attempts: u32,
     verdict: &'static str,
     status: Option<u16>,
@@ -49,13 +73,13 @@ impl RequestLog {
     pub(super) fn begin<B>(request: &Request<B>, meters: &Meters) -> Self {
         meters.request_begun();
         Self {
-            request_id: own_id(request.headers()).unwrap_or_else(|| Uuid::now_v7().to_string().into()),
+            request_id: own_id(request.headers()).unwrap_or_else(new_id),
             began: clock::instant(),
-            method: request.method().as_str().chars().take(20).collect(),
+            method: request.method().clone(),
             parameters: request.uri().query().map(parameter_names).unwrap_or_default(),
             client: None,
             route: None,
-            key: None,
+            key: Payer::Nobody,
             attempts: 0,
             verdict: "client_left",
             status: None,
@@ -107,10 +131,10 @@ impl RequestLog {
         self.upstream += elapsed;
         let request_id = &*self.request_id;
         self.attempts = record.number;
-        self.key = Some(match &record.key {
-            Some(key) => key.api_key().short().to_string(),
-            None => "own".to_owned(),
-        });
+        self.key = match &record.key {
+            Some(key) => Payer::Pool(key.api_key().short().clone()),
+            None => Payer::Client,
+        };
         let attempt = record.number;
         match result {
             Ok(answer) if answer.verdict.concern() == Concern::Nothing => {}
@@ -151,32 +175,54 @@ fn own_id(headers: &HeaderMap) -> Option<Arc<str>> {
     ((1..=128).contains(&id.len()) && id.bytes().all(is_plain)).then(|| id.into())
 }
 
+/// A name as the books give them to records, without a call of the system: version 7 of its moment.
+fn new_id() -> Arc<str> {
+    let id: Uuid = AttemptRecord::name(clock::now());
+    let mut text = [0; Hyphenated::LENGTH];
+    let text: &str = id.hyphenated().encode_lower(&mut text);
+    text.into()
+}
+
 impl Drop for RequestLog {
     fn drop(&mut self) {
         self.meters.request_ended(self.status);
         let total_ms = millis(clock::since(self.began));
+        let method = self.method.as_str();
+        let method = method.get(..METHOD_BYTES_MAX).unwrap_or(method);
         let route = self.route.as_deref().unwrap_or("-");
-        let status = self.status.map_or_else(|| "-".to_owned(), |status| status.to_string());
-        let key = self.key.as_deref().unwrap_or("-");
-        let (method, verdict, credits, attempts) = (&*self.method, self.verdict, self.credits, self.attempts);
+        let (status, key) = (Shown(self.status), self.key.word());
+        let (verdict, credits, attempts) = (self.verdict, self.credits, self.attempts);
+        // In the order of their names, as lines have them: then nothing is searched for.
         info!(
-            event = "request_ended",
-            request_id = &*self.request_id,
-            client = self.client.as_ref().map_or("-", ClientName::as_str),
-            method,
-            route,
-            parameters = &*self.parameters,
-            key,
             attempts,
-            verdict,
-            status = self.status.unwrap_or(0),
             bytes = self.bytes,
+            client = self.client.as_ref().map_or("-", ClientName::as_str),
             credits,
+            event = "request_ended",
             first_byte_ms = self.first_byte.map_or(0, millis),
-            total_ms,
+            key,
+            method,
+            parameters = &*self.parameters,
             replay_lost = self.loss.map(Loss::word),
+            request_id = &*self.request_id,
+            route,
+            status = self.status.unwrap_or(0),
+            total_ms,
+            verdict,
             "{method} {route} {status} {verdict} {key} {credits} credits, {attempts} attempts, {total_ms} ms"
         );
+    }
+}
+
+/// A status, when there is one.
+struct Shown(Option<u16>);
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(status) => write!(f, "{status}"),
+            None => f.write_str("-"),
+        }
     }
 }
 

@@ -1,15 +1,20 @@
 //! One event, one line: `✅ Using key sk_…` where a person looks, an object of JSON where a machine
 //! does. Anything that could end a line or colour a terminal is escaped.
 
-use std::fmt::{self, Write as _};
+use std::cell::Cell;
+use std::cmp::Ordering;
+use std::fmt;
+use std::mem;
+use std::ops::Range;
 
-use serde_json::{Map, Value};
+use serde::Serialize;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-use super::Sink;
+use super::log::Sink;
+use super::text::{append_quoted, append_shown, append_within_quotes, escape_from, make_safe};
 use crate::clock;
 use crate::policy::units::UnixMs;
 
@@ -48,88 +53,259 @@ impl Lines {
     }
 }
 
+thread_local! {
+    /// Its memory serves for one line after the other.
+    static DRAFT: Cell<Draft> = const { Cell::new(Draft::EMPTY) };
+}
+
+/// A draft that a long line has made larger than this is not kept.
+const DRAFT_BYTES_MAX: usize = 16 * 1024;
+
 impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut fields = Fields::default();
-        event.record(&mut fields);
+        // A value that says something itself while it is written finds an empty draft here.
+        let mut draft = DRAFT.try_with(Cell::take).unwrap_or_default();
+        draft.begin(self.form);
+        event.record(&mut draft);
         let metadata = event.metadata();
-        let line = match self.form {
-            Form::Json => json(&fields, *metadata.level(), metadata.target(), clock::now()),
-            Form::Terminal | Form::Ascii => {
-                terminal(&fields, *metadata.level(), metadata.target(), self.form)
-            }
-        };
-        self.sink.write(line.as_bytes());
+        let line = draft.line(*metadata.level(), metadata.target(), clock::now());
+        self.sink.write(line, *metadata.level());
+        if draft.values.capacity() <= DRAFT_BYTES_MAX && draft.line.capacity() <= DRAFT_BYTES_MAX {
+            let _ = DRAFT.try_with(|kept| kept.set(draft));
+        }
     }
 }
 
-#[derive(Debug, Default)]
-struct Fields {
-    message: String,
-    rest: Map<String, Value>,
+/// A line that is being put together.
+#[derive(Debug)]
+pub(super) struct Draft {
+    form: Form,
+    /// The message and the fields as the line will have them, in the order in which they came.
+    values: Vec<u8>,
+    message: Range<usize>,
+    /// Where the fields are, in the order of their names.
+    fields: Vec<Part>,
+    line: Vec<u8>,
 }
 
-impl Visit for Fields {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if field.name() == "message" {
-            let _ = write!(self.message, "{value:?}");
-        } else {
-            self.rest.insert(field.name().to_owned(), Value::String(format!("{value:?}")));
+#[derive(Debug)]
+struct Part {
+    name: &'static str,
+    at: Range<usize>,
+}
+
+impl Default for Draft {
+    fn default() -> Self {
+        Self::EMPTY
+    }
+}
+
+impl Draft {
+    const EMPTY: Self =
+        Self { form: Form::Json, values: Vec::new(), message: 0..0, fields: Vec::new(), line: Vec::new() };
+
+    /// Begins a line of this form.
+    pub(super) fn begin(&mut self, form: Form) {
+        self.form = form;
+        self.values.clear();
+        self.message = 0..0;
+        self.fields.clear();
+        self.line.clear();
+    }
+
+    /// What the line says.
+    pub(super) fn message(&mut self, message: fmt::Arguments<'_>) {
+        let start = self.values.len();
+        append_shown(&mut self.values, message);
+        match self.form {
+            Form::Json => escape_from(&mut self.values, start),
+            Form::Terminal | Form::Ascii => {}
         }
+        self.message = start..self.values.len();
+    }
+
+    /// A field whose value is a text.
+    pub(super) fn text(&mut self, name: &'static str, value: &str) {
+        self.put(name, |values| append_quoted(values, value));
+    }
+
+    /// A field whose value is a number or a truth.
+    pub(super) fn value(&mut self, name: &'static str, value: impl Serialize) {
+        self.put(name, |values| {
+            let _ = serde_json::to_writer(values, &value);
+        });
+    }
+
+    /// The last of two fields with one name counts.
+    fn put(&mut self, name: &'static str, append: impl FnOnce(&mut Vec<u8>)) {
+        let start = self.values.len();
+        append_name(&mut self.values, self.form, name);
+        append(&mut self.values);
+        let part = Part { name, at: start..self.values.len() };
+        // Whoever names fields in their order saves the search.
+        if self.fields.last().is_none_or(|last| order(last.name, name).is_lt()) {
+            return self.fields.push(part);
+        }
+        match self.fields.binary_search_by(|known| order(known.name, name)) {
+            Ok(known) => self.fields[known] = part,
+            Err(place) => self.fields.insert(place, part),
+        }
+    }
+
+    /// The line, with its end.
+    pub(super) fn line(&mut self, level: Level, target: &str, now: UnixMs) -> &[u8] {
+        match self.form {
+            Form::Json => self.json(level, target, now),
+            Form::Terminal | Form::Ascii => self.terminal(level, target),
+        }
+        self.line.push(b'\n');
+        &self.line
+    }
+
+    fn json(&mut self, level: Level, target: &str, now: UnixMs) {
+        let Self { values, message, fields, line, .. } = self;
+        let has_event = fields.iter().any(|part| part.name == EVENT);
+        let mut ours: &[(&str, Own)] = if has_event { &NAMED } else { &UNNAMED };
+        let mut append_own = |line: &mut Vec<u8>, own: (&str, Own)| {
+            append_name(line, Form::Json, own.0);
+            match own.1 {
+                Own::Level => append_quoted(line, word(level)),
+                Own::Message => append_within_quotes(line, &values[message.clone()]),
+                Own::Target => append_quoted(line, target),
+                Own::Time => append_within_quotes(line, &now.rfc3339_bytes()),
+            }
+        };
+        // What has come in order is copied as it came.
+        let mut run = 0..0;
+        for part in &*fields {
+            while let [own, later @ ..] = ours
+                && order(own.0, part.name).is_le()
+            {
+                // The event's own word goes before ours.
+                if own.0 != part.name {
+                    line.extend_from_slice(&values[mem::take(&mut run)]);
+                    append_own(line, *own);
+                }
+                ours = later;
+            }
+            if run.end != part.at.start {
+                line.extend_from_slice(&values[mem::take(&mut run)]);
+                run.start = part.at.start;
+            }
+            run.end = part.at.end;
+        }
+        line.extend_from_slice(&values[run]);
+        ours.iter().for_each(|own| append_own(line, *own));
+        // It has begun with a comma.
+        if let Some(first) = line.first_mut() {
+            *first = b'{';
+        }
+        line.push(b'}');
+    }
+
+    fn terminal(&mut self, level: Level, target: &str) {
+        let Self { values, message, fields, line, form } = self;
+        let event = fields.iter().find(|part| part.name == EVENT).and_then(|part| {
+            let text = values[part.at.clone()].strip_prefix(b" event=\"")?.strip_suffix(b"\"")?;
+            str::from_utf8(text).ok()
+        });
+        line.extend_from_slice(symbol(event, level, *form).as_bytes());
+        line.extend_from_slice(&values[message.clone()]);
+        if event.is_none() {
+            fields.iter().for_each(|part| line.extend_from_slice(&values[part.at.clone()]));
+            if level > Level::INFO {
+                append_shown(line, format_args!(" [{target}]"));
+            }
+        }
+        make_safe(line, *form == Form::Ascii);
+    }
+}
+
+impl Visit for Draft {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let name = field.name();
+        if name == MESSAGE {
+            return self.message(format_args!("{value:?}"));
+        }
+        self.put(name, |values| {
+            values.push(b'"');
+            let start = values.len();
+            append_shown(values, format_args!("{value:?}"));
+            escape_from(values, start);
+            values.push(b'"');
+        });
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.rest.insert(field.name().to_owned(), Value::from(value));
+        match field.name() {
+            MESSAGE => self.message(format_args!("{value}")),
+            name => self.text(name, value),
+        }
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.rest.insert(field.name().to_owned(), Value::from(value));
+        self.value(field.name(), value);
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.rest.insert(field.name().to_owned(), Value::from(value));
+        self.value(field.name(), value);
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.rest.insert(field.name().to_owned(), Value::from(value));
+        self.value(field.name(), value);
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.rest.insert(field.name().to_owned(), Value::from(value));
+        self.value(field.name(), value);
     }
 }
 
-fn json(fields: &Fields, level: Level, target: &str, now: UnixMs) -> String {
-    let mut line = Map::new();
-    line.insert("time".to_owned(), now.rfc3339().into());
-    line.insert("level".to_owned(), level.as_str().to_ascii_lowercase().into());
-    if !fields.rest.contains_key("event") {
-        line.insert("target".to_owned(), target.into());
-    }
-    line.insert("message".to_owned(), fields.message.as_str().into());
-    line.extend(fields.rest.clone());
-    format!("{}\n", Value::Object(line))
+const MESSAGE: &str = "message";
+const EVENT: &str = "event";
+
+/// What an object has, whatever the event says.
+#[derive(Clone, Copy, Debug)]
+enum Own {
+    Level,
+    Message,
+    Target,
+    Time,
 }
 
-fn terminal(fields: &Fields, level: Level, target: &str, form: Form) -> String {
-    let mut line = String::new();
-    let event = fields.rest.get("event").and_then(Value::as_str);
-    line.push_str(symbol(event, level, form));
-    line.push_str(&fields.message);
-    if event.is_none() {
-        for (name, value) in &fields.rest {
-            let _ = write!(line, " {name}={value}");
+/// In the order of their names, when the event has a name; without one, it is told where it was said.
+const NAMED: [(&str, Own); 3] = [("level", Own::Level), (MESSAGE, Own::Message), ("time", Own::Time)];
+const UNNAMED: [(&str, Own); 4] =
+    [("level", Own::Level), (MESSAGE, Own::Message), ("target", Own::Target), ("time", Own::Time)];
+
+/// That of `str`. Most names differ in their first letter, and then no more is looked at.
+fn order(name: &str, other: &str) -> Ordering {
+    name.as_bytes().first().cmp(&other.as_bytes().first()).then_with(|| name.cmp(other))
+}
+
+/// What stands before a value. A name is a word of a program's source.
+fn append_name(values: &mut Vec<u8>, form: Form, name: &str) {
+    match form {
+        Form::Json => {
+            values.extend_from_slice(b",\"");
+            values.extend_from_slice(name.as_bytes());
+            values.extend_from_slice(b"\":");
         }
-        if level > Level::INFO {
-            let _ = write!(line, " [{target}]");
+        Form::Terminal | Form::Ascii => {
+            values.push(b' ');
+            values.extend_from_slice(name.as_bytes());
+            values.push(b'=');
         }
     }
-    let mut safe: String = line.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-    if form == Form::Ascii {
-        safe = safe.chars().map(|c| if c.is_ascii() { c } else { '?' }).collect();
+}
+
+fn word(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "error",
+        Level::WARN => "warn",
+        Level::INFO => "info",
+        Level::DEBUG => "debug",
+        Level::TRACE => "trace",
     }
-    safe.push('\n');
-    safe
 }
 
 fn symbol(event: Option<&str>, level: Level, form: Form) -> &'static str {
@@ -149,52 +325,115 @@ fn symbol(event: Option<&str>, level: Level, form: Form) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+    use tracing_subscriber::layer::SubscriberExt;
+
     use super::*;
 
-    fn fields(message: &str, rest: &[(&str, Value)]) -> Fields {
-        Fields {
-            message: message.to_owned(),
-            rest: rest.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
+    /// Of an event with this message and these fields.
+    fn line(form: Form, level: Level, message: &str, rest: &[(&'static str, Value)]) -> String {
+        let mut draft = Draft::default();
+        // What was there before leaves nothing.
+        for _ in 0..2 {
+            draft.begin(form);
+            rest.iter().for_each(|(name, value)| draft.value(name, value));
+            draft.message(format_args!("{message}"));
+            draft.line(level, "t", UnixMs(7));
         }
+        String::from_utf8(draft.line).unwrap()
     }
 
     #[test]
     fn a_line_has_the_symbol_of_its_event() {
-        let using = fields("Using key sk", &[("event", "key_in_use".into()), ("key", "sk".into())]);
-        assert_eq!(terminal(&using, Level::INFO, "t", Form::Terminal), "✅ Using key sk\n");
-        assert_eq!(terminal(&using, Level::INFO, "t", Form::Ascii), "[ok] Using key sk\n");
+        let using = [("event", "key_in_use".into()), ("key", "sk".into())];
+        assert_eq!(line(Form::Terminal, Level::INFO, "Using key sk", &using), "✅ Using key sk\n");
+        assert_eq!(line(Form::Ascii, Level::INFO, "Using key sk", &using), "[ok] Using key sk\n");
     }
 
     #[test]
     fn other_events_show_their_fields() {
-        let other = fields("said", &[("n", 7.into())]);
-        assert_eq!(terminal(&other, Level::WARN, "t", Form::Terminal), "⚠️ said n=7\n");
-        assert_eq!(terminal(&other, Level::DEBUG, "t", Form::Ascii), "    said n=7 [t]\n");
+        let other = [("n", 7.into()), ("a", "b c".into())];
+        assert_eq!(line(Form::Terminal, Level::WARN, "said", &other), "⚠️ said a=\"b c\" n=7\n");
+        assert_eq!(line(Form::Ascii, Level::DEBUG, "said", &other), "    said a=\"b c\" n=7 [t]\n");
     }
 
     #[test]
     fn nothing_ends_a_line_or_colours_a_terminal() {
-        let evil = fields("a\r\nb\u{1b}[31m\u{9b}", &[("n", "x\ny".into())]);
-        let line = terminal(&evil, Level::INFO, "t", Form::Terminal);
-        assert_eq!(line.matches('\n').count(), 1);
-        assert!(!line.trim_end().chars().any(char::is_control), "{line:?}");
-        let line = json(&evil, Level::INFO, "t", UnixMs(0));
-        assert_eq!(line.matches('\n').count(), 1);
+        let (message, rest) = ("a\r\nb\u{1b}[31m\u{9b}\u{7f}", [("n", "x\ny\u{9b}".into())]);
+        let shown = line(Form::Terminal, Level::INFO, message, &rest);
+        assert_eq!(shown, "   a\u{fffd}\u{fffd}b\u{fffd}[31m\u{fffd}\u{fffd} n=\"x\\ny\u{fffd}\"\n");
+        let shown = line(Form::Ascii, Level::INFO, message, &rest);
+        assert_eq!(shown, "    a??b?[31m?? n=\"x\\ny?\"\n");
+        let object = line(Form::Json, Level::INFO, message, &rest);
+        assert_eq!(
+            object,
+            "{\"level\":\"info\",\"message\":\"a\\r\\nb\\u001b[31m\u{9b}\u{7f}\",\"n\":\"x\\ny\u{9b}\",\
+             \"target\":\"t\",\"time\":\"1970-01-01T00:00:00.007Z\"}\n"
+        );
     }
 
     #[test]
     fn an_ascii_line_is_ascii() {
-        let line = terminal(&fields("naïve …", &[]), Level::ERROR, "t", Form::Ascii);
-        assert_eq!(line, "[error] na?ve ?\n");
+        assert_eq!(line(Form::Ascii, Level::ERROR, "naïve …", &[]), "[error] na?ve ?\n");
     }
 
     #[test]
-    fn a_machine_gets_an_object_a_line() {
-        let event = fields("m", &[("event", "e".into()), ("n", 7.into())]);
-        let value: Value = serde_json::from_str(&json(&event, Level::WARN, "t", UnixMs(0))).unwrap();
+    fn a_machine_gets_an_object_a_line_in_the_order_of_the_names() {
+        let rest = [("z", true.into()), ("event", "e".into()), ("n", 7.into()), ("a", Value::from(f64::NAN))];
         assert_eq!(
-            value,
-            serde_json::json!({"time":"1970-01-01T00:00:00.000Z","level":"warn","message":"m","event":"e","n":7})
+            line(Form::Json, Level::WARN, "m", &rest),
+            "{\"a\":null,\"event\":\"e\",\"level\":\"warn\",\"message\":\"m\",\"n\":7,\
+             \"time\":\"1970-01-01T00:00:00.007Z\",\"z\":true}\n"
+        );
+    }
+
+    #[test]
+    fn the_last_of_two_fields_counts_and_before_what_every_line_has() {
+        let rest = [("n", 1.into()), ("time", "soon".into()), ("n", 2.into()), ("level", "x".into())];
+        assert_eq!(
+            line(Form::Json, Level::WARN, "m", &rest),
+            "{\"level\":\"x\",\"message\":\"m\",\"n\":2,\"target\":\"t\",\"time\":\"soon\"}\n"
+        );
+    }
+
+    /// What these events become.
+    fn said(form: Form, say: impl FnOnce()) -> String {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let lines = tracing_subscriber::registry().with(Lines::new(form, Sink::new(writer)));
+        tracing::subscriber::with_default(lines, say);
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut reader, &mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn events_keep_their_fields_and_their_kinds() {
+        let say = || {
+            tracing::info!(
+                target: "tests",
+                text = "a\"b",
+                number = 7_u16,
+                below = -7_i64,
+                share = 0.5,
+                is_true = true,
+                shown = %"a\\b",
+                debugged = ?Some("c"),
+                absent = Option::<u64>::None,
+                "{} said",
+                "it"
+            );
+        };
+        let text = said(Form::Json, say);
+        let (start, rest) = text.split_once("\"time\":\"").unwrap();
+        assert_eq!(
+            start,
+            r#"{"below":-7,"debugged":"Some(\"c\")","is_true":true,"level":"info","message":"it said","number":7,"share":0.5,"shown":"a\\b","target":"tests","text":"a\"b","#
+        );
+        assert_eq!((&rest[24..], rest.len()), ("\"}\n", 27));
+        assert_eq!(
+            said(Form::Terminal, say),
+            "   it said below=-7 debugged=\"Some(\\\"c\\\")\" is_true=true number=7 share=0.5 shown=\"a\\\\b\" \
+             text=\"a\\\"b\"\n"
         );
     }
 

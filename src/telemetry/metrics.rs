@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::exposition::{Kind, Page};
+use super::log;
 use crate::policy::socket::Dialect;
 
 /// What can become of an attempt, in the words of the books; and whether another attempt may follow
@@ -249,6 +250,8 @@ impl Meters {
             "What of that was spent in Keychoir and not with the provider.",
         );
         cells.overhead.write(&OVERHEAD_US, page);
+        page.family("log_lines_dropped_total", Kind::Counter, "Log lines that could not be written in time.");
+        page.sample(&[], log::dropped());
     }
 }
 

@@ -3,14 +3,15 @@
 //! counters.
 
 mod line;
+mod log;
 mod news;
+mod text;
 
 mod exposition;
 mod metrics;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
@@ -19,37 +20,9 @@ use tracing_subscriber::{Registry, reload};
 
 pub use exposition::{Kind, Page};
 pub use line::{Form, Lines};
+pub use log::{FlushAtEnd, Sink, flush};
 pub use metrics::{Meters, SocketOpen, Spent};
 pub use news::{announce, announce_drift, key_line, keys_loaded, wording};
-
-/// Where lines go. Shared by all threads; each line is written whole.
-#[derive(Clone)]
-pub struct Sink(Arc<Mutex<Box<dyn Write + Send>>>);
-
-impl Sink {
-    /// Writes to `writer`.
-    pub fn new(writer: impl Write + Send + 'static) -> Self {
-        Self(Arc::new(Mutex::new(Box::new(writer))))
-    }
-
-    /// Writes to standard error: standard output is for data.
-    #[must_use]
-    pub fn stderr() -> Self {
-        Self::new(io::stderr())
-    }
-
-    fn write(&self, line: &[u8]) {
-        let mut writer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // A log that cannot be written must not stop the traffic it tells of.
-        let _ = writer.write_all(line).and_then(|()| writer.flush());
-    }
-}
-
-impl std::fmt::Debug for Sink {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Sink")
-    }
-}
 
 /// The form for standard error as it is: JSON unless it is a terminal, ASCII unless the terminal
 /// speaks UTF-8. `locale` is the value of the first of `LC_ALL`, `LC_CTYPE` and `LANG` that is set.
@@ -58,7 +31,7 @@ pub fn form_of_stderr(locale: Option<&str>) -> Form {
     if io::stderr().is_terminal() { Form::of_terminal(locale) } else { Form::Json }
 }
 
-/// Sends every event of the program to `sink`.
+/// Sends every event of the program to `sink`, which is flushed when a thread panics.
 ///
 /// # Errors
 ///
@@ -68,9 +41,10 @@ pub fn start(form: Form, level: &str, sink: Sink) -> Result<Level, StartError> {
     let (filter, handle) = reload::Layer::new(targets(level)?);
     tracing_subscriber::registry()
         .with(filter)
-        .with(Lines::new(form, sink))
+        .with(Lines::new(form, sink.clone()))
         .try_init()
         .map_err(|_| StartError::Twice)?;
+    sink.install();
     Ok(Level(handle))
 }
 

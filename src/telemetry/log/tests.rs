@@ -1,0 +1,200 @@
+//! Lines through the thread that writes them: into pipes that are read, or not, and outputs that fail.
+
+use std::io::{BufRead, BufReader, PipeReader, Read};
+use std::sync::mpsc;
+
+use super::*;
+
+const WAIT_MAX: Duration = Duration::from_secs(30);
+
+fn gathered(writer: impl Write + Send + 'static) -> (Sink, Arc<Gathered>) {
+    let sink = Sink::gathered(writer, Form::Json).unwrap();
+    let Way::Gathered(gathered) = &sink.0 else { panic!("it has a thread") };
+    let gathered = Arc::clone(gathered);
+    (sink, gathered)
+}
+
+fn piped() -> (Sink, Arc<Gathered>, BufReader<PipeReader>) {
+    let (reader, writer) = io::pipe().unwrap();
+    let (sink, gathered) = gathered(writer);
+    (sink, gathered, BufReader::new(reader))
+}
+
+fn next(reader: &mut impl BufRead) -> String {
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    line
+}
+
+/// How many lines it tells to be missing.
+#[track_caller]
+fn told(line: &str) -> u64 {
+    let event: serde_json::Value = serde_json::from_str(line).unwrap();
+    assert_eq!((&event["event"], &event["level"]), (&"log_lines_dropped".into(), &"warn".into()), "{line}");
+    event["lines"].as_u64().unwrap()
+}
+
+#[test]
+fn a_lone_line_needs_no_flush() {
+    let (sink, _, mut reader) = piped();
+    for level in [Level::INFO, Level::ERROR, Level::TRACE, Level::WARN] {
+        sink.write(format!("{level}\n").as_bytes(), level);
+        assert_eq!(next(&mut reader), format!("{level}\n"));
+    }
+}
+
+#[test]
+fn every_line_is_whole_and_in_its_order() {
+    const THREADS: usize = 4;
+    const LINES: usize = 20_000;
+    let (sink, gathered, reader) = piped();
+    let reading = tasks::thread("reader", || {
+        let mut counts = [0; THREADS];
+        for line in reader.lines().take(THREADS * LINES) {
+            let line = line.unwrap();
+            let (thread, number) = line.split_once(' ').unwrap();
+            let count = &mut counts[thread.parse::<usize>().unwrap()];
+            assert_eq!(number.parse(), Ok(*count));
+            *count += 1;
+        }
+        counts
+    });
+    let writing = [0, 1, 2, 3].map(|thread| {
+        let (sink, gathered) = (sink.clone(), Arc::clone(&gathered));
+        let say = move || {
+            for number in 0..LINES {
+                let level = if number % 1_000 == 0 { Level::WARN } else { Level::INFO };
+                sink.write(format!("{thread} {number}\n").as_bytes(), level);
+                // Never more than may be gathered, however slow the reader is.
+                if number % 5_000 == 0 {
+                    assert!(gathered.flush(WAIT_MAX));
+                }
+            }
+        };
+        tasks::thread("writer", say).unwrap()
+    });
+    writing.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!(reading.unwrap().join().unwrap(), [LINES; THREADS]);
+    assert_eq!(gathered.dropped.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn what_was_said_before_a_flush_is_written_after_it() {
+    let (sink, gathered, mut reader) = piped();
+    for round in 0..200 {
+        for _ in 0..round % 3 {
+            sink.write(b"x\n", Level::INFO);
+        }
+        assert!(gathered.flush(WAIT_MAX));
+        let mut written = vec![0; round % 3 * 2];
+        reader.read_exact(&mut written).unwrap();
+        assert_eq!(written, b"x\n".repeat(round % 3));
+    }
+}
+
+#[test]
+fn nobody_waits_for_a_pipe_that_nobody_reads_and_what_is_dropped_is_told() {
+    const LINES: u64 = 1_000;
+    // More than may be gathered, what a pipe holds and what is being written with it.
+    let long = [vec![b'x'; 3 * GATHERED_BYTES_MAX / LINES as usize], b"\n".to_vec()].concat();
+    let (sink, gathered, mut reader) = piped();
+    // On this thread: if it waited, the test would not end.
+    for _ in 0..LINES {
+        sink.write(&long, Level::WARN);
+    }
+    assert!(!gathered.flush(Duration::from_millis(20)), "it is not written");
+    let dropped = gathered.dropped.load(Ordering::Relaxed);
+    assert!((LINES / 3 - 50..LINES).contains(&dropped), "{dropped}");
+    let (mut whole, mut missing) = (0, 0);
+    while whole + missing < LINES {
+        let line = next(&mut reader);
+        if line.as_bytes() == long { whole += 1 } else { missing += told(&line) }
+    }
+    assert_eq!((whole, missing), (LINES - dropped, dropped));
+    // Then it goes on as before.
+    sink.write(b"later\n", Level::INFO);
+    assert_eq!(next(&mut reader), "later\n");
+}
+
+/// An output that does what it is told, for each write one thing.
+struct Moody {
+    answers: mpsc::Receiver<io::Result<usize>>,
+    written: mpsc::Sender<String>,
+}
+
+impl Write for Moody {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.answers.recv().unwrap()?.min(bytes.len());
+        self.written.send(String::from_utf8_lossy(&bytes[..count]).into_owned()).unwrap();
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Stage {
+    sink: Sink,
+    gathered: Arc<Gathered>,
+    answer: mpsc::Sender<io::Result<usize>>,
+    written: mpsc::Receiver<String>,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let (answer, answers) = mpsc::channel();
+        let (sender, written) = mpsc::channel();
+        let (sink, gathered) = gathered(Moody { answers, written: sender });
+        Self { sink, gathered, answer, written }
+    }
+
+    /// What is written of these lines when the output answers so.
+    fn say(&self, lines: &str, answers: impl IntoIterator<Item = io::Result<usize>>) -> String {
+        answers.into_iter().for_each(|answer| self.answer.send(answer).unwrap());
+        self.sink.write(lines.as_bytes(), Level::INFO);
+        assert!(self.gathered.flush(WAIT_MAX));
+        self.written.try_iter().collect()
+    }
+}
+
+fn full() -> io::Result<usize> {
+    Err(ErrorKind::StorageFull.into())
+}
+
+#[test]
+fn an_output_that_takes_little_at_a_time_gets_everything() {
+    let stage = Stage::new();
+    let again = || Err(ErrorKind::WouldBlock.into());
+    let interrupted = Err(ErrorKind::Interrupted.into());
+    assert_eq!(stage.say("abc\ndef\n", [Ok(2), again(), Ok(3), interrupted, again(), Ok(9)]), "abc\ndef\n");
+    assert_eq!(stage.say("g\n", [Ok(9)]), "g\n");
+    assert_eq!(stage.gathered.dropped.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn lines_that_are_lost_are_told_when_it_can_be_written_again() {
+    let stage = Stage::new();
+    assert_eq!(stage.say("a\nb\n", [full()]), "");
+    // Neither can that be told yet, so that the next is not tried.
+    assert_eq!(stage.say("c\n", [full()]), "");
+    let text = stage.say("d\n", [Ok(999), Ok(999)]);
+    let (line, rest) = text.split_once('\n').unwrap();
+    assert_eq!((told(line), rest), (3, "d\n"));
+    assert_eq!(stage.say("e\n", [Ok(999)]), "e\n");
+    assert_eq!(stage.gathered.dropped.load(Ordering::Relaxed), 3);
+}
+
+#[test]
+fn a_line_that_was_cut_is_ended_before_the_next() {
+    let stage = Stage::new();
+    assert_eq!(stage.say("whole\nhalf\n", [Ok(8), full()]), "whole\nha");
+    let text = stage.say("next\n", [Ok(999), Ok(999), Ok(999)]);
+    let [end, line, rest] = *text.splitn(3, '\n').collect::<Vec<_>>() else { panic!("{text}") };
+    assert_eq!((end, told(line), rest), ("", 1, "next\n"));
+    // At the end of a line nothing is cut.
+    assert_eq!(stage.say("a\nb\n", [Ok(2), full()]), "a\n");
+    let text = stage.say("c\n", [Ok(999), Ok(999)]);
+    let (line, rest) = text.split_once('\n').unwrap();
+    assert_eq!((told(line), rest), (1, "c\n"));
+}

@@ -1,0 +1,156 @@
+//! Texts in lines: between the quotation marks of JSON, and on terminals that must not obey them. What
+//! needs no escape, which is nearly everything, is copied as it stands.
+
+use std::fmt::{self, Write};
+
+struct Text<'a>(&'a mut Vec<u8>);
+
+impl Write for Text<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.extend_from_slice(text.as_bytes());
+        Ok(())
+    }
+}
+
+/// Appends what is formatted, as it is.
+pub(super) fn append_shown(line: &mut Vec<u8>, shown: fmt::Arguments<'_>) {
+    // Writing to memory does not fail; what cannot show itself ends there.
+    let _ = Text(line).write_fmt(shown);
+}
+
+/// Makes what begins at `start` what it is between the quotation marks of JSON.
+pub(super) fn escape_from(line: &mut Vec<u8>, start: usize) {
+    if line.get(start..).is_some_and(any_needs_escape) {
+        let text = line.split_off(start);
+        append_escaped(line, &text);
+    }
+}
+
+/// Appends a text of JSON with its quotation marks.
+pub(super) fn append_quoted(line: &mut Vec<u8>, text: &str) {
+    line.push(b'"');
+    append_escaped(line, text.as_bytes());
+    line.push(b'"');
+}
+
+/// The same for what is as it must be there.
+pub(super) fn append_within_quotes(line: &mut Vec<u8>, escaped: &[u8]) {
+    line.push(b'"');
+    line.extend_from_slice(escaped);
+    line.push(b'"');
+}
+
+fn append_escaped(line: &mut Vec<u8>, text: &[u8]) {
+    let mut rest = text;
+    while any_needs_escape(rest) {
+        let Some(place) = rest.iter().position(|&byte| needs_escape(byte)) else { break };
+        let (plain, escaped) = rest.split_at(place);
+        line.extend_from_slice(plain);
+        rest = match escaped {
+            [byte, rest @ ..] => {
+                append_escape(line, *byte);
+                rest
+            }
+            [] => escaped,
+        };
+    }
+    line.extend_from_slice(rest);
+}
+
+/// Looks at eight bytes at once; the last eight may be looked at twice.
+fn any_needs_escape(text: &[u8]) -> bool {
+    match text.last_chunk() {
+        Some(last) => {
+            let (eights, _) = text.as_chunks();
+            eights.iter().chain([last]).fold(0, |any, eight| any | marks(*eight)) != 0
+        }
+        None => text.iter().any(|&byte| needs_escape(byte)),
+    }
+}
+
+/// Not zero when one of these needs an escape.
+fn marks(eight: [u8; 8]) -> u64 {
+    const ONES: u64 = u64::MAX / 0xff;
+    const TOPS: u64 = ONES << 7;
+    let bytes = u64::from_ne_bytes(eight);
+    // Taking away borrows a top bit that was not there exactly from bytes that are less, and from some
+    // above the first that is.
+    let less_than = |bytes: u64, bound: u64| bytes.wrapping_sub(ONES * bound) & !bytes & TOPS;
+    let is = |byte: u8| less_than(bytes ^ (ONES * u64::from(byte)), 1);
+    less_than(bytes, 0x20) | is(b'"') | is(b'\\')
+}
+
+fn needs_escape(byte: u8) -> bool {
+    byte < 0x20 || byte == b'"' || byte == b'\\'
+}
+
+fn append_escape(line: &mut Vec<u8>, byte: u8) {
+    let short = match byte {
+        b'"' | b'\\' => byte,
+        0x08 => b'b',
+        b'\t' => b't',
+        b'\n' => b'n',
+        0x0c => b'f',
+        b'\r' => b'r',
+        _ => {
+            let digit = |value: u8| b"0123456789abcdef"[usize::from(value & 0x0f)];
+            return line.extend_from_slice(&[b'\\', b'u', b'0', b'0', digit(byte >> 4), digit(byte)]);
+        }
+    };
+    line.extend_from_slice(&[b'\\', short]);
+}
+
+/// Puts a sign in the place of every character that a terminal obeys, and of those beyond ASCII where it
+/// shows only that.
+pub(super) fn make_safe(line: &mut Vec<u8>, is_ascii: bool) {
+    // The controls from U+0080 on begin with 0xc2, as harmless characters do.
+    let is_suspect = |byte: u8| byte < 0x20 || byte == 0x7f || byte == 0xc2 || (is_ascii && byte > 0x7f);
+    if !line.iter().fold(false, |any, &byte| any | is_suspect(byte)) {
+        return;
+    }
+    let safe = |c: char| match c {
+        c if c.is_ascii() && !c.is_control() => c,
+        _ if is_ascii => '?',
+        c if c.is_control() => '\u{fffd}',
+        c => c,
+    };
+    let made: String = String::from_utf8_lossy(line).chars().map(safe).collect();
+    *line = made.into_bytes();
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_text_is_escaped_as_the_library_does(text in "(\\PC|[\\x00-\\x7f]){0,60}") {
+            let mut line = b"x".to_vec();
+            append_quoted(&mut line, &text);
+            prop_assert_eq!(String::from_utf8(line).unwrap(), format!("x{}", serde_json::Value::from(&*text)));
+        }
+
+        #[test]
+        fn a_terminal_has_nothing_to_obey(text in any::<String>(), is_ascii: bool) {
+            let mut line = text.clone().into_bytes();
+            make_safe(&mut line, is_ascii);
+            let line = String::from_utf8(line).unwrap();
+            prop_assert_eq!(line.chars().count(), text.chars().count());
+            for (c, from) in line.chars().zip(text.chars()) {
+                let is_harmless = !from.is_control() && (from.is_ascii() || !is_ascii);
+                let sign = if is_ascii { '?' } else { char::REPLACEMENT_CHARACTER };
+                prop_assert_eq!(c, if is_harmless { from } else { sign });
+            }
+        }
+    }
+
+    #[test]
+    fn every_control_is_escaped() {
+        let text: String = (0..0x20).map(char::from).chain("\"\\/\u{7f}é".chars()).collect();
+        let mut line = Vec::new();
+        append_quoted(&mut line, &text);
+        assert_eq!(String::from_utf8(line).unwrap(), serde_json::Value::from(text).to_string());
+    }
+}

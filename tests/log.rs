@@ -1,0 +1,135 @@
+//! The log of the program: nobody waits for who does not read it, and nothing of it is lost at an end.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends at its first surprise"
+)]
+
+mod program;
+
+use std::fmt;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::time::Duration;
+
+use keychoir::simulator::{Plan, Simulator};
+use keychoir::telemetry::{self, Form, Sink};
+use program::keychoir;
+use serde_json::Value;
+use tracing::info;
+
+const KEY: &str = "sk_key_number_one_000000000000000000000000000000001";
+const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Their lines are more than a pipe holds.
+const REQUESTS: usize = 600;
+
+/// A program whose log is not read from where it says that it serves.
+struct Unread {
+    child: Child,
+    log: BufReader<ChildStderr>,
+    _simulator: Simulator,
+}
+
+impl Unread {
+    /// Starts one that says what `level` asks for, and asks it for so many answers.
+    async fn after_requests(level: &str) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let simulator = Simulator::start(listener, Plan::of([(KEY, 1_000_000)])).await.unwrap();
+        let mut child = keychoir(&["serve", "--listen", "127.0.0.1:0", "--ephemeral"])
+            .env("ELEVENLABS_API_KEYS", KEY)
+            .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
+            .env("KEYCHOIR_WATCH__ENABLED", "false")
+            .env("KEYCHOIR_LOG__LEVEL", level)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let address = loop {
+            let mut line = String::new();
+            log.read_line(&mut line).unwrap();
+            let event: Value = serde_json::from_str(&line).unwrap();
+            if event["event"] == "server_started" {
+                break event["address"].as_str().unwrap().to_owned();
+            }
+        };
+        let client = keychoir::upstream::side_calls().unwrap().timeout(WAIT_MAX).build().unwrap();
+        for name in 0..REQUESTS {
+            let request = client.get(format!("http://{address}/v1/simulator/echo"));
+            let answer = request.header("x-request-id", format!("name-{name}")).send().await.unwrap();
+            assert_eq!(answer.status(), 200);
+            answer.bytes().await.unwrap();
+        }
+        Self { child, log, _simulator: simulator }
+    }
+
+    /// Tells it to end; its exit code.
+    async fn end(mut child: Child) -> Option<i32> {
+        assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
+        let ended = tokio::task::spawn_blocking(move || child.wait().unwrap().code());
+        tokio::time::timeout(WAIT_MAX, ended).await.unwrap().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_pipe_that_nobody_reads_stops_no_request_and_holds_everything_in_its_order() {
+    let Unread { child, mut log, _simulator } = Unread::after_requests("info").await;
+    let reading = keychoir::tasks::thread("log", move || {
+        let mut text = String::new();
+        log.read_to_string(&mut text).map(|_| text)
+    });
+    assert_eq!(Unread::end(child).await, Some(0));
+    let text = reading.unwrap().join().unwrap().unwrap();
+    let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let ended: Vec<&Value> = events.iter().filter(|event| event["event"] == "request_ended").collect();
+    let names: Vec<String> = (0..REQUESTS).map(|name| format!("name-{name}")).collect();
+    assert_eq!(ended.iter().map(|event| event["request_id"].as_str().unwrap()).collect::<Vec<_>>(), names);
+    assert_eq!(events.last().unwrap()["event"], "server_ended");
+}
+
+#[tokio::test]
+async fn it_ends_though_nobody_reads_what_it_says() {
+    let Unread { child, log, _simulator } = Unread::after_requests("debug").await;
+    assert_eq!(Unread::end(child).await, Some(0));
+    drop(log);
+}
+
+/// Set for the test that is run by another one, in a process of its own.
+const CHILD: &str = "KEYCHOIR_TEST_PANICS";
+
+/// Says something itself while it is written.
+struct Talkative;
+
+impl fmt::Display for Talkative {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        info!(event = "aside", "aside");
+        f.write_str("to the point")
+    }
+}
+
+#[test]
+fn a_program_that_panics() {
+    if std::env::var_os(CHILD).is_none() {
+        return;
+    }
+    telemetry::start(Form::Json, "info", Sink::stderr(Form::Json).unwrap()).unwrap();
+    // The first wakes the writing thread, and the others would wait for it to have rested.
+    (0..3).for_each(|number| info!(event = "before", number, "it comes {Talkative}"));
+    panic!("on purpose");
+}
+
+#[test]
+fn what_led_to_a_panic_is_told_before_it() {
+    let test = std::env::current_exe().unwrap();
+    let arguments = ["--exact", "a_program_that_panics", "--nocapture"];
+    let output = Command::new(test).args(arguments).env(CHILD, "1").output().unwrap();
+    let said = program::stderr(&output);
+    let (before, after) = said.split_once("on purpose").unwrap_or_else(|| panic!("{said}"));
+    assert!(!output.status.success());
+    let count = |text: &str, word: &str| text.matches(word).count();
+    assert_eq!((count(before, "\"number\":"), count(after, "\"number\":")), (3, 0), "{said}");
+    assert_eq!(count(before, "\"it comes to the point\""), 3, "{said}");
+    assert_eq!(count(before, "\"event\":\"aside\""), 3, "{said}");
+}
