@@ -16,14 +16,14 @@ define packages
 	touch $@
 endef
 
-.PHONY: check test test-rust test-model test-sdk test-frameworks test-sockets postgrest build demo clean deny faults bench bench-compare fuzz units
+.PHONY: check test test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets postgrest build demo clean deny faults bench bench-compare fuzz units
 
 check:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib
 
-test: test-rust test-model test-sdk test-frameworks test-sockets
+test: test-rust test-model test-cost test-sdk test-frameworks test-sockets
 
 test-rust: postgrest
 	cargo test --locked
@@ -31,6 +31,15 @@ test-rust: postgrest
 # The pool's state under every order in which threads may meet.
 test-model:
 	RUSTFLAGS="--cfg keychoir_model" CARGO_TARGET_DIR=target/model cargo test --locked --lib pool::model
+
+# Instructions of the pure parts of a request's way, counted by valgrind, against benches/cost/bounds.txt.
+test-cost:
+	@command -v valgrind >/dev/null || { echo "test-cost needs valgrind: apt-get install valgrind"; exit 1; }
+	cargo bench --locked --profile cost --bench cost
+
+# What they take now becomes what they may take.
+record-cost:
+	cargo bench --locked --profile cost --bench cost -- --record
 
 # What the tests of the mirror write through.
 postgrest: $(SUPABASE)/node_modules/.installed
@@ -101,9 +110,10 @@ faults: $(SOCKETS)/.installed
 	KEYCHOIR_KILLS=$(FAULTS_KILLS) cargo test --locked --test crashes -- --nocapture
 	$(PYTHON) tests/faults/uploads.py target/release/keychoir $(FAULTS_LARGEST_MB)
 
-# What a choice of a key costs, what the books add to a request, what a session on a socket takes, and
-# how Keychoir stands beside other proxies.
+# What the pure parts of a request's way cost, a choice of a key among many, what the books add to a
+# request, what a session on a socket takes, and how Keychoir stands beside other proxies.
 bench: bench-compare
+	cargo bench --locked --bench pure
 	cargo bench --locked --bench pool
 	cargo bench --locked --bench books
 	cargo bench --locked --bench sockets

@@ -14,10 +14,11 @@ use crate::upstream::Outbound;
 
 /// Says no to what is not passed on, mends the path of a base URL that is nearly right, and looks
 /// the request up: it is judged as what it has become.
-pub(super) fn look_up(
-    head: &mut Parts,
-    denies_dangerous: bool,
-) -> Result<(Endpoint, Option<Mistake>), ProxyError> {
+///
+/// # Errors
+///
+/// When it is not passed on, with why.
+pub fn look_up(head: &mut Parts, denies_dangerous: bool) -> Result<(Endpoint, Option<Mistake>), ProxyError> {
     // TRACE would show the client what we add; CONNECT would make a tunnel of us.
     if head.method == Method::TRACE || head.method == Method::CONNECT {
         return Err(ProxyError::Method);
@@ -46,7 +47,11 @@ pub(super) fn look_up(
 
 /// What goes to the upstream: path and query without credentials, headers without credentials
 /// and without what belongs to this connection.
-pub(super) fn strip(mut head: Parts, socket: Option<Dialect>) -> Result<Outbound, ProxyError> {
+///
+/// # Errors
+///
+/// When what is left is no target.
+pub fn strip(mut head: Parts, socket: Option<Dialect>) -> Result<Outbound, ProxyError> {
     headers::strip_request(&mut head.headers);
     if let Some(dialect) = socket {
         headers::ask_for_socket(&mut head.headers, dialect.is_read());

@@ -41,6 +41,7 @@ pub use books::{AttemptRecord, Books, CreditSource, Depth, Entry, NoPlace, Owner
 pub use conversation::{Conversation, Ended};
 pub use error::ProxyError;
 pub use exchange::Exchanged;
+pub use head::{look_up, strip};
 use hints::Hints;
 use homes::Homes;
 pub use redaction::Unredacted;

@@ -166,7 +166,7 @@ impl Draft {
         let Self { values, message, fields, line, .. } = self;
         let has_event = fields.iter().any(|part| part.name == EVENT);
         let mut ours: &[(&str, Own)] = if has_event { &NAMED } else { &UNNAMED };
-        let mut append_own = |line: &mut Vec<u8>, own: (&str, Own)| {
+        let append_own = |line: &mut Vec<u8>, own: (&str, Own)| {
             append_name(line, Form::Json, own.0);
             match own.1 {
                 Own::Level => append_quoted(line, word(level)),

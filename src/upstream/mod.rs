@@ -185,7 +185,7 @@ impl<C: Connect> Upstream<C> {
         let Inner { connector, home, settings, tasks, .. } = &*self.inner;
         let idle_connections_max = settings.idle_connections_max.div_ceil(cores.max(1));
         let settings = Settings { idle_connections_max, ..*settings };
-        let home = Place::new(Arc::clone(&home.authority), &settings);
+        let home = Place::new(Arc::clone(&home.authority), &settings, tasks);
         let (connector, tasks) = (connector.clone(), tasks.clone());
         Self { inner: Arc::new(Inner { connector, home, others: ArcSwap::default(), settings, tasks }) }
     }
