@@ -110,12 +110,13 @@ faults: $(SOCKETS)/.installed
 	KEYCHOIR_KILLS=$(FAULTS_KILLS) cargo test --locked --test crashes -- --nocapture
 	$(PYTHON) tests/faults/uploads.py target/release/keychoir $(FAULTS_LARGEST_MB)
 
-# What the pure parts of a request's way cost, a choice of a key among many, what the books add to a
-# request, what a session on a socket takes, and how Keychoir stands beside other proxies.
+# What the pure parts of a request's way cost, a choice of a key among many, what the books and a log line
+# add to a request, what a session on a socket takes, and how Keychoir stands beside other proxies.
 bench: bench-compare
 	cargo bench --locked --bench pure
 	cargo bench --locked --bench pool
 	cargo bench --locked --bench books
+	cargo bench --locked --bench line
 	cargo bench --locked --bench sockets
 
 # nginx and HAProxy come with the system, and are left out where they are not installed.

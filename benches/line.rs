@@ -1,0 +1,117 @@
+//! What a log line costs the thread that says it, and the thread that writes it: the line of a request,
+//! in bursts as a busy proxy has them, into a pipe that is read.
+//!
+//! ```text
+//! cargo bench --bench line
+//! ```
+//!
+//! `BENCH_RATE` (lines a second), `BENCH_SECONDS` and `BENCH_FORM` (json or terminal) change it.
+//! Linux only.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "a measurement reads the clock, waits, prints, and ends at its first surprise"
+)]
+
+mod house;
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use house::{middle, number};
+use keychoir::telemetry::{self, Form, Sink};
+use tracing::info;
+
+/// So many times a second, lines come together.
+const BURSTS: u32 = 200;
+
+/// What the last line says.
+const END: &str = "nothing more is said";
+
+fn main() {
+    let rate = number("BENCH_RATE", 3_000);
+    let seconds = number("BENCH_SECONDS", 8);
+    let form = match std::env::var("BENCH_FORM").as_deref() {
+        Ok("terminal") => Form::Terminal,
+        _ => Form::Json,
+    };
+    let (mut reader, writer) = io::pipe().unwrap();
+    let reading = keychoir::tasks::thread("reader", move || {
+        let (mut bytes, mut buffer) = (0, vec![0; 64 * 1024]);
+        while let Ok(count @ 1..) = reader.read(&mut buffer) {
+            bytes += count;
+            if buffer[..count].windows(END.len()).any(|window| window == END.as_bytes()) {
+                break;
+            }
+        }
+        bytes
+    });
+    telemetry::start(form, "info", Sink::gathered(writer, form).unwrap()).unwrap();
+
+    // The thread has its name when it has written.
+    info!(event = "begin", "begin");
+    telemetry::flush();
+
+    let request_id: Arc<str> = "0198c2f0-7b1a-7000-8000-000100000002".into();
+    let each = rate / BURSTS;
+    let mut spans = Vec::new();
+    let began = Instant::now();
+    let before = writing();
+    for burst in 0..BURSTS * seconds {
+        let at = Instant::now();
+        for number in 0..each {
+            say(&request_id, u64::from(number));
+        }
+        spans.push(at.elapsed().as_secs_f64() * 1e9 / f64::from(each));
+        std::thread::sleep((Duration::from_secs(1) / BURSTS * burst).saturating_sub(began.elapsed()));
+    }
+    let after = writing();
+    let lines = f64::from(BURSTS * seconds * each);
+    println!("{form:?}, {each} lines at once, {BURSTS} times a second:");
+    println!("who says it, ns a line (median of the bursts): {:.0}", middle(spans.into_iter()));
+    println!("the thread `log`, ns a line: {:.0}", (after - before) / lines);
+    info!(event = "end", "{END}");
+    println!("bytes a line: {:.0}", reading.unwrap().join().unwrap() as f64 / lines);
+}
+
+/// The line of a request, as the proxy says it.
+fn say(request_id: &str, total_ms: u64) {
+    let (method, route, status, verdict, key) =
+        ("POST", "/v1/text-to-speech/{voice_id}/stream", 200_u16, "served", "sk_6c036526...d452b");
+    let (attempts, credits, bytes) = (1_u32, 120_u64, 48_213_u64);
+    let replay_lost: Option<&str> = None;
+    info!(
+        attempts,
+        bytes,
+        client = "studio",
+        credits,
+        event = "request_ended",
+        first_byte_ms = 240_u64,
+        key,
+        method,
+        parameters = "output_format,optimize_streaming_latency",
+        replay_lost,
+        request_id,
+        route,
+        status,
+        total_ms,
+        verdict,
+        "{method} {route} {status} {verdict} {key} {credits} credits, {attempts} attempts, {total_ms} ms"
+    );
+}
+
+/// Processor time of the thread that writes, in nanoseconds.
+fn writing() -> f64 {
+    let tasks = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
+    let text = |task: &Path, file: &str| fs::read_to_string(task.join(file)).unwrap();
+    let log =
+        tasks.into_iter().find(|task| text(task, "comm").trim() == "log").expect("the thread of the log");
+    text(&log, "schedstat").split_whitespace().next().unwrap().parse().unwrap()
+}
