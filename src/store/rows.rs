@@ -91,12 +91,10 @@ fn insert_attempts(
             if mirrored == Mirrored::KeysAndEvents {
                 outbox::put_event(transaction, record.id.as_bytes())?;
             }
-        } else if record.credits_from == CreditSource::Answer {
-            let unpriced = AttemptRecord { credits_from: CreditSource::Unknown, ..record.clone() };
-            let before = series.of(transaction, &unpriced)?;
-            if complete(transaction, record, series[before].number, series[place].number)? {
-                hours.entry((hour_of(record.started_at), place)).or_default().complete(record);
-            }
+        } else if record.credits_from == CreditSource::Answer
+            && complete(transaction, record, series[place].number)?
+        {
+            hours.entry((hour_of(record.started_at), place)).or_default().complete(record);
         }
     }
     for ((hour, place), sums) in hours {
@@ -109,13 +107,18 @@ fn insert_attempts(
 fn complete(
     transaction: &Transaction<'_>,
     record: &AttemptRecord,
-    before: i64,
-    after: i64,
+    series: i64,
 ) -> Result<bool, rusqlite::Error> {
-    let mut statement = transaction
-        .prepare_cached("UPDATE attempt_rows SET credits = ?1, series = ?2 WHERE id = ?3 AND series = ?4")?;
-    let changed =
-        statement.execute(params![amount(record.credits), after, &record.id.as_bytes()[..], before])?;
+    let mut statement = transaction.prepare_cached(
+        "UPDATE attempt_rows SET credits = ?1, series = ?2
+         WHERE id = ?3 AND (SELECT credits_from FROM series WHERE number = attempt_rows.series) = ?4",
+    )?;
+    let changed = statement.execute(params![
+        amount(record.credits),
+        series,
+        &record.id.as_bytes()[..],
+        CreditSource::Unknown.word(),
+    ])?;
     Ok(changed == 1)
 }
 

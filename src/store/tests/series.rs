@@ -140,3 +140,15 @@ fn a_price_that_comes_later_completes_the_record_once() {
     write(&mut ledger, &[unpriced, priced]);
     assert_eq!(figures(&ledger), [2, 300, 0, 2, 300, 0]);
 }
+
+#[test]
+fn a_second_delivery_that_completes_nothing_leaves_no_series_behind() {
+    let pool = pool();
+    let mut ledger = opened(&Place::Memory);
+    let priced = record_at(&pool, NOW, 7);
+    assert_eq!(priced.credits_from, CreditSource::Answer);
+    for _ in 0..2 {
+        write(&mut ledger, std::slice::from_ref(&priced));
+        assert_eq!(one(&ledger, "SELECT count(*) FROM series"), 1);
+    }
+}
