@@ -8,7 +8,7 @@ use crate::store::chores;
 async fn writing(place: &Place, pool: &Arc<Pool>) -> (Books, Writing) {
     let settings = Settings { mirrored: Mirrored::KeysAndEvents, ..settings(8) };
     let (books, writing) = Store::open(place, NOW).unwrap().write(Arc::clone(pool), settings).unwrap();
-    books.place().await.unwrap().write(record(pool, 1));
+    books.place().await.unwrap().write(&record(pool, 1));
     (books, writing)
 }
 
@@ -95,7 +95,7 @@ fn a_clock_that_is_set_back_makes_no_state_older() {
     let keys = pool().snapshot(NOW);
     let mut observed = Vec::new();
     for now in [1_000, 1_000, 400, 2_000].map(UnixMs) {
-        rows::commit(&mut ledger, &[], &[], &keys[..1], Mirrored::Keys, now).unwrap();
+        rows::commit(&mut ledger, &[], &keys[..1], Mirrored::Keys, &mut Doubt::default(), now).unwrap();
         let sql = "SELECT observed_at_ms FROM outbox_keys";
         observed.push(ledger.connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap());
     }
@@ -112,8 +112,8 @@ fn only_what_is_mirrored_enters_and_an_event_enters_once() {
         let mut ledger = open::open(&Place::Memory, NOW, Look::Quick).unwrap().ledger;
         let record = record(&pool, 1);
         for _ in 0..2 {
-            let records = [record.clone(), record.clone()];
-            rows::commit(&mut ledger, &records, &[], &keys, mirrored, NOW).unwrap();
+            let sheets = [sheet_of(&[record.clone(), record.clone()])];
+            rows::commit(&mut ledger, &sheets, &keys, mirrored, &mut Doubt::default(), NOW).unwrap();
         }
         let count = |table| {
             let sql = format!("SELECT count(*) FROM {table}");
@@ -129,7 +129,7 @@ fn an_attempt_that_is_forgotten_leaves_the_outbox() {
     let mut ledger = open::open(&Place::Memory, NOW, Look::Quick).unwrap().ledger;
     let old = record_at(&pool, UnixMs(0), 1);
     let records = [old, record(&pool, 1)];
-    rows::commit(&mut ledger, &records, &[], &[], Mirrored::KeysAndEvents, NOW).unwrap();
+    write(&mut ledger, &records, Mirrored::KeysAndEvents);
     let settings = Settings { retention: Retention::of_days(1, 0), ..settings(8) };
     chores::step(&mut ledger, &settings, NOW).unwrap();
     let sql = "SELECT id FROM outbox_events";
