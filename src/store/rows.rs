@@ -220,6 +220,9 @@ impl<'a> Attempts<'a> {
             .prepare_cached("UPDATE attempt_rows SET credits = ?1, series = ?2 WHERE id = ?3")?
             .execute(params![amount(row.credits), self.series[*place].number, &row.id.as_bytes()[..]])?;
         sums.complete(row);
+        if self.mirrored == Mirrored::KeysAndEvents {
+            outbox::put_event_again(self.transaction, row.id.as_bytes())?;
+        }
         Ok(())
     }
 }

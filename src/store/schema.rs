@@ -5,7 +5,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use super::owners;
 
 /// One step for each version; a step that was released never changes.
-const MIGRATIONS: [&str; 6] = [
+const MIGRATIONS: [&str; 7] = [
     "
     CREATE TABLE keys (
         key_hash TEXT PRIMARY KEY,
@@ -304,6 +304,10 @@ const MIGRATIONS: [&str; 6] = [
         used_at_ms INTEGER NOT NULL,
         pack BLOB NOT NULL
     ) STRICT;
+    ",
+    "
+    -- Grows when an event changes while it waits: what has arrived may be what it was before.
+    ALTER TABLE outbox_events ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;
     ",
 ];
 
