@@ -7,7 +7,8 @@
 //! cargo bench --bench books
 //! ```
 //!
-//! `BENCH_RATE` (requests a second), `BENCH_SECONDS` (of a round) and `BENCH_ROUNDS` change it.
+//! `BENCH_RATE` (requests a second), `BENCH_SECONDS` (of a round), `BENCH_ROUNDS` and `BENCH_INTERVAL_MS`
+//! (`storage.commit_interval_ms`) change it.
 //! Linux only.
 
 #![allow(
@@ -30,7 +31,7 @@ use keychoir::policy::client::ClientName;
 use keychoir::policy::strategy::FillFirst;
 use keychoir::policy::units::UnixMs;
 use keychoir::pool::{self, Pool};
-use keychoir::proxy::{AttemptRecord, Books, CreditSource, Depth};
+use keychoir::proxy::{AttemptRecord, Books, CreditSource, Depth, Sheet};
 use keychoir::secret::ApiKey;
 use keychoir::tasks::Tasks;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -62,6 +63,7 @@ fn main() {
     let rate = number("BENCH_RATE", 3_000);
     let seconds = number("BENCH_SECONDS", 8);
     let rounds = number("BENCH_ROUNDS", 7);
+    let interval_ms = number("BENCH_INTERVAL_MS", 500);
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let keys: Vec<String> = (0..KEYS).map(|key| format!("sk_bench_key_number_{key}")).collect();
     let simulator = simulator(&keys);
@@ -71,7 +73,8 @@ fn main() {
                 .args(arguments)
                 .env("ELEVENLABS_API_KEYS", keys.join(","))
                 .env("KEYCHOIR_UPSTREAM__BASE_URL", format!("http://{}", simulator.address))
-                .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db")),
+                .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+                .env("KEYCHOIR_STORAGE__COMMIT_INTERVAL_MS", interval_ms.to_string()),
         )
     };
     let houses = [("file", proxy(&[])), ("ephemeral", proxy(&["--ephemeral"]))];
@@ -137,13 +140,13 @@ fn path() -> f64 {
     let client = ClientName::new("local");
     let mut took = Duration::ZERO;
     runtime.block_on(async {
-        let mut taken = Vec::new();
+        let mut spare = Vec::new();
         for _ in 0..ROUNDS {
             let began = Instant::now();
             for _ in 0..RECORDS {
                 let place = books.place().await.unwrap();
                 let started_at = UnixMs(1_796_000_000_000);
-                place.write(AttemptRecord {
+                place.write(&AttemptRecord {
                     id: AttemptRecord::name(started_at),
                     request_id: Arc::clone(&request_id),
                     number: 1,
@@ -167,8 +170,10 @@ fn path() -> f64 {
                 });
             }
             took += began.elapsed();
-            assert_eq!(queue.take(&mut taken, RECORDS).await, RECORDS);
-            taken.clear();
+            let mut taken = Vec::new();
+            queue.take(&mut taken, &mut spare);
+            assert_eq!(taken.iter().map(|sheet| sheet.rows().len()).sum::<usize>(), RECORDS);
+            spare.extend(taken.into_iter().map(Sheet::cleared));
         }
     });
     took.as_secs_f64() * 1e6 / (RECORDS * ROUNDS) as f64

@@ -10,6 +10,7 @@
 
 mod house;
 mod supabase;
+mod talk;
 
 use std::path::Path;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use keychoir::secret::{Fingerprint, ServiceKey, ServiceKeyForm};
 use keychoir::simulator::Plan;
 use serde_json::{Value, json};
 use supabase::{Fault, SECRET_KEY, Supabase, foreign_token, token_of};
+use talk::{AGENT, dial};
 use tempfile::TempDir;
 
 const KEYS: [&str; 3] = [ONE, TWO, THREE];
@@ -442,4 +444,35 @@ async fn without_events_only_the_keys_are_told() {
     assert_eq!(supabase.sql("SELECT sum(character_count) FROM elevenlabs_key_usage"), ["20"]);
     assert_eq!(events(&supabase), 0);
     assert!(supabase.gateway.seen().iter().all(|seen| seen.rows() > 0 && !seen.path.contains("events")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_conversation_has_cost_arrives_after_its_event() {
+    let supabase = Supabase::new().await;
+    let house = house(plan(), to(&supabase)).await;
+    let mut talk = dial(&house, AGENT).await;
+    talk.say(&json!({"type": "conversation_initiation_client_data"})).await;
+    talk.say(&json!({"type": "user_message", "text": "Hello?"})).await;
+    while talk.message().await["type"] != "agent_response" {}
+    talk.leave().await;
+    drop(talk);
+    // The provider tells it a second after the end at the earliest.
+    let priced = "SELECT count(*) FROM elevenlabs_usage_events WHERE credits > 0 AND credits_from = 'answer'";
+    until(|| events(&supabase) == 1).await;
+    until(|| supabase.sql(priced) == ["1"]).await;
+    let sent: Vec<_> =
+        supabase.gateway.seen().into_iter().filter(|seen| seen.path.contains("usage_events")).collect();
+    let source = |body: &str| serde_json::from_str::<Value>(body).unwrap()[0]["credits_from"].clone();
+    let sources: Vec<Value> = sent.iter().map(|seen| source(&seen.body)).collect();
+    assert_eq!(sources, ["unknown", "answer"]);
+    close_and_compare(house, &supabase).await;
+
+    // The first of them comes once more, long after.
+    let url = format!("{}{}", supabase.url(), sent[0].path);
+    let request = keychoir::upstream::side_calls().unwrap().build().unwrap().post(url);
+    let request = request.header("apikey", SECRET_KEY).header("prefer", "resolution=merge-duplicates");
+    let answer =
+        request.header("content-type", "application/json").body(sent[0].body.clone()).send().await.unwrap();
+    assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    assert_eq!(supabase.sql(priced), ["1"]);
 }

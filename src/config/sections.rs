@@ -224,7 +224,7 @@ pub struct StorageConfig {
     pub path: PathBuf,
     /// Records waiting to be written.
     pub queue_records_max: usize,
-    /// While records keep coming, a commit begins so long after the last at the earliest.
+    /// While many records come, a commit begins so long after the last.
     pub commit_interval: Duration,
     /// Days that single attempts are kept; 0 for ever.
     pub attempts_kept_days: usize,
@@ -248,7 +248,7 @@ impl Default for StorageConfig {
         Self {
             path: PathBuf::from("keychoir.db"),
             queue_records_max: 8192,
-            commit_interval: Duration::from_millis(100),
+            commit_interval: Duration::from_millis(500),
             attempts_kept_days: 30,
             hours_kept_days: 400,
             is_ephemeral: false,

@@ -93,6 +93,8 @@ pub(super) struct UsageEvent {
     credits_from: String,
     first_byte_ms: Option<i64>,
     total_ms: i64,
+    #[serde(skip)]
+    revision: i64,
 }
 
 impl From<Event> for UsageEvent {
@@ -117,6 +119,7 @@ impl From<Event> for UsageEvent {
             credits_from: event.credits_from,
             first_byte_ms: event.first_byte_ms,
             total_ms: event.total_ms,
+            revision: event.revision,
         }
     }
 }
@@ -124,11 +127,12 @@ impl From<Event> for UsageEvent {
 impl Row for UsageEvent {
     const TABLE: &'static str = "elevenlabs_usage_events";
     const CONFLICT: &'static str = "id";
-    // What was sent once never changes: a second delivery is the same row.
-    const PREFER: &'static str = "resolution=ignore-duplicates,return=minimal";
+    // A second delivery is the same row, or has the price that the first did not; a trigger keeps a late
+    // repetition of the first from taking it away.
+    const PREFER: &'static str = "resolution=merge-duplicates,return=minimal";
 
     fn name(&self) -> RowName {
-        RowName::Event { id: self.id.clone() }
+        RowName::Event { id: self.id.clone(), revision: self.revision }
     }
 }
 

@@ -3,6 +3,23 @@
 
 use std::time::Duration;
 
+/// From so many records a second on, a commit waits for all of its interval.
+const FULL_PACE: u64 = 1_000;
+/// At a slow pace it waits for this part of it: few records are lost, and few commits made, either way.
+const LEAST_SHARE: u64 = 5;
+
+/// How long after the begin of a commit the next one begins, when `records` came in the span `over` before
+/// it: what commits cost stays small beside what so many requests cost. It is `most` at the most.
+#[must_use]
+pub fn interval(records: u64, over: Duration, most: Duration) -> Duration {
+    // A few that come together are no pace.
+    let over = over.max(most / LEAST_SHARE as u32);
+    let span_us = u64::try_from(over.as_micros()).unwrap_or(u64::MAX).max(1);
+    let pace = records.saturating_mul(1_000_000) / span_us;
+    let pace = u32::try_from(pace.clamp(FULL_PACE / LEAST_SHARE, FULL_PACE)).unwrap_or(u32::MAX);
+    most.saturating_mul(pace) / FULL_PACE as u32
+}
+
 /// How long the next commit is still put off. The last one began `since` ago, and one begins each
 /// `interval` at the most; but when `waiting` records fill a `batch`, nothing is gained by waiting.
 #[must_use]
@@ -42,5 +59,25 @@ mod tests {
     #[test]
     fn without_an_interval_one_follows_the_other() {
         check(0, 0, 1, 0);
+    }
+
+    #[test]
+    fn the_interval_grows_with_the_pace_between_its_bounds() {
+        for (records, over_ms, expected) in [
+            (0, 0, 100),
+            (1, 60_000, 100),
+            (20, 100, 100),
+            (40, 100, 200),
+            (99, 100, 495),
+            (100, 100, 500),
+            (1_500, 500, 500),
+            (u64::MAX, 1, 500),
+            (19, 0, 100),
+            (30, 1, 150),
+        ] {
+            let [over, most, expected] = [over_ms, 500, expected].map(Duration::from_millis);
+            assert_eq!(interval(records, over, most), expected, "{records} in {over:?}");
+        }
+        assert_eq!(interval(1_000, Duration::from_secs(1), Duration::ZERO), Duration::ZERO);
     }
 }

@@ -335,7 +335,7 @@ impl Drop for Attempt {
             self.record.request_bytes += self.upload.passed_bytes();
             self.record.total = clock::since(self.began);
             self.meters.attempt_ended(self.record.verdict, spent(&self.record));
-            place.write(self.record.clone());
+            place.write(&self.record);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What the proxy writes down.
 
 mod queue;
+mod sheet;
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,17 +17,7 @@ use crate::policy::units::UnixMs;
 use crate::pool::{Key, Lesson};
 
 pub use queue::{Books, Depth, NoPlace, Place, Queue};
-
-/// One entry for the books.
-#[derive(Debug)]
-pub enum Entry {
-    /// What became of an attempt.
-    Attempt(Box<AttemptRecord>),
-    /// What has become known of whose identifiers are.
-    Owners(Vec<Ownership>),
-    /// Keys have changed without an attempt: their state is to be written.
-    KeysChanged,
-}
+pub use sheet::{Common, Row, Sheet};
 
 /// A change of what is known of an identifier.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,8 +31,7 @@ pub enum Ownership {
 /// What became of one attempt. Never a text, a key or a token.
 #[derive(Clone, Debug)]
 pub struct AttemptRecord {
-    /// Its own name; a second delivery of it is the same record, and completes it when it knows the price
-    /// that the first did not.
+    /// Its own name; a second delivery of it is the same record.
     pub id: Uuid,
     /// The request it belongs to.
     pub request_id: Arc<str>,
@@ -92,18 +82,45 @@ impl AttemptRecord {
         // lower half, which takes neither a lock nor a call of the system.
         static CHANCE: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(0));
         static COUNT: LazyLock<AtomicU64> = LazyLock::new(|| (RandomState::new().hash_one(0) >> 23).into());
-        named(started_at, COUNT.fetch_add(1, Ordering::Relaxed), *CHANCE)
+        Name { at: started_at, count: COUNT.fetch_add(1, Ordering::Relaxed), chance: *CHANCE as u32 }.id()
     }
 }
 
-/// 48 bits of the moment, 42 of the count and 32 of chance, with version and variant between them.
-fn named(at: UnixMs, count: u64, chance: u64) -> Uuid {
-    let mut bytes = [0; 16];
-    bytes[..6].copy_from_slice(&first_id(at));
-    bytes[6..8].copy_from_slice(&(0x7000 | (count >> 30) as u16 & 0x0fff).to_be_bytes());
-    bytes[8..12].copy_from_slice(&(0x8000_0000 | count as u32 & 0x3fff_ffff).to_be_bytes());
-    bytes[12..].copy_from_slice(&(chance as u32).to_be_bytes());
-    Uuid::from_bytes(bytes)
+/// What a record's id is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// The moment: 48 bits of it.
+    pub at: UnixMs,
+    /// Which of this run of the program it is: 42 bits.
+    pub count: u64,
+    /// What tells this run from others.
+    pub chance: u32,
+}
+
+impl Name {
+    /// The id, with version and variant between its parts.
+    #[must_use]
+    pub fn id(self) -> Uuid {
+        let Self { at, count, chance } = self;
+        let mut bytes = [0; 16];
+        bytes[..6].copy_from_slice(&first_id(at));
+        bytes[6..8].copy_from_slice(&(0x7000 | (count >> 30) as u16 & 0x0fff).to_be_bytes());
+        bytes[8..12].copy_from_slice(&(0x8000_0000 | count as u32 & 0x3fff_ffff).to_be_bytes());
+        bytes[12..].copy_from_slice(&chance.to_be_bytes());
+        Uuid::from_bytes(bytes)
+    }
+
+    /// What an id is made of, if it is one of ours.
+    #[must_use]
+    pub fn of(id: Uuid) -> Option<Self> {
+        let (upper, lower) = id.as_u64_pair();
+        let name = Self {
+            at: UnixMs(upper >> 16),
+            count: (upper & 0x0fff) << 30 | (lower >> 32) & 0x3fff_ffff,
+            chance: lower as u32,
+        };
+        (name.id() == id).then_some(name)
+    }
 }
 
 /// Where a figure of credits comes from.
@@ -143,14 +160,17 @@ mod tests {
         for (ms, count, chance, expected) in [
             (0, 0, 0, "00000000-0000-7000-8000-000000000000"),
             (0x0198_c2f0_7b1a, 1, 2, "0198c2f0-7b1a-7000-8000-000100000002"),
-            (1, (1 << 42) - 1, u64::MAX, "00000000-0001-7fff-bfff-ffffffffffff"),
+            (1, (1 << 42) - 1, u32::MAX, "00000000-0001-7fff-bfff-ffffffffffff"),
             (1, 1 << 42, 0, "00000000-0001-7000-8000-000000000000"),
             (u64::MAX, 1 << 30, 0, "ffffffff-ffff-7001-8000-000000000000"),
         ] {
-            let name = named(UnixMs(ms), count, chance);
-            assert_eq!(name.to_string(), expected);
-            assert_eq!((name.get_version_num(), name.get_variant()), (7, uuid::Variant::RFC4122));
+            let id = Name { at: UnixMs(ms), count, chance }.id();
+            assert_eq!(id.to_string(), expected);
+            assert_eq!((id.get_version_num(), id.get_variant()), (7, uuid::Variant::RFC4122));
+            let at = UnixMs(ms & ((1 << 48) - 1));
+            assert_eq!(Name::of(id), Some(Name { at, count: count & ((1 << 42) - 1), chance }));
         }
+        assert_eq!([Uuid::nil(), Uuid::max()].map(Name::of), [None; 2]);
     }
 
     #[test]

@@ -37,7 +37,9 @@ use crate::telemetry::Meters;
 use crate::upstream::{Connect, Direct, Upstream};
 
 pub use accounts::{Accounts, TurnedAway, Used};
-pub use books::{AttemptRecord, Books, CreditSource, Depth, Entry, NoPlace, Ownership, Place, Queue};
+pub use books::{
+    AttemptRecord, Books, Common, CreditSource, Depth, Name, NoPlace, Ownership, Place, Queue, Row, Sheet,
+};
 pub use conversation::{Conversation, Ended};
 pub use error::ProxyError;
 pub use exchange::Exchanged;

@@ -7,7 +7,7 @@ use rusqlite::{Connection, params};
 
 use super::ledger::Ledger;
 use super::rows::moment;
-use super::{Settings, owners};
+use super::{Settings, owners, sheets};
 use crate::policy::retention::{first_id, oldest_kept};
 use crate::policy::units::UnixMs;
 
@@ -34,6 +34,9 @@ pub(super) fn step(ledger: &mut Ledger, settings: &Settings, now: UnixMs) -> Res
     let retention = &settings.retention;
     if let Some(oldest) = oldest_kept(retention.attempts, now) {
         if forget_attempts(connection, oldest)? == usize::from(ROWS) {
+            return Ok(Step::More);
+        }
+        if sheets::forget_some(connection, oldest)? {
             return Ok(Step::More);
         }
         // None of their attempts is left.

@@ -7,11 +7,13 @@ mod report;
 mod schema;
 
 mod chores;
+mod held;
 mod ledger;
 mod outbox;
 mod owners;
 mod rows;
 mod series;
+mod sheets;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -49,7 +51,7 @@ pub enum Place {
 pub struct Settings {
     /// Records that wait to be written at the most; as many more are held while they cannot be.
     pub queue_max: usize,
-    /// While records keep coming, a commit begins so long after the last at the earliest.
+    /// While many records come, a commit begins so long after the last at the earliest.
     pub commit_interval: Duration,
     /// How long records are kept.
     pub retention: Retention,

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::policy::units::UnixMs;
 
-pub(super) use tables::{answer, put_event, put_key};
+pub(super) use tables::{answer, put_event, put_event_again, put_key};
 
 /// What enters the outbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,6 +90,8 @@ pub struct Event {
     pub first_byte_ms: Option<i64>,
     /// Milliseconds from the begin to the end.
     pub total_ms: i64,
+    /// How often it has changed while it waited in the outbox.
+    pub revision: i64,
 }
 
 /// What is due.
@@ -113,10 +115,12 @@ pub enum RowName {
         /// The moment of the state: a later one is still to be sent.
         observed_at: UnixMs,
     },
-    /// An event.
+    /// An event, as it was then.
     Event {
         /// Its UUID.
         id: String,
+        /// Its revision: a later one is still to be sent.
+        revision: i64,
     },
 }
 

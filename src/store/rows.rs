@@ -1,22 +1,23 @@
-//! What is written: one row an attempt, the sums of its hour in the same transaction, and the state
-//! of the keys.
+//! What is written: the attempts, one by one or many together, the sums of their hours in the same
+//! transaction, and the state of the keys.
 
-use std::collections::HashMap;
-use std::time::Duration;
+use std::collections::{HashMap, HashSet};
 
-use rusqlite::{ToSql, Transaction, TransactionBehavior, params};
+use rusqlite::{OptionalExtension, ToSql, Transaction, TransactionBehavior, params};
+use uuid::Uuid;
 
 use super::ledger::Ledger;
 use super::outbox::{self, Mirrored};
 use super::owners;
 use super::read::reason_word;
 use super::series::{Known, Series};
+use super::sheets::{Doubt, Sheets};
 use crate::policy::budget::Extension;
 use crate::policy::retention::hour_of;
 use crate::policy::standing::Park;
 use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
-use crate::proxy::{AttemptRecord, CreditSource, Ownership};
+use crate::proxy::{Common, CreditSource, Row, Sheet};
 
 /// What stands in the place of a key's hash when a client has brought its own key.
 pub(super) const OWN_KEY: &str = "own";
@@ -24,22 +25,28 @@ pub(super) const OWN_KEY: &str = "own";
 /// No honest figure comes near it. Larger ones are cut to it, so that one mad record cannot make
 /// the sums overflow and keep every other from being written.
 const AMOUNT_MAX: i64 = 1 << 48;
+/// From so many attempts on they share rows: fewer cost less one by one, and are easier to read so.
+const SHARED_FROM: usize = 16;
 
 /// Writes records, owners and keys, and what the mirror is to be told of them, all of it or nothing.
 pub(super) fn commit(
     ledger: &mut Ledger,
-    records: &[AttemptRecord],
-    owners: &[Ownership],
+    sheets: &[Sheet],
     keys: &[KeySnapshot],
     mirrored: Mirrored,
+    doubt: &mut Doubt,
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
     let Ledger { connection, series, .. } = ledger;
     series.stay_small();
     let committed = (|| {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        insert_attempts(&transaction, series, records, mirrored)?;
-        owners::write(&transaction, owners, now)?;
+        let written = doubt.written(&transaction)?;
+        let attempts = sheets.iter().map(|sheet| sheet.rows().len()).sum();
+        if attempts > 0 {
+            Attempts::new(&transaction, series, mirrored, written, attempts).insert(sheets)?;
+        }
+        owners::write(&transaction, sheets, now)?;
         for key in keys {
             upsert_key(&transaction, key, now)?;
             if mirrored != Mirrored::Nothing {
@@ -48,75 +55,176 @@ pub(super) fn commit(
         }
         transaction.commit()
     })();
-    if committed.is_err() {
-        // What it has put there is not there.
-        series.clear();
+    match committed {
+        Ok(()) => doubt.is_resolved(),
+        Err(_) => {
+            // What it has put there is not there.
+            series.clear();
+            doubt.arises();
+        }
     }
     committed
 }
 
-/// Inserts the attempts that are not there yet, and adds them to their hours.
-fn insert_attempts(
-    transaction: &Transaction<'_>,
-    series: &mut Known,
-    records: &[AttemptRecord],
+/// The attempts of a transaction.
+struct Attempts<'a> {
+    transaction: &'a Transaction<'a>,
+    series: &'a mut Known,
     mirrored: Mirrored,
-) -> Result<(), rusqlite::Error> {
-    let mut hours: HashMap<(UnixMs, usize), Sums> = HashMap::new();
-    let mut statement = transaction.prepare_cached(
-        "INSERT OR IGNORE INTO attempt_rows (id, request_id, series, number, started_at_ms, request_bytes,
-            response_bytes, characters, credits_reserved, credits, first_byte_ms, total_ms, audio_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
-    )?;
-    for record in records {
-        let place = series.of(transaction, record)?;
-        let inserted = statement.execute(params![
-            &record.id.as_bytes()[..],
-            &*record.request_id,
-            series[place].number,
-            record.number,
-            moment(record.started_at),
-            amount(record.request_bytes),
-            amount(record.response_bytes),
-            record.characters.map(amount),
-            record.credits_reserved.map(amount),
-            amount(record.credits),
-            record.first_byte.map(millis),
-            millis(record.total),
-            record.audio.map(millis),
-        ])?;
-        // A record that is delivered twice counts once.
-        if inserted == 1 {
-            hours.entry((hour_of(record.started_at), place)).or_default().add(record);
-            if mirrored == Mirrored::KeysAndEvents {
-                outbox::put_event(transaction, record.id.as_bytes())?;
-            }
-        } else if record.credits_from == CreditSource::Answer {
-            let unpriced = AttemptRecord { credits_from: CreditSource::Unknown, ..record.clone() };
-            let before = series.of(transaction, &unpriced)?;
-            if complete(transaction, record, series[before].number, series[place].number)? {
-                hours.entry((hour_of(record.started_at), place)).or_default().complete(record);
-            }
-        }
-    }
-    for ((hour, place), sums) in hours {
-        add_to_hour(transaction, hour, &series[place], &sums)?;
-    }
-    Ok(())
+    /// What may be there already.
+    written: HashSet<Uuid>,
+    /// Where those go that share rows.
+    sheets: Option<Sheets>,
+    hours: HashMap<(UnixMs, usize), Sums>,
 }
 
-/// Writes the price of an attempt that had none; whether it had none.
-fn complete(
-    transaction: &Transaction<'_>,
-    record: &AttemptRecord,
-    before: i64,
-    after: i64,
-) -> Result<bool, rusqlite::Error> {
-    let mut statement = transaction
-        .prepare_cached("UPDATE attempt_rows SET credits = ?1, series = ?2 WHERE id = ?3 AND series = ?4")?;
-    let changed =
-        statement.execute(params![amount(record.credits), after, &record.id.as_bytes()[..], before])?;
-    Ok(changed == 1)
+/// The series of what rows have in common, in an hour, and their sums.
+struct Run {
+    hour: UnixMs,
+    place: usize,
+    sums: Sums,
+}
+
+impl<'a> Attempts<'a> {
+    fn new(
+        transaction: &'a Transaction<'a>,
+        series: &'a mut Known,
+        mirrored: Mirrored,
+        written: HashSet<Uuid>,
+        count: usize,
+    ) -> Self {
+        // The mirror is told of them one by one.
+        let is_shared = count >= SHARED_FROM && mirrored != Mirrored::KeysAndEvents;
+        let sheets = is_shared.then(Sheets::default);
+        Self { transaction, series, mirrored, written, sheets, hours: HashMap::new() }
+    }
+
+    /// Inserts those that are not there yet, and adds them to their hours.
+    fn insert(mut self, sheets: &[Sheet]) -> Result<(), rusqlite::Error> {
+        for sheet in sheets {
+            let mut runs: Vec<Option<Run>> = sheet.commons().iter().map(|_| None).collect();
+            for row in sheet.rows() {
+                let (common, request_id) = sheet.of(row);
+                let (Some(common), Some(run)) = (sheet.commons().get(common), runs.get_mut(common)) else {
+                    continue;
+                };
+                if self.written.is_empty() || !self.written.contains(&row.id) {
+                    self.insert_one(common, run, row, request_id)?;
+                }
+            }
+            for run in runs.into_iter().flatten() {
+                self.end(run);
+            }
+        }
+        if let Some(sheets) = self.sheets {
+            sheets.write(self.transaction)?;
+        }
+        for ((hour, place), sums) in &self.hours {
+            add_to_hour(self.transaction, *hour, &self.series[*place], sums)?;
+        }
+        Ok(())
+    }
+
+    fn insert_one(
+        &mut self,
+        common: &Common,
+        run: &mut Option<Run>,
+        row: &Row,
+        request_id: &str,
+    ) -> Result<(), rusqlite::Error> {
+        if row.is_price
+            && let Some(is_priced) = self.is_priced(row.id)?
+        {
+            return if is_priced { Ok(()) } else { self.complete(common, run, row) };
+        }
+        let Run { place, sums, .. } = self.run(common, run, row)?;
+        // What may be completed later is looked for by its id then.
+        let may_share = common.credits_from != CreditSource::Unknown && !row.is_price;
+        let series = self.series[*place].number;
+        let shared = self.sheets.as_mut().filter(|_| may_share);
+        let is_shared = shared.is_some_and(|sheets| sheets.add(row, request_id, series));
+        // A record that is delivered twice counts once.
+        if is_shared || self.insert_row(row, request_id, series)? {
+            sums.add(common, row);
+        }
+        Ok(())
+    }
+
+    /// The series and the sums of what rows of the hour of `row` have in common.
+    fn run<'r>(
+        &mut self,
+        common: &Common,
+        run: &'r mut Option<Run>,
+        row: &Row,
+    ) -> Result<&'r mut Run, rusqlite::Error> {
+        let hour = hour_of(row.started_at);
+        if let Some(before) = run.take_if(|run| run.hour != hour) {
+            self.end(before);
+        }
+        Ok(match run {
+            Some(run) => run,
+            None => {
+                let place = self.series.of(self.transaction, common, hour)?;
+                run.insert(Run { hour, place, sums: Sums::default() })
+            }
+        })
+    }
+
+    fn end(&mut self, Run { hour, place, sums }: Run) {
+        self.hours.entry((hour, place)).or_default().add_all(&sums);
+    }
+
+    /// Inserts a row of its own; whether it was not there yet.
+    fn insert_row(&self, row: &Row, request_id: &str, series: i64) -> Result<bool, rusqlite::Error> {
+        let mut statement = self.transaction.prepare_cached(
+            "INSERT OR IGNORE INTO attempt_rows (id, request_id, series, number, started_at_ms, request_bytes,
+                response_bytes, characters, credits_reserved, credits, first_byte_ms, total_ms, audio_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+        )?;
+        let inserted = statement.execute(params![
+            &row.id.as_bytes()[..],
+            request_id,
+            series,
+            row.number,
+            moment(row.started_at),
+            amount(row.request_bytes),
+            amount(row.response_bytes),
+            row.characters.map(amount),
+            row.credits_reserved.map(amount),
+            amount(row.credits),
+            row.first_byte_ms.map(whole),
+            whole(row.total_ms),
+            row.audio_ms.map(whole),
+        ])?;
+        if inserted == 1 && self.mirrored == Mirrored::KeysAndEvents {
+            outbox::put_event(self.transaction, row.id.as_bytes())?;
+        }
+        Ok(inserted == 1)
+    }
+
+    /// Whether an attempt that is there has a price.
+    fn is_priced(&self, id: Uuid) -> Result<Option<bool>, rusqlite::Error> {
+        const FROM: &str =
+            "SELECT credits_from <> ?2 FROM attempt_rows JOIN series ON series.number = attempt_rows.series
+            WHERE id = ?1";
+        self.transaction
+            .prepare_cached(FROM)?
+            .query_row(params![&id.as_bytes()[..], CreditSource::Unknown.word()], |row| row.get(0))
+            .optional()
+    }
+
+    /// Writes the price of an attempt that had none.
+    fn complete(&mut self, common: &Common, run: &mut Option<Run>, row: &Row) -> Result<(), rusqlite::Error> {
+        let Run { place, sums, .. } = self.run(common, run, row)?;
+        self.transaction
+            .prepare_cached("UPDATE attempt_rows SET credits = ?1, series = ?2 WHERE id = ?3")?
+            .execute(params![amount(row.credits), self.series[*place].number, &row.id.as_bytes()[..]])?;
+        sums.complete(row);
+        if self.mirrored == Mirrored::KeysAndEvents {
+            outbox::put_event_again(self.transaction, row.id.as_bytes())?;
+        }
+        Ok(())
+    }
 }
 
 /// What a transaction adds to an hour. It cannot overflow: so many attempts are not in one.
@@ -133,19 +241,29 @@ struct Sums {
 
 impl Sums {
     /// What the attempt was counted with before, it had no price.
-    fn complete(&mut self, record: &AttemptRecord) {
-        self.credits += amount(record.credits);
+    fn complete(&mut self, row: &Row) {
+        self.credits += amount(row.credits);
         self.unpriced -= 1;
     }
 
-    fn add(&mut self, record: &AttemptRecord) {
+    fn add(&mut self, common: &Common, row: &Row) {
         self.attempts += 1;
-        self.served += i64::from(record.status.is_some_and(|status| status < 400));
-        self.request_bytes += amount(record.request_bytes);
-        self.response_bytes += amount(record.response_bytes);
-        self.characters += amount(record.characters.unwrap_or(0));
-        self.credits += amount(record.credits);
-        self.unpriced += i64::from(record.credits_from == CreditSource::Unknown);
+        self.served += i64::from(common.status.is_some_and(|status| status < 400));
+        self.request_bytes += amount(row.request_bytes);
+        self.response_bytes += amount(row.response_bytes);
+        self.characters += amount(row.characters.unwrap_or(0));
+        self.credits += amount(row.credits);
+        self.unpriced += i64::from(common.credits_from == CreditSource::Unknown);
+    }
+
+    fn add_all(&mut self, other: &Self) {
+        self.attempts += other.attempts;
+        self.served += other.served;
+        self.request_bytes += other.request_bytes;
+        self.response_bytes += other.response_bytes;
+        self.characters += other.characters;
+        self.credits += other.credits;
+        self.unpriced += other.unpriced;
     }
 }
 
@@ -239,15 +357,12 @@ pub(super) fn moment(at: UnixMs) -> i64 {
     whole(at.0)
 }
 
-fn amount(amount: u64) -> i64 {
+/// An amount as a column has it.
+pub(super) fn amount(amount: u64) -> i64 {
     whole(amount).min(AMOUNT_MAX)
 }
 
 /// SQLite's integers are signed.
-fn whole(number: u64) -> i64 {
+pub(super) fn whole(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-fn millis(span: Duration) -> i64 {
-    i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
 }

@@ -2,8 +2,10 @@
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+use super::owners;
+
 /// One step for each version; a step that was released never changes.
-const MIGRATIONS: [&str; 5] = [
+const MIGRATIONS: [&str; 7] = [
     "
     CREATE TABLE keys (
         key_hash TEXT PRIMARY KEY,
@@ -244,7 +246,73 @@ const MIGRATIONS: [&str; 5] = [
         first_byte_ms, total_ms, audio_ms
     FROM attempt_rows JOIN series ON series.number = attempt_rows.series;
     ",
+    "
+    -- Attempts that were written together: a row for those of a commit that began in one hour. To be read as
+    -- `attempts`. An id is its moment, a count and a number that is chance, with version and variant between them.
+    CREATE TABLE attempt_sheets (
+        number INTEGER PRIMARY KEY,
+        hour_ms INTEGER NOT NULL,
+        -- of the first of them
+        count INTEGER NOT NULL,
+        -- of all of them
+        chance INTEGER NOT NULL,
+        attempts INTEGER NOT NULL,
+        -- JSON, an array for each: milliseconds from the begin of the hour, counts from the first, request_id,
+        -- series, number, request_bytes, response_bytes, total_ms, first_byte_ms, credits, characters,
+        -- credits_reserved, audio_ms; what is unknown at its end is left out
+        lines TEXT NOT NULL
+    ) STRICT;
+
+    CREATE INDEX attempt_sheets_by_hour ON attempt_sheets (hour_ms);
+
+    DROP VIEW attempts;
+    CREATE VIEW attempts AS
+    SELECT
+        iif(length(id) <> 16, CAST(id AS TEXT), lower(printf('%s-%s-%s-%s-%s', substr(hex(id), 1, 8),
+            substr(hex(id), 9, 4), substr(hex(id), 13, 4), substr(hex(id), 17, 4), substr(hex(id), 21)))) AS id,
+        request_id, attempt_rows.number AS number, started_at_ms, client, key_hash, workspace, method, route, model,
+        status, verdict, request_bytes, response_bytes, characters, credits_reserved, credits, credits_from,
+        first_byte_ms, total_ms, audio_ms
+    FROM attempt_rows JOIN series ON series.number = attempt_rows.series
+    UNION ALL
+    SELECT
+        printf('%08x-%04x-%04x-%04x-%04x%08x',
+            (hour_ms + json_extract(value, '$[0]')) >> 16, (hour_ms + json_extract(value, '$[0]')) & 0xffff,
+            0x7000 | (((count + json_extract(value, '$[1]')) >> 30) & 0x0fff),
+            0x8000 | (((count + json_extract(value, '$[1]')) >> 16) & 0x3fff),
+            (count + json_extract(value, '$[1]')) & 0xffff, chance),
+        json_extract(value, '$[2]'), json_extract(value, '$[4]'), hour_ms + json_extract(value, '$[0]'),
+        client, key_hash, workspace, method, route, model, status, verdict,
+        json_extract(value, '$[5]'), json_extract(value, '$[6]'), json_extract(value, '$[10]'),
+        json_extract(value, '$[11]'), json_extract(value, '$[9]'), credits_from,
+        json_extract(value, '$[8]'), json_extract(value, '$[7]'), json_extract(value, '$[12]')
+    FROM attempt_sheets, json_each(lines) JOIN series ON series.number = json_extract(value, '$[3]');
+
+    -- What was learned in a commit is one row.
+    ALTER TABLE owners_plentiful RENAME TO owners_plentiful_rows;
+    ALTER TABLE owners_passing RENAME TO owners_passing_rows;
+    CREATE TABLE owners_plentiful (
+        number INTEGER PRIMARY KEY,
+        changes INTEGER NOT NULL,
+        -- the latest of them
+        used_at_ms INTEGER NOT NULL,
+        pack BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE owners_passing (
+        number INTEGER PRIMARY KEY,
+        changes INTEGER NOT NULL,
+        used_at_ms INTEGER NOT NULL,
+        pack BLOB NOT NULL
+    ) STRICT;
+    ",
+    "
+    -- Grows when an event changes while it waits: what has arrived may be what it was before.
+    ALTER TABLE outbox_events ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;
+    ",
 ];
+
+/// The version whose logs of owners are packed.
+const PACKED: usize = 6;
 
 /// The version that this program writes.
 pub(super) const VERSION: usize = MIGRATIONS.len();
@@ -263,8 +331,11 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<bool, rusqlite::Err
     // Another program may be at it: whoever comes second finds it done.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let from = version(&transaction)?;
-    for step in MIGRATIONS.iter().skip(from) {
+    for (version, step) in (1..).zip(MIGRATIONS).skip(from) {
         transaction.execute_batch(step)?;
+        if version == PACKED {
+            owners::pack_rows(&transaction)?;
+        }
     }
     if from < VERSION {
         set_version(&transaction)?;

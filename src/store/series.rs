@@ -10,9 +10,8 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::rows::{OWN_KEY, moment};
 use crate::policy::client::ClientName;
-use crate::policy::retention::hour_of;
 use crate::policy::units::UnixMs;
-use crate::proxy::{AttemptRecord, CreditSource};
+use crate::proxy::{Common, CreditSource};
 use crate::secret::Fingerprint;
 
 /// So many are remembered; a client that invents models must not fill the memory.
@@ -68,19 +67,19 @@ impl Known {
         }
     }
 
-    /// The place of the record's series, which is written down if it is new. After a failure, or
-    /// when its transaction is rolled back, [`clear`](Self::clear) must follow.
+    /// The place of the series of attempts that began in `hour`, which is written down if it is new.
+    /// After a failure, or when its transaction is rolled back, [`clear`](Self::clear) must follow.
     pub(super) fn of(
         &mut self,
         connection: &Connection,
-        record: &AttemptRecord,
+        common: &Common,
+        hour: UnixMs,
     ) -> Result<usize, rusqlite::Error> {
-        let workspace = record.key.as_ref().map(|key| key.workspace().belonging());
+        let workspace = common.key.as_ref().map(|key| key.workspace().belonging());
         let workspace = workspace.as_ref().and_then(|belonging| belonging.name());
-        let hash = self.hash(record);
-        let hour = hour_of(record.started_at);
+        let hash = self.hash(common);
         let places = self.places.entry(hash).or_default();
-        let known = places.iter().position(|&place| self.series[place].is_of(record, workspace));
+        let known = places.iter().position(|&place| self.series[place].is_of(common, workspace));
         if let Some(known) = known {
             let series = &mut self.series[places[known]];
             if hour <= series.used_at || series.is_used_at(connection, hour)? {
@@ -89,35 +88,35 @@ impl Known {
             // Another program has removed it.
             places.swap_remove(known);
         }
-        let series = Series::written(connection, record, workspace, hour)?;
+        let series = Series::written(connection, common, workspace, hour)?;
         places.push(self.series.len());
         self.series.push(series);
         Ok(self.series.len() - 1)
     }
 
     /// Of few fields: most of the time goes into hashing, and what is left is compared anyway.
-    fn hash(&self, record: &AttemptRecord) -> u64 {
+    fn hash(&self, common: &Common) -> u64 {
         let mut hasher = self.hasher.build_hasher();
-        hasher.write(record.client.as_str().as_bytes());
-        hasher.write(record.route.as_bytes());
-        hasher.write(record.model.as_deref().unwrap_or_default().as_bytes());
+        hasher.write(common.client.as_str().as_bytes());
+        hasher.write(common.route.as_bytes());
+        hasher.write(common.model.as_deref().unwrap_or_default().as_bytes());
         // Every key has a place of its own.
-        hasher.write_usize(record.key.as_ref().map_or(0, |key| Arc::as_ptr(key).addr()));
+        hasher.write_usize(common.key.as_ref().map_or(0, |key| Arc::as_ptr(key).addr()));
         hasher.finish()
     }
 }
 
 impl Series {
-    fn is_of(&self, record: &AttemptRecord, workspace: Option<&str>) -> bool {
-        self.key == fingerprint(record)
-            && self.client == record.client
+    fn is_of(&self, common: &Common, workspace: Option<&str>) -> bool {
+        self.key == fingerprint(common)
+            && self.client == common.client
             && self.workspace.as_deref() == workspace
-            && self.method == record.method
-            && self.route == record.route
-            && self.model == record.model
-            && self.status == record.status
-            && self.verdict == record.verdict
-            && self.credits_from == record.credits_from
+            && self.method == common.method
+            && self.route == common.route
+            && self.model == common.model
+            && self.status == common.status
+            && self.verdict == common.verdict
+            && self.credits_from == common.credits_from
     }
 
     /// Notes that it is used in this hour; false, when it is not there any more.
@@ -131,24 +130,24 @@ impl Series {
     /// Finds it in the file, or puts it there.
     fn written(
         connection: &Connection,
-        record: &AttemptRecord,
+        common: &Common,
         workspace: Option<&str>,
         hour: UnixMs,
     ) -> Result<Self, rusqlite::Error> {
-        let key = fingerprint(record);
+        let key = fingerprint(common);
         let mut series = Self {
             number: 0,
             used_at: hour,
             key,
             key_hash: key.map_or_else(|| OWN_KEY.to_owned(), |key| key.to_string()),
-            client: record.client.clone(),
+            client: common.client.clone(),
             workspace: workspace.map(str::to_owned),
-            method: Arc::clone(&record.method),
-            route: Arc::clone(&record.route),
-            model: record.model.clone(),
-            status: record.status,
-            verdict: record.verdict,
-            credits_from: record.credits_from,
+            method: Arc::clone(&common.method),
+            route: Arc::clone(&common.route),
+            model: common.model.clone(),
+            status: common.status,
+            verdict: common.verdict,
+            credits_from: common.credits_from,
         };
         let columns = params![
             series.client.as_str(),
@@ -198,6 +197,6 @@ impl Series {
 }
 
 /// Of the pool's key that was asked with; of a client's own, nothing is written down.
-fn fingerprint(record: &AttemptRecord) -> Option<Fingerprint> {
-    record.key.as_ref().map(|key| key.api_key().fingerprint())
+fn fingerprint(common: &Common) -> Option<Fingerprint> {
+    common.key.as_ref().map(|key| key.api_key().fingerprint())
 }

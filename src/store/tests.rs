@@ -3,6 +3,7 @@ mod outbox;
 mod pace;
 mod power;
 mod series;
+mod sheets;
 mod sums;
 mod whose;
 
@@ -13,13 +14,14 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+use super::sheets::Doubt;
 use super::*;
 use crate::policy::budget::{Extension, Quota};
 use crate::policy::client::ClientName;
 use crate::policy::standing::{Park, ParkReason};
 use crate::policy::units::UnixMs;
 use crate::pool::{self, Observation};
-use crate::proxy::{AttemptRecord, CreditSource, Entry};
+use crate::proxy::{AttemptRecord, CreditSource, Sheet};
 use crate::secret::{ApiKey, Fingerprint};
 
 const NOW: UnixMs = UnixMs(1_796_000_000_000);
@@ -69,7 +71,8 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 fn settings(queue_max: usize) -> Settings {
     Settings {
         queue_max,
-        commit_interval: Duration::from_millis(50),
+        // At a slow pace, a fifth of it.
+        commit_interval: Duration::from_millis(250),
         retention: Retention::default(),
         mirrored: Mirrored::Nothing,
         owners: KEEPING,
@@ -80,8 +83,15 @@ fn connection(store: &Store) -> &Connection {
     &store.ledger.as_ref().unwrap().connection
 }
 
-fn entry(record: AttemptRecord) -> Entry {
-    Entry::Attempt(Box::new(record))
+fn sheet_of(records: &[AttemptRecord]) -> Sheet {
+    let mut sheet = Sheet::default();
+    records.iter().for_each(|record| sheet.add(record));
+    sheet
+}
+
+/// Writes them in one transaction.
+fn write(ledger: &mut Ledger, records: &[AttemptRecord], mirrored: Mirrored) {
+    rows::commit(ledger, &[sheet_of(records)], &[], mirrored, &mut Doubt::default(), NOW).unwrap();
 }
 
 /// The path of books in a folder that does not exist yet.
@@ -104,7 +114,7 @@ async fn what_is_sent_is_written_before_the_end() {
     let pool = pool();
     let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), settings(128)).unwrap();
     for credits in 0..100 {
-        books.place().await.unwrap().write(record(&pool, credits));
+        books.place().await.unwrap().write(&record(&pool, credits));
     }
     drop(books);
     assert_eq!(writing.ended(WAIT_MAX).await, 0);
@@ -238,7 +248,7 @@ async fn no_key_is_in_the_file() {
     let (place, path) = place(folder.path());
     let pool = pool();
     let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), settings(8)).unwrap();
-    books.place().await.unwrap().write(record(&pool, 1));
+    books.place().await.unwrap().write(&record(&pool, 1));
     drop(books);
     assert_eq!(writing.ended(WAIT_MAX).await, 0);
     for file in fs::read_dir(path.parent().unwrap()).unwrap() {

@@ -10,17 +10,19 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 use super::chores::{self, Step};
+use super::held::Held;
 use super::ledger::Ledger;
 use super::open::{self, Look, OpenError, is_broken};
 use super::outbox::{self, Command};
+use super::sheets::Doubt;
 use super::{Health, Place, Settings, rows};
 use crate::clock;
 use crate::policy::pace;
 use crate::pool::{Key, Pool, Workspace};
-use crate::proxy::{AttemptRecord, Entry, Ownership, Queue};
+use crate::proxy::{Queue, Sheet};
 
-/// How many records go into one transaction at the most.
-const BATCH_MAX: usize = 512;
+/// Of the room in the queue, the part that is worth a commit before its time.
+const BATCH_SHARE: usize = 2;
 /// After a failure, how long until the next try.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// At the end of the program, so many tries: a lock may be released, an empty disk will not be.
@@ -57,9 +59,10 @@ pub(super) struct Writer {
     pool: Arc<Pool>,
     health: Health,
     /// Taken from the queue and not yet written.
-    pending: Vec<AttemptRecord>,
-    /// The same of what belongs to whom.
-    owners: Vec<Ownership>,
+    held: Held,
+    doubt: Doubt,
+    /// How long after the last commit the next one begins.
+    interval: Duration,
     /// Changes of owners since the last chores.
     owners_written: usize,
     are_keys_stale: bool,
@@ -73,9 +76,9 @@ pub(super) struct Writer {
     in_memory: usize,
 }
 
-/// How many records go into one transaction with these settings, at the most.
+/// So many records are committed before their time with these settings: the queue must not fill.
 pub(super) fn batch(settings: &Settings) -> usize {
-    BATCH_MAX.min(settings.queue_max)
+    (settings.queue_max / BATCH_SHARE).max(1)
 }
 
 impl Writer {
@@ -93,8 +96,9 @@ impl Writer {
             settings,
             pool,
             health,
-            pending: Vec::new(),
-            owners: Vec::new(),
+            held: Held::default(),
+            doubt: Doubt::default(),
+            interval: pace::interval(0, Duration::ZERO, settings.commit_interval),
             owners_written: 0,
             are_keys_stale: true,
             look: Look::Trusting,
@@ -109,33 +113,37 @@ impl Writer {
     /// the mirror until that is gone, too.
     pub(super) async fn run(mut self, callers: Callers) {
         let Callers { mut queue, mut questions, all_written } = callers;
-        let room = batch(&self.settings);
-        let mut received = Vec::with_capacity(room);
+        let mut last_began = clock::instant();
         loop {
             let now = clock::instant();
             let chores_at = if self.has_chores(now) { now } else { self.chores_at };
             let wake_at = if self.health.is_failing() { self.retry_at } else { chores_at };
             let mut question = None;
-            let count = tokio::select! {
+            let is_filled = tokio::select! {
                 biased;
-                count = queue.take(&mut received, room) => Some(count),
+                is_filled = queue.filled() => Some(is_filled),
                 Some(asked) = questions.recv() => {
                     question = Some(asked);
                     None
                 }
                 () = tokio::time::sleep_until(wake_at.into()) => None,
             };
-            if count == Some(0) {
+            if is_filled == Some(false) {
                 break;
             }
             let began = clock::instant();
-            received.drain(..).for_each(|entry| self.take(entry));
+            if is_filled.is_some() {
+                let came = self.take_from(&mut queue) as u64;
+                let over = began.saturating_duration_since(last_began);
+                self.interval = pace::interval(came, over, self.settings.commit_interval);
+                last_began = began;
+            }
             self.work(began);
             // A busy queue must not keep the mirror waiting for ever.
             if let Some(question) = question.or_else(|| questions.try_recv().ok()) {
                 self.answer(question);
             }
-            if count.is_some() {
+            if is_filled.is_some() {
                 self.rest(began, &queue, &mut questions).await;
             }
         }
@@ -154,7 +162,7 @@ impl Writer {
         loop {
             let now = clock::instant();
             let since = now.saturating_duration_since(began);
-            let pause = pace::pause(since, self.settings.commit_interval, queue.waiting(), batch);
+            let pause = pace::pause(since, self.interval, queue.waiting(), batch);
             if pause.is_zero() || queue.is_ended() {
                 return;
             }
@@ -189,42 +197,47 @@ impl Writer {
         }
     }
 
-    pub(super) fn take(&mut self, entry: Entry) {
-        match entry {
-            Entry::KeysChanged => self.are_keys_stale = true,
-            // Without a file, nobody would read it back. What is too much to be held is learned again.
-            Entry::Owners(changes)
-                if self.place != Place::Memory && self.owners.len() < self.settings.queue_max =>
-            {
-                self.owners.extend(changes);
-            }
-            Entry::Owners(_) => {}
-            Entry::Attempt(record) if self.pending.len() < self.settings.queue_max => {
-                if self.pending.is_empty() {
-                    self.health.set_held_since(clock::now());
-                }
-                self.pending.push(*record);
-            }
-            Entry::Attempt(_) => {
-                if self.health.lost() == self.lost_before {
-                    let held = self.pending.len();
-                    error!(
-                        event = "records_lost",
-                        held,
-                        "Usage records are lost: the books cannot be written, and no more than {held} can be held"
-                    );
-                }
-                self.health.lose(1);
-            }
+    /// Takes all that is in the queue; returns how many records these are.
+    fn take_from(&mut self, queue: &mut Queue) -> usize {
+        let before = self.held.records();
+        self.are_keys_stale |= self.held.take_from(queue, &self.place, &self.settings);
+        self.taken(before)
+    }
+
+    #[cfg(test)]
+    pub(super) fn take(&mut self, sheet: Sheet) {
+        let before = self.held.records();
+        self.held.take(sheet, &self.place, &self.settings);
+        self.taken(before);
+    }
+
+    fn taken(&mut self, before: usize) -> usize {
+        let came = self.held.records() - before;
+        if before == 0 && came > 0 {
+            self.health.set_held_since(clock::now());
         }
+        if self.health.is_failing() {
+            self.shed();
+        }
+        came
+    }
+
+    /// Loses what is too much to be held while nothing can be written.
+    fn shed(&mut self) {
+        let held = self.settings.queue_max;
+        let lost = self.held.shed(held);
+        if lost > 0 && self.health.lost() == self.lost_before {
+            error!(
+                event = "records_lost",
+                held,
+                "Usage records are lost: the books cannot be written, and no more than {held} can be held"
+            );
+        }
+        self.health.lose(lost);
     }
 
     pub(super) fn flush(&mut self) {
-        if self.pending.is_empty()
-            && self.owners.is_empty()
-            && !self.are_keys_stale
-            && !self.health.is_failing()
-        {
+        if self.held.sheets().is_empty() && !self.are_keys_stale && !self.health.is_failing() {
             return;
         }
         match self.write() {
@@ -243,13 +256,16 @@ impl Writer {
             let ledger = self.ledger.insert(ledger);
             let now = clock::now();
             // The state is read when it is written: what is in the file is never older than a record.
-            let touched = Touched::by(&self.pending);
+            let sheets = self.held.sheets();
+            let touched = Touched::by(sheets);
             let keys = self.pool.snapshot_of(now, |key| self.are_keys_stale || touched.includes(key));
             let mirrored = self.settings.mirrored;
-            let committed = rows::commit(ledger, &self.pending, &self.owners, &keys, mirrored, now);
+            let committed = rows::commit(ledger, sheets, &keys, mirrored, &mut self.doubt, now);
             if !ledger.is_gone() {
                 return Ok(committed?);
             }
+            // What lies there now may have been copied after that.
+            self.doubt.arises();
             error!(
                 event = "books_gone",
                 "The file of the usage records was removed or replaced; it is opened anew, and what it held is gone"
@@ -276,10 +292,8 @@ impl Writer {
     }
 
     fn written(&mut self) {
-        let count = self.pending.len();
-        self.pending.clear();
-        self.owners_written += self.owners.len();
-        self.owners.clear();
+        let (count, owners) = self.held.written();
+        self.owners_written += owners;
         self.health.count_written(count);
         self.are_keys_stale = false;
         self.look = Look::Trusting;
@@ -302,7 +316,7 @@ impl Writer {
         self.in_memory = 0;
         if let Some(ledger) = &self.ledger {
             // Nothing can fail here but memory itself.
-            let _ = ledger.connection.execute_batch("DELETE FROM attempt_rows");
+            let _ = ledger.connection.execute_batch("DELETE FROM attempt_rows; DELETE FROM attempt_sheets");
         }
     }
 
@@ -316,6 +330,7 @@ impl Writer {
         self.are_keys_stale = true;
         self.retry_at = clock::instant() + RETRY_PAUSE;
         self.say_failing(error);
+        self.shed();
     }
 
     /// Says once that the books cannot be written.
@@ -380,7 +395,7 @@ impl Writer {
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
         }
-        self.health.lose(self.pending.len());
+        self.health.lose(self.held.records());
     }
 }
 
@@ -388,8 +403,9 @@ impl Writer {
 struct Touched(Vec<*const Workspace>);
 
 impl Touched {
-    fn by(records: &[AttemptRecord]) -> Self {
-        let workspaces = records.iter().filter_map(|record| record.key.as_ref()).map(|key| key.workspace());
+    fn by(sheets: &[Sheet]) -> Self {
+        let keys = sheets.iter().flat_map(Sheet::commons).filter_map(|common| common.key.as_ref());
+        let workspaces = keys.map(|key| key.workspace());
         let mut touched: Vec<_> = workspaces.map(std::ptr::from_ref).collect();
         touched.sort_unstable();
         touched.dedup();

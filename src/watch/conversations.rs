@@ -108,7 +108,7 @@ impl<C: Connect> Conversations<C> {
         let record = conversation.priced(credits);
         // Books that take nothing more have said so.
         if let Ok(place) = self.books.place().await {
-            place.write(record);
+            place.price(&record);
         }
     }
 }

@@ -102,6 +102,23 @@ CREATE TABLE IF NOT EXISTS public.elevenlabs_usage_events (
 );
 CREATE INDEX IF NOT EXISTS elevenlabs_usage_events_by_time ON public.elevenlabs_usage_events (started_at);
 
+COMMENT ON COLUMN public.elevenlabs_usage_events.credits_from IS
+  'How the credits are known: answer, estimate, free, or unknown, which an event may be until its price is told.';
+
+-- A price may come later than its event. An event that is repeated long after does not take it away again.
+CREATE OR REPLACE FUNCTION public.elevenlabs_usage_events_priced() RETURNS trigger
+LANGUAGE plpgsql SET search_path = '' AS $$
+BEGIN
+  IF NEW.credits_from = 'unknown' AND OLD.credits_from <> 'unknown' THEN
+    RETURN NULL;
+  END IF;
+  RETURN NEW;
+END
+$$;
+CREATE OR REPLACE TRIGGER elevenlabs_usage_events_priced
+  BEFORE UPDATE ON public.elevenlabs_usage_events
+  FOR EACH ROW EXECUTE FUNCTION public.elevenlabs_usage_events_priced();
+
 -- For service_role only: row level security without a policy for anybody else, and no privileges either.
 ALTER TABLE public.elevenlabs_key_usage ENABLE ROW LEVEL SECURITY;
 ALTER TABLE public.elevenlabs_usage_events ENABLE ROW LEVEL SECURITY;

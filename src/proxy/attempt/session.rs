@@ -56,9 +56,10 @@ impl Attempt {
         self.settle(more, now);
     }
 
-    /// The conversation of that name has ended: who asks for its price, and what is then completed.
+    /// The conversation of that name has ended: who asks for its price, and what is then completed. Nobody
+    /// asks where a price is known.
     pub(in crate::proxy) fn conversation(&self, id: Arc<str>) -> Option<Conversation> {
-        let key = Arc::clone(self.key()?);
+        let key = Arc::clone(self.key().filter(|_| self.record.credits_from == CreditSource::Unknown)?);
         Some(Conversation::new(id, key, self.record.clone(), self.account.clone()))
     }
 

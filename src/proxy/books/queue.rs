@@ -1,14 +1,18 @@
-//! The queue between the requests and the thread that writes: what waits in it is bounded, sending
-//! takes no lock, and it wakes the reader only where the reader wants to be woken.
+//! The queue between the requests and the thread that writes: what waits in it is bounded, whoever sends
+//! meets nobody else on the way, and the reader is woken only where it wants to be.
+//!
+//! Each thread fills a sheet of its own, and the reader takes all of them at once, whole. A sheet has a
+//! lock, for which nobody waits but in the moment of that exchange.
 
+use std::mem;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 
-use super::{AttemptRecord, Entry, Ownership};
+use super::{AttemptRecord, Ownership, Sheet};
 
 /// What is on its way: in the queue, or taken from it and not yet written or lost. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -17,8 +21,6 @@ pub struct Depth(Arc<Counts>);
 #[derive(Debug, Default)]
 struct Counts {
     queued: AtomicU64,
-    /// Of those in the queue, how many are no records: only the state of keys is to be written.
-    marks: AtomicU64,
     held: AtomicU64,
 }
 
@@ -26,18 +28,17 @@ impl Depth {
     /// So many records are on their way. A lesson counts while it is in the queue.
     #[must_use]
     pub fn records(&self) -> u64 {
-        let marks = self.0.marks.load(Ordering::Acquire);
-        self.queued().saturating_sub(marks) + self.0.held.load(Ordering::Acquire)
+        self.queued() + self.0.held.load(Ordering::Acquire)
     }
 
     /// So many entries are in the queue.
     fn queued(&self) -> u64 {
-        self.0.queued.load(Ordering::Acquire)
+        self.0.queued.load(Ordering::SeqCst)
     }
 
     /// So many entries go into the queue; returns how many are in it then.
     pub fn sent(&self, entries: u64) -> u64 {
-        self.0.queued.fetch_add(entries, Ordering::AcqRel) + entries
+        self.0.queued.fetch_add(entries, Ordering::SeqCst) + entries
     }
 
     /// So many entries have left the queue, and so many records of them are held; returns how many
@@ -45,7 +46,7 @@ impl Depth {
     pub fn taken(&self, entries: u64, records: u64) -> u64 {
         // In this order: a record is counted twice for a moment, and never not at all.
         self.0.held.fetch_add(records, Ordering::AcqRel);
-        self.0.queued.fetch_sub(entries, Ordering::AcqRel)
+        self.0.queued.fetch_sub(entries, Ordering::SeqCst)
     }
 
     /// So many records have arrived, in the books or nowhere.
@@ -54,37 +55,82 @@ impl Depth {
     }
 }
 
+/// So many sheets are filled side by side: as many threads send without meeting one another.
+const SHARDS: usize = 16;
+
+/// A sheet that is being filled. On a cache line of its own, so that two threads do not meet in one.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Shard(Mutex<Sheet>);
+
+impl Shard {
+    fn lock(&self) -> MutexGuard<'_, Sheet> {
+        // Every change is a whole one: a panic in between leaves nothing broken.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Which of them this thread fills.
+fn own_shard() -> usize {
+    static THREADS: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static OWN: usize = THREADS.fetch_add(1, Ordering::Relaxed) % SHARDS;
+    }
+    // A thread that ends may have lost it already.
+    OWN.try_with(|own| *own).unwrap_or(0)
+}
+
+/// The reader is not to be called, however much there is: it works, and will look by itself.
+const NEVER: u64 = u64::MAX;
+
 /// What both halves know of the queue.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Line {
+    shards: [Shard; SHARDS],
     depth: Depth,
+    /// With so many entries the reader is called, once.
+    called_from: AtomicU64,
+    /// The state of the keys is to be written.
+    are_keys_changed: AtomicBool,
+    /// Nobody is left to send anything.
+    is_ended: AtomicBool,
+    /// Nobody reads any more.
+    is_closed: AtomicBool,
     /// From so many entries on, nobody gets a place.
     queue_max: u64,
-    /// With so many entries, the reader is called.
+    /// So many make a batch.
     batch: u64,
-    /// There is a batch, or no sender any more.
-    call: Arc<Notify>,
+    call: Notify,
     /// A full queue has room again.
-    room: Arc<Notify>,
+    room: Notify,
+}
+
+impl Line {
+    /// Calls the reader, if it wants to be with so many entries.
+    fn call(&self, entries: u64) {
+        let wants = |from: u64| entries >= from;
+        if wants(self.called_from.load(Ordering::SeqCst))
+            && self.called_from.swap(NEVER, Ordering::SeqCst) != NEVER
+        {
+            self.call.notify_one();
+        }
+    }
 }
 
 /// The senders' part of it: the last of them to go calls the reader.
 #[derive(Debug)]
-struct Senders(Line);
+struct Senders(Arc<Line>);
 
 impl Drop for Senders {
     fn drop(&mut self) {
+        self.0.is_ended.store(true, Ordering::SeqCst);
         self.0.call.notify_one();
     }
 }
 
 /// The sending half. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Books {
-    // Before `line`, so that the queue is closed when the reader is called.
-    queue: mpsc::UnboundedSender<Entry>,
-    line: Arc<Senders>,
-}
+pub struct Books(Arc<Senders>);
 
 /// A place in the books, taken before the provider is asked, so that what was charged is never
 /// without a place to be written. It takes no room until it is used: the bound is on what waits to be
@@ -103,18 +149,27 @@ const PLACE_WAIT_MAX: Duration = Duration::from_millis(50);
 
 impl Books {
     /// Books, and the queue that whoever writes them reads. From `queue_max` entries on nobody gets a
-    /// place; with `batch` of them, the reader is called. `depth` tells how many there are.
+    /// place; with `batch` of them, a reader that rests is called. `depth` tells how many there are.
     #[must_use]
     pub fn new(queue_max: usize, batch: usize, depth: Depth) -> (Self, Queue) {
-        let (sender, entries) = mpsc::unbounded_channel();
-        let line = Line {
+        let line = Arc::new(Line {
+            shards: Default::default(),
             depth,
+            called_from: AtomicU64::new(NEVER),
+            are_keys_changed: AtomicBool::new(false),
+            is_ended: AtomicBool::new(false),
+            is_closed: AtomicBool::new(false),
             queue_max: queue_max as u64,
             batch: batch as u64,
-            call: Arc::default(),
-            room: Arc::default(),
-        };
-        (Self { queue: sender, line: Arc::new(Senders(line.clone())) }, Queue { entries, line })
+            call: Notify::new(),
+            room: Notify::new(),
+        });
+        (Self(Arc::new(Senders(Arc::clone(&line)))), Queue(line))
+    }
+
+    fn line(&self) -> &Line {
+        let Senders(line) = &*self.0;
+        line
     }
 
     /// Takes a place; a full queue is waited for a moment.
@@ -130,18 +185,18 @@ impl Books {
         if !self.has_room() {
             tokio::time::timeout(PLACE_WAIT_MAX, self.room()).await.map_err(|_| NoPlace)?;
         }
-        if self.queue.is_closed() { Err(NoPlace) } else { Ok(Place(self.clone())) }
+        if self.line().is_closed.load(Ordering::Acquire) { Err(NoPlace) } else { Ok(Place(self.clone())) }
     }
 
     fn has_room(&self) -> bool {
-        let Senders(line) = &*self.line;
+        let line = self.line();
         line.depth.queued() < line.queue_max
     }
 
     /// Waits until there is room.
     async fn room(&self) {
         loop {
-            let mut room = pin!(self.line.0.room.notified());
+            let mut room = pin!(self.line().room.notified());
             // From here on nothing is missed.
             room.as_mut().enable();
             if self.has_room() {
@@ -151,80 +206,110 @@ impl Books {
         }
     }
 
-    /// Has the state of the keys written. A full queue is about to write it anyway.
+    /// Has the state of the keys written.
     pub fn keys_changed(&self) {
-        if self.has_room() {
-            self.send(Entry::KeysChanged);
+        let line = self.line();
+        if !line.are_keys_changed.swap(true, Ordering::SeqCst) {
+            // No record: it calls a reader that has nothing to do, and adds to no batch.
+            line.call(1);
         }
     }
 
-    fn send(&self, entry: Entry) {
-        let Senders(line) = &*self.line;
-        // Counted first, so that the reader never takes what is not counted yet.
-        let queued = line.depth.sent(1);
-        if matches!(entry, Entry::KeysChanged) {
-            line.depth.0.marks.fetch_add(1, Ordering::AcqRel);
-        }
-        // Where nobody reads any more it stays among those that wait, and is counted as lost at the end.
-        let _ = self.queue.send(entry);
-        if queued == line.batch {
-            line.call.notify_one();
-        }
+    fn send(&self, entries: u64, fill: impl FnOnce(&mut Sheet)) {
+        let line = self.line();
+        let queued = {
+            let mut sheet = line.shards[own_shard()].lock();
+            fill(&mut sheet);
+            // Within the lock, so that the reader never takes what is not counted yet. Where nobody reads
+            // any more it stays among those that wait, and is counted as lost at the end.
+            line.depth.sent(entries)
+        };
+        line.call(queued);
     }
 }
 
 impl Place {
     /// Writes.
-    pub fn write(self, record: AttemptRecord) {
-        self.0.send(Entry::Attempt(Box::new(record)));
+    pub fn write(self, record: &AttemptRecord) {
+        self.0.send(1, |sheet| sheet.add(record));
+    }
+
+    /// Writes the price of an attempt that was written without one.
+    pub fn price(self, record: &AttemptRecord) {
+        self.0.send(1, |sheet| sheet.price(record));
     }
 
     /// Writes down whose identifiers are.
     pub fn teach(self, changes: Vec<Ownership>) {
         if !changes.is_empty() {
-            self.0.send(Entry::Owners(changes));
+            self.0.send(changes.len() as u64, |sheet| sheet.teach(changes));
         }
     }
 }
 
 /// The receiving half.
 #[derive(Debug)]
-pub struct Queue {
-    entries: mpsc::UnboundedReceiver<Entry>,
-    line: Line,
+pub struct Queue(Arc<Line>);
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.0.is_closed.store(true, Ordering::Release);
+    }
 }
 
 impl Queue {
-    /// Waits for entries and takes up to `room` of them; none, when there are no more and nobody is
-    /// left to send any.
+    /// Waits until there is something to be written. Whether there is: else nobody is left to send
+    /// anything. Until something is taken, whatever comes calls the reader.
     ///
     /// # Cancel safety
     ///
-    /// When the future is dropped, nothing was taken. Until then the next entry wakes the reader.
-    pub async fn take(&mut self, entries: &mut Vec<Entry>, room: usize) -> usize {
-        let count = self.entries.recv_many(entries, room).await;
-        let taken = || entries.iter().rev().take(count);
-        let records = taken().filter(|entry| matches!(entry, Entry::Attempt(_))).count();
-        let marks = taken().filter(|entry| matches!(entry, Entry::KeysChanged)).count();
-        // Before the entries: what is counted too often for a moment is never missed.
-        self.line.depth.0.marks.fetch_sub(marks as u64, Ordering::AcqRel);
-        let before = self.line.depth.taken(count as u64, records as u64);
-        if before >= self.line.queue_max {
-            self.line.room.notify_waiters();
+    /// Dropping the future changes nothing.
+    pub async fn filled(&self) -> bool {
+        loop {
+            self.0.called_from.store(1, Ordering::SeqCst);
+            // Looked at before what there is: what the last sender has sent is there by then.
+            let is_ended = self.is_ended();
+            if self.waiting() > 0 || self.0.are_keys_changed.load(Ordering::SeqCst) {
+                return true;
+            }
+            if is_ended {
+                return false;
+            }
+            self.0.call.notified().await;
         }
-        count
+    }
+
+    /// Takes everything, and leaves sheets from `spare` to be filled. Whether the state of the keys is
+    /// to be written.
+    pub fn take(&mut self, taken: &mut Vec<Sheet>, spare: &mut Vec<Sheet>) -> bool {
+        let line = &*self.0;
+        line.called_from.store(NEVER, Ordering::SeqCst);
+        let are_keys_changed = line.are_keys_changed.swap(false, Ordering::SeqCst);
+        // All at once, so that what was sent later is never taken before what was sent earlier elsewhere.
+        let sheets = line.shards.each_ref().map(Shard::lock);
+        let (mut entries, mut records) = (0, 0);
+        for mut sheet in sheets.into_iter().filter(|sheet| !sheet.is_empty()) {
+            entries += sheet.entries();
+            records += sheet.rows().len() as u64;
+            taken.push(mem::replace(&mut sheet, spare.pop().unwrap_or_default()));
+        }
+        let before = line.depth.taken(entries, records);
+        if before >= line.queue_max {
+            line.room.notify_waiters();
+        }
+        are_keys_changed
     }
 
     /// So many entries wait.
     #[must_use]
     pub fn waiting(&self) -> u64 {
-        self.line.depth.queued()
+        self.0.depth.queued()
     }
 
     /// Whether nobody is left to send anything.
     #[must_use]
     pub fn is_ended(&self) -> bool {
-        self.entries.sender_strong_count() == 0
+        self.0.is_ended.load(Ordering::SeqCst)
     }
 
     /// Waits until there is a batch or nobody is left to send anything, and may come back for neither.
@@ -234,12 +319,15 @@ impl Queue {
     ///
     /// A call that comes after the future is dropped is heard by the next one.
     pub async fn called(&self) {
-        self.line.call.notified().await;
+        self.0.called_from.store(self.0.batch, Ordering::SeqCst);
+        if self.waiting() < self.0.batch && !self.is_ended() {
+            self.0.call.notified().await;
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::atomic::AtomicUsize;
     use std::task::{Context, Poll, Wake, Waker};
 
@@ -256,7 +344,7 @@ mod tests {
         Books::new(QUEUE_MAX, QUEUE_MAX, Depth::default())
     }
 
-    fn record() -> AttemptRecord {
+    pub(in crate::proxy::books) fn record() -> AttemptRecord {
         AttemptRecord {
             id: Uuid::nil(),
             request_id: "request".into(),
@@ -281,6 +369,13 @@ mod tests {
         }
     }
 
+    /// Takes everything; how many records these are, and whether keys have changed.
+    fn take(queue: &mut Queue) -> (usize, bool) {
+        let mut taken = Vec::new();
+        let are_keys_changed = queue.take(&mut taken, &mut Vec::new());
+        (taken.iter().map(|sheet| sheet.rows().len()).sum(), are_keys_changed)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn requests_under_way_take_no_room() {
         let (books, mut queue) = books();
@@ -289,32 +384,23 @@ mod tests {
             places.push(books.place().await.unwrap());
         }
         for place in places.drain(..QUEUE_MAX) {
-            place.write(record());
+            place.write(&record());
         }
         assert_eq!(books.place().await.unwrap_err(), NoPlace, "now that many wait to be written");
         let under_way = places.len();
-        places.into_iter().for_each(|place| place.write(record()));
-        let mut entries = Vec::new();
-        assert_eq!(
-            queue.take(&mut entries, 10_000).await,
-            QUEUE_MAX + under_way,
-            "whoever has a place writes"
-        );
+        places.into_iter().for_each(|place| place.write(&record()));
+        assert_eq!(take(&mut queue), (QUEUE_MAX + under_way, false), "whoever has a place writes");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_full_queue_is_waited_for_a_moment() {
         let (books, mut queue) = books();
         for _ in 0..QUEUE_MAX {
-            books.place().await.unwrap().write(record());
+            books.place().await.unwrap().write(&record());
         }
-        let mut entries = Vec::new();
-        let (place, _) = tokio::join!(books.place(), queue.take(&mut entries, 1));
+        let (place, _) = tokio::join!(books.place(), async { take(&mut queue) });
         place.unwrap().teach(vec![]);
-        books.keys_changed();
-        books.keys_changed();
-        assert_eq!(queue.waiting(), QUEUE_MAX as u64, "there was room for one");
-        drop(queue);
+        assert_eq!(queue.waiting(), 0, "nothing is nothing");
     }
 
     #[tokio::test(start_paused = true)]
@@ -327,15 +413,52 @@ mod tests {
     #[tokio::test]
     async fn what_is_taken_is_on_its_way_until_it_has_arrived() {
         let (books, mut queue) = books();
-        let depth = queue.line.depth.clone();
-        books.place().await.unwrap().write(record());
+        let depth = queue.0.depth.clone();
+        books.place().await.unwrap().write(&record());
         books.keys_changed();
-        assert_eq!(depth.records(), 1, "that keys have changed is no record");
-        assert_eq!(queue.waiting(), 2);
-        assert_eq!(queue.take(&mut Vec::new(), QUEUE_MAX).await, 2);
+        books.keys_changed();
+        assert_eq!((depth.records(), queue.waiting()), (1, 1), "that keys have changed is no record");
+        assert_eq!(take(&mut queue), (1, true));
         assert_eq!((depth.records(), queue.waiting()), (1, 0), "only the record is held");
         depth.arrived(1);
-        assert_eq!(depth.records(), 0);
+        assert_eq!((depth.records(), take(&mut queue)), (0, (0, false)));
+    }
+
+    #[test]
+    fn of_what_several_threads_send_nothing_is_lost_and_no_order_is_turned_round() {
+        const THREADS: u32 = 8;
+        const EACH: u32 = 2_000;
+        let (books, mut queue) = Books::new(usize::MAX, usize::MAX, Depth::default());
+        let depth = queue.0.depth.clone();
+        // What one thread has sent, the next one follows: whoever has the later one has the earlier one.
+        let turn = Arc::new(Mutex::new(0_u32));
+        for _ in 0..THREADS {
+            let (books, turn) = (books.clone(), Arc::clone(&turn));
+            let send = move || {
+                for _ in 0..EACH {
+                    let mut next = turn.lock().unwrap();
+                    Place(books.clone()).write(&AttemptRecord { number: *next, ..record() });
+                    *next += 1;
+                }
+            };
+            crate::tasks::thread("sender", send).unwrap();
+        }
+        drop(books);
+        let (mut found, mut spare) = (0, Vec::new());
+        while !queue.is_ended() || queue.waiting() > 0 {
+            let mut taken = Vec::new();
+            queue.take(&mut taken, &mut spare);
+            let mut numbers: Vec<u32> = taken.iter().flat_map(Sheet::rows).map(|row| row.number).collect();
+            numbers.sort_unstable();
+            assert!(
+                numbers.iter().copied().eq(found..found + numbers.len() as u32),
+                "a gap before {numbers:?}"
+            );
+            found += numbers.len() as u32;
+            depth.arrived(numbers.len() as u64);
+            spare.extend(taken.into_iter().map(Sheet::cleared));
+        }
+        assert_eq!((found, depth.records()), (THREADS * EACH, 0));
     }
 
     #[derive(Default)]
@@ -359,14 +482,15 @@ mod tests {
                 let mut poll = || called.as_mut().poll(&mut Context::from_waker(&waker));
                 assert_eq!(poll(), Poll::Pending);
                 for _ in 1..QUEUE_MAX {
-                    books.place().await.unwrap().write(record());
+                    books.place().await.unwrap().write(&record());
                 }
+                books.keys_changed();
                 assert_eq!(woken(), round);
-                books.place().await.unwrap().write(record());
+                books.place().await.unwrap().write(&record());
                 assert_eq!(woken(), round + 1);
                 assert_eq!(poll(), Poll::Ready(()));
             }
-            queue.take(&mut Vec::new(), QUEUE_MAX).await;
+            take(&mut queue);
         }
         let place = books.place().await.unwrap();
         drop(books);
@@ -374,6 +498,29 @@ mod tests {
         drop(place);
         assert!(queue.is_ended());
         queue.called().await;
-        assert_eq!(queue.take(&mut Vec::new(), QUEUE_MAX).await, 0);
+        assert!(!queue.filled().await);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_has_nothing_to_do_is_called_once_by_whatever_comes() {
+        let (books, mut queue) = books();
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(Arc::clone(&wakes));
+        for round in 0..4 {
+            let place = books.place().await.unwrap();
+            {
+                let mut filled = pin!(queue.filled());
+                let mut poll = || filled.as_mut().poll(&mut Context::from_waker(&waker));
+                assert_eq!(poll(), Poll::Pending);
+                match round % 2 {
+                    0 => place.write(&record()),
+                    _ => books.keys_changed(),
+                }
+                books.place().await.unwrap().write(&record());
+                assert_eq!(wakes.0.load(Ordering::Relaxed), round + 1);
+                assert_eq!(poll(), Poll::Ready(true));
+            }
+            take(&mut queue);
+        }
     }
 }

@@ -81,6 +81,18 @@ pub(in crate::store) fn put_event(
     Ok(())
 }
 
+/// Puts an attempt into the outbox once more, because it has changed. What is on its way meanwhile is not
+/// the whole of it, and what was refused may be taken now.
+pub(in crate::store) fn put_event_again(
+    transaction: &Transaction<'_>,
+    id: &[u8; 16],
+) -> Result<(), rusqlite::Error> {
+    const AGAIN: &str = "INSERT INTO outbox_events (id) VALUES (?1)
+        ON CONFLICT DO UPDATE SET revision = revision + 1, refused = NULL, parked_until_ms = NULL";
+    transaction.prepare_cached(AGAIN)?.execute([&id[..]])?;
+    Ok(())
+}
+
 fn state(seen: &KeySnapshot, now: UnixMs) -> KeyState {
     let KeySnapshot { key, standing, quota, is_near_limit, forecast: _ } = seen;
     let whole = |amount: u64| i64::try_from(amount).unwrap_or(i64::MAX);
@@ -162,7 +174,7 @@ fn due_events(connection: &Connection, rows_max: i64, now: UnixMs) -> Result<Vec
     let mut statement = connection.prepare_cached(
         "SELECT outbox_events.id, request_id, attempt_rows.number, started_at_ms, client, key_hash, workspace, method,
             route, model, status, verdict, request_bytes, response_bytes, characters, credits, credits_from,
-            first_byte_ms, total_ms
+            first_byte_ms, total_ms, revision
          FROM outbox_events JOIN attempt_rows USING (id) JOIN series ON series.number = attempt_rows.series
          WHERE coalesce(parked_until_ms, 0) <= ?1
          ORDER BY outbox_events.id LIMIT ?2",
@@ -188,6 +200,7 @@ fn due_events(connection: &Connection, rows_max: i64, now: UnixMs) -> Result<Vec
             credits_from: row.get(16)?,
             first_byte_ms: row.get(17)?,
             total_ms: row.get(18)?,
+            revision: row.get(19)?,
         })
     };
     statement.query_map(params![moment(now), rows_max], read)?.collect()
@@ -214,16 +227,21 @@ fn settle(connection: &mut Connection, delivery: &Delivery) -> Result<u64, rusql
                      WHERE key_hash = ?1",
                 )?
                 .execute(params![key_hash, moment(*observed_at)])?,
-            RowName::Event { id } => {
-                transaction.prepare_cached("DELETE FROM outbox_events WHERE id = ?1")?.execute([bytes(id)])?
-            }
+            RowName::Event { id, revision } => transaction
+                .prepare_cached("DELETE FROM outbox_events WHERE id = ?1 AND revision = ?2")?
+                .execute(params![bytes(id), revision])?,
         };
     }
     let mut first_times = 0;
     for RefusedRow { name, code, until } in &delivery.refused {
         let (table, column, name) = match name {
             RowName::Key { key_hash, .. } => ("outbox_keys", "key_hash", Value::Text(key_hash.clone())),
-            RowName::Event { id } => ("outbox_events", "id", Value::Blob(bytes(id))),
+            RowName::Event { id, revision } => {
+                if !is_of(&transaction, id, *revision)? {
+                    continue;
+                }
+                ("outbox_events", "id", Value::Blob(bytes(id)))
+            }
         };
         let is_known: Option<bool> = transaction
             .prepare_cached(&format!("SELECT refused IS NOT NULL FROM {table} WHERE {column} = ?1"))?
@@ -238,6 +256,13 @@ fn settle(connection: &mut Connection, delivery: &Delivery) -> Result<u64, rusql
     }
     transaction.commit()?;
     Ok(first_times)
+}
+
+/// Whether an event is still as it was.
+fn is_of(connection: &Connection, id: &str, revision: i64) -> Result<bool, rusqlite::Error> {
+    connection
+        .prepare_cached("SELECT count(*) FROM outbox_events WHERE id = ?1 AND revision = ?2")?
+        .query_row(params![bytes(id), revision], |row| row.get::<_, i64>(0).map(|count| count == 1))
 }
 
 /// A UUID as a column has it; another text is found nowhere.

@@ -8,7 +8,7 @@ use crate::store::chores;
 async fn writing(place: &Place, pool: &Arc<Pool>) -> (Books, Writing) {
     let settings = Settings { mirrored: Mirrored::KeysAndEvents, ..settings(8) };
     let (books, writing) = Store::open(place, NOW).unwrap().write(Arc::clone(pool), settings).unwrap();
-    books.place().await.unwrap().write(record(pool, 1));
+    books.place().await.unwrap().write(&record(pool, 1));
     (books, writing)
 }
 
@@ -24,7 +24,8 @@ fn key_name(state: &KeyState) -> RowName {
 }
 
 fn names(batch: &Batch) -> Vec<RowName> {
-    let events = batch.events.iter().map(|event| RowName::Event { id: event.id.clone() });
+    let events = batch.events.iter();
+    let events = events.map(|event| RowName::Event { id: event.id.clone(), revision: event.revision });
     batch.keys.iter().map(key_name).chain(events).collect()
 }
 
@@ -95,7 +96,7 @@ fn a_clock_that_is_set_back_makes_no_state_older() {
     let keys = pool().snapshot(NOW);
     let mut observed = Vec::new();
     for now in [1_000, 1_000, 400, 2_000].map(UnixMs) {
-        rows::commit(&mut ledger, &[], &[], &keys[..1], Mirrored::Keys, now).unwrap();
+        rows::commit(&mut ledger, &[], &keys[..1], Mirrored::Keys, &mut Doubt::default(), now).unwrap();
         let sql = "SELECT observed_at_ms FROM outbox_keys";
         observed.push(ledger.connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap());
     }
@@ -112,8 +113,8 @@ fn only_what_is_mirrored_enters_and_an_event_enters_once() {
         let mut ledger = open::open(&Place::Memory, NOW, Look::Quick).unwrap().ledger;
         let record = record(&pool, 1);
         for _ in 0..2 {
-            let records = [record.clone(), record.clone()];
-            rows::commit(&mut ledger, &records, &[], &keys, mirrored, NOW).unwrap();
+            let sheets = [sheet_of(&[record.clone(), record.clone()])];
+            rows::commit(&mut ledger, &sheets, &keys, mirrored, &mut Doubt::default(), NOW).unwrap();
         }
         let count = |table| {
             let sql = format!("SELECT count(*) FROM {table}");
@@ -129,7 +130,7 @@ fn an_attempt_that_is_forgotten_leaves_the_outbox() {
     let mut ledger = open::open(&Place::Memory, NOW, Look::Quick).unwrap().ledger;
     let old = record_at(&pool, UnixMs(0), 1);
     let records = [old, record(&pool, 1)];
-    rows::commit(&mut ledger, &records, &[], &[], Mirrored::KeysAndEvents, NOW).unwrap();
+    write(&mut ledger, &records, Mirrored::KeysAndEvents);
     let settings = Settings { retention: Retention::of_days(1, 0), ..settings(8) };
     chores::step(&mut ledger, &settings, NOW).unwrap();
     let sql = "SELECT id FROM outbox_events";
@@ -146,4 +147,49 @@ async fn a_failing_disk_leaves_the_mirror_without_an_answer() {
     assert_eq!(outbox.take(10).await, Err(Unavailable));
     writing.health.set_failing(false);
     assert_eq!(outbox.take(10).await.unwrap().keys.len(), 2);
+}
+
+#[tokio::test]
+async fn a_price_that_comes_later_is_told_whatever_the_mirror_has_done_with_the_event() {
+    let pool = pool();
+    let settings = Settings { mirrored: Mirrored::KeysAndEvents, ..settings(8) };
+    let store = Store::open(&Place::Memory, NOW).unwrap();
+    let (books, mut writing) = store.write(Arc::clone(&pool), settings).unwrap();
+    let outbox = writing.outbox.take().unwrap();
+    let unpriced = || AttemptRecord { credits: 0, credits_from: CreditSource::Unknown, ..record(&pool, 0) };
+    let records = [(); 3].map(|()| unpriced());
+    let written = async |count| {
+        while writing.health.written() < count {
+            tokio::task::yield_now().await;
+        }
+    };
+    for record in &records {
+        books.place().await.unwrap().write(record);
+    }
+    written(3).await;
+    let before = outbox.take(10).await.unwrap();
+    let of = |record: &AttemptRecord| {
+        let id = record.id.to_string();
+        names(&before)
+            .into_iter()
+            .find(|name| matches!(name, RowName::Event { id: of, .. } if *of == id))
+            .unwrap()
+    };
+    let refused =
+        |record| RefusedRow { name: of(record), code: "23514".into(), until: UnixMs(u64::MAX >> 1) };
+    // The first has arrived before its price is known, the second arrives after it, the third is refused.
+    let delivery = Delivery { sent: vec![of(&records[0])], refused: vec![refused(&records[2])] };
+    outbox.settle(delivery).await.unwrap();
+    for record in &records {
+        let priced = AttemptRecord { credits: 5, credits_from: CreditSource::Answer, ..record.clone() };
+        books.place().await.unwrap().price(&priced);
+    }
+    written(6).await;
+    let delivery = Delivery { sent: vec![of(&records[1])], refused: vec![refused(&records[1])] };
+    assert_eq!(outbox.settle(delivery).await, Ok(0), "what it was is not refused as what it is");
+    let after = outbox.take(10).await.unwrap();
+    let figures: Vec<_> = after.events.iter().map(|event| (event.credits, &*event.credits_from)).collect();
+    assert_eq!((figures, after.refused), (vec![(5, "answer"); 3], 0));
+    outbox.settle(Delivery { sent: names(&after), refused: Vec::new() }).await.unwrap();
+    assert_eq!(outbox.take(10).await.unwrap(), Batch::default());
 }

@@ -27,7 +27,7 @@ async fn beside<F: Future>(place: &Place, pool: &Arc<Pool>, test: impl FnOnce(Be
 impl Beside {
     async fn write(&self, pool: &Pool, records: usize) {
         for _ in 0..records {
-            self.books.place().await.unwrap().write(record(pool, 1));
+            self.books.place().await.unwrap().write(&record(pool, 1));
         }
     }
 

@@ -50,10 +50,20 @@ const FRAME: usize = 24 + 4_096;
 
 /// Books with a transaction for each of `credits`, and the moment after each of them.
 fn moments(path: &Path, place: &Place, credits: std::ops::RangeInclusive<u64>) -> Vec<Moment> {
+    moments_of(path, place, credits, 1)
+}
+
+/// The same, with so many attempts in each transaction.
+fn moments_of(
+    path: &Path,
+    place: &Place,
+    credits: std::ops::RangeInclusive<u64>,
+    attempts: usize,
+) -> Vec<Moment> {
     let pool = pool();
-    let (mut writer, health) = writer(place, &pool, 8);
+    let (mut writer, health) = writer(place, &pool, 1_000);
     let after = |credits| {
-        give(&mut writer, &health, record(&pool, credits));
+        (0..attempts).for_each(|_| give(&mut writer, &health, record(&pool, credits)));
         writer.flush();
         assert!(!health.is_failing());
         Moment::of(path)
@@ -79,6 +89,29 @@ fn a_log_that_is_cut_off_anywhere_leaves_whole_transactions() {
         let acknowledged = moments.iter().take_while(|moment| moment.log.len() <= length).count();
         assert!(found.len() >= acknowledged, "{length}: {found:?}");
         before = found.len();
+    }
+    assert_eq!(before, 6);
+}
+
+#[test]
+fn of_attempts_that_share_a_row_all_are_there_or_none() {
+    const EACH: usize = 200;
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    let moments = moments_of(&path, &place, 1..=6, EACH);
+    let last = moments.last().unwrap();
+    let mut before = 0;
+    for frame in 0..=last.log.len() / FRAME {
+        for torn in [0, 2_000] {
+            let length = (LOG_HEAD + frame * FRAME + torn).min(last.log.len());
+            let found = Moment { log: last.log[..length].to_vec(), ..last.clone() }.found();
+            let commits = found.len() / EACH;
+            let whole = (1..=commits as i64).flat_map(|credits| std::iter::repeat_n(credits, EACH));
+            assert!(found.iter().copied().eq(whole), "{length}: {found:?}");
+            let acknowledged = moments.iter().take_while(|moment| moment.log.len() <= length).count();
+            assert!(commits >= acknowledged.max(before), "{length}: {commits} commits");
+            before = commits;
+        }
     }
     assert_eq!(before, 6);
 }

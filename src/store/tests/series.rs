@@ -7,7 +7,7 @@ use crate::store::chores;
 const HOUR: Duration = Duration::from_secs(3_600);
 
 fn write(ledger: &mut Ledger, records: &[AttemptRecord]) {
-    rows::commit(ledger, records, &[], &[], Mirrored::Nothing, NOW).unwrap();
+    super::write(ledger, records, Mirrored::Nothing);
 }
 
 fn one(ledger: &Ledger, sql: &str) -> i64 {
@@ -67,7 +67,8 @@ fn a_series_whose_transaction_failed_is_not_believed_to_be_there() {
     let trouble = "CREATE TRIGGER trouble BEFORE INSERT ON hours BEGIN SELECT raise(ABORT, 'full'); END";
     ledger.connection.execute_batch(trouble).unwrap();
     let records = [record_at(&pool, NOW, 1)];
-    rows::commit(&mut ledger, &records, &[], &[], Mirrored::Nothing, NOW).unwrap_err();
+    let sheets = [sheet_of(&records)];
+    rows::commit(&mut ledger, &sheets, &[], Mirrored::Nothing, &mut Doubt::default(), NOW).unwrap_err();
     assert_eq!(one(&ledger, "SELECT count(*) FROM series"), 0);
     ledger.connection.execute_batch("DROP TRIGGER trouble").unwrap();
     write(&mut ledger, &records);
@@ -113,7 +114,7 @@ fn a_price_that_comes_later_completes_the_record_once() {
     let mut ledger = opened(&Place::Memory);
     let unpriced =
         AttemptRecord { credits: 0, credits_from: CreditSource::Unknown, ..record_at(&pool, NOW, 0) };
-    let priced = AttemptRecord { credits: 296, credits_from: CreditSource::Answer, ..unpriced.clone() };
+    let with_price = AttemptRecord { credits: 296, credits_from: CreditSource::Answer, ..unpriced.clone() };
     let figures = |ledger: &Ledger| {
         [
             one(ledger, "SELECT count(*) FROM attempts"),
@@ -126,8 +127,13 @@ fn a_price_that_comes_later_completes_the_record_once() {
     };
     write(&mut ledger, std::slice::from_ref(&unpriced));
     assert_eq!(figures(&ledger), [1, 0, 1, 1, 0, 1]);
+    let priced = |ledger: &mut Ledger, first: &[AttemptRecord], record: &AttemptRecord| {
+        let mut sheet = sheet_of(first);
+        sheet.price(record);
+        rows::commit(ledger, &[sheet], &[], Mirrored::Nothing, &mut Doubt::default(), NOW).unwrap();
+    };
     for _ in 0..2 {
-        write(&mut ledger, std::slice::from_ref(&priced));
+        priced(&mut ledger, &[], &with_price);
         assert_eq!(figures(&ledger), [1, 296, 0, 1, 296, 0]);
     }
     // Nor does the first word take it back.
@@ -136,7 +142,36 @@ fn a_price_that_comes_later_completes_the_record_once() {
     // In one transaction, too.
     let unpriced =
         AttemptRecord { credits: 0, credits_from: CreditSource::Unknown, ..record_at(&pool, NOW, 0) };
-    let priced = AttemptRecord { credits: 4, credits_from: CreditSource::Answer, ..unpriced.clone() };
-    write(&mut ledger, &[unpriced, priced]);
+    let with_price = AttemptRecord { credits: 4, credits_from: CreditSource::Answer, ..unpriced.clone() };
+    priced(&mut ledger, &[unpriced], &with_price);
     assert_eq!(figures(&ledger), [2, 300, 0, 2, 300, 0]);
+    // One whose first word was lost is written with its price, and the first word may still come.
+    let unpriced =
+        AttemptRecord { credits: 0, credits_from: CreditSource::Unknown, ..record_at(&pool, NOW, 0) };
+    let with_price = AttemptRecord { credits: 9, credits_from: CreditSource::Answer, ..unpriced.clone() };
+    priced(&mut ledger, &[], &with_price);
+    write(&mut ledger, &[unpriced]);
+    assert_eq!(figures(&ledger), [3, 309, 0, 3, 309, 0]);
+    // Among many, too.
+    let many: Vec<_> = (0..30).map(|_| record_at(&pool, NOW, 0)).collect();
+    let unpriced =
+        AttemptRecord { credits: 0, credits_from: CreditSource::Unknown, ..record_at(&pool, NOW, 0) };
+    let with_price = AttemptRecord { credits: 1, credits_from: CreditSource::Answer, ..unpriced.clone() };
+    write(&mut ledger, &[many.clone(), vec![unpriced]].concat());
+    assert_eq!(figures(&ledger), [34, 309, 1, 34, 309, 1]);
+    let others: Vec<_> = (0..30).map(|_| record_at(&pool, NOW, 0)).collect();
+    priced(&mut ledger, &others, &with_price);
+    assert_eq!(figures(&ledger), [64, 310, 0, 64, 310, 0]);
+}
+
+#[test]
+fn a_second_delivery_that_completes_nothing_leaves_no_series_behind() {
+    let pool = pool();
+    let mut ledger = opened(&Place::Memory);
+    let priced = record_at(&pool, NOW, 7);
+    assert_eq!(priced.credits_from, CreditSource::Answer);
+    for _ in 0..2 {
+        write(&mut ledger, std::slice::from_ref(&priced));
+        assert_eq!(one(&ledger, "SELECT count(*) FROM series"), 1);
+    }
 }

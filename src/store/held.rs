@@ -1,0 +1,66 @@
+//! What was taken from the queue and is not yet written: whole sheets, counted, and bounded while they
+//! cannot be written.
+
+use super::{Place, Settings};
+use crate::proxy::{Queue, Sheet};
+
+/// So many empty sheets are kept, to be filled again: about as many as threads send.
+const SPARE_MAX: usize = 16;
+
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    sheets: Vec<Sheet>,
+    records: usize,
+    owners: usize,
+    /// Sheets that were written.
+    spare: Vec<Sheet>,
+}
+
+impl Held {
+    /// Takes all that is in the queue; whether the state of the keys is to be written.
+    pub(super) fn take_from(&mut self, queue: &mut Queue, place: &Place, settings: &Settings) -> bool {
+        let mut taken = Vec::new();
+        let are_keys_changed = queue.take(&mut taken, &mut self.spare);
+        taken.into_iter().for_each(|sheet| self.take(sheet, place, settings));
+        are_keys_changed
+    }
+
+    pub(super) fn take(&mut self, mut sheet: Sheet, place: &Place, settings: &Settings) {
+        // Without a file, nobody would read it back. What is too much to be held is learned again.
+        if *place == Place::Memory || self.owners >= settings.queue_max {
+            sheet.forget_owners();
+        }
+        self.records += sheet.rows().len();
+        self.owners += sheet.owners().len();
+        self.sheets.push(sheet);
+    }
+
+    pub(super) fn sheets(&self) -> &[Sheet] {
+        &self.sheets
+    }
+
+    pub(super) fn records(&self) -> usize {
+        self.records
+    }
+
+    /// Keeps so many records, those that came first; returns how many go.
+    pub(super) fn shed(&mut self, records_max: usize) -> usize {
+        let lost = self.records.saturating_sub(records_max);
+        let mut excess = lost;
+        for sheet in self.sheets.iter_mut().rev() {
+            let rows = sheet.rows().len();
+            sheet.keep(rows.saturating_sub(excess));
+            excess = excess.saturating_sub(rows);
+        }
+        self.records -= lost;
+        self.sheets.retain(|sheet| !sheet.is_empty());
+        lost
+    }
+
+    /// All of it is written; returns how many records and changes of owners these were.
+    pub(super) fn written(&mut self) -> (usize, usize) {
+        self.spare.extend(self.sheets.drain(..).map(Sheet::cleared));
+        self.spare.truncate(SPARE_MAX);
+        (std::mem::take(&mut self.records), std::mem::take(&mut self.owners))
+    }
+}

@@ -1,0 +1,362 @@
+//! The logs of what comes with every request: what was learned in a commit is one row, packed, for nobody
+//! looks for one of them in the file. The last word on an identifier counts.
+
+use std::collections::HashSet;
+
+use rusqlite::{Connection, params};
+
+use super::named;
+use crate::policy::affinity::{Kind, Named, Tag};
+use crate::policy::units::UnixMs;
+use crate::pool::{Identity, Lesson};
+use crate::proxy::Ownership;
+use crate::store::rows::moment;
+
+/// Changes in a row at the most: what is cut off at the end of a log is packed again.
+const CHANGES_MAX: usize = 1_024;
+/// Rows that one step forgets, and changes in them.
+const ROWS: usize = 64;
+const CHANGES: usize = 2_048;
+
+/// A change of what is known of an identifier. Its words are numbers in those of its pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Change {
+    tag: [u8; 16],
+    kind: usize,
+    /// `None`: its owner no longer has it.
+    owner: Option<usize>,
+    learned_at: u64,
+    used_at: u64,
+}
+
+/// What a row holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Pack {
+    /// Kinds and owners.
+    words: Vec<String>,
+    changes: Vec<Change>,
+}
+
+impl Pack {
+    fn word(&mut self, word: &str) -> usize {
+        self.words.iter().position(|known| known == word).unwrap_or_else(|| {
+            self.words.push(word.to_owned());
+            self.words.len() - 1
+        })
+    }
+
+    fn push(&mut self, named: &Named, owner: Option<&str>, learned_at: UnixMs, used_at: UnixMs) {
+        let change = Change {
+            tag: *named.tag.bytes(),
+            kind: self.word(named.kind.word()),
+            owner: owner.map(|owner| self.word(owner)),
+            learned_at: learned_at.0,
+            used_at: used_at.0,
+        };
+        self.changes.push(change);
+    }
+
+    /// The moment of the last use.
+    fn used_at(&self) -> u64 {
+        self.changes.iter().map(|change| change.used_at).max().unwrap_or(0)
+    }
+
+    /// Its words, and then the changes to the end. Moments are told from the one before.
+    fn bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(64 + self.changes.len() * 24);
+        push(&mut bytes, self.words.len() as u64);
+        for word in &self.words {
+            push(&mut bytes, word.len() as u64);
+            bytes.extend_from_slice(word.as_bytes());
+        }
+        let mut before = 0;
+        for change in &self.changes {
+            bytes.extend_from_slice(&change.tag);
+            push(&mut bytes, change.kind as u64);
+            push(&mut bytes, change.owner.map_or(0, |owner| owner as u64 + 1));
+            push(&mut bytes, difference(change.used_at, before));
+            push(&mut bytes, difference(change.learned_at, change.used_at));
+            before = change.used_at;
+        }
+        bytes
+    }
+
+    /// What [`bytes`](Self::bytes) has packed; nothing of what is not so.
+    fn of(mut bytes: &[u8]) -> Option<Self> {
+        let bytes = &mut bytes;
+        let mut pack = Self::default();
+        for _ in 0..take(bytes)? {
+            let length = usize::try_from(take(bytes)?).ok()?;
+            let (word, rest) = bytes.split_at_checked(length)?;
+            pack.words.push(String::from_utf8(word.to_vec()).ok()?);
+            *bytes = rest;
+        }
+        let mut before = 0;
+        while !bytes.is_empty() {
+            let (tag, rest) = bytes.split_first_chunk()?;
+            *bytes = rest;
+            let kind = usize::try_from(take(bytes)?).ok()?;
+            let owner = usize::try_from(take(bytes)?).ok()?;
+            let used_at = from(before, take(bytes)?);
+            let learned_at = from(used_at, take(bytes)?);
+            pack.changes.push(Change { tag: *tag, kind, owner: owner.checked_sub(1), learned_at, used_at });
+            before = used_at;
+        }
+        Some(pack)
+    }
+
+    fn lesson(&self, change: &Change) -> Option<Lesson> {
+        Some(Lesson {
+            named: Named {
+                kind: Kind::of_word(self.words.get(change.kind)?)?,
+                tag: Tag::of_bytes(change.tag),
+            },
+            owner: Identity::of_word(self.words.get(change.owner?)?),
+            learned_at: UnixMs(change.learned_at),
+            used_at: UnixMs(change.used_at),
+        })
+    }
+}
+
+/// Seven bits a byte, the lowest first; the uppermost says that more follow.
+fn push(bytes: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+}
+
+fn take(bytes: &mut &[u8]) -> Option<u64> {
+    let mut number = 0;
+    for shift in (0..64).step_by(7) {
+        let (byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        number |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(number);
+        }
+    }
+    None
+}
+
+/// How far `to` is from `from`, so that a little in either direction is a small number.
+fn difference(to: u64, from: u64) -> u64 {
+    let difference = to.wrapping_sub(from).cast_signed();
+    (difference << 1 ^ difference >> 63).cast_unsigned()
+}
+
+fn from(before: u64, difference: u64) -> u64 {
+    before.wrapping_add(difference >> 1 ^ (difference & 1).wrapping_neg())
+}
+
+/// Adds to a log.
+pub(super) fn add<'a>(
+    connection: &Connection,
+    log: &str,
+    changes: impl Iterator<Item = &'a Ownership>,
+    now: UnixMs,
+) -> Result<(), rusqlite::Error> {
+    let mut pack = Pack::default();
+    for change in changes {
+        match change {
+            Ownership::Learned(lesson) => {
+                pack.push(&lesson.named, Some(lesson.owner.word()), lesson.learned_at, lesson.used_at);
+            }
+            Ownership::Forgotten(_) => pack.push(named(change), None, now, now),
+        }
+        if pack.changes.len() == CHANGES_MAX {
+            insert(connection, log, &std::mem::take(&mut pack))?;
+        }
+    }
+    if pack.changes.is_empty() { Ok(()) } else { insert(connection, log, &pack) }
+}
+
+fn insert(connection: &Connection, log: &str, pack: &Pack) -> Result<(), rusqlite::Error> {
+    let insert = format!("INSERT INTO {log} (changes, used_at_ms, pack) VALUES (?1, ?2, ?3)");
+    let columns = params![pack.changes.len() as i64, moment(UnixMs(pack.used_at())), pack.bytes()];
+    connection.prepare_cached(&insert)?.execute(columns).map(drop)
+}
+
+/// Puts another pack in the place of one, or nothing.
+fn replace(connection: &Connection, log: &str, number: i64, pack: &Pack) -> Result<(), rusqlite::Error> {
+    if pack.changes.is_empty() {
+        return connection.execute(&format!("DELETE FROM {log} WHERE number = ?1"), [number]).map(drop);
+    }
+    let update = format!("UPDATE {log} SET changes = ?2, used_at_ms = ?3, pack = ?4 WHERE number = ?1");
+    let columns = params![number, pack.changes.len() as i64, moment(UnixMs(pack.used_at())), pack.bytes()];
+    connection.prepare_cached(&update)?.execute(columns).map(drop)
+}
+
+/// The last word on each identifier, the oldest first, unless it is that there is none any more.
+pub(super) fn read(connection: &Connection, log: &str) -> Result<Vec<Lesson>, rusqlite::Error> {
+    let (mut seen, mut lessons) = (HashSet::new(), Vec::new());
+    each_from_the_last(connection, log, |_, pack| {
+        // What says nothing sensible is as good as nothing: it is learned again.
+        let news = pack.changes.iter().rev().filter(|change| seen.insert(change.tag));
+        lessons.extend(news.filter_map(|change| pack.lesson(change)));
+        Ok(())
+    })?;
+    lessons.reverse();
+    Ok(lessons)
+}
+
+fn each_from_the_last(
+    connection: &Connection,
+    log: &str,
+    mut each: impl FnMut(i64, Pack) -> Result<(), rusqlite::Error>,
+) -> Result<(), rusqlite::Error> {
+    let mut statement =
+        connection.prepare(&format!("SELECT number, pack FROM {log} ORDER BY number DESC"))?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        each(row.get(0)?, Pack::of(row.get_ref(1)?.as_blob().unwrap_or_default()).unwrap_or_default())?;
+    }
+    Ok(())
+}
+
+/// Forgets a little of what is too old or too much; whether there may be more.
+pub(super) fn forget_some(
+    connection: &Connection,
+    log: &str,
+    oldest: Option<UnixMs>,
+    count_max: usize,
+) -> Result<bool, rusqlite::Error> {
+    if let Some(oldest) = oldest {
+        let old = format!(
+            "DELETE FROM {log} WHERE number IN (
+                SELECT number FROM (SELECT number, used_at_ms FROM {log} ORDER BY number LIMIT ?2)
+                WHERE used_at_ms < ?1)"
+        );
+        if connection.prepare_cached(&old)?.execute(params![moment(oldest), ROWS as i64])? == ROWS {
+            return Ok(true);
+        }
+    }
+    let all = count(connection, log)?.saturating_sub(count_max);
+    if all == 0 {
+        return Ok(false);
+    }
+    let mut excess = all.min(CHANGES);
+    let mut last = None;
+    {
+        let first = format!("SELECT number, changes, pack FROM {log} ORDER BY number LIMIT ?1");
+        let mut statement = connection.prepare_cached(&first)?;
+        let mut rows = statement.query([ROWS as i64])?;
+        while let Some(row) = rows.next()? {
+            let number: i64 = row.get(0)?;
+            let changes = usize::try_from(row.get::<_, i64>(1)?).unwrap_or(0);
+            if changes > excess {
+                // Some of it stays.
+                let pack = Pack::of(row.get_ref(2)?.as_blob().unwrap_or_default()).unwrap_or_default();
+                let changes = pack.changes.get(excess..).unwrap_or_default().to_vec();
+                last = Some((number, Pack { changes, ..pack }));
+                excess = 0;
+                break;
+            }
+            excess -= changes;
+            last = Some((number, Pack::default()));
+            if excess == 0 {
+                break;
+            }
+        }
+    }
+    if let Some((number, pack)) = last {
+        connection.prepare_cached(&format!("DELETE FROM {log} WHERE number < ?1"))?.execute([number])?;
+        replace(connection, log, number, &pack)?;
+    }
+    Ok(all > CHANGES || excess > 0)
+}
+
+/// Removes what a later word has overtaken, which would push out what is not.
+pub(super) fn tidy(connection: &Connection, log: &str) -> Result<(), rusqlite::Error> {
+    let transaction = connection.unchecked_transaction()?;
+    let (mut seen, mut shorter) = (HashSet::new(), Vec::new());
+    each_from_the_last(&transaction, log, |number, mut pack| {
+        let before = pack.changes.len();
+        pack.changes.reverse();
+        pack.changes.retain(|change| seen.insert(change.tag) && change.owner.is_some());
+        pack.changes.reverse();
+        if pack.changes.len() < before || before == 0 {
+            shorter.push((number, pack));
+        }
+        Ok(())
+    })?;
+    for (number, pack) in &shorter {
+        replace(&transaction, log, *number, pack)?;
+    }
+    transaction.commit()
+}
+
+fn count(connection: &Connection, log: &str) -> Result<usize, rusqlite::Error> {
+    let count: i64 = connection
+        .prepare_cached(&format!("SELECT coalesce(sum(changes), 0) FROM {log}"))?
+        .query_row([], |row| row.get(0))?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
+/// Packs what an earlier version has kept a row for each of; `rows` is its table.
+pub(super) fn pack_rows(connection: &Connection, rows: &str, log: &str) -> Result<(), rusqlite::Error> {
+    let mut statement = connection.prepare(&format!(
+        "SELECT id, kind, workspace, learned_at_ms, used_at_ms FROM {rows} ORDER BY number"
+    ))?;
+    let mut found = statement.query([])?;
+    let mut pack = Pack::default();
+    while let Some(row) = found.next()? {
+        let Ok(tag) = <[u8; 16]>::try_from(row.get::<_, Vec<u8>>(0)?) else { continue };
+        let (kind, owner): (String, Option<String>) = (row.get(1)?, row.get(2)?);
+        let at = |index| row.get::<_, i64>(index).map(|at| u64::try_from(at).unwrap_or(0));
+        let (learned_at, used_at) = (at(3)?, at(4)?);
+        let (kind, owner) = (pack.word(&kind), owner.map(|owner| pack.word(&owner)));
+        pack.changes.push(Change { tag, kind, owner, learned_at, used_at });
+        if pack.changes.len() == CHANGES_MAX {
+            insert(connection, log, &std::mem::take(&mut pack))?;
+        }
+    }
+    if pack.changes.is_empty() { Ok(()) } else { insert(connection, log, &pack) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    prop_compose! {
+        fn any_change()(
+            tag in any::<[u8; 16]>(),
+            (kind, owner) in (0..3_usize, proptest::option::of(0..3_usize)),
+            (learned_at, used_at) in (any::<u64>(), any::<u64>()),
+        ) -> Change {
+            Change { tag, kind, owner, learned_at, used_at }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_packed_comes_out_as_it_was(
+            words in proptest::collection::vec(".*", 0..4),
+            changes in proptest::collection::vec(any_change(), 0..50),
+        ) {
+            let pack = Pack { words, changes };
+            prop_assert_eq!(Pack::of(&pack.bytes()), Some(pack));
+        }
+
+        #[test]
+        fn what_is_none_is_read_as_none_and_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if let Some(pack) = Pack::of(&bytes) {
+                prop_assert_eq!(Pack::of(&pack.bytes()), Some(pack));
+            }
+        }
+    }
+
+    #[test]
+    fn a_change_of_now_takes_a_few_bytes_more_than_its_tag() {
+        let named = Named::new(Kind::HistoryItem, "h");
+        let mut pack = Pack::default();
+        for at in 0..1_000 {
+            let at = UnixMs(1_796_000_000_000 + at / 6);
+            pack.push(&named, Some("studio"), at, at);
+        }
+        assert!(pack.bytes().len() < 1_000 * 20 + 50, "{}", pack.bytes().len());
+    }
+}
