@@ -38,21 +38,24 @@ impl Answer {
         sent: Result<Response<AnswerBody<Incoming>>, SendError>,
         method: &Method,
         limits: &Limits,
-    ) -> Result<Self, SendError> {
+    ) -> Result<Box<Self>, SendError> {
         let (head, body) = sent?.into_parts();
         let told = retry_after(&head.headers, clock::now());
         if !is_body_needed(head.status) || method == Method::HEAD {
             let verdict = classify(head.status, None, told);
-            return Ok(Self { head, body: Peeked::untouched(body), verdict, redactor: None });
+            let body = Peeked::untouched(body);
+            return Ok(Box::new(Self { head, body, verdict, redactor: None }));
         }
-        let (body, whole) = Peeked::read(body, limits.error_body_bytes_max, limits.error_body_max).await;
+        // In a box, so that a request that is served carries no room for it.
+        let reading = Box::pin(Peeked::read(body, limits.error_body_bytes_max, limits.error_body_max));
+        let (body, whole) = reading.await;
         let encoding = encoding(&head.headers);
         let readable = whole.and_then(|whole| decoded(&whole, encoding, limits.error_body_bytes_max));
         let verdict = match readable {
             Some(text) => classify(head.status, Some(&ErrorBody::read(&text)), told),
             None => Verdict::Unreadable,
         };
-        Ok(Self { head, body, verdict, redactor: None })
+        Ok(Box::new(Self { head, body, verdict, redactor: None }))
     }
 
     /// Whether the connection speaks another protocol from here on, as was asked for.
@@ -61,7 +64,11 @@ impl Answer {
     }
 
     /// This answer, or an error of ours, when no key is left to ask.
-    pub(super) fn or_ours(self, journey: &Journey, unavailable: Unavailable) -> Result<Self, ProxyError> {
+    pub(super) fn or_ours(
+        self: Box<Self>,
+        journey: &Journey,
+        unavailable: Unavailable,
+    ) -> Result<Box<Self>, ProxyError> {
         match last_word(self.verdict, unavailable) {
             LastWord::Theirs => Ok(self),
             LastWord::Ours => Err(journey.refusal(unavailable)),

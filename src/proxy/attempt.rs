@@ -82,7 +82,7 @@ impl Attempt {
         mut lease: Lease,
         place: Place,
         upload: Upload<Incoming>,
-    ) -> Self {
+    ) -> Box<Self> {
         lease.begin();
         let number = journey.next_attempt();
         let payer =
@@ -97,7 +97,7 @@ impl Attempt {
         key: ApiKey,
         place: Place,
         upload: Upload<Incoming>,
-    ) -> Self {
+    ) -> Box<Self> {
         Self::by(proxy, case, Payer::Client(key), 1, place, upload)
     }
 
@@ -108,7 +108,7 @@ impl Attempt {
         number: u32,
         place: Place,
         upload: Upload<Incoming>,
-    ) -> Self {
+    ) -> Box<Self> {
         let started_at = clock::now();
         let record = AttemptRecord {
             id: AttemptRecord::name(started_at),
@@ -135,7 +135,7 @@ impl Attempt {
             first_byte: None,
             total: Duration::ZERO,
         };
-        Self {
+        Box::new(Self {
             payer,
             upload,
             place: Some(place),
@@ -148,7 +148,7 @@ impl Attempt {
             meters: proxy.meters.clone(),
             cut: proxy.cut.clone(),
             teaching: None,
-        }
+        })
     }
 
     /// The body of its answer will teach that.
@@ -181,7 +181,7 @@ impl Attempt {
     /// on the journey to it without a reason.
     pub(super) fn learn(
         &mut self,
-        result: &Result<Answer, SendError>,
+        result: &Result<Box<Answer>, SendError>,
         journey: Option<&Journey>,
         log: &mut RequestLog,
     ) -> Progress {

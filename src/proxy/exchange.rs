@@ -70,7 +70,7 @@ impl<C: Connect> Proxy<C> {
         }
         match found {
             // 10. Account when the relay ends, however it ends.
-            Ok(Found::Answer(answer, attempt)) => Exchanged::of(relay(*answer, *attempt, log)),
+            Ok(Found::Answer(answer, attempt)) => Exchanged::of(relay(*answer, attempt, log)),
             Ok(Found::Socket(opened)) => opened.begin(log),
             Err(error) => Exchanged::of(ours(&error, log)),
         }
@@ -119,7 +119,7 @@ impl<C: Connect> Proxy<C> {
         // 4. Hold: the body streams on, and what passes is kept for a replay.
         let body = Replay::hold(body, &limits.room);
         if let Some(key) = own_key {
-            return self.ask_with(key, &terms, case, &outbound, &body, log).await;
+            return Box::pin(self.ask_with(key, &terms, case, &outbound, &body, log)).await;
         }
         // 5. Reserve: a key that stands well, can pay, has room, and opens the account that has what is
         // named.
@@ -136,7 +136,7 @@ impl<C: Connect> Proxy<C> {
         let mut errand = Errand { terms: Arc::clone(&terms), case, journey, outbound, body };
         let (answer, key, mut attempt) = self.ask(&mut errand, lease, log).await?;
         if answer.is_switched() {
-            return Opened::with_pool(self, errand, answer, attempt, veil, lessons).map(Found::Socket);
+            return Opened::with_pool(self, errand, *answer, attempt, veil, lessons).map(Found::Socket);
         }
         // What the answer gives is known before the client can name it.
         if let Some(place) = lessons {
@@ -144,7 +144,11 @@ impl<C: Connect> Proxy<C> {
             attempt.teaches(journey.end().learn(self, &case, limits, &answer, &key, place));
         }
         // 9. Relay, but for what is nobody else's business.
-        Ok(Found::Answer(Box::new(answer.behind(veil.as_ref(), limits).await?), Box::new(attempt)))
+        let answer = match &veil {
+            Some(veil) => Box::pin(answer.behind(veil, limits)).await?,
+            None => answer,
+        };
+        Ok(Found::Answer(answer, attempt))
     }
 
     /// Asks with one key after another, from `lease` on, until there is something to relay.
@@ -157,7 +161,7 @@ impl<C: Connect> Proxy<C> {
         errand: &mut Errand,
         mut lease: Lease,
         log: &mut RequestLog,
-    ) -> Result<(Answer, Arc<Key>, Attempt), ProxyError> {
+    ) -> Result<(Box<Answer>, Arc<Key>, Box<Attempt>), ProxyError> {
         let Errand { terms, case, journey, outbound, body } = errand;
         let limits = &terms.limits;
         loop {
@@ -211,9 +215,9 @@ impl<C: Connect> Proxy<C> {
         attempt.learn(&answer, None, log);
         let answer = answer?;
         if answer.is_switched() {
-            return Opened::with_own_key(self, terms, &case, answer, attempt).map(Found::Socket);
+            return Opened::with_own_key(self, terms, &case, *answer, attempt).map(Found::Socket);
         }
-        Ok(Found::Answer(Box::new(answer), Box::new(attempt)))
+        Ok(Found::Answer(answer, attempt))
     }
 }
 

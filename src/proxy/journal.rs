@@ -125,7 +125,7 @@ impl RequestLog {
     pub(super) fn learned(
         &mut self,
         record: &AttemptRecord,
-        result: &Result<Answer, SendError>,
+        result: &Result<Box<Answer>, SendError>,
         elapsed: Duration,
     ) {
         self.upstream += elapsed;

@@ -72,8 +72,12 @@ const OWNER_BYTES_MAX: usize = 1024 * 1024;
 impl Answer {
     /// This answer as a client may see it. Its body streams on, and keys are taken out as it does;
     /// only what describes the owner, and a compressed error, is read first.
-    pub(super) async fn behind(mut self, veil: Option<&Veil>, limits: &Limits) -> Result<Self, ProxyError> {
-        let Some(Veil { redactor, hides_owner, socket_base }) = veil else { return Ok(self) };
+    pub(super) async fn behind(
+        mut self: Box<Self>,
+        veil: &Veil,
+        limits: &Limits,
+    ) -> Result<Box<Self>, ProxyError> {
+        let Veil { redactor, hides_owner, socket_base } = veil;
         if let Some(base) = socket_base.as_deref().filter(|_| self.head.status.is_success()) {
             let text = self.text(OWNER_BYTES_MAX, limits).await;
             if let Some(ours) = text.and_then(|text| readdressed(&text, base)) {

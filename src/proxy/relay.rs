@@ -38,7 +38,7 @@ type Relayed = Relay<Redacted<Tap<Peeked<AnswerBody<Incoming>>, Teaching>>, Sett
 /// What is written down when a relay ends.
 #[derive(Debug)]
 pub struct Settlement {
-    attempt: Attempt,
+    attempt: Box<Attempt>,
     log: RequestLog,
 }
 
@@ -52,7 +52,7 @@ impl Settle for Settlement {
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The provider's answer: status, headers but for those of its connection, and body.
-pub(super) fn relay(answer: Answer, mut attempt: Attempt, log: RequestLog) -> Response<ResponseBody> {
+pub(super) fn relay(answer: Answer, mut attempt: Box<Attempt>, log: RequestLog) -> Response<ResponseBody> {
     attempt.relaying();
     log.relaying();
     let Answer { mut head, body, redactor, .. } = answer;

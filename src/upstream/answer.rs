@@ -57,9 +57,9 @@ pub struct Switched {
 /// An answer's body as it arrives. `S` is what the client's request body arrives as.
 #[derive(Debug)]
 pub struct AnswerBody<S> {
-    connection: Option<Connection>,
+    connection: Option<Box<Connection>>,
     /// The request, while some of it is still to be sent: an answer may begin before.
-    outgoing: Option<Outgoing<S>>,
+    outgoing: Option<Box<Outgoing<S>>>,
     rest: Rest,
     stays_open: bool,
     home: Arc<Idle>,
@@ -114,7 +114,7 @@ where
 {
     pub(super) fn new(
         head: &Heard,
-        connection: Connection,
+        connection: Box<Connection>,
         outgoing: Outgoing<S>,
         home: Arc<Idle>,
         idle_max: Duration,
@@ -126,7 +126,7 @@ where
         };
         let mut body = Self {
             connection: Some(connection),
-            outgoing: (!outgoing.is_over()).then_some(outgoing),
+            outgoing: (!outgoing.is_over()).then(|| Box::new(outgoing)),
             rest,
             stays_open: head.stays_open,
             home,

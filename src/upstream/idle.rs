@@ -22,7 +22,7 @@ pub(super) struct Idle {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    connections: Vec<(Connection, Instant)>,
+    connections: Vec<(Box<Connection>, Instant)>,
     is_swept: bool,
 }
 
@@ -37,7 +37,7 @@ impl Idle {
 
     /// A connection that takes a request now. Those on top of it that waited too long or are closed are
     /// let go.
-    pub(super) fn take(&self, now: Instant) -> Option<Connection> {
+    pub(super) fn take(&self, now: Instant) -> Option<Box<Connection>> {
         let mut waiting = self.lock();
         while let Some((mut connection, since)) = waiting.connections.pop() {
             if self.is_fresh(&connection, since, now) && connection.is_quiet() {
@@ -53,7 +53,7 @@ impl Idle {
     }
 
     /// Takes a connection back whose exchange is complete.
-    pub(super) fn put(idle: &Arc<Self>, mut connection: Connection) {
+    pub(super) fn put(idle: &Arc<Self>, mut connection: Box<Connection>) {
         let mut waiting = idle.lock();
         if waiting.connections.len() < idle.connections_max {
             connection.rest();

@@ -241,7 +241,8 @@ impl<C: Connect> Upstream<C> {
         loop {
             let (mut connection, is_reused) = match place.idle.take(clock::instant()) {
                 Some(connection) => (connection, true),
-                None => (self.open(&place.authority).await?, false),
+                // In a box, so that a request that finds one open carries no room for it.
+                None => (Box::pin(self.open(&place.authority)).await?, false),
             };
             let heard = self.heard(&mut connection, &mut outgoing, &outbound.method, &upload).await;
             match heard {
@@ -266,10 +267,10 @@ impl<C: Connect> Upstream<C> {
         }
     }
 
-    async fn open(&self, authority: &Authority) -> Result<Connection, SendError> {
+    async fn open(&self, authority: &Authority) -> Result<Box<Connection>, SendError> {
         let Inner { connector, settings, .. } = &*self.inner;
         match tokio::time::timeout(settings.connect_max, connector.connect(authority)).await {
-            Ok(Ok(stream)) => Ok(Connection::new(Box::new(stream))),
+            Ok(Ok(stream)) => Ok(Box::new(Connection::new(Box::new(stream)))),
             Ok(Err(error)) => Err(unsent(error.into())),
             Err(_) => Err(unsent(SendErrorKind::ConnectTimeout(settings.connect_max))),
         }

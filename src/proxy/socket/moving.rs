@@ -76,7 +76,7 @@ impl<C: Connect> Session<C> {
             if !answer.is_switched() {
                 return None;
             }
-            let (_, switched) = switched(answer).ok()?;
+            let (_, switched) = switched(*answer).ok()?;
             Some((attempt, switched))
         });
         let asked = tokio::select! {

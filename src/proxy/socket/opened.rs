@@ -43,7 +43,7 @@ impl<C> Opened<C> {
         proxy: &Arc<Proxy<C>>,
         mut errand: Errand,
         answer: Answer,
-        attempt: Attempt,
+        attempt: Box<Attempt>,
         veil: Option<Veil>,
         lessons: Option<Place>,
     ) -> Result<Box<Self>, ProxyError> {
@@ -75,7 +75,7 @@ impl<C> Opened<C> {
         terms: &Arc<Terms>,
         case: &Case,
         answer: Answer,
-        attempt: Attempt,
+        attempt: Box<Attempt>,
     ) -> Result<Box<Self>, ProxyError> {
         let (head, upstream) = switched(answer)?;
         let start = Start {

@@ -41,7 +41,7 @@ pub(super) struct Start<C> {
     pub(super) audio_format: Option<String>,
     pub(super) redactor: Option<Arc<Redactor>>,
     pub(super) pooled: Option<Pooled>,
-    pub(super) attempt: Attempt,
+    pub(super) attempt: Box<Attempt>,
     pub(super) upstream: Switched,
 }
 
@@ -58,7 +58,7 @@ pub(super) struct Session<C> {
     pub(super) terms: Arc<Terms>,
     pub(super) dialect: Dialect,
     pub(super) pooled: Option<Pooled>,
-    pub(super) attempt: Attempt,
+    pub(super) attempt: Box<Attempt>,
     pub(super) log: RequestLog,
     pub(super) upstream: Wire,
     pub(super) up: Leg,
