@@ -128,7 +128,7 @@ FUZZ_SECONDS ?= 60
 
 # Needs `cargo install cargo-fuzz`; the sanitizer needs a flag of the compiler that is not stable.
 fuzz:
-	for target in head tee classify blanking frames; do \
+	for target in head answer tee classify blanking frames; do \
 		RUSTC_BOOTSTRAP=1 cargo fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
 	done
 

@@ -363,4 +363,6 @@ fn unsent(kind: SendErrorKind) -> SendError {
 }
 
 #[cfg(test)]
+mod strictness;
+#[cfg(test)]
 mod tests;

@@ -44,7 +44,7 @@ impl Connect for Blackhole {
     }
 }
 
-const SETTINGS: Settings = Settings {
+pub(super) const SETTINGS: Settings = Settings {
     connect_max: Duration::from_secs(10),
     first_byte_max: Duration::from_secs(60),
     stream_idle_max: Duration::from_secs(30),
