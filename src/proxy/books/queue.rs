@@ -242,7 +242,7 @@ impl Place {
     /// Writes down whose identifiers are.
     pub fn teach(self, changes: Vec<Ownership>) {
         if !changes.is_empty() {
-            self.0.send(changes.len() as u64, |sheet| sheet.teach(changes));
+            self.0.send(1, |sheet| sheet.teach(changes));
         }
     }
 }

@@ -50,7 +50,7 @@ pub struct Row {
 }
 
 /// So many kinds of records are found again without a search.
-const KINDS: usize = 64;
+const KINDS: usize = 256;
 /// A sheet that has grown beyond this in a burst is not kept for the next.
 const ROWS_KEPT_MAX: usize = 8_192;
 
@@ -64,6 +64,8 @@ pub struct Sheet {
     rows: Vec<Row>,
     request_ids: String,
     owners: Vec<Ownership>,
+    /// So often something has become known of identifiers.
+    lessons: usize,
 }
 
 impl Default for Sheet {
@@ -74,6 +76,7 @@ impl Default for Sheet {
             rows: Vec::new(),
             request_ids: String::new(),
             owners: Vec::new(),
+            lessons: 0,
         }
     }
 }
@@ -124,6 +127,7 @@ impl Sheet {
     /// Adds whose identifiers are.
     pub fn teach(&mut self, changes: Vec<Ownership>) {
         self.owners.extend(changes);
+        self.lessons += 1;
     }
 
     /// The records, in the order in which they were added.
@@ -158,10 +162,10 @@ impl Sheet {
         self.rows.is_empty() && self.owners.is_empty()
     }
 
-    /// So much is on it: records, and changes of owners.
+    /// So much was put on it: records, and lessons of whose identifiers are.
     #[must_use]
     pub fn entries(&self) -> u64 {
-        (self.rows.len() + self.owners.len()) as u64
+        (self.rows.len() + self.lessons) as u64
     }
 
     /// Drops all but the first records.
@@ -184,6 +188,7 @@ impl Sheet {
         self.rows.clear();
         self.request_ids.clear();
         self.owners.clear();
+        self.lessons = 0;
         self
     }
 }
@@ -222,7 +227,7 @@ fn kind(record: &AttemptRecord) -> usize {
     let lengths = (record.route.len() as u64) << 32 ^ model << 40 ^ (record.method.len() as u64) << 48;
     let mixed = key ^ lengths ^ u64::from(record.status.unwrap_or(0)) << 52;
     // Its upper bits depend on all of the lower ones (Fibonacci hashing).
-    (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58) as usize % KINDS
+    (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as usize % KINDS
 }
 
 fn millis(span: Duration) -> u64 {

@@ -14,9 +14,9 @@ use crate::store::rows::moment;
 
 /// Changes in a row at the most: what is cut off at the end of a log is packed again.
 const CHANGES_MAX: usize = 1_024;
-/// Rows that one step forgets, and changes in them.
+/// Rows that one step forgets, and changes in them: a step is a commit, which costs more than what is in it.
 const ROWS: usize = 64;
-const CHANGES: usize = 2_048;
+const CHANGES: usize = 16_384;
 
 /// A change of what is known of an identifier. Its words are numbers in those of its pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,8 +261,10 @@ pub(super) fn forget_some(
         }
     }
     if let Some((number, pack)) = last {
-        connection.prepare_cached(&format!("DELETE FROM {log} WHERE number < ?1"))?.execute([number])?;
-        replace(connection, log, number, &pack)?;
+        let transaction = connection.unchecked_transaction()?;
+        transaction.prepare_cached(&format!("DELETE FROM {log} WHERE number < ?1"))?.execute([number])?;
+        replace(&transaction, log, number, &pack)?;
+        transaction.commit()?;
     }
     Ok(all > CHANGES || excess > 0)
 }

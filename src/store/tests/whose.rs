@@ -63,7 +63,7 @@ fn the_oldest_go_in_small_steps_and_each_class_has_its_room() {
     let mut ledger = open::open(&place, NOW, Look::Quick).unwrap().ledger;
     let owners = Owners::new(Keeping { identifiers_max: usize::MAX, ..KEEPING });
     let mut changes = Vec::new();
-    for index in 0..10_000 {
+    for index in 0..40_000 {
         let at = NOW.plus(Duration::from_millis(index));
         changes.push(learned(&owners, Kind::Request, &format!("r{index}"), at));
     }
@@ -75,7 +75,7 @@ fn the_oldest_go_in_small_steps_and_each_class_has_its_room() {
     let all_chores = |ledger: &mut Ledger, now| {
         (1..1_000).find(|_| chores::step(ledger, &settings, now).unwrap() == chores::Step::Done).unwrap()
     };
-    assert!(all_chores(&mut ledger, NOW) > 3);
+    assert!(all_chores(&mut ledger, NOW) > 3, "a part of it at a time");
     assert_eq!((count(&ledger.connection, 0), count(&ledger.connection, 2)), (100, 1_000));
     all_chores(&mut ledger, NOW.plus(DAY * 2));
     let left = (count(&ledger.connection, 0), count(&ledger.connection, 2));
@@ -161,6 +161,6 @@ fn too_many_go_before_the_next_round_of_chores() {
             count(&Connection::open(&path).unwrap(), 2)
         })
         .collect();
-    assert!(counts[0] > 10_000 && counts[1] > 10_000, "in steps: {counts:?}");
+    assert!(counts[0] > 1_000, "in steps: {counts:?}");
     assert_eq!(counts[19], 1_000, "{counts:?}");
 }
