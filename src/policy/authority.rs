@@ -95,10 +95,11 @@ impl Authority {
     ///
     /// When prefix and path together are no target.
     pub fn target(&self, target: &Uri) -> Result<Uri, http::Error> {
-        let path_and_query = target.path_and_query().map_or("/", PathAndQuery::as_str);
         if self.prefix.is_empty() {
-            return Ok(Uri::from(PathAndQuery::try_from(path_and_query)?));
+            let path_and_query = target.path_and_query().cloned();
+            return Ok(Uri::from(path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"))));
         }
+        let path_and_query = target.path_and_query().map_or("/", PathAndQuery::as_str);
         Ok(Uri::from(PathAndQuery::try_from(format!("{}{path_and_query}", self.prefix))?))
     }
 }
