@@ -35,7 +35,7 @@ use keychoir::policy::budget::{Extension, Quota};
 use keychoir::policy::classify::{ErrorBody, Verdict, classify};
 use keychoir::policy::client::{Client, ClientName, Clients, Rules, Strangers, identify};
 use keychoir::policy::cost;
-use keychoir::policy::endpoint::{Work, lookup};
+use keychoir::policy::endpoint::{Route, Work, lookup};
 use keychoir::policy::estimate::estimate;
 use keychoir::policy::headers::{is_plain_text, strip_answer};
 use keychoir::policy::lane::Lane;
@@ -218,7 +218,7 @@ fn looking_up(count: usize, what: What) -> Box<dyn FnOnce()> {
 }
 
 fn naming(count: usize, what: What) -> Box<dyn FnOnce()> {
-    let routes: Vec<(Parts, String)> = heads(count, what)
+    let routes: Vec<(Parts, Route)> = heads(count, what)
         .into_iter()
         .map(|head| {
             let route = lookup(&head.method, head.uri.path()).route;
@@ -227,12 +227,12 @@ fn naming(count: usize, what: What) -> Box<dyn FnOnce()> {
         .collect();
     over(routes, |(head, route)| {
         black_box(name(&head, &route));
-        std::mem::forget((head, route));
+        std::mem::forget(head);
     })
 }
 
 /// What binds a request to an account, as far as its head says.
-fn name(head: &Parts, route: &str) -> Names {
+fn name(head: &Parts, route: &Route) -> Names {
     black_box(affinity::gives(&head.method, route));
     black_box(affinity::is_speech(route));
     Names::of(head.uri.path(), head.uri.query())
@@ -458,8 +458,9 @@ impl Way {
         let (pool, now) = (&self.keys.pool, clock::now());
         origin(&head);
         let caller = identify(&self.clients, &head.headers, head.uri.query()).unwrap();
-        let (endpoint, _) = look_up(&mut head, true).unwrap();
-        let names = name(&head, &endpoint.route);
+        let (endpoint, names, _) = look_up(&mut head, true).unwrap();
+        black_box(affinity::gives(&head.method, &endpoint.route));
+        black_box(affinity::is_speech(&endpoint.route));
         let outbound = strip(head, endpoint.socket).unwrap();
         let asked = if endpoint.work.has_text() { Asked::of(TEXT, true) } else { Asked::default() };
         let credits = estimate(endpoint.work, &asked, None, &self.models);

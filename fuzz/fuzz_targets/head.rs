@@ -19,10 +19,10 @@ struct Head {
 fuzz_target!(|head: Head| {
     let method = Method::from_bytes(head.method.as_bytes()).unwrap_or(Method::POST);
     let endpoint = lookup(&method, &head.path);
-    assert!(endpoint.route.len() < 1_000, "a label stays short");
+    assert!(endpoint.route.shared().len() < 1_000, "a label stays short");
 
     if let Some(stripped) = strip_query(&head.query) {
-        assert!(presented(&HeaderMap::new(), Some(&stripped)).is_empty(), "no credential is left");
+        assert!(presented(&HeaderMap::new(), Some(&stripped)).next().is_none(), "no credential is left");
         assert!(strip_query(&stripped).is_some_and(|again| again == stripped), "stripping once is enough");
     }
     assert!(!parameter_names(&head.query).chars().any(char::is_control));

@@ -136,6 +136,9 @@ impl Clients {
 
     /// Whose token this is. All are compared, so that the time says nothing of which one it was.
     fn of_token(&self, token: &str) -> Option<&Arc<Client>> {
+        if !self.are_known() {
+            return None;
+        }
         let print = Fingerprint::of(token);
         self.known.iter().fold(
             None,
@@ -172,21 +175,21 @@ pub enum Unidentified {
 ///
 /// When tokens are asked for and none that is presented is one.
 pub fn identify(clients: &Clients, headers: &HeaderMap, query: Option<&str>) -> Result<Caller, Unidentified> {
-    let presented = presented(headers, query);
+    let presented = || presented(headers, query);
     // One that is no token: what the SDK was given as its key.
     let own_key = || {
-        let keys = presented.iter().filter_map(|credential| match credential {
+        let keys = presented().filter_map(|credential| match credential {
             Presented::Key(key) => Some(key),
             Presented::Token(_) | Presented::Other(_) => None,
         });
-        keys.filter(|key| clients.of_token(key).is_none()).find_map(|key| ApiKey::new(key).ok())
+        keys.filter(|key| clients.of_token(key).is_none()).find_map(|key| ApiKey::new(&key).ok())
     };
-    if let Some(client) = presented.iter().find_map(|credential| clients.of_token(credential.text())) {
+    if let Some(client) = presented().find_map(|credential| clients.of_token(credential.text())) {
         let own_key = client.rules.may_bring_key.then(own_key).flatten();
         return Ok(Caller { client: Arc::clone(client), own_key });
     }
     // Who presents a token means to be known by it.
-    let has_token = presented.iter().any(|credential| matches!(credential, Presented::Token(_)));
+    let has_token = presented().any(|credential| matches!(credential, Presented::Token(_)));
     let own_key = match clients.strangers {
         Strangers::BringKeys if !has_token => own_key(),
         Strangers::BringKeys | Strangers::Refused => None,
@@ -194,7 +197,7 @@ pub fn identify(clients: &Clients, headers: &HeaderMap, query: Option<&str>) -> 
     if own_key.is_some() || !clients.are_known() {
         return Ok(Caller { client: Arc::clone(&clients.other), own_key });
     }
-    Err(if presented.is_empty() { Unidentified::Missing } else { Unidentified::Wrong })
+    Err(if presented().next().is_none() { Unidentified::Missing } else { Unidentified::Wrong })
 }
 
 #[cfg(test)]

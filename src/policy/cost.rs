@@ -1,21 +1,22 @@
 //! What a request has cost, as the answer says it.
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 
 /// Credits charged, from the answer's `character-cost` (the wire's name) or `x-character-count`
 /// (the name in the provider's introduction). `None` when neither says.
 #[must_use]
 pub fn told(headers: &HeaderMap) -> Option<u64> {
-    ["character-cost", "x-character-count"]
-        .into_iter()
-        .find_map(|name| headers.get(name)?.to_str().ok().and_then(credits))
+    static TELLING: [HeaderName; 2] =
+        [HeaderName::from_static("character-cost"), HeaderName::from_static("x-character-count")];
+    TELLING.iter().find_map(|name| headers.get(name)?.to_str().ok().and_then(credits))
 }
 
 /// How many requests of this kind may run at once in the workspace, from the answer's
 /// `maximum-concurrent-requests`. Source: captured answers of August 2026.
 #[must_use]
 pub fn concurrency_max(headers: &HeaderMap) -> Option<u32> {
-    let told = headers.get("maximum-concurrent-requests")?.to_str().ok()?.trim().parse().ok()?;
+    static TELLING: HeaderName = HeaderName::from_static("maximum-concurrent-requests");
+    let told = headers.get(&TELLING)?.to_str().ok()?.trim().parse().ok()?;
     Some(told).filter(|&maximum: &u32| maximum > 0)
 }
 

@@ -4,22 +4,24 @@
 //! Unknown paths pass: the API grows by dozens of paths a month. Only the short list of what could
 //! disable a key, mint a key or manage the workspace is denied.
 
+mod route;
 mod words;
 
 use http::Method;
 
-use super::headers::decode;
 use super::mend::is_version;
+use super::path::{Path, Word, Words};
 use super::permission::Permission;
 use super::replay::Effect;
 use super::socket::Dialect;
-pub(super) use words::is_literal;
+pub use route::Route;
+pub(super) use words::Literal;
 
 /// What is known of a request by its method and path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// The path with every identifier replaced by `{id}`: `/v1/text-to-speech/{id}/stream`.
-    pub route: String,
+    pub route: Route,
     /// What calling it does.
     pub effect: Effect,
     /// Whether the provider charges for it.
@@ -106,46 +108,90 @@ pub enum Access {
 /// are seen through, because the upstream may see through them as well.
 #[must_use]
 pub fn lookup(method: &Method, path: &str) -> Endpoint {
-    let segments: Vec<String> = segments(path).iter().map(|segment| segment.to_lowercase()).collect();
-    let names: Vec<&str> = segments.iter().map(String::as_str).collect();
-    // The version says nothing of what a path does.
-    let rest = match names.as_slice() {
-        [version, rest @ ..] if is_version(version) => rest,
-        all => all,
-    };
-    let work = if *method == Method::POST { work(rest) } else { Work::Reading };
-    let is_safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(method);
-    Endpoint {
-        route: route(&names),
-        effect: if is_safe { Effect::None } else { Effect::Some },
-        metering: if work == Work::Reading { Metering::Free } else { Metering::Credits },
-        work,
-        permission: Permission::of(method, rest),
-        access: access(rest),
-        shows_owner: matches!(rest, ["user"] | ["user", "subscription"]),
-        gives_address: matches!(rest, ["convai", "conversation", "get-signed-url" | "get_signed_url"]),
-        socket: None,
-    }
+    Endpoint::of(method, &Path::of(path).words())
 }
 
 /// Looks up a request that opens a socket.
 #[must_use]
 pub fn lookup_socket(path: &str) -> Endpoint {
-    let endpoint = lookup(&Method::GET, path);
-    let dialect = socket_at(path);
-    let metering = if dialect == Dialect::Foreign { Metering::Free } else { Metering::Credits };
-    Endpoint { work: dialect.work(), metering, shows_owner: false, socket: Some(dialect), ..endpoint }
+    Endpoint::of_socket(&Path::of(path).words())
 }
 
 /// What would be spoken on a socket at this path.
 #[must_use]
 pub fn socket_at(path: &str) -> Dialect {
-    let segments: Vec<String> = segments(path).iter().map(|segment| segment.to_lowercase()).collect();
-    let names: Vec<&str> = segments.iter().map(String::as_str).collect();
-    match names.as_slice() {
-        [version, rest @ ..] if is_version(version) => Dialect::of(rest, true),
-        all => Dialect::of(all, false),
+    dialect(&Path::of(path).words())
+}
+
+impl Endpoint {
+    /// What is known of a request by the words of its path.
+    #[must_use]
+    pub fn of(method: &Method, words: &Words<'_>) -> Self {
+        // The version says nothing of what a path does.
+        let Behind { names, count, .. } = behind_version(words);
+        let rest = &names[..count];
+        let work = if *method == Method::POST { work(rest) } else { Work::Reading };
+        let is_safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(method);
+        Self {
+            route: Route::of(words),
+            effect: if is_safe { Effect::None } else { Effect::Some },
+            metering: if work == Work::Reading { Metering::Free } else { Metering::Credits },
+            work,
+            permission: Permission::of(method, rest),
+            access: access(rest),
+            shows_owner: matches!(rest, ["user"] | ["user", "subscription"]),
+            gives_address: matches!(rest, ["convai", "conversation", "get-signed-url" | "get_signed_url"]),
+            socket: None,
+        }
     }
+
+    /// The same of one that opens a socket.
+    #[must_use]
+    pub fn of_socket(words: &Words<'_>) -> Self {
+        let dialect = dialect(words);
+        let metering = if dialect == Dialect::Foreign { Metering::Free } else { Metering::Credits };
+        Self {
+            work: dialect.work(),
+            metering,
+            shows_owner: false,
+            socket: Some(dialect),
+            ..Self::of(&Method::GET, words)
+        }
+    }
+}
+
+fn dialect(words: &Words<'_>) -> Dialect {
+    let Behind { names, count, has_version } = behind_version(words);
+    Dialect::of(&names[..count], has_version)
+}
+
+/// No decision looks at more words of a path than these.
+const LOOKED_AT: usize = 6;
+
+/// The first words behind the version.
+struct Behind<'a> {
+    names: [&'a str; LOOKED_AT],
+    count: usize,
+    has_version: bool,
+}
+
+/// Words that are no literals are as they were written: no decision is about them.
+fn behind_version<'a>(words: &Words<'a>) -> Behind<'a> {
+    let (rest, has_version) = match &**words {
+        [version, rest @ ..] if is_any_version(version) => (rest, true),
+        all => (all, false),
+    };
+    let mut names = [""; LOOKED_AT];
+    for (name, word) in names.iter_mut().zip(rest) {
+        *name = word.name();
+    }
+    Behind { names, count: rest.len().min(LOOKED_AT), has_version }
+}
+
+/// A version in either case.
+fn is_any_version(word: &Word<'_>) -> bool {
+    let name = word.name();
+    is_version(name) || name.strip_prefix('V').is_some_and(|_| is_version(&name.to_ascii_lowercase()))
 }
 
 /// The work of a `POST`, by the first word of its path.
@@ -186,46 +232,11 @@ fn access(rest: &[&str]) -> Access {
 /// one segment.
 #[must_use]
 pub fn is_within(path: &str, prefix: &str) -> bool {
-    let (path, prefix) = (segments(path), segments(prefix));
-    path.len() >= prefix.len()
-        && prefix
-            .iter()
-            .zip(&path)
-            .all(|(wanted, found)| wanted == "{id}" || wanted.eq_ignore_ascii_case(found))
-}
-
-/// Deeper paths are cut: a label must stay short whatever a client sends.
-const ROUTE_SEGMENTS_MAX: usize = 10;
-
-fn route(names: &[&str]) -> String {
-    let mut route = String::new();
-    for name in names.iter().take(ROUTE_SEGMENTS_MAX) {
-        route.push('/');
-        route.push_str(if is_literal(name) { name } else { "{id}" });
-    }
-    if names.len() > ROUTE_SEGMENTS_MAX {
-        route.push_str("/…");
-    }
-    if route.is_empty() { "/".to_owned() } else { route }
-}
-
-/// The segments that a lenient server would see: decoded (twice, for doubled escapes), without
-/// empty and dot segments.
-pub(super) fn segments(path: &str) -> Vec<String> {
-    let decoded = decode(&decode(path));
-    let mut segments: Vec<String> = Vec::new();
-    for segment in
-        decoded.split(['/', '\\']).map(|segment| segment.split(';').next().unwrap_or_default().trim())
-    {
-        match segment {
-            "" | "." => {}
-            ".." => {
-                segments.pop();
-            }
-            name => segments.push(name.to_owned()),
-        }
-    }
-    segments
+    let (path, prefix) = (Path::of(path), Path::of(prefix));
+    let (path, prefix) = (path.words(), prefix.words());
+    let is_it =
+        |wanted: &str, found: &Word<'_>| wanted == "{id}" || wanted.eq_ignore_ascii_case(found.text());
+    path.len() >= prefix.len() && prefix.iter().zip(&*path).all(|(wanted, found)| is_it(wanted.text(), found))
 }
 
 #[cfg(test)]
@@ -234,7 +245,8 @@ mod tests {
 
     #[track_caller]
     fn check_route(path: &str, expected: &str) {
-        assert_eq!(lookup(&Method::GET, path).route, expected);
+        assert_eq!(lookup(&Method::GET, path).route.to_string(), expected);
+        assert_eq!(&*lookup(&Method::GET, path).route.shared(), expected);
     }
 
     #[test]

@@ -1,47 +1,32 @@
 //! What of a head goes on, and what stays here: no credential of a client reaches the upstream,
 //! and nothing that is meant for one connection reaches the next.
 
+mod present;
+
 use std::borrow::Cow;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Uri, Version};
 
-/// Headers in which a client may present a credential. `xi_api_key` is no header of the provider;
-/// a client that writes it means its key.
-pub const CREDENTIAL_HEADERS: [HeaderName; 6] = [
-    TOKEN_HEADER,
-    HeaderName::from_static("xi-api-key"),
-    HeaderName::from_static("xi_api_key"),
-    header::AUTHORIZATION,
-    header::PROXY_AUTHORIZATION,
-    header::COOKIE,
+use present::{Known, Present};
+
+/// Headers in which a client may present a credential, in the order in which they are looked at.
+/// `xi_api_key` is no header of the provider; a client that writes it means its key.
+const CREDENTIALS: [Known; 6] = [
+    Known::TOKEN,
+    Known::KEY,
+    Known::KEY_UNDERSCORED,
+    Known::AUTHORIZATION,
+    Known::PROXY_AUTHORIZATION,
+    Known::COOKIE,
 ];
 
 /// Where a client presents its token when another place has a key of its own.
 pub const TOKEN_HEADER: HeaderName = HeaderName::from_static("x-keychoir-token");
 
-/// Where a client may bring a key of its own.
-const KEY_HEADERS: [HeaderName; 2] =
-    [HeaderName::from_static("xi-api-key"), HeaderName::from_static("xi_api_key")];
-
 /// Query parameters in which a client may present a credential. The provider's own short-lived
 /// `token`, `single_use_token` and `conversation_signature` are not among them: they must arrive.
 const CREDENTIAL_PARAMETERS: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
-
-/// Headers that belong to one connection (RFC 9110, section 7.6.1), and `expect`, which this
-/// server answers itself.
-const HOP_BY_HOP: [HeaderName; 10] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    header::EXPECT,
-];
 
 /// The subprotocols of sockets. Browsers have no other place for a token than `bearer.…` among them
 /// (`@elevenlabs/client`).
@@ -72,12 +57,14 @@ pub fn has_one_host(version: Version, target: &Uri, headers: &HeaderMap) -> bool
 /// Makes the headers of a request ready for the upstream: no credential, nothing of this hop. The
 /// `host` goes too; the upstream sets its own.
 pub fn strip_request(headers: &mut HeaderMap) {
-    strip_hop(headers);
-    for name in &CREDENTIAL_HEADERS {
-        headers.remove(name);
+    let present = Present::of(headers);
+    strip_hop(headers, present);
+    for known in CREDENTIALS.into_iter().chain([Known::HOST]).filter(|known| present.has(*known)) {
+        headers.remove(known.name());
     }
-    headers.remove(header::HOST);
-    strip_subprotocols(headers);
+    if present.has(Known::SUBPROTOCOLS) {
+        strip_subprotocols(headers);
+    }
 }
 
 /// Leaves the subprotocols that are no credentials, in their order.
@@ -127,7 +114,7 @@ pub fn ask_for_socket(headers: &mut HeaderMap, read: bool) {
 
 /// Makes the headers of a 101 ready for the client.
 pub fn strip_switched(headers: &mut HeaderMap) {
-    strip_hop(headers);
+    strip_hop(headers, Present::of(headers));
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
@@ -135,11 +122,12 @@ pub fn strip_switched(headers: &mut HeaderMap) {
 
 /// Makes the headers of an answer ready for the client: nothing of the other hop.
 pub fn strip_answer(headers: &mut HeaderMap) {
+    let present = Present::of(headers);
     // Where both lengths are told, the chunks are right (RFC 9112, section 6.3).
-    if headers.contains_key(header::TRANSFER_ENCODING) {
+    if present.has(Known::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
     }
-    strip_hop(headers);
+    strip_hop(headers, present);
 }
 
 /// Whether a body with these headers is a text in which a key could be read: a document, a stream
@@ -154,23 +142,39 @@ pub fn is_plain_text(headers: &HeaderMap) -> bool {
         return false;
     }
     let Some(kind) = headers.get(header::CONTENT_TYPE) else { return true };
-    let kind = String::from_utf8_lossy(kind.as_bytes()).to_ascii_lowercase();
-    let kind = kind.split(';').next().unwrap_or_default().trim();
-    TEXTS.iter().any(|text| if text.ends_with('/') { kind.starts_with(text) } else { kind.ends_with(text) })
+    let kind = kind.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+    TEXTS.iter().any(|text| {
+        let part = if text.ends_with('/') {
+            kind.get(..text.len())
+        } else {
+            kind.len().checked_sub(text.len()).and_then(|begin| kind.get(begin..))
+        };
+        part.is_some_and(|part| part.eq_ignore_ascii_case(text.as_bytes()))
+    })
 }
 
-fn strip_hop(headers: &mut HeaderMap) {
-    let listed: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .filter(|name| !PROTECTED.contains(name))
-        .collect();
-    for name in listed.iter().chain(&HOP_BY_HOP) {
-        headers.remove(name);
+fn strip_hop(headers: &mut HeaderMap, present: Present) {
+    if present.has(Known::CONNECTION) {
+        for name in listed(headers) {
+            headers.remove(name);
+        }
     }
+    for known in Known::of_hop().filter(|known| present.has(*known)) {
+        headers.remove(known.name());
+    }
+}
+
+/// What a `Connection` header takes away besides what goes anyway.
+fn listed(headers: &HeaderMap) -> Vec<HeaderName> {
+    let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    values
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        // What nearly all say.
+        .filter(|name| !name.eq_ignore_ascii_case("keep-alive"))
+        .filter_map(|name| name.parse().ok())
+        .filter(|name| !PROTECTED.contains(name))
+        .collect()
 }
 
 /// The query without its credentials; every other byte and the order stay. `None` when nothing is
@@ -186,56 +190,64 @@ pub fn strip_query(query: &str) -> Option<Cow<'_, str>> {
 
 /// A credential that a request carries, decoded and never empty.
 #[derive(Clone, PartialEq, Eq)]
-pub enum Presented {
+pub enum Presented<'a> {
     /// Where only Keychoir's own tokens stand.
-    Token(String),
+    Token(&'a str),
     /// Where the provider's SDKs put a key.
-    Key(String),
+    Key(Cow<'a, str>),
     /// Elsewhere.
-    Other(String),
+    Other(Cow<'a, str>),
 }
 
-impl Presented {
+impl Presented<'_> {
     /// The credential.
     #[must_use]
     pub fn text(&self) -> &str {
         match self {
-            Self::Token(text) | Self::Key(text) | Self::Other(text) => text,
+            Self::Token(text) => text,
+            Self::Key(text) | Self::Other(text) => text,
         }
     }
 }
 
 /// Every credential that a request carries, in any of the places.
-#[must_use]
-pub fn presented(headers: &HeaderMap, query: Option<&str>) -> Vec<Presented> {
-    let mut found: Vec<Presented> = Vec::new();
-    for name in &CREDENTIAL_HEADERS {
-        for value in headers.get_all(name).iter().filter_map(|value| value.to_str().ok()) {
-            let (value, is_bearer) = (value.trim(), name == header::AUTHORIZATION);
-            found.push(match value.split_once(' ') {
-                Some((scheme, token)) if is_bearer && scheme.eq_ignore_ascii_case("bearer") => {
-                    Presented::Other(token.trim().to_owned())
-                }
-                _ if *name == TOKEN_HEADER => Presented::Token(value.to_owned()),
-                _ if KEY_HEADERS.contains(name) => Presented::Key(value.to_owned()),
-                _ => Presented::Other(value.to_owned()),
-            });
+pub fn presented<'a>(headers: &'a HeaderMap, query: Option<&'a str>) -> impl Iterator<Item = Presented<'a>> {
+    let present = Present::of(headers);
+    let in_headers = CREDENTIALS.into_iter().filter(move |known| present.has(*known)).flat_map(|known| {
+        let values = headers.get_all(known.name()).iter().filter_map(|value| value.to_str().ok());
+        values.map(move |value| in_header(known, value.trim()))
+    });
+    let of_socket = present.has(Known::SUBPROTOCOLS).then(|| subprotocols(headers));
+    let in_socket = of_socket.into_iter().flatten().filter(|name| is_bearer(name));
+    let in_socket =
+        in_socket.map(|token| Presented::Other(token.get(BEARER.len()..).unwrap_or_default().into()));
+    let pairs = query.into_iter().flat_map(|query| query.split('&')).filter_map(|pair| pair.split_once('='));
+    let in_query = pairs.filter_map(|(name, value)| in_parameter(credential_parameter(name)?, value));
+    let all = in_headers.chain(in_socket).chain(in_query);
+    all.filter(|credential| !credential.text().is_empty())
+}
+
+fn in_header(known: Known, value: &str) -> Presented<'_> {
+    match value.split_once(' ') {
+        Some((scheme, token)) if known == Known::AUTHORIZATION && scheme.eq_ignore_ascii_case("bearer") => {
+            Presented::Other(token.trim().into())
         }
+        _ if known == Known::TOKEN => Presented::Token(value),
+        _ if known == Known::KEY || known == Known::KEY_UNDERSCORED => Presented::Key(value.into()),
+        _ => Presented::Other(value.into()),
     }
-    for token in subprotocols(headers).filter(|name| is_bearer(name)) {
-        found.push(Presented::Other(token.get(BEARER.len()..).unwrap_or_default().to_owned()));
-    }
-    for (name, value) in query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('=')) {
-        let Some(name) = credential_parameter(name) else { continue };
-        let value = decode(value).trim().to_owned();
-        found.push(match value.strip_prefix("Bearer ") {
-            Some(token) => Presented::Other(token.to_owned()),
-            None if name == "authorization" => Presented::Other(value),
-            None => Presented::Key(value),
-        });
-    }
-    found.retain(|credential| !credential.text().is_empty());
-    found
+}
+
+fn in_parameter<'a>(name: &'static str, value: &'a str) -> Option<Presented<'a>> {
+    let value = match decode(value) {
+        Cow::Borrowed(plain) => Cow::Borrowed(plain.trim()),
+        Cow::Owned(decoded) => Cow::Owned(decoded.trim().to_owned()),
+    };
+    Some(match value.strip_prefix("Bearer ") {
+        Some(token) => Presented::Other(Cow::Owned(token.to_owned())),
+        None if name == "authorization" => Presented::Other(value),
+        None => Presented::Key(value),
+    })
 }
 
 /// The names of the query's parameters, for logs: names never carry a text or a token.
@@ -247,7 +259,7 @@ pub fn parameter_names(query: &str) -> String {
             names.push(',');
         }
         let name = pair.split('=').next().unwrap_or_default();
-        let name = if name.contains('%') { Cow::Owned(decode(name)) } else { Cow::Borrowed(name) };
+        let name = decode(name);
         let is_plain =
             |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b'[' | b']');
         names.extend(name.bytes().filter(is_plain).take(40).map(char::from));
@@ -259,7 +271,7 @@ pub fn parameter_names(query: &str) -> String {
 #[must_use]
 pub fn parameter(query: Option<&str>, name: &str) -> Option<String> {
     let mut pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
-    pairs.find(|(found, _)| decode(found) == name).map(|(_, value)| decode(value))
+    pairs.find(|(found, _)| decode(found) == name).map(|(_, value)| decode(value).into_owned())
 }
 
 fn is_credential(pair: &str) -> bool {
@@ -273,10 +285,12 @@ fn credential_parameter(name: &str) -> Option<&'static str> {
 }
 
 /// Percent and plus decoding. What is not valid stays as it is: a server may read it so.
-pub(super) fn decode(text: &str) -> String {
+pub(super) fn decode(text: &str) -> Cow<'_, str> {
     let bytes = text.as_bytes();
+    let Some(plain) = memchr::memchr2(b'%', b'+', bytes) else { return Cow::Borrowed(text) };
     let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
+    decoded.extend_from_slice(&bytes[..plain]);
+    let mut at = plain;
     while let Some(&byte) = bytes.get(at) {
         let escaped = (byte == b'%').then(|| hex_pair(bytes.get(at + 1..at + 3)?)).flatten();
         match (byte, escaped) {
@@ -294,7 +308,10 @@ pub(super) fn decode(text: &str) -> String {
             }
         }
     }
-    String::from_utf8_lossy(&decoded).into_owned()
+    Cow::Owned(match String::from_utf8(decoded) {
+        Ok(text) => text,
+        Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
+    })
 }
 
 fn hex_pair(pair: &[u8]) -> Option<u8> {
@@ -463,9 +480,9 @@ mod tests {
         check_query("authorization", None);
         check_query("%61uthorization=Bearer%20k&x=1", Some("x=1"));
         check_query("xi_api_key%00=k", Some("xi_api_key%00=k"));
-        let found =
-            presented(&HeaderMap::new(), Some("authorization=Bearer%20k&xi_api_key=&x=1&Xi%2DApi-Key=j"));
-        assert!(found == [Presented::Other("k".to_owned()), Presented::Key("j".to_owned())]);
+        let nothing = HeaderMap::new();
+        let found = presented(&nothing, Some("authorization=Bearer%20k&xi_api_key=&x=1&Xi%2DApi-Key=j"));
+        assert!(found.eq([Presented::Other("k".into()), Presented::Key("j".into())]));
     }
 
     #[track_caller]
@@ -473,7 +490,7 @@ mod tests {
         let pairs: Vec<(&'static str, &'static str)> =
             given.iter().map(|value| ("sec-websocket-protocol", *value)).collect();
         let mut headers = headers(&pairs);
-        let found = presented(&headers, None);
+        let found: Vec<Presented<'_>> = presented(&headers, None).collect();
         assert_eq!(found.first().map(Presented::text), token);
         strip_request(&mut headers);
         let values: Vec<&str> =

@@ -10,6 +10,7 @@ pub mod headers;
 pub mod mend;
 pub mod origin;
 pub mod owner;
+pub mod path;
 
 pub mod affinity;
 pub mod asked;

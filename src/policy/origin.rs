@@ -4,6 +4,7 @@
 //! Requests without a browser's headers, from SDKs and scripts, are not concerned.
 
 use core::net::IpAddr;
+use std::borrow::Cow;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
@@ -51,31 +52,36 @@ pub fn admit(
     method: &Method,
     headers: &HeaderMap,
 ) -> Result<Visit, Stranger> {
-    let text =
-        |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("").to_ascii_lowercase());
-    let host = text(header::HOST);
-    if !asks_for_tokens && !host.as_deref().is_none_or(|host| is_ours(doors, host)) {
+    let text = |name: HeaderName| headers.get(name).map(|value| lower(value.to_str().unwrap_or("")));
+    if !asks_for_tokens && !text(header::HOST).is_none_or(|host| is_ours(doors, &host)) {
         return Err(Stranger::Host);
     }
     let Some(origin) = headers.get(header::ORIGIN) else {
         // An image or a link has no origin, but says that it comes from elsewhere.
-        let is_elsewhere = text(HeaderName::from_static("sec-fetch-site")).as_deref() == Some("cross-site");
+        let is_elsewhere = text(SEC_FETCH_SITE).as_deref() == Some("cross-site");
         return if is_elsewhere { Err(Stranger::Origin) } else { Ok(Visit::Direct) };
     };
     let written = text(header::ORIGIN).unwrap_or_default();
     let is_own = written
         .strip_prefix("http://")
         .or_else(|| written.strip_prefix("https://"))
-        .is_some_and(|place| Some(place) == host.as_deref());
+        .is_some_and(|place| Some(place) == text(header::HOST).as_deref());
     if is_own {
         return Ok(Visit::Direct);
     }
-    if !doors.origins.contains(&written) {
+    if !doors.origins.iter().any(|origin| *origin == written) {
         return Err(Stranger::Origin);
     }
     let is_preflight =
         *method == Method::OPTIONS && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
     Ok(if is_preflight { Visit::Preflight(origin.clone()) } else { Visit::Page(origin.clone()) })
+}
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+fn lower(text: &str) -> Cow<'_, str> {
+    let has_upper = text.bytes().any(|byte| byte.is_ascii_uppercase());
+    if has_upper { Cow::Owned(text.to_ascii_lowercase()) } else { Cow::Borrowed(text) }
 }
 
 /// A public name can be made to resolve to this machine by whoever owns it. An address is what it

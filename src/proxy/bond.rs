@@ -21,7 +21,7 @@ use crate::policy::affinity::claim::{TwoOwners, owner};
 use crate::policy::affinity::{self, Gives, Kind, Named, Names};
 use crate::policy::asked;
 use crate::policy::classify::Verdict;
-use crate::policy::endpoint::{Endpoint, Metering};
+use crate::policy::endpoint::{Endpoint, Metering, Route};
 use crate::policy::replay::Effect;
 use crate::pool::{Fit, Identity, Key, Owners, Roster};
 
@@ -43,7 +43,7 @@ enum Scope {
 #[derive(Debug)]
 pub(super) struct Bond {
     method: Method,
-    route: Arc<str>,
+    route: Route,
     path: Arc<str>,
     names: Names,
     gives: Gives,
@@ -60,16 +60,17 @@ pub(super) struct Bond {
 
 impl Bond {
     /// What can be told from a head.
-    pub(super) fn of(head: &Parts, endpoint: &Endpoint) -> Self {
+    pub(super) fn of(head: &Parts, endpoint: &Endpoint, names: Names) -> Self {
         let gives = affinity::gives(&head.method, &endpoint.route);
         Self {
-            names: Names::of(head.uri.path(), head.uri.query()),
+            names,
             may_be_elsewhere: endpoint.effect == Effect::None || affinity::is_speech(&endpoint.route),
             is_free: endpoint.metering == Metering::Free,
             has_document: is_json(&head.headers),
             method: head.method.clone(),
-            route: endpoint.route.as_str().into(),
-            path: head.uri.path().into(),
+            route: endpoint.route,
+            // Only what gives identifiers is asked where it stands.
+            path: if gives == Gives::Nothing { Arc::default() } else { head.uri.path().into() },
             gives,
             scope: Scope::Anyone,
             without_it: Vec::new(),
@@ -212,8 +213,7 @@ impl Bond {
 
     /// Its owner no longer has it: the next request may ask others.
     fn forget_what_is_gone(&mut self) {
-        let is_about_it = affinity::is_speech(&self.route)
-            || (self.route.ends_with("{id}") && self.route.matches("{id}").count() == 1);
+        let is_about_it = affinity::is_speech(&self.route) || self.route.is_about_one();
         if let ([named], true, true) = (self.names.path.as_slice(), self.names.others.is_empty(), is_about_it)
         {
             self.changes.push(Ownership::Forgotten(*named));
@@ -303,7 +303,7 @@ pub struct Teaching {
     owners: Arc<Owners>,
     owner: Identity,
     method: Method,
-    route: Arc<str>,
+    route: Route,
     path: Arc<str>,
     encoding: Option<String>,
     bytes_max: usize,

@@ -53,7 +53,7 @@ impl Case {
             request_id: log.request_id(),
             client,
             method: method.as_str().into(),
-            route: endpoint.route.as_str().into(),
+            route: endpoint.route.shared(),
             metering: endpoint.metering,
             asked: None,
             account: None,

@@ -109,11 +109,11 @@ impl<C: Connect> Proxy<C> {
         // 1. Identify: who is asking?
         let Caller { client, own_key } = client::identify(clients, &head.headers, head.uri.query())?;
         // 2. Look up: what is it, and may this client of the pool do it?
-        let (endpoint, mistake) = look_up(&mut head, limits.denies_dangerous && own_key.is_none())?;
+        let (endpoint, names, mistake) = look_up(&mut head, limits.denies_dangerous && own_key.is_none())?;
         self.hints.tell(&client.name, mistake);
         let mut case = Case::open(log, client.name.clone(), &head.method, &endpoint);
         case.admit(accounts, &client, head.uri.path(), own_key.is_some(), log)?;
-        let mut bond = Bond::of(&head, &endpoint);
+        let mut bond = Bond::of(&head, &endpoint, names);
         // 3. Strip: no credential of the client goes on.
         let mut outbound = strip(head, endpoint.socket)?;
         // 4. Hold: the body streams on, and what passes is kept for a replay.

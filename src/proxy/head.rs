@@ -1,24 +1,31 @@
 //! The head of a request: what it asks for, and what of it goes on.
 
+use std::borrow::Cow;
+
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Uri};
 
 use super::error::ProxyError;
-use crate::policy::endpoint::{Access, Endpoint, lookup, lookup_socket};
+use crate::policy::affinity::Names;
+use crate::policy::endpoint::{Access, Endpoint};
 use crate::policy::headers;
 use crate::policy::mend::{Mistake, mend};
+use crate::policy::path::Path;
 use crate::policy::socket::Dialect;
 use crate::upstream::Outbound;
 
 /// Says no to what is not passed on, mends the path of a base URL that is nearly right, and looks
-/// the request up: it is judged as what it has become.
+/// the request up: it is judged as what it has become. With it comes what it names.
 ///
 /// # Errors
 ///
 /// When it is not passed on, with why.
-pub fn look_up(head: &mut Parts, denies_dangerous: bool) -> Result<(Endpoint, Option<Mistake>), ProxyError> {
+pub fn look_up(
+    head: &mut Parts,
+    denies_dangerous: bool,
+) -> Result<(Endpoint, Names, Option<Mistake>), ProxyError> {
     // TRACE would show the client what we add; CONNECT would make a tunnel of us.
     if head.method == Method::TRACE || head.method == Method::CONNECT {
         return Err(ProxyError::Method);
@@ -31,17 +38,21 @@ pub fn look_up(head: &mut Parts, denies_dangerous: bool) -> Result<(Endpoint, Op
         head.uri = target(&path, head.uri.query())?;
         mistake = Some(found);
     }
+    let path = Path::of(head.uri.path());
+    let words = path.words();
     let endpoint = if headers::asks_for_socket(&head.method, head.version, &head.headers) {
         if has_body(&head.headers) {
             return Err(ProxyError::Upgrade);
         }
-        lookup_socket(head.uri.path())
+        Endpoint::of_socket(&words)
     } else {
-        lookup(&head.method, head.uri.path())
+        Endpoint::of(&head.method, &words)
     };
     match endpoint.access {
         Access::Denied(why) if denies_dangerous => Err(ProxyError::Denied(why)),
-        Access::Denied(_) | Access::Open => Ok((endpoint, mistake)),
+        Access::Denied(_) | Access::Open => {
+            Ok((endpoint, Names::of_words(&words, head.uri.query()), mistake))
+        }
     }
 }
 
@@ -56,9 +67,21 @@ pub fn strip(mut head: Parts, socket: Option<Dialect>) -> Result<Outbound, Proxy
     if let Some(dialect) = socket {
         headers::ask_for_socket(&mut head.headers, dialect.is_read());
     }
-    let query = head.uri.query().and_then(headers::strip_query);
-    let target = target(head.uri.path(), query.as_deref())?;
+    let target = match head.uri.query().map(headers::strip_query) {
+        Some(Some(Cow::Owned(query))) => target(head.uri.path(), Some(&query))?,
+        Some(None) => target(head.uri.path(), None)?,
+        Some(Some(Cow::Borrowed(_))) | None => without_host(head.uri),
+    };
     Ok(Outbound { method: head.method, target, headers: head.headers })
+}
+
+/// The same target, without a scheme and a host.
+fn without_host(target: Uri) -> Uri {
+    if target.authority().is_none() {
+        return target;
+    }
+    let path_and_query = target.into_parts().path_and_query;
+    Uri::from(path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/")))
 }
 
 /// Whether a body is announced. One before a socket would be the first thing that is said on it, or
@@ -139,7 +162,7 @@ mod tests {
             ("/runCase?case=1", Dialect::Foreign, true),
         ] {
             let mut head = upgrade(target);
-            let (endpoint, _) = look_up(&mut head, true).unwrap();
+            let (endpoint, _, _) = look_up(&mut head, true).unwrap();
             assert_eq!(endpoint.socket, Some(dialect));
             let headers = strip(head, endpoint.socket).unwrap().headers;
             assert_eq!(headers.contains_key("sec-websocket-extensions"), has_extensions, "{target}");
@@ -169,7 +192,7 @@ mod tests {
     fn other_protocols_are_not_spoken_of() {
         let mut head = upgrade("/v1/voices");
         head.headers.insert("upgrade", "h2c".parse().unwrap());
-        let (endpoint, _) = look_up(&mut head, true).unwrap();
+        let (endpoint, _, _) = look_up(&mut head, true).unwrap();
         assert_eq!(endpoint.socket, None);
         let headers = strip(head, None).unwrap().headers;
         assert!(!headers.contains_key("upgrade") && !headers.contains_key("connection"));
@@ -185,8 +208,8 @@ mod tests {
     #[test]
     fn a_mended_path_is_judged_as_what_it_has_become() {
         let mut doubled = head("GET", "/v1/v1/voices?a=%20&a=1");
-        let (endpoint, mistake) = look_up(&mut doubled, true).unwrap();
-        assert_eq!((endpoint.route.as_str(), mistake), ("/v1/voices", Some(Mistake::DoubledVersion)));
+        let (endpoint, _, mistake) = look_up(&mut doubled, true).unwrap();
+        assert_eq!((&*endpoint.route.shared(), mistake), ("/v1/voices", Some(Mistake::DoubledVersion)));
         assert_eq!(strip(doubled, None).unwrap().target.to_string(), "/v1/voices?a=%20&a=1");
         for path in ["/service-accounts", "/v1/v1/service-accounts"] {
             assert!(matches!(look_up(&mut head("GET", path), true), Err(ProxyError::Denied(_))));

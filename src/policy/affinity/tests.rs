@@ -396,14 +396,16 @@ fn what_every_account_has_is_nobodys() {
         { "voice_id": "premade1", "category": "premade", "samples": [{ "sample_id": "s1" }] },
         { "category": "cloned", "voice_id": ID, "samples": null },
     ]});
-    let found = in_answer(&Method::GET, "/v1/voices", "/v1/voices", voices.to_string().as_bytes());
+    let found =
+        in_answer(&Method::GET, &Route::read("/v1/voices"), "/v1/voices", voices.to_string().as_bytes());
     assert_eq!(found, [Named::new(Kind::Voice, ID)]);
 }
 
 #[test]
 fn a_list_of_what_was_spoken_does_not_give_voices() {
     let history = json!({ "history": [{ "history_item_id": ID, "request_id": "r", "voice_id": "v" }] });
-    let found = in_answer(&Method::GET, "/v1/history", "/v1/history", history.to_string().as_bytes());
+    let found =
+        in_answer(&Method::GET, &Route::read("/v1/history"), "/v1/history", history.to_string().as_bytes());
     assert_eq!(found, [Named::new(Kind::HistoryItem, ID), Named::new(Kind::Request, "r")]);
 }
 
@@ -467,7 +469,7 @@ fn other_endpoints_give_nothing() {
         let route = lookup(&method, path).route;
         assert_eq!(gives(&method, &route), Gives::Nothing, "{method} {path}");
     }
-    assert_eq!(gives(&Method::GET, "/v1/user/subscription"), Gives::Account);
+    assert_eq!(gives(&Method::GET, &Route::read("/v1/user/subscription")), Gives::Account);
 }
 
 proptest::proptest! {
@@ -475,6 +477,6 @@ proptest::proptest! {
     fn nothing_panics(path: String, query: Option<String>, body: Vec<u8>) {
         let mut names = Names::of(&path, query.as_deref());
         names.add_body(&body);
-        let _ = in_answer(&Method::GET, "/v1/voices", &path, &body);
+        let _ = in_answer(&Method::GET, &Route::read("/v1/voices"), &path, &body);
     }
 }

@@ -1,9 +1,87 @@
 //! The segments that are part of a path's shape and not an identifier: those of the provider's
 //! OpenAPI document (300 paths, August 2026), of its Python SDK 2.78 and of its socket paths.
 
-/// Whether `segment`, lower case, is a fixed part of some path of the API.
-pub(in crate::policy) fn is_literal(segment: &str) -> bool {
-    LITERALS.binary_search(&segment).is_ok()
+/// A fixed part of some path of the API, by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(in crate::policy) struct Literal(u8);
+
+impl Literal {
+    /// How many there are.
+    pub(in crate::policy) const COUNT: usize = LITERALS.len();
+
+    /// The literal that `segment` is, in whichever case it is written.
+    pub(in crate::policy) fn of(segment: &str) -> Option<Self> {
+        if segment.is_ascii() { find(segment) } else { find(&segment.to_lowercase()) }
+    }
+
+    /// How it is written, in lower case.
+    pub(in crate::policy) fn text(self) -> &'static str {
+        LITERALS[usize::from(self.0)]
+    }
+
+    /// Its number, below [`COUNT`](Self::COUNT) and 255.
+    pub(in crate::policy) fn number(self) -> u8 {
+        self.0
+    }
+
+    pub(in crate::policy) fn of_number(number: u8) -> Option<Self> {
+        (usize::from(number) < Self::COUNT).then_some(Self(number))
+    }
+}
+
+/// One look in most cases: at an empty slot, or at the only word that it can be.
+fn find(segment: &str) -> Option<Literal> {
+    let bytes = segment.as_bytes();
+    if !(LENGTH_MIN..=LENGTH_MAX).contains(&bytes.len()) {
+        return None;
+    }
+    let mut slot = slot_of(bytes);
+    while SLOTS[slot] != EMPTY {
+        let literal = Literal(SLOTS[slot]);
+        if literal.text() == segment || literal.text().eq_ignore_ascii_case(segment) {
+            return Some(literal);
+        }
+        slot = (slot + 1) % SLOTS.len();
+    }
+    None
+}
+
+/// Of the shortest and of the longest literal.
+const LENGTH_MIN: usize = 2;
+const LENGTH_MAX: usize = 33;
+
+const EMPTY: u8 = u8::MAX;
+
+/// The numbers of the literals, each at the slot of its word or behind it.
+const SLOTS: [u8; 1024] = {
+    let mut slots = [EMPTY; 1024];
+    let mut number = 0;
+    while number < LITERALS.len() {
+        let mut slot = slot_of(LITERALS[number].as_bytes());
+        while slots[slot] != EMPTY {
+            slot = (slot + 1) % slots.len();
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "there are fewer than 255")]
+        let code = number as u8;
+        slots[slot] = code;
+        number += 1;
+    }
+    slots
+};
+
+/// Where a word is looked for first: by its length and four of its characters, in either case.
+const fn slot_of(word: &[u8]) -> usize {
+    const fn mixed(hash: u32, byte: u8) -> u32 {
+        (hash ^ (byte | 0x20) as u32).wrapping_mul(0x0100_0193)
+    }
+    let length = word.len();
+    #[expect(clippy::cast_possible_truncation, reason = "at most so many as the longest literal")]
+    let mut hash = (length as u32).wrapping_mul(0x9e37_79b1);
+    hash = mixed(hash, word[0]);
+    hash = mixed(hash, word[length / 3]);
+    hash = mixed(hash, word[length / 2]);
+    hash = mixed(hash, word[length - 1]);
+    (hash.wrapping_mul(0x9e37_79b1) >> 22) as usize
 }
 
 #[rustfmt::skip]
@@ -46,7 +124,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_words_are_sorted_for_the_search() {
+    fn every_literal_is_found_in_either_case_and_nothing_else_is() {
+        for (number, text) in LITERALS.iter().enumerate() {
+            let found = Literal::of(text).unwrap();
+            assert_eq!((usize::from(found.number()), found.text()), (number, *text));
+            assert_eq!(Literal::of(&text.to_uppercase()), Some(found));
+            assert_eq!(Literal::of_number(found.number()), Some(found));
+            assert!((LENGTH_MIN..=LENGTH_MAX).contains(&text.len()), "{text}");
+            assert_eq!(Literal::of(&format!("{text}x")).filter(|other| *other == found), None);
+        }
+        // A sign for the temperature, whose lower case is a plain letter.
+        assert_eq!(Literal::of("lin\u{212a}").map(Literal::text), Some("link"));
+        for text in ["", "v", "v4", "21m00Tcm4TlvDq8ikWAM", "voicea", "l\u{ef}nk", &"a".repeat(9_000)] {
+            assert_eq!(Literal::of(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn few_literals_share_a_slot() {
+        let displaced =
+            LITERALS.iter().filter(|text| LITERALS[usize::from(SLOTS[slot_of(text.as_bytes())])] != **text);
+        assert!(displaced.count() < 40);
+    }
+
+    #[test]
+    fn the_words_are_sorted_for_whoever_reads_them() {
         assert!(LITERALS.is_sorted_by(|a, b| a < b));
     }
 }

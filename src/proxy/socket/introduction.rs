@@ -62,7 +62,7 @@ impl<C> Introduction<C> {
         }
         let terms = proxy.terms.load_full();
         let dialect = socket_at(request.uri().path());
-        let says_nothing = headers::presented(request.headers(), request.uri().query()).is_empty();
+        let says_nothing = headers::presented(request.headers(), request.uri().query()).next().is_none();
         let may = terms.clients.are_known() && says_nothing && dialect.takes_key_in_messages();
         let key = request.headers().get(SEC_WEBSOCKET_KEY).filter(|_| may)?;
         let accept = HeaderValue::try_from(derive_accept_key(key.as_bytes())).ok()?;

@@ -1,0 +1,198 @@
+//! The table, prepared for looking things up in it: most requests name nothing, and find that out at
+//! the first word of their path.
+
+use std::sync::LazyLock;
+
+use http::{HeaderName, Method};
+
+use super::Gives;
+use super::fields::Field;
+use super::kind::{Kind, Named};
+use super::table::{ACCOUNT_READS, CURSORS, Made, Row, rows};
+use crate::policy::endpoint::{Literal, Route};
+use crate::policy::path::Word;
+
+static INDEX: LazyLock<Index> = LazyLock::new(Index::new);
+
+/// The table, by what it is asked for.
+#[derive(Debug)]
+pub(super) struct Index {
+    /// By the number of a path's first word.
+    patterns: Vec<Vec<Pattern>>,
+    /// By the name of a parameter.
+    query: Vec<Field>,
+    body: Vec<Field>,
+    headers: Vec<(HeaderName, Kind)>,
+    /// By the route behind its version.
+    answers: Vec<Answer>,
+}
+
+/// The words of a path that names something; a longer path begins with them.
+type Pattern = Vec<Part>;
+
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Word(Literal),
+    /// Any segment that is no word of the API.
+    Any,
+    Identifier(Kind),
+}
+
+/// What answers at a route give.
+#[derive(Debug)]
+struct Answer {
+    route: Route,
+    /// To a request that reads; `None` when it is neither a list nor about the account.
+    read: Option<Vec<Field>>,
+    /// To one that makes something.
+    made: Option<Vec<Field>>,
+}
+
+/// The table, prepared.
+pub(super) fn index() -> &'static Index {
+    &INDEX
+}
+
+impl Index {
+    fn new() -> Self {
+        let mut patterns = vec![Vec::new(); Literal::COUNT];
+        for path in rows().flat_map(|row| row.paths) {
+            let pattern: Pattern = path.split('/').map(Part::read).collect();
+            if let Some(Part::Word(first)) = pattern.first() {
+                patterns[usize::from(first.number())].push(pattern);
+            }
+        }
+        let mut query: Vec<Field> = rows().flat_map(|row| row.query).copied().collect();
+        // Of two, the first in the table counts.
+        query.sort_by_key(|(name, _)| *name);
+        query.dedup_by_key(|(name, _)| *name);
+        let body = rows().flat_map(|row| row.body).copied().collect();
+        let named = |(name, kind): &Field| Some((HeaderName::try_from(*name).ok()?, *kind));
+        let headers = rows().flat_map(|row| row.headers).filter_map(named).collect();
+        Self { patterns, query, body, headers, answers: answers() }
+    }
+
+    /// The identifiers of a path, by its words behind the version.
+    pub(super) fn of_path(&self, words: &[Word<'_>]) -> Vec<Named> {
+        let Some(first) = words.first().and_then(Word::literal) else { return Vec::new() };
+        let mut found: Vec<Named> = Vec::new();
+        for pattern in &self.patterns[usize::from(first.number())] {
+            if matches(pattern, words) {
+                let identifiers = pattern.iter().zip(words).filter_map(|(part, word)| match part {
+                    Part::Identifier(kind) => Some(Named::new(*kind, word.text())),
+                    Part::Word(_) | Part::Any => None,
+                });
+                super::add_all(&mut found, identifiers);
+            }
+        }
+        found
+    }
+
+    /// What a parameter of a query names.
+    pub(super) fn of_parameter(&self, name: &str) -> Option<Kind> {
+        let at = self.query.binary_search_by_key(&name, |(known, _)| known).ok()?;
+        self.query.get(at).map(|(_, kind)| *kind)
+    }
+
+    /// The fields of a body that name something.
+    pub(super) fn body(&self) -> &[Field] {
+        &self.body
+    }
+
+    /// The headers of an answer that give something.
+    pub(super) fn headers(&self) -> &[(HeaderName, Kind)] {
+        &self.headers
+    }
+
+    /// What a request's answer is about.
+    pub(super) fn gives(&self, method: &Method, route: &Route) -> Gives {
+        let Some(answer) = self.answer(route) else { return Gives::Nothing };
+        if *method == Method::GET && answer.read.is_some() {
+            return Gives::Account;
+        }
+        let makes = [Method::POST, Method::PUT, Method::PATCH].contains(method);
+        if makes && answer.made.is_some() { Gives::Made } else { Gives::Nothing }
+    }
+
+    /// The fields of an answer that give identifiers.
+    pub(super) fn of_answer(&self, method: &Method, route: &Route) -> Vec<Field> {
+        let answer = self.answer(route);
+        if *method == Method::GET {
+            let listed = answer.and_then(|answer| answer.read.as_deref()).unwrap_or_default();
+            return listed.iter().copied().chain(CURSORS).collect();
+        }
+        answer.and_then(|answer| answer.made.clone()).unwrap_or_default()
+    }
+
+    fn answer(&self, route: &Route) -> Option<&Answer> {
+        let wanted = route.behind_version();
+        wanted?;
+        let at = self.answers.binary_search_by(|answer| answer.route.behind_version().cmp(&wanted)).ok()?;
+        self.answers.get(at)
+    }
+}
+
+/// Each route of the table once, with the fields of all rows that have it, in their order.
+fn answers() -> Vec<Answer> {
+    let mut answers: Vec<Answer> = Vec::new();
+    let mut add = |route: &str, fields: &[Field], part: fn(&mut Answer) -> &mut Option<Vec<Field>>| {
+        let route = Route::read(route);
+        let at = answers.iter().position(|answer| answer.route == route).unwrap_or_else(|| {
+            answers.push(Answer { route, read: None, made: None });
+            answers.len() - 1
+        });
+        part(&mut answers[at]).get_or_insert_default().extend_from_slice(fields);
+    };
+    let mut add_all = |made: fn(&Row) -> &'static [Made],
+                       part: fn(&mut Answer) -> &mut Option<Vec<Field>>| {
+        for (routes, fields) in rows().flat_map(made) {
+            routes.iter().for_each(|route| add(route, fields, part));
+        }
+    };
+    add_all(|row| row.lists, |answer| &mut answer.read);
+    add_all(|row| row.made, |answer| &mut answer.made);
+    ACCOUNT_READS.iter().for_each(|route| add(route, &[], |answer| &mut answer.read));
+    answers.sort_by(|a, b| a.route.behind_version().cmp(&b.route.behind_version()));
+    answers
+}
+
+impl Part {
+    fn read(part: &str) -> Self {
+        match part.strip_prefix('{').and_then(|part| part.strip_suffix('}')) {
+            Some(kind) => Kind::of_word(kind).map_or(Self::Any, Self::Identifier),
+            None => Literal::of(part).map_or(Self::Any, Self::Word),
+        }
+    }
+}
+
+/// Whether `words` begin so. A word of the API is no identifier.
+fn matches(pattern: &[Part], words: &[Word<'_>]) -> bool {
+    let fits = |(part, word): (&Part, &Word<'_>)| match part {
+        Part::Word(wanted) => word.literal() == Some(*wanted) && wanted.text().len() == word.text().len(),
+        Part::Any | Part::Identifier(_) => word.literal().is_none(),
+    };
+    words.len() >= pattern.len() && pattern.iter().zip(words).all(fits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_written_in_words_that_are_known() {
+        for part in rows().flat_map(|row| row.paths).flat_map(|path| path.split('/')) {
+            match Part::read(part) {
+                Part::Word(_) | Part::Identifier(_) => {}
+                Part::Any => assert_eq!(part, "*"),
+            }
+        }
+        for path in rows().flat_map(|row| row.paths) {
+            assert!(matches!(path.split('/').next().map(Part::read), Some(Part::Word(_))), "{path}");
+        }
+        let made = rows().flat_map(|row| row.made.iter().chain(row.lists)).flat_map(|(routes, _)| *routes);
+        for route in made.chain(&ACCOUNT_READS) {
+            assert_eq!(Route::read(route).to_string(), format!("/{route}"));
+            assert!(index().answer(&Route::read(&format!("/v1/{route}"))).is_some(), "{route}");
+        }
+    }
+}

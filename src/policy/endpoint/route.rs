@@ -1,0 +1,121 @@
+//! A route: the path of a request with every identifier replaced by `{id}`.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::words::Literal;
+use crate::policy::mend::is_version;
+use crate::policy::path::{Word, Words};
+
+/// Deeper paths are cut: a label must stay short whatever a client sends.
+const SEGMENTS_MAX: usize = 10;
+
+/// The path of a request as logs and books show it: `/v1/text-to-speech/{id}/stream`. A few bytes,
+/// which are written out only where somebody reads them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Route {
+    /// The numbers of the literals, and [`IDENTIFIER`] elsewhere; behind the last, nothing.
+    codes: [u8; SEGMENTS_MAX],
+    /// How many there are; one more than there is room for when the path is longer.
+    count: u8,
+    /// 1 if the first is a version.
+    behind: u8,
+}
+
+const IDENTIFIER: u8 = u8::MAX;
+
+impl Route {
+    pub(in crate::policy) fn of(words: &[Word<'_>]) -> Self {
+        let mut codes = [0; SEGMENTS_MAX];
+        for (code, word) in codes.iter_mut().zip(words) {
+            *code = word.literal().map_or(IDENTIFIER, Literal::number);
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "cut to eleven")]
+        let count = words.len().min(SEGMENTS_MAX + 1) as u8;
+        let has_version = words.first().and_then(Word::literal).is_some_and(|first| is_version(first.text()));
+        Self { codes, count, behind: u8::from(has_version) }
+    }
+
+    /// The route that is written so: each segment that is no word of the API stands for an identifier.
+    #[must_use]
+    pub fn read(text: &str) -> Self {
+        Self::of(&Words::of(text))
+    }
+
+    fn is_longer(&self) -> bool {
+        usize::from(self.count) > SEGMENTS_MAX
+    }
+
+    fn codes(&self) -> &[u8] {
+        &self.codes[..usize::from(self.count).min(SEGMENTS_MAX)]
+    }
+
+    /// What tells it apart from every other route, whatever its version is. `None` for one that is too
+    /// long to be known.
+    pub(in crate::policy) fn behind_version(&self) -> Option<&[u8]> {
+        (!self.is_longer()).then_some(self.rest())
+    }
+
+    /// The first literal behind the version.
+    pub(in crate::policy) fn root(&self) -> Option<Literal> {
+        self.rest().first().and_then(|code| Literal::of_number(*code))
+    }
+
+    fn rest(&self) -> &[u8] {
+        &self.codes()[usize::from(self.behind)..]
+    }
+
+    /// Whether its one identifier is its end.
+    #[must_use]
+    pub fn is_about_one(&self) -> bool {
+        let codes = self.codes();
+        let identifiers = codes.iter().filter(|code| **code == IDENTIFIER).count();
+        !self.is_longer() && identifiers == 1 && codes.last() == Some(&IDENTIFIER)
+    }
+
+    /// Its text.
+    #[must_use]
+    pub fn shared(&self) -> Arc<str> {
+        // The longest literal has 33 bytes.
+        let mut room = [0; SEGMENTS_MAX * 34 + "/…".len()];
+        let mut length = 0;
+        self.write(|piece| {
+            if let Some(free) = room.get_mut(length..length + piece.len()) {
+                free.copy_from_slice(piece.as_bytes());
+                length += piece.len();
+            }
+        });
+        std::str::from_utf8(&room[..length]).unwrap_or_default().into()
+    }
+
+    fn write(&self, mut say: impl FnMut(&'static str)) {
+        for code in self.codes() {
+            say("/");
+            say(text(*code).unwrap_or("{id}"));
+        }
+        if self.is_longer() {
+            say("/…");
+        }
+        if self.count == 0 {
+            say("/");
+        }
+    }
+}
+
+fn text(code: u8) -> Option<&'static str> {
+    Literal::of_number(code).map(Literal::text)
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut told = Ok(());
+        self.write(|piece| told = told.and_then(|()| f.write_str(piece)));
+        told
+    }
+}
+
+impl fmt::Debug for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
