@@ -119,8 +119,11 @@ bench: bench-compare
 	cargo bench --locked --bench line
 	cargo bench --locked --bench sockets
 
-# nginx and HAProxy come with the system, and are left out where they are not installed.
+# nginx and HAProxy come with the system; peers that are not there are left out, and so is Pingora when
+# it cannot be built.
 bench-compare: $(PEERS)/.installed
+	-PATH="$(CURDIR)/$(PEERS)/bin:$$PATH" cargo build --locked --release \
+		--manifest-path benches/compare/pingora/Cargo.toml --target-dir target/pingora
 	cargo bench --locked --bench compare
 
 # Seconds for each fuzz target.

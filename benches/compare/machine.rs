@@ -49,15 +49,53 @@ pub fn first_line(program: &Path, argument: &str) -> String {
     String::from_utf8_lossy(&text).lines().find(|line| !line.trim().is_empty()).unwrap_or_default().to_owned()
 }
 
-/// The kernel and the processor.
+/// The kernel and the processors.
 pub fn about() -> String {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let processors = fs::read_to_string("/proc/cpuinfo").unwrap();
-    let names: Vec<&str> = processors
-        .lines()
-        .filter_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name))
-        .collect();
-    format!("Linux {}, {} of {}", release.trim(), names.len(), names.first().unwrap_or(&"unknown"))
+    let names = processors();
+    format!("Linux {}, {} of {}", release.trim(), names.len(), names.first().map_or("unknown", |name| name))
+}
+
+/// The name of each.
+fn processors() -> Vec<String> {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap();
+    let names = text.lines().filter_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    names.map(|(_, name)| name.to_owned()).collect()
+}
+
+/// Processor time of everything that ran so far, and of this program, in seconds.
+fn all_and_own() -> (f64, f64) {
+    let text = fs::read_to_string("/proc/stat").unwrap();
+    let fields: Vec<f64> =
+        text.lines().next().unwrap().split_whitespace().skip(1).map(|field| field.parse().unwrap()).collect();
+    // The fourth and fifth are idle, and from the ninth on they are counted before.
+    let busy: f64 = fields[..8].iter().sum::<f64>() - fields[3] - fields[4];
+    (busy * TICK, ticks_of(&fs::read_to_string("/proc/self/stat").unwrap()))
+}
+
+/// Processor time in the `stat` of a process, in seconds.
+fn ticks_of(stat: &str) -> f64 {
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    fields[11..13].iter().map(|field| field.parse::<f64>().unwrap() * TICK).sum()
+}
+
+/// Looks at what else the machine does.
+pub struct Others {
+    began: Instant,
+    before: (f64, f64),
+}
+
+impl Others {
+    pub fn look() -> Self {
+        Self { began: Instant::now(), before: all_and_own() }
+    }
+
+    /// The part of all processors that others had since then, while a proxy had so many seconds.
+    pub fn share(&self, proxy: f64) -> f64 {
+        let (all, own) = all_and_own();
+        let others = all - self.before.0 - (own - self.before.1) - proxy;
+        (others / self.began.elapsed().as_secs_f64() / processors().len() as f64).max(0.0)
+    }
 }
 
 /// A program with all that it starts, until it is dropped.

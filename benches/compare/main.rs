@@ -120,7 +120,7 @@ impl Asked {
 /// One workload through all peers.
 fn compare(plan: &Plan, peers: &[Peer], scene: &Scene, workload: Workload) {
     let entry = |peer: &Peer| Entry::new(peer.clone(), scene.clone(), workload);
-    let entries: Vec<Entry> = peers.iter().map(entry).collect();
+    let entries: Vec<Entry> = peers.iter().filter(|peer| peer.goes(scene.way)).map(entry).collect();
     let measured = rounds::measure(plan, &entries, workload);
     let way = match scene.way {
         Way::Plain => "",
@@ -128,7 +128,7 @@ fn compare(plan: &Plan, peers: &[Peer], scene: &Scene, workload: Workload) {
         Way::TlsOnBothSides => "TLS on both sides, ",
     };
     let title = format!("{way}{}", table::about(plan, workload));
-    let place = peers.iter().position(|peer| *peer == Peer::Nginx);
+    let place = entries.iter().position(|entry| entry.peer == Peer::Nginx);
     let bound = Some(workload.bound());
     table::print(&title, &entries, &measured, &Beside { name: "nginx", place, bound });
 }

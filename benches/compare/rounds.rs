@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::load::{Asked, Heard, Load};
+use crate::machine::Others;
 use crate::peers::{House, Peer, Scene};
 use crate::workload::{PACED_MS, Workload};
 
@@ -62,6 +63,8 @@ pub struct Turn {
     pub first_p50: f64,
     pub p50: f64,
     pub p99: f64,
+    /// The part of the machine that other programs had meanwhile.
+    pub others: f64,
     /// Whether the rate could be driven.
     pub is_on_time: bool,
     pub most: Option<Most>,
@@ -126,7 +129,9 @@ async fn take_turn(plan: &Plan, entry: &Entry, workload: Workload, house: Option
     };
     requests += drive(&mut load, entry, workload, &asked(WARM_SECONDS), WARM_SECONDS).await.requests;
     let asked = asked(plan.seconds);
+    let others = Others::look();
     let (mut heard, seconds) = costing(house, drive(&mut load, entry, workload, &asked, plan.seconds)).await;
+    let others = others.share(seconds);
     drop(load);
     requests += heard.requests;
     let mut most = None;
@@ -147,6 +152,7 @@ async fn take_turn(plan: &Plan, entry: &Entry, workload: Workload, house: Option
         first_p50: quantile(&mut heard.first, 0.5),
         p50: quantile(&mut heard.whole, 0.5),
         p99: quantile(&mut heard.whole, 0.99),
+        others,
         is_on_time: heard.took.as_secs_f64() < plan.seconds * 1.05 + 0.1,
         most,
     };

@@ -29,9 +29,10 @@ pub fn about(plan: &Plan, workload: Workload) -> String {
 }
 
 pub fn print(title: &str, entries: &[Entry], measured: &[Measured], beside: &Beside) {
-    println!("\n{title}");
+    let others = measured.iter().flat_map(|measured| &measured.turns).map(|turn| turn.others);
+    println!("\n{title}; others had {:.0}% of this machine", middle(others) * 100.0);
     println!(
-        "{:<18}{:>24}{:>22}{:>9}{:>9}{:>9}{:>10}{:>9}{:>7}{:>8}",
+        "{:<18}{:>24}{:>22}{:>9}{:>9}{:>9}{:>10}{:>8}{:>7}{:>6}{:>7}",
         "",
         "processor, µs",
         format!("beside {}", beside.name),
@@ -40,6 +41,7 @@ pub fn print(title: &str, entries: &[Entry], measured: &[Measured], beside: &Bes
         "first +",
         "most/s",
         "its µs",
+        "ratio",
         "busy",
         "MiB"
     );
@@ -53,7 +55,14 @@ pub fn print(title: &str, entries: &[Entry], measured: &[Measured], beside: &Bes
             }
             _ => Vec::new(),
         };
-        row(entry, measured_here, direct, &ratios);
+        let most_ratio = reference.filter(|_| !ratios.is_empty()).and_then(|reference| {
+            let pairs = measured_here.turns.iter().zip(reference);
+            let ratios =
+                pairs.filter_map(|(own, other)| Some(own.most.as_ref()?.cost / other.most.as_ref()?.cost));
+            let ratios: Vec<f64> = ratios.collect();
+            (!ratios.is_empty()).then(|| middle(ratios.into_iter()))
+        });
+        row(entry, measured_here, direct, &ratios, most_ratio);
         if let (Peer::Keychoir(..), Some(bound), false) = (&entry.peer, beside.bound, ratios.is_empty()) {
             let ratio = middle(ratios.iter().copied());
             if ratio > bound {
@@ -66,7 +75,7 @@ pub fn print(title: &str, entries: &[Entry], measured: &[Measured], beside: &Bes
     }
 }
 
-fn row(entry: &Entry, measured: &Measured, direct: Option<&[Turn]>, ratios: &[f64]) {
+fn row(entry: &Entry, measured: &Measured, direct: Option<&[Turn]>, ratios: &[f64], most_ratio: Option<f64>) {
     let (turns, is_direct) = (&measured.turns, entry.peer == Peer::Direct);
     let blank = String::new;
     let costs = turns.iter().map(|turn| turn.cost);
@@ -81,19 +90,19 @@ fn row(entry: &Entry, measured: &Measured, direct: Option<&[Turn]>, ratios: &[f6
         _ => middle(turns.iter().map(what)),
     };
     let [p50, p99, first] = [added(|turn| turn.p50), added(|turn| turn.p99), added(|turn| turn.first_p50)];
-    let mut most = [blank(), blank(), blank()];
+    let mut most = [blank(), blank(), most_ratio.map_or_else(blank, |ratio| format!("{ratio:.2}")), blank()];
     let found = || turns.iter().filter_map(|turn| turn.most.as_ref());
     if found().next().is_some() {
         most[0] = format!("{:.0}", middle(found().map(|most| most.rate)));
         if !is_direct {
             most[1] = format!("{:.1}", middle(found().map(|most| most.cost)));
-            most[2] = format!("{:.0}%", middle(found().map(|most| most.busy)) * 100.0);
+            most[3] = format!("{:.0}%", middle(found().map(|most| most.busy)) * 100.0);
         }
     }
-    let [rate, its, busy] = most;
+    let [rate, its, most_ratio, busy] = most;
     let memory = if is_direct { blank() } else { format!("{:.1}", measured.memory) };
     println!(
-        "{:<18}{cost:>24}{ratio:>22}{p50:>9.0}{p99:>9.0}{first:>9.0}{rate:>10}{its:>9}{busy:>7}{memory:>8}",
+        "{:<18}{cost:>24}{ratio:>22}{p50:>9.0}{p99:>9.0}{first:>9.0}{rate:>10}{its:>8}{most_ratio:>7}{busy:>6}{memory:>7}",
         entry.name
     );
     if turns.iter().any(|turn| !turn.is_on_time) {

@@ -6,6 +6,7 @@ mod envoy;
 mod haproxy;
 mod keychoir;
 mod nginx;
+mod pingora;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -35,6 +36,7 @@ pub enum Peer {
     NginxBuffered,
     Haproxy,
     Envoy,
+    Pingora,
     /// A build of ours, and what it is called.
     Keychoir(String, PathBuf),
 }
@@ -137,6 +139,10 @@ impl Peer {
             Some(_) => peers.push(Self::Envoy),
             None => missing.push("envoy"),
         }
+        match pingora::program() {
+            Some(_) => peers.push(Self::Pingora),
+            None => missing.push("pingora"),
+        }
         peers.push(Self::Keychoir("keychoir".to_owned(), env!("CARGO_BIN_EXE_keychoir").into()));
         for path in
             std::env::var("BENCH_KEYCHOIR").unwrap_or_default().split(',').filter(|path| !path.is_empty())
@@ -156,8 +162,14 @@ impl Peer {
             Self::NginxBuffered => "nginx-buffered",
             Self::Haproxy => "haproxy",
             Self::Envoy => "envoy",
+            Self::Pingora => "pingora",
             Self::Keychoir(name, _) => name,
         }
+    }
+
+    /// Whether it is set up for this.
+    pub fn goes(&self, way: Way) -> bool {
+        way == Way::Plain || *self != Self::Pingora
     }
 
     /// What it says it is.
@@ -171,6 +183,7 @@ impl Peer {
                 // Before it is where it lies.
                 line.split_once("version: ").map(|(_, version)| version.to_owned())
             }
+            Self::Pingora => Some(pingora::version().to_owned()),
             Self::Keychoir(_, path) => Some(machine::first_line(path, "--version")),
         }
     }
@@ -186,6 +199,7 @@ impl Peer {
             Self::NginxBuffered => nginx::prepare(scene, address, folder, nginx::Bodies::AreBuffered),
             Self::Haproxy => haproxy::prepare(scene, address, folder),
             Self::Envoy => envoy::prepare(scene, address, folder),
+            Self::Pingora => pingora::prepare(scene, address, folder),
             Self::Keychoir(_, program) => keychoir::prepare(scene, address, folder, program),
         };
         Some(prepared.start(self.name(), scene, address, folder))
