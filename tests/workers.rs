@@ -20,7 +20,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use keychoir::server::{Drain, Limits, Listener, Reply, Room, Server, Service, Tls, Workers};
+use keychoir::server::{Drain, Limits, Listener, REST_AFTER, Reply, Room, Server, Service, Tls, Workers};
 use keychoir::tasks::Tasks;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -31,6 +31,7 @@ const LIMITS: Limits = Limits {
     write_idle_max: Duration::from_secs(60),
     head_bytes_max: 8192,
     connections_max: 100,
+    rest_after: REST_AFTER,
 };
 
 /// Answers with the name of its thread; at `/hold`, when it is told to.
@@ -58,7 +59,7 @@ impl Service for Named {
 }
 
 struct Stage {
-    server: Server<Named>,
+    server: Arc<Server<Named>>,
     workers: Workers,
     held: Arc<Semaphore>,
     released: Arc<Semaphore>,
@@ -66,18 +67,22 @@ struct Stage {
 
 impl Stage {
     fn of(count: usize) -> Self {
+        Self::with(count, LIMITS)
+    }
+
+    fn with(count: usize, limits: Limits) -> Self {
         let (held, released) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
         let service = Named { held: Arc::clone(&held), released: Arc::clone(&released) };
         let workers = Workers::start(count).unwrap();
         let drain = Drain::default();
-        let server = Server {
+        let server = Arc::new(Server {
             crew: workers.crew(&drain, || service.clone()),
-            limits: LIMITS,
-            room: Room::new(LIMITS.connections_max),
+            limits,
+            room: Room::new(limits.connections_max),
             drain,
             accepting: Tasks::new(),
             connections: Tasks::new(),
-        };
+        });
         Self { server, workers, held, released }
     }
 
@@ -216,6 +221,29 @@ async fn who_has_not_asked_yet_is_expected_to() {
         there += usize::from(client.ask().await == worker);
     }
     assert_eq!(there, 2);
+}
+
+#[tokio::test]
+async fn who_asks_after_a_rest_is_served_by_who_has_less_to_do() {
+    let stage = Stage::with(2, Limits { rest_after: Duration::ZERO, ..LIMITS });
+    let address = stage.port();
+    let (mut one, mut two, mut three) =
+        (connect(address).await, connect(address).await, connect(address).await);
+    let numbers = [one.ask().await, two.ask().await, three.ask().await];
+    // Two of three have the same worker; one of these two has it to itself for long.
+    let (busy, other, worker) = match numbers {
+        [a, b, _] if a == b => (&mut one, &mut two, a),
+        [a, _, b] if a == b => (&mut one, &mut three, a),
+        [_, a, _] => (&mut two, &mut three, a),
+    };
+    busy.send("/hold").await;
+    stage.held(1).await;
+    // How long a rest takes to begin is nobody's business; it begins.
+    let moved = async { while other.ask().await == worker {} };
+    tokio::time::timeout(Duration::from_secs(30), moved).await.expect("it waits behind the other");
+    assert_eq!(stage.server.room.open(), 3, "it keeps its place");
+    stage.released.add_permits(1);
+    busy.answer().await;
 }
 
 #[tokio::test]

@@ -188,14 +188,14 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
     let renewing = Tasks::new().spawn_guarded(certificates.clone().keep_fresh());
     let workers = Workers::start(parts.workers)?;
     let crew = workers.crew(&drain, || front.for_core(workers.count()));
-    let server = Server {
+    let server = Arc::new(Server {
         crew: crew.clone(),
         limits: parts.server,
         room,
         drain: drain.clone(),
         accepting: accepting.clone(),
         connections: connections.clone(),
-    };
+    });
     for (listener, address) in listeners.into_iter().zip(&addresses) {
         server.listen(listener, certificates.at(address))?;
     }

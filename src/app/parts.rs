@@ -148,6 +148,7 @@ impl Parts {
                 write_idle_max: server.write_idle_max,
                 head_bytes_max: server.head_bytes_max,
                 connections_max: server.connections_max,
+                rest_after: server::REST_AFTER,
             },
             workers: server.workers,
             watch: watch

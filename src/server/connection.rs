@@ -2,7 +2,7 @@
 //! who speaks another protocol on it.
 
 use std::convert::Infallible;
-use std::future::{Future, pending};
+use std::future::{Future, pending, poll_fn, ready};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -15,17 +15,16 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use pin_project_lite::pin_project;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_util::sync::CancellationToken;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tracing::debug;
 
+use super::aside::Aside;
 use super::gauged::{Gauge, Gauged};
+use super::here::{Here, Known, UnderWay};
 use super::patient::Patient;
-use super::{Drain, First, Limits, Reply, Service, Session};
-use crate::tasks::Member;
+use super::{Drain, First, Limits, Reply, Service, Session, Stream};
 
 /// A client that has connected is about to ask. When we end, it is waited for this long: closing on
 /// it would refuse a request that was let in.
@@ -33,94 +32,245 @@ const FIRST_REQUEST_MAX: Duration = Duration::from_secs(1);
 
 /// Serves the stream that `opening` comes to, if it does, to its end. A drain that begins before the
 /// first poll knows of it already.
-pub(super) fn serve<S, I>(
-    opening: impl Future<Output = Option<I>> + Send + 'static,
+///
+/// When it has something to read after a rest, it is shown to `elsewhere`, which gives it back to be
+/// served on here, or keeps it.
+pub(super) fn serve<S, I, E>(
+    opening: impl Future<Output = Option<Awake<I>>> + Send + 'static,
+    known: Known,
     service: S,
     limits: Limits,
-    drain: Drain,
+    drain: Arc<Drain>,
+    elsewhere: E,
 ) -> impl Future<Output = ()> + Send + 'static
 where
     S: Service,
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    E: FnMut(Awake<I>, Known) -> Option<Awake<I>> + Send + 'static,
 {
-    let first = drain.requests.member();
-    run(opening, service, limits, drain, first)
+    let here = Here::new(drain.requests.clone(), known);
+    run(opening, service, limits, drain, here, elsewhere)
+}
+
+/// A connection that is about to ask.
+pub(super) struct Awake<I> {
+    pub(super) stream: I,
+    /// What was read of it already.
+    pub(super) early: Bytes,
+}
+
+impl<I> From<I> for Awake<I> {
+    fn from(stream: I) -> Self {
+        Self { stream, early: Bytes::new() }
+    }
 }
 
 async fn run<S, I>(
-    opening: impl Future<Output = Option<I>> + Send,
+    opening: impl Future<Output = Option<Awake<I>>> + Send,
     service: S,
     limits: Limits,
-    drain: Drain,
-    first: Member,
+    drain: Arc<Drain>,
+    here: Arc<Here>,
+    mut elsewhere: impl FnMut(Awake<I>, Known) -> Option<Awake<I>> + Send,
 ) where
     S: Service,
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (requests, stop) = (drain.requests.clone(), drain.stop.clone());
-    let asked = CancellationToken::new();
-    let mut expecting = pin!(expect_first(first, drain.stop.clone(), asked.clone()));
     let opened = tokio::select! {
+        biased;
+        _ = told(&drain, &here, limits.head_read_max) => return,
         opened = opening => opened,
-        never = expecting.as_mut() => match never {},
-        () = drain.close.cancelled() => return,
-        () = drain.cut.cancelled() => return,
     };
-    let Some(stream) = opened else { return };
-    let (takeover, gauge) = (Takeover::default(), Gauge::default());
-    let (reserved, read) = (takeover.clone(), gauge.clone());
-    let answer = service_fn(move |mut request: Request<Incoming>| {
-        if !asked.is_cancelled() {
-            request.extensions_mut().insert(First);
-            asked.cancel();
+    let Some(mut awake) = opened else { return };
+    here.wait();
+    let gauge = Gauge::default();
+    loop {
+        let stream = Patient::new(awake.stream, limits.write_idle_max);
+        let stream = Gauged::new(stream, gauge.clone()).with_early(awake.early);
+        // In a box that goes before a rest or a session begins: its buffers are not needed any more.
+        let spoken = Box::pin(speak(stream, service.clone(), limits, &drain, &here, &gauge)).await;
+        let stream = match spoken {
+            Spoken::Over => return,
+            Spoken::Taken(taken, stream, read) => return taken.run(&gauge, stream, read).await,
+            Spoken::Quiet(stream) => stream,
+        };
+        let Some(woken) = rest(stream, limits, &drain, &here).await else { return };
+        here.expect();
+        match elsewhere(woken, here.known()) {
+            Some(stays) => awake = stays,
+            None => return,
         }
-        let (service, stop, member) = (service.clone(), stop.clone(), requests.member());
+    }
+}
+
+/// How speaking HTTP has ended.
+enum Spoken<I> {
+    /// With the connection.
+    Over,
+    /// With a 101, and what was read beyond its request.
+    Taken(Taken, Gauged<Patient<I>>, Bytes),
+    /// For now: nothing is under way.
+    Quiet(Gauged<Patient<I>>),
+}
+
+/// Speaks HTTP for as long as there is something to say.
+async fn speak<S, I>(
+    stream: Gauged<Patient<I>>,
+    service: S,
+    limits: Limits,
+    drain: &Drain,
+    here: &Arc<Here>,
+    gauge: &Gauge,
+) -> Spoken<I>
+where
+    S: Service,
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let takeover = Takeover::default();
+    let (asked, reserved, read) = (Arc::clone(here), takeover.clone(), gauge.clone());
+    let answer = service_fn(move |mut request: Request<Incoming>| {
+        let under_way = asked.asks();
+        if under_way.is_first() {
+            request.extensions_mut().insert(First);
+        }
+        let (service, here) = (service.clone(), Arc::clone(&asked));
         let asks = request.headers().contains_key(UPGRADE);
-        let upgrade = asks.then(|| (hyper::upgrade::on(&mut request), reserved.clone(), read.clone()));
-        async move {
+        let upgrade = asks.then(|| (reserved.clone(), read.clone()));
+        // In a box that goes with the question: it is the largest thing here, and a connection that
+        // waits for the next one has no use for it.
+        Box::pin(async move {
             let Reply { mut answer, session } = service.answer(request).await;
-            if let Some((session, (upgrade, takeover, gauge))) = session.zip(upgrade) {
+            if let Some((session, (takeover, gauge))) = session.zip(upgrade) {
                 // The session counts as a request under way, to its end.
-                takeover.put(Taken { session, upgrade, read: gauge.bytes(), _member: member });
-                return Ok(answer.map(|body| Counted { body, _member: None }));
+                takeover.put(Taken { session, read: gauge.bytes(), _under_way: under_way });
+                return Ok(answer.map(|body| Counted { body, _under_way: None }));
             }
-            if stop.is_cancelled() {
+            if here.is_ending() {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok::<Response<_>, Infallible>(answer.map(|body| Counted { body, _member: Some(member) }))
-        }
+            Ok::<Response<_>, Infallible>(answer.map(|body| Counted { body, _under_way: Some(under_way) }))
+        })
     });
-    let stream = Gauged::new(Patient::new(stream, limits.write_idle_max), gauge.clone());
-    // In a box that goes before a session begins: its buffers are not needed any more.
     let mut connection = Box::pin(
         http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.head_read_max)
+            // A timer of its own for each head costs more than all else here: see `Here::waited`.
+            .header_read_timeout(None)
             .max_buf_size(limits.head_bytes_max)
-            .serve_connection(TokioIo::new(stream), answer)
-            .with_upgrades(),
+            .serve_connection(TokioIo::new(stream), answer),
     );
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        never = expecting => match never {},
-        () = drain.close.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            tokio::select! {
-                ended = connection.as_mut() => ended,
-                // Nothing is under way but, perhaps, the first part of a head.
-                () = last_words(&drain) => return,
-                () = drain.cut.cancelled() => return,
-            }
+    let mut told = pin!(Aside::new(async {
+        tokio::select! {
+            biased;
+            told = told(drain, here, limits.head_read_max) => Some(told),
+            () = here.quiet(limits.rest_after, gauge) => None,
         }
-        () = drain.cut.cancelled() => return,
+    }));
+    let ended = tokio::select! {
+        biased;
+        told = told.as_mut() => match told {
+            None => {
+                // It ends at once only between two messages: what belongs to one must never be taken
+                // for the beginning of another.
+                connection.as_mut().graceful_shutdown();
+                let ended = poll_fn(|cx| Poll::Ready(connection.poll_without_shutdown(cx))).await;
+                if let Poll::Ready(Ok(())) = ended {
+                    let parts = Pin::into_inner(connection).into_parts();
+                    return Spoken::Quiet(parts.io.into_inner().with_early(parts.read_buf));
+                }
+                tokio::select! {
+                    biased;
+                    _ = self::told(drain, here, limits.head_read_max) => return Spoken::Over,
+                    ended = connection.as_mut() => ended,
+                }
+            }
+            Some(ToldTo::Close) => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    ended = connection.as_mut() => ended,
+                    // Nothing is under way but, perhaps, the first part of a head.
+                    () = last_words(drain) => return Spoken::Over,
+                    () = drain.cut.cancelled() => return Spoken::Over,
+                }
+            }
+            Some(ToldTo::Leave) => return Spoken::Over,
+        },
+        ended = connection.as_mut() => ended,
     };
-    if let Err(error) = ended {
-        // Clients leave and send what is no HTTP; neither is news.
-        debug!("a connection ended: {error}");
+    match (ended, takeover.take()) {
+        (Ok(()), Some(taken)) => {
+            let parts = Pin::into_inner(connection).into_parts();
+            Spoken::Taken(taken, parts.io.into_inner(), parts.read_buf)
+        }
+        (Ok(()), None) => Spoken::Over,
+        (Err(error), _) => {
+            // Clients leave and send what is no HTTP; neither is news.
+            debug!("a connection ended: {error}");
+            Spoken::Over
+        }
     }
-    drop(connection);
-    if let Some(taken) = takeover.take() {
-        Box::pin(taken.run::<I>(gauge)).await;
+}
+
+/// What is read at the end of a rest; the rest of it is read by who speaks HTTP, into its own buffer.
+const FIRST_BYTES: usize = 16;
+
+/// Waits, with no buffer, until there is something to read. `None` when the connection has ended.
+async fn rest<I>(stream: Gauged<Patient<I>>, limits: Limits, drain: &Drain, here: &Here) -> Option<Awake<I>>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let (stream, early) = stream.into_parts();
+    let mut stream = stream.into_inner();
+    // A head that has begun, and not the buffer that it came in.
+    let early = early.to_vec();
+    let mut first = [0; FIRST_BYTES];
+    let read = tokio::select! {
+        biased;
+        told = told(drain, here, limits.head_read_max) => match told {
+            ToldTo::Close => Ok(0),
+            ToldTo::Leave => return None,
+        },
+        read = stream.read(&mut first) => read,
+    };
+    match read {
+        Ok(count @ 1..) => {
+            let early = [&early, first.get(..count)?].concat();
+            Some(Awake { stream, early: early.into() })
+        }
+        Ok(_) => {
+            // A word of farewell, where TLS is spoken; a client that does not take it is not waited for.
+            tokio::select! {
+                biased;
+                _ = stream.shutdown() => {}
+                () = ready(()) => {}
+            }
+            None
+        }
+        Err(error) => {
+            debug!("a connection ended: {error}");
+            None
+        }
+    }
+}
+
+/// What a connection is told beside its traffic.
+enum ToldTo {
+    /// To end when nothing is under way.
+    Close,
+    /// To end at once.
+    Leave,
+}
+
+/// What a connection is told, once.
+async fn told(drain: &Drain, here: &Here, head_read_max: Duration) -> ToldTo {
+    tokio::select! {
+        biased;
+        () = drain.cut.cancelled() => ToldTo::Leave,
+        () = drain.close.cancelled() => ToldTo::Close,
+        () = here.waited(head_read_max) => {
+            debug!("a connection ended: it brought no request in time");
+            ToldTo::Leave
+        }
+        never = expect_first(drain, here) => match never {},
     }
 }
 
@@ -141,30 +291,21 @@ impl Takeover {
 /// A connection that is taken over when its 101 is out.
 struct Taken {
     session: Session,
-    upgrade: OnUpgrade,
     /// What the client had sent when the 101 was ready.
     read: u64,
-    _member: Member,
+    _under_way: UnderWay,
 }
 
 impl Taken {
-    async fn run<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, gauge: Gauge) {
-        let Self { session, upgrade, read, _member } = self;
-        let upgraded = match upgrade.await {
-            Ok(upgraded) => upgraded,
-            Err(error) => return debug!("a client left before its socket was open: {error}"),
-        };
-        let parts = match upgraded.downcast::<TokioIo<Gauged<Patient<I>>>>() {
-            Ok(parts) => parts,
-            Err(_) => return debug!("a stream of an unknown kind was upgraded"),
-        };
+    async fn run(self, gauge: &Gauge, stream: impl Stream + 'static, beyond: Bytes) {
+        let Self { session, read, _under_way } = self;
         // Who sends before the 101 cannot know whether it speaks to us or to a server behind us, and
         // nobody has looked at what it says.
         let since = gauge.bytes().saturating_sub(read);
-        if parts.read_buf.len() as u64 > since {
+        if beyond.len() as u64 > since {
             return debug!("a client spoke on a socket that was not open yet");
         }
-        session(Box::new(parts.io.into_inner()), parts.read_buf).await;
+        session(Box::new(stream), beyond).await;
     }
 }
 
@@ -175,15 +316,12 @@ async fn last_words(drain: &Drain) {
     drain.requests.ended().await;
 }
 
-/// Has the drain wait for the first request of a connection, but not for long.
-async fn expect_first(member: Member, stop: CancellationToken, asked: CancellationToken) -> Infallible {
-    tokio::select! {
-        () = asked.cancelled() => {}
-        () = stop.cancelled() => {
-            let _ = tokio::time::timeout(FIRST_REQUEST_MAX, asked.cancelled()).await;
-        }
-    }
-    drop(member);
+/// Has the end wait for the first request of a connection, but not for long.
+async fn expect_first(drain: &Drain, here: &Here) -> Infallible {
+    drain.stop.cancelled().await;
+    here.end();
+    tokio::time::sleep(FIRST_REQUEST_MAX).await;
+    here.expect_nothing();
     pending().await
 }
 
@@ -192,7 +330,7 @@ pin_project! {
     struct Counted<B> {
         #[pin]
         body: B,
-        _member: Option<Member>,
+        _under_way: Option<UnderWay>,
     }
 }
 
@@ -218,13 +356,12 @@ impl<B: Body<Data = Bytes>> Body for Counted<B> {
 
 #[cfg(test)]
 mod tests {
-    use std::future::ready;
-
-    use http::StatusCode;
+    use http::{Method, StatusCode};
     use http_body_util::Full;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::io::{DuplexStream, duplex};
     use tokio::time::timeout;
 
+    use super::super::REST_AFTER;
     use super::*;
     use crate::tasks::Tasks;
 
@@ -233,7 +370,10 @@ mod tests {
         write_idle_max: Duration::from_secs(60),
         head_bytes_max: 8192,
         connections_max: 1,
+        rest_after: REST_AFTER,
     };
+    /// No head is waited for so long.
+    const LATE: Duration = Duration::from_secs(31);
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: k\r\n\r\n";
 
     /// Answers with whether it was the first request of its connection.
@@ -248,6 +388,10 @@ mod tests {
             let mut answer =
                 Response::new(Full::new(Bytes::from_static(if is_first { b"first" } else { b"later" })));
             let asks = request.headers().contains_key(UPGRADE);
+            if request.method() == Method::PUT {
+                // Its body is neither read nor given up.
+                std::mem::forget(request);
+            }
             let session = asks.then(|| -> Session {
                 *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
                 Box::new(|mut stream, early| {
@@ -265,10 +409,17 @@ mod tests {
         }
     }
 
+    /// Serves what `opening` comes to, wherever it rests.
+    fn spawn(opening: impl Future<Output = Option<DuplexStream>> + Send + 'static, drain: &Drain) {
+        let opening = async { opening.await.map(Awake::from) };
+        let (known, drain) = (Known::default(), Arc::new(drain.clone()));
+        Tasks::new().spawn(serve(opening, known, Told, LIMITS, drain, |awake, _| Some(awake)));
+    }
+
     /// The client's end of a connection that is served.
     fn connected(drain: &Drain) -> DuplexStream {
         let (client, server) = duplex(4096);
-        Tasks::new().spawn(serve(ready(Some(server)), Told, LIMITS, drain.clone()));
+        spawn(ready(Some(server)), drain);
         client
     }
 
@@ -336,7 +487,7 @@ mod tests {
             let _server = server;
             pending::<Option<DuplexStream>>().await
         };
-        Tasks::new().spawn(serve(opening, Told, LIMITS, drain.clone()));
+        spawn(opening, &drain);
         drain.stop.cancel();
         assert!(timeout(FIRST_REQUEST_MAX * 2, drain.requests.ended()).await.is_ok());
         drain.close.cancel();
@@ -347,7 +498,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stream_that_fails_to_open_is_waited_for_no_more() {
         let drain = Drain::default();
-        Tasks::new().spawn(serve(ready(None::<DuplexStream>), Told, LIMITS, drain.clone()));
+        spawn(ready(None), &drain);
         drain.stop.cancel();
         assert!(timeout(FIRST_REQUEST_MAX / 2, drain.requests.ended()).await.is_ok());
     }
@@ -385,5 +536,114 @@ mod tests {
         let closed = timeout(FIRST_REQUEST_MAX, client.read_to_end(&mut answer)).await;
         closed.expect("it is still open").unwrap();
         assert!(answer.ends_with(b"\r\n\r\n"), "there is no echo");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_serves_on_after_any_rest_within_its_time() {
+        let drain = Drain::default();
+        let mut client = connected(&drain);
+        assert!(ask(&mut client).await.ends_with("first"));
+        for millis in [1, 999, 1_000, 1_001, 29_999] {
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+            assert!(ask(&mut client).await.ends_with("later"), "after {millis} ms");
+        }
+        let closed = timeout(LATE, client.read(&mut [0])).await;
+        assert_eq!(closed.expect("its time is over").unwrap(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_trickles_has_its_time_and_no_more() {
+        for pause in [Duration::ZERO, Duration::from_secs(5)] {
+            let drain = Drain::default();
+            let mut client = connected(&drain);
+            tokio::time::sleep(pause).await;
+            let began = crate::clock::instant();
+            for byte in REQUEST.iter().take(REQUEST.len() - 1) {
+                client.write_all(&[*byte]).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(900)).await;
+            }
+            client.write_all(b"\n").await.unwrap();
+            let mut answer = Vec::new();
+            while !answer.ends_with(b"first") {
+                assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0, "it was closed");
+            }
+            assert!(crate::clock::since(began) < LIMITS.head_read_max);
+            client.write_all(b"GET").await.unwrap();
+            let closed = timeout(LATE, client.read(&mut [0])).await;
+            assert_eq!(closed.expect("its time is over").unwrap(), 0);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_at_rest_is_closed_with_the_others() {
+        let drain = Drain::default();
+        let mut client = connected(&drain);
+        assert!(ask(&mut client).await.ends_with("first"));
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        drain.stop.cancel();
+        assert!(timeout(FIRST_REQUEST_MAX / 2, drain.requests.ended()).await.is_ok(), "nobody is expected");
+        let answer = ask(&mut client).await;
+        assert!(answer.contains("connection: close") && answer.ends_with("later"), "{answer}");
+        let mut other = connected(&Drain { stop: drain.stop.clone(), ..Drain::default() });
+        assert!(ask(&mut other).await.contains("connection: close"));
+        drain.close.cancel();
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "it is closed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_leaves_during_a_rest_is_let_go() {
+        let drain = Drain::default();
+        let mut client = connected(&drain);
+        assert!(ask(&mut client).await.ends_with("first"));
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        client.shutdown().await.unwrap();
+        let closed = timeout(Duration::from_secs(1), client.read(&mut [0])).await;
+        assert_eq!(closed.expect("it is closed at once").unwrap(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_socket_may_follow_a_rest() {
+        let drain = Drain::default();
+        let mut client = connected(&drain);
+        assert!(ask(&mut client).await.ends_with("first"));
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        client.write_all(UPGRADE_REQUEST).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            client.read_buf(&mut head).await.unwrap();
+        }
+        assert!(head.starts_with(b"HTTP/1.1 101 "));
+        client.write_all(b"hello").await.unwrap();
+        let mut echo = [0; 5];
+        client.read_exact(&mut echo).await.unwrap();
+        assert_eq!(&echo, b"hello");
+        let mut other = connected(&drain);
+        assert!(ask(&mut other).await.ends_with("first"));
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        other.write_all(&[UPGRADE_REQUEST, b"too early"].concat()).await.unwrap();
+        let mut answer = Vec::new();
+        other.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.ends_with(b"\r\n\r\n"), "there is no echo");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rest_of_a_body_is_no_request() {
+        for method in ["POST", "PUT"] {
+            let drain = Drain::default();
+            let mut client = connected(&drain);
+            let head = format!("{method} / HTTP/1.1\r\nhost: k\r\ncontent-length: 100\r\n\r\nhello");
+            client.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            while !answer.ends_with(b"first") {
+                assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0, "it was closed");
+            }
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            // It may be closed already.
+            let _ = client.write_all(REQUEST).await;
+            answer.clear();
+            let closed = timeout(LATE, client.read_to_end(&mut answer)).await;
+            closed.expect("it is still open").unwrap();
+            assert!(answer.is_empty(), "{method}: {}", String::from_utf8_lossy(&answer));
+        }
     }
 }

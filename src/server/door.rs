@@ -20,7 +20,7 @@ pub(super) enum Door {
     Unix { listener: AsyncFd<unix::UnixListener>, _file: Option<SocketFile> },
 }
 
-/// A connection that was accepted and has no runtime yet.
+/// A connection that has no runtime: not yet, or not any more.
 #[derive(Debug)]
 pub(super) enum Accepted {
     Tcp(net::TcpStream),
@@ -67,6 +67,14 @@ fn watched<T: AsRawFd>(listener: T) -> io::Result<AsyncFd<T>> {
 }
 
 impl Accepted {
+    /// A stream that leaves its runtime. What was read of it is not in it any more.
+    pub(super) fn of(stream: Either<TcpStream, UnixStream>) -> io::Result<Self> {
+        match stream {
+            Either::Left(stream) => stream.into_std().map(Self::Tcp),
+            Either::Right(stream) => stream.into_std().map(Self::Unix),
+        }
+    }
+
     /// The stream, on the runtime that this is called on.
     pub(super) fn here(self) -> io::Result<Either<TcpStream, UnixStream>> {
         match self {

@@ -1,37 +1,68 @@
-//! How much a client has sent. When a connection is taken over by a socket, that tells what was sent
-//! before the client could know of it: nobody would have judged those bytes.
+//! How much a client has sent, and whether it takes what it is sent. When a connection is taken over
+//! by a socket, that tells what was sent before the client could know of it: nobody would have judged
+//! those bytes.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
+use bytes::{Buf, Bytes};
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Bytes that were read so far. Cheap to clone.
+/// What a stream has moved. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Gauge(Arc<AtomicU64>);
+pub(super) struct Gauge(Arc<Moved>);
+
+#[derive(Debug, Default)]
+struct Moved {
+    bytes: AtomicU64,
+    is_stuck: AtomicBool,
+}
 
 impl Gauge {
+    /// Bytes that were read so far.
     pub(super) fn bytes(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether something waits for the client to take it.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.0.is_stuck.load(Ordering::Relaxed)
+    }
+
+    fn note_written<T>(&self, written: Poll<T>) -> Poll<T> {
+        self.0.is_stuck.store(written.is_pending(), Ordering::Relaxed);
+        written
     }
 }
 
 pin_project! {
-    /// A stream of which it is known how much was read.
+    /// A stream of which it is known what it has moved.
     pub(super) struct Gauged<S> {
         #[pin]
         stream: S,
         gauge: Gauge,
+        // What was read before and is read again.
+        early: Bytes,
     }
 }
 
 impl<S> Gauged<S> {
     pub(super) fn new(stream: S, gauge: Gauge) -> Self {
-        Self { stream, gauge }
+        Self { stream, gauge, early: Bytes::new() }
+    }
+
+    /// The same, with what was read of it already.
+    pub(super) fn with_early(self, early: Bytes) -> Self {
+        Self { early, ..self }
+    }
+
+    /// The stream, and what was read of it and by nobody yet.
+    pub(super) fn into_parts(self) -> (S, Bytes) {
+        (self.stream, self.early)
     }
 }
 
@@ -43,16 +74,23 @@ impl<S: AsyncRead> AsyncRead for Gauged<S> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let this = self.project();
+        if this.early.has_remaining() {
+            let count = this.early.len().min(buffer.remaining());
+            buffer.put_slice(&this.early.split_to(count));
+            return Poll::Ready(Ok(()));
+        }
         ready!(this.stream.poll_read(cx, buffer))?;
-        // One task reads: an addition without a fence is enough.
-        this.gauge.0.fetch_add((buffer.filled().len() - before) as u64, Ordering::Relaxed);
+        // One task reads, so nobody adds between the two: cheaper than an addition that is one step.
+        let bytes = this.gauge.bytes() + (buffer.filled().len() - before) as u64;
+        this.gauge.0.bytes.store(bytes, Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 }
 
 impl<S: AsyncWrite> AsyncWrite for Gauged<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        self.project().stream.poll_write(cx, data)
+        let this = self.project();
+        this.gauge.note_written(this.stream.poll_write(cx, data))
     }
 
     fn poll_write_vectored(
@@ -60,7 +98,8 @@ impl<S: AsyncWrite> AsyncWrite for Gauged<S> {
         cx: &mut Context<'_>,
         data: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.project().stream.poll_write_vectored(cx, data)
+        let this = self.project();
+        this.gauge.note_written(this.stream.poll_write_vectored(cx, data))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -68,7 +107,8 @@ impl<S: AsyncWrite> AsyncWrite for Gauged<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.project().stream.poll_flush(cx)
+        let this = self.project();
+        this.gauge.note_written(this.stream.poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

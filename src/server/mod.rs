@@ -1,9 +1,11 @@
 //! Accepts connections, hands each to a worker and speaks HTTP/1.1 on it. Knows nothing of what is
 //! served.
 
+mod aside;
 mod connection;
 mod door;
 mod gauged;
+mod here;
 mod listener;
 mod passed;
 mod patient;
@@ -23,7 +25,9 @@ use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -34,8 +38,9 @@ pub use passed::Passed;
 pub use tls::Tls;
 pub use workers::{Crew, Workers};
 
+use connection::Awake;
 use door::{Accepted, Door};
-use workers::Opened;
+use here::Known;
 
 /// Bounds of the listener and of each connection.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +54,13 @@ pub struct Limits {
     pub head_bytes_max: usize,
     /// Connections open at once; more wait to be accepted.
     pub connections_max: usize,
+    /// A connection that waits this long for a request lays its buffers down until one comes, and
+    /// that one may be another worker's.
+    pub rest_after: Duration,
 }
+
+/// Most connections that have waited for a second wait for many.
+pub const REST_AFTER: Duration = Duration::from_secs(1);
 
 /// How a server is told to end: `stop`, then `close` when `requests` has ended, then `cut` when
 /// that takes too long.
@@ -101,7 +112,7 @@ impl<B> From<Response<B>> for Reply<B> {
 }
 
 /// Answers requests. Cheap to clone: each connection has one of its worker's.
-pub trait Service: Clone + Send + Sync + 'static {
+pub trait Service: Clone + Send + Sync + Unpin + 'static {
     /// The body of its answers.
     type Body: Body<Data = Bytes, Error: std::error::Error + Send + Sync + 'static> + Send + 'static;
 
@@ -131,7 +142,6 @@ struct Guests {
 struct Guest {
     guests: Arc<Guests>,
     _place: OwnedSemaphorePermit,
-    _opened: Opened,
 }
 
 impl Room {
@@ -154,10 +164,10 @@ impl Room {
         self.guests.accepted.load(Ordering::Relaxed)
     }
 
-    fn enter(&self, place: OwnedSemaphorePermit, opened: Opened) -> Guest {
+    fn enter(&self, place: OwnedSemaphorePermit) -> Guest {
         self.guests.open.fetch_add(1, Ordering::Relaxed);
         self.guests.accepted.fetch_add(1, Ordering::Relaxed);
-        Guest { guests: Arc::clone(&self.guests), _place: place, _opened: opened }
+        Guest { guests: Arc::clone(&self.guests), _place: place }
     }
 }
 
@@ -173,8 +183,11 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// So many are accepted in one go before whoever else runs on the same worker has a turn.
 const ACCEPTED_MAX: u32 = 64;
 
-/// What serves connections, wherever they come from. Cheap to clone.
-#[derive(Clone, Debug)]
+/// A connection that is opened.
+type Opening = Pin<Box<dyn Future<Output = Option<Awake<tls::Stream>>> + Send>>;
+
+/// What serves connections, wherever they come from.
+#[derive(Debug)]
 pub struct Server<S> {
     /// Who answers.
     pub crew: Crew<S>,
@@ -196,7 +209,7 @@ impl<S: Service> Server<S> {
     /// # Errors
     ///
     /// When the system refuses, or there is no worker.
-    pub fn listen(&self, listener: Listener, tls: Tls) -> io::Result<()> {
+    pub fn listen(self: &Arc<Self>, listener: Listener, tls: Tls) -> io::Result<()> {
         // One accepts for all: each place is listened on once, whatever it is, and who has the least
         // to do is known. It is a worker, so what it gives itself crosses no thread.
         let post = self.crew.any().ok_or_else(|| io::Error::other("there is no worker"))?;
@@ -204,11 +217,11 @@ impl<S: Service> Server<S> {
             let _runtime = post.handle.enter();
             Door::open(listener)?
         };
-        self.accepting.spawn_on(self.clone().accept(door, tls), &post.handle);
+        self.accepting.spawn_on(Arc::clone(self).accept(door, tls), &post.handle);
         Ok(())
     }
 
-    async fn accept(self, door: Door, tls: Tls) {
+    async fn accept(self: Arc<Self>, door: Door, tls: Tls) {
         let mut in_one_go = 0;
         loop {
             let next = async {
@@ -234,25 +247,68 @@ impl<S: Service> Server<S> {
         }
     }
 
-    fn hand_over(&self, accepted: Accepted, place: OwnedSemaphorePermit, tls: Tls) {
-        let Some(post) = self.crew.least() else { return };
-        let guest = self.room.enter(place, post.open());
+    fn hand_over(self: &Arc<Self>, accepted: Accepted, place: OwnedSemaphorePermit, tls: Tls) {
+        let Some(number) = self.crew.least() else { return };
         let head_read_max = self.limits.head_read_max;
         // In a box, so that it takes no room any more once the stream is open.
         let opening = Box::pin(async move {
-            match accepted.here() {
-                Ok(stream) => tls.open(stream, head_read_max).await,
-                Err(error) => {
-                    debug!("a connection ended before it began: {error}");
-                    None
-                }
-            }
+            let stream = here(accepted)?;
+            tls.open(stream, head_read_max).await.map(Awake::from)
         });
-        let serving = connection::serve(opening, post.service.clone(), self.limits, post.drain.clone());
-        let served = async move {
-            serving.await;
-            drop(guest);
+        self.attend(number, opening, Known::default(), self.room.enter(place));
+    }
+
+    /// Has a worker serve a connection.
+    fn attend(self: &Arc<Self>, number: usize, opening: Opening, known: Known, guest: Guest) {
+        let Some(post) = self.crew.post(number) else { return };
+        let (server, mut guest, opened) = (Arc::clone(self), Some(guest), post.open());
+        let elsewhere = move |awake, known| {
+            // It counts here until it is served no more, or elsewhere.
+            let _ = &opened;
+            server.elsewhere(number, awake, known, &mut guest)
         };
-        self.connections.spawn_on(served, &post.handle);
+        let (service, drain) = (post.service.clone(), Arc::clone(&post.drain));
+        let serving = connection::serve(opening, known, service, self.limits, drain, elsewhere);
+        self.connections.spawn_on(serving, &post.handle);
+    }
+
+    /// Has another worker serve a connection that is about to ask, when the one it was served by has
+    /// more to do. What is under TLS stays: its state belongs to its stream.
+    fn elsewhere(
+        self: &Arc<Self>,
+        number: usize,
+        awake: Awake<tls::Stream>,
+        known: Known,
+        guest: &mut Option<Guest>,
+    ) -> Option<Awake<tls::Stream>> {
+        let Some(less) = self.crew.less_than(number) else { return Some(awake) };
+        // At the end of the program, each worker is waited for.
+        if self.drain.stop.is_cancelled() {
+            return Some(awake);
+        }
+        let Awake { stream, early } = awake;
+        let stream = match stream {
+            Either::Left(stream) => stream,
+            Either::Right(_) => return Some(Awake { stream, early }),
+        };
+        match Accepted::of(stream) {
+            Ok(left) => {
+                let opening = async move { Some(Awake { stream: Either::Left(here(left)?), early }) };
+                self.attend(less, Box::pin(opening), known, guest.take()?);
+            }
+            Err(error) => debug!("a connection ended on its way to another worker: {error}"),
+        }
+        None
+    }
+}
+
+/// The stream, on the runtime that this is called on.
+fn here(accepted: Accepted) -> Option<Either<TcpStream, UnixStream>> {
+    match accepted.here() {
+        Ok(stream) => Some(stream),
+        Err(error) => {
+            debug!("a connection ended before it began: {error}");
+            None
+        }
     }
 }

@@ -29,6 +29,10 @@ impl<S> Patient<S> {
     pub(super) fn new(stream: S, idle_max: Duration) -> Self {
         Self { stream, idle_max, timer: None, is_waiting: false }
     }
+
+    pub(super) fn into_inner(self) -> S {
+        self.stream
+    }
 }
 
 impl<S: AsyncWrite> Patient<S> {

@@ -1,5 +1,5 @@
-//! Workers: a thread for each core, with a runtime of its own. A connection stays with one of them,
-//! so that no request waits for another thread, and cores share as little as they can.
+//! Workers: a thread for each core, with a runtime of its own. A request stays with one of them, so
+//! that it waits for no other thread, and cores share as little as they can.
 
 use std::io;
 use std::sync::Arc;
@@ -81,7 +81,7 @@ impl Workers {
         let post = |handle: &Handle| Post {
             handle: handle.clone(),
             service: service(),
-            drain: drain.with_requests(Tasks::new()),
+            drain: Arc::new(drain.with_requests(Tasks::new())),
             open: Arc::default(),
         };
         Crew { posts: self.handles.iter().map(post).collect(), next: Arc::default() }
@@ -118,7 +118,7 @@ pub(super) struct Post<S> {
     pub(super) handle: Handle,
     pub(super) service: S,
     /// With the requests of this worker only.
-    pub(super) drain: Drain,
+    pub(super) drain: Arc<Drain>,
     open: Arc<AtomicUsize>,
 }
 
@@ -137,11 +137,24 @@ impl<S> Clone for Crew<S> {
 }
 
 impl<S> Crew<S> {
+    pub(super) fn post(&self, number: usize) -> Option<&Post<S>> {
+        self.posts.get(number)
+    }
+
     /// Who takes the next connection: who has the least to do.
-    pub(super) fn least(&self) -> Option<&Post<S>> {
+    pub(super) fn least(&self) -> Option<usize> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let loads: Vec<Load> = self.posts.iter().map(Post::load).collect();
-        self.posts.get(least(&loads, turn)?)
+        least(&loads, turn)
+    }
+
+    /// Who would still have fewer requests under way than this one has, with one of them more.
+    pub(super) fn less_than(&self, number: usize) -> Option<usize> {
+        let (own, _) = self.posts.get(number)?.load();
+        // Mostly it is the only one that is under way here.
+        let less = if own > 1 { self.least()? } else { return None };
+        let (others, _) = self.posts.get(less)?.load();
+        (others + 1 < own).then_some(less)
     }
 
     /// One of them after the other.
@@ -150,10 +163,13 @@ impl<S> Crew<S> {
         self.posts.get(turn.checked_rem(self.posts.len())?)
     }
 
-    /// Waits until each of them has had no request under way.
+    /// Waits until none of them has a request under way.
     pub async fn requests_ended(&self) {
-        for post in &*self.posts {
-            post.drain.requests.ended().await;
+        // A connection may have been moved to one that was looked at before.
+        while self.posts.iter().any(|post| post.drain.requests.count() > 0) {
+            for post in &*self.posts {
+                post.drain.requests.ended().await;
+            }
         }
     }
 }
