@@ -39,6 +39,8 @@ pub(super) struct Connection {
     /// Room for the next read: as much as the last ones needed.
     read_bytes: usize,
     small_reads: u8,
+    /// With less than this, new room is made.
+    room_min: usize,
 }
 
 impl Connection {
@@ -50,6 +52,7 @@ impl Connection {
             opened_at: clock::instant(),
             read_bytes: READ_BYTES_MIN,
             small_reads: 0,
+            room_min: READ_BYTES_MIN,
         }
     }
 
@@ -59,30 +62,43 @@ impl Connection {
 
     /// Reads more; 0 bytes are the end. Who waits with nothing in hand holds little memory.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.inbox.reserve(self.read_bytes);
-        let room = self.inbox.capacity() - self.inbox.len();
+        if self.room() < self.room_min {
+            self.inbox.reserve(self.read_bytes);
+        }
+        let room = self.room();
         let read = poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.inbox);
         match &read {
             Poll::Ready(Ok(bytes)) => self.adapt(*bytes, room),
             Poll::Ready(Err(_)) => {}
-            Poll::Pending if self.inbox.is_empty() && room > READ_BYTES_MIN => self.inbox = BytesMut::new(),
+            Poll::Pending if self.inbox.is_empty() && room > READ_BYTES_MIN => self.rest(),
             Poll::Pending => {}
         }
         read
     }
 
+    fn room(&self) -> usize {
+        self.inbox.capacity() - self.inbox.len()
+    }
+
     fn adapt(&mut self, read: usize, room: usize) {
         if read >= room {
-            self.read_bytes = (self.read_bytes * 2).min(READ_BYTES_MAX);
+            if room >= self.read_bytes {
+                self.read_bytes = (self.read_bytes * 2).min(READ_BYTES_MAX);
+            }
             self.small_reads = 0;
-        } else if read <= self.read_bytes / 2 {
+            self.room_min = self.read_bytes;
+            return;
+        }
+        // A short piece leaves room behind it, and may itself still wait to be written.
+        self.room_min = self.read_bytes / 2;
+        if read > self.read_bytes / 2 {
+            self.small_reads = 0;
+        } else {
             self.small_reads += 1;
             if self.small_reads >= SMALL_READS_MAX {
                 self.read_bytes = (self.read_bytes / 2).max(READ_BYTES_MIN);
                 self.small_reads = 0;
             }
-        } else {
-            self.small_reads = 0;
         }
     }
 
