@@ -184,6 +184,8 @@ async fn a_client_that_brings_its_own_key_pays_itself() {
         // Its account is empty, and that is its own matter: no other key is tried, none is parked.
         let answer = with_own(&house, "POST", SPEECH, Some(CLIENT_TOKEN)).await;
         assert_eq!(told(&answer), (401, ""));
+        // To its end: until then it is under way, and only one may be.
+        answer.bytes().await.unwrap();
     }
     let user: Value = with_own(&house, "GET", "/v1/user", Some(CLIENT_TOKEN)).await.json().await.unwrap();
     assert_eq!(user["first_name"], "Simulator", "it is its own account");
@@ -191,7 +193,9 @@ async fn a_client_that_brings_its_own_key_pays_itself() {
     assert_eq!(house.statuses().await, ["active", "active"]);
     // Without a key of its own it draws on the pool, and there is all of its allowance.
     for _ in 0..3 {
-        assert_eq!(house.speak(10).await.status(), 200);
+        let answer = house.speak(10).await;
+        assert_eq!(answer.status(), 200);
+        answer.bytes().await.unwrap();
     }
     assert_eq!(told(&house.speak(10).await), USED);
     let (ledger, folder) = house.close().await;

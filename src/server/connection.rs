@@ -30,6 +30,9 @@ use super::{Drain, First, Limits, Reply, Service, Session, Stream};
 /// it would refuse a request that was let in.
 const FIRST_REQUEST_MAX: Duration = Duration::from_secs(1);
 
+/// A new connection is looked at so many times sooner than others.
+const FIRST_PAUSE: u32 = 64;
+
 /// Serves the stream that `opening` comes to, if it does, to its end. A drain that begins before the
 /// first poll knows of it already.
 ///
@@ -84,11 +87,13 @@ async fn run<S, I>(
     let Some(mut awake) = opened else { return };
     here.wait();
     let gauge = Gauge::default();
+    // Most clients ask once: until one has asked again, its pauses are short.
+    let mut pause = if here.has_asked() { limits.rest_after } else { limits.rest_after / FIRST_PAUSE };
     loop {
         let stream = Patient::new(awake.stream, limits.write_idle_max);
         let stream = Gauged::new(stream, gauge.clone()).with_early(awake.early);
         // In a box that goes before a rest or a session begins: its buffers are not needed any more.
-        let spoken = Box::pin(speak(stream, service.clone(), limits, &drain, &here, &gauge)).await;
+        let spoken = Box::pin(speak(stream, service.clone(), limits, &drain, &here, &gauge, pause)).await;
         let stream = match spoken {
             Spoken::Over => return,
             Spoken::Taken(taken, stream, read) => return taken.run(&gauge, stream, read).await,
@@ -96,6 +101,7 @@ async fn run<S, I>(
         };
         let Some(woken) = rest(stream, limits, &drain, &here).await else { return };
         here.expect();
+        pause = limits.rest_after;
         match elsewhere(woken, here.known()) {
             Some(stays) => awake = stays,
             None => return,
@@ -121,6 +127,7 @@ async fn speak<S, I>(
     drain: &Drain,
     here: &Arc<Here>,
     gauge: &Gauge,
+    pause: Duration,
 ) -> Spoken<I>
 where
     S: Service,
@@ -162,7 +169,7 @@ where
         tokio::select! {
             biased;
             told = told(drain, here, limits.head_read_max) => Some(told),
-            () = here.quiet(limits.rest_after, gauge) => None,
+            () = here.quiet(pause, limits.rest_after, gauge) => None,
         }
     }));
     let ended = tokio::select! {

@@ -11,7 +11,7 @@ use super::gauged::Gauge;
 use crate::clock;
 use crate::tasks::{Member, Tasks};
 
-/// From one look at a connection with a request under way to the next, at least.
+/// From one look at a connection to the next, at least.
 const LOOK_MIN: Duration = Duration::from_millis(1);
 
 /// One connection. Only its own task changes it, so nothing here is ever waited for.
@@ -52,7 +52,7 @@ impl Here {
 
     /// What the next one who serves it should know.
     pub(super) fn known(&self) -> Known {
-        Known { has_asked: self.has_asked.load(Ordering::Relaxed), waits_since: self.waits_since() }
+        Known { has_asked: self.has_asked(), waits_since: self.waits_since() }
     }
 
     /// From now on a head is waited for, if it was not before.
@@ -84,6 +84,10 @@ impl Here {
         self.expected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn has_asked(&self) -> bool {
+        self.has_asked.load(Ordering::Relaxed)
+    }
+
     /// A head has come.
     pub(super) fn asks(self: &Arc<Self>) -> UnderWay {
         self.waits_since.store(BUSY, Ordering::Relaxed);
@@ -113,18 +117,22 @@ impl Here {
         }
     }
 
-    /// Ends when a head has been waited for that long, from now on at the earliest, and the client has
-    /// taken all of its last answer; at the end of the program never.
-    pub(super) async fn quiet(&self, after: Duration, gauge: &Gauge) {
-        let mut due = clock::instant() + after.max(LOOK_MIN);
+    /// Ends when a head has been waited for and the client has taken all of its last answer; at the end
+    /// of the program never. It is looked at after `first`, and then at pauses that grow to `longest`;
+    /// a head that has been waited for since the last look, at least, is enough.
+    pub(super) async fn quiet(&self, first: Duration, longest: Duration, gauge: &Gauge) {
+        let longest = longest.max(LOOK_MIN);
+        let mut pause = first.clamp(LOOK_MIN, longest);
+        let mut due = clock::instant() + pause;
         loop {
             sleep_until(due.into()).await;
             let now = clock::instant();
-            due = match self.waits_since().map(|since| since + after) {
-                Some(due) if due > now => due,
-                Some(_) if self.may_rest(gauge) => return,
-                Some(_) | None => now + after.max(LOOK_MIN),
-            };
+            let since = self.waits_since().filter(|_| self.may_rest(gauge));
+            if since.is_some_and(|since| since + pause <= now) {
+                return;
+            }
+            pause = (pause * 2).min(longest);
+            due = since.unwrap_or(now) + pause;
         }
     }
 }
@@ -132,7 +140,7 @@ impl Here {
 impl Here {
     /// The first head is left where it is: HTTP has not found yet that it stands between two messages.
     fn may_rest(&self, gauge: &Gauge) -> bool {
-        let has_begun = self.has_asked.load(Ordering::Relaxed) || gauge.bytes() == 0;
+        let has_begun = self.has_asked() || gauge.bytes() == 0;
         has_begun && !gauge.is_stuck() && !self.is_ending()
     }
 }

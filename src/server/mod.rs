@@ -54,8 +54,8 @@ pub struct Limits {
     pub head_bytes_max: usize,
     /// Connections open at once; more wait to be accepted.
     pub connections_max: usize,
-    /// A connection that waits this long for a request lays its buffers down until one comes, and
-    /// that one may be another worker's.
+    /// A connection that waits this long for a request, and a new one that waits as long as its first
+    /// took, lays its buffers down until one comes, and that one may be another worker's.
     pub rest_after: Duration,
 }
 
