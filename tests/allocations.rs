@@ -18,6 +18,7 @@ const MAXIMA: &[(&str, u64)] = &[
     ("names, GET", 0),
     ("names, TTS", 1),
     ("names, any", 2),
+    ("account, TTS", 0),
     ("strip, GET", 0),
     ("strip, TTS", 0),
     ("estimate, TTS", 1),

@@ -30,6 +30,7 @@ use keychoir::body::room::{Bounds, Room};
 use keychoir::body::tap::{Listen, Tap};
 use keychoir::clock;
 use keychoir::policy::affinity::{self, Names};
+use keychoir::policy::allowance::{Period, Tally};
 use keychoir::policy::asked::Asked;
 use keychoir::policy::budget::{Extension, Quota};
 use keychoir::policy::classify::{ErrorBody, Verdict, classify};
@@ -66,6 +67,7 @@ pub const PARTS: &[Part] = &[
     Part { name: "names, GET", prepare: |n| naming(n, What::Voices) },
     Part { name: "names, TTS", prepare: |n| naming(n, What::Speech) },
     Part { name: "names, any", prepare: |n| naming(n, What::Anything) },
+    Part { name: "account, TTS", prepare: |n| accounting(n) },
     Part { name: "strip, GET", prepare: |n| stripping(n, What::Voices) },
     Part { name: "strip, TTS", prepare: |n| stripping(n, What::Speech) },
     Part { name: "estimate, TTS", prepare: |n| estimating(n) },
@@ -236,6 +238,19 @@ fn name(head: &Parts, route: &Route) -> Names {
     black_box(affinity::gives(&head.method, route));
     black_box(affinity::is_speech(route));
     Names::of(head.uri.path(), head.uri.query())
+}
+
+/// A request and its credits, in the periods of its client.
+fn accounting(count: usize) -> Box<dyn FnOnce()> {
+    Box::new(move || {
+        let (mut tallies, now) = ([Tally::default(); 6], clock::now());
+        for _ in 0..count {
+            for (tally, period) in tallies.iter_mut().zip(Period::ALL.into_iter().cycle()) {
+                *tally = black_box(*tally).plus(1, period, now);
+                black_box(tally.used(period, now));
+            }
+        }
+    })
 }
 
 fn stripping(count: usize, what: What) -> Box<dyn FnOnce()> {

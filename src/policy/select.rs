@@ -113,6 +113,12 @@ impl Candidate {
     fn can_pay(&self) -> bool {
         matches!(self.means, Means::Enough | Means::StillEnough)
     }
+
+    /// Whether it can serve now.
+    #[must_use]
+    pub fn is_able(&self) -> bool {
+        self.is_eligible && self.is_open() && self.can_pay() && self.room == Room::Free
+    }
 }
 
 /// The key to use: of those that stand well, can pay and have room, the one that `strategy` ranks
@@ -126,7 +132,7 @@ pub fn select(
     candidates: impl Iterator<Item = Candidate> + Clone,
 ) -> Result<Choice, Unavailable> {
     let open = || candidates.clone().enumerate().filter(|(_, key)| key.is_eligible && key.is_open());
-    let able = open().filter(|(_, key)| key.can_pay() && key.room == Room::Free);
+    let able = candidates.clone().enumerate().filter(|(_, key)| key.is_able());
     if let Some(position) = best(strategy, able.map(|(position, key)| (position, key.traits))) {
         return Ok(Choice::Use(position));
     }

@@ -29,6 +29,18 @@ pub trait Strategy: Debug + Sync {
     /// The lower, the sooner; of equals, the first in the pool's order. [`BEST`] ends the search.
     fn rank(&self, key: &Traits) -> u64;
 
+    /// The lowest rank that any key can have while `turn` is the turn of the key that was chosen last:
+    /// one that has it ends the search.
+    fn least(&self, turn: u64) -> u64 {
+        let _ = turn;
+        BEST
+    }
+
+    /// Whether it looks at [`Traits::remaining`] or [`Traits::resets_at`].
+    fn counts_credits(&self) -> bool {
+        false
+    }
+
     /// Whether it looks at [`Traits::turn`], which must then be kept.
     fn takes_turns(&self) -> bool {
         false
@@ -93,6 +105,10 @@ impl Strategy for RoundRobin {
         key.turn.saturating_add(1)
     }
 
+    fn least(&self, turn: u64) -> u64 {
+        turn.saturating_add(1)
+    }
+
     fn takes_turns(&self) -> bool {
         true
     }
@@ -105,6 +121,10 @@ impl Strategy for MostRemaining {
 
     fn rank(&self, key: &Traits) -> u64 {
         key.remaining.map_or(u64::MAX, |remaining| u64::MAX - 1 - remaining.min(u64::MAX - 2))
+    }
+
+    fn counts_credits(&self) -> bool {
+        true
     }
 }
 
@@ -126,6 +146,10 @@ impl Strategy for SoonestReset {
 
     fn rank(&self, key: &Traits) -> u64 {
         key.resets_at.map_or(u64::MAX, |at| at.0.max(1))
+    }
+
+    fn counts_credits(&self) -> bool {
+        true
     }
 }
 
@@ -190,6 +214,17 @@ mod tests {
         fn round_robin_takes_the_earliest_turn(keys in keys()) {
             let at = chosen(&RoundRobin, &keys);
             prop_assert!(keys.iter().all(|key| key.turn >= keys[at].turn));
+        }
+
+        #[test]
+        fn no_rank_is_below_the_least_and_nothing_else_is_looked_at(key in keys(), turn in 0..1_000_u64) {
+            for strategy in STRATEGIES {
+                // A turn is never in the past.
+                let key = Traits { turn: key[0].turn.max(turn), ..key[0] };
+                prop_assert!(strategy.rank(&key) >= strategy.least(turn));
+                let broke = Traits { remaining: None, resets_at: None, ..key };
+                prop_assert!(strategy.counts_credits() || strategy.rank(&key) == strategy.rank(&broke));
+            }
         }
 
         #[test]

@@ -49,13 +49,33 @@ pub(super) fn candidate(
         is_eligible: !lacks && !ask.excluded.contains(&position),
         means: means(key, ask.estimate, now),
         room: ask.lane.map_or(Room::Free, |lane| workspace.room(lane).look(now)),
-        traits: Traits {
-            remaining: remaining(&quota, workspace.reserved()),
-            resets_at: quota.resets_at,
-            in_flight: workspace.in_flight(),
-            turn: key.turn().load(Ordering::Acquire).max(turn),
-            weight: key.weight(),
-        },
+        traits: traits(key, Some(&quota), turn),
+    }
+}
+
+/// What a strategy sees of a key; of its credits, what `quota` says.
+pub(super) fn traits(key: &Key, quota: Option<&Quota>, turn: u64) -> Traits {
+    let workspace = key.workspace();
+    Traits {
+        remaining: quota.and_then(|quota| remaining(quota, workspace.reserved())),
+        resets_at: quota.and_then(|quota| quota.resets_at),
+        in_flight: workspace.in_flight(),
+        turn: key.turn().load(Ordering::Acquire).max(turn),
+        weight: key.weight(),
+    }
+}
+
+/// Whether a look at `key` would find only that it rests.
+pub(super) fn is_closed(key: &Key, round: Round, now: UnixMs) -> bool {
+    match key.standing(now) {
+        Standing::Usable | Standing::Resting { reason: ParkReason::Short, .. } => false,
+        Standing::Resting { reason: ParkReason::RateLimited | ParkReason::Invalid, .. } => true,
+        Standing::Resting { reason: ParkReason::Billing, .. } => !round.spares_credits,
+        // Unless the provider has said that there is something left.
+        Standing::Resting { reason: ParkReason::Exhausted, .. } => {
+            let is_told = key.told().left().is_some() || key.workspace().cell().told().left().is_some();
+            !round.spares_credits && !is_told
+        }
     }
 }
 

@@ -42,6 +42,7 @@ pub struct Key {
 
 impl Key {
     pub(super) fn new(position: usize, entry: KeyEntry, workspace: Arc<Workspace>) -> Self {
+        workspace.quiet().disturb();
         Self {
             position: AtomicUsize::new(position),
             api_key: entry.key,
@@ -134,6 +135,7 @@ impl Key {
 
     pub(super) fn park(&self, park: Park) {
         self.park.join(park);
+        self.workspace.quiet().disturb();
     }
 
     pub(super) fn weight(&self) -> u32 {
@@ -172,6 +174,12 @@ impl Key {
     pub(super) fn accept(&self) {
         self.forget_refusals();
         self.park.pardon(ParkReason::Invalid);
+        self.workspace.quiet().disturb();
+    }
+
+    /// The next moment at which it may stand in another way, if nothing happens.
+    pub(super) fn next_change(&self, now: UnixMs) -> Option<UnixMs> {
+        self.park.load().filter(|park| park.holds(now)).map(|park| park.until)
     }
 
     /// The key was served.

@@ -6,7 +6,7 @@ use super::key::Key;
 use super::lease::Lease;
 use super::line::Ask;
 use super::roster::Roster;
-use super::{Observation, Pool, Transition, news_of_workspace};
+use super::{Observation, Pool, Transition, news_of_charge, news_of_workspace};
 use crate::policy::classify::{Shortfall, Verdict};
 use crate::policy::standing::{Park, ParkReason};
 use crate::policy::units::UnixMs;
@@ -84,14 +84,14 @@ impl Pool {
     /// Books what the request of `lease` has cost.
     pub fn settle(&self, roster: &Roster, lease: &mut Lease, credits: u64, now: UnixMs) -> Vec<Transition> {
         lease.settle(credits, now);
-        if credits == 0 { Vec::new() } else { news_of_workspace(roster, lease.key().workspace(), now) }
+        if credits == 0 { Vec::new() } else { news_of_charge(roster, lease.key().workspace(), now) }
     }
 
     /// Books what was spent with a key, and is known only now.
     pub fn spend(&self, roster: &Roster, key: &Key, credits: u64, now: UnixMs) -> Vec<Transition> {
         key.workspace().cell().settle(Paid { reserved: 0, spent: credits }, now);
         key.workspace().spending().add(credits, now);
-        news_of_workspace(roster, key.workspace(), now)
+        news_of_charge(roster, key.workspace(), now)
     }
 
     /// Learns what the provider told of a key's quota.

@@ -7,7 +7,6 @@ use super::Pool;
 use super::cells::{Paid, Taken, ToldCell};
 use super::key::Key;
 use super::line::Ask;
-use crate::clock;
 use crate::policy::lane::Lane;
 use crate::policy::units::UnixMs;
 
@@ -90,7 +89,7 @@ impl Lease {
     pub fn rest(&mut self) {
         if let Some(lane) = self.lane.take() {
             self.key.workspace().room(lane).leave();
-            self.pool.serve_line(clock::now());
+            self.pool.serve_line_now();
         }
     }
 
@@ -113,7 +112,7 @@ impl Lease {
             self.key.workspace().room(lane).leave();
         }
         self.key.leave();
-        self.pool.serve_line(clock::now());
+        self.pool.serve_line_now();
     }
 
     /// Says what the request has cost. What was reserved beyond that is free for others.

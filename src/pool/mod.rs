@@ -31,6 +31,7 @@ use crate::policy::standing::{Park, ParkReason, Standing};
 use crate::policy::strategy::Strategy;
 use crate::policy::units::UnixMs;
 use crate::secret::Fingerprint;
+use cells::Outlook;
 use sync::{AtomicU64, AtomicUsize};
 
 pub use belonging::Belonging;
@@ -322,13 +323,32 @@ impl Pool {
     }
 }
 
+/// What has changed of a workspace's keys since it was last told.
 fn news_of_workspace(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
-    roster
-        .keys()
-        .iter()
-        .filter(|key| std::ptr::eq(key.workspace(), workspace))
-        .filter_map(|key| news_of(roster, key, now))
-        .collect()
+    let before = workspace.quiet().begin();
+    let quota = workspace.quota(now);
+    let mut until = workspace.next_change(&quota, now);
+    let mut news = Vec::new();
+    for key in roster.keys().iter().filter(|key| std::ptr::eq(key.workspace(), workspace)) {
+        news.extend(news_of(roster, key, now));
+        until = [until, key.next_change(now)].into_iter().flatten().min();
+    }
+    workspace.quiet().keep(before, outlook(roster, &quota), until.unwrap_or(UnixMs(u64::MAX)));
+    news
+}
+
+/// The same after a charge, which seldom changes anything but the count.
+fn news_of_charge(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
+    let is_quiet = workspace.quiet().holds(outlook(roster, &workspace.quota(now)), now);
+    if is_quiet { Vec::new() } else { news_of_workspace(roster, workspace, now) }
+}
+
+fn outlook(roster: &Roster, quota: &Quota) -> Outlook {
+    Outlook {
+        generation: roster.generation(),
+        is_spent: quota.is_spent(),
+        is_near: roster.is_near_limit(quota),
+    }
 }
 
 fn news_of(roster: &Roster, key: &Arc<Key>, now: UnixMs) -> Option<Transition> {

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use loom::thread;
 
-use super::cells::{Paid, ParkCell, QuotaCell, RoomCell, Taken, ToldCell};
+use super::cells::{Outlook, Paid, ParkCell, QuietCell, QuotaCell, RoomCell, Taken, ToldCell};
+use super::sync::Ordering;
 use super::*;
 use crate::policy::classify::Verdict;
 use crate::policy::client::ClientName;
@@ -169,6 +170,28 @@ fn a_pardon_ends_no_other_park() {
         let later = Park { reason: ParkReason::Exhausted, until: UnixMs(9) };
         both(move || other.join(later), || cell.pardon(ParkReason::Invalid));
         assert_eq!(cell.load(), Some(later));
+    });
+}
+
+#[test]
+fn a_look_that_a_change_overtakes_is_not_kept() {
+    model(|| {
+        let (cell, stands) = (Arc::new(QuietCell::default()), Arc::new(AtomicU64::new(0)));
+        let outlook = Outlook { generation: 1, is_spent: false, is_near: false };
+        let (other, changes) = (Arc::clone(&cell), Arc::clone(&stands));
+        let (_, seen) = both(
+            move || {
+                changes.store(1, Ordering::Release);
+                other.disturb();
+            },
+            || {
+                let before = cell.begin();
+                let seen = stands.load(Ordering::Acquire);
+                cell.keep(before, outlook, RESET);
+                seen
+            },
+        );
+        assert!(seen == 1 || !cell.holds(outlook, NOW), "nobody would look at what has changed");
     });
 }
 

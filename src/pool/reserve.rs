@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::candidate::{Round, candidate};
+use super::candidate::{Round, candidate, is_closed, traits};
 use super::key::Key;
 use super::lease::Lease;
 use super::line::{Ask, Given};
@@ -92,6 +92,13 @@ impl Pool {
         }
     }
 
+    /// The same by the present time, which is asked for only when somebody waits.
+    pub(super) fn serve_line_now(self: &Arc<Self>) {
+        if !self.line.is_empty() {
+            self.serve_line(clock::now());
+        }
+    }
+
     /// Reserves a key, or says why not, without waiting.
     pub(super) fn try_reserve(self: &Arc<Self>, roster: &Arc<Roster>, ask: &Ask, now: UnixMs) -> Given {
         let rounds = |is_at_home| {
@@ -117,12 +124,18 @@ impl Pool {
         let turn = self.turn.load(Ordering::Acquire);
         for _ in 0..RACES_MAX {
             let too_poor = Cell::new(false);
-            let candidates = roster.keys().iter().enumerate().map(|(position, key)| {
+            let look = |position: usize, key: &Arc<Key>| {
                 let seen = candidate(key, position, ask, round, turn, now);
                 too_poor.set(too_poor.get() || is_passed_over(&seen));
                 seen
-            });
-            let choice = select(strategy, candidates)?;
+            };
+            let choice = match best_able(roster, turn, now, round, look) {
+                Some(position) => Choice::Use(position),
+                None => select(
+                    strategy,
+                    roster.keys().iter().enumerate().map(|(position, key)| look(position, key)),
+                )?,
+            };
             let (position, stretches) = (choice.position(), matches!(choice, Choice::Stretch(_)));
             let key = &roster.keys()[position];
             let Some(lease) = Lease::take(self, key, ask, stretches, now) else { continue };
@@ -173,6 +186,38 @@ impl Pool {
     }
 }
 
+/// The position of the key that can serve and is ranked best. Only those that are ranked better than
+/// the best so far are looked at closely.
+fn best_able(
+    roster: &Roster,
+    turn: u64,
+    now: UnixMs,
+    round: Round,
+    look: impl Fn(usize, &Arc<Key>) -> Candidate,
+) -> Option<usize> {
+    let strategy = roster.settings().strategy;
+    let (least, counts_credits) = (strategy.least(turn), strategy.counts_credits());
+    let mut best: Option<(u64, usize)> = None;
+    let mut is_first = true;
+    for (position, key) in roster.keys().iter().enumerate() {
+        let quota = counts_credits.then(|| key.workspace().quota(now));
+        let rank = strategy.rank(&traits(key, quota.as_ref(), turn));
+        let is_beaten = best.is_some_and(|(lowest, _)| lowest <= rank);
+        // The first is the one that serves, mostly; of many that rest, the rest is not looked at.
+        if is_beaten || (!is_first && is_closed(key, round, now)) {
+            continue;
+        }
+        is_first = false;
+        if look(position, key).is_able() {
+            best = Some((rank, position));
+            if rank <= least {
+                break;
+            }
+        }
+    }
+    best.map(|(_, position)| position)
+}
+
 /// Whether a key would serve, if it could pay.
 fn is_passed_over(key: &Candidate) -> bool {
     key.is_eligible
@@ -198,4 +243,86 @@ fn pass_over(roster: &Roster, ask: &Ask, chosen: usize, now: UnixMs) -> Vec<Tran
         }
     }
     news
+}
+
+#[cfg(test)]
+#[cfg(not(keychoir_model))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::Settings;
+    use super::*;
+    use crate::policy::budget::Quota;
+    use crate::policy::client::ClientName;
+    use crate::policy::lane::Lane;
+    use crate::policy::standing::{Park, ParkReason};
+    use crate::policy::strategy::STRATEGIES;
+    use crate::secret::ApiKey;
+
+    const NOW: UnixMs = UnixMs(1_000);
+
+    /// A key as it may be met: its park, what is spent of 20 credits, its turn, how many use it and how
+    /// many may, and what the provider has said is left.
+    type Met = (Option<(usize, u64)>, u64, u64, u32, u32, Option<u64>);
+
+    fn met() -> impl proptest::strategy::Strategy<Value = Met> {
+        let park = proptest::option::weighted(0.4, (0_usize..4, 900..1_100_u64));
+        let told = proptest::option::weighted(0.3, 0..20_u64);
+        (park, 0..25_u64, 0..4_u64, 0..3_u32, 0..4_u32, told)
+    }
+
+    fn meet(key: &Key, (park, spent, turn, users, places, told): Met) {
+        const REASONS: [ParkReason; 4] =
+            [ParkReason::RateLimited, ParkReason::Exhausted, ParkReason::Billing, ParkReason::Invalid];
+        let workspace = key.workspace();
+        let quota = Quota {
+            count: spent,
+            limit: Some(20),
+            resets_at: Some(UnixMs(2_000 + spent)),
+            ..Quota::default()
+        };
+        workspace.restore(quota, None, NOW);
+        if let Some((reason, until)) = park {
+            key.park(Park { reason: REASONS[reason], until: UnixMs(until) });
+        }
+        if let Some(left) = told {
+            key.told().say(left);
+        }
+        key.turn().store(turn * TURN, Ordering::Release);
+        workspace.room(Lane::SPEECH).learn(places);
+        for _ in 0..users {
+            key.enter();
+            workspace.room(Lane::SPEECH).enter();
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whoever_is_chosen_quickly_is_chosen_by_comparing_all(
+            keys in prop::collection::vec(met(), 1..9),
+            credits in proptest::option::of(0..20_u64),
+            turn in 0..4_u64,
+            excluded in prop::collection::vec(0_usize..9, 0..3),
+            spares_credits: bool,
+        ) {
+            for strategy in STRATEGIES {
+                let entries = (0..keys.len()).map(|number| {
+                    ApiKey::new(&format!("sk_{number:04}_of_the_pool")).unwrap().into()
+                });
+                let pool = Pool::new(entries.collect(), Settings { strategy, ..Settings::STILL });
+                let roster = pool.roster();
+                roster.keys().iter().zip(&keys).for_each(|(key, as_met)| meet(key, *as_met));
+                let mut ask = Ask::new(ClientName::new("app"), credits, Some(Lane::SPEECH), None);
+                ask.excluded.clone_from(&excluded);
+                let round = Round { is_at_home: false, spares_credits };
+                let look = |at, key: &Arc<Key>| candidate(key, at, &ask, round, turn * TURN, NOW);
+                let all = roster.keys().iter().enumerate().map(|(at, key)| look(at, key));
+                let compared = match select(strategy, all) {
+                    Ok(Choice::Use(position)) => Some(position),
+                    Ok(Choice::Stretch(_)) | Err(_) => None,
+                };
+                prop_assert_eq!(best_able(&roster, turn * TURN, NOW, round, look), compared, "{:?}", strategy);
+            }
+        }
+    }
 }

@@ -48,12 +48,21 @@ pub struct Roster {
     entries: Vec<KeyEntry>,
     told: ToldIds,
     redactor: Arc<Redactor>,
+    /// How many rosters were before it, modulo 256.
+    generation: u8,
 }
 
 impl Roster {
     pub(super) fn new(entries: Vec<KeyEntry>, settings: Settings) -> Self {
         let redactor = Arc::new(Redactor::new([].into_iter()));
-        let nobody = Self { keys: Vec::new(), settings, entries: Vec::new(), told: ToldIds::new(), redactor };
+        let nobody = Self {
+            keys: Vec::new(),
+            settings,
+            entries: Vec::new(),
+            told: ToldIds::new(),
+            redactor,
+            generation: 0,
+        };
         nobody.following(entries, settings, ToldIds::new())
     }
 
@@ -78,7 +87,8 @@ impl Roster {
             keys.push(Arc::new(key));
         }
         let redactor = Arc::new(Redactor::new(keys.iter().map(|key| key.api_key())));
-        Self { keys, settings, entries, told, redactor }
+        let generation = self.generation.wrapping_add(1);
+        Self { keys, settings, entries, told, redactor, generation }
     }
 
     /// The workspace of that identity, or the one that the key had and nobody else claims, under its
@@ -173,6 +183,10 @@ impl Roster {
     #[must_use]
     pub fn redactor(&self) -> &Arc<Redactor> {
         &self.redactor
+    }
+
+    pub(super) fn generation(&self) -> u8 {
+        self.generation
     }
 
     pub(super) fn settings(&self) -> &Settings {

@@ -208,6 +208,33 @@ fn spending_to_the_limit_exhausts_without_asking() {
 }
 
 #[test]
+fn a_charge_tells_of_every_key_of_its_workspace_whatever_has_changed() {
+    let studio = Some("studio");
+    let pool = pool(&[studio, studio, None]);
+    pool.told(0, 0, 100, NOW);
+    pool.judged(1, Verdict::RateLimited(None), NOW);
+    let told = |credits, at| changes(&pool.spent(0, credits, at));
+    assert_eq!(told(1, NOW), []);
+    assert_eq!(told(1, later(59)), []);
+    // A moment has come.
+    assert_eq!(told(1, later(60)), [(1, Change::Returns)]);
+    assert_eq!(told(1, later(61)), []);
+    // Somebody has changed something, and tells of it or not.
+    pool.roster().keys()[1].park(Park { reason: ParkReason::Billing, until: later(90) });
+    let rests = Change::Rests { reason: ParkReason::Billing, until: Some(later(90)) };
+    assert_eq!(told(1, later(62)), [(1, rests)]);
+    // The charge itself changes something.
+    let near = told(75, later(63));
+    assert!(matches!(near.as_slice(), [(0, Change::NearLimit(_))]), "{near:?}");
+    assert_eq!(told(1, later(64)), []);
+    let spent = told(19, later(65));
+    let exhausted = |(position, change): &(usize, Change)| {
+        *position < 2 && matches!(change, Change::Rests { reason: ParkReason::Exhausted, .. })
+    };
+    assert!(spent.iter().any(exhausted), "{spent:?}");
+}
+
+#[test]
 fn a_refused_key_comes_back_when_the_provider_accepts_it() {
     let pool = apart(1);
     pool.judged(0, Verdict::InvalidKey, NOW);

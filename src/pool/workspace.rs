@@ -6,7 +6,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 
 use super::belonging::Belonging;
-use super::cells::{ParkCell, QuotaCell, RoomCell, SpendingCell};
+use super::cells::{ParkCell, QuietCell, QuotaCell, RoomCell, SpendingCell};
 use super::owners::Identity;
 use super::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::policy::budget::Quota;
@@ -25,6 +25,8 @@ pub struct Workspace {
     park: ParkCell,
     /// Until when it is too poor for a request that it was to serve; 0 when it is not.
     short_until: AtomicU64,
+    /// Whether a look at its keys would find news.
+    quiet: QuietCell,
     in_flight: AtomicU32,
     spending: SpendingCell,
     tier: ArcSwapOption<String>,
@@ -40,6 +42,7 @@ impl Workspace {
             quota: QuotaCell::default(),
             park: ParkCell::default(),
             short_until: AtomicU64::new(0),
+            quiet: QuietCell::default(),
             in_flight: AtomicU32::new(0),
             spending: SpendingCell::default(),
             tier: ArcSwapOption::empty(),
@@ -115,9 +118,16 @@ impl Workspace {
         self.park.load()
     }
 
+    /// The next moment at which it may stand in another way, if nothing happens.
+    pub(super) fn next_change(&self, quota: &Quota, now: UnixMs) -> Option<UnixMs> {
+        let park = self.park.load().map(|park| park.until);
+        [park, self.short_until(), quota.resets_at].into_iter().flatten().filter(|at| *at > now).min()
+    }
+
     /// It is too poor for a request that it was to serve, until its credits come back.
     pub(super) fn fall_short(&self, until: UnixMs) {
         self.short_until.store(until.0, Ordering::Release);
+        self.quiet.disturb();
     }
 
     pub(super) fn short_until(&self) -> Option<UnixMs> {
@@ -126,6 +136,11 @@ impl Workspace {
 
     pub(super) fn park(&self, park: Park) {
         self.park.join(park);
+        self.quiet.disturb();
+    }
+
+    pub(super) fn quiet(&self) -> &QuietCell {
+        &self.quiet
     }
 
     pub(super) fn rename(&self, belonging: Belonging) {
@@ -142,6 +157,7 @@ impl Workspace {
 
     pub(super) fn pardon(&self, reason: ParkReason) {
         self.park.pardon(reason);
+        self.quiet.disturb();
     }
 
     pub(super) fn cell(&self) -> &QuotaCell {
@@ -169,6 +185,7 @@ impl Workspace {
             }
         }
         self.tier.store(tier.map(Arc::new));
+        self.quiet.disturb();
     }
 
     pub(super) fn restore(&self, quota: Quota, park: Option<Park>, now: UnixMs) {
@@ -176,5 +193,6 @@ impl Workspace {
         if let Some(park) = park {
             self.park.join(park);
         }
+        self.quiet.disturb();
     }
 }

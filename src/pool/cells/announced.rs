@@ -19,6 +19,10 @@ impl Announced {
             Standing::Resting { reason, .. } => reason_code(reason),
         };
         let word = code | if is_near { NEAR_LIMIT } else { 0 };
+        // Nearly always there is nothing new: a write would take the line from all others.
+        if self.0.load(Ordering::Acquire) == word {
+            return None;
+        }
         let before = self.0.swap(word, Ordering::AcqRel);
         let was = before & !NEAR_LIMIT;
         match standing {

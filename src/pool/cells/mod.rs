@@ -3,6 +3,7 @@
 mod announced;
 mod lacks;
 mod park;
+mod quiet;
 mod quota;
 mod room;
 mod spending;
@@ -10,6 +11,7 @@ mod spending;
 pub(super) use announced::Announced;
 pub(super) use lacks::LacksCell;
 pub(super) use park::ParkCell;
+pub(super) use quiet::{Outlook, QuietCell};
 pub(super) use quota::{Paid, QuotaCell, Taken, ToldCell};
 pub(super) use room::RoomCell;
 pub(super) use spending::SpendingCell;
