@@ -185,7 +185,7 @@ impl Attempt {
         journey: Option<&Journey>,
         log: &mut RequestLog,
     ) -> Progress {
-        let now = clock::now();
+        let (now, elapsed) = (clock::now(), clock::since(self.began));
         let progress = match result {
             // What it is good for is said in its messages.
             Ok(answer) if answer.is_switched() => {
@@ -194,7 +194,7 @@ impl Attempt {
             }
             Ok(answer) => {
                 self.record.status = Some(answer.head.status.as_u16());
-                self.record.first_byte = Some(clock::since(self.began));
+                self.record.first_byte = Some(elapsed);
                 self.record.verdict = answer.verdict.word();
                 self.describe(answer.verdict);
                 self.judge(answer.verdict, journey, now);
@@ -219,7 +219,7 @@ impl Attempt {
                 error.progress
             }
         };
-        log.learned(&self.record, result, clock::since(self.began));
+        log.learned(&self.record, result, elapsed);
         progress
     }
 

@@ -98,6 +98,10 @@ pub fn wording(news: &Transition, forecast: Forecast) -> Vec<(&'static str, Stri
 
 /// Tells the news.
 pub fn announce(news: &[Transition]) {
+    // Nearly always there is none, and then nobody asks what time it is.
+    if news.is_empty() {
+        return;
+    }
     let now = clock::now();
     for transition in news {
         let forecast = transition.key.workspace().forecast(now);
