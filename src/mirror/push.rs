@@ -39,15 +39,21 @@ pub(super) async fn push<R: Row>(remote: &Remote, rows: &[R]) -> Pushed {
     let mut waiting = VecDeque::new();
     waiting.push_back(0..rows.len());
     let mut last_refusal = None;
+    // Rows that were refused by themselves before anything arrived: perhaps it was the table then.
+    let mut early = Vec::new();
     for _ in 0..REQUESTS_MAX {
+        if waiting.is_empty() && !pushed.sent.is_empty() {
+            waiting.extend(early.drain(..).map(|(range, _)| range));
+        }
         let Some(range) = waiting.pop_front() else { break };
         let Some(part) = rows.get(range.clone()).filter(|part| !part.is_empty()) else { continue };
         let Outcome { verdict, reason, told } = remote.push(part).await;
         match verdict {
             Verdict::Arrived => pushed.sent.extend(part.iter().map(Row::name)),
             Verdict::Row => {
-                match halves(range) {
+                match halves(range.clone()) {
                     Some(both) => waiting.extend(both),
+                    None if pushed.sent.is_empty() => early.push((range, reason.code())),
                     None => pushed.refused.extend(part.iter().map(|row| (row.name(), reason.code()))),
                 }
                 last_refusal = Some(reason);
@@ -61,6 +67,10 @@ pub(super) async fn push<R: Row>(remote: &Remote, rows: &[R]) -> Pushed {
                 break;
             }
         }
+    }
+    if pushed.sent.is_empty() {
+        let alone = early.into_iter().filter_map(|(range, code)| Some((rows.get(range.start)?.name(), code)));
+        pushed.refused.extend(alone);
     }
     // Judged by contrast: where nothing arrives of several rows, it is not the rows.
     if let Some(reason) = last_refusal.filter(|_| pushed.sent.is_empty() && rows.len() > 1) {
