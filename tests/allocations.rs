@@ -1,134 +1,57 @@
-//! How often a whole request asks for memory: from a client's head to the last byte of its answer, with
-//! a client token, the pool, the books and a log, on every thread of the program. The client and the
-//! provider of this test allocate nothing themselves.
+//! What the pure parts of a request's way allocate: as few pieces of memory as they need.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "a test ends at its first surprise"
-)]
+#[path = "../benches/parts/mod.rs"]
+mod parts;
 
-mod house;
+mod counting;
 
-use std::alloc::System;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use counting::of_one_call;
+use parts::PARTS;
 
-use house::{CLIENT_TOKEN, ONE, SPEECH, VOICE, house_with};
-use keychoir::config::ClientConfig;
-use keychoir::policy::client::Rules;
-use keychoir::secret::Fingerprint;
-use keychoir::simulator::Plan;
-use keychoir::tasks;
-use keychoir::telemetry::{self, Form, Sink};
-use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+/// The most allocations a call may take, part by part.
+const MAXIMA: &[(&str, u64)] = &[
+    ("origin", 0),
+    ("identify, one of 10 clients", 0),
+    ("look up, GET", 0),
+    ("look up, TTS", 1),
+    ("look up, any", 2),
+    ("names, GET", 0),
+    ("names, TTS", 1),
+    ("names, any", 2),
+    ("account, TTS", 0),
+    ("strip, GET", 0),
+    ("strip, TTS", 0),
+    ("estimate, TTS", 1),
+    ("owner, 1000 keys", 0),
+    ("choose, 1 key", 0),
+    ("choose, 100 keys", 0),
+    ("choose, 1000 keys", 0),
+    ("choose, 1000 keys of one workspace", 0),
+    ("choose, 1000 keys, only the last can pay", 0),
+    ("choose, 1000 keys, round-robin", 0),
+    ("choose, 1000 keys, most-remaining", 0),
+    ("choose, 1000 keys, least-busy", 0),
+    ("choose, 1000 keys, soonest-reset", 0),
+    ("classify, served", 0),
+    ("classify, refused", 12),
+    ("strip answer", 0),
+    ("tee up, 16 KiB", 3),
+    ("tee down, 16 KiB of sound", 0),
+    ("tee down, 16 KiB of text", 0),
+    ("way, GET", 0),
+    ("way, TTS", 2),
+];
 
-#[global_allocator]
-static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
-
-/// Before the count begins: until every buffer has its size and every table its entries.
-const WARM: usize = 2_000;
-const COUNTED: usize = 2_000;
-
-/// Reads a message whose whole length is known.
-fn read(stream: &mut TcpStream, bytes: usize) {
-    let mut room = [0; 32 * 1024];
-    stream.read_exact(&mut room[..bytes]).unwrap();
-}
-
-/// A provider that says the same to everybody, as soon as a request ends with `end`.
-fn provider(end: &'static [u8], answer: Vec<u8>) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    tasks::thread("provider", move || {
-        // One client that asks again and again has one connection here.
-        for stream in listener.incoming() {
-            let (mut stream, mut room, mut filled) = (stream.unwrap(), [0; 8 * 1024], 0);
-            stream.set_nodelay(true).unwrap();
-            while let Ok(read @ 1..) = stream.read(&mut room[filled..]) {
-                filled += read;
-                if room[..filled].ends_with(end) {
-                    stream.write_all(&answer).unwrap();
-                    filled = 0;
-                }
-            }
-        }
-    })
-    .unwrap();
-    address
-}
-
-/// The length of an answer, head and body, as the client sees it.
-fn first_answer(stream: &mut TcpStream, body_bytes: usize) -> usize {
-    let (mut room, mut filled) = ([0; 32 * 1024], 0);
-    loop {
-        filled += stream.read(&mut room[filled..]).unwrap();
-        if let Some(head) = room[..filled].windows(4).position(|end| end == b"\r\n\r\n")
-            && filled >= head + 4 + body_bytes
-        {
-            assert!(room.starts_with(b"HTTP/1.1 200 OK\r\n"), "{}", String::from_utf8_lossy(&room[..head]));
-            return filled;
+#[test]
+fn no_part_allocates_more_than_it_needs() {
+    let mut complaints = Vec::new();
+    for part in PARTS {
+        let seen = of_one_call((part.set_up)());
+        let max = MAXIMA.iter().find(|(name, _)| *name == part.name).map(|(_, max)| *max);
+        if max.is_none_or(|max| seen.count > max) {
+            let (name, count, bytes) = (part.name, seen.count, seen.bytes);
+            complaints.push(format!("{name}: {count} ({bytes} bytes), at most {max:?}"));
         }
     }
-}
-
-/// Allocations a request, of `request` whose answer is `answer`.
-async fn check(request: String, end: &'static [u8], head: &str, body_bytes: usize, most: usize) {
-    let answer = [
-        format!("HTTP/1.1 200 OK\r\n{head}content-length: {body_bytes}\r\n\r\n").into_bytes(),
-        vec![b'x'; body_bytes],
-    ];
-    let upstream = provider(end, answer.concat());
-    let house = house_with(Plan::of([(ONE, 1_000_000)]), |config| {
-        config.upstream.base_url = format!("http://{upstream}").parse().unwrap();
-        config.watch.is_enabled = false;
-        config.clients = vec![ClientConfig {
-            name: "app".to_owned(),
-            token: Fingerprint::of(CLIENT_TOKEN),
-            rules: Rules::default(),
-        }];
-    })
-    .await;
-    let address = house.running.address();
-    let counting = tasks::blocking(move || {
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
-        let bytes = first_answer(&mut stream, body_bytes);
-        let mut ask = |times: usize| {
-            for _ in 0..times {
-                stream.write_all(request.as_bytes()).unwrap();
-                read(&mut stream, bytes);
-            }
-        };
-        ask(WARM);
-        let counted = Region::new(ALLOCATOR);
-        ask(COUNTED);
-        let change = counted.change();
-        (change.allocations + change.reallocations).div_ceil(COUNTED)
-    });
-    let allocations = counting.await.unwrap();
-    println!("{allocations} allocations a request");
-    assert!(allocations <= most, "{allocations} allocations a request; it was at most {most}");
-    // This provider keeps no ledger to compare the books with.
-    drop(house);
-}
-
-#[tokio::test]
-async fn a_request_asks_for_little_memory() {
-    telemetry::start(Form::Json, "info", Sink::new(std::io::sink())).unwrap();
-    let request = format!(
-        "GET /v1/voices/{VOICE}/settings HTTP/1.1\r\nhost: localhost\r\nxi-api-key: {CLIENT_TOKEN}\r\naccept: */*\r\n\r\n"
-    );
-    check(request, b"\r\n\r\n", "content-type: application/json\r\n", 200, 22).await;
-    let text = format!(r#"{{"text":"{}","model_id":"eleven_multilingual_v2"}}"#, "hello ".repeat(25));
-    let request = format!(
-        "POST {SPEECH} HTTP/1.1\r\nhost: localhost\r\nxi-api-key: {CLIENT_TOKEN}\r\ncontent-type: application/json\r\n\
-         content-length: {}\r\n\r\n{text}",
-        text.len()
-    );
-    let head = "content-type: audio/mpeg\r\ncharacter-cost: 1\r\n";
-    check(request, b"\"}", head, 16 * 1024, 34).await;
+    assert!(complaints.is_empty(), "allocations a call:\n{}", complaints.join("\n"));
 }

@@ -57,9 +57,10 @@ fn main() -> ExitCode {
 /// What valgrind watches: each part N times, then twice as often.
 fn run_all() {
     for part in PARTS {
-        (part.prepare)(CALLS)();
+        let stage = (part.set_up)();
+        stage(CALLS)();
         for count in [CALLS, 2 * CALLS] {
-            counted((part.prepare)(count));
+            counted(stage(count));
             write_down(count);
         }
     }

@@ -11,10 +11,12 @@
     reason = "a measurement ends at its first surprise, and each uses its own of these"
 )]
 
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::Future;
 use std::hint::black_box;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -45,70 +47,66 @@ use keychoir::policy::models::Models;
 use keychoir::policy::origin::{Doors, admit};
 use keychoir::policy::permission::Permission;
 use keychoir::policy::strategy::{FillFirst, LeastBusy, MostRemaining, RoundRobin, SoonestReset, Strategy};
+use keychoir::policy::units::UnixMs;
 use keychoir::pool::{Ask, KeyEntry, Lease, Observation, Pool, Reserved, Roster, Settings};
 use keychoir::proxy::{look_up, strip};
 use keychoir::secret::{ApiKey, Fingerprint, Redactor};
 
-/// Something that is measured. `prepare` is told how often it will be done, and what comes back does
-/// it that often.
+/// Something that is measured.
 #[derive(Clone, Copy)]
 pub struct Part {
     pub name: &'static str,
-    pub prepare: fn(usize) -> Box<dyn FnOnce()>,
+    /// Sets up what all its calls share.
+    pub set_up: fn() -> Stage,
 }
+
+/// Is told how often it will be done, and what comes back does it that often.
+pub type Stage = Box<dyn Fn(usize) -> Box<dyn FnOnce()>>;
 
 /// All of them, in the order of a request's way.
 pub const PARTS: &[Part] = &[
-    Part { name: "origin", prepare: |n| over(heads(n, What::Voices), |head| origin(&head)) },
-    Part { name: "identify, one of 10 clients", prepare: |n| identifying(n, What::Voices) },
-    Part { name: "look up, GET", prepare: |n| looking_up(n, What::Voices) },
-    Part { name: "look up, TTS", prepare: |n| looking_up(n, What::Speech) },
-    Part { name: "look up, any", prepare: |n| looking_up(n, What::Anything) },
-    Part { name: "names, GET", prepare: |n| naming(n, What::Voices) },
-    Part { name: "names, TTS", prepare: |n| naming(n, What::Speech) },
-    Part { name: "names, any", prepare: |n| naming(n, What::Anything) },
-    Part { name: "account, TTS", prepare: |n| accounting(n) },
-    Part { name: "strip, GET", prepare: |n| stripping(n, What::Voices) },
-    Part { name: "strip, TTS", prepare: |n| stripping(n, What::Speech) },
-    Part { name: "estimate, TTS", prepare: |n| estimating(n) },
-    Part { name: "choose, 1 key", prepare: |n| choosing(n, 1, &FillFirst, Spread::Alone) },
-    Part { name: "choose, 100 keys", prepare: |n| choosing(n, 100, &FillFirst, Spread::Alone) },
-    Part { name: "choose, 1000 keys", prepare: |n| choosing(n, 1_000, &FillFirst, Spread::Alone) },
+    Part { name: "origin", set_up: || stage(|n| heads(n, What::Voices), |head| origin(&head)) },
+    Part { name: "identify, one of 10 clients", set_up: || identifying(What::Voices) },
+    Part { name: "look up, GET", set_up: || looking_up(What::Voices) },
+    Part { name: "look up, TTS", set_up: || looking_up(What::Speech) },
+    Part { name: "look up, any", set_up: || looking_up(What::Anything) },
+    Part { name: "names, GET", set_up: || naming(What::Voices) },
+    Part { name: "names, TTS", set_up: || naming(What::Speech) },
+    Part { name: "names, any", set_up: || naming(What::Anything) },
+    Part { name: "account, TTS", set_up: || accounting() },
+    Part { name: "strip, GET", set_up: || stripping(What::Voices) },
+    Part { name: "strip, TTS", set_up: || stripping(What::Speech) },
+    Part { name: "estimate, TTS", set_up: || estimating() },
+    Part { name: "owner, 1000 keys", set_up: || owning(1_000) },
+    Part { name: "choose, 1 key", set_up: || choosing(1, &FillFirst, Spread::Alone) },
+    Part { name: "choose, 100 keys", set_up: || choosing(100, &FillFirst, Spread::Alone) },
+    Part { name: "choose, 1000 keys", set_up: || choosing(1_000, &FillFirst, Spread::Alone) },
     Part {
         name: "choose, 1000 keys of one workspace",
-        prepare: |n| choosing(n, 1_000, &FillFirst, Spread::Together),
+        set_up: || choosing(1_000, &FillFirst, Spread::Together),
     },
     Part {
         name: "choose, 1000 keys, only the last can pay",
-        prepare: |n| choosing(n, 1_000, &FillFirst, Spread::OnlyLast),
+        set_up: || choosing(1_000, &FillFirst, Spread::OnlyLast),
     },
-    Part {
-        name: "choose, 1000 keys, round-robin",
-        prepare: |n| choosing(n, 1_000, &RoundRobin, Spread::Alone),
-    },
+    Part { name: "choose, 1000 keys, round-robin", set_up: || choosing(1_000, &RoundRobin, Spread::Alone) },
     Part {
         name: "choose, 1000 keys, most-remaining",
-        prepare: |n| choosing(n, 1_000, &MostRemaining, Spread::Alone),
+        set_up: || choosing(1_000, &MostRemaining, Spread::Alone),
     },
-    Part {
-        name: "choose, 1000 keys, least-busy",
-        prepare: |n| choosing(n, 1_000, &LeastBusy, Spread::Alone),
-    },
+    Part { name: "choose, 1000 keys, least-busy", set_up: || choosing(1_000, &LeastBusy, Spread::Alone) },
     Part {
         name: "choose, 1000 keys, soonest-reset",
-        prepare: |n| choosing(n, 1_000, &SoonestReset, Spread::Alone),
+        set_up: || choosing(1_000, &SoonestReset, Spread::Alone),
     },
-    Part { name: "classify, served", prepare: |n| over(answers(n), |head| classify_served(&head)) },
-    Part {
-        name: "classify, refused",
-        prepare: |n| over((0..n).map(|_| ()).collect(), |()| classify_refused()),
-    },
-    Part { name: "strip answer", prepare: |n| stripping_answers(n) },
-    Part { name: "tee up, 16 KiB", prepare: |n| teeing_up(n) },
-    Part { name: "tee down, 16 KiB of sound", prepare: |n| teeing_down(n, false) },
-    Part { name: "tee down, 16 KiB of text", prepare: |n| teeing_down(n, true) },
-    Part { name: "way, GET", prepare: |n| going(n, What::Voices) },
-    Part { name: "way, TTS", prepare: |n| going(n, What::Speech) },
+    Part { name: "classify, served", set_up: || stage(answers, |head| classify_served(&head)) },
+    Part { name: "classify, refused", set_up: || stage(nothing, |()| classify_refused()) },
+    Part { name: "strip answer", set_up: || stripping_answers() },
+    Part { name: "tee up, 16 KiB", set_up: || teeing_up() },
+    Part { name: "tee down, 16 KiB of sound", set_up: || teeing_down(false) },
+    Part { name: "tee down, 16 KiB of text", set_up: || teeing_down(true) },
+    Part { name: "way, GET", set_up: || going(What::Voices) },
+    Part { name: "way, TTS", set_up: || going(What::Speech) },
 ];
 
 /// What is asked for.
@@ -134,9 +132,17 @@ const TEXT: &[u8] = br#"{"text":"The first move is what sets everything in motio
 const REFUSAL: &[u8] = br#"{"detail":{"status":"quota_exceeded","message":"This request exceeds your quota of 10000. You have 12 credits remaining, while 134 credits are required for this request."}}"#;
 const PIECE: usize = 16 * 1024;
 
-/// A thing done to each of `items`.
-fn over<T: 'static>(items: Vec<T>, each: impl Fn(T) + 'static) -> Box<dyn FnOnce()> {
-    Box::new(move || items.into_iter().for_each(each))
+/// A thing done to each of what `items` makes.
+fn stage<T: 'static>(items: impl Fn(usize) -> Vec<T> + 'static, each: impl Fn(T) + 'static) -> Stage {
+    let each = Rc::new(each);
+    Box::new(move |count| {
+        let (items, each) = (items(count), Rc::clone(&each));
+        Box::new(move || items.into_iter().for_each(|item| each(item)))
+    })
+}
+
+fn nothing(count: usize) -> Vec<()> {
+    vec![(); count]
 }
 
 /// The head that the provider's Python SDK sends.
@@ -204,30 +210,37 @@ fn origin(head: &Parts) {
     black_box(admit(&doors, false, &head.method, &head.headers)).unwrap();
 }
 
-fn identifying(count: usize, what: What) -> Box<dyn FnOnce()> {
+fn identifying(what: What) -> Stage {
     let clients = clients();
-    over(heads(count, what), move |head| {
-        black_box(identify(&clients, &head.headers, head.uri.query())).unwrap();
-        std::mem::forget(head);
-    })
+    stage(
+        move |n| heads(n, what),
+        move |head| {
+            black_box(identify(&clients, &head.headers, head.uri.query())).unwrap();
+            std::mem::forget(head);
+        },
+    )
 }
 
-fn looking_up(count: usize, what: What) -> Box<dyn FnOnce()> {
-    over(heads(count, what), |mut head| {
-        black_box(look_up(&mut head, true)).unwrap();
-        std::mem::forget(head);
-    })
+fn looking_up(what: What) -> Stage {
+    stage(
+        move |n| heads(n, what),
+        |mut head| {
+            black_box(look_up(&mut head, true)).unwrap();
+            std::mem::forget(head);
+        },
+    )
 }
 
-fn naming(count: usize, what: What) -> Box<dyn FnOnce()> {
-    let routes: Vec<(Parts, Route)> = heads(count, what)
-        .into_iter()
-        .map(|head| {
-            let route = lookup(&head.method, head.uri.path()).route;
+fn naming(what: What) -> Stage {
+    let route_of = |head: &Parts| lookup(&head.method, head.uri.path()).route;
+    let with_routes = move |count| {
+        let routed = |head: Parts| {
+            let route = route_of(&head);
             (head, route)
-        })
-        .collect();
-    over(routes, |(head, route)| {
+        };
+        heads(count, what).into_iter().map(routed).collect::<Vec<_>>()
+    };
+    stage(with_routes, |(head, route)| {
         black_box(name(&head, &route));
         std::mem::forget(head);
     })
@@ -241,31 +254,32 @@ fn name(head: &Parts, route: &Route) -> Names {
 }
 
 /// A request and its credits, in the periods of its client.
-fn accounting(count: usize) -> Box<dyn FnOnce()> {
-    Box::new(move || {
-        let (mut tallies, now) = ([Tally::default(); 6], clock::now());
-        for _ in 0..count {
-            for (tally, period) in tallies.iter_mut().zip(Period::ALL.into_iter().cycle()) {
-                *tally = black_box(*tally).plus(1, period, now);
-                black_box(tally.used(period, now));
-            }
+fn accounting() -> Stage {
+    let tallies = Cell::new([Tally::default(); 6]);
+    stage(nothing, move |()| {
+        let (mut counted, now) = (tallies.get(), black_box(UnixMs(1_796_000_000_000)));
+        for (tally, period) in counted.iter_mut().zip(Period::ALL.into_iter().cycle()) {
+            *tally = tally.plus(1, period, now);
+            black_box(tally.used(period, now));
         }
+        tallies.set(counted);
     })
 }
 
-fn stripping(count: usize, what: What) -> Box<dyn FnOnce()> {
-    over(heads(count, what), |head| {
-        std::mem::forget(black_box(strip(head, None)).unwrap());
-    })
+fn stripping(what: What) -> Stage {
+    stage(
+        move |n| heads(n, what),
+        |head| {
+            std::mem::forget(black_box(strip(head, None)).unwrap());
+        },
+    )
 }
 
-fn estimating(count: usize) -> Box<dyn FnOnce()> {
+fn estimating() -> Stage {
     let models = Models::default();
-    Box::new(move || {
-        for _ in 0..count {
-            let asked = Asked::of(black_box(TEXT), true);
-            black_box(estimate(black_box(Work::Speech), &asked, Some(TEXT.len() as u64), &models));
-        }
+    stage(nothing, move |()| {
+        let asked = Asked::of(black_box(TEXT), true);
+        black_box(estimate(black_box(Work::Speech), &asked, Some(TEXT.len() as u64), &models));
     })
 }
 
@@ -286,9 +300,9 @@ fn redactor() -> Arc<Redactor> {
     Arc::new(Redactor::new(keys.iter()))
 }
 
-fn stripping_answers(count: usize) -> Box<dyn FnOnce()> {
+fn stripping_answers() -> Stage {
     let redactor = redactor();
-    over(answers(count), move |mut headers| {
+    stage(answers, move |mut headers| {
         strip_answer(&mut headers);
         redact_headers(&mut headers, &redactor);
         black_box(is_plain_text(&headers));
@@ -325,15 +339,13 @@ fn piece(is_text: bool) -> Bytes {
         .into()
 }
 
-fn teeing_up(count: usize) -> Box<dyn FnOnce()> {
+fn teeing_up() -> Stage {
     let (room, piece) = (room(), piece(false));
-    Box::new(move || {
-        for _ in 0..count {
-            let replay = Replay::hold(Full::new(piece.clone()), &room);
-            let mut attempt = replay.attempt();
-            assert_eq!(frame(&mut attempt).len(), PIECE);
-            attempt.upload().release();
-        }
+    stage(nothing, move |()| {
+        let replay = Replay::hold(Full::new(piece.clone()), &room);
+        let mut attempt = replay.attempt();
+        assert_eq!(frame(&mut attempt).len(), PIECE);
+        attempt.upload().release();
     })
 }
 
@@ -358,14 +370,12 @@ impl Body for Endless {
     }
 }
 
-fn teeing_down(count: usize, is_text: bool) -> Box<dyn FnOnce()> {
+fn teeing_down(is_text: bool) -> Stage {
     let heard: Tap<Endless, Nobody> = Tap::new(Endless(piece(is_text)), None, 0);
-    let mut relayed = Redacted::new(heard, is_text.then(redactor));
-    Box::new(move || {
-        for _ in 0..count {
-            // A few bytes wait for what may follow them.
-            assert!(black_box(frame(&mut relayed)).len() > PIECE / 2);
-        }
+    let relayed = RefCell::new(Redacted::new(heard, is_text.then(redactor)));
+    stage(nothing, move |()| {
+        // A few bytes wait for what may follow them.
+        assert!(black_box(frame(&mut *relayed.borrow_mut())).len() > PIECE / 2);
     })
 }
 
@@ -443,15 +453,24 @@ impl Keys {
     }
 }
 
-fn choosing(count: usize, keys: usize, strategy: &'static dyn Strategy, spread: Spread) -> Box<dyn FnOnce()> {
+/// Finding the account that what a request names belongs to.
+fn owning(keys: usize) -> Stage {
+    let roster = Keys::new(keys, &FillFirst, Spread::Alone).pool.roster();
+    let owner = roster.keys()[keys - 1].workspace().identity().clone();
+    stage(nothing, move |()| {
+        assert!(roster.has_choice());
+        assert_eq!(roster.identity_of(black_box(&owner)), Some(&owner));
+    })
+}
+
+fn choosing(keys: usize, strategy: &'static dyn Strategy, spread: Spread) -> Stage {
     let keys = Keys::new(keys, strategy, spread);
-    Box::new(move || (0..count).for_each(|_| keys.serve()))
+    stage(nothing, move |()| keys.serve())
 }
 
 /// All that a request meets between the head that was read and the head that is written, and what is
 /// looked at of its answer; but for its body, its record and its log line.
-pub struct Way {
-    what: What,
+struct Way {
     clients: Clients,
     keys: Keys,
     models: Models,
@@ -459,17 +478,12 @@ pub struct Way {
 }
 
 impl Way {
-    pub fn new(what: What) -> Self {
+    fn new() -> Self {
         let keys = Keys::new(10, &FillFirst, Spread::Alone);
-        Self { what, clients: clients(), keys, models: Models::default(), redactor: redactor() }
+        Self { clients: clients(), keys, models: Models::default(), redactor: redactor() }
     }
 
-    /// What it takes in so many times.
-    pub fn requests(&self, count: usize) -> Vec<(Parts, HeaderMap)> {
-        heads(count, self.what).into_iter().zip(answers(count)).collect()
-    }
-
-    pub fn go(&self, (mut head, mut answer): (Parts, HeaderMap)) {
+    fn go(&self, (mut head, mut answer): (Parts, HeaderMap)) {
         let (pool, now) = (&self.keys.pool, clock::now());
         origin(&head);
         let caller = identify(&self.clients, &head.headers, head.uri.query()).unwrap();
@@ -496,7 +510,8 @@ impl Way {
     }
 }
 
-fn going(count: usize, what: What) -> Box<dyn FnOnce()> {
-    let way = Way::new(what);
-    over(way.requests(count), move |request| way.go(request))
+fn going(what: What) -> Stage {
+    let way = Way::new();
+    let requests = move |count| heads(count, what).into_iter().zip(answers(count)).collect::<Vec<_>>();
+    stage(requests, move |request| way.go(request))
 }

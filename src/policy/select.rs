@@ -131,11 +131,20 @@ pub fn select(
     strategy: &dyn Strategy,
     candidates: impl Iterator<Item = Candidate> + Clone,
 ) -> Result<Choice, Unavailable> {
-    let open = || candidates.clone().enumerate().filter(|(_, key)| key.is_eligible && key.is_open());
     let able = candidates.clone().enumerate().filter(|(_, key)| key.is_able());
-    if let Some(position) = best(strategy, able.map(|(position, key)| (position, key.traits))) {
-        return Ok(Choice::Use(position));
+    match best(strategy, able.map(|(position, key)| (position, key.traits))) {
+        Some(position) => Ok(Choice::Use(position)),
+        None => otherwise(candidates),
     }
+}
+
+/// What is left when none of these is able: the richest of those that cannot pay, or nothing.
+///
+/// # Errors
+///
+/// When there is nothing, with what stands in the way.
+pub fn otherwise(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choice, Unavailable> {
+    let open = || candidates.clone().enumerate().filter(|(_, key)| key.is_eligible && key.is_open());
     // Whoever can pay will have room again; until then, nobody else is bothered.
     if let Some(until) = room_again(open().filter(|(_, key)| key.can_pay())) {
         return Err(Unavailable::Full { until });

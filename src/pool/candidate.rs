@@ -33,7 +33,7 @@ pub(super) fn candidate(
     let workspace = key.workspace();
     let quota = workspace.quota(now);
     let lacks = ask.permission.is_some_and(|permission| key.lacks().has(permission, now));
-    let is_barred = ask.barred.contains(&position) || (round.is_at_home && !ask.home.contains(&position));
+    let is_barred = is_barred(position, ask, round);
     let standing = match key.standing_with(&quota, now) {
         // One that is not for this request is like one that is refused for good.
         _ if is_barred => Standing::Resting { reason: ParkReason::Invalid, until: None },
@@ -65,8 +65,15 @@ pub(super) fn traits(key: &Key, quota: Option<&Quota>, turn: u64) -> Traits {
     }
 }
 
-/// Whether a look at `key` would find only that it rests.
-pub(super) fn is_closed(key: &Key, round: Round, now: UnixMs) -> bool {
+fn is_barred(position: usize, ask: &Ask, round: Round) -> bool {
+    ask.bars(position) || (round.is_at_home && !ask.is_at_home(position))
+}
+
+/// Whether a look at `key` would find only that it rests, or is not for this request.
+pub(super) fn is_closed(key: &Key, position: usize, ask: &Ask, round: Round, now: UnixMs) -> bool {
+    if is_barred(position, ask, round) {
+        return true;
+    }
     match key.standing(now) {
         Standing::Usable | Standing::Resting { reason: ParkReason::Short, .. } => false,
         Standing::Resting { reason: ParkReason::RateLimited | ParkReason::Invalid, .. } => true,

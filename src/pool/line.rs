@@ -32,9 +32,10 @@ pub struct Ask {
     pub permission: Option<Permission>,
     /// Positions in the roster that it does not use: they were tried.
     pub excluded: Vec<usize>,
-    /// Positions of keys that are not for it at all: what stands in their way is not its matter.
+    /// Positions of keys that are not for it at all, ascending: what stands in their way is not its
+    /// matter.
     pub barred: Vec<usize>,
-    /// Positions of keys that are asked first, whatever the strategy; empty for none.
+    /// Positions of keys that are asked first, whatever the strategy, ascending; empty for none.
     pub home: Vec<usize>,
     /// Whether a key without credits will do when no other can: what is asked for costs none.
     pub spares_credits: bool,
@@ -205,6 +206,16 @@ impl Line {
 }
 
 impl Ask {
+    /// Whether the key at that position is not for it.
+    pub(super) fn bars(&self, position: usize) -> bool {
+        self.barred.binary_search(&position).is_ok()
+    }
+
+    /// Whether the key at that position is asked first.
+    pub(super) fn is_at_home(&self, position: usize) -> bool {
+        self.home.binary_search(&position).is_ok()
+    }
+
     /// Whether nothing can serve it that could not serve `less`.
     fn needs_all_of(&self, less: &Self) -> bool {
         self.lane == less.lane

@@ -15,7 +15,7 @@ use super::roster::Roster;
 use super::sync::Ordering;
 use super::{Pool, Transition, news_of, news_of_workspace};
 use crate::clock;
-use crate::policy::select::{Candidate, Choice, Means, Unavailable, select};
+use crate::policy::select::{Candidate, Choice, Means, Unavailable, otherwise};
 use crate::policy::standing::{Change, Standing};
 use crate::policy::strategy::TURN;
 use crate::policy::units::UnixMs;
@@ -129,12 +129,14 @@ impl Pool {
                 too_poor.set(too_poor.get() || is_passed_over(&seen));
                 seen
             };
-            let choice = match best_able(roster, turn, now, round, look) {
+            let is_closed = |position: usize, key: &Key| is_closed(key, position, ask, round, now);
+            let choice = match best_able(roster, turn, now, is_closed, look) {
                 Some(position) => Choice::Use(position),
-                None => select(
-                    strategy,
-                    roster.keys().iter().enumerate().map(|(position, key)| look(position, key)),
-                )?,
+                None => {
+                    let all = roster.keys().iter().enumerate();
+                    let seen: Vec<Candidate> = all.map(|(position, key)| look(position, key)).collect();
+                    otherwise(seen.iter().copied())?
+                }
             };
             let (position, stretches) = (choice.position(), matches!(choice, Choice::Stretch(_)));
             let key = &roster.keys()[position];
@@ -192,7 +194,7 @@ fn best_able(
     roster: &Roster,
     turn: u64,
     now: UnixMs,
-    round: Round,
+    is_closed: impl Fn(usize, &Key) -> bool,
     look: impl Fn(usize, &Arc<Key>) -> Candidate,
 ) -> Option<usize> {
     let strategy = roster.settings().strategy;
@@ -204,7 +206,7 @@ fn best_able(
         let rank = strategy.rank(&traits(key, quota.as_ref(), turn));
         let is_beaten = best.is_some_and(|(lowest, _)| lowest <= rank);
         // The first is the one that serves, mostly; of many that rest, the rest is not looked at.
-        if is_beaten || (!is_first && is_closed(key, round, now)) {
+        if is_beaten || (!is_first && is_closed(position, key)) {
             continue;
         }
         is_first = false;
@@ -236,7 +238,7 @@ fn pass_over(roster: &Roster, ask: &Ask, chosen: usize, now: UnixMs) -> Vec<Tran
         let spendable = quota.spendable().map(|left| left.saturating_sub(key.kept_credits()));
         let is_poor = spendable.is_some_and(|left| left < credits);
         let is_usable = key.standing_with(&quota, now) == Standing::Usable;
-        if is_poor && is_usable && !ask.excluded.contains(&position) && !ask.barred.contains(&position) {
+        if is_poor && is_usable && !ask.excluded.contains(&position) && !ask.bars(position) {
             let cooldown = roster.settings().exhausted_cooldown;
             workspace.fall_short(quota.resets_at.unwrap_or_else(|| now.plus(cooldown)));
             news.extend(news_of_workspace(roster, workspace, now));
@@ -255,6 +257,7 @@ mod tests {
     use crate::policy::budget::Quota;
     use crate::policy::client::ClientName;
     use crate::policy::lane::Lane;
+    use crate::policy::select::select;
     use crate::policy::standing::{Park, ParkReason};
     use crate::policy::strategy::STRATEGIES;
     use crate::secret::ApiKey;
@@ -303,6 +306,9 @@ mod tests {
             credits in proptest::option::of(0..20_u64),
             turn in 0..4_u64,
             excluded in prop::collection::vec(0_usize..9, 0..3),
+            barred in prop::collection::btree_set(0_usize..9, 0..3),
+            home in prop::collection::btree_set(0_usize..9, 0..5),
+            is_at_home: bool,
             spares_credits: bool,
         ) {
             for strategy in STRATEGIES {
@@ -314,14 +320,17 @@ mod tests {
                 roster.keys().iter().zip(&keys).for_each(|(key, as_met)| meet(key, *as_met));
                 let mut ask = Ask::new(ClientName::new("app"), credits, Some(Lane::SPEECH), None);
                 ask.excluded.clone_from(&excluded);
-                let round = Round { is_at_home: false, spares_credits };
+                ask.barred = barred.iter().copied().collect();
+                ask.home = home.iter().copied().collect();
+                let round = Round { is_at_home, spares_credits };
+                let is_closed = |at, key: &Key| is_closed(key, at, &ask, round, NOW);
                 let look = |at, key: &Arc<Key>| candidate(key, at, &ask, round, turn * TURN, NOW);
                 let all = roster.keys().iter().enumerate().map(|(at, key)| look(at, key));
                 let compared = match select(strategy, all) {
                     Ok(Choice::Use(position)) => Some(position),
                     Ok(Choice::Stretch(_)) | Err(_) => None,
                 };
-                prop_assert_eq!(best_able(&roster, turn * TURN, NOW, round, look), compared, "{:?}", strategy);
+                prop_assert_eq!(best_able(&roster, turn * TURN, NOW, is_closed, look), compared, "{:?}", strategy);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Who is in the pool, in which order. A roster is replaced whole; what is known of keys and
 //! workspaces goes on from one to the next.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::Settings;
@@ -50,19 +51,15 @@ pub struct Roster {
     redactor: Arc<Redactor>,
     /// How many rosters were before it, modulo 256.
     generation: u8,
+    /// Whether there is more than one workspace.
+    has_choice: bool,
+    /// Under whatever name a workspace may have been written down, the first of its keys.
+    by_owner: HashMap<Identity, usize>,
 }
 
 impl Roster {
     pub(super) fn new(entries: Vec<KeyEntry>, settings: Settings) -> Self {
-        let redactor = Arc::new(Redactor::new([].into_iter()));
-        let nobody = Self {
-            keys: Vec::new(),
-            settings,
-            entries: Vec::new(),
-            told: ToldIds::new(),
-            redactor,
-            generation: 0,
-        };
+        let nobody = Self::of(Vec::new(), settings, Vec::new(), ToldIds::new(), 0);
         nobody.following(entries, settings, ToldIds::new())
     }
 
@@ -86,9 +83,20 @@ impl Roster {
             }
             keys.push(Arc::new(key));
         }
+        Self::of(keys, settings, entries, told, self.generation.wrapping_add(1))
+    }
+
+    fn of(
+        keys: Vec<Arc<Key>>,
+        settings: Settings,
+        entries: Vec<KeyEntry>,
+        told: ToldIds,
+        generation: u8,
+    ) -> Self {
         let redactor = Arc::new(Redactor::new(keys.iter().map(|key| key.api_key())));
-        let generation = self.generation.wrapping_add(1);
-        Self { keys, settings, entries, told, redactor, generation }
+        let has_choice = keys.windows(2).any(|two| !std::ptr::eq(two[0].workspace(), two[1].workspace()));
+        let by_owner = by_owner(&keys);
+        Self { keys, settings, entries, told, redactor, generation, has_choice, by_owner }
     }
 
     /// The workspace of that identity, or the one that the key had and nobody else claims, under its
@@ -154,23 +162,13 @@ impl Roster {
     /// `None` when no key opens that workspace any more.
     #[must_use]
     pub fn identity_of(&self, owner: &Identity) -> Option<&Identity> {
-        let is_it = |key: &&Arc<Key>| {
-            let workspace = key.workspace();
-            // A workspace that was named later, or that turned out to be another key's as well, is still
-            // known by its key.
-            workspace.identity() == owner
-                || owner.is_of(key.api_key().fingerprint())
-                || workspace.belonging().name().is_some_and(|name| name == owner.word())
-        };
-        self.keys.iter().find(is_it).map(|key| key.workspace().identity())
+        self.keys.get(*self.by_owner.get(owner)?).map(|key| key.workspace().identity())
     }
 
     /// Whether there is more than one workspace to choose from.
     #[must_use]
     pub fn has_choice(&self) -> bool {
-        let mut workspaces = self.keys.iter().map(|key| key.workspace());
-        let first = workspaces.next();
-        first.is_some_and(|first| workspaces.any(|other| !std::ptr::eq(first, other)))
+        self.has_choice
     }
 
     /// Whether the use of such a quota has come near its limit.
@@ -200,4 +198,19 @@ impl Roster {
     pub(super) fn told(&self) -> &ToldIds {
         &self.told
     }
+}
+
+/// The first key of each workspace, under what that is known by: a workspace that was named later, or
+/// that turned out to be another key's as well, is still known by its key.
+fn by_owner(keys: &[Arc<Key>]) -> HashMap<Identity, usize> {
+    let mut found = HashMap::new();
+    for (position, key) in keys.iter().enumerate() {
+        let workspace = key.workspace();
+        let of_key = Identity::of(None, key.api_key().fingerprint());
+        let named = workspace.belonging().name().map(Identity::of_word);
+        for owner in [workspace.identity().clone(), of_key].into_iter().chain(named) {
+            found.entry(owner).or_insert(position);
+        }
+    }
+    found
 }

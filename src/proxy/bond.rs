@@ -171,6 +171,11 @@ impl Bond {
         self.scope != Scope::Anyone || !self.without_it.is_empty() || self.reads()
     }
 
+    /// Whether every key may serve it.
+    pub(super) fn bars_nobody(&self) -> bool {
+        !matches!(self.scope, Scope::Owner(..)) && self.without_it.is_empty()
+    }
+
     /// Whether it reads what an account has, which is free.
     fn reads(&self) -> bool {
         self.is_free && (self.gives == Gives::Account || !self.names.is_empty())

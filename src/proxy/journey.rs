@@ -101,15 +101,20 @@ impl Journey {
             return Cow::Borrowed(&self.ask);
         }
         let mut ask = self.ask.clone();
-        for (position, key) in self.roster.keys().iter().enumerate() {
+        let keys = || self.roster.keys().iter().enumerate();
+        // What bars nobody is the same for all of them.
+        let is_for_all = self.client.rules.pins == Pins::default() && self.bond.bars_nobody();
+        for (position, key) in keys().take(if is_for_all { 1 } else { usize::MAX }) {
             match self.fit(key) {
                 Fit::No => ask.barred.push(position),
                 Fit::Yes => {}
                 Fit::EvenWithoutCredits => ask.spares_credits = true,
             }
-            if self.bond.home().is_some_and(|home| key.workspace().identity() == home) {
-                ask.home.push(position);
-            }
+        }
+        if let Some(home) = self.bond.home() {
+            let at_home = keys().filter(|(_, key)| key.workspace().identity() == home);
+            ask.home.extend(at_home.map(|(position, _)| position));
+            ask.home.sort_unstable();
         }
         Cow::Owned(ask)
     }
