@@ -37,12 +37,12 @@ pub fn grow(plan: &Plan, peers: &[Peer], scene: &Scene) {
                 keys(1_000, "most-remaining"),
             ],
         );
-        let clients = |clients: u32| entry(&format!("{clients} clients"), Scene { clients, ..scene.clone() });
+        let clients = |clients: u32| entry(&clients.to_string(), Scene { clients, ..scene.clone() });
         table("clients that are known", &[clients(1), clients(100), clients(10_000)]);
         let connections = |askers: u32, connections_each: u32| Entry {
             askers,
             connections_each,
-            ..entry(&format!("{} connections", askers * connections_each), scene.clone())
+            ..entry(&(askers * connections_each).to_string(), scene.clone())
         };
         let mut entries = vec![connections(1, 1), connections(ASKERS, 1), connections(ASKERS, 20)];
         if machine::open_files_max() > 10_500 {
