@@ -1,5 +1,6 @@
 // The binary as a person starts it: a simulated ElevenLabs, Keychoir before it, both on port 0.
 
+import { randomUUID } from "node:crypto";
 import { execFile, spawn } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -87,7 +88,14 @@ export async function house(keys, settings = {}) {
       await reloaded;
     },
     status: () => json(`${url}/api/elevenlabs-status`),
-    events: (name) => keychoir.lines.map((line) => JSON.parse(line)).filter((event) => event.event === name),
+    /** Events of one kind. Lines come in order: when that of this request is there, all before it are. */
+    async events(name) {
+      const id = randomUUID();
+      const told = keychoir.said((line) => JSON.parse(line).request_id === id);
+      await (await fetch(`${url}/v1/models`, { headers: { "x-request-id": id } })).arrayBuffer();
+      await told;
+      return keychoir.lines.map((line) => JSON.parse(line)).filter((event) => event.event === name);
+    },
     /** Ends both, and holds Keychoir's own account against the provider's ledger. */
     async close() {
       assert.equal(await keychoir.stop(), 0);

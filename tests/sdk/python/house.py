@@ -9,7 +9,9 @@ import sqlite3
 import hashlib
 import subprocess
 import threading
+import urllib.error
 import urllib.request
+import uuid
 
 BINARY = os.environ.get("KEYCHOIR_BIN") or str(pathlib.Path(__file__).parents[3] / "target/debug/keychoir")
 WAIT_MAX_S = 30
@@ -124,6 +126,12 @@ class Keychoir:
         return dict(zip(("SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"), shell.stdout.splitlines(), strict=True))
 
     def events(self, name):
+        """Events of one kind. Lines come in order: when that of this request is there, all before it are."""
+        marker = str(uuid.uuid4())
+        asked = urllib.request.Request(f"{self.url}/v1/models", headers={"x-request-id": marker})
+        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(asked) as answer:
+            answer.read()
+        self.process.line(lambda line: json.loads(line).get("request_id") == marker)
         return [event for event in map(json.loads, self.process.lines) if event.get("event") == name]
 
     def status(self):
