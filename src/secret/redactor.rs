@@ -20,6 +20,8 @@ const SLOTS: usize = 4096;
 #[derive(Debug)]
 pub struct Redactor {
     keys: Vec<ApiKey>,
+    /// Where they are in the order of their texts.
+    sorted: Vec<usize>,
     /// The length of the shortest key: only so much of each is searched for, the rest is compared.
     window: usize,
     /// How far the window may move on when it ends in a pair.
@@ -40,7 +42,9 @@ impl Redactor {
                 *slot = (*slot).min(window - 2 - index);
             }
         }
-        Self { keys, window, skips }
+        let mut sorted: Vec<usize> = (0..keys.len()).collect();
+        sorted.sort_by_key(|&key| keys.get(key).map(|key| &key.value));
+        Self { keys, sorted, window, skips }
     }
 
     /// `text` with every key replaced by its short form; `None` when there is none in it.
@@ -112,12 +116,21 @@ impl Redactor {
     fn open_end<'a>(&self, text: &'a [u8]) -> &'a [u8] {
         let longest = self.keys.first().map_or(0, |key| key.value.len() - 1);
         let mut end = &text[text.len().saturating_sub(longest)..];
-        while !self.keys.iter().any(|key| key.value.as_bytes().starts_with(end)) {
+        while !self.may_begin(end) {
             // The empty end is every key's beginning, and without keys there is nothing to begin.
             let Some((_, shorter)) = end.split_first() else { break };
             end = shorter;
         }
         end
+    }
+}
+
+impl Redactor {
+    /// Whether a key begins with this. Those that do stand together, behind all that are less.
+    fn may_begin(&self, begin: &[u8]) -> bool {
+        let text = |&key: &usize| self.keys.get(key).map_or(&[][..], |key| key.value.as_bytes());
+        let first = self.sorted.partition_point(|key| text(key) < begin);
+        self.sorted.get(first).is_some_and(|key| text(key).starts_with(begin))
     }
 }
 
