@@ -26,7 +26,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use house::{middle, number};
-use keychoir::telemetry::{self, Form, Sink};
+use keychoir::clock;
+use keychoir::telemetry::{self, Ended, Form, Sink};
 use tracing::info;
 
 /// So many times a second, lines come together.
@@ -83,28 +84,23 @@ fn main() {
 
 /// The line of a request, as the proxy says it.
 fn say(request_id: &str, total_ms: u64) {
-    let (method, route, status, verdict, key) =
-        ("POST", "/v1/text-to-speech/{voice_id}/stream", 200_u16, "served", "sk_6c036526...d452b");
-    let (attempts, credits, bytes) = (1_u32, 120_u64, 48_213_u64);
-    let replay_lost: Option<&str> = None;
-    info!(
-        attempts,
-        bytes,
-        client = "studio",
-        credits,
-        event = "request_ended",
-        first_byte_ms = 240_u64,
-        key,
-        method,
-        parameters = "output_format,optimize_streaming_latency",
-        replay_lost,
+    telemetry::tell(&Ended {
+        attempts: 1,
+        bytes: 48_213,
+        client: "studio",
+        credits: 120,
+        first_byte_ms: 240,
+        key: "sk_6c036526...d452b",
+        method: "POST",
+        parameters: "output_format,optimize_streaming_latency",
+        replay_lost: None,
         request_id,
-        route,
-        status,
+        route: "/v1/text-to-speech/{voice_id}/stream",
+        status: Some(200),
+        time: clock::now(),
         total_ms,
-        verdict,
-        "{method} {route} {status} {verdict} {key} {credits} credits, {attempts} attempts, {total_ms} ms"
-    );
+        verdict: "served",
+    });
 }
 
 /// Processor time of the thread that writes, in nanoseconds.

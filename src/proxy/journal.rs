@@ -1,11 +1,10 @@
 //! One log line a request, at its end, whichever end it takes.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Method, Request, StatusCode};
-use tracing::{debug, info, warn};
+use tracing::{Level, debug, enabled, warn};
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
@@ -20,7 +19,7 @@ use crate::policy::classify::Concern;
 use crate::policy::client::ClientName;
 use crate::policy::headers::parameter_names;
 use crate::secret::ShortKey;
-use crate::telemetry::Meters;
+use crate::telemetry::{self, Ended, Meters};
 use crate::upstream::{SendError, SendErrorKind};
 
 /// A made-up method may be as long as a head; of it, so much is said.
@@ -186,43 +185,27 @@ fn new_id() -> Arc<str> {
 impl Drop for RequestLog {
     fn drop(&mut self) {
         self.meters.request_ended(self.status);
-        let total_ms = millis(clock::since(self.began));
-        let method = self.method.as_str();
-        let method = method.get(..METHOD_BYTES_MAX).unwrap_or(method);
-        let route = self.route.as_deref().unwrap_or("-");
-        let (status, key) = (Shown(self.status), self.key.word());
-        let (verdict, credits, attempts) = (self.verdict, self.credits, self.attempts);
-        // In the order of their names, as lines have them: then nothing is searched for.
-        info!(
-            attempts,
-            bytes = self.bytes,
-            client = self.client.as_ref().map_or("-", ClientName::as_str),
-            credits,
-            event = "request_ended",
-            first_byte_ms = self.first_byte.map_or(0, millis),
-            key,
-            method,
-            parameters = &*self.parameters,
-            replay_lost = self.loss.map(Loss::word),
-            request_id = &*self.request_id,
-            route,
-            status = self.status.unwrap_or(0),
-            total_ms,
-            verdict,
-            "{method} {route} {status} {verdict} {key} {credits} credits, {attempts} attempts, {total_ms} ms"
-        );
-    }
-}
-
-/// A status, when there is one.
-struct Shown(Option<u16>);
-
-impl fmt::Display for Shown {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(status) => write!(f, "{status}"),
-            None => f.write_str("-"),
+        if !enabled!(Level::INFO) {
+            return;
         }
+        let method = self.method.as_str();
+        telemetry::tell(&Ended {
+            attempts: self.attempts,
+            bytes: self.bytes,
+            client: self.client.as_ref().map_or("-", ClientName::as_str),
+            credits: self.credits,
+            first_byte_ms: self.first_byte.map_or(0, millis),
+            key: self.key.word(),
+            method: method.get(..METHOD_BYTES_MAX).unwrap_or(method),
+            parameters: &self.parameters,
+            replay_lost: self.loss.map(Loss::word),
+            request_id: &self.request_id,
+            route: self.route.as_deref().unwrap_or("-"),
+            status: self.status,
+            time: clock::now(),
+            total_ms: millis(clock::since(self.began)),
+            verdict: self.verdict,
+        });
     }
 }
 

@@ -298,7 +298,7 @@ fn append_name(values: &mut Vec<u8>, form: Form, name: &str) {
     }
 }
 
-fn word(level: Level) -> &'static str {
+pub(super) fn word(level: Level) -> &'static str {
     match level {
         Level::ERROR => "error",
         Level::WARN => "warn",
@@ -308,7 +308,7 @@ fn word(level: Level) -> &'static str {
     }
 }
 
-fn symbol(event: Option<&str>, level: Level, form: Form) -> &'static str {
+pub(super) fn symbol(event: Option<&str>, level: Level, form: Form) -> &'static str {
     let (picture, ascii) = match event {
         Some("keys_loaded" | "key_in_use" | "key_returned") => ("✅ ", "[ok] "),
         Some("key_near_limit") => ("⚠️ ", "[!] "),

@@ -13,14 +13,15 @@ use std::time::Duration;
 
 use tracing::{Level, error};
 
+use super::ended::Ended;
 use super::line::{Draft, Form};
 use crate::clock;
 use crate::tasks;
 
 /// After a write, this long for more lines to share the next: nobody sees the difference, and a busy
 /// program is not woken for each of them. After a quiet moment a line is written at once.
-const REST: Duration = Duration::from_millis(10);
-/// So much is written without a rest.
+const REST: Duration = Duration::from_millis(50);
+/// So much is written without a rest, and at once.
 const BATCH_BYTES: usize = 64 * 1024;
 /// So much may be gathered: seconds of a busy proxy, while a reader is slow.
 const GATHERED_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -38,6 +39,7 @@ pub struct Sink(Way);
 #[derive(Clone)]
 enum Way {
     Direct(Arc<Mutex<Box<dyn Write + Send>>>),
+    /// Put into words and written by a thread of its own.
     Gathered(Arc<Gathered>),
 }
 
@@ -55,7 +57,14 @@ impl Sink {
     /// When the system has no thread to give.
     pub fn gathered(writer: impl Write + Send + 'static, form: Form) -> io::Result<Self> {
         let gathered = Arc::new(Gathered::default());
-        let writing = Writing { gathered: Arc::clone(&gathered), writer, form, lost: 0, is_cut: false };
+        let writing = Writing {
+            gathered: Arc::clone(&gathered),
+            writer,
+            form,
+            lost: 0,
+            is_cut: false,
+            text: Vec::new(),
+        };
         tasks::thread("log", move || writing.run())?;
         Ok(Self(Way::Gathered(gathered)))
     }
@@ -76,15 +85,30 @@ impl Sink {
                 // A log that cannot be written must not stop the traffic it tells of.
                 let _ = writer.write_all(line).and_then(|()| writer.flush());
             }
-            Way::Gathered(gathered) => gathered.append(line, level <= Level::WARN),
+            Way::Gathered(gathered) => gathered.append(line.len(), level <= Level::WARN, |texts| {
+                texts.extend_from_slice(line);
+                Entry::Line(line.len())
+            }),
         }
     }
 
-    /// Makes it the one that is flushed.
-    pub(super) fn install(&self) {
-        let Way::Gathered(gathered) = &self.0 else { return };
+    fn tell(&self, ended: &Ended<&str>, form: Form) {
+        match &self.0 {
+            Way::Direct(_) => {
+                let mut line = Vec::new();
+                ended.append(&mut line, form);
+                self.write(&line, Level::INFO);
+            }
+            Way::Gathered(gathered) => {
+                gathered.append(ended.texts_bytes(), false, |texts| Entry::Ended(ended.packed(texts)));
+            }
+        }
+    }
+
+    /// Makes it the one that is told of requests, in lines of this form, and that is flushed.
+    pub(super) fn install(&self, form: Form) {
         // The log is started once.
-        if INSTALLED.set(Arc::clone(gathered)).is_err() {
+        if INSTALLED.set((self.clone(), form)).is_err() || !matches!(self.0, Way::Gathered(_)) {
             return;
         }
         let print = panic::take_hook();
@@ -101,7 +125,21 @@ impl fmt::Debug for Sink {
     }
 }
 
-static INSTALLED: OnceLock<Arc<Gathered>> = OnceLock::new();
+static INSTALLED: OnceLock<(Sink, Form)> = OnceLock::new();
+
+fn installed() -> Option<&'static Gathered> {
+    match INSTALLED.get() {
+        Some((Sink(Way::Gathered(gathered)), _)) => Some(gathered),
+        Some((Sink(Way::Direct(_)), _)) | None => None,
+    }
+}
+
+/// Says that a request has ended, where the program's lines go.
+pub fn tell(ended: &Ended<&str>) {
+    if let Some((sink, form)) = INSTALLED.get() {
+        sink.tell(ended, *form);
+    }
+}
 
 /// Waits until every line of the program that was said before is written, but not for ever.
 pub fn flush() {
@@ -120,12 +158,12 @@ impl Drop for FlushAtEnd {
 
 /// Whether they are.
 fn flush_within(span: Duration) -> bool {
-    INSTALLED.get().is_none_or(|gathered| gathered.flush(span))
+    installed().is_none_or(|gathered| gathered.flush(span))
 }
 
 /// Lines of the program that were dropped, from the start on.
 pub(super) fn dropped() -> u64 {
-    INSTALLED.get().map_or(0, |gathered| gathered.dropped.load(Ordering::Relaxed))
+    installed().map_or(0, |gathered| gathered.dropped.load(Ordering::Relaxed))
 }
 
 #[derive(Debug, Default)]
@@ -140,13 +178,42 @@ struct Gathered {
 
 #[derive(Debug, Default)]
 struct State {
-    lines: Vec<u8>,
+    batch: Batch,
     /// Lines that came after these and had no room.
     dropped: u64,
-    /// What has come and what has been written since the start, in bytes.
+    /// How many have come and how many have been written, or lost, since the start.
     came: u64,
     written: u64,
     writer: Writer,
+}
+
+/// What is to be written, in the order in which it was said.
+#[derive(Debug, Default)]
+struct Batch {
+    entries: Vec<Entry>,
+    /// Of all entries, one behind the other.
+    texts: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum Entry {
+    /// A line, so long.
+    Line(usize),
+    Ended(Ended<usize>),
+}
+
+impl Batch {
+    fn bytes(&self) -> usize {
+        self.entries.len() * size_of::<Entry>() + self.texts.len()
+    }
+
+    /// Empties it, and gives back what a flood has taken.
+    fn clear(&mut self) {
+        self.entries.clear();
+        self.texts.clear();
+        self.entries.shrink_to(2 * BATCH_BYTES / size_of::<Entry>());
+        self.texts.shrink_to(2 * BATCH_BYTES);
+    }
 }
 
 /// What the thread does.
@@ -169,19 +236,23 @@ impl Gathered {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn append(&self, line: &[u8], is_urgent: bool) {
+    /// Gathers an entry, whose texts are so long, unless there is no room.
+    fn append(&self, texts_bytes: usize, is_urgent: bool, add: impl FnOnce(&mut Vec<u8>) -> Entry) {
         let mut state = self.state();
-        if state.lines.len() + line.len() > GATHERED_BYTES_MAX {
+        if state.batch.bytes() + texts_bytes > GATHERED_BYTES_MAX {
             state.dropped += 1;
             drop(state);
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        state.lines.extend_from_slice(line);
-        state.came += line.len() as u64;
+        let entry = add(&mut state.batch.texts);
+        state.batch.entries.push(entry);
+        state.came += 1;
         let is_woken = match state.writer {
             Writer::Sleeps => state.hurry(),
-            Writer::Rests | Writer::Writes if is_urgent || state.lines.len() >= BATCH_BYTES => state.hurry(),
+            Writer::Rests | Writer::Writes if is_urgent || state.batch.bytes() >= BATCH_BYTES => {
+                state.hurry()
+            }
             Writer::Rests | Writer::Writes | Writer::Hurries => false,
         };
         drop(state);
@@ -203,26 +274,26 @@ impl Gathered {
 
     /// Waits until something is to be written and puts it into `batch`, which is empty; returns how many
     /// lines were dropped behind it.
-    fn take(&self, batch: &mut Vec<u8>) -> u64 {
+    fn take(&self, batch: &mut Batch) -> u64 {
         let mut state = self.state();
         if state.writer == Writer::Writes {
             state.writer = Writer::Rests;
             let rested = self.wanted.wait_timeout_while(state, REST, |state| state.writer == Writer::Rests);
             state = rested.unwrap_or_else(PoisonError::into_inner).0;
         }
-        if state.lines.is_empty() && state.dropped == 0 {
+        if state.batch.entries.is_empty() && state.dropped == 0 {
             state.writer = Writer::Sleeps;
             let slept = self.wanted.wait_while(state, |state| state.writer == Writer::Sleeps);
             state = slept.unwrap_or_else(PoisonError::into_inner);
         }
         state.writer = Writer::Writes;
-        mem::swap(&mut state.lines, batch);
+        mem::swap(&mut state.batch, batch);
         mem::take(&mut state.dropped)
     }
 
-    /// So many bytes are written, or lost.
-    fn done(&self, bytes: usize) {
-        self.state().written += bytes as u64;
+    /// So many are written, or lost.
+    fn done(&self, entries: usize) {
+        self.state().written += entries as u64;
         self.written.notify_all();
     }
 }
@@ -243,33 +314,56 @@ struct Writing<W> {
     lost: u64,
     /// The last thing that was written is half a line.
     is_cut: bool,
+    /// Its memory serves for one batch after the other.
+    text: Vec<u8>,
 }
 
 impl<W: Write> Writing<W> {
     fn run(mut self) {
-        let mut batch = Vec::new();
+        let mut batch = Batch::default();
         loop {
             let dropped = self.gathered.take(&mut batch);
-            self.put(&batch, dropped);
-            self.gathered.done(batch.len());
+            self.put_all(&batch);
+            if dropped > 0 && (self.lost > 0 || self.tell(dropped) > 0) {
+                self.lost += dropped;
+            }
+            self.gathered.done(batch.entries.len());
             batch.clear();
-            // After a flood its memory is given back.
-            batch.shrink_to(2 * BATCH_BYTES);
         }
     }
 
-    /// Writes lines, and tells what is missing before and behind them.
-    fn put(&mut self, batch: &[u8], dropped: u64) {
+    /// Puts a batch into words, and writes as much at once as it may.
+    fn put_all(&mut self, batch: &Batch) {
+        let (mut text, mut texts) = (mem::take(&mut self.text), &*batch.texts);
+        for entry in &batch.entries {
+            match entry {
+                Entry::Line(length) => {
+                    let (line, rest) = texts.split_at_checked(*length).unwrap_or((texts, &[]));
+                    text.extend_from_slice(line);
+                    texts = rest;
+                }
+                Entry::Ended(ended) => ended.unpacked(&mut texts).append(&mut text, self.form),
+            }
+            if text.len() >= BATCH_BYTES {
+                self.put(&text);
+                text.clear();
+            }
+        }
+        self.put(&text);
+        text.clear();
+        text.shrink_to(2 * BATCH_BYTES);
+        self.text = text;
+    }
+
+    /// Writes lines, and tells what is missing before them.
+    fn put(&mut self, text: &[u8]) {
         if self.lost > 0 && self.tell(self.lost) == 0 {
             self.lost = 0;
         }
         // Where that cannot be told, the rest is not tried: it would stand in front of it.
-        let lost = if self.lost > 0 { lines(batch) } else { self.write(batch) };
+        let lost = if self.lost > 0 { lines(text) } else { self.write(text) };
         self.gathered.dropped.fetch_add(lost, Ordering::Relaxed);
         self.lost += lost;
-        if dropped > 0 && (self.lost > 0 || self.tell(dropped) > 0) {
-            self.lost += dropped;
-        }
     }
 
     /// Tells how many lines are missing here.

@@ -2,6 +2,7 @@
 //! request, on a terminal in colourful short lines and otherwise as JSON; and what machines read:
 //! counters.
 
+mod ended;
 mod line;
 mod log;
 mod news;
@@ -18,9 +19,10 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
 
+pub use ended::Ended;
 pub use exposition::{Kind, Page};
 pub use line::{Form, Lines};
-pub use log::{FlushAtEnd, Sink, flush};
+pub use log::{FlushAtEnd, Sink, flush, tell};
 pub use metrics::{Meters, SocketOpen, Spent};
 pub use news::{announce, announce_drift, key_line, keys_loaded, wording};
 
@@ -31,7 +33,7 @@ pub fn form_of_stderr(locale: Option<&str>) -> Form {
     if io::stderr().is_terminal() { Form::of_terminal(locale) } else { Form::Json }
 }
 
-/// Sends every event of the program to `sink`, which is flushed when a thread panics.
+/// Sends every event of the program, and what is said of requests, to `sink`, which is flushed when a thread panics.
 ///
 /// # Errors
 ///
@@ -44,7 +46,7 @@ pub fn start(form: Form, level: &str, sink: Sink) -> Result<Level, StartError> {
         .with(Lines::new(form, sink.clone()))
         .try_init()
         .map_err(|_| StartError::Twice)?;
-    sink.install();
+    sink.install(form);
     Ok(Level(handle))
 }
 

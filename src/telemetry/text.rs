@@ -40,7 +40,8 @@ pub(super) fn append_within_quotes(line: &mut Vec<u8>, escaped: &[u8]) {
     line.push(b'"');
 }
 
-fn append_escaped(line: &mut Vec<u8>, text: &[u8]) {
+/// Appends what stands between them.
+pub(super) fn append_escaped(line: &mut Vec<u8>, text: &[u8]) {
     let mut rest = text;
     while any_needs_escape(rest) {
         let Some(place) = rest.iter().position(|&byte| needs_escape(byte)) else { break };

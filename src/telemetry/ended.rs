@@ -1,0 +1,256 @@
+//! What is said of a request at its end. A busy proxy says it more often than all else together, so it
+//! is handed over by value, and put into words by the thread that writes.
+
+use serde::Serialize;
+use tracing::Level;
+
+use super::line::{Form, symbol, word};
+use super::text::{append_escaped, append_quoted, append_within_quotes, make_safe};
+use crate::policy::units::UnixMs;
+
+const EVENT: &str = "request_ended";
+const LEVEL: Level = Level::INFO;
+
+/// A request that has ended. `T` is a text, or how long it is among others.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended<T> {
+    /// With how many keys it was asked.
+    pub attempts: u32,
+    /// Of the answer's body.
+    pub bytes: u64,
+    /// Who asked; `-` when that was not found out.
+    pub client: T,
+    /// What it has cost.
+    pub credits: u64,
+    /// From the attempt's begin to the provider's head.
+    pub first_byte_ms: u64,
+    /// The key in short, `own` when it is the client's, `-` when nobody was asked.
+    pub key: T,
+    /// How it asked.
+    pub method: T,
+    /// The names of the query's parameters.
+    pub parameters: T,
+    /// Why the body could not have been sent again.
+    pub replay_lost: Option<&'static str>,
+    /// Its name.
+    pub request_id: T,
+    /// The path without what identifies; `-` when that was not found out.
+    pub route: T,
+    /// Of the answer, when there is one.
+    pub status: Option<u16>,
+    /// When it ended.
+    pub time: UnixMs,
+    /// From its head to its end.
+    pub total_ms: u64,
+    /// What became of it.
+    pub verdict: &'static str,
+}
+
+impl<T: Copy> Ended<T> {
+    /// The same with other texts, made one after the other in the order of their names.
+    fn with<U>(&self, mut text: impl FnMut(T) -> U) -> Ended<U> {
+        Ended {
+            attempts: self.attempts,
+            bytes: self.bytes,
+            client: text(self.client),
+            credits: self.credits,
+            first_byte_ms: self.first_byte_ms,
+            key: text(self.key),
+            method: text(self.method),
+            parameters: text(self.parameters),
+            replay_lost: self.replay_lost,
+            request_id: text(self.request_id),
+            route: text(self.route),
+            status: self.status,
+            time: self.time,
+            total_ms: self.total_ms,
+            verdict: self.verdict,
+        }
+    }
+}
+
+impl Ended<&str> {
+    /// How long its texts are together.
+    pub(super) fn texts_bytes(&self) -> usize {
+        let mut bytes = 0;
+        self.with(|text| bytes += text.len());
+        bytes
+    }
+
+    /// The same with its texts behind those that are there already.
+    pub(super) fn packed(&self, texts: &mut Vec<u8>) -> Ended<usize> {
+        self.with(|text| {
+            texts.extend_from_slice(text.as_bytes());
+            text.len()
+        })
+    }
+
+    /// Appends it as a line of this form.
+    pub(super) fn append(&self, line: &mut Vec<u8>, form: Form) {
+        match form {
+            Form::Json => self.append_object(line),
+            Form::Terminal | Form::Ascii => {
+                let mut shown = symbol(Some(EVENT), LEVEL, form).as_bytes().to_vec();
+                self.append_message(&mut shown, |line, text| line.extend_from_slice(text.as_bytes()));
+                make_safe(&mut shown, form == Form::Ascii);
+                line.extend_from_slice(&shown);
+            }
+        }
+        line.push(b'\n');
+    }
+
+    /// In the order of the names, as all objects are.
+    fn append_object(&self, line: &mut Vec<u8>) {
+        let mut named = |name: &[u8], append: &dyn Fn(&mut Vec<u8>)| {
+            line.extend_from_slice(name);
+            append(line);
+        };
+        named(b"{\"attempts\":", &|line| append_value(line, self.attempts));
+        named(b",\"bytes\":", &|line| append_value(line, self.bytes));
+        named(b",\"client\":", &|line| append_quoted(line, self.client));
+        named(b",\"credits\":", &|line| append_value(line, self.credits));
+        named(b",\"event\":", &|line| append_quoted(line, EVENT));
+        named(b",\"first_byte_ms\":", &|line| append_value(line, self.first_byte_ms));
+        named(b",\"key\":", &|line| append_quoted(line, self.key));
+        named(b",\"level\":", &|line| append_quoted(line, word(LEVEL)));
+        named(b",\"message\":\"", &|line| {
+            self.append_message(line, |line, text| append_escaped(line, text.as_bytes()));
+        });
+        named(b"\",\"method\":", &|line| append_quoted(line, self.method));
+        named(b",\"parameters\":", &|line| append_quoted(line, self.parameters));
+        if let Some(lost) = self.replay_lost {
+            named(b",\"replay_lost\":", &|line| append_quoted(line, lost));
+        }
+        named(b",\"request_id\":", &|line| append_quoted(line, self.request_id));
+        named(b",\"route\":", &|line| append_quoted(line, self.route));
+        named(b",\"status\":", &|line| append_value(line, self.status.unwrap_or(0)));
+        named(b",\"time\":", &|line| append_within_quotes(line, &self.time.rfc3339_bytes()));
+        named(b",\"total_ms\":", &|line| append_value(line, self.total_ms));
+        named(b",\"verdict\":", &|line| append_quoted(line, self.verdict));
+        line.push(b'}');
+    }
+
+    fn append_message(&self, line: &mut Vec<u8>, text: impl Fn(&mut Vec<u8>, &str)) {
+        text(line, self.method);
+        line.push(b' ');
+        text(line, self.route);
+        line.push(b' ');
+        match self.status {
+            Some(status) => append_value(line, status),
+            None => line.push(b'-'),
+        }
+        line.push(b' ');
+        text(line, self.verdict);
+        line.push(b' ');
+        text(line, self.key);
+        line.push(b' ');
+        append_value(line, self.credits);
+        line.extend_from_slice(b" credits, ");
+        append_value(line, self.attempts);
+        line.extend_from_slice(b" attempts, ");
+        append_value(line, self.total_ms);
+        line.extend_from_slice(b" ms");
+    }
+}
+
+impl Ended<usize> {
+    /// The same with its texts, which are taken from the front of `texts`.
+    pub(super) fn unpacked<'a>(&self, texts: &mut &'a [u8]) -> Ended<&'a str> {
+        self.with(|length| {
+            let (text, rest) = texts.split_at_checked(length).unwrap_or((texts, &[]));
+            *texts = rest;
+            // It was one.
+            str::from_utf8(text).unwrap_or_default()
+        })
+    }
+}
+
+fn append_value(line: &mut Vec<u8>, value: impl Serialize) {
+    // A number is written to memory.
+    let _ = serde_json::to_writer(line, &value);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ENDED: Ended<&str> = Ended {
+        attempts: 2,
+        bytes: 48_213,
+        client: "studio",
+        credits: 120,
+        first_byte_ms: 240,
+        key: "sk_6c036526...d452b",
+        method: "POST",
+        parameters: "output_format",
+        replay_lost: Some("too_large"),
+        request_id: "0198c2f0",
+        route: "/v1/text-to-speech/{voice_id}",
+        status: Some(200),
+        time: UnixMs(7),
+        total_ms: 812,
+        verdict: "served",
+    };
+
+    fn line(ended: &Ended<&str>, form: Form) -> String {
+        let mut line = Vec::new();
+        ended.append(&mut line, form);
+        String::from_utf8(line).unwrap()
+    }
+
+    #[test]
+    fn a_machine_gets_an_object_in_the_order_of_its_names() {
+        assert_eq!(
+            line(&ENDED, Form::Json),
+            "{\"attempts\":2,\"bytes\":48213,\"client\":\"studio\",\"credits\":120,\"event\":\"request_ended\",\
+             \"first_byte_ms\":240,\"key\":\"sk_6c036526...d452b\",\"level\":\"info\",\
+             \"message\":\"POST /v1/text-to-speech/{voice_id} 200 served sk_6c036526...d452b 120 credits, \
+             2 attempts, 812 ms\",\"method\":\"POST\",\"parameters\":\"output_format\",\
+             \"replay_lost\":\"too_large\",\"request_id\":\"0198c2f0\",\
+             \"route\":\"/v1/text-to-speech/{voice_id}\",\"status\":200,\
+             \"time\":\"1970-01-01T00:00:00.007Z\",\"total_ms\":812,\"verdict\":\"served\"}\n"
+        );
+    }
+
+    #[test]
+    fn a_person_gets_the_message() {
+        let ended = Ended { status: None, method: "BR\u{9b}W", client: "x", ..ENDED };
+        let rest =
+            "/v1/text-to-speech/{voice_id} - served sk_6c036526...d452b 120 credits, 2 attempts, 812 ms\n";
+        assert_eq!(line(&ended, Form::Terminal), format!("   BR\u{fffd}W {rest}"));
+        assert_eq!(line(&ended, Form::Ascii), format!("    BR?W {rest}"));
+    }
+
+    proptest! {
+        #[test]
+        fn every_text_arrives_as_it_was(texts in prop::array::uniform6("(\\PC|[\\x00-\\x7f]){0,20}"), rest: bool) {
+            let [client, key, method, parameters, request_id, route] = texts.each_ref().map(String::as_str);
+            let replay_lost = rest.then_some("why");
+            let ended = Ended { client, key, method, parameters, replay_lost, request_id, route, ..ENDED };
+            let mut packed = Vec::new();
+            // Behind another one.
+            let lengths = [&ENDED, &ended].map(|ended| ended.packed(&mut packed));
+            let mut left = &*packed;
+            let [first, second] = lengths.each_ref().map(|lengths| lengths.unpacked(&mut left));
+            prop_assert!(left.is_empty());
+            prop_assert_eq!(line(&first, Form::Json), line(&ENDED, Form::Json));
+            let object: serde_json::Value = serde_json::from_str(&line(&second, Form::Json)).unwrap();
+            for (name, text) in [
+                ("client", client),
+                ("key", key),
+                ("method", method),
+                ("parameters", parameters),
+                ("request_id", request_id),
+                ("route", route),
+            ] {
+                prop_assert_eq!(object[name].as_str(), Some(text));
+            }
+            prop_assert_eq!(object["replay_lost"].as_str(), replay_lost);
+            let message = object["message"].as_str().unwrap();
+            let begin = format!("{method} {route} 200 served {key} 120 ");
+            prop_assert!(message.starts_with(&begin));
+        }
+    }
+}
