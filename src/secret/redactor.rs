@@ -26,6 +26,8 @@ pub struct Redactor {
     window: usize,
     /// How far the window may move on when it ends in a pair.
     skips: Vec<usize>,
+    /// Whether a key begins with a byte.
+    begins: [bool; 256],
 }
 
 impl Redactor {
@@ -44,7 +46,11 @@ impl Redactor {
         }
         let mut sorted: Vec<usize> = (0..keys.len()).collect();
         sorted.sort_by_key(|&key| keys.get(key).map(|key| &key.value));
-        Self { keys, sorted, window, skips }
+        let mut begins = [false; 256];
+        for first in keys.iter().filter_map(|key| key.value.bytes().next()) {
+            begins[usize::from(first)] = true;
+        }
+        Self { keys, sorted, window, skips, begins }
     }
 
     /// `text` with every key replaced by its short form; `None` when there is none in it.
@@ -116,12 +122,15 @@ impl Redactor {
     fn open_end<'a>(&self, text: &'a [u8]) -> &'a [u8] {
         let longest = self.keys.first().map_or(0, |key| key.value.len() - 1);
         let mut end = &text[text.len().saturating_sub(longest)..];
-        while !self.may_begin(end) {
-            // The empty end is every key's beginning, and without keys there is nothing to begin.
-            let Some((_, shorter)) = end.split_first() else { break };
-            end = shorter;
+        // Most bytes begin no key, whatever follows.
+        while let Some(at) = end.iter().position(|byte| self.begins[usize::from(*byte)]) {
+            end = &end[at..];
+            if self.may_begin(end) {
+                return end;
+            }
+            end = &end[1..];
         }
-        end
+        &[]
     }
 }
 
