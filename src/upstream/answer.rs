@@ -2,6 +2,7 @@
 //! waits for the next request; broken off or dropped, it is closed.
 
 use std::io;
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -85,6 +86,8 @@ impl Rest {
     fn next(&mut self, read: &mut BytesMut) -> Result<Next, ChunkError> {
         let piece = |bytes: usize, read: &mut BytesMut| match bytes {
             0 => Next::More,
+            // Nobody else has a part of it.
+            _ if bytes == read.capacity() => Next::Piece(mem::take(read).freeze()),
             _ => Next::Piece(read.split_to(bytes).freeze()),
         };
         match self {
@@ -197,7 +200,7 @@ where
     }
 
     fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<AnswerError> {
-        if std::mem::take(&mut self.has_moved) {
+        if mem::take(&mut self.has_moved) {
             self.moved_at = clock::instant();
         }
         let Some(connection) = &mut self.connection else { return Poll::Pending };
@@ -220,7 +223,7 @@ where
         let this = &mut *self;
         let next = match this.poll_next(cx) {
             // A server that hears of the break at once would drop what it has not written yet.
-            Poll::Ready(Err(error)) if !std::mem::replace(&mut this.has_rested, true) => {
+            Poll::Ready(Err(error)) if !mem::replace(&mut this.has_rested, true) => {
                 this.broken = Some(error);
                 cx.waker().wake_by_ref();
                 return Poll::Pending;

@@ -2,6 +2,7 @@
 //! where two readers could differ: what hyper refuses of a server is refused here.
 
 use std::fmt;
+use std::mem::MaybeUninit;
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING};
@@ -16,7 +17,7 @@ use crate::secret::ApiKey;
 const HEAD_BYTES_MAX: usize = 128 * 1024;
 /// Headers of one head, as many as hyper takes.
 const HEADERS_MAX: usize = 100;
-/// Most heads have fewer, and room for them is cheaper to clear.
+/// Most heads have fewer.
 const HEADERS_USUAL: usize = 32;
 /// A request line and a few headers.
 const HEAD_BYTES_USUAL: usize = 1_024;
@@ -161,13 +162,14 @@ fn end_of_head(heard: &[u8]) -> Option<usize> {
 }
 
 fn parse(text: &Bytes, method: &Method) -> Result<Heard, HeadError> {
-    let mut usual = [httparse::EMPTY_HEADER; HEADERS_USUAL];
-    let mut head = httparse::Response::new(&mut usual);
-    match head.parse(text) {
+    let parser = httparse::ParserConfig::default();
+    let mut usual = [const { MaybeUninit::uninit() }; HEADERS_USUAL];
+    let mut head = httparse::Response::new(&mut []);
+    match parser.parse_response_with_uninit_headers(&mut head, text, &mut usual) {
         Err(httparse::Error::TooManyHeaders) => {
-            let mut many = [httparse::EMPTY_HEADER; HEADERS_MAX];
-            let mut head = httparse::Response::new(&mut many);
-            let parsed = head.parse(text)?;
+            let mut many = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+            let mut head = httparse::Response::new(&mut []);
+            let parsed = parser.parse_response_with_uninit_headers(&mut head, text, &mut many)?;
             heard(text, method, parsed, &head)
         }
         parsed => heard(text, method, parsed?, &head),
@@ -186,10 +188,13 @@ fn heard(
     let status = StatusCode::from_u16(code).map_err(|_| HeadError::Malformed)?;
     let version = if minor == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
     let mut headers = HeaderMap::with_capacity(head.headers.len() + 1);
+    let mut told = Told::default();
     for header in head.headers.iter() {
         let name = HeaderName::from_bytes(header.name.as_bytes()).map_err(|_| HeadError::Malformed)?;
         let value = HeaderValue::from_maybe_shared(text.slice_ref(header.value));
-        headers.append(name, value.map_err(|_| HeadError::Malformed)?);
+        let value = value.map_err(|_| HeadError::Malformed)?;
+        told.hear(&name, &value);
+        headers.append(name, value);
     }
     let mut extensions = Extensions::new();
     let reason = head.reason.unwrap_or_default();
@@ -198,54 +203,67 @@ fn heard(
     {
         extensions.insert(reason);
     }
-    let end = end(status, version, &headers, method)?;
-    let stays_open = end != End::Close && stays_open(version, &headers);
+    let end = told.end(status, version, method)?;
+    let stays_open = end != End::Close && told.stays_open(version);
     Ok(Heard { status, version, headers, extensions, end, stays_open })
 }
 
-/// How the body ends (RFC 9112, section 6.3).
-fn end(status: StatusCode, version: Version, headers: &HeaderMap, method: &Method) -> Result<End, HeadError> {
-    let is_bare = status.is_informational()
-        || status == StatusCode::NO_CONTENT
-        || status == StatusCode::NOT_MODIFIED
-        || method == Method::HEAD;
-    if is_bare {
-        return Ok(End::Length(0));
-    }
-    if let Some(encoding) = headers.get_all(TRANSFER_ENCODING).iter().next_back() {
-        if version == Version::HTTP_10 {
-            return Err(HeadError::Ambiguous);
-        }
-        let last = encoding.to_str().ok().and_then(|encoding| encoding.rsplit(',').next());
-        let is_chunked = last.is_some_and(|last| last.trim().eq_ignore_ascii_case("chunked"));
-        return Ok(if is_chunked { End::Chunks } else { End::Close });
-    }
-    let mut told = None;
-    for value in headers.get_all(CONTENT_LENGTH) {
-        let text = value.to_str().map_err(|_| HeadError::Ambiguous)?;
-        for length in text.split(',') {
-            let length = decimal(length.trim()).ok_or(HeadError::Ambiguous)?;
-            if told.replace(length).is_some_and(|before| before != length) {
-                return Err(HeadError::Ambiguous);
+/// What a head's headers say of its body and its connection, noted as they come.
+#[derive(Debug, Default)]
+struct Told {
+    /// Whether the last of the encodings of the transfer is chunks.
+    is_chunked: Option<bool>,
+    length: Option<Result<u64, HeadError>>,
+    /// What the connection does.
+    closes: bool,
+    is_kept: bool,
+}
+
+impl Told {
+    fn hear(&mut self, name: &HeaderName, value: &HeaderValue) {
+        if *name == CONTENT_LENGTH {
+            // What is no text is no number either.
+            for length in value.to_str().unwrap_or_default().split(',') {
+                self.length = Some(match (decimal(length.trim()), self.length) {
+                    (Some(length), None) => Ok(length),
+                    (Some(length), Some(Ok(before))) if length == before => Ok(length),
+                    (Some(_) | None, _) => Err(HeadError::Ambiguous),
+                });
+            }
+        } else if *name == TRANSFER_ENCODING {
+            let last = value.to_str().ok().and_then(|encodings| encodings.rsplit(',').next());
+            self.is_chunked = Some(last.is_some_and(|last| last.trim().eq_ignore_ascii_case("chunked")));
+        } else if *name == CONNECTION {
+            for token in value.to_str().unwrap_or_default().split(',').map(str::trim) {
+                self.closes |= token.eq_ignore_ascii_case("close");
+                self.is_kept |= token.eq_ignore_ascii_case("keep-alive");
             }
         }
     }
-    Ok(told.map_or(End::Close, End::Length))
+
+    /// How the body ends (RFC 9112, section 6.3).
+    fn end(&self, status: StatusCode, version: Version, method: &Method) -> Result<End, HeadError> {
+        let is_bare = status.is_informational()
+            || status == StatusCode::NO_CONTENT
+            || status == StatusCode::NOT_MODIFIED
+            || method == Method::HEAD;
+        match (self.is_chunked, self.length) {
+            _ if is_bare => Ok(End::Length(0)),
+            (Some(_), _) if version == Version::HTTP_10 => Err(HeadError::Ambiguous),
+            (Some(true), _) => Ok(End::Chunks),
+            (Some(false), _) | (None, None) => Ok(End::Close),
+            (None, Some(length)) => length.map(End::Length),
+        }
+    }
+
+    fn stays_open(&self, version: Version) -> bool {
+        !self.closes && (version == Version::HTTP_11 || self.is_kept)
+    }
 }
 
 /// A number of digits and nothing else.
 fn decimal(text: &str) -> Option<u64> {
     if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
-}
-
-fn stays_open(version: Version, headers: &HeaderMap) -> bool {
-    let says = |word: &str| {
-        headers.get_all(CONNECTION).iter().any(|value| {
-            let tokens = value.to_str().unwrap_or_default().split(',');
-            tokens.map(str::trim).any(|token| token.eq_ignore_ascii_case(word))
-        })
-    };
-    !says("close") && (version == Version::HTTP_11 || says("keep-alive"))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! An open connection: its stream, what was read of it and not yet taken, and one timer.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -8,7 +9,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep_until};
 use tokio_util::io::poll_read_buf;
 
@@ -28,6 +29,10 @@ const READ_BYTES_MIN: usize = 8 * 1024;
 const READ_BYTES_MAX: usize = 128 * 1024;
 /// After so many reads that would have fitted in half of the room, it is halved.
 const SMALL_READS_MAX: u8 = 8;
+
+thread_local! {
+    static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES_MIN].into());
+}
 
 /// An open connection. Dropping it closes it, whatever it is doing.
 pub(super) struct Connection {
@@ -60,8 +65,11 @@ impl Connection {
         self.opened_at
     }
 
-    /// Reads more; 0 bytes are the end. Who waits with nothing in hand holds little memory.
+    /// Reads more; 0 bytes are the end. Who waits with nothing in hand holds no memory.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.read_bytes == READ_BYTES_MIN {
+            return self.poll_fill_little(cx);
+        }
         if self.room() < self.room_min {
             self.inbox.reserve(self.read_bytes);
         }
@@ -70,10 +78,23 @@ impl Connection {
         match &read {
             Poll::Ready(Ok(bytes)) => self.adapt(*bytes, room),
             Poll::Ready(Err(_)) => {}
-            Poll::Pending if self.inbox.is_empty() && room > READ_BYTES_MIN => self.rest(),
+            Poll::Pending if self.inbox.is_empty() => self.rest(),
             Poll::Pending => {}
         }
         read
+    }
+
+    /// The same by way of room that all connections of a thread share: little is copied sooner than
+    /// room of its own is asked for and given back.
+    fn poll_fill_little(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        SHARED.with_borrow_mut(|shared| {
+            let mut read = ReadBuf::new(shared);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read))?;
+            let read = read.filled();
+            self.inbox.extend_from_slice(read);
+            self.adapt(read.len(), READ_BYTES_MIN);
+            Poll::Ready(Ok(read.len()))
+        })
     }
 
     fn room(&self) -> usize {
