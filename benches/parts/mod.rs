@@ -37,7 +37,7 @@ use keychoir::policy::asked::Asked;
 use keychoir::policy::budget::{Extension, Quota};
 use keychoir::policy::classify::{ErrorBody, Verdict, classify};
 use keychoir::policy::client::{Client, ClientName, Clients, Rules, Strangers, identify};
-use keychoir::policy::cost;
+use keychoir::policy::cost::Told;
 use keychoir::policy::endpoint::{Route, Work, lookup};
 use keychoir::policy::estimate::estimate;
 use keychoir::policy::headers::{is_plain_text, strip_answer};
@@ -285,8 +285,7 @@ fn estimating() -> Stage {
 
 fn classify_served(headers: &HeaderMap) {
     black_box(classify(black_box(StatusCode::OK), None, None));
-    black_box(cost::told(headers));
-    black_box(cost::concurrency_max(headers));
+    black_box(Told::by(headers));
 }
 
 fn classify_refused() {
@@ -501,8 +500,9 @@ impl Way {
         // The answer has come.
         let verdict = classify(StatusCode::OK, None, None);
         black_box(pool.judge(&roster, lease.key(), verdict, Some(&ask), now));
-        lease.learn_room(cost::concurrency_max(&answer).unwrap());
-        black_box(pool.settle(&roster, &mut lease, cost::told(&answer).unwrap(), now));
+        let told = Told::by(&answer);
+        lease.learn_room(told.concurrency_max.unwrap());
+        black_box(pool.settle(&roster, &mut lease, told.credits.unwrap(), now));
         strip_answer(&mut answer);
         redact_headers(&mut answer, &self.redactor);
         black_box(is_plain_text(&answer));

@@ -1,28 +1,38 @@
 //! What a request has cost, as the answer says it.
 
-use http::{HeaderMap, HeaderName};
+use http::HeaderMap;
 
-/// Credits charged, from the answer's `character-cost` (the wire's name) or `x-character-count`
-/// (the name in the provider's introduction). `None` when neither says.
-#[must_use]
-pub fn told(headers: &HeaderMap) -> Option<u64> {
-    static TELLING: [HeaderName; 2] =
-        [HeaderName::from_static("character-cost"), HeaderName::from_static("x-character-count")];
-    TELLING.iter().find_map(|name| headers.get(name)?.to_str().ok().and_then(credits))
+/// What an answer's headers tell of its price and its place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Credits charged, from the answer's `character-cost` (the wire's name) or `x-character-count`
+    /// (the name in the provider's introduction). `None` when neither says.
+    pub credits: Option<u64>,
+    /// How many requests of this kind may run at once in the workspace, from the answer's
+    /// `maximum-concurrent-requests`. Source: captured answers of August 2026.
+    pub concurrency_max: Option<u32>,
 }
 
-/// How many requests of this kind may run at once in the workspace, from the answer's
-/// `maximum-concurrent-requests`. Source: captured answers of August 2026.
-#[must_use]
-pub fn concurrency_max(headers: &HeaderMap) -> Option<u32> {
-    static TELLING: HeaderName = HeaderName::from_static("maximum-concurrent-requests");
-    let told = headers.get(&TELLING)?.to_str().ok()?.trim().parse().ok()?;
-    Some(told).filter(|&maximum: &u32| maximum > 0)
+impl Told {
+    /// Found in one pass over the names: most answers have none of them.
+    #[must_use]
+    pub fn by(headers: &HeaderMap) -> Self {
+        let (mut charged, mut counted, mut concurrency_max) = (None, None, None);
+        for (name, value) in headers {
+            let text = || value.to_str().unwrap_or_default().trim();
+            match name.as_str() {
+                "character-cost" => charged = charged.or_else(|| credits(text())),
+                "x-character-count" => counted = counted.or_else(|| credits(text())),
+                "maximum-concurrent-requests" => concurrency_max = concurrency_max.or(text().parse().ok()),
+                _ => {}
+            }
+        }
+        Self { credits: charged.or(counted), concurrency_max: concurrency_max.filter(|&most| most > 0) }
+    }
 }
 
 /// Whole credits; a fraction counts as a whole one.
 fn credits(text: &str) -> Option<u64> {
-    let text = text.trim();
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let is_number =
         !whole.is_empty() && whole.bytes().chain(fraction.bytes()).all(|byte| byte.is_ascii_digit());
@@ -37,7 +47,7 @@ mod tests {
     #[track_caller]
     fn check(name: &'static str, value: &'static str, expected: Option<u64>) {
         let headers = HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())]);
-        assert_eq!(told(&headers), expected);
+        assert_eq!(Told::by(&headers).credits, expected);
     }
 
     #[test]
@@ -61,9 +71,9 @@ mod tests {
                 "maximum-concurrent-requests".parse().unwrap(),
                 value.parse().unwrap(),
             )]);
-            assert_eq!(concurrency_max(&headers), expected);
+            assert_eq!(Told::by(&headers).concurrency_max, expected);
         }
-        assert_eq!(concurrency_max(&HeaderMap::new()), None);
+        assert_eq!(Told::by(&HeaderMap::new()), Told::default());
     }
 
     #[test]

@@ -159,7 +159,7 @@ fn strip_hop(headers: &mut HeaderMap, present: Present) {
             headers.remove(name);
         }
     }
-    for known in Known::of_hop().filter(|known| present.has(*known)) {
+    for known in present.of_hop() {
         headers.remove(known.name());
     }
 }

@@ -40,7 +40,8 @@ impl Answer {
         limits: &Limits,
     ) -> Result<Box<Self>, SendError> {
         let (head, body) = sent?.into_parts();
-        let told = retry_after(&head.headers, clock::now());
+        // What is served says nothing of it.
+        let told = (!head.status.is_success()).then(|| retry_after(&head.headers, clock::now())).flatten();
         if !is_body_needed(head.status) || method == Method::HEAD {
             let verdict = classify(head.status, None, told);
             let body = Peeked::untouched(body);

@@ -23,7 +23,7 @@ use crate::clock;
 use crate::policy::asked::{self, Asked};
 use crate::policy::authority::Authority;
 use crate::policy::classify::Verdict;
-use crate::policy::cost::{self, concurrency_max};
+use crate::policy::cost::Told;
 use crate::policy::endpoint::Metering;
 use crate::policy::lane::Lane;
 use crate::policy::replay::Progress;
@@ -198,14 +198,15 @@ impl Attempt {
                 self.record.verdict = answer.verdict.word();
                 self.describe(answer.verdict);
                 self.judge(answer.verdict, journey, now);
+                let told = Told::by(&answer.head.headers);
                 if let (Payer::Pool { lease, .. }, Some(maximum), Verdict::Served) =
-                    (&self.payer, concurrency_max(&answer.head.headers), answer.verdict)
+                    (&self.payer, told.concurrency_max, answer.verdict)
                 {
                     lease.learn_room(maximum);
                 }
                 // After the judgement: what is set free is given to those who wait, and not of a key that is
                 // parked.
-                self.charge(answer, now);
+                self.charge(answer.verdict, told.credits, now);
                 Progress::Answered(answer.verdict)
             }
             Err(error) => {
@@ -253,9 +254,9 @@ impl Attempt {
 
     /// Books the cost. It stands in the head of the answer, before the first byte of the body: an
     /// answer that is broken off later is probably charged all the same.
-    fn charge(&mut self, answer: &Answer, now: UnixMs) {
+    fn charge(&mut self, verdict: Verdict, told: Option<u64>, now: UnixMs) {
         let expected = self.payer.reserved();
-        let (credits, from) = match (cost::told(&answer.head.headers), answer.verdict) {
+        let (credits, from) = match (told, verdict) {
             (Some(told), _) => (told, CreditSource::Answer),
             (None, Verdict::Served) if expected > 0 => (expected, CreditSource::Estimate),
             (None, Verdict::Served | Verdict::ServerError) => (0, unknown(self.metering)),

@@ -1,6 +1,8 @@
 //! Which of the headers that matter on the way a head has: found in one pass over the names, so that
 //! those that are not there are never looked for.
 
+use std::iter;
+
 use http::header::{self, HeaderMap, HeaderName};
 
 /// Those of [`KNOWN`] that are there, a bit each.
@@ -35,6 +37,9 @@ static KNOWN: [HeaderName; 18] = [
     header::CONTENT_LENGTH,
 ];
 
+/// So many of them belong to one connection.
+const HOP: u8 = 10;
+
 impl Known {
     pub(super) const CONNECTION: Self = Self(0);
     pub(super) const PROXY_AUTHORIZATION: Self = Self(4);
@@ -46,11 +51,6 @@ impl Known {
     pub(super) const COOKIE: Self = Self(14);
     pub(super) const HOST: Self = Self(15);
     pub(super) const SUBPROTOCOLS: Self = Self(16);
-
-    /// What belongs to one connection.
-    pub(super) fn of_hop() -> impl Iterator<Item = Self> {
-        (0..10).map(Self)
-    }
 
     pub(super) fn name(self) -> &'static HeaderName {
         &KNOWN[usize::from(self.0)]
@@ -92,11 +92,32 @@ impl Present {
     pub(super) fn has(self, known: Known) -> bool {
         self.0 & (1 << known.0) != 0
     }
+
+    /// Those of them that belong to one connection.
+    pub(super) fn of_hop(self) -> impl Iterator<Item = Known> {
+        let mut left = self.0 & ((1 << HOP) - 1);
+        iter::from_fn(move || {
+            let next = (0..HOP).nth(left.trailing_zeros() as usize)?;
+            left &= left - 1;
+            Some(Known(next))
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_belongs_to_one_connection_is_the_beginning() {
+        let all = HeaderMap::from_iter(
+            KNOWN.iter().map(|name| (name.clone(), header::HeaderValue::from_static("x"))),
+        );
+        let names: Vec<&str> = Present::of(&all).of_hop().map(|known| known.name().as_str()).collect();
+        assert_eq!(names.len(), usize::from(HOP));
+        assert_eq!((names[0], names[9]), ("connection", "expect"));
+        assert_eq!(Present::default().of_hop().count(), 0);
+    }
 
     #[test]
     fn every_header_that_matters_is_known_and_no_other() {
