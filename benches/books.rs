@@ -27,7 +27,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::Method;
 use keychoir::policy::client::ClientName;
+use keychoir::policy::endpoint::Route;
 use keychoir::policy::strategy::FillFirst;
 use keychoir::policy::units::UnixMs;
 use keychoir::pool::{self, Pool};
@@ -135,8 +137,8 @@ fn path() -> f64 {
     let (books, mut queue) = Books::new(1_000, 512, Depth::default());
     let key = ApiKey::new("sk_bench_key_number_0").unwrap();
     let roster = Pool::new(vec![key.into()], STILL).roster();
-    let (request_id, method, route): (Arc<str>, Arc<str>, Arc<str>) =
-        ("0198c2f0-7b1a-7000-8000-000100000002".into(), "GET".into(), "/v1/simulator/echo".into());
+    let request_id: Arc<str> = "0198c2f0-7b1a-7000-8000-000100000002".into();
+    let route = Route::read("/v1/models");
     let client = ClientName::new("local");
     let mut took = Duration::ZERO;
     runtime.block_on(async {
@@ -153,8 +155,8 @@ fn path() -> f64 {
                     started_at,
                     client: client.clone(),
                     key: Some(Arc::clone(&roster.keys()[0])),
-                    method: Arc::clone(&method),
-                    route: Arc::clone(&route),
+                    method: Method::GET,
+                    route,
                     status: Some(200),
                     verdict: "served",
                     request_bytes: 0,

@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use house::{middle, number};
 use keychoir::clock;
+use keychoir::policy::endpoint::Route;
 use keychoir::telemetry::{self, Ended, Form, Sink};
 use tracing::info;
 
@@ -95,7 +96,7 @@ fn say(request_id: &str, total_ms: u64) {
         parameters: "output_format,optimize_streaming_latency",
         replay_lost: None,
         request_id,
-        route: "/v1/text-to-speech/{voice_id}/stream",
+        route: Some(Route::read("/v1/text-to-speech/{voice_id}/stream")),
         status: Some(200),
         time: clock::now(),
         total_ms,

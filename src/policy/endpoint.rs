@@ -246,7 +246,6 @@ mod tests {
     #[track_caller]
     fn check_route(path: &str, expected: &str) {
         assert_eq!(lookup(&Method::GET, path).route.to_string(), expected);
-        assert_eq!(&*lookup(&Method::GET, path).route.shared(), expected);
     }
 
     #[test]

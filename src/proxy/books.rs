@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use http::Method;
 use uuid::Uuid;
 
 use crate::policy::affinity::Named;
 use crate::policy::client::ClientName;
+use crate::policy::endpoint::Route;
 use crate::policy::retention::first_id;
 use crate::policy::units::UnixMs;
 use crate::pool::{Key, Lesson};
@@ -44,9 +46,9 @@ pub struct AttemptRecord {
     /// With which key of the pool; `None` when the client has brought its own.
     pub key: Option<Arc<Key>>,
     /// The method.
-    pub method: Arc<str>,
+    pub method: Method,
     /// The path with identifiers replaced.
-    pub route: Arc<str>,
+    pub route: Route,
     /// The status, if an answer came.
     pub status: Option<u16>,
     /// What became of it, in a word.

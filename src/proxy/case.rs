@@ -14,7 +14,7 @@ use crate::body::replay::Replay;
 use crate::clock;
 use crate::policy::asked::{self, Asked};
 use crate::policy::client::{Client, ClientName};
-use crate::policy::endpoint::{Endpoint, Metering, Work};
+use crate::policy::endpoint::{Endpoint, Metering, Route, Work};
 use crate::policy::estimate::estimate;
 use crate::policy::headers;
 use crate::policy::lane::Lane;
@@ -28,8 +28,8 @@ use crate::upstream::Outbound;
 pub(super) struct Case {
     pub(super) request_id: Arc<str>,
     pub(super) client: ClientName,
-    pub(super) method: Arc<str>,
-    pub(super) route: Arc<str>,
+    pub(super) method: Method,
+    pub(super) route: Route,
     pub(super) metering: Metering,
     /// What was asked for, where that was known before.
     pub(super) asked: Option<Asked>,
@@ -52,15 +52,15 @@ impl Case {
         let case = Self {
             request_id: log.request_id(),
             client,
-            method: method.as_str().into(),
-            route: endpoint.route.shared(),
+            method: method.clone(),
+            route: endpoint.route,
             metering: endpoint.metering,
             asked: None,
             account: None,
             socket: endpoint.socket,
             speech_lane: None,
         };
-        log.opened(&case.client, &case.route);
+        log.opened(&case.client, case.route);
         case
     }
 

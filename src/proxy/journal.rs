@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Method, Request, StatusCode};
-use tracing::{Level, debug, enabled, warn};
+use tracing::{debug, warn};
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
@@ -17,6 +17,7 @@ use crate::body::Loss;
 use crate::clock;
 use crate::policy::classify::Concern;
 use crate::policy::client::ClientName;
+use crate::policy::endpoint::Route;
 use crate::policy::headers::parameter_names;
 use crate::secret::ShortKey;
 use crate::telemetry::{self, Ended, Meters};
@@ -51,7 +52,7 @@ pub(super) struct RequestLog {
     method: Method,
     parameters: String,
     client: Option<ClientName>,
-    route: Option<Arc<str>>,
+    route: Option<Route>,
     key: Payer,
     attempts: u32,
     verdict: &'static str,
@@ -115,9 +116,9 @@ impl RequestLog {
         }
     }
 
-    pub(super) fn opened(&mut self, client: &ClientName, route: &Arc<str>) {
+    pub(super) fn opened(&mut self, client: &ClientName, route: Route) {
         self.client = Some(client.clone());
-        self.route = Some(Arc::clone(route));
+        self.route = Some(route);
     }
 
     /// An attempt has brought this, after so long.
@@ -185,9 +186,6 @@ fn new_id() -> Arc<str> {
 impl Drop for RequestLog {
     fn drop(&mut self) {
         self.meters.request_ended(self.status);
-        if !enabled!(Level::INFO) {
-            return;
-        }
         let method = self.method.as_str();
         telemetry::tell(&Ended {
             attempts: self.attempts,
@@ -200,7 +198,7 @@ impl Drop for RequestLog {
             parameters: &self.parameters,
             replay_lost: self.loss.map(Loss::word),
             request_id: &self.request_id,
-            route: self.route.as_deref().unwrap_or("-"),
+            route: self.route,
             status: self.status,
             time: clock::now(),
             total_ms: millis(clock::since(self.began)),

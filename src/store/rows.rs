@@ -292,7 +292,7 @@ fn add_to_hour(
         moment(hour),
         series.key_hash,
         series.client.as_str(),
-        &*series.route,
+        series.route_text,
         series.model.as_deref().unwrap_or(""),
         sums.attempts,
         sums.served,

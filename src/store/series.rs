@@ -3,13 +3,15 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use http::Method;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::rows::{OWN_KEY, moment};
 use crate::policy::client::ClientName;
+use crate::policy::endpoint::Route;
 use crate::policy::units::UnixMs;
 use crate::proxy::{Common, CreditSource};
 use crate::secret::Fingerprint;
@@ -28,8 +30,9 @@ pub(super) struct Series {
     pub(super) key_hash: String,
     pub(super) client: ClientName,
     workspace: Option<String>,
-    method: Arc<str>,
-    pub(super) route: Arc<str>,
+    method: Method,
+    route: Route,
+    pub(super) route_text: String,
     pub(super) model: Option<Arc<str>>,
     status: Option<u16>,
     verdict: &'static str,
@@ -98,7 +101,7 @@ impl Known {
     fn hash(&self, common: &Common) -> u64 {
         let mut hasher = self.hasher.build_hasher();
         hasher.write(common.client.as_str().as_bytes());
-        hasher.write(common.route.as_bytes());
+        common.route.hash(&mut hasher);
         hasher.write(common.model.as_deref().unwrap_or_default().as_bytes());
         // Every key has a place of its own.
         hasher.write_usize(common.key.as_ref().map_or(0, |key| Arc::as_ptr(key).addr()));
@@ -142,8 +145,9 @@ impl Series {
             key_hash: key.map_or_else(|| OWN_KEY.to_owned(), |key| key.to_string()),
             client: common.client.clone(),
             workspace: workspace.map(str::to_owned),
-            method: Arc::clone(&common.method),
-            route: Arc::clone(&common.route),
+            method: common.method.clone(),
+            route: common.route,
+            route_text: common.route.to_string(),
             model: common.model.clone(),
             status: common.status,
             verdict: common.verdict,
@@ -153,8 +157,8 @@ impl Series {
             series.client.as_str(),
             series.key_hash,
             series.workspace,
-            &*series.method,
-            &*series.route,
+            series.method.as_str(),
+            series.route_text,
             series.model.as_deref(),
             series.status,
             series.verdict,
@@ -183,8 +187,8 @@ impl Series {
                 series.client.as_str(),
                 series.key_hash,
                 series.workspace,
-                &*series.method,
-                &*series.route,
+                series.method.as_str(),
+                series.route_text,
                 series.model.as_deref(),
                 series.status,
                 series.verdict,

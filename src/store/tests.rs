@@ -12,12 +12,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use http::Method;
 use rusqlite::Connection;
 
 use super::sheets::Doubt;
 use super::*;
 use crate::policy::budget::{Extension, Quota};
 use crate::policy::client::ClientName;
+use crate::policy::endpoint::Route;
 use crate::policy::standing::{Park, ParkReason};
 use crate::policy::units::UnixMs;
 use crate::pool::{self, Observation};
@@ -44,8 +46,8 @@ fn record(pool: &Pool, credits: u64) -> AttemptRecord {
         started_at: NOW,
         client: ClientName::new("local"),
         key: Some(Arc::clone(&pool.roster().keys()[0])),
-        method: "POST".into(),
-        route: "/v1/text-to-speech/{id}".into(),
+        method: Method::POST,
+        route: Route::read("/v1/text-to-speech/{id}"),
         model: Some("eleven_v3".into()),
         audio: None,
         characters: Some(credits),

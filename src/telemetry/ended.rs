@@ -6,10 +6,11 @@ use tracing::Level;
 
 use super::line::{Form, symbol, word};
 use super::text::{append_escaped, append_quoted, append_within_quotes, make_safe};
+use crate::policy::endpoint::Route;
 use crate::policy::units::UnixMs;
 
 const EVENT: &str = "request_ended";
-const LEVEL: Level = Level::INFO;
+pub(super) const LEVEL: Level = Level::INFO;
 
 /// A request that has ended. `T` is a text, or how long it is among others.
 #[derive(Clone, Copy, Debug)]
@@ -34,8 +35,8 @@ pub struct Ended<T> {
     pub replay_lost: Option<&'static str>,
     /// Its name.
     pub request_id: T,
-    /// The path without what identifies; `-` when that was not found out.
-    pub route: T,
+    /// The path without what identifies, where that was found out.
+    pub route: Option<Route>,
     /// Of the answer, when there is one.
     pub status: Option<u16>,
     /// When it ended.
@@ -60,7 +61,7 @@ impl<T: Copy> Ended<T> {
             parameters: text(self.parameters),
             replay_lost: self.replay_lost,
             request_id: text(self.request_id),
-            route: text(self.route),
+            route: self.route,
             status: self.status,
             time: self.time,
             total_ms: self.total_ms,
@@ -122,8 +123,8 @@ impl Ended<&str> {
             named(b",\"replay_lost\":", &|line| append_quoted(line, lost));
         }
         named(b",\"request_id\":", &|line| append_quoted(line, self.request_id));
-        named(b",\"route\":", &|line| append_quoted(line, self.route));
-        named(b",\"status\":", &|line| append_value(line, self.status.unwrap_or(0)));
+        named(b",\"route\":\"", &|line| self.append_route(line));
+        named(b"\",\"status\":", &|line| append_value(line, self.status.unwrap_or(0)));
         named(b",\"time\":", &|line| append_within_quotes(line, &self.time.rfc3339_bytes()));
         named(b",\"total_ms\":", &|line| append_value(line, self.total_ms));
         named(b",\"verdict\":", &|line| append_quoted(line, self.verdict));
@@ -133,7 +134,7 @@ impl Ended<&str> {
     fn append_message(&self, line: &mut Vec<u8>, text: impl Fn(&mut Vec<u8>, &str)) {
         text(line, self.method);
         line.push(b' ');
-        text(line, self.route);
+        self.append_route(line);
         line.push(b' ');
         match self.status {
             Some(status) => append_value(line, status),
@@ -150,6 +151,16 @@ impl Ended<&str> {
         line.extend_from_slice(b" attempts, ");
         append_value(line, self.total_ms);
         line.extend_from_slice(b" ms");
+    }
+}
+
+impl<T> Ended<T> {
+    /// Needs no escape: it is made of the words of the API.
+    fn append_route(&self, line: &mut Vec<u8>) {
+        match self.route {
+            Some(route) => route.write(|piece| line.extend_from_slice(piece.as_bytes())),
+            None => line.push(b'-'),
+        }
     }
 }
 
@@ -176,23 +187,25 @@ mod tests {
 
     use super::*;
 
-    const ENDED: Ended<&str> = Ended {
-        attempts: 2,
-        bytes: 48_213,
-        client: "studio",
-        credits: 120,
-        first_byte_ms: 240,
-        key: "sk_6c036526...d452b",
-        method: "POST",
-        parameters: "output_format",
-        replay_lost: Some("too_large"),
-        request_id: "0198c2f0",
-        route: "/v1/text-to-speech/{voice_id}",
-        status: Some(200),
-        time: UnixMs(7),
-        total_ms: 812,
-        verdict: "served",
-    };
+    fn spoken() -> Ended<&'static str> {
+        Ended {
+            attempts: 2,
+            bytes: 48_213,
+            client: "studio",
+            credits: 120,
+            first_byte_ms: 240,
+            key: "sk_6c036526...d452b",
+            method: "POST",
+            parameters: "output_format",
+            replay_lost: Some("too_large"),
+            request_id: "0198c2f0",
+            route: Some(Route::read("/v1/text-to-speech/{voice_id}")),
+            status: Some(200),
+            time: UnixMs(7),
+            total_ms: 812,
+            verdict: "served",
+        }
+    }
 
     fn line(ended: &Ended<&str>, form: Form) -> String {
         let mut line = Vec::new();
@@ -203,39 +216,38 @@ mod tests {
     #[test]
     fn a_machine_gets_an_object_in_the_order_of_its_names() {
         assert_eq!(
-            line(&ENDED, Form::Json),
+            line(&spoken(), Form::Json),
             "{\"attempts\":2,\"bytes\":48213,\"client\":\"studio\",\"credits\":120,\"event\":\"request_ended\",\
              \"first_byte_ms\":240,\"key\":\"sk_6c036526...d452b\",\"level\":\"info\",\
-             \"message\":\"POST /v1/text-to-speech/{voice_id} 200 served sk_6c036526...d452b 120 credits, \
+             \"message\":\"POST /v1/text-to-speech/{id} 200 served sk_6c036526...d452b 120 credits, \
              2 attempts, 812 ms\",\"method\":\"POST\",\"parameters\":\"output_format\",\
              \"replay_lost\":\"too_large\",\"request_id\":\"0198c2f0\",\
-             \"route\":\"/v1/text-to-speech/{voice_id}\",\"status\":200,\
+             \"route\":\"/v1/text-to-speech/{id}\",\"status\":200,\
              \"time\":\"1970-01-01T00:00:00.007Z\",\"total_ms\":812,\"verdict\":\"served\"}\n"
         );
     }
 
     #[test]
     fn a_person_gets_the_message() {
-        let ended = Ended { status: None, method: "BR\u{9b}W", client: "x", ..ENDED };
-        let rest =
-            "/v1/text-to-speech/{voice_id} - served sk_6c036526...d452b 120 credits, 2 attempts, 812 ms\n";
+        let ended = Ended { status: None, method: "BR\u{9b}W", client: "x", ..spoken() };
+        let rest = "/v1/text-to-speech/{id} - served sk_6c036526...d452b 120 credits, 2 attempts, 812 ms\n";
         assert_eq!(line(&ended, Form::Terminal), format!("   BR\u{fffd}W {rest}"));
         assert_eq!(line(&ended, Form::Ascii), format!("    BR?W {rest}"));
     }
 
     proptest! {
         #[test]
-        fn every_text_arrives_as_it_was(texts in prop::array::uniform6("(\\PC|[\\x00-\\x7f]){0,20}"), rest: bool) {
-            let [client, key, method, parameters, request_id, route] = texts.each_ref().map(String::as_str);
+        fn every_text_arrives_as_it_was(texts in prop::array::uniform5("(\\PC|[\\x00-\\x7f]){0,20}"), rest: bool) {
+            let [client, key, method, parameters, request_id] = texts.each_ref().map(String::as_str);
             let replay_lost = rest.then_some("why");
-            let ended = Ended { client, key, method, parameters, replay_lost, request_id, route, ..ENDED };
+            let ended = Ended { client, key, method, parameters, replay_lost, request_id, route: None, ..spoken() };
             let mut packed = Vec::new();
             // Behind another one.
-            let lengths = [&ENDED, &ended].map(|ended| ended.packed(&mut packed));
+            let lengths = [spoken(), ended].map(|ended| ended.packed(&mut packed));
             let mut left = &*packed;
             let [first, second] = lengths.each_ref().map(|lengths| lengths.unpacked(&mut left));
             prop_assert!(left.is_empty());
-            prop_assert_eq!(line(&first, Form::Json), line(&ENDED, Form::Json));
+            prop_assert_eq!(line(&first, Form::Json), line(&spoken(), Form::Json));
             let object: serde_json::Value = serde_json::from_str(&line(&second, Form::Json)).unwrap();
             for (name, text) in [
                 ("client", client),
@@ -243,13 +255,12 @@ mod tests {
                 ("method", method),
                 ("parameters", parameters),
                 ("request_id", request_id),
-                ("route", route),
             ] {
                 prop_assert_eq!(object[name].as_str(), Some(text));
             }
             prop_assert_eq!(object["replay_lost"].as_str(), replay_lost);
             let message = object["message"].as_str().unwrap();
-            let begin = format!("{method} {route} 200 served {key} 120 ");
+            let begin = format!("{method} - 200 served {key} 120 ");
             prop_assert!(message.starts_with(&begin));
         }
     }

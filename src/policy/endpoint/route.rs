@@ -1,7 +1,6 @@
 //! A route: the path of a request with every identifier replaced by `{id}`.
 
 use std::fmt;
-use std::sync::Arc;
 
 use super::words::Literal;
 use crate::policy::mend::is_version;
@@ -73,22 +72,15 @@ impl Route {
         !self.is_longer() && identifiers == 1 && codes.last() == Some(&IDENTIFIER)
     }
 
-    /// Its text.
+    /// Its words and how many they are, mixed: most routes differ in that.
     #[must_use]
-    pub fn shared(&self) -> Arc<str> {
-        // The longest literal has 33 bytes.
-        let mut room = [0; SEGMENTS_MAX * 34 + "/…".len()];
-        let mut length = 0;
-        self.write(|piece| {
-            if let Some(free) = room.get_mut(length..length + piece.len()) {
-                free.copy_from_slice(piece.as_bytes());
-                length += piece.len();
-            }
-        });
-        std::str::from_utf8(&room[..length]).unwrap_or_default().into()
+    pub fn mixed(&self) -> u64 {
+        let [a, b, c, d, e, f, g, ..] = self.codes;
+        u64::from_le_bytes([self.count, a, b, c, d, e, f, g])
     }
 
-    fn write(&self, mut say: impl FnMut(&'static str)) {
+    /// Says it piece by piece: words of the API, `{id}`, `/` and `…`.
+    pub fn write(&self, mut say: impl FnMut(&'static str)) {
         for code in self.codes() {
             say("/");
             say(text(*code).unwrap_or("{id}"));

@@ -331,10 +331,12 @@ pub(super) mod tests {
     use std::sync::atomic::AtomicUsize;
     use std::task::{Context, Poll, Wake, Waker};
 
+    use http::Method;
     use uuid::Uuid;
 
     use super::*;
     use crate::policy::client::ClientName;
+    use crate::policy::endpoint::Route;
     use crate::policy::units::UnixMs;
     use crate::proxy::CreditSource;
 
@@ -352,8 +354,8 @@ pub(super) mod tests {
             started_at: UnixMs(0),
             client: ClientName::new("local"),
             key: None,
-            method: "GET".into(),
-            route: "/v1/voices".into(),
+            method: Method::GET,
+            route: Route::read("/v1/voices"),
             status: Some(200),
             verdict: "served",
             request_bytes: 0,

@@ -5,10 +5,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Method;
 use uuid::Uuid;
 
 use super::{AttemptRecord, CreditSource, Ownership};
 use crate::policy::client::ClientName;
+use crate::policy::endpoint::Route;
 use crate::policy::units::UnixMs;
 use crate::pool::Key;
 
@@ -19,8 +21,8 @@ use crate::pool::Key;
 pub struct Common {
     pub client: ClientName,
     pub key: Option<Arc<Key>>,
-    pub method: Arc<str>,
-    pub route: Arc<str>,
+    pub method: Method,
+    pub route: Route,
     pub model: Option<Arc<str>>,
     pub status: Option<u16>,
     pub verdict: &'static str,
@@ -198,8 +200,8 @@ impl Common {
         Self {
             client: record.client.clone(),
             key: record.key.clone(),
-            method: Arc::clone(&record.method),
-            route: Arc::clone(&record.route),
+            method: record.method.clone(),
+            route: record.route,
             model: record.model.clone(),
             status: record.status,
             verdict: record.verdict,
@@ -224,8 +226,9 @@ impl Common {
 fn kind(record: &AttemptRecord) -> usize {
     let key = record.key.as_ref().map_or(0, |key| Arc::as_ptr(key).addr() as u64);
     let model = record.model.as_ref().map_or(0, |model| model.len() as u64);
-    let lengths = (record.route.len() as u64) << 32 ^ model << 40 ^ (record.method.len() as u64) << 48;
-    let mixed = key ^ lengths ^ u64::from(record.status.unwrap_or(0)) << 52;
+    let method = record.method.as_str().len() as u64;
+    let mixed =
+        key ^ record.route.mixed() ^ model << 40 ^ method << 48 ^ u64::from(record.status.unwrap_or(0)) << 52;
     // Its upper bits depend on all of the lower ones (Fibonacci hashing).
     (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as usize % KINDS
 }
@@ -239,10 +242,10 @@ mod tests {
     use super::super::queue::tests::record;
     use super::*;
 
-    fn routes(sheet: &Sheet) -> Vec<(&str, &str)> {
+    fn routes(sheet: &Sheet) -> Vec<(Route, &str)> {
         let of = |row| {
             let (common, request_id) = sheet.of(row);
-            (&*sheet.commons()[common].route, request_id)
+            (sheet.commons()[common].route, request_id)
         };
         sheet.rows().iter().map(of).collect()
     }
@@ -250,21 +253,22 @@ mod tests {
     #[test]
     fn what_records_have_in_common_is_there_once_and_each_finds_its_own() {
         let mut sheet = Sheet::default();
-        let records = ["/v1/a", "/v1/b"].map(|route| AttemptRecord { route: route.into(), ..record() });
+        let [one, other] = ["/v1/voices", "/v1/models"].map(Route::read);
+        let records = [one, other].map(|route| AttemptRecord { route, ..record() });
         for turn in 0..100 {
             let record = &records[turn % 2];
             sheet.add(&AttemptRecord { request_id: turn.to_string().into(), ..record.clone() });
         }
-        // Both are alike in all that the place is chosen by, so they take turns in it.
+        // They may be alike in all that the place is chosen by, and take turns in it.
         assert!(sheet.commons().len() <= 100);
         let found = routes(&sheet);
-        assert_eq!((found[0], found[1], found[99]), (("/v1/a", "0"), ("/v1/b", "1"), ("/v1/b", "99")));
+        assert_eq!((found[0], found[1], found[99]), ((one, "0"), (other, "1"), (other, "99")));
 
         let mut sheet = sheet.cleared();
         assert!(sheet.is_empty());
         (0..100).for_each(|_| sheet.add(&records[1]));
         assert_eq!((sheet.commons().len(), sheet.entries()), (1, 100));
-        assert_eq!(routes(&sheet)[99], ("/v1/b", "request"));
+        assert_eq!(routes(&sheet)[99], (other, "request"));
     }
 
     #[test]
@@ -272,8 +276,8 @@ mod tests {
         let different = [
             record(),
             AttemptRecord { client: ClientName::new("phone"), ..record() },
-            AttemptRecord { method: "PUT".into(), ..record() },
-            AttemptRecord { route: "/v1/models".into(), ..record() },
+            AttemptRecord { method: Method::PUT, ..record() },
+            AttemptRecord { route: Route::read("/v1/models"), ..record() },
             AttemptRecord { model: Some("".into()), ..record() },
             AttemptRecord { status: None, ..record() },
             AttemptRecord { status: Some(500), ..record() },

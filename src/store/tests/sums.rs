@@ -72,7 +72,7 @@ prop_compose! {
             started_at: UnixMs(NOW.0 + at),
             client: ClientName::new(["one", "two"][usize::from(client)]),
             key: Some(Arc::clone(&pool.roster().keys()[key])),
-            route: ["/v1/a", "/v1/b"][usize::from(route)].into(),
+            route: Route::read(["/v1/voices", "/v1/models"][usize::from(route)]),
             model: model.map(|model| ["m1", "m2"][usize::from(model)].into()),
             status,
             request_bytes: up,
