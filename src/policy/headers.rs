@@ -168,11 +168,10 @@ fn strip_hop(headers: &mut HeaderMap, present: Present) {
 fn listed(headers: &HeaderMap) -> Vec<HeaderName> {
     let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
     values
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
         // What nearly all say.
-        .filter(|name| !name.eq_ignore_ascii_case("keep-alive"))
-        .filter_map(|name| name.parse().ok())
+        .filter(|value| !value.eq_ignore_ascii_case("keep-alive"))
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
         .filter(|name| !PROTECTED.contains(name))
         .collect()
 }

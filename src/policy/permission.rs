@@ -46,34 +46,60 @@ impl Permission {
     #[must_use]
     pub fn of(method: &Method, words: &[&str]) -> Option<Self> {
         let reads = [Method::GET, Method::HEAD].contains(method);
-        let either = |read: &'static str, write: &'static str| if reads { read } else { write };
-        let name = match words {
-            ["text-to-speech" | "text-to-dialogue", ..] => "text_to_speech",
-            ["speech-to-speech" | "voice-changer", ..] => "speech_to_speech",
-            ["speech-to-text", ..] => "speech_to_text",
-            ["sound-generation", ..] => "sound_generation",
-            ["audio-isolation", ..] => "audio_isolation",
-            ["forced-alignment", ..] => "forced_alignment",
-            ["music", ..] => "music_generation",
-            ["text-to-voice", ..] => "voice_generation",
-            ["dubbing", ..] => either("dubbing_read", "dubbing_write"),
-            ["history", ..] => either("speech_history_read", "speech_history_write"),
-            ["models", ..] => either("models_read", "models_write"),
-            ["user", ..] => either("user_read", "user_write"),
-            ["studio", ..] => either("projects_read", "projects_write"),
-            ["audio-native", ..] => either("audio_native_read", "audio_native_write"),
-            ["convai", ..] => either("convai_read", "convai_write"),
+        // What reading needs, and what all else does.
+        let [reading, other] = match words {
+            ["text-to-speech" | "text-to-dialogue", ..] => const { only("text_to_speech") },
+            ["speech-to-speech" | "voice-changer", ..] => const { only("speech_to_speech") },
+            ["speech-to-text", ..] => const { only("speech_to_text") },
+            ["sound-generation", ..] => const { only("sound_generation") },
+            ["audio-isolation", ..] => const { only("audio_isolation") },
+            ["forced-alignment", ..] => const { only("forced_alignment") },
+            ["music", ..] => const { only("music_generation") },
+            ["text-to-voice", ..] => const { only("voice_generation") },
+            ["dubbing", ..] => const { pair("dubbing_read", "dubbing_write") },
+            ["history", ..] => const { pair("speech_history_read", "speech_history_write") },
+            ["models", ..] => const { pair("models_read", "models_write") },
+            ["user", ..] => const { pair("user_read", "user_write") },
+            ["studio", ..] => const { pair("projects_read", "projects_write") },
+            ["audio-native", ..] => const { pair("audio_native_read", "audio_native_write") },
+            ["convai", ..] => const { pair("convai_read", "convai_write") },
             ["pronunciation-dictionaries", ..] => {
-                either("pronunciation_dictionaries_read", "pronunciation_dictionaries_write")
+                const { pair("pronunciation_dictionaries_read", "pronunciation_dictionaries_write") }
             }
-            ["voices", "add"] if !reads => "create_instant_voice_clone",
-            ["voices", "add", ..] if !reads => "add_voice_from_voice_library",
-            ["voices", "pvc", ..] if !reads => "create_professional_voice_clone",
-            ["voices", ..] => either("voices_read", "voices_write"),
+            ["voices", "add"] if !reads => const { only("create_instant_voice_clone") },
+            ["voices", "add", ..] if !reads => const { only("add_voice_from_voice_library") },
+            ["voices", "pvc", ..] if !reads => const { only("create_professional_voice_clone") },
+            ["voices", ..] => const { pair("voices_read", "voices_write") },
             _ => return None,
         };
-        Self::parse(name)
+        Some(if reads { reading } else { other })
     }
+}
+
+/// The permission of a name that is known: found while this is compiled, and refused there if it is not.
+const fn named(name: &str) -> Permission {
+    let mut at = 0;
+    while !is_same(NAMES[at].as_bytes(), name.as_bytes()) {
+        at += 1;
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "they are few")]
+    Permission(at as u8)
+}
+
+const fn pair(reading: &str, other: &str) -> [Permission; 2] {
+    [named(reading), named(other)]
+}
+
+const fn only(name: &str) -> [Permission; 2] {
+    pair(name, name)
+}
+
+const fn is_same(one: &[u8], other: &[u8]) -> bool {
+    let mut at = 0;
+    while at < one.len() && at < other.len() && one[at] == other[at] {
+        at += 1;
+    }
+    at == one.len() && at == other.len()
 }
 
 impl std::fmt::Debug for Permission {

@@ -23,8 +23,8 @@ pub(super) struct Index {
     query: Vec<Field>,
     body: Vec<Field>,
     headers: Vec<(HeaderName, Kind)>,
-    /// By the route behind its version.
-    answers: Vec<Answer>,
+    /// By the number of their routes' first word.
+    answers: Vec<Vec<Answer>>,
 }
 
 /// The words of a path that names something; a longer path begins with them.
@@ -39,7 +39,7 @@ enum Part {
 }
 
 /// What answers at a route give.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Answer {
     route: Route,
     /// To a request that reads; `None` when it is neither a list nor about the account.
@@ -125,18 +125,20 @@ impl Index {
     }
 
     fn answer(&self, route: &Route) -> Option<&Answer> {
-        let wanted = route.behind_version();
-        wanted?;
-        let at = self.answers.binary_search_by(|answer| answer.route.behind_version().cmp(&wanted)).ok()?;
-        self.answers.get(at)
+        let (root, wanted) = (route.root()?, route.behind_version()?);
+        let mut with_root = self.answers.get(usize::from(root.number()))?.iter();
+        with_root.find(|answer| answer.route.behind_version() == Some(wanted))
     }
 }
 
 /// Each route of the table once, with the fields of all rows that have it, in their order.
-fn answers() -> Vec<Answer> {
-    let mut answers: Vec<Answer> = Vec::new();
+fn answers() -> Vec<Vec<Answer>> {
+    let mut answers = vec![Vec::new(); Literal::COUNT];
     let mut add = |route: &str, fields: &[Field], part: fn(&mut Answer) -> &mut Option<Vec<Field>>| {
         let route = Route::read(route);
+        // Each begins with a word.
+        let Some(root) = route.root() else { return };
+        let answers: &mut Vec<Answer> = &mut answers[usize::from(root.number())];
         let at = answers.iter().position(|answer| answer.route == route).unwrap_or_else(|| {
             answers.push(Answer { route, read: None, made: None });
             answers.len() - 1
@@ -152,7 +154,6 @@ fn answers() -> Vec<Answer> {
     add_all(|row| row.lists, |answer| &mut answer.read);
     add_all(|row| row.made, |answer| &mut answer.made);
     ACCOUNT_READS.iter().for_each(|route| add(route, &[], |answer| &mut answer.read));
-    answers.sort_by(|a, b| a.route.behind_version().cmp(&b.route.behind_version()));
     answers
 }
 
