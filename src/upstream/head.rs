@@ -9,7 +9,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER
 use http::{Extensions, HeaderMap, Method, StatusCode, Version};
 use hyper::ext::ReasonPhrase;
 
-use super::Outbound;
+use super::{Outbound, names};
 use crate::policy::authority::Authority;
 use crate::secret::ApiKey;
 
@@ -190,7 +190,7 @@ fn heard(
     let mut headers = HeaderMap::with_capacity(head.headers.len() + 1);
     let mut told = Told::default();
     for header in head.headers.iter() {
-        let name = HeaderName::from_bytes(header.name.as_bytes()).map_err(|_| HeadError::Malformed)?;
+        let name = names::name(header.name.as_bytes()).map_err(|_| HeadError::Malformed)?;
         let value = HeaderValue::from_maybe_shared(text.slice_ref(header.value));
         let value = value.map_err(|_| HeadError::Malformed)?;
         told.hear(&name, &value);

@@ -6,6 +6,7 @@
 mod answer;
 mod connect;
 mod idle;
+mod names;
 mod outgoing;
 mod side;
 mod wire;

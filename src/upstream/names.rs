@@ -1,0 +1,75 @@
+//! The names of an answer's headers. Most answers have the same, so those that were met lately are kept:
+//! to find one again takes less than to check it and make it anew.
+
+use std::cell::RefCell;
+
+use http::HeaderName;
+use http::header::InvalidHeaderName;
+
+/// So many are kept for each thread.
+const PLACES: usize = 64;
+/// No name of the provider is longer.
+const BYTES_MAX: usize = 64;
+
+thread_local! {
+    static MET: RefCell<[Option<HeaderName>; PLACES]> = const { RefCell::new([const { None }; PLACES]) };
+}
+
+/// The name that is written so, in whichever case.
+///
+/// # Errors
+///
+/// When it is none.
+pub(super) fn name(written: &[u8]) -> Result<HeaderName, InvalidHeaderName> {
+    MET.with_borrow_mut(|met| {
+        let met = &mut met[place(written)];
+        if let Some(known) = met.as_ref().filter(|known| is_same(known.as_str().as_bytes(), written)) {
+            return Ok(known.clone());
+        }
+        let name = HeaderName::from_bytes(written)?;
+        if written.len() <= BYTES_MAX {
+            *met = Some(name.clone());
+        }
+        Ok(name)
+    })
+}
+
+/// Most are written in lower case.
+fn is_same(known: &[u8], written: &[u8]) -> bool {
+    known == written || known.eq_ignore_ascii_case(written)
+}
+
+/// By its length and three of its characters, in either case.
+fn place(written: &[u8]) -> usize {
+    let [first, .., last] = written else { return 0 };
+    let mixed = [*first, written[written.len() / 2], *last]
+        .iter()
+        .fold(written.len(), |mixed, byte| mixed.wrapping_mul(31).wrapping_add(usize::from(byte | 0x20)));
+    mixed % PLACES
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_name_is_what_the_library_makes_of_it(
+            names in prop::collection::vec("[a-cA-C_ -]{0,3}|content-(type|LENGTH)|[x]{60,70}|\\PC{0,3}", 1..40),
+        ) {
+            for written in names.iter().chain(&names) {
+                let expected = HeaderName::from_bytes(written.as_bytes());
+                prop_assert_eq!(name(written.as_bytes()).ok(), expected.ok());
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_name_is_not_kept() {
+        let long = "y".repeat(BYTES_MAX + 1);
+        assert_eq!(name(long.as_bytes()).unwrap(), *long);
+        assert!(MET.with_borrow(|met| met.iter().flatten().all(|name| name.as_str().len() <= BYTES_MAX)));
+    }
+}
