@@ -73,19 +73,31 @@ impl Unread {
     }
 }
 
-#[tokio::test]
-async fn a_pipe_that_nobody_reads_stops_no_request_and_holds_everything_in_its_order() {
-    let Unread { child, mut log, _simulator } = Unread::after_requests("info").await;
+/// All that was said after so many requests, read when they were answered.
+async fn said(level: &str) -> Vec<Value> {
+    let Unread { child, mut log, _simulator } = Unread::after_requests(level).await;
     let reading = keychoir::tasks::thread("log", move || {
         let mut text = String::new();
         log.read_to_string(&mut text).map(|_| text)
     });
     assert_eq!(Unread::end(child).await, Some(0));
     let text = reading.unwrap().join().unwrap().unwrap();
-    let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_pipe_that_nobody_reads_stops_no_request_and_holds_everything_in_its_order() {
+    let events = said("info").await;
     let ended: Vec<&Value> = events.iter().filter(|event| event["event"] == "request_ended").collect();
     let names: Vec<String> = (0..REQUESTS).map(|name| format!("name-{name}")).collect();
     assert_eq!(ended.iter().map(|event| event["request_id"].as_str().unwrap()).collect::<Vec<_>>(), names);
+    assert_eq!(events.last().unwrap()["event"], "server_ended");
+}
+
+#[tokio::test]
+async fn requests_are_not_told_of_where_they_are_not_asked_for() {
+    let events = said("info,keychoir::proxy=warn").await;
+    assert_eq!(events.iter().filter(|event| event["event"] == "request_ended").count(), 0);
     assert_eq!(events.last().unwrap()["event"], "server_ended");
 }
 

@@ -6,7 +6,7 @@ use std::fmt;
 use std::io::{self, ErrorKind, Write};
 use std::mem;
 use std::panic;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -134,8 +134,19 @@ fn installed() -> Option<&'static Gathered> {
     }
 }
 
+/// Whether requests are told of.
+static IS_TOLD: AtomicBool = AtomicBool::new(false);
+
+/// Tells of requests from here on, or not.
+pub(super) fn tell_of_requests(is_told: bool) {
+    IS_TOLD.store(is_told, Ordering::Relaxed);
+}
+
 /// Says that a request has ended, where the program's lines go.
 pub fn tell(ended: &Ended<&str>) {
+    if !IS_TOLD.load(Ordering::Relaxed) {
+        return;
+    }
     if let Some((sink, form)) = INSTALLED.get() {
         sink.tell(ended, *form);
     }

@@ -40,13 +40,16 @@ pub fn form_of_stderr(locale: Option<&str>) -> Form {
 /// When `level` is not a level or a list of `target=level`, or when something else listens
 /// already.
 pub fn start(form: Form, level: &str, sink: Sink) -> Result<Level, StartError> {
-    let (filter, handle) = reload::Layer::new(targets(level)?);
+    let targets = targets(level)?;
+    let tells = tells_of_requests(&targets);
+    let (filter, handle) = reload::Layer::new(targets);
     tracing_subscriber::registry()
         .with(filter)
         .with(Lines::new(form, sink.clone()))
         .try_init()
         .map_err(|_| StartError::Twice)?;
     sink.install(form);
+    log::tell_of_requests(tells);
     Ok(Level(handle))
 }
 
@@ -61,10 +64,17 @@ impl Level {
     ///
     /// When it is not a level or a list of `target=level`.
     pub fn set(&self, level: &str) -> Result<(), StartError> {
+        let targets = targets(level)?;
+        log::tell_of_requests(tells_of_requests(&targets));
         // The filter lives as long as the program.
-        let _ = self.0.reload(targets(level)?);
+        let _ = self.0.reload(targets);
         Ok(())
     }
+}
+
+/// Whether it is told of requests, which do not come as events.
+fn tells_of_requests(targets: &Targets) -> bool {
+    targets.would_enable("keychoir::proxy", &ended::LEVEL)
 }
 
 fn targets(level: &str) -> Result<Targets, StartError> {
