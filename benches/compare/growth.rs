@@ -12,22 +12,44 @@ const ASKERS: u32 = 48;
 
 pub fn grow(plan: &Plan, peers: &[Peer], scene: &Scene) {
     let plan = Plan { is_saturated: false, ..plan.clone() };
-    for peer in peers.iter().filter(|peer| matches!(peer, Peer::Keychoir(..))) {
-        let entry = |name: &str, scene: Scene| Entry {
-            name: name.to_owned(),
-            rate: RATE,
-            ..Entry::new(peer.clone(), scene, Workload::Get)
-        };
+    for peer in peers {
+        let growth = Growth { plan: &plan, peer, scene };
+        let is_ours = matches!(peer, Peer::Keychoir(..));
+        // With nginx, it is what the kernel's part and the caches make of it.
+        if is_ours || *peer == Peer::Nginx {
+            growth.of_connections();
+        }
+        if is_ours {
+            growth.of_keys();
+            growth.of_clients();
+            growth.of_processors();
+        }
+    }
+}
+
+struct Growth<'a> {
+    plan: &'a Plan,
+    peer: &'a Peer,
+    scene: &'a Scene,
+}
+
+impl Growth<'_> {
+    fn entry(&self, name: &str, scene: Scene) -> Entry {
+        Entry { name: name.to_owned(), rate: RATE, ..Entry::new(self.peer.clone(), scene, Workload::Get) }
+    }
+
+    fn table(&self, title: &str, entries: &[Entry]) {
+        let measured = measure(self.plan, entries, Workload::Get);
+        let title = format!("growth of {}: {title}; get, {RATE} requests/s", self.peer.name());
+        let beside = Beside { name: "the first", place: Some(0), bound: None };
+        table::print(&title, entries, &measured, &beside);
+    }
+
+    fn of_keys(&self) {
         let keys = |keys: u32, strategy: &'static str| {
-            entry(&format!("{keys} {strategy}"), Scene { keys, strategy, ..scene.clone() })
+            self.entry(&format!("{keys} {strategy}"), Scene { keys, strategy, ..self.scene.clone() })
         };
-        let table = |title: &str, entries: &[Entry]| {
-            let measured = measure(&plan, entries, Workload::Get);
-            let title = format!("growth of {}: {title}; get, {RATE} requests/s", peer.name());
-            let beside = Beside { name: "the first", place: Some(0), bound: None };
-            table::print(&title, entries, &measured, &beside);
-        };
-        table(
+        self.table(
             "keys and how one of them is chosen",
             &[
                 keys(1, "fill-first"),
@@ -37,19 +59,29 @@ pub fn grow(plan: &Plan, peers: &[Peer], scene: &Scene) {
                 keys(1_000, "most-remaining"),
             ],
         );
-        let clients = |clients: u32| entry(&clients.to_string(), Scene { clients, ..scene.clone() });
-        table("clients that are known", &[clients(1), clients(100), clients(10_000)]);
+    }
+
+    fn of_clients(&self) {
+        let clients =
+            |clients: u32| self.entry(&clients.to_string(), Scene { clients, ..self.scene.clone() });
+        self.table("clients that are known", &[clients(1), clients(100), clients(10_000)]);
+    }
+
+    fn of_connections(&self) {
         let connections = |askers: u32, connections_each: u32| Entry {
             askers,
             connections_each,
-            ..entry(&(askers * connections_each).to_string(), scene.clone())
+            ..self.entry(&(askers * connections_each).to_string(), self.scene.clone())
         };
         let mut entries = vec![connections(1, 1), connections(ASKERS, 1), connections(ASKERS, 20)];
         if machine::open_files_max() > 10_500 {
             entries.push(connections(ASKERS, 208));
         }
-        table("connections, all of them used in turns", &entries);
-        let two = Scene { processors: "0,1", threads: 2, ..scene.clone() };
-        table("processors", &[entry("one", scene.clone()), entry("two", two)]);
+        self.table("connections, all of them used in turns", &entries);
+    }
+
+    fn of_processors(&self) {
+        let two = Scene { processors: "0,1", threads: 2, ..self.scene.clone() };
+        self.table("processors", &[self.entry("one", self.scene.clone()), self.entry("two", two)]);
     }
 }

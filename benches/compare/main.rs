@@ -7,7 +7,8 @@
 //! cargo bench --bench compare -- get tts         some of them
 //! cargo bench --bench compare -- tls-upstream    with TLS to the provider; tls-both: on both sides
 //! cargo bench --bench compare -- memory          what idle proxies and idle clients take
-//! cargo bench --bench compare -- growth          Keychoir with more keys, clients, connections, cores
+//! cargo bench --bench compare -- growth          Keychoir with more keys, clients, connections, cores;
+//!                                                nginx with more connections
 //! cargo bench --bench compare -- uneven          small requests beside long streams
 //! BENCH_PEERS=nginx,keychoir BENCH_SECONDS=1 BENCH_ROUNDS=3 cargo bench --bench compare -- get
 //! BENCH_KEYCHOIR=/path/of/another/build cargo bench --bench compare
