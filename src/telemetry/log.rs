@@ -2,6 +2,8 @@
 //! on; one thread named `log` writes. So a terminal that is slow, or a pipe that nobody reads, makes no
 //! request wait: when as much is gathered as may be, lines are dropped, counted, and told of.
 
+mod batch;
+
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
 use std::mem;
@@ -12,6 +14,8 @@ use std::thread;
 use std::time::Duration;
 
 use tracing::{Level, error};
+
+use batch::Batch;
 
 use super::ended::Ended;
 use super::line::{Draft, Form};
@@ -85,10 +89,9 @@ impl Sink {
                 // A log that cannot be written must not stop the traffic it tells of.
                 let _ = writer.write_all(line).and_then(|()| writer.flush());
             }
-            Way::Gathered(gathered) => gathered.append(line.len(), level <= Level::WARN, |texts| {
-                texts.extend_from_slice(line);
-                Entry::Line(line.len())
-            }),
+            Way::Gathered(gathered) => {
+                gathered.append(line.len(), level <= Level::WARN, |batch| batch.add_line(line));
+            }
         }
     }
 
@@ -100,7 +103,7 @@ impl Sink {
                 self.write(&line, Level::INFO);
             }
             Way::Gathered(gathered) => {
-                gathered.append(ended.texts_bytes(), false, |texts| Entry::Ended(ended.packed(texts)));
+                gathered.append(ended.texts_bytes(), false, |batch| batch.add_ended(ended));
             }
         }
     }
@@ -198,35 +201,6 @@ struct State {
     writer: Writer,
 }
 
-/// What is to be written, in the order in which it was said.
-#[derive(Debug, Default)]
-struct Batch {
-    entries: Vec<Entry>,
-    /// Of all entries, one behind the other.
-    texts: Vec<u8>,
-}
-
-#[derive(Debug)]
-enum Entry {
-    /// A line, so long.
-    Line(usize),
-    Ended(Ended<usize>),
-}
-
-impl Batch {
-    fn bytes(&self) -> usize {
-        self.entries.len() * size_of::<Entry>() + self.texts.len()
-    }
-
-    /// Empties it, and gives back what a flood has taken.
-    fn clear(&mut self) {
-        self.entries.clear();
-        self.texts.clear();
-        self.entries.shrink_to(2 * BATCH_BYTES / size_of::<Entry>());
-        self.texts.shrink_to(2 * BATCH_BYTES);
-    }
-}
-
 /// What the thread does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Writer {
@@ -248,7 +222,7 @@ impl Gathered {
     }
 
     /// Gathers an entry, whose texts are so long, unless there is no room.
-    fn append(&self, texts_bytes: usize, is_urgent: bool, add: impl FnOnce(&mut Vec<u8>) -> Entry) {
+    fn append(&self, texts_bytes: usize, is_urgent: bool, add: impl FnOnce(&mut Batch)) {
         let mut state = self.state();
         if state.batch.bytes() + texts_bytes > GATHERED_BYTES_MAX {
             state.dropped += 1;
@@ -256,8 +230,7 @@ impl Gathered {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let entry = add(&mut state.batch.texts);
-        state.batch.entries.push(entry);
+        add(&mut state.batch);
         state.came += 1;
         let is_woken = match state.writer {
             Writer::Sleeps => state.hurry(),
@@ -292,7 +265,7 @@ impl Gathered {
             let rested = self.wanted.wait_timeout_while(state, REST, |state| state.writer == Writer::Rests);
             state = rested.unwrap_or_else(PoisonError::into_inner).0;
         }
-        if state.batch.entries.is_empty() && state.dropped == 0 {
+        if state.batch.is_empty() && state.dropped == 0 {
             state.writer = Writer::Sleeps;
             let slept = self.wanted.wait_while(state, |state| state.writer == Writer::Sleeps);
             state = slept.unwrap_or_else(PoisonError::into_inner);
@@ -338,23 +311,16 @@ impl<W: Write> Writing<W> {
             if dropped > 0 && (self.lost > 0 || self.tell(dropped) > 0) {
                 self.lost += dropped;
             }
-            self.gathered.done(batch.entries.len());
-            batch.clear();
+            self.gathered.done(batch.entries());
+            batch.clear(2 * BATCH_BYTES);
         }
     }
 
     /// Puts a batch into words, and writes as much at once as it may.
     fn put_all(&mut self, batch: &Batch) {
-        let (mut text, mut texts) = (mem::take(&mut self.text), &*batch.texts);
-        for entry in &batch.entries {
-            match entry {
-                Entry::Line(length) => {
-                    let (line, rest) = texts.split_at_checked(*length).unwrap_or((texts, &[]));
-                    text.extend_from_slice(line);
-                    texts = rest;
-                }
-                Entry::Ended(ended) => ended.unpacked(&mut texts).append(&mut text, self.form),
-            }
+        let (mut text, form) = (mem::take(&mut self.text), self.form);
+        let mut told = batch.told();
+        while told.append(&mut text, form) {
             if text.len() >= BATCH_BYTES {
                 self.put(&text);
                 text.clear();

@@ -1,0 +1,78 @@
+//! What is to be written, in the order in which it was said, before it is put into words.
+
+use crate::telemetry::ended::Ended;
+use crate::telemetry::line::Form;
+
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    entries: Vec<Entry>,
+    /// Of all entries, one behind the other.
+    texts: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum Entry {
+    /// A line, so long.
+    Line(usize),
+    Ended(Ended<usize>),
+}
+
+impl Batch {
+    pub(super) fn add_line(&mut self, line: &[u8]) {
+        self.texts.extend_from_slice(line);
+        self.entries.push(Entry::Line(line.len()));
+    }
+
+    pub(super) fn add_ended(&mut self, ended: &Ended<&str>) {
+        let packed = ended.packed(&mut self.texts);
+        self.entries.push(Entry::Ended(packed));
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub(super) fn entries(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The memory that it needs.
+    pub(super) fn bytes(&self) -> usize {
+        self.entries.len() * size_of::<Entry>() + self.texts.len()
+    }
+
+    /// Empties it, and keeps memory for so many bytes of each at the most.
+    pub(super) fn clear(&mut self, kept_bytes: usize) {
+        self.entries.clear();
+        self.texts.clear();
+        self.entries.shrink_to(kept_bytes / size_of::<Entry>());
+        self.texts.shrink_to(kept_bytes);
+    }
+
+    /// To be told from its begin.
+    pub(super) fn told(&self) -> Told<'_> {
+        Told { entries: self.entries.iter(), texts: &self.texts }
+    }
+}
+
+/// What is left to be told of a batch.
+pub(super) struct Told<'a> {
+    entries: std::slice::Iter<'a, Entry>,
+    texts: &'a [u8],
+}
+
+impl Told<'_> {
+    /// Appends the next line; false when there is none.
+    pub(super) fn append(&mut self, text: &mut Vec<u8>, form: Form) -> bool {
+        match self.entries.next() {
+            Some(Entry::Line(length)) => {
+                let (line, rest) = self.texts.split_at_checked(*length).unwrap_or((self.texts, &[]));
+                text.extend_from_slice(line);
+                self.texts = rest;
+            }
+            Some(Entry::Ended(ended)) => ended.unpacked(&mut self.texts).append(text, form),
+            None => return false,
+        }
+        true
+    }
+}
