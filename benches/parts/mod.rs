@@ -103,8 +103,14 @@ pub const PARTS: &[Part] = &[
     Part { name: "classify, refused", set_up: || stage(nothing, |()| classify_refused()) },
     Part { name: "strip answer", set_up: || stripping_answers() },
     Part { name: "tee up, 16 KiB", set_up: || teeing_up() },
-    Part { name: "tee down, 16 KiB of sound", set_up: || teeing_down(false) },
-    Part { name: "tee down, 16 KiB of text", set_up: || teeing_down(true) },
+    Part { name: "tee down, 16 KiB of sound", set_up: || teeing_down(None) },
+    Part { name: "tee down, 16 KiB of text", set_up: || teeing_down(Some(redactor())) },
+    Part {
+        name: "tee down, 16 KiB of text, 1000 keys",
+        set_up: || {
+            teeing_down(Some(Arc::new(Redactor::new((0..1_000).map(digits).collect::<Vec<_>>().iter()))))
+        },
+    },
     Part { name: "way, GET", set_up: || going(What::Voices) },
     Part { name: "way, TTS", set_up: || going(What::Speech) },
 ];
@@ -369,13 +375,19 @@ impl Body for Endless {
     }
 }
 
-fn teeing_down(is_text: bool) -> Stage {
-    let heard: Tap<Endless, Nobody> = Tap::new(Endless(piece(is_text)), None, 0);
-    let relayed = RefCell::new(Redacted::new(heard, is_text.then(redactor)));
+fn teeing_down(redactor: Option<Arc<Redactor>>) -> Stage {
+    let heard: Tap<Endless, Nobody> = Tap::new(Endless(piece(redactor.is_some())), None, 0);
+    let relayed = RefCell::new(Redacted::new(heard, redactor));
     stage(nothing, move |()| {
         // A few bytes wait for what may follow them.
         assert!(black_box(frame(&mut *relayed.borrow_mut())).len() > PIECE / 2);
     })
+}
+
+/// A key as the provider makes them.
+fn digits(number: u128) -> ApiKey {
+    ApiKey::new(&format!("sk_{:048x}", (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)))
+        .unwrap()
 }
 
 fn key(number: usize) -> ApiKey {

@@ -110,12 +110,25 @@ impl Redactor {
                 start += skip;
                 continue;
             }
-            if let Some(key) = self.keys.iter().find(|key| text[start..].starts_with(key.value.as_bytes())) {
+            if let Some(key) = self.begun(&text[start..]) {
                 return Some((start, key));
             }
             start += 1;
         }
         None
+    }
+
+    /// The longest key with which `text` begins. Those that are alike as far as all are long stand together.
+    fn begun(&self, text: &[u8]) -> Option<&ApiKey> {
+        let window = text.get(..self.window)?;
+        if !self.begins[usize::from(window[0])] {
+            return None;
+        }
+        let first = self.sorted.partition_point(|&place| self.text(place) < window);
+        let alike = self.sorted[first..].iter().take_while(|&&place| self.text(place).starts_with(window));
+        let longest = alike.filter(|&&place| text.starts_with(self.text(place)));
+        // They are in the order of their lengths.
+        longest.min().and_then(|&place| self.keys.get(place))
     }
 
     /// The longest end of `text` with which a key may begin.
@@ -137,9 +150,12 @@ impl Redactor {
 impl Redactor {
     /// Whether a key begins with this. Those that do stand together, behind all that are less.
     fn may_begin(&self, begin: &[u8]) -> bool {
-        let text = |&key: &usize| self.keys.get(key).map_or(&[][..], |key| key.value.as_bytes());
-        let first = self.sorted.partition_point(|key| text(key) < begin);
-        self.sorted.get(first).is_some_and(|key| text(key).starts_with(begin))
+        let first = self.sorted.partition_point(|&place| self.text(place) < begin);
+        self.sorted.get(first).is_some_and(|&place| self.text(place).starts_with(begin))
+    }
+
+    fn text(&self, place: usize) -> &[u8] {
+        self.keys.get(place).map_or(&[], |key| key.value.as_bytes())
     }
 }
 
@@ -305,6 +321,30 @@ mod tests {
             passed(&redactor, &[start.as_bytes(), end.as_bytes(), b"."]),
             ["sk_6", "c036526...d452b", ".", ""]
         );
+    }
+
+    proptest! {
+        #[test]
+        fn the_longest_key_is_found_first_whatever_else_there_is(
+            keys in prop::collection::vec("[ab]{16,19}|sk_[0-9a-f]{20}", 1..30),
+            parts in prop::collection::vec("[ab]{0,20}|sk_[0-9a-f]{0,3}|[0-9a-f]{1,4}", 0..12),
+            places in prop::collection::vec(0_usize..30, 0..12),
+        ) {
+            let texts: Vec<&str> = keys.iter().map(String::as_str).collect();
+            let text: String = parts
+                .iter()
+                .enumerate()
+                .map(|(at, part)| part.clone() + places.get(at).map_or("", |place| texts[place % texts.len()]))
+                .collect();
+            // As it would be looked for by hand.
+            let at_each = (0..text.len()).find_map(|at| {
+                let begun = texts.iter().filter(|key| text[at..].starts_with(**key));
+                begun.max_by_key(|key| key.len()).map(|key| (at, (*key).to_owned()))
+            });
+            let redactor = redactor(&texts);
+            let found = redactor.find(text.as_bytes(), 0).map(|(at, key)| (at, key.value.to_string()));
+            prop_assert_eq!(found, at_each);
+        }
     }
 
     proptest! {
