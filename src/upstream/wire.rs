@@ -27,6 +27,8 @@ pub type Wire = Box<dyn Stream>;
 const READ_BYTES_MIN: usize = 8 * 1024;
 /// Room for a fast stream. More costs memory and brought nothing.
 const READ_BYTES_MAX: usize = 128 * 1024;
+/// Where reads are larger than this, the first of an answer is small: a client hears of it sooner.
+const FIRST_BYTES_MAX: usize = 32 * 1024;
 /// After so many reads that would have fitted in half of the room, it is halved.
 const SMALL_READS_MAX: u8 = 8;
 
@@ -43,6 +45,8 @@ pub(super) struct Connection {
     opened_at: Instant,
     /// Room for the next read: as much as the last ones needed.
     read_bytes: usize,
+    /// Nothing was read yet of what is waited for.
+    is_first: bool,
     small_reads: u8,
     /// With less than this, new room is made.
     room_min: usize,
@@ -56,6 +60,7 @@ impl Connection {
             patience: Patience::default(),
             opened_at: clock::instant(),
             read_bytes: READ_BYTES_MIN,
+            is_first: true,
             small_reads: 0,
             room_min: READ_BYTES_MIN,
         }
@@ -67,7 +72,7 @@ impl Connection {
 
     /// Reads more; 0 bytes are the end. Who waits with nothing in hand holds no memory.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.read_bytes == READ_BYTES_MIN {
+        if self.read_bytes == READ_BYTES_MIN || (self.is_first && self.read_bytes > FIRST_BYTES_MAX) {
             return self.poll_fill_little(cx);
         }
         if self.room() < self.room_min {
@@ -78,7 +83,7 @@ impl Connection {
         match &read {
             Poll::Ready(Ok(bytes)) => self.adapt(*bytes, room),
             Poll::Ready(Err(_)) => {}
-            Poll::Pending if self.inbox.is_empty() => self.rest(),
+            Poll::Pending if self.inbox.is_empty() => self.inbox = BytesMut::new(),
             Poll::Pending => {}
         }
         read
@@ -102,6 +107,7 @@ impl Connection {
     }
 
     fn adapt(&mut self, read: usize, room: usize) {
+        self.is_first = false;
         if read >= room {
             if room >= self.read_bytes {
                 self.read_bytes = (self.read_bytes * 2).min(READ_BYTES_MAX);
@@ -132,6 +138,7 @@ impl Connection {
     /// It waits for its next request, and holds nothing meanwhile.
     pub(super) fn rest(&mut self) {
         self.inbox = BytesMut::new();
+        self.is_first = true;
     }
 }
 
@@ -205,6 +212,27 @@ mod tests {
             connection.inbox.clear();
         }
         assert_eq!(connection.read_bytes, READ_BYTES_MIN);
+    }
+
+    #[tokio::test]
+    async fn the_first_read_of_an_answer_is_small_where_others_are_large() {
+        let (mut theirs, ours) = duplex(1 << 20);
+        let mut connection = Connection::new(Box::new(ours));
+        for (learned, first) in [
+            (READ_BYTES_MAX, READ_BYTES_MIN),
+            (FIRST_BYTES_MAX, FIRST_BYTES_MAX),
+            (READ_BYTES_MIN, READ_BYTES_MIN),
+        ] {
+            connection.rest();
+            connection.read_bytes = learned;
+            theirs.write_all(&[1; READ_BYTES_MAX]).await.unwrap();
+            assert_eq!(poll_fn(|cx| connection.poll_fill(cx)).await.unwrap(), first);
+            let mut left = READ_BYTES_MAX - first;
+            while left > 0 {
+                connection.inbox.clear();
+                left -= poll_fn(|cx| connection.poll_fill(cx)).await.unwrap();
+            }
+        }
     }
 
     #[tokio::test]
