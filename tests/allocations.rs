@@ -38,6 +38,7 @@ const MAXIMA: &[(&str, u64)] = &[
     ("tee up, 16 KiB", 3),
     ("tee down, 16 KiB of sound", 0),
     ("tee down, 16 KiB of text", 0),
+    ("tee down, 16 KiB of text, 1000 keys", 0),
     ("way, GET", 0),
     ("way, TTS", 2),
 ];
