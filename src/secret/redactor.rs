@@ -118,17 +118,15 @@ impl Redactor {
         None
     }
 
-    /// The longest key with which `text` begins. Those that are alike as far as all are long stand together.
+    /// The longest key with which `text` begins.
     fn begun(&self, text: &[u8]) -> Option<&ApiKey> {
         let window = text.get(..self.window)?;
         if !self.begins[usize::from(window[0])] {
             return None;
         }
-        let first = self.sorted.partition_point(|&place| self.text(place) < window);
-        let alike = self.sorted[first..].iter().take_while(|&&place| self.text(place).starts_with(window));
-        let longest = alike.filter(|&&place| text.starts_with(self.text(place)));
-        // They are in the order of their lengths.
-        longest.min().and_then(|&place| self.keys.get(place))
+        let begun = self.beginning(window).filter(|&place| text.starts_with(self.text(place)));
+        // The longest come first.
+        begun.min().and_then(|place| self.keys.get(place))
     }
 
     /// The longest end of `text` with which a key may begin.
@@ -138,7 +136,7 @@ impl Redactor {
         // Most bytes begin no key, whatever follows.
         while let Some(at) = end.iter().position(|byte| self.begins[usize::from(*byte)]) {
             end = &end[at..];
-            if self.may_begin(end) {
+            if self.beginning(end).next().is_some() {
                 return end;
             }
             end = &end[1..];
@@ -148,10 +146,11 @@ impl Redactor {
 }
 
 impl Redactor {
-    /// Whether a key begins with this. Those that do stand together, behind all that are less.
-    fn may_begin(&self, begin: &[u8]) -> bool {
+    /// The places of the keys that begin with this. They stand together, behind all that are less.
+    fn beginning(&self, begin: &[u8]) -> impl Iterator<Item = usize> {
         let first = self.sorted.partition_point(|&place| self.text(place) < begin);
-        self.sorted.get(first).is_some_and(|&place| self.text(place).starts_with(begin))
+        let rest = self.sorted[first..].iter().copied();
+        rest.take_while(move |&place| self.text(place).starts_with(begin))
     }
 
     fn text(&self, place: usize) -> &[u8] {

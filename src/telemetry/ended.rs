@@ -168,10 +168,8 @@ impl Ended<usize> {
     /// The same with its texts, which are taken from the front of `texts`.
     pub(super) fn unpacked<'a>(&self, texts: &mut &'a [u8]) -> Ended<&'a str> {
         self.with(|length| {
-            let (text, rest) = texts.split_at_checked(length).unwrap_or((texts, &[]));
-            *texts = rest;
             // It was one.
-            str::from_utf8(text).unwrap_or_default()
+            str::from_utf8(texts.split_off(..length).unwrap_or_default()).unwrap_or_default()
         })
     }
 }

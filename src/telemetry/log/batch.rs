@@ -66,9 +66,7 @@ impl Told<'_> {
     pub(super) fn append(&mut self, text: &mut Vec<u8>, form: Form) -> bool {
         match self.entries.next() {
             Some(Entry::Line(length)) => {
-                let (line, rest) = self.texts.split_at_checked(*length).unwrap_or((self.texts, &[]));
-                text.extend_from_slice(line);
-                self.texts = rest;
+                text.extend_from_slice(self.texts.split_off(..*length).unwrap_or_default());
             }
             Some(Entry::Ended(ended)) => ended.unpacked(&mut self.texts).append(text, form),
             None => return false,
