@@ -20,18 +20,23 @@ use tokio::task::JoinSet;
 
 const KEYS: [&str; 3] = [ONE, TWO, THREE];
 
+/// Workspaces with so many credits, each changed, and a key in each.
+fn of_workspaces<const N: usize>(
+    credits: [(&str, u64); N],
+    change: impl Fn(WorkspacePlan) -> WorkspacePlan,
+) -> Plan {
+    credits.into_iter().zip(KEYS).fold(Plan::of([]), |plan, ((workspace, credits), key)| {
+        plan.with_workspace(change(WorkspacePlan::new(workspace, credits)))
+            .with_key(KeyPlan { workspace: Some(workspace.to_owned()), ..KeyPlan::new(key, 0) })
+    })
+}
+
 /// Three workspaces with so many credits and places, a key in each.
 fn three(credits: u64, places: u32) -> Plan {
-    let workspace =
-        |name: &str| WorkspacePlan { concurrency_max: Some(places), ..WorkspacePlan::new(name, credits) };
-    let key = |key: &str, workspace: &str| KeyPlan {
-        workspace: Some(workspace.to_owned()),
-        ..KeyPlan::new(key, 0)
-    };
-    Plan { keys: vec![key(ONE, "ws_1"), key(TWO, "ws_2"), key(THREE, "ws_3")], ..Plan::default() }
-        .with_workspace(workspace("ws_1"))
-        .with_workspace(workspace("ws_2"))
-        .with_workspace(workspace("ws_3"))
+    of_workspaces([("ws_1", credits), ("ws_2", credits), ("ws_3", credits)], |workspace| WorkspacePlan {
+        concurrency_max: Some(places),
+        ..workspace
+    })
 }
 
 #[tokio::test]
@@ -51,7 +56,12 @@ async fn a_key_that_cannot_pay_is_not_asked() {
 
 #[tokio::test]
 async fn two_requests_never_both_pass_a_nearly_empty_key() {
-    let house = house(Plan::of([(ONE, 100), (TWO, 100_000)])).await;
+    // All of them may run at once: none is with the other key because the first had no place.
+    let plan = of_workspaces([("ws_1", 100), ("ws_2", 100_000)], |workspace| WorkspacePlan {
+        tier: "enterprise".to_owned(),
+        ..workspace
+    });
+    let house = house(plan).await;
     let answers = join_all((0..40).map(|_| house.speak(9))).await;
     assert!(answers.iter().all(|answer| answer.status() == 200));
     drop(answers);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::belonging::Belonging;
 use super::cells::{Announced, LacksCell, ParkCell, ToldCell};
 use super::roster::KeyEntry;
-use super::sync::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use super::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use super::workspace::Workspace;
 use crate::policy::authority::Authority;
 use crate::policy::budget::Quota;
@@ -33,8 +33,8 @@ pub struct Key {
     told: ToldCell,
     lacks: LacksCell,
     in_flight: AtomicU32,
-    /// How often in a row it was refused as a key.
-    refusals: AtomicU8,
+    /// Whether it was refused as a key, and the provider has not told since whether it is one.
+    is_doubted: AtomicBool,
     /// When its next turn is; see [`Traits`](crate::policy::strategy::Traits).
     turn: AtomicU64,
     announced: Announced,
@@ -55,7 +55,7 @@ impl Key {
             told: ToldCell::default(),
             lacks: LacksCell::default(),
             in_flight: AtomicU32::new(0),
-            refusals: AtomicU8::new(0),
+            is_doubted: AtomicBool::new(false),
             turn: AtomicU64::new(0),
             announced: Announced::default(),
         }
@@ -158,21 +158,25 @@ impl Key {
         &self.turn
     }
 
-    /// Counts a refusal of the key as such; returns how many there were in a row before.
-    pub(super) fn count_refusal(&self) -> u8 {
-        let one_more = |count: u8| Some(count.saturating_add(1));
-        self.refusals.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).unwrap_or(u8::MAX)
-    }
-
-    /// Whether it was refused as such, once, and nobody has asked since.
+    /// Whether it was refused as a key, and the provider has not told since whether it is one.
     #[must_use]
     pub fn is_doubted(&self) -> bool {
-        self.refusals.load(Ordering::Acquire) == 1
+        self.is_doubted.load(Ordering::Acquire)
+    }
+
+    /// It was refused as a key. Comes after its park: whoever sees the doubt may end that.
+    pub(super) fn doubt(&self) {
+        self.is_doubted.store(true, Ordering::Release);
+    }
+
+    /// The provider does not know the key; no question is open any more.
+    pub(super) fn give_up(&self) {
+        self.is_doubted.store(false, Ordering::Release);
     }
 
     /// The provider knows the key.
     pub(super) fn accept(&self) {
-        self.forget_refusals();
+        self.is_doubted.store(false, Ordering::Release);
         self.park.pardon(ParkReason::Invalid);
         self.workspace.quiet().disturb();
     }
@@ -180,13 +184,6 @@ impl Key {
     /// The next moment at which it may stand in another way, if nothing happens.
     pub(super) fn next_change(&self, now: UnixMs) -> Option<UnixMs> {
         self.park.load().filter(|park| park.holds(now)).map(|park| park.until)
-    }
-
-    /// The key was served.
-    pub(super) fn forget_refusals(&self) {
-        if self.refusals.load(Ordering::Acquire) != 0 {
-            self.refusals.store(0, Ordering::Release);
-        }
     }
 
     pub(super) fn announce(&self, standing: Standing, quota: Quota, is_near: bool) -> Option<Change> {

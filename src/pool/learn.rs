@@ -40,13 +40,18 @@ impl Pool {
                 key.park(until_reset());
             }
             Verdict::InvalidKey => {
-                // Once may be a mistake on the way; twice is the key.
-                let is_confirmed = key.count_refusal() > 0;
-                if !is_confirmed {
+                // Looked at before the park: whoever was under way with the one that was refused first
+                // finds it parked, and confirms nothing.
+                let is_confirmed = key.is_doubted();
+                let rests = |park: Park| park.reason == ParkReason::Invalid && park.holds(now);
+                if !key.parked().is_some_and(rests) {
+                    // Once may be a mistake on the way; twice is the key.
+                    let span =
+                        if is_confirmed { settings.invalid_cooldown } else { settings.invalid_confirm };
+                    key.park(rest(ParkReason::Invalid, span));
+                    key.doubt();
                     self.doubts.notify_one();
                 }
-                let span = if is_confirmed { settings.invalid_cooldown } else { settings.invalid_confirm };
-                key.park(rest(ParkReason::Invalid, span));
             }
             Verdict::Billing | Verdict::Abuse => {
                 workspace.park(rest(ParkReason::Billing, settings.billing_cooldown));
@@ -67,7 +72,11 @@ impl Pool {
                 return Vec::new();
             }
             Verdict::Served => {
-                key.forget_refusals();
+                // Another request may have been refused while this one was under way.
+                if key.is_doubted() {
+                    key.accept();
+                    return news_of_workspace(roster, workspace, now);
+                }
                 return Vec::new();
             }
             Verdict::PlanFeature
@@ -107,7 +116,7 @@ impl Pool {
             Observation::Unreadable => key.accept(),
             // It was asked by itself, so there is nothing else that could be refused.
             Observation::Invalid => {
-                key.count_refusal();
+                key.give_up();
                 key.park(Park {
                     reason: ParkReason::Invalid,
                     until: now.plus(roster.settings().invalid_cooldown),

@@ -212,7 +212,7 @@ impl Pool {
         self.models.store(Arc::new(models));
     }
 
-    /// Returns when a key was refused as such for the first time, so that it can be asked by itself.
+    /// Returns when a key was refused as such, so that it can be asked by itself.
     pub async fn doubted(&self) {
         self.doubts.notified().await;
     }

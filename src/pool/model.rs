@@ -235,6 +235,30 @@ fn a_lease_ends_once_whoever_parks_the_key_meanwhile() {
 }
 
 #[test]
+fn a_key_that_is_asked_at_once_does_not_stay_parked() {
+    model_with(2, || {
+        let pool = pool(9);
+        let other = Arc::clone(&pool);
+        both(
+            move || {
+                let roster = other.roster();
+                other.judge(&roster, &roster.keys()[0], Verdict::InvalidKey, None, NOW);
+            },
+            || {
+                let roster = pool.roster();
+                let key = &roster.keys()[0];
+                if key.is_doubted() {
+                    pool.observe(&roster, key, Observation::Unreadable, NOW);
+                }
+            },
+        );
+        let roster = pool.roster();
+        let key = &roster.keys()[0];
+        assert_eq!(key.is_doubted(), key.parked().is_some(), "nobody would ask for it");
+    });
+}
+
+#[test]
 fn whoever_waits_is_found_by_whoever_releases() {
     model_with(2, || {
         let pool = pool(1);

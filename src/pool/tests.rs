@@ -535,6 +535,25 @@ fn a_key_is_dead_when_it_is_refused_twice() {
 }
 
 #[test]
+fn requests_that_are_refused_together_are_one_refusal_of_the_key() {
+    let pool = apart(1);
+    for _ in 0..3 {
+        pool.judged(0, Verdict::InvalidKey, NOW);
+    }
+    assert!(pool.roster().keys()[0].is_doubted(), "it is still to be asked by itself");
+    assert_eq!(pool.chosen(&[], later(600)), Ok(0));
+}
+
+#[test]
+fn a_request_that_is_served_clears_its_key() {
+    let pool = apart(1);
+    pool.judged(0, Verdict::InvalidKey, NOW);
+    pool.judged(0, Verdict::Served, NOW);
+    assert!(!pool.roster().keys()[0].is_doubted());
+    assert_eq!(pool.chosen(&[], NOW), Ok(0));
+}
+
+#[test]
 fn keys_of_one_workspace_are_found_to_share_it() {
     let pool = apart(3);
     for (key, count) in [(0, 10), (1, 10), (2, 70)] {
