@@ -236,24 +236,21 @@ fn a_lease_ends_once_whoever_parks_the_key_meanwhile() {
 
 #[test]
 fn a_key_that_is_asked_at_once_does_not_stay_parked() {
-    model_with(2, || {
+    model(|| {
         let pool = pool(9);
         let other = Arc::clone(&pool);
+        let roster = pool.roster();
+        let key = &roster.keys()[0];
         both(
             move || {
                 let roster = other.roster();
-                other.judge(&roster, &roster.keys()[0], Verdict::InvalidKey, None, NOW);
-            },
-            || {
-                let roster = pool.roster();
                 let key = &roster.keys()[0];
                 if key.is_doubted() {
-                    pool.observe(&roster, key, Observation::Unreadable, NOW);
+                    other.observe(&roster, key, Observation::Unreadable, NOW);
                 }
             },
+            || pool.judge(&roster, key, Verdict::InvalidKey, None, NOW),
         );
-        let roster = pool.roster();
-        let key = &roster.keys()[0];
         assert_eq!(key.is_doubted(), key.parked().is_some(), "nobody would ask for it");
     });
 }
