@@ -49,6 +49,8 @@ pub(super) enum Told {
 
 /// A control frame has no more.
 const CONTROL_BYTES_MAX: u64 = 125;
+/// Who has said so much refuses nobody: asides and a refusal are far shorter.
+const HELD_BYTES_MAX: usize = 4 * REFUSAL_BYTES_MAX;
 
 impl Downwards {
     pub(super) fn new(dialect: Dialect, has_token: bool, redactor: Option<Arc<Redactor>>) -> Self {
@@ -169,17 +171,21 @@ impl Downwards {
             }
             self.put(frame.head.opcode, &piece, out);
             let left = frame.left - length as u64;
-            if left > 0 {
-                let told = (!is_control && self.is_surely_useful()).then_some(Told::Message(Heard::Useful));
-                self.frame = Some(Frame { head: frame.head, left });
-                if told.is_some() || length == 0 {
-                    return told;
+            let told = match left {
+                0 if frame.head.is_final && !is_control => self.hear(),
+                0 => None,
+                _ => {
+                    self.frame = Some(Frame { head: frame.head, left });
+                    None
                 }
-            } else if frame.head.is_final && !is_control {
-                let told = self.hear();
-                if told.is_some() {
-                    return told;
-                }
+            };
+            let is_useful = self.is_surely_useful(!is_control && left > 0);
+            let told = match told {
+                None | Some(Told::Message(Heard::Aside)) if is_useful => Some(Told::Message(Heard::Useful)),
+                told => told,
+            };
+            if told.is_some() || (left > 0 && length == 0) {
+                return told;
             }
         }
     }
@@ -235,8 +241,9 @@ impl Downwards {
     }
 
     /// What is too long for a refusal need not end before it is heard.
-    fn is_surely_useful(&self) -> bool {
-        !self.is_served && self.text.is_none()
+    fn is_surely_useful(&self, is_in_message: bool) -> bool {
+        let is_long = is_in_message && self.text.is_none();
+        !self.is_served && (is_long || self.held.len() > HELD_BYTES_MAX)
     }
 
     fn hear(&mut self) -> Option<Told> {

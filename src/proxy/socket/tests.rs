@@ -280,6 +280,20 @@ fn sound_is_heard_before_it_ends() {
 }
 
 #[test]
+fn not_much_is_held() {
+    let aside = frame(true, Opcode::Text, br#"{"type":"ping","ping_event":{"event_id":1}}"#, None);
+    let empty = frame(false, Opcode::Continuation, b"", None);
+    for (begin, more) in [(&b""[..], aside), (&frame(false, Opcode::Text, b"{", None), empty)] {
+        let mut downwards = downwards(Dialect::Agent);
+        let bytes = [begin, &more.repeat(100_000 / more.len())].concat();
+        let (told, mut out) = heard(&mut downwards, &bytes);
+        assert_eq!(told.last(), Some(&Told::Message(Heard::Useful)));
+        downwards.serve(&mut out);
+        assert_eq!(out, bytes);
+    }
+}
+
+#[test]
 fn an_open_session_tells_of_refusals_only() {
     let mut downwards = downwards(Dialect::Transcription);
     downwards.serve(&mut BytesMut::new());
