@@ -448,6 +448,31 @@ async fn a_session_on_which_nothing_is_said_ends() {
 }
 
 #[tokio::test]
+async fn an_allowance_of_credits_ends_with_the_session_under_way() {
+    let allowance = Allowance { amount: 20, measure: Measure::Credits, period: Period::Day };
+    let rules = Rules { allowance: Some(allowance), ..Rules::default() };
+    let house = house_with(three_keys(), |config: &mut Config| {
+        let token = Fingerprint::of(CLIENT_TOKEN);
+        config.clients = vec![ClientConfig { name: "app".to_owned(), token, rules }];
+    })
+    .await;
+    let mut talk = dial(&house, STREAM_INPUT).await;
+    talk.say(&json!({"text": " "})).await;
+    for text in ["Sixteen so far. ", "The last one goes over. "] {
+        talk.say(&json!({"text": text, "flush": true})).await;
+        assert!(has_sound(&[talk.message().await]), "{text}");
+    }
+    talk.say(&json!({"text": "This is too much. ", "flush": true})).await;
+    let (_, end) = talk.rest().await;
+    assert_eq!(end, Heard::Close(1008, "This client has used its allowance of credits.".to_owned()));
+    drop(talk);
+    let (_, socket) = &sessions(&house)[0];
+    assert_eq!(socket.spoken, "Sixteen so far. The last one goes over. ");
+    let records = house.records().await;
+    assert_eq!((records[0].verdict.as_str(), records[0].credits), ("client_allowance_used", 40));
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_takes_the_session_with_it() {
     let house = house(three_keys()).await;
     let mut talk = dial(&house, STREAM_INPUT).await;

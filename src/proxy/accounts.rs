@@ -140,6 +140,17 @@ pub enum TurnedAway {
 }
 
 impl Account {
+    /// Whether what is still to be said on a session may cost more credits; that it runs was counted when
+    /// it was let in.
+    pub(super) fn may_spend(&self, rules: &Rules, now: UnixMs) -> Result<(), Spent> {
+        match rules.allowance {
+            Some(allowance) if allowance.measure == Measure::Credits => {
+                allowance.check(self.credits.used(allowance.period, now), now)
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// Counts what a request has cost.
     pub(super) fn spend(&self, credits: u64, now: UnixMs) {
         if credits > 0 {

@@ -15,7 +15,7 @@ use crate::body::replay::Replay;
 use crate::clock;
 use crate::policy::affinity::claim::TwoOwners;
 use crate::policy::classify::{Concern, Verdict};
-use crate::policy::client::{Client, Pins};
+use crate::policy::client::{Client, Pins, Rules};
 use crate::policy::lane::Lane;
 use crate::policy::replay::{Effect, Facts, Progress};
 use crate::policy::select::Unavailable;
@@ -88,6 +88,11 @@ impl Journey {
 
     pub(super) fn roster(&self) -> &Arc<Roster> {
         &self.roster
+    }
+
+    /// What its client may do.
+    pub(super) fn rules(&self) -> &Rules {
+        &self.client.rules
     }
 
     /// What it needs of a key.

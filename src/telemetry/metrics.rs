@@ -12,7 +12,7 @@ use crate::policy::socket::Dialect;
 
 /// What can become of an attempt, in the words of the books; and whether another attempt may follow
 /// it.
-const OUTCOMES: [(&str, bool); 27] = [
+const OUTCOMES: [(&str, bool); 28] = [
     ("served", false),
     ("workspace_quota", true),
     ("key_quota", true),
@@ -39,6 +39,7 @@ const OUTCOMES: [(&str, bool); 27] = [
     ("cut", false),
     ("idle", false),
     ("expired", false),
+    ("client_allowance_used", false),
     (OTHER, true),
 ];
 

@@ -27,6 +27,8 @@ pub(super) enum Ending {
     Idle,
     /// It lasted too long.
     Old,
+    /// Its client has used the credits that it may.
+    Spent,
 }
 
 impl Ending {
@@ -37,6 +39,8 @@ impl Ending {
             Self::Cut => Some([(1012, "Keychoir restarts. Connect again."), (1001, "")]),
             Self::Idle => Some([(1001, "Nothing was said for too long."), (1001, "")]),
             Self::Old => Some([(1001, "The session has lasted as long as it may."), (1001, "")]),
+            // As the provider says it of its own quota.
+            Self::Spent => Some([(1008, "This client has used its allowance of credits."), (1001, "")]),
         }
     }
 
@@ -48,6 +52,7 @@ impl Ending {
             Self::Cut => "cut",
             Self::Idle => "idle",
             Self::Old => "expired",
+            Self::Spent => "client_allowance_used",
         }
     }
 }

@@ -21,7 +21,7 @@ use super::up::Upwards;
 use crate::clock;
 use crate::policy::classify::Verdict;
 use crate::policy::replay::Progress;
-use crate::policy::socket::{Dialect, Heard, conversation_id};
+use crate::policy::socket::{Dialect, Heard, Said, conversation_id, say};
 use crate::proxy::attempt::Attempt;
 use crate::proxy::books::Place;
 use crate::proxy::exchange::Errand;
@@ -86,8 +86,8 @@ pub(super) struct Session<C> {
 
 /// What happens next.
 pub(super) enum Event {
-    /// The client has said a message that waits for leave.
-    Said,
+    /// The client has said a message that waits for leave, and so much is in it.
+    Said(Said),
     /// A key that was waited for.
     Given(Given),
     /// The provider has said something that matters.
@@ -146,7 +146,8 @@ impl<C: Connect> Session<C> {
         }
         let ending = loop {
             match poll_fn(|cx| self.poll_event(cx, &mut client)).await {
-                Event::Said => self.said().await,
+                Event::Said(said) if self.may_say(said) => self.said(said).await,
+                Event::Said(_) => break Ending::Spent,
                 Event::Given(given) => self.given(given).await,
                 Event::Told(Told::Message(Heard::Aside)) => {}
                 Event::Told(Told::Message(Heard::Useful)) => self.served(),
@@ -245,7 +246,7 @@ impl<C: Connect> Session<C> {
             }
             if self.upwards.take(&mut self.up.inbox, &mut self.up.outbox) {
                 self.keep_opening(0);
-                return Poll::Ready(Event::Said);
+                return Poll::Ready(Event::Said(say(self.dialect, self.upwards.said())));
             }
             self.keep_opening(0);
             if !self.up.outbox.is_empty() {

@@ -11,8 +11,9 @@ use super::session::{Pooled, Session};
 use crate::clock;
 use crate::policy::replay::Progress;
 use crate::policy::select::Unavailable;
-use crate::policy::socket::{Dialect, Said, audio_bytes_per_second, brings_token, say};
+use crate::policy::socket::{Dialect, Said, audio_bytes_per_second, brings_token};
 use crate::pool::Reserved;
+use crate::proxy::accounts::Account;
 use crate::telemetry::announce;
 use crate::upstream::Connect;
 
@@ -90,10 +91,20 @@ impl Speaking {
 }
 
 impl<C: Connect> Session<C> {
+    /// Whether the client may still spend what the message that is shown costs. As with a request, the
+    /// last one may go over its allowance.
+    pub(super) fn may_say(&self, said: Said) -> bool {
+        let Some(Pooled { errand, .. }) = self.pooled.as_ref().filter(|_| said.characters > 0) else {
+            return true;
+        };
+        let may_spend =
+            |account: &Arc<Account>| account.may_spend(errand.journey.rules(), clock::now()).is_ok();
+        errand.case.account.as_ref().is_none_or(may_spend)
+    }
+
     /// A message of the client is shown. What is to be spoken needs a place and credits, and what it
     /// names may bind it to another account; everything else goes on.
-    pub(super) async fn said(&mut self) {
-        let Said { characters, audio_bytes } = say(self.dialect, self.upwards.said());
+    pub(super) async fn said(&mut self, Said { characters, audio_bytes }: Said) {
         // What was refused before has its own span.
         self.moving_since = None;
         self.speaking.audio_bytes += audio_bytes;
