@@ -463,7 +463,8 @@ async fn an_allowance_of_credits_ends_with_the_session_under_way() {
         assert!(has_sound(&[talk.message().await]), "{text}");
     }
     talk.say(&json!({"text": "This is too much. ", "flush": true})).await;
-    let (_, end) = talk.rest().await;
+    let (messages, end) = talk.rest().await;
+    assert_eq!(messages.last().unwrap()["error"], "client_allowance_used");
     assert_eq!(end, Heard::Close(1008, "This client has used its allowance of credits.".to_owned()));
     drop(talk);
     let (_, socket) = &sessions(&house)[0];

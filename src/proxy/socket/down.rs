@@ -24,6 +24,8 @@ pub(super) struct Downwards {
     /// What the client has not been told.
     held: BytesMut,
     frame: Option<Frame>,
+    /// Whether more frames follow that belong to the message under way.
+    is_in_message: bool,
     /// Whether the message under way is a text that can be read.
     is_text: bool,
     /// What was read of it; `None` when it is too long for a refusal.
@@ -63,6 +65,7 @@ impl Downwards {
             is_served: dialect == Dialect::Foreign,
             held: BytesMut::new(),
             frame: None,
+            is_in_message: false,
             is_text: false,
             text: None,
             has_closed: false,
@@ -102,12 +105,18 @@ impl Downwards {
     /// Another speaks from here on; what was held, nobody hears.
     pub(super) fn restart(&mut self) {
         self.held = BytesMut::new();
-        (self.frame, self.is_text, self.text, self.has_closed) = (None, false, None, false);
+        (self.frame, self.is_in_message, self.has_closed) = (None, false, false);
+        (self.is_text, self.text) = (false, None);
     }
 
     /// Whether a frame has begun and not ended: nothing may be put in between.
     pub(super) fn is_in_frame(&self) -> bool {
         self.frame.is_some()
+    }
+
+    /// Whether a message has begun and not ended: no other may be put in between.
+    pub(super) fn is_in_message(&self) -> bool {
+        self.is_in_message
     }
 
     /// Whether the provider has said that it ends.
@@ -195,6 +204,9 @@ impl Downwards {
         let raw = inbox.split_to(length);
         if !head.opcode.is_control() || head.length > CONTROL_BYTES_MAX {
             self.put(head.opcode, &raw, out);
+        }
+        if !head.opcode.is_control() {
+            self.is_in_message = !head.is_final;
         }
         match head.opcode {
             Opcode::Text => {

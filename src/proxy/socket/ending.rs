@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
@@ -39,8 +40,7 @@ impl Ending {
             Self::Cut => Some([(1012, "Keychoir restarts. Connect again."), (1001, "")]),
             Self::Idle => Some([(1001, "Nothing was said for too long."), (1001, "")]),
             Self::Old => Some([(1001, "The session has lasted as long as it may."), (1001, "")]),
-            // As the provider says it of its own quota.
-            Self::Spent => Some([(1008, "This client has used its allowance of credits."), (1001, "")]),
+            Self::Spent => Some([(POLICY, "This client has used its allowance of credits."), (1001, "")]),
         }
     }
 
@@ -56,6 +56,9 @@ impl Ending {
         }
     }
 }
+
+/// The code of a close that refuses.
+const POLICY: u16 = 1008;
 
 /// What is left to say is said in this time, or not at all.
 pub(super) const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
@@ -92,7 +95,11 @@ impl<C: Connect> Session<C> {
         }
         if let Some([to_client, to_upstream]) = ending.told() {
             if !self.downwards.is_in_frame() {
-                put_close(&mut self.down.outbox, to_client, None);
+                let out = &mut self.down.outbox;
+                match to_client {
+                    (POLICY, why) if !self.downwards.is_in_message() => put_refusal(out, ending.word(), why),
+                    to_client => put_close(out, to_client, None),
+                }
             }
             if !self.upwards.is_in_frame() {
                 put_close(&mut self.up.outbox, to_upstream, Some(MASK));
@@ -112,6 +119,13 @@ impl<C: Connect> Session<C> {
         let _ = timeout(LAST_WORDS_MAX, last_words).await;
         let _ = timeout(LAST_WORDS_MAX, poll_fn(|cx| up.poll_close(cx, &mut upstream))).await;
     }
+}
+
+/// Adds a refusal of ours, as the provider says its own: in a message and in a close.
+pub(super) fn put_refusal(out: &mut BytesMut, code: &str, message: &str) {
+    let text = json!({ "message": message, "error": code, "code": POLICY }).to_string();
+    put(out, Opcode::Text, text.as_bytes(), None);
+    put_close(out, (POLICY, message), None);
 }
 
 /// Adds a close frame.

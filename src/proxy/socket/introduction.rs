@@ -10,12 +10,11 @@ use http::{Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::ending::{put, put_close};
+use super::ending::put_refusal;
 use super::leg::Leg;
 use super::session::Session;
 use super::up::Upwards;
@@ -23,7 +22,6 @@ use super::{Socket, Speaker};
 use crate::clock;
 use crate::policy::client::Unidentified;
 use crate::policy::endpoint::socket_at;
-use crate::policy::frame::Opcode;
 use crate::policy::headers;
 use crate::policy::socket::{Dialect, presented};
 use crate::proxy::error::ProxyError;
@@ -160,11 +158,8 @@ async fn hear_token<S: AsyncRead + Unpin>(
 
 /// Says why not, as the provider would on such a socket.
 async fn refuse<S: AsyncWrite + Unpin>(mut client: S, code: &str, message: &str) {
-    const POLICY: u16 = 1008;
-    let text = json!({ "message": message, "error": code, "code": POLICY }).to_string();
     let mut leg = Leg::default();
-    put(&mut leg.outbox, Opcode::Text, text.as_bytes(), None);
-    put_close(&mut leg.outbox, (POLICY, message), None);
+    put_refusal(&mut leg.outbox, code, message);
     // Whoever does not want to hear it need not.
     let _ = timeout(super::ending::LAST_WORDS_MAX, poll_fn(|cx| leg.poll_close(cx, &mut client))).await;
 }

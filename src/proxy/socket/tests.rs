@@ -280,6 +280,20 @@ fn sound_is_heard_before_it_ends() {
 }
 
 #[test]
+fn a_message_ends_with_its_last_frame() {
+    let mut downwards = downwards(Dialect::Foreign);
+    for (bytes, is_in_message) in [
+        (frame(false, Opcode::Text, b"a", None), true),
+        (frame(true, Opcode::Ping, b"?", None), true),
+        (frame(false, Opcode::Continuation, b"b", None), true),
+        (frame(true, Opcode::Continuation, b"c", None), false),
+    ] {
+        heard(&mut downwards, &bytes);
+        assert_eq!((downwards.is_in_frame(), downwards.is_in_message()), (false, is_in_message));
+    }
+}
+
+#[test]
 fn not_much_is_held() {
     let aside = frame(true, Opcode::Text, br#"{"type":"ping","ping_event":{"event_id":1}}"#, None);
     let empty = frame(false, Opcode::Continuation, b"", None);
