@@ -432,6 +432,26 @@ async fn the_program_ends_sessions_when_the_grace_is_over() {
 }
 
 #[tokio::test]
+async fn who_is_still_waited_for_when_the_grace_is_over_is_told() {
+    let unknown = house_with(three_keys(), with_token).await;
+    let silent = knock(&unknown, STREAM_INPUT, &[]).await.unwrap();
+    // The one place is taken, and what is to be said waits for it.
+    let one_place = WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("ws_1", 100_000) };
+    let key = KeyPlan { workspace: Some("ws_1".to_owned()), ..KeyPlan::new(ONE, 0) };
+    let busy = house(Plan::of([]).with_workspace(one_place).with_key(key)).await;
+    busy.always(ONE, "slow_body=600000");
+    let _held = busy.speak(200).await;
+    let mut waiting = dial(&busy, STREAM_INPUT).await;
+    waiting.say(&json!({"text": "Hello. ", "flush": true})).await;
+    house::until(|| busy.running.waiting() == 1).await;
+    for (house, mut talk, code) in [(unknown, silent, 1008), (busy, waiting, 1012)] {
+        let (drained, (_, end)) = tokio::join!(house.running.drain(Duration::from_millis(50)), talk.rest());
+        assert!(matches!(end, Heard::Close(said, _) if said == code), "{end:?}");
+        assert_eq!(drained, Drained::Cut);
+    }
+}
+
+#[tokio::test]
 async fn a_session_on_which_nothing_is_said_ends() {
     for (lifetime, word) in [(0, "idle"), (150, "expired")] {
         let house = house_with(three_keys(), |config| {
@@ -450,10 +470,9 @@ async fn a_session_on_which_nothing_is_said_ends() {
 #[tokio::test]
 async fn an_allowance_of_credits_ends_with_the_session_under_way() {
     let allowance = Allowance { amount: 20, measure: Measure::Credits, period: Period::Day };
-    let rules = Rules { allowance: Some(allowance), ..Rules::default() };
-    let house = house_with(three_keys(), |config: &mut Config| {
-        let token = Fingerprint::of(CLIENT_TOKEN);
-        config.clients = vec![ClientConfig { name: "app".to_owned(), token, rules }];
+    let house = house_with(three_keys(), |config| {
+        with_token(config);
+        config.clients[0].rules.allowance = Some(allowance);
     })
     .await;
     let mut talk = dial(&house, STREAM_INPUT).await;

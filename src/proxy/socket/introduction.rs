@@ -91,18 +91,25 @@ impl<C: Connect> Unknown<C> {
     {
         let Self { introduction: Introduction { proxy, terms, dialect, .. }, mut request, mut log } = self;
         let bounds = terms.limits.sockets;
-        let hearing = hear_token(&mut client, early, dialect, bounds.frame_bytes_max);
-        let (token, heard) = match timeout(bounds.introduction_max, hearing).await {
-            Ok(Some(heard)) => heard,
-            // It has left, or says nothing.
-            Ok(None) | Err(_) => (None, BytesMut::new()),
+        let mut heard = BytesMut::new();
+        let finding = async {
+            let hearing = hear_token(&mut client, early, dialect, bounds.frame_bytes_max);
+            let token = match timeout(bounds.introduction_max, hearing).await {
+                Ok(Some((token, said))) => {
+                    heard = said;
+                    token
+                }
+                // It has left, or says nothing.
+                Ok(None) | Err(_) => None,
+            };
+            let token = token.and_then(|token| HeaderValue::try_from(token).ok());
+            request.headers_mut().insert(headers::TOKEN_HEADER, token.ok_or(Unidentified::Missing)?);
+            proxy.find_answer(request, &mut log).await
         };
-        let found = match token.and_then(|token| HeaderValue::try_from(token).ok()) {
-            Some(token) => {
-                request.headers_mut().insert(headers::TOKEN_HEADER, token);
-                proxy.find_answer(request, &mut log).await
-            }
-            None => Err(Unidentified::Missing.into()),
+        let found = tokio::select! {
+            biased;
+            () = proxy.cut.cancelled() => Err(ProxyError::Draining),
+            found = finding => found,
         };
         match found {
             Ok(Found::Socket(opened)) => return Some((opened.into_session(log), client, heard.freeze())),

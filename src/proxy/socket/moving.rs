@@ -50,13 +50,9 @@ impl<C: Connect> Session<C> {
         // Nobody stands twice in the line; what is given now is given for what waits as well.
         let has_waited = self.speaking.stop_waiting();
         self.attempt.release();
-        let reserved = tokio::select! {
-            reserved = self.proxy.reserve(&errand.journey) => reserved.ok(),
-            () = self.cut.as_mut() => None,
-        };
-        let has_moved = match reserved {
-            Some(lease) => self.change_key(lease).await,
-            None => false,
+        let has_moved = match self.proxy.reserve(&errand.journey).await {
+            Ok(lease) => self.change_key(lease).await,
+            Err(_) => false,
         };
         if has_waited {
             self.let_go();
@@ -66,7 +62,7 @@ impl<C: Connect> Session<C> {
 
     /// Goes on with another key. Whether it did; else the session stays with the provider that it has.
     pub(super) async fn change_key(&mut self, lease: Lease) -> bool {
-        let Self { pooled: Some(Pooled { errand, .. }), proxy, log, cut, .. } = self else { return false };
+        let Self { pooled: Some(Pooled { errand, .. }), proxy, log, .. } = self else { return false };
         // Whether it is late was found out before: a client may have been silent for minutes.
         errand.body = Replay::empty();
         let replay_max = errand.terms.limits.replay_max;
@@ -79,11 +75,7 @@ impl<C: Connect> Session<C> {
             let (_, switched) = switched(*answer).ok()?;
             Some((attempt, switched))
         });
-        let asked = tokio::select! {
-            asked = timeout(replay_max, asking) => asked.ok().flatten(),
-            () = cut.as_mut() => None,
-        };
-        let Some((attempt, switched)) = asked else { return false };
+        let Ok(Some((attempt, switched))) = timeout(replay_max, asking).await else { return false };
         self.attempt.failed_over();
         self.attempt = attempt;
         self.upstream = switched.stream;

@@ -2,7 +2,7 @@
 //! `poll_event`: both directions, a place among those that speak, and the bounds of time.
 
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -10,7 +10,6 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
-use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::Bounds;
 use super::down::{Downwards, Told};
@@ -80,7 +79,6 @@ pub(super) struct Session<C> {
     began: Instant,
     moved_at: Instant,
     timer: Option<Pin<Box<Sleep>>>,
-    pub(super) cut: Pin<Box<WaitForCancellationFutureOwned>>,
     _open: SocketOpen,
 }
 
@@ -109,7 +107,6 @@ impl<C> Session<C> {
             downwards: Downwards::new(dialect, has_token, redactor),
             opening: (pooled.is_some() && dialect != Dialect::Foreign).then(Vec::new),
             speaking: Speaking::new(dialect, audio_format.as_deref()),
-            cut: Box::pin(proxy.cut.clone().cancelled_owned()),
             _open: proxy.meters.socket_opened(dialect),
             upstream: upstream.stream,
             up: Leg::default(),
@@ -144,25 +141,41 @@ impl<C: Connect> Session<C> {
         if self.dialect == Dialect::Foreign {
             self.served();
         }
+        let mut cut = pin!(self.proxy.cut.clone().cancelled_owned());
         let ending = loop {
-            match poll_fn(|cx| self.poll_event(cx, &mut client)).await {
-                Event::Said(said) if self.may_say(said) => self.said(said).await,
-                Event::Said(_) => break Ending::Spent,
-                Event::Given(given) => self.given(given).await,
-                Event::Told(Told::Message(Heard::Aside)) => {}
-                Event::Told(Told::Message(Heard::Useful)) => self.served(),
-                Event::Told(Told::Message(Heard::Refused(verdict)) | Told::Close(Some(verdict))) => {
-                    self.refused(verdict).await;
-                }
-                Event::Told(Told::Close(None)) => self.downwards.open(&mut self.down.outbox),
-                Event::Quiet => self.attempt.rest(),
-                // Nothing useful was heard of this key: another may be asked, if nothing is lost by it.
-                Event::Over(Ending::UpstreamBroke)
-                    if !self.downwards.is_open() && self.move_on(Progress::Unanswered).await => {}
-                Event::Over(ending) => break ending,
+            let next = async {
+                let event = poll_fn(|cx| self.poll_event(cx, &mut client)).await;
+                self.meet(event).await
+            };
+            tokio::select! {
+                biased;
+                // Whatever it waits for.
+                () = cut.as_mut() => break Ending::Cut,
+                ending = next => if let Some(ending) = ending { break ending },
             }
         };
         self.end(ending, client).await;
+    }
+
+    /// Does what an event asks for; how the session ends, when it does.
+    async fn meet(&mut self, event: Event) -> Option<Ending> {
+        match event {
+            Event::Said(said) if self.may_say(said) => self.said(said).await,
+            Event::Said(_) => return Some(Ending::Spent),
+            Event::Given(given) => self.given(given).await,
+            Event::Told(Told::Message(Heard::Aside)) => {}
+            Event::Told(Told::Message(Heard::Useful)) => self.served(),
+            Event::Told(Told::Message(Heard::Refused(verdict)) | Told::Close(Some(verdict))) => {
+                self.refused(verdict).await;
+            }
+            Event::Told(Told::Close(None)) => self.downwards.open(&mut self.down.outbox),
+            Event::Quiet => self.attempt.rest(),
+            // Nothing useful was heard of this key: another may be asked, if nothing is lost by it.
+            Event::Over(Ending::UpstreamBroke)
+                if !self.downwards.is_open() && self.move_on(Progress::Unanswered).await => {}
+            Event::Over(ending) => return Some(ending),
+        }
+        None
     }
 
     /// The session is served: the client hears what was held, and what it said need not be kept.
@@ -206,9 +219,6 @@ impl<C: Connect> Session<C> {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        if self.cut.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Event::Over(Ending::Cut));
-        }
         if let Poll::Ready(given) = self.speaking.poll_given(cx) {
             return Poll::Ready(Event::Given(given));
         }
