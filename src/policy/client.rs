@@ -6,6 +6,7 @@
 //! A client that may bring its own key of the provider presents its token in `x-keychoir-token`, and
 //! the key where the SDK puts it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::HeaderMap;
@@ -101,7 +102,9 @@ pub enum Strangers {
 /// Who may ask.
 #[derive(Clone, Debug)]
 pub struct Clients {
-    known: Vec<(Arc<Client>, Fingerprint)>,
+    /// By the first word of their tokens' fingerprints: where one is looked for, and so how long it
+    /// takes, nobody can choose who does not know the token.
+    known: HashMap<u64, Vec<(Arc<Client>, Fingerprint)>>,
     /// Whoever has no token.
     other: Arc<Client>,
     strangers: Strangers,
@@ -110,10 +113,13 @@ pub struct Clients {
 impl Clients {
     /// Those with a token; without any, everyone.
     #[must_use]
-    pub fn new(known: Vec<(Client, Fingerprint)>, strangers: Strangers) -> Self {
-        let name = ClientName::new(if known.is_empty() { "local" } else { "own" });
+    pub fn new(clients: Vec<(Client, Fingerprint)>, strangers: Strangers) -> Self {
+        let name = ClientName::new(if clients.is_empty() { "local" } else { "own" });
         let other = Arc::new(Client { name, rules: Rules::default() });
-        let known = known.into_iter().map(|(client, print)| (Arc::new(client), print)).collect();
+        let mut known: HashMap<_, Vec<_>> = HashMap::with_capacity(clients.len());
+        for (client, print) in clients {
+            known.entry(print.first_word()).or_default().push((Arc::new(client), print));
+        }
         Self { known, other, strangers }
     }
 
@@ -131,21 +137,18 @@ impl Clients {
 
     /// The names of all.
     pub fn names(&self) -> impl Iterator<Item = &ClientName> {
-        self.known.iter().map(|(client, _)| client).chain([&self.other]).map(|client| &client.name)
+        let known = self.known.values().flatten().map(|(client, _)| client);
+        known.chain([&self.other]).map(|client| &client.name)
     }
 
-    /// Whose token this is. All are compared, so that the time says nothing of which one it was.
+    /// Whose token this is.
     fn of_token(&self, token: &str) -> Option<&Arc<Client>> {
-        if !self.are_known() {
-            return None;
-        }
-        let print = Fingerprint::of(token);
-        self.known.iter().fold(
-            None,
-            |found, (client, expected)| {
-                if expected.matches(&print) { Some(client) } else { found }
-            },
-        )
+        if self.are_known() { self.of_print(&Fingerprint::of(token)) } else { None }
+    }
+
+    fn of_print(&self, print: &Fingerprint) -> Option<&Arc<Client>> {
+        let alike = self.known.get(&print.first_word())?;
+        alike.iter().find(|(_, expected)| expected.matches(print)).map(|(client, _)| client)
     }
 }
 
@@ -255,6 +258,15 @@ mod tests {
         check(Some(("xi-api-key", "")), None, Err(Unidentified::Missing));
         check(Some(("accept", "token-of-app")), None, Err(Unidentified::Missing));
         check(None, Some("token=token-of-app"), Err(Unidentified::Missing));
+    }
+
+    #[test]
+    fn fingerprints_that_begin_alike_are_told_apart() {
+        let print = |last: char| Fingerprint::parse(&format!("{}{last}", "0".repeat(63))).unwrap();
+        let clients = vec![(client("one", false), print('1')), (client("two", false), print('2'))];
+        let clients = Clients::new(clients, Strangers::Refused);
+        let name = |print| clients.of_print(&print).map(|client| client.name.as_str());
+        assert_eq!([name(print('1')), name(print('2')), name(print('3'))], [Some("one"), Some("two"), None]);
     }
 
     #[test]

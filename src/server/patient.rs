@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -60,15 +61,19 @@ impl<S: AsyncWrite> Patient<S> {
 /// So much is copied together: the system takes one buffer faster than several.
 const JOINED_BYTES_MAX: usize = 2 * 1024;
 
+/// Room for that, which nobody has to clear.
+type Room = [MaybeUninit<u8>; JOINED_BYTES_MAX];
+
+const ROOM: Room = [MaybeUninit::uninit(); JOINED_BYTES_MAX];
+
 /// All of `data` in one piece, if it is small enough.
-fn joined<'a>(data: &[IoSlice<'_>], room: &'a mut [u8; JOINED_BYTES_MAX]) -> Option<&'a [u8]> {
-    let mut end = 0;
-    for piece in data {
-        let begin = end;
-        end += piece.len();
-        room.get_mut(begin..end)?.copy_from_slice(piece);
+fn joined<'a>(data: &[IoSlice<'_>], room: &'a mut Room) -> Option<ReadBuf<'a>> {
+    if data.iter().map(|piece| piece.len()).sum::<usize>() > JOINED_BYTES_MAX {
+        return None;
     }
-    room.get(..end)
+    let mut joined = ReadBuf::uninit(room);
+    data.iter().for_each(|piece| joined.put_slice(piece));
+    Some(joined)
 }
 
 impl<S: AsyncWrite> AsyncWrite for Patient<S> {
@@ -81,9 +86,9 @@ impl<S: AsyncWrite> AsyncWrite for Patient<S> {
         cx: &mut Context<'_>,
         data: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let mut room = [0; JOINED_BYTES_MAX];
+        let mut room = ROOM;
         if let Some(joined) = joined(data, &mut room) {
-            return self.poll_write(cx, joined);
+            return self.poll_write(cx, joined.filled());
         }
         self.poll_patiently(cx, |stream, cx| stream.poll_write_vectored(cx, data))
     }
@@ -145,15 +150,17 @@ mod tests {
 
     #[test]
     fn small_pieces_are_written_as_one() {
-        let mut room = [0; JOINED_BYTES_MAX];
+        let mut room = ROOM;
+        let mut joined =
+            |data: &[IoSlice<'_>]| joined(data, &mut room).map(|joined| joined.filled().to_vec());
         let (half, over) = ([7; JOINED_BYTES_MAX / 2], [7; JOINED_BYTES_MAX / 2 + 1]);
         let slices =
             |texts: &[&'static [u8]]| texts.iter().map(|text| IoSlice::new(text)).collect::<Vec<_>>();
-        assert_eq!(joined(&slices(&[b"head", b"", b"body"]), &mut room), Some(&b"headbody"[..]));
-        assert_eq!(joined(&[], &mut room), Some(&b""[..]));
+        assert_eq!(joined(&slices(&[b"head", b"", b"body"])), Some(b"headbody".to_vec()));
+        assert_eq!(joined(&[]), Some(Vec::new()));
         let both = [IoSlice::new(&half), IoSlice::new(&half)];
-        assert_eq!(joined(&both, &mut room).map(<[u8]>::len), Some(JOINED_BYTES_MAX));
-        assert_eq!(joined(&[IoSlice::new(&half), IoSlice::new(&over)], &mut room), None);
+        assert_eq!(joined(&both).map(|both| both.len()), Some(JOINED_BYTES_MAX));
+        assert_eq!(joined(&[IoSlice::new(&half), IoSlice::new(&over)]), None);
     }
 
     #[tokio::test(start_paused = true)]

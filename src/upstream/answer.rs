@@ -72,6 +72,19 @@ pub struct AnswerBody<S> {
     broken: Option<WireError>,
     /// What came before has had its turn.
     has_rested: bool,
+    first: First,
+}
+
+/// The first piece of a fast answer goes out before more is read: what follows is so much that it
+/// would wait for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum First {
+    /// It is still to come.
+    Awaited,
+    /// It was handed on, and is to go out now.
+    Passed,
+    /// It is out, or what follows is little.
+    Out,
 }
 
 /// What is still to come.
@@ -128,6 +141,7 @@ where
             End::Close => Rest::Close,
         };
         let mut body = Self {
+            first: if connection.is_fast() { First::Awaited } else { First::Out },
             connection: Some(connection),
             outgoing: (!outgoing.is_over()).then(|| Box::new(outgoing)),
             rest,
@@ -221,6 +235,12 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
         let this = &mut *self;
+        // Who has nothing to wait for writes what there is.
+        if this.first == First::Passed {
+            (this.first, this.has_rested) = (First::Out, true);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let next = match this.poll_next(cx) {
             // A server that hears of the break at once would drop what it has not written yet.
             Poll::Ready(Err(error)) if !mem::replace(&mut this.has_rested, true) => {
@@ -237,6 +257,9 @@ where
         Poll::Ready(match next {
             Ok(Next::Piece(piece)) => {
                 this.has_rested = false;
+                if this.first == First::Awaited {
+                    this.first = First::Passed;
+                }
                 if this.rest.is_over() {
                     this.finish();
                 }

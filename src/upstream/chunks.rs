@@ -116,11 +116,7 @@ impl Chunks {
                 | State::Extension(_)
                 | State::SizeLf(_)
                 | State::DataCr
-                | State::DataLf => {
-                    let byte = read[at];
-                    at += 1;
-                    self.step(byte);
-                }
+                | State::DataLf => at += self.pass(&read[at..]),
             }
         }
         if piece > 0 {
@@ -148,6 +144,23 @@ impl Chunks {
     #[must_use]
     pub fn is_over(&self) -> bool {
         matches!(self.state, State::Over(None))
+    }
+
+    /// Passes some of what is between the pieces, at least a byte; returns how much.
+    fn pass(&mut self, read: &[u8]) -> usize {
+        let known = if matches!(self.state, State::Size) {
+            plain_size(read).map(|(size, used)| (State::Data(size), used))
+        } else if matches!(self.state, State::DataCr) {
+            read.starts_with(b"\r\n").then_some((State::Size, 2))
+        } else {
+            None
+        };
+        if let Some((state, used)) = known {
+            self.state = state;
+            return used;
+        }
+        self.step(read[0]);
+        1
     }
 
     /// One byte between the pieces.
@@ -204,6 +217,21 @@ impl Chunks {
 }
 
 const MALFORMED: State = State::Broken(ChunkError::Malformed);
+
+/// So many digits of a size are read at once.
+const PLAIN_DIGITS_MAX: usize = 8;
+
+/// A size that stands alone in its line and is not the last, as most do; and how long the line is.
+fn plain_size(read: &[u8]) -> Option<(u64, usize)> {
+    let mut size = 0;
+    for (at, byte) in read.iter().enumerate().take(PLAIN_DIGITS_MAX + 1) {
+        let Some(digit) = digit(*byte) else {
+            return (size > 0 && read[at..].starts_with(b"\r\n")).then_some((size, at + 2));
+        };
+        size = size * 16 + digit;
+    }
+    None
+}
 
 fn digit(byte: u8) -> Option<u64> {
     char::from(byte).to_digit(16).map(u64::from)
@@ -270,6 +298,7 @@ mod tests {
         check("0\r\n\r\n", Ok(""));
         check("2\r\nab\r\n0\r\n\r\n", Ok("ab"));
         check("2\r\nab\r\n003;x=\"y\"\r\ncde\r\n00\r\n\r\n", Ok("abcde"));
+        check("0000000002\r\nab\r\n00000000\r\n\r\n", Ok("ab"));
         check("A \t\r\n0123456789\r\n0\r\n\r\n", Ok("0123456789"));
         let malformed = Err(Some(ChunkError::Malformed));
         for text in [

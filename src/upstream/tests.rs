@@ -1,4 +1,5 @@
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http_body_util::{BodyExt, Full};
@@ -449,6 +450,38 @@ async fn what_came_before_a_break_has_its_turn_to_go_out() {
     .await;
     let mut body = sent.unwrap().into_body();
     let mut cx = Context::from_waker(std::task::Waker::noop());
-    let mut next = || std::pin::Pin::new(&mut body).poll_frame(&mut cx).map(|frame| frame.unwrap().is_ok());
+    let mut next = || Pin::new(&mut body).poll_frame(&mut cx).map(|frame| frame.unwrap().is_ok());
     assert_eq!([next(), next(), next()], [Poll::Ready(true), Poll::Pending, Poll::Ready(false)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_piece_of_a_fast_answer_goes_out_before_more_is_read() {
+    let (upstream, mut provider) = network();
+    let (mut open, answer) =
+        (None, [&b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n"[..], &[1; 1_000_000]]);
+    // How fast it is becomes known with the first answer.
+    for is_fast in [false, true] {
+        let exchange = async {
+            let sent = upstream.send(None, &key(), &outbound(Method::GET), nothing()).await;
+            let mut body = sent.unwrap().into_body();
+            let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
+            let next = poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
+            assert_eq!(next.is_pending(), is_fast, "who has nothing to wait for writes what there is");
+            let next = match next {
+                Poll::Ready(next) => next.unwrap().unwrap().into_data().unwrap(),
+                Poll::Pending => Bytes::new(),
+            };
+            first.len() + next.len() + body.collect().await.unwrap().to_bytes().len()
+        };
+        let serve = async {
+            let connection = match &mut open {
+                Some(connection) => connection,
+                None => open.insert(provider.accept().await),
+            };
+            read_until(connection, "\r\n\r\n").await;
+            connection.write_all(&answer.concat()).await.unwrap();
+        };
+        let (bytes, ()) = both(exchange, serve).await;
+        assert_eq!(bytes, 1_000_000);
+    }
 }

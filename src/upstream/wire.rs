@@ -27,7 +27,8 @@ pub type Wire = Box<dyn Stream>;
 const READ_BYTES_MIN: usize = 8 * 1024;
 /// Room for a fast stream. More costs memory and brought nothing.
 const READ_BYTES_MAX: usize = 128 * 1024;
-/// Where reads are larger than this, the first of an answer is small: a client hears of it sooner.
+/// Where reads are larger than this, the first of an answer is small, and goes out by itself: a client
+/// hears of it sooner.
 const FIRST_BYTES_MAX: usize = 32 * 1024;
 /// After so many reads that would have fitted in half of the room, it is halved.
 const SMALL_READS_MAX: u8 = 8;
@@ -70,9 +71,14 @@ impl Connection {
         self.opened_at
     }
 
+    /// Whether much came at once, the last times.
+    pub(super) fn is_fast(&self) -> bool {
+        self.read_bytes > FIRST_BYTES_MAX
+    }
+
     /// Reads more; 0 bytes are the end. Who waits with nothing in hand holds no memory.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.read_bytes == READ_BYTES_MIN || (self.is_first && self.read_bytes > FIRST_BYTES_MAX) {
+        if self.read_bytes == READ_BYTES_MIN || (self.is_first && self.is_fast()) {
             return self.poll_fill_little(cx);
         }
         if self.room() < self.room_min {
