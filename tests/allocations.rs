@@ -12,6 +12,7 @@ use parts::PARTS;
 const MAXIMA: &[(&str, u64)] = &[
     ("origin", 0),
     ("identify, one of 10 clients", 0),
+    ("identify, one of 10000 clients", 0),
     ("look up, GET", 0),
     ("look up, TTS", 1),
     ("look up, any", 2),

@@ -66,7 +66,8 @@ pub type Stage = Box<dyn Fn(usize) -> Box<dyn FnOnce()>>;
 /// All of them, in the order of a request's way.
 pub const PARTS: &[Part] = &[
     Part { name: "origin", set_up: || stage(|n| heads(n, What::Voices), |head| origin(&head)) },
-    Part { name: "identify, one of 10 clients", set_up: || identifying(What::Voices) },
+    Part { name: "identify, one of 10 clients", set_up: || identifying(10) },
+    Part { name: "identify, one of 10000 clients", set_up: || identifying(10_000) },
     Part { name: "look up, GET", set_up: || looking_up(What::Voices) },
     Part { name: "look up, TTS", set_up: || looking_up(What::Speech) },
     Part { name: "look up, any", set_up: || looking_up(What::Anything) },
@@ -201,13 +202,13 @@ fn answers(count: usize) -> Vec<HeaderMap> {
     vec![answer; count]
 }
 
-fn clients() -> Clients {
+fn clients(count: usize) -> Clients {
     let client = |number: usize| {
         let name = ClientName::new(&format!("client-{number}"));
         let token = Fingerprint::of(&format!("keychoir-token-number-{number}"));
         (Client { name, rules: Rules::default() }, token)
     };
-    Clients::new((0..10).map(client).collect(), Strangers::Refused)
+    Clients::new((0..count).map(client).collect(), Strangers::Refused)
 }
 
 fn origin(head: &Parts) {
@@ -216,10 +217,10 @@ fn origin(head: &Parts) {
     black_box(admit(&doors, false, &head.method, &head.headers)).unwrap();
 }
 
-fn identifying(what: What) -> Stage {
-    let clients = clients();
+fn identifying(count: usize) -> Stage {
+    let clients = clients(count);
     stage(
-        move |n| heads(n, what),
+        move |n| heads(n, What::Voices),
         move |head| {
             black_box(identify(&clients, &head.headers, head.uri.query())).unwrap();
             std::mem::forget(head);
@@ -491,7 +492,7 @@ struct Way {
 impl Way {
     fn new() -> Self {
         let keys = Keys::new(10, &FillFirst, Spread::Alone);
-        Self { clients: clients(), keys, models: Models::default(), redactor: redactor() }
+        Self { clients: clients(10), keys, models: Models::default(), redactor: redactor() }
     }
 
     fn go(&self, (mut head, mut answer): (Parts, HeaderMap)) {
