@@ -436,9 +436,7 @@ async fn who_is_still_waited_for_when_the_grace_is_over_is_told() {
     let unknown = house_with(three_keys(), with_token).await;
     let silent = knock(&unknown, STREAM_INPUT, &[]).await.unwrap();
     // The one place is taken, and what is to be said waits for it.
-    let one_place = WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("ws_1", 100_000) };
-    let key = KeyPlan { workspace: Some("ws_1".to_owned()), ..KeyPlan::new(ONE, 0) };
-    let busy = house(Plan::of([]).with_workspace(one_place).with_key(key)).await;
+    let busy = house(narrow(&[ONE], 1)).await;
     busy.always(ONE, "slow_body=600000");
     let _held = busy.speak(200).await;
     let mut waiting = dial(&busy, STREAM_INPUT).await;

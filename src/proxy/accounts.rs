@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::clock;
-use crate::policy::allowance::{Measure, Period, Spent, Tally};
+use crate::policy::allowance::{Allowance, Measure, Period, Spent, Tally};
 use crate::policy::client::{ClientName, Clients, Rules};
 use crate::policy::units::UnixMs;
 
@@ -85,7 +85,7 @@ impl Accounts {
         }
         let allowance = rules.allowance.filter(|_| counts == Counts::Yes);
         if let Some(allowance) = allowance {
-            allowance.check(account.tallies(allowance.measure).used(allowance.period, now), now)?;
+            account.check(allowance, now)?;
         }
         if let Some(rate) = rules.rate {
             let moment = u64::try_from(clock::since(self.origin).as_nanos()).unwrap_or(u64::MAX);
@@ -142,13 +142,13 @@ pub enum TurnedAway {
 impl Account {
     /// Whether what is still to be said on a session may cost more credits; that it runs was counted when
     /// it was let in.
-    pub(super) fn may_spend(&self, rules: &Rules, now: UnixMs) -> Result<(), Spent> {
-        match rules.allowance {
-            Some(allowance) if allowance.measure == Measure::Credits => {
-                allowance.check(self.credits.used(allowance.period, now), now)
-            }
-            Some(_) | None => Ok(()),
-        }
+    pub(super) fn may_spend(&self, rules: &Rules, now: UnixMs) -> bool {
+        let credits = rules.allowance.filter(|allowance| allowance.measure == Measure::Credits);
+        credits.is_none_or(|allowance| self.check(allowance, now).is_ok())
+    }
+
+    fn check(&self, allowance: Allowance, now: UnixMs) -> Result<(), Spent> {
+        allowance.check(self.tallies(allowance.measure).used(allowance.period, now), now)
     }
 
     /// Counts what a request has cost.
@@ -235,7 +235,7 @@ impl Drop for Admission {
 
 #[cfg(test)]
 mod tests {
-    use crate::policy::allowance::{Allowance, Rate};
+    use crate::policy::allowance::Rate;
     use crate::policy::client::{Client, Strangers};
     use crate::secret::Fingerprint;
 

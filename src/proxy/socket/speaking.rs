@@ -97,8 +97,7 @@ impl<C: Connect> Session<C> {
         let Some(Pooled { errand, .. }) = self.pooled.as_ref().filter(|_| said.characters > 0) else {
             return true;
         };
-        let may_spend =
-            |account: &Arc<Account>| account.may_spend(errand.journey.rules(), clock::now()).is_ok();
+        let may_spend = |account: &Arc<Account>| account.may_spend(errand.journey.rules(), clock::now());
         errand.case.account.as_ref().is_none_or(may_spend)
     }
 
