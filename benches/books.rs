@@ -58,6 +58,11 @@ const STILL: pool::Settings = pool::Settings {
     invalid_confirm: Duration::ZERO,
     invalid_cooldown: Duration::ZERO,
     permission_cooldown: Duration::ZERO,
+    feature_cooldown: Duration::ZERO,
+    endpoint_cooldown: Duration::ZERO,
+    unproven_cooldown: Duration::ZERO,
+    max_retry_after: Duration::ZERO,
+    probe_after: Duration::ZERO,
     quota_lag: Duration::ZERO,
 };
 

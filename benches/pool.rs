@@ -26,11 +26,12 @@ use keychoir::clock;
 use keychoir::policy::budget::{Extension, Quota};
 use keychoir::policy::classify::{Shortfall, Verdict};
 use keychoir::policy::client::ClientName;
+use keychoir::policy::evidence::Source;
 use keychoir::policy::lane::Lane;
 use keychoir::policy::permission::Permission;
 use keychoir::policy::select::Unavailable;
 use keychoir::policy::strategy::{STRATEGIES, Strategy};
-use keychoir::pool::{Ask, KeyEntry, Lease, Observation, Pool, Reserved, Roster, Settings};
+use keychoir::pool::{Ask, KeyEntry, Lease, Observation, Pool, Refused, Reserved, Roster, Settings};
 use keychoir::secret::ApiKey;
 
 const SIZES: [usize; 4] = [1, 10, 100, 1_000];
@@ -140,6 +141,11 @@ impl Bench {
             invalid_confirm: HOUR,
             invalid_cooldown: HOUR,
             permission_cooldown: HOUR,
+            feature_cooldown: HOUR,
+            endpoint_cooldown: HOUR,
+            unproven_cooldown: HOUR,
+            max_retry_after: HOUR,
+            probe_after: HOUR,
             quota_lag: HOUR,
         };
         let pool = Arc::new(Pool::new(entries.collect(), settings));
@@ -151,7 +157,17 @@ impl Bench {
                 extension: Extension::None,
                 resets_at: Some(clock::now().plus(HOUR)),
             };
-            pool.observe(&roster, key, Observation::Quota { quota, tier: None, is_paid: true }, clock::now());
+            pool.observe(
+                &roster,
+                key,
+                Observation::Quota {
+                    quota,
+                    tier: None,
+                    is_paid: true,
+                    capabilities: keychoir::policy::plan::Capabilities::default(),
+                },
+                clock::now(),
+            );
         }
         let ask = Ask::new(
             ClientName::new("app"),
@@ -178,8 +194,9 @@ impl Bench {
     fn exhaust(&self, count: usize) {
         let roster = self.pool.roster();
         for key in roster.keys().iter().take(count) {
-            let verdict = Verdict::WorkspaceQuota(Shortfall::default());
-            self.pool.judge(&roster, key, verdict, Some(&self.ask), clock::now());
+            let verdict = Verdict::WorkspaceQuota(Shortfall { remaining: Some(0), required: Some(1) });
+            let refused = Refused { verdict, ask: Some(&self.ask), source: Source::default() };
+            self.pool.record_refusal(&roster, key, refused, clock::now());
         }
     }
 

@@ -46,9 +46,10 @@ use keychoir::policy::mend::without_base;
 use keychoir::policy::models::Models;
 use keychoir::policy::origin::{Doors, admit};
 use keychoir::policy::permission::Permission;
+use keychoir::policy::plan::Capabilities;
 use keychoir::policy::strategy::{FillFirst, LeastBusy, MostRemaining, RoundRobin, SoonestReset, Strategy};
 use keychoir::policy::units::UnixMs;
-use keychoir::pool::{Ask, KeyEntry, Lease, Observation, Pool, Reserved, Roster, Settings};
+use keychoir::pool::{Ask, KeyEntry, Lease, Observation, Pool, Reserved, Roster, Served, Settings};
 use keychoir::proxy::{look_up, strip};
 use keychoir::secret::{ApiKey, Fingerprint, Redactor};
 
@@ -421,6 +422,11 @@ impl Keys {
             invalid_confirm: HOUR,
             invalid_cooldown: HOUR,
             permission_cooldown: HOUR,
+            feature_cooldown: HOUR,
+            endpoint_cooldown: HOUR,
+            unproven_cooldown: HOUR,
+            max_retry_after: HOUR,
+            probe_after: HOUR,
             quota_lag: HOUR,
         };
         let pool = Arc::new(Pool::new(entries.collect(), settings));
@@ -433,7 +439,9 @@ impl Keys {
                 extension: Extension::None,
                 resets_at: Some(clock::now().plus(HOUR)),
             };
-            pool.observe(&roster, key, Observation::Quota { quota, tier: None, is_paid: true }, clock::now());
+            let capabilities = Capabilities::default();
+            let seen = Observation::Quota { quota, tier: None, is_paid: true, capabilities };
+            pool.observe(&roster, key, seen, clock::now());
         }
         let ask = Ask::new(
             ClientName::new("app"),
@@ -449,7 +457,8 @@ impl Keys {
         let roster = self.pool.roster();
         let (mut lease, roster) = (self.reserve(&roster, &self.ask), roster);
         lease.begin();
-        black_box(self.pool.judge(&roster, lease.key(), Verdict::Served, Some(&self.ask), clock::now()));
+        let served = Served { ask: Some(&self.ask), began_at: lease.since(), is_charged: true };
+        black_box(self.pool.record_service(&roster, lease.key(), served, clock::now()));
         black_box(self.pool.settle(&roster, &mut lease, 150, clock::now()));
     }
 
@@ -511,8 +520,9 @@ impl Way {
         let mut lease = self.keys.reserve(&roster, &ask);
         lease.begin();
         // The answer has come.
-        let verdict = classify(StatusCode::OK, None, None);
-        black_box(pool.judge(&roster, lease.key(), verdict, Some(&ask), now));
+        assert_eq!(classify(StatusCode::OK, None, None), Verdict::Served);
+        let served = Served { ask: Some(&ask), began_at: lease.since(), is_charged: true };
+        black_box(pool.record_service(&roster, lease.key(), served, now));
         let told = Told::by(&answer);
         lease.learn_room(told.concurrency_max.unwrap());
         black_box(pool.settle(&roster, &mut lease, told.credits.unwrap(), now));

@@ -68,7 +68,7 @@ fn total_remaining(keys: &[KeySnapshot]) -> u64 {
 }
 
 fn entry(seen: &KeySnapshot) -> KeyStatusEntry {
-    let KeySnapshot { key, standing, quota, is_near_limit, forecast: _ } = seen;
+    let KeySnapshot { key, standing, quota, is_near_limit, .. } = seen;
     KeyStatusEntry {
         short_key: key.api_key().short().to_string(),
         status: standing.status().word(),

@@ -82,8 +82,11 @@ impl Parts {
             let KeyConfig { key, name, workspace, base_url, weight, reserve_credits } = key;
             let authority = base_url.as_ref().map(authority_of).transpose()?.map(Arc::new);
             let kept_credits = reserve_credits.unwrap_or(pool.reserve_credits as u64);
-            Ok(pool::KeyEntry { key, name, workspace, authority, weight, kept_credits })
+            Ok(pool::KeyEntry { key, name, workspace, authority, found_region: None, weight, kept_credits })
         });
+        let regions = upstream.regions();
+        let regions = regions.iter().map(|url| authority_of(url).map(Arc::new));
+        let regions: Arc<[Arc<Authority>]> = regions.collect::<Result<_, _>>()?;
         Ok(Self {
             clients: Clients::new(clients.collect(), strangers),
             base_path: server.base_path.to_string(),
@@ -101,6 +104,11 @@ impl Parts {
                 invalid_confirm: pool.invalid_confirm,
                 invalid_cooldown: pool.invalid_cooldown,
                 permission_cooldown: pool.permission_cooldown,
+                feature_cooldown: pool.feature_cooldown,
+                endpoint_cooldown: pool.endpoint_cooldown,
+                unproven_cooldown: pool.unproven_cooldown,
+                max_retry_after: pool.max_retry_after,
+                probe_after: pool.probe_after,
                 quota_lag: watch.quota_lag,
             },
             ca_file: upstream.ca_file,
@@ -123,6 +131,7 @@ impl Parts {
                 foresee_max: pool.foresee_max,
                 denies_dangerous: access.denies_dangerous,
                 owned_bytes_max: ownership.answer_bytes_max,
+                not_found_ttl: ownership.not_found_ttl,
                 redacts: access.redacts,
                 socket_base: sockets.signed_url_base.url().map(Into::into),
                 sockets: proxy::SocketBounds {
@@ -151,9 +160,11 @@ impl Parts {
                 rest_after: server::REST_AFTER,
             },
             workers: server.workers,
-            watch: watch
-                .is_enabled
-                .then_some(watch::Settings { interval: watch.interval, answer_max: watch.timeout }),
+            watch: watch.is_enabled.then_some(watch::Settings {
+                interval: watch.interval,
+                answer_max: watch.timeout,
+                regions,
+            }),
             books: match storage.file() {
                 Some(path) => store::Place::File(path.to_owned()),
                 None => store::Place::Memory,

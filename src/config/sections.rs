@@ -83,6 +83,29 @@ pub struct UpstreamConfig {
     pub idle_max: Duration,
     /// How long a connection takes new requests.
     pub connection_age_max: Duration,
+    /// Base URLs of the provider's regions, where a key of another region is looked for.
+    pub region_base_urls: Vec<String>,
+}
+
+/// The provider's regions beside its global host. Source: `environment.py` of its Python SDK 2.78.
+const REGIONS: [&str; 4] = [
+    "https://api.eu.residency.elevenlabs.io",
+    "https://api.in.residency.elevenlabs.io",
+    "https://api.sg.residency.elevenlabs.io",
+    "https://api.us.elevenlabs.io",
+];
+
+impl UpstreamConfig {
+    /// The regions in which a key is looked for that the upstream calls one of another region: those
+    /// that are configured, else the provider's own, and for any other upstream none, because a key
+    /// leaves only for where it is configured to go.
+    #[must_use]
+    pub fn regions(&self) -> Vec<BaseUrl> {
+        let is_provider = BaseUrl::default().host() == self.base_url.host();
+        let own: Vec<String> = REGIONS.iter().filter(|_| is_provider).map(|url| (*url).to_owned()).collect();
+        let urls = if self.region_base_urls.is_empty() { &own } else { &self.region_base_urls };
+        urls.iter().filter_map(|url| url.parse().ok()).collect()
+    }
 }
 
 impl Default for UpstreamConfig {
@@ -96,6 +119,7 @@ impl Default for UpstreamConfig {
             idle_connections_max: 256,
             idle_max: Duration::from_secs(50),
             connection_age_max: Duration::from_secs(60),
+            region_base_urls: Vec::new(),
         }
     }
 }
@@ -123,8 +147,18 @@ pub struct PoolConfig {
     pub invalid_confirm: Duration,
     /// How long a key that is refused as such rests before it is tried again.
     pub invalid_cooldown: Duration,
-    /// How long a key is not asked for what it lacked the permission for.
+    /// How long a key is asked last for what it lacked the permission for.
     pub permission_cooldown: Duration,
+    /// How long accounts of a plan are asked last for what the plan does not have.
+    pub feature_cooldown: Duration,
+    /// How long an account is asked last for an endpoint that it refuses without a known reason.
+    pub endpoint_cooldown: Duration,
+    /// How long a key or account rests after a refusal in words without figures.
+    pub unproven_cooldown: Duration,
+    /// The longest rest that the provider can name.
+    pub max_retry_after: Duration,
+    /// How long after such a refusal one request may try a key again, when no other can serve.
+    pub probe_after: Duration,
     /// How long a key with a payment problem rests before it is tried again.
     pub billing_cooldown: Duration,
     /// The used share of a key's credits from which it is near its limit; above 0, at most 1.
@@ -145,6 +179,11 @@ impl Default for PoolConfig {
             invalid_confirm: Duration::from_secs(60),
             invalid_cooldown: Duration::from_secs(24 * 3600),
             permission_cooldown: Duration::from_secs(3600),
+            feature_cooldown: Duration::from_secs(3600),
+            endpoint_cooldown: Duration::from_secs(600),
+            unproven_cooldown: Duration::from_secs(60),
+            max_retry_after: Duration::from_secs(300),
+            probe_after: Duration::from_secs(1),
             billing_cooldown: Duration::from_secs(3600),
             near_limit_ratio: 0.8,
         }
@@ -265,11 +304,18 @@ pub struct OwnershipConfig {
     pub kept_days: usize,
     /// Bytes of an answer that are looked at for identifiers; 0 looks at none.
     pub answer_bytes_max: usize,
+    /// How long it is remembered that no account has something.
+    pub not_found_ttl: Duration,
 }
 
 impl Default for OwnershipConfig {
     fn default() -> Self {
-        Self { identifiers_max: 200_000, kept_days: 400, answer_bytes_max: 1024 * 1024 }
+        Self {
+            identifiers_max: 200_000,
+            kept_days: 400,
+            answer_bytes_max: 1024 * 1024,
+            not_found_ttl: Duration::from_secs(60),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The names that visitors may come by, and the pages they may come from.
 
+use super::base_url::BaseUrl;
 use super::mask::shown;
 use super::problem::WrongValue;
 
@@ -28,6 +29,11 @@ pub(super) fn origin(text: &str) -> Result<String, WrongValue> {
     }
     Err(WrongValue::new(format!("{} is no origin", shown(text)))
         .advise("write scheme and host, without a path, for example https://app.example.com"))
+}
+
+/// A base URL of the provider.
+pub(super) fn base_url(text: &str) -> Result<String, WrongValue> {
+    text.trim().parse::<BaseUrl>().map(|_| text.trim().to_owned())
 }
 
 #[cfg(test)]

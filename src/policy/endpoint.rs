@@ -36,6 +36,8 @@ pub struct Endpoint {
     pub shows_owner: bool,
     /// Whether its answer gives the address of a socket.
     pub gives_address: bool,
+    /// Whether it makes a voice that takes a slot of its workspace.
+    pub adds_voice: bool,
     /// What is spoken on it, when it is a socket.
     pub socket: Option<Dialect>,
 }
@@ -141,6 +143,8 @@ impl Endpoint {
             access: access(rest),
             shows_owner: matches!(rest, ["user"] | ["user", "subscription"]),
             gives_address: matches!(rest, ["convai", "conversation", "get-signed-url" | "get_signed_url"]),
+            adds_voice: !is_safe
+                && matches!(rest, ["voices", "add" | "pvc"] | ["voices", "add", _, _] | ["text-to-voice"]),
             socket: None,
         }
     }

@@ -25,6 +25,7 @@ struct Model {
     id: Arc<str>,
     micro_credits_per_character: Option<u64>,
     lane: Option<Lane>,
+    free_characters_max: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -33,6 +34,7 @@ struct Wire {
     #[serde(default)]
     model_rates: Rates,
     concurrency_group: Option<String>,
+    max_characters_request_free_user: Option<u64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -58,6 +60,7 @@ impl Models {
                 lane: wire
                     .concurrency_group
                     .and_then(|group| lanes.iter().find(|(known, _)| *known == group).map(|(_, lane)| *lane)),
+                free_characters_max: wire.max_characters_request_free_user.filter(|max| *max > 0),
                 id: wire.model_id.into(),
             })
             .collect();
@@ -77,6 +80,12 @@ impl Models {
         let micro =
             told.unwrap_or(if Lane::of_model(id) == Some(Lane::FAST_SPEECH) { MICRO / 2 } else { MICRO });
         characters.saturating_mul(micro).div_ceil(MICRO)
+    }
+
+    /// Characters of one request that a free account may send to a model, where the list says so.
+    #[must_use]
+    pub fn free_characters_max(&self, id: &str) -> Option<u64> {
+        self.find(id).and_then(|model| model.free_characters_max)
     }
 
     /// The lane of a model. `None` when neither the list nor its name says.

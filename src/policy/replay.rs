@@ -56,6 +56,9 @@ pub struct Facts {
     pub blameless_replays: u32,
     /// Workspaces that answered this request with the same ambiguous verdict, this one included.
     pub ambiguous_workspaces: u32,
+    /// Workspaces of the same plan that were called abusive for this request, this one included: the
+    /// provider judges the address as well, so asking more of them makes it worse.
+    pub suspected_of_plan: u32,
 }
 
 /// What is done next.
@@ -100,7 +103,10 @@ pub fn decide(facts: &Facts) -> Decision {
         Progress::Answered(Verdict::NotFound) => next_key_if(may_send && facts.may_be_elsewhere),
         Progress::Answered(verdict) => match verdict.concern() {
             Concern::Nothing | Concern::Request => Decision::Relay,
-            Concern::Key => next_key_if(may_send),
+            Concern::Capability if verdict == Verdict::Abuse => {
+                next_key_if(may_send && facts.suspected_of_plan < AMBIGUOUS_WORKSPACES_MAX)
+            }
+            Concern::Key | Concern::Capability => next_key_if(may_send),
             Concern::Unclear => {
                 next_key_if(may_send && facts.ambiguous_workspaces < AMBIGUOUS_WORKSPACES_MAX)
             }
@@ -136,6 +142,7 @@ pub fn last_word(verdict: Verdict, unavailable: Unavailable) -> LastWord {
             LastWord::Ours
         }
         Unavailable::Tried
+        | Unavailable::Outdated
         | Unavailable::Exhausted { .. }
         | Unavailable::Cooling { .. }
         | Unavailable::Full { .. }
@@ -145,7 +152,7 @@ pub fn last_word(verdict: Verdict, unavailable: Unavailable) -> LastWord {
 
 #[cfg(test)]
 mod tests {
-    use super::super::classify::{Refusal, Shortfall};
+    use super::super::classify::{Refusal, Shortfall, Subject};
     use super::*;
 
     const FRESH: Facts = Facts {
@@ -158,11 +165,13 @@ mod tests {
         attempts_max: 16,
         blameless_replays: 0,
         ambiguous_workspaces: 1,
+        suspected_of_plan: 1,
     };
     const AT_ONCE: Decision = Decision::Again { pause: Duration::ZERO };
     const AFTER_A_BREATH: Decision = Decision::Again { pause: BUSY_PAUSE };
 
-    const KEY_REFUSALS: [Verdict; 6] = [
+    const KEY_REFUSALS: [Verdict; 7] = [
+        Verdict::WrongHost,
         Verdict::WorkspaceQuota(Shortfall { remaining: None, required: None }),
         Verdict::KeyQuota(Shortfall { remaining: None, required: None }),
         Verdict::InvalidKey,
@@ -170,12 +179,17 @@ mod tests {
         Verdict::RateLimited(None),
         Verdict::Concurrency { maximum: None },
     ];
-    const AMBIGUOUS: [Verdict; 5] = [
+    const CAPABILITIES: [Verdict; 4] = [
         Verdict::Abuse,
         Verdict::MissingPermission(None),
-        Verdict::PlanFeature,
+        Verdict::PlanFeature(Subject::Voice),
+        Verdict::Slots,
+    ];
+    const AMBIGUOUS: [Verdict; 4] = [
         Verdict::Unexplained(Refusal::Unauthorized),
+        Verdict::Unexplained(Refusal::PaymentRequired),
         Verdict::Unexplained(Refusal::Forbidden),
+        Verdict::Unexplained(Refusal::TooMany(None)),
     ];
 
     fn answered(verdict: Verdict) -> Facts {
@@ -220,6 +234,16 @@ mod tests {
             check(answered(verdict), Decision::NextKey);
             check(Facts { ambiguous_workspaces: 2, ..answered(verdict) }, Decision::Relay);
         }
+    }
+
+    #[test]
+    fn what_an_account_cannot_do_is_asked_of_the_next() {
+        for verdict in CAPABILITIES {
+            check(answered(verdict), Decision::NextKey);
+            check(Facts { ambiguous_workspaces: 9, ..answered(verdict) }, Decision::NextKey);
+        }
+        check(Facts { suspected_of_plan: 2, ..answered(Verdict::Abuse) }, Decision::Relay);
+        check(Facts { suspected_of_plan: 2, ..answered(Verdict::Slots) }, Decision::NextKey);
     }
 
     #[test]
@@ -269,8 +293,11 @@ mod tests {
                 end(Facts { progress: Progress::Unanswered, effect: Effect::None, ..FRESH }),
                 Decision::Fail,
             );
-            for verdict in
-                KEY_REFUSALS.into_iter().chain(AMBIGUOUS).chain([Verdict::Busy, Verdict::ServerError])
+            for verdict in KEY_REFUSALS
+                .into_iter()
+                .chain(AMBIGUOUS)
+                .chain(CAPABILITIES)
+                .chain([Verdict::Busy, Verdict::ServerError])
             {
                 check(end(Facts { effect: Effect::None, ..answered(verdict) }), Decision::Relay);
             }
@@ -286,7 +313,8 @@ mod tests {
             assert_eq!(last_word(verdict, Unavailable::Invalid), LastWord::Ours);
             assert_eq!(last_word(verdict, Unavailable::Tried), LastWord::Theirs);
         }
-        for verdict in AMBIGUOUS.into_iter().chain([Verdict::Busy, Verdict::ServerError]) {
+        for verdict in AMBIGUOUS.into_iter().chain(CAPABILITIES).chain([Verdict::Busy, Verdict::ServerError])
+        {
             assert_eq!(last_word(verdict, empty), LastWord::Theirs);
         }
     }

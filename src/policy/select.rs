@@ -1,5 +1,7 @@
 //! Which key serves next, and what to tell a client when none does.
 
+use std::time::Duration;
+
 use super::standing::{ParkReason, Standing};
 use super::strategy::{Strategy, Traits, best};
 use super::units::UnixMs;
@@ -15,6 +17,11 @@ pub struct Candidate {
     pub means: Means,
     /// Whether its workspace has room for one more at once.
     pub room: Room,
+    /// Whether one request may try it although it rests, when nothing else can serve: what it rests for
+    /// is not proven, and its last try was long enough ago.
+    pub may_probe: bool,
+    /// When it may be able to serve by itself, if it rests or is full now.
+    pub again_at: Option<UnixMs>,
     /// What the strategy looks at.
     pub traits: Traits,
 }
@@ -22,20 +29,18 @@ pub struct Candidate {
 /// Whether a key can pay for a request, as far as can be foreseen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Means {
-    /// It can, or nobody knows.
+    /// It can, or nothing is known of it.
     Enough,
-    /// It is out of credits for larger requests, and the provider said that so much is left.
-    StillEnough,
     /// By our estimate it cannot, which is an upper bound.
     Short {
-        /// Whether nobody else is about to spend what is left.
+        /// Whether no other request is about to spend what is left.
         is_undisturbed: bool,
     },
     /// The provider has said that it cannot.
     Refused,
 }
 
-/// Whether a workspace has room for one more request of a lane.
+/// Whether a workspace has room for one more request of a concurrency group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
     /// It has.
@@ -45,6 +50,11 @@ pub enum Room {
         /// When it is worth asking again without that.
         until: Option<UnixMs>,
     },
+    /// The group is rate limited until then.
+    Cooling {
+        /// Until when.
+        until: UnixMs,
+    },
 }
 
 /// The key that a request goes with.
@@ -52,9 +62,12 @@ pub enum Room {
 pub enum Choice {
     /// The one at this position.
     Use(usize),
-    /// The one at this position, although it cannot pay by our estimate: nobody else can either, the
+    /// The one at this position, although it cannot pay by our estimate: no other can either, the
     /// estimate is an upper bound, and the provider may serve it.
     Stretch(usize),
+    /// The one at this position, although it rests: no other can serve, and what it rests for is not
+    /// proven.
+    Probe(usize),
 }
 
 impl Choice {
@@ -62,7 +75,7 @@ impl Choice {
     #[must_use]
     pub fn position(self) -> usize {
         match self {
-            Self::Use(position) | Self::Stretch(position) => position,
+            Self::Use(position) | Self::Stretch(position) | Self::Probe(position) => position,
         }
     }
 }
@@ -94,35 +107,52 @@ pub enum Unavailable {
     /// Some are usable, and this request has tried them all or may not use them.
     #[error("every usable key was tried")]
     Tried,
+    /// The keys were replaced by a reload while the request waited: it chooses among the new ones.
+    #[error("the keys were replaced")]
+    Outdated,
+}
+
+/// Why no key can serve a request now, and when one may be able to without anything else happening.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    /// Why.
+    pub why: Unavailable,
+    /// When the first key's cooldown, saturation or probe pause ends, if one does.
+    pub again_at: Option<UnixMs>,
+}
+
+/// A cooldown that ends so soon is waited for, where one that lasts longer is answered with its end: an
+/// SDK that is told to come back sends the whole request again.
+const SHORT_WAIT: Duration = Duration::from_secs(2);
+
+impl Blocked {
+    /// Whether a request waits at `now`, and is not answered with an error: a key is only busy, or
+    /// comes back in a moment.
+    #[must_use]
+    pub fn is_worth_waiting(&self, now: UnixMs) -> bool {
+        let is_soon = || self.again_at.is_some_and(|at| at.since(now) <= SHORT_WAIT);
+        match self.why {
+            Unavailable::Full { .. } => true,
+            Unavailable::Cooling { .. } | Unavailable::Exhausted { .. } | Unavailable::Invalid => is_soon(),
+            Unavailable::Tried | Unavailable::Outdated => false,
+        }
+    }
 }
 
 impl Candidate {
-    /// Whether it stands so that it may be asked.
-    fn is_open(&self) -> bool {
-        match self.standing {
-            // What it can pay, it serves.
-            Standing::Usable | Standing::Resting { reason: ParkReason::Short, .. } => true,
-            Standing::Resting { reason: ParkReason::Exhausted, .. } => self.means == Means::StillEnough,
-            Standing::Resting {
-                reason: ParkReason::RateLimited | ParkReason::Billing | ParkReason::Invalid,
-                ..
-            } => false,
-        }
-    }
-
     fn can_pay(&self) -> bool {
-        matches!(self.means, Means::Enough | Means::StillEnough)
+        self.means == Means::Enough
     }
 
     /// Whether it can serve now.
     #[must_use]
     pub fn is_able(&self) -> bool {
-        self.is_eligible && self.is_open() && self.can_pay() && self.room == Room::Free
+        self.is_eligible && self.standing == Standing::Usable && self.can_pay() && self.room == Room::Free
     }
 }
 
 /// The key to use: of those that stand well, can pay and have room, the one that `strategy` ranks
-/// best. When nobody can pay by our estimate, the richest is asked, one request at a time.
+/// best. When none can pay by our estimate, the richest is asked, one request at a time.
 ///
 /// # Errors
 ///
@@ -130,7 +160,7 @@ impl Candidate {
 pub fn select(
     strategy: &dyn Strategy,
     candidates: impl Iterator<Item = Candidate> + Clone,
-) -> Result<Choice, Unavailable> {
+) -> Result<Choice, Blocked> {
     let able = candidates.clone().enumerate().filter(|(_, key)| key.is_able());
     match best(strategy, able.map(|(position, key)| (position, key.traits))) {
         Some(position) => Ok(Choice::Use(position)),
@@ -138,16 +168,26 @@ pub fn select(
     }
 }
 
-/// What is left when none of these is able: the richest of those that cannot pay, or nothing.
+/// What is left when none of these is able: to wait for one that is busy, to probe one that rests for
+/// what is not proven, or to ask the richest of those that cannot pay.
 ///
 /// # Errors
 ///
 /// When there is nothing, with what stands in the way.
-pub fn otherwise(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choice, Unavailable> {
-    let open = || candidates.clone().enumerate().filter(|(_, key)| key.is_eligible && key.is_open());
-    // Whoever can pay will have room again; until then, nobody else is bothered.
-    if let Some(until) = room_again(open().filter(|(_, key)| key.can_pay())) {
-        return Err(Unavailable::Full { until });
+pub fn otherwise(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choice, Blocked> {
+    let eligible = || candidates.clone().enumerate().filter(|(_, key)| key.is_eligible);
+    let open = || eligible().filter(|(_, key)| key.standing == Standing::Usable);
+    // Of those that were tried, nothing is waited for.
+    let again_at = eligible().filter_map(|(_, key)| key.again_at).min();
+    let blocked = |why| Err(Blocked { why, again_at });
+    let full = blocked(Unavailable::Full { until: again_at });
+    // One that can pay will have room again; until then, no other is asked.
+    if open().any(|(_, key)| key.can_pay() && matches!(key.room, Room::Full { .. })) {
+        return full;
+    }
+    let is_free = |key: &Candidate| !matches!(key.room, Room::Full { .. });
+    if let Some((position, _)) = eligible().find(|(_, key)| key.may_probe && key.can_pay() && is_free(key)) {
+        return Ok(Choice::Probe(position));
     }
     let is_short = |key: &Candidate| matches!(key.means, Means::Short { .. });
     let richest = open().filter(|(_, key)| is_short(key)).max_by_key(|(_, key)| key.traits.remaining);
@@ -157,19 +197,9 @@ pub fn otherwise(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<
             Candidate { means: Means::Short { is_undisturbed: true }, room: Room::Free, .. },
         )) => Ok(Choice::Stretch(position)),
         // What others have reserved of it may come back.
-        Some((_, Candidate { room: Room::Free, .. })) => Err(Unavailable::Full { until: None }),
-        Some((_, Candidate { room: Room::Full { until }, .. })) => Err(Unavailable::Full { until }),
-        None => Err(unavailable(candidates)),
+        Some((_, Candidate { room: Room::Free | Room::Full { .. }, .. })) => full,
+        Some((_, Candidate { room: Room::Cooling { .. }, .. })) | None => blocked(unavailable(candidates)),
     }
-}
-
-/// When one of these full ones is worth asking again. `None` when there are none.
-fn room_again(full: impl Iterator<Item = (usize, Candidate)>) -> Option<Option<UnixMs>> {
-    full.map(|(_, key)| match key.room {
-        Room::Free => None,
-        Room::Full { until } => until,
-    })
-    .reduce(earliest)
 }
 
 fn earliest(a: Option<UnixMs>, b: Option<UnixMs>) -> Option<UnixMs> {
@@ -182,25 +212,22 @@ fn earliest(a: Option<UnixMs>, b: Option<UnixMs>) -> Option<UnixMs> {
 fn unavailable(candidates: impl Iterator<Item = Candidate>) -> Unavailable {
     let (mut cooling, mut resets_at, mut has_exhausted, mut has_usable) = (None, None, false, false);
     for key in candidates {
-        match key.standing {
+        match (key.standing, key.room) {
+            (Standing::Usable, Room::Cooling { until }) => cooling = earliest(cooling, Some(until)),
             // It stands well and could not pay, whatever it was asked.
-            Standing::Usable if key.is_eligible => {
+            (Standing::Usable, _) if key.is_eligible => {
                 has_exhausted = true;
                 resets_at = earliest(resets_at, key.traits.resets_at);
             }
-            Standing::Usable => has_usable = true,
-            Standing::Resting { reason: ParkReason::Short, .. } if !key.is_eligible => has_usable = true,
-            Standing::Resting { reason: ParkReason::RateLimited, until } => {
+            (Standing::Usable, _) => has_usable = true,
+            (Standing::Resting { reason: ParkReason::RateLimited, until }, _) => {
                 cooling = earliest(cooling, until);
             }
-            Standing::Resting {
-                reason: ParkReason::Exhausted | ParkReason::Short | ParkReason::Billing,
-                until,
-            } => {
+            (Standing::Resting { reason: ParkReason::Exhausted | ParkReason::Billing, until }, _) => {
                 has_exhausted = true;
                 resets_at = earliest(resets_at, until);
             }
-            Standing::Resting { reason: ParkReason::Invalid, .. } => {}
+            (Standing::Resting { reason: ParkReason::Invalid | ParkReason::WrongHost, .. }, _) => {}
         }
     }
     match cooling {
@@ -221,6 +248,8 @@ mod tests {
         is_eligible: true,
         means: Means::Enough,
         room: Room::Free,
+        may_probe: false,
+        again_at: None,
         traits: Traits { remaining: None, resets_at: None, in_flight: 0, turn: 0, weight: 1 },
     };
     const TRIED: Candidate = Candidate { is_eligible: false, ..USABLE };
@@ -228,7 +257,13 @@ mod tests {
     const REFUSED: Candidate = Candidate { means: Means::Refused, ..USABLE };
 
     fn resting(reason: ParkReason, until: u64) -> Candidate {
-        Candidate { standing: Standing::Resting { reason, until: Some(UnixMs(until)) }, ..USABLE }
+        let until = Some(UnixMs(until));
+        Candidate { standing: Standing::Resting { reason, until }, again_at: until, ..USABLE }
+    }
+
+    fn cooling(until: u64) -> Candidate {
+        let until = UnixMs(until);
+        Candidate { room: Room::Cooling { until }, again_at: Some(until), ..USABLE }
     }
 
     fn short(remaining: u64, is_undisturbed: bool) -> Candidate {
@@ -238,7 +273,8 @@ mod tests {
 
     #[track_caller]
     fn check(keys: &[Candidate], expected: Result<Choice, Unavailable>) {
-        assert_eq!(select(&FillFirst, keys.iter().copied()), expected);
+        let chosen = select(&FillFirst, keys.iter().copied());
+        assert_eq!(chosen.map_err(|blocked| blocked.why), expected);
     }
 
     #[test]
@@ -246,6 +282,7 @@ mod tests {
         check(&[USABLE, USABLE], Ok(Choice::Use(0)));
         check(&[resting(ParkReason::Exhausted, 5), USABLE], Ok(Choice::Use(1)));
         check(&[TRIED, resting(ParkReason::Invalid, 5), USABLE], Ok(Choice::Use(2)));
+        check(&[cooling(5), USABLE], Ok(Choice::Use(1)));
     }
 
     #[test]
@@ -265,10 +302,18 @@ mod tests {
 
     #[test]
     fn when_all_that_can_pay_are_full_the_request_waits() {
-        let until = |ms| Candidate { room: Room::Full { until: Some(UnixMs(ms)) }, ..USABLE };
-        check(&[FULL, resting(ParkReason::Exhausted, 5)], Err(Unavailable::Full { until: None }));
-        check(&[until(9), FULL, until(7)], Err(Unavailable::Full { until: Some(UnixMs(7)) }));
+        let until = |ms| {
+            let at = Some(UnixMs(ms));
+            Candidate { room: Room::Full { until: at }, again_at: at, ..USABLE }
+        };
+        let full = |ms| Err(Unavailable::Full { until: Some(UnixMs(ms)) });
         check(&[FULL, short(5, true)], Err(Unavailable::Full { until: None }));
+        check(&[until(9), FULL, until(7)], full(7));
+        // A cooldown that ends before a place is free is as good.
+        check(&[FULL, cooling(5)], full(5));
+        check(&[until(9), resting(ParkReason::RateLimited, 5)], full(5));
+        let tried = Candidate { is_eligible: false, ..resting(ParkReason::RateLimited, 3) };
+        check(&[until(9), tried], full(9));
     }
 
     #[test]
@@ -278,22 +323,23 @@ mod tests {
     }
 
     #[test]
-    fn when_nobody_can_pay_by_our_estimate_the_richest_is_asked_alone() {
+    fn when_none_can_pay_by_our_estimate_the_richest_is_asked_alone() {
         check(&[short(5, true), short(7, true), TRIED], Ok(Choice::Stretch(1)));
         check(&[short(5, true), short(7, false)], Err(Unavailable::Full { until: None }));
         check(&[Candidate { room: FULL.room, ..short(7, true) }], Err(Unavailable::Full { until: None }));
     }
 
     #[test]
-    fn what_the_provider_said_is_left_may_still_be_spent() {
-        let some = Candidate { means: Means::StillEnough, ..resting(ParkReason::Exhausted, 9) };
-        check(&[some, USABLE], Ok(Choice::Use(0)));
-        check(
-            &[Candidate { means: Means::Refused, ..some }],
-            Err(Unavailable::Exhausted { resets_at: Some(UnixMs(9)) }),
-        );
-        let cooling = Candidate { means: Means::StillEnough, ..resting(ParkReason::RateLimited, 9) };
-        check(&[cooling], Err(Unavailable::Cooling { until: UnixMs(9) }));
+    fn what_is_not_proven_is_probed_when_nothing_else_can_serve() {
+        let unproven = Candidate { may_probe: true, ..resting(ParkReason::Exhausted, 5) };
+        check(&[unproven, USABLE], Ok(Choice::Use(1)));
+        check(&[unproven, FULL], Err(Unavailable::Full { until: Some(UnixMs(5)) }));
+        check(&[resting(ParkReason::Invalid, 5), unproven], Ok(Choice::Probe(1)));
+        check(&[Candidate { may_probe: true, ..cooling(5) }, short(5, true)], Ok(Choice::Probe(0)));
+        let refused = Candidate { means: Means::Refused, ..unproven };
+        check(&[refused], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(5)) }));
+        let tried = Candidate { is_eligible: false, ..unproven };
+        check(&[tried], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(5)) }));
     }
 
     #[test]
@@ -310,6 +356,10 @@ mod tests {
                 resting(ParkReason::RateLimited, 5),
             ],
             Err(Unavailable::Cooling { until: UnixMs(5) }),
+        );
+        check(
+            &[cooling(6), resting(ParkReason::Exhausted, 1)],
+            Err(Unavailable::Cooling { until: UnixMs(6) }),
         );
     }
 
@@ -332,5 +382,6 @@ mod tests {
     #[test]
     fn keys_that_are_all_refused_are_invalid() {
         check(&[resting(ParkReason::Invalid, 9)], Err(Unavailable::Invalid));
+        check(&[resting(ParkReason::WrongHost, 9)], Err(Unavailable::Invalid));
     }
 }

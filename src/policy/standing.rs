@@ -44,24 +44,36 @@ pub enum ParkReason {
     RateLimited,
     /// No credits.
     Exhausted,
-    /// Too few credits for a request that it was to serve, by our own count. Smaller ones go on, so
-    /// this is said only of a key that nothing else keeps from serving.
-    Short,
     /// Unpaid, terms not accepted, or suspected of abuse: a person must look.
     Billing,
     /// Refused as a key.
     Invalid,
+    /// A key of another region than the host that it is sent to.
+    WrongHost,
 }
 
 impl ParkReason {
+    /// The word for it where a state is explained.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::RateLimited => "rate_limited",
+            Self::Exhausted => "exhausted",
+            Self::Billing => "account_locked",
+            Self::Invalid => "invalid_key",
+            Self::WrongHost => "wrong_host",
+        }
+    }
+
     /// The status that a key has meanwhile.
     #[must_use]
     pub fn status(self) -> KeyStatus {
         match self {
             Self::RateLimited => KeyStatus::RateLimited,
             // The contract has four statuses; a locked account cannot pay, like an empty one.
-            Self::Exhausted | Self::Short | Self::Billing => KeyStatus::Exhausted,
-            Self::Invalid => KeyStatus::Invalid,
+            Self::Exhausted | Self::Billing => KeyStatus::Exhausted,
+            // At the host that it is sent to, it opens nothing.
+            Self::Invalid | Self::WrongHost => KeyStatus::Invalid,
         }
     }
 }
@@ -106,31 +118,22 @@ pub enum Standing {
 }
 
 impl Standing {
-    /// How a key stands at `now`, given its own park, its workspace's, until when that is too poor for
-    /// some, and its quota as it is at `now`.
+    /// How a key stands at `now`, given its own park, its workspace's, and its quota as it is at `now`.
     #[must_use]
-    pub fn of(
-        own: Option<Park>,
-        workspace: Option<Park>,
-        short: Option<UnixMs>,
-        quota: &Quota,
-        now: UnixMs,
-    ) -> Self {
+    pub fn of(own: Option<Park>, workspace: Option<Park>, quota: &Quota, now: UnixMs) -> Self {
         let park = match (own.filter(|park| park.holds(now)), workspace.filter(|park| park.holds(now))) {
             (Some(own), Some(workspace)) => Some(own.joined(workspace)),
             (one, other) => one.or(other),
         };
         match park {
             // A locked or refused key says so, also when it is empty as well.
-            Some(Park { reason: reason @ (ParkReason::Invalid | ParkReason::Billing), until }) => {
-                Self::Resting { reason, until: Some(until) }
-            }
+            Some(Park {
+                reason: reason @ (ParkReason::Invalid | ParkReason::WrongHost | ParkReason::Billing),
+                until,
+            }) => Self::Resting { reason, until: Some(until) },
             _ if quota.is_spent() => Self::Resting { reason: ParkReason::Exhausted, until: quota.resets_at },
             Some(Park { reason, until }) => Self::Resting { reason, until: Some(until) },
-            None => match short.filter(|&until| now < until) {
-                Some(until) => Self::Resting { reason: ParkReason::Short, until: Some(until) },
-                None => Self::Usable,
-            },
+            None => Self::Usable,
         }
     }
 
@@ -174,6 +177,13 @@ pub enum Change {
     },
     /// It may be used again.
     Returns,
+    /// It was passed over for a request that costs more than it has left; smaller ones go on.
+    PassedOver {
+        /// Credits that it has left.
+        left: u64,
+        /// Credits that the request was expected to cost.
+        needed: u64,
+    },
 }
 
 #[cfg(test)]
@@ -198,7 +208,7 @@ mod tests {
             reason,
             until: Some(UnixMs(until)),
         });
-        assert_eq!(Standing::of(own, workspace, None, &quota, NOW), expected);
+        assert_eq!(Standing::of(own, workspace, &quota, NOW), expected);
     }
 
     #[test]
@@ -217,16 +227,6 @@ mod tests {
         let (short, long) = (park(ParkReason::RateLimited, 1_500), park(ParkReason::Exhausted, 2_000));
         check(short, long, FULL, Some((ParkReason::Exhausted, 2_000)));
         check(long, short, FULL, Some((ParkReason::Exhausted, 2_000)));
-    }
-
-    #[test]
-    fn being_short_is_said_of_a_key_that_nothing_else_keeps() {
-        let of = |own, short| Standing::of(own, None, Some(UnixMs(short)), &FULL, NOW);
-        let resting = |reason, until| Standing::Resting { reason, until: Some(UnixMs(until)) };
-        assert_eq!(of(None, 9_000), resting(ParkReason::Short, 9_000));
-        assert_eq!(of(None, 1_000), Standing::Usable);
-        let cooling = park(ParkReason::RateLimited, 1_500);
-        assert_eq!(of(cooling, 9_000), resting(ParkReason::RateLimited, 1_500));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::budget::{Extension, Quota};
+use super::plan::Capabilities;
 use super::units::UnixMs;
 
 /// The figures of a workspace.
@@ -17,6 +18,8 @@ pub struct Subscription {
     pub tier: Option<String>,
     /// Whether the provider says that its bill is paid.
     pub is_paid: bool,
+    /// What the plan can do.
+    pub capabilities: Capabilities,
 }
 
 #[derive(Deserialize)]
@@ -24,7 +27,10 @@ struct Wire {
     tier: Option<String>,
     status: Option<String>,
     character_count: u64,
-    character_limit: u64,
+    character_limit: Option<u64>,
+    can_use_instant_voice_cloning: Option<bool>,
+    voice_limit: Option<u64>,
+    voice_slots_used: Option<u64>,
     /// A number, `"unlimited"`, or absent.
     #[serde(default)]
     max_credit_limit_extension: Value,
@@ -45,13 +51,19 @@ impl Subscription {
         let seconds = wire.next_character_count_reset_unix.and_then(|at| u64::try_from(at).ok());
         let quota = Quota {
             count: wire.character_count,
-            limit: Some(wire.character_limit),
+            // A pay-as-you-go account has no limit, or one of 0, and is served (help centre, 2026).
+            limit: wire.character_limit.filter(|limit| *limit > 0),
             extension,
             resets_at: seconds.filter(|&at| at > 0).map(|at| UnixMs(at.saturating_mul(1_000))),
         };
         // `free` accounts that are suspected of abuse say so no more clearly than others.
         let is_paid = wire.status.is_some_and(|status| status == "active" || status == "trialing");
-        Some(Self { quota, tier: wire.tier, is_paid })
+        let voices_left = wire.voice_limit.zip(wire.voice_slots_used);
+        let capabilities = Capabilities {
+            can_clone: wire.can_use_instant_voice_cloning,
+            voices_left: voices_left.map(|(limit, used)| limit.saturating_sub(used)),
+        };
+        Some(Self { quota, tier: wire.tier, is_paid, capabilities })
     }
 }
 
@@ -77,7 +89,8 @@ mod tests {
         let body = format!(r#"{{"tier":"creator","character_count":5420,"character_limit":100000{extra}}}"#);
         let quota = Quota { count: 5_420, limit: Some(100_000), extension, resets_at: resets_at.map(UnixMs) };
         let is_paid = extra.contains("active");
-        let expected = Subscription { quota, tier: Some("creator".to_owned()), is_paid };
+        let capabilities = Capabilities::default();
+        let expected = Subscription { quota, tier: Some("creator".to_owned()), is_paid, capabilities };
         assert_eq!(Subscription::read(body.as_bytes()), Some(expected));
     }
 
@@ -102,6 +115,27 @@ mod tests {
     }
 
     #[test]
+    fn an_account_without_a_limit_has_an_unknown_one() {
+        for limit in ["", r#","character_limit":0"#, r#","character_limit":null"#] {
+            let body = format!(r#"{{"tier":"payg","character_count":900{limit}}}"#);
+            let quota = Subscription::read(body.as_bytes()).unwrap().quota;
+            assert_eq!((quota.count, quota.limit), (900, None), "{limit}");
+        }
+    }
+
+    #[test]
+    fn slots_and_capabilities_are_read() {
+        let of = |extra: &str| {
+            let body = format!(r#"{{"character_count":1,"character_limit":9{extra}}}"#);
+            Subscription::read(body.as_bytes()).unwrap().capabilities
+        };
+        let full = of(r#","can_use_instant_voice_cloning":false,"voice_limit":10,"voice_slots_used":12"#);
+        assert_eq!(full, Capabilities { can_clone: Some(false), voices_left: Some(0) });
+        assert_eq!(of(r#","voice_limit":10,"voice_slots_used":7"#).voices_left, Some(3));
+        assert_eq!(of(""), Capabilities::default());
+    }
+
+    #[test]
     fn a_workspace_has_a_plain_identifier() {
         let id =
             |value: &str| workspace_id(format!(r#"{{"user_id":"u","workspace_id":{value}}}"#).as_bytes());
@@ -115,7 +149,7 @@ mod tests {
     #[test]
     fn what_is_no_subscription_says_nothing() {
         for body in
-            ["", "{}", "[]", r#"{"character_count":-1,"character_limit":2}"#, r#"{"character_count":1}"#]
+            ["", "{}", "[]", r#"{"character_count":-1,"character_limit":2}"#, r#"{"character_limit":1}"#]
         {
             assert_eq!(Subscription::read(body.as_bytes()), None);
         }

@@ -1,13 +1,16 @@
 //! A key as one request sees it: whether it may use it, whether it can pay, whether there is room.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::cells::ProbeCell;
 use super::key::Key;
 use super::line::Ask;
+use super::restrictions::Restraint;
 use super::sync::Ordering;
 use crate::policy::budget::{Extension, Quota};
 use crate::policy::select::{Candidate, Means, Room};
-use crate::policy::standing::{Park, ParkReason, Standing};
+use crate::policy::standing::{ParkReason, Standing};
 use crate::policy::strategy::Traits;
 use crate::policy::units::UnixMs;
 
@@ -18,6 +21,8 @@ pub(super) struct Round {
     pub(super) is_at_home: bool,
     /// To those without credits, too.
     pub(super) spares_credits: bool,
+    /// To those that are restricted so far.
+    pub(super) up_to: Option<Restraint>,
 }
 
 /// How `key`, at that position, looks for what is asked at `now`. `turn` is the turn of the key that
@@ -32,11 +37,14 @@ pub(super) fn candidate(
 ) -> Candidate {
     let workspace = key.workspace();
     let quota = workspace.quota(now);
-    let lacks = ask.permission.is_some_and(|permission| key.lacks().has(permission, now));
     let is_barred = is_barred(position, ask, round);
+    let restraint = ask.restraint(position, key, now);
     let standing = match key.standing_with(&quota, now) {
         // One that is not for this request is like one that is refused for good.
         _ if is_barred => Standing::Resting { reason: ParkReason::Invalid, until: None },
+        Standing::Usable if let Some(Restraint::Until(until)) = restraint => {
+            Standing::Resting { reason: ParkReason::RateLimited, until: Some(until) }
+        }
         Standing::Resting { reason: ParkReason::Exhausted | ParkReason::Billing, .. }
             if round.spares_credits =>
         {
@@ -44,13 +52,82 @@ pub(super) fn candidate(
         }
         standing @ (Standing::Usable | Standing::Resting { .. }) => standing,
     };
+    let room = ask.lane.map_or(Room::Free, |lane| workspace.room(lane).look(now));
+    let is_within = restraint <= round.up_to || matches!(restraint, Some(Restraint::Until(_)));
+    let rest = Rest { key, ask, standing, room, is_foreign: is_barred || restraint > round.up_to };
     Candidate {
         standing,
-        is_eligible: !lacks && !ask.excluded.contains(&position),
+        is_eligible: is_within && !ask.excluded.contains(&position),
         means: means(key, ask.estimate, now),
-        room: ask.lane.map_or(Room::Free, |lane| workspace.room(lane).look(now)),
+        room,
+        may_probe: rest.may_be_probed(now),
+        again_at: rest.ends_at(),
         traits: traits(key, Some(&quota), turn),
     }
+}
+
+/// What keeps a key from serving a request now.
+struct Rest<'a> {
+    key: &'a Key,
+    ask: &'a Ask,
+    standing: Standing,
+    room: Room,
+    /// Whether it is kept from this request by more than its state.
+    is_foreign: bool,
+}
+
+impl Rest<'_> {
+    /// The tries that all that it rests for would have to allow.
+    fn probes(&self) -> impl Iterator<Item = &ProbeCell> {
+        let workspace = self.key.workspace();
+        let of = |is_in_force: bool, probe| is_in_force.then_some(probe);
+        let is_resting = self.standing != Standing::Usable;
+        let limited = self.ask.lane.filter(|_| matches!(self.room, Room::Cooling { .. }));
+        let own = of(is_resting && self.key.parked().is_some(), self.key.probe());
+        let shared = of(is_resting && workspace.parked().is_some(), workspace.probe());
+        [own, shared, limited.map(|lane| workspace.room(lane).probe())].into_iter().flatten()
+    }
+
+    fn may_be_probed(&self, now: UnixMs) -> bool {
+        let rests = self.standing != Standing::Usable || matches!(self.room, Room::Cooling { .. });
+        if !rests || self.is_foreign {
+            return false;
+        }
+        let mut probes = self.probes().peekable();
+        probes.peek().is_some() && probes.all(|probe| probe.is_due(now))
+    }
+
+    /// When it may serve by itself: its rest is over, or a try is allowed.
+    fn ends_at(&self) -> Option<UnixMs> {
+        let of_standing = match self.standing {
+            Standing::Usable => None,
+            Standing::Resting { until, .. } => Some(until),
+        };
+        let of_room = match self.room {
+            Room::Free | Room::Full { until: None } => None,
+            Room::Full { until: Some(until) } | Room::Cooling { until } => Some(Some(until)),
+        };
+        let ends = match (of_standing, of_room) {
+            (Some(one), Some(other)) => one.zip(other).map(|(one, other)| one.max(other)),
+            (one, other) => one.or(other).flatten(),
+        };
+        if self.is_foreign {
+            return ends;
+        }
+        let probes = || self.probes().map(ProbeCell::at);
+        let probe = if probes().all(|at| at.is_some()) { probes().flatten().max() } else { None };
+        [ends, probe].into_iter().flatten().min()
+    }
+}
+
+/// Takes the tries of all that `key` rests for. `false` when another request was faster.
+pub(super) fn claim_probe(key: &Key, ask: &Ask, pause: Duration, now: UnixMs) -> bool {
+    let workspace = key.workspace();
+    let room = ask.lane.map(|lane| workspace.room(lane)).filter(|room| room.probe().at().is_some());
+    let own = key.parked().filter(|park| park.holds(now)).map(|_| key.probe());
+    let shared = workspace.parked().filter(|park| park.holds(now)).map(|_| workspace.probe());
+    let claims = [own, shared, room.map(|room| room.probe())];
+    claims.into_iter().flatten().all(|probe| probe.claim(pause, now))
 }
 
 /// What a strategy sees of a key; of its credits, what `quota` says.
@@ -74,14 +151,14 @@ pub(super) fn is_closed(key: &Key, position: usize, ask: &Ask, round: Round, now
     if is_barred(position, ask, round) {
         return true;
     }
-    match key.standing(now) {
-        Standing::Usable | Standing::Resting { reason: ParkReason::Short, .. } => false,
-        Standing::Resting { reason: ParkReason::RateLimited | ParkReason::Invalid, .. } => true,
-        Standing::Resting { reason: ParkReason::Billing, .. } => !round.spares_credits,
-        // Unless the provider has said that there is something left.
-        Standing::Resting { reason: ParkReason::Exhausted, .. } => {
-            let is_told = key.told().left().is_some() || key.workspace().cell().told().left().is_some();
-            !round.spares_credits && !is_told
+    match key.standing_with(&key.workspace().quota(now), now) {
+        Standing::Usable => false,
+        Standing::Resting {
+            reason: ParkReason::RateLimited | ParkReason::Invalid | ParkReason::WrongHost,
+            ..
+        } => true,
+        Standing::Resting { reason: ParkReason::Billing | ParkReason::Exhausted, .. } => {
+            !round.spares_credits
         }
     }
 }
@@ -96,19 +173,16 @@ fn remaining(quota: &Quota, reserved: u64) -> Option<u64> {
 
 fn means(key: &Key, estimate: Option<u64>, now: UnixMs) -> Means {
     let quota = key.workspace().cell();
-    let holds =
-        |park: Option<Park>| park.is_some_and(|park| park.reason == ParkReason::Exhausted && park.holds(now));
-    let of_key = key.told().left().filter(|_| holds(key.parked()));
-    let of_workspace = quota.told().left().filter(|_| holds(key.workspace().parked()));
-    let told = match (of_key, of_workspace) {
+    let reported = match (key.reported().left(now), quota.reported().left(now)) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (one, other) => one.or(other),
     };
-    match (estimate, told) {
-        // What is free needs no credits, and yet is not what an empty key is for.
+    match (estimate, reported) {
+        // What is free needs no credits.
         (Some(0), _) | (None, None) => Means::Enough,
-        (None, Some(_)) => Means::Refused,
-        (Some(credits), Some(left)) if credits <= left => Means::StillEnough,
+        // Something was too dear; whether this is, nothing says.
+        (None, Some(_)) => Means::Short { is_undisturbed: quota.reserved() == 0 },
+        (Some(credits), Some(left)) if credits <= left => Means::Enough,
         (Some(_), Some(_)) => Means::Refused,
         (Some(credits), None) if quota.fits(credits, key.kept_credits()) => Means::Enough,
         // The last resort is no reason to spend what is left for others.

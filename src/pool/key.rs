@@ -3,13 +3,15 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::Settings;
 use super::belonging::Belonging;
-use super::cells::{Announced, LacksCell, ParkCell, ToldCell};
+use super::cells::{Announced, EvidenceCell, LacksCell, ParkCell, ProbeCell, ReportedRemaining};
 use super::roster::KeyEntry;
 use super::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use super::workspace::Workspace;
 use crate::policy::authority::Authority;
 use crate::policy::budget::Quota;
+use crate::policy::evidence::{Evidence, Meaning};
 use crate::policy::standing::{Change, Park, ParkReason, Standing};
 use crate::policy::units::UnixMs;
 use crate::secret::ApiKey;
@@ -28,13 +30,16 @@ pub struct Key {
     authority: Option<Arc<Authority>>,
     weight: u32,
     kept_credits: u64,
+    /// What was refused with it as a key, and what follows from that: a rest, a try before its end,
+    /// and what is left of its own cap.
+    evidence: EvidenceCell,
     park: ParkCell,
-    /// What is left of its own cap, when the provider said so.
-    told: ToldCell,
+    probe: ProbeCell,
+    reported: ReportedRemaining,
     lacks: LacksCell,
     in_flight: AtomicU32,
-    /// Whether it was refused as a key, and the provider has not told since whether it is one.
-    is_doubted: AtomicBool,
+    /// Whether the provider should be polled with it soon: a poll can decide over what was refused.
+    wants_poll: AtomicBool,
     /// When its next turn is; see [`Traits`](crate::policy::strategy::Traits).
     turn: AtomicU64,
     announced: Announced,
@@ -48,14 +53,16 @@ impl Key {
             api_key: entry.key,
             name: entry.name,
             workspace,
-            authority: entry.authority,
+            authority: entry.authority.or(entry.found_region),
             weight: entry.weight.max(1),
             kept_credits: entry.kept_credits,
+            evidence: EvidenceCell::default(),
             park: ParkCell::default(),
-            told: ToldCell::default(),
+            probe: ProbeCell::default(),
+            reported: ReportedRemaining::default(),
             lacks: LacksCell::default(),
             in_flight: AtomicU32::new(0),
-            is_doubted: AtomicBool::new(false),
+            wants_poll: AtomicBool::new(false),
             turn: AtomicU64::new(0),
             announced: Announced::default(),
         }
@@ -64,7 +71,7 @@ impl Key {
     /// Whether it is what `entry` asks for.
     pub(super) fn is(&self, entry: &KeyEntry, belonging: &Belonging) -> bool {
         self.name == entry.name
-            && self.authority == entry.authority
+            && self.authority.as_ref() == entry.authority.as_ref().or(entry.found_region.as_ref())
             && self.weight == entry.weight.max(1)
             && self.kept_credits == entry.kept_credits
             && self.workspace.belonging().is_same(belonging)
@@ -115,16 +122,73 @@ impl Key {
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// How it stands at `now`.
+    /// How it stands at `now`, for people: a key with a concurrency group that is rate limited is.
     #[must_use]
     pub fn standing(&self, now: UnixMs) -> Standing {
-        self.standing_with(&self.workspace.quota(now), now)
+        match self.standing_with(&self.workspace.quota(now), now) {
+            Standing::Usable => match self.workspace.limited_until(now) {
+                Some(until) => Standing::Resting { reason: ParkReason::RateLimited, until: Some(until) },
+                None => Standing::Usable,
+            },
+            resting @ Standing::Resting { .. } => resting,
+        }
     }
 
-    /// The same, when its workspace's quota is at hand.
+    /// How it stands for a choice, which looks at concurrency groups by themselves.
     pub(super) fn standing_with(&self, quota: &Quota, now: UnixMs) -> Standing {
-        let workspace = &self.workspace;
-        Standing::of(self.park.load(), workspace.parked(), workspace.short_until(), quota, now)
+        Standing::of(self.park.load(), self.workspace.parked(), quota, now)
+    }
+
+    /// What was refused with it as a key and still matters.
+    #[must_use]
+    pub fn evidence(&self) -> Vec<Evidence> {
+        self.evidence.all()
+    }
+
+    pub(super) fn evidence_cell(&self) -> &EvidenceCell {
+        &self.evidence
+    }
+
+    pub(super) fn probe(&self) -> &ProbeCell {
+        &self.probe
+    }
+
+    /// Takes over what is known of the same key under another configuration.
+    pub(super) fn inherit(&self, before: &Self) {
+        for evidence in before.evidence() {
+            self.evidence.add(evidence);
+        }
+        if let Some(poll) = before.evidence.poll() {
+            self.evidence.polled(poll);
+        }
+        self.park.store(before.park.load());
+    }
+
+    /// Computes what its evidence means at `now`.
+    pub(super) fn weigh(&self, settings: &Settings, now: UnixMs) {
+        let resets_at = self.workspace.quota(now).resets_at;
+        let meanings = self.evidence.weigh(resets_at, &settings.cooldowns(), now);
+        let (mut rest, mut is_probable, mut short) = (None::<Park>, false, false);
+        for meant in meanings {
+            match meant {
+                Meaning::Rest { park, is_probable: may } => {
+                    rest = Some(rest.map_or(park, |held| held.joined(park)));
+                    is_probable = may && rest == Some(park);
+                }
+                Meaning::Short { left, until } => {
+                    short = true;
+                    self.reported.report(left, until, now);
+                }
+                // A concurrency group is its workspace's.
+                Meaning::Nothing | Meaning::GroupRest { .. } => {}
+            }
+        }
+        self.park.store(rest);
+        self.probe.allow(is_probable.then_some(settings.probe_after), now);
+        if !short {
+            self.reported.forget();
+        }
+        self.workspace.quiet().disturb();
     }
 
     /// Its own park, whether it still holds or not.
@@ -133,8 +197,10 @@ impl Key {
         self.park.load()
     }
 
-    pub(super) fn park(&self, park: Park) {
-        self.park.join(park);
+    /// Sets its rest, for tests of what follows from one.
+    #[cfg(test)]
+    pub(super) fn rest(&self, park: Park) {
+        self.park.store(Some(park));
         self.workspace.quiet().disturb();
     }
 
@@ -146,8 +212,8 @@ impl Key {
         self.kept_credits
     }
 
-    pub(super) fn told(&self) -> &ToldCell {
-        &self.told
+    pub(super) fn reported(&self) -> &ReportedRemaining {
+        &self.reported
     }
 
     pub(super) fn lacks(&self) -> &LacksCell {
@@ -158,27 +224,16 @@ impl Key {
         &self.turn
     }
 
-    /// Whether it was refused as a key, and the provider has not told since whether it is one.
+    /// Whether the provider should be polled with it soon.
     #[must_use]
-    pub fn is_doubted(&self) -> bool {
-        self.is_doubted.load(Ordering::Acquire)
+    pub fn wants_poll(&self) -> bool {
+        self.wants_poll.load(Ordering::Acquire)
     }
 
-    /// It was refused as a key. Comes after its park: whoever sees the doubt may end that.
-    pub(super) fn doubt(&self) {
-        self.is_doubted.store(true, Ordering::Release);
-    }
-
-    /// The provider does not know the key; no question is open any more.
-    pub(super) fn give_up(&self) {
-        self.is_doubted.store(false, Ordering::Release);
-    }
-
-    /// The provider knows the key.
-    pub(super) fn accept(&self) {
-        self.is_doubted.store(false, Ordering::Release);
-        self.park.pardon(ParkReason::Invalid);
-        self.workspace.quiet().disturb();
+    /// A poll can decide over what was refused. Comes after the evidence is weighed: a poll that sees it
+    /// may end a rest.
+    pub(super) fn want_poll(&self, wants: bool) {
+        self.wants_poll.store(wants, Ordering::Release);
     }
 
     /// The next moment at which it may stand in another way, if nothing happens.

@@ -1,93 +1,215 @@
 //! What the pool learns: from a refusal, from what an answer has cost, from what the provider says when
-//! it is asked. Each lesson is kept where it holds: in the key, its workspace, or a lane of that.
+//! it is polled. Each is kept where it holds: in the key, its workspace, a concurrency group of that, or
+//! among the restrictions of plans and endpoints.
+
+use std::sync::Arc;
 
 use super::cells::Paid;
 use super::key::Key;
 use super::lease::Lease;
 use super::line::Ask;
+use super::restrictions::{Holder, Restriction};
 use super::roster::Roster;
 use super::{Observation, Pool, Transition, news_of_charge, news_of_workspace};
-use crate::policy::classify::{Shortfall, Verdict};
-use crate::policy::standing::{Park, ParkReason};
+use crate::policy::classify::{Refusal, Subject, Verdict};
+use crate::policy::evidence::{
+    Claim, Evidence, Poll, PollResult, Source, is_refuted_by_service, poll_decides_at,
+};
+use crate::policy::features::RequestFeatures;
 use crate::policy::units::UnixMs;
 
+/// A refusal, with what the request needed and where it was met.
+#[derive(Clone, Debug)]
+pub struct Refused<'a> {
+    /// What it means.
+    pub verdict: Verdict,
+    /// What the request needed of a key.
+    pub ask: Option<&'a Ask>,
+    /// Where it was met.
+    pub source: Source,
+}
+
+/// A request that was served.
+#[derive(Clone, Copy, Debug)]
+pub struct Served<'a> {
+    /// What it needed of a key.
+    pub ask: Option<&'a Ask>,
+    /// When it began.
+    pub began_at: UnixMs,
+    /// Whether it costs credits.
+    pub is_charged: bool,
+}
+
 impl Pool {
-    /// Learns from the provider's judgement of a request with this key; `ask` is what it needed.
-    pub fn judge(
+    /// Records a refusal of a request with this key as evidence about the key or its workspace. One that
+    /// is about something narrower records nothing here: see [`restrict`](Self::restrict).
+    pub fn record_refusal(
         &self,
         roster: &Roster,
         key: &Key,
-        verdict: Verdict,
-        ask: Option<&Ask>,
+        refused: Refused<'_>,
         now: UnixMs,
     ) -> Vec<Transition> {
         let settings = roster.settings();
         let workspace = key.workspace();
-        let rest = |reason, span| Park { reason, until: now.plus(span) };
-        let until_reset = || Park {
-            reason: ParkReason::Exhausted,
-            until: workspace.quota(now).resets_at.unwrap_or_else(|| now.plus(settings.exhausted_cooldown)),
+        let Refused { verdict, ask, source } = refused;
+        let lane = ask.and_then(|ask| ask.lane);
+        if let Verdict::Concurrency { maximum } = verdict {
+            if let Some(lane) = lane {
+                workspace.room(lane).refused(maximum, now.plus(settings.concurrency_cooldown));
+            }
+            return Vec::new();
+        }
+        if let Verdict::MissingPermission(named) = verdict {
+            if let Some(permission) = named.or_else(|| ask.and_then(|ask| ask.permission)) {
+                key.lacks().add(permission, now, now.plus(settings.permission_cooldown));
+            }
+            return Vec::new();
+        }
+        let Some(claim) = Claim::of(verdict, ask.and_then(|ask| ask.estimate), lane) else {
+            return Vec::new();
         };
-        match verdict {
-            // The figure that a refusal names is not taken over into the count: requests that are
-            // still under way are in it already, and would be counted a second time.
-            Verdict::WorkspaceQuota(shortfall) => {
-                workspace.cell().told().hear(left(shortfall, ask), workspace.parked(), now);
-                workspace.park(until_reset());
+        let named_span = if let Verdict::RateLimited(span) = verdict { span } else { None };
+        let evidence = Evidence { claim, at: now, named_span, source };
+        let is_of_key = claim.is_of_key(matches!(verdict, Verdict::KeyQuota(_)));
+        let cell = if is_of_key { key.evidence_cell() } else { workspace.evidence_cell() };
+        let wants_poll = poll_decides_at(&evidence, cell.poll(), &settings.cooldowns()) == Some(now);
+        cell.add(evidence);
+        if is_of_key {
+            key.weigh(settings, now);
+        } else {
+            workspace.weigh(settings, now);
+        }
+        if wants_poll {
+            self.want_poll(key);
+        }
+        news_of_workspace(roster, workspace, now)
+    }
+
+    /// Takes back what the request of that identifier was recorded as evidence for about `key`: another
+    /// account has refused it in the same words, so it was about the request.
+    pub fn withdraw_refusal(
+        self: &Arc<Self>,
+        roster: &Roster,
+        key: &Key,
+        request_id: &str,
+        now: UnixMs,
+    ) -> Vec<Transition> {
+        let is_its_own = |known: &Evidence| *known.source.request_id == *request_id;
+        self.drop_evidence(roster, key, is_its_own, now)
+    }
+
+    /// Records that a request was served with this key: what it refutes is forgotten.
+    pub fn record_service(
+        self: &Arc<Self>,
+        roster: &Roster,
+        key: &Key,
+        served: Served<'_>,
+        now: UnixMs,
+    ) -> Vec<Transition> {
+        // Nearly always nothing was refused that still matters.
+        if key.evidence_cell().is_empty() && key.workspace().evidence_cell().is_empty() {
+            return Vec::new();
+        }
+        let Served { ask, began_at, is_charged } = served;
+        let lane = ask.and_then(|ask| ask.lane);
+        let is_refuted = |known: &Evidence| is_refuted_by_service(known, began_at, is_charged, lane);
+        self.drop_evidence(roster, key, is_refuted, now)
+    }
+
+    fn drop_evidence(
+        self: &Arc<Self>,
+        roster: &Roster,
+        key: &Key,
+        is_over: impl Fn(&Evidence) -> bool,
+        now: UnixMs,
+    ) -> Vec<Transition> {
+        let (settings, workspace) = (roster.settings(), key.workspace());
+        let of_key = key.evidence_cell().drop_if(&is_over);
+        let of_workspace = workspace.evidence_cell().drop_if(&is_over);
+        if of_key {
+            key.weigh(settings, now);
+        }
+        if of_workspace {
+            workspace.weigh(settings, now);
+        }
+        if !of_key && !of_workspace {
+            return Vec::new();
+        }
+        self.serve_line(now);
+        news_of_workspace(roster, workspace, now)
+    }
+
+    /// Remembers what a refusal proves that an account cannot do, as narrowly as its words say. Returns
+    /// what is news of it.
+    pub fn restrict(
+        &self,
+        roster: &Roster,
+        key: &Key,
+        features: &RequestFeatures,
+        refused: &Refused<'_>,
+        now: UnixMs,
+    ) -> Option<Restriction> {
+        let settings = roster.settings();
+        let Refused { verdict, ask, source } = refused;
+        let limit = features.refused(*verdict)?;
+        let workspace = key.workspace();
+        let of_workspace = Holder::Workspace(workspace.identity().clone());
+        let of_key = Holder::Key(key.api_key().fingerprint());
+        let has_group = ask.is_some_and(|ask| ask.lane.is_some());
+        let (holder, span, named_span) = match verdict {
+            // That of a concurrency group is evidence about the workspace.
+            Verdict::RateLimited(_) | Verdict::Concurrency { .. } if has_group => return None,
+            Verdict::RateLimited(span) | Verdict::Unexplained(Refusal::TooMany(span)) => {
+                let named = span.unwrap_or(settings.rate_limited_cooldown);
+                (of_workspace, named, Some(named))
             }
-            Verdict::KeyQuota(shortfall) => {
-                key.told().hear(left(shortfall, ask), key.parked(), now);
-                key.park(until_reset());
-            }
-            Verdict::InvalidKey => {
-                // Looked at before the park: whoever was under way with the one that was refused first
-                // finds it parked, and confirms nothing.
-                let is_confirmed = key.is_doubted();
-                let rests = |park: Park| park.reason == ParkReason::Invalid && park.holds(now);
-                if !key.parked().is_some_and(rests) {
-                    // Once may be a mistake on the way; twice is the key.
-                    let span =
-                        if is_confirmed { settings.invalid_cooldown } else { settings.invalid_confirm };
-                    key.park(rest(ParkReason::Invalid, span));
-                    key.doubt();
-                    self.doubts.notify_one();
-                }
-            }
-            Verdict::Billing | Verdict::Abuse => {
-                workspace.park(rest(ParkReason::Billing, settings.billing_cooldown));
-            }
-            Verdict::RateLimited(told) => {
-                key.park(rest(ParkReason::RateLimited, told.unwrap_or(settings.rate_limited_cooldown)));
-            }
-            Verdict::Concurrency { maximum } => match ask.and_then(|ask| ask.lane) {
-                Some(lane) => {
-                    workspace.room(lane).refused(maximum, now.plus(settings.concurrency_cooldown));
-                }
-                None => workspace.park(rest(ParkReason::RateLimited, settings.concurrency_cooldown)),
-            },
+            // A permission that is known is remembered for the key by itself.
             Verdict::MissingPermission(named) => {
-                if let Some(permission) = named.or_else(|| ask.and_then(|ask| ask.permission)) {
-                    key.lacks().add(permission, now, now.plus(settings.permission_cooldown));
+                if named.or_else(|| ask.and_then(|ask| ask.permission)).is_some() {
+                    return None;
                 }
-                return Vec::new();
+                (of_key, settings.permission_cooldown, None)
             }
-            Verdict::Served => {
-                // Another request may have been refused while this one was under way.
-                if key.is_doubted() {
-                    key.accept();
-                    return news_of_workspace(roster, workspace, now);
-                }
-                return Vec::new();
+            Verdict::PlanFeature(Subject::Endpoint) | Verdict::Unexplained(_) => {
+                (of_workspace, settings.endpoint_cooldown, None)
             }
-            Verdict::PlanFeature
+            Verdict::WorkspaceQuota(_) => (of_workspace, settings.unproven_cooldown, None),
+            Verdict::PlanFeature(_) | Verdict::Slots => (of_workspace, settings.feature_cooldown, None),
+            Verdict::Concurrency { .. } => {
+                (of_workspace, settings.concurrency_cooldown, Some(settings.concurrency_cooldown))
+            }
+            Verdict::Served
+            | Verdict::KeyQuota(_)
+            | Verdict::InvalidKey
+            | Verdict::WrongHost
+            | Verdict::Billing
+            | Verdict::Abuse
             | Verdict::Busy
-            | Verdict::Unexplained(_)
             | Verdict::NotFound
             | Verdict::RequestError
             | Verdict::ServerError
-            | Verdict::Unreadable => return Vec::new(),
+            | Verdict::Unreadable => return None,
+        };
+        let is_strict = named_span.is_some();
+        let span = if is_strict { span.min(settings.max_retry_after) } else { span };
+        let restriction = |holder| Restriction {
+            holder,
+            limit: limit.clone(),
+            verdict: verdict.word(),
+            since: now,
+            until: now.plus(span),
+            is_strict,
+            source: Arc::new(source.clone()),
+        };
+        let own = restriction(holder);
+        let is_news = self.restrictions.learn(&own, now);
+        if let (Verdict::PlanFeature(subject), Some(tier)) = (verdict, workspace.tier())
+            && *subject != Subject::Endpoint
+        {
+            self.restrictions.learn(&restriction(Holder::Plan(tier.as_str().into())), now);
         }
-        news_of_workspace(roster, workspace, now)
+        is_news.then_some(own)
     }
 
     /// Books what the request of `lease` has cost.
@@ -103,39 +225,47 @@ impl Pool {
         news_of_charge(roster, key.workspace(), now)
     }
 
-    /// Learns what the provider told of a key's quota.
-    pub fn observe(&self, roster: &Roster, key: &Key, seen: Observation, now: UnixMs) -> Vec<Transition> {
-        match seen {
-            Observation::Quota { quota, tier, is_paid } => {
-                key.accept();
-                if is_paid {
-                    key.workspace().pardon(ParkReason::Billing);
+    /// Takes in what the provider said when it was polled with `key`.
+    pub fn observe(
+        self: &Arc<Self>,
+        roster: &Roster,
+        key: &Key,
+        seen: Observation,
+        now: UnixMs,
+    ) -> Vec<Transition> {
+        let (settings, workspace) = (roster.settings(), key.workspace());
+        key.want_poll(false);
+        let result = match seen {
+            Observation::Quota { quota, tier, is_paid, capabilities } => {
+                workspace.observe(quota, tier, capabilities, now, settings.quota_lag);
+                if capabilities.voices_left.is_some_and(|left| left > 0) {
+                    self.restrictions.lift(workspace.identity(), Verdict::Slots.word());
                 }
-                key.workspace().observe(quota, tier, now, roster.settings().quota_lag);
+                let result = PollResult::Figures { left: quota.spendable(), is_paid };
+                workspace.evidence_cell().polled(Poll { at: now, result });
+                result
             }
-            Observation::Unreadable => key.accept(),
-            // It was asked by itself, so there is nothing else that could be refused.
-            Observation::Invalid => {
-                key.give_up();
-                key.park(Park {
-                    reason: ParkReason::Invalid,
-                    until: now.plus(roster.settings().invalid_cooldown),
-                });
+            Observation::Unreadable => PollResult::Unreadable,
+            Observation::Invalid { verdict, source } => {
+                let claim = if verdict == Verdict::WrongHost { Claim::WrongHost } else { Claim::InvalidKey };
+                key.evidence_cell().add(Evidence { claim, at: now, named_span: None, source });
+                PollResult::Invalid
             }
-        }
-        news_of_workspace(roster, key.workspace(), now)
+        };
+        key.evidence_cell().polled(Poll { at: now, result });
+        key.weigh(settings, now);
+        workspace.weigh(settings, now);
+        self.serve_line(now);
+        news_of_workspace(roster, workspace, now)
     }
-}
 
-/// What is left of a quota, in the numbers of our estimates, as the refusal of `ask` says it.
-fn left(shortfall: Shortfall, ask: Option<&Ask>) -> u64 {
-    let remaining = shortfall.remaining.unwrap_or(0);
-    match (ask.and_then(|ask| ask.estimate), shortfall.required) {
-        // Our estimates are larger than the provider's prices on some plans, by the same factor.
-        (Some(estimate), Some(required @ 1..)) => {
-            let scaled = u128::from(remaining) * u128::from(estimate) / u128::from(required);
-            u64::try_from(scaled).unwrap_or(u64::MAX)
-        }
-        (Some(_) | None, Some(_) | None) => remaining,
+    /// When a poll with `key` can decide over what was refused; `None` when there is nothing to decide.
+    #[must_use]
+    pub fn poll_due_at(roster: &Roster, key: &Key) -> Option<UnixMs> {
+        let cooldowns = roster.settings().cooldowns();
+        let of_key = key.evidence().into_iter().map(|known| (known, key.evidence_cell().poll()));
+        let of_workspace = key.workspace().evidence().into_iter();
+        let of_workspace = of_workspace.map(|known| (known, key.workspace().evidence_cell().poll()));
+        of_key.chain(of_workspace).filter_map(|(known, poll)| poll_decides_at(&known, poll, &cooldowns)).min()
     }
 }

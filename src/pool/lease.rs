@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::Pool;
-use super::cells::{Paid, Taken, ToldCell};
+use super::cells::{Paid, ReportedRemaining, Taken};
 use super::key::Key;
 use super::line::Ask;
 use crate::policy::lane::Lane;
@@ -18,9 +18,9 @@ pub struct Lease {
     lane: Option<Lane>,
     /// Credits it still holds; settled by as many when nothing else is known.
     reserved: u64,
-    /// Whether it holds as many of what the provider said is left: of the key's cap, of the
+    /// Whether it holds as many of what the provider reported to be left: of the key's cap, of the
     /// workspace's credits.
-    told: [bool; 2],
+    reported: [bool; 2],
     since: UnixMs,
     /// Whether a request went out with it: then it may have been charged.
     is_used: bool,
@@ -41,8 +41,9 @@ impl Lease {
             return None;
         }
         let reserved = ask.estimate.unwrap_or(0);
-        let told = if reserved == 0 { Some([false; 2]) } else { take_credits(key, reserved, stretches) };
-        let Some(told) = told else {
+        let taken =
+            if reserved == 0 { Some([false; 2]) } else { take_credits(key, reserved, stretches, now) };
+        let Some(reported) = taken else {
             if let Some(lane) = ask.lane {
                 workspace.room(lane).leave();
             }
@@ -54,7 +55,7 @@ impl Lease {
             key: Arc::clone(key),
             lane: ask.lane,
             reserved,
-            told,
+            reported,
             since: now,
             is_used: false,
             is_released: false,
@@ -65,6 +66,12 @@ impl Lease {
     #[must_use]
     pub fn key(&self) -> &Arc<Key> {
         &self.key
+    }
+
+    /// When it was taken.
+    #[must_use]
+    pub fn since(&self) -> UnixMs {
+        self.since
     }
 
     /// The request goes out: from now on it may be charged.
@@ -81,7 +88,10 @@ impl Lease {
     /// The provider says how many requests like this one may run at once.
     pub fn learn_room(&self, maximum: u32) {
         if let Some(lane) = self.lane {
-            self.key.workspace().room(lane).learn(maximum);
+            let room = self.key.workspace().room(lane);
+            if room.learn(maximum) {
+                self.pool.serve_line_now();
+            }
         }
     }
 
@@ -106,7 +116,7 @@ impl Lease {
         }
         if self.reserved > 0 {
             // Nobody said what it has cost: perhaps what was expected, if it was asked for at all.
-            self.settle(if self.is_used { self.reserved } else { 0 }, self.since);
+            self.pay(if self.is_used { self.reserved } else { 0 }, self.since);
         }
         if let Some(lane) = self.lane.take() {
             self.key.workspace().room(lane).leave();
@@ -117,38 +127,46 @@ impl Lease {
 
     /// Says what the request has cost. What was reserved beyond that is free for others.
     pub(super) fn settle(&mut self, spent: u64, now: UnixMs) {
-        let paid = Paid { reserved: std::mem::take(&mut self.reserved), spent };
-        if paid != (Paid { reserved: 0, spent: 0 }) {
-            let workspace = self.key.workspace();
-            workspace.cell().settle(paid, now);
-            workspace.spending().add(spent, now);
-            for (cell, holds) in tells(&self.key).into_iter().zip(self.told) {
-                if holds {
-                    cell.settle(paid);
-                }
-            }
+        if self.pay(spent, now) {
             self.pool.serve_line(now);
         }
     }
+
+    /// Whether there was anything to pay or to give back.
+    fn pay(&mut self, spent: u64, now: UnixMs) -> bool {
+        let paid = Paid { reserved: std::mem::take(&mut self.reserved), spent };
+        if paid == (Paid { reserved: 0, spent: 0 }) {
+            return false;
+        }
+        let workspace = self.key.workspace();
+        workspace.cell().settle(paid, now);
+        workspace.spending().add(spent, now);
+        for (cell, holds) in reports(&self.key).into_iter().zip(self.reported) {
+            if holds {
+                cell.settle(paid);
+            }
+        }
+        true
+    }
 }
 
-/// Where the provider's word about what is left is kept.
-fn tells(key: &Key) -> [&ToldCell; 2] {
-    [key.told(), key.workspace().cell().told()]
+/// What the provider reported to be left of the key's cap, and of its workspace's credits.
+fn reports(key: &Key) -> [&ReportedRemaining; 2] {
+    [key.reported(), key.workspace().cell().reported()]
 }
 
-/// Takes `credits` wherever they are counted, or nowhere; says of which of the provider's words.
-fn take_credits(key: &Key, credits: u64, stretches: bool) -> Option<[bool; 2]> {
+/// Takes `credits` wherever they are counted, or nowhere; of which of the provider's reports.
+fn take_credits(key: &Key, credits: u64, stretches: bool, now: UnixMs) -> Option<[bool; 2]> {
     let quota = key.workspace().cell();
-    let cells = tells(key);
-    let taken = cells.map(|cell| cell.take(credits));
+    let cells = reports(key);
+    let taken = cells.map(|cell| cell.take(credits, now));
     let holds = taken.map(|taken| taken == Taken::Some);
-    let is_told = holds.contains(&true);
+    let is_reported = holds.contains(&true);
     let has = match (taken.contains(&Taken::TooFew), stretches) {
         (true, _) => false,
         (false, true) => quota.stretch(credits),
-        // Where the provider has said what is left, our own count is not asked.
-        (false, false) => quota.reserve(credits, (!is_told).then(|| key.kept_credits())),
+        // Where the provider has reported what is left, our own count does not matter.
+        (false, false) => quota.reserve(credits, (!is_reported).then(|| key.kept_credits())),
     };
     if has {
         return Some(holds);

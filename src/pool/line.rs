@@ -11,12 +11,14 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::oneshot;
 
 use super::Reserved;
+use super::key::Key;
+use super::restrictions::Restraint;
 use super::roster::Roster;
 use super::sync::{AtomicUsize, Mutex, MutexGuard, Ordering, fence};
 use crate::policy::client::ClientName;
 use crate::policy::lane::Lane;
 use crate::policy::permission::Permission;
-use crate::policy::select::Unavailable;
+use crate::policy::select::{Blocked, Unavailable};
 use crate::policy::units::UnixMs;
 
 /// What a request needs of a key.
@@ -39,6 +41,11 @@ pub struct Ask {
     pub home: Vec<usize>,
     /// Whether a key without credits will do when no other can: what is asked for costs none.
     pub spares_credits: bool,
+    /// Positions of keys that were refused for the like of it, ascending, and how far that keeps it away.
+    pub restricted: Vec<(usize, Restraint)>,
+    /// Whether the provider has refused it already: then a key that was refused for the like of it would
+    /// say the same.
+    pub was_refused: bool,
 }
 
 impl Ask {
@@ -59,12 +66,16 @@ impl Ask {
             barred: Vec::new(),
             home: Vec::new(),
             spares_credits: false,
+            restricted: Vec::new(),
+            was_refused: false,
         }
     }
 }
 
-/// What somebody who waited is given.
+/// What a request that asked for a key is given.
 pub(super) type Given = Result<Reserved, Unavailable>;
+/// The same before it is known whether it waits.
+pub(super) type Tried = Result<Reserved, Blocked>;
 
 /// Those who wait.
 #[derive(Debug, Default)]
@@ -145,15 +156,15 @@ impl Line {
     }
 
     /// Gives to those who wait what `reserve` can, until nobody can be given anything.
-    pub(super) fn serve(&self, reserve: impl Fn(&Arc<Roster>, &Ask) -> Given) {
+    pub(super) fn serve(&self, now: UnixMs, reserve: impl Fn(&Arc<Roster>, &Ask) -> Tried) {
         // Who has left meanwhile gives back what it was given, and that must not happen within the
         // lock: it serves the line again.
-        while let Some(returned) = self.serve_once(&reserve) {
+        while let Some(returned) = self.serve_once(now, &reserve) {
             drop(returned);
         }
     }
 
-    fn serve_once(&self, reserve: &impl Fn(&Arc<Roster>, &Ask) -> Given) -> Option<Given> {
+    fn serve_once(&self, now: UnixMs, reserve: &impl Fn(&Arc<Roster>, &Ask) -> Tried) -> Option<Given> {
         let mut shares = self.lock();
         let mut in_vain: Vec<(Arc<Roster>, Ask, Option<UnixMs>)> = Vec::new();
         let mut turn = 0;
@@ -168,13 +179,15 @@ impl Line {
                     place += 1;
                     continue;
                 }
-                let given = reserve(&waiter.roster, &waiter.ask);
-                if let Err(Unavailable::Full { until }) = given {
-                    waiter.until = until;
-                    in_vain.push((Arc::clone(&waiter.roster), waiter.ask.clone(), until));
-                    place += 1;
-                    continue;
-                }
+                let given = match reserve(&waiter.roster, &waiter.ask) {
+                    Err(blocked) if blocked.is_worth_waiting(now) => {
+                        waiter.until = blocked.again_at;
+                        in_vain.push((Arc::clone(&waiter.roster), waiter.ask.clone(), blocked.again_at));
+                        place += 1;
+                        continue;
+                    }
+                    given => given.map_err(|blocked| blocked.why),
+                };
                 let Some(waiter) = share.waiters.remove(place) else { break };
                 self.count.fetch_sub(1, Ordering::AcqRel);
                 was_given = given.is_ok();
@@ -200,6 +213,16 @@ impl Line {
         None
     }
 
+    /// Sends all that wait back to choose among other keys.
+    pub(super) fn outdate(&self) {
+        let mut shares = self.lock();
+        for waiter in shares.clients.drain(..).flat_map(|share| share.waiters) {
+            self.count.fetch_sub(1, Ordering::AcqRel);
+            // One that has left needs no answer.
+            let _ = waiter.give.send(Err(Unavailable::Outdated));
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Shares> {
         self.shares.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -216,6 +239,23 @@ impl Ask {
         self.home.binary_search(&position).is_ok()
     }
 
+    /// How far the key at that position is restricted for it.
+    pub(super) fn restraint(&self, position: usize, key: &Key, now: UnixMs) -> Option<Restraint> {
+        let lacks = self.permission.is_some_and(|permission| key.lacks().has(permission, now));
+        let refused = lacks.then_some(Restraint::Refused);
+        match self.restricted.binary_search_by_key(&position, |(at, _)| *at) {
+            Ok(at) => refused.max(self.restricted.get(at).map(|(_, restraint)| *restraint)),
+            Err(_) => refused,
+        }
+    }
+
+    /// Whether any key of `roster` is restricted for it.
+    pub(super) fn is_restricted(&self, roster: &Roster, now: UnixMs) -> bool {
+        let lacks =
+            |key: &Arc<Key>| self.permission.is_some_and(|permission| key.lacks().has(permission, now));
+        !self.restricted.is_empty() || roster.keys().iter().any(lacks)
+    }
+
     /// Whether nothing can serve it that could not serve `less`.
     fn needs_all_of(&self, less: &Self) -> bool {
         self.lane == less.lane
@@ -224,6 +264,8 @@ impl Ask {
             && self.barred == less.barred
             && self.home == less.home
             && self.spares_credits == less.spares_credits
+            && self.restricted == less.restricted
+            && self.was_refused == less.was_refused
             && self.estimate.is_some() == less.estimate.is_some()
             && self.estimate >= less.estimate
     }

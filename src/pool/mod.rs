@@ -14,6 +14,7 @@ mod lease;
 mod line;
 mod owners;
 mod reserve;
+mod restrictions;
 mod roster;
 mod sync;
 mod workspace;
@@ -24,10 +25,15 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
+use crate::policy::authority::Authority;
 use crate::policy::budget::Quota;
+use crate::policy::classify::Verdict;
+use crate::policy::evidence::{Cooldowns, Evidence, Source};
+use crate::policy::features::RequestFeatures;
 use crate::policy::forecast::{Forecast, forecast_of};
 use crate::policy::models::Models;
-use crate::policy::standing::{Park, ParkReason, Standing};
+use crate::policy::plan::Capabilities;
+use crate::policy::standing::Standing;
 use crate::policy::strategy::Strategy;
 use crate::policy::units::UnixMs;
 use crate::secret::Fingerprint;
@@ -36,11 +42,13 @@ use sync::{AtomicU64, AtomicUsize};
 
 pub use belonging::Belonging;
 pub use key::Key;
+pub use learn::{Refused, Served};
 pub use lease::Lease;
 pub use line::Ask;
 use line::Line;
 pub use owners::{Found, Identity, Lesson, Owners};
 pub use reserve::Reserved;
+pub use restrictions::{Holder, Restraint, Restriction, Restrictions};
 pub use roster::{KeyEntry, Roster};
 pub use workspace::Workspace;
 
@@ -70,10 +78,38 @@ pub struct Settings {
     pub invalid_confirm: Duration,
     /// How long a refused key rests before it is tried again.
     pub invalid_cooldown: Duration,
-    /// How long a key is not asked for what it lacked the permission for.
+    /// How long a key is asked last for what it lacked the permission for.
     pub permission_cooldown: Duration,
+    /// How long a workspace, and others of its plan, are asked last for what the plan does not have.
+    pub feature_cooldown: Duration,
+    /// How long a workspace is asked last for an endpoint that refuses it without a known reason.
+    pub endpoint_cooldown: Duration,
+    /// How long a key or workspace rests after a refusal in words without figures.
+    pub unproven_cooldown: Duration,
+    /// The longest rest that the provider can name in `Retry-After`.
+    pub max_retry_after: Duration,
+    /// How long after a refusal that proves little one request may try the key again, when no other can
+    /// serve.
+    pub probe_after: Duration,
     /// How long the provider's figures may lag behind what was spent.
     pub quota_lag: Duration,
+}
+
+impl Settings {
+    /// How long evidence holds.
+    #[must_use]
+    pub fn cooldowns(&self) -> Cooldowns {
+        Cooldowns {
+            unproven: self.unproven_cooldown,
+            rate_limited: self.rate_limited_cooldown,
+            max_retry_after: self.max_retry_after,
+            exhausted: self.exhausted_cooldown,
+            billing: self.billing_cooldown,
+            invalid_confirm: self.invalid_confirm,
+            invalid: self.invalid_cooldown,
+            quota_lag: self.quota_lag,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -91,6 +127,11 @@ impl Settings {
         invalid_confirm: Duration::from_secs(3_600),
         invalid_cooldown: Duration::from_secs(3_600),
         permission_cooldown: Duration::from_secs(3_600),
+        feature_cooldown: Duration::from_secs(3_600),
+        endpoint_cooldown: Duration::from_secs(3_600),
+        unproven_cooldown: Duration::from_secs(3_600),
+        max_retry_after: Duration::from_secs(3_600),
+        probe_after: Duration::from_secs(3_600),
         quota_lag: Duration::from_secs(3_600),
     };
 }
@@ -106,11 +147,18 @@ pub enum Observation {
         tier: Option<String>,
         /// Whether it says that the bill is paid.
         is_paid: bool,
+        /// What the plan can do.
+        capabilities: Capabilities,
     },
     /// The key is good and may not ask.
     Unreadable,
     /// The key is refused as such.
-    Invalid,
+    Invalid {
+        /// As unknown, or as one of another region.
+        verdict: Verdict,
+        /// In which words.
+        source: Source,
+    },
 }
 
 /// What was known of a key when the program ended.
@@ -120,10 +168,10 @@ pub struct Remembered {
     pub fingerprint: Fingerprint,
     /// The quota of its workspace.
     pub quota: Quota,
-    /// Its own park.
-    pub park: Option<Park>,
-    /// The park of its workspace.
-    pub workspace_park: Option<Park>,
+    /// What was refused with it as a key.
+    pub of_key: Vec<Evidence>,
+    /// What was refused with it as its workspace's.
+    pub of_workspace: Vec<Evidence>,
 }
 
 /// A key as it stands at a moment, for those who report.
@@ -139,6 +187,10 @@ pub struct KeySnapshot {
     pub is_near_limit: bool,
     /// What will become of it at this rate.
     pub forecast: Forecast,
+    /// What was refused with it as a key and still matters.
+    pub of_key: Vec<Evidence>,
+    /// What was refused with it as its workspace's and still matters.
+    pub of_workspace: Vec<Evidence>,
 }
 
 /// Whether a key may serve a request, apart from how it stands.
@@ -176,8 +228,10 @@ pub struct Pool {
     in_use: AtomicUsize,
     /// The turn of the key that was chosen last.
     turn: AtomicU64,
-    /// A key was refused for the first time: somebody should ask.
-    doubts: Notify,
+    /// What plans, workspaces and keys were refused for that others may be able to do.
+    restrictions: Restrictions,
+    /// The provider should be polled with a key: a poll can decide over what was refused.
+    polls: Notify,
 }
 
 impl Pool {
@@ -191,7 +245,8 @@ impl Pool {
             line: Line::default(),
             in_use: AtomicUsize::new(0),
             turn: AtomicU64::new(0),
-            doubts: Notify::new(),
+            restrictions: Restrictions::default(),
+            polls: Notify::new(),
         }
     }
 
@@ -212,9 +267,26 @@ impl Pool {
         self.models.store(Arc::new(models));
     }
 
-    /// Returns when a key was refused as such, so that it can be asked by itself.
-    pub async fn doubted(&self) {
-        self.doubts.notified().await;
+    /// What plans, workspaces and keys were refused for that others may be able to do.
+    #[must_use]
+    pub fn restrictions(&self) -> &Restrictions {
+        &self.restrictions
+    }
+
+    /// The provider should be polled with `key`: that can decide over a refusal.
+    pub fn want_poll(&self, key: &Key) {
+        key.want_poll(true);
+        self.polls.notify_one();
+    }
+
+    /// Returns when the provider should be polled with a key, because that can decide over a refusal.
+    pub async fn poll_wanted(&self) {
+        self.polls.notified().await;
+    }
+
+    /// Forgets what kept requests with these features from `key`, which has served one.
+    pub fn refute_restrictions(&self, features: &RequestFeatures, key: &Key) -> bool {
+        self.restrictions.refute(features, key)
     }
 
     /// What will become of all credits, at the rate they are spent at `now`.
@@ -253,8 +325,10 @@ impl Pool {
     pub fn reload(&self, entries: Vec<KeyEntry>, settings: Settings) -> Reloaded {
         let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.roster();
+        let entries = before.with_found_regions(entries);
         let next = Arc::new(before.following(entries, settings, before.told().clone()));
         self.roster.store(Arc::clone(&next));
+        self.line.outdate();
         let has =
             |roster: &Roster, print| roster.keys().iter().any(|key| key.api_key().fingerprint() == print);
         let missing_in = |one: &Roster, other: &Roster| {
@@ -285,16 +359,39 @@ impl Pool {
         true
     }
 
-    /// Takes up what was known when the program ended. Refused keys are not among it: the
-    /// provider is asked anew.
+    /// Learns at which host of the provider a key works: its own region's. Requests with it go there from
+    /// then on.
+    pub fn learn_region(&self, key: &Key, region: &Arc<Authority>) {
+        let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.roster();
+        let print = key.api_key().fingerprint();
+        let mut entries = before.entries().to_vec();
+        for entry in entries.iter_mut().filter(|entry| entry.key.fingerprint() == print) {
+            entry.found_region = Some(Arc::clone(region));
+        }
+        let next = before.following(entries, *before.settings(), before.told().clone());
+        self.roster.store(Arc::new(next));
+        self.line.outdate();
+    }
+
+    /// Takes up what was known when the program ended. What it means is computed anew, and the first poll
+    /// decides over what a poll can decide.
     pub fn restore(&self, remembered: &[Remembered], now: UnixMs) {
-        for key in self.roster.load().keys() {
+        let roster = self.roster.load();
+        for key in roster.keys() {
             let print = key.api_key().fingerprint();
             if let Some(known) = remembered.iter().find(|known| known.fingerprint == print) {
-                key.workspace().restore(known.quota, known.workspace_park, now);
-                if let Some(park) = known.park.filter(|park| park.reason != ParkReason::Invalid) {
-                    key.park(park);
+                key.workspace().restore(known.quota, now);
+                // A clock that was set back must not make it younger than it is.
+                let aged = |evidence: &Evidence| Evidence { at: evidence.at.min(now), ..evidence.clone() };
+                for evidence in &known.of_workspace {
+                    key.workspace().evidence_cell().add(aged(evidence));
                 }
+                for evidence in &known.of_key {
+                    key.evidence_cell().add(aged(evidence));
+                }
+                key.weigh(roster.settings(), now);
+                key.workspace().weigh(roster.settings(), now);
             }
         }
     }
@@ -316,6 +413,8 @@ impl Pool {
                 is_near_limit: roster.is_near_limit(&quota),
                 forecast: key.workspace().forecast(now),
                 quota,
+                of_key: key.evidence(),
+                of_workspace: key.workspace().evidence(),
                 key: Arc::clone(key),
             }
         };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use loom::thread;
 
-use super::cells::{Outlook, Paid, ParkCell, QuietCell, QuotaCell, RoomCell, Taken, ToldCell};
+use super::cells::{Outlook, Paid, ProbeCell, QuietCell, QuotaCell, ReportedRemaining, RoomCell, Taken};
 use super::sync::Ordering;
 use super::*;
 use crate::policy::classify::Verdict;
@@ -134,12 +134,12 @@ fn figures_are_adopted_while_requests_are_settled() {
 #[test]
 fn what_the_provider_says_is_left_is_taken_once() {
     model(|| {
-        let cell = Arc::new(ToldCell::default());
-        cell.say(10);
+        let cell = Arc::new(ReportedRemaining::default());
+        cell.report(10, RESET, NOW);
         let other = Arc::clone(&cell);
-        let (one, two) = both(move || other.take(6), || cell.take(6));
+        let (one, two) = both(move || other.take(6, NOW), || cell.take(6, NOW));
         assert_eq!([one, two].iter().filter(|taken| **taken == Taken::Some).count(), 1);
-        assert_eq!(cell.left(), Some(4));
+        assert_eq!(cell.left(NOW), Some(4));
     });
 }
 
@@ -162,14 +162,14 @@ fn no_lane_has_more_than_its_places() {
 }
 
 #[test]
-fn a_pardon_ends_no_other_park() {
+fn a_try_is_taken_by_one() {
     model(|| {
-        let cell = Arc::new(ParkCell::default());
-        cell.join(Park { reason: ParkReason::Invalid, until: UnixMs(5) });
+        let cell = Arc::new(ProbeCell::default());
+        cell.allow(Some(Duration::ZERO), NOW);
         let other = Arc::clone(&cell);
-        let later = Park { reason: ParkReason::Exhausted, until: UnixMs(9) };
-        both(move || other.join(later), || cell.pardon(ParkReason::Invalid));
-        assert_eq!(cell.load(), Some(later));
+        let pause = Duration::from_millis(100);
+        let (one, two) = both(move || other.claim(pause, NOW), || cell.claim(pause, NOW));
+        assert!(one != two, "{one} {two}");
     });
 }
 
@@ -207,6 +207,10 @@ fn ask() -> Ask {
     Ask::new(ClientName::new("app"), Some(5), Some(Lane::SPEECH), None)
 }
 
+fn refused(verdict: Verdict) -> Refused<'static> {
+    Refused { verdict, ask: None, source: Source::default() }
+}
+
 fn assert_at_rest(pool: &Pool) {
     let roster = pool.roster();
     let key = &roster.keys()[0];
@@ -226,7 +230,7 @@ fn a_lease_ends_once_whoever_parks_the_key_meanwhile() {
             },
             || {
                 let roster = pool.roster();
-                pool.judge(&roster, &roster.keys()[0], Verdict::Billing, None, NOW);
+                pool.record_refusal(&roster, &roster.keys()[0], refused(Verdict::Billing), NOW);
                 assert!(pool.try_reserve(&roster, &ask(), NOW).is_err(), "a parked key is never chosen");
             },
         );
@@ -245,13 +249,13 @@ fn a_key_that_is_asked_at_once_does_not_stay_parked() {
             move || {
                 let roster = other.roster();
                 let key = &roster.keys()[0];
-                if key.is_doubted() {
+                if key.wants_poll() {
                     other.observe(&roster, key, Observation::Unreadable, NOW);
                 }
             },
-            || pool.judge(&roster, key, Verdict::InvalidKey, None, NOW),
+            || pool.record_refusal(&roster, key, refused(Verdict::InvalidKey), NOW),
         );
-        assert_eq!(key.is_doubted(), key.parked().is_some(), "nobody would ask for it");
+        assert_eq!(key.wants_poll(), key.parked().is_some(), "no poll would end its rest");
     });
 }
 

@@ -106,7 +106,8 @@ impl Month {
             ..Quota::default()
         };
         let roster = self.pool.roster();
-        let seen = Observation::Quota { quota, tier: None, is_paid: true };
+        let capabilities = Capabilities::default();
+        let seen = Observation::Quota { quota, tier: None, is_paid: true, capabilities };
         self.pool.observe(&roster, &roster.keys()[key], seen, now);
     }
 
@@ -129,7 +130,7 @@ impl Month {
         let roster = self.pool.roster();
         let mut ask = Ask::new(ClientName::new(client), Some(credits), Some(Lane::SPEECH), None);
         loop {
-            let reserved = match self.pool.try_reserve(&roster, &ask, now) {
+            let reserved = match self.pool.try_reserve(&roster, &ask, now).map_err(|blocked| blocked.why) {
                 Ok(reserved) => reserved,
                 Err(Unavailable::Full { .. }) => {
                     // It waits until the first of those under way ends.
@@ -159,7 +160,9 @@ impl Month {
                 return;
             }
             let shortfall = Shortfall { remaining: Some(account.left), required: Some(cost) };
-            self.pool.judge(&roster, &key, Verdict::WorkspaceQuota(shortfall), Some(&ask), now);
+            let verdict = Verdict::WorkspaceQuota(shortfall);
+            let refused = Refused { verdict, ask: Some(&ask), source: Source::default() };
+            self.pool.record_refusal(&roster, &key, refused, now);
             self.pool.settle(&roster, &mut lease, 0, now);
             ask.excluded.push(key.position());
             self.outcome.wasted += 1;

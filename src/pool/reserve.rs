@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::candidate::{Round, candidate, is_closed, traits};
+use super::candidate::{Round, candidate, claim_probe, is_closed, traits};
 use super::key::Key;
 use super::lease::Lease;
-use super::line::{Ask, Given};
+use super::line::{Ask, Given, Tried};
+use super::restrictions::Restraint;
 use super::roster::Roster;
 use super::sync::Ordering;
-use super::{Pool, Transition, news_of, news_of_workspace};
+use super::{Pool, Transition, news_of};
 use crate::clock;
-use crate::policy::select::{Candidate, Choice, Means, Unavailable, otherwise};
+use crate::policy::select::{Blocked, Candidate, Choice, Means, Unavailable, otherwise};
 use crate::policy::standing::{Change, Standing};
 use crate::policy::strategy::TURN;
 use crate::policy::units::UnixMs;
@@ -47,9 +48,10 @@ impl Pool {
     /// Dropping the future leaves the line; a key that was given meanwhile is released.
     pub async fn reserve(self: &Arc<Self>, roster: &Arc<Roster>, ask: &Ask) -> Given {
         if self.line.is_empty() {
-            match self.try_reserve(roster, ask, clock::now()) {
-                Err(Unavailable::Full { .. }) => {}
-                done => return done,
+            let now = clock::now();
+            match self.try_reserve(roster, ask, now) {
+                Err(blocked) if blocked.is_worth_waiting(now) => {}
+                done => return done.map_err(|blocked| blocked.why),
             }
         }
         self.wait(roster, ask).await
@@ -59,7 +61,7 @@ impl Pool {
         let settings = roster.settings();
         let Some((ticket, mut given)) = self.line.join(roster, ask, settings.waiting_max) else {
             // The line is as long as it may be. Who needs nothing that others wait for is served.
-            return self.try_reserve(roster, ask, clock::now());
+            return self.try_reserve(roster, ask, clock::now()).map_err(|blocked| blocked.why);
         };
         let busy = || Err(Unavailable::Full { until: None });
         let waiting = async {
@@ -88,7 +90,7 @@ impl Pool {
     /// Gives those who wait what there is.
     pub(super) fn serve_line(self: &Arc<Self>, now: UnixMs) {
         if !self.line.is_empty() {
-            self.line.serve(|roster, ask| self.try_reserve(roster, ask, now));
+            self.line.serve(now, |roster, ask| self.try_reserve(roster, ask, now));
         }
     }
 
@@ -100,26 +102,40 @@ impl Pool {
     }
 
     /// Reserves a key, or says why not, without waiting.
-    pub(super) fn try_reserve(self: &Arc<Self>, roster: &Arc<Roster>, ask: &Ask, now: UnixMs) -> Given {
-        let rounds = |is_at_home| {
-            let given = self.try_round(roster, ask, Round { is_at_home, spares_credits: false }, now);
-            match given {
+    pub(super) fn try_reserve(self: &Arc<Self>, roster: &Arc<Roster>, ask: &Ask, now: UnixMs) -> Tried {
+        let rounds = |is_at_home, up_to| {
+            let round = |spares_credits| Round { is_at_home, spares_credits, up_to };
+            match self.try_round(roster, ask, round(false), now) {
                 Err(why) if ask.spares_credits => {
-                    let round = Round { is_at_home, spares_credits: true };
-                    self.try_round(roster, ask, round, now).map_err(|_| why)
+                    self.try_round(roster, ask, round(true), now).map_err(|_| why)
                 }
                 given => given,
             }
         };
-        if !ask.home.is_empty()
-            && let Ok(reserved) = rounds(true)
-        {
-            return Ok(reserved);
+        let unrestricted = |up_to| {
+            if !ask.home.is_empty()
+                && let Ok(reserved) = rounds(true, up_to)
+            {
+                return Ok(reserved);
+            }
+            rounds(false, up_to)
+        };
+        let first = unrestricted(None);
+        let Err(blocked) = first else { return first };
+        // One that is only busy is waited for; what was refused for the like of it comes after that.
+        if matches!(blocked.why, Unavailable::Full { .. }) || !ask.is_restricted(roster, now) {
+            return first;
         }
-        rounds(false)
+        let last = if ask.was_refused { None } else { Some(Restraint::Refused) };
+        for up_to in [Some(Restraint::Inferred), last].into_iter().flatten() {
+            if let Ok(reserved) = unrestricted(Some(up_to)) {
+                return Ok(reserved);
+            }
+        }
+        first
     }
 
-    fn try_round(self: &Arc<Self>, roster: &Arc<Roster>, ask: &Ask, round: Round, now: UnixMs) -> Given {
+    fn try_round(self: &Arc<Self>, roster: &Arc<Roster>, ask: &Ask, round: Round, now: UnixMs) -> Tried {
         let strategy = roster.settings().strategy;
         let turn = self.turn.load(Ordering::Acquire);
         for _ in 0..RACES_MAX {
@@ -140,6 +156,10 @@ impl Pool {
             };
             let (position, stretches) = (choice.position(), matches!(choice, Choice::Stretch(_)));
             let key = &roster.keys()[position];
+            let pause = roster.settings().probe_after;
+            if matches!(choice, Choice::Probe(_)) && !claim_probe(key, ask, pause, now) {
+                continue;
+            }
             let Some(lease) = Lease::take(self, key, ask, stretches, now) else { continue };
             if strategy.takes_turns() {
                 self.take_turn(key, turn);
@@ -155,7 +175,8 @@ impl Pool {
             }
             return Ok(Reserved { lease, news });
         }
-        Err(Unavailable::Full { until: Some(now.plus(BREATH)) })
+        let again_at = Some(now.plus(BREATH));
+        Err(Blocked { why: Unavailable::Full { until: again_at }, again_at })
     }
 
     fn take_turn(&self, key: &Key, turn: u64) {
@@ -169,10 +190,11 @@ impl Pool {
     fn note_use(&self, roster: &Roster, key: &Arc<Key>, position: usize, now: UnixMs) -> Option<Transition> {
         let address = Arc::as_ptr(key).addr();
         let before = self.in_use.load(Ordering::Acquire);
-        if before == address || key.standing(now) != Standing::Usable {
+        let is_usable =
+            |key: &Arc<Key>| key.standing_with(&key.workspace().quota(now), now) == Standing::Usable;
+        if before == address || !is_usable(key) {
             return None;
         }
-        let is_usable = |key: &Arc<Key>| key.standing(now) == Standing::Usable;
         let stands_in = if roster.settings().strategy.fills() {
             roster.keys()[..position].iter().any(is_usable)
         } else {
@@ -236,12 +258,16 @@ fn pass_over(roster: &Roster, ask: &Ask, chosen: usize, now: UnixMs) -> Vec<Tran
         let quota = workspace.quota(now);
         // What others have reserved may come back: only what is spent counts.
         let spendable = quota.spendable().map(|left| left.saturating_sub(key.kept_credits()));
-        let is_poor = spendable.is_some_and(|left| left < credits);
+        let reported = workspace.cell().reported().left(now);
+        let Some(left) = reported.or(spendable).filter(|left| *left < credits) else { continue };
         let is_usable = key.standing_with(&quota, now) == Standing::Usable;
-        if is_poor && is_usable && !ask.excluded.contains(&position) && !ask.bars(position) {
+        if is_usable && !ask.excluded.contains(&position) && !ask.bars(position) {
             let cooldown = roster.settings().exhausted_cooldown;
-            workspace.fall_short(quota.resets_at.unwrap_or_else(|| now.plus(cooldown)));
-            news.extend(news_of_workspace(roster, workspace, now));
+            let until = quota.resets_at.unwrap_or_else(|| now.plus(cooldown));
+            if workspace.pass_over(until, now) {
+                let change = Change::PassedOver { left, needed: credits };
+                news.push(Transition { key: Arc::clone(key), change });
+            }
         }
     }
     news
@@ -264,6 +290,9 @@ mod tests {
 
     const NOW: UnixMs = UnixMs(1_000);
 
+    const RESTRAINTS: [Restraint; 3] =
+        [Restraint::Inferred, Restraint::Refused, Restraint::Until(UnixMs(1_500))];
+
     /// A key as it may be met: its park, what is spent of 20 credits, its turn, how many use it and how
     /// many may, and what the provider has said is left.
     type Met = (Option<(usize, u64)>, u64, u64, u32, u32, Option<u64>);
@@ -284,12 +313,12 @@ mod tests {
             resets_at: Some(UnixMs(2_000 + spent)),
             ..Quota::default()
         };
-        workspace.restore(quota, None, NOW);
+        workspace.restore(quota, NOW);
         if let Some((reason, until)) = park {
-            key.park(Park { reason: REASONS[reason], until: UnixMs(until) });
+            key.rest(Park { reason: REASONS[reason], until: UnixMs(until) });
         }
         if let Some(left) = told {
-            key.told().say(left);
+            key.reported().report(left, UnixMs(9_000), NOW);
         }
         key.turn().store(turn * TURN, Ordering::Release);
         workspace.room(Lane::SPEECH).learn(places);
@@ -310,6 +339,8 @@ mod tests {
             home in prop::collection::btree_set(0_usize..9, 0..5),
             is_at_home: bool,
             spares_credits: bool,
+            restricted in prop::collection::btree_set(0_usize..9, 0..3),
+            up_to in 0..3_usize,
         ) {
             for strategy in STRATEGIES {
                 let entries = (0..keys.len()).map(|number| {
@@ -322,13 +353,15 @@ mod tests {
                 ask.excluded.clone_from(&excluded);
                 ask.barred = barred.iter().copied().collect();
                 ask.home = home.iter().copied().collect();
-                let round = Round { is_at_home, spares_credits };
+                ask.restricted = restricted.iter().map(|at| (*at, RESTRAINTS[*at % 3])).collect();
+                let up_to = [None, Some(Restraint::Inferred), Some(Restraint::Refused)][up_to];
+                let round = Round { is_at_home, spares_credits, up_to };
                 let is_closed = |at, key: &Key| is_closed(key, at, &ask, round, NOW);
                 let look = |at, key: &Arc<Key>| candidate(key, at, &ask, round, turn * TURN, NOW);
                 let all = roster.keys().iter().enumerate().map(|(at, key)| look(at, key));
                 let compared = match select(strategy, all) {
                     Ok(Choice::Use(position)) => Some(position),
-                    Ok(Choice::Stretch(_)) | Err(_) => None,
+                    Ok(Choice::Stretch(_) | Choice::Probe(_)) | Err(_) => None,
                 };
                 prop_assert_eq!(best_able(&roster, turn * TURN, NOW, is_closed, look), compared, "{:?}", strategy);
             }

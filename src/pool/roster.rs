@@ -28,6 +28,8 @@ pub struct KeyEntry {
     pub workspace: Option<String>,
     /// Where it works, if not where all do: keys of a region are known at its own host only.
     pub authority: Option<Arc<Authority>>,
+    /// Where it was found to work, when it was refused as one of another region.
+    pub found_region: Option<Arc<Authority>>,
     /// Its share beside other keys, from 1, where the strategy asks for one.
     pub weight: u32,
     /// Credits of its workspace that it leaves for others.
@@ -36,7 +38,15 @@ pub struct KeyEntry {
 
 impl From<ApiKey> for KeyEntry {
     fn from(key: ApiKey) -> Self {
-        Self { key, name: None, workspace: None, authority: None, weight: 1, kept_credits: 0 }
+        Self {
+            key,
+            name: None,
+            workspace: None,
+            authority: None,
+            found_region: None,
+            weight: 1,
+            kept_credits: 0,
+        }
     }
 }
 
@@ -78,12 +88,22 @@ impl Roster {
             let workspace = self.workspace_for(entry, belonging, before, &keys, &belongings);
             let key = Key::new(position, entry.clone(), workspace);
             // Whatever it is called now, the provider said this of this key.
-            if let Some(park) = before.and_then(|key| key.parked()) {
-                key.park(park);
+            if let Some(before) = before {
+                key.inherit(before);
             }
             keys.push(Arc::new(key));
         }
         Self::of(keys, settings, entries, told, self.generation.wrapping_add(1))
+    }
+
+    /// `entries`, with the regions that were found for keys of this roster whose configuration still names
+    /// none.
+    pub(super) fn with_found_regions(&self, mut entries: Vec<KeyEntry>) -> Vec<KeyEntry> {
+        for entry in entries.iter_mut().filter(|entry| entry.authority.is_none()) {
+            let known = self.entries.iter().find(|known| known.key.fingerprint() == entry.key.fingerprint());
+            entry.found_region = known.and_then(|known| known.found_region.clone());
+        }
+        entries
     }
 
     fn of(

@@ -1,11 +1,12 @@
 use super::*;
 use crate::policy::budget::Extension;
-use crate::policy::classify::{Refusal, Shortfall, Verdict};
+use crate::policy::classify::{Refusal, Shortfall, Subject, Verdict};
 use crate::policy::client::ClientName;
+use crate::policy::evidence::Claim;
 use crate::policy::lane::Lane;
 use crate::policy::permission::Permission;
 use crate::policy::select::Unavailable;
-use crate::policy::standing::Change;
+use crate::policy::standing::{Change, Park, ParkReason};
 use crate::secret::ApiKey;
 
 const NOW: UnixMs = UnixMs(1_000_000);
@@ -21,6 +22,11 @@ const SETTINGS: Settings = Settings {
     invalid_confirm: Duration::from_secs(600),
     invalid_cooldown: Duration::from_secs(86_400),
     permission_cooldown: Duration::from_secs(3_600),
+    feature_cooldown: Duration::from_secs(3_600),
+    endpoint_cooldown: Duration::from_secs(600),
+    unproven_cooldown: Duration::from_secs(60),
+    max_retry_after: Duration::from_secs(300),
+    probe_after: Duration::from_secs(30),
     quota_lag: Duration::from_secs(300),
 };
 
@@ -62,7 +68,7 @@ trait Trial {
 
 impl Trial for Arc<Pool> {
     fn taken(&self, ask: &Ask, now: UnixMs) -> Result<Reserved, Unavailable> {
-        self.try_reserve(&self.roster(), ask, now)
+        self.try_reserve(&self.roster(), ask, now).map_err(|blocked| blocked.why)
     }
 
     #[track_caller]
@@ -72,7 +78,7 @@ impl Trial for Arc<Pool> {
 
     fn judged(&self, position: usize, verdict: Verdict, now: UnixMs) -> Vec<Transition> {
         let roster = self.roster();
-        self.judge(&roster, &roster.keys()[position], verdict, Some(&speech(100, &[])), now)
+        judge(self, &roster, &roster.keys()[position], verdict, Some(&speech(100, &[])), now)
     }
 
     fn told(&self, position: usize, count: u64, limit: u64, now: UnixMs) -> Vec<Transition> {
@@ -83,12 +89,7 @@ impl Trial for Arc<Pool> {
             extension: Extension::None,
             resets_at: Some(UnixMs(9_000_000)),
         };
-        self.observe(
-            &roster,
-            &roster.keys()[position],
-            Observation::Quota { quota, tier: None, is_paid: false },
-            now,
-        )
+        self.observe(&roster, &roster.keys()[position], figures(quota, false), now)
     }
 
     fn spent(&self, position: usize, credits: u64, now: UnixMs) -> Vec<Transition> {
@@ -98,12 +99,31 @@ impl Trial for Arc<Pool> {
     }
 }
 
+fn figures(quota: Quota, is_paid: bool) -> Observation {
+    Observation::Quota { quota, tier: None, is_paid, capabilities: Capabilities::default() }
+}
+
+fn judge(
+    pool: &Arc<Pool>,
+    roster: &Roster,
+    key: &Key,
+    verdict: Verdict,
+    ask: Option<&Ask>,
+    now: UnixMs,
+) -> Vec<Transition> {
+    if verdict == Verdict::Served {
+        return pool.record_service(roster, key, Served { ask, began_at: now, is_charged: true }, now);
+    }
+    pool.record_refusal(roster, key, Refused { verdict, ask, source: Source::default() }, now)
+}
+
 fn later(seconds: u64) -> UnixMs {
     NOW.plus(Duration::from_secs(seconds))
 }
 
+/// An account that says that nothing is left.
 fn quota_refusal() -> Verdict {
-    Verdict::WorkspaceQuota(Shortfall::default())
+    Verdict::WorkspaceQuota(Shortfall { remaining: Some(0), required: Some(100) })
 }
 
 fn changes(news: &[Transition]) -> Vec<(usize, Change)> {
@@ -168,7 +188,7 @@ fn parking_a_workspace_parks_all_its_keys_and_no_other() {
 #[test]
 fn a_key_at_its_own_cap_leaves_its_workspace_open() {
     let pool = pool(&[Some("a"), Some("a")]);
-    pool.judged(0, Verdict::KeyQuota(Shortfall::default()), NOW);
+    pool.judged(0, Verdict::KeyQuota(Shortfall { remaining: Some(0), required: Some(1) }), NOW);
     assert_eq!(pool.chosen(&[], NOW), Ok(1));
 }
 
@@ -177,7 +197,8 @@ fn what_is_not_the_keys_fault_does_not_park_it() {
     let pool = apart(1);
     for verdict in [
         Verdict::Served,
-        Verdict::PlanFeature,
+        Verdict::PlanFeature(Subject::Voice),
+        Verdict::Slots,
         Verdict::Busy,
         Verdict::Unexplained(Refusal::Forbidden),
         Verdict::Unexplained(Refusal::Unauthorized),
@@ -217,10 +238,10 @@ fn a_charge_tells_of_every_key_of_its_workspace_whatever_has_changed() {
     assert_eq!(told(1, NOW), []);
     assert_eq!(told(1, later(59)), []);
     // A moment has come.
-    assert_eq!(told(1, later(60)), [(1, Change::Returns)]);
+    assert_eq!(told(1, later(60)), [(0, Change::Returns), (1, Change::Returns)]);
     assert_eq!(told(1, later(61)), []);
     // Somebody has changed something, and tells of it or not.
-    pool.roster().keys()[1].park(Park { reason: ParkReason::Billing, until: later(90) });
+    pool.roster().keys()[1].rest(Park { reason: ParkReason::Billing, until: later(90) });
     let rests = Change::Rests { reason: ParkReason::Billing, until: Some(later(90)) };
     assert_eq!(told(1, later(62)), [(1, rests)]);
     // The charge itself changes something.
@@ -254,6 +275,12 @@ fn a_lagging_figure_does_not_undo_a_refusal_and_a_new_limit_does() {
     assert!(pool.chosen(&[], later(1)).is_err());
     pool.told(0, 90, 1_000, later(2));
     assert_eq!(pool.chosen(&[], later(2)), Ok(0));
+    // A figure that has had time to settle does, too.
+    pool.judged(0, quota_refusal(), later(3));
+    pool.told(0, 90, 1_000, later(302));
+    assert!(pool.chosen(&[], later(302)).is_err());
+    pool.told(0, 90, 1_000, later(303));
+    assert_eq!(pool.chosen(&[], later(303)), Ok(0));
 }
 
 #[test]
@@ -299,21 +326,24 @@ fn what_was_remembered_holds_again() {
     let pool = apart(3);
     let prints: Vec<Fingerprint> =
         pool.roster().keys().iter().map(|key| key.api_key().fingerprint()).collect();
-    let park = |reason, seconds| Some(Park { reason, until: later(seconds) });
     let quota = Quota { count: 5, limit: Some(10), extension: Extension::None, resets_at: Some(later(50)) };
+    let evidence = |claim, at| vec![Evidence { claim, at, named_span: None, source: Source::default() }];
+    let spent = Claim::Credits { figures: Some((0, 7)), left_by_estimate: 0 };
+    let unproven = Claim::Credits { figures: None, left_by_estimate: 0 };
     let remembered =
-        |fingerprint, park, workspace_park| Remembered { fingerprint, quota, park, workspace_park };
+        |fingerprint, of_workspace| Remembered { fingerprint, quota, of_key: vec![], of_workspace };
     pool.restore(
         &[
-            remembered(prints[0], None, park(ParkReason::Exhausted, 10)),
-            remembered(prints[1], park(ParkReason::Invalid, 10), None),
-            remembered(Fingerprint::of("gone"), None, None),
+            remembered(prints[0], evidence(spent, NOW)),
+            // Words without figures mean nothing any more.
+            remembered(prints[1], evidence(unproven, UnixMs(NOW.0 - 60_000))),
+            remembered(Fingerprint::of("gone"), vec![]),
         ],
         NOW,
     );
     assert_eq!(pool.chosen(&[], NOW), Ok(1));
-    assert_eq!(pool.chosen(&[], later(10)), Ok(0));
-    assert_eq!(pool.snapshot(NOW)[0].quota, quota);
+    assert_eq!(pool.chosen(&[], later(50)), Ok(0));
+    assert_eq!(pool.snapshot(NOW)[1].quota, quota);
     assert_eq!(pool.snapshot(NOW)[2].quota, Quota::default());
 }
 
@@ -373,7 +403,7 @@ fn a_request_under_way_keeps_its_roster() {
     assert_eq!(held.position_of(next.lease.key()), Some(1));
     // A key that left the pool still takes what its last requests teach.
     pool.reload(vec![entry(1, None, None)], SETTINGS);
-    pool.judge(&held, reserved.lease.key(), quota_refusal(), None, NOW);
+    judge(&pool, &held, reserved.lease.key(), quota_refusal(), None, NOW);
     assert_eq!(pool.roster().position_of(reserved.lease.key()), None);
     assert_eq!(pool.snapshot(NOW).len(), 1);
 }
@@ -404,7 +434,7 @@ fn a_key_of_another_workspace_keeps_its_own_park_and_not_its_credits() {
     let pool = lived_in();
     pool.reload(vec![entry(2, Some("two"), Some("elsewhere"))], SETTINGS);
     let key = Arc::clone(&pool.roster().keys()[0]);
-    assert_eq!(key.parked().unwrap().reason, ParkReason::RateLimited);
+    assert!(key.parked().is_none(), "a rate limit is its workspace's");
     assert_eq!(key.workspace().quota(NOW), Quota::default());
 }
 
@@ -417,8 +447,8 @@ fn other_settings_hold_from_the_next_roster_on() {
         Settings { rate_limited_cooldown: Duration::from_secs(5), ..SETTINGS },
     );
     let rests_until = |roster: &Roster| {
-        pool.judge(roster, &roster.keys()[0], Verdict::RateLimited(None), None, NOW);
-        roster.keys()[0].parked().unwrap().until
+        judge(&pool, roster, &roster.keys()[0], Verdict::RateLimited(None), Some(&speech(1, &[])), NOW);
+        roster.keys()[0].workspace().limited_until(NOW).unwrap()
     };
     assert_eq!(rests_until(&pool.roster()), later(5));
     assert_eq!(rests_until(&held), later(60));
@@ -475,10 +505,10 @@ fn when_nobody_can_pay_the_richest_is_asked_alone() {
     // It said no, and how much is left: nobody asks again, and a smaller request may go.
     let verdict = Verdict::WorkspaceQuota(Shortfall { remaining: Some(5), required: Some(10) });
     let roster = pool.roster();
-    pool.judge(&roster, &roster.keys()[1], verdict, Some(&speech(20, &[])), NOW);
+    judge(&pool, &roster, &roster.keys()[1], verdict, Some(&speech(20, &[])), NOW);
     pool.settle(&roster, &mut { asked.lease }, 0, NOW);
     pool.settle(&roster, &mut { other.lease }, 0, NOW);
-    assert_eq!(pool.snapshot(NOW)[1].standing.status().word(), "exhausted");
+    assert_eq!(pool.snapshot(NOW)[1].standing.status().word(), "active", "it is short for that size only");
     let smaller = pool.taken(&speech(10, &[0]), NOW).unwrap().lease;
     assert_eq!(smaller.key().position(), 1);
     assert!(pool.taken(&speech(1, &[0]), NOW).is_err(), "ten of our credits are five of theirs");
@@ -521,27 +551,29 @@ fn a_missing_permission_is_remembered_and_the_key_serves_the_rest() {
     assert_eq!(pool.chosen(&[], later(3_600)), Ok(0));
 }
 
-#[test]
-fn a_key_is_dead_when_it_is_refused_twice() {
-    let pool = apart(1);
-    pool.judged(0, Verdict::InvalidKey, NOW);
-    assert_eq!(pool.chosen(&[], later(599)), Err(Unavailable::Invalid));
-    assert_eq!(pool.chosen(&[], later(600)), Ok(0));
-    pool.judged(0, Verdict::InvalidKey, later(600));
-    assert_eq!(pool.chosen(&[], later(86_399)), Err(Unavailable::Invalid));
-    pool.told(0, 0, 100, later(86_399));
-    pool.judged(0, Verdict::InvalidKey, later(86_399));
-    assert_eq!(pool.chosen(&[], later(86_399 + 600)), Ok(0));
+fn invalid() -> Observation {
+    Observation::Invalid { verdict: Verdict::InvalidKey, source: Source::default() }
 }
 
 #[test]
-fn requests_that_are_refused_together_are_one_refusal_of_the_key() {
+fn only_a_poll_makes_a_key_invalid_for_long() {
     let pool = apart(1);
-    for _ in 0..3 {
-        pool.judged(0, Verdict::InvalidKey, NOW);
+    let roster = pool.roster();
+    let key = &roster.keys()[0];
+    for at in [NOW, later(600), later(1_200)] {
+        pool.judged(0, Verdict::InvalidKey, at);
+        assert!(key.wants_poll());
+        assert_eq!(pool.chosen(&[], at.plus(Duration::from_secs(29))), Err(Unavailable::Invalid));
+        // One request may try it, and one only.
+        let probe = at.plus(Duration::from_secs(30));
+        assert_eq!(pool.chosen(&[], probe), Ok(0));
+        assert_eq!(pool.chosen(&[], probe), Err(Unavailable::Invalid));
     }
-    assert!(pool.roster().keys()[0].is_doubted(), "it is still to be asked by itself");
-    assert_eq!(pool.chosen(&[], later(600)), Ok(0));
+    pool.observe(&roster, key, invalid(), later(1_201));
+    assert!(!key.wants_poll());
+    assert_eq!(pool.chosen(&[], later(1_201 + 86_399)), Err(Unavailable::Invalid));
+    pool.observe(&roster, key, Observation::Unreadable, later(1_300));
+    assert_eq!(pool.chosen(&[], later(1_300)), Ok(0));
 }
 
 #[test]
@@ -549,8 +581,63 @@ fn a_request_that_is_served_clears_its_key() {
     let pool = apart(1);
     pool.judged(0, Verdict::InvalidKey, NOW);
     pool.judged(0, Verdict::Served, NOW);
-    assert!(!pool.roster().keys()[0].is_doubted());
+    assert!(pool.roster().keys()[0].evidence().is_empty());
     assert_eq!(pool.chosen(&[], NOW), Ok(0));
+}
+
+#[test]
+fn a_key_that_may_be_tried_is_tried_only_when_no_other_can_serve() {
+    let pool = apart(2);
+    pool.judged(0, Verdict::WorkspaceQuota(Shortfall::default()), NOW);
+    assert_eq!(pool.chosen(&[], later(31)), Ok(1));
+    // Who has tried the other has been refused by it: nothing else is left.
+    assert_eq!(pool.chosen(&[1], later(31)), Ok(0));
+    // It is served: the words are refuted.
+    pool.judged(0, Verdict::Served, later(31));
+    assert_eq!(pool.chosen(&[], later(31)), Ok(0));
+}
+
+#[test]
+fn a_rate_limit_holds_for_its_concurrency_group() {
+    let pool = apart(1);
+    pool.judged(0, Verdict::RateLimited(Some(Duration::from_secs(20))), NOW);
+    assert_eq!(pool.chosen(&[], NOW), Err(Unavailable::Cooling { until: later(20) }));
+    assert_eq!(pool.snapshot(NOW)[0].standing.status().word(), "rate_limited");
+    let other = Ask { lane: Some(Lane::TRANSCRIPTION), ..speech(1, &[]) };
+    assert!(pool.taken(&other, NOW).is_ok());
+    assert!(pool.taken(&Ask { lane: None, ..speech(0, &[]) }, NOW).is_ok());
+    // A span that a front end of the provider names by mistake has a bound.
+    pool.judged(0, Verdict::RateLimited(Some(Duration::from_secs(86_400))), later(20));
+    assert_eq!(pool.chosen(&[], later(21)), Err(Unavailable::Cooling { until: later(320) }));
+}
+
+#[test]
+fn being_short_for_one_request_is_not_being_exhausted() {
+    let pool = apart(1);
+    pool.told(0, 50, 9_000, NOW);
+    let short = Verdict::WorkspaceQuota(Shortfall { remaining: Some(8_950), required: Some(9_500) });
+    let roster = pool.roster();
+    let large = speech(9_500, &[]);
+    judge(&pool, &roster, &roster.keys()[0], short, Some(&large), NOW);
+    assert_eq!(pool.snapshot(NOW)[0].standing.status().word(), "active");
+    assert!(pool.taken(&speech(50, &[]), NOW).is_ok());
+    assert!(matches!(pool.taken(&large, NOW), Err(Unavailable::Exhausted { .. })));
+}
+
+#[test]
+fn a_restricted_key_is_asked_last_and_a_refused_one_only_first() {
+    let pool = apart(3);
+    let restricted = |levels: &[(usize, Restraint)]| Ask { restricted: levels.to_vec(), ..speech(0, &[]) };
+    let chosen = |ask: &Ask| pool.taken(ask, NOW).map(|reserved| reserved.lease.key().position());
+    let (inferred, refused) = (Restraint::Inferred, Restraint::Refused);
+    assert_eq!(chosen(&restricted(&[(0, refused), (1, inferred)])), Ok(2));
+    assert_eq!(chosen(&restricted(&[(0, refused), (1, inferred), (2, refused)])), Ok(1));
+    let all = restricted(&[(0, refused), (1, refused), (2, refused)]);
+    assert_eq!(chosen(&all), Ok(0));
+    assert_eq!(chosen(&Ask { was_refused: true, ..all }), Err(Unavailable::Tried));
+    let until = Restraint::Until(later(9));
+    let cooling = restricted(&[(0, until), (1, until), (2, until)]);
+    assert_eq!(chosen(&cooling), Err(Unavailable::Cooling { until: later(9) }));
 }
 
 #[test]
@@ -669,7 +756,8 @@ async fn a_key_that_a_reload_has_brought_is_not_waited_for() {
     let after = pool.roster();
     let given = futures_poll(&mut Box::pin(pool.reserve(&after, &ask))).expect("it waits behind the others");
     assert_eq!(given.unwrap().lease.key().position(), 1);
-    assert!(futures_poll(&mut waits).is_none());
+    // The one that waited chooses again, among the new keys.
+    assert_eq!(waits.await.unwrap_err(), Unavailable::Outdated);
 }
 
 #[tokio::test]
@@ -747,9 +835,9 @@ fn a_locked_workspace_is_back_when_its_bill_is_paid() {
     pool.judged(0, Verdict::Billing, NOW);
     let roster = pool.roster();
     let key = &roster.keys()[0];
-    let seen = |is_paid| Observation::Quota { quota: Quota::default(), tier: None, is_paid };
-    assert!(pool.observe(&roster, key, seen(false), NOW).is_empty());
-    assert_eq!(changes(&pool.observe(&roster, key, seen(true), NOW)), [(0, Change::Returns)]);
+    let seen = |is_paid| figures(Quota::default(), is_paid);
+    assert!(pool.observe(&roster, key, seen(false), later(1)).is_empty());
+    assert_eq!(changes(&pool.observe(&roster, key, seen(true), later(2))), [(0, Change::Returns)]);
 }
 
 #[test]
@@ -764,11 +852,10 @@ fn a_clock_that_steps_brings_no_key_back_twice_and_loses_none() {
     // Backwards: what was spent in it stays spent.
     assert_eq!(pool.chosen(&[], NOW), Ok(0));
     assert_eq!(pool.snapshot(NOW)[0].quota.count, 7);
-    // A cooldown that was set by a clock that ran ahead ends when that time comes, or when the
-    // provider is heard again.
+    // Evidence of a clock that ran ahead is as old as the clock says it can be.
     pool.judged(0, Verdict::InvalidKey, later(86_400));
     assert_eq!(pool.chosen(&[], NOW), Err(Unavailable::Invalid));
-    pool.told(0, 7, 100, NOW);
+    pool.told(0, 7, 100, later(86_401));
     assert_eq!(pool.chosen(&[], NOW), Ok(0));
 }
 

@@ -5,14 +5,17 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 
+use super::Settings;
 use super::belonging::Belonging;
-use super::cells::{ParkCell, QuietCell, QuotaCell, RoomCell, SpendingCell};
+use super::cells::{EvidenceCell, ParkCell, ProbeCell, QuietCell, QuotaCell, RoomCell, SpendingCell};
 use super::owners::Identity;
 use super::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::policy::budget::Quota;
+use crate::policy::evidence::{Claim, Evidence, Meaning};
 use crate::policy::forecast::{Forecast, forecast};
 use crate::policy::lane::Lane;
-use crate::policy::standing::{Park, ParkReason};
+use crate::policy::plan::Capabilities;
+use crate::policy::standing::Park;
 use crate::policy::units::UnixMs;
 
 /// A workspace: what owns credits, concurrency and resources.
@@ -22,14 +25,20 @@ pub struct Workspace {
     belonging: ArcSwap<Belonging>,
     identity: Identity,
     quota: QuotaCell,
+    /// What was refused to its keys as its own, and what follows from that: a rest, a try before its
+    /// end, and until when a concurrency group of it is rate limited (0: none is).
+    evidence: EvidenceCell,
     park: ParkCell,
-    /// Until when it is too poor for a request that it was to serve; 0 when it is not.
-    short_until: AtomicU64,
+    probe: ProbeCell,
+    limited_until: AtomicU64,
+    /// Until when it is known, and was logged, that it was passed over for having too few credits.
+    passed_over_until: AtomicU64,
     /// Whether a look at its keys would find news.
     quiet: QuietCell,
     in_flight: AtomicU32,
     spending: SpendingCell,
     tier: ArcSwapOption<String>,
+    capabilities: ArcSwapOption<Capabilities>,
     rooms: [RoomCell; Lane::COUNT],
 }
 
@@ -40,12 +49,16 @@ impl Workspace {
             belonging: ArcSwap::from_pointee(belonging),
             identity,
             quota: QuotaCell::default(),
+            evidence: EvidenceCell::default(),
             park: ParkCell::default(),
-            short_until: AtomicU64::new(0),
+            probe: ProbeCell::default(),
+            limited_until: AtomicU64::new(0),
+            passed_over_until: AtomicU64::new(0),
             quiet: QuietCell::default(),
             in_flight: AtomicU32::new(0),
             spending: SpendingCell::default(),
             tier: ArcSwapOption::empty(),
+            capabilities: ArcSwapOption::empty(),
             rooms: Default::default(),
         }
     }
@@ -99,6 +112,24 @@ impl Workspace {
         self.tier.load_full()
     }
 
+    /// What its subscription says that it can do, as far as it was polled.
+    #[must_use]
+    pub fn capabilities(&self) -> Capabilities {
+        self.capabilities.load().as_deref().copied().unwrap_or_default()
+    }
+
+    /// What was refused to its keys as its own and still matters.
+    #[must_use]
+    pub fn evidence(&self) -> Vec<Evidence> {
+        self.evidence.all()
+    }
+
+    /// Until when a concurrency group of it is rate limited.
+    #[must_use]
+    pub fn limited_until(&self, now: UnixMs) -> Option<UnixMs> {
+        Some(UnixMs(self.limited_until.load(Ordering::Acquire))).filter(|until| *until > now)
+    }
+
     /// Requests that hold a lease on one of its keys now.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
@@ -112,7 +143,7 @@ impl Workspace {
         (room.running(), room.known_max())
     }
 
-    /// Its park, whether it still holds or not.
+    /// Its rest, whether it still holds or not.
     #[must_use]
     pub fn parked(&self) -> Option<Park> {
         self.park.load()
@@ -121,21 +152,56 @@ impl Workspace {
     /// The next moment at which it may stand in another way, if nothing happens.
     pub(super) fn next_change(&self, quota: &Quota, now: UnixMs) -> Option<UnixMs> {
         let park = self.park.load().map(|park| park.until);
-        [park, self.short_until(), quota.resets_at].into_iter().flatten().filter(|at| *at > now).min()
+        let times = [park, self.limited_until(now), quota.resets_at];
+        times.into_iter().flatten().filter(|at| *at > now).min()
     }
 
-    /// It is too poor for a request that it was to serve, until its credits come back.
-    pub(super) fn fall_short(&self, until: UnixMs) {
-        self.short_until.store(until.0, Ordering::Release);
-        self.quiet.disturb();
+    /// It was passed over for having too few credits, until they come back. Whether that is news.
+    pub(super) fn pass_over(&self, until: UnixMs, now: UnixMs) -> bool {
+        self.passed_over_until.swap(until.0, Ordering::AcqRel) <= now.0
     }
 
-    pub(super) fn short_until(&self) -> Option<UnixMs> {
-        Some(UnixMs(self.short_until.load(Ordering::Acquire))).filter(|until| until.0 > 0)
+    pub(super) fn evidence_cell(&self) -> &EvidenceCell {
+        &self.evidence
     }
 
-    pub(super) fn park(&self, park: Park) {
-        self.park.join(park);
+    pub(super) fn probe(&self) -> &ProbeCell {
+        &self.probe
+    }
+
+    /// Computes what its evidence means at `now`.
+    pub(super) fn weigh(&self, settings: &Settings, now: UnixMs) {
+        let resets_at = self.quota(now).resets_at;
+        let meanings = self.evidence.weigh(resets_at, &settings.cooldowns(), now);
+        let probe_after = |is_probable: bool| is_probable.then_some(settings.probe_after);
+        let (mut rest, mut is_probable, mut short) = (None::<Park>, false, false);
+        let mut limits: [Option<(UnixMs, bool)>; Lane::COUNT] = [None; Lane::COUNT];
+        for meant in meanings {
+            match meant {
+                Meaning::Rest { park, is_probable: may } => {
+                    rest = Some(rest.map_or(park, |held| held.joined(park)));
+                    is_probable = may && rest == Some(park);
+                }
+                Meaning::GroupRest { lane, until, is_probable } => {
+                    limits[lane.index()] = Some((until, is_probable));
+                }
+                Meaning::Short { left, until } => {
+                    short = true;
+                    self.quota.reported().report(left, until, now);
+                }
+                Meaning::Nothing => {}
+            }
+        }
+        self.park.store(rest);
+        self.probe.allow(probe_after(is_probable), now);
+        for (room, limit) in self.rooms.iter().zip(limits) {
+            room.limit(limit.map(|(until, _)| until), limit.and_then(|(_, may)| probe_after(may)), now);
+        }
+        let limited_until = limits.iter().flatten().map(|(until, _)| until.0).max();
+        self.limited_until.store(limited_until.unwrap_or(0), Ordering::Release);
+        if !short {
+            self.quota.reported().forget();
+        }
         self.quiet.disturb();
     }
 
@@ -155,11 +221,6 @@ impl Workspace {
         self.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 
-    pub(super) fn pardon(&self, reason: ParkReason) {
-        self.park.pardon(reason);
-        self.quiet.disturb();
-    }
-
     pub(super) fn cell(&self) -> &QuotaCell {
         &self.quota
     }
@@ -173,11 +234,19 @@ impl Workspace {
         &self.rooms[lane.index()]
     }
 
-    pub(super) fn observe(&self, theirs: Quota, tier: Option<String>, now: UnixMs, lag: Duration) {
-        // Figures lag: one that only repeats the old period does not undo a refusal.
+    /// Takes in the figures of a poll.
+    pub(super) fn observe(
+        &self,
+        theirs: Quota,
+        tier: Option<String>,
+        capabilities: Capabilities,
+        now: UnixMs,
+        lag: Duration,
+    ) {
+        // A new period, or another limit: what was refused before was refused to another account.
         if self.quota.adopt(theirs, now, lag) {
-            self.park.pardon(ParkReason::Exhausted);
-            self.short_until.store(0, Ordering::Release);
+            self.evidence.drop_if(|known| matches!(known.claim, Claim::Credits { .. }));
+            self.passed_over_until.store(0, Ordering::Release);
         }
         if let Some(tier) = &tier {
             for (lane, room) in Lane::all().zip(&self.rooms) {
@@ -185,14 +254,12 @@ impl Workspace {
             }
         }
         self.tier.store(tier.map(Arc::new));
+        self.capabilities.store(Some(Arc::new(capabilities)));
         self.quiet.disturb();
     }
 
-    pub(super) fn restore(&self, quota: Quota, park: Option<Park>, now: UnixMs) {
+    pub(super) fn restore(&self, quota: Quota, now: UnixMs) {
         self.quota.restore(quota, now);
-        if let Some(park) = park {
-            self.park.join(park);
-        }
         self.quiet.disturb();
     }
 }

@@ -14,12 +14,15 @@ use super::redaction::encoding;
 use crate::body::decode::decoded;
 use crate::body::peek::Peeked;
 use crate::clock;
-use crate::policy::classify::{ErrorBody, Verdict, classify, is_body_needed};
+use crate::policy::classify::{Concern, ErrorBody, Verdict, classify, is_body_needed};
 use crate::policy::replay::{LastWord, last_word};
 use crate::policy::retry_after::retry_after;
 use crate::policy::select::Unavailable;
 use crate::secret::Redactor;
 use crate::upstream::{AnswerBody, SendError};
+
+/// Characters of a refusal's message that are kept to explain a key's state: its first sentence.
+const WORDS_CHARS_MAX: usize = 160;
 
 /// An answer and what it means.
 #[derive(Debug)]
@@ -27,6 +30,8 @@ pub(super) struct Answer {
     pub(super) head: Parts,
     pub(super) body: Peeked<AnswerBody<Incoming>>,
     pub(super) verdict: Verdict,
+    /// The provider's words of a refusal, cut, for people who ask why.
+    pub(super) words: Option<String>,
     /// What keys are taken out with while the body is relayed.
     pub(super) redactor: Option<Arc<Redactor>>,
 }
@@ -45,18 +50,22 @@ impl Answer {
         if !is_body_needed(head.status) || method == Method::HEAD {
             let verdict = classify(head.status, None, told);
             let body = Peeked::untouched(body);
-            return Ok(Box::new(Self { head, body, verdict, redactor: None }));
+            return Ok(Box::new(Self { head, body, verdict, words: None, redactor: None }));
         }
         // In a box, so that a request that is served carries no room for it.
         let reading = Box::pin(Peeked::read(body, limits.error_body_bytes_max, limits.error_body_max));
         let (body, whole) = reading.await;
         let encoding = encoding(&head.headers);
         let readable = whole.and_then(|whole| decoded(&whole, encoding, limits.error_body_bytes_max));
-        let verdict = match readable {
-            Some(text) => classify(head.status, Some(&ErrorBody::read(&text)), told),
+        let said = readable.map(|text| ErrorBody::read(&text));
+        let verdict = match &said {
+            Some(said) => classify(head.status, Some(said), told),
             None => Verdict::Unreadable,
         };
-        Ok(Box::new(Self { head, body, verdict, redactor: None }))
+        // The client's own mistake may repeat the client's text.
+        let is_kept = verdict.concern() != Concern::Request;
+        let words = said.filter(|_| is_kept).map(|said| said.summary(WORDS_CHARS_MAX));
+        Ok(Box::new(Self { head, body, verdict, words, redactor: None }))
     }
 
     /// Whether the connection speaks another protocol from here on, as was asked for.
@@ -70,6 +79,11 @@ impl Answer {
         journey: &Journey,
         unavailable: Unavailable,
     ) -> Result<Box<Self>, ProxyError> {
+        // Every key was tried, and each is refused as such.
+        let unavailable = match (self.verdict, unavailable) {
+            (Verdict::InvalidKey | Verdict::WrongHost, Unavailable::Tried) => Unavailable::Invalid,
+            (_, unavailable) => unavailable,
+        };
         match last_word(self.verdict, unavailable) {
             LastWord::Theirs => Ok(self),
             LastWord::Ours => Err(journey.refusal(unavailable)),

@@ -2,7 +2,6 @@
 
 mod session;
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use super::books::{AttemptRecord, CreditSource, Place};
 use super::case::Case;
 use super::journal::RequestLog;
 use super::journey::Journey;
+use super::refusals::Concluded;
 use crate::body::relay::Ending;
 use crate::body::replay::Upload;
 use crate::clock;
@@ -25,12 +25,13 @@ use crate::policy::authority::Authority;
 use crate::policy::classify::Verdict;
 use crate::policy::cost::Told;
 use crate::policy::endpoint::Metering;
+use crate::policy::evidence::Source;
 use crate::policy::lane::Lane;
 use crate::policy::replay::Progress;
 use crate::policy::units::UnixMs;
-use crate::pool::{Ask, Lease, Pool, Roster};
+use crate::pool::{Lease, Pool, Roster, Served};
 use crate::secret::ApiKey;
-use crate::telemetry::{Meters, Spent, announce};
+use crate::telemetry::{Meters, Spent, announce, announce_restriction};
 use crate::upstream::SendError;
 
 /// The client closed its connection before the end.
@@ -182,7 +183,7 @@ impl Attempt {
     pub(super) fn learn(
         &mut self,
         result: &Result<Box<Answer>, SendError>,
-        journey: Option<&Journey>,
+        journey: Option<&mut Journey>,
         log: &mut RequestLog,
     ) -> Progress {
         let (now, elapsed) = (clock::now(), clock::since(self.began));
@@ -197,7 +198,7 @@ impl Attempt {
                 self.record.first_byte = Some(elapsed);
                 self.record.verdict = answer.verdict.word();
                 self.describe(answer.verdict);
-                self.judge(answer.verdict, journey, now);
+                self.judge(answer.verdict, answer.words.as_deref(), journey, now);
                 let told = Told::by(&answer.head.headers);
                 if let (Payer::Pool { lease, .. }, Some(maximum), Verdict::Served) =
                     (&self.payer, told.concurrency_max, answer.verdict)
@@ -224,20 +225,35 @@ impl Attempt {
         progress
     }
 
-    /// Teaches the pool what a verdict says of its key, and, when that serves, of those that were refused
-    /// on the journey to it without a reason.
-    fn judge(&self, verdict: Verdict, journey: Option<&Journey>, now: UnixMs) {
-        let Payer::Pool { pool, roster, lease } = &self.payer else { return };
-        let speaking = |ask: &Ask| Ask { lane: ask.lane.or(self.speech_lane), ..ask.clone() };
-        let ask = journey.map(|journey| match self.speech_lane {
-            // What is refused before anything was said is refused as speech.
-            Some(_) => Cow::Owned(speaking(journey.ask())),
-            None => Cow::Borrowed(journey.ask()),
-        });
-        announce(&pool.judge(roster, lease.key(), verdict, ask.as_deref(), now));
-        let shown = journey.filter(|_| verdict == Verdict::Served).map(Journey::shown_by_contrast);
-        for (key, verdict) in shown.into_iter().flatten() {
-            announce(&pool.judge(roster, key, verdict, None, now));
+    /// Records in the pool what a verdict says of its key, and, when that serves, of those that were
+    /// refused on the way to it.
+    fn judge(&self, verdict: Verdict, words: Option<&str>, journey: Option<&mut Journey>, now: UnixMs) {
+        let (Payer::Pool { pool, roster, lease }, Some(journey)) = (&self.payer, journey) else { return };
+        let key = lease.key();
+        let is_charged = self.metering == Metering::Credits;
+        if verdict == Verdict::Served {
+            let served = Served { ask: Some(journey.ask()), began_at: lease.since(), is_charged };
+            announce(&pool.record_service(roster, key, served, now));
+            if journey.has_met_refusals() {
+                tell(&journey.served(pool, key));
+            }
+            return;
+        }
+        let mut ask = journey.ask().clone();
+        // What is refused before anything was said is refused as speech.
+        ask.lane = ask.lane.or(self.speech_lane);
+        tell(&journey.refused(pool, key, verdict, &ask, self.source(roster, words, verdict)));
+    }
+
+    /// Where a refusal was met. Its words may repeat a key.
+    fn source(&self, roster: &Roster, words: Option<&str>, verdict: Verdict) -> Source {
+        let words = words.unwrap_or(verdict.word()).as_bytes();
+        let covered = roster.redactor().redacted(words);
+        Source {
+            status: self.record.status,
+            words: String::from_utf8_lossy(covered.as_deref().unwrap_or(words)).into(),
+            route: self.record.route.to_string().into(),
+            request_id: Arc::clone(&self.record.request_id),
         }
     }
 
@@ -306,6 +322,14 @@ impl Attempt {
             Ending::UpstreamBroke => self.record.verdict = "upstream_broke",
         }
         &self.record
+    }
+}
+
+/// Logs what was concluded from an answer.
+fn tell(concluded: &Concluded) {
+    announce(&concluded.news);
+    for (key, restriction) in &concluded.restricted {
+        announce_restriction(key, restriction);
     }
 }
 

@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use super::answer::Answer;
 use super::books::{Ownership, Place};
 use super::case::Case;
+use super::misses::Misses;
 use super::{Limits, Proxy};
 use crate::body::decode::decoded;
 use crate::body::replay::Replay;
@@ -88,6 +89,7 @@ impl Bond {
         &mut self,
         roster: &Roster,
         owners: &Owners,
+        misses: &Misses,
         body: &Replay<Incoming>,
         home: impl FnOnce() -> Option<Identity>,
     ) -> Result<(), TwoOwners> {
@@ -104,6 +106,8 @@ impl Bond {
             None if self.has_home() => home().map_or(Scope::Anyone, Scope::Home),
             None => Scope::Anyone,
         };
+        // One account says it as well as all of them.
+        self.may_be_elsewhere &= !misses.includes(&self.names, clock::now());
         Ok(())
     }
 
@@ -151,6 +155,11 @@ impl Bond {
         let lessons: Vec<_> = learned.filter_map(|named| proxy.owners.learn(named, &owner, now)).collect();
         self.changes.extend(lessons.into_iter().map(Ownership::Learned));
         std::mem::take(&mut self.changes)
+    }
+
+    /// What it names.
+    pub(super) fn names(&self) -> &Names {
+        &self.names
     }
 
     /// Whether it is about what an account has as a whole, or adds to that without a charge.
@@ -252,8 +261,12 @@ impl Bond {
             }
         }
         let Answer { head, verdict, .. } = answer;
+        if *verdict == Verdict::NotFound && self.owned().is_none() && !self.names.is_empty() {
+            proxy.misses.remember(&self.names, limits.not_found_ttl, now);
+        }
         let is_served = *verdict == Verdict::Served && head.status.is_success();
         if is_served {
+            proxy.misses.forget(&self.names);
             let learned = affinity::in_headers(&head.headers).into_iter().chain(self.proven());
             let lessons = learned.filter_map(|named| proxy.owners.learn(named, &owner, now));
             self.changes.extend(lessons.map(Ownership::Learned));

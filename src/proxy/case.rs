@@ -12,10 +12,12 @@ use super::error::ProxyError;
 use super::journal::RequestLog;
 use crate::body::replay::Replay;
 use crate::clock;
+use crate::policy::affinity::{Kind, Names};
 use crate::policy::asked::{self, Asked};
 use crate::policy::client::{Client, ClientName};
 use crate::policy::endpoint::{Endpoint, Metering, Route, Work};
 use crate::policy::estimate::estimate;
+use crate::policy::features::RequestFeatures;
 use crate::policy::headers;
 use crate::policy::lane::Lane;
 use crate::policy::models::Models;
@@ -105,6 +107,29 @@ impl Case {
         }
     }
 
+    /// What it asks for, as far as plans differ in it.
+    pub(super) fn features(
+        &self,
+        endpoint: &Endpoint,
+        outbound: &Outbound,
+        names: &Names,
+    ) -> RequestFeatures {
+        let mut voices = names.all().filter(|named| named.kind == Kind::Voice);
+        // Of several voices, a refusal does not say which it is about.
+        let voice = voices.next().filter(|_| voices.next().is_none()).map(|named| named.tag);
+        let asked = self.asked.as_ref();
+        let format = headers::parameter(outbound.target.query(), "output_format");
+        RequestFeatures {
+            route: endpoint.route,
+            effect: endpoint.effect,
+            voice,
+            model: asked.and_then(|asked| asked.model.clone()),
+            output_format: format.filter(|format| is_format(format)).map(Into::into),
+            characters: asked.and_then(|asked| asked.characters),
+            adds_voice: endpoint.adds_voice,
+        }
+    }
+
     /// What will speak later, and has no place until then, goes to a key that has one.
     pub(super) fn prefer_room(&self, ask: &mut Ask, roster: &Roster) {
         if let Some(lane) = self.speech_lane {
@@ -135,6 +160,12 @@ impl Case {
         log.admitted(admission);
         Ok(())
     }
+}
+
+/// What the provider's formats are called: `mp3_44100_128`. Other values are the client's mistake, and are
+/// not written down.
+fn is_format(value: &str) -> bool {
+    (1..=32).contains(&value.len()) && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 /// With what a request is counted when it runs at once.

@@ -126,13 +126,15 @@ impl<C: Connect> Proxy<C> {
         self.retries.count();
         let roster = self.pool.roster();
         let veil = Veil::over(&mut outbound, &endpoint, roster.redactor(), limits);
-        bond.tie(&roster, &self.owners, &body, || self.homes.of(&case.client)).await?;
+        bond.tie(&roster, &self.owners, &self.misses, &body, || self.homes.of(&case.client)).await?;
         let lessons = if bond.may_teach(&endpoint) { Some(self.books.place().await?) } else { None };
         let mut ask =
             case.foresee(&endpoint, &outbound, &body, &self.pool.models(), limits.foresee_max).await;
         case.prefer_room(&mut ask, &roster);
-        let journey = Journey::begin(roster, client, endpoint.effect, ask, bond);
-        let lease = self.reserve(&journey).await.map_err(|unavailable| journey.refusal(unavailable))?;
+        let features = case.features(&endpoint, &outbound, bond.names());
+        let mut journey = Journey::begin(roster, client, features, ask, bond);
+        journey.look_for_restrictions(&self.pool);
+        let lease = self.reserve(&mut journey).await.map_err(|unavailable| journey.refusal(unavailable))?;
         let mut errand = Errand { terms: Arc::clone(&terms), case, journey, outbound, body };
         let (answer, key, mut attempt) = self.ask(&mut errand, lease, log).await?;
         if answer.is_switched() {

@@ -10,16 +10,20 @@ use hyper::body::Incoming;
 use super::bond::Bond;
 use super::books::Ownership;
 use super::error::ProxyError;
+use super::refusals::{Concluded, Learner, Refusals};
 use super::{Limits, Proxy};
 use crate::body::replay::Replay;
 use crate::clock;
 use crate::policy::affinity::claim::TwoOwners;
-use crate::policy::classify::{Concern, Verdict};
+use crate::policy::classify::Verdict;
 use crate::policy::client::{Client, Pins, Rules};
+use crate::policy::evidence::Source;
+use crate::policy::features::RequestFeatures;
 use crate::policy::lane::Lane;
+use crate::policy::plan;
 use crate::policy::replay::{Effect, Facts, Progress};
 use crate::policy::select::Unavailable;
-use crate::pool::{Ask, Fit, Key, Lease, Owners, Roster};
+use crate::pool::{Ask, Fit, Identity, Key, Lease, Owners, Pool, Restraint, Roster};
 use crate::telemetry::announce;
 
 /// A request under way.
@@ -34,9 +38,13 @@ pub(super) struct Journey {
     blameless_replays: u32,
     /// What it needs of a key; the keys that were refused for it are not asked again.
     ask: Ask,
+    /// What it asks for, as far as plans differ in it.
+    features: RequestFeatures,
     last: Option<Verdict>,
-    /// Ambiguous verdicts, each with a key that got it.
-    unclear: Vec<(Verdict, Arc<Key>)>,
+    /// What it was refused for.
+    refusals: Refusals,
+    /// The account that was overloaded: the one replay goes to another, if there is one.
+    overloaded: Option<Identity>,
 }
 
 fn is_same(one: &Key, other: &Key) -> bool {
@@ -44,11 +52,19 @@ fn is_same(one: &Key, other: &Key) -> bool {
 }
 
 impl<C> Proxy<C> {
-    /// Reserves a key that this request has not tried, and tells the news that come with it.
-    pub(super) async fn reserve(&self, journey: &Journey) -> Result<Lease, Unavailable> {
-        let reserved = self.pool.reserve(&journey.roster, &journey.bound_ask()).await?;
-        announce(&reserved.news);
-        Ok(reserved.lease)
+    /// Reserves a key that this request has not tried, and tells the news that come with it. One that
+    /// waits when the keys are replaced chooses among the new ones.
+    pub(super) async fn reserve(&self, journey: &mut Journey) -> Result<Lease, Unavailable> {
+        loop {
+            match self.pool.reserve(&journey.roster, &journey.bound_ask()).await {
+                Ok(reserved) => {
+                    announce(&reserved.news);
+                    return Ok(reserved.lease);
+                }
+                Err(Unavailable::Outdated) => journey.adopt(&self.pool),
+                Err(unavailable) => return Err(unavailable),
+            }
+        }
     }
 }
 
@@ -56,21 +72,91 @@ impl Journey {
     pub(super) fn begin(
         roster: Arc<Roster>,
         client: Arc<Client>,
-        effect: Effect,
+        features: RequestFeatures,
         ask: Ask,
         bond: Bond,
     ) -> Self {
         Self {
             roster,
             client,
-            effect,
+            effect: features.effect,
             bond,
             attempts: 0,
             blameless_replays: 0,
             ask,
+            features,
             last: None,
-            unclear: Vec::new(),
+            refusals: Refusals::default(),
+            overloaded: None,
         }
+    }
+
+    /// Finds out which accounts were refused for the like of it, or are known not to have what it needs.
+    pub(super) fn look_for_restrictions(&mut self, pool: &Pool) {
+        let restrictions = pool.restrictions();
+        let models = pool.models();
+        let is_limited = self.features.may_be_limited(&models);
+        if restrictions.is_empty() && !is_limited {
+            self.ask.restricted.clear();
+            return;
+        }
+        let mut restricted = restrictions.matching(&self.features, &self.roster, clock::now());
+        for (position, key) in self.roster.keys().iter().enumerate().filter(|_| is_limited) {
+            let workspace = key.workspace();
+            let tier = workspace.tier();
+            let tier = tier.as_ref().map(|tier| tier.as_str());
+            if plan::lacks(tier, workspace.capabilities(), &self.features, &models).is_some()
+                && !restricted.iter().any(|(at, _)| *at == position)
+            {
+                restricted.push((position, Restraint::Inferred));
+            }
+        }
+        restricted.sort_unstable_by_key(|(position, _)| *position);
+        self.ask.restricted = restricted;
+    }
+
+    /// Goes on with the keys as they are now.
+    fn adopt(&mut self, pool: &Pool) {
+        let before = std::mem::replace(&mut self.roster, pool.roster());
+        let tried = self.ask.excluded.iter().filter_map(|position| before.keys().get(*position));
+        let prints: Vec<_> = tried.map(|key| key.api_key().fingerprint()).collect();
+        let is_tried = |key: &Key| prints.contains(&key.api_key().fingerprint());
+        let all = self.roster.keys().iter().enumerate();
+        self.ask.excluded = all.filter(|(_, key)| is_tried(key)).map(|(position, _)| position).collect();
+        self.ask.home.clear();
+        self.look_for_restrictions(pool);
+    }
+
+    /// Takes in a refusal of `key`; `ask` is what it needed of it.
+    pub(super) fn refused(
+        &mut self,
+        pool: &Arc<Pool>,
+        key: &Arc<Key>,
+        verdict: Verdict,
+        ask: &Ask,
+        source: Source,
+    ) -> Concluded {
+        let now = clock::now();
+        let learner = Learner { pool, roster: &self.roster, features: &self.features, now };
+        let concluded = self.refusals.add(&learner, key, verdict, ask, source);
+        self.ask.was_refused = true;
+        self.overloaded = (verdict == Verdict::Busy).then(|| key.workspace().identity().clone());
+        self.look_for_restrictions(pool);
+        concluded
+    }
+
+    /// Whether being served says more than that: some accounts were refused for it, or for the like of it.
+    pub(super) fn has_met_refusals(&self) -> bool {
+        self.ask.was_refused || !self.ask.restricted.is_empty()
+    }
+
+    /// It was served with `key`.
+    pub(super) fn served(&mut self, pool: &Arc<Pool>, key: &Key) -> Concluded {
+        let now = clock::now();
+        if !self.ask.restricted.is_empty() {
+            pool.refute_restrictions(&self.features, key);
+        }
+        self.refusals.served(&Learner { pool, roster: &self.roster, features: &self.features, now })
     }
 
     /// Whether `key` may serve it, apart from how it stands: for its client, and for what binds it.
@@ -102,7 +188,9 @@ impl Journey {
 
     /// The same, with what binds it now: after every attempt that may be another account.
     fn bound_ask(&self) -> Cow<'_, Ask> {
-        if !self.bond.binds() && self.client.rules.pins == Pins::default() {
+        let is_free = !self.bond.binds() && self.client.rules.pins == Pins::default();
+        let preferred = self.preferred();
+        if is_free && preferred.is_empty() {
             return Cow::Borrowed(&self.ask);
         }
         let mut ask = self.ask.clone();
@@ -121,7 +209,32 @@ impl Journey {
             ask.home.extend(at_home.map(|(position, _)| position));
             ask.home.sort_unstable();
         }
+        if !preferred.is_empty() {
+            ask.home = preferred;
+        }
         Cow::Owned(ask)
+    }
+
+    /// Positions of the keys that are asked next, whatever the strategy; empty for no preference. After an
+    /// account that cannot do it: one of another plan, the cheapest first. After an overload: another
+    /// account.
+    fn preferred(&self) -> Vec<usize> {
+        let is_left = |position: &usize| {
+            !self.ask.excluded.contains(position) && !self.ask.restricted.iter().any(|(at, _)| at == position)
+        };
+        let all = || self.roster.keys().iter().enumerate().filter(|(position, _)| is_left(position));
+        if let Some(overloaded) = &self.overloaded {
+            let others = all().filter(|(_, key)| key.workspace().identity() != overloaded);
+            return others.map(|(position, _)| position).collect();
+        }
+        let refused: Vec<_> = self.refusals.incapable().map(|key| key.workspace().tier()).collect();
+        if refused.is_empty() {
+            return Vec::new();
+        }
+        let others = || all().filter(|(_, key)| !refused.contains(&key.workspace().tier()));
+        let rank = |key: &Key| plan::price_rank(key.workspace().tier().as_ref().map(|tier| tier.as_str()));
+        let cheapest = others().map(|(_, key)| rank(key)).min();
+        others().filter(|(_, key)| Some(rank(key)) == cheapest).map(|(position, _)| position).collect()
     }
 
     /// The same for speech that has been said on a socket: so many credits, and a place where those
@@ -183,11 +296,6 @@ impl Journey {
             Progress::Answered(verdict) => Some(verdict),
             Progress::Unsent | Progress::Unanswered => None,
         };
-        if let Some(verdict) = self.last
-            && verdict.concern() == Concern::Unclear
-        {
-            self.unclear.push((verdict, Arc::clone(key)));
-        }
         let is_missing = progress == Progress::Answered(Verdict::NotFound);
         let may_be_elsewhere = is_missing && self.bond.is_not_with(key, &self.roster);
         Facts {
@@ -200,25 +308,9 @@ impl Journey {
             attempts: self.attempts,
             attempts_max: limits.attempts_max,
             blameless_replays: self.blameless_replays,
-            ambiguous_workspaces: self.agreeing_workspaces(),
+            ambiguous_workspaces: self.refusals.agreeing_workspaces(),
+            suspected_of_plan: self.refusals.suspected_of_plan(),
         }
-    }
-
-    /// What the unclear verdicts mean, each of its key, now that another key was served.
-    pub(super) fn shown_by_contrast(&self) -> impl Iterator<Item = (&Key, Verdict)> {
-        self.unclear.iter().filter_map(|(verdict, key)| Some((&**key, verdict.by_contrast()?)))
-    }
-
-    /// Workspaces that gave the last ambiguous verdict.
-    fn agreeing_workspaces(&self) -> u32 {
-        let Some((last, _)) = self.unclear.last() else { return 0 };
-        let mut seen: Vec<&Key> = Vec::new();
-        for (_, key) in self.unclear.iter().filter(|(verdict, _)| verdict == last) {
-            if !seen.iter().any(|seen| std::ptr::eq(seen.workspace(), key.workspace())) {
-                seen.push(key);
-            }
-        }
-        u32::try_from(seen.len()).unwrap_or(u32::MAX)
     }
 
     /// This request does not ask with `key` again, unless it was only busy and will be waited for.

@@ -13,7 +13,9 @@ mod head;
 mod hints;
 mod homes;
 mod journey;
+mod misses;
 mod redaction;
+mod refusals;
 mod relay;
 mod retries;
 mod seats;
@@ -46,6 +48,7 @@ pub use exchange::Exchanged;
 pub use head::{look_up, strip};
 use hints::Hints;
 use homes::Homes;
+use misses::Misses;
 pub use redaction::Unredacted;
 pub use relay::ResponseBody;
 use retries::Retries;
@@ -72,6 +75,8 @@ pub struct Limits {
     pub denies_dangerous: bool,
     /// What is looked at of an answer for the identifiers it gives.
     pub owned_bytes_max: usize,
+    /// How long it is remembered that no account has what a request named.
+    pub not_found_ttl: Duration,
     /// Whether keys and what describes their owner are taken out of answers.
     pub redacts: bool,
     /// Room for held bodies.
@@ -110,6 +115,7 @@ pub struct Proxy<C = Direct> {
     upstream: Upstream<C>,
     owners: Arc<Owners>,
     homes: Arc<Homes>,
+    misses: Arc<Misses>,
     books: Books,
     retries: Arc<Retries>,
     hints: Arc<Hints>,
@@ -148,6 +154,7 @@ impl<C> Proxy<C> {
             upstream,
             owners,
             homes: Arc::default(),
+            misses: Arc::default(),
             books,
             retries: Arc::new(Retries::new()),
             hints: Arc::default(),
@@ -170,6 +177,7 @@ impl<C> Proxy<C> {
             upstream: self.upstream.for_core(cores),
             owners: Arc::clone(&self.owners),
             homes: Arc::clone(&self.homes),
+            misses: Arc::clone(&self.misses),
             books: self.books.clone(),
             retries: Arc::clone(&self.retries),
             hints: Arc::clone(&self.hints),

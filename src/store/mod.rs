@@ -1,6 +1,7 @@
 //! The books: SQLite on a thread of its own behind a bounded queue. Traffic never waits for the
 //! disk; what cannot be written is held and tried again, and what cannot be held is counted aloud.
 
+mod evidence;
 mod open;
 mod read;
 mod report;

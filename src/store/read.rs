@@ -2,11 +2,11 @@
 
 use rusqlite::{Connection, Row};
 
+use super::evidence::{self, Stored};
 use super::rows::{OWN_KEY, moment};
 use crate::policy::allowance::Period;
 use crate::policy::budget::{Extension, Quota};
 use crate::policy::client::ClientName;
-use crate::policy::standing::{Park, ParkReason};
 use crate::policy::units::UnixMs;
 use crate::pool::Remembered;
 use crate::proxy::Used;
@@ -14,9 +14,7 @@ use crate::secret::Fingerprint;
 
 pub(super) fn remembered(connection: &Connection) -> Result<Vec<Remembered>, rusqlite::Error> {
     let mut statement = connection.prepare(
-        "SELECT key_hash, character_count, character_limit, extension, resets_at_ms,
-                park_reason, park_until_ms, workspace_park_reason, workspace_park_until_ms
-         FROM keys",
+        "SELECT key_hash, character_count, character_limit, extension, resets_at_ms, evidence FROM keys",
     )?;
     let rows = statement.query_map([], |row| Ok(remembered_key(row)))?;
     // A row that says nothing sensible is as good as none: the provider will tell.
@@ -56,10 +54,7 @@ pub(super) fn remembered_key(row: &Row<'_>) -> Result<Option<Remembered>, rusqli
         Some(more) => u64::try_from(more).map_or(Extension::None, Extension::Credits),
         None => Extension::None,
     };
-    let park = |index| -> Result<Option<Park>, rusqlite::Error> {
-        let reason = row.get::<_, Option<String>>(index)?.as_deref().and_then(reason);
-        Ok(reason.zip(amount(index + 1)?).map(|(reason, until)| Park { reason, until: UnixMs(until) }))
-    };
+    let Stored { of_key, of_workspace } = evidence::read(&row.get::<_, String>(5)?);
     let Some(fingerprint) = Fingerprint::parse(&hash) else { return Ok(None) };
     Ok(Some(Remembered {
         fingerprint,
@@ -69,29 +64,7 @@ pub(super) fn remembered_key(row: &Row<'_>) -> Result<Option<Remembered>, rusqli
             extension,
             resets_at: amount(4)?.map(UnixMs),
         },
-        park: park(5)?,
-        workspace_park: park(7)?,
+        of_key,
+        of_workspace,
     }))
-}
-
-const REASONS: [(ParkReason, &str); 4] = [
-    (ParkReason::RateLimited, "rate_limited"),
-    (ParkReason::Exhausted, "exhausted"),
-    (ParkReason::Billing, "billing"),
-    (ParkReason::Invalid, "invalid"),
-];
-
-fn reason(word: &str) -> Option<ParkReason> {
-    REASONS.iter().find(|(_, name)| *name == word).map(|(reason, _)| *reason)
-}
-
-/// The word for a reason in the books.
-pub(super) fn reason_word(reason: ParkReason) -> &'static str {
-    match reason {
-        ParkReason::RateLimited => REASONS[0].1,
-        // Nobody is parked for being short; it is noticed again.
-        ParkReason::Exhausted | ParkReason::Short => REASONS[1].1,
-        ParkReason::Billing => REASONS[2].1,
-        ParkReason::Invalid => REASONS[3].1,
-    }
 }

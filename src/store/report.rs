@@ -13,6 +13,7 @@ use super::read::remembered_key;
 use super::rows::moment;
 use super::schema;
 use crate::policy::budget::Quota;
+use crate::policy::evidence::{Cooldowns, Evidence, rest};
 use crate::policy::retention::hour_of;
 use crate::policy::standing::{KeyStatus, Standing};
 use crate::policy::units::UnixMs;
@@ -221,21 +222,23 @@ impl Reader {
 
     fn known_keys(&self, now: UnixMs) -> Result<Vec<KnownKey>, rusqlite::Error> {
         let mut statement = self.connection.prepare(
-            "SELECT key_hash, character_count, character_limit, extension, resets_at_ms, park_reason, park_until_ms,
-                workspace_park_reason, workspace_park_until_ms, short_key, name, workspace
+            "SELECT key_hash, character_count, character_limit, extension, resets_at_ms, evidence, short_key, name,
+                workspace
              FROM keys ORDER BY position, key_hash",
         )?;
         let rows = statement.query_map([], |row| {
-            let Some(Remembered { quota, park, workspace_park, .. }) = remembered_key(row)? else {
+            let Some(Remembered { quota, of_key, of_workspace, .. }) = remembered_key(row)? else {
                 return Ok(None);
             };
             let quota = quota.at(now);
+            // The program that writes the file may have other settings; it says better while it runs.
+            let rest = |evidence: &[Evidence]| rest(evidence, quota.resets_at, &Cooldowns::DEFAULT, now);
             Ok(Some(KnownKey {
                 hash: row.get(0)?,
-                short: row.get(9)?,
-                name: row.get(10)?,
-                workspace: row.get(11)?,
-                status: Standing::of(park, workspace_park, None, &quota, now).status(),
+                short: row.get(6)?,
+                name: row.get(7)?,
+                workspace: row.get(8)?,
+                status: Standing::of(rest(&of_key), rest(&of_workspace), &quota, now).status(),
                 quota,
             }))
         })?;

@@ -6,15 +6,14 @@ use std::collections::{HashMap, HashSet};
 use rusqlite::{OptionalExtension, ToSql, Transaction, TransactionBehavior, params};
 use uuid::Uuid;
 
+use super::evidence;
 use super::ledger::Ledger;
 use super::outbox::{self, Mirrored};
 use super::owners;
-use super::read::reason_word;
 use super::series::{Known, Series};
 use super::sheets::{Doubt, Sheets};
 use crate::policy::budget::Extension;
 use crate::policy::retention::hour_of;
-use crate::policy::standing::Park;
 use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
 use crate::proxy::{Common, CreditSource, Row, Sheet};
@@ -308,26 +307,23 @@ fn add_to_hour(
 fn upsert_key(transaction: &Transaction<'_>, seen: &KeySnapshot, now: UnixMs) -> Result<(), rusqlite::Error> {
     let mut statement = transaction.prepare_cached(
         "INSERT INTO keys (key_hash, short_key, name, workspace, position, status, character_count, character_limit,
-            extension, resets_at_ms, park_reason, park_until_ms, workspace_park_reason, workspace_park_until_ms,
-            updated_at_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+            extension, resets_at_ms, evidence, updated_at_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
          ON CONFLICT DO UPDATE SET
             short_key = excluded.short_key, name = excluded.name, workspace = excluded.workspace,
             position = excluded.position, status = excluded.status, character_count = excluded.character_count,
             character_limit = excluded.character_limit, extension = excluded.extension,
-            resets_at_ms = excluded.resets_at_ms, park_reason = excluded.park_reason,
-            park_until_ms = excluded.park_until_ms, workspace_park_reason = excluded.workspace_park_reason,
-            workspace_park_until_ms = excluded.workspace_park_until_ms, updated_at_ms = excluded.updated_at_ms",
+            resets_at_ms = excluded.resets_at_ms, evidence = excluded.evidence,
+            updated_at_ms = excluded.updated_at_ms",
     )?;
-    let KeySnapshot { key, quota, standing, .. } = seen;
+    let KeySnapshot { key, quota, standing, of_key, of_workspace, .. } = seen;
     let extension: Option<i64> = match quota.extension {
         Extension::None => None,
         Extension::Credits(more) => Some(whole(more)),
         Extension::Unlimited => Some(-1),
     };
     let belonging = key.workspace().belonging();
-    let (park, workspace_park) = (key.parked(), key.workspace().parked());
-    let columns: [&dyn ToSql; 15] = [
+    let columns: [&dyn ToSql; 12] = [
         &key.api_key().fingerprint().to_string(),
         &key.api_key().short().as_str(),
         &key.name(),
@@ -338,18 +334,11 @@ fn upsert_key(transaction: &Transaction<'_>, seen: &KeySnapshot, now: UnixMs) ->
         &quota.limit.map(whole),
         &extension,
         &quota.resets_at.map(moment),
-        &park.map(|park| reason_word(park.reason)),
-        &park.map(until),
-        &workspace_park.map(|park| reason_word(park.reason)),
-        &workspace_park.map(until),
+        &evidence::write(of_key, of_workspace),
         &moment(now),
     ];
     statement.execute(columns.as_slice())?;
     Ok(())
-}
-
-fn until(park: Park) -> i64 {
-    moment(park.until)
 }
 
 /// A moment as a column has it.

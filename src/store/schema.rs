@@ -5,7 +5,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use super::owners;
 
 /// One step for each version; a step that was released never changes.
-const MIGRATIONS: [&str; 7] = [
+const MIGRATIONS: [&str; 8] = [
     "
     CREATE TABLE keys (
         key_hash TEXT PRIMARY KEY,
@@ -308,6 +308,14 @@ const MIGRATIONS: [&str; 7] = [
     "
     -- Grows when an event changes while it waits: what has arrived may be what it was before.
     ALTER TABLE outbox_events ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;
+    ",
+    "
+    -- What was refused with a key, instead of what was concluded from it.
+    ALTER TABLE keys ADD COLUMN evidence TEXT NOT NULL DEFAULT '{}';
+    ALTER TABLE keys DROP COLUMN park_reason;
+    ALTER TABLE keys DROP COLUMN park_until_ms;
+    ALTER TABLE keys DROP COLUMN workspace_park_reason;
+    ALTER TABLE keys DROP COLUMN workspace_park_until_ms;
     ",
 ];
 

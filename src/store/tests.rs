@@ -18,11 +18,13 @@ use rusqlite::Connection;
 use super::sheets::Doubt;
 use super::*;
 use crate::policy::budget::{Extension, Quota};
+use crate::policy::classify::Verdict;
 use crate::policy::client::ClientName;
 use crate::policy::endpoint::Route;
-use crate::policy::standing::{Park, ParkReason};
+use crate::policy::evidence::Source;
+use crate::policy::plan::Capabilities;
 use crate::policy::units::UnixMs;
-use crate::pool::{self, Observation};
+use crate::pool::{self, Observation, Refused};
 use crate::proxy::{AttemptRecord, CreditSource, Sheet};
 use crate::secret::{ApiKey, Fingerprint};
 
@@ -127,6 +129,14 @@ async fn what_is_sent_is_written_before_the_end() {
     assert_eq!(written.iter().map(|(_, credits)| credits).sum::<i64>(), 4_950);
 }
 
+/// The second key is refused as such.
+fn refuse(pool: &Pool, now: UnixMs) {
+    let roster = pool.roster();
+    let source = Source { status: Some(401), words: "invalid_api_key".into(), ..Source::default() };
+    let refused = Refused { verdict: Verdict::InvalidKey, ask: None, source };
+    pool.record_refusal(&roster, &roster.keys()[1], refused, now);
+}
+
 #[tokio::test]
 async fn keys_are_read_back_as_they_were() {
     let folder = tempfile::tempdir().unwrap();
@@ -139,9 +149,10 @@ async fn keys_are_read_back_as_they_were() {
         extension: Extension::Unlimited,
         resets_at: Some(UnixMs(NOW.0 * 2)),
     };
-    pool.observe(&roster, &roster.keys()[0], Observation::Quota { quota, tier: None, is_paid: false }, NOW);
-    let park = Park { reason: ParkReason::Invalid, until: NOW.plus(Duration::from_secs(3_600)) };
-    pool.judge(&roster, &roster.keys()[1], crate::policy::classify::Verdict::InvalidKey, None, NOW);
+    let capabilities = Capabilities::default();
+    let seen = Observation::Quota { quota, tier: None, is_paid: false, capabilities };
+    pool.observe(&roster, &roster.keys()[0], seen, NOW);
+    refuse(&pool, NOW);
     let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), settings(8)).unwrap();
     books.keys_changed();
     drop(books);
@@ -153,12 +164,12 @@ async fn keys_are_read_back_as_they_were() {
     assert_eq!(
         remembered,
         [
-            Remembered { fingerprint: print(KEYS[0]), quota, park: None, workspace_park: None },
+            Remembered { fingerprint: print(KEYS[0]), quota, of_key: vec![], of_workspace: vec![] },
             Remembered {
                 fingerprint: print(KEYS[1]),
                 quota: Quota::default(),
-                park: Some(park),
-                workspace_park: None
+                of_key: roster.keys()[1].evidence(),
+                of_workspace: vec![],
             },
         ]
     );

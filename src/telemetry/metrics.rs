@@ -12,13 +12,16 @@ use crate::policy::socket::Dialect;
 
 /// What can become of an attempt, in the words of the books; and whether another attempt may follow
 /// it.
-const OUTCOMES: [(&str, bool); 28] = [
+const OUTCOMES: [(&str, bool); 31] = [
     ("served", false),
     ("workspace_quota", true),
     ("key_quota", true),
     ("invalid_key", true),
     ("missing_permission", true),
     ("plan_feature", true),
+    ("slots", true),
+    ("wrong_host", true),
+    ("too_many_requests", true),
     ("billing", true),
     ("abuse", true),
     ("rate_limited", true),
@@ -333,7 +336,7 @@ fn seconds(us: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::classify::{Refusal, Shortfall, Verdict};
+    use crate::policy::classify::{Refusal, Shortfall, Subject, Verdict};
 
     #[test]
     fn every_verdict_is_listed() {
@@ -344,7 +347,10 @@ mod tests {
             Verdict::InvalidKey,
             Verdict::MissingPermission(None),
             Verdict::Abuse,
-            Verdict::PlanFeature,
+            Verdict::PlanFeature(Subject::Voice),
+            Verdict::Slots,
+            Verdict::WrongHost,
+            Verdict::Unexplained(Refusal::TooMany(None)),
             Verdict::Billing,
             Verdict::RateLimited(None),
             Verdict::Concurrency { maximum: None },

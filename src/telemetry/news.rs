@@ -7,7 +7,7 @@ use crate::policy::budget::{Cause, Quota};
 use crate::policy::forecast::Forecast;
 use crate::policy::standing::{Change, KeyStatus, ParkReason};
 use crate::policy::units::{Grouped, UnixMs};
-use crate::pool::{Key, KeySnapshot, Transition};
+use crate::pool::{Key, KeySnapshot, Restriction, Transition};
 
 /// The line for the keys that were loaded.
 #[must_use]
@@ -20,7 +20,7 @@ pub fn keys_loaded(count: usize, source: &str) -> String {
 /// shown of it, its plan, what is used, when it resets, and how it stands.
 #[must_use]
 pub fn key_line(seen: &KeySnapshot) -> String {
-    let KeySnapshot { key, quota, standing, is_near_limit, forecast: _ } = seen;
+    let KeySnapshot { key, quota, standing, is_near_limit, .. } = seen;
     let number = key.position() + 1;
     let short = key.api_key().short().as_str();
     let tier = key.workspace().tier().map_or_else(|| "-".to_owned(), |tier| tier.to_string());
@@ -67,13 +67,6 @@ pub fn wording(news: &Transition, forecast: Forecast) -> Vec<(&'static str, Stri
                 "key_exhausted",
                 format!("Key {short} exhausted - rotating to next key{}", date("resets", until)),
             ),
-            ParkReason::Short => (
-                "key_exhausted",
-                format!(
-                    "Key {short} exhausted - rotating to next key (too few chars left for this request{})",
-                    until.map(|at| format!(", resets {}", at.month_and_day())).unwrap_or_default()
-                ),
-            ),
             ParkReason::Billing => (
                 "key_exhausted",
                 format!(
@@ -91,7 +84,22 @@ pub fn wording(news: &Transition, forecast: Forecast) -> Vec<(&'static str, Stri
                     "Key {short} invalid - rotating to next key (ElevenLabs refuses it: replace or remove it)"
                 ),
             ),
+            ParkReason::WrongHost => (
+                "key_wrong_host",
+                format!(
+                    "Key {short} is for another region of ElevenLabs - rotating to next key. Set its region's host \
+                     in [[keys]], for example base_url = \"https://api.eu.residency.elevenlabs.io\" (also: in, sg)"
+                ),
+            ),
         }],
+        Change::PassedOver { left, needed } => vec![(
+            "key_passed_over",
+            format!(
+                "Key {short} has {} credits, this request needs {}; using the next key",
+                Grouped(left),
+                Grouped(needed)
+            ),
+        )],
         Change::Returns => vec![("key_returned", format!("Key {short} is usable again"))],
     }
 }
@@ -109,11 +117,30 @@ pub fn announce(news: &[Transition]) {
         let position = transition.key.position();
         for (event, text) in wording(transition, forecast) {
             match event {
-                "key_in_use" | "key_rotated" | "key_returned" => info!(event, key, position, "{text}"),
+                "key_in_use" | "key_rotated" | "key_returned" | "key_passed_over" => {
+                    info!(event, key, position, "{text}")
+                }
                 _ => warn!(event, key, position, "{text}"),
             }
         }
     }
+}
+
+/// Logs what an account turned out not to be able to do. Requests that need it go to others.
+pub fn announce_restriction(key: &Key, restriction: &Restriction) {
+    let Restriction { limit, verdict, source, .. } = restriction;
+    let plan = key.workspace().tier().map(|tier| format!(" (plan {tier})")).unwrap_or_default();
+    let (short, status) = (key.api_key().short(), source.status.unwrap_or(0));
+    let label = key.name().map_or_else(|| short.to_string(), |name| format!("{short} ({name})"));
+    warn!(
+        event = "key_restricted",
+        key = short.as_str(),
+        position = key.position(),
+        verdict,
+        status,
+        request_id = &*source.request_id,
+        "Key {label}{plan} was refused for {limit}; requests that need it go to other keys first",
+    );
 }
 
 /// What will become of a key near its limit, where that is known and worth a thought.
@@ -173,15 +200,16 @@ mod tests {
 
     use super::*;
     use crate::policy::budget::Extension;
+    use crate::policy::plan::Capabilities;
     use crate::pool::{Key, Observation, Pool, Settings};
     use crate::secret::ApiKey;
 
     const NOW: UnixMs = UnixMs(1_795_000_000_000);
     const DECEMBER_1: UnixMs = UnixMs(1_796_083_200_000);
 
-    fn pool() -> Pool {
+    fn pool() -> Arc<Pool> {
         let key = ApiKey::new("sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b").unwrap();
-        Pool::new(vec![key.into()], Settings::STILL)
+        Arc::new(Pool::new(vec![key.into()], Settings::STILL))
     }
 
     fn key() -> Arc<Key> {
@@ -261,8 +289,12 @@ mod tests {
             key_line(&pool.snapshot(NOW)[0]),
             "key 1  sk_6c036526...d452b  -               quota unknown                              active"
         );
-        let seen =
-            Observation::Quota { quota: quota(84_766), tier: Some("creator".to_owned()), is_paid: true };
+        let seen = Observation::Quota {
+            quota: quota(84_766),
+            tier: Some("creator".to_owned()),
+            is_paid: true,
+            capabilities: Capabilities::default(),
+        };
         pool.observe(&roster, &roster.keys()[0], seen, NOW);
         assert_eq!(
             key_line(&pool.snapshot(NOW)[0]),

@@ -1,5 +1,6 @@
 //! Questions to the provider with a key of the pool, and what its answers say. All of them are free.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +10,9 @@ use http_body_util::Empty;
 use crate::body::decode::decoded;
 use crate::body::peek::Peeked;
 use crate::body::replay::Replay;
+use crate::policy::authority::Authority;
 use crate::policy::classify::{ErrorBody, Verdict, classify};
+use crate::policy::evidence::Source;
 use crate::policy::models::Models;
 use crate::policy::socket::conversation_cost;
 use crate::policy::subscription::{Subscription, workspace_id};
@@ -30,19 +33,33 @@ impl<C: Connect> Asking<'_, C> {
     /// What the key's workspace has left. `None` when the provider does not tell now, which says
     /// nothing of the key.
     pub(super) async fn quota(&self, key: &Key) -> Option<Observation> {
-        let (verdict, text) = self.ask(key, Uri::from_static("/v1/user/subscription")).await?;
+        self.quota_at(key.authority(), key).await
+    }
+
+    /// The same, asked at another host of the provider.
+    pub(super) async fn quota_at(&self, host: Option<&Arc<Authority>>, key: &Key) -> Option<Observation> {
+        let (verdict, text) = self.ask_at(host, key, Uri::from_static("/v1/user/subscription")).await?;
         match verdict {
             Verdict::Served => Subscription::read(&text).map(|subscription| Observation::Quota {
                 quota: subscription.quota,
                 tier: subscription.tier,
                 is_paid: subscription.is_paid,
+                capabilities: subscription.capabilities,
             }),
-            Verdict::InvalidKey => Some(Observation::Invalid),
+            Verdict::InvalidKey | Verdict::WrongHost => {
+                let source = Source {
+                    words: verdict.word().into(),
+                    route: "/v1/user/subscription".into(),
+                    ..Source::default()
+                };
+                Some(Observation::Invalid { verdict, source })
+            }
             // A key for speech alone may not ask, and is as good as any.
             Verdict::MissingPermission(_) => Some(Observation::Unreadable),
             Verdict::WorkspaceQuota(_)
             | Verdict::KeyQuota(_)
-            | Verdict::PlanFeature
+            | Verdict::PlanFeature(_)
+            | Verdict::Slots
             | Verdict::Billing
             | Verdict::Abuse
             | Verdict::RateLimited(_)
@@ -77,10 +94,19 @@ impl<C: Connect> Asking<'_, C> {
 
     /// An answer, and what it means. `None` when none came in time, or none that can be read.
     async fn ask(&self, key: &Key, target: Uri) -> Option<(Verdict, Vec<u8>)> {
+        self.ask_at(key.authority(), key, target).await
+    }
+
+    async fn ask_at(
+        &self,
+        host: Option<&Arc<Authority>>,
+        key: &Key,
+        target: Uri,
+    ) -> Option<(Verdict, Vec<u8>)> {
         let asking = async {
             let outbound = Outbound { method: Method::GET, target, headers: HeaderMap::new() };
             let sending = Replay::<Empty<Bytes>>::empty().attempt();
-            let answer = self.upstream.send(key.authority(), key.api_key(), &outbound, sending).await.ok()?;
+            let answer = self.upstream.send(host, key.api_key(), &outbound, sending).await.ok()?;
             let (head, body) = answer.into_parts();
             let (_, whole) = Peeked::read(body, ANSWER_BYTES_MAX, self.answer_max).await;
             let encoding = head.headers.get("content-encoding").and_then(|value| value.to_str().ok());

@@ -13,8 +13,10 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use crate::clock;
+use crate::policy::authority::Authority;
 use crate::policy::budget::Quota;
 use crate::policy::forecast::Forecast;
+use crate::policy::standing::ParkReason;
 use crate::policy::watching::{Look, Told, next_look};
 use crate::pool::{Key, Observation, Pool, Roster};
 use crate::proxy::Books;
@@ -25,13 +27,18 @@ use ask::Asking;
 pub use conversations::Conversations;
 
 /// How the provider is asked.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// Between two rounds.
     pub interval: Duration,
     /// For one key's answer.
     pub answer_max: Duration,
+    /// Where a key is looked for that is refused as one of another region.
+    pub regions: Arc<[Arc<Authority>]>,
 }
+
+/// A key is polled no more often, whatever its requests meet: polls are requests, too.
+const POLL_PAUSE: Duration = Duration::from_secs(1);
 
 /// Asks for every key's quota, round after round.
 #[derive(Debug)]
@@ -50,6 +57,10 @@ const MODELS_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
 struct Memory {
     /// When each key is asked next; one that is not here was never asked.
     due: HashMap<Fingerprint, Instant>,
+    /// When each key was asked last.
+    asked_at: HashMap<Fingerprint, Instant>,
+    /// Keys that were looked for in all regions.
+    looked_for: HashSet<Fingerprint>,
     /// Keys whose workspace is known, or will not be told.
     placed: HashSet<Fingerprint>,
     models_at: Option<Instant>,
@@ -76,8 +87,8 @@ impl<C: Connect> Watch<C> {
         let mut memory = Memory::default();
         let mut is_counted = false;
         loop {
-            let settings = *self.settings.borrow_and_update();
-            self.ask_who_is_due(&mut memory, settings).await;
+            let settings = self.settings.borrow_and_update().clone();
+            self.poll_due_keys(&mut memory, &settings).await;
             if !std::mem::replace(&mut is_counted, true) {
                 rounds.send_modify(|rounds| *rounds += 1);
             }
@@ -94,9 +105,10 @@ impl<C: Connect> Watch<C> {
             };
             tokio::select! {
                 () = tokio::time::sleep(next) => {}
-                () = self.pool.doubted() => {}
+                () = self.pool.poll_wanted() => {}
                 () = changed => {
                     memory.due.clear();
+                    memory.looked_for.clear();
                     is_counted = false;
                 }
             }
@@ -105,7 +117,7 @@ impl<C: Connect> Watch<C> {
 
     /// Asks with every key whose time has come, one after the other: a burst from one address looks
     /// like abuse.
-    async fn ask_who_is_due(&self, memory: &mut Memory, settings: Settings) {
+    async fn poll_due_keys(&self, memory: &mut Memory, settings: &Settings) {
         let asking = Asking { upstream: &self.upstream, answer_max: settings.answer_max };
         let roster = self.pool.roster();
         memory.keep_only(&roster);
@@ -114,11 +126,28 @@ impl<C: Connect> Watch<C> {
         for key in roster.keys() {
             let print = key.api_key().fingerprint();
             let is_due = memory.due.get(&print).is_none_or(|due| *due <= clock::instant());
-            if is_due || key.is_doubted() {
-                let told = self.ask(&asking, &roster, key, &mut figures).await;
+            let may_again = memory.asked_at.get(&print).map(|at| *at + POLL_PAUSE);
+            if key.wants_poll()
+                && let Some(at) = may_again.filter(|at| *at > clock::instant())
+            {
+                let due = memory.due.entry(print).or_insert(at);
+                *due = at.min(*due);
+                continue;
+            }
+            if is_due || key.wants_poll() {
+                let mut told = self.ask(&asking, &roster, key, &mut figures).await;
+                let is_elsewhere = key.parked().is_some_and(|park| park.reason == ParkReason::WrongHost);
+                if is_elsewhere && memory.looked_for.insert(print) {
+                    self.look_in_regions(&asking, key, &settings.regions).await;
+                    told = Told::Figures;
+                }
                 self.place(&asking, key, told, memory).await;
-                let pause = next_look(&look(&roster, key, told), settings.interval, chance(), clock::now());
-                memory.due.insert(print, clock::instant() + pause);
+                memory.asked_at.insert(print, clock::instant());
+                let now = clock::now();
+                let pause = next_look(&look(&roster, key, told), settings.interval, chance(), now);
+                // What a poll could not decide because figures lag, a later one can.
+                let decides = Pool::poll_due_at(&roster, key).map(|at| at.since(now).max(POLL_PAUSE));
+                memory.due.insert(print, clock::instant() + decides.map_or(pause, |at| at.min(pause)));
                 asked.push(print);
             }
         }
@@ -151,11 +180,37 @@ impl<C: Connect> Watch<C> {
                 figures.push(Figures { key, quota: *quota, drift_before: key.workspace().drift() });
                 Told::Figures
             }
-            Observation::Invalid => Told::Figures,
+            Observation::Invalid { .. } => Told::Figures,
             Observation::Unreadable => Told::Nothing,
         };
         announce(&self.pool.observe(roster, key, seen, clock::now()));
         told
+    }
+
+    /// Looks for a key of another region in each of them; it is used where it is accepted. One question a
+    /// region, and each is free.
+    async fn look_in_regions(&self, asking: &Asking<'_, C>, key: &Key, regions: &[Arc<Authority>]) {
+        let name = key.api_key().short().as_str();
+        for region in regions.iter().filter(|region| Some(*region) != key.authority()) {
+            let seen = asking.quota_at(Some(region), key).await;
+            let is_found = matches!(seen, Some(Observation::Quota { .. } | Observation::Unreadable));
+            let Some(seen) = seen.filter(|_| is_found) else { continue };
+            self.pool.learn_region(key, region);
+            let roster = self.pool.roster();
+            let print = key.api_key().fingerprint();
+            if let Some(moved) = roster.keys().iter().find(|key| key.api_key().fingerprint() == print) {
+                announce(&self.pool.observe(&roster, moved, seen, clock::now()));
+            }
+            let event = "key_region_found";
+            let host = region.host();
+            info!(
+                event,
+                key = name,
+                host,
+                "Key {name} works at {host}; its requests go there. Write that host as its base_url"
+            );
+            return;
+        }
     }
 
     /// Finds out, once, to which workspace a key belongs.
@@ -205,6 +260,8 @@ impl Memory {
         let known: HashSet<Fingerprint> =
             roster.keys().iter().map(|key| key.api_key().fingerprint()).collect();
         self.due.retain(|print, _| known.contains(print));
+        self.asked_at.retain(|print, _| known.contains(print));
+        self.looked_for.retain(|print| known.contains(print));
         self.placed.retain(|print| known.contains(print));
         self.alike.retain(|pair| pair.iter().all(|print| known.contains(print)));
     }

@@ -68,6 +68,26 @@ impl ErrorBody {
         self.message.starts_with(prefix)
     }
 
+    /// Whether the message contains `part`, which is lower case.
+    #[must_use]
+    pub fn message_has(&self, part: &str) -> bool {
+        self.message.contains(part)
+    }
+
+    /// The most specific of its words, and its message cut to `chars_max` characters, for people who
+    /// ask why; without control characters, in lower case. Empty when it says nothing.
+    #[must_use]
+    pub fn summary(&self, chars_max: usize) -> String {
+        let word = self.words.iter().max_by_key(|word| word.matches('_').count()).map(String::as_str);
+        let message: String =
+            self.message.chars().map(|c| if c.is_control() { ' ' } else { c }).take(chars_max).collect();
+        match (word.map(|word| word.chars().take(60).collect::<String>()), message.is_empty()) {
+            (Some(word), false) => format!("{word}: {message}"),
+            (Some(word), true) => word,
+            (None, _) => message,
+        }
+    }
+
     /// The whole number that stands in the message between two lower-case texts.
     #[must_use]
     pub fn number_between(&self, before: &str, after: &str) -> Option<u64> {

@@ -73,6 +73,16 @@ fn payment_required_is_quota_unless_the_plan_is_what_is_missing() {
     for body in [r#"{"detail":"Payment required"}"#, &detail("payment_required", "", "", "Pay.")] {
         check(402, body, Verdict::WorkspaceQuota(Shortfall::default()));
     }
+    let plan = Verdict::PlanFeature;
+    for (message, subject) in [
+        ("This feature needs payment.", Subject::Unnamed),
+        ("Free users cannot use library voices via the API.", Subject::Voice),
+        ("Upgrade your plan to use this model.", Subject::Model),
+        ("Your subscription does not allow this output format.", Subject::OutputFormat),
+    ] {
+        check(402, &detail("x", "payment_required", "", message), plan(subject));
+        check(402, &detail("", "", "payment_required", message), plan(subject));
+    }
     check(
         402,
         &detail("payment_required", "insufficient_credits", "", "No."),
@@ -81,12 +91,12 @@ fn payment_required_is_quota_unless_the_plan_is_what_is_missing() {
     check(
         402,
         &detail("payment_required", "paid_plan_required", "", "Free users cannot"),
-        Verdict::PlanFeature,
+        plan(Subject::Unnamed),
     );
     check(
         400,
         r#"{"detail":{"status":"can_not_use_instant_voice_cloning","message":"x"}}"#,
-        Verdict::PlanFeature,
+        plan(Subject::Cloning),
     );
 }
 
@@ -102,7 +112,81 @@ fn an_invalid_key_is_invalid_with_401_and_with_400() {
         &detail("authentication_error", "invalid_api_key", "", "Invalid API key"),
         Verdict::InvalidKey,
     );
-    check(401, r#"{"detail":"Unauthorized"}"#, Verdict::InvalidKey);
+}
+
+#[test]
+fn only_the_words_that_mean_the_key_mean_the_key() {
+    let unexplained = Verdict::Unexplained(Refusal::Unauthorized);
+    for body in [
+        r#"{"detail":"Unauthorized"}"#,
+        &detail("authentication_error", "sign_in_required", "", "Sign in."),
+        &detail("authentication_error", "unauthorized", "", "No."),
+        &detail("", "something_new", "", "Something new."),
+    ] {
+        check(401, body, unexplained);
+    }
+    check(
+        402,
+        &detail("", "something_new", "", "Something new."),
+        Verdict::Unexplained(Refusal::PaymentRequired),
+    );
+    check(403, &detail("", "something_new", "", "Something new."), FORBIDDEN);
+    check(
+        429,
+        &detail("", "something_new", "", "Something new."),
+        Verdict::Unexplained(Refusal::TooMany(None)),
+    );
+}
+
+#[test]
+fn a_key_of_another_region_is_not_an_invalid_one() {
+    let message = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.";
+    check(
+        401,
+        &detail("authentication_error", "unauthorized", "invalid_api_key", message),
+        Verdict::WrongHost,
+    );
+    assert_eq!(in_band(&ErrorBody::said([], message)), Some(Verdict::WrongHost));
+}
+
+#[test]
+fn a_quota_of_something_else_is_not_one_of_credits() {
+    for message in [
+        "You have reached your maximum amount of custom voices (10 / 10). You can upgrade your subscription.",
+        "Your quota of voice slots is used up.",
+    ] {
+        check(401, &detail("", "quota_exceeded", "", message), Verdict::Slots);
+        check(400, &detail("", "", "voice_limit_reached", message), Verdict::Slots);
+    }
+}
+
+#[test]
+fn the_older_forms_of_a_plans_refusal_have_a_400() {
+    let plan = Verdict::PlanFeature;
+    for (word, message, expected) in [
+        ("free_users_not_allowed", "Free users are not allowed to use this voice.", plan(Subject::Voice)),
+        ("max_character_limit_exceeded", "Too long.", plan(Subject::TextLength)),
+        ("invalid_workspace_type", "No.", plan(Subject::Endpoint)),
+        ("output_format_not_allowed", "No.", plan(Subject::OutputFormat)),
+        ("model_access_denied", "No.", plan(Subject::Model)),
+        ("voice_access_denied", "No.", plan(Subject::Voice)),
+        ("workspace_access_denied", "No.", plan(Subject::Endpoint)),
+    ] {
+        for status in [400, 403] {
+            check(status, &detail("", "", word, message), expected);
+        }
+    }
+}
+
+#[test]
+fn figures_that_contradict_the_refusal_prove_nothing() {
+    assert_eq!(shortfall(0, 43).figures(), Some((0, 43)));
+    for (remaining, required) in [(43, 43), (20_000, 400)] {
+        assert_eq!(shortfall(remaining, required).figures(), None);
+    }
+    let words = Verdict::WorkspaceQuota(shortfall(20_000, 400));
+    assert!(!words.proves_itself() && Verdict::WorkspaceQuota(shortfall(0, 1)).proves_itself());
+    assert!(!Verdict::InvalidKey.proves_itself() && Verdict::RateLimited(None).proves_itself());
 }
 
 #[test]
@@ -123,9 +207,7 @@ fn a_missing_permission_is_not_an_invalid_key() {
 #[test]
 fn the_clients_own_mistake_is_no_reason_to_doubt_a_key() {
     for status in [400, 401] {
-        for word in ["max_character_limit_exceeded", "text_too_long", "invalid_parameters"] {
-            check(status, &detail("", "", word, "No."), Verdict::RequestError);
-        }
+        check(status, &detail("", "", "invalid_parameters", "No."), Verdict::RequestError);
         check(status, &detail("validation_error", "invalid_voice_id", "", "No."), Verdict::RequestError);
         check(
             status,
@@ -159,9 +241,10 @@ fn a_locked_account_is_billing() {
 
 #[test]
 fn a_403_is_a_plan_feature_a_quota_or_ambiguous() {
-    check(403, &detail("authorization_error", "subscription_required", "", ""), Verdict::PlanFeature);
-    check(403, &detail("authorization_error", "feature_not_available", "", ""), Verdict::PlanFeature);
-    check(403, r#"{"detail":{"status":"only_for_creator+","message":""}}"#, Verdict::PlanFeature);
+    let plan = Verdict::PlanFeature(Subject::Unnamed);
+    check(403, &detail("authorization_error", "subscription_required", "", ""), plan);
+    check(403, &detail("authorization_error", "feature_not_available", "", ""), plan);
+    check(403, r#"{"detail":{"status":"only_for_creator+","message":""}}"#, plan);
     check(403, &detail("authorization_error", "forbidden", "", "Forbidden"), FORBIDDEN);
     check(403, "", FORBIDDEN);
     check(403, r#"{"error":"permission_denied","message":"no"}"#, FORBIDDEN);
@@ -182,14 +265,18 @@ fn a_429_is_concurrency_overload_or_a_rate() {
     );
     check(429, &detail("rate_limit_error", "system_busy", "", ""), Verdict::Busy);
     check(429, &detail("rate_limit_error", "rate_limit_exceeded", "", ""), Verdict::RateLimited(None));
-    check(429, "", Verdict::RateLimited(None));
+    check(429, r#"{"detail":"Too many requests"}"#, Verdict::RateLimited(None));
+    check(429, "", Verdict::Unexplained(Refusal::TooMany(None)));
+    check(429, "error code: 1015", Verdict::Unexplained(Refusal::TooMany(None)));
 }
 
 #[test]
 fn a_rate_limit_carries_the_time_the_provider_gave() {
     let after = Some(Duration::from_secs(7));
     let verdict = classify(StatusCode::TOO_MANY_REQUESTS, Some(&ErrorBody::default()), after);
-    assert_eq!(verdict, Verdict::RateLimited(after));
+    assert_eq!(verdict, Verdict::Unexplained(Refusal::TooMany(after)));
+    let body = ErrorBody::said([Some("rate_limit_exceeded")], "");
+    assert_eq!(classify(StatusCode::TOO_MANY_REQUESTS, Some(&body), after), Verdict::RateLimited(after));
 }
 
 #[test]
@@ -204,7 +291,7 @@ fn a_schema_error_says_nothing_of_the_key() {
 
 #[test]
 fn the_clients_own_mistakes_are_request_errors() {
-    check(400, &detail("validation_error", "text_too_long", "", ""), Verdict::RequestError);
+    check(400, &detail("validation_error", "empty_text", "", ""), Verdict::RequestError);
     check(400, r#"{"error":"invalid_request","message":"x"}"#, Verdict::RequestError);
     check(409, "", Verdict::RequestError);
     check(405, r#"{"detail":"Method Not Allowed"}"#, Verdict::RequestError);
@@ -212,7 +299,20 @@ fn the_clients_own_mistakes_are_request_errors() {
 
 #[test]
 fn what_is_not_there_is_not_found_with_404_and_with_400() {
-    check(404, r#"{"detail":"Not Found"}"#, Verdict::NotFound);
+    // What names nothing of an account is the endpoint, the same for all of them.
+    for body in [
+        r#"{"detail":"Not Found"}"#,
+        "",
+        "<html>",
+        r#"{"detail":{"status":"not_found","message":"Not Found"}}"#,
+    ] {
+        check(404, body, Verdict::RequestError);
+    }
+    for word in ["voice_does_not_exist", "history_item_not_found", "dubbing_not_found"] {
+        check(400, &detail("", "", word, "No."), Verdict::NotFound);
+    }
+    check(400, r#"{"detail":{"message":"A voice with voice_id x does not exist."}}"#, Verdict::NotFound);
+    check(404, r#"{"error":"transcript_not_found","message":"No transcript was found."}"#, Verdict::NotFound);
     check(400, &detail("", "", "voice_not_found", "A voice with that id was not found"), Verdict::NotFound);
     check(404, &detail("", "", "voice_not_found", "A voice with that id was not found"), Verdict::NotFound);
 }
@@ -258,7 +358,7 @@ fn a_refusal_without_a_word_of_the_provider_is_unexplained() {
         check(401, body, Verdict::Unexplained(Refusal::Unauthorized));
         check(402, body, Verdict::Unexplained(Refusal::PaymentRequired));
         check(403, body, FORBIDDEN);
-        check(429, body, Verdict::RateLimited(None));
+        check(429, body, Verdict::Unexplained(Refusal::TooMany(None)));
     }
 }
 
@@ -267,19 +367,13 @@ fn an_answer_that_has_no_body_cannot_say_why() {
     for status in [401, 402, 403, 429] {
         let verdict = classify(StatusCode::from_u16(status).unwrap(), None, None);
         assert_eq!(verdict, Verdict::Unexplained(Refusal::Bodiless));
-        assert_eq!(verdict.by_contrast(), None);
     }
 }
 
 #[test]
-fn what_another_key_was_served_is_the_keys_own_matter() {
-    let quota = Verdict::WorkspaceQuota(Shortfall::default());
-    for (verdict, meaning) in [
-        (Verdict::Unexplained(Refusal::Unauthorized), Some(Verdict::InvalidKey)),
-        (Verdict::Unexplained(Refusal::PaymentRequired), Some(quota)),
-        (FORBIDDEN, None),
-        (Verdict::MissingPermission(None), None),
-    ] {
-        assert_eq!(verdict.by_contrast(), meaning);
-    }
+fn a_summary_is_short_and_has_the_most_specific_word() {
+    let body =
+        ErrorBody::read(detail("payment_required", "paid_plan_required", "", "Free\\nusers").as_bytes());
+    assert_eq!(body.summary(4), "paid_plan_required: free");
+    assert_eq!(ErrorBody::read(b"<html>").summary(9), "");
 }

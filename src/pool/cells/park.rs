@@ -17,18 +17,9 @@ impl ParkCell {
         unpack(self.0.load(Ordering::Acquire))
     }
 
-    /// Parks, unless a park with a later end holds.
-    pub(in crate::pool) fn join(&self, park: Park) {
-        let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-            Some(pack(unpack(word).map_or(park, |held| held.joined(park))))
-        });
-    }
-
-    /// Ends the park if it has this reason.
-    pub(in crate::pool) fn pardon(&self, reason: ParkReason) {
-        let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-            unpack(word).filter(|held| held.reason == reason).map(|_| 0)
-        });
+    /// Takes the place of what was there.
+    pub(in crate::pool) fn store(&self, park: Option<Park>) {
+        self.0.store(park.map_or(0, pack), Ordering::Release);
     }
 }
 
@@ -42,7 +33,7 @@ fn unpack(word: u64) -> Option<Park> {
         2 => ParkReason::Exhausted,
         3 => ParkReason::Billing,
         4 => ParkReason::Invalid,
-        5 => ParkReason::Short,
+        5 => ParkReason::WrongHost,
         _ => return None,
     };
     Some(Park { reason, until: UnixMs(word & UNTIL_MASK) })
@@ -54,7 +45,7 @@ pub(super) fn reason_code(reason: ParkReason) -> u8 {
         ParkReason::Exhausted => 2,
         ParkReason::Billing => 3,
         ParkReason::Invalid => 4,
-        ParkReason::Short => 5,
+        ParkReason::WrongHost => 5,
     }
 }
 
@@ -64,9 +55,13 @@ mod tests {
 
     #[test]
     fn a_park_survives_its_packing() {
-        for reason in
-            [ParkReason::RateLimited, ParkReason::Exhausted, ParkReason::Billing, ParkReason::Invalid]
-        {
+        for reason in [
+            ParkReason::RateLimited,
+            ParkReason::Exhausted,
+            ParkReason::Billing,
+            ParkReason::Invalid,
+            ParkReason::WrongHost,
+        ] {
             for until in [0, 1, 1_738_368_000_000, UNTIL_MASK] {
                 let park = Park { reason, until: UnixMs(until) };
                 assert_eq!(unpack(pack(park)), Some(park));
@@ -80,24 +75,13 @@ mod tests {
     }
 
     #[test]
-    fn a_second_park_takes_the_later_deadline() {
+    fn a_park_takes_the_place_of_another() {
         let cell = ParkCell::default();
-        let park = |reason, until| Park { reason, until: UnixMs(until) };
-        cell.join(park(ParkReason::Exhausted, 100));
-        cell.join(park(ParkReason::RateLimited, 50));
-        assert_eq!(cell.load(), Some(park(ParkReason::Exhausted, 100)));
-        cell.join(park(ParkReason::RateLimited, 101));
-        assert_eq!(cell.load(), Some(park(ParkReason::RateLimited, 101)));
-    }
-
-    #[test]
-    fn only_the_reason_that_is_pardoned_ends() {
-        let cell = ParkCell::default();
-        let park = Park { reason: ParkReason::Exhausted, until: UnixMs(100) };
-        cell.join(park);
-        cell.pardon(ParkReason::Invalid);
-        assert_eq!(cell.load(), Some(park));
-        cell.pardon(ParkReason::Exhausted);
+        let park = |reason, until| Some(Park { reason, until: UnixMs(until) });
+        cell.store(park(ParkReason::Exhausted, 100));
+        cell.store(park(ParkReason::RateLimited, 50));
+        assert_eq!(cell.load(), park(ParkReason::RateLimited, 50));
+        cell.store(None);
         assert_eq!(cell.load(), None);
     }
 }

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use super::super::sync::{AtomicI64, AtomicU64, Ordering};
 use crate::policy::budget::{Drift, Extension, Quota};
-use crate::policy::standing::{Park, ParkReason};
 use crate::policy::units::UnixMs;
 
 const UNKNOWN: u64 = u64::MAX;
@@ -34,7 +33,7 @@ pub(in crate::pool) struct QuotaCell {
     last_spent: AtomicU64,
     /// By how much the provider's figures of this period were above ours, all in all.
     drift: AtomicI64,
-    told: ToldCell,
+    reported: ReportedRemaining,
 }
 
 /// What became of a reservation.
@@ -57,7 +56,7 @@ impl Default for QuotaCell {
             resets_at: AtomicU64::new(0),
             last_spent: AtomicU64::new(0),
             drift: AtomicI64::new(0),
-            told: ToldCell::default(),
+            reported: ReportedRemaining::default(),
         }
     }
 }
@@ -73,7 +72,7 @@ impl QuotaCell {
         {
             // What is under way is charged in the new period.
             self.count_anew(|_| 0);
-            self.told.forget();
+            self.reported.forget();
         }
         self.peek().at(now)
     }
@@ -83,9 +82,9 @@ impl QuotaCell {
         self.reserved.load(Ordering::Acquire)
     }
 
-    /// What the provider said is left when it last refused.
-    pub(in crate::pool) fn told(&self) -> &ToldCell {
-        &self.told
+    /// What the provider reported to be left when it last refused for a request's price.
+    pub(in crate::pool) fn reported(&self) -> &ReportedRemaining {
+        &self.reported
     }
 
     /// Whether `credits` more fit, with `kept` left over.
@@ -137,7 +136,7 @@ impl QuotaCell {
         self.set_terms(theirs);
         let is_new = Quota { count: 0, ..before } != Quota { count: 0, ..theirs };
         if is_new {
-            self.told.forget();
+            self.reported.forget();
         }
         is_new
     }
@@ -216,66 +215,69 @@ fn not_below_zero(word: u64) -> u64 {
     if word > u64::MAX / 2 { 0 } else { word }
 }
 
-/// What became of taking some of what the provider said is left.
+/// What became of taking some of what the provider reported to be left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pool) enum Taken {
     /// It was taken.
     Some,
-    /// The provider has said nothing.
-    Untold,
+    /// Nothing was reported that still holds.
+    Unreported,
     /// There is not so much.
     TooFew,
 }
 
-/// What the provider said is left, in the numbers of our estimates, when it refused a request for
-/// its price: a smaller one may still go. Of a workspace, or of a key with a cap of its own.
+/// What the provider reported to be left, in the numbers of our estimates, when it refused a request
+/// for its price: a smaller one may still go. Of a workspace, or of a key with a cap of its own.
 #[derive(Debug)]
-pub(in crate::pool) struct ToldCell(AtomicU64);
+pub(in crate::pool) struct ReportedRemaining {
+    left: AtomicU64,
+    /// Until when the report holds; 0 when there is none.
+    until: AtomicU64,
+}
 
-impl Default for ToldCell {
+impl Default for ReportedRemaining {
     fn default() -> Self {
-        Self(AtomicU64::new(UNKNOWN))
+        Self { left: AtomicU64::new(UNKNOWN), until: AtomicU64::new(0) }
     }
 }
 
-impl ToldCell {
-    /// What is left of it. `None` when nothing was said.
-    pub(in crate::pool) fn left(&self) -> Option<u64> {
-        let left = self.0.load(Ordering::Acquire);
-        (left != UNKNOWN).then_some(left)
+impl ReportedRemaining {
+    /// What is left of it at `now`. `None` when nothing was reported that still holds.
+    pub(in crate::pool) fn left(&self, now: UnixMs) -> Option<u64> {
+        let left = self.left.load(Ordering::Acquire);
+        (left != UNKNOWN && now.0 < self.until.load(Ordering::Acquire)).then_some(left)
     }
 
-    /// The provider says so. The lower word holds: an earlier one may have been spent since.
-    pub(in crate::pool) fn say(&self, left: u64) {
-        self.0.fetch_min(left.min(UNKNOWN - 1), Ordering::AcqRel);
-    }
-
-    /// The provider says so with a refusal. What it said before counts while the park of that
-    /// refusal holds.
-    pub(in crate::pool) fn hear(&self, left: u64, before: Option<Park>, now: UnixMs) {
-        if !before.is_some_and(|park| park.reason == ParkReason::Exhausted && park.holds(now)) {
+    /// The provider reports it with a refusal. While an earlier report holds, the lower one counts: some
+    /// of that may have been spent since.
+    pub(in crate::pool) fn report(&self, left: u64, until: UnixMs, now: UnixMs) {
+        if self.left(now).is_none() {
             self.forget();
         }
-        self.say(left);
+        self.until.store(until.0, Ordering::Release);
+        self.left.fetch_min(left.min(UNKNOWN - 1), Ordering::AcqRel);
     }
 
     pub(in crate::pool) fn forget(&self) {
-        self.0.store(UNKNOWN, Ordering::Release);
+        self.left.store(UNKNOWN, Ordering::Release);
     }
 
-    /// Takes `credits` of what is left, if anything was said.
-    pub(in crate::pool) fn take(&self, credits: u64) -> Taken {
+    /// Takes `credits` of what is left, if anything was reported.
+    pub(in crate::pool) fn take(&self, credits: u64, now: UnixMs) -> Taken {
+        if self.left(now).is_none() {
+            return Taken::Unreported;
+        }
         let take = |left: u64| if left == UNKNOWN { None } else { left.checked_sub(credits) };
-        match self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, take) {
+        match self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, take) {
             Ok(_) => Taken::Some,
-            Err(UNKNOWN) => Taken::Untold,
+            Err(UNKNOWN) => Taken::Unreported,
             Err(_) => Taken::TooFew,
         }
     }
 
     /// Gives back what was taken and not spent.
     pub(in crate::pool) fn settle(&self, paid: Paid) {
-        update(&self.0, |left| {
+        update(&self.left, |left| {
             let settled = left.saturating_add(paid.reserved).saturating_sub(paid.spent).min(UNKNOWN - 1);
             if left == UNKNOWN { left } else { settled }
         });
@@ -386,9 +388,9 @@ mod tests {
     fn a_period_ends_once_and_what_is_spent_after_it_stays() {
         let cell = holding(9, 10);
         assert!(cell.reserve(1, Some(0)));
-        cell.told().say(0);
+        cell.reported().report(0, UnixMs(900), NOW);
         assert_eq!(cell.load(UnixMs(100)).count, 0);
-        assert_eq!(cell.told().left(), None);
+        assert_eq!(cell.reported().left(NOW), None);
         settle(&cell, 1, 1);
         assert!(cell.reserve(3, Some(0)));
         settle(&cell, 3, 3);
@@ -402,21 +404,26 @@ mod tests {
         let theirs = Quota { count: 40, limit: Some(100), resets_at: Some(UnixMs(100)), ..Quota::default() };
         assert!(!cell.adopt(theirs, NOW, Duration::from_secs(1)));
         assert_eq!((cell.load(NOW).count, cell.reserved()), (40, 5));
-        cell.told().say(3);
+        cell.reported().report(3, UnixMs(900), NOW);
         assert!(cell.adopt(Quota { limit: Some(200), ..theirs }, NOW, Duration::from_secs(1)));
-        assert_eq!(cell.told().left(), None);
+        assert_eq!(cell.reported().left(NOW), None);
     }
 
     #[test]
-    fn what_the_provider_says_is_left_is_spent_by_what_goes() {
-        let told = ToldCell::default();
-        assert_eq!(told.take(1_000), Taken::Untold);
-        told.say(10);
-        told.say(12);
-        assert_eq!((told.take(7), told.take(7)), (Taken::Some, Taken::TooFew));
-        told.settle(Paid { reserved: 7, spent: 4 });
-        assert_eq!(told.left(), Some(6));
-        told.settle(Paid { reserved: 0, spent: 9 });
-        assert_eq!(told.left(), Some(0));
+    fn what_is_reported_to_be_left_is_spent_by_what_goes() {
+        let reported = ReportedRemaining::default();
+        assert_eq!(reported.take(1_000, NOW), Taken::Unreported);
+        let until = UnixMs(NOW.0 + 100);
+        reported.report(10, until, NOW);
+        reported.report(12, until, NOW);
+        assert_eq!((reported.take(7, NOW), reported.take(7, NOW)), (Taken::Some, Taken::TooFew));
+        reported.settle(Paid { reserved: 7, spent: 4 });
+        assert_eq!(reported.left(NOW), Some(6));
+        reported.settle(Paid { reserved: 0, spent: 9 });
+        assert_eq!(reported.left(NOW), Some(0));
+        // It holds no longer than the refusal, and the next report begins anew.
+        assert_eq!((reported.left(until), reported.take(5, until)), (None, Taken::Unreported));
+        reported.report(50, UnixMs(until.0 + 100), until);
+        assert_eq!(reported.left(until), Some(50));
     }
 }

@@ -1,7 +1,10 @@
 //! Room for requests at once, of one lane of a workspace: how many run, how many may, and for how
 //! long nobody should try.
 
+use std::time::Duration;
+
 use super::super::sync::{AtomicU32, AtomicU64, Ordering};
+use super::probe::ProbeCell;
 use crate::policy::select::Room;
 use crate::policy::units::UnixMs;
 
@@ -16,6 +19,9 @@ pub(in crate::pool) struct RoomCell {
     /// A refusal for too many at once holds until then, whatever we count: others may use the
     /// workspace too.
     full_until: AtomicU64,
+    /// A rate limit of this group holds until then.
+    limited_until: AtomicU64,
+    probe: ProbeCell,
 }
 
 impl Default for RoomCell {
@@ -25,6 +31,8 @@ impl Default for RoomCell {
             told_max: AtomicU32::new(0),
             plan_max: AtomicU32::new(0),
             full_until: AtomicU64::new(0),
+            limited_until: AtomicU64::new(0),
+            probe: ProbeCell::default(),
         }
     }
 }
@@ -36,7 +44,21 @@ impl RoomCell {
         if full_until > now.0 {
             return Room::Full { until: Some(UnixMs(full_until)) };
         }
+        let limited_until = self.limited_until.load(Ordering::Acquire);
+        if limited_until > now.0 {
+            return Room::Cooling { until: UnixMs(limited_until) };
+        }
         if self.running() < self.max() { Room::Free } else { Room::Full { until: None } }
+    }
+
+    /// It is rate limited until then, or not any more; after which span one request may try it.
+    pub(in crate::pool) fn limit(&self, until: Option<UnixMs>, probe_after: Option<Duration>, now: UnixMs) {
+        self.limited_until.store(until.map_or(0, |until| until.0), Ordering::Release);
+        self.probe.allow(probe_after.filter(|_| until.is_some()), now);
+    }
+
+    pub(in crate::pool) fn probe(&self) -> &ProbeCell {
+        &self.probe
     }
 
     /// Takes a place. `false` when there is none.
@@ -50,12 +72,15 @@ impl RoomCell {
         self.running.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// The provider says how many may run.
-    pub(in crate::pool) fn learn(&self, max: u32) {
+    /// The provider says how many may run. Whether these are more than before.
+    pub(in crate::pool) fn learn(&self, max: u32) -> bool {
         // It says the same with every answer: a write each time would take the line from all others.
-        if self.told_max.load(Ordering::Acquire) != max {
-            self.told_max.store(max, Ordering::Release);
+        if self.told_max.load(Ordering::Acquire) == max {
+            return false;
         }
+        let before = self.max();
+        self.told_max.store(max, Ordering::Release);
+        max > before
     }
 
     /// The plan says how many may run.

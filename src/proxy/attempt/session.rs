@@ -15,14 +15,14 @@ use crate::proxy::journey::Journey;
 
 impl Attempt {
     /// The session of a socket is served, or refused in its messages.
-    pub(in crate::proxy) fn heard(&mut self, verdict: Verdict, journey: Option<&Journey>) {
+    pub(in crate::proxy) fn heard(&mut self, verdict: Verdict, journey: Option<&mut Journey>) {
         let now = clock::now();
         self.record.verdict = verdict.word();
         if verdict == Verdict::Served {
             self.record.first_byte.get_or_insert(clock::since(self.began));
             self.record.model = self.asked.as_ref().and_then(|asked| asked.model.clone());
         }
-        self.judge(verdict, journey, now);
+        self.judge(verdict, None, journey, now);
         // Once it has served, an error takes nothing back.
         if verdict != Verdict::Served && self.record.first_byte.is_none() {
             // After the judgement, as above.

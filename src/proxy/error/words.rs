@@ -61,7 +61,7 @@ pub(super) fn owner_told(kind: Kind, unavailable: Unavailable, now: UnixMs) -> T
                 ),
             )
         }
-        Unavailable::Invalid | Unavailable::Tried => {
+        Unavailable::Invalid | Unavailable::Tried | Unavailable::Outdated => {
             ("owner_invalid", format!("{account} refuses every API key that Keychoir holds for it."))
         }
     };
@@ -147,7 +147,7 @@ pub(super) fn unavailable_told(unavailable: Unavailable, now: UnixMs) -> Told {
             }
         }
         // Nothing was tried and nothing can be: said as for an empty pool of refused keys.
-        Unavailable::Invalid | Unavailable::Tried => Told {
+        Unavailable::Invalid | Unavailable::Tried | Unavailable::Outdated => Told {
             http: StatusCode::UNAUTHORIZED,
             status: "invalid_api_key",
             code: "all_keys_invalid",

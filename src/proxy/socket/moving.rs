@@ -19,7 +19,7 @@ impl<C: Connect> Session<C> {
             return false;
         };
         match progress {
-            Progress::Answered(verdict) => self.attempt.heard(verdict, Some(&errand.journey)),
+            Progress::Answered(verdict) => self.attempt.heard(verdict, Some(&mut errand.journey)),
             Progress::Unsent | Progress::Unanswered => {
                 self.attempt.left_unheard(progress, self.speaking.characters() > 0);
             }
@@ -50,7 +50,7 @@ impl<C: Connect> Session<C> {
         // Nobody stands twice in the line; what is given now is given for what waits as well.
         let has_waited = self.speaking.stop_waiting();
         self.attempt.release();
-        let has_moved = match self.proxy.reserve(&errand.journey).await {
+        let has_moved = match self.proxy.reserve(&mut errand.journey).await {
             Ok(lease) => self.change_key(lease).await,
             Err(_) => false,
         };

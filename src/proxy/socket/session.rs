@@ -187,7 +187,7 @@ impl<C: Connect> Session<C> {
         }
         self.downwards.serve(&mut self.down.outbox);
         self.refusal = None;
-        let journey = self.pooled.as_ref().map(|pooled| &pooled.errand.journey);
+        let journey = self.pooled.as_mut().map(|pooled| &mut pooled.errand.journey);
         self.attempt.heard(Verdict::Served, journey);
         if let (Some(Pooled { errand, lessons }), Some(key)) = (&mut self.pooled, self.attempt.key()) {
             let changes = errand.journey.settle(&self.proxy, key, &first);
@@ -207,7 +207,7 @@ impl<C: Connect> Session<C> {
         // A message and the close behind it say the same.
         if self.refusal.is_none() {
             if self.downwards.is_open() {
-                let journey = self.pooled.as_ref().map(|pooled| &pooled.errand.journey);
+                let journey = self.pooled.as_mut().map(|pooled| &mut pooled.errand.journey);
                 self.attempt.heard(verdict, journey);
             }
             self.refusal = Some(verdict);

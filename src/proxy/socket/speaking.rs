@@ -159,8 +159,8 @@ impl<C: Connect> Session<C> {
 
     /// Looks for a key that may serve what is named.
     async fn find_key_again(&mut self) {
-        let Some(Pooled { errand, .. }) = &self.pooled else { return self.let_go() };
-        if let Ok(lease) = self.proxy.reserve(&errand.journey).await {
+        let Some(Pooled { errand, .. }) = &mut self.pooled else { return self.let_go() };
+        if let Ok(lease) = self.proxy.reserve(&mut errand.journey).await {
             self.attempt.left_unheard(Progress::Unsent, false);
             self.change_key(lease).await;
         }

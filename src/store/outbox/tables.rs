@@ -94,7 +94,7 @@ pub(in crate::store) fn put_event_again(
 }
 
 fn state(seen: &KeySnapshot, now: UnixMs) -> KeyState {
-    let KeySnapshot { key, standing, quota, is_near_limit, forecast: _ } = seen;
+    let KeySnapshot { key, standing, quota, is_near_limit, .. } = seen;
     let whole = |amount: u64| i64::try_from(amount).unwrap_or(i64::MAX);
     KeyState {
         key_hash: key.api_key().fingerprint().to_string(),

@@ -1,7 +1,6 @@
 //! What enters the outbox, what is due, and what stays in it.
 
 use super::*;
-use crate::policy::classify::Verdict;
 use crate::store::chores;
 
 /// Books whose outbox takes everything, with an attempt of one credit in them.
@@ -60,7 +59,7 @@ async fn a_state_that_came_meanwhile_is_still_to_be_sent() {
     let (books, writing) = writing(&Place::Memory, &pool).await;
     let (outbox, _writing) = all_written(books, writing).await;
     let before = outbox.take(10).await.unwrap();
-    pool.judge(&pool.roster(), &pool.roster().keys()[1], Verdict::InvalidKey, None, crate::clock::now());
+    refuse(&pool, crate::clock::now());
     let after = outbox.take(10).await.unwrap();
     let hash = Fingerprint::of(KEYS[1]).to_string();
     let of = |batch: &Batch| batch.keys.iter().find(|state| state.key_hash == hash).unwrap().clone();

@@ -112,11 +112,10 @@ async fn keys_that_change_are_written_at_their_time() {
     beside(&place, &pool, async |beside| {
         beside.write(&pool, 1).await;
         assert_eq!(beside.written_after(1).await, 1);
-        let roster = pool.roster();
-        pool.judge(&roster, &roster.keys()[1], crate::policy::classify::Verdict::InvalidKey, None, NOW);
+        refuse(&pool, NOW);
         beside.books.keys_changed();
         let parked = || -> i64 {
-            let sql = "SELECT count(park_reason) FROM keys";
+            let sql = "SELECT count(*) FROM keys WHERE evidence <> '{}'";
             Connection::open(&path).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
         };
         sleep(Duration::from_millis(48)).await;

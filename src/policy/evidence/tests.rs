@@ -1,0 +1,175 @@
+use super::*;
+
+const AT: UnixMs = UnixMs(1_000_000);
+const RESET: UnixMs = UnixMs(9_000_000_000);
+const COOLDOWNS: Cooldowns = Cooldowns {
+    unproven: Duration::from_secs(60),
+    rate_limited: Duration::from_secs(60),
+    max_retry_after: Duration::from_secs(300),
+    exhausted: Duration::from_secs(3_600),
+    billing: Duration::from_secs(1_800),
+    invalid_confirm: Duration::from_secs(45),
+    invalid: Duration::from_secs(86_400),
+    quota_lag: Duration::from_secs(120),
+};
+
+fn evidence(claim: Claim) -> Evidence {
+    Evidence { claim, at: AT, named_span: None, source: Source::default() }
+}
+
+fn credits(figures: Option<(u64, u64)>) -> Evidence {
+    evidence(Claim::credits(
+        Shortfall { remaining: figures.map(|(left, _)| left), required: figures.map(|(_, need)| need) },
+        None,
+    ))
+}
+
+fn after(seconds: u64) -> UnixMs {
+    AT.plus(Duration::from_secs(seconds))
+}
+
+fn poll(seconds: u64, result: PollResult) -> Option<Poll> {
+    Some(Poll { at: after(seconds), result })
+}
+
+fn left(credits: u64) -> PollResult {
+    PollResult::Figures { left: Some(credits), is_paid: false }
+}
+
+fn rest(reason: ParkReason, until: UnixMs, is_probable: bool) -> Meaning {
+    Meaning::Rest { park: Park { reason, until }, is_probable }
+}
+
+/// The table of `docs/refusals.md`, row by row: evidence, the last poll, and what it means a second
+/// later.
+#[test]
+fn the_table_of_meanings() {
+    let exhausted = |until, is_probable| rest(ParkReason::Exhausted, until, is_probable);
+    let invalid = |until, is_probable| rest(ParkReason::Invalid, until, is_probable);
+    let limited = Evidence {
+        named_span: Some(Duration::from_secs(86_400)),
+        ..evidence(Claim::RateLimited(Lane::SPEECH))
+    };
+    let group =
+        |seconds, is_probable| Meaning::GroupRest { lane: Lane::SPEECH, until: after(seconds), is_probable };
+    let paid = PollResult::Figures { left: None, is_paid: true };
+    let rows: Vec<(&str, Evidence, Option<Poll>, Meaning)> = vec![
+        ("spent, by figures", credits(Some((0, 43))), None, exhausted(RESET, false)),
+        ("and a poll that may lag", credits(Some((0, 43))), poll(1, left(500)), exhausted(RESET, false)),
+        (
+            "short for its size",
+            credits(Some((8_950, 9_500))),
+            None,
+            Meaning::Short { left: 8_950, until: RESET },
+        ),
+        ("figures that contradict it", credits(Some((20_000, 400))), None, exhausted(after(60), true)),
+        ("quota in words", credits(None), None, exhausted(after(60), true)),
+        ("and credits in the poll", credits(None), poll(1, left(500)), Meaning::Nothing),
+        ("and none in the poll", credits(None), poll(1, left(0)), exhausted(after(60), true)),
+        (
+            "and an account without a limit",
+            credits(None),
+            poll(1, PollResult::Figures { left: None, is_paid: true }),
+            Meaning::Nothing,
+        ),
+        (
+            "and a key that may not read",
+            credits(None),
+            poll(1, PollResult::Unreadable),
+            exhausted(after(60), true),
+        ),
+        ("rate limited", evidence(Claim::RateLimited(Lane::SPEECH)), None, group(60, true)),
+        ("with a span of a day", limited, None, group(300, false)),
+        ("locked", evidence(Claim::Locked), None, rest(ParkReason::Billing, after(1_800), false)),
+        ("and paid", evidence(Claim::Locked), poll(1, paid), Meaning::Nothing),
+        (
+            "suspected, and paid",
+            evidence(Claim::Suspected),
+            poll(1, paid),
+            rest(ParkReason::Billing, after(1_800), false),
+        ),
+        ("invalid", evidence(Claim::InvalidKey), None, invalid(after(45), true)),
+        (
+            "confirmed",
+            evidence(Claim::InvalidKey),
+            poll(1, PollResult::Invalid),
+            invalid(after(86_401), false),
+        ),
+        ("known to the poll", evidence(Claim::InvalidKey), poll(1, PollResult::Unreadable), Meaning::Nothing),
+        ("wrong host", evidence(Claim::WrongHost), None, rest(ParkReason::WrongHost, after(86_400), false)),
+        ("accepted elsewhere", evidence(Claim::WrongHost), poll(1, left(5)), Meaning::Nothing),
+    ];
+    for (name, evidence, poll, expected) in rows {
+        assert_eq!(meaning(&evidence, poll, Some(RESET), &COOLDOWNS, after(1)), expected, "{name}");
+    }
+}
+
+#[test]
+fn figures_of_a_refusal_yield_to_figures_that_have_settled() {
+    let of = |evidence: &Evidence, seconds, credits| {
+        meaning(evidence, poll(seconds, left(credits)), Some(RESET), &COOLDOWNS, after(seconds))
+    };
+    assert_ne!(of(&credits(Some((0, 43))), 119, 500), Meaning::Nothing);
+    assert_eq!(of(&credits(Some((0, 43))), 120, 500), Meaning::Nothing);
+    assert_ne!(of(&credits(Some((0, 43))), 120, 0), Meaning::Nothing);
+    assert_eq!(of(&credits(Some((5, 43))), 120, 5), Meaning::Nothing, "the quota itself says it by then");
+}
+
+#[test]
+fn every_rest_ends() {
+    for (claim, seconds) in [
+        (credits(None).claim, 60),
+        (Claim::RateLimited(Lane::SPEECH), 60),
+        (Claim::Locked, 1_800),
+        (Claim::Suspected, 1_800),
+        (Claim::InvalidKey, 45),
+        (Claim::WrongHost, 86_400),
+    ] {
+        let at = |seconds| meaning(&evidence(claim), None, None, &COOLDOWNS, after(seconds));
+        assert_ne!(at(seconds - 1), Meaning::Nothing, "{claim:?}");
+        assert_eq!(at(seconds), Meaning::Nothing, "{claim:?}");
+    }
+    // Without a date, a spent account is asked again after a while.
+    let spent = |seconds| meaning(&credits(Some((0, 1))), None, None, &COOLDOWNS, after(seconds));
+    assert_ne!(spent(3_599), Meaning::Nothing);
+    assert_eq!(spent(3_600), Meaning::Nothing);
+    let dated = |now| meaning(&credits(Some((0, 1))), None, Some(RESET), &COOLDOWNS, now);
+    assert_ne!(dated(UnixMs(RESET.0 - 1)), Meaning::Nothing);
+    assert_eq!(dated(RESET), Meaning::Nothing);
+}
+
+#[test]
+fn what_is_left_is_said_in_our_own_numbers() {
+    let of = |estimate| Claim::credits(Shortfall { remaining: Some(5), required: Some(10) }, estimate);
+    for (estimate, left_by_estimate) in [(Some(20), 10), (Some(10), 5), (None, 5)] {
+        assert_eq!(of(estimate), Claim::Credits { figures: Some((5, 10)), left_by_estimate });
+    }
+}
+
+#[test]
+fn a_poll_is_asked_for_where_it_can_decide() {
+    let at = |evidence: &Evidence, poll| poll_decides_at(evidence, poll, &COOLDOWNS);
+    assert_eq!(at(&credits(None), None), Some(AT));
+    assert_eq!(at(&credits(None), poll(1, left(0))), None);
+    assert_eq!(at(&credits(Some((0, 1))), None), Some(after(120)));
+    assert_eq!(at(&credits(Some((0, 1))), poll(1, left(7))), Some(after(120)));
+    assert_eq!(at(&credits(Some((0, 1))), poll(120, left(7))), None);
+    assert_eq!(at(&evidence(Claim::InvalidKey), poll(0, left(7))), Some(AT), "that poll was before it");
+    assert_eq!(at(&evidence(Claim::RateLimited(Lane::SPEECH)), None), None);
+}
+
+#[test]
+fn service_refutes_what_it_is_in_the_scope_of() {
+    let check = |evidence: &Evidence, seconds: u64, is_charged, lane| {
+        is_refuted_by_service(evidence, UnixMs(AT.0 - 1_000 + seconds * 1_000), is_charged, lane)
+    };
+    let speech = Some(Lane::SPEECH);
+    assert!(check(&credits(None), 1, true, speech));
+    assert!(!check(&credits(None), 0, true, speech), "it was under way before");
+    assert!(!check(&credits(None), 1, false, None), "reading costs nothing");
+    assert!(!check(&credits(Some((5, 43))), 1, true, speech), "it was smaller");
+    assert!(check(&credits(Some((0, 43))), 1, true, speech));
+    let limited = evidence(Claim::RateLimited(Lane::SPEECH));
+    assert!(check(&limited, 1, true, speech) && !check(&limited, 1, true, Some(Lane::MUSIC)));
+    assert!(check(&evidence(Claim::InvalidKey), 0, false, None));
+}

@@ -1,0 +1,250 @@
+//! What of a request a plan may refuse, and what a refusal proves about it: the narrowest thing that
+//! its words name. Another request that needs the same goes first to accounts that were not refused.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::affinity::Tag;
+use super::classify::{Subject, Verdict};
+use super::endpoint::Route;
+use super::models::Models;
+use super::replay::Effect;
+
+/// What a request asks for, as far as a plan or a permission may differ in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestFeatures {
+    /// Where it goes.
+    pub route: Route,
+    /// Whether it changes something.
+    pub effect: Effect,
+    /// The voice that its path or body names, as the hash that it is known by.
+    pub voice: Option<Tag>,
+    /// The model that it names.
+    pub model: Option<Arc<str>>,
+    /// The output format that its query names.
+    pub output_format: Option<Arc<str>>,
+    /// Characters of its text.
+    pub characters: Option<u64>,
+    /// Whether it makes a voice that takes a slot of its workspace.
+    pub adds_voice: bool,
+}
+
+/// One thing that a plan, a workspace or a key may not be able to do.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Feature {
+    /// A voice.
+    Voice(Tag),
+    /// A model.
+    Model(Arc<str>),
+    /// An output format.
+    OutputFormat(Arc<str>),
+    /// A text of some length with a model; see [`Restriction`](Limit).
+    TextLength(Option<Arc<str>>),
+    /// An endpoint.
+    Endpoint(Route, bool),
+    /// A request of exactly this kind: nothing narrower was named.
+    Alike(Box<Signature>),
+}
+
+/// What makes requests alike, where the words of a refusal name nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Signature {
+    route: Route,
+    has_effect: bool,
+    voice: Option<Tag>,
+    model: Option<Arc<str>>,
+    output_format: Option<Arc<str>>,
+}
+
+/// A feature, and from which size on, where it has one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Which.
+    pub feature: Feature,
+    /// From how many characters on; 0 for what has no size.
+    pub from_characters: u64,
+}
+
+impl RequestFeatures {
+    /// What a refusal of this request proves to be missing. `None` for a verdict that is not about
+    /// what an account can do.
+    #[must_use]
+    pub fn refused(&self, verdict: Verdict) -> Option<Limit> {
+        let subject = match verdict {
+            Verdict::PlanFeature(subject) => subject,
+            Verdict::Slots
+            | Verdict::MissingPermission(_)
+            | Verdict::Unexplained(_)
+            | Verdict::RateLimited(_)
+            | Verdict::Concurrency { .. } => Subject::Endpoint,
+            Verdict::WorkspaceQuota(_) => Subject::Unnamed,
+            Verdict::Served
+            | Verdict::KeyQuota(_)
+            | Verdict::InvalidKey
+            | Verdict::WrongHost
+            | Verdict::Billing
+            | Verdict::Abuse
+            | Verdict::Busy
+            | Verdict::NotFound
+            | Verdict::RequestError
+            | Verdict::ServerError
+            | Verdict::Unreadable => return None,
+        };
+        let whole = |feature| Some(Limit { feature, from_characters: 0 });
+        match (subject, self.voice, &self.model, &self.output_format, self.characters) {
+            (Subject::Voice, Some(voice), ..) => whole(Feature::Voice(voice)),
+            (Subject::Model, _, Some(model), ..) => whole(Feature::Model(Arc::clone(model))),
+            (Subject::OutputFormat, _, _, Some(format), _) => {
+                whole(Feature::OutputFormat(Arc::clone(format)))
+            }
+            (Subject::TextLength, _, model, _, Some(characters)) => {
+                Some(Limit { feature: Feature::TextLength(model.clone()), from_characters: characters })
+            }
+            (Subject::Cloning | Subject::Endpoint, ..) => whole(self.endpoint()),
+            // What the words name is not in what was seen of the request.
+            (
+                Subject::Voice
+                | Subject::Model
+                | Subject::OutputFormat
+                | Subject::TextLength
+                | Subject::Unnamed,
+                ..,
+            ) => whole(self.alike()),
+        }
+    }
+
+    /// Whether plans are known to differ in it, before anything was refused.
+    #[must_use]
+    pub fn may_be_limited(&self, models: &Models) -> bool {
+        let is_long = || {
+            let max = models.free_characters_max(self.model.as_deref()?)?;
+            Some(self.characters? > max)
+        };
+        self.output_format.is_some() || self.adds_voice || is_long() == Some(true)
+    }
+
+    /// All that may have been refused before of what this request needs.
+    pub fn all(&self) -> impl Iterator<Item = Feature> {
+        let voice = self.voice.map(Feature::Voice);
+        let model = self.model.clone().map(Feature::Model);
+        let format = self.output_format.clone().map(Feature::OutputFormat);
+        let length = self.characters.map(|_| Feature::TextLength(self.model.clone()));
+        let rest = [self.endpoint(), self.alike()];
+        voice.into_iter().chain(model).chain(format).chain(length).chain(rest)
+    }
+
+    fn endpoint(&self) -> Feature {
+        Feature::Endpoint(self.route, self.effect == Effect::Some)
+    }
+
+    fn alike(&self) -> Feature {
+        Feature::Alike(Box::new(Signature {
+            route: self.route,
+            has_effect: self.effect == Effect::Some,
+            voice: self.voice,
+            model: self.model.clone(),
+            output_format: self.output_format.clone(),
+        }))
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.feature {
+            Feature::Voice(_) => f.write_str("a voice that was asked for"),
+            Feature::Model(model) => write!(f, "model {model}"),
+            Feature::OutputFormat(format) => write!(f, "output format {format}"),
+            Feature::TextLength(model) => {
+                write!(f, "texts of {} characters and more", self.from_characters)?;
+                model.as_ref().map_or(Ok(()), |model| write!(f, " with model {model}"))
+            }
+            Feature::Endpoint(route, has_effect) => {
+                write!(f, "{} {route}", if *has_effect { "calls of" } else { "reads of" })
+            }
+            Feature::Alike(signature) => {
+                write!(f, "some requests of {}", signature.route)?;
+                let format = signature.output_format.as_ref();
+                format.map_or(Ok(()), |format| write!(f, " as {format}"))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::affinity::{Kind, Named};
+    use crate::policy::classify::{Refusal, Shortfall};
+
+    fn speech() -> RequestFeatures {
+        RequestFeatures {
+            route: Route::read("/v1/text-to-speech/x"),
+            effect: Effect::Some,
+            voice: Some(Named::new(Kind::Voice, "v1").tag),
+            model: Some("eleven_v3".into()),
+            output_format: Some("pcm_44100".into()),
+            characters: Some(900),
+            adds_voice: false,
+        }
+    }
+
+    #[track_caller]
+    fn check(features: &RequestFeatures, verdict: Verdict, expected: &str) {
+        assert_eq!(features.refused(verdict).unwrap().to_string(), expected);
+    }
+
+    #[test]
+    fn a_refusal_is_about_the_narrowest_thing_it_names() {
+        let plan = Verdict::PlanFeature;
+        for (subject, expected) in [
+            (Subject::Voice, "a voice that was asked for"),
+            (Subject::Model, "model eleven_v3"),
+            (Subject::OutputFormat, "output format pcm_44100"),
+            (Subject::TextLength, "texts of 900 characters and more with model eleven_v3"),
+            (Subject::Endpoint, "calls of /v1/text-to-speech/{id}"),
+            (Subject::Unnamed, "some requests of /v1/text-to-speech/{id} as pcm_44100"),
+        ] {
+            check(&speech(), plan(subject), expected);
+        }
+        let bare =
+            RequestFeatures { voice: None, model: None, output_format: None, characters: None, ..speech() };
+        for subject in [Subject::Voice, Subject::Model, Subject::OutputFormat, Subject::TextLength] {
+            check(&bare, plan(subject), "some requests of /v1/text-to-speech/{id}");
+        }
+        check(&bare, Verdict::Slots, "calls of /v1/text-to-speech/{id}");
+        check(&bare, Verdict::Unexplained(Refusal::Forbidden), "calls of /v1/text-to-speech/{id}");
+    }
+
+    #[test]
+    fn what_is_about_a_key_is_about_no_feature() {
+        for verdict in [
+            Verdict::Served,
+            Verdict::InvalidKey,
+            Verdict::Billing,
+            Verdict::KeyQuota(Shortfall::default()),
+            Verdict::RequestError,
+            Verdict::NotFound,
+        ] {
+            assert_eq!(speech().refused(verdict), None, "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_refused_is_among_what_a_like_request_needs() {
+        for subject in [
+            Subject::Voice,
+            Subject::Model,
+            Subject::OutputFormat,
+            Subject::TextLength,
+            Subject::Cloning,
+            Subject::Endpoint,
+            Subject::Unnamed,
+        ] {
+            let refused = speech().refused(Verdict::PlanFeature(subject)).unwrap();
+            assert!(speech().all().any(|feature| feature == refused.feature), "{subject:?}");
+        }
+        let other = RequestFeatures { voice: Some(Named::new(Kind::Voice, "v2").tag), ..speech() };
+        let unnamed = speech().refused(Verdict::PlanFeature(Subject::Unnamed)).unwrap();
+        assert!(!other.all().any(|feature| feature == unnamed.feature), "another voice is another request");
+    }
+}

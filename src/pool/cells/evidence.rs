@@ -1,0 +1,90 @@
+//! What was refused with a key or a workspace, and what the provider said of it when it was last polled.
+//!
+//! A lock, but off the way of requests that are served: what follows from the evidence is computed when
+//! it changes, and kept in atomics beside it.
+
+use std::sync::PoisonError;
+
+use super::super::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
+use crate::policy::evidence::{Cooldowns, Evidence, Meaning, Poll, meaning};
+use crate::policy::units::UnixMs;
+
+/// Evidence about one key or workspace: one piece for each claim.
+#[derive(Debug, Default)]
+pub(in crate::pool) struct EvidenceCell {
+    /// How many pieces there are, to be looked at without the lock.
+    count: AtomicUsize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    evidence: Vec<Evidence>,
+    poll: Option<Poll>,
+}
+
+impl EvidenceCell {
+    /// Whether nothing was refused that still matters.
+    pub(in crate::pool) fn is_empty(&self) -> bool {
+        self.count.load(Ordering::Acquire) == 0
+    }
+
+    /// Adds evidence; it takes the place of what was claimed before.
+    pub(in crate::pool) fn add(&self, evidence: Evidence) {
+        let mut state = self.lock();
+        state.evidence.retain(|known| !known.claim.is_same(evidence.claim));
+        state.evidence.push(evidence);
+        self.count.store(state.evidence.len(), Ordering::Release);
+    }
+
+    /// Drops all that `is_over` says. Whether there was any.
+    pub(in crate::pool) fn drop_if(&self, is_over: impl Fn(&Evidence) -> bool) -> bool {
+        let mut state = self.lock();
+        let before = state.evidence.len();
+        state.evidence.retain(|known| !is_over(known));
+        self.count.store(state.evidence.len(), Ordering::Release);
+        state.evidence.len() < before
+    }
+
+    /// Takes in the result of a poll: it is later than all that was recorded before, also within the
+    /// same millisecond.
+    pub(in crate::pool) fn polled(&self, poll: Poll) {
+        let mut state = self.lock();
+        let latest = state.evidence.iter().map(|known| known.at.0.saturating_add(1)).max();
+        let at = UnixMs(poll.at.0.max(latest.unwrap_or(0)));
+        state.poll = Some(Poll { at, ..poll });
+    }
+
+    pub(in crate::pool) fn poll(&self) -> Option<Poll> {
+        self.lock().poll
+    }
+
+    /// What all of it means at `now`. What means nothing any more is dropped.
+    pub(in crate::pool) fn weigh(
+        &self,
+        resets_at: Option<UnixMs>,
+        cooldowns: &Cooldowns,
+        now: UnixMs,
+    ) -> Vec<Meaning> {
+        let mut state = self.lock();
+        let poll = state.poll;
+        let mut meanings = Vec::new();
+        state.evidence.retain(|evidence| {
+            let meant = meaning(evidence, poll, resets_at, cooldowns, now);
+            meanings.push(meant);
+            meant != Meaning::Nothing
+        });
+        self.count.store(state.evidence.len(), Ordering::Release);
+        meanings.retain(|meant| *meant != Meaning::Nothing);
+        meanings
+    }
+
+    /// All of it.
+    pub(in crate::pool) fn all(&self) -> Vec<Evidence> {
+        if self.is_empty() { Vec::new() } else { self.lock().evidence.clone() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

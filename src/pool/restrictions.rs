@@ -1,0 +1,199 @@
+//! What plans, workspaces and keys were refused for that others may be able to do: plan features,
+//! permissions without a name, endpoints. It never makes a key unusable. It decides who is asked first,
+//! and who is asked last.
+//!
+//! Requests read an immutable table, which is empty most of the time; a refusal replaces it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::key::Key;
+use super::owners::Identity;
+use super::roster::Roster;
+use crate::policy::evidence::Source;
+use crate::policy::features::{Feature, Limit, RequestFeatures};
+use crate::policy::units::UnixMs;
+use crate::secret::Fingerprint;
+
+/// Restrictions that are kept at once: a client that is refused for ever new voices pushes out the
+/// oldest, and each of them costs one request more than it would have.
+const RESTRICTIONS_MAX: usize = 1_024;
+
+/// Of which part of the pool something is restricted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Holder {
+    /// All workspaces with a plan of this name.
+    Plan(Arc<str>),
+    /// A workspace.
+    Workspace(Identity),
+    /// A key.
+    Key(Fingerprint),
+}
+
+/// How far a restriction keeps a request away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Restraint {
+    /// The plan was refused in another workspace, or is known not to have it: asked after those that
+    /// were not.
+    Inferred,
+    /// It was refused itself: asked only when no other can be, and only as the first.
+    Refused,
+    /// It is not asked before this moment, which the provider has named or a rate limit implies.
+    Until(UnixMs),
+}
+
+/// Something that is restricted.
+#[derive(Clone, Debug)]
+pub struct Restriction {
+    /// Of what.
+    pub holder: Holder,
+    /// What.
+    pub limit: Limit,
+    /// The word of the verdict.
+    pub verdict: &'static str,
+    /// Since when.
+    pub since: UnixMs,
+    /// Until when it is remembered.
+    pub until: UnixMs,
+    /// Whether nothing is asked before that.
+    pub is_strict: bool,
+    /// Where it was met.
+    pub source: Arc<Source>,
+}
+
+type Table = HashMap<Feature, Vec<Restriction>>;
+
+/// All restrictions of a pool.
+#[derive(Debug, Default)]
+pub struct Restrictions(ArcSwap<Table>);
+
+impl Restrictions {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.load().is_empty()
+    }
+
+    /// Remembers a restriction. Whether it is news.
+    pub(super) fn learn(&self, restriction: &Restriction, now: UnixMs) -> bool {
+        let is_same = |known: &Restriction| known.holder == restriction.holder;
+        let mut is_news = true;
+        self.0.rcu(|table| {
+            let mut table = Table::clone(table);
+            forget_old(&mut table, now);
+            let held = table.entry(restriction.limit.feature.clone()).or_default();
+            let before = held.iter().position(is_same).map(|at| held.swap_remove(at));
+            is_news = before.as_ref().is_none_or(|known| known.limit != restriction.limit);
+            let mut kept = restriction.clone();
+            if let Some(before) = before {
+                // The shortest text that was refused; and since the first refusal.
+                kept.limit.from_characters = kept.limit.from_characters.min(before.limit.from_characters);
+                kept.since = before.since;
+            }
+            held.push(kept);
+            table
+        });
+        is_news
+    }
+
+    /// What keeps a request with these features from the keys of `roster` at `now`: positions, ascending.
+    #[must_use]
+    pub fn matching(
+        &self,
+        features: &RequestFeatures,
+        roster: &Roster,
+        now: UnixMs,
+    ) -> Vec<(usize, Restraint)> {
+        let table = self.0.load();
+        let needed = features.all().filter_map(|feature| table.get(&feature)).flatten();
+        let in_force: Vec<&Restriction> =
+            needed.filter(|held| held.until > now && held.is_about(features)).collect();
+        if in_force.is_empty() {
+            return Vec::new();
+        }
+        let restraint = |key: &Key| in_force.iter().filter_map(|held| held.restraint(key)).max();
+        let all = roster.keys().iter().enumerate();
+        all.filter_map(|(position, key)| Some((position, restraint(key)?))).collect()
+    }
+
+    /// Forgets what kept such a request from `key`, which has served it. Whether there was anything.
+    pub(super) fn refute(&self, features: &RequestFeatures, key: &Key) -> bool {
+        let is_refuted = |held: &Restriction| held.is_about(features) && held.restraint(key).is_some();
+        let table = self.0.load();
+        if !features.all().filter_map(|feature| table.get(&feature)).flatten().any(is_refuted) {
+            return false;
+        }
+        self.retain(|held| {
+            !(features.all().any(|feature| feature == held.limit.feature) && is_refuted(held))
+        });
+        true
+    }
+
+    /// Forgets the restrictions of a workspace that were refused with this verdict.
+    pub(super) fn lift(&self, workspace: &Identity, verdict: &'static str) {
+        let holder = Holder::Workspace(workspace.clone());
+        let is_lifted = |held: &Restriction| held.verdict == verdict && held.holder == holder;
+        if self.0.load().values().flatten().any(is_lifted) {
+            self.retain(|held| !is_lifted(held));
+        }
+    }
+
+    fn retain(&self, is_kept: impl Fn(&Restriction) -> bool) {
+        self.0.rcu(|table| {
+            let mut table = Table::clone(table);
+            table.retain(|_, held| {
+                held.retain(&is_kept);
+                !held.is_empty()
+            });
+            table
+        });
+    }
+
+    /// What `key` was refused for, or its plan, that is remembered at `now`; the latest first.
+    #[must_use]
+    pub fn of(&self, key: &Key, now: UnixMs) -> Vec<Restriction> {
+        let table = self.0.load();
+        let of_key = |held: &&Restriction| held.until > now && held.restraint(key).is_some();
+        let mut found: Vec<Restriction> = table.values().flatten().filter(of_key).cloned().collect();
+        found.sort_by_key(|held| std::cmp::Reverse(held.since));
+        found
+    }
+}
+
+/// Makes room: what is over goes, and then the oldest.
+fn forget_old(table: &mut Table, now: UnixMs) {
+    table.retain(|_, held| {
+        held.retain(|held| held.until > now);
+        !held.is_empty()
+    });
+    while table.values().map(Vec::len).sum::<usize>() >= RESTRICTIONS_MAX {
+        let oldest = table.iter().min_by_key(|(_, held)| held.iter().map(|held| held.since).min());
+        let Some(feature) = oldest.map(|(feature, _)| feature.clone()) else { return };
+        table.remove(&feature);
+    }
+}
+
+impl Restriction {
+    /// Whether a request with these features is concerned: a shorter text than was refused is not.
+    fn is_about(&self, features: &RequestFeatures) -> bool {
+        self.limit.from_characters == 0
+            || features.characters.is_some_and(|characters| characters >= self.limit.from_characters)
+    }
+
+    /// How far it keeps a request from `key`; `None` when it is not about that.
+    fn restraint(&self, key: &Key) -> Option<Restraint> {
+        let (is_its_own, is_inferred) = match &self.holder {
+            Holder::Key(print) => (*print == key.api_key().fingerprint(), false),
+            Holder::Workspace(identity) => (identity == key.workspace().identity(), false),
+            Holder::Plan(tier) => (false, key.workspace().tier().is_some_and(|known| **known == **tier)),
+        };
+        match (is_its_own, is_inferred) {
+            (true, _) if self.is_strict => Some(Restraint::Until(self.until)),
+            (true, _) => Some(Restraint::Refused),
+            (false, true) => Some(Restraint::Inferred),
+            (false, false) => None,
+        }
+    }
+}

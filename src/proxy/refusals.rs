@@ -1,0 +1,179 @@
+//! What a request was refused for on its way, and what the pool may conclude from it.
+//!
+//! One request cannot make more unusable than it proves. A refusal with figures, or in words about an
+//! account that only that account can know, is evidence at once. Words alone are evidence only while no
+//! second account says the same of the same request: then they are about the request. And when another
+//! account serves it, it was not the request after all.
+
+use std::sync::Arc;
+
+use crate::policy::classify::{Concern, Refusal, Verdict};
+use crate::policy::evidence::Source;
+use crate::policy::features::RequestFeatures;
+use crate::policy::units::UnixMs;
+use crate::pool::{Ask, Key, Pool, Refused, Restriction, Roster, Transition};
+
+/// The refusals of one request.
+#[derive(Debug, Default)]
+pub(super) struct Refusals(Vec<Met>);
+
+#[derive(Debug)]
+struct Met {
+    verdict: Verdict,
+    key: Arc<Key>,
+    ask: Ask,
+    source: Source,
+    /// Whether it stands as evidence about the key or its workspace.
+    is_recorded: bool,
+}
+
+/// What was concluded from a refusal, or from being served.
+#[derive(Debug, Default)]
+pub(super) struct Concluded {
+    /// How keys stand now.
+    pub(super) news: Vec<Transition>,
+    /// What accounts turned out not to be able to do, each with a key of it.
+    pub(super) restricted: Vec<(Arc<Key>, Restriction)>,
+}
+
+/// Where what is concluded goes.
+pub(super) struct Learner<'a> {
+    pub(super) pool: &'a Arc<Pool>,
+    pub(super) roster: &'a Roster,
+    pub(super) features: &'a RequestFeatures,
+    pub(super) now: UnixMs,
+}
+
+impl Refusals {
+    /// Takes in a refusal of `key`.
+    pub(super) fn add(
+        &mut self,
+        learner: &Learner<'_>,
+        key: &Arc<Key>,
+        verdict: Verdict,
+        ask: &Ask,
+        source: Source,
+    ) -> Concluded {
+        let mut concluded = Concluded::default();
+        let mut met = Met { verdict, key: Arc::clone(key), ask: ask.clone(), source, is_recorded: false };
+        let is_agreed = !verdict.proves_itself() && self.0.iter().any(|known| known.agrees_with(&met));
+        if is_agreed {
+            for known in self.0.iter_mut().filter(|known| known.agrees_with(&met)) {
+                known.take_back(learner, &mut concluded);
+            }
+            learner.ask_the_provider(&met, &mut concluded);
+        } else {
+            met.record(learner, &mut concluded);
+        }
+        self.0.push(met);
+        concluded
+    }
+
+    /// Another key has served the request: what was refused in words alone was the account's own matter.
+    pub(super) fn served(&mut self, learner: &Learner<'_>) -> Concluded {
+        let mut concluded = Concluded::default();
+        for met in self.0.iter_mut().filter(|met| !met.is_recorded) {
+            let Verdict::Unexplained(refusal) = met.verdict else {
+                met.record(learner, &mut concluded);
+                continue;
+            };
+            // A `HEAD` has no words, and what it was refused for was perhaps its method.
+            if refusal != Refusal::Bodiless {
+                learner.restrict(met, &mut concluded);
+                // A poll tells whether there is more to it.
+                learner.pool.want_poll(&met.key);
+            }
+        }
+        concluded
+    }
+
+    /// Workspaces that gave the last verdict.
+    pub(super) fn agreeing_workspaces(&self) -> u32 {
+        let Some(last) = self.0.last() else { return 0 };
+        self.workspaces(|met| met.verdict == last.verdict)
+    }
+
+    /// Workspaces with the plan of the last one that were called abusive.
+    pub(super) fn suspected_of_plan(&self) -> u32 {
+        let Some(last) = self.0.last() else { return 0 };
+        let tier = last.key.workspace().tier();
+        self.workspaces(|met| met.verdict == Verdict::Abuse && met.key.workspace().tier() == tier)
+    }
+
+    /// Keys that cannot do what is asked, or whose plan cannot.
+    pub(super) fn incapable(&self) -> impl Iterator<Item = &Arc<Key>> {
+        self.0.iter().filter(|met| met.verdict.concern() == Concern::Capability).map(|met| &met.key)
+    }
+
+    fn workspaces(&self, is_meant: impl Fn(&Met) -> bool) -> u32 {
+        let mut seen: Vec<&Key> = Vec::new();
+        for met in self.0.iter().filter(|met| is_meant(met)) {
+            if !seen.iter().any(|seen| std::ptr::eq(seen.workspace(), met.key.workspace())) {
+                seen.push(&met.key);
+            }
+        }
+        u32::try_from(seen.len()).unwrap_or(u32::MAX)
+    }
+}
+
+impl Met {
+    /// Whether another account says the same.
+    fn agrees_with(&self, other: &Self) -> bool {
+        let is_same = match (self.verdict, other.verdict) {
+            (Verdict::Unexplained(one), Verdict::Unexplained(other)) => {
+                std::mem::discriminant(&one) == std::mem::discriminant(&other)
+            }
+            (one, other) => {
+                std::mem::discriminant(&one) == std::mem::discriminant(&other)
+                    && one.proves_itself() == other.proves_itself()
+            }
+        };
+        is_same && !std::ptr::eq(self.key.workspace(), other.key.workspace())
+    }
+
+    fn refused(&self) -> Refused<'_> {
+        Refused { verdict: self.verdict, ask: Some(&self.ask), source: self.source.clone() }
+    }
+
+    /// Records it as evidence about the key or its workspace, and about what these cannot do.
+    fn record(&mut self, learner: &Learner<'_>, concluded: &mut Concluded) {
+        if matches!(self.verdict, Verdict::Unexplained(_)) {
+            return;
+        }
+        let Learner { pool, roster, now, .. } = learner;
+        concluded.news.extend(pool.record_refusal(roster, &self.key, self.refused(), *now));
+        self.is_recorded = true;
+        // Credits are an account's own, until a second account says the same.
+        if !matches!(self.verdict, Verdict::WorkspaceQuota(_)) {
+            learner.restrict(self, concluded);
+        }
+    }
+
+    /// A second account says the same: it says nothing of this one.
+    fn take_back(&mut self, learner: &Learner<'_>, concluded: &mut Concluded) {
+        let Learner { pool, roster, now, .. } = learner;
+        if std::mem::replace(&mut self.is_recorded, false) {
+            let news = pool.withdraw_refusal(roster, &self.key, &self.source.request_id, *now);
+            concluded.news.extend(news);
+        }
+        learner.ask_the_provider(self, concluded);
+    }
+}
+
+impl Learner<'_> {
+    /// Whatever it was about, the like of it is not walked through all accounts again; and where a poll
+    /// can decide, it does.
+    fn ask_the_provider(&self, met: &Met, concluded: &mut Concluded) {
+        if matches!(met.verdict, Verdict::WorkspaceQuota(_)) {
+            self.restrict(met, concluded);
+        }
+        if matches!(met.verdict, Verdict::WorkspaceQuota(_) | Verdict::InvalidKey) {
+            self.pool.want_poll(&met.key);
+        }
+    }
+
+    fn restrict(&self, met: &Met, concluded: &mut Concluded) {
+        let news = self.pool.restrict(self.roster, &met.key, self.features, &met.refused(), self.now);
+        concluded.restricted.extend(news.map(|restriction| (Arc::clone(&met.key), restriction)));
+    }
+}

@@ -1,0 +1,160 @@
+//! How evidence about keys and workspaces is written: as JSON in the row of the key, because it is read
+//! whole, and by people who ask why. What it means is not written; a later rule may read it otherwise.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::policy::evidence::{Claim, Evidence, Source};
+use crate::policy::lane::Lane;
+use crate::policy::units::UnixMs;
+
+/// What was refused with a key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Stored {
+    /// As a key.
+    pub(super) of_key: Vec<Evidence>,
+    /// As its workspace's.
+    pub(super) of_workspace: Vec<Evidence>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Document {
+    #[serde(default)]
+    key: Vec<Entry>,
+    #[serde(default)]
+    workspace: Vec<Entry>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    claim: String,
+    at_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    left: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    required: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    left_by_estimate: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    concurrency_group: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+    #[serde(default)]
+    words: String,
+    #[serde(default)]
+    route: String,
+    #[serde(default)]
+    request_id: String,
+}
+
+/// The text of a column.
+pub(super) fn write(of_key: &[Evidence], of_workspace: &[Evidence]) -> String {
+    if of_key.is_empty() && of_workspace.is_empty() {
+        return "{}".to_owned();
+    }
+    let entries = |evidence: &[Evidence]| evidence.iter().map(entry).collect();
+    let document = Document { key: entries(of_key), workspace: entries(of_workspace) };
+    // Numbers and texts always serialize.
+    serde_json::to_string(&document).unwrap_or_else(|_| "{}".to_owned())
+}
+
+/// What a column says. Entries that say nothing sensible are left out: the provider will tell.
+pub(super) fn read(text: &str) -> Stored {
+    let Ok(document) = serde_json::from_str::<Document>(text) else { return Stored::default() };
+    let evidence = |entries: Vec<Entry>| entries.into_iter().filter_map(of_entry).collect();
+    Stored { of_key: evidence(document.key), of_workspace: evidence(document.workspace) }
+}
+
+fn entry(evidence: &Evidence) -> Entry {
+    let Evidence { claim, at, named_span, source } = evidence;
+    let (mut figures, mut by_estimate, mut group) = (None, None, None);
+    match claim {
+        Claim::Credits { figures: known, left_by_estimate } => {
+            (figures, by_estimate) = (*known, known.map(|_| *left_by_estimate));
+        }
+        Claim::RateLimited(lane) => group = Some(lane.index()),
+        Claim::Locked | Claim::Suspected | Claim::InvalidKey | Claim::WrongHost => {}
+    }
+    Entry {
+        claim: claim.word().to_owned(),
+        at_ms: at.0,
+        retry_after_ms: named_span.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
+        left: figures.map(|(left, _)| left),
+        required: figures.map(|(_, required)| required),
+        left_by_estimate: by_estimate,
+        concurrency_group: group,
+        status: source.status,
+        words: source.words.as_ref().to_owned(),
+        route: source.route.as_ref().to_owned(),
+        request_id: source.request_id.as_ref().to_owned(),
+    }
+}
+
+fn of_entry(entry: Entry) -> Option<Evidence> {
+    let lane = || Lane::all().nth(entry.concurrency_group?);
+    let claim = match &*entry.claim {
+        "credits" => Claim::Credits {
+            figures: entry.left.zip(entry.required),
+            left_by_estimate: entry.left_by_estimate.unwrap_or(0),
+        },
+        "rate_limited" => Claim::RateLimited(lane()?),
+        "locked" => Claim::Locked,
+        "suspected" => Claim::Suspected,
+        "invalid_key" => Claim::InvalidKey,
+        "wrong_host" => Claim::WrongHost,
+        _ => return None,
+    };
+    Some(Evidence {
+        claim,
+        at: UnixMs(entry.at_ms),
+        named_span: entry.retry_after_ms.map(Duration::from_millis),
+        source: Source {
+            status: entry.status,
+            words: entry.words.into(),
+            route: entry.route.into(),
+            request_id: entry.request_id.into(),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn evidence_survives_the_file() {
+        let source = Source {
+            status: Some(401),
+            words: "quota_exceeded: \"x\"".into(),
+            route: "/v1/user".into(),
+            request_id: "r".into(),
+        };
+        let evidence = |claim| Evidence {
+            claim,
+            at: UnixMs(5),
+            named_span: Some(Duration::from_secs(7)),
+            source: source.clone(),
+        };
+        let of_key = [
+            Claim::InvalidKey,
+            Claim::WrongHost,
+            Claim::Credits { figures: Some((3, 9)), left_by_estimate: 4 },
+            Claim::Credits { figures: None, left_by_estimate: 0 },
+        ]
+        .map(evidence);
+        let of_workspace = [Claim::Locked, Claim::Suspected, Claim::RateLimited(Lane::MUSIC)].map(evidence);
+        let stored = read(&write(&of_key, &of_workspace));
+        assert_eq!((stored.of_key, stored.of_workspace), (of_key.into(), of_workspace.into()));
+    }
+
+    #[test]
+    fn what_is_no_evidence_is_none() {
+        for text in ["", "{}", "[]", "{\"key\":7}", r#"{"key":[{"claim":"new","at_ms":1}]}"#] {
+            assert_eq!(read(text), Stored::default(), "{text}");
+        }
+        assert_eq!(write(&[], &[]), "{}");
+    }
+}
