@@ -19,15 +19,31 @@ pub(super) struct Arguments {
     keys: Vec<KeyPlan>,
     /// What every request with a key meets, such as `sk_one:invalid` or `sk_one:stall=5s`.
     ///
+    /// With a route behind the key, only the requests whose path begins like it meet the fault, as in
+    /// `sk_one@/v1/dubbing:invalid` or `sk_one@POST /v1/voices:voice_limit_reached`; the key `*` is then
+    /// every key.
+    ///
     /// FAULT is a refusal (quota, key_cap, invalid, concurrency, rate_limit=SECONDS, …) or one of
     /// pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge,
-    /// endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL. A session on a socket is
+    /// endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL, or an answer in full,
+    /// answer=STATUS/BODY or answer=STATUS[NAME: VALUE]/BODY. A session on a socket is
     /// refused in its own form, and with early:REFUSAL or gzip:REFUSAL before it begins;
     /// after=MESSAGES:TURN lets it go on for a while, where TURN is a refusal, close=CODE[/REASON],
     /// cut, reset, stall or say=TEXT. A name that there is not lists them all.
-    #[arg(long = "fault", value_name = "KEY:FAULT", value_parser = parse_fault)]
-    faults: Vec<(String, Fault)>,
+    #[arg(long = "fault", value_name = "KEY[@ROUTE]:FAULT", value_parser = parse_fault)]
+    faults: Vec<FaultArgument>,
 }
+
+/// A fault with the requests that meet it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct FaultArgument {
+    key: String,
+    route: Option<String>,
+    fault: Fault,
+}
+
+/// The key that stands for all of them.
+const EVERY_KEY: &str = "*";
 
 fn parse_key(text: &str) -> Result<KeyPlan, PlanError> {
     KeyPlan::parse(text)
@@ -37,13 +53,23 @@ fn parse_key(text: &str) -> Result<KeyPlan, PlanError> {
 enum FaultArgumentError {
     #[error("a fault is written KEY:FAULT, for example sk_one:invalid")]
     NoKey,
+    #[error("`*` needs a route, for example *@/v1/dubbing:invalid")]
+    NoRoute,
     #[error(transparent)]
     Fault(#[from] FaultError),
 }
 
-fn parse_fault(text: &str) -> Result<(String, Fault), FaultArgumentError> {
+fn parse_fault(text: &str) -> Result<FaultArgument, FaultArgumentError> {
     let (key, fault) = text.split_once(':').ok_or(FaultArgumentError::NoKey)?;
-    Ok((key.to_owned(), fault.parse()?))
+    // A key may have an `@`; a route has a path.
+    let (key, route) = match key.split_once('@').filter(|(_, route)| route.contains('/')) {
+        Some((key, route)) => (key, Some(route.to_owned())),
+        None => (key, None),
+    };
+    if key == EVERY_KEY && route.is_none() {
+        return Err(FaultArgumentError::NoRoute);
+    }
+    Ok(FaultArgument { key: key.to_owned(), route, fault: fault.parse()? })
 }
 
 pub(super) fn run(arguments: Arguments) -> ExitCode {
@@ -60,7 +86,8 @@ async fn simulate(arguments: Arguments) -> ExitCode {
     if let Err(error) = plan.check() {
         return failed(&error);
     }
-    if faults.iter().any(|(key, _)| !plan.keys.iter().any(|known| known.key == *key)) {
+    let is_known = |key: &str| key == EVERY_KEY || plan.keys.iter().any(|known| known.key == key);
+    if !faults.iter().all(|argument| is_known(&argument.key)) {
         return failed(&"--fault names a key that no --key gives");
     }
     let listener = match TcpListener::bind(&listen).await {
@@ -74,8 +101,12 @@ async fn simulate(arguments: Arguments) -> ExitCode {
         Ok(simulator) => simulator,
         Err(error) => return failed(&error),
     };
-    for (key, fault) in faults {
-        simulator.always(&key, Some(fault));
+    for FaultArgument { key, route, fault } in faults {
+        match route {
+            None => simulator.always(&key, Some(fault)),
+            Some(route) if key == EVERY_KEY => simulator.for_everybody_on(&route, Some(fault)),
+            Some(route) => simulator.always_on(&key, &route, Some(fault)),
+        }
     }
     print(&format_args!("Simulated ElevenLabs at {}", simulator.base_url()));
     if is_default {
@@ -90,5 +121,35 @@ async fn simulate(arguments: Arguments) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => failed(&error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, key: &str, route: Option<&str>, fault: &str) {
+        let argument = parse_fault(text).unwrap();
+        assert_eq!((&*argument.key, argument.route.as_deref()), (key, route));
+        assert_eq!(argument.fault.to_string(), fault);
+    }
+
+    #[test]
+    fn a_fault_has_a_key_and_perhaps_a_route() {
+        check("sk_one:invalid", "sk_one", None, "invalid");
+        check("sk@one:gzip:quota", "sk@one", None, "gzip:quota");
+        check("sk@/v1/dubbing:answer=402/{\"a\":1}", "sk", Some("/v1/dubbing"), "answer=402/{\"a\":1}");
+        check("*@POST /v1/voices:quota", "*", Some("POST /v1/voices"), "quota");
+    }
+
+    #[test]
+    fn a_fault_without_a_key_or_for_all_keys_everywhere_is_a_mistake() {
+        for (text, message) in [
+            ("invalid", "a fault is written KEY:FAULT, for example sk_one:invalid"),
+            ("*:invalid", "`*` needs a route, for example *@/v1/dubbing:invalid"),
+        ] {
+            assert_eq!(parse_fault(text).unwrap_err().to_string(), message);
+        }
     }
 }

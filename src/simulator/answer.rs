@@ -92,6 +92,33 @@ impl Answer {
         self
     }
 
+    /// The answer that a fault spells out. A header that no answer can carry is left out.
+    pub(super) fn exactly(status: u16, headers: &[(String, String)], body: Bytes) -> Self {
+        let content_type = match body.first() {
+            None => "",
+            Some(b'{' | b'[') => "application/json",
+            Some(b'<') => "text/html",
+            Some(_) => "text/plain",
+        };
+        let mut answer = Self::with(&trace_id(), content_type);
+        answer.status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        if body.is_empty() {
+            answer.headers.remove("content-type");
+        }
+        answer.body = AnswerBody::whole(body);
+        let read = |(name, value): &(String, String)| {
+            Some((HeaderName::try_from(name).ok()?, HeaderValue::try_from(value).ok()?))
+        };
+        let headers: Vec<_> = headers.iter().filter_map(read).collect();
+        for (name, _) in &headers {
+            answer.headers.remove(name);
+        }
+        for (name, value) in headers.into_iter().filter(|(_, value)| !value.is_empty()) {
+            answer.headers.append(name, value);
+        }
+        answer
+    }
+
     pub(super) fn into_response(self) -> Response<AnswerBody> {
         let mut response = Response::new(self.body);
         *response.status_mut() = self.status;

@@ -9,16 +9,21 @@ use serde_json::json;
 use super::answer::Answer;
 use super::fault::Fault;
 use super::intake::Intake;
-use super::world::World;
+use super::world::{Whose, World};
 
+/// The key that stands for every key and for none.
+const EVERYBODY: &str = "*";
 /// Where these paths are.
 pub(super) const PREFIX: &str = "/_simulator/";
 
-/// `{"key": "...", "always": "quota", "next": ["quota", "stall=200ms"]}`
+/// `{"key": "...", "route": "POST /v1/voices", "always": "quota", "next": ["quota", "stall=200ms"]}`.
+/// Without a route it is about all of them; the key `*` is everybody, on a route.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Order {
     key: String,
+    #[serde(default)]
+    route: Option<String>,
     /// Absent changes nothing; null ends it.
     #[serde(default, deserialize_with = "present")]
     always: Option<Option<String>>,
@@ -54,10 +59,17 @@ fn set_faults(world: &World, intake: &Intake) -> Result<(), String> {
     let read = |text: &String| text.parse::<Fault>().map_err(|error| error.to_string());
     let next = order.next.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let always = order.always.map(|always| always.as_ref().map(read).transpose()).transpose()?;
-    let mut is_known = world.script(&order.key, next);
-    if let Some(always) = always {
-        is_known &= world.always(&order.key, always);
+    let route = order.route.as_deref();
+    let whose = if order.key == EVERYBODY { Whose::Everybody } else { Whose::Key(&order.key) };
+    if matches!(whose, Whose::Everybody) && route.is_none() {
+        return Err("the key `*` needs a route".to_owned());
     }
+    let is_known = world.with_script(whose, |script| {
+        script.add(route, next);
+        if let Some(always) = always {
+            script.set(route, always);
+        }
+    });
     if is_known { Ok(()) } else { Err("the plan has no such key".to_owned()) }
 }
 

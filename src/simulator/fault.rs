@@ -1,14 +1,16 @@
-//! What a key can be told to do wrong, as values and as text, and which of it comes next.
+//! What a key can be told to do wrong, as values and as text. Which of it comes next is in `script`.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::str::FromStr;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
 
 use super::shape::{Shape, UnknownShape};
 
 /// What happens to one request, or to one session on a socket.
 ///
-/// On a socket, what concerns the body of an answer (`EarlyRefuse`, `Gzip`, `HugeError`,
+/// On a socket, what concerns the body of an answer (`EarlyRefuse`, `Gzip`, `Answer`, `HugeError`,
 /// `EndlessError`, `GarbledError`) takes the place of the handshake's 101; the others say what they
 /// do there. On a request that is no socket, `After` is as `Pass`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +32,17 @@ pub enum Fault {
     },
     /// As `Refuse`, with the body gzip-encoded.
     Gzip(Shape),
+    /// Reads the whole request and answers exactly this, for what the catalogue does not have.
+    /// Nothing is charged, whatever the headers say.
+    Answer {
+        /// 200 to 599.
+        status: u16,
+        /// In place of those of the same name that every answer has; an empty value only leaves
+        /// them out. Without a `content-type` it follows the first character of the body.
+        headers: Vec<(String, String)>,
+        /// As it goes on the wire: with a `content-encoding` it is encoded already.
+        body: Bytes,
+    },
     /// Reads the whole request, does nothing at all for that long, and then serves it: a client
     /// that leaves meanwhile has not been charged. On a socket the handshake is done before.
     Stall {
@@ -115,6 +128,9 @@ impl FromStr for Fault {
         if let Some(shape) = text.strip_prefix("gzip:") {
             return Ok(Fault::Gzip(shape.parse()?));
         }
+        if let Some(answer) = text.strip_prefix("answer=") {
+            return read_answer(answer).ok_or_else(|| FaultError::Answer(answer.to_owned()));
+        }
         if let Some((name, value)) = text.split_once('=') {
             match name {
                 "stall" => return Ok(Fault::Stall { ms: milliseconds(value)? }),
@@ -178,6 +194,25 @@ impl fmt::Display for Turn {
     }
 }
 
+/// Reads `402/BODY` or `402[NAME: VALUE][NAME: VALUE]/BODY`.
+fn read_answer(text: &str) -> Option<Fault> {
+    let end = text.find(['[', '/']).unwrap_or(text.len());
+    let status = text.get(..end)?.parse().ok().filter(|status| (200..600).contains(status))?;
+    let mut rest = text.get(end..)?;
+    let mut headers = Vec::new();
+    while let Some(header) = rest.strip_prefix('[') {
+        let (header, after) = header.split_once(']')?;
+        let (name, value) = header.split_once(':')?;
+        let (name, value) = (name.trim(), value.trim());
+        HeaderName::try_from(name).ok()?;
+        HeaderValue::try_from(value).ok()?;
+        headers.push((name.to_owned(), value.to_owned()));
+        rest = after;
+    }
+    let body = if rest.is_empty() { rest } else { rest.strip_prefix('/')? };
+    Some(Fault::Answer { status, headers, body: Bytes::copy_from_slice(body.as_bytes()) })
+}
+
 fn count_of_bytes(text: &str) -> Result<u64, FaultError> {
     text.parse().map_err(|_| FaultError::Bytes(text.to_owned()))
 }
@@ -202,6 +237,13 @@ impl fmt::Display for Fault {
             Fault::EarlyRefuse(shape) => write!(f, "early:{shape}"),
             Fault::MidRefuse { bytes, shape } => write!(f, "mid={bytes}:{shape}"),
             Fault::Gzip(shape) => write!(f, "gzip:{shape}"),
+            Fault::Answer { status, headers, body } => {
+                write!(f, "answer={status}")?;
+                for (name, value) in headers {
+                    write!(f, "[{name}: {value}]")?;
+                }
+                write!(f, "/{}", String::from_utf8_lossy(body))
+            }
             Fault::Stall { ms } => write!(f, "stall={ms}ms"),
             Fault::SlowHead { ms } => write!(f, "slow_head={ms}ms"),
             Fault::SlowBody { ms } => write!(f, "slow_body={ms}ms"),
@@ -222,7 +264,7 @@ impl fmt::Display for Fault {
 pub enum FaultError {
     /// Neither a fault nor a refusal.
     #[error(
-        "{0}; other faults are pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge, endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL and gzip:REFUSAL, and on sockets after=MESSAGES:TURN, where a turn is a REFUSAL, close=CODE[/REASON], cut, reset, stall or say=TEXT"
+        "{0}; other faults are pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge, endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL and answer=STATUS[NAME: VALUE]/BODY, and on sockets after=MESSAGES:TURN, where a turn is a REFUSAL, close=CODE[/REASON], cut, reset, stall or say=TEXT"
     )]
     Unknown(#[from] UnknownShape),
     /// Not a time.
@@ -234,30 +276,20 @@ pub enum FaultError {
     /// Not a count of messages.
     #[error("`{0}` is no number of messages")]
     Messages(String),
+    /// Not an answer.
+    #[error(
+        "`{0}` is no answer: write STATUS/BODY or STATUS[NAME: VALUE]/BODY, with 200 to 599 and as many headers as there are"
+    )]
+    Answer(String),
     /// Not what a close can carry.
     #[error("`{0}` is no close: write CODE or CODE/REASON, with 1000 to 4999 and at most 123 bytes")]
     Close(String),
 }
 
-/// The faults of one key.
-#[derive(Debug, Default)]
-pub(super) struct Script {
-    /// Taken one by one.
-    pub(super) next: VecDeque<Fault>,
-    /// When there is no next.
-    pub(super) always: Option<Fault>,
-}
-
-impl Script {
-    pub(super) fn take(&mut self) -> Fault {
-        self.next.pop_front().or_else(|| self.always.clone()).unwrap_or(Fault::Pass)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simulator::shape::NAMED;
+    use crate::simulator::shape::{FIXED, NAMED};
 
     #[test]
     fn what_is_printed_reads_back() {
@@ -277,11 +309,21 @@ mod tests {
             r#"after=1:say={"message_type":"queue_overflow"}"#,
             "after=0:rate_limit=7",
         ];
-        for text in plain.into_iter().chain(more).chain(last).chain(sockets) {
+        let answers = [
+            "answer=429/",
+            r#"answer=402/{"detail":{"code":"payment_required"}}"#,
+            "answer=429[content-type: text/html; charset=utf-8][cf-ray: 1/2]/error code: 1015",
+            "answer=200[x-trace-id: ][character-cost: 5000]/a[b]/c",
+        ];
+        for text in plain.into_iter().chain(more).chain(last).chain(sockets).chain(answers) {
             assert_eq!(text.parse::<Fault>().unwrap().to_string(), text);
         }
         for (name, shape) in NAMED {
             assert_eq!(name.parse::<Shape>().unwrap(), shape);
+            assert_eq!(shape.to_string().parse::<Shape>().unwrap(), shape);
+        }
+        for fixed in FIXED {
+            let shape = Shape::Fixed(fixed);
             assert_eq!(shape.to_string().parse::<Shape>().unwrap(), shape);
         }
     }
@@ -317,20 +359,15 @@ mod tests {
             ("close=999", "`999` is no close: write CODE"),
             ("close=1005", "`1005` is no close"),
             ("close=5000", "`5000` is no close"),
+            ("answer=", "`` is no answer: write STATUS/BODY"),
+            ("answer=199/", "`199/` is no answer"),
+            ("answer=600/", "`600/` is no answer"),
+            ("answer=402[a b: c]/", "is no answer"),
+            ("answer=402[a: b/", "is no answer"),
+            ("answer=402 x", "is no answer"),
         ] {
             let message = text.parse::<Fault>().unwrap_err().to_string();
             assert!(message.contains(part), "{message}");
         }
-    }
-
-    #[test]
-    fn the_queue_goes_before_what_is_always_so() {
-        let mut script = Script { next: [Fault::CloseUnread].into(), always: Some(Fault::HugeError) };
-        assert_eq!(
-            [script.take(), script.take(), script.take()],
-            [Fault::CloseUnread, Fault::HugeError, Fault::HugeError]
-        );
-        script.always = None;
-        assert_eq!(script.take(), Fault::Pass);
     }
 }

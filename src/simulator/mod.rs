@@ -21,6 +21,7 @@ mod grants;
 mod socket;
 
 mod fault;
+mod script;
 mod shape;
 
 mod accounts;
@@ -57,11 +58,12 @@ pub use self::ledger::{
     KeyEntry, Ledger, RequestSummary, SocketClose, SocketSummary, Totals, WorkspaceEntry,
 };
 pub use self::plan::{AgentPlan, Billing, KeyPlan, Plan, PlanError, WorkspacePlan};
-pub use self::shape::{Shape, UnknownShape};
+pub use self::shape::{Fixed, Shape, UnknownShape};
 
 use self::line::Line;
+use self::script::Script;
 use self::service::Service;
-use self::world::World;
+use self::world::{Whose, World};
 
 /// How long a client may take to send a head.
 const HEAD_MAX: Duration = Duration::from_secs(30);
@@ -135,15 +137,36 @@ impl Simulator {
     /// Each of the next requests with that key takes the next of `faults`, after those that are
     /// already waiting. A key that is not in the plan is a violation, so that a slip is not silent.
     pub fn script(&self, key: &str, faults: Vec<Fault>) {
-        if !self.world.script(key, faults) {
-            self.world.violated("faults were scripted for a key that is not in the plan".to_owned());
-        }
+        self.change(Whose::Key(key), |script| script.add(None, faults));
+    }
+
+    /// The same for requests of one route only: see [`Simulator::always_on`].
+    pub fn script_on(&self, key: &str, route: &str, faults: Vec<Fault>) {
+        self.change(Whose::Key(key), |script| script.add(Some(route), faults));
     }
 
     /// Every request with that key meets `fault`, when nothing is scripted, until this is called
     /// with `None`. A key that is not in the plan is a violation.
     pub fn always(&self, key: &str, fault: Option<Fault>) {
-        if !self.world.always(key, fault) {
+        self.change(Whose::Key(key), |script| script.set(None, fault));
+    }
+
+    /// Every request with that key meets `fault` on a route, until this is called with `None`.
+    /// `route` is the beginning of a path, such as `/v1/dubbing`, or a method with one, such as
+    /// `POST /v1/voices`. A fault of a route goes before those of the key; the key's requests on
+    /// other routes do not meet it. [`Fault::Pass`] serves the route in spite of the others.
+    pub fn always_on(&self, key: &str, route: &str, fault: Option<Fault>) {
+        self.change(Whose::Key(key), |script| script.set(Some(route), fault));
+    }
+
+    /// The same for every request, whatever its key, also without one. What a key meets on a route
+    /// of its own goes before it.
+    pub fn for_everybody_on(&self, route: &str, fault: Option<Fault>) {
+        self.change(Whose::Everybody, |script| script.set(Some(route), fault));
+    }
+
+    fn change(&self, whose: Whose<'_>, change: impl FnOnce(&mut Script)) {
+        if !self.world.with_script(whose, change) {
             self.world.violated("a fault was set for a key that is not in the plan".to_owned());
         }
     }

@@ -23,7 +23,7 @@ use super::intake::{EMPTY_SHA256, Intake, drain, presented, receive, skip, viola
 use super::ledger::RequestSummary;
 use super::line::Flushes;
 use super::read;
-use super::route::Route;
+use super::route::{Route, query};
 use super::shape::{Facts, Shape, violation};
 use super::socket;
 use super::work::Job;
@@ -31,6 +31,11 @@ use super::world::{Presented, Visit, World};
 
 /// More than anyone should hold of an error.
 const HUGE_BYTES: usize = 100_000;
+/// What a refusal tells that a fault asks for, where the request does not say: a bound on custom
+/// voices, a model, a format.
+const VOICES: u64 = 10;
+const MODEL: &str = "eleven_v3";
+const FORMAT: &str = "pcm_44100";
 /// A piece of the error that never ends.
 const ENDLESS_PIECE: &[u8] = &[b' '; 8_192];
 
@@ -125,7 +130,7 @@ impl Service {
         presented: Presented,
         visit: &mut Visit,
     ) -> Result<Answer, Closed> {
-        let fault = self.world.take_fault(presented);
+        let fault = self.world.take_fault(presented, &parts.method, parts.uri.path());
         match &fault {
             Fault::CloseUnread => return Err(Closed),
             Fault::EarlyRefuse(shape) => {
@@ -141,6 +146,7 @@ impl Service {
             Fault::Pass
             | Fault::Refuse(_)
             | Fault::Gzip(_)
+            | Fault::Answer { .. }
             | Fault::Stall { .. }
             | Fault::SlowHead { .. }
             | Fault::SlowBody { .. }
@@ -169,6 +175,7 @@ impl Service {
             | Fault::MidRefuse { .. } => work(),
             Fault::Refuse(shape) => told(&shape),
             Fault::Gzip(shape) => told(&shape).gzipped(),
+            Fault::Answer { status, headers, body } => Answer::exactly(status, &headers, body),
             Fault::ServerError => told(&Shape::ServerError),
             Fault::HugeError => huge(told(&Shape::Quota)),
             Fault::EndlessError => endless(told(&Shape::Quota)),
@@ -200,6 +207,10 @@ impl Service {
     /// The refusal that a fault asks for.
     fn refuse_as_told(&self, shape: &Shape, presented: Presented, needed: u64, parts: &Parts) -> Answer {
         let mut facts = facts_as_told(&self.world, presented, needed);
+        let asked = |wanted| query(parts.uri.query().unwrap_or_default()).find(|(name, _)| name == wanted);
+        if let Some((_, format)) = asked("output_format") {
+            facts.format = format;
+        }
         if let Ok(Route::Speech { voice, .. } | Route::Voice(voice)) =
             Route::of(&parts.method, parts.uri.path())
         {
@@ -215,8 +226,8 @@ impl Service {
     }
 }
 
-/// What a refusal can tell that a fault asks for, with numbers that fit together: a quota refusal
-/// never says that more is left than was needed.
+/// What a refusal can tell that a fault asks for, with numbers that fit together: nothing is left of
+/// what is said to be spent, and a bound is one that there can be.
 pub(super) fn facts_as_told(world: &World, presented: Presented, needed: u64) -> Facts {
     let state = world.state();
     let mut facts = match presented {
@@ -224,10 +235,10 @@ pub(super) fn facts_as_told(world: &World, presented: Presented, needed: u64) ->
         Presented::Unknown | Presented::Nothing => Facts { needed, ..Facts::default() },
     };
     drop(state);
-    facts.remaining = facts.remaining.min(needed.saturating_sub(1));
-    facts.cap_remaining = facts.cap_remaining.min(needed.saturating_sub(1));
+    facts.remaining = 0;
+    facts.cap_remaining = 0;
     facts.concurrency_max = facts.concurrency_max.max(1);
-    facts
+    Facts { bound: VOICES, model: MODEL.to_owned(), format: FORMAT.to_owned(), ..facts }
 }
 
 /// The answer to a socket's handshake that a fault refuses, if it refuses it as HTTP.
@@ -236,6 +247,7 @@ pub(super) fn handshake_refused(fault: &Fault, facts: Facts) -> Option<Answer> {
     match fault {
         Fault::EarlyRefuse(shape) => Some(answer(shape)),
         Fault::Gzip(shape) => Some(answer(shape).gzipped()),
+        Fault::Answer { status, headers, body } => Some(Answer::exactly(*status, headers, body.clone())),
         Fault::HugeError => Some(huge(answer(&Shape::Quota))),
         Fault::EndlessError => Some(endless(answer(&Shape::Quota))),
         Fault::GarbledError => Some(garbled(answer(&Shape::Quota))),

@@ -6,14 +6,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use std::time::Duration;
 
+use http::Method;
 use tokio::sync::watch;
 
 use crate::clock;
 
 use super::accounts::{Accounts, Admitted, Purse, Refused};
-use super::fault::{Fault, Script};
+use super::fault::Fault;
 use super::ledger::{KeyEntry, Ledger, RequestSummary, SocketSummary, Totals, WorkspaceEntry};
 use super::plan::Plan;
+use super::script::Script;
 use super::tokens::Tokens;
 
 /// How many requests the ledger remembers.
@@ -42,6 +44,8 @@ pub(super) struct State {
     pub(super) tokens: Tokens,
     index: HashMap<String, usize>,
     scripts: Vec<Script>,
+    /// What every request meets on some routes, whichever key it has.
+    everybody: Script,
     counts: Vec<Counts>,
     totals: Totals,
     violations: Vec<String>,
@@ -69,15 +73,25 @@ pub(super) enum Presented {
     Known(usize),
 }
 
+/// Whose requests meet a fault.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Whose<'a> {
+    /// Those with this key.
+    Key(&'a str),
+    /// All of them, also those without a key.
+    Everybody,
+}
+
 impl World {
     pub(super) fn new(plan: &Plan) -> Self {
         let index = plan.keys.iter().enumerate().map(|(index, key)| (key.key.clone(), index)).collect();
-        let scripts = plan.keys.iter().map(|key| Script { next: key.faults.clone().into(), always: None });
+        let scripts = plan.keys.iter().map(|key| Script::of(key.faults.clone()));
         let state = State {
             accounts: Accounts::open(plan, clock::now()),
             tokens: Tokens::default(),
             index,
             scripts: scripts.collect(),
+            everybody: Script::default(),
             counts: vec![Counts::default(); plan.keys.len()],
             totals: Totals::default(),
             violations: Vec::new(),
@@ -126,27 +140,31 @@ impl World {
         self.state().index.get(key).copied()
     }
 
-    /// Appends to the faults of a key. False when the plan has no such key.
-    pub(super) fn script(&self, key: &str, faults: Vec<Fault>) -> bool {
-        self.with_script(key, |script| script.next.extend(faults))
-    }
-
-    /// What happens to a key's requests when nothing is scripted. False when there is no such key.
-    pub(super) fn always(&self, key: &str, fault: Option<Fault>) -> bool {
-        self.with_script(key, |script| script.always = fault)
-    }
-
-    fn with_script(&self, key: &str, change: impl FnOnce(&mut Script)) -> bool {
+    /// Changes the script of a key, or of everybody. False when the plan has no such key.
+    pub(super) fn with_script(&self, whose: Whose<'_>, change: impl FnOnce(&mut Script)) -> bool {
         let mut state = self.state();
-        let index = state.index.get(key).copied();
-        index.and_then(|index| state.scripts.get_mut(index)).map(change).is_some()
+        let script = match whose {
+            Whose::Everybody => Some(&mut state.everybody),
+            Whose::Key(key) => {
+                let index = state.index.get(key).copied();
+                index.and_then(|index| state.scripts.get_mut(index))
+            }
+        };
+        script.map(change).is_some()
     }
 
-    pub(super) fn take_fault(&self, presented: Presented) -> Fault {
-        match presented {
-            Presented::Nothing | Presented::Unknown => Fault::Pass,
-            Presented::Known(index) => self.state().scripts.get_mut(index).map_or(Fault::Pass, Script::take),
-        }
+    /// What a request meets: on its route, first because of its key, then because everybody does;
+    /// and if the route has nothing, what its key meets anywhere.
+    pub(super) fn take_fault(&self, presented: Presented, method: &Method, path: &str) -> Fault {
+        let mut state = self.state();
+        let State { scripts, everybody, .. } = &mut *state;
+        let mut own = match presented {
+            Presented::Nothing | Presented::Unknown => None,
+            Presented::Known(index) => scripts.get_mut(index),
+        };
+        let bound = own.as_mut().and_then(|script| script.take_bound(method, path));
+        let bound = bound.or_else(|| everybody.take_bound(method, path));
+        bound.or_else(|| own.and_then(|script| script.take())).unwrap_or(Fault::Pass)
     }
 
     pub(super) fn violated(&self, what: String) {

@@ -1,6 +1,8 @@
 //! Who opened a socket and who pays: a token before a key, the head's key before that of the first
 //! message. Separate from HTTP's `presented`, because a socket's credential may come later.
 
+use http::Method;
+use http::request::Parts;
 use serde_json::Value;
 
 use crate::clock;
@@ -16,6 +18,8 @@ use super::{Answered, Kind, asked};
 
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
+    /// Of the socket, for the faults that are bound to it.
+    path: String,
     presented: Presented,
     /// From the query.
     token: Option<String>,
@@ -27,7 +31,8 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    pub(super) fn of(kind: &Kind, presented: Presented, text: &str) -> Self {
+    pub(super) fn of(kind: &Kind, presented: Presented, parts: &Parts) -> Self {
+        let text = parts.uri.query().unwrap_or_default();
         let agent = matches!(kind, Kind::Agent).then(|| asked(text, "agent_id").unwrap_or_default());
         let (token, door, permission) = match kind {
             Kind::Speech { .. } => {
@@ -43,7 +48,8 @@ impl Caller {
             Kind::Scribe => (asked(text, "token"), Some(Door::RealtimeScribe), Some("speech_to_text")),
             Kind::Echo => (None, None, None),
         };
-        Self { presented, token, door, permission, agent }
+        let path = parts.uri.path().to_owned();
+        Self { path, presented, token, door, permission, agent }
     }
 
     /// What the provider calls this way of showing who one is (OpenAPI document).
@@ -126,7 +132,8 @@ impl Caller {
             (Presented::Nothing, Some(key)) => {
                 let presented = world.find(key).map_or(Presented::Unknown, Presented::Known);
                 // The head told nothing of whose script it would be.
-                wire.orders = Orders::of(world.take_fault(presented), &world, presented);
+                wire.orders =
+                    Orders::of(world.take_fault(presented, &Method::GET, &self.path), &world, presented);
                 presented
             }
             (presented, _) => presented,

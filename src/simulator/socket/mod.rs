@@ -116,9 +116,9 @@ pub(super) async fn open(
 ) -> Result<Response<AnswerBody>, Closed> {
     let kind = Kind::of(parts.uri.path());
     let text = parts.uri.query().unwrap_or_default();
-    let caller = kind.as_ref().map(|kind| Caller::of(kind, presented, text));
+    let caller = kind.as_ref().map(|kind| Caller::of(kind, presented, &parts));
     let whose = caller.as_ref().map_or(presented, |caller| caller.script_of(&service.world));
-    let fault = service.world.take_fault(whose);
+    let fault = service.world.take_fault(whose, &parts.method, parts.uri.path());
     if matches!(fault, Fault::CloseUnread | Fault::CloseBeforeHead) {
         return Err(Closed);
     }

@@ -8,7 +8,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::super::shape::{Facts, Shape};
+use super::super::shape::{Facts, Family, Shape};
 
 /// Whose form it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +109,10 @@ fn agent(shape: &Shape, facts: &Facts) -> Told {
     let close = |code, reason: &str| Told { code, reason: reason.to_owned(), ..Told::default() };
     match shape {
         Shape::Quota | Shape::KeyCap | Shape::QuotaForbidden => close(1_002, QUOTA),
+        Shape::Fixed(fixed) => match fixed.family {
+            Family::Quota => close(1_002, QUOTA),
+            Family::Key | Family::Other => close(POLICY, &reason(&words(shape, facts).1)),
+        },
         // The other form in which it was seen, a message before the close (captured, 2026).
         Shape::InsufficientCredits => {
             let message = format!("received 1002 (protocol error) {QUOTA}");
@@ -198,17 +202,25 @@ fn words(shape: &Shape, facts: &Facts) -> (String, String) {
 /// The `message_type` and the text. The first two texts are captured; the names are those of the
 /// Python SDK 2.78.
 fn scribe_words(shape: &Shape, facts: &Facts) -> (&'static str, String) {
+    const AUTH: &str = "You must be authenticated to use this endpoint.";
+    const QUOTA: &str = "You have exceeded your quota.";
     let kind = match shape {
+        Shape::Fixed(fixed) => match fixed.family {
+            Family::Quota => return ("quota_exceeded", QUOTA.to_owned()),
+            // The words of HTTP, where they say more than that there is no such key.
+            Family::Key => "auth_error",
+            Family::Other => "error",
+        },
         Shape::InvalidKey
         | Shape::InvalidKey400
         | Shape::NeedsAuthorization
         | Shape::MissingPermissions(_)
         | Shape::Forbidden
         | Shape::WorkspaceAccessDenied => {
-            return ("auth_error", "You must be authenticated to use this endpoint.".to_owned());
+            return ("auth_error", AUTH.to_owned());
         }
         Shape::Quota | Shape::KeyCap | Shape::QuotaForbidden | Shape::InsufficientCredits => {
-            return ("quota_exceeded", "You have exceeded your quota.".to_owned());
+            return ("quota_exceeded", QUOTA.to_owned());
         }
         Shape::Concurrency | Shape::RateLimit(_) => "rate_limited",
         Shape::SystemBusy | Shape::Maintenance => "resource_exhausted",

@@ -211,3 +211,74 @@ async fn a_slip_in_a_script_is_not_silent() {
     sim.always("ks", None);
     assert_eq!(sim.ledger().violations.len(), 2);
 }
+
+#[tokio::test]
+async fn an_answer_is_what_the_fault_says() {
+    let sim = start_with("sk=100").await;
+    let packed: &[u8] = &[0x8b, 0x01, 0x80, 0x7b, 0x7d, 0x03];
+    let exact = |text: &str| text.parse::<Fault>().unwrap();
+    let encoded = Fault::Answer {
+        status: 401,
+        headers: vec![
+            ("content-encoding".into(), "br".into()),
+            ("content-type".into(), "application/json".into()),
+        ],
+        body: Bytes::from_static(packed),
+    };
+    for (fault, status, content_type, trace, body) in [
+        (
+            exact(r#"answer=402/{"detail":{"code":"x"}}"#),
+            402,
+            "application/json",
+            true,
+            &br#"{"detail":{"code":"x"}}"#[..],
+        ),
+        (exact("answer=403/<html>no"), 403, "text/html", true, b"<html>no"),
+        (exact("answer=429[x-trace-id: ]/error code: 1015"), 429, "text/plain", false, b"error code: 1015"),
+        (exact("answer=429/"), 429, "", true, b""),
+        (exact("answer=204"), 204, "", true, b""),
+        (encoded, 401, "application/json", true, packed),
+    ] {
+        sim.script("sk", vec![fault.clone()]);
+        let reply = say("hello").key("sk").to(&sim).await;
+        assert_eq!((reply.status, reply.header("content-type")), (status, content_type), "{fault}");
+        assert_eq!((&reply.body[..], !reply.header("x-trace-id").is_empty()), (body, trace), "{fault}");
+    }
+    sim.script(
+        "sk",
+        vec![exact("answer=429[retry-after: 86400][set-cookie: a=1][set-cookie: b=2][server: edge]/x")],
+    );
+    let reply = say("hello").key("sk").to(&sim).await;
+    assert_eq!((reply.header("retry-after"), reply.header("server")), ("86400", "edge"));
+    assert_eq!(reply.headers.get_all("set-cookie").iter().count(), 2);
+    let ledger = sim.ledger();
+    assert_eq!((ledger.totals.charged, ledger.requests[0].body_complete), (0, true));
+}
+
+#[tokio::test]
+async fn a_fault_of_a_route_is_met_there_and_nowhere_else() {
+    let sim = start_with("a=100 b=100").await;
+    let status = async |call: Call, key: &str| call.key(key).to(&sim).await.status;
+    sim.always_on("a", "/v1/text-to-speech", Some("quota_words".parse().unwrap()));
+    assert_eq!(status(say("x"), "a").await, 401);
+    assert_eq!(status(say("x"), "b").await, 200);
+    for path in ["/v1/user/subscription", "/v1/user", "/v1/models"] {
+        assert_eq!(status(get(path), "a").await, 200, "{path}");
+    }
+    // What the key meets anywhere is not met where the route has its own, and waits meanwhile.
+    sim.script("a", vec![Fault::ServerError]);
+    assert_eq!(status(say("x"), "a").await, 401);
+    assert_eq!(status(get("/v1/user"), "a").await, 500);
+    sim.script_on("a", "POST /v1/text-to-speech", vec![Fault::Pass]);
+    assert_eq!((status(say("x"), "a").await, status(say("x"), "a").await), (200, 401));
+
+    sim.for_everybody_on("/v1/text-to-speech", Some(Fault::Refuse(Shape::Maintenance)));
+    assert_eq!((status(say("x"), "a").await, status(say("x"), "b").await), (401, 503));
+    assert_eq!((status(say("x"), "unknown").await, say("x").to(&sim).await.status), (503, 503));
+    sim.always_on("a", "/v1/text-to-speech", None);
+    sim.for_everybody_on("/v1/text-to-speech", None);
+    assert_eq!((status(say("x"), "a").await, status(say("x"), "b").await), (200, 200));
+
+    sim.always_on("c", "/v1", None);
+    assert_eq!(sim.ledger().violations.len(), 1, "a slip is not silent");
+}

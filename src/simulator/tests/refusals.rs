@@ -213,7 +213,7 @@ async fn every_other_shape_can_be_asked_for() {
     let limit = |code, message| typed("rate_limit_error", code, message, code);
     let denied = |code, message| typed("authorization_error", code, message, code);
     let paid = |code, message| typed("payment_required", code, message, code);
-    let quota = "This request exceeds your quota of 100. You have 3 credits remaining, while 4 credits are required for this request.";
+    let quota = "This request exceeds your quota of 100. You have 0 credits remaining, while 4 credits are required for this request.";
     let cases = [
         ("quota", 401, typed("invalid_request", "quota_exceeded", quota, "quota_exceeded")),
         ("key_cap", 401, typed("invalid_request", "quota_exceeded", &quota.replace("your quota", "your API key (key 1) quota"), "quota_exceeded")),
@@ -241,4 +241,185 @@ async fn every_other_shape_can_be_asked_for() {
     sim.script("sk", vec!["rate_limit=7".parse().unwrap()]);
     assert_eq!(say("1234").key("sk").to(&sim).await.header("retry-after"), "7");
     assert_eq!(sim.ledger().totals.charged, 0);
+}
+
+/// The refusals of the table, told on a key with 100 credits for a text of 4 in a format of Pro.
+#[tokio::test]
+async fn the_table_is_told_to_the_letter() {
+    let old =
+        |status, message: &str| format!(r#"{{"detail":{{"status":"{status}","message":"{message}"}}}}"#);
+    let quota = |left, needed| {
+        format!(
+            "This request exceeds your quota of 100. You have {left} credits remaining, while {needed} credits are required for this request."
+        )
+    };
+    let denied = |code, status, message: &str| typed("authorization_error", code, message, status);
+    let library = "Free users cannot use library voices via the API. Please upgrade your subscription to use this voice.";
+    let no_cloning = typed(
+        "payment_required",
+        "paid_plan_required",
+        "Your subscription does not include instant voice cloning. Please upgrade your plan.",
+        "can_not_use_instant_voice_cloning",
+    );
+    let wrong_host = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.";
+    let cases = [
+        ("quota_short", 401, typed("invalid_request", "quota_exceeded", &quota(3, 4), "quota_exceeded")),
+        ("quota_words", 401, old("quota_exceeded", "This request exceeds your quota.")),
+        ("quota_402", 402, typed("payment_required", "quota_exceeded", &quota(0, 4), "quota_exceeded")),
+        (
+            "quota_slots",
+            401,
+            typed(
+                "invalid_request",
+                "quota_exceeded",
+                "You have reached your quota of custom voices (10 / 10). Please delete a voice or upgrade your subscription.",
+                "quota_exceeded",
+            ),
+        ),
+        ("wrong_host", 401, typed("authentication_error", "unauthorized", wrong_host, "invalid_api_key")),
+        ("unauthorized", 401, r#"{"detail":"Unauthorized"}"#.to_owned()),
+        (
+            "sign_in_required",
+            401,
+            typed(
+                "authentication_error",
+                "sign_in_required",
+                "You must be signed in to use this feature.",
+                "sign_in_required",
+            ),
+        ),
+        ("library_voice", 402, typed("payment_required", "paid_plan_required", library, "payment_required")),
+        ("payment_required_plan", 402, old("payment_required", library)),
+        (
+            "free_users_not_allowed",
+            400,
+            old("free_users_not_allowed", "You need to be on the creator tier or above to use this voice."),
+        ),
+        (
+            "output_format_not_allowed",
+            403,
+            denied(
+                "subscription_required",
+                "output_format_not_allowed",
+                "Output format 'wav_44100' is only available on the Pro tier and above.",
+            ),
+        ),
+        (
+            "model_access_denied",
+            403,
+            denied(
+                "model_access_denied",
+                "model_access_denied",
+                "You do not have access to the model 'eleven_v3'. Please upgrade your subscription.",
+            ),
+        ),
+        (
+            "feature_not_available",
+            403,
+            denied(
+                "feature_not_available",
+                "feature_not_available",
+                "This feature is not available on your subscription.",
+            ),
+        ),
+        (
+            "only_for_creator",
+            403,
+            old("only_for_creator+", "This feature is only available on the creator tier and above."),
+        ),
+        ("cloning_not_allowed", 400, no_cloning.clone()),
+        ("cloning_not_allowed_402", 402, no_cloning),
+        (
+            "cloning_not_allowed_old",
+            400,
+            old(
+                "can_not_use_instant_voice_cloning",
+                "Your subscription has no access to use instant voice cloning, please upgrade.",
+            ),
+        ),
+        (
+            "professional_cloning_not_allowed",
+            403,
+            denied(
+                "subscription_required",
+                "can_not_use_professional_voice_cloning",
+                "Your subscription does not include professional voice cloning. Please upgrade your plan.",
+            ),
+        ),
+        (
+            "voice_limit_reached",
+            400,
+            old(
+                "voice_limit_reached",
+                "You have reached your maximum amount of custom voices (10 / 10). You can upgrade your subscription to increase your custom voice limit.",
+            ),
+        ),
+        (
+            "invalid_workspace_type",
+            400,
+            old("invalid_workspace_type", "Operation not supported on legacy workspace"),
+        ),
+        (
+            "max_character_limit_exceeded",
+            400,
+            old(
+                "max_character_limit_exceeded",
+                "This request's text has 4 characters and exceeds the character limit of 3 characters for your subscription.",
+            ),
+        ),
+        (
+            "voice_not_found_400",
+            400,
+            old("voice_not_found", "A voice for the voice_id 21m00Tcm4TlvDq8ikWAM was not found."),
+        ),
+        (
+            "voice_does_not_exist",
+            400,
+            old("voice_does_not_exist", "A voice with voice_id 21m00Tcm4TlvDq8ikWAM does not exist."),
+        ),
+        (
+            "invalid_uid",
+            400,
+            old(
+                "invalid_uid",
+                "An invalid ID has been received: '21m00Tcm4TlvDq8ikWAM'. Make sure to provide a correct one.",
+            ),
+        ),
+        (
+            "model_not_found_404",
+            404,
+            typed(
+                "not_found",
+                "model_not_found",
+                "A model with model ID 'eleven_v3' was not found.",
+                "model_not_found",
+            ),
+        ),
+    ];
+    assert_eq!(cases.len(), crate::simulator::shape::FIXED.len(), "every one of them is here");
+    let sim = start_with("sk=100").await;
+    for (name, status, body) in cases {
+        sim.script("sk", vec![name.parse().unwrap()]);
+        let call = post(&format!("{TTS}?output_format=wav_44100"), r#"{"text":"1234"}"#);
+        check(&call.key("sk").to(&sim).await, status, &body);
+    }
+    assert_eq!(sim.ledger().totals.charged, 0);
+}
+
+/// What a refusal says fits together also where it is told before the body is read.
+#[tokio::test]
+async fn the_figures_of_a_refusal_that_was_asked_for_fit_together() {
+    let sim = start_with("sk=20000").await;
+    for (fault, figures) in [
+        ("quota", "of 20000. You have 0 credits remaining, while 400 credits"),
+        ("early:quota", "of 20000. You have 0 credits remaining, while 1 credits"),
+        ("quota_403", "of 20000. You have 0 credits remaining, while 400 credits"),
+        ("key_cap", "of 20000. You have 0 credits remaining, while 400 credits"),
+        ("quota_short", "of 20000. You have 399 credits remaining, while 400 credits"),
+        ("early:quota_short", "of 20000. You have 1 credits remaining, while 2 credits"),
+    ] {
+        sim.script("sk", vec![fault.parse().unwrap()]);
+        let reply = say(&"a".repeat(400)).key("sk").to(&sim).await;
+        assert!(reply.text().contains(figures), "{fault}: {}", reply.text());
+    }
 }

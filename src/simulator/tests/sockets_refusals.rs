@@ -115,6 +115,20 @@ async fn a_refusal_can_be_asked_for_by_its_name() {
         check(&sim, path, head, &text, close).await;
         assert_eq!(ended(&sim).await.1.refused, Some(shape.to_string()));
     }
+    let wrong_host = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.";
+    let format = "Output format 'pcm_44100' is only available on the Pro tier and above.";
+    let spoken = |error, message| format!(r#"{{"message":"{message}","error":"{error}","code":1008}}"#);
+    let heard = |kind, error| format!(r#"{{"message_type":"{kind}","error":"{error}"}}"#);
+    for (name, path, text, close) in [
+        ("wrong_host", SPEECH, spoken("invalid_api_key", wrong_host), (1_008, &wrong_host[..120])),
+        ("wrong_host", SCRIBE, heard("auth_error", wrong_host), (1_000, "")),
+        ("output_format_not_allowed", SPEECH, spoken("output_format_not_allowed", format), (1_008, format)),
+        ("quota_words", SCRIBE, heard("quota_exceeded", "You have exceeded your quota."), (1_000, "")),
+    ] {
+        sim.always_on("sk", path, Some(name.parse().unwrap()));
+        check(&sim, path, head, &text, close).await;
+        sim.always_on("sk", path, None);
+    }
     // The next one is served again.
     let mut client = dial(&sim, SCRIBE, "sk").await;
     assert_eq!(client.hear().await["message_type"], "session_started");

@@ -98,8 +98,17 @@ async fn faults_can_be_set_from_another_process() {
     }
     assert_eq!(seen, [503, 200, 401, 500, 200]);
 
+    // On a route, of one key or of everybody.
+    let route = r#"{"key":"sk","route":"/v1/user","always":"server_error"}"#;
+    assert_eq!(order(route).await.status, 200);
+    let everybody = r#"{"key":"*","route":"GET /v1/models","always":"maintenance"}"#;
+    assert_eq!(order(everybody).await.status, 200);
+    let read = async |path: &str| get(path).key("sk").to(&sim).await.status;
+    assert_eq!((read("/v1/user").await, read("/v1/models").await, read("/v1/voices").await), (500, 503, 200));
+
     for (body, part) in [
         (r#"{"key":"other"}"#, "no such key"),
+        (r#"{"key":"*","always":"quota"}"#, "needs a route"),
         (r#"{"key":"sk","next":["server_error","nonsense"]}"#, "`nonsense` is no refusal"),
         (r#"{"key":"sk","alway":null}"#, "unknown field"),
         ("", "EOF"),

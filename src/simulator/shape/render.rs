@@ -1,0 +1,209 @@
+//! The words of each refusal: the bodies of the wire, byte for byte, and the headers that belong
+//! to some of them.
+
+use http::StatusCode;
+use serde::Serialize;
+
+use super::{Facts, Refusal, Shape};
+
+impl Shape {
+    /// The answer, byte for byte. `request_id` is also sent as `x-trace-id`.
+    #[rustfmt::skip] // a table, one answer to an entry
+    pub(in crate::simulator) fn render(&self, facts: &Facts, request_id: &str) -> Refusal {
+        let Facts { needed, limit, remaining, key_name, cap, cap_remaining, subject, bound, .. } = facts;
+        let typed = |status, kind, code, legacy, message: &str| {
+            typed(status, [kind, code, legacy], message, request_id)
+        };
+        match self {
+            Shape::Quota => typed(401, "invalid_request", "quota_exceeded", "quota_exceeded", &format!(
+                "This request exceeds your quota of {limit}. You have {remaining} credits remaining, while {needed} credits are required for this request.",
+            )),
+            Shape::KeyCap => typed(401, "invalid_request", "quota_exceeded", "quota_exceeded", &format!(
+                "This request exceeds your API key ({key_name}) quota of {cap}. You have {cap_remaining} credits remaining, while {needed} credits are required for this request.",
+            )),
+            Shape::InvalidKey =>
+                typed(401, "authentication_error", "unauthorized", "invalid_api_key", "Invalid API key"),
+            Shape::InvalidKey400 =>
+                typed(400, "authentication_error", "invalid_api_key", "invalid_api_key", "Invalid API key"),
+            Shape::NeedsAuthorization => typed(401, "authentication_error", "unauthorized", "needs_authorization",
+                "Neither authorization header nor xi-api-key received, please provide one."),
+            Shape::MissingPermissions(permission) =>
+                typed(401, "authentication_error", "unauthorized", "missing_permissions", &format!(
+                    "The API key you used is missing the permission {permission} to execute this operation.",
+                )),
+            Shape::UnusualActivity => legacy(401, "detected_unusual_activity",
+                "Unusual activity detected. Free Tier usage disabled. If you are using proxy/VPN you might need to purchase a Paid Plan to not trigger our abuse detectors. Free Tier only works if users do not abuse it, for example by creating multiple free accounts."),
+            Shape::PaymentIssue => typed(401, "payment_required", "payment_issue", "payment_issue",
+                "Your subscription has a failed or incomplete payment. Complete the latest invoice to continue usage."),
+            Shape::InsufficientCredits =>
+                typed(402, "payment_required", "insufficient_credits", "insufficient_credits",
+                    "You do not have enough credits to complete this request."),
+            Shape::PaidPlanRequired => typed(402, "payment_required", "paid_plan_required", "paid_plan_required",
+                "Free users cannot use library voices via the API. Please upgrade your subscription to use this voice."),
+            // Sockets have a form of their own for it (the Python SDK 2.78); what HTTP says is not known.
+            Shape::UnacceptedTerms => typed(403, "authorization_error", "unaccepted_terms", "unaccepted_terms",
+                "You must accept the terms of service of this feature to use it."),
+            Shape::Forbidden => bare(403, "Forbidden"),
+            Shape::WorkspaceAccessDenied =>
+                typed(403, "authorization_error", "workspace_access_denied", "workspace_access_denied",
+                    "You do not have access to this workspace."),
+            Shape::SubscriptionRequired =>
+                typed(403, "authorization_error", "subscription_required", "subscription_required",
+                    "Your subscription does not include this feature. Please upgrade your subscription."),
+            Shape::QuotaForbidden => legacy(403, "quota_exceeded", &format!(
+                "This request exceeds your quota of {limit}. You have {remaining} credits remaining, while {needed} credits are required for this request.",
+            )),
+            Shape::Concurrency => {
+                let detail = Detail {
+                    kind: "rate_limit_error",
+                    code: "concurrent_limit_exceeded",
+                    message: &format!(
+                        "Too many concurrent requests. Your current subscription is associated with a maximum of {} concurrent requests (running in parallel). Please upgrade your subscription or contact sales if you'd like to increase this limit.",
+                        facts.concurrency_max,
+                    ),
+                    status: "too_many_concurrent_requests",
+                    request_id,
+                    param: None,
+                    docs_url: Some("https://elevenlabs.io/docs/overview/models#concurrency-and-priority"),
+                };
+                refusal(429, &Wrapped { detail })
+            }
+            Shape::RateLimit(retry_after) => {
+                let mut refusal = typed(429, "rate_limit_error", "rate_limit_exceeded", "rate_limit_exceeded",
+                    "Rate limit exceeded. Please slow down your requests.");
+                refusal.headers.extend(retry_after.map(|seconds| ("retry-after", seconds.to_string())));
+                refusal
+            }
+            Shape::SystemBusy => typed(429, "rate_limit_error", "system_busy", "system_busy",
+                "Our services are experiencing high levels of traffic and cannot take your request. Please try again later."),
+            Shape::FieldMissing(field) => unprocessable("missing", Some(field), "Field required"),
+            Shape::NotAString(field) =>
+                unprocessable("string_type", Some(field), "Input should be a valid string"),
+            Shape::MalformedJson => unprocessable("json_invalid", None, "JSON decode error"),
+            Shape::VoiceNotFound => typed(404, "not_found", "voice_not_found", "voice_not_found",
+                &format!("A voice with voice ID '{subject}' was not found.")),
+            Shape::HistoryItemNotFound =>
+                typed(404, "not_found", "history_item_not_found", "history_item_not_found",
+                    &format!("History item with ID '{subject}' was not found.")),
+            Shape::AgentNotFound => typed(404, "not_found", "agent_not_found", "agent_not_found",
+                &format!("An agent with ID '{subject}' was not found.")),
+            Shape::ConversationNotFound =>
+                typed(404, "not_found", "conversation_not_found", "conversation_not_found",
+                    &format!("A conversation with ID '{subject}' was not found.")),
+            Shape::InvalidCursor => typed(400, "validation_error", "invalid_cursor", "invalid_cursor",
+                "The cursor is not valid."),
+            // The provider's own words are not known; a 500 has been seen.
+            Shape::UnknownRequest => typed(400, "validation_error", "invalid_parameters", "invalid_parameters",
+                &format!("A request with ID '{subject}' cannot be continued.")),
+            Shape::AnonymousWorkspace => typed(404, "not_found", "workspace_not_found", "workspace_not_found",
+                "Workspace 1anonymous1 not found."),
+            Shape::ModelNotFound => typed(400, "not_found", "model_not_found", "model_not_found",
+                &format!("A model with model ID '{subject}' was not found.")),
+            Shape::TextTooLong => typed(400, "validation_error", "text_too_long", "max_character_limit_exceeded",
+                &format!("The text is too long for the model '{subject}': {needed} characters, where {} are allowed.", facts.exceeded())),
+            Shape::EmptyText => typed(400, "validation_error", "empty_text", "empty_text",
+                "The text must not be empty."),
+            Shape::InvalidOutputFormat =>
+                typed(400, "validation_error", "invalid_output_format", "invalid_output_format", subject),
+            Shape::RequestTooLarge => typed(400, "invalid_request", "request_too_large", "request_too_large",
+                &format!("The request body is larger than {bound} bytes.")),
+            Shape::NotFound => bare(404, "Not Found"),
+            Shape::MethodNotAllowed(allowed) => {
+                let mut refusal = bare(405, "Method Not Allowed");
+                refusal.headers.push(("allow", (*allowed).to_owned()));
+                refusal
+            }
+            Shape::ServerError => refusal(500, &Crash {
+                status: "internal_server_error",
+                message: "Internal Server error. All such crashes are reported to us automatically.",
+            }),
+            Shape::Maintenance => typed(503, "service_unavailable", "maintenance", "maintenance",
+                "The service is undergoing maintenance. Please try again later."),
+            Shape::Fixed(fixed) => fixed.render(facts, request_id),
+            Shape::Page(status) => Refusal {
+                headers: vec![("content-type", "text/html".to_owned())],
+                body: "<!doctype html><title>Request blocked</title>".to_owned(),
+                ..bare(*status, "")
+            },
+        }
+    }
+}
+
+/// What the simulator itself has to say: something arrived that must not leave a proxy. The status
+/// is one that no provider sends, so that no classification takes it for an ordinary refusal.
+pub(in crate::simulator) fn violation(message: &str) -> Refusal {
+    legacy(599, "simulator_violation", message)
+}
+
+/// The body of today's errors. The order of the fields is that of the wire.
+#[derive(Serialize)]
+struct Detail<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    code: &'a str,
+    message: &'a str,
+    status: &'a str,
+    request_id: &'a str,
+    param: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    docs_url: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Wrapped<T> {
+    detail: T,
+}
+
+/// The body of the errors of years ago, still sent here and there.
+#[derive(Serialize)]
+struct Legacy<'a> {
+    status: &'a str,
+    message: &'a str,
+}
+
+/// The body of a crash: nothing is wrapped in `detail`.
+#[derive(Serialize)]
+struct Crash<'a> {
+    status: &'a str,
+    message: &'a str,
+}
+
+/// One entry of the 422 list. The provider's `input` repeats what was sent; here it stays empty,
+/// because an error that repeats a text ends in a log.
+#[derive(Serialize)]
+struct Unprocessable<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    loc: Vec<&'a str>,
+    msg: &'a str,
+    input: serde_json::Map<String, serde_json::Value>,
+}
+
+pub(super) fn refusal(status: u16, body: &impl Serialize) -> Refusal {
+    Refusal {
+        status: StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+        headers: Vec::new(),
+        // Strings and numbers always serialize; were they ever not to, an empty body says enough.
+        body: serde_json::to_string(body).unwrap_or_default(),
+    }
+}
+
+/// An error of today, whose `type`, `code` and `status` are `names`.
+pub(super) fn typed(status: u16, names: [&str; 3], message: &str, request_id: &str) -> Refusal {
+    let [kind, code, legacy] = names;
+    let detail = Detail { kind, code, message, status: legacy, request_id, param: None, docs_url: None };
+    refusal(status, &Wrapped { detail })
+}
+
+pub(super) fn legacy(status: u16, name: &str, message: &str) -> Refusal {
+    refusal(status, &Wrapped { detail: Legacy { status: name, message } })
+}
+
+pub(super) fn bare(status: u16, detail: &str) -> Refusal {
+    refusal(status, &Wrapped { detail })
+}
+
+fn unprocessable(kind: &str, field: Option<&str>, msg: &str) -> Refusal {
+    let loc = std::iter::once("body").chain(field).collect();
+    refusal(422, &Wrapped { detail: [Unprocessable { kind, loc, msg, input: serde_json::Map::new() }] })
+}
