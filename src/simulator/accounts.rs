@@ -10,7 +10,7 @@ use crate::policy::units::UnixMs;
 
 use super::conversations::Conversations;
 use super::history::History;
-use super::plan::{Billing, KeyPlan, Plan, WorkspacePlan};
+use super::plan::{Billing, KeyPlan, Plan, ShownLimit, WorkspacePlan};
 use super::shape::{Facts, Shape};
 
 /// All of them.
@@ -18,6 +18,8 @@ use super::shape::{Facts, Shape};
 pub(super) struct Accounts {
     pub(super) workspaces: Vec<Workspace>,
     pub(super) keys: Vec<Key>,
+    /// Voices of the library.
+    pub(super) library: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -27,6 +29,10 @@ pub(super) struct Workspace {
     pub(super) reset: UnixMs,
     pub(super) running: u32,
     pub(super) running_max: u32,
+    /// Those of its voices that are professional clones.
+    pub(super) professional: Vec<String>,
+    /// How often a voice was added.
+    pub(super) voice_edits: u64,
     pub(super) history: History,
     pub(super) conversations: Conversations,
 }
@@ -87,7 +93,7 @@ pub(super) struct Admitted {
 impl Accounts {
     /// What the plan says, at the moment `now`.
     pub(super) fn open(plan: &Plan, now: UnixMs) -> Self {
-        let mut accounts = Self { workspaces: Vec::new(), keys: Vec::new() };
+        let mut accounts = Self { workspaces: Vec::new(), keys: Vec::new(), library: plan.library.clone() };
         for workspace in &plan.workspaces {
             accounts.workspaces.push(Workspace::open(workspace.clone(), now));
         }
@@ -104,7 +110,9 @@ impl Accounts {
         if let Some(known) = self.workspaces.iter().position(|workspace| workspace.plan.name == name) {
             return known;
         }
-        self.workspaces.push(Workspace::open(WorkspacePlan::new(&name, key.credits), now));
+        let plan = WorkspacePlan::new(&name, key.credits);
+        let tier = key.tier.clone().unwrap_or_else(|| plan.tier.clone());
+        self.workspaces.push(Workspace::open(WorkspacePlan { tier, ..plan }, now));
         self.workspaces.len() - 1
     }
 
@@ -258,13 +266,18 @@ impl Accounts {
 impl Workspace {
     fn open(plan: WorkspacePlan, now: UnixMs) -> Self {
         let used = plan.used;
-        let reset = plan.reset.unwrap_or_else(|| first_of_next_month(now));
+        let reset = plan.reset.unwrap_or_else(|| match plan.shown_limit {
+            ShownLimit::Credits => first_of_next_month(now),
+            ShownLimit::Zero | ShownLimit::Absent => UnixMs(u64::MAX),
+        });
         Self {
             plan,
             used,
             reset,
             running: 0,
             running_max: 0,
+            professional: Vec::new(),
+            voice_edits: 0,
             history: History(VecDeque::new()),
             conversations: Conversations::default(),
         }

@@ -16,8 +16,12 @@ use http_body::{Body, Frame, SizeHint};
 use serde_json::Value;
 
 use super::line::Flushes;
+use super::plan::REGION;
 use super::shape::Refusal;
 use super::world::Slot;
+
+/// Where an answer comes from.
+const REGION_HEADER: &str = "x-region";
 
 /// An answer before it is sent.
 pub(super) struct Answer {
@@ -35,7 +39,7 @@ fn common_headers(trace_id: &str) -> HeaderMap {
         ("server", "uvicorn"),
         ("via", "1.1 google"),
         ("alt-svc", "h3=\":443\"; ma=2592000"),
-        ("x-region", "us-central1"),
+        (REGION_HEADER, REGION),
     ] {
         headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
@@ -90,6 +94,13 @@ impl Answer {
         self.body = AnswerBody::whole(packed.into());
         set(&mut self.headers, "content-encoding", "gzip");
         self
+    }
+
+    /// The same answer from another region, unless a fault has said where it is from.
+    pub(super) fn from(&mut self, region: &str) {
+        if self.headers.get(REGION_HEADER).is_some_and(|value| value == REGION) {
+            set(&mut self.headers, REGION_HEADER, region);
+        }
     }
 
     /// The answer that a fault spells out. A header that no answer can carry is left out.

@@ -27,10 +27,7 @@ const CLIENT_QUERIES: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
 pub(super) fn presented(parts: &Parts, world: &World) -> Presented {
     match parts.headers.get("xi-api-key") {
         None => Presented::Nothing,
-        Some(value) => {
-            let known = value.to_str().ok().and_then(|key| world.find(key));
-            known.map_or(Presented::Unknown, Presented::Known)
-        }
+        Some(value) => value.to_str().map_or(Presented::Unknown, |key| world.find(key)),
     }
 }
 

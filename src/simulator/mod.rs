@@ -25,6 +25,7 @@ mod script;
 mod shape;
 
 mod accounts;
+mod entitlement;
 mod ledger;
 mod tokens;
 mod world;
@@ -57,7 +58,7 @@ pub use self::fault::{Fault, FaultError, Turn};
 pub use self::ledger::{
     KeyEntry, Ledger, RequestSummary, SocketClose, SocketSummary, Totals, WorkspaceEntry,
 };
-pub use self::plan::{AgentPlan, Billing, KeyPlan, Plan, PlanError, WorkspacePlan};
+pub use self::plan::{AgentPlan, Billing, KeyPlan, Plan, PlanError, PlanWording, ShownLimit, WorkspacePlan};
 pub use self::shape::{Fixed, Shape, UnknownShape};
 
 use self::line::Line;

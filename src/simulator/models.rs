@@ -45,12 +45,12 @@ impl Model {
     }
 
     /// The longest text on a plan.
-    pub(super) fn characters_max(self, tier: &str) -> u64 {
-        if tier == "free" { self.characters_max_free } else { self.characters_max }
+    pub(super) fn characters_max(self, is_free: bool) -> u64 {
+        if is_free { self.characters_max_free } else { self.characters_max }
     }
 
     /// `ModelResponseModel` of the OpenAPI document.
-    fn document(&self) -> Value {
+    fn document(&self, denied: &[String]) -> Value {
         json!({
             "model_id": self.id,
             "name": self.name,
@@ -62,7 +62,7 @@ impl Model {
             "serves_pro_voices": false,
             "token_cost_factor": 1.0,
             "description": "A melody where the provider has a voice.",
-            "requires_alpha_access": false,
+            "requires_alpha_access": denied.iter().any(|denied| denied == self.id),
             "max_characters_request_free_user": self.characters_max_free,
             "max_characters_request_subscribed_user": self.characters_max,
             "maximum_text_length_per_request": self.characters_max,
@@ -76,9 +76,9 @@ impl Model {
     }
 }
 
-/// The list of models: an array, not an object.
-pub(super) fn models() -> Value {
-    MODELS.iter().map(Model::document).collect()
+/// The list of models: an array, not an object. Those that a workspace may not use are in it, too.
+pub(super) fn models(denied: &[String]) -> Value {
+    MODELS.iter().map(|model| model.document(denied)).collect()
 }
 
 /// Voices of every account.
@@ -103,6 +103,32 @@ pub(super) fn voices(own: &[String]) -> Vec<Value> {
 /// One of them.
 pub(super) fn voice_document(id: &str, own: &[String]) -> Option<Value> {
     voices(own).into_iter().find(|voice| voice["voice_id"] == id)
+}
+
+/// `GetLibraryVoicesResponseModel` of the OpenAPI document, with all there are.
+pub(super) fn library(ids: &[String]) -> Value {
+    let voices = ids.iter().map(|id| {
+        json!({
+            "public_owner_id": "simulator",
+            "voice_id": id,
+            "date_unix": 1_753_999_199,
+            "name": "Library voice",
+            "accent": "none",
+            "gender": "neutral",
+            "age": "young",
+            "descriptive": "humming",
+            "use_case": "testing",
+            "category": "professional",
+            "usage_character_count_1y": 0,
+            "usage_character_count_7d": 0,
+            "play_api_usage_character_count_1y": 0,
+            "cloned_by_count": 0,
+            "free_users_allowed": false,
+            "live_moderation_enabled": false,
+            "featured": false,
+        })
+    });
+    json!({ "voices": voices.collect::<Vec<_>>(), "has_more": false, "total_count": ids.len(), "last_sort_id": null })
 }
 
 /// `VoiceResponseModel` of the OpenAPI document.

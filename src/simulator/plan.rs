@@ -8,6 +8,11 @@ use crate::secret::{ApiKey, UnusableKey};
 
 use super::fault::Fault;
 
+/// A voice of the library that a plan has unless it names others.
+const LIBRARY_VOICE: &str = "HuLbOdhRlvQQN8oPP0AJ";
+/// Where the provider's answers come from unless a plan says otherwise (captured, 2026).
+pub(super) const REGION: &str = "us-central1";
+
 /// Everything the simulator knows when it starts.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -20,6 +25,12 @@ pub struct Plan {
     pub forbidden: Vec<String>,
     /// How long a second of a socket's `inactivity_timeout` is; tests make it short.
     pub socket_second: Duration,
+    /// Voices of the library, which every workspace may use whose plan has it.
+    pub library: Vec<String>,
+    /// Keys that are good at the host of another region and are refused here with `wrong_host`.
+    pub elsewhere: Vec<String>,
+    /// The `x-region` of the answers.
+    pub region: String,
 }
 
 /// A group of keys with common credits.
@@ -31,8 +42,17 @@ pub struct WorkspacePlan {
     pub credits: u64,
     /// Credits of the current period that are gone already.
     pub used: u64,
-    /// The plan's name, such as `free` or `creator`. A free one has shorter texts.
+    /// The plan's name, such as `free` or `creator`. On it depend the length of a text, the voices of
+    /// the library, formats, clones and their slots.
     pub tier: String,
+    /// The words in which something that the plan lacks is refused.
+    pub wording: PlanWording,
+    /// Models that it may not use.
+    pub denied_models: Vec<String>,
+    /// Custom voices that it may have, professional ones aside; `None` is as its plan has it.
+    pub voice_limit: Option<u64>,
+    /// What the subscription says of the credits.
+    pub shown_limit: ShownLimit,
     /// How the bill stands.
     pub billing: Billing,
     /// When the credits come back; `None` is the first of next month.
@@ -41,11 +61,39 @@ pub struct WorkspacePlan {
     pub period: Option<Duration>,
     /// Requests that may run at once; `None` is any number.
     pub concurrency_max: Option<u32>,
+    /// Whether who calls an agent while as many are running waits in a queue and is told so, instead
+    /// of being refused.
+    pub queues_callers: bool,
     /// Voices of its own, beside those that everyone has.
     pub voices: Vec<String>,
     /// Its agents. One that no workspace has is public and belongs to whoever calls it; without a
     /// key, to the first key of the plan.
     pub agents: Vec<AgentPlan>,
+}
+
+/// The words in which something that a plan lacks is refused, of which the provider has had several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PlanWording {
+    /// 402 `paid_plan_required`, and 400 `can_not_use_instant_voice_cloning`.
+    #[default]
+    Current,
+    /// 400 `free_users_not_allowed`, and the same for clones in older words.
+    Old400,
+    /// 402 `payment_required` with a message, also for clones.
+    Old402,
+}
+
+/// What `GET /v1/user/subscription` says of the credits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ShownLimit {
+    /// Those of the period.
+    #[default]
+    Credits,
+    /// `character_limit` is 0, whatever there is: pay as you go. No date of a reset is told, and
+    /// there is none.
+    Zero,
+    /// There is no `character_limit`; the rest is the same.
+    Absent,
 }
 
 /// An agent to talk to.
@@ -81,6 +129,9 @@ pub struct KeyPlan {
     pub credits: u64,
     /// The workspace it shares with others; `None` is one of its own.
     pub workspace: Option<String>,
+    /// The plan of its workspace, when the key is alone in one or the first to name it; `None` is the
+    /// usual one.
+    pub tier: Option<String>,
     /// Its own bound on credits per period.
     pub cap: Option<u64>,
     /// What it may do, by the provider's names of permissions; `None` is everything.
@@ -109,6 +160,9 @@ impl Plan {
             keys: keys.into_iter().map(|(key, credits)| KeyPlan::new(key, credits)).collect(),
             forbidden: Vec::new(),
             socket_second: Duration::from_secs(1),
+            library: vec![LIBRARY_VOICE.to_owned()],
+            elsewhere: Vec::new(),
+            region: REGION.to_owned(),
         }
     }
 
@@ -139,6 +193,13 @@ impl Plan {
         self
     }
 
+    /// The same plan, where that key is one of another region.
+    #[must_use]
+    pub fn with_key_elsewhere(mut self, key: &str) -> Self {
+        self.elsewhere.push(key.to_owned());
+        self
+    }
+
     /// The same plan, where `text` must never arrive in a head.
     #[must_use]
     pub fn forbidding(mut self, text: &str) -> Self {
@@ -162,6 +223,9 @@ impl Plan {
             ApiKey::new(&key.key).map_err(|source| PlanError::Key { position: index + 1, source })?;
             if earlier.iter().any(|other| other.key == key.key) {
                 return Err(PlanError::KeyTwice { position: index + 1 });
+            }
+            if self.elsewhere.contains(&key.key) {
+                return Err(PlanError::KeyElsewhere { position: index + 1 });
             }
             let Some(name) = &key.workspace else { continue };
             if self.workspaces.iter().any(|workspace| workspace.name == *name) {
@@ -188,10 +252,15 @@ impl Default for WorkspacePlan {
             credits: 10_000,
             used: 0,
             tier: "creator".to_owned(),
+            wording: PlanWording::Current,
+            denied_models: Vec::new(),
+            voice_limit: None,
+            shown_limit: ShownLimit::Credits,
             billing: Billing::Active,
             reset: None,
             period: None,
             concurrency_max: None,
+            queues_callers: false,
             voices: Vec::new(),
             agents: Vec::new(),
         }
@@ -204,6 +273,18 @@ impl WorkspacePlan {
     pub fn new(name: &str, credits: u64) -> Self {
         Self { name: name.to_owned(), credits, ..Self::default() }
     }
+
+    /// A workspace of that plan, all of its credits left.
+    #[must_use]
+    pub fn of_tier(name: &str, credits: u64, tier: &str) -> Self {
+        Self { tier: tier.to_owned(), ..Self::new(name, credits) }
+    }
+
+    /// A workspace that pays as it goes: it has that many credits, and its subscription does not say so.
+    #[must_use]
+    pub fn pay_as_you_go(name: &str, credits: u64, shown_limit: ShownLimit) -> Self {
+        Self { shown_limit, ..Self::of_tier(name, credits, "payg") }
+    }
 }
 
 impl KeyPlan {
@@ -213,8 +294,8 @@ impl KeyPlan {
         Self { key: key.to_owned(), credits, ..Self::default() }
     }
 
-    /// Reads `KEY=CREDITS[@WORKSPACE][:cap=N]`, for example `sk_demo_one=500` or
-    /// `sk_two=10000@choir:cap=200`. Credits may have underscores.
+    /// Reads `KEY=CREDITS[@WORKSPACE][:cap=N][:tier=NAME]`, for example `sk_demo_one=500` or
+    /// `sk_two=10000@choir:cap=200:tier=free`. Credits may have underscores.
     ///
     /// # Errors
     ///
@@ -236,6 +317,7 @@ impl KeyPlan {
         for option in options.into_iter().flat_map(|options| options.split(':')) {
             match option.split_once('=') {
                 Some(("cap", value)) => plan.cap = Some(count("the cap", value)?),
+                Some(("tier", value)) if !value.is_empty() => plan.tier = Some(value.to_owned()),
                 Some(_) | None => return Err(PlanError::UnknownOption(option.to_owned())),
             }
         }
@@ -252,7 +334,7 @@ fn count(what: &'static str, text: &str) -> Result<u64, PlanError> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
     /// There is no `=`.
-    #[error("a key is written KEY=CREDITS[@WORKSPACE][:cap=N], for example sk_demo_one=500")]
+    #[error("a key is written KEY=CREDITS[@WORKSPACE][:cap=N][:tier=NAME], for example sk_demo_one=500")]
     NoCredits,
     /// Not a number.
     #[error("{what} must be a whole number, not `{text}`")]
@@ -266,7 +348,7 @@ pub enum PlanError {
     #[error("a workspace's name follows the `@`, for example sk_demo_one=500@choir")]
     EmptyWorkspace,
     /// Something behind `:` that is not known.
-    #[error("`{0}` is no option of a key; there is cap=N")]
+    #[error("`{0}` is no option of a key; there are cap=N and tier=NAME")]
     UnknownOption(String),
     /// A key that no header can carry.
     #[error("key {position}: {source}")]
@@ -279,6 +361,12 @@ pub enum PlanError {
     /// The same key again.
     #[error("key {position} is the same as an earlier one")]
     KeyTwice {
+        /// Its place in the plan, from 1.
+        position: usize,
+    },
+    /// A key that is also one of another region.
+    #[error("key {position} is also one of another region")]
+    KeyElsewhere {
         /// Its place in the plan, from 1.
         position: usize,
     },
@@ -323,20 +411,25 @@ mod tests {
 
     #[test]
     fn mistakes_are_explained_and_do_not_repeat_the_key() {
-        check_mistake("sk", "a key is written KEY=CREDITS[@WORKSPACE][:cap=N], for example sk_demo_one=500");
+        check_mistake(
+            "sk",
+            "a key is written KEY=CREDITS[@WORKSPACE][:cap=N][:tier=NAME], for example sk_demo_one=500",
+        );
         check_mistake("sk=", "credits must be a whole number, not ``");
         check_mistake("sk=-5", "credits must be a whole number, not `-5`");
         check_mistake("sk=many", "credits must be a whole number, not `many`");
         check_mistake("sk=5@", "a workspace's name follows the `@`, for example sk_demo_one=500@choir");
         check_mistake("sk=5:cap=x", "the cap must be a whole number, not `x`");
-        check_mistake("sk=5:lid=3", "`lid=3` is no option of a key; there is cap=N");
-        check_mistake("sk=5:", "`` is no option of a key; there is cap=N");
+        check_mistake("sk=5:lid=3", "`lid=3` is no option of a key; there are cap=N and tier=NAME");
+        check_mistake("sk=5:tier=", "`tier=` is no option of a key; there are cap=N and tier=NAME");
+        check_mistake("sk=5:", "`` is no option of a key; there are cap=N and tier=NAME");
         check_mistake("=5", "key 1: the key is empty");
     }
 
     #[test]
     fn a_list_is_separated_by_commas_and_white_space() {
-        let plan = Plan::parse("sk_one=500, sk_two=1000@choir\n sk_three=1000@choir,").unwrap();
+        let plan = Plan::parse("sk_one=500, sk_two=1000@choir:tier=free\n sk_three=1000@choir,").unwrap();
+        assert_eq!(plan.keys[1].tier.as_deref(), Some("free"));
         assert_eq!(plan.keys.len(), 3);
         assert_eq!(plan.keys[2].workspace.as_deref(), Some("choir"));
     }

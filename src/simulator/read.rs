@@ -9,7 +9,7 @@ use super::route::{Form, Route, query};
 use super::shape::Shape;
 use super::speech::spoken;
 use super::subscription;
-use super::work::{Job, known};
+use super::work::{Job, known, string};
 use super::world::Presented;
 
 /// Items of a page of the history when the query does not say (OpenAPI document).
@@ -37,7 +37,7 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
     Ok(match route {
         Route::User => Answer::document(&subscription::user(holder, workspace)),
         Route::Subscription => Answer::document(&subscription::extended(workspace)),
-        Route::Models => Answer::document(&models::models()),
+        Route::Models => Answer::document(&models::models(&workspace.plan.denied_models)),
         Route::Voices => Answer::document(&json!({ "voices": models::voices(own) })),
         Route::VoicesV2 => Answer::document(&voices_v2(own, &workspace.plan.name, job.query)?),
         Route::Voice(id) => {
@@ -49,17 +49,34 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
                 return Err(Shape::FieldMissing("name".into()).into());
             }
             let id = new_voice();
-            if let Some(workspace) = state.accounts.workspace_mut(key) {
-                workspace.plan.voices.push(id.clone());
-            }
+            let workspace = state.accounts.workspace_mut(key).ok_or(Shape::InvalidKey)?;
+            workspace.add_clone(&id)?;
             Answer::document(&json!({ "voice_id": id, "requires_verification": false }))
         }
-        Route::VoiceDeletion(id) => {
-            if !own.contains(id) {
+        Route::ProfessionalVoiceAddition => {
+            let body = job.object()?;
+            for field in ["name", "language"] {
+                string(&body, field)?.ok_or(Shape::FieldMissing(field.into()))?;
+            }
+            let id = new_voice();
+            let workspace = state.accounts.workspace_mut(key).ok_or(Shape::InvalidKey)?;
+            workspace.add_professional(&id)?;
+            Answer::document(&json!({ "voice_id": id }))
+        }
+        Route::LibraryVoiceAddition(id) => {
+            string(&job.object()?, "new_name")?.ok_or(Shape::FieldMissing("new_name".into()))?;
+            if !state.accounts.library.contains(id) {
                 return Err(Refused::naming(Shape::VoiceNotFound, id));
             }
-            if let Some(workspace) = state.accounts.workspace_mut(key) {
-                workspace.plan.voices.retain(|voice| voice != id);
+            state.accounts.workspace_mut(key).ok_or(Shape::InvalidKey)?.add_copy(id)?;
+            Answer::document(&json!({ "voice_id": id }))
+        }
+        Route::Library => Answer::document(&models::library(&state.accounts.library)),
+        Route::VoiceDeletion(id) => {
+            let is_gone =
+                state.accounts.workspace_mut(key).is_some_and(|workspace| workspace.remove_voice(id));
+            if !is_gone {
+                return Err(Refused::naming(Shape::VoiceNotFound, id));
             }
             Answer::document(&json!({ "status": "ok" }))
         }
@@ -114,6 +131,9 @@ fn anonymous(route: &Route) -> Result<Answer, Refused> {
         | Route::Subscription
         | Route::Voice(_)
         | Route::VoiceAddition
+        | Route::ProfessionalVoiceAddition
+        | Route::LibraryVoiceAddition(_)
+        | Route::Library
         | Route::VoiceDeletion(_)
         | Route::Speech { .. }
         | Route::Dialogue(_)

@@ -14,6 +14,10 @@ pub(super) enum Route {
     VoicesV2,
     Voice(String),
     VoiceAddition,
+    ProfessionalVoiceAddition,
+    /// A copy of a voice of the library.
+    LibraryVoiceAddition(String),
+    Library,
     VoiceDeletion(String),
     Speech {
         voice: String,
@@ -64,6 +68,9 @@ impl Route {
             ["v1", "voices"] => ("GET", Route::Voices),
             ["v2", "voices"] => ("GET", Route::VoicesV2),
             ["v1", "voices", "add"] => ("POST", Route::VoiceAddition),
+            ["v1", "voices", "add", _owner, voice] => ("POST", Route::LibraryVoiceAddition(id(voice))),
+            ["v1", "voices", "pvc"] => ("POST", Route::ProfessionalVoiceAddition),
+            ["v1", "shared-voices"] => ("GET", Route::Library),
             ["v1", "voices", voice] if *method == Method::DELETE => {
                 return Ok(Route::VoiceDeletion(id(voice)));
             }
@@ -100,7 +107,10 @@ impl Route {
             Route::User | Route::Subscription => Some("user_read"),
             Route::Models => Some("models_read"),
             Route::Voices | Route::VoicesV2 | Route::Voice(_) => Some("voices_read"),
+            Route::Library => Some("voices_read"),
             Route::VoiceAddition => Some("create_instant_voice_clone"),
+            Route::ProfessionalVoiceAddition => Some("create_professional_voice_clone"),
+            Route::LibraryVoiceAddition(_) => Some("add_voice_from_voice_library"),
             Route::VoiceDeletion(_) => Some("voices_write"),
             Route::Speech { .. } | Route::Dialogue(_) => Some("text_to_speech"),
             Route::Transcription => Some("speech_to_text"),
@@ -180,6 +190,8 @@ mod tests {
             (Method::POST, "/v1/text-to-dialogue/with-timestamps", Err(Shape::NotFound)),
             (Method::GET, "/v2/voices", Ok(Route::VoicesV2)),
             (Method::POST, "/v1/voices/add", Ok(Route::VoiceAddition)),
+            (Method::POST, "/v1/voices/pvc", Ok(Route::ProfessionalVoiceAddition)),
+            (Method::POST, "/v1/voices/add/owner/v", Ok(Route::LibraryVoiceAddition(voice()))),
             (Method::DELETE, "/v1/voices/v", Ok(Route::VoiceDeletion(voice()))),
             (Method::DELETE, "/v1/history/v", Ok(Route::HistoryDeletion(voice()))),
             (Method::PUT, "/v1/history/v", Err(Shape::MethodNotAllowed("GET"))),

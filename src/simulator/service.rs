@@ -82,7 +82,7 @@ impl Service {
         let presented = presented(&parts, &self.world);
         let mut visit = self.world.arrived(presented, self.summary(&parts, presented));
         let found = violations(&parts, self.world.forbidden());
-        let answer = if found.is_empty() {
+        let mut answer = if found.is_empty() {
             if let Some(upgrade) = upgrade {
                 return socket::open(self, parts, upgrade, presented, visit).await;
             }
@@ -92,6 +92,7 @@ impl Service {
             visit.summary.path_and_query = "withheld".to_owned();
             self.refuse_violation(&parts, &found)
         };
+        answer.from(self.world.region());
         visit.summary.status = Some(answer.status.as_u16());
         visit.summary.charged = answer.charged;
         Ok(answer.into_response())
@@ -101,6 +102,7 @@ impl Service {
         let key = match presented {
             Presented::Nothing => None,
             Presented::Unknown => Some("unknown".to_owned()),
+            Presented::Elsewhere => Some("elsewhere".to_owned()),
             Presented::Known(key) => {
                 self.world.state().accounts.keys.get(key).map(|key| key.plan.key.clone())
             }
@@ -232,7 +234,9 @@ pub(super) fn facts_as_told(world: &World, presented: Presented, needed: u64) ->
     let state = world.state();
     let mut facts = match presented {
         Presented::Known(key) => state.accounts.facts(key, needed),
-        Presented::Unknown | Presented::Nothing => Facts { needed, ..Facts::default() },
+        Presented::Unknown | Presented::Elsewhere | Presented::Nothing => {
+            Facts { needed, ..Facts::default() }
+        }
     };
     drop(state);
     facts.remaining = 0;
@@ -289,6 +293,9 @@ fn perform(job: Job<'_>, parts: &Parts) -> Result<Answer, Refused> {
         | Route::VoicesV2
         | Route::Voice(_)
         | Route::VoiceAddition
+        | Route::ProfessionalVoiceAddition
+        | Route::LibraryVoiceAddition(_)
+        | Route::Library
         | Route::VoiceDeletion(_)
         | Route::HistoryPage
         | Route::HistoryItem(_)
@@ -304,6 +311,7 @@ fn echo(job: Job<'_>, parts: &Parts) -> Answer {
     let key = match job.presented {
         Presented::Known(key) => state.accounts.keys.get(key).map_or("", |key| &key.name),
         Presented::Unknown => "unknown",
+        Presented::Elsewhere => "elsewhere",
         Presented::Nothing => "",
     };
     let headers = parts.headers.iter().map(|(name, value)| {

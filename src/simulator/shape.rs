@@ -17,7 +17,7 @@ use std::str::FromStr;
 use http::StatusCode;
 
 pub use self::fixed::Fixed;
-pub(super) use self::fixed::{FIXED, Family, fixed};
+pub(super) use self::fixed::{FIXED, Family, fixed, said};
 pub(super) use self::render::violation;
 
 /// A way to say no.

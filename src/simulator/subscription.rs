@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::secret::ApiKey;
 
 use super::accounts::{Key, Workspace};
-use super::plan::Billing;
+use super::plan::{Billing, ShownLimit};
 
 /// `GET /v1/user`: the user of the OpenAPI document, with the `workspace_id` that today's SDKs know.
 pub(super) fn user(key: &Key, workspace: &Workspace) -> Value {
@@ -32,12 +32,16 @@ pub(super) fn user(key: &Key, workspace: &Workspace) -> Value {
 /// `GET /v1/user/subscription`: the same as in the user, with the invoices.
 pub(super) fn extended(workspace: &Workspace) -> Value {
     let is_past_due = workspace.plan.billing == Billing::PastDue;
+    let next_payment = match workspace.plan.shown_limit {
+        ShownLimit::Credits => Value::from(workspace.reset.0 / 1_000),
+        ShownLimit::Zero | ShownLimit::Absent => Value::Null,
+    };
     let invoice = json!({
         "amount_due_cents": 2_200,
         "subtotal_cents": 2_200,
         "tax_cents": 0,
         "discounts": [],
-        "next_payment_attempt_unix": workspace.reset.0 / 1_000,
+        "next_payment_attempt_unix": next_payment,
         "payment_intent_status": "processing",
         "payment_intent_statusses": ["processing"],
     });
@@ -57,7 +61,7 @@ fn subscription(workspace: &Workspace) -> Value {
         Billing::PastDue => "past_due",
         Billing::FreeDisabled => "free_disabled",
     };
-    json!({
+    let mut document = json!({
         "tier": plan.tier,
         "character_count": workspace.used,
         "character_limit": plan.credits,
@@ -66,16 +70,16 @@ fn subscription(workspace: &Workspace) -> Value {
         "can_extend_character_limit": false,
         "allowed_to_extend_character_limit": false,
         "next_character_count_reset_unix": workspace.reset.0 / 1_000,
-        "voice_slots_used": plan.voices.len(),
-        "professional_voice_slots_used": 0,
-        "professional_voice_slots_used_in_workspace": 0,
-        "voice_limit": 30,
+        "voice_slots_used": workspace.voice_slots_used(),
+        "professional_voice_slots_used": workspace.professional.len(),
+        "professional_voice_slots_used_in_workspace": workspace.professional.len(),
+        "voice_limit": plan.voices_max(),
         "max_voice_add_edits": 95,
-        "voice_add_edit_counter": 0,
-        "professional_voice_limit": 1,
+        "voice_add_edit_counter": workspace.voice_edits,
+        "professional_voice_limit": plan.professional_voices_max(),
         "can_extend_voice_limit": false,
-        "can_use_instant_voice_cloning": plan.tier != "free",
-        "can_use_professional_voice_cloning": plan.tier != "free",
+        "can_use_instant_voice_cloning": plan.can_clone(),
+        "can_use_professional_voice_cloning": plan.professional_voices_max() > 0,
         "currency": "usd",
         "current_overage": { "amount": "0", "currency": "usd" },
         "status": status,
@@ -83,5 +87,16 @@ fn subscription(workspace: &Workspace) -> Value {
         "character_refresh_period": "monthly_period",
         "has_used_starter_coupon_on_account": false,
         "has_used_creator_coupon_on_account": false,
-    })
+    });
+    match plan.shown_limit {
+        ShownLimit::Credits => return document,
+        ShownLimit::Zero => document["character_limit"] = 0.into(),
+        ShownLimit::Absent => {
+            if let Some(members) = document.as_object_mut() {
+                members.remove("character_limit");
+            }
+        }
+    }
+    document["next_character_count_reset_unix"] = Value::Null;
+    document
 }

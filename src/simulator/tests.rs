@@ -1,9 +1,11 @@
 //! The simulator over real sockets. `refusals` holds the catalogue to its bytes, `serving` what
-//! works, `belonging` what is whose, `faults` what was told to go wrong, `watching` the ledger and its violations,
+//! works, `belonging` what is whose, `plans` what a plan has, `faults` what was told to go wrong,
+//! `watching` the ledger and its violations,
 //! and `sockets` and those named after it the same for the provider's sockets.
 
 mod belonging;
 mod faults;
+mod plans;
 mod refusals;
 mod serving;
 mod sockets;

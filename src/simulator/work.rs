@@ -11,9 +11,9 @@ use super::accounts::{Admitted, Refused};
 use super::answer::{Answer, set, trace_id};
 use super::history::HistoryItem;
 use super::intake::{Intake, JSON_BYTES_MAX};
-use super::models::{Model, voice_name};
+use super::models::Model;
 use super::route::{Form, query};
-use super::shape::{Facts, Shape};
+use super::shape::{Facts, Shape, said};
 use super::sound::format::{FORMATS, Format};
 use super::sound::melody::Melody;
 use super::sound::{Sound, seconds};
@@ -63,19 +63,22 @@ impl Job<'_> {
         Ok(key)
     }
 
-    fn format(&self) -> Result<Format, Refused> {
+    /// The format that the query asks for, if the plan of the key's workspace has it.
+    fn format(&self, key: usize) -> Result<Format, Refused> {
         let asked = query(self.query).find(|(name, _)| name == "output_format");
         let Some((_, name)) = asked else { return Ok(Format::DEFAULT) };
-        Format::named(&name).ok_or_else(|| {
+        let format = Format::named(&name).ok_or_else(|| {
             let known: Vec<_> = FORMATS.iter().map(|format| format.name).collect();
             let message =
                 format!("Output format '{name}' is not supported. Supported formats: {}.", known.join(", "));
             Refused::naming(Shape::InvalidOutputFormat, message)
-        })
+        })?;
+        self.world.state().accounts.format(key, format)?;
+        Ok(format)
     }
 
     /// The body as a JSON object.
-    fn object(&self) -> Result<Map<String, Value>, Refused> {
+    pub(super) fn object(&self) -> Result<Map<String, Value>, Refused> {
         let Some(kept) = &self.intake.kept else {
             let bound = u64::try_from(JSON_BYTES_MAX).unwrap_or(u64::MAX);
             let facts = Facts { bound, ..Facts::default() };
@@ -133,7 +136,7 @@ impl Job<'_> {
 
     fn speak(&self, order: SpeechOrder, form: Form) -> Result<Answer, Refused> {
         let key = self.payer("text_to_speech")?;
-        let format = self.format()?;
+        let format = self.format(key)?;
         let name_of_voice = self.names_of_voices(key, &order)?;
         self.find_requests(key, &order)?;
         let cost = self.price(key, &order)?;
@@ -167,16 +170,8 @@ impl Job<'_> {
 
     fn names_of_voices(&self, key: usize, order: &SpeechOrder) -> Result<String, Refused> {
         let state = self.world.state();
-        let own = state.accounts.workspace(key).map(|workspace| workspace.plan.voices.as_slice());
-        let names: Result<Vec<_>, _> = order
-            .voices
-            .iter()
-            .map(|voice| {
-                voice_name(voice, own.unwrap_or_default())
-                    .ok_or_else(|| Refused::naming(Shape::VoiceNotFound, voice))
-            })
-            .collect();
-        Ok(names?.join(", "))
+        let names = order.voices.iter().map(|voice| state.accounts.voice(key, voice));
+        Ok(names.collect::<Result<Vec<_>, _>>()?.join(", "))
     }
 
     /// A workspace can continue its own requests only.
@@ -194,18 +189,13 @@ impl Job<'_> {
     fn price(&self, key: usize, order: &SpeechOrder) -> Result<u64, Refused> {
         let model =
             Model::find(&order.model).ok_or_else(|| Refused::naming(Shape::ModelNotFound, &order.model))?;
+        let state = self.world.state();
+        state.accounts.model(key, model)?;
         if order.text.is_empty() {
             return Err(Shape::EmptyText.into());
         }
         let characters = characters_of(&order.text);
-        let bound = {
-            let state = self.world.state();
-            model.characters_max(state.accounts.workspace(key).map_or("", |workspace| &workspace.plan.tier))
-        };
-        if characters > bound {
-            let facts = Facts { needed: characters, bound, subject: order.model.clone(), ..Facts::default() };
-            return Err(Refused { shape: Shape::TextTooLong, facts: Box::new(facts) });
-        }
+        state.accounts.length(key, model, characters)?;
         Ok(model.cost(characters))
     }
 
@@ -215,7 +205,7 @@ impl Job<'_> {
         let text = string(&body, "text")?.ok_or(Shape::FieldMissing("text".into()))?;
         let seconds = body.get("duration_seconds").and_then(Value::as_f64);
         let key = self.payer("sound_generation")?;
-        let format = self.format()?;
+        let format = self.format(key)?;
         // The provider takes half a second to thirty (OpenAPI document).
         let asked_ms = seconds.map(|seconds| milliseconds(seconds.clamp(0.5, 30.0)));
         let cost =
@@ -260,12 +250,13 @@ pub(super) fn known(presented: Presented) -> Result<usize, Shape> {
     match presented {
         Presented::Known(key) => Ok(key),
         Presented::Unknown => Err(Shape::InvalidKey),
+        Presented::Elsewhere => Err(said("wrong_host")),
         Presented::Nothing => Err(Shape::NeedsAuthorization),
     }
 }
 
 /// A string that may be absent; anything else in its place is the schema's refusal.
-fn string(body: &Map<String, Value>, field: &'static str) -> Result<Option<String>, Shape> {
+pub(super) fn string(body: &Map<String, Value>, field: &'static str) -> Result<Option<String>, Shape> {
     match body.get(field) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),

@@ -33,6 +33,8 @@ pub(super) struct World {
 struct Inner {
     state: Mutex<State>,
     forbidden: Vec<String>,
+    elsewhere: Vec<String>,
+    region: String,
     socket_second: Duration,
     changed: watch::Sender<()>,
 }
@@ -69,6 +71,8 @@ pub(super) enum Presented {
     Nothing,
     /// One that is not in the plan.
     Unknown,
+    /// One that is good in another region.
+    Elsewhere,
     /// The key at that place of the plan.
     Known(usize),
 }
@@ -101,6 +105,8 @@ impl World {
         let inner = Inner {
             state: Mutex::new(state),
             forbidden,
+            elsewhere: plan.elsewhere.clone(),
+            region: plan.region.clone(),
             socket_second: plan.socket_second,
             changed: watch::Sender::new(()),
         };
@@ -135,9 +141,17 @@ impl World {
         self.inner.changed.subscribe()
     }
 
-    /// The place of a key in the plan.
-    pub(super) fn find(&self, key: &str) -> Option<usize> {
-        self.state().index.get(key).copied()
+    /// Whose key that is.
+    pub(super) fn find(&self, key: &str) -> Presented {
+        if self.inner.elsewhere.iter().any(|elsewhere| elsewhere == key) {
+            return Presented::Elsewhere;
+        }
+        self.state().index.get(key).map_or(Presented::Unknown, |index| Presented::Known(*index))
+    }
+
+    /// The `x-region` of the answers.
+    pub(super) fn region(&self) -> &str {
+        &self.inner.region
     }
 
     /// Changes the script of a key, or of everybody. False when the plan has no such key.
@@ -159,7 +173,7 @@ impl World {
         let mut state = self.state();
         let State { scripts, everybody, .. } = &mut *state;
         let mut own = match presented {
-            Presented::Nothing | Presented::Unknown => None,
+            Presented::Nothing | Presented::Unknown | Presented::Elsewhere => None,
             Presented::Known(index) => scripts.get_mut(index),
         };
         let bound = own.as_mut().and_then(|script| script.take_bound(method, path));
@@ -248,7 +262,7 @@ impl State {
 
     fn counts_of(&mut self, presented: Presented) -> Option<&mut Counts> {
         match presented {
-            Presented::Nothing | Presented::Unknown => None,
+            Presented::Nothing | Presented::Unknown | Presented::Elsewhere => None,
             Presented::Known(index) => self.counts.get_mut(index),
         }
     }

@@ -56,7 +56,7 @@ impl Caller {
     pub(super) fn authorization_method(&self) -> &'static str {
         match (&self.token, self.presented) {
             (Some(_), _) => "signed_url",
-            (None, Presented::Known(_) | Presented::Unknown) => "authorization_header",
+            (None, Presented::Known(_) | Presented::Unknown | Presented::Elsewhere) => "authorization_header",
             (None, Presented::Nothing) => "public",
         }
     }
@@ -121,7 +121,9 @@ impl Caller {
         if let Some(agent) = &self.agent {
             let key = match self.presented {
                 Presented::Nothing => None,
-                Presented::Known(_) | Presented::Unknown => Some(known(self.presented)?),
+                Presented::Known(_) | Presented::Unknown | Presented::Elsewhere => {
+                    Some(known(self.presented)?)
+                }
             };
             if agent.is_empty() {
                 return Err(Shape::FieldMissing("agent_id".into()).into());
@@ -130,7 +132,7 @@ impl Caller {
         }
         let presented = match (self.presented, first.and_then(credential)) {
             (Presented::Nothing, Some(key)) => {
-                let presented = world.find(key).map_or(Presented::Unknown, Presented::Known);
+                let presented = world.find(key);
                 // The head told nothing of whose script it would be.
                 wire.orders =
                     Orders::of(world.take_fault(presented, &Method::GET, &self.path), &world, presented);

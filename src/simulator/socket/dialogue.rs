@@ -89,7 +89,7 @@ async fn converse(wire: &mut Wire, caller: Caller, has_contexts: bool, text: &st
         return Err(wire.tell(told::dialogue("unsupported_model", &refusal, Some("model_id"))).await);
     }
     let priced = if model == CONVERSATIONAL { DEFAULT_MODEL } else { &model };
-    let voice = match Voice::new(key, priced, text) {
+    let voice = match Voice::new(&wire.session.world, key, priced, text) {
         Ok(voice) => voice,
         Err(refused) => return Err(wire.refuse(&refused).await),
     };

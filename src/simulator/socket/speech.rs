@@ -110,7 +110,7 @@ async fn converse(
     let first = heard(wire, limit, seconds).await?;
     let key = caller.let_in(wire, Some(&first)).await?;
     let model = asked(text, "model_id").unwrap_or_else(|| DEFAULT_MODEL.to_owned());
-    let found = Voice::new(key, &model, text);
+    let found = Voice::new(&wire.session.world, key, &model, text);
     let found = match found {
         Ok(speaker) => speaker.find(&wire.session.world, &[voice]).map(|()| speaker),
         Err(refused) => Err(refused),

@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 
 use super::super::accounts::{Purse, Refused};
-use super::super::models::{Model, voice_name};
+use super::super::models::Model;
 use super::super::shape::Shape;
 use super::super::sound::Sound;
 use super::super::sound::format::Format;
@@ -47,8 +47,8 @@ impl Voice {
     ///
     /// # Errors
     ///
-    /// When there is no such model or format.
-    pub(super) fn new(key: usize, model: &str, text: &str) -> Answered<Self> {
+    /// When there is no such model or format, or not on its plan.
+    pub(super) fn new(world: &World, key: usize, model: &str, text: &str) -> Answered<Self> {
         let model = Model::find(model).ok_or_else(|| Refused::naming(Shape::ModelNotFound, model))?;
         let format = match asked(text, "output_format") {
             None => Format::DEFAULT,
@@ -57,18 +57,16 @@ impl Voice {
                 Refused::naming(Shape::InvalidOutputFormat, message)
             })?,
         };
+        let state = world.state();
+        state.accounts.format(key, format)?;
+        state.accounts.model(key, model)?;
         Ok(Self { key, model, format, characters: 0 })
     }
 
-    /// Whether the workspace that pays has those voices.
+    /// Whether the workspace that pays has those voices, and its plan, too.
     pub(super) fn find(&self, world: &World, voices: &[String]) -> Answered<()> {
         let state = world.state();
-        let own = state.accounts.workspace(self.key).map(|workspace| workspace.plan.voices.as_slice());
-        let own = own.unwrap_or_default();
-        match voices.iter().find(|voice| voice_name(voice, own).is_none()) {
-            Some(voice) => Err(Refused::naming(Shape::VoiceNotFound, voice)),
-            None => Ok(()),
-        }
+        voices.iter().try_for_each(|voice| state.accounts.voice(self.key, voice).map(|_| ()))
     }
 
     /// Speaks `text`, each piece as `form` writes it.

@@ -199,7 +199,7 @@ impl Wire {
         match heard {
             Heard::Text(text) => {
                 let message = serde_json::from_str(text).ok();
-                let is_known = |key: &str| world.find(key).is_some();
+                let is_known = |key: &str| world.find(key) != Presented::Unknown;
                 look::text(text, message.as_ref(), world.forbidden(), !self.has_key_in_head, is_known)
             }
             Heard::Binary(bytes) => look::binary(bytes, world.forbidden()),

@@ -1,0 +1,270 @@
+//! What the plan of a workspace lets it do, beside its credits: voices of the library, formats,
+//! models, clones and their slots. Each question is answered with the refusal of the wire.
+//!
+//! Sources: the OpenAPI document (formats, the fields of the subscription), captured refusals (see
+//! the table of them), the price page of 2026 (slots).
+
+use super::accounts::{Accounts, Refused, Workspace};
+use super::models::{Model, voice_name};
+use super::plan::{PlanWording, WorkspacePlan};
+use super::shape::{Facts, Shape, said};
+use super::sound::format::Format;
+
+/// The plans, as far as they differ here. Ordered: the later has what the earlier has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Tier {
+    Free,
+    Starter,
+    Creator,
+    Pro,
+    /// Scale, business, enterprise, and the names that are not known.
+    Scale,
+}
+
+impl Tier {
+    /// Reads a plan's name, of which there are more than a list can have.
+    fn of(name: &str) -> Self {
+        match name {
+            "free" => Tier::Free,
+            "starter" | "go" | "trial" => Tier::Starter,
+            // Nobody has said what pay-as-you-go lacks: as the smallest plan with an overage.
+            "creator" | "payg" => Tier::Creator,
+            "pro" => Tier::Pro,
+            _ => Tier::Scale,
+        }
+    }
+}
+
+impl WorkspacePlan {
+    pub(super) fn rank(&self) -> Tier {
+        Tier::of(&self.tier)
+    }
+
+    /// Custom voices that it may have.
+    pub(super) fn voices_max(&self) -> u64 {
+        self.voice_limit.unwrap_or(match self.rank() {
+            Tier::Free => 3,
+            Tier::Starter => 10,
+            Tier::Creator => 30,
+            Tier::Pro => 160,
+            Tier::Scale => 660,
+        })
+    }
+
+    /// Professional voices that it may have.
+    pub(super) fn professional_voices_max(&self) -> u64 {
+        match self.rank() {
+            Tier::Free | Tier::Starter => 0,
+            Tier::Creator | Tier::Pro => 1,
+            Tier::Scale => 3,
+        }
+    }
+
+    pub(super) fn can_clone(&self) -> bool {
+        self.rank() > Tier::Free
+    }
+
+    /// The refusal with the words of this workspace's time: those of today, or older ones.
+    fn worded(&self, names: [&'static str; 3]) -> Shape {
+        let [current, old_400, old_402] = names;
+        said(match self.wording {
+            PlanWording::Current => current,
+            PlanWording::Old400 => old_400,
+            PlanWording::Old402 => old_402,
+        })
+    }
+
+    /// Whether it may use voices of the library without a copy of its own.
+    ///
+    /// # Errors
+    ///
+    /// A free workspace may not.
+    fn library(&self) -> Result<(), Refused> {
+        if self.rank() > Tier::Free {
+            return Ok(());
+        }
+        Err(self.worded(["library_voice", "free_users_not_allowed", "payment_required_plan"]).into())
+    }
+
+    fn format(&self, format: Format) -> Result<(), Refused> {
+        let needed = match format.name {
+            "mp3_44100_192" => Tier::Creator,
+            "pcm_44100" | "wav_44100" => Tier::Pro,
+            _ => Tier::Free,
+        };
+        if self.rank() >= needed {
+            return Ok(());
+        }
+        let facts = Facts { format: format.name.to_owned(), ..Facts::default() };
+        Err(Refused { shape: said("output_format_not_allowed"), facts: Box::new(facts) })
+    }
+
+    fn model(&self, model: Model) -> Result<(), Refused> {
+        if !self.denied_models.iter().any(|denied| denied == model.id) {
+            return Ok(());
+        }
+        let facts = Facts { model: model.id.to_owned(), ..Facts::default() };
+        Err(Refused { shape: said("model_access_denied"), facts: Box::new(facts) })
+    }
+
+    /// Whether a request of that model may have so many characters.
+    fn length(&self, model: Model, characters: u64) -> Result<(), Refused> {
+        let bound = model.characters_max(self.rank() == Tier::Free);
+        if characters <= bound {
+            return Ok(());
+        }
+        let shape = match self.wording {
+            PlanWording::Current => Shape::TextTooLong,
+            PlanWording::Old400 | PlanWording::Old402 => said("max_character_limit_exceeded"),
+        };
+        let facts = Facts { needed: characters, bound, subject: model.id.to_owned(), ..Facts::default() };
+        Err(Refused { shape, facts: Box::new(facts) })
+    }
+}
+
+impl Workspace {
+    /// Custom voices that are not professional ones.
+    pub(super) fn voice_slots_used(&self) -> u64 {
+        let count = |list: &[String]| u64::try_from(list.len()).unwrap_or(u64::MAX);
+        count(&self.plan.voices).saturating_sub(count(&self.professional))
+    }
+
+    fn has_slot(&self, used: u64, bound: u64) -> Result<(), Refused> {
+        if used < bound {
+            return Ok(());
+        }
+        let facts = Facts { bound, ..Facts::default() };
+        Err(Refused { shape: said("voice_limit_reached"), facts: Box::new(facts) })
+    }
+
+    /// Adds a clone of a few samples.
+    ///
+    /// # Errors
+    ///
+    /// When the plan has none, or no slot is left.
+    pub(super) fn add_clone(&mut self, id: &str) -> Result<(), Refused> {
+        if !self.plan.can_clone() {
+            let names = ["cloning_not_allowed", "cloning_not_allowed_old", "cloning_not_allowed_402"];
+            return Err(self.plan.worded(names).into());
+        }
+        self.add_voice(id)
+    }
+
+    /// Adds a copy of a voice of the library.
+    ///
+    /// # Errors
+    ///
+    /// When the plan has none, or no slot is left.
+    pub(super) fn add_copy(&mut self, id: &str) -> Result<(), Refused> {
+        self.plan.library()?;
+        if self.plan.voices.iter().any(|own| own == id) {
+            return Ok(());
+        }
+        self.add_voice(id)
+    }
+
+    fn add_voice(&mut self, id: &str) -> Result<(), Refused> {
+        self.has_slot(self.voice_slots_used(), self.plan.voices_max())?;
+        self.voice_edits += 1;
+        self.plan.voices.push(id.to_owned());
+        Ok(())
+    }
+
+    /// Adds a professional clone.
+    ///
+    /// # Errors
+    ///
+    /// When the plan has none, or no slot is left.
+    pub(super) fn add_professional(&mut self, id: &str) -> Result<(), Refused> {
+        let bound = self.plan.professional_voices_max();
+        if bound == 0 {
+            return Err(said("professional_cloning_not_allowed").into());
+        }
+        let used = u64::try_from(self.professional.len()).unwrap_or(u64::MAX);
+        self.has_slot(used, bound)?;
+        self.plan.voices.push(id.to_owned());
+        self.professional.push(id.to_owned());
+        Ok(())
+    }
+
+    /// Removes a voice. False when there is none.
+    pub(super) fn remove_voice(&mut self, id: &str) -> bool {
+        let before = self.plan.voices.len();
+        self.plan.voices.retain(|voice| voice != id);
+        self.professional.retain(|voice| voice != id);
+        self.plan.voices.len() < before
+    }
+}
+
+impl Accounts {
+    /// The name of a voice that the key's workspace may use.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such voice for it, or its plan does not have it.
+    pub(super) fn voice(&self, key: usize, id: &str) -> Result<String, Refused> {
+        let workspace = self.workspace(key).ok_or(Shape::InvalidKey)?;
+        if let Some(name) = voice_name(id, &workspace.plan.voices) {
+            return Ok(name);
+        }
+        if !self.library.iter().any(|voice| voice == id) {
+            return Err(Refused::naming(Shape::VoiceNotFound, id));
+        }
+        workspace.plan.library()?;
+        Ok("Library voice".to_owned())
+    }
+
+    /// Whether the plan of the key's workspace has a format.
+    ///
+    /// # Errors
+    ///
+    /// When it has not.
+    pub(super) fn format(&self, key: usize, format: Format) -> Result<(), Refused> {
+        self.workspace(key).ok_or(Shape::InvalidKey)?.plan.format(format)
+    }
+
+    /// Whether it has a model.
+    ///
+    /// # Errors
+    ///
+    /// When it has not.
+    pub(super) fn model(&self, key: usize, model: Model) -> Result<(), Refused> {
+        self.workspace(key).ok_or(Shape::InvalidKey)?.plan.model(model)
+    }
+
+    /// Whether a request of that model may have so many characters.
+    ///
+    /// # Errors
+    ///
+    /// When it may not.
+    pub(super) fn length(&self, key: usize, model: Model, characters: u64) -> Result<(), Refused> {
+        self.workspace(key).ok_or(Shape::InvalidKey)?.plan.length(model, characters)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_are_in_order_and_a_new_name_lacks_nothing() {
+        let order = ["free", "starter", "creator", "pro", "scale"].map(Tier::of);
+        assert!(order.is_sorted_by(|earlier, later| earlier < later));
+        for name in ["scale_2024_08_10", "growing_business", "enterprise", "grant_tier_2", ""] {
+            assert_eq!(Tier::of(name), Tier::Scale, "{name}");
+        }
+        assert_eq!(["go", "trial", "payg"].map(Tier::of), [Tier::Starter, Tier::Starter, Tier::Creator]);
+    }
+
+    #[test]
+    fn each_wording_has_words() {
+        for wording in [PlanWording::Current, PlanWording::Old400, PlanWording::Old402] {
+            let plan = WorkspacePlan { tier: "free".into(), wording, ..WorkspacePlan::default() };
+            let refused =
+                [plan.library().unwrap_err(), plan.format(Format::named("pcm_44100").unwrap()).unwrap_err()];
+            for refused in refused {
+                assert!(matches!(refused.shape, Shape::Fixed(_)), "{refused:?}");
+            }
+        }
+    }
+}
