@@ -154,10 +154,7 @@ impl Accounts {
     /// changes nothing.
     pub(super) fn admit(&mut self, key: usize, cost: u64, purse: Purse) -> Result<Admitted, Refused> {
         let facts = self.afford(key, cost, purse)?;
-        let is_busy = |workspace: &Workspace| {
-            workspace.plan.concurrency_max.is_some_and(|max| workspace.running >= max)
-        };
-        if self.workspace(key).is_some_and(is_busy) {
+        if !self.has_place(key) {
             return Err(Refused { shape: Shape::Concurrency, facts: Box::new(facts) });
         }
         let used_before = self.workspace(key).map_or(0, |workspace| workspace.used);
@@ -175,6 +172,14 @@ impl Accounts {
             running_max: workspace.plan.concurrency_max,
             workspace: holder.workspace,
         })
+    }
+
+    /// Whether more may run in the key's workspace.
+    pub(super) fn has_place(&self, key: usize) -> bool {
+        let is_busy = |workspace: &Workspace| {
+            workspace.plan.concurrency_max.is_some_and(|max| workspace.running >= max)
+        };
+        !self.workspace(key).is_some_and(is_busy)
     }
 
     /// Checks credits and cap, and charges for more of what has been admitted. A refusal changes

@@ -1,9 +1,10 @@
 //! `/v1/convai/conversation`: the agent speaks first, answers every message and every half second
 //! of sound with the same sentence, and keeps its price to itself until somebody asks for the
-//! conversation. A session takes a place in the workspace's lane from its first word to its last.
+//! conversation. A session takes a place in the workspace's lane from its first word to its last;
+//! where the workspace queues its callers, one that finds no place waits, is told so, and pays nothing.
 //!
 //! Sources: the Python SDK 2.78 and the AsyncAPI document of the JavaScript client (all messages),
-//! captured closes of 2026 (the quota).
+//! captured closes of 2026 (the quota), the changelog of September 2026 (the queue).
 
 use serde_json::{Value, json};
 
@@ -17,7 +18,7 @@ use super::super::sound::Sound;
 use super::super::sound::format::Format;
 use super::super::sound::melody::Melody;
 use super::super::speech::base64;
-use super::super::world::World;
+use super::super::world::{Slot, World};
 use super::caller::Caller;
 use super::wire::{Heard, Over, Wire};
 
@@ -27,6 +28,8 @@ const CALL_CREDITS: u64 = 10;
 const LLM_CREDITS: u64 = 1;
 /// Characters of base 64 after which a user has said something: half a second of `pcm_16000`.
 const UTTERANCE_CHARACTERS: usize = 16_000 / 3 * 4;
+/// Seconds that a caller waits for a place (OpenAPI document, `wait_timeout_seconds`).
+const QUEUE_SECONDS: u32 = 180;
 const FORMAT: &str = "pcm_16000";
 const ANSWER: &str = "The simulator hears you well.";
 
@@ -57,14 +60,10 @@ async fn converse(wire: &mut Wire, caller: Caller) -> Result<std::convert::Infal
     // An answer at the least must be there to be spent.
     let least = CALL_CREDITS + LLM_CREDITS;
     let afforded = wire.session.world.state().accounts.afford(key, least, Purse::Workspace).map(|_| ());
-    let begun = match afforded {
-        Ok(()) => wire.session.begin(key, 0, Purse::Workspace),
-        Err(refused) => Err(refused),
-    };
-    let _slot = match begun {
-        Ok(slot) => slot,
-        Err(refused) => return Err(wire.refuse(&refused).await),
-    };
+    if let Err(refused) = afforded {
+        return Err(wire.refuse(&refused).await);
+    }
+    let _slot = begin(wire, key).await?;
     let mut talk = Talk::begin(wire.session.world.clone(), key, agent, authorization);
     let metadata = json!({
         "type": "conversation_initiation_metadata",
@@ -86,6 +85,49 @@ async fn converse(wire: &mut Wire, caller: Caller) -> Result<std::convert::Infal
             return Err(wire.refuse(&Refused::from(Shape::MalformedJson)).await);
         };
         talk.take(wire, &message).await?;
+    }
+}
+
+/// Takes a place in the workspace's lane, or waits for one in the queue of those who call.
+async fn begin(wire: &mut Wire, key: usize) -> Result<Slot, Over> {
+    let world = wire.session.world.clone();
+    let queues = world.state().accounts.workspace(key).is_some_and(|own| own.plan.queues_callers);
+    let mut changes = world.changes();
+    let mut waited = 0;
+    loop {
+        changes.mark_unchanged();
+        let refused = match wire.session.begin(key, 0, Purse::Workspace) {
+            Ok(slot) => return Ok(slot),
+            Err(refused) => refused,
+        };
+        if !queues || refused.shape != Shape::Concurrency || waited == QUEUE_SECONDS {
+            return Err(wire.refuse(&refused).await);
+        }
+        // The members of the event are not known, only its name and when it comes.
+        let event = json!({ "position": 1, "waited_secs": waited });
+        wire.send(json!({ "type": "queue_status", "queue_status_event": event }).to_string()).await?;
+        // A place that is free is taken at once, and without one the queue is told of every second.
+        let second = tokio::time::sleep(world.socket_second());
+        tokio::pin!(second);
+        loop {
+            let is_free = async {
+                // The world outlives this session and with it the sender: there is no error.
+                let _changed = changes.changed().await;
+            };
+            let mut is_over = false;
+            let event = async {
+                tokio::select! {
+                    () = is_free => {}
+                    () = &mut second => is_over = true,
+                }
+            };
+            wire.listen_until(event).await?;
+            let has_place = world.state().accounts.has_place(key);
+            if is_over || has_place {
+                break;
+            }
+        }
+        waited += 1;
     }
 }
 

@@ -126,6 +126,11 @@ impl Wire {
 
     /// Reads for so long and keeps what comes: a client that leaves meanwhile is noticed.
     async fn listen_for(&mut self, length: Duration) -> Result<(), Over> {
+        self.listen_until(tokio::time::sleep(length)).await
+    }
+
+    /// Reads until `event` and keeps what comes: a client that leaves meanwhile is noticed.
+    pub(super) async fn listen_until(&mut self, event: impl Future<Output = ()>) -> Result<(), Over> {
         let listening = async {
             while self.heard_bytes <= HEARD_BYTES_MAX {
                 let heard = self.hear().await?;
@@ -134,7 +139,10 @@ impl Wire {
             }
             std::future::pending::<Result<(), Over>>().await
         };
-        timeout(length, listening).await.unwrap_or(Ok(()))
+        tokio::select! {
+            left = listening => left,
+            () = event => Ok(()),
+        }
     }
 
     async fn hear(&mut self) -> Result<Heard, Over> {

@@ -213,6 +213,66 @@ async fn a_conversation_takes_its_place_from_the_first_word_to_the_last() {
     opened(&mut dial(&sim, AGENT, "sk").await).await;
 }
 
+/// A workspace with one place, whose second caller waits in the queue.
+async fn one_place(socket_second: Duration) -> Simulator {
+    let workspace =
+        WorkspacePlan { concurrency_max: Some(1), queues_callers: true, ..WorkspacePlan::new("w", 100) };
+    let plan = Plan::of([])
+        .with_workspace(workspace)
+        .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
+    start(Plan { socket_second, ..plan }).await
+}
+
+#[tokio::test]
+async fn a_caller_waits_in_the_queue_and_is_told_so_until_a_place_is_free() {
+    let sim = one_place(Duration::from_secs(3_600)).await;
+    let mut one = dial(&sim, AGENT, "sk").await;
+    opened(&mut one).await;
+    let mut two = dial(&sim, AGENT, "sk").await;
+    assert_eq!(two.hear().await["type"], "queue_status");
+    // What is said meanwhile is heard when the agent has time.
+    two.say(json!({ "type": "user_message", "text": "Hello" })).await;
+    drop(one);
+    opened(&mut two).await;
+    assert_eq!(kinds(&mut two, 3).await, ["agent_response", "audio", "ping"]);
+    assert_eq!(sim.ledger().totals.charged, 11, "the wait costs nothing");
+}
+
+#[tokio::test]
+async fn the_queue_is_told_of_again_and_again_and_ends_in_a_refusal() {
+    let sim = one_place(Duration::from_millis(1)).await;
+    let mut one = dial(&sim, AGENT, "sk").await;
+    opened(&mut one).await;
+    let mut two = dial(&sim, AGENT, "sk").await;
+    assert!(kinds(&mut two, 180).await.iter().all(|kind| kind == "queue_status"));
+    assert_eq!(two.hear_close().await.0, 1_002);
+    assert_eq!(sim.ledger().workspaces[0].running, 1);
+}
+
+#[tokio::test]
+async fn who_leaves_the_queue_takes_no_place() {
+    let sim = one_place(Duration::from_secs(3_600)).await;
+    let mut one = dial(&sim, AGENT, "sk").await;
+    opened(&mut one).await;
+    let mut two = dial(&sim, AGENT, "sk").await;
+    assert_eq!(two.hear().await["type"], "queue_status");
+    drop(two);
+    until(&sim, |ledger: &Ledger| ledger.totals.sockets_open == 1).await;
+    drop(one);
+    until(&sim, |ledger: &Ledger| ledger.workspaces[0].running == 0).await;
+}
+
+#[tokio::test]
+async fn a_wrong_host_closes_a_conversation_with_as_much_as_fits() {
+    let sim = start(Plan::of([("sk", 100)]).with_key_elsewhere("eu")).await;
+    let reason = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check yo";
+    for (key, fault) in [("eu", None), ("sk", Some("wrong_host".parse().unwrap()))] {
+        sim.always_on("sk", "/v1/convai", fault);
+        let mut client = dial(&sim, AGENT, key).await;
+        assert_eq!(client.hear_close().await, (1_008, reason.to_owned()));
+    }
+}
+
 #[tokio::test]
 async fn an_older_ledger_reads_back() {
     // What a socket adds is optional, so that a reader of another version is not lost.
