@@ -2,9 +2,11 @@
 
 use serde::Serialize;
 
+use crate::policy::evidence::Evidence;
 use crate::policy::forecast::Forecast;
+use crate::policy::standing::{ParkReason, Standing};
 use crate::policy::units::UnixMs;
-use crate::pool::{KeySnapshot, Pool};
+use crate::pool::{KeySnapshot, Pool, Restriction};
 
 /// The whole document, in pool order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -26,6 +28,22 @@ struct KeyDetail {
     workspace: Option<String>,
     /// As the provider calls it.
     plan: Option<String>,
+    /// The status of the contract, with `near_limit` beside it.
+    state: &'static str,
+    /// Why it is not active: `exhausted`, `rate_limited`, `account_locked`, `invalid_key` or `wrong_host`.
+    reason: Option<&'static str>,
+    /// What a person can do about it.
+    advice: Option<&'static str>,
+    /// When that began, and when it ends by itself.
+    since: Option<String>,
+    until: Option<String>,
+    /// What it can still do.
+    possible: &'static str,
+    /// What it was refused for as a key, and as its workspace's.
+    evidence: Vec<EvidenceDetail>,
+    /// What it, or its plan, was refused for that other keys may be able to do; requests that need it go to
+    /// those first.
+    cannot: Vec<RestrictionDetail>,
     /// By how many credits the provider's figures of this period were above ours, since the start.
     drift: i64,
     in_flight: u32,
@@ -37,13 +55,58 @@ struct KeyDetail {
     spent_by: Option<String>,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EvidenceDetail {
+    claim: &'static str,
+    /// `figures` or `words`.
+    strength: &'static str,
+    at: String,
+    status: Option<u16>,
+    /// The provider's words, without anything secret.
+    words: String,
+    route: String,
+    request_id: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RestrictionDetail {
+    what: String,
+    verdict: &'static str,
+    status: Option<u16>,
+    words: String,
+    request_id: String,
+    since: String,
+    until: String,
+}
+
 impl KeyDetails {
     /// The document for the keys of `pool` at `now`.
     #[must_use]
     pub fn of(pool: &Pool, now: UnixMs) -> Self {
         let detail = |seen: &KeySnapshot| {
             let workspace = seen.key.workspace();
+            let (reason, until) = match seen.standing {
+                Standing::Usable => (None, None),
+                Standing::Resting { reason, until } => (Some(reason), until),
+            };
+            let evidence: Vec<&Evidence> = seen.of_key.iter().chain(&seen.of_workspace).collect();
+            let since = evidence.iter().map(|known| known.at).min().filter(|_| reason.is_some());
+            let cannot = pool.restrictions().of(&seen.key, now);
             KeyDetail {
+                state: if reason.is_none() && seen.is_near_limit {
+                    "near_limit"
+                } else {
+                    seen.standing.status().word()
+                },
+                reason: reason.map(ParkReason::word),
+                advice: reason.and_then(advice),
+                since: since.map(UnixMs::rfc3339),
+                until: until.map(UnixMs::rfc3339),
+                possible: possible(reason, &cannot),
+                evidence: evidence.into_iter().map(EvidenceDetail::of).collect(),
+                cannot: cannot.iter().map(RestrictionDetail::of).collect(),
                 short_key: seen.key.api_key().short().to_string(),
                 name: seen.key.name().map(str::to_owned),
                 workspace: workspace.belonging().name().map(str::to_owned),
@@ -60,6 +123,62 @@ impl KeyDetails {
             spent_by: date(pool.forecast(now)),
             keys: pool.snapshot(now).iter().map(detail).collect(),
         }
+    }
+}
+
+impl EvidenceDetail {
+    fn of(evidence: &Evidence) -> Self {
+        let source = &evidence.source;
+        Self {
+            claim: evidence.claim.word(),
+            strength: evidence.strength().word(),
+            at: evidence.at.rfc3339(),
+            status: source.status,
+            words: source.words.to_string(),
+            route: source.route.to_string(),
+            request_id: source.request_id.to_string(),
+        }
+    }
+}
+
+impl RestrictionDetail {
+    fn of(restriction: &Restriction) -> Self {
+        let source = &restriction.source;
+        Self {
+            what: restriction.limit.to_string(),
+            verdict: restriction.verdict,
+            status: source.status,
+            words: source.words.to_string(),
+            request_id: source.request_id.to_string(),
+            since: restriction.since.rfc3339(),
+            until: restriction.until.rfc3339(),
+        }
+    }
+}
+
+/// What a person can do about a key that does not serve.
+fn advice(reason: ParkReason) -> Option<&'static str> {
+    match reason {
+        ParkReason::Exhausted | ParkReason::RateLimited => None,
+        ParkReason::Billing => {
+            Some("Sign in to ElevenLabs with this account: it is unpaid, locked or suspected of abuse.")
+        }
+        ParkReason::Invalid => Some("Replace or remove this key: ElevenLabs does not know it."),
+        ParkReason::WrongHost => Some(
+            "This key is for another region. Set base_url for it in [[keys]], for example \
+             https://api.eu.residency.elevenlabs.io (also: in, sg), or name the region in upstream.region_base_urls.",
+        ),
+    }
+}
+
+/// What a key can still do.
+fn possible(reason: Option<ParkReason>, cannot: &[Restriction]) -> &'static str {
+    match reason {
+        None if cannot.is_empty() => "everything",
+        None => "everything but what is listed in cannot",
+        Some(ParkReason::Exhausted | ParkReason::Billing) => "what is free: reading what the account has",
+        Some(ParkReason::RateLimited) => "requests of other concurrency groups, and what is free",
+        Some(ParkReason::Invalid | ParkReason::WrongHost) => "nothing",
     }
 }
 

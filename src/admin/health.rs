@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::Serialize;
 
 use crate::mirror;
-use crate::policy::standing::KeyStatus;
 use crate::pool::KeySnapshot;
 use crate::store;
 
@@ -59,7 +58,7 @@ impl Readiness {
         is_draining: bool,
     ) -> Self {
         let is_store_failing = books.is_failing();
-        let has_key = keys.iter().any(|key| key.standing.status() == KeyStatus::Active);
+        let has_key = keys.iter().any(|key| key.standing.serves());
         let mirror_state = mirror.map(mirror::Health::state);
         let needs_hand = is_store_failing || mirror_state == Some(mirror::State::Paused);
         let status = match (has_key && !is_draining, needs_hand) {

@@ -3,7 +3,7 @@
 //! Plan names are free texts of the provider (`tier`), and new ones come: an unknown one is taken to be
 //! able to do everything, and refusals say otherwise.
 
-use super::classify::Subject;
+use super::classify::{Subject, Verdict};
 use super::features::RequestFeatures;
 use super::models::Models;
 
@@ -44,6 +44,15 @@ pub fn price_rank(tier: Option<&str>) -> usize {
         Some(place) => place + 1,
         None => CREATOR + 1,
     }
+}
+
+/// What a refusal means that came from an account of that plan: paid plans have the same limit for the
+/// characters of a request, so a text that is too long for one is too long for all.
+#[must_use]
+pub fn meant_by(verdict: Verdict, tier: Option<&str>) -> Verdict {
+    let is_paid = tier.and_then(place).is_some_and(|place| place > 0);
+    let is_length = verdict == Verdict::PlanFeature(Subject::TextLength);
+    if is_length && is_paid { Verdict::RequestError } else { verdict }
 }
 
 /// What a workspace of that plan is known not to do for such a request, before it is asked; `None` when
@@ -130,6 +139,22 @@ mod tests {
         check("free", None, 2_500, None);
         check("free", None, 2_501, Some(Subject::TextLength));
         check("creator", None, 2_501, None);
+    }
+
+    #[test]
+    fn a_text_that_is_too_long_for_a_paid_plan_is_too_long() {
+        let too_long = Verdict::PlanFeature(Subject::TextLength);
+        for (tier, expected) in [
+            (Some("free"), too_long),
+            (None, too_long),
+            (Some("a plan of its own"), too_long),
+            (Some("starter"), Verdict::RequestError),
+            (Some("pro"), Verdict::RequestError),
+        ] {
+            assert_eq!(meant_by(too_long, tier), expected, "{tier:?}");
+        }
+        let voice = Verdict::PlanFeature(Subject::Voice);
+        assert_eq!(meant_by(voice, Some("starter")), voice);
     }
 
     #[test]

@@ -137,6 +137,19 @@ impl Standing {
         }
     }
 
+    /// Whether it can serve something: other concurrency groups go on while one is rate limited.
+    #[must_use]
+    pub fn serves(self) -> bool {
+        match self {
+            Self::Usable | Self::Resting { reason: ParkReason::RateLimited, .. } => true,
+            Self::Resting {
+                reason:
+                    ParkReason::Exhausted | ParkReason::Billing | ParkReason::Invalid | ParkReason::WrongHost,
+                ..
+            } => false,
+        }
+    }
+
     /// The contract's word for it.
     #[must_use]
     pub fn status(self) -> KeyStatus {

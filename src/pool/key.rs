@@ -122,7 +122,7 @@ impl Key {
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// How it stands at `now`, for people: a key with a concurrency group that is rate limited is.
+    /// How it stands at `now`, for people: a key whose speech is rate limited is.
     #[must_use]
     pub fn standing(&self, now: UnixMs) -> Standing {
         match self.standing_with(&self.workspace.quota(now), now) {

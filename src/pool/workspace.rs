@@ -26,7 +26,7 @@ pub struct Workspace {
     identity: Identity,
     quota: QuotaCell,
     /// What was refused to its keys as its own, and what follows from that: a rest, a try before its
-    /// end, and until when a concurrency group of it is rate limited (0: none is).
+    /// end, and until when speech of it is rate limited (0: it is not).
     evidence: EvidenceCell,
     park: ParkCell,
     probe: ProbeCell,
@@ -124,7 +124,7 @@ impl Workspace {
         self.evidence.all()
     }
 
-    /// Until when a concurrency group of it is rate limited.
+    /// Until when speech of it is rate limited.
     #[must_use]
     pub fn limited_until(&self, now: UnixMs) -> Option<UnixMs> {
         Some(UnixMs(self.limited_until.load(Ordering::Acquire))).filter(|until| *until > now)
@@ -197,7 +197,9 @@ impl Workspace {
         for (room, limit) in self.rooms.iter().zip(limits) {
             room.limit(limit.map(|(until, _)| until), limit.and_then(|(_, may)| probe_after(may)), now);
         }
-        let limited_until = limits.iter().flatten().map(|(until, _)| until.0).max();
+        // Speech is what nearly all requests are: an account that is limited there is one that is limited.
+        let of_speech = [Lane::SPEECH, Lane::FAST_SPEECH].map(|lane| limits[lane.index()]);
+        let limited_until = of_speech.iter().flatten().map(|(until, _)| until.0).max();
         self.limited_until.store(limited_until.unwrap_or(0), Ordering::Release);
         if !short {
             self.quota.reported().forget();

@@ -79,9 +79,12 @@ impl Answer {
         journey: &Journey,
         unavailable: Unavailable,
     ) -> Result<Box<Self>, ProxyError> {
-        // Every key was tried, and each is refused as such.
+        // Every key was tried, and the last was refused as such, or for the price.
         let unavailable = match (self.verdict, unavailable) {
             (Verdict::InvalidKey | Verdict::WrongHost, Unavailable::Tried) => Unavailable::Invalid,
+            (Verdict::WorkspaceQuota(shortfall), Unavailable::Tried) if shortfall.figures().is_some() => {
+                Unavailable::Exhausted { resets_at: journey.earliest_reset() }
+            }
             (_, unavailable) => unavailable,
         };
         match last_word(self.verdict, unavailable) {

@@ -27,6 +27,7 @@ use crate::policy::cost::Told;
 use crate::policy::endpoint::Metering;
 use crate::policy::evidence::Source;
 use crate::policy::lane::Lane;
+use crate::policy::plan;
 use crate::policy::replay::Progress;
 use crate::policy::units::UnixMs;
 use crate::pool::{Lease, Pool, Roster, Served};
@@ -194,21 +195,22 @@ impl Attempt {
                 Progress::Answered(answer.verdict)
             }
             Ok(answer) => {
+                let verdict = self.meant(answer.verdict);
                 self.record.status = Some(answer.head.status.as_u16());
                 self.record.first_byte = Some(elapsed);
-                self.record.verdict = answer.verdict.word();
-                self.describe(answer.verdict);
-                self.judge(answer.verdict, answer.words.as_deref(), journey, now);
+                self.record.verdict = verdict.word();
+                self.describe(verdict);
+                self.judge(verdict, answer.words.as_deref(), journey, now);
                 let told = Told::by(&answer.head.headers);
                 if let (Payer::Pool { lease, .. }, Some(maximum), Verdict::Served) =
-                    (&self.payer, told.concurrency_max, answer.verdict)
+                    (&self.payer, told.concurrency_max, verdict)
                 {
                     lease.learn_room(maximum);
                 }
                 // After the judgement: what is set free is given to those who wait, and not of a key that is
                 // parked.
-                self.charge(answer.verdict, told.credits, now);
-                Progress::Answered(answer.verdict)
+                self.charge(verdict, told.credits, now);
+                Progress::Answered(verdict)
             }
             Err(error) => {
                 (self.record.verdict, self.record.credits_from) = match error.progress {
@@ -223,6 +225,16 @@ impl Attempt {
         };
         log.learned(&self.record, result, elapsed);
         progress
+    }
+
+    /// What a verdict means that came from the account of its key.
+    fn meant(&self, verdict: Verdict) -> Verdict {
+        let Payer::Pool { lease, .. } = &self.payer else { return verdict };
+        if verdict == Verdict::Served {
+            return verdict;
+        }
+        let tier = lease.key().workspace().tier();
+        plan::meant_by(verdict, tier.as_ref().map(|tier| tier.as_str()))
     }
 
     /// Records in the pool what a verdict says of its key, and, when that serves, of those that were

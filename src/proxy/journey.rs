@@ -23,6 +23,7 @@ use crate::policy::lane::Lane;
 use crate::policy::plan;
 use crate::policy::replay::{Effect, Facts, Progress};
 use crate::policy::select::Unavailable;
+use crate::policy::units::UnixMs;
 use crate::pool::{Ask, Fit, Identity, Key, Lease, Owners, Pool, Restraint, Roster};
 use crate::telemetry::announce;
 
@@ -227,7 +228,7 @@ impl Journey {
             let others = all().filter(|(_, key)| key.workspace().identity() != overloaded);
             return others.map(|(position, _)| position).collect();
         }
-        let refused: Vec<_> = self.refusals.incapable().map(|key| key.workspace().tier()).collect();
+        let refused: Vec<_> = self.refusals.of_plans().map(|key| key.workspace().tier()).collect();
         if refused.is_empty() {
             return Vec::new();
         }
@@ -277,6 +278,12 @@ impl Journey {
             Some(kind) => ProxyError::OwnerUnavailable { kind, unavailable },
             None => ProxyError::Unavailable(unavailable),
         }
+    }
+
+    /// When the first account gets credits back.
+    pub(super) fn earliest_reset(&self) -> Option<UnixMs> {
+        let now = clock::now();
+        self.roster.keys().iter().filter_map(|key| key.workspace().quota(now).resets_at).min()
     }
 
     /// It is over: what binds it learns from its answer.

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::policy::classify::{Concern, Refusal, Verdict};
+use crate::policy::classify::{Refusal, Verdict};
 use crate::policy::evidence::Source;
 use crate::policy::features::RequestFeatures;
 use crate::policy::units::UnixMs;
@@ -100,9 +100,10 @@ impl Refusals {
         self.workspaces(|met| met.verdict == Verdict::Abuse && met.key.workspace().tier() == tier)
     }
 
-    /// Keys that cannot do what is asked, or whose plan cannot.
-    pub(super) fn incapable(&self) -> impl Iterator<Item = &Arc<Key>> {
-        self.0.iter().filter(|met| met.verdict.concern() == Concern::Capability).map(|met| &met.key)
+    /// Keys whose plan cannot do what is asked.
+    pub(super) fn of_plans(&self) -> impl Iterator<Item = &Arc<Key>> {
+        let is_of_plan = |met: &&Met| matches!(met.verdict, Verdict::PlanFeature(_) | Verdict::Abuse);
+        self.0.iter().filter(is_of_plan).map(|met| &met.key)
     }
 
     fn workspaces(&self, is_meant: impl Fn(&Met) -> bool) -> u32 {

@@ -1,0 +1,482 @@
+//! A refusal teaches only what it proves: each known way in which one request could take keys from
+//! others, through the whole program, and over a restart.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends at its first surprise"
+)]
+
+mod house;
+
+use std::time::Duration;
+
+use house::{House, ONE, SPEECH, THREE, TWO, VOICE, assert_ours, house, house_in, house_with, until};
+use keychoir::config::KeyConfig;
+use keychoir::secret::ApiKey;
+use keychoir::simulator::{Fault, KeyPlan, Plan, ShownLimit, Simulator, WorkspacePlan};
+use serde_json::{Value, json};
+
+const KEYS: [&str; 3] = [ONE, TWO, THREE];
+
+fn rich() -> Plan {
+    Plan::of(KEYS.map(|key| (key, 100_000)))
+}
+
+/// Keys of workspaces with these plans, in this order, each with so many credits.
+fn of_plans(tiers: &[&str], credits: u64) -> Plan {
+    tiers.iter().zip(KEYS).enumerate().fold(Plan::of([]), |plan, (number, (tier, key))| {
+        let name = format!("ws_{number}");
+        let workspace = WorkspacePlan { tier: (*tier).to_owned(), ..WorkspacePlan::new(&name, credits) };
+        plan.with_workspace(workspace).with_key(KeyPlan { workspace: Some(name), ..KeyPlan::new(key, 0) })
+    })
+}
+
+fn fault(text: &str) -> Option<Fault> {
+    Some(text.parse().unwrap_or_else(|error| panic!("{text}: {error}")))
+}
+
+/// That plain speech is served, every key stands well, and the program says that it is ready.
+async fn assert_unharmed(house: &House, case: &str) {
+    assert_eq!(house.speak(10).await.status(), 200, "{case}");
+    assert_eq!(house.statuses().await, vec!["active"; house.statuses().await.len()], "{case}");
+    assert_eq!(house.get("/readyz").await.status(), 200, "{case}");
+}
+
+/// Starts the program anew on the same books.
+async fn restarted(house: House, plan: Plan) -> House {
+    let folder = house.abandon().await;
+    house_in(folder, plan, |_| {}).await
+}
+
+const DUBBING: &str = "/v1/dubbing";
+
+/// One request is refused so by every account, on a route that nothing else uses.
+#[tokio::test]
+async fn one_request_that_every_account_refuses_makes_no_key_unusable() {
+    for refusal in [
+        r#"answer=402/{"detail":{"type":"x","code":"payment_required","message":"This feature needs payment."}}"#,
+        r#"answer=402/{"detail":{"type":"payment_required","code":"","message":"Payment is required."}}"#,
+        r#"answer=402/{"detail":"Payment required"}"#,
+        r#"answer=402/{"detail":{"code":"insufficient_credits","message":"No."}}"#,
+        r#"answer=401/{"detail":{"status":"quota_exceeded","message":"You have spent it."}}"#,
+        r#"answer=401/{"detail":{"status":"sign_in_required","message":"Sign in."}}"#,
+        r#"answer=401/{"detail":{"code":"invalid_api_key","message":"Invalid API key"}}"#,
+        r#"answer=403/{"detail":{"code":"forbidden","message":"Forbidden"}}"#,
+        r#"answer=403/{"detail":{"code":"a_new_one","message":"Whatever."}}"#,
+        r#"answer=429/{"detail":{"code":"rate_limit_exceeded","message":"Slow down."}}"#,
+        r#"answer=429[retry-after: 86400]/{"detail":{"code":"rate_limit_exceeded","message":"Slow down."}}"#,
+        "answer=429/",
+        "answer=401/",
+        "answer=402/",
+        "voice_limit_reached",
+        "quota_slots",
+        "quota_words",
+        "payment_required_plan",
+        "invalid_workspace_type",
+    ] {
+        let refusal = fault(refusal).unwrap();
+        let house = house(rich()).await;
+        house.simulator.for_everybody_on(DUBBING, Some(refusal.clone()));
+        let answer = house.post(DUBBING, &json!({"name": "x"})).await;
+        let case = refusal.to_string();
+        assert!(answer.status().is_client_error(), "{case}: {}", answer.status());
+        // Polls are under way for some of them, and a request that finds no key waits for their end.
+        assert_eq!(house.speak(10).await.status(), 200, "{case}");
+        until_statuses(&house, &["active"; 3], &case).await;
+        let house = restarted(house, rich()).await;
+        assert_unharmed(&house, &case).await;
+    }
+}
+
+/// Looks until the keys stand so.
+async fn until_statuses(house: &House, expected: &[&str], case: &str) {
+    let looking = async {
+        while house.statuses().await != expected {
+            tokio::task::yield_now().await;
+        }
+    };
+    let stands = tokio::time::timeout(Duration::from_secs(20), looking).await;
+    assert!(stands.is_ok(), "{case}: {:?}", house.statuses().await);
+}
+
+#[tokio::test]
+async fn twelve_accounts_are_not_taken_by_one_client() {
+    let keys: Vec<String> = (0..12).map(|number| format!("sk_of_twelve_{number:037}")).collect();
+    let house = house(Plan::of(keys.iter().map(|key| (key.as_str(), 1_000_000)))).await;
+    let refusal = r#"answer=402/{"detail":{"type":"x","code":"payment_required","message":"This feature needs payment."}}"#;
+    house.simulator.for_everybody_on(DUBBING, fault(refusal));
+    let answer = house.post(DUBBING, &json!({})).await;
+    assert_eq!(answer.status(), 402);
+    assert!(!answer.headers().contains_key("x-keychoir-error"));
+    let status = house.status().await;
+    assert_eq!((&status["activeKeys"], &status["exhaustedKeys"]), (&json!(12), &json!(0)));
+    assert_eq!(house.get("/readyz").await.status(), 200);
+    // The like of it asks one account, and not twelve again.
+    let before: usize = hits(&house, &keys);
+    assert_eq!(house.post(DUBBING, &json!({})).await.status(), 402);
+    assert_eq!(hits(&house, &keys) - before, 1);
+}
+
+fn hits(house: &House, keys: &[String]) -> usize {
+    house.hits(&keys.iter().map(String::as_str).collect::<Vec<_>>()).iter().sum()
+}
+
+#[tokio::test]
+async fn short_for_one_text_is_not_exhausted_before_and_after_a_restart() {
+    let plan = || Plan::of([(ONE, 9_000)]);
+    let house = house(plan()).await;
+    assert_eq!(house.speak(50).await.status(), 200);
+    let answer = house.speak(9_500).await;
+    assert_eq!(answer.status(), 401);
+    assert_eq!(house.speak(50).await.status(), 200);
+    let left = |status: &Value| status["keys"][0]["remainingCharacters"].clone();
+    let status = house.status().await;
+    assert_eq!((&status["activeKeys"], left(&status)), (&json!(1), json!(8_900)), "{status}");
+    assert_eq!(status["totalRemainingCharacters"], 8_900);
+    assert_eq!(house.get("/readyz").await.status(), 200);
+    // The same text is not asked for again.
+    assert_ours(&house.speak(9_500).await, 401, "all_keys_exhausted");
+    assert_eq!(house.hits(&[ONE]), [3]);
+
+    let used = WorkspacePlan { used: 100, ..WorkspacePlan::new("ws", 9_000) };
+    let plan = Plan::of([]).with_workspace(used);
+    let plan = plan.with_key(KeyPlan { workspace: Some("ws".to_owned()), ..KeyPlan::new(ONE, 0) });
+    let house = restarted(house, plan).await;
+    assert_eq!(house.speak(50).await.status(), 200);
+    assert_eq!(house.statuses().await, ["active"]);
+    assert_eq!(left(&house.status().await), json!(8_850));
+}
+
+#[tokio::test]
+async fn a_rate_limit_rests_what_was_limited() {
+    for (refusal, path) in [
+        ("answer=429/", "/v1/similar-voices"),
+        ("rate_limit", "/v1/similar-voices"),
+        ("rate_limit=86400", "/v1/similar-voices"),
+        ("rate_limit", "/v1/sound-generation"),
+        ("rate_limit=86400", "/v1/sound-generation"),
+        ("rate_limit", "/v1/voices/add"),
+    ] {
+        let house = house(rich()).await;
+        house.simulator.for_everybody_on(path, fault(refusal));
+        let answer = house.post(path, &json!({"text": "rain"})).await;
+        assert_eq!(answer.status(), 429, "{refusal} {path}");
+        assert_eq!(house.speak(10).await.status(), 200, "{refusal} {path}");
+        assert_eq!(house.get("/v1/voices").await.status(), 200, "{refusal} {path}");
+        assert_eq!(house.get("/readyz").await.status(), 200, "{refusal} {path}");
+        // The like of it is answered with an honest end, which has a bound.
+        let again = house.post(path, &json!({"text": "rain"})).await;
+        assert_eq!(again.status(), 429, "{refusal} {path}");
+        if again.headers().contains_key("x-keychoir-error") {
+            let seconds: u64 = again.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+            assert!((1..=300).contains(&seconds), "{refusal} {path}: {seconds}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_fresh_figure_with_credits_ends_a_rest_for_quota_in_words() {
+    let house = house(rich()).await;
+    house.simulator.script(ONE, vec![fault("quota_words").unwrap()]);
+    assert_eq!(house.speak(10).await.status(), 200);
+    until_statuses(&house, &["active"; 3], "the poll finds 100,000 credits").await;
+    assert_eq!(house.speak(10).await.status(), 200);
+    assert_eq!(house.hits(&KEYS), [2, 1, 0]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn what_one_account_cannot_do_is_remembered_where_it_holds() {
+    for refusal in
+        ["workspace_access_denied", "forbidden", "subscription_required", "unauthorized", "page=403"]
+    {
+        let house = house(rich()).await;
+        house.simulator.always_on(ONE, "/v1/text-to-speech", fault(refusal));
+        for _ in 0..30 {
+            assert_eq!(house.speak(10).await.status(), 200, "{refusal}");
+        }
+        assert_eq!(house.hits(&KEYS), [1, 30, 0], "{refusal}");
+        let details: Value = house.get("/api/keychoir-keys").await.json().await.unwrap();
+        let cannot = details["keys"][0]["cannot"].as_array().unwrap();
+        assert_eq!(cannot.len(), 1, "{refusal}: {details}");
+        assert_eq!(details["keys"][1]["cannot"], json!([]), "{refusal}");
+        // Everything else it still does.
+        assert_eq!(house.get("/v1/models").await.status(), 200, "{refusal}");
+        house.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_feature_of_a_plan_is_asked_of_accounts_that_may_have_it() {
+    const LIBRARY: &str = "LibraryVoice00000001";
+    let mut plan = of_plans(&["free", "free", "creator"], 100_000);
+    plan.library = vec![LIBRARY.to_owned()];
+    let house = house(plan).await;
+    let path = format!("/v1/text-to-speech/{LIBRARY}");
+    let body = json!({"text": "hello", "model_id": "eleven_multilingual_v2"});
+    let speak = || house.post(&path, &body);
+    assert_eq!(speak().await.status(), 200);
+    assert_eq!(house.hits(&KEYS), [1, 0, 1], "one of each plan before a second of the same");
+    assert_eq!(speak().await.status(), 200);
+    assert_eq!(house.hits(&KEYS), [1, 0, 2], "the second goes to the right one first");
+    // Free accounts speak with the voices that they have.
+    assert_eq!(house.speak(10).await.status(), 200);
+    assert_eq!(house.hits(&KEYS), [2, 0, 2]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn an_output_format_is_asked_of_a_plan_that_has_it() {
+    let house = house(of_plans(&["free", "creator", "pro"], 100_000)).await;
+    for (format, hits) in
+        [("mp3_44100_192", [0, 1, 0]), ("pcm_44100", [0, 1, 1]), ("mp3_44100_128", [1, 1, 1])]
+    {
+        let path = format!("{SPEECH}?output_format={format}");
+        assert_eq!(house.post(&path, &json!({"text": "hello"})).await.status(), 200, "{format}");
+        assert_eq!(house.hits(&KEYS), hits, "{format}");
+    }
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_plans_refusal_is_replaced_in_every_form_it_has() {
+    for refusal in [
+        "paid_plan_required",
+        "payment_required_plan",
+        "output_format_not_allowed",
+        "free_users_not_allowed",
+        "invalid_workspace_type",
+        "cloning_not_allowed",
+        "voice_limit_reached",
+        "subscription_required",
+        "text_too_long",
+    ] {
+        let house = house(of_plans(&["free", "free", "creator"], 100_000)).await;
+        house.always(ONE, refusal);
+        house.always(TWO, refusal);
+        for _ in 0..3 {
+            assert_eq!(house.speak(10).await.status(), 200, "{refusal}");
+        }
+        let hits = house.hits(&KEYS);
+        assert!(hits[0] == 1 && hits[1] <= 1 && hits[2] == 3, "{refusal}: {hits:?}");
+        assert_eq!(house.statuses().await, ["active"; 3], "{refusal}");
+        house.close().await;
+    }
+}
+
+#[tokio::test]
+async fn an_account_with_full_slots_is_passed_over_for_one_with_room() {
+    let mut plan = of_plans(&["creator", "creator", "creator"], 100_000);
+    plan.workspaces[0].voice_limit = Some(0);
+    let house = house(plan).await;
+    let form = "--b\r\ncontent-disposition: form-data; name=\"name\"\r\n\r\nmine\r\n--b\r\ncontent-disposition: form-data; \
+                name=\"files\"; filename=\"a.mp3\"\r\n\r\nsound\r\n--b--\r\n";
+    let request = house.client.post(format!("{}/v1/voices/add", house.url));
+    let request = request.header("content-type", "multipart/form-data; boundary=b").body(form);
+    assert_eq!(request.send().await.unwrap().status(), 200);
+    assert_eq!(house.hits(&KEYS), [0, 1, 0], "its subscription says that it has no room");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn keys_are_asked_while_the_refusal_is_about_a_permission() {
+    let mut plan = rich();
+    for key in &mut plan.keys[..2] {
+        key.permissions = Some(vec!["text_to_speech".to_owned()]);
+    }
+    let house = house(plan).await;
+    assert_eq!(house.get("/v1/voices").await.status(), 200);
+    assert_eq!(house.hits(&KEYS), [1, 1, 1]);
+    assert_eq!(house.get("/v1/voices").await.status(), 200);
+    assert_eq!(house.hits(&KEYS), [1, 1, 2]);
+    house.close().await;
+}
+
+/// Two keys, and a host that knows the first one to be of another region.
+fn without_one() -> Plan {
+    let plan = Plan::of([(TWO, 100_000), (THREE, 100_000)]);
+    Plan { elsewhere: vec![ONE.to_owned()], ..plan }
+}
+
+#[tokio::test]
+async fn a_key_of_another_region_is_found_in_its_own() {
+    let region = Simulator::start(house::loopback().await, Plan::of([(ONE, 1_000)])).await.unwrap();
+    let url = region.base_url();
+    let house = house_with(without_one(), |config| {
+        config.keys.insert(0, KeyConfig::from(ApiKey::new(ONE).unwrap()));
+        config.upstream.region_base_urls = vec![url];
+    })
+    .await;
+    assert_eq!(house.statuses().await, ["active"; 3], "the first poll has found it");
+    assert_eq!(house.speak(10).await.status(), 200);
+    assert_eq!(region.ledger().key(ONE).unwrap().charged, 10);
+    assert_eq!(house.hits(&KEYS), [0, 0, 0]);
+}
+
+#[tokio::test]
+async fn a_key_of_a_region_that_is_not_found_says_what_to_do() {
+    let house = house_with(without_one(), |config| {
+        config.keys.insert(0, KeyConfig::from(ApiKey::new(ONE).unwrap()));
+    })
+    .await;
+    assert_eq!(house.speak(10).await.status(), 200);
+    let details: Value = house.get("/api/keychoir-keys").await.json().await.unwrap();
+    assert_eq!(details["keys"][0]["reason"], "wrong_host", "{details}");
+    let advice = details["keys"][0]["advice"].as_str().unwrap();
+    assert!(advice.contains("base_url") && advice.contains("region"), "{advice}");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn what_no_account_has_is_asked_of_one_the_next_time() {
+    let house = house(rich()).await;
+    let path = "/v1/text-to-speech/AVoiceThatNobodyHas0";
+    assert_eq!(house.post(path, &json!({"text": "hello"})).await.status(), 404);
+    assert_eq!(house.hits(&KEYS), [1, 1, 1]);
+    for seen in 4..8 {
+        assert_eq!(house.post(path, &json!({"text": "hello"})).await.status(), 404);
+        assert_eq!(house.hits(&KEYS).iter().sum::<usize>(), seen);
+    }
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_path_that_there_is_not_is_asked_of_one_account() {
+    let house = house(rich()).await;
+    house.simulator.for_everybody_on(SPEECH, fault(r#"answer=404/{"detail":"Not Found"}"#));
+    for seen in 1..4 {
+        assert_eq!(house.speak(10).await.status(), 404);
+        assert_eq!(house.hits(&KEYS).iter().sum::<usize>(), seen);
+    }
+    house.close().await;
+}
+
+#[tokio::test]
+async fn an_account_without_a_limit_is_never_spent() {
+    for shown_limit in [ShownLimit::Zero, ShownLimit::Absent] {
+        let workspace =
+            WorkspacePlan { tier: "payg".to_owned(), shown_limit, ..WorkspacePlan::new("ws", 9_000) };
+        let plan = Plan::of([]).with_workspace(workspace);
+        let house =
+            house(plan.with_key(KeyPlan { workspace: Some("ws".to_owned()), ..KeyPlan::new(ONE, 0) })).await;
+        assert_eq!(house.speak(50).await.status(), 200);
+        assert_eq!(house.statuses().await, ["active"]);
+        assert_eq!(house.get("/readyz").await.status(), 200);
+        house.close().await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_refusal_reported_ends_with_its_rest() {
+    let mut plan = Plan::of([(ONE, 1_000)]);
+    plan.keys[0].permissions = Some(vec!["text_to_speech".to_owned()]);
+    let house = house_with(plan, |config| {
+        config.pool.exhausted_cooldown = Duration::from_millis(50);
+        config.pool.wait_max = Duration::from_millis(200);
+    })
+    .await;
+    house.simulator.script(ONE, vec![fault("quota").unwrap()]);
+    assert_eq!(house.speak(10).await.status(), 401);
+    let served = async { while house.speak(10).await.status() != 200 {} };
+    tokio::time::timeout(Duration::from_secs(10), served).await.expect("it is asked again");
+    assert_eq!(house.hits(&[ONE]), [2], "once");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_client_whose_requests_are_refused_in_odd_words_takes_no_key_from_others() {
+    for refusal in [
+        "sign_in_required",
+        "unauthorized",
+        r#"answer=401/{"detail":{"code":"unauthorized","message":"No."}}"#,
+        r#"answer=401/{"detail":{"code":"unheard_of","message":"No."}}"#,
+        "answer=401/",
+    ] {
+        let house = house(rich()).await;
+        house.simulator.for_everybody_on("/v1/convai", fault(refusal));
+        for _ in 0..5 {
+            let before: usize = house.hits(&KEYS).iter().sum();
+            assert_eq!(house.get("/v1/convai/agents").await.status(), 401, "{refusal}");
+            assert_eq!(
+                house.hits(&KEYS).iter().sum::<usize>() - before,
+                2,
+                "{refusal}: two accounts at most"
+            );
+            assert_unharmed(&house, refusal).await;
+            let spoken: usize = house.hits(&KEYS).iter().sum::<usize>() - before - 2;
+            assert_eq!(spoken, 1, "{refusal}");
+        }
+        house.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_429_of_something_on_the_way_is_judged_by_contrast() {
+    for refusal in ["answer=429/", "answer=429/error code: 1015", "page=429"] {
+        let house = house(rich()).await;
+        house.simulator.for_everybody_on(SPEECH, fault(refusal));
+        assert_eq!(house.speak(10).await.status(), 429, "{refusal}");
+        assert_eq!(house.hits(&KEYS), [1, 1, 0], "{refusal}");
+        house.simulator.for_everybody_on(SPEECH, None);
+        assert_unharmed(&house, refusal).await;
+        // One account alone: it is that account's, on that route.
+        house.simulator.always_on(ONE, SPEECH, fault(refusal));
+        for _ in 0..3 {
+            assert_eq!(house.speak(10).await.status(), 200, "{refusal}");
+        }
+        let hits = house.hits(&KEYS);
+        assert_eq!((hits[0], hits[2]), (3, 0), "{refusal}: {hits:?}");
+        house.close().await;
+    }
+}
+
+#[tokio::test]
+async fn an_overloaded_account_is_replaced_by_another() {
+    let house = house(rich()).await;
+    house.always(ONE, "system_busy");
+    assert_eq!(house.speak(10).await.status(), 200);
+    assert_eq!(house.hits(&KEYS), [1, 1, 0]);
+    assert_eq!(house.statuses().await, ["active"; 3]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_request_waits_for_a_cooldown_that_ends_before_a_place_is_free() {
+    let one = WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("ws_0", 100_000) };
+    let mut plan = of_plans(&["creator", "creator"], 100_000);
+    plan.workspaces[0] = one;
+    let house =
+        house_with(plan, |config| config.pool.rate_limited_cooldown = Duration::from_millis(100)).await;
+    house.always(ONE, "slow_body=600000");
+    let held = house.speak(500).await;
+    assert_eq!(held.status(), 200);
+    house.simulator.script(TWO, vec![fault("rate_limit").unwrap()]);
+    let fresh = async {
+        until(|| house.hits(&[TWO]) == [1]).await;
+        let answer = tokio::time::timeout(Duration::from_secs(10), house.speak(10)).await;
+        assert_eq!(answer.expect("the cooldown wakes it").status(), 200);
+        assert_eq!(house.hits(&[TWO]), [2]);
+        drop(held);
+    };
+    // The one that was limited waits for the other account.
+    let (limited, ()) = tokio::join!(house.speak(10), fresh);
+    assert_eq!(limited.status(), 200);
+}
+
+/// What is free to be said of voices goes by their own names.
+#[tokio::test]
+async fn a_long_text_goes_to_a_plan_that_takes_it() {
+    let house = house(of_plans(&["free", "creator"], 100_000)).await;
+    // The list of models says what a free account may send; the free one is not asked at all.
+    let text = "a".repeat(5_001);
+    let body = json!({"text": text, "model_id": "eleven_multilingual_v2"});
+    let answer = house.post(&format!("/v1/text-to-speech/{VOICE}"), &body).await;
+    assert_eq!(answer.status(), 200);
+    let hits = house.hits(&[ONE, TWO]);
+    assert_eq!(hits[1], 1, "{hits:?}");
+    answer.bytes().await.unwrap();
+    until(|| house.simulator.ledger().totals.in_flight == 0).await;
+    house.close().await;
+}
