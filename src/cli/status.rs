@@ -1,6 +1,8 @@
 //! `keychoir status`: what a running Keychoir says of its keys, as a table, as it says it, or as an
 //! exit code.
 
+mod why;
+
 use std::process::ExitCode;
 
 use clap::Args;
@@ -10,6 +12,7 @@ use super::ask::{AskError, Asking, Running};
 use super::table::{Side, Table, cut, short};
 use super::{complain, failed, print, runtime};
 use crate::policy::units::{Grouped, UnixMs};
+use why::Explained;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -22,6 +25,10 @@ pub(super) struct Arguments {
     /// no key can serve or nothing answers.
     #[arg(long)]
     check: bool,
+    /// Say all that is known of one key, by its number, name or short form: its state, why, since when,
+    /// until when, on which evidence, and what it cannot do.
+    #[arg(long, value_name = "KEY", conflicts_with_all = ["json", "check"])]
+    why: Option<String>,
 }
 
 const CHECK_DEGRADED: u8 = 1;
@@ -81,10 +88,17 @@ struct Answers {
     document: Document,
     details: Details,
     readiness: Readiness,
+    explained: Vec<Explained>,
+}
+
+/// `/api/keychoir-keys`, as far as it explains.
+#[derive(Debug, Default, Deserialize)]
+struct Explanations {
+    keys: Vec<Explained>,
 }
 
 pub(super) fn run(arguments: Arguments) -> ExitCode {
-    let Arguments { asking, json, check } = arguments;
+    let Arguments { asking, json, check, why } = arguments;
     let running = match asking.running() {
         Ok(running) => running,
         Err(code) => return code,
@@ -92,7 +106,7 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
     let asked = runtime()
         .map_err(|error| error.to_string())
         .and_then(|runtime| runtime.block_on(ask(running)).map_err(|error| error.to_string()));
-    let Answers { text, document, details, readiness } = match asked {
+    let Answers { text, document, details, readiness, explained } = match asked {
         Ok(asked) => asked,
         Err(error) if check => {
             complain(&format_args!("keychoir: {error}"));
@@ -100,10 +114,19 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
         }
         Err(error) => return failed(&error),
     };
+    if let Some(wanted) = why {
+        return match why::explain(&explained, &wanted) {
+            Ok(text) => {
+                print(&text);
+                ExitCode::SUCCESS
+            }
+            Err(error) => failed(&error),
+        };
+    }
     if json {
         print(&text);
     } else {
-        print(&shown(&document, &details, &readiness));
+        print(&format_args!("{}{}", shown(&document, &details, &readiness), why::reasons(&explained)));
     }
     if check { verdict(&document, &readiness) } else { ExitCode::SUCCESS }
 }
@@ -112,8 +135,9 @@ async fn ask(running: Result<Running, AskError>) -> Result<Answers, AskError> {
     let running = running?;
     let (text, document) = running.ask("/api/elevenlabs-status").await?;
     let (_, readiness) = running.ask("/readyz").await?;
-    let (_, details) = running.ask("/api/keychoir-keys").await?;
-    Ok(Answers { text, document, details, readiness })
+    let (keys, details) = running.ask("/api/keychoir-keys").await?;
+    let explained = serde_json::from_str::<Explanations>(&keys).unwrap_or_default().keys;
+    Ok(Answers { text, document, details, readiness, explained })
 }
 
 fn verdict(document: &Document, readiness: &Readiness) -> ExitCode {

@@ -1,0 +1,176 @@
+//! Why a key does not serve: the reasons below the table of `keychoir status`, and all of it for one key.
+
+use std::fmt::Write as _;
+
+use serde::Deserialize;
+
+use crate::cli::table::cut;
+
+/// A key as `/api/keychoir-keys` explains it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Explained {
+    short_key: String,
+    name: Option<String>,
+    plan: Option<String>,
+    state: String,
+    reason: Option<String>,
+    advice: Option<String>,
+    since: Option<String>,
+    until: Option<String>,
+    possible: String,
+    evidence: Vec<Evidence>,
+    cannot: Vec<Restriction>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Evidence {
+    claim: String,
+    strength: String,
+    at: String,
+    status: Option<u16>,
+    words: String,
+    route: String,
+    request_id: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Restriction {
+    what: String,
+    status: Option<u16>,
+    words: String,
+    request_id: String,
+    since: String,
+    until: String,
+}
+
+/// One line for each key that does not serve everything; empty when all do.
+pub(super) fn reasons(keys: &[Explained]) -> String {
+    let mut text = String::new();
+    for (index, key) in keys.iter().enumerate() {
+        let number = index + 1;
+        if let Some(reason) = &key.reason {
+            let until = key.until.as_deref().map(|until| format!(" until {}", minute(until)));
+            let line = format!("key {number}: {}{}", reason.replace('_', " "), until.unwrap_or_default());
+            let _ = write!(text, "\n{}", cut(&line, 80));
+        } else if let Some(first) = key.cannot.first() {
+            let more = key.cannot.len() - 1;
+            let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+            let _ =
+                write!(text, "\n{}", cut(&format!("key {number}: asked last for {}{more}", first.what), 80));
+        }
+    }
+    if !text.is_empty() {
+        text.push_str("\nFor all of it: keychoir status --why NUMBER");
+    }
+    text
+}
+
+/// All that is known of one key, named by its number, its name, or its short form.
+pub(super) fn explain(keys: &[Explained], wanted: &str) -> Result<String, String> {
+    let is_wanted = |(index, key): &(usize, &Explained)| {
+        wanted.parse() == Ok(index + 1) || key.name.as_deref() == Some(wanted) || key.short_key == wanted
+    };
+    let Some((index, key)) = keys.iter().enumerate().find(is_wanted) else {
+        return Err(format!(
+            "there is no such key: name one by its number from 1 to {}, by its name, or by its short form",
+            keys.len()
+        ));
+    };
+    let mut text = format!("key {}  {}", index + 1, key.short_key);
+    let name = key.name.as_deref().map(|name| format!("  {name}"));
+    let plan = key.plan.as_deref().map(|plan| format!("  plan {plan}"));
+    text.extend([name, plan].into_iter().flatten());
+    let _ = write!(text, "\nstate     {}", key.state.replace('_', " "));
+    let dates = [("since", &key.since), ("until", &key.until)];
+    let reason = key.reason.as_deref().map(|reason| reason.replace('_', " "));
+    if let Some(reason) = reason {
+        let _ = write!(text, "\nreason    {reason}");
+    }
+    for (word, at) in dates {
+        if let Some(at) = at {
+            let _ = write!(text, "\n{word:<9} {}", minute(at));
+        }
+    }
+    let _ = write!(text, "\npossible  {}", key.possible);
+    if let Some(advice) = &key.advice {
+        let _ = write!(text, "\nadvice    {advice}");
+    }
+    for evidence in &key.evidence {
+        let Evidence { claim, strength, at, status, words, route, request_id } = evidence;
+        let _ = write!(
+            text,
+            "\n\nrefused {}: {} ({strength})\n  {}{words}\n  {route}  request {request_id}",
+            minute(at),
+            claim.replace('_', " "),
+            status.map(|status| format!("{status} ")).unwrap_or_default(),
+        );
+    }
+    for restriction in &key.cannot {
+        let Restriction { what, status, words, request_id, since, until } = restriction;
+        let _ = write!(
+            text,
+            "\n\nasked last until {} for {what}\n  since {}: {}{words}\n  request {request_id}",
+            minute(until),
+            minute(since),
+            status.map(|status| format!("{status} ")).unwrap_or_default(),
+        );
+    }
+    Ok(text)
+}
+
+/// `2026-12-01 00:00Z` of a moment as the document has it.
+fn minute(at: &str) -> String {
+    match (at.get(..10), at.get(11..16)) {
+        (Some(day), Some(time)) => format!("{day} {time}Z"),
+        _ => at.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys() -> Vec<Explained> {
+        let text = r#"[
+            {"shortKey": "sk_1...1", "name": "main", "plan": "free", "state": "exhausted", "reason": "exhausted",
+             "since": "2026-11-29T06:15:00.000Z", "until": "2026-12-01T00:00:00.000Z", "possible": "reading",
+             "evidence": [{"claim": "credits", "strength": "figures", "at": "2026-11-29T06:15:00.000Z",
+                "status": 401, "words": "quota_exceeded: you have 0", "route": "/v1/x", "requestId": "r1"}]},
+            {"shortKey": "sk_2...2", "state": "active", "possible": "everything but", "cannot": [
+                {"what": "output format pcm_44100", "status": 403, "words": "no", "requestId": "r2",
+                 "since": "2026-11-29T06:15:00.000Z", "until": "2026-11-29T07:15:00.000Z"}]},
+            {"shortKey": "sk_3...3", "state": "active", "possible": "everything"}]"#;
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn a_key_that_does_not_serve_has_a_line() {
+        let expected = "\nkey 1: exhausted until 2026-12-01 00:00Z\
+                        \nkey 2: asked last for output format pcm_44100\
+                        \nFor all of it: keychoir status --why NUMBER";
+        assert_eq!(reasons(&keys()), expected);
+        assert_eq!(reasons(&keys()[2..]), "");
+    }
+
+    #[test]
+    fn all_of_it_is_told_of_one_key() {
+        for wanted in ["1", "main", "sk_1...1"] {
+            let text = explain(&keys(), wanted).unwrap();
+            for part in [
+                "key 1  sk_1...1  main  plan free",
+                "until     2026-12-01 00:00Z",
+                "401 quota_exceeded: you have 0",
+                "request r1",
+            ] {
+                assert!(text.contains(part), "{part}: {text}");
+            }
+        }
+        assert!(
+            explain(&keys(), "2").unwrap().contains("asked last until 2026-11-29 07:15Z for output format")
+        );
+        assert!(explain(&keys(), "9").unwrap_err().contains("from 1 to 3"));
+    }
+}
