@@ -28,7 +28,6 @@ use keychoir::policy::classify::{Shortfall, Verdict};
 use keychoir::policy::client::ClientName;
 use keychoir::policy::evidence::Source;
 use keychoir::policy::lane::Lane;
-use keychoir::policy::permission::Permission;
 use keychoir::policy::select::Unavailable;
 use keychoir::policy::strategy::{STRATEGIES, Strategy};
 use keychoir::pool::{Ask, KeyEntry, Lease, Observation, Pool, Refused, Reserved, Roster, Settings};
@@ -169,12 +168,7 @@ impl Bench {
                 clock::now(),
             );
         }
-        let ask = Ask::new(
-            ClientName::new("app"),
-            Some(200),
-            Some(Lane::SPEECH),
-            Permission::parse("text_to_speech"),
-        );
+        let ask = Ask::new(ClientName::new("app"), Some(200), Some(Lane::SPEECH));
         Self { pool, ask }
     }
 

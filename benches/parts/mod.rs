@@ -45,7 +45,6 @@ use keychoir::policy::lane::Lane;
 use keychoir::policy::mend::without_base;
 use keychoir::policy::models::Models;
 use keychoir::policy::origin::{Doors, admit};
-use keychoir::policy::permission::Permission;
 use keychoir::policy::plan::Capabilities;
 use keychoir::policy::strategy::{FillFirst, LeastBusy, MostRemaining, RoundRobin, SoonestReset, Strategy};
 use keychoir::policy::units::UnixMs;
@@ -443,12 +442,7 @@ impl Keys {
             let seen = Observation::Quota { quota, tier: None, is_paid: true, capabilities };
             pool.observe(&roster, key, seen, clock::now());
         }
-        let ask = Ask::new(
-            ClientName::new("app"),
-            Some(200),
-            Some(Lane::SPEECH),
-            Permission::parse("text_to_speech"),
-        );
+        let ask = Ask::new(ClientName::new("app"), Some(200), Some(Lane::SPEECH));
         Self { pool, ask }
     }
 
@@ -515,7 +509,7 @@ impl Way {
         let asked = if endpoint.work.has_text() { Asked::of(TEXT, true) } else { Asked::default() };
         let credits = estimate(endpoint.work, &asked, None, &self.models);
         let lane = Lane::of_work(endpoint.work);
-        let ask = Ask::new(caller.client.name.clone(), credits, lane, endpoint.permission);
+        let ask = Ask::new(caller.client.name.clone(), credits, lane);
         let roster = pool.roster();
         let mut lease = self.keys.reserve(&roster, &ask);
         lease.begin();

@@ -8,6 +8,7 @@ use super::affinity::Tag;
 use super::classify::{Subject, Verdict};
 use super::endpoint::Route;
 use super::models::Models;
+use super::permission::Permission;
 use super::replay::Effect;
 
 /// What a request asks for, as far as a plan or a permission may differ in it.
@@ -25,6 +26,8 @@ pub struct RequestFeatures {
     pub output_format: Option<Arc<str>>,
     /// Characters of its text.
     pub characters: Option<u64>,
+    /// What the key must be allowed to do, where that is known.
+    pub permission: Option<Permission>,
     /// Whether it makes a voice that takes a slot of its workspace.
     pub adds_voice: bool,
 }
@@ -40,6 +43,8 @@ pub enum Feature {
     OutputFormat(Arc<str>),
     /// A text of some length with a model; see [`Restriction`](Limit).
     TextLength(Option<Arc<str>>),
+    /// A permission of a key.
+    Permission(Permission),
     /// An endpoint.
     Endpoint(Route, bool),
     /// A request of exactly this kind: nothing narrower was named.
@@ -70,6 +75,11 @@ impl RequestFeatures {
     /// what an account can do.
     #[must_use]
     pub fn refused(&self, verdict: Verdict) -> Option<Limit> {
+        if let (Verdict::MissingPermission(named), Some(needed)) = (verdict, self.permission)
+            && named.is_none_or(|named| named == needed)
+        {
+            return Some(Limit { feature: Feature::Permission(needed), from_characters: 0 });
+        }
         let subject = match verdict {
             Verdict::PlanFeature(subject) => subject,
             Verdict::Slots
@@ -129,8 +139,9 @@ impl RequestFeatures {
         let model = self.model.clone().map(Feature::Model);
         let format = self.output_format.clone().map(Feature::OutputFormat);
         let length = self.characters.map(|_| Feature::TextLength(self.model.clone()));
+        let permission = self.permission.map(Feature::Permission);
         let rest = [self.endpoint(), self.alike()];
-        voice.into_iter().chain(model).chain(format).chain(length).chain(rest)
+        voice.into_iter().chain(model).chain(format).chain(length).chain(permission).chain(rest)
     }
 
     fn endpoint(&self) -> Feature {
@@ -158,6 +169,7 @@ impl fmt::Display for Limit {
                 write!(f, "texts of {} characters and more", self.from_characters)?;
                 model.as_ref().map_or(Ok(()), |model| write!(f, " with model {model}"))
             }
+            Feature::Permission(permission) => write!(f, "the permission {}", permission.name()),
             Feature::Endpoint(route, has_effect) => {
                 write!(f, "{} {route}", if *has_effect { "calls of" } else { "reads of" })
             }
@@ -184,6 +196,7 @@ mod tests {
             model: Some("eleven_v3".into()),
             output_format: Some("pcm_44100".into()),
             characters: Some(900),
+            permission: Permission::parse("text_to_speech"),
             adds_voice: false,
         }
     }
@@ -213,6 +226,16 @@ mod tests {
         }
         check(&bare, Verdict::Slots, "calls of /v1/text-to-speech/{id}");
         check(&bare, Verdict::Unexplained(Refusal::Forbidden), "calls of /v1/text-to-speech/{id}");
+    }
+
+    #[test]
+    fn a_missing_permission_is_remembered_by_name_where_requests_are_known_to_need_it() {
+        let missing = |name: Option<&str>| Verdict::MissingPermission(name.and_then(Permission::parse));
+        check(&speech(), missing(None), "the permission text_to_speech");
+        check(&speech(), missing(Some("text_to_speech")), "the permission text_to_speech");
+        check(&speech(), missing(Some("voices_read")), "calls of /v1/text-to-speech/{id}");
+        let unknown = RequestFeatures { permission: None, ..speech() };
+        check(&unknown, missing(Some("voices_read")), "calls of /v1/text-to-speech/{id}");
     }
 
     #[test]

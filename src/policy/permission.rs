@@ -35,12 +35,6 @@ impl Permission {
         NAMES.get(usize::from(self.0)).copied().unwrap_or_default()
     }
 
-    /// A bit of its own, below 2^56.
-    #[must_use]
-    pub fn bit(self) -> u64 {
-        1 << self.0
-    }
-
     /// What a request needs, by the words of its path behind the version. `None` when nobody knows:
     /// then the provider says.
     #[must_use]
@@ -113,12 +107,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_names_are_sorted_for_the_search_and_fit_a_word() {
+    fn the_names_are_sorted_for_the_search() {
         assert!(NAMES.is_sorted_by(|a, b| a < b));
         for name in NAMES {
             let permission = Permission::parse(name).unwrap();
             assert_eq!(permission.name(), name);
-            assert!(permission.bit() < 1 << 56);
         }
         assert_eq!(Permission::parse("fly"), None);
     }

@@ -101,6 +101,7 @@ mod tests {
             model: Some("eleven_v3".into()),
             output_format: format.map(Into::into),
             characters,
+            permission: None,
             adds_voice: path == ADD,
         }
     }

@@ -38,7 +38,7 @@ pub(super) fn candidate(
     let workspace = key.workspace();
     let quota = workspace.quota(now);
     let is_barred = is_barred(position, ask, round);
-    let restraint = ask.restraint(position, key, now);
+    let restraint = ask.restraint(position);
     let standing = match key.standing_with(&quota, now) {
         // One that is not for this request is like one that is refused for good.
         _ if is_barred => Standing::Resting { reason: ParkReason::Invalid, until: None },

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Settings;
 use super::belonging::Belonging;
-use super::cells::{Announced, EvidenceCell, LacksCell, ParkCell, ProbeCell, ReportedRemaining};
+use super::cells::{Announced, EvidenceCell, ParkCell, ProbeCell, ReportedRemaining};
 use super::roster::KeyEntry;
 use super::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use super::workspace::Workspace;
@@ -36,7 +36,6 @@ pub struct Key {
     park: ParkCell,
     probe: ProbeCell,
     reported: ReportedRemaining,
-    lacks: LacksCell,
     in_flight: AtomicU32,
     /// Whether the provider should be polled with it soon: a poll can decide over what was refused.
     wants_poll: AtomicBool,
@@ -60,7 +59,6 @@ impl Key {
             park: ParkCell::default(),
             probe: ProbeCell::default(),
             reported: ReportedRemaining::default(),
-            lacks: LacksCell::default(),
             in_flight: AtomicU32::new(0),
             wants_poll: AtomicBool::new(false),
             turn: AtomicU64::new(0),
@@ -214,10 +212,6 @@ impl Key {
 
     pub(super) fn reported(&self) -> &ReportedRemaining {
         &self.reported
-    }
-
-    pub(super) fn lacks(&self) -> &LacksCell {
-        &self.lacks
     }
 
     pub(super) fn turn(&self) -> &AtomicU64 {

@@ -60,12 +60,6 @@ impl Pool {
             }
             return Vec::new();
         }
-        if let Verdict::MissingPermission(named) = verdict {
-            if let Some(permission) = named.or_else(|| ask.and_then(|ask| ask.permission)) {
-                key.lacks().add(permission, now, now.plus(settings.permission_cooldown));
-            }
-            return Vec::new();
-        }
         let Some(claim) = Claim::of(verdict, ask.and_then(|ask| ask.estimate), lane) else {
             return Vec::new();
         };
@@ -164,13 +158,7 @@ impl Pool {
                 let named = span.unwrap_or(settings.rate_limited_cooldown);
                 (of_workspace, named, Some(named))
             }
-            // A permission that is known is remembered for the key by itself.
-            Verdict::MissingPermission(named) => {
-                if named.or_else(|| ask.and_then(|ask| ask.permission)).is_some() {
-                    return None;
-                }
-                (of_key, settings.permission_cooldown, None)
-            }
+            Verdict::MissingPermission(_) => (of_key, settings.permission_cooldown, None),
             Verdict::PlanFeature(Subject::Endpoint) | Verdict::Unexplained(_) => {
                 (of_workspace, settings.endpoint_cooldown, None)
             }

@@ -11,13 +11,11 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::oneshot;
 
 use super::Reserved;
-use super::key::Key;
 use super::restrictions::Restraint;
 use super::roster::Roster;
 use super::sync::{AtomicUsize, Mutex, MutexGuard, Ordering, fence};
 use crate::policy::client::ClientName;
 use crate::policy::lane::Lane;
-use crate::policy::permission::Permission;
 use crate::policy::select::{Blocked, Unavailable};
 use crate::policy::units::UnixMs;
 
@@ -30,8 +28,6 @@ pub struct Ask {
     pub estimate: Option<u64>,
     /// With what it is counted when it runs at once; `None` for what is not counted.
     pub lane: Option<Lane>,
-    /// What the key must be allowed to do, where that is known.
-    pub permission: Option<Permission>,
     /// Positions in the roster that it does not use: they were tried.
     pub excluded: Vec<usize>,
     /// Positions of keys that are not for it at all, ascending: what stands in their way is not its
@@ -51,17 +47,11 @@ pub struct Ask {
 impl Ask {
     /// What a request needs that no key was asked for yet, and that any may serve.
     #[must_use]
-    pub fn new(
-        client: ClientName,
-        estimate: Option<u64>,
-        lane: Option<Lane>,
-        permission: Option<Permission>,
-    ) -> Self {
+    pub fn new(client: ClientName, estimate: Option<u64>, lane: Option<Lane>) -> Self {
         Self {
             client,
             estimate,
             lane,
-            permission,
             excluded: Vec::new(),
             barred: Vec::new(),
             home: Vec::new(),
@@ -240,26 +230,14 @@ impl Ask {
     }
 
     /// How far the key at that position is restricted for it.
-    pub(super) fn restraint(&self, position: usize, key: &Key, now: UnixMs) -> Option<Restraint> {
-        let lacks = self.permission.is_some_and(|permission| key.lacks().has(permission, now));
-        let refused = lacks.then_some(Restraint::Refused);
-        match self.restricted.binary_search_by_key(&position, |(at, _)| *at) {
-            Ok(at) => refused.max(self.restricted.get(at).map(|(_, restraint)| *restraint)),
-            Err(_) => refused,
-        }
-    }
-
-    /// Whether any key of `roster` is restricted for it.
-    pub(super) fn is_restricted(&self, roster: &Roster, now: UnixMs) -> bool {
-        let lacks =
-            |key: &Arc<Key>| self.permission.is_some_and(|permission| key.lacks().has(permission, now));
-        !self.restricted.is_empty() || roster.keys().iter().any(lacks)
+    pub(super) fn restraint(&self, position: usize) -> Option<Restraint> {
+        let at = self.restricted.binary_search_by_key(&position, |(at, _)| *at).ok()?;
+        self.restricted.get(at).map(|(_, restraint)| *restraint)
     }
 
     /// Whether nothing can serve it that could not serve `less`.
     fn needs_all_of(&self, less: &Self) -> bool {
         self.lane == less.lane
-            && self.permission == less.permission
             && self.excluded == less.excluded
             && self.barred == less.barred
             && self.home == less.home

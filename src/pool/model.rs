@@ -204,7 +204,7 @@ fn pool(places: u32) -> Arc<Pool> {
 }
 
 fn ask() -> Ask {
-    Ask::new(ClientName::new("app"), Some(5), Some(Lane::SPEECH), None)
+    Ask::new(ClientName::new("app"), Some(5), Some(Lane::SPEECH))
 }
 
 fn refused(verdict: Verdict) -> Refused<'static> {

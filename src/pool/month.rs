@@ -128,7 +128,7 @@ impl Month {
 
     fn speak(&mut self, client: &str, credits: u64, lasts: u64, mut now: UnixMs) {
         let roster = self.pool.roster();
-        let mut ask = Ask::new(ClientName::new(client), Some(credits), Some(Lane::SPEECH), None);
+        let mut ask = Ask::new(ClientName::new(client), Some(credits), Some(Lane::SPEECH));
         loop {
             let reserved = match self.pool.try_reserve(&roster, &ask, now).map_err(|blocked| blocked.why) {
                 Ok(reserved) => reserved,

@@ -123,7 +123,7 @@ impl Pool {
         let first = unrestricted(None);
         let Err(blocked) = first else { return first };
         // One that is only busy is waited for; what was refused for the like of it comes after that.
-        if matches!(blocked.why, Unavailable::Full { .. }) || !ask.is_restricted(roster, now) {
+        if matches!(blocked.why, Unavailable::Full { .. }) || ask.restricted.is_empty() {
             return first;
         }
         let last = if ask.was_refused { None } else { Some(Restraint::Refused) };
@@ -349,7 +349,7 @@ mod tests {
                 let pool = Pool::new(entries.collect(), Settings { strategy, ..Settings::STILL });
                 let roster = pool.roster();
                 roster.keys().iter().zip(&keys).for_each(|(key, as_met)| meet(key, *as_met));
-                let mut ask = Ask::new(ClientName::new("app"), credits, Some(Lane::SPEECH), None);
+                let mut ask = Ask::new(ClientName::new("app"), credits, Some(Lane::SPEECH));
                 ask.excluded.clone_from(&excluded);
                 ask.barred = barred.iter().copied().collect();
                 ask.home = home.iter().copied().collect();

@@ -4,7 +4,6 @@ use crate::policy::classify::{Refusal, Shortfall, Subject, Verdict};
 use crate::policy::client::ClientName;
 use crate::policy::evidence::Claim;
 use crate::policy::lane::Lane;
-use crate::policy::permission::Permission;
 use crate::policy::select::Unavailable;
 use crate::policy::standing::{Change, Park, ParkReason};
 use crate::secret::ApiKey;
@@ -47,15 +46,7 @@ fn apart(count: usize) -> Arc<Pool> {
 
 /// A speech of so many credits, by a client that has tried those keys.
 fn speech(credits: u64, excluded: &[usize]) -> Ask {
-    Ask {
-        excluded: excluded.to_vec(),
-        ..Ask::new(
-            ClientName::new("app"),
-            Some(credits),
-            Some(Lane::SPEECH),
-            Permission::parse("text_to_speech"),
-        )
-    }
+    Ask { excluded: excluded.to_vec(), ..Ask::new(ClientName::new("app"), Some(credits), Some(Lane::SPEECH)) }
 }
 
 trait Trial {
@@ -537,18 +528,6 @@ fn what_a_key_leaves_for_others_is_no_last_resort() {
     assert_eq!(busy, Unavailable::Full { until: None }, "what is reserved may come back");
     drop(held);
     assert!(pool.taken(&speech(50, &[]), NOW).is_ok());
-}
-
-#[test]
-fn a_missing_permission_is_remembered_and_the_key_serves_the_rest() {
-    let pool = apart(2);
-    pool.judged(0, Verdict::MissingPermission(Permission::parse("text_to_speech")), NOW);
-    assert_eq!(pool.chosen(&[], NOW), Ok(1));
-    assert_eq!(
-        pool.taken(&Ask { permission: None, ..speech(0, &[]) }, NOW).unwrap().lease.key().position(),
-        0
-    );
-    assert_eq!(pool.chosen(&[], later(3_600)), Ok(0));
 }
 
 fn invalid() -> Observation {

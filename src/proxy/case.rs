@@ -91,12 +91,7 @@ impl Case {
             None => Asked::default(),
         };
         let lane = lane(endpoint.work, &asked, models);
-        let ask = Ask::new(
-            self.client.clone(),
-            estimate(endpoint.work, &asked, body.length(), models),
-            lane,
-            endpoint.permission,
-        );
+        let ask = Ask::new(self.client.clone(), estimate(endpoint.work, &asked, body.length(), models), lane);
         let Some(dialect) = endpoint.socket else { return ask };
         self.asked = Some(asked);
         self.speech_lane = lane.filter(|_| dialect.is_spoken());
@@ -126,6 +121,7 @@ impl Case {
             model: asked.and_then(|asked| asked.model.clone()),
             output_format: format.filter(|format| is_format(format)).map(Into::into),
             characters: asked.and_then(|asked| asked.characters),
+            permission: endpoint.permission,
             adds_voice: endpoint.adds_voice,
         }
     }

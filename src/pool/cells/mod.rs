@@ -2,7 +2,6 @@
 
 mod announced;
 mod evidence;
-mod lacks;
 mod park;
 mod probe;
 mod quiet;
@@ -12,7 +11,6 @@ mod spending;
 
 pub(super) use announced::Announced;
 pub(super) use evidence::EvidenceCell;
-pub(super) use lacks::LacksCell;
 pub(super) use park::ParkCell;
 pub(super) use probe::ProbeCell;
 pub(super) use quiet::{Outlook, QuietCell};
