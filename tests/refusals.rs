@@ -12,7 +12,9 @@ mod house;
 
 use std::time::Duration;
 
-use house::{House, ONE, SPEECH, THREE, TWO, VOICE, assert_ours, house, house_in, house_with, until};
+use house::{
+    House, ONE, SPEECH, THREE, TWO, VOICE, assert_ours, house, house_in, house_with, join_all, until,
+};
 use keychoir::config::KeyConfig;
 use keychoir::secret::ApiKey;
 use keychoir::simulator::{Fault, KeyPlan, Plan, ShownLimit, Simulator, WorkspacePlan};
@@ -55,7 +57,7 @@ const DUBBING: &str = "/v1/dubbing";
 /// One request is refused so by every account, on a route that nothing else uses.
 #[tokio::test]
 async fn one_request_that_every_account_refuses_makes_no_key_unusable() {
-    for refusal in [
+    let refusals = [
         r#"answer=402/{"detail":{"type":"x","code":"payment_required","message":"This feature needs payment."}}"#,
         r#"answer=402/{"detail":{"type":"payment_required","code":"","message":"Payment is required."}}"#,
         r#"answer=402/{"detail":"Payment required"}"#,
@@ -75,7 +77,8 @@ async fn one_request_that_every_account_refuses_makes_no_key_unusable() {
         "quota_words",
         "payment_required_plan",
         "invalid_workspace_type",
-    ] {
+    ];
+    let check = |refusal: &'static str| async move {
         let refusal = fault(refusal).unwrap();
         let house = house(rich()).await;
         house.simulator.for_everybody_on(DUBBING, Some(refusal.clone()));
@@ -87,7 +90,8 @@ async fn one_request_that_every_account_refuses_makes_no_key_unusable() {
         until_statuses(&house, &["active"; 3], &case).await;
         let house = restarted(house, rich()).await;
         assert_unharmed(&house, &case).await;
-    }
+    };
+    join_all(refusals.into_iter().map(check)).await;
 }
 
 /// Looks until the keys stand so.
@@ -242,17 +246,7 @@ async fn an_output_format_is_asked_of_a_plan_that_has_it() {
 
 #[tokio::test]
 async fn a_plans_refusal_is_replaced_in_every_form_it_has() {
-    for refusal in [
-        "paid_plan_required",
-        "payment_required_plan",
-        "output_format_not_allowed",
-        "free_users_not_allowed",
-        "invalid_workspace_type",
-        "cloning_not_allowed",
-        "voice_limit_reached",
-        "subscription_required",
-        "text_too_long",
-    ] {
+    let check = |refusal: &'static str| async move {
         let house = house(of_plans(&["free", "free", "creator"], 100_000)).await;
         house.always(ONE, refusal);
         house.always(TWO, refusal);
@@ -263,7 +257,23 @@ async fn a_plans_refusal_is_replaced_in_every_form_it_has() {
         assert!(hits[0] == 1 && hits[1] <= 1 && hits[2] == 3, "{refusal}: {hits:?}");
         assert_eq!(house.statuses().await, ["active"; 3], "{refusal}");
         house.close().await;
-    }
+    };
+    join_all(
+        [
+            "paid_plan_required",
+            "payment_required_plan",
+            "output_format_not_allowed",
+            "free_users_not_allowed",
+            "invalid_workspace_type",
+            "cloning_not_allowed",
+            "voice_limit_reached",
+            "subscription_required",
+            "text_too_long",
+        ]
+        .into_iter()
+        .map(check),
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -387,13 +397,7 @@ async fn what_a_refusal_reported_ends_with_its_rest() {
 
 #[tokio::test]
 async fn a_client_whose_requests_are_refused_in_odd_words_takes_no_key_from_others() {
-    for refusal in [
-        "sign_in_required",
-        "unauthorized",
-        r#"answer=401/{"detail":{"code":"unauthorized","message":"No."}}"#,
-        r#"answer=401/{"detail":{"code":"unheard_of","message":"No."}}"#,
-        "answer=401/",
-    ] {
+    let check = |refusal: &'static str| async move {
         let house = house(rich()).await;
         house.simulator.for_everybody_on("/v1/convai", fault(refusal));
         for _ in 0..5 {
@@ -409,12 +413,24 @@ async fn a_client_whose_requests_are_refused_in_odd_words_takes_no_key_from_othe
             assert_eq!(spoken, 1, "{refusal}");
         }
         house.close().await;
-    }
+    };
+    join_all(
+        [
+            "sign_in_required",
+            "unauthorized",
+            r#"answer=401/{"detail":{"code":"unauthorized","message":"No."}}"#,
+            r#"answer=401/{"detail":{"code":"unheard_of","message":"No."}}"#,
+            "answer=401/",
+        ]
+        .into_iter()
+        .map(check),
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn a_429_of_something_on_the_way_is_judged_by_contrast() {
-    for refusal in ["answer=429/", "answer=429/error code: 1015", "page=429"] {
+    let check = |refusal: &'static str| async move {
         let house = house(rich()).await;
         house.simulator.for_everybody_on(SPEECH, fault(refusal));
         assert_eq!(house.speak(10).await.status(), 429, "{refusal}");
@@ -429,7 +445,8 @@ async fn a_429_of_something_on_the_way_is_judged_by_contrast() {
         let hits = house.hits(&KEYS);
         assert_eq!((hits[0], hits[2]), (3, 0), "{refusal}: {hits:?}");
         house.close().await;
-    }
+    };
+    join_all(["answer=429/", "answer=429/error code: 1015", "page=429"].into_iter().map(check)).await;
 }
 
 #[tokio::test]

@@ -53,15 +53,25 @@ pub(super) fn candidate(
         standing @ (Standing::Usable | Standing::Resting { .. }) => standing,
     };
     let room = ask.lane.map_or(Room::Free, |lane| workspace.room(lane).look(now));
-    let is_within = restraint <= round.up_to || matches!(restraint, Some(Restraint::Until(_)));
-    let rest = Rest { key, ask, standing, room, is_foreign: is_barred || restraint > round.up_to };
+    // Nearly always it serves, and nothing more is to be found out.
+    let (may_probe, again_at) = match (standing, room) {
+        (Standing::Usable, Room::Free | Room::Full { until: None }) => (false, None),
+        _ => {
+            let rest = Rest { key, ask, standing, room, is_foreign: is_barred || restraint > round.up_to };
+            (rest.may_be_probed(now), rest.ends_at())
+        }
+    };
+    let is_within = match restraint {
+        None | Some(Restraint::Until(_)) => true,
+        restraint @ Some(_) => restraint <= round.up_to,
+    };
     Candidate {
         standing,
         is_eligible: is_within && !ask.excluded.contains(&position),
         means: means(key, ask.estimate, now),
         room,
-        may_probe: rest.may_be_probed(now),
-        again_at: rest.ends_at(),
+        may_probe,
+        again_at,
         traits: traits(key, Some(&quota), turn),
     }
 }

@@ -231,6 +231,9 @@ impl Ask {
 
     /// How far the key at that position is restricted for it.
     pub(super) fn restraint(&self, position: usize) -> Option<Restraint> {
+        if self.restricted.is_empty() {
+            return None;
+        }
         let at = self.restricted.binary_search_by_key(&position, |(at, _)| *at).ok()?;
         self.restricted.get(at).map(|(_, restraint)| *restraint)
     }
