@@ -162,7 +162,7 @@ impl Bench {
                 Observation::Quota {
                     quota,
                     tier: None,
-                    is_paid: true,
+                    is_paid: Some(true),
                     capabilities: keychoir::policy::plan::Capabilities::default(),
                 },
                 clock::now(),
@@ -189,7 +189,8 @@ impl Bench {
         let roster = self.pool.roster();
         for key in roster.keys().iter().take(count) {
             let verdict = Verdict::WorkspaceQuota(Shortfall { remaining: Some(0), required: Some(1) });
-            let refused = Refused { verdict, ask: Some(&self.ask), source: Source::default() };
+            let refused =
+                Refused { verdict, ask: Some(&self.ask), is_agreed: false, source: Source::default() };
             self.pool.record_refusal(&roster, key, refused, clock::now());
         }
     }

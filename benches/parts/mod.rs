@@ -439,7 +439,7 @@ impl Keys {
                 resets_at: Some(clock::now().plus(HOUR)),
             };
             let capabilities = Capabilities::default();
-            let seen = Observation::Quota { quota, tier: None, is_paid: true, capabilities };
+            let seen = Observation::Quota { quota, tier: None, is_paid: Some(true), capabilities };
             pool.observe(&roster, key, seen, clock::now());
         }
         let ask = Ask::new(ClientName::new("app"), Some(200), Some(Lane::SPEECH));

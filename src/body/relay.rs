@@ -32,7 +32,8 @@ pub trait Settle: Send + 'static {
 /// need not ask again for the end of a body whose length it knows.
 #[derive(Debug)]
 pub struct Relay<B: Body, S: Settle> {
-    body: B,
+    /// `None` once it is dropped.
+    body: Option<B>,
     settle: Option<S>,
     bytes: u64,
 }
@@ -40,7 +41,7 @@ pub struct Relay<B: Body, S: Settle> {
 impl<B: Body, S: Settle> Relay<B, S> {
     /// Relays `body` and tells `settle`.
     pub fn new(body: B, settle: S) -> Self {
-        Self { body, settle: Some(settle), bytes: 0 }
+        Self { body: Some(body), settle: Some(settle), bytes: 0 }
     }
 
     fn ended(&mut self, ending: Ending) {
@@ -62,7 +63,8 @@ where
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(body).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => match frame.data_ref() {
                 Some(data) => self.bytes += data.len() as u64,
@@ -76,17 +78,24 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(B::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map(B::size_hint).unwrap_or_default()
     }
 }
 
 impl<B: Body, S: Settle> Drop for Relay<B, S> {
     fn drop(&mut self) {
-        let ending = if self.body.is_end_stream() { Ending::Complete } else { Ending::ClientLeft };
+        let ending = if self.body.as_ref().is_none_or(B::is_end_stream) {
+            Ending::Complete
+        } else {
+            Ending::ClientLeft
+        };
+        // The connection to the provider closes first: the key's place is given to the next request when the
+        // provider can know that it is free.
+        self.body = None;
         self.ended(ending);
     }
 }
@@ -155,6 +164,34 @@ mod tests {
         let (relay, receiver) = relay(Full::new(Bytes::from_static(b"abc")));
         drop(relay);
         assert_eq!(told(receiver), [(Ending::ClientLeft, 0)]);
+    }
+
+    #[test]
+    fn the_provider_is_left_before_the_end_is_told() {
+        struct Gone(std::sync::Arc<()>, Sender<usize>);
+        impl Settle for Gone {
+            fn settle(self, _: Ending, _: u64) {
+                self.1.send(std::sync::Arc::strong_count(&self.0)).unwrap();
+            }
+        }
+        let (held, (sender, receiver)) = (std::sync::Arc::new(()), channel());
+        let body = Box::pin(Holding(std::sync::Arc::clone(&held)));
+        drop(Relay::new(body, Gone(held, sender)));
+        assert_eq!(receiver.recv().unwrap(), 1, "the body is gone");
+    }
+
+    struct Holding(#[expect(dead_code, reason = "it is held")] std::sync::Arc<()>);
+
+    impl Body for Holding {
+        type Data = Bytes;
+        type Error = &'static str;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, &'static str>>> {
+            Poll::Pending
+        }
     }
 
     #[tokio::test]

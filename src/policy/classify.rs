@@ -159,21 +159,23 @@ impl Verdict {
         }
     }
 
-    /// Whether it carries figures, or a span, of this account: then each account that says it proves
-    /// it of itself. The same words of a second account without them make it the request's matter.
+    /// Whether it proves something of a key or its workspace whatever other accounts say: it carries
+    /// figures of that account, or is about something narrower. The same words of a second account make
+    /// all else the request's matter.
     #[must_use]
     pub fn proves_itself(self) -> bool {
         match self {
             Self::WorkspaceQuota(shortfall) | Self::KeyQuota(shortfall) => shortfall.figures().is_some(),
-            Self::InvalidKey | Self::Unexplained(_) => false,
-            Self::Served
+            Self::InvalidKey
             | Self::WrongHost
-            | Self::MissingPermission(_)
-            | Self::PlanFeature(_)
-            | Self::Slots
             | Self::Billing
             | Self::Abuse
             | Self::RateLimited(_)
+            | Self::Unexplained(_) => false,
+            Self::Served
+            | Self::MissingPermission(_)
+            | Self::PlanFeature(_)
+            | Self::Slots
             | Self::Concurrency { .. }
             | Self::Busy
             | Self::NotFound

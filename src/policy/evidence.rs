@@ -143,6 +143,9 @@ pub struct Evidence {
     pub at: UnixMs,
     /// The span that the provider named in `Retry-After`.
     pub named_span: Option<Duration>,
+    /// Whether another account has refused the same request in the same words: then it may be about the
+    /// request, and one request may try again.
+    pub is_agreed: bool,
     /// Where it was met.
     pub source: Source,
 }
@@ -185,8 +188,8 @@ pub enum PollResult {
     Figures {
         /// Credits that may still be spent; `None` when there is no limit, or none is known.
         left: Option<u64>,
-        /// Whether the provider says that the bill is paid.
-        is_paid: bool,
+        /// Whether the provider says that the bill is paid, or that it is not.
+        is_paid: Option<bool>,
     },
     /// The key is good and may not read them.
     Unreadable,
@@ -288,17 +291,24 @@ pub fn meaning(
         }
         Claim::RateLimited(lane) => {
             let span = evidence.named_span.unwrap_or(cooldowns.rate_limited).min(cooldowns.max_retry_after);
-            Meaning::GroupRest { lane, until: at.plus(span), is_probable: evidence.named_span.is_none() }
+            let is_probable = evidence.named_span.is_none() || evidence.is_agreed;
+            Meaning::GroupRest { lane, until: at.plus(span), is_probable }
         }
-        Claim::Locked | Claim::Suspected => match later.map(|poll| poll.result) {
-            Some(PollResult::Figures { is_paid: true, .. }) if evidence.claim == Claim::Locked => {
-                return Meaning::Nothing;
+        Claim::Locked => match later.map(|poll| poll.result) {
+            Some(PollResult::Figures { is_paid: Some(true), .. }) => return Meaning::Nothing,
+            Some(PollResult::Figures { is_paid: Some(false), .. }) => {
+                rest(ParkReason::Billing, at.plus(cooldowns.billing), false)
             }
-            _ => rest(ParkReason::Billing, at.plus(cooldowns.billing), false),
+            Some(
+                PollResult::Figures { is_paid: None, .. } | PollResult::Unreadable | PollResult::Invalid,
+            )
+            | None => rest(ParkReason::Billing, at.plus(cooldowns.unproven), true),
         },
+        // No poll tells of it. Asking again and again makes it worse.
+        Claim::Suspected => rest(ParkReason::Billing, at.plus(cooldowns.billing), true),
         Claim::InvalidKey | Claim::WrongHost => {
-            let is_host = evidence.claim == Claim::WrongHost;
-            let reason = if is_host { ParkReason::WrongHost } else { ParkReason::Invalid };
+            let is_wrong_host = evidence.claim == Claim::WrongHost;
+            let reason = if is_wrong_host { ParkReason::WrongHost } else { ParkReason::Invalid };
             match later {
                 Some(Poll { result: PollResult::Figures { .. } | PollResult::Unreadable, .. }) => {
                     return Meaning::Nothing;
@@ -306,7 +316,6 @@ pub fn meaning(
                 Some(Poll { result: PollResult::Invalid, at }) => {
                     rest(reason, at.plus(cooldowns.invalid), false)
                 }
-                None if is_host => rest(reason, at.plus(cooldowns.invalid), false),
                 None => rest(reason, at.plus(cooldowns.invalid_confirm), true),
             }
         }

@@ -87,13 +87,11 @@ impl RequestFeatures {
             | Verdict::Unexplained(_)
             | Verdict::RateLimited(_)
             | Verdict::Concurrency { .. } => Subject::Endpoint,
-            Verdict::WorkspaceQuota(_) => Subject::Unnamed,
+            Verdict::WorkspaceQuota(_) | Verdict::Billing | Verdict::Abuse => Subject::Unnamed,
             Verdict::Served
             | Verdict::KeyQuota(_)
             | Verdict::InvalidKey
             | Verdict::WrongHost
-            | Verdict::Billing
-            | Verdict::Abuse
             | Verdict::Busy
             | Verdict::NotFound
             | Verdict::RequestError
@@ -243,7 +241,7 @@ mod tests {
         for verdict in [
             Verdict::Served,
             Verdict::InvalidKey,
-            Verdict::Billing,
+            Verdict::WrongHost,
             Verdict::KeyQuota(Shortfall::default()),
             Verdict::RequestError,
             Verdict::NotFound,

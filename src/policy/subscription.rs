@@ -16,8 +16,8 @@ pub struct Subscription {
     pub quota: Quota,
     /// The plan, a free text of the provider.
     pub tier: Option<String>,
-    /// Whether the provider says that its bill is paid.
-    pub is_paid: bool,
+    /// Whether the provider says that its bill is paid, or that it is not.
+    pub is_paid: Option<bool>,
     /// What the plan can do.
     pub capabilities: Capabilities,
 }
@@ -56,8 +56,12 @@ impl Subscription {
             extension,
             resets_at: seconds.filter(|&at| at > 0).map(|at| UnixMs(at.saturating_mul(1_000))),
         };
-        // `free` accounts that are suspected of abuse say so no more clearly than others.
-        let is_paid = wire.status.is_some_and(|status| status == "active" || status == "trialing");
+        let is_paid = match wire.status.as_deref() {
+            Some("active" | "trialing") => Some(true),
+            Some("past_due" | "incomplete" | "free_disabled") => Some(false),
+            // A free account has no bill.
+            Some(_) | None => None,
+        };
         let voices_left = wire.voice_limit.zip(wire.voice_slots_used);
         let capabilities = Capabilities {
             can_clone: wire.can_use_instant_voice_cloning,
@@ -88,7 +92,8 @@ mod tests {
     fn check(extra: &str, extension: Extension, resets_at: Option<u64>) {
         let body = format!(r#"{{"tier":"creator","character_count":5420,"character_limit":100000{extra}}}"#);
         let quota = Quota { count: 5_420, limit: Some(100_000), extension, resets_at: resets_at.map(UnixMs) };
-        let is_paid = extra.contains("active");
+        let is_paid =
+            if extra.contains("active") { Some(true) } else { extra.contains("past_due").then_some(false) };
         let capabilities = Capabilities::default();
         let expected = Subscription { quota, tier: Some("creator".to_owned()), is_paid, capabilities };
         assert_eq!(Subscription::read(body.as_bytes()), Some(expected));

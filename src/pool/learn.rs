@@ -25,6 +25,8 @@ pub struct Refused<'a> {
     pub verdict: Verdict,
     /// What the request needed of a key.
     pub ask: Option<&'a Ask>,
+    /// Whether another account has refused the same request in the same words.
+    pub is_agreed: bool,
     /// Where it was met.
     pub source: Source,
 }
@@ -52,7 +54,7 @@ impl Pool {
     ) -> Vec<Transition> {
         let settings = roster.settings();
         let workspace = key.workspace();
-        let Refused { verdict, ask, source } = refused;
+        let Refused { verdict, ask, is_agreed, source } = refused;
         let lane = ask.and_then(|ask| ask.lane);
         if let Verdict::Concurrency { maximum } = verdict {
             if let Some(lane) = lane {
@@ -64,7 +66,7 @@ impl Pool {
             return Vec::new();
         };
         let named_span = if let Verdict::RateLimited(span) = verdict { span } else { None };
-        let evidence = Evidence { claim, at: now, named_span, source };
+        let evidence = Evidence { claim, at: now, named_span, is_agreed, source };
         let is_of_key = claim.is_of_key(matches!(verdict, Verdict::KeyQuota(_)));
         let cell = if is_of_key { key.evidence_cell() } else { workspace.evidence_cell() };
         let wants_poll = poll_decides_at(&evidence, cell.poll(), &settings.cooldowns()) == Some(now);
@@ -145,7 +147,7 @@ impl Pool {
         now: UnixMs,
     ) -> Option<Restriction> {
         let settings = roster.settings();
-        let Refused { verdict, ask, source } = refused;
+        let Refused { verdict, ask, source, .. } = refused;
         let limit = features.refused(*verdict)?;
         let workspace = key.workspace();
         let of_workspace = Holder::Workspace(workspace.identity().clone());
@@ -162,7 +164,9 @@ impl Pool {
             Verdict::PlanFeature(Subject::Endpoint) | Verdict::Unexplained(_) => {
                 (of_workspace, settings.endpoint_cooldown, None)
             }
-            Verdict::WorkspaceQuota(_) => (of_workspace, settings.unproven_cooldown, None),
+            Verdict::WorkspaceQuota(_) | Verdict::Billing | Verdict::Abuse => {
+                (of_workspace, settings.unproven_cooldown, None)
+            }
             Verdict::PlanFeature(_) | Verdict::Slots => (of_workspace, settings.feature_cooldown, None),
             Verdict::Concurrency { .. } => {
                 (of_workspace, settings.concurrency_cooldown, Some(settings.concurrency_cooldown))
@@ -171,8 +175,6 @@ impl Pool {
             | Verdict::KeyQuota(_)
             | Verdict::InvalidKey
             | Verdict::WrongHost
-            | Verdict::Billing
-            | Verdict::Abuse
             | Verdict::Busy
             | Verdict::NotFound
             | Verdict::RequestError
@@ -236,7 +238,13 @@ impl Pool {
             Observation::Unreadable => PollResult::Unreadable,
             Observation::Invalid { verdict, source } => {
                 let claim = if verdict == Verdict::WrongHost { Claim::WrongHost } else { Claim::InvalidKey };
-                key.evidence_cell().add(Evidence { claim, at: now, named_span: None, source });
+                key.evidence_cell().add(Evidence {
+                    claim,
+                    at: now,
+                    named_span: None,
+                    is_agreed: false,
+                    source,
+                });
                 PollResult::Invalid
             }
         };

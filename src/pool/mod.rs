@@ -145,8 +145,8 @@ pub enum Observation {
         quota: Quota,
         /// The plan's name, as the provider writes it.
         tier: Option<String>,
-        /// Whether it says that the bill is paid.
-        is_paid: bool,
+        /// Whether it says that the bill is paid, or that it is not.
+        is_paid: Option<bool>,
         /// What the plan can do.
         capabilities: Capabilities,
     },

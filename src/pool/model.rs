@@ -208,7 +208,7 @@ fn ask() -> Ask {
 }
 
 fn refused(verdict: Verdict) -> Refused<'static> {
-    Refused { verdict, ask: None, source: Source::default() }
+    Refused { verdict, ask: None, is_agreed: false, source: Source::default() }
 }
 
 fn assert_at_rest(pool: &Pool) {

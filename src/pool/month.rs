@@ -107,7 +107,7 @@ impl Month {
         };
         let roster = self.pool.roster();
         let capabilities = Capabilities::default();
-        let seen = Observation::Quota { quota, tier: None, is_paid: true, capabilities };
+        let seen = Observation::Quota { quota, tier: None, is_paid: Some(true), capabilities };
         self.pool.observe(&roster, &roster.keys()[key], seen, now);
     }
 
@@ -161,7 +161,7 @@ impl Month {
             }
             let shortfall = Shortfall { remaining: Some(account.left), required: Some(cost) };
             let verdict = Verdict::WorkspaceQuota(shortfall);
-            let refused = Refused { verdict, ask: Some(&ask), source: Source::default() };
+            let refused = Refused { verdict, ask: Some(&ask), is_agreed: false, source: Source::default() };
             self.pool.record_refusal(&roster, &key, refused, now);
             self.pool.settle(&roster, &mut lease, 0, now);
             ask.excluded.push(key.position());

@@ -80,7 +80,7 @@ impl Trial for Arc<Pool> {
             extension: Extension::None,
             resets_at: Some(UnixMs(9_000_000)),
         };
-        self.observe(&roster, &roster.keys()[position], figures(quota, false), now)
+        self.observe(&roster, &roster.keys()[position], figures(quota, None), now)
     }
 
     fn spent(&self, position: usize, credits: u64, now: UnixMs) -> Vec<Transition> {
@@ -90,7 +90,7 @@ impl Trial for Arc<Pool> {
     }
 }
 
-fn figures(quota: Quota, is_paid: bool) -> Observation {
+fn figures(quota: Quota, is_paid: Option<bool>) -> Observation {
     Observation::Quota { quota, tier: None, is_paid, capabilities: Capabilities::default() }
 }
 
@@ -105,7 +105,12 @@ fn judge(
     if verdict == Verdict::Served {
         return pool.record_service(roster, key, Served { ask, began_at: now, is_charged: true }, now);
     }
-    pool.record_refusal(roster, key, Refused { verdict, ask, source: Source::default() }, now)
+    pool.record_refusal(
+        roster,
+        key,
+        Refused { verdict, ask, is_agreed: false, source: Source::default() },
+        now,
+    )
 }
 
 fn later(seconds: u64) -> UnixMs {
@@ -318,7 +323,9 @@ fn what_was_remembered_holds_again() {
     let prints: Vec<Fingerprint> =
         pool.roster().keys().iter().map(|key| key.api_key().fingerprint()).collect();
     let quota = Quota { count: 5, limit: Some(10), extension: Extension::None, resets_at: Some(later(50)) };
-    let evidence = |claim, at| vec![Evidence { claim, at, named_span: None, source: Source::default() }];
+    let evidence = |claim, at| {
+        vec![Evidence { claim, at, named_span: None, is_agreed: false, source: Source::default() }]
+    };
     let spent = Claim::Credits { figures: Some((0, 7)), left_by_estimate: 0 };
     let unproven = Claim::Credits { figures: None, left_by_estimate: 0 };
     let remembered =
@@ -815,8 +822,8 @@ fn a_locked_workspace_is_back_when_its_bill_is_paid() {
     let roster = pool.roster();
     let key = &roster.keys()[0];
     let seen = |is_paid| figures(Quota::default(), is_paid);
-    assert!(pool.observe(&roster, key, seen(false), later(1)).is_empty());
-    assert_eq!(changes(&pool.observe(&roster, key, seen(true), later(2))), [(0, Change::Returns)]);
+    assert!(pool.observe(&roster, key, seen(Some(false)), later(1)).is_empty());
+    assert_eq!(changes(&pool.observe(&roster, key, seen(Some(true)), later(2))), [(0, Change::Returns)]);
 }
 
 #[test]

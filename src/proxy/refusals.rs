@@ -25,6 +25,8 @@ struct Met {
     source: Source,
     /// Whether it stands as evidence about the key or its workspace.
     is_recorded: bool,
+    /// Whether another account says the same.
+    is_agreed: bool,
 }
 
 /// What was concluded from a refusal, or from being served.
@@ -55,13 +57,15 @@ impl Refusals {
         source: Source,
     ) -> Concluded {
         let mut concluded = Concluded::default();
-        let mut met = Met { verdict, key: Arc::clone(key), ask: ask.clone(), source, is_recorded: false };
-        let is_agreed = !verdict.proves_itself() && self.0.iter().any(|known| known.agrees_with(&met));
-        if is_agreed {
-            for known in self.0.iter_mut().filter(|known| known.agrees_with(&met)) {
-                known.take_back(learner, &mut concluded);
-            }
-            learner.ask_the_provider(&met, &mut concluded);
+        let (key, ask) = (Arc::clone(key), ask.clone());
+        let mut met = Met { verdict, key, ask, source, is_recorded: false, is_agreed: false };
+        let mut has_second = false;
+        for known in self.0.iter_mut().filter(|known| known.agrees_with(&met)) {
+            has_second = true;
+            known.agree(learner, &mut concluded);
+        }
+        if has_second {
+            met.agree(learner, &mut concluded);
         } else {
             met.record(learner, &mut concluded);
         }
@@ -129,11 +133,13 @@ impl Met {
                     && one.proves_itself() == other.proves_itself()
             }
         };
-        is_same && !std::ptr::eq(self.key.workspace(), other.key.workspace())
+        let is_other = !std::ptr::eq(self.key.workspace(), other.key.workspace());
+        is_same && is_other && !self.verdict.proves_itself()
     }
 
     fn refused(&self) -> Refused<'_> {
-        Refused { verdict: self.verdict, ask: Some(&self.ask), source: self.source.clone() }
+        let Self { verdict, ask, source, is_agreed, .. } = self;
+        Refused { verdict: *verdict, ask: Some(ask), is_agreed: *is_agreed, source: source.clone() }
     }
 
     /// Records it as evidence about the key or its workspace, and about what these cannot do.
@@ -144,35 +150,36 @@ impl Met {
         let Learner { pool, roster, now, .. } = learner;
         concluded.news.extend(pool.record_refusal(roster, &self.key, self.refused(), *now));
         self.is_recorded = true;
-        // Credits are an account's own, until a second account says the same.
-        if !matches!(self.verdict, Verdict::WorkspaceQuota(_)) {
+        // Credits and bills are an account's own, until a second account says the same.
+        if !matches!(self.verdict, Verdict::WorkspaceQuota(_) | Verdict::Billing | Verdict::Abuse) {
             learner.restrict(self, concluded);
         }
     }
 
-    /// A second account says the same: it says nothing of this one.
-    fn take_back(&mut self, learner: &Learner<'_>, concluded: &mut Concluded) {
+    /// A second account says the same. Of a rate limit, one request may find out whether it holds; all
+    /// else says nothing of this account. Whatever it was about, the like of it is not walked through all
+    /// accounts again; and where a poll can decide, it does.
+    fn agree(&mut self, learner: &Learner<'_>, concluded: &mut Concluded) {
         let Learner { pool, roster, now, .. } = learner;
+        let was_agreed = std::mem::replace(&mut self.is_agreed, true);
+        if matches!(self.verdict, Verdict::RateLimited(_)) {
+            if !was_agreed || !self.is_recorded {
+                self.record(learner, concluded);
+            }
+            return;
+        }
         if std::mem::replace(&mut self.is_recorded, false) {
             let news = pool.withdraw_refusal(roster, &self.key, &self.source.request_id, *now);
             concluded.news.extend(news);
         }
-        learner.ask_the_provider(self, concluded);
+        if !matches!(self.verdict, Verdict::Unexplained(_)) {
+            learner.restrict(self, concluded);
+            pool.want_poll(&self.key);
+        }
     }
 }
 
 impl Learner<'_> {
-    /// Whatever it was about, the like of it is not walked through all accounts again; and where a poll
-    /// can decide, it does.
-    fn ask_the_provider(&self, met: &Met, concluded: &mut Concluded) {
-        if matches!(met.verdict, Verdict::WorkspaceQuota(_)) {
-            self.restrict(met, concluded);
-        }
-        if matches!(met.verdict, Verdict::WorkspaceQuota(_) | Verdict::InvalidKey) {
-            self.pool.want_poll(&met.key);
-        }
-    }
-
     fn restrict(&self, met: &Met, concluded: &mut Concluded) {
         let news = self.pool.restrict(self.roster, &met.key, self.features, &met.refused(), self.now);
         concluded.restricted.extend(news.map(|restriction| (Arc::clone(&met.key), restriction)));

@@ -32,6 +32,8 @@ struct Entry {
     at_ms: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     retry_after_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    agreed: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     left: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -69,7 +71,7 @@ pub(super) fn read(text: &str) -> Stored {
 }
 
 fn entry(evidence: &Evidence) -> Entry {
-    let Evidence { claim, at, named_span, source } = evidence;
+    let Evidence { claim, at, named_span, is_agreed, source } = evidence;
     let (mut figures, mut by_estimate, mut group) = (None, None, None);
     match claim {
         Claim::Credits { figures: known, left_by_estimate } => {
@@ -82,6 +84,7 @@ fn entry(evidence: &Evidence) -> Entry {
         claim: claim.word().to_owned(),
         at_ms: at.0,
         retry_after_ms: named_span.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
+        agreed: *is_agreed,
         left: figures.map(|(left, _)| left),
         required: figures.map(|(_, required)| required),
         left_by_estimate: by_estimate,
@@ -111,6 +114,7 @@ fn of_entry(entry: Entry) -> Option<Evidence> {
         claim,
         at: UnixMs(entry.at_ms),
         named_span: entry.retry_after_ms.map(Duration::from_millis),
+        is_agreed: entry.agreed,
         source: Source {
             status: entry.status,
             words: entry.words.into(),
@@ -136,6 +140,7 @@ mod tests {
             claim,
             at: UnixMs(5),
             named_span: Some(Duration::from_secs(7)),
+            is_agreed: true,
             source: source.clone(),
         };
         let of_key = [

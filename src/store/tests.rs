@@ -133,7 +133,7 @@ async fn what_is_sent_is_written_before_the_end() {
 fn refuse(pool: &Pool, now: UnixMs) {
     let roster = pool.roster();
     let source = Source { status: Some(401), words: "invalid_api_key".into(), ..Source::default() };
-    let refused = Refused { verdict: Verdict::InvalidKey, ask: None, source };
+    let refused = Refused { verdict: Verdict::InvalidKey, ask: None, is_agreed: false, source };
     pool.record_refusal(&roster, &roster.keys()[1], refused, now);
 }
 
@@ -150,7 +150,7 @@ async fn keys_are_read_back_as_they_were() {
         resets_at: Some(UnixMs(NOW.0 * 2)),
     };
     let capabilities = Capabilities::default();
-    let seen = Observation::Quota { quota, tier: None, is_paid: false, capabilities };
+    let seen = Observation::Quota { quota, tier: None, is_paid: None, capabilities };
     pool.observe(&roster, &roster.keys()[0], seen, NOW);
     refuse(&pool, NOW);
     let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), settings(8)).unwrap();

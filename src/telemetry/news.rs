@@ -292,7 +292,7 @@ mod tests {
         let seen = Observation::Quota {
             quota: quota(84_766),
             tier: Some("creator".to_owned()),
-            is_paid: true,
+            is_paid: Some(true),
             capabilities: Capabilities::default(),
         };
         pool.observe(&roster, &roster.keys()[0], seen, NOW);

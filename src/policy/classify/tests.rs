@@ -186,7 +186,7 @@ fn figures_that_contradict_the_refusal_prove_nothing() {
     }
     let words = Verdict::WorkspaceQuota(shortfall(20_000, 400));
     assert!(!words.proves_itself() && Verdict::WorkspaceQuota(shortfall(0, 1)).proves_itself());
-    assert!(!Verdict::InvalidKey.proves_itself() && Verdict::RateLimited(None).proves_itself());
+    assert!(!Verdict::InvalidKey.proves_itself() && Verdict::Slots.proves_itself());
 }
 
 #[test]

@@ -14,7 +14,7 @@ const COOLDOWNS: Cooldowns = Cooldowns {
 };
 
 fn evidence(claim: Claim) -> Evidence {
-    Evidence { claim, at: AT, named_span: None, source: Source::default() }
+    Evidence { claim, at: AT, named_span: None, is_agreed: false, source: Source::default() }
 }
 
 fn credits(figures: Option<(u64, u64)>) -> Evidence {
@@ -33,7 +33,7 @@ fn poll(seconds: u64, result: PollResult) -> Option<Poll> {
 }
 
 fn left(credits: u64) -> PollResult {
-    PollResult::Figures { left: Some(credits), is_paid: false }
+    PollResult::Figures { left: Some(credits), is_paid: None }
 }
 
 fn rest(reason: ParkReason, until: UnixMs, is_probable: bool) -> Meaning {
@@ -52,7 +52,9 @@ fn the_table_of_meanings() {
     };
     let group =
         |seconds, is_probable| Meaning::GroupRest { lane: Lane::SPEECH, until: after(seconds), is_probable };
-    let paid = PollResult::Figures { left: None, is_paid: true };
+    let agreed = Evidence { is_agreed: true, ..limited.clone() };
+    let unpaid = PollResult::Figures { left: None, is_paid: Some(false) };
+    let paid = PollResult::Figures { left: None, is_paid: Some(true) };
     let rows: Vec<(&str, Evidence, Option<Poll>, Meaning)> = vec![
         ("spent, by figures", credits(Some((0, 43))), None, exhausted(RESET, false)),
         ("and a poll that may lag", credits(Some((0, 43))), poll(1, left(500)), exhausted(RESET, false)),
@@ -69,7 +71,7 @@ fn the_table_of_meanings() {
         (
             "and an account without a limit",
             credits(None),
-            poll(1, PollResult::Figures { left: None, is_paid: true }),
+            poll(1, PollResult::Figures { left: None, is_paid: Some(true) }),
             Meaning::Nothing,
         ),
         (
@@ -80,13 +82,20 @@ fn the_table_of_meanings() {
         ),
         ("rate limited", evidence(Claim::RateLimited(Lane::SPEECH)), None, group(60, true)),
         ("with a span of a day", limited, None, group(300, false)),
-        ("locked", evidence(Claim::Locked), None, rest(ParkReason::Billing, after(1_800), false)),
+        ("and another account says the same", agreed, None, group(300, true)),
+        ("locked", evidence(Claim::Locked), None, rest(ParkReason::Billing, after(60), true)),
+        (
+            "and unpaid",
+            evidence(Claim::Locked),
+            poll(1, unpaid),
+            rest(ParkReason::Billing, after(1_800), false),
+        ),
         ("and paid", evidence(Claim::Locked), poll(1, paid), Meaning::Nothing),
         (
             "suspected, and paid",
             evidence(Claim::Suspected),
             poll(1, paid),
-            rest(ParkReason::Billing, after(1_800), false),
+            rest(ParkReason::Billing, after(1_800), true),
         ),
         ("invalid", evidence(Claim::InvalidKey), None, invalid(after(45), true)),
         (
@@ -96,7 +105,7 @@ fn the_table_of_meanings() {
             invalid(after(86_401), false),
         ),
         ("known to the poll", evidence(Claim::InvalidKey), poll(1, PollResult::Unreadable), Meaning::Nothing),
-        ("wrong host", evidence(Claim::WrongHost), None, rest(ParkReason::WrongHost, after(86_400), false)),
+        ("wrong host", evidence(Claim::WrongHost), None, rest(ParkReason::WrongHost, after(45), true)),
         ("accepted elsewhere", evidence(Claim::WrongHost), poll(1, left(5)), Meaning::Nothing),
     ];
     for (name, evidence, poll, expected) in rows {
@@ -120,10 +129,10 @@ fn every_rest_ends() {
     for (claim, seconds) in [
         (credits(None).claim, 60),
         (Claim::RateLimited(Lane::SPEECH), 60),
-        (Claim::Locked, 1_800),
+        (Claim::Locked, 60),
         (Claim::Suspected, 1_800),
         (Claim::InvalidKey, 45),
-        (Claim::WrongHost, 86_400),
+        (Claim::WrongHost, 45),
     ] {
         let at = |seconds| meaning(&evidence(claim), None, None, &COOLDOWNS, after(seconds));
         assert_ne!(at(seconds - 1), Meaning::Nothing, "{claim:?}");
