@@ -105,6 +105,44 @@ async fn until_statuses(house: &House, expected: &[&str], case: &str) {
     assert!(stands.is_ok(), "{case}: {:?}", house.statuses().await);
 }
 
+/// The same of speech with one voice: speech with every other goes on at once.
+#[tokio::test]
+async fn one_speech_that_every_account_refuses_takes_no_speech_from_others() {
+    const ODD: &str = "/v1/text-to-speech/AVoiceThatIsRefused0";
+    let refusals = [
+        "quota_words",
+        "insufficient_credits",
+        "payment_issue",
+        "unusual_activity",
+        "invalid",
+        "wrong_host",
+        "rate_limit",
+        "rate_limit=86400",
+        "concurrency",
+        "paid_plan_required",
+        "voice_limit_reached",
+        "missing_permissions",
+        "forbidden",
+        "unauthorized",
+        "system_busy",
+        "server_error",
+        "huge",
+        "garbled",
+    ];
+    let check = |refusal: &'static str| async move {
+        let house = house_with(rich(), |config| config.pool.wait_max = Duration::from_secs(20)).await;
+        house.simulator.for_everybody_on(ODD, fault(refusal));
+        let answer = house.post(ODD, &json!({"text": "hello"})).await;
+        assert_ne!(answer.status(), 200, "{refusal}");
+        for _ in 0..3 {
+            assert_eq!(house.speak(10).await.status(), 200, "{refusal}");
+        }
+        assert_eq!(house.get("/readyz").await.status(), 200, "{refusal}");
+        house.abandon().await;
+    };
+    join_all(refusals.into_iter().map(check)).await;
+}
+
 #[tokio::test]
 async fn twelve_accounts_are_not_taken_by_one_client() {
     let keys: Vec<String> = (0..12).map(|number| format!("sk_of_twelve_{number:037}")).collect();
