@@ -82,16 +82,17 @@ impl Pool {
         news_of_workspace(roster, workspace, now)
     }
 
-    /// Takes back what the request of that identifier was recorded as evidence for about `key`: another
-    /// account has refused it in the same words, so it was about the request.
+    /// Takes back the evidence about `key` that was recorded with this source: another account has refused
+    /// the request in the same words, so it was about the request.
     pub fn withdraw_refusal(
         self: &Arc<Self>,
         roster: &Roster,
         key: &Key,
-        request_id: &str,
+        source: &Source,
         now: UnixMs,
     ) -> Vec<Transition> {
-        let is_its_own = |known: &Evidence| *known.source.request_id == *request_id;
+        // Clients choose identifiers, and may choose one twice: it is the request itself that counts.
+        let is_its_own = |known: &Evidence| Arc::ptr_eq(&known.source.request_id, &source.request_id);
         self.drop_evidence(roster, key, is_its_own, now)
     }
 

@@ -15,7 +15,7 @@ use super::{Limits, Proxy};
 use crate::body::replay::Replay;
 use crate::clock;
 use crate::policy::affinity::claim::TwoOwners;
-use crate::policy::classify::Verdict;
+use crate::policy::classify::{Concern, Verdict};
 use crate::policy::client::{Client, Pins, Rules};
 use crate::policy::evidence::Source;
 use crate::policy::features::RequestFeatures;
@@ -102,12 +102,13 @@ impl Journey {
             return;
         }
         let mut restricted = restrictions.matching(&self.features, &self.roster, clock::now());
+        let met = restricted.len();
         for (position, key) in self.roster.keys().iter().enumerate().filter(|_| is_limited) {
             let workspace = key.workspace();
             let tier = workspace.tier();
             let tier = tier.as_ref().map(|tier| tier.as_str());
             if plan::lacks(tier, workspace.capabilities(), &self.features, &models).is_some()
-                && !restricted.iter().any(|(at, _)| *at == position)
+                && restricted[..met].binary_search_by_key(&position, |(at, _)| *at).is_err()
             {
                 restricted.push((position, Restraint::Inferred));
             }
@@ -140,7 +141,10 @@ impl Journey {
         let now = clock::now();
         let learner = Learner { pool, roster: &self.roster, features: &self.features, now };
         let concluded = self.refusals.add(&learner, key, verdict, ask, source);
-        self.ask.was_refused = true;
+        self.ask.was_refused |= match verdict.concern() {
+            Concern::Key | Concern::Capability | Concern::Unclear => true,
+            Concern::Nothing | Concern::Request | Concern::Refusing | Concern::Failing => false,
+        };
         self.overloaded = (verdict == Verdict::Busy).then(|| key.workspace().identity().clone());
         self.look_for_restrictions(pool);
         concluded
@@ -148,7 +152,7 @@ impl Journey {
 
     /// Whether being served says more than that: some accounts were refused for it, or for the like of it.
     pub(super) fn has_met_refusals(&self) -> bool {
-        self.ask.was_refused || !self.ask.restricted.is_empty()
+        !self.refusals.is_empty() || !self.ask.restricted.is_empty()
     }
 
     /// It was served with `key`.

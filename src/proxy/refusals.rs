@@ -91,10 +91,15 @@ impl Refusals {
         concluded
     }
 
+    /// Whether it was refused by no account yet.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Workspaces that gave the last verdict.
     pub(super) fn agreeing_workspaces(&self) -> u32 {
         let Some(last) = self.0.last() else { return 0 };
-        self.workspaces(|met| met.verdict == last.verdict)
+        self.workspaces(|met| met.says_what(last))
     }
 
     /// Workspaces with the plan of the last one that were called abusive.
@@ -122,9 +127,9 @@ impl Refusals {
 }
 
 impl Met {
-    /// Whether another account says the same.
-    fn agrees_with(&self, other: &Self) -> bool {
-        let is_same = match (self.verdict, other.verdict) {
+    /// Whether both are refused in the same words, whatever figures and spans are in them.
+    fn says_what(&self, other: &Self) -> bool {
+        match (self.verdict, other.verdict) {
             (Verdict::Unexplained(one), Verdict::Unexplained(other)) => {
                 std::mem::discriminant(&one) == std::mem::discriminant(&other)
             }
@@ -132,9 +137,13 @@ impl Met {
                 std::mem::discriminant(&one) == std::mem::discriminant(&other)
                     && one.proves_itself() == other.proves_itself()
             }
-        };
+        }
+    }
+
+    /// Whether another account says the same, and nothing that it alone can know.
+    fn agrees_with(&self, other: &Self) -> bool {
         let is_other = !std::ptr::eq(self.key.workspace(), other.key.workspace());
-        is_same && is_other && !self.verdict.proves_itself()
+        is_other && !self.verdict.proves_itself() && self.says_what(other)
     }
 
     fn refused(&self) -> Refused<'_> {
@@ -169,7 +178,7 @@ impl Met {
             return;
         }
         if std::mem::replace(&mut self.is_recorded, false) {
-            let news = pool.withdraw_refusal(roster, &self.key, &self.source.request_id, *now);
+            let news = pool.withdraw_refusal(roster, &self.key, &self.source, *now);
             concluded.news.extend(news);
         }
         if !matches!(self.verdict, Verdict::Unexplained(_)) {
