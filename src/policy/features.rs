@@ -3,9 +3,10 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::affinity::Tag;
-use super::classify::{Subject, Verdict};
+use super::classify::{Refusal, Subject, Verdict};
 use super::endpoint::Route;
 use super::models::Models;
 use super::permission::Permission;
@@ -70,24 +71,52 @@ pub struct Limit {
     pub from_characters: u64,
 }
 
+/// Of whom, and for how long, a limit is remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// Of the key, as a permission that may be granted.
+    Permission,
+    /// Of the workspace, and of others with its plan.
+    Plan,
+    /// Of the workspace, until one becomes free.
+    Slots,
+    /// Of the workspace, as an endpoint that refuses it.
+    Endpoint,
+    /// Of the workspace, until a poll or another request tells more.
+    Unproven,
+    /// Of the workspace, as a rate, with the span that was named; of a concurrency group it is evidence about
+    /// the workspace instead.
+    RateLimit(Option<Duration>),
+    /// The same in unknown words.
+    Throttle(Option<Duration>),
+    /// Of the workspace, as too many at once; likewise.
+    Concurrency,
+}
+
 impl RequestFeatures {
-    /// What a refusal of this request proves to be missing. `None` for a verdict that is not about
+    /// What a refusal of this request proves to be missing, and how it is remembered. `None` for a verdict that is not about
     /// what an account can do.
     #[must_use]
-    pub fn refused(&self, verdict: Verdict) -> Option<Limit> {
-        if let (Verdict::MissingPermission(named), Some(needed)) = (verdict, self.permission)
-            && named.is_none_or(|named| named == needed)
-        {
-            return Some(Limit { feature: Feature::Permission(needed), from_characters: 0 });
-        }
-        let subject = match verdict {
-            Verdict::PlanFeature(subject) => subject,
-            Verdict::Slots
-            | Verdict::MissingPermission(_)
-            | Verdict::Unexplained(_)
-            | Verdict::RateLimited(_)
-            | Verdict::Concurrency { .. } => Subject::Endpoint,
-            Verdict::WorkspaceQuota(_) | Verdict::Billing | Verdict::Abuse => Subject::Unnamed,
+    pub fn refused(&self, verdict: Verdict) -> Option<(Limit, Memory)> {
+        let (subject, memory) = match verdict {
+            Verdict::MissingPermission(named) => {
+                let needed = self.permission.filter(|needed| named.is_none_or(|named| named == *needed));
+                if let Some(needed) = needed {
+                    let limit = Limit { feature: Feature::Permission(needed), from_characters: 0 };
+                    return Some((limit, Memory::Permission));
+                }
+                (Subject::Endpoint, Memory::Permission)
+            }
+            Verdict::PlanFeature(Subject::Endpoint) => (Subject::Endpoint, Memory::Endpoint),
+            Verdict::PlanFeature(subject) => (subject, Memory::Plan),
+            Verdict::Slots => (Subject::Endpoint, Memory::Slots),
+            Verdict::RateLimited(span) => (Subject::Endpoint, Memory::RateLimit(span)),
+            Verdict::Concurrency { .. } => (Subject::Endpoint, Memory::Concurrency),
+            Verdict::Unexplained(Refusal::TooMany(span)) => (Subject::Endpoint, Memory::Throttle(span)),
+            Verdict::Unexplained(_) => (Subject::Endpoint, Memory::Endpoint),
+            Verdict::WorkspaceQuota(_) | Verdict::Billing | Verdict::Abuse => {
+                (Subject::Unnamed, Memory::Unproven)
+            }
             Verdict::Served
             | Verdict::KeyQuota(_)
             | Verdict::InvalidKey
@@ -98,7 +127,12 @@ impl RequestFeatures {
             | Verdict::ServerError
             | Verdict::Unreadable => return None,
         };
-        let whole = |feature| Some(Limit { feature, from_characters: 0 });
+        Some((self.limit(subject), memory))
+    }
+
+    /// The narrowest thing that this request has of what a plan's refusal names.
+    fn limit(&self, subject: Subject) -> Limit {
+        let whole = |feature| Limit { feature, from_characters: 0 };
         match (subject, self.voice, &self.model, &self.output_format, self.characters) {
             (Subject::Voice, Some(voice), ..) => whole(Feature::Voice(voice)),
             (Subject::Model, _, Some(model), ..) => whole(Feature::Model(Arc::clone(model))),
@@ -106,7 +140,7 @@ impl RequestFeatures {
                 whole(Feature::OutputFormat(Arc::clone(format)))
             }
             (Subject::TextLength, _, model, _, Some(characters)) => {
-                Some(Limit { feature: Feature::TextLength(model.clone()), from_characters: characters })
+                Limit { feature: Feature::TextLength(model.clone()), from_characters: characters }
             }
             (Subject::Cloning | Subject::Endpoint, ..) => whole(self.endpoint()),
             // What the words name is not in what was seen of the request.
@@ -184,7 +218,7 @@ impl fmt::Display for Limit {
 mod tests {
     use super::*;
     use crate::policy::affinity::{Kind, Named};
-    use crate::policy::classify::{Refusal, Shortfall};
+    use crate::policy::classify::Shortfall;
 
     fn speech() -> RequestFeatures {
         RequestFeatures {
@@ -201,7 +235,7 @@ mod tests {
 
     #[track_caller]
     fn check(features: &RequestFeatures, verdict: Verdict, expected: &str) {
-        assert_eq!(features.refused(verdict).unwrap().to_string(), expected);
+        assert_eq!(features.refused(verdict).unwrap().0.to_string(), expected);
     }
 
     #[test]
@@ -261,11 +295,11 @@ mod tests {
             Subject::Endpoint,
             Subject::Unnamed,
         ] {
-            let refused = speech().refused(Verdict::PlanFeature(subject)).unwrap();
+            let (refused, _) = speech().refused(Verdict::PlanFeature(subject)).unwrap();
             assert!(speech().all().any(|feature| feature == refused.feature), "{subject:?}");
         }
         let other = RequestFeatures { voice: Some(Named::new(Kind::Voice, "v2").tag), ..speech() };
-        let unnamed = speech().refused(Verdict::PlanFeature(Subject::Unnamed)).unwrap();
+        let (unnamed, _) = speech().refused(Verdict::PlanFeature(Subject::Unnamed)).unwrap();
         assert!(!other.all().any(|feature| feature == unnamed.feature), "another voice is another request");
     }
 }

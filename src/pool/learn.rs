@@ -3,6 +3,7 @@
 //! among the restrictions of plans and endpoints.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::cells::Paid;
 use super::key::Key;
@@ -11,11 +12,11 @@ use super::line::Ask;
 use super::restrictions::{Holder, Restriction};
 use super::roster::Roster;
 use super::{Observation, Pool, Transition, news_of_charge, news_of_workspace};
-use crate::policy::classify::{Refusal, Subject, Verdict};
+use crate::policy::classify::Verdict;
 use crate::policy::evidence::{
     Claim, Evidence, Poll, PollResult, Source, is_refuted_by_service, poll_decides_at,
 };
-use crate::policy::features::RequestFeatures;
+use crate::policy::features::{Memory, RequestFeatures};
 use crate::policy::units::UnixMs;
 
 /// A refusal, with what the request needed and where it was met.
@@ -149,41 +150,31 @@ impl Pool {
     ) -> Option<Restriction> {
         let settings = roster.settings();
         let Refused { verdict, ask, source, .. } = refused;
-        let limit = features.refused(*verdict)?;
-        let workspace = key.workspace();
-        let of_workspace = Holder::Workspace(workspace.identity().clone());
-        let of_key = Holder::Key(key.api_key().fingerprint());
+        let (limit, memory) = features.refused(*verdict)?;
         let has_group = ask.is_some_and(|ask| ask.lane.is_some());
-        let (holder, span, named_span) = match verdict {
-            // That of a concurrency group is evidence about the workspace.
-            Verdict::RateLimited(_) | Verdict::Concurrency { .. } if has_group => return None,
-            Verdict::RateLimited(span) | Verdict::Unexplained(Refusal::TooMany(span)) => {
-                let named = span.unwrap_or(settings.rate_limited_cooldown);
-                (of_workspace, named, Some(named))
+        let rate = |span: Option<Duration>| span.unwrap_or(settings.rate_limited_cooldown);
+        let (span, is_strict) = match memory {
+            Memory::RateLimit(_) | Memory::Concurrency if has_group => return None,
+            Memory::RateLimit(span) | Memory::Throttle(span) => {
+                (rate(span).min(settings.max_retry_after), true)
             }
-            Verdict::MissingPermission(_) => (of_key, settings.permission_cooldown, None),
-            Verdict::PlanFeature(Subject::Endpoint) | Verdict::Unexplained(_) => {
-                (of_workspace, settings.endpoint_cooldown, None)
-            }
-            Verdict::WorkspaceQuota(_) | Verdict::Billing | Verdict::Abuse => {
-                (of_workspace, settings.unproven_cooldown, None)
-            }
-            Verdict::PlanFeature(_) | Verdict::Slots => (of_workspace, settings.feature_cooldown, None),
-            Verdict::Concurrency { .. } => {
-                (of_workspace, settings.concurrency_cooldown, Some(settings.concurrency_cooldown))
-            }
-            Verdict::Served
-            | Verdict::KeyQuota(_)
-            | Verdict::InvalidKey
-            | Verdict::WrongHost
-            | Verdict::Busy
-            | Verdict::NotFound
-            | Verdict::RequestError
-            | Verdict::ServerError
-            | Verdict::Unreadable => return None,
+            Memory::Concurrency => (settings.concurrency_cooldown, true),
+            Memory::Permission => (settings.permission_cooldown, false),
+            Memory::Plan | Memory::Slots => (settings.feature_cooldown, false),
+            Memory::Endpoint => (settings.endpoint_cooldown, false),
+            Memory::Unproven => (settings.unproven_cooldown, false),
         };
-        let is_strict = named_span.is_some();
-        let span = if is_strict { span.min(settings.max_retry_after) } else { span };
+        let workspace = key.workspace();
+        let holder = match memory {
+            Memory::Permission => Holder::Key(key.api_key().fingerprint()),
+            Memory::Plan
+            | Memory::Slots
+            | Memory::Endpoint
+            | Memory::Unproven
+            | Memory::RateLimit(_)
+            | Memory::Throttle(_)
+            | Memory::Concurrency => Holder::Workspace(workspace.identity().clone()),
+        };
         let restriction = |holder| Restriction {
             holder,
             limit: limit.clone(),
@@ -195,9 +186,7 @@ impl Pool {
         };
         let own = restriction(holder);
         let is_news = self.restrictions.learn(&own, now);
-        if let (Verdict::PlanFeature(subject), Some(tier)) = (verdict, workspace.tier())
-            && *subject != Subject::Endpoint
-        {
+        if let (Memory::Plan, Some(tier)) = (memory, workspace.tier()) {
             self.restrictions.learn(&restriction(Holder::Plan(tier.as_str().into())), now);
         }
         is_news.then_some(own)
