@@ -42,5 +42,6 @@ pub mod mirror;
 pub mod pace;
 pub mod retention;
 pub mod since;
+pub mod wall_clock;
 
 pub mod units;
