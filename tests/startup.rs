@@ -12,7 +12,7 @@ mod program;
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output};
 
 use program::{Program, keychoir, run, stderr};
 
@@ -115,19 +115,27 @@ fn a_place_for_the_books_that_cannot_be_written_is_named() {
     assert_says(&run(&mut command), 78, &[path.to_str().unwrap(), "storage.path", "storage.ephemeral"]);
 }
 
+/// The program with its database at `path`, at a free port.
+fn keeping_books_at(path: &Path) -> Command {
+    let mut command = keychoir(&["--listen", "127.0.0.1:0"]);
+    command
+        .env("ELEVENLABS_API_KEYS", KEYS)
+        .env("KEYCHOIR_STORAGE__PATH", path)
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9")
+        .env("KEYCHOIR_WATCH__ENABLED", "false")
+        .env("KEYCHOIR_LOG__FORMAT", "json");
+    command
+}
+
 #[test]
 fn broken_books_are_set_aside_and_it_serves() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keychoir.db");
+    let mut program = Program::start(&mut keeping_books_at(&path));
+    program.address();
+    assert_eq!(program.end().0, Some(0));
     fs::write(&path, "these are not the books you are looking for").unwrap();
-    let mut command = keychoir(&["--listen", "127.0.0.1:0"]);
-    command
-        .env("ELEVENLABS_API_KEYS", KEYS)
-        .env("KEYCHOIR_STORAGE__PATH", &path)
-        .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9")
-        .env("KEYCHOIR_WATCH__ENABLED", "false")
-        .env("KEYCHOIR_LOG__FORMAT", "json");
-    let mut program = Program::start(&mut command);
+    let mut program = Program::start(&mut keeping_books_at(&path));
     program.address();
     let (code, said) = program.end();
     assert_eq!(code, Some(0), "{said}");
@@ -139,6 +147,44 @@ fn broken_books_are_set_aside_and_it_serves() {
     let aside = names.iter().find(|name| name.starts_with("keychoir.db.broken-")).expect("it is kept");
     let kept = fs::read_to_string(folder.path().join(aside)).unwrap();
     assert_eq!(kept, "these are not the books you are looking for");
+}
+
+#[test]
+fn a_file_of_another_program_is_not_touched() {
+    let folder = tempfile::tempdir().unwrap();
+    let (letter, photos) = (folder.path().join("letter.txt"), folder.path().join("photos.db"));
+    fs::write(&letter, "dear reader").unwrap();
+    let tables = rusqlite::Connection::open(&photos).unwrap();
+    tables.execute_batch("CREATE TABLE photos (name TEXT); INSERT INTO photos VALUES ('a')").unwrap();
+    drop(tables);
+    let before = fs::read(&photos).unwrap();
+    for path in [&letter, &photos] {
+        let refused = run(&mut keeping_books_at(path));
+        assert_says(&refused, 78, &[path.to_str().unwrap(), "is not a Keychoir database", "storage.path"]);
+    }
+    assert_eq!((fs::read(&letter).unwrap(), fs::read(&photos).unwrap()), (b"dear reader".to_vec(), before));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing was made beside them");
+}
+
+#[test]
+fn the_second_program_on_a_database_refuses_to_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keychoir.db");
+    let mut program = Program::start(&mut keeping_books_at(&path));
+    program.address();
+    let process = format!("process {}", program.id());
+    let refused = run(&mut keeping_books_at(&path));
+    assert_says(&refused, 78, &[path.to_str().unwrap(), "in use by another Keychoir", &process]);
+    // Commands that only read need no lock.
+    let mut usage = keychoir(&["usage"]);
+    usage.env("KEYCHOIR_STORAGE__PATH", &path);
+    assert_eq!(run(&mut usage).status.code(), Some(0));
+    // A killed program's lock goes with it.
+    program.signal("KILL");
+    program.ended();
+    let mut program = Program::start(&mut keeping_books_at(&path));
+    program.address();
+    assert_eq!(program.end().0, Some(0));
 }
 
 #[test]

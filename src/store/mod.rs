@@ -2,7 +2,9 @@
 //! disk; what cannot be written is held and tried again, and what cannot be held is counted aloud.
 
 mod evidence;
+mod lock;
 mod open;
+mod origin;
 mod read;
 mod report;
 mod schema;
@@ -32,8 +34,10 @@ use crate::proxy::{Books, Depth, Used};
 use crate::tasks;
 
 use ledger::Ledger;
-use open::Look;
+use lock::{Lock, LockError};
 pub use open::OpenError;
+use open::{Look, Opened};
+use origin::Origin;
 pub use outbox::{Batch, Delivery, Event, KeyState, Mirrored, Outbox, RefusedRow, RowName, Unavailable};
 pub use report::{By, KnownKey, ReadError, Reader, Sums, Whose};
 use write::{Callers, Writer};
@@ -150,7 +154,7 @@ impl Health {
 /// Opened books, before anything is written.
 #[derive(Debug)]
 pub struct Store {
-    place: Place,
+    site: Site,
     ledger: Result<Ledger, OpenError>,
     set_aside: Option<PathBuf>,
 }
@@ -167,21 +171,20 @@ pub struct Writing {
 }
 
 impl Store {
-    /// Opens the books, making them where there are none. A file that is no database, or a broken
-    /// one, is set aside under another name and new books are begun. A disk that is full or
-    /// read-only, or a lock, is waited for: records are held until then.
+    /// Opens the database, making it where there is none, and locks it until the writer ends. A
+    /// database of Keychoir's that is broken is set aside under another name and a new one is begun. A
+    /// disk that is full or read-only, or a lock of SQLite's, is waited for: records are held until
+    /// then.
     ///
     /// # Errors
     ///
-    /// When the place is not to be had, or a newer version of the program has written it.
+    /// When the place is not to be had, another process has it, the file is of another program, or a
+    /// newer version of this one has written it.
     pub fn open(place: &Place, now: UnixMs) -> Result<Self, OpenError> {
-        let place = place.clone();
-        match open::open(&place, now, Look::Quick) {
-            Ok(opened) => {
-                opened.set_aside.as_deref().inspect(|aside| tell_set_aside(aside));
-                Ok(Self { place, ledger: Ok(opened.ledger), set_aside: opened.set_aside })
-            }
-            Err(error) if error.may_pass() => Ok(Self { place, ledger: Err(error), set_aside: None }),
+        let mut site = Site::from(place.clone());
+        match site.open(now, Look::Quick) {
+            Ok(opened) => Ok(Self { site, ledger: Ok(opened.ledger), set_aside: opened.set_aside }),
+            Err(error) if error.may_pass() => Ok(Self { site, ledger: Err(error), set_aside: None }),
             Err(error) => Err(error),
         }
     }
@@ -249,7 +252,7 @@ impl Store {
             Ok(ledger) => (Some(ledger), None),
             Err(error) => (None, Some(error)),
         };
-        let mut writer = Writer::new(ledger, self.place, settings, pool, health);
+        let mut writer = Writer::new(ledger, self.site, settings, pool, health);
         if let Some(error) = trouble {
             writer.say_failing(&error);
         }
@@ -272,6 +275,48 @@ impl Writing {
         // A writer that is gone without a word has ended, too; what still waits is lost.
         let _ = tokio::time::timeout(within, self.ended).await;
         self.health.lost() + self.health.waiting()
+    }
+}
+
+/// Where the database is, with its lock once it is held.
+#[derive(Debug)]
+struct Site {
+    place: Place,
+    lock: Option<Lock>,
+}
+
+impl From<Place> for Site {
+    fn from(place: Place) -> Self {
+        Self { place, lock: None }
+    }
+}
+
+impl Site {
+    /// Opens the database under its lock.
+    fn open(&mut self, now: UnixMs, look: Look) -> Result<Opened, OpenError> {
+        self.lock()?;
+        let opened = open::open(&self.place, now, look)?;
+        opened.set_aside.as_deref().inspect(|aside| tell_set_aside(aside));
+        Ok(opened)
+    }
+
+    /// Takes the lock, unless it is held already or there is no file to lock. The file of another
+    /// program gets no lock file beside it.
+    fn lock(&mut self) -> Result<(), OpenError> {
+        let Place::File(path) = &self.place else { return Ok(()) };
+        if self.lock.is_some() {
+            return Ok(());
+        }
+        let unwritable = |source| OpenError::Unwritable { path: path.clone(), source };
+        if let Origin::Foreign(found) = origin::of(path).map_err(unwritable)? {
+            return Err(OpenError::Foreign { path: path.clone(), found });
+        }
+        open::make_private(path).map_err(unwritable)?;
+        self.lock = Some(Lock::take(path).map_err(|error| match error {
+            LockError::Held(pid) => OpenError::InUse { path: path.clone(), pid },
+            LockError::System(source) => unwritable(source),
+        })?);
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Opening the books, whatever lies where they should be. Nothing is ever deleted.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
 
 use super::ledger::Ledger;
+use super::origin::{self, Origin};
 use super::{Place, schema};
 use crate::policy::units::UnixMs;
 
@@ -39,6 +40,22 @@ pub enum OpenError {
         /// Its schema.
         found: usize,
     },
+    /// Another program has the file open.
+    #[error("{} is in use by another Keychoir{}", .path.display(), process(*.pid))]
+    InUse {
+        /// The database.
+        path: PathBuf,
+        /// The process that has it, when the lock file names one.
+        pid: Option<u32>,
+    },
+    /// The file was not made by Keychoir; it is left as it is.
+    #[error("{} is not a Keychoir database ({found}); it is left as it is", .path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        found: &'static str,
+    },
     /// A broken file could not be renamed.
     #[error("{} is broken and cannot be set aside: {source}", .path.display())]
     CannotSetAside {
@@ -68,9 +85,13 @@ impl OpenError {
                 ) => true,
                 Some(_) | None => false,
             },
-            Self::Newer { .. } => false,
+            Self::Newer { .. } | Self::InUse { .. } | Self::Foreign { .. } => false,
         }
     }
+}
+
+fn process(pid: Option<u32>) -> String {
+    pid.map(|pid| format!(", process {pid}")).unwrap_or_default()
 }
 
 /// How closely a file is looked at before it is trusted.
@@ -118,10 +139,15 @@ pub(super) fn open(place: &Place, now: UnixMs, look: Look) -> Result<Opened, Ope
     };
     let unwritable = |source| OpenError::Unwritable { path: path.clone(), source };
     let unusable = |source| OpenError::Unusable { path: path.clone(), source };
-    // Looked at before SQLite does: it would throw the log of a file away that it does not know.
-    let is_foreign = is_no_database(path).map_err(unwritable)?;
+    // Looked at before SQLite does: it would change the file of another program, and throw the log of a
+    // file away that it does not know.
+    let is_database = match origin::of(path).map_err(unwritable)? {
+        Origin::Ours => true,
+        Origin::OursNoDatabase => false,
+        Origin::Foreign(found) => return Err(OpenError::Foreign { path: path.clone(), found }),
+    };
     make_private(path).map_err(unwritable)?;
-    if !is_foreign && look != Look::Condemning {
+    if is_database && look != Look::Condemning {
         match prepared(path, look) {
             Ok(connection) => return checked(connection, path, None),
             Err(error) if is_broken(&error) => {}
@@ -134,22 +160,6 @@ pub(super) fn open(place: &Place, now: UnixMs, look: Look) -> Result<Opened, Ope
     checked(prepared(path, Look::Trusting).map_err(unusable)?, path, Some(aside))
 }
 
-/// What every SQLite file begins with.
-const MAGIC: &[u8] = b"SQLite format 3\0";
-
-/// Whether the file has something in it and is no SQLite file, or is empty beside a log that is
-/// not.
-fn is_no_database(path: &Path) -> io::Result<bool> {
-    let mut start = Vec::new();
-    match fs::File::open(path) {
-        Ok(file) => file.take(MAGIC.len() as u64).read_to_end(&mut start)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error),
-    };
-    let has_log = fs::metadata(companion(path, "-wal")).is_ok_and(|log| log.len() > 0);
-    Ok(if start.is_empty() { has_log } else { start != MAGIC })
-}
-
 /// The file that SQLite keeps beside another.
 pub(super) fn companion(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -159,7 +169,7 @@ pub(super) fn companion(path: &Path, suffix: &str) -> PathBuf {
 
 /// Makes the folder (0700) and the file (0600) where there are none, and proves that both can be
 /// written.
-fn make_private(path: &Path) -> io::Result<()> {
+pub(super) fn make_private(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
@@ -200,6 +210,7 @@ fn checked(mut connection: Connection, path: &Path, set_aside: Option<PathBuf>) 
     if found > schema::VERSION {
         return Err(OpenError::Newer { path: path.to_owned(), found });
     }
+    schema::sign(&connection).map_err(unusable)?;
     if schema::migrate(&mut connection).map_err(unusable)? {
         // A file that can shrink in steps has another form; should there be no room to rewrite an older
         // one, it stays as it is.

@@ -352,6 +352,18 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<bool, rusqlite::Err
     Ok(from < VERSION)
 }
 
+/// Marks a file as Keychoir's in the header that SQLite has for that (`file(1)` shows it).
+pub(super) const APPLICATION: u32 = u32::from_be_bytes(*b"Kchr");
+
+/// Writes the mark where there is none yet.
+pub(super) fn sign(connection: &Connection) -> Result<(), rusqlite::Error> {
+    let found: i64 = connection.query_row("PRAGMA application_id", [], |row| row.get(0))?;
+    if found != i64::from(APPLICATION) {
+        connection.execute_batch(&format!("PRAGMA application_id = {APPLICATION}"))?;
+    }
+    Ok(())
+}
+
 fn set_version(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
     transaction.execute_batch(&format!("PRAGMA user_version = {VERSION}"))
 }

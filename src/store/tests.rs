@@ -225,12 +225,45 @@ fn a_broken_database_is_set_aside() {
 fn the_files_beside_a_broken_database_go_with_it() {
     let folder = tempfile::tempdir().unwrap();
     let (place, path) = place(folder.path());
-    fs::create_dir(path.parent().unwrap()).unwrap();
+    drop(Store::open(&place, NOW).unwrap());
     fs::write(&path, "no database").unwrap();
     fs::write(path.with_extension("db-wal"), "its wal").unwrap();
     let aside = Store::open(&place, NOW).unwrap().set_aside().unwrap().clone();
     let wal = PathBuf::from(format!("{}-wal", aside.display()));
     assert_eq!(fs::read_to_string(wal).unwrap(), "its wal");
+}
+
+#[test]
+fn a_file_of_another_program_is_refused_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, path) = place(folder.path());
+    fs::create_dir(path.parent().unwrap()).unwrap();
+    fs::write(&path, "a letter").unwrap();
+    // The second refusal must not take what the first one left for a sign of an earlier start.
+    for _ in 0..2 {
+        let error = Store::open(&place, NOW).unwrap_err();
+        assert!(matches!(error, OpenError::Foreign { .. }) && !error.may_pass(), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "a letter");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing is made beside it");
+    }
+}
+
+#[tokio::test]
+async fn a_database_belongs_to_one_writer_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, _) = place(folder.path());
+    let first = Store::open(&place, NOW).unwrap();
+    let check_held = || {
+        let error = Store::open(&place, NOW).unwrap_err();
+        assert!(matches!(error, OpenError::InUse { pid: Some(_), .. }) && !error.may_pass(), "{error}");
+        assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
+    };
+    check_held();
+    let (books, writing) = first.write(pool(), settings(8)).unwrap();
+    check_held();
+    drop(books);
+    assert_eq!(writing.ended(WAIT_MAX).await, 0);
+    Store::open(&place, NOW).unwrap();
 }
 
 #[test]

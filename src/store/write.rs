@@ -12,10 +12,10 @@ use tracing::{error, info, warn};
 use super::chores::{self, Step};
 use super::held::Held;
 use super::ledger::Ledger;
-use super::open::{self, Look, OpenError, is_broken};
+use super::open::{Look, OpenError, is_broken};
 use super::outbox::{self, Command};
 use super::sheets::Doubt;
-use super::{Health, Place, Settings, rows};
+use super::{Health, Place, Settings, Site, rows};
 use crate::clock;
 use crate::policy::pace;
 use crate::pool::{Key, Pool, Workspace};
@@ -54,7 +54,7 @@ pub(super) struct Callers {
 
 pub(super) struct Writer {
     pub(super) ledger: Option<Ledger>,
-    place: Place,
+    site: Site,
     settings: Settings,
     pool: Arc<Pool>,
     health: Health,
@@ -84,7 +84,7 @@ pub(super) fn batch(settings: &Settings) -> usize {
 impl Writer {
     pub(super) fn new(
         ledger: Option<Ledger>,
-        place: Place,
+        site: Site,
         settings: Settings,
         pool: Arc<Pool>,
         health: Health,
@@ -92,7 +92,7 @@ impl Writer {
         let now = clock::instant();
         Self {
             ledger,
-            place,
+            site,
             settings,
             pool,
             health,
@@ -200,14 +200,14 @@ impl Writer {
     /// Takes all that is in the queue; returns how many records these are.
     fn take_from(&mut self, queue: &mut Queue) -> usize {
         let before = self.held.records();
-        self.are_keys_stale |= self.held.take_from(queue, &self.place, &self.settings);
+        self.are_keys_stale |= self.held.take_from(queue, &self.site.place, &self.settings);
         self.taken(before)
     }
 
     #[cfg(test)]
     pub(super) fn take(&mut self, sheet: Sheet) {
         let before = self.held.records();
-        self.held.take(sheet, &self.place, &self.settings);
+        self.held.take(sheet, &self.site.place, &self.settings);
         self.taken(before);
     }
 
@@ -275,12 +275,8 @@ impl Writer {
         Err(WriteError::Gone)
     }
 
-    fn reopen(&self) -> Result<Ledger, OpenError> {
-        let opened = open::open(&self.place, clock::now(), self.look)?;
-        if let Some(aside) = &opened.set_aside {
-            super::tell_set_aside(aside);
-        }
-        Ok(opened.ledger)
+    fn reopen(&mut self) -> Result<Ledger, OpenError> {
+        Ok(self.site.open(clock::now(), self.look)?.ledger)
     }
 
     /// The next write opens the file anew, whatever lies there then.
@@ -304,7 +300,7 @@ impl Writer {
                 count, lost, "The books are written again: {count} records were held, {lost} are lost"
             );
         }
-        if self.place == Place::Memory {
+        if self.site.place == Place::Memory {
             self.in_memory += count;
             if self.in_memory > MEMORY_RECORDS_MAX {
                 self.empty_memory();
@@ -352,7 +348,7 @@ impl Writer {
         }
         let is_sound = match error.sqlite_error_code() {
             Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => true,
-            Some(_) | None => self.place == Place::Memory,
+            Some(_) | None => self.site.place == Place::Memory,
         };
         if !is_sound {
             self.close();

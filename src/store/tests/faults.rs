@@ -7,7 +7,16 @@ use crate::store::open;
 pub(super) fn writer(place: &Place, pool: &Arc<Pool>, queue_max: usize) -> (Writer, Health) {
     let ledger = open::open(place, NOW, Look::Quick).unwrap().ledger;
     let health = Health::default();
-    (Writer::new(Some(ledger), place.clone(), settings(queue_max), Arc::clone(pool), health.clone()), health)
+    (
+        Writer::new(
+            Some(ledger),
+            place.clone().into(),
+            settings(queue_max),
+            Arc::clone(pool),
+            health.clone(),
+        ),
+        health,
+    )
 }
 
 fn execute(writer: &Writer, sql: &str) {
@@ -270,7 +279,7 @@ async fn books_that_cannot_be_opened_for_now_are_begun_later() {
     let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
     let trouble = OpenError::Unwritable { path: path.clone(), source: full };
     assert!(trouble.may_pass());
-    let store = Store { place, ledger: Err(trouble), set_aside: None };
+    let store = Store { site: place.into(), ledger: Err(trouble), set_aside: None };
     assert_eq!(store.remembered().unwrap(), []);
     let pool = pool();
     let (books, writing) = store.write(Arc::clone(&pool), settings(8)).unwrap();
@@ -286,7 +295,7 @@ fn books_that_fail_from_the_start_say_so() {
     let health = Health::default();
     let source = std::io::Error::from(std::io::ErrorKind::ReadOnlyFilesystem);
     let trouble = OpenError::Unwritable { path: PathBuf::from("k.db"), source };
-    let store = Store { place: Place::Memory, ledger: Err(trouble), set_aside: None };
+    let store = Store { site: Place::Memory.into(), ledger: Err(trouble), set_aside: None };
     let mut writer = store.writer(pool, settings(8), health.clone());
     assert_health(&health, true, 0, 0);
     writer.flush();

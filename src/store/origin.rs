@@ -1,0 +1,161 @@
+//! Whose file lies where the database should be. A broken database of Keychoir's is set aside and a new
+//! one is begun; the file of another program, which a mistake in `storage.path` names, must be neither
+//! renamed nor changed.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::lock;
+use super::open::companion;
+use super::schema::APPLICATION;
+
+/// Whose a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// There is none, an empty one, or a database of Keychoir's, which may be broken.
+    Ours,
+    /// Keychoir has kept its database here, and what lies here now is none.
+    OursNoDatabase,
+    /// It was made by another program; with what it is.
+    Foreign(&'static str),
+}
+
+/// What every SQLite file begins with.
+const MAGIC: &[u8] = b"SQLite format 3\0";
+/// The size of SQLite's header, and where it has the mark of the program that made the file (SQLite's
+/// file format, section 1.3).
+const HEADER_SIZE: u64 = 100;
+const APPLICATION_AT: std::ops::Range<usize> = 68..72;
+
+/// Tells whose file lies at `path`, without changing it. The header's mark proves that it is ours; so
+/// does, when the file has become unreadable, the lock file that an earlier start left beside it.
+pub(super) fn of(path: &Path) -> io::Result<Origin> {
+    let mut header = Vec::new();
+    match fs::File::open(path) {
+        Ok(file) => file.take(HEADER_SIZE).read_to_end(&mut header)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Origin::Ours),
+        Err(error) => return Err(error),
+    };
+    let has_log = fs::metadata(companion(path, "-wal")).is_ok_and(|log| log.len() > 0);
+    let was_ours = lock::is_beside(path);
+    if header.is_empty() && !has_log {
+        return Ok(Origin::Ours);
+    }
+    if !header.starts_with(MAGIC) {
+        return Ok(if was_ours { Origin::OursNoDatabase } else { Origin::Foreign("it is no SQLite file") });
+    }
+    if header.get(APPLICATION_AT) == Some(&APPLICATION.to_be_bytes()) {
+        return Ok(Origin::Ours);
+    }
+    let has_our_tables = tables(path).map(|tables| {
+        let has = |name: &str| tables.iter().any(|table| table == name);
+        tables.is_empty() || (has("keys") && (has("attempts") || has("attempt_rows")))
+    });
+    Ok(match has_our_tables {
+        Ok(true) => Origin::Ours,
+        Ok(false) => Origin::Foreign("it is an SQLite file with other tables"),
+        Err(_) if was_ours => Origin::Ours,
+        Err(_) => Origin::Foreign("it is a broken SQLite file of another program"),
+    })
+}
+
+/// The tables of an SQLite file, read without a lock and without writing anything beside it.
+fn tables(path: &Path) -> Result<Vec<String>, rusqlite::Error> {
+    let escaped = path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(format!("file:{escaped}?immutable=1"), flags)?;
+    let mut statement =
+        connection.prepare("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")?;
+    let names = statement.query_map([], |row| row.get(0))?;
+    names.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OTHER_TABLES: Origin = Origin::Foreign("it is an SQLite file with other tables");
+    const NO_SQLITE: Origin = Origin::Foreign("it is no SQLite file");
+
+    /// Whose a file is that `make` has made, first where no Keychoir was, then where one was.
+    #[track_caller]
+    fn check(make: impl Fn(&Path), never_here: Origin, was_here: Origin) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a 100%? #1.db");
+        make(&path);
+        let before = fs::read(&path).ok();
+        assert_eq!(of(&path).unwrap(), never_here, "where no Keychoir was");
+        let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path()).collect();
+        assert!(names.iter().all(|name| *name == path || *name == companion(&path, "-wal")), "{names:?}");
+        drop(lock::Lock::take(&path));
+        assert_eq!(of(&path).unwrap(), was_here, "where one was");
+        assert_eq!(fs::read(&path).ok(), before, "it is left as it is");
+    }
+
+    fn sqlite(path: &Path, statements: &str) {
+        Connection::open(path).unwrap().execute_batch(statements).unwrap();
+    }
+
+    #[test]
+    fn nothing_and_an_empty_file_are_ours() {
+        check(|_| {}, Origin::Ours, Origin::Ours);
+        check(|path| fs::write(path, "").unwrap(), Origin::Ours, Origin::Ours);
+        check(|path| sqlite(path, "VACUUM"), Origin::Ours, Origin::Ours);
+    }
+
+    #[test]
+    fn what_is_no_sqlite_file_is_ours_only_where_keychoir_was() {
+        for text in ["x", "these are not the books you are looking for", "SQLite format 2\0"] {
+            check(|path| fs::write(path, text).unwrap(), NO_SQLITE, Origin::OursNoDatabase);
+        }
+        let empty_beside_a_log = |path: &Path| {
+            fs::write(path, "").unwrap();
+            fs::write(companion(path, "-wal"), "its log").unwrap();
+        };
+        check(empty_beside_a_log, NO_SQLITE, Origin::OursNoDatabase);
+    }
+
+    #[test]
+    fn a_database_of_another_program_is_never_ours() {
+        for statements in [
+            "CREATE TABLE photos (name TEXT)",
+            "CREATE TABLE keys (name TEXT)",
+            "CREATE TABLE photos (name TEXT); PRAGMA user_version = 7",
+            "CREATE TABLE photos (name TEXT); PRAGMA application_id = 1",
+        ] {
+            check(|path| sqlite(path, statements), OTHER_TABLES, OTHER_TABLES);
+        }
+    }
+
+    #[test]
+    fn the_mark_is_enough_whatever_became_of_the_rest() {
+        let marked = |path: &Path| {
+            sqlite(path, &format!("CREATE TABLE x (y); PRAGMA application_id = {APPLICATION}"));
+            let mut bytes = fs::read(path).unwrap();
+            bytes[100..].fill(0xff);
+            fs::write(path, bytes).unwrap();
+        };
+        check(marked, Origin::Ours, Origin::Ours);
+    }
+
+    #[test]
+    fn a_broken_database_without_the_mark_is_ours_only_where_keychoir_was() {
+        let broken = |path: &Path| {
+            sqlite(path, "CREATE TABLE photos (name TEXT)");
+            let mut bytes = fs::read(path).unwrap();
+            bytes[100..].fill(0xff);
+            fs::write(path, bytes).unwrap();
+        };
+        check(broken, Origin::Foreign("it is a broken SQLite file of another program"), Origin::Ours);
+    }
+
+    #[test]
+    fn files_from_before_the_mark_are_known_by_their_tables() {
+        let earlier = |path: &Path| sqlite(path, &super::super::schema::of_version(1));
+        check(earlier, Origin::Ours, Origin::Ours);
+    }
+}
