@@ -345,7 +345,7 @@ fn assert_has(head: &[String], lines: &[&str]) {
 }
 
 #[test]
-fn a_stream_finishes_after_the_signal_and_others_are_sent_elsewhere() {
+fn a_stream_finishes_after_the_signal_and_kept_connections_are_served() {
     let gate = Gate::new();
     let stage = gate.stage();
     let (mut program, address) = stage.start();
@@ -368,21 +368,25 @@ fn a_stream_finishes_after_the_signal_and_others_are_sent_elsewhere() {
     assert_has(&told, &["http/1.1 503", "retry-after: 1", "connection: close"]);
     assert!(page.contains(r#""draining":"yes""#), "{page}");
     one.assert_closed();
-    let (told, page) = other.ask("/v1/voices");
-    assert_has(&told, &["http/1.1 503", "retry-after: 1", "connection: close", "x-keychoir-error: draining"]);
-    assert!(page.contains("Try again"), "{page}");
+    // A kept connection is served like any other, once more.
+    other.send("/v1/voices");
+    let mut served = gate.open();
+    served.write_all(b"after").unwrap();
+    assert_has(&head(&mut other.0), &["http/1.1 200", "connection: close"]);
+    let mut body = [0; 10];
+    other.0.read_exact(&mut body).unwrap();
+    assert_eq!(&body, b"firstafter");
     other.assert_closed();
 
     upstream.write_all(b"after").unwrap();
     assert_has(&head(&mut streaming.0), &["http/1.1 200"]);
-    let mut body = [0; 10];
     streaming.0.read_exact(&mut body).unwrap();
     assert_eq!(&body, b"firstafter");
     streaming.assert_closed();
     let (code, said) = program.ended();
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains(r#""message":"Ended""#), "{said}");
-    assert_eq!(booked(&stage), ["served"]);
+    assert_eq!(booked(&stage), ["served", "served"]);
 }
 
 /// The verdicts in the books.
@@ -483,9 +487,10 @@ async fn a_restart_with_a_socket_of_systemd_refuses_nobody() {
         program
     };
     let mut program = start();
-    // A connection a request: an open one would be told to go, which is no refusal but no answer.
-    let client = keychoir::upstream::side_calls().unwrap().pool_max_idle_per_host(0).build().unwrap();
-    let mut traffic = Traffic::begin(4, &place, &client);
+    // Some keep their connections, some open one for each request.
+    let fresh = keychoir::upstream::side_calls().unwrap().pool_max_idle_per_host(0).build().unwrap();
+    let mut traffic = Traffic::begin(4, &place, &fresh);
+    let keeping = keeping(4, &place);
     for _ in 0..3 {
         traffic.flows(20).await;
         let (code, said) = program.end();
@@ -495,7 +500,83 @@ async fn a_restart_with_a_socket_of_systemd_refuses_nobody() {
     }
     traffic.flows(20).await;
     traffic.end().await;
+    keeping.end();
     assert_eq!(program.end().0, Some(0));
+}
+
+/// Clients that keep their connection until an answer closes it, ask after pauses of all lengths, and
+/// never ask twice.
+struct Keeping {
+    stop: Arc<AtomicBool>,
+    clients: Vec<std::thread::JoinHandle<()>>,
+}
+
+fn keeping(count: usize, place: &str) -> Keeping {
+    let stop = Arc::new(AtomicBool::new(false));
+    let clients = (0..count).map(|number| {
+        let (stop, place) = (Arc::clone(&stop), place.to_owned());
+        let ask = move || {
+            let mut kept = None;
+            for round in 0.. {
+                if stop.load(Ordering::Acquire) {
+                    return;
+                }
+                let mut connection = kept.take().unwrap_or_else(|| Kept::to(&place));
+                let (head, _) = connection.ask("/v1/voices");
+                assert_has(&head, &["http/1.1 200"]);
+                if !head.iter().any(|line| line == "connection: close") {
+                    kept = Some(connection);
+                }
+                // A pause by the events of other clients, and not by a clock.
+                (0..(round * 7 + number) % 50).for_each(|_| std::thread::yield_now());
+            }
+        };
+        keychoir::tasks::thread("client", ask).unwrap()
+    });
+    let clients = clients.collect();
+    Keeping { stop, clients }
+}
+
+impl Keeping {
+    fn end(self) {
+        self.stop.store(true, Ordering::Release);
+        self.clients.into_iter().for_each(|client| client.join().unwrap());
+    }
+}
+
+#[test]
+fn kept_connections_are_served_at_the_end_without_a_passed_socket_too() {
+    let stage = Stage::before("http://127.0.0.1:9");
+    stage.configure(&[ONE], "");
+    let (mut program, address) = stage.start();
+    let mut kept: Vec<Kept> = (0..20).map(|_| Kept::to(&address)).collect();
+    for connection in &mut kept {
+        assert_has(&connection.ask("/livez").0, &["http/1.1 200"]);
+    }
+    let mut probe = Kept::to(&address);
+    program.signal("TERM");
+    program.event("server_ending");
+    // The line is written just before the drain begins.
+    while !probe.ask("/readyz").0[0].contains("503") {}
+    for connection in &mut kept {
+        let (head, _) = connection.ask("/livez");
+        assert_has(&head, &["http/1.1 200", "connection: close"]);
+    }
+    kept.into_iter().for_each(Kept::assert_closed);
+    assert_eq!(program.ended().0, Some(0));
+}
+
+#[test]
+fn idle_connections_do_not_hold_the_end_for_longer_than_they_may() {
+    let stage = Stage::before("http://127.0.0.1:9");
+    stage.configure(&[ONE], "[server]\ndrain_idle_timeout = 1\n");
+    let (program, address) = stage.start();
+    let mut kept = Kept::to(&address);
+    assert_has(&kept.ask("/livez").0, &["http/1.1 200"]);
+    let (code, said) = program.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains(r#""message":"Ended""#), "nothing was cut: {said}");
+    kept.assert_closed();
 }
 
 #[test]

@@ -28,6 +28,9 @@ use tokio::sync::Semaphore;
 
 const LIMITS: Limits = Limits {
     head_read_max: Duration::from_secs(30),
+    keepalive_timeout: Duration::from_secs(75),
+    linger_timeout: Duration::from_secs(10),
+    linger_bytes_max: 1024 * 1024,
     write_idle_max: Duration::from_secs(60),
     head_bytes_max: 8192,
     connections_max: 100,

@@ -6,14 +6,13 @@ use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 
-use crate::admin::{Admin, Draining};
+use crate::admin::Admin;
 use crate::clock;
 use crate::policy::origin::{self, Visit};
 use crate::proxy::{Exchanged, Proxy, ResponseBody};
-use crate::server::{First, Reply, Service, Session};
+use crate::server::{Reply, Service, Session};
 
-/// The admin's pages before the proxy. When the program ends, only a connection that has not asked
-/// yet gets through to the proxy: whoever was let in is served.
+/// The admin's pages before the proxy.
 #[derive(Clone, Debug)]
 pub(super) struct Front(Arc<Rooms>);
 
@@ -21,19 +20,18 @@ pub(super) struct Front(Arc<Rooms>);
 struct Rooms {
     admin: Arc<Admin>,
     proxy: Arc<Proxy>,
-    draining: Draining,
 }
 
 impl Front {
-    pub(super) fn new(admin: Admin, proxy: Proxy, draining: Draining) -> Self {
-        Self(Arc::new(Rooms { admin: Arc::new(admin), proxy: Arc::new(proxy), draining }))
+    pub(super) fn new(admin: Admin, proxy: Proxy) -> Self {
+        Self(Arc::new(Rooms { admin: Arc::new(admin), proxy: Arc::new(proxy) }))
     }
 
     /// The same front for one of so many cores.
     pub(super) fn for_core(&self, cores: usize) -> Self {
-        let Rooms { admin, proxy, draining } = &*self.0;
+        let Rooms { admin, proxy } = &*self.0;
         let (admin, proxy) = (Arc::clone(admin), Arc::new(proxy.for_core(cores)));
-        Self(Arc::new(Rooms { admin, proxy, draining: draining.clone() }))
+        Self(Arc::new(Rooms { admin, proxy }))
     }
 }
 
@@ -41,7 +39,7 @@ impl Service for Front {
     type Body = ResponseBody;
 
     async fn answer(&self, mut request: Request<Incoming>) -> Reply<ResponseBody> {
-        let Rooms { admin, proxy, draining } = &*self.0;
+        let Rooms { admin, proxy } = &*self.0;
         let visit = match proxy.admit(&mut request) {
             Ok(visit) => visit,
             Err(refusal) => return (*refusal).into(),
@@ -55,9 +53,6 @@ impl Service for Front {
         let mut answer = match admin.answer(request.method(), request.uri(), request.headers(), clock::now())
         {
             Some(page) => page.map(|body| ResponseBody::Ours(Full::new(body))),
-            None if draining.is_set() && request.extensions().get::<First>().is_none() => {
-                proxy.decline(&request)
-            }
             None => {
                 let Exchanged { answer, socket } = proxy.exchange(request).await;
                 session = socket.map(|socket| -> Session {

@@ -91,6 +91,7 @@ pub struct Running {
     certificates: Certificates,
     draining: Draining,
     drain: Drain,
+    drain_idle_timeout: Duration,
     accepting: Tasks,
     connections: Tasks,
     crew: Crew<Front>,
@@ -183,7 +184,7 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
     let pricing = Tasks::new().spawn_guarded(pricing.run());
     let shared = Shared { terms: Arc::clone(&terms), pool: Arc::clone(&pool), owners, books, meters, ended };
     let proxy = Proxy::new(shared, upstream, drain.cut.clone());
-    let front = Front::new(admin, proxy, draining.clone());
+    let front = Front::new(admin, proxy);
     let certificates = Certificates::new(parts.https, &addresses, clock::now())?;
     let renewing = Tasks::new().spawn_guarded(certificates.clone().keep_fresh());
     let workers = Workers::start(parts.workers)?;
@@ -208,6 +209,7 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
         certificates,
         draining,
         drain,
+        drain_idle_timeout: parts.drain_idle_timeout,
         accepting,
         connections,
         crew,
@@ -289,8 +291,8 @@ impl Running {
         Ok(reloaded)
     }
 
-    /// Accepts nothing more, lets running requests finish within `grace`, cuts the others, and
-    /// writes everything down.
+    /// Ends kept connections by their next answer, then accepts nothing more, lets running requests
+    /// finish within `grace`, cuts the others, and writes everything down.
     pub async fn drain(self, grace: Duration) -> Drained {
         self.drain_unless(grace, pending()).await.drained
     }
@@ -303,14 +305,19 @@ impl Running {
 
     /// The same, but does not wait any longer when `hurry` completes.
     pub async fn drain_unless(mut self, grace: Duration, hurry: impl Future<Output = ()>) -> Ended {
-        let Drain { stop, close, cut, .. } = &self.drain;
+        let Drain { ending, kept, stop, close, cut, .. } = &self.drain;
         self.draining.set();
-        stop.cancel();
+        ending.cancel();
         drop(self.watching);
         drop(self.pricing);
         drop(self.renewing);
+        // Half of the grace at most: what is under way then needs time, too.
+        let kept_max = self.drain_idle_timeout.min(grace / 2);
         let finish = async {
-            // First nobody is let in any more, and then whoever was is served.
+            // Clients of kept connections hear of the end with their next answer. Whether they have or
+            // not, no one is let in from then on, and then everyone who was is served.
+            let _ = tokio::time::timeout(kept_max, kept.ended()).await;
+            stop.cancel();
             self.accepting.ended().await;
             self.crew.requests_ended().await;
             close.cancel();
@@ -328,6 +335,7 @@ impl Running {
                 Drained::Cut
             }
         };
+        stop.cancel();
         let begun = clock::instant();
         if drained == Drained::Cut {
             cut.cancel();

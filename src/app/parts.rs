@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::https::Https;
 use crate::body::room::{Bounds, Room};
@@ -38,6 +39,8 @@ pub struct Parts {
     pub https: Https,
     /// Bounds of the listener.
     pub server: server::Limits,
+    /// How long kept connections without a request stay open when the program ends.
+    pub drain_idle_timeout: Duration,
     /// Threads that serve connections; 0 for one a core.
     pub workers: usize,
     /// How quotas are asked for; `None` for not at all.
@@ -154,11 +157,15 @@ impl Parts {
             https,
             server: server::Limits {
                 head_read_max: server.head_read_max,
+                keepalive_timeout: server.keepalive_timeout,
+                linger_timeout: server.linger_timeout,
+                linger_bytes_max: server.linger_bytes_max as u64,
                 write_idle_max: server.write_idle_max,
                 head_bytes_max: server.head_bytes_max,
                 connections_max: server.connections_max,
                 rest_after: server::REST_AFTER,
             },
+            drain_idle_timeout: server.drain_idle_timeout,
             workers: server.workers,
             watch: watch.is_enabled.then_some(watch::Settings {
                 interval: watch.interval,

@@ -224,7 +224,7 @@ async fn until_told(mut running: Running, mut signals: Signals, mut reloading: R
     }
     let grace = reloading.grace();
     notify::stopping(grace + running.end_max() + END_MARGIN);
-    info!(event = "server_ending", "Ending: no new connections, {} s for running requests", grace.as_secs());
+    info!(event = "server_ending", "Ending: running requests have {} s", grace.as_secs());
     let mut is_hurried = false;
     let hurry = async {
         signals.end().await;

@@ -21,8 +21,14 @@ pub struct ServerConfig {
     pub tls: TlsConfig,
     /// Where the local authority lives; beside the database when nothing is said.
     pub tls_directory: Option<PathBuf>,
-    /// For a request's head to arrive, and between two requests of a connection.
+    /// For a request's head to arrive.
     pub head_read_max: Duration,
+    /// For the next request on a kept connection.
+    pub keepalive_timeout: Duration,
+    /// For a client to finish what it sends after an answer that ends its connection.
+    pub linger_timeout: Duration,
+    /// What a client may still send then.
+    pub linger_bytes_max: usize,
     /// For a client to take something of an answer that waits for it.
     pub write_idle_max: Duration,
     /// A request's head.
@@ -37,6 +43,8 @@ pub struct ServerConfig {
     pub base_path: BasePath,
     /// How long a stop waits for the requests under way.
     pub shutdown_grace: Duration,
+    /// How long a stop leaves kept connections open that have no request.
+    pub drain_idle_timeout: Duration,
     /// From one look at the files of the configuration to the next; zero never looks.
     pub reload_interval: Duration,
     /// How long a client may pause within a request's body.
@@ -51,6 +59,9 @@ impl Default for ServerConfig {
             tls: TlsConfig::default(),
             tls_directory: None,
             head_read_max: Duration::from_secs(30),
+            keepalive_timeout: Duration::from_secs(75),
+            linger_timeout: Duration::from_secs(30),
+            linger_bytes_max: 256 * 1024 * 1024,
             write_idle_max: Duration::from_secs(600),
             head_bytes_max: 64 * 1024,
             connections_max: 10_000,
@@ -58,6 +69,7 @@ impl Default for ServerConfig {
             workers: 0,
             base_path: BasePath::default(),
             shutdown_grace: Duration::from_secs(30),
+            drain_idle_timeout: Duration::from_secs(5),
             reload_interval: Duration::from_secs(5),
             body_idle_max: Duration::from_secs(60),
         }

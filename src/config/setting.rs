@@ -52,6 +52,9 @@ pub(super) static TABLE: &[Setting] = &[
     entry("server.tls.key", Kind::OptionalFile(|c| &mut c.server.tls.key)),
     entry("server.tls_directory", Kind::OptionalFile(|c| &mut c.server.tls_directory)),
     entry("server.head_read_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.server.head_read_max)),
+    entry("server.keepalive_timeout", Kind::Millis(1..=DAY, |c| &mut c.server.keepalive_timeout)),
+    entry("server.linger_timeout", Kind::Millis(0..=HOUR, |c| &mut c.server.linger_timeout)),
+    entry("server.max_linger_size", Kind::Bytes(0..=1024 * GIBI, |c| &mut c.server.linger_bytes_max)),
     // hyper refuses a smaller buffer than 8192 bytes.
     entry("server.head_bytes_max", Kind::Bytes(8192..=MEBI, |c| &mut c.server.head_bytes_max)),
     entry("server.connections_max", Kind::Count(1..=1_000_000, |c| &mut c.server.connections_max)),
@@ -59,6 +62,7 @@ pub(super) static TABLE: &[Setting] = &[
     entry("server.workers", Kind::Count(0..=1024, |c| &mut c.server.workers)),
     entry("server.base_path", Kind::Word(|c| &mut c.server.base_path)),
     entry("server.shutdown_grace_ms", Kind::Millis(0..=HOUR, |c| &mut c.server.shutdown_grace)),
+    entry("server.drain_idle_timeout", Kind::Millis(0..=HOUR, |c| &mut c.server.drain_idle_timeout)),
     entry("server.reload_interval_ms", Kind::Millis(0..=HOUR, |c| &mut c.server.reload_interval)),
     entry("server.write_idle_ms_max", Kind::Millis(1..=DAY, |c| &mut c.server.write_idle_max)),
     entry("server.body_idle_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.server.body_idle_max)),

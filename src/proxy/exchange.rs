@@ -92,11 +92,6 @@ impl<C: Connect> Proxy<C> {
             .map_err(|stranger| Box::new(ours(&stranger.into(), RequestLog::begin(request, &self.meters))))
     }
 
-    /// Answers a request that comes when the program ends: another instance will take it.
-    pub fn decline(&self, request: &Request<Incoming>) -> Response<ResponseBody> {
-        ours(&ProxyError::Draining, RequestLog::begin(request, &self.meters))
-    }
-
     pub(super) async fn find_answer(
         self: &Arc<Self>,
         request: Request<Incoming>,

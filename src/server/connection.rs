@@ -2,15 +2,15 @@
 //! who speaks another protocol on it.
 
 use std::convert::Infallible;
-use std::future::{Future, pending, poll_fn, ready};
+use std::future::{Future, poll_fn, ready};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HeaderValue, UPGRADE};
-use http::{Request, Response};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, UPGRADE};
+use http::{Method, Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -21,14 +21,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tracing::debug;
 
 use super::aside::Aside;
+use super::ending::{End, end, last_words};
 use super::gauged::{Gauge, Gauged};
 use super::here::{Here, Known, UnderWay};
+use super::linger::{Reset, linger, refuse_http2};
 use super::patient::Patient;
-use super::{Drain, First, Limits, Reply, Service, Session, Stream};
-
-/// A client that has connected is about to ask. When we end, it is waited for this long: closing on
-/// it would refuse a request that was let in.
-const FIRST_REQUEST_MAX: Duration = Duration::from_secs(1);
+use super::{Drain, Limits, Reply, Service, Session, Stream};
+use crate::tasks::Member;
 
 /// A new connection is looked at so many times sooner than others.
 const FIRST_PAUSE: u32 = 64;
@@ -48,11 +47,12 @@ pub(super) fn serve<S, I, E>(
 ) -> impl Future<Output = ()> + Send + 'static
 where
     S: Service,
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: AsyncRead + AsyncWrite + Reset + Unpin + Send + 'static,
     E: FnMut(Awake<I>, Known) -> Option<Awake<I>> + Send + 'static,
 {
     let here = Here::new(drain.requests.clone(), known);
-    run(opening, service, limits, drain, here, elsewhere)
+    let kept = (!drain.ending.is_cancelled()).then(|| drain.kept.member());
+    run(opening, service, limits, drain, (here, kept), elsewhere)
 }
 
 /// A connection that is about to ask.
@@ -73,30 +73,36 @@ async fn run<S, I>(
     service: S,
     limits: Limits,
     drain: Arc<Drain>,
-    here: Arc<Here>,
+    (here, kept): (Arc<Here>, Option<Member>),
     mut elsewhere: impl FnMut(Awake<I>, Known) -> Option<Awake<I>> + Send,
 ) where
     S: Service,
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: AsyncRead + AsyncWrite + Reset + Unpin + Send + 'static,
 {
     let opened = tokio::select! {
         biased;
-        _ = told(&drain, &here, limits.head_read_max) => return,
+        _ = end(&drain, &here, &limits) => return,
         opened = opening => opened,
     };
     let Some(mut awake) = opened else { return };
     here.wait();
-    let gauge = Gauge::default();
     // Most clients ask once: until one has asked again, its pauses are short.
     let mut pause = if here.has_asked() { limits.rest_after } else { limits.rest_after / FIRST_PAUSE };
     loop {
         let stream = Patient::new(awake.stream, limits.write_idle_max);
-        let stream = Gauged::new(stream, gauge.clone()).with_early(awake.early);
+        let stream = Gauged::new(stream, here.gauge().clone()).with_early(awake.early);
         // In a box that goes before a rest or a session begins: its buffers are not needed any more.
-        let spoken = Box::pin(speak(stream, service.clone(), limits, &drain, &here, &gauge, pause)).await;
+        let spoken = Box::pin(speak(stream, service.clone(), limits, &drain, &here, pause)).await;
         let stream = match spoken {
             Spoken::Over => return,
-            Spoken::Taken(taken, stream, read) => return taken.run(&gauge, stream, read).await,
+            Spoken::Taken(taken, stream, read) => {
+                drop(kept);
+                return taken.run(here.gauge(), stream, read).await;
+            }
+            Spoken::Answered(stream) => {
+                drop(kept);
+                return linger(stream, limits, &drain).await;
+            }
             Spoken::Quiet(stream) => stream,
         };
         let Some(woken) = rest(stream, limits, &drain, &here).await else { return };
@@ -115,6 +121,8 @@ enum Spoken<I> {
     Over,
     /// With a 101, and what was read beyond its request.
     Taken(Taken, Gauged<Patient<I>>, Bytes),
+    /// With an answer that closes the connection, while the client may still be sending.
+    Answered(Gauged<Patient<I>>),
     /// For now: nothing is under way.
     Quiet(Gauged<Patient<I>>),
 }
@@ -126,20 +134,18 @@ async fn speak<S, I>(
     limits: Limits,
     drain: &Drain,
     here: &Arc<Here>,
-    gauge: &Gauge,
     pause: Duration,
 ) -> Spoken<I>
 where
     S: Service,
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: AsyncRead + AsyncWrite + Reset + Unpin + Send + 'static,
 {
     let takeover = Takeover::default();
-    let (asked, reserved, read) = (Arc::clone(here), takeover.clone(), gauge.clone());
-    let answer = service_fn(move |mut request: Request<Incoming>| {
-        let under_way = asked.asks();
-        if under_way.is_first() {
-            request.extensions_mut().insert(First);
-        }
+    let (asked, reserved, read) = (Arc::clone(here), takeover.clone(), here.gauge().clone());
+    let answer = service_fn(move |request: Request<Incoming>| {
+        let under_way = asked.asks(!request.body().is_end_stream());
+        // Where chunks are not known, an answer without a length ends with the connection.
+        let may_end_by_close = request.version() < Version::HTTP_11 && request.method() != Method::HEAD;
         let (service, here) = (service.clone(), Arc::clone(&asked));
         let asks = request.headers().contains_key(UPGRADE);
         let upgrade = asks.then(|| (reserved.clone(), read.clone()));
@@ -150,12 +156,19 @@ where
             if let Some((session, (takeover, gauge))) = session.zip(upgrade) {
                 // The session counts as a request under way, to its end.
                 takeover.put(Taken { session, read: gauge.bytes(), _under_way: under_way });
-                return Ok(answer.map(|body| Counted { body, _under_way: None }));
+                return Ok(answer.map(|body| Counted { body, _under_way: None, whole: None }));
             }
             if here.is_ending() {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok::<Response<_>, Infallible>(answer.map(|body| Counted { body, _under_way: Some(under_way) }))
+            let has_length =
+                answer.headers().contains_key(CONTENT_LENGTH) || answer.body().size_hint().exact().is_some();
+            let whole = (may_end_by_close && !has_length).then(|| Whole { here, is_whole: false });
+            Ok::<Response<_>, Infallible>(answer.map(|body| Counted {
+                body,
+                _under_way: Some(under_way),
+                whole,
+            }))
         })
     });
     let mut connection = Box::pin(
@@ -168,8 +181,8 @@ where
     let mut told = pin!(Aside::new(async {
         tokio::select! {
             biased;
-            told = told(drain, here, limits.head_read_max) => Some(told),
-            () = here.quiet(pause, limits.rest_after, gauge) => None,
+            told = end(drain, here, &limits) => Some(told),
+            () = here.quiet(pause, limits.rest_after) => None,
         }
     }));
     let ended = tokio::select! {
@@ -186,39 +199,53 @@ where
                 }
                 tokio::select! {
                     biased;
-                    _ = self::told(drain, here, limits.head_read_max) => return Spoken::Over,
-                    ended = connection.as_mut() => ended,
+                    _ = end(drain, here, &limits) => None,
+                    ended = connection.as_mut() => Some(ended),
                 }
             }
-            Some(ToldTo::Close) => {
+            Some(End::Close) => {
+                // A request that has arrived by now is served.
+                let asked = poll_fn(|cx| Poll::Ready(connection.as_mut().poll(cx))).await;
                 connection.as_mut().graceful_shutdown();
-                tokio::select! {
-                    ended = connection.as_mut() => ended,
-                    // Nothing is under way but, perhaps, the first part of a head.
-                    () = last_words(drain) => return Spoken::Over,
-                    () = drain.cut.cancelled() => return Spoken::Over,
+                match asked {
+                    Poll::Ready(ended) => Some(ended),
+                    Poll::Pending => tokio::select! {
+                        ended = connection.as_mut() => Some(ended),
+                        // Nothing is under way but, perhaps, the first part of a head.
+                        () = last_words(drain) => None,
+                        () = drain.cut.cancelled() => None,
+                    },
                 }
             }
-            Some(ToldTo::Leave) => return Spoken::Over,
+            Some(End::Leave) => None,
         },
-        ended = connection.as_mut() => ended,
+        ended = connection.as_mut() => Some(ended),
     };
+    // With the rest of it goes the answer that was under way.
+    let parts = Pin::into_inner(connection).into_parts();
+    let mut stream = parts.io.into_inner();
+    if here.is_truncated() {
+        stream.get_ref().get_ref().reset_on_drop();
+        return Spoken::Over;
+    }
     match (ended, takeover.take()) {
-        (Ok(()), Some(taken)) => {
-            let parts = Pin::into_inner(connection).into_parts();
-            Spoken::Taken(taken, parts.io.into_inner(), parts.read_buf)
-        }
-        (Ok(()), None) => Spoken::Over,
-        (Err(error), _) => {
+        (Some(Ok(())), Some(taken)) => Spoken::Taken(taken, stream, parts.read_buf),
+        (Some(Ok(())), None) if here.may_send() => Spoken::Answered(stream),
+        (Some(Ok(())) | None, _) => Spoken::Over,
+        (Some(Err(error)), _) => {
             // Clients leave and send what is no HTTP; neither is news.
             debug!("a connection ended: {error}");
-            Spoken::Over
+            if error.is_parse_version_h2() {
+                refuse_http2(&mut stream).await;
+            }
+            if error.is_parse() { Spoken::Answered(stream) } else { Spoken::Over }
         }
     }
 }
 
-/// What is read at the end of a rest; the rest of it is read by who speaks HTTP, into its own buffer.
-const FIRST_BYTES: usize = 16;
+/// What is read at the end of a rest; the rest of it is read by who speaks HTTP, into its own buffer. As
+/// long as the preface of HTTP/2, which is known as a whole only.
+const FIRST_BYTES: usize = 24;
 
 /// Waits, with no buffer, until there is something to read. `None` when the connection has ended.
 async fn rest<I>(stream: Gauged<Patient<I>>, limits: Limits, drain: &Drain, here: &Here) -> Option<Awake<I>>
@@ -229,17 +256,24 @@ where
     let mut stream = stream.into_inner();
     // A head that has begun, and not the buffer that it came in.
     let early = early.to_vec();
+    if !early.is_empty() {
+        here.has_begun_head();
+    }
     let mut first = [0; FIRST_BYTES];
     let read = tokio::select! {
         biased;
-        told = told(drain, here, limits.head_read_max) => match told {
-            ToldTo::Close => Ok(0),
-            ToldTo::Leave => return None,
-        },
+        // Before the end is looked at: a request that has arrived by then is served.
         read = stream.read(&mut first) => read,
+        ends = end(drain, here, &limits) => match ends {
+            End::Close => Ok(0),
+            End::Leave => return None,
+        },
     };
     match read {
         Ok(count @ 1..) => {
+            if early.is_empty() {
+                here.begin_head();
+            }
             let early = [&early, first.get(..count)?].concat();
             Some(Awake { stream, early: early.into() })
         }
@@ -256,28 +290,6 @@ where
             debug!("a connection ended: {error}");
             None
         }
-    }
-}
-
-/// What a connection is told beside its traffic.
-enum ToldTo {
-    /// To end when nothing is under way.
-    Close,
-    /// To end at once.
-    Leave,
-}
-
-/// What a connection is told, once.
-async fn told(drain: &Drain, here: &Here, head_read_max: Duration) -> ToldTo {
-    tokio::select! {
-        biased;
-        () = drain.cut.cancelled() => ToldTo::Leave,
-        () = drain.close.cancelled() => ToldTo::Close,
-        () = here.waited(head_read_max) => {
-            debug!("a connection ended: it brought no request in time");
-            ToldTo::Leave
-        }
-        never = expect_first(drain, here) => match never {},
     }
 }
 
@@ -316,28 +328,28 @@ impl Taken {
     }
 }
 
-/// Ends when a client has had its time to finish a head it had begun, and its request, if it became
-/// one, is answered.
-async fn last_words(drain: &Drain) {
-    tokio::time::sleep(FIRST_REQUEST_MAX).await;
-    drain.requests.ended().await;
-}
-
-/// Has the end wait for the first request of a connection, but not for long.
-async fn expect_first(drain: &Drain, here: &Here) -> Infallible {
-    drain.stop.cancelled().await;
-    here.end();
-    tokio::time::sleep(FIRST_REQUEST_MAX).await;
-    here.expect_nothing();
-    pending().await
-}
-
 pin_project! {
     /// An answer's body, which makes its request count as under way until it has passed.
     struct Counted<B> {
         #[pin]
         body: B,
         _under_way: Option<UnderWay>,
+        whole: Option<Whole>,
+    }
+}
+
+/// Notes an answer that ends with the connection and is dropped before its end, so that the connection
+/// is reset.
+struct Whole {
+    here: Arc<Here>,
+    is_whole: bool,
+}
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        if !self.is_whole {
+            self.here.truncate();
+        }
     }
 }
 
@@ -349,7 +361,12 @@ impl<B: Body<Data = Bytes>> Body for Counted<B> {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        self.project().body.poll_frame(cx)
+        let mut this = self.project();
+        let polled = this.body.as_mut().poll_frame(cx);
+        if let Some(whole) = this.whole {
+            whole.is_whole |= matches!(polled, Poll::Ready(None)) || this.body.is_end_stream();
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -363,37 +380,41 @@ impl<B: Body<Data = Bytes>> Body for Counted<B> {
 
 #[cfg(test)]
 mod tests {
-    use http::{Method, StatusCode};
+    use http::StatusCode;
     use http_body_util::Full;
     use tokio::io::{DuplexStream, duplex};
     use tokio::time::timeout;
 
+    use std::future::pending;
+
     use super::super::REST_AFTER;
+    use super::super::ending::FIRST_REQUEST_MAX;
     use super::*;
     use crate::tasks::Tasks;
 
     const LIMITS: Limits = Limits {
         head_read_max: Duration::from_secs(30),
+        keepalive_timeout: Duration::from_secs(75),
+        linger_timeout: Duration::from_secs(10),
+        linger_bytes_max: 1024 * 1024,
         write_idle_max: Duration::from_secs(60),
         head_bytes_max: 8192,
         connections_max: 1,
         rest_after: REST_AFTER,
     };
-    /// No head is waited for so long.
-    const LATE: Duration = Duration::from_secs(31);
+    /// No kept connection is idle for so long.
+    const LATE: Duration = Duration::from_secs(76);
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: k\r\n\r\n";
 
-    /// Answers with whether it was the first request of its connection.
+    /// Answers everything alike.
     #[derive(Clone)]
-    struct Told;
+    struct Echo;
 
-    impl Service for Told {
+    impl Service for Echo {
         type Body = Full<Bytes>;
 
         async fn answer(&self, request: Request<Incoming>) -> Reply<Full<Bytes>> {
-            let is_first = request.extensions().get::<First>().is_some();
-            let mut answer =
-                Response::new(Full::new(Bytes::from_static(if is_first { b"first" } else { b"later" })));
+            let mut answer = Response::new(Full::new(Bytes::from_static(b"answer")));
             let asks = request.headers().contains_key(UPGRADE);
             if request.method() == Method::PUT {
                 // Its body is neither read nor given up.
@@ -420,7 +441,7 @@ mod tests {
     fn spawn(opening: impl Future<Output = Option<DuplexStream>> + Send + 'static, drain: &Drain) {
         let opening = async { opening.await.map(Awake::from) };
         let (known, drain) = (Known::default(), Arc::new(drain.clone()));
-        Tasks::new().spawn(serve(opening, known, Told, LIMITS, drain, |awake, _| Some(awake)));
+        Tasks::new().spawn(serve(opening, known, Echo, LIMITS, drain, |awake, _| Some(awake)));
     }
 
     /// The client's end of a connection that is served.
@@ -430,10 +451,16 @@ mod tests {
         client
     }
 
+    /// The end of the program, when no connection is waited for beforehand.
+    fn stop(drain: &Drain) {
+        drain.ending.cancel();
+        drain.stop.cancel();
+    }
+
     async fn ask(client: &mut DuplexStream) -> String {
         client.write_all(REQUEST).await.unwrap();
         let mut answer = Vec::new();
-        while !answer.ends_with(b"first") && !answer.ends_with(b"later") {
+        while !answer.ends_with(b"answer") {
             assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0, "it was closed");
         }
         String::from_utf8(answer).unwrap()
@@ -443,11 +470,11 @@ mod tests {
     async fn who_has_not_asked_yet_is_waited_for() {
         let drain = Drain::default();
         let mut client = connected(&drain);
-        drain.stop.cancel();
+        stop(&drain);
         let almost = FIRST_REQUEST_MAX.saturating_sub(Duration::from_millis(1));
         assert!(timeout(almost, drain.requests.ended()).await.is_err(), "a client may still ask");
         let answer = ask(&mut client).await;
-        assert!(answer.contains("connection: close") && answer.ends_with("first"), "{answer}");
+        assert!(answer.contains("connection: close") && answer.ends_with("answer"), "{answer}");
         assert!(timeout(almost, drain.requests.ended()).await.is_ok());
     }
 
@@ -455,7 +482,7 @@ mod tests {
     async fn who_does_not_ask_is_not_waited_for_long() {
         let drain = Drain::default();
         let mut client = connected(&drain);
-        drain.stop.cancel();
+        stop(&drain);
         assert!(timeout(FIRST_REQUEST_MAX * 2, drain.requests.ended()).await.is_ok());
         drain.close.cancel();
         assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "it is closed");
@@ -466,7 +493,7 @@ mod tests {
         let drain = Drain::default();
         let mut client = connected(&drain);
         client.write_all(&REQUEST[..REQUEST.len() - 2]).await.unwrap();
-        drain.stop.cancel();
+        stop(&drain);
         drain.requests.ended().await;
         drain.close.cancel();
         let closed = timeout(FIRST_REQUEST_MAX * 2, client.read(&mut [0])).await;
@@ -477,11 +504,11 @@ mod tests {
     async fn an_open_connection_is_answered_until_all_are_closed() {
         let drain = Drain::default();
         let mut client = connected(&drain);
-        assert!(ask(&mut client).await.ends_with("first"));
-        drain.stop.cancel();
+        assert!(ask(&mut client).await.ends_with("answer"));
+        stop(&drain);
         drain.requests.ended().await;
         let answer = ask(&mut client).await;
-        assert!(answer.contains("connection: close") && answer.ends_with("later"), "{answer}");
+        assert!(answer.contains("connection: close") && answer.ends_with("answer"), "{answer}");
         assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "it is closed");
     }
 
@@ -495,7 +522,7 @@ mod tests {
             pending::<Option<DuplexStream>>().await
         };
         spawn(opening, &drain);
-        drain.stop.cancel();
+        stop(&drain);
         assert!(timeout(FIRST_REQUEST_MAX * 2, drain.requests.ended()).await.is_ok());
         drain.close.cancel();
         let closed = timeout(FIRST_REQUEST_MAX, client.read(&mut [0])).await;
@@ -506,7 +533,7 @@ mod tests {
     async fn a_stream_that_fails_to_open_is_waited_for_no_more() {
         let drain = Drain::default();
         spawn(ready(None), &drain);
-        drain.stop.cancel();
+        stop(&drain);
         assert!(timeout(FIRST_REQUEST_MAX / 2, drain.requests.ended()).await.is_ok());
     }
 
@@ -526,7 +553,7 @@ mod tests {
         let mut echo = [0; 5];
         client.read_exact(&mut echo).await.unwrap();
         assert_eq!(&echo, b"hello");
-        drain.stop.cancel();
+        stop(&drain);
         let long = FIRST_REQUEST_MAX * 10;
         assert!(timeout(long, drain.requests.ended()).await.is_err(), "the session is under way");
         drop(client);
@@ -549,10 +576,10 @@ mod tests {
     async fn a_connection_serves_on_after_any_rest_within_its_time() {
         let drain = Drain::default();
         let mut client = connected(&drain);
-        assert!(ask(&mut client).await.ends_with("first"));
-        for millis in [1, 999, 1_000, 1_001, 29_999] {
+        assert!(ask(&mut client).await.ends_with("answer"));
+        for millis in [1, 999, 1_000, 1_001, 29_999, 30_001, 74_999] {
             tokio::time::sleep(Duration::from_millis(millis)).await;
-            assert!(ask(&mut client).await.ends_with("later"), "after {millis} ms");
+            assert!(ask(&mut client).await.ends_with("answer"), "after {millis} ms");
         }
         let closed = timeout(LATE, client.read(&mut [0])).await;
         assert_eq!(closed.expect("its time is over").unwrap(), 0);
@@ -571,7 +598,7 @@ mod tests {
             }
             client.write_all(b"\n").await.unwrap();
             let mut answer = Vec::new();
-            while !answer.ends_with(b"first") {
+            while !answer.ends_with(b"answer") {
                 assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0, "it was closed");
             }
             assert!(crate::clock::since(began) < LIMITS.head_read_max);
@@ -585,13 +612,13 @@ mod tests {
     async fn a_connection_at_rest_is_closed_with_the_others() {
         let drain = Drain::default();
         let mut client = connected(&drain);
-        assert!(ask(&mut client).await.ends_with("first"));
+        assert!(ask(&mut client).await.ends_with("answer"));
         tokio::time::sleep(Duration::from_secs(5)).await;
-        drain.stop.cancel();
+        stop(&drain);
         assert!(timeout(FIRST_REQUEST_MAX / 2, drain.requests.ended()).await.is_ok(), "nobody is expected");
         let answer = ask(&mut client).await;
-        assert!(answer.contains("connection: close") && answer.ends_with("later"), "{answer}");
-        let mut other = connected(&Drain { stop: drain.stop.clone(), ..Drain::default() });
+        assert!(answer.contains("connection: close") && answer.ends_with("answer"), "{answer}");
+        let mut other = connected(&Drain { ending: drain.ending.clone(), ..Drain::default() });
         assert!(ask(&mut other).await.contains("connection: close"));
         drain.close.cancel();
         assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "it is closed");
@@ -601,7 +628,7 @@ mod tests {
     async fn a_client_that_leaves_during_a_rest_is_let_go() {
         let drain = Drain::default();
         let mut client = connected(&drain);
-        assert!(ask(&mut client).await.ends_with("first"));
+        assert!(ask(&mut client).await.ends_with("answer"));
         tokio::time::sleep(Duration::from_secs(5)).await;
         client.shutdown().await.unwrap();
         let closed = timeout(Duration::from_secs(1), client.read(&mut [0])).await;
@@ -612,7 +639,7 @@ mod tests {
     async fn a_socket_may_follow_a_rest() {
         let drain = Drain::default();
         let mut client = connected(&drain);
-        assert!(ask(&mut client).await.ends_with("first"));
+        assert!(ask(&mut client).await.ends_with("answer"));
         tokio::time::sleep(Duration::from_secs(5)).await;
         client.write_all(UPGRADE_REQUEST).await.unwrap();
         let mut head = Vec::new();
@@ -625,12 +652,124 @@ mod tests {
         client.read_exact(&mut echo).await.unwrap();
         assert_eq!(&echo, b"hello");
         let mut other = connected(&drain);
-        assert!(ask(&mut other).await.ends_with("first"));
+        assert!(ask(&mut other).await.ends_with("answer"));
         tokio::time::sleep(Duration::from_secs(5)).await;
         other.write_all(&[UPGRADE_REQUEST, b"too early"].concat()).await.unwrap();
         let mut answer = Vec::new();
         other.read_to_end(&mut answer).await.unwrap();
         assert!(answer.ends_with(b"\r\n\r\n"), "there is no echo");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_has_begun_gets_less_time_than_an_idle_connection() {
+        let drain = Drain::default();
+        for (idle, has_asked) in [(0, true), (10, true), (60, true), (0, false)] {
+            let mut client = connected(&drain);
+            if has_asked {
+                ask(&mut client).await;
+            }
+            tokio::time::sleep(Duration::from_secs(idle)).await;
+            client.write_all(&REQUEST[..REQUEST.len() - 2]).await.unwrap();
+            let mut byte = [0];
+            // What rests is looked at again after a moment.
+            let (early, late) = (Duration::from_secs(28), Duration::from_secs(3));
+            assert!(timeout(early, client.read(&mut byte)).await.is_err(), "{idle} s: it is closed early");
+            let closed = timeout(late, client.read(&mut byte)).await;
+            assert_eq!(closed.expect("it is still open").unwrap(), 0, "{idle} s");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_never_asks_gets_the_time_of_a_head() {
+        let drain = Drain::default();
+        let mut client = connected(&drain);
+        assert!(timeout(Duration::from_secs(29), client.read(&mut [0])).await.is_err());
+        assert_eq!(timeout(Duration::from_secs(2), client.read(&mut [0])).await.unwrap().unwrap(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kept_connection_is_served_while_the_program_ends_and_closed_by_its_answer() {
+        for rest in [0, 10] {
+            let drain = Drain::default();
+            let mut client = connected(&drain);
+            assert!(!ask(&mut client).await.contains("connection: close"));
+            tokio::time::sleep(Duration::from_secs(rest)).await;
+            drain.ending.cancel();
+            let kept = drain.kept.ended();
+            let almost = Duration::from_secs(4);
+            assert!(timeout(almost, kept).await.is_err(), "its client does not know yet");
+            let answer = ask(&mut client).await;
+            assert!(answer.contains("connection: close"), "{answer}");
+            assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "it is closed");
+            drain.kept.ended().await;
+            // One that comes now is served, and the end does not wait for it beforehand.
+            let mut late = connected(&drain);
+            drain.kept.ended().await;
+            assert!(ask(&mut late).await.contains("connection: close"));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_has_arrived_when_connections_are_closed_is_served() {
+        for rest in [0, 10] {
+            let drain = Drain::default();
+            let mut client = connected(&drain);
+            ask(&mut client).await;
+            tokio::time::sleep(Duration::from_secs(rest)).await;
+            stop(&drain);
+            client.write_all(REQUEST).await.unwrap();
+            drain.close.cancel();
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).await.unwrap();
+            let answer = String::from_utf8(answer).unwrap();
+            assert!(answer.contains("connection: close") && answer.ends_with("answer"), "{rest} s: {answer}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn http2_without_asking_is_told_to_use_http1() {
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        for rest in [0, 5] {
+            let drain = Drain::default();
+            let mut client = connected(&drain);
+            tokio::time::sleep(Duration::from_secs(rest)).await;
+            client.write_all(preface).await.unwrap();
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).await.unwrap();
+            let frames = [&[0, 0, 0, 4, 0, 0, 0, 0, 0][..], &[0, 0, 8, 7], &[0; 12], &[0xd]].concat();
+            assert_eq!(answer, frames, "after {rest} s");
+        }
+    }
+
+    /// How many bytes of a body a client can send after its answer, in pieces with a pause.
+    async fn sent_after_the_answer(pieces: usize, pause: Duration) -> usize {
+        let drain = Drain::default();
+        let mut client = connected(&drain);
+        client.write_all(b"POST / HTTP/1.1\r\nhost: k\r\ncontent-length: 99999999\r\n\r\n").await.unwrap();
+        let mut sent = 0;
+        for _ in 0..pieces {
+            tokio::time::sleep(pause).await;
+            match client.write_all(&[0; 4096]).await {
+                Ok(()) => sent += 4096,
+                Err(_) => break,
+            }
+        }
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.ends_with(b"answer"));
+        sent
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_still_sent_after_an_answer_is_taken_within_bounds() {
+        let (quick, slow) = (Duration::ZERO, Duration::from_secs(1));
+        assert_eq!(sent_after_the_answer(200, quick).await, 200 * 4096);
+        assert_eq!(sent_after_the_answer(9, slow).await, 9 * 4096);
+        let (most, ten_seconds) = (LIMITS.linger_bytes_max as usize, 12 * 4096);
+        assert!(sent_after_the_answer(1_000, quick).await <= most + 8 * 4096);
+        assert!(sent_after_the_answer(100, slow).await <= ten_seconds);
+        // A client that pauses for long has left.
+        assert!(sent_after_the_answer(100, Duration::from_secs(6)).await <= 2 * 4096);
     }
 
     #[tokio::test(start_paused = true)]
@@ -641,7 +780,7 @@ mod tests {
             let head = format!("{method} / HTTP/1.1\r\nhost: k\r\ncontent-length: 100\r\n\r\nhello");
             client.write_all(head.as_bytes()).await.unwrap();
             let mut answer = Vec::new();
-            while !answer.ends_with(b"first") {
+            while !answer.ends_with(b"answer") {
                 assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0, "it was closed");
             }
             tokio::time::sleep(Duration::from_secs(5)).await;

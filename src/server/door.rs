@@ -4,10 +4,12 @@ use std::io;
 use std::net;
 use std::os::fd::AsRawFd;
 use std::os::unix::net as unix;
+use std::sync::Arc;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::either::Either;
 
 use super::listener::Listener;
@@ -39,21 +41,40 @@ impl Door {
         }
     }
 
-    /// The next connection. While several wait, each is there at once.
+    /// The next connection, with its place among `places`, which is taken only when a connection
+    /// waits: several listeners share them. While several wait, each is there at once.
     ///
     /// # Cancel safety
     ///
     /// No connection is lost when the future is dropped.
-    pub(super) async fn accept(&self) -> io::Result<Accepted> {
+    pub(super) async fn accept(
+        &self,
+        places: &Arc<Semaphore>,
+    ) -> io::Result<(Accepted, OwnedSemaphorePermit)> {
         match self {
             Self::Tcp(listener) => {
-                let accepted = listener.async_io(Interest::READABLE, net::TcpListener::accept).await?;
-                Ok(Accepted::Tcp(accepted.0))
+                let (accepted, place) = accept_on(listener, places, net::TcpListener::accept).await?;
+                Ok((Accepted::Tcp(accepted.0), place))
             }
             Self::Unix { listener, .. } => {
-                let accepted = listener.async_io(Interest::READABLE, unix::UnixListener::accept).await?;
-                Ok(Accepted::Unix(accepted.0))
+                let (accepted, place) = accept_on(listener, places, unix::UnixListener::accept).await?;
+                Ok((Accepted::Unix(accepted.0), place))
             }
+        }
+    }
+}
+
+async fn accept_on<T: AsRawFd, A>(
+    listener: &AsyncFd<T>,
+    places: &Arc<Semaphore>,
+    accept: impl Fn(&T) -> io::Result<A>,
+) -> io::Result<(A, OwnedSemaphorePermit)> {
+    loop {
+        let mut ready = listener.readable().await?;
+        let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
+        // A connection may be gone by then; its place is given back.
+        if let Ok(accepted) = ready.try_io(|listener| accept(listener.get_ref())) {
+            return Ok((accepted?, place));
         }
     }
 }

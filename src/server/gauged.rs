@@ -60,6 +60,11 @@ impl<S> Gauged<S> {
         Self { early, ..self }
     }
 
+    /// The stream below.
+    pub(super) fn get_ref(&self) -> &S {
+        &self.stream
+    }
+
     /// The stream, and what was read of it and by nobody yet.
     pub(super) fn into_parts(self) -> (S, Bytes) {
         (self.stream, self.early)

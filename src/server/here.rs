@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep_until;
 
+use super::Limits;
 use super::gauged::Gauge;
 use crate::clock;
 use crate::tasks::{Member, Tasks};
@@ -20,8 +21,16 @@ pub(super) struct Here {
     began: Instant,
     /// Milliseconds from the beginning to the moment since which a head is waited for.
     waits_since: AtomicU64,
+    /// Bytes that had been read at that moment: more means that the head has begun.
+    read_before: AtomicU64,
+    has_head_begun: AtomicBool,
     has_asked: AtomicBool,
     is_ending: AtomicBool,
+    /// Whether the last request had a body, of which more may come after its answer.
+    may_send: AtomicBool,
+    /// Whether an answer whose end is the end of the connection was not finished.
+    is_truncated: AtomicBool,
+    gauge: Gauge,
     /// Counts a request that is expected at any moment as one that is under way.
     expected: Mutex<Option<Member>>,
     requests: Tasks,
@@ -34,6 +43,7 @@ const BUSY: u64 = u64::MAX;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Known {
     has_asked: bool,
+    has_head_begun: bool,
     waits_since: Option<Instant>,
 }
 
@@ -43,8 +53,13 @@ impl Here {
         Arc::new(Self {
             began: known.waits_since.unwrap_or_else(clock::instant),
             waits_since: AtomicU64::new(if known.waits_since.is_some() { 0 } else { BUSY }),
+            read_before: AtomicU64::new(0),
+            has_head_begun: AtomicBool::new(known.has_head_begun),
             has_asked: AtomicBool::new(known.has_asked),
             is_ending: AtomicBool::new(false),
+            may_send: AtomicBool::new(false),
+            is_truncated: AtomicBool::new(false),
+            gauge: Gauge::default(),
             expected: Mutex::new(Some(requests.member())),
             requests,
         })
@@ -52,15 +67,41 @@ impl Here {
 
     /// What the next one who serves it should know.
     pub(super) fn known(&self) -> Known {
-        Known { has_asked: self.has_asked(), waits_since: self.waits_since() }
+        Known {
+            has_asked: self.has_asked(),
+            has_head_begun: self.has_head_begun.load(Ordering::Relaxed),
+            waits_since: self.waits_since(),
+        }
+    }
+
+    /// What its stream moves.
+    pub(super) fn gauge(&self) -> &Gauge {
+        &self.gauge
     }
 
     /// From now on a head is waited for, if it was not before.
     pub(super) fn wait(&self) {
         if self.waits_since().is_none() {
-            let since = u64::try_from(clock::since(self.began).as_millis()).unwrap_or(BUSY);
-            self.waits_since.store(since, Ordering::Relaxed);
+            self.read_before.store(self.gauge.bytes(), Ordering::Relaxed);
+            self.has_head_begun.store(false, Ordering::Relaxed);
+            self.set_waits_since();
         }
+    }
+
+    /// The first byte of a head has come, after a wait in which there was none.
+    pub(super) fn begin_head(&self) {
+        self.has_head_begun.store(true, Ordering::Relaxed);
+        self.set_waits_since();
+    }
+
+    /// A head was begun before the wait that goes on.
+    pub(super) fn has_begun_head(&self) {
+        self.has_head_begun.store(true, Ordering::Relaxed);
+    }
+
+    fn set_waits_since(&self) {
+        let since = u64::try_from(clock::since(self.began).as_millis()).unwrap_or(BUSY);
+        self.waits_since.store(since, Ordering::Relaxed);
     }
 
     fn waits_since(&self) -> Option<Instant> {
@@ -88,12 +129,27 @@ impl Here {
         self.has_asked.load(Ordering::Relaxed)
     }
 
-    /// A head has come.
-    pub(super) fn asks(self: &Arc<Self>) -> UnderWay {
+    /// A head has come, of a request with a body or without.
+    pub(super) fn asks(self: &Arc<Self>, has_body: bool) -> UnderWay {
         self.waits_since.store(BUSY, Ordering::Relaxed);
-        let is_first = !self.has_asked.swap(true, Ordering::Relaxed);
+        self.has_asked.store(true, Ordering::Relaxed);
+        self.may_send.store(has_body, Ordering::Relaxed);
         let member = self.expected().take().unwrap_or_else(|| self.requests.member());
-        UnderWay { here: Arc::clone(self), is_first, _member: member }
+        UnderWay { here: Arc::clone(self), _member: member }
+    }
+
+    /// Whether the client may still be sending the body of its last request.
+    pub(super) fn may_send(&self) -> bool {
+        self.may_send.load(Ordering::Relaxed)
+    }
+
+    /// An answer that ends with the connection is not whole.
+    pub(super) fn truncate(&self) {
+        self.is_truncated.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_truncated(&self) -> bool {
+        self.is_truncated.load(Ordering::Relaxed)
     }
 
     /// The program ends.
@@ -105,11 +161,11 @@ impl Here {
         self.is_ending.load(Ordering::Relaxed)
     }
 
-    /// Ends when a head has been waited for that long. The timer is set once in that span, and not
-    /// with each request.
-    pub(super) async fn waited(&self, max: Duration) {
+    /// Ends when a head has been waited for too long. The timer is set once in that span, and not with
+    /// each request.
+    pub(super) async fn waited(&self, limits: &Limits) {
         loop {
-            let due = self.waits_since().unwrap_or_else(clock::instant) + max;
+            let due = self.waits_since().unwrap_or_else(clock::instant) + self.wait_max(limits);
             if due <= clock::instant() {
                 return;
             }
@@ -117,17 +173,25 @@ impl Here {
         }
     }
 
+    /// How long the head may be waited for: a client that has begun one, or has just connected, for
+    /// less than one that keeps its connection for later.
+    fn wait_max(&self, limits: &Limits) -> Duration {
+        let has_begun = self.has_head_begun.load(Ordering::Relaxed)
+            || self.gauge.bytes() != self.read_before.load(Ordering::Relaxed);
+        if self.has_asked() && !has_begun { limits.keepalive_timeout } else { limits.head_read_max }
+    }
+
     /// Ends when a head has been waited for and the client has taken all of its last answer; at the end
     /// of the program never. It is looked at after `first`, and then at pauses that grow to `longest`;
     /// a head that has been waited for since the last look, at least, is enough.
-    pub(super) async fn quiet(&self, first: Duration, longest: Duration, gauge: &Gauge) {
+    pub(super) async fn quiet(&self, first: Duration, longest: Duration) {
         let longest = longest.max(LOOK_MIN);
         let mut pause = first.clamp(LOOK_MIN, longest);
         let mut due = clock::instant() + pause;
         loop {
             sleep_until(due.into()).await;
             let now = clock::instant();
-            let since = self.waits_since().filter(|_| self.may_rest(gauge));
+            let since = self.waits_since().filter(|_| self.may_rest());
             if since.is_some_and(|since| since + pause <= now) {
                 return;
             }
@@ -139,9 +203,9 @@ impl Here {
 
 impl Here {
     /// The first head is left where it is: HTTP has not found yet that it stands between two messages.
-    fn may_rest(&self, gauge: &Gauge) -> bool {
-        let has_begun = self.has_asked() || gauge.bytes() == 0;
-        has_begun && !gauge.is_stuck() && !self.is_ending()
+    fn may_rest(&self) -> bool {
+        let has_begun = self.has_asked() || self.gauge.bytes() == 0;
+        has_begun && !self.gauge.is_stuck() && !self.is_ending()
     }
 }
 
@@ -149,15 +213,7 @@ impl Here {
 #[derive(Debug)]
 pub(super) struct UnderWay {
     here: Arc<Here>,
-    is_first: bool,
     _member: Member,
-}
-
-impl UnderWay {
-    /// Whether it is the first of its connection.
-    pub(super) fn is_first(&self) -> bool {
-        self.is_first
-    }
 }
 
 impl Drop for UnderWay {

@@ -4,8 +4,10 @@
 mod aside;
 mod connection;
 mod door;
+mod ending;
 mod gauged;
 mod here;
+mod linger;
 mod listener;
 mod passed;
 mod patient;
@@ -45,9 +47,15 @@ use here::Known;
 /// Bounds of the listener and of each connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// For a head to arrive, from its first moment on, and between two requests of a connection; and
-    /// for a connection to say its first byte and to agree on TLS.
+    /// For a head to arrive, from its first byte on; for a connection's first request; and for a
+    /// connection to send its first byte and to agree on TLS.
     pub head_read_max: Duration,
+    /// For the first byte of a later request on a kept connection.
+    pub keepalive_timeout: Duration,
+    /// For a client to finish what it sends after an answer that ends its connection.
+    pub linger_timeout: Duration,
+    /// What a client may still send then, in bytes.
+    pub linger_bytes_max: u64,
     /// For a client to take something of an answer that waits for it.
     pub write_idle_max: Duration,
     /// For a head; more is answered with 431.
@@ -62,14 +70,20 @@ pub struct Limits {
 /// Most connections that have waited for a second wait for many.
 pub const REST_AFTER: Duration = Duration::from_secs(1);
 
-/// How a server is told to end: `stop`, then `close` when `requests` has ended, then `cut` when
-/// that takes too long.
+/// How a server ends: `ending`, then `stop` when `kept` has ended or has had its time, then `close`
+/// when `requests` has ended, then `cut` when that takes too long.
 ///
-/// A connection that was accepted and has not asked yet counts among `requests` for a moment.
-/// Between `stop` and `close` the open connections stay open: a client that asks on one of them
-/// hears that we end, instead of finding it closed under its request.
+/// From `ending` on, every answer says that its connection closes. A client cannot know of the end
+/// before it has had such an answer, and may ask on a kept connection at any moment; so these stay open
+/// and are served up to `close`, and are closed by their next answer. Until `stop`, new connections are
+/// accepted as well, because it may take seconds. A connection that was accepted and has not asked yet
+/// counts among `requests` for a moment.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
+    /// Answers end their connections.
+    pub ending: CancellationToken,
+    /// The connections from before `ending`, each until it is closed or taken over by a session.
+    pub kept: Tasks,
     /// Accept nothing more; let what runs finish.
     pub stop: CancellationToken,
     /// The requests under way, up to the end of their answers.
@@ -119,11 +133,6 @@ pub trait Service: Clone + Send + Sync + Unpin + 'static {
     /// Answers one.
     fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Reply<Self::Body>> + Send;
 }
-
-/// Marks the first request of a connection, among its extensions: whoever was let in is served, also
-/// when we end.
-#[derive(Clone, Copy, Debug)]
-pub struct First;
 
 /// Room for connections, shared by all listeners. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -224,13 +233,9 @@ impl<S: Service> Server<S> {
     async fn accept(self: Arc<Self>, door: Door, tls: Tls) {
         let mut in_one_go = 0;
         loop {
-            let next = async {
-                let place = Arc::clone(&self.room.places).acquire_owned().await.map_err(io::Error::other)?;
-                Ok::<_, io::Error>((door.accept().await?, place))
-            };
             let accepted = tokio::select! {
                 () = self.drain.stop.cancelled() => return,
-                accepted = next => accepted,
+                accepted = door.accept(&self.room.places) => accepted,
             };
             match accepted {
                 Ok((accepted, place)) => self.hand_over(accepted, place, tls.clone()),
@@ -283,7 +288,7 @@ impl<S: Service> Server<S> {
     ) -> Option<Awake<tls::Stream>> {
         let Some(less) = self.crew.less_than(number) else { return Some(awake) };
         // At the end of the program, each worker is waited for.
-        if self.drain.stop.is_cancelled() {
+        if self.drain.ending.is_cancelled() {
             return Some(awake);
         }
         let Awake { stream, early } = awake;

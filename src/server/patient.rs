@@ -31,6 +31,11 @@ impl<S> Patient<S> {
         Self { stream, idle_max, timer: None, is_waiting: false }
     }
 
+    /// The stream below.
+    pub(super) fn get_ref(&self) -> &S {
+        &self.stream
+    }
+
     pub(super) fn into_inner(self) -> S {
         self.stream
     }

@@ -52,6 +52,8 @@ pub async fn house_in(folder: TempDir, plan: Plan, change: impl FnOnce(&mut Conf
     let mut config = Config::with_defaults(keys, simulator.base_url().parse::<BaseUrl>().unwrap());
     config.storage.path = folder.path().join("keychoir.db");
     config.storage.is_ephemeral = false;
+    // The clients of the tests keep their connections, and the end need not wait for them.
+    config.server.drain_idle_timeout = Duration::ZERO;
     change(&mut config);
     let is_watched = config.watch.is_enabled;
     let mut running = app::start(Parts::of(config).unwrap(), vec![loopback().await.into()]).unwrap();
