@@ -189,6 +189,23 @@ async fn a_unix_socket_has_all_workers_too() {
 }
 
 #[tokio::test]
+async fn two_listeners_share_one_place() {
+    let stage = Stage::with(1, Limits { connections_max: 1, ..LIMITS });
+    let (first, second) = (stage.port(), stage.port());
+    for _ in 0..3 {
+        for address in [first, second] {
+            // Each is closed before the next one comes, and nothing else holds the place.
+            connect(address).await.ask().await;
+        }
+    }
+    // One that is open keeps the others waiting, and only until it is closed.
+    let open = connect(first).await;
+    let mut waiting = connect(second).await;
+    drop(open);
+    waiting.ask().await;
+}
+
+#[tokio::test]
 async fn who_has_requests_under_way_gets_no_more() {
     let stage = Stage::of(2);
     let address = stage.port();

@@ -53,6 +53,33 @@ impl HostPort {
     }
 }
 
+impl HostPort {
+    /// Whether a program on this machine that connects to `host` and `port` comes here, as far as the
+    /// text tells: `host` is `localhost` or an address.
+    #[must_use]
+    pub fn is_reached_by(&self, host: &str, port: u16) -> bool {
+        let there: Vec<IpAddr> = match host.parse() {
+            Ok(address) => vec![address],
+            Err(_) if host.eq_ignore_ascii_case("localhost") => {
+                vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
+            }
+            Err(_) => return false,
+        };
+        let is_here = |here: SocketAddr| {
+            let here = here.ip().to_canonical();
+            // Every address of this machine; those of its networks are not known here.
+            let is_any = |there: &IpAddr| {
+                let there = there.to_canonical();
+                there == here
+                    || (there.is_unspecified() && here.is_loopback())
+                    || (here.is_unspecified() && there.is_loopback())
+            };
+            there.iter().any(is_any)
+        };
+        self.port != 0 && self.port == port && self.socket_addresses().into_iter().any(is_here)
+    }
+}
+
 impl Default for HostPort {
     fn default() -> Self {
         // Loopback: nobody else reaches the keys before the owner says who may.
@@ -122,6 +149,30 @@ fn parse_host(host: &str) -> Result<Host, Option<&'static str>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn it_is_reached_by_its_own_address_in_every_form() {
+        for (listen, host, port, is_reached) in [
+            ("127.0.0.1:11011", "127.0.0.1", 11011, true),
+            ("127.0.0.1:11011", "localhost", 11011, true),
+            ("127.0.0.1:11011", "LocalHost", 11011, true),
+            ("127.0.0.1:11011", "::ffff:127.0.0.1", 11011, true),
+            ("127.0.0.1:11011", "0.0.0.0", 11011, true),
+            ("localhost:11011", "::1", 11011, true),
+            ("0.0.0.0:11011", "127.0.0.1", 11011, true),
+            ("[::]:11011", "localhost", 11011, true),
+            ("192.0.2.1:11011", "192.0.2.1", 11011, true),
+            ("127.0.0.1:11011", "127.0.0.1", 11012, false),
+            ("127.0.0.1:11011", "127.0.0.2", 11011, false),
+            ("127.0.0.1:11011", "192.0.2.1", 11011, false),
+            ("127.0.0.1:11011", "gateway.example", 11011, false),
+            ("192.0.2.1:11011", "127.0.0.1", 11011, false),
+            ("127.0.0.1:0", "127.0.0.1", 0, false),
+        ] {
+            let listening: HostPort = listen.parse().unwrap();
+            assert_eq!(listening.is_reached_by(host, port), is_reached, "{host}:{port} at {listen}");
+        }
+    }
 
     #[track_caller]
     fn check(text: &str, expected: &str) {

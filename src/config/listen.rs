@@ -68,6 +68,17 @@ impl Listens {
     }
 }
 
+impl Listen {
+    /// The port, if it is one.
+    #[must_use]
+    pub fn port(&self) -> Option<&HostPort> {
+        match self {
+            Self::Port(port) => Some(port),
+            Self::Unix(_) | Self::Systemd => None,
+        }
+    }
+}
+
 impl Default for Listens {
     fn default() -> Self {
         Self(vec![Listen::Port(HostPort::default())])

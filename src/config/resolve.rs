@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::document::{Contents, Document};
+use super::host_port::HostPort;
 use super::keys::{self, KeySource, unreadable};
-use super::listen::Listens;
+use super::listen::{Listen, Listens};
 use super::mask::shown;
 use super::problem::{Origin, Place, Problem, Problems, Warning, WrongValue};
 use super::reload::Files;
@@ -81,6 +82,7 @@ pub(super) fn resolve(overrides: &Overrides, sources: &Sources<'_>) -> Result<Lo
     draft.check_tls(sources, is_complete);
     draft.check_replay();
     draft.check_upstream();
+    draft.check_loop();
     draft.find_supabase(sources, folders);
     if let Some(document) = &document {
         draft.problems.retain(|problem| !document.is_guess(problem));
@@ -249,6 +251,25 @@ impl Draft {
             self.problems
                 .push(place.problem(WrongValue::new(what).advise("raise `replay.memory_total_max`")));
         }
+    }
+
+    /// No URL of the provider may lead back here, as far as the text tells.
+    fn check_loop(&mut self) {
+        let own = self.config.keys.iter().filter_map(|key| key.base_url.as_ref());
+        let urls = std::iter::once(&self.config.upstream.base_url).chain(own);
+        let listens = self.config.server.listen.iter();
+        let ports: Vec<&HostPort> = listens.filter_map(Listen::port).collect();
+        let Some((port, _)) = urls
+            .flat_map(|url| ports.iter().map(move |port| (port, url)))
+            .find(|(port, url)| port.is_reached_by(url.host(), url.port()))
+        else {
+            return;
+        };
+        let what = format!("{port} is where Keychoir itself listens: it would send requests to itself");
+        let wrong = WrongValue::new(what)
+            .advise("write the URL of ElevenLabs, of a gateway before it or of a simulator as the base URL")
+            .advise("or listen elsewhere (`server.listen`)");
+        self.problems.push(self.place_of(&["upstream.base_url", "server.listen"]).problem(wrong));
     }
 
     fn check_upstream(&mut self) {

@@ -107,6 +107,21 @@ impl<'a> Given<'a> {
 }
 
 #[test]
+fn an_upstream_that_is_keychoir_itself_is_refused() {
+    let expected = "
+KEYCHOIR_UPSTREAM__BASE_URL: 127.0.0.1:11011 is where Keychoir itself listens: it would send requests to itself
+    = write the URL of ElevenLabs, of a gateway before it or of a simulator as the base URL
+    = or listen elsewhere (`server.listen`)";
+    let own = Given::fresh().variable("KEYCHOIR_UPSTREAM__BASE_URL", "http://localhost:11011");
+    own.check_problems(expected);
+    Given { listen: Some("127.0.0.1:11012"), ..own }.config();
+    let of_a_key =
+        "[[keys]]\nkey = \"sk_another_key_of_the_test_00000001\"\nbase_url = \"http://127.0.0.1:11011\"";
+    let problems = Given::keyless().toml(of_a_key).resolve().unwrap_err().to_string();
+    assert!(problems.contains("is where Keychoir itself listens"), "{problems}");
+}
+
+#[test]
 fn with_a_key_and_nothing_else_everything_is_at_its_default() {
     let loaded = Given::fresh().resolve().unwrap();
     let mut config = loaded.config;

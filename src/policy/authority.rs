@@ -74,6 +74,17 @@ impl Authority {
         &self.host
     }
 
+    /// Whether it is a host of ElevenLabs' own, in any region.
+    #[must_use]
+    pub fn is_elevenlabs(&self) -> bool {
+        const DOMAIN: &[u8] = b"elevenlabs.io";
+        let host = self.host.as_bytes();
+        let Some((rest, end)) = host.len().checked_sub(DOMAIN.len()).map(|at| host.split_at(at)) else {
+            return false;
+        };
+        end.eq_ignore_ascii_case(DOMAIN) && rest.last().is_none_or(|byte| *byte == b'.')
+    }
+
     /// Its port.
     #[must_use]
     pub fn port(&self) -> u16 {

@@ -4,7 +4,9 @@
 mod words;
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use http::{Response, StatusCode};
 use serde_json::json;
 
@@ -71,6 +73,9 @@ pub enum ProxyError {
     /// The books take nothing more.
     #[error("{0}")]
     BooksFull(#[from] NoPlace),
+    /// It was sent by this Keychoir.
+    #[error("the upstream leads back to this Keychoir")]
+    Loop,
     /// The program ends.
     #[error("the program ends")]
     Draining,
@@ -92,6 +97,9 @@ struct Told {
     message: String,
     retry_after_s: Option<u64>,
 }
+
+/// The methods that are passed on, as far as they have names.
+const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
 /// A restart takes about that long.
 const DRAINING_RETRY_AFTER_S: u64 = 1;
@@ -127,6 +135,13 @@ impl ProxyError {
         // where its request ends.
         if matches!(self, Self::Host | Self::Upgrade) {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        // What RFC 9110 asks for with these: sections 11.6.1 and 10.2.1.
+        if http == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"keychoir\""));
+        }
+        if http == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(ALLOW, HeaderValue::from_static(METHODS));
         }
         if let Some(seconds) = retry_after_s {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
@@ -228,6 +243,12 @@ impl ProxyError {
                     "Keychoir has as many requests under way as it may have. Try again in a second.",
                 )
             },
+            Self::Loop => told(
+                StatusCode::LOOP_DETECTED,
+                "loop_detected",
+                "loop_detected",
+                "This request comes from Keychoir itself: upstream.base_url leads back to it instead of to ElevenLabs.",
+            ),
             Self::Draining => Told {
                 retry_after_s: Some(DRAINING_RETRY_AFTER_S),
                 ..told(
@@ -346,6 +367,7 @@ mod tests {
             (ProxyError::Overloaded(NoSeat), 503, "overloaded"),
             (ProxyError::Upgrade, 400, "bad_upgrade"),
             (ProxyError::BooksFull(NoPlace), 503, "books_full"),
+            (ProxyError::Loop, 508, "loop_detected"),
             (ProxyError::Draining, 503, "draining"),
             (TwoOwners(Kind::Voice, Kind::Dictionary).into(), 400, "two_owners"),
             (ProxyError::Unredacted(Unredacted), 502, "answer_not_redacted"),
@@ -359,6 +381,8 @@ mod tests {
         ] {
             let answer = error.answer("r", NOW);
             assert_eq!((answer.status().as_u16(), error.code()), (http, code), "{error}");
+            let has = |name| answer.headers().contains_key(name);
+            assert_eq!((has(WWW_AUTHENTICATE), has(ALLOW)), (http == 401, http == 405), "{error}");
         }
     }
 }

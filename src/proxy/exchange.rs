@@ -81,11 +81,14 @@ impl<C: Connect> Proxy<C> {
     ///
     /// # Errors
     ///
-    /// The answer, when it was sent to a foreign name or by a page that is not listed.
+    /// The answer, when it was sent to a foreign name, by a page that is not listed, or by this program.
     pub fn admit(&self, request: &mut Request<Incoming>) -> Result<Visit, Box<Response<ResponseBody>>> {
         let terms = self.terms.load();
         if let Some(target) = without_base(request.uri(), &terms.base_path) {
             *request.uri_mut() = target;
+        }
+        if self.upstream.has_sent(request.headers()) {
+            return Err(Box::new(ours(&ProxyError::Loop, RequestLog::begin(request, &self.meters))));
         }
         let asks_for_tokens = terms.clients.are_known();
         admit(&terms.doors, asks_for_tokens, request.method(), request.headers())

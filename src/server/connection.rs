@@ -101,6 +101,7 @@ async fn run<S, I>(
             }
             Spoken::Answered(stream) => {
                 drop(kept);
+                here.expect_nothing();
                 return linger(stream, limits, &drain).await;
             }
             Spoken::Quiet(stream) => stream,
@@ -146,7 +147,7 @@ where
         let under_way = asked.asks(!request.body().is_end_stream());
         // Where chunks are not known, an answer without a length ends with the connection.
         let may_end_by_close = request.version() < Version::HTTP_11 && request.method() != Method::HEAD;
-        let (service, here) = (service.clone(), Arc::clone(&asked));
+        let (service, here, read_gauge) = (service.clone(), Arc::clone(&asked), read.clone());
         let asks = request.headers().contains_key(UPGRADE);
         let upgrade = asks.then(|| (reserved.clone(), read.clone()));
         // In a box that goes with the question: it is the largest thing here, and a connection that
@@ -156,7 +157,7 @@ where
             if let Some((session, (takeover, gauge))) = session.zip(upgrade) {
                 // The session counts as a request under way, to its end.
                 takeover.put(Taken { session, read: gauge.bytes(), _under_way: under_way });
-                return Ok(answer.map(|body| Counted { body, _under_way: None, whole: None }));
+                return Ok(answer.map(|body| Counted { body, _under_way: None, whole: None, flush: None }));
             }
             if here.is_ending() {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -164,10 +165,12 @@ where
             let has_length =
                 answer.headers().contains_key(CONTENT_LENGTH) || answer.body().size_hint().exact().is_some();
             let whole = (may_end_by_close && !has_length).then(|| Whole { here, is_whole: false });
+            let flush = Some(Flush { gauge: read_gauge, error: None });
             Ok::<Response<_>, Infallible>(answer.map(|body| Counted {
                 body,
                 _under_way: Some(under_way),
                 whole,
+                flush,
             }))
         })
     });
@@ -330,11 +333,35 @@ impl Taken {
 
 pin_project! {
     /// An answer's body, which makes its request count as under way until it has passed.
-    struct Counted<B> {
+    struct Counted<B: Body> {
         #[pin]
         body: B,
         _under_way: Option<UnderWay>,
         whole: Option<Whole>,
+        flush: Option<Flush<B::Error>>,
+    }
+}
+
+/// Holds a body's error back until what was said before it has been taken: the error ends the
+/// connection, and the head of the answer may not have left yet.
+struct Flush<E> {
+    gauge: Gauge,
+    error: Option<E>,
+}
+
+impl<E> Flush<E> {
+    /// The error, unless something waits to be taken that was written before it.
+    fn poll(&mut self, cx: &mut Context<'_>, error: Option<E>) -> Poll<E> {
+        if error.is_some() {
+            // Between two polls, what is buffered is written.
+            self.error = error;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        match self.error.take_if(|_| !self.gauge.is_stuck()) {
+            Some(error) => Poll::Ready(error),
+            None => Poll::Pending,
+        }
     }
 }
 
@@ -362,7 +389,17 @@ impl<B: Body<Data = Bytes>> Body for Counted<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let mut this = self.project();
-        let polled = this.body.as_mut().poll_frame(cx);
+        let held = this.flush.as_mut().filter(|flush| flush.error.is_some());
+        let polled = match held {
+            Some(flush) => return flush.poll(cx, None).map(|error| Some(Err(error))),
+            None => this.body.as_mut().poll_frame(cx),
+        };
+        let polled = match (polled, this.flush.as_mut()) {
+            (Poll::Ready(Some(Err(error))), Some(flush)) => {
+                return flush.poll(cx, Some(error)).map(|error| Some(Err(error)));
+            }
+            (polled, _) => polled,
+        };
         if let Some(whole) = this.whole {
             whole.is_whole |= matches!(polled, Poll::Ready(None)) || this.body.is_end_stream();
         }
@@ -370,7 +407,7 @@ impl<B: Body<Data = Bytes>> Body for Counted<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.flush.as_ref().is_none_or(|flush| flush.error.is_none()) && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -9,6 +9,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER
 use http::{Extensions, HeaderMap, Method, StatusCode, Version};
 use hyper::ext::ReasonPhrase;
 
+use super::hop::{self, Hop};
 use super::{Outbound, names};
 use crate::policy::authority::Authority;
 use crate::secret::ApiKey;
@@ -35,20 +36,32 @@ pub(super) enum Length {
 
 /// Writes a request's head: the one place where a key enters a head. The text has it, so it is shown
 /// nowhere.
-pub(super) fn write(authority: &Authority, key: &ApiKey, outbound: &Outbound, length: Length) -> BytesMut {
+pub(super) fn write(
+    authority: &Authority,
+    key: &ApiKey,
+    outbound: &Outbound,
+    length: Length,
+    hop: &Hop,
+) -> BytesMut {
     let Outbound { method, target, headers } = outbound;
     let mut head = BytesMut::with_capacity(HEAD_BYTES_USUAL);
     let mut put = |pieces: &[&[u8]]| pieces.iter().for_each(|piece| head.extend_from_slice(piece));
     put(&[method.as_str().as_bytes(), b" ", authority.prefix().as_bytes()]);
-    put(&[target.path_and_query().map_or("/", |target| target.as_str()).as_bytes(), b" HTTP/1.1\r\nhost: "]);
+    let target = target.path_and_query().map_or("/", |target| target.as_str());
+    // An absolute target may have no path, and then has an empty one (RFC 9112, section 3.2.2).
+    put(&[if target.starts_with('?') { b"/" } else { b"" }, target.as_bytes(), b" HTTP/1.1\r\nhost: "]);
     put(&[authority.host_header().as_bytes(), b"\r\n"]);
+    let is_marked = !authority.is_elevenlabs();
     for (name, value) in headers {
         // What ends the body is ours to say: an empty one may be called empty.
         let is_length = *name == CONTENT_LENGTH && length != Length::Empty;
-        if is_length || *name == TRANSFER_ENCODING {
+        if is_length || *name == TRANSFER_ENCODING || (!is_marked && *name == hop::HEADER) {
             continue;
         }
         put(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
+    }
+    if is_marked {
+        put(&[hop::HEADER.as_str().as_bytes(), b": ", hop.id().as_bytes(), b"\r\n"]);
     }
     match length {
         Length::Empty => {}
@@ -96,6 +109,8 @@ pub enum HeadError {
     TooLarge,
     /// How its body ends is told in two ways.
     Ambiguous,
+    /// Its body has a transfer coding that is not understood (RFC 9112, section 6.1).
+    Coded,
 }
 
 impl fmt::Display for HeadError {
@@ -104,6 +119,7 @@ impl fmt::Display for HeadError {
             Self::Malformed => "what was heard is no HTTP",
             Self::TooLarge => "its head is too large",
             Self::Ambiguous => "its head tells two lengths",
+            Self::Coded => "its body has a transfer coding other than chunked",
         })
     }
 }
@@ -211,7 +227,7 @@ fn heard(
 /// What a head's headers say of its body and its connection, noted as they come.
 #[derive(Debug, Default)]
 struct Told {
-    /// Whether the last of the encodings of the transfer is chunks.
+    /// Whether chunks are the only coding of the transfer.
     is_chunked: Option<bool>,
     length: Option<Result<u64, HeadError>>,
     /// What the connection does.
@@ -231,8 +247,8 @@ impl Told {
                 });
             }
         } else if *name == TRANSFER_ENCODING {
-            let last = value.to_str().ok().and_then(|encodings| encodings.rsplit(',').next());
-            self.is_chunked = Some(last.is_some_and(|last| last.trim().eq_ignore_ascii_case("chunked")));
+            let is_chunked = value.as_bytes().eq_ignore_ascii_case(b"chunked");
+            self.is_chunked = Some(is_chunked && self.is_chunked.is_none());
         } else if *name == CONNECTION {
             for token in value.to_str().unwrap_or_default().split(',').map(str::trim) {
                 self.closes |= token.eq_ignore_ascii_case("close");
@@ -251,7 +267,8 @@ impl Told {
             _ if is_bare => Ok(End::Length(0)),
             (Some(_), _) if version == Version::HTTP_10 => Err(HeadError::Ambiguous),
             (Some(true), _) => Ok(End::Chunks),
-            (Some(false), _) | (None, None) => Ok(End::Close),
+            (Some(false), _) => Err(HeadError::Coded),
+            (None, None) => Ok(End::Close),
             (None, Some(length)) => length.map(End::Length),
         }
     }
@@ -295,8 +312,16 @@ mod tests {
             ("content-length: ", Err(HeadError::Ambiguous)),
             ("content-length: 99999999999999999999", Err(HeadError::Ambiguous)),
             ("transfer-encoding: chunked", Ok((200, End::Chunks, true))),
-            ("transfer-encoding: gzip, Chunked\r\ncontent-length: 9", Ok((200, End::Chunks, true))),
-            ("transfer-encoding: chunked, gzip", Ok((200, End::Close, false))),
+            ("transfer-encoding:  Chunked \r\ncontent-length: 9", Ok((200, End::Chunks, true))),
+            // What is coded otherwise would be passed on in a form that its head does not tell.
+            ("transfer-encoding: gzip, chunked", Err(HeadError::Coded)),
+            ("transfer-encoding: chunked, gzip", Err(HeadError::Coded)),
+            ("transfer-encoding: gzip\r\ntransfer-encoding: chunked", Err(HeadError::Coded)),
+            ("transfer-encoding: chunked\r\ntransfer-encoding: chunked", Err(HeadError::Coded)),
+            ("transfer-encoding: chunked, chunked", Err(HeadError::Coded)),
+            ("transfer-encoding: identity\r\ncontent-length: 9", Err(HeadError::Coded)),
+            ("transfer-encoding: something", Err(HeadError::Coded)),
+            ("transfer-encoding:", Err(HeadError::Coded)),
             ("x: 1", Ok((200, End::Close, false))),
             ("connection: close\r\ncontent-length: 5", Ok((200, End::Length(5), false))),
             (

@@ -5,6 +5,7 @@
 
 mod answer;
 mod connect;
+mod hop;
 mod idle;
 mod names;
 mod outgoing;
@@ -35,6 +36,7 @@ use crate::tasks::Tasks;
 pub use answer::{AnswerBody, AnswerError, Switched, WireError};
 pub use connect::{Connect, ConnectError, Direct, TlsError};
 use head::Heard;
+use hop::Hop;
 use idle::Idle;
 use outgoing::{Outgoing, SendFault};
 pub use side::side_calls;
@@ -146,6 +148,7 @@ struct Inner<C> {
     others: ArcSwap<Vec<Place>>,
     settings: Settings,
     tasks: Tasks,
+    hop: Hop,
 }
 
 /// One authority and the connections to it that wait.
@@ -173,7 +176,8 @@ impl<C: Connect> Upstream<C> {
     /// An upstream at `authority`. Connections are opened when they are needed.
     pub fn new(authority: Authority, connector: C, settings: Settings, tasks: Tasks) -> Self {
         let home = Place::new(Arc::new(authority), &settings, &tasks);
-        Self { inner: Arc::new(Inner { connector, home, others: ArcSwap::default(), settings, tasks }) }
+        let (others, hop) = (ArcSwap::default(), Hop::new());
+        Self { inner: Arc::new(Inner { connector, home, others, settings, tasks, hop }) }
     }
 
     /// The same upstream for one of so many cores: with connections of its own, which nobody on
@@ -183,12 +187,19 @@ impl<C: Connect> Upstream<C> {
     where
         C: Clone,
     {
-        let Inner { connector, home, settings, tasks, .. } = &*self.inner;
+        let Inner { connector, home, settings, tasks, hop, .. } = &*self.inner;
         let idle_connections_max = settings.idle_connections_max.div_ceil(cores.max(1));
         let settings = Settings { idle_connections_max, ..*settings };
         let home = Place::new(Arc::clone(&home.authority), &settings, tasks);
-        let (connector, tasks) = (connector.clone(), tasks.clone());
-        Self { inner: Arc::new(Inner { connector, home, others: ArcSwap::default(), settings, tasks }) }
+        let (connector, tasks, hop) = (connector.clone(), tasks.clone(), hop.clone());
+        Self { inner: Arc::new(Inner { connector, home, others: ArcSwap::default(), settings, tasks, hop }) }
+    }
+
+    /// Whether a client's request with these headers was sent by this upstream before: then its address
+    /// leads back to where the request came from.
+    #[must_use]
+    pub fn has_sent(&self, headers: &HeaderMap) -> bool {
+        self.inner.hop.marks(headers)
     }
 
     /// The place of a key: its own, or the common one.
@@ -237,7 +248,7 @@ impl<C: Connect> Upstream<C> {
         let place = self.place(own);
         let upload = body.upload();
         let length = Outgoing::length(&body);
-        let head = head::write(&place.authority, key, outbound, length);
+        let head = head::write(&place.authority, key, outbound, length, &self.inner.hop);
         let mut outgoing = Outgoing::new(head, length, body);
         loop {
             let (mut connection, is_reused) = match place.idle.take(clock::instant()) {

@@ -1,6 +1,7 @@
 //! Whatever a server says, hyper's client and ours make the same of it: what one refuses the other
 //! refuses, and where one finds an end the other does. Two readers that differ are how one answer is
-//! taken for another's.
+//! taken for another's. One difference is meant: hyper's client passes on a body with a transfer coding
+//! that it does not undo, and ours refuses it.
 
 use std::sync::Mutex;
 
@@ -98,15 +99,14 @@ const LINES: [&str; 9] = [
     "HTTP/2.0 200 OK",
     "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK",
 ];
-const HEADERS: [&str; 16] = [
+const HEADERS: [&str; 15] = [
     "content-length: 5",
     "Content-Length: 3",
     "content-length: 5, 5",
     "content-length: +5",
     "content-length: 0",
     "transfer-encoding: chunked",
-    "transfer-encoding: gzip, chunked",
-    "transfer-encoding: identity",
+    "Transfer-Encoding: Chunked",
     "connection: close",
     "connection: keep-alive",
     "x-a:  b  ",
@@ -150,6 +150,18 @@ fn answers() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
+/// Whether an answer has a transfer coding that is not `chunked`, or that twice.
+fn is_coded(text: &[u8]) -> bool {
+    let name = b"transfer-encoding:";
+    let lines = text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    let codings: Vec<&[u8]> = lines
+        .filter_map(|line| line.split_at_checked(name.len()))
+        .filter(|(start, _)| start.eq_ignore_ascii_case(name))
+        .map(|(_, coding)| coding.trim_ascii())
+        .collect();
+    codings.len() > 1 || codings.iter().any(|coding| !coding.eq_ignore_ascii_case(b"chunked"))
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
@@ -163,6 +175,9 @@ proptest! {
         let (hyper, ours) = runtime.block_on(async {
             (by_hyper(text.clone(), cut, &method).await, by_us(text.clone(), cut, &method).await)
         });
+        if ours == Made::Nothing && is_coded(&text) {
+            return Ok(());
+        }
         prop_assert_eq!(ours, hyper, "{:?}", String::from_utf8_lossy(&text));
     }
 }

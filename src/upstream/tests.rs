@@ -91,10 +91,35 @@ async fn a_foreign_host_in_the_request_line_is_not_where_the_key_goes() {
     for (target, line) in [
         ("http://evil.example/v1/x?y", "GET /eleven/v1/x?y HTTP/1.1\r\nhost: gate.example\r\n"),
         ("/v1/x?a=1&a=%20", "GET /eleven/v1/x?a=1&a=%20 HTTP/1.1\r\nhost: gate.example\r\n"),
+        ("http://evil.example?y", "GET /eleven/?y HTTP/1.1\r\nhost: gate.example\r\n"),
+        ("http://evil.example", "GET /eleven/ HTTP/1.1\r\nhost: gate.example\r\n"),
     ] {
         let outbound = Outbound { target: target.parse().unwrap(), ..outbound(Method::GET) };
-        let head = head::write(&place, &key(), &outbound, head::Length::Empty);
+        let head = head::write(&place, &key(), &outbound, head::Length::Empty, &Hop::new());
         assert!(head.starts_with(line.as_bytes()), "{target}");
+    }
+}
+
+#[test]
+fn requests_are_marked_unless_they_go_to_elevenlabs_itself() {
+    for (host, is_marked) in [
+        ("gate.example", true),
+        ("127.0.0.1", true),
+        ("elevenlabs.io.example", true),
+        ("notelevenlabs.io", true),
+        ("api.elevenlabs.io", false),
+        ("API.ElevenLabs.io", false),
+        ("api.eu.residency.elevenlabs.io", false),
+    ] {
+        let place = Authority::new(Scheme::Https, host, 443, "").unwrap();
+        let (hop, mut outbound) = (Hop::new(), outbound(Method::GET));
+        outbound.headers.insert("x-keychoir-hop", HeaderValue::from_static("another"));
+        let head = head::write(&place, &key(), &outbound, head::Length::Empty, &hop);
+        let head = String::from_utf8(head.to_vec()).unwrap();
+        let marks: Vec<&str> =
+            head.lines().filter_map(|line| line.strip_prefix("x-keychoir-hop: ")).collect();
+        let expected = if is_marked { vec!["another", hop.id()] } else { vec![] };
+        assert_eq!(marks, expected, "{host}");
     }
 }
 

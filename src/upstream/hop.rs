@@ -1,0 +1,47 @@
+//! The mark by which Keychoir knows its own requests again. When `upstream.base_url` leads back to it,
+//! directly or through a gateway or an alias, each request would become another one until a limit is
+//! reached. ElevenLabs itself never sends anything back here, so it does not get the mark.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use http::header::HeaderName;
+use uuid::Uuid;
+
+/// The header with the mark, once for each Keychoir that the request went through.
+pub(super) const HEADER: HeaderName = HeaderName::from_static("x-keychoir-hop");
+
+/// The mark of this process. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Hop(Arc<str>);
+
+impl Hop {
+    /// A mark that no other process has.
+    pub(super) fn new() -> Self {
+        Self(Uuid::now_v7().simple().to_string().into())
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether a request with these headers has this mark.
+    pub(super) fn marks(&self, headers: &HeaderMap) -> bool {
+        headers.get_all(HEADER).iter().any(|mark| mark.as_bytes() == self.0.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_its_own_mark_is_known_among_others() {
+        let (own, other) = (Hop::new(), Hop::new());
+        let with = |marks: &[&str]| -> HeaderMap {
+            marks.iter().map(|mark| (HEADER, mark.parse().unwrap())).collect()
+        };
+        assert!(own.marks(&with(&[own.id()])) && own.marks(&with(&[other.id(), own.id()])));
+        assert!(!own.marks(&with(&[])) && !own.marks(&with(&[other.id(), "", "x"])));
+    }
+}

@@ -1,0 +1,191 @@
+//! How connections of clients end, over real sockets: an early refusal is read, half an answer is seen to
+//! be half, and HTTP/2 is told what to use instead.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends at its first surprise"
+)]
+
+mod house;
+
+use std::io::ErrorKind;
+
+use std::time::Duration;
+
+use house::{House, ONE, assert_ours, house_with, join_all, loopback};
+use keychoir::app::{self, Drained, Parts};
+use keychoir::config::{ClientConfig, Config};
+use keychoir::secret::{ApiKey, Fingerprint};
+use keychoir::simulator::Plan;
+use keychoir::tasks::Tasks;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::sleep;
+
+/// A house that knows one client.
+async fn with_a_client() -> House {
+    let client =
+        ClientConfig { name: "app".into(), token: Fingerprint::of("its-token"), rules: Default::default() };
+    house_with(Plan::of([(ONE, 1_000)]), |config| config.clients = vec![client]).await
+}
+
+/// Sends a whole upload without a token and only then reads: the answer, or what came instead.
+async fn upload(house: &House, framing: &str, pieces: usize, pause: Duration) -> String {
+    let mut stream = TcpStream::connect(house.running.address()).await.unwrap();
+    let head = format!("POST /v1/speech-to-text HTTP/1.1\r\nhost: localhost\r\n{framing}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    for _ in 0..pieces {
+        let piece = [b"10000\r\n".to_vec(), vec![b'a'; 0x10000], b"\r\n".to_vec()].concat();
+        if let Err(error) = stream.write_all(&piece).await {
+            return format!("writing: {error}");
+        }
+        sleep(pause).await;
+    }
+    let mut answer = Vec::new();
+    match stream.read_to_end(&mut answer).await {
+        Ok(_) => String::from_utf8(answer).unwrap(),
+        Err(error) => format!("reading: {error}"),
+    }
+}
+
+#[tokio::test]
+async fn uploads_that_are_refused_early_read_their_answer() {
+    let house = with_a_client().await;
+    let (none, some) = (Duration::ZERO, Duration::from_millis(1));
+    let fast = (0..50).map(|_| upload(&house, "transfer-encoding: chunked", 60, none));
+    let fast = join_all(fast).await;
+    let slow = (0..50).map(|_| upload(&house, "content-length: 9999999", 60, some));
+    let slow = join_all(slow).await;
+    for answer in fast.iter().chain(&slow) {
+        assert!(answer.starts_with("HTTP/1.1 401 ") && answer.contains("client_token_missing"), "{answer}");
+    }
+    house.close().await;
+}
+
+/// A house before an upstream that says `said` and closes.
+async fn before(said: &'static str) -> House {
+    let listener = loopback().await;
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    Tasks::new().spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let _ = stream.write_all(said.as_bytes()).await;
+        }
+    });
+    house_with(Plan::of([(ONE, 100)]), |config| {
+        config.upstream.base_url = url.parse().unwrap();
+        config.watch.is_enabled = false;
+    })
+    .await
+}
+
+/// What a client of HTTP/1.0 reads, and whether the connection ends in order.
+async fn old_client(house: &House, method: &str) -> (String, Result<(), ErrorKind>) {
+    let mut stream = TcpStream::connect(house.running.address()).await.unwrap();
+    let request = format!("{method} /v1/voices HTTP/1.0\r\nhost: localhost\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let ended = stream.read_to_end(&mut answer).await.map(drop).map_err(|error| error.kind());
+    (String::from_utf8(answer).unwrap(), ended)
+}
+
+#[tokio::test]
+async fn a_cut_answer_to_an_old_client_ends_in_a_reset() {
+    for (rest, is_whole) in
+        [("4\r\nhalf\r\n", false), ("4\r\nhalf\r\n8\r\nsec", false), ("4\r\nhalf\r\n0\r\n\r\n", true)]
+    {
+        let said = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{rest}");
+        let house = before(said.leak()).await;
+        for method in ["GET", "POST"] {
+            let (answer, ended) = old_client(&house, method).await;
+            assert!(answer.starts_with("HTTP/1.0 200 OK\r\n"), "{answer}");
+            assert_eq!(ended, if is_whole { Ok(()) } else { Err(ErrorKind::ConnectionReset) }, "{rest:?}");
+        }
+        house.abandon().await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_without_a_body_to_an_old_client_is_whole() {
+    let house = before("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await;
+    let (answer, ended) = old_client(&house, "HEAD").await;
+    assert!(answer.starts_with("HTTP/1.0 200 OK\r\n"), "{answer}");
+    assert_eq!(ended, Ok(()));
+    house.abandon().await;
+}
+
+#[tokio::test]
+async fn a_refusal_that_is_cut_has_a_status_line_and_no_clean_end() {
+    let part = "a".repeat(240);
+    for (framing, part) in [
+        ("content-length: 5000", part.clone()),
+        ("transfer-encoding: chunked", format!("f0\r\n{part}\r\n")),
+        // Nothing of its body, too.
+        ("content-length: 5000", String::new()),
+        ("transfer-encoding: chunked", String::new()),
+    ] {
+        let house = before(format!("HTTP/1.1 401 Unauthorized\r\n{framing}\r\n\r\n{part}").leak()).await;
+        for _ in 0..20 {
+            let mut stream = TcpStream::connect(house.running.address()).await.unwrap();
+            stream.write_all(b"POST /v1/voices HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer).await;
+            let answer = String::from_utf8(answer).unwrap();
+            let (head, body) = answer.split_once("\r\n\r\n").expect("a whole head");
+            assert!(head.starts_with("HTTP/1.1 401 "), "{answer}");
+            assert!(body.len() < 5000 && !body.ends_with("0\r\n\r\n"), "it ended cleanly: {answer}");
+        }
+        house.abandon().await;
+    }
+}
+
+#[tokio::test]
+async fn a_body_in_a_coding_that_is_not_undone_is_a_502() {
+    for coding in ["gzip, chunked", "something", "chunked, gzip"] {
+        let house = before(format!("HTTP/1.1 200 OK\r\ntransfer-encoding: {coding}\r\n\r\nabc").leak()).await;
+        let answer = house.get("/v1/voices").await;
+        assert_ours(&answer, 502, "upstream_broke");
+        house.abandon().await;
+    }
+}
+
+#[tokio::test]
+async fn requests_that_come_back_are_refused_with_508() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = loopback().await;
+    // As `check` cannot know it: by a name, or through a gateway.
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let keys = vec![ApiKey::new(ONE).unwrap()];
+    let mut config = Config::with_defaults(keys, url.parse().unwrap());
+    config.storage.path = folder.path().join("keychoir.db");
+    config.watch.is_enabled = false;
+    config.server.drain_idle_timeout = Duration::ZERO;
+    let running = app::start(Parts::of(config).unwrap(), vec![listener.into()]).unwrap();
+    let client = keychoir::upstream::side_calls().unwrap().build().unwrap();
+    for request in
+        [client.get(format!("{url}/v1/voices")), client.post(format!("{url}/v1/dubbing")).body("x")]
+    {
+        let answer = request.header("xi-api-key", "any").send().await.unwrap();
+        assert_eq!(answer.status(), 508);
+        assert!(answer.text().await.unwrap().contains("leads back"));
+    }
+    assert_eq!(running.drain(Duration::from_secs(10)).await, Drained::Clean);
+}
+
+#[tokio::test]
+async fn http2_with_prior_knowledge_is_told_to_use_http1() {
+    let house = with_a_client().await;
+    let mut stream = TcpStream::connect(house.running.address()).await.unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let (mut settings, mut goaway) = ([0; 9], [0; 17]);
+    stream.read_exact(&mut settings).await.unwrap();
+    stream.read_exact(&mut goaway).await.unwrap();
+    assert_eq!((settings[3], goaway[3], goaway[16]), (4, 7, 0xd));
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+    house.close().await;
+}
