@@ -324,6 +324,10 @@ impl Kept {
     /// The head and the body of a whole answer.
     fn ask(&mut self, path: &str) -> (Vec<String>, String) {
         self.send(path);
+        self.answer()
+    }
+
+    fn answer(&mut self) -> (Vec<String>, String) {
         let head = head(&mut self.0);
         let length = head.iter().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
         let mut body = vec![0; length.parse().unwrap()];
@@ -683,4 +687,44 @@ fn the_watchdog_hears_a_beat_again_and_again() {
         beats += usize::from(buffer[..length].starts_with(b"WATCHDOG=1"));
     }
     drop(program);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_clients_leave_files_for_the_requests_of_others() {
+    let simulator = simulator(&[ONE]).await;
+    let stage = Stage::before(&simulator.base_url());
+    // Each request opens a connection to the provider.
+    stage.configure(&[ONE], "[upstream]\nidle_connections_max = 0\n");
+    let mut command = Command::new("/bin/sh");
+    command
+        .args(["-c", "ulimit -S -n 64; ulimit -H -n 256; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_keychoir")])
+        .args(["serve", "--listen", "127.0.0.1:0", "--config"])
+        .arg(stage.path("keychoir.toml"))
+        .env_clear();
+    stage.environment(&mut command);
+    let mut program = Program::start(&mut command);
+    let limited = program.event("connections_limited");
+    // The soft limit is no limit: it is raised.
+    assert_eq!(
+        (limited["open_files_max"].as_u64(), limited["connections_max"].as_u64()),
+        (Some(256), Some(64))
+    );
+    let address = program.address();
+    let mut first: Vec<Kept> = (0..20).map(|_| Kept::to(&address)).collect();
+    for client in &mut first {
+        assert_has(&client.ask("/v1/voices").0, &["http/1.1 200"]);
+    }
+    let idle: Vec<TcpStream> = (0..400).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    for round in 0..10 {
+        first.iter_mut().for_each(|client| client.send("/v1/voices"));
+        for client in &mut first {
+            let (head, body) = client.answer();
+            assert!(head[0].contains("200"), "round {round}: {head:#?} {body}");
+        }
+    }
+    // Whoever waits is accepted when others have left.
+    drop(idle);
+    assert_has(&Kept::to(&address).ask("/v1/voices").0, &["http/1.1 200"]);
+    drop(first);
+    assert_eq!(program.end().0, Some(0));
 }

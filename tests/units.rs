@@ -67,3 +67,9 @@ fn the_service_is_exposed_to_little() {
     let level: f64 = level.split_whitespace().next().unwrap().parse().unwrap();
     assert!(level <= EXPOSURE_MAX, "{said}");
 }
+
+#[test]
+fn a_crash_leaves_no_keys_on_the_disk() {
+    let unit = fs::read_to_string(unit("keychoir.service")).unwrap();
+    assert!(unit.lines().any(|line| line == "LimitCORE=0"));
+}

@@ -30,7 +30,7 @@ use crate::telemetry::Meters;
 use crate::upstream::{Direct, TlsError, Upstream};
 use crate::watch::{self as quotas, Conversations, Watch};
 
-pub use crate::server::{Address, Listener, Passed};
+pub use crate::server::{Address, Listener, Passed, open_files_max, raise_open_files};
 pub use https::{Https, HttpsState};
 pub use listen::{ListenError, listen};
 pub use parts::Parts;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::reload::Reloading;
 use super::signals::{Signals, Told};
@@ -13,7 +13,8 @@ use super::{EX_CONFIG, EX_IOERR, Sources, cannot_listen, complain, failed, load,
 use crate::app::{
     self, Address, Drained, Ended, HttpsState, ListenError, Parts, Passed, Running, StartError,
 };
-use crate::config::{Listen, Loaded, LogFormat, Overrides};
+use crate::config::{Config, Listen, Loaded, LogFormat, Overrides};
+use crate::policy::files::{self, Wanted};
 use crate::telemetry::{self, FlushAtEnd, Form, Sink, key_line, keys_loaded};
 
 /// The table of keys is shown once the provider has told their quotas, but a provider that does
@@ -80,7 +81,8 @@ fn form(format: LogFormat) -> Form {
 }
 
 async fn serve(loaded: Loaded, passed: Passed, reloading: Reloading) -> ExitCode {
-    let Loaded { config, warnings, .. } = loaded;
+    let Loaded { mut config, warnings, .. } = loaded;
+    config.server.connections_max = connections_max(&config);
     for warning in &warnings {
         warn!("{warning}");
     }
@@ -111,6 +113,27 @@ async fn serve(loaded: Loaded, passed: Passed, reloading: Reloading) -> ExitCode
     };
     notify::ready(&status(&running));
     until_told(running, signals, reloading).await
+}
+
+/// How many clients may be connected: as configured, unless the system allows too few open files.
+fn connections_max(config: &Config) -> usize {
+    let limit = app::raise_open_files().unwrap_or_else(|error| {
+        debug!("the limit of open files cannot be raised: {error}");
+        app::open_files_max()
+    });
+    let (connections, requests) = (config.server.connections_max, config.server.requests_max);
+    let idle_connections = config.upstream.idle_connections_max;
+    let fitting = files::connections(limit, Wanted { connections, requests, idle_connections });
+    if fitting < connections {
+        warn!(
+            event = "connections_limited",
+            open_files_max = limit,
+            connections_max = fitting,
+            "The system allows {limit} open files, so {fitting} clients can be connected at once instead of \
+             {connections} (server.connections_max); raise the hard limit (LimitNOFILE in a unit, ulimit -Hn in a shell)"
+        );
+    }
+    fitting
 }
 
 /// What a service manager shows: how many keys, and where.

@@ -35,6 +35,7 @@ pub mod replay;
 pub mod retry_after;
 pub mod retry_budget;
 
+pub mod files;
 pub mod frame;
 pub mod socket;
 

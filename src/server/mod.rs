@@ -5,6 +5,7 @@ mod aside;
 mod connection;
 mod door;
 mod ending;
+mod files;
 mod gauged;
 mod here;
 mod linger;
@@ -35,6 +36,7 @@ use tracing::{debug, warn};
 
 use crate::tasks::Tasks;
 
+pub use files::{open_files_max, raise_open_files};
 pub use listener::{Address, Listener};
 pub use passed::Passed;
 pub use tls::Tls;

@@ -1,0 +1,78 @@
+//! How many clients may be connected under a limit of open files. A connection that is accepted and finds
+//! no file left for its connection to the provider would be answered 502, and the database could not be
+//! written; so accepting stops before that, and clients wait to be accepted.
+
+/// Files for everything that is neither a client's connection nor the provider's: the database with its
+/// logs, listeners, the workers' event queues, name lookups, the mirror, uploads on disk.
+const BASE: u64 = 128;
+
+/// What the configuration asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Clients connected at once.
+    pub connections: usize,
+    /// Requests under way at once, each with a connection to the provider.
+    pub requests: usize,
+    /// Connections to the provider that are kept for later requests.
+    pub idle_connections: usize,
+}
+
+/// How many clients may be connected at once when `limit` files may be open: as many as are wanted, if
+/// each of them can have a request under way. At least one.
+#[must_use]
+pub fn connections(limit: u64, wanted: Wanted) -> usize {
+    let usable = limit - BASE.min(limit / 2);
+    let idle = (wanted.idle_connections as u64).min(usable / 4);
+    let usable = usable - idle;
+    // Half of them with a request each, or all that are left beside the requests.
+    let most = (usable / 2).max(usable.saturating_sub(wanted.requests as u64)).max(1);
+    wanted.connections.min(usize::try_from(most).unwrap_or(usize::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DEFAULT: Wanted = Wanted { connections: 10_000, requests: 5_000, idle_connections: 256 };
+
+    #[track_caller]
+    fn check(limit: u64, wanted: Wanted, expected: usize) {
+        assert_eq!(connections(limit, wanted), expected, "{limit} files for {wanted:?}");
+    }
+
+    #[test]
+    fn as_many_as_are_wanted_where_they_fit() {
+        check(u64::MAX, DEFAULT, 10_000);
+        check(1_048_576, DEFAULT, 10_000);
+        check(15_384, DEFAULT, 10_000);
+        check(15_383, DEFAULT, 9_999);
+        check(1_024, Wanted { connections: 100, ..DEFAULT }, 100);
+    }
+
+    #[test]
+    fn fewer_under_a_small_limit() {
+        check(4_096, DEFAULT, 1_856);
+        check(1_024, DEFAULT, 336);
+        check(1_024, Wanted { requests: 10, ..DEFAULT }, 662);
+        check(256, DEFAULT, 48);
+        check(1, DEFAULT, 1);
+        check(0, DEFAULT, 1);
+    }
+
+    proptest! {
+        #[test]
+        fn there_is_a_file_for_every_request_of_every_client(
+            limit in 8..100_000_u64,
+            connections in 1..50_000_usize,
+            requests in 1..50_000_usize,
+            idle_connections in 0..50_000_usize,
+        ) {
+            let wanted = Wanted { connections, requests, idle_connections };
+            let clients = super::connections(limit, wanted);
+            prop_assert!((1..=connections).contains(&clients));
+            prop_assert!((clients + clients.min(requests)) as u64 + BASE.min(limit / 2) <= limit);
+        }
+    }
+}
