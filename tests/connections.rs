@@ -20,9 +20,10 @@ use keychoir::config::{ClientConfig, Config};
 use keychoir::secret::{ApiKey, Fingerprint};
 use keychoir::simulator::Plan;
 use keychoir::tasks::Tasks;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::sleep;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
 
 /// A house that knows one client.
 async fn with_a_client() -> House {
@@ -82,6 +83,31 @@ async fn before(said: &'static str) -> House {
         config.watch.is_enabled = false;
     })
     .await
+}
+
+/// A house before an upstream whose connections come to the test once their head was read.
+async fn held() -> (mpsc::UnboundedReceiver<TcpStream>, House) {
+    let listener = loopback().await;
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (sender, receiver) = mpsc::unbounded_channel();
+    Tasks::new().spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            if sender.send(stream).is_err() {
+                return;
+            }
+        }
+    });
+    let house = house_with(Plan::of([(ONE, 100)]), |config| {
+        config.upstream.base_url = url.parse().unwrap();
+        config.upstream.idle_connections_max = 0;
+        config.watch.is_enabled = false;
+    })
+    .await;
+    (receiver, house)
 }
 
 /// What a client of HTTP/1.0 reads, and whether the connection ends in order.
@@ -175,6 +201,58 @@ async fn requests_that_come_back_are_refused_with_508() {
         assert!(answer.text().await.unwrap().contains("leads back"));
     }
     assert_eq!(running.drain(Duration::from_secs(10)).await, Drained::Clean);
+}
+
+/// What a client reads that closes its half right after its request.
+async fn half_closed<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, request: &str) -> String {
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test]
+async fn a_client_that_closes_its_half_gets_its_answer() {
+    let (mut upstream, house) = held().await;
+    let rest = "host: localhost\r\n\r\n";
+    for request in [
+        format!("GET /v1/voices HTTP/1.1\r\n{rest}"),
+        format!("GET /v1/voices HTTP/1.0\r\n{rest}"),
+        format!("POST /v1/voices HTTP/1.1\r\ncontent-length: 5\r\n{rest}hello"),
+        format!("POST /v1/voices HTTP/1.1\r\ntransfer-encoding: chunked\r\n{rest}5\r\nhello\r\n0\r\n\r\n"),
+    ] {
+        let stream = TcpStream::connect(house.running.address()).await.unwrap();
+        let answering = async {
+            let mut asked = upstream.recv().await.unwrap();
+            let mut body = Vec::new();
+            while request.contains("hello") && !body.windows(5).any(|part| part == b"hello") {
+                assert_ne!(asked.read_buf(&mut body).await.unwrap(), 0, "the request was cut");
+            }
+            asked.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nanswer").await.unwrap();
+        };
+        let (answer, ()) = tokio::join!(half_closed(stream, &request), answering);
+        assert!(answer.ends_with("answer") && answer.contains(" 200 OK\r\n"), "{request}: {answer}");
+    }
+    house.abandon().await;
+}
+
+#[tokio::test]
+async fn a_client_that_has_left_takes_its_request_along() {
+    let (mut upstream, house) = held().await;
+    for request in [
+        "GET /v1/voices HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        "POST /v1/voices HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n\r\nhello",
+    ] {
+        let mut stream = TcpStream::connect(house.running.address()).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut asked = upstream.recv().await.unwrap();
+        drop(stream);
+        // The provider's connection is closed, without an answer.
+        let closed = async { while asked.read(&mut [0; 64]).await.is_ok_and(|count| count > 0) {} };
+        timeout(Duration::from_secs(30), closed).await.expect("it was not noticed");
+    }
+    house.abandon().await;
 }
 
 #[tokio::test]

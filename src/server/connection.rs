@@ -24,6 +24,7 @@ use super::aside::Aside;
 use super::ending::{End, end, last_words};
 use super::gauged::{Gauge, Gauged};
 use super::here::{Here, Known, UnderWay};
+use super::leaving::Peek;
 use super::linger::{Reset, linger, refuse_http2};
 use super::patient::Patient;
 use super::{Drain, Limits, Reply, Service, Session, Stream};
@@ -47,7 +48,7 @@ pub(super) fn serve<S, I, E>(
 ) -> impl Future<Output = ()> + Send + 'static
 where
     S: Service,
-    I: AsyncRead + AsyncWrite + Reset + Unpin + Send + 'static,
+    I: AsyncRead + AsyncWrite + Peek + Reset + Unpin + Send + 'static,
     E: FnMut(Awake<I>, Known) -> Option<Awake<I>> + Send + 'static,
 {
     let here = Here::new(drain.requests.clone(), known);
@@ -77,7 +78,7 @@ async fn run<S, I>(
     mut elsewhere: impl FnMut(Awake<I>, Known) -> Option<Awake<I>> + Send,
 ) where
     S: Service,
-    I: AsyncRead + AsyncWrite + Reset + Unpin + Send + 'static,
+    I: AsyncRead + AsyncWrite + Peek + Reset + Unpin + Send + 'static,
 {
     let opened = tokio::select! {
         biased;
@@ -139,14 +140,16 @@ async fn speak<S, I>(
 ) -> Spoken<I>
 where
     S: Service,
-    I: AsyncRead + AsyncWrite + Reset + Unpin + Send + 'static,
+    I: AsyncRead + AsyncWrite + Peek + Reset + Unpin + Send + 'static,
 {
     let takeover = Takeover::default();
     let (asked, reserved, read) = (Arc::clone(here), takeover.clone(), here.gauge().clone());
     let answer = service_fn(move |request: Request<Incoming>| {
         let under_way = asked.asks(!request.body().is_end_stream());
+        let is_new = request.version() >= Version::HTTP_11;
+        read.phase().ask(is_new);
         // Where chunks are not known, an answer without a length ends with the connection.
-        let may_end_by_close = request.version() < Version::HTTP_11 && request.method() != Method::HEAD;
+        let may_end_by_close = !is_new && request.method() != Method::HEAD;
         let (service, here, read_gauge) = (service.clone(), Arc::clone(&asked), read.clone());
         let asks = request.headers().contains_key(UPGRADE);
         let upgrade = asks.then(|| (reserved.clone(), read.clone()));
@@ -154,8 +157,10 @@ where
         // waits for the next one has no use for it.
         Box::pin(async move {
             let Reply { mut answer, session } = service.answer(request).await;
+            read_gauge.phase().answer();
             if let Some((session, (takeover, gauge))) = session.zip(upgrade) {
                 // The session counts as a request under way, to its end.
+                gauge.phase().rest();
                 takeover.put(Taken { session, read: gauge.bytes(), _under_way: under_way });
                 return Ok(answer.map(|body| Counted { body, _under_way: None, whole: None, flush: None }));
             }
@@ -174,8 +179,11 @@ where
             }))
         })
     });
+    let has_halves = stream.get_ref().has_halves();
     let mut connection = Box::pin(
         http1::Builder::new()
+            // The end of the stream is judged by `Half`, where it can be.
+            .half_close(has_halves)
             // A timer of its own for each head costs more than all else here: see `Here::waited`.
             .header_read_timeout(None)
             .max_buf_size(limits.head_bytes_max)

@@ -12,6 +12,8 @@ use bytes::{Buf, Bytes};
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::leaving::{Half, Peek, Phase};
+
 /// What a stream has moved. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Gauge(Arc<Moved>);
@@ -20,6 +22,7 @@ pub(super) struct Gauge(Arc<Moved>);
 struct Moved {
     bytes: AtomicU64,
     is_stuck: AtomicBool,
+    phase: Phase,
 }
 
 impl Gauge {
@@ -31,6 +34,11 @@ impl Gauge {
     /// Whether something waits for the client to take it.
     pub(super) fn is_stuck(&self) -> bool {
         self.0.is_stuck.load(Ordering::Relaxed)
+    }
+
+    /// What is under way.
+    pub(super) fn phase(&self) -> &Phase {
+        &self.0.phase
     }
 
     fn note_written<T>(&self, written: Poll<T>) -> Poll<T> {
@@ -47,12 +55,13 @@ pin_project! {
         gauge: Gauge,
         // What was read before and is read again.
         early: Bytes,
+        half: Half,
     }
 }
 
 impl<S> Gauged<S> {
     pub(super) fn new(stream: S, gauge: Gauge) -> Self {
-        Self { stream, gauge, early: Bytes::new() }
+        Self { stream, gauge, early: Bytes::new(), half: Half::Open }
     }
 
     /// The same, with what was read of it already.
@@ -92,7 +101,7 @@ impl<S: AsyncRead> AsyncRead for Gauged<S> {
     }
 }
 
-impl<S: AsyncWrite> AsyncWrite for Gauged<S> {
+impl<S: AsyncWrite + Peek> AsyncWrite for Gauged<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.project();
         this.gauge.note_written(this.stream.poll_write(cx, data))
@@ -112,7 +121,15 @@ impl<S: AsyncWrite> AsyncWrite for Gauged<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.project();
+        let mut this = self.project();
+        // HTTP flushes whenever it is looked at, and reads nothing while a request is under way.
+        if this.gauge.phase().is_idle() {
+            if !matches!(this.half, Half::Open) {
+                *this.half = Half::Open;
+            }
+        } else if this.stream.has_halves() && this.early.is_empty() {
+            this.half.poll(this.stream.as_mut(), cx, this.gauge.phase())?;
+        }
         this.gauge.note_written(this.stream.poll_flush(cx))
     }
 

@@ -218,6 +218,7 @@ pub(super) struct UnderWay {
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
+        self.here.gauge.phase().rest();
         self.here.wait();
     }
 }

@@ -8,6 +8,7 @@ mod ending;
 mod files;
 mod gauged;
 mod here;
+mod leaving;
 mod linger;
 mod listener;
 mod passed;

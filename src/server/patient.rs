@@ -11,6 +11,7 @@ use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
+use super::leaving::Peek;
 use crate::clock;
 
 pin_project! {
@@ -108,6 +109,20 @@ impl<S: AsyncWrite> AsyncWrite for Patient<S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.poll_patiently(cx, AsyncWrite::poll_shutdown)
+    }
+}
+
+impl<S: Peek> Peek for Patient<S> {
+    fn has_halves(&self) -> bool {
+        self.stream.has_halves()
+    }
+
+    fn poll_next_byte(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.stream.poll_next_byte(cx)
+    }
+
+    fn take_error(&self) -> io::Result<Option<io::Error>> {
+        self.stream.take_error()
     }
 }
 
