@@ -189,6 +189,24 @@ async fn a_unix_socket_has_all_workers_too() {
 }
 
 #[tokio::test]
+async fn connections_that_the_system_has_let_in_are_served_at_the_end() {
+    let stage = Stage::of(1);
+    let address = stage.port();
+    stage.server.drain.ending.cancel();
+    // The only worker is busy with this task's connections, or not: what waits is taken in either way.
+    let mut clients = Vec::new();
+    for _ in 0..200 {
+        clients.push(connect(address).await);
+    }
+    stage.server.drain.stop.cancel();
+    for client in &mut clients {
+        client.ask().await;
+    }
+    stage.server.accepting.ended().await;
+    assert!(TcpStream::connect(address).await.is_err(), "then nothing listens there");
+}
+
+#[tokio::test]
 async fn two_listeners_share_one_place() {
     let stage = Stage::with(1, Limits { connections_max: 1, ..LIMITS });
     let (first, second) = (stage.port(), stage.port());

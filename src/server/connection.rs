@@ -5,22 +5,22 @@ use std::convert::Infallible;
 use std::future::{Future, poll_fn, ready};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, UPGRADE};
 use http::{Method, Request, Response, Version};
-use http_body::{Body, Frame, SizeHint};
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tracing::debug;
 
 use super::aside::Aside;
+use super::counted::{Counted, Whole};
 use super::ending::{End, end, last_words};
 use super::gauged::{Gauge, Gauged};
 use super::here::{Here, Known, UnderWay};
@@ -162,21 +162,15 @@ where
                 // The session counts as a request under way, to its end.
                 gauge.phase().rest();
                 takeover.put(Taken { session, read: gauge.bytes(), _under_way: under_way });
-                return Ok(answer.map(|body| Counted { body, _under_way: None, whole: None, flush: None }));
+                return Ok(answer.map(|body| Counted::of_session(body, read_gauge)));
             }
             if here.is_ending() {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             let has_length =
                 answer.headers().contains_key(CONTENT_LENGTH) || answer.body().size_hint().exact().is_some();
-            let whole = (may_end_by_close && !has_length).then(|| Whole { here, is_whole: false });
-            let flush = Some(Flush { gauge: read_gauge, error: None });
-            Ok::<Response<_>, Infallible>(answer.map(|body| Counted {
-                body,
-                _under_way: Some(under_way),
-                whole,
-                flush,
-            }))
+            let whole = (may_end_by_close && !has_length).then(|| Whole::new(here));
+            Ok::<Response<_>, Infallible>(answer.map(|body| Counted::of(body, read_gauge, under_way, whole)))
         })
     });
     let has_halves = stream.get_ref().has_halves();
@@ -336,90 +330,6 @@ impl Taken {
             return debug!("a client spoke on a socket that was not open yet");
         }
         session(Box::new(stream), beyond).await;
-    }
-}
-
-pin_project! {
-    /// An answer's body, which makes its request count as under way until it has passed.
-    struct Counted<B: Body> {
-        #[pin]
-        body: B,
-        _under_way: Option<UnderWay>,
-        whole: Option<Whole>,
-        flush: Option<Flush<B::Error>>,
-    }
-}
-
-/// Holds a body's error back until what was said before it has been taken: the error ends the
-/// connection, and the head of the answer may not have left yet.
-struct Flush<E> {
-    gauge: Gauge,
-    error: Option<E>,
-}
-
-impl<E> Flush<E> {
-    /// The error, unless something waits to be taken that was written before it.
-    fn poll(&mut self, cx: &mut Context<'_>, error: Option<E>) -> Poll<E> {
-        if error.is_some() {
-            // Between two polls, what is buffered is written.
-            self.error = error;
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        match self.error.take_if(|_| !self.gauge.is_stuck()) {
-            Some(error) => Poll::Ready(error),
-            None => Poll::Pending,
-        }
-    }
-}
-
-/// Notes an answer that ends with the connection and is dropped before its end, so that the connection
-/// is reset.
-struct Whole {
-    here: Arc<Here>,
-    is_whole: bool,
-}
-
-impl Drop for Whole {
-    fn drop(&mut self) {
-        if !self.is_whole {
-            self.here.truncate();
-        }
-    }
-}
-
-impl<B: Body<Data = Bytes>> Body for Counted<B> {
-    type Data = Bytes;
-    type Error = B::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let mut this = self.project();
-        let held = this.flush.as_mut().filter(|flush| flush.error.is_some());
-        let polled = match held {
-            Some(flush) => return flush.poll(cx, None).map(|error| Some(Err(error))),
-            None => this.body.as_mut().poll_frame(cx),
-        };
-        let polled = match (polled, this.flush.as_mut()) {
-            (Poll::Ready(Some(Err(error))), Some(flush)) => {
-                return flush.poll(cx, Some(error)).map(|error| Some(Err(error)));
-            }
-            (polled, _) => polled,
-        };
-        if let Some(whole) = this.whole {
-            whole.is_whole |= matches!(polled, Poll::Ready(None)) || this.body.is_end_stream();
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.flush.as_ref().is_none_or(|flush| flush.error.is_none()) && self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

@@ -64,6 +64,18 @@ impl Door {
     }
 }
 
+impl Door {
+    /// A connection that waits already, if there is one and a place for it.
+    pub(super) fn accept_waiting(&self, places: &Arc<Semaphore>) -> Option<(Accepted, OwnedSemaphorePermit)> {
+        let place = Arc::clone(places).try_acquire_owned().ok()?;
+        let accepted = match self {
+            Self::Tcp(listener) => Accepted::Tcp(listener.get_ref().accept().ok()?.0),
+            Self::Unix { listener, .. } => Accepted::Unix(listener.get_ref().accept().ok()?.0),
+        };
+        Some((accepted, place))
+    }
+}
+
 async fn accept_on<T: AsRawFd, A>(
     listener: &AsyncFd<T>,
     places: &Arc<Semaphore>,

@@ -3,6 +3,7 @@
 
 mod aside;
 mod connection;
+mod counted;
 mod door;
 mod ending;
 mod files;
@@ -46,6 +47,7 @@ pub use workers::{Crew, Workers};
 use connection::Awake;
 use door::{Accepted, Door};
 use here::Known;
+use listener::BACKLOG;
 
 /// Bounds of the listener and of each connection.
 #[derive(Clone, Copy, Debug)]
@@ -237,7 +239,7 @@ impl<S: Service> Server<S> {
         let mut in_one_go = 0;
         loop {
             let accepted = tokio::select! {
-                () = self.drain.stop.cancelled() => return,
+                () = self.drain.stop.cancelled() => break,
                 accepted = door.accept(&self.room.places) => accepted,
             };
             match accepted {
@@ -252,6 +254,11 @@ impl<S: Service> Server<S> {
                 in_one_go = 0;
                 tokio::task::yield_now().await;
             }
+        }
+        // Closing the listener would reset the connections that the system has let in already.
+        for _ in 0..BACKLOG {
+            let Some((accepted, place)) = door.accept_waiting(&self.room.places) else { return };
+            self.hand_over(accepted, place, tls.clone());
         }
     }
 

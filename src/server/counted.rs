@@ -1,0 +1,98 @@
+//! An answer's body as it goes to the client: its request counts as under way until it has passed, and a
+//! body that breaks is seen to be broken.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+
+use super::gauged::Gauge;
+use super::here::{Here, UnderWay};
+
+pin_project! {
+    pub(super) struct Counted<B: Body> {
+        #[pin]
+        body: B,
+        gauge: Gauge,
+        // An error that waits for what was written before it.
+        error: Option<B::Error>,
+        under_way: Option<UnderWay>,
+        whole: Option<Whole>,
+    }
+}
+
+impl<B: Body> Counted<B> {
+    /// The body of an answer that takes the connection over: the session counts by itself.
+    pub(super) fn of_session(body: B, gauge: Gauge) -> Self {
+        Self { body, gauge, error: None, under_way: None, whole: None }
+    }
+
+    /// The body of any other answer. One that only the end of the connection ends has a `whole`.
+    pub(super) fn of(body: B, gauge: Gauge, under_way: UnderWay, whole: Option<Whole>) -> Self {
+        Self { body, gauge, error: None, under_way: Some(under_way), whole }
+    }
+}
+
+/// Notes an answer that ends with the connection and is dropped before its end, so that the connection
+/// is reset.
+pub(super) struct Whole {
+    here: Arc<Here>,
+    is_whole: bool,
+}
+
+impl Whole {
+    pub(super) fn new(here: Arc<Here>) -> Self {
+        Self { here, is_whole: false }
+    }
+}
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        if !self.is_whole {
+            self.here.truncate();
+        }
+    }
+}
+
+impl<B: Body<Data = Bytes>> Body for Counted<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let mut this = self.project();
+        if this.error.is_some() {
+            // The stream is looked at again when the client has taken something.
+            return if this.gauge.is_stuck() {
+                Poll::Pending
+            } else {
+                Poll::Ready(this.error.take().map(Err))
+            };
+        }
+        let polled = this.body.as_mut().poll_frame(cx);
+        if let Poll::Ready(Some(Err(error))) = polled {
+            // An error ends the connection at once, and the head may not have been written yet: between
+            // this poll and the next one it is.
+            *this.error = Some(error);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if let Some(whole) = this.whole {
+            whole.is_whole |= matches!(polled, Poll::Ready(None)) || this.body.is_end_stream();
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.error.is_none() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
