@@ -12,6 +12,7 @@ use super::conversations::Conversations;
 use super::history::History;
 use super::plan::{Billing, KeyPlan, Plan, ShownLimit, WorkspacePlan};
 use super::shape::{Facts, Shape};
+use super::things::Things;
 
 /// All of them.
 #[derive(Debug)]
@@ -35,6 +36,7 @@ pub(super) struct Workspace {
     pub(super) voice_edits: u64,
     pub(super) history: History,
     pub(super) conversations: Conversations,
+    pub(super) things: Things,
 }
 
 #[derive(Debug)]
@@ -285,6 +287,7 @@ impl Workspace {
             voice_edits: 0,
             history: History(VecDeque::new()),
             conversations: Conversations::default(),
+            things: Things::default(),
         }
     }
 

@@ -91,6 +91,15 @@ pub(super) struct Intake {
 }
 
 impl Intake {
+    /// The text of a part of a form; nothing of a form that was too large to be kept.
+    pub(super) fn part(&self, name: &str) -> Option<String> {
+        let text = String::from_utf8_lossy(self.kept.as_deref()?);
+        let (_, after) = text.split_once(&format!("name=\"{name}\""))?;
+        let (_, value) = after.split_once("\r\n\r\n")?;
+        let (value, _) = value.split_once("\r\n--")?;
+        Some(value.to_owned())
+    }
+
     /// Whether a part of a form is called so; said of every form that was too large to be kept.
     pub(super) fn has_part(&self, name: &str) -> bool {
         let wanted = format!("name=\"{name}\"");

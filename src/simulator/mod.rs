@@ -13,6 +13,7 @@ mod control;
 mod intake;
 mod route;
 
+mod crafts;
 mod read;
 mod speech;
 mod work;
@@ -33,8 +34,10 @@ mod world;
 mod conversations;
 mod history;
 mod models;
+mod music;
 mod sound;
 mod subscription;
+mod things;
 
 mod answer;
 mod line;

@@ -81,6 +81,9 @@ pub(super) fn models(denied: &[String]) -> Value {
     MODELS.iter().map(|model| model.document(denied)).collect()
 }
 
+/// One of them, for what is to have a voice and names none.
+pub(super) const DEFAULT_VOICE: &str = PREMADE[0].0;
+
 /// Voices of every account.
 const PREMADE: [(&str, &str); 3] = [
     ("21m00Tcm4TlvDq8ikWAM", "Rachel"),

@@ -114,6 +114,7 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
         | Route::SignedUrl
         | Route::ConversationToken
         | Route::Conversation(_)
+        | Route::Craft(..)
         | Route::Echo => {
             return Err(Shape::NotFound.into());
         }
@@ -147,6 +148,7 @@ fn anonymous(route: &Route) -> Result<Answer, Refused> {
         | Route::SignedUrl
         | Route::ConversationToken
         | Route::Conversation(_)
+        | Route::Craft(..)
         | Route::Echo => Err(Shape::NeedsAuthorization.into()),
     }
 }

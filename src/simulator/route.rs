@@ -2,6 +2,7 @@
 
 use http::Method;
 
+use super::crafts::Craft;
 use super::shape::Shape;
 
 /// An operation of the provider that the simulator has.
@@ -34,6 +35,8 @@ pub(super) enum Route {
     SignedUrl,
     ConversationToken,
     Conversation(String),
+    /// Of the table of crafts, with the identifiers of its path.
+    Craft(&'static Craft, Vec<String>),
     /// Not the provider's: tells what arrived.
     Echo,
 }
@@ -96,7 +99,7 @@ impl Route {
             }
             ["v1", "history", item] => ("GET", Route::HistoryItem(id(item))),
             ["v1", "history", item, "audio"] => ("GET", Route::HistoryAudio(id(item))),
-            _ => return Err(Shape::NotFound),
+            _ => return Craft::find(method, &segments).map(|(craft, ids)| Route::Craft(craft, ids)),
         };
         if method.as_str() == allowed { Ok(route) } else { Err(Shape::MethodNotAllowed(allowed)) }
     }
@@ -121,6 +124,7 @@ impl Route {
             Route::HistoryDeletion(_) => Some("speech_history_write"),
             Route::SignedUrl | Route::ConversationToken => Some("convai_write"),
             Route::Conversation(_) => Some("convai_read"),
+            Route::Craft(craft, _) => Some(craft.permission),
             // What the token opens asks for its own permission.
             Route::SingleUseToken(_) | Route::Echo => None,
         }

@@ -167,7 +167,11 @@ impl Service {
 
         let query = parts.uri.query().unwrap_or_default();
         let job = Job { world: &self.world, presented, intake: &intake, query };
-        let told = |shape: &Shape| self.refuse_as_told(shape, presented, job.estimate(), parts);
+        let needed = || match Route::of(&parts.method, parts.uri.path()) {
+            Ok(Route::Craft(craft, _)) => craft.cost(job).max(1),
+            _ => job.estimate(),
+        };
+        let told = |shape: &Shape| self.refuse_as_told(shape, presented, needed(), parts);
         let work = || perform(job, parts).unwrap_or_else(refused);
         Ok(match fault {
             Fault::Pass
@@ -213,10 +217,10 @@ impl Service {
         if let Some((_, format)) = asked("output_format") {
             facts.format = format;
         }
-        if let Ok(Route::Speech { voice, .. } | Route::Voice(voice)) =
-            Route::of(&parts.method, parts.uri.path())
-        {
-            facts.subject = voice;
+        match Route::of(&parts.method, parts.uri.path()) {
+            Ok(Route::Speech { voice, .. } | Route::Voice(voice)) => facts.subject = voice,
+            Ok(Route::Craft(_, ids)) => facts.subject = ids.into_iter().next().unwrap_or_default(),
+            Ok(_) | Err(_) => {}
         }
         refused(Refused { shape: shape.clone(), facts: Box::new(facts) })
     }
@@ -285,6 +289,7 @@ fn perform(job: Job<'_>, parts: &Parts) -> Result<Answer, Refused> {
         Route::SignedUrl => grants::signed_url(job),
         Route::ConversationToken => grants::conversation_token(job),
         Route::Conversation(id) => conversations::answer(job, &id),
+        Route::Craft(craft, ids) => craft.answer(job, &ids),
         Route::Echo => Ok(echo(job, parts)),
         route @ (Route::User
         | Route::Subscription

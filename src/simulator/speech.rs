@@ -29,22 +29,25 @@ pub(super) fn whole(sound: Sound) -> AnswerBody {
     AnswerBody::pieces(Some(sound.bytes_total), sound.into_blocks())
 }
 
+/// A sound in chunks.
+pub(super) fn streamed(mut sound: Sound) -> AnswerBody {
+    let mut until_ms = 0;
+    AnswerBody::pieces(
+        None,
+        std::iter::from_fn(move || {
+            until_ms += STREAM_CHUNK_MS;
+            sound.until(until_ms)
+        }),
+    )
+}
+
 /// `text` as audio, in the form that was asked for.
 pub(super) fn spoken(text: &str, format: Format, form: Form) -> AnswerBody {
     let melody = Melody::of(text);
     let mut sound = Sound::of(melody.clone(), format);
     match form {
         Form::Whole => whole(sound),
-        Form::Stream => {
-            let mut until_ms = 0;
-            AnswerBody::pieces(
-                None,
-                std::iter::from_fn(move || {
-                    until_ms += STREAM_CHUNK_MS;
-                    sound.until(until_ms)
-                }),
-            )
-        }
+        Form::Stream => streamed(sound),
         Form::TimedWhole => {
             let alignment = alignment(text, &melody, 0..characters_of(text));
             let tail = format!("\",\"alignment\":{alignment},\"normalized_alignment\":{alignment}}}");

@@ -1,9 +1,10 @@
 //! The simulator over real sockets. `refusals` holds the catalogue to its bytes, `serving` what
-//! works, `belonging` what is whose, `plans` what a plan has, `faults` what was told to go wrong,
+//! works, `crafts` the rarer of it, `belonging` what is whose, `plans` what a plan has, `faults` what was told to go wrong,
 //! `watching` the ledger and its violations,
 //! and `sockets` and those named after it the same for the provider's sockets.
 
 mod belonging;
+mod crafts;
 mod faults;
 mod plans;
 mod refusals;

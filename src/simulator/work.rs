@@ -28,8 +28,9 @@ const EFFECT_CREDITS_PER_SECOND: u64 = 20;
 /// How long an effect is then.
 const EFFECT_AUTO_MS: u64 = 5_000;
 /// The simulator's own rule, because the provider bills by the length of audio it would have to
-/// decode: a started 16,000 bytes, one second at 128 kbit/s, is one second and one credit.
-const TRANSCRIPTION_BYTES_PER_CREDIT: u64 = 16_000;
+/// decode: a started 16,000 bytes, one second at 128 kbit/s, is one second, and for a transcription
+/// one credit.
+pub(super) const UPLOAD_BYTES_PER_SECOND: u64 = 16_000;
 /// What a workspace without a bound says it has, since the header is always there.
 const UNLIMITED: u32 = 1_000_000;
 
@@ -44,6 +45,16 @@ struct SpeechOrder {
     continues: Vec<String>,
 }
 
+/// What the history is to say of it.
+#[derive(Debug)]
+pub(super) struct Made {
+    pub(super) voice_id: String,
+    pub(super) voice_name: String,
+    pub(super) model_id: String,
+    pub(super) text: String,
+    pub(super) format: Format,
+}
+
 /// What everything that works needs to know.
 #[derive(Clone, Copy)]
 pub(super) struct Job<'a> {
@@ -55,7 +66,7 @@ pub(super) struct Job<'a> {
 
 impl Job<'_> {
     /// The key, if it may do that and its bill is paid.
-    fn payer(&self, permission: &'static str) -> Result<usize, Shape> {
+    pub(super) fn payer(&self, permission: &'static str) -> Result<usize, Shape> {
         let key = known(self.presented)?;
         let state = self.world.state();
         state.accounts.permit(key, permission)?;
@@ -64,7 +75,7 @@ impl Job<'_> {
     }
 
     /// The format that the query asks for, if the plan of the key's workspace has it.
-    fn format(&self, key: usize) -> Result<Format, Refused> {
+    pub(super) fn format(&self, key: usize) -> Result<Format, Refused> {
         let asked = query(self.query).find(|(name, _)| name == "output_format");
         let Some((_, name)) = asked else { return Ok(Format::DEFAULT) };
         let format = Format::named(&name).ok_or_else(|| {
@@ -142,30 +153,44 @@ impl Job<'_> {
         let cost = self.price(key, &order)?;
         let (admitted, slot) = self.world.admit(key, cost)?;
 
-        let trace_id = trace_id();
-        let item = HistoryItem {
-            // Shorter than a trace id, as the provider's are; its last digits are the random ones.
-            id: trace_id.get(12..).unwrap_or(&trace_id).to_owned(),
-            request_id: super::answer::trace_id(),
+        let body = spoken(&order.text, format, form).holding(slot);
+        let made = Made {
             voice_id: order.voices.join(","),
             voice_name: name_of_voice,
             model_id: order.model,
             text: order.text,
             format,
+        };
+        let answer = self.made(key, &admitted, made, media_type(form, format));
+        Ok(Answer { body, ..answer })
+    }
+
+    /// The head of an answer with something that the history keeps, and keeps it.
+    pub(super) fn made(&self, key: usize, admitted: &Admitted, made: Made, media_type: &str) -> Answer {
+        let trace_id = trace_id();
+        let Made { voice_id, voice_name, model_id, text, format } = made;
+        let item = HistoryItem {
+            // Shorter than a trace id, as the provider's are; its last digits are the random ones.
+            id: trace_id.get(12..).unwrap_or(&trace_id).to_owned(),
+            request_id: super::answer::trace_id(),
+            voice_id,
+            voice_name,
+            model_id,
+            text,
+            format,
             date_unix: clock::now().0 / 1_000,
             used_before: admitted.used_before,
             used_after: admitted.used_before + admitted.cost,
         };
-        let mut answer = Answer::with(&trace_id, media_type(form, format));
+        let mut answer = Answer::with(&trace_id, media_type);
         set(&mut answer.headers, "request-id", &item.request_id);
         set(&mut answer.headers, "history-item-id", &item.id);
-        speech_headers(&mut answer, &admitted);
-        answer.charged = cost;
-        answer.body = spoken(&item.text, format, form).holding(slot);
+        speech_headers(&mut answer, admitted);
+        answer.charged = admitted.cost;
         if let Some(workspace) = self.world.state().accounts.workspace_mut(key) {
             workspace.history.add(item);
         }
-        Ok(answer)
+        answer
     }
 
     fn names_of_voices(&self, key: usize, order: &SpeechOrder) -> Result<String, Refused> {
@@ -235,7 +260,7 @@ impl Job<'_> {
             return Err(Shape::FieldMissing("model_id".into()).into());
         }
         let key = self.transcriber()?;
-        let seconds = self.intake.bytes.div_ceil(TRANSCRIPTION_BYTES_PER_CREDIT).max(1);
+        let seconds = self.intake.bytes.div_ceil(UPLOAD_BYTES_PER_SECOND).max(1);
         let (_, slot) = self.world.admit(key, seconds)?;
         let mut answer = Answer::document(&transcript(seconds));
         set(&mut answer.headers, "character-cost", &seconds.to_string());

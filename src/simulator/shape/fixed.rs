@@ -7,7 +7,7 @@
 //! `{short}` is one less than `{more}`, which is what is needed, or two; `{exceeded}` is the bound, or
 //! less where no more is needed.
 
-use super::render::{bare, legacy, typed};
+use super::render::{bare, legacy, typed, unwrapped};
 use super::{Facts, Refusal, Shape};
 
 /// A refusal that is nothing but a status and words.
@@ -30,6 +30,8 @@ enum Body {
     Legacy(&'static str),
     /// `{"detail":"…"}`.
     Bare,
+    /// `{"error","message"}`: this is the error.
+    Unwrapped(&'static str),
 }
 
 /// What a refusal is about, as far as sockets tell it apart.
@@ -50,7 +52,7 @@ const fn of(name: &'static str, status: u16, body: Body, family: Family, message
 /// The table.
 #[rustfmt::skip] // one refusal to a line and its message to the next
 pub(in crate::simulator) const FIXED: &[Fixed] = {
-    use Body::{Bare, Legacy, Typed};
+    use Body::{Bare, Legacy, Typed, Unwrapped};
     use Family::{Key, Other, Quota};
     const LIBRARY: &str = "Free users cannot use library voices via the API. Please upgrade your subscription to use this voice.";
     &[
@@ -114,6 +116,16 @@ pub(in crate::simulator) const FIXED: &[Fixed] = {
         "An invalid ID has been received: '{subject}'. Make sure to provide a correct one."),
     of("model_not_found_404", 404, Typed(["not_found", "model_not_found", "model_not_found"]), Other,
         "A model with model ID '{model}' was not found."),
+    of("dubbing_not_found", 404, Typed(["not_found", "dubbing_not_found", "dubbing_not_found"]), Other,
+        "A dubbing with ID '{subject}' was not found."),
+    of("project_not_found", 404, Typed(["not_found", "project_not_found", "project_not_found"]), Other,
+        "A project with ID '{subject}' was not found."),
+
+    // The audio of a dubbing (OpenAPI document).
+    of("dubbing_language_not_found", 404, Unwrapped("dubbing_not_found"), Other,
+        "There is no dubbing for language {subject}."),
+    of("dubbing_not_dubbed", 425, Unwrapped("dubbing_not_dubbed"), Other,
+        "Dubbing has not finished yet."),
     ]
 };
 
@@ -136,6 +148,7 @@ impl Fixed {
             Body::Typed(names) => typed(self.status, names, &message, request_id),
             Body::Legacy(status) => legacy(self.status, status, &message),
             Body::Bare => bare(self.status, &message),
+            Body::Unwrapped(error) => unwrapped(self.status, error, &message),
         }
     }
 

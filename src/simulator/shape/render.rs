@@ -161,6 +161,13 @@ struct Legacy<'a> {
     message: &'a str,
 }
 
+/// The body of an error of dubbing.
+#[derive(Serialize)]
+struct Unwrapped<'a> {
+    error: &'a str,
+    message: &'a str,
+}
+
 /// The body of a crash: nothing is wrapped in `detail`.
 #[derive(Serialize)]
 struct Crash<'a> {
@@ -197,6 +204,11 @@ pub(super) fn typed(status: u16, names: [&str; 3], message: &str, request_id: &s
 
 pub(super) fn legacy(status: u16, name: &str, message: &str) -> Refusal {
     refusal(status, &Wrapped { detail: Legacy { status: name, message } })
+}
+
+/// An error that is not wrapped in `detail`, as dubbing has it.
+pub(super) fn unwrapped(status: u16, error: &str, message: &str) -> Refusal {
+    refusal(status, &Unwrapped { error, message })
 }
 
 pub(super) fn bare(status: u16, detail: &str) -> Refusal {

@@ -395,6 +395,10 @@ async fn the_table_is_told_to_the_letter() {
                 "model_not_found",
             ),
         ),
+        ("dubbing_not_found", 404, typed("not_found", "dubbing_not_found", "A dubbing with ID '21m00Tcm4TlvDq8ikWAM' was not found.", "dubbing_not_found")),
+        ("project_not_found", 404, typed("not_found", "project_not_found", "A project with ID '21m00Tcm4TlvDq8ikWAM' was not found.", "project_not_found")),
+        ("dubbing_language_not_found", 404, r#"{"error":"dubbing_not_found","message":"There is no dubbing for language 21m00Tcm4TlvDq8ikWAM."}"#.to_owned()),
+        ("dubbing_not_dubbed", 425, r#"{"error":"dubbing_not_dubbed","message":"Dubbing has not finished yet."}"#.to_owned()),
     ];
     assert_eq!(cases.len(), crate::simulator::shape::FIXED.len(), "every one of them is here");
     let sim = start_with("sk=100").await;

@@ -1,0 +1,393 @@
+//! The provider's other crafts: changed voices, cleaned audio, dubbing, music, alignment, the
+//! studio. A table says what each needs and costs, and how it is answered.
+//!
+//! Sources: the OpenAPI document (paths, parts, answers), the documentation and price lists of 2026
+//! (credits of a minute). The length of an upload is the simulator's own rule, see `work`.
+
+use http::Method;
+use serde_json::{Map, Value, json};
+
+use crate::clock;
+
+use super::accounts::Refused;
+use super::answer::{Answer, AnswerBody, set, trace_id};
+use super::music;
+use super::shape::{Shape, said};
+use super::sound::format::Format;
+use super::sound::melody::Melody;
+use super::sound::{Sound, seconds};
+use super::speech::{streamed, whole};
+use super::things::{Kind, Thing};
+use super::work::{Job, Made, UPLOAD_BYTES_PER_SECOND, known};
+
+/// An operation of the table.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Craft {
+    method: &'static str,
+    /// Its segments, of which `{}` is an identifier.
+    path: &'static str,
+    pub(super) permission: &'static str,
+    /// Parts of a form that must be there.
+    parts: &'static [&'static str],
+    price: Price,
+    gives: Gives,
+}
+
+/// What it costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Price {
+    Free,
+    /// So many credits for a minute of what is uploaded.
+    UploadedMinute(u64),
+    /// So many for a minute of the music that is asked for.
+    MusicMinute(u64),
+}
+
+/// How it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gives {
+    /// The upload's length in another voice, in chunks or as a whole.
+    Voice(Flow),
+    /// The same without what disturbs it.
+    Audio(Flow),
+    Music(Flow),
+    /// The music with its description, in two parts.
+    DetailedMusic,
+    /// What the music is to be like.
+    MusicPlan,
+    Alignment,
+    Added(Kind),
+    List(Kind),
+    One(Kind),
+    Gone(Kind),
+    DubbedAudio,
+}
+
+/// How audio comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flow {
+    Whole,
+    Stream,
+}
+
+const fn craft(
+    method: &'static str,
+    path: &'static str,
+    permission: &'static str,
+    parts: &'static [&'static str],
+    price: Price,
+    gives: Gives,
+) -> Craft {
+    Craft { method, path, permission, parts, price, gives }
+}
+
+/// The table. Voices and cleaned audio are 1,000 credits a minute (the documentation), the rest is
+/// what the price lists come to in credits.
+#[rustfmt::skip] // a table, one operation to a line
+const CRAFTS: &[Craft] = {
+    use Flow::{Stream, Whole};
+    use Gives::{Added, Alignment, Audio, DetailedMusic, DubbedAudio, Gone, List, Music, MusicPlan, One, Voice};
+    use Kind::{Dubbing, Project};
+    use Price::{Free, MusicMinute, UploadedMinute};
+    const MINUTE: Price = UploadedMinute(1_000);
+    const MUSIC: Price = MusicMinute(3_000);
+    &[
+        craft("POST", "v1/speech-to-speech/{}", "speech_to_speech", &["audio"], MINUTE, Voice(Whole)),
+        craft("POST", "v1/speech-to-speech/{}/stream", "speech_to_speech", &["audio"], MINUTE, Voice(Stream)),
+        craft("POST", "v1/voice-changer/{}", "speech_to_speech", &["audio"], MINUTE, Voice(Whole)),
+        craft("POST", "v1/voice-changer/{}/stream", "speech_to_speech", &["audio"], MINUTE, Voice(Stream)),
+        craft("POST", "v1/audio-isolation", "audio_isolation", &["audio"], MINUTE, Audio(Whole)),
+        craft("POST", "v1/audio-isolation/stream", "audio_isolation", &["audio"], MINUTE, Audio(Stream)),
+        craft("POST", "v1/dubbing", "dubbing_write", &["target_lang"], UploadedMinute(3_000), Added(Dubbing)),
+        craft("GET", "v1/dubbing", "dubbing_read", &[], Free, List(Dubbing)),
+        craft("GET", "v1/dubbing/{}", "dubbing_read", &[], Free, One(Dubbing)),
+        craft("DELETE", "v1/dubbing/{}", "dubbing_write", &[], Free, Gone(Dubbing)),
+        craft("GET", "v1/dubbing/{}/audio/{}", "dubbing_read", &[], Free, DubbedAudio),
+        craft("POST", "v1/music", "music_generation", &[], MUSIC, Music(Whole)),
+        craft("POST", "v1/music/stream", "music_generation", &[], MUSIC, Music(Stream)),
+        craft("POST", "v1/music/detailed", "music_generation", &[], MUSIC, DetailedMusic),
+        craft("POST", "v1/music/plan", "music_generation", &[], Free, MusicPlan),
+        craft("POST", "v1/forced-alignment", "forced_alignment", &["file", "text"], UploadedMinute(60), Alignment),
+        craft("POST", "v1/studio/projects", "projects_write", &["name"], Free, Added(Project)),
+        craft("GET", "v1/studio/projects", "projects_read", &[], Free, List(Project)),
+        craft("GET", "v1/studio/projects/{}", "projects_read", &[], Free, One(Project)),
+        craft("DELETE", "v1/studio/projects/{}", "projects_write", &[], Free, Gone(Project)),
+    ]
+};
+
+/// More audio than this is not made of an upload, however long it is.
+const MADE_MS_MAX: u64 = 60_000;
+
+impl Craft {
+    /// The operation of a path, with the identifiers that stand in it.
+    ///
+    /// # Errors
+    ///
+    /// The provider's 404 and 405.
+    pub(super) fn find(method: &Method, segments: &[&str]) -> Result<(&'static Self, Vec<String>), Shape> {
+        let mut other = None;
+        for craft in CRAFTS {
+            let Some(ids) = craft.ids(segments) else { continue };
+            if craft.method == method.as_str() {
+                return Ok((craft, ids));
+            }
+            other.get_or_insert(craft.method);
+        }
+        Err(other.map_or(Shape::NotFound, Shape::MethodNotAllowed))
+    }
+
+    fn ids(&self, segments: &[&str]) -> Option<Vec<String>> {
+        let own: Vec<&str> = self.path.split('/').collect();
+        let fits = |(own, segment): (&&str, &&str)| *own == "{}" || own == segment;
+        if own.len() != segments.len() || !own.iter().zip(segments).all(fits) {
+            return None;
+        }
+        let ids = own.iter().zip(segments).filter(|(own, _)| **own == "{}");
+        Some(ids.map(|(_, segment)| (*segment).to_owned()).collect())
+    }
+
+    /// What a request costs, as far as its body tells.
+    pub(super) fn cost(&self, job: Job<'_>) -> u64 {
+        match self.price {
+            Price::Free => 0,
+            Price::UploadedMinute(credits) => uploaded_seconds(job).saturating_mul(credits).div_ceil(60),
+            Price::MusicMinute(credits) => {
+                let body = job.object().unwrap_or_default();
+                music::lasting_ms(&body).saturating_mul(credits).div_ceil(60_000)
+            }
+        }
+    }
+
+    /// Answers a request, `ids` being those of its path.
+    pub(super) fn answer(&self, job: Job<'_>, ids: &[String]) -> Result<Answer, Refused> {
+        if let Some(missing) = self.parts.iter().find(|part| !job.intake.has_part(part)) {
+            return Err(Shape::FieldMissing((*missing).into()).into());
+        }
+        let body = match self.gives {
+            Gives::Music(_) | Gives::DetailedMusic => music::body_of(job, &["prompt", "composition_plan"])?,
+            Gives::MusicPlan => music::body_of(job, &["prompt"])?,
+            Gives::Voice(_)
+            | Gives::Audio(_)
+            | Gives::Alignment
+            | Gives::Added(_)
+            | Gives::List(_)
+            | Gives::One(_)
+            | Gives::Gone(_)
+            | Gives::DubbedAudio => Map::new(),
+        };
+        let key = if self.price == Price::Free {
+            reader(job, self.permission)?
+        } else {
+            job.payer(self.permission)?
+        };
+        let id = ids.first().map_or("", String::as_str);
+        let cost = self.cost(job);
+        let lasting_ms = match self.price {
+            Price::MusicMinute(_) => music::lasting_ms(&body),
+            Price::Free | Price::UploadedMinute(_) => {
+                uploaded_seconds(job).saturating_mul(1_000).min(MADE_MS_MAX)
+            }
+        };
+        let sound = |format| Sound::of(Melody::lasting(self.path, lasting_ms), format);
+        match self.gives {
+            Gives::Voice(flow) => {
+                let format = job.format(key)?;
+                let voice_name = job.world.state().accounts.voice(key, id)?;
+                let (admitted, slot) = job.world.admit(key, cost)?;
+                let made = Made {
+                    voice_id: id.to_owned(),
+                    voice_name,
+                    model_id: "eleven_multilingual_sts_v2".to_owned(),
+                    text: String::new(),
+                    format,
+                };
+                let mut answer = job.made(key, &admitted, made, format.content_type());
+                answer.body = flow.body(sound(format)).holding(slot);
+                Ok(answer)
+            }
+            Gives::Audio(flow) => {
+                let (_, slot) = job.world.admit(key, cost)?;
+                let mut answer = charged(Answer::with(&trace_id(), "audio/mpeg"), cost);
+                answer.body = flow.body(sound(Format::DEFAULT)).holding(slot);
+                Ok(answer)
+            }
+            Gives::Music(flow) => {
+                let format = job.format(key)?;
+                let (_, slot) = job.world.admit(key, cost)?;
+                let mut answer = music::song(Answer::with(&trace_id(), format.content_type()), cost);
+                answer.body = flow.body(sound(format)).holding(slot);
+                Ok(answer)
+            }
+            Gives::DetailedMusic => {
+                let format = job.format(key)?;
+                let (_, slot) = job.world.admit(key, cost)?;
+                let kind = format!("multipart/mixed; boundary={}", music::BOUNDARY);
+                let mut answer = music::song(Answer::with(&trace_id(), &kind), cost);
+                answer.body = music::detailed(&body, sound(format), format).holding(slot);
+                Ok(answer)
+            }
+            Gives::MusicPlan => Ok(Answer::document(&music::plan_of(&body))),
+            Gives::Alignment => {
+                let text = job.intake.part("text").unwrap_or_default();
+                let (_, slot) = job.world.admit(key, cost)?;
+                let mut answer = charged(Answer::document(&alignment(&text, lasting_ms)), cost);
+                answer.body = answer.body.holding(slot);
+                Ok(answer)
+            }
+            Gives::Added(kind) => add(job, key, kind, cost),
+            Gives::List(kind) => {
+                let mut state = job.world.state();
+                let workspace = state.accounts.workspace_mut(key).ok_or(Shape::InvalidKey)?;
+                let things = workspace.things.documents(kind);
+                Ok(Answer::document(&match kind {
+                    Kind::Dubbing => json!({ "dubs": things, "next_cursor": null, "has_more": false }),
+                    Kind::Project => json!({ "projects": things }),
+                }))
+            }
+            Gives::One(kind) => find(job, key, kind, id, |thing| {
+                thing.looks = thing.looks.saturating_add(1);
+                Ok(Answer::document(&thing.document()))
+            }),
+            Gives::DubbedAudio => find(job, key, Kind::Dubbing, id, |dubbing| {
+                let language = ids.get(1).map_or("", String::as_str);
+                if dubbing.language != language {
+                    return Err(Refused::naming(said("dubbing_language_not_found"), language));
+                }
+                if !dubbing.is_dubbed() {
+                    return Err(said("dubbing_not_dubbed").into());
+                }
+                let mut answer = Answer::with(&trace_id(), "audio/mpeg");
+                let ms = dubbing.seconds.saturating_mul(1_000).min(MADE_MS_MAX);
+                answer.body = whole(Sound::of(Melody::lasting(language, ms), Format::DEFAULT));
+                Ok(answer)
+            }),
+            Gives::Gone(kind) => {
+                let mut state = job.world.state();
+                let workspace = state.accounts.workspace_mut(key).ok_or(Shape::InvalidKey)?;
+                if workspace.things.delete(kind, id) {
+                    return Ok(Answer::document(&json!({ "status": "ok" })));
+                }
+                Err(not_found(kind, id))
+            }
+        }
+    }
+}
+
+impl Flow {
+    fn body(self, sound: Sound) -> AnswerBody {
+        match self {
+            Flow::Whole => whole(sound),
+            Flow::Stream => streamed(sound),
+        }
+    }
+}
+
+/// The key, if it may do that: reading works in a workspace whose bill is unpaid.
+fn reader(job: Job<'_>, permission: &'static str) -> Result<usize, Shape> {
+    let key = known(job.presented)?;
+    job.world.state().accounts.permit(key, permission)?;
+    Ok(key)
+}
+
+fn not_found(kind: Kind, id: &str) -> Refused {
+    Refused::naming(
+        said(match kind {
+            Kind::Dubbing => "dubbing_not_found",
+            Kind::Project => "project_not_found",
+        }),
+        id,
+    )
+}
+
+fn find(
+    job: Job<'_>,
+    key: usize,
+    kind: Kind,
+    id: &str,
+    answer: impl FnOnce(&mut Thing) -> Result<Answer, Refused>,
+) -> Result<Answer, Refused> {
+    let mut state = job.world.state();
+    let workspace = state.accounts.workspace_mut(key).ok_or(Shape::InvalidKey)?;
+    answer(workspace.things.find(kind, id).ok_or_else(|| not_found(kind, id))?)
+}
+
+fn add(job: Job<'_>, key: usize, kind: Kind, cost: u64) -> Result<Answer, Refused> {
+    // What is dubbed is work that goes on; the simulator's is done when it has been asked for.
+    let (_, _slot) = job.world.admit(key, cost)?;
+    let thing = Thing {
+        kind,
+        id: trace_id().get(12..).unwrap_or_default().to_owned(),
+        name: job.intake.part("name").unwrap_or_else(|| "Untitled".to_owned()),
+        language: job.intake.part("target_lang").unwrap_or_default(),
+        seconds: uploaded_seconds(job),
+        made_unix: clock::now().0 / 1_000,
+        looks: 0,
+    };
+    let document = match kind {
+        Kind::Dubbing => json!({ "dubbing_id": thing.id, "expected_duration_sec": thing.seconds }),
+        Kind::Project => json!({ "project": thing.document() }),
+    };
+    let mut state = job.world.state();
+    state.accounts.workspace_mut(key).ok_or(Shape::InvalidKey)?.things.add(thing);
+    let mut answer = Answer::document(&document);
+    answer.charged = cost;
+    Ok(answer)
+}
+
+fn uploaded_seconds(job: Job<'_>) -> u64 {
+    job.intake.bytes.div_ceil(UPLOAD_BYTES_PER_SECOND).max(1)
+}
+
+fn charged(mut answer: Answer, cost: u64) -> Answer {
+    set(&mut answer.headers, "character-cost", &cost.to_string());
+    answer.charged = cost;
+    answer
+}
+
+/// `ForcedAlignmentResponseModel` of the OpenAPI document: every character lasts as long.
+fn alignment(text: &str, lasting_ms: u64) -> Value {
+    let characters: Vec<char> = text.chars().collect();
+    let total = u64::try_from(characters.len()).unwrap_or(u64::MAX).max(1);
+    let time = |index: u64| seconds(lasting_ms.saturating_mul(index) / total);
+    let timed = (0..).zip(&characters).map(|(index, character)| {
+        json!({ "text": character.to_string(), "start": time(index), "end": time(index + 1) })
+    });
+    let mut words = Vec::new();
+    let mut index = 0;
+    for word in text.split(' ') {
+        let end = index + u64::try_from(word.chars().count()).unwrap_or(0);
+        words.push(json!({ "text": word, "start": time(index), "end": time(end), "loss": 0.1 }));
+        index = end + 1;
+    }
+    json!({ "characters": timed.collect::<Vec<_>>(), "words": words, "loss": 0.1 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_methods_and_identifiers_are_told_apart() {
+        let find = |method: Method, path: &str| {
+            let segments: Vec<&str> = path.split('/').collect();
+            Craft::find(&method, &segments).map(|(craft, ids)| (craft.gives, ids))
+        };
+        let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
+        assert_eq!(find(Method::GET, "v1/dubbing"), Ok((Gives::List(Kind::Dubbing), ids(&[]))));
+        assert_eq!(find(Method::DELETE, "v1/dubbing/d"), Ok((Gives::Gone(Kind::Dubbing), ids(&["d"]))));
+        assert_eq!(find(Method::GET, "v1/dubbing/d/audio/de"), Ok((Gives::DubbedAudio, ids(&["d", "de"]))));
+        assert_eq!(find(Method::PUT, "v1/dubbing/d"), Err(Shape::MethodNotAllowed("GET")));
+        assert_eq!(find(Method::GET, "v1/music"), Err(Shape::MethodNotAllowed("POST")));
+        for path in ["v1/dubbing/d/audio", "v1/musics", "v1", ""] {
+            assert_eq!(find(Method::GET, path), Err(Shape::NotFound), "{path}");
+        }
+    }
+
+    #[test]
+    fn an_alignment_covers_the_text() {
+        let document = alignment("ab c", 1_000);
+        assert_eq!(document["characters"].as_array().unwrap().len(), 4);
+        assert_eq!(document["words"][1], json!({ "text": "c", "start": 0.75, "end": 1.0, "loss": 0.1 }));
+        assert_eq!(alignment("", 1_000)["characters"], json!([]));
+    }
+}

@@ -1,0 +1,71 @@
+//! Music: how long it is, what describes it, and the two parts in which it comes with that.
+
+use serde_json::{Map, Value, json};
+
+use super::accounts::Refused;
+use super::answer::{Answer, AnswerBody, set, trace_id};
+use super::shape::Shape;
+use super::sound::Sound;
+use super::sound::format::Format;
+use super::work::{Job, string};
+
+/// The shortest and the longest music, and how long it is when nothing is said (OpenAPI document,
+/// where `music_length_ms` is 3 to 600 seconds).
+const MUSIC_MS: std::ops::RangeInclusive<u64> = 3_000..=600_000;
+const MUSIC_MS_USUAL: u64 = 10_000;
+
+/// Music says which it is and not what it has cost (captured, October 2026).
+pub(super) fn song(mut answer: Answer, cost: u64) -> Answer {
+    set(&mut answer.headers, "song-id", &trace_id());
+    answer.charged = cost;
+    answer
+}
+
+/// The body, if it has one of those members.
+pub(super) fn body_of(job: Job<'_>, members: &[&'static str]) -> Result<Map<String, Value>, Refused> {
+    let body = job.object()?;
+    string(&body, "prompt")?;
+    let has = |name: &&&'static str| body.get(**name).is_some_and(|value| !value.is_null());
+    match (members.iter().find(has), members.first()) {
+        (None, Some(first)) => Err(Shape::FieldMissing((*first).into()).into()),
+        (Some(_), _) | (None, None) => Ok(body),
+    }
+}
+
+pub(super) fn lasting_ms(body: &Map<String, Value>) -> u64 {
+    let asked = body.get("music_length_ms").and_then(Value::as_u64);
+    asked.unwrap_or(MUSIC_MS_USUAL).clamp(*MUSIC_MS.start(), *MUSIC_MS.end())
+}
+
+/// `MusicPrompt` of the OpenAPI document.
+pub(super) fn plan_of(body: &Map<String, Value>) -> Value {
+    json!({
+        "positive_global_styles": ["humming"],
+        "negative_global_styles": [],
+        "sections": [{
+            "section_name": "Melody",
+            "positive_local_styles": [],
+            "negative_local_styles": [],
+            "duration_ms": lasting_ms(body),
+            "lines": [],
+        }],
+    })
+}
+
+/// What stands between the parts.
+pub(super) const BOUNDARY: &str = "simulated-song";
+
+/// A part of JSON and one of audio.
+pub(super) fn detailed(body: &Map<String, Value>, sound: Sound, format: Format) -> AnswerBody {
+    let metadata = json!({
+        "composition_plan": plan_of(body),
+        "song_metadata": { "title": "A melody", "description": null, "genres": [], "languages": [], "is_explicit": false },
+    });
+    let head = format!(
+        "--{BOUNDARY}\r\nContent-Type: application/json\r\n\r\n{metadata}\r\n--{BOUNDARY}\r\nContent-Type: {}\r\nContent-Disposition: attachment; filename=\"song\"\r\n\r\n",
+        format.content_type()
+    );
+    let tail = format!("\r\n--{BOUNDARY}--\r\n");
+    let parts = std::iter::once(head.into()).chain(sound.into_blocks()).chain(std::iter::once(tail.into()));
+    AnswerBody::pieces(None, parts)
+}

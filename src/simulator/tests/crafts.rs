@@ -1,0 +1,181 @@
+//! The provider's other crafts: what they cost, what they give, and whose it is.
+
+use super::*;
+use crate::simulator::{KeyPlan, WorkspacePlan};
+use serde_json::json;
+
+const VOICE: &str = "21m00Tcm4TlvDq8ikWAM";
+
+/// A form with those parts, of which the last is as long as `bytes`.
+fn form(path: &str, parts: &[(&str, &str)], bytes: usize) -> Call {
+    let mut body = String::new();
+    for (name, value) in parts {
+        body.push_str(&format!("--x\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n"));
+    }
+    body.push_str("--x\r\nContent-Disposition: form-data; name=\"audio\"; filename=\"a\"\r\n\r\n");
+    body.push_str(&"a".repeat(bytes));
+    body.push_str("\r\n--x--");
+    post(path, body).header("content-type", "multipart/form-data; boundary=x")
+}
+
+async fn charged(sim: &Simulator) -> u64 {
+    sim.ledger().totals.charged
+}
+
+#[tokio::test]
+async fn a_changed_voice_is_as_long_as_the_upload_and_in_the_history() {
+    let sim = start_with("sk=1000").await;
+    for path in ["speech-to-speech", "voice-changer"] {
+        let before = charged(&sim).await;
+        // Three seconds and a head: 1,000 credits a minute.
+        let call = form(&format!("/v1/{path}/{VOICE}?output_format=pcm_16000"), &[], 50_000);
+        let whole = call.key("sk").to(&sim).await;
+        assert_eq!((whole.status, whole.header("content-type")), (200, "audio/pcm"));
+        assert_eq!((whole.header("character-cost"), charged(&sim).await - before), ("67", 67));
+        assert_eq!(whole.body.len(), 4 * 32_000);
+        let item = get(&format!("/v1/history/{}", whole.header("history-item-id"))).key("sk").to(&sim).await;
+        assert_eq!(item.json()["request_id"], whole.header("request-id"));
+        let call = form(&format!("/v1/{path}/{VOICE}/stream?output_format=pcm_16000"), &[], 50_000);
+        let stream = call.key("sk").to(&sim).await;
+        assert_eq!((stream.status, stream.header("transfer-encoding")), (200, "chunked"));
+        assert_eq!(stream.body.len(), whole.body.len());
+    }
+    let nobody = form("/v1/speech-to-speech/nobody", &[], 10).key("sk").to(&sim).await;
+    assert_eq!((nobody.status, &nobody.json()["detail"]["code"]), (404, &json!("voice_not_found")));
+}
+
+#[tokio::test]
+async fn each_craft_needs_its_part_its_permission_and_its_credits() {
+    let limited =
+        KeyPlan { permissions: Some(vec!["text_to_speech".into()]), ..KeyPlan::new("limited", 100) };
+    let sim = start(Plan::of([("poor", 0), ("rich", 100_000)]).with_key(limited)).await;
+    let music = |path: &str| post(path, r#"{"prompt":"a tune"}"#);
+    let calls: [(&str, &dyn Fn() -> Call); 8] = [
+        ("speech_to_speech", &|| form(&format!("/v1/speech-to-speech/{VOICE}"), &[], 9)),
+        ("audio_isolation", &|| form("/v1/audio-isolation", &[], 9)),
+        ("audio_isolation", &|| form("/v1/audio-isolation/stream", &[], 9)),
+        ("dubbing_write", &|| form("/v1/dubbing", &[("target_lang", "de")], 9)),
+        ("music_generation", &|| music("/v1/music")),
+        ("music_generation", &|| music("/v1/music/stream")),
+        ("music_generation", &|| music("/v1/music/detailed")),
+        ("forced_alignment", &|| form("/v1/forced-alignment", &[("text", "a"), ("file", "b")], 9)),
+    ];
+    for (permission, call) in calls {
+        let empty = Call { body: Bytes::from_static(b"{}"), ..call() }.key("rich").to(&sim).await;
+        assert_eq!(empty.status, 422, "{permission}");
+        let refused = call().key("limited").to(&sim).await.json();
+        assert!(refused["detail"]["message"].as_str().unwrap().contains(permission), "{refused}");
+        let poor = call().key("poor").to(&sim).await;
+        assert_eq!((poor.status, &poor.json()["detail"]["code"]), (401, &json!("quota_exceeded")));
+        let before = charged(&sim).await;
+        assert_eq!(call().key("rich").to(&sim).await.status, 200, "{permission}");
+        assert!(charged(&sim).await > before, "{permission}");
+        // A refusal that is asked for knows the price, too.
+        let needed = format!("{} credits are required", charged(&sim).await - before);
+        sim.script("rich", vec!["quota".parse().unwrap()]);
+        let told = call().key("rich").to(&sim).await;
+        assert!(told.text().contains(&needed), "{needed}: {}", told.text());
+    }
+    assert_eq!(sim.ledger().key("poor").unwrap().charged, 0);
+}
+
+#[tokio::test]
+async fn a_dubbing_is_asked_for_until_it_is_done_by_its_own_workspace() {
+    let sim = start_with("one=10000@a two=10000@b").await;
+    let made =
+        form("/v1/dubbing", &[("name", "A film"), ("target_lang", "de")], 16_000).key("one").to(&sim).await;
+    let made = made.json();
+    assert_eq!(made["expected_duration_sec"], 2);
+    let id = made["dubbing_id"].as_str().unwrap().to_owned();
+    let read = |path: String, key: &'static str| get(&path).key(key).to(&sim);
+    let audio = |language: &str| format!("/v1/dubbing/{id}/audio/{language}");
+    let one = format!("/v1/dubbing/{id}");
+    let early = read(audio("de"), "one").await;
+    assert_eq!((early.status, &early.json()["error"]), (425, &json!("dubbing_not_dubbed")));
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        let document = read(one.clone(), "one").await.json();
+        assert_eq!((&document["name"], &document["target_languages"]), (&json!("A film"), &json!(["de"])));
+        seen.push(document["status"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(seen, ["dubbing", "dubbed"]);
+    let dubbed = read(audio("de"), "one").await;
+    assert_eq!((dubbed.status, dubbed.header("content-type")), (200, "audio/mpeg"));
+    let other = read(audio("fr"), "one").await;
+    assert_eq!((other.status, &other.json()["error"]), (404, &json!("dubbing_not_found")));
+    let list = read("/v1/dubbing".into(), "one").await.json();
+    assert_eq!((&list["dubs"][0]["dubbing_id"], &list["has_more"]), (&json!(id), &json!(false)));
+
+    let foreign = read(one.clone(), "two").await;
+    assert_eq!((foreign.status, &foreign.json()["detail"]["code"]), (404, &json!("dubbing_not_found")));
+    assert_eq!(read(audio("de"), "two").await.status, 404);
+    assert_eq!(read("/v1/dubbing".into(), "two").await.json()["dubs"], json!([]));
+    let remove = |key: &'static str| Call { method: "DELETE", ..get(&one) }.key(key).to(&sim);
+    assert_eq!(remove("two").await.status, 404);
+    assert_eq!((remove("one").await.status, remove("one").await.status), (200, 404));
+}
+
+#[tokio::test]
+async fn a_project_is_kept_by_its_own_workspace() {
+    let sim = start_with("one=10@a two=10@b").await;
+    assert_eq!(form("/v1/studio/projects", &[], 1).key("one").to(&sim).await.status, 422);
+    let made = form("/v1/studio/projects", &[("name", "A book")], 1).key("one").to(&sim).await.json();
+    let id = made["project"]["project_id"].as_str().unwrap().to_owned();
+    let path = format!("/v1/studio/projects/{id}");
+    assert_eq!(get(&path).key("one").to(&sim).await.json()["name"], "A book");
+    let list = get("/v1/studio/projects").key("one").to(&sim).await.json();
+    assert_eq!(list["projects"][0]["project_id"], json!(id));
+    let foreign = get(&path).key("two").to(&sim).await;
+    assert_eq!((foreign.status, &foreign.json()["detail"]["code"]), (404, &json!("project_not_found")));
+    // A dubbing of that name is another thing.
+    assert_eq!(get(&format!("/v1/dubbing/{id}")).key("one").to(&sim).await.status, 404);
+    assert_eq!(charged(&sim).await, 0);
+}
+
+#[tokio::test]
+async fn music_says_which_song_it_is_and_not_what_it_costs() {
+    let sim = start(
+        Plan::of([])
+            .with_workspace(WorkspacePlan::of_tier("pro", 100_000, "pro"))
+            .with_key(KeyPlan { workspace: Some("pro".into()), ..KeyPlan::new("sk", 0) }),
+    )
+    .await;
+    let body = r#"{"prompt":"a tune","music_length_ms":6000}"#;
+    let mut lengths = Vec::new();
+    for (path, kind) in [("/v1/music", "audio/pcm"), ("/v1/music/stream", "audio/pcm")] {
+        let reply = post(&format!("{path}?output_format=pcm_8000"), body).key("sk").to(&sim).await;
+        assert_eq!((reply.status, reply.header("content-type")), (200, kind));
+        assert_eq!((reply.header("song-id").len(), reply.header("character-cost")), (32, ""));
+        lengths.push(reply.body.len());
+    }
+    assert_eq!(lengths, [6 * 16_000; 2]);
+    assert_eq!(charged(&sim).await, 600, "fifty a second, twice six seconds");
+
+    let detailed = post("/v1/music/detailed?output_format=pcm_8000", body).key("sk").to(&sim).await;
+    assert_eq!(detailed.header("content-type"), "multipart/mixed; boundary=simulated-song");
+    let text = String::from_utf8_lossy(&detailed.body);
+    let parts: Vec<&str> = text.split("--simulated-song").collect();
+    assert_eq!((parts.len(), parts[0], parts[3]), (4, "", "--\r\n"));
+    let (head, metadata) = parts[1].split_once("\r\n\r\n").unwrap();
+    assert_eq!(head, "\r\nContent-Type: application/json");
+    let metadata: Value = serde_json::from_str(metadata).unwrap();
+    assert_eq!(metadata["composition_plan"]["sections"][0]["duration_ms"], 6_000);
+    assert!(parts[2].starts_with("\r\nContent-Type: audio/pcm\r\n"));
+
+    let plan = post("/v1/music/plan", body).key("sk").to(&sim).await;
+    assert_eq!((plan.status, &plan.json()["sections"][0]["duration_ms"]), (200, &json!(6_000)));
+    let planned = json!({ "composition_plan": plan.json() }).to_string();
+    assert_eq!(post("/v1/music", planned).key("sk").to(&sim).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_alignment_is_of_the_text_that_was_sent() {
+    let sim = start_with("sk=100").await;
+    let call = form("/v1/forced-alignment", &[("text", "hi you"), ("file", "sound")], 16_000);
+    let reply = call.key("sk").to(&sim).await;
+    let document = reply.json();
+    assert_eq!(reply.header("character-cost"), "2");
+    let words: Vec<_> = document["words"].as_array().unwrap().iter().map(|word| &word["text"]).collect();
+    assert_eq!(words, ["hi", "you"]);
+    assert_eq!(document["characters"][5]["end"], 2.0);
+}

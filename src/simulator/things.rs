@@ -1,0 +1,118 @@
+//! Dubbings and studio projects: what a workspace has made that is asked for again by its
+//! identifier. Values only.
+
+use std::collections::VecDeque;
+
+use serde_json::{Value, json};
+
+use super::models::DEFAULT_VOICE;
+
+/// Older ones are forgotten, so that a long test costs bounded memory.
+const THINGS_MAX: usize = 200;
+/// How often a dubbing is asked for until it is done.
+const LOOKS_UNTIL_DUBBED: u32 = 2;
+
+/// Those of a workspace, the oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Things(VecDeque<Thing>);
+
+#[derive(Clone, Debug)]
+pub(super) struct Thing {
+    pub(super) kind: Kind,
+    pub(super) id: String,
+    pub(super) name: String,
+    /// The language of a dubbing.
+    pub(super) language: String,
+    /// Of what was uploaded.
+    pub(super) seconds: u64,
+    pub(super) made_unix: u64,
+    /// How often it was asked for.
+    pub(super) looks: u32,
+}
+
+/// Of what sort it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Dubbing,
+    Project,
+}
+
+impl Things {
+    pub(super) fn add(&mut self, thing: Thing) {
+        if self.0.len() == THINGS_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back(thing);
+    }
+
+    pub(super) fn find(&mut self, kind: Kind, id: &str) -> Option<&mut Thing> {
+        self.0.iter_mut().find(|thing| thing.kind == kind && thing.id == id)
+    }
+
+    /// False when there is none.
+    pub(super) fn delete(&mut self, kind: Kind, id: &str) -> bool {
+        let before = self.0.len();
+        self.0.retain(|thing| thing.kind != kind || thing.id != id);
+        self.0.len() < before
+    }
+
+    /// All of a kind, the newest first.
+    pub(super) fn documents(&self, kind: Kind) -> Vec<Value> {
+        self.0.iter().rev().filter(|thing| thing.kind == kind).map(Thing::document).collect()
+    }
+}
+
+impl Thing {
+    /// Whether a dubbing has been asked for often enough.
+    pub(super) fn is_dubbed(&self) -> bool {
+        self.looks >= LOOKS_UNTIL_DUBBED
+    }
+
+    pub(super) fn document(&self) -> Value {
+        match self.kind {
+            Kind::Dubbing => self.dubbing(),
+            Kind::Project => self.project(),
+        }
+    }
+
+    /// `DubbingMetadataResponse` of the OpenAPI document.
+    fn dubbing(&self) -> Value {
+        json!({
+            "dubbing_id": self.id,
+            "name": self.name,
+            "status": if self.is_dubbed() { "dubbed" } else { "dubbing" },
+            "source_language": "en",
+            "target_languages": [self.language],
+            "editable": false,
+            "created_at": "2026-11-24T09:00:00Z",
+            "media_metadata": { "content_type": "audio/mpeg", "duration": self.seconds },
+            "error": null,
+        })
+    }
+
+    /// `ProjectResponseModel` of the OpenAPI document.
+    fn project(&self) -> Value {
+        json!({
+            "project_id": self.id,
+            "name": self.name,
+            "create_date_unix": self.made_unix,
+            "created_by_user_id": null,
+            "default_title_voice_id": DEFAULT_VOICE,
+            "default_title_voice_ref_id": DEFAULT_VOICE,
+            "default_paragraph_voice_id": DEFAULT_VOICE,
+            "default_paragraph_voice_ref_id": DEFAULT_VOICE,
+            "default_model_id": "eleven_multilingual_v2",
+            "last_conversion_date_unix": null,
+            "can_be_downloaded": false,
+            "volume_normalization": false,
+            "state": "default",
+            "access_level": "admin",
+            "quality_check_on": false,
+            "quality_check_on_when_bulk_convert": false,
+            "creation_meta": null,
+            "chapters": [],
+            "pronunciation_dictionary_versions": [],
+            "pronunciation_dictionary_locators": [],
+        })
+    }
+}
