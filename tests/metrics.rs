@@ -235,7 +235,7 @@ async fn the_values_are_those_of_the_books_and_the_ledger() {
     for _ in 0..5 {
         assert_eq!(house.speak(20).await.status(), 200);
     }
-    house.always(ONE, "quota");
+    house.always(ONE, "quota_short");
     assert_eq!(house.speak(30).await.status(), 200);
     house.always(TWO, "unprocessable");
     assert_eq!(house.speak(40).await.status(), 422);

@@ -28,7 +28,8 @@ pub(super) struct Arguments {
     ///
     /// FAULT is a refusal (quota, key_cap, invalid, concurrency, rate_limit=SECONDS, …) or one of
     /// pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge,
-    /// endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL, or an answer in full,
+    /// endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL,
+    /// encoded=ENCODING,ENCODING:REFUSAL (gzip, deflate, br, zstd), or an answer in full,
     /// answer=STATUS/BODY or answer=STATUS[NAME: VALUE]/BODY. A session on a socket is
     /// refused in its own form, and with early:REFUSAL or gzip:REFUSAL before it begins;
     /// after=MESSAGES:TURN lets it go on for a while, where TURN is a refusal, close=CODE[/REASON],

@@ -3,18 +3,16 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
-use std::io::Write;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use serde_json::Value;
 
+use super::encoding::Encoding;
 use super::line::Flushes;
 use super::plan::REGION;
 use super::shape::Refusal;
@@ -85,14 +83,13 @@ impl Answer {
         answer
     }
 
-    /// The same answer with its body gzip-encoded.
-    pub(super) fn gzipped(mut self) -> Self {
+    /// The same answer with its body encoded by each of those in turn.
+    pub(super) fn encoded(mut self, encodings: &[Encoding]) -> Self {
         let plain: Vec<u8> = self.body.take_ready().into_iter().flatten().collect();
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-        // Writing to memory does not fail.
-        let packed = encoder.write_all(&plain).and_then(|()| encoder.finish()).unwrap_or(plain);
-        self.body = AnswerBody::whole(packed.into());
-        set(&mut self.headers, "content-encoding", "gzip");
+        let body = encodings.iter().fold(plain, |body, encoding| encoding.encode(&body));
+        self.body = AnswerBody::whole(body.into());
+        let names: Vec<_> = encodings.iter().map(ToString::to_string).collect();
+        set(&mut self.headers, "content-encoding", &names.join(", "));
         self
     }
 

@@ -6,12 +6,13 @@ use std::str::FromStr;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 
+use super::encoding::{Encoding, UnknownEncoding};
 use super::shape::{Shape, UnknownShape};
 
 /// What happens to one request, or to one session on a socket.
 ///
-/// On a socket, what concerns the body of an answer (`EarlyRefuse`, `Gzip`, `Answer`, `HugeError`,
-/// `EndlessError`, `GarbledError`) takes the place of the handshake's 101; the others say what they
+/// On a socket, what concerns the body of an answer (`EarlyRefuse`, `Gzip`, `Encoded`, `Answer`,
+/// `HugeError`, `EndlessError`, `GarbledError`) takes the place of the handshake's 101; the others say what they
 /// do there. On a request that is no socket, `After` is as `Pass`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -32,6 +33,13 @@ pub enum Fault {
     },
     /// As `Refuse`, with the body gzip-encoded.
     Gzip(Shape),
+    /// As `Refuse`, with the body encoded by each of those in turn.
+    Encoded {
+        /// As `Content-Encoding` names them.
+        encodings: Vec<Encoding>,
+        /// With what.
+        shape: Shape,
+    },
     /// Reads the whole request and answers exactly this, for what the catalogue does not have.
     /// Nothing is charged, whatever the headers say.
     Answer {
@@ -127,6 +135,11 @@ impl FromStr for Fault {
         }
         if let Some(shape) = text.strip_prefix("gzip:") {
             return Ok(Fault::Gzip(shape.parse()?));
+        }
+        if let Some((encodings, shape)) = text.strip_prefix("encoded=").and_then(|text| text.split_once(':'))
+        {
+            let encodings = encodings.split(',').map(|name| name.trim().parse()).collect::<Result<_, _>>()?;
+            return Ok(Fault::Encoded { encodings, shape: shape.parse()? });
         }
         if let Some(answer) = text.strip_prefix("answer=") {
             return read_answer(answer).ok_or_else(|| FaultError::Answer(answer.to_owned()));
@@ -237,6 +250,10 @@ impl fmt::Display for Fault {
             Fault::EarlyRefuse(shape) => write!(f, "early:{shape}"),
             Fault::MidRefuse { bytes, shape } => write!(f, "mid={bytes}:{shape}"),
             Fault::Gzip(shape) => write!(f, "gzip:{shape}"),
+            Fault::Encoded { encodings, shape } => {
+                let names: Vec<_> = encodings.iter().map(ToString::to_string).collect();
+                write!(f, "encoded={}:{shape}", names.join(","))
+            }
             Fault::Answer { status, headers, body } => {
                 write!(f, "answer={status}")?;
                 for (name, value) in headers {
@@ -264,7 +281,7 @@ impl fmt::Display for Fault {
 pub enum FaultError {
     /// Neither a fault nor a refusal.
     #[error(
-        "{0}; other faults are pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge, endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL and answer=STATUS[NAME: VALUE]/BODY, and on sockets after=MESSAGES:TURN, where a turn is a REFUSAL, close=CODE[/REASON], cut, reset, stall or say=TEXT"
+        "{0}; other faults are pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge, endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL, encoded=ENCODING,ENCODING:REFUSAL and answer=STATUS[NAME: VALUE]/BODY, and on sockets after=MESSAGES:TURN, where a turn is a REFUSAL, close=CODE[/REASON], cut, reset, stall or say=TEXT"
     )]
     Unknown(#[from] UnknownShape),
     /// Not a time.
@@ -276,6 +293,9 @@ pub enum FaultError {
     /// Not a count of messages.
     #[error("`{0}` is no number of messages")]
     Messages(String),
+    /// Not an encoding.
+    #[error(transparent)]
+    Encoding(#[from] UnknownEncoding),
     /// Not an answer.
     #[error(
         "`{0}` is no answer: write STATUS/BODY or STATUS[NAME: VALUE]/BODY, with 200 to 599 and as many headers as there are"
@@ -310,6 +330,8 @@ mod tests {
             "after=0:rate_limit=7",
         ];
         let answers = [
+            "encoded=br:rate_limit=7",
+            "encoded=gzip,deflate,br,zstd:quota",
             "answer=429/",
             r#"answer=402/{"detail":{"code":"payment_required"}}"#,
             "answer=429[content-type: text/html; charset=utf-8][cf-ray: 1/2]/error code: 1015",
@@ -359,6 +381,8 @@ mod tests {
             ("close=999", "`999` is no close: write CODE"),
             ("close=1005", "`1005` is no close"),
             ("close=5000", "`5000` is no close"),
+            ("encoded=lzma:quota", "`lzma` is no encoding: there are gzip, deflate, br and zstd"),
+            ("encoded=:quota", "`` is no encoding"),
             ("answer=", "`` is no answer: write STATUS/BODY"),
             ("answer=199/", "`199/` is no answer"),
             ("answer=600/", "`600/` is no answer"),

@@ -40,6 +40,7 @@ mod subscription;
 mod things;
 
 mod answer;
+mod encoding;
 mod line;
 
 #[cfg(test)]
@@ -57,6 +58,7 @@ use tokio::sync::watch;
 
 use crate::tasks::Tasks;
 
+pub use self::encoding::{Encoding, UnknownEncoding};
 pub use self::fault::{Fault, FaultError, Turn};
 pub use self::ledger::{
     KeyEntry, Ledger, RequestSummary, SocketClose, SocketSummary, Totals, WorkspaceEntry,

@@ -17,6 +17,7 @@ use super::accounts::Refused;
 use super::answer::{Answer, AnswerBody, set, trace_id};
 use super::control;
 use super::conversations;
+use super::encoding::Encoding;
 use super::fault::Fault;
 use super::grants;
 use super::intake::{EMPTY_SHA256, Intake, drain, presented, receive, skip, violations};
@@ -148,6 +149,7 @@ impl Service {
             Fault::Pass
             | Fault::Refuse(_)
             | Fault::Gzip(_)
+            | Fault::Encoded { .. }
             | Fault::Answer { .. }
             | Fault::Stall { .. }
             | Fault::SlowHead { .. }
@@ -180,7 +182,8 @@ impl Service {
             | Fault::EarlyRefuse(_)
             | Fault::MidRefuse { .. } => work(),
             Fault::Refuse(shape) => told(&shape),
-            Fault::Gzip(shape) => told(&shape).gzipped(),
+            Fault::Gzip(shape) => told(&shape).encoded(&[Encoding::Gzip]),
+            Fault::Encoded { encodings, shape } => told(&shape).encoded(&encodings),
             Fault::Answer { status, headers, body } => Answer::exactly(status, &headers, body),
             Fault::ServerError => told(&Shape::ServerError),
             Fault::HugeError => huge(told(&Shape::Quota)),
@@ -254,7 +257,8 @@ pub(super) fn handshake_refused(fault: &Fault, facts: Facts) -> Option<Answer> {
     let answer = |shape: &Shape| refused(Refused { shape: shape.clone(), facts: Box::new(facts.clone()) });
     match fault {
         Fault::EarlyRefuse(shape) => Some(answer(shape)),
-        Fault::Gzip(shape) => Some(answer(shape).gzipped()),
+        Fault::Gzip(shape) => Some(answer(shape).encoded(&[Encoding::Gzip])),
+        Fault::Encoded { encodings, shape } => Some(answer(shape).encoded(encodings)),
         Fault::Answer { status, headers, body } => Some(Answer::exactly(*status, headers, body.clone())),
         Fault::HugeError => Some(huge(answer(&Shape::Quota))),
         Fault::EndlessError => Some(endless(answer(&Shape::Quota))),

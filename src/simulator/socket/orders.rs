@@ -41,6 +41,7 @@ impl Orders {
             | Fault::SlowHead { .. }
             | Fault::EarlyRefuse(_)
             | Fault::Gzip(_)
+            | Fault::Encoded { .. }
             | Fault::Answer { .. }
             | Fault::HugeError
             | Fault::EndlessError

@@ -89,6 +89,33 @@ async fn a_refusal_can_be_gzipped_or_only_say_so() {
 }
 
 #[tokio::test]
+async fn a_refusal_can_have_several_encodings() {
+    let sim = start_with("sk=100").await;
+    let plain = r#"{"detail":"Forbidden"}"#;
+    for (encodings, header) in
+        [("br", "br"), ("zstd", "zstd"), ("deflate", "deflate"), ("gzip,br", "gzip, br")]
+    {
+        sim.script("sk", vec![format!("encoded={encodings}:forbidden").parse().unwrap()]);
+        let reply = say("hello").key("sk").to(&sim).await;
+        assert_eq!((reply.status, reply.header("content-encoding")), (403, header));
+        let mut text = String::new();
+        match encodings {
+            "deflate" => {
+                flate2::read::ZlibDecoder::new(reply.body.as_ref()).read_to_string(&mut text).unwrap();
+            }
+            // The head and the end of a block that is not compressed are as long as this.
+            "br" => text = String::from_utf8(reply.body[3..reply.body.len() - 1].to_vec()).unwrap(),
+            "zstd" => text = String::from_utf8(reply.body[12..].to_vec()).unwrap(),
+            _ => {
+                let inner = &reply.body[3..reply.body.len() - 1];
+                flate2::read::GzDecoder::new(inner).read_to_string(&mut text).unwrap();
+            }
+        }
+        assert_eq!(text, plain, "{encodings}");
+    }
+}
+
+#[tokio::test]
 async fn an_error_can_be_huge_or_endless() {
     let sim = start_with("sk=100").await;
     sim.script("sk", vec![Fault::HugeError, Fault::EndlessError]);

@@ -1,0 +1,128 @@
+//! Content encodings that an answer can be told to have. Brotli and Zstandard are written as blocks
+//! that are not compressed, which every decoder reads: what is to be tested is whether it is decoded.
+//!
+//! Sources: RFC 7932 (Brotli, 9.2), RFC 8878 (Zstandard, 3.1.1), RFC 9110 (8.4.1, `deflate` is zlib).
+
+use std::fmt;
+use std::io::Write;
+use std::str::FromStr;
+
+use flate2::Compression;
+use flate2::write::{GzEncoder, ZlibEncoder};
+
+/// One of `Content-Encoding`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// `gzip`
+    Gzip,
+    /// `deflate`, which is zlib.
+    Deflate,
+    /// `br`
+    Brotli,
+    /// `zstd`
+    Zstandard,
+}
+
+/// The most that one block has: of Brotli with four digits of length; Zstandard would take twice that.
+const BLOCK: usize = 65_536;
+
+const NAMES: [(&str, Encoding); 4] = [
+    ("gzip", Encoding::Gzip),
+    ("deflate", Encoding::Deflate),
+    ("br", Encoding::Brotli),
+    ("zstd", Encoding::Zstandard),
+];
+
+impl Encoding {
+    /// Those bytes, encoded.
+    pub(super) fn encode(self, plain: &[u8]) -> Vec<u8> {
+        match self {
+            Encoding::Gzip => {
+                let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+                // Writing to memory does not fail.
+                encoder.write_all(plain).and_then(|()| encoder.finish()).unwrap_or_default()
+            }
+            Encoding::Deflate => {
+                let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
+                encoder.write_all(plain).and_then(|()| encoder.finish()).unwrap_or_default()
+            }
+            Encoding::Brotli => brotli(plain),
+            Encoding::Zstandard => zstandard(plain),
+        }
+    }
+}
+
+fn brotli(plain: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(plain.len() + 8);
+    // A window of 64 KiB is one bit, 0, which the first block shares its bytes with.
+    let mut window_bits = 1;
+    for block in plain.chunks(BLOCK) {
+        let length = u32::try_from(block.len() - 1).unwrap_or(0);
+        // Not the last (1 bit), four digits (2 bits), the length, not compressed (1 bit), to the next byte.
+        let head = (length << 3 | 1 << 19) << window_bits;
+        bytes.extend_from_slice(&head.to_le_bytes()[..3]);
+        bytes.extend_from_slice(block);
+        window_bits = 0;
+    }
+    // The last, and empty.
+    bytes.push(0b11 << window_bits);
+    bytes
+}
+
+fn zstandard(plain: &[u8]) -> Vec<u8> {
+    // The magic number, and one segment whose length has four bytes.
+    let mut bytes = vec![0x28, 0xb5, 0x2f, 0xfd, 0xa0];
+    bytes.extend_from_slice(&u32::try_from(plain.len()).unwrap_or(u32::MAX).to_le_bytes());
+    let mut blocks = plain.chunks(BLOCK).peekable();
+    if blocks.peek().is_none() {
+        bytes.extend_from_slice(&[1, 0, 0]);
+    }
+    while let Some(block) = blocks.next() {
+        // Whether it is the last (1 bit), as it is (2 bits, 0), the length.
+        let is_last = u32::from(blocks.peek().is_none());
+        let head = is_last | u32::try_from(block.len()).unwrap_or(0) << 3;
+        bytes.extend_from_slice(&head.to_le_bytes()[..3]);
+        bytes.extend_from_slice(block);
+    }
+    bytes
+}
+
+impl fmt::Display for Encoding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = NAMES.iter().find(|(_, known)| known == self).map_or("", |(name, _)| name);
+        f.write_str(name)
+    }
+}
+
+impl FromStr for Encoding {
+    type Err = UnknownEncoding;
+
+    fn from_str(text: &str) -> Result<Self, UnknownEncoding> {
+        let known = NAMES.into_iter().find(|(name, _)| *name == text);
+        known.map(|(_, encoding)| encoding).ok_or_else(|| UnknownEncoding(text.to_owned()))
+    }
+}
+
+/// Not an encoding.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no encoding: there are gzip, deflate, br and zstd")]
+pub struct UnknownEncoding(String);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Read by the `brotli` of Node.js 20 and by `zstd` 1.5.
+    #[test]
+    fn stored_blocks_are_those_that_decoders_have_read() {
+        let brotli = [&[0x40, 0x00, 0x10][..], b"hello", &[0x03]].concat();
+        assert_eq!(Encoding::Brotli.encode(b"hello"), brotli);
+        assert_eq!(Encoding::Brotli.encode(b""), [0x06]);
+        let zstandard = [&[0x28, 0xb5, 0x2f, 0xfd, 0xa0, 5, 0, 0, 0, 0x29, 0, 0][..], b"hello"].concat();
+        assert_eq!(Encoding::Zstandard.encode(b"hello"), zstandard);
+        assert_eq!(Encoding::Zstandard.encode(b"").len(), 12);
+        let long = vec![b'a'; 100_000];
+        assert_eq!(Encoding::Brotli.encode(&long).len(), 100_000 + 3 + 3 + 1);
+        assert_eq!(Encoding::Zstandard.encode(&long).len(), 100_000 + 9 + 3 + 3);
+    }
+}
