@@ -17,7 +17,8 @@ pub(super) struct Arguments {
     /// A key and its credits; may be given several times. Three keys by default.
     ///
     /// The tier is the plan of its workspace, such as free, starter, creator (the usual one), pro or
-    /// payg. On it depend voices of the library, formats, the length of a text, and clones.
+    /// payg, whose subscription does not show its credits. On it depend voices of the library,
+    /// formats, the length of a text, and clones.
     #[arg(long = "key", value_name = "KEY=CREDITS[@WORKSPACE][:cap=N][:tier=NAME]", value_parser = parse_key)]
     keys: Vec<KeyPlan>,
     /// What every request with a key meets, such as `sk_one:invalid` or `sk_one:stall=5s`.

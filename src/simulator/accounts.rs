@@ -112,9 +112,12 @@ impl Accounts {
         if let Some(known) = self.workspaces.iter().position(|workspace| workspace.plan.name == name) {
             return known;
         }
-        let plan = WorkspacePlan::new(&name, key.credits);
-        let tier = key.tier.clone().unwrap_or_else(|| plan.tier.clone());
-        self.workspaces.push(Workspace::open(WorkspacePlan { tier, ..plan }, now));
+        let plan = match key.tier.as_deref() {
+            None => WorkspacePlan::new(&name, key.credits),
+            Some("payg") => WorkspacePlan::pay_as_you_go(&name, key.credits, ShownLimit::Zero),
+            Some(tier) => WorkspacePlan::of_tier(&name, key.credits, tier),
+        };
+        self.workspaces.push(Workspace::open(plan, now));
         self.workspaces.len() - 1
     }
 

