@@ -1,6 +1,9 @@
-//! The heads of WebSocket frames (RFC 6455, section 5.2): read as they are, and written. What a head
-//! says that the protocol forbids is nobody's business here: both ends see the same bytes, and judge
-//! for themselves.
+//! The heads of WebSocket frames (RFC 6455, section 5.2): read as they are, and written. What the
+//! protocol forbids is found by the [`FrameValidator`].
+
+mod validator;
+
+pub use validator::{CONTROL_BYTES_MAX, Checked, FrameValidator, Sender, StreamEnd, Violation};
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +100,17 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 }
 
 impl Head {
+    /// Bytes of its shortest form.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        let length = match self.length {
+            0..=125 => 2,
+            126..=0xffff => 4,
+            _ => 10,
+        };
+        length + if self.mask.is_some() { 4 } else { 0 }
+    }
+
     /// Writes it, its length in the shortest form.
     pub fn write(&self, out: &mut impl Extend<u8>) {
         let first = u8::from(self.is_final) << 7 | self.reserved << 4 | self.opcode.bits();
@@ -154,6 +168,26 @@ pub fn read_close(payload: &[u8]) -> (u16, String) {
     match payload.split_first_chunk::<2>() {
         Some((code, reason)) => (u16::from_be_bytes(*code), String::from_utf8_lossy(reason).into_owned()),
         None => (NONE, String::new()),
+    }
+}
+
+/// The code in the payload of a close frame; 1005 stands for none.
+///
+/// # Errors
+///
+/// When the payload is one that may not be sent (RFC 6455, sections 5.5.1 and 7.4; 1012 to 1014 are
+/// registered since).
+pub fn check_close(payload: &[u8]) -> Result<u16, Violation> {
+    const NONE: u16 = 1005;
+    match payload.split_first_chunk::<2>() {
+        None if payload.is_empty() => Ok(NONE),
+        None => Err(Violation::ShortClose),
+        Some((code, reason)) => match u16::from_be_bytes(*code) {
+            code @ (1000..=1003 | 1007..=1014 | 3000..=4999) => {
+                std::str::from_utf8(reason).map(|_| code).map_err(|_| Violation::CloseReason)
+            }
+            _ => Err(Violation::CloseCode),
+        },
     }
 }
 

@@ -1,0 +1,320 @@
+//! The rules of RFC 6455 for a stream of frames, checked as the bytes arrive and before any of them is
+//! acted on. Separate from what reads messages, because a session that waits for a key reads no
+//! messages and must still notice a close or a violation at once.
+//!
+//! Nothing is stored but the head and the control payload under way: at most 139 bytes.
+
+use super::{HEAD_BYTES_MAX, Head, Opcode, check_close, mask, read};
+
+/// Who sends the frames that are checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender {
+    /// The client: its frames are masked.
+    Client,
+    /// The server: its frames are not. The payload of its close is left to the caller, who may know
+    /// what the words of an invalid close mean.
+    Server,
+}
+
+/// What a frame does that RFC 6455 forbids, or that this proxy does not accept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Violation {
+    /// A frame of a client without a mask (section 5.1).
+    Unmasked,
+    /// A frame of a server with a mask (section 5.1).
+    Masked,
+    /// A reserved bit that no extension has given a meaning (section 5.2).
+    ReservedBits,
+    /// An opcode without a meaning (section 5.2).
+    ReservedOpcode,
+    /// A length in a longer form than needed, or above 2^63 (section 5.2).
+    LengthForm,
+    /// A control frame that is one of several fragments (section 5.5).
+    FragmentedControl,
+    /// A control frame of more than 125 bytes (section 5.5).
+    LongControl,
+    /// A continuation without a message that it continues (section 5.4).
+    StrayContinuation,
+    /// A new message before the last one has ended (section 5.4).
+    InterruptedMessage,
+    /// A close of one byte, which is no code (section 5.5.1).
+    ShortClose,
+    /// A close with a code that may not be sent (section 7.4).
+    CloseCode,
+    /// A close whose reason is not UTF-8 (section 5.5.1).
+    CloseReason,
+    /// A text message that is not UTF-8 (section 5.6).
+    TextEncoding,
+    /// A binary message on a socket where only JSON is understood.
+    NotJson,
+    /// More than one session may have in memory.
+    TooLarge,
+}
+
+impl Violation {
+    /// The code and the reason of the close that answers it.
+    #[must_use]
+    pub const fn close(self) -> (u16, &'static str) {
+        match self {
+            Self::Unmasked => (1002, "Frames of a client must be masked."),
+            Self::Masked => (1002, "Frames of a server must not be masked."),
+            Self::ReservedBits => (1002, "A reserved bit is set and no extension was agreed on."),
+            Self::ReservedOpcode => (1002, "The opcode is reserved."),
+            Self::LengthForm => (1002, "The length of a frame is not in its shortest form."),
+            Self::FragmentedControl => (1002, "A control frame must not be fragmented."),
+            Self::LongControl => (1002, "A control frame may have 125 bytes at most."),
+            Self::StrayContinuation => (1002, "A continuation needs a message that it continues."),
+            Self::InterruptedMessage => (1002, "A message began before the last one ended."),
+            Self::ShortClose => (1002, "A close needs a code of two bytes."),
+            Self::CloseCode => (1002, "The code of the close is not one that may be sent."),
+            Self::CloseReason => (1007, "The reason of the close is not UTF-8."),
+            Self::TextEncoding => (1007, "The text is not UTF-8."),
+            Self::NotJson => (1003, "Only JSON messages are understood here."),
+            Self::TooLarge => (1009, "The message is larger than this session may hold."),
+        }
+    }
+}
+
+/// What has come of a piece of the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// Bytes at the start of the piece that may be acted on. What follows is to be dropped.
+    pub valid: usize,
+    /// Why not all of them may.
+    pub end: Option<StreamEnd>,
+}
+
+/// Why nothing more of a stream is accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamEnd {
+    /// The sender has closed: whatever follows a close is dropped (section 5.5.1).
+    Closed {
+        /// The code that it gave; 1005 for none.
+        code: u16,
+    },
+    /// It breaks the rules.
+    Violated(Violation),
+}
+
+/// Checks one direction of a session.
+#[derive(Clone, Debug)]
+pub struct FrameValidator {
+    sender: Sender,
+    /// What has come of a head, when it is cut.
+    head: [u8; HEAD_BYTES_MAX],
+    head_length: usize,
+    frame: Option<Frame>,
+    /// The message under way, and whether it is text.
+    message: Option<IsText>,
+    /// The start of a character whose rest has not come.
+    character: [u8; 4],
+    character_length: usize,
+    /// What has come of the payload of a close.
+    close: [u8; CONTROL_BYTES_MAX],
+    end: Option<StreamEnd>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct IsText(bool);
+
+/// A frame of which more must come.
+#[derive(Clone, Copy, Debug)]
+struct Frame {
+    head: Head,
+    passed: u64,
+}
+
+/// The longest payload of a control frame.
+pub const CONTROL_BYTES_MAX: usize = 125;
+/// Bytes that are unmasked at once, to look at them.
+const LOOK_BYTES: usize = 1024;
+
+impl FrameValidator {
+    /// The rules for what `sender` sends, from the first byte after the handshake on.
+    #[must_use]
+    pub const fn new(sender: Sender) -> Self {
+        Self {
+            sender,
+            head: [0; HEAD_BYTES_MAX],
+            head_length: 0,
+            frame: None,
+            message: None,
+            character: [0; 4],
+            character_length: 0,
+            close: [0; CONTROL_BYTES_MAX],
+            end: None,
+        }
+    }
+
+    /// Why nothing more is accepted, once that is so.
+    #[must_use]
+    pub const fn end(&self) -> Option<StreamEnd> {
+        self.end
+    }
+
+    /// Checks the next piece of the stream.
+    pub fn check(&mut self, piece: &[u8]) -> Checked {
+        let mut valid = 0;
+        while self.end.is_none() {
+            let rest = piece.get(valid..).unwrap_or_default();
+            match self.step(rest) {
+                Ok(0) => break,
+                Ok(used) => valid += used,
+                Err(violation) => self.end = Some(StreamEnd::Violated(violation)),
+            }
+        }
+        Checked { valid, end: self.end }
+    }
+
+    /// Takes some bytes; how many. 0 when more must come.
+    fn step(&mut self, rest: &[u8]) -> Result<usize, Violation> {
+        let Some(frame) = self.frame else { return self.begin(rest) };
+        let left = frame.head.length - frame.passed;
+        let has = usize::try_from(left).map_or(rest.len(), |left| left.min(rest.len()));
+        let payload = rest.get(..has).unwrap_or_default();
+        if has == 0 {
+            return Ok(0);
+        }
+        self.payload(frame, payload)?;
+        self.pass(Frame { passed: frame.passed + has as u64, ..frame })?;
+        Ok(has)
+    }
+
+    /// Reads a head. One that is cut is put together from its pieces.
+    fn begin(&mut self, rest: &[u8]) -> Result<usize, Violation> {
+        let before = self.head_length;
+        let room = self.head.get_mut(before..).unwrap_or_default();
+        let added = room.len().min(rest.len());
+        room[..added].copy_from_slice(&rest[..added]);
+        let Some((head, length)) = read(self.head.get(..before + added).unwrap_or_default()) else {
+            self.head_length = before + added;
+            return Ok(added);
+        };
+        self.head_length = 0;
+        self.allow(&head, length)?;
+        if !head.opcode.is_control() {
+            let is_text = match head.opcode {
+                Opcode::Continuation => self.message,
+                _ => Some(IsText(head.opcode == Opcode::Text)),
+            };
+            self.message = is_text;
+        }
+        self.pass(Frame { head, passed: 0 })?;
+        Ok(length - before)
+    }
+
+    /// Whether a frame with that head, of `length` bytes, may stand here.
+    fn allow(&self, head: &Head, length: usize) -> Result<(), Violation> {
+        match (self.sender, head.mask) {
+            (Sender::Client, None) => return Err(Violation::Unmasked),
+            (Sender::Server, Some(_)) => return Err(Violation::Masked),
+            (Sender::Client, Some(_)) | (Sender::Server, None) => {}
+        }
+        if head.reserved != 0 {
+            return Err(Violation::ReservedBits);
+        }
+        if matches!(head.opcode, Opcode::Reserved(_)) {
+            return Err(Violation::ReservedOpcode);
+        }
+        if length != head.bytes() || head.length >> 63 != 0 {
+            return Err(Violation::LengthForm);
+        }
+        match head.opcode {
+            _ if head.opcode.is_control() && !head.is_final => Err(Violation::FragmentedControl),
+            _ if head.opcode.is_control() && head.length > CONTROL_BYTES_MAX as u64 => {
+                Err(Violation::LongControl)
+            }
+            Opcode::Continuation if self.message.is_none() => Err(Violation::StrayContinuation),
+            Opcode::Text | Opcode::Binary if self.message.is_some() => Err(Violation::InterruptedMessage),
+            _ => Ok(()),
+        }
+    }
+
+    /// Looks at a piece of a payload.
+    fn payload(&mut self, frame: Frame, mut payload: &[u8]) -> Result<(), Violation> {
+        let is_close = frame.head.opcode == Opcode::Close;
+        let is_text = !frame.head.opcode.is_control() && matches!(self.message, Some(IsText(true)));
+        if !is_close && !is_text {
+            return Ok(());
+        }
+        let mut passed = frame.passed;
+        let mut buffer = [0; LOOK_BYTES];
+        while !payload.is_empty() {
+            let (piece, rest) = payload.split_at(payload.len().min(LOOK_BYTES));
+            let plain = match frame.head.mask {
+                Some(masked) => {
+                    let plain = &mut buffer[..piece.len()];
+                    plain.copy_from_slice(piece);
+                    mask(plain, masked, passed);
+                    &*plain
+                }
+                None => piece,
+            };
+            if is_close {
+                let at = usize::try_from(passed).unwrap_or(CONTROL_BYTES_MAX);
+                if let Some(place) = self.close.get_mut(at..at + plain.len()) {
+                    place.copy_from_slice(plain);
+                }
+            } else {
+                self.text(plain)?;
+            }
+            passed += piece.len() as u64;
+            payload = rest;
+        }
+        Ok(())
+    }
+
+    /// Looks at a piece of a text, which may begin and end within a character.
+    fn text(&mut self, mut piece: &[u8]) -> Result<(), Violation> {
+        while self.character_length > 0 {
+            let Some((&byte, rest)) = piece.split_first() else { return Ok(()) };
+            // No character is longer than the room for it: the fourth byte decides.
+            self.character[self.character_length] = byte;
+            self.character_length += 1;
+            piece = rest;
+            match std::str::from_utf8(&self.character[..self.character_length]) {
+                Ok(_) => self.character_length = 0,
+                Err(error) if error.error_len().is_none() => {}
+                Err(_) => return Err(Violation::TextEncoding),
+            }
+        }
+        let Err(error) = std::str::from_utf8(piece) else { return Ok(()) };
+        if error.error_len().is_some() {
+            return Err(Violation::TextEncoding);
+        }
+        let open = piece.get(error.valid_up_to()..).unwrap_or_default();
+        self.character[..open.len()].copy_from_slice(open);
+        self.character_length = open.len();
+        Ok(())
+    }
+
+    /// Notes how far a frame has come, and what its end means.
+    fn pass(&mut self, frame: Frame) -> Result<(), Violation> {
+        if frame.passed < frame.head.length {
+            self.frame = Some(frame);
+            return Ok(());
+        }
+        self.frame = None;
+        if frame.head.opcode == Opcode::Close {
+            let length = usize::try_from(frame.passed).unwrap_or(CONTROL_BYTES_MAX);
+            let payload = self.close.get(..length).unwrap_or_default();
+            let code = match (check_close(payload), self.sender) {
+                (Ok(code), _) => code,
+                (Err(violation), Sender::Client) => return Err(violation),
+                (Err(_), Sender::Server) => super::read_close(payload).0,
+            };
+            self.end = Some(StreamEnd::Closed { code });
+        }
+        if frame.head.is_final && !frame.head.opcode.is_control() {
+            let is_cut = self.character_length > 0;
+            (self.message, self.character_length) = (None, 0);
+            if is_cut {
+                return Err(Violation::TextEncoding);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
