@@ -144,6 +144,9 @@ impl Parts {
                     frame_bytes_max: sockets.frame_bytes_max,
                     quiet_max: sockets.quiet_max,
                     introduction_max: sockets.introduction_max,
+                    session_buffer_max: sockets.max_session_buffer,
+                    close_max: sockets.close_timeout,
+                    quota_check_interval: sockets.quota_check_interval,
                 },
                 room: Room::new(&Bounds {
                     memory_bytes_max: replay.memory_bytes_max as u64,

@@ -346,6 +346,12 @@ pub struct SocketsConfig {
     pub quiet_max: Duration,
     /// How long a client may take to present its token in its first message.
     pub introduction_max: Duration,
+    /// Bytes that one session may have in memory of what its client has sent.
+    pub max_session_buffer: usize,
+    /// How long the answer to a close, and the end of the connection behind it, may take.
+    pub close_timeout: Duration,
+    /// How often a session looks whether its client's quota of credits is used.
+    pub quota_check_interval: Duration,
     /// Where clients reach our sockets, for signed URLs.
     pub signed_url_base: SocketBase,
 }
@@ -359,6 +365,9 @@ impl Default for SocketsConfig {
             frame_bytes_max: 256 * 1024,
             quiet_max: Duration::from_secs(2),
             introduction_max: Duration::from_secs(10),
+            max_session_buffer: 1024 * 1024,
+            close_timeout: Duration::from_secs(5),
+            quota_check_interval: Duration::from_secs(5),
             signed_url_base: SocketBase::default(),
         }
     }

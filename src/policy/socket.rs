@@ -3,15 +3,17 @@
 //! messages (captured, September 2026).
 
 mod conversation;
+mod counting;
 mod credentials;
 mod hearing;
 mod saying;
 mod signed;
 
 pub use conversation::{conversation_cost, conversation_id};
+pub use counting::{ContentCounter, Counted, Said};
 pub use credentials::{Blanking, presented};
 pub use hearing::{Heard, REFUSAL_BYTES_MAX, hear, hear_close};
-pub use saying::{SAID_BYTES_MAX, Said, audio_bytes_per_second, brings_token, say};
+pub use saying::{NAMING_BYTES_MAX, audio_bytes_per_second, brings_token};
 pub use signed::readdressed;
 
 use super::endpoint::Work;

@@ -158,6 +158,11 @@ impl Account {
         }
     }
 
+    /// Takes back credits that were counted at `then` for what was not served.
+    pub(super) fn refund(&self, credits: u64, then: UnixMs) {
+        self.credits.take_back(credits, then);
+    }
+
     fn tallies(&self, measure: Measure) -> &Tallies {
         match measure {
             Measure::Requests => &self.requests,
@@ -189,10 +194,10 @@ impl Tallies {
         before
     }
 
-    /// Takes one back that was counted at `then`.
-    fn take_back(&self, then: UnixMs) {
+    /// Takes back what was counted at `then`.
+    fn take_back(&self, amount: u64, then: UnixMs) {
         for period in Period::ALL {
-            self.update(period, |tally| tally.minus(1, period, then));
+            self.update(period, |tally| tally.minus(amount, period, then));
         }
     }
 
@@ -217,7 +222,7 @@ impl Admission {
     /// Nothing was served: it does not count.
     pub(super) fn give_back(&mut self) {
         if let Some(then) = self.counted_at.take() {
-            self.account.requests.take_back(then);
+            self.account.requests.take_back(1, then);
         }
     }
 

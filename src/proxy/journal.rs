@@ -162,6 +162,11 @@ impl RequestLog {
         self.first_byte = record.first_byte;
     }
 
+    /// What became of the request, where its last attempt does not tell.
+    pub(super) fn ended_as(&mut self, verdict: &'static str) {
+        self.verdict = verdict;
+    }
+
     pub(super) fn failed(&mut self, error: &ProxyError, status: StatusCode) {
         self.verdict = error.code();
         self.status = Some(status.as_u16());

@@ -6,6 +6,8 @@
 
 mod session;
 
+mod polling;
+
 mod introduction;
 mod opened;
 
@@ -14,8 +16,8 @@ mod speaking;
 
 mod ending;
 
+mod buffers;
 mod down;
-mod leg;
 mod up;
 
 pub(super) use introduction::Introduction;
@@ -72,6 +74,19 @@ pub struct Bounds {
     pub quiet_max: Duration,
     /// How long a client may take to say who it is in its first message.
     pub introduction_max: Duration,
+    /// Bytes that one session may have in memory of what its client has sent.
+    pub session_buffer_max: usize,
+    /// How long the second close, and the end of the connection, may take.
+    pub close_max: Duration,
+    /// How often a session looks whether its client's quota of credits is used.
+    pub quota_check_interval: Duration,
+}
+
+impl Bounds {
+    /// What is waited for of a frame: no more than a part of what a session may hold.
+    fn slice_bytes_max(&self) -> usize {
+        self.frame_bytes_max.min(self.session_buffer_max / 4)
+    }
 }
 
 #[cfg(test)]

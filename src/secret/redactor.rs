@@ -98,6 +98,16 @@ impl Redactor {
         self.open_end(text).len()
     }
 
+    /// Covers the begin of a key, of which nothing more follows or follows elsewhere, beyond what its short
+    /// form shows.
+    pub fn cover_end(&self, end: &mut [u8]) {
+        let shown = |place: usize| self.keys.get(place).and_then(|key| key.short.as_str().find("..."));
+        let shown = self.beginning(end).filter_map(shown).min();
+        if let Some(hidden) = shown.and_then(|shown| end.get_mut(shown..)) {
+            hidden.fill(b'.');
+        }
+    }
+
     /// The first key at or after `from`.
     fn find(&self, text: &[u8], from: usize) -> Option<(usize, &ApiKey)> {
         if self.keys.is_empty() {

@@ -43,6 +43,9 @@ const OUTCOMES: [(&str, bool); 31] = [
     ("idle", false),
     ("expired", false),
     ("client_allowance_used", false),
+    ("protocol_error", false),
+    ("message_too_large", false),
+    ("upstream_protocol_error", true),
     (OTHER, true),
 ];
 

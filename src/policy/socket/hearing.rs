@@ -14,8 +14,11 @@ pub enum Heard {
     Useful,
     /// It is refused.
     Refused(Verdict),
-    /// It says neither: a question whether somebody is there.
+    /// It says neither: a question whether the client is there.
     Aside,
+    /// It says neither: the agent is busy and the client waits for it, which is not billed. Source: the
+    /// provider's changelog up to September 2026 (`queueing_config`).
+    Queued,
 }
 
 /// Longer messages are sound and no refusals.
@@ -40,7 +43,7 @@ pub fn hear(dialect: Dialect, message: &[u8], has_token: bool) -> Heard {
     };
     match heard {
         Heard::Refused(verdict) if has_token => Heard::Refused(not_the_key(verdict)),
-        Heard::Refused(_) | Heard::Useful | Heard::Aside => heard,
+        Heard::Refused(_) | Heard::Useful | Heard::Aside | Heard::Queued => heard,
     }
 }
 
@@ -100,6 +103,7 @@ fn hear_typed(members: &Map<String, Value>) -> Option<Heard> {
 fn hear_agent(members: &Map<String, Value>) -> Heard {
     match members.get("type").and_then(Value::as_str) {
         Some("ping") => Heard::Aside,
+        Some("queue_status") => Heard::Queued,
         Some("error" | "client_error" | "error_event") => {
             let event = members.get("error_event").and_then(Value::as_object).unwrap_or(members);
             let text = |name: &str| event.get(name).and_then(Value::as_str);
@@ -219,6 +223,7 @@ mod tests {
         let agent = Dialect::Agent;
         check(agent, r#"{"type":"conversation_initiation_metadata"}"#, Heard::Useful);
         check(agent, r#"{"type":"ping","ping_event":{"event_id":1}}"#, Heard::Aside);
+        check(agent, r#"{"type":"queue_status","queue_status_event":{"position":3}}"#, Heard::Queued);
         refused(
             agent,
             r#"{"type":"error","message":"received 1002 (protocol error) This request exceeds your quota limit."}"#,

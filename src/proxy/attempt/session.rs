@@ -44,15 +44,13 @@ impl Attempt {
         };
     }
 
-    /// So many characters were spoken so far, for so many credits.
+    /// So many characters were spoken so far, for so many credits. The client's quota was charged for them
+    /// when they were sent.
     pub(in crate::proxy) fn spoken(&mut self, characters: u64, credits: u64) {
         let now = clock::now();
         let more = credits.saturating_sub(self.record.credits);
         self.record.characters = Some(characters);
         (self.record.credits, self.record.credits_from) = (credits, CreditSource::Estimate);
-        if let Some(account) = &self.account {
-            account.spend(more, now);
-        }
         self.settle(more, now);
     }
 
@@ -63,9 +61,14 @@ impl Attempt {
         Some(Conversation::new(id, key, self.record.clone(), self.account.clone()))
     }
 
-    /// A session has ended; what became of it, and how much passed in either direction.
-    pub(in crate::proxy) fn ended(&mut self, verdict: &'static str, passed: [u64; 2]) -> &AttemptRecord {
-        self.record.verdict = verdict;
+    /// A session has ended; what became of it, and how much passed in either direction. `None` where that
+    /// is known already: the session had left this attempt for another.
+    pub(in crate::proxy) fn ended(
+        &mut self,
+        verdict: Option<&'static str>,
+        passed: [u64; 2],
+    ) -> &AttemptRecord {
+        self.record.verdict = verdict.unwrap_or(self.record.verdict);
         [self.record.request_bytes, self.record.response_bytes] = passed;
         &self.record
     }

@@ -1,13 +1,13 @@
-//! What the provider says, frame by frame, on its way to the client: as it came, but for keys in
-//! texts. Until the session is known to be served, it waits here: what is a refusal of a key, the
-//! client need never hear.
+//! What the provider says, frame by frame, on its way to the client: as it came, but for keys, in
+//! messages of any kind and in control frames. Until the session is known to be served, it waits here:
+//! what is a refusal of a key, the client need never hear.
 
 use std::sync::Arc;
 
 use bytes::BytesMut;
 
 use crate::policy::classify::Verdict;
-use crate::policy::frame::{self, Head, Opcode};
+use crate::policy::frame::{self, Head, Opcode, check_close, close_payload};
 use crate::policy::socket::{Dialect, Heard, REFUSAL_BYTES_MAX, hear, hear_close};
 use crate::secret::Redactor;
 
@@ -30,6 +30,8 @@ pub(super) struct Downwards {
     is_text: bool,
     /// What was read of it; `None` when it is too long for a refusal.
     text: Option<Vec<u8>>,
+    /// The end of what has gone on of the message under way, when a key may begin in it.
+    open_key: Vec<u8>,
     has_closed: bool,
     bytes: u64,
 }
@@ -68,6 +70,7 @@ impl Downwards {
             is_in_message: false,
             is_text: false,
             text: None,
+            open_key: Vec::new(),
             has_closed: false,
             bytes: 0,
         }
@@ -107,6 +110,12 @@ impl Downwards {
         self.held = BytesMut::new();
         (self.frame, self.is_in_message, self.has_closed) = (None, false, false);
         (self.is_text, self.text) = (false, None);
+        self.open_key = Vec::new();
+    }
+
+    /// What was held goes to the client, and nothing is decided by it.
+    pub(super) fn pass_on(&mut self, out: &mut BytesMut) {
+        out.unsplit(std::mem::take(&mut self.held));
     }
 
     /// Whether a frame has begun and not ended: nothing may be put in between.
@@ -160,20 +169,13 @@ impl Downwards {
                 return None;
             }
             if is_close {
-                let mut payload = inbox.split_to(has);
-                if let Some(redactor) = &self.redactor {
-                    redactor.cover(&mut payload);
-                }
-                self.put_head(&frame.head, out);
-                self.put(frame.head.opcode, &payload, out);
-                self.has_closed = true;
-                let (code, reason) = frame::read_close(&payload);
-                return Some(Told::Close(hear_close(code, &reason, self.has_token)));
+                let payload = inbox.split_to(has);
+                return Some(self.close(&frame.head, payload, out));
             }
             if is_small {
                 self.put_head(&frame.head, out);
             }
-            let length = if self.is_text && !is_control { self.cover(inbox, has, is_whole) } else { has };
+            let length = self.cover(&frame.head, inbox, has, is_whole);
             let piece = inbox.split_to(length);
             if !is_control {
                 self.read(&piece);
@@ -207,6 +209,9 @@ impl Downwards {
         }
         if !head.opcode.is_control() {
             self.is_in_message = !head.is_final;
+            if head.opcode != Opcode::Continuation {
+                self.open_key = Vec::new();
+            }
         }
         match head.opcode {
             Opcode::Text => {
@@ -236,12 +241,67 @@ impl Downwards {
         if self.is_open || is_question { out } else { &mut self.held }.extend_from_slice(bytes);
     }
 
-    /// Covers keys in what has come of a text; returns how much of it may go on. The begin of a key
-    /// waits for the rest of it, unless it ends the frame.
-    fn cover(&self, inbox: &mut BytesMut, has: usize, is_whole: bool) -> usize {
+    /// The end of the provider, whose words may refuse a key. A payload that may not be sent becomes the
+    /// close that answers it.
+    fn close(&mut self, head: &Head, mut payload: BytesMut, out: &mut BytesMut) -> Told {
+        if let Some(redactor) = &self.redactor {
+            let open = redactor.cover(&mut payload);
+            let from = payload.len() - open;
+            redactor.cover_end(&mut payload[from..]);
+        }
+        self.has_closed = true;
+        let (code, reason) = frame::read_close(&payload);
+        let payload = match check_close(&payload) {
+            Err(violation) if self.dialect.is_read() => {
+                let (code, reason) = violation.close();
+                close_payload(code, reason)
+            }
+            Ok(_) | Err(_) => payload.to_vec(),
+        };
+        self.put_head(&Head { length: payload.len() as u64, ..*head }, out);
+        self.put(head.opcode, &payload, out);
+        Told::Close(hear_close(code, &reason, self.has_token))
+    }
+
+    /// Covers keys in what has come of a frame; returns how much of it may go on. The begin of a key
+    /// waits for the rest of it; at the end of the frame it is covered as far as no short form shows it,
+    /// and the rest is looked for in the next frame of the message.
+    fn cover(&mut self, head: &Head, inbox: &mut BytesMut, has: usize, is_whole: bool) -> usize {
         let Some(redactor) = &self.redactor else { return has };
-        let waiting = redactor.cover(&mut inbox[..has]);
-        if is_whole { has } else { has - waiting }
+        // What an extension has changed cannot be read.
+        if head.reserved != 0 || head.mask.is_some() {
+            return has;
+        }
+        let mut before = Vec::new();
+        if !head.opcode.is_control() {
+            std::mem::swap(&mut before, &mut self.open_key);
+        }
+        let piece = &mut inbox[..has];
+        let open = if before.is_empty() {
+            redactor.cover(piece)
+        } else {
+            let mut text = [&before, &*piece].concat();
+            let open = redactor.cover(&mut text);
+            piece.copy_from_slice(text.get(before.len()..).unwrap_or_default());
+            open
+        };
+        // Of the open end, what is here, and what went on before.
+        let (here, gone) = (open.min(has), open.saturating_sub(has));
+        let mut end = before.split_off(before.len() - gone);
+        if !is_whole {
+            if !head.opcode.is_control() {
+                self.open_key = end;
+            }
+            return has - here;
+        }
+        end.extend_from_slice(piece.get(has - here..).unwrap_or_default());
+        let mut covered = end.clone();
+        redactor.cover_end(&mut covered);
+        piece[has - here..].copy_from_slice(&covered[gone..]);
+        if !head.opcode.is_control() && !head.is_final {
+            self.open_key = end;
+        }
+        has
     }
 
     fn read(&mut self, piece: &[u8]) {

@@ -8,9 +8,11 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
+use super::buffers::{SendBuffer, drain};
 use super::session::Session;
 use crate::policy::classify::Verdict;
-use crate::policy::frame::{Head, Opcode, close_payload, mask};
+use crate::policy::frame::{Head, Opcode, Violation, close_payload, mask};
+use crate::policy::socket::Dialect;
 use crate::upstream::Connect;
 
 /// How a session has ended.
@@ -30,13 +32,32 @@ pub(super) enum Ending {
     Old,
     /// Its client has used the credits that it may.
     Spent,
+    /// The client has closed while the session was busy elsewhere; 1005 when it gave no code.
+    ClientClosed {
+        /// The code that it gave.
+        code: u16,
+    },
+    /// That side sends what is not accepted.
+    Violated(Violation, Side),
+}
+
+/// An end of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// The client.
+    Client,
+    /// The provider.
+    Upstream,
 }
 
 impl Ending {
     /// What the ends are told that do not know: client and provider, each a code and a reason.
-    fn told(self) -> Option<[(u16, &'static str); 2]> {
+    pub(super) fn told(self) -> Option<[(u16, &'static str); 2]> {
         match self {
             Self::Closed | Self::ClientLeft | Self::UpstreamBroke => None,
+            Self::ClientClosed { code } => Some([(code, ""), (1001, "")]),
+            Self::Violated(violation, Side::Client) => Some([violation.close(), (1001, "")]),
+            Self::Violated(violation, Side::Upstream) => Some([violation.close(); 2]),
             Self::Cut => Some([(1012, "Keychoir restarts. Connect again."), (1001, "")]),
             Self::Idle => Some([(1001, "Nothing was said for too long."), (1001, "")]),
             Self::Old => Some([(1001, "The session has lasted as long as it may."), (1001, "")]),
@@ -44,10 +65,13 @@ impl Ending {
         }
     }
 
-    fn word(self) -> &'static str {
+    pub(super) fn word(self) -> &'static str {
         match self {
             Self::Closed => Verdict::Served.word(),
-            Self::ClientLeft => "client_left",
+            Self::ClientLeft | Self::ClientClosed { .. } => "client_left",
+            Self::Violated(Violation::TooLarge, Side::Client) => "message_too_large",
+            Self::Violated(_, Side::Client) => "protocol_error",
+            Self::Violated(_, Side::Upstream) => "upstream_protocol_error",
             Self::UpstreamBroke => "upstream_broke",
             Self::Cut => "cut",
             Self::Idle => "idle",
@@ -83,9 +107,12 @@ impl<C: Connect> Session<C> {
             (None, ending) => ending.word(),
         };
         let passed = [self.upwards.bytes(), self.downwards.bytes()];
-        self.attempt.heard_all(self.speaking.audio());
-        let record = self.attempt.ended(word, passed);
+        let audio = self.speaking.length_of(self.upwards.audio_bytes());
+        self.attempt.heard_all(audio);
+        self.refund();
+        let record = self.attempt.ended((!self.is_between_keys).then_some(word), passed);
         self.log.relayed(record);
+        self.log.ended_as(word);
         if let Some(conversation) = self.conversation.take().and_then(|id| self.attempt.conversation(id)) {
             // Too many at once, and some stay without a price.
             let _ = self.proxy.ended.try_send(conversation);
@@ -95,42 +122,59 @@ impl<C: Connect> Session<C> {
         }
         if let Some([to_client, to_upstream]) = ending.told() {
             if !self.downwards.is_in_frame() {
-                let out = &mut self.down.outbox;
+                let out = &mut self.to_client.bytes;
                 match to_client {
-                    (POLICY, why) if !self.downwards.is_in_message() => put_refusal(out, ending.word(), why),
+                    (POLICY, why) if ending == Ending::Spent && !self.downwards.is_in_message() => {
+                        put_refusal(out, self.dialect, ending.word(), why);
+                    }
                     to_client => put_close(out, to_client, None),
                 }
             }
             if !self.upwards.is_in_frame() {
-                put_close(&mut self.up.outbox, to_upstream, Some(MASK));
+                put_close(&mut self.to_upstream.bytes, to_upstream, Some(MASK));
             }
         }
-        let Self { mut up, mut down, mut upstream, attempt, log, .. } = *self;
-        // Its key is free from here on.
-        drop((attempt, log));
+        let Self { mut to_upstream, mut to_client, mut upstream, attempt, log, speaking, pooled, .. } = *self;
+        // Its key, its place among those that wait, and what was kept to be written are free from here on.
+        drop((attempt, log, speaking, pooled));
         if ending == Ending::UpstreamBroke {
             // A cut stream must not look like a clean end: the connection just goes.
             return;
         }
-        let last_words = async {
-            // Either end may be gone.
-            let _ = poll_fn(|cx| down.poll_close(cx, &mut client)).await;
-        };
-        let _ = timeout(LAST_WORDS_MAX, last_words).await;
-        let _ = timeout(LAST_WORDS_MAX, poll_fn(|cx| up.poll_close(cx, &mut upstream))).await;
+        let farewell = poll_fn(|cx| to_upstream.poll_close(cx, &mut upstream));
+        let (_, _) = tokio::join!(say_last(&mut to_client, &mut client), timeout(LAST_WORDS_MAX, farewell));
     }
 }
 
-/// Adds a refusal of ours, as the provider says its own: in a message and in a close.
-pub(super) fn put_refusal(out: &mut BytesMut, code: &str, message: &str) {
-    let text = json!({ "message": message, "error": code, "code": POLICY }).to_string();
-    put(out, Opcode::Text, text.as_bytes(), None);
+/// Sends a client what is left to say, and waits for its end.
+pub(super) async fn say_last<S: AsyncRead + AsyncWrite + Unpin>(to_client: &mut SendBuffer, client: &mut S) {
+    let last_words = async {
+        if poll_fn(|cx| to_client.poll_close(cx, client)).await.is_ok() {
+            drain(client).await;
+        }
+    };
+    // A client that is gone, or does not end, has had its time.
+    let _ = timeout(LAST_WORDS_MAX, last_words).await;
+}
+
+/// Adds a refusal of ours, as the provider says its own: in a message and in a close. The member that
+/// names the kind of a message on the socket stands beside those of speech.
+pub(super) fn put_refusal(out: &mut BytesMut, dialect: Dialect, code: &str, message: &str) {
+    let mut told = json!({ "message": message, "error": code, "code": POLICY });
+    match dialect {
+        Dialect::Transcription => told["message_type"] = "quota_exceeded".into(),
+        Dialect::Agent => told["type"] = "error".into(),
+        _ => {}
+    }
+    put(out, Opcode::Text, told.to_string().as_bytes(), None);
     put_close(out, (POLICY, message), None);
 }
 
-/// Adds a close frame.
+/// Adds a close frame; of 1005, which stands for no code, one without a payload.
 pub(super) fn put_close(out: &mut BytesMut, (code, reason): (u16, &str), masked: Option<[u8; 4]>) {
-    put(out, Opcode::Close, &close_payload(code, reason), masked);
+    const NONE: u16 = 1005;
+    let payload = if code == NONE { Vec::new() } else { close_payload(code, reason) };
+    put(out, Opcode::Close, &payload, masked);
 }
 
 /// Adds a frame.

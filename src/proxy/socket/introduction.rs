@@ -14,14 +14,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::ending::put_refusal;
-use super::leg::Leg;
+use super::buffers::{Read, ReadBuffer, SendBuffer};
+use super::ending::{Ending, Side, put_close, put_refusal, say_last};
 use super::session::Session;
-use super::up::Upwards;
-use super::{Socket, Speaker};
+use super::up::{Taken, Upwards};
+use super::{Bounds, Socket, Speaker};
 use crate::clock;
 use crate::policy::client::Unidentified;
 use crate::policy::endpoint::socket_at;
+use crate::policy::frame::{Sender, Violation};
 use crate::policy::headers;
 use crate::policy::socket::{Dialect, presented};
 use crate::proxy::error::ProxyError;
@@ -81,6 +82,9 @@ impl<C> Introduction<C> {
 impl<C: Connect> Unknown<C> {
     /// Hears who it is; the session that begins, with what has been said on it. `None` when there is
     /// none, and the client has heard why.
+    ///
+    /// A client that leaves, closes or breaks the rules meanwhile is noticed at once, and what was waited
+    /// for is given back.
     pub(super) async fn introduced<S>(
         self,
         mut client: S,
@@ -91,42 +95,68 @@ impl<C: Connect> Unknown<C> {
     {
         let Self { introduction: Introduction { proxy, terms, dialect, .. }, mut request, mut log } = self;
         let bounds = terms.limits.sockets;
-        let mut heard = BytesMut::new();
-        let finding = async {
-            let hearing = hear_token(&mut client, early, dialect, bounds.frame_bytes_max);
-            let token = match timeout(bounds.introduction_max, hearing).await {
-                Ok(Some((token, said))) => {
-                    heard = said;
-                    token
-                }
-                // It has left, or says nothing.
-                Ok(None) | Err(_) => None,
-            };
-            let token = token.and_then(|token| HeaderValue::try_from(token).ok());
-            request.headers_mut().insert(headers::TOKEN_HEADER, token.ok_or(Unidentified::Missing)?);
-            proxy.find_answer(request, &mut log).await
-        };
-        let found = tokio::select! {
+        let mut from_client = ReadBuffer::new(Sender::Client, dialect.is_read(), BytesMut::from(&early[..]));
+        drop(early);
+        let hearing = hear_token(&mut client, &mut from_client, dialect, &bounds);
+        let token = tokio::select! {
             biased;
-            () = proxy.cut.cancelled() => Err(ProxyError::Draining),
-            found = finding => found,
+            () = proxy.cut.cancelled() => Err(Stopped::Refused(ProxyError::Draining)),
+            // One that says nothing has no token.
+            token = timeout(bounds.introduction_max, hearing) => token.unwrap_or(Ok(None)).map_err(Stopped::Ended),
         };
+        let found = match token {
+            Err(stopped) => Err(stopped),
+            Ok(token) => {
+                let finding = async {
+                    let token = token.and_then(|token| HeaderValue::try_from(token).ok());
+                    request.headers_mut().insert(headers::TOKEN_HEADER, token.ok_or(Unidentified::Missing)?);
+                    proxy.find_answer(request, &mut log).await
+                };
+                tokio::select! {
+                    biased;
+                    () = proxy.cut.cancelled() => Err(Stopped::Refused(ProxyError::Draining)),
+                    found = finding => found.map_err(Stopped::Refused),
+                    ending = from_client.watch(&mut client, bounds.session_buffer_max) => {
+                        Err(Stopped::Ended(ending))
+                    }
+                }
+            }
+        };
+        let mut last = SendBuffer::default();
         match found {
-            Ok(Found::Socket(opened)) => return Some((opened.into_session(log), client, heard.freeze())),
+            Ok(Found::Socket(opened)) => {
+                return Some((opened.into_session(log), client, from_client.bytes.freeze()));
+            }
             Ok(Found::Answer(answer, _)) => {
-                log.unserved();
                 let status = answer.head.status.as_u16();
                 let message = format!("ElevenLabs answered with status {status}.");
-                refuse(client, "handshake_refused", &message).await;
+                put_refusal(&mut last.bytes, dialect, "handshake_refused", &message);
             }
-            Err(error) => {
-                log.unserved();
+            Err(Stopped::Refused(error)) => {
                 let (code, message) = told(&error, &mut log);
-                refuse(client, code, &message).await;
+                put_refusal(&mut last.bytes, dialect, code, &message);
+            }
+            Err(Stopped::Ended(ending)) => {
+                log.ended_as(ending.word());
+                if let Some([to_client, _]) = ending.told() {
+                    put_close(&mut last.bytes, to_client, None);
+                }
             }
         }
+        log.unserved();
+        // Its permits are free before it is waited for.
+        drop(log);
+        say_last(&mut last, &mut client).await;
         None
     }
+}
+
+/// Why no session begins.
+enum Stopped {
+    /// It is not served.
+    Refused(ProxyError),
+    /// It ends by what the client does.
+    Ended(Ending),
 }
 
 /// What a client would have been told by an answer.
@@ -136,37 +166,35 @@ fn told(error: &ProxyError, log: &mut RequestLog) -> (&'static str, String) {
     (error.code(), message)
 }
 
-/// The token in a client's first message, and all that was read; `None` when there is no message.
+/// The token in a client's first message, which stays in `from_client`; `None` when it has none.
+///
+/// # Errors
+///
+/// How the session ends when the client has left or closed, or breaks the rules.
 async fn hear_token<S: AsyncRead + Unpin>(
     client: &mut S,
-    early: Bytes,
+    from_client: &mut ReadBuffer,
     dialect: Dialect,
-    slice_bytes_max: usize,
-) -> Option<(Option<String>, BytesMut)> {
-    let mut leg = Leg::default();
-    let mut heard = BytesMut::from(&early[..]);
-    leg.inbox.extend_from_slice(&early);
-    let mut upwards = Upwards::new(dialect, slice_bytes_max);
+    bounds: &Bounds,
+) -> Result<Option<String>, Ending> {
+    let mut upwards = Upwards::new(dialect, bounds.slice_bytes_max(), INTRODUCTION_BYTES_MAX);
+    let (mut inbox, mut out) = (BytesMut::from(&from_client.bytes[..]), BytesMut::new());
     loop {
-        if upwards.take(&mut leg.inbox, &mut leg.outbox) {
-            return Some((presented(upwards.said()), heard));
+        match upwards.take(&mut inbox, &mut out) {
+            Taken::Message(_) => return Ok(presented(upwards.said())),
+            Taken::Refused(violation) => return Err(Ending::Violated(violation, Side::Client)),
+            Taken::Passed => out.clear(),
         }
-        leg.outbox.clear();
-        if heard.len() > INTRODUCTION_BYTES_MAX {
-            return Some((None, heard));
+        if let Some(ending) = from_client.ending() {
+            return Err(ending);
         }
-        let before = leg.inbox.len();
-        match poll_fn(|cx| leg.poll_fetch(cx, client)).await {
-            Ok(1..) => heard.extend_from_slice(leg.inbox.get(before..).unwrap_or_default()),
-            Ok(0) | Err(_) => return None,
+        if from_client.bytes.len() > INTRODUCTION_BYTES_MAX {
+            return Err(Ending::Violated(Violation::TooLarge, Side::Client));
         }
+        let before = from_client.bytes.len();
+        if poll_fn(|cx| from_client.poll_read(cx, client)).await == Read::Gone {
+            return Err(Ending::ClientLeft);
+        }
+        inbox.extend_from_slice(from_client.bytes.get(before..).unwrap_or_default());
     }
-}
-
-/// Says why not, as the provider would on such a socket.
-async fn refuse<S: AsyncWrite + Unpin>(mut client: S, code: &str, message: &str) {
-    let mut leg = Leg::default();
-    put_refusal(&mut leg.outbox, code, message);
-    // Whoever does not want to hear it need not.
-    let _ = timeout(super::ending::LAST_WORDS_MAX, poll_fn(|cx| leg.poll_close(cx, &mut client))).await;
 }

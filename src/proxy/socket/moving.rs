@@ -3,18 +3,35 @@
 
 use tokio::time::timeout;
 
+use super::buffers::ReadBuffer;
 use super::opened::switched;
 use super::session::{Pooled, Session};
 use crate::body::replay::Replay;
 use crate::clock;
 use crate::policy::classify::Verdict;
+use crate::policy::frame::Sender;
 use crate::policy::replay::{Decision, Effect, Facts, Held, Progress, decide};
 use crate::pool::Lease;
 use crate::upstream::Connect;
 
 impl<C: Connect> Session<C> {
     /// Moves to the next key, if that may help and is safe. Whether it did.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped while it waits, it gives back its place among those that wait, its key and its connection;
+    /// the attempt that was left keeps its verdict.
     pub(super) async fn move_on(&mut self, progress: Progress) -> bool {
+        // The client has closed: it would not hear the next one.
+        if self.upwards.has_closed() {
+            return false;
+        }
+        let has_moved = self.leave_for_another(progress).await;
+        self.is_between_keys = false;
+        has_moved
+    }
+
+    async fn leave_for_another(&mut self, progress: Progress) -> bool {
         let Some((Pooled { errand, .. }, key)) = self.pooled.as_mut().zip(self.attempt.key().cloned()) else {
             return false;
         };
@@ -24,6 +41,7 @@ impl<C: Connect> Session<C> {
                 self.attempt.left_unheard(progress, self.speaking.characters() > 0);
             }
         }
+        self.is_between_keys = true;
         let limits = &errand.terms.limits;
         let since = *self.moving_since.get_or_insert_with(clock::instant);
         let facts = errand.journey.facts(progress, &errand.body, &key, limits);
@@ -62,6 +80,13 @@ impl<C: Connect> Session<C> {
 
     /// Goes on with another key. Whether it did; else the session stays with the provider that it has.
     pub(super) async fn change_key(&mut self, lease: Lease) -> bool {
+        self.is_between_keys = true;
+        let has_changed = self.ask_with(lease).await;
+        self.is_between_keys = false;
+        has_changed
+    }
+
+    async fn ask_with(&mut self, lease: Lease) -> bool {
         let Self { pooled: Some(Pooled { errand, .. }), proxy, log, .. } = self else { return false };
         // Whether it is late was found out before: a client may have been silent for minutes.
         errand.body = Replay::empty();
@@ -80,11 +105,12 @@ impl<C: Connect> Session<C> {
         self.attempt = attempt;
         self.upstream = switched.stream;
         self.is_deaf = false;
+        self.is_queued = false;
         self.downwards.restart();
-        self.down.inbox = switched.heard;
+        self.from_upstream = ReadBuffer::new(Sender::Server, self.dialect.is_read(), switched.heard);
         // What was on its way to the one before is among what was said.
-        self.up.outbox.clear();
-        self.up.outbox.extend_from_slice(self.opening.as_deref().unwrap_or_default());
+        self.to_upstream.bytes.clear();
+        self.to_upstream.bytes.extend_from_slice(self.opening.as_deref().unwrap_or_default());
         true
     }
 }

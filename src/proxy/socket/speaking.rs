@@ -12,6 +12,7 @@ use crate::clock;
 use crate::policy::replay::Progress;
 use crate::policy::select::Unavailable;
 use crate::policy::socket::{Dialect, Said, audio_bytes_per_second, brings_token};
+use crate::policy::units::UnixMs;
 use crate::pool::Reserved;
 use crate::proxy::accounts::Account;
 use crate::telemetry::announce;
@@ -22,10 +23,14 @@ pub(super) type Given = Result<Reserved, Unavailable>;
 
 /// What was said so far.
 pub(super) struct Speaking {
-    /// Characters that went on or wait for it.
+    /// Characters that went on.
     characters: u64,
-    /// Bytes of sound to be written down, and of a second of it.
-    audio_bytes: u64,
+    /// The same with those that wait for a key.
+    asked: u64,
+    /// Credits for them that the client's quota was charged ahead, and when it last was.
+    charged: u64,
+    charged_at: UnixMs,
+    /// Bytes of a second of the sound that is to be written down.
     audio_bytes_per_second: u64,
     is_spoken: bool,
     /// When text was last sent, or sound last came.
@@ -38,7 +43,9 @@ impl Speaking {
     pub(super) fn new(dialect: Dialect, audio_format: Option<&str>) -> Self {
         Self {
             characters: 0,
-            audio_bytes: 0,
+            asked: 0,
+            charged: 0,
+            charged_at: UnixMs(0),
             audio_bytes_per_second: audio_bytes_per_second(audio_format),
             is_spoken: dialect.is_spoken(),
             sounded_at: None,
@@ -84,35 +91,65 @@ impl Speaking {
         self.characters
     }
 
-    /// How much sound was sent to be written down.
-    pub(super) fn audio(&self) -> Duration {
-        Duration::from_millis(self.audio_bytes.saturating_mul(1_000) / self.audio_bytes_per_second.max(1))
+    /// How long that much sound is.
+    pub(super) fn length_of(&self, audio_bytes: u64) -> Duration {
+        Duration::from_millis(audio_bytes.saturating_mul(1_000) / self.audio_bytes_per_second.max(1))
     }
 }
 
 impl<C: Connect> Session<C> {
-    /// Whether the client may still spend what the message that is shown costs. As with a request, the
-    /// last one may go over its allowance.
+    /// Whether the client's quota of credits leaves room for the message that waits. As with a request,
+    /// the last one may go over it.
     pub(super) fn may_say(&self, said: Said) -> bool {
-        let Some(Pooled { errand, .. }) = self.pooled.as_ref().filter(|_| said.characters > 0) else {
-            return true;
-        };
+        said.characters == 0 || self.may_spend()
+    }
+
+    /// Whether the client's quota of credits leaves room for anything. A quota of requests always does:
+    /// the session was counted when it began.
+    pub(super) fn may_spend(&self) -> bool {
+        let Some(Pooled { errand, .. }) = &self.pooled else { return true };
         let may_spend = |account: &Arc<Account>| account.may_spend(errand.journey.rules(), clock::now());
         errand.case.account.as_ref().is_none_or(may_spend)
     }
 
+    /// Charges the client's quota for all text that it has sent, before the provider has taken it:
+    /// sessions side by side must not each spend what is left.
+    fn charge_ahead(&mut self) {
+        let credits = self.price(self.speaking.asked);
+        let more = credits.saturating_sub(self.speaking.charged);
+        let account = self.pooled.as_ref().and_then(|pooled| pooled.errand.case.account.as_ref());
+        if let Some(account) = account.filter(|_| more > 0) {
+            self.speaking.charged_at = clock::now();
+            account.spend(more, self.speaking.charged_at);
+            self.speaking.charged = credits;
+        }
+    }
+
+    /// Gives back what the quota was charged for text that was never sent, or that the provider refused
+    /// before it served anything.
+    pub(super) fn refund(&mut self) {
+        let is_free = !self.downwards.is_served() && (self.refusal.is_some() || self.is_between_keys);
+        let due = if is_free { 0 } else { self.price(self.speaking.characters) };
+        let less = self.speaking.charged.saturating_sub(due);
+        let account = self.pooled.as_ref().and_then(|pooled| pooled.errand.case.account.as_ref());
+        if let Some(account) = account.filter(|_| less > 0) {
+            account.refund(less, self.speaking.charged_at);
+            self.speaking.charged = due;
+        }
+    }
+
     /// A message of the client is shown. What is to be spoken needs a place and credits, and what it
     /// names may bind it to another account; everything else goes on.
-    pub(super) async fn said(&mut self, Said { characters, audio_bytes }: Said) {
+    pub(super) async fn said(&mut self, Said { characters, .. }: Said) {
         // What was refused before has its own span.
         self.moving_since = None;
-        self.speaking.audio_bytes += audio_bytes;
-        self.speaking.characters += characters;
+        self.speaking.asked += characters;
+        self.charge_ahead();
         let is_begun = self.downwards.is_open();
         if !is_begun && brings_token(self.upwards.said()) {
             self.downwards.judge_token();
         }
-        let credits = if characters > 0 { self.price() } else { 0 };
+        let credits = if characters > 0 { self.price(self.speaking.asked) } else { 0 };
         let Some((Pooled { errand, .. }, key)) = self.pooled.as_mut().zip(self.attempt.key().cloned()) else {
             return self.let_go();
         };
@@ -169,8 +206,9 @@ impl<C: Connect> Session<C> {
 
     /// The message that was shown goes on.
     pub(super) fn let_go(&mut self) {
-        let from = self.up.outbox.len();
-        self.upwards.release(&mut self.up.outbox);
+        let from = self.to_upstream.bytes.len();
+        self.upwards.release(&mut self.to_upstream.bytes);
+        self.speaking.characters = self.speaking.asked;
         self.keep_opening(from);
         if self.downwards.is_served() {
             // What was refused was one of several contexts: the session goes on.
@@ -182,14 +220,14 @@ impl<C: Connect> Session<C> {
     /// Books what was spoken so far, by its characters: no message of the provider says what it costs.
     pub(super) fn book(&mut self) {
         if self.speaking.is_spoken && self.speaking.characters > 0 {
-            let credits = self.price();
+            let credits = self.price(self.speaking.characters);
             self.attempt.spoken(self.speaking.characters, credits);
         }
     }
 
-    /// What all that was said costs, at the most.
-    fn price(&self) -> u64 {
+    /// What that many characters cost, at the most.
+    fn price(&self, characters: u64) -> u64 {
         let model = self.attempt.model().or(self.dialect.default_model()).unwrap_or_default();
-        self.proxy.pool.models().credits(model, self.speaking.characters)
+        self.proxy.pool.models().credits(model, characters)
     }
 }

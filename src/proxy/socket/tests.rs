@@ -4,16 +4,23 @@ use bytes::BytesMut;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
+use super::buffers::ReadBuffer;
 use super::down::{Downwards, Told};
 use super::ending::put;
-use super::up::Upwards;
+use super::up::{Taken, Upwards};
 use crate::policy::classify::Verdict;
-use crate::policy::frame::{self, Head, Opcode};
-use crate::policy::socket::{Dialect, Heard};
+use crate::policy::frame::{self, Head, Opcode, Sender, Violation, check_close};
+use crate::policy::socket::{Dialect, Heard, Said};
 use crate::secret::{ApiKey, Redactor};
 
 const MASK: [u8; 4] = [7, 0, 200, 31];
 const SLICE: usize = 4_096;
+/// The largest message that may wait, and what a session may have in memory.
+const MAX: usize = 1024 * 1024;
+
+fn upwards(dialect: Dialect) -> Upwards {
+    Upwards::new(dialect, SLICE, MAX)
+}
 
 /// A frame, masked or not.
 fn frame(is_final: bool, opcode: Opcode, payload: &[u8], masked: Option<[u8; 4]>) -> Vec<u8> {
@@ -67,9 +74,10 @@ fn read(mut bytes: &[u8]) -> Vec<(Opcode, Vec<u8>)> {
     read
 }
 
-/// What goes on of what a client sends, when it comes in pieces of these sizes; and what is shown.
+/// What goes on of what a client sends, when it comes in pieces of these sizes; and what waits before
+/// it does.
 fn sent(dialect: Dialect, bytes: &[u8], pieces: &[usize]) -> (Vec<u8>, Vec<Vec<u8>>) {
-    let mut upwards = Upwards::new(dialect, SLICE);
+    let mut upwards = upwards(dialect);
     let (mut inbox, mut out, mut gone, mut said) = (BytesMut::new(), BytesMut::new(), Vec::new(), Vec::new());
     let mut rest = bytes;
     let mut pieces = pieces.iter().copied().chain(std::iter::repeat(usize::MAX));
@@ -77,7 +85,7 @@ fn sent(dialect: Dialect, bytes: &[u8], pieces: &[usize]) -> (Vec<u8>, Vec<Vec<u
         let (piece, after) = rest.split_at(pieces.next().unwrap().max(1).min(rest.len()));
         inbox.extend_from_slice(piece);
         rest = after;
-        while upwards.take(&mut inbox, &mut out) {
+        while let Taken::Message(_) = upwards.take(&mut inbox, &mut out) {
             said.push(upwards.said().to_vec());
             upwards.release(&mut out);
         }
@@ -95,18 +103,37 @@ fn what_is_nobodys_business_stays_to_the_byte() {
         (Opcode::Ping, b"?"),
         (Opcode::Binary, &[0xff; 9_000]),
         (Opcode::Text, br#"{"text":"x","a":{"xi_api_key":1}}"#),
-        (Opcode::Reserved(3), b"?"),
+        (Opcode::Binary, br#"{broken"#),
         (Opcode::Text, b""),
         (Opcode::Close, b"\x03\xe8bye"),
     ] {
         bytes.extend(frame(true, opcode, payload, Some(MASK)));
     }
-    // A frame that is not masked breaks the rules, which is for the provider to say.
-    bytes.extend(frame(true, Opcode::Text, br#"{"xi_api_key":1}"#, None));
+    // Beyond the provider's paths, what breaks the rules is for the other end to say.
+    let mut foreign = bytes.clone();
+    foreign.extend(frame(true, Opcode::Reserved(3), b"?", Some(MASK)));
+    foreign.extend(frame(true, Opcode::Binary, br#"{"xi_api_key":1}"#, Some(MASK)));
+    foreign.extend(frame(true, Opcode::Text, br#"{"xi_api_key":1}"#, None));
     for size in [1, 2, 3, 7, 100, 100_000] {
-        let pieces = vec![size; bytes.len()];
-        for dialect in [Dialect::Speech, Dialect::Unknown, Dialect::Foreign] {
+        let pieces = vec![size; foreign.len()];
+        for dialect in [Dialect::Unknown, Dialect::Agent] {
             assert_eq!(sent(dialect, &bytes, &pieces).0, bytes, "{dialect:?} in pieces of {size}");
+        }
+        assert_eq!(sent(Dialect::Foreign, &foreign, &pieces).0, foreign, "in pieces of {size}");
+    }
+}
+
+#[test]
+fn a_long_message_that_turns_out_to_be_no_object_keeps_its_frames() {
+    for (start, opcode) in [("{broken ", Opcode::Text), (" \n {\"a\":1} x", Opcode::Binary)] {
+        let text = format!("{start}{}", "y".repeat(3 * SLICE + 5));
+        let bytes = fragments(text.as_bytes(), &[], Some(MASK));
+        let bytes = [bytes, frame(true, Opcode::Ping, b"?", Some(MASK))].concat();
+        let bytes = if opcode == Opcode::Binary { [&[0x82], &bytes[1..]].concat() } else { bytes };
+        for size in [100, SLICE, SLICE + 1, 100_000] {
+            let (gone, _) = sent(Dialect::Unknown, &bytes, &vec![size; bytes.len()]);
+            let expected = [(opcode, text.clone().into_bytes()), (Opcode::Ping, b"?".to_vec())];
+            assert_eq!(read(&gone), expected, "in pieces of {size}");
         }
     }
 }
@@ -122,40 +149,123 @@ fn a_compressed_message_passes() {
 #[test]
 fn a_text_that_is_no_object_does_not_wait_for_its_end() {
     let whole = frame(true, Opcode::Text, b"some text", Some(MASK));
-    let mut upwards = Upwards::new(Dialect::Unknown, SLICE);
+    let mut upwards = upwards(Dialect::Unknown);
     let (mut inbox, mut out) = (BytesMut::from(&whole[..9]), BytesMut::new());
-    assert!(!upwards.take(&mut inbox, &mut out));
+    assert_eq!(upwards.take(&mut inbox, &mut out), Taken::Passed);
     assert_eq!(out, whole[..9]);
     assert!(upwards.is_in_frame());
 }
 
 #[test]
-fn a_message_that_is_shown_waits_for_leave() {
+fn a_message_that_is_charged_waits_for_leave() {
     let bytes = [
         fragments(br#"{"text":"Hello","xi_api_key":"k"}"#, &[5, 9], Some(MASK)),
         frame(true, Opcode::Text, br#"{"text":""}"#, Some(MASK)),
     ]
     .concat();
-    let mut upwards = Upwards::new(Dialect::Speech, SLICE);
+    let mut upwards = upwards(Dialect::Speech);
     let (mut inbox, mut out) = (BytesMut::from(&bytes[..]), BytesMut::new());
-    assert!(upwards.take(&mut inbox, &mut out));
+    let said = |characters| Taken::Message(Said { characters, audio_bytes: 0 });
+    assert_eq!(upwards.take(&mut inbox, &mut out), said(5));
     assert!(out.is_empty() && !inbox.is_empty());
     assert_eq!(upwards.said(), br#"{"text":"Hello","xi_api_key":"k"}"#);
     upwards.release(&mut out);
     let [(Opcode::Text, text)] = &read(&out)[..] else { panic!("{out:?}") };
     assert_eq!(serde_json::from_slice::<Value>(text).unwrap(), json!({"text": "Hello"}));
-    assert!(upwards.take(&mut inbox, &mut out));
+    assert_eq!(upwards.take(&mut inbox, &mut out), said(0));
+}
+
+/// What is counted of a client's bytes, which come in pieces; and how it ends, when it is not accepted.
+/// After every piece, no more is in memory than may be.
+fn metered(dialect: Dialect, pieces: impl Iterator<Item = Vec<u8>>) -> (u64, u64, Option<Violation>) {
+    let mut upwards = upwards(dialect);
+    let mut from_client = ReadBuffer::new(Sender::Client, true, BytesMut::new());
+    let (mut out, mut characters) = (BytesMut::new(), 0);
+    for piece in pieces {
+        from_client.extend(&piece);
+        loop {
+            let taken = upwards.take(&mut from_client.bytes, &mut out);
+            let held = from_client.bytes.len() + upwards.held_bytes();
+            assert!(held <= MAX + piece.len(), "{held} bytes are in memory");
+            match taken {
+                Taken::Message(said) => {
+                    characters += said.characters;
+                    upwards.release(&mut out);
+                }
+                Taken::Refused(violation) => return (characters, upwards.audio_bytes(), Some(violation)),
+                Taken::Passed if held > MAX => {
+                    return (characters, upwards.audio_bytes(), Some(Violation::TooLarge));
+                }
+                Taken::Passed => break,
+            }
+        }
+        if let Some(violation) = from_client.violation() {
+            return (characters, upwards.audio_bytes(), Some(violation));
+        }
+        out.clear();
+    }
+    (characters, upwards.audio_bytes(), None)
+}
+
+fn pieces(bytes: &[u8], size: usize) -> impl Iterator<Item = Vec<u8>> {
+    bytes.chunks(size).map(<[u8]>::to_vec)
 }
 
 #[test]
-fn a_message_that_is_too_long_to_be_shown_goes_on_in_parts() {
-    let text = format!(r#"{{"text":"{}","authorization":"secret"}}"#, "x".repeat(600_000));
+fn every_text_is_counted_however_long_and_in_whatever_frames() {
+    let padded =
+        |padding: usize| format!(r#"{{"pad":"{}","text":"{}"}}"#, " ".repeat(padding), "x".repeat(80_021));
+    for padding in [0, 200_000, 300_000, 800_000] {
+        let text = padded(padding);
+        let whole = frame(true, Opcode::Text, text.as_bytes(), Some(MASK));
+        let binary = frame(true, Opcode::Binary, text.as_bytes(), Some(MASK));
+        let many = fragments(text.as_bytes(), &vec![1_000; text.len() / 1_000], Some(MASK));
+        for bytes in [whole, binary, many] {
+            for size in [5_000, 100_000] {
+                assert_eq!(metered(Dialect::Speech, pieces(&bytes, size)), (80_021, 0, None), "{padding}");
+            }
+        }
+    }
+    let large = frame(true, Opcode::Text, padded(MAX).as_bytes(), Some(MASK));
+    let refused = Some(Violation::TooLarge);
+    assert_eq!(metered(Dialect::Speech, pieces(&large[..20], 5_000)), (0, 0, refused), "as it is announced");
+    let large = fragments(padded(MAX).as_bytes(), &vec![10_000; MAX / 10_000], Some(MASK));
+    assert_eq!(metered(Dialect::Dialogue, pieces(&large, 5_000)), (0, 0, refused));
+    let binary = frame(true, Opcode::Binary, b"\x00\x01\x02", Some(MASK));
+    assert_eq!(metered(Dialect::Speech, pieces(&binary, 5)), (0, 0, Some(Violation::NotJson)));
+}
+
+#[test]
+fn sound_is_counted_as_it_passes_however_long_its_message() {
+    let text = format!(r#"{{"audio_base_64":"{}"}}"#, "AAAA".repeat(MAX));
     let bytes = frame(true, Opcode::Text, text.as_bytes(), Some(MASK));
-    let (gone, said) = sent(Dialect::Speech, &bytes, &vec![5_000; 200]);
-    assert_eq!(said.len(), 0);
-    let [(Opcode::Text, whole)] = &read(&gone)[..] else { panic!("one message") };
-    let found: Value = serde_json::from_slice(whole).unwrap();
-    assert_eq!(found, json!({"text": "x".repeat(600_000)}));
+    assert_eq!(metered(Dialect::Transcription, pieces(&bytes, 16_384)), (0, 3 * MAX as u64, None));
+    let (_, audio, _) = metered(Dialect::Transcription, pieces(&bytes[..MAX], 16_384));
+    assert!(audio >= 700_000, "{audio} of a message that has not ended");
+}
+
+#[test]
+fn floods_of_little_are_bounded_by_what_they_take() {
+    let begin = frame(false, Opcode::Text, b"{", Some(MASK));
+    let flood = |piece: Vec<u8>| {
+        let many = piece.repeat(16_384 / piece.len());
+        std::iter::once(begin.clone()).chain(std::iter::repeat_n(many, 2_000))
+    };
+    let empty = frame(false, Opcode::Continuation, b"", Some(MASK));
+    let tiny = frame(false, Opcode::Continuation, b" ", Some(MASK));
+    for dialect in [Dialect::Speech, Dialect::SpeechContexts, Dialect::Dialogue, Dialect::DialogueContexts] {
+        for piece in [&empty, &tiny] {
+            assert_eq!(metered(dialect, flood(piece.clone())).2, Some(Violation::TooLarge), "{dialect:?}");
+        }
+    }
+    // Where nothing waits for its end, everything passes; so do control frames.
+    let ping = frame(true, Opcode::Ping, b"", Some(MASK));
+    for dialect in [Dialect::Transcription, Dialect::Agent, Dialect::Unknown] {
+        for piece in [&empty, &tiny] {
+            assert_eq!(metered(dialect, flood(piece.clone())).2, None, "{dialect:?}");
+        }
+    }
+    assert_eq!(metered(Dialect::Speech, flood(ping)).2, None);
 }
 
 proptest! {
@@ -163,7 +273,7 @@ proptest! {
     fn no_credential_passes_in_any_fragmentation(
         before in "[a-z]{0,8}", after in ".{0,40}", name in "xi_api_key|xi-api-key|authorization",
         cuts in prop::collection::vec(0_usize..30, 0..8), pieces in prop::collection::vec(1_usize..50, 0..30),
-        pings in any::<bool>(), spoken in any::<bool>(),
+        pings in any::<bool>(), spoken in any::<bool>(), is_binary in any::<bool>(),
     ) {
         let members = json!({ "text": after, "n": {"xi_api_key": [before]} });
         let Value::Object(mut members) = members else { unreachable!() };
@@ -178,10 +288,14 @@ proptest! {
             bytes.splice(first.unwrap()..first.unwrap(), ping);
         }
         let dialect = if spoken { Dialect::Speech } else { Dialect::Agent };
+        let kind = if is_binary { Opcode::Binary } else { Opcode::Text };
+        if is_binary {
+            bytes[0] = bytes[0] & 0xf0 | 2;
+        }
         let (gone, said) = sent(dialect, &bytes, &pieces);
         prop_assert_eq!(said.len(), usize::from(spoken));
         let texts: Vec<Vec<u8>> =
-            read(&gone).into_iter().filter(|(opcode, _)| *opcode == Opcode::Text).map(|(_, text)| text).collect();
+            read(&gone).into_iter().filter(|(opcode, _)| *opcode == kind).map(|(_, text)| text).collect();
         prop_assert_eq!(texts.len(), 1);
         prop_assert_eq!(serde_json::from_slice::<Map<String, Value>>(&texts[0]).unwrap(), expected);
     }
@@ -346,10 +460,93 @@ fn a_key_is_covered_wherever_its_text_is_cut() {
     }
 }
 
+/// Whether anything of the key is shown that its short form hides.
+fn shows_key(bytes: &[u8]) -> bool {
+    KEY.as_bytes()[11..KEY.len() - 5].windows(4).any(|part| memchr::memmem::find(bytes, part).is_some())
+}
+
 #[test]
-fn sound_in_binary_frames_is_not_touched() {
-    let bytes = frame(true, Opcode::Binary, KEY.as_bytes(), None);
-    assert_eq!(heard(&mut downwards(Dialect::Foreign), &bytes).1, bytes);
+fn a_key_is_covered_in_every_kind_of_frame() {
+    for (opcode, payload) in [
+        (Opcode::Text, KEY.as_bytes().to_vec()),
+        (Opcode::Binary, [b"\xff\x00", KEY.as_bytes()].concat()),
+        (Opcode::Ping, KEY.as_bytes().to_vec()),
+        (Opcode::Pong, KEY.as_bytes().to_vec()),
+        (Opcode::Close, [b"\x03\xe8", KEY.as_bytes()].concat()),
+        // A reason has room for 123 bytes: the provider cuts what is longer.
+        (Opcode::Close, [&b"\x03\xe8"[..], &[b'x'; 90], &KEY.as_bytes()[..33]].concat()),
+        (Opcode::Ping, KEY.as_bytes()[..30].to_vec()),
+    ] {
+        for dialect in [Dialect::Speech, Dialect::Agent, Dialect::Foreign] {
+            let bytes = frame(true, opcode, &payload, None);
+            let mut downwards = downwards(dialect);
+            downwards.serve(&mut BytesMut::new());
+            let (_, out) = heard(&mut downwards, &bytes);
+            assert_eq!(out.len(), bytes.len(), "{opcode:?}");
+            assert!(!shows_key(&out), "{opcode:?} on {dialect:?}: {out:?}");
+        }
+    }
+}
+
+#[test]
+fn a_close_that_may_not_be_sent_is_answered_and_judged_all_the_same() {
+    for (payload, code, verdict) in [
+        (&b"\x03\xf0Invalid API key\xff"[..], 1007, Some(Verdict::InvalidKey)),
+        (b"\x00\x01Invalid API key", 1002, Some(Verdict::InvalidKey)),
+        (b"\x03", 1002, None),
+    ] {
+        let mut downwards = downwards(Dialect::Speech);
+        let (told, mut out) = heard(&mut downwards, &frame(true, Opcode::Close, payload, None));
+        assert_eq!(told, [Told::Close(verdict)]);
+        downwards.open(&mut out);
+        let [(Opcode::Close, close)] = &read(&out)[..] else { panic!("{out:?}") };
+        assert_eq!(check_close(close), Ok(code));
+    }
+}
+
+#[test]
+fn a_caller_who_is_queued_hears_of_it_and_nothing_is_decided() {
+    let mut downwards = downwards(Dialect::Agent);
+    let queued = frame(true, Opcode::Text, br#"{"type":"queue_status"}"#, None);
+    let (told, mut out) = heard(&mut downwards, &queued);
+    assert_eq!(told, [Told::Message(Heard::Queued)]);
+    assert!(out.is_empty());
+    downwards.pass_on(&mut out);
+    assert_eq!(out, queued);
+    assert!(!downwards.is_open() && !downwards.is_served());
+    let refusal = frame(true, Opcode::Close, b"\x03\xeaThis request exceeds your quota limit.", None);
+    let (told, out) = heard(&mut downwards, &refusal);
+    assert!(matches!(told[..], [Told::Close(Some(Verdict::WorkspaceQuota(_)))]), "{told:?}");
+    assert!(out.is_empty());
+}
+
+proptest! {
+    #[test]
+    fn a_key_is_covered_in_any_fragmentation(
+        before in "[a-zs_]{0,9}", after in "[a-zs_]{0,9}", cuts in prop::collection::vec(0_usize..40, 0..6),
+        pieces in prop::collection::vec(1_usize..40, 0..30), is_binary in any::<bool>(),
+    ) {
+        let text = format!("{before}{KEY}{after}");
+        let mut bytes = fragments(text.as_bytes(), &cuts, None);
+        if is_binary {
+            bytes[0] = bytes[0] & 0xf0 | 2;
+        }
+        let mut downwards = downwards(Dialect::Agent);
+        downwards.serve(&mut BytesMut::new());
+        let (mut inbox, mut out, mut rest) = (BytesMut::new(), BytesMut::new(), &bytes[..]);
+        for size in pieces.into_iter().chain([usize::MAX]) {
+            let (piece, behind) = rest.split_at(size.min(rest.len()));
+            inbox.extend_from_slice(piece);
+            rest = behind;
+            while downwards.take(&mut inbox, &mut out).is_some() {}
+        }
+        prop_assert!(inbox.is_empty());
+        prop_assert_eq!(out.len(), bytes.len());
+        let messages = read(&out);
+        let [(_, covered)] = &messages[..] else { panic!("one message") };
+        prop_assert!(!shows_key(covered), "{}", String::from_utf8_lossy(covered));
+        prop_assert!(covered.starts_with(before.as_bytes()) && covered.ends_with(after.as_bytes()));
+    }
 }
 
 #[test]

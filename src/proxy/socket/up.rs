@@ -1,24 +1,28 @@
-//! What a client says, frame by frame, on its way to the provider: texts without its credentials, all
-//! else as it came. What will be charged waits for leave to go on.
+//! What a client says, frame by frame, on its way to the provider: messages without its credentials,
+//! all else as it came. What will be charged by its characters waits for leave to go on.
 
 use bytes::{Buf, BytesMut};
 
-use crate::policy::frame::{self, Head, Opcode};
-use crate::policy::socket::{Blanking, Dialect, SAID_BYTES_MAX};
+use crate::policy::frame::{self, Head, Opcode, Violation};
+use crate::policy::socket::{Blanking, ContentCounter, Counted, Dialect, NAMING_BYTES_MAX, Said};
 
 /// The client's frames.
 #[derive(Debug)]
 pub(super) struct Upwards {
-    /// Whether whole messages are shown before they go on.
-    shows: bool,
+    dialect: Dialect,
     /// What is waited for of a frame, so that it can go on in one piece.
     slice_bytes_max: usize,
+    /// The largest message that may wait for leave.
+    message_bytes_max: usize,
     frame: Option<Frame>,
-    text: Option<Text>,
+    message: Option<Message>,
     blanking: Blanking,
-    /// The message that is shown.
+    counter: ContentCounter,
+    /// Bytes of sound in the messages that have ended.
+    audio_bytes: u64,
+    /// The start of the message that waits, for what it names.
     said: Vec<u8>,
-    /// It, as it will go on.
+    /// The message that waits, as it will go on.
     staged: BytesMut,
     /// Whether the client has closed.
     has_closed: bool,
@@ -34,27 +38,42 @@ struct Frame {
     /// Payload that went on.
     passed: u64,
     is_raw: bool,
+    /// Whether its head is out and some of its payload is not.
+    is_cut: bool,
 }
 
-/// A text message under way.
+/// A message under way.
 #[derive(Clone, Copy, Debug, Default)]
-struct Text {
+struct Message {
+    is_binary: bool,
     /// Its first frame has gone on.
     is_begun: bool,
     /// It is no JSON object: nothing of it is looked at.
     is_foreign: bool,
-    /// It is too long to be shown.
-    is_long: bool,
+}
+
+/// What has come of the client's frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// Nothing that must be waited for.
+    Passed,
+    /// A whole message, which waits to be [released](Upwards::release).
+    Message(Said),
+    /// What is not accepted.
+    Refused(Violation),
 }
 
 impl Upwards {
-    pub(super) fn new(dialect: Dialect, slice_bytes_max: usize) -> Self {
+    pub(super) fn new(dialect: Dialect, slice_bytes_max: usize, message_bytes_max: usize) -> Self {
         Self {
-            shows: dialect.is_spoken() || dialect == Dialect::Transcription,
+            dialect,
             slice_bytes_max,
+            message_bytes_max,
             frame: None,
-            text: None,
+            message: None,
             blanking: Blanking::default(),
+            counter: ContentCounter::default(),
+            audio_bytes: 0,
             said: Vec::new(),
             staged: BytesMut::new(),
             has_closed: false,
@@ -69,7 +88,7 @@ impl Upwards {
 
     /// Whether a frame has begun and not ended: nothing may be put in between.
     pub(super) fn is_in_frame(&self) -> bool {
-        self.frame.as_ref().is_some_and(|frame| frame.passed > 0 || frame.raw.is_empty())
+        self.frame.as_ref().is_some_and(|frame| frame.is_cut)
     }
 
     /// Bytes so far, heads of frames included.
@@ -77,69 +96,103 @@ impl Upwards {
         self.bytes
     }
 
-    /// Looks at what was read; what may go on is in `out`. Returns whether a whole message is shown, by
-    /// [`said`](Self::said): then nothing more is looked at before it was [released](Self::release).
-    pub(super) fn take(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> bool {
-        // What has come, and not what was announced.
-        let before = inbox.len();
-        let shows = self.look(inbox, out);
-        self.bytes += (before - inbox.len()) as u64;
-        shows
+    /// Bytes of sound so far, those of a message under way included.
+    pub(super) fn audio_bytes(&self) -> u64 {
+        let is_heard = self.dialect == Dialect::Transcription;
+        self.audio_bytes + if is_heard { self.counter.audio_so_far() } else { 0 }
     }
 
-    fn look(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> bool {
+    /// Bytes that are stored until they may go on.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.staged.len() + self.said.len()
+    }
+
+    /// Looks at what was read; what may go on is in `out`. Of a [message](Taken::Message) that waits,
+    /// nothing more is looked at before it was [released](Self::release).
+    pub(super) fn take(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> Taken {
+        // What has come, and not what was announced.
+        let before = inbox.len();
+        let taken = self.look(inbox, out).unwrap_or_else(Taken::Refused);
+        self.bytes += (before - inbox.len()) as u64;
+        taken
+    }
+
+    fn look(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> Result<Taken, Violation> {
         loop {
-            let Some(mut frame) = self.frame.take().or_else(|| self.begin(inbox)) else { return false };
-            let is_text = self.text.is_some_and(|text| !text.is_foreign);
+            let mut frame = match self.frame.take() {
+                Some(frame) => frame,
+                None => match self.begin(inbox)? {
+                    Some(frame) => frame,
+                    None => return Ok(Taken::Passed),
+                },
+            };
+            let is_looked_at = self.message.is_some_and(|message| !message.is_foreign);
             let is_moved = if frame.head.opcode.is_control() {
                 self.control(&mut frame, inbox, out)
-            } else if frame.is_raw || !is_text {
+            } else if frame.is_raw || !is_looked_at {
                 pass(&mut frame, inbox, out)
             } else {
-                self.text(&mut frame, inbox, out)
+                self.content(&mut frame, inbox, out)
             };
             let is_over = frame.left == 0 && frame.raw.is_empty();
             let ends_message = is_over && frame.head.is_final && !frame.head.opcode.is_control();
             if !is_over {
                 self.frame = Some(frame);
             }
-            if ends_message && let Some(text) = self.text.take() {
-                if self.shows && !text.is_long && !text.is_foreign {
-                    return true;
+            if ends_message && let Some(message) = self.message.take() {
+                let Counted { said, is_object } = self.counter.finish(self.dialect);
+                if self.waits() {
+                    if message.is_binary && !is_object {
+                        return Err(Violation::NotJson);
+                    }
+                    return Ok(Taken::Message(said));
                 }
-                self.release(out);
+                self.audio_bytes += said.audio_bytes;
             }
             if !is_moved {
-                return false;
+                return Ok(Taken::Passed);
             }
         }
     }
 
-    /// The message that is shown.
+    /// The start of the message that waits.
     pub(super) fn said(&self) -> &[u8] {
         &self.said
     }
 
-    /// The message that was shown goes on.
+    /// The message that waits goes on.
     pub(super) fn release(&mut self, out: &mut BytesMut) {
         out.unsplit(std::mem::take(&mut self.staged));
         self.said = Vec::new();
     }
 
-    fn begin(&mut self, inbox: &mut BytesMut) -> Option<Frame> {
-        let (head, length) = frame::read(inbox)?;
+    /// Whether messages wait for leave: their characters are charged.
+    fn waits(&self) -> bool {
+        self.dialect.is_spoken()
+    }
+
+    /// Whether messages are counted, so that every byte of them is looked at.
+    fn counts(&self) -> bool {
+        self.waits() || self.dialect == Dialect::Transcription
+    }
+
+    fn begin(&mut self, inbox: &mut BytesMut) -> Result<Option<Frame>, Violation> {
+        let Some((head, length)) = frame::read(inbox) else { return Ok(None) };
         let raw = inbox.split_to(length);
-        // What an extension has changed cannot be read, and neither can what breaks the rules.
+        // What an extension has changed cannot be read, and neither can what breaks the rules: on the
+        // provider's paths, neither gets so far.
         let is_raw = head.reserved != 0 || head.mask.is_none();
-        match head.opcode {
-            Opcode::Text => {
-                self.blanking = Blanking::default();
-                self.text = Some(Text { is_foreign: is_raw, ..Text::default() });
-            }
-            Opcode::Binary => self.text = None,
-            Opcode::Continuation | Opcode::Close | Opcode::Ping | Opcode::Pong | Opcode::Reserved(_) => {}
+        let is_binary = head.opcode == Opcode::Binary;
+        if is_binary || head.opcode == Opcode::Text {
+            (self.blanking, self.counter) = (Blanking::default(), ContentCounter::default());
+            let is_foreign = is_raw || is_binary && !self.dialect.is_read();
+            self.message = Some(Message { is_binary, is_foreign, is_begun: false });
         }
-        Some(Frame { head, raw, left: head.length, passed: 0, is_raw })
+        let announced = usize::try_from(head.length).unwrap_or(usize::MAX);
+        if self.waits() && announced.saturating_add(self.staged.len()) > self.message_bytes_max {
+            return Err(Violation::TooLarge);
+        }
+        Ok(Some(Frame { head, raw, left: head.length, passed: 0, is_raw, is_cut: false }))
     }
 
     /// A frame between those of a message; its end is noted.
@@ -150,29 +203,30 @@ impl Upwards {
         pass(frame, inbox, out)
     }
 
-    /// A piece of a text: a whole frame, or as much as is waited for.
-    fn text(&mut self, frame: &mut Frame, inbox: &mut BytesMut, out: &mut BytesMut) -> bool {
+    /// A piece of a message: a whole frame, or as much as is waited for.
+    fn content(&mut self, frame: &mut Frame, inbox: &mut BytesMut, out: &mut BytesMut) -> bool {
         let Some(mask) = frame.head.mask else { return pass(frame, inbox, out) };
         let has = available(frame.left, inbox);
         let is_whole = has as u64 == frame.left;
-        let mut text = self.text.unwrap_or_default();
+        let mut message = self.message.unwrap_or_default();
         if !is_whole && has < self.slice_bytes_max {
-            if !text.is_begun && frame.passed == 0 && begins_foreign(inbox, mask) {
-                text.is_foreign = true;
-                self.text = Some(text);
+            let is_first = !message.is_begun && frame.passed == 0;
+            if !self.counts() && is_first && begins_foreign(inbox, mask) {
+                message.is_foreign = true;
+                self.message = Some(message);
                 return pass(frame, inbox, out);
             }
             return false;
         }
         let mut piece = inbox.split_to(has);
         frame::mask(&mut piece, mask, frame.passed);
-        let ends = is_whole && frame.head.is_final;
-        if self.shows && !text.is_long {
-            text.is_long = self.said.len() + piece.len() > SAID_BYTES_MAX;
-            if !text.is_long {
-                self.said.extend_from_slice(&piece);
-            }
+        if self.counts() {
+            self.counter.pass(&piece);
         }
+        if self.waits() && self.said.len() + piece.len() <= NAMING_BYTES_MAX {
+            self.said.extend_from_slice(&piece);
+        }
+        let ends = is_whole && frame.head.is_final;
         let mut clean = Vec::with_capacity(has);
         self.blanking.pass(&piece, &mut clean);
         if ends {
@@ -184,28 +238,43 @@ impl Upwards {
         let raw = std::mem::take(&mut frame.raw);
         if is_one_piece {
             self.staged.extend_from_slice(&raw);
-            self.stage(&mut clean, mask, &mut text);
+            self.stage(&mut clean, mask, &mut message);
         } else if ends || !clean.is_empty() {
-            let opcode = if text.is_begun { Opcode::Continuation } else { Opcode::Text };
+            let first = if message.is_binary { Opcode::Binary } else { Opcode::Text };
+            let opcode = if message.is_begun { Opcode::Continuation } else { first };
             let length = clean.len() as u64;
             Head { is_final: ends, opcode, length, ..frame.head }.write(&mut self.staged);
-            self.stage(&mut clean, mask, &mut text);
+            self.stage(&mut clean, mask, &mut message);
         }
-        if self.blanking.is_foreign() && !ends {
-            text.is_foreign = true;
+        if self.blanking.is_foreign() && !ends && !self.counts() {
+            message.is_foreign = true;
+            if frame.left > 0 {
+                // The rest of the frame goes on unread, as a frame of its own.
+                frame.raw = rest_of(frame, mask, message);
+            }
         }
-        self.text = Some(text);
-        if !self.shows || text.is_long || text.is_foreign {
+        self.message = Some(message);
+        if !self.waits() {
             out.unsplit(std::mem::take(&mut self.staged));
         }
         true
     }
 
-    fn stage(&mut self, clean: &mut [u8], mask: [u8; 4], text: &mut Text) {
+    fn stage(&mut self, clean: &mut [u8], mask: [u8; 4], message: &mut Message) {
         frame::mask(clean, mask, 0);
         self.staged.extend_from_slice(clean);
-        text.is_begun = true;
+        message.is_begun = true;
     }
+}
+
+/// The head of what is left of a frame whose start went on as another.
+fn rest_of(frame: &Frame, mut mask: [u8; 4], message: Message) -> BytesMut {
+    mask.rotate_left((frame.passed % 4) as usize);
+    let first = if message.is_binary { Opcode::Binary } else { Opcode::Text };
+    let opcode = if message.is_begun { Opcode::Continuation } else { first };
+    let mut raw = BytesMut::new();
+    Head { opcode, mask: Some(mask), length: frame.left, ..frame.head }.write(&mut raw);
+    raw
 }
 
 /// As it came.
@@ -218,6 +287,7 @@ fn pass(frame: &mut Frame, inbox: &mut BytesMut, out: &mut BytesMut) -> bool {
     inbox.advance(has);
     frame.left -= has as u64;
     frame.passed += has as u64;
+    frame.is_cut = frame.left > 0;
     is_moved
 }
 
@@ -225,8 +295,12 @@ fn available(left: u64, inbox: &BytesMut) -> usize {
     usize::try_from(left).map_or(inbox.len(), |left| left.min(inbox.len()))
 }
 
-/// Whether what has come of a text shows that it is no JSON object.
+/// Bytes at the start of a message that are looked at, each time some arrive, for its first sign.
+const FIRST_SIGN_BYTES: usize = 64;
+
+/// Whether what has come of a message shows that it is no JSON object.
 fn begins_foreign(masked: &[u8], mask: [u8; 4]) -> bool {
-    let mut bytes = masked.iter().zip(mask.iter().cycle()).map(|(byte, part)| byte ^ part);
+    let start = masked.iter().take(FIRST_SIGN_BYTES);
+    let mut bytes = start.zip(mask.iter().cycle()).map(|(byte, part)| byte ^ part);
     bytes.find(|byte| !b" \t\r\n".contains(byte)).is_some_and(|byte| byte != b'{')
 }

@@ -1,0 +1,281 @@
+//! Everything that a session waits for, in one function: both directions, a place among those that
+//! speak, and the bounds of time. The directions take turns, so that one that floods starves neither
+//! the other nor the timers, nor the other tasks of its worker.
+
+use std::future::Future;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::Bounds;
+use super::buffers::Read;
+use super::ending::{Ending, Side};
+use super::session::{Event, Pooled, Session};
+use super::up::Taken;
+use crate::clock;
+use crate::policy::allowance::Measure;
+use crate::policy::frame::{StreamEnd, Violation};
+use crate::policy::socket::Dialect;
+use crate::upstream::Connect;
+
+/// Maximum reads of one direction before the other has its turn: 128 KiB.
+const READS_PER_TURN: u32 = 8;
+/// Maximum events in a row before the timers are looked at and other tasks run: messages of a few bytes
+/// come by the thousand in one read.
+const EVENTS_PER_TURN: u32 = 64;
+/// What is read of a client while the provider takes nothing, so that its end is noticed.
+const READ_AHEAD_BYTES: usize = 64 * 1024;
+
+/// Whose turn it is.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    /// Whether the client's direction is next.
+    is_up_next: bool,
+    /// Events since the session last waited.
+    events: u32,
+}
+
+/// Whether the client's quota of credits ends a session of that kind while it runs: where text is
+/// charged, each text is checked before it goes on instead.
+pub(super) fn quota_checks(dialect: Dialect, pooled: Option<&Pooled>) -> bool {
+    let has_quota = pooled.is_some_and(|Pooled { errand, .. }| {
+        let allowance = errand.journey.rules().allowance;
+        allowance.is_some_and(|allowance| allowance.measure == Measure::Credits)
+    });
+    has_quota && dialect.is_read() && !dialect.is_spoken()
+}
+
+impl<C: Connect> Session<C> {
+    pub(super) fn poll_event<S>(&mut self, cx: &mut Context<'_>, client: &mut S) -> Poll<Event>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        if self.turns.events >= EVENTS_PER_TURN {
+            self.turns.events = 0;
+            cx.waker().wake_by_ref();
+            return self.poll_timer(cx);
+        }
+        self.turns.events += 1;
+        if let Poll::Ready(given) = self.speaking.poll_given(cx) {
+            return Poll::Ready(Event::Given(given));
+        }
+        let mut has_more = false;
+        for _ in 0..2 {
+            self.turns.is_up_next = !self.turns.is_up_next;
+            let turn =
+                if self.turns.is_up_next { self.poll_down(cx, client) } else { self.poll_up(cx, client) };
+            match turn {
+                Poll::Ready(Some(event)) => return Poll::Ready(event),
+                Poll::Ready(None) => has_more = true,
+                Poll::Pending => {}
+            }
+        }
+        if let Poll::Ready(event) = self.poll_timer(cx) {
+            return Poll::Ready(event);
+        }
+        self.turns.events = 0;
+        if has_more {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    /// From the client to the provider, for one turn. `None` when there is more to do.
+    fn poll_up<S>(&mut self, cx: &mut Context<'_>, client: &mut S) -> Poll<Option<Event>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        if self.speaking.is_waiting() {
+            let room = self.read_ahead_max();
+            return self.from_client.poll_watch(cx, client, room).map(|ending| Some(Event::Over(ending)));
+        }
+        for _ in 0..READS_PER_TURN {
+            let sent =
+                if self.is_deaf { Poll::Pending } else { self.to_upstream.poll_send(cx, &mut self.upstream) };
+            match sent {
+                Poll::Ready(Ok(())) => {
+                    if let Some(event) = self.take_up() {
+                        return Poll::Ready(Some(event));
+                    }
+                    if !self.to_upstream.bytes.is_empty() {
+                        continue;
+                    }
+                }
+                Poll::Ready(Err(_)) => self.is_deaf = true,
+                Poll::Pending => {}
+            }
+            if self.is_deaf {
+                // The provider's last words may tell why; what the client says is lost.
+                (self.to_upstream.bytes, self.from_client.bytes) = Default::default();
+                if let Some(ending) = self.from_client.ending() {
+                    return Poll::Ready(Some(Event::Over(ending)));
+                }
+            } else if sent.is_pending() {
+                // What came before a violation has no way to go on.
+                if let Some(violation) = self.from_client.violation() {
+                    return Poll::Ready(Some(violated(violation)));
+                }
+                if self.from_client.bytes.len() >= READ_AHEAD_BYTES {
+                    return Poll::Pending;
+                }
+            }
+            if let Some(event) = ready!(self.poll_client(cx, client)) {
+                return Poll::Ready(Some(event));
+            }
+        }
+        Poll::Ready(None)
+    }
+
+    /// Acts on what was read of the client.
+    fn take_up(&mut self) -> Option<Event> {
+        let is_metered = self.quota_check_at.is_some() && self.dialect == Dialect::Transcription;
+        if is_metered && !self.from_client.bytes.is_empty() && !self.may_spend() {
+            return Some(Event::Over(Ending::Spent));
+        }
+        let taken = self.upwards.take(&mut self.from_client.bytes, &mut self.to_upstream.bytes);
+        self.keep_opening(0);
+        match taken {
+            Taken::Message(said) => return Some(Event::Said(said)),
+            Taken::Refused(violation) => return Some(violated(violation)),
+            Taken::Passed => {}
+        }
+        let held = self.from_client.bytes.len() + self.upwards.held_bytes();
+        let max = self.bounds().session_buffer_max;
+        if held > max {
+            return Some(violated(Violation::TooLarge));
+        }
+        if self.opening.as_ref().is_some_and(|opening| held + opening.len() > max) {
+            self.opening = None;
+        }
+        // What came before a violation has gone on.
+        let is_done = self.to_upstream.bytes.is_empty();
+        self.from_client.violation().filter(|_| is_done).map(violated)
+    }
+
+    /// Reads once of the client; an event when it has left.
+    fn poll_client<S: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut S,
+    ) -> Poll<Option<Event>> {
+        let read = self.from_client.poll_read(cx, client);
+        if read.is_pending() {
+            self.to_upstream.rest();
+        }
+        Poll::Ready(match ready!(read) {
+            Read::Some if !self.is_deaf => {
+                self.moved_at = clock::instant();
+                None
+            }
+            Read::Some | Read::Dropped => None,
+            Read::Gone => Some(Event::Over(Ending::ClientLeft)),
+        })
+    }
+
+    /// From the provider to the client, for one turn. `None` when there is more to do.
+    fn poll_down<S>(&mut self, cx: &mut Context<'_>, client: &mut S) -> Poll<Option<Event>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        for _ in 0..READS_PER_TURN {
+            if ready!(self.to_client.poll_send(cx, client)).is_err() {
+                return Poll::Ready(Some(Event::Over(Ending::ClientLeft)));
+            }
+            if let Some(told) = self.downwards.take(&mut self.from_upstream.bytes, &mut self.to_client.bytes)
+            {
+                return Poll::Ready(Some(Event::Told(told)));
+            }
+            if !self.to_client.bytes.is_empty() {
+                continue;
+            }
+            if let Some(violation) = self.from_upstream.violation() {
+                return Poll::Ready(Some(Event::Over(Ending::Violated(violation, Side::Upstream))));
+            }
+            let read = self.from_upstream.poll_read(cx, &mut self.upstream);
+            if read.is_pending() {
+                self.to_client.rest();
+            }
+            match ready!(read) {
+                Read::Some => {
+                    self.moved_at = clock::instant();
+                    self.speaking.sounded(self.moved_at);
+                }
+                Read::Dropped => {}
+                Read::Gone if self.downwards.has_closed() => {
+                    return Poll::Ready(Some(Event::Over(Ending::Closed)));
+                }
+                Read::Gone => return Poll::Ready(Some(Event::Over(Ending::UpstreamBroke))),
+            }
+        }
+        Poll::Ready(None)
+    }
+
+    /// One timer for all bounds, set anew when it rings and not when something moves.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let bounds = self.bounds();
+        loop {
+            let now = clock::instant();
+            if self.quota_check_at.is_some_and(|at| at <= now) {
+                if !self.may_spend() {
+                    return Poll::Ready(Event::Over(Ending::Spent));
+                }
+                self.quota_check_at = Some(now + bounds.quota_check_interval);
+            }
+            let ends = self.ends(&bounds, now);
+            for (at, event) in &ends {
+                if at.is_some_and(|at| at <= now) {
+                    return Poll::Ready(event.event());
+                }
+            }
+            let ends = ends.into_iter().map(|(at, _)| at).chain([self.quota_check_at]);
+            let Some(next) = ends.flatten().min() else { return Poll::Pending };
+            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next.into())));
+            // A later end is found out when it rings; an earlier one must be set.
+            if timer.is_elapsed() || timer.deadline() > next.into() {
+                timer.as_mut().reset(next.into());
+            }
+            ready!(timer.as_mut().poll(cx));
+        }
+    }
+
+    /// When what happens, if nothing moves until then.
+    fn ends(&mut self, bounds: &Bounds, now: Instant) -> [(Option<Instant>, Due); 4] {
+        let Bounds { idle_max, lifetime_max, quiet_max, close_max, .. } = *bounds;
+        let is_idle = !idle_max.is_zero() && !self.is_queued;
+        let closed_by_client = matches!(self.from_client.end(), Some(StreamEnd::Closed { .. }));
+        let has_client_closed = closed_by_client || self.upwards.has_closed();
+        let closing_at = match (has_client_closed, self.downwards.has_closed()) {
+            (true, true) => Some(*self.closed_at.get_or_insert(now) + close_max),
+            (true, false) | (false, true) => Some(self.moved_at + close_max),
+            (false, false) => None,
+        };
+        let quiet_at = self.attempt.has_place().then(|| self.speaking.quiet_at(quiet_max)).flatten();
+        [
+            (quiet_at, Due::Quiet),
+            (closing_at, Due::End(Ending::Closed)),
+            (is_idle.then(|| self.moved_at + idle_max), Due::End(Ending::Idle)),
+            ((!lifetime_max.is_zero()).then(|| self.began + lifetime_max), Due::End(Ending::Old)),
+        ]
+    }
+}
+
+/// What a bound of time brings.
+#[derive(Clone, Copy)]
+enum Due {
+    Quiet,
+    End(Ending),
+}
+
+impl Due {
+    fn event(self) -> Event {
+        match self {
+            Self::Quiet => Event::Quiet,
+            Self::End(ending) => Event::Over(ending),
+        }
+    }
+}
+
+fn violated(violation: Violation) -> Event {
+    Event::Over(Ending::Violated(violation, Side::Client))
+}
