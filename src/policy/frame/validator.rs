@@ -155,12 +155,21 @@ impl FrameValidator {
     /// Checks the next piece of the stream.
     pub fn check(&mut self, piece: &[u8]) -> Checked {
         let mut valid = 0;
+        // Where the frame under way begins, when that is in this piece.
+        let mut begin = None;
         while self.end.is_none() {
+            if self.frame.is_none() && self.head_length == 0 {
+                begin = Some(valid);
+            }
             let rest = piece.get(valid..).unwrap_or_default();
             match self.step(rest) {
                 Ok(0) => break,
                 Ok(used) => valid += used,
-                Err(violation) => self.end = Some(StreamEnd::Violated(violation)),
+                Err(violation) => {
+                    self.end = Some(StreamEnd::Violated(violation));
+                    // Nothing of the frame need go on, so that a close may take its place.
+                    valid = begin.unwrap_or(valid);
+                }
             }
         }
         Checked { valid, end: self.end }

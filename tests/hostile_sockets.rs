@@ -1,0 +1,621 @@
+//! Sockets whose other end breaks the rules, floods, leaves or never ends, in every state of a session.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends at its first surprise"
+)]
+
+mod house;
+mod talk;
+
+use std::time::Duration;
+
+use keychoir::config::{BaseUrl, ClientConfig, Config};
+use keychoir::policy::allowance::{Allowance, Measure, Period};
+use keychoir::policy::client::Rules;
+use keychoir::policy::frame::{Head, Opcode, mask};
+use keychoir::secret::Fingerprint;
+use keychoir::simulator::{KeyPlan, Plan, WorkspacePlan};
+use keychoir::tasks::Tasks;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+use house::{CLIENT_TOKEN, House, ONE, TWO, house, house_with};
+use talk::{AGENT, Heard, SCRIBE, STREAM_INPUT, Talk, dial, in_time, knock};
+
+const MASK: [u8; 4] = [1, 99, 200, 7];
+/// What a session may have in memory here, so that floods end soon.
+const BUFFER: usize = 64 * 1024;
+
+/// A frame with that first byte.
+fn frame(first: u8, payload: &[u8], masked: Option<[u8; 4]>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let length = payload.len() as u64;
+    Head { is_final: true, reserved: 0, opcode: Opcode::Text, mask: masked, length }.write(&mut bytes);
+    bytes[0] = first;
+    let from = bytes.len();
+    bytes.extend_from_slice(payload);
+    if let Some(masked) = masked {
+        mask(&mut bytes[from..], masked, 0);
+    }
+    bytes
+}
+
+const TEXT: u8 = 0x81;
+const TEXT_BEGINS: u8 = 0x01;
+const GOES_ON: u8 = 0x00;
+const BINARY: u8 = 0x82;
+const CLOSE: u8 = 0x88;
+const PING: u8 = 0x89;
+
+/// What either end may do wrong, as bytes, and the code that answers it.
+fn violations(masked: Option<[u8; 4]>) -> Vec<(&'static str, Vec<u8>, u16)> {
+    let frame = |first, payload: &[u8]| frame(first, payload, masked);
+    let other = if masked.is_some() { None } else { Some(MASK) };
+    vec![
+        ("the mask of the other end", self::frame(TEXT, b"{}", other), 1002),
+        ("reserved bits", frame(0xc1, b"{}"), 1002),
+        ("reserved bits of a ping", frame(0xd9, b"?"), 1002),
+        ("a reserved opcode", frame(0x83, b"?"), 1002),
+        ("a reserved control opcode", frame(0x8b, b"?"), 1002),
+        ("a fragmented ping", frame(0x09, b"?"), 1002),
+        ("a long ping", frame(PING, &[b'?'; 126]), 1002),
+        ("a continuation of nothing", frame(0x80, b"{}"), 1002),
+        ("a message in a message", [frame(TEXT_BEGINS, b"{"), frame(TEXT, b"{}")].concat(), 1002),
+        ("half a code", frame(CLOSE, b"\x03"), 1002),
+        ("a code that may not be sent", frame(CLOSE, &1006_u16.to_be_bytes()), 1002),
+        ("a reason that is not UTF-8", frame(CLOSE, b"\x03\xe8\xff"), 1007),
+        ("a text that is not UTF-8", frame(TEXT, b"{\"text\":\"\xff\"}"), 1007),
+    ]
+}
+
+/// What a client may send too much of, and what answers it.
+fn floods() -> Vec<(&'static str, Vec<u8>, u16)> {
+    let empty = frame(GOES_ON, b"", Some(MASK));
+    let tiny = frame(GOES_ON, b" ", Some(MASK));
+    let begin = frame(TEXT_BEGINS, b"{", Some(MASK));
+    let flood = |piece: &[u8]| [&*begin, &piece.repeat(2 * BUFFER / piece.len())].concat();
+    vec![
+        ("empty fragments", flood(&empty), 1009),
+        ("tiny fragments", flood(&tiny), 1009),
+        ("a large message", frame(TEXT, &vec![b' '; 2 * BUFFER], Some(MASK)), 1009),
+    ]
+}
+
+fn two_keys() -> Plan {
+    Plan::of([(ONE, 100_000), (TWO, 100_000)])
+}
+
+/// The client of the tests, who needs its token, with such rules.
+fn with_rules(config: &mut Config, rules: Rules) {
+    config.clients =
+        vec![ClientConfig { name: "app".to_owned(), token: Fingerprint::of(CLIENT_TOKEN), rules }];
+}
+
+fn bounded(config: &mut Config) {
+    config.sockets.max_session_buffer = BUFFER;
+}
+
+/// Keys of workspaces where one may speak at a time.
+fn narrow(keys: &[&str]) -> Plan {
+    keys.iter().fold(Plan::of([]), |plan, key| {
+        let workspace = WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new(key, 100_000) };
+        let key = KeyPlan { workspace: Some((*key).to_owned()), ..KeyPlan::new(key, 100_000) };
+        plan.with_workspace(workspace).with_key(key)
+    })
+}
+
+impl Talk {
+    /// Sends bytes as they are. The other end may be gone before it has taken them all.
+    async fn push(&mut self, bytes: &[u8]) {
+        let _ = in_time(self.stream.get_mut().write_all(bytes)).await;
+    }
+}
+
+#[track_caller]
+fn closed_with(end: &Heard, code: u16, what: &str) {
+    assert!(matches!(end, Heard::Close(found, _) if *found == code), "{what}: {end:?}, not {code}");
+}
+
+#[tokio::test]
+async fn what_a_client_does_wrong_ends_its_session_before_it_has_said_who_it_is() {
+    let house = house_with(two_keys(), |config| {
+        with_rules(config, Rules::default());
+        bounded(config);
+    })
+    .await;
+    let binary = ("no JSON", frame(BINARY, b"\x00", Some(MASK)), 1003);
+    for (what, bytes, code) in violations(Some(MASK)).into_iter().chain(floods()).chain([binary]) {
+        let mut talk = knock(&house, STREAM_INPUT, &[]).await.unwrap();
+        talk.push(&bytes).await;
+        let (messages, end) = talk.rest().await;
+        assert_eq!(messages, [] as [Value; 0], "{what}");
+        closed_with(&end, code, what);
+    }
+    assert_eq!(house.hits(&[ONE, TWO]), [0, 0]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn what_a_client_does_wrong_ends_its_session_before_anything_useful_was_said() {
+    let house = house_with(two_keys(), bounded).await;
+    let binary = ("no JSON", frame(BINARY, b"\x00", Some(MASK)), 1003);
+    for (what, bytes, code) in violations(Some(MASK)).into_iter().chain(floods()).chain([binary]) {
+        let mut talk = dial(&house, STREAM_INPUT).await;
+        talk.say(&json!({"text": " "})).await;
+        talk.push(&bytes).await;
+        let (messages, end) = talk.rest().await;
+        assert_eq!(messages, [] as [Value; 0], "{what}");
+        closed_with(&end, code, what);
+    }
+    in_time(house.simulator.until(|ledger| ledger.totals.sockets_open == 0)).await;
+    house.close().await;
+}
+
+#[tokio::test]
+async fn what_a_client_does_wrong_ends_its_session_while_it_waits_for_a_key() {
+    let house = house_with(narrow(&[ONE]), bounded).await;
+    house.always(ONE, "slow_body=600000");
+    let _held = house.speak(200).await;
+    let pings = frame(PING, b"", Some(MASK)).repeat(BUFFER / 3);
+    let mut cases: Vec<_> = violations(Some(MASK)).into_iter().chain(floods()).collect();
+    cases.push(("pings", pings, 1009));
+    for (what, bytes, code) in cases {
+        let mut talk = dial(&house, STREAM_INPUT).await;
+        talk.say(&json!({"text": "Hello. "})).await;
+        house::until(|| house.running.waiting() == 1).await;
+        talk.push(&bytes).await;
+        let (_, end) = talk.rest().await;
+        closed_with(&end, code, what);
+        assert_eq!(house.running.waiting(), 0, "{what}: its place is given back before it is told");
+    }
+}
+
+#[tokio::test]
+async fn what_a_client_does_wrong_ends_its_session_while_it_is_served() {
+    let house = house_with(two_keys(), bounded).await;
+    for (what, bytes, code) in violations(Some(MASK)).into_iter().chain(floods()) {
+        let mut talk = dial(&house, STREAM_INPUT).await;
+        talk.say(&json!({"text": " "})).await;
+        talk.say(&json!({"text": "Hello there. ", "flush": true})).await;
+        assert!(talk.message().await["audio"].is_string());
+        talk.push(&bytes).await;
+        let (_, end) = talk.rest().await;
+        closed_with(&end, code, what);
+    }
+    in_time(house.simulator.until(|ledger| ledger.totals.sockets_open == 0)).await;
+    house.close().await;
+}
+
+#[tokio::test]
+async fn what_follows_a_close_is_dropped() {
+    let house = house(two_keys()).await;
+    for (what, bytes, _) in violations(Some(MASK)) {
+        let mut talk = dial(&house, STREAM_INPUT).await;
+        talk.say(&json!({"text": " "})).await;
+        talk.push(&[frame(CLOSE, b"\x03\xe8bye", Some(MASK)), bytes].concat()).await;
+        let (_, end) = talk.rest().await;
+        closed_with(&end, 1000, what);
+    }
+    house.close().await;
+}
+
+/// A provider whose connections are the test's.
+struct Provider {
+    base_url: BaseUrl,
+    handshakes: mpsc::UnboundedReceiver<(TcpStream, String)>,
+    _tasks: Tasks,
+}
+
+impl Provider {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base_url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let (sender, handshakes) = mpsc::unbounded_channel();
+        let tasks = Tasks::default();
+        tasks.spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    match stream.read_u8().await {
+                        Ok(byte) => head.push(byte),
+                        Err(_) => break,
+                    }
+                }
+                let head = String::from_utf8_lossy(&head).into_owned();
+                let named = |line: &&str| line.to_ascii_lowercase().starts_with("sec-websocket-key:");
+                let Some(line) = head.lines().find(named) else { continue };
+                let accept = derive_accept_key(line.split_once(':').unwrap().1.trim().as_bytes());
+                let answer = format!(
+                    "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: {accept}\r\n\r\n"
+                );
+                if sender.send((stream, answer)).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { base_url, handshakes, _tasks: tasks }
+    }
+
+    /// An open socket: what its client has of it, and what the provider has.
+    async fn dialled(&mut self, house: &House, path: &str) -> (Talk, TcpStream) {
+        tokio::join!(dial(house, path), self.connection())
+    }
+
+    async fn house(&self, change: impl FnOnce(&mut Config)) -> House {
+        house_with(two_keys(), |config| {
+            config.upstream.base_url = self.base_url.clone();
+            config.watch.is_enabled = false;
+            change(config);
+        })
+        .await
+    }
+
+    /// The next connection, whose handshake waits for an answer; and the answer.
+    async fn handshake(&mut self) -> (TcpStream, String) {
+        in_time(self.handshakes.recv()).await.unwrap()
+    }
+
+    /// The next connection, with an open socket.
+    async fn connection(&mut self) -> TcpStream {
+        let (mut stream, answer) = self.handshake().await;
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        stream
+    }
+}
+
+/// Reads up to the end of the connection.
+async fn ends(mut stream: TcpStream) -> Vec<u8> {
+    let mut read = Vec::new();
+    // A reset is an end, too.
+    let _ = in_time(stream.read_to_end(&mut read)).await;
+    read
+}
+
+const SOUND: &[u8] = br#"{"audio":"AAAA"}"#;
+
+#[tokio::test]
+async fn what_the_provider_does_wrong_ends_the_session() {
+    let mut provider = Provider::start().await;
+    let house = provider.house(|_| {}).await;
+    for (what, bytes, code) in violations(None) {
+        let (mut talk, mut stream) = provider.dialled(&house, STREAM_INPUT).await;
+        stream.write_all(&[frame(TEXT, SOUND, None), bytes].concat()).await.unwrap();
+        assert!(talk.message().await["audio"].is_string(), "{what}");
+        closed_with(&talk.hear().await, code, what);
+        drop(talk);
+        ends(stream).await;
+    }
+}
+
+#[tokio::test]
+async fn beyond_the_providers_paths_every_byte_passes() {
+    let mut provider = Provider::start().await;
+    let house = provider.house(|_| {}).await;
+    for (what, bytes, _) in violations(None) {
+        let (talk, mut stream) = provider.dialled(&house, "/runCase").await;
+        stream.write_all(&bytes).await.unwrap();
+        let mut client = talk.stream.into_inner();
+        let mut read = vec![0; bytes.len()];
+        in_time(client.read_exact(&mut read)).await.unwrap();
+        assert_eq!(read, bytes, "{what}");
+        client.write_all(&bytes).await.unwrap();
+        in_time(stream.read_exact(&mut read)).await.unwrap();
+        assert_eq!(read, bytes, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_close_that_is_not_completed_ends_all_the_same() {
+    let mut provider = Provider::start().await;
+    let house = provider.house(|config| config.sockets.close_timeout = Duration::from_millis(100)).await;
+    let close = frame(CLOSE, b"\x03\xe8", None);
+    for path in [STREAM_INPUT, "/runCase"] {
+        // Both have closed, and the provider keeps its connection.
+        let (mut talk, mut stream) = provider.dialled(&house, path).await;
+        stream.write_all(&[frame(TEXT, SOUND, None), close.clone()].concat()).await.unwrap();
+        assert!(talk.message().await["audio"].is_string());
+        closed_with(&talk.hear().await, 1000, path);
+        talk.leave().await;
+        ends(stream).await;
+        // The client has closed, and the provider does not answer.
+        let (mut talk, stream) = provider.dialled(&house, path).await;
+        talk.leave().await;
+        ends(stream).await;
+        // The provider has closed, and the client does not answer.
+        let (talk, mut stream) = provider.dialled(&house, path).await;
+        stream.write_all(&close).await.unwrap();
+        ends(stream).await;
+        drop(talk);
+    }
+}
+
+#[tokio::test]
+async fn what_the_provider_sends_after_its_close_is_dropped() {
+    let mut provider = Provider::start().await;
+    let house = provider.house(|_| {}).await;
+    let (talk, mut stream) = provider.dialled(&house, STREAM_INPUT).await;
+    let close = frame(CLOSE, b"\x03\xe8", None);
+    let more = frame(TEXT, b"{\"audio\":\"late\"}", None);
+    stream.write_all(&[close.clone(), more].concat()).await.unwrap();
+    drop(stream);
+    assert_eq!(ends(talk.stream.into_inner()).await, close);
+}
+
+#[tokio::test]
+async fn one_direction_that_floods_stops_neither_the_other_nor_the_timers() {
+    for lifetime in [0, 300] {
+        let mut provider = Provider::start().await;
+        let house =
+            provider.house(|config| config.sockets.lifetime_max = Duration::from_millis(lifetime)).await;
+        let (mut talk, stream) = provider.dialled(&house, AGENT).await;
+        let (mut from_proxy, mut to_proxy) = stream.into_split();
+        let tasks = Tasks::default();
+        // Small frames and large ones, as fast as they are taken.
+        let flood = [frame(TEXT, SOUND, None).repeat(2_000), frame(BINARY, &[7; 60_000], None)].concat();
+        tasks.spawn(async move { while to_proxy.write_all(&flood).await.is_ok() {} });
+        if lifetime > 0 {
+            let (_, end) = talk.rest_of_all().await;
+            assert!(matches!(end, Heard::Close(1001, _) | Heard::Gone), "{end:?}");
+            continue;
+        }
+        let (mut sink, mut stream) = futures_util::StreamExt::split(talk.stream);
+        tasks.spawn(
+            async move { while let Some(Ok(_)) = futures_util::StreamExt::next(&mut stream).await {} },
+        );
+        in_time(futures_util::SinkExt::send(&mut sink, Message::text("are you there?"))).await.unwrap();
+        let mut head = [0; 6 + 14];
+        in_time(from_proxy.read_exact(&mut head)).await.unwrap();
+        assert_eq!(head[..2], [TEXT, 0x80 | 14]);
+    }
+}
+
+impl Talk {
+    /// Everything up to the end, of whatever kind.
+    async fn rest_of_all(&mut self) -> (usize, Heard) {
+        let mut count = 0;
+        loop {
+            match self.hear().await {
+                Heard::Text(_) | Heard::Binary(_) => count += 1,
+                end => return (count, end),
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Leaving {
+    /// The connection ends.
+    Drop,
+    /// It says so, and waits for the answer.
+    Close,
+    /// It says so behind so much that is read of it only while it waits.
+    CloseBehind(usize),
+}
+
+const LEAVING: [Leaving; 3] = [Leaving::Drop, Leaving::Close, Leaving::CloseBehind(40_000)];
+
+async fn leave(mut talk: Talk, leaving: Leaving) {
+    if let Leaving::CloseBehind(bytes) = leaving {
+        talk.say(&json!({"text": "x".repeat(bytes)})).await;
+    }
+    match leaving {
+        Leaving::Drop => drop(talk),
+        Leaving::Close | Leaving::CloseBehind(_) => {
+            talk.push(&frame(CLOSE, b"\x03\xe8", Some(MASK))).await;
+            closed_with(&talk.rest().await.1, 1000, "its close is answered");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_its_session_fails_over_is_noticed() {
+    for leaving in LEAVING {
+        let mut provider = Provider::start().await;
+        let house = provider.house(|_| {}).await;
+        let (mut talk, mut first) = provider.dialled(&house, STREAM_INPUT).await;
+        talk.say(&json!({"text": "Hello. "})).await;
+        let refusal = frame(CLOSE, b"\x03\xf0This request exceeds your quota.", None);
+        first.write_all(&refusal).await.unwrap();
+        // The handshake with the second key is never answered.
+        let (second, _) = provider.handshake().await;
+        leave(talk, leaving).await;
+        ends(second).await;
+        let verdicts: Vec<String> = house.records().await.into_iter().map(|record| record.verdict).collect();
+        assert_eq!(verdicts, ["workspace_quota", "client_left"], "{leaving:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_its_session_waits_is_noticed() {
+    for is_failing_over in [false, true] {
+        for leaving in LEAVING {
+            let plan = if is_failing_over { narrow(&[ONE, TWO]) } else { narrow(&[TWO]) };
+            let house = house_with(plan, |config| config.pool.wait_max = Duration::from_secs(3_600)).await;
+            // The only place of the second key is taken.
+            if is_failing_over {
+                house.always(ONE, "forbidden");
+            }
+            house.always(TWO, "slow_body=600000");
+            let _held = house.speak(200).await;
+            house.always(ONE, "quota");
+            let mut talk = dial(&house, STREAM_INPUT).await;
+            talk.say(&json!({"text": "Hello. "})).await;
+            house::until(|| house.running.waiting() == 1).await;
+            leave(talk, leaving).await;
+            house::until(|| house.running.waiting() == 0).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_after_its_first_message_is_noticed() {
+    for leaving in LEAVING {
+        let mut provider = Provider::start().await;
+        let house = provider.house(|config| with_rules(config, Rules::default())).await;
+        let mut talk = knock(&house, STREAM_INPUT, &[]).await.unwrap();
+        talk.say(&json!({"text": " ", "xi_api_key": CLIENT_TOKEN})).await;
+        let (stream, _) = provider.handshake().await;
+        leave(talk, leaving).await;
+        ends(stream).await;
+        let verdicts: Vec<String> = house.records().await.into_iter().map(|record| record.verdict).collect();
+        assert_eq!(verdicts, ["client_left"], "{leaving:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_its_socket_is_open_is_noticed() {
+    let mut provider = Provider::start().await;
+    let house = provider.house(|_| {}).await;
+    let stream = tokio::select! {
+        biased;
+        _ = dial(&house, STREAM_INPUT) => panic!("it is open"),
+        (stream, _) = provider.handshake() => stream,
+    };
+    ends(stream).await;
+    assert_eq!(house.records().await[0].verdict, "client_left");
+}
+
+fn credits(amount: u64) -> Rules {
+    let allowance = Allowance { amount, measure: Measure::Credits, period: Period::Day };
+    Rules { allowance: Some(allowance), ..Rules::default() }
+}
+
+#[tokio::test]
+async fn a_quota_of_credits_ends_what_runs_beyond_it() {
+    for path in [AGENT, SCRIBE] {
+        let house = house_with(two_keys(), |config| {
+            with_rules(config, credits(20));
+            config.sockets.quota_check_interval = Duration::from_millis(10);
+        })
+        .await;
+        let mut talk = dial(&house, path).await;
+        let first = talk.message().await;
+        assert!(first.get("error").is_none(), "{first}");
+        // Something else of the same client uses it up.
+        assert_eq!(house.speak(30).await.status(), 200);
+        let (messages, end) = talk.rest().await;
+        let last = messages.last().unwrap();
+        assert_eq!((&last["error"], &last["code"]), (&json!("client_allowance_used"), &json!(1008)));
+        closed_with(&end, 1008, path);
+        drop(talk);
+        let verdicts: Vec<String> = house.records().await.into_iter().map(|record| record.verdict).collect();
+        assert!(verdicts.contains(&"client_allowance_used".to_owned()), "{verdicts:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_quota_of_requests_ends_no_session() {
+    let allowance = Allowance { amount: 2, measure: Measure::Requests, period: Period::Day };
+    let house = house_with(two_keys(), |config| {
+        with_rules(config, Rules { allowance: Some(allowance), ..Rules::default() });
+        config.sockets.quota_check_interval = Duration::from_millis(1);
+    })
+    .await;
+    let mut talk = dial(&house, AGENT).await;
+    assert_eq!(talk.message().await["type"], "conversation_initiation_metadata");
+    assert_eq!(house.speak(30).await.status(), 200);
+    assert_eq!(house.speak(30).await.status(), 402);
+    for _ in 0..20 {
+        talk.say(&json!({"type": "user_message", "text": "Hello?"})).await;
+        while talk.message().await["type"] != "agent_response" {}
+    }
+    talk.leave().await;
+    house.abandon().await;
+}
+
+#[tokio::test]
+async fn sessions_side_by_side_do_not_each_spend_what_is_left() {
+    let house = house_with(two_keys(), |config| with_rules(config, credits(20))).await;
+    // Nothing is served yet when the second one speaks.
+    house.always(ONE, "stall=600000");
+    let mut first = dial(&house, STREAM_INPUT).await;
+    first.say(&json!({"text": "This is more than twenty characters. "})).await;
+    let spoken = |ledger: &keychoir::simulator::Ledger| {
+        ledger
+            .requests
+            .iter()
+            .filter_map(|request| request.socket.as_ref())
+            .any(|socket| socket.message_bytes > 0)
+    };
+    in_time(house.simulator.until(spoken)).await;
+    let refused = knock(&house, STREAM_INPUT, &[("xi-api-key", CLIENT_TOKEN)]).await;
+    assert_eq!(refused.err().unwrap().0, 402);
+    drop(first);
+    house.abandon().await;
+}
+
+#[tokio::test]
+async fn what_was_refused_does_not_count_against_a_quota() {
+    let house = house_with(two_keys(), |config| with_rules(config, credits(20))).await;
+    house.always(ONE, "invalid");
+    house.always(TWO, "invalid");
+    let mut talk = dial(&house, STREAM_INPUT).await;
+    let (_, end) = talk.speak(&["This is more than twenty characters. "]).await;
+    closed_with(&end, 1008, "no key is any good");
+    drop(talk);
+    house.simulator.always(ONE, None);
+    house.simulator.always(TWO, None);
+    let rules = house.get("/v1/voices").await;
+    assert_ne!(rules.status(), 402);
+}
+
+#[tokio::test]
+async fn no_text_passes_unmetered() {
+    let long = json!({"text": "x".repeat(40), "pad": " ".repeat(300_000)}).to_string();
+    for message in [Message::text(long.clone()), Message::binary(long.clone().into_bytes())] {
+        let house = house_with(two_keys(), |config| with_rules(config, credits(20))).await;
+        let mut talk = dial(&house, STREAM_INPUT).await;
+        talk.say(&json!({"text": " "})).await;
+        talk.say(&json!({"text": "This is more than twenty characters. ", "flush": true})).await;
+        assert!(talk.message().await["audio"].is_string());
+        talk.send(message).await;
+        let (messages, end) = talk.rest().await;
+        closed_with(&end, 1008, "the quota is used");
+        assert_eq!(messages.last().unwrap()["error"], "client_allowance_used");
+        drop(talk);
+        let records = house.records().await;
+        assert_eq!(records[0].credits, "This is more than twenty characters. ".len() as i64);
+    }
+}
+
+#[tokio::test]
+async fn a_caller_who_is_queued_waits_and_is_not_idle() {
+    let mut provider = Provider::start().await;
+    let house = provider.house(|config| config.sockets.idle_max = Duration::from_millis(50)).await;
+    let (mut talk, mut stream) = provider.dialled(&house, AGENT).await;
+    let queued = br#"{"type":"queue_status","queue_status_event":{"position":1}}"#;
+    stream.write_all(&frame(TEXT, queued, None)).await.unwrap();
+    assert_eq!(talk.message().await["type"], "queue_status");
+    // Another session is idle for as long, and ends.
+    let (mut idle, _idle) = provider.dialled(&house, AGENT).await;
+    closed_with(&idle.rest().await.1, 1001, "it is idle");
+    let metadata = br#"{"type":"conversation_initiation_metadata"}"#;
+    stream.write_all(&frame(TEXT, metadata, None)).await.unwrap();
+    assert_eq!(talk.message().await["type"], "conversation_initiation_metadata");
+}
+
+#[tokio::test]
+async fn a_caller_who_was_queued_may_still_be_moved() {
+    let mut provider = Provider::start().await;
+    let house = house_with(two_keys(), |config| {
+        config.upstream.base_url = provider.base_url.clone();
+        config.watch.is_enabled = false;
+    })
+    .await;
+    let (mut talk, mut stream) = provider.dialled(&house, AGENT).await;
+    let queued = frame(TEXT, br#"{"type":"queue_status"}"#, None);
+    let refusal = frame(CLOSE, b"\x03\xeaThis request exceeds your quota limit.", None);
+    stream.write_all(&[queued, refusal].concat()).await.unwrap();
+    let mut second = provider.connection().await;
+    let metadata = br#"{"type":"conversation_initiation_metadata"}"#;
+    second.write_all(&frame(TEXT, metadata, None)).await.unwrap();
+    assert_eq!(talk.message().await["type"], "queue_status");
+    assert_eq!(talk.message().await["type"], "conversation_initiation_metadata");
+}
