@@ -12,7 +12,7 @@ use crate::policy::socket::Dialect;
 
 /// What can become of an attempt, in the words of the books; and whether another attempt may follow
 /// it.
-const OUTCOMES: [(&str, bool); 31] = [
+const OUTCOMES: [(&str, bool); 34] = [
     ("served", false),
     ("workspace_quota", true),
     ("key_quota", true),
@@ -96,8 +96,8 @@ pub struct Meters(Arc<Cells>);
 struct Cells {
     requests: [AtomicU64; CLASSES.len()],
     in_flight: AtomicU64,
-    attempts: [AtomicU64; OUTCOMES.len()],
-    failovers: [AtomicU64; OUTCOMES.len()],
+    attempts: PerOutcome,
+    failovers: PerOutcome,
     request_bytes: AtomicU64,
     response_bytes: AtomicU64,
     characters: AtomicU64,
@@ -108,6 +108,16 @@ struct Cells {
     sockets_open: [AtomicU64; SOCKETS.len()],
     first_byte: Histogram<{ FIRST_BYTE_US.len() }>,
     overhead: Histogram<{ OVERHEAD_US.len() }>,
+}
+
+/// A counter for each outcome. The standard library has a default for arrays up to 32 only.
+#[derive(Debug)]
+struct PerOutcome([AtomicU64; OUTCOMES.len()]);
+
+impl Default for PerOutcome {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| AtomicU64::default()))
+    }
 }
 
 /// What an attempt adds to the sums.
@@ -151,7 +161,7 @@ impl Meters {
 
     /// An attempt has ended so.
     pub fn attempt_ended(&self, outcome: &str, spent: Spent) {
-        count(&self.0.attempts, outcome);
+        count(&self.0.attempts.0, outcome);
         let Spent { request_bytes, response_bytes, characters, audio_ms, credits, is_unpriced } = spent;
         for (sum, amount) in [
             (&self.0.request_bytes, request_bytes),
@@ -174,7 +184,7 @@ impl Meters {
 
     /// An attempt that ended so was followed by another.
     pub fn failed_over(&self, outcome: &str) {
-        count(&self.0.failovers, outcome);
+        count(&self.0.failovers.0, outcome);
     }
 
     /// A session has begun on a socket of this dialect; it is open until the guard is dropped.
@@ -201,7 +211,7 @@ impl Meters {
         page.family("requests_in_flight", Kind::Gauge, "Requests under way, to the ends of their answers.");
         page.sample(&[], load(&cells.in_flight));
         page.family("attempts_total", Kind::Counter, "Attempts that have ended, by what became of them.");
-        for ((outcome, _), cell) in OUTCOMES.iter().zip(&cells.attempts) {
+        for ((outcome, _), cell) in OUTCOMES.iter().zip(&cells.attempts.0) {
             page.sample(&[("outcome", outcome)], load(cell));
         }
         page.family(
@@ -209,7 +219,7 @@ impl Meters {
             Kind::Counter,
             "Attempts that were followed by another, by what became of them.",
         );
-        for ((outcome, _), cell) in OUTCOMES.iter().zip(&cells.failovers).filter(|((_, may), _)| *may) {
+        for ((outcome, _), cell) in OUTCOMES.iter().zip(&cells.failovers.0).filter(|((_, may), _)| *may) {
             page.sample(&[("reason", outcome)], load(cell));
         }
         page.family(

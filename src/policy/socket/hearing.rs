@@ -126,7 +126,10 @@ fn bare(message: &str) -> &str {
 
 /// The same refusal when it is the client's own token that was judged.
 fn not_the_key(verdict: Verdict) -> Verdict {
-    let is_of_the_key = matches!(verdict, Verdict::InvalidKey | Verdict::Unexplained(Refusal::Unauthorized));
+    let is_of_the_key = matches!(
+        verdict,
+        Verdict::InvalidKey | Verdict::WrongHost | Verdict::Unexplained(Refusal::Unauthorized)
+    );
     if is_of_the_key { Verdict::RequestError } else { verdict }
 }
 
@@ -179,6 +182,22 @@ mod tests {
             r#"{"message":"We are sorry, something went wrong. You are not charged for this request.","error":"something_went_wrong","code":1008}"#,
             Verdict::ServerError,
         );
+    }
+
+    #[test]
+    fn a_key_of_another_host_is_known_on_every_socket() {
+        let words = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.";
+        for (dialect, message) in [
+            (
+                Dialect::Speech,
+                serde_json::json!({"message": words, "error": "invalid_api_key", "code": 1008}),
+            ),
+            (Dialect::Dialogue, serde_json::json!({"message": words, "error": "invalid_api_key"})),
+            (Dialect::Transcription, serde_json::json!({"message_type": "auth_error", "error": words})),
+            (Dialect::Agent, serde_json::json!({"type": "error", "message": words})),
+        ] {
+            refused(dialect, &message.to_string(), Verdict::WrongHost);
+        }
     }
 
     #[test]
@@ -259,6 +278,9 @@ mod tests {
             Some(Verdict::RequestError),
         );
         check_close(1008, "Unusual activity detected. Free Tier usage disabled.", Some(Verdict::Abuse));
+        // A reason has room for 123 bytes: the provider cuts it there.
+        let wrong_host = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.";
+        check_close(1008, &wrong_host[..123], Some(Verdict::WrongHost));
         check_close(1009, "", Some(Verdict::RequestError));
         check_close(1011, "", Some(Verdict::ServerError));
         check_close(1012, "", Some(Verdict::Busy));
