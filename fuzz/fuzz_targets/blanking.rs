@@ -1,10 +1,11 @@
 //! Whatever a client says on a socket, in whatever pieces: what goes on is as long, and of a JSON
-//! object nothing is missing but its credentials, of which nothing is left.
+//! object nothing is missing but its credentials, of which nothing is left. Its text is counted as by
+//! reading the whole.
 
 #![no_main]
 
 use arbitrary::Arbitrary;
-use keychoir::policy::socket::{Blanking, presented};
+use keychoir::policy::socket::{Blanking, ContentCounter, Dialect, presented};
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Map, Value};
 
@@ -147,6 +148,24 @@ fn passed(text: &[u8], cuts: &[u8]) -> Vec<u8> {
     out
 }
 
+fn counted(text: &[u8], cuts: &[u8]) -> u64 {
+    let (mut counter, mut rest) = (ContentCounter::default(), text);
+    for cut in cuts {
+        let (piece, behind) = rest.split_at(usize::from(*cut).min(rest.len()));
+        counter.pass(piece);
+        rest = behind;
+    }
+    counter.pass(rest);
+    counter.finish(Dialect::Speech).said.characters
+}
+
+/// What the outermost member `text` has to be spoken; lines of `inputs` are not written here.
+fn spoken(members: &Map<String, Value>) -> u64 {
+    let text = members.get("text").and_then(Value::as_str).unwrap_or_default();
+    let is_blank = text.chars().all(|c| c.is_ascii_whitespace());
+    if is_blank { 0 } else { text.chars().count() as u64 }
+}
+
 fuzz_target!(|case: Case| {
     let (text, is_ours) = match &case.text {
         Text::Any(text) => (text.clone(), false),
@@ -155,8 +174,12 @@ fuzz_target!(|case: Case| {
     let out = passed(&text, &case.cuts);
     assert_eq!(out.len(), text.len());
     assert_eq!(out, passed(&text, &[]), "the pieces do not matter");
+    assert_eq!(counted(&text, &case.cuts), counted(&text, &[]), "the pieces do not matter");
     // Of what was written here, that is only what is nested too deeply for the reader.
     let Ok(mut expected) = serde_json::from_slice::<Map<String, Value>>(&text) else { return };
+    if is_ours && !expected.contains_key("inputs") {
+        assert_eq!(counted(&text, &case.cuts), spoken(&expected));
+    }
     expected.retain(|name, _| !is_credential(name));
     let found: Map<String, Value> = serde_json::from_slice(&out).expect("an object is still one");
     assert_eq!(found, expected);

@@ -1,10 +1,14 @@
 //! Whatever comes, a head is read without a panic, the same way however much of it has come, and what
-//! is written is read as it was. A mask works in any pieces and is taken off as it is put on.
+//! is written is read as it was. A mask works in any pieces and is taken off as it is put on. A stream
+//! of frames is judged the same way however it is cut, and what is found valid is within it.
 
 #![no_main]
 
 use arbitrary::Arbitrary;
-use keychoir::policy::frame::{HEAD_BYTES_MAX, Head, close_payload, mask, read, read_close};
+use keychoir::policy::frame::{
+    Checked, FrameValidator, HEAD_BYTES_MAX, Head, Sender, StreamEnd, check_close, close_payload, mask, read,
+    read_close,
+};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
@@ -15,10 +19,33 @@ struct Case {
     cut: u16,
     code: u16,
     reason: String,
+    cuts: Vec<u8>,
+}
+
+/// Checks a stream in pieces.
+fn checked(sender: Sender, stream: &[u8], cuts: &[u8]) -> Checked {
+    let (mut validator, mut all, mut rest) =
+        (FrameValidator::new(sender), Checked { valid: 0, end: None }, stream);
+    let mut cuts = cuts.iter().map(|cut| usize::from(*cut)).chain(std::iter::repeat(usize::MAX));
+    while !rest.is_empty() {
+        let (piece, behind) = rest.split_at(cuts.next().unwrap_or(1).clamp(1, rest.len()));
+        let one = validator.check(piece);
+        assert!(one.valid <= piece.len());
+        all = Checked { valid: all.valid + one.valid, end: one.end };
+        rest = behind;
+    }
+    all
 }
 
 fuzz_target!(|case: Case| {
-    let Case { bytes, mask: masked, offset, cut, code, reason } = case;
+    let Case { bytes, mask: masked, offset, cut, code, reason, cuts } = case;
+    for sender in [Sender::Client, Sender::Server] {
+        let (whole, pieces) = (checked(sender, &bytes, &[]), checked(sender, &bytes, &cuts));
+        assert_eq!(whole.end, pieces.end, "the pieces do not matter");
+        if let Some(StreamEnd::Closed { .. }) = whole.end {
+            assert_eq!(whole.valid, pieces.valid);
+        }
+    }
     match read(&bytes) {
         Some((head, length)) => {
             assert!(length <= HEAD_BYTES_MAX.min(bytes.len()));
@@ -52,6 +79,8 @@ fuzz_target!(|case: Case| {
     let _ = read_close(&bytes);
     let payload = close_payload(code, &reason);
     assert!(payload.len() <= 125, "a control frame has no more");
+    let is_allowed = matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
+    assert_eq!(check_close(&payload).ok(), is_allowed.then_some(code));
     let (found, told) = read_close(&payload);
     assert!(found == code && reason.starts_with(&told));
 });

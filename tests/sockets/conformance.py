@@ -2,8 +2,9 @@
 same two through Keychoir: it must change no verdict.
 
 As a server, the cases are asked by an echo client, over ws and over wss; as a client, they ask an
-echo server. A proxy passes on what is wrong as it is, so the verdicts are compared and not wished
-for: a case that an echo does not pass directly need not pass through Keychoir either.
+echo server. The cases' paths are none of the provider's, where frames are held to the rules: here a
+proxy passes on what is wrong as it is, so the verdicts are compared and not wished for, and a case that
+an echo does not pass directly need not pass through Keychoir either.
 
     tests/sockets/.venv/bin/python tests/sockets/conformance.py target/debug/keychoir [--all]
 
