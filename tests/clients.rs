@@ -17,7 +17,7 @@ use house::{CLIENT_TOKEN, House, ONE, SPEECH, THREE, TWO, house_in, house_with, 
 use keychoir::config::{ClientConfig, Config};
 use keychoir::policy::allowance::{Allowance, Measure, Period, Rate};
 use keychoir::policy::client::{Pins, Rules};
-use keychoir::secret::Fingerprint;
+use keychoir::secret::{Fingerprint, TokenFingerprint};
 use keychoir::simulator::{Plan, Simulator};
 use program::{Program, contents, keychoir, run, stderr};
 use serde_json::{Value, json};
@@ -30,7 +30,7 @@ fn plan() -> Plan {
 fn with(rules: Rules) -> impl FnOnce(&mut Config) {
     let client = |name: &str, token: &str, rules| ClientConfig {
         name: name.to_owned(),
-        token: Fingerprint::of(token),
+        token: TokenFingerprint::of(token),
         rules,
     };
     let clients = vec![client("app", CLIENT_TOKEN, rules), client("other", "other", Rules::default())];

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use house::{CLIENT_TOKEN, House, ONE, TWO, house, house_with};
 use keychoir::config::ClientConfig;
-use keychoir::secret::Fingerprint;
+use keychoir::secret::{Fingerprint, TokenFingerprint};
 use keychoir::simulator::Plan;
 
 /// A sample: its name, its labels as they are written, its value.
@@ -302,7 +302,7 @@ async fn a_request_under_way_is_one() {
 async fn where_clients_have_tokens_the_metrics_are_for_them_only() {
     let client = ClientConfig {
         name: "ops".to_owned(),
-        token: Fingerprint::of(CLIENT_TOKEN),
+        token: TokenFingerprint::of(CLIENT_TOKEN),
         rules: Default::default(),
     };
     let house = house_with(Plan::of([(ONE, 1_000)]), |config| config.clients = vec![client]).await;

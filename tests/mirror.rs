@@ -341,6 +341,74 @@ async fn a_missing_table_or_column_pauses_it_until_the_migration() {
     close_and_compare(house, &supabase).await;
 }
 
+/// What an earlier version called a key: its plain SHA-256.
+fn plain_digest(key: &str) -> String {
+    use sha2::{Digest, Sha256};
+    Sha256::digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Makes the books what version 8 of their schema would have written, and Supabase with them.
+fn make_older(folder: &Path, supabase: &Supabase) {
+    let books = rusqlite::Connection::open(folder.join("keychoir.db")).unwrap();
+    for key in KEYS {
+        let (print, plain) = (Fingerprint::of(key), plain_digest(key));
+        for table in ["keys", "series", "hours", "outbox_keys"] {
+            let sql = format!("UPDATE {table} SET key_hash = '{plain}' WHERE key_hash = '{print}'");
+            books.execute_batch(&sql).unwrap();
+        }
+        for table in ["elevenlabs_key_usage", "elevenlabs_usage_events"] {
+            supabase
+                .sql(&format!("UPDATE {table} SET api_key_hash = '{plain}' WHERE api_key_hash = '{print}'"));
+        }
+    }
+    let sql =
+        "DROP TABLE retired_keys; DROP TABLE maintenance; DROP TABLE outbox_renames; PRAGMA user_version = 8";
+    books.execute_batch(sql).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_of_an_earlier_version_lose_the_plain_digests_of_their_keys() {
+    let supabase = Supabase::new().await;
+    let house_before = house(plan(), to(&supabase)).await;
+    speak(&house_before, 2).await;
+    let folder = close_and_compare(house_before, &supabase).await;
+    make_older(folder.path(), &supabase);
+    // Another machine has reported on the second key under its new name already.
+    supabase.sql(&format!(
+        "INSERT INTO elevenlabs_key_usage (api_key_hash, short_key, next_reset_date) VALUES ('{}', 's', 'infinity')",
+        Fingerprint::of(TWO)
+    ));
+    let seen_before = supabase.gateway.seen().len();
+
+    // The third key is not configured any more.
+    let two = Plan::of([ONE, TWO].map(|key| (key, 100_000)));
+    let house_after = house_in(folder, two, to(&supabase)).await;
+    speak(&house_after, 1).await;
+    until(|| events(&supabase) == 3).await;
+    until_mirror(&house_after, "ok", 0).await;
+    let folder = house_after.abandon().await;
+
+    let theirs = |table: &str| supabase.sql(&format!("SELECT DISTINCT api_key_hash FROM {table} ORDER BY 1"));
+    let (keys, of_events) = (theirs("elevenlabs_key_usage"), theirs("elevenlabs_usage_events"));
+    assert_eq!(keys.len(), 3, "one row a key: {keys:?}");
+    assert!([ONE, TWO].iter().all(|key| keys.contains(&Fingerprint::of(key).to_string())), "{keys:?}");
+    assert_eq!(of_events, [Fingerprint::of(ONE).to_string()]);
+    assert_eq!(local(folder.path(), "SELECT count(*) FROM outbox_renames"), ["0"]);
+    let sent: Vec<String> = supabase.gateway.seen()[seen_before..]
+        .iter()
+        .map(|seen| format!("{} {}", seen.path, seen.body))
+        .collect();
+    let files = ["keychoir.db", "keychoir.db-wal"]
+        .map(|name| std::fs::read(folder.path().join(name)).unwrap_or_default());
+    for key in KEYS {
+        let plain = plain_digest(key);
+        assert!(!keys.contains(&plain) && !of_events.contains(&plain), "in a row");
+        assert!(!sent.iter().any(|sent| sent.contains(&plain)), "on the way: {sent:?}");
+        let holds = |file: &Vec<u8>| file.windows(plain.len()).any(|part| part == plain.as_bytes());
+        assert!(!files.iter().any(holds), "in a file");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_poisonous_row_is_found_and_kept_and_the_others_arrive() {
     let supabase = Supabase::new().await;

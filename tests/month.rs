@@ -18,7 +18,7 @@ use keychoir::clock;
 use keychoir::config::{ClientConfig, Config};
 use keychoir::policy::client::Rules;
 use keychoir::policy::units::UnixMs;
-use keychoir::secret::Fingerprint;
+use keychoir::secret::TokenFingerprint;
 use keychoir::simulator::{KeyPlan, Ledger, Plan, WorkspacePlan};
 use serde_json::json;
 
@@ -82,7 +82,7 @@ fn plan() -> Plan {
 fn settings(config: &mut Config) {
     let client = |(name, token, _): (&str, &str, _)| ClientConfig {
         name: name.to_owned(),
-        token: Fingerprint::of(token),
+        token: TokenFingerprint::of(token),
         rules: Rules::default(),
     };
     config.clients = CLIENTS.map(client).into();

@@ -16,7 +16,7 @@ use std::process::Output;
 use house::{CLIENT_TOKEN, House, ONE, SPEECH, THREE, TWO, house, house_with, loopback, until};
 use keychoir::config::ClientConfig;
 use keychoir::policy::units::UnixMs;
-use keychoir::secret::Fingerprint;
+use keychoir::secret::{Fingerprint, TokenFingerprint};
 use keychoir::simulator::{Plan, Simulator, WorkspacePlan};
 use keychoir::store::{By, Reader};
 use program::{Program, keychoir, run, stderr};
@@ -105,7 +105,7 @@ async fn a_check_tells_by_its_exit_code() {
 async fn where_clients_have_tokens_the_status_asks_for_one() {
     let client = ClientConfig {
         name: "ops".to_owned(),
-        token: Fingerprint::of(CLIENT_TOKEN),
+        token: TokenFingerprint::of(CLIENT_TOKEN),
         rules: Default::default(),
     };
     let house = house_with(plan(), |config| config.clients = vec![client]).await;

@@ -19,7 +19,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use house::{CLIENT_TOKEN, ONE, SPEECH, VOICE, house_with};
 use keychoir::config::ClientConfig;
 use keychoir::policy::client::Rules;
-use keychoir::secret::Fingerprint;
+use keychoir::secret::TokenFingerprint;
 use keychoir::simulator::Plan;
 use keychoir::tasks;
 use keychoir::telemetry::{self, Form, Sink};
@@ -86,7 +86,7 @@ async fn check(request: String, end: &'static [u8], head: &str, body_bytes: usiz
         config.watch.is_enabled = false;
         config.clients = vec![ClientConfig {
             name: "app".to_owned(),
-            token: Fingerprint::of(CLIENT_TOKEN),
+            token: TokenFingerprint::of(CLIENT_TOKEN),
             rules: Rules::default(),
         }];
     })

@@ -33,20 +33,27 @@ const SUPABASE_KEYS: [&str; 2] =
 const TEXT: &str = "the text of a private message, canary 9c41";
 
 /// What must not be found anywhere, each with its name.
-fn canaries() -> HashMap<&'static str, &'static str> {
+fn canaries() -> HashMap<&'static str, Vec<u8>> {
+    use sha2::{Digest, Sha256};
+    // ElevenLabs signs its calls to a key owner's server with this digest.
+    let digest = Sha256::digest(ONE.as_bytes());
+    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     HashMap::from([
-        ("the middle of a key", &ONE[11..ONE.len() - 5]),
-        ("the middle of another key", &TWO[11..TWO.len() - 5]),
-        ("a client's token", CLIENT_TOKEN),
-        ("a text", "canary 9c41"),
-        ("Supabase's key", "canary77778888"),
+        ("the middle of a key", ONE[11..ONE.len() - 5].into()),
+        ("the middle of another key", TWO[11..TWO.len() - 5].into()),
+        ("the plain digest of a key", hex[..32].into()),
+        ("the plain digest of a key in capitals", hex[..32].to_uppercase().into()),
+        ("the plain digest of a key in bytes", digest.to_vec()),
+        ("a client's token", CLIENT_TOKEN.into()),
+        ("a text", b"canary 9c41".into()),
+        ("Supabase's key", b"canary77778888".into()),
     ])
 }
 
 #[track_caller]
 fn assert_clean(place: &str, bytes: &[u8]) {
     for (name, canary) in canaries() {
-        let found = bytes.windows(canary.len()).any(|window| window == canary.as_bytes());
+        let found = bytes.windows(canary.len()).any(|window| window == canary);
         assert!(!found, "{name} is in {place}: {}", String::from_utf8_lossy(bytes));
     }
 }
@@ -219,6 +226,16 @@ async fn check_form(form: &str, supabase_key: &'static str, is_watched: bool) {
     assert!(said.contains("Supabase refuses the key"), "the mirror has met its refusal");
     assert_clean("the log", said.as_bytes());
     assert_clean("the books", &contents(folder.path()));
+    let books = folder.path().join("keychoir.db");
+    for command in [&["usage", "--json", "--by", "key"][..], &["usage", "--csv"], &["keys", "list", "--json"]]
+    {
+        let mut command = keychoir(command);
+        let output = run(command
+            .env("KEYCHOIR_STORAGE__PATH", &books)
+            .env("ELEVENLABS_API_KEYS", format!("{ONE},{TWO}")));
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_clean("what a command prints", &[output.stdout, output.stderr].concat());
+    }
     // The made-up path `/v1/<token>` reaches the provider, where it belongs; nothing else does.
     let violations = simulator.ledger().violations;
     assert!(violations.iter().all(|violation| violation.contains("the path")), "{violations:?}");

@@ -17,7 +17,7 @@ use keychoir::app::Drained;
 use keychoir::config::{ClientConfig, Config};
 use keychoir::policy::allowance::{Allowance, Measure, Period};
 use keychoir::policy::client::Rules;
-use keychoir::secret::Fingerprint;
+use keychoir::secret::TokenFingerprint;
 use keychoir::simulator::{KeyPlan, Ledger, Plan, RequestSummary, SocketSummary, WorkspacePlan};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
@@ -294,7 +294,7 @@ async fn origin_and_subprotocols_pass_but_for_a_token() {
 fn with_token(config: &mut Config) {
     config.clients = vec![ClientConfig {
         name: "app".to_owned(),
-        token: Fingerprint::of(CLIENT_TOKEN),
+        token: TokenFingerprint::of(CLIENT_TOKEN),
         rules: Rules::default(),
     }];
 }

@@ -12,7 +12,7 @@ mod house;
 use house::{CLIENT_TOKEN, House, ONE, SPEECH, TWO, house, house_with, until};
 use keychoir::config::ClientConfig;
 use keychoir::policy::client::Rules;
-use keychoir::secret::Fingerprint;
+use keychoir::secret::TokenFingerprint;
 use keychoir::simulator::Plan;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -204,7 +204,7 @@ async fn dangerous_paths_are_denied() {
 async fn a_client_with_a_token_is_known_by_its_name_and_others_stay_outside() {
     let app = ClientConfig {
         name: "app".to_owned(),
-        token: Fingerprint::of(CLIENT_TOKEN),
+        token: TokenFingerprint::of(CLIENT_TOKEN),
         rules: Rules::default(),
     };
     let house = house_with(plan(), |config| config.clients = vec![app]).await;

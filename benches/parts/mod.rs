@@ -50,7 +50,7 @@ use keychoir::policy::strategy::{FillFirst, LeastBusy, MostRemaining, RoundRobin
 use keychoir::policy::units::UnixMs;
 use keychoir::pool::{Ask, KeyEntry, Lease, Observation, Pool, Reserved, Roster, Served, Settings};
 use keychoir::proxy::{look_up, strip};
-use keychoir::secret::{ApiKey, Fingerprint, Redactor};
+use keychoir::secret::{ApiKey, Redactor, TokenFingerprint};
 
 /// Something that is measured.
 #[derive(Clone, Copy)]
@@ -205,7 +205,7 @@ fn answers(count: usize) -> Vec<HeaderMap> {
 fn clients(count: usize) -> Clients {
     let client = |number: usize| {
         let name = ClientName::new(&format!("client-{number}"));
-        let token = Fingerprint::of(&format!("keychoir-token-number-{number}"));
+        let token = TokenFingerprint::of(&format!("keychoir-token-number-{number}"));
         (Client { name, rules: Rules::default() }, token)
     };
     Clients::new((0..count).map(client).collect(), Strangers::Refused)

@@ -137,7 +137,8 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
     let addresses = listeners.iter().map(Listener::address).collect::<io::Result<Vec<_>>>()?;
     check_exposure(&addresses, &parts.clients)?;
     let pool = Arc::new(Pool::new(parts.keys, parts.pool));
-    let books = Store::open(&parts.books, clock::now())?;
+    let mut books = Store::open(&parts.books, clock::now())?;
+    books.recognize(pool.roster().keys().iter().map(|key| key.api_key()));
     pool.restore(&books.remembered()?, clock::now());
     let owners = Arc::new(Owners::new(parts.store.owners));
     owners.restore(books.owners()?, clock::now());

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{EX_CONFIG, complain, failed, load, print};
 use crate::config::{ClientConfig, EditError, Need, NewClient, Overrides, add_client, remove_client};
 use crate::policy::client::Rules;
-use crate::secret::Fingerprint;
+use crate::secret::TokenFingerprint;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -99,7 +99,7 @@ fn add(adding: Adding) -> ExitCode {
     let may_bring_key = bring_your_own_key;
     let client = NewClient { name, allowance, rate, concurrency, paths, keys, workspaces, may_bring_key };
     let Some(token) = random_token() else { return failed(&"the system has no random numbers to give") };
-    let (file, _) = match add_client(&place.overrides(), &client, &Fingerprint::of(&token)) {
+    let (file, _) = match add_client(&place.overrides(), &client, &TokenFingerprint::of(&token)) {
         Ok(changed) => changed,
         Err(error) => return not_changed(&error),
     };

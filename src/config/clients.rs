@@ -10,7 +10,7 @@ use super::rules;
 use super::source::Sources;
 use super::value::Folders;
 use crate::policy::client::Rules;
-use crate::secret::Fingerprint;
+use crate::secret::TokenFingerprint;
 
 /// A shorter token could be guessed.
 const TOKEN_CHARS_ADVISED: usize = 16;
@@ -21,7 +21,7 @@ pub struct ClientConfig {
     /// Its name in logs, metrics and the books: 1 to 64 of `a`-`z`, `0`-`9`, `-`, `_`.
     pub name: String,
     /// SHA-256 of its token.
-    pub token: Fingerprint,
+    pub token: TokenFingerprint,
     /// What it may do.
     pub rules: Rules,
 }
@@ -37,7 +37,7 @@ pub(super) fn read(
 ) -> Vec<ClientConfig> {
     let mut clients = Vec::new();
     let mut names: HashMap<&str, usize> = HashMap::new();
-    let mut tokens: HashMap<Fingerprint, usize> = HashMap::new();
+    let mut tokens: HashMap<TokenFingerprint, usize> = HashMap::new();
     for (index, entry) in entries.iter().enumerate() {
         let names_known = ["name", "token", "token_file", "token_sha256"].iter().chain(&rules::FIELDS);
         entry.check_names(&names_known.copied().collect::<Vec<_>>(), problems);
@@ -53,7 +53,7 @@ pub(super) fn read(
         let fields = ["token_sha256", "token_file", "token"];
         let Some((field, text, place)) = entry.one_of(&fields, problems) else { continue };
         let token = match field {
-            "token_sha256" => Fingerprint::parse(text).ok_or_else(|| no_fingerprint(text)),
+            "token_sha256" => TokenFingerprint::parse(text).ok_or_else(|| no_fingerprint(text)),
             "token_file" => secret_file(sources, folders, text).and_then(|text| plain_token(text.trim())),
             _ => plain_token(text),
         };
@@ -83,7 +83,7 @@ pub(super) fn read(
 }
 
 /// The fingerprint of a token that a header can carry.
-fn plain_token(text: &str) -> Result<Fingerprint, WrongValue> {
+fn plain_token(text: &str) -> Result<TokenFingerprint, WrongValue> {
     if text.is_empty() {
         return Err(WrongValue::new("the token is empty"));
     }
@@ -93,7 +93,7 @@ fn plain_token(text: &str) -> Result<Fingerprint, WrongValue> {
             WrongValue::new(what).advise("a header could not carry it: write letters, digits and signs")
         );
     }
-    Ok(Fingerprint::of(text))
+    Ok(TokenFingerprint::of(text))
 }
 
 /// Says what is wrong with `text` by its length only: it may be the token itself.

@@ -13,7 +13,7 @@ use toml::de::{DeTable, DeValue};
 use super::source::{self, Environment};
 use super::value::Folders;
 use super::{Loaded, Overrides, load, variables};
-use crate::secret::Fingerprint;
+use crate::secret::TokenFingerprint;
 
 /// Why the file stays as it is.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +77,7 @@ pub struct NewClient {
 
 impl NewClient {
     /// The entry, with the hash of its token.
-    fn entry(&self, token: &Fingerprint) -> String {
+    fn entry(&self, token: &TokenFingerprint) -> String {
         let mut lines = vec![
             "[[clients]]".to_owned(),
             format!("name = {}", quoted(&self.name)),
@@ -120,7 +120,7 @@ fn quoted(text: &str) -> String {
 pub fn add_client(
     overrides: &Overrides,
     client: &NewClient,
-    token: &Fingerprint,
+    token: &TokenFingerprint,
 ) -> Result<(PathBuf, Loaded), EditError> {
     change(overrides, |text| {
         if entry_of(text, &client.name)?.is_some() {
@@ -241,8 +241,8 @@ mod tests {
     use super::super::Need;
     use super::*;
 
-    fn print() -> Fingerprint {
-        Fingerprint::of("token")
+    fn print() -> TokenFingerprint {
+        TokenFingerprint::of("token")
     }
 
     fn overrides(path: &Path) -> Overrides {

@@ -464,7 +464,7 @@ configuration: there are no ElevenLabs API keys
 
 #[test]
 fn clients_are_known_by_their_fingerprints() {
-    let hex = crate::secret::Fingerprint::of("c").to_string();
+    let hex = crate::secret::TokenFingerprint::of("c").to_string();
     let text = format!(
         "[[clients]]\nname = \"a\"\ntoken = \"{TOKEN}\"\n[[clients]]\nname = \"b\"\ntoken_file = \"t\"\n[[clients]]\nname = \"c\"\ntoken_sha256 = \"{hex}\"\n"
     );
@@ -472,7 +472,7 @@ fn clients_are_known_by_their_fingerprints() {
     let expected = [("a", TOKEN), ("b", "b"), ("c", "c")];
     for (client, (name, token)) in config.clients.iter().zip(expected) {
         assert_eq!(client.name, name);
-        assert!(client.token.matches(&crate::secret::Fingerprint::of(token)));
+        assert!(client.token.matches(&crate::secret::TokenFingerprint::of(token)));
     }
     assert_eq!(config.clients.len(), 3);
 }

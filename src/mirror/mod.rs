@@ -21,7 +21,7 @@ use crate::upstream::TlsError;
 
 pub use health::{Health, State};
 
-use push::{Pushed, Stop, push};
+use push::{Pushed, Stop, push, rename};
 use remote::Remote;
 use rows::{KeyUsage, UsageEvent};
 
@@ -135,8 +135,16 @@ impl Mirror {
 
     async fn try_round(&mut self) -> Result<Round, Unavailable> {
         let rows_max = self.settings.batch_rows_max;
-        let Batch { keys, events, refused } = self.outbox.take(rows_max).await?;
+        let Batch { renames, keys, events, refused } = self.outbox.take(rows_max).await?;
         self.health.set_refused(refused);
+        let is_renaming = renames.len() >= rows_max;
+        // Sent before it, a new row of a key would be in the way of its old one.
+        if let Some(stop) = self.settle(rename(&self.remote, renames).await).await? {
+            return Ok(Round::Stopped(stop));
+        }
+        if is_renaming {
+            return Ok(Round::More);
+        }
         let is_full = keys.len() >= rows_max || events.len() >= rows_max;
         let keys: Vec<KeyUsage> = keys.into_iter().map(Into::into).collect();
         let events: Vec<UsageEvent> = events.into_iter().map(Into::into).collect();

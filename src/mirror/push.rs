@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::remote::{Outcome, Reason, Remote};
-use super::rows::Row;
+use super::rows::{KeyUsage, Row, UsageEvent};
 use crate::policy::mirror::{Hint, Verdict, halves};
-use crate::store::RowName;
+use crate::store::{Rename, RowName};
 
 /// Requests for one batch: enough to find a handful of rows among hundreds. What is not found is in
 /// the next batch, which is smaller.
@@ -78,4 +78,43 @@ pub(super) async fn push<R: Row>(remote: &Remote, rows: &[R]) -> Pushed {
         pushed.stop.get_or_insert(Stop::Person { hint: Hint::EveryRow, reason });
     }
     pushed
+}
+
+/// Renames rows that an earlier version has sent, in both tables. A key that has a row under its new
+/// name already loses the old one.
+pub(super) async fn rename(remote: &Remote, renames: Vec<Rename>) -> Pushed {
+    let mut pushed = Pushed::default();
+    for rename in renames {
+        match rename_one(remote, &rename).await {
+            None => pushed.sent.push(RowName::Rename(rename)),
+            Some(stop) => {
+                pushed.stop = Some(stop);
+                break;
+            }
+        }
+    }
+    pushed
+}
+
+async fn rename_one(remote: &Remote, rename: &Rename) -> Option<Stop> {
+    let renamed = remote.rename::<KeyUsage>(rename).await;
+    let outcome = match renamed.verdict {
+        Verdict::Row => remote.remove::<KeyUsage>(rename).await,
+        Verdict::Arrived | Verdict::Later | Verdict::Person(_) => renamed,
+    };
+    match in_the_way(outcome) {
+        None => in_the_way(remote.rename::<UsageEvent>(rename).await),
+        stop => stop,
+    }
+}
+
+fn in_the_way(Outcome { verdict, reason, told }: Outcome) -> Option<Stop> {
+    match verdict {
+        // Where there is no table, no row has an old name; older versions of PostgREST answer 404 also
+        // when no row is found.
+        Verdict::Arrived | Verdict::Person(Hint::Table) => None,
+        Verdict::Later => Some(Stop::Later { reason, told }),
+        Verdict::Row => Some(Stop::Person { hint: Hint::EveryRow, reason }),
+        Verdict::Person(hint) => Some(Stop::Person { hint, reason }),
+    }
 }

@@ -14,6 +14,7 @@ use crate::clock;
 use crate::policy::mirror::{Answer, Verdict, judge};
 use crate::policy::retry_after::retry_after;
 use crate::secret::{ServiceKey, ServiceKeyForm};
+use crate::store::Rename;
 use crate::upstream::side_calls;
 
 /// An error is a line of JSON; one that is longer is a page, and its start tells that.
@@ -89,11 +90,28 @@ impl Remote {
         let url = format!("{}/{}?on_conflict={}", self.base_url, R::TABLE, R::CONFLICT);
         // Rows are numbers and plain words; they always serialize.
         let body = serde_json::to_vec(rows).unwrap_or_default();
-        let request = self
-            .client
-            .post(url)
+        self.send(self.client.post(url), R::PREFER, body).await
+    }
+
+    /// Renames the rows of a table whose name begins so.
+    pub(super) async fn rename<R: Row>(&self, rename: &Rename) -> Outcome {
+        let body = serde_json::json!({"api_key_hash": rename.key_hash}).to_string();
+        self.send(self.client.patch(self.old_rows::<R>(rename)), "return=minimal", body.into_bytes()).await
+    }
+
+    /// Removes them.
+    pub(super) async fn remove<R: Row>(&self, rename: &Rename) -> Outcome {
+        self.send(self.client.delete(self.old_rows::<R>(rename)), "return=minimal", Vec::new()).await
+    }
+
+    fn old_rows<R: Row>(&self, rename: &Rename) -> String {
+        format!("{}/{}?api_key_hash=like.{}*", self.base_url, R::TABLE, rename.beginning)
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder, prefer: &str, body: Vec<u8>) -> Outcome {
+        let request = request
             .headers(self.headers.clone())
-            .header("prefer", R::PREFER)
+            .header("prefer", prefer)
             .header(CONTENT_TYPE, "application/json")
             .body(body);
         match self.read(request).await {

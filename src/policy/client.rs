@@ -14,7 +14,7 @@ use http::HeaderMap;
 use super::allowance::{Allowance, Rate};
 use super::endpoint::is_within;
 use super::headers::{Presented, presented};
-use crate::secret::{ApiKey, Fingerprint};
+use crate::secret::{ApiKey, TokenFingerprint};
 
 /// The name of a client, for records and logs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -104,7 +104,7 @@ pub enum Strangers {
 pub struct Clients {
     /// By the first word of their tokens' fingerprints: where one is looked for, and so how long it
     /// takes, nobody can choose who does not know the token.
-    known: HashMap<u64, Vec<(Arc<Client>, Fingerprint)>>,
+    known: HashMap<u64, Vec<(Arc<Client>, TokenFingerprint)>>,
     /// Whoever has no token.
     other: Arc<Client>,
     strangers: Strangers,
@@ -113,7 +113,7 @@ pub struct Clients {
 impl Clients {
     /// Those with a token; without any, everyone.
     #[must_use]
-    pub fn new(clients: Vec<(Client, Fingerprint)>, strangers: Strangers) -> Self {
+    pub fn new(clients: Vec<(Client, TokenFingerprint)>, strangers: Strangers) -> Self {
         let name = ClientName::new(if clients.is_empty() { "local" } else { "own" });
         let other = Arc::new(Client { name, rules: Rules::default() });
         let mut known: HashMap<_, Vec<_>> = HashMap::with_capacity(clients.len());
@@ -143,10 +143,10 @@ impl Clients {
 
     /// Whose token this is.
     fn of_token(&self, token: &str) -> Option<&Arc<Client>> {
-        if self.are_known() { self.of_print(&Fingerprint::of(token)) } else { None }
+        if self.are_known() { self.of_print(&TokenFingerprint::of(token)) } else { None }
     }
 
-    fn of_print(&self, print: &Fingerprint) -> Option<&Arc<Client>> {
+    fn of_print(&self, print: &TokenFingerprint) -> Option<&Arc<Client>> {
         let alike = self.known.get(&print.first_word())?;
         alike.iter().find(|(_, expected)| expected.matches(print)).map(|(client, _)| client)
     }
@@ -213,8 +213,8 @@ mod tests {
 
     fn known(strangers: Strangers) -> Clients {
         let clients = vec![
-            (client("app", false), Fingerprint::of("token-of-app")),
-            (client("ops", true), Fingerprint::of("token-of-ops")),
+            (client("app", false), TokenFingerprint::of("token-of-app")),
+            (client("ops", true), TokenFingerprint::of("token-of-ops")),
         ];
         Clients::new(clients, strangers)
     }
@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn fingerprints_that_begin_alike_are_told_apart() {
-        let print = |last: char| Fingerprint::parse(&format!("{}{last}", "0".repeat(63))).unwrap();
+        let print = |last: char| TokenFingerprint::parse(&format!("{}{last}", "0".repeat(63))).unwrap();
         let clients = vec![(client("one", false), print('1')), (client("two", false), print('2'))];
         let clients = Clients::new(clients, Strangers::Refused);
         let name = |print| clients.of_print(&print).map(|client| client.name.as_str());
@@ -288,7 +288,7 @@ mod tests {
         let found = found
             .as_ref()
             .map(|caller| (caller.client.name.as_str(), caller.own_key.as_ref().map(ApiKey::fingerprint)));
-        let expected = expected.map(|(name, key)| (name, key.map(Fingerprint::of)));
+        let expected = expected.map(|(name, key)| (name, key.map(crate::secret::Fingerprint::of)));
         assert_eq!(found.map_err(|error| *error), expected);
     }
 

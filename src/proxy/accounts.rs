@@ -242,7 +242,7 @@ impl Drop for Admission {
 mod tests {
     use crate::policy::allowance::Rate;
     use crate::policy::client::{Client, Strangers};
-    use crate::secret::Fingerprint;
+    use crate::secret::TokenFingerprint;
 
     use super::*;
 
@@ -255,7 +255,7 @@ mod tests {
     fn clients(names: &[&str]) -> Clients {
         let client = |name: &&str| {
             let client = Client { name: ClientName::new(name), rules: Rules::default() };
-            (client, Fingerprint::of(name))
+            (client, TokenFingerprint::of(name))
         };
         Clients::new(names.iter().map(client).collect(), Strangers::Refused)
     }

@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 
+use super::names;
 use super::open::companion;
 use super::series::Known;
 use crate::policy::units::UnixMs;
+use crate::secret::ApiKey;
 
 /// An open file, or books in memory.
 #[derive(Debug)]
@@ -55,6 +57,17 @@ impl Ledger {
     pub(super) fn of_file(connection: Connection, path: &Path) -> io::Result<Self> {
         let home = Home { path: path.to_owned(), stamp: Stamp::of(path)? };
         Ok(Self { connection, series: Known::default(), owners_tidied_at: None, home: Some(home) })
+    }
+
+    /// Finds what an earlier version has written of these keys, see [`names`].
+    pub(super) fn recognize<'k>(&mut self, keys: impl Iterator<Item = &'k ApiKey>) {
+        if let Err(error) = names::recognize(&mut self.connection, keys) {
+            tracing::warn!(
+                event = "old_names_kept",
+                "What an earlier version has recorded of the keys cannot be found now ({error}); the next start tries \
+                 again"
+            );
+        }
     }
 
     /// Whether the file was removed or replaced, so that what is written is never found again.

@@ -12,6 +12,7 @@ mod schema;
 mod chores;
 mod held;
 mod ledger;
+mod names;
 mod outbox;
 mod owners;
 mod rows;
@@ -31,6 +32,7 @@ use crate::policy::retention::Retention;
 use crate::policy::units::UnixMs;
 use crate::pool::{Lesson, Pool, Remembered};
 use crate::proxy::{Books, Depth, Used};
+use crate::secret::ApiKey;
 use crate::tasks;
 
 use ledger::Ledger;
@@ -38,7 +40,9 @@ use lock::{Lock, LockError};
 pub use open::OpenError;
 use open::{Look, Opened};
 use origin::Origin;
-pub use outbox::{Batch, Delivery, Event, KeyState, Mirrored, Outbox, RefusedRow, RowName, Unavailable};
+pub use outbox::{
+    Batch, Delivery, Event, KeyState, Mirrored, Outbox, RefusedRow, Rename, RowName, Unavailable,
+};
 pub use report::{By, KnownKey, ReadError, Reader, Sums, Whose};
 use write::{Callers, Writer};
 
@@ -193,6 +197,14 @@ impl Store {
     #[must_use]
     pub fn set_aside(&self) -> Option<&PathBuf> {
         self.set_aside.as_ref()
+    }
+
+    /// Finds what an earlier version has written of `keys` under names that are not used any more. To
+    /// be done before anything is read. While the file cannot be opened, this is left to the opening.
+    pub fn recognize<'k>(&mut self, keys: impl Iterator<Item = &'k ApiKey>) {
+        if let Ok(ledger) = &mut self.ledger {
+            ledger.recognize(keys);
+        }
     }
 
     /// What is known of the keys; nothing, while the file cannot be opened.

@@ -10,7 +10,7 @@ use rusqlite::{Connection, ErrorCode};
 
 use super::ledger::Ledger;
 use super::origin::{self, Origin};
-use super::{Place, schema};
+use super::{Place, names, schema};
 use crate::policy::units::UnixMs;
 
 /// Why there are no books.
@@ -211,18 +211,42 @@ fn checked(mut connection: Connection, path: &Path, set_aside: Option<PathBuf>) 
         return Err(OpenError::Newer { path: path.to_owned(), found });
     }
     schema::sign(&connection).map_err(unusable)?;
-    if schema::migrate(&mut connection).map_err(unusable)? {
-        // A file that can shrink in steps has another form; should there be no room to rewrite an older
-        // one, it stays as it is.
-        if !shrinks(&connection).map_err(unusable)? {
-            let _ = connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL; VACUUM");
-        }
-        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(unusable)?;
-    }
+    update(&mut connection, found).map_err(unusable)?;
     connection.busy_timeout(WRITE_BUSY_MAX).map_err(unusable)?;
     let ledger = Ledger::of_file(connection, path)
         .map_err(|source| OpenError::Unwritable { path: path.to_owned(), source })?;
     Ok(Opened { ledger, set_aside })
+}
+
+/// Brings a file that `found` is the schema of up to date. What it held before, above all plain digests
+/// of keys, leaves its pages, its free pages and its log.
+fn update(connection: &mut Connection, found: usize) -> Result<(), rusqlite::Error> {
+    if found < schema::VERSION {
+        // What is replaced is overwritten, and no temporary file holds it.
+        connection.execute_batch("PRAGMA secure_delete = ON; PRAGMA temp_store = MEMORY")?;
+        schema::migrate(connection)?;
+        connection.execute_batch("PRAGMA secure_delete = OFF; PRAGMA temp_store = DEFAULT")?;
+    }
+    let is_wipe_due = names::is_wipe_due(connection)?;
+    if found >= schema::VERSION && !is_wipe_due {
+        return Ok(());
+    }
+    // A file that can shrink in steps has another form; should there be no room to rewrite an older
+    // one, it stays as it is.
+    let is_rewritten = (is_wipe_due || !shrinks(connection)?)
+        && connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL; VACUUM").is_ok();
+    // A reader that is at it keeps the log from being emptied.
+    let is_blocked: bool = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+    if is_wipe_due && is_rewritten && !is_blocked {
+        names::wiped(connection)?;
+    } else if is_wipe_due {
+        tracing::warn!(
+            event = "old_digests_not_wiped",
+            "The database could not be rewritten after its migration, so deleted digests of keys may still be in \
+             unused parts of it; the next start tries again"
+        );
+    }
+    Ok(())
 }
 
 /// Whether the file gives back what it no longer needs.

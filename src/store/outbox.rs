@@ -25,7 +25,7 @@ pub enum Mirrored {
 /// The state of a key at a moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeyState {
-    /// SHA-256 of the key, in hexadecimal digits.
+    /// The key's fingerprint, in hexadecimal digits.
     pub key_hash: String,
     /// What may be shown of it.
     pub short_key: String,
@@ -62,7 +62,7 @@ pub struct Event {
     pub started_at: UnixMs,
     /// Who asked.
     pub client: String,
-    /// SHA-256 of the key.
+    /// The key's fingerprint.
     pub key_hash: String,
     /// The workspace of the key.
     pub workspace: Option<String>,
@@ -94,9 +94,20 @@ pub struct Event {
     pub revision: i64,
 }
 
+/// Rows of the mirror that an earlier version has sent, and that are called otherwise since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rename {
+    /// The first digits of what they are called. The rest may be a secret.
+    pub beginning: String,
+    /// What they are to be called.
+    pub key_hash: String,
+}
+
 /// What is due.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
+    /// To be done before the rest is sent.
+    pub renames: Vec<Rename>,
     /// At most one a key.
     pub keys: Vec<KeyState>,
     /// In the order in which they began.
@@ -110,11 +121,13 @@ pub struct Batch {
 pub enum RowName {
     /// The state of a key, at its moment.
     Key {
-        /// SHA-256 of the key.
+        /// The key's fingerprint.
         key_hash: String,
         /// The moment of the state: a later one is still to be sent.
         observed_at: UnixMs,
     },
+    /// Rows to be renamed.
+    Rename(Rename),
     /// An event, as it was then.
     Event {
         /// Its UUID.

@@ -6,6 +6,8 @@
 
 mod log;
 
+use std::collections::{HashMap, HashSet};
+
 use rusqlite::{Connection, Row, Transaction, params};
 
 use super::rows::moment;
@@ -158,6 +160,23 @@ pub(super) fn pack_rows(connection: &Connection) -> Result<(), rusqlite::Error> 
         connection.execute_batch(&format!("DROP TABLE {rows}"))?;
     }
     Ok(())
+}
+
+/// Words that the logs have packed, among them what workspaces are called.
+pub(super) fn words(connection: &Connection) -> Result<HashSet<String>, rusqlite::Error> {
+    let mut words = HashSet::new();
+    for name in Class::ALL.into_iter().filter_map(log) {
+        log::words(connection, name, &mut words)?;
+    }
+    Ok(words)
+}
+
+/// Gives workspaces other names in the logs: old names with the new ones.
+pub(super) fn rename(
+    connection: &Connection,
+    renamed: &HashMap<String, String>,
+) -> Result<(), rusqlite::Error> {
+    Class::ALL.into_iter().filter_map(log).try_for_each(|name| log::rename(connection, name, renamed))
 }
 
 fn count(connection: &Connection, table: &str) -> Result<usize, rusqlite::Error> {

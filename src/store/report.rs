@@ -44,7 +44,7 @@ pub enum ReadError {
         /// Its schema.
         found: usize,
     },
-    /// An older version of the program wrote it, which kept no sums.
+    /// An older version of the program wrote it, which kept no sums or called keys by their plain digests.
     #[error("{} was written by an older Keychoir: the next start of `keychoir serve` brings it up to date", .0.display())]
     Older(PathBuf),
     /// It is no database, or broken.
@@ -83,7 +83,7 @@ pub enum By {
 pub enum Whose {
     /// A key's.
     Key {
-        /// SHA-256 of the key.
+        /// The key's fingerprint.
         hash: String,
         /// What may be shown of it, as long as the books know.
         short: Option<String>,
@@ -116,7 +116,7 @@ pub struct Sums {
 /// What the books know of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownKey {
-    /// SHA-256 of the key.
+    /// The key's fingerprint.
     pub hash: String,
     /// What may be shown of it.
     pub short: String,
@@ -139,8 +139,6 @@ pub struct Reader {
 
 /// A reader waits for a start that brings the file up to date; nothing else holds readers up.
 const BUSY_MAX: Duration = Duration::from_secs(5);
-/// The first schema with sums.
-const SUMS_FROM: usize = 2;
 
 impl Reader {
     /// Opens the books at `path` for reading.
@@ -164,7 +162,7 @@ impl Reader {
         match opened {
             Ok((_, 0)) => Err(ReadError::Empty(path)),
             Ok((_, found)) if found > schema::VERSION => Err(ReadError::Newer { path, found }),
-            Ok((_, found)) if found < SUMS_FROM => Err(ReadError::Older(path)),
+            Ok((_, found)) if found < schema::FINGERPRINTS => Err(ReadError::Older(path)),
             Ok((connection, _)) => Ok(Self { path, connection }),
             Err(source) => Err(trouble(path, source)),
         }

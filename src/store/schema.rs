@@ -2,10 +2,10 @@
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-use super::owners;
+use super::{names, owners};
 
 /// One step for each version; a step that was released never changes.
-const MIGRATIONS: [&str; 8] = [
+const MIGRATIONS: [&str; 9] = [
     "
     CREATE TABLE keys (
         key_hash TEXT PRIMARY KEY,
@@ -317,10 +317,34 @@ const MIGRATIONS: [&str; 8] = [
     ALTER TABLE keys DROP COLUMN workspace_park_reason;
     ALTER TABLE keys DROP COLUMN workspace_park_until_ms;
     ",
+    "
+    -- Until here `key_hash` was the plain SHA-256 of a key. From here on it is a fingerprint, SHA-256 over
+    -- `keychoir:key:1:` and the key. Rows of keys that have not been configured since are under a digest of the old
+    -- digest, and these are listed here.
+    CREATE TABLE retired_keys (
+        key_hash TEXT PRIMARY KEY
+    ) STRICT, WITHOUT ROWID;
+
+    -- What is still to be done to the whole file.
+    CREATE TABLE maintenance (
+        task TEXT PRIMARY KEY
+    ) STRICT, WITHOUT ROWID;
+
+    -- Rows of the mirror that are to be renamed.
+    CREATE TABLE outbox_renames (
+        -- the first 12 digits of what they are called
+        beginning TEXT PRIMARY KEY,
+        -- what they are to be called
+        key_hash TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    ",
 ];
 
 /// The version whose logs of owners are packed.
 const PACKED: usize = 6;
+
+/// The version from which keys are called by their fingerprints.
+pub(super) const FINGERPRINTS: usize = 9;
 
 /// The version that this program writes.
 pub(super) const VERSION: usize = MIGRATIONS.len();
@@ -343,6 +367,9 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<bool, rusqlite::Err
         transaction.execute_batch(step)?;
         if version == PACKED {
             owners::pack_rows(&transaction)?;
+        }
+        if version == FINGERPRINTS {
+            names::retire(&transaction)?;
         }
     }
     if from < VERSION {

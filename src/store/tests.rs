@@ -1,4 +1,5 @@
 mod faults;
+mod old_names;
 mod outbox;
 mod pace;
 mod power;

@@ -276,7 +276,9 @@ impl Writer {
     }
 
     fn reopen(&mut self) -> Result<Ledger, OpenError> {
-        Ok(self.site.open(clock::now(), self.look)?.ledger)
+        let mut ledger = self.site.open(clock::now(), self.look)?.ledger;
+        ledger.recognize(self.pool.roster().keys().iter().map(|key| key.api_key()));
+        Ok(ledger)
     }
 
     /// The next write opens the file anew, whatever lies there then.

@@ -1,6 +1,7 @@
 -- What Keychoir mirrors: how each ElevenLabs key stands and, where they are switched on, the usage events.
 -- Run it in the SQL editor of Supabase, or with psql; running it again changes nothing and repairs what is missing.
--- No key is ever in these tables: `api_key_hash` is the SHA-256 of one, `short_key` its first and last characters.
+-- No key is ever in these tables: `api_key_hash` is SHA-256 over `keychoir:key:1:` and the key, `short_key` its first and
+-- last characters.
 
 CREATE EXTENSION IF NOT EXISTS "uuid-ossp";
 
@@ -37,6 +38,8 @@ ALTER TABLE public.elevenlabs_key_usage
 CREATE UNIQUE INDEX IF NOT EXISTS elevenlabs_key_usage_api_key_hash_key
   ON public.elevenlabs_key_usage (api_key_hash);
 
+COMMENT ON COLUMN public.elevenlabs_key_usage.api_key_hash IS
+  'SHA-256 over keychoir:key:1: and the key, in hexadecimal digits.';
 COMMENT ON COLUMN public.elevenlabs_key_usage.last_checked IS
   'When this was so, in UTC. An older observation never overwrites a newer one.';
 COMMENT ON COLUMN public.elevenlabs_key_usage.next_reset_date IS

@@ -4,7 +4,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use uuid::Uuid;
 
-use super::{Batch, Command, Delivery, Event, KeyState, RefusedRow, RowName};
+use super::{Batch, Command, Delivery, Event, KeyState, RefusedRow, Rename, RowName};
 use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
 use crate::store::rows::moment;
@@ -127,12 +127,21 @@ fn take(
         }
     }
     let batch = Batch {
+        renames: renames(&transaction, rows_max)?,
         keys: due_keys(&transaction, rows_max, now)?,
         events: due_events(&transaction, rows_max, now)?,
         refused: refused(&transaction)?,
     };
     transaction.commit()?;
     Ok(batch)
+}
+
+fn renames(connection: &Connection, rows_max: i64) -> Result<Vec<Rename>, rusqlite::Error> {
+    let mut statement = connection
+        .prepare_cached("SELECT beginning, key_hash FROM outbox_renames ORDER BY beginning LIMIT ?1")?;
+    statement
+        .query_map([rows_max], |row| Ok(Rename { beginning: row.get(0)?, key_hash: row.get(1)? }))?
+        .collect()
 }
 
 const KEY_COLUMNS: &str = "key_hash, short_key, status, character_count, character_limit, remaining, usage,
@@ -227,6 +236,9 @@ fn settle(connection: &mut Connection, delivery: &Delivery) -> Result<u64, rusql
                      WHERE key_hash = ?1",
                 )?
                 .execute(params![key_hash, moment(*observed_at)])?,
+            RowName::Rename(Rename { beginning, key_hash }) => transaction
+                .prepare_cached("DELETE FROM outbox_renames WHERE beginning = ?1 AND key_hash = ?2")?
+                .execute([beginning, key_hash])?,
             RowName::Event { id, revision } => transaction
                 .prepare_cached("DELETE FROM outbox_events WHERE id = ?1 AND revision = ?2")?
                 .execute(params![bytes(id), revision])?,
@@ -235,6 +247,8 @@ fn settle(connection: &mut Connection, delivery: &Delivery) -> Result<u64, rusql
     let mut first_times = 0;
     for RefusedRow { name, code, until } in &delivery.refused {
         let (table, column, name) = match name {
+            // It is tried again with every batch.
+            RowName::Rename(_) => continue,
             RowName::Key { key_hash, .. } => ("outbox_keys", "key_hash", Value::Text(key_hash.clone())),
             RowName::Event { id, revision } => {
                 if !is_of(&transaction, id, *revision)? {

@@ -1,7 +1,7 @@
 //! The logs of what comes with every request: what was learned in a commit is one row, packed, for nobody
 //! looks for one of them in the file. The last word on an identifier counts.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use rusqlite::{Connection, params};
 
@@ -287,6 +287,41 @@ pub(super) fn tidy(connection: &Connection, log: &str) -> Result<(), rusqlite::E
         replace(&transaction, log, *number, pack)?;
     }
     transaction.commit()
+}
+
+/// Adds the words of a log to `words`.
+pub(super) fn words(
+    connection: &Connection,
+    log: &str,
+    words: &mut HashSet<String>,
+) -> Result<(), rusqlite::Error> {
+    each_from_the_last(connection, log, |_, pack| {
+        words.extend(pack.words);
+        Ok(())
+    })
+}
+
+/// Replaces words of a log.
+pub(super) fn rename(
+    connection: &Connection,
+    log: &str,
+    renamed: &HashMap<String, String>,
+) -> Result<(), rusqlite::Error> {
+    let mut changed = Vec::new();
+    each_from_the_last(connection, log, |number, mut pack| {
+        let mut has_changed = false;
+        for word in &mut pack.words {
+            if let Some(new_name) = renamed.get(word) {
+                word.clone_from(new_name);
+                has_changed = true;
+            }
+        }
+        if has_changed {
+            changed.push((number, pack));
+        }
+        Ok(())
+    })?;
+    changed.iter().try_for_each(|(number, pack)| replace(connection, log, *number, pack))
 }
 
 fn count(connection: &Connection, log: &str) -> Result<usize, rusqlite::Error> {
