@@ -21,7 +21,8 @@ pub use service::{ServiceKey, ServiceKeyForm, UnusableServiceKey};
 pub struct ShortKey(Arc<str>);
 
 impl ShortKey {
-    fn of(key: &str) -> Self {
+    /// What may be shown of a text that is a key, or stands where one should.
+    pub(crate) fn of(key: &str) -> Self {
         let count = key.chars().count();
         let (head, tail) = match count {
             48.. => (11, 5),

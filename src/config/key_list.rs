@@ -1,9 +1,10 @@
-//! Keys in one text, as people paste them into a variable or a file: separated by commas, and
-//! whatever else got in between is forgiven and named, by position and short key only.
+//! Keys in one text, as people paste them into a variable or a file: separated by commas. What is
+//! mended and what cannot be a key is named by its position and short form only.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
+use super::key_shape::{self, NoKey, Upstream, masked};
 use crate::secret::ApiKey;
 
 /// Where the text is from: what is odd in one is usual in the other.
@@ -23,12 +24,32 @@ pub(super) struct KeyList {
     /// What was mended, each a sentence without its subject: `ends with a comma`.
     pub(super) oddities: Vec<String>,
     /// What cannot be a key, each a sentence.
-    pub(super) mistakes: Vec<String>,
+    pub(super) mistakes: Vec<Mistake>,
 }
 
-/// Reads a list. Positions count from 1, empty entries included.
-pub(super) fn parse(text: &str, form: Form) -> KeyList {
-    let mut reading = Reading::default();
+/// What cannot be a key.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Mistake {
+    /// A sentence.
+    pub(super) what: String,
+    /// What to do about it, beyond how keys are written.
+    pub(super) advice: Option<&'static str>,
+}
+
+/// Reads a list of keys for `upstream`. Positions count from 1, empty entries included.
+pub(super) fn parse(text: &str, form: Form, upstream: Upstream) -> KeyList {
+    let mut reading = Reading {
+        upstream,
+        list: KeyList::default(),
+        position: 0,
+        first_positions: HashMap::new(),
+        plain_words: Vec::new(),
+        empty: Vec::new(),
+        ends_with_comma: false,
+        has_quotes: false,
+        has_line_breaks: false,
+        has_other_separators: false,
+    };
     match form {
         Form::Variable => reading.chunks(text.split(',')),
         Form::File => {
@@ -41,11 +62,13 @@ pub(super) fn parse(text: &str, form: Form) -> KeyList {
     reading.finish()
 }
 
-#[derive(Default)]
 struct Reading {
+    upstream: Upstream,
     list: KeyList,
     position: usize,
     first_positions: HashMap<crate::secret::Fingerprint, usize>,
+    /// Entries that are keys only if all others look like them.
+    plain_words: Vec<(usize, ApiKey)>,
     empty: Vec<usize>,
     ends_with_comma: bool,
     has_quotes: bool,
@@ -72,55 +95,92 @@ impl Reading {
 
     fn chunk(&mut self, chunk: &str) {
         let chunk = chunk.trim_matches(is_space);
-        let mut count = 0;
-        for piece in chunk.split(|character| is_space(character) || character == ';') {
+        let pieces = chunk.split(|character| is_space(character) || character == ';');
+        let bare = pieces.map(|piece| {
             let bare = piece.trim_matches(is_quote);
             self.has_quotes |= bare.len() < piece.len();
-            if !bare.is_empty() {
-                count += 1;
-                self.key(bare);
+            bare
+        });
+        let words: Vec<&str> = bare.filter(|word| !word.is_empty()).collect();
+        match words.as_slice() {
+            [] => {
+                self.position += 1;
+                self.empty.push(self.position);
+            }
+            [word] => self.key(word),
+            several if several.iter().all(|word| key_shape::looks_like_a_key(word)) => {
+                several.iter().for_each(|word| self.key(word));
+                self.has_line_breaks |= chunk.contains(['\n', '\r']);
+                self.has_other_separators |= chunk.contains(|character| {
+                    (is_space(character) && !"\r\n".contains(character)) || character == ';'
+                });
+            }
+            several => {
+                self.position += 1;
+                self.refuse(&several.join(" "), key_shape::check_words(several));
             }
         }
-        if count == 0 {
-            self.position += 1;
-            self.empty.push(self.position);
-        }
-        if count > 1 {
-            self.has_line_breaks |= chunk.contains(['\n', '\r']);
-            self.has_other_separators |= chunk.contains(|character| {
-                (is_space(character) && !"\r\n".contains(character)) || character == ';'
-            });
-        }
+    }
+
+    fn refuse(&mut self, text: &str, NoKey { what, advice }: NoKey) {
+        let what = format!("entry {} ({}) {what}", self.position, masked(text));
+        self.list.mistakes.push(Mistake { what, advice });
     }
 
     fn key(&mut self, text: &str) {
         self.position += 1;
         let position = self.position;
-        // No key is known to have one of these; a placeholder, an unexpanded `$VARIABLE`, a JSON
-        // list or a name copied along with its `=` has. Said here it is clearer than as the provider's 401 later.
-        if let Some(odd) = text.chars().find(|character| "<>[]{}()$=\"'`\\".contains(*character)) {
-            let mistake = format!("entry {position} has a `{odd}` in it, which no key has");
-            self.list.mistakes.push(mistake);
+        // Said here it is clearer than as the provider's 401 later.
+        if let Err(no_key) = key_shape::check(text, self.upstream) {
+            return self.refuse(text, no_key);
+        }
+        let key = match ApiKey::new(text) {
+            Ok(key) => key,
+            Err(unusable) => {
+                let what = format!("entry {position}: {unusable}");
+                return self.list.mistakes.push(Mistake { what, advice: None });
+            }
+        };
+        match self.first_positions.entry(key.fingerprint()) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(position);
+                if self.upstream == Upstream::ElevenLabs && !key_shape::is_known_shape(text) {
+                    self.list.oddities.push(format!(
+                        "entry {position} ({}) has another shape than the keys of ElevenLabs that are known (`sk_` and \
+                         48 hexadecimal digits, or 32 of them): it may be cut off or mistyped",
+                        masked(text)
+                    ));
+                }
+                if key_shape::is_plain_word(text) {
+                    self.plain_words.push((position, key.clone()));
+                }
+                self.list.keys.push(key);
+            }
+            Entry::Occupied(first) => {
+                let (first, short) = (first.get(), key.short());
+                self.list
+                    .oddities
+                    .push(format!("entry {position} is the same key as entry {first} ({short})"));
+            }
+        }
+    }
+
+    /// Beside entries that look like keys, a word is a name, or the head of a column.
+    fn refuse_names(&mut self) {
+        if self.plain_words.len() == self.list.keys.len() {
             return;
         }
-        match ApiKey::new(text) {
-            Ok(key) => match self.first_positions.entry(key.fingerprint()) {
-                Entry::Vacant(vacant) => {
-                    vacant.insert(position);
-                    self.list.keys.push(key);
-                }
-                Entry::Occupied(first) => {
-                    let (first, short) = (first.get(), key.short());
-                    self.list
-                        .oddities
-                        .push(format!("entry {position} is the same key as entry {first} ({short})"));
-                }
-            },
-            Err(unusable) => self.list.mistakes.push(format!("entry {position}: {unusable}")),
+        for (position, key) in std::mem::take(&mut self.plain_words) {
+            let what = format!(
+                "entry {position} ({}) is a word beside keys and does not look like one",
+                masked(key.expose())
+            );
+            self.list.mistakes.push(Mistake { what, advice: Some("write the keys alone, without names") });
         }
     }
 
     fn finish(mut self) -> KeyList {
+        self.refuse_names();
         let oddities = &mut self.list.oddities;
         match self.empty.as_slice() {
             [] => {}
@@ -141,7 +201,8 @@ impl Reading {
             }
         }
         if self.list.keys.is_empty() && self.list.mistakes.is_empty() {
-            self.list.mistakes.push("there is no key in it".to_owned());
+            let what = "there is no key in it".to_owned();
+            self.list.mistakes.push(Mistake { what, advice: None });
         }
         self.list
     }
@@ -153,7 +214,26 @@ fn is_space(character: char) -> bool {
 }
 
 fn is_quote(character: char) -> bool {
-    matches!(character, '"' | '\'' | '`' | '“' | '”' | '„' | '‘' | '’' | '«' | '»')
+    matches!(
+        character,
+        '"' | '\''
+            | '`'
+            | '´'
+            | '“'
+            | '”'
+            | '„'
+            | '‟'
+            | '‘'
+            | '’'
+            | '‚'
+            | '‛'
+            | '«'
+            | '»'
+            | '‹'
+            | '›'
+            | '＂'
+            | '＇'
+    )
 }
 
 fn is_padding(character: char) -> bool {
@@ -176,16 +256,20 @@ mod tests {
 
     #[track_caller]
     fn check_mistakes(text: &str, mistakes: &[&str]) {
-        let list = parse(text, Form::Variable);
-        assert_eq!(list.mistakes, mistakes);
+        let list = parse(text, Form::Variable, Upstream::Other);
+        assert_eq!(sentences(&list), mistakes);
     }
 
     #[track_caller]
     fn check_form(form: Form, text: &str, keys: &[&str], oddities: &[&str], mistakes: &[&str]) {
-        let list = parse(text, form);
+        let list = parse(text, form, Upstream::Other);
         assert_eq!(list.keys.iter().map(ApiKey::expose).collect::<Vec<_>>(), keys);
         assert_eq!(list.oddities, oddities);
-        assert_eq!(list.mistakes, mistakes);
+        assert_eq!(sentences(&list), mistakes);
+    }
+
+    fn sentences(list: &KeyList) -> Vec<&str> {
+        list.mistakes.iter().map(|mistake| &*mistake.what).collect()
     }
 
     const QUOTES: &str = "has quotes around keys";
@@ -253,14 +337,91 @@ mod tests {
 
     #[test]
     fn what_is_no_key_is_named_by_position() {
+        check_mistakes("sk_a,<your-key>", &["entry 2 (10 characters) is a placeholder"]);
+        check_mistakes("sk_a,<key>", &["entry 2 (5 characters) has a `<` in it, which no key has"]);
+        check_mistakes("$KEYS", &["entry 1 (5 characters) has a `$` in it, which no key has"]);
+        check_mistakes("[\"sk_a\"]", &["entry 1 (8 characters) has a `[` in it, which no key has"]);
         check_mistakes(
-            "sk_a,<your key>",
-            &["entry 2 has a `<` in it, which no key has", "entry 3 has a `>` in it, which no key has"],
+            "sk_a,sk_\u{e9}",
+            &["entry 2 (sk_***, 4 characters) has a `\u{e9}` in it, which no key has"],
         );
-        check_mistakes("$KEYS", &["entry 1 has a `$` in it, which no key has"]);
-        check_mistakes("[\"sk_a\"]", &["entry 1 has a `[` in it, which no key has"]);
-        let unusable =
-            "the key has a character that no key has (a space, a control character or a letter beyond ASCII)";
-        check_mistakes("sk_a,sk_\u{e9}", &[&format!("entry 2: {unusable}")]);
+    }
+
+    const KEY: &str = "sk_0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    /// What is read as one entry, with the key in the place of `K`, and what is said of it.
+    #[track_caller]
+    fn check_around(text: &str, expected: &[&str]) {
+        let text = text.replace('K', KEY);
+        for form in [Form::Variable, Form::File] {
+            for upstream in [Upstream::ElevenLabs, Upstream::Other] {
+                let list = parse(&text, form, upstream);
+                let said = format!("{:?} {:?}", list.mistakes, list.oddities);
+                assert!(!list.mistakes.is_empty(), "{text}");
+                assert!(!said.contains(&KEY[12..40]), "{said}");
+                for part in expected {
+                    assert!(said.contains(part), "{text}: {said}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn words_around_a_key_are_refused_and_no_part_of_them_becomes_a_key() {
+        check_around("Bearer K", &["entry 1", "`Bearer`", "write the key alone"]);
+        check_around("K # the first", &["entry 1", "a comment", "lines of their own"]);
+        check_around("main K", &["entry 1", "a space within a key, or words around one"]);
+        check_around("K, backup K", &["entry 2"]);
+        check_around(
+            "name,key\nmain,K",
+            &["entry 1 (4 characters) is the word `name` and no key", "entry 2"],
+        );
+        check_around("main,K", &["entry 1 (4 characters) is"]);
+        check_around("K,studio", &["entry 2 (6 characters) is"]);
+        check_around("main=K", &["entry 1", "has a `=` in it"]);
+        check_around("ELEVENLABS_API_KEYS=K", &["entry 1", "has a `=` in it"]);
+        check_around("export ELEVENLABS_API_KEY=K", &["entry 1"]);
+        check_around("{\"key\": \"K\"}", &["entry 1"]);
+        check_around("- K", &["entry 1", "YAML"]);
+        check_around("xi-api-key: K", &["entry 1"]);
+        check_around(&format!("{} {}", &KEY[..20], &KEY[20..]), &["entry 1", "a space within a key"]);
+        check_around("sk_01234567...bcdef", &["entry 1", "short form"]);
+        check_around("K,sk_second…", &["entry 2 (sk_***, 10 characters) is a placeholder"]);
+    }
+
+    #[test]
+    fn a_commented_yaml_list_is_refused_in_both_forms() {
+        check_around("keys:\n  - K\n", &["entry 1"]);
+    }
+
+    #[test]
+    fn at_elevenlabs_a_short_text_is_refused_and_an_unknown_shape_is_odd() {
+        let read = |text: &str| parse(text, Form::Variable, Upstream::ElevenLabs);
+        let list = read(&format!("sk_first,{KEY}"));
+        assert_eq!(sentences(&list), ["entry 1 (sk_***, 8 characters) is too short for a key of ElevenLabs"]);
+        let list = read(&format!("{KEY},{}", &KEY[..50]));
+        assert_eq!((list.keys.len(), sentences(&list).len()), (2, 0));
+        assert!(list.oddities[0].starts_with("entry 2 (sk_01234567...abcde) has another shape"), "{list:?}");
+        assert_eq!(read(KEY).oddities, [""; 0]);
+    }
+
+    #[test]
+    fn quotes_of_every_kind_are_forgiven() {
+        for (open, close) in
+            [('“', '”'), ('„', '“'), ('‘', '’'), ('‚', '‘'), ('«', '»'), ('‹', '›'), ('＂', '＂'), ('´', '´')]
+        {
+            check(&format!("{open}sk_a{close},sk_b"), &["sk_a", "sk_b"], &[QUOTES]);
+        }
+    }
+
+    #[test]
+    fn an_upstream_of_ones_own_may_take_any_word() {
+        check("secret1", &["secret1"], &[]);
+        let list = parse("main,sk_a", Form::Variable, Upstream::Other);
+        assert_eq!(
+            sentences(&list),
+            ["entry 1 (4 characters) is a word beside keys and does not look like one"]
+        );
+        check("first-upstream,second", &["first-upstream", "second"], &[]);
     }
 }

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use super::base_url::BaseUrl;
 use super::document::Entry;
-use super::key_list::{self, Form, KeyList};
+use super::key_list::{self, Form, KeyList, Mistake};
+use super::key_shape::Upstream;
 use super::mask::{looks_secret, shown};
 use super::problem::{Origin, Place, Problem, Warning, WrongValue};
 use super::source::{Sources, Unreadable};
@@ -94,20 +95,22 @@ pub(super) fn find(
     file: Option<PathBuf>,
     entries: &[Entry<'_>],
     folders: Folders<'_>,
+    base_url: &BaseUrl,
 ) -> Found {
     let mut found = Found::default();
+    let upstream = Upstream::of_host(base_url.host());
     // The places that give keys, in the order they are asked; the first counts.
     let mut givers = Vec::new();
     if let Some(text) = sources.environment.value(LIST) {
         givers.push(KeySource::Variable);
         let place = Place::of(Origin::Variable(LIST.to_owned()));
-        found.take(key_list::parse(text, Form::Variable), &place);
+        found.take(key_list::parse(text, Form::Variable, upstream), Form::Variable, &place);
     }
     if let Some(path) = sources.environment.value(LIST_FILE) {
         let is_first = givers.is_empty();
         givers.push(KeySource::ListFile(PathBuf::from(path)));
         if is_first {
-            found.take_list_file(sources, path);
+            found.take_list_file(sources, path, upstream);
         }
     }
     if let Some(folder) = sources.environment.value(CREDENTIALS) {
@@ -120,7 +123,7 @@ pub(super) fn find(
             let place = Place::of(Origin::File(path));
             match text {
                 _ if !is_first => {}
-                Ok(text) => found.take(key_list::parse(&text, Form::File), &place),
+                Ok(text) => found.take(key_list::parse(&text, Form::File, upstream), Form::File, &place),
                 Err(reason) => found.problems.push(place.problem(unreadable("the file", &reason))),
             }
         }
@@ -128,7 +131,7 @@ pub(super) fn find(
     if let Some(file) = file.filter(|_| !entries.is_empty()) {
         let is_first = givers.is_empty();
         givers.push(KeySource::ConfigFile(file));
-        found.take_entries(sources, entries, folders, is_first);
+        found.take_entries(sources, entries, folders, upstream, is_first);
     }
     let mut givers = givers.into_iter();
     if let Some(first) = givers.next() {
@@ -149,16 +152,22 @@ pub(super) fn find(
 }
 
 impl Found {
-    fn take(&mut self, list: KeyList, place: &Place) {
-        let advice = "write the keys one after the other, separated by commas";
-        self.problems.extend(
-            list.mistakes.into_iter().map(|what| place.problem(WrongValue::new(what).advise(advice))),
-        );
+    fn take(&mut self, list: KeyList, form: Form, place: &Place) {
+        let how = match form {
+            Form::Variable => {
+                "write the keys alone, separated by commas: ELEVENLABS_API_KEYS=sk_first,sk_second"
+            }
+            Form::File => "write the keys alone, one a line",
+        };
+        for Mistake { what, advice } in list.mistakes {
+            let wrong = advice.into_iter().fold(WrongValue::new(what), WrongValue::advise);
+            self.problems.push(place.problem(wrong.advise(how)));
+        }
         self.warnings.extend(list.oddities.into_iter().map(|what| place.warning(what)));
         self.keys.extend(list.keys.into_iter().map(KeyConfig::from));
     }
 
-    fn take_list_file(&mut self, sources: &Sources<'_>, path: &str) {
+    fn take_list_file(&mut self, sources: &Sources<'_>, path: &str, upstream: Upstream) {
         let place = Place::of(Origin::Variable(LIST_FILE.to_owned()));
         let folders = Folders { base: None, home: sources.environment.home() };
         let path = match folders.file(path) {
@@ -166,7 +175,10 @@ impl Found {
             Err(wrong) => return self.problems.push(place.problem(wrong)),
         };
         match (sources.read)(&path) {
-            Ok(text) => self.take(key_list::parse(&text, Form::File), &Place::of(Origin::File(path))),
+            Ok(text) => {
+                let list = key_list::parse(&text, Form::File, upstream);
+                self.take(list, Form::File, &Place::of(Origin::File(path)));
+            }
             Err(reason) => {
                 let named = shown(&path.to_string_lossy());
                 let wrong = unreadable(&named, &reason);
@@ -182,6 +194,7 @@ impl Found {
         sources: &Sources<'_>,
         entries: &[Entry<'_>],
         folders: Folders<'_>,
+        upstream: Upstream,
         counts: bool,
     ) {
         let mut names: HashMap<String, usize> = HashMap::new();
@@ -217,13 +230,19 @@ impl Found {
             let Some((field, text, place)) = entry.one_of(&["key", "key_file"], &mut self.problems) else {
                 continue;
             };
+            let upstream = base_url.as_ref().map_or(upstream, |base_url| Upstream::of_host(base_url.host()));
             let key = match field {
                 "key_file" if !counts => continue,
-                "key_file" => secret_file(sources, folders, text).and_then(|text| one_key(&text)),
-                _ => one_key(text),
+                "key_file" => secret_file(sources, folders, text).and_then(|text| one_key(&text, upstream)),
+                _ => one_key(text, upstream),
             };
+            if let Ok((_, oddities)) = &key
+                && counts
+            {
+                self.warnings.extend(oddities.iter().map(|what| place.warning(what.clone())));
+            }
             match key {
-                Ok(key) => match keys.insert(key.fingerprint(), index) {
+                Ok((key, _)) => match keys.insert(key.fingerprint(), index) {
                     _ if !counts => {}
                     None => self.keys.push(KeyConfig {
                         key,
@@ -245,17 +264,20 @@ impl Found {
     }
 }
 
-/// The only key in `text`.
-fn one_key(text: &str) -> Result<ApiKey, WrongValue> {
-    let list = key_list::parse(text, Form::File);
+/// The only key in `text`, with what is odd about it.
+fn one_key(text: &str, upstream: Upstream) -> Result<(ApiKey, Vec<String>), WrongValue> {
+    let list = key_list::parse(text, Form::File, upstream);
     if list.keys.len() + list.mistakes.len() > 1 {
         let wrong =
             WrongValue::new("there is more than one key here").advise("write one [[keys]] entry for each");
         return Err(wrong.advise(format!("or give all of them with {LIST_FILE}")));
     }
     match (list.keys.into_iter().next(), list.mistakes.into_iter().next()) {
-        (Some(key), _) => Ok(key),
-        (None, mistake) => Err(WrongValue::new(mistake.unwrap_or_default())),
+        (Some(key), _) => Ok((key, list.oddities)),
+        (None, Some(Mistake { what, advice })) => {
+            Err(advice.into_iter().fold(WrongValue::new(what), WrongValue::advise))
+        }
+        (None, None) => Err(WrongValue::new("there is no key in it")),
     }
 }
 

@@ -16,6 +16,7 @@ mod visitors;
 
 mod clients;
 mod key_list;
+mod key_shape;
 mod keys;
 mod rules;
 

@@ -56,7 +56,7 @@ pub(super) fn resolve(overrides: &Overrides, sources: &Sources<'_>) -> Result<Lo
     }
 
     let path = file.as_ref().map(|(path, _)| path.to_path_buf());
-    let found = keys::find(sources, path.clone(), &contents.keys, folders);
+    let found = keys::find(sources, path.clone(), &contents.keys, folders, &draft.config.upstream.base_url);
     draft.problems.extend(found.problems);
     draft.warnings.extend(found.warnings);
     draft.config.keys = found.keys;

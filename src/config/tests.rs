@@ -40,6 +40,11 @@ impl<'a> Given<'a> {
         Self { variables: vec![("HOME", "/home/me")], ..Self::default() }
     }
 
+    /// The upstream is not ElevenLabs, so a key may have any shape.
+    fn simulated(self) -> Self {
+        self.variable("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:1")
+    }
+
     fn variable(mut self, name: &'a str, value: &'a str) -> Self {
         self.variables.push((name, value));
         self
@@ -341,6 +346,7 @@ configuration: there is no folder for the books: HOME is not set
 #[test]
 fn keys_come_from_the_first_place_that_gives_them() {
     let file = Given::keyless()
+        .simulated()
         .toml("[[keys]]\nkey = \"sk_d\"\n")
         .file("/list", "sk_b")
         .file("/c/elevenlabs_api_keys", "sk_c\n");
@@ -385,14 +391,58 @@ fn what_was_mended_in_a_list_is_told_by_position() {
 
 #[test]
 fn entries_give_keys_with_names_and_workspaces() {
-    let given = Given::keyless().file("/etc/secret", "sk_b\n").file("/abs", "'sk_c'").toml(
+    let given = Given::keyless().simulated().file("/etc/secret", "sk_b\n").file("/abs", "'sk_c'").toml(
         "[[keys]]\nkey = \"sk_a\"\nname = \"one\"\nworkspace = \"w\"\n[[keys]]\nkey_file = \"secret\"\n[[keys]]\nkey_file = \"/abs\"\n[[keys]]\nkey = 'sk_a'",
     );
     let config = given.config();
     assert_eq!(config.keys.iter().map(|key| key.key.expose()).collect::<Vec<_>>(), ["sk_a", "sk_b", "sk_c"]);
     assert_eq!(config.keys[0].name.as_deref(), Some("one"));
     assert_eq!(config.keys[0].workspace.as_deref(), Some("w"));
-    given.check_warnings(&["/etc/k.toml:10:7: key 4 is the same as key 1 (...)"]);
+    given.check_warnings(&[
+        "/etc/k.toml:8:12: has quotes around keys",
+        "/etc/k.toml:10:7: key 4 is the same as key 1 (...)",
+    ]);
+}
+
+#[test]
+fn what_is_no_key_is_refused_where_elevenlabs_is_asked() {
+    let short = "
+ELEVENLABS_API_KEYS: entry 2 (sk_***, 8 characters) is too short for a key of ElevenLabs
+    = write the keys alone, separated by commas: ELEVENLABS_API_KEYS=sk_first,sk_second
+";
+    let keys = format!("{KEY},sk_short");
+    let given = Given::keyless().variable("ELEVENLABS_API_KEYS", &keys);
+    given.check_problems(short);
+    given
+        .clone()
+        .variable("KEYCHOIR_UPSTREAM__BASE_URL", "https://api.eu.residency.elevenlabs.io")
+        .check_problems(short);
+    given.simulated().check_warnings(&[]);
+    // A key of its own host is judged by that.
+    let at = |base_url: &str| format!("[[keys]]\nkey = \"sk_short\"\nbase_url = \"{base_url}\"\n");
+    assert!(Given::keyless().toml(&at("http://127.0.0.1:1")).resolve().is_ok());
+    assert!(Given::keyless().simulated().toml(&at("https://api.us.elevenlabs.io")).resolve().is_err());
+}
+
+#[test]
+fn a_file_of_keys_says_how_it_is_written() {
+    let list = format!("# ours\n{KEY} # main\n");
+    Given::keyless().file("/list", &list).variable("ELEVENLABS_API_KEYS_FILE", "/list").check_problems(
+        "
+/list: entry 1 (sk_01234567... main) has a comment in it
+    = write comments only into a file, on lines of their own that begin with `#`
+    = write the keys alone, one a line
+",
+    );
+}
+
+#[test]
+fn a_key_of_an_unknown_shape_is_warned_about() {
+    let keys = format!("{KEY},{}", &KEY[..40]);
+    Given::keyless().variable("ELEVENLABS_API_KEYS", &keys).check_warnings(&[
+        "ELEVENLABS_API_KEYS: entry 2 (sk_0...1234) has another shape than the keys of ElevenLabs that are known (`sk_` \
+         and 48 hexadecimal digits, or 32 of them): it may be cut off or mistyped",
+    ]);
 }
 
 #[test]
@@ -518,7 +568,7 @@ fn what_a_client_may_do_is_read() {
         [[clients]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\nallowance = \"3 requests\"\nrate = \"5 per second\"\n\
         concurrency = 4\npaths = [\"/v1/voices/\"]\nkeys = [\"first\"]\nworkspaces = \"studio\"\n\
         bring_your_own_key = true\n[[clients]]\nname = \"b\"\ntoken = \"0123456789abcdeg\"\n";
-    let config = Given::keyless().toml(text).config();
+    let config = Given::keyless().simulated().toml(text).config();
     let rules = &config.clients[0].rules;
     assert_eq!(rules.allowance.unwrap().to_string(), "3 requests");
     assert_eq!(rules.rate.unwrap().to_string(), "5 per second");

@@ -1,0 +1,261 @@
+//! Whether a text that stands where a key should can be one. ElevenLabs documents no shape, so an
+//! unknown shape is only worth a warning; refused is what no key has, and what people write around or
+//! instead of keys. No message contains the text, but for its short form and for words that stand here
+//! as well.
+
+use crate::secret::ShortKey;
+
+/// Where a key is to be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Upstream {
+    /// ElevenLabs itself, whose keys have known shapes.
+    ElevenLabs,
+    /// Something else, such as a simulator, which may take any text.
+    Other,
+}
+
+impl Upstream {
+    /// What is at this host.
+    pub(super) fn of_host(host: &str) -> Self {
+        let is_elevenlabs = host == "elevenlabs.io" || host.ends_with(".elevenlabs.io");
+        if is_elevenlabs { Self::ElevenLabs } else { Self::Other }
+    }
+}
+
+/// Fewer characters hold less than 64 bits by chance, and no key of ElevenLabs is known to have fewer
+/// than 32.
+const KEY_CHARS_MIN: usize = 20;
+
+/// Words that are found in placeholders, and in no key of random characters.
+const PLACEHOLDERS: [&str; 8] =
+    ["your", "placeholder", "changeme", "change_me", "change-me", "replace", "xxxx", "****"];
+
+/// Words that stand before keys, in headers, in the first line of a table, in YAML and in shells. They
+/// may be shown.
+const WORDS_AROUND: [&str; 14] = [
+    "bearer",
+    "key",
+    "keys",
+    "name",
+    "names",
+    "token",
+    "secret",
+    "api_key",
+    "api_keys",
+    "apikey",
+    "api-key",
+    "xi-api-key",
+    "export",
+    "elevenlabs_api_key",
+];
+
+/// Why a text is no key: the end of a sentence that begins with its place, and what to do about it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct NoKey {
+    pub(super) what: String,
+    pub(super) advice: Option<&'static str>,
+}
+
+impl NoKey {
+    fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into(), advice: None }
+    }
+
+    fn advise(self, advice: &'static str) -> Self {
+        Self { advice: Some(advice), ..self }
+    }
+}
+
+/// Whether `text`, which is one word, can be a key.
+pub(super) fn check(text: &str, upstream: Upstream) -> Result<(), NoKey> {
+    const SHORT_FORM: &str =
+        "a short form cannot be made whole again: copy the key from where it was created";
+    const PLACEHOLDER: &str = "write a key that ElevenLabs has made: elevenlabs.io, Developers, API keys";
+    let lower = text.to_lowercase();
+    let is_word_around = WORDS_AROUND.contains(&lower.trim_end_matches(':'));
+    if is_word_around {
+        return Err(NoKey::new(format!("is the word `{lower}` and no key")));
+    }
+    if let Some(at) = ["...", "…", ".."].iter().find_map(|dots| text.find(dots)) {
+        let has_end = !text[at..].trim_matches(['.', '…']).is_empty();
+        return Err(if has_end {
+            NoKey::new("is the short form of a key").advise(SHORT_FORM)
+        } else {
+            NoKey::new("is a placeholder").advise(PLACEHOLDER)
+        });
+    }
+    if PLACEHOLDERS.iter().any(|word| lower.contains(word)) {
+        return Err(NoKey::new("is a placeholder").advise(PLACEHOLDER));
+    }
+    if let Some(odd) = text.chars().find(|odd| !is_in_keys(*odd)) {
+        let what = if odd.is_ascii_graphic() || odd.is_alphabetic() {
+            format!("has a `{odd}` in it, which no key has")
+        } else {
+            "has a character in it that cannot be seen or that no key has".to_owned()
+        };
+        let advice = match odd {
+            '/' | '~' => Some("to read keys from a file, set ELEVENLABS_API_KEYS_FILE to its path"),
+            '=' | ':' => Some("write the key alone, without a name before it"),
+            '$' => Some("the variable was not replaced by its value: use double quotes, or none"),
+            '#' => Some("write comments only into a file, on lines of their own that begin with `#`"),
+            _ => None,
+        };
+        return Err(NoKey { what, advice });
+    }
+    if is_placeholder_of_words(&lower) {
+        return Err(NoKey::new("is a placeholder").advise(PLACEHOLDER));
+    }
+    let count = text.chars().count();
+    if upstream == Upstream::ElevenLabs && count < KEY_CHARS_MIN {
+        return Err(NoKey::new("is too short for a key of ElevenLabs"));
+    }
+    Ok(())
+}
+
+/// Why several words where one key should be are none.
+pub(super) fn check_words(words: &[&str]) -> NoKey {
+    let is = |word: &str, other: &str| word.trim_end_matches(':').eq_ignore_ascii_case(other);
+    let alone = "write the key alone, without words around it";
+    if words.iter().any(|word| is(word, "bearer")) {
+        return NoKey::new("has the word `Bearer` before the key").advise(alone);
+    }
+    if words.iter().any(|word| word.starts_with('#') || word.starts_with("//")) {
+        return NoKey::new("has a comment in it")
+            .advise("write comments only into a file, on lines of their own that begin with `#`");
+    }
+    if words.iter().any(|word| *word == "-" || word.ends_with(':')) {
+        return NoKey::new("looks like YAML").advise(alone);
+    }
+    NoKey::new("has a space within a key, or words around one").advise(alone)
+}
+
+/// Whether it can be told from a word: then several of them, with spaces between them, are several keys.
+pub(super) fn looks_like_a_key(text: &str) -> bool {
+    text.starts_with("sk_") || is_old_key(text)
+}
+
+/// Whether it has one of the shapes in which ElevenLabs has been seen to make keys.
+pub(super) fn is_known_shape(text: &str) -> bool {
+    is_old_key(text) || text.strip_prefix("sk_").is_some_and(|rest| rest.len() == 48 && is_hexadecimal(rest))
+}
+
+/// Whether it is a word that people give names with, and no key among keys.
+pub(super) fn is_plain_word(text: &str) -> bool {
+    !looks_like_a_key(text) && (text.len() < KEY_CHARS_MIN || !text.bytes().any(|byte| byte.is_ascii_digit()))
+}
+
+/// What may be shown of a text that is no key, so that its writer finds it.
+pub(super) fn masked(text: &str) -> String {
+    let count = text.chars().count();
+    let is_shown = count >= 16 && text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
+    let head = if text.starts_with("sk_") { "sk_***, " } else { "" };
+    let plural = if count == 1 { "" } else { "s" };
+    if is_shown { ShortKey::of(text).to_string() } else { format!("{head}{count} character{plural}") }
+}
+
+fn is_in_keys(character: char) -> bool {
+    character.is_ascii_alphanumeric() || character == '_' || character == '-'
+}
+
+fn is_old_key(text: &str) -> bool {
+    text.len() == 32 && is_hexadecimal(text)
+}
+
+fn is_hexadecimal(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Whether it names a key instead of being one: `api-key`, `elevenlabs_api_key_here`, `sk_first`.
+fn is_placeholder_of_words(lower: &str) -> bool {
+    const NAMES: [&str; 6] = ["api", "key", "apikey", "here", "elevenlabs", "example"];
+    let is_of_words = !lower.bytes().any(|byte| byte.is_ascii_digit());
+    let mut words = lower.split(['_', '-']);
+    is_of_words && !lower.starts_with("sk_") && words.any(|word| NAMES.contains(&word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_refused(text: &str, what: &str) {
+        for upstream in [Upstream::ElevenLabs, Upstream::Other] {
+            let refused = check(text, upstream).unwrap_err();
+            assert!(refused.what.contains(what), "{text}: {}", refused.what);
+        }
+    }
+
+    #[test]
+    fn what_no_key_has_is_refused_at_every_upstream() {
+        for (text, odd) in [
+            ("<key>", "`<`"),
+            ("$ELEVENLABS_KEY", "`$`"),
+            ("key=sk_a", "`=`"),
+            ("main:sk_a", "`:`"),
+            ("sk_a#main", "`#`"),
+            ("/run/secrets/keys", "`/`"),
+            ("sk_\u{e9}", "`\u{e9}`"),
+            ("sk_a\u{1}", "cannot be seen"),
+            ("sk_a|sk_b", "`|`"),
+        ] {
+            check_refused(text, odd);
+        }
+    }
+
+    #[test]
+    fn placeholders_short_forms_and_words_are_refused_at_every_upstream() {
+        for text in [
+            "sk_first…",
+            "sk_…",
+            "sk_first...",
+            "your-api-key",
+            "YOUR_ELEVENLABS_API_KEY",
+            "sk_your_key_here",
+            "sk_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+            "changeme",
+            "my-api-key",
+            "elevenlabs_key",
+        ] {
+            check_refused(text, "is a placeholder");
+        }
+        check_refused("sk_4b74d051...c99ae", "short form");
+        check_refused("sk_4b74d051…c99ae", "short form");
+        for word in ["Bearer", "name", "KEY", "api_key", "keys:"] {
+            check_refused(word, "and no key");
+        }
+    }
+
+    #[test]
+    fn a_short_text_can_be_a_key_elsewhere_than_at_elevenlabs() {
+        assert_eq!(check("sk_one", Upstream::Other), Ok(()));
+        assert!(check("sk_one", Upstream::ElevenLabs).unwrap_err().what.contains("too short"));
+        assert_eq!(check(&"a1".repeat(10), Upstream::ElevenLabs), Ok(()));
+        assert!(check(&"a1".repeat(10)[1..], Upstream::ElevenLabs).is_err());
+        for (host, expected) in [
+            ("api.elevenlabs.io", Upstream::ElevenLabs),
+            ("api.eu.residency.elevenlabs.io", Upstream::ElevenLabs),
+            ("notelevenlabs.io", Upstream::Other),
+            ("127.0.0.1", Upstream::Other),
+        ] {
+            assert_eq!(Upstream::of_host(host), expected, "{host}");
+        }
+    }
+
+    #[test]
+    fn the_shapes_of_elevenlabs_are_known() {
+        let (old, new) = ("0123456789abcdef".repeat(2), format!("sk_{}", "0123456789abcdef".repeat(3)));
+        assert!(is_known_shape(&old) && is_known_shape(&new));
+        for text in [&old[1..], &new[..50], "sk_", &new.replace('f', "g")] {
+            assert!(!is_known_shape(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_mask_shows_no_more_than_a_short_key_does() {
+        let key = format!("sk_{}", "0123456789abcdef".repeat(3));
+        assert_eq!(masked(&key), "sk_01234567...bcdef");
+        assert_eq!(masked("sk_first"), "sk_***, 8 characters");
+        assert_eq!(masked("x"), "1 character");
+        assert_eq!(masked("sk_é0123456789abcdef"), "sk_***, 20 characters");
+    }
+}
