@@ -16,7 +16,7 @@ use keychoir::config::{BaseUrl, ClientConfig, Config};
 use keychoir::policy::allowance::{Allowance, Measure, Period};
 use keychoir::policy::client::Rules;
 use keychoir::policy::frame::{Head, Opcode, mask};
-use keychoir::secret::Fingerprint;
+use keychoir::secret::TokenFingerprint;
 use keychoir::simulator::{KeyPlan, Plan, WorkspacePlan};
 use keychoir::tasks::Tasks;
 use serde_json::{Value, json};
@@ -95,7 +95,7 @@ fn two_keys() -> Plan {
 /// The client of the tests, who needs its token, with such rules.
 fn with_rules(config: &mut Config, rules: Rules) {
     config.clients =
-        vec![ClientConfig { name: "app".to_owned(), token: Fingerprint::of(CLIENT_TOKEN), rules }];
+        vec![ClientConfig { name: "app".to_owned(), token: TokenFingerprint::of(CLIENT_TOKEN), rules }];
 }
 
 fn bounded(config: &mut Config) {

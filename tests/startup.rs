@@ -219,3 +219,169 @@ fn the_tables_of_the_mirror_are_printed() {
     let output = run(&mut keychoir(&["supabase", "migrate"]));
     assert_says(&output, 2, &["keychoir supabase migrate --print"]);
 }
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// `check` of a machine with nothing on it but this home folder.
+fn check_in(home: &Path) -> std::process::Command {
+    let mut command = keychoir(&["check"]);
+    command.env("HOME", home).env("ELEVENLABS_API_KEYS", KEYS).current_dir(home);
+    command.env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9");
+    command.env("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0");
+    command
+}
+
+#[test]
+fn a_client_is_added_on_a_fresh_machine_and_its_file_is_read_from_then_on() {
+    let home = tempfile::tempdir().unwrap();
+    let output = run(&mut check_in(home.path()));
+    assert_says(&output, 0, &[]);
+    assert!(stdout(&output).contains("No configuration file"), "{}", stdout(&output));
+
+    let output = run(keychoir(&["clients", "add", "app"]).env("HOME", home.path()));
+    let file = home.path().join(".config/keychoir/keychoir.toml");
+    assert_says(&output, 0, &[file.to_str().unwrap()]);
+    let token = stdout(&output).trim().to_owned();
+    assert!(token.starts_with("kc_"), "{token}");
+    let output = run(&mut check_in(home.path()));
+    assert!(stdout(&output).contains(&format!("Read {}", file.display())), "{}", stdout(&output));
+    let output = run(keychoir(&["clients", "list"]).env("HOME", home.path()));
+    assert_eq!(stdout(&output), "app  without bounds\n");
+
+    // It counts for a start, too.
+    let mut command = keychoir(&["serve"]);
+    command
+        .env("HOME", home.path())
+        .env("ELEVENLABS_API_KEYS", KEYS)
+        .env("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0")
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9")
+        .env("KEYCHOIR_WATCH__ENABLED", "false")
+        .env("KEYCHOIR_LOG__FORMAT", "json");
+    let mut program = Program::start(&mut command);
+    let read = program.event("configuration_read");
+    assert_eq!(read["message"], format!("Read {}", file.display()));
+    let address = program.address();
+    let answer = std::process::Command::new(env!("CARGO_BIN_EXE_keychoir"))
+        .args(["status", "--url", &format!("http://{address}")])
+        .env_clear()
+        .output()
+        .unwrap();
+    assert_says(&answer, 1, &["asks for a client token"]);
+    assert_eq!(program.end().0, Some(0));
+}
+
+#[test]
+fn a_file_that_nothing_names_is_said_not_to_be_read() {
+    let home = tempfile::tempdir().unwrap();
+    fs::write(home.path().join("keychoir.toml"), "").unwrap();
+    assert_says(&run(&mut check_in(home.path())), 0, &["keychoir.toml: this file is not read", "--config"]);
+}
+
+#[test]
+fn what_a_start_refuses_a_check_refuses() {
+    let home = tempfile::tempdir().unwrap();
+    let path = |name: &str| home.path().join(name);
+    fs::write(path("junk.pem"), "no certificate").unwrap();
+    fs::write(path("file"), "").unwrap();
+    let newer = rusqlite::Connection::open(path("newer.db")).unwrap();
+    newer.execute_batch("CREATE TABLE t (x); PRAGMA user_version = 99").unwrap();
+    drop(newer);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken_address = taken.local_addr().unwrap().to_string();
+    let twice = "127.0.0.1:47113,localhost:47113";
+    let under_a_file = path("file").join("keychoir.db");
+    for (variable, value, words) in [
+        ("KEYCHOIR_UPSTREAM__CA_FILE", path("junk.pem").to_str().unwrap(), &["junk.pem"][..]),
+        ("KEYCHOIR_UPSTREAM__CA_FILE", path("none.pem").to_str().unwrap(), &["none.pem"]),
+        ("KEYCHOIR_SERVER__TLS__CERT", path("junk.pem").to_str().unwrap(), &["KEYCHOIR_SERVER__TLS__CERT"]),
+        ("KEYCHOIR_SERVER__LISTEN", &taken_address, &[&taken_address, "Another program listens there"]),
+        ("KEYCHOIR_SERVER__LISTEN", twice, &["one port of one address"]),
+        ("KEYCHOIR_SERVER__LISTEN", "unix:/nowhere/k.sock", &["unix:/nowhere/k.sock", "folder is missing"]),
+        ("KEYCHOIR_STORAGE__PATH", path("newer.db").to_str().unwrap(), &["newer.db", "newer Keychoir", "99"]),
+        ("KEYCHOIR_STORAGE__PATH", under_a_file.to_str().unwrap(), &["cannot be written"]),
+    ] {
+        let output = run(check_in(home.path()).env(variable, value));
+        assert_says(&output, 78, words);
+        assert!(!stdout(&output).contains("fine"), "{variable}={value}");
+        let mut serve = keychoir(&["serve"]);
+        serve
+            .env("HOME", home.path())
+            .env("ELEVENLABS_API_KEYS", KEYS)
+            .env("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0")
+            .env(variable, value);
+        assert!(!run(&mut serve).status.success(), "{variable}={value}");
+    }
+}
+
+#[test]
+fn a_check_changes_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    assert_says(&run(&mut check_in(home.path())), 0, &[]);
+    let socket = home.path().join("k.sock");
+    let listen = format!("unix:{}", socket.display());
+    assert_says(&run(check_in(home.path()).env("KEYCHOIR_SERVER__LISTEN", &listen)), 0, &[]);
+    assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn the_port_of_a_keychoir_that_runs_is_a_note() {
+    let home = tempfile::tempdir().unwrap();
+    let mut command = keychoir(&["serve", "--listen", "127.0.0.1:0"]);
+    command
+        .env("HOME", home.path())
+        .env("ELEVENLABS_API_KEYS", KEYS)
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9")
+        .env("KEYCHOIR_WATCH__ENABLED", "false")
+        .env("KEYCHOIR_LOG__FORMAT", "json");
+    let mut program = Program::start(&mut command);
+    let address = program.address();
+    let output = run(check_in(home.path()).env("KEYCHOIR_SERVER__LISTEN", &address));
+    assert_says(&output, 0, &[]);
+    let said = stdout(&output);
+    assert!(said.contains(&format!("note: a Keychoir is running at {address}")), "{said}");
+    assert!(said.contains("The configuration is fine."), "{said}");
+    assert_eq!(program.end().0, Some(0));
+}
+
+#[test]
+fn files_that_others_can_read_are_warned_about() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str, mode: u32| {
+        let path = home.path().join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    };
+    let keys = write("keys.txt", &KEYS.replace(',', "\n"), 0o644);
+    let tokens = write("tokens.toml", "[[clients]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\n", 0o640);
+    let books = write("keychoir.db", "", 0o666);
+    let check = || {
+        let mut command = check_in(home.path());
+        command
+            .env_remove("ELEVENLABS_API_KEYS")
+            .env("ELEVENLABS_API_KEYS_FILE", &keys)
+            .env("KEYCHOIR_CONFIG", &tokens)
+            .env("KEYCHOIR_STORAGE__PATH", &books);
+        run(&mut command)
+    };
+    let output = check();
+    assert_says(
+        &output,
+        0,
+        &[
+            "keys.txt: other users of this machine can read this file (mode 0644): chmod 600",
+            "tokens.toml: other users of this machine can read this file (mode 0640)",
+            "keychoir.db: other users of this machine can change this file (mode 0666)",
+        ],
+    );
+    for path in [&keys, &tokens, &books] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    assert!(!stderr(&check()).contains("other users"), "{}", stderr(&check()));
+    // Settings without secrets may be read by everyone.
+    write("tokens.toml", "[log]\nlevel = \"warn\"\n", 0o644);
+    assert!(!stderr(&check()).contains("other users"), "{}", stderr(&check()));
+}

@@ -37,10 +37,7 @@ pub async fn listen(meant: &Listens, mode: UnixMode, passed: Passed) -> Result<V
     for listen in meant.iter() {
         let refused = |source| ListenError::Place { place: listen.to_string(), source };
         match listen {
-            Listen::Port(port) => {
-                listeners.extend(on_port(port).map_err(refused)?);
-            }
-            Listen::Unix(path) => listeners.push(Listener::unix(path, mode.bits()).map_err(refused)?),
+            Listen::Port(_) | Listen::Unix(_) => listeners.extend(one(listen, mode).map_err(refused)?),
             Listen::Systemd => {
                 let passed = passed.take().filter(|passed| passed.count() > 0);
                 let passed = passed.ok_or(ListenError::NothingPassed)?;
@@ -49,6 +46,15 @@ pub async fn listen(meant: &Listens, mode: UnixMode, passed: Passed) -> Result<V
         }
     }
     Ok(listeners)
+}
+
+/// Listens on one place; on none for sockets of systemd.
+pub(super) fn one(listen: &Listen, mode: UnixMode) -> io::Result<Vec<Listener>> {
+    match listen {
+        Listen::Port(port) => on_port(port),
+        Listen::Unix(path) => Ok(vec![Listener::unix(path, mode.bits())?]),
+        Listen::Systemd => Ok(Vec::new()),
+    }
 }
 
 /// Listens on every address of a port; only the first must be there.

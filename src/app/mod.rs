@@ -7,6 +7,8 @@ mod listen;
 mod mirroring;
 mod parts;
 
+mod rehearsal;
+
 use std::future::{Future, pending};
 use std::io;
 use std::net::SocketAddr;
@@ -34,6 +36,7 @@ pub use crate::server::{Address, Listener, Passed, open_files_max, raise_open_fi
 pub use https::{Https, HttpsState};
 pub use listen::{ListenError, listen};
 pub use parts::Parts;
+pub use rehearsal::{Obstacle, rehearse};
 
 use front::Front;
 use https::Certificates;

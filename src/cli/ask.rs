@@ -183,6 +183,19 @@ impl Running {
     }
 }
 
+/// Whether a Keychoir answers where `listen` is listened on.
+pub(super) async fn is_keychoir_at(listen: &Listen) -> bool {
+    let place = match listen {
+        Listen::Port(port) => Place::Url(base_url(port)),
+        Listen::Unix(path) => Place::Unix(path.clone()),
+        Listen::Systemd => return false,
+    };
+    let Ok(running) = Running::at(place, None) else { return false };
+    let page = running.ask::<serde_json::Map<String, serde_json::Value>>("/readyz").await;
+    // No other program's page of this name has these members.
+    page.is_ok_and(|(_, page)| ["keys", "store", "draining"].iter().all(|name| page.contains_key(*name)))
+}
+
 /// The last cause, which is the one that a person can do something about.
 fn root_of(error: &reqwest::Error) -> String {
     if error.is_timeout() {

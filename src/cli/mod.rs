@@ -74,7 +74,8 @@ struct Sources {
     /// Listen here: HOST:PORT, unix:/PATH or systemd. May be given several times.
     #[arg(long, value_name = "PLACE")]
     listen: Vec<String>,
-    /// Read this configuration file.
+    /// Read this configuration file. Without it: KEYCHOIR_CONFIG, $XDG_CONFIG_HOME/keychoir/keychoir.toml,
+    /// /etc/keychoir/keychoir.toml, the first that there is.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -98,6 +99,16 @@ fn load(overrides: &Overrides) -> Result<Loaded, ExitCode> {
         complain(&problems);
         ExitCode::from(EX_CONFIG)
     })
+}
+
+/// Says which files the configuration is from.
+fn files_read(loaded: &Loaded) -> String {
+    let read: Vec<String> = loaded.files.read().map(|path| path.display().to_string()).collect();
+    match (&loaded.file, read.as_slice()) {
+        (None, []) => "No configuration file: defaults and the environment".to_owned(),
+        (None, read) => format!("No configuration file; read {}", read.join(", ")),
+        (Some(_), read) => format!("Read {}", read.join(", ")),
+    }
 }
 
 /// What clap says, too, when an argument is wrong.

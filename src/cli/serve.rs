@@ -9,7 +9,9 @@ use tracing::{debug, error, info, warn};
 
 use super::reload::Reloading;
 use super::signals::{Signals, Told};
-use super::{EX_CONFIG, EX_IOERR, Sources, cannot_listen, complain, failed, load, notify, runtime};
+use super::{
+    EX_CONFIG, EX_IOERR, Sources, cannot_listen, complain, failed, files_read, load, notify, runtime,
+};
 use crate::app::{
     self, Address, Drained, Ended, HttpsState, ListenError, Parts, Passed, Running, StartError,
 };
@@ -81,6 +83,7 @@ fn form(format: LogFormat) -> Form {
 }
 
 async fn serve(loaded: Loaded, passed: Passed, reloading: Reloading) -> ExitCode {
+    let read = files_read(&loaded);
     let Loaded { mut config, warnings, .. } = loaded;
     config.server.connections_max = connections_max(&config);
     for warning in &warnings {
@@ -88,6 +91,7 @@ async fn serve(loaded: Loaded, passed: Passed, reloading: Reloading) -> ExitCode
     }
     let text = keys_loaded(config.keys.len(), &config.key_source.to_string());
     info!(event = "keys_loaded", count = config.keys.len(), "{text}");
+    info!(event = "configuration_read", "{read}");
     if passed.count() > 0 && !config.server.listen.iter().any(|listen| *listen == Listen::Systemd) {
         let count = passed.count();
         warn!("systemd passes {count} sockets that are not listened on: add \"systemd\" to server.listen");

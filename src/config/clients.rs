@@ -44,7 +44,7 @@ pub(super) fn read(
         let rules = rules::read(entry, pool, problems);
         let name = entry.one_of(&["name"], problems);
         if let Some((_, name, place)) = &name {
-            problems.extend(check_name(name).err().map(|wrong| place.problem(wrong)));
+            problems.extend(check_client_name(name).err().map(|wrong| place.problem(wrong)));
             if let Some(first) = names.insert(name, index) {
                 let what = format!("client {} has the same name as client {}", index + 1, first + 1);
                 problems.push(place.problem(WrongValue::new(what).advise("give each client its own name")));
@@ -80,6 +80,24 @@ pub(super) fn read(
         }
     }
     clients
+}
+
+/// Names that records and metrics use for requests without a client of the configuration.
+const RESERVED: [(&str, &str); 3] = [
+    ("own", "requests with a key of their own and without a token"),
+    ("local", "requests while there are no clients"),
+    ("other", "what is not told apart any more"),
+];
+
+fn check_client_name(name: &str) -> Result<(), WrongValue> {
+    check_name(name)?;
+    match RESERVED.iter().find(|(reserved, _)| *reserved == name) {
+        Some((_, whose)) => {
+            Err(WrongValue::new(format!("the name `{name}` is taken: records use it for {whose}"))
+                .advise("give the client another name"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// The fingerprint of a token that a header can carry.

@@ -152,6 +152,11 @@ impl<'a> Document<'a> {
 }
 
 impl<'a> Entry<'a> {
+    /// Whether a key or a token stands in it, and not only where one is or its hash.
+    pub(super) fn holds_secrets(&self) -> bool {
+        ["key", "token"].iter().any(|name| self.table.contains_key(*name))
+    }
+
     /// Reports every field that is not one of `known`.
     pub(super) fn check_names(&self, known: &[&'static str], problems: &mut Vec<Problem>) {
         for name in self.table.keys().filter(|name| !known.contains(&name.get_ref().as_ref())) {

@@ -2,9 +2,9 @@
 //! every other byte, comments above all, stays as somebody wrote it. The file is replaced whole, and
 //! only when the new one is a configuration without mistakes.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
@@ -112,7 +112,7 @@ fn quoted(text: &str) -> String {
     quoted + "\""
 }
 
-/// Adds a client to the configuration file. Returns the file, and what it says now.
+/// Adds a client to the configuration file, which is made where there is none. Returns the file, and what it says now.
 ///
 /// # Errors
 ///
@@ -122,7 +122,7 @@ pub fn add_client(
     client: &NewClient,
     token: &TokenFingerprint,
 ) -> Result<(PathBuf, Loaded), EditError> {
-    change(overrides, |text| {
+    change(overrides, Missing::IsMade, |text| {
         if entry_of(text, &client.name)?.is_some() {
             return Err(EditError::Exists(client.name.clone()));
         }
@@ -143,7 +143,7 @@ pub fn add_client(
 ///
 /// When there is none of that name, or the file cannot be changed or would have mistakes.
 pub fn remove_client(overrides: &Overrides, name: &str) -> Result<(PathBuf, Loaded), EditError> {
-    change(overrides, |text| {
+    change(overrides, Missing::IsRefused, |text| {
         let Some((start, end)) = entry_of(text, name)? else {
             return Err(EditError::Unknown(name.to_owned()));
         };
@@ -178,14 +178,33 @@ fn entry_of(text: &str, name: &str) -> Result<Option<(usize, usize)>, EditError>
     Ok(None)
 }
 
+/// What becomes of a file that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Missing {
+    IsMade,
+    IsRefused,
+}
+
+/// What a file begins with that was not there.
+const FIRST_LINES: &str =
+    "# Keychoir's configuration. Every setting: keychoir.toml in Keychoir's folder `config`.\n";
+
 fn change(
     overrides: &Overrides,
+    missing: Missing,
     edit: impl FnOnce(&str) -> Result<String, EditError>,
 ) -> Result<(PathBuf, Loaded), EditError> {
     let named = named(overrides)?;
     // A link goes on pointing at the file that is changed.
-    let path = fs::canonicalize(&named).map_err(|source| unreadable(&named, &source))?;
-    let read = || source::read_file(&path).map_err(|why| unreadable(&path, &why));
+    let path = match fs::canonicalize(&named) {
+        Ok(path) => path,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && missing == Missing::IsMade => named.clone(),
+        Err(source) => return Err(unreadable(&named, &source)),
+    };
+    let read = || match source::read_file(&path) {
+        Err(source::Unreadable::Missing) if missing == Missing::IsMade => Ok(FIRST_LINES.to_owned()),
+        read => read.map_err(|why| unreadable(&path, &why)),
+    };
     let text = read()?;
     let next = edit(&text)?;
     let unwritable = |source| EditError::Unwritable { path: path.clone(), source };
@@ -199,37 +218,53 @@ fn change(
         return Err(EditError::Changed);
     }
     file.persist(&path).map_err(|error| unwritable(error.error))?;
-    if let Some(folder) = path.parent() {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(unwritable)?;
     }
     Ok((named, loaded))
 }
 
-/// The file that the command line or the environment names.
+/// The file that the command line or the environment names, else the one that would be read, else the
+/// first place where one is looked for.
 fn named(overrides: &Overrides) -> Result<PathBuf, EditError> {
     if let Some(path) = &overrides.config_file {
         return Ok(path.clone());
     }
     let environment = Environment::of_process();
-    let text = environment.value(variables::CONFIG).ok_or(EditError::NoFile)?;
-    Folders { base: None, home: environment.home() }.file(text).map_err(|_| EditError::NoFile)
+    if let Some(text) = environment.value(variables::CONFIG) {
+        return Folders { base: None, home: environment.home() }.file(text).map_err(|_| EditError::NoFile);
+    }
+    let files = environment.config_files();
+    let there = files.iter().find(|path| fs::symlink_metadata(path).is_ok());
+    there.or(files.first()).cloned().ok_or(EditError::NoFile)
 }
 
 fn unreadable(path: &Path, why: &dyn std::fmt::Display) -> EditError {
     EditError::Unreadable { path: path.to_owned(), why: why.to_string() }
 }
 
-/// A file beside `path` with this text, and whose it is and who may read it as there.
+/// A file beside `path` with this text, and whose it is and who may read it as there; where nothing is
+/// there, only its owner may.
 fn beside(path: &Path, text: &str) -> io::Result<NamedTempFile> {
-    let seen = fs::metadata(path)?;
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let seen = match fs::metadata(path) {
+        Ok(seen) => Some(seen),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    // Made with 0600, which a file keeps that was not there.
     let mut file = tempfile::Builder::new().prefix(".keychoir-").suffix(".toml").tempfile_in(folder)?;
     file.write_all(text.as_bytes())?;
-    let made = file.as_file().metadata()?;
-    if (made.uid(), made.gid()) != (seen.uid(), seen.gid()) {
-        chown(file.path(), Some(seen.uid()), Some(seen.gid()))?;
+    if let Some(seen) = seen {
+        let made = file.as_file().metadata()?;
+        if (made.uid(), made.gid()) != (seen.uid(), seen.gid()) {
+            chown(file.path(), Some(seen.uid()), Some(seen.gid()))?;
+        }
+        file.as_file().set_permissions(seen.permissions())?;
     }
-    file.as_file().set_permissions(seen.permissions())?;
     file.as_file().sync_all()?;
     Ok(file)
 }
@@ -290,6 +325,21 @@ mod tests {
         );
         let file = "[[clients]]\nname = \"ops\"\ntoken = \"0123456789abcdef\" # a\n\n# end\n";
         check(file, &format!("{file}\n{}", entry()), file);
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_made_for_its_owner_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new").join("keychoir").join("k.toml");
+        add_client(&overrides(&path), &app(), &print()).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{FIRST_LINES}\n{}", entry()));
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+        // Nothing is made of a mistake but the folder.
+        let other = folder.path().join("other").join("k.toml");
+        let wrong = NewClient { name: "An App".to_owned(), ..app() };
+        assert!(matches!(add_client(&overrides(&other), &wrong, &print()), Err(EditError::Mistaken(_))));
+        assert_eq!(fs::read_dir(other.parent().unwrap()).unwrap().count(), 0);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::secret::ApiKey;
 
 const LIST: &str = "ELEVENLABS_API_KEYS";
 const LIST_FILE: &str = "ELEVENLABS_API_KEYS_FILE";
-const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+pub(super) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 const CREDENTIAL: &str = "elevenlabs_api_keys";
 
 /// A larger share than that is one key alone.

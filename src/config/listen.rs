@@ -1,6 +1,7 @@
 //! The places clients come to: ports, Unix sockets, and sockets that systemd holds for us.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -43,6 +44,10 @@ impl Listens {
             if listens.contains(&listen) {
                 return Err(WrongValue::new(format!("{} is given twice", shown(text))));
             }
+            if let Some(other) = listens.iter().find(|other| listen.needs_what_has(other)) {
+                return Err(WrongValue::new(format!("{listen} and {other} are one port of one address"))
+                    .advise("leave one of them out"));
+            }
             listens.push(listen);
         }
         if listens.is_empty() {
@@ -77,6 +82,26 @@ impl Listen {
             Self::Unix(_) | Self::Systemd => None,
         }
     }
+
+    /// Whether it cannot be listened on beside `other`, because both are one port of one address. Of
+    /// `localhost`, only the IPv4 address must be had.
+    fn needs_what_has(&self, other: &Self) -> bool {
+        let (Self::Port(port), Self::Port(other)) = (self, other) else { return false };
+        let needed = port.socket_addresses().into_iter().take(1);
+        let mut pairs =
+            needed.flat_map(|needed| other.socket_addresses().into_iter().map(move |had| (needed, had)));
+        pairs.any(|(needed, had)| {
+            needed.port() != 0 && needed.port() == had.port() && overlap(needed.ip(), had.ip())
+        })
+    }
+}
+
+/// Whether two addresses are one, or one of them is all addresses.
+fn overlap(one: IpAddr, other: IpAddr) -> bool {
+    // Whether all addresses of IPv6 are those of IPv4, too, is up to the system.
+    let is_all =
+        |address: IpAddr, other: IpAddr| address.is_unspecified() && address.is_ipv4() == other.is_ipv4();
+    one.to_canonical() == other.to_canonical() || is_all(one, other) || is_all(other, one)
 }
 
 impl Default for Listens {
@@ -184,6 +209,32 @@ mod tests {
         check(&["127.0.0.1:1", "x"], "! `x` has no port; write HOST:PORT, for example 127.0.0.1:11011");
         check(&["systemd", "systemd"], "! `systemd` is given twice");
         check(&[], "! there is nothing to listen on; write HOST:PORT, for example 127.0.0.1:11011");
+    }
+
+    #[test]
+    fn one_port_of_one_address_is_listened_on_once() {
+        let conflict = |one: &str, other: &str| {
+            check(
+                &[other, one],
+                &format!("! {one} and {other} are one port of one address; leave one of them out"),
+            );
+        };
+        conflict("127.0.0.1:1", "localhost:1");
+        conflict("localhost:1", "127.0.0.1:1");
+        conflict("[::1]:1", "localhost:1");
+        conflict("127.0.0.1:1", "0.0.0.0:1");
+        conflict("0.0.0.0:1", "localhost:1");
+        conflict("[::1]:1", "[::]:1");
+        for two in [
+            ["127.0.0.1:1", "127.0.0.1:2"],
+            ["127.0.0.1:1", "[::1]:1"],
+            // Of `localhost` the second address may be missing.
+            ["[::1]:1", "localhost:1"],
+            ["127.0.0.1:1", "127.0.0.2:1"],
+            ["127.0.0.1:0", "localhost:0"],
+        ] {
+            check(&two, &format!("[\"{}\", \"{}\"]", two[0], two[1]));
+        }
     }
 
     #[test]

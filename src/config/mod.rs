@@ -32,6 +32,7 @@ mod mask;
 mod problem;
 
 mod edit;
+mod permissions;
 mod reload;
 mod source;
 
@@ -63,7 +64,7 @@ use crate::secret::ApiKey;
 /// What the command line says, over everything else.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
-    /// `--config FILE`; without it, `KEYCHOIR_CONFIG` may name one.
+    /// `--config FILE`; without it, `KEYCHOIR_CONFIG` may name one, or one of the usual places have one.
     pub config_file: Option<PathBuf>,
     /// `--listen`, each of them.
     pub listen: Vec<String>,
@@ -94,6 +95,8 @@ pub struct Loaded {
     pub warnings: Vec<Warning>,
     /// The configuration file, if there is one.
     pub file: Option<PathBuf>,
+    /// Whether keys or tokens stand in it.
+    pub file_holds_secrets: bool,
     /// Every file that was looked at, as it was.
     pub files: Files,
 }
@@ -111,9 +114,19 @@ pub fn load(overrides: &Overrides) -> Result<Loaded, Problems> {
         source::read_file(path)
     };
     let sources = source::Sources { environment, read: &read, now: source::now() };
-    let resolved = resolve::resolve(overrides, &sources);
-    resolved.map(|loaded| Loaded { files: files.into_inner(), ..loaded })
+    let mut loaded = resolve::resolve(overrides, &sources)?;
+    let credentials = sources.environment.value(keys::CREDENTIALS).map(PathBuf::from);
+    loaded.files = files.into_inner();
+    loaded.warnings.extend(permissions::warnings(&loaded, credentials.as_deref()));
+    if loaded.file.is_none() && Path::new(NAME).exists() {
+        let what = format!("this file is not read, because nothing names it: --config {NAME} does");
+        loaded.warnings.push(problem::Place::of(Origin::File(PathBuf::from(NAME))).warning(what));
+    }
+    Ok(loaded)
 }
+
+/// What a configuration file is called.
+const NAME: &str = "keychoir.toml";
 
 /// Everything that can be set. The default has no keys.
 #[derive(Clone, Debug, Default)]

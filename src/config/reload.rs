@@ -26,6 +26,15 @@ impl Files {
         self.0.push((path.to_owned(), stamp(path)));
     }
 
+    /// Those that there were, each once.
+    pub fn read(&self) -> impl Iterator<Item = &Path> {
+        let there = || self.0.iter().filter(|(_, stamp)| stamp.is_some()).map(|(path, _)| path.as_path());
+        there()
+            .enumerate()
+            .filter(move |(index, path)| !there().take(*index).any(|other| other == *path))
+            .map(|(_, path)| path)
+    }
+
     /// The same files as they are now.
     #[must_use]
     pub fn now(&self) -> Self {

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::document::{Contents, Document};
+use super::document::{Contents, Document, Entry};
 use super::host_port::HostPort;
 use super::keys::{self, KeySource, unreadable};
 use super::listen::{Listen, Listens};
@@ -87,7 +87,8 @@ pub(super) fn resolve(overrides: &Overrides, sources: &Sources<'_>) -> Result<Lo
     if let Some(document) = &document {
         draft.problems.retain(|problem| !document.is_guess(problem));
     }
-    draft.finish(path)
+    let file_holds_secrets = contents.keys.iter().chain(&contents.clients).any(Entry::holds_secrets);
+    draft.finish(path, file_holds_secrets)
 }
 
 /// The configuration so far.
@@ -107,7 +108,11 @@ impl Draft {
         if let Some(path) = &overrides.config_file {
             return Some((path.clone(), Place::of(Origin::Flag("--config"))));
         }
-        let path = sources.environment.value(variables::CONFIG)?;
+        let Some(path) = sources.environment.value(variables::CONFIG) else {
+            let mut files = sources.environment.config_files().into_iter();
+            let found = files.find(|path| (sources.read)(path) != Err(Unreadable::Missing))?;
+            return Some((found.clone(), Place::of(Origin::File(found))));
+        };
         let place = Place::of(Origin::Variable(variables::CONFIG.to_owned()));
         let folders = Folders { base: None, home: sources.environment.home() };
         match folders.file(path) {
@@ -131,13 +136,16 @@ impl Draft {
                 Place::of(origin).problem(wrong.advise("save it as UTF-8"))
             }
             Unreadable::Missing | Unreadable::Folder | Unreadable::TooLarge | Unreadable::Other(_) => {
-                // A flag is in plain sight anyway; a variable may hold anything.
-                let named = if matches!(place.origin, Origin::Flag(_)) {
-                    format!("`{}`", path.display())
-                } else {
-                    shown(&path.to_string_lossy())
-                };
-                place.problem(unreadable(&named, &reason))
+                match &place.origin {
+                    Origin::File(_) => place.problem(
+                        unreadable("the file", &reason).advise("another one is named with --config FILE"),
+                    ),
+                    // A flag is in plain sight anyway; a variable may hold anything.
+                    Origin::Flag(_) => place.problem(unreadable(&format!("`{}`", path.display()), &reason)),
+                    Origin::Variable(_) | Origin::Line { .. } | Origin::Nowhere => {
+                        place.problem(unreadable(&shown(&path.to_string_lossy()), &reason))
+                    }
+                }
             }
         });
         None
@@ -173,9 +181,7 @@ impl Draft {
             .suggest(near)
             .advise("set ELEVENLABS_API_KEYS=sk_first,sk_second")
             .advise("or put them in a file, one a line, and set ELEVENLABS_API_KEYS_FILE to its path")
-            .advise(
-                "or write a [[keys]] entry with `key` or `key_file` for each in the file that --config names",
-            )
+            .advise("or write a [[keys]] entry with `key` or `key_file` for each in the configuration file")
             .advise("to see it work without a key: keychoir demo");
         self.problems.push(Place::of(Origin::Nowhere).problem(wrong));
     }
@@ -292,12 +298,13 @@ impl Draft {
         self.warnings.extend(found.warnings);
     }
 
-    fn finish(mut self, file: Option<PathBuf>) -> Result<Loaded, Problems> {
+    fn finish(mut self, file: Option<PathBuf>, file_holds_secrets: bool) -> Result<Loaded, Problems> {
         self.syntax_errors.append(&mut self.problems);
         match Problems::of(self.syntax_errors) {
             Some(problems) => Err(problems),
             None => {
-                Ok(Loaded { config: self.config, warnings: self.warnings, file, files: Files::default() })
+                let (config, warnings, files) = (self.config, self.warnings, Files::default());
+                Ok(Loaded { config, warnings, file, file_holds_secrets, files })
             }
         }
     }

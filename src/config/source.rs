@@ -50,6 +50,15 @@ impl Environment {
         self.value("HOME").or_else(|| self.value("USERPROFILE")).map(Path::new)
     }
 
+    /// Where a configuration file is looked for when nothing names one; the first that there is counts.
+    /// The first is where one is made.
+    pub(super) fn config_files(&self) -> Vec<PathBuf> {
+        let config = self.value("XDG_CONFIG_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
+        let config = config.or_else(|| Some(self.home()?.join(".config")));
+        let of_user = config.map(|config| config.join("keychoir/keychoir.toml"));
+        of_user.into_iter().chain([PathBuf::from("/etc/keychoir/keychoir.toml")]).collect()
+    }
+
     /// Where the books are kept unless told otherwise: what systemd gave, what the desktop rules
     /// say, or their default below the home folder.
     pub(super) fn state_file(&self) -> Option<PathBuf> {
@@ -171,6 +180,26 @@ mod tests {
         check_state_file(
             &[home, ("STATE_DIRECTORY", " ")],
             Some("/home/me/.local/state/keychoir/keychoir.db"),
+        );
+    }
+
+    #[track_caller]
+    fn check_config_files(variables: &[(&str, &str)], expected: &[&str]) {
+        let environment: Environment =
+            variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect();
+        assert_eq!(environment.config_files(), expected.iter().map(PathBuf::from).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_configuration_file_is_the_users_or_the_machines() {
+        const ETC: &str = "/etc/keychoir/keychoir.toml";
+        let home = ("HOME", "/home/me");
+        check_config_files(&[], &[ETC]);
+        check_config_files(&[home], &["/home/me/.config/keychoir/keychoir.toml", ETC]);
+        check_config_files(&[home, ("XDG_CONFIG_HOME", "/x")], &["/x/keychoir/keychoir.toml", ETC]);
+        check_config_files(
+            &[home, ("XDG_CONFIG_HOME", "x")],
+            &["/home/me/.config/keychoir/keychoir.toml", ETC],
         );
     }
 

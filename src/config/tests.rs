@@ -502,7 +502,7 @@ fn without_keys_the_three_ways_and_the_demo_are_named() {
 configuration: there are no ElevenLabs API keys
     = set ELEVENLABS_API_KEYS=sk_first,sk_second
     = or put them in a file, one a line, and set ELEVENLABS_API_KEYS_FILE to its path
-    = or write a [[keys]] entry with `key` or `key_file` for each in the file that --config names
+    = or write a [[keys]] entry with `key` or `key_file` for each in the configuration file
     = to see it work without a key: keychoir demo
 ",
     );
@@ -560,6 +560,49 @@ fn mistakes_in_clients_are_told_without_their_values() {
      = give each client its own token
 ",
         );
+}
+
+#[test]
+fn a_client_is_not_called_what_records_call_others() {
+    for name in ["own", "local", "other"] {
+        let text = format!("[[clients]]\nname = \"{name}\"\ntoken = \"0123456789abcdef\"\n");
+        let problems = Given::fresh().toml(&text).resolve().unwrap_err().to_string();
+        assert!(problems.contains(&format!("k.toml:2:8: the name `{name}` is taken")), "{problems}");
+    }
+    let text = "[[clients]]\nname = \"owner\"\ntoken = \"0123456789abcdef\"\n";
+    assert_eq!(Given::fresh().toml(text).config().clients[0].name, "owner");
+}
+
+#[test]
+fn a_configuration_file_is_found_without_a_name() {
+    const OF_USER: &str = "/home/me/.config/keychoir/keychoir.toml";
+    const OF_MACHINE: &str = "/etc/keychoir/keychoir.toml";
+    let listen = |port: u16| format!("[server]\nlisten = \"127.0.0.1:{port}\"\n");
+    let (one, two, three) = (listen(1), listen(2), listen(3));
+    let neither = Given::fresh();
+    let machine = neither.clone().file(OF_MACHINE, &two);
+    let both = machine.clone().file(OF_USER, &one);
+    let xdg = both.clone().variable("XDG_CONFIG_HOME", "/x").file("/x/keychoir/keychoir.toml", &three);
+    let named = both.clone().variable("KEYCHOIR_CONFIG", "/named.toml").file("/named.toml", &three);
+    for (given, port, file) in [
+        (&neither, 11011, None),
+        (&machine, 2, Some(OF_MACHINE)),
+        (&both, 1, Some(OF_USER)),
+        (&xdg, 3, Some("/x/keychoir/keychoir.toml")),
+        (&named, 3, Some("/named.toml")),
+    ] {
+        let loaded = given.resolve().unwrap();
+        assert_eq!(loaded.config.server.listen.to_string(), format!("\"127.0.0.1:{port}\""));
+        assert_eq!(loaded.file.as_deref(), file.map(Path::new));
+    }
+    machine.file(OF_USER, "[serverr]\n").check_problems(&format!(
+        "
+{OF_USER}:1:2: unknown section `serverr`
+  1 | [serverr]
+    |  ^^^^^^^
+    = did you mean `server`?
+"
+    ));
 }
 
 #[test]

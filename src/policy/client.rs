@@ -13,7 +13,7 @@ use http::HeaderMap;
 
 use super::allowance::{Allowance, Rate};
 use super::endpoint::is_within;
-use super::headers::{Presented, presented};
+use super::headers::{Presented, has_unreadable_key, presented};
 use crate::secret::{ApiKey, TokenFingerprint};
 
 /// The name of a client, for records and logs.
@@ -170,13 +170,17 @@ pub enum Unidentified {
     /// It presents something, and no client has it.
     #[error("the client presents a token that nobody has")]
     Wrong,
+    /// It may bring its own key, and brings a text that no header could carry to the provider.
+    #[error("the client's own key is malformed")]
+    MalformedKey,
 }
 
 /// The client that asks.
 ///
 /// # Errors
 ///
-/// When tokens are asked for and none that is presented is one.
+/// When tokens are asked for and none that is presented is one, and when a client that may bring its own
+/// key brings a malformed one: serving it from the pool would spend another's credits.
 pub fn identify(clients: &Clients, headers: &HeaderMap, query: Option<&str>) -> Result<Caller, Unidentified> {
     let presented = || presented(headers, query);
     // One that is no token: what the SDK was given as its key.
@@ -185,16 +189,23 @@ pub fn identify(clients: &Clients, headers: &HeaderMap, query: Option<&str>) -> 
             Presented::Key(key) => Some(key),
             Presented::Token(_) | Presented::Other(_) => None,
         });
-        keys.filter(|key| clients.of_token(key).is_none()).find_map(|key| ApiKey::new(&key).ok())
+        let mut is_malformed = has_unreadable_key(headers);
+        for key in keys.filter(|key| clients.of_token(key).is_none()) {
+            match ApiKey::new(&key) {
+                Ok(key) => return Ok(Some(key)),
+                Err(_) => is_malformed = true,
+            }
+        }
+        if is_malformed { Err(Unidentified::MalformedKey) } else { Ok(None) }
     };
     if let Some(client) = presented().find_map(|credential| clients.of_token(credential.text())) {
-        let own_key = client.rules.may_bring_key.then(own_key).flatten();
+        let own_key = if client.rules.may_bring_key { own_key()? } else { None };
         return Ok(Caller { client: Arc::clone(client), own_key });
     }
     // Who presents a token means to be known by it.
     let has_token = presented().any(|credential| matches!(credential, Presented::Token(_)));
     let own_key = match clients.strangers {
-        Strangers::BringKeys if !has_token => own_key(),
+        Strangers::BringKeys if !has_token => own_key()?,
         Strangers::BringKeys | Strangers::Refused => None,
     };
     if own_key.is_some() || !clients.are_known() {
@@ -303,6 +314,26 @@ mod tests {
         check_own(&clients, &[ops, ("xi-api-key", "token-of-app")], None, Ok(("ops", None)));
         check_own(&clients, &[ops, ("authorization", "Bearer sk_own")], None, Ok(("ops", None)));
         check_own(&clients, &[app, ("xi-api-key", "sk_own")], None, Ok(("app", None)));
+    }
+
+    #[test]
+    fn a_malformed_own_key_is_not_served_from_the_pool() {
+        let clients = known(Strangers::Refused);
+        let (ops, app) = (("x-keychoir-token", "token-of-ops"), ("x-keychoir-token", "token-of-app"));
+        let anyone = Clients::new(Vec::new(), Strangers::BringKeys);
+        for key in ["sk_own two", "sk\u{e9}", "Bearer sk_own"] {
+            let own = ("xi-api-key", key);
+            check_own(&clients, &[ops, own], None, Err(Unidentified::MalformedKey));
+            check_own(&clients, &[app, own], None, Ok(("app", None)));
+            check_own(&known(Strangers::BringKeys), &[own], None, Err(Unidentified::MalformedKey));
+            check_own(&anyone, &[own], None, Err(Unidentified::MalformedKey));
+        }
+        check_own(&clients, &[ops], Some("xi_api_key=sk%20own"), Err(Unidentified::MalformedKey));
+        check_own(&clients, &[ops], Some("xi_api_key=sk%0Aown"), Err(Unidentified::MalformedKey));
+        check_own(&clients, &[ops, ("xi-api-key", "")], None, Ok(("ops", None)));
+        // One that can be sent is the one that is meant.
+        let both = Some("xi_api_key=sk_own");
+        check_own(&clients, &[ops, ("xi-api-key", "sk own")], both, Ok(("ops", Some("sk_own"))));
     }
 
     #[test]

@@ -226,6 +226,13 @@ pub fn presented<'a>(headers: &'a HeaderMap, query: Option<&'a str>) -> impl Ite
     all.filter(|credential| !credential.text().is_empty())
 }
 
+/// Whether a client puts a text where the SDKs put a key that is not visible ASCII, so that it is not
+/// among what is [`presented`].
+pub(super) fn has_unreadable_key(headers: &HeaderMap) -> bool {
+    let names = [Known::KEY, Known::KEY_UNDERSCORED].map(Known::name);
+    names.iter().any(|name| headers.get_all(*name).iter().any(|value| value.to_str().is_err()))
+}
+
 fn in_header(known: Known, value: &str) -> Presented<'_> {
     match value.split_once(' ') {
         Some((scheme, token)) if known == Known::AUTHORIZATION && scheme.eq_ignore_ascii_case("bearer") => {

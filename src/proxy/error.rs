@@ -170,6 +170,13 @@ impl ProxyError {
                 "client_token_wrong",
                 "Keychoir does not know this client token. Ask whoever runs Keychoir for one.",
             ),
+            Self::Unidentified(Unidentified::MalformedKey) => told(
+                StatusCode::BAD_REQUEST,
+                "invalid_api_key",
+                "malformed_own_key",
+                "This is no API key: it has a space, a control character or a letter beyond ASCII. Send your \
+                 ElevenLabs key alone in xi-api-key, or none to be served by the pool.",
+            ),
             Self::Stranger(Stranger::Host) => told(
                 StatusCode::MISDIRECTED_REQUEST,
                 "forbidden",
@@ -356,6 +363,7 @@ mod tests {
         for (error, http, code) in [
             (ProxyError::Unidentified(Unidentified::Missing), 401, "client_token_missing"),
             (ProxyError::Unidentified(Unidentified::Wrong), 401, "client_token_wrong"),
+            (ProxyError::Unidentified(Unidentified::MalformedKey), 400, "malformed_own_key"),
             (ProxyError::Stranger(Stranger::Host), 421, "host_not_allowed"),
             (ProxyError::Stranger(Stranger::Origin), 403, "origin_not_allowed"),
             (ProxyError::Denied("it is dangerous"), 403, "path_denied"),

@@ -37,7 +37,7 @@ use crate::tasks;
 
 use ledger::Ledger;
 use lock::{Lock, LockError};
-pub use open::OpenError;
+pub use open::{OpenError, examine};
 use open::{Look, Opened};
 use origin::Origin;
 pub use outbox::{

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rustix::fs::{Access, access};
 
 use super::ledger::Ledger;
 use super::origin::{self, Origin};
@@ -158,6 +159,50 @@ pub(super) fn open(place: &Place, now: UnixMs, look: Look) -> Result<Opened, Ope
         set_aside(path, now).map_err(|source| OpenError::CannotSetAside { path: path.clone(), source })?;
     make_private(path).map_err(unwritable)?;
     checked(prepared(path, Look::Trusting).map_err(unusable)?, path, Some(aside))
+}
+
+/// Whether a start could open the books: they could be written, and no newer version has written them.
+/// Nothing is made or changed. What is broken is no obstacle, because a start puts it aside.
+///
+/// # Errors
+///
+/// What a start would end with.
+pub fn examine(place: &Place) -> Result<(), OpenError> {
+    let path = match place {
+        Place::File(path) => path,
+        Place::Memory => return Ok(()),
+    };
+    let unwritable = |source| OpenError::Unwritable { path: path.clone(), source };
+    let is_there = match OpenOptions::new().append(true).open(path) {
+        Ok(_) => true,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => return Err(unwritable(error)),
+    };
+    // The first folder that is there: those below it would be made.
+    let mut folders = path.ancestors().skip(1).map(|folder| match folder.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => folder,
+    });
+    let folder = folders.find(|folder| fs::symlink_metadata(folder).is_ok()).unwrap_or(Path::new("."));
+    if !fs::metadata(folder).map_err(unwritable)?.is_dir() {
+        return Err(unwritable(io::ErrorKind::NotADirectory.into()));
+    }
+    access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| unwritable(error.into()))?;
+    if !is_there {
+        return Ok(());
+    }
+    match origin::of(path).map_err(unwritable)? {
+        Origin::Ours => {}
+        Origin::OursNoDatabase => return Ok(()),
+        Origin::Foreign(found) => return Err(OpenError::Foreign { path: path.clone(), found }),
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    match Connection::open_with_flags(path, flags).and_then(|connection| schema::version(&connection)) {
+        Ok(found) if found > schema::VERSION => Err(OpenError::Newer { path: path.clone(), found }),
+        Ok(_) => Ok(()),
+        Err(error) if is_broken(&error) => Ok(()),
+        Err(source) => Err(OpenError::Unusable { path: path.clone(), source }),
+    }
 }
 
 /// The file that SQLite keeps beside another.

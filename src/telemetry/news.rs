@@ -16,6 +16,12 @@ pub fn keys_loaded(count: usize, source: &str) -> String {
     format!("Loaded {count} ElevenLabs API key{plural} from {source}")
 }
 
+/// What a key is called: its name, or else its number from 1.
+#[must_use]
+pub fn key_name(position: usize, name: Option<&str>) -> String {
+    name.map_or_else(|| format!("key {}", position + 1), str::to_owned)
+}
+
 /// The line for a key in the table that is shown at the start: its number from 1, what may be
 /// shown of it, its plan, what is used, when it resets, and how it stands.
 #[must_use]

@@ -1,0 +1,98 @@
+//! Who else on this machine can read a file with secrets, or change one that is gone by. It is only
+//! worth a warning: the owner of a machine may have reasons.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::Loaded;
+use super::problem::{Origin, Place, Warning};
+
+/// The bits of a file's group and of all others.
+const OTHERS: u32 = 0o077;
+/// Of them, those that let them write.
+const OTHERS_WRITE: u32 = 0o022;
+
+/// What is in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    /// Keys, tokens, or usage records.
+    Secret,
+    /// Settings.
+    Plain,
+}
+
+/// What is wrong with the mode of a file, if anything.
+fn finding(mode: u32, content: Content) -> Option<String> {
+    let bits = mode & 0o777;
+    let can = match content {
+        _ if mode & OTHERS_WRITE != 0 => "change",
+        Content::Secret if mode & OTHERS != 0 => "read",
+        Content::Secret | Content::Plain => return None,
+    };
+    let cure = match content {
+        Content::Secret => "chmod 600",
+        Content::Plain => "chmod go-w",
+    };
+    Some(format!(
+        "other users of this machine can {can} this file (mode {bits:04o}): {cure} makes it yours alone"
+    ))
+}
+
+/// Warnings for the files of a configuration: those that were read, and the database where it is. What
+/// systemd has put into `credentials` is protected by systemd.
+pub(super) fn warnings(loaded: &Loaded, credentials: Option<&Path>) -> Vec<Warning> {
+    let Loaded { config, file, file_holds_secrets, files, .. } = loaded;
+    let content = |path: &Path| {
+        let is_plain = file.as_deref() == Some(path) && !file_holds_secrets;
+        // A certificate is shown to every client.
+        let is_certificate = config.server.tls.cert.as_deref() == Some(path);
+        if is_plain || is_certificate { Content::Plain } else { Content::Secret }
+    };
+    let is_passed = |path: &Path| credentials.is_some_and(|folder| path.starts_with(folder));
+    let read = files.read().filter(|path| !is_passed(path)).map(|path| (path.to_owned(), content(path)));
+    let database = config.storage.file().into_iter().flat_map(|path| {
+        ["", "-wal", "-shm"].map(|suffix| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(suffix);
+            (PathBuf::from(name), Content::Secret)
+        })
+    });
+    let found = read.chain(database).filter_map(|(path, content)| {
+        let seen = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?;
+        let what = finding(seen.permissions().mode(), content)?;
+        Some(Place::of(Origin::File(path)).warning(what))
+    });
+    found.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(mode: u32, content: Content, expected: Option<&str>) {
+        let found = finding(0o100_000 | mode, content);
+        match expected {
+            Some(words) => assert!(found.as_ref().is_some_and(|found| found.contains(words)), "{found:?}"),
+            None => assert_eq!(found, None),
+        }
+    }
+
+    #[test]
+    fn a_secret_is_for_its_owner_alone() {
+        for mode in [0o600, 0o400, 0o700] {
+            check(mode, Content::Secret, None);
+        }
+        check(0o640, Content::Secret, Some("read this file (mode 0640)"));
+        check(0o604, Content::Secret, Some("read this file (mode 0604)"));
+        check(0o666, Content::Secret, Some("change this file (mode 0666)"));
+    }
+
+    #[test]
+    fn settings_may_be_read_and_not_changed() {
+        check(0o644, Content::Plain, None);
+        check(0o664, Content::Plain, Some("change this file (mode 0664)"));
+        check(0o602, Content::Plain, Some("chmod go-w"));
+    }
+}
