@@ -17,7 +17,7 @@ use std::time::Duration;
 use house::{House, ONE, assert_ours, house_with, join_all, loopback};
 use keychoir::app::{self, Drained, Parts};
 use keychoir::config::{ClientConfig, Config};
-use keychoir::secret::{ApiKey, Fingerprint};
+use keychoir::secret::{ApiKey, TokenFingerprint};
 use keychoir::simulator::Plan;
 use keychoir::tasks::Tasks;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -27,8 +27,11 @@ use tokio::time::{sleep, timeout};
 
 /// A house that knows one client.
 async fn with_a_client() -> House {
-    let client =
-        ClientConfig { name: "app".into(), token: Fingerprint::of("its-token"), rules: Default::default() };
+    let client = ClientConfig {
+        name: "app".into(),
+        token: TokenFingerprint::of("its-token"),
+        rules: Default::default(),
+    };
     house_with(Plan::of([(ONE, 1_000)]), |config| config.clients = vec![client]).await
 }
 

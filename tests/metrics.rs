@@ -230,6 +230,19 @@ async fn the_names_and_types_are_golden() {
 }
 
 #[tokio::test]
+async fn a_key_with_a_name_has_it_as_a_label() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = Plan::of([(ONE, 1_000), (TWO, 10_000)]);
+    let house = house::house_in(folder, plan, |config| config.keys[1].name = Some("studio".to_owned())).await;
+    let page = settled(&house, 0).await;
+    assert_eq!(page.value("keychoir_key_credits_limit", &[("name", "studio")]), 10_000.0);
+    let named = |sample: &&Sample| sample.labels.iter().any(|(name, _)| name == "name");
+    let of_keys = page.samples.iter().filter(|sample| sample.name.starts_with("keychoir_key_"));
+    assert_eq!(of_keys.clone().filter(named).count() * 2, of_keys.count());
+    house.close().await;
+}
+
+#[tokio::test]
 async fn the_values_are_those_of_the_books_and_the_ledger() {
     let house = house(Plan::of([(ONE, 1_000), (TWO, 10_000)])).await;
     for _ in 0..5 {

@@ -385,3 +385,54 @@ fn files_that_others_can_read_are_warned_about() {
     write("tokens.toml", "[log]\nlevel = \"warn\"\n", 0o644);
     assert!(!stderr(&check()).contains("other users"), "{}", stderr(&check()));
 }
+
+/// A simulated ElevenLabs and a Keychoir before it; what the start has written, line by line, until the
+/// line of the status page.
+fn start_lines(command: &mut std::process::Command) -> (Program, Vec<String>) {
+    let mut program = Program::start(command);
+    let lines = std::cell::RefCell::new(Vec::new());
+    program.line(|line| {
+        lines.borrow_mut().push(line.to_owned());
+        line.contains("/api/elevenlabs-status").then_some(())
+    });
+    (program, lines.into_inner())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_screen_names_keys_and_tokens_in_80_columns_of_ascii() {
+    use keychoir::simulator::{Plan, Simulator};
+    const ONE: &str = "sk_key_number_one_000000000000000000000000000000001";
+    const TWO: &str = "sk_key_number_two_000000000000000000000000000000002";
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let simulator = Simulator::start(listener, Plan::of([(ONE, 1_000), (TWO, 100_000)])).await.unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("k.toml");
+    let with = |clients: &str| {
+        let keys = format!("[[keys]]\nkey = \"{ONE}\"\nname = \"studio\"\n[[keys]]\nkey = \"{TWO}\"\n");
+        fs::write(&file, format!("{keys}{clients}")).unwrap();
+        let mut command =
+            keychoir(&["--config", file.to_str().unwrap(), "--listen", "127.0.0.1:0", "--ephemeral"]);
+        command.env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url()).env("KEYCHOIR_LOG__FORMAT", "ascii");
+        command
+    };
+    let (program, lines) = start_lines(&mut with(""));
+    let find = |lines: &[String], part: &str| {
+        lines.iter().find(|line| line.contains(part)).unwrap_or_else(|| panic!("{part}: {lines:#?}")).clone()
+    };
+    assert!(find(&lines, "studio").contains("sk_key_numb...00001"), "{lines:#?}");
+    assert!(find(&lines, "key 2").contains("sk_key_numb...00002"), "{lines:#?}");
+    assert!(find(&lines, "Base URL").contains("|- Base URL:  http://127.0.0.1:"), "{lines:#?}");
+    assert!(find(&lines, "Base URL").contains("api_key=\"anything\""), "{lines:#?}");
+    for line in lines.iter().filter(|line| line.contains("sk_key_numb")) {
+        assert!(line.is_ascii() && line.len() <= 80, "{line}");
+    }
+    assert!(lines.iter().all(|line| !line.contains('?')), "{lines:#?}");
+    assert_eq!(program.end().0, Some(0));
+
+    let clients = "[[clients]]\nname = \"app\"\ntoken = \"0123456789abcdef\"\n";
+    let (program, lines) = start_lines(&mut with(clients));
+    assert!(find(&lines, "Base URL").contains("api_key=TOKEN"), "{lines:#?}");
+    assert!(find(&lines, "TOKEN:").contains("of a client: app"), "{lines:#?}");
+    assert_eq!(program.end().0, Some(0));
+    simulator.stop().await;
+}

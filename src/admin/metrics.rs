@@ -25,11 +25,11 @@ pub(super) struct Sources<'a> {
 const STATUSES: [KeyStatus; 4] =
     [KeyStatus::Active, KeyStatus::Exhausted, KeyStatus::RateLimited, KeyStatus::Invalid];
 
-/// So many digits of a key's SHA-256 tell keys apart whose short forms are the same.
+/// Digits of a key's fingerprint: enough to tell keys apart whose short forms are the same.
 const HASH_DIGITS: usize = 12;
 
-/// The page. Its labels are words of the program, short keys and parts of their hashes: as many as
-/// there are keys, and never what a client sent.
+/// The page. Its labels are words of the program, short keys, their names and parts of their fingerprints: as
+/// many as there are keys, and never what a client sent.
 pub(super) fn page(sources: &Sources<'_>, now: UnixMs) -> String {
     let mut page = Page::default();
     page.family("build_info", Kind::Gauge, "Always 1; its label says which version runs.");
@@ -54,18 +54,20 @@ fn connections(page: &mut Page, room: &Room) {
 }
 
 fn keys(page: &mut Page, keys: &[KeySnapshot]) {
-    let labels: Vec<(String, String)> = keys.iter().map(labels).collect();
-    let each = || labels.iter().map(|(short, hash)| [("key", &**short), ("hash", &**hash)]).zip(keys);
+    let known: Vec<Labels> = keys.iter().map(Labels::of).collect();
+    let each = || known.iter().map(Labels::pairs).zip(keys);
     page.family("keys", Kind::Gauge, "Keys of the pool, by status.");
     for status in STATUSES {
         let count = keys.iter().filter(|key| key.standing.status() == status).count();
         page.sample(&[("status", status.word())], count);
     }
     page.family("key_status", Kind::Gauge, "1 for the status that a key has, 0 for the others.");
-    for ([key, hash], seen) in each() {
+    for (mut labels, seen) in each() {
         for status in STATUSES {
             let has = u8::from(seen.standing.status() == status);
-            page.sample(&[key, hash, ("status", status.word())], has);
+            labels.push(("status", status.word()));
+            page.sample(&labels, has);
+            labels.pop();
         }
     }
     page.family("key_in_flight", Kind::Gauge, "Requests under way with a key.");
@@ -99,10 +101,24 @@ fn keys(page: &mut Page, keys: &[KeySnapshot]) {
     }
 }
 
-fn labels(seen: &KeySnapshot) -> (String, String) {
-    let key = seen.key.api_key();
-    let hash = key.fingerprint().to_string();
-    (key.short().to_string(), hash.chars().take(HASH_DIGITS).collect())
+/// What tells a key apart: its short form, some digits of its fingerprint, and its name if it has one.
+struct Labels {
+    short: String,
+    hash: String,
+    name: Option<String>,
+}
+
+impl Labels {
+    fn of(seen: &KeySnapshot) -> Self {
+        let key = seen.key.api_key();
+        let hash = key.fingerprint().to_string().chars().take(HASH_DIGITS).collect();
+        Self { short: key.short().to_string(), hash, name: seen.key.name().map(str::to_owned) }
+    }
+
+    fn pairs(&self) -> Vec<(&'static str, &str)> {
+        let name = self.name.as_deref().map(|name| ("name", name));
+        [("key", &*self.short), ("hash", &*self.hash)].into_iter().chain(name).collect()
+    }
 }
 
 fn books(page: &mut Page, books: &store::Health, now: UnixMs) {

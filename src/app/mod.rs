@@ -249,6 +249,16 @@ impl Running {
         self.certificates.state(address)
     }
 
+    /// The names of the clients that have a token, sorted; without any, no token is asked for.
+    #[must_use]
+    pub fn client_names(&self) -> Vec<String> {
+        let terms = self.terms.load();
+        let mut names: Vec<String> =
+            terms.clients.token_holders().map(|name| name.as_str().to_owned()).collect();
+        names.sort_unstable();
+        names
+    }
+
     /// The keys as they stand.
     #[must_use]
     pub fn keys(&self) -> Vec<KeySnapshot> {

@@ -148,6 +148,11 @@ impl Running {
         Ok(Self { place, client, token })
     }
 
+    /// The way to the Keychoir that runs with this configuration, without a token.
+    pub(super) fn of(config: &Config) -> Result<Self, AskError> {
+        Self::at(Place::of(config)?, None)
+    }
+
     /// Where it is, for people.
     fn name(&self) -> String {
         match &self.place {

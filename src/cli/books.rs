@@ -66,6 +66,11 @@ impl Books {
         }
     }
 
+    /// Whether they are where the configuration says.
+    pub(super) fn is_of_configuration(&self) -> bool {
+        self.file.is_none()
+    }
+
     /// The configuration, which may be without keys.
     pub(super) fn config(&self) -> Result<Config, ExitCode> {
         let mut overrides = self.sources.clone().overrides(false);

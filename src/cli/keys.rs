@@ -1,5 +1,5 @@
-//! `keychoir keys list`: the configured keys by their short forms, with how the books say they
-//! stand. Never a key.
+//! `keychoir keys list`: the configured keys by their short forms, with how they stand: as the running
+//! Keychoir says, so that it agrees with `keychoir status`, and otherwise as the books say. Never a key.
 
 use std::process::ExitCode;
 
@@ -7,10 +7,11 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::books::{Books, BooksError};
+use super::status::{self, keys_of_running, status_words};
 use super::table::{Side, Table, cut, short};
-use super::{complain, print};
+use super::{complain, print, runtime};
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, KeyConfig};
 use crate::store::{KnownKey, ReadError};
 
 #[derive(Debug, Args)]
@@ -39,7 +40,39 @@ struct Listed {
     short: String,
     name: Option<String>,
     workspace: Option<String>,
-    known: Option<KnownKey>,
+    known: Option<Known>,
+}
+
+/// How a key stands.
+struct Known {
+    status: String,
+    is_near_limit: bool,
+    count: u64,
+    limit: Option<u64>,
+    left: u64,
+}
+
+impl Known {
+    /// As the books say; near its limit from this share on.
+    fn of_books(key: &KnownKey, near_limit_ratio: f64) -> Self {
+        Self {
+            status: key.status.word().to_owned(),
+            is_near_limit: key.quota.is_near_limit(near_limit_ratio),
+            count: key.quota.count,
+            limit: key.quota.limit,
+            left: key.quota.remaining(),
+        }
+    }
+
+    fn of_running(key: &status::Key) -> Self {
+        Self {
+            status: key.status.clone(),
+            is_near_limit: key.is_near_limit,
+            count: key.character_count,
+            limit: (!key.is_unknown()).then_some(key.character_limit),
+            left: key.remaining_characters,
+        }
+    }
 }
 
 pub(super) fn run(arguments: Arguments) -> ExitCode {
@@ -48,6 +81,9 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
+    if let Some(keys) = books.is_of_configuration().then(|| running(&config)).flatten() {
+        return tell(&keys, json, ExitCode::SUCCESS);
+    }
     let known = books.open_of(&config).and_then(|books| books.keys(clock::now()).map_err(BooksError::from));
     let (known, code) = match known {
         Ok(known) => (known, ExitCode::SUCCESS),
@@ -56,15 +92,41 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
             (Vec::new(), code(&error))
         }
     };
-    let keys = list(&config, known);
+    tell(&list(&config, &known), json, code)
+}
+
+/// The keys as a Keychoir that runs with this configuration says they stand. `None` when none answers,
+/// or when it asks for a token, or has other keys.
+fn running(config: &Config) -> Option<Vec<Listed>> {
+    let keys = runtime().ok()?.block_on(keys_of_running(config))?;
+    let is_same = |(config, key): (&KeyConfig, &status::Key)| config.key.short().as_str() == key.short_key;
+    if keys.len() != config.keys.len() || !config.keys.iter().zip(&keys).all(is_same) {
+        return None;
+    }
+    let listed = |(config, key): (&KeyConfig, &status::Key)| Listed::of(config, Some(Known::of_running(key)));
+    Some(config.keys.iter().zip(&keys).map(listed).collect())
+}
+
+fn tell(keys: &[Listed], json: bool, code: ExitCode) -> ExitCode {
     if json {
         print(&keys.iter().map(row_json).collect::<Value>());
     } else if keys.is_empty() {
         complain(&"There are no keys yet: give some in ELEVENLABS_API_KEYS=sk_first,sk_second");
     } else {
-        print(&table(&keys));
+        print(&table(keys));
     }
     code
+}
+
+impl Listed {
+    fn of(config: &KeyConfig, known: Option<Known>) -> Self {
+        Self {
+            short: config.key.short().to_string(),
+            name: config.name.clone(),
+            workspace: config.workspace.clone(),
+            known,
+        }
+    }
 }
 
 /// Books that are not there yet are no failure.
@@ -84,24 +146,20 @@ fn code(error: &BooksError) -> ExitCode {
 }
 
 /// The configured keys; where none are, those that the books know.
-fn list(config: &Config, known: Vec<KnownKey>) -> Vec<Listed> {
+fn list(config: &Config, known: &[KnownKey]) -> Vec<Listed> {
+    let as_known = |known: &KnownKey| Known::of_books(known, config.pool.near_limit_ratio);
     if config.keys.is_empty() {
-        let listed = |known: KnownKey| Listed {
+        let listed = |known: &KnownKey| Listed {
             short: known.short.clone(),
             name: known.name.clone(),
             workspace: known.workspace.clone(),
-            known: Some(known),
+            known: Some(as_known(known)),
         };
-        return known.into_iter().map(listed).collect();
+        return known.iter().map(listed).collect();
     }
-    let listed = |key: &crate::config::KeyConfig| {
+    let listed = |key: &KeyConfig| {
         let hash = key.key.fingerprint().to_string();
-        Listed {
-            short: key.key.short().to_string(),
-            name: key.name.clone(),
-            workspace: key.workspace.clone(),
-            known: known.iter().find(|known| known.hash == hash).cloned(),
-        }
+        Listed::of(key, known.iter().find(|known| known.hash == hash).map(as_known))
     };
     config.keys.iter().map(listed).collect()
 }
@@ -118,27 +176,28 @@ fn table(keys: &[Listed]) -> String {
     for (index, key) in keys.iter().enumerate() {
         let text =
             |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), |text| cut(text, 14));
-        let quota = key.known.as_ref().map(|known| known.quota).filter(|quota| quota.limit.is_some());
+        let left = key.known.as_ref().filter(|known| known.limit.is_some()).map(|known| short(known.left));
+        let status = key.known.as_ref().map(|known| status_words(&known.status, known.is_near_limit));
         table.row([
             (index + 1).to_string(),
             key.short.clone(),
             text(&key.name),
             text(&key.workspace),
-            key.known.as_ref().map_or_else(|| "-".to_owned(), |known| known.status.word().replace('_', " ")),
-            quota.map_or_else(|| "?".to_owned(), |quota| short(quota.remaining())),
+            status.unwrap_or_else(|| "-".to_owned()),
+            left.unwrap_or_else(|| "unknown".to_owned()),
         ]);
     }
     table.text()
 }
 
 fn row_json(key: &Listed) -> Value {
-    let quota = key.known.as_ref().map(|known| known.quota);
+    let known = key.known.as_ref();
     json!({
         "shortKey": key.short,
         "name": key.name,
         "workspace": key.workspace,
-        "status": key.known.as_ref().map(|known| known.status.word()),
-        "characterCount": quota.map(|quota| quota.count),
-        "characterLimit": quota.and_then(|quota| quota.limit),
+        "status": known.map(|known| &known.status),
+        "characterCount": known.map(|known| known.count),
+        "characterLimit": known.and_then(|known| known.limit),
     })
 }

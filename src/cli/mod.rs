@@ -15,6 +15,7 @@ mod usage;
 
 mod ask;
 mod books;
+mod key_table;
 mod table;
 
 mod notify;

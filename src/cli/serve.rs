@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use tracing::{debug, error, info, warn};
 
+use super::key_table;
 use super::reload::Reloading;
 use super::signals::{Signals, Told};
 use super::{
@@ -17,7 +18,7 @@ use crate::app::{
 };
 use crate::config::{Config, Listen, Loaded, LogFormat, Overrides};
 use crate::policy::files::{self, Wanted};
-use crate::telemetry::{self, FlushAtEnd, Form, Sink, key_line, keys_loaded};
+use crate::telemetry::{self, FlushAtEnd, Form, Sink, keys_loaded};
 
 /// The table of keys is shown once the provider has told their quotas, but a provider that does
 /// not answer must not keep the start waiting.
@@ -172,8 +173,14 @@ fn not_started(error: &StartError) -> ExitCode {
 async fn welcome(running: &mut Running) {
     if running.first_round(QUOTAS_WAIT_MAX).await {
         let keys = running.keys();
-        for key in &keys {
-            info!(event = "key_state", position = key.key.position(), "{}", key_line(key));
+        let mut lines = key_table::lines(&keys).into_iter();
+        if let Some(titles) = lines.next() {
+            info!(event = "key_states", keys = keys.len(), "{titles}");
+        }
+        for (seen, line) in keys.iter().zip(lines) {
+            let (key, name, number) =
+                (seen.key.api_key().short().as_str(), seen.key.name(), seen.key.position() + 1);
+            info!(event = "key_state", key, name, number, "{line}");
         }
         let free =
             keys.iter().filter(|key| key.key.workspace().tier().is_some_and(|tier| *tier == "free")).count();
@@ -196,11 +203,27 @@ async fn welcome(running: &mut Running) {
         // The name does not matter on a Unix socket; clients want one.
         None => "http://keychoir".to_owned(),
     };
-    info!(event = "server_base_url", "├─ Base URL:  {base}   ElevenLabs(base_url=…, api_key=\"anything\")");
+    let tokens = running.client_names();
+    let key = if tokens.is_empty() { "\"anything\"" } else { "TOKEN" };
+    info!(event = "server_base_url", "├─ Base URL:  {base}   ElevenLabs(base_url=…, api_key={key})");
+    if !tokens.is_empty() {
+        info!(event = "server_tokens", "├─ TOKEN:     {}", token_line(&tokens));
+    }
     if let Some(how) = running.addresses().iter().find_map(|address| https_line(running.https(address))) {
         info!(event = "server_https", "├─ https:     {how}");
     }
     info!(event = "server_status_url", "└─ Status:    {base}/api/elevenlabs-status");
+}
+
+/// Whose tokens are taken.
+fn token_line(names: &[String]) -> String {
+    const SHOWN_MAX: usize = 3;
+    let more = match names.len().saturating_sub(SHOWN_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let shown = names.iter().take(SHOWN_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
+    format!("of a client: {shown}{more}")
 }
 
 /// How apps use https on the same port.

@@ -11,7 +11,9 @@ use serde::Deserialize;
 use super::ask::{AskError, Asking, Running};
 use super::table::{Side, Table, cut, short};
 use super::{complain, failed, print, runtime};
+use crate::config::Config;
 use crate::policy::units::{Grouped, UnixMs};
+use crate::telemetry::{key_name, unknown_limit};
 use why::Explained;
 
 #[derive(Debug, Args)]
@@ -46,15 +48,15 @@ struct Document {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Key {
-    short_key: String,
-    status: String,
-    character_count: u64,
-    character_limit: u64,
-    remaining_characters: u64,
+pub(super) struct Key {
+    pub(super) short_key: String,
+    pub(super) status: String,
+    pub(super) character_count: u64,
+    pub(super) character_limit: u64,
+    pub(super) remaining_characters: u64,
     usage_percentage: u64,
     is_over_limit: bool,
-    is_near_limit: bool,
+    pub(super) is_near_limit: bool,
     next_reset_date: Option<String>,
 }
 
@@ -78,6 +80,8 @@ struct Details {
 #[serde(rename_all = "camelCase")]
 struct Detail {
     short_key: String,
+    name: Option<String>,
+    plan: Option<String>,
     workspace: Option<String>,
     drift: i64,
 }
@@ -140,6 +144,13 @@ async fn ask(running: Result<Running, AskError>) -> Result<Answers, AskError> {
     Ok(Answers { text, document, details, readiness, explained })
 }
 
+/// The keys of the Keychoir that runs with this configuration, if one answers without a token.
+pub(super) async fn keys_of_running(config: &Config) -> Option<Vec<Key>> {
+    let running = Running::of(config).ok()?;
+    let (_, document) = running.ask::<Document>("/api/elevenlabs-status").await.ok()?;
+    Some(document.keys)
+}
+
 fn verdict(document: &Document, readiness: &Readiness) -> ExitCode {
     if document.active_keys == 0 || readiness.draining == "yes" {
         return ExitCode::from(CHECK_UNAVAILABLE);
@@ -152,24 +163,12 @@ fn verdict(document: &Document, readiness: &Readiness) -> ExitCode {
 
 /// The table and what is below it; no line is longer than 80 characters.
 fn shown(document: &Document, details: &Details, readiness: &Readiness) -> String {
-    let mut table = Table::new([
-        ("#", Side::Right),
-        ("key", Side::Left),
-        ("status", Side::Left),
-        ("left", Side::Right),
-        ("used/limit", Side::Right),
-        ("used", Side::Right),
-        ("resets", Side::Left),
-    ]);
-    for (index, key) in document.keys.iter().enumerate() {
-        table.row(row(index + 1, key));
-    }
-    let mut text = table.text();
+    let mut text = table(document, details);
     text.push_str(&format!(
-        "\n\n{} of {} keys active, {} characters left",
+        "\n\n{} of {} keys active, {}",
         document.active_keys,
         document.total_keys,
-        Grouped(document.total_remaining_characters)
+        left_in_all(document)
     ));
     text.push_str(&drifts(details));
     if readiness.draining == "yes" {
@@ -186,10 +185,21 @@ fn shown(document: &Document, details: &Details, readiness: &Readiness) -> Strin
     text
 }
 
+/// The characters that all keys have left, as far as that is known.
+fn left_in_all(document: &Document) -> String {
+    let left = Grouped(document.total_remaining_characters);
+    match document.keys.iter().filter(|key| key.is_unknown()).count() {
+        0 => format!("{left} characters left"),
+        unknown if unknown == document.keys.len() => "characters left unknown".to_owned(),
+        1 => format!("{left} characters left and 1 key without a known limit"),
+        unknown => format!("{left} characters left and {unknown} keys without a known limit"),
+    }
+}
+
 /// A line for each workspace whose figures have drifted.
 fn drifts(details: &Details) -> String {
     let mut text = String::new();
-    for (index, Detail { short_key, workspace, drift }) in details.keys.iter().enumerate() {
+    for (index, Detail { short_key, workspace, drift, .. }) in details.keys.iter().enumerate() {
         let is_told = |earlier: &Detail| workspace.is_some() && earlier.workspace == *workspace;
         if *drift == 0 || details.keys.iter().take(index).any(is_told) {
             continue;
@@ -201,29 +211,77 @@ fn drifts(details: &Details) -> String {
     text
 }
 
-fn row(number: usize, key: &Key) -> [String; 7] {
-    // A limit of nothing that is not reached is one that nobody has told.
-    let is_unknown = key.character_limit == 0 && !key.is_over_limit;
-    let (left, limit, used) = if is_unknown {
-        ("?".to_owned(), "?".to_owned(), "-".to_owned())
+/// The keys by their numbers, or by their names where there are names; these take the room of the shares.
+fn table(document: &Document, details: &Details) -> String {
+    let titles = [
+        ("key", Side::Left),
+        ("status", Side::Left),
+        ("left", Side::Right),
+        ("used/limit", Side::Right),
+        ("used", Side::Right),
+        ("resets", Side::Left),
+    ];
+    let detail = |index: usize| details.keys.get(index);
+    let name = |index: usize| detail(index).and_then(|detail| detail.name.as_deref());
+    let rows = document.keys.iter().enumerate().map(|(index, key)| {
+        let plan = detail(index).and_then(|detail| detail.plan.as_deref());
+        (index, row(key, plan))
+    });
+    let [key, status, left, used, share, resets] = titles;
+    if (0..document.keys.len()).all(|index| name(index).is_none()) {
+        let mut table = Table::new([("#", Side::Right), key, status, left, used, share, resets]);
+        for (index, [key, status, left, used, share, resets]) in rows {
+            table.row([(index + 1).to_string(), key, status, left, used, share, resets]);
+        }
+        return table.text();
+    }
+    let mut table = Table::new([("name", Side::Left), key, status, left, used, resets]);
+    for (index, [key, status, left, used, _, resets]) in rows {
+        let name = cut(&key_name(index, name(index)), NAME_CHARS_MAX);
+        table.row([name, key, status, left, used, resets]);
+    }
+    table.text()
+}
+
+/// Room for a name beside all other columns.
+const NAME_CHARS_MAX: usize = 11;
+
+impl Key {
+    /// A limit of nothing that is not reached is one that was not reported.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.character_limit == 0 && !self.is_over_limit
+    }
+}
+
+fn row(key: &Key, plan: Option<&str>) -> [String; 6] {
+    let (left, used, share) = if key.is_unknown() {
+        let used = match unknown_limit(plan) {
+            "unknown" => format!("{}/?", short(key.character_count)),
+            why => why.to_owned(),
+        };
+        ("unknown".to_owned(), used, "-".to_owned())
     } else {
         let percent = key.usage_percentage.min(9_999);
-        (short(key.remaining_characters), short(key.character_limit), format!("{percent}%"))
-    };
-    let status = match key.status.as_str() {
-        "active" if key.is_near_limit => "near limit".to_owned(),
-        word => cut(&word.replace('_', " "), 12),
+        let used = format!("{}/{}", short(key.character_count), short(key.character_limit));
+        (short(key.remaining_characters), used, format!("{percent}%"))
     };
     let resets = key.next_reset_date.as_deref().and_then(UnixMs::parse).map(UnixMs::month_and_day);
     [
-        number.to_string(),
         cut(&key.short_key, 19),
-        status,
+        status_words(&key.status, key.is_near_limit),
         left,
-        format!("{}/{limit}", short(key.character_count)),
         used,
+        share,
         resets.unwrap_or_else(|| "-".to_owned()),
     ]
+}
+
+/// How a key stands, in words.
+pub(super) fn status_words(status: &str, is_near_limit: bool) -> String {
+    match status {
+        "active" if is_near_limit => "near limit".to_owned(),
+        word => cut(&word.replace('_', " "), 12),
+    }
 }
 
 #[cfg(test)]
@@ -256,12 +314,59 @@ mod tests {
             records_waiting: 1_000_000,
             records_lost: u64::from(u32::MAX),
         };
-        let detail = |drift| Detail { short_key: "sk_6c036526...d452b".to_owned(), workspace: None, drift };
-        let details = Details { keys: vec![detail(i64::MAX), detail(0), detail(i64::MIN)] };
-        let text = shown(&document, &details, &readiness);
-        assert_eq!(text.matches("Drift of ").count(), 2, "{text}");
-        let widest = text.lines().map(|line| line.chars().count()).max().unwrap();
-        assert!(widest <= 80, "{widest}\n{}", text.lines().next().unwrap());
-        assert!(text.contains("Dec 31") && text.contains("are lost."));
+        let detail = |drift, name: Option<&str>| Detail {
+            short_key: "sk_6c036526...d452b".to_owned(),
+            name: name.map(str::to_owned),
+            plan: None,
+            workspace: None,
+            drift,
+        };
+        for name in [None, Some("a-name-that-is-longer-than-there-is-room")] {
+            let details =
+                Details { keys: vec![detail(i64::MAX, name), detail(0, None), detail(i64::MIN, None)] };
+            let text = shown(&document, &details, &readiness);
+            assert_eq!(text.matches("Drift of ").count(), 2, "{text}");
+            let widest = text.lines().map(|line| line.chars().count()).max().unwrap();
+            assert!(widest <= 80, "{widest}\n{}", text.lines().next().unwrap());
+            assert!(text.contains("Dec 31") && text.contains("are lost."));
+            assert_eq!(text.contains("a-name-t..."), name.is_some(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_unknown_is_not_nothing() {
+        let key = |limit: u64, left: u64| Key {
+            short_key: "sk_6c036526...d452b".to_owned(),
+            status: "active".to_owned(),
+            character_count: 40,
+            character_limit: limit,
+            remaining_characters: left,
+            usage_percentage: 0,
+            is_over_limit: false,
+            is_near_limit: false,
+            next_reset_date: None,
+        };
+        let shown = |keys: Vec<Key>, plan: Option<&str>| {
+            let detail = |key: &Key| Detail {
+                short_key: key.short_key.clone(),
+                name: None,
+                plan: plan.map(str::to_owned),
+                workspace: None,
+                drift: 0,
+            };
+            let details = Details { keys: keys.iter().map(detail).collect() };
+            let total = keys.iter().map(|key| key.remaining_characters).sum();
+            let count = keys.len() as u64;
+            let document =
+                Document { total_keys: count, active_keys: count, total_remaining_characters: total, keys };
+            let readiness =
+                Readiness { store: "ok".into(), draining: "no".into(), records_waiting: 0, records_lost: 0 };
+            super::shown(&document, &details, &readiness)
+        };
+        let text = shown(vec![key(0, 0)], None);
+        assert!(text.contains("unknown        40/?") && text.ends_with("characters left unknown"), "{text}");
+        let text = shown(vec![key(0, 0), key(100, 60)], Some("payg"));
+        assert!(text.contains("unknown  pay as you go"), "{text}");
+        assert!(text.ends_with("60 characters left and 1 key without a known limit"), "{text}");
     }
 }

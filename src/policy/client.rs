@@ -135,6 +135,11 @@ impl Clients {
         !self.are_known() || !Arc::ptr_eq(&caller.client, &self.other)
     }
 
+    /// The names of those that have a token.
+    pub fn token_holders(&self) -> impl Iterator<Item = &ClientName> {
+        self.known.values().flatten().map(|(client, _)| &client.name)
+    }
+
     /// The names of all.
     pub fn names(&self) -> impl Iterator<Item = &ClientName> {
         let known = self.known.values().flatten().map(|(client, _)| client);

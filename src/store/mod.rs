@@ -37,8 +37,8 @@ use crate::tasks;
 
 use ledger::Ledger;
 use lock::{Lock, LockError};
-pub use open::{OpenError, examine};
 use open::{Look, Opened};
+pub use open::{OpenError, examine};
 use origin::Origin;
 pub use outbox::{
     Batch, Delivery, Event, KeyState, Mirrored, Outbox, RefusedRow, Rename, RowName, Unavailable,

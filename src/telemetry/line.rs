@@ -374,7 +374,7 @@ mod tests {
 
     #[test]
     fn an_ascii_line_is_ascii() {
-        assert_eq!(line(Form::Ascii, Level::ERROR, "naïve …", &[]), "[error] na?ve ?\n");
+        assert_eq!(line(Form::Ascii, Level::ERROR, "naïve …", &[]), "[error] na?ve ...\n");
     }
 
     #[test]

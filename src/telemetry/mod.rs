@@ -24,7 +24,9 @@ pub use exposition::{Kind, Page};
 pub use line::{Form, Lines};
 pub use log::{FlushAtEnd, Sink, flush, tell};
 pub use metrics::{Meters, SocketOpen, Spent};
-pub use news::{announce, announce_drift, announce_restriction, key_line, key_name, keys_loaded, wording};
+pub use news::{
+    announce, announce_drift, announce_restriction, key_name, keys_loaded, unknown_limit, wording,
+};
 
 /// The form for standard error as it is: JSON unless it is a terminal, ASCII unless the terminal
 /// speaks UTF-8. `locale` is the value of the first of `LC_ALL`, `LC_CTYPE` and `LANG` that is set.

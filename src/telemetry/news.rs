@@ -5,9 +5,9 @@ use tracing::{info, warn};
 use crate::clock;
 use crate::policy::budget::{Cause, Quota};
 use crate::policy::forecast::Forecast;
-use crate::policy::standing::{Change, KeyStatus, ParkReason};
+use crate::policy::standing::{Change, ParkReason};
 use crate::policy::units::{Grouped, UnixMs};
-use crate::pool::{Key, KeySnapshot, Restriction, Transition};
+use crate::pool::{Key, Restriction, Transition};
 
 /// The line for the keys that were loaded.
 #[must_use]
@@ -22,37 +22,32 @@ pub fn key_name(position: usize, name: Option<&str>) -> String {
     name.map_or_else(|| format!("key {}", position + 1), str::to_owned)
 }
 
-/// The line for a key in the table that is shown at the start: its number from 1, what may be
-/// shown of it, its plan, what is used, when it resets, and how it stands.
+/// What stands where a limit is not known: pay-as-you-go accounts have none.
 #[must_use]
-pub fn key_line(seen: &KeySnapshot) -> String {
-    let KeySnapshot { key, quota, standing, is_near_limit, .. } = seen;
-    let number = key.position() + 1;
-    let short = key.api_key().short().as_str();
-    let tier = key.workspace().tier().map_or_else(|| "-".to_owned(), |tier| tier.to_string());
-    let used = match quota.limit {
-        Some(limit) => {
-            let spent = format!("{}/{}", Grouped(quota.count), Grouped(limit));
-            format!("{spent:>19}  {:>5.1}% used", quota.usage_ratio() * 100.0)
-        }
-        None => format!("{:>19}  {:>11}", "quota unknown", ""),
-    };
-    let resets = quota.resets_at.map_or_else(String::new, |at| format!("resets {}", at.month_and_day()));
-    let status = match standing.status() {
-        KeyStatus::Active if *is_near_limit => "near limit",
-        KeyStatus::Active => "active",
-        KeyStatus::Exhausted => "exhausted",
-        KeyStatus::RateLimited => "rate limited",
-        KeyStatus::Invalid => "invalid",
-    };
-    format!("key {number:<2} {short:<19}  {tier:<9} {used}  {resets:<13}  {status}")
+pub fn unknown_limit(plan: Option<&str>) -> &'static str {
+    let letters: String =
+        plan.unwrap_or_default().to_lowercase().chars().filter(char::is_ascii_alphabetic).collect();
+    if letters.contains("payg") || letters.contains("payasyougo") { "pay as you go" } else { "unknown" }
+}
+
+/// A key in a sentence: its short form, and its name where it has one.
+fn label(key: &Key) -> String {
+    let short = key.api_key().short();
+    key.name().map_or_else(|| short.to_string(), |name| format!("{short} ({name})"))
 }
 
 /// The lines for a change, without the symbols in front, each with the name of its event. `forecast`
-/// says what will become of the key's credits.
+/// says what will become of the key's credits, `resets_at` when its workspace's credits come back, if that
+/// is known.
 #[must_use]
-pub fn wording(news: &Transition, forecast: Forecast) -> Vec<(&'static str, String)> {
-    let short = news.key.api_key().short();
+pub fn wording(
+    news: &Transition,
+    forecast: Forecast,
+    resets_at: Option<UnixMs>,
+) -> Vec<(&'static str, String)> {
+    let short = label(&news.key);
+    let plan = news.key.workspace().tier();
+    let left = |quota: &Quota| left(quota, plan.as_deref().map(String::as_str));
     match news.change {
         Change::InUse { quota, rotated_to } => {
             let rotated = rotated_to.map(|index| ("key_rotated", format!("Rotated to key index {index}")));
@@ -71,7 +66,7 @@ pub fn wording(news: &Transition, forecast: Forecast) -> Vec<(&'static str, Stri
         Change::Rests { reason, until } => vec![match reason {
             ParkReason::Exhausted => (
                 "key_exhausted",
-                format!("Key {short} exhausted - rotating to next key{}", date("resets", until)),
+                format!("Key {short} exhausted - rotating to next key{}", back(until, resets_at)),
             ),
             ParkReason::Billing => (
                 "key_exhausted",
@@ -118,15 +113,16 @@ pub fn announce(news: &[Transition]) {
     }
     let now = clock::now();
     for transition in news {
-        let forecast = transition.key.workspace().forecast(now);
+        let workspace = transition.key.workspace();
+        let (forecast, resets_at) = (workspace.forecast(now), workspace.quota(now).resets_at);
         let key = transition.key.api_key().short().as_str();
-        let position = transition.key.position();
-        for (event, text) in wording(transition, forecast) {
+        let (name, number) = (transition.key.name(), number(&transition.key));
+        for (event, text) in wording(transition, forecast, resets_at) {
             match event {
                 "key_in_use" | "key_rotated" | "key_returned" | "key_passed_over" => {
-                    info!(event, key, position, "{text}")
+                    info!(event, key, name, number, "{text}")
                 }
-                _ => warn!(event, key, position, "{text}"),
+                _ => warn!(event, key, name, number, "{text}"),
             }
         }
     }
@@ -137,11 +133,12 @@ pub fn announce_restriction(key: &Key, restriction: &Restriction) {
     let Restriction { limit, verdict, source, .. } = restriction;
     let plan = key.workspace().tier().map(|tier| format!(" (plan {tier})")).unwrap_or_default();
     let (short, status) = (key.api_key().short(), source.status.unwrap_or(0));
-    let label = key.name().map_or_else(|| short.to_string(), |name| format!("{short} ({name})"));
+    let label = label(key);
     warn!(
         event = "key_restricted",
         key = short.as_str(),
-        position = key.position(),
+        name = key.name(),
+        number = number(key),
         verdict,
         status,
         request_id = &*source.request_id,
@@ -162,17 +159,23 @@ fn expected(forecast: Forecast) -> String {
 pub fn announce_drift(key: &Key, credits: i64, twin: Option<&Key>) {
     let text = drift_wording(key, credits, twin);
     let short = key.api_key().short().as_str();
-    info!(event = "workspace_drift", key = short, position = key.position(), credits, "{text}");
+    let (name, number) = (key.name(), number(key));
+    info!(event = "workspace_drift", key = short, name, number, credits, "{text}");
+}
+
+/// The number of a key, from 1, as every table has it.
+fn number(key: &Key) -> usize {
+    key.position() + 1
 }
 
 fn drift_wording(key: &Key, credits: i64, twin: Option<&Key>) -> String {
-    let short = key.api_key().short();
+    let short = label(key);
     let amount = Grouped(credits.unsigned_abs());
     match (Cause::of(credits, twin.is_some()), twin) {
         (Cause::Twin, Some(twin)) => format!(
             "ElevenLabs counts {amount} credits more for key {short} than Keychoir has booked, and the same for {}: \
              both seem to be of one workspace (give both the same `workspace` in [[keys]])",
-            twin.api_key().short()
+            label(twin)
         ),
         (Cause::Twin | Cause::Others, _) => format!(
             "ElevenLabs counts {amount} credits more for key {short} than Keychoir has booked: other apps spend on \
@@ -185,15 +188,21 @@ fn drift_wording(key: &Key, credits: i64, twin: Option<&Key>) -> String {
     }
 }
 
-fn left(quota: &Quota) -> String {
-    match quota.limit {
-        Some(_) => format!("{} chars remaining", Grouped(quota.remaining())),
-        None => "chars remaining unknown".to_owned(),
+fn left(quota: &Quota, plan: Option<&str>) -> String {
+    match (quota.limit, unknown_limit(plan)) {
+        (Some(_), _) => format!("{} chars remaining", Grouped(quota.remaining())),
+        (None, "unknown") => "chars remaining unknown".to_owned(),
+        (None, why) => why.to_owned(),
     }
 }
 
-fn date(word: &str, at: Option<UnixMs>) -> String {
-    at.map(|at| format!(" ({word} {})", at.month_and_day())).unwrap_or_default()
+/// When a key without credits is used again: at its reset, where that is known, and otherwise it is only
+/// tried again.
+fn back(until: Option<UnixMs>, resets_at: Option<UnixMs>) -> String {
+    match until {
+        Some(at) if until == resets_at => format!(" (resets {})", at.month_and_day()),
+        other => time("tried again at", other),
+    }
 }
 
 fn time(word: &str, at: Option<UnixMs>) -> String {
@@ -228,7 +237,13 @@ mod tests {
 
     #[track_caller]
     fn check(change: Change, expected: &[(&str, &str)]) {
-        let lines = wording(&Transition { key: key(), change }, Forecast::Unknown);
+        check_of(&key(), change, expected);
+    }
+
+    #[track_caller]
+    fn check_of(key: &Arc<Key>, change: Change, expected: &[(&str, &str)]) {
+        let news = Transition { key: Arc::clone(key), change };
+        let lines = wording(&news, Forecast::Unknown, Some(DECEMBER_1));
         let lines: Vec<(&str, &str)> = lines.iter().map(|(event, text)| (*event, &**text)).collect();
         assert_eq!(lines, expected);
     }
@@ -288,23 +303,56 @@ mod tests {
     }
 
     #[test]
-    fn a_key_has_a_line_in_the_table() {
+    fn a_reset_that_is_not_known_is_not_told() {
+        let until = UnixMs(DECEMBER_1.0 - 1_000);
+        check(
+            Change::Rests { reason: ParkReason::Exhausted, until: Some(until) },
+            &[(
+                "key_exhausted",
+                "Key sk_6c036526...d452b exhausted - rotating to next key (tried again at 2026-11-30T23:59:59.000Z)",
+            )],
+        );
+        check(
+            Change::Rests { reason: ParkReason::Exhausted, until: None },
+            &[("key_exhausted", "Key sk_6c036526...d452b exhausted - rotating to next key")],
+        );
+    }
+
+    #[test]
+    fn a_name_is_shown_beside_the_short_form_and_a_number_is_from_1() {
+        let key = ApiKey::new("sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b").unwrap();
+        let entry = crate::pool::KeyEntry { name: Some("studio".to_owned()), ..key.into() };
+        let pool = Arc::new(Pool::new(vec![entry], Settings::STILL));
+        let key = Arc::clone(&pool.roster().keys()[0]);
+        check_of(
+            &key,
+            Change::InUse { quota: quota(0), rotated_to: None },
+            &[("key_in_use", "Using key sk_6c036526...d452b (studio) (100,000 chars remaining)")],
+        );
+        assert_eq!((key_name(0, key.name()), key_name(1, None)), ("studio".to_owned(), "key 2".to_owned()));
+    }
+
+    #[test]
+    fn an_account_without_a_limit_is_pay_as_you_go() {
         let pool = pool();
         let roster = pool.roster();
-        assert_eq!(
-            key_line(&pool.snapshot(NOW)[0]),
-            "key 1  sk_6c036526...d452b  -               quota unknown                              active"
-        );
+        let key = Arc::clone(&roster.keys()[0]);
         let seen = Observation::Quota {
-            quota: quota(84_766),
-            tier: Some("creator".to_owned()),
+            quota: Quota::default(),
+            tier: Some("payg".to_owned()),
             is_paid: Some(true),
             capabilities: Capabilities::default(),
         };
-        pool.observe(&roster, &roster.keys()[0], seen, NOW);
-        assert_eq!(
-            key_line(&pool.snapshot(NOW)[0]),
-            "key 1  sk_6c036526...d452b  creator        84,766/100,000   84.8% used  resets Dec 1   near limit"
+        pool.observe(&roster, &key, seen, NOW);
+        check_of(
+            &key,
+            Change::InUse { quota: Quota::default(), rotated_to: None },
+            &[("key_in_use", "Using key sk_6c036526...d452b (pay as you go)")],
         );
+        for (plan, expected) in
+            [(None, "unknown"), (Some("creator"), "unknown"), (Some("pay_as_you_go"), "pay as you go")]
+        {
+            assert_eq!(unknown_limit(plan), expected);
+        }
     }
 }

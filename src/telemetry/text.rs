@@ -109,14 +109,31 @@ pub(super) fn make_safe(line: &mut Vec<u8>, is_ascii: bool) {
     if !line.iter().fold(false, |any, &byte| any | is_suspect(byte)) {
         return;
     }
-    let safe = |c: char| match c {
-        c if c.is_ascii() && !c.is_control() => c,
-        _ if is_ascii => '?',
-        c if c.is_control() => '\u{fffd}',
-        c => c,
-    };
-    let made: String = String::from_utf8_lossy(line).chars().map(safe).collect();
+    let mut made = String::with_capacity(line.len());
+    for c in String::from_utf8_lossy(line).chars() {
+        match (c, is_ascii.then(|| in_ascii(c)).flatten()) {
+            (_, Some(text)) => made.push_str(text),
+            (c, None) if c.is_ascii() && !c.is_control() => made.push(c),
+            (_, None) if is_ascii => made.push('?'),
+            (c, None) if c.is_control() => made.push('\u{fffd}'),
+            (c, None) => made.push(c),
+        }
+    }
     *line = made.into_bytes();
+}
+
+/// How signs that our own lines have are written in ASCII.
+fn in_ascii(c: char) -> Option<&'static str> {
+    match c {
+        '├' | '│' => Some("|"),
+        '└' => Some("`"),
+        '─' | '–' | '—' => Some("-"),
+        '…' => Some("..."),
+        '×' => Some("x"),
+        '“' | '”' | '„' => Some("\""),
+        '‘' | '’' => Some("'"),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -135,6 +152,7 @@ mod tests {
 
         #[test]
         fn a_terminal_has_nothing_to_obey(text in any::<String>(), is_ascii: bool) {
+            prop_assume!(!text.chars().any(|c| in_ascii(c).is_some()));
             let mut line = text.clone().into_bytes();
             make_safe(&mut line, is_ascii);
             let line = String::from_utf8(line).unwrap();
@@ -145,6 +163,13 @@ mod tests {
                 prop_assert_eq!(c, if is_harmless { from } else { sign });
             }
         }
+    }
+
+    #[test]
+    fn our_own_signs_have_forms_in_ascii() {
+        let mut line = "├─ Base URL └─ base_url=… é\u{7}".as_bytes().to_vec();
+        make_safe(&mut line, true);
+        assert_eq!(String::from_utf8(line).unwrap(), "|- Base URL `- base_url=... ??");
     }
 
     #[test]

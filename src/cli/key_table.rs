@@ -1,0 +1,146 @@
+//! The table of keys that a start shows: what each is called, its plan, what is used of its credits,
+//! when they come back and how it stands, in 80 columns behind the symbols of the log.
+
+use super::table::{Side, Table, cut, short};
+use crate::policy::standing::KeyStatus;
+use crate::pool::KeySnapshot;
+use crate::telemetry::{key_name, unknown_limit};
+
+/// A name is cut here, which leaves room for all other columns.
+const NAME_CHARS_MAX: usize = 16;
+/// `business` is the longest plan whose name says something.
+const PLAN_CHARS_MAX: usize = 8;
+
+/// The lines, the first of which names the columns. Where keys have names, these take the place of
+/// their plans.
+pub(super) fn lines(keys: &[KeySnapshot]) -> Vec<String> {
+    let has_names = keys.iter().any(|seen| seen.key.name().is_some());
+    let titles = [
+        ("key", Side::Left),
+        ("", Side::Left),
+        ("used/limit", Side::Right),
+        ("resets", Side::Left),
+        ("status", Side::Left),
+    ];
+    let [key, short_key, used, resets, status] = titles;
+    let text = if has_names {
+        let mut table = Table::new(titles);
+        keys.iter().for_each(|seen| table.row(cells(seen)));
+        table.text()
+    } else {
+        let mut table = Table::new([key, short_key, ("plan", Side::Left), used, resets, status]);
+        for seen in keys {
+            let [key, short_key, used, resets, status] = cells(seen);
+            let plan =
+                seen.key.workspace().tier().map_or_else(|| "-".to_owned(), |plan| cut(&plan, PLAN_CHARS_MAX));
+            table.row([key, short_key, plan, used, resets, status]);
+        }
+        table.text()
+    };
+    text.lines().map(str::to_owned).collect()
+}
+
+fn cells(seen: &KeySnapshot) -> [String; 5] {
+    let KeySnapshot { key, quota, standing, is_near_limit, .. } = seen;
+    let used = match quota.limit {
+        Some(limit) => format!("{}/{}", short(quota.count), short(limit)),
+        None => unknown_limit(key.workspace().tier().as_deref().map(String::as_str)).to_owned(),
+    };
+    let status = match standing.status() {
+        KeyStatus::Active if *is_near_limit => "near limit".to_owned(),
+        status @ (KeyStatus::Active | KeyStatus::Exhausted | KeyStatus::RateLimited | KeyStatus::Invalid) => {
+            status.word().replace('_', " ")
+        }
+    };
+    [
+        cut(&key_name(key.position(), key.name()), NAME_CHARS_MAX),
+        cut(key.api_key().short().as_str(), 19),
+        used,
+        quota.resets_at.map_or_else(|| "-".to_owned(), |at| at.month_and_day()),
+        status,
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::policy::budget::{Extension, Quota};
+    use crate::policy::plan::Capabilities;
+    use crate::policy::units::UnixMs;
+    use crate::pool::{KeyEntry, Observation, Pool, Settings};
+    use crate::secret::ApiKey;
+
+    const NOW: UnixMs = UnixMs(1_795_000_000_000);
+    const DECEMBER_12: UnixMs = UnixMs(1_797_033_600_000);
+    /// What the log puts before a line in ASCII.
+    const INDENT: usize = 4;
+
+    /// The table of keys with these names, plans and quotas.
+    fn table(keys: &[(Option<&str>, &str, Quota)]) -> Vec<String> {
+        let entry = |(index, (name, ..)): (usize, &(Option<&str>, &str, Quota))| KeyEntry {
+            name: name.map(str::to_owned),
+            ..ApiKey::new(&format!("sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333{index:05}"))
+                .unwrap()
+                .into()
+        };
+        let pool = Arc::new(Pool::new(keys.iter().enumerate().map(entry).collect(), Settings::STILL));
+        let roster = pool.roster();
+        for (key, (_, plan, quota)) in roster.keys().iter().zip(keys) {
+            let tier = Some((*plan).to_owned());
+            let capabilities = Capabilities::default();
+            let seen = Observation::Quota { quota: *quota, tier, is_paid: Some(true), capabilities };
+            pool.observe(&roster, key, seen, NOW);
+        }
+        lines(&pool.snapshot(NOW))
+    }
+
+    fn quota(count: u64, limit: Option<u64>) -> Quota {
+        Quota { count, limit, extension: Extension::None, resets_at: limit.map(|_| DECEMBER_12) }
+    }
+
+    #[test]
+    fn keys_without_names_have_numbers_from_1_and_plans() {
+        assert_eq!(
+            table(&[
+                (None, "creator", quota(84_766, Some(100_000))),
+                (None, "payg", quota(7, None)),
+                (None, "creator", quota(0, None)),
+            ]),
+            [
+                "key                         plan         used/limit  resets  status",
+                "key 1  sk_6c036526...00000  creator  84,766/100,000  Dec 12  near limit",
+                "key 2  sk_6c036526...00001  payg      pay as you go  -       active",
+                "key 3  sk_6c036526...00002  creator         unknown  -       active",
+            ]
+        );
+    }
+
+    #[test]
+    fn keys_with_names_have_these() {
+        assert_eq!(
+            table(&[
+                (Some("studio"), "creator", quota(2_110, Some(100_000))),
+                (None, "creator", quota(0, None))
+            ]),
+            [
+                "key                             used/limit  resets  status",
+                "studio  sk_6c036526...00000  2,110/100,000  Dec 12  active",
+                "key 2   sk_6c036526...00001        unknown  -       active",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_widest_table_has_80_columns_at_the_most() {
+        let full = quota(999_999_999, Some(999_999_999));
+        let name = "a-name-that-is-longer-than-there-is-room";
+        let unnamed = vec![(None, "growing_business", full); 99];
+        for keys in [unnamed, vec![(Some(name), "growing_business", full); 2]] {
+            for line in table(&keys) {
+                assert!(line.chars().count() + INDENT <= 80, "{line}");
+            }
+        }
+    }
+}
