@@ -30,10 +30,42 @@ const READ_AHEAD_BYTES: usize = 64 * 1024;
 /// Whose turn it is.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
-    /// Whether the client's direction is next.
-    is_up_next: bool,
+    /// Whether the provider's direction was first the last time.
+    was_down_first: bool,
     /// Events since the session last waited.
     events: u32,
+}
+
+/// A direction of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    /// From the client to the provider.
+    Up,
+    /// From the provider to the client.
+    Down,
+}
+
+impl Turns {
+    /// Whether so many events have come in a row that others must have their turn.
+    fn is_over(&mut self) -> bool {
+        self.events += 1;
+        let is_over = self.events > EVENTS_PER_TURN;
+        if is_over {
+            self.events = 0;
+        }
+        is_over
+    }
+
+    /// The order of the directions this time: the one that was second is first.
+    fn next(&mut self) -> [Direction; 2] {
+        self.was_down_first = !self.was_down_first;
+        if self.was_down_first { [Direction::Down, Direction::Up] } else { [Direction::Up, Direction::Down] }
+    }
+
+    /// Nothing more is ready.
+    fn waits(&mut self) {
+        self.events = 0;
+    }
 }
 
 /// Whether the client's quota of credits ends a session of that kind while it runs: where text is
@@ -51,20 +83,19 @@ impl<C: Connect> Session<C> {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        if self.turns.events >= EVENTS_PER_TURN {
-            self.turns.events = 0;
+        if self.turns.is_over() {
             cx.waker().wake_by_ref();
             return self.poll_timer(cx);
         }
-        self.turns.events += 1;
         if let Poll::Ready(given) = self.speaking.poll_given(cx) {
             return Poll::Ready(Event::Given(given));
         }
         let mut has_more = false;
-        for _ in 0..2 {
-            self.turns.is_up_next = !self.turns.is_up_next;
-            let turn =
-                if self.turns.is_up_next { self.poll_down(cx, client) } else { self.poll_up(cx, client) };
+        for direction in self.turns.next() {
+            let turn = match direction {
+                Direction::Up => self.poll_up(cx, client),
+                Direction::Down => self.poll_down(cx, client),
+            };
             match turn {
                 Poll::Ready(Some(event)) => return Poll::Ready(event),
                 Poll::Ready(None) => has_more = true,
@@ -74,7 +105,7 @@ impl<C: Connect> Session<C> {
         if let Poll::Ready(event) = self.poll_timer(cx) {
             return Poll::Ready(event);
         }
-        self.turns.events = 0;
+        self.turns.waits();
         if has_more {
             cx.waker().wake_by_ref();
         }
@@ -278,4 +309,38 @@ impl Due {
 
 fn violated(violation: Violation) -> Event {
     Event::Over(Ending::Violated(violation, Side::Client))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_direction_that_always_has_an_event_is_first_every_other_time_only() {
+        let mut turns = Turns::default();
+        let firsts: Vec<Direction> = (0..4).map(|_| turns.next()[0]).collect();
+        assert_eq!(firsts, [Direction::Down, Direction::Up, Direction::Down, Direction::Up]);
+        assert!((0..4).all(|_| turns.next()[0] != turns.next()[0]));
+    }
+
+    #[test]
+    fn events_without_an_end_leave_a_turn_to_others() {
+        let mut turns = Turns::default();
+        for _ in 0..3 {
+            let events = (0..).take_while(|_| !turns.is_over()).count();
+            assert_eq!(events, EVENTS_PER_TURN as usize);
+        }
+        assert!(!turns.is_over());
+        turns.waits();
+        assert_eq!((0..).take_while(|_| !turns.is_over()).count(), EVENTS_PER_TURN as usize);
+    }
+
+    /// Both directions and the timers are polled within the budget that the runtime gives a task: what
+    /// comes behind it would be told to wait, whatever is ready.
+    #[test]
+    fn one_turn_of_both_directions_is_within_the_budget_of_a_task() {
+        const BUDGET: u32 = 128;
+        const CALLS_PER_READ: u32 = 3;
+        assert!(2 * READS_PER_TURN * CALLS_PER_READ < BUDGET);
+    }
 }
