@@ -85,14 +85,13 @@ async fn the_state_of_the_keys_survives_a_restart() {
 async fn what_the_document_has_no_room_for_has_a_page_of_its_own() {
     let house = house(plan()).await;
     let details = house.get("/api/keychoir-keys").await.json::<Value>().await.unwrap();
-    let key = |short: &str| {
+    let key = |short: &str, state: &str| {
         json!({"shortKey": short, "name": null, "workspace": null, "plan": "creator", "drift": 0,
-        "inFlight": 0, "reserved": 0, "spentPerDay": 0, "spentBy": null})
+        "inFlight": 0, "reserved": 0, "spentPerDay": 0, "spentBy": null, "state": state, "reason": null,
+        "advice": null, "since": null, "until": null, "possible": "everything", "evidence": [], "cannot": []})
     };
-    assert_eq!(
-        details,
-        json!({"waiting": 0, "spentBy": null, "keys": [key("sk_key_numb...00001"), key("sk_key_numb...00002")]})
-    );
+    let keys = [key("sk_key_numb...00001", "active"), key("sk_key_numb...00002", "near_limit")];
+    assert_eq!(details, json!({"waiting": 0, "spentBy": null, "keys": keys}));
     house.close().await;
 }
 
