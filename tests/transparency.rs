@@ -177,7 +177,7 @@ async fn a_client_that_leaves_takes_its_request_along() {
     let mut stream = TcpStream::connect(house.running.address()).await.unwrap();
     let body = r#"{"text":"hello"}"#;
     let request = format!(
-        "POST {SPEECH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        "POST {SPEECH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
     stream.write_all(request.as_bytes()).await.unwrap();

@@ -40,7 +40,7 @@ use keychoir::policy::client::{Client, ClientName, Clients, Rules, Strangers, id
 use keychoir::policy::cost::Told;
 use keychoir::policy::endpoint::{Route, Work, lookup};
 use keychoir::policy::estimate::estimate;
-use keychoir::policy::headers::{is_plain_text, strip_answer};
+use keychoir::policy::headers::{Forwarded, is_searched, strip_answer};
 use keychoir::policy::lane::Lane;
 use keychoir::policy::mend::without_base;
 use keychoir::policy::models::Models;
@@ -239,7 +239,7 @@ fn looking_up(what: What) -> Stage {
 }
 
 fn naming(what: What) -> Stage {
-    let route_of = |head: &Parts| lookup(&head.method, head.uri.path()).route;
+    let route_of = |head: &Parts| lookup(&head.method, head.uri.path()).unwrap().route;
     let with_routes = move |count| {
         let routed = |head: Parts| {
             let route = route_of(&head);
@@ -257,7 +257,7 @@ fn naming(what: What) -> Stage {
 fn name(head: &Parts, route: &Route) -> Names {
     black_box(affinity::gives(&head.method, route));
     black_box(affinity::is_speech(route));
-    Names::of(head.uri.path(), head.uri.query())
+    Names::of(head.uri.path(), head.uri.query()).unwrap()
 }
 
 /// A request and its credits, in the periods of its client.
@@ -277,7 +277,7 @@ fn stripping(what: What) -> Stage {
     stage(
         move |n| heads(n, what),
         |head| {
-            std::mem::forget(black_box(strip(head, None)).unwrap());
+            std::mem::forget(black_box(strip(head, None, &Forwarded::default())).unwrap());
         },
     )
 }
@@ -311,7 +311,7 @@ fn stripping_answers() -> Stage {
     stage(answers, move |mut headers| {
         strip_answer(&mut headers);
         redact_headers(&mut headers, &redactor);
-        black_box(is_plain_text(&headers));
+        black_box(is_searched(&headers));
         std::mem::forget(headers);
     })
 }
@@ -505,7 +505,7 @@ impl Way {
         let (endpoint, names, _) = look_up(&mut head, true).unwrap();
         black_box(affinity::gives(&head.method, &endpoint.route));
         black_box(affinity::is_speech(&endpoint.route));
-        let outbound = strip(head, endpoint.socket).unwrap();
+        let outbound = strip(head, endpoint.socket, &Forwarded::default()).unwrap();
         let asked = if endpoint.work.has_text() { Asked::of(TEXT, true) } else { Asked::default() };
         let credits = estimate(endpoint.work, &asked, None, &self.models);
         let lane = Lane::of_work(endpoint.work);
@@ -522,7 +522,7 @@ impl Way {
         black_box(pool.settle(&roster, &mut lease, told.credits.unwrap(), now));
         strip_answer(&mut answer);
         redact_headers(&mut answer, &self.redactor);
-        black_box(is_plain_text(&answer));
+        black_box(is_searched(&answer));
         black_box((names, outbound, answer));
     }
 }

@@ -5,7 +5,7 @@
 use arbitrary::Arbitrary;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use keychoir::policy::endpoint::lookup;
-use keychoir::policy::headers::{parameter_names, presented, strip_query, strip_request};
+use keychoir::policy::headers::{Forwarded, parameter_names, presented, strip_query, strip_request};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
@@ -18,8 +18,9 @@ struct Head {
 
 fuzz_target!(|head: Head| {
     let method = Method::from_bytes(head.method.as_bytes()).unwrap_or(Method::POST);
-    let endpoint = lookup(&method, &head.path);
-    assert!(endpoint.route.shared().len() < 1_000, "a label stays short");
+    if let Ok(endpoint) = lookup(&method, &head.path) {
+        assert!(endpoint.route.to_string().len() < 1_000, "a label stays short");
+    }
 
     if let Some(stripped) = strip_query(&head.query) {
         assert!(presented(&HeaderMap::new(), Some(&stripped)).next().is_none(), "no credential is left");
@@ -34,7 +35,7 @@ fuzz_target!(|head: Head| {
         }
     }
     let length = map.get("content-length").cloned();
-    strip_request(&mut map);
+    strip_request(&mut map, &Forwarded::default());
     for name in ["xi-api-key", "xi_api_key", "x-keychoir-token", "authorization", "proxy-authorization", "cookie", "connection", "host"] {
         assert!(!map.contains_key(name));
     }

@@ -1,5 +1,5 @@
-//! What Keychoir says of itself: the status of the keys, its own health and its metrics. Reads snapshots and
-//! is never in the way of a request.
+//! What Keychoir says of itself: the status of the keys, its own health and its metrics, and a front page
+//! for browsers. Reads snapshots and is never in the way of a request.
 
 mod details;
 mod health;
@@ -9,7 +9,7 @@ mod status;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use serde::Serialize;
 
@@ -47,6 +47,13 @@ pub struct Admin {
     pub started_at: UnixMs,
 }
 
+const FRONT_PAGE: &str = include_str!("front_page.html");
+
+/// The front page needs nothing but its own text.
+const NO_RESOURCES: &str = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+const ROBOTS: &str = "User-agent: *\nDisallow: /\n";
+
 /// The type that Prometheus asks for.
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -66,6 +73,10 @@ impl Admin {
             "/metrics" => Self::metrics,
             "/livez" | "/healthz" => Self::live,
             "/readyz" => Self::ready,
+            // A browser asks every origin for these, and they would go to the provider with a key.
+            "/" => |_, _| front_page(),
+            "/favicon.ico" => |_, _| nothing(),
+            "/robots.txt" => |_, _| page(StatusCode::OK, "text/plain; charset=utf-8", ROBOTS),
             _ => return None,
         };
         if method != Method::GET && method != Method::HEAD {
@@ -125,6 +136,19 @@ impl Admin {
         }
         answer
     }
+}
+
+/// What this is, and where the status is.
+fn front_page() -> Response<Bytes> {
+    let mut answer = page(StatusCode::OK, "text/html; charset=utf-8", FRONT_PAGE);
+    answer.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(NO_RESOURCES));
+    answer
+}
+
+fn nothing() -> Response<Bytes> {
+    let mut answer = Response::new(Bytes::new());
+    *answer.status_mut() = StatusCode::NO_CONTENT;
+    answer
 }
 
 fn json(status: StatusCode, document: &impl Serialize) -> Response<Bytes> {

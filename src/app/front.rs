@@ -8,6 +8,7 @@ use hyper::body::Incoming;
 
 use crate::admin::Admin;
 use crate::clock;
+use crate::policy::headers::forbid_sniffing;
 use crate::policy::origin::{self, Visit};
 use crate::proxy::{Exchanged, Proxy, ResponseBody};
 use crate::server::{Reply, Service, Session};
@@ -38,7 +39,15 @@ impl Front {
 impl Service for Front {
     type Body = ResponseBody;
 
-    async fn answer(&self, mut request: Request<Incoming>) -> Reply<ResponseBody> {
+    async fn answer(&self, request: Request<Incoming>) -> Reply<ResponseBody> {
+        let mut reply = self.find_answer(request).await;
+        forbid_sniffing(reply.answer.headers_mut());
+        reply
+    }
+}
+
+impl Front {
+    async fn find_answer(&self, mut request: Request<Incoming>) -> Reply<ResponseBody> {
         let Rooms { admin, proxy } = &*self.0;
         let visit = match proxy.admit(&mut request) {
             Ok(visit) => visit,

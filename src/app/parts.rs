@@ -4,12 +4,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
+
 use super::https::Https;
 use crate::body::room::{Bounds, Room};
 use crate::config::{BaseUrl, ClientConfig, Config, KeyConfig, TlsChoice};
 use crate::policy::affinity::Keeping;
 use crate::policy::authority::Authority;
 use crate::policy::client::{Client, ClientName, Clients, Strangers};
+use crate::policy::headers::Forwarded;
 use crate::policy::origin::Doors;
 use crate::policy::retention::Retention;
 use crate::{mirror, pool, proxy, server, store, upstream, watch};
@@ -136,6 +139,9 @@ impl Parts {
                 owned_bytes_max: ownership.answer_bytes_max,
                 not_found_ttl: ownership.not_found_ttl,
                 redacts: access.redacts,
+                forwarded: Forwarded::of(
+                    access.forwarded_headers.iter().filter_map(|name| HeaderName::try_from(name).ok()),
+                ),
                 socket_base: sockets.signed_url_base.url().map(Into::into),
                 sockets: proxy::SocketBounds {
                     idle_max: sockets.idle_max,

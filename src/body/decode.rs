@@ -1,20 +1,67 @@
-//! A decoded copy of a compressed error body, for judging it. The client gets the original.
+//! A decoded copy of a compressed body, for judging or searching it. Separate from the relay, which
+//! passes the original on.
+//!
+//! The codings here are those that `policy::headers` offers upstream, so that an answer to what was
+//! offered can always be read.
 
 use std::io::Read;
 
-use flate2::read::{MultiGzDecoder, ZlibDecoder};
+use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
+
+/// Codings that one body may have one over the other. Two happen, where a server and a proxy before it
+/// both compress; more would only multiply the work.
+const MAX_CODINGS: usize = 2;
+
+/// A way of compressing (RFC 9110, section 8.4.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coding {
+    /// `gzip` and `x-gzip`.
+    Gzip,
+    /// `deflate`: zlib's format, or the bare one that some servers mean by it.
+    Deflate,
+}
+
+/// The codings that a `content-encoding` names, in the order in which they were applied. Empty for a
+/// body that is not compressed; `None` when one of them is unknown, or when there are more than two.
+#[must_use]
+pub fn codings(encoding: Option<&str>) -> Option<Vec<Coding>> {
+    let mut codings = Vec::new();
+    for name in encoding.unwrap_or_default().split(',').map(str::trim) {
+        let is = |known: &str| name.eq_ignore_ascii_case(known);
+        if name.is_empty() || is("identity") {
+            continue;
+        }
+        if codings.len() == MAX_CODINGS {
+            return None;
+        }
+        codings.push(match () {
+            () if is("gzip") || is("x-gzip") => Coding::Gzip,
+            () if is("deflate") => Coding::Deflate,
+            () => return None,
+        });
+    }
+    Some(codings)
+}
 
 /// Decodes `body` as its `content-encoding` says, to at most `bytes_max`.
 ///
-/// `None` when the encoding is not one of identity, gzip and deflate, when the body is not what it
-/// says, or when it would grow beyond the bound: such a body cannot be judged.
+/// `None` when a coding is unknown, when the body is not what it says, or when it would grow beyond the
+/// bound, also in between two codings: such a body cannot be judged.
 #[must_use]
 pub fn decoded(body: &[u8], encoding: Option<&str>, bytes_max: usize) -> Option<Vec<u8>> {
-    match encoding.map(|encoding| encoding.trim().to_ascii_lowercase()).as_deref() {
-        None | Some("" | "identity") => Some(body.to_vec()),
-        Some("gzip" | "x-gzip") => read(MultiGzDecoder::new(body), bytes_max),
-        Some("deflate") => read(ZlibDecoder::new(body), bytes_max),
-        Some(_) => None,
+    let codings = codings(encoding)?;
+    let Some((outer, inner)) = codings.split_last() else { return Some(body.to_vec()) };
+    let once = undo(*outer, body, bytes_max)?;
+    inner.iter().rev().try_fold(once, |body, coding| undo(*coding, &body, bytes_max))
+}
+
+fn undo(coding: Coding, body: &[u8], bytes_max: usize) -> Option<Vec<u8>> {
+    match coding {
+        Coding::Gzip => read(MultiGzDecoder::new(body), bytes_max),
+        // The checksum of zlib's format tells the two apart.
+        Coding::Deflate => {
+            read(ZlibDecoder::new(body), bytes_max).or_else(|| read(DeflateDecoder::new(body), bytes_max))
+        }
     }
 }
 
@@ -30,7 +77,7 @@ mod tests {
     use std::io::Write;
 
     use flate2::Compression;
-    use flate2::write::{GzEncoder, ZlibEncoder};
+    use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
 
     use super::*;
 
@@ -40,37 +87,63 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    fn deflate(text: &[u8]) -> Vec<u8> {
+    fn zlib(text: &[u8]) -> Vec<u8> {
         let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(text).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn bare(text: &[u8]) -> Vec<u8> {
+        let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
         encoder.write_all(text).unwrap();
         encoder.finish().unwrap()
     }
 
     #[track_caller]
     fn check(body: &[u8], encoding: Option<&str>, expected: Option<&[u8]>) {
-        assert_eq!(decoded(body, encoding, 100).as_deref(), expected);
+        assert_eq!(decoded(body, encoding, 100).as_deref(), expected, "{encoding:?}");
     }
 
     #[test]
     fn known_encodings_are_decoded() {
         check(b"plain", None, Some(b"plain"));
         check(b"plain", Some("identity"), Some(b"plain"));
+        check(b"plain", Some(""), Some(b"plain"));
         check(&gzip(b"zipped"), Some(" GZIP "), Some(b"zipped"));
-        check(&deflate(b"deflated"), Some("deflate"), Some(b"deflated"));
+        check(&gzip(b"zipped"), Some("x-gzip"), Some(b"zipped"));
+        check(&zlib(b"deflated"), Some("deflate"), Some(b"deflated"));
+        check(&bare(b"deflated"), Some("deflate"), Some(b"deflated"));
+    }
+
+    #[test]
+    fn two_codings_are_undone_from_the_outer_to_the_inner() {
+        check(&gzip(&gzip(b"twice")), Some("gzip, gzip"), Some(b"twice"));
+        check(&zlib(&gzip(b"both")), Some("gzip,deflate"), Some(b"both"));
+        check(&gzip(&bare(b"both")), Some("deflate, identity, X-Gzip"), Some(b"both"));
+        check(&gzip(&gzip(&gzip(b"thrice"))), Some("gzip, gzip, gzip"), None);
+        check(&gzip(b"once"), Some("gzip, gzip"), None);
+        check(&gzip(b"once"), Some("br, gzip"), None);
     }
 
     #[test]
     fn what_is_not_what_it_says_cannot_be_judged() {
         check(b"plain", Some("gzip"), None);
+        check(b"plain", Some("deflate"), None);
         check(&gzip(b"zipped")[..12], Some("gzip"), None);
-        check(b"plain", Some("br"), None);
-        check(&gzip(b"twice"), Some("gzip, gzip"), None);
+        for encoding in ["br", "zstd", "compress", "gzip;q=1", "unreadable"] {
+            check(b"plain", Some(encoding), None);
+        }
     }
 
     #[test]
     fn a_bomb_is_not_unpacked() {
+        let large = vec![b'x'; 10_000_000];
         check(&gzip(&[b'x'; 100]), Some("gzip"), Some(&[b'x'; 100]));
         check(&gzip(&[b'x'; 101]), Some("gzip"), None);
-        check(&gzip(&vec![b'x'; 10_000_000]), Some("gzip"), None);
+        for bomb in [gzip(&large), zlib(&large), bare(&large)] {
+            check(&bomb, Some("gzip"), None);
+            check(&bomb, Some("deflate"), None);
+        }
+        check(&gzip(&gzip(&large)), Some("gzip, gzip"), None);
     }
 }

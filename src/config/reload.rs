@@ -106,6 +106,7 @@ const RELOADED: &[&str] = &[
     "access.bring_your_own_key",
     "access.hosts",
     "access.origins",
+    "access.forward_headers",
 ];
 
 impl Config {

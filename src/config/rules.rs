@@ -10,6 +10,7 @@ use super::mask::shown;
 use super::problem::{Problem, WrongValue, nearest};
 use crate::policy::allowance::{Allowance, Measure, Period, Rate};
 use crate::policy::client::{Pins, Rules};
+use crate::policy::path::Path;
 
 /// The fields of a `[[clients]]` entry that are read here.
 pub(super) const FIELDS: [&str; 7] =
@@ -98,7 +99,7 @@ impl FromStr for Rate {
 /// A path of the provider, from its version on.
 pub(super) fn path(text: &str) -> Result<String, WrongValue> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.{}".contains(&byte);
-    if text.starts_with('/') && text.bytes().all(is_plain) && !text.split('/').any(|part| part == "..") {
+    if text.bytes().all(is_plain) && Path::read(text).is_ok() {
         return Ok(text.trim_end_matches('/').to_owned());
     }
     Err(WrongValue::new(format!("{} is no path", shown(text))).advise(

@@ -395,6 +395,8 @@ pub struct AccessConfig {
     pub hosts: Vec<String>,
     /// Origins whose web pages may speak to us.
     pub origins: Vec<String>,
+    /// Headers that are passed on upstream although proxies before us made them.
+    pub forwarded_headers: Vec<String>,
 }
 
 impl Default for AccessConfig {
@@ -405,6 +407,7 @@ impl Default for AccessConfig {
             brings_own_key: false,
             hosts: Vec::new(),
             origins: Vec::new(),
+            forwarded_headers: Vec::new(),
         }
     }
 }

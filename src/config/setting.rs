@@ -150,6 +150,7 @@ pub(super) static TABLE: &[Setting] = &[
     entry("access.bring_your_own_key", Kind::Switch(|c| &mut c.access.brings_own_key)),
     entry("access.hosts", Kind::Names(visitors::host, |c| &mut c.access.hosts)),
     entry("access.origins", Kind::Names(visitors::origin, |c| &mut c.access.origins)),
+    entry("access.forward_headers", Kind::Names(visitors::header, |c| &mut c.access.forwarded_headers)),
 ];
 
 const fn entry(path: &'static str, kind: Kind) -> Setting {

@@ -1,8 +1,11 @@
-//! The names that visitors may come by, and the pages they may come from.
+//! The names that visitors may come by, the pages they may come from, and which of their headers go on.
+
+use http::HeaderName;
 
 use super::base_url::BaseUrl;
 use super::mask::shown;
 use super::problem::WrongValue;
+use crate::policy::headers::why_not_forwarded;
 
 /// A name as a `Host` header has it, without its port; `*` for any.
 pub(super) fn host(text: &str) -> Result<String, WrongValue> {
@@ -36,6 +39,20 @@ pub(super) fn base_url(text: &str) -> Result<String, WrongValue> {
     text.trim().parse::<BaseUrl>().map(|_| text.trim().to_owned())
 }
 
+/// A header that is passed on upstream.
+pub(super) fn header(text: &str) -> Result<String, WrongValue> {
+    let name = HeaderName::try_from(text.trim()).ok().filter(|name| !name.as_str().contains('*'));
+    let Some(name) = name else {
+        return Err(WrongValue::new(format!("{} is no header", shown(text)))
+            .advise("write the name alone, for example X-Forwarded-For"));
+    };
+    match why_not_forwarded(&name) {
+        None => Ok(name.as_str().to_owned()),
+        Some(reason) => Err(WrongValue::new(format!("`{name}` is never passed on: it {reason}"))
+            .advise("leave it out of access.forward_headers")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,6 +72,15 @@ mod tests {
         assert_eq!(origin("http://localhost:3000").unwrap(), "http://localhost:3000");
         for text in ["", "app.example.com", "https://app.example.com/", "https://", "null", "*", "ftp://a"] {
             assert!(origin(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_header_may_go_on_unless_it_is_a_credential_or_of_one_connection() {
+        assert_eq!(header(" X-Forwarded-For ").unwrap(), "x-forwarded-for");
+        assert_eq!(header("cf-ipcountry").unwrap(), "cf-ipcountry");
+        for text in ["", "x y", "cf-*", "x:", "Cookie", "authorization", "connection", "Host", "xi-api-key"] {
+            assert!(header(text).is_err(), "{text}");
         }
     }
 }

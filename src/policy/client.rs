@@ -376,7 +376,7 @@ mod tests {
         };
         assert!(rules(&[]).permit("/v1/anything"));
         let speech = rules(&["/v1/text-to-speech", "/v1/voices/{id}/settings"]);
-        for path in ["/v1/text-to-speech/x/stream", "//v1/Text-to-%73peech", "/v1/voices/abc/settings"] {
+        for path in ["/v1/text-to-speech/x/stream", "/v1/Text-to-%73peech/", "/v1/voices/abc/settings"] {
             assert!(speech.permit(path), "{path}");
         }
         for path in [
@@ -385,6 +385,8 @@ mod tests {
             "/v1/voices/abc",
             "/v1/text-to-speech/../voices",
             "/v1/text-to-speech/%2e%2e/voices",
+            "/v1/text-to-speech/..;/voices",
+            "//v1/text-to-speech",
             "/v2/text-to-speech/x",
             "/",
         ] {

@@ -1,13 +1,21 @@
-//! What of a head goes on, and what stays here: no credential of a client reaches the upstream,
-//! and nothing that is meant for one connection reaches the next.
+//! What of a head goes on, and what stays here: no credential of a client reaches the upstream, nothing
+//! that is meant for one connection reaches the next, and neither side's words about its own place in
+//! the network reach the other. `table` has every header that does not simply pass.
 
+mod encoding;
+mod forward;
+mod kind;
 mod present;
+mod table;
 
 use std::borrow::Cow;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Uri, Version};
 
+use forward::drop_rows;
+pub use forward::{Forwarded, why_not_forwarded};
+pub use kind::{forbid_sniffing, is_searched};
 use present::{Known, Present};
 
 /// Headers in which a client may present a credential, in the order in which they are looked at.
@@ -54,13 +62,15 @@ pub fn has_one_host(version: Version, target: &Uri, headers: &HeaderMap) -> bool
     }
 }
 
-/// Makes the headers of a request ready for the upstream: no credential, nothing of this hop. The
+/// Makes the headers of a request ready for the upstream: no credential, nothing of this hop, nothing
+/// that proxies said of the client unless it is `forwarded`, and only encodings that can be read. The
 /// `host` goes too; the upstream sets its own.
-pub fn strip_request(headers: &mut HeaderMap) {
+pub fn strip_request(headers: &mut HeaderMap, forwarded: &Forwarded) {
     let present = Present::of(headers);
-    strip_hop(headers, present);
-    for known in CREDENTIALS.into_iter().chain([Known::HOST]).filter(|known| present.has(*known)) {
-        headers.remove(known.name());
+    strip_listed(headers, present);
+    forwarded.strip(headers, present);
+    if present.has(Known::ACCEPT_ENCODING) {
+        encoding::offer_readable(headers);
     }
     if present.has(Known::SUBPROTOCOLS) {
         strip_subprotocols(headers);
@@ -114,53 +124,31 @@ pub fn ask_for_socket(headers: &mut HeaderMap, read: bool) {
 
 /// Makes the headers of a 101 ready for the client.
 pub fn strip_switched(headers: &mut HeaderMap) {
-    strip_hop(headers, Present::of(headers));
+    strip_answer(headers);
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
 }
 
-/// Makes the headers of an answer ready for the client: nothing of the other hop.
+/// Makes the headers of an answer ready for the client: nothing of the other hop, nothing that the
+/// provider says of its own origin, and a sandbox for what a browser would run.
 pub fn strip_answer(headers: &mut HeaderMap) {
     let present = Present::of(headers);
     // Where both lengths are told, the chunks are right (RFC 9112, section 6.3).
     if present.has(Known::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
     }
-    strip_hop(headers, present);
+    strip_listed(headers, present);
+    drop_rows(headers, present.and(Present::OF_ORIGIN), &[]);
+    kind::sandbox(headers);
 }
 
-/// Whether a body with these headers is a text in which a key could be read: a document, a stream
-/// of events, or of no told type. Audio and archives are not, and neither is what is compressed.
-#[must_use]
-pub fn is_plain_text(headers: &HeaderMap) -> bool {
-    const TEXTS: [&str; 6] = ["json", "xml", "text/", "javascript", "x-www-form-urlencoded", "ndjson"];
-    let is_identity = |value: &HeaderValue| {
-        value.to_str().is_ok_and(|encoding| encoding.trim().eq_ignore_ascii_case("identity"))
-    };
-    if !headers.get_all(header::CONTENT_ENCODING).iter().all(is_identity) {
-        return false;
-    }
-    let Some(kind) = headers.get(header::CONTENT_TYPE) else { return true };
-    let kind = kind.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-    TEXTS.iter().any(|text| {
-        let part = if text.ends_with('/') {
-            kind.get(..text.len())
-        } else {
-            kind.len().checked_sub(text.len()).and_then(|begin| kind.get(begin..))
-        };
-        part.is_some_and(|part| part.eq_ignore_ascii_case(text.as_bytes()))
-    })
-}
-
-fn strip_hop(headers: &mut HeaderMap, present: Present) {
+/// Takes out what a `Connection` header lists.
+fn strip_listed(headers: &mut HeaderMap, present: Present) {
     if present.has(Known::CONNECTION) {
         for name in listed(headers) {
             headers.remove(name);
         }
-    }
-    for known in present.of_hop() {
-        headers.remove(known.name());
     }
 }
 
@@ -320,7 +308,8 @@ pub(super) fn decode(text: &str) -> Cow<'_, str> {
     })
 }
 
-fn hex_pair(pair: &[u8]) -> Option<u8> {
+/// The byte of two hexadecimal digits.
+pub(super) fn hex_pair(pair: &[u8]) -> Option<u8> {
     let digit = |byte: u8| char::from(byte).to_digit(16);
     let (high, low) = (digit(*pair.first()?)?, digit(*pair.get(1)?)?);
     u8::try_from(high * 16 + low).ok()
@@ -360,7 +349,7 @@ mod tests {
     #[track_caller]
     fn check_request(given: &[(&'static str, &'static str)], expected: &[(&'static str, &'static str)]) {
         let mut map = headers(given);
-        strip_request(&mut map);
+        strip_request(&mut map, &Forwarded::default());
         assert_eq!(map, headers(expected));
     }
 
@@ -426,12 +415,12 @@ mod tests {
         let mut map = headers(&[
             ("connection", "x-a"),
             ("x-a", "1"),
-            ("set-cookie", "a"),
-            ("set-cookie", "b"),
+            ("link", "a"),
+            ("link", "b"),
             ("transfer-encoding", "chunked"),
         ]);
         strip_answer(&mut map);
-        assert_eq!(map, headers(&[("set-cookie", "a"), ("set-cookie", "b")]));
+        assert_eq!(map, headers(&[("link", "a"), ("link", "b")]));
     }
 
     #[test]
@@ -439,28 +428,6 @@ mod tests {
         let mut map = headers(&[("content-length", "2"), ("transfer-encoding", "chunked"), ("a", "1")]);
         strip_answer(&mut map);
         assert_eq!(map, headers(&[("a", "1")]));
-    }
-
-    #[track_caller]
-    fn check_text(given: &[(&'static str, &'static str)], expected: bool) {
-        assert_eq!(is_plain_text(&headers(given)), expected, "{given:?}");
-    }
-
-    #[test]
-    fn documents_are_texts_and_sounds_are_not() {
-        for kind in ["application/json", "Application/JSON; charset=utf-8", "text/event-stream", "text/html"]
-        {
-            check_text(&[("content-type", kind)], true);
-            check_text(&[("content-type", kind), ("content-encoding", "identity")], true);
-            check_text(&[("content-type", kind), ("content-encoding", "gzip")], false);
-        }
-        check_text(&[], true);
-        check_text(&[("content-type", "application/problem+json")], true);
-        for kind in
-            ["audio/mpeg", "application/octet-stream", "application/zip", "multipart/mixed; boundary=json"]
-        {
-            check_text(&[("content-type", kind)], false);
-        }
     }
 
     #[track_caller]
@@ -498,7 +465,7 @@ mod tests {
         let mut headers = headers(&pairs);
         let found: Vec<Presented<'_>> = presented(&headers, None).collect();
         assert_eq!(found.first().map(Presented::text), token);
-        strip_request(&mut headers);
+        strip_request(&mut headers, &Forwarded::default());
         let values: Vec<&str> =
             headers.get_all(SUBPROTOCOLS).iter().map(|value| value.to_str().unwrap()).collect();
         assert_eq!(values, Vec::from_iter(kept));

@@ -11,6 +11,8 @@ pub enum Mistake {
     DoubledVersion,
     /// The client adds none, and neither does the base: `/text-to-speech/…`.
     MissingVersion,
+    /// It ends in a slash, and the client begins with one: `//v1/…`.
+    DoubledSlash,
 }
 
 impl Mistake {
@@ -20,6 +22,7 @@ impl Mistake {
         match self {
             Self::DoubledVersion => "its base URL should not end in a version such as /v1",
             Self::MissingVersion => "its base URL should end in /v1",
+            Self::DoubledSlash => "its base URL should not end in a slash",
         }
     }
 }
@@ -28,12 +31,33 @@ impl Mistake {
 #[must_use]
 pub fn mend(path: &str) -> Option<(String, Mistake)> {
     let rest = path.strip_prefix('/')?;
+    if let Some(whole) = without_doubled_slash(path, rest) {
+        // The version of such a base may be wrong as well.
+        return Some(mend(&whole).unwrap_or((whole, Mistake::DoubledSlash)));
+    }
     let (first, after) = rest.split_once('/').unwrap_or((rest, ""));
     if is_version(first) {
         let second = after.split('/').next().unwrap_or_default();
         return is_version(second).then(|| (format!("/{after}"), Mistake::DoubledVersion));
     }
-    ROOTS.contains(&first).then(|| (format!("/v1{path}"), Mistake::MissingVersion))
+    is_root(first).then(|| (format!("/v1{path}"), Mistake::MissingVersion))
+}
+
+/// The path with one slash where a base that ends in a slash has left two: before the version, or behind
+/// it and before a known root. `rest` is the path behind its first slash.
+fn without_doubled_slash(path: &str, rest: &str) -> Option<String> {
+    let first = |text: &str| text.split('/').next().unwrap_or_default().to_owned();
+    if let Some(behind) = rest.strip_prefix('/') {
+        let first = first(behind);
+        return (is_version(&first) || is_root(&first)).then(|| rest.to_owned());
+    }
+    let (version, behind) = path.split_once("//")?;
+    let is_meant = is_version(version.strip_prefix('/')?) && is_root(&first(behind));
+    is_meant.then(|| format!("{version}/{behind}"))
+}
+
+fn is_root(segment: &str) -> bool {
+    ROOTS.contains(&segment)
 }
 
 /// `target` without `base` (empty, or a path without a slash at its end) before its path; `None` if
@@ -120,6 +144,15 @@ mod tests {
         check("/user/%20//a;b", Some(("/v1/user/%20//a;b", Mistake::MissingVersion)));
     }
 
+    #[test]
+    fn a_base_that_ends_in_a_slash_leaves_two() {
+        check("//v1/voices", Some(("/v1/voices", Mistake::DoubledSlash)));
+        check("/v1//voices", Some(("/v1/voices", Mistake::DoubledSlash)));
+        check("//voices", Some(("/v1/voices", Mistake::MissingVersion)));
+        check("//v1/v1/voices", Some(("/v1/voices", Mistake::DoubledVersion)));
+        check("/v1//user//x", Some(("/v1/user//x", Mistake::DoubledSlash)));
+    }
+
     #[track_caller]
     fn check_base(target: &str, expected: Option<&str>) {
         let rest = without_base(&target.parse().unwrap(), "/eleven/labs");
@@ -147,7 +180,10 @@ mod tests {
             "/",
             "",
             "*",
-            "//voices",
+            "//livez",
+            "///v1/voices",
+            "/v1//21m00Tcm4TlvDq8ikWAM",
+            "/v1/voices//x",
             "/voices-new",
             "/v1",
             "/vx/v1",

@@ -8,6 +8,7 @@ pub mod client;
 pub mod endpoint;
 pub mod headers;
 pub mod mend;
+pub mod method;
 pub mod origin;
 pub mod owner;
 pub mod path;

@@ -57,9 +57,11 @@ pub fn admit(
         return Err(Stranger::Host);
     }
     let Some(origin) = headers.get(header::ORIGIN) else {
-        // An image or a link has no origin, but says that it comes from elsewhere.
-        let is_elsewhere = text(SEC_FETCH_SITE).as_deref() == Some("cross-site");
-        return if is_elsewhere { Err(Stranger::Origin) } else { Ok(Visit::Direct) };
+        // An image or a link has no origin, but says that it comes from elsewhere: from another site, or
+        // from another port or name of this one. Its page is named by the referrer, if at all.
+        let is_elsewhere = text(SEC_FETCH_SITE).is_some_and(|site| site != "same-origin" && site != "none");
+        let is_listed = || text(header::REFERER).is_some_and(|page| is_page_of(&doors.origins, &page));
+        return if is_elsewhere && !is_listed() { Err(Stranger::Origin) } else { Ok(Visit::Direct) };
     };
     let written = text(header::ORIGIN).unwrap_or_default();
     let is_own = written
@@ -84,18 +86,24 @@ fn lower(text: &str) -> Cow<'_, str> {
     if has_upper { Cow::Owned(text.to_ascii_lowercase()) } else { Cow::Borrowed(text) }
 }
 
-/// A public name can be made to resolve to this machine by whoever owns it. An address is what it
-/// is, and a name without a dot (a machine's, a container's) or under `.localhost` or `.internal`
-/// is nobody's in the public.
+/// Whether the address of a page begins with one of the origins.
+fn is_page_of(origins: &[String], page: &str) -> bool {
+    let is_its = |origin: &String| {
+        page.strip_prefix(origin.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    origins.iter().any(is_its)
+}
+
+/// Whether clients may reach us by this name without being listed. A public name can be made to resolve to
+/// this machine by its owner, and a name without a dot by the owner of the local network. An address is what
+/// it is, and `localhost` with all names below it is this machine (RFC 6761, section 6.3).
 fn is_ours(doors: &Doors, host: &str) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
     };
-    let is_private = !name.is_empty() && !name.contains('.');
-    is_private
+    name == "localhost"
         || name.ends_with(".localhost")
-        || name.ends_with(".internal")
         || name.parse::<IpAddr>().is_ok()
         || doors.hosts.iter().any(|ours| ours == "*" || ours == name)
 }
@@ -104,20 +112,40 @@ fn is_ours(doors: &Doors, host: &str) -> bool {
 const EXPOSED: &str =
     "request-id, history-item-id, song-id, character-cost, x-request-id, x-keychoir-error, retry-after";
 
+/// Longer than any list of a provider, and short enough that looking for doubles takes no time.
+const EXPOSED_BYTES_MAX: usize = 2 * 1024;
+
 /// How long a browser may remember that it may: two hours, as long as any browser does.
 const REMEMBERED_S: u32 = 7_200;
 
 /// Makes an answer readable for a page of `origin`. What the provider says of pages is about its
-/// own name, and is replaced.
+/// own name, and is replaced; but the headers that it lets pages see stay visible, with ours.
 pub fn open(headers: &mut HeaderMap, origin: &HeaderValue) {
+    let exposed = exposed(headers);
     let theirs: Vec<HeaderName> =
         headers.keys().filter(|name| name.as_str().starts_with("access-control-")).cloned().collect();
     for name in theirs {
         headers.remove(name);
     }
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-    headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
+    headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
+}
+
+/// Our list, and what the provider's adds to it.
+fn exposed(headers: &HeaderMap) -> HeaderValue {
+    let mut all = EXPOSED.to_owned();
+    let theirs = headers.get_all(header::ACCESS_CONTROL_EXPOSE_HEADERS).iter();
+    for name in
+        theirs.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(str::trim)
+    {
+        let is_new = |all: &str| all.split(", ").all(|known| !known.eq_ignore_ascii_case(name));
+        if !name.is_empty() && all.len() + name.len() <= EXPOSED_BYTES_MAX && is_new(&all) {
+            all.push_str(", ");
+            all.push_str(name);
+        }
+    }
+    HeaderValue::try_from(all).unwrap_or(HeaderValue::from_static(EXPOSED))
 }
 
 /// The answer to a browser that asks first: yes, with what it asked for.
@@ -168,15 +196,7 @@ mod tests {
 
     #[test]
     fn a_name_that_is_not_ours_is_a_strangers() {
-        for host in [
-            "localhost",
-            "a.localhost:1",
-            "[::1]:11011",
-            "192.168.1.5",
-            "KEYS.home:80",
-            "keychoir:11011",
-            "host.docker.internal:11011",
-        ] {
+        for host in ["localhost", "a.localhost:1", "[::1]:11011", "192.168.1.5", "KEYS.home:80"] {
             check(&[("host", host)], Ok(Visit::Direct));
         }
         for host in [
@@ -187,6 +207,10 @@ mod tests {
             "",
             ".",
             "keychoir.",
+            "keychoir:11011",
+            "router",
+            "localhost.",
+            "host.docker.internal:11011",
             "keys.home.evil",
         ] {
             check(&[("host", host)], Err(Stranger::Host));
@@ -223,7 +247,15 @@ mod tests {
         ] {
             check(&[("host", "localhost:11011"), ("origin", origin)], Err(Stranger::Origin));
         }
-        check(&[("host", "localhost"), ("sec-fetch-site", "cross-site")], Err(Stranger::Origin));
+        for site in ["cross-site", "same-site", "Same-Site", "what-comes-next", ""] {
+            let page = |referer| [("host", "localhost"), ("sec-fetch-site", site), ("referer", referer)];
+            check(&page("")[..2], Err(Stranger::Origin));
+            for other in ["http://localhost:3000/", "https://app.example.evil/", "https://app.examplex", ""] {
+                check(&page(other), Err(Stranger::Origin));
+            }
+            check(&page("https://app.example/player?a=1"), Ok(Visit::Direct));
+            check(&page("https://App.example"), Ok(Visit::Direct));
+        }
         check(&[("host", "localhost"), ("sec-fetch-site", "same-origin")], Ok(Visit::Direct));
     }
 
@@ -264,5 +296,18 @@ mod tests {
         assert_eq!(answer["access-control-allow-origin"], "https://app.example");
         assert!(!answer.contains_key("access-control-allow-credentials"));
         assert_eq!(answer.get_all("vary").iter().collect::<Vec<_>>(), ["Accept-Language", "Origin"]);
+        assert_eq!(answer["access-control-expose-headers"], EXPOSED);
+    }
+
+    #[test]
+    fn what_the_provider_exposes_stays_exposed() {
+        let mut answer = headers(&[
+            ("access-control-expose-headers", "X-Region, Request-Id"),
+            ("access-control-expose-headers", "current-concurrent-requests,, x-region"),
+        ]);
+        answer.append("access-control-expose-headers", HeaderValue::try_from("x".repeat(5_000)).unwrap());
+        open(&mut answer, &"https://app.example".parse().unwrap());
+        let lists: Vec<_> = answer.get_all("access-control-expose-headers").iter().collect();
+        assert_eq!(lists, [&format!("{EXPOSED}, X-Region, current-concurrent-requests")]);
     }
 }

@@ -56,7 +56,8 @@ impl Answer {
         let reading = Box::pin(Peeked::read(body, limits.error_body_bytes_max, limits.error_body_max));
         let (body, whole) = reading.await;
         let encoding = encoding(&head.headers);
-        let readable = whole.and_then(|whole| decoded(&whole, encoding, limits.error_body_bytes_max));
+        let readable =
+            whole.and_then(|whole| decoded(&whole, encoding.as_deref(), limits.error_body_bytes_max));
         let said = readable.map(|text| ErrorBody::read(&text));
         let verdict = match &said {
             Some(said) => classify(head.status, Some(said), told),

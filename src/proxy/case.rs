@@ -20,6 +20,7 @@ use crate::policy::estimate::estimate;
 use crate::policy::features::RequestFeatures;
 use crate::policy::headers;
 use crate::policy::lane::Lane;
+use crate::policy::method::recorded;
 use crate::policy::models::Models;
 use crate::policy::socket::{CountedWhile, Dialect};
 use crate::pool::{Ask, Roster};
@@ -54,7 +55,7 @@ impl Case {
         let case = Self {
             request_id: log.request_id(),
             client,
-            method: method.clone(),
+            method: recorded(method),
             route: endpoint.route,
             metering: endpoint.metering,
             asked: None,

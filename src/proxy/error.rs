@@ -17,7 +17,9 @@ use super::seats::NoSeat;
 use crate::policy::affinity::Kind;
 use crate::policy::affinity::claim::TwoOwners;
 use crate::policy::client::Unidentified;
+use crate::policy::method::MAX_METHOD_LENGTH;
 use crate::policy::origin::Stranger;
+use crate::policy::path::Ambiguous;
 use crate::policy::select::Unavailable;
 use crate::policy::units::UnixMs;
 use crate::upstream::SendError;
@@ -47,12 +49,18 @@ pub enum ProxyError {
     /// The method would make a proxy something else than a proxy.
     #[error("the method is not proxied")]
     Method,
+    /// The method is longer than any that is defined.
+    #[error("the method is too long")]
+    LongMethod,
     /// The request does not say, or says twice, for whom it is.
     #[error("the request has no host, two, or a foreign one")]
     Host,
     /// A socket is asked for with a body.
     #[error("a socket was asked for with a body")]
     Upgrade,
+    /// The request's path could be read in more than one way.
+    #[error("the request's path is ambiguous: {0}")]
+    Path(#[from] Ambiguous),
     /// The request cannot be written upstream.
     #[error("the request's target cannot be sent: {0}")]
     Target(#[from] http::Error),
@@ -208,6 +216,12 @@ impl ProxyError {
                 "method_not_allowed",
                 "Keychoir does not pass TRACE and CONNECT on.",
             ),
+            Self::LongMethod => told(
+                StatusCode::NOT_IMPLEMENTED,
+                "method_not_implemented",
+                "method_too_long",
+                &format!("Keychoir passes methods of at most {MAX_METHOD_LENGTH} characters on."),
+            ),
             Self::Host => told(
                 StatusCode::BAD_REQUEST,
                 "bad_request",
@@ -219,6 +233,12 @@ impl ProxyError {
                 "bad_request",
                 "bad_upgrade",
                 "A request that opens a WebSocket has no body.",
+            ),
+            Self::Path(why) => told(
+                StatusCode::BAD_REQUEST,
+                "bad_request",
+                "ambiguous_path",
+                &format!("Servers could read this path differently, so Keychoir does not pass it on: {why}."),
             ),
             Self::Target(_) => told(
                 StatusCode::BAD_REQUEST,
@@ -371,7 +391,9 @@ mod tests {
             (ProxyError::TurnedAway(TurnedAway::Concurrency { max: 1 }), 429, "client_concurrency"),
             (ProxyError::TurnedAway(TurnedAway::Rate { wait: span }), 429, "client_rate"),
             (ProxyError::Method, 405, "method_not_allowed"),
+            (ProxyError::LongMethod, 501, "method_too_long"),
             (ProxyError::Host, 400, "bad_host"),
+            (Ambiguous::Dots.into(), 400, "ambiguous_path"),
             (ProxyError::Overloaded(NoSeat), 503, "overloaded"),
             (ProxyError::Upgrade, 400, "bad_upgrade"),
             (ProxyError::BooksFull(NoPlace), 503, "books_full"),

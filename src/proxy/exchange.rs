@@ -113,7 +113,7 @@ impl<C: Connect> Proxy<C> {
         case.admit(accounts, &client, head.uri.path(), own_key.is_some(), log)?;
         let mut bond = Bond::of(&head, &endpoint, names);
         // 3. Strip: no credential of the client goes on.
-        let mut outbound = strip(head, endpoint.socket)?;
+        let mut outbound = strip(head, endpoint.socket, &limits.forwarded)?;
         // 4. Hold: the body streams on, and what passes is kept for a replay.
         let body = Replay::hold(body, &limits.room);
         if let Some(key) = own_key {

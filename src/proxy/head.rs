@@ -10,8 +10,9 @@ use http::{HeaderMap, Method, Uri};
 use super::error::ProxyError;
 use crate::policy::affinity::Names;
 use crate::policy::endpoint::{Access, Endpoint};
-use crate::policy::headers;
+use crate::policy::headers::{self, Forwarded};
 use crate::policy::mend::{Mistake, mend};
+use crate::policy::method;
 use crate::policy::path::Path;
 use crate::policy::socket::Dialect;
 use crate::upstream::Outbound;
@@ -30,6 +31,9 @@ pub fn look_up(
     if head.method == Method::TRACE || head.method == Method::CONNECT {
         return Err(ProxyError::Method);
     }
+    if !method::is_passed(&head.method) {
+        return Err(ProxyError::LongMethod);
+    }
     if !headers::has_one_host(head.version, &head.uri, &head.headers) {
         return Err(ProxyError::Host);
     }
@@ -38,7 +42,7 @@ pub fn look_up(
         head.uri = target(&path, head.uri.query())?;
         mistake = Some(found);
     }
-    let path = Path::of(head.uri.path());
+    let path = Path::read(head.uri.path())?;
     let words = path.words();
     let endpoint = if headers::asks_for_socket(&head.method, head.version, &head.headers) {
         if has_body(&head.headers) {
@@ -56,14 +60,18 @@ pub fn look_up(
     }
 }
 
-/// What goes to the upstream: path and query without credentials, headers without credentials
-/// and without what belongs to this connection.
+/// What goes to the upstream: path and query without credentials, headers without credentials, without
+/// what belongs to this connection and without what proxies said of the client, unless it is `forwarded`.
 ///
 /// # Errors
 ///
 /// When what is left is no target.
-pub fn strip(mut head: Parts, socket: Option<Dialect>) -> Result<Outbound, ProxyError> {
-    headers::strip_request(&mut head.headers);
+pub fn strip(
+    mut head: Parts,
+    socket: Option<Dialect>,
+    forwarded: &Forwarded,
+) -> Result<Outbound, ProxyError> {
+    headers::strip_request(&mut head.headers, forwarded);
     if let Some(dialect) = socket {
         headers::ask_for_socket(&mut head.headers, dialect.is_read());
     }
@@ -113,13 +121,16 @@ mod tests {
 
     #[track_caller]
     fn check(target: &str, expected: &str) {
-        assert_eq!(strip(head("GET", target), None).unwrap().target.to_string(), expected);
+        assert_eq!(
+            strip(head("GET", target), None, &Forwarded::default()).unwrap().target.to_string(),
+            expected
+        );
     }
 
     #[test]
     fn path_and_query_go_on_as_they_came() {
         check("/v1/voices?a=1&a=%20&b", "/v1/voices?a=1&a=%20&b");
-        check("/v1/%20%2F//x;y", "/v1/%20%2F//x;y");
+        check("/v1/%76oices/a%20b/", "/v1/%76oices/a%20b/");
         check("/v1/voices?", "/v1/voices?");
     }
 
@@ -136,6 +147,8 @@ mod tests {
             assert!(matches!(look_up(&mut head(method, "/v1/voices"), true), Err(ProxyError::Method)));
         }
         assert!(look_up(&mut head("BREW", "/v1/voices"), true).is_ok());
+        let long = "A".repeat(method::MAX_METHOD_LENGTH + 1);
+        assert!(matches!(look_up(&mut head(&long, "/v1/voices"), true), Err(ProxyError::LongMethod)));
     }
 
     fn upgrade(target: &str) -> Parts {
@@ -164,7 +177,7 @@ mod tests {
             let mut head = upgrade(target);
             let (endpoint, _, _) = look_up(&mut head, true).unwrap();
             assert_eq!(endpoint.socket, Some(dialect));
-            let headers = strip(head, endpoint.socket).unwrap().headers;
+            let headers = strip(head, endpoint.socket, &Forwarded::default()).unwrap().headers;
             assert_eq!(headers.contains_key("sec-websocket-extensions"), has_extensions, "{target}");
             let value = |name| headers.get(name).map(|value| value.to_str().unwrap());
             assert_eq!(
@@ -194,7 +207,7 @@ mod tests {
         head.headers.insert("upgrade", "h2c".parse().unwrap());
         let (endpoint, _, _) = look_up(&mut head, true).unwrap();
         assert_eq!(endpoint.socket, None);
-        let headers = strip(head, None).unwrap().headers;
+        let headers = strip(head, None, &Forwarded::default()).unwrap().headers;
         assert!(!headers.contains_key("upgrade") && !headers.contains_key("connection"));
     }
 
@@ -206,11 +219,23 @@ mod tests {
     }
 
     #[test]
+    fn a_path_with_more_than_one_reading_is_refused() {
+        for path in ["/v1/voices/..;/service-accounts", "/v1//x", "/v1/%2e%2e/x", "/x/v1%2fservice-accounts"]
+        {
+            assert!(matches!(look_up(&mut head("GET", path), true), Err(ProxyError::Path(_))), "{path}");
+            assert!(matches!(look_up(&mut upgrade(path), false), Err(ProxyError::Path(_))), "{path}");
+        }
+    }
+
+    #[test]
     fn a_mended_path_is_judged_as_what_it_has_become() {
         let mut doubled = head("GET", "/v1/v1/voices?a=%20&a=1");
         let (endpoint, _, mistake) = look_up(&mut doubled, true).unwrap();
         assert_eq!((&*endpoint.route.to_string(), mistake), ("/v1/voices", Some(Mistake::DoubledVersion)));
-        assert_eq!(strip(doubled, None).unwrap().target.to_string(), "/v1/voices?a=%20&a=1");
+        assert_eq!(
+            strip(doubled, None, &Forwarded::default()).unwrap().target.to_string(),
+            "/v1/voices?a=%20&a=1"
+        );
         for path in ["/service-accounts", "/v1/v1/service-accounts"] {
             assert!(matches!(look_up(&mut head("GET", path), true), Err(ProxyError::Denied(_))));
         }

@@ -19,12 +19,10 @@ use crate::policy::classify::Concern;
 use crate::policy::client::ClientName;
 use crate::policy::endpoint::Route;
 use crate::policy::headers::parameter_names;
+use crate::policy::method::recorded;
 use crate::secret::ShortKey;
 use crate::telemetry::{self, Ended, Meters};
 use crate::upstream::{SendError, SendErrorKind};
-
-/// A made-up method may be as long as a head; of it, so much is said.
-const METHOD_BYTES_MAX: usize = 20;
 
 /// With whose key it was last asked.
 #[derive(Debug)]
@@ -75,7 +73,7 @@ impl RequestLog {
         Self {
             request_id: own_id(request.headers()).unwrap_or_else(new_id),
             began: clock::instant(),
-            method: request.method().clone(),
+            method: recorded(request.method()),
             parameters: request.uri().query().map(parameter_names).unwrap_or_default(),
             client: None,
             route: None,
@@ -191,7 +189,6 @@ fn new_id() -> Arc<str> {
 impl Drop for RequestLog {
     fn drop(&mut self) {
         self.meters.request_ended(self.status);
-        let method = self.method.as_str();
         telemetry::tell(&Ended {
             attempts: self.attempts,
             bytes: self.bytes,
@@ -199,7 +196,7 @@ impl Drop for RequestLog {
             credits: self.credits,
             first_byte_ms: self.first_byte.map_or(0, millis),
             key: self.key.word(),
-            method: method.get(..METHOD_BYTES_MAX).unwrap_or(method),
+            method: self.method.as_str(),
             parameters: &self.parameters,
             replay_lost: self.loss.map(Loss::word),
             request_id: &self.request_id,

@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::body::room::Room;
 use crate::policy::client::Clients;
+use crate::policy::headers::Forwarded;
 use crate::policy::origin::Doors;
 use crate::pool::{Owners, Pool};
 use crate::telemetry::Meters;
@@ -79,6 +80,8 @@ pub struct Limits {
     pub not_found_ttl: Duration,
     /// Whether keys and what describes their owner are taken out of answers.
     pub redacts: bool,
+    /// Headers that are passed on although proxies before us made them.
+    pub forwarded: Forwarded,
     /// Room for held bodies.
     pub room: Room,
     /// What stands instead of the provider's host in the addresses of sockets that answers give.

@@ -1,6 +1,7 @@
 //! What of an answer a client of the pool must not see: a key, whichever place it is echoed in, and
 //! the owner of the key that has served.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -108,7 +109,7 @@ impl Answer {
     /// All of the body, unpacked, if it is there within its bounds.
     async fn text(&mut self, bytes_max: usize, limits: &Limits) -> Option<Vec<u8>> {
         let whole = self.body.whole(bytes_max, limits.error_body_max).await?;
-        decoded(&whole, encoding(&self.head.headers), bytes_max)
+        decoded(&whole, encoding(&self.head.headers).as_deref(), bytes_max)
     }
 
     /// Replaces the body.
@@ -121,7 +122,10 @@ impl Answer {
     }
 }
 
-/// The encoding that a body is said to have.
-pub(super) fn encoding(headers: &HeaderMap) -> Option<&str> {
-    headers.get(CONTENT_ENCODING).map(|value| value.to_str().unwrap_or("unreadable"))
+/// The encodings that a body is said to have: several lines are one list (RFC 9110, section 5.3).
+pub(super) fn encoding(headers: &HeaderMap) -> Option<Cow<'_, str>> {
+    let mut lines =
+        headers.get_all(CONTENT_ENCODING).iter().map(|value| value.to_str().unwrap_or("unreadable"));
+    let first = lines.next()?;
+    Some(lines.fold(Cow::Borrowed(first), |all, line| Cow::Owned(format!("{all}, {line}"))))
 }

@@ -67,7 +67,7 @@ pub(super) fn relay(answer: Answer, mut attempt: Box<Attempt>, log: RequestLog) 
     let bytes_max = listener.as_ref().map_or(0, Teaching::bytes_max);
     // What an answer gives is heard as it came; a client reads it without the pool's keys.
     let heard = Tap::new(body, listener, bytes_max);
-    let redactor = redactor.filter(|_| headers::is_plain_text(&head.headers));
+    let redactor = redactor.filter(|_| headers::is_searched(&head.headers));
     let relay = Relay::new(Redacted::new(heard, redactor), Settlement { attempt, log });
     Response::from_parts(head, ResponseBody::Relayed(Box::new(relay)))
 }

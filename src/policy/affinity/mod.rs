@@ -16,7 +16,7 @@ use http::{HeaderMap, Method};
 use super::endpoint::Route;
 use super::headers::decode;
 use super::mend::is_version;
-use super::path::{Path, Word, Words};
+use super::path::{Ambiguous, Path, Word, Words};
 use fields::Field;
 use index::index;
 pub use kind::{Class, Keeping, Kind, Named, Tag};
@@ -34,9 +34,12 @@ pub struct Names {
 
 impl Names {
     /// Those in the path and the query of a request; `path` is as it was received.
-    #[must_use]
-    pub fn of(path: &str, query: Option<&str>) -> Self {
-        Self::of_words(&Path::of(path).words(), query)
+    ///
+    /// # Errors
+    ///
+    /// When the path could be read in more than one way.
+    pub fn of(path: &str, query: Option<&str>) -> Result<Self, Ambiguous> {
+        Ok(Self::of_words(&Path::read(path)?.words(), query))
     }
 
     /// The same, by the words of its path.
@@ -132,7 +135,8 @@ pub fn is_speech(route: &Route) -> bool {
 /// account has, such as premade voices, is not among them.
 #[must_use]
 pub fn in_answer(method: &Method, route: &Route, path: &str, document: &[u8]) -> Vec<Named> {
-    let path = Path::of(path);
+    // Only requests whose path has one reading are answered.
+    let Ok(path) = Path::read(path) else { return Vec::new() };
     let words = path.words();
     let list = without_version(&words);
     fields::find(document, &index().of_answer(method, route), |kind, value| {

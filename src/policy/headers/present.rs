@@ -1,148 +1,261 @@
-//! Which of the headers that matter on the way a head has: found in one pass over the names, so that
-//! those that are not there are never looked for.
+//! Which rows of the table a head has: found in one pass over its names, so that headers that are not
+//! there are never looked for.
 
 use std::iter;
 
-use http::header::{self, HeaderMap, HeaderName};
+use http::header::{HeaderMap, HeaderName};
 
-/// Those of [`KNOWN`] that are there, a bit each.
+use super::table::{HEADERS, ROWS, Row, Rule};
+
+/// The rows that are there, a bit each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Present(u32);
+pub(super) struct Present(u128);
 
-/// A header that matters, by its place in [`KNOWN`].
+/// A row, by its place in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Known(u8);
 
-/// The headers that matter, in the order in which they are taken out: what belongs to one connection
-/// (RFC 9110, section 7.6.1) and `expect`, which this server answers itself; then where a client may
-/// present a credential; then the rest.
-static KNOWN: [HeaderName; 18] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    header::EXPECT,
-    HeaderName::from_static("x-keychoir-token"),
-    HeaderName::from_static("xi-api-key"),
-    HeaderName::from_static("xi_api_key"),
-    header::AUTHORIZATION,
-    header::COOKIE,
-    header::HOST,
-    header::SEC_WEBSOCKET_PROTOCOL,
-    header::CONTENT_LENGTH,
-];
-
-/// So many of them belong to one connection.
-const HOP: u8 = 10;
-
 impl Known {
-    pub(super) const CONNECTION: Self = Self(0);
-    pub(super) const PROXY_AUTHORIZATION: Self = Self(4);
-    pub(super) const TRANSFER_ENCODING: Self = Self(7);
-    pub(super) const TOKEN: Self = Self(10);
-    pub(super) const KEY: Self = Self(11);
-    pub(super) const KEY_UNDERSCORED: Self = Self(12);
-    pub(super) const AUTHORIZATION: Self = Self(13);
-    pub(super) const COOKIE: Self = Self(14);
-    pub(super) const HOST: Self = Self(15);
-    pub(super) const SUBPROTOCOLS: Self = Self(16);
+    pub(super) const CONNECTION: Self = Self::named("connection");
+    pub(super) const PROXY_AUTHORIZATION: Self = Self::named("proxy-authorization");
+    pub(super) const TRANSFER_ENCODING: Self = Self::named("transfer-encoding");
+    pub(super) const TOKEN: Self = Self::named("x-keychoir-token");
+    pub(super) const KEY: Self = Self::named("xi-api-key");
+    pub(super) const KEY_UNDERSCORED: Self = Self::named("xi_api_key");
+    pub(super) const AUTHORIZATION: Self = Self::named("authorization");
+    pub(super) const COOKIE: Self = Self::named("cookie");
+    pub(super) const SUBPROTOCOLS: Self = Self::named("sec-websocket-protocol");
+    pub(super) const ACCEPT_ENCODING: Self = Self::named("accept-encoding");
 
-    pub(super) fn name(self) -> &'static HeaderName {
-        &KNOWN[usize::from(self.0)]
+    /// The row of that name.
+    const fn named(name: &str) -> Self {
+        let mut number = 0;
+        while !is_same(ROWS[number].name.as_bytes(), name.as_bytes()) {
+            number += 1;
+        }
+        Self(small(number))
     }
 
-    /// Told by its length, and then by the only few that are so long.
-    fn of(name: &str) -> Option<Self> {
-        let number = match (name.len(), name) {
-            (2, "te") => 5,
-            (4, "host") => 15,
-            (6, "expect") => 9,
-            (6, "cookie") => 14,
-            (7, "trailer") => 6,
-            (7, "upgrade") => 8,
-            (10, "connection") => 0,
-            (10, "keep-alive") => 1,
-            (10, "xi-api-key") => 11,
-            (10, "xi_api_key") => 12,
-            (13, "authorization") => 13,
-            (14, "content-length") => 17,
-            (16, "proxy-connection") => 2,
-            (16, "x-keychoir-token") => 10,
-            (17, "transfer-encoding") => 7,
-            (18, "proxy-authenticate") => 3,
-            (19, "proxy-authorization") => 4,
-            (22, "sec-websocket-protocol") => 16,
-            _ => return None,
-        };
-        Some(Self(number))
+    /// The header of a row that has only one.
+    pub(super) fn name(self) -> &'static HeaderName {
+        &HEADERS[usize::from(self.0)]
+    }
+
+    /// The row of the table.
+    pub(super) fn row(self) -> &'static Row {
+        &ROWS[usize::from(self.0)]
+    }
+
+    /// The row that `name`, in lower case, belongs to.
+    pub(super) fn of(name: &str) -> Option<Self> {
+        let bytes = name.as_bytes();
+        let mut slot = slot_of(bytes);
+        while SLOTS[slot] != EMPTY {
+            let known = Self(SLOTS[slot]);
+            if known.row().name == name {
+                return Some(known);
+            }
+            slot = (slot + 1) % SLOTS.len();
+        }
+        if !GATE[gate_of(bytes)] {
+            return None;
+        }
+        let covers = |row: &Row| row.prefix().is_some_and(|prefix| name.starts_with(prefix));
+        ROWS.iter().position(covers).map(|number| Self(small(number)))
+    }
+
+    const fn bit(self) -> u128 {
+        1 << self.0
     }
 }
 
 impl Present {
+    /// What is dropped on the way up, whatever `access.forward_headers` says.
+    pub(super) const KEPT_HERE: Self =
+        Self(rows(Rule::Hop).0 | rows(Rule::Credential).0 | Known::named("host").bit());
+    /// What is dropped on the way up unless it is to be forwarded.
+    pub(super) const OF_PROXIES: Self = rows(Rule::Up);
+    /// What is dropped on the way down.
+    pub(super) const OF_ORIGIN: Self = Self(rows(Rule::Hop).0 | rows(Rule::Down).0);
+
     pub(super) fn of(headers: &HeaderMap) -> Self {
-        let bit = |name: &HeaderName| Known::of(name.as_str()).map_or(0, |known| 1 << known.0);
+        let bit = |name: &HeaderName| Known::of(name.as_str()).map_or(0, Known::bit);
         Self(headers.keys().fold(0, |bits, name| bits | bit(name)))
     }
 
     pub(super) fn has(self, known: Known) -> bool {
-        self.0 & (1 << known.0) != 0
+        self.0 & known.bit() != 0
     }
 
-    /// Those of them that belong to one connection.
-    pub(super) fn of_hop(self) -> impl Iterator<Item = Known> {
-        let mut left = self.0 & ((1 << HOP) - 1);
+    pub(super) const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    pub(super) const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    pub(super) const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    pub(super) const fn with(self, known: Known) -> Self {
+        Self(self.0 | known.bit())
+    }
+
+    /// Each of the rows.
+    pub(super) fn rows(self) -> impl Iterator<Item = Known> {
+        let mut left = self.0;
         iter::from_fn(move || {
-            let next = (0..HOP).nth(left.trailing_zeros() as usize)?;
+            let next = Known(u8::try_from(left.trailing_zeros()).ok().filter(|_| left != 0)?);
             left &= left - 1;
-            Some(Known(next))
+            Some(next)
         })
     }
 }
 
+/// The rows with a rule.
+const fn rows(rule: Rule) -> Present {
+    let (mut bits, mut number) = (0, 0);
+    while number < ROWS.len() {
+        if ROWS[number].rule as u8 == rule as u8 {
+            bits |= 1 << number;
+        }
+        number += 1;
+    }
+    Present(bits)
+}
+
+const EMPTY: u8 = u8::MAX;
+
+/// The numbers of the rows with one name, each at the slot of its name or behind it.
+const SLOTS: [u8; 1024] = {
+    let mut slots = [EMPTY; 1024];
+    let mut number = 0;
+    while number < ROWS.len() {
+        if ROWS[number].prefix().is_none() {
+            let mut slot = slot_of(ROWS[number].name.as_bytes());
+            while slots[slot] != EMPTY {
+                slot = (slot + 1) % slots.len();
+            }
+            slots[slot] = small(number);
+        }
+        number += 1;
+    }
+    slots
+};
+
+/// Whether a name may begin as one of the rows with many names does.
+const GATE: [bool; 256] = {
+    let mut gate = [false; 256];
+    let mut number = 0;
+    while number < ROWS.len() {
+        if ROWS[number].prefix().is_some() {
+            gate[gate_of(ROWS[number].name.as_bytes())] = true;
+        }
+        number += 1;
+    }
+    gate
+};
+
+/// By the first and the third character; every prefix has three.
+const fn gate_of(name: &[u8]) -> usize {
+    match name {
+        [first, _, third, ..] => (first.wrapping_mul(7) ^ *third) as usize,
+        _ => 0,
+    }
+}
+
+/// Where a name is looked for first: by its length and three of its characters.
+const fn slot_of(name: &[u8]) -> usize {
+    const fn mixed(hash: u32, byte: u8) -> u32 {
+        (hash ^ byte as u32).wrapping_mul(0x0100_0193)
+    }
+    let length = name.len();
+    if length == 0 {
+        return 0;
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "a hash")]
+    let mut hash = (length as u32).wrapping_mul(0x9e37_79b1);
+    hash = mixed(hash, name[0]);
+    hash = mixed(hash, name[length / 2]);
+    hash = mixed(hash, name[length - 1]);
+    (hash.wrapping_mul(0x9e37_79b1) >> 22) as usize
+}
+
+const fn is_same(one: &[u8], other: &[u8]) -> bool {
+    if one.len() != other.len() {
+        return false;
+    }
+    let mut at = 0;
+    while at < one.len() {
+        if one[at] != other[at] {
+            return false;
+        }
+        at += 1;
+    }
+    true
+}
+
+const fn small(number: usize) -> u8 {
+    assert!(number < 128, "rows are the bits of a u128");
+    #[expect(clippy::cast_possible_truncation, reason = "below 128")]
+    let small = number as u8;
+    small
+}
+
 #[cfg(test)]
 mod tests {
+    use http::header::HeaderValue;
+
     use super::*;
 
     #[test]
-    fn what_belongs_to_one_connection_is_the_beginning() {
-        let all = HeaderMap::from_iter(
-            KNOWN.iter().map(|name| (name.clone(), header::HeaderValue::from_static("x"))),
-        );
-        let names: Vec<&str> = Present::of(&all).of_hop().map(|known| known.name().as_str()).collect();
-        assert_eq!(names.len(), usize::from(HOP));
-        assert_eq!((names[0], names[9]), ("connection", "expect"));
-        assert_eq!(Present::default().of_hop().count(), 0);
+    fn every_row_is_found_by_its_names_and_nothing_else_is() {
+        for (number, row) in ROWS.iter().enumerate() {
+            let names = match row.prefix() {
+                None => vec![row.name.to_owned()],
+                Some(prefix) => vec![format!("{prefix}x"), format!("{prefix}connecting-ip")],
+            };
+            for name in names {
+                let known = Known::of(&name).unwrap();
+                assert_eq!(usize::from(known.0), number, "{name}");
+                let name: HeaderName = name.parse().unwrap();
+                let headers = HeaderMap::from_iter([(name, HeaderValue::from_static("x"))]);
+                assert_eq!(Present::of(&headers), Present(1 << number));
+            }
+        }
+        for name in [
+            "accept",
+            "user-agent",
+            "hosts",
+            "x",
+            "te-",
+            "content-type",
+            "xi-api-kex",
+            "cf",
+            "x-forwardedx",
+            "x-fern-language",
+            "x-request-id",
+            "traceparent",
+            "baggage",
+            "origin",
+            "referer",
+            "safety-identifier",
+        ] {
+            assert_eq!(Known::of(name), None, "{name}");
+        }
     }
 
     #[test]
-    fn every_header_that_matters_is_known_and_no_other() {
-        for (number, name) in KNOWN.iter().enumerate() {
-            let known = Known::of(name.as_str()).unwrap();
-            assert_eq!((usize::from(known.0), known.name()), (number, name));
-            let headers = HeaderMap::from_iter([(name.clone(), header::HeaderValue::from_static("x"))]);
-            assert_eq!(Present::of(&headers), Present(1 << number));
-        }
-        for (known, name) in [
-            (Known::CONNECTION, "connection"),
-            (Known::PROXY_AUTHORIZATION, "proxy-authorization"),
-            (Known::TRANSFER_ENCODING, "transfer-encoding"),
-            (Known::TOKEN, "x-keychoir-token"),
-            (Known::KEY, "xi-api-key"),
-            (Known::KEY_UNDERSCORED, "xi_api_key"),
-            (Known::AUTHORIZATION, "authorization"),
-            (Known::COOKIE, "cookie"),
-            (Known::HOST, "host"),
-            (Known::SUBPROTOCOLS, "sec-websocket-protocol"),
-        ] {
-            assert_eq!(known.name(), name);
-        }
-        for name in ["accept", "user-agent", "hosts", "x", "te-", "content-type", "xi-api-kex"] {
-            assert_eq!(Known::of(name), None, "{name}");
-        }
+    fn rows_are_told_one_by_one() {
+        assert_eq!(Present::default().rows().count(), 0);
+        let last = Known(small(ROWS.len() - 1));
+        let some = Present::default().with(Known::CONNECTION).with(last);
+        assert_eq!(some.rows().collect::<Vec<_>>(), [Known::CONNECTION, last]);
+        assert_eq!(Present::OF_ORIGIN.and(Present::OF_PROXIES), Present::default());
+        let hop = Present::OF_ORIGIN.and(Present::KEPT_HERE);
+        assert!(hop.rows().all(|known| known.row().rule == Rule::Hop));
+        assert_eq!(hop.rows().count(), 10);
     }
 }

@@ -60,7 +60,8 @@ impl<C> Introduction<C> {
             return None;
         }
         let terms = proxy.terms.load_full();
-        let dialect = socket_at(request.uri().path());
+        // A path that could be read in two ways is refused on the usual way.
+        let dialect = socket_at(request.uri().path())?;
         let says_nothing = headers::presented(request.headers(), request.uri().query()).next().is_none();
         let may = terms.clients.are_known() && says_nothing && dialect.takes_key_in_messages();
         let key = request.headers().get(SEC_WEBSOCKET_KEY).filter(|_| may)?;

@@ -1,0 +1,132 @@
+//! Which encodings are offered upstream: those that can be read here. A refusal in another encoding
+//! could not be judged, and a key that is echoed in it could not be found.
+
+use http::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
+
+/// The codings that `body::decode` undoes.
+const READABLE: [&str; 4] = ["gzip", "x-gzip", "deflate", "identity"];
+
+/// What `*` stands for upstream.
+const ANY: [&str; 2] = ["gzip", "deflate"];
+
+/// What most clients write, and what becomes of it: Python's `httpx` and `requests`, Node's `fetch`,
+/// browsers.
+const USUAL: [(&str, &str); 4] = [
+    ("gzip, deflate", "gzip, deflate"),
+    ("gzip, deflate, br", "gzip, deflate"),
+    ("gzip, deflate, br, zstd", "gzip, deflate"),
+    ("gzip", "gzip"),
+];
+
+/// Takes out of `Accept-Encoding` what cannot be read here. What is left keeps its order and its
+/// weights; `*` becomes gzip and deflate. A client that accepts none of them is served without a
+/// coding, which every client accepts unless it forbids it (RFC 9110, section 12.5.3). A head without
+/// the header stays without it.
+pub(super) fn offer_readable(headers: &mut HeaderMap) {
+    let mut values = headers.get_all(ACCEPT_ENCODING).iter();
+    if let (Some(only), None) = (values.next(), values.next())
+        && let Some((written, offered)) = USUAL.iter().find(|(written, _)| *only == *written)
+    {
+        if written != offered {
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(offered));
+        }
+        return;
+    }
+    let texts = headers.get_all(ACCEPT_ENCODING).iter().map(|value| value.to_str().unwrap_or(""));
+    let written: Vec<&str> = texts.flat_map(|text| text.split(',')).map(str::trim).collect();
+    let Some(offered) = readable(&written) else { return };
+    let value = HeaderValue::try_from(offered).unwrap_or(HeaderValue::from_static("identity"));
+    headers.insert(ACCEPT_ENCODING, value);
+}
+
+/// The readable ones of `written`; `None` when these are all of them.
+fn readable(written: &[&str]) -> Option<String> {
+    let is_known = |element: &str| READABLE.iter().any(|known| known.eq_ignore_ascii_case(name(element)));
+    if written.iter().all(|element| is_known(element)) {
+        return None;
+    }
+    let mut offered: Vec<String> = Vec::new();
+    for element in written {
+        match name(element) {
+            // It offers nothing, and says that the rest is not wanted either.
+            "*" if weighs_nothing(element) => offered.push((*element).to_owned()),
+            "*" => {
+                let is_named =
+                    |coding: &str| written.iter().any(|element| name(element).eq_ignore_ascii_case(coding));
+                let weight = element.get(1..).unwrap_or_default();
+                let others = ANY.iter().filter(|coding| !is_named(coding));
+                offered.extend(others.map(|coding| format!("{coding}{weight}")));
+            }
+            _ if is_known(element) => offered.push((*element).to_owned()),
+            _ => {}
+        }
+    }
+    let has_any = offered.iter().any(|element| !weighs_nothing(element));
+    Some(if has_any { offered.join(", ") } else { "identity".to_owned() })
+}
+
+fn name(element: &str) -> &str {
+    element.split(';').next().unwrap_or_default().trim_end()
+}
+
+/// Whether it says `q=0`: not this one.
+fn weighs_nothing(element: &str) -> bool {
+    let mut parameters = element.split(';').skip(1).map(str::trim);
+    parameters.any(|parameter| {
+        let weight = parameter.strip_prefix("q=").or_else(|| parameter.strip_prefix("Q="));
+        weight.and_then(|weight| weight.trim().parse::<f32>().ok()).is_some_and(|weight| weight <= 0.0)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(written: &[&'static str], offered: &[&str]) {
+        let mut headers = HeaderMap::new();
+        for value in written {
+            headers.append(ACCEPT_ENCODING, HeaderValue::from_static(value));
+        }
+        offer_readable(&mut headers);
+        assert_eq!(headers.get_all(ACCEPT_ENCODING).iter().collect::<Vec<_>>(), offered, "{written:?}");
+    }
+
+    #[test]
+    fn only_what_can_be_read_is_offered() {
+        check(&["gzip, deflate, br"], &["gzip, deflate"]);
+        check(&["gzip, deflate, br, zstd"], &["gzip, deflate"]);
+        check(&["br;q=1.0, gzip;q=0.8, *;q=0.1"], &["gzip;q=0.8, deflate;q=0.1"]);
+        check(&["zstd,  GZIP ;q=0.5 , compress"], &["GZIP ;q=0.5"]);
+        check(&["br", "gzip"], &["gzip"]);
+        check(&["dcb, x-gzip"], &["x-gzip"]);
+    }
+
+    #[test]
+    fn what_is_readable_stays_byte_for_byte() {
+        check(&["gzip"], &["gzip"]);
+        check(&["gzip,deflate;q=0.5", "identity;q=0"], &["gzip,deflate;q=0.5", "identity;q=0"]);
+        check(&["identity"], &["identity"]);
+        check(&[], &[]);
+    }
+
+    #[test]
+    fn any_coding_means_any_that_can_be_read() {
+        check(&["*"], &["gzip, deflate"]);
+        check(&["gzip;q=0, *"], &["gzip;q=0, deflate"]);
+        check(&["gzip, *;q=0"], &["gzip, *;q=0"]);
+        check(&["*;q=0.5, gzip, deflate"], &["gzip, deflate"]);
+    }
+
+    #[test]
+    fn nothing_left_is_no_coding() {
+        for written in ["br", "zstd, br;q=0.5", "br, *;q=0", "br, gzip;q=0.000", "identity;q=0, br", "", ","]
+        {
+            check(&[written], &["identity"]);
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_bytes(b"gzip, \xff").unwrap());
+        offer_readable(&mut headers);
+        assert_eq!(headers[ACCEPT_ENCODING], "identity");
+    }
+}

@@ -1,0 +1,125 @@
+//! Headers that are passed on upstream although proxies before Keychoir made them, because the operator
+//! listed them in `access.forward_headers`.
+
+use http::header::{HeaderMap, HeaderName};
+
+use super::present::{Known, Present};
+use super::table::Rule;
+
+/// The listed headers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forwarded {
+    rows: Present,
+    /// Those whose row has other names besides.
+    names: Vec<HeaderName>,
+}
+
+impl Forwarded {
+    /// The headers of these names. Names that pass anyway, or never do, change nothing.
+    #[must_use]
+    pub fn of(listed: impl IntoIterator<Item = HeaderName>) -> Self {
+        let mut forwarded = Self::default();
+        for name in listed {
+            match Known::of(name.as_str()) {
+                Some(known) if known.row().prefix().is_some() => forwarded.names.push(name),
+                Some(known) => forwarded.rows = forwarded.rows.with(known),
+                None => {}
+            }
+        }
+        forwarded
+    }
+
+    /// Takes out of the head of a request what does not go upstream. `present` is what it has.
+    pub(super) fn strip(&self, headers: &mut HeaderMap, present: Present) {
+        let gone = Present::KEPT_HERE.or(Present::OF_PROXIES.without(self.rows));
+        drop_rows(headers, present.and(gone), &self.names);
+    }
+}
+
+/// Why a header cannot be forwarded, although it is listed; `None` if it can.
+#[must_use]
+pub fn why_not_forwarded(name: &HeaderName) -> Option<&'static str> {
+    let row = Known::of(name.as_str())?.row();
+    match row.rule {
+        Rule::Hop | Rule::Credential | Rule::Noted => Some(row.reason),
+        Rule::Up | Rule::Down => None,
+    }
+}
+
+/// Takes the headers of these rows out, but not those that are `kept`.
+pub(super) fn drop_rows(headers: &mut HeaderMap, rows: Present, kept: &[HeaderName]) {
+    for known in rows.rows() {
+        let Some(prefix) = known.row().prefix() else {
+            headers.remove(known.name());
+            continue;
+        };
+        let covered = |name: &&HeaderName| name.as_str().starts_with(prefix) && !kept.contains(name);
+        let names: Vec<HeaderName> = headers.keys().filter(covered).cloned().collect();
+        for name in names {
+            headers.remove(name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::header::HeaderValue;
+
+    use super::super::table::ROWS;
+    use super::super::{strip_answer, strip_request};
+    use super::*;
+
+    fn head(names: &[&str]) -> HeaderMap {
+        let value = HeaderValue::from_static("x");
+        names.iter().map(|name| (name.parse().unwrap(), value.clone())).collect()
+    }
+
+    fn names(headers: &HeaderMap) -> Vec<String> {
+        let mut names: Vec<String> = headers.keys().map(ToString::to_string).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// A name of each row with a rule.
+    fn of_rule(wanted: &[Rule]) -> Vec<String> {
+        let rows = ROWS.iter().filter(|row| wanted.contains(&row.rule));
+        rows.map(|row| row.prefix().map_or(row.name.to_owned(), |prefix| format!("{prefix}x"))).collect()
+    }
+
+    #[test]
+    fn what_proxies_say_of_a_client_stays_here() {
+        let said = of_rule(&[Rule::Up, Rule::Hop, Rule::Credential]);
+        let all: Vec<&str> = said.iter().map(String::as_str).chain(["x-mine", "alt-svc", "host"]).collect();
+        let mut headers = head(&all);
+        strip_request(&mut headers, &Forwarded::default());
+        assert_eq!(names(&headers), ["alt-svc", "x-mine"]);
+    }
+
+    #[test]
+    fn what_a_provider_says_of_its_origin_stays_there() {
+        let said = of_rule(&[Rule::Down, Rule::Hop]);
+        let all: Vec<&str> = said.iter().map(String::as_str).chain(["request-id", "cf-ray", "via"]).collect();
+        let mut headers = head(&all);
+        strip_answer(&mut headers);
+        assert_eq!(names(&headers), ["cf-ray", "request-id", "via"]);
+    }
+
+    #[test]
+    fn a_listed_header_goes_on_and_its_neighbours_do_not() {
+        let listed = ["cf-ipcountry", "x-real-ip", "x-mine", "cookie"].map(|name| name.parse().unwrap());
+        let mut headers =
+            head(&["cf-ipcountry", "cf-connecting-ip", "x-real-ip", "x-client-ip", "cookie", "x-mine"]);
+        strip_request(&mut headers, &Forwarded::of(listed));
+        assert_eq!(names(&headers), ["cf-ipcountry", "x-mine", "x-real-ip"]);
+    }
+
+    #[test]
+    fn no_credential_and_nothing_of_one_connection_can_be_listed() {
+        for name in of_rule(&[Rule::Hop, Rule::Credential, Rule::Noted]) {
+            assert!(why_not_forwarded(&name.parse().unwrap()).is_some(), "{name}");
+        }
+        for name in ["x-forwarded-for", "cf-ray", "x-mine", "set-cookie"] {
+            assert_eq!(why_not_forwarded(&name.parse().unwrap()), None, "{name}");
+        }
+    }
+}

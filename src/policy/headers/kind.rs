@@ -1,0 +1,153 @@
+//! What the type of an answer's body means here: whether keys are searched for in it, and whether a
+//! browser would run it.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+/// Types whose bytes are no text: sound, pictures, films, archives.
+const NOT_SEARCHED: [&str; 16] = [
+    "audio/",
+    "image/",
+    "video/",
+    "application/ogg",
+    "application/zip",
+    "application/x-zip-compressed",
+    "application/gzip",
+    "application/x-gzip",
+    "application/x-tar",
+    "application/x-gtar",
+    "application/x-bzip2",
+    "application/x-xz",
+    "application/zstd",
+    "application/x-7z-compressed",
+    "application/vnd.rar",
+    "application/x-rar-compressed",
+];
+
+/// Texts among those: drawings and playlists.
+const TEXTS: [&str; 3] = ["xml", "mpegurl", "scpls"];
+
+/// What stands in the type of a document that may have scripts: HTML, XHTML, SVG, any XML, and the
+/// stream of parts that replace one another.
+const ACTIVE: [&str; 5] = ["html", "xml", "svg", "xsl", "mixed-replace"];
+
+/// What nearly all answers are, which no browser runs.
+const USUAL: [&[u8]; 3] = [b"application/json", b"audio/mpeg", b"text/event-stream"];
+
+/// Whether keys are searched for in a body with these headers: in all but known sound, pictures, films
+/// and archives. What has no type, or two, is searched.
+#[must_use]
+pub fn is_searched(headers: &HeaderMap) -> bool {
+    let mut kinds = headers.get_all(header::CONTENT_TYPE).iter();
+    let (Some(kind), None) = (kinds.next(), kinds.next()) else { return true };
+    let kind = kind.as_bytes();
+    if kind.contains(&b',') {
+        return true;
+    }
+    let kind = kind.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+    let is_known = NOT_SEARCHED.iter().any(|known| {
+        let start = if known.ends_with('/') { kind.get(..known.len()) } else { Some(kind) };
+        start.is_some_and(|start| start.eq_ignore_ascii_case(known.as_bytes()))
+    });
+    !is_known || TEXTS.iter().any(|text| has(kind, text))
+}
+
+/// Has browsers run nothing of a document of the provider: one that may have scripts would run them with
+/// the rights of Keychoir's own origin. What the answer itself forbids stays forbidden.
+pub(super) fn sandbox(headers: &mut HeaderMap) {
+    const SANDBOX: HeaderValue = HeaderValue::from_static("sandbox");
+    const POLICY: HeaderName = header::CONTENT_SECURITY_POLICY;
+    let mut kinds = headers.get_all(header::CONTENT_TYPE).iter().map(HeaderValue::as_bytes);
+    if !kinds.any(|kind| !USUAL.contains(&kind) && ACTIVE.iter().any(|part| has(kind, part))) {
+        return;
+    }
+    let theirs: Vec<HeaderValue> = headers.get_all(POLICY).iter().cloned().collect();
+    headers.insert(POLICY, SANDBOX);
+    for policy in theirs {
+        headers.append(POLICY, policy);
+    }
+}
+
+/// Has browsers take an answer for what it says it is, whatever its bytes look like.
+pub fn forbid_sniffing(headers: &mut HeaderMap) {
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+}
+
+fn has(text: &[u8], part: &str) -> bool {
+    text.windows(part.len()).any(|window| window.eq_ignore_ascii_case(part.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(kinds: &[&'static str]) -> HeaderMap {
+        let values = kinds.iter().map(|kind| (header::CONTENT_TYPE, HeaderValue::from_static(kind)));
+        let mut headers = HeaderMap::new();
+        for (name, value) in values {
+            headers.append(name, value);
+        }
+        headers
+    }
+
+    #[test]
+    fn all_but_sound_pictures_films_and_archives_is_searched() {
+        for kinds in [
+            &["application/json"][..],
+            &["APPLICATION/JSON; charset=utf-8"],
+            &["application/problem+json"],
+            &["text/html"],
+            &["text/event-stream"],
+            &["application/octet-stream"],
+            &["message/http"],
+            &["multipart/mixed; boundary=audio/mpeg"],
+            &["application/yaml"],
+            &["application/x-whatever"],
+            &["image/svg+xml"],
+            &["audio/x-mpegurl"],
+            &["audio"],
+            &["audio/mpeg, application/json"],
+            &["audio/mpeg", "application/json"],
+            &[""],
+            &[],
+        ] {
+            assert!(is_searched(&kind(kinds)), "{kinds:?}");
+        }
+        for kinds in ["audio/mpeg", "Audio/PCM;rate=16000", " video/mp4", "image/png", "application/zip"] {
+            assert!(!is_searched(&kind(&[kinds])), "{kinds}");
+        }
+    }
+
+    #[test]
+    fn documents_with_scripts_run_in_a_sandbox() {
+        for (kinds, is_active) in [
+            (&["text/html; charset=utf-8"][..], true),
+            (&["application/xhtml+xml"], true),
+            (&["IMAGE/SVG+XML"], true),
+            (&["text/xml"], true),
+            (&["application/rdf+xml"], true),
+            (&["multipart/x-mixed-replace; boundary=a"], true),
+            (&["text/plain", "text/html"], true),
+            (&["text/plain, text/html"], true),
+            (&["application/json"], false),
+            (&["audio/mpeg"], false),
+            (&[], false),
+        ] {
+            let mut headers = kind(kinds);
+            sandbox(&mut headers);
+            let policies: Vec<_> = headers.get_all("content-security-policy").iter().collect();
+            assert_eq!(policies, if is_active { vec!["sandbox"] } else { Vec::new() }, "{kinds:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_provider_forbids_stays_forbidden() {
+        let mut headers = kind(&["text/html"]);
+        headers.insert("content-security-policy", HeaderValue::from_static("script-src 'none'"));
+        headers.insert("x-content-type-options", HeaderValue::from_static("sniff"));
+        sandbox(&mut headers);
+        forbid_sniffing(&mut headers);
+        let policies: Vec<_> = headers.get_all("content-security-policy").iter().collect();
+        assert_eq!(policies, ["sandbox", "script-src 'none'"]);
+        assert_eq!(headers.get_all("x-content-type-options").iter().count(), 1);
+    }
+}

@@ -1,0 +1,199 @@
+//! The headers that do not simply pass, each with its reason: a row says in which direction a header is
+//! dropped, and why. A header without a row passes as it came.
+
+use http::header::HeaderName;
+
+/// What happens to a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rule {
+    /// Dropped in both directions: it belongs to one connection (RFC 9110, section 7.6.1).
+    Hop,
+    /// Dropped upstream: a client may present a credential in it.
+    Credential,
+    /// Dropped upstream, unless `access.forward_headers` lists it.
+    Up,
+    /// Dropped on the way to the client.
+    Down,
+    /// Changed or looked at elsewhere in this module.
+    Noted,
+}
+
+/// A header, or all headers that begin alike.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Row {
+    /// In lower case; with `*` at its end, every name that begins so.
+    pub(super) name: &'static str,
+    pub(super) rule: Rule,
+    /// Why, and whose word the header is.
+    pub(super) reason: &'static str,
+}
+
+impl Row {
+    /// What the names begin with, where the row has more than one.
+    pub(super) const fn prefix(&self) -> Option<&'static str> {
+        match self.name.as_bytes() {
+            [start @ .., b'*'] => Some(self.name.split_at(start.len()).0),
+            _ => None,
+        }
+    }
+}
+
+macro_rules! table {
+    ($($rule:ident { $($name:literal: $reason:literal,)* })*) => {
+        pub(super) const ROWS: &[Row] = &[$($(Row { name: $name, rule: Rule::$rule, reason: $reason }),*),*];
+        /// The names of the rows, in their order.
+        pub(super) static HEADERS: [HeaderName; ROWS.len()] = [$($(HeaderName::from_static($name)),*),*];
+    };
+}
+
+#[rustfmt::skip] // a table
+table! {
+    Hop {
+        "connection": "belongs to one connection (RFC 9110)",
+        "keep-alive": "belongs to one connection (RFC 2068)",
+        "proxy-connection": "belongs to one connection (Netscape)",
+        "proxy-authenticate": "belongs to one connection (RFC 9110)",
+        "proxy-authorization": "may carry a client's token",
+        "te": "belongs to one connection (RFC 9110)",
+        "trailer": "belongs to one connection (RFC 9110)",
+        "transfer-encoding": "belongs to one connection (RFC 9112)",
+        "upgrade": "belongs to one connection (RFC 9110)",
+        "expect": "is answered by Keychoir's server itself (RFC 9110)",
+    }
+    Credential {
+        "x-keychoir-token": "may carry a client's token",
+        "xi-api-key": "may carry a client's token, and the pool's key goes in its place",
+        "xi_api_key": "may carry a client's token",
+        "authorization": "may carry a client's token",
+        "cookie": "may carry a client's token",
+    }
+    Noted {
+        "host": "is the upstream's own",
+        "sec-websocket-protocol": "may carry a browser's token",
+        "content-length": "frames the message",
+        "accept-encoding": "offers only what can be read here",
+    }
+    // What proxies before Keychoir say of the client: its address, its host, its user. The provider needs
+    // none of it, and refuses some of it behind its own content delivery network.
+    Up {
+        "forwarded": "the client's address and host (RFC 7239)",
+        "via": "names of the proxies before Keychoir (RFC 9110)",
+        "x-forwarded": "the client's address",
+        "x-forwarded-*": "the client's address, host and scheme; users and tokens (oauth2-proxy)",
+        "x-original-forwarded-for": "the client's address (ingress-nginx)",
+        "x-real-ip": "the client's address (nginx)",
+        "x-client-ip": "the client's address (Azure, Apache)",
+        "x-cluster-client-ip": "the client's address (Rackspace, Google)",
+        "x-remote-ip": "the client's address",
+        "x-remote-addr": "the client's address",
+        "x-originating-ip": "the client's address (mail gateways)",
+        "client-ip": "the client's address",
+        "true-client-ip": "the client's address (Akamai, Cloudflare)",
+        "proxy-client-ip": "the client's address (WebLogic)",
+        "wl-proxy-*": "the client's address and certificate (WebLogic)",
+        "incap-client-ip": "the client's address (Imperva)",
+        "ali-cdn-real-ip": "the client's address (Alibaba)",
+        "x-sucuri-clientip": "the client's address (Sucuri)",
+        "cf-*": "the client's address and country, Access tokens; refused with 403 by Cloudflare (Cloudflare)",
+        "cdn-loop": "networks that were passed; refused as a loop by the next (RFC 8586)",
+        "fastly-*": "the client's address, loop marks (Fastly)",
+        "akamai-*": "the client's address and device (Akamai)",
+        "x-akamai-*": "the client's address and device (Akamai)",
+        "cloudfront-*": "the client's address, country and device (Amazon CloudFront)",
+        "x-amz-cf-id": "a request's name (Amazon CloudFront)",
+        "x-amzn-*": "trace marks, identity tokens of the load balancer (Amazon)",
+        "x-cloud-trace-context": "trace marks of the load balancer (Google)",
+        "x-goog-*": "the signed-in user and tokens (Google)",
+        "x-appengine-*": "the client's address and country (Google)",
+        "x-azure-*": "the client's address (Azure Front Door)",
+        "x-fd-*": "marks of health probes (Azure Front Door)",
+        "x-arr-*": "the client's certificate, a request's name (Azure, IIS)",
+        "x-ms-client-principal*": "the signed-in user (Azure)",
+        "x-vercel-*": "the client's address and country (Vercel)",
+        "x-nf-*": "the client's address and country (Netlify)",
+        "fly-*": "the client's address and region (Fly.io)",
+        "tailscale-*": "the signed-in user (Tailscale)",
+        "x-envoy-*": "the client's address; orders for timeouts and retries (Envoy)",
+        "l5d-*": "names of the calling service (Linkerd)",
+        "x-consumer-*": "the signed-in user (Kong)",
+        "x-credential-*": "the signed-in user (Kong)",
+        "x-auth-request-*": "the signed-in user and tokens (oauth2-proxy)",
+        "x-authentik-*": "the signed-in user (authentik)",
+        "x-pomerium-*": "the signed-in user and tokens (Pomerium)",
+        "remote-user": "the signed-in user (CGI)",
+        "x-remote-user": "the signed-in user",
+        "x-webauth-user": "the signed-in user (Grafana)",
+        "client-cert": "the client's certificate (RFC 9440)",
+        "client-cert-chain": "the client's certificate (RFC 9440)",
+        "ssl-client-*": "the client's certificate (ingress-nginx)",
+        "x-ssl-*": "the client's certificate",
+        "x-client-cert*": "the client's certificate",
+        "x-varnish": "a request's number (Varnish)",
+        "x-request-start": "when a request came (Heroku)",
+        "x-scheme": "the client's scheme (ingress-nginx)",
+        "x-url-scheme": "the client's scheme",
+        "front-end-https": "the client's scheme (Microsoft)",
+        "x-host": "another host than Host",
+        "x-original-host": "another host than Host",
+        "x-http-host-override": "another host than Host",
+        "x-original-url": "another path than the one that was judged (IIS, Symfony)",
+        "x-original-uri": "another path than the one that was judged (nginx)",
+        "x-rewrite-url": "another path than the one that was judged (IIS, Symfony)",
+        "x-original-method": "another method than the one that was judged",
+        "x-http-method": "another method than the one that was judged (Microsoft)",
+        "x-http-method-override": "another method than the one that was judged (Google)",
+        "x-method-override": "another method than the one that was judged (IBM)",
+        "proxy": "becomes the variable HTTP_PROXY of a CGI program (httpoxy)",
+    }
+    // What a provider says of its own origin. A browser would take it as said of Keychoir's.
+    Down {
+        "alt-svc": "leads later requests to another host (RFC 7838)",
+        "strict-transport-security": "would pin every port of this host to https (RFC 6797)",
+        "set-cookie": "one account's cookie would reach the clients of others (RFC 6265)",
+        "set-cookie2": "one account's cookie would reach the clients of others (RFC 2965)",
+        "public-key-pins": "would pin this host to the provider's certificates (RFC 7469)",
+        "public-key-pins-report-only": "would report this host's certificates (RFC 7469)",
+        "expect-ct": "would demand logged certificates of this host (RFC 9163)",
+        "nel": "would report this host's network errors elsewhere (Network Error Logging)",
+        "report-to": "would send this host's reports elsewhere (Reporting API)",
+        "reporting-endpoints": "would send this host's reports elsewhere (Reporting API)",
+        "clear-site-data": "would clear what this host has stored in a browser (W3C)",
+        "service-worker-allowed": "would widen a service worker of this host (W3C)",
+        "accept-ch": "would ask for hints on all requests to this host (RFC 8942)",
+        "accept-ch-lifetime": "would ask for hints on all requests to this host (Client Hints)",
+        "critical-ch": "would repeat requests to this host (Client Hints)",
+        "origin-agent-cluster": "is about the whole origin (HTML)",
+        "use-as-dictionary": "would offer encodings here that cannot be read (RFC 9842)",
+        "set-login": "would note a sign-in at this host (FedCM)",
+        "secure-session-registration": "would bind a session to this host (Device Bound Session Credentials)",
+        "sec-session-registration": "would bind a session to this host (Device Bound Session Credentials)",
+        "activate-storage-access": "is about the whole origin (Storage Access)",
+        "observe-browsing-topics": "is about the whole origin (Topics)",
+        "attribution-reporting-*": "would count this host's visits elsewhere (Attribution Reporting)",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_there_once_and_says_why() {
+        for (at, row) in ROWS.iter().enumerate() {
+            assert!(ROWS[..at].iter().all(|before| before.name != row.name), "{}", row.name);
+            assert_eq!(row.name, row.name.to_ascii_lowercase());
+            assert!(!row.reason.is_empty());
+            assert_eq!(HEADERS[at].as_str(), row.name);
+        }
+        assert!(ROWS.len() <= 128, "a head's rows are the bits of a u128");
+    }
+
+    #[test]
+    fn a_row_with_many_names_covers_no_other_row() {
+        for (row, prefix) in ROWS.iter().filter_map(|row| Some((row, row.prefix()?))) {
+            let covered =
+                ROWS.iter().filter(|other| other.name != row.name && other.name.starts_with(prefix));
+            assert_eq!(covered.map(|other| other.name).collect::<Vec<_>>(), [] as [&str; 0], "{prefix}");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! What is recorded of a method. A client may make one up, as long as a head may be: the books, the log
+//! and the metrics keep known words only.
+
+use http::Method;
+
+/// A longer method is refused. The longest that is registered with IANA has 17 characters.
+pub const MAX_METHOD_LENGTH: usize = 32;
+
+/// Whether a method is short enough to be passed on.
+#[must_use]
+pub fn is_passed(method: &Method) -> bool {
+    method.as_str().len() <= MAX_METHOD_LENGTH
+}
+
+/// The word under which a method is recorded: itself, if HTTP defines it (RFC 9110 and 5789), or `other`.
+#[must_use]
+pub fn recorded(method: &Method) -> Method {
+    const KNOWN: [Method; 9] = [
+        Method::GET,
+        Method::POST,
+        Method::PUT,
+        Method::PATCH,
+        Method::DELETE,
+        Method::HEAD,
+        Method::OPTIONS,
+        Method::TRACE,
+        Method::CONNECT,
+    ];
+    match KNOWN.iter().find(|known| *known == method) {
+        Some(known) => known.clone(),
+        None => Method::from_bytes(b"other").unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_made_up_method_is_recorded_as_other() {
+        for (method, expected) in [
+            ("GET", "GET"),
+            ("PATCH", "PATCH"),
+            ("BREW", "other"),
+            ("get", "other"),
+            ("PROPFIND", "other"),
+            (&*"A".repeat(30_000), "other"),
+        ] {
+            assert_eq!(recorded(&method.parse().unwrap()).as_str(), expected);
+        }
+    }
+
+    #[test]
+    fn a_method_has_a_longest_length() {
+        for (length, expected) in [(1, true), (32, true), (33, false), (30_000, false)] {
+            assert_eq!(is_passed(&"A".repeat(length).parse().unwrap()), expected);
+        }
+    }
+}

@@ -1,0 +1,288 @@
+use http::Uri;
+use proptest::prelude::*;
+
+use super::*;
+use crate::policy::mend::without_base;
+
+#[track_caller]
+fn check(path: &str, expected: &[&str]) {
+    let read = Path::read(path).unwrap();
+    let words = read.words();
+    assert_eq!(words.iter().map(Word::text).collect::<Vec<_>>(), expected, "{path}");
+}
+
+#[track_caller]
+fn check_refused(path: &str, expected: Ambiguous) {
+    assert_eq!(Path::read(path).map(|path| path.0.into_owned()), Err(expected), "{path}");
+}
+
+#[test]
+fn a_path_is_decoded_once_and_split() {
+    check("/", &[]);
+    check("/v1/voices", &["v1", "voices"]);
+    check("/v1/voices/", &["v1", "voices"]);
+    check("/v1/%76oices/a%20b", &["v1", "voices", "a b"]);
+    check("/v1/caf%C3%A9/%E5%A3%B0%F0%9F%8E%99", &["v1", "caf\u{e9}", "\u{58f0}\u{1f399}"]);
+    check("/v1/a.b/..c/c../.../.well-known", &["v1", "a.b", "..c", "c..", "...", ".well-known"]);
+    check("/v1/100%25/50%25x/%25", &["v1", "100%", "50%x", "%"]);
+    check("/v1/a+b,c=d&e@f:g!$'()*~-_|{id}", &["v1", "a+b,c=d&e@f:g!$'()*~-_|{id}"]);
+}
+
+#[test]
+fn a_path_that_servers_read_differently_has_no_reading() {
+    use Ambiguous::{
+        Blank, Control, Dots, DoubleEscape, EmptySegment, Encoding, Escape, Relative, Separator,
+    };
+    for (reason, paths) in [
+        (Relative, &["", "v1", "*"][..]),
+        (EmptySegment, &["//", "//v1", "/v1//voices", "/v1/voices//"]),
+        (
+            Dots,
+            &["/.", "/..", "/v1/.", "/v1/../x", "/v1/./x", "/v1/%2e", "/v1/%2E%2e/x", "/v1/.%2e", "/v1/%2e."],
+        ),
+        (
+            Separator,
+            &[
+                "/v1/..;/x",
+                "/v1/.;x/y",
+                "/v1/;",
+                "/v1/voices;a=b",
+                "/v1/%3b",
+                "/v1/..%3B",
+                "/v1%2fvoices",
+                "/v1/a%2Fb",
+                "/v1/a%5cb",
+                "/v1\\voices",
+                "/v1/%5C..",
+                "/v1/voices%3fx",
+                "/v1/voices%23",
+                "/v1/#",
+                "/v1/x?",
+                "/v1/%EF%BC%8E%EF%BC%8E",
+                "/v1/a%EF%BC%8Fb",
+                "/v1/%E2%80%A5",
+            ],
+        ),
+        (Control, &["/v1/%00", "/v1/%0a", "/v1/%0D%0A", "/v1/%7f", "/v1/\t", "/v1/%c2%85"]),
+        (Escape, &["/v1/%", "/v1/%4", "/v1/%zz", "/v1/%u002e", "/v1/a%/", "/v1/%+1"]),
+        (
+            DoubleEscape,
+            &[
+                "/v1/%252e%252e/x",
+                "/v1/%252f",
+                "/v1/%2573ervice-accounts",
+                "/v1/%25%32%65",
+                "/v1/%25u002e",
+                "/v1/%25252e",
+            ],
+        ),
+        (
+            Encoding,
+            &[
+                "/v1/%c0%ae%c0%ae",
+                "/v1/%c0%af",
+                "/v1/%e0%80%ae",
+                "/v1/%ff",
+                "/v1/%c3",
+                "/v1/%ed%a0%80",
+                "/v1/caf\u{e9}",
+                "/v1/%f0%80%80%af",
+                "/v1/%f8%80%80%80%ae",
+            ],
+        ),
+        (
+            Blank,
+            &["/v1/%20", "/v1/%20service-accounts", "/v1/service-accounts%20", "/v1/a%c2%a0/b", "/v1/ x"],
+        ),
+    ] {
+        for path in paths {
+            check_refused(path, reason);
+        }
+    }
+}
+
+#[test]
+fn long_paths_are_seen_to_their_ends() {
+    for depth in 0..40 {
+        let path = format!("/{}", vec!["a"; depth].join("/"));
+        assert_eq!(Path::read(&path).unwrap().words().len(), depth);
+    }
+}
+
+/// The paths of the provider's OpenAPI document, in the words of which this program knows them, pass.
+#[test]
+fn paths_of_the_provider_pass_with_any_ordinary_identifier() {
+    for identifier in [
+        "21m00Tcm4TlvDq8ikWAM",
+        "agent_3701k3ttaq12ewp8b7qv5rfyszkz",
+        "3f2504e0-4f89-11d3-9a0c-0305e82c3301",
+        "en-US",
+        "my%20tool",
+        "caf%C3%A9.v1.2",
+        "a+b=",
+        "user@example.com",
+        "100%25",
+        "..hidden",
+    ] {
+        for path in [
+            "/v1/text-to-speech/{}/stream/with-timestamps",
+            "/v1/convai/mcp-servers/x/tool-approvals/{}",
+            "/v1/pronunciation-dictionaries/x/{}/download",
+            "/v2/voices/{}/",
+        ] {
+            assert!(Path::read(&path.replace("{}", identifier)).is_ok(), "{path} {identifier}");
+        }
+    }
+}
+
+/// What a server makes of a path: its segments; `None` if it refuses the path.
+type Reader = fn(&str) -> Option<Vec<String>>;
+
+/// Percent decoding as common servers do it: a broken escape stays as it is.
+fn unescaped(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        match bytes
+            .get(at + 1..at + 3)
+            .and_then(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
+        {
+            Some(value) if bytes[at] == b'%' && bytes[at + 1] != b'+' => {
+                out.push(value);
+                at += 3;
+            }
+            _ => {
+                out.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Resolves dots and leaves out what is empty.
+fn resolved<'a>(segments: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut out: Vec<String> = Vec::new();
+    for segment in segments {
+        match segment {
+            "" | "." => {}
+            ".." => {
+                out.pop();
+            }
+            name => out.push(name.to_owned()),
+        }
+    }
+    out
+}
+
+/// Without what stands before the first slash and, if nothing does, behind the last.
+fn split(path: &str) -> Vec<&str> {
+    let path = path.strip_prefix('/').unwrap_or(path);
+    let path = path.strip_suffix('/').unwrap_or(path);
+    if path.is_empty() { Vec::new() } else { path.split('/').collect() }
+}
+
+/// nginx with a URI in `proxy_pass`: decodes, merges slashes, resolves dots; refuses a zero byte.
+fn nginx(path: &str) -> Option<Vec<String>> {
+    let decoded = unescaped(path);
+    (!decoded.contains('\0')).then(|| resolved(decoded.split('/')))
+}
+
+/// Starlette behind uvicorn: decodes the whole path once, then compares it.
+fn starlette(path: &str) -> Option<Vec<String>> {
+    Some(split(&unescaped(path)).into_iter().map(str::to_owned).collect())
+}
+
+/// Express: splits, then decodes each parameter.
+fn express(path: &str) -> Option<Vec<String>> {
+    Some(split(path).into_iter().map(unescaped).collect())
+}
+
+/// Go's `ServeMux`: decodes, cleans the path, and redirects to what is clean.
+fn go(path: &str) -> Option<Vec<String>> {
+    Some(resolved(unescaped(path).split('/')))
+}
+
+/// A gateway that decodes, before a server that does so again and takes backslashes for slashes.
+fn double_decoder(path: &str) -> Option<Vec<String>> {
+    Some(resolved(unescaped(&unescaped(path)).split(['/', '\\'])))
+}
+
+/// Tomcat: cuts parameters off each segment, decodes, resolves dots.
+fn tomcat(path: &str) -> Option<Vec<String>> {
+    let cut: Vec<String> = path.split('/').map(|part| unescaped(part.split(';').next().unwrap())).collect();
+    Some(resolved(cut.iter().flat_map(|part| part.split('/'))))
+}
+
+/// A gateway that decodes and writes the path into a new request line as it is.
+fn careless_gateway(path: &str) -> Option<Vec<String>> {
+    let decoded = unescaped(path);
+    let path = decoded.split(['?', '#']).next().unwrap();
+    Some(resolved(unescaped(path).split('/')).into_iter().map(|segment| segment.trim().to_owned()).collect())
+}
+
+const READERS: [(&str, Reader); 7] = [
+    ("nginx", nginx),
+    ("starlette", starlette),
+    ("express", express),
+    ("go", go),
+    ("double decoder", double_decoder),
+    ("tomcat", tomcat),
+    ("careless gateway", careless_gateway),
+];
+
+/// Whatever passes is read everywhere as the policy has read it, also behind a path of the upstream.
+fn check_readers(path: &str) -> Result<bool, TestCaseError> {
+    let Ok(read) = Path::read(path) else { return Ok(false) };
+    let words: Vec<String> = read.words().iter().map(|word| word.text().to_owned()).collect();
+    for (name, reader) in READERS {
+        prop_assert_eq!(reader(path), Some(words.clone()), "{} reads {}", name, path);
+        let behind = [&["base".to_owned(), "p".to_owned()], words.as_slice()].concat();
+        prop_assert_eq!(reader(&format!("/base/p{path}")), Some(behind), "{} reads /base/p{}", name, path);
+    }
+    Ok(true)
+}
+
+#[test]
+fn the_readers_differ_about_what_is_refused() {
+    for path in
+        ["/a/..;/b", "/a/%2e%2e/b", "/a%2fb", "/a//b", "/a/%252e%252e/b", "/a\\b", "/a;b", "/a%3fb", "/a%20"]
+    {
+        let readings: Vec<_> = READERS.iter().map(|(_, reader)| reader(path)).collect();
+        assert!(readings.iter().any(|reading| *reading != readings[0]), "{path}: {readings:?}");
+        assert!(Path::read(path).is_err(), "{path}");
+    }
+}
+
+const TRICKS: &str = "[a-c]{1,3}|v1|service-accounts|\\.|\\.\\.|/|//|\\\\|;|;x=1|%2e|%2E%2e|%2f|%5c|%25|%252e|%252f|%\
+    |%4|%41|%73|%00|%0a|%20|\\+|%2b|%3b|%3f|%23|#|%c0%ae|%c3%a9|%ff|%ef%bc%8e|~|:|@|\\.\\.;|%25%32%65|%u002e|%25u002e";
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn what_passes_is_read_by_all_as_it_was_judged(parts in prop::collection::vec(TRICKS, 0..8)) {
+        check_readers(&format!("/{}", parts.concat()))?;
+        check_readers(&format!("/{}", parts.join("/")))?;
+    }
+
+    #[test]
+    fn the_same_holds_below_a_base_path(parts in prop::collection::vec(TRICKS, 0..8)) {
+        let target = format!("/eleven/labs/{}", parts.concat());
+        if let Some(rest) = target.parse::<Uri>().ok().and_then(|target| without_base(&target, "/eleven/labs")) {
+            check_readers(rest.path())?;
+        }
+    }
+
+    #[test]
+    fn no_bytes_are_too_odd(path in "/[ -~\u{e9}\u{a0}]{0,24}") {
+        check_readers(&path)?;
+    }
+
+    #[test]
+    fn every_plain_path_passes(segments in prop::collection::vec("[A-Za-z0-9_-]{1,24}|%E2%82%AC[a-z]|[a-z]%20[a-z]", 0..14)) {
+        let passes = check_readers(&format!("/{}", segments.join("/")))?;
+        prop_assert!(passes);
+    }
+}
