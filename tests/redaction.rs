@@ -147,24 +147,55 @@ async fn the_owner_of_a_key_is_not_shown_and_credits_are() {
 }
 
 #[tokio::test]
+async fn an_owner_is_hidden_whatever_the_status_and_the_form() {
+    let owner = json!({"first_name": "John", "email": "john@example.com", "tier": "creator"});
+    let nested = json!({"data": {"user": owner}, "detail": {"status": "gone", "user": "John"}});
+    for status in [200, 201, 300, 400, 401, 403, 404, 422, 429, 500, 503] {
+        for document in [&owner, &nested] {
+            let text = document.to_string();
+            for said in [
+                message(&format!("{status} X"), text.as_bytes()),
+                message(&format!("{status} X\r\ncontent-encoding: gzip"), &gzip(&text)),
+            ] {
+                let house = before(&said, |config| config.replay.attempts_max = 1).await;
+                let answer = house.get("/v1/user").await;
+                assert_eq!(answer.status(), status);
+                let shown: Value = answer.json().await.unwrap();
+                let expected = if document.get("tier").is_some() {
+                    json!({"tier": "creator", "first_name": null})
+                } else {
+                    json!({"detail": {"status": "gone"}})
+                };
+                assert_eq!(shown, expected, "{status}");
+                house.close().await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_owner_that_cannot_be_taken_out_is_not_relayed() {
     let document = json!({"first_name": "John"}).to_string();
     for (said, status) in [
-        (message("200 OK\r\ncontent-encoding: gzip", &gzip(&document)), 200),
         (message("200 OK\r\ncontent-encoding: br", document.as_bytes()), 502),
         (message("200 OK", b"<html>John</html>"), 502),
+        (message("300 Multiple Choices", b"[{\"first_name\":\"John\"}]"), 502),
         (message("200 OK", &vec![b' '; 1024 * 1024 + 1]), 502),
+        (message("500 Oops", &[&[b' '; 1024 * 1024], &b"John"[..]].concat()), 502),
         (message("200 OK\r\ncontent-type: audio/mpeg", document.as_bytes()), 200),
         (message("401 Unauthorized", b"John is not here"), 401),
+        (message("404 Not Found\r\ncontent-encoding: br", b"John is not here"), 404),
+        (message("500 Oops\r\ncontent-type: text/html", b"<html>John</html>"), 500),
+        (message("404 Not Found", b""), 404),
     ] {
-        let house = before(&said, |_| {}).await;
+        let house = before(&said, |config| config.replay.attempts_max = 1).await;
         let answer = house.get("/v1/user").await;
         assert_eq!(answer.status(), status);
         if status == 502 {
             assert_eq!(answer.headers()["x-keychoir-error"], "answer_not_redacted");
         }
         let text = answer.text().await.unwrap();
-        assert!(status == 401 || !text.contains("John"), "{text}");
+        assert!(!text.contains("John"), "{status} {text}");
     }
 }
 

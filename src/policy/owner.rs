@@ -1,45 +1,153 @@
-//! What `GET /v1/user` and `/v1/user/subscription` tell of the owner of a key that a client of the
-//! pool need not know. Credits, limits and what the plan can do stay: apps read them.
+//! What `GET /v1/user` and `/v1/user/subscription` tell a client of the pool: what is listed here, and
+//! nothing else. Credits, limits and what the plan can do are listed, because apps read them. Names, email
+//! addresses, invoices, and fields that the provider adds later, describe the owner of the key.
 //!
 //! Source: `UserResponseModel` and `ExtendedSubscriptionResponseModel` of the provider's OpenAPI
 //! document (August 2026), and its SDKs' models, which must still read what is left.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-/// The document without what is the owner's own; `None` when it is no JSON object.
-#[must_use]
-pub fn redacted(document: &[u8]) -> Option<Vec<u8>> {
-    let mut document: Map<String, Value> = serde_json::from_slice(document).ok()?;
-    redact(&mut document);
-    if let Some(Value::Object(subscription)) = document.get_mut("subscription") {
-        redact(subscription);
-    }
-    serde_json::to_vec(&document).ok()
+/// What becomes of a listed field.
+#[derive(Clone, Copy)]
+enum Field {
+    /// A number, a flag or a word: it stays. Anything else of that name is removed.
+    Plain,
+    /// The models ask for it, so it stays with nothing in it.
+    Null,
+    /// The same, for a list.
+    NoList,
+    /// The same, for a flag.
+    No,
+    /// The same, for an identifier.
+    NoName,
+    /// A sentence of a refusal.
+    Sentence,
+    /// An object of listed fields.
+    Object(&'static [(&'static str, Field)]),
 }
 
-/// Puts nothing in the place of each field that is there: null where the model allows it, and
-/// otherwise the emptiest value of its type.
-fn redact(fields: &mut Map<String, Value>) {
-    for (name, value) in fields {
-        *value = match name.as_str() {
-            "xi_api_key"
-            | "xi_api_key_preview"
-            | "first_name"
-            | "referral_link_code"
-            | "partnerstack_partner_default_link"
-            | "next_invoice" => Value::Null,
-            "open_invoices" => Value::Array(Vec::new()),
-            "has_open_invoices" => Value::Bool(false),
-            "user_id" => Value::from("redacted"),
-            _ => continue,
+use Field::{No, NoList, NoName, Null, Object, Plain, Sentence};
+
+#[rustfmt::skip] // a table
+const SUBSCRIPTION: &[(&str, Field)] = &[
+    ("tier", Plain), ("status", Plain), ("currency", Plain), ("billing_period", Plain),
+    ("character_refresh_period", Plain), ("character_count", Plain), ("character_limit", Plain),
+    ("max_character_limit_extension", Plain), ("max_credit_limit_extension", Plain),
+    ("can_extend_character_limit", Plain), ("allowed_to_extend_character_limit", Plain),
+    ("next_character_count_reset_unix", Plain), ("voice_slots_used", Plain),
+    ("professional_voice_slots_used", Plain), ("professional_voice_slots_used_in_workspace", Plain),
+    ("voice_limit", Plain), ("max_voice_add_edits", Plain), ("voice_add_edit_counter", Plain),
+    ("professional_voice_limit", Plain), ("can_extend_voice_limit", Plain),
+    ("can_use_instant_voice_cloning", Plain), ("can_use_professional_voice_cloning", Plain),
+    ("has_used_starter_coupon_on_account", Plain), ("has_used_creator_coupon_on_account", Plain),
+    ("current_overage", Object(&[("amount", Plain), ("currency", Plain)])),
+    ("next_invoice", Null), ("pending_change", Null), ("open_invoices", NoList), ("has_open_invoices", No),
+];
+
+#[rustfmt::skip] // a table
+const USER: &[(&str, Field)] = &[
+    ("is_new_user", Plain), ("can_use_delayed_payment_methods", Plain), ("is_onboarding_completed", Plain),
+    ("is_onboarding_checklist_completed", Plain), ("show_compliance_terms", Plain), ("is_api_key_hashed", Plain),
+    ("created_at", Plain), ("seat_type", Plain), ("subscription", Object(SUBSCRIPTION)),
+    ("user_id", NoName), ("first_name", Null), ("xi_api_key", Null), ("xi_api_key_preview", Null),
+    ("referral_link_code", Null), ("partnerstack_partner_default_link", Null),
+];
+
+/// What a refusal says of itself. What a validation quotes from the request is not among it.
+#[rustfmt::skip] // a table
+const REFUSAL: &[(&str, Field)] = &[
+    ("status", Plain), ("code", Plain), ("type", Plain), ("param", Plain), ("request_id", Plain),
+    ("message", Sentence), ("msg", Sentence),
+];
+
+/// Longer texts are no words of the API.
+const WORD_BYTES_MAX: usize = 64;
+
+/// Longer sentences of a refusal are cut.
+const SENTENCE_CHARS_MAX: usize = 500;
+
+/// The document with its listed fields only, whatever its status; `None` when it is no JSON object.
+#[must_use]
+pub fn redacted(document: &[u8]) -> Option<Vec<u8>> {
+    let document: Map<String, Value> = serde_json::from_slice(document).ok()?;
+    let mut shown = Map::new();
+    for (name, value) in document {
+        let value = match name.as_str() {
+            "detail" => refusal(value),
+            name => field(name, value, &[USER, SUBSCRIPTION]),
         };
+        if let Some(value) = value {
+            shown.insert(name, value);
+        }
     }
+    serde_json::to_vec(&shown).ok()
+}
+
+/// What stands for the body of a refusal of which nothing can be shown.
+#[must_use]
+pub fn withheld() -> Vec<u8> {
+    let message = "Keychoir withholds this answer: it may describe the owner of the API key.";
+    json!({"detail": {"status": "answer_withheld", "message": message}}).to_string().into_bytes()
+}
+
+/// What is shown of a field; `None` for what is in none of the lists.
+fn field(name: &str, value: Value, lists: &[&[(&str, Field)]]) -> Option<Value> {
+    let (_, field) = lists.iter().copied().flatten().find(|(listed, _)| *listed == name)?;
+    match (field, value) {
+        (Plain, value) => is_plain(&value).then_some(value),
+        (Null, _) => Some(Value::Null),
+        (NoList, _) => Some(json!([])),
+        (No, _) => Some(json!(false)),
+        (NoName, _) => Some(json!("redacted")),
+        (Sentence, Value::String(text)) => Some(Value::String(sentence(&text))),
+        (Object(listed), Value::Object(fields)) => Some(object(fields, listed)),
+        (Object(_) | Sentence, _) => None,
+    }
+}
+
+fn object(fields: Map<String, Value>, listed: &[(&str, Field)]) -> Value {
+    let shown = fields.into_iter().filter_map(|(name, value)| {
+        let value = field(&name, value, &[listed])?;
+        Some((name, value))
+    });
+    Value::Object(shown.collect())
+}
+
+/// What is shown of `detail`: an object, a sentence, or a list of objects.
+fn refusal(detail: Value) -> Option<Value> {
+    match detail {
+        Value::Object(fields) => Some(object(fields, REFUSAL)),
+        Value::String(text) => Some(Value::String(sentence(&text))),
+        Value::Array(list) => {
+            let fields = list.into_iter().filter_map(|one| match one {
+                Value::Object(fields) => Some(object(fields, REFUSAL)),
+                _ => None,
+            });
+            Some(fields.collect())
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => None,
+    }
+}
+
+fn is_plain(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => true,
+        Value::String(text) => {
+            let is_of_word = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+            text.len() <= WORD_BYTES_MAX && text.bytes().all(is_of_word)
+        }
+        Value::Array(_) | Value::Object(_) => false,
+    }
+}
+
+/// A sentence without email addresses.
+fn sentence(text: &str) -> String {
+    let words = text.split(' ').map(|word| if word.contains('@') { "..." } else { word });
+    words.collect::<Vec<_>>().join(" ").chars().take(SENTENCE_CHARS_MAX).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[track_caller]
@@ -54,12 +162,20 @@ mod tests {
             &json!({
                 "user_id": "u-1", "first_name": "John", "xi_api_key": "sk_1", "xi_api_key_preview": "sk_...1",
                 "referral_link_code": "r", "partnerstack_partner_default_link": "https://p", "is_new_user": false,
-                "subscription": {"tier": "creator", "character_count": 5, "next_invoice": {"amount_due_cents": 1}},
+                "created_at": 1_700_000_000, "seat_type": "workspace_admin",
+                "subscription": {
+                    "tier": "creator", "character_count": 5, "next_invoice": {"amount_due_cents": 1},
+                    "current_overage": {"amount": "0", "currency": "usd", "payer": "John"},
+                },
             }),
             &json!({
                 "user_id": "redacted", "first_name": null, "xi_api_key": null, "xi_api_key_preview": null,
                 "referral_link_code": null, "partnerstack_partner_default_link": null, "is_new_user": false,
-                "subscription": {"tier": "creator", "character_count": 5, "next_invoice": null},
+                "created_at": 1_700_000_000, "seat_type": "workspace_admin",
+                "subscription": {
+                    "tier": "creator", "character_count": 5, "next_invoice": null,
+                    "current_overage": {"amount": "0", "currency": "usd"},
+                },
             }),
         );
     }
@@ -70,13 +186,44 @@ mod tests {
             &json!({
                 "character_limit": 100_000, "max_credit_limit_extension": "unlimited",
                 "next_invoice": {"amount_due_cents": 2_200}, "open_invoices": [{"amount_due_cents": 2_200}],
-                "has_open_invoices": true,
+                "has_open_invoices": true, "pending_change": {"kind": "cancellation"},
             }),
             &json!({
                 "character_limit": 100_000, "max_credit_limit_extension": "unlimited",
-                "next_invoice": null, "open_invoices": [], "has_open_invoices": false,
+                "next_invoice": null, "open_invoices": [], "has_open_invoices": false, "pending_change": null,
             }),
         );
+    }
+
+    #[test]
+    fn what_is_not_listed_goes_wherever_it_stands() {
+        let owner = json!({"first_name": "John", "email": "john@example.com", "tier": "creator"});
+        for document in [
+            json!({"email": "john@example.com", "last_name": "Doe", "workspace_name": "John's"}),
+            json!({"user": owner, "users": [owner], "data": {"user": owner}, "error": owner}),
+            json!({"tier": owner, "tier_name": "John", "character_count": ["John"]}),
+            json!({"tier": "john@example.com"}),
+            json!({"Tier": "creator"}),
+        ] {
+            check(&document, &json!({}));
+        }
+        check(&json!({"subscription": {"owner": owner, "email": "j@x"}}), &json!({"subscription": {}}));
+        check(&json!({"subscription": "John"}), &json!({}));
+    }
+
+    #[test]
+    fn a_refusal_says_what_it_is() {
+        check(
+            &json!({"detail": {"status": "invalid_api_key", "message": "Invalid API key", "email": "j@x"}}),
+            &json!({"detail": {"status": "invalid_api_key", "message": "Invalid API key"}}),
+        );
+        check(&json!({"detail": "User j@x is gone"}), &json!({"detail": "User ... is gone"}));
+        check(
+            &json!({"detail": [{"loc": ["query"], "msg": "field required", "type": "missing", "input": "John"}]}),
+            &json!({"detail": [{"msg": "field required", "type": "missing"}]}),
+        );
+        check(&json!({"detail": {"message": {"first_name": "John"}}}), &json!({"detail": {}}));
+        assert!(redacted(&withheld()).is_some_and(|shown| shown == withheld()));
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
+use http::header::{
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING,
+};
 use http::{HeaderMap, Method};
 use hyper::ext::ReasonPhrase;
 
@@ -93,9 +95,8 @@ impl Answer {
         }
         let (is_served, is_packed) =
             (self.head.status.is_success(), self.head.headers.contains_key(CONTENT_ENCODING));
-        if *hides_owner && is_served {
-            let text = self.text(OWNER_BYTES_MAX, limits).await.ok_or(Unredacted)?;
-            self.say(owner::redacted(&text).ok_or(Unredacted)?);
+        if *hides_owner {
+            self.hide_owner(limits).await?;
         } else if is_packed && !is_served {
             let text = self.text(limits.error_body_bytes_max, limits).await;
             if let Some(redacted) = text.and_then(|text| redactor.redacted(&text)) {
@@ -104,6 +105,25 @@ impl Answer {
         }
         self.redactor = Some(Arc::clone(redactor));
         Ok(self)
+    }
+
+    /// Leaves of a description of the owner what a client may read, whatever its status is.
+    async fn hide_owner(&mut self, limits: &Limits) -> Result<(), Unredacted> {
+        // What has not come is not replaced.
+        let whole = self.body.whole(OWNER_BYTES_MAX, limits.error_body_max).await.ok_or(Unredacted)?;
+        if whole.is_empty() {
+            return Ok(());
+        }
+        let text = decoded(&whole, encoding(&self.head.headers).as_deref(), OWNER_BYTES_MAX);
+        let shown = match text.and_then(|text| owner::redacted(&text)) {
+            Some(shown) => shown,
+            // The status is all that a client can act upon.
+            None if self.head.status.as_u16() >= 400 => owner::withheld(),
+            None => return Err(Unredacted),
+        };
+        self.head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        self.say(shown);
+        Ok(())
     }
 
     /// All of the body, unpacked, if it is there within its bounds.

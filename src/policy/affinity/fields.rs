@@ -1,7 +1,7 @@
 //! Identifiers in a JSON document, found while it is read: no tree is built, and no text is kept
 //! but what an identifier is hashed from.
 
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use std::borrow::Cow;
 use std::fmt;
 
@@ -14,49 +14,99 @@ pub(super) type Field = (&'static str, Kind);
 /// Longer texts are no identifiers; the longest are signed URLs and tokens.
 const IDENTIFIER_BYTES_MAX: usize = 4 * 1024;
 
+/// Values that are looked at in one document. A mebibyte of the provider's answers has about forty
+/// thousand; one of empty strings has a third of a million, and would hold up a worker.
+const MAX_VALUES: usize = 65_536;
+
+/// Identifiers that one document gives or names. The provider's largest pages have a thousand entries with
+/// a few identifiers each.
+const MAX_NAMES: usize = 4_096;
+
+/// Fields that are looked for, by their names.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Fields {
+    /// In the order of the names; where several have one name, in that of the table.
+    sorted: Vec<Wanted>,
+    /// A bit for each length of a name, the last for all that are longer.
+    lengths: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    name: &'static str,
+    /// What it must stand in, if that matters.
+    parent: Option<&'static str>,
+    kind: Kind,
+}
+
+impl Fields {
+    pub(super) fn of(fields: impl IntoIterator<Item = Field>) -> Self {
+        let wanted = |(field, kind): Field| match field.split_once('.') {
+            Some((parent, name)) => Wanted { name, parent: Some(parent), kind },
+            None => Wanted { name: field, parent: None, kind },
+        };
+        let mut sorted: Vec<Wanted> = fields.into_iter().map(wanted).collect();
+        sorted.sort_by_key(|wanted| wanted.name);
+        let lengths = sorted.iter().fold(0, |bits, wanted| bits | length_bit(wanted.name));
+        Self { sorted, lengths }
+    }
+
+    /// What the field `name` in the field `parent` names.
+    fn kind_of(&self, parent: &str, name: &str) -> Option<Kind> {
+        if self.lengths & length_bit(name) == 0 {
+            return None;
+        }
+        let first = self.sorted.partition_point(|wanted| wanted.name < name);
+        let mut same = self.sorted.get(first..)?.iter().take_while(|wanted| wanted.name == name);
+        same.find(|wanted| wanted.parent.is_none_or(|above| above == parent)).map(|wanted| wanted.kind)
+    }
+}
+
+fn length_bit(name: &str) -> u64 {
+    1 << name.len().min(63)
+}
+
 /// What a document says in these fields, in its order; `named` is told kind and identifier, and says
-/// what stands for it. A document that breaks off says what stood before.
+/// what stands for it. A document that breaks off says what stood before, and one with more than
+/// [`MAX_VALUES`] values or [`MAX_NAMES`] identifiers what stood before those.
 pub(super) fn find(
     document: &[u8],
-    fields: &[Field],
+    fields: &Fields,
     mut named: impl FnMut(Kind, &str) -> Option<Named>,
 ) -> Vec<Named> {
-    let mut search = Search { fields, found: Vec::new(), named: &mut named };
+    let mut search = Search { fields, found: Vec::new(), left: MAX_VALUES, named: &mut named };
     let mut reader = serde_json::Deserializer::from_slice(document);
-    let place = Place { search: &mut search, parent: "", name: "" };
+    let place = Place { search: &mut search, parent: "", name: "", kind: None };
     // What was found in a broken document is as good as in a whole one.
     let _ = place.deserialize(&mut reader);
     search.found
 }
 
 struct Search<'a> {
-    fields: &'a [Field],
+    fields: &'a Fields,
     found: Vec<Named>,
+    /// Values that may still be looked at.
+    left: usize,
     /// What stands for an identifier of a kind.
     named: &'a mut dyn FnMut(Kind, &str) -> Option<Named>,
 }
 
-impl Search<'_> {
-    fn kind_of(&self, parent: &str, name: &str) -> Option<Kind> {
-        let is_it = |field: &str| match field.split_once('.') {
-            Some((above, last)) => last == name && above == parent,
-            None => field == name,
-        };
-        self.fields.iter().find(|(field, _)| is_it(field)).map(|(_, kind)| *kind)
-    }
-}
-
-/// A value within a document: the field it stands in, and the field around that.
+/// A value within a document: the field it stands in, the field around that, and what it names.
 struct Place<'a, 'b, 'n> {
     search: &'a mut Search<'b>,
     parent: &'n str,
     name: &'n str,
+    kind: Option<Kind>,
 }
 
 impl<'de> DeserializeSeed<'de> for Place<'_, '_, '_> {
     type Value = Premade;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Premade, D::Error> {
+        if self.search.left == 0 || self.search.found.len() >= MAX_NAMES {
+            return Err(D::Error::custom("enough was looked at"));
+        }
+        self.search.left -= 1;
         deserializer.deserialize_any(self)
     }
 }
@@ -75,19 +125,19 @@ impl<'de> Visitor<'de> for Place<'_, '_, '_> {
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Premade, E> {
-        if !text.is_empty()
+        if let Some(kind) = self.kind
+            && !text.is_empty()
             && text.len() <= IDENTIFIER_BYTES_MAX
-            && let Some(kind) = self.search.kind_of(self.parent, self.name)
             && let Some(named) = (self.search.named)(kind, text)
         {
             self.search.found.push(named);
         }
-        Ok(Premade(self.name == "category" && text == "premade"))
+        Ok(Premade(text == "premade" && self.name == "category"))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Premade, A::Error> {
-        let Self { search, parent, name } = self;
-        while seq.next_element_seed(Place { search: &mut *search, parent, name })?.is_some() {}
+        let Self { search, parent, name, kind } = self;
+        while seq.next_element_seed(Place { search: &mut *search, parent, name, kind })?.is_some() {}
         Ok(NOT)
     }
 
@@ -95,7 +145,8 @@ impl<'de> Visitor<'de> for Place<'_, '_, '_> {
         let before = self.search.found.len();
         let mut is_premade = false;
         while let Some(key) = map.next_key::<Key<'_>>()? {
-            let inner = Place { search: &mut *self.search, parent: self.name, name: &key.0 };
+            let kind = self.search.fields.kind_of(self.name, &key.0);
+            let inner = Place { search: &mut *self.search, parent: self.name, name: &key.0, kind };
             is_premade |= map.next_value_seed(inner)?.0;
         }
         // Every account has it: it is nobody's.
@@ -148,5 +199,38 @@ impl<'de> serde::Deserialize<'de> for Key<'de> {
             }
         }
         deserializer.deserialize_str(Names)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(document: &str) -> Vec<Named> {
+        let fields = [("voice_id", Kind::Voice), ("samples.id", Kind::Sample), (".id", Kind::Dictionary)];
+        find(document.as_bytes(), &Fields::of(fields), |kind, value| Some(Named::new(kind, value)))
+    }
+
+    #[test]
+    fn a_field_is_known_by_its_name_and_where_it_stands() {
+        let document =
+            r#"{"id":"d","samples":[{"id":"s","voice_id":"v"}],"other":{"id":"x"},"voice_id":["w"]}"#;
+        let expected = [(Kind::Dictionary, "d"), (Kind::Sample, "s"), (Kind::Voice, "v"), (Kind::Voice, "w")];
+        assert_eq!(found(document), expected.map(|(kind, value)| Named::new(kind, value)));
+    }
+
+    #[test]
+    fn values_are_looked_at_up_to_a_bound() {
+        for (before, is_found) in [(MAX_VALUES - 3, true), (MAX_VALUES - 2, false), (300_000, false)] {
+            let empty = vec![r#""""#; before].join(",");
+            let document = format!(r#"{{"a":[{empty}],"voice_id":"v"}}"#);
+            assert_eq!(found(&document).len(), usize::from(is_found), "{before}");
+        }
+    }
+
+    #[test]
+    fn identifiers_are_found_up_to_a_bound() {
+        let many = vec![r#"{"voice_id":"v"}"#; MAX_NAMES + 10].join(",");
+        assert_eq!(found(&format!("[{many}]")).len(), MAX_NAMES);
     }
 }

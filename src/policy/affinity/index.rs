@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use http::{HeaderName, Method};
 
 use super::Gives;
-use super::fields::Field;
+use super::fields::{Field, Fields};
 use super::kind::{Kind, Named};
 use super::table::{ACCOUNT_READS, CURSORS, Made, Row, rows};
 use crate::policy::endpoint::{Literal, Route};
@@ -21,7 +21,9 @@ pub(super) struct Index {
     patterns: Vec<Vec<Pattern>>,
     /// By the name of a parameter.
     query: Vec<Field>,
-    body: Vec<Field>,
+    body: Fields,
+    /// Where the answer of any list says how it goes on.
+    cursors: Fields,
     headers: Vec<(HeaderName, Kind)>,
     /// By the number of their routes' first word.
     answers: Vec<Vec<Answer>>,
@@ -43,8 +45,15 @@ enum Part {
 struct Answer {
     route: Route,
     /// To a request that reads; `None` when it is neither a list nor about the account.
-    read: Option<Vec<Field>>,
+    read: Option<Fields>,
     /// To one that makes something.
+    made: Option<Fields>,
+}
+
+/// The same while the table is read.
+struct Listed {
+    route: Route,
+    read: Option<Vec<Field>>,
     made: Option<Vec<Field>>,
 }
 
@@ -66,10 +75,11 @@ impl Index {
         // Of two, the first in the table counts.
         query.sort_by_key(|(name, _)| *name);
         query.dedup_by_key(|(name, _)| *name);
-        let body = rows().flat_map(|row| row.body).copied().collect();
+        let body = Fields::of(rows().flat_map(|row| row.body).copied());
+        let cursors = Fields::of(CURSORS);
         let named = |(name, kind): &Field| Some((HeaderName::try_from(*name).ok()?, *kind));
         let headers = rows().flat_map(|row| row.headers).filter_map(named).collect();
-        Self { patterns, query, body, headers, answers: answers() }
+        Self { patterns, query, body, cursors, headers, answers: answers() }
     }
 
     /// The identifiers of a path, by its words behind the version.
@@ -95,7 +105,7 @@ impl Index {
     }
 
     /// The fields of a body that name something.
-    pub(super) fn body(&self) -> &[Field] {
+    pub(super) fn body(&self) -> &Fields {
         &self.body
     }
 
@@ -114,14 +124,13 @@ impl Index {
         if makes && answer.made.is_some() { Gives::Made } else { Gives::Nothing }
     }
 
-    /// The fields of an answer that give identifiers.
-    pub(super) fn of_answer(&self, method: &Method, route: &Route) -> Vec<Field> {
+    /// The fields of an answer that give identifiers; `None` when none does.
+    pub(super) fn of_answer(&self, method: &Method, route: &Route) -> Option<&Fields> {
         let answer = self.answer(route);
         if *method == Method::GET {
-            let listed = answer.and_then(|answer| answer.read.as_deref()).unwrap_or_default();
-            return listed.iter().copied().chain(CURSORS).collect();
+            return Some(answer.and_then(|answer| answer.read.as_ref()).unwrap_or(&self.cursors));
         }
-        answer.and_then(|answer| answer.made.clone()).unwrap_or_default()
+        answer.and_then(|answer| answer.made.as_ref())
     }
 
     fn answer(&self, route: &Route) -> Option<&Answer> {
@@ -133,20 +142,20 @@ impl Index {
 
 /// Each route of the table once, with the fields of all rows that have it, in their order.
 fn answers() -> Vec<Vec<Answer>> {
-    let mut answers = vec![Vec::new(); Literal::COUNT];
-    let mut add = |route: &str, fields: &[Field], part: fn(&mut Answer) -> &mut Option<Vec<Field>>| {
+    let mut answers: Vec<Vec<Listed>> = (0..Literal::COUNT).map(|_| Vec::new()).collect();
+    let mut add = |route: &str, fields: &[Field], part: fn(&mut Listed) -> &mut Option<Vec<Field>>| {
         let route = Route::read(route);
         // Each begins with a word.
         let Some(root) = route.root() else { return };
-        let answers: &mut Vec<Answer> = &mut answers[usize::from(root.number())];
+        let answers: &mut Vec<Listed> = &mut answers[usize::from(root.number())];
         let at = answers.iter().position(|answer| answer.route == route).unwrap_or_else(|| {
-            answers.push(Answer { route, read: None, made: None });
+            answers.push(Listed { route, read: None, made: None });
             answers.len() - 1
         });
         part(&mut answers[at]).get_or_insert_default().extend_from_slice(fields);
     };
     let mut add_all = |made: fn(&Row) -> &'static [Made],
-                       part: fn(&mut Answer) -> &mut Option<Vec<Field>>| {
+                       part: fn(&mut Listed) -> &mut Option<Vec<Field>>| {
         for (routes, fields) in rows().flat_map(made) {
             routes.iter().for_each(|route| add(route, fields, part));
         }
@@ -154,7 +163,12 @@ fn answers() -> Vec<Vec<Answer>> {
     add_all(|row| row.lists, |answer| &mut answer.read);
     add_all(|row| row.made, |answer| &mut answer.made);
     ACCOUNT_READS.iter().for_each(|route| add(route, &[], |answer| &mut answer.read));
-    answers
+    let prepared = |Listed { route, read, made }: Listed| Answer {
+        route,
+        read: read.map(|fields| Fields::of(fields.into_iter().chain(CURSORS))),
+        made: made.map(Fields::of),
+    };
+    answers.into_iter().map(|answers| answers.into_iter().map(prepared).collect()).collect()
 }
 
 impl Part {

@@ -11,13 +11,15 @@ mod table;
 
 pub mod claim;
 
+use std::sync::LazyLock;
+
 use http::{HeaderMap, Method};
 
 use super::endpoint::Route;
 use super::headers::decode;
 use super::mend::is_version;
 use super::path::{Ambiguous, Path, Word, Words};
-use fields::Field;
+use fields::Fields;
 use index::index;
 pub use kind::{Class, Keeping, Kind, Named, Tag};
 #[cfg(test)]
@@ -90,8 +92,9 @@ pub fn in_document(document: &[u8]) -> Vec<Named> {
 /// The identifiers that the first message of a served session gives: an agent names the conversation.
 #[must_use]
 pub fn in_first_message(message: &[u8]) -> Vec<Named> {
-    const FIELDS: [Field; 1] =
-        [("conversation_initiation_metadata_event.conversation_id", Kind::Conversation)];
+    static FIELDS: LazyLock<Fields> = LazyLock::new(|| {
+        Fields::of([("conversation_initiation_metadata_event.conversation_id", Kind::Conversation)])
+    });
     fields::find(message, &FIELDS, |kind, value| Some(Named::new(kind, value)))
 }
 
@@ -139,7 +142,8 @@ pub fn in_answer(method: &Method, route: &Route, path: &str, document: &[u8]) ->
     let Ok(path) = Path::read(path) else { return Vec::new() };
     let words = path.words();
     let list = without_version(&words);
-    fields::find(document, &index().of_answer(method, route), |kind, value| {
+    let Some(fields) = index().of_answer(method, route) else { return Vec::new() };
+    fields::find(document, fields, |kind, value| {
         // The URL is given, and its signature is what comes back.
         let is_signed = kind == Kind::Signature;
         Some(if is_signed { Named::new(kind, &signature(value)?) } else { named(kind, value, list) })
@@ -161,8 +165,15 @@ fn named(kind: Kind, value: &str, list: &[Word<'_>]) -> Named {
     Named::new(kind, &format!("{}\n{value}", list.join("/")))
 }
 
+/// Different identifiers that one request names, of those that stand together: each new one is compared with
+/// all before it. A request of the provider names a few dozen.
+const MAX_NAMES: usize = 512;
+
 fn add_all(names: &mut Vec<Named>, more: impl IntoIterator<Item = Named>) {
     for named in more {
+        if names.len() >= MAX_NAMES {
+            break;
+        }
         if !names.contains(&named) {
             names.push(named);
         }
