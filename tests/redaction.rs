@@ -111,10 +111,84 @@ async fn a_stream_is_searched_without_waiting_for_it() {
 }
 
 #[tokio::test]
-async fn sound_is_not_searched() {
-    let said = message("200 OK\r\ncontent-type: audio/mpeg", ONE.as_bytes());
+async fn every_type_but_sound_pictures_and_archives_is_searched() {
+    let text = format!("key {ONE} .");
+    for kind in [
+        "message/http",
+        "multipart/mixed; boundary=a",
+        "application/yaml",
+        "application/octet-stream",
+        "application/x-never-seen",
+        "image/svg+xml",
+        "text/html",
+    ] {
+        for status in ["200 OK", "404 Not Found", "500 Oops"] {
+            let said = message(&format!("{status}\r\ncontent-type: {kind}"), text.as_bytes());
+            let house = before(&said, |config| config.replay.attempts_max = 1).await;
+            let shown = house.get("/v1/voices").await.text().await.unwrap();
+            assert_eq!(shown.trim_end(), text.replace(ONE, SHORT), "{status} {kind}");
+            house.close().await;
+        }
+    }
+    for kind in ["audio/mpeg", "video/mp4", "image/png", "application/zip"] {
+        let house =
+            before(&message(&format!("200 OK\r\ncontent-type: {kind}"), text.as_bytes()), |_| {}).await;
+        assert_eq!(house.get("/v1/voices").await.text().await.unwrap(), text, "{kind}");
+        house.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_key_is_found_in_escapes_and_in_utf_16() {
+    let escaped: String = ONE.bytes().map(|byte| format!("\\u{byte:04x}")).collect();
+    let said =
+        message("200 OK\r\ncontent-type: application/json", format!("{{\"k\":\"{escaped}\"}}").as_bytes());
     let house = before(&said, |_| {}).await;
-    assert_eq!(house.get("/v1/voices").await.text().await.unwrap(), ONE);
+    let shown: Value = house.get("/v1/voices").await.json().await.unwrap();
+    assert_eq!(shown, json!({"k": SHORT}));
+    house.close().await;
+    for order in [u16::to_le_bytes as fn(u16) -> [u8; 2], u16::to_be_bytes] {
+        let wide = |text: &str| text.encode_utf16().flat_map(order).collect::<Vec<u8>>();
+        let said = message("200 OK\r\ncontent-type: text/plain; charset=utf-16", &wide(&format!("a{ONE}")));
+        let house = before(&said, |_| {}).await;
+        let shown = house.get("/v1/voices").await.bytes().await.unwrap();
+        assert!(shown.starts_with(&wide(&format!("a{SHORT}"))), "{shown:?}");
+        house.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_answer_is_searched_and_passes_as_it_came() {
+    let clean = gzip("{\"voices\":[]}");
+    let head = "200 OK\r\ncontent-type: application/json\r\ncontent-encoding: gzip";
+    let house = before(&message(head, &clean), |_| {}).await;
+    let answer = house.get("/v1/voices").await;
+    assert_eq!(answer.headers()["content-encoding"], "gzip");
+    assert_eq!(answer.bytes().await.unwrap(), clean);
+    house.close().await;
+
+    // A short document is told without the key.
+    let house = before(&message(head, &gzip(&format!("{{\"k\":\"{ONE}\"}}"))), |_| {}).await;
+    let answer = house.get("/v1/voices").await;
+    assert!(!answer.headers().contains_key("content-encoding"));
+    assert_eq!(answer.json::<Value>().await.unwrap(), json!({"k": SHORT}));
+    house.close().await;
+
+    // One whose end is not known streams, and ends where the key would be.
+    let packed = gzip(&format!("{{\"k\":\"{ONE}\"}}"));
+    let mut said = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-encoding: gzip\r\n\
+        transfer-encoding: chunked\r\n\r\n"
+        .to_vec();
+    said.extend_from_slice(format!("{:x}\r\n", packed.len()).as_bytes());
+    said.extend_from_slice(&packed);
+    said.extend_from_slice(b"\r\n0\r\n\r\n");
+    let house = before(&said, |_| {}).await;
+    let answer = house.client.get(format!("{}/v1/voices", house.url)).send().await;
+    // Its end may come before its head was sent.
+    assert!(match answer {
+        Ok(answer) => answer.bytes().await.is_err(),
+        Err(_) => true,
+    });
     house.close().await;
 }
 

@@ -12,7 +12,6 @@
 )]
 
 use std::cell::{Cell, RefCell};
-use std::convert::Infallible;
 use std::future::Future;
 use std::hint::black_box;
 use std::pin::{Pin, pin};
@@ -51,6 +50,7 @@ use keychoir::policy::units::UnixMs;
 use keychoir::pool::{Ask, KeyEntry, Lease, Observation, Pool, Reserved, Roster, Served, Settings};
 use keychoir::proxy::{look_up, strip};
 use keychoir::secret::{ApiKey, Redactor, TokenFingerprint};
+use keychoir::upstream::AnswerError;
 
 /// Something that is measured.
 #[derive(Clone, Copy)]
@@ -366,12 +366,12 @@ struct Endless(Bytes);
 
 impl Body for Endless {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = AnswerError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         _: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, AnswerError>>> {
         Poll::Ready(Some(Ok(http_body::Frame::data(self.0.clone()))))
     }
 }

@@ -12,6 +12,8 @@ pub mod room;
 pub mod tap;
 
 mod held;
+mod packed;
 mod spool;
 
 pub use held::Loss;
+pub use packed::KeyInside;

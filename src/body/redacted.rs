@@ -1,5 +1,5 @@
 //! An answer's body on its way to the client, without the keys of the pool in it. A piece without a
-//! key goes on as it is.
+//! key goes on as it is; `packed` has the search in what is compressed.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,19 +9,29 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 
+use super::decode::Coding;
+use super::packed::{self, KeyInside, Turn};
 use crate::secret::{Passed, Redaction, Redactor};
 
 /// A body in which keys are replaced by their short forms. Its length stays what was announced:
 /// where a short form took a longer key's place, white space follows at the end, which documents
-/// and texts allow.
+/// and texts allow. A compressed body with a key in it ends with an error instead.
 #[derive(Debug)]
 pub struct Redacted<B> {
     body: B,
-    search: Option<Search>,
+    search: Search,
 }
 
 #[derive(Debug)]
-struct Search {
+enum Search {
+    /// Nothing is searched for.
+    Off,
+    Plain(Plain),
+    Packed(Box<packed::Search>),
+}
+
+#[derive(Debug)]
+struct Plain {
     redactor: Arc<Redactor>,
     redaction: Redaction,
     /// What the announced length still leaves room for; `None` when none was announced.
@@ -34,17 +44,26 @@ impl<B: Body> Redacted<B> {
     /// Searches `body`, if there is something to search it with.
     pub fn new(body: B, redactor: Option<Arc<Redactor>>) -> Self {
         let owed = body.size_hint().exact();
-        let search = redactor.map(|redactor| Search {
-            redactor,
-            redaction: Redaction::default(),
-            owed,
-            trailers: None,
-        });
-        Self { body, search }
+        let plain = |redactor| {
+            Search::Plain(Plain { redactor, redaction: Redaction::default(), owed, trailers: None })
+        };
+        Self { body, search: redactor.map_or(Search::Off, plain) }
+    }
+
+    /// The same for a body with these codings, in the order in which they were applied. `None` stands for
+    /// codings that cannot be undone: such a body is not searched.
+    pub fn coded(body: B, redactor: Option<Arc<Redactor>>, codings: Option<Vec<Coding>>) -> Self {
+        match (redactor, codings) {
+            (Some(redactor), Some(codings)) if !codings.is_empty() => {
+                Self { body, search: Search::Packed(Box::new(packed::Search::new(redactor, &codings))) }
+            }
+            (redactor, Some(_)) => Self::new(body, redactor),
+            (_, None) => Self::new(body, None),
+        }
     }
 }
 
-impl Search {
+impl Plain {
     fn pass(&mut self, mut piece: Bytes) -> Bytes {
         match self.redaction.pass(&self.redactor, &piece) {
             Passed::Start(length) => piece.truncate(length),
@@ -67,6 +86,77 @@ impl Search {
     fn is_over(&self) -> bool {
         self.redaction.is_idle() && self.owed.is_none_or(|owed| owed == 0) && self.trailers.is_none()
     }
+
+    fn poll_frame<B: Body<Data = Bytes> + Unpin>(
+        &mut self,
+        body: &mut B,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        if let Some(trailers) = self.trailers.take() {
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
+        let Some(frame) = ready!(Pin::new(&mut *body).poll_frame(cx)?) else {
+            let rest = self.finish();
+            return Poll::Ready((!rest.is_empty()).then(|| Ok(Frame::data(rest))));
+        };
+        Poll::Ready(Some(Ok(match frame.into_data().map_err(Frame::into_trailers) {
+            Ok(piece) if body.is_end_stream() => {
+                let (piece, rest) = (self.pass(piece), self.finish());
+                Frame::data(if rest.is_empty() { piece } else { [piece, rest].concat().into() })
+            }
+            Ok(piece) => Frame::data(self.pass(piece)),
+            Err(Ok(mut trailers)) => {
+                redact_headers(&mut trailers, &self.redactor);
+                let rest = self.finish();
+                if rest.is_empty() {
+                    Frame::trailers(trailers)
+                } else {
+                    self.trailers = Some(trailers);
+                    Frame::data(rest)
+                }
+            }
+            Err(Err(other)) => other,
+        })))
+    }
+}
+
+impl packed::Search {
+    fn poll_frame<B>(
+        &mut self,
+        body: &mut B,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>>
+    where
+        B: Body<Data = Bytes, Error: From<KeyInside>> + Unpin,
+    {
+        loop {
+            if let Some(frame) = self.next() {
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            if self.is_busy() {
+                if self.turn()? == Turn::More {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                continue;
+            }
+            let Some(frame) = ready!(Pin::new(&mut *body).poll_frame(cx)?) else {
+                if self.is_over() {
+                    return Poll::Ready(None);
+                }
+                self.end(None);
+                continue;
+            };
+            match frame.into_data().map_err(Frame::into_trailers) {
+                Ok(piece) => self.take(piece),
+                Err(Ok(mut trailers)) => {
+                    redact_headers(&mut trailers, self.redactor());
+                    self.end(Some(Frame::trailers(trailers)));
+                }
+                Err(Err(other)) => self.end(Some(other)),
+            }
+        }
+    }
 }
 
 /// Replaces keys in the values of headers.
@@ -81,7 +171,7 @@ pub fn redact_headers(headers: &mut HeaderMap, redactor: &Redactor) {
 
 impl<B> Body for Redacted<B>
 where
-    B: Body<Data = Bytes> + Unpin,
+    B: Body<Data = Bytes, Error: From<KeyInside>> + Unpin,
 {
     type Data = Bytes;
     type Error = B::Error;
@@ -91,44 +181,38 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let Self { body, search } = &mut *self;
-        let Some(search) = search else { return Pin::new(body).poll_frame(cx) };
-        if let Some(trailers) = search.trailers.take() {
-            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        match search {
+            Search::Off => Pin::new(body).poll_frame(cx),
+            Search::Plain(search) => search.poll_frame(body, cx),
+            Search::Packed(search) => search.poll_frame(body, cx),
         }
-        let Some(frame) = ready!(Pin::new(&mut *body).poll_frame(cx)?) else {
-            let rest = search.finish();
-            return Poll::Ready((!rest.is_empty()).then(|| Ok(Frame::data(rest))));
-        };
-        Poll::Ready(Some(Ok(match frame.into_data().map_err(Frame::into_trailers) {
-            Ok(piece) if body.is_end_stream() => {
-                let (piece, rest) = (search.pass(piece), search.finish());
-                Frame::data(if rest.is_empty() { piece } else { [piece, rest].concat().into() })
-            }
-            Ok(piece) => Frame::data(search.pass(piece)),
-            Err(Ok(mut trailers)) => {
-                redact_headers(&mut trailers, &search.redactor);
-                let rest = search.finish();
-                if rest.is_empty() {
-                    Frame::trailers(trailers)
-                } else {
-                    search.trailers = Some(trailers);
-                    Frame::data(rest)
-                }
-            }
-            Err(Err(other)) => other,
-        })))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream() && self.search.as_ref().is_none_or(Search::is_over)
+        let is_over = match &self.search {
+            Search::Off => true,
+            Search::Plain(search) => search.is_over(),
+            Search::Packed(search) => search.is_over(),
+        };
+        is_over && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
+        let rest = self.body.size_hint();
         match &self.search {
-            None => self.body.size_hint(),
-            Some(Search { owed: Some(owed), .. }) => SizeHint::with_exact(*owed),
+            Search::Off => rest,
+            Search::Plain(Plain { owed: Some(owed), .. }) => SizeHint::with_exact(*owed),
             // A short form makes it shorter by an amount that nobody knows before.
-            Some(Search { owed: None, .. }) => SizeHint::default(),
+            Search::Plain(Plain { owed: None, .. }) => SizeHint::default(),
+            Search::Packed(search) => {
+                let waiting = search.waiting_bytes();
+                let mut hint = SizeHint::new();
+                hint.set_lower(rest.lower() + waiting);
+                if let Some(upper) = rest.upper() {
+                    hint.set_upper(upper + waiting);
+                }
+                hint
+            }
         }
     }
 }
@@ -136,8 +220,9 @@ where
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
-    use std::convert::Infallible;
 
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
     use http_body_util::{BodyExt, Full, StreamBody};
 
     use super::*;
@@ -153,7 +238,7 @@ mod tests {
     struct Frames(VecDeque<Frame<Bytes>>);
 
     impl futures_core::Stream for Frames {
-        type Item = Result<Frame<Bytes>, Infallible>;
+        type Item = Result<Frame<Bytes>, KeyInside>;
 
         fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
             Poll::Ready(self.0.pop_front().map(Ok))
@@ -169,7 +254,8 @@ mod tests {
     #[tokio::test]
     async fn a_body_keeps_the_length_that_was_announced() {
         for text in [format!("\"{KEY}\" and {KEY}."), KEY.to_owned(), "nothing".to_owned(), String::new()] {
-            let mut body = Redacted::new(Full::new(Bytes::from(text.clone())), redactor());
+            let full = Full::new(Bytes::from(text.clone())).map_err(|never| -> KeyInside { match never {} });
+            let mut body: Redacted<_> = Redacted::new(full, redactor());
             assert_eq!(body.size_hint().exact(), Some(text.len() as u64));
             let whole = (&mut body).collect().await.unwrap().to_bytes();
             assert_eq!(whole.len(), text.len());
@@ -203,5 +289,34 @@ mod tests {
     async fn without_a_search_nothing_is_touched() {
         let body = Redacted::new(streamed(&[KEY], None), None);
         assert_eq!(body.collect().await.unwrap().to_bytes(), KEY);
+    }
+
+    fn gzip(text: &str) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        std::io::Write::write_all(&mut encoder, text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn coded(body: Vec<u8>) -> Redacted<impl Body<Data = Bytes, Error = KeyInside> + Unpin> {
+        let body = Full::new(Bytes::from(body)).map_err(|never| -> KeyInside { match never {} });
+        Redacted::coded(body, redactor(), Some(vec![Coding::Gzip]))
+    }
+
+    #[tokio::test]
+    async fn a_compressed_body_passes_as_it_is_or_not_at_all() {
+        let clean = gzip("nothing sk_6c036526aaaa");
+        let mut body = coded(clean.clone());
+        assert_eq!(body.size_hint().exact(), Some(clean.len() as u64));
+        assert_eq!((&mut body).collect().await.unwrap().to_bytes(), clean);
+        assert!(body.is_end_stream());
+        assert_eq!(coded(gzip(&format!("a {KEY} b"))).collect().await.unwrap_err(), KeyInside);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_unpacked_is_not_searched() {
+        let body = Redacted::coded(streamed(&[KEY], None), redactor(), None);
+        assert_eq!(body.collect().await.unwrap().to_bytes(), KEY);
+        let body = Redacted::coded(streamed(&[KEY], None), redactor(), Some(Vec::new()));
+        assert_eq!(body.collect().await.unwrap().to_bytes(), SHORT);
     }
 }

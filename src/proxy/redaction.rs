@@ -9,6 +9,7 @@ use http::header::{
     ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING,
 };
 use http::{HeaderMap, Method};
+use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
 use super::Limits;
@@ -17,6 +18,7 @@ use super::error::ProxyError;
 use crate::body::decode::decoded;
 use crate::body::redacted::redact_headers;
 use crate::policy::endpoint::Endpoint;
+use crate::policy::headers::is_searched;
 use crate::policy::owner;
 use crate::policy::socket::readdressed;
 use crate::secret::Redactor;
@@ -72,9 +74,13 @@ pub struct Unredacted;
 /// The provider's description of a user is about 2 KB.
 const OWNER_BYTES_MAX: usize = 1024 * 1024;
 
+/// A compressed document of a known length up to this is read before it is relayed: its sender has it
+/// whole, so waiting costs no more than its way, and unpacking it about a millisecond.
+const PACKED_BYTES_MAX: usize = 256 * 1024;
+
 impl Answer {
     /// This answer as a client may see it. Its body streams on, and keys are taken out as it does;
-    /// only what describes the owner, and a compressed error, is read first.
+    /// only what describes the owner, a compressed error and a short compressed document are read first.
     pub(super) async fn behind(
         mut self: Box<Self>,
         veil: &Veil,
@@ -97,14 +103,27 @@ impl Answer {
             (self.head.status.is_success(), self.head.headers.contains_key(CONTENT_ENCODING));
         if *hides_owner {
             self.hide_owner(limits).await?;
-        } else if is_packed && !is_served {
-            let text = self.text(limits.error_body_bytes_max, limits).await;
-            if let Some(redacted) = text.and_then(|text| redactor.redacted(&text)) {
-                self.say(redacted);
+        } else if is_packed && let Some(bytes_max) = self.packed_bytes_max(is_served, limits) {
+            let text = self.text(bytes_max, limits).await;
+            match text.map(|text| redactor.redacted(&text)) {
+                Some(Some(redacted)) => self.say(redacted),
+                // It is searched, and goes on as it came.
+                Some(None) => return Ok(self),
+                None => {}
             }
         }
         self.redactor = Some(Arc::clone(redactor));
         Ok(self)
+    }
+
+    /// How much of a compressed body is read before it is relayed, so that a key in it can be replaced;
+    /// `None` for one that is searched as it streams, or not at all.
+    fn packed_bytes_max(&self, is_served: bool, limits: &Limits) -> Option<usize> {
+        if !is_served {
+            return Some(limits.error_body_bytes_max);
+        }
+        let is_short = self.body.size_hint().exact().is_some_and(|length| length <= PACKED_BYTES_MAX as u64);
+        (is_short && is_searched(&self.head.headers)).then_some(PACKED_BYTES_MAX)
     }
 
     /// Leaves of a description of the owner what a client may read, whatever its status is.

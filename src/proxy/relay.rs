@@ -15,6 +15,8 @@ use super::attempt::Attempt;
 use super::bond::Teaching;
 use super::error::ProxyError;
 use super::journal::RequestLog;
+use super::redaction::encoding;
+use crate::body::decode::codings;
 use crate::body::peek::Peeked;
 use crate::body::redacted::Redacted;
 use crate::body::relay::{Ending, Relay, Settle};
@@ -68,7 +70,8 @@ pub(super) fn relay(answer: Answer, mut attempt: Box<Attempt>, log: RequestLog) 
     // What an answer gives is heard as it came; a client reads it without the pool's keys.
     let heard = Tap::new(body, listener, bytes_max);
     let redactor = redactor.filter(|_| headers::is_searched(&head.headers));
-    let relay = Relay::new(Redacted::new(heard, redactor), Settlement { attempt, log });
+    let codings = codings(encoding(&head.headers).as_deref());
+    let relay = Relay::new(Redacted::coded(heard, redactor, codings), Settlement { attempt, log });
     Response::from_parts(head, ResponseBody::Relayed(Box::new(relay)))
 }
 

@@ -17,6 +17,7 @@ use super::head::{End, HeadError, Heard};
 use super::idle::Idle;
 use super::outgoing::Outgoing;
 use super::wire::{Connection, Wire};
+use crate::body::KeyInside;
 use crate::clock;
 
 /// What is wrong with a connection.
@@ -45,6 +46,9 @@ pub enum AnswerError {
     /// Nothing more came.
     #[error("the answer stood still for {} ms", .0.as_millis())]
     Stalled(Duration),
+    /// It must not go on.
+    #[error("the answer was cut: {0}")]
+    KeyInside(#[from] KeyInside),
 }
 
 /// What a connection has become with its 101.

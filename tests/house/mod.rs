@@ -173,6 +173,7 @@ pub struct Record {
     pub credits_from: String,
     pub request_bytes: i64,
     pub response_bytes: i64,
+    pub method: String,
 }
 
 fn attempts(path: &std::path::Path) -> Vec<Record> {
@@ -180,7 +181,7 @@ fn attempts(path: &std::path::Path) -> Vec<Record> {
     let mut statement = connection
         .prepare(
             "SELECT key_hash, request_id, number, client, route, status, verdict, credits, credits_from,
-                request_bytes, response_bytes
+                request_bytes, response_bytes, method
              FROM attempts ORDER BY id",
         )
         .unwrap();
@@ -197,6 +198,7 @@ fn attempts(path: &std::path::Path) -> Vec<Record> {
             credits_from: row.get(8)?,
             request_bytes: row.get(9)?,
             response_bytes: row.get(10)?,
+            method: row.get(11)?,
         })
     });
     rows.unwrap().map(Result::unwrap).collect()
