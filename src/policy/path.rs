@@ -146,11 +146,13 @@ fn decoded(path: &str) -> Result<String, Ambiguous> {
     }
     // Overlong forms and halves of surrogates are no UTF-8.
     let text = String::from_utf8(decoded).map_err(|_| Ambiguous::Encoding)?;
-    if text.chars().any(|c| c.is_control()) {
-        return Err(Ambiguous::Control);
-    }
-    if text.contains(LOOKALIKES) {
-        return Err(Ambiguous::Separator);
+    if !text.is_ascii() {
+        if text.chars().any(char::is_control) {
+            return Err(Ambiguous::Control);
+        }
+        if text.contains(LOOKALIKES) {
+            return Err(Ambiguous::Separator);
+        }
     }
     if is_escaped_again(&text) {
         return Err(Ambiguous::DoubleEscape);

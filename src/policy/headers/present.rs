@@ -57,9 +57,12 @@ impl Known {
             }
             slot = (slot + 1) % SLOTS.len();
         }
-        if !GATE[gate_of(bytes)] {
-            return None;
-        }
+        if GATE[gate_of(bytes)] { Self::covering(name) } else { None }
+    }
+
+    /// The row with many names that `name` belongs to.
+    #[cold]
+    fn covering(name: &str) -> Option<Self> {
         let covers = |row: &Row| row.prefix().is_some_and(|prefix| name.starts_with(prefix));
         ROWS.iter().position(covers).map(|number| Self(small(number)))
     }
@@ -129,7 +132,7 @@ const fn rows(rule: Rule) -> Present {
 const EMPTY: u8 = u8::MAX;
 
 /// The numbers of the rows with one name, each at the slot of its name or behind it.
-const SLOTS: [u8; 1024] = {
+static SLOTS: [u8; 1024] = {
     let mut slots = [EMPTY; 1024];
     let mut number = 0;
     while number < ROWS.len() {
@@ -146,8 +149,8 @@ const SLOTS: [u8; 1024] = {
 };
 
 /// Whether a name may begin as one of the rows with many names does.
-const GATE: [bool; 256] = {
-    let mut gate = [false; 256];
+static GATE: [bool; 1024] = {
+    let mut gate = [false; 1024];
     let mut number = 0;
     while number < ROWS.len() {
         if ROWS[number].prefix().is_some() {
@@ -158,10 +161,13 @@ const GATE: [bool; 256] = {
     gate
 };
 
-/// By the first and the third character; every prefix has three.
+/// By the first three characters; every prefix has as many.
 const fn gate_of(name: &[u8]) -> usize {
     match name {
-        [first, _, third, ..] => (first.wrapping_mul(7) ^ *third) as usize,
+        [first, second, third, ..] => {
+            let mixed = (*first as usize * 31 + *second as usize) * 31 + *third as usize;
+            mixed % 1024
+        }
         _ => 0,
     }
 }
