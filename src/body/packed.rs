@@ -269,7 +269,9 @@ mod tests {
         (out, false)
     }
 
-    const CODED: [(&[Coding], fn(&[u8]) -> Vec<u8>); 5] = [
+    type Coded = (&'static [Coding], fn(&[u8]) -> Vec<u8>);
+
+    const CODED: [Coded; 5] = [
         (&[Coding::Gzip], gzip),
         (&[Coding::Deflate], zlib),
         (&[Coding::Deflate], bare),

@@ -121,7 +121,7 @@ fn refusal(detail: Value) -> Option<Value> {
         Value::Array(list) => {
             let fields = list.into_iter().filter_map(|one| match one {
                 Value::Object(fields) => Some(object(fields, REFUSAL)),
-                _ => None,
+                Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => None,
             });
             Some(fields.collect())
         }

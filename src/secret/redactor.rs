@@ -319,9 +319,9 @@ impl Redaction {
         let mut text = std::mem::take(&mut self.open);
         text.extend_from_slice(piece);
         let found = redactor.look(&text);
-        // No key begins in a short form.
-        let mut out = replaced(&text, &found.keys);
         self.hold(&text, &found);
+        // No key begins in a short form.
+        let mut out = if found.keys.is_empty() { text } else { replaced(&text, &found.keys) };
         out.truncate(out.len() - (self.open.len() - self.sent));
         out.drain(..sent.min(out.len()));
         Passed::Instead(out)

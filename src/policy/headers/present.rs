@@ -57,14 +57,14 @@ impl Known {
             }
             slot = (slot + 1) % SLOTS.len();
         }
-        if GATE[gate_of(bytes)] { Self::covering(name) } else { None }
-    }
-
-    /// The row with many names that `name` belongs to.
-    #[cold]
-    fn covering(name: &str) -> Option<Self> {
-        let covers = |row: &Row| row.prefix().is_some_and(|prefix| name.starts_with(prefix));
-        ROWS.iter().position(covers).map(|number| Self(small(number)))
+        let beginning = start_of(bytes);
+        if !GATE[beginning as usize % GATE.len()] {
+            return None;
+        }
+        let covers = |(start, known): &&(u32, Self)| {
+            *start == beginning && known.row().prefix().is_some_and(|prefix| name.starts_with(prefix))
+        };
+        PREFIXES.iter().find(covers).map(|(_, known)| *known)
     }
 
     const fn bit(self) -> u128 {
@@ -148,26 +148,48 @@ static SLOTS: [u8; 1024] = {
     slots
 };
 
-/// Whether a name may begin as one of the rows with many names does.
-static GATE: [bool; 1024] = {
-    let mut gate = [false; 1024];
+const PREFIX_COUNT: usize = {
+    let (mut count, mut number) = (0, 0);
+    while number < ROWS.len() {
+        if ROWS[number].prefix().is_some() {
+            count += 1;
+        }
+        number += 1;
+    }
+    count
+};
+
+/// The rows with many names, each with how they begin.
+static PREFIXES: [(u32, Known); PREFIX_COUNT] = {
+    let mut prefixes = [(0, Known(0)); PREFIX_COUNT];
+    let (mut count, mut number) = (0, 0);
+    while number < ROWS.len() {
+        if ROWS[number].prefix().is_some() {
+            prefixes[count] = (start_of(ROWS[number].name.as_bytes()), Known(small(number)));
+            count += 1;
+        }
+        number += 1;
+    }
+    prefixes
+};
+
+/// Whether a name may begin as one of them does.
+static GATE: [bool; 1021] = {
+    let mut gate = [false; 1021];
     let mut number = 0;
     while number < ROWS.len() {
         if ROWS[number].prefix().is_some() {
-            gate[gate_of(ROWS[number].name.as_bytes())] = true;
+            gate[start_of(ROWS[number].name.as_bytes()) as usize % gate.len()] = true;
         }
         number += 1;
     }
     gate
 };
 
-/// By the first three characters; every prefix has as many.
-const fn gate_of(name: &[u8]) -> usize {
+/// The first three characters, of which every prefix has at least as many.
+const fn start_of(name: &[u8]) -> u32 {
     match name {
-        [first, second, third, ..] => {
-            let mixed = (*first as usize * 31 + *second as usize) * 31 + *third as usize;
-            mixed % 1024
-        }
+        [first, second, third, ..] => u32::from_be_bytes([0, *first, *second, *third]),
         _ => 0,
     }
 }
