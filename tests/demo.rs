@@ -25,6 +25,9 @@ fn every_request_is_answered_though_keys_run_out() {
         assert!(said.contains(end), "{said}");
     }
     assert!(said.contains("Rotated to key index 3"), "{said}");
+    assert_eq!(said.matches("refused by key 2 (401), served by key 3").count(), 1, "{said}");
+    assert!(said.contains("1 request was refused by one key and served by the next"), "{said}");
+    assert!(said.contains("exhausted - rotating to next key"), "{said}");
     let sound = fs::read(audio).unwrap();
     // Frames of MPEG audio begin with eleven ones.
     assert!(sound.len() > 1_000_000 && sound[0] == 0xff && sound[1] & 0xe0 == 0xe0, "{} bytes", sound.len());

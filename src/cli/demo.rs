@@ -31,14 +31,14 @@ pub(super) struct Arguments {
 }
 
 /// Made up; they open nothing. Long enough to be shown as real ones are.
-const KEYS: [(&str, u64); 4] = [
-    ("sk_demo50prano0000000000000000000000000000000000a1b2c", 400),
-    ("sk_demoa1t00000000000000000000000000000000000000d3e4f", 300),
-    ("sk_demotenor0000000000000000000000000000000000000a5b6c", 500),
-    ("sk_demobass00000000000000000000000000000000000000d7e8f", 5_000),
+const KEYS: [&str; 4] = [
+    "sk_demo50prano0000000000000000000000000000000000a1b2c",
+    "sk_demoa1t00000000000000000000000000000000000000d3e4f",
+    "sk_demotenor0000000000000000000000000000000000000a5b6c",
+    "sk_demobass00000000000000000000000000000000000000d7e8f",
 ];
 
-/// What is spoken, a sentence a request. All of it costs more than the first three keys have.
+/// What is spoken, a sentence a request.
 const TEXT: [&str; 8] = [
     "A choir is many voices that sound like one.",
     "Your app asks for speech and gives no thought to keys.",
@@ -55,6 +55,24 @@ const ROUNDS: usize = 4;
 const PACE: Duration = Duration::from_millis(120);
 
 const SPEECH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM?output_format=mp3_44100_128";
+
+/// What the sentences from one to another cost, counted over all rounds: a credit for a character.
+fn cost(sentences: std::ops::Range<usize>) -> u64 {
+    let texts = TEXT.iter().cycle().skip(sentences.start).take(sentences.len());
+    texts.map(|text| text.len() as u64).sum()
+}
+
+/// Three keys that are spent to the last credit, and one that is not. The credits of the second key's
+/// workspace would last, but the key has a cap, which ElevenLabs tells only in a refusal: that request is
+/// served by the next key.
+fn plan() -> Plan {
+    let credits = [cost(0..8), cost(0..32), cost(14..22), cost(0..32)];
+    let mut plan = Plan::of(KEYS.into_iter().zip(credits));
+    if let Some(key) = plan.keys.get_mut(1) {
+        key.cap = Some(cost(8..14));
+    }
+    plan
+}
 
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
     let view = View::of_stdout();
@@ -74,9 +92,9 @@ async fn play(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode> {
     // Before the work: a place that cannot be written is better heard of now.
     let place = || format!("cannot write {}; name another file with --output", arguments.output.display());
     let mut output = File::create(&arguments.output).with_context(place)?;
-    let plan = Plan::of(KEYS);
+    let plan = plan();
     let simulator = Simulator::start(TcpListener::bind("127.0.0.1:0").await?, plan).await?;
-    let keys = KEYS.iter().map(|(key, _)| ApiKey::new(key)).collect::<Result<Vec<_>, _>>()?;
+    let keys = KEYS.iter().map(|key| ApiKey::new(key)).collect::<Result<Vec<_>, _>>()?;
     let mut config = Config::with_defaults(keys, simulator.base_url().parse::<BaseUrl>()?);
     config.storage.is_ephemeral = true;
     let mut running = app::start(Parts::of(config)?, vec![TcpListener::bind("127.0.0.1:0").await?.into()])?;
@@ -85,7 +103,7 @@ async fn play(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let url = format!("http://{}", running.address());
     view.title(&url);
     view.keys(&running.keys());
-    let (audio, requests) = speak_all(view, &running, &url).await?;
+    let Spoken { audio, requests, replayed } = speak_all(view, &running, &simulator, &url).await?;
     let answered = audio.len();
     let audio: Vec<u8> = audio.concat();
     tokio::task::block_in_place(|| output.write_all(&audio)).with_context(place)?;
@@ -100,23 +118,44 @@ async fn play(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode> {
     view.result(&format!(
         "{requests} requests, {answered} answered, {spent} keys spent, {failures} failures"
     ))?;
+    let plural = if replayed == 1 { "request was" } else { "requests were" };
+    view.result(&format!("{replayed} {plural} refused by one key and served by the next"))?;
     view.result(&format!("{booked} credits booked, {charged} charged by the simulated ElevenLabs"))?;
     view.result(&format!("audio: {} ({} KiB)", arguments.output.display(), audio.len() / 1_024))?;
     Ok(if failures == 0 && booked == charged { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// What came of all sentences.
+struct Spoken {
+    /// The answers that came.
+    audio: Vec<Vec<u8>>,
+    /// How many there should have been.
+    requests: usize,
+    /// How many the simulated ElevenLabs refused first.
+    replayed: usize,
+}
+
 /// Speaks every sentence as an app would: with its SDK's kind of request and a key that is none.
-/// Returns the answers that came, and how many there should have been.
-async fn speak_all(view: &View, running: &Running, url: &str) -> anyhow::Result<(Vec<Vec<u8>>, usize)> {
+async fn speak_all(
+    view: &View,
+    running: &Running,
+    simulator: &Simulator,
+    url: &str,
+) -> anyhow::Result<Spoken> {
     let client = side_calls()?.build()?;
     let sentences: Vec<&str> = TEXT.iter().copied().cycle().take(TEXT.len() * ROUNDS).collect();
-    let mut audio = Vec::new();
+    let (mut audio, mut replayed, mut seen) = (Vec::new(), 0, 0);
     for (index, sentence) in sentences.iter().enumerate() {
         let body = serde_json::json!({"text": sentence, "model_id": "eleven_multilingual_v2"});
         let request = client.post(format!("{url}{SPEECH}")).header("xi-api-key", "anything").json(&body);
         let answer = request.send().await?;
         let status = answer.status();
         view.request(index + 1, sentences.len(), status.as_u16(), sentence);
+        let attempts = attempts(simulator, &mut seen);
+        if let Some(way) = way(&attempts) {
+            replayed += 1;
+            view.replay(&way);
+        }
         let bytes = answer.bytes().await?;
         if status.is_success() {
             audio.push(bytes.to_vec());
@@ -126,5 +165,26 @@ async fn speak_all(view: &View, running: &Running, url: &str) -> anyhow::Result<
             tokio::time::sleep(PACE).await;
         }
     }
-    Ok((audio, sentences.len()))
+    Ok(Spoken { audio, requests: sentences.len(), replayed })
+}
+
+/// The attempts at speech that the simulator has met since the first `seen` requests: the number of the
+/// key, and the status.
+fn attempts(simulator: &Simulator, seen: &mut usize) -> Vec<(usize, u16)> {
+    let requests = simulator.ledger().requests;
+    let new = requests.iter().skip(*seen).filter(|request| request.path_and_query == SPEECH);
+    let attempts = new.filter_map(|request| {
+        let key = KEYS.iter().position(|key| request.key.as_deref() == Some(*key))?;
+        Some((key + 1, request.status?))
+    });
+    let attempts = attempts.collect();
+    *seen = requests.len();
+    attempts
+}
+
+/// Which keys have refused a request before one has served it, if any has.
+fn way(attempts: &[(usize, u16)]) -> Option<String> {
+    let (last, refused) = attempts.split_last().filter(|(_, refused)| !refused.is_empty())?;
+    let refused: Vec<String> = refused.iter().map(|(key, status)| format!("key {key} ({status})")).collect();
+    Some(format!("refused by {}, served by key {}", refused.join(", "), last.0))
 }

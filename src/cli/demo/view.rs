@@ -90,6 +90,11 @@ impl View {
         }
     }
 
+    /// The request was refused by one key and served by another: a line that stays.
+    pub(super) fn replay(&self, way: &str) {
+        self.say(&format!("               {way}"));
+    }
+
     /// The keys have changed.
     pub(super) fn keys(&self, keys: &[KeySnapshot]) {
         if self.live {
