@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use house::{CLIENT_TOKEN, House, ONE, TWO, house, house_with};
+use house::{CLIENT_TOKEN, House, ONE, TWO, house_with};
 use talk::{AGENT, Heard, SCRIBE, STREAM_INPUT, Talk, dial, in_time, knock};
 
 const MASK: [u8; 4] = [1, 99, 200, 7];

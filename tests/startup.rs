@@ -286,7 +286,9 @@ fn what_a_start_refuses_a_check_refuses() {
     fs::write(path("junk.pem"), "no certificate").unwrap();
     fs::write(path("file"), "").unwrap();
     let newer = rusqlite::Connection::open(path("newer.db")).unwrap();
-    newer.execute_batch("CREATE TABLE keys (x); CREATE TABLE attempts (x); PRAGMA user_version = 99").unwrap();
+    newer
+        .execute_batch("CREATE TABLE keys (x); CREATE TABLE attempts (x); PRAGMA user_version = 99")
+        .unwrap();
     drop(newer);
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken_address = taken.local_addr().unwrap().to_string();

@@ -205,7 +205,7 @@ impl Redactor {
     /// Covers the begin of a key, of which nothing more follows or follows elsewhere, beyond what its short
     /// form shows.
     pub fn cover_end(&self, end: &mut [u8]) {
-        let shown = |place: usize| self.keys.get(place).and_then(|key| key.short.as_str().find("..."));
+        let shown = |place: usize| self.needles[place].short.iter().position(|&byte| byte == b'.');
         let shown = self.beginning(end).filter_map(shown).min();
         if let Some(hidden) = shown.and_then(|shown| end.get_mut(shown..)) {
             hidden.fill(b'.');
