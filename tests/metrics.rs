@@ -271,14 +271,16 @@ async fn the_values_are_those_of_the_books_and_the_ledger() {
     assert_eq!((value("first_byte_seconds_count"), value("overhead_seconds_count")), (7.0, 7.0));
     assert!(value("overhead_seconds_sum") < value("first_byte_seconds_sum"));
     assert!(value("connections") >= 1.0 && value("connections_accepted_total") >= value("connections"));
-    for (key, word, used) in
-        [("sk_key_numb...00001", "exhausted", 100.0), ("sk_key_numb...00002", "invalid", 30.0)]
-    {
+    // What is left serves what costs no more.
+    for (key, word, other, used) in [
+        ("sk_key_numb...00001", "active", "exhausted", 100.0),
+        ("sk_key_numb...00002", "invalid", "active", 30.0),
+    ] {
         assert_eq!(page.value("keychoir_key_status", &[("key", key), ("status", word)]), 1.0);
-        assert_eq!(page.value("keychoir_key_status", &[("key", key), ("status", "active")]), 0.0);
+        assert_eq!(page.value("keychoir_key_status", &[("key", key), ("status", other)]), 0.0);
         assert_eq!(page.value("keychoir_key_credits_used", &[("key", key)]), used);
     }
-    assert_eq!(page.counts("keychoir_keys"), BTreeMap::from([("exhausted", 1), ("invalid", 1)]));
+    assert_eq!(page.counts("keychoir_keys"), BTreeMap::from([("active", 1), ("invalid", 1)]));
     let hash = &Fingerprint::of(ONE).to_string()[..12];
     assert_eq!(page.value("keychoir_key_credits_remaining", &[("hash", hash)]), 900.0);
 
