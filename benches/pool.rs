@@ -188,7 +188,8 @@ impl Bench {
     fn exhaust(&self, count: usize) {
         let roster = self.pool.roster();
         for key in roster.keys().iter().take(count) {
-            let verdict = Verdict::WorkspaceQuota(Shortfall { remaining: Some(0), required: Some(1) });
+            let verdict =
+                Verdict::WorkspaceQuota(Shortfall { remaining: Some(0), required: Some(1), quota: None });
             let refused =
                 Refused { verdict, ask: Some(&self.ask), is_agreed: false, source: Source::default() };
             self.pool.record_refusal(&roster, key, refused, clock::now());

@@ -63,16 +63,30 @@ pub enum Verdict {
     Unreadable,
 }
 
-/// The two numbers of a quota refusal, when the message carries them.
+/// The numbers of a quota refusal, when the message carries them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Shortfall {
     /// Credits that are left.
     pub remaining: Option<u64>,
     /// Credits that this request would cost.
     pub required: Option<u64>,
+    /// Credits of the whole quota that it speaks of.
+    pub quota: Option<u64>,
 }
 
 impl Shortfall {
+    /// Without its numbers, when they are of another quota than that of an account of `limit` credits and
+    /// `extension` more.
+    #[must_use]
+    pub fn of_account(self, limit: Option<u64>, extension: u64) -> Self {
+        match (self.quota, limit) {
+            (Some(quota), Some(limit)) if quota != limit && quota != limit.saturating_add(extension) => {
+                Self::default()
+            }
+            _ => self,
+        }
+    }
+
     /// The two numbers, when both are there and say that the first does not suffice. Figures that
     /// contradict the refusal prove nothing.
     #[must_use]
@@ -150,10 +164,9 @@ impl Verdict {
             Self::MissingPermission(_) | Self::PlanFeature(_) | Self::Slots | Self::Abuse => {
                 Concern::Capability
             }
-            Self::Unexplained(_) => Concern::Unclear,
-            // A refusal that cannot be read is relayed like the client's own mistake: it is the
-            // client who can read it.
-            Self::NotFound | Self::RequestError | Self::Unreadable => Concern::Request,
+            // One that cannot be read has at least a status.
+            Self::Unexplained(_) | Self::Unreadable => Concern::Unclear,
+            Self::NotFound | Self::RequestError => Concern::Request,
             Self::Busy => Concern::Refusing,
             Self::ServerError => Concern::Failing,
         }
@@ -171,7 +184,8 @@ impl Verdict {
             | Self::Billing
             | Self::Abuse
             | Self::RateLimited(_)
-            | Self::Unexplained(_) => false,
+            | Self::Unexplained(_)
+            | Self::Unreadable => false,
             Self::Served
             | Self::MissingPermission(_)
             | Self::PlanFeature(_)
@@ -180,8 +194,7 @@ impl Verdict {
             | Self::Busy
             | Self::NotFound
             | Self::RequestError
-            | Self::ServerError
-            | Self::Unreadable => true,
+            | Self::ServerError => true,
         }
     }
 

@@ -113,19 +113,17 @@ impl RequestFeatures {
             Verdict::RateLimited(span) => (Subject::Endpoint, Memory::RateLimit(span)),
             Verdict::Concurrency { .. } => (Subject::Endpoint, Memory::Concurrency),
             Verdict::Unexplained(Refusal::TooMany(span)) => (Subject::Endpoint, Memory::Throttle(span)),
-            Verdict::Unexplained(_) => (Subject::Endpoint, Memory::Endpoint),
+            Verdict::Unexplained(_) | Verdict::Unreadable => (Subject::Endpoint, Memory::Endpoint),
+            Verdict::InvalidKey | Verdict::WrongHost => (Subject::Endpoint, Memory::Unproven),
             Verdict::WorkspaceQuota(_) | Verdict::Billing | Verdict::Abuse => {
                 (Subject::Unnamed, Memory::Unproven)
             }
             Verdict::Served
             | Verdict::KeyQuota(_)
-            | Verdict::InvalidKey
-            | Verdict::WrongHost
             | Verdict::Busy
             | Verdict::NotFound
             | Verdict::RequestError
-            | Verdict::ServerError
-            | Verdict::Unreadable => return None,
+            | Verdict::ServerError => return None,
         };
         Some((self.limit(subject), memory))
     }
@@ -274,8 +272,6 @@ mod tests {
     fn what_is_about_a_key_is_about_no_feature() {
         for verdict in [
             Verdict::Served,
-            Verdict::InvalidKey,
-            Verdict::WrongHost,
             Verdict::KeyQuota(Shortfall::default()),
             Verdict::RequestError,
             Verdict::NotFound,

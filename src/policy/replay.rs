@@ -172,8 +172,8 @@ mod tests {
 
     const KEY_REFUSALS: [Verdict; 7] = [
         Verdict::WrongHost,
-        Verdict::WorkspaceQuota(Shortfall { remaining: None, required: None }),
-        Verdict::KeyQuota(Shortfall { remaining: None, required: None }),
+        Verdict::WorkspaceQuota(Shortfall { remaining: None, required: None, quota: None }),
+        Verdict::KeyQuota(Shortfall { remaining: None, required: None, quota: None }),
         Verdict::InvalidKey,
         Verdict::Billing,
         Verdict::RateLimited(None),
@@ -185,7 +185,8 @@ mod tests {
         Verdict::PlanFeature(Subject::Voice),
         Verdict::Slots,
     ];
-    const AMBIGUOUS: [Verdict; 4] = [
+    const AMBIGUOUS: [Verdict; 5] = [
+        Verdict::Unreadable,
         Verdict::Unexplained(Refusal::Unauthorized),
         Verdict::Unexplained(Refusal::PaymentRequired),
         Verdict::Unexplained(Refusal::Forbidden),
@@ -264,7 +265,7 @@ mod tests {
 
     #[test]
     fn an_answer_and_the_clients_own_mistake_are_relayed() {
-        for verdict in [Verdict::Served, Verdict::NotFound, Verdict::RequestError, Verdict::Unreadable] {
+        for verdict in [Verdict::Served, Verdict::NotFound, Verdict::RequestError] {
             check(answered(verdict), Decision::Relay);
             check(Facts { effect: Effect::None, ..answered(verdict) }, Decision::Relay);
         }

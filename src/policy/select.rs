@@ -123,7 +123,7 @@ pub struct Blocked {
 
 /// A cooldown that ends so soon is waited for, where one that lasts longer is answered with its end: an
 /// SDK that is told to come back sends the whole request again.
-const SHORT_WAIT: Duration = Duration::from_secs(2);
+pub const SHORT_WAIT: Duration = Duration::from_secs(2);
 
 impl Blocked {
     /// Whether a request waits at `now`, and is not answered with an error: a key is only busy, or
@@ -198,7 +198,15 @@ pub fn otherwise(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<
         )) => Ok(Choice::Stretch(position)),
         // What others have reserved of it may come back.
         Some((_, Candidate { room: Room::Free | Room::Full { .. }, .. })) => full,
-        Some((_, Candidate { room: Room::Cooling { .. }, .. })) | None => blocked(unavailable(candidates)),
+        Some((_, Candidate { room: Room::Cooling { .. }, .. })) | None => {
+            // A client is told to come back when there is a try, and not only at the end of all rest.
+            blocked(match (unavailable(candidates), again_at) {
+                (Unavailable::Cooling { until }, Some(again_at)) => {
+                    Unavailable::Cooling { until: until.min(again_at) }
+                }
+                (why, _) => why,
+            })
+        }
     }
 }
 
@@ -351,15 +359,20 @@ mod tests {
     fn one_that_only_cools_down_is_worth_waiting_for() {
         check(
             &[
-                resting(ParkReason::Exhausted, 1),
+                resting(ParkReason::Exhausted, 9),
                 resting(ParkReason::RateLimited, 7),
                 resting(ParkReason::RateLimited, 5),
             ],
             Err(Unavailable::Cooling { until: UnixMs(5) }),
         );
         check(
-            &[cooling(6), resting(ParkReason::Exhausted, 1)],
+            &[cooling(6), resting(ParkReason::Exhausted, 9)],
             Err(Unavailable::Cooling { until: UnixMs(6) }),
+        );
+        // It can be tried before its rest is over.
+        check(
+            &[Candidate { again_at: Some(UnixMs(2)), ..cooling(6) }],
+            Err(Unavailable::Cooling { until: UnixMs(2) }),
         );
     }
 

@@ -124,7 +124,7 @@ impl Rest<'_> {
         if self.is_foreign {
             return ends;
         }
-        let probes = || self.probes().map(ProbeCell::at);
+        let probes = || self.probes().map(ProbeCell::look_again_at);
         let probe = if probes().all(|at| at.is_some()) { probes().flatten().max() } else { None };
         [ends, probe].into_iter().flatten().min()
     }

@@ -9,7 +9,7 @@ use super::cells::Paid;
 use super::key::Key;
 use super::lease::Lease;
 use super::line::Ask;
-use super::restrictions::{Holder, Restriction};
+use super::restrictions::{Force, Holder, Restriction};
 use super::roster::Roster;
 use super::{Observation, Pool, Transition, news_of_charge, news_of_workspace};
 use crate::policy::classify::Verdict;
@@ -149,20 +149,27 @@ impl Pool {
         now: UnixMs,
     ) -> Option<Restriction> {
         let settings = roster.settings();
-        let Refused { verdict, ask, source, .. } = refused;
+        let Refused { verdict, ask, source, is_agreed } = refused;
         let (limit, memory) = features.refused(*verdict)?;
         let has_group = ask.is_some_and(|ask| ask.lane.is_some());
         let rate = |span: Option<Duration>| span.unwrap_or(settings.rate_limited_cooldown);
-        let (span, is_strict) = match memory {
+        let (span, force) = match memory {
             Memory::RateLimit(_) | Memory::Concurrency if has_group => return None,
             Memory::RateLimit(span) | Memory::Throttle(span) => {
-                (rate(span).min(settings.max_retry_after), true)
+                (rate(span).min(settings.max_retry_after), Force::Strict)
             }
-            Memory::Concurrency => (settings.concurrency_cooldown, true),
-            Memory::Permission => (settings.permission_cooldown, false),
-            Memory::Plan | Memory::Slots => (settings.feature_cooldown, false),
-            Memory::Endpoint => (settings.endpoint_cooldown, false),
-            Memory::Unproven => (settings.unproven_cooldown, false),
+            Memory::Concurrency => (settings.concurrency_cooldown, Force::Strict),
+            Memory::Permission => (settings.permission_cooldown, Force::Refused),
+            Memory::Plan | Memory::Slots => (settings.feature_cooldown, Force::Refused),
+            Memory::Endpoint => (settings.endpoint_cooldown, Force::Refused),
+            Memory::Unproven => (settings.unproven_cooldown, Force::Refused),
+        };
+        let is_unclear = matches!(verdict, Verdict::Unexplained(_) | Verdict::Unreadable);
+        let is_of_account = matches!(memory, Memory::Unproven) && !is_agreed;
+        let force = match force {
+            _ if is_of_account => Force::Noted,
+            _ if *is_agreed && is_unclear => Force::Suspected,
+            force => force,
         };
         let workspace = key.workspace();
         let holder = match memory {
@@ -181,7 +188,8 @@ impl Pool {
             verdict: verdict.word(),
             since: now,
             until: now.plus(span),
-            is_strict,
+            force,
+            is_agreed: *is_agreed,
             source: Arc::new(source.clone()),
         };
         let own = restriction(holder);
@@ -190,6 +198,19 @@ impl Pool {
             self.restrictions.learn(&restriction(Holder::Plan(tier.as_str().into())), now);
         }
         is_news.then_some(own)
+    }
+
+    /// Whether several accounts other than that of `key` have refused the like of a request with this
+    /// verdict.
+    #[must_use]
+    pub fn is_said_of_another(
+        &self,
+        features: &RequestFeatures,
+        key: &Key,
+        verdict: Verdict,
+        now: UnixMs,
+    ) -> bool {
+        self.restrictions.is_said_of_another(features, key, verdict.word(), now)
     }
 
     /// Books what the request of `lease` has cost.

@@ -159,7 +159,8 @@ impl Month {
                 self.outcome.served += 1;
                 return;
             }
-            let shortfall = Shortfall { remaining: Some(account.left), required: Some(cost) };
+            let shortfall =
+                Shortfall { remaining: Some(account.left), required: Some(cost), ..Shortfall::default() };
             let verdict = Verdict::WorkspaceQuota(shortfall);
             let refused = Refused { verdict, ask: Some(&ask), is_agreed: false, source: Source::default() };
             self.pool.record_refusal(&roster, &key, refused, now);

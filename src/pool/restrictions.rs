@@ -35,13 +35,27 @@ pub enum Holder {
 /// How far a restriction keeps a request away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Restraint {
-    /// The plan was refused in another workspace, or is known not to have it: asked after those that
-    /// were not.
+    /// The plan was refused in another workspace, or is known not to have it, or the refusal may have been
+    /// about the request: asked after those that were not.
     Inferred,
     /// It was refused itself: asked only when no other can be, and only as the first.
     Refused,
     /// It is not asked before this moment, which the provider has named or a rate limit implies.
     Until(UnixMs),
+}
+
+/// How far a restriction holds for the account that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Force {
+    /// Not at all: what it was refused for was put down to the whole account. When a poll contradicts that,
+    /// and the like of it is refused again, it holds as [`Refused`](Self::Refused).
+    Noted,
+    /// It may have been about the request, because a second account has said the same.
+    Suspected,
+    /// It is about the account.
+    Refused,
+    /// It is about the account, and asking again would make it worse.
+    Strict,
 }
 
 /// Something that is restricted.
@@ -57,8 +71,10 @@ pub struct Restriction {
     pub since: UnixMs,
     /// Until when it is remembered.
     pub until: UnixMs,
-    /// Whether nothing is asked before that.
-    pub is_strict: bool,
+    /// How far it keeps requests from its holder until then.
+    pub force: Force,
+    /// Whether other accounts have said the same of the same request.
+    pub is_agreed: bool,
     /// Where it was met.
     pub source: Arc<Source>,
 }
@@ -85,8 +101,13 @@ impl Restrictions {
             forget_old(&mut table, now);
             let held = table.entry(restriction.limit.feature.clone()).or_default();
             let before = held.iter().position(is_same).map(|at| held.swap_remove(at));
-            is_news = before.as_ref().is_none_or(|known| known.limit != restriction.limit);
             let mut kept = restriction.clone();
+            let was_noted = before.as_ref().is_some_and(|known| known.force == Force::Noted);
+            if was_noted && kept.force == Force::Noted {
+                kept.force = Force::Refused;
+            }
+            let is_other = before.as_ref().is_none_or(|known| known.limit != restriction.limit);
+            is_news = kept.force != Force::Noted && (is_other || was_noted);
             if let Some(before) = before {
                 // The shortest text that was refused; and since the first refusal.
                 kept.limit.from_characters = kept.limit.from_characters.min(before.limit.from_characters);
@@ -116,6 +137,25 @@ impl Restrictions {
         let restraint = |key: &Key| in_force.iter().filter_map(|held| held.restraint(key)).max();
         let all = roster.keys().iter().enumerate();
         all.filter_map(|(position, key)| Some((position, restraint(key)?))).collect()
+    }
+
+    /// Whether several accounts other than that of `key` have refused the like of it with this verdict, and
+    /// have not served it since.
+    pub(super) fn is_said_of_another(
+        &self,
+        features: &RequestFeatures,
+        key: &Key,
+        verdict: &'static str,
+        now: UnixMs,
+    ) -> bool {
+        let own = Holder::Workspace(key.workspace().identity().clone());
+        let is_said = |held: &&Restriction| {
+            let is_of_another = matches!(held.holder, Holder::Workspace(_)) && held.holder != own;
+            let is_in_force = held.until > now && held.is_about(features);
+            held.verdict == verdict && held.is_agreed && is_of_another && is_in_force
+        };
+        let table = self.0.load();
+        features.all().filter_map(|feature| table.get(&feature)).flatten().any(|held| is_said(&held))
     }
 
     /// Forgets what kept such a request from `key`, which has served it. Whether there was anything.
@@ -189,11 +229,12 @@ impl Restriction {
             Holder::Workspace(identity) => (identity == key.workspace().identity(), false),
             Holder::Plan(tier) => (false, key.workspace().tier().is_some_and(|known| **known == **tier)),
         };
-        match (is_its_own, is_inferred) {
-            (true, _) if self.is_strict => Some(Restraint::Until(self.until)),
-            (true, _) => Some(Restraint::Refused),
-            (false, true) => Some(Restraint::Inferred),
-            (false, false) => None,
+        match (is_its_own, self.force) {
+            (_, Force::Noted) => None,
+            (true, Force::Strict) => Some(Restraint::Until(self.until)),
+            (true, Force::Refused) => Some(Restraint::Refused),
+            (true, Force::Suspected) => Some(Restraint::Inferred),
+            (false, _) => is_inferred.then_some(Restraint::Inferred),
         }
     }
 }

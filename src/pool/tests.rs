@@ -119,7 +119,7 @@ fn later(seconds: u64) -> UnixMs {
 
 /// An account that says that nothing is left.
 fn quota_refusal() -> Verdict {
-    Verdict::WorkspaceQuota(Shortfall { remaining: Some(0), required: Some(100) })
+    Verdict::WorkspaceQuota(Shortfall { remaining: Some(0), required: Some(100), ..Shortfall::default() })
 }
 
 fn changes(news: &[Transition]) -> Vec<(usize, Change)> {
@@ -184,7 +184,11 @@ fn parking_a_workspace_parks_all_its_keys_and_no_other() {
 #[test]
 fn a_key_at_its_own_cap_leaves_its_workspace_open() {
     let pool = pool(&[Some("a"), Some("a")]);
-    pool.judged(0, Verdict::KeyQuota(Shortfall { remaining: Some(0), required: Some(1) }), NOW);
+    pool.judged(
+        0,
+        Verdict::KeyQuota(Shortfall { remaining: Some(0), required: Some(1), ..Shortfall::default() }),
+        NOW,
+    );
     assert_eq!(pool.chosen(&[], NOW), Ok(1));
 }
 
@@ -284,7 +288,11 @@ fn what_is_settled_after_a_refusal_is_counted_once() {
     let pool = apart(1);
     pool.told(0, 90, 100, NOW);
     // The provider has charged the request that is still under way; the refusal knows of it.
-    pool.judged(0, Verdict::WorkspaceQuota(Shortfall { remaining: Some(0), required: Some(50) }), NOW);
+    pool.judged(
+        0,
+        Verdict::WorkspaceQuota(Shortfall { remaining: Some(0), required: Some(50), ..Shortfall::default() }),
+        NOW,
+    );
     pool.spent(0, 10, NOW);
     assert_eq!(pool.snapshot(NOW)[0].quota.count, 100);
 }
@@ -501,7 +509,8 @@ fn when_nobody_can_pay_the_richest_is_asked_alone() {
     assert_eq!(other.lease.key().position(), 0);
     assert_eq!(pool.taken(&speech(20, &[]), NOW).unwrap_err(), Unavailable::Full { until: None });
     // It said no, and how much is left: nobody asks again, and a smaller request may go.
-    let verdict = Verdict::WorkspaceQuota(Shortfall { remaining: Some(5), required: Some(10) });
+    let verdict =
+        Verdict::WorkspaceQuota(Shortfall { remaining: Some(5), required: Some(10), ..Shortfall::default() });
     let roster = pool.roster();
     judge(&pool, &roster, &roster.keys()[1], verdict, Some(&speech(20, &[])), NOW);
     pool.settle(&roster, &mut { asked.lease }, 0, NOW);
@@ -601,7 +610,11 @@ fn a_rate_limit_holds_for_its_concurrency_group() {
 fn being_short_for_one_request_is_not_being_exhausted() {
     let pool = apart(1);
     pool.told(0, 50, 9_000, NOW);
-    let short = Verdict::WorkspaceQuota(Shortfall { remaining: Some(8_950), required: Some(9_500) });
+    let short = Verdict::WorkspaceQuota(Shortfall {
+        remaining: Some(8_950),
+        required: Some(9_500),
+        ..Shortfall::default()
+    });
     let roster = pool.roster();
     let large = speech(9_500, &[]);
     judge(&pool, &roster, &roster.keys()[0], short, Some(&large), NOW);

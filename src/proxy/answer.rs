@@ -82,6 +82,8 @@ impl Answer {
     ) -> Result<Box<Self>, ProxyError> {
         // Every key was tried, and the last was refused as such, or for the price.
         let unavailable = match (self.verdict, unavailable) {
+            (Verdict::WorkspaceQuota(_), _) if journey.is_refused_itself() => return Ok(self),
+            (Verdict::InvalidKey | Verdict::WrongHost, _) if journey.is_refused_again() => return Ok(self),
             (Verdict::InvalidKey | Verdict::WrongHost, Unavailable::Tried) => Unavailable::Invalid,
             (Verdict::WorkspaceQuota(shortfall), Unavailable::Tried) if shortfall.figures().is_some() => {
                 Unavailable::Exhausted { resets_at: journey.earliest_reset() }

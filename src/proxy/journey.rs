@@ -150,6 +150,17 @@ impl Journey {
         concluded
     }
 
+    /// Whether several accounts have refused it in the same words, which prove nothing of them: then it is
+    /// better told by the provider.
+    pub(super) fn is_refused_itself(&self) -> bool {
+        self.refusals.is_about_request()
+    }
+
+    /// Whether the like of it was refused so by several accounts before.
+    pub(super) fn is_refused_again(&self) -> bool {
+        self.refusals.is_repeated()
+    }
+
     /// Whether being served says more than that: some accounts were refused for it, or for the like of it.
     pub(super) fn has_met_refusals(&self) -> bool {
         !self.refusals.is_empty() || !self.ask.restricted.is_empty()

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use crate::policy::budget::Extension;
 use crate::policy::classify::{Refusal, Verdict};
 use crate::policy::evidence::Source;
 use crate::policy::features::RequestFeatures;
@@ -27,6 +28,8 @@ struct Met {
     is_recorded: bool,
     /// Whether another account says the same.
     is_agreed: bool,
+    /// Whether several others have said the same of the like of it before.
+    is_repeated: bool,
 }
 
 /// What was concluded from a refusal, or from being served.
@@ -57,14 +60,17 @@ impl Refusals {
         source: Source,
     ) -> Concluded {
         let mut concluded = Concluded::default();
+        let verdict = with_figures_of(key, verdict, learner.now);
         let (key, ask) = (Arc::clone(key), ask.clone());
-        let mut met = Met { verdict, key, ask, source, is_recorded: false, is_agreed: false };
+        let mut met =
+            Met { verdict, key, ask, source, is_recorded: false, is_agreed: false, is_repeated: false };
         let mut has_second = false;
         for known in self.0.iter_mut().filter(|known| known.agrees_with(&met)) {
             has_second = true;
             known.agree(learner, &mut concluded);
         }
-        if has_second {
+        met.is_repeated = !has_second && met.repeats(learner);
+        if has_second || met.is_repeated {
             met.agree(learner, &mut concluded);
         } else {
             met.record(learner, &mut concluded);
@@ -76,16 +82,25 @@ impl Refusals {
     /// Another key has served the request: what was refused in words alone was the account's own matter.
     pub(super) fn served(&mut self, learner: &Learner<'_>) -> Concluded {
         let mut concluded = Concluded::default();
-        for met in self.0.iter_mut().filter(|met| !met.is_recorded) {
-            let Verdict::Unexplained(refusal) = met.verdict else {
-                met.record(learner, &mut concluded);
-                continue;
-            };
-            // A `HEAD` has no words, and what it was refused for was perhaps its method.
-            if refusal != Refusal::Bodiless {
-                learner.restrict(met, &mut concluded);
-                // A poll tells whether there is more to it.
-                learner.pool.want_poll(&met.key);
+        for met in &mut self.0 {
+            met.is_agreed = false;
+            match met.verdict {
+                // A `HEAD` has no words, and what it was refused for was perhaps its method.
+                Verdict::Unexplained(Refusal::Bodiless) => {}
+                Verdict::Unexplained(_) | Verdict::Unreadable => {
+                    learner.restrict(met, &mut concluded);
+                    // A poll tells whether there is more to it.
+                    learner.pool.want_poll(&met.key);
+                }
+                _ if !met.is_recorded => met.record(learner, &mut concluded),
+                // Should a poll find nothing wrong with the account, it is the like of this request that it
+                // refuses.
+                Verdict::WorkspaceQuota(_) | Verdict::Billing | Verdict::InvalidKey
+                    if !met.verdict.proves_itself() =>
+                {
+                    learner.restrict(met, &mut concluded);
+                }
+                _ => {}
             }
         }
         concluded
@@ -94,6 +109,16 @@ impl Refusals {
     /// Whether it was refused by no account yet.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Whether the last one says nothing of its account, because others said the same.
+    pub(super) fn is_about_request(&self) -> bool {
+        self.0.last().is_some_and(|last| last.is_agreed && !last.is_recorded)
+    }
+
+    /// Whether several others have said the same of the like of it before.
+    pub(super) fn is_repeated(&self) -> bool {
+        self.0.last().is_some_and(|last| last.is_repeated)
     }
 
     /// Workspaces that gave the last verdict.
@@ -146,6 +171,15 @@ impl Met {
         is_other && !self.verdict.proves_itself() && self.says_what(other)
     }
 
+    /// Whether other accounts are known to say the same of the like of it: then this one says nothing of
+    /// itself. A rate limit is a matter of time, and is counted anew.
+    fn repeats(&self, learner: &Learner<'_>) -> bool {
+        let Learner { pool, features, now, .. } = learner;
+        !self.verdict.proves_itself()
+            && !matches!(self.verdict, Verdict::RateLimited(_))
+            && pool.is_said_of_another(features, &self.key, self.verdict, *now)
+    }
+
     fn refused(&self) -> Refused<'_> {
         let Self { verdict, ask, source, is_agreed, .. } = self;
         Refused { verdict: *verdict, ask: Some(ask), is_agreed: *is_agreed, source: source.clone() }
@@ -153,14 +187,22 @@ impl Met {
 
     /// Records it as evidence about the key or its workspace, and about what these cannot do.
     fn record(&mut self, learner: &Learner<'_>, concluded: &mut Concluded) {
-        if matches!(self.verdict, Verdict::Unexplained(_)) {
+        if matches!(self.verdict, Verdict::Unexplained(_) | Verdict::Unreadable) {
             return;
         }
         let Learner { pool, roster, now, .. } = learner;
         concluded.news.extend(pool.record_refusal(roster, &self.key, self.refused(), *now));
         self.is_recorded = true;
-        // Credits and bills are an account's own, until a second account says the same.
-        if !matches!(self.verdict, Verdict::WorkspaceQuota(_) | Verdict::Billing | Verdict::Abuse) {
+        // Credits, bills and the key itself are an account's own, until a second account says the same.
+        let is_of_account = matches!(
+            self.verdict,
+            Verdict::WorkspaceQuota(_)
+                | Verdict::Billing
+                | Verdict::Abuse
+                | Verdict::InvalidKey
+                | Verdict::WrongHost
+        );
+        if !is_of_account {
             learner.restrict(self, concluded);
         }
     }
@@ -181,11 +223,22 @@ impl Met {
             let news = pool.withdraw_refusal(roster, &self.key, &self.source, *now);
             concluded.news.extend(news);
         }
-        if !matches!(self.verdict, Verdict::Unexplained(_)) {
+        if self.verdict != Verdict::Unexplained(Refusal::Bodiless) {
             learner.restrict(self, concluded);
             pool.want_poll(&self.key);
         }
     }
+}
+
+/// The verdict without figures of a quota that is not the account's.
+fn with_figures_of(key: &Key, verdict: Verdict, now: UnixMs) -> Verdict {
+    let Verdict::WorkspaceQuota(shortfall) = verdict else { return verdict };
+    let quota = key.workspace().quota(now);
+    let extension = match quota.extension {
+        Extension::Credits(credits) => credits,
+        Extension::None | Extension::Unlimited => 0,
+    };
+    Verdict::WorkspaceQuota(shortfall.of_account(quota.limit, extension))
 }
 
 impl Learner<'_> {

@@ -79,8 +79,7 @@ impl ErrorBody {
     #[must_use]
     pub fn summary(&self, chars_max: usize) -> String {
         let word = self.words.iter().max_by_key(|word| word.matches('_').count()).map(String::as_str);
-        let message: String =
-            self.message.chars().map(|c| if c.is_control() { ' ' } else { c }).take(chars_max).collect();
+        let message: String = without_tokens(&self.message).chars().take(chars_max).collect();
         match (word.map(|word| word.chars().take(60).collect::<String>()), message.is_empty()) {
             (Some(word), false) => format!("{word}: {message}"),
             (Some(word), true) => word,
@@ -100,4 +99,34 @@ impl ErrorBody {
         let (_, rest) = self.message.split_once(before)?;
         rest.split_once(after).map(|(text, _)| text)
     }
+}
+
+/// A word of so many letters and digits may be a part of a key or an identifier: the longest of a
+/// language are shorter.
+const TOKEN_CHARS_MIN: usize = 20;
+
+/// The text with what may be a part of a key replaced by an ellipsis, and what a terminal or a page might
+/// obey by spaces.
+fn without_tokens(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut word = String::new();
+    for char in text.chars().chain(std::iter::once(' ')) {
+        if char.is_alphanumeric() {
+            word.push(char);
+            continue;
+        }
+        let has_digit = word.contains(|char: char| char.is_ascii_digit());
+        out.push_str(if has_digit && word.chars().count() >= TOKEN_CHARS_MIN { "…" } else { &word });
+        word.clear();
+        out.push(if is_shown_as_it_is(char) { char } else { ' ' });
+    }
+    out.pop();
+    out
+}
+
+/// Whether a character is nothing that changes how others are shown (controls, directions, marks of width
+/// zero: categories Cc and Cf of Unicode, as far as they are in use).
+fn is_shown_as_it_is(char: char) -> bool {
+    !char.is_control()
+        && !matches!(char, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
 }

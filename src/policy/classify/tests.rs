@@ -21,12 +21,12 @@ fn check(status: u16, body: &str, expected: Verdict) {
 }
 
 fn shortfall(remaining: u64, required: u64) -> Shortfall {
-    Shortfall { remaining: Some(remaining), required: Some(required) }
+    Shortfall { remaining: Some(remaining), required: Some(required), ..Shortfall::default() }
 }
 
 #[test]
 fn an_empty_account_answers_401_with_two_numbers() {
-    let expected = Verdict::WorkspaceQuota(shortfall(0, 43));
+    let expected = Verdict::WorkspaceQuota(Shortfall { quota: Some(10_000), ..shortfall(0, 43) });
     check(401, &detail("invalid_request", "quota_exceeded", "quota_exceeded", QUOTA), expected);
     check(401, &format!(r#"{{"detail":{{"status":"quota_exceeded","message":"{QUOTA}"}}}}"#), expected);
     check(401, &format!(r#"{{"detail":{{"message":"{QUOTA}"}}}}"#), expected);
@@ -181,6 +181,12 @@ fn the_older_forms_of_a_plans_refusal_have_a_400() {
 #[test]
 fn figures_that_contradict_the_refusal_prove_nothing() {
     assert_eq!(shortfall(0, 43).figures(), Some((0, 43)));
+    let of = |quota, limit, extension| {
+        Shortfall { quota, ..shortfall(0, 43) }.of_account(limit, extension).figures().is_some()
+    };
+    assert!(of(Some(10_000), Some(10_000), 0) && of(Some(12_000), Some(10_000), 2_000));
+    assert!(of(None, Some(10_000), 0) && of(Some(10), None, 0));
+    assert!(!of(Some(10), Some(10_000), 0), "of another quota");
     for (remaining, required) in [(43, 43), (20_000, 400)] {
         assert_eq!(shortfall(remaining, required).figures(), None);
     }

@@ -33,6 +33,7 @@ fn says_any(body: &ErrorBody, words: &[&str]) -> bool {
 /// Credits: of the key's own cap, or of the workspace.
 fn about_credits(body: &ErrorBody) -> Option<Verdict> {
     let shortfall = Shortfall {
+        quota: body.number_between("your quota of ", "."),
         remaining: body.number_between("you have ", " c"),
         required: body.number_between("while ", " c"),
     };

@@ -19,7 +19,11 @@ fn evidence(claim: Claim) -> Evidence {
 
 fn credits(figures: Option<(u64, u64)>) -> Evidence {
     evidence(Claim::credits(
-        Shortfall { remaining: figures.map(|(left, _)| left), required: figures.map(|(_, need)| need) },
+        Shortfall {
+            remaining: figures.map(|(left, _)| left),
+            required: figures.map(|(_, need)| need),
+            ..Shortfall::default()
+        },
         None,
     ))
 }
@@ -149,7 +153,9 @@ fn every_rest_ends() {
 
 #[test]
 fn what_is_left_is_said_in_our_own_numbers() {
-    let of = |estimate| Claim::credits(Shortfall { remaining: Some(5), required: Some(10) }, estimate);
+    let of = |estimate| {
+        Claim::credits(Shortfall { remaining: Some(5), required: Some(10), ..Shortfall::default() }, estimate)
+    };
     for (estimate, left_by_estimate) in [(Some(20), 10), (Some(10), 5), (None, 5)] {
         assert_eq!(of(estimate), Claim::Credits { figures: Some((5, 10)), left_by_estimate });
     }

@@ -57,7 +57,11 @@ pub fn hear_close(code: u16, reason: &str, has_token: bool) -> Option<Verdict> {
         1011 => Some(Verdict::ServerError),
         // A restart, and «try again later».
         1012 | 1013 => Some(Verdict::Busy),
-        _ => Some(Verdict::RequestError),
+        // IANA's registry of close codes has 3000 for unauthorized and 3003 for forbidden.
+        3000 => Some(Verdict::Unexplained(Refusal::Unauthorized)),
+        3003 => Some(Verdict::Unexplained(Refusal::Forbidden)),
+        1008 if reason.is_empty() => Some(Verdict::Unexplained(Refusal::Forbidden)),
+        _ => Some(by_access(&said).unwrap_or(Verdict::RequestError)),
     })?;
     Some(if has_token { not_the_key(verdict) } else { verdict })
 }
@@ -68,10 +72,28 @@ fn hear_spoken(members: &Map<String, Value>) -> Heard {
     let code = members.get("code").and_then(Value::as_str);
     let message = members.get("message").and_then(Value::as_str).unwrap_or_default();
     let said = ErrorBody::said([Some(word), code], message);
-    Heard::Refused(in_band(&said).unwrap_or(
+    let otherwise = || {
         // "We are sorry, something went wrong." (captured with close code 1008).
-        if said.message_starts("we are sorry") { Verdict::ServerError } else { Verdict::RequestError },
-    ))
+        let has_failed = said.message_starts("we are sorry");
+        if has_failed { Verdict::ServerError } else { Verdict::RequestError }
+    };
+    Heard::Refused(in_band(&said).or_else(|| by_access(&said)).unwrap_or_else(otherwise))
+}
+
+/// Words that are not known and say that somebody may not, where no status says so: of whom, another
+/// account tells.
+fn by_access(said: &ErrorBody) -> Option<Verdict> {
+    const KEY: [&str; 4] = ["unauthorized", "unauthorised", "authentication", "api_key"];
+    const ACCESS: [&str; 4] = ["forbidden", "denied", "not_allowed", "subscription"];
+    let has = |parts: [&str; 4]| {
+        let is_among = |part: &str| said.any_word(|word| word.contains(part)) || said.message_has(part);
+        parts.iter().any(|part| is_among(part) || said.message_has(&part.replace('_', " ")))
+    };
+    if has(KEY) {
+        Some(Verdict::Unexplained(Refusal::Unauthorized))
+    } else {
+        has(ACCESS).then_some(Verdict::Unexplained(Refusal::Forbidden))
+    }
 }
 
 /// `{"message_type","error"}` of transcription, translation and live dubbing; `None` for no refusal.
@@ -109,7 +131,7 @@ fn hear_agent(members: &Map<String, Value>) -> Heard {
             let text = |name: &str| event.get(name).and_then(Value::as_str);
             let message = text("message").or_else(|| text("reason")).unwrap_or_default();
             let said = ErrorBody::said([text("code"), text("error_type")], bare(message));
-            Heard::Refused(in_band(&said).unwrap_or(Verdict::RequestError))
+            Heard::Refused(in_band(&said).or_else(|| by_access(&said)).unwrap_or(Verdict::RequestError))
         }
         _ => Heard::Useful,
     }
@@ -126,10 +148,7 @@ fn bare(message: &str) -> &str {
 
 /// The same refusal when it is the client's own token that was judged.
 fn not_the_key(verdict: Verdict) -> Verdict {
-    let is_of_the_key = matches!(
-        verdict,
-        Verdict::InvalidKey | Verdict::WrongHost | Verdict::Unexplained(Refusal::Unauthorized)
-    );
+    let is_of_the_key = matches!(verdict, Verdict::InvalidKey | Verdict::WrongHost | Verdict::Unexplained(_));
     if is_of_the_key { Verdict::RequestError } else { verdict }
 }
 
@@ -137,7 +156,8 @@ fn not_the_key(verdict: Verdict) -> Verdict {
 mod tests {
     use super::*;
 
-    const QUOTA: Verdict = Verdict::WorkspaceQuota(Shortfall { remaining: None, required: None });
+    const QUOTA: Verdict =
+        Verdict::WorkspaceQuota(Shortfall { remaining: None, required: None, quota: None });
 
     #[track_caller]
     fn check(dialect: Dialect, message: &str, expected: Heard) {
@@ -160,7 +180,11 @@ mod tests {
         refused(
             speech,
             r#"{"message":"This request exceeds your quota of 10000. You have 4 credits remaining, while 43 credits are required for this request.","error":"quota_exceeded","code":1008}"#,
-            Verdict::WorkspaceQuota(Shortfall { remaining: Some(4), required: Some(43) }),
+            Verdict::WorkspaceQuota(Shortfall {
+                remaining: Some(4),
+                required: Some(43),
+                quota: Some(10_000),
+            }),
         );
         refused(
             speech,
@@ -182,6 +206,30 @@ mod tests {
             r#"{"message":"We are sorry, something went wrong. You are not charged for this request.","error":"something_went_wrong","code":1008}"#,
             Verdict::ServerError,
         );
+    }
+
+    #[test]
+    fn words_that_say_who_may_not_are_another_accounts_matter() {
+        let unclear = [Refusal::Unauthorized, Refusal::Forbidden].map(Verdict::Unexplained);
+        for (word, refusal) in [
+            ("unauthorized", unclear[0]),
+            ("api_key_expired", unclear[0]),
+            ("forbidden", unclear[1]),
+            ("subscription_required", unclear[1]),
+            ("voice_settings_invalid", Verdict::RequestError),
+        ] {
+            let message = format!(r#"{{"message":"No.","error":"{word}","code":1008}}"#);
+            let is_known = hear(Dialect::Speech, message.as_bytes(), false);
+            assert!(
+                is_known == Heard::Refused(refusal)
+                    || matches!(is_known, Heard::Refused(Verdict::PlanFeature(_))),
+                "{word}: {is_known:?}"
+            );
+        }
+        check_close(1008, "", Some(unclear[1]));
+        check_close(3000, "", Some(unclear[0]));
+        check_close(1008, "Have you submitted text?", Some(Verdict::RequestError));
+        assert_eq!(hear_close(1008, "", true), Some(Verdict::RequestError), "the client's own token");
     }
 
     #[test]
