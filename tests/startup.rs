@@ -127,6 +127,16 @@ fn keeping_books_at(path: &Path) -> Command {
     command
 }
 
+/// It does not start, within the time in which it would have served, and says these words.
+#[track_caller]
+fn assert_refused(path: &Path, words: &[&str]) {
+    let (code, said) = Program::start(&mut keeping_books_at(path)).ended();
+    assert_eq!(code, Some(78), "{said}");
+    for word in [&[path.to_str().unwrap()], words].concat() {
+        assert!(said.contains(word), "{word:?} is not in: {said}");
+    }
+}
+
 #[test]
 fn broken_books_are_set_aside_and_it_serves() {
     let folder = tempfile::tempdir().unwrap();
@@ -159,8 +169,7 @@ fn a_file_of_another_program_is_not_touched() {
     drop(tables);
     let before = fs::read(&photos).unwrap();
     for path in [&letter, &photos] {
-        let refused = run(&mut keeping_books_at(path));
-        assert_says(&refused, 78, &[path.to_str().unwrap(), "is not a Keychoir database", "storage.path"]);
+        assert_refused(path, &["is not a Keychoir database", "storage.path"]);
     }
     assert_eq!((fs::read(&letter).unwrap(), fs::read(&photos).unwrap()), (b"dear reader".to_vec(), before));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing was made beside them");
@@ -173,8 +182,7 @@ fn the_second_program_on_a_database_refuses_to_start() {
     let mut program = Program::start(&mut keeping_books_at(&path));
     program.address();
     let process = format!("process {}", program.id());
-    let refused = run(&mut keeping_books_at(&path));
-    assert_says(&refused, 78, &[path.to_str().unwrap(), "in use by another Keychoir", &process]);
+    assert_refused(&path, &["in use by another Keychoir", &process]);
     // Commands that only read need no lock.
     let mut usage = keychoir(&["usage"]);
     usage.env("KEYCHOIR_STORAGE__PATH", &path);
