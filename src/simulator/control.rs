@@ -12,12 +12,13 @@ use super::intake::Intake;
 use super::world::{Whose, World};
 
 /// The key that stands for every key and for none.
-const EVERYBODY: &str = "*";
+const EVERY_KEY: &str = "*";
 /// Where these paths are.
 pub(super) const PREFIX: &str = "/_simulator/";
 
 /// `{"key": "...", "route": "POST /v1/voices", "always": "quota", "next": ["quota", "stall=200ms"]}`.
-/// Without a route it is about all of them; the key `*` is everybody, on a route.
+/// Without `route` the order concerns all routes of the key; the key `*` stands for every request and
+/// needs a route.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Order {
@@ -60,8 +61,8 @@ fn set_faults(world: &World, intake: &Intake) -> Result<(), String> {
     let next = order.next.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let always = order.always.map(|always| always.as_ref().map(read).transpose()).transpose()?;
     let route = order.route.as_deref();
-    let whose = if order.key == EVERYBODY { Whose::Everybody } else { Whose::Key(&order.key) };
-    if matches!(whose, Whose::Everybody) && route.is_none() {
+    let whose = if order.key == EVERY_KEY { Whose::EveryKey } else { Whose::Key(&order.key) };
+    if matches!(whose, Whose::EveryKey) && route.is_none() {
         return Err("the key `*` needs a route".to_owned());
     }
     let is_known = world.with_script(whose, |script| {

@@ -37,9 +37,9 @@ pub(super) struct Craft {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Price {
     Free,
-    /// So many credits for a minute of what is uploaded.
+    /// Credits for a minute of the upload.
     UploadedMinute(u64),
-    /// So many for a minute of the music that is asked for.
+    /// Credits for a minute of the music that is asked for.
     MusicMinute(u64),
 }
 

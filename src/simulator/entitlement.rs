@@ -27,7 +27,7 @@ impl Tier {
         match name {
             "free" => Tier::Free,
             "starter" | "go" | "trial" => Tier::Starter,
-            // Nobody has said what pay-as-you-go lacks: as the smallest plan with an overage.
+            // No source says what pay-as-you-go lacks; it is taken for the smallest plan with an overage.
             "creator" | "payg" => Tier::Creator,
             "pro" => Tier::Pro,
             _ => Tier::Scale,
@@ -107,7 +107,7 @@ impl WorkspacePlan {
         Err(Refused { shape: said("model_access_denied"), facts: Box::new(facts) })
     }
 
-    /// Whether a request of that model may have so many characters.
+    /// Checks the number of characters against the bound of the model on this plan.
     fn length(&self, model: Model, characters: u64) -> Result<(), Refused> {
         let bound = model.characters_max(self.rank() == Tier::Free);
         if characters <= bound {
@@ -232,7 +232,7 @@ impl Accounts {
         self.workspace(key).ok_or(Shape::InvalidKey)?.plan.model(model)
     }
 
-    /// Whether a request of that model may have so many characters.
+    /// Checks the number of characters against the bound of the model on this plan.
     ///
     /// # Errors
     ///

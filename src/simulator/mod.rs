@@ -168,7 +168,7 @@ impl Simulator {
     /// The same for every request, whatever its key, also without one. What a key meets on a route
     /// of its own goes before it.
     pub fn for_everybody_on(&self, route: &str, fault: Option<Fault>) {
-        self.change(Whose::Everybody, |script| script.set(Some(route), fault));
+        self.change(Whose::EveryKey, |script| script.set(Some(route), fault));
     }
 
     fn change(&self, whose: Whose<'_>, change: impl FnOnce(&mut Script)) {

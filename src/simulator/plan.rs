@@ -51,7 +51,7 @@ pub struct WorkspacePlan {
     pub denied_models: Vec<String>,
     /// Custom voices that it may have, professional ones aside; `None` is as its plan has it.
     pub voice_limit: Option<u64>,
-    /// What the subscription says of the credits.
+    /// How the subscription shows the credits.
     pub shown_limit: ShownLimit,
     /// How the bill stands.
     pub billing: Billing,
@@ -61,8 +61,8 @@ pub struct WorkspacePlan {
     pub period: Option<Duration>,
     /// Requests that may run at once; `None` is any number.
     pub concurrency_max: Option<u32>,
-    /// Whether who calls an agent while as many are running waits in a queue and is told so, instead
-    /// of being refused.
+    /// Whether a caller of an agent waits in a queue while the limit is reached, and gets
+    /// `queue_status` events, instead of a refusal.
     pub queues_callers: bool,
     /// Voices of its own, beside those that everyone has.
     pub voices: Vec<String>,
@@ -83,14 +83,14 @@ pub enum PlanWording {
     Old402,
 }
 
-/// What `GET /v1/user/subscription` says of the credits.
+/// How `GET /v1/user/subscription` shows the credits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ShownLimit {
     /// Those of the period.
     #[default]
     Credits,
-    /// `character_limit` is 0, whatever there is: pay as you go. No date of a reset is told, and
-    /// there is none.
+    /// `character_limit` is 0, whatever is left: pay as you go. There is no reset, and the
+    /// document has no date of one.
     Zero,
     /// There is no `character_limit`; the rest is the same.
     Absent,

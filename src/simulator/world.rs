@@ -46,8 +46,8 @@ pub(super) struct State {
     pub(super) tokens: Tokens,
     index: HashMap<String, usize>,
     scripts: Vec<Script>,
-    /// What every request meets on some routes, whichever key it has.
-    everybody: Script,
+    /// Faults of routes for all requests, whichever key they have.
+    every_key: Script,
     counts: Vec<Counts>,
     totals: Totals,
     violations: Vec<String>,
@@ -83,7 +83,7 @@ pub(super) enum Whose<'a> {
     /// Those with this key.
     Key(&'a str),
     /// All of them, also those without a key.
-    Everybody,
+    EveryKey,
 }
 
 impl World {
@@ -95,7 +95,7 @@ impl World {
             tokens: Tokens::default(),
             index,
             scripts: scripts.collect(),
-            everybody: Script::default(),
+            every_key: Script::default(),
             counts: vec![Counts::default(); plan.keys.len()],
             totals: Totals::default(),
             violations: Vec::new(),
@@ -154,11 +154,11 @@ impl World {
         &self.inner.region
     }
 
-    /// Changes the script of a key, or of everybody. False when the plan has no such key.
+    /// Changes the script of a key, or the one of all requests. False when the plan has no such key.
     pub(super) fn with_script(&self, whose: Whose<'_>, change: impl FnOnce(&mut Script)) -> bool {
         let mut state = self.state();
         let script = match whose {
-            Whose::Everybody => Some(&mut state.everybody),
+            Whose::EveryKey => Some(&mut state.every_key),
             Whose::Key(key) => {
                 let index = state.index.get(key).copied();
                 index.and_then(|index| state.scripts.get_mut(index))
@@ -167,17 +167,17 @@ impl World {
         script.map(change).is_some()
     }
 
-    /// What a request meets: on its route, first because of its key, then because everybody does;
-    /// and if the route has nothing, what its key meets anywhere.
+    /// The fault of a request. A fault bound to its route goes first, that of its key before that of
+    /// all requests; without one, the next fault of its key.
     pub(super) fn take_fault(&self, presented: Presented, method: &Method, path: &str) -> Fault {
         let mut state = self.state();
-        let State { scripts, everybody, .. } = &mut *state;
+        let State { scripts, every_key, .. } = &mut *state;
         let mut own = match presented {
             Presented::Nothing | Presented::Unknown | Presented::Elsewhere => None,
             Presented::Known(index) => scripts.get_mut(index),
         };
         let bound = own.as_mut().and_then(|script| script.take_bound(method, path));
-        let bound = bound.or_else(|| everybody.take_bound(method, path));
+        let bound = bound.or_else(|| every_key.take_bound(method, path));
         bound.or_else(|| own.and_then(|script| script.take())).unwrap_or(Fault::Pass)
     }
 

@@ -1,7 +1,8 @@
 //! `/v1/convai/conversation`: the agent speaks first, answers every message and every half second
 //! of sound with the same sentence, and keeps its price to itself until somebody asks for the
 //! conversation. A session takes a place in the workspace's lane from its first word to its last;
-//! where the workspace queues its callers, one that finds no place waits, is told so, and pays nothing.
+//! where the workspace queues its callers, a caller without a place waits, gets `queue_status` events,
+//! and pays nothing.
 //!
 //! Sources: the Python SDK 2.78 and the AsyncAPI document of the JavaScript client (all messages),
 //! captured closes of 2026 (the quota), the changelog of September 2026 (the queue).
@@ -88,7 +89,8 @@ async fn converse(wire: &mut Wire, caller: Caller) -> Result<std::convert::Infal
     }
 }
 
-/// Takes a place in the workspace's lane, or waits for one in the queue of those who call.
+/// Takes a place in the workspace's lane. Where the workspace queues its callers, it waits for one and
+/// sends a `queue_status` event every second meanwhile.
 async fn begin(wire: &mut Wire, key: usize) -> Result<Slot, Over> {
     let world = wire.session.world.clone();
     let queues = world.state().accounts.workspace(key).is_some_and(|own| own.plan.queues_callers);
@@ -106,7 +108,7 @@ async fn begin(wire: &mut Wire, key: usize) -> Result<Slot, Over> {
         // The members of the event are not known, only its name and when it comes.
         let event = json!({ "position": 1, "waited_secs": waited });
         wire.send(json!({ "type": "queue_status", "queue_status_event": event }).to_string()).await?;
-        // A place that is free is taken at once, and without one the queue is told of every second.
+        // The wait ends with the first free place, or with the second after which the event is sent again.
         let second = tokio::time::sleep(world.socket_second());
         tokio::pin!(second);
         loop {

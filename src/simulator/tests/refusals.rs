@@ -410,7 +410,7 @@ async fn the_table_is_told_to_the_letter() {
     assert_eq!(sim.ledger().totals.charged, 0);
 }
 
-/// What a refusal says fits together also where it is told before the body is read.
+/// The figures of a forced refusal agree also when it is sent before the body is read.
 #[tokio::test]
 async fn the_figures_of_a_refusal_that_was_asked_for_fit_together() {
     let sim = start_with("sk=20000").await;
