@@ -365,7 +365,7 @@ async fn one_direction_that_floods_stops_neither_the_other_nor_the_timers() {
         let flood = [frame(TEXT, SOUND, None).repeat(2_000), frame(BINARY, &[7; 60_000], None)].concat();
         tasks.spawn(async move { while to_proxy.write_all(&flood).await.is_ok() {} });
         if lifetime > 0 {
-            let (_, end) = talk.rest_of_all().await;
+            let end = talk.end().await;
             assert!(matches!(end, Heard::Close(1001, _) | Heard::Gone), "{end:?}");
             continue;
         }
@@ -381,13 +381,12 @@ async fn one_direction_that_floods_stops_neither_the_other_nor_the_timers() {
 }
 
 impl Talk {
-    /// Everything up to the end, of whatever kind.
-    async fn rest_of_all(&mut self) -> (usize, Heard) {
-        let mut count = 0;
+    /// The end, whatever comes before it.
+    async fn end(&mut self) -> Heard {
         loop {
-            match self.hear().await {
-                Heard::Text(_) | Heard::Binary(_) => count += 1,
-                end => return (count, end),
+            let heard = self.hear().await;
+            if matches!(heard, Heard::Close(..) | Heard::Gone) {
+                return heard;
             }
         }
     }

@@ -201,12 +201,8 @@ impl FrameValidator {
         };
         self.head_length = 0;
         self.allow(&head, length)?;
-        if !head.opcode.is_control() {
-            let is_text = match head.opcode {
-                Opcode::Continuation => self.message,
-                _ => Some(IsText(head.opcode == Opcode::Text)),
-            };
-            self.message = is_text;
+        if !head.opcode.is_control() && head.opcode != Opcode::Continuation {
+            self.message = Some(IsText(head.opcode == Opcode::Text));
         }
         self.pass(Frame { head, passed: 0 })?;
         Ok(length - before)
@@ -228,14 +224,17 @@ impl FrameValidator {
         if length != head.bytes() || head.length >> 63 != 0 {
             return Err(Violation::LengthForm);
         }
-        match head.opcode {
-            _ if head.opcode.is_control() && !head.is_final => Err(Violation::FragmentedControl),
-            _ if head.opcode.is_control() && head.length > CONTROL_BYTES_MAX as u64 => {
-                Err(Violation::LongControl)
-            }
-            Opcode::Continuation if self.message.is_none() => Err(Violation::StrayContinuation),
-            Opcode::Text | Opcode::Binary if self.message.is_some() => Err(Violation::InterruptedMessage),
-            _ => Ok(()),
+        if head.opcode.is_control() {
+            return match head.is_final {
+                false => Err(Violation::FragmentedControl),
+                true if head.length > CONTROL_BYTES_MAX as u64 => Err(Violation::LongControl),
+                true => Ok(()),
+            };
+        }
+        match (head.opcode == Opcode::Continuation, self.message) {
+            (true, None) => Err(Violation::StrayContinuation),
+            (false, Some(_)) => Err(Violation::InterruptedMessage),
+            (true, Some(_)) | (false, None) => Ok(()),
         }
     }
 

@@ -133,7 +133,13 @@ impl ContentCounter {
                     self.state = self.escaped(escape, byte);
                     1
                 }
-                _ => {
+                State::Start
+                | State::Value(_)
+                | State::BeforeName(_)
+                | State::Colon
+                | State::Behind
+                | State::Scalar
+                | State::Over => {
                     self.state = self.outside(byte);
                     1
                 }
@@ -149,10 +155,12 @@ impl ContentCounter {
         let is_object = whole.state == State::Over;
         let (characters, audio) =
             if is_object { (whole.spoken + whole.lines, whole.audio) } else { (whole.bytes, whole.bytes) };
-        let said = match dialect {
-            _ if dialect.is_spoken() => Said { characters, audio_bytes: 0 },
-            Dialect::Transcription => Said { characters: 0, audio_bytes: audio / 4 * 3 + audio % 4 * 3 / 4 },
-            _ => Said::default(),
+        let said = if dialect.is_spoken() {
+            Said { characters, audio_bytes: 0 }
+        } else if dialect == Dialect::Transcription {
+            Said { characters: 0, audio_bytes: decoded(audio) }
+        } else {
+            Said::default()
         };
         Counted { said, is_object }
     }
@@ -161,7 +169,7 @@ impl ContentCounter {
     #[must_use]
     pub fn audio_so_far(&self) -> u64 {
         let audio = if self.state == State::Foreign { self.bytes } else { self.audio + self.open_audio() };
-        audio / 4 * 3 + audio % 4 * 3 / 4
+        decoded(audio)
     }
 
     fn open_audio(&self) -> u64 {
@@ -345,6 +353,11 @@ impl ContentCounter {
         }
         self.text.role = Role::Skipped;
     }
+}
+
+/// Bytes that so many characters of base64 stand for.
+fn decoded(characters: u64) -> u64 {
+    characters / 4 * 3 + characters % 4 * 3 / 4
 }
 
 impl Name {

@@ -164,7 +164,12 @@ pub(super) fn put_refusal(out: &mut BytesMut, dialect: Dialect, code: &str, mess
     match dialect {
         Dialect::Transcription => told["message_type"] = "quota_exceeded".into(),
         Dialect::Agent => told["type"] = "error".into(),
-        _ => {}
+        Dialect::Speech
+        | Dialect::SpeechContexts
+        | Dialect::Dialogue
+        | Dialect::DialogueContexts
+        | Dialect::Unknown
+        | Dialect::Foreign => {}
     }
     put(out, Opcode::Text, told.to_string().as_bytes(), None);
     put_close(out, (POLICY, message), None);
