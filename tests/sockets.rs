@@ -395,6 +395,23 @@ async fn idle_sessions_take_no_place_and_speaking_ones_wait_for_theirs() {
     house.abandon().await;
 }
 
+/// Words that say only that somebody may not: one more account tells whom they are about, and that is
+/// remembered.
+#[tokio::test]
+async fn a_session_that_is_refused_in_unknown_words_is_asked_of_another_account() {
+    for shape in ["forbidden", "unauthorized", "early:forbidden"] {
+        let house = house(three_keys()).await;
+        house.always(ONE, shape);
+        for _ in 0..3 {
+            let mut talk = dial(&house, STREAM_INPUT).await;
+            let (messages, end) = talk.speak(&["Hello there. "]).await;
+            assert!(has_sound(&messages), "{shape}: {messages:?}");
+            assert_eq!(end, well_closed(), "{shape}");
+        }
+        assert_eq!(house.hits(&[ONE, TWO, THREE]), [1, 3, 0], "{shape}");
+    }
+}
+
 #[tokio::test]
 async fn a_token_of_the_provider_goes_to_whoever_gave_it() {
     let house = house(Plan::of([(ONE, 100_000), (TWO, 100_000)])).await;
