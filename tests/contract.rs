@@ -104,7 +104,7 @@ async fn health_has_its_pages() {
     };
     assert_eq!(page("/livez").await, (200, json!({"status": "live"})));
     let ready = json!({
-        "status": "ready", "keys": "ok", "store": "ok", "draining": "no", "recordsWaiting": 0, "recordsLost": 0,
+        "status": "ready", "keys": "ok", "store": "ok", "upstream": "ok", "draining": "no", "recordsWaiting": 0, "recordsLost": 0,
         "mirror": "off", "mirrorRowsRefused": 0,
     });
     assert_eq!(page("/readyz").await, (200, ready));

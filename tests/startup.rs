@@ -446,3 +446,24 @@ async fn the_first_screen_names_keys_and_tokens_in_80_columns_of_ascii() {
     assert_eq!(program.end().0, Some(0));
     simulator.stop().await;
 }
+
+#[test]
+fn a_provider_that_cannot_be_reached_is_said_at_the_start_and_in_the_status() {
+    let home = tempfile::tempdir().unwrap();
+    // A port that was free a moment ago refuses connections.
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut command = keychoir(&["serve", "--listen", "127.0.0.1:0", "--ephemeral"]);
+    command
+        .env("HOME", home.path())
+        .env("ELEVENLABS_API_KEYS", KEYS)
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", format!("http://{closed}"))
+        .env("KEYCHOIR_LOG__FORMAT", "json");
+    let mut program = Program::start(&mut command);
+    program.event("upstream_unreachable");
+    let url = format!("http://{}", program.address());
+    let status = || run(&mut keychoir(&["status", "--check", "--url", &url]));
+    let output = status();
+    assert!(stdout(&output).contains("ElevenLabs cannot be reached"), "{}", stdout(&output));
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(program.end().0, Some(0));
+}

@@ -28,7 +28,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("store", &["clock", "policy", "pool", "proxy", "secret", "tasks"]),
     ("watch", &["body", "clock", "policy", "pool", "proxy", "secret", "telemetry", "upstream"]),
     ("mirror", &["clock", "policy", "secret", "store", "upstream"]),
-    ("admin", &["mirror", "policy", "pool", "proxy", "server", "store", "telemetry"]),
+    ("admin", &["mirror", "policy", "pool", "proxy", "server", "store", "telemetry", "upstream"]),
     ("config", &["certificate", "clock", "policy", "secret"]),
     ("simulator", &["clock", "policy", "secret", "tasks"]),
     (

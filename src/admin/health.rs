@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::mirror;
 use crate::pool::KeySnapshot;
 use crate::store;
+use crate::upstream::Reach;
 
 /// Set when the program has begun to end.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +37,8 @@ pub struct Readiness {
     keys: &'static str,
     /// `ok`, `failing`.
     store: &'static str,
+    /// `ok`, `unreachable`, or `unknown` before the first connection was tried.
+    upstream: &'static str,
     /// `no`, `yes`.
     draining: &'static str,
     /// Usage records on their way to the disk.
@@ -55,12 +58,14 @@ impl Readiness {
         keys: &[KeySnapshot],
         books: &store::Health,
         mirror: Option<&mirror::Health>,
+        reach: Reach,
         is_draining: bool,
     ) -> Self {
         let is_store_failing = books.is_failing();
         let has_key = keys.iter().any(|key| key.standing.serves());
         let mirror_state = mirror.map(mirror::Health::state);
-        let needs_hand = is_store_failing || mirror_state == Some(mirror::State::Paused);
+        let needs_hand =
+            is_store_failing || mirror_state == Some(mirror::State::Paused) || reach == Reach::Unreachable;
         let status = match (has_key && !is_draining, needs_hand) {
             (false, _) => "unready",
             (true, true) => "degraded",
@@ -70,6 +75,11 @@ impl Readiness {
             status,
             keys: if has_key { "ok" } else { "none usable" },
             store: if is_store_failing { "failing" } else { "ok" },
+            upstream: match reach {
+                Reach::Unknown => "unknown",
+                Reach::Reachable => "ok",
+                Reach::Unreachable => "unreachable",
+            },
             draining: if is_draining { "yes" } else { "no" },
             records_waiting: books.waiting(),
             records_lost: books.lost(),

@@ -21,6 +21,7 @@ use crate::proxy::{ProxyError, SharedTerms};
 use crate::server::Room;
 use crate::store;
 use crate::telemetry::Meters;
+use crate::upstream::ReachCell;
 
 pub use details::KeyDetails;
 pub use health::{Draining, Readiness};
@@ -43,6 +44,8 @@ pub struct Admin {
     pub meters: Meters,
     /// The connections of clients.
     pub connections: Room,
+    /// Whether the provider can be reached.
+    pub reach: ReachCell,
     /// When the program was started.
     pub started_at: UnixMs,
 }
@@ -128,7 +131,8 @@ impl Admin {
 
     fn ready(&self, now: UnixMs) -> Response<Bytes> {
         let keys = self.pool.snapshot(now);
-        let readiness = Readiness::of(&keys, &self.books, self.mirror.as_ref(), self.draining.is_set());
+        let (mirror, reach) = (self.mirror.as_ref(), self.reach.get());
+        let readiness = Readiness::of(&keys, &self.books, mirror, reach, self.draining.is_set());
         let status = if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let mut answer = json(status, &readiness);
         if self.draining.is_set() {

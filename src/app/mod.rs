@@ -29,7 +29,7 @@ use crate::server::{Crew, Drain, Room, Server, Workers};
 use crate::store::{self, OpenError, Store};
 use crate::tasks::{AbortOnDrop, Tasks};
 use crate::telemetry::Meters;
-use crate::upstream::{Direct, TlsError, Upstream};
+use crate::upstream::{Direct, Reach, ReachCell, TlsError, Upstream};
 use crate::watch::{self as quotas, Conversations, Watch};
 
 pub use crate::server::{Address, Listener, Passed, open_files_max, raise_open_files};
@@ -87,6 +87,7 @@ fn check_exposure(addresses: &[Address], clients: &Clients) -> Result<(), Expose
 #[derive(Debug)]
 pub struct Running {
     addresses: Vec<Address>,
+    reach: ReachCell,
     pool: Arc<Pool>,
     terms: SharedTerms,
     quotas: Option<watch::Sender<quotas::Settings>>,
@@ -169,8 +170,10 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
         draining: draining.clone(),
         meters: meters.clone(),
         connections: room.clone(),
+        reach: upstream.reach().clone(),
         started_at: clock::now(),
     };
+    let reach = upstream.reach().clone();
     let (rounds_done, rounds) = watch::channel(0);
     let (quotas, watching) = parts
         .watch
@@ -206,6 +209,7 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
     }
     Ok(Running {
         addresses,
+        reach,
         pool,
         terms,
         quotas,
@@ -269,6 +273,12 @@ impl Running {
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.pool.waiting()
+    }
+
+    /// Whether connections to the provider can be opened, as the last try has shown.
+    #[must_use]
+    pub fn reach(&self) -> Reach {
+        self.reach.get()
     }
 
     /// Waits until the provider was asked for every key's quota once, but at most `within`.

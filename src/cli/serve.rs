@@ -19,6 +19,7 @@ use crate::app::{
 use crate::config::{Config, Listen, Loaded, LogFormat, Overrides};
 use crate::policy::files::{self, Wanted};
 use crate::telemetry::{self, FlushAtEnd, Form, Sink, keys_loaded};
+use crate::upstream::Reach;
 
 /// The table of keys is shown once the provider has told their quotas, but a provider that does
 /// not answer must not keep the start waiting.
@@ -190,6 +191,13 @@ async fn welcome(running: &mut Running) {
                  detection finds them; pool only workspaces that you are entitled to use"
             );
         }
+    }
+    if running.reach() == Reach::Unreachable {
+        warn!(
+            event = "upstream_unreachable",
+            "ElevenLabs cannot be reached: connections to it fail. Requests get 502 until one succeeds; `keychoir \
+             status` says when that is"
+        );
     }
     for address in running.addresses() {
         let place = match address {

@@ -36,6 +36,9 @@ pub(super) struct Arguments {
 const CHECK_DEGRADED: u8 = 1;
 const CHECK_UNAVAILABLE: u8 = 2;
 
+/// The word of `/readyz` for a provider that cannot be reached.
+const UNREACHABLE: &str = "unreachable";
+
 /// The status document, as far as it is shown.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -65,6 +68,8 @@ pub(super) struct Key {
 #[serde(rename_all = "camelCase")]
 struct Readiness {
     store: String,
+    #[serde(default)]
+    upstream: String,
     draining: String,
     records_waiting: u64,
     records_lost: u64,
@@ -155,7 +160,10 @@ fn verdict(document: &Document, readiness: &Readiness) -> ExitCode {
     if document.active_keys == 0 || readiness.draining == "yes" {
         return ExitCode::from(CHECK_UNAVAILABLE);
     }
-    if document.active_keys < document.total_keys || readiness.store != "ok" {
+    if document.active_keys < document.total_keys
+        || readiness.store != "ok"
+        || readiness.upstream == UNREACHABLE
+    {
         return ExitCode::from(CHECK_DEGRADED);
     }
     ExitCode::SUCCESS
@@ -171,6 +179,9 @@ fn shown(document: &Document, details: &Details, readiness: &Readiness) -> Strin
         left_in_all(document)
     ));
     text.push_str(&drifts(details));
+    if readiness.upstream == UNREACHABLE {
+        text.push_str("\nElevenLabs cannot be reached: connections to it fail.");
+    }
     if readiness.draining == "yes" {
         text.push_str("\nIt is about to end.");
     }
@@ -310,6 +321,7 @@ mod tests {
         };
         let readiness = Readiness {
             store: "failing".to_owned(),
+            upstream: UNREACHABLE.to_owned(),
             draining: "yes".to_owned(),
             records_waiting: 1_000_000,
             records_lost: u64::from(u32::MAX),
@@ -359,8 +371,13 @@ mod tests {
             let count = keys.len() as u64;
             let document =
                 Document { total_keys: count, active_keys: count, total_remaining_characters: total, keys };
-            let readiness =
-                Readiness { store: "ok".into(), draining: "no".into(), records_waiting: 0, records_lost: 0 };
+            let readiness = Readiness {
+                store: "ok".into(),
+                upstream: "ok".into(),
+                draining: "no".into(),
+                records_waiting: 0,
+                records_lost: 0,
+            };
             super::shown(&document, &details, &readiness)
         };
         let text = shown(vec![key(0, 0)], None);

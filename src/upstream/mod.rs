@@ -9,6 +9,7 @@ mod hop;
 mod idle;
 mod names;
 mod outgoing;
+mod reach;
 mod side;
 mod wire;
 
@@ -39,6 +40,7 @@ use head::Heard;
 use hop::Hop;
 use idle::Idle;
 use outgoing::{Outgoing, SendFault};
+pub use reach::{Reach, ReachCell};
 pub use side::side_calls;
 use wire::Connection;
 pub use wire::{Stream, Wire};
@@ -149,6 +151,7 @@ struct Inner<C> {
     settings: Settings,
     tasks: Tasks,
     hop: Hop,
+    reach: ReachCell,
 }
 
 /// One authority and the connections to it that wait.
@@ -176,8 +179,8 @@ impl<C: Connect> Upstream<C> {
     /// An upstream at `authority`. Connections are opened when they are needed.
     pub fn new(authority: Authority, connector: C, settings: Settings, tasks: Tasks) -> Self {
         let home = Place::new(Arc::new(authority), &settings, &tasks);
-        let (others, hop) = (ArcSwap::default(), Hop::new());
-        Self { inner: Arc::new(Inner { connector, home, others, settings, tasks, hop }) }
+        let (others, hop, reach) = (ArcSwap::default(), Hop::new(), ReachCell::default());
+        Self { inner: Arc::new(Inner { connector, home, others, settings, tasks, hop, reach }) }
     }
 
     /// The same upstream for one of so many cores: with connections of its own, which nobody on
@@ -187,12 +190,19 @@ impl<C: Connect> Upstream<C> {
     where
         C: Clone,
     {
-        let Inner { connector, home, settings, tasks, hop, .. } = &*self.inner;
+        let Inner { connector, home, settings, tasks, hop, reach, .. } = &*self.inner;
         let idle_connections_max = settings.idle_connections_max.div_ceil(cores.max(1));
         let settings = Settings { idle_connections_max, ..*settings };
         let home = Place::new(Arc::clone(&home.authority), &settings, tasks);
-        let (connector, tasks, hop) = (connector.clone(), tasks.clone(), hop.clone());
-        Self { inner: Arc::new(Inner { connector, home, others: ArcSwap::default(), settings, tasks, hop }) }
+        let (connector, tasks, others) = (connector.clone(), tasks.clone(), ArcSwap::default());
+        let (hop, reach) = (hop.clone(), reach.clone());
+        Self { inner: Arc::new(Inner { connector, home, others, settings, tasks, hop, reach }) }
+    }
+
+    /// Whether connections can be opened to the common authority, here and on all other cores.
+    #[must_use]
+    pub fn reach(&self) -> &ReachCell {
+        &self.inner.reach
     }
 
     /// Whether a client's request with these headers was sent by this upstream before: then its address
@@ -281,7 +291,11 @@ impl<C: Connect> Upstream<C> {
 
     async fn open(&self, authority: &Authority) -> Result<Box<Connection>, SendError> {
         let Inner { connector, settings, .. } = &*self.inner;
-        match tokio::time::timeout(settings.connect_max, connector.connect(authority)).await {
+        let opened = tokio::time::timeout(settings.connect_max, connector.connect(authority)).await;
+        if *authority == *self.inner.home.authority {
+            self.inner.reach.set(matches!(opened, Ok(Ok(_))));
+        }
+        match opened {
             Ok(Ok(stream)) => Ok(Box::new(Connection::new(Box::new(stream)))),
             Ok(Err(error)) => Err(unsent(error.into())),
             Err(_) => Err(unsent(SendErrorKind::ConnectTimeout(settings.connect_max))),
