@@ -33,7 +33,7 @@ use keychoir::policy::endpoint::Route;
 use keychoir::policy::strategy::FillFirst;
 use keychoir::policy::units::UnixMs;
 use keychoir::pool::{self, Pool};
-use keychoir::proxy::{AttemptRecord, Books, CreditSource, Depth, Sheet};
+use keychoir::proxy::{AttemptRecord, Books, CreditSource, QuotaCharge, Depth, Sheet};
 use keychoir::secret::ApiKey;
 use keychoir::tasks::Tasks;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -172,6 +172,7 @@ fn path() -> f64 {
                     credits_reserved: None,
                     credits: 0,
                     credits_from: CreditSource::Free,
+                    quota: QuotaCharge::default(),
                     first_byte: Some(Duration::from_millis(1)),
                     total: Duration::from_millis(1),
                 });

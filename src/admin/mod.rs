@@ -5,6 +5,7 @@ mod details;
 mod health;
 mod metrics;
 mod status;
+mod usage;
 
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use serde::Serialize;
 
 use crate::mirror;
-use crate::policy::client::{Unidentified, identify};
+use crate::policy::client::{Client, Unidentified, identify};
 use crate::policy::units::UnixMs;
 use crate::pool::Pool;
 use crate::proxy::{ProxyError, SharedTerms};
@@ -26,6 +27,7 @@ use crate::upstream::ReachCell;
 pub use details::KeyDetails;
 pub use health::{Draining, Readiness};
 pub use status::StatusDocument;
+pub use usage::ClientUsage;
 
 /// What is read to answer.
 #[derive(Clone, Debug)]
@@ -57,6 +59,9 @@ const NO_RESOURCES: &str = "default-src 'none'; base-uri 'none'; form-action 'no
 
 const ROBOTS: &str = "User-agent: *\nDisallow: /\n";
 
+/// Every client sees its own usage there, whatever its paths are.
+const USAGE: &str = "/api/keychoir-usage";
+
 /// The type that Prometheus asks for.
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -74,6 +79,7 @@ impl Admin {
             "/api/elevenlabs-status" => Self::status,
             "/api/keychoir-keys" => Self::details,
             "/metrics" => Self::metrics,
+            USAGE => return Some(self.usage(method, uri, headers, now)),
             "/livez" | "/healthz" => Self::live,
             "/readyz" => Self::ready,
             // A browser asks every origin for these, and they would go to the provider with a key.
@@ -82,25 +88,45 @@ impl Admin {
             "/robots.txt" => |_, _| page(StatusCode::OK, "text/plain; charset=utf-8", ROBOTS),
             _ => return None,
         };
-        if method != Method::GET && method != Method::HEAD {
-            let mut answer = Response::new(Bytes::from_static(b"only GET and HEAD\n"));
-            *answer.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-            answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return Some(answer);
+        if let Some(refusal) = only_reading(method) {
+            return Some(refusal);
         }
         // Where clients have tokens, the state of the keys is for them only.
-        let clients = &self.terms.load().clients;
-        let refusal = match identify(clients, headers, uri.query()) {
-            Ok(caller) if clients.include(&caller) => None,
-            Ok(_) => Some(Unidentified::Wrong),
-            Err(refusal) => Some(refusal),
-        };
         let is_for_clients =
             ["/api/elevenlabs-status", "/api/keychoir-keys", "/metrics"].contains(&uri.path());
-        if let Some(refusal) = refusal.filter(|_| is_for_clients) {
-            return Some(ProxyError::Unidentified(refusal).answer("", now));
+        if is_for_clients {
+            let refusal = match self.client(uri, headers) {
+                // A client with a path limit has no business with the pool, unless its paths say so.
+                Ok(client) if client.rules.permit(uri.path()) => None,
+                Ok(_) => Some(ProxyError::PathNotAllowed),
+                Err(refusal) => Some(refusal.into()),
+            };
+            if let Some(refusal) = refusal {
+                return Some(refusal.answer("", now));
+            }
         }
         Some(page(self, now))
+    }
+
+    /// The client that asks, if it may ask for pages of ours.
+    fn client(&self, uri: &Uri, headers: &HeaderMap) -> Result<Arc<Client>, Unidentified> {
+        let clients = &self.terms.load().clients;
+        let caller = identify(clients, headers, uri.query())?;
+        if clients.include(&caller) { Ok(caller.client) } else { Err(Unidentified::Wrong) }
+    }
+
+    /// What the client that asks has used.
+    fn usage(&self, method: &Method, uri: &Uri, headers: &HeaderMap, now: UnixMs) -> Response<Bytes> {
+        if let Some(refusal) = only_reading(method) {
+            return refusal;
+        }
+        match self.client(uri, headers) {
+            Ok(client) => {
+                let used = self.terms.load().accounts.used(&client.name, now);
+                json(StatusCode::OK, &ClientUsage::of(&client, &used, now))
+            }
+            Err(refusal) => ProxyError::Unidentified(refusal).answer("", now),
+        }
     }
 
     fn status(&self, now: UnixMs) -> Response<Bytes> {
@@ -153,6 +179,17 @@ fn nothing() -> Response<Bytes> {
     let mut answer = Response::new(Bytes::new());
     *answer.status_mut() = StatusCode::NO_CONTENT;
     answer
+}
+
+/// The refusal of a method that does not only read.
+fn only_reading(method: &Method) -> Option<Response<Bytes>> {
+    if method == Method::GET || method == Method::HEAD {
+        return None;
+    }
+    let mut answer = Response::new(Bytes::from_static(b"only GET and HEAD\n"));
+    *answer.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    Some(answer)
 }
 
 fn json(status: StatusCode, document: &impl Serialize) -> Response<Bytes> {

@@ -8,11 +8,12 @@ use http::HeaderName;
 
 use super::https::Https;
 use crate::body::room::{Bounds, Room};
-use crate::config::{BaseUrl, ClientConfig, Config, KeyConfig, TlsChoice};
+use crate::config::{BaseUrl, ClientConfig, Config, KeyConfig, ServerConfig, TlsChoice};
 use crate::policy::affinity::Keeping;
 use crate::policy::authority::Authority;
 use crate::policy::client::{Client, ClientName, Clients, Strangers};
 use crate::policy::headers::Forwarded;
+use crate::policy::min_rate::MinRate;
 use crate::policy::origin::Doors;
 use crate::policy::retention::Retention;
 use crate::{mirror, pool, proxy, server, store, upstream, watch};
@@ -80,6 +81,9 @@ impl Parts {
             clients,
             ..
         } = config;
+        let max_requests_per_client = share_of_requests(&server, clients.len());
+        let bytes_per_second = u32::try_from(server.request_body_min_rate).unwrap_or(u32::MAX);
+        let body_min_rate = MinRate { bytes_per_second };
         let clients = clients.into_iter().map(|ClientConfig { name, token, rules }| {
             (Client { name: ClientName::new(&name), rules }, token)
         });
@@ -124,12 +128,18 @@ impl Parts {
                 first_byte_max: upstream.first_byte_max,
                 stream_idle_max: upstream.stream_idle_max,
                 body_idle_max: server.body_idle_max,
+                body_min_rate,
                 idle_connections_max: upstream.idle_connections_max,
                 idle_max: upstream.idle_max,
                 connection_age_max: upstream.connection_age_max,
             },
             proxy: proxy::Limits {
                 requests_max: server.requests_max,
+                max_requests_per_client,
+                unpriced_credits: access.unpriced_credits as u64,
+                max_unpriced_requests: u32::try_from(access.max_unpriced_requests).unwrap_or(u32::MAX),
+                body_idle_max: server.body_idle_max,
+                body_min_rate,
                 attempts_max: u32::try_from(replay.attempts_max).unwrap_or(u32::MAX),
                 replay_max: replay.deadline,
                 error_body_bytes_max: replay.error_body_bytes_max,
@@ -199,6 +209,17 @@ impl Parts {
             mirror,
         })
     }
+}
+
+/// How many requests a client without a limit of its own may have under way: of several clients, none can take
+/// all that the server serves at once.
+fn share_of_requests(server: &ServerConfig, clients: usize) -> u32 {
+    let share = match (server.max_requests_per_client, clients) {
+        (0, 0 | 1) => server.requests_max,
+        (0, _) => server.requests_max.div_ceil(2),
+        (max, _) => max,
+    };
+    u32::try_from(share).unwrap_or(u32::MAX)
 }
 
 fn mirror_of(config: &Config) -> Option<mirror::Settings> {

@@ -18,6 +18,7 @@ use http_body::{Body, Frame, SizeHint};
 use super::held::{Held, Loss, joined};
 use super::room::Room;
 use crate::clock;
+use crate::policy::min_rate::MinRate;
 use crate::policy::replay::Held as Holding;
 
 /// A client's body and what is held of it.
@@ -54,6 +55,15 @@ pub enum Waiting {
     Never,
 }
 
+/// Why a body is not waited for any longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slow {
+    /// Nothing came for too long.
+    Stalled,
+    /// It comes too slowly.
+    Trickles,
+}
+
 /// Why a passage ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Interrupted {
@@ -81,11 +91,17 @@ struct Shared<B> {
     length: Option<u64>,
     passage: u32,
     passed_bytes: u64,
+    /// Whether the connection has taken a byte of the last passage's request.
+    has_begun: bool,
     is_released: bool,
     /// When bytes last moved on, to whichever attempt.
     moved_at: Instant,
     /// When bytes last came from the client.
     arrived_at: Instant,
+    /// How much has come, how long the client was waited for until then, and since when it is again.
+    arrived_bytes: u64,
+    waited: Duration,
+    waiting_since: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,9 +141,13 @@ where
             length,
             passage: 0,
             passed_bytes: 0,
+            has_begun: false,
             is_released: false,
             moved_at: now,
             arrived_at: now,
+            arrived_bytes: 0,
+            waited: Duration::ZERO,
+            waiting_since: None,
         };
         Self { shared: Arc::new(Mutex::new(shared)) }
     }
@@ -138,7 +158,10 @@ where
         let mut shared = lock(&self.shared);
         shared.passage += 1;
         shared.passed_bytes = 0;
+        shared.has_begun = false;
         shared.moved_at = clock::instant();
+        // While it waited for a key, nobody looked whether more had come.
+        shared.waiting_since = shared.waiting_since.map(|_| shared.moved_at);
         Attempt { shared: Arc::clone(&self.shared), passage: shared.passage, at: 0 }
     }
 
@@ -178,6 +201,38 @@ where
         };
         let is_whole = shared.source_state == Source::Complete && start.len() as u64 == shared.ahead_end();
         (start, is_whole)
+    }
+
+    /// Takes in a body whose announced length is at most `bytes_max`, before it is sent. A longer one, and one
+    /// that announces no length, is left as it is.
+    ///
+    /// # Errors
+    ///
+    /// When the client stops sending for `idle_max`, or sends more slowly than `rate`.
+    pub async fn gather_short(&self, bytes_max: usize, idle_max: Duration, rate: MinRate) -> Result<(), Slow> {
+        if self.length().is_none_or(|length| length == 0 || length > bytes_max as u64) {
+            return Ok(());
+        }
+        loop {
+            let (idle_at, slow_at) = {
+                let shared = lock(&self.shared);
+                (shared.arrived_at + idle_max, shared.slow_at(rate))
+            };
+            let due = slow_at.map_or(idle_at, |slow_at| slow_at.min(idle_at));
+            self.gather(bytes_max, due.saturating_duration_since(clock::instant())).await;
+            let shared = lock(&self.shared);
+            let is_waiting = shared.source_state == Source::Pending && shared.held.loss().is_none();
+            let now = clock::instant();
+            if !is_waiting {
+                return Ok(());
+            }
+            if shared.arrived_at + idle_max <= now {
+                return Err(Slow::Stalled);
+            }
+            if shared.slow_at(rate).is_some_and(|slow_at| slow_at <= now) {
+                return Err(Slow::Trickles);
+            }
+        }
     }
 
     /// Whether a new passage would send all of it.
@@ -221,6 +276,17 @@ impl<B> Upload<B> {
         }
     }
 
+    /// The connection has taken the first byte of the request.
+    pub fn begun(&self) {
+        lock(&self.shared).has_begun = true;
+    }
+
+    /// Whether the connection has taken any byte of the request: then the provider may serve it.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        lock(&self.shared).has_begun
+    }
+
     /// Bytes that the last passage has sent.
     #[must_use]
     pub fn passed_bytes(&self) -> u64 {
@@ -238,6 +304,12 @@ impl<B> Upload<B> {
         let mut shared = lock(&self.shared);
         shared.is_released = true;
         shared.let_go_if_released();
+    }
+
+    /// By when more of the body must come, at that rate; `None` while the client is not waited for.
+    #[must_use]
+    pub fn slow_at(&self, rate: MinRate) -> Option<Instant> {
+        lock(&self.shared).slow_at(rate)
     }
 
     /// When bytes last moved on.
@@ -295,9 +367,15 @@ where
             }
             let Some(source) = &mut self.source else { return Poll::Ready(None) };
             self.source_state = Source::Pending;
-            let frame = ready!(Pin::new(&mut *source).poll_frame(cx));
+            let Poll::Ready(frame) = Pin::new(&mut *source).poll_frame(cx) else {
+                self.waiting_since.get_or_insert_with(clock::instant);
+                return Poll::Pending;
+            };
             self.source_state = Source::Ready;
             self.arrived_at = clock::instant();
+            if let Some(since) = self.waiting_since.take() {
+                self.waited += self.arrived_at.saturating_duration_since(since);
+            }
             match frame {
                 None => self.source_state = Source::Complete,
                 Some(Err(_)) => self.source_state = Source::Broken,
@@ -307,6 +385,7 @@ where
                         if source.is_end_stream() {
                             self.source_state = Source::Complete;
                         }
+                        self.arrived_bytes += data.len() as u64;
                         self.held.push(&data);
                         return Poll::Ready(Some(Ok(data)));
                     }
@@ -317,6 +396,11 @@ where
 }
 
 impl<B> Shared<B> {
+    fn slow_at(&self, rate: MinRate) -> Option<Instant> {
+        let left = rate.due(self.arrived_bytes)?.saturating_sub(self.waited);
+        self.waiting_since?.checked_add(left)
+    }
+
     /// Where what was taken in before ends.
     fn ahead_end(&self) -> u64 {
         self.ahead_at + self.ahead.iter().map(|piece| piece.len() as u64).sum::<u64>()

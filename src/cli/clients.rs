@@ -152,7 +152,7 @@ fn list(place: &Place) -> ExitCode {
 }
 
 fn document(client: &ClientConfig) -> Value {
-    let Rules { allowance, rate, concurrency, paths, pins, may_bring_key } = &client.rules;
+    let Rules { allowance, rate, concurrency, paths, pins, may_bring_key, may_take_tokens } = &client.rules;
     json!({
         "name": client.name,
         "allowance": allowance.map(|allowance| allowance.to_string()),
@@ -162,12 +162,13 @@ fn document(client: &ClientConfig) -> Value {
         "keys": pins.keys,
         "workspaces": pins.workspaces,
         "bringYourOwnKey": may_bring_key,
+        "providerTokens": may_take_tokens,
     })
 }
 
 /// What it may do, in a line.
 fn summary(rules: &Rules) -> String {
-    let Rules { allowance, rate, concurrency, paths, pins, may_bring_key } = rules;
+    let Rules { allowance, rate, concurrency, paths, pins, may_bring_key, may_take_tokens } = rules;
     let mut parts: Vec<String> = Vec::new();
     parts.extend(allowance.map(|allowance| allowance.to_string()));
     parts.extend(rate.map(|rate| rate.to_string()));
@@ -178,6 +179,7 @@ fn summary(rules: &Rules) -> String {
         }
     }
     parts.extend(may_bring_key.then(|| "may bring its own key".to_owned()));
+    parts.extend(may_take_tokens.then(|| "may ask for tokens of the provider".to_owned()));
     if parts.is_empty() { "without bounds".to_owned() } else { parts.join(", ") }
 }
 

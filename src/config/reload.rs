@@ -50,6 +50,7 @@ fn stamp(path: &Path) -> Option<Stamp> {
 /// Settings that a reload changes; the others are built into what runs.
 const RELOADED: &[&str] = &[
     "server.requests_max",
+    "server.max_requests_per_client",
     "server.base_path",
     "server.tls",
     "server.tls.cert",
@@ -103,6 +104,8 @@ const RELOADED: &[&str] = &[
     "log.level",
     "access.deny_dangerous",
     "access.redact",
+    "access.unpriced_credits",
+    "access.max_unpriced_requests",
     "access.bring_your_own_key",
     "access.hosts",
     "access.origins",

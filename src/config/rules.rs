@@ -13,8 +13,16 @@ use crate::policy::client::{Pins, Rules};
 use crate::policy::path::Path;
 
 /// The fields of a `[[clients]]` entry that are read here.
-pub(super) const FIELDS: [&str; 7] =
-    ["allowance", "rate", "concurrency", "paths", "keys", "workspaces", "bring_your_own_key"];
+pub(super) const FIELDS: [&str; 8] = [
+    "allowance",
+    "rate",
+    "concurrency",
+    "paths",
+    "keys",
+    "workspaces",
+    "bring_your_own_key",
+    "provider_tokens",
+];
 
 /// The rules of an entry. What is pinned must be in `pool`.
 pub(super) fn read(entry: &Entry<'_>, pool: &[KeyConfig], problems: &mut Vec<Problem>) -> Rules {
@@ -32,6 +40,7 @@ pub(super) fn read(entry: &Entry<'_>, pool: &[KeyConfig], problems: &mut Vec<Pro
             ),
         },
         may_bring_key: entry.switch("bring_your_own_key", problems).unwrap_or(false),
+        may_take_tokens: entry.switch("provider_tokens", problems).unwrap_or(false),
     }
 }
 

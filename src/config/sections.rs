@@ -37,6 +37,8 @@ pub struct ServerConfig {
     pub connections_max: usize,
     /// Requests under way at once.
     pub requests_max: usize,
+    /// Of these, requests of one client without a limit of its own; 0 for a half, when there are several.
+    pub max_requests_per_client: usize,
     /// Threads that serve connections; 0 for one a core.
     pub workers: usize,
     /// What stands before every path.
@@ -49,6 +51,8 @@ pub struct ServerConfig {
     pub reload_interval: Duration,
     /// How long a client may pause within a request's body.
     pub body_idle_max: Duration,
+    /// Bytes a second that a client sends of a body at the least, on average; 0 sets no bound.
+    pub request_body_min_rate: usize,
 }
 
 impl Default for ServerConfig {
@@ -66,12 +70,14 @@ impl Default for ServerConfig {
             head_bytes_max: 64 * 1024,
             connections_max: 10_000,
             requests_max: 5_000,
+            max_requests_per_client: 0,
             workers: 0,
             base_path: BasePath::default(),
             shutdown_grace: Duration::from_secs(30),
             drain_idle_timeout: Duration::from_secs(5),
             reload_interval: Duration::from_secs(5),
             body_idle_max: Duration::from_secs(60),
+            request_body_min_rate: 500,
         }
     }
 }
@@ -389,6 +395,10 @@ pub struct AccessConfig {
     pub denies_dangerous: bool,
     /// Whether the pool's keys, and what describes their owner, are taken out of answers.
     pub redacts: bool,
+    /// Credits that a request takes from its client's quota when nobody names its price.
+    pub unpriced_credits: usize,
+    /// Requests of unknown price that a client with a quota of credits may have under way.
+    pub max_unpriced_requests: usize,
     /// Whether what is no client's token passes as the client's own key of the provider.
     pub brings_own_key: bool,
     /// Names in a `Host` header that are ours beside localhost and addresses; `*` for any.
@@ -404,6 +414,8 @@ impl Default for AccessConfig {
         Self {
             denies_dangerous: true,
             redacts: true,
+            unpriced_credits: 1_000,
+            max_unpriced_requests: 1,
             brings_own_key: false,
             hosts: Vec::new(),
             origins: Vec::new(),

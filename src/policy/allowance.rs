@@ -47,6 +47,17 @@ pub struct Spent {
     pub allowance: Allowance,
     /// When it has it again.
     pub begins_anew: Option<UnixMs>,
+    /// Some is left, but less than the request may cost; `None` when nothing is left.
+    pub shortfall: Option<Shortfall>,
+}
+
+/// What is left of a quota, and what a request would take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shortfall {
+    /// Neither used nor reserved by other requests of the client.
+    pub left: u64,
+    /// The most that the request may take.
+    pub needed: u64,
 }
 
 impl Allowance {
@@ -56,10 +67,32 @@ impl Allowance {
     ///
     /// When all is used, with when it begins anew.
     pub fn check(&self, used: u64, now: UnixMs) -> Result<(), Spent> {
-        if used < self.amount {
-            return Ok(());
-        }
-        Err(Spent { allowance: *self, begins_anew: self.period.end(now) })
+        self.check_for(used, 0, now)
+    }
+
+    /// Whether `more` fit beside `taken`, what the client has used and what its requests under way have
+    /// reserved. When all is taken, nothing fits, not even 0.
+    ///
+    /// # Errors
+    ///
+    /// When they do not fit, with how much is left.
+    pub fn check_for(&self, taken: u64, more: u64, now: UnixMs) -> Result<(), Spent> {
+        if self.has_room(taken, more) { Ok(()) } else { Err(self.refusal(taken, more, now)) }
+    }
+
+    /// Whether `more` fit beside `taken`.
+    #[must_use]
+    pub fn has_room(&self, taken: u64, more: u64) -> bool {
+        let left = self.amount.saturating_sub(taken);
+        left > 0 && more <= left
+    }
+
+    /// What a client is told for which `more` do not fit beside `taken`.
+    #[must_use]
+    pub fn refusal(&self, taken: u64, more: u64, now: UnixMs) -> Spent {
+        let left = self.amount.saturating_sub(taken);
+        let shortfall = (left > 0).then_some(Shortfall { left, needed: more });
+        Spent { allowance: *self, begins_anew: self.period.end(now), shortfall }
     }
 }
 
@@ -179,11 +212,20 @@ impl Tally {
         }
     }
 
-    /// With so much less, that was counted at `then`; unchanged in another period.
+    /// The number of its period.
     #[must_use]
-    pub fn minus(self, less: u64, period: Period, then: UnixMs) -> Self {
-        let is_same = self.number == period.number(then);
-        Self { amount: if is_same { self.amount.saturating_sub(less) } else { self.amount }, ..self }
+    pub fn number(self) -> u16 {
+        self.number
+    }
+
+    /// With `more` used instead of `less` that was reserved, both in the period of that number. Unchanged
+    /// when that period is over: its count is gone.
+    #[must_use]
+    pub fn settled(self, number: u16, less: u64, more: u64) -> Self {
+        if self.number != number {
+            return self;
+        }
+        Self { amount: self.amount.saturating_sub(less).saturating_add(more).min(AMOUNT_MAX), ..self }
     }
 }
 
@@ -293,7 +335,7 @@ mod tests {
     fn the_last_unit_may_be_used_and_no_more() {
         let allowance = Allowance { amount: 3, measure: Measure::Requests, period: Period::Day };
         assert_eq!(allowance.check(2, LEAP), Ok(()));
-        let spent = Spent { allowance, begins_anew: Some(at("2024-03-01T00:00:00Z")) };
+        let spent = Spent { allowance, begins_anew: Some(at("2024-03-01T00:00:00Z")), shortfall: None };
         assert_eq!(allowance.check(3, LEAP), Err(spent));
         assert_eq!(
             Allowance { amount: 0, ..allowance }.check(0, LEAP).unwrap_err().begins_anew,
@@ -318,13 +360,35 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_served_is_given_back_where_it_was_counted() {
+    fn what_was_reserved_is_settled_in_its_own_period() {
         let tomorrow = Period::Day.end(LEAP).unwrap();
-        let tally = Tally::default().plus(2, Period::Day, LEAP);
-        assert_eq!(tally.minus(1, Period::Day, LEAP).used(Period::Day, LEAP), 1);
-        assert_eq!(tally.minus(9, Period::Day, LEAP).used(Period::Day, LEAP), 0);
+        let tally = Tally::default().plus(20, Period::Day, LEAP);
+        let number = tally.number();
+        assert_eq!(tally.settled(number, 20, 7).used(Period::Day, LEAP), 7);
+        assert_eq!(tally.settled(number, 5, 9).used(Period::Day, LEAP), 24, "it may cost more");
+        assert_eq!(tally.settled(number, 90, 0).used(Period::Day, LEAP), 0);
         let next = tally.plus(1, Period::Day, tomorrow);
-        assert_eq!(next.minus(1, Period::Day, LEAP), next);
+        assert_eq!(next.settled(number, 20, 30), next, "yesterday is over");
+    }
+
+    #[track_caller]
+    fn check_for(taken: u64, more: u64, expected: Result<(), Option<(u64, u64)>>) {
+        let quota = Allowance { amount: 1_000, measure: Measure::Credits, period: Period::Ever };
+        let found = quota.check_for(taken, more, LEAP);
+        let found = found.map_err(|spent| spent.shortfall.map(|short| (short.left, short.needed)));
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_request_fits_or_learns_what_is_left() {
+        check_for(0, 1_000, Ok(()));
+        check_for(0, 1_001, Err(Some((1_000, 1_001))));
+        check_for(999, 1, Ok(()));
+        check_for(999, 2, Err(Some((1, 2))));
+        check_for(999, 0, Ok(()));
+        check_for(1_000, 0, Err(None));
+        check_for(5_000, 1, Err(None));
+        check_for(1, u64::MAX, Err(Some((999, u64::MAX))));
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub struct Rules {
     pub pins: Pins,
     /// Whether it may bring a key of its own.
     pub may_bring_key: bool,
+    /// Whether it may ask for tokens and signed URLs of the provider although it has a quota.
+    pub may_take_tokens: bool,
 }
 
 impl Rules {

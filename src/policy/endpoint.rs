@@ -4,11 +4,13 @@
 //! Unknown paths pass: the API grows by dozens of paths a month. Only the short list of what could
 //! disable a key, mint a key or manage the workspace is denied.
 
+mod billing;
 mod route;
 mod words;
 
 use http::Method;
 
+use super::charge::Billing;
 use super::mend::is_version;
 use super::path::{Ambiguous, Path, Word, Words};
 use super::permission::Permission;
@@ -26,6 +28,10 @@ pub struct Endpoint {
     pub effect: Effect,
     /// Whether the provider charges for it.
     pub metering: Metering,
+    /// What is known of its price, for the quota of its client.
+    pub billing: Billing,
+    /// Whether its answer lets the client use the provider without the proxy.
+    pub gives_access: bool,
     /// What kind of work it is.
     pub work: Work,
     /// What the key must be allowed to do, where that is known.
@@ -126,7 +132,7 @@ impl Endpoint {
     #[must_use]
     pub fn of(method: &Method, words: &Words<'_>) -> Self {
         // The version says nothing of what a path does.
-        let Behind { names, count, .. } = behind_version(words);
+        let Behind { names, count, is_all, .. } = behind_version(words);
         let rest = &names[..count];
         let work = if *method == Method::POST { work(rest) } else { Work::Reading };
         let is_safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(method);
@@ -134,6 +140,8 @@ impl Endpoint {
             route: Route::of(words),
             effect: if is_safe { Effect::None } else { Effect::Some },
             metering: if work == Work::Reading { Metering::Free } else { Metering::Credits },
+            billing: billing::billing(method, rest, is_all, work != Work::Reading, is_safe),
+            gives_access: billing::gives_access(rest),
             work,
             permission: Permission::of(method, rest),
             access: access(rest),
@@ -150,9 +158,12 @@ impl Endpoint {
     pub fn of_socket(words: &Words<'_>) -> Self {
         let dialect = dialect(words);
         let metering = if dialect == Dialect::Foreign { Metering::Free } else { Metering::Credits };
+        let is_known = !matches!(dialect, Dialect::Unknown | Dialect::Foreign);
         Self {
             work: dialect.work(),
             metering,
+            billing: if is_known { Billing::Metered } else { Billing::Unlisted },
+            gives_access: false,
             shows_owner: false,
             socket: Some(dialect),
             ..Self::of(&Method::GET, words)
@@ -161,7 +172,7 @@ impl Endpoint {
 }
 
 fn dialect(words: &Words<'_>) -> Dialect {
-    let Behind { names, count, has_version } = behind_version(words);
+    let Behind { names, count, has_version, .. } = behind_version(words);
     Dialect::of(&names[..count], has_version)
 }
 
@@ -173,6 +184,8 @@ struct Behind<'a> {
     names: [&'a str; LOOKED_AT],
     count: usize,
     has_version: bool,
+    /// Whether there are no more than these.
+    is_all: bool,
 }
 
 /// Words that are no literals are as they were written: no decision is about them.
@@ -185,7 +198,7 @@ fn behind_version<'a>(words: &Words<'a>) -> Behind<'a> {
     for (name, word) in names.iter_mut().zip(rest) {
         *name = word.name();
     }
-    Behind { names, count: rest.len().min(LOOKED_AT), has_version }
+    Behind { names, count: rest.len().min(LOOKED_AT), has_version, is_all: rest.len() <= LOOKED_AT }
 }
 
 /// A version in either case.
@@ -304,6 +317,111 @@ mod tests {
         ] {
             assert_eq!(lookup(&Method::POST, path).unwrap().work, work, "{path}");
             assert_eq!(lookup(&Method::GET, path).unwrap().work, Work::Reading);
+        }
+    }
+
+    #[track_caller]
+    fn check_billing(method: &str, path: &str, expected: Billing) {
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        assert_eq!(lookup(&method, path).billing, expected, "{method} {path}");
+    }
+
+    #[test]
+    fn what_generates_is_metered() {
+        for path in ["/v1/text-to-speech/x/stream", "/v1/music/plan", "/v1/dubbing", "//v1/Music"] {
+            check_billing("POST", path, Billing::Metered);
+        }
+    }
+
+    #[test]
+    fn what_only_manages_is_free() {
+        for path in [
+            "/v1/voices/add",
+            "/v1/voices/add/owner/voice",
+            "/v1/voices/x/edit",
+            "/v1/voices/pvc/x/samples/y",
+            "/v1/history/download",
+            "/v1/pronunciation-dictionaries/x/add-rules",
+            "/v1/convai/agents/create",
+            "/v1/convai/agents/x/branches/y/merge",
+            "/v1/convai/knowledge-base/text",
+            "/v1/convai/batch-calling/x/cancel",
+            "/v1/convai/conversations/x/feedback",
+            "/V1/Voices/%61dd/",
+        ] {
+            check_billing("POST", path, Billing::Free);
+        }
+        for path in ["/v1/voices/x", "/v1/convai/agents/x", "/v1/studio/projects/x/chapters/y"] {
+            check_billing("DELETE", path, Billing::Free);
+            check_billing("PATCH", path, Billing::Free);
+        }
+        for path in ["/v1/voices", "/v1/dubbing/x", "/v1/what/comes/next", "/"] {
+            check_billing("GET", path, Billing::Free);
+            check_billing("HEAD", path, Billing::Free);
+        }
+    }
+
+    #[test]
+    fn what_nobody_lists_may_cost() {
+        for path in [
+            "/v1/convai/twilio/outbound-call",
+            "/v1/convai/sip-trunk/outbound-call",
+            "/v1/convai/exotel/outbound-call",
+            "/v1/convai/whatsapp/outbound-call",
+            "/v1/convai/whatsapp/outbound-message",
+            "/v1/convai/batch-calling/submit",
+            "/v1/convai/batch-calling/x/retry",
+            "/v1/convai/agents/x/simulate-conversation",
+            "/v1/convai/agents/x/simulate-conversation/stream",
+            "/v1/convai/agents/x/run-tests",
+            "/v1/convai/conversations/x/analysis/run",
+            "/v1/convai/agents/x/branches/y/merge/outbound-call",
+            "/v1/voices/pvc/x/train",
+            "/v1/translation",
+            "/v1/flows/video",
+            "/v1/audio-native",
+            "/v1/what/comes/next",
+            "/what/comes/next",
+            "/",
+        ] {
+            check_billing("POST", path, Billing::Unlisted);
+        }
+        check_billing("PUT", "/v1/text-to-speech/x", Billing::Unlisted);
+        check_billing("DELETE", "/v1/new-thing/x", Billing::Unlisted);
+        check_billing("BREW", "/v1/voices/add", Billing::Unlisted);
+    }
+
+    #[test]
+    fn sockets_are_metered_or_may_cost() {
+        for (path, expected) in [
+            ("/v1/text-to-speech/x/stream-input", Billing::Metered),
+            ("/v1/convai/conversation", Billing::Metered),
+            ("/v1/speech-to-text/realtime", Billing::Metered),
+            ("/v1/translation/realtime", Billing::Unlisted),
+            ("/runCase", Billing::Unlisted),
+        ] {
+            assert_eq!(lookup_socket(path).billing, expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_gives_direct_access_is_known_by_its_path() {
+        for (method, path) in [
+            ("POST", "/v1/single-use-token/realtime_scribe"),
+            ("POST", "/v1/single-use-token/new_kind"),
+            ("POST", "/v1/convai/realtime/client_secrets"),
+            ("GET", "/v1/convai/conversation/token"),
+            ("GET", "/v1/convai/conversation/get-signed-url"),
+            ("GET", "/v1/convai/conversation/get_signed_url"),
+            ("POST", "/v1/convai/twilio/register-call"),
+            ("GET", "//v1/ConvAI/conversation/%74oken"),
+        ] {
+            let endpoint = lookup(&method.parse().unwrap(), path);
+            assert!(endpoint.gives_access, "{path}");
+            assert_eq!(endpoint.billing, Billing::Unlisted, "{path}");
+        }
+        for path in ["/v1/voices", "/v1/convai/conversations/x", "/v1/models"] {
+            assert!(!lookup(&Method::GET, path).gives_access, "{path}");
         }
     }
 

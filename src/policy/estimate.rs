@@ -39,6 +39,26 @@ pub fn estimate(work: Work, asked: &Asked, body_bytes: Option<u64>, models: &Mod
     }
 }
 
+/// Credits that a minute of a session costs whose price nobody names while it runs. Source: the list prices of
+/// June 2026 (0.08 USD a minute of an agent, 0.39 USD an hour of live transcription), at 0.10 USD for 1,000
+/// credits.
+#[must_use]
+pub fn credits_per_minute(work: Work) -> Option<u64> {
+    match work {
+        Work::Conversation => Some(800),
+        Work::LiveTranscription => Some(65),
+        Work::Reading
+        | Work::Speech
+        | Work::Dialogue
+        | Work::Effects
+        | Work::Conversion
+        | Work::Isolation
+        | Work::Transcription
+        | Work::Music
+        | Work::Other => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,19 +9,20 @@ use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
 use super::Proxy;
-use super::accounts::Account;
 use super::answer::Answer;
 use super::bond::Teaching;
-use super::books::{AttemptRecord, CreditSource, Place};
+use super::books::{AttemptRecord, CreditSource, Place, QuotaCharge};
 use super::case::Case;
 use super::journal::RequestLog;
 use super::journey::Journey;
+use super::permits::RequestPermits;
 use super::refusals::Concluded;
 use crate::body::relay::Ending;
 use crate::body::replay::Upload;
 use crate::clock;
 use crate::policy::asked::{self, Asked};
 use crate::policy::authority::Authority;
+use crate::policy::charge::Outcome;
 use crate::policy::classify::Verdict;
 use crate::policy::cost::Told;
 use crate::policy::endpoint::Metering;
@@ -57,7 +58,26 @@ impl Payer {
     }
 }
 
-/// An attempt under way. Dropping it releases the key and writes the record.
+/// What an attempt still owes its client's quota when it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    /// No head of an answer came yet: what was sent may be served.
+    Answer,
+    /// No head of an answer came yet, and without one nothing is served: it asks for a socket.
+    Handshake,
+    /// A session was opened.
+    Session {
+        /// Whether the provider has served it.
+        is_served: bool,
+    },
+    /// All is settled.
+    Nothing,
+}
+
+/// An attempt under way: the guard of all that it holds, which are the lease of its key, the place of its
+/// usage record and, shared with its request, the request's permits. What it costs the client is settled by its
+/// answer; when there is none, by whether a byte of it was sent. Dropping it does that, releases the key and
+/// writes the record.
 #[derive(Debug)]
 pub(super) struct Attempt {
     payer: Payer,
@@ -68,7 +88,11 @@ pub(super) struct Attempt {
     asked: Option<Asked>,
     /// With what it counts while it speaks, when it is a socket for speech.
     speech_lane: Option<Lane>,
-    account: Option<Arc<Account>>,
+    permits: Arc<RequestPermits>,
+    due: Due,
+    credits_per_minute: Option<u64>,
+    /// Credits for text that has gone to the provider on a session.
+    text_credits: u64,
     record: AttemptRecord,
     meters: Meters,
     cut: CancellationToken,
@@ -134,6 +158,7 @@ impl Attempt {
             credits_reserved: Some(payer.reserved()).filter(|&credits| credits > 0),
             credits: 0,
             credits_from: unknown(case.metering),
+            quota: QuotaCharge::default(),
             first_byte: None,
             total: Duration::ZERO,
         };
@@ -145,7 +170,10 @@ impl Attempt {
             metering: case.metering,
             asked: case.asked.clone(),
             speech_lane: case.speech_lane,
-            account: case.account.clone(),
+            permits: Arc::clone(&case.permits),
+            credits_per_minute: case.credits_per_minute,
+            text_credits: 0,
+            due: if case.socket.is_some() { Due::Handshake } else { Due::Answer },
             record,
             meters: proxy.meters.clone(),
             cut: proxy.cut.clone(),
@@ -192,6 +220,7 @@ impl Attempt {
             // What it is good for is said in its messages.
             Ok(answer) if answer.is_switched() => {
                 self.record.status = Some(answer.head.status.as_u16());
+                self.due = Due::Session { is_served: false };
                 Progress::Answered(answer.verdict)
             }
             Ok(answer) => {
@@ -220,6 +249,7 @@ impl Attempt {
                     }
                     Progress::Unanswered | Progress::Answered(_) => ("unanswered", unknown(self.metering)),
                 };
+                self.settle_unanswered(error.progress != Progress::Unsent, now);
                 error.progress
             }
         };
@@ -291,15 +321,45 @@ impl Attempt {
             (None, _) => (0, CreditSource::Free),
         };
         (self.record.credits, self.record.credits_from) = (credits, from);
-        if let Some(account) = &self.account {
-            account.spend(credits, now);
-        }
+        let outcome = if verdict == Verdict::Served { Outcome::Served } else { Outcome::Refused };
+        self.settle_quota(outcome, told, now);
+        self.due = Due::Nothing;
         self.settle(credits, now);
+    }
+
+    /// Settles what the client is charged.
+    fn settle_quota(&mut self, outcome: Outcome, reported: Option<u64>, now: UnixMs) {
+        let taken = self.permits.client().settle(outcome, reported, now);
+        self.record.quota.add(taken);
+    }
+
+    /// The same without an answer: what was sent may have been served.
+    fn settle_unanswered(&mut self, is_sent: bool, now: UnixMs) {
+        let may_be_served = is_sent && self.due == Due::Answer;
+        self.settle_quota(if may_be_served { Outcome::Unknown } else { Outcome::Unsent }, None, now);
+        self.due = Due::Nothing;
     }
 
     fn settle(&mut self, credits: u64, now: UnixMs) {
         if let Payer::Pool { pool, roster, lease } = &mut self.payer {
             announce(&pool.settle(roster, lease, credits, now));
+        }
+    }
+
+    /// Settles what is still due: the client has left before an answer, or a session is over.
+    fn settle_at_end(&mut self) {
+        let now = clock::now();
+        match self.due {
+            Due::Answer | Due::Handshake => {
+                let is_sent = self.upload.has_begun();
+                if !is_sent {
+                    self.settle(0, now);
+                    self.record.credits_from = CreditSource::Free;
+                }
+                self.settle_unanswered(is_sent, now);
+            }
+            Due::Session { is_served } => self.settle_session(is_served, now),
+            Due::Nothing => {}
         }
     }
 
@@ -366,6 +426,7 @@ fn spent(record: &AttemptRecord) -> Spent {
 impl Drop for Attempt {
     fn drop(&mut self) {
         if let Some(place) = self.place.take() {
+            self.settle_at_end();
             if self.record.verdict == CLIENT_LEFT {
                 self.record.verdict = self.left();
             }

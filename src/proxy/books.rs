@@ -12,6 +12,7 @@ use http::Method;
 use uuid::Uuid;
 
 use crate::policy::affinity::Named;
+use crate::policy::charge::Charge;
 use crate::policy::client::ClientName;
 use crate::policy::endpoint::Route;
 use crate::policy::retention::first_id;
@@ -69,6 +70,8 @@ pub struct AttemptRecord {
     pub credits: u64,
     /// How that is known.
     pub credits_from: CreditSource,
+    /// What it took from its client's quota.
+    pub quota: QuotaCharge,
     /// From the begin to the head of the answer.
     pub first_byte: Option<Duration>,
     /// From the begin to the end.
@@ -122,6 +125,25 @@ impl Name {
             chance: lower as u32,
         };
         (name.id() == id).then_some(name)
+    }
+}
+
+/// What an attempt took from its client's quota; the sums of these are the client's count after a restart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QuotaCharge {
+    /// Requests: 1 for the attempt by which its request counted, else 0.
+    pub requests: u64,
+    /// Credits: the price that is known, or what was reserved when it is not.
+    pub credits: u64,
+    /// Credits that the record had when it was first delivered, and that `credits` replace.
+    pub replaced: u64,
+}
+
+impl QuotaCharge {
+    /// Adds a charge.
+    pub fn add(&mut self, Charge { requests, credits }: Charge) {
+        self.requests += requests;
+        self.credits = self.credits.saturating_add(credits);
     }
 }
 

@@ -7,16 +7,19 @@ use std::time::Duration;
 use http::Method;
 use hyper::body::Incoming;
 
-use super::accounts::{Account, Accounts, Counts};
+use super::Limits;
+use super::accounts::{Accounts, Claim, TurnedAway};
 use super::error::ProxyError;
-use super::journal::RequestLog;
+use super::permits::RequestPermits;
+use super::seats::RequestPermit;
 use crate::body::replay::Replay;
 use crate::clock;
 use crate::policy::affinity::{Kind, Names};
 use crate::policy::asked::{self, Asked};
+use crate::policy::charge::Billing;
 use crate::policy::client::{Client, ClientName};
 use crate::policy::endpoint::{Endpoint, Metering, Route, Work};
-use crate::policy::estimate::estimate;
+use crate::policy::estimate::{credits_per_minute, estimate};
 use crate::policy::features::RequestFeatures;
 use crate::policy::headers;
 use crate::policy::lane::Lane;
@@ -36,35 +39,37 @@ pub(super) struct Case {
     pub(super) metering: Metering,
     /// What was asked for, where that was known before.
     pub(super) asked: Option<Asked>,
-    /// Who is charged for it.
-    pub(super) account: Option<Arc<Account>>,
+    /// What it holds until its end, and by which its client is charged.
+    pub(super) permits: Arc<RequestPermits>,
     /// What is spoken on it, when it is a socket.
     pub(super) socket: Option<Dialect>,
+    /// Credits that a minute of it costs, when it is a session that is paid by its time.
+    pub(super) credits_per_minute: Option<u64>,
     /// With what it counts while sound is made, when it is a socket for speech.
     pub(super) speech_lane: Option<Lane>,
 }
 
 impl Case {
-    /// Opens a case, and tells the log what it is about.
+    /// Opens the case of a request that was let in.
     pub(super) fn open(
-        log: &mut RequestLog,
+        request_id: Arc<str>,
         client: ClientName,
         method: &Method,
         endpoint: &Endpoint,
+        permits: RequestPermits,
     ) -> Self {
-        let case = Self {
-            request_id: log.request_id(),
+        Self {
+            request_id,
             client,
             method: recorded(method),
             route: endpoint.route,
             metering: endpoint.metering,
             asked: None,
-            account: None,
+            permits: Arc::new(permits),
             socket: endpoint.socket,
+            credits_per_minute: endpoint.socket.and_then(|_| credits_per_minute(endpoint.work)),
             speech_lane: None,
-        };
-        log.opened(&case.client, case.route);
-        case
+        }
     }
 
     /// Looks at what is asked for, as far as can be seen before it is sent; returns what that needs of
@@ -134,29 +139,59 @@ impl Case {
         }
     }
 
-    /// Lets it in by the rules of its client, whose account is charged unless it brings its own key.
-    pub(super) fn admit(
-        &mut self,
-        accounts: &Accounts,
-        client: &Client,
-        path: &str,
-        brings_key: bool,
-        log: &mut RequestLog,
-    ) -> Result<(), ProxyError> {
-        if !client.rules.permit(path) {
-            return Err(ProxyError::PathNotAllowed);
-        }
-        let counts = match self.metering {
-            Metering::Credits if !brings_key => Counts::Yes,
-            Metering::Credits | Metering::Free => Counts::No,
-        };
-        let admission = accounts.admit(&client.name, &client.rules, counts, clock::now())?;
-        if !brings_key {
-            self.account = Some(Arc::clone(admission.account()));
-        }
-        log.admitted(admission);
-        Ok(())
+    /// How long a text is waited for, to know its price: at least a moment when a quota needs that. A short
+    /// body is there by then.
+    pub(super) fn foresight(&self, configured: Duration) -> Duration {
+        const LEAST: Duration = Duration::from_millis(250);
+        if self.permits.client().needs_price() { configured.max(LEAST) } else { configured }
     }
+
+    /// Reserves in the client's quota what the request may cost, as `ask` estimates it; of a price that
+    /// nobody can tell, the configured amount. A session that is paid by its time is charged as it goes on.
+    ///
+    /// # Errors
+    ///
+    /// When the quota has less left.
+    pub(super) fn reserve_credits(&self, ask: &Ask, limits: &Limits) -> Result<(), TurnedAway> {
+        let (permit, now) = (self.permits.client(), clock::now());
+        if self.credits_per_minute.is_some() {
+            return Ok(());
+        }
+        match (permit.billing(), ask.estimate) {
+            (Billing::Free, _) => Ok(()),
+            (Billing::Metered, Some(estimate)) => Ok(permit.reserve(estimate, now)?),
+            (Billing::Metered, None) | (Billing::Unlisted, _) => {
+                permit.reserve_unpriced(limits.unpriced_credits, limits.max_unpriced_requests, now)
+            }
+        }
+    }
+}
+
+/// Lets a request in by the limits of its client, which is charged unless it brings its own key.
+///
+/// # Errors
+///
+/// When it may not ask for that, or for no more now.
+pub(super) fn admit(
+    accounts: &Accounts,
+    client: &Client,
+    endpoint: &Endpoint,
+    path: &str,
+    brings_key: bool,
+    limits: &Limits,
+    request: RequestPermit,
+) -> Result<RequestPermits, ProxyError> {
+    if !client.rules.permit(path) {
+        return Err(ProxyError::PathNotAllowed);
+    }
+    let claim = Claim {
+        billing: endpoint.billing,
+        gives_access: endpoint.gives_access,
+        is_charged: !brings_key,
+        max_concurrent: limits.max_requests_per_client,
+    };
+    let permit = accounts.admit(client, claim, clock::now())?;
+    Ok(RequestPermits::new(request, permit))
 }
 
 /// What the provider's formats are called: `mp3_44100_128`. Other values are the client's mistake, and are

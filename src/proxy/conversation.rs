@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::accounts::Account;
-use super::books::{AttemptRecord, CreditSource};
+use super::accounts::LatePrice;
+use super::books::{AttemptRecord, CreditSource, QuotaCharge};
 use crate::clock;
 use crate::pool::Key;
 
@@ -17,7 +17,7 @@ pub struct Conversation {
     id: Arc<str>,
     key: Arc<Key>,
     record: AttemptRecord,
-    account: Option<Arc<Account>>,
+    price: LatePrice,
 }
 
 /// Where those go that have ended. What finds no room there stays without a price.
@@ -28,9 +28,9 @@ impl Conversation {
         id: Arc<str>,
         key: Arc<Key>,
         record: AttemptRecord,
-        account: Option<Arc<Account>>,
+        price: LatePrice,
     ) -> Self {
-        Self { id, key, record, account }
+        Self { id, key, record, price }
     }
 
     /// The provider's name of it.
@@ -45,12 +45,15 @@ impl Conversation {
         &self.key
     }
 
-    /// Its record, completed by what it has cost; its client is charged.
+    /// Its record, completed by what it has cost; its client is charged that instead of what was reserved.
     #[must_use]
     pub fn priced(self, credits: u64) -> AttemptRecord {
-        if let Some(account) = &self.account {
-            account.spend(credits, clock::now());
-        }
-        AttemptRecord { credits, credits_from: CreditSource::Answer, ..self.record }
+        let Self { record, price, .. } = self;
+        let quota = QuotaCharge {
+            credits: price.settle(credits, clock::now()),
+            replaced: record.quota.credits,
+            ..record.quota
+        };
+        AttemptRecord { credits, credits_from: CreditSource::Answer, quota, ..record }
     }
 }

@@ -303,7 +303,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::policy::allowance::Spent;
+    use crate::policy::allowance::{Shortfall, Spent};
     use crate::policy::allowance::{Allowance, Measure, Period};
     use crate::policy::replay::Progress;
     use crate::upstream::SendErrorKind;
@@ -358,13 +358,23 @@ mod tests {
     #[test]
     fn a_client_that_has_used_its_allowance_is_told_when_it_begins_anew() {
         let allowance = Allowance { amount: 3, measure: Measure::Requests, period: Period::Ever };
-        let spent = |begins_anew| ProxyError::TurnedAway(Spent { allowance, begins_anew }.into());
+        let spent = |begins_anew| ProxyError::TurnedAway(Spent { allowance, begins_anew, shortfall: None }.into());
         let message = "This client has used its allowance of 3 requests.";
         let answer = check(&spent(None), 402, "insufficient_credits", "client_allowance_used", message);
         assert!(!answer.headers().contains_key(RETRY_AFTER), "SDKs would retry");
         let message = format!("{message} It begins anew at 2026-12-01T00:00:00Z.");
         let begins_anew = Some(UnixMs(1_796_083_200_000));
         check(&spent(begins_anew), 402, "insufficient_credits", "client_allowance_used", &message);
+    }
+
+    #[test]
+    fn a_client_whose_quota_is_too_small_for_a_request_hears_by_how_much() {
+        let allowance = Allowance { amount: 10_000, measure: Measure::Credits, period: Period::Ever };
+        let shortfall = Some(Shortfall { left: 51, needed: 1_055 });
+        let error = ProxyError::TurnedAway(Spent { allowance, begins_anew: None, shortfall }.into());
+        let message =
+            "This client has 51 of its allowance of 10,000 credits left, and this request may need 1,055.";
+        check(&error, 402, "insufficient_credits", "client_allowance_used", message);
     }
 
     #[test]
@@ -390,6 +400,8 @@ mod tests {
             (ProxyError::PathNotAllowed, 403, "path_not_allowed"),
             (ProxyError::TurnedAway(TurnedAway::Concurrency { max: 1 }), 429, "client_concurrency"),
             (ProxyError::TurnedAway(TurnedAway::Rate { wait: span }), 429, "client_rate"),
+            (ProxyError::TurnedAway(TurnedAway::Unpriced { max: 1 }), 429, "client_concurrency"),
+            (ProxyError::TurnedAway(TurnedAway::DirectAccess), 403, "direct_access_not_allowed"),
             (ProxyError::Method, 405, "method_not_allowed"),
             (ProxyError::LongMethod, 501, "method_too_long"),
             (ProxyError::Host, 400, "bad_host"),

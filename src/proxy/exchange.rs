@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use super::answer::Answer;
 use super::attempt::Attempt;
 use super::bond::Bond;
-use super::case::Case;
+use super::case::{self, Case};
 use super::error::ProxyError;
 use super::head::{look_up, strip};
 use super::journal::RequestLog;
@@ -17,16 +17,16 @@ use super::journey::Journey;
 use super::redaction::Veil;
 use super::relay::{ResponseBody, ours, relay};
 use super::socket::{Introduction, Opened, Socket};
-use super::{Proxy, Terms};
-use crate::body::replay::Replay;
-use crate::policy::classify::Verdict;
+use super::{Limits, Proxy, Terms};
+use crate::body::replay::{Replay, Slow};
+use crate::policy::asked;
 use crate::policy::client::{self, Caller};
 use crate::policy::mend::without_base;
 use crate::policy::origin::{Visit, admit};
 use crate::policy::replay::{Decision, Progress, decide};
 use crate::pool::{Key, Lease};
 use crate::secret::ApiKey;
-use crate::upstream::{Connect, Outbound, SendError};
+use crate::upstream::{Connect, Outbound, SendError, SendErrorKind};
 
 /// What a request meets at the end of its way.
 pub struct Exchanged<C> {
@@ -65,9 +65,6 @@ impl<C: Connect> Proxy<C> {
             return introduction.begin(request, log);
         }
         let found = self.find_answer(request, &mut log).await;
-        if !may_be_charged(&found) {
-            log.unserved();
-        }
         match found {
             // 10. Account when the relay ends, however it ends.
             Ok(Found::Answer(answer, attempt)) => Exchanged::of(relay(*answer, attempt, log)),
@@ -103,14 +100,16 @@ impl<C: Connect> Proxy<C> {
         let (mut head, body) = request.into_parts();
         let terms = self.terms.load_full();
         let Terms { clients, accounts, limits, .. } = &*terms;
-        log.seated(self.seats.take(limits.requests_max)?);
+        let permit = self.limiter.take(limits.requests_max)?;
         // 1. Identify: who is asking?
         let Caller { client, own_key } = client::identify(clients, &head.headers, head.uri.query())?;
         // 2. Look up: what is it, and may this client of the pool do it?
         let (endpoint, names, mistake) = look_up(&mut head, limits.denies_dangerous && own_key.is_none())?;
         self.hints.tell(&client.name, mistake);
-        let mut case = Case::open(log, client.name.clone(), &head.method, &endpoint);
-        case.admit(accounts, &client, head.uri.path(), own_key.is_some(), log)?;
+        log.opened(&client.name, endpoint.route);
+        let brings_key = own_key.is_some();
+        let permits = case::admit(accounts, &client, &endpoint, head.uri.path(), brings_key, limits, permit)?;
+        let mut case = Case::open(log.request_id(), client.name.clone(), &head.method, &endpoint, permits);
         let mut bond = Bond::of(&head, &endpoint, names);
         // 3. Strip: no credential of the client goes on.
         let mut outbound = strip(head, endpoint.socket, &limits.forwarded)?;
@@ -126,8 +125,10 @@ impl<C: Connect> Proxy<C> {
         let veil = Veil::over(&mut outbound, &endpoint, roster.redactor(), limits);
         bond.tie(&roster, &self.owners, &self.misses, &body, || self.homes.of(&case.client)).await?;
         let lessons = if bond.may_teach(&endpoint) { Some(self.books.place().await?) } else { None };
-        let mut ask =
-            case.foresee(&endpoint, &outbound, &body, &self.pool.models(), limits.foresee_max).await;
+        read_short(&body, limits).await?;
+        let span = case.foresight(limits.foresee_max);
+        let mut ask = case.foresee(&endpoint, &outbound, &body, &self.pool.models(), span).await;
+        case.reserve_credits(&ask, limits)?;
         case.prefer_room(&mut ask, &roster);
         let features = case.features(&endpoint, &outbound, bond.names());
         let mut journey = Journey::begin(roster, client, features, ask, bond);
@@ -221,19 +222,20 @@ impl<C: Connect> Proxy<C> {
     }
 }
 
+/// Waits for a short body before a key is reserved: a client that trickles it holds no place that others need.
+async fn read_short(body: &Replay<Incoming>, limits: &Limits) -> Result<(), SendError> {
+    let Limits { body_idle_max, body_min_rate, .. } = *limits;
+    let read = body.gather_short(asked::BODY_BYTES_MAX, body_idle_max, body_min_rate).await;
+    let kind = match read {
+        Ok(()) => return Ok(()),
+        Err(Slow::Stalled) => SendErrorKind::ClientStalled(body_idle_max),
+        Err(Slow::Trickles) => SendErrorKind::ClientSlow(body_min_rate.bytes_per_second),
+    };
+    Err(SendError { progress: Progress::Unsent, kind })
+}
+
 impl<C> Exchanged<C> {
     pub(super) fn of(answer: Response<ResponseBody>) -> Self {
         Self { answer, socket: None }
-    }
-}
-
-/// Whether the provider has served the request, or may have: then it counts for its client.
-fn may_be_charged<C>(found: &Result<Found<C>, ProxyError>) -> bool {
-    match found {
-        Ok(Found::Answer(answer, _)) => matches!(answer.verdict, Verdict::Served | Verdict::ServerError),
-        // It says so itself, at its end.
-        Ok(Found::Socket(_)) => true,
-        Err(ProxyError::Upstream(SendError { progress, .. })) => *progress != Progress::Unsent,
-        Err(error) => matches!(error, ProxyError::Unredacted(_)),
     }
 }

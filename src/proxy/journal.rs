@@ -1,4 +1,5 @@
-//! One log line a request, at its end, whichever end it takes.
+//! One log line a request, at its end, whichever end it takes. It owns nothing that the request holds: it is
+//! handed what became of it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,11 +9,9 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
-use super::accounts::Admission;
 use super::answer::Answer;
 use super::books::AttemptRecord;
 use super::error::ProxyError;
-use super::seats::Seat;
 use crate::body::Loss;
 use crate::clock;
 use crate::policy::classify::Concern;
@@ -59,11 +58,9 @@ pub(super) struct RequestLog {
     credits: u64,
     first_byte: Option<Duration>,
     loss: Option<Loss>,
-    seat: Option<Seat>,
     /// Of all its time so far, what was spent with the provider.
     upstream: Duration,
     meters: Meters,
-    admission: Option<Admission>,
 }
 
 impl RequestLog {
@@ -85,33 +82,14 @@ impl RequestLog {
             credits: 0,
             first_byte: None,
             loss: None,
-            seat: None,
             upstream: Duration::ZERO,
             meters: meters.clone(),
-            admission: None,
         }
     }
 
     /// The request's name.
     pub(super) fn request_id(&self) -> Arc<str> {
         Arc::clone(&self.request_id)
-    }
-
-    /// The request is one of those under way, until its line is written.
-    pub(super) fn seated(&mut self, seat: Seat) {
-        self.seat = Some(seat);
-    }
-
-    /// The request is one of its client's, for as long.
-    pub(super) fn admitted(&mut self, admission: Admission) {
-        self.admission = Some(admission);
-    }
-
-    /// Nothing was served, and nothing can have been charged: the request does not count.
-    pub(super) fn unserved(&mut self) {
-        if let Some(admission) = &mut self.admission {
-            admission.give_back();
-        }
     }
 
     pub(super) fn opened(&mut self, client: &ClientName, route: Route) {
@@ -137,7 +115,7 @@ impl RequestLog {
         match result {
             Ok(answer) if answer.verdict.concern() == Concern::Nothing => {}
             Ok(answer) => debug!(request_id, attempt, "the provider says {:?}", answer.verdict),
-            Err(SendError { kind: SendErrorKind::ClientBroke | SendErrorKind::ClientStalled(_), .. }) => {}
+            Err(SendError { kind: SendErrorKind::ClientBroke | SendErrorKind::ClientStalled(_) | SendErrorKind::ClientSlow(_), .. }) => {}
             Err(SendError { kind, .. }) => warn!(request_id, attempt, "no answer from the upstream: {kind}"),
         }
     }

@@ -14,6 +14,7 @@ mod hints;
 mod homes;
 mod journey;
 mod misses;
+mod permits;
 mod redaction;
 mod refusals;
 mod relay;
@@ -34,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use crate::body::room::Room;
 use crate::policy::client::Clients;
 use crate::policy::headers::Forwarded;
+use crate::policy::min_rate::MinRate;
 use crate::policy::origin::Doors;
 use crate::pool::{Owners, Pool};
 use crate::telemetry::Meters;
@@ -41,7 +43,8 @@ use crate::upstream::{Connect, Direct, Upstream};
 
 pub use accounts::{Accounts, TurnedAway, Used};
 pub use books::{
-    AttemptRecord, Books, Common, CreditSource, Depth, Name, NoPlace, Ownership, Place, Queue, Row, Sheet,
+    AttemptRecord, Books, Common, CreditSource, Depth, Name, NoPlace, Ownership, Place, Queue, QuotaCharge, Row,
+    Sheet,
 };
 pub use conversation::{Conversation, Ended};
 pub use error::ProxyError;
@@ -54,7 +57,7 @@ pub use redaction::Unredacted;
 pub use relay::ResponseBody;
 use retries::Retries;
 pub use seats::NoSeat;
-use seats::Seats;
+use seats::RequestLimiter;
 pub use socket::{Bounds as SocketBounds, Socket};
 
 /// Bounds and switches of a request's way.
@@ -62,6 +65,17 @@ pub use socket::{Bounds as SocketBounds, Socket};
 pub struct Limits {
     /// Requests under way at once.
     pub requests_max: usize,
+    /// Of these, requests of one client that has no limit of its own.
+    pub max_requests_per_client: u32,
+    /// Credits that a request takes from its client's quota when neither an estimate nor its answer names
+    /// its price.
+    pub unpriced_credits: u64,
+    /// Requests without an estimate that a client with a quota of credits may have under way.
+    pub max_unpriced_requests: u32,
+    /// How long a client may pause within a request's body.
+    pub body_idle_max: Duration,
+    /// How slowly it may send that.
+    pub body_min_rate: MinRate,
     /// Attempts that one request may have.
     pub attempts_max: u32,
     /// After this span no further attempt begins.
@@ -122,7 +136,7 @@ pub struct Proxy<C = Direct> {
     books: Books,
     retries: Arc<Retries>,
     hints: Arc<Hints>,
-    seats: Seats,
+    limiter: RequestLimiter,
     meters: Meters,
     /// Where conversations go whose price is not known.
     ended: Ended,
@@ -161,7 +175,7 @@ impl<C> Proxy<C> {
             books,
             retries: Arc::new(Retries::new()),
             hints: Arc::default(),
-            seats: Seats::default(),
+            limiter: RequestLimiter::default(),
             meters,
             ended,
             cut,
@@ -184,7 +198,7 @@ impl<C> Proxy<C> {
             books: self.books.clone(),
             retries: Arc::clone(&self.retries),
             hints: Arc::clone(&self.hints),
-            seats: self.seats.clone(),
+            limiter: self.limiter.clone(),
             meters: self.meters.clone(),
             ended: self.ended.clone(),
             cut: self.cut.clone(),

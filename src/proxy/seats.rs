@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Counts the requests under way. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Seats(Arc<AtomicUsize>);
+pub(super) struct RequestLimiter(Arc<AtomicUsize>);
 
 /// There are as many requests under way as there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,17 +14,17 @@ pub struct NoSeat;
 
 /// A request under way, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Seat(Arc<AtomicUsize>);
+pub(super) struct RequestPermit(Arc<AtomicUsize>);
 
-impl Seats {
-    /// A seat, unless `requests_max` are taken.
-    pub(super) fn take(&self, requests_max: usize) -> Result<Seat, NoSeat> {
-        let seat = Seat(Arc::clone(&self.0));
-        if self.0.fetch_add(1, Ordering::AcqRel) < requests_max { Ok(seat) } else { Err(NoSeat) }
+impl RequestLimiter {
+    /// A permit, unless `requests_max` are taken.
+    pub(super) fn take(&self, requests_max: usize) -> Result<RequestPermit, NoSeat> {
+        let permit = RequestPermit(Arc::clone(&self.0));
+        if self.0.fetch_add(1, Ordering::AcqRel) < requests_max { Ok(permit) } else { Err(NoSeat) }
     }
 }
 
-impl Drop for Seat {
+impl Drop for RequestPermit {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
@@ -35,16 +35,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seat_is_free_again_when_its_request_ends() {
-        let seats = Seats::default();
-        let first = seats.take(2).unwrap();
-        let second = seats.take(2).unwrap();
+    fn a_permit_is_free_again_when_its_request_ends() {
+        let limiter = RequestLimiter::default();
+        let first = limiter.take(2).unwrap();
+        let second = limiter.take(2).unwrap();
         for _ in 0..3 {
-            assert_eq!(seats.take(2).unwrap_err(), NoSeat);
+            assert_eq!(limiter.take(2).unwrap_err(), NoSeat);
         }
         drop(first);
-        assert!(seats.take(2).is_ok());
+        assert!(limiter.take(2).is_ok());
         drop(second);
-        assert_eq!(seats.0.load(Ordering::Acquire), 0);
+        assert_eq!(limiter.0.load(Ordering::Acquire), 0);
     }
 }

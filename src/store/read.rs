@@ -3,7 +3,7 @@
 use rusqlite::{Connection, Row};
 
 use super::evidence::{self, Stored};
-use super::rows::{OWN_KEY, moment};
+use super::rows::moment;
 use crate::policy::allowance::Period;
 use crate::policy::budget::{Extension, Quota};
 use crate::policy::client::ClientName;
@@ -21,19 +21,18 @@ pub(super) fn remembered(connection: &Connection) -> Result<Vec<Remembered>, rus
     rows.filter_map(|row| row.and_then(|row| row).transpose()).collect()
 }
 
-/// What each client has used of the pool in the periods of `now`. An hour's requests count when
-/// something was charged in it, or may have been.
+/// What each client has used of the pool in the periods of `now`: the sums of what its attempts took from its
+/// quota, by the same rule as the count in memory (`policy::charge`).
 pub(super) fn used(connection: &Connection, now: UnixMs) -> Result<Vec<Used>, rusqlite::Error> {
     let [day, month, ever] = Period::ALL.map(|period| moment(period.begin(now)));
     let mut statement = connection.prepare(
         "SELECT client,
-            sum(requests * (hour_ms >= ?1)), sum(requests * (hour_ms >= ?2)), sum(requests * (hour_ms >= ?3)),
-            sum(credits * (hour_ms >= ?1)), sum(credits * (hour_ms >= ?2)), sum(credits * (hour_ms >= ?3))
-         FROM (SELECT client, hour_ms, credits, served * (credits > 0 OR unpriced > 0) AS requests
-               FROM hours WHERE key_hash <> ?4)
-         GROUP BY client",
+            sum(quota_requests * (hour_ms >= ?1)), sum(quota_requests * (hour_ms >= ?2)),
+            sum(quota_requests * (hour_ms >= ?3)), sum(quota_credits * (hour_ms >= ?1)),
+            sum(quota_credits * (hour_ms >= ?2)), sum(quota_credits * (hour_ms >= ?3))
+         FROM hours GROUP BY client",
     )?;
-    let rows = statement.query_map(rusqlite::params![day, month, ever, OWN_KEY], |row| {
+    let rows = statement.query_map(rusqlite::params![day, month, ever], |row| {
         let amount = |index| row.get::<_, i64>(index).map(|amount| u64::try_from(amount).unwrap_or(0));
         Ok(Used {
             client: ClientName::new(&row.get::<_, String>(0)?),

@@ -236,6 +236,8 @@ struct Sums {
     characters: i64,
     credits: i64,
     unpriced: i64,
+    quota_requests: i64,
+    quota_credits: i64,
 }
 
 impl Sums {
@@ -243,6 +245,7 @@ impl Sums {
     fn complete(&mut self, row: &Row) {
         self.credits += amount(row.credits);
         self.unpriced -= 1;
+        self.quota_credits += amount(row.quota.credits) - amount(row.quota.replaced);
     }
 
     fn add(&mut self, common: &Common, row: &Row) {
@@ -253,6 +256,8 @@ impl Sums {
         self.characters += amount(row.characters.unwrap_or(0));
         self.credits += amount(row.credits);
         self.unpriced += i64::from(common.credits_from == CreditSource::Unknown);
+        self.quota_requests += amount(row.quota.requests);
+        self.quota_credits += amount(row.quota.credits);
     }
 
     fn add_all(&mut self, other: &Self) {
@@ -263,6 +268,8 @@ impl Sums {
         self.characters += other.characters;
         self.credits += other.credits;
         self.unpriced += other.unpriced;
+        self.quota_requests += other.quota_requests;
+        self.quota_credits += other.quota_credits;
     }
 }
 
@@ -275,9 +282,9 @@ fn add_to_hour(
     // A sum stops at 2^53, where it is far beyond anything true and still exact in every language.
     let mut statement = transaction.prepare_cached(
         "INSERT INTO hours (hour_ms, key_hash, client, route, model, attempts, served, request_bytes,
-            response_bytes, characters, credits, unpriced)
+            response_bytes, characters, credits, unpriced, quota_requests, quota_credits)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, min(?8, 9007199254740992), min(?9, 9007199254740992),
-            min(?10, 9007199254740992), min(?11, 9007199254740992), ?12)
+            min(?10, 9007199254740992), min(?11, 9007199254740992), ?12, ?13, min(?14, 9007199254740992))
          ON CONFLICT DO UPDATE SET
             attempts = attempts + excluded.attempts,
             served = served + excluded.served,
@@ -285,7 +292,9 @@ fn add_to_hour(
             response_bytes = min(response_bytes + excluded.response_bytes, 9007199254740992),
             characters = min(characters + excluded.characters, 9007199254740992),
             credits = min(credits + excluded.credits, 9007199254740992),
-            unpriced = unpriced + excluded.unpriced",
+            unpriced = unpriced + excluded.unpriced,
+            quota_requests = quota_requests + excluded.quota_requests,
+            quota_credits = min(quota_credits + excluded.quota_credits, 9007199254740992)",
     )?;
     statement.execute(params![
         moment(hour),
@@ -300,6 +309,8 @@ fn add_to_hour(
         sums.characters,
         sums.credits,
         sums.unpriced,
+        sums.quota_requests,
+        sums.quota_credits,
     ])?;
     Ok(())
 }

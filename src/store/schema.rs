@@ -5,7 +5,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use super::{names, owners};
 
 /// One step for each version; a step that was released never changes.
-const MIGRATIONS: [&str; 9] = [
+const MIGRATIONS: [&str; 10] = [
     "
     CREATE TABLE keys (
         key_hash TEXT PRIMARY KEY,
@@ -337,6 +337,14 @@ const MIGRATIONS: [&str; 9] = [
         -- what they are to be called
         key_hash TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
+    ",
+    "
+    -- What was taken from the quotas of clients. Until here a request counted when something was charged in its
+    -- hour, or may have been.
+    ALTER TABLE hours ADD COLUMN quota_requests INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE hours ADD COLUMN quota_credits INTEGER NOT NULL DEFAULT 0;
+    UPDATE hours SET quota_requests = served * (credits > 0 OR unpriced > 0), quota_credits = credits
+    WHERE key_hash <> 'own';
     ",
 ];
 

@@ -26,7 +26,7 @@ use crate::policy::evidence::Source;
 use crate::policy::plan::Capabilities;
 use crate::policy::units::UnixMs;
 use crate::pool::{self, Observation, Refused};
-use crate::proxy::{AttemptRecord, CreditSource, Sheet};
+use crate::proxy::{AttemptRecord, CreditSource, QuotaCharge, Sheet};
 use crate::secret::{ApiKey, Fingerprint};
 
 const NOW: UnixMs = UnixMs(1_796_000_000_000);
@@ -60,6 +60,7 @@ fn record(pool: &Pool, credits: u64) -> AttemptRecord {
         request_bytes: 1,
         response_bytes: 2,
         credits,
+        quota: QuotaCharge { requests: 1, credits, replaced: 0 },
         credits_from: CreditSource::Answer,
         first_byte: Some(Duration::from_millis(3)),
         total: Duration::from_millis(4),

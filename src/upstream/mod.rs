@@ -30,6 +30,7 @@ use http_body::Body;
 use crate::body::replay::{Attempt, Upload, Waiting};
 use crate::clock;
 use crate::policy::authority::Authority;
+use crate::policy::min_rate::MinRate;
 use crate::policy::replay::Progress;
 use crate::secret::ApiKey;
 use crate::tasks::Tasks;
@@ -56,6 +57,8 @@ pub struct Settings {
     pub stream_idle_max: Duration,
     /// Between two pieces of a request's body, whoever is slow.
     pub body_idle_max: Duration,
+    /// How slowly a client may send a request's body.
+    pub body_min_rate: MinRate,
     /// Connections kept open without a request.
     pub idle_connections_max: usize,
     /// How long they are kept.
@@ -127,6 +130,9 @@ pub enum SendErrorKind {
     /// The client stopped sending the body.
     #[error("the client sent no more of its request's body for {} ms", .0.as_millis())]
     ClientStalled(Duration),
+    /// The client sends the body more slowly than it may.
+    #[error("the client sends its request's body at less than {0} bytes a second")]
+    ClientSlow(u32),
     /// The client's body broke off or was malformed.
     #[error("the client's request body broke off or was malformed")]
     ClientBroke,
@@ -330,14 +336,21 @@ impl<C: Connect> Upstream<C> {
 
     /// By when something must move, and what it means if nothing does.
     fn deadline<B: Body<Data = Bytes> + Unpin>(&self, upload: &Upload<B>) -> (Instant, SendErrorKind) {
-        let Settings { first_byte_max, body_idle_max, .. } = self.inner.settings;
+        let Settings { first_byte_max, body_idle_max, body_min_rate, .. } = self.inner.settings;
         let (span, kind) = match upload.waiting() {
             Waiting::ForAnswer => (first_byte_max, SendErrorKind::AnswerTimeout(first_byte_max)),
             Waiting::ForUpstream => (body_idle_max, SendErrorKind::UploadStalled(body_idle_max)),
             Waiting::ForClient => (body_idle_max, SendErrorKind::ClientStalled(body_idle_max)),
             Waiting::Never => (body_idle_max, SendErrorKind::ClientBroke),
         };
-        (upload.moved_at() + span, kind)
+        let idle_at = upload.moved_at() + span;
+        // A client that trickles moves all the time, and would hold its key's place as long as it likes.
+        match upload.slow_at(body_min_rate) {
+            Some(slow_at) if slow_at < idle_at => {
+                (slow_at, SendErrorKind::ClientSlow(body_min_rate.bytes_per_second))
+            }
+            _ => (idle_at, kind),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use http_body::Body;
 
 use super::head::Length;
 use super::wire::Stream;
-use crate::body::replay::Attempt;
+use crate::body::replay::{Attempt, Upload};
 
 /// A piece up to this size is copied behind what goes before it: one buffer is written faster than
 /// two.
@@ -36,6 +36,8 @@ pub(super) struct Outgoing<B> {
     /// What is still to come of the body.
     body: Option<Attempt<B>>,
     length: Length,
+    /// Is told when the first byte was taken.
+    upload: Upload<B>,
     is_opening: bool,
     has_begun: bool,
     is_flushed: bool,
@@ -56,6 +58,7 @@ where
 
     /// A request of which nothing was sent.
     pub(super) fn new(head: BytesMut, length: Length, body: Attempt<B>) -> Self {
+        let upload = body.upload();
         let body = (length != Length::Empty).then_some(body);
         Self {
             front: head,
@@ -63,6 +66,7 @@ where
             back: b"",
             body,
             length,
+            upload,
             is_opening: true,
             has_begun: false,
             is_flushed: false,
@@ -170,7 +174,9 @@ where
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.has_begun = true;
+            if !std::mem::replace(&mut self.has_begun, true) {
+                self.upload.begun();
+            }
             self.advance(written);
         }
     }

@@ -11,6 +11,7 @@ use http::HeaderName;
 use super::*;
 use crate::body::replay::Replay;
 use crate::body::room::Room;
+use crate::policy::min_rate::MinRate;
 use crate::policy::authority::Scheme;
 
 type Source = Full<Bytes>;
@@ -50,6 +51,7 @@ pub(super) const SETTINGS: Settings = Settings {
     first_byte_max: Duration::from_secs(60),
     stream_idle_max: Duration::from_secs(30),
     body_idle_max: Duration::from_secs(20),
+    body_min_rate: MinRate { bytes_per_second: 0 },
     idle_connections_max: 4,
     idle_max: Duration::from_secs(50),
     connection_age_max: Duration::from_secs(60),

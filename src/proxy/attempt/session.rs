@@ -4,10 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Attempt, Payer, unknown};
+use super::{Attempt, Due, Payer, unknown};
 use crate::clock;
+use crate::policy::charge::Outcome;
 use crate::policy::classify::Verdict;
 use crate::policy::replay::Progress;
+use crate::policy::units::UnixMs;
 use crate::pool::{Key, Lease};
 use crate::proxy::Conversation;
 use crate::proxy::books::{AttemptRecord, CreditSource};
@@ -23,6 +25,17 @@ impl Attempt {
             self.record.model = self.asked.as_ref().and_then(|asked| asked.model.clone());
         }
         self.judge(verdict, None, journey, now);
+        let is_served = verdict == Verdict::Served;
+        self.due = match self.due {
+            Due::Session { is_served: true } => self.due,
+            _ if is_served => Due::Session { is_served },
+            // The provider has said that it does not serve it.
+            _ => Due::Nothing,
+        };
+        if is_served {
+            let taken = self.permits.client().count(now);
+            self.record.quota.add(taken);
+        }
         // Once it has served, an error takes nothing back.
         if verdict != Verdict::Served && self.record.first_byte.is_none() {
             // After the judgement, as above.
@@ -34,7 +47,12 @@ impl Attempt {
     /// The session leaves its key, which has not said what it thinks of it. What was said may have been
     /// charged, unless nothing was that costs.
     pub(in crate::proxy) fn left_unheard(&mut self, progress: Progress, may_be_charged: bool) {
-        self.settle(0, clock::now());
+        let now = clock::now();
+        self.settle(0, now);
+        if may_be_charged && progress != Progress::Unsent {
+            self.settle_quota(Outcome::Unknown, Some(self.text_credits), now);
+        }
+        self.due = Due::Nothing;
         (self.record.verdict, self.record.credits_from) = match progress {
             Progress::Unsent => ("unsent", CreditSource::Free),
             Progress::Unanswered | Progress::Answered(_) if may_be_charged => {
@@ -44,21 +62,64 @@ impl Attempt {
         };
     }
 
-    /// So many characters were spoken so far, for so many credits. The client's quota was charged for them
-    /// when they were sent.
+    /// So many characters were spoken so far, for so many credits. The client's quota had them reserved before
+    /// they were sent.
     pub(in crate::proxy) fn spoken(&mut self, characters: u64, credits: u64) {
         let now = clock::now();
         let more = credits.saturating_sub(self.record.credits);
         self.record.characters = Some(characters);
         (self.record.credits, self.record.credits_from) = (credits, CreditSource::Estimate);
+        let taken = self.permits.client().charge_up_to(credits, now);
+        self.record.quota.add(taken);
         self.settle(more, now);
+    }
+
+    /// Text for so many credits from the session's begin on has gone to the provider, which may charge it.
+    pub(in crate::proxy) fn said(&mut self, credits: u64) {
+        self.text_credits = credits;
+    }
+
+    /// A session is over. One that was served has cost its text, its time, or what was reserved for what nobody
+    /// has priced. One that was not may have cost the text that went to the provider.
+    pub(super) fn settle_session(&mut self, is_served: bool, now: UnixMs) {
+        let is_text = self.speech_lane.is_some();
+        let (outcome, price) = match (is_served, self.text_credits) {
+            // Text is charged when it goes on, time up to now.
+            (true, _) if is_text => (Outcome::Served, Some(0)),
+            (true, _) if self.credits_per_minute.is_some() => {
+                self.charge_time(now);
+                (Outcome::Served, Some(0))
+            }
+            (true, _) => (Outcome::Served, None),
+            (false, 0) => (Outcome::Unsent, None),
+            (false, sent) => (Outcome::Unknown, Some(sent)),
+        };
+        self.settle_quota(outcome, price, now);
+        self.due = Due::Nothing;
+    }
+
+    /// Charges a session that is paid by its time for what has passed of it; whether the client's quota has room
+    /// for more.
+    pub(in crate::proxy) fn may_go_on(&mut self) -> bool {
+        let now = clock::now();
+        if self.due == (Due::Session { is_served: true }) {
+            self.charge_time(now);
+        }
+        self.permits.client().may_spend(now)
+    }
+
+    fn charge_time(&mut self, now: UnixMs) {
+        let Some(rate) = self.credits_per_minute else { return };
+        let ms = u64::try_from(clock::since(self.began).as_millis()).unwrap_or(u64::MAX);
+        let taken = self.permits.client().charge_up_to(rate.saturating_mul(ms).div_ceil(60_000), now);
+        self.record.quota.add(taken);
     }
 
     /// The conversation of that name has ended: who asks for its price, and what is then completed. Nobody
     /// asks where a price is known.
     pub(in crate::proxy) fn conversation(&self, id: Arc<str>) -> Option<Conversation> {
         let key = Arc::clone(self.key().filter(|_| self.record.credits_from == CreditSource::Unknown)?);
-        Some(Conversation::new(id, key, self.record.clone(), self.account.clone()))
+        Some(Conversation::new(id, key, self.record.clone(), self.permits.client().late_price()))
     }
 
     /// A session has ended; what became of it, and how much passed in either direction. `None` where that
@@ -68,6 +129,7 @@ impl Attempt {
         verdict: Option<&'static str>,
         passed: [u64; 2],
     ) -> &AttemptRecord {
+        self.settle_at_end();
         self.record.verdict = verdict.unwrap_or(self.record.verdict);
         [self.record.request_bytes, self.record.response_bytes] = passed;
         &self.record

@@ -338,7 +338,7 @@ pub(super) mod tests {
     use crate::policy::client::ClientName;
     use crate::policy::endpoint::Route;
     use crate::policy::units::UnixMs;
-    use crate::proxy::CreditSource;
+    use crate::proxy::{CreditSource, QuotaCharge};
 
     const QUEUE_MAX: usize = 8;
 
@@ -365,6 +365,7 @@ pub(super) mod tests {
             audio: None,
             credits_reserved: None,
             credits: 0,
+            quota: QuotaCharge::default(),
             credits_from: CreditSource::Free,
             first_byte: None,
             total: Duration::ZERO,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::Method;
 use uuid::Uuid;
 
-use super::{AttemptRecord, CreditSource, Ownership};
+use super::{AttemptRecord, CreditSource, Ownership, QuotaCharge};
 use crate::policy::client::ClientName;
 use crate::policy::endpoint::Route;
 use crate::policy::units::UnixMs;
@@ -42,6 +42,7 @@ pub struct Row {
     pub audio_ms: Option<u64>,
     pub credits_reserved: Option<u64>,
     pub credits: u64,
+    pub quota: QuotaCharge,
     pub first_byte_ms: Option<u64>,
     pub total_ms: u64,
     /// Whether it was written before, without its price.
@@ -109,6 +110,7 @@ impl Sheet {
             audio_ms: record.audio.map(millis),
             credits_reserved: record.credits_reserved,
             credits: record.credits,
+            quota: record.quota,
             first_byte_ms: record.first_byte.map(millis),
             total_ms: millis(record.total),
             is_price,

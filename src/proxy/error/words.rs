@@ -8,10 +8,10 @@ use http::StatusCode;
 use super::Told;
 use crate::policy::affinity::Kind;
 use crate::policy::affinity::claim::TwoOwners;
-use crate::policy::allowance::Spent;
+use crate::policy::allowance::{Shortfall, Spent};
 use crate::policy::replay::Progress;
 use crate::policy::select::Unavailable;
-use crate::policy::units::UnixMs;
+use crate::policy::units::{Grouped, UnixMs};
 use crate::proxy::accounts::TurnedAway;
 use crate::upstream::{SendError, SendErrorKind};
 
@@ -88,20 +88,49 @@ pub(super) fn turned_away_told(turned_away: TurnedAway) -> Told {
                 retry_after_s: Some(seconds),
             }
         }
-        TurnedAway::Spent(Spent { allowance, begins_anew }) => Told {
+        TurnedAway::Unpriced { max } => Told {
+            http: StatusCode::TOO_MANY_REQUESTS,
+            status: "too_many_concurrent_requests",
+            code: "client_concurrency",
+            message: format!(
+                "This client has a quota of credits, and as many requests under way as it may have ({max}) whose price \
+                 is known only from their answers."
+            ),
+            // One of them may end at any moment.
+            retry_after_s: Some(1),
+        },
+        TurnedAway::DirectAccess => Told {
+            http: StatusCode::FORBIDDEN,
+            status: "forbidden",
+            code: "direct_access_not_allowed",
+            message: "This client has a quota, and this answer would let it use ElevenLabs without Keychoir. \
+                      Whoever runs Keychoir may allow it with provider_tokens."
+                .to_owned(),
+            retry_after_s: None,
+        },
+        TurnedAway::Spent(spent) => Told {
             // Not 429: SDKs would try again.
             http: StatusCode::PAYMENT_REQUIRED,
             status: "insufficient_credits",
             code: "client_allowance_used",
-            message: match begins_anew {
-                Some(at) => format!(
-                    "This client has used its allowance of {allowance}. It begins anew at {}.",
-                    at.rfc3339_seconds()
-                ),
-                None => format!("This client has used its allowance of {allowance}."),
-            },
+            message: spent_message(spent),
             retry_after_s: None,
         },
+    }
+}
+
+fn spent_message(Spent { allowance, begins_anew, shortfall }: Spent) -> String {
+    let used = match shortfall {
+        None => format!("This client has used its allowance of {allowance}."),
+        Some(Shortfall { left, needed }) => format!(
+            "This client has {} of its allowance of {allowance} left, and this request may need {}.",
+            Grouped(left),
+            Grouped(needed)
+        ),
+    };
+    match begins_anew {
+        Some(at) => format!("{used} It begins anew at {}.", at.rfc3339_seconds()),
+        None => used,
     }
 }
 
@@ -166,7 +195,7 @@ pub(super) fn upstream_told(error: &SendError) -> Told {
             "request_body_broken",
             "The request's body broke off or was malformed.",
         ),
-        SendErrorKind::ClientStalled(_) => (
+        SendErrorKind::ClientStalled(_) | SendErrorKind::ClientSlow(_) => (
             StatusCode::REQUEST_TIMEOUT,
             "request_timeout",
             "request_body_timeout",

@@ -109,16 +109,12 @@ impl<C: Connect> Session<C> {
         let passed = [self.upwards.bytes(), self.downwards.bytes()];
         let audio = self.speaking.length_of(self.upwards.audio_bytes());
         self.attempt.heard_all(audio);
-        self.refund();
         let record = self.attempt.ended((!self.is_between_keys).then_some(word), passed);
         self.log.relayed(record);
         self.log.ended_as(word);
         if let Some(conversation) = self.conversation.take().and_then(|id| self.attempt.conversation(id)) {
             // Too many at once, and some stay without a price.
             let _ = self.proxy.ended.try_send(conversation);
-        }
-        if !self.downwards.is_served() {
-            self.log.unserved();
         }
         if let Some([to_client, to_upstream]) = ending.told() {
             if !self.downwards.is_in_frame() {

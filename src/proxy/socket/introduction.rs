@@ -144,8 +144,6 @@ impl<C: Connect> Unknown<C> {
                 }
             }
         }
-        log.unserved();
-        // Its permits are free before it is waited for.
         drop(log);
         say_last(&mut last, &mut client).await;
         None

@@ -103,6 +103,7 @@ impl<C: Connect> Session<C> {
         let Ok(Some((attempt, switched))) = timeout(replay_max, asking).await else { return false };
         self.attempt.failed_over();
         self.attempt = attempt;
+        self.attempt.said(self.price(self.speaking.characters()));
         self.upstream = switched.stream;
         self.is_deaf = false;
         self.is_queued = false;

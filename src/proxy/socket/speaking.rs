@@ -12,9 +12,7 @@ use crate::clock;
 use crate::policy::replay::Progress;
 use crate::policy::select::Unavailable;
 use crate::policy::socket::{Dialect, Said, audio_bytes_per_second, brings_token};
-use crate::policy::units::UnixMs;
 use crate::pool::Reserved;
-use crate::proxy::accounts::Account;
 use crate::telemetry::announce;
 use crate::upstream::Connect;
 
@@ -27,9 +25,6 @@ pub(super) struct Speaking {
     characters: u64,
     /// The same with those that wait for a key.
     asked: u64,
-    /// Credits for them that the client's quota was charged ahead, and when it last was.
-    charged: u64,
-    charged_at: UnixMs,
     /// Bytes of a second of the sound that is to be written down.
     audio_bytes_per_second: u64,
     is_spoken: bool,
@@ -44,8 +39,6 @@ impl Speaking {
         Self {
             characters: 0,
             asked: 0,
-            charged: 0,
-            charged_at: UnixMs(0),
             audio_bytes_per_second: audio_bytes_per_second(audio_format),
             is_spoken: dialect.is_spoken(),
             sounded_at: None,
@@ -98,44 +91,20 @@ impl Speaking {
 }
 
 impl<C: Connect> Session<C> {
-    /// Whether the client's quota of credits leaves room for the message that waits. As with a request,
-    /// the last one may go over it.
+    /// Whether the client's quota of credits has room for the message that waits, with all that was said before
+    /// it. That much is reserved then: sessions side by side cannot each spend what is left.
     pub(super) fn may_say(&self, said: Said) -> bool {
-        said.characters == 0 || self.may_spend()
+        let Some(Pooled { errand, .. }) = self.pooled.as_ref().filter(|_| said.characters > 0) else {
+            return true;
+        };
+        let total = self.price(self.speaking.asked.saturating_add(said.characters));
+        errand.case.permits.client().reserve(total, clock::now()).is_ok()
     }
 
     /// Whether the client's quota of credits leaves room for anything. A quota of requests always does:
     /// the session was counted when it began.
-    pub(super) fn may_spend(&self) -> bool {
-        let Some(Pooled { errand, .. }) = &self.pooled else { return true };
-        let may_spend = |account: &Arc<Account>| account.may_spend(errand.journey.rules(), clock::now());
-        errand.case.account.as_ref().is_none_or(may_spend)
-    }
-
-    /// Charges the client's quota for all text that it has sent, before the provider has taken it:
-    /// sessions side by side must not each spend what is left.
-    fn charge_ahead(&mut self) {
-        let credits = self.price(self.speaking.asked);
-        let more = credits.saturating_sub(self.speaking.charged);
-        let account = self.pooled.as_ref().and_then(|pooled| pooled.errand.case.account.as_ref());
-        if let Some(account) = account.filter(|_| more > 0) {
-            self.speaking.charged_at = clock::now();
-            account.spend(more, self.speaking.charged_at);
-            self.speaking.charged = credits;
-        }
-    }
-
-    /// Gives back what the quota was charged for text that was never sent, or that the provider refused
-    /// before it served anything.
-    pub(super) fn refund(&mut self) {
-        let is_free = !self.downwards.is_served() && (self.refusal.is_some() || self.is_between_keys);
-        let due = if is_free { 0 } else { self.price(self.speaking.characters) };
-        let less = self.speaking.charged.saturating_sub(due);
-        let account = self.pooled.as_ref().and_then(|pooled| pooled.errand.case.account.as_ref());
-        if let Some(account) = account.filter(|_| less > 0) {
-            account.refund(less, self.speaking.charged_at);
-            self.speaking.charged = due;
-        }
+    pub(super) fn may_spend(&mut self) -> bool {
+        self.pooled.is_none() || self.attempt.may_go_on()
     }
 
     /// A message of the client is shown. What is to be spoken needs a place and credits, and what it
@@ -144,7 +113,6 @@ impl<C: Connect> Session<C> {
         // What was refused before has its own span.
         self.moving_since = None;
         self.speaking.asked += characters;
-        self.charge_ahead();
         let is_begun = self.downwards.is_open();
         if !is_begun && brings_token(self.upwards.said()) {
             self.downwards.judge_token();
@@ -209,6 +177,7 @@ impl<C: Connect> Session<C> {
         let from = self.to_upstream.bytes.len();
         self.upwards.release(&mut self.to_upstream.bytes);
         self.speaking.characters = self.speaking.asked;
+        self.attempt.said(self.price(self.speaking.characters));
         self.keep_opening(from);
         if self.downwards.is_served() {
             // What was refused was one of several contexts: the session goes on.
@@ -226,7 +195,7 @@ impl<C: Connect> Session<C> {
     }
 
     /// What that many characters cost, at the most.
-    fn price(&self, characters: u64) -> u64 {
+    pub(super) fn price(&self, characters: u64) -> u64 {
         let model = self.attempt.model().or(self.dialect.default_model()).unwrap_or_default();
         self.proxy.pool.models().credits(model, characters)
     }

@@ -1,0 +1,124 @@
+//! The document of `GET /api/keychoir-usage`: what the client that asks has used of the pool, and nothing of
+//! keys or of other clients.
+
+use serde::Serialize;
+
+use crate::policy::allowance::{Allowance, Measure, Period};
+use crate::policy::client::Client;
+use crate::policy::units::UnixMs;
+use crate::proxy::Used;
+
+/// The whole document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientUsage {
+    client: String,
+    /// `null` for a client without one.
+    quota: Option<Quota>,
+    requests: Amounts,
+    credits: Amounts,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Quota {
+    /// As it is configured: `10,000 credits per month`.
+    limit: String,
+    amount: u64,
+    /// With what requests under way have reserved.
+    used: u64,
+    remaining: u64,
+    /// When counting begins anew; `null` for never.
+    resets_at: Option<String>,
+}
+
+/// What is used in the present day, in the present month, and since records are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Amounts {
+    day: u64,
+    month: u64,
+    total: u64,
+}
+
+impl ClientUsage {
+    /// The document for a client that has used so much.
+    #[must_use]
+    pub fn of(client: &Client, used: &Used, now: UnixMs) -> Self {
+        Self {
+            client: client.name.as_str().to_owned(),
+            quota: client.rules.allowance.map(|allowance| Quota::of(allowance, used, now)),
+            requests: Amounts::of(used.requests),
+            credits: Amounts::of(used.credits),
+        }
+    }
+}
+
+impl Quota {
+    fn of(allowance: Allowance, used: &Used, now: UnixMs) -> Self {
+        let amounts = match allowance.measure {
+            Measure::Requests => used.requests,
+            Measure::Credits => used.credits,
+        };
+        let [day, month, total] = amounts;
+        let used = match allowance.period {
+            Period::Day => day,
+            Period::Month => month,
+            Period::Ever => total,
+        };
+        Self {
+            limit: allowance.to_string(),
+            amount: allowance.amount,
+            used,
+            remaining: allowance.amount.saturating_sub(used),
+            resets_at: allowance.period.end(now).map(UnixMs::rfc3339_seconds),
+        }
+    }
+}
+
+impl Amounts {
+    fn of([day, month, total]: [u64; 3]) -> Self {
+        Self { day, month, total }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::policy::client::{ClientName, Rules};
+
+    const NOW: UnixMs = UnixMs(1_796_000_000_000);
+
+    #[track_caller]
+    fn check(allowance: Option<Allowance>, expected: &serde_json::Value) {
+        let client =
+            Client { name: ClientName::new("app"), rules: Rules { allowance, ..Rules::default() } };
+        let used = Used { client: client.name.clone(), requests: [1, 2, 3], credits: [40, 50, 60] };
+        let document = serde_json::to_value(ClientUsage::of(&client, &used, NOW)).unwrap();
+        let whole = json!({
+            "client": "app",
+            "quota": expected,
+            "requests": {"day": 1, "month": 2, "total": 3},
+            "credits": {"day": 40, "month": 50, "total": 60},
+        });
+        assert_eq!(document, whole);
+    }
+
+    #[test]
+    fn a_client_sees_its_own_usage() {
+        check(None, &json!(null));
+        let quota = |amount, measure, period| Some(Allowance { amount, measure, period });
+        check(
+            quota(45, Measure::Credits, Period::Month),
+            &json!({
+                "limit": "45 credits per month", "amount": 45, "used": 50, "remaining": 0,
+                "resetsAt": "2026-12-01T00:00:00Z",
+            }),
+        );
+        check(
+            quota(5, Measure::Requests, Period::Ever),
+            &json!({"limit": "5 requests", "amount": 5, "used": 3, "remaining": 2, "resetsAt": null}),
+        );
+    }
+}

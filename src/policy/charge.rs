@@ -1,0 +1,101 @@
+//! What a request takes from its client's quota. One function decides it, for the count in memory and for
+//! the records that the count is read back from after a restart.
+
+/// What is known of a request's price before it is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Billing {
+    /// The provider charges for it.
+    Metered,
+    /// Nobody has documented that it costs nothing.
+    Unlisted,
+    /// It costs nothing.
+    Free,
+}
+
+/// How far a request got with the provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// No byte of it was sent.
+    Unsent,
+    /// The provider answered and did not serve: a refusal, or a failure of its own, for which it does not
+    /// charge (the words of its status 500, captured in 2026).
+    Refused,
+    /// It was sent, at least in part, and no complete head of an answer came: it may have been served.
+    Unknown,
+    /// The provider has served it.
+    Served,
+}
+
+/// What is taken from a quota.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Charge {
+    /// Requests: 0 or 1.
+    pub requests: u64,
+    /// Credits.
+    pub credits: u64,
+}
+
+/// What a request takes. `reported` is the price that its answer names, `reserved` what was set aside for
+/// it and is taken when nobody names a price.
+///
+/// A price above 0 is taken whatever the route is and whatever the answer says. A request counts when it
+/// was served, for 0 credits as well, or may have been.
+#[must_use]
+pub fn charge(billing: Billing, outcome: Outcome, reported: Option<u64>, reserved: u64) -> Charge {
+    let is_taken = match (billing, outcome) {
+        (Billing::Free, _) | (_, Outcome::Unsent | Outcome::Refused) => false,
+        (Billing::Metered | Billing::Unlisted, Outcome::Unknown | Outcome::Served) => true,
+    };
+    let credits = reported.unwrap_or(if is_taken { reserved } else { 0 });
+    Charge { requests: u64::from(is_taken || credits > 0), credits }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RESERVED: u64 = 1_000;
+
+    #[track_caller]
+    fn check(billing: Billing, outcome: Outcome, reported: Option<u64>, requests: u64, credits: u64) {
+        assert_eq!(charge(billing, outcome, reported, RESERVED), Charge { requests, credits });
+    }
+
+    #[test]
+    fn what_was_served_costs_what_its_answer_names() {
+        for billing in [Billing::Metered, Billing::Unlisted] {
+            check(billing, Outcome::Served, Some(250), 1, 250);
+            check(billing, Outcome::Served, Some(5_000), 1, 5_000);
+            check(billing, Outcome::Served, Some(0), 1, 0);
+        }
+    }
+
+    #[test]
+    fn what_nobody_prices_costs_what_was_reserved() {
+        for billing in [Billing::Metered, Billing::Unlisted] {
+            check(billing, Outcome::Served, None, 1, RESERVED);
+            check(billing, Outcome::Unknown, None, 1, RESERVED);
+        }
+    }
+
+    #[test]
+    fn what_was_not_served_costs_nothing() {
+        for billing in [Billing::Metered, Billing::Unlisted, Billing::Free] {
+            for outcome in [Outcome::Unsent, Outcome::Refused] {
+                check(billing, outcome, None, 0, 0);
+                check(billing, outcome, Some(0), 0, 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_named_price_is_taken_whatever_the_route() {
+        for outcome in [Outcome::Served, Outcome::Refused, Outcome::Unknown] {
+            check(Billing::Free, outcome, Some(7), 1, 7);
+            check(Billing::Metered, outcome, Some(7), 1, 7);
+        }
+        check(Billing::Free, Outcome::Served, Some(0), 0, 0);
+        check(Billing::Free, Outcome::Served, None, 0, 0);
+        check(Billing::Free, Outcome::Unknown, None, 0, 0);
+    }
+}
