@@ -84,13 +84,15 @@ async fn an_allowance_survives_a_restart() {
 
 #[tokio::test]
 async fn credits_are_an_allowance_too() {
-    let allowance = Allowance { amount: 15, measure: Measure::Credits, period: Period::Month };
+    let allowance = Allowance { amount: 25, measure: Measure::Credits, period: Period::Month };
     let house = house_with(plan(), with(Rules { allowance: Some(allowance), ..Rules::default() })).await;
     assert_eq!(house.speak(10).await.status(), 200);
     assert_eq!(house.speak(10).await.status(), 200);
     let answer = house.speak(10).await;
     assert_eq!(told(&answer), USED);
-    assert!(answer.text().await.unwrap().contains("15 credits per month. It begins anew at "));
+    assert!(answer.text().await.unwrap().contains(
+        "has 5 of its allowance of 25 credits per month left, and this request may need 10. It begins anew at "
+    ));
     house.close().await;
 }
 

@@ -484,7 +484,7 @@ async fn a_session_on_which_nothing_is_said_ends() {
 
 #[tokio::test]
 async fn an_allowance_of_credits_ends_with_the_session_under_way() {
-    let allowance = Allowance { amount: 20, measure: Measure::Credits, period: Period::Day };
+    let allowance = Allowance { amount: 40, measure: Measure::Credits, period: Period::Day };
     let house = house_with(three_keys(), |config| {
         with_token(config);
         config.clients[0].rules.allowance = Some(allowance);
@@ -492,7 +492,7 @@ async fn an_allowance_of_credits_ends_with_the_session_under_way() {
     .await;
     let mut talk = dial(&house, STREAM_INPUT).await;
     talk.say(&json!({"text": " "})).await;
-    for text in ["Sixteen so far. ", "The last one goes over. "] {
+    for text in ["Sixteen so far. ", "This one takes the rest."] {
         talk.say(&json!({"text": text, "flush": true})).await;
         assert!(has_sound(&[talk.message().await]), "{text}");
     }
@@ -502,7 +502,7 @@ async fn an_allowance_of_credits_ends_with_the_session_under_way() {
     assert_eq!(end, Heard::Close(1008, "This client has used its allowance of credits.".to_owned()));
     drop(talk);
     let (_, socket) = &sessions(&house)[0];
-    assert_eq!(socket.spoken, "Sixteen so far. The last one goes over. ");
+    assert_eq!(socket.spoken, "Sixteen so far. This one takes the rest.");
     let records = house.records().await;
     assert_eq!((records[0].verdict.as_str(), records[0].credits), ("client_allowance_used", 40));
 }

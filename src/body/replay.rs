@@ -4,9 +4,10 @@
 //! from what is held and goes on with what still arrives, so a refusal before the body is complete
 //! costs no time. Past its bounds the request goes on and only the replay is lost.
 
+mod intake;
+
 use std::collections::VecDeque;
 use std::fmt;
-use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -15,11 +16,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use super::held::{Held, Loss, joined};
+use super::held::{Held, Loss};
 use super::room::Room;
 use crate::clock;
 use crate::policy::min_rate::MinRate;
 use crate::policy::replay::Held as Holding;
+pub use intake::Slow;
 
 /// A client's body and what is held of it.
 #[derive(Debug)]
@@ -53,15 +55,6 @@ pub enum Waiting {
     ForAnswer,
     /// Nothing will come: the client's body broke off or was malformed.
     Never,
-}
-
-/// Why a body is not waited for any longer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Slow {
-    /// Nothing came for too long.
-    Stalled,
-    /// It comes too slowly.
-    Trickles,
 }
 
 /// Why a passage ended early.
@@ -169,70 +162,6 @@ where
     #[must_use]
     pub fn length(&self) -> Option<u64> {
         lock(&self.shared).length
-    }
-
-    /// Takes in the body without sending it, up to `bytes_max` and for `span` at the most; returns its
-    /// start, and whether that is all of it. What goes wrong is found again by whoever sends it.
-    pub async fn gather(&self, bytes_max: usize, span: Duration) -> (Bytes, bool) {
-        if self.length().is_some_and(|length| length > bytes_max as u64) {
-            return (Bytes::new(), false);
-        }
-        let gathering = poll_fn(|cx| {
-            let mut shared = lock(&self.shared);
-            loop {
-                if shared.held.loss().is_some() || shared.held.bytes() > bytes_max as u64 {
-                    return Poll::Ready(());
-                }
-                ready!(shared.held.poll_room(cx));
-                match ready!(shared.poll_source(cx)) {
-                    Some(Ok(piece)) => shared.ahead.push_back(piece),
-                    Some(Err(_)) | None => return Poll::Ready(()),
-                }
-            }
-        });
-        // Late, it is what has come so far.
-        let _ = tokio::time::timeout(span, gathering).await;
-        let shared = lock(&self.shared);
-        // It is all here, whether it could be held in memory or not.
-        let start: Bytes = match shared.ahead.iter().collect::<Vec<_>>().as_slice() {
-            [] => return start(&shared, bytes_max),
-            [only] => only.slice(..only.len().min(bytes_max)),
-            pieces => joined(pieces.iter().map(|piece| &piece[..]), bytes_max),
-        };
-        let is_whole = shared.source_state == Source::Complete && start.len() as u64 == shared.ahead_end();
-        (start, is_whole)
-    }
-
-    /// Takes in a body whose announced length is at most `bytes_max`, before it is sent. A longer one, and one
-    /// that announces no length, is left as it is.
-    ///
-    /// # Errors
-    ///
-    /// When the client stops sending for `idle_max`, or sends more slowly than `rate`.
-    pub async fn gather_short(&self, bytes_max: usize, idle_max: Duration, rate: MinRate) -> Result<(), Slow> {
-        if self.length().is_none_or(|length| length == 0 || length > bytes_max as u64) {
-            return Ok(());
-        }
-        loop {
-            let (idle_at, slow_at) = {
-                let shared = lock(&self.shared);
-                (shared.arrived_at + idle_max, shared.slow_at(rate))
-            };
-            let due = slow_at.map_or(idle_at, |slow_at| slow_at.min(idle_at));
-            self.gather(bytes_max, due.saturating_duration_since(clock::instant())).await;
-            let shared = lock(&self.shared);
-            let is_waiting = shared.source_state == Source::Pending && shared.held.loss().is_none();
-            let now = clock::instant();
-            if !is_waiting {
-                return Ok(());
-            }
-            if shared.arrived_at + idle_max <= now {
-                return Err(Slow::Stalled);
-            }
-            if shared.slow_at(rate).is_some_and(|slow_at| slow_at <= now) {
-                return Err(Slow::Trickles);
-            }
-        }
     }
 
     /// Whether a new passage would send all of it.

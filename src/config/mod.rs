@@ -20,6 +20,7 @@ mod key_shape;
 mod keys;
 mod rules;
 
+mod access;
 mod base_url;
 mod choice;
 mod host_port;
@@ -42,6 +43,7 @@ mod tests;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
+pub use access::AccessConfig;
 pub use base_url::BaseUrl;
 pub use choice::{LogFilter, LogFormat};
 pub use clients::ClientConfig;
@@ -52,7 +54,7 @@ pub use listen::{Listen, Listens, UnixMode};
 pub use problem::{Origin, Problem, Problems, Warning, WrongValue};
 pub use reload::Files;
 pub use sections::{
-    AccessConfig, LogConfig, OwnershipConfig, PoolConfig, ReplayConfig, ServerConfig, SocketsConfig,
+    LogConfig, OwnershipConfig, PoolConfig, ReplayConfig, ServerConfig, SocketsConfig,
     StorageConfig, UpstreamConfig, WatchConfig,
 };
 pub use supabase::{SupabaseConfig, SupabaseUrl};

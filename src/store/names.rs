@@ -120,8 +120,17 @@ fn rename(transaction: &Transaction<'_>, renamed: &Renamed) -> Result<(), rusqli
 }
 
 fn add_up_hours(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
-    const SUMS: [&str; 7] =
-        ["attempts", "served", "request_bytes", "response_bytes", "characters", "credits", "unpriced"];
+    const SUMS: [&str; 9] = [
+        "attempts",
+        "served",
+        "request_bytes",
+        "response_bytes",
+        "characters",
+        "credits",
+        "unpriced",
+        "quota_requests",
+        "quota_credits",
+    ];
     // Neither of two sums is beyond 2^53, so adding them does not overflow.
     let sums = SUMS.map(|sum| format!("{sum} = min({sum} + excluded.{sum}, 9007199254740992)")).join(", ");
     transaction.execute_batch(&format!(

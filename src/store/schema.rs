@@ -318,6 +318,14 @@ const MIGRATIONS: [&str; 10] = [
     ALTER TABLE keys DROP COLUMN workspace_park_until_ms;
     ",
     "
+    -- What was taken from the quotas of clients. Until here a request counted when something was charged in its
+    -- hour, or may have been.
+    ALTER TABLE hours ADD COLUMN quota_requests INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE hours ADD COLUMN quota_credits INTEGER NOT NULL DEFAULT 0;
+    UPDATE hours SET quota_requests = served * (credits > 0 OR unpriced > 0), quota_credits = credits
+    WHERE key_hash <> 'own';
+    ",
+    "
     -- Until here `key_hash` was the plain SHA-256 of a key. From here on it is a fingerprint, SHA-256 over
     -- `keychoir:key:1:` and the key. Rows of keys that have not been configured since are under a digest of the old
     -- digest, and these are listed here.
@@ -338,21 +346,13 @@ const MIGRATIONS: [&str; 10] = [
         key_hash TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
     ",
-    "
-    -- What was taken from the quotas of clients. Until here a request counted when something was charged in its
-    -- hour, or may have been.
-    ALTER TABLE hours ADD COLUMN quota_requests INTEGER NOT NULL DEFAULT 0;
-    ALTER TABLE hours ADD COLUMN quota_credits INTEGER NOT NULL DEFAULT 0;
-    UPDATE hours SET quota_requests = served * (credits > 0 OR unpriced > 0), quota_credits = credits
-    WHERE key_hash <> 'own';
-    ",
 ];
 
 /// The version whose logs of owners are packed.
 const PACKED: usize = 6;
 
 /// The version from which keys are called by their fingerprints.
-pub(super) const FINGERPRINTS: usize = 9;
+pub(super) const FINGERPRINTS: usize = 10;
 
 /// The version that this program writes.
 pub(super) const VERSION: usize = MIGRATIONS.len();

@@ -384,3 +384,61 @@ async fn a_body_that_breaks_while_it_is_read_ahead_breaks_in_the_passage() {
     assert_eq!(poll(&mut attempt), chunk("hello"));
     assert_eq!(poll(&mut attempt), Poll::Ready(Some(Err(Interrupted::ClientBroke))));
 }
+
+/// A client whose body has this length, and that sends a byte each `interval`.
+fn slow(length: u64, interval: Duration) -> impl Body<Data = Bytes, Error = &'static str> + Unpin {
+    let steps = futures_util::stream::unfold(0, move |sent| async move {
+        if sent == length {
+            return None;
+        }
+        tokio::time::sleep(interval).await;
+        Some((Ok(Frame::data(Bytes::from_static(b"x"))), sent + 1))
+    });
+    Announced { body: http_body_util::StreamBody::new(Box::pin(steps)), length }
+}
+
+struct Announced<B> {
+    body: B,
+    length: u64,
+}
+
+impl<B: Body + Unpin> Body for Announced<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.length)
+    }
+}
+
+#[track_caller]
+fn check_short(length: u64, interval_ms: u64, bytes_per_second: u32, expected: (Result<(), Slow>, u64)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let found = runtime.block_on(async {
+        let body = Replay::hold(slow(length, Duration::from_millis(interval_ms)), &room(1_000, 0));
+        let began = clock::instant();
+        let rate = MinRate { bytes_per_second };
+        let read = body.gather_short(100, Duration::from_secs(60), rate).await;
+        (read, clock::since(began).as_secs())
+    });
+    assert_eq!(found, expected, "{length} bytes, one each {interval_ms} ms");
+}
+
+#[test]
+fn a_short_body_is_waited_for_and_a_slow_client_is_not() {
+    check_short(10, 1_000, 1, (Ok(()), 10));
+    // Longer than the bound, it is left to the attempt.
+    check_short(101, 1_000, 1, (Ok(()), 0));
+    check_short(100, 61_000, 0, (Err(Slow::Stalled), 60));
+    check_short(100, 59_000, 0, (Ok(()), 5_900));
+    // 20 s and, for each byte, a second more.
+    check_short(100, 2_000, 1, (Err(Slow::Trickles), 39));
+    check_short(15, 2_000, 1, (Ok(()), 30));
+}

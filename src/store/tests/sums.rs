@@ -310,3 +310,38 @@ fn attempts_of_an_older_file_read_as_they_did() {
         assert_eq!(one(&ledger.connection, &format!("SELECT count(*) FROM {table}")), 0, "{table}");
     }
 }
+
+/// What a client has used by the file, in the present day, month and for ever.
+#[track_caller]
+fn check_used(ledger: &Ledger, requests: [u64; 3], credits: [u64; 3]) {
+    let used = crate::store::read::used(&ledger.connection, NOW).unwrap();
+    let [only] = used.as_slice() else { panic!("{used:?}") };
+    assert_eq!((only.requests, only.credits), (requests, credits));
+}
+
+#[test]
+fn a_client_has_used_what_its_attempts_took_from_its_quota() {
+    let (pool, mut ledger) = (pool(), opened(&Place::Memory));
+    let took = |at, requests, credits, replaced| AttemptRecord {
+        quota: QuotaCharge { requests, credits, replaced },
+        status: Some(500),
+        ..record_at(&pool, at, 999)
+    };
+    // Neither the status nor the credits of an attempt matter: served for 0, charged by an estimate.
+    write(&mut ledger, &[took(NOW, 1, 0, 0), took(NOW, 1, 0, 0), took(NOW, 0, 0, 0), took(NOW, 1, 70, 0)]);
+    check_used(&ledger, [3; 3], [70; 3]);
+    let long_ago = UnixMs(NOW.0 - 40 * 24 * HOUR);
+    write(&mut ledger, &[took(long_ago, 1, 5, 0)]);
+    check_used(&ledger, [3, 3, 4], [70, 70, 75]);
+    // A price that comes later takes the place of what was charged.
+    let unpriced = AttemptRecord { credits_from: CreditSource::Unknown, ..took(NOW, 1, 800, 0) };
+    write(&mut ledger, &[unpriced.clone()]);
+    let quota = QuotaCharge { requests: 1, credits: 296, replaced: 800 };
+    let priced = AttemptRecord { credits_from: CreditSource::Answer, credits: 296, quota, ..unpriced };
+    for _ in 0..2 {
+        let mut sheet = Sheet::default();
+        sheet.price(&priced);
+        written::commit(&mut ledger, &[sheet], &[], Mirrored::Nothing, &mut Doubt::default(), NOW).unwrap();
+        check_used(&ledger, [4, 4, 5], [366, 366, 371]);
+    }
+}
