@@ -33,7 +33,7 @@ use keychoir::policy::endpoint::Route;
 use keychoir::policy::strategy::FillFirst;
 use keychoir::policy::units::UnixMs;
 use keychoir::pool::{self, Pool};
-use keychoir::proxy::{AttemptRecord, Books, CreditSource, QuotaCharge, Depth, Sheet};
+use keychoir::proxy::{AttemptRecord, Books, CreditSource, Depth, QuotaCharge, Sheet};
 use keychoir::secret::ApiKey;
 use keychoir::tasks::Tasks;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -92,8 +92,7 @@ mod tests {
 
     #[track_caller]
     fn check(allowance: Option<Allowance>, expected: &serde_json::Value) {
-        let client =
-            Client { name: ClientName::new("app"), rules: Rules { allowance, ..Rules::default() } };
+        let client = Client { name: ClientName::new("app"), rules: Rules { allowance, ..Rules::default() } };
         let used = Used { client: client.name.clone(), requests: [1, 2, 3], credits: [40, 50, 60] };
         let document = serde_json::to_value(ClientUsage::of(&client, &used, NOW)).unwrap();
         let whole = json!({

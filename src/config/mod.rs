@@ -54,8 +54,8 @@ pub use listen::{Listen, Listens, UnixMode};
 pub use problem::{Origin, Problem, Problems, Warning, WrongValue};
 pub use reload::Files;
 pub use sections::{
-    LogConfig, OwnershipConfig, PoolConfig, ReplayConfig, ServerConfig, SocketsConfig,
-    StorageConfig, UpstreamConfig, WatchConfig,
+    LogConfig, OwnershipConfig, PoolConfig, ReplayConfig, ServerConfig, SocketsConfig, StorageConfig,
+    UpstreamConfig, WatchConfig,
 };
 pub use supabase::{SupabaseConfig, SupabaseUrl};
 pub use tls::{TlsChoice, TlsConfig};

@@ -24,12 +24,7 @@ pub struct Conversation {
 pub type Ended = mpsc::Sender<Conversation>;
 
 impl Conversation {
-    pub(super) fn new(
-        id: Arc<str>,
-        key: Arc<Key>,
-        record: AttemptRecord,
-        price: LatePrice,
-    ) -> Self {
+    pub(super) fn new(id: Arc<str>, key: Arc<Key>, record: AttemptRecord, price: LatePrice) -> Self {
         Self { id, key, record, price }
     }
 

@@ -303,8 +303,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::policy::allowance::{Shortfall, Spent};
     use crate::policy::allowance::{Allowance, Measure, Period};
+    use crate::policy::allowance::{Shortfall, Spent};
     use crate::policy::replay::Progress;
     use crate::upstream::SendErrorKind;
 
@@ -358,7 +358,8 @@ mod tests {
     #[test]
     fn a_client_that_has_used_its_allowance_is_told_when_it_begins_anew() {
         let allowance = Allowance { amount: 3, measure: Measure::Requests, period: Period::Ever };
-        let spent = |begins_anew| ProxyError::TurnedAway(Spent { allowance, begins_anew, shortfall: None }.into());
+        let spent =
+            |begins_anew| ProxyError::TurnedAway(Spent { allowance, begins_anew, shortfall: None }.into());
         let message = "This client has used its allowance of 3 requests.";
         let answer = check(&spent(None), 402, "insufficient_credits", "client_allowance_used", message);
         assert!(!answer.headers().contains_key(RETRY_AFTER), "SDKs would retry");

@@ -115,7 +115,11 @@ impl RequestLog {
         match result {
             Ok(answer) if answer.verdict.concern() == Concern::Nothing => {}
             Ok(answer) => debug!(request_id, attempt, "the provider says {:?}", answer.verdict),
-            Err(SendError { kind: SendErrorKind::ClientBroke | SendErrorKind::ClientStalled(_) | SendErrorKind::ClientSlow(_), .. }) => {}
+            Err(SendError {
+                kind:
+                    SendErrorKind::ClientBroke | SendErrorKind::ClientStalled(_) | SendErrorKind::ClientSlow(_),
+                ..
+            }) => {}
             Err(SendError { kind, .. }) => warn!(request_id, attempt, "no answer from the upstream: {kind}"),
         }
     }

@@ -43,8 +43,8 @@ use crate::upstream::{Connect, Direct, Upstream};
 
 pub use accounts::{Accounts, TurnedAway, Used};
 pub use books::{
-    AttemptRecord, Books, Common, CreditSource, Depth, Name, NoPlace, Ownership, Place, Queue, QuotaCharge, Row,
-    Sheet,
+    AttemptRecord, Books, Common, CreditSource, Depth, Name, NoPlace, Ownership, Place, Queue, QuotaCharge,
+    Row, Sheet,
 };
 pub use conversation::{Conversation, Ended};
 pub use error::ProxyError;

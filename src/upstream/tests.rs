@@ -11,8 +11,8 @@ use http::HeaderName;
 use super::*;
 use crate::body::replay::Replay;
 use crate::body::room::Room;
-use crate::policy::min_rate::MinRate;
 use crate::policy::authority::Scheme;
+use crate::policy::min_rate::MinRate;
 
 type Source = Full<Bytes>;
 

@@ -64,7 +64,12 @@ where
     /// # Errors
     ///
     /// When the client stops sending for `idle_max`, or sends more slowly than `rate`.
-    pub async fn gather_short(&self, bytes_max: usize, idle_max: Duration, rate: MinRate) -> Result<(), Slow> {
+    pub async fn gather_short(
+        &self,
+        bytes_max: usize,
+        idle_max: Duration,
+        rate: MinRate,
+    ) -> Result<(), Slow> {
         if self.length().is_none_or(|length| length == 0 || length > bytes_max as u64) {
             return Ok(());
         }

@@ -420,7 +420,8 @@ impl<B: Body + Unpin> Body for Announced<B> {
 
 #[track_caller]
 fn check_short(length: u64, interval_ms: u64, bytes_per_second: u32, expected: (Result<(), Slow>, u64)) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let found = runtime.block_on(async {
         let body = Replay::hold(slow(length, Duration::from_millis(interval_ms)), &room(1_000, 0));
         let began = clock::instant();

@@ -259,10 +259,7 @@ fn a_reload_and_a_restart_forget_nothing() {
         accounts.used(&app(), NOW),
         Used { client: app(), requests: [2, 3, 4], credits: [14, 15, 16] }
     );
-    let gone = Client {
-        name: ClientName::new("gone"),
-        rules: allowing(3, Measure::Requests, Period::Ever),
-    };
+    let gone = Client { name: ClientName::new("gone"), rules: allowing(3, Measure::Requests, Period::Ever) };
     assert!(accounts.admit(&gone, METERED, NOW).is_err());
 }
 
@@ -283,9 +280,14 @@ fn many_at_once_get_no_more_than_there_is() {
                     }
                     let estimate = 1 + (thread * 131 + turn * 17) % 400;
                     let permit = enter(accounts, of_credits);
-                    if let Ok(permit) = permit.and_then(|permit| Ok(permit.reserve(estimate, NOW).map(|()| permit)?)) {
+                    if let Ok(permit) =
+                        permit.and_then(|permit| Ok(permit.reserve(estimate, NOW).map(|()| permit)?))
+                    {
                         let cost = estimate - turn % estimate.min(7);
-                        spent.fetch_add(permit.settle(Outcome::Served, Some(cost), NOW).credits, Ordering::AcqRel);
+                        spent.fetch_add(
+                            permit.settle(Outcome::Served, Some(cost), NOW).credits,
+                            Ordering::AcqRel,
+                        );
                     }
                 }
             });

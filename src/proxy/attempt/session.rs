@@ -26,12 +26,12 @@ impl Attempt {
         }
         self.judge(verdict, None, journey, now);
         let is_served = verdict == Verdict::Served;
-        self.due = match self.due {
-            Due::Session { is_served: true } => self.due,
-            _ if is_served => Due::Session { is_served },
-            // The provider has said that it does not serve it.
-            _ => Due::Nothing,
-        };
+        // Once it has served, an error takes nothing back; before, it says that it does not serve.
+        if is_served {
+            self.due = Due::Session { is_served };
+        } else if self.due != (Due::Session { is_served: true }) {
+            self.due = Due::Nothing;
+        }
         if is_served {
             let taken = self.permits.client().count(now);
             self.record.quota.add(taken);

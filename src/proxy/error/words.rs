@@ -103,9 +103,10 @@ pub(super) fn turned_away_told(turned_away: TurnedAway) -> Told {
             http: StatusCode::FORBIDDEN,
             status: "forbidden",
             code: "direct_access_not_allowed",
-            message: "This client has a quota, and this answer would let it use ElevenLabs without Keychoir. \
+            message:
+                "This client has a quota, and this answer would let it use ElevenLabs without Keychoir. \
                       Whoever runs Keychoir may allow it with provider_tokens."
-                .to_owned(),
+                    .to_owned(),
             retry_after_s: None,
         },
         TurnedAway::Spent(spent) => Told {
