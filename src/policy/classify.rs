@@ -2,7 +2,7 @@
 //!
 //! The status alone does not say. 401 is a bad key, an empty account, a missing permission or an
 //! unpaid bill; 400, 402 and 403 are as ambiguous. The body says it, in one of five shapes, and in the
-//! set of its `code`, `status`, `type` and message the most specific word wins ([`words`]). Where the
+//! set of its `code`, `status`, `type` and message the most specific word wins (`words`). Where the
 //! body says nothing that is known, the status is evidence about nothing but this request.
 
 mod body;

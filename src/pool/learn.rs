@@ -166,10 +166,12 @@ impl Pool {
         };
         let is_unclear = matches!(verdict, Verdict::Unexplained(_) | Verdict::Unreadable);
         let is_of_account = matches!(memory, Memory::Unproven) && !is_agreed;
-        let force = match force {
-            _ if is_of_account => Force::Noted,
-            _ if *is_agreed && is_unclear => Force::Suspected,
-            force => force,
+        let force = if is_of_account {
+            Force::Noted
+        } else if *is_agreed && is_unclear {
+            Force::Suspected
+        } else {
+            force
         };
         let workspace = key.workspace();
         let holder = match memory {

@@ -84,23 +84,20 @@ impl Refusals {
         let mut concluded = Concluded::default();
         for met in &mut self.0 {
             met.is_agreed = false;
-            match met.verdict {
+            if met.verdict == Verdict::Unexplained(Refusal::Bodiless) {
                 // A `HEAD` has no words, and what it was refused for was perhaps its method.
-                Verdict::Unexplained(Refusal::Bodiless) => {}
-                Verdict::Unexplained(_) | Verdict::Unreadable => {
-                    learner.restrict(met, &mut concluded);
-                    // A poll tells whether there is more to it.
-                    learner.pool.want_poll(&met.key);
-                }
-                _ if !met.is_recorded => met.record(learner, &mut concluded),
+            } else if matches!(met.verdict, Verdict::Unexplained(_) | Verdict::Unreadable) {
+                learner.restrict(met, &mut concluded);
+                // A poll tells whether there is more to it.
+                learner.pool.want_poll(&met.key);
+            } else if !met.is_recorded {
+                met.record(learner, &mut concluded);
+            } else if !met.verdict.proves_itself()
+                && matches!(met.verdict, Verdict::WorkspaceQuota(_) | Verdict::Billing | Verdict::InvalidKey)
+            {
                 // Should a poll find nothing wrong with the account, it is the like of this request that it
                 // refuses.
-                Verdict::WorkspaceQuota(_) | Verdict::Billing | Verdict::InvalidKey
-                    if !met.verdict.proves_itself() =>
-                {
-                    learner.restrict(met, &mut concluded);
-                }
-                _ => {}
+                learner.restrict(met, &mut concluded);
             }
         }
         concluded

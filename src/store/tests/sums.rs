@@ -335,7 +335,7 @@ fn a_client_has_used_what_its_attempts_took_from_its_quota() {
     check_used(&ledger, [3, 3, 4], [70, 70, 75]);
     // A price that comes later takes the place of what was charged.
     let unpriced = AttemptRecord { credits_from: CreditSource::Unknown, ..took(NOW, 1, 800, 0) };
-    write(&mut ledger, &[unpriced.clone()]);
+    write(&mut ledger, std::slice::from_ref(&unpriced));
     let quota = QuotaCharge { requests: 1, credits: 296, replaced: 800 };
     let priced = AttemptRecord { credits_from: CreditSource::Answer, credits: 296, quota, ..unpriced };
     for _ in 0..2 {
