@@ -257,7 +257,7 @@ fn naming(what: What) -> Stage {
 fn name(head: &Parts, route: &Route) -> Names {
     black_box(affinity::gives(&head.method, route));
     black_box(affinity::is_speech(route));
-    Names::of(head.uri.path(), head.uri.query()).unwrap()
+    Names::of(head.uri.path(), head.uri.query())
 }
 
 /// A request and its credits, in the periods of its client.

@@ -76,6 +76,12 @@ impl Needle {
         Self { bytes, short, form }
     }
 
+    /// How much of its begin the short form shows.
+    fn shown(&self) -> usize {
+        let dots = self.form.write(b"...");
+        self.short.windows(dots.len()).position(|window| window == dots).unwrap_or(0)
+    }
+
     /// The short form drawn out over `place`.
     fn cover(&self, place: &mut [u8]) {
         // What is written as escapes is longer, and plain.
@@ -83,9 +89,8 @@ impl Needle {
         let dots = form.write(&vec![b'.'; place.len() / form.write(b".").len()]);
         let short = if form == self.form { self.short.clone() } else { Vec::new() };
         place.copy_from_slice(&dots);
-        let end = form.write(b"...");
-        let Some(at) = short.windows(end.len()).position(|window| window == end) else { return };
-        let (start, end) = (&short[..at], &short[at + end.len()..]);
+        let (start, rest) = short.split_at(self.shown().min(short.len()));
+        let end = rest.get(form.write(b"...").len()..).unwrap_or_default();
         if let Some(begin) = place.get_mut(..start.len()) {
             begin.copy_from_slice(start);
         }
@@ -205,10 +210,22 @@ impl Redactor {
     /// Covers the begin of a key, of which nothing more follows or follows elsewhere, beyond what its short
     /// form shows.
     pub fn cover_end(&self, end: &mut [u8]) {
-        let shown = |place: usize| self.needles[place].short.iter().position(|&byte| byte == b'.');
-        let shown = self.beginning(end).filter_map(shown).min();
-        if let Some(hidden) = shown.and_then(|shown| end.get_mut(shown..)) {
-            hidden.fill(b'.');
+        let (shown, form, from) = {
+            let unescaped = Unescaped::of(end);
+            let text = unescaped.as_ref().map_or(&*end, |unescaped| &unescaped.text);
+            let begun = self.beginning(text).filter_map(|place| self.needles.get(place));
+            let Some(needle) = begun.min_by_key(|needle| needle.shown()) else { return };
+            let shown = needle.shown();
+            if shown >= text.len() {
+                return;
+            }
+            let from = unescaped.as_ref().map_or(shown, |unescaped| unescaped.original(shown));
+            (shown, needle.form, from)
+        };
+        let hidden = end.get_mut(from..).unwrap_or_default();
+        let dots = form.write(&vec![b'.'; hidden.len()]);
+        for (byte, dot) in hidden.iter_mut().zip(dots.iter().skip(shown % 2)) {
+            *byte = *dot;
         }
     }
 
@@ -551,6 +568,31 @@ mod tests {
         for (text, open) in [("x", 0), ("sk_6c0", 2), ("sk_6", 0), ("a\\u00", 4), ("sk\\u005f", 6), (LONG, 0)]
         {
             assert_eq!(redactor.open_end(text.as_bytes()), open, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_begin_of_a_key_shows_no_more_than_a_short_form() {
+        let redactor = redactor(&[LONG]);
+        let covered = |text: &[u8]| {
+            let mut text = text.to_vec();
+            redactor.cover_end(&mut text);
+            text
+        };
+        for (text, expected) in [
+            ("sk_6c0", "sk_6c0"),
+            ("sk_6c036526", "sk_6c036526"),
+            ("sk_6c036526aaaa", "sk_6c036526...."),
+            ("sk_6c036526\\u0061a\\u00", "sk_6c036526..........."),
+            ("\\u0073k_6c036526a", "\\u0073k_6c036526."),
+            ("\\u00", "\\u00"),
+            ("x", "x"),
+            ("", ""),
+        ] {
+            assert_eq!(String::from_utf8(covered(text.as_bytes())).unwrap(), expected);
+        }
+        for form in [Form::Utf16Le, Form::Utf16Be] {
+            assert_eq!(covered(&form.write(b"sk_6c036526aaaa")), form.write(b"sk_6c036526...."));
         }
     }
 

@@ -18,7 +18,7 @@ use http::{HeaderMap, Method};
 use super::endpoint::Route;
 use super::headers::decode;
 use super::mend::is_version;
-use super::path::{Ambiguous, Path, Word, Words};
+use super::path::{Path, Word, Words};
 use fields::Fields;
 use index::index;
 pub use kind::{Class, Keeping, Kind, Named, Tag};
@@ -35,13 +35,11 @@ pub struct Names {
 }
 
 impl Names {
-    /// Those in the path and the query of a request; `path` is as it was received.
-    ///
-    /// # Errors
-    ///
-    /// When the path could be read in more than one way.
-    pub fn of(path: &str, query: Option<&str>) -> Result<Self, Ambiguous> {
-        Ok(Self::of_words(&Path::read(path)?.words(), query))
+    /// Those in the path and the query of a request; `path` is as it was received. None for a path that
+    /// could be read in more than one way: such a request is refused.
+    #[must_use]
+    pub fn of(path: &str, query: Option<&str>) -> Self {
+        Path::read(path).map(|path| Self::of_words(&path.words(), query)).unwrap_or_default()
     }
 
     /// The same, by the words of its path.
