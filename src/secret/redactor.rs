@@ -223,7 +223,7 @@ impl Redactor {
             (shown, needle.form, from)
         };
         let hidden = end.get_mut(from..).unwrap_or_default();
-        let dots = form.write(&vec![b'.'; hidden.len()]);
+        let dots = form.write(&vec![b'.'; hidden.len() + 1]);
         for (byte, dot) in hidden.iter_mut().zip(dots.iter().skip(shown % 2)) {
             *byte = *dot;
         }
