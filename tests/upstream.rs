@@ -172,9 +172,21 @@ async fn seen(house: &House, method: &str, url: &str) -> (u16, Vec<(String, Vec<
     let request = house.client.request(method.parse().unwrap(), format!("{url}/v1/voices?a=1"));
     let answer = request.send().await.unwrap();
     let status = answer.status().as_u16();
-    let is_ours = |name: &str| ["connection", "transfer-encoding", "date", "x-request-id"].contains(&name);
-    let headers = answer.headers().iter().filter(|(name, _)| !is_ours(name.as_str()));
-    let headers = headers.map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect();
+    // Of this hop; said of the provider's origin; and of an answer without a type, that it is to be taken so.
+    const OURS: [&str; 7] = [
+        "connection",
+        "transfer-encoding",
+        "date",
+        "x-request-id",
+        "set-cookie",
+        "alt-svc",
+        "x-content-type-options",
+    ];
+    let headers = answer.headers().iter().filter(|(name, _)| !OURS.contains(&name.as_str()));
+    let mut headers: Vec<_> =
+        headers.map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect();
+    // The order of those with different names means nothing (RFC 9110, section 5.3).
+    headers.sort_by(|(one, _), (other, _)| one.cmp(other));
     (status, headers, answer.bytes().await.unwrap().to_vec())
 }
 

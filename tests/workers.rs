@@ -195,7 +195,7 @@ async fn connections_that_the_system_has_let_in_are_served_at_the_end() {
     stage.server.drain.ending.cancel();
     // The only worker is busy with this task's connections, or not: what waits is taken in either way.
     let mut clients = Vec::new();
-    for _ in 0..200 {
+    for _ in 0..LIMITS.connections_max {
         clients.push(connect(address).await);
     }
     stage.server.drain.stop.cancel();

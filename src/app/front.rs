@@ -39,15 +39,7 @@ impl Front {
 impl Service for Front {
     type Body = ResponseBody;
 
-    async fn answer(&self, request: Request<Incoming>) -> Reply<ResponseBody> {
-        let mut reply = self.find_answer(request).await;
-        forbid_sniffing(reply.answer.headers_mut());
-        reply
-    }
-}
-
-impl Front {
-    async fn find_answer(&self, mut request: Request<Incoming>) -> Reply<ResponseBody> {
+    async fn answer(&self, mut request: Request<Incoming>) -> Reply<ResponseBody> {
         let Rooms { admin, proxy } = &*self.0;
         let visit = match proxy.admit(&mut request) {
             Ok(visit) => visit,
@@ -61,7 +53,10 @@ impl Front {
         let mut session = None;
         let mut answer = match admin.answer(request.method(), request.uri(), request.headers(), clock::now())
         {
-            Some(page) => page.map(|body| ResponseBody::Ours(Full::new(body))),
+            Some(mut page) => {
+                forbid_sniffing(page.headers_mut());
+                page.map(|body| ResponseBody::Ours(Full::new(body)))
+            }
             None => {
                 let Exchanged { answer, socket } = proxy.exchange(request).await;
                 session = socket.map(|socket| -> Session {

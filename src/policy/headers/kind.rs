@@ -56,8 +56,14 @@ pub fn is_searched(headers: &HeaderMap) -> bool {
 pub(super) fn sandbox(headers: &mut HeaderMap) {
     const SANDBOX: HeaderValue = HeaderValue::from_static("sandbox");
     const POLICY: HeaderName = header::CONTENT_SECURITY_POLICY;
-    let mut kinds = headers.get_all(header::CONTENT_TYPE).iter().map(HeaderValue::as_bytes);
-    if !kinds.any(|kind| !USUAL.contains(&kind) && ACTIVE.iter().any(|part| has(kind, part))) {
+    let mut kinds = headers.get_all(header::CONTENT_TYPE).iter().map(HeaderValue::as_bytes).peekable();
+    let is_untyped = kinds.peek().is_none();
+    let is_active = kinds.any(|kind| !USUAL.contains(&kind) && ACTIVE.iter().any(|part| has(kind, part)));
+    if is_untyped || is_active {
+        // A browser would find out by itself what one without a type is.
+        forbid_sniffing(headers);
+    }
+    if !is_active {
         return;
     }
     let theirs: Vec<HeaderValue> = headers.get_all(POLICY).iter().cloned().collect();
@@ -136,6 +142,8 @@ mod tests {
             sandbox(&mut headers);
             let policies: Vec<_> = headers.get_all("content-security-policy").iter().collect();
             assert_eq!(policies, if is_active { vec!["sandbox"] } else { Vec::new() }, "{kinds:?}");
+            let is_sniffed = !headers.contains_key("x-content-type-options");
+            assert_eq!(is_sniffed, !is_active && !kinds.is_empty(), "{kinds:?}");
         }
     }
 
@@ -145,7 +153,6 @@ mod tests {
         headers.insert("content-security-policy", HeaderValue::from_static("script-src 'none'"));
         headers.insert("x-content-type-options", HeaderValue::from_static("sniff"));
         sandbox(&mut headers);
-        forbid_sniffing(&mut headers);
         let policies: Vec<_> = headers.get_all("content-security-policy").iter().collect();
         assert_eq!(policies, ["sandbox", "script-src 'none'"]);
         assert_eq!(headers.get_all("x-content-type-options").iter().count(), 1);
