@@ -72,8 +72,8 @@ mod tests {
     #[test]
     fn a_miss_is_remembered_for_a_while_and_by_all_that_was_named() {
         let misses = Misses::default();
-        let voice = Names::of("/v1/text-to-speech/abc", None).unwrap();
-        let other = Names::of("/v1/text-to-speech/abd", None).unwrap();
+        let voice = Names::of("/v1/text-to-speech/abc", None);
+        let other = Names::of("/v1/text-to-speech/abd", None);
         assert!(!misses.includes(&voice, NOW));
         misses.remember(&voice, MINUTE, NOW);
         assert!(misses.includes(&voice, NOW) && !misses.includes(&other, NOW));
@@ -89,13 +89,13 @@ mod tests {
     fn misses_are_bounded() {
         let misses = Misses::default();
         for number in 0..MISSES_MAX + 10 {
-            let names = Names::of(&format!("/v1/voices/{number}"), None).unwrap();
+            let names = Names::of(&format!("/v1/voices/{number}"), None);
             misses.remember(&names, MINUTE, NOW);
         }
         assert_eq!(misses.lock().len(), MISSES_MAX);
         // What is over makes room.
         let later = NOW.plus(MINUTE);
-        misses.remember(&Names::of("/v1/voices/new", None).unwrap(), MINUTE, later);
+        misses.remember(&Names::of("/v1/voices/new", None), MINUTE, later);
         assert_eq!(misses.lock().len(), 1);
     }
 }
