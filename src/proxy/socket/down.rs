@@ -118,9 +118,9 @@ impl Downwards {
         out.unsplit(std::mem::take(&mut self.held));
     }
 
-    /// Whether a frame has begun and not ended: nothing may be put in between.
-    pub(super) fn is_in_frame(&self) -> bool {
-        self.frame.is_some()
+    /// Bytes of the frame under way that have not come: until then nothing may be put in between.
+    pub(super) fn frame_left(&self) -> u64 {
+        self.frame.as_ref().map_or(0, |frame| frame.left)
     }
 
     /// Whether a message has begun and not ended: no other may be put in between.

@@ -1,6 +1,7 @@
 //! How a session ends: what either end is told, and what is written down.
 
 use std::future::poll_fn;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -8,7 +9,8 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
-use super::buffers::{SendBuffer, drain};
+use super::buffers::{Read, ReadBuffer, SendBuffer, drain};
+use super::down::Downwards;
 use super::session::Session;
 use crate::policy::classify::Verdict;
 use crate::policy::frame::{Head, Opcode, Violation, close_payload, mask};
@@ -116,29 +118,68 @@ impl<C: Connect> Session<C> {
             // Too many at once, and some stay without a price.
             let _ = self.proxy.ended.try_send(conversation);
         }
-        if let Some([to_client, to_upstream]) = ending.told() {
-            if !self.downwards.is_in_frame() {
-                let out = &mut self.to_client.bytes;
-                match to_client {
-                    (POLICY, why) if ending == Ending::Spent && !self.downwards.is_in_message() => {
-                        put_refusal(out, self.dialect, ending.word(), why);
-                    }
-                    to_client => put_close(out, to_client, None),
-                }
-            }
-            if !self.upwards.is_in_frame() {
-                put_close(&mut self.to_upstream.bytes, to_upstream, Some(MASK));
-            }
-        }
-        let Self { mut to_upstream, mut to_client, mut upstream, attempt, log, speaking, pooled, .. } = *self;
+        let Self { upwards, mut downwards, dialect, attempt, log, speaking, pooled, .. } = *self;
+        let Self { from_upstream, mut to_upstream, mut to_client, mut upstream, .. } = *self;
         // Its key, its place among those that wait, and what was kept to be written are free from here on.
         drop((attempt, log, speaking, pooled));
         if ending == Ending::UpstreamBroke {
             // A cut stream must not look like a clean end: the connection just goes.
             return;
         }
+        if let Some([told_client, told_upstream]) = ending.told() {
+            let mut down = Frames { downwards, from_upstream, to_client };
+            let finishing = poll_fn(|cx| down.poll_finish(cx, &mut upstream, &mut client));
+            let is_whole = timeout(LAST_WORDS_MAX, finishing).await.unwrap_or(false);
+            Frames { downwards, to_client, .. } = down;
+            match told_client {
+                _ if !is_whole => {}
+                (POLICY, why) if ending == Ending::Spent && !downwards.is_in_message() => {
+                    put_refusal(&mut to_client.bytes, dialect, ending.word(), why);
+                }
+                told => put_close(&mut to_client.bytes, told, None),
+            }
+            if !upwards.is_in_frame() {
+                put_close(&mut to_upstream.bytes, told_upstream, Some(MASK));
+            }
+        }
         let farewell = poll_fn(|cx| to_upstream.poll_close(cx, &mut upstream));
         let (_, _) = tokio::join!(say_last(&mut to_client, &mut client), timeout(LAST_WORDS_MAX, farewell));
+    }
+}
+
+/// What the provider says, up to the end of the frame under way.
+struct Frames {
+    downwards: Downwards,
+    from_upstream: ReadBuffer,
+    to_client: SendBuffer,
+}
+
+impl Frames {
+    /// Passes on the rest of the frame under way: no close can be put into it. Whether it has ended.
+    fn poll_finish<U, S>(&mut self, cx: &mut Context<'_>, upstream: &mut U, client: &mut S) -> Poll<bool>
+    where
+        U: AsyncRead + Unpin,
+        S: AsyncWrite + Unpin,
+    {
+        let Self { downwards, from_upstream, to_client } = self;
+        loop {
+            let left = usize::try_from(downwards.frame_left()).unwrap_or(usize::MAX);
+            if left == 0 {
+                return Poll::Ready(true);
+            }
+            let read = &mut from_upstream.bytes;
+            let behind = read.split_off(left.min(read.len()));
+            let before = read.len();
+            let _ = downwards.take(read, &mut to_client.bytes);
+            let is_moved = read.len() < before;
+            read.unsplit(behind);
+            if ready!(to_client.poll_send(cx, client)).is_err() {
+                return Poll::Ready(false);
+            }
+            if !is_moved && ready!(from_upstream.poll_read(cx, upstream)) != Read::Some {
+                return Poll::Ready(false);
+            }
+        }
     }
 }
 

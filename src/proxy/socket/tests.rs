@@ -407,7 +407,7 @@ fn a_message_ends_with_its_last_frame() {
         (frame(true, Opcode::Continuation, b"c", None), false),
     ] {
         heard(&mut downwards, &bytes);
-        assert_eq!((downwards.is_in_frame(), downwards.is_in_message()), (false, is_in_message));
+        assert_eq!((downwards.frame_left(), downwards.is_in_message()), (0, is_in_message));
     }
 }
 
