@@ -1,5 +1,6 @@
 //! One attempt with one key: teaches the pool, spends, and is written down once, however it ends.
 
+mod charging;
 mod session;
 
 use std::sync::Arc;
@@ -35,6 +36,7 @@ use crate::pool::{Lease, Pool, Roster, Served};
 use crate::secret::ApiKey;
 use crate::telemetry::{Meters, Spent, announce, announce_restriction};
 use crate::upstream::SendError;
+use charging::Due;
 
 /// The client closed its connection before the end.
 const CLIENT_LEFT: &str = "client_left";
@@ -56,22 +58,6 @@ impl Payer {
             Self::Client(_) => 0,
         }
     }
-}
-
-/// What an attempt still owes its client's quota when it ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Due {
-    /// No head of an answer came yet: what was sent may be served.
-    Answer,
-    /// No head of an answer came yet, and without one nothing is served: it asks for a socket.
-    Handshake,
-    /// A session was opened.
-    Session {
-        /// Whether the provider has served it.
-        is_served: bool,
-    },
-    /// All is settled.
-    Nothing,
 }
 
 /// An attempt under way: the guard of all that it holds, which are the lease of its key, the place of its
@@ -327,39 +313,9 @@ impl Attempt {
         self.settle(credits, now);
     }
 
-    /// Settles what the client is charged.
-    fn settle_quota(&mut self, outcome: Outcome, reported: Option<u64>, now: UnixMs) {
-        let taken = self.permits.client().settle(outcome, reported, now);
-        self.record.quota.add(taken);
-    }
-
-    /// The same without an answer: what was sent may have been served.
-    fn settle_unanswered(&mut self, is_sent: bool, now: UnixMs) {
-        let may_be_served = is_sent && self.due == Due::Answer;
-        self.settle_quota(if may_be_served { Outcome::Unknown } else { Outcome::Unsent }, None, now);
-        self.due = Due::Nothing;
-    }
-
     fn settle(&mut self, credits: u64, now: UnixMs) {
         if let Payer::Pool { pool, roster, lease } = &mut self.payer {
             announce(&pool.settle(roster, lease, credits, now));
-        }
-    }
-
-    /// Settles what is still due: the client has left before an answer, or a session is over.
-    fn settle_at_end(&mut self) {
-        let now = clock::now();
-        match self.due {
-            Due::Answer | Due::Handshake => {
-                let is_sent = self.upload.has_begun();
-                if !is_sent {
-                    self.settle(0, now);
-                    self.record.credits_from = CreditSource::Free;
-                }
-                self.settle_unanswered(is_sent, now);
-            }
-            Due::Session { is_served } => self.settle_session(is_served, now),
-            Due::Nothing => {}
         }
     }
 

@@ -74,12 +74,15 @@ where
             return Ok(());
         }
         loop {
-            let (idle_at, slow_at) = {
+            let now = clock::instant();
+            let due = {
                 let shared = lock(&self.shared);
-                (shared.arrived_at + idle_max, shared.slow_at(rate))
+                // Before the first look at it, nobody waits for the client.
+                let slow_at = shared.slow_at(rate).or_else(|| now.checked_add(rate.due(0)?));
+                let idle_at = shared.arrived_at + idle_max;
+                slow_at.map_or(idle_at, |slow_at| slow_at.min(idle_at))
             };
-            let due = slow_at.map_or(idle_at, |slow_at| slow_at.min(idle_at));
-            self.gather(bytes_max, due.saturating_duration_since(clock::instant())).await;
+            self.gather(bytes_max, due.saturating_duration_since(now)).await;
             let shared = lock(&self.shared);
             let is_waiting = shared.source_state == Source::Pending && shared.held.loss().is_none();
             let now = clock::instant();

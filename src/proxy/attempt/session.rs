@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Attempt, Due, Payer, unknown};
+use super::charging::Due;
+use super::{Attempt, Payer, unknown};
 use crate::clock;
 use crate::policy::charge::Outcome;
 use crate::policy::classify::Verdict;

@@ -144,6 +144,7 @@ impl<C: Connect> Unknown<C> {
                 }
             }
         }
+        // Its line is written before it is waited for.
         drop(log);
         say_last(&mut last, &mut client).await;
         None
