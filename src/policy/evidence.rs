@@ -70,11 +70,12 @@ impl Claim {
         let figures = shortfall.figures();
         let left_by_estimate = match (figures, estimate) {
             // Our estimates are larger than the provider's prices on some plans, by the same factor.
-            (Some((left, required)), Some(estimate)) => {
+            // An estimate of nothing is that of a request that should be free, and measures nothing.
+            (Some((left, required)), Some(estimate)) if estimate > 0 => {
                 let scaled = u128::from(left) * u128::from(estimate) / u128::from(required.max(1));
                 u64::try_from(scaled).unwrap_or(u64::MAX)
             }
-            (Some((left, _)), None) => left,
+            (Some((left, _)), _) => left,
             (None, _) => 0,
         };
         Self::Credits { figures, left_by_estimate }

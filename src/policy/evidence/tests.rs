@@ -156,7 +156,7 @@ fn what_is_left_is_said_in_our_own_numbers() {
     let of = |estimate| {
         Claim::credits(Shortfall { remaining: Some(5), required: Some(10), ..Shortfall::default() }, estimate)
     };
-    for (estimate, left_by_estimate) in [(Some(20), 10), (Some(10), 5), (None, 5)] {
+    for (estimate, left_by_estimate) in [(Some(20), 10), (Some(10), 5), (None, 5), (Some(0), 5)] {
         assert_eq!(of(estimate), Claim::Credits { figures: Some((5, 10)), left_by_estimate });
     }
 }
