@@ -1,6 +1,7 @@
-//! Every refusal that the provider knows × the moment it comes × every strategy: what the client
-//! sees, how the refused key stands afterwards, and how often the provider was asked. One table,
-//! [`CLASSES`], says all of it.
+//! Every refusal of the simulator's catalogue × the kind of route that is refused × every strategy × one
+//! key refused or all of them × a restart: what the client sees, how often the provider is asked, how the
+//! keys stand afterwards, and whether plain speech is served once the provider refuses nothing any more.
+//! Two tables say all of it: [`REFUSALS`], what each refusal is about, and [`expected`], what follows.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,88 +14,242 @@ mod house;
 
 use std::time::Duration;
 
-use house::{ONE, SPEECH, THREE, TWO, house_with, join_all};
+use house::{CLIENT_TOKEN, House, ONE, SPEECH, THREE, TWO, house_with, join_all};
 use keychoir::clock;
-use keychoir::simulator::{KeyPlan, Plan, WorkspacePlan};
+use keychoir::config::Config;
+use keychoir::simulator::{Fault, KeyPlan, Ledger, Plan, WorkspacePlan};
 use serde_json::json;
 
 const KEYS: [&str; 3] = [ONE, TWO, THREE];
 
-/// What becomes of a request whose first key is refused.
-#[derive(Clone, Copy, Debug)]
-enum Outcome {
-    /// The next key serves it, and the refused one stands so.
-    Replaced(&'static str),
-    /// The refusal is the client's answer, with this status, and nobody else is asked.
-    Relayed(u16),
-    /// It is the provider's trouble and not the key's: whoever is first then is asked once more. A
-    /// strategy that takes turns asks another one, all others the same.
-    Again(u16),
+/// What a refusal is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Subject {
+    /// The account's credits, or the key's own cap: figures say that none are left.
+    NoCredits,
+    /// The account's credits: figures say that they do not suffice for this request.
+    FewCredits,
+    /// The account's credits, in words without figures: a poll decides.
+    CreditsInWords,
+    /// The account's bill or its terms: a poll decides.
+    Bill,
+    /// Abuse. The provider looks at addresses, too, so only two accounts of a plan are asked.
+    Abuse,
+    /// The key, which the provider does not know: a poll decides.
+    Key,
+    /// The key, which belongs to another region: a poll decides.
+    Region,
+    /// The concurrency group's rate, with a span if the refusal names one.
+    Rate { has_span: bool },
+    /// The requests that run at once in the concurrency group.
+    Concurrency,
+    /// What the key, the plan or the workspace can do.
+    Capability,
+    /// Nothing in words that are known. Two accounts that say the same make it the request's own matter.
+    Unknown,
+    /// A thing that is not in this account.
+    Thing,
+    /// The request itself.
+    Request,
+    /// The provider, which has refused the work.
+    Overload,
+    /// The provider, which may have done the work.
+    Failure,
 }
-use Outcome::{Again, Relayed, Replaced};
+use Subject::{
+    Abuse, Bill, Capability, Concurrency, CreditsInWords, Failure, FewCredits, Key, NoCredits, Overload,
+    Rate, Region, Request, Thing, Unknown,
+};
 
-const CLASSES: [(&str, Outcome); 30] = [
-    // Out of credits: the workspace, or the key by its own cap.
-    ("quota", Replaced("exhausted")),
-    ("key_cap", Replaced("exhausted")),
-    ("insufficient_credits", Replaced("exhausted")),
-    ("quota_403", Replaced("exhausted")),
-    // Locked: a person must look.
-    ("payment_issue", Replaced("exhausted")),
-    ("unusual_activity", Replaced("exhausted")),
-    // No key of the provider's.
-    ("invalid", Replaced("invalid")),
-    ("invalid_400", Replaced("invalid")),
-    // Too many in a span of time.
-    ("rate_limit", Replaced("rate_limited")),
-    ("rate_limit=30", Replaced("rate_limited")),
-    // Too many at once, which is no fault of the key.
-    ("concurrency", Replaced("active")),
-    // The key may not do this, or its plan has it not: it is as good for everything else.
-    ("missing_permissions", Replaced("active")),
-    ("missing_permissions=unheard_of", Replaced("active")),
-    ("paid_plan_required", Replaced("active")),
-    ("subscription_required", Replaced("active")),
-    ("workspace_access_denied", Replaced("active")),
-    // Without a reason. Another key was served the same, so it was the key, but for 403.
-    ("needs_authorization", Replaced("invalid")),
-    ("page=401", Replaced("invalid")),
-    ("page=402", Replaced("exhausted")),
-    ("page=403", Replaced("active")),
-    ("forbidden", Replaced("active")),
-    ("page=429", Replaced("rate_limited")),
-    // Not in this account, perhaps in another.
-    ("voice_not_found", Replaced("active")),
-    // The client's own mistake.
-    ("model_not_found", Relayed(400)),
-    ("text_too_long", Relayed(400)),
-    ("unprocessable", Relayed(422)),
-    // The work may have been done.
-    ("server_error", Relayed(500)),
-    ("page=502", Relayed(502)),
-    // The provider has no time, whoever asks.
-    ("system_busy", Again(429)),
-    ("maintenance", Again(503)),
+/// The catalogue, with the status of each refusal. The accounts are on a paid plan, where a text that is
+/// too long for one is too long for all.
+const REFUSALS: [(&str, u16, Subject); 59] = [
+    ("quota", 401, NoCredits),
+    ("quota_402", 402, NoCredits),
+    ("quota_403", 403, NoCredits),
+    ("key_cap", 401, NoCredits),
+    ("quota_short", 401, FewCredits),
+    ("insufficient_credits", 402, CreditsInWords),
+    ("quota_words", 401, CreditsInWords),
+    ("payment_issue", 401, Bill),
+    ("unaccepted_terms", 403, Bill),
+    ("unusual_activity", 401, Abuse),
+    ("invalid", 401, Key),
+    ("invalid_400", 400, Key),
+    ("wrong_host", 401, Region),
+    ("rate_limit", 429, Rate { has_span: false }),
+    ("rate_limit=30", 429, Rate { has_span: true }),
+    ("concurrency", 429, Concurrency),
+    ("missing_permissions", 401, Capability),
+    ("missing_permissions=unheard_of", 401, Capability),
+    ("paid_plan_required", 402, Capability),
+    ("subscription_required", 403, Capability),
+    ("workspace_access_denied", 403, Capability),
+    ("invalid_workspace_type", 400, Capability),
+    ("library_voice", 402, Capability),
+    ("payment_required_plan", 402, Capability),
+    ("free_users_not_allowed", 400, Capability),
+    ("output_format_not_allowed", 403, Capability),
+    ("model_access_denied", 403, Capability),
+    ("feature_not_available", 403, Capability),
+    ("only_for_creator", 403, Capability),
+    ("cloning_not_allowed", 400, Capability),
+    ("cloning_not_allowed_402", 402, Capability),
+    ("cloning_not_allowed_old", 400, Capability),
+    ("professional_cloning_not_allowed", 403, Capability),
+    ("voice_limit_reached", 400, Capability),
+    ("quota_slots", 401, Capability),
+    ("needs_authorization", 401, Unknown),
+    ("unauthorized", 401, Unknown),
+    ("sign_in_required", 401, Unknown),
+    ("forbidden", 403, Unknown),
+    ("page=401", 401, Unknown),
+    ("page=402", 402, Unknown),
+    ("page=403", 403, Unknown),
+    ("page=429", 429, Unknown),
+    ("voice_not_found", 404, Thing),
+    ("voice_not_found_400", 400, Thing),
+    ("voice_does_not_exist", 400, Thing),
+    ("model_not_found", 400, Request),
+    ("model_not_found_404", 404, Request),
+    ("invalid_uid", 400, Request),
+    ("text_too_long", 400, Request),
+    ("max_character_limit_exceeded", 400, Request),
+    ("unprocessable", 422, Request),
+    ("page=404", 404, Request),
+    ("page=413", 413, Request),
+    ("system_busy", 429, Overload),
+    ("maintenance", 503, Overload),
+    ("page=503", 503, Overload),
+    ("server_error", 500, Failure),
+    ("page=502", 502, Failure),
 ];
 
-/// When the refusal comes, in the words of the simulator: as soon as the head is read, in the middle
-/// of the body, after all of it, and then compressed.
-const STAGES: [&str; 4] = ["early:", "mid=200:", "", "gzip:"];
+/// A kind of route, by how refusals of it are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    Speech,
+    SpeechStream,
+    SoundEffect,
+    Transcription,
+    /// Charged, and counted with all else that has no concurrency group of its own.
+    Dubbing,
+    /// Free, and changes nothing.
+    Voices,
+    /// Free, and changes the account.
+    VoiceAddition,
+}
 
-/// Of the text: its middle is far from its ends, and its sound is soon made.
-const CHARACTERS: usize = 400;
-
-/// Each strategy, and the key that it asks first of [`plan`].
-const STRATEGIES: [(&str, &str); 5] = [
-    ("fill-first", ONE),
-    ("round-robin", ONE),
-    ("most-remaining", TWO),
-    ("least-busy", ONE),
-    ("soonest-reset", THREE),
+const ROUTES: [Route; 7] = [
+    Route::Speech,
+    Route::SpeechStream,
+    Route::SoundEffect,
+    Route::Transcription,
+    Route::Dubbing,
+    Route::Voices,
+    Route::VoiceAddition,
 ];
 
-/// Cases that run at once.
-const AT_ONCE: usize = 10;
+/// Each strategy, and the keys of [`plan`] in the order in which it asks them.
+const STRATEGIES: [(&str, [usize; 3]); 5] = [
+    ("fill-first", [0, 1, 2]),
+    ("round-robin", [0, 1, 2]),
+    ("most-remaining", [1, 2, 0]),
+    ("least-busy", [0, 1, 2]),
+    ("soonest-reset", [2, 0, 1]),
+];
+
+/// Which keys are refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    First,
+    All,
+}
+
+/// What follows from a refusal.
+#[derive(Debug)]
+struct Expected {
+    /// What the client gets.
+    status: u16,
+    /// How often the provider is asked; `None` for as often as a request waits for places.
+    attempts: Option<usize>,
+    /// How the keys stand, once the polls have come that decide over it.
+    stands: [&'static str; 3],
+    /// The keys that are polled at once, because a poll decides.
+    polled: Vec<usize>,
+    /// What plain speech gets then.
+    speech: u16,
+    /// How the keys stand after that.
+    stands_after: [&'static str; 3],
+    /// Whether the same request is served after a restart.
+    is_served_again: bool,
+}
+
+fn expected(subject: Subject, status: u16, route: Route, scope: Scope, order: [usize; 3]) -> Expected {
+    let is_speech = matches!(route, Route::Speech | Route::SpeechStream);
+    let is_all = scope == Scope::All;
+    // How many keys stand differently, and how.
+    let (count, word) = match subject {
+        NoCredits => (3, "exhausted"),
+        // The word of the contract for an account that cannot pay.
+        Abuse => (2, "exhausted"),
+        // The status document is about speech.
+        Rate { .. } if is_speech => (3, "rate_limited"),
+        _ => (0, "active"),
+    };
+    let mut stands = ["active"; 3];
+    for position in &order[..if is_all { count } else { count.min(1) }] {
+        stands[*position] = word;
+    }
+    let (one_status, attempts, all_status, all_attempts) = match subject {
+        NoCredits | FewCredits | Bill | Key | Region => (200, 2, 401, 3),
+        CreditsInWords | Capability => (200, 2, status, 3),
+        Abuse | Unknown => (200, 2, status, 2),
+        Rate { .. } | Concurrency => (200, 2, 429, 3),
+        // Only speech names the voice that the words are about.
+        Thing if is_speech => (200, 2, status, 3),
+        Thing | Request => (status, 1, status, 1),
+        Overload => (200, 2, status, 2),
+        // Reading changes nothing, so it is read once more, whoever is first then.
+        Failure if route == Route::Voices => (status, 2, status, 2),
+        Failure => (status, 1, status, 1),
+    };
+    let is_polled = match subject {
+        Bill | Region => true,
+        // A second account that says the same takes it back at once.
+        Key | CreditsInWords => !is_all,
+        _ => false,
+    };
+    let is_limited = is_all && matches!(subject, Rate { .. }) && is_speech;
+    let mut stands_after = stands;
+    if is_limited && subject == (Rate { has_span: false }) {
+        // Words without a span are not proof: one request tries, is served, and lifts it.
+        stands_after[order[0]] = "active";
+    }
+    Expected {
+        status: if is_all { all_status } else { one_status },
+        attempts: (!(is_all && subject == Concurrency)).then_some(if is_all {
+            all_attempts
+        } else {
+            attempts
+        }),
+        stands,
+        polled: if !is_polled {
+            Vec::new()
+        } else if is_all {
+            order.to_vec()
+        } else {
+            vec![order[0]]
+        },
+        speech: match subject {
+            NoCredits if is_all => 401,
+            Rate { has_span: true } if is_limited => 429,
+            _ => 200,
+        },
+        stands_after,
+        is_served_again: !(is_all && matches!(subject, NoCredits | FewCredits | Rate { has_span: true })),
+    }
+}
 
 /// Three workspaces with a key each: the second is the richest, the third's credits expire first.
 fn plan() -> Plan {
@@ -112,74 +267,264 @@ fn plan() -> Plan {
         .with_workspace(workspace("ws_3", 50_000, 5))
 }
 
-/// What the client hears, how the refused key stands, and how often the provider was asked in all.
-fn expected(outcome: Outcome, strategy: &str) -> (u16, &'static str, usize) {
-    match outcome {
-        Replaced(status) => (200, status, 2),
-        Relayed(status) => (status, "active", 1),
-        Again(_) if strategy == "round-robin" => (200, "active", 2),
-        Again(status) => (status, "active", 2),
-    }
+fn settings(config: &mut Config, strategy: &str) {
+    config.pool.strategy = strategy.parse().unwrap();
+    // Sixteen attempts of a request that is refused by all for too many at once are soon over.
+    config.pool.concurrency_cooldown = Duration::from_millis(20);
+    config.server.workers = 1;
 }
 
-async fn check(strategy: &str, first: &str, stage: &str, class: &str, outcome: Outcome) {
-    let case = format!("{strategy}, {stage}{class}");
-    let house = house_with(plan(), |config| config.pool.strategy = strategy.parse().unwrap()).await;
-    house.always(first, &format!("{stage}{class}"));
-    let body = json!({"text": "a".repeat(CHARACTERS), "model_id": "eleven_multilingual_v2"});
-    let answer = house.post(SPEECH, &body).await;
-    let status = answer.status().as_u16();
-    let is_ours = answer.headers().contains_key("x-keychoir-error");
-    assert!(answer.bytes().await.is_ok(), "{case}");
-    let position = KEYS.iter().position(|key| *key == first).unwrap();
-    let stands = house.statuses().await;
-    let hits = house.hits(&KEYS);
-    let seen = (status, &*stands[position], hits.iter().sum::<usize>());
-    assert_eq!(seen, expected(outcome, strategy), "{case}: {hits:?}");
-    assert!(hits[position] >= 1 && !is_ours, "{case}: {hits:?}");
-    let mut others = stands.iter().enumerate().filter(|(at, _)| *at != position);
-    assert!(others.all(|(_, stands)| stands == "active"), "{case}: {stands:?}");
-    let served = u64::from(status == 200);
-    let (ledger, _) = house.close().await;
-    assert_eq!(ledger.totals.charged, served * u64::try_from(CHARACTERS).unwrap(), "{case}");
-}
+const BOUNDARY: &str = "boundary-of-the-form";
 
-async fn check_all(strategy: &str) {
-    let (strategy, first) = STRATEGIES.into_iter().find(|(word, _)| *word == strategy).unwrap();
-    let mut cases =
-        STAGES.into_iter().flat_map(|stage| CLASSES.map(|(class, outcome)| (stage, class, outcome)));
-    loop {
-        let some: Vec<_> = cases.by_ref().take(AT_ONCE).collect();
-        if some.is_empty() {
-            break;
+impl Route {
+    /// Where a fault is bound: a method and the beginning of a path.
+    fn bound(self) -> &'static str {
+        match self {
+            Self::Speech | Self::SpeechStream => "POST /v1/text-to-speech",
+            Self::SoundEffect => "POST /v1/sound-generation",
+            Self::Transcription => "POST /v1/speech-to-text",
+            Self::Dubbing => "POST /v1/dubbing",
+            Self::Voices => "GET /v1/voices",
+            Self::VoiceAddition => "POST /v1/voices/add",
         }
-        let checks =
-            some.into_iter().map(|(stage, class, outcome)| check(strategy, first, stage, class, outcome));
-        join_all(checks).await;
     }
+
+    async fn ask(self, house: &House, characters: usize) -> reqwest::Response {
+        let form = |fields: &[(&str, &str)]| {
+            let part = |(name, value): &(&str, &str)| {
+                format!("--{BOUNDARY}\r\ncontent-disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n")
+            };
+            fields.iter().map(part).collect::<String>() + &format!("--{BOUNDARY}--\r\n")
+        };
+        let post = |path: &str, fields: &[(&str, &str)]| {
+            let request =
+                house.client.post(format!("{}{path}", house.url)).header("xi-api-key", CLIENT_TOKEN);
+            let media_type = format!("multipart/form-data; boundary={BOUNDARY}");
+            request.header("content-type", media_type).body(form(fields)).send()
+        };
+        let body = json!({"text": "a".repeat(characters), "model_id": "eleven_multilingual_v2"});
+        match self {
+            Self::Speech => house.post(SPEECH, &body).await,
+            Self::SpeechStream => house.post(&format!("{SPEECH}/stream"), &body).await,
+            Self::SoundEffect => {
+                house.post("/v1/sound-generation", &json!({"text": "rain", "duration_seconds": 0.5})).await
+            }
+            Self::Transcription => {
+                post("/v1/speech-to-text", &[("model_id", "scribe_v2"), ("file", "sound")]).await.unwrap()
+            }
+            Self::Dubbing => house.post("/v1/dubbing", &json!({"name": "film", "target_lang": "de"})).await,
+            Self::Voices => house.get("/v1/voices").await,
+            Self::VoiceAddition => {
+                post("/v1/voices/add", &[("name", "mine"), ("files", "sound")]).await.unwrap()
+            }
+        }
+    }
+}
+
+fn polls(ledger: &Ledger, position: usize) -> usize {
+    let is_poll = |path: &str| path == "/v1/user/subscription";
+    let of_key = ledger.requests.iter().filter(|request| request.key.as_deref() == Some(KEYS[position]));
+    of_key.filter(|request| is_poll(&request.path_and_query) && request.status == Some(200)).count()
+}
+
+/// Looks until the keys stand so: what a poll has brought is counted a moment after it was answered.
+async fn until_stands(house: &House, expected: [&str; 3], case: &str) {
+    let looking = async {
+        while house.statuses().await != expected {
+            tokio::task::yield_now().await;
+        }
+    };
+    let stands = tokio::time::timeout(Duration::from_secs(20), looking).await;
+    assert!(stands.is_ok(), "{case}: {:?}, not {expected:?}", house.statuses().await);
+}
+
+/// A case of the table.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    strategy: &'static str,
+    order: [usize; 3],
+    /// When the refusal comes, in the words of the simulator.
+    stage: &'static str,
+    refusal: &'static str,
+    status: u16,
+    subject: Subject,
+    route: Route,
+    scope: Scope,
+    characters: usize,
+}
+
+impl Case {
+    fn name(&self) -> String {
+        let Self { strategy, stage, refusal, route, scope, .. } = self;
+        format!("{strategy}, {stage}{refusal}, {route:?}, {scope:?}")
+    }
+
+    fn set(&self, house: &House, fault: Option<Fault>) {
+        match self.scope {
+            Scope::First => house.simulator.always_on(KEYS[self.order[0]], self.route.bound(), fault),
+            Scope::All => house.simulator.for_everybody_on(self.route.bound(), fault),
+        }
+    }
+
+    /// The request while the provider refuses it.
+    async fn refuse(&self, house: &House, expected: &Expected) {
+        let case = self.name();
+        self.set(house, Some(format!("{}{}", self.stage, self.refusal).parse().unwrap()));
+        let answer = self.route.ask(house, self.characters).await;
+        let status = answer.status().as_u16();
+        assert!(answer.bytes().await.is_ok(), "{case}");
+        self.set(house, None);
+        // The simulator has no dubbing: what is not refused is not there.
+        let wanted =
+            if self.route == Route::Dubbing && expected.status == 200 { 404 } else { expected.status };
+        assert_eq!(status, wanted, "{case}");
+        let hits = house.hits(&KEYS);
+        if let Some(attempts) = expected.attempts {
+            assert_eq!(hits.iter().sum::<usize>(), attempts, "{case}: {hits:?}");
+        }
+        assert!(hits[self.order[0]] >= 1, "{case}: {hits:?}");
+        let has_polled = |ledger: &Ledger| expected.polled.iter().all(|at| polls(ledger, *at) > 1);
+        let polling = tokio::time::timeout(Duration::from_secs(30), house.simulator.until(has_polled));
+        assert!(polling.await.is_ok(), "{case}: no poll");
+        until_stands(house, expected.stands, &case).await;
+    }
+
+    async fn speak(&self, house: &House, expected: &Expected) {
+        let case = self.name();
+        let answer = house.speak(1).await;
+        assert_eq!(answer.status(), expected.speech, "{case}: plain speech");
+        if expected.speech == 429 {
+            let seconds: u64 = answer.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+            assert!((1..=30).contains(&seconds), "{case}: {seconds}");
+        }
+        answer.bytes().await.unwrap();
+        until_stands(house, expected.stands_after, &case).await;
+    }
+
+    async fn check(self) {
+        let Self { strategy, order, subject, status, route, scope, .. } = self;
+        let house = house_with(plan(), |config| settings(config, strategy)).await;
+        let expected = expected(subject, status, route, scope, order);
+        self.refuse(&house, &expected).await;
+        self.speak(&house, &expected).await;
+        if strategy != STRATEGIES[0].0 || !self.stage.is_empty() {
+            house.close().await;
+            return;
+        }
+        let house = house.restarted().await;
+        until_stands(&house, expected.stands_after, &self.name()).await;
+        self.speak(&house, &expected).await;
+        if expected.is_served_again && route != Route::Dubbing {
+            let answer = route.ask(&house, self.characters).await;
+            assert_eq!(answer.status(), 200, "{}: the same again", self.name());
+            answer.bytes().await.unwrap();
+        }
+        house.close().await;
+    }
+}
+
+/// Cases that run at once: some wait a second for a poll.
+const AT_ONCE: usize = 16;
+
+async fn check_all(cases: impl Iterator<Item = Case>) {
+    let mut cases = cases.peekable();
+    while cases.peek().is_some() {
+        let some: Vec<Case> = cases.by_ref().take(AT_ONCE).collect();
+        join_all(some.into_iter().map(Case::check)).await;
+    }
+}
+
+/// The whole catalogue on some routes.
+async fn check_catalogue(strategy: &str, routes: &[Route]) {
+    let (strategy, order) = STRATEGIES.into_iter().find(|(word, _)| *word == strategy).unwrap();
+    let cases = routes.iter().flat_map(|route| {
+        let scopes = [Scope::First, Scope::All].into_iter();
+        scopes.flat_map(move |scope| {
+            REFUSALS.into_iter().map(move |(refusal, status, subject)| Case {
+                strategy,
+                order,
+                stage: "",
+                refusal,
+                status,
+                subject,
+                route: *route,
+                scope,
+                characters: 40,
+            })
+        })
+    });
+    check_all(cases).await;
 }
 
 #[tokio::test]
-async fn fill_first_meets_every_refusal() {
-    check_all("fill-first").await;
+async fn fill_first_meets_every_refusal_of_speech() {
+    check_catalogue("fill-first", &ROUTES[..2]).await;
+}
+
+#[tokio::test]
+async fn fill_first_meets_every_refusal_of_work() {
+    check_catalogue("fill-first", &ROUTES[2..5]).await;
+}
+
+#[tokio::test]
+async fn fill_first_meets_every_refusal_of_what_is_free() {
+    check_catalogue("fill-first", &ROUTES[5..]).await;
 }
 
 #[tokio::test]
 async fn round_robin_meets_every_refusal() {
-    check_all("round-robin").await;
+    check_catalogue("round-robin", &ROUTES).await;
 }
 
 #[tokio::test]
 async fn most_remaining_meets_every_refusal() {
-    check_all("most-remaining").await;
+    check_catalogue("most-remaining", &ROUTES[..2]).await;
 }
 
 #[tokio::test]
 async fn least_busy_meets_every_refusal() {
-    check_all("least-busy").await;
+    check_catalogue("least-busy", &ROUTES[..2]).await;
 }
 
 #[tokio::test]
 async fn soonest_reset_meets_every_refusal() {
-    check_all("soonest-reset").await;
+    check_catalogue("soonest-reset", &ROUTES[..2]).await;
+}
+
+/// When a refusal comes, in the words of the simulator: as soon as the head is read, in the middle of the
+/// body, and after all of it and compressed.
+const STAGES: [&str; 3] = ["early:", "mid=200:", "gzip:"];
+
+/// Of a text whose middle is far from its ends.
+const LONG: usize = 400;
+
+#[tokio::test]
+async fn a_refusal_is_the_same_whenever_it_comes() {
+    let (strategy, order) = STRATEGIES[0];
+    let cases = STAGES.into_iter().flat_map(|stage| {
+        REFUSALS.into_iter().map(move |(refusal, status, subject)| Case {
+            strategy,
+            order,
+            stage,
+            refusal,
+            status,
+            subject,
+            route: Route::Speech,
+            scope: Scope::First,
+            characters: LONG,
+        })
+    });
+    check_all(cases).await;
+}
+
+#[test]
+fn the_table_has_the_whole_catalogue() {
+    let catalogue = "none".parse::<Fault>().unwrap_err().to_string();
+    let (_, names) = catalogue.split_once("the names are ").unwrap();
+    let (names, _) = names.split_once(';').unwrap();
+    for name in names.split(", ") {
+        let name = name.split('[').next().unwrap();
+        let is_it = |refusal: &str| refusal.split('=').next() == Some(name);
+        assert!(REFUSALS.iter().any(|(refusal, ..)| is_it(refusal)), "{name} is not in the table");
+    }
 }

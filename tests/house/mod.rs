@@ -31,6 +31,7 @@ pub struct House {
     pub running: Running,
     pub url: String,
     pub client: reqwest::Client,
+    config: Config,
     folder: TempDir,
 }
 
@@ -55,12 +56,18 @@ pub async fn house_in(folder: TempDir, plan: Plan, change: impl FnOnce(&mut Conf
     // The clients of the tests keep their connections, and the end need not wait for them.
     config.server.drain_idle_timeout = Duration::ZERO;
     change(&mut config);
+    let (running, url) = run(&config).await;
+    House { simulator, running, url, client: client(), config, folder }
+}
+
+async fn run(config: &Config) -> (Running, String) {
     let is_watched = config.watch.is_enabled;
-    let mut running = app::start(Parts::of(config).unwrap(), vec![loopback().await.into()]).unwrap();
+    let parts = Parts::of(config.clone()).unwrap();
+    let mut running = app::start(parts, vec![loopback().await.into()]).unwrap();
     // The watch asks once at the start; what a test sets up must not meet that question.
     assert!(!is_watched || running.first_round(Duration::from_secs(30)).await);
     let url = format!("http://{}", running.address());
-    House { simulator, running, url, client: client(), folder }
+    (running, url)
 }
 
 pub async fn loopback() -> TcpListener {
@@ -139,6 +146,13 @@ impl House {
         }
         self.simulator.stop().await;
         (ledger, self.folder)
+    }
+
+    /// Ends the program and starts it again on the same database file, before the same provider.
+    pub async fn restarted(self) -> Self {
+        assert_eq!(self.running.drain(Duration::from_secs(10)).await, Drained::Clean);
+        let (running, url) = run(&self.config).await;
+        Self { running, url, ..self }
     }
 
     /// Ends it, with books in which there is more than its provider has seen.
