@@ -1,3 +1,5 @@
+mod waiting;
+
 use super::*;
 use crate::policy::budget::Extension;
 use crate::policy::classify::{Refusal, Shortfall, Subject, Verdict};

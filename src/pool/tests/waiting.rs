@@ -1,0 +1,609 @@
+//! Requests that wait for a key, under virtual time: single events that wake them, and random histories
+//! of the whole pool in which no request may wait, or be turned away, while a key could serve it.
+
+use std::sync::Mutex;
+
+use proptest::prelude::*;
+use proptest::sample::{Index, subsequence};
+use proptest::strategy::Strategy;
+use tokio::task::{AbortHandle, Id, JoinSet};
+use tokio::time::sleep;
+
+use super::super::candidate::{Round, candidate};
+use super::super::sync::Ordering;
+use super::*;
+use crate::clock;
+use crate::policy::select::{Candidate, Means, Room, select};
+use crate::policy::strategy::STRATEGIES;
+
+// ---- Single events.
+
+/// A pool of `count` keys with one place for speech each, and a lease that holds the first key's place.
+fn with_one_held(count: usize) -> (Arc<Pool>, Lease) {
+    let pool = apart(count);
+    for key in pool.roster().keys() {
+        key.workspace().room(Lane::SPEECH).learn(1);
+    }
+    let held = pool.try_reserve(&pool.roster(), &speech(1, &[]), clock::now()).unwrap().lease;
+    assert_eq!(held.key().position(), 0);
+    (pool, held)
+}
+
+/// Keeps the key at that position from all requests for so long.
+fn limit(pool: &Arc<Pool>, position: usize, span: Duration) {
+    pool.judged(position, Verdict::RateLimited(Some(span)), clock::now());
+}
+
+/// How long a request waits from now on, in virtual time, and with which key it goes.
+async fn waited(pool: &Arc<Pool>) -> (Duration, Result<usize, Unavailable>) {
+    let began = clock::instant();
+    let given = pool.reserve(&pool.roster(), &speech(1, &[])).await;
+    (clock::since(began), given.map(|reserved| reserved.lease.key().position()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cooldown_that_ends_before_a_place_is_free_ends_the_wait() {
+    let (pool, _held) = with_one_held(2);
+    limit(&pool, 1, Duration::from_millis(100));
+    let (span, given) = waited(&pool).await;
+    assert_eq!(given, Ok(1));
+    assert!((100..=102).contains(&span.as_millis()), "{span:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn credits_that_come_back_before_a_place_is_free_end_the_wait() {
+    let (pool, _held) = with_one_held(2);
+    let roster = pool.roster();
+    let resets_at = Some(clock::now().plus(Duration::from_secs(3)));
+    let spent = Quota { count: 100, limit: Some(100), extension: Extension::None, resets_at };
+    pool.observe(&roster, &roster.keys()[1], figures(spent, true), clock::now());
+    let (span, given) = waited(&pool).await;
+    assert_eq!(given, Ok(1));
+    assert!((3_000..=3_002).contains(&span.as_millis()), "{span:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_few_credits_that_come_back_before_a_place_is_free_end_the_wait() {
+    let (pool, _held) = with_one_held(2);
+    let roster = pool.roster();
+    let resets_at = Some(clock::now().plus(Duration::from_secs(3)));
+    let short = Quota { count: 95, limit: Some(100), extension: Extension::None, resets_at };
+    pool.observe(&roster, &roster.keys()[1], figures(short, true), clock::now());
+    let began = clock::instant();
+    let given = pool.reserve(&roster, &speech(20, &[])).await;
+    assert_eq!(given.map(|reserved| reserved.lease.key().position()), Ok(1));
+    assert!((3_000..=3_002).contains(&clock::since(began).as_millis()), "{:?}", clock::since(began));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_is_dropped_unsettled_serves_the_queue_by_the_time_of_now() {
+    let (pool, held) = with_one_held(1);
+    pool.judged(0, Verdict::Concurrency { maximum: Some(1) }, clock::now());
+    sleep(Duration::from_secs(100)).await;
+    let (roster, ask) = (pool.roster(), speech(1, &[]));
+    let mut waiting = Box::pin(pool.reserve(&roster, &ask));
+    assert!(futures_poll(&mut waiting).is_none());
+    sleep(Duration::from_secs(30)).await;
+    // The cooldown of that refusal was over when this one came, but not when the lease began.
+    drop(held);
+    let given = futures_poll(&mut waiting).expect("the place is free before the queue is served");
+    assert_eq!(given.unwrap().lease.key().position(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_brings_a_key_back_serves_the_queue_at_once() {
+    type Event = fn(&Arc<Pool>, &mut Lease);
+    let events: [(&str, Event); 4] = [
+        ("a poll that shows credits", |pool, _| {
+            let roster = pool.roster();
+            let quota = Quota { count: 0, limit: Some(100), ..Quota::default() };
+            pool.observe(&roster, &roster.keys()[1], figures(quota, true), clock::now());
+        }),
+        ("a service that refutes the refusal", |pool, _| {
+            pool.judged(1, Verdict::Served, clock::now());
+        }),
+        ("a refusal that is taken back", |pool, _| {
+            let roster = pool.roster();
+            pool.withdraw_refusal(&roster, &roster.keys()[1], "", clock::now());
+        }),
+        ("a raised limit", |_, held| held.learn_room(2)),
+    ];
+    for (name, event) in events {
+        let (pool, mut held) = with_one_held(2);
+        pool.judged(1, Verdict::WorkspaceQuota(Shortfall::default()), clock::now());
+        let (roster, ask) = (pool.roster(), speech(1, &[]));
+        let mut waiting = Box::pin(pool.reserve(&roster, &ask));
+        assert!(futures_poll(&mut waiting).is_none(), "{name}");
+        event(&pool, &mut held);
+        let given = futures_poll(&mut waiting).expect(name);
+        assert!(given.is_ok(), "{name}: {given:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restricted_key_that_is_only_busy_is_waited_for() {
+    let (pool, held) = with_one_held(1);
+    let roster = pool.roster();
+    for restraint in [Restraint::Inferred, Restraint::Refused] {
+        let ask = Ask { restricted: vec![(0, restraint)], ..speech(1, &[]) };
+        let mut waiting = Box::pin(pool.reserve(&roster, &ask));
+        assert!(futures_poll(&mut waiting).is_none(), "{restraint:?}");
+    }
+    let ask = Ask { restricted: vec![(0, Restraint::Refused)], ..speech(1, &[]) };
+    let mut waiting = Box::pin(pool.reserve(&roster, &ask));
+    assert!(futures_poll(&mut waiting).is_none());
+    drop(held);
+    assert!(futures_poll(&mut waiting).is_some_and(|given| given.is_ok()));
+}
+
+// ---- Random histories.
+
+/// Keys that there may be; a reload chooses some of them.
+const KEYS: usize = 4;
+
+/// Cooldowns that are short against the wait, so that their ends are met.
+const BRISK: Settings = Settings {
+    waiting_max: 6,
+    rate_limited_cooldown: Duration::from_secs(10),
+    exhausted_cooldown: Duration::from_secs(30),
+    billing_cooldown: Duration::from_secs(30),
+    invalid_confirm: Duration::from_secs(10),
+    invalid_cooldown: Duration::from_secs(60),
+    permission_cooldown: Duration::from_secs(10),
+    unproven_cooldown: Duration::from_secs(10),
+    max_retry_after: Duration::from_secs(20),
+    probe_after: Duration::from_secs(1),
+    quota_lag: Duration::from_secs(5),
+    ..SETTINGS
+};
+
+/// What a request wants, by the numbers of keys.
+#[derive(Clone, Debug)]
+struct Want {
+    client: usize,
+    credits: Option<u64>,
+    lane: Option<Lane>,
+    tried: Vec<usize>,
+    barred: Vec<usize>,
+    preferred: Vec<usize>,
+    restricted: Vec<(usize, Restraint)>,
+    spares_credits: bool,
+    was_refused: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Figures {
+    /// So much is left of 100 credits, which come back after so many seconds.
+    Left(u64, u64),
+    /// There is no limit.
+    Unlimited,
+    Unreadable,
+    Invalid,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Ask(Want),
+    /// The client of a waiting request disconnects.
+    Leave(Index),
+    /// A request under way is served; so much of its estimate is charged, in percent.
+    Serve(Index, u64),
+    /// It is refused.
+    Refuse(Index, Verdict),
+    /// Its lease is dropped without a word, after it was sent or before.
+    Drop(Index, bool),
+    /// The provider names the places of its concurrency group.
+    Places(Index, u32),
+    /// It gives its place back, and keeps the key.
+    Rest(Index),
+    Poll(Index, Figures, &'static str),
+    /// What was refused with a key is taken back.
+    Withdraw(Index),
+    /// The configuration names these keys.
+    Reload(Vec<usize>),
+    /// Two keys turn out to be of one workspace.
+    Share(Index),
+    Pass(Duration),
+}
+
+fn want() -> impl Strategy<Value = Want> {
+    let lanes = prop_oneof![4 => Just(Some(Lane::SPEECH)), 1 => Just(Some(Lane::EFFECTS)), 1 => Just(None)];
+    let some_keys = |most| subsequence((0..KEYS).collect::<Vec<_>>(), 0..=most);
+    let restraint = prop_oneof![
+        Just(Restraint::Inferred),
+        Just(Restraint::Refused),
+        // Long ago or to come: virtual time begins at the present.
+        Just(Restraint::Until(UnixMs(1))),
+    ];
+    let restricted = prop_oneof![3 => Just(Vec::new()), 1 => prop::collection::vec(restraint, KEYS)];
+    (
+        (0..3_usize, prop::option::weighted(0.9, 0..120_u64), lanes),
+        (
+            prop_oneof![4 => some_keys(0), 1 => some_keys(2)],
+            prop_oneof![4 => some_keys(0), 1 => some_keys(3)],
+        ),
+        prop_oneof![4 => some_keys(0), 1 => some_keys(2)],
+        (restricted, prop::bool::weighted(0.1), prop::bool::weighted(0.2)),
+    )
+        .prop_map(
+            |((client, credits, lane), (tried, barred), preferred, (restricted, spares, refused))| Want {
+                client,
+                credits,
+                lane,
+                tried,
+                barred,
+                preferred,
+                restricted: restricted.into_iter().enumerate().collect(),
+                spares_credits: spares,
+                was_refused: refused,
+            },
+        )
+}
+
+fn verdict() -> impl Strategy<Value = Verdict> {
+    let span = prop::option::of(prop_oneof![Just(1_u64), Just(3), Just(86_400)]);
+    let figures = |remaining, required| Shortfall { remaining: Some(remaining), required: Some(required) };
+    prop_oneof![
+        span.prop_map(|span| Verdict::RateLimited(span.map(Duration::from_secs))),
+        prop::option::of(1..3_u32).prop_map(|maximum| Verdict::Concurrency { maximum }),
+        Just(Verdict::WorkspaceQuota(Shortfall::default())),
+        (0..40_u64).prop_map(move |left| Verdict::WorkspaceQuota(figures(left, 50))),
+        (0..40_u64).prop_map(move |left| Verdict::KeyQuota(figures(left, 50))),
+        Just(Verdict::Billing),
+        Just(Verdict::Abuse),
+        Just(Verdict::InvalidKey),
+        Just(Verdict::WrongHost),
+        Just(Verdict::MissingPermission(None)),
+        Just(Verdict::Busy),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let at = any::<Index>;
+    let figures = prop_oneof![
+        4 => (0..=100_u64, prop_oneof![Just(2_u64), Just(8), Just(3_600)]).prop_map(|(left, s)| Figures::Left(left, s)),
+        1 => Just(Figures::Unlimited),
+        1 => Just(Figures::Unreadable),
+        1 => Just(Figures::Invalid),
+    ];
+    let tier = prop_oneof![Just("free"), Just("creator"), Just("a plan of its own")];
+    let spans = [1_u64, 40, 500, 1_000, 2_500, 11_000, 40_000];
+    prop_oneof![
+        10 => want().prop_map(Step::Ask),
+        1 => at().prop_map(Step::Leave),
+        3 => (at(), 0..=100_u64).prop_map(|(at, percent)| Step::Serve(at, percent)),
+        4 => (at(), verdict()).prop_map(|(at, verdict)| Step::Refuse(at, verdict)),
+        1 => (at(), any::<bool>()).prop_map(|(at, sent)| Step::Drop(at, sent)),
+        2 => (at(), 1..3_u32).prop_map(|(at, places)| Step::Places(at, places)),
+        1 => at().prop_map(Step::Rest),
+        2 => (at(), figures, tier).prop_map(|(at, figures, tier)| Step::Poll(at, figures, tier)),
+        1 => at().prop_map(Step::Withdraw),
+        1 => subsequence((0..KEYS).collect::<Vec<_>>(), 1..=KEYS).prop_shuffle().prop_map(Step::Reload),
+        1 => at().prop_map(Step::Share),
+        5 => prop::sample::select(spans.to_vec()).prop_map(|ms| Step::Pass(Duration::from_millis(ms))),
+    ]
+}
+
+impl Want {
+    /// In the positions of a roster.
+    fn ask(&self, roster: &Roster) -> Ask {
+        let position = |number: &usize| {
+            let print = entry(*number, None, None).key.fingerprint();
+            roster.keys().iter().position(|key| key.api_key().fingerprint() == print)
+        };
+        let all = |numbers: &[usize]| {
+            let mut positions: Vec<usize> = numbers.iter().filter_map(position).collect();
+            positions.sort_unstable();
+            positions
+        };
+        let ahead = |restraint: Restraint| match restraint {
+            Restraint::Until(_) => Restraint::Until(clock::now().plus(Duration::from_secs(4))),
+            other => other,
+        };
+        let restricted = self
+            .restricted
+            .iter()
+            .filter_map(|(number, restraint)| Some((position(number)?, ahead(*restraint))));
+        let mut restricted: Vec<_> = restricted.collect();
+        restricted.sort_unstable_by_key(|(position, _)| *position);
+        let client = ClientName::new(["phone", "game", "reader"][self.client]);
+        let permission = Permission::parse("text_to_speech");
+        Ask {
+            excluded: all(&self.tried),
+            barred: all(&self.barred),
+            home: all(&self.preferred),
+            restricted,
+            spares_credits: self.spares_credits,
+            was_refused: self.was_refused,
+            ..Ask::new(client, self.credits, self.lane, permission)
+        }
+    }
+}
+
+/// The rounds of a choice: those that are asked first before all, and restricted keys last.
+fn rounds(ask: &Ask) -> Vec<Round> {
+    let refused = (!ask.was_refused).then_some(Restraint::Refused);
+    let levels = [Some(None), Some(Some(Restraint::Inferred)), refused.map(Some)];
+    let mut rounds = Vec::new();
+    for up_to in levels.into_iter().flatten() {
+        for is_at_home in [true, false] {
+            for spares_credits in [false, true] {
+                let may = (ask.spares_credits || !spares_credits) && (!is_at_home || !ask.home.is_empty());
+                rounds.extend(may.then_some(Round { is_at_home, spares_credits, up_to }));
+            }
+        }
+    }
+    rounds
+}
+
+fn seen(pool: &Pool, roster: &Roster, ask: &Ask, round: Round, now: UnixMs) -> Vec<Candidate> {
+    let turn = pool.turn.load(Ordering::Acquire);
+    let keys = roster.keys().iter().enumerate();
+    keys.map(|(position, key)| candidate(key, position, ask, round, turn, now)).collect()
+}
+
+/// Whether a key could serve it, by looking at each in the plainest way.
+fn could_be_served(pool: &Pool, roster: &Roster, ask: &Ask, now: UnixMs) -> bool {
+    let strategy = roster.settings().strategy;
+    for round in rounds(ask) {
+        match select(strategy, seen(pool, roster, ask, round, now).into_iter()) {
+            Ok(_) => return true,
+            // A key that can pay and is only busy is waited for, before a restricted one is asked.
+            Err(blocked) if matches!(blocked.why, Unavailable::Full { .. }) && round.up_to.is_none() => {
+                return false;
+            }
+            Err(_) => {}
+        }
+    }
+    false
+}
+
+/// Whether a key could serve it, were it not as busy as it may be.
+fn is_only_busy(pool: &Pool, roster: &Roster, ask: &Ask, now: UnixMs) -> bool {
+    let is_busy = |key: &Candidate| {
+        let is_well = key.is_eligible && key.standing == Standing::Usable && key.means == Means::Enough;
+        is_well && key.room == Room::Full { until: None }
+    };
+    rounds(ask).into_iter().any(|round| seen(pool, roster, ask, round, now).iter().any(is_busy))
+}
+
+/// A timer of the runtime may be late by so much: it counts whole milliseconds from its own beginning.
+const TIMER: Duration = Duration::from_millis(3);
+
+struct Waiting {
+    task: Id,
+    abort: AbortHandle,
+    want: Want,
+    /// The roster that it chooses from, and what it asks of that.
+    asks: Arc<Mutex<(Arc<Roster>, Ask)>>,
+}
+
+struct Given {
+    lease: Lease,
+    ask: Ask,
+    roster: Arc<Roster>,
+}
+
+type Ended = Result<Given, String>;
+
+struct History {
+    pool: Arc<Pool>,
+    settings: Settings,
+    tasks: JoinSet<Ended>,
+    waiting: Vec<Waiting>,
+    given: Vec<Given>,
+    rosters: Vec<Arc<Roster>>,
+}
+
+impl History {
+    fn new(settings: Settings) -> Self {
+        let pool = Arc::new(Pool::new((0..KEYS).map(|number| entry(number, None, None)).collect(), settings));
+        for key in pool.roster().keys() {
+            key.workspace().room(Lane::SPEECH).learn(1);
+        }
+        let rosters = vec![pool.roster()];
+        let (waiting, given) = (Vec::new(), Vec::new());
+        Self { pool, settings, tasks: JoinSet::new(), waiting, given, rosters }
+    }
+
+    fn ask(&mut self, want: Want) {
+        let pool = Arc::clone(&self.pool);
+        let roster = pool.roster();
+        let ask = want.ask(&roster);
+        let asks = Arc::new(Mutex::new((roster, ask)));
+        let (asking, wanted) = (Arc::clone(&asks), want.clone());
+        let abort = self.tasks.spawn(async move {
+            loop {
+                let (roster, ask) = asking.lock().unwrap().clone();
+                let why = match pool.reserve(&roster, &ask).await {
+                    Ok(Reserved { lease, .. }) => return Ok(Given { lease, ask, roster }),
+                    Err(why) => why,
+                };
+                let now = clock::now();
+                let before = UnixMs(now.0.saturating_sub(u64::try_from(TIMER.as_millis()).unwrap()));
+                if why == Unavailable::Outdated {
+                    let roster = pool.roster();
+                    let ask = wanted.ask(&roster);
+                    *asking.lock().unwrap() = (roster, ask);
+                } else if [now, before].iter().all(|at| could_be_served(&pool, &roster, &ask, *at)) {
+                    return Err(format!("{wanted:?} was turned away ({why}) although a key could serve it"));
+                } else if !matches!(why, Unavailable::Full { .. }) && is_only_busy(&pool, &roster, &ask, now)
+                {
+                    return Err(format!("{wanted:?} was turned away ({why}) although a key was only busy"));
+                } else {
+                    return Err(String::new());
+                }
+            }
+        });
+        self.waiting.push(Waiting { task: abort.id(), abort, want, asks });
+    }
+
+    /// Lets all tasks run until each of them waits for something.
+    async fn settle(&mut self) -> Result<(), TestCaseError> {
+        for _ in 0..30 {
+            tokio::task::yield_now().await;
+        }
+        while let Some(ended) = self.tasks.try_join_next_with_id() {
+            let (task, ended) = match ended {
+                Ok((task, ended)) => (task, Some(ended)),
+                // Its client has disconnected.
+                Err(error) => (error.id(), None),
+            };
+            self.waiting.retain(|waiting| waiting.task != task);
+            match ended {
+                Some(Ok(given)) => self.given.push(given),
+                Some(Err(fault)) => prop_assert_eq!(fault, ""),
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn sleeper(&self) -> Option<(Id, &Want)> {
+        let now = clock::now();
+        let could = |waiting: &&Waiting| {
+            let (roster, ask) = waiting.asks.lock().unwrap().clone();
+            could_be_served(&self.pool, &roster, &ask, now)
+        };
+        self.waiting.iter().find(could).map(|waiting| (waiting.task, &waiting.want))
+    }
+
+    /// No request waits while a key could serve it, but for as long as a timer may be late.
+    async fn check(&mut self) -> Result<(), TestCaseError> {
+        let Some((suspect, _)) = self.sleeper() else { return Ok(()) };
+        sleep(TIMER).await;
+        self.settle().await?;
+        if let Some((task, want)) = self.sleeper()
+            && task == suspect
+        {
+            prop_assert!(false, "{want:?} waits although a key could serve it");
+        }
+        Ok(())
+    }
+
+    fn pick<T>(list: &mut Vec<T>, at: Index) -> Option<T> {
+        (!list.is_empty()).then(|| list.swap_remove(at.index(list.len())))
+    }
+
+    async fn take(&mut self, step: Step) {
+        let now = clock::now();
+        let roster = self.pool.roster();
+        let key_at = |at: Index| Arc::clone(&roster.keys()[at.index(roster.keys().len())]);
+        match step {
+            Step::Ask(want) => self.ask(want),
+            Step::Leave(at) => {
+                if !self.waiting.is_empty() {
+                    self.waiting[at.index(self.waiting.len())].abort.abort();
+                }
+            }
+            Step::Serve(at, percent) => {
+                let Some(mut given) = Self::pick(&mut self.given, at) else { return };
+                given.lease.begin();
+                let served =
+                    Served { ask: Some(&given.ask), began_at: given.lease.since(), is_charged: true };
+                self.pool.record_service(&given.roster, given.lease.key(), served, now);
+                let credits = given.lease.reserved() * percent / 100;
+                self.pool.settle(&given.roster, &mut given.lease, credits, now);
+            }
+            Step::Refuse(at, verdict) => {
+                let Some(mut given) = Self::pick(&mut self.given, at) else { return };
+                given.lease.begin();
+                judge(&self.pool, &given.roster, given.lease.key(), verdict, Some(&given.ask), now);
+                self.pool.settle(&given.roster, &mut given.lease, 0, now);
+            }
+            Step::Drop(at, is_sent) => {
+                let Some(mut given) = Self::pick(&mut self.given, at) else { return };
+                if is_sent {
+                    given.lease.begin();
+                }
+            }
+            Step::Places(at, places) => {
+                if !self.given.is_empty() {
+                    self.given[at.index(self.given.len())].lease.learn_room(places);
+                }
+            }
+            Step::Rest(at) => {
+                if !self.given.is_empty() {
+                    let at = at.index(self.given.len());
+                    self.given[at].lease.rest();
+                }
+            }
+            Step::Poll(at, figures, tier) => {
+                let quota = |left, seconds| Quota {
+                    count: 100 - left,
+                    limit: Some(100),
+                    extension: Extension::None,
+                    resets_at: Some(now.plus(Duration::from_secs(seconds))),
+                };
+                let of = |quota| Observation::Quota {
+                    quota,
+                    tier: Some(tier.to_owned()),
+                    is_paid: true,
+                    capabilities: Capabilities::default(),
+                };
+                let seen = match figures {
+                    Figures::Left(left, seconds) => of(quota(left, seconds)),
+                    Figures::Unlimited => of(Quota::default()),
+                    Figures::Unreadable => Observation::Unreadable,
+                    Figures::Invalid => invalid(),
+                };
+                self.pool.observe(&roster, &key_at(at), seen, now);
+            }
+            Step::Withdraw(at) => {
+                self.pool.withdraw_refusal(&roster, &key_at(at), "", now);
+            }
+            Step::Reload(numbers) => {
+                let entries = numbers.into_iter().map(|number| entry(number, None, None)).collect();
+                self.pool.reload(entries, self.settings);
+                self.rosters.push(self.pool.roster());
+            }
+            Step::Share(at) => {
+                self.pool.learn_workspace(&key_at(at), "ws_shared");
+                self.rosters.push(self.pool.roster());
+            }
+            Step::Pass(span) => sleep(span).await,
+        }
+    }
+
+    async fn play(mut self, steps: Vec<Step>) -> Result<(), TestCaseError> {
+        for step in steps {
+            self.take(step).await;
+            self.settle().await?;
+            self.check().await?;
+        }
+        // Every wait has an end, also when nothing happens.
+        sleep(self.settings.wait_max + TIMER).await;
+        self.settle().await?;
+        prop_assert!(self.waiting.is_empty(), "{:?} waits for ever", self.waiting[0].want);
+        self.given.clear();
+        prop_assert_eq!(self.pool.waiting(), 0);
+        for key in self.rosters.iter().flat_map(|roster| roster.keys()) {
+            let workspace = key.workspace();
+            let held = (key.in_flight(), workspace.in_flight(), workspace.reserved());
+            prop_assert_eq!(held, (0, 0, 0), "{:?}", key);
+            for lane in Lane::all() {
+                prop_assert_eq!(workspace.running(lane).0, 0, "{:?}", key);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Histories that are played in a run of the tests; `KEYCHOIR_HISTORIES` asks for others.
+fn histories() -> u32 {
+    std::env::var("KEYCHOIR_HISTORIES").ok().and_then(|text| text.parse().ok()).unwrap_or(300)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(histories()) })]
+
+    #[test]
+    fn no_request_waits_or_is_turned_away_while_a_key_could_serve_it(
+        strategy in 0..STRATEGIES.len(),
+        steps in prop::collection::vec(step(), 1..60),
+    ) {
+        let settings = Settings { strategy: STRATEGIES[strategy], ..BRISK };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.unwrap().block_on(async { History::new(settings).play(steps).await })?;
+    }
+}
