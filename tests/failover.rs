@@ -154,9 +154,11 @@ async fn an_overloaded_provider_is_asked_once_more() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_cannot_be_read_is_passed_through() {
-    check_relayed("huge", 401, [1, 1, 0]).await;
-    check_relayed("garbled", 401, [1, 1, 0]).await;
+async fn a_refusal_that_cannot_be_read_is_one_without_known_words() {
+    for fault in ["huge", "garbled"] {
+        check_relayed(fault, 401, [1, 1, 0]).await;
+        check_replaced(fault, "active").await;
+    }
 }
 
 #[tokio::test]

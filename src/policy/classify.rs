@@ -252,6 +252,16 @@ pub fn classify(status: StatusCode, body: Option<&ErrorBody>, retry_after: Optio
     by_status(status, body, retry_after)
 }
 
+/// Judges a refusal whose body could not be read, within bounds, to know of what kind. With a status that
+/// blames the account in most forms, one more workspace will tell.
+#[must_use]
+pub fn classify_unreadable(status: StatusCode, retry_after: Option<Duration>) -> Verdict {
+    match by_status(status, Some(&ErrorBody::default()), retry_after) {
+        unexplained @ Verdict::Unexplained(_) => unexplained,
+        _ => Verdict::Unreadable,
+    }
+}
+
 /// What a refusal says that comes as a message or an end of a socket, where no status says more.
 /// `None` when its words are not known.
 #[must_use]

@@ -126,6 +126,12 @@ pub struct Blocked {
 pub const SHORT_WAIT: Duration = Duration::from_secs(2);
 
 impl Blocked {
+    /// The same, when a key may be able to serve at `at` as well.
+    #[must_use]
+    pub fn or_sooner(self, at: Option<UnixMs>) -> Self {
+        Self { again_at: earliest(self.again_at, at), ..self }
+    }
+
     /// Whether a request waits at `now`, and is not answered with an error: a key is only busy, or
     /// comes back in a moment.
     #[must_use]
@@ -133,8 +139,12 @@ impl Blocked {
         let is_soon = || self.again_at.is_some_and(|at| at.since(now) <= SHORT_WAIT);
         match self.why {
             Unavailable::Full { .. } => true,
-            Unavailable::Cooling { .. } | Unavailable::Exhausted { .. } | Unavailable::Invalid => is_soon(),
-            Unavailable::Tried | Unavailable::Outdated => false,
+            // A key that was tried is not among those that come back.
+            Unavailable::Cooling { .. }
+            | Unavailable::Exhausted { .. }
+            | Unavailable::Invalid
+            | Unavailable::Tried => is_soon(),
+            Unavailable::Outdated => false,
         }
     }
 }
@@ -348,6 +358,17 @@ mod tests {
         check(&[refused], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(5)) }));
         let tried = Candidate { is_eligible: false, ..unproven };
         check(&[tried], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(5)) }));
+    }
+
+    #[test]
+    fn what_comes_back_soon_is_waited_for_whatever_was_tried() {
+        let waits = |keys: &[Candidate]| {
+            select(&FillFirst, keys.iter().copied()).unwrap_err().is_worth_waiting(UnixMs(1_000))
+        };
+        let soon = resting(ParkReason::Exhausted, 3_000);
+        assert!(waits(&[soon]) && waits(&[TRIED, soon]));
+        assert!(!waits(&[TRIED, resting(ParkReason::Exhausted, 3_001)]));
+        assert!(!waits(&[TRIED, Candidate { is_eligible: false, ..soon }]));
     }
 
     #[test]

@@ -39,12 +39,7 @@ pub(super) fn candidate(
     let quota = workspace.quota(now);
     let is_barred = is_barred(position, ask, round);
     let restraint = ask.restraint(position);
-    let standing = match key.standing_with(&quota, now) {
-        // One that is not for this request is like one that is refused for good.
-        _ if is_barred => Standing::Resting { reason: ParkReason::Invalid, until: None },
-        Standing::Usable if let Some(Restraint::Until(until)) = restraint => {
-            Standing::Resting { reason: ParkReason::RateLimited, until: Some(until) }
-        }
+    let spares = |standing: Standing| match standing {
         Standing::Resting { reason: ParkReason::Exhausted | ParkReason::Billing, .. }
             if round.spares_credits =>
         {
@@ -52,13 +47,28 @@ pub(super) fn candidate(
         }
         standing @ (Standing::Usable | Standing::Resting { .. }) => standing,
     };
+    let standing = match spares(key.standing_with(&quota, now)) {
+        // One that is not for this request is like one that is refused for good.
+        _ if is_barred => Standing::Resting { reason: ParkReason::Invalid, until: None },
+        Standing::Usable if let Some(Restraint::Until(until)) = restraint => {
+            Standing::Resting { reason: ParkReason::RateLimited, until: Some(until) }
+        }
+        standing @ (Standing::Usable | Standing::Resting { .. }) => standing,
+    };
     let room = ask.lane.map_or(Room::Free, |lane| workspace.room(lane).look(now));
+    let means = means(key, ask.estimate, now);
     // Nearly always it serves, and nothing more is to be found out.
-    let (may_probe, again_at) = match (standing, room) {
-        (Standing::Usable, Room::Free | Room::Full { until: None }) => (false, None),
-        _ => {
+    let (may_probe, again_at) = match (standing, room, means) {
+        (Standing::Usable, Room::Free, Means::Enough) | (Standing::Usable, Room::Full { until: None }, _) => {
+            (false, None)
+        }
+        (Standing::Usable, Room::Free, _) => (false, credits_change_at(key, &quota, now)),
+        (_, _, means) => {
             let rest = Rest { key, ask, standing, room, is_foreign: is_barred || restraint > round.up_to };
-            (rest.may_be_probed(now), rest.ends_at())
+            // One that is only short by our estimate may be asked all the same.
+            let credits_at = credits_change_at(key, &quota, now).filter(|_| means == Means::Refused);
+            let ends_at = rest.ends_at(now);
+            (rest.may_be_probed(now), ends_at.map(|at| credits_at.map_or(at, |credits| at.max(credits))))
         }
     };
     let is_within = match restraint {
@@ -68,7 +78,7 @@ pub(super) fn candidate(
     Candidate {
         standing,
         is_eligible: is_within && !ask.excluded.contains(&position),
-        means: means(key, ask.estimate, now),
+        means,
         room,
         may_probe,
         again_at,
@@ -107,8 +117,9 @@ impl Rest<'_> {
         probes.peek().is_some() && probes.all(|probe| probe.is_due(now))
     }
 
-    /// When it may serve by itself: its rest is over, or a try is allowed.
-    fn ends_at(&self) -> Option<UnixMs> {
+    /// When it may serve by itself, later than now: its rest is over, or a try is allowed. A try that is
+    /// allowed already is not waited for.
+    fn ends_at(&self, now: UnixMs) -> Option<UnixMs> {
         let of_standing = match self.standing {
             Standing::Usable => None,
             Standing::Resting { until, .. } => Some(until),
@@ -126,8 +137,15 @@ impl Rest<'_> {
         }
         let probes = || self.probes().map(ProbeCell::look_again_at);
         let probe = if probes().all(|at| at.is_some()) { probes().flatten().max() } else { None };
-        [ends, probe].into_iter().flatten().min()
+        [ends, probe.filter(|at| *at > now)].into_iter().flatten().min()
     }
+}
+
+/// When a key that cannot pay may be able to by itself: its credits come back, or a report of what is
+/// left ends.
+fn credits_change_at(key: &Key, quota: &Quota, now: UnixMs) -> Option<UnixMs> {
+    let reports = [key.reported(), key.workspace().cell().reported()].map(|report| report.ends_at(now));
+    reports.into_iter().chain([quota.resets_at]).flatten().min()
 }
 
 /// Takes the tries of all that `key` rests for. `false` when another request was faster.

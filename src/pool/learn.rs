@@ -189,6 +189,7 @@ impl Pool {
             limit: limit.clone(),
             verdict: verdict.word(),
             since: now,
+            refused_at: now,
             until: now.plus(span),
             force,
             is_agreed: *is_agreed,

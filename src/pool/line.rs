@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::Reserved;
 use super::restrictions::Restraint;
@@ -97,6 +97,8 @@ struct Waiter {
     give: oneshot::Sender<Given>,
     /// When it is worth trying again, if nothing is released before.
     until: Option<UnixMs>,
+    /// That moment is earlier than it was: the timer of the request is set anew.
+    is_sooner: Arc<Notify>,
 }
 
 /// A place in the line. Dropping it leaves the line.
@@ -104,6 +106,7 @@ struct Waiter {
 pub(super) struct Ticket<'a> {
     line: &'a Line,
     id: u64,
+    is_sooner: Arc<Notify>,
 }
 
 impl Line {
@@ -133,7 +136,9 @@ impl Line {
         let (give, given) = oneshot::channel();
         let id = shares.next_id;
         shares.next_id += 1;
-        let waiter = Waiter { id, roster: Arc::clone(roster), ask: ask.clone(), give, until: None };
+        let (roster, is_sooner) = (Arc::clone(roster), Arc::new(Notify::new()));
+        let ticket = Ticket { line: self, id, is_sooner: Arc::clone(&is_sooner) };
+        let waiter = Waiter { id, roster, ask: ask.clone(), give, until: None, is_sooner };
         match shares.clients.iter_mut().find(|share| share.client == ask.client) {
             Some(share) => share.waiters.push_back(waiter),
             None => shares
@@ -142,7 +147,7 @@ impl Line {
         }
         self.count.fetch_add(1, Ordering::AcqRel);
         fence(Ordering::SeqCst);
-        Some((Ticket { line: self, id }, given))
+        Some((ticket, given))
     }
 
     /// Gives to those who wait what `reserve` can, until nobody can be given anything.
@@ -165,13 +170,13 @@ impl Line {
                 // Positions are those of a roster, and another one may have other keys.
                 let mut tried = in_vain.iter().filter(|(roster, ..)| Arc::ptr_eq(roster, &waiter.roster));
                 if let Some((.., until)) = tried.find(|(_, ask, _)| waiter.ask.needs_all_of(ask)) {
-                    waiter.until = *until;
+                    waiter.try_at(*until);
                     place += 1;
                     continue;
                 }
                 let given = match reserve(&waiter.roster, &waiter.ask) {
                     Err(blocked) if blocked.is_worth_waiting(now) => {
-                        waiter.until = blocked.again_at;
+                        waiter.try_at(blocked.again_at);
                         in_vain.push((Arc::clone(&waiter.roster), waiter.ask.clone(), blocked.again_at));
                         place += 1;
                         continue;
@@ -252,12 +257,27 @@ impl Ask {
     }
 }
 
+impl Waiter {
+    /// Sets when it is worth trying again, and wakes the request if that is earlier than its timer.
+    fn try_at(&mut self, at: Option<UnixMs>) {
+        let before = std::mem::replace(&mut self.until, at);
+        if at.is_some_and(|at| before.is_none_or(|before| at < before)) {
+            self.is_sooner.notify_one();
+        }
+    }
+}
+
 impl Ticket<'_> {
     /// When it is worth trying again, if nothing is released before.
     pub(super) fn until(&self) -> Option<UnixMs> {
         let shares = self.line.lock();
         let mut waiters = shares.clients.iter().flat_map(|share| &share.waiters);
         waiters.find(|waiter| waiter.id == self.id).and_then(|waiter| waiter.until)
+    }
+
+    /// Returns when that moment is earlier than it was.
+    pub(super) async fn sooner(&self) {
+        self.is_sooner.notified().await;
     }
 }
 

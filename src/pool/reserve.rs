@@ -32,6 +32,8 @@ pub struct Reserved {
 
 /// Somebody else may be faster that often; each time one of them is served.
 const RACES_MAX: usize = 64;
+/// How restricted a key may be that is asked, from round to round.
+const LEVELS: [Restraint; 3] = [Restraint::Inferred, Restraint::RefusedLongest, Restraint::Refused];
 /// After so many races, a breath.
 const BREATH: Duration = Duration::from_millis(1);
 
@@ -66,14 +68,18 @@ impl Pool {
         let busy = || Err(Unavailable::Full { until: None });
         let waiting = async {
             loop {
-                let now = clock::now();
-                self.serve_line(now);
-                // Some of what is waited for comes back by itself: a cooldown ends.
-                let again = ticket.until().map(|until| until.since(now).max(BREATH));
-                tokio::select! {
-                    biased;
-                    given = &mut given => return given.unwrap_or_else(|_| busy()),
-                    () = sleep(again.unwrap_or(settings.wait_max)) => {}
+                self.serve_line(clock::now());
+                // Some of what is waited for comes back by itself: a cooldown ends. Which one ends first
+                // may change while the request waits.
+                loop {
+                    let now = clock::now();
+                    let again = ticket.until().map(|until| until.since(now).max(BREATH));
+                    tokio::select! {
+                        biased;
+                        given = &mut given => return given.unwrap_or_else(|_| busy()),
+                        () = ticket.sooner() => {}
+                        () = sleep(again.unwrap_or(settings.wait_max)) => break,
+                    }
                 }
             }
         };
@@ -106,8 +112,9 @@ impl Pool {
         let rounds = |is_at_home, up_to| {
             let round = |spares_credits| Round { is_at_home, spares_credits, up_to };
             match self.try_round(roster, ask, round(false), now) {
-                Err(why) if ask.spares_credits => {
-                    self.try_round(roster, ask, round(true), now).map_err(|_| why)
+                Err(blocked) if ask.spares_credits => {
+                    let spared = self.try_round(roster, ask, round(true), now);
+                    spared.map_err(|spared| blocked.or_sooner(spared.again_at))
                 }
                 given => given,
             }
@@ -126,10 +133,12 @@ impl Pool {
         if matches!(blocked.why, Unavailable::Full { .. }) || ask.restricted.is_empty() {
             return first;
         }
-        let last = if ask.was_refused { None } else { Some(Restraint::Refused) };
-        for up_to in [Some(Restraint::Inferred), last].into_iter().flatten() {
-            if let Ok(reserved) = unrestricted(Some(up_to)) {
-                return Ok(reserved);
+        for up_to in LEVELS.into_iter().filter(|level| *level == Restraint::Inferred || !ask.was_refused) {
+            match unrestricted(Some(up_to)) {
+                // A restricted key that is only busy is waited for, too.
+                Err(Blocked { why: Unavailable::Full { .. }, .. }) if up_to == Restraint::RefusedLongest => {}
+                given @ (Ok(_) | Err(Blocked { why: Unavailable::Full { .. }, .. })) => return given,
+                Err(_) => {}
             }
         }
         first

@@ -38,7 +38,11 @@ pub enum Restraint {
     /// The plan was refused in another workspace, or is known not to have it, or the refusal may have been
     /// about the request: asked after those that were not.
     Inferred,
-    /// It was refused itself: asked only when no other can be, and only as the first.
+    /// It was refused itself, and longer ago than all others that were: asked only when none but those can
+    /// be, and only as the first. A key that has recovered meanwhile is found after as many requests as
+    /// there are keys.
+    RefusedLongest,
+    /// It was refused itself: asked after that one, and only as the first.
     Refused,
     /// It is not asked before this moment, which the provider has named or a rate limit implies.
     Until(UnixMs),
@@ -69,6 +73,8 @@ pub struct Restriction {
     pub verdict: &'static str,
     /// Since when.
     pub since: UnixMs,
+    /// When it was refused last.
+    pub refused_at: UnixMs,
     /// Until when it is remembered.
     pub until: UnixMs,
     /// How far it keeps requests from its holder until then.
@@ -136,7 +142,18 @@ impl Restrictions {
         }
         let restraint = |key: &Key| in_force.iter().filter_map(|held| held.restraint(key)).max();
         let all = roster.keys().iter().enumerate();
-        all.filter_map(|(position, key)| Some((position, restraint(key)?))).collect()
+        let mut found: Vec<_> = all.filter_map(|(position, key)| Some((position, restraint(key)?))).collect();
+        let refused_at = |key: &Key| {
+            let own = in_force.iter().filter(|held| held.restraint(key) == Some(Restraint::Refused));
+            own.map(|held| held.refused_at).max()
+        };
+        let refused = found.iter_mut().filter(|(_, restraint)| *restraint == Restraint::Refused);
+        let longest =
+            refused.min_by_key(|(position, _)| roster.keys().get(*position).map(|key| refused_at(key)));
+        if let Some((_, restraint)) = longest {
+            *restraint = Restraint::RefusedLongest;
+        }
+        found
     }
 
     /// Whether several accounts other than that of `key` have refused the like of it with this verdict, and

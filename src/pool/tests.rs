@@ -509,7 +509,8 @@ fn when_nobody_can_pay_the_richest_is_asked_alone() {
     assert_eq!(asked.lease.key().position(), 1);
     let other = pool.taken(&speech(20, &[]), NOW).unwrap();
     assert_eq!(other.lease.key().position(), 0);
-    assert_eq!(pool.taken(&speech(20, &[]), NOW).unwrap_err(), Unavailable::Full { until: None });
+    let full = Unavailable::Full { until: Some(UnixMs(9_000_000)) };
+    assert_eq!(pool.taken(&speech(20, &[]), NOW).unwrap_err(), full, "or the credits come back");
     // It said no, and how much is left: nobody asks again, and a smaller request may go.
     let verdict =
         Verdict::WorkspaceQuota(Shortfall { remaining: Some(5), required: Some(10), ..Shortfall::default() });
@@ -543,7 +544,8 @@ fn what_a_key_leaves_for_others_is_no_last_resort() {
     assert_eq!(pool.taken(&speech(51, &[]), NOW).unwrap_err(), Unavailable::Exhausted { resets_at });
     let held = pool.taken(&speech(40, &[]), NOW).unwrap().lease;
     let busy = pool.taken(&speech(20, &[]), NOW).unwrap_err();
-    assert_eq!(busy, Unavailable::Full { until: None }, "what is reserved may come back");
+    let full = Unavailable::Full { until: Some(UnixMs(9_000_000)) };
+    assert_eq!(busy, full, "what is reserved may come back");
     drop(held);
     assert!(pool.taken(&speech(50, &[]), NOW).is_ok());
 }
@@ -636,6 +638,9 @@ fn a_restricted_key_is_asked_last_and_a_refused_one_only_first() {
     let all = restricted(&[(0, refused), (1, refused), (2, refused)]);
     assert_eq!(chosen(&all), Ok(0));
     assert_eq!(chosen(&Ask { was_refused: true, ..all }), Err(Unavailable::Tried));
+    let longest = restricted(&[(0, refused), (1, Restraint::RefusedLongest), (2, refused)]);
+    assert_eq!(chosen(&longest), Ok(1));
+    assert_eq!(chosen(&Ask { was_refused: true, ..longest }), Err(Unavailable::Tried));
     let until = Restraint::Until(later(9));
     let cooling = restricted(&[(0, until), (1, until), (2, until)]);
     assert_eq!(chosen(&cooling), Err(Unavailable::Cooling { until: later(9) }));

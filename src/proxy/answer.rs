@@ -14,7 +14,7 @@ use super::redaction::encoding;
 use crate::body::decode::decoded;
 use crate::body::peek::Peeked;
 use crate::clock;
-use crate::policy::classify::{Concern, ErrorBody, Verdict, classify, is_body_needed};
+use crate::policy::classify::{Concern, ErrorBody, Verdict, classify, classify_unreadable, is_body_needed};
 use crate::policy::replay::{LastWord, last_word};
 use crate::policy::retry_after::retry_after;
 use crate::policy::select::Unavailable;
@@ -61,7 +61,7 @@ impl Answer {
         let said = readable.map(|text| ErrorBody::read(&text));
         let verdict = match &said {
             Some(said) => classify(head.status, Some(said), told),
-            None => Verdict::Unreadable,
+            None => classify_unreadable(head.status, told),
         };
         // The client's own mistake may repeat the client's text.
         let is_kept = verdict.concern() != Concern::Request;

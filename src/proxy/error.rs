@@ -356,6 +356,20 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_that_is_busy_says_when_a_place_may_be_free_and_not_when_credits_come_back() {
+        for (until, seconds) in
+            [(None, "1"), (Some(2_000), "2"), (Some(10_001), "10"), (Some(86_400_000), "10")]
+        {
+            let until = until.map(|ms| NOW.plus(Duration::from_millis(ms)));
+            let answer = ProxyError::Unavailable(Unavailable::Full { until }).answer("r", NOW);
+            assert_eq!(
+                (answer.status().as_u16(), &answer.headers()[RETRY_AFTER]),
+                (429, &seconds.parse().unwrap())
+            );
+        }
+    }
+
+    #[test]
     fn a_client_that_has_used_its_allowance_is_told_when_it_begins_anew() {
         let allowance = Allowance { amount: 3, measure: Measure::Requests, period: Period::Ever };
         let spent =

@@ -44,7 +44,7 @@ pub(super) struct Journey {
     last: Option<Verdict>,
     /// What it was refused for.
     refusals: Refusals,
-    /// The account that was overloaded: the one replay goes to another, if there is one.
+    /// The account that was overloaded or has failed: the one replay goes to another, if there is one.
     overloaded: Option<Identity>,
 }
 
@@ -145,7 +145,8 @@ impl Journey {
             Concern::Key | Concern::Capability | Concern::Unclear => true,
             Concern::Nothing | Concern::Request | Concern::Refusing | Concern::Failing => false,
         };
-        self.overloaded = (verdict == Verdict::Busy).then(|| key.workspace().identity().clone());
+        let is_its_trouble = matches!(verdict, Verdict::Busy | Verdict::ServerError);
+        self.overloaded = is_its_trouble.then(|| key.workspace().identity().clone());
         self.look_for_restrictions(pool);
         concluded
     }
@@ -232,8 +233,8 @@ impl Journey {
     }
 
     /// Positions of the keys that are asked next, whatever the strategy; empty for no preference. After an
-    /// account that cannot do it: one of another plan, the cheapest first. After an overload: another
-    /// account.
+    /// account that cannot do it: one of another plan, the cheapest first. After an overload or a
+    /// failure: another account.
     fn preferred(&self) -> Vec<usize> {
         let is_left = |position: &usize| {
             !self.ask.excluded.contains(position) && !self.ask.restricted.iter().any(|(at, _)| at == position)

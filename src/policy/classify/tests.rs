@@ -286,6 +286,20 @@ fn a_rate_limit_carries_the_time_the_provider_gave() {
 }
 
 #[test]
+fn what_cannot_be_read_is_judged_by_its_status() {
+    for (status, expected) in [
+        (401, Verdict::Unexplained(Refusal::Unauthorized)),
+        (402, Verdict::Unexplained(Refusal::PaymentRequired)),
+        (403, Verdict::Unexplained(Refusal::Forbidden)),
+        (429, Verdict::Unexplained(Refusal::TooMany(None))),
+        (400, Verdict::Unreadable),
+        (404, Verdict::Unreadable),
+    ] {
+        assert_eq!(classify_unreadable(StatusCode::from_u16(status).unwrap(), None), expected, "{status}");
+    }
+}
+
+#[test]
 fn a_schema_error_says_nothing_of_the_key() {
     check(
         422,

@@ -248,6 +248,11 @@ impl ReportedRemaining {
         (left != UNKNOWN && now.0 < self.until.load(Ordering::Acquire)).then_some(left)
     }
 
+    /// Until when what was reported holds. `None` when nothing does.
+    pub(in crate::pool) fn ends_at(&self, now: UnixMs) -> Option<UnixMs> {
+        self.left(now).map(|_| UnixMs(self.until.load(Ordering::Acquire)))
+    }
+
     /// The provider reports it with a refusal. While an earlier report holds, the lower one counts: some
     /// of that may have been spent since.
     pub(in crate::pool) fn report(&self, left: u64, until: UnixMs, now: UnixMs) {

@@ -1,6 +1,7 @@
 //! Requests that wait for a key, under virtual time: single events that wake them, and random histories
 //! of the whole pool in which no request may wait, or be turned away, while a key could serve it.
 
+use std::fmt;
 use std::sync::Mutex;
 
 use proptest::prelude::*;
@@ -56,7 +57,7 @@ async fn credits_that_come_back_before_a_place_is_free_end_the_wait() {
     let roster = pool.roster();
     let resets_at = Some(clock::now().plus(Duration::from_secs(3)));
     let spent = Quota { count: 100, limit: Some(100), extension: Extension::None, resets_at };
-    pool.observe(&roster, &roster.keys()[1], figures(spent, true), clock::now());
+    pool.observe(&roster, &roster.keys()[1], figures(spent, Some(true)), clock::now());
     let (span, given) = waited(&pool).await;
     assert_eq!(given, Ok(1));
     assert!((3_000..=3_002).contains(&span.as_millis()), "{span:?}");
@@ -68,7 +69,7 @@ async fn too_few_credits_that_come_back_before_a_place_is_free_end_the_wait() {
     let roster = pool.roster();
     let resets_at = Some(clock::now().plus(Duration::from_secs(3)));
     let short = Quota { count: 95, limit: Some(100), extension: Extension::None, resets_at };
-    pool.observe(&roster, &roster.keys()[1], figures(short, true), clock::now());
+    pool.observe(&roster, &roster.keys()[1], figures(short, Some(true)), clock::now());
     let began = clock::instant();
     let given = pool.reserve(&roster, &speech(20, &[])).await;
     assert_eq!(given.map(|reserved| reserved.lease.key().position()), Ok(1));
@@ -97,7 +98,7 @@ async fn what_brings_a_key_back_serves_the_queue_at_once() {
         ("a poll that shows credits", |pool, _| {
             let roster = pool.roster();
             let quota = Quota { count: 0, limit: Some(100), ..Quota::default() };
-            pool.observe(&roster, &roster.keys()[1], figures(quota, true), clock::now());
+            pool.observe(&roster, &roster.keys()[1], figures(quota, Some(true)), clock::now());
         }),
         ("a service that refutes the refusal", |pool, _| {
             pool.judged(1, Verdict::Served, clock::now());
@@ -121,10 +122,36 @@ async fn what_brings_a_key_back_serves_the_queue_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_cooldown_that_begins_while_a_request_waits_ends_the_wait_when_it_ends() {
+    let (pool, held) = with_one_held(2);
+    limit(&pool, 1, Duration::from_secs(50));
+    let end = async {
+        sleep(Duration::from_secs(1)).await;
+        // Its place is free, and it rests for a second.
+        limit(&pool, 0, Duration::from_secs(1));
+        drop(held);
+    };
+    let ((span, given), ()) = tokio::join!(waited(&pool), end);
+    assert_eq!(given, Ok(0));
+    assert!((2_000..=2_002).contains(&span.as_millis()), "{span:?}");
+}
+
+#[test]
+fn a_try_that_is_allowed_already_is_not_waited_for() {
+    let (pool, _held) = with_one_held(2);
+    pool.judged(1, Verdict::WorkspaceQuota(Shortfall::default()), clock::now());
+    let now = clock::now().plus(SETTINGS.probe_after + Duration::from_secs(1));
+    let blocked = pool.try_reserve(&pool.roster(), &speech(1, &[]), now).unwrap_err();
+    assert_eq!(blocked.why, Unavailable::Full { until: blocked.again_at });
+    // Its rest ends by itself later.
+    assert!(blocked.again_at.is_some_and(|at| at > now), "{:?} at {now:?}", blocked.again_at);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_restricted_key_that_is_only_busy_is_waited_for() {
     let (pool, held) = with_one_held(1);
     let roster = pool.roster();
-    for restraint in [Restraint::Inferred, Restraint::Refused] {
+    for restraint in [Restraint::Inferred, Restraint::RefusedLongest, Restraint::Refused] {
         let ask = Ask { restricted: vec![(0, restraint)], ..speech(1, &[]) };
         let mut waiting = Box::pin(pool.reserve(&roster, &ask));
         assert!(futures_poll(&mut waiting).is_none(), "{restraint:?}");
@@ -206,11 +233,21 @@ enum Step {
     Pass(Duration),
 }
 
+/// Printed one to a line.
+struct Steps(Vec<Step>);
+
+impl fmt::Debug for Steps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|step| write!(f, "\n    {}", format!("{step:?}").replace('\n', " ")))
+    }
+}
+
 fn want() -> impl Strategy<Value = Want> {
     let lanes = prop_oneof![4 => Just(Some(Lane::SPEECH)), 1 => Just(Some(Lane::EFFECTS)), 1 => Just(None)];
     let some_keys = |most| subsequence((0..KEYS).collect::<Vec<_>>(), 0..=most);
     let restraint = prop_oneof![
         Just(Restraint::Inferred),
+        Just(Restraint::RefusedLongest),
         Just(Restraint::Refused),
         // Long ago or to come: virtual time begins at the present.
         Just(Restraint::Until(UnixMs(1))),
@@ -307,7 +344,6 @@ impl Want {
         let mut restricted: Vec<_> = restricted.collect();
         restricted.sort_unstable_by_key(|(position, _)| *position);
         let client = ClientName::new(["phone", "game", "reader"][self.client]);
-        let permission = Permission::parse("text_to_speech");
         Ask {
             excluded: all(&self.tried),
             barred: all(&self.barred),
@@ -315,17 +351,17 @@ impl Want {
             restricted,
             spares_credits: self.spares_credits,
             was_refused: self.was_refused,
-            ..Ask::new(client, self.credits, self.lane, permission)
+            ..Ask::new(client, self.credits, self.lane)
         }
     }
 }
 
 /// The rounds of a choice: those that are asked first before all, and restricted keys last.
 fn rounds(ask: &Ask) -> Vec<Round> {
-    let refused = (!ask.was_refused).then_some(Restraint::Refused);
-    let levels = [Some(None), Some(Some(Restraint::Inferred)), refused.map(Some)];
+    let restraints = [Restraint::Inferred, Restraint::RefusedLongest, Restraint::Refused];
+    let restraints = restraints.into_iter().take(if ask.was_refused { 1 } else { 3 });
     let mut rounds = Vec::new();
-    for up_to in levels.into_iter().flatten() {
+    for up_to in std::iter::once(None).chain(restraints.map(Some)) {
         for is_at_home in [true, false] {
             for spares_credits in [false, true] {
                 let may = (ask.spares_credits || !spares_credits) && (!is_at_home || !ask.home.is_empty());
@@ -345,12 +381,17 @@ fn seen(pool: &Pool, roster: &Roster, ask: &Ask, round: Round, now: UnixMs) -> V
 /// Whether a key could serve it, by looking at each in the plainest way.
 fn could_be_served(pool: &Pool, roster: &Roster, ask: &Ask, now: UnixMs) -> bool {
     let strategy = roster.settings().strategy;
+    let (mut is_busy, mut level) = (false, None);
     for round in rounds(ask) {
+        if is_busy && round.up_to != level {
+            return false;
+        }
+        level = round.up_to;
         match select(strategy, seen(pool, roster, ask, round, now).into_iter()) {
             Ok(_) => return true,
-            // A key that can pay and is only busy is waited for, before a restricted one is asked.
-            Err(blocked) if matches!(blocked.why, Unavailable::Full { .. }) && round.up_to.is_none() => {
-                return false;
+            // A key that is only busy is waited for, before one that is restricted further is asked.
+            Err(blocked) if matches!(blocked.why, Unavailable::Full { .. }) => {
+                is_busy = round.up_to != Some(Restraint::RefusedLongest);
             }
             Err(_) => {}
         }
@@ -538,7 +579,7 @@ impl History {
                 let of = |quota| Observation::Quota {
                     quota,
                     tier: Some(tier.to_owned()),
-                    is_paid: true,
+                    is_paid: Some(true),
                     capabilities: Capabilities::default(),
                 };
                 let seen = match figures {
@@ -600,10 +641,10 @@ proptest! {
     #[test]
     fn no_request_waits_or_is_turned_away_while_a_key_could_serve_it(
         strategy in 0..STRATEGIES.len(),
-        steps in prop::collection::vec(step(), 1..60),
+        steps in prop::collection::vec(step(), 1..60).prop_map(Steps),
     ) {
         let settings = Settings { strategy: STRATEGIES[strategy], ..BRISK };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-        runtime.unwrap().block_on(async { History::new(settings).play(steps).await })?;
+        runtime.unwrap().block_on(async { History::new(settings).play(steps.0).await })?;
     }
 }

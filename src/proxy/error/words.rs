@@ -19,6 +19,9 @@ use crate::upstream::{SendError, SendErrorKind};
 const NOTHING_LEFT: &str = "All ElevenLabs API keys are exhausted or rate limited";
 /// A request that is under way ends about that soon.
 const FULL_RETRY_AFTER: Duration = Duration::from_secs(1);
+/// And not much later, whatever else may bring a key back: credits that are due next month say nothing of
+/// a place.
+const FULL_RETRY_AFTER_MAX: Duration = Duration::from_secs(10);
 
 pub(super) fn two_owners_message(TwoOwners(one, other): TwoOwners) -> String {
     let with_article = |kind: Kind| {
@@ -163,7 +166,8 @@ pub(super) fn unavailable_told(unavailable: Unavailable, now: UnixMs) -> Told {
             }
         }
         Unavailable::Full { until } => {
-            let span = until.map_or(FULL_RETRY_AFTER, |until| until.since(now)).as_millis();
+            let span = until.map_or(FULL_RETRY_AFTER, |until| until.since(now).min(FULL_RETRY_AFTER_MAX));
+            let span = span.as_millis();
             let seconds = span.div_ceil(1_000).max(1);
             Told {
                 http: StatusCode::TOO_MANY_REQUESTS,

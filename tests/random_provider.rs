@@ -1,0 +1,466 @@
+//! A provider that answers at random, and the same each time: for each account and route any status, any
+//! words and any `Retry-After`, some of which change half-way. Whoever could be served by an account that
+//! can pay and refuses nothing is served, but for what is documented: a refusal that blames the request, one
+//! that two accounts give without known words, work that may have been done, and a rate limit that holds.
+//!
+//! `KEYCHOIR_PROVIDERS=1000` plays as many providers, others each time.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test ends at its first surprise"
+)]
+
+mod house;
+mod routes;
+
+use std::time::Duration;
+
+use house::{CLIENT_TOKEN, House, house_with, join_all};
+use keychoir::config::{ClientConfig, Config};
+use keychoir::policy::client::Rules;
+use keychoir::secret::Fingerprint;
+use keychoir::simulator::{Fault, KeyPlan, Ledger, Plan, WorkspacePlan};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{Config as Proptest, RngSeed, TestRunner};
+use routes::Route;
+
+/// What a faulty answer is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Subject {
+    /// Nothing is wrong.
+    Served,
+    /// The account or its key, in known words.
+    Account,
+    /// Abuse, which the provider sees in addresses, too.
+    Abuse,
+    /// What the account can do, in known words.
+    Capability,
+    /// The rate, or how much runs at once, in known words.
+    Load,
+    /// Nothing that is known.
+    Unknown,
+    /// The request.
+    Request,
+    /// The provider, which has refused the work.
+    Overload,
+    /// The provider, which may have done the work.
+    Failure,
+}
+
+/// The words of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Words {
+    /// A code and a message of the provider's.
+    Known(&'static str, &'static str, Subject),
+    /// A code that is not known.
+    New,
+    Empty,
+    Html,
+    /// Bytes that are no text.
+    Binary,
+    /// More than is read of a refusal.
+    Huge,
+}
+
+const WORDS: [Words; 18] = [
+    Words::Known("quota_exceeded", "You have spent it.", Subject::Account),
+    Words::Known("insufficient_credits", "You do not have enough credits.", Subject::Account),
+    Words::Known("payment_issue", "Your last invoice is unpaid.", Subject::Account),
+    Words::Known("invalid_api_key", "Invalid API key", Subject::Account),
+    Words::Known("invalid_api_key", "The API key used is for a data residency stack.", Subject::Account),
+    Words::Known("detected_unusual_activity", "Unusual activity detected.", Subject::Abuse),
+    Words::Known("missing_permissions", "The API key is missing a permission.", Subject::Capability),
+    Words::Known("workspace_access_denied", "Not this workspace.", Subject::Capability),
+    Words::Known("feature_not_available", "Your subscription does not include it.", Subject::Capability),
+    Words::Known("voice_limit_reached", "You have as many as you may have.", Subject::Capability),
+    Words::Known("rate_limit_exceeded", "Slow down.", Subject::Load),
+    Words::Known("too_many_concurrent_requests", "Too many concurrent requests.", Subject::Load),
+    Words::Known("system_busy", "Try again later.", Subject::Overload),
+    Words::New,
+    Words::Empty,
+    Words::Html,
+    Words::Binary,
+    Words::Huge,
+];
+
+/// What an account answers to every request of a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reply {
+    status: u16,
+    words: Words,
+    retry_after: Option<&'static str>,
+}
+
+impl Reply {
+    fn subject(self) -> Subject {
+        match (self.status, self.words) {
+            (..400, _) => Subject::Served,
+            (503, _) => Subject::Overload,
+            (500.., _) => Subject::Failure,
+            // Two that have words; of those with other statuses no words are read.
+            (404, Words::Known("feature_not_available", ..)) => Subject::Request,
+            (400..=404 | 429, Words::Known(_, _, subject)) => subject,
+            (401..=403 | 429, _) => Subject::Unknown,
+            _ => Subject::Request,
+        }
+    }
+
+    fn fault(self) -> Fault {
+        let known = |code: &str, message: &str| {
+            format!(r#"{{"detail":{{"code":"{code}","status":"{code}","message":"{message}"}}}}"#)
+                .into_bytes()
+        };
+        let body = match self.words {
+            Words::Known(code, message, _) => known(code, message),
+            Words::New => known("unheard_of", "Whatever."),
+            Words::Empty => Vec::new(),
+            Words::Html => b"<!doctype html><title>Blocked</title>".to_vec(),
+            Words::Binary => vec![0xff, 0xfe, 0x00, 0xc3, 0x28],
+            Words::Huge => [known("quota_exceeded", "You have spent it."), vec![b' '; 100_000]].concat(),
+        };
+        // What is answered without work costs nothing.
+        let mut headers = vec![("character-cost".to_owned(), "0".to_owned())];
+        headers.extend(self.retry_after.map(|value| ("retry-after".to_owned(), value.to_owned())));
+        Fault::Answer { status: self.status, headers, body: body.into() }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Account {
+    tier: &'static str,
+    credits: u64,
+    /// What it answers on each of [`KINDS`]; `None` for what it should.
+    replies: [Option<Reply>; KINDS.len()],
+    /// The same in the second half.
+    later: [Option<Reply>; KINDS.len()],
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    client: usize,
+    route: Route,
+    characters: usize,
+}
+
+/// A provider, and who asks it for what.
+#[derive(Clone, Debug)]
+struct Script {
+    strategy: &'static str,
+    accounts: Vec<Account>,
+    requests: Vec<Asked>,
+}
+
+/// Routes that are answered alike.
+const KINDS: [Route; 5] =
+    [Route::Speech, Route::SoundEffect, Route::Transcription, Route::Voices, Route::VoiceAddition];
+const SPEECH: usize = 0;
+
+fn kind(route: Route) -> usize {
+    let route = if route == Route::SpeechStream { Route::Speech } else { route };
+    KINDS.iter().position(|kind| *kind == route).unwrap()
+}
+
+fn reply() -> impl Strategy<Value = Reply> {
+    let status = prop_oneof![
+        12 => prop::sample::select(vec![400_u16, 401, 402, 403, 404, 429]),
+        2 => 405..429_u16,
+        1 => prop::sample::select(vec![200_u16, 500, 503]),
+    ];
+    let retry_after = prop::option::weighted(0.3, prop::sample::select(vec!["0", "5", "86400", "soon"]));
+    (status, prop::sample::select(WORDS.to_vec()), retry_after)
+        .prop_map(|(status, words, retry_after)| Reply { status, words, retry_after })
+}
+
+fn account(is_speech_well: bool) -> impl Strategy<Value = Account> {
+    let tier = prop::sample::select(vec!["free", "starter", "creator", "pro", "a plan of its own"]);
+    let credits = prop::sample::select(vec![0_u64, 30, 400, 5_000, 100_000]);
+    let replies = || prop::array::uniform5(prop::option::weighted(0.4, reply()));
+    (tier, credits, replies(), replies(), prop::array::uniform5(prop::bool::weighted(0.3))).prop_map(
+        move |(tier, credits, mut replies, mut later, changes)| {
+            if is_speech_well {
+                (replies[SPEECH], later[SPEECH]) = (None, None);
+            }
+            for (at, changes) in changes.into_iter().enumerate() {
+                later[at] = if changes { later[at] } else { replies[at] };
+            }
+            Account { tier, credits, replies, later }
+        },
+    )
+}
+
+fn script() -> impl Strategy<Value = Script> {
+    let routes = [
+        (6, Route::Speech),
+        (2, Route::SpeechStream),
+        (2, Route::SoundEffect),
+        (1, Route::Transcription),
+        (1, Route::Voices),
+        (1, Route::VoiceAddition),
+    ];
+    let route =
+        prop::strategy::Union::new_weighted(routes.map(|(weight, route)| (weight, Just(route))).into());
+    let asked = (0..2_usize, route, prop::sample::select(vec![1_usize, 20, 300]));
+    let asked = asked.prop_map(|(client, route, characters)| Asked { client, route, characters });
+    let strategies = vec!["fill-first", "round-robin", "most-remaining", "least-busy", "soonest-reset"];
+    any::<bool>().prop_flat_map(move |is_speech_well| {
+        let accounts = prop::collection::vec(account(is_speech_well), 3..=6);
+        let requests = prop::collection::vec(asked.clone(), 60..=120);
+        (prop::sample::select(strategies.clone()), accounts, requests)
+            .prop_map(|(strategy, accounts, requests)| Script { strategy, accounts, requests })
+    })
+}
+
+const CLIENTS: [&str; 2] = [CLIENT_TOKEN, "token-of-the-phone-0000000002"];
+
+fn key(position: usize) -> String {
+    format!("sk_random_{position}_00000000000000000000000000000000000")
+}
+
+fn settings(config: &mut Config, strategy: &str) {
+    config.pool.strategy = strategy.parse().unwrap();
+    config.server.workers = 1;
+    // What is not proven is tried again at once, and places are asked for again.
+    config.pool.probe_after = Duration::from_millis(5);
+    config.pool.concurrency_cooldown = Duration::from_millis(5);
+    let client = |(number, token): (usize, &&str)| ClientConfig {
+        name: format!("client-{number}"),
+        token: Fingerprint::of(token),
+        rules: Rules::default(),
+    };
+    config.clients = CLIENTS.iter().enumerate().map(client).collect();
+}
+
+/// A script being played.
+struct Play<'a> {
+    script: &'a Script,
+    house: House,
+    is_later: bool,
+    /// Requests of each kind of route that were refused since the change although an account could serve
+    /// them that had refused the like before.
+    missed: [usize; KINDS.len()],
+}
+
+/// An answer that the client got.
+struct Got {
+    status: u16,
+    is_ours: bool,
+    retry_after: Option<u64>,
+}
+
+impl Play<'_> {
+    fn reply(&self, account: usize, kind: usize) -> Option<Reply> {
+        let account = &self.script.accounts[account];
+        if self.is_later { account.later[kind] } else { account.replies[kind] }
+    }
+
+    fn set_replies(&self) {
+        for account in 0..self.script.accounts.len() {
+            for (at, route) in KINDS.into_iter().enumerate() {
+                let fault = self.reply(account, at).map(Reply::fault);
+                self.house.simulator.always_on(&key(account), route.bound(), fault);
+            }
+        }
+    }
+
+    /// Whether the provider would serve it with that account.
+    fn could_serve(&self, account: usize, asked: Asked, ledger: &Ledger) -> bool {
+        let Account { tier, .. } = self.script.accounts[account];
+        let is_well = self.reply(account, kind(asked.route)).is_none();
+        let left = ledger.keys[account].remaining;
+        let can_pay = match asked.route {
+            Route::Speech | Route::SpeechStream => left >= u64::try_from(asked.characters).unwrap(),
+            Route::SoundEffect => left >= 10,
+            Route::Transcription => left >= 1,
+            Route::Voices => true,
+            // It costs nothing, but an empty account is not asked to make something.
+            Route::VoiceAddition => tier != "free" && left > 0,
+            Route::Dubbing => false,
+        };
+        is_well && can_pay
+    }
+
+    /// What one request must fulfil.
+    async fn ask(&mut self, asked: Asked) -> Result<(), String> {
+        let before = self.house.simulator.ledger();
+        let able: Vec<usize> = (0..self.script.accounts.len())
+            .filter(|account| self.could_serve(*account, asked, &before))
+            .collect();
+        let answer = asked.route.ask(&self.house, CLIENTS[asked.client], asked.characters).await;
+        let got = Got {
+            status: answer.status().as_u16(),
+            is_ours: answer.headers().contains_key("x-keychoir-error"),
+            retry_after: answer
+                .headers()
+                .get("retry-after")
+                .and_then(|value| value.to_str().ok()?.parse().ok()),
+        };
+        let body = answer.bytes().await.map_err(|error| error.to_string())?;
+        let after = self.house.simulator.ledger();
+        let met = self.met(&before, &after, asked.route);
+        if met.len() > 16 {
+            return Err(format!("{asked:?}: {} attempts", met.len()));
+        }
+        if got.status < 400 || able.is_empty() || self.is_documented(asked, &got, &met, &able) {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
+        let details = self.house.get("/api/keychoir-keys").await.text().await.unwrap_or_default();
+        Err(format!(
+            "{asked:?} got {} ({}), although {able:?} could serve it; it was answered by {met:?}: {text}\n{details}",
+            got.status,
+            if got.is_ours { "ours" } else { "theirs" },
+        ))
+    }
+
+    /// The accounts that were asked, in order, and what each answered.
+    fn met(&self, before: &Ledger, after: &Ledger, route: Route) -> Vec<(usize, Option<Reply>)> {
+        let is_polled = |path: &str| path.starts_with("/v1/user") || path == "/v1/models";
+        let new = after.requests[before.requests.len()..].iter();
+        let of_clients = new.filter(|request| !is_polled(&request.path_and_query));
+        let account = |name: &str| (0..self.script.accounts.len()).find(|at| key(*at) == name);
+        let accounts = of_clients.filter_map(|request| account(request.key.as_deref()?));
+        accounts.map(|account| (account, self.reply(account, kind(route)))).collect()
+    }
+
+    /// Whether a refusal is one that no other account is asked after.
+    fn is_documented(
+        &mut self,
+        asked: Asked,
+        got: &Got,
+        met: &[(usize, Option<Reply>)],
+        able: &[usize],
+    ) -> bool {
+        let Script { accounts, .. } = self.script;
+        let kind = kind(asked.route);
+        let subjects: Vec<Subject> =
+            met.iter().map(|(_, reply)| reply.map_or(Subject::Served, Reply::subject)).collect();
+        let count = |is: &dyn Fn(usize, Reply) -> bool| {
+            let mut who: Vec<usize> = met
+                .iter()
+                .filter_map(|(account, reply)| reply.filter(|reply| is(*account, *reply)).map(|_| *account))
+                .collect();
+            who.sort_unstable();
+            who.dedup();
+            who.len()
+        };
+        let last = met.last().and_then(|(account, reply)| Some((*account, (*reply)?)));
+        let is_final = match last.map(|(_, reply)| reply.subject()) {
+            Some(Subject::Request) => true,
+            Some(Subject::Failure) if asked.route != Route::Voices => true,
+            Some(Subject::Failure | Subject::Overload) => {
+                let is_trouble = |subject: &&Subject| matches!(subject, Subject::Failure | Subject::Overload);
+                subjects.iter().filter(is_trouble).count() > 1
+            }
+            Some(Subject::Unknown) => {
+                count(&|_, reply| reply.subject() == Subject::Unknown && reply.status == got.status) > 1
+            }
+            Some(Subject::Abuse) => {
+                let tier = last.map(|(account, _)| accounts[account].tier);
+                count(&|at, reply| reply.subject() == Subject::Abuse && Some(accounts[at].tier) == tier) > 1
+            }
+            Some(Subject::Served | Subject::Account | Subject::Capability | Subject::Load) | None => false,
+        };
+        if is_final {
+            return true;
+        }
+        // A limit of the rate holds for those that could serve.
+        let is_limited = |account: &usize| {
+            let replies = [accounts[*account].replies[kind], accounts[*account].later[kind]];
+            replies.into_iter().flatten().any(|reply| {
+                matches!(reply.subject(), Subject::Load | Subject::Unknown) && reply.status == 429
+                    || reply.subject() == Subject::Load
+            })
+        };
+        let is_honest = got.retry_after.is_some_and(|seconds| (1..=300).contains(&seconds));
+        if got.status == 429 && got.is_ours && is_honest && able.iter().all(is_limited) {
+            return true;
+        }
+        // Whoever refused the like of it before the change is asked again, one account with each request.
+        let has_refused = |account: &usize| accounts[*account].replies[kind].is_some();
+        if self.is_later && able.iter().all(has_refused) {
+            self.missed[kind] += 1;
+            // Speech has two routes, and each of them is remembered by itself.
+            return self.missed[kind] <= 2 * accounts.len();
+        }
+        false
+    }
+}
+
+async fn play(script: &Script) -> Result<(), String> {
+    let plan = script.accounts.iter().enumerate().fold(Plan::of([]), |plan, (position, account)| {
+        let name = format!("ws_{position}");
+        let workspace = WorkspacePlan {
+            voice_limit: Some(1_000),
+            ..WorkspacePlan::of_tier(&name, account.credits, account.tier)
+        };
+        let key = KeyPlan { workspace: Some(name), ..KeyPlan::new(&key(position), 0) };
+        plan.with_workspace(workspace).with_key(key)
+    });
+    let plan = plan.forbidding(CLIENTS[1]);
+    let house = house_with(plan, |config| settings(config, script.strategy)).await;
+    let mut play = Play { script, house, is_later: false, missed: [0; KINDS.len()] };
+    play.set_replies();
+    for (number, asked) in script.requests.iter().enumerate() {
+        if number == script.requests.len() / 2 {
+            play.is_later = true;
+            play.set_replies();
+        }
+        play.ask(*asked).await.map_err(|fault| format!("request {number}: {fault}"))?;
+    }
+    let ledger = play.house.simulator.ledger();
+    play.house.abandon().await;
+    if ledger.violations.is_empty() { Ok(()) } else { Err(format!("{:?}", ledger.violations)) }
+}
+
+/// Looks for a shorter script that fails, too, within some steps.
+async fn shrink<T: ValueTree<Value = Script>>(mut tree: T, fault: String) -> (Script, String) {
+    let mut found = (tree.current(), fault);
+    for _ in 0..60 {
+        match play(&tree.current()).await {
+            Err(fault) => {
+                found = (tree.current(), fault);
+                if !tree.simplify() {
+                    break;
+                }
+            }
+            Ok(()) => {
+                if !tree.complicate() {
+                    break;
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Providers in a run of the tests, and how many are played at once.
+const PROVIDERS: usize = 24;
+const AT_ONCE: usize = 8;
+
+#[tokio::test]
+async fn what_an_account_could_serve_is_served() {
+    let wanted = std::env::var("KEYCHOIR_PROVIDERS").ok().and_then(|text| text.parse().ok());
+    let rng_seed = if wanted.is_some() { RngSeed::Random } else { RngSeed::Fixed(20_261_129) };
+    let mut runner = TestRunner::new(Proptest { rng_seed, ..Proptest::default() });
+    let mut left = wanted.unwrap_or(PROVIDERS);
+    let scripts = script();
+    while left > 0 {
+        let some = left.min(AT_ONCE);
+        left -= some;
+        let trees: Vec<_> = (0..some).map(|_| scripts.new_tree(&mut runner).unwrap()).collect();
+        let played = trees.into_iter().map(|tree| async move {
+            let script = tree.current();
+            (play(&script).await, tree)
+        });
+        for (outcome, tree) in join_all(played).await {
+            if let Err(fault) = outcome {
+                let (script, fault) = shrink(tree, fault).await;
+                panic!("{script:#?}\n{fault}");
+            }
+        }
+    }
+}
