@@ -186,21 +186,21 @@ fn charged(ledger: &Ledger, workspace: &str) -> u64 {
 async fn a_month_in_seconds() {
     let house = house_with(plan(), settings).await;
     // The first days: the keys are spent one after the other.
-    traffic(\&house, PART, 1, ordinary).await;
-    traffic(\&house, PART, 2, ordinary).await;
+    traffic(&house, PART, 1, ordinary).await;
+    traffic(&house, PART, 2, ordinary).await;
     // The first two get their credits back, and are spent again.
     for workspace in ["ws_a", "ws_b"] {
         reset(&house, workspace).await;
     }
-    traffic(\&house, PART, 3, ordinary).await;
+    traffic(&house, PART, 3, ordinary).await;
     // Its turn comes when the first is spent again.
     reset(&house, "ws_b").await;
     house.always(REVOKED, "invalid");
-    traffic(\&house, PART, 4, ordinary).await;
+    traffic(&house, PART, 4, ordinary).await;
     for key in PAST_DUE {
         house.always(key, "payment_issue");
     }
-    traffic(\&house, PART, 5, ordinary).await;
+    traffic(&house, PART, 5, ordinary).await;
     // Forty at once.
     let storm = (0..STORM).map(|number| {
         let token = CLIENTS[number % CLIENTS.len()].1;
@@ -211,7 +211,7 @@ async fn a_month_in_seconds() {
     // A day later the first comes back once more.
     let before = charged(&house.simulator.ledger(), "ws_a");
     reset(&house, "ws_a").await;
-    traffic(\&house, PART, 6, ordinary).await;
+    traffic(&house, PART, 6, ordinary).await;
     let after = charged(&house.simulator.ledger(), "ws_a");
     assert!(after > before, "credits that have come back are spent");
 

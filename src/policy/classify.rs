@@ -256,10 +256,8 @@ pub fn classify(status: StatusCode, body: Option<&ErrorBody>, retry_after: Optio
 /// blames the account in most forms, one more workspace will tell.
 #[must_use]
 pub fn classify_unreadable(status: StatusCode, retry_after: Option<Duration>) -> Verdict {
-    match by_status(status, Some(&ErrorBody::default()), retry_after) {
-        unexplained @ Verdict::Unexplained(_) => unexplained,
-        _ => Verdict::Unreadable,
-    }
+    let verdict = by_status(status, Some(&ErrorBody::default()), retry_after);
+    if matches!(verdict, Verdict::Unexplained(_)) { verdict } else { Verdict::Unreadable }
 }
 
 /// What a refusal says that comes as a message or an end of a socket, where no status says more.

@@ -209,6 +209,11 @@ pub fn otherwise(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<
         // What others have reserved of it may come back.
         Some((_, Candidate { room: Room::Free | Room::Full { .. }, .. })) => full,
         Some((_, Candidate { room: Room::Cooling { .. }, .. })) | None => {
+            // Neither that it rests nor that it cannot pay is proven.
+            let is_open = |key: &Candidate| key.may_probe && is_free(key);
+            if let Some((position, _)) = eligible().find(|(_, key)| is_open(key) && key.means == SHORT) {
+                return Ok(Choice::Probe(position));
+            }
             // A client is told to come back when there is a try, and not only at the end of all rest.
             blocked(match (unavailable(candidates), again_at) {
                 (Unavailable::Cooling { until }, Some(again_at)) => {
@@ -219,6 +224,9 @@ pub fn otherwise(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<
         }
     }
 }
+
+/// It cannot pay by our estimate, and no other request is about to spend what is left.
+const SHORT: Means = Means::Short { is_undisturbed: true };
 
 fn earliest(a: Option<UnixMs>, b: Option<UnixMs>) -> Option<UnixMs> {
     match (a, b) {
@@ -354,6 +362,9 @@ mod tests {
         check(&[unproven, FULL], Err(Unavailable::Full { until: Some(UnixMs(5)) }));
         check(&[resting(ParkReason::Invalid, 5), unproven], Ok(Choice::Probe(1)));
         check(&[Candidate { may_probe: true, ..cooling(5) }, short(5, true)], Ok(Choice::Probe(0)));
+        let poor = Candidate { may_probe: true, means: SHORT, ..unproven };
+        check(&[resting(ParkReason::Invalid, 5), poor], Ok(Choice::Probe(1)));
+        check(&[poor, short(5, true)], Ok(Choice::Stretch(1)));
         let refused = Candidate { means: Means::Refused, ..unproven };
         check(&[refused], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(5)) }));
         let tried = Candidate { is_eligible: false, ..unproven };

@@ -166,12 +166,13 @@ impl Key {
     pub(super) fn weigh(&self, settings: &Settings, now: UnixMs) {
         let resets_at = self.workspace.quota(now).resets_at;
         let meanings = self.evidence.weigh(resets_at, &settings.cooldowns(), now);
-        let (mut rest, mut is_probable, mut short) = (None::<Park>, false, false);
+        // All that it rests for must allow a try.
+        let (mut rest, mut is_probable, mut short) = (None::<Park>, true, false);
         for meant in meanings {
             match meant {
                 Meaning::Rest { park, is_probable: may } => {
                     rest = Some(rest.map_or(park, |held| held.joined(park)));
-                    is_probable = may && rest == Some(park);
+                    is_probable &= may;
                 }
                 Meaning::Short { left, until } => {
                     short = true;
@@ -182,7 +183,8 @@ impl Key {
             }
         }
         self.park.store(rest);
-        self.probe.allow(is_probable.then_some(settings.probe_after), now);
+        let may_try = is_probable && rest.is_some();
+        self.probe.allow(may_try.then_some(settings.probe_after), now);
         if !short {
             self.reported.forget();
         }

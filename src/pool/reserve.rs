@@ -163,8 +163,13 @@ impl Pool {
                     otherwise(seen.iter().copied())?
                 }
             };
-            let (position, stretches) = (choice.position(), matches!(choice, Choice::Stretch(_)));
+            let position = choice.position();
             let key = &roster.keys()[position];
+            let stretches = match choice {
+                Choice::Use(_) => false,
+                Choice::Stretch(_) => true,
+                Choice::Probe(_) => look(position, key).means != Means::Enough,
+            };
             let pause = roster.settings().probe_after;
             if matches!(choice, Choice::Probe(_)) && !claim_probe(key, ask, pause, now) {
                 continue;

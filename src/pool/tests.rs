@@ -597,6 +597,16 @@ fn a_key_that_may_be_tried_is_tried_only_when_no_other_can_serve() {
 }
 
 #[test]
+fn a_key_that_rests_for_two_things_that_are_not_proven_may_be_tried() {
+    for verdicts in [[Verdict::Abuse, Verdict::Billing], [Verdict::Billing, Verdict::Abuse]] {
+        let pool = apart(1);
+        verdicts.into_iter().for_each(|verdict| drop(pool.judged(0, verdict, NOW)));
+        assert!(pool.chosen(&[], later(29)).is_err(), "{verdicts:?}");
+        assert_eq!(pool.chosen(&[], later(30)), Ok(0), "{verdicts:?}");
+    }
+}
+
+#[test]
 fn a_rate_limit_holds_for_its_concurrency_group() {
     let pool = apart(1);
     pool.judged(0, Verdict::RateLimited(Some(Duration::from_secs(20))), NOW);

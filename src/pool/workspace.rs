@@ -174,13 +174,14 @@ impl Workspace {
         let resets_at = self.quota(now).resets_at;
         let meanings = self.evidence.weigh(resets_at, &settings.cooldowns(), now);
         let probe_after = |is_probable: bool| is_probable.then_some(settings.probe_after);
-        let (mut rest, mut is_probable, mut short) = (None::<Park>, false, false);
+        // All that it rests for must allow a try.
+        let (mut rest, mut is_probable, mut short) = (None::<Park>, true, false);
         let mut limits: [Option<(UnixMs, bool)>; Lane::COUNT] = [None; Lane::COUNT];
         for meant in meanings {
             match meant {
                 Meaning::Rest { park, is_probable: may } => {
                     rest = Some(rest.map_or(park, |held| held.joined(park)));
-                    is_probable = may && rest == Some(park);
+                    is_probable &= may;
                 }
                 Meaning::GroupRest { lane, until, is_probable } => {
                     limits[lane.index()] = Some((until, is_probable));
@@ -193,7 +194,7 @@ impl Workspace {
             }
         }
         self.park.store(rest);
-        self.probe.allow(probe_after(is_probable), now);
+        self.probe.allow(probe_after(is_probable && rest.is_some()), now);
         for (room, limit) in self.rooms.iter().zip(limits) {
             room.limit(limit.map(|(until, _)| until), limit.and_then(|(_, may)| probe_after(may)), now);
         }

@@ -265,8 +265,9 @@ fn want() -> impl Strategy<Value = Want> {
         .prop_map(
             |((client, credits, lane), (tried, barred), preferred, (restricted, spares, refused))| Want {
                 client,
-                credits,
-                lane,
+                // What is asked of accounts without credits costs none, and is not counted.
+                credits: if spares { Some(0) } else { credits },
+                lane: lane.filter(|_| !spares),
                 tried,
                 barred,
                 preferred,
