@@ -21,7 +21,7 @@ use std::time::Duration;
 use house::{CLIENT_TOKEN, House, house_with, join_all};
 use keychoir::config::{ClientConfig, Config};
 use keychoir::policy::client::Rules;
-use keychoir::secret::Fingerprint;
+use keychoir::secret::TokenFingerprint;
 use keychoir::simulator::{Fault, KeyPlan, Ledger, Plan, WorkspacePlan};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -228,7 +228,7 @@ fn settings(config: &mut Config, strategy: &str) {
     config.pool.concurrency_cooldown = Duration::from_millis(5);
     let client = |(number, token): (usize, &&str)| ClientConfig {
         name: format!("client-{number}"),
-        token: Fingerprint::of(token),
+        token: TokenFingerprint::of(token),
         rules: Rules::default(),
     };
     config.clients = CLIENTS.iter().enumerate().map(client).collect();
@@ -438,7 +438,7 @@ async fn shrink<T: ValueTree<Value = Script>>(mut tree: T, fault: String) -> (Sc
 }
 
 /// Providers in a run of the tests, and how many are played at once.
-const PROVIDERS: usize = 24;
+const PROVIDERS: usize = 16;
 const AT_ONCE: usize = 8;
 
 #[tokio::test]

@@ -68,7 +68,9 @@ impl Route {
             Self::Transcription => {
                 post("/v1/speech-to-text", &[("model_id", "scribe_v2"), ("file", "sound")])
             }
-            Self::Dubbing => request("/v1/dubbing").json(&json!({"name": "film", "target_lang": "de"})),
+            Self::Dubbing => {
+                post("/v1/dubbing", &[("name", "film"), ("target_lang", "de"), ("file", "sound")])
+            }
             Self::Voices => house.client.get(format!("{}/v1/voices", house.url)),
             Self::VoiceAddition => post("/v1/voices/add", &[("name", "mine"), ("files", "sound")]),
         };
