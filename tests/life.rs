@@ -318,7 +318,7 @@ impl Kept {
     }
 
     fn send(&mut self, path: &str) {
-        write!(self.0.get_mut(), "GET {path} HTTP/1.1\r\nhost: keychoir\r\n\r\n").unwrap();
+        write!(self.0.get_mut(), "GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
     }
 
     /// The head and the body of a whole answer.
@@ -436,7 +436,7 @@ fn the_grace_has_an_end() {
 
 fn live_over(path: &Path) -> String {
     let mut stream = UnixStream::connect(path).unwrap();
-    stream.write_all(b"GET /livez HTTP/1.1\r\nhost: keychoir\r\nconnection: close\r\n\r\n").unwrap();
+    stream.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer

@@ -164,9 +164,8 @@ impl Verdict {
             Self::MissingPermission(_) | Self::PlanFeature(_) | Self::Slots | Self::Abuse => {
                 Concern::Capability
             }
-            // One that cannot be read has at least a status.
-            Self::Unexplained(_) | Self::Unreadable => Concern::Unclear,
-            Self::NotFound | Self::RequestError => Concern::Request,
+            Self::Unexplained(_) => Concern::Unclear,
+            Self::NotFound | Self::RequestError | Self::Unreadable => Concern::Request,
             Self::Busy => Concern::Refusing,
             Self::ServerError => Concern::Failing,
         }
@@ -184,8 +183,7 @@ impl Verdict {
             | Self::Billing
             | Self::Abuse
             | Self::RateLimited(_)
-            | Self::Unexplained(_)
-            | Self::Unreadable => false,
+            | Self::Unexplained(_) => false,
             Self::Served
             | Self::MissingPermission(_)
             | Self::PlanFeature(_)
@@ -194,7 +192,8 @@ impl Verdict {
             | Self::Busy
             | Self::NotFound
             | Self::RequestError
-            | Self::ServerError => true,
+            | Self::ServerError
+            | Self::Unreadable => true,
         }
     }
 

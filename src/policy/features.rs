@@ -113,7 +113,7 @@ impl RequestFeatures {
             Verdict::RateLimited(span) => (Subject::Endpoint, Memory::RateLimit(span)),
             Verdict::Concurrency { .. } => (Subject::Endpoint, Memory::Concurrency),
             Verdict::Unexplained(Refusal::TooMany(span)) => (Subject::Endpoint, Memory::Throttle(span)),
-            Verdict::Unexplained(_) | Verdict::Unreadable => (Subject::Endpoint, Memory::Endpoint),
+            Verdict::Unexplained(_) => (Subject::Endpoint, Memory::Endpoint),
             Verdict::InvalidKey | Verdict::WrongHost => (Subject::Endpoint, Memory::Unproven),
             Verdict::WorkspaceQuota(_) | Verdict::Billing | Verdict::Abuse => {
                 (Subject::Unnamed, Memory::Unproven)
@@ -123,7 +123,8 @@ impl RequestFeatures {
             | Verdict::Busy
             | Verdict::NotFound
             | Verdict::RequestError
-            | Verdict::ServerError => return None,
+            | Verdict::ServerError
+            | Verdict::Unreadable => return None,
         };
         Some((self.limit(subject), memory))
     }

@@ -417,17 +417,19 @@ mod tests {
             ("x-a", "1"),
             ("link", "a"),
             ("link", "b"),
+            ("content-type", "audio/mpeg"),
             ("transfer-encoding", "chunked"),
         ]);
         strip_answer(&mut map);
-        assert_eq!(map, headers(&[("link", "a"), ("link", "b")]));
+        assert_eq!(map, headers(&[("link", "a"), ("link", "b"), ("content-type", "audio/mpeg")]));
     }
 
     #[test]
     fn an_answer_with_both_lengths_keeps_neither() {
-        let mut map = headers(&[("content-length", "2"), ("transfer-encoding", "chunked"), ("a", "1")]);
+        let kind = ("content-type", "audio/mpeg");
+        let mut map = headers(&[("content-length", "2"), ("transfer-encoding", "chunked"), kind]);
         strip_answer(&mut map);
-        assert_eq!(map, headers(&[("a", "1")]));
+        assert_eq!(map, headers(&[kind]));
     }
 
     #[track_caller]

@@ -185,8 +185,7 @@ mod tests {
         Verdict::PlanFeature(Subject::Voice),
         Verdict::Slots,
     ];
-    const AMBIGUOUS: [Verdict; 5] = [
-        Verdict::Unreadable,
+    const AMBIGUOUS: [Verdict; 4] = [
         Verdict::Unexplained(Refusal::Unauthorized),
         Verdict::Unexplained(Refusal::PaymentRequired),
         Verdict::Unexplained(Refusal::Forbidden),
@@ -265,7 +264,7 @@ mod tests {
 
     #[test]
     fn an_answer_and_the_clients_own_mistake_are_relayed() {
-        for verdict in [Verdict::Served, Verdict::NotFound, Verdict::RequestError] {
+        for verdict in [Verdict::Served, Verdict::NotFound, Verdict::RequestError, Verdict::Unreadable] {
             check(answered(verdict), Decision::Relay);
             check(Facts { effect: Effect::None, ..answered(verdict) }, Decision::Relay);
         }

@@ -164,7 +164,7 @@ impl Pool {
             Memory::Endpoint => (settings.endpoint_cooldown, Force::Refused),
             Memory::Unproven => (settings.unproven_cooldown, Force::Refused),
         };
-        let is_unclear = matches!(verdict, Verdict::Unexplained(_) | Verdict::Unreadable);
+        let is_unclear = matches!(verdict, Verdict::Unexplained(_));
         let is_of_account = matches!(memory, Memory::Unproven) && !is_agreed;
         let force = if is_of_account {
             Force::Noted

@@ -86,7 +86,7 @@ impl Refusals {
             met.is_agreed = false;
             if met.verdict == Verdict::Unexplained(Refusal::Bodiless) {
                 // A `HEAD` has no words, and what it was refused for was perhaps its method.
-            } else if matches!(met.verdict, Verdict::Unexplained(_) | Verdict::Unreadable) {
+            } else if matches!(met.verdict, Verdict::Unexplained(_)) {
                 learner.restrict(met, &mut concluded);
                 // A poll tells whether there is more to it.
                 learner.pool.want_poll(&met.key);
@@ -184,7 +184,7 @@ impl Met {
 
     /// Records it as evidence about the key or its workspace, and about what these cannot do.
     fn record(&mut self, learner: &Learner<'_>, concluded: &mut Concluded) {
-        if matches!(self.verdict, Verdict::Unexplained(_) | Verdict::Unreadable) {
+        if matches!(self.verdict, Verdict::Unexplained(_)) {
             return;
         }
         let Learner { pool, roster, now, .. } = learner;

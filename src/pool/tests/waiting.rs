@@ -282,7 +282,8 @@ fn want() -> impl Strategy<Value = Want> {
 
 fn verdict() -> impl Strategy<Value = Verdict> {
     let span = prop::option::of(prop_oneof![Just(1_u64), Just(3), Just(86_400)]);
-    let figures = |remaining, required| Shortfall { remaining: Some(remaining), required: Some(required) };
+    let figures =
+        |remaining, required| Shortfall { remaining: Some(remaining), required: Some(required), quota: None };
     prop_oneof![
         span.prop_map(|span| Verdict::RateLimited(span.map(Duration::from_secs))),
         prop::option::of(1..3_u32).prop_map(|maximum| Verdict::Concurrency { maximum }),
