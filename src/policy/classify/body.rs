@@ -90,7 +90,13 @@ impl ErrorBody {
     /// The whole number that stands in the message between two lower-case texts.
     #[must_use]
     pub fn number_between(&self, before: &str, after: &str) -> Option<u64> {
-        self.text_between(before, after)?.replace(',', "").trim().parse().ok()
+        let digits = self.text_between(before, after)?.trim().bytes().filter(|byte| *byte != b',');
+        let mut number = None;
+        for digit in digits {
+            let value = digit.is_ascii_digit().then(|| u64::from(digit - b'0'))?;
+            number = Some(number.unwrap_or(0_u64).checked_mul(10)?.checked_add(value)?);
+        }
+        number
     }
 
     /// What stands in the message between two lower-case texts, lower case.
