@@ -64,7 +64,7 @@ use Subject::{
 
 /// The catalogue, with the status of each refusal. The accounts are on a paid plan, where a text that is
 /// too long for one is too long for all.
-const REFUSALS: [(&str, u16, Subject); 59] = [
+const REFUSALS: [(&str, u16, Subject); 63] = [
     ("quota", 401, NoCredits),
     ("quota_402", 402, NoCredits),
     ("quota_403", 403, NoCredits),
@@ -111,9 +111,13 @@ const REFUSALS: [(&str, u16, Subject); 59] = [
     ("voice_not_found", 404, Thing),
     ("voice_not_found_400", 400, Thing),
     ("voice_does_not_exist", 400, Thing),
+    ("dubbing_not_found", 404, Thing),
+    ("dubbing_language_not_found", 404, Thing),
+    ("project_not_found", 404, Thing),
     ("model_not_found", 400, Request),
     ("model_not_found_404", 404, Request),
     ("invalid_uid", 400, Request),
+    ("dubbing_not_dubbed", 425, Request),
     ("text_too_long", 400, Request),
     ("max_character_limit_exceeded", 400, Request),
     ("unprocessable", 422, Request),
@@ -193,7 +197,8 @@ fn expected(subject: Subject, status: u16, route: Route, scope: Scope, order: [u
         Abuse if !is_all => "exhausted",
         // The status document is about speech.
         Rate if is_speech => "rate_limited",
-        _ => "active",
+        Abuse | Rate | FewCredits | CreditsInWords | Bill | Key | Region | Concurrency | Capability
+        | Unknown | Thing | Request | Overload | Failure => "active",
     };
     let mut stands = ["active"; 3];
     for position in &order[..if is_all { 3 } else { 1 }] {

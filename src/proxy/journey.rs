@@ -44,8 +44,9 @@ pub(super) struct Journey {
     last: Option<Verdict>,
     /// What it was refused for.
     refusals: Refusals,
-    /// The account that was overloaded or has failed: the one replay goes to another, if there is one.
-    overloaded: Option<Identity>,
+    /// The accounts that were overloaded or busy, or have failed, one after the other: the next attempt goes
+    /// to another, if one can serve.
+    overloaded: Vec<Identity>,
 }
 
 fn is_same(one: &Key, other: &Key) -> bool {
@@ -88,7 +89,7 @@ impl Journey {
             features,
             last: None,
             refusals: Refusals::default(),
-            overloaded: None,
+            overloaded: Vec::new(),
         }
     }
 
@@ -145,8 +146,13 @@ impl Journey {
             Concern::Key | Concern::Capability | Concern::Unclear => true,
             Concern::Nothing | Concern::Request | Concern::Refusing | Concern::Failing => false,
         };
-        let is_its_trouble = matches!(verdict, Verdict::Busy | Verdict::ServerError);
-        self.overloaded = is_its_trouble.then(|| key.workspace().identity().clone());
+        let is_its_trouble =
+            matches!(verdict, Verdict::Busy | Verdict::ServerError | Verdict::Concurrency { .. });
+        if is_its_trouble {
+            self.overloaded.push(key.workspace().identity().clone());
+        } else {
+            self.overloaded.clear();
+        }
         self.look_for_restrictions(pool);
         concluded
     }
@@ -233,15 +239,15 @@ impl Journey {
     }
 
     /// Positions of the keys that are asked next, whatever the strategy; empty for no preference. After an
-    /// account that cannot do it: one of another plan, the cheapest first. After an overload or a
-    /// failure: another account.
+    /// account that cannot do it: one of another plan, the cheapest first. After an overload, a
+    /// failure, or too much at once: another account, also one that is only tried.
     fn preferred(&self) -> Vec<usize> {
         let is_left = |position: &usize| {
             !self.ask.excluded.contains(position) && !self.ask.restricted.iter().any(|(at, _)| at == position)
         };
         let all = || self.roster.keys().iter().enumerate().filter(|(position, _)| is_left(position));
-        if let Some(overloaded) = &self.overloaded {
-            let others = all().filter(|(_, key)| key.workspace().identity() != overloaded);
+        if !self.overloaded.is_empty() {
+            let others = all().filter(|(_, key)| !self.overloaded.contains(key.workspace().identity()));
             return others.map(|(position, _)| position).collect();
         }
         let refused: Vec<_> = self.refusals.of_plans().map(|key| key.workspace().tier()).collect();

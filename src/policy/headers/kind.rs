@@ -40,6 +40,9 @@ pub fn is_searched(headers: &HeaderMap) -> bool {
     let mut kinds = headers.get_all(header::CONTENT_TYPE).iter();
     let (Some(kind), None) = (kinds.next(), kinds.next()) else { return true };
     let kind = kind.as_bytes();
+    if USUAL.contains(&kind) {
+        return kind != b"audio/mpeg";
+    }
     if kind.contains(&b',') {
         return true;
     }

@@ -15,7 +15,7 @@ use super::super::candidate::{Round, candidate};
 use super::super::sync::Ordering;
 use super::*;
 use crate::clock;
-use crate::policy::select::{Candidate, Means, Room, select};
+use crate::policy::select::{Candidate, Choice, Means, Room, select};
 use crate::policy::strategy::STRATEGIES;
 
 // ---- Single events.
@@ -339,7 +339,7 @@ impl Want {
         };
         let ahead = |restraint: Restraint| match restraint {
             Restraint::Until(_) => Restraint::Until(clock::now().plus(Duration::from_secs(4))),
-            other => other,
+            other @ (Restraint::Inferred | Restraint::RefusedLongest | Restraint::Refused) => other,
         };
         let restricted = self
             .restricted
@@ -384,15 +384,19 @@ fn seen(pool: &Pool, roster: &Roster, ask: &Ask, round: Round, now: UnixMs) -> V
 
 /// Whether a key could serve it, by looking at each in the plainest way.
 fn could_be_served(pool: &Pool, roster: &Roster, ask: &Ask, now: UnixMs) -> bool {
+    choice(pool, roster, ask, now).is_some()
+}
+
+fn choice(pool: &Pool, roster: &Roster, ask: &Ask, now: UnixMs) -> Option<Choice> {
     let strategy = roster.settings().strategy;
     let (mut is_busy, mut level) = (false, None);
     for round in rounds(ask) {
         if is_busy && round.up_to != level {
-            return false;
+            return None;
         }
         level = round.up_to;
         match select(strategy, seen(pool, roster, ask, round, now).into_iter()) {
-            Ok(_) => return true,
+            Ok(choice) => return Some(choice),
             // A key that is only busy is waited for, before one that is restricted further is asked.
             Err(blocked) if matches!(blocked.why, Unavailable::Full { .. }) => {
                 is_busy = round.up_to != Some(Restraint::RefusedLongest);
@@ -400,7 +404,7 @@ fn could_be_served(pool: &Pool, roster: &Roster, ask: &Ask, now: UnixMs) -> bool
             Err(_) => {}
         }
     }
-    false
+    None
 }
 
 /// Whether a key could serve it, were it not as busy as it may be.
@@ -508,7 +512,9 @@ impl History {
         let now = clock::now();
         let could = |waiting: &&Waiting| {
             let (roster, ask) = waiting.asks.lock().unwrap().clone();
-            could_be_served(&self.pool, &roster, &ask, now)
+            // Which key is the richest may change with every lease: one that cannot pay is no key that could
+            // serve.
+            matches!(choice(&self.pool, &roster, &ask, now), Some(Choice::Use(_) | Choice::Probe(_)))
         };
         self.waiting.iter().find(could).map(|waiting| (waiting.task, &waiting.want))
     }

@@ -19,6 +19,11 @@ pub(super) struct Unescaped<'a> {
     pub(super) partial: usize,
 }
 
+/// Whether there may be an escape in `text`.
+pub(super) fn may_be_in(text: &[u8]) -> bool {
+    memchr::memchr(b'\\', text).is_some()
+}
+
 enum Read {
     Literal,
     /// A character, and how many bytes it is written in.
