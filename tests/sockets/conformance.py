@@ -104,7 +104,9 @@ async def asked_by_an_echo_client(cases, through):
 async def asking_an_echo_server(cases, through):
     """The verdicts on an echo server."""
     async with echo_server() as server, through(server) as (base, _):
-        return await results(kosoku.run_fuzzingclient(base.replace("http://", "ws://"), cases, concurrency=AT_ONCE))
+        # The root is Keychoir's own page: every other path goes to the server.
+        url = base.replace("http://", "ws://") + "/echo"
+        return await results(kosoku.run_fuzzingclient(url, cases, concurrency=AT_ONCE))
 
 
 @contextlib.asynccontextmanager
