@@ -214,6 +214,9 @@ fn script() -> impl Strategy<Value = Script> {
     })
 }
 
+/// Credits of the dearest request.
+const DEAREST: u64 = 300;
+
 const CLIENTS: [&str; 2] = [CLIENT_TOKEN, "token-of-the-phone-0000000002"];
 
 fn key(position: usize) -> String {
@@ -270,7 +273,11 @@ impl Play<'_> {
     fn could_serve(&self, account: usize, asked: Asked, ledger: &Ledger) -> bool {
         let Account { tier, .. } = self.script.accounts[account];
         let is_well = self.reply(account, kind(asked.route)).is_none();
-        let left = ledger.keys[account].remaining;
+        // A poll that comes while a request is under way may count that one twice, until figures settle; polls
+        // follow refusals.
+        let Account { replies, later, .. } = self.script.accounts[account];
+        let is_polled = replies.iter().chain(&later).any(Option::is_some);
+        let left = ledger.keys[account].remaining.saturating_sub(if is_polled { DEAREST } else { 0 });
         let can_pay = match asked.route {
             Route::Speech | Route::SpeechStream => left >= u64::try_from(asked.characters).unwrap(),
             Route::SoundEffect => left >= 10,
