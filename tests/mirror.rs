@@ -362,7 +362,7 @@ fn make_older(folder: &Path, supabase: &Supabase) {
         }
     }
     let sql =
-        "DROP TABLE retired_keys; DROP TABLE maintenance; DROP TABLE outbox_renames; PRAGMA user_version = 8";
+        "DROP TABLE retired_keys; DROP TABLE maintenance; DROP TABLE outbox_renames; PRAGMA user_version = 9";
     books.execute_batch(sql).unwrap();
 }
 
