@@ -155,21 +155,17 @@ impl Pool {
                 seen
             };
             let is_closed = |position: usize, key: &Key| is_closed(key, position, ask, round, now);
-            let choice = match best_able(roster, turn, now, is_closed, look) {
-                Some(position) => Choice::Use(position),
+            let (choice, stretches) = match best_able(roster, turn, now, is_closed, look) {
+                Some(position) => (Choice::Use(position), false),
                 None => {
                     let all = roster.keys().iter().enumerate();
                     let seen: Vec<Candidate> = all.map(|(position, key)| look(position, key)).collect();
-                    otherwise(seen.iter().copied())?
+                    let choice = otherwise(seen.iter().copied())?;
+                    (choice, seen[choice.position()].means != Means::Enough)
                 }
             };
             let position = choice.position();
             let key = &roster.keys()[position];
-            let stretches = match choice {
-                Choice::Use(_) => false,
-                Choice::Stretch(_) => true,
-                Choice::Probe(_) => look(position, key).means != Means::Enough,
-            };
             let pause = roster.settings().probe_after;
             if matches!(choice, Choice::Probe(_)) && !claim_probe(key, ask, pause, now) {
                 continue;

@@ -23,6 +23,11 @@ def clean_environment():
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
 
 
+def fingerprint(key):
+    """What a key is known by in the books."""
+    return hashlib.sha256(b"keychoir:key:1:" + key.encode()).hexdigest()
+
+
 class Process:
     """A program whose output is read to its end, so that no pipe ever fills."""
 
@@ -181,6 +186,6 @@ class House:
             if request.get("socket") and request["path_and_query"].split("?")[0] in UNTOLD and request["charged"]:
                 charged[request["socket"]["payer"]] -= request["charged"]
         spent = self.keychoir.spent()
-        booked = {key: spent.get(hashlib.sha256(key.encode()).hexdigest(), 0) for key in self.keys}
+        booked = {key: spent.get(fingerprint(key), 0) for key in self.keys}
         assert booked == charged
         return ledger
