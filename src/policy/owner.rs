@@ -49,7 +49,7 @@ const USER: &[(&str, Field)] = &[
     ("is_new_user", Plain), ("can_use_delayed_payment_methods", Plain), ("is_onboarding_completed", Plain),
     ("is_onboarding_checklist_completed", Plain), ("show_compliance_terms", Plain), ("is_api_key_hashed", Plain),
     ("created_at", Plain), ("seat_type", Plain), ("subscription", Object(SUBSCRIPTION)),
-    ("user_id", NoName), ("first_name", Null), ("xi_api_key", Null), ("xi_api_key_preview", Null),
+    ("user_id", NoName), ("workspace_id", NoName), ("first_name", Null), ("xi_api_key", Null), ("xi_api_key_preview", Null),
     ("referral_link_code", Null), ("partnerstack_partner_default_link", Null),
 ];
 
@@ -160,7 +160,7 @@ mod tests {
     fn what_is_the_owners_own_goes_and_credits_stay() {
         check(
             &json!({
-                "user_id": "u-1", "first_name": "John", "xi_api_key": "sk_1", "xi_api_key_preview": "sk_...1",
+                "user_id": "u-1", "workspace_id": "w-1", "first_name": "John", "xi_api_key": "sk_1", "xi_api_key_preview": "sk_...1",
                 "referral_link_code": "r", "partnerstack_partner_default_link": "https://p", "is_new_user": false,
                 "created_at": 1_700_000_000, "seat_type": "workspace_admin",
                 "subscription": {
@@ -169,7 +169,7 @@ mod tests {
                 },
             }),
             &json!({
-                "user_id": "redacted", "first_name": null, "xi_api_key": null, "xi_api_key_preview": null,
+                "user_id": "redacted", "workspace_id": "redacted", "first_name": null, "xi_api_key": null, "xi_api_key_preview": null,
                 "referral_link_code": null, "partnerstack_partner_default_link": null, "is_new_user": false,
                 "created_at": 1_700_000_000, "seat_type": "workspace_admin",
                 "subscription": {
