@@ -119,6 +119,9 @@ pub struct Blocked {
     pub why: Unavailable,
     /// When the first key's cooldown, saturation or probe pause ends, if one does.
     pub again_at: Option<UnixMs>,
+    /// Whether a request that only costs more is blocked as well. It may not be: it does not wait for a busy
+    /// key that it could not pay with, and tries one that rests, or that cannot pay by our estimate.
+    pub holds_for_dearer: bool,
 }
 
 /// A cooldown that ends so soon is waited for, where one that lasts longer is answered with its end: an
@@ -189,7 +192,9 @@ pub fn otherwise(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<
     let open = || eligible().filter(|(_, key)| key.standing == Standing::Usable);
     // Of those that were tried, nothing is waited for.
     let again_at = eligible().filter_map(|(_, key)| key.again_at).min();
-    let blocked = |why| Err(Blocked { why, again_at });
+    let is_short = |key: &Candidate| matches!(key.means, Means::Short { .. });
+    let holds_for_dearer = !eligible().any(|(_, key)| key.may_probe || is_short(&key));
+    let blocked = |why| Err(Blocked { why, again_at, holds_for_dearer });
     let full = blocked(Unavailable::Full { until: again_at });
     // One that can pay will have room again; until then, no other is asked.
     if open().any(|(_, key)| key.can_pay() && matches!(key.room, Room::Full { .. })) {
@@ -199,7 +204,6 @@ pub fn otherwise(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<
     if let Some((position, _)) = eligible().find(|(_, key)| key.may_probe && key.can_pay() && is_free(key)) {
         return Ok(Choice::Probe(position));
     }
-    let is_short = |key: &Candidate| matches!(key.means, Means::Short { .. });
     let richest = open().filter(|(_, key)| is_short(key)).max_by_key(|(_, key)| key.traits.remaining);
     match richest {
         Some((

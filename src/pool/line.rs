@@ -161,7 +161,7 @@ impl Line {
 
     fn serve_once(&self, now: UnixMs, reserve: &impl Fn(&Arc<Roster>, &Ask) -> Tried) -> Option<Given> {
         let mut shares = self.lock();
-        let mut in_vain: Vec<(Arc<Roster>, Ask, Option<UnixMs>)> = Vec::new();
+        let mut in_vain: Vec<(Arc<Roster>, Ask, Blocked)> = Vec::new();
         let mut turn = 0;
         while let Some(share) = shares.clients.get_mut(turn) {
             let mut place = 0;
@@ -169,15 +169,17 @@ impl Line {
             while let Some(waiter) = share.waiters.get_mut(place) {
                 // Positions are those of a roster, and another one may have other keys.
                 let mut tried = in_vain.iter().filter(|(roster, ..)| Arc::ptr_eq(roster, &waiter.roster));
-                if let Some((.., until)) = tried.find(|(_, ask, _)| waiter.ask.needs_all_of(ask)) {
-                    waiter.try_at(*until);
+                if let Some((.., blocked)) =
+                    tried.find(|(_, ask, blocked)| waiter.ask.is_blocked_like(ask, blocked))
+                {
+                    waiter.try_at(blocked.again_at);
                     place += 1;
                     continue;
                 }
                 let given = match reserve(&waiter.roster, &waiter.ask) {
                     Err(blocked) if blocked.is_worth_waiting(now) => {
                         waiter.try_at(blocked.again_at);
-                        in_vain.push((Arc::clone(&waiter.roster), waiter.ask.clone(), blocked.again_at));
+                        in_vain.push((Arc::clone(&waiter.roster), waiter.ask.clone(), blocked));
                         place += 1;
                         continue;
                     }
@@ -243,7 +245,13 @@ impl Ask {
         self.restricted.get(at).map(|(_, restraint)| *restraint)
     }
 
-    /// Whether nothing can serve it that could not serve `less`.
+    /// Whether nothing can serve it because nothing could serve `other`, which was `blocked`.
+    fn is_blocked_like(&self, other: &Self, blocked: &Blocked) -> bool {
+        let is_dearer = blocked.holds_for_dearer && self.restricted.is_empty();
+        self.needs_all_of(other) && (is_dearer || self.estimate == other.estimate)
+    }
+
+    /// Whether it asks for the same, and costs as much or more.
     fn needs_all_of(&self, less: &Self) -> bool {
         self.lane == less.lane
             && self.excluded == less.excluded

@@ -186,7 +186,7 @@ impl Pool {
             return Ok(Reserved { lease, news });
         }
         let again_at = Some(now.plus(BREATH));
-        Err(Blocked { why: Unavailable::Full { until: again_at }, again_at })
+        Err(Blocked { why: Unavailable::Full { until: again_at }, again_at, holds_for_dearer: false })
     }
 
     fn take_turn(&self, key: &Key, turn: u64) {

@@ -138,6 +138,24 @@ async fn a_cooldown_that_begins_while_a_request_waits_ends_the_wait_when_it_ends
     assert!((2_000..=2_002).contains(&span.as_millis()), "{span:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_for_a_busy_key_does_not_hold_back_one_that_cannot_pay_with_it() {
+    let (pool, _held) = with_one_held(2);
+    let roster = pool.roster();
+    let half = Quota { count: 50, limit: Some(100), ..Quota::default() };
+    pool.observe(&roster, &roster.keys()[0], figures(half, None), clock::now());
+    pool.judged(1, Verdict::WorkspaceQuota(Shortfall::default()), clock::now());
+    let cheap = Ask { client: ClientName::new("first"), ..speech(10, &[]) };
+    let mut waiting = Box::pin(pool.reserve(&roster, &cheap));
+    assert!(futures_poll(&mut waiting).is_none());
+    // The rest of the other key is not proven: one request may try it.
+    let began = clock::instant();
+    let given = pool.reserve(&roster, &speech(80, &[])).await;
+    assert_eq!(given.map(|reserved| reserved.lease.key().position()), Ok(1));
+    assert!(clock::since(began) <= SETTINGS.probe_after + TIMER, "{:?}", clock::since(began));
+    assert!(futures_poll(&mut waiting).is_none());
+}
+
 #[test]
 fn a_try_that_is_allowed_already_is_not_waited_for() {
     let (pool, _held) = with_one_held(2);
