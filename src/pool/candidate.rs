@@ -135,7 +135,7 @@ impl Rest<'_> {
         if self.is_foreign {
             return ends;
         }
-        let probes = || self.probes().map(ProbeCell::look_again_at);
+        let probes = || self.probes().map(|probe| probe.look_again_at(now));
         let probe = if probes().all(|at| at.is_some()) { probes().flatten().max() } else { None };
         [ends, probe.filter(|at| *at > now)].into_iter().flatten().min()
     }

@@ -193,6 +193,8 @@ impl Line {
                     return Some(returned);
                 }
                 if was_given {
+                    // What one takes may leave another no reason to wait for it: that one tries something else.
+                    in_vain.clear();
                     break;
                 }
             }

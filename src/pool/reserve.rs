@@ -63,7 +63,9 @@ impl Pool {
         let settings = roster.settings();
         let Some((ticket, mut given)) = self.line.join(roster, ask, settings.waiting_max) else {
             // The line is as long as it may be. Who needs nothing that others wait for is served.
-            return self.try_reserve(roster, ask, clock::now()).map_err(|blocked| blocked.why);
+            let given = self.try_reserve(roster, ask, clock::now()).map_err(|blocked| blocked.why);
+            self.serve_line_now();
+            return given;
         };
         let busy = || Err(Unavailable::Full { until: None });
         let waiting = async {

@@ -28,11 +28,11 @@ impl ProbeCell {
         let _ = self.next.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
     }
 
-    /// When it is worth looking again: the next try is allowed, or the answer to one is overdue. `None` when
-    /// no try is allowed.
-    pub(in crate::pool) fn look_again_at(&self) -> Option<UnixMs> {
-        let answer_by = self.answer_by.load(Ordering::Acquire);
-        self.at().map(|at| if answer_by > 0 { at.min(UnixMs(answer_by)) } else { at })
+    /// When it is worth looking again at `now`: the next try is allowed, or the answer to one will be overdue.
+    /// `None` when no try is allowed.
+    pub(in crate::pool) fn look_again_at(&self, now: UnixMs) -> Option<UnixMs> {
+        let answer_by = UnixMs(self.answer_by.load(Ordering::Acquire));
+        self.at().map(|at| if answer_by > now { at.min(answer_by) } else { at })
     }
 
     /// When the next try is allowed.
@@ -67,13 +67,16 @@ mod tests {
         cell.allow(Some(pause), UnixMs(900));
         cell.allow(Some(pause), UnixMs(950));
         assert!(!cell.is_due(UnixMs(999)) && cell.is_due(UnixMs(1_000)));
-        assert_eq!(cell.look_again_at(), Some(UnixMs(1_000)));
+        assert_eq!(cell.look_again_at(UnixMs(999)), Some(UnixMs(1_000)));
         let long = Duration::from_secs(60);
         assert!(cell.claim(long, UnixMs(1_000)) && !cell.claim(pause, UnixMs(1_499)));
-        assert_eq!(cell.look_again_at(), Some(UnixMs(1_000).plus(SHORT_WAIT)));
+        let overdue = UnixMs(1_000).plus(SHORT_WAIT);
+        assert_eq!(cell.look_again_at(UnixMs(1_000)), Some(overdue));
+        // It is not answered: the next try is waited for.
+        assert_eq!(cell.look_again_at(overdue), Some(UnixMs(1_000).plus(long * LATER)));
         // It is answered.
         cell.allow(Some(pause), UnixMs(1_400));
-        assert_eq!(cell.look_again_at(), Some(UnixMs(301_000)));
+        assert_eq!(cell.look_again_at(UnixMs(1_500)), Some(UnixMs(301_000)));
         let cell = ProbeCell::default();
         cell.allow(Some(pause), UnixMs(900));
         assert!(cell.claim(pause, UnixMs(1_000)));
