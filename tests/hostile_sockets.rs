@@ -566,7 +566,9 @@ async fn what_was_refused_does_not_count_against_a_quota() {
     drop(talk);
     house.simulator.always(ONE, None);
     house.simulator.always(TWO, None);
-    assert_ne!(house.speak(5).await.status(), 402, "all of the quota is left");
+    // The session gives back what it has reserved once its books are closed, a moment after its close.
+    let given_back = async { while house.speak(5).await.status() == 402 {} };
+    tokio::time::timeout(Duration::from_secs(20), given_back).await.expect("all of the quota is left");
 }
 
 #[tokio::test]
