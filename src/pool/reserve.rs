@@ -64,7 +64,9 @@ impl Pool {
         let Some((ticket, mut given)) = self.line.join(roster, ask, settings.waiting_max) else {
             // The line is as long as it may be. Who needs nothing that others wait for is served.
             let given = self.try_reserve(roster, ask, clock::now()).map_err(|blocked| blocked.why);
-            self.serve_line_now();
+            if given.is_ok() {
+                self.serve_line_now();
+            }
             return given;
         };
         let busy = || Err(Unavailable::Full { until: None });

@@ -434,8 +434,9 @@ fn is_only_busy(pool: &Pool, roster: &Roster, ask: &Ask, now: UnixMs) -> bool {
     rounds(ask).into_iter().any(|round| seen(pool, roster, ask, round, now).iter().any(is_busy))
 }
 
-/// A timer of the runtime may be late by so much: it counts whole milliseconds from its own beginning.
-const TIMER: Duration = Duration::from_millis(3);
+/// A timer of the runtime may be late by so much: it counts whole milliseconds from its own beginning, as
+/// our clock does from another, and a request that wakes too early looks again a millisecond later.
+const TIMER: Duration = Duration::from_millis(10);
 
 struct Waiting {
     task: Id,
@@ -530,9 +531,7 @@ impl History {
         let now = clock::now();
         let could = |waiting: &&Waiting| {
             let (roster, ask) = waiting.asks.lock().unwrap().clone();
-            // Which key is the richest may change with every lease: one that cannot pay is no key that could
-            // serve.
-            matches!(choice(&self.pool, &roster, &ask, now), Some(Choice::Use(_) | Choice::Probe(_)))
+            could_be_served(&self.pool, &roster, &ask, now)
         };
         self.waiting.iter().find(could).map(|waiting| (waiting.task, &waiting.want))
     }
@@ -545,7 +544,10 @@ impl History {
         if let Some((task, want)) = self.sleeper()
             && task == suspect
         {
-            prop_assert!(false, "{want:?} waits although a key could serve it");
+            let waiting = self.waiting.iter().find(|waiting| waiting.task == task);
+            let (roster, ask) = waiting.unwrap().asks.lock().unwrap().clone();
+            let choice = choice(&self.pool, &roster, &ask, clock::now());
+            prop_assert!(false, "{want:?} waits although {choice:?} could serve it");
         }
         Ok(())
     }
