@@ -722,7 +722,7 @@ async fn idle_clients_leave_files_for_the_requests_of_others() {
             assert!(head[0].contains("200"), "round {round}: {head:#?} {body}");
         }
     }
-    // Whoever waits is accepted when others have left.
+    // A client in the backlog is accepted when others have disconnected.
     drop(idle);
     assert_has(&Kept::to(&address).ask("/v1/voices").0, &["http/1.1 200"]);
     drop(first);

@@ -158,7 +158,7 @@ async fn what_may_have_been_served_is_charged_by_its_estimate() {
 async fn nothing_is_taken_for_what_was_never_sent() {
     let house = house_with(plan(), |config| {
         with(credits(1_000))(config);
-        // Nobody listens there.
+        // Nothing listens on this port.
         config.upstream.base_url = "http://127.0.0.1:9".parse().unwrap();
         config.watch.is_enabled = false;
     })
@@ -379,7 +379,7 @@ async fn a_client_with_paths_sees_its_own_usage_only() {
     house.close().await;
 }
 
-/// B6: two served for 0 credits, one 500, one that nobody prices, one by its price, and one whose outcome is
+/// B6: two served for 0 credits, one 500, one of unknown price, one by its price, and one whose outcome is
 /// unknown.
 #[tokio::test]
 async fn the_counts_are_the_same_after_a_restart() {

@@ -1,6 +1,6 @@
 //! A provider that answers at random, and the same each time: for each account and route any status, any
-//! words and any `Retry-After`, some of which change half-way. Whoever could be served by an account that
-//! can pay and refuses nothing is served, but for what is documented: a refusal that blames the request, one
+//! words and any `Retry-After`, some of which change half-way. A request is served if an account
+//! can pay and does not refuse it, with these documented exceptions: a refusal that blames the request, one
 //! that two accounts give without known words, work that may have been done, and a rate limit that holds.
 //!
 //! `KEYCHOIR_PROVIDERS=1000` plays as many providers, others each time.
@@ -386,7 +386,7 @@ impl Play<'_> {
         if got.status == 429 && got.is_ours && is_honest && able.iter().all(is_limited) {
             return true;
         }
-        // Whoever refused the like of it before the change is asked again, one account with each request.
+        // An account that refused such requests before the change is asked again, one with each request.
         let has_refused = |account: &usize| accounts[*account].replies[kind].is_some();
         if self.is_later && able.iter().all(has_refused) {
             self.missed[kind] += 1;

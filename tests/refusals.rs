@@ -26,7 +26,7 @@ fn rich() -> Plan {
     Plan::of(KEYS.map(|key| (key, 100_000)))
 }
 
-/// Keys of workspaces with these plans, in this order, each with so many credits.
+/// Keys of workspaces with these plans, in this order, each with `credits`.
 fn of_plans(tiers: &[&str], credits: u64) -> Plan {
     tiers.iter().zip(KEYS).enumerate().fold(Plan::of([]), |plan, (number, (tier, key))| {
         let name = format!("ws_{number}");
@@ -116,7 +116,7 @@ async fn what_every_account_refuses_takes_no_key_however_often_it_is_asked() {
         for number in 0..6 {
             let answer = house.post(DUBBING, &json!({"name": "x"})).await;
             assert!(answer.status().is_client_error(), "{refusal}: {}", answer.status());
-            // That no key is known at all, nobody can tell from that the request is odd.
+            // The first time, all keys may really be unknown to the provider: then the answer is ours.
             let may_be_ours = number == 0 && (refusal.contains("invalid_api_key") || refusal == "wrong_host");
             assert!(may_be_ours || !answer.headers().contains_key("x-keychoir-error"), "{refusal}");
             assert_unharmed(&house, refusal).await;

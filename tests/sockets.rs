@@ -395,8 +395,8 @@ async fn idle_sessions_take_no_place_and_speaking_ones_wait_for_theirs() {
     house.abandon().await;
 }
 
-/// Words that say only that somebody may not: one more account tells whom they are about, and that is
-/// remembered.
+/// An unknown word that denies access: the session is tried with a second account, and the refusal of the
+/// first is remembered for the next sessions.
 #[tokio::test]
 async fn a_session_that_is_refused_in_unknown_words_is_asked_of_another_account() {
     for shape in ["forbidden", "unauthorized", "early:forbidden"] {

@@ -153,7 +153,7 @@ where
         shared.passed_bytes = 0;
         shared.has_begun = false;
         shared.moved_at = clock::instant();
-        // While it waited for a key, nobody looked whether more had come.
+        // The body is not polled while the request waits for a key, so that time does not count as the client's.
         shared.waiting_since = shared.waiting_since.map(|_| shared.moved_at);
         Attempt { shared: Arc::clone(&self.shared), passage: shared.passage, at: 0 }
     }

@@ -7,7 +7,7 @@ pub struct AccessConfig {
     pub denies_dangerous: bool,
     /// Whether the pool's keys, and what describes their owner, are taken out of answers.
     pub redacts: bool,
-    /// Credits that a request takes from its client's quota when nobody names its price.
+    /// Credits that a request takes from its client's quota when neither its estimate nor its response has a price.
     pub unpriced_credits: usize,
     /// Requests of unknown price that a client with a quota of credits may have under way.
     pub max_unpriced_requests: usize,

@@ -6,7 +6,7 @@
 pub enum Billing {
     /// The provider charges for it.
     Metered,
-    /// Nobody has documented that it costs nothing.
+    /// It is not on the list of requests that are documented to be free.
     Unlisted,
     /// It costs nothing.
     Free,
@@ -36,7 +36,7 @@ pub struct Charge {
 }
 
 /// What a request takes. `reported` is the price that its answer names, `reserved` what was set aside for
-/// it and is taken when nobody names a price.
+/// it and is taken when the answer names no price.
 ///
 /// A price above 0 is taken whatever the route is and whatever the answer says. A request counts when it
 /// was served, for 0 credits as well, or may have been.

@@ -98,7 +98,7 @@ impl Shortfall {
 /// What of a request a plan's refusal is about, as far as its words say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Subject {
-    /// A voice of the library, or one of somebody's own.
+    /// A voice of the library, or one that belongs to another account.
     Voice,
     /// The model.
     Model,

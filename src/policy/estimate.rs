@@ -39,7 +39,7 @@ pub fn estimate(work: Work, asked: &Asked, body_bytes: Option<u64>, models: &Mod
     }
 }
 
-/// Credits that a minute of a session costs whose price nobody names while it runs. Source: the list prices of
+/// Credits per minute of a session that reports no price while it runs. Source: the list prices of
 /// June 2026 (0.08 USD a minute of an agent, 0.39 USD an hour of live transcription), at 0.10 USD for 1,000
 /// credits.
 #[must_use]

@@ -589,7 +589,7 @@ fn a_key_that_may_be_tried_is_tried_only_when_no_other_can_serve() {
     let pool = apart(2);
     pool.judged(0, Verdict::WorkspaceQuota(Shortfall::default()), NOW);
     assert_eq!(pool.chosen(&[], later(31)), Ok(1));
-    // Who has tried the other has been refused by it: nothing else is left.
+    // A request that was refused by the second key has only the first one left.
     assert_eq!(pool.chosen(&[1], later(31)), Ok(0));
     // It is served: the words are refuted.
     pool.judged(0, Verdict::Served, later(31));

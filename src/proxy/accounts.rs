@@ -44,7 +44,7 @@ pub(super) struct Account {
     /// Until when its requests are booked, see [`Rate::book`](crate::policy::allowance::Rate::book).
     booked: AtomicU64,
     under_way: AtomicU32,
-    /// Of these, requests whose price nobody can tell before their answers.
+    /// The requests among them whose price is unknown until their response.
     unpriced: AtomicU32,
 }
 

@@ -146,8 +146,8 @@ impl Case {
         if self.permits.client().needs_price() { configured.max(LEAST) } else { configured }
     }
 
-    /// Reserves in the client's quota what the request may cost, as `ask` estimates it; of a price that
-    /// nobody can tell, the configured amount. A session that is paid by its time is charged as it goes on.
+    /// Reserves in the client's quota what the request may cost, as `ask` estimates it; for an
+    /// unknown price, the configured amount. A session that is paid by its time is charged as it goes on.
     ///
     /// # Errors
     ///

@@ -357,7 +357,7 @@ mod tests {
         connections_max: 1,
         rest_after: REST_AFTER,
     };
-    /// No kept connection is idle for so long.
+    /// Longer than the keep-alive timeout of these tests.
     const LATE: Duration = Duration::from_secs(76);
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: k\r\n\r\n";
 

@@ -26,8 +26,9 @@ impl<B> Replay<B>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    /// Takes in the body without sending it, up to `bytes_max` and for `span` at the most; returns its
-    /// start, and whether that is all of it. What goes wrong is found again by whoever sends it.
+    /// Buffers the body without sending it, up to `bytes_max` bytes and for at most `span`; returns the
+    /// buffered start, and whether the body is complete. An error of the body ends the
+    /// buffering and is not returned: the attempt that sends the body fails with it.
     pub async fn gather(&self, bytes_max: usize, span: Duration) -> (Bytes, bool) {
         if self.length().is_some_and(|length| length > bytes_max as u64) {
             return (Bytes::new(), false);
@@ -77,7 +78,7 @@ where
             let now = clock::instant();
             let due = {
                 let shared = lock(&self.shared);
-                // Before the first look at it, nobody waits for the client.
+                // The rate applies from the first poll of the body on.
                 let slow_at = shared.slow_at(rate).or_else(|| now.checked_add(rate.due(0)?));
                 let idle_at = shared.arrived_at + idle_max;
                 slow_at.map_or(idle_at, |slow_at| slow_at.min(idle_at))

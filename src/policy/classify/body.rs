@@ -107,8 +107,8 @@ impl ErrorBody {
     }
 }
 
-/// A word of so many letters and digits may be a part of a key or an identifier: the longest of a
-/// language are shorter.
+/// Minimum length of a word with digits that is hidden as a part of a key or an identifier; words of a
+/// sentence are shorter.
 const TOKEN_CHARS_MIN: usize = 20;
 
 /// The text with what may be a part of a key replaced by an ellipsis, and what a terminal or a page might

@@ -355,7 +355,7 @@ impl ContentCounter {
     }
 }
 
-/// Bytes that so many characters of base64 stand for.
+/// Decoded bytes of a number of base64 characters.
 fn decoded(characters: u64) -> u64 {
     characters / 4 * 3 + characters % 4 * 3 / 4
 }

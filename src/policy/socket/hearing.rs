@@ -80,8 +80,8 @@ fn hear_spoken(members: &Map<String, Value>) -> Heard {
     Heard::Refused(in_band(&said).or_else(|| by_access(&said)).unwrap_or_else(otherwise))
 }
 
-/// Words that are not known and say that somebody may not, where no status says so: of whom, another
-/// account tells.
+/// The verdict of an unknown error word that denies access, on a socket, where no status does. Whether the
+/// account or the request is at fault shows when a second account is asked.
 fn by_access(said: &ErrorBody) -> Option<Verdict> {
     const KEY: [&str; 4] = ["unauthorized", "unauthorised", "authentication", "api_key"];
     const ACCESS: [&str; 4] = ["forbidden", "denied", "not_allowed", "subscription"];

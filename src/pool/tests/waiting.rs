@@ -31,7 +31,7 @@ fn with_one_held(count: usize) -> (Arc<Pool>, Lease) {
     (pool, held)
 }
 
-/// Keeps the key at that position from all requests for so long.
+/// Rate limits the key at `position` for `span`.
 fn limit(pool: &Arc<Pool>, position: usize, span: Duration) {
     pool.judged(position, Verdict::RateLimited(Some(span)), clock::now());
 }
@@ -220,7 +220,7 @@ struct Want {
 
 #[derive(Clone, Copy, Debug)]
 enum Figures {
-    /// So much is left of 100 credits, which come back after so many seconds.
+    /// Credits left of 100, and the seconds after which all of them are back.
     Left(u64, u64),
     /// There is no limit.
     Unlimited,

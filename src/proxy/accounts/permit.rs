@@ -107,9 +107,9 @@ impl ClientPermit {
         Ok(())
     }
 
-    /// Reserves for a request whose price nobody can tell: `amount`, or what is left when that is less. Of
-    /// such requests a client has `max` under way, so that the quota is passed by the price of these at the
-    /// most.
+    /// Reserves credits for a request of unknown price: `amount`, or what is left when that is less. A client
+    /// may have at most `max` such requests under way, so their price bounds by how much the quota is
+    /// exceeded.
     ///
     /// # Errors
     ///

@@ -63,8 +63,8 @@ impl Attempt {
         };
     }
 
-    /// So many characters were spoken so far, for so many credits. The client's quota had them reserved before
-    /// they were sent.
+    /// Records `characters` of speech and their `credits`, both counted from the start of the session. The
+    /// credits were reserved in the client's quota before the text was sent.
     pub(in crate::proxy) fn spoken(&mut self, characters: u64, credits: u64) {
         let now = clock::now();
         let more = credits.saturating_sub(self.record.credits);
@@ -75,13 +75,14 @@ impl Attempt {
         self.settle(more, now);
     }
 
-    /// Text for so many credits from the session's begin on has gone to the provider, which may charge it.
+    /// Records the estimated credits of all text that was sent to the provider since the start of the
+    /// session, which may be charged.
     pub(in crate::proxy) fn said(&mut self, credits: u64) {
         self.text_credits = credits;
     }
 
-    /// A session is over. One that was served has cost its text, its time, or what was reserved for what nobody
-    /// has priced. One that was not may have cost the text that went to the provider.
+    /// Charges a session at its end. One that was served costs its text, its time, or the reservation of an
+    /// unknown price; one that was not costs the text that was sent to the provider.
     pub(super) fn settle_session(&mut self, is_served: bool, now: UnixMs) {
         let is_text = self.speech_lane.is_some();
         let (outcome, price) = match (is_served, self.text_credits) {

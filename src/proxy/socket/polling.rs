@@ -46,7 +46,7 @@ enum Direction {
 }
 
 impl Turns {
-    /// Whether so many events have come in a row that others must have their turn.
+    /// Counts an event; whether it was the last before timers and other tasks have their turn.
     fn is_over(&mut self) -> bool {
         self.events += 1;
         let is_over = self.events > EVENTS_PER_TURN;

@@ -208,7 +208,7 @@ fn a_file_that_could_not_be_rewritten_is_rewritten_by_the_next_start() {
     let folder = tempfile::tempdir().unwrap();
     let (place, path) = place(folder.path());
     of_version_7(&path);
-    // Somebody is reading, so the log cannot be emptied.
+    // An open reader keeps the log from being emptied.
     let reader = Connection::open(&path).unwrap();
     reader.execute_batch("BEGIN; SELECT count(*) FROM keys").unwrap();
     drop(Store::open(&place, NOW).unwrap());
