@@ -37,6 +37,9 @@ use parts::PARTS;
 const CALLS: usize = 64;
 /// Differences, of which the middle one counts.
 const TURNS: usize = 3;
+/// What is freed is kept for the next allocation of its size. Without this glibc joins and splits chunks
+/// by how they happen to lie, and runs differ by a tenth.
+const KEPT_FREE: &str = "glibc.malloc.tcache_count=60000";
 /// What a part may cost more than was recorded, in percent, and a few besides: compilers and
 /// libraries differ a little.
 const SLACK_PERCENT: u64 = 10;
@@ -90,6 +93,7 @@ fn measure() -> Option<Vec<(&'static str, u64)>> {
         .args(["--tool=callgrind", "--collect-atstart=no"])
         .args(["--toggle-collect=cost::counted*", "--dump-before=cost::write_down*"])
         .arg(format!("--callgrind-out-file={}", folder.path().join("out").display()))
+        .env("GLIBC_TUNABLES", KEPT_FREE)
         .arg(env::current_exe().unwrap())
         .arg("--counted")
         .output();
