@@ -292,7 +292,10 @@ async fn short_for_one_text_is_not_exhausted_before_and_after_a_restart() {
     assert_eq!(status["totalRemainingCharacters"], 8_900);
     assert_eq!(house.get("/readyz").await.status(), 200);
     // The same text is not asked for again.
-    assert_ours(&house.speak(9_500).await, 401, "all_keys_exhausted");
+    let answer = house.speak(9_500).await;
+    assert_ours(&answer, 401, "all_keys_exhausted");
+    let message = answer.json::<Value>().await.unwrap()["detail"]["message"].to_string();
+    assert!(message.contains("has left are 8,900"), "{message}");
     assert_eq!(house.hits(&[ONE]), [3]);
 
     let used = WorkspacePlan { used: 100, ..WorkspacePlan::new("ws", 9_000) };
@@ -427,16 +430,31 @@ async fn a_plans_refusal_is_replaced_in_every_form_it_has() {
     .await;
 }
 
+async fn add_voice(house: &House) -> reqwest::Response {
+    let form = "--b\r\ncontent-disposition: form-data; name=\"name\"\r\n\r\nmine\r\n--b\r\ncontent-disposition: form-data; \
+                name=\"files\"; filename=\"a.mp3\"\r\n\r\nsound\r\n--b--\r\n";
+    let request = house.client.post(format!("{}/v1/voices/add", house.url));
+    let request = request.header("content-type", "multipart/form-data; boundary=b").body(form);
+    request.send().await.unwrap()
+}
+
+/// Adding a voice costs no credits, so an account without credits does it.
+#[tokio::test]
+async fn what_has_no_price_is_served_when_all_credits_are_spent() {
+    let house = house(Plan::of([(ONE, 10)])).await;
+    assert_eq!(house.speak(10).await.status(), 200);
+    assert_ours(&house.speak(10).await, 401, "all_keys_exhausted");
+    assert_eq!(add_voice(&house).await.status(), 200);
+    assert_eq!(house.get("/v1/voices").await.status(), 200);
+    house.close().await;
+}
+
 #[tokio::test]
 async fn an_account_with_full_slots_is_passed_over_for_one_with_room() {
     let mut plan = of_plans(&["creator", "creator", "creator"], 100_000);
     plan.workspaces[0].voice_limit = Some(0);
     let house = house(plan).await;
-    let form = "--b\r\ncontent-disposition: form-data; name=\"name\"\r\n\r\nmine\r\n--b\r\ncontent-disposition: form-data; \
-                name=\"files\"; filename=\"a.mp3\"\r\n\r\nsound\r\n--b--\r\n";
-    let request = house.client.post(format!("{}/v1/voices/add", house.url));
-    let request = request.header("content-type", "multipart/form-data; boundary=b").body(form);
-    assert_eq!(request.send().await.unwrap().status(), 200);
+    assert_eq!(add_voice(&house).await.status(), 200);
     assert_eq!(house.hits(&KEYS), [0, 1, 0], "its subscription says that it has no room");
     house.close().await;
 }

@@ -155,6 +155,25 @@ async fn a_handshake_that_every_key_is_refused_is_an_answer() {
     house.close().await;
 }
 
+/// A12, on sockets: what no account has is asked of one account for a while.
+#[tokio::test]
+async fn a_voice_that_no_account_has_is_looked_for_once_on_sockets() {
+    let house = house(Plan::of([(ONE, 100_000), (TWO, 100_000), (THREE, 100_000)])).await;
+    let speak = async || {
+        let mut talk = dial(&house, STREAM_INPUT).await;
+        talk.speak(&["Hello. "]).await
+    };
+    for (refused, expected) in [(true, [1, 1, 1]), (true, [2, 1, 1]), (false, [3, 1, 1]), (true, [4, 2, 2])] {
+        for key in [ONE, TWO, THREE] {
+            house.always(key, if refused { "voice_not_found" } else { "pass" });
+        }
+        let (messages, _) = speak().await;
+        assert_eq!(has_sound(&messages), !refused, "{messages:?}");
+        assert_eq!(house.hits(&[ONE, TWO, THREE]), expected);
+    }
+    house.close().await;
+}
+
 #[tokio::test]
 async fn after_the_first_sound_a_refusal_is_passed_on_and_teaches() {
     let house = house(three_keys()).await;

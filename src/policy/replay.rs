@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn the_pool_speaks_of_itself_only_when_the_keys_are_the_matter() {
-        let empty = Unavailable::Exhausted { resets_at: None };
+        let empty = Unavailable::Exhausted { resets_at: None, left: None };
         for verdict in KEY_REFUSALS {
             assert_eq!(last_word(verdict, empty), LastWord::Ours);
             assert_eq!(last_word(verdict, Unavailable::Invalid), LastWord::Ours);

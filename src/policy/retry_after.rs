@@ -22,8 +22,17 @@ pub fn retry_after(headers: &HeaderMap, now: UnixMs) -> Option<Duration> {
     told.or_else(reset).map(|span| span.min(SPAN_MAX))
 }
 
+/// RFC 9110 has whole seconds; some rate limiters send `1.5`, which is rounded up.
 fn seconds(value: &str) -> Option<Duration> {
-    value.parse().ok().map(Duration::from_secs)
+    let (whole, fraction) = value.split_once('.').unwrap_or((value, ""));
+    let is_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.is_empty() || !is_digits(whole) || !is_digits(fraction) {
+        return None;
+    }
+    // More digits than fit are a span beyond all bounds.
+    let whole: u64 = whole.parse().unwrap_or(u64::MAX);
+    let more = u64::from(fraction.bytes().any(|byte| byte != b'0'));
+    Some(Duration::from_secs(whole.saturating_add(more)))
 }
 
 fn until_date(value: &str, now: UnixMs) -> Option<Duration> {
@@ -52,6 +61,13 @@ mod tests {
         check("retry-after", "0", Some(0));
         check("retry-after", " 60 ", Some(60));
         check("retry-after", "-1", None);
+        check("retry-after", "", None);
+        check("retry-after", ".", None);
+        check("retry-after", "+5", None);
+        check("retry-after", "1e3", None);
+        check("retry-after", "1.5", Some(2));
+        check("retry-after", "2.0", Some(2));
+        check("retry-after", "0.001", Some(1));
         check("retry-after", "soon", None);
     }
 
@@ -72,6 +88,7 @@ mod tests {
         check("retry-after", "86400", Some(86_400));
         check("retry-after", "86401", Some(86_400));
         check("retry-after", "18446744073709551615", Some(86_400));
+        check("retry-after", "99999999999999999999999", Some(86_400));
         check("x-ratelimit-reset", "18446744073709551615", Some(86_400));
     }
 

@@ -83,11 +83,14 @@ impl Choice {
 /// Why no key can serve a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {
-    /// All are out of credits (or worse); the earliest reset, when one is known.
-    #[error("every key is exhausted")]
+    /// All are out of credits (or worse), or have fewer left than this request needs.
+    #[error("every key is exhausted, or has too few credits left for this request")]
     Exhausted {
-        /// When the first of them comes back.
+        /// The earliest reset, when one is known.
         resets_at: Option<UnixMs>,
+        /// The most credits that one of them has left, when it is more than none: a cheaper request may be
+        /// served.
+        left: Option<u64>,
     },
     /// At least one only cools down, until then.
     #[error("every key is exhausted or cools down")]
@@ -241,6 +244,7 @@ fn earliest(a: Option<UnixMs>, b: Option<UnixMs>) -> Option<UnixMs> {
 
 fn unavailable(candidates: impl Iterator<Item = Candidate>) -> Unavailable {
     let (mut cooling, mut resets_at, mut has_exhausted, mut has_usable) = (None, None, false, false);
+    let mut left = None;
     for key in candidates {
         match (key.standing, key.room) {
             (Standing::Usable, Room::Cooling { until }) => cooling = earliest(cooling, Some(until)),
@@ -248,6 +252,7 @@ fn unavailable(candidates: impl Iterator<Item = Candidate>) -> Unavailable {
             (Standing::Usable, _) if key.is_eligible => {
                 has_exhausted = true;
                 resets_at = earliest(resets_at, key.traits.resets_at);
+                left = left.max(key.traits.remaining.filter(|&credits| credits > 0));
             }
             (Standing::Usable, _) => has_usable = true,
             (Standing::Resting { reason: ParkReason::RateLimited, until }, _) => {
@@ -263,7 +268,7 @@ fn unavailable(candidates: impl Iterator<Item = Candidate>) -> Unavailable {
     match cooling {
         _ if has_usable => Unavailable::Tried,
         Some(until) => Unavailable::Cooling { until },
-        None if has_exhausted => Unavailable::Exhausted { resets_at },
+        None if has_exhausted => Unavailable::Exhausted { resets_at, left },
         None => Unavailable::Invalid,
     }
 }
@@ -370,9 +375,9 @@ mod tests {
         check(&[resting(ParkReason::Invalid, 5), poor], Ok(Choice::Probe(1)));
         check(&[poor, short(5, true)], Ok(Choice::Stretch(1)));
         let refused = Candidate { means: Means::Refused, ..unproven };
-        check(&[refused], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(5)) }));
+        check(&[refused], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(5)), left: None }));
         let tried = Candidate { is_eligible: false, ..unproven };
-        check(&[tried], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(5)) }));
+        check(&[tried], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(5)), left: None }));
     }
 
     #[test]
@@ -420,12 +425,15 @@ mod tests {
         };
         check(
             &[resting(ParkReason::Exhausted, 9), unknown, resting(ParkReason::Billing, 8)],
-            Err(Unavailable::Exhausted { resets_at: Some(UnixMs(8)) }),
+            Err(Unavailable::Exhausted { resets_at: Some(UnixMs(8)), left: None }),
         );
-        check(&[unknown], Err(Unavailable::Exhausted { resets_at: None }));
-        check(&[resting(ParkReason::Invalid, 1), unknown], Err(Unavailable::Exhausted { resets_at: None }));
+        check(&[unknown], Err(Unavailable::Exhausted { resets_at: None, left: None }));
+        check(
+            &[resting(ParkReason::Invalid, 1), unknown],
+            Err(Unavailable::Exhausted { resets_at: None, left: None }),
+        );
         let poor = Candidate { traits: Traits { resets_at: Some(UnixMs(3)), ..REFUSED.traits }, ..REFUSED };
-        check(&[poor, unknown], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(3)) }));
+        check(&[poor, unknown], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(3)), left: None }));
     }
 
     #[test]

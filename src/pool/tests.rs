@@ -161,7 +161,10 @@ fn an_empty_workspace_is_back_at_its_reset_date() {
     pool.told(0, 10, 100, NOW);
     pool.judged(0, quota_refusal(), NOW);
     let reset = UnixMs(9_000_000);
-    assert_eq!(pool.chosen(&[], UnixMs(8_999_999)), Err(Unavailable::Exhausted { resets_at: Some(reset) }));
+    assert_eq!(
+        pool.chosen(&[], UnixMs(8_999_999)),
+        Err(Unavailable::Exhausted { resets_at: Some(reset), left: None })
+    );
     assert_eq!(pool.chosen(&[], reset), Ok(0));
     assert_eq!(pool.snapshot(reset)[0].quota.count, 0);
 }
@@ -541,7 +544,10 @@ fn what_a_key_leaves_for_others_is_no_last_resort() {
     let pool = Arc::new(Pool::new(entries, SETTINGS));
     pool.told(0, 0, 100, NOW);
     let resets_at = Some(UnixMs(9_000_000));
-    assert_eq!(pool.taken(&speech(51, &[]), NOW).unwrap_err(), Unavailable::Exhausted { resets_at });
+    assert_eq!(
+        pool.taken(&speech(51, &[]), NOW).unwrap_err(),
+        Unavailable::Exhausted { resets_at, left: Some(50) }
+    );
     let held = pool.taken(&speech(40, &[]), NOW).unwrap().lease;
     let busy = pool.taken(&speech(20, &[]), NOW).unwrap_err();
     let full = Unavailable::Full { until: Some(UnixMs(9_000_000)) };

@@ -86,7 +86,7 @@ impl Answer {
             (Verdict::InvalidKey | Verdict::WrongHost, _) if journey.is_refused_again() => return Ok(self),
             (Verdict::InvalidKey | Verdict::WrongHost, Unavailable::Tried) => Unavailable::Invalid,
             (Verdict::WorkspaceQuota(shortfall), Unavailable::Tried) if shortfall.figures().is_some() => {
-                Unavailable::Exhausted { resets_at: journey.earliest_reset() }
+                journey.exhausted()
             }
             (_, unavailable) => unavailable,
         };

@@ -24,6 +24,7 @@ use crate::policy::asked;
 use crate::policy::classify::Verdict;
 use crate::policy::endpoint::{Endpoint, Metering, Route};
 use crate::policy::replay::Effect;
+use crate::policy::units::UnixMs;
 use crate::pool::{Fit, Identity, Key, Owners, Roster};
 
 /// A body that comes more slowly is not waited for: the upstream gets what there is.
@@ -121,9 +122,11 @@ impl Bond {
         message: &[u8],
         roster: &Roster,
         owners: &Owners,
+        misses: &Misses,
     ) -> Result<(), TwoOwners> {
         if roster.has_choice() {
             self.names.add_body(message);
+            self.may_be_elsewhere &= !misses.includes(&self.names, clock::now());
             if let Some((kind, identity)) = self.claimed(roster, owners)? {
                 self.scope = Scope::Owner(identity, kind);
             }
@@ -150,6 +153,7 @@ impl Bond {
     /// message gives.
     pub(super) fn settle_socket<C>(&mut self, proxy: &Proxy<C>, key: &Key, first: &[u8]) -> Vec<Ownership> {
         let (owner, now) = (key.workspace().identity().clone(), clock::now());
+        proxy.misses.forget(&self.names);
         let given = affinity::in_first_message(first);
         let learned = given.into_iter().chain(self.proven());
         let lessons: Vec<_> = learned.filter_map(|named| proxy.owners.learn(named, &owner, now)).collect();
@@ -177,7 +181,7 @@ impl Bond {
 
     /// Whether keys differ in whether they may serve it, or in whether they should.
     pub(super) fn binds(&self) -> bool {
-        self.scope != Scope::Anyone || !self.without_it.is_empty() || self.reads()
+        self.scope != Scope::Anyone || !self.without_it.is_empty() || self.needs_no_credits()
     }
 
     /// Whether every key may serve it.
@@ -185,9 +189,9 @@ impl Bond {
         !matches!(self.scope, Scope::Owner(..)) && self.without_it.is_empty()
     }
 
-    /// Whether it reads what an account has, which is free.
-    fn reads(&self) -> bool {
-        self.is_free && (self.gives == Gives::Account || !self.names.is_empty())
+    /// Whether it reads what an account has, or adds to that, without a charge.
+    fn needs_no_credits(&self) -> bool {
+        self.is_free && (self.gives != Gives::Nothing || !self.names.is_empty())
     }
 
     /// What it is about, when one account must serve it.
@@ -198,7 +202,7 @@ impl Bond {
         }
     }
 
-    /// Whether a key may serve it. What is free to read is served without credits, too.
+    /// Whether a key may serve it. A request without a price is served by an account without credits, too.
     pub(super) fn fit(&self, key: &Key) -> Fit {
         let identity = key.workspace().identity();
         let may = match &self.scope {
@@ -208,7 +212,7 @@ impl Bond {
         if !may || self.without_it.contains(identity) {
             return Fit::No;
         }
-        if self.reads() { Fit::EvenWithoutCredits } else { Fit::Yes }
+        if self.needs_no_credits() { Fit::EvenWithoutCredits } else { Fit::Yes }
     }
 
     /// Notes that `key`'s account does not have what is named; whether another may have it.
@@ -223,6 +227,13 @@ impl Bond {
         }
         let is_left = |key: &Arc<Key>| !self.without_it.contains(key.workspace().identity());
         self.may_be_elsewhere && !self.names.is_empty() && roster.keys().iter().any(is_left)
+    }
+
+    /// No account has what it names, unless an owner is known: for `ttl`, one account is asked and not all.
+    pub(super) fn remember_miss(&self, misses: &Misses, ttl: Duration, now: UnixMs) {
+        if self.owned().is_none() && !self.names.is_empty() {
+            misses.remember(&self.names, ttl, now);
+        }
     }
 
     /// Its owner no longer has it: the next request may ask others.
@@ -261,8 +272,8 @@ impl Bond {
             }
         }
         let Answer { head, verdict, .. } = answer;
-        if *verdict == Verdict::NotFound && self.owned().is_none() && !self.names.is_empty() {
-            proxy.misses.remember(&self.names, limits.not_found_ttl, now);
+        if *verdict == Verdict::NotFound {
+            self.remember_miss(&proxy.misses, limits.not_found_ttl, now);
         }
         let is_served = *verdict == Verdict::Served && head.status.is_success();
         if is_served {

@@ -327,13 +327,19 @@ mod tests {
 
     #[test]
     fn an_empty_pool_answers_as_the_provider_would_and_names_the_reset() {
-        let error =
-            ProxyError::Unavailable(Unavailable::Exhausted { resets_at: Some(UnixMs(1_796_083_200_000)) });
+        let error = ProxyError::Unavailable(Unavailable::Exhausted {
+            resets_at: Some(UnixMs(1_796_083_200_000)),
+            left: None,
+        });
         let message =
             "All ElevenLabs API keys are exhausted or rate limited. Next reset: 2026-12-01T00:00:00Z.";
         let answer = check(&error, 401, "quota_exceeded", "all_keys_exhausted", message);
         assert!(!answer.headers().contains_key(RETRY_AFTER), "SDKs would retry");
-        let error = ProxyError::Unavailable(Unavailable::Exhausted { resets_at: None });
+        let short = Unavailable::Exhausted { resets_at: None, left: Some(8_900) };
+        let message = "All ElevenLabs API keys are exhausted or rate limited. The most credits that one of them has left are 8,900, \
+                       too few for this request.";
+        check(&ProxyError::Unavailable(short), 401, "quota_exceeded", "all_keys_exhausted", message);
+        let error = ProxyError::Unavailable(Unavailable::Exhausted { resets_at: None, left: None });
         check(
             &error,
             401,

@@ -23,8 +23,8 @@ use crate::policy::lane::Lane;
 use crate::policy::plan;
 use crate::policy::replay::{Effect, Facts, Progress};
 use crate::policy::select::Unavailable;
-use crate::policy::units::UnixMs;
-use crate::pool::{Ask, Fit, Identity, Key, Lease, Owners, Pool, Restraint, Roster};
+use crate::policy::standing::Standing;
+use crate::pool::{Ask, Fit, Identity, Key, Lease, Pool, Restraint, Roster};
 use crate::telemetry::announce;
 
 /// A request under way.
@@ -284,9 +284,19 @@ impl Journey {
     }
 
     /// Takes in what a message on a socket names; whether `key` may still serve it.
-    pub(super) fn names(&mut self, message: &[u8], owners: &Owners, key: &Key) -> Result<bool, TwoOwners> {
-        self.bond.add_message(message, &self.roster, owners)?;
+    pub(super) fn names<C>(
+        &mut self,
+        message: &[u8],
+        proxy: &Proxy<C>,
+        key: &Key,
+    ) -> Result<bool, TwoOwners> {
+        self.bond.add_message(message, &self.roster, &proxy.owners, &proxy.misses)?;
         Ok(self.fit(key) != Fit::No)
+    }
+
+    /// A session was told at last that what it names does not exist.
+    pub(super) fn remember_miss<C>(&self, proxy: &Proxy<C>, limits: &Limits) {
+        self.bond.remember_miss(&proxy.misses, limits.not_found_ttl, clock::now());
     }
 
     /// What binds it learns from a session that has begun with `key`.
@@ -302,10 +312,16 @@ impl Journey {
         }
     }
 
-    /// When the first account gets credits back.
-    pub(super) fn earliest_reset(&self) -> Option<UnixMs> {
+    /// No account has the credits for it.
+    pub(super) fn exhausted(&self) -> Unavailable {
         let now = clock::now();
-        self.roster.keys().iter().filter_map(|key| key.workspace().quota(now).resets_at).min()
+        let keys = || self.roster.keys().iter();
+        let usable = keys().filter(|key| key.standing(now) == Standing::Usable);
+        let left = usable.filter_map(|key| key.workspace().quota(now).spendable()).max();
+        Unavailable::Exhausted {
+            resets_at: keys().filter_map(|key| key.workspace().quota(now).resets_at).min(),
+            left: left.filter(|&credits| credits > 0),
+        }
     }
 
     /// It is over: what binds it learns from its answer.

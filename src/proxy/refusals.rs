@@ -86,7 +86,9 @@ impl Refusals {
             met.is_agreed = false;
             if met.verdict == Verdict::Unexplained(Refusal::Bodiless) {
                 // A `HEAD` has no words, and what it was refused for was perhaps its method.
-            } else if matches!(met.verdict, Verdict::Unexplained(_)) {
+                continue;
+            }
+            if matches!(met.verdict, Verdict::Unexplained(_)) {
                 learner.restrict(met, &mut concluded);
                 // A poll tells whether there is more to it.
                 learner.pool.want_poll(&met.key);

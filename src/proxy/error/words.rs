@@ -44,10 +44,15 @@ pub(super) fn owner_told(kind: Kind, unavailable: Unavailable, now: UnixMs) -> T
     let told = unavailable_told(unavailable, now);
     let account = format!("The ElevenLabs account that this {} belongs to", kind.word());
     let (code, message) = match unavailable {
-        Unavailable::Exhausted { resets_at } => {
-            let reset =
-                resets_at.map(|at| format!(" Next reset: {}.", at.rfc3339_seconds())).unwrap_or_default();
-            ("owner_exhausted", format!("{account} is out of credits, and no other account has it.{reset}"))
+        Unavailable::Exhausted { resets_at, left } => {
+            let lack = match left {
+                Some(left) => {
+                    format!("has {} credits left, which is too few for this request", Grouped(left))
+                }
+                None => "is out of credits".to_owned(),
+            };
+            let message = format!("{account} {lack}, and no other account has it.{}", next_reset(resets_at));
+            ("owner_exhausted", message)
         }
         Unavailable::Cooling { .. } => {
             let seconds = told.retry_after_s.unwrap_or(1);
@@ -138,23 +143,30 @@ fn spent_message(Spent { allowance, begins_anew, shortfall }: Spent) -> String {
     }
 }
 
-/// At least one, so that nobody comes back at once.
+/// A sentence about the earliest reset, when one is known.
+fn next_reset(resets_at: Option<UnixMs>) -> String {
+    resets_at.map(|at| format!(" Next reset: {}.", at.rfc3339_seconds())).unwrap_or_default()
+}
+
+/// At least one, so that clients do not come back at once.
 fn whole_seconds(wait: Duration) -> u64 {
     u64::try_from(wait.as_millis().div_ceil(1_000)).unwrap_or(u64::MAX).max(1)
 }
 
 pub(super) fn unavailable_told(unavailable: Unavailable, now: UnixMs) -> Told {
     match unavailable {
-        Unavailable::Exhausted { resets_at } => Told {
-            http: StatusCode::UNAUTHORIZED,
-            status: "quota_exceeded",
-            code: "all_keys_exhausted",
-            message: match resets_at {
-                Some(at) => format!("{NOTHING_LEFT}. Next reset: {}.", at.rfc3339_seconds()),
-                None => format!("{NOTHING_LEFT}."),
-            },
-            retry_after_s: None,
-        },
+        Unavailable::Exhausted { resets_at, left } => {
+            let left = left.map(|left| {
+                format!(" The most credits that one of them has left are {}, too few for this request.", Grouped(left))
+            });
+            Told {
+                http: StatusCode::UNAUTHORIZED,
+                status: "quota_exceeded",
+                code: "all_keys_exhausted",
+                message: format!("{NOTHING_LEFT}.{}{}", next_reset(resets_at), left.unwrap_or_default()),
+                retry_after_s: None,
+            }
+        }
         Unavailable::Cooling { until } => {
             let seconds = whole_seconds(until.since(now));
             Told {

@@ -253,6 +253,9 @@ impl<C: Connect> Session<C> {
                 let journey = self.pooled.as_mut().map(|pooled| &mut pooled.errand.journey);
                 self.attempt.heard(verdict, journey);
             }
+            if let (Verdict::NotFound, Some(Pooled { errand, .. })) = (verdict, &self.pooled) {
+                errand.journey.remember_miss(&self.proxy, &errand.terms.limits);
+            }
             self.refusal = Some(verdict);
         }
         self.downwards.open(&mut self.to_client.bytes);

@@ -123,7 +123,7 @@ impl<C: Connect> Session<C> {
         };
         // Once it is served, it stays where it is.
         if !is_begun && self.speaking.is_spoken {
-            let named = errand.journey.names(self.upwards.said(), &self.proxy.owners, &key);
+            let named = errand.journey.names(self.upwards.said(), &self.proxy, &key);
             if named == Ok(false) && characters == 0 {
                 return self.find_key_again().await;
             }
