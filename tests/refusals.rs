@@ -430,6 +430,97 @@ async fn a_plans_refusal_is_replaced_in_every_form_it_has() {
     .await;
 }
 
+/// Figures that a fresh poll contradicts are words: they take no account, whatever they say, and the client of
+/// the odd request gets the refusal.
+#[tokio::test]
+async fn figures_that_a_poll_contradicts_take_no_account() {
+    let refusal = |left: u64, needed: u64| {
+        format!(
+            r#"answer=401/{{"detail":{{"status":"quota_exceeded","message":"This request exceeds your quota of 1000000. You have {left} credits remaining, while {needed} credits are required for this request."}}}}"#
+        )
+    };
+    for keys in [1, 3] {
+        for (left, needed) in [(0, 43), (5, 17), (100, 900)] {
+            let house = house(Plan::of(KEYS.into_iter().take(keys).map(|key| (key, 1_000_000)))).await;
+            house.simulator.for_everybody_on("/v1/sound-generation", fault(&refusal(left, needed)));
+            for _ in 0..2 {
+                let answer = house.post("/v1/sound-generation", &json!({"text": "rain"})).await;
+                assert_eq!(answer.status(), 401, "{left} {keys}");
+                assert!(keys == 1 || !answer.headers().contains_key("x-keychoir-error"), "{left} {keys}");
+                assert_eq!(house.speak(1_000).await.status(), 200, "{left} {keys}");
+            }
+            assert_unharmed(&house, &format!("{left} {keys}")).await;
+            house.close().await;
+        }
+    }
+}
+
+/// A cap of a key that all keys name is tried again after a while, whatever the accounts' reset dates are.
+#[tokio::test]
+async fn a_cap_that_every_key_names_ends() {
+    let refusal = r#"answer=401/{"detail":{"status":"quota_exceeded","message":"This request exceeds your API key (prod) quota of 5. You have 0 credits remaining, while 43 credits are required for this request."}}"#;
+    let house = house_with(rich(), |config| config.pool.probe_after = Duration::from_millis(1)).await;
+    house.simulator.for_everybody_on("/v1/sound-generation", fault(refusal));
+    assert_eq!(house.post("/v1/sound-generation", &json!({"text": "rain"})).await.status(), 401);
+    assert_eq!(house.speak(10).await.status(), 200, "the cap of the first key is tried");
+    assert_eq!(house.statuses().await[0], "active");
+    assert_eq!(house.get("/readyz").await.status(), 200);
+    house.close().await;
+}
+
+/// A rate limit that every account names for one text ends for all of them when one serves the next text.
+#[tokio::test]
+async fn a_rate_limit_of_one_text_ends_for_all_accounts_when_one_serves() {
+    const ODD: &str = "/v1/text-to-speech/AVoiceThatIsRefused0";
+    let house = house(rich()).await;
+    house.simulator.for_everybody_on(ODD, fault("rate_limit"));
+    assert_eq!(house.post(ODD, &json!({"text": "hello"})).await.status(), 429);
+    assert_eq!(house.speak(10).await.status(), 200);
+    assert_eq!(house.statuses().await, ["active"; 3]);
+    house.close().await;
+}
+
+/// B2: a request that waits for a busy key goes to one that was rate limited for it before, once that is over.
+#[tokio::test]
+async fn a_waiting_request_returns_to_the_key_that_was_rate_limited_for_it() {
+    let plan = [ONE, TWO].into_iter().fold(Plan::of([]), |plan, key| {
+        let workspace = WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new(key, 100_000) };
+        plan.with_workspace(workspace)
+            .with_key(KeyPlan { workspace: Some(key.to_owned()), ..KeyPlan::new(key, 0) })
+    });
+    let house = house(plan).await;
+    // The account's number of places is known from its first answer.
+    assert_eq!(house.speak(10).await.status(), 200);
+    house.simulator.script(ONE, vec!["stall=3600s".parse().unwrap()]);
+    house.simulator.script(TWO, vec!["rate_limit=1".parse().unwrap()]);
+    let served = {
+        let (busy, waiting) = (house.speak(10), house.speak(10));
+        tokio::select! {
+            biased;
+            answer = busy => panic!("{answer:?}"),
+            answer = waiting => answer,
+        }
+    };
+    assert_eq!(served.status(), 200);
+    assert_eq!(house.hits(&[TWO]), [2]);
+    house.abandon().await;
+}
+
+/// What a served request has refuted is not believed again of the like of the request that was refused.
+#[tokio::test]
+async fn a_refuted_refusal_does_not_come_back() {
+    const ODD: &str = "/v1/text-to-speech/AVoiceThatIsRefused0";
+    let house = house(Plan::of([(ONE, 1_000_000)])).await;
+    house.simulator.for_everybody_on(ODD, fault("unusual_activity"));
+    for _ in 0..3 {
+        assert_eq!(house.post(ODD, &json!({"text": "hello"})).await.status(), 401);
+        assert_eq!(house.speak(10).await.status(), 200);
+    }
+    assert_eq!(house.post(ODD, &json!({"text": "hello"})).await.status(), 401);
+    assert_unharmed(&house, "after the fourth").await;
+    house.close().await;
+}
+
 async fn add_voice(house: &House) -> reqwest::Response {
     let form = "--b\r\ncontent-disposition: form-data; name=\"name\"\r\n\r\nmine\r\n--b\r\ncontent-disposition: form-data; \
                 name=\"files\"; filename=\"a.mp3\"\r\n\r\nsound\r\n--b--\r\n";

@@ -74,6 +74,10 @@ pub struct Shortfall {
     pub quota: Option<u64>,
 }
 
+/// Other programs may spend one part in so many of an account's credits between two polls; when more are
+/// missing, the figures are taken for words, and a poll decides.
+const SPENT_UNSEEN_MAX: u64 = 20;
+
 impl Shortfall {
     /// Without its numbers, when they are of another quota than that of an account of `limit` credits and
     /// `extension` more.
@@ -81,6 +85,21 @@ impl Shortfall {
     pub fn of_account(self, limit: Option<u64>, extension: u64) -> Self {
         match (self.quota, limit) {
             (Some(quota), Some(limit)) if quota != limit && quota != limit.saturating_add(extension) => {
+                Self::default()
+            }
+            _ => self,
+        }
+    }
+
+    /// Without its numbers, when the account is known to have `left` credits of `limit`: they would pay for the
+    /// request, and far more of them are missing than other programs spend between two polls. One request
+    /// that is refused so would otherwise take the whole account from everybody.
+    #[must_use]
+    pub fn unless_contradicted(self, left: u64, limit: u64) -> Self {
+        match self.figures() {
+            Some((remaining, required))
+                if left >= required && left - remaining > limit / SPENT_UNSEEN_MAX =>
+            {
                 Self::default()
             }
             _ => self,

@@ -283,7 +283,10 @@ pub fn meaning(
     };
     let meant = match evidence.claim {
         Claim::Credits { .. } if refutes_credits(evidence, later, cooldowns) => return Meaning::Nothing,
-        Claim::Credits { figures: Some((0, _)), .. } => rest(ParkReason::Exhausted, spent_until(), false),
+        // Without a date the end is a guess, which one request may find to be wrong.
+        Claim::Credits { figures: Some((0, _)), .. } => {
+            rest(ParkReason::Exhausted, spent_until(), resets_at.is_none())
+        }
         Claim::Credits { figures: Some(_), left_by_estimate } => {
             Meaning::Short { left: left_by_estimate, until: spent_until() }
         }

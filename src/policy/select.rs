@@ -190,7 +190,7 @@ pub fn select(
 /// # Errors
 ///
 /// When there is nothing, with what stands in the way.
-pub fn otherwise(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choice, Blocked> {
+fn otherwise(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choice, Blocked> {
     let eligible = || candidates.clone().enumerate().filter(|(_, key)| key.is_eligible);
     let open = || eligible().filter(|(_, key)| key.standing == Standing::Usable);
     // Of those that were tried, nothing is waited for.

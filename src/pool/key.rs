@@ -164,8 +164,8 @@ impl Key {
 
     /// Computes what its evidence means at `now`.
     pub(super) fn weigh(&self, settings: &Settings, now: UnixMs) {
-        let resets_at = self.workspace.quota(now).resets_at;
-        let meanings = self.evidence.weigh(resets_at, &settings.cooldowns(), now);
+        // When the account's credits come back says nothing of a key's own cap.
+        let meanings = self.evidence.weigh(None, &settings.cooldowns(), now);
         // All that it rests for must allow a try.
         let (mut rest, mut is_probable, mut short) = (None::<Park>, true, false);
         for meant in meanings {

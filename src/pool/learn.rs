@@ -112,7 +112,32 @@ impl Pool {
         let Served { ask, began_at, is_charged } = served;
         let lane = ask.and_then(|ask| ask.lane);
         let is_refuted = |known: &Evidence| is_refuted_by_service(known, began_at, is_charged, lane);
-        self.drop_evidence(roster, key, is_refuted, now)
+        let of_others = self.refuted_elsewhere(roster, key, is_refuted, now);
+        let mut news = self.drop_evidence(roster, key, is_refuted, now);
+        news.extend(of_others);
+        news
+    }
+
+    /// Several accounts have named a rate limit for one request. When one of them serves the group, it was
+    /// about the request, and none of them rests for it any more.
+    fn refuted_elsewhere(
+        self: &Arc<Self>,
+        roster: &Roster,
+        key: &Key,
+        is_refuted: impl Fn(&Evidence) -> bool,
+        now: UnixMs,
+    ) -> Vec<Transition> {
+        let of_workspace = key.workspace().evidence();
+        let is_shared = |known: &&Evidence| {
+            known.is_agreed && matches!(known.claim, Claim::RateLimited(_)) && is_refuted(known)
+        };
+        let Some(refuted) = of_workspace.iter().find(is_shared) else { return Vec::new() };
+        let is_same = |known: &Evidence| {
+            known.claim.is_same(refuted.claim)
+                && Arc::ptr_eq(&known.source.request_id, &refuted.source.request_id)
+        };
+        let others = roster.keys().iter().filter(|other| !std::ptr::eq(other.workspace(), key.workspace()));
+        others.flat_map(|other| self.drop_evidence(roster, other, is_same, now)).collect()
     }
 
     fn drop_evidence(
@@ -214,6 +239,17 @@ impl Pool {
         now: UnixMs,
     ) -> bool {
         self.restrictions.is_said_of_another(features, key, verdict.word(), now)
+    }
+
+    /// Whether the account of `key` has refused the like of a request with this verdict before, and it was
+    /// refuted since: by a poll, or by another request that was served.
+    #[must_use]
+    pub fn was_refuted(&self, features: &RequestFeatures, key: &Key, verdict: Verdict, now: UnixMs) -> bool {
+        let Some(claim) = Claim::of(verdict, None, None) else { return false };
+        let holds = |known: &Evidence| known.claim.is_same(claim);
+        self.restrictions.is_known_of(features, key, verdict.word(), now)
+            && !key.evidence().iter().any(holds)
+            && !key.workspace().evidence().iter().any(holds)
     }
 
     /// Books what the request of `lease` has cost.

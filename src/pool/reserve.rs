@@ -16,7 +16,7 @@ use super::roster::Roster;
 use super::sync::Ordering;
 use super::{Pool, Transition, news_of};
 use crate::clock;
-use crate::policy::select::{Blocked, Candidate, Choice, Means, Unavailable, otherwise};
+use crate::policy::select::{Blocked, Candidate, Choice, Means, Unavailable, select};
 use crate::policy::standing::{Change, Standing};
 use crate::policy::strategy::TURN;
 use crate::policy::units::UnixMs;
@@ -164,7 +164,8 @@ impl Pool {
                 None => {
                     let all = roster.keys().iter().enumerate();
                     let seen: Vec<Candidate> = all.map(|(position, key)| look(position, key)).collect();
-                    let choice = otherwise(seen.iter().copied())?;
+                    // One that had no room a moment ago may have it by now.
+                    let choice = select(strategy, seen.iter().copied())?;
                     (choice, seen[choice.position()].means != Means::Enough)
                 }
             };

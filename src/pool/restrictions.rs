@@ -109,8 +109,9 @@ impl Restrictions {
             let before = held.iter().position(is_same).map(|at| held.swap_remove(at));
             let mut kept = restriction.clone();
             let was_noted = before.as_ref().is_some_and(|known| known.force == Force::Noted);
-            if was_noted && kept.force == Force::Noted {
-                kept.force = Force::Refused;
+            // A second note holds, and what holds already is not weakened by a note.
+            if let (Force::Noted, Some(before)) = (kept.force, &before) {
+                kept.force = if was_noted { Force::Refused } else { before.force };
             }
             let is_other = before.as_ref().is_none_or(|known| known.limit != restriction.limit);
             is_news = kept.force != Force::Noted && (is_other || was_noted);
@@ -173,6 +174,22 @@ impl Restrictions {
         };
         let table = self.0.load();
         features.all().filter_map(|feature| table.get(&feature)).flatten().any(|held| is_said(&held))
+    }
+
+    /// Whether the workspace of `key` has refused the like of it with this verdict.
+    pub(super) fn is_known_of(
+        &self,
+        features: &RequestFeatures,
+        key: &Key,
+        verdict: &'static str,
+        now: UnixMs,
+    ) -> bool {
+        let own = Holder::Workspace(key.workspace().identity().clone());
+        let is_known = |held: &&Restriction| {
+            held.verdict == verdict && held.holder == own && held.until > now && held.is_about(features)
+        };
+        let table = self.0.load();
+        features.all().filter_map(|feature| table.get(&feature)).flatten().any(|held| is_known(&held))
     }
 
     /// Forgets what kept such a request from `key`, which has served it. Whether there was anything.

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Settings;
 use super::belonging::{Belonging, ToldIds};
@@ -205,6 +206,12 @@ impl Roster {
 
     pub(super) fn generation(&self) -> u8 {
         self.generation
+    }
+
+    /// How long a request may wait for a key.
+    #[must_use]
+    pub fn queue_timeout(&self) -> Duration {
+        self.settings.wait_max
     }
 
     pub(super) fn settings(&self) -> &Settings {

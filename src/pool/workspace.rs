@@ -11,7 +11,7 @@ use super::cells::{EvidenceCell, ParkCell, ProbeCell, QuietCell, QuotaCell, Room
 use super::owners::Identity;
 use super::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::policy::budget::Quota;
-use crate::policy::evidence::{Claim, Evidence, Meaning};
+use crate::policy::evidence::{Claim, Evidence, Meaning, PollResult};
 use crate::policy::forecast::{Forecast, forecast};
 use crate::policy::lane::Lane;
 use crate::policy::plan::Capabilities;
@@ -79,6 +79,13 @@ impl Workspace {
     #[must_use]
     pub fn quota(&self, now: UnixMs) -> Quota {
         self.quota.load(now)
+    }
+
+    /// When it was polled last and reported its credits.
+    #[must_use]
+    pub fn polled_at(&self) -> Option<UnixMs> {
+        let poll = self.evidence.poll()?;
+        matches!(poll.result, PollResult::Figures { .. }).then_some(poll.at)
     }
 
     /// Credits that requests under way may still spend.

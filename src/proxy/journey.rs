@@ -358,10 +358,18 @@ impl Journey {
         }
     }
 
-    /// This request does not ask with `key` again, unless it was only busy and will be waited for.
+    /// This request does not ask with `key` again, unless the key comes back while the request may wait: it was
+    /// only busy, or it alone is rate limited and the provider has named until when. What one key refuses
+    /// twice is about the request.
     pub(super) fn leave(&mut self, key: &Key) {
-        let is_waited_for = self.ask.lane.is_some();
-        if !(matches!(self.last, Some(Verdict::Concurrency { .. })) && is_waited_for) {
+        let comes_back = match self.last {
+            Some(Verdict::Concurrency { .. }) => self.ask.lane.is_some(),
+            Some(Verdict::RateLimited(Some(span))) => {
+                span <= self.roster.queue_timeout() && !self.refusals.is_agreed()
+            }
+            _ => false,
+        };
+        if !comes_back || self.refusals.of_key(key) > 1 {
             self.ask.excluded.extend(self.roster.position_of(key));
         }
     }

@@ -6,6 +6,7 @@
 //! account serves it, it was not the request after all.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::policy::budget::Extension;
 use crate::policy::classify::{Refusal, Verdict};
@@ -13,6 +14,10 @@ use crate::policy::evidence::Source;
 use crate::policy::features::RequestFeatures;
 use crate::policy::units::UnixMs;
 use crate::pool::{Ask, Key, Pool, Refused, Restriction, Roster, Transition};
+
+/// A poll that is older says nothing of what another program may have spent since. Accounts are polled every
+/// ten minutes by default.
+const FRESH_POLL_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// The refusals of one request.
 #[derive(Debug, Default)]
@@ -28,8 +33,10 @@ struct Met {
     is_recorded: bool,
     /// Whether another account says the same.
     is_agreed: bool,
-    /// Whether several others have said the same of the like of it before.
+    /// Whether several others have said the same of the like of it before, or the account itself has.
     is_repeated: bool,
+    /// Whether the account itself has, and a poll or a served request has refuted it.
+    was_refuted: bool,
 }
 
 /// What was concluded from a refusal, or from being served.
@@ -62,14 +69,23 @@ impl Refusals {
         let mut concluded = Concluded::default();
         let verdict = with_figures_of(key, verdict, learner.now);
         let (key, ask) = (Arc::clone(key), ask.clone());
-        let mut met =
-            Met { verdict, key, ask, source, is_recorded: false, is_agreed: false, is_repeated: false };
+        let mut met = Met {
+            verdict,
+            key,
+            ask,
+            source,
+            is_recorded: false,
+            is_agreed: false,
+            is_repeated: false,
+            was_refuted: false,
+        };
         let mut has_second = false;
         for known in self.0.iter_mut().filter(|known| known.agrees_with(&met)) {
             has_second = true;
             known.agree(learner, &mut concluded);
         }
-        met.is_repeated = !has_second && met.repeats(learner);
+        met.was_refuted = !has_second && met.was_refuted(learner);
+        met.is_repeated = !has_second && (met.was_refuted || met.repeats(learner));
         if has_second || met.is_repeated {
             met.agree(learner, &mut concluded);
         } else {
@@ -92,14 +108,8 @@ impl Refusals {
                 learner.restrict(met, &mut concluded);
                 // A poll tells whether there is more to it.
                 learner.pool.want_poll(&met.key);
-            } else if !met.is_recorded {
+            } else if !met.is_recorded && !met.was_refuted {
                 met.record(learner, &mut concluded);
-            } else if !met.verdict.proves_itself()
-                && matches!(met.verdict, Verdict::WorkspaceQuota(_) | Verdict::Billing | Verdict::InvalidKey)
-            {
-                // Should a poll find nothing wrong with the account, it is the like of this request that it
-                // refuses.
-                learner.restrict(met, &mut concluded);
             }
         }
         concluded
@@ -110,9 +120,19 @@ impl Refusals {
         self.0.is_empty()
     }
 
+    /// How often `key` has refused it.
+    pub(super) fn of_key(&self, key: &Key) -> usize {
+        self.0.iter().filter(|met| std::ptr::eq(&*met.key, key)).count()
+    }
+
     /// Whether the last one says nothing of its account, because others said the same.
     pub(super) fn is_about_request(&self) -> bool {
         self.0.last().is_some_and(|last| last.is_agreed && !last.is_recorded)
+    }
+
+    /// Whether another account has said the same as the last one.
+    pub(super) fn is_agreed(&self) -> bool {
+        self.0.last().is_some_and(|last| last.is_agreed)
     }
 
     /// Whether several others have said the same of the like of it before.
@@ -179,6 +199,12 @@ impl Met {
             && pool.is_said_of_another(features, &self.key, self.verdict, *now)
     }
 
+    /// Whether the same account has said the same of the like of it before, and it turned out to be wrong.
+    fn was_refuted(&self, learner: &Learner<'_>) -> bool {
+        let Learner { pool, features, now, .. } = learner;
+        !self.verdict.proves_itself() && pool.was_refuted(features, &self.key, self.verdict, *now)
+    }
+
     fn refused(&self) -> Refused<'_> {
         let Self { verdict, ask, source, is_agreed, .. } = self;
         Refused { verdict: *verdict, ask: Some(ask), is_agreed: *is_agreed, source: source.clone() }
@@ -201,7 +227,8 @@ impl Met {
                 | Verdict::InvalidKey
                 | Verdict::WrongHost
         );
-        if !is_of_account {
+        // Noted, until a poll or a request that is served refutes it, and the like of it is refused again.
+        if !is_of_account || !self.verdict.proves_itself() {
             learner.restrict(self, concluded);
         }
     }
@@ -229,15 +256,24 @@ impl Met {
     }
 }
 
-/// The verdict without figures of a quota that is not the account's.
+/// The verdict without figures of a quota that is not the account's, and without figures that a fresh poll
+/// contradicts.
 fn with_figures_of(key: &Key, verdict: Verdict, now: UnixMs) -> Verdict {
     let Verdict::WorkspaceQuota(shortfall) = verdict else { return verdict };
-    let quota = key.workspace().quota(now);
+    let workspace = key.workspace();
+    let quota = workspace.quota(now);
     let extension = match quota.extension {
         Extension::Credits(credits) => credits,
         Extension::None | Extension::Unlimited => 0,
     };
-    Verdict::WorkspaceQuota(shortfall.of_account(quota.limit, extension))
+    let shortfall = shortfall.of_account(quota.limit, extension);
+    let is_fresh = workspace.polled_at().is_some_and(|at| now.since(at) <= FRESH_POLL_MAX);
+    match (quota.spendable(), quota.limit) {
+        (Some(left), Some(limit)) if is_fresh => {
+            Verdict::WorkspaceQuota(shortfall.unless_contradicted(left, limit))
+        }
+        _ => Verdict::WorkspaceQuota(shortfall),
+    }
 }
 
 impl Learner<'_> {
