@@ -64,8 +64,7 @@ pub fn parse(text: &str) -> Result<Duration, QuantityError> {
         units_left = units_left.get(position + 1..).unwrap_or_default();
         let count: u64 = digits.parse().map_err(|_| QuantityError::TooLarge)?;
         let part = count.checked_mul(UNITS[at].1);
-        milliseconds =
-            part.and_then(|part| milliseconds.checked_add(part)).ok_or(QuantityError::TooLarge)?;
+        milliseconds = part.and_then(|part| milliseconds.checked_add(part)).ok_or(QuantityError::TooLarge)?;
         rest = next;
     }
     Ok(Duration::from_millis(milliseconds))

@@ -41,7 +41,11 @@ pub fn parse(text: &str) -> Result<u64, QuantityError> {
     }
     let Some((_, factor)) = UNITS.iter().find(|(name, _)| *name == unit) else {
         let is_word = unit.chars().all(char::is_alphabetic);
-        return Err(if is_word { QuantityError::UnknownUnit(unit.to_owned()) } else { QuantityError::Malformed });
+        return Err(if is_word {
+            QuantityError::UnknownUnit(unit.to_owned())
+        } else {
+            QuantityError::Malformed
+        });
     };
     digits.parse::<u64>().ok().and_then(|count| count.checked_mul(*factor)).ok_or(QuantityError::TooLarge)
 }
