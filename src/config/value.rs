@@ -80,8 +80,8 @@ struct Notation {
     parse: fn(&str) -> Result<u64, QuantityError>,
     guess: fn(&str) -> Option<u64>,
     show: fn(u64) -> String,
-    /// What a number without a unit counted when settings had no units.
-    bare_unit: &'static str,
+    /// What a number without a unit probably counts, and how many of the smallest unit that is.
+    bare_unit: (&'static str, u64),
     known_units: &'static str,
 }
 
@@ -90,16 +90,18 @@ const DURATION: Notation = Notation {
     parse: |text| duration::parse(text).map(milliseconds),
     guess: |text| duration::guess(text).map(milliseconds),
     show: |milliseconds| ShownDuration(Duration::from_millis(milliseconds)).to_string(),
-    bare_unit: "milliseconds",
+    bare_unit: ("milliseconds", 1),
     known_units: duration::KNOWN_UNITS,
 };
+
+const DAYS: Notation = Notation { bare_unit: ("days", 24 * 3_600_000), ..DURATION };
 
 const SIZE: Notation = Notation {
     noun: "size",
     parse: size::parse,
     guess: size::guess,
     show: |bytes| ShownSize(bytes).to_string(),
-    bare_unit: "bytes",
+    bare_unit: ("bytes", 1),
     known_units: size::KNOWN_UNITS,
 };
 
@@ -110,6 +112,11 @@ fn milliseconds(duration: Duration) -> u64 {
 /// A duration such as `"30s"`.
 pub(super) fn duration(raw: Raw<'_>) -> Result<Duration, WrongValue> {
     DURATION.read(raw).map(Duration::from_millis)
+}
+
+/// A duration such as `"30d"`, which is mostly written in days.
+pub(super) fn days(raw: Raw<'_>) -> Result<Duration, WrongValue> {
+    DAYS.read(raw).map(Duration::from_millis)
 }
 
 /// A size such as `"16MiB"`, in bytes.
@@ -157,11 +164,17 @@ impl Notation {
         Err(wrong.suggest((self.guess)(text).map(|number| (self.show)(number))))
     }
 
-    /// Refuses a number without a unit and names the unit that such numbers had.
-    fn no_unit(&self, number: u64, raw: Raw<'_>) -> WrongValue {
-        let (noun, written) = (self.noun, self.written(number, raw));
-        WrongValue::new(format!("a {noun} is written with its unit"))
-            .advise(format!("write {written} if {number} {} are meant", self.bare_unit))
+    /// Refuses a number without a unit and shows the same number with the unit that it probably has.
+    fn no_unit(&self, number: u64, layer: Raw<'_>) -> WrongValue {
+        let (unit, factor) = self.bare_unit;
+        let wrong = WrongValue::new(format!("a {} is written with its unit", self.noun));
+        match number.checked_mul(factor) {
+            Some(counted) => {
+                let written = self.written(counted, layer);
+                wrong.advise(format!("write {written} if {number} {unit} are meant"))
+            }
+            None => wrong,
+        }
     }
 
     /// How a layer writes the quantity: a file in quotes, a variable without.

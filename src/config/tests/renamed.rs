@@ -16,7 +16,10 @@ fn default_of(path: &str, was: Was) -> (String, String) {
         Was::Milliseconds => milliseconds(bare).to_string(),
         Was::Days => (milliseconds(bare) / Duration::from_secs(24 * 3_600).as_millis()).to_string(),
         Was::Bytes => value::size(Raw::Text(bare)).unwrap().to_string(),
-        Was::Same => today.clone(),
+        Was::Same => {
+            assert!(value::duration(Raw::Text(bare)).is_err() && value::size(Raw::Text(bare)).is_err());
+            today.clone()
+        }
     };
     (today, old)
 }
@@ -56,7 +59,8 @@ fn each_old_variable_is_answered_with_the_one_to_set() {
 
 #[test]
 fn no_old_name_is_a_setting() {
-    for (index, (old, new, _)) in SETTINGS.iter().enumerate() {
+    for (index, (old, new, was)) in SETTINGS.iter().enumerate() {
+        assert_eq!(*was == Was::Days, old.contains("days"), "{old}");
         assert!(setting::find(old).is_none() && setting::find(new).is_some(), "{old}");
         assert!(
             SETTINGS[..index].iter().all(|(other, other_new, _)| other != old && other_new != new),
