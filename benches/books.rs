@@ -8,7 +8,7 @@
 //! ```
 //!
 //! `BENCH_RATE` (requests a second), `BENCH_SECONDS` (of a round), `BENCH_ROUNDS` and `BENCH_INTERVAL_MS`
-//! (`storage.commit_interval_ms`) change it.
+//! (`storage.commit_interval`) change it.
 //! Linux only.
 
 #![allow(
@@ -81,7 +81,7 @@ fn main() {
                 .env("ELEVENLABS_API_KEYS", keys.join(","))
                 .env("KEYCHOIR_UPSTREAM__BASE_URL", format!("http://{}", simulator.address))
                 .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
-                .env("KEYCHOIR_STORAGE__COMMIT_INTERVAL_MS", interval_ms.to_string()),
+                .env("KEYCHOIR_STORAGE__COMMIT_INTERVAL", format!("{interval_ms}ms")),
         )
     };
     let houses = [("file", proxy(&[])), ("ephemeral", proxy(&["--ephemeral"]))];

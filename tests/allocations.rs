@@ -31,7 +31,7 @@ const MAXIMA: &[(&str, u64)] = &[
     ("choose, 1000 keys, only the last can pay", 0),
     ("choose, 1000 keys, round-robin", 0),
     ("choose, 1000 keys, most-remaining", 0),
-    ("choose, 1000 keys, least-busy", 0),
+    ("choose, 1000 keys, least-requests", 0),
     ("choose, 1000 keys, soonest-reset", 0),
     ("classify, served", 0),
     ("classify, refused", 12),

@@ -239,7 +239,7 @@ async fn nobody_brings_a_key_who_may_not() {
 async fn strangers_bring_keys_where_they_may_and_see_nothing_of_the_pool() {
     let house = house_beside_own(100, |config| {
         with(Rules::default())(config);
-        config.access.brings_own_key = true;
+        config.access.bring_your_own_key = true;
     })
     .await;
     assert_eq!(with_own(&house, "GET", "/v1/voices", None).await.status(), 200);
@@ -266,7 +266,7 @@ async fn a_client_is_added_served_and_revoked_while_it_runs() {
     let simulator = Simulator::start(loopback().await, plan()).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("keychoir.toml");
-    std::fs::write(&file, "# mine\n[server]\nlisten = \"0.0.0.0:0\"\nreload_interval_ms = 0\n").unwrap();
+    std::fs::write(&file, "# mine\n[server]\nlisten = \"0.0.0.0:0\"\nreload_interval = \"0s\"\n").unwrap();
     let (code, token, said) =
         clients(&["add", "app", "--allowance", "1 request", "--concurrency", "4"], &file);
     let token = token.trim();
@@ -280,7 +280,7 @@ async fn a_client_is_added_served_and_revoked_while_it_runs() {
     assert_eq!(list, "app  1 request, 4 at once\n");
     let (_, list, _) = clients(&["list", "--json"], &file);
     let list: Value = serde_json::from_str(&list).unwrap();
-    assert_eq!((&list[0]["name"], &list[0]["concurrency"]), (&json!("app"), &json!(4)));
+    assert_eq!((&list[0]["name"], &list[0]["maxConcurrent"]), (&json!("app"), &json!(4)));
 
     let mut command = keychoir(&["serve", "--config", file.to_str().unwrap()]);
     command

@@ -83,7 +83,7 @@ async fn before(said: &'static str) -> House {
     });
     house_with(Plan::of([(ONE, 100)]), |config| {
         config.upstream.base_url = url.parse().unwrap();
-        config.watch.is_enabled = false;
+        config.quota_polling.enabled = false;
     })
     .await
 }
@@ -106,8 +106,8 @@ async fn held() -> (mpsc::UnboundedReceiver<TcpStream>, House) {
     });
     let house = house_with(Plan::of([(ONE, 100)]), |config| {
         config.upstream.base_url = url.parse().unwrap();
-        config.upstream.idle_connections_max = 0;
-        config.watch.is_enabled = false;
+        config.upstream.max_idle_connections = 0;
+        config.quota_polling.enabled = false;
     })
     .await;
     (receiver, house)
@@ -192,7 +192,7 @@ async fn requests_that_come_back_are_refused_with_508() {
     let keys = vec![ApiKey::new(ONE).unwrap()];
     let mut config = Config::with_defaults(keys, url.parse().unwrap());
     config.storage.path = folder.path().join("keychoir.db");
-    config.watch.is_enabled = false;
+    config.quota_polling.enabled = false;
     config.server.drain_idle_timeout = Duration::ZERO;
     let running = app::start(Parts::of(config).unwrap(), vec![listener.into()]).unwrap();
     let client = keychoir::upstream::side_calls().unwrap().build().unwrap();

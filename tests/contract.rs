@@ -71,7 +71,7 @@ async fn the_state_of_the_keys_survives_a_restart() {
     let before = first.status().await;
     let (_, folder) = first.close().await;
 
-    let second = house_in(folder, plan(), |config| config.watch.is_enabled = false).await;
+    let second = house_in(folder, plan(), |config| config.quota_polling.enabled = false).await;
     let after = second.status().await;
     assert_eq!(after, before);
     assert_eq!(after["keys"][0]["status"], "exhausted");

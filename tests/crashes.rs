@@ -1,6 +1,6 @@
 //! The books of the real binary when it is killed or the disk is full, under load: integrity holds,
 //! nothing is there twice, what was committed stays, and what was not is the end of the queue: what was
-//! answered since the last commit, which `storage.commit_interval_ms` spaces.
+//! answered since the last commit, which `storage.commit_interval` spaces.
 //!
 //! `KEYCHOIR_KILLS` says how often it is killed (5 times by default, 100 times in `make faults`). How
 //! much was lost, and how old it was, is printed.
@@ -38,7 +38,7 @@ fn command(mut command: Command, simulator: &Simulator, books: &Path) -> Command
         .env("KEYCHOIR_STORAGE__PATH", books)
         .env("KEYCHOIR_SERVER__TLS", "off")
         .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
-        .env("KEYCHOIR_WATCH__ENABLED", "false")
+        .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
         .env("KEYCHOIR_LOG__FORMAT", "json")
         .env("KEYCHOIR_LOG__LEVEL", "warn,keychoir::cli=info,keychoir::store=info")
         .env("ELEVENLABS_API_KEYS", format!("{ONE},{TWO}"));

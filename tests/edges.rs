@@ -73,7 +73,7 @@ async fn before(said: &str, change: impl FnOnce(&mut Config)) -> House {
     });
     house_with(plan(), |config| {
         config.upstream.base_url = url.parse().unwrap();
-        config.watch.is_enabled = false;
+        config.quota_polling.enabled = false;
         change(config);
     })
     .await
@@ -125,7 +125,7 @@ async fn what_proxies_say_of_a_client_is_not_passed_on() {
     house.close().await;
 
     let listed = |config: &mut Config| {
-        config.access.forwarded_headers = vec!["cf-ray".to_owned(), "x-real-ip".to_owned()];
+        config.access.forward_headers = vec!["cf-ray".to_owned(), "x-real-ip".to_owned()];
     };
     let house = house_with(plan(), listed).await;
     let headers = seen(&house, &said).await;
@@ -206,7 +206,7 @@ async fn a_document_of_the_provider_runs_nothing_in_our_origin() {
     ] {
         for status in ["200 OK", "404 Not Found", "502 Bad Gateway"] {
             let said = format!("HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: 2\r\n\r\nhi");
-            let house = before(&said, |config| config.replay.attempts_max = 1).await;
+            let house = before(&said, |config| config.retry.max_attempts = 1).await;
             let answer = house.get("/v1/voices").await;
             let policy =
                 answer.headers().get("content-security-policy").map(|policy| policy.to_str().unwrap());

@@ -286,8 +286,8 @@ async fn a_key_of_an_empty_workspace_is_not_tried_after_its_sister() {
 #[tokio::test]
 async fn a_body_beyond_its_bound_passes_and_only_its_replay_is_lost() {
     let house = house_with(rich(), |config| {
-        config.replay.memory_bytes_max = 100;
-        config.replay.disk_bytes_max = 0;
+        config.retry.buffer_size = 100;
+        config.retry.spill_size = 0;
     })
     .await;
     house.always(ONE, "quota");

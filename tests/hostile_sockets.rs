@@ -99,7 +99,7 @@ fn with_rules(config: &mut Config, rules: Rules) {
 }
 
 fn bounded(config: &mut Config) {
-    config.sockets.max_session_buffer = BUFFER;
+    config.websocket.max_session_buffer = BUFFER;
 }
 
 /// Keys of workspaces where one may speak at a time.
@@ -238,7 +238,7 @@ impl Provider {
     async fn house(&self, change: impl FnOnce(&mut Config)) -> House {
         house_with(two_keys(), |config| {
             config.upstream.base_url = self.base_url.clone();
-            config.watch.is_enabled = false;
+            config.quota_polling.enabled = false;
             change(config);
         })
         .await
@@ -301,7 +301,7 @@ async fn beyond_the_providers_paths_every_byte_passes() {
 #[tokio::test]
 async fn a_close_that_is_not_completed_ends_all_the_same() {
     let mut provider = Provider::start().await;
-    let house = provider.house(|config| config.sockets.close_timeout = Duration::from_millis(100)).await;
+    let house = provider.house(|config| config.websocket.close_timeout = Duration::from_millis(100)).await;
     let close = frame(CLOSE, b"\x03\xe8", None);
     for path in [STREAM_INPUT, "/runCase"] {
         // Both have closed, and the provider keeps its connection.
@@ -356,8 +356,9 @@ async fn what_the_provider_sends_after_its_close_is_dropped() {
 async fn one_direction_that_floods_stops_neither_the_other_nor_the_timers() {
     for lifetime in [0, 300] {
         let mut provider = Provider::start().await;
-        let house =
-            provider.house(|config| config.sockets.lifetime_max = Duration::from_millis(lifetime)).await;
+        let house = provider
+            .house(|config| config.websocket.max_session_duration = Duration::from_millis(lifetime))
+            .await;
         let (mut talk, stream) = provider.dialled(&house, AGENT).await;
         let (mut from_proxy, mut to_proxy) = stream.into_split();
         let tasks = Tasks::default();
@@ -440,7 +441,8 @@ async fn a_client_that_leaves_while_its_session_waits_is_noticed() {
     for is_failing_over in [false, true] {
         for leaving in LEAVING {
             let plan = if is_failing_over { narrow(&[ONE, TWO]) } else { narrow(&[TWO]) };
-            let house = house_with(plan, |config| config.pool.wait_max = Duration::from_secs(3_600)).await;
+            let house =
+                house_with(plan, |config| config.pool.queue_timeout = Duration::from_secs(3_600)).await;
             // The only place of the second key is taken.
             if is_failing_over {
                 house.always(ONE, "forbidden");
@@ -496,7 +498,7 @@ async fn a_quota_of_credits_ends_what_runs_beyond_it() {
     for (path, quota, spoken) in [(AGENT, 1_000, 900), (SCRIBE, 20, 18)] {
         let house = house_with(two_keys(), |config| {
             with_rules(config, credits(quota));
-            config.sockets.quota_check_interval = Duration::from_millis(10);
+            config.websocket.quota_check_interval = Duration::from_millis(10);
         })
         .await;
         let mut talk = dial(&house, path).await;
@@ -519,7 +521,7 @@ async fn a_quota_of_requests_ends_no_session() {
     let allowance = Allowance { amount: 2, measure: Measure::Requests, period: Period::Day };
     let house = house_with(two_keys(), |config| {
         with_rules(config, Rules { allowance: Some(allowance), ..Rules::default() });
-        config.sockets.quota_check_interval = Duration::from_millis(1);
+        config.websocket.quota_check_interval = Duration::from_millis(1);
     })
     .await;
     let mut talk = dial(&house, AGENT).await;
@@ -593,7 +595,7 @@ async fn no_text_passes_unmetered() {
 #[tokio::test]
 async fn a_caller_who_is_queued_waits_and_is_not_idle() {
     let mut provider = Provider::start().await;
-    let house = provider.house(|config| config.sockets.idle_max = Duration::from_millis(50)).await;
+    let house = provider.house(|config| config.websocket.idle_timeout = Duration::from_millis(50)).await;
     let (mut talk, mut stream) = provider.dialled(&house, AGENT).await;
     let queued = br#"{"type":"queue_status","queue_status_event":{"position":1}}"#;
     stream.write_all(&frame(TEXT, queued, None)).await.unwrap();
@@ -611,7 +613,7 @@ async fn a_caller_who_was_queued_may_still_be_moved() {
     let mut provider = Provider::start().await;
     let house = house_with(two_keys(), |config| {
         config.upstream.base_url = provider.base_url.clone();
-        config.watch.is_enabled = false;
+        config.quota_polling.enabled = false;
     })
     .await;
     let (mut talk, mut stream) = provider.dialled(&house, AGENT).await;

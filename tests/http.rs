@@ -254,7 +254,7 @@ async fn everything_is_served_below_a_base_path_as_well() {
 
 #[tokio::test]
 async fn more_requests_than_there_may_be_are_told_at_once() {
-    let house = house_with(Plan::of([(ONE, 100_000)]), |config| config.server.requests_max = 1).await;
+    let house = house_with(Plan::of([(ONE, 100_000)]), |config| config.server.max_requests = 1).await;
     house.always(ONE, "stall=3600s");
     let mut first = TcpStream::connect(house.running.address()).await.unwrap();
     first.write_all(b"GET /v1/voices HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();

@@ -68,8 +68,8 @@ impl Stage {
         command
             .env("KEYCHOIR_STORAGE__PATH", self.path("keychoir.db"))
             .env("KEYCHOIR_UPSTREAM__BASE_URL", &self.upstream)
-            .env("KEYCHOIR_SERVER__RELOAD_INTERVAL_MS", "0")
-            .env("KEYCHOIR_WATCH__ENABLED", "false")
+            .env("KEYCHOIR_SERVER__RELOAD_INTERVAL", "0s")
+            .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
             .env("KEYCHOIR_LOG__FORMAT", "json");
     }
 
@@ -242,9 +242,12 @@ async fn clients_are_reloaded_and_what_needs_a_restart_is_named() {
     let (mut program, address) = stage.start();
     assert_eq!(speak(&client(), &address).await, 200);
     let clients = "[[clients]]\nname = \"app\"\ntoken = \"a-token-of-the-test\"\n";
-    stage.configure(&[ONE], &format!("[server]\nhead_bytes_max = 8192\n[log]\nlevel = \"debug\"\n{clients}"));
+    stage.configure(
+        &[ONE],
+        &format!("[server]\nmax_request_headers_size = \"8KiB\"\n[log]\nlevel = \"debug\"\n{clients}"),
+    );
     program.signal("HUP");
-    assert_eq!(program.event("reload_incomplete")["settings"], "server.head_bytes_max");
+    assert_eq!(program.event("reload_incomplete")["settings"], "server.max_request_headers_size");
     assert_eq!(program.event("reloaded")["clients"], 1);
     assert_eq!(speak(&client(), &address).await, 401);
     // The new level is in force: what is no HTTP was no news before.
@@ -261,7 +264,7 @@ async fn a_changed_file_is_noticed_without_a_signal() {
     fs::write(stage.path("keychoir.toml"), "").unwrap();
     let mut command = stage.command(&["--listen", "127.0.0.1:0"]);
     command
-        .env("KEYCHOIR_SERVER__RELOAD_INTERVAL_MS", "20")
+        .env("KEYCHOIR_SERVER__RELOAD_INTERVAL", "20ms")
         .env("ELEVENLABS_API_KEYS_FILE", stage.path("list"));
     let mut program = Program::start(&mut command);
     let address = program.address();
@@ -423,7 +426,7 @@ fn a_second_signal_ends_it_at_once_and_the_books_are_written() {
 fn the_grace_has_an_end() {
     let gate = Gate::new();
     let stage = gate.stage();
-    stage.configure(&[ONE], "[server]\nshutdown_grace_ms = 1\n");
+    stage.configure(&[ONE], "[server]\ndrain_timeout = \"1ms\"\n");
     let (program, address) = stage.start();
     let mut streaming = Kept::to(&address);
     streaming.send("/v1/voices");
@@ -573,7 +576,7 @@ fn kept_connections_are_served_at_the_end_without_a_passed_socket_too() {
 #[test]
 fn idle_connections_do_not_hold_the_end_for_longer_than_they_may() {
     let stage = Stage::before("http://127.0.0.1:9");
-    stage.configure(&[ONE], "[server]\ndrain_idle_timeout = 1\n");
+    stage.configure(&[ONE], "[server]\ndrain_idle_timeout = \"1ms\"\n");
     let (program, address) = stage.start();
     let mut kept = Kept::to(&address);
     assert_has(&kept.ask("/livez").0, &["http/1.1 200"]);
@@ -661,7 +664,7 @@ fn the_end_does_not_wait_for_a_provider_that_does_not_answer() {
     let gate = Gate::new();
     let stage = gate.stage();
     let mut command = stage.command(&["--listen", "127.0.0.1:0"]);
-    let mut program = Program::start(command.env("KEYCHOIR_WATCH__ENABLED", "true"));
+    let mut program = Program::start(command.env("KEYCHOIR_QUOTA_POLLING__ENABLED", "true"));
     // It has asked for the quota of its key, and is not answered.
     let (_asked, _) = gate.listener.accept().unwrap();
     program.signal("TERM");
@@ -694,7 +697,7 @@ async fn idle_clients_leave_files_for_the_requests_of_others() {
     let simulator = simulator(&[ONE]).await;
     let stage = Stage::before(&simulator.base_url());
     // Each request opens a connection to the provider.
-    stage.configure(&[ONE], "[upstream]\nidle_connections_max = 0\n");
+    stage.configure(&[ONE], "[upstream]\nmax_idle_connections = 0\n");
     let mut command = Command::new("/bin/sh");
     command
         .args(["-c", "ulimit -S -n 64; ulimit -H -n 256; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_keychoir")])
@@ -706,7 +709,7 @@ async fn idle_clients_leave_files_for_the_requests_of_others() {
     let limited = program.event("connections_limited");
     // The soft limit is no limit: it is raised.
     assert_eq!(
-        (limited["open_files_max"].as_u64(), limited["connections_max"].as_u64()),
+        (limited["open_files_max"].as_u64(), limited["max_connections"].as_u64()),
         (Some(256), Some(64))
     );
     let address = program.address();

@@ -40,7 +40,7 @@ impl Unread {
         let mut child = keychoir(&["serve", "--listen", "127.0.0.1:0", "--ephemeral"])
             .env("ELEVENLABS_API_KEYS", KEY)
             .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
-            .env("KEYCHOIR_WATCH__ENABLED", "false")
+            .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
             .env("KEYCHOIR_LOG__LEVEL", level)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -135,7 +135,7 @@ const STRATEGIES: [(&str, [usize; 3]); 5] = [
     ("fill-first", [0, 1, 2]),
     ("round-robin", [0, 1, 2]),
     ("most-remaining", [1, 2, 0]),
-    ("least-busy", [0, 1, 2]),
+    ("least-requests", [0, 1, 2]),
     ("soonest-reset", [2, 0, 1]),
 ];
 
@@ -424,7 +424,7 @@ async fn most_remaining_meets_every_refusal() {
 
 #[tokio::test]
 async fn least_busy_meets_every_refusal() {
-    check_catalogue("least-busy", &ROUTES[..2]).await;
+    check_catalogue("least-requests", &ROUTES[..2]).await;
 }
 
 #[tokio::test]

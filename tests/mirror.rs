@@ -38,8 +38,8 @@ fn to(supabase: &Supabase) -> impl FnOnce(&mut Config) {
         let mirror = &mut config.supabase;
         mirror.url = url.parse().unwrap();
         mirror.key = Some(ServiceKey::new(SECRET_KEY, ServiceKeyForm::Secret).unwrap());
-        mirror.sends_events = true;
-        (mirror.interval, mirror.retry_max, mirror.pause) = (MOMENT, MOMENT, MOMENT);
+        mirror.events = true;
+        (mirror.interval, mirror.max_retry_delay, mirror.setup_error_delay) = (MOMENT, MOMENT, MOMENT);
     }
 }
 
@@ -265,7 +265,7 @@ async fn what_was_spent_in_an_outage_arrives_after_it() {
     supabase.gateway.meet(Fault::Closed);
     let house = house(plan(), |config| {
         to(&supabase)(config);
-        config.supabase.batch_rows_max = 7;
+        config.supabase.max_batch_rows = 7;
     });
     let house = house.await;
     speak(&house, 10).await;
@@ -471,7 +471,7 @@ async fn nobody_waits_for_a_silent_supabase_and_the_next_start_sends_it() {
     supabase.gateway.meet(Fault::Silent);
     let house = house(plan(), |config| {
         to(&supabase)(config);
-        config.supabase.final_push_max = MOMENT;
+        config.supabase.final_push_timeout = MOMENT;
     });
     let house = house.await;
     until(|| !supabase.gateway.seen().is_empty()).await;
@@ -504,7 +504,7 @@ async fn without_events_only_the_keys_are_told() {
     let supabase = Supabase::new().await;
     let house = house(plan(), |config| {
         to(&supabase)(config);
-        config.supabase.sends_events = false;
+        config.supabase.events = false;
     });
     let house = house.await;
     speak(&house, 2).await;

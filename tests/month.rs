@@ -88,8 +88,8 @@ fn settings(config: &mut Config) {
     };
     config.clients = CLIENTS.map(client).into();
     // A week is a second.
-    config.watch.interval = Duration::from_secs(1);
-    config.watch.quota_lag = Duration::from_secs(1);
+    config.quota_polling.interval = Duration::from_secs(1);
+    config.quota_polling.quota_lag = Duration::from_secs(1);
     config.pool.concurrency_cooldown = Duration::from_millis(20);
 }
 

@@ -137,7 +137,7 @@ async fn a_refusal_for_too_many_at_once_teaches_the_places_and_waits() {
 async fn who_waits_too_long_hears_when_to_come_back() {
     let house = house_with(three(100_000, 1), |config| {
         config.keys.truncate(1);
-        config.pool.wait_max = Duration::from_millis(50);
+        config.pool.queue_timeout = Duration::from_millis(50);
     })
     .await;
     assert_eq!(house.speak(1).await.status(), 200);
@@ -226,7 +226,7 @@ async fn every_strategy_serves_and_spreads_as_it_says() {
         ("fill-first", [6, 0, 0]),
         ("round-robin", [2, 2, 2]),
         ("most-remaining", [0, 6, 0]),
-        ("least-busy", [6, 0, 0]),
+        ("least-requests", [6, 0, 0]),
     ] {
         let house = house_with(Plan::of([(ONE, 1_000), (TWO, 9_000), (THREE, 5_000)]), |config| {
             config.pool.strategy = strategy.parse().unwrap();
@@ -245,7 +245,7 @@ async fn every_strategy_serves_and_spreads_as_it_says() {
 #[tokio::test]
 async fn a_text_that_comes_slowly_goes_without_an_estimate() {
     let house = house_with(Plan::of([(ONE, 1_000)]), |config| {
-        config.pool.foresee_max = Duration::from_millis(1);
+        config.pool.cost_estimate_timeout = Duration::from_millis(1);
     })
     .await;
     let mut client = TcpStream::connect(house.running.address()).await.unwrap();

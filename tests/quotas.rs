@@ -160,7 +160,7 @@ async fn nothing_is_taken_for_what_was_never_sent() {
         with(credits(1_000))(config);
         // Nothing listens on this port.
         config.upstream.base_url = "http://127.0.0.1:9".parse().unwrap();
-        config.watch.is_enabled = false;
+        config.quota_polling.enabled = false;
     })
     .await;
     assert_ours(&house.speak(900).await, 502, "upstream_unreachable");
@@ -462,9 +462,9 @@ async fn trickle(house: &House, token: &str) -> TcpStream {
 async fn clients_that_trickle_a_short_body_hold_no_place() {
     let house = house_with(narrow(3), |config| {
         with(Rules::default())(config);
-        config.pool.wait_max = std::time::Duration::from_millis(1);
+        config.pool.queue_timeout = std::time::Duration::from_millis(1);
         // Without a look at its text, nothing but the body itself is waited for.
-        config.pool.foresee_max = std::time::Duration::ZERO;
+        config.pool.cost_estimate_timeout = std::time::Duration::ZERO;
     })
     .await;
     assert_eq!(house.speak(1).await.status(), 200);
@@ -491,7 +491,7 @@ async fn clients_that_trickle_a_short_body_hold_no_place() {
 async fn one_client_does_not_take_the_places_of_all() {
     let house = house_with(plan(), |config| {
         with(Rules::default())(config);
-        config.server.requests_max = 4;
+        config.server.max_requests = 4;
     })
     .await;
     let trickling = [trickle(&house, CLIENT_TOKEN).await, trickle(&house, CLIENT_TOKEN).await];

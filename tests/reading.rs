@@ -380,9 +380,9 @@ async fn without_a_place_for_books_it_counts_and_leaves_no_file() {
             .current_dir(folder.path())
             .env("HOME", folder.path())
             .env("KEYCHOIR_STORAGE__EPHEMERAL", variable)
-            .env("KEYCHOIR_REPLAY__DIRECTORY", folder.path())
+            .env("KEYCHOIR_RETRY__SPILL_DIRECTORY", folder.path())
             .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
-            .env("KEYCHOIR_WATCH__ENABLED", "false")
+            .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
             .env("KEYCHOIR_LOG__FORMAT", "json")
             .env("ELEVENLABS_API_KEYS", ONE);
         let mut program = Program::start(&mut command);
@@ -425,7 +425,7 @@ async fn what_others_spend_is_taken_over_shown_and_told_once() {
     command
         .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
         .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
-        .env("KEYCHOIR_WATCH__INTERVAL_MS", "1000")
+        .env("KEYCHOIR_QUOTA_POLLING__INTERVAL", "1s")
         .env("KEYCHOIR_LOG__FORMAT", "json")
         .env("ELEVENLABS_API_KEYS", format!("{ONE},{TWO}"));
     let mut program = Program::start(&mut command);

@@ -44,7 +44,7 @@ async fn before(said: &[u8], change: impl FnOnce(&mut Config)) -> House {
     });
     house_with(Plan::of([(ONE, 100), (TWO, 100)]), |config| {
         config.upstream.base_url = url.parse().unwrap();
-        config.watch.is_enabled = false;
+        config.quota_polling.enabled = false;
         change(config);
     })
     .await
@@ -124,7 +124,7 @@ async fn every_type_but_sound_pictures_and_archives_is_searched() {
     ] {
         for status in ["200 OK", "404 Not Found", "500 Oops"] {
             let said = message(&format!("{status}\r\ncontent-type: {kind}"), text.as_bytes());
-            let house = before(&said, |config| config.replay.attempts_max = 1).await;
+            let house = before(&said, |config| config.retry.max_attempts = 1).await;
             let shown = house.get("/v1/voices").await.text().await.unwrap();
             assert_eq!(shown.trim_end(), text.replace(ONE, SHORT), "{status} {kind}");
             house.close().await;
@@ -231,7 +231,7 @@ async fn an_owner_is_hidden_whatever_the_status_and_the_form() {
                 message(&format!("{status} X"), text.as_bytes()),
                 message(&format!("{status} X\r\ncontent-encoding: gzip"), &gzip(&text)),
             ] {
-                let house = before(&said, |config| config.replay.attempts_max = 1).await;
+                let house = before(&said, |config| config.retry.max_attempts = 1).await;
                 let answer = house.get("/v1/user").await;
                 assert_eq!(answer.status(), status);
                 let shown: Value = answer.json().await.unwrap();
@@ -262,7 +262,7 @@ async fn an_owner_that_cannot_be_taken_out_is_not_relayed() {
         (message("500 Oops\r\ncontent-type: text/html", b"<html>John</html>"), 500),
         (message("404 Not Found", b""), 404),
     ] {
-        let house = before(&said, |config| config.replay.attempts_max = 1).await;
+        let house = before(&said, |config| config.retry.max_attempts = 1).await;
         let answer = house.get("/v1/user").await;
         assert_eq!(answer.status(), status);
         if status == 502 {
@@ -275,11 +275,11 @@ async fn an_owner_that_cannot_be_taken_out_is_not_relayed() {
 
 #[tokio::test]
 async fn who_trusts_all_clients_can_switch_it_off() {
-    let house = house_with(plan(), |config| config.access.redacts = false).await;
+    let house = house_with(plan(), |config| config.access.redact = false).await;
     let user: Value = house.get("/v1/user").await.json().await.unwrap();
     assert_eq!(user["first_name"], "Simulator");
     house.close().await;
-    let house = before(&message("200 OK", ONE.as_bytes()), |config| config.access.redacts = false).await;
+    let house = before(&message("200 OK", ONE.as_bytes()), |config| config.access.redact = false).await;
     assert_eq!(house.get("/v1/voices").await.text().await.unwrap(), ONE);
     house.close().await;
 }

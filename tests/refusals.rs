@@ -200,7 +200,7 @@ async fn a_refusal_that_cannot_be_read_is_replaced() {
 #[tokio::test]
 async fn a_burst_waits_for_the_try_of_one_and_is_served() {
     const ODD: &str = "/v1/text-to-speech/AVoiceThatIsRefused0";
-    let house = house_with(rich(), |config| config.pool.wait_max = Duration::from_secs(20)).await;
+    let house = house_with(rich(), |config| config.pool.queue_timeout = Duration::from_secs(20)).await;
     house.simulator.for_everybody_on(ODD, fault("rate_limit=86400"));
     assert_eq!(house.post(ODD, &json!({"text": "hello"})).await.status(), 429);
     let answers = join_all((0..8).map(|_| house.speak(10))).await;
@@ -243,7 +243,7 @@ async fn one_speech_that_every_account_refuses_takes_no_speech_from_others() {
         "garbled",
     ];
     let check = |refusal: &'static str| async move {
-        let house = house_with(rich(), |config| config.pool.wait_max = Duration::from_secs(20)).await;
+        let house = house_with(rich(), |config| config.pool.queue_timeout = Duration::from_secs(20)).await;
         house.simulator.for_everybody_on(ODD, fault(refusal));
         let answer = house.post(ODD, &json!({"text": "hello"})).await;
         assert_ne!(answer.status(), 200, "{refusal}");
@@ -644,7 +644,7 @@ async fn what_a_refusal_reported_ends_with_its_rest() {
     plan.keys[0].permissions = Some(vec!["text_to_speech".to_owned()]);
     let house = house_with(plan, |config| {
         config.pool.exhausted_cooldown = Duration::from_millis(50);
-        config.pool.wait_max = Duration::from_millis(200);
+        config.pool.queue_timeout = Duration::from_millis(200);
     })
     .await;
     house.simulator.script(ONE, vec![fault("quota").unwrap()]);

@@ -83,7 +83,7 @@ async fn check(request: String, end: &'static [u8], head: &str, body_bytes: usiz
     let upstream = provider(end, answer.concat());
     let house = house_with(Plan::of([(ONE, 1_000_000)]), |config| {
         config.upstream.base_url = format!("http://{upstream}").parse().unwrap();
-        config.watch.is_enabled = false;
+        config.quota_polling.enabled = false;
         config.clients = vec![ClientConfig {
             name: "app".to_owned(),
             token: TokenFingerprint::of(CLIENT_TOKEN),

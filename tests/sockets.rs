@@ -341,7 +341,7 @@ async fn a_token_may_be_presented_in_any_place_of_a_socket() {
 async fn who_does_not_say_who_it_is_gets_nothing() {
     let house = house_with(three_keys(), |config| {
         with_token(config);
-        config.sockets.introduction_max = Duration::from_millis(50);
+        config.websocket.auth_message_timeout = Duration::from_millis(50);
     })
     .await;
     let wrong = knock(&house, STREAM_INPUT, &[("xi-api-key", "wrong")]).await;
@@ -365,7 +365,7 @@ async fn who_does_not_say_who_it_is_gets_nothing() {
 #[tokio::test]
 async fn an_own_key_goes_as_it_is_and_is_not_seen_in_messages() {
     let house = house_with(Plan::of([(ONE, 100_000), (TWO, 100_000)]), |config| {
-        config.access.brings_own_key = true;
+        config.access.bring_your_own_key = true;
         config.keys.truncate(1);
     })
     .await;
@@ -392,8 +392,10 @@ fn narrow(keys: &[&str], maximum: u32) -> Plan {
 
 #[tokio::test]
 async fn idle_sessions_take_no_place_and_speaking_ones_wait_for_theirs() {
-    let house =
-        house_with(narrow(&[ONE], 1), |config| config.sockets.quiet_max = Duration::from_millis(20)).await;
+    let house = house_with(narrow(&[ONE], 1), |config| {
+        config.websocket.speech_idle_timeout = Duration::from_millis(20)
+    })
+    .await;
     let mut talks = Vec::new();
     for _ in 0..4 {
         let mut talk = dial(&house, STREAM_INPUT).await;
@@ -489,8 +491,8 @@ async fn who_is_still_waited_for_when_the_grace_is_over_is_told() {
 async fn a_session_on_which_nothing_is_said_ends() {
     for (lifetime, word) in [(0, "idle"), (150, "expired")] {
         let house = house_with(three_keys(), |config| {
-            config.sockets.idle_max = Duration::from_millis(if lifetime == 0 { 100 } else { 0 });
-            config.sockets.lifetime_max = Duration::from_millis(lifetime);
+            config.websocket.idle_timeout = Duration::from_millis(if lifetime == 0 { 100 } else { 0 });
+            config.websocket.max_session_duration = Duration::from_millis(lifetime);
         })
         .await;
         let mut talk = dial(&house, ECHO).await;
@@ -698,7 +700,7 @@ async fn an_agent_is_sent_on_with_its_subprotocol_and_begins_once() {
 async fn a_signed_url_names_us_where_that_is_wished() {
     for base in [None, Some("wss://localhost:11011")] {
         let house = house_with(Plan::of([(ONE, 100_000), (TWO, 100_000)]), |config| {
-            config.sockets.signed_url_base = base.unwrap_or_default().parse().unwrap();
+            config.websocket.signed_url_base = base.unwrap_or_default().parse().unwrap();
         })
         .await;
         // For no fault of its own, the first key is not the one that serves.
@@ -862,8 +864,10 @@ async fn a_workspace_that_has_no_room_is_not_asked_again() {
 
 #[tokio::test]
 async fn a_session_that_has_spoken_gives_its_place_to_the_next() {
-    let house =
-        house_with(narrow(&[ONE], 1), |config| config.sockets.quiet_max = Duration::from_millis(20)).await;
+    let house = house_with(narrow(&[ONE], 1), |config| {
+        config.websocket.speech_idle_timeout = Duration::from_millis(20)
+    })
+    .await;
     let mut talks = Vec::new();
     // Each stays open when it has spoken, where one may speak at a time.
     for _ in 0..3 {

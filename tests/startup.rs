@@ -122,7 +122,7 @@ fn keeping_books_at(path: &Path) -> Command {
         .env("ELEVENLABS_API_KEYS", KEYS)
         .env("KEYCHOIR_STORAGE__PATH", path)
         .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9")
-        .env("KEYCHOIR_WATCH__ENABLED", "false")
+        .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
         .env("KEYCHOIR_LOG__FORMAT", "json");
     command
 }
@@ -265,7 +265,7 @@ fn a_client_is_added_on_a_fresh_machine_and_its_file_is_read_from_then_on() {
         .env("ELEVENLABS_API_KEYS", KEYS)
         .env("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0")
         .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9")
-        .env("KEYCHOIR_WATCH__ENABLED", "false")
+        .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
         .env("KEYCHOIR_LOG__FORMAT", "json");
     let mut program = Program::start(&mut command);
     let read = program.event("configuration_read");
@@ -343,7 +343,7 @@ fn the_port_of_a_keychoir_that_runs_is_a_note() {
         .env("HOME", home.path())
         .env("ELEVENLABS_API_KEYS", KEYS)
         .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9")
-        .env("KEYCHOIR_WATCH__ENABLED", "false")
+        .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
         .env("KEYCHOIR_LOG__FORMAT", "json");
     let mut program = Program::start(&mut command);
     let address = program.address();

@@ -201,7 +201,7 @@ fn client_hello() -> Vec<u8> {
 #[tokio::test]
 async fn who_does_not_go_on_is_closed_in_time() {
     let (house, folder) = https_house(|config| {
-        config.server.head_read_max = Duration::from_secs(1);
+        config.server.request_headers_timeout = Duration::from_secs(1);
     })
     .await;
     let address = house.running.address();
@@ -316,8 +316,8 @@ impl Stage {
             .env("ELEVENLABS_API_KEYS", ONE)
             .env("KEYCHOIR_STORAGE__PATH", self.path(books))
             .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9")
-            .env("KEYCHOIR_SERVER__RELOAD_INTERVAL_MS", "0")
-            .env("KEYCHOIR_WATCH__ENABLED", "false")
+            .env("KEYCHOIR_SERVER__RELOAD_INTERVAL", "0s")
+            .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
             .env("KEYCHOIR_LOG__FORMAT", "json");
         command
     }
@@ -477,7 +477,7 @@ async fn a_certificate_that_changes_is_noticed_without_a_signal() {
     let stage = Stage::new();
     stage.certify("keys.example");
     let mut command = stage.command("keychoir.db");
-    command.env("KEYCHOIR_SERVER__RELOAD_INTERVAL_MS", "20");
+    command.env("KEYCHOIR_SERVER__RELOAD_INTERVAL", "20ms");
     let (mut program, address) = start(stage.with_files(&mut command));
     assert_https(address, &stage.path("cert.pem"), "keys.example").await;
     stage.certify("next.example");

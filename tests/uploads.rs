@@ -150,8 +150,8 @@ async fn a_client_that_asks_first_is_told_to_go_on() {
 #[tokio::test]
 async fn past_all_bounds_the_request_goes_on_and_its_refusal_is_the_answer() {
     let house = house_with(rich(), |config| {
-        config.replay.memory_bytes_max = 1_000;
-        config.replay.disk_bytes_max = 1_000_000;
+        config.retry.buffer_size = 1_000;
+        config.retry.spill_size = 1_000_000;
     })
     .await;
     let body = content(5_000_000);
@@ -165,8 +165,8 @@ async fn past_all_bounds_the_request_goes_on_and_its_refusal_is_the_answer() {
 #[tokio::test]
 async fn a_disk_that_cannot_be_written_costs_the_replay_and_not_the_request() {
     let house = house_with(rich(), |config| {
-        config.replay.memory_bytes_max = 1_000;
-        config.replay.directory = "/nonexistent".into();
+        config.retry.buffer_size = 1_000;
+        config.retry.spill_directory = "/nonexistent".into();
     })
     .await;
     let body = content(5_000_000);
@@ -177,7 +177,7 @@ async fn a_disk_that_cannot_be_written_costs_the_replay_and_not_the_request() {
 
 #[tokio::test]
 async fn uploads_at_once_do_not_mix() {
-    let house = house_with(rich(), |config| config.replay.memory_bytes_max = 10_000).await;
+    let house = house_with(rich(), |config| config.retry.buffer_size = 10_000).await;
     house.always(ONE, "early:missing_permissions");
     let bodies: Vec<Vec<u8>> = (0..8).map(|n| content(1_000_000 + n)).collect();
     let uploads = bodies.iter().map(|body| upload(&house, body, Framing::Chunked, ""));

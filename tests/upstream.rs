@@ -47,7 +47,7 @@ async fn before_at(said: Vec<u8>, end: End) -> (House, String) {
     });
     let house = house_with(Plan::of([(ONE, 100), (TWO, 100)]), |config| {
         config.upstream.base_url = url.parse().unwrap();
-        config.watch.is_enabled = false;
+        config.quota_polling.enabled = false;
     })
     .await;
     (house, url)

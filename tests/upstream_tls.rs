@@ -85,7 +85,7 @@ async fn provider(end: End) -> Provider {
 async fn keychoir(provider: &Provider, trusts: bool) -> (Running, String) {
     let key = ApiKey::new("sk_key_of_the_tls_tests_0000000000001").unwrap();
     let mut config = Config::with_defaults(vec![key], provider.url.parse().unwrap());
-    config.watch.is_enabled = false;
+    config.quota_polling.enabled = false;
     config.upstream.ca_file = trusts.then(|| provider.ca_file.clone());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let running = app::start(Parts::of(config).unwrap(), vec![listener.into()]).unwrap();

@@ -52,7 +52,7 @@ pub fn proxy(command: &mut Command) -> Running {
     command
         .env("KEYCHOIR_LOG__LEVEL", "error,keychoir::cli=info")
         .env("KEYCHOIR_LOG__FORMAT", "ascii")
-        .env("KEYCHOIR_WATCH__ENABLED", "false");
+        .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false");
     Running::start(command.stderr(Stdio::piped()), |child| child.stderr.take().map(boxed))
 }
 

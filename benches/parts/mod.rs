@@ -45,7 +45,9 @@ use keychoir::policy::mend::without_base;
 use keychoir::policy::models::Models;
 use keychoir::policy::origin::{Doors, admit};
 use keychoir::policy::plan::Capabilities;
-use keychoir::policy::strategy::{FillFirst, LeastBusy, MostRemaining, RoundRobin, SoonestReset, Strategy};
+use keychoir::policy::strategy::{
+    FillFirst, LeastRequests, MostRemaining, RoundRobin, SoonestReset, Strategy,
+};
 use keychoir::policy::units::UnixMs;
 use keychoir::pool::{Ask, KeyEntry, Lease, Observation, Pool, Reserved, Roster, Served, Settings};
 use keychoir::proxy::{look_up, strip};
@@ -95,7 +97,10 @@ pub const PARTS: &[Part] = &[
         name: "choose, 1000 keys, most-remaining",
         set_up: || choosing(1_000, &MostRemaining, Spread::Alone),
     },
-    Part { name: "choose, 1000 keys, least-busy", set_up: || choosing(1_000, &LeastBusy, Spread::Alone) },
+    Part {
+        name: "choose, 1000 keys, least-requests",
+        set_up: || choosing(1_000, &LeastRequests, Spread::Alone),
+    },
     Part {
         name: "choose, 1000 keys, soonest-reset",
         set_up: || choosing(1_000, &SoonestReset, Spread::Alone),

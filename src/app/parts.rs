@@ -70,24 +70,24 @@ impl Parts {
             server,
             upstream,
             pool,
-            replay,
-            watch,
+            retry,
+            quota_polling,
             storage,
             supabase,
-            ownership,
-            sockets,
+            affinity,
+            websocket,
             access,
             keys,
             clients,
             ..
         } = config;
         let max_requests_per_client = share_of_requests(&server, clients.len());
-        let bytes_per_second = u32::try_from(server.request_body_min_rate).unwrap_or(u32::MAX);
+        let bytes_per_second = u32::try_from(server.min_request_body_rate).unwrap_or(u32::MAX);
         let body_min_rate = MinRate { bytes_per_second };
         let clients = clients.into_iter().map(|ClientConfig { name, token, rules }| {
             (Client { name: ClientName::new(&name), rules }, token)
         });
-        let strangers = if access.brings_own_key { Strangers::BringKeys } else { Strangers::Refused };
+        let strangers = if access.bring_your_own_key { Strangers::BringKeys } else { Strangers::Refused };
         let keys = keys.into_iter().map(|key| {
             let KeyConfig { key, name, workspace, base_url, weight, reserve_credits } = key;
             let authority = base_url.as_ref().map(authority_of).transpose()?.map(Arc::new);
@@ -104,14 +104,14 @@ impl Parts {
             keys: keys.collect::<Result<_, http::Error>>()?,
             pool: pool::Settings {
                 strategy: pool.strategy.0,
-                wait_max: pool.wait_max,
-                waiting_max: pool.waiting_max,
+                wait_max: pool.queue_timeout,
+                waiting_max: pool.max_queued,
                 near_limit_ratio: pool.near_limit_ratio,
                 rate_limited_cooldown: pool.rate_limited_cooldown,
                 concurrency_cooldown: pool.concurrency_cooldown,
                 exhausted_cooldown: pool.exhausted_cooldown,
                 billing_cooldown: pool.billing_cooldown,
-                invalid_confirm: pool.invalid_confirm,
+                invalid_confirm: pool.invalid_confirm_cooldown,
                 invalid_cooldown: pool.invalid_cooldown,
                 permission_cooldown: pool.permission_cooldown,
                 feature_cooldown: pool.feature_cooldown,
@@ -119,76 +119,76 @@ impl Parts {
                 unproven_cooldown: pool.unproven_cooldown,
                 max_retry_after: pool.max_retry_after,
                 probe_after: pool.probe_after,
-                quota_lag: watch.quota_lag,
+                quota_lag: quota_polling.quota_lag,
             },
             ca_file: upstream.ca_file,
             authority: authority_of(&upstream.base_url)?,
             upstream: upstream::Settings {
-                connect_max: upstream.connect_max,
-                first_byte_max: upstream.first_byte_max,
-                stream_idle_max: upstream.stream_idle_max,
-                body_idle_max: server.body_idle_max,
+                connect_max: upstream.connect_timeout,
+                first_byte_max: upstream.response_timeout,
+                stream_idle_max: upstream.stream_idle_timeout,
+                body_idle_max: server.request_body_timeout,
                 body_min_rate,
-                idle_connections_max: upstream.idle_connections_max,
-                idle_max: upstream.idle_max,
-                connection_age_max: upstream.connection_age_max,
+                idle_connections_max: upstream.max_idle_connections,
+                idle_max: upstream.keepalive_timeout,
+                connection_age_max: upstream.max_connection_duration,
             },
             proxy: proxy::Limits {
-                requests_max: server.requests_max,
+                requests_max: server.max_requests,
                 max_requests_per_client,
                 unpriced_credits: access.unpriced_credits as u64,
                 max_unpriced_requests: u32::try_from(access.max_unpriced_requests).unwrap_or(u32::MAX),
-                body_idle_max: server.body_idle_max,
+                body_idle_max: server.request_body_timeout,
                 body_min_rate,
-                attempts_max: u32::try_from(replay.attempts_max).unwrap_or(u32::MAX),
-                replay_max: replay.deadline,
-                error_body_bytes_max: replay.error_body_bytes_max,
-                error_body_max: replay.error_body_max,
-                foresee_max: pool.foresee_max,
-                denies_dangerous: access.denies_dangerous,
-                owned_bytes_max: ownership.answer_bytes_max,
-                not_found_ttl: ownership.not_found_ttl,
-                redacts: access.redacts,
+                attempts_max: u32::try_from(retry.max_attempts).unwrap_or(u32::MAX),
+                replay_max: retry.timeout,
+                error_body_bytes_max: retry.max_error_body_size,
+                error_body_max: retry.error_body_timeout,
+                foresee_max: pool.cost_estimate_timeout,
+                denies_dangerous: access.block_admin_endpoints,
+                owned_bytes_max: affinity.max_response_scan_size,
+                not_found_ttl: affinity.not_found_ttl,
+                redacts: access.redact,
                 forwarded: Forwarded::of(
-                    access.forwarded_headers.iter().filter_map(|name| HeaderName::try_from(name).ok()),
+                    access.forward_headers.iter().filter_map(|name| HeaderName::try_from(name).ok()),
                 ),
-                socket_base: sockets.signed_url_base.url().map(Into::into),
+                socket_base: websocket.signed_url_base.url().map(Into::into),
                 sockets: proxy::SocketBounds {
-                    idle_max: sockets.idle_max,
-                    lifetime_max: sockets.lifetime_max,
-                    opening_bytes_max: sockets.opening_bytes_max,
-                    frame_bytes_max: sockets.frame_bytes_max,
-                    quiet_max: sockets.quiet_max,
-                    introduction_max: sockets.introduction_max,
-                    session_buffer_max: sockets.max_session_buffer,
-                    close_max: sockets.close_timeout,
-                    quota_check_interval: sockets.quota_check_interval,
+                    idle_max: websocket.idle_timeout,
+                    lifetime_max: websocket.max_session_duration,
+                    opening_bytes_max: websocket.replay_buffer,
+                    frame_bytes_max: websocket.max_buffered_message_size,
+                    quiet_max: websocket.speech_idle_timeout,
+                    introduction_max: websocket.auth_message_timeout,
+                    session_buffer_max: websocket.max_session_buffer,
+                    close_max: websocket.close_timeout,
+                    quota_check_interval: websocket.quota_check_interval,
                 },
                 room: Room::new(&Bounds {
-                    memory_bytes_max: replay.memory_bytes_max as u64,
-                    memory_total_bytes_max: replay.memory_total_bytes_max as u64,
-                    disk_bytes_max: replay.disk_bytes_max as u64,
-                    disk_total_bytes_max: replay.disk_total_bytes_max as u64,
-                    disk_free_percent_min: replay.disk_free_percent_min as u64,
-                    directory: replay.directory,
+                    memory_bytes_max: retry.buffer_size as u64,
+                    memory_total_bytes_max: retry.max_total_buffer_size as u64,
+                    disk_bytes_max: retry.spill_size as u64,
+                    disk_total_bytes_max: retry.max_total_spill_size as u64,
+                    disk_free_percent_min: retry.min_disk_free_percent as u64,
+                    directory: retry.spill_directory,
                 }),
             },
             https,
             server: server::Limits {
-                head_read_max: server.head_read_max,
+                head_read_max: server.request_headers_timeout,
                 keepalive_timeout: server.keepalive_timeout,
                 linger_timeout: server.linger_timeout,
-                linger_bytes_max: server.linger_bytes_max as u64,
-                write_idle_max: server.write_idle_max,
-                head_bytes_max: server.head_bytes_max,
-                connections_max: server.connections_max,
+                linger_bytes_max: server.max_linger_size as u64,
+                write_idle_max: server.send_timeout,
+                head_bytes_max: server.max_request_headers_size,
+                connections_max: server.max_connections,
                 rest_after: server::REST_AFTER,
             },
             drain_idle_timeout: server.drain_idle_timeout,
             workers: server.workers,
-            watch: watch.is_enabled.then_some(watch::Settings {
-                interval: watch.interval,
-                answer_max: watch.timeout,
+            watch: quota_polling.enabled.then_some(watch::Settings {
+                interval: quota_polling.interval,
+                answer_max: quota_polling.timeout,
                 regions,
             }),
             books: match storage.file() {
@@ -196,27 +196,38 @@ impl Parts {
                 None => store::Place::Memory,
             },
             store: store::Settings {
-                queue_max: storage.queue_records_max,
+                queue_max: storage.max_queued_records,
                 commit_interval: storage.commit_interval,
-                retention: Retention::of_days(storage.attempts_kept_days, storage.hours_kept_days),
-                mirrored: match (&mirror, supabase.sends_events) {
+                retention: Retention {
+                    attempts: unless_zero(storage.attempts_retention),
+                    hours: unless_zero(storage.hourly_retention),
+                },
+                mirrored: match (&mirror, supabase.events) {
                     (None, _) => store::Mirrored::Nothing,
                     (Some(_), false) => store::Mirrored::Keys,
                     (Some(_), true) => store::Mirrored::KeysAndEvents,
                 },
-                owners: Keeping::of_days(ownership.identifiers_max, ownership.kept_days),
+                owners: Keeping {
+                    identifiers_max: affinity.max_identifiers,
+                    kept: unless_zero(affinity.retention),
+                },
             },
             mirror,
         })
     }
 }
 
+/// The retention, which zero switches off.
+fn unless_zero(retention: Duration) -> Option<Duration> {
+    (!retention.is_zero()).then_some(retention)
+}
+
 /// How many requests a client without a limit of its own may have under way: of several clients, none can take
 /// all that the server serves at once.
 fn share_of_requests(server: &ServerConfig, clients: usize) -> u32 {
     let share = match (server.max_requests_per_client, clients) {
-        (0, 0 | 1) => server.requests_max,
-        (0, _) => server.requests_max.div_ceil(2),
+        (0, 0 | 1) => server.max_requests,
+        (0, _) => server.max_requests.div_ceil(2),
         (max, _) => max,
     };
     u32::try_from(share).unwrap_or(u32::MAX)
@@ -229,12 +240,12 @@ fn mirror_of(config: &Config) -> Option<mirror::Settings> {
         base_url: url.to_string(),
         key: key.clone(),
         interval: supabase.interval,
-        batch_rows_max: supabase.batch_rows_max,
-        connect_max: supabase.connect_max,
-        answer_max: supabase.answer_max,
-        retry_max: supabase.retry_max,
-        pause: supabase.pause,
-        final_push_max: supabase.final_push_max,
+        batch_rows_max: supabase.max_batch_rows,
+        connect_max: supabase.connect_timeout,
+        answer_max: supabase.request_timeout,
+        retry_max: supabase.max_retry_delay,
+        pause: supabase.setup_error_delay,
+        final_push_max: supabase.final_push_timeout,
     })
 }
 

@@ -48,13 +48,13 @@ struct Place {
 struct Adding {
     /// The client's name: 1 to 64 of a-z, 0-9, - and _.
     name: String,
-    /// How much it may use: "3 requests", "50 requests per day", "10_000 credits per month".
+    /// Its quota, which the entry calls `quota`: "3 requests", "50 requests per day", "10_000 credits per month".
     #[arg(long, value_name = "TEXT")]
     allowance: Option<String>,
-    /// How fast it may ask: "60 per minute", "5 per second".
+    /// Its rate limit, which the entry calls `rate_limit`: "60 per minute", "5 per second".
     #[arg(long, value_name = "TEXT")]
     rate: Option<String>,
-    /// How many of its requests may be under way at once.
+    /// The maximum of its concurrent requests, which the entry calls `max_concurrent`.
     #[arg(long, value_name = "COUNT")]
     concurrency: Option<u32>,
     /// A path below which it may ask, such as /v1/text-to-speech. May be given several times.
@@ -96,8 +96,16 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
 fn add(adding: Adding) -> ExitCode {
     let Adding { name, allowance, rate, concurrency, paths, keys, workspaces, bring_your_own_key, place } =
         adding;
-    let may_bring_key = bring_your_own_key;
-    let client = NewClient { name, allowance, rate, concurrency, paths, keys, workspaces, may_bring_key };
+    let client = NewClient {
+        name,
+        quota: allowance,
+        rate_limit: rate,
+        max_concurrent: concurrency,
+        paths,
+        keys,
+        workspaces,
+        may_bring_key: bring_your_own_key,
+    };
     let Some(token) = random_token() else { return failed(&"the system has no random numbers to give") };
     let (file, _) = match add_client(&place.overrides(), &client, &TokenFingerprint::of(&token)) {
         Ok(changed) => changed,
@@ -155,9 +163,9 @@ fn document(client: &ClientConfig) -> Value {
     let Rules { allowance, rate, concurrency, paths, pins, may_bring_key, may_take_tokens } = &client.rules;
     json!({
         "name": client.name,
-        "allowance": allowance.map(|allowance| allowance.to_string()),
-        "rate": rate.map(|rate| rate.to_string()),
-        "concurrency": concurrency,
+        "quota": allowance.map(|allowance| allowance.to_string()),
+        "rateLimit": rate.map(|rate| rate.to_string()),
+        "maxConcurrent": concurrency,
         "paths": paths,
         "keys": pins.keys,
         "workspaces": pins.workspaces,

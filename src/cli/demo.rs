@@ -96,7 +96,7 @@ async fn play(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let simulator = Simulator::start(TcpListener::bind("127.0.0.1:0").await?, plan).await?;
     let keys = KEYS.iter().map(|key| ApiKey::new(key)).collect::<Result<Vec<_>, _>>()?;
     let mut config = Config::with_defaults(keys, simulator.base_url().parse::<BaseUrl>()?);
-    config.storage.is_ephemeral = true;
+    config.storage.ephemeral = true;
     let mut running = app::start(Parts::of(config)?, vec![TcpListener::bind("127.0.0.1:0").await?.into()])?;
     running.first_round(Duration::from_secs(5)).await;
 

@@ -35,7 +35,7 @@ impl Reloading {
             read: files.clone(),
             seen: files.clone(),
             interval: config.server.reload_interval,
-            grace: config.server.shutdown_grace,
+            grace: config.server.drain_timeout,
         }
     }
 
@@ -90,7 +90,7 @@ impl Reloading {
         }
         let later = self.started.needs_restart(&config);
         let (source, clients) = (config.key_source.to_string(), config.clients.len());
-        let (interval, grace) = (config.server.reload_interval, config.server.shutdown_grace);
+        let (interval, grace) = (config.server.reload_interval, config.server.drain_timeout);
         let level = config.log.level.to_string();
         let reloaded = match Parts::of(config) {
             Ok(parts) => running.reload(parts),

@@ -87,7 +87,7 @@ fn form(format: LogFormat) -> Form {
 async fn serve(loaded: Loaded, passed: Passed, reloading: Reloading) -> ExitCode {
     let read = files_read(&loaded);
     let Loaded { mut config, warnings, .. } = loaded;
-    config.server.connections_max = connections_max(&config);
+    config.server.max_connections = max_connections(&config);
     for warning in &warnings {
         warn!("{warning}");
     }
@@ -122,21 +122,21 @@ async fn serve(loaded: Loaded, passed: Passed, reloading: Reloading) -> ExitCode
 }
 
 /// How many clients may be connected: as configured, unless the system allows too few open files.
-fn connections_max(config: &Config) -> usize {
+fn max_connections(config: &Config) -> usize {
     let limit = app::raise_open_files().unwrap_or_else(|error| {
         debug!("the limit of open files cannot be raised: {error}");
         app::open_files_max()
     });
-    let (connections, requests) = (config.server.connections_max, config.server.requests_max);
-    let idle_connections = config.upstream.idle_connections_max;
+    let (connections, requests) = (config.server.max_connections, config.server.max_requests);
+    let idle_connections = config.upstream.max_idle_connections;
     let fitting = files::connections(limit, Wanted { connections, requests, idle_connections });
     if fitting < connections {
         warn!(
             event = "connections_limited",
             open_files_max = limit,
-            connections_max = fitting,
+            max_connections = fitting,
             "The system allows {limit} open files, so {fitting} clients can be connected at once instead of \
-             {connections} (server.connections_max); raise the hard limit (LimitNOFILE in a unit, ulimit -Hn in a shell)"
+             {connections} (server.max_connections); raise the hard limit (LimitNOFILE in a unit, ulimit -Hn in a shell)"
         );
     }
     fitting

@@ -4,34 +4,34 @@
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessConfig {
     /// Whether requests that could disable a key, mint one or manage the workspace are denied.
-    pub denies_dangerous: bool,
+    pub block_admin_endpoints: bool,
     /// Whether the pool's keys, and what describes their owner, are taken out of answers.
-    pub redacts: bool,
+    pub redact: bool,
     /// Credits that a request takes from its client's quota when neither its estimate nor its response has a price.
     pub unpriced_credits: usize,
     /// Requests of unknown price that a client with a quota of credits may have under way.
     pub max_unpriced_requests: usize,
     /// Whether what is no client's token passes as the client's own key of the provider.
-    pub brings_own_key: bool,
+    pub bring_your_own_key: bool,
     /// Names in a `Host` header that are ours beside localhost and addresses; `*` for any.
     pub hosts: Vec<String>,
     /// Origins whose web pages may speak to us.
     pub origins: Vec<String>,
     /// Headers that are passed on upstream although proxies before us made them.
-    pub forwarded_headers: Vec<String>,
+    pub forward_headers: Vec<String>,
 }
 
 impl Default for AccessConfig {
     fn default() -> Self {
         Self {
-            denies_dangerous: true,
-            redacts: true,
+            block_admin_endpoints: true,
+            redact: true,
             unpriced_credits: 1_000,
             max_unpriced_requests: 1,
-            brings_own_key: false,
+            bring_your_own_key: false,
             hosts: Vec::new(),
             origins: Vec::new(),
-            forwarded_headers: Vec::new(),
+            forward_headers: Vec::new(),
         }
     }
 }

@@ -7,6 +7,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use super::mask::shown;
 use super::problem::{WrongValue, nearest};
+use super::renamed;
 use crate::policy::strategy::{FillFirst, STRATEGIES, Strategy};
 
 /// How keys are chosen: one of those that there are.
@@ -37,7 +38,10 @@ impl FromStr for StrategyChoice {
     fn from_str(text: &str) -> Result<Self, WrongValue> {
         match STRATEGIES.into_iter().find(|strategy| strategy.word() == text) {
             Some(strategy) => Ok(Self(strategy)),
-            None => Err(no_such_word("strategy", text, &STRATEGIES.map(Strategy::word))),
+            None => {
+                let wrong = no_such_word("strategy", text, &STRATEGIES.map(Strategy::word));
+                Err(wrong.suggest(renamed::strategy(text)))
+            }
         }
     }
 }
@@ -168,13 +172,13 @@ mod tests {
     fn an_unknown_word_lists_what_there_is() {
         check::<StrategyChoice>(
             "best",
-            "! there is no strategy `best`; there is `fill-first`, `round-robin`, `most-remaining`, `least-busy`, \
+            "! there is no strategy `best`; there is `fill-first`, `round-robin`, `most-remaining`, `least-requests`, \
              `soonest-reset`",
         );
         check::<StrategyChoice>(
             "Fill_first",
             "! there is no strategy `Fill_first`; there is `fill-first`, `round-robin`, `most-remaining`, \
-             `least-busy`, `soonest-reset`; did you mean `fill-first`?",
+             `least-requests`, `soonest-reset`; did you mean `fill-first`?",
         );
         check::<LogFormat>(
             "jsn",

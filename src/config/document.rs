@@ -10,8 +10,9 @@ use toml::de::{DeTable, DeValue};
 
 use super::mask::shown;
 use super::problem::{Origin, Place, Problem, WrongValue, nearest};
+use super::renamed;
 use super::setting::{self, Setting};
-use super::value::{self, PIECES, Raw};
+use super::value::{self, Raw};
 
 /// A parsed file. After syntax errors it holds what could still be understood.
 pub(super) struct Document<'a> {
@@ -84,9 +85,18 @@ impl<'a> Document<'a> {
                         problems.push(self.place(value.span()).problem(wrong));
                     }
                 },
-                unknown => {
-                    problems.push(self.place(name.span()).problem(unknown_section(unknown, value.get_ref())))
-                }
+                unknown => match (renamed::section(unknown), value.get_ref().as_table()) {
+                    (Some(_), Some(table)) if !table.is_empty() => {
+                        self.section(unknown, table, &mut contents.settings, problems);
+                    }
+                    (new, _) => {
+                        let wrong = match new {
+                            Some(new) => renamed_section(unknown, new),
+                            None => unknown_section(unknown, value.get_ref()),
+                        };
+                        problems.push(self.place(name.span()).problem(wrong));
+                    }
+                },
             }
         }
         contents
@@ -113,7 +123,9 @@ impl<'a> Document<'a> {
                     settings.push(Given { setting, value: value.get_ref(), place: self.place(value.span()) });
                 }
                 None => {
-                    problems.push(self.place(name.span()).problem(unknown_setting(section, name.get_ref())))
+                    let wrong = renamed::in_file(section, name.get_ref(), value.get_ref())
+                        .unwrap_or_else(|| unknown_setting(section, name.get_ref()));
+                    problems.push(self.place(name.span()).problem(wrong));
                 }
             }
         }
@@ -159,10 +171,13 @@ impl<'a> Entry<'a> {
 
     /// Reports every field that is not one of `known`.
     pub(super) fn check_names(&self, known: &[&'static str], problems: &mut Vec<Problem>) {
-        for name in self.table.keys().filter(|name| !known.contains(&name.get_ref().as_ref())) {
+        for (name, value) in self.table.iter().filter(|(name, _)| !known.contains(&name.get_ref().as_ref())) {
             let place = self.document.place(name.span());
-            let wrong = WrongValue::new(format!("unknown key {}", shown(name.get_ref())));
-            problems.push(place.problem(wrong.suggest(nearest(name.get_ref(), known))));
+            let wrong = renamed::in_client(name.get_ref(), value.get_ref()).unwrap_or_else(|| {
+                let wrong = WrongValue::new(format!("unknown key {}", shown(name.get_ref())));
+                wrong.suggest(nearest(name.get_ref(), known))
+            });
+            problems.push(place.problem(wrong));
         }
     }
 
@@ -189,7 +204,7 @@ impl<'a> Entry<'a> {
         let (least, most) = (range.start(), range.end());
         let advice = format!("write a whole number from {least} to {most}");
         self.read(name, problems, |raw| {
-            let number = value::whole_number(raw, &PIECES).map_err(|wrong| wrong.advise(advice.clone()))?;
+            let number = value::whole_number(raw).map_err(|wrong| wrong.advise(advice.clone()))?;
             let fitting = u32::try_from(number).ok().filter(|number| range.contains(number));
             fitting.ok_or_else(|| WrongValue::new(format!("{number} is out of range")).advise(advice.clone()))
         })
@@ -277,7 +292,14 @@ fn syntax_error(message: &str, text: &str) -> WrongValue {
     if expected.is_empty() { wrong } else { wrong.advise(format!("expected {expected}")) }
 }
 
+fn renamed_section(old: &str, new: &str) -> WrongValue {
+    WrongValue::new(format!("`{old}` has a new name")).advise(format!("write [{new}]"))
+}
+
 fn unknown_setting(section: &str, name: &str) -> WrongValue {
+    if let Some(new) = renamed::section(section) {
+        return renamed_section(section, new);
+    }
     let wrong = WrongValue::new(format!("unknown key {} in [{section}]", shown(name)));
     if let Some(elsewhere) = setting::of_name(name) {
         return wrong.advise(format!("`{name}` belongs in [{}]", elsewhere.section()));

@@ -60,11 +60,11 @@ pub struct NewClient {
     /// Its name.
     pub name: String,
     /// How much it may use.
-    pub allowance: Option<String>,
+    pub quota: Option<String>,
     /// How fast.
-    pub rate: Option<String>,
+    pub rate_limit: Option<String>,
     /// How many requests at once.
-    pub concurrency: Option<u32>,
+    pub max_concurrent: Option<u32>,
     /// Where it may ask.
     pub paths: Vec<String>,
     /// Keys that serve it.
@@ -83,11 +83,11 @@ impl NewClient {
             format!("name = {}", quoted(&self.name)),
             format!("token_sha256 = {}", quoted(&token.to_string())),
         ];
-        let texts = [("allowance", &self.allowance), ("rate", &self.rate)];
+        let texts = [("quota", &self.quota), ("rate_limit", &self.rate_limit)];
         lines.extend(
             texts.iter().filter_map(|(name, text)| Some(format!("{name} = {}", quoted(text.as_ref()?)))),
         );
-        lines.extend(self.concurrency.map(|count| format!("concurrency = {count}")));
+        lines.extend(self.max_concurrent.map(|count| format!("max_concurrent = {count}")));
         for (name, list) in [("paths", &self.paths), ("keys", &self.keys), ("workspaces", &self.workspaces)] {
             if !list.is_empty() {
                 let list: Vec<String> = list.iter().map(|text| quoted(text)).collect();
@@ -290,12 +290,12 @@ mod tests {
     }
 
     fn app() -> NewClient {
-        NewClient { name: "app".to_owned(), allowance: Some("3 requests".to_owned()), ..NewClient::default() }
+        NewClient { name: "app".to_owned(), quota: Some("3 requests".to_owned()), ..NewClient::default() }
     }
 
     /// The entry of `app`.
     fn entry() -> String {
-        format!("[[clients]]\nname = \"app\"\ntoken_sha256 = \"{}\"\nallowance = \"3 requests\"\n", print())
+        format!("[[clients]]\nname = \"app\"\ntoken_sha256 = \"{}\"\nquota = \"3 requests\"\n", print())
     }
 
     /// Adds the client to `before`, and takes it away again.

@@ -1,7 +1,7 @@
 //! What may be shown of text that people wrote into the configuration. Shown is only what is known
 //! to be harmless: a key pasted into the wrong place must not reach a terminal or a log either.
 
-use super::setting;
+use super::{renamed, setting};
 
 const MASK: &str = "***";
 
@@ -51,7 +51,8 @@ pub(super) fn line(line: &str, section: Option<&str>) -> String {
     };
     // A name above all headers says its section itself: `server.listen = …`, `server = { … }`.
     let section = section.unwrap_or_else(|| name.split('.').next().unwrap_or_default().trim());
-    let is_harmless = setting::is_section(section)
+    let is_section = setting::is_section(section) || renamed::section(section).is_some();
+    let is_harmless = is_section
         && !has_secret_word(name)
         && !has_secret_word(value)
         && !looks_secret(value)

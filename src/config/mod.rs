@@ -8,6 +8,7 @@
 mod resolve;
 
 mod document;
+mod renamed;
 mod setting;
 mod socket_base;
 mod value;
@@ -54,8 +55,8 @@ pub use listen::{Listen, Listens, UnixMode};
 pub use problem::{Origin, Problem, Problems, Warning, WrongValue};
 pub use reload::Files;
 pub use sections::{
-    LogConfig, OwnershipConfig, PoolConfig, ReplayConfig, ServerConfig, SocketsConfig, StorageConfig,
-    UpstreamConfig, WatchConfig,
+    AffinityConfig, LogConfig, PoolConfig, QuotaPollingConfig, RetryConfig, ServerConfig, StorageConfig,
+    UpstreamConfig, WebsocketConfig,
 };
 pub use supabase::{SupabaseConfig, SupabaseUrl};
 pub use tls::{TlsChoice, TlsConfig};
@@ -133,27 +134,27 @@ const NAME: &str = "keychoir.toml";
 /// Everything that can be set. The default has no keys.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
-    /// Where clients come in.
+    /// The listeners and the bounds of clients.
     pub server: ServerConfig,
     /// The provider.
     pub upstream: UpstreamConfig,
-    /// Which key is taken.
+    /// How keys are chosen.
     pub pool: PoolConfig,
-    /// Sending again.
-    pub replay: ReplayConfig,
-    /// Asking for quotas.
-    pub watch: WatchConfig,
-    /// The books.
+    /// How refused requests are sent again.
+    pub retry: RetryConfig,
+    /// How quotas are polled.
+    pub quota_polling: QuotaPollingConfig,
+    /// Where usage records are kept.
     pub storage: StorageConfig,
     /// The mirror.
     pub supabase: SupabaseConfig,
-    /// What is remembered of whose identifiers are.
-    pub ownership: OwnershipConfig,
-    /// How long sessions on sockets may last, and what is kept of them.
-    pub sockets: SocketsConfig,
+    /// How long the account of an identifier is remembered.
+    pub affinity: AffinityConfig,
+    /// The bounds of sessions on WebSockets.
+    pub websocket: WebsocketConfig,
     /// The log.
     pub log: LogConfig,
-    /// What clients may ask for.
+    /// What clients may request.
     pub access: AccessConfig,
     /// The pool's keys in their order, each once.
     pub keys: Vec<KeyConfig>,
@@ -176,7 +177,7 @@ impl Config {
             ..Self::default()
         };
         config.upstream.base_url = base_url;
-        config.storage.is_ephemeral = true;
+        config.storage.ephemeral = true;
         config
     }
 

@@ -17,6 +17,7 @@ use super::tls::TlsChoice;
 use super::value::{Folders, Raw};
 use super::{Config, Loaded, Need, Overrides, clients, supabase, variables};
 use crate::policy::authority::Scheme;
+use crate::policy::quantity::size::ShownSize;
 
 /// Resolves what `sources` hold under `overrides`.
 pub(super) fn resolve(overrides: &Overrides, sources: &Sources<'_>) -> Result<Loaded, Problems> {
@@ -80,7 +81,7 @@ pub(super) fn resolve(overrides: &Overrides, sources: &Sources<'_>) -> Result<Lo
         draft.check_books();
     }
     draft.check_tls(sources, is_complete);
-    draft.check_replay();
+    draft.check_retry();
     draft.check_upstream();
     draft.check_loop();
     draft.find_supabase(sources, folders);
@@ -196,7 +197,7 @@ impl Draft {
     }
 
     fn check_books(&mut self) {
-        if self.config.storage.is_ephemeral || self.places.contains_key("storage.path") {
+        if self.config.storage.ephemeral || self.places.contains_key("storage.path") {
             return;
         }
         let wrong = WrongValue::new("there is no folder for the books: HOME is not set")
@@ -247,15 +248,17 @@ impl Draft {
             tls.certificate(sources, [&cert, &key], &mut self.problems, &mut self.warnings);
     }
 
-    fn check_replay(&mut self) {
-        let replay = &self.config.replay;
-        let (one, all) = (replay.memory_bytes_max, replay.memory_total_bytes_max);
+    fn check_retry(&mut self) {
+        let retry = &self.config.retry;
+        let (one, all) = (retry.buffer_size, retry.max_total_buffer_size);
         if one > all {
-            let what =
-                format!("one request may keep {one} bytes (`replay.memory_max`) but all together only {all}");
-            let place = self.place_of(&["replay.memory_total_max", "replay.memory_max"]);
+            let (one, all) = (ShownSize(one as u64), ShownSize(all as u64));
+            let what = format!(
+                "one request may keep {one} (`retry.buffer_size`), but all requests together only {all}"
+            );
+            let place = self.place_of(&["retry.max_total_buffer_size", "retry.buffer_size"]);
             self.problems
-                .push(place.problem(WrongValue::new(what).advise("raise `replay.memory_total_max`")));
+                .push(place.problem(WrongValue::new(what).advise("raise `retry.max_total_buffer_size`")));
         }
     }
 

@@ -14,9 +14,9 @@ use crate::policy::path::Path;
 
 /// The fields of a `[[clients]]` entry that are read here.
 pub(super) const FIELDS: [&str; 8] = [
-    "allowance",
-    "rate",
-    "concurrency",
+    "quota",
+    "rate_limit",
+    "max_concurrent",
     "paths",
     "keys",
     "workspaces",
@@ -27,9 +27,9 @@ pub(super) const FIELDS: [&str; 8] = [
 /// The rules of an entry. What is pinned must be in `pool`.
 pub(super) fn read(entry: &Entry<'_>, pool: &[KeyConfig], problems: &mut Vec<Problem>) -> Rules {
     Rules {
-        allowance: parsed(entry, "allowance", problems),
-        rate: parsed(entry, "rate", problems),
-        concurrency: entry.count("concurrency", 1..=1_000_000, problems),
+        allowance: parsed(entry, "quota", problems),
+        rate: parsed(entry, "rate_limit", problems),
+        concurrency: entry.count("max_concurrent", 1..=1_000_000, problems),
         paths: entry.list("paths", path, problems),
         pins: Pins {
             keys: entry.list("keys", |text| pin(text, "key", pool, |key| key.name.as_deref()), problems),
@@ -65,7 +65,7 @@ impl FromStr for Allowance {
     fn from_str(text: &str) -> Result<Self, WrongValue> {
         const FORM: &str =
             "write for example \"3 requests\", \"50 requests per day\" or \"10_000 credits per month\"";
-        let wrong = || WrongValue::new(format!("{} is no allowance", shown(text))).advise(FORM);
+        let wrong = || WrongValue::new(format!("{} is no quota", shown(text))).advise(FORM);
         let mut words = text.split_whitespace();
         let amount = words.next().and_then(amount).ok_or_else(wrong)?;
         let measure = match words.next() {
@@ -89,7 +89,7 @@ impl FromStr for Rate {
 
     fn from_str(text: &str) -> Result<Self, WrongValue> {
         let wrong = || {
-            WrongValue::new(format!("{} is no rate", shown(text)))
+            WrongValue::new(format!("{} is no rate limit", shown(text)))
                 .advise("write for example \"60 per minute\" or \"5 per second\"")
         };
         let mut words = text.split_whitespace();
@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check_allowance(text: &str, expected: &str) {
+    fn check_quota(text: &str, expected: &str) {
         let read = match text.parse::<Allowance>() {
             Ok(allowance) => allowance.to_string(),
             Err(wrong) => format!("! {wrong}"),
@@ -144,26 +144,26 @@ mod tests {
     }
 
     #[test]
-    fn allowances_are_read_as_people_write_them() {
-        check_allowance("3 requests", "3 requests");
-        check_allowance("1 request a day", "1 request per day");
-        check_allowance(" 10_000  credits per month ", "10,000 credits per month");
-        check_allowance("10,000 credits per month", "10,000 credits per month");
-        check_allowance("0 credits", "0 credits");
+    fn quotas_are_read_as_people_write_them() {
+        check_quota("3 requests", "3 requests");
+        check_quota("1 request a day", "1 request per day");
+        check_quota(" 10_000  credits per month ", "10,000 credits per month");
+        check_quota("10,000 credits per month", "10,000 credits per month");
+        check_quota("0 credits", "0 credits");
     }
 
     #[test]
-    fn what_is_no_allowance_says_how_one_looks() {
+    fn what_is_no_quota_says_how_one_looks() {
         let form =
             "write for example \"3 requests\", \"50 requests per day\" or \"10_000 credits per month\"";
         for text in
             ["", "3", "requests", "-3 requests", "3 requests per year", "3 requests per", "3.5 credits"]
         {
-            check_allowance(text, &format!("! `{text}` is no allowance; {form}"));
+            check_quota(text, &format!("! `{text}` is no quota; {form}"));
         }
-        check_allowance(
+        check_quota(
             "3 reqests per day",
-            &format!("! `3 reqests per day` is no allowance; {form}; did you mean `requests`?"),
+            &format!("! `3 reqests per day` is no quota; {form}; did you mean `requests`?"),
         );
     }
 

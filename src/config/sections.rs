@@ -1,5 +1,6 @@
-//! The resolved sections: what the rest of the house reads. The defaults are here and nowhere
-//! else; `config/keychoir.toml` gives the reason for each, and a test holds the two together.
+//! The resolved sections of the configuration, with fields named as the settings. The defaults are
+//! here and nowhere else; `config/keychoir.toml` gives the reason for each, and a test compares the
+//! two.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,49 +11,49 @@ use super::listen::{Listens, UnixMode};
 use super::socket_base::SocketBase;
 use super::tls::TlsConfig;
 
-/// Where clients come in, and how long they may keep us waiting.
+/// The listeners and the bounds of a client's connection and request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerConfig {
     /// Where to listen.
     pub listen: Listens,
-    /// Who may connect to a Unix socket that is listened on.
+    /// The mode of a Unix socket that is listened on.
     pub unix_mode: UnixMode,
     /// How clients may speak TLS on a port.
     pub tls: TlsConfig,
-    /// Where the local authority lives; beside the database when nothing is said.
+    /// Where the local authority lives; `None` for beside the database.
     pub tls_directory: Option<PathBuf>,
-    /// For a request's head to arrive.
-    pub head_read_max: Duration,
-    /// For the next request on a kept connection.
+    /// How long a request's headers may take to arrive.
+    pub request_headers_timeout: Duration,
+    /// How long a kept connection may be idle between two requests.
     pub keepalive_timeout: Duration,
-    /// For a client to finish what it sends after an answer that ends its connection.
+    /// How long a request's rest is read and dropped after a response that ends its connection.
     pub linger_timeout: Duration,
-    /// What a client may still send then.
-    pub linger_bytes_max: usize,
-    /// For a client to take something of an answer that waits for it.
-    pub write_idle_max: Duration,
-    /// A request's head.
-    pub head_bytes_max: usize,
-    /// Clients connected at once.
-    pub connections_max: usize,
-    /// Requests under way at once.
-    pub requests_max: usize,
-    /// Of these, requests of one client without a limit of its own; 0 for a half, when there are several.
+    /// Bytes of that rest that are read.
+    pub max_linger_size: usize,
+    /// How long a client may accept no byte of its response.
+    pub send_timeout: Duration,
+    /// Bytes of a request's headers.
+    pub max_request_headers_size: usize,
+    /// Connected clients.
+    pub max_connections: usize,
+    /// Concurrent requests.
+    pub max_requests: usize,
+    /// Concurrent requests of one client without a limit of its own; 0 for a half, when there are several clients.
     pub max_requests_per_client: usize,
     /// Threads that serve connections; 0 for one a core.
     pub workers: usize,
     /// What stands before every path.
     pub base_path: BasePath,
-    /// How long a stop waits for the requests under way.
-    pub shutdown_grace: Duration,
-    /// How long a stop leaves kept connections open that have no request.
+    /// How long a stop waits for concurrent requests.
+    pub drain_timeout: Duration,
+    /// How long a stop leaves kept connections without a request open.
     pub drain_idle_timeout: Duration,
-    /// From one look at the files of the configuration to the next; zero never looks.
+    /// How often the files of the configuration are checked for changes; zero for never.
     pub reload_interval: Duration,
     /// How long a client may pause within a request's body.
-    pub body_idle_max: Duration,
-    /// Bytes a second that a client sends of a body at the least, on average; 0 sets no bound.
-    pub request_body_min_rate: usize,
+    pub request_body_timeout: Duration,
+    /// Bytes per second that a client must send of a body, on average; 0 sets no bound.
+    pub min_request_body_rate: usize,
 }
 
 impl Default for ServerConfig {
@@ -62,27 +63,27 @@ impl Default for ServerConfig {
             unix_mode: UnixMode::default(),
             tls: TlsConfig::default(),
             tls_directory: None,
-            head_read_max: Duration::from_secs(30),
+            request_headers_timeout: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(75),
             linger_timeout: Duration::from_secs(30),
-            linger_bytes_max: 256 * 1024 * 1024,
-            write_idle_max: Duration::from_secs(600),
-            head_bytes_max: 64 * 1024,
-            connections_max: 10_000,
-            requests_max: 5_000,
+            max_linger_size: 256 * 1024 * 1024,
+            send_timeout: Duration::from_secs(600),
+            max_request_headers_size: 64 * 1024,
+            max_connections: 10_000,
+            max_requests: 5_000,
             max_requests_per_client: 0,
             workers: 0,
             base_path: BasePath::default(),
-            shutdown_grace: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(30),
             drain_idle_timeout: Duration::from_secs(5),
             reload_interval: Duration::from_secs(5),
-            body_idle_max: Duration::from_secs(60),
-            request_body_min_rate: 500,
+            request_body_timeout: Duration::from_secs(60),
+            min_request_body_rate: 500,
         }
     }
 }
 
-/// The provider, and how long it may keep us waiting.
+/// The provider and the bounds of its connections and responses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UpstreamConfig {
     /// Where requests go.
@@ -90,18 +91,18 @@ pub struct UpstreamConfig {
     /// Certificates of authorities that are trusted beside the web's, in PEM.
     pub ca_file: Option<PathBuf>,
     /// Name lookup, TCP and TLS together.
-    pub connect_max: Duration,
-    /// From the end of the request to the head of the answer.
-    pub first_byte_max: Duration,
-    /// How long an answer's body may pause.
-    pub stream_idle_max: Duration,
+    pub connect_timeout: Duration,
+    /// From the end of the request to the head of the response.
+    pub response_timeout: Duration,
+    /// How long a response's body may pause.
+    pub stream_idle_timeout: Duration,
     /// Connections kept open for later requests; 0 keeps none.
-    pub idle_connections_max: usize,
-    /// How long a kept connection may lie idle.
-    pub idle_max: Duration,
+    pub max_idle_connections: usize,
+    /// How long a kept connection may be idle.
+    pub keepalive_timeout: Duration,
     /// How long a connection takes new requests.
-    pub connection_age_max: Duration,
-    /// Base URLs of the provider's regions, where a key of another region is looked for.
+    pub max_connection_duration: Duration,
+    /// Base URLs of the provider's regions, at which a key of another region is tried.
     pub region_base_urls: Vec<String>,
 }
 
@@ -131,53 +132,53 @@ impl Default for UpstreamConfig {
         Self {
             base_url: BaseUrl::default(),
             ca_file: None,
-            connect_max: Duration::from_secs(10),
-            first_byte_max: Duration::from_secs(300),
-            stream_idle_max: Duration::from_secs(300),
-            idle_connections_max: 256,
-            idle_max: Duration::from_secs(50),
-            connection_age_max: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(10),
+            response_timeout: Duration::from_secs(300),
+            stream_idle_timeout: Duration::from_secs(300),
+            max_idle_connections: 256,
+            keepalive_timeout: Duration::from_secs(50),
+            max_connection_duration: Duration::from_secs(60),
             region_base_urls: Vec::new(),
         }
     }
 }
 
-/// Which key is taken, and how long a refused one rests.
+/// How a request's key is chosen, and how long a refused key is out of use.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PoolConfig {
     /// How the key of a request is chosen.
     pub strategy: StrategyChoice,
-    /// Credits of its workspace that a key leaves, unless it says otherwise itself.
+    /// Credits of its workspace that a key leaves, unless it has a figure of its own.
     pub reserve_credits: usize,
-    /// How long a request waits for a key that is only busy.
-    pub wait_max: Duration,
-    /// How many requests may wait at once.
-    pub waiting_max: usize,
-    /// How long a request's text is waited for, to know what it will cost.
-    pub foresee_max: Duration,
-    /// How long a rate limited key rests when the answer does not say.
+    /// How long a request waits in the queue for a key.
+    pub queue_timeout: Duration,
+    /// Requests in the queue.
+    pub max_queued: usize,
+    /// How long a request's text is awaited for an estimate of its cost.
+    pub cost_estimate_timeout: Duration,
+    /// How long a rate limited key is out of use when the response does not say.
     pub rate_limited_cooldown: Duration,
-    /// How long a workspace rests after a concurrency refusal.
+    /// How long a workspace is out of use after a concurrency refusal.
     pub concurrency_cooldown: Duration,
-    /// How long a workspace without credits rests when its reset date is unknown.
+    /// How long a workspace without credits is out of use when its reset date is unknown.
     pub exhausted_cooldown: Duration,
-    /// How long a key rests that is refused as such for the first time.
-    pub invalid_confirm: Duration,
-    /// How long a key that is refused as such rests before it is tried again.
+    /// How long a key is out of use that is refused as invalid for the first time.
+    pub invalid_confirm_cooldown: Duration,
+    /// How long a key is out of use that is refused as invalid again.
     pub invalid_cooldown: Duration,
-    /// How long a key is asked last for what it lacked the permission for.
+    /// How long a key is tried last for what it lacked the permission for.
     pub permission_cooldown: Duration,
-    /// How long accounts of a plan are asked last for what the plan does not have.
+    /// How long accounts of a plan are tried last for what the plan does not have.
     pub feature_cooldown: Duration,
-    /// How long an account is asked last for an endpoint that it refuses without a known reason.
+    /// How long an account is tried last for an endpoint that it refuses without a known reason.
     pub endpoint_cooldown: Duration,
-    /// How long a key or account rests after a refusal in words without figures.
+    /// How long a key or account is out of use after a refusal without figures.
     pub unproven_cooldown: Duration,
-    /// The longest rest that the provider can name.
+    /// The longest cooldown that the provider can impose.
     pub max_retry_after: Duration,
-    /// How long after such a refusal one request may try a key again, when no other can serve.
+    /// How long after an unproven refusal one request may try a key again, when no other can serve.
     pub probe_after: Duration,
-    /// How long a key with a payment problem rests before it is tried again.
+    /// How long a key with a payment problem is out of use.
     pub billing_cooldown: Duration,
     /// The used share of a key's credits from which it is near its limit; above 0, at most 1.
     pub near_limit_ratio: f64,
@@ -188,13 +189,13 @@ impl Default for PoolConfig {
         Self {
             strategy: StrategyChoice::default(),
             reserve_credits: 0,
-            wait_max: Duration::from_secs(30),
-            waiting_max: 1_000,
-            foresee_max: Duration::from_millis(250),
+            queue_timeout: Duration::from_secs(30),
+            max_queued: 1_000,
+            cost_estimate_timeout: Duration::from_millis(250),
             rate_limited_cooldown: Duration::from_secs(60),
             concurrency_cooldown: Duration::from_secs(2),
             exhausted_cooldown: Duration::from_secs(3600),
-            invalid_confirm: Duration::from_secs(60),
+            invalid_confirm_cooldown: Duration::from_secs(60),
             invalid_cooldown: Duration::from_secs(24 * 3600),
             permission_cooldown: Duration::from_secs(3600),
             feature_cooldown: Duration::from_secs(3600),
@@ -208,65 +209,65 @@ impl Default for PoolConfig {
     }
 }
 
-/// How much of a request is kept to send it again, and how often that is done.
+/// How often a refused request is sent again, and how much of its body is kept for that.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReplayConfig {
-    /// Bytes kept of one request's body in memory; what is longer goes to disk. 0 keeps none.
-    pub memory_bytes_max: usize,
-    /// Bytes of all bodies kept in memory. At least `memory_bytes_max`.
-    pub memory_total_bytes_max: usize,
-    /// Bytes of one request's body kept on disk, beyond those in memory. 0 keeps none.
-    pub disk_bytes_max: usize,
-    /// Bytes of all bodies kept on disk. At least `disk_bytes_max`.
-    pub disk_total_bytes_max: usize,
-    /// The share of the disk, in percent, that is left free.
-    pub disk_free_percent_min: usize,
-    /// Where kept bodies go on disk, in files without a name.
-    pub directory: PathBuf,
+pub struct RetryConfig {
     /// Attempts of one request, the first included.
-    pub attempts_max: usize,
+    pub max_attempts: usize,
     /// From the first attempt on; no attempt starts later.
-    pub deadline: Duration,
-    /// Bytes read of a refusal to classify it.
-    pub error_body_bytes_max: usize,
-    /// How long a refusal's body is waited for.
-    pub error_body_max: Duration,
+    pub timeout: Duration,
+    /// Bytes of one request's body that are kept in memory; the rest goes to disk. 0 keeps none.
+    pub buffer_size: usize,
+    /// Bytes of all bodies kept in memory. At least `buffer_size`.
+    pub max_total_buffer_size: usize,
+    /// Bytes of one request's body that are kept on disk, beyond those in memory. 0 keeps none.
+    pub spill_size: usize,
+    /// Bytes of all bodies kept on disk. At least `spill_size`.
+    pub max_total_spill_size: usize,
+    /// The share of the disk, in percent, that is left free.
+    pub min_disk_free_percent: usize,
+    /// Where bodies on disk are kept, in anonymous files.
+    pub spill_directory: PathBuf,
+    /// Bytes of a refusal's body that are read to classify it.
+    pub max_error_body_size: usize,
+    /// How long a refusal's body is awaited.
+    pub error_body_timeout: Duration,
 }
 
-impl Default for ReplayConfig {
+impl Default for RetryConfig {
     fn default() -> Self {
         Self {
-            memory_bytes_max: 16 * 1024 * 1024,
-            memory_total_bytes_max: 64 * 1024 * 1024,
-            disk_bytes_max: 6 * 1024 * 1024 * 1024,
-            disk_total_bytes_max: 24 * 1024 * 1024 * 1024,
-            disk_free_percent_min: 10,
-            directory: PathBuf::from("/var/tmp"),
-            attempts_max: 16,
-            deadline: Duration::from_secs(120),
-            error_body_bytes_max: 64 * 1024,
-            error_body_max: Duration::from_secs(2),
+            max_attempts: 16,
+            timeout: Duration::from_secs(120),
+            buffer_size: 16 * 1024 * 1024,
+            max_total_buffer_size: 64 * 1024 * 1024,
+            spill_size: 6 * 1024 * 1024 * 1024,
+            max_total_spill_size: 24 * 1024 * 1024 * 1024,
+            min_disk_free_percent: 10,
+            spill_directory: PathBuf::from("/var/tmp"),
+            max_error_body_size: 64 * 1024,
+            error_body_timeout: Duration::from_secs(2),
         }
     }
 }
 
-/// Asking the provider for the keys' quotas.
+/// How the keys' quotas are polled from the provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WatchConfig {
-    /// Whether it is asked at all.
-    pub is_enabled: bool,
+pub struct QuotaPollingConfig {
+    /// Whether they are polled at all.
+    pub enabled: bool,
     /// From one round to the next.
     pub interval: Duration,
-    /// How long one answer is waited for.
+    /// How long one response may take.
     pub timeout: Duration,
     /// How long the provider's figures may lag behind what was spent.
     pub quota_lag: Duration,
 }
 
-impl Default for WatchConfig {
+impl Default for QuotaPollingConfig {
     fn default() -> Self {
         Self {
-            is_enabled: true,
+            enabled: true,
             interval: Duration::from_secs(600),
             timeout: Duration::from_secs(10),
             quota_lag: Duration::from_secs(300),
@@ -274,28 +275,28 @@ impl Default for WatchConfig {
     }
 }
 
-/// Where the books are kept.
+/// Where usage records are kept, and how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StorageConfig {
-    /// The database file. Its folder may not exist yet. [`file`](Self::file) says whether it counts.
+    /// The database file. Its folder may not exist yet. Does not count when [`file`](Self::file) is `None`.
     pub path: PathBuf,
     /// Records waiting to be written.
-    pub queue_records_max: usize,
-    /// While many records come, a commit begins so long after the last.
+    pub max_queued_records: usize,
+    /// The longest time from one commit to the next while records keep coming.
     pub commit_interval: Duration,
-    /// Days that single attempts are kept; 0 for ever.
-    pub attempts_kept_days: usize,
-    /// Days that sums by the hour are kept; 0 for ever.
-    pub hours_kept_days: usize,
-    /// Whether the books live in memory only.
-    pub is_ephemeral: bool,
+    /// How long single attempts are kept; zero for ever.
+    pub attempts_retention: Duration,
+    /// How long sums by the hour are kept; zero for ever.
+    pub hourly_retention: Duration,
+    /// Whether records are kept in memory only.
+    pub ephemeral: bool,
 }
 
 impl StorageConfig {
-    /// The database file; `None` when the books live in memory only.
+    /// The database file; `None` when records are kept in memory only.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {
-        (!self.is_ephemeral).then_some(self.path.as_path())
+        (!self.ephemeral).then_some(self.path.as_path())
     }
 }
 
@@ -304,73 +305,73 @@ impl Default for StorageConfig {
     fn default() -> Self {
         Self {
             path: PathBuf::from("keychoir.db"),
-            queue_records_max: 8192,
+            max_queued_records: 8192,
             commit_interval: Duration::from_millis(500),
-            attempts_kept_days: 30,
-            hours_kept_days: 400,
-            is_ephemeral: false,
+            attempts_retention: Duration::from_secs(30 * 24 * 3600),
+            hourly_retention: Duration::from_secs(400 * 24 * 3600),
+            ephemeral: false,
         }
     }
 }
 
-/// What is remembered of whose identifiers are.
+/// How long it is remembered which account an identifier belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OwnershipConfig {
+pub struct AffinityConfig {
     /// Identifiers that are remembered.
-    pub identifiers_max: usize,
-    /// Days after its last use that one is; 0 for ever.
-    pub kept_days: usize,
-    /// Bytes of an answer that are looked at for identifiers; 0 looks at none.
-    pub answer_bytes_max: usize,
-    /// How long it is remembered that no account has something.
+    pub max_identifiers: usize,
+    /// How long after its last use an identifier is remembered; zero for ever.
+    pub retention: Duration,
+    /// Bytes of a response that are searched for identifiers; 0 searches none.
+    pub max_response_scan_size: usize,
+    /// How long it is remembered that no account has an identifier.
     pub not_found_ttl: Duration,
 }
 
-impl Default for OwnershipConfig {
+impl Default for AffinityConfig {
     fn default() -> Self {
         Self {
-            identifiers_max: 200_000,
-            kept_days: 400,
-            answer_bytes_max: 1024 * 1024,
+            max_identifiers: 200_000,
+            retention: Duration::from_secs(400 * 24 * 3600),
+            max_response_scan_size: 1024 * 1024,
             not_found_ttl: Duration::from_secs(60),
         }
     }
 }
 
-/// Sessions on sockets.
+/// The bounds of sessions on WebSockets.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SocketsConfig {
-    /// How long nothing may pass in either direction; zero for ever.
-    pub idle_max: Duration,
+pub struct WebsocketConfig {
+    /// How long a session may have no message in either direction; zero for ever.
+    pub idle_timeout: Duration,
     /// How long a session may last; zero for ever.
-    pub lifetime_max: Duration,
-    /// Bytes of a client's opening messages that are kept until the provider is heard.
-    pub opening_bytes_max: usize,
-    /// Bytes of a message that are read before it goes on in parts.
-    pub frame_bytes_max: usize,
-    /// How long after the last text or sound a speech socket counts as speaking.
-    pub quiet_max: Duration,
+    pub max_session_duration: Duration,
+    /// Bytes of a client's first messages that are kept until the provider has accepted the key.
+    pub replay_buffer: usize,
+    /// Bytes up to which a message is read whole before it is sent on.
+    pub max_buffered_message_size: usize,
+    /// How long after the last text or audio a speech session counts as concurrent.
+    pub speech_idle_timeout: Duration,
     /// How long a client may take to present its token in its first message.
-    pub introduction_max: Duration,
-    /// Bytes that one session may have in memory of what its client has sent.
+    pub auth_message_timeout: Duration,
+    /// Bytes of a client's messages that one session may have in memory.
     pub max_session_buffer: usize,
     /// How long the answer to a close, and the end of the connection behind it, may take.
     pub close_timeout: Duration,
-    /// How often a session looks whether its client's quota of credits is used.
+    /// How often a session checks whether its client's quota of credits is used.
     pub quota_check_interval: Duration,
-    /// Where clients reach our sockets, for signed URLs.
+    /// The address of Keychoir's WebSockets in signed URLs.
     pub signed_url_base: SocketBase,
 }
 
-impl Default for SocketsConfig {
+impl Default for WebsocketConfig {
     fn default() -> Self {
         Self {
-            idle_max: Duration::from_secs(300),
-            lifetime_max: Duration::from_secs(24 * 3600),
-            opening_bytes_max: 256 * 1024,
-            frame_bytes_max: 256 * 1024,
-            quiet_max: Duration::from_secs(2),
-            introduction_max: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(300),
+            max_session_duration: Duration::from_secs(24 * 3600),
+            replay_buffer: 256 * 1024,
+            max_buffered_message_size: 256 * 1024,
+            speech_idle_timeout: Duration::from_secs(2),
+            auth_message_timeout: Duration::from_secs(10),
             max_session_buffer: 1024 * 1024,
             close_timeout: Duration::from_secs(5),
             quota_check_interval: Duration::from_secs(5),

@@ -1,6 +1,8 @@
-//! The table of settings: the path, the kind with its limits, and the field it ends in. Reading
-//! files and variables, suggestions and the test over the reference file all follow from it, so
-//! that a new setting is one entry here and one field with its default in `sections`.
+//! What a setting is: its path, its kind with its limits, and the field it ends in. Reading files and
+//! variables, suggestions and the test over the reference file all follow from the table of settings,
+//! so that a new setting is one entry there and one field with its default in `sections`.
+
+mod table;
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -13,10 +15,17 @@ use super::listen::Listens;
 use super::problem::WrongValue;
 use super::tls::{self, TlsConfig};
 use super::value::{
-    BYTES, DAY, Folders, GIBI, HOUR, MEBI, MILLISECONDS, MINUTE, PIECES, Raw, Unit, ratio, saturated, switch,
-    text, texts, whole_number, wrong_type,
+    Folders, Raw, days, duration, ratio, saturated, size, switch, text, texts, whole_number, wrong_type,
 };
-use super::visitors;
+use crate::policy::quantity::duration::ShownDuration;
+use crate::policy::quantity::size::ShownSize;
+
+const ZERO: Duration = Duration::ZERO;
+const DAY: Duration = Duration::from_secs(24 * 3_600);
+/// A hundred years.
+const MAX_RETENTION: Duration = Duration::from_secs(36_500 * 24 * 3_600);
+
+pub(super) use table::TABLE;
 
 /// One entry of the table.
 pub(super) struct Setting {
@@ -34,8 +43,10 @@ enum Kind {
     Tls(fn(&mut Config) -> &mut TlsConfig),
     /// A list of names, each of which `fn` reads.
     Names(fn(&str) -> Result<String, WrongValue>, fn(&mut Config) -> &mut Vec<String>),
-    Millis(RangeInclusive<u64>, fn(&mut Config) -> &mut Duration),
-    Bytes(RangeInclusive<u64>, fn(&mut Config) -> &mut usize),
+    Duration(RangeInclusive<Duration>, fn(&mut Config) -> &mut Duration),
+    /// How long records are kept: days, or zero for ever.
+    Retention(fn(&mut Config) -> &mut Duration),
+    Size(RangeInclusive<u64>, fn(&mut Config) -> &mut usize),
     Count(RangeInclusive<u64>, fn(&mut Config) -> &mut usize),
     Ratio(fn(&mut Config) -> &mut f64),
     Switch(fn(&mut Config) -> &mut bool),
@@ -44,126 +55,14 @@ enum Kind {
     OptionalFile(fn(&mut Config) -> &mut Option<PathBuf>),
 }
 
-pub(super) static TABLE: &[Setting] = &[
-    entry("server.listen", Kind::Places(|c| &mut c.server.listen)),
-    entry("server.unix_mode", Kind::Word(|c| &mut c.server.unix_mode)),
-    entry("server.tls", Kind::Tls(|c| &mut c.server.tls)),
-    entry("server.tls.cert", Kind::OptionalFile(|c| &mut c.server.tls.cert)),
-    entry("server.tls.key", Kind::OptionalFile(|c| &mut c.server.tls.key)),
-    entry("server.tls_directory", Kind::OptionalFile(|c| &mut c.server.tls_directory)),
-    entry("server.head_read_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.server.head_read_max)),
-    entry("server.keepalive_timeout", Kind::Millis(1..=DAY, |c| &mut c.server.keepalive_timeout)),
-    entry("server.linger_timeout", Kind::Millis(0..=HOUR, |c| &mut c.server.linger_timeout)),
-    entry("server.max_linger_size", Kind::Bytes(0..=1024 * GIBI, |c| &mut c.server.linger_bytes_max)),
-    // hyper refuses a smaller buffer than 8192 bytes.
-    entry("server.head_bytes_max", Kind::Bytes(8192..=MEBI, |c| &mut c.server.head_bytes_max)),
-    entry("server.connections_max", Kind::Count(1..=1_000_000, |c| &mut c.server.connections_max)),
-    entry("server.requests_max", Kind::Count(1..=1_000_000, |c| &mut c.server.requests_max)),
-    entry("server.max_requests_per_client", Kind::Count(0..=MEBI, |c| &mut c.server.max_requests_per_client)),
-    entry("server.workers", Kind::Count(0..=1024, |c| &mut c.server.workers)),
-    entry("server.base_path", Kind::Word(|c| &mut c.server.base_path)),
-    entry("server.shutdown_grace_ms", Kind::Millis(0..=HOUR, |c| &mut c.server.shutdown_grace)),
-    entry("server.drain_idle_timeout", Kind::Millis(0..=HOUR, |c| &mut c.server.drain_idle_timeout)),
-    entry("server.reload_interval_ms", Kind::Millis(0..=HOUR, |c| &mut c.server.reload_interval)),
-    entry("server.write_idle_ms_max", Kind::Millis(1..=DAY, |c| &mut c.server.write_idle_max)),
-    entry("server.body_idle_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.server.body_idle_max)),
-    entry("server.request_body_min_rate", Kind::Count(0..=MEBI, |c| &mut c.server.request_body_min_rate)),
-    entry("upstream.base_url", Kind::Word(|c| &mut c.upstream.base_url)),
-    entry("upstream.ca_file", Kind::OptionalFile(|c| &mut c.upstream.ca_file)),
-    entry("upstream.connect_ms_max", Kind::Millis(1..=10 * MINUTE, |c| &mut c.upstream.connect_max)),
-    entry("upstream.first_byte_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.upstream.first_byte_max)),
-    entry("upstream.stream_idle_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.upstream.stream_idle_max)),
-    entry(
-        "upstream.idle_connections_max",
-        Kind::Count(0..=100_000, |c| &mut c.upstream.idle_connections_max),
-    ),
-    entry("upstream.idle_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.upstream.idle_max)),
-    entry("upstream.connection_age_ms_max", Kind::Millis(1..=DAY, |c| &mut c.upstream.connection_age_max)),
-    entry("upstream.region_base_urls", Kind::Names(visitors::base_url, |c| &mut c.upstream.region_base_urls)),
-    entry("pool.strategy", Kind::Word(|c| &mut c.pool.strategy)),
-    entry("pool.reserve_credits", Kind::Count(0..=1_000_000_000, |c| &mut c.pool.reserve_credits)),
-    entry("pool.wait_ms_max", Kind::Millis(0..=HOUR, |c| &mut c.pool.wait_max)),
-    entry("pool.waiting_max", Kind::Count(0..=100_000, |c| &mut c.pool.waiting_max)),
-    entry("pool.foresee_ms_max", Kind::Millis(0..=MINUTE, |c| &mut c.pool.foresee_max)),
-    entry("pool.rate_limited_cooldown_ms", Kind::Millis(1..=DAY, |c| &mut c.pool.rate_limited_cooldown)),
-    entry("pool.concurrency_cooldown_ms", Kind::Millis(1..=HOUR, |c| &mut c.pool.concurrency_cooldown)),
-    entry("pool.exhausted_cooldown_ms", Kind::Millis(1..=31 * DAY, |c| &mut c.pool.exhausted_cooldown)),
-    entry("pool.invalid_confirm_ms", Kind::Millis(1..=DAY, |c| &mut c.pool.invalid_confirm)),
-    entry("pool.invalid_cooldown_ms", Kind::Millis(1..=31 * DAY, |c| &mut c.pool.invalid_cooldown)),
-    entry("pool.permission_cooldown_ms", Kind::Millis(1..=31 * DAY, |c| &mut c.pool.permission_cooldown)),
-    entry("pool.feature_cooldown_ms", Kind::Millis(1..=31 * DAY, |c| &mut c.pool.feature_cooldown)),
-    entry("pool.endpoint_cooldown_ms", Kind::Millis(1..=31 * DAY, |c| &mut c.pool.endpoint_cooldown)),
-    entry("pool.unproven_cooldown_ms", Kind::Millis(1..=HOUR, |c| &mut c.pool.unproven_cooldown)),
-    entry("pool.max_retry_after_ms", Kind::Millis(1..=DAY, |c| &mut c.pool.max_retry_after)),
-    entry("pool.probe_after_ms", Kind::Millis(1..=HOUR, |c| &mut c.pool.probe_after)),
-    entry("pool.billing_cooldown_ms", Kind::Millis(1..=31 * DAY, |c| &mut c.pool.billing_cooldown)),
-    entry("pool.near_limit_ratio", Kind::Ratio(|c| &mut c.pool.near_limit_ratio)),
-    entry("replay.memory_max", Kind::Bytes(0..=GIBI, |c| &mut c.replay.memory_bytes_max)),
-    entry("replay.memory_total_max", Kind::Bytes(0..=64 * GIBI, |c| &mut c.replay.memory_total_bytes_max)),
-    entry("replay.disk_max", Kind::Bytes(0..=1024 * GIBI, |c| &mut c.replay.disk_bytes_max)),
-    entry("replay.disk_total_max", Kind::Bytes(0..=16_384 * GIBI, |c| &mut c.replay.disk_total_bytes_max)),
-    entry("replay.disk_free_percent_min", Kind::Count(0..=100, |c| &mut c.replay.disk_free_percent_min)),
-    entry("replay.directory", Kind::File(|c| &mut c.replay.directory)),
-    entry("replay.attempts_max", Kind::Count(1..=1000, |c| &mut c.replay.attempts_max)),
-    entry("replay.deadline_ms", Kind::Millis(1..=HOUR, |c| &mut c.replay.deadline)),
-    entry("replay.error_body_bytes_max", Kind::Bytes(1..=16 * MEBI, |c| &mut c.replay.error_body_bytes_max)),
-    entry("replay.error_body_ms_max", Kind::Millis(1..=MINUTE, |c| &mut c.replay.error_body_max)),
-    entry("watch.enabled", Kind::Switch(|c| &mut c.watch.is_enabled)),
-    // A round asks once a key: more often than once a second would itself be rate limited.
-    entry("watch.interval_ms", Kind::Millis(1000..=DAY, |c| &mut c.watch.interval)),
-    entry("watch.timeout_ms", Kind::Millis(1..=10 * MINUTE, |c| &mut c.watch.timeout)),
-    entry("watch.quota_lag_ms", Kind::Millis(1..=DAY, |c| &mut c.watch.quota_lag)),
-    entry("storage.path", Kind::File(|c| &mut c.storage.path)),
-    entry("storage.queue_records_max", Kind::Count(1..=MEBI, |c| &mut c.storage.queue_records_max)),
-    entry("storage.commit_interval_ms", Kind::Millis(0..=MINUTE, |c| &mut c.storage.commit_interval)),
-    entry("storage.attempts_kept_days_max", Kind::Count(0..=36_500, |c| &mut c.storage.attempts_kept_days)),
-    entry("storage.hours_kept_days_max", Kind::Count(0..=36_500, |c| &mut c.storage.hours_kept_days)),
-    entry("storage.ephemeral", Kind::Switch(|c| &mut c.storage.is_ephemeral)),
-    entry("supabase.enabled", Kind::Switch(|c| &mut c.supabase.is_enabled)),
-    entry("supabase.url", Kind::Word(|c| &mut c.supabase.url)),
-    entry("supabase.secret_key_file", Kind::OptionalFile(|c| &mut c.supabase.secret_key_file)),
-    entry("supabase.events", Kind::Switch(|c| &mut c.supabase.sends_events)),
-    entry("supabase.interval_ms", Kind::Millis(100..=DAY, |c| &mut c.supabase.interval)),
-    // PostgREST and what stands before it take a megabyte at least: a row is below 2 KiB.
-    entry("supabase.batch_rows_max", Kind::Count(1..=10_000, |c| &mut c.supabase.batch_rows_max)),
-    entry("supabase.connect_ms_max", Kind::Millis(1..=10 * MINUTE, |c| &mut c.supabase.connect_max)),
-    entry("supabase.answer_ms_max", Kind::Millis(1..=10 * MINUTE, |c| &mut c.supabase.answer_max)),
-    entry("supabase.retry_ms_max", Kind::Millis(1..=DAY, |c| &mut c.supabase.retry_max)),
-    entry("supabase.pause_ms", Kind::Millis(1..=DAY, |c| &mut c.supabase.pause)),
-    entry("supabase.final_push_ms_max", Kind::Millis(0..=HOUR, |c| &mut c.supabase.final_push_max)),
-    entry("ownership.identifiers_max", Kind::Count(256..=100_000_000, |c| &mut c.ownership.identifiers_max)),
-    entry("ownership.kept_days_max", Kind::Count(0..=36_500, |c| &mut c.ownership.kept_days)),
-    entry("ownership.not_found_ttl_ms", Kind::Millis(0..=DAY, |c| &mut c.ownership.not_found_ttl)),
-    entry("ownership.answer_bytes_max", Kind::Bytes(0..=64 * MEBI, |c| &mut c.ownership.answer_bytes_max)),
-    entry("sockets.idle_ms_max", Kind::Millis(0..=DAY, |c| &mut c.sockets.idle_max)),
-    entry("sockets.lifetime_ms_max", Kind::Millis(0..=31 * DAY, |c| &mut c.sockets.lifetime_max)),
-    entry("sockets.opening_bytes_max", Kind::Bytes(0..=64 * MEBI, |c| &mut c.sockets.opening_bytes_max)),
-    entry("sockets.frame_bytes_max", Kind::Bytes(1024..=64 * MEBI, |c| &mut c.sockets.frame_bytes_max)),
-    entry("sockets.quiet_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.sockets.quiet_max)),
-    entry("sockets.introduction_ms_max", Kind::Millis(1..=MINUTE, |c| &mut c.sockets.introduction_max)),
-    entry("sockets.max_session_buffer", Kind::Bytes(4096..=64 * MEBI, |c| &mut c.sockets.max_session_buffer)),
-    entry("sockets.close_timeout", Kind::Millis(1..=MINUTE, |c| &mut c.sockets.close_timeout)),
-    entry("sockets.quota_check_interval", Kind::Millis(1..=HOUR, |c| &mut c.sockets.quota_check_interval)),
-    entry("sockets.signed_url_base", Kind::Word(|c| &mut c.sockets.signed_url_base)),
-    entry("log.format", Kind::Word(|c| &mut c.log.format)),
-    entry("log.level", Kind::Word(|c| &mut c.log.level)),
-    entry("access.deny_dangerous", Kind::Switch(|c| &mut c.access.denies_dangerous)),
-    entry("access.redact", Kind::Switch(|c| &mut c.access.redacts)),
-    entry("access.unpriced_credits", Kind::Count(0..=1_000_000_000, |c| &mut c.access.unpriced_credits)),
-    entry("access.max_unpriced_requests", Kind::Count(1..=MEBI, |c| &mut c.access.max_unpriced_requests)),
-    entry("access.bring_your_own_key", Kind::Switch(|c| &mut c.access.brings_own_key)),
-    entry("access.hosts", Kind::Names(visitors::host, |c| &mut c.access.hosts)),
-    entry("access.origins", Kind::Names(visitors::origin, |c| &mut c.access.origins)),
-    entry("access.forward_headers", Kind::Names(visitors::header, |c| &mut c.access.forwarded_headers)),
-];
-
-const fn entry(path: &'static str, kind: Kind) -> Setting {
-    Setting { path, kind }
-}
-
 /// The setting of exactly this path.
 pub(super) fn find(path: &str) -> Option<&'static Setting> {
     TABLE.iter().find(|setting| setting.path == path)
+}
+
+/// The environment variable of a setting of this path.
+pub(super) fn variable(path: &str) -> String {
+    format!("KEYCHOIR_{}", path.to_uppercase().replace('.', "__"))
 }
 
 /// Whether settings live under this name.
@@ -194,7 +93,7 @@ impl Setting {
 
     /// The environment variable that sets it.
     pub(super) fn variable(&self) -> String {
-        format!("KEYCHOIR_{}", self.path.to_uppercase().replace('.', "__"))
+        variable(self.path)
     }
 
     /// Reads `raw` into the field of `config`, or leaves it as it is and says why.
@@ -222,16 +121,41 @@ impl Setting {
                 *field(config) = names.collect::<Result<_, _>>()?;
                 Ok(())
             }
-            Kind::Millis(range, field) => {
-                *field(config) = Duration::from_millis(self.whole(raw, range, &MILLISECONDS)?);
+            Kind::Duration(range, field) => {
+                let (least, most) = (ShownDuration(*range.start()), ShownDuration(*range.end()));
+                let allowed = self.allowed(&format!("a duration from {least} to {most}"));
+                let duration = duration(raw).map_err(|wrong| wrong.advise(allowed.clone()))?;
+                let size = if duration < *range.start() { "short" } else { "long" };
+                self.check(range.contains(&duration), ShownDuration(duration), size, &allowed)?;
+                *field(config) = duration;
                 Ok(())
             }
-            Kind::Bytes(range, field) => {
-                *field(config) = saturated(self.whole(raw, range, &BYTES)?);
+            Kind::Retention(field) => {
+                let most = ShownDuration(MAX_RETENTION);
+                let allowed = self.allowed(&format!("a duration from 1d to {most}, or 0s for ever"));
+                let duration = days(raw).map_err(|wrong| wrong.advise(allowed.clone()))?;
+                let size = if duration < DAY { "short" } else { "long" };
+                let fits = duration == ZERO || (DAY..=MAX_RETENTION).contains(&duration);
+                self.check(fits, ShownDuration(duration), size, &allowed)?;
+                *field(config) = duration;
+                Ok(())
+            }
+            Kind::Size(range, field) => {
+                let (least, most) = (ShownSize(*range.start()), ShownSize(*range.end()));
+                let allowed = self.allowed(&format!("a size from {least} to {most}"));
+                let bytes = size(raw).map_err(|wrong| wrong.advise(allowed.clone()))?;
+                let size = if bytes < *range.start() { "small" } else { "large" };
+                self.check(range.contains(&bytes), ShownSize(bytes), size, &allowed)?;
+                *field(config) = saturated(bytes);
                 Ok(())
             }
             Kind::Count(range, field) => {
-                *field(config) = saturated(self.whole(raw, range, &PIECES)?);
+                let (least, most) = (range.start(), range.end());
+                let allowed = self.allowed(&format!("a whole number from {least} to {most}"));
+                let number = whole_number(raw).map_err(|wrong| wrong.advise(allowed.clone()))?;
+                let size = if number < *least { "small" } else { "large" };
+                self.check(range.contains(&number), number, size, &allowed)?;
+                *field(config) = saturated(number);
                 Ok(())
             }
             Kind::Ratio(field) => {
@@ -264,8 +188,11 @@ impl Setting {
             Kind::Word(field) => format!("\"{}\"", field(config)),
             Kind::Tls(field) => format!("\"{}\"", field(config)),
             Kind::Places(field) => field(config).to_string(),
-            Kind::Millis(_, field) => field(config).as_millis().to_string(),
-            Kind::Bytes(_, field) | Kind::Count(_, field) => field(config).to_string(),
+            Kind::Duration(_, field) | Kind::Retention(field) => {
+                format!("\"{}\"", ShownDuration(*field(config)))
+            }
+            Kind::Size(_, field) => format!("\"{}\"", ShownSize(*field(config) as u64)),
+            Kind::Count(_, field) => field(config).to_string(),
             Kind::Ratio(field) => field(config).to_string(),
             Kind::Switch(field) => field(config).to_string(),
             Kind::File(field) => format!("\"{}\"", field(config).display()),
@@ -275,17 +202,20 @@ impl Setting {
         }
     }
 
-    fn whole(&self, raw: Raw<'_>, range: &RangeInclusive<u64>, unit: &Unit) -> Result<u64, WrongValue> {
-        let (least, most) = (range.start(), range.end());
-        let default = self.show(&mut Config::default());
-        let allowed =
-            format!("write a whole number{} from {least} to {most}; the default is {default}", unit.of);
-        let number = whole_number(raw, unit).map_err(|wrong| wrong.advise(allowed.clone()))?;
-        if range.contains(&number) {
-            return Ok(number);
-        }
-        let size = if number < *least { "small" } else { "large" };
-        Err(WrongValue::new(format!("{number} is too {size} for `{}`", self.path)).advise(allowed))
+    /// What may be written, with the default.
+    fn allowed(&self, form: &str) -> String {
+        format!("write {form}; the default is {}", self.show(&mut Config::default()))
+    }
+
+    fn check(
+        &self,
+        fits: bool,
+        value: impl fmt::Display,
+        size: &str,
+        allowed: &str,
+    ) -> Result<(), WrongValue> {
+        let wrong = || WrongValue::new(format!("{value} is too {size} for `{}`", self.path));
+        if fits { Ok(()) } else { Err(wrong().advise(allowed)) }
     }
 }
 
@@ -343,11 +273,13 @@ mod tests {
     #[test]
     fn each_setting_changes_its_own_field() {
         // For every kind of setting one value at least that is not its default.
-        const SAMPLES: [&str; 15] = [
+        const SAMPLES: [&str; 17] = [
             "/below",
-            "9999",
             "999",
             "99",
+            "7s",
+            "7d",
+            "9KiB",
             "0.5",
             "true",
             "false",
@@ -407,10 +339,10 @@ mod tests {
 
     #[test]
     fn numbers_are_read_in_every_spelling_of_toml() {
-        for toml in ["30000", "30_000", "+30000", "0x7530"] {
-            check_toml("server.head_read_ms_max", toml, "30000");
+        for toml in ["3000", "3_000", "+3000", "0xbb8"] {
+            check_toml("server.max_requests", toml, "3000");
         }
-        check_text("server.head_read_ms_max", "30_000", "30000");
+        check_text("server.max_requests", "3_000", "3000");
     }
 
     #[test]
@@ -423,59 +355,150 @@ mod tests {
 
     #[test]
     fn both_sides_of_a_limit() {
-        let allowed = "write a whole number of bytes from 8192 to 1048576; the default is 65536";
-        check_toml("server.head_bytes_max", "8192", "8192");
+        let size = "write a size from 8KiB to 1MiB; the default is \"64KiB\"";
+        let duration = "write a duration from 1s to 1d; the default is \"10m\"";
+        for (path, value, expected) in [
+            ("server.max_request_headers_size", "8KiB", "\"8KiB\""),
+            (
+                "server.max_request_headers_size",
+                "8191B",
+                &format!("! 8191B is too small for `server.max_request_headers_size`; {size}"),
+            ),
+            ("server.max_request_headers_size", "1024KiB", "\"1MiB\""),
+            (
+                "server.max_request_headers_size",
+                "1048577B",
+                &format!("! 1048577B is too large for `server.max_request_headers_size`; {size}"),
+            ),
+            ("server.max_request_headers_size", "99999999TiB", &format!("! the size is too large; {size}")),
+            ("quota_polling.interval", "1s", "\"1s\""),
+            (
+                "quota_polling.interval",
+                "999ms",
+                &format!("! 999ms is too short for `quota_polling.interval`; {duration}"),
+            ),
+            ("quota_polling.interval", "24h", "\"1d\""),
+            (
+                "quota_polling.interval",
+                "24h1ms",
+                &format!("! 1d1ms is too long for `quota_polling.interval`; {duration}"),
+            ),
+            ("server.drain_timeout", "0s", "\"0s\""),
+            ("upstream.max_idle_connections", "0", "0"),
+            ("retry.buffer_size", "0B", "\"0B\""),
+        ] {
+            check_text(path, value, expected);
+        }
+    }
+
+    #[test]
+    fn records_are_kept_for_days_or_for_ever() {
+        let allowed = "write a duration from 1d to 36500d, or 0s for ever; the default is \"30d\"";
+        check_toml("storage.attempts_retention", "\"0s\"", "\"0s\"");
+        check_toml("storage.attempts_retention", "\"1d\"", "\"1d\"");
+        check_toml("storage.attempts_retention", "\"36h\"", "\"36h\"");
+        check_toml("storage.attempts_retention", "\"36500d\"", "\"36500d\"");
         check_toml(
-            "server.head_bytes_max",
-            "8191",
-            &format!("! 8191 is too small for `server.head_bytes_max`; {allowed}"),
+            "storage.attempts_retention",
+            "\"23h\"",
+            &format!("! 23h is too short for `storage.attempts_retention`; {allowed}"),
         );
-        check_text("server.head_bytes_max", "1048576", "1048576");
+        check_toml(
+            "storage.attempts_retention",
+            "\"36501d\"",
+            &format!("! 36501d is too long for `storage.attempts_retention`; {allowed}"),
+        );
+        check_toml(
+            "storage.attempts_retention",
+            "30",
+            &format!("! a duration is written with its unit; write \"30d\" if 30 days are meant; {allowed}"),
+        );
         check_text(
-            "server.head_bytes_max",
-            "1048577",
-            &format!("! 1048577 is too large for `server.head_bytes_max`; {allowed}"),
+            "storage.attempts_retention",
+            "18446744073709551615",
+            &format!("! a duration is written with its unit; {allowed}"),
         );
-        check_toml(
-            "server.head_bytes_max",
-            "99999999999999999999999",
-            &format!("! the number is too large; {allowed}"),
-        );
-        check_toml("server.shutdown_grace_ms", "0", "0");
-        check_toml("upstream.idle_connections_max", "0", "0");
-        check_toml("replay.memory_max", "0", "0");
+    }
+
+    #[test]
+    fn what_is_no_duration_says_what_to_write() {
+        let allowed = "write a duration from 1ms to 10m; the default is \"10s\"";
+        let units = "the units are ms, s, m, h, d and w";
+        for (toml, what) in [
+            ("75000", "a duration is written with its unit; write \"75s\" if 75000 milliseconds are meant"),
+            ("0", "a duration is written with its unit; write \"0s\" if 0 milliseconds are meant"),
+            ("0x3e8", "a duration is written with its unit; write \"1s\" if 1000 milliseconds are meant"),
+            ("\"500\"", "a duration is written with its unit; write \"500ms\" if 500 milliseconds are meant"),
+            ("-1", "the number is negative"),
+            ("99999999999999999999", "the number is too large"),
+            ("1.5", "a duration has a unit and no fraction"),
+            ("\"-1s\"", "the duration is negative"),
+            ("\"1.5s\"", "`1.5s` has a fraction; write \"1s500ms\""),
+            ("\"0.5ms\"", "`0.5ms` has a fraction"),
+            ("\"30x\"", &format!("`30x` has the unknown unit `x`; {units}")),
+            ("\"5min\"", &format!("`5min` has the unknown unit `min`; {units}; did you mean `5m`?")),
+            ("\"5 min\"", "`5 min` is no duration; did you mean `5m`?"),
+            ("\"1m1h\"", "`1m1h` has its units in another order than 1h30m"),
+            ("\"99999999999999999999s\"", "the duration is too large"),
+            ("\"\"", "`` is no duration"),
+            ("\"soon\"", "`soon` is no duration"),
+            ("true", "this is true or false and should be a duration in quotes"),
+            ("[1]", "this is a list and should be a duration in quotes"),
+            ("\"0s\"", "0s is too short for `upstream.connect_timeout`"),
+        ] {
+            check_toml("upstream.connect_timeout", toml, &format!("! {what}; {allowed}"));
+        }
+        // A variable has no quotes.
+        for (text, what) in [
+            ("75000", "a duration is written with its unit; write 75s if 75000 milliseconds are meant"),
+            ("\"75s\"", "`\\\"75s\\\"` is no duration; did you mean `75s`?"),
+            ("1.5s", "`1.5s` has a fraction; write 1s500ms"),
+            ("-1", "the duration is negative"),
+        ] {
+            check_text("upstream.connect_timeout", text, &format!("! {what}; {allowed}"));
+        }
+    }
+
+    #[test]
+    fn what_is_no_size_says_what_to_write() {
+        let allowed = "write a size from 0B to 1GiB; the default is \"16MiB\"";
+        let units = "the units are B, KiB, MiB, GiB and TiB (of 1024), kB, MB, GB and TB (of 1000)";
+        for (toml, what) in [
+            ("16777216", "a size is written with its unit; write \"16MiB\" if 16777216 bytes are meant"),
+            ("0", "a size is written with its unit; write \"0B\" if 0 bytes are meant"),
+            ("\"64k\"", &format!("`64k` has the unknown unit `k`; {units}; did you mean `64KiB`?")),
+            ("\"64KB\"", &format!("`64KB` has the unknown unit `KB`; {units}; did you mean `64kB`?")),
+            ("\"1 MiB\"", "`1 MiB` is no size; did you mean `1MiB`?"),
+            ("\"1.5MiB\"", "`1.5MiB` has a fraction; write \"1536KiB\""),
+            ("\"-1MiB\"", "the size is negative"),
+            ("false", "this is true or false and should be a size in quotes"),
+        ] {
+            check_toml("retry.buffer_size", toml, &format!("! {what}; {allowed}"));
+        }
+        check_toml("retry.buffer_size", "\"1GB\"", "\"1GB\"");
     }
 
     #[test]
     fn what_is_no_whole_number_says_so() {
-        let allowed = "write a whole number of milliseconds from 1 to 600000; the default is 10000";
+        let allowed = "write a whole number from 1 to 1000; the default is 16";
         for (toml, what) in [
             ("-1", "the number is negative"),
             ("1.5", "a number with a fraction is no whole number"),
-            ("\"30s\"", "a number is written without quotes; did you mean `30000`?"),
+            ("\"30\"", "a number is written without quotes; did you mean `30`?"),
             ("\"x\"", "a number is written without quotes"),
             ("true", "this is true or false and should be a number"),
             ("[1]", "this is a list and should be a number"),
-            ("0", "0 is too small for `upstream.connect_ms_max`"),
+            ("99999999999999999999999", "the number is too large"),
+            ("0", "0 is too small for `retry.max_attempts`"),
         ] {
-            check_toml("upstream.connect_ms_max", toml, &format!("! {what}; {allowed}"));
+            check_toml("retry.max_attempts", toml, &format!("! {what}; {allowed}"));
         }
         for (text, what) in [
             ("-1", "the number is negative"),
             ("1.5", "`1.5` is no whole number"),
-            ("5 min", "`5 min` is no whole number; did you mean `300000`?"),
             ("_", "`_` is no whole number"),
         ] {
-            check_text("upstream.connect_ms_max", text, &format!("! {what}; {allowed}"));
-        }
-    }
-
-    #[test]
-    fn sizes_are_guessed_in_bytes() {
-        for (text, bytes) in [("64k", "65536"), ("1 MiB", "1048576"), ("1GB", "1073741824")] {
-            let allowed = "write a whole number of bytes from 0 to 1073741824; the default is 16777216";
-            let what = format!("`{text}` is no whole number; did you mean `{bytes}`?");
-            check_text("replay.memory_max", text, &format!("! {what}; {allowed}"));
+            check_text("retry.max_attempts", text, &format!("! {what}; {allowed}"));
         }
     }
 
@@ -498,20 +521,20 @@ mod tests {
 
     #[test]
     fn switches_are_true_or_false() {
-        check_toml("watch.enabled", "false", "false");
-        check_text("watch.enabled", "true", "true");
+        check_toml("quota_polling.enabled", "false", "false");
+        check_text("quota_polling.enabled", "true", "true");
         check_text(
-            "watch.enabled",
+            "quota_polling.enabled",
             "yes",
             "! `yes` is neither true nor false; write `true` or `false`; did you mean `true`?",
         );
         check_toml(
-            "watch.enabled",
+            "quota_polling.enabled",
             "\"off\"",
             "! `true` and `false` are written without quotes; write `true` or `false`; did you mean `false`?",
         );
         check_toml(
-            "watch.enabled",
+            "quota_polling.enabled",
             "1",
             "! this is a number and should be `true` or `false`; write `true` or `false`",
         );

@@ -26,47 +26,47 @@ const KEYS: [(&str, ServiceKeyForm); 2] =
 /// Whether and how the books are mirrored to Supabase.
 #[derive(Clone, Debug)]
 pub struct SupabaseConfig {
-    /// Whether it is done when there are an address and a key.
-    pub is_enabled: bool,
+    /// Whether the mirror runs when there are an address and a key.
+    pub enabled: bool,
     /// Where the project is.
     pub url: SupabaseUrl,
-    /// A file with the key, for those who have no environment.
+    /// A file with the key, where there is no environment.
     pub secret_key_file: Option<PathBuf>,
     /// The key; `None` until it was found.
     pub key: Option<ServiceKey>,
-    /// Whether every attempt is sent, too, and not only the state of the keys.
-    pub sends_events: bool,
+    /// Whether each attempt is sent as well as the state of the keys.
+    pub events: bool,
     /// From one push to the next.
     pub interval: Duration,
     /// Rows in a request.
-    pub batch_rows_max: usize,
+    pub max_batch_rows: usize,
     /// Name lookup, TCP and TLS together.
-    pub connect_max: Duration,
-    /// From the begin of a request to the end of its answer.
-    pub answer_max: Duration,
-    /// The longest wait after failures in a row.
-    pub retry_max: Duration,
-    /// How long it rests when a person must do something.
-    pub pause: Duration,
+    pub connect_timeout: Duration,
+    /// From the start of a request to the end of its response.
+    pub request_timeout: Duration,
+    /// The longest delay after failures in a row.
+    pub max_retry_delay: Duration,
+    /// How long the mirror waits after an error that a person must mend.
+    pub setup_error_delay: Duration,
     /// How long the end of the program waits for the last push.
-    pub final_push_max: Duration,
+    pub final_push_timeout: Duration,
 }
 
 impl Default for SupabaseConfig {
     fn default() -> Self {
         Self {
-            is_enabled: true,
+            enabled: true,
             url: SupabaseUrl::default(),
             secret_key_file: None,
             key: None,
-            sends_events: false,
+            events: false,
             interval: Duration::from_secs(10),
-            batch_rows_max: 500,
-            connect_max: Duration::from_secs(10),
-            answer_max: Duration::from_secs(30),
-            retry_max: Duration::from_secs(300),
-            pause: Duration::from_secs(60),
-            final_push_max: Duration::from_secs(5),
+            max_batch_rows: 500,
+            connect_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(30),
+            max_retry_delay: Duration::from_secs(300),
+            setup_error_delay: Duration::from_secs(60),
+            final_push_timeout: Duration::from_secs(5),
         }
     }
 }
@@ -75,7 +75,7 @@ impl SupabaseConfig {
     /// Address and key, when it is switched on and has both.
     #[must_use]
     pub fn target(&self) -> Option<(&BaseUrl, &ServiceKey)> {
-        self.url.0.as_ref().zip(self.key.as_ref()).filter(|_| self.is_enabled)
+        self.url.0.as_ref().zip(self.key.as_ref()).filter(|_| self.enabled)
     }
 }
 
@@ -132,7 +132,7 @@ impl SupabaseConfig {
     /// settings. Whoever has only one of them is told; whoever switched it off is left alone.
     pub(super) fn find_key(&mut self, sources: &Sources<'_>, given: Given<'_>) -> Found {
         let mut found = Found::default();
-        if !self.is_enabled {
+        if !self.enabled {
             return found;
         }
         let key = self.key_text(sources, &given, &mut found);

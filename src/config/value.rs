@@ -1,18 +1,16 @@
-//! Values as people write them: typed in a file, texts elsewhere; numbers with the units that they
-//! mean, and folders that paths start at.
+//! Values as people write them: typed in a file, texts elsewhere; durations and sizes with their
+//! units, and folders that paths start at.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use toml::de::DeValue;
+use toml::de::{DeInteger, DeValue};
 
 use super::mask::shown;
 use super::problem::{WrongValue, nearest};
-
-pub(super) const MINUTE: u64 = 60_000;
-pub(super) const HOUR: u64 = 60 * MINUTE;
-pub(super) const DAY: u64 = 24 * HOUR;
-pub(super) const MEBI: u64 = 1024 * 1024;
-pub(super) const GIBI: u64 = 1024 * MEBI;
+use crate::policy::quantity::QuantityError;
+use crate::policy::quantity::duration::{self, ShownDuration};
+use crate::policy::quantity::size::{self, ShownSize};
 
 /// What a value was written as: a flag and a variable are text, a file has types.
 #[derive(Clone, Copy)]
@@ -45,72 +43,146 @@ impl Folders<'_> {
     }
 }
 
-/// What numbers count, and the endings that people write after them.
-pub(super) struct Unit {
-    /// ` of bytes`, or nothing where the name says what is counted.
-    pub(super) of: &'static str,
-    endings: &'static [(&'static str, u64)],
-}
+/// What is wrong with a number.
+const NEGATIVE: &str = "the number is negative";
+const TOO_LARGE: &str = "the number is too large";
 
-pub(super) const MILLISECONDS: Unit = Unit {
-    of: " of milliseconds",
-    endings: &[("ms", 1), ("s", 1000), ("m", MINUTE), ("min", MINUTE), ("h", HOUR), ("d", DAY)],
-};
-pub(super) const BYTES: Unit = Unit {
-    of: " of bytes",
-    endings: &[
-        ("b", 1),
-        ("k", 1024),
-        ("kb", 1024),
-        ("kib", 1024),
-        ("m", MEBI),
-        ("mb", MEBI),
-        ("mib", MEBI),
-        ("g", GIBI),
-        ("gb", GIBI),
-        ("gib", GIBI),
-    ],
-};
-pub(super) const PIECES: Unit = Unit { of: "", endings: &[] };
-
-impl Unit {
-    /// `30s` in milliseconds, `64k` in bytes.
-    fn guess(&self, text: &str) -> Option<u64> {
-        let text = text.trim();
-        let split = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
-        let (digits, ending) = text.split_at(split);
-        let ending = ending.trim().to_lowercase();
-        let factor = self.endings.iter().find(|(known, _)| *known == ending).map(|(_, factor)| *factor);
-        let factor = if ending.is_empty() { Some(1) } else { factor };
-        digits.parse::<u64>().ok()?.checked_mul(factor?)
-    }
-}
-
-pub(super) fn whole_number(raw: Raw<'_>, unit: &Unit) -> Result<u64, WrongValue> {
-    let negative = || WrongValue::new("the number is negative");
-    let too_large = || WrongValue::new("the number is too large");
+pub(super) fn whole_number(raw: Raw<'_>) -> Result<u64, WrongValue> {
     match raw {
-        Raw::Toml(DeValue::Integer(integer)) => {
-            match u64::from_str_radix(integer.as_str(), integer.radix()) {
-                Ok(number) => Ok(number),
-                Err(_) if integer.as_str().starts_with('-') => Err(negative()),
-                Err(_) => Err(too_large()),
-            }
-        }
+        Raw::Toml(DeValue::Integer(integer)) => whole(integer).map_err(WrongValue::new),
         Raw::Toml(DeValue::Float(_)) => Err(WrongValue::new("a number with a fraction is no whole number")),
         Raw::Toml(DeValue::String(text)) => {
-            Err(WrongValue::new("a number is written without quotes").suggest(unit.guess(text)))
+            Err(WrongValue::new("a number is written without quotes").suggest(text.parse::<u64>().ok()))
         }
         Raw::Toml(other) => Err(wrong_type(other, "a number")),
         Raw::Text(text) => {
             let digits = text.replace('_', "");
             if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
-                return digits.parse().map_err(|_| too_large());
+                return digits.parse().map_err(|_| WrongValue::new(TOO_LARGE));
             }
             if digits.strip_prefix('-').is_some_and(|rest| rest.parse::<f64>().is_ok()) {
-                return Err(negative());
+                return Err(WrongValue::new(NEGATIVE));
             }
-            Err(WrongValue::new(format!("{} is no whole number", shown(text))).suggest(unit.guess(text)))
+            Err(WrongValue::new(format!("{} is no whole number", shown(text))))
+        }
+    }
+}
+
+/// The number of a TOML integer in any radix.
+fn whole(integer: &DeInteger<'_>) -> Result<u64, &'static str> {
+    u64::from_str_radix(integer.as_str(), integer.radix())
+        .map_err(|_| if integer.as_str().starts_with('-') { NEGATIVE } else { TOO_LARGE })
+}
+
+/// A kind of quantity that is written with its unit.
+struct Notation {
+    noun: &'static str,
+    parse: fn(&str) -> Result<u64, QuantityError>,
+    guess: fn(&str) -> Option<u64>,
+    show: fn(u64) -> String,
+    /// What a number without a unit probably counts, and how many of the smallest unit that is.
+    bare_unit: (&'static str, u64),
+    known_units: &'static str,
+}
+
+const DURATION: Notation = Notation {
+    noun: "duration",
+    parse: |text| duration::parse(text).map(milliseconds),
+    guess: |text| duration::guess(text).map(milliseconds),
+    show: |milliseconds| ShownDuration(Duration::from_millis(milliseconds)).to_string(),
+    bare_unit: ("milliseconds", 1),
+    known_units: duration::KNOWN_UNITS,
+};
+
+const DAYS: Notation = Notation { bare_unit: ("days", 24 * 3_600_000), ..DURATION };
+
+const SIZE: Notation = Notation {
+    noun: "size",
+    parse: size::parse,
+    guess: size::guess,
+    show: |bytes| ShownSize(bytes).to_string(),
+    bare_unit: ("bytes", 1),
+    known_units: size::KNOWN_UNITS,
+};
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A duration such as `"30s"`.
+pub(super) fn duration(raw: Raw<'_>) -> Result<Duration, WrongValue> {
+    DURATION.read(raw).map(Duration::from_millis)
+}
+
+/// A duration such as `"30d"`, which is mostly written in days.
+pub(super) fn days(raw: Raw<'_>) -> Result<Duration, WrongValue> {
+    DAYS.read(raw).map(Duration::from_millis)
+}
+
+/// A size such as `"16MiB"`, in bytes.
+pub(super) fn size(raw: Raw<'_>) -> Result<u64, WrongValue> {
+    SIZE.read(raw)
+}
+
+impl Notation {
+    /// Reads the quantity in its smallest unit, or says what to write instead.
+    fn read(&self, raw: Raw<'_>) -> Result<u64, WrongValue> {
+        let noun = self.noun;
+        let text = match raw {
+            Raw::Text(text) => text,
+            Raw::Toml(DeValue::String(text)) => text,
+            Raw::Toml(DeValue::Integer(integer)) => {
+                let number = whole(integer).map_err(WrongValue::new)?;
+                return Err(self.no_unit(number, raw));
+            }
+            Raw::Toml(DeValue::Float(_)) => {
+                return Err(WrongValue::new(format!("a {noun} has a unit and no fraction")));
+            }
+            Raw::Toml(other) => return Err(wrong_type(other, &format!("a {noun} in quotes"))),
+        };
+        let wrong = match (self.parse)(text) {
+            Ok(number) => return Ok(number),
+            Err(QuantityError::NoUnit(number)) => return Err(self.no_unit(number, raw)),
+            Err(QuantityError::Negative) => return Err(WrongValue::new(format!("the {noun} is negative"))),
+            Err(QuantityError::TooLarge) => return Err(WrongValue::new(format!("the {noun} is too large"))),
+            Err(QuantityError::Fraction(exact)) => {
+                let wrong = WrongValue::new(format!("{} has a fraction", shown(text)));
+                return Err(match exact {
+                    Some(number) => wrong.advise(format!("write {}", self.written(number, raw))),
+                    None => wrong,
+                });
+            }
+            Err(QuantityError::UnknownUnit(unit)) => {
+                WrongValue::new(format!("{} has the unknown unit {}", shown(text), shown(&unit)))
+                    .advise(format!("the units are {}", self.known_units))
+            }
+            Err(QuantityError::UnitOrder) => {
+                WrongValue::new(format!("{} has its units in another order than 1h30m", shown(text)))
+            }
+            Err(QuantityError::Malformed) => WrongValue::new(format!("{} is no {noun}", shown(text))),
+        };
+        Err(wrong.suggest((self.guess)(text).map(|number| (self.show)(number))))
+    }
+
+    /// Refuses a number without a unit and shows the same number with the unit that it probably has.
+    fn no_unit(&self, number: u64, layer: Raw<'_>) -> WrongValue {
+        let (unit, factor) = self.bare_unit;
+        let wrong = WrongValue::new(format!("a {} is written with its unit", self.noun));
+        match number.checked_mul(factor) {
+            Some(counted) => {
+                let written = self.written(counted, layer);
+                wrong.advise(format!("write {written} if {number} {unit} are meant"))
+            }
+            None => wrong,
+        }
+    }
+
+    /// How a layer writes the quantity: a file in quotes, a variable without.
+    fn written(&self, number: u64, layer: Raw<'_>) -> String {
+        let shown = (self.show)(number);
+        match layer {
+            Raw::Text(_) => shown,
+            Raw::Toml(_) => format!("\"{shown}\""),
         }
     }
 }

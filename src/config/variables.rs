@@ -2,6 +2,7 @@
 
 use super::mask::shown;
 use super::problem::{Origin, Place, Problem, WrongValue, nearest};
+use super::renamed;
 use super::setting::{self, Setting};
 use super::source::Environment;
 
@@ -25,7 +26,10 @@ pub(super) fn settings<'e>(
         match setting::TABLE.iter().find(|setting| setting.variable() == name) {
             Some(setting) => settings.push((setting, value, place)),
             None if is_service_link(name, value) => {}
-            None => problems.push(place.problem(unknown(name))),
+            None => {
+                let wrong = renamed::in_environment(name, value).unwrap_or_else(|| unknown(name));
+                problems.push(place.problem(wrong));
+            }
         }
     }
     settings
@@ -96,8 +100,8 @@ mod tests {
         check_unknown("KEYCHOIR_CONFG", "did you mean `KEYCHOIR_CONFIG`?");
         check_unknown("KEYCHOIR_API_KEYS", "did you mean `ELEVENLABS_API_KEYS`?");
         check_unknown(
-            "KEYCHOIR_WATCH__COLOUR_OF_THE_MOON",
-            "in `watch` there are KEYCHOIR_WATCH__ENABLED, KEYCHOIR_WATCH__INTERVAL_MS, KEYCHOIR_WATCH__TIMEOUT_MS, KEYCHOIR_WATCH__QUOTA_LAG_MS",
+            "KEYCHOIR_LOG__COLOUR_OF_THE_MOON",
+            "in `log` there are KEYCHOIR_LOG__FORMAT, KEYCHOIR_LOG__LEVEL",
         );
         check_unknown("KEYCHOIR_XYZ", "write KEYCHOIR_SECTION__NAME, for example KEYCHOIR_SERVER__LISTEN");
     }

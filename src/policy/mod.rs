@@ -44,6 +44,7 @@ pub mod socket;
 
 pub mod mirror;
 pub mod pace;
+pub mod quantity;
 pub mod retention;
 pub mod since;
 pub mod wall_clock;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::quantity::duration;
 use super::units::UnixMs;
 
 /// What was written says no such time.
@@ -35,14 +36,9 @@ pub fn since(text: &str, now: UnixMs) -> Result<UnixMs, NoTime> {
     }
 }
 
-/// `24h`, `7d` or `4w`. Sums are kept by the hour, so there are no minutes.
+/// `24h`, `7d`, `4w` or `1d12h`. Sums are kept by the hour, so only whole hours are accepted.
 fn span(text: &str) -> Option<Duration> {
-    let (hours, digits) = [("h", 1), ("d", 24), ("w", 7 * 24)]
-        .into_iter()
-        .find_map(|(unit, hours)| Some((hours, text.strip_suffix(unit)?)))?;
-    let is_number = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
-    let count: u64 = if is_number { digits.parse().ok()? } else { return None };
-    Some(Duration::from_secs(count.checked_mul(hours * 3_600)?))
+    duration::parse(text).ok().filter(|span| span.as_millis().is_multiple_of(3_600_000))
 }
 
 #[cfg(test)]
@@ -63,6 +59,7 @@ mod tests {
         check("1h", Ok(NOW.0 - HOUR));
         check("7d", Ok(NOW.0 - 7 * 24 * HOUR));
         check("4w", Ok(NOW.0 - 28 * 24 * HOUR));
+        check("1d12h", Ok(NOW.0 - 36 * HOUR));
         check("0d", Ok(NOW.0));
         check("99999999d", Ok(0));
     }

@@ -60,7 +60,7 @@ pub const TURN: u64 = 1 << 16;
 
 /// Every strategy there is, the default first.
 pub static STRATEGIES: [&dyn Strategy; 5] =
-    [&FillFirst, &RoundRobin, &MostRemaining, &LeastBusy, &SoonestReset];
+    [&FillFirst, &RoundRobin, &MostRemaining, &LeastRequests, &SoonestReset];
 
 /// The first key that can serve, in the order they were given, until it is refused or spent.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ pub struct MostRemaining;
 
 /// The one whose workspace has the fewest requests under way for its weight.
 #[derive(Debug)]
-pub struct LeastBusy;
+pub struct LeastRequests;
 
 /// The one whose credits expire first; those that do not tell come last.
 #[derive(Debug)]
@@ -128,9 +128,9 @@ impl Strategy for MostRemaining {
     }
 }
 
-impl Strategy for LeastBusy {
+impl Strategy for LeastRequests {
     fn word(&self) -> &'static str {
-        "least-busy"
+        "least-requests"
     }
 
     fn rank(&self, key: &Traits) -> u64 {
@@ -235,7 +235,7 @@ mod tests {
 
         #[test]
         fn least_busy_has_no_less_busy_one(keys in keys()) {
-            let at = chosen(&LeastBusy, &keys);
+            let at = chosen(&LeastRequests, &keys);
             let load = |key: &Traits| f64::from(key.in_flight) / f64::from(key.weight);
             prop_assert!(keys.iter().all(|key| load(key) + 1e-3 >= load(&keys[at])));
         }

@@ -3,7 +3,7 @@
 use super::accounts::ClientPermit;
 use super::seats::RequestPermit;
 
-/// A request's permits: one of `server.requests_max`, and its part of its client's limits.
+/// A request's permits: one of `server.max_requests`, and its part of its client's limits.
 ///
 /// The request and its attempts share it. The attempt that has sent something settles what its client is
 /// charged, also when it is dropped; when the last holder drops the guard, all that was not charged goes back.

@@ -47,7 +47,7 @@ def house(binary, files_max=None, before=(), **settings):
                 "KEYCHOIR_STORAGE__PATH": os.path.join(folder, "keychoir.db"),
                 "KEYCHOIR_LOG__FORMAT": "json",
                 "KEYCHOIR_LOG__LEVEL": "error,keychoir::cli=info",
-                "KEYCHOIR_WATCH__ENABLED": "false",
+                "KEYCHOIR_QUOTA_POLLING__ENABLED": "false",
                 **settings,
             },
         )

@@ -52,7 +52,7 @@ def p99(answers):
 
 async def slow_heads(binary):
     """1,000 clients that trickle their heads beside 50 requests a second."""
-    with house(binary, KEYCHOIR_SERVER__HEAD_READ_MS_MAX="60000") as (keychoir, port, _):
+    with house(binary, KEYCHOIR_SERVER__REQUEST_HEADERS_TIMEOUT="1m") as (keychoir, port, _):
         before = await paced(port, 50, 5)
         idle = memory(keychoir)
         writers = [(await asyncio.open_connection("127.0.0.1", port))[1] for _ in range(1_000)]
@@ -80,7 +80,7 @@ async def slow_heads(binary):
 async def many_connections(binary):
     """10,000 clients that connect and say nothing, and one more that does."""
     count = min(10_000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 100)
-    with house(binary, KEYCHOIR_SERVER__CONNECTIONS_MAX=str(count), KEYCHOIR_SERVER__HEAD_READ_MS_MAX="600000") as (keychoir, port, _):
+    with house(binary, KEYCHOIR_SERVER__MAX_CONNECTIONS=str(count), KEYCHOIR_SERVER__REQUEST_HEADERS_TIMEOUT="10m") as (keychoir, port, _):
         idle = memory(keychoir)
         clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
         waiting = asyncio.create_task(ask(port))

@@ -28,8 +28,8 @@ SPEECH = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/stream-input"
 CONTEXTS = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/multi-stream-input"
 SCRIBE = "/v1/speech-to-text/realtime?model_id=scribe_v2_realtime&audio_format=pcm_16000"
 ROUNDS = 3
-IDLE_MS_MAX = 8_000
-# What a session may hold: `sockets.frame_bytes_max` in each direction.
+IDLE_SECONDS = 8
+# What a session may hold: `websocket.max_buffered_message_size` in each direction.
 HELD_BYTES_MAX = 2 * 256 * 1024
 # Afterwards: what the allocator keeps for the next ones, and what every round may add to that.
 LEFT_BYTES_MAX = 48 * 1024 * 1024
@@ -266,7 +266,7 @@ async def talk_garbage(clients):
             # Whoever made it wait for more of a frame leaves by itself.
             await asyncio.sleep(0.5)
             return client.socket.close()
-        await client.end(IDLE_MS_MAX / 1_000 + 5)
+        await client.end(IDLE_SECONDS + 5)
         client.socket.close()
 
     return await each(clients, talk)
@@ -300,7 +300,7 @@ async def round_of(keychoir, port):
     holds("2,000 sessions", metric(port, "sockets") == 1_900, measured)
     for client in half_closed:
         client.socket.shutdown(socket.SHUT_WR)
-    ends = asyncio.gather(*(client.end(IDLE_MS_MAX / 1_000 + 10) for client in silent), return_exceptions=True)
+    ends = asyncio.gather(*(client.end(IDLE_SECONDS + 10) for client in silent), return_exceptions=True)
     talking = asyncio.create_task(talk_garbage(garbage))
     await cut_in_a_frame(cut)
     served = await each(polite, Client.echoes)
@@ -312,7 +312,7 @@ async def round_of(keychoir, port):
     await flooding
     ends, talked = await ends, len(await talking)
     away = sum(end == 1001 for end in ends)
-    holds("300 that say nothing", away == 300, f"{away} were told 1001 after {IDLE_MS_MAX // 1_000} s")
+    holds("300 that say nothing", away == 300, f"{away} were told 1001 after {IDLE_SECONDS} s")
     holds("400 that send no frames", talked == 400, f"{talked} came to an end")
     for client in half_asked + half_closed + slow + polite:
         client.socket.close()
@@ -325,7 +325,7 @@ async def round_of(keychoir, port):
 
 
 async def sessions(binary):
-    with house(binary, KEYCHOIR_SOCKETS__IDLE_MS_MAX=str(IDLE_MS_MAX)) as (keychoir, port, _):
+    with house(binary, KEYCHOIR_WEBSOCKET__IDLE_TIMEOUT=f"{IDLE_SECONDS}s") as (keychoir, port, _):
         # What is needed once, whoever comes.
         assert all(await each(await many(port, 300), Client.echoes))
         baseline = memory(keychoir)

@@ -45,8 +45,8 @@ def upload(port, size, chunked):
 def main(binary, largest):
     settings = {
         # Refused keys come back at once, so that every upload finds them.
-        "KEYCHOIR_POOL__EXHAUSTED_COOLDOWN_MS": "1",
-        "KEYCHOIR_POOL__RATE_LIMITED_COOLDOWN_MS": "1",
+        "KEYCHOIR_POOL__EXHAUSTED_COOLDOWN": "1ms",
+        "KEYCHOIR_POOL__RATE_LIMITED_COOLDOWN": "1ms",
     }
     with house(binary, **settings) as (keychoir, port, upstream):
         failures = table(keychoir, port, upstream, [size for size in SIZES if size <= largest])

@@ -52,7 +52,7 @@ pub async fn house_in(folder: TempDir, plan: Plan, change: impl FnOnce(&mut Conf
     let simulator = Simulator::start(loopback().await, plan.forbidding(CLIENT_TOKEN)).await.unwrap();
     let mut config = Config::with_defaults(keys, simulator.base_url().parse::<BaseUrl>().unwrap());
     config.storage.path = folder.path().join("keychoir.db");
-    config.storage.is_ephemeral = false;
+    config.storage.ephemeral = false;
     // The clients of the tests keep their connections, and the end need not wait for them.
     config.server.drain_idle_timeout = Duration::ZERO;
     change(&mut config);
@@ -61,7 +61,7 @@ pub async fn house_in(folder: TempDir, plan: Plan, change: impl FnOnce(&mut Conf
 }
 
 async fn run(config: &Config) -> (Running, String) {
-    let is_watched = config.watch.is_enabled;
+    let is_watched = config.quota_polling.enabled;
     let parts = Parts::of(config.clone()).unwrap();
     let mut running = app::start(parts, vec![loopback().await.into()]).unwrap();
     // The watch asks once at the start; what a test sets up must not meet that question.

@@ -128,7 +128,7 @@ def keychoir(binary, scheme):
                 "KEYCHOIR_STORAGE__PATH": str(pathlib.Path(folder, "keychoir.db")),
                 "KEYCHOIR_LOG__FORMAT": "json",
                 # The cases' server speaks nothing but sockets.
-                "KEYCHOIR_WATCH__ENABLED": "false",
+                "KEYCHOIR_QUOTA_POLLING__ENABLED": "false",
             }
             log = pathlib.Path(folder, "log")
             with log.open("w") as stderr:

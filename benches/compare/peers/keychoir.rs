@@ -30,7 +30,7 @@ pub fn prepare(scene: &Scene, address: SocketAddr, folder: &Path, program: &Path
     let mut config = format!(
         "[server]
 listen = \"{address}\"
-connections_max = 20_000
+max_connections = 20_000
 {front}
 
 [upstream]
@@ -40,8 +40,8 @@ ca_file = \"{authority}\"
 [pool]
 strategy = \"{strategy}\"
 
-# Whoever asks for quotas is not measured.
-[watch]
+# Polling quotas is not measured.
+[quota_polling]
 enabled = false
 
 [storage]

@@ -175,14 +175,6 @@ pub struct Keeping {
 }
 
 impl Keeping {
-    /// So many, for so many days after the last use; 0 for ever.
-    #[must_use]
-    pub fn of_days(identifiers_max: usize, kept_days: usize) -> Self {
-        let kept = (kept_days > 0)
-            .then(|| HOUR.saturating_mul(24).saturating_mul(u32::try_from(kept_days).unwrap_or(u32::MAX)));
-        Self { identifiers_max, kept }
-    }
-
     /// How many of a class.
     #[must_use]
     pub fn count_max(&self, class: Class) -> usize {

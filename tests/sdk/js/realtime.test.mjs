@@ -39,9 +39,9 @@ async function check(started, { path, isMinted }, refused) {
 async function open({ fault, credits }, scheme) {
   const keys = Object.fromEntries([...FIRST.map((key) => [key, credits]), [LAST, 1_000_000]]);
   // Nothing but sessions asks the keys: a refusal is met there and nowhere before.
-  const started = await house(keys, { KEYCHOIR_WATCH__ENABLED: "false" });
+  const started = await house(keys, { KEYCHOIR_QUOTA_POLLING__ENABLED: "false" });
   if (fault) for (const key of FIRST) await started.fault(key, fault);
-  await started.configure(`sockets.signed_url_base = "${started.url.replace("http", scheme)}"`);
+  await started.configure(`websocket.signed_url_base = "${started.url.replace("http", scheme)}"`);
   return started;
 }
 

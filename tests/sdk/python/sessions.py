@@ -28,13 +28,13 @@ class Line:
         fault, credits = STANDINGS[standing]
         self._refused = [] if standing == "every key serves" else FIRST
         # Nothing but sessions asks the keys: a refusal is met there and nowhere before.
-        self._house = house({**dict.fromkeys(FIRST, credits), LAST: 1_000_000}, KEYCHOIR_WATCH__ENABLED="false")
+        self._house = house({**dict.fromkeys(FIRST, credits), LAST: 1_000_000}, KEYCHOIR_QUOTA_POLLING__ENABLED="false")
         for key in FIRST if fault else []:
             self._house.simulator.fault(key, fault)
         self.host = self._house.url.removeprefix("http://")
         self.http = f"{'https' if scheme == 'wss' else 'http'}://{self.host}"
         self.ws = f"{scheme}://{self.host}"
-        self._house.keychoir.configure(f'sockets.signed_url_base = "{self.ws}"')
+        self._house.keychoir.configure(f'websocket.signed_url_base = "{self.ws}"')
 
     @property
     def serving(self):

@@ -1,0 +1,136 @@
+//! Canary secrets in every place where one could be pasted: no output contains them, no input panics.
+
+use super::{Given, KEY, OTHER_KEY, TOKEN};
+use crate::config::Need;
+
+/// Every form in which what was resolved can be printed.
+fn everything_printed(given: &Given<'_>) -> String {
+    match given.resolve() {
+        Ok(loaded) => {
+            let warnings: String = loaded.warnings.iter().map(ToString::to_string).collect();
+            format!("{loaded:?}{loaded:#?}{warnings}{}", loaded.config.key_source)
+        }
+        Err(problems) => format!("{problems}{problems:?}{problems:#?}"),
+    }
+}
+
+#[test]
+fn no_output_contains_a_key_or_a_token() {
+    let legacy = "0123456789abcdef0123456789abcdef";
+    let files = [
+        "[[keys]]\nkey = KEY\n",
+        "[[keys]]\nkey = \"KEY\n",
+        "[[keys]]\nkey = \"KEY\"\nkey_file = \"KEY\"\n",
+        "[[keys]]\nkey_file = \"KEY\"\n",
+        "[[keys]]\nname = \"KEY\"\nworkspace = \"KEY\"\n",
+        "[[keys]]\nKEY = \"KEY\"\n",
+        "[[keys]]\nkey KEY\n",
+        "[[keys]]\nkey = [\n\"KEY\",\n\"KEY\n]\n",
+        "[[keys]]\nkey = \"\"\"\nKEY\nKEY\n",
+        "[[keys]]\nkey = \"KEY KEY\"\n",
+        "[[keys]]\nkey = \"KEY\"\n[[keys]]\nkey = \"KEY\"\n",
+        "[keys]\nkey = \"KEY\"\n",
+        "[[kyes]]\nkey = \"KEY\"\nfoo = = KEY\n",
+        "[KEY]\n[\"KEY\"]\n[[KEY]]\nKEY = 3\n\"KEY\" = 3\nKEY\n",
+        "keys = [\"KEY\", KEY]\n",
+        "keys = \"KEY\"\nKEY = \"KEY\"\n",
+        "elevenlabs = \"KEY\"\nelevenlabs = \"KEY\"\n",
+        "[server]\nlisten = \"KEY\"\nlisten = KEY\nKEY = 3\n",
+        "[pool]\nstrategy = \"KEY\"\nstrategi = \"KEY\"\nnear_limit_ratio = \"KEY\"\n",
+        "[upstream]\nbase_url = \"https://KEY@host/?key=KEY\"\n",
+        "[upstream]\nbase_url = \"https://host/KEY/../x\"\nbase_uri = 'https://KEY'\n",
+        "[log]\nlevel = \"KEY=KEY\"\nformat = \"KEY\"\n[quota_polling]\nenabled = \"KEY\"\n",
+        "[storage]\npath = [\"KEY\"]\nqueue_max = \"KEY\"\n",
+        "[retry]\ntimeout = \"KEY\"\nbuffer_size = \"KEY\"\nmax_attempts = \"KEY\"\n",
+        "[replay]\ndirectory = \"KEY\"\ndeadline_ms = \"KEY\"\nKEY = 3\n[watch]\nenabled = \"KEY\"\n",
+        "watch = \"KEY\"\nreplay = { directory = \"/KEY\", disk_max = \"KEY\" }\n",
+        "[server]\ntls = \"KEY\"\ntls_directory = [\"KEY\"]\n",
+        "[server.tls]\ncert = \"KEY\"\nkey = \"KEY\"\n",
+        "server.tls = { cert = \"KEY\", key = \"KEY\", kye = \"KEY\" }\n",
+    ];
+    for text in files {
+        for secret in [KEY, legacy] {
+            let text = text.replace("KEY", secret);
+            let printed = everything_printed(&Given { keys: Need::Optional, ..Given::keyless() }.toml(&text));
+            // A short key shows eleven and five characters, and nothing between them.
+            assert!(!printed.contains(&secret[12..24]), "{text}\n{printed}");
+        }
+    }
+    let clients = [
+        "[[clients]]\ntoken = TOKEN\n",
+        "[[clients]]\nname = \"a\"\ntoken = \"TOKEN\n",
+        "[[clients]]\nname = \"a\"\ntoken = \"TOKEN TOKEN\"\n",
+        "[[clients]]\nname = \"a\"\ntoken_sha256 = \"TOKEN\"\n",
+        "[[clients]]\nname = \"a\"\ntoken_file = \"TOKEN\"\n",
+        "[[clients]]\nname = \"TOKEN!\"\ntoken = \"TOKEN\"\n",
+        "[[clients]]\nname = \"a\"\ntoken = \"TOKEN\"\n",
+        "[[clinets]]\ntokn = \"TOKEN\ntoken = TOKEN\n",
+        "clients = [ { name = \"a\", token = \"TOKEN\", token = 3 }, \"TOKEN\" ]\n",
+        "[clients]\na = \"TOKEN\"\n",
+        "[[clients]]\nallowance = \"TOKEN\"\nrate = \"TOKEN\"\nconcurrency = \"TOKEN\"\n",
+    ];
+    for text in clients {
+        let text = text.replace("TOKEN", TOKEN);
+        let printed = everything_printed(&Given::fresh().toml(&text));
+        assert!(!printed.contains(&TOKEN[..10]) && !printed.contains(&TOKEN[10..]), "{text}\n{printed}");
+    }
+    for value in ["KEY\u{e9}", "KEY,KEY", "[KEY]", "KEY$x", "\"KEY\" OTHER", "KEY\nOTHER"] {
+        let value = value.replace("KEY", KEY).replace("OTHER", OTHER_KEY);
+        for name in [
+            "ELEVENLABS_API_KEYS",
+            "ELEVENLABS_API_KEYS_FILE",
+            "ELEVENLABS_API_KEY",
+            "KEYCHOIR_KEYS",
+            "KEYCHOIR_CONFIG",
+            "KEYCHOIR_SERVER__LISTEN",
+            "KEYCHOIR_UPSTREAM__BASE_URL",
+            "KEYCHOIR_POOL__STRATEGY",
+            "KEYCHOIR_LOG__LEVEL",
+            "KEYCHOIR_QUOTA_POLLING__ENABLED",
+            "KEYCHOIR_QUOTA_POLLING__INTERVAL",
+            "KEYCHOIR_RETRY__BUFFER_SIZE",
+            "KEYCHOIR_REPLAY__DIRECTORY",
+            "KEYCHOIR_REPLAY__DEADLINE_MS",
+            "KEYCHOIR_WATCH__ENABLED",
+            "KEYCHOIR_SUPABASE__URL",
+            "KEYCHOIR_SUPABASE__SECRET_KEY_FILE",
+            "SUPABASE_URL",
+            "SUPABASE_SECRET_KEY",
+            "SUPABASE_SECRET_KEY_FILE",
+            "SUPABASE_SERVICE_ROLE_KEY",
+        ] {
+            let given = Given::fresh()
+                .variable("SUPABASE_URL", "https://p")
+                .variable("SUPABASE_SECRET_KEY_FILE", "/k");
+            let both = everything_printed(&given.variable(name, &value));
+            let printed = everything_printed(&Given::keyless().variable(name, &value)) + &both;
+            assert!(
+                !printed.contains(&KEY[12..24]) && !printed.contains(&OTHER_KEY[12..24]),
+                "{name}\n{printed}"
+            );
+        }
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_input_panics(
+        line in "\\PC{0,40}",
+        text in "(\\[{0,2}(server|keys|clients|x)\\]{0,2}|listen|key|token|=|\"{1,3}|'|ä|\t|\r?\n|#|[{},.0-9 -]){0,30}",
+    ) {
+        let given = Given::fresh()
+            .toml(&text)
+            .variable("KEYCHOIR_SERVER__LISTEN", &line)
+            .variable("KEYCHOIR_UPSTREAM__BASE_URL", &line)
+            .variable("KEYCHOIR_LOG__LEVEL", &line)
+            .variable("KEYCHOIR_RETRY__BUFFER_SIZE", &line)
+            .variable("KEYCHOIR_RETRY__TIMEOUT", &line)
+            .variable("KEYCHOIR_REPLAY__DIRECTORY", &line)
+            .variable("SUPABASE_URL", &line)
+            .variable("SUPABASE_SECRET_KEY", &line)
+            .variable("SUPABASE_SERVICE_ROLE_KEY", &text)
+            .variable("ELEVENLABS_API_KEYS", &text);
+        let _ = everything_printed(&given);
+        let _ = everything_printed(&Given::keyless().toml(&line));
+    }
+}

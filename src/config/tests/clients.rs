@@ -1,0 +1,144 @@
+//! The clients: their tokens, their names, their limits.
+
+use super::{Given, KEY, TOKEN};
+
+#[test]
+fn clients_are_known_by_their_fingerprints() {
+    let hex = crate::secret::TokenFingerprint::of("c").to_string();
+    let text = format!(
+        "[[clients]]\nname = \"a\"\ntoken = \"{TOKEN}\"\n[[clients]]\nname = \"b\"\ntoken_file = \"t\"\n[[clients]]\nname = \"c\"\ntoken_sha256 = \"{hex}\"\n"
+    );
+    let config = Given::fresh().file("/etc/t", "b\n").toml(&text).config();
+    let expected = [("a", TOKEN), ("b", "b"), ("c", "c")];
+    for (client, (name, token)) in config.clients.iter().zip(expected) {
+        assert_eq!(client.name, name);
+        assert!(client.token.matches(&crate::secret::TokenFingerprint::of(token)));
+    }
+    assert_eq!(config.clients.len(), 3);
+}
+
+#[test]
+fn mistakes_in_clients_are_told_without_their_values() {
+    Given::fresh()
+        .toml(
+            "[[clients]]\ntoken = \"a b\"\n[[clients]]\nname = \"B\"\ntoken_sha256 = \"12\"\n[[clients]]\nname = \"c\"\ntoken = \"t\"\n[[clients]]\nname = \"c\"\ntoken = \"t\"\n",
+        )
+        .check_problems(
+            "
+/etc/k.toml:1:1: this entry has no `name`
+  1 | [[clients]]
+    | ^^^^^^^^^^^
+/etc/k.toml:2:9: the token has a space, a control character or a letter beyond ASCII
+  2 | token = ***
+    |         ^^^
+    = a header could not carry it: write letters, digits and signs
+/etc/k.toml:4:8: this name is not plain
+  4 | name = ***
+    |        ^^^
+    = write 1 to 64 of `a`-`z`, `0`-`9`, `-` and `_`
+/etc/k.toml:5:16: this has 2 characters, a SHA-256 has 64
+  5 | token_sha256 = ***
+    |                ^^^
+    = write the output of `printf %s TOKEN | sha256sum`, or the token itself as `token`
+/etc/k.toml:10:8: client 4 has the same name as client 3
+  10 | name = ***
+     |        ^^^
+     = give each client its own name
+/etc/k.toml:11:9: client 4 has the same token as client 3
+  11 | token = ***
+     |         ^^^
+     = give each client its own token
+",
+        );
+}
+
+#[test]
+fn a_client_is_not_called_what_records_call_others() {
+    for name in ["own", "local", "other"] {
+        let text = format!("[[clients]]\nname = \"{name}\"\ntoken = \"0123456789abcdef\"\n");
+        let problems = Given::fresh().toml(&text).resolve().unwrap_err().to_string();
+        assert!(problems.contains(&format!("k.toml:2:8: the name `{name}` is taken")), "{problems}");
+    }
+    let text = "[[clients]]\nname = \"owner\"\ntoken = \"0123456789abcdef\"\n";
+    assert_eq!(Given::fresh().toml(text).config().clients[0].name, "owner");
+}
+
+#[test]
+fn what_a_client_may_do_is_read() {
+    let text = "[[keys]]\nkey = \"sk_0123456789abcdef\"\nname = \"first\"\nworkspace = \"studio\"\n\
+        [[clients]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\nquota = \"3 requests\"\nrate_limit = \"5 per second\"\n\
+        max_concurrent = 4\npaths = [\"/v1/voices/\"]\nkeys = [\"first\"]\nworkspaces = \"studio\"\n\
+        bring_your_own_key = true\n[[clients]]\nname = \"b\"\ntoken = \"0123456789abcdeg\"\n";
+    let config = Given::keyless().simulated().toml(text).config();
+    let rules = &config.clients[0].rules;
+    assert_eq!(rules.allowance.unwrap().to_string(), "3 requests");
+    assert_eq!(rules.rate.unwrap().to_string(), "5 per second");
+    assert_eq!((rules.concurrency, &*rules.paths), (Some(4), &["/v1/voices".to_owned()][..]));
+    assert!(rules.pins.keys == ["first"] && rules.pins.workspaces == ["studio"] && rules.may_bring_key);
+    assert_eq!(config.clients[1].rules, crate::policy::client::Rules::default());
+}
+
+#[test]
+fn a_rule_that_is_not_understood_is_never_taken_for_none() {
+    Given::fresh()
+        .toml(
+            "[[clients]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\nquota = 3\nmax_concurrent = 0\npaths = []\nkeys = [\"first\"]\nrate_limmit = \"x\"\n",
+        )
+        .check_problems(
+            "
+/etc/k.toml:4:9: this is a number and should be a text
+  4 | quota = ***
+    |         ^
+    = write it in quotes
+/etc/k.toml:5:18: 0 is out of range
+  5 | max_concurrent = ***
+    |                  ^
+    = write a whole number from 1 to 1000000
+/etc/k.toml:6:9: this list is empty
+  6 | paths = ***
+    |         ^^
+    = remove it, or name what it should list
+/etc/k.toml:7:8: the pool has no key of the name `first`
+  7 | keys = ***
+    |        ^^^
+    = write the `name` of a [[keys]] entry
+/etc/k.toml:8:1: unknown key `rate_limmit`
+  8 | rate_limmit = ***
+    | ^^^^^^^^^^^
+    = did you mean `rate_limit`?
+",
+        );
+}
+
+#[test]
+fn names_have_1_to_64_characters() {
+    let check = |name: &str| crate::config::keys::check_name(name).is_ok();
+    assert!(check("a") && check(&"a-".repeat(32)) && check("a_1-z"));
+    assert!(!check("") && !check(&"a-".repeat(33)) && !check("A") && !check("a b") && !check(KEY));
+}
+
+#[test]
+fn a_short_token_is_warned_about() {
+    let given = |token: &str| format!("[[clients]]\nname = \"a\"\ntoken = \"{token}\"\n");
+    Given::fresh().toml(&given("0123456789-abcde")).check_warnings(&[]);
+    Given::fresh()
+        .toml(&given("0123456789-abcd"))
+        .check_warnings(&["/etc/k.toml:3:9: the token of client 1 is short: 16 random characters are safer"]);
+}
+
+#[test]
+fn beyond_loopback_a_client_token_is_needed() {
+    let open = Given { listen: Some("0.0.0.0:80"), ..Given::fresh() };
+    open.check_problems(
+        "
+--listen: 0.0.0.0:80 is open to other machines, and no client token is asked for
+    = write a [[clients]] entry with `name` and `token_sha256` in the configuration file
+    = or listen on 127.0.0.1:80
+",
+    );
+    let text = format!("[[clients]]\nname = \"a\"\ntoken = \"{TOKEN}\"\n");
+    assert!(open.toml(&text).config().server.listen.exposed().is_some());
+    for listen in ["localhost:0", "[::1]:0"] {
+        assert!(Given { listen: Some(listen), ..Given::fresh() }.config().server.listen.exposed().is_none());
+    }
+}

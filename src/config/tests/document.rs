@@ -1,0 +1,175 @@
+//! The configuration file: where it is found, its syntax, its shape, unknown names.
+
+use std::path::{Path, PathBuf};
+
+use super::Given;
+
+#[test]
+fn the_flag_names_the_file_before_the_variable_does() {
+    let given = Given::fresh().variable("KEYCHOIR_CONFIG", "/none").toml("");
+    assert_eq!(given.resolve().unwrap().file, Some(PathBuf::from("/etc/k.toml")));
+    let given =
+        Given::fresh().variable("KEYCHOIR_CONFIG", "~/k.toml").file("/home/me/k.toml", "log.format = 'json'");
+    assert_eq!(given.config().log.format.to_string(), "json");
+}
+
+#[test]
+fn a_configuration_file_is_found_without_a_name() {
+    const OF_USER: &str = "/home/me/.config/keychoir/keychoir.toml";
+    const OF_MACHINE: &str = "/etc/keychoir/keychoir.toml";
+    let listen = |port: u16| format!("[server]\nlisten = \"127.0.0.1:{port}\"\n");
+    let (one, two, three) = (listen(1), listen(2), listen(3));
+    let neither = Given::fresh();
+    let machine = neither.clone().file(OF_MACHINE, &two);
+    let both = machine.clone().file(OF_USER, &one);
+    let xdg = both.clone().variable("XDG_CONFIG_HOME", "/x").file("/x/keychoir/keychoir.toml", &three);
+    let named = both.clone().variable("KEYCHOIR_CONFIG", "/named.toml").file("/named.toml", &three);
+    for (given, port, file) in [
+        (&neither, 11011, None),
+        (&machine, 2, Some(OF_MACHINE)),
+        (&both, 1, Some(OF_USER)),
+        (&xdg, 3, Some("/x/keychoir/keychoir.toml")),
+        (&named, 3, Some("/named.toml")),
+    ] {
+        let loaded = given.resolve().unwrap();
+        assert_eq!(loaded.config.server.listen.to_string(), format!("\"127.0.0.1:{port}\""));
+        assert_eq!(loaded.file.as_deref(), file.map(Path::new));
+    }
+    machine.file(OF_USER, "[serverr]\n").check_problems(&format!(
+        "
+{OF_USER}:1:2: unknown section `serverr`
+  1 | [serverr]
+    |  ^^^^^^^
+    = did you mean `server`?
+"
+    ));
+}
+
+#[test]
+fn a_configuration_file_that_cannot_be_read_says_where_it_was_named() {
+    Given { config: Some("/none"), ..Given::fresh() }
+        .check_problems("--config: `/none` cannot be read: there is no such file");
+    Given::fresh()
+        .variable("KEYCHOIR_CONFIG", "/folder")
+        .check_problems("KEYCHOIR_CONFIG: `/folder` cannot be read: it is a folder");
+    Given { config: Some("/latin1.toml"), ..Given::fresh() }
+        .check_problems("/latin1.toml:3:7: the file is no UTF-8 text from here on\n    = save it as UTF-8");
+}
+
+#[test]
+fn all_mistakes_are_told_at_once() {
+    let given = Given { listen: Some("8080"), ..Given::fresh() }
+        .variable("KEYCHOIR_SERVER__LISTEN", "127.0.0.1")
+        .variable("KEYCHOIR_LOG__FROMAT", "json")
+        .toml("\n\n[pool]\nstrateggy = \"fill-first\"\nnear_limit_ratio = 80\n\n[sever]\nlisten = \"x\"\n");
+    given.check_problems(
+        r#"
+--listen: `8080` has no port
+    = write HOST:PORT, for example 127.0.0.1:11011
+    = did you mean `127.0.0.1:8080`?
+/etc/k.toml:4:1: unknown key `strateggy` in [pool]
+  4 | strateggy = "fill-first"
+    | ^^^^^^^^^
+    = did you mean `strategy`?
+/etc/k.toml:5:20: the ratio is above 1
+  5 | near_limit_ratio = 80
+    |                    ^^
+    = write a number above 0 and up to 1, for example 0.8 for 80 %
+    = did you mean `0.8`?
+/etc/k.toml:7:2: unknown section `sever`
+  7 | [sever]
+    |  ^^^^^
+    = did you mean `server`?
+KEYCHOIR_LOG__FROMAT: there is no such setting
+    = did you mean `KEYCHOIR_LOG__FORMAT`?
+KEYCHOIR_SERVER__LISTEN: `127.0.0.1` has no port
+    = write HOST:PORT, for example 127.0.0.1:11011
+"#,
+    );
+    assert!(given.resolve().unwrap_err().to_string().ends_with("\n6 problems in the configuration"));
+}
+
+#[test]
+fn a_setting_in_the_wrong_place_is_sent_to_the_right_one() {
+    Given::fresh()
+        .toml("listen = \"127.0.0.1:1\"\n[server]\nstrategy = \"fill-first\"\nlevell = 'info'")
+        .check_problems(
+            r#"
+/etc/k.toml:1:1: unknown key `listen`
+  1 | listen = ***
+    | ^^^^^^
+    = `listen` belongs in [server]
+/etc/k.toml:3:1: unknown key `strategy` in [server]
+  3 | strategy = "fill-first"
+    | ^^^^^^^^
+    = `strategy` belongs in [pool]
+/etc/k.toml:4:1: unknown key `levell` in [server]
+  4 | levell = 'info'
+    | ^^^^^^
+    = did you mean `log.level`?
+"#,
+        );
+}
+
+#[test]
+fn syntax_errors_do_not_hide_the_rest_and_are_not_doubled() {
+    Given::fresh()
+        .toml("[server]\nlisten = 127.0.0.1:1\nlisten = \"a:b\"\n[log]\nformat = \"x\"\nlevel = \"info\n")
+        .check_problems(
+            r#"
+/etc/k.toml:2:15: invalid float
+  2 | listen = 127.0.0.1:1
+    |               ^^^^^^
+    = a text is written in quotes, a number in digits only
+/etc/k.toml:3:1: `listen` is given twice
+  3 | listen = "a:b"
+    | ^^^^^^
+    = keep one of them
+/etc/k.toml:5:10: there is no log format `x`
+  5 | format = "x"
+    |          ^^^
+    = there is `auto`, `terminal`, `ascii`, `json`
+/etc/k.toml:6:14: invalid basic string
+  6 | level = "info
+    |              ^
+    = expected `"`
+"#,
+        );
+}
+
+#[test]
+fn a_broken_file_is_not_blamed_for_what_it_may_say() {
+    Given::keyless().toml("[[keys]\nkey = \"x\"\n").check_problems(
+        "
+/etc/k.toml:1:8: unclosed array table
+  1 | [[keys]
+    |        ^
+    = expected `]`
+",
+    );
+}
+
+#[test]
+fn shapes_are_checked() {
+    Given::fresh()
+        .toml("keys = \"a\"\nserver = 3\nclients = [ 3 ]\n[log]\nlevel = 1979-05-27\n")
+        .check_problems(
+            r#"
+/etc/k.toml:1:8: `keys` should be a list of tables
+  1 | keys = ***
+    |        ^^^
+    = write [[keys]], with two brackets, and `key = …` below it, once for each
+/etc/k.toml:2:10: this is a number and should be a table
+  2 | server = 3
+    |          ^
+/etc/k.toml:3:13: `clients` should be a list of tables
+  3 | clients = ***
+    |             ^
+    = write [[clients]], with two brackets, and `token_sha256 = …` below it, once for each
+/etc/k.toml:5:9: this is a date or time and should be a text
+  5 | level = 1979-05-27
+    |         ^^^^^^^^^^
+    = write it in quotes
+"#,
+        );
+}

@@ -1,0 +1,77 @@
+//! The reference file `config/keychoir.toml`: complete, at its defaults, with examples that work.
+
+use std::path::Path;
+
+use super::{Given, KEY};
+use crate::config::value::{Folders, Raw};
+use crate::config::{Config, setting};
+
+const REFERENCE: &str = include_str!("../../../config/keychoir.toml");
+
+/// The reference with its settings in force: a setting is `#name`, prose is `# text`.
+fn reference_in_force() -> String {
+    let is_setting = |line: &&str| {
+        line.strip_prefix('#')
+            .is_some_and(|rest| rest.starts_with(|character: char| character.is_ascii_lowercase()))
+    };
+    REFERENCE
+        .lines()
+        .map(|line| if is_setting(&line) { &line[1..] } else { line }.to_owned() + "\n")
+        .collect()
+}
+
+#[test]
+fn the_reference_file_loads_and_changes_nothing() {
+    let untouched = Given::fresh().toml(REFERENCE).resolve().unwrap();
+    let in_force = reference_in_force();
+    let in_force = Given::fresh().toml(&in_force).resolve().unwrap();
+    assert!(untouched.warnings.is_empty() && in_force.warnings.is_empty());
+    let (mut untouched, mut in_force, mut default) =
+        (untouched.config, in_force.config, Given::fresh().config());
+    for setting in setting::TABLE {
+        assert_eq!(setting.show(&mut untouched), setting.show(&mut default), "{}", setting.path);
+        assert_eq!(setting.show(&mut in_force), setting.show(&mut default), "{}", setting.path);
+    }
+}
+
+#[test]
+fn the_reference_file_has_every_setting_and_nothing_else() {
+    let text = reference_in_force();
+    let root = toml::de::DeTable::parse(&text).unwrap().into_inner();
+    let mut paths = Vec::new();
+    for (section, table) in &root {
+        for (name, value) in table.get_ref().as_table().unwrap() {
+            let path = format!("{}.{}", section.get_ref(), name.get_ref());
+            let mut config = Config::default();
+            let folders = Folders { home: Some(Path::new("/home/me")), base: None };
+            setting::find(&path).unwrap().read(Raw::Toml(value.get_ref()), folders, &mut config).unwrap();
+            // A value is written as the table shows it, without another spelling of the same.
+            if path != "storage.path" {
+                let written = &text[value.span()];
+                assert_eq!(written, setting::find(&path).unwrap().show(&mut Config::default()));
+            }
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    // What is below a setting that is a word here stands in the prose.
+    let written = setting::TABLE.iter().filter(|setting| !setting.is_nested());
+    let mut expected: Vec<_> = written.map(|setting| setting.path.to_owned()).collect();
+    expected.sort();
+    assert_eq!(paths, expected);
+}
+
+#[test]
+fn the_examples_in_the_reference_file_work() {
+    let example: String = REFERENCE
+        .lines()
+        .filter_map(|line| line.strip_prefix("# "))
+        .filter(|line| {
+            line.starts_with("[[") || line.split_once(" = ").is_some_and(|(name, _)| !name.contains(' '))
+        })
+        .map(|line| line.to_owned() + "\n")
+        .collect();
+    let config = Given::keyless().file("/run/secrets/elevenlabs_key", KEY).toml(&example).config();
+    assert_eq!((config.keys.len(), config.clients.len()), (1, 1));
+    assert_eq!(config.keys[0].workspace.as_deref(), Some("studio"));
+}

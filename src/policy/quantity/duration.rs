@@ -1,0 +1,234 @@
+//! Durations in whole milliseconds: `30s`, `1h30m`, `250ms`.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::{QuantityError, Unit, exact_fraction, is_negative, split_where};
+
+/// The units, the largest first, in milliseconds.
+const UNITS: [Unit; 6] = [
+    ("w", 7 * 24 * 3_600_000),
+    ("d", 24 * 3_600_000),
+    ("h", 3_600_000),
+    ("m", 60_000),
+    ("s", 1_000),
+    ("ms", 1),
+];
+
+/// Other spellings of the units, which are refused with a suggestion.
+const LONG_NAMES: [(&str, &[&str]); 6] = [
+    ("w", &["wk", "wks", "week", "weeks"]),
+    ("d", &["day", "days"]),
+    ("h", &["hr", "hrs", "hour", "hours"]),
+    ("m", &["min", "mins", "minute", "minutes"]),
+    ("s", &["sec", "secs", "second", "seconds"]),
+    ("ms", &["msec", "msecs", "millis", "millisecond", "milliseconds"]),
+];
+
+/// The units in a sentence.
+pub const KNOWN_UNITS: &str = "ms, s, m, h, d and w";
+
+/// The duration that `text` says: whole numbers, each with its unit, the largest unit first.
+///
+/// # Errors
+///
+/// When it says none. Spaces, signs and fractions are refused.
+pub fn parse(text: &str) -> Result<Duration, QuantityError> {
+    if is_negative(text) {
+        return Err(QuantityError::Negative);
+    }
+    let mut rest = text;
+    let mut milliseconds: u64 = 0;
+    let mut units_left = &UNITS[..];
+    while !rest.is_empty() || rest.len() == text.len() {
+        let (digits, behind) = split_where(rest, |character| !character.is_ascii_digit());
+        if digits.is_empty() {
+            return Err(QuantityError::Malformed);
+        }
+        if behind.starts_with('.') {
+            return Err(QuantityError::Fraction(exact_fraction(text, &UNITS)));
+        }
+        let (unit, next) = split_where(behind, |character| !character.is_alphabetic());
+        let Some(at) = UNITS.iter().position(|(name, _)| *name == unit) else {
+            return Err(match (unit.is_empty(), next.is_empty()) {
+                (false, _) => QuantityError::UnknownUnit(unit.to_owned()),
+                (true, true) if digits.len() == text.len() => {
+                    digits.parse().map_or(QuantityError::TooLarge, QuantityError::NoUnit)
+                }
+                (true, _) => QuantityError::Malformed,
+            });
+        };
+        let Some(position) = units_left.iter().position(|(name, _)| *name == unit) else {
+            return Err(QuantityError::UnitOrder);
+        };
+        units_left = units_left.get(position + 1..).unwrap_or_default();
+        let count: u64 = digits.parse().map_err(|_| QuantityError::TooLarge)?;
+        let part = count.checked_mul(UNITS[at].1);
+        milliseconds = part.and_then(|part| milliseconds.checked_add(part)).ok_or(QuantityError::TooLarge)?;
+        rest = next;
+    }
+    Ok(Duration::from_millis(milliseconds))
+}
+
+/// The duration that a text in another notation probably means: `5 min`, `2 Hours`.
+#[must_use]
+pub fn guess(text: &str) -> Option<Duration> {
+    let mut rewritten = String::new();
+    let lower = text.trim().trim_matches(['"', '\'']).to_lowercase();
+    let mut rest = lower.trim_start();
+    while !rest.is_empty() {
+        let (digits, behind) = split_where(rest, |character| !matches!(character, '0'..='9' | '_'));
+        let (word, next) = split_where(behind.trim_start(), |character| !character.is_alphabetic());
+        let long = LONG_NAMES.iter().find(|(_, names)| names.contains(&word)).map(|(unit, _)| *unit);
+        let unit = long.unwrap_or(word);
+        if digits.is_empty() || unit.is_empty() {
+            return None;
+        }
+        rewritten.extend(digits.chars().filter(char::is_ascii_digit).chain(unit.chars()));
+        rest = next.trim_start();
+    }
+    parse(&rewritten).ok()
+}
+
+/// A duration in the notation that [`parse`] reads, to the millisecond: one unit where that is short,
+/// as in `75s`, else all it takes, as in `1h1m1s`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShownDuration(pub Duration);
+
+impl fmt::Display for ShownDuration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// The largest count of one unit that is read faster than two units.
+        const MAX_SINGLE_COUNT: u64 = 99;
+        let mut left = u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX);
+        // Weeks are read and not written: few people count in them.
+        let mut units = UNITS.iter().filter(|(unit, _)| *unit != "w");
+        if left == 0 {
+            return f.write_str("0s");
+        }
+        let exact = units.clone().find(|(_, factor)| left.is_multiple_of(*factor));
+        if let Some((unit, factor)) = exact.filter(|(_, factor)| left / factor <= MAX_SINGLE_COUNT) {
+            return write!(f, "{}{unit}", left / factor);
+        }
+        units.try_for_each(|(unit, factor)| {
+            let count = left / factor;
+            left %= factor;
+            if count > 0 { write!(f, "{count}{unit}") } else { Ok(()) }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, milliseconds: u64) {
+        assert_eq!(parse(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+    }
+
+    #[test]
+    fn a_number_and_its_unit_are_a_duration() {
+        for (text, milliseconds) in [
+            ("0s", 0),
+            ("250ms", 250),
+            ("75s", 75_000),
+            ("10m", 600_000),
+            ("1h30m", 5_400_000),
+            ("1w1d1h1m1s1ms", 694_861_001),
+            ("90m", 5_400_000),
+            ("007s", 7_000),
+            ("18446744073709551615ms", u64::MAX),
+        ] {
+            check(text, milliseconds);
+        }
+    }
+
+    #[test]
+    fn each_mistake_has_its_name() {
+        let unknown = |unit: &str| QuantityError::UnknownUnit(unit.to_owned());
+        let exact = |milliseconds| QuantityError::Fraction(Some(milliseconds));
+        for (text, expected) in [
+            ("", QuantityError::Malformed),
+            ("s", QuantityError::Malformed),
+            (" 30s", QuantityError::Malformed),
+            ("30s ", QuantityError::Malformed),
+            ("30 s", QuantityError::Malformed),
+            ("+30s", QuantityError::Malformed),
+            ("1h30", QuantityError::Malformed),
+            ("1_000ms", QuantityError::Malformed),
+            ("-30s", QuantityError::Negative),
+            ("75000", QuantityError::NoUnit(75_000)),
+            ("0", QuantityError::NoUnit(0)),
+            ("30x", unknown("x")),
+            ("30S", unknown("S")),
+            ("30µs", unknown("µs")),
+            ("1h30min", unknown("min")),
+            ("1M", unknown("M")),
+            ("30m1h", QuantityError::UnitOrder),
+            ("1s1s", QuantityError::UnitOrder),
+            ("1.5h", exact(5_400_000)),
+            ("0.25s", exact(250)),
+            ("0.5ms", QuantityError::Fraction(None)),
+            ("1.h", QuantityError::Fraction(None)),
+            ("1.5", QuantityError::Fraction(None)),
+            ("18446744073709551616ms", QuantityError::TooLarge),
+            ("18446744073709551616", QuantityError::TooLarge),
+            ("99999999999999999999d", QuantityError::TooLarge),
+            ("18446744073709551s616ms", QuantityError::TooLarge),
+        ] {
+            assert_eq!(parse(text), Err(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn other_notations_are_guessed() {
+        for (text, shown) in [
+            ("5 min", "5m"),
+            ("30 S", "30s"),
+            ("1 hour 30 minutes", "90m"),
+            ("1_000 ms", "1s"),
+            ("\"75s\"", "75s"),
+            ("2 Days", "2d"),
+        ] {
+            assert_eq!(guess(text).map(|guess| ShownDuration(guess).to_string()).as_deref(), Some(shown));
+        }
+        for text in ["", "x", "30", "5 parsecs", "min 5", "-5 min"] {
+            assert_eq!(guess(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_duration_is_shown_as_short_as_it_is_exact() {
+        for (milliseconds, shown) in [
+            (0, "0s"),
+            (1, "1ms"),
+            (250, "250ms"),
+            (1_500, "1s500ms"),
+            (60_000, "1m"),
+            (75_000, "75s"),
+            (99_000, "99s"),
+            (100_000, "1m40s"),
+            (5_400_000, "90m"),
+            (86_400_000, "1d"),
+            (3_661_000, "1h1m1s"),
+            (400 * 86_400_000, "400d"),
+        ] {
+            assert_eq!(ShownDuration(Duration::from_millis(milliseconds)).to_string(), shown);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_shown_is_read_back(milliseconds: u64) {
+            let duration = Duration::from_millis(milliseconds);
+            prop_assert_eq!(parse(&ShownDuration(duration).to_string()), Ok(duration));
+        }
+
+        #[test]
+        fn no_text_panics(text in "\\PC{0,20}|[0-9.]{0,22}(ms|s|m|h|d|w|x)?[0-9smhdw -]{0,8}") {
+            let (_, _) = (parse(&text), guess(&text));
+        }
+    }
+}
