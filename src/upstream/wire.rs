@@ -4,12 +4,13 @@ use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::unconstrained;
 use tokio::time::{Sleep, sleep_until};
 use tokio_util::io::poll_read_buf;
 
@@ -168,7 +169,9 @@ impl Patience {
             timer.as_mut().reset(deadline.into());
         }
         loop {
-            ready!(timer.as_mut().poll(cx));
+            // Past the task's budget, which a flood of bytes uses up each time: the timer would wait for as long
+            // as the flood goes on.
+            ready!(pin!(unconstrained(timer.as_mut())).poll(cx));
             if timer.deadline() >= deadline.into() {
                 return Poll::Ready(());
             }
@@ -183,6 +186,7 @@ mod tests {
     use std::time::Duration;
 
     use tokio::io::{AsyncWriteExt, duplex};
+    use tokio::task::coop;
 
     use super::*;
 
@@ -199,6 +203,20 @@ mod tests {
         assert!(patience.poll_until(sooner, &mut Context::from_waker(Waker::noop())).is_pending());
         poll_fn(|cx| patience.poll_until(sooner - Duration::from_secs(30), cx)).await;
         assert_eq!(clock::since(began).as_secs(), 130);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn patience_ends_although_the_task_has_used_up_its_budget() {
+        let mut patience = Patience::default();
+        let deadline = clock::instant();
+        poll_fn(|cx| {
+            while let Poll::Ready(turn) = coop::poll_proceed(cx) {
+                turn.made_progress();
+            }
+            assert!(patience.poll_until(deadline, cx).is_ready());
+            Poll::Ready(())
+        })
+        .await;
     }
 
     #[tokio::test]
