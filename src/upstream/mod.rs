@@ -23,9 +23,10 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::header::{HeaderValue, UPGRADE};
+use http::header::{HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use http_body::Body;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::body::replay::{Attempt, Upload, Waiting};
 use crate::clock;
@@ -37,7 +38,7 @@ use crate::tasks::Tasks;
 
 pub use answer::{AnswerBody, AnswerError, Switched, WireError};
 pub use connect::{Connect, ConnectError, Direct, TlsError};
-use head::Heard;
+use head::{HeadError, Heard};
 use hop::Hop;
 use idle::Idle;
 use outgoing::{Outgoing, SendFault};
@@ -45,6 +46,10 @@ pub use reach::{Reach, ReachCell};
 pub use side::side_calls;
 use wire::Connection;
 pub use wire::{Stream, Wire};
+
+/// Interim answers and empty lines before an answer: thousands of them. A provider that sends them without end
+/// would keep a core busy until the answer's time is over.
+const INTERIM_BYTES_MAX: usize = 1024 * 1024;
 
 /// How the upstream behaves.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +101,19 @@ impl Outbound {
     #[must_use]
     pub fn asks_for_socket(&self) -> bool {
         self.headers.contains_key(UPGRADE)
+    }
+
+    /// Whether a 101 with these headers opens the socket that it asks for: one of its protocol, by a server that
+    /// has read its key (RFC 6455, section 4.1).
+    fn is_opened_by(&self, headers: &HeaderMap) -> bool {
+        let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
+        let accept = self.headers.get(SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
+        let is_accepted = |accept: String| {
+            headers.get(SEC_WEBSOCKET_ACCEPT).is_some_and(|found| found.as_bytes() == accept.as_bytes())
+        };
+        self.asks_for_socket()
+            && headers.get(UPGRADE).is_some_and(is_websocket)
+            && accept.is_none_or(is_accepted)
     }
 }
 
@@ -274,7 +292,7 @@ impl<C: Connect> Upstream<C> {
             };
             let heard = self.heard(&mut connection, &mut outgoing, &outbound.method, &upload).await;
             match heard {
-                Ok(head) if head.status.is_informational() && !outbound.asks_for_socket() => {
+                Ok(head) if head.status.is_informational() && !outbound.is_opened_by(&head.headers) => {
                     let kind = SendErrorKind::Switched(head.status);
                     return Err(SendError { progress: Progress::Unanswered, kind });
                 }
@@ -374,8 +392,14 @@ where
         },
     };
     loop {
+        let unread = connection.inbox.len();
         if let Some(head) = head::read(&mut connection.inbox, method)? {
+            connection.interim_bytes = 0;
             return Poll::Ready(Ok(head));
+        }
+        connection.interim_bytes += unread - connection.inbox.len();
+        if connection.interim_bytes > INTERIM_BYTES_MAX {
+            return Poll::Ready(Err(HeadError::TooLarge.into()));
         }
         match (connection.poll_fill(cx), fault.as_ref()) {
             (Poll::Ready(Ok(0)), _) => return Poll::Ready(Err(WireError::Closed)),

@@ -44,6 +44,8 @@ pub(super) struct Connection {
     /// What was read and not yet taken.
     pub(super) inbox: BytesMut,
     pub(super) patience: Patience,
+    /// What was sent before the head that is waited for, and passed over.
+    pub(super) interim_bytes: usize,
     opened_at: Instant,
     /// Room for the next read: as much as the last ones needed.
     read_bytes: usize,
@@ -60,6 +62,7 @@ impl Connection {
             stream,
             inbox: BytesMut::new(),
             patience: Patience::default(),
+            interim_bytes: 0,
             opened_at: clock::instant(),
             read_bytes: READ_BYTES_MIN,
             is_first: true,
