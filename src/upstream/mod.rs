@@ -38,7 +38,7 @@ use crate::tasks::Tasks;
 
 pub use answer::{AnswerBody, AnswerError, Switched, WireError};
 pub use connect::{Connect, ConnectError, Direct, TlsError};
-use head::{HeadError, Heard};
+use head::Heard;
 use hop::Hop;
 use idle::Idle;
 use outgoing::{Outgoing, SendFault};
@@ -46,10 +46,6 @@ pub use reach::{Reach, ReachCell};
 pub use side::side_calls;
 use wire::Connection;
 pub use wire::{Stream, Wire};
-
-/// Interim answers and empty lines before an answer: thousands of them. A provider that sends them without end
-/// would keep a core busy until the answer's time is over.
-const INTERIM_BYTES_MAX: usize = 1024 * 1024;
 
 /// How the upstream behaves.
 #[derive(Clone, Copy, Debug)]
@@ -392,14 +388,8 @@ where
         },
     };
     loop {
-        let unread = connection.inbox.len();
-        if let Some(head) = head::read(&mut connection.inbox, method)? {
-            connection.interim_bytes = 0;
+        if let Some(head) = connection.read_head(method)? {
             return Poll::Ready(Ok(head));
-        }
-        connection.interim_bytes += unread - connection.inbox.len();
-        if connection.interim_bytes > INTERIM_BYTES_MAX {
-            return Poll::Ready(Err(HeadError::TooLarge.into()));
         }
         match (connection.poll_fill(cx), fault.as_ref()) {
             (Poll::Ready(Ok(0)), _) => return Poll::Ready(Err(WireError::Closed)),

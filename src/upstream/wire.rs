@@ -9,11 +9,13 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 use bytes::BytesMut;
+use http::Method;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::unconstrained;
 use tokio::time::{Sleep, sleep_until};
 use tokio_util::io::poll_read_buf;
 
+use super::head::{self, HeadError, Heard};
 use crate::clock;
 
 /// What bytes travel on.
@@ -24,6 +26,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 /// A stream of any kind.
 pub type Wire = Box<dyn Stream>;
 
+/// Interim answers and empty lines before an answer: thousands of them. A provider that sends them without end
+/// would keep a core busy until the answer's time is over.
+const INTERIM_BYTES_MAX: usize = 1024 * 1024;
 /// Room for a head and a short answer, or for a piece of a slow stream.
 const READ_BYTES_MIN: usize = 8 * 1024;
 /// Room for a fast stream. More costs memory and brought nothing.
@@ -45,7 +50,7 @@ pub(super) struct Connection {
     pub(super) inbox: BytesMut,
     pub(super) patience: Patience,
     /// What was sent before the head that is waited for, and passed over.
-    pub(super) interim_bytes: usize,
+    interim_bytes: usize,
     opened_at: Instant,
     /// Room for the next read: as much as the last ones needed.
     read_bytes: usize,
@@ -110,6 +115,17 @@ impl Connection {
             self.adapt(read.len(), READ_BYTES_MIN);
             Poll::Ready(Ok(read.len()))
         })
+    }
+
+    /// The head of the answer, once all of it was read. Interim answers before it are passed over.
+    pub(super) fn read_head(&mut self, method: &Method) -> Result<Option<Heard>, HeadError> {
+        let unread = self.inbox.len();
+        let head = head::read(&mut self.inbox, method)?;
+        self.interim_bytes = match head {
+            Some(_) => 0,
+            None => self.interim_bytes + unread - self.inbox.len(),
+        };
+        if self.interim_bytes > INTERIM_BYTES_MAX { Err(HeadError::TooLarge) } else { Ok(head) }
     }
 
     fn room(&self) -> usize {
