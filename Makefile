@@ -16,7 +16,7 @@ define packages
 	touch $@
 endef
 
-.PHONY: check test test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets postgrest build demo clean deny faults bench bench-compare fuzz units
+.PHONY: check test test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets postgrest build demo clean deny faults mutations bench bench-compare fuzz units
 
 check:
 	cargo fmt --check
@@ -97,7 +97,8 @@ deny:
 # Faults that take longer than a test may: every case of Autobahn; uploads up to 1 GB, refused at
 # every moment; floods of clients, of connections and of failures; sessions that go wrong in every
 # way; disks that fail, for which it mounts a tmpfs and runs strace where it can; a hundred kills
-# under load.
+# under load. Last come mutations of hostile clients and providers, until one is a fault or it is
+# interrupted; FAULTS_ROUNDS=1 ends it after a thousand of each.
 FAULTS_LARGEST_MB ?= 1000
 FAULTS_KILLS ?= 100
 
@@ -109,6 +110,19 @@ faults: $(SOCKETS)/.installed
 	$(PYTHON) tests/faults/disk.py target/release/keychoir
 	KEYCHOIR_KILLS=$(FAULTS_KILLS) cargo test --locked --test crashes -- --nocapture
 	$(PYTHON) tests/faults/uploads.py target/release/keychoir $(FAULTS_LARGEST_MB)
+	$(MAKE) mutations
+
+# Rounds of mutations; empty for rounds without end.
+FAULTS_ROUNDS ?=
+FAULTS_MUTATIONS ?= 1000
+
+# Each round begins at a new seed, which a failure prints with how to run it again.
+mutations:
+	cargo test --locked --no-run --test hostile_clients --test hostile_providers
+	round=0; while [ "$$round" != "$(FAULTS_ROUNDS)" ]; do \
+		KEYCHOIR_MUTATIONS=$(FAULTS_MUTATIONS) cargo test --locked --test hostile_clients --test hostile_providers mutations || exit 1; \
+		round=$$((round + 1)); \
+	done
 
 # What the pure parts of a request's way cost, a choice of a key among many, what the books and a log line
 # add to a request, what a session on a socket takes, and how Keychoir stands beside other proxies.

@@ -2,7 +2,7 @@
 //! a piece goes on when what has come of the text so far has no key in it.
 //!
 //! Separate from `redacted`, because a key cannot be replaced in what is compressed: here the answer ends
-//! with an error instead.
+//! with an error instead. It is searched as it came, too: not everything that is called compressed is.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -34,6 +34,11 @@ const MAX_HELD: usize = 256 * 1024;
 pub(super) struct Search {
     redactor: Arc<Redactor>,
     redaction: Redaction,
+    /// The search through the body as it came: what is not compressed at all, or stands behind what is, may be
+    /// read by a client that is not strict.
+    as_it_came: Redaction,
+    /// There is a key in that.
+    has_key: bool,
     /// From the outer coding to the inner.
     stages: Vec<Stage>,
     /// The piece that is being searched.
@@ -57,9 +62,9 @@ impl Search {
     /// A search through a body with these codings, in the order in which they were applied.
     pub(super) fn new(redactor: Arc<Redactor>, codings: &[Coding]) -> Self {
         let stages = codings.iter().rev().map(|coding| Stage::new(*coding)).collect();
-        let redaction = Redaction::default();
+        let (redaction, as_it_came) = (Redaction::default(), Redaction::default());
         let (held, released) = (VecDeque::new(), VecDeque::new());
-        Self { redactor, redaction, stages, piece: None, held, released }
+        Self { redactor, redaction, as_it_came, has_key: false, stages, piece: None, held, released }
     }
 
     /// What is searched for.
@@ -69,6 +74,7 @@ impl Search {
 
     /// Takes the next piece, once all before it is searched.
     pub(super) fn take(&mut self, piece: Bytes) {
+        self.has_key |= self.as_it_came.finds(&self.redactor, &piece);
         if let Some(first) = self.stages.first_mut() {
             first.input.extend_from_slice(&piece);
         }
@@ -81,6 +87,9 @@ impl Search {
     ///
     /// When there is a key.
     pub(super) fn turn(&mut self) -> Result<Turn, KeyInside> {
+        if self.has_key {
+            return Err(KeyInside);
+        }
         let mut bytes = 0;
         while let Some(at) = self.stages.iter().rposition(Stage::has_work) {
             let decoded = self.stages[at].step();
@@ -95,7 +104,7 @@ impl Search {
             }
         }
         self.held.extend(self.piece.take());
-        if self.redaction.is_idle() {
+        if self.redaction.is_idle() && self.as_it_came.is_idle() {
             self.release();
         } else if self.held_bytes() > MAX_HELD {
             return Err(KeyInside);
@@ -158,7 +167,7 @@ enum Decoder {
     Bare(DeflateDecoder<Vec<u8>>),
     /// `deflate`, before it is known which format is meant.
     Unknown,
-    /// What has come is not what it says. A client cannot read on either.
+    /// What has come is not what it says.
     Broken,
 }
 
@@ -316,6 +325,14 @@ mod tests {
         for body in [b"plain text".to_vec(), [gzip(b"x"), b"garbage".to_vec()].concat(), vec![8]] {
             for codings in [&[Coding::Gzip][..], &[Coding::Deflate]] {
                 assert_eq!(passed(codings, &body, 3), (body.clone(), false));
+            }
+        }
+        // It is searched all the same.
+        for body in
+            [KEY.as_bytes().to_vec(), [gzip(b"x"), KEY.into()].concat(), [zlib(b"x"), KEY.into()].concat()]
+        {
+            for (codings, size) in [(&[Coding::Gzip][..], 3), (&[Coding::Deflate], 1_000)] {
+                assert!(passed(codings, &body, size).1);
             }
         }
         // What can be read of it is searched.

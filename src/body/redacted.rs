@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 
 use super::decode::Coding;
@@ -51,14 +51,13 @@ impl<B: Body> Redacted<B> {
     }
 
     /// The same for a body with these codings, in the order in which they were applied. `None` stands for
-    /// codings that cannot be undone: such a body is not searched.
+    /// codings that cannot be undone: such a body is searched as it came.
     pub fn coded(body: B, redactor: Option<Arc<Redactor>>, codings: Option<Vec<Coding>>) -> Self {
         match (redactor, codings) {
             (Some(redactor), Some(codings)) if !codings.is_empty() => {
                 Self { body, search: Search::Packed(Box::new(packed::Search::new(redactor, &codings))) }
             }
-            (redactor, Some(_)) => Self::new(body, redactor),
-            (_, None) => Self::new(body, None),
+            (redactor, Some(_) | None) => Self::new(body, redactor),
         }
     }
 }
@@ -161,6 +160,11 @@ impl packed::Search {
 
 /// Replaces keys in the values of headers.
 pub fn redact_headers(headers: &mut HeaderMap, redactor: &Redactor) {
+    let has_key = |name: &&HeaderName| redactor.redacted(name.as_str().as_bytes()).is_some();
+    // A short form is no name.
+    for name in headers.keys().filter(has_key).cloned().collect::<Vec<_>>() {
+        headers.remove(name);
+    }
     for value in headers.values_mut() {
         if let Some(redacted) = redactor.redacted(value.as_bytes()) {
             // A short form is as plain as its key.
@@ -313,10 +317,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_unpacked_is_not_searched() {
-        let body = Redacted::coded(streamed(&[KEY], None), redactor(), None);
-        assert_eq!(body.collect().await.unwrap().to_bytes(), KEY);
-        let body = Redacted::coded(streamed(&[KEY], None), redactor(), Some(Vec::new()));
-        assert_eq!(body.collect().await.unwrap().to_bytes(), SHORT);
+    async fn what_cannot_be_unpacked_is_searched_as_it_came() {
+        for codings in [None, Some(Vec::new())] {
+            let body = Redacted::coded(streamed(&[KEY], None), redactor(), codings);
+            assert_eq!(body.collect().await.unwrap().to_bytes(), SHORT);
+        }
+    }
+
+    #[test]
+    fn a_header_that_is_named_by_a_key_goes() {
+        let mut headers = HeaderMap::new();
+        headers.insert(HeaderName::try_from(KEY).unwrap(), HeaderValue::from_static("a"));
+        headers.insert("x-a", HeaderValue::from_static("b"));
+        redact_headers(&mut headers, &redactor().unwrap());
+        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-a"]);
     }
 }

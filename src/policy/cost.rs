@@ -31,13 +31,18 @@ impl Told {
     }
 }
 
+/// No request costs as much: the largest plans have some ten million credits in a month. A larger figure is
+/// a fault of its sender, and sums of such figures would run over.
+const MAX_CREDITS: u64 = 1_000_000_000;
+
 /// Whole credits; a fraction counts as a whole one.
 fn credits(text: &str) -> Option<u64> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let is_number =
         !whole.is_empty() && whole.bytes().chain(fraction.bytes()).all(|byte| byte.is_ascii_digit());
     let whole: u64 = is_number.then(|| whole.parse().ok()).flatten()?;
-    Some(whole.saturating_add(u64::from(fraction.bytes().any(|byte| byte != b'0'))))
+    let credits = whole.saturating_add(u64::from(fraction.bytes().any(|byte| byte != b'0')));
+    (credits <= MAX_CREDITS).then_some(credits)
 }
 
 #[cfg(test)]
@@ -62,6 +67,7 @@ mod tests {
         check("character-cost", "3.0", Some(3));
         check("character-cost", " 3.01 ", Some(4));
         check("character-cost", "0", Some(0));
+        check("character-cost", "1000000000.0", Some(MAX_CREDITS));
     }
 
     #[test]
@@ -78,7 +84,18 @@ mod tests {
 
     #[test]
     fn what_is_no_amount_says_nothing() {
-        for value in ["", "-1", "1e3", ".", ".5", "NaN", "18446744073709551616", "1.x"] {
+        for value in [
+            "",
+            "-1",
+            "1e3",
+            ".",
+            ".5",
+            "NaN",
+            "18446744073709551616",
+            "18446744073709551615",
+            "1000000000.1",
+            "1.x",
+        ] {
             check("character-cost", value, None);
         }
     }

@@ -56,7 +56,13 @@ pub fn admit(
     if !asks_for_tokens && !text(header::HOST).is_none_or(|host| is_ours(doors, &host)) {
         return Err(Stranger::Host);
     }
-    let Some(origin) = headers.get(header::ORIGIN) else {
+    let mut origins = headers.get_all(header::ORIGIN).iter();
+    let (origin, is_doubled) = (origins.next(), origins.next().is_some());
+    // A browser sends one. Of two, each reader would believe another.
+    if is_doubled {
+        return Err(Stranger::Origin);
+    }
+    let Some(origin) = origin else {
         // An image or a link has no origin, but says that it comes from elsewhere: from another site, or
         // from another port or name of this one. Its page is named by the referrer, if at all.
         let is_elsewhere = text(SEC_FETCH_SITE).is_some_and(|site| site != "same-origin" && site != "none");
@@ -179,7 +185,11 @@ mod tests {
     }
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, value.parse().unwrap());
+        }
+        headers
     }
 
     #[track_caller]
@@ -247,6 +257,9 @@ mod tests {
         ] {
             check(&[("host", "localhost:11011"), ("origin", origin)], Err(Stranger::Origin));
         }
+        let own = ("origin", "http://localhost:11011");
+        check(&[("host", "localhost:11011"), own, ("origin", "https://evil.example")], Err(Stranger::Origin));
+        check(&[("host", "localhost:11011"), own, own], Err(Stranger::Origin));
         for site in ["cross-site", "same-site", "Same-Site", "what-comes-next", ""] {
             let page = |referer| [("host", "localhost"), ("sec-fetch-site", site), ("referer", referer)];
             check(&page("")[..2], Err(Stranger::Origin));

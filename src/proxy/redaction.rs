@@ -107,9 +107,9 @@ impl Answer {
             let text = self.text(bytes_max, limits).await;
             match text.map(|text| redactor.redacted(&text)) {
                 Some(Some(redacted)) => self.say(redacted),
-                // It is searched, and goes on as it came.
-                Some(None) => return Ok(self),
-                None => {}
+                // Its text is searched. What stands behind that is no text to us, but perhaps to a client.
+                Some(None) if !self.has_key_as_it_came(redactor, bytes_max, limits).await => return Ok(self),
+                Some(None) | None => {}
             }
         }
         self.redactor = Some(Arc::clone(redactor));
@@ -149,6 +149,11 @@ impl Answer {
     async fn text(&mut self, bytes_max: usize, limits: &Limits) -> Option<Vec<u8>> {
         let whole = self.body.whole(bytes_max, limits.error_body_max).await?;
         decoded(&whole, encoding(&self.head.headers).as_deref(), bytes_max)
+    }
+
+    async fn has_key_as_it_came(&mut self, redactor: &Redactor, bytes_max: usize, limits: &Limits) -> bool {
+        let whole = self.body.whole(bytes_max, limits.error_body_max).await;
+        whole.is_none_or(|whole| redactor.finds_in(&whole))
     }
 
     /// Replaces the body.

@@ -22,10 +22,16 @@ const ENDING_MAX: Duration = Duration::from_secs(1);
 /// What is read at once; it is dropped unseen.
 const READ_SIZE: usize = 8 * 1024;
 
-/// Reads and drops what the client still sends, until it has closed its half, pauses for too long, or a
-/// bound of `limits` is reached. The writing half must be closed already.
-pub(super) async fn linger<I: AsyncRead + Unpin>(mut stream: I, limits: Limits, drain: &Drain) {
+/// Closes the writing half, if that was not done, and reads and drops what the client still sends, until it
+/// has closed its half, pauses for too long, or a bound of `limits` is reached.
+pub(super) async fn linger<I>(mut stream: I, limits: Limits, drain: &Drain)
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
     let reading = async {
+        // hyper leaves a connection open that asked for another protocol, whatever it was answered. An end that
+        // cannot be sent is none that the client waits for.
+        let _ = stream.shutdown().await;
         let mut dropped = vec![0; READ_SIZE];
         let mut left = limits.linger_bytes_max;
         while left > 0 {

@@ -23,9 +23,10 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::header::{HeaderValue, UPGRADE};
+use http::header::{HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use http_body::Body;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::body::replay::{Attempt, Upload, Waiting};
 use crate::clock;
@@ -96,6 +97,19 @@ impl Outbound {
     #[must_use]
     pub fn asks_for_socket(&self) -> bool {
         self.headers.contains_key(UPGRADE)
+    }
+
+    /// Whether a 101 with these headers opens the socket that it asks for: one of its protocol, by a server that
+    /// has read its key (RFC 6455, section 4.1).
+    fn is_opened_by(&self, headers: &HeaderMap) -> bool {
+        let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
+        let accept = self.headers.get(SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
+        let is_accepted = |accept: String| {
+            headers.get(SEC_WEBSOCKET_ACCEPT).is_some_and(|found| found.as_bytes() == accept.as_bytes())
+        };
+        self.asks_for_socket()
+            && headers.get(UPGRADE).is_some_and(is_websocket)
+            && accept.is_none_or(is_accepted)
     }
 }
 
@@ -274,7 +288,7 @@ impl<C: Connect> Upstream<C> {
             };
             let heard = self.heard(&mut connection, &mut outgoing, &outbound.method, &upload).await;
             match heard {
-                Ok(head) if head.status.is_informational() && !outbound.asks_for_socket() => {
+                Ok(head) if head.status.is_informational() && !outbound.is_opened_by(&head.headers) => {
                     let kind = SendErrorKind::Switched(head.status);
                     return Err(SendError { progress: Progress::Unanswered, kind });
                 }
@@ -374,7 +388,7 @@ where
         },
     };
     loop {
-        if let Some(head) = head::read(&mut connection.inbox, method)? {
+        if let Some(head) = connection.read_head(method)? {
             return Poll::Ready(Ok(head));
         }
         match (connection.poll_fill(cx), fault.as_ref()) {

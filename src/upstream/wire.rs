@@ -4,15 +4,18 @@ use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 use bytes::BytesMut;
+use http::Method;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::unconstrained;
 use tokio::time::{Sleep, sleep_until};
 use tokio_util::io::poll_read_buf;
 
+use super::head::{self, HeadError, Heard};
 use crate::clock;
 
 /// What bytes travel on.
@@ -23,6 +26,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 /// A stream of any kind.
 pub type Wire = Box<dyn Stream>;
 
+/// Interim answers and empty lines before an answer: thousands of them. A provider that sends them without end
+/// would keep a core busy until the answer's time is over.
+const INTERIM_BYTES_MAX: usize = 1024 * 1024;
 /// Room for a head and a short answer, or for a piece of a slow stream.
 const READ_BYTES_MIN: usize = 8 * 1024;
 /// Room for a fast stream. More costs memory and brought nothing.
@@ -43,6 +49,8 @@ pub(super) struct Connection {
     /// What was read and not yet taken.
     pub(super) inbox: BytesMut,
     pub(super) patience: Patience,
+    /// What was sent before the head that is waited for, and passed over.
+    interim_bytes: usize,
     opened_at: Instant,
     /// Room for the next read: as much as the last ones needed.
     read_bytes: usize,
@@ -59,6 +67,7 @@ impl Connection {
             stream,
             inbox: BytesMut::new(),
             patience: Patience::default(),
+            interim_bytes: 0,
             opened_at: clock::instant(),
             read_bytes: READ_BYTES_MIN,
             is_first: true,
@@ -106,6 +115,17 @@ impl Connection {
             self.adapt(read.len(), READ_BYTES_MIN);
             Poll::Ready(Ok(read.len()))
         })
+    }
+
+    /// The head of the answer, once all of it was read. Interim answers before it are passed over.
+    pub(super) fn read_head(&mut self, method: &Method) -> Result<Option<Heard>, HeadError> {
+        let unread = self.inbox.len();
+        let head = head::read(&mut self.inbox, method)?;
+        self.interim_bytes = match head {
+            Some(_) => 0,
+            None => self.interim_bytes + unread - self.inbox.len(),
+        };
+        if self.interim_bytes > INTERIM_BYTES_MAX { Err(HeadError::TooLarge) } else { Ok(head) }
     }
 
     fn room(&self) -> usize {
@@ -168,7 +188,9 @@ impl Patience {
             timer.as_mut().reset(deadline.into());
         }
         loop {
-            ready!(timer.as_mut().poll(cx));
+            // Past the task's budget, which a flood of bytes uses up each time: the timer would wait for as long
+            // as the flood goes on.
+            ready!(pin!(unconstrained(timer.as_mut())).poll(cx));
             if timer.deadline() >= deadline.into() {
                 return Poll::Ready(());
             }
@@ -183,6 +205,7 @@ mod tests {
     use std::time::Duration;
 
     use tokio::io::{AsyncWriteExt, duplex};
+    use tokio::task::coop;
 
     use super::*;
 
@@ -199,6 +222,20 @@ mod tests {
         assert!(patience.poll_until(sooner, &mut Context::from_waker(Waker::noop())).is_pending());
         poll_fn(|cx| patience.poll_until(sooner - Duration::from_secs(30), cx)).await;
         assert_eq!(clock::since(began).as_secs(), 130);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn patience_ends_although_the_task_has_used_up_its_budget() {
+        let mut patience = Patience::default();
+        let deadline = clock::instant();
+        poll_fn(|cx| {
+            while let Poll::Ready(turn) = coop::poll_proceed(cx) {
+                turn.made_progress();
+            }
+            assert!(patience.poll_until(deadline, cx).is_ready());
+            Poll::Ready(())
+        })
+        .await;
     }
 
     #[tokio::test]

@@ -190,7 +190,8 @@ pub struct Record {
     pub method: String,
 }
 
-fn attempts(path: &std::path::Path) -> Vec<Record> {
+/// All records of a database, oldest first.
+pub fn attempts(path: &std::path::Path) -> Vec<Record> {
     let connection = rusqlite::Connection::open(path).unwrap();
     let mut statement = connection
         .prepare(

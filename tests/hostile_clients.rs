@@ -1,0 +1,171 @@
+//! Clients that send what is no HTTP, what two readers take for different requests, what is not theirs to
+//! ask, too much, too little or too slowly: first a table with an outcome for each, then mutations of it.
+//! Between the program and its provider is a tap that reads strictly; see `hostile`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends at its first surprise"
+)]
+
+mod hostile;
+mod house;
+
+use std::time::Duration;
+
+use hostile::clients::{self, Outcome, Reach, Row, TOKEN, Then, exchange, honest};
+use hostile::tap::{Record, Seen, Tap};
+use hostile::wire::{self, Head};
+use hostile::{Random, Seeds, contains, mutated, shown};
+use house::{House, ONE, TWO, house_with};
+use keychoir::config::ClientConfig;
+use keychoir::policy::client::Rules;
+use keychoir::policy::standing::KeyStatus;
+use keychoir::secret::TokenFingerprint;
+use keychoir::simulator::Plan;
+
+const KEYS: [&str; 2] = [ONE, TWO];
+
+/// What clients have for a head, and between two pieces of a body: rows wait for the end of it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A house that knows one client, or none, before a provider whose wire is tapped.
+async fn tapped(needs_no_token: bool) -> (House, Record) {
+    let tap = Tap::new(&KEYS).await;
+    let mut record = None;
+    let house = house_with(Plan::of(KEYS.map(|key| (key, 1_000_000))), |config| {
+        let provider = config.upstream.base_url.to_string();
+        let provider = provider.trim_start_matches("http://").trim_end_matches('/').parse().unwrap();
+        config.upstream.base_url = tap.url().parse().unwrap();
+        record = Some(tap.open(provider));
+        config.watch.is_enabled = false;
+        config.server.head_read_max = PATIENCE;
+        config.server.body_idle_max = PATIENCE;
+        let (name, token) = ("app".to_owned(), TokenFingerprint::of(TOKEN));
+        let client = ClientConfig { name, token, rules: Rules::default() };
+        config.clients = (!needs_no_token).then_some(client).into_iter().collect();
+    })
+    .await;
+    (house, record.unwrap())
+}
+
+/// An honest request on a connection of its own is served, and is all that the provider sees.
+async fn is_served(house: &House) -> Result<(), String> {
+    let request = honest("/v1/voices?honest=1", "connection: close\r\n").into_bytes();
+    let got = exchange(house.running.address(), &[request], Then::Read).await?;
+    clients::check(&got, Outcome::Answers(&[200]), Then::Read)
+        .map_err(|fault| format!("an honest request: {fault}"))
+}
+
+/// Nothing of the hostile clients is left: no request, lease, session or connection but that which asks.
+async fn check_nothing_is_left(house: &House) {
+    let gauges = ["requests_in_flight", "requests_waiting", "sockets", "key_in_flight"];
+    let counts = async {
+        loop {
+            let request = honest("/metrics", "connection: close\r\n").into_bytes();
+            let got = exchange(house.running.address(), &[request], Then::Read).await.unwrap();
+            let page = String::from_utf8(wire::answers(&got).unwrap().remove(0).body).unwrap();
+            let value = |line: &str| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
+            let of = |name: &str| {
+                let name = format!("keychoir_{name}");
+                let lines = page.lines().filter(|line| line.split([' ', '{']).next() == Some(&name));
+                lines.map(value).sum::<f64>()
+            };
+            let (left, open) = (gauges.map(of), of("connections"));
+            if left == [0.0; 4] && open <= 1.0 {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), counts).await.expect("something is left");
+}
+
+#[tokio::test]
+async fn each_hostile_client_gets_its_outcome_and_nothing_of_it_leaks() {
+    let mut wrong = Vec::new();
+    for needs_no_token in [false, true] {
+        let (house, record) = tapped(needs_no_token).await;
+        for row in clients::table().into_iter().filter(|row| row.needs_no_token == needs_no_token) {
+            let faults = meet(&house, &record, &row).await;
+            wrong.extend(faults.iter().map(|fault| format!("{} ({:?}): {fault}", row.name, row.then)));
+        }
+        check_nothing_is_left(&house).await;
+        assert!(house.running.keys().iter().all(|key| key.standing.status() == KeyStatus::Active));
+        house.close().await;
+    }
+    assert!(wrong.is_empty(), "{} faults:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// Has one client do what it does; all that is wrong then.
+async fn meet(house: &House, record: &Record, row: &Row) -> Vec<String> {
+    let (got, mut faults) = match exchange(house.running.address(), &row.pieces, row.then).await {
+        Ok(got) => (got, Vec::new()),
+        Err(fault) => (Vec::new(), vec![fault]),
+    };
+    if faults.is_empty() {
+        faults.extend(clients::check(&got, row.outcome, row.then).err());
+    }
+    faults.extend(KEYS.iter().filter(|key| contains(&got, key)).map(|_| "the client got a key".to_owned()));
+    faults.extend(is_served(house).await.err());
+    let Seen { heads, whole } = match record.take() {
+        Ok(seen) => seen,
+        Err(fault) => return [faults, vec![fault]].concat(),
+    };
+    let is_leaked = |head: &&Head| contains(&head.bytes, TOKEN);
+    faults.extend(
+        heads.iter().filter(is_leaked).map(|head| format!("the token arrived: {}", shown(&head.bytes))),
+    );
+    // Those of the honest client are not counted.
+    let (begun, whole) = (heads.len() - 1, whole - 1);
+    let fits = match (row.reach, row.outcome) {
+        (Reach::Nothing, _) => begun == 0,
+        (Reach::Whole(most), Outcome::Unseen) => begun <= most,
+        (Reach::Whole(count), _) => (begun, whole) == (count, count),
+        (Reach::Cut, _) => begun <= 1 && whole == 0,
+    };
+    if !fits {
+        faults.push(format!(
+            "{begun} requests reached the provider, {whole} of them whole, not {:?}",
+            row.reach
+        ));
+    }
+    faults
+}
+
+#[tokio::test]
+async fn mutations_of_hostile_clients_break_nothing() {
+    let rows: Vec<Vec<u8>> = clients::table().into_iter().map(|row| row.pieces.concat()).collect();
+    let (house, record) = tapped(false).await;
+    let seeds = Seeds::of_run();
+    for seed in seeds.each() {
+        let mut random = Random::new(seed);
+        let row = random.one_of(&rows).clone();
+        let pieces = mutated(&mut random, &row, &rows);
+        let then =
+            *random.one_of(&[Then::HalfClose, Then::HalfClose, Then::HalfClose, Then::Leave, Then::Reset]);
+        let mut faults = Vec::new();
+        let got = exchange(house.running.address(), &pieces, then).await.unwrap_or_else(|fault| {
+            faults.push(fault);
+            Vec::new()
+        });
+        if !clients::is_plausible(&got) {
+            faults.push(format!("no answer: {}", shown(&got)));
+        }
+        faults
+            .extend(KEYS.iter().filter(|key| contains(&got, key)).map(|_| "the client got a key".to_owned()));
+        faults.extend(is_served(&house).await.err());
+        faults.extend(record.take().err());
+        let sent = || pieces.iter().map(|piece| shown(piece)).collect::<Vec<_>>().join("\n");
+        assert!(
+            faults.is_empty(),
+            "{}\n{then:?} after\n{}\n{}",
+            faults.join("\n"),
+            sent(),
+            seeds.again(seed)
+        );
+    }
+    check_nothing_is_left(&house).await;
+    record.take().unwrap();
+    house.close().await;
+}

@@ -1,0 +1,204 @@
+//! Providers that answer with what is no HTTP, with too much or too little, at the wrong moment, in encodings
+//! that are none, with keys in every place and with figures that cannot be: first a table with an outcome for
+//! each, then mutations of it. After each, honest requests are served, by both keys.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends at its first surprise"
+)]
+
+mod hostile;
+mod house;
+
+use std::time::Duration;
+
+use hostile::clients::{Then, exchange};
+use hostile::providers::{
+    self, Ask, End, GOOD_SPEECH, GOOD_VOICES, HONEST, Outcome, Provider, Row, Says, request,
+};
+use hostile::{Random, Seeds, mutated, shown};
+use house::{House, ONE, TWO, attempts, house_with};
+use keychoir::config::Config;
+use keychoir::policy::standing::KeyStatus;
+use keychoir::simulator::Plan;
+
+const KEYS: [&str; 2] = [ONE, TWO];
+
+/// What a provider has for the head of an answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// No request costs as many credits.
+const ABSURD: u64 = 1_000_000_001;
+
+async fn before(provider: &Provider, change: impl FnOnce(&mut Config)) -> House {
+    house_with(Plan::of(KEYS.map(|key| (key, 100_000))), |config| {
+        config.upstream.base_url = provider.url.parse().unwrap();
+        config.upstream.first_byte_max = PATIENCE;
+        change(config);
+    })
+    .await
+}
+
+/// Honest requests are served, with the answers that are theirs.
+async fn is_served(house: &House) -> Result<(), String> {
+    for (ask, body) in [(Ask::Voices, GOOD_VOICES), (Ask::Speech, GOOD_SPEECH)] {
+        let got = exchange(house.running.address(), &[request(ask, HONEST)], Then::Read).await?;
+        providers::check(&got, Outcome::Body(200, body))
+            .map_err(|fault| format!("an honest {ask:?}: {fault}"))?;
+    }
+    Ok(())
+}
+
+/// Asks a provider that is hostile; what the client got, and all that is wrong with it.
+async fn meet(house: &House, provider: &Provider, ask: Ask, says: Says) -> (Vec<u8>, Vec<String>) {
+    let late = says.late.clone();
+    provider.says(says);
+    // A socket that is open is left by its client.
+    let then = if ask == Ask::Socket { Then::HalfClose } else { Then::Read };
+    let (got, mut faults) = match exchange(house.running.address(), &[request(ask, "")], then).await {
+        Ok(got) => (got, Vec::new()),
+        Err(fault) => (Vec::new(), vec![fault]),
+    };
+    provider.says(Says::default());
+    // What it ends is over before the next request comes.
+    house::until(|| provider.is_silent()).await;
+    if !late.is_empty() {
+        provider.shout(&late).await;
+    }
+    faults.extend(providers::leaks(&got, &KEYS));
+    faults.extend(provider.faults().into_iter().map(|fault| format!("the provider got {fault}")));
+    (got, faults)
+}
+
+/// Nothing in the books is below zero or beyond reason.
+async fn check_books(house: House) -> Vec<String> {
+    let folder = house.abandon().await;
+    let records = attempts(&folder.path().join("keychoir.db"));
+    let is_sane = |credits: i64| u64::try_from(credits).is_ok_and(|credits| credits < ABSURD);
+    let wrong = records.iter().filter(|record| !is_sane(record.credits));
+    wrong.map(|record| format!("in the books: {record:?}")).collect()
+}
+
+fn unusable(house: &House) -> usize {
+    house.running.keys().iter().filter(|key| key.standing.status() != KeyStatus::Active).count()
+}
+
+#[tokio::test]
+async fn what_a_hostile_provider_says_has_its_outcome() {
+    let mut wrong = Vec::new();
+    // What refuses teaches, so each of these rows meets a program that has met none before.
+    let (teaching, others): (Vec<Row>, Vec<Row>) =
+        providers::table(ONE).into_iter().partition(|row| row.teaches);
+    wrong.extend(rows_meet_one_program(others).await);
+    for row in teaching {
+        wrong.extend(rows_meet_one_program(vec![row]).await);
+    }
+    assert!(wrong.is_empty(), "{} faults:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+async fn rows_meet_one_program(rows: Vec<Row>) -> Vec<String> {
+    let provider = Provider::start().await;
+    let house = before(&provider, |_| {}).await;
+    let mut wrong = Vec::new();
+    for Row { name, ask, says, outcome, rests, .. } in rows {
+        let (got, mut faults) = meet(&house, &provider, ask, says).await;
+        if faults.is_empty() {
+            faults.extend(providers::check(&got, outcome).err());
+        }
+        let found = unusable(&house);
+        if found > rests {
+            faults.push(format!("{found} keys are unusable, not {rests}"));
+        }
+        if found < KEYS.len() {
+            faults.extend(is_served(&house).await.err());
+        }
+        let used: Vec<u64> = house.running.keys().iter().map(|key| key.quota.count).collect();
+        if used.iter().any(|count| *count >= ABSURD) {
+            faults.push(format!("{used:?} credits are used"));
+        }
+        wrong.extend(faults.iter().map(|fault| format!("{name}: {fault}")));
+    }
+    wrong.extend(check_books(house).await);
+    wrong
+}
+
+#[tokio::test]
+async fn figures_of_an_account_that_cannot_be_cost_no_key_its_use() {
+    let mut wrong = Vec::new();
+    for (name, bytes) in providers::accounts() {
+        let provider = Provider::start().await;
+        provider.says_of_accounts(Says { pieces: vec![bytes], end: End::Close, ..Says::default() });
+        let house = before(&provider, |_| {}).await;
+        let mut faults: Vec<String> = is_served(&house).await.err().into_iter().collect();
+        let status = house.get("/api/elevenlabs-status").await;
+        if status.status() != 200 || status.json::<serde_json::Value>().await.is_err() {
+            faults.push("no status".to_owned());
+        }
+        if unusable(&house) > 0 {
+            faults.push(format!("{} keys are unusable", unusable(&house)));
+        }
+        faults.extend(check_books(house).await);
+        wrong.extend(faults.iter().map(|fault| format!("{name}: {fault}")));
+    }
+    assert!(wrong.is_empty(), "{} faults:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[tokio::test]
+async fn mutations_of_hostile_providers_break_nothing() {
+    let rows = providers::table(ONE);
+    let texts: Vec<Vec<u8>> = rows.iter().map(|row| row.says.pieces.concat()).collect();
+    let provider = Provider::start().await;
+    let house = before(&provider, |config| {
+        // A mutation may well be a refusal. What it proves is over before the next request.
+        let moment = Duration::from_millis(1);
+        for cooldown in [
+            &mut config.pool.rate_limited_cooldown,
+            &mut config.pool.concurrency_cooldown,
+            &mut config.pool.exhausted_cooldown,
+            &mut config.pool.invalid_confirm,
+            &mut config.pool.invalid_cooldown,
+            &mut config.pool.permission_cooldown,
+            &mut config.pool.feature_cooldown,
+            &mut config.pool.endpoint_cooldown,
+            &mut config.pool.unproven_cooldown,
+            &mut config.pool.max_retry_after,
+            &mut config.pool.probe_after,
+            &mut config.pool.billing_cooldown,
+        ] {
+            *cooldown = moment;
+        }
+    })
+    .await;
+    let seeds = Seeds::of_run();
+    for seed in seeds.each() {
+        let mut random = Random::new(seed);
+        let (row, text) = {
+            let at = random.below(rows.len());
+            (&rows[at], &texts[at])
+        };
+        let pieces = mutated(&mut random, text, &texts);
+        // It always ends: what is mutated may be the head of an answer that never would.
+        let end = random.one_of(&[End::Close, End::Close, End::Reset]).clone();
+        let says = Says { pieces: pieces.clone(), end, is_early: row.says.is_early, late: Vec::new() };
+        let (got, mut faults) = meet(&house, &provider, row.ask, says.clone()).await;
+        if !got.is_empty() && !got.starts_with(b"HTTP/1.1 ") {
+            faults.push(format!("no answer: {}", shown(&got)));
+        }
+        faults.extend(is_served(&house).await.err());
+        let said = || pieces.iter().map(|piece| shown(piece)).collect::<Vec<_>>().join("\n");
+        assert!(
+            faults.is_empty(),
+            "{}\nafter \"{}\" {:?}\n{}\n{}",
+            faults.join("\n"),
+            row.name,
+            says.end,
+            said(),
+            seeds.again(seed)
+        );
+    }
+    house::until(|| house.running.waiting() == 0).await;
+    let faults = check_books(house).await;
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
