@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::HeaderName;
 
 use super::https::Https;
-use crate::body::room::{Bounds, Room};
+use crate::body::budget::{Bounds, BufferBudget};
 use crate::config::{BaseUrl, ClientConfig, Config, KeyConfig, ServerConfig, TlsChoice};
 use crate::policy::affinity::Keeping;
 use crate::policy::authority::Authority;
@@ -164,7 +164,7 @@ impl Parts {
                     close_max: sockets.close_timeout,
                     quota_check_interval: sockets.quota_check_interval,
                 },
-                room: Room::new(&Bounds {
+                buffers: BufferBudget::new(&Bounds {
                     memory_bytes_max: replay.memory_bytes_max as u64,
                     memory_total_bytes_max: replay.memory_total_bytes_max as u64,
                     disk_bytes_max: replay.disk_bytes_max as u64,

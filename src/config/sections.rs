@@ -213,7 +213,7 @@ impl Default for PoolConfig {
 pub struct ReplayConfig {
     /// Bytes kept of one request's body in memory; what is longer goes to disk. 0 keeps none.
     pub memory_bytes_max: usize,
-    /// Bytes of all bodies kept in memory. At least `memory_bytes_max`.
+    /// Bytes of all buffers of requests, answers and sockets in memory. At least `memory_bytes_max`.
     pub memory_total_bytes_max: usize,
     /// Bytes of one request's body kept on disk, beyond those in memory. 0 keeps none.
     pub disk_bytes_max: usize,
@@ -237,7 +237,7 @@ impl Default for ReplayConfig {
     fn default() -> Self {
         Self {
             memory_bytes_max: 16 * 1024 * 1024,
-            memory_total_bytes_max: 64 * 1024 * 1024,
+            memory_total_bytes_max: 128 * 1024 * 1024,
             disk_bytes_max: 6 * 1024 * 1024 * 1024,
             disk_total_bytes_max: 24 * 1024 * 1024 * 1024,
             disk_free_percent_min: 10,
