@@ -13,7 +13,7 @@ use crate::policy::affinity::Keeping;
 use crate::policy::authority::Authority;
 use crate::policy::client::{Client, ClientName, Clients, Strangers};
 use crate::policy::headers::Forwarded;
-use crate::policy::min_rate::MinRate;
+use crate::policy::min_rate::{self, MinRate};
 use crate::policy::origin::Doors;
 use crate::policy::retention::Retention;
 use crate::{mirror, pool, proxy, server, store, upstream, watch};
@@ -82,8 +82,8 @@ impl Parts {
             ..
         } = config;
         let max_requests_per_client = share_of_requests(&server, clients.len());
-        let bytes_per_second = u32::try_from(server.request_body_min_rate).unwrap_or(u32::MAX);
-        let body_min_rate = MinRate { bytes_per_second };
+        let rate = |bytes| MinRate { bytes_per_second: u32::try_from(bytes).unwrap_or(u32::MAX) };
+        let body_min_rate = rate(server.request_body_min_rate);
         let clients = clients.into_iter().map(|ClientConfig { name, token, rules }| {
             (Client { name: ClientName::new(&name), rules }, token)
         });
@@ -180,6 +180,8 @@ impl Parts {
                 linger_timeout: server.linger_timeout,
                 linger_bytes_max: server.linger_bytes_max as u64,
                 write_idle_max: server.write_idle_max,
+                response_min_rate: rate(server.response_min_rate),
+                response_grace: min_rate::GRACE,
                 head_bytes_max: server.head_bytes_max,
                 connections_max: server.connections_max,
                 rest_after: server::REST_AFTER,

@@ -53,6 +53,9 @@ pub struct ServerConfig {
     pub body_idle_max: Duration,
     /// Bytes a second that a client sends of a body at the least, on average; 0 sets no bound.
     pub request_body_min_rate: usize,
+    /// Bytes a second that a client takes of an answer at the least, on average over the time in which it is
+    /// waited for; 0 sets no bound.
+    pub response_min_rate: usize,
 }
 
 impl Default for ServerConfig {
@@ -78,6 +81,7 @@ impl Default for ServerConfig {
             reload_interval: Duration::from_secs(5),
             body_idle_max: Duration::from_secs(60),
             request_body_min_rate: 500,
+            response_min_rate: 2_000,
         }
     }
 }

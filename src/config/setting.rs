@@ -68,6 +68,7 @@ pub(super) static TABLE: &[Setting] = &[
     entry("server.write_idle_ms_max", Kind::Millis(1..=DAY, |c| &mut c.server.write_idle_max)),
     entry("server.body_idle_ms_max", Kind::Millis(1..=HOUR, |c| &mut c.server.body_idle_max)),
     entry("server.request_body_min_rate", Kind::Count(0..=MEBI, |c| &mut c.server.request_body_min_rate)),
+    entry("server.response_min_rate", Kind::Count(0..=MEBI, |c| &mut c.server.response_min_rate)),
     entry("upstream.base_url", Kind::Word(|c| &mut c.upstream.base_url)),
     entry("upstream.ca_file", Kind::OptionalFile(|c| &mut c.upstream.ca_file)),
     entry("upstream.connect_ms_max", Kind::Millis(1..=10 * MINUTE, |c| &mut c.upstream.connect_max)),
