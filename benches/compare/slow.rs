@@ -75,7 +75,7 @@ async fn take_turn(plan: &Plan, front: &Front, round: usize) -> Turn {
     let small = Asked::new(Workload::Tts, front.key, 0.0);
     load.at_rate(&small, RATE, 0.5).await;
     let (mut without, mut with) = ([0.0; 2], [0.0; 2]);
-    for is_beside in [round % 2 == 0, round % 2 == 1] {
+    for is_beside in [round.is_multiple_of(2), !round.is_multiple_of(2)] {
         let slow = if is_beside { slow_clients(front).await } else { Vec::new() };
         let mut heard = load.at_rate(&small, RATE, plan.seconds).await;
         let times = [0.5, 0.99].map(|part| quantile(&mut heard.whole, part));
