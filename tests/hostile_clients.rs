@@ -39,9 +39,9 @@ async fn tapped(needs_no_token: bool) -> (House, Record) {
         let provider = provider.trim_start_matches("http://").trim_end_matches('/').parse().unwrap();
         config.upstream.base_url = tap.url().parse().unwrap();
         record = Some(tap.open(provider));
-        config.watch.is_enabled = false;
-        config.server.head_read_max = PATIENCE;
-        config.server.body_idle_max = PATIENCE;
+        config.quota_polling.is_enabled = false;
+        config.server.request_headers_timeout = PATIENCE;
+        config.server.request_body_timeout = PATIENCE;
         let (name, token) = ("app".to_owned(), TokenFingerprint::of(TOKEN));
         let client = ClientConfig { name, token, rules: Rules::default() };
         config.clients = (!needs_no_token).then_some(client).into_iter().collect();

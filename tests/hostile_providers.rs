@@ -35,7 +35,7 @@ const ABSURD: u64 = 1_000_000_001;
 async fn before(provider: &Provider, change: impl FnOnce(&mut Config)) -> House {
     house_with(Plan::of(KEYS.map(|key| (key, 100_000))), |config| {
         config.upstream.base_url = provider.url.parse().unwrap();
-        config.upstream.first_byte_max = PATIENCE;
+        config.upstream.response_timeout = PATIENCE;
         change(config);
     })
     .await
@@ -157,7 +157,7 @@ async fn mutations_of_hostile_providers_break_nothing() {
             &mut config.pool.rate_limited_cooldown,
             &mut config.pool.concurrency_cooldown,
             &mut config.pool.exhausted_cooldown,
-            &mut config.pool.invalid_confirm,
+            &mut config.pool.invalid_confirm_cooldown,
             &mut config.pool.invalid_cooldown,
             &mut config.pool.permission_cooldown,
             &mut config.pool.feature_cooldown,

@@ -24,7 +24,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("upstream", &["body", "clock", "policy", "secret", "tasks"]),
     ("telemetry", &["clock", "policy", "pool", "tasks"]),
     ("proxy", &["body", "clock", "policy", "pool", "secret", "telemetry", "upstream"]),
-    ("server", &["clock", "tasks"]),
+    ("server", &["clock", "policy", "tasks"]),
     ("store", &["clock", "policy", "pool", "proxy", "secret", "tasks"]),
     ("watch", &["body", "clock", "policy", "pool", "proxy", "secret", "telemetry", "upstream"]),
     ("mirror", &["clock", "policy", "secret", "store", "upstream"]),

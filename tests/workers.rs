@@ -20,6 +20,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use keychoir::policy::min_rate::MinRate;
 use keychoir::server::{Drain, Limits, Listener, REST_AFTER, Reply, Room, Server, Service, Tls, Workers};
 use keychoir::tasks::Tasks;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -32,6 +33,8 @@ const LIMITS: Limits = Limits {
     linger_timeout: Duration::from_secs(10),
     linger_bytes_max: 1024 * 1024,
     write_idle_max: Duration::from_secs(60),
+    response_min_rate: MinRate { bytes_per_second: 0 },
+    response_grace: Duration::ZERO,
     head_bytes_max: 8192,
     connections_max: 100,
     rest_after: REST_AFTER,

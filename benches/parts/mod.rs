@@ -25,9 +25,9 @@ use http::request::Parts;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
+use keychoir::body::budget::{Bounds, BufferBudget, BufferShare};
 use keychoir::body::redacted::{Redacted, redact_headers};
 use keychoir::body::replay::Replay;
-use keychoir::body::room::{Bounds, Room};
 use keychoir::body::tap::{Listen, Tap};
 use keychoir::clock;
 use keychoir::policy::affinity::{self, Names};
@@ -321,8 +321,8 @@ fn stripping_answers() -> Stage {
     })
 }
 
-fn room() -> Room {
-    Room::new(&Bounds {
+fn budget() -> BufferBudget {
+    BufferBudget::new(&Bounds {
         memory_bytes_max: 1 << 20,
         memory_total_bytes_max: 1 << 40,
         disk_bytes_max: 0,
@@ -351,7 +351,7 @@ fn piece(is_text: bool) -> Bytes {
 }
 
 fn teeing_up() -> Stage {
-    let (room, piece) = (room(), piece(false));
+    let (room, piece) = (budget(), piece(false));
     stage(nothing, move |()| {
         let replay = Replay::hold(Full::new(piece.clone()), &room);
         let mut attempt = replay.attempt();
@@ -382,7 +382,8 @@ impl Body for Endless {
 }
 
 fn teeing_down(redactor: Option<Arc<Redactor>>) -> Stage {
-    let heard: Tap<Endless, Nobody> = Tap::new(Endless(piece(redactor.is_some())), None, 0);
+    let heard: Tap<Endless, Nobody> =
+        Tap::new(Endless(piece(redactor.is_some())), None, 0, BufferShare::default());
     let relayed = RefCell::new(Redacted::new(heard, redactor));
     stage(nothing, move |()| {
         // A few bytes wait for what may follow them.

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use keychoir::body::replay::Replay;
-use keychoir::body::room::{Bounds, Room};
+use keychoir::body::budget::{Bounds, BufferBudget};
 use keychoir::policy::replay::Held;
 use libfuzzer_sys::fuzz_target;
 
@@ -45,7 +45,7 @@ impl Body for Client {
 
 fuzz_target!(|case: Case| {
     let sent: Vec<u8> = case.pieces.iter().flatten().flatten().copied().collect();
-    let room = Room::new(&Bounds {
+    let budget = BufferBudget::new(&Bounds {
         memory_bytes_max: case.memory.into(),
         memory_total_bytes_max: case.memory.into(),
         disk_bytes_max: case.disk.into(),
@@ -55,7 +55,7 @@ fuzz_target!(|case: Case| {
     });
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
-        let replay = Replay::hold(Client(case.pieces.into()), &room);
+        let replay = Replay::hold(Client(case.pieces.into()), &budget);
         for count in case.attempts.into_iter().take(8) {
             let mut attempt = replay.attempt();
             for _ in 0..count {
@@ -70,6 +70,6 @@ fuzz_target!(|case: Case| {
         let arrived = replay.attempt().collect().await.expect("it is whole").to_bytes();
         assert_eq!(arrived, sent);
         drop(replay);
-        assert_eq!((room.memory_bytes(), room.disk_bytes()), (0, 0));
+        assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));
     });
 });

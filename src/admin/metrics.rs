@@ -7,6 +7,7 @@ use crate::mirror::{self, State};
 use crate::policy::standing::KeyStatus;
 use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
+use crate::proxy::BufferBudget;
 use crate::server::Room;
 use crate::store;
 use crate::telemetry::{Kind, Meters, Page};
@@ -19,6 +20,7 @@ pub(super) struct Sources<'a> {
     pub(super) books: &'a store::Health,
     pub(super) mirror: Option<&'a mirror::Health>,
     pub(super) connections: &'a Room,
+    pub(super) buffers: &'a BufferBudget,
     pub(super) started_at: UnixMs,
 }
 
@@ -38,6 +40,7 @@ pub(super) fn page(sources: &Sources<'_>, now: UnixMs) -> String {
     page.sample(&[], seconds(Duration::from_millis(sources.started_at.0)));
     sources.meters.write(&mut page);
     connections(&mut page, sources.connections);
+    buffers(&mut page, sources.buffers);
     page.family("requests_waiting", Kind::Gauge, "Requests that wait for a key that has room.");
     page.sample(&[], sources.waiting);
     keys(&mut page, sources.keys);
@@ -51,6 +54,22 @@ fn connections(page: &mut Page, room: &Room) {
     page.sample(&[], room.open());
     page.family("connections_accepted_total", Kind::Counter, "Connections accepted.");
     page.sample(&[], room.accepted());
+}
+
+fn buffers(page: &mut Page, buffers: &BufferBudget) {
+    for (name, help, bytes) in [
+        (
+            "buffer_memory_bytes",
+            "Memory taken by buffers of requests, answers and sockets.",
+            buffers.memory_bytes(),
+        ),
+        ("buffer_memory_max_bytes", "Memory that these buffers may take in total.", buffers.memory_max()),
+        ("buffer_disk_bytes", "Disk taken by uploads that may be sent again.", buffers.disk_bytes()),
+        ("buffer_disk_max_bytes", "Disk that these uploads may take in total.", buffers.disk_max()),
+    ] {
+        page.family(name, Kind::Gauge, help);
+        page.sample(&[], bytes);
+    }
 }
 
 fn keys(page: &mut Page, keys: &[KeySnapshot]) {

@@ -145,6 +145,7 @@ impl Admin {
             mirror: self.mirror.as_ref(),
             books: &self.books,
             connections: &self.connections,
+            buffers: &self.terms.load().limits.buffers,
             started_at: self.started_at,
         };
         page(StatusCode::OK, EXPOSITION, metrics::page(&sources, now))

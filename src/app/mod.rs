@@ -150,8 +150,11 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
     let (books, mut writing) = books.write(Arc::clone(&pool), parts.store)?;
     let mirroring = Mirroring::start(parts.mirror, &mut writing)?;
 
-    let upstream =
-        Upstream::new(parts.authority, Direct::new(parts.ca_file.as_deref())?, parts.upstream, Tasks::new());
+    let upstream = {
+        let connector = Direct::new(parts.ca_file.as_deref())?;
+        let buffers = Some(parts.proxy.buffers.clone());
+        Upstream::new(parts.authority, connector, parts.upstream, Tasks::new(), buffers)
+    };
     let draining = Draining::default();
     let terms = Arc::new(ArcSwap::from_pointee(Terms {
         clients: parts.clients,
@@ -300,10 +303,9 @@ impl Running {
     pub fn reload(&self, parts: Parts) -> Result<Reloaded, Exposed> {
         check_exposure(&self.addresses, &parts.clients)?;
         self.certificates.replace(parts.https, clock::now());
-        // Bodies that are held count against the bounds they were taken under.
         let before = self.terms.load();
-        let room = before.limits.room.or_other(parts.proxy.room);
-        let limits = Limits { room, ..parts.proxy };
+        let buffers = parts.proxy.buffers.following(&before.limits.buffers);
+        let limits = Limits { buffers, ..parts.proxy };
         let Parts { clients, doors, base_path, .. } = parts;
         let accounts = before.accounts.following(&clients);
         self.terms.store(Arc::new(Terms { clients, accounts, limits, doors, base_path }));

@@ -7,13 +7,13 @@ use std::time::Duration;
 use http::HeaderName;
 
 use super::https::Https;
-use crate::body::room::{Bounds, Room};
+use crate::body::budget::{Bounds, BufferBudget};
 use crate::config::{BaseUrl, ClientConfig, Config, KeyConfig, ServerConfig, TlsChoice};
 use crate::policy::affinity::Keeping;
 use crate::policy::authority::Authority;
 use crate::policy::client::{Client, ClientName, Clients, Strangers};
 use crate::policy::headers::Forwarded;
-use crate::policy::min_rate::MinRate;
+use crate::policy::min_rate::{self, MinRate};
 use crate::policy::origin::Doors;
 use crate::policy::retention::Retention;
 use crate::{mirror, pool, proxy, server, store, upstream, watch};
@@ -82,8 +82,8 @@ impl Parts {
             ..
         } = config;
         let max_requests_per_client = share_of_requests(&server, clients.len());
-        let bytes_per_second = u32::try_from(server.min_request_body_rate).unwrap_or(u32::MAX);
-        let body_min_rate = MinRate { bytes_per_second };
+        let rate = |bytes| MinRate { bytes_per_second: u32::try_from(bytes).unwrap_or(u32::MAX) };
+        let body_min_rate = rate(server.min_request_body_rate);
         let clients = clients.into_iter().map(|ClientConfig { name, token, rules }| {
             (Client { name: ClientName::new(&name), rules }, token)
         });
@@ -164,7 +164,7 @@ impl Parts {
                     close_max: websocket.close_timeout,
                     quota_check_interval: websocket.quota_check_interval,
                 },
-                room: Room::new(&Bounds {
+                buffers: BufferBudget::new(&Bounds {
                     memory_bytes_max: retry.buffer_size as u64,
                     memory_total_bytes_max: retry.max_total_buffer_size as u64,
                     disk_bytes_max: retry.spill_size as u64,
@@ -180,6 +180,8 @@ impl Parts {
                 linger_timeout: server.linger_timeout,
                 linger_bytes_max: server.max_linger_size as u64,
                 write_idle_max: server.send_timeout,
+                response_min_rate: rate(server.min_response_rate),
+                response_grace: min_rate::GRACE,
                 head_bytes_max: server.max_request_headers_size,
                 connections_max: server.max_connections,
                 rest_after: server::REST_AFTER,

@@ -13,19 +13,30 @@ use bytes::{Bytes, BytesMut};
 use flate2::write::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use http_body::Frame;
 
+use super::budget::BufferShare;
 use super::decode::Coding;
 use crate::secret::{Redaction, Redactor};
 
-/// A key of the pool is in a compressed body, which cannot go on.
+/// Why a compressed body does not go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the compressed answer has an API key in it")]
-pub struct KeyInside;
+pub enum Withheld {
+    /// A key of the pool is in it.
+    #[error("the compressed answer has an API key in it")]
+    KeyInside,
+    /// It cannot be searched for keys: nothing is left of the budget for its buffers.
+    #[error("no memory is left to search the compressed answer for API keys")]
+    NoMemory,
+}
 
 /// What one turn decompresses before other tasks of the worker have theirs: about a millisecond.
 const MAX_BYTES_A_TURN: usize = 256 * 1024;
 
 /// A slice of compressed bytes that is decompressed at once: at most a mebibyte comes of it.
 const SLICE: usize = 1024;
+
+/// What the search through one body may buffer for free: a read, what a slice of it unpacks to, and the windows
+/// of two decoders that no share counts.
+pub(super) const FREE: usize = 64 * 1024;
 
 /// Compressed bytes that wait for the rest of what may be a key, of which there are a few hundred bytes.
 const MAX_HELD: usize = 256 * 1024;
@@ -47,6 +58,8 @@ pub(super) struct Search {
     held: VecDeque<Frame<Bytes>>,
     /// Pieces that may go on.
     released: VecDeque<Frame<Bytes>>,
+    /// The memory of all of them.
+    share: BufferShare,
 }
 
 /// What a turn has come to.
@@ -60,11 +73,11 @@ pub(super) enum Turn {
 
 impl Search {
     /// A search through a body with these codings, in the order in which they were applied.
-    pub(super) fn new(redactor: Arc<Redactor>, codings: &[Coding]) -> Self {
+    pub(super) fn new(redactor: Arc<Redactor>, codings: &[Coding], share: BufferShare) -> Self {
         let stages = codings.iter().rev().map(|coding| Stage::new(*coding)).collect();
         let (redaction, as_it_came) = (Redaction::default(), Redaction::default());
         let (held, released) = (VecDeque::new(), VecDeque::new());
-        Self { redactor, redaction, as_it_came, has_key: false, stages, piece: None, held, released }
+        Self { redactor, redaction, as_it_came, has_key: false, stages, piece: None, held, released, share }
     }
 
     /// What is searched for.
@@ -85,18 +98,25 @@ impl Search {
     ///
     /// # Errors
     ///
-    /// When there is a key.
-    pub(super) fn turn(&mut self) -> Result<Turn, KeyInside> {
+    /// When there is a key, or no memory to look for one.
+    pub(super) fn turn(&mut self) -> Result<Turn, Withheld> {
         if self.has_key {
-            return Err(KeyInside);
+            return Err(Withheld::KeyInside);
         }
+        let turn = self.search()?;
+        let coded: usize = self.stages.iter().map(|stage| stage.input.capacity()).sum();
+        let waiting = usize::try_from(self.waiting_bytes()).unwrap_or(usize::MAX);
+        if self.share.cover(coded.saturating_add(waiting)) { Ok(turn) } else { Err(Withheld::NoMemory) }
+    }
+
+    fn search(&mut self) -> Result<Turn, Withheld> {
         let mut bytes = 0;
         while let Some(at) = self.stages.iter().rposition(Stage::has_work) {
             let decoded = self.stages[at].step();
             bytes += decoded.len();
             match self.stages.get_mut(at + 1) {
                 Some(next) => next.input.extend_from_slice(&decoded),
-                None if self.redaction.finds(&self.redactor, &decoded) => return Err(KeyInside),
+                None if self.redaction.finds(&self.redactor, &decoded) => return Err(Withheld::KeyInside),
                 None => {}
             }
             if bytes >= MAX_BYTES_A_TURN {
@@ -107,7 +127,7 @@ impl Search {
         if self.redaction.is_idle() && self.as_it_came.is_idle() {
             self.release();
         } else if self.held_bytes() > MAX_HELD {
-            return Err(KeyInside);
+            return Err(Withheld::KeyInside);
         }
         Ok(Turn::Done)
     }
@@ -254,7 +274,11 @@ mod tests {
     }
 
     fn search(codings: &[Coding]) -> Search {
-        Search::new(Arc::new(Redactor::new([ApiKey::new(KEY).unwrap()].iter())), codings)
+        Search::new(
+            Arc::new(Redactor::new([ApiKey::new(KEY).unwrap()].iter())),
+            codings,
+            BufferShare::default(),
+        )
     }
 
     /// What goes on of `body` in pieces of `size`, and whether there was a key.
@@ -267,7 +291,7 @@ mod tests {
                 match search.turn() {
                     Ok(Turn::More) => {}
                     Ok(Turn::Done) => break,
-                    Err(KeyInside) => return (out, true),
+                    Err(_) => return (out, true),
                 }
             }
             out.extend(std::iter::from_fn(|| search.next()).flat_map(|frame| frame.into_data().unwrap()));

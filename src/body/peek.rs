@@ -9,6 +9,8 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 
+use super::budget::{BufferBudget, BufferShare};
+
 /// A body of which some was read. Relays exactly what arrived, in the same pieces.
 #[derive(Debug)]
 pub struct Peeked<B: Body> {
@@ -16,6 +18,9 @@ pub struct Peeked<B: Body> {
     /// An error met while reading; it comes after what was read before it.
     broken: Option<B::Error>,
     rest: B,
+    /// The memory of what was read.
+    share: BufferShare,
+    is_over_budget: bool,
 }
 
 impl<B> Peeked<B>
@@ -25,7 +30,13 @@ where
     /// A body of which nothing was read.
     #[must_use]
     pub fn untouched(body: B) -> Self {
-        Self { front: VecDeque::new(), broken: None, rest: body }
+        Self {
+            front: VecDeque::new(),
+            broken: None,
+            rest: body,
+            share: BufferShare::default(),
+            is_over_budget: false,
+        }
     }
 
     /// The body, of which nothing was read yet; what was read is gone.
@@ -33,31 +44,52 @@ where
         self.rest
     }
 
-    /// Reads `body` to its end, but at most `bytes_max` and for at most `within`. With it comes
-    /// what was read, when that is all of it.
+    /// Reads `body` to its end, but at most `bytes_max`, for at most `within`, and as far as `budget` has
+    /// memory for it; without a budget, as far as that. With it comes what was read, when that is all of it.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future drops the body.
-    pub async fn read(body: B, bytes_max: usize, within: Duration) -> (Self, Option<Vec<u8>>) {
+    pub async fn read(
+        body: B,
+        bytes_max: usize,
+        within: Duration,
+        budget: Option<&BufferBudget>,
+    ) -> (Self, Option<Vec<u8>>) {
         let mut peeked = Self::untouched(body);
-        let whole = peeked.whole(bytes_max, within).await;
+        let whole = peeked.whole(bytes_max, within, budget).await;
         (peeked, whole)
     }
 
-    /// Reads on to the end, but until there are more than `bytes_max` and for at most `within`;
+    /// Reads on to the end, but until there are more than `bytes_max`, for at most `within` and as far as
+    /// `budget` has memory for it;
     /// returns what was read, before and now, when that is all of it.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future loses nothing: what was read is relayed all the same.
-    pub async fn whole(&mut self, bytes_max: usize, within: Duration) -> Option<Vec<u8>> {
+    pub async fn whole(
+        &mut self,
+        bytes_max: usize,
+        within: Duration,
+        budget: Option<&BufferBudget>,
+    ) -> Option<Vec<u8>> {
+        if self.share.budget().is_none() {
+            self.share = budget.map(|budget| budget.share(BufferShare::FREE)).unwrap_or_default();
+        }
         tokio::time::timeout(within, self.fill(bytes_max)).await.unwrap_or(None)
+    }
+
+    /// Whether reading on has ended because nothing was left of the budget.
+    #[must_use]
+    pub fn is_over_budget(&self) -> bool {
+        self.is_over_budget
     }
 
     /// Puts `whole` in the place of what was read.
     pub fn replace(&mut self, whole: Bytes) {
         self.front.clear();
+        self.share.shrink(whole.len());
         self.front.push_back(Frame::data(whole));
     }
 
@@ -84,6 +116,11 @@ where
             if whole.len() > bytes_max {
                 return None;
             }
+            // It is here twice: as it came, and in one piece.
+            if !self.share.cover(whole.len() + whole.capacity()) {
+                self.is_over_budget = true;
+                return None;
+            }
         }
         Some(whole)
     }
@@ -102,6 +139,9 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         if let Some(frame) = self.front.pop_front() {
+            if self.front.is_empty() {
+                self.share.shrink(0);
+            }
             return Poll::Ready(Some(Ok(frame)));
         }
         if let Some(error) = self.broken.take() {
@@ -146,6 +186,13 @@ mod tests {
         StreamBody::new(Stream(frames.collect()))
     }
 
+    async fn read<B>(body: B, bytes_max: usize, within: Duration) -> (Peeked<B>, Option<Vec<u8>>)
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        Peeked::read(body, bytes_max, within, None).await
+    }
+
     struct Stream(VecDeque<Result<Frame<Bytes>, io::Error>>);
 
     impl futures_core::Stream for Stream {
@@ -158,7 +205,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_small_body_is_read_whole_and_relayed_in_its_pieces() {
-        let (mut peeked, whole) = Peeked::read(body(vec![Ok("ab"), Ok("c")]), 3, LONG).await;
+        let (mut peeked, whole) = read(body(vec![Ok("ab"), Ok("c")]), 3, LONG).await;
         assert_eq!(whole.as_deref(), Some(&b"abc"[..]));
         assert_eq!(peeked.frame().await.unwrap().unwrap().into_data().unwrap(), "ab");
         assert_eq!(peeked.frame().await.unwrap().unwrap().into_data().unwrap(), "c");
@@ -167,16 +214,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_large_body_is_not_judged_and_not_shortened() {
-        let (peeked, whole) = Peeked::read(body(vec![Ok("ab"), Ok("cd"), Ok("ef")]), 3, LONG).await;
+        let (peeked, whole) = read(body(vec![Ok("ab"), Ok("cd"), Ok("ef")]), 3, LONG).await;
         assert_eq!(whole, None);
         assert_eq!(peeked.collect().await.unwrap().to_bytes(), "abcdef");
     }
 
     #[tokio::test]
     async fn a_body_that_was_read_can_be_read_again_and_replaced() {
-        let (mut peeked, _) = Peeked::read(body(vec![Ok("ab"), Ok("cd")]), 3, LONG).await;
-        assert_eq!(peeked.whole(3, LONG).await, None);
-        assert_eq!(peeked.whole(4, LONG).await.as_deref(), Some(&b"abcd"[..]));
+        let (mut peeked, _) = read(body(vec![Ok("ab"), Ok("cd")]), 3, LONG).await;
+        assert_eq!(peeked.whole(3, LONG, None).await, None);
+        assert_eq!(peeked.whole(4, LONG, None).await.as_deref(), Some(&b"abcd"[..]));
         peeked.replace(Bytes::from_static(b"other"));
         assert_eq!(peeked.collect().await.unwrap().to_bytes(), "other");
     }
@@ -184,7 +231,7 @@ mod tests {
     #[tokio::test]
     async fn a_broken_body_stays_broken() {
         let (mut peeked, whole) =
-            Peeked::read(body(vec![Ok("ab"), Err(io::ErrorKind::ConnectionReset)]), 9, LONG).await;
+            read(body(vec![Ok("ab"), Err(io::ErrorKind::ConnectionReset)]), 9, LONG).await;
         assert_eq!(whole, None);
         assert_eq!(peeked.frame().await.unwrap().unwrap().into_data().unwrap(), "ab");
         assert!(!peeked.is_end_stream());
@@ -194,7 +241,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_body_that_never_ends_is_given_up_on_time() {
         let endless = Endless;
-        let (_, whole) = Peeked::read(endless, 9, Duration::from_secs(2)).await;
+        let (_, whole) = read(endless, 9, Duration::from_secs(2)).await;
         assert_eq!(whole, None);
     }
 

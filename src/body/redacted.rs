@@ -9,13 +9,15 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 
+use super::budget::BufferBudget;
 use super::decode::Coding;
-use super::packed::{self, KeyInside, Turn};
+use super::packed::{self, Turn, Withheld};
 use crate::secret::{Passed, Redaction, Redactor};
 
 /// A body in which keys are replaced by their short forms. Its length stays what was announced:
 /// where a short form took a longer key's place, white space follows at the end, which documents
-/// and texts allow. A compressed body with a key in it ends with an error instead.
+/// and texts allow. A compressed body with a key in it, or without memory to search it, ends with an error
+/// instead.
 #[derive(Debug)]
 pub struct Redacted<B> {
     body: B,
@@ -38,24 +40,42 @@ struct Plain {
     owed: Option<u64>,
     /// They come after what was held back.
     trailers: Option<HeaderMap>,
+    /// Whether the body has ended, and what is owed of it goes out.
+    has_ended: bool,
 }
+
+/// White space at the end goes out in pieces of this size: as many keys as fit in an answer leave room for it.
+const PADDING_BYTES_MAX: usize = 16 * 1024;
 
 impl<B: Body> Redacted<B> {
     /// Searches `body`, if there is something to search it with.
     pub fn new(body: B, redactor: Option<Arc<Redactor>>) -> Self {
         let owed = body.size_hint().exact();
         let plain = |redactor| {
-            Search::Plain(Plain { redactor, redaction: Redaction::default(), owed, trailers: None })
+            Search::Plain(Plain {
+                redactor,
+                redaction: Redaction::default(),
+                owed,
+                trailers: None,
+                has_ended: false,
+            })
         };
         Self { body, search: redactor.map_or(Search::Off, plain) }
     }
 
     /// The same for a body with these codings, in the order in which they were applied. `None` stands for
     /// codings that cannot be undone: such a body is searched as it came.
-    pub fn coded(body: B, redactor: Option<Arc<Redactor>>, codings: Option<Vec<Coding>>) -> Self {
+    /// The search through a compressed body buffers within `budget`.
+    pub fn coded(
+        body: B,
+        redactor: Option<Arc<Redactor>>,
+        codings: Option<Vec<Coding>>,
+        budget: &BufferBudget,
+    ) -> Self {
         match (redactor, codings) {
             (Some(redactor), Some(codings)) if !codings.is_empty() => {
-                Self { body, search: Search::Packed(Box::new(packed::Search::new(redactor, &codings))) }
+                let search = packed::Search::new(redactor, &codings, budget.share(packed::FREE));
+                Self { body, search: Search::Packed(Box::new(search)) }
             }
             (redactor, Some(_) | None) => Self::new(body, redactor),
         }
@@ -72,12 +92,14 @@ impl Plain {
         piece
     }
 
-    /// What is left to say at the end.
+    /// What is left to say at the end, or the first piece of it.
     fn finish(&mut self) -> Bytes {
+        self.has_ended = true;
         let mut rest = self.redaction.finish();
-        if let Some(owed) = self.owed.as_mut().map(std::mem::take) {
-            // What short forms have saved: a few bytes for each key in the text.
-            rest.resize(usize::try_from(owed).unwrap_or(0).max(rest.len()), b' ');
+        if let Some(owed) = &mut self.owed {
+            let padded = usize::try_from(*owed).unwrap_or(usize::MAX).min(PADDING_BYTES_MAX);
+            rest.resize(padded.max(rest.len()), b' ');
+            *owed = owed.saturating_sub(rest.len() as u64);
         }
         rest.into()
     }
@@ -91,8 +113,12 @@ impl Plain {
         body: &mut B,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        if let Some(trailers) = self.trailers.take() {
-            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        if self.has_ended {
+            let rest = self.finish();
+            if !rest.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(rest))));
+            }
+            return Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
         }
         let Some(frame) = ready!(Pin::new(&mut *body).poll_frame(cx)?) else {
             let rest = self.finish();
@@ -126,7 +152,7 @@ impl packed::Search {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>>
     where
-        B: Body<Data = Bytes, Error: From<KeyInside>> + Unpin,
+        B: Body<Data = Bytes, Error: From<Withheld>> + Unpin,
     {
         loop {
             if let Some(frame) = self.next() {
@@ -175,7 +201,7 @@ pub fn redact_headers(headers: &mut HeaderMap, redactor: &Redactor) {
 
 impl<B> Body for Redacted<B>
 where
-    B: Body<Data = Bytes, Error: From<KeyInside>> + Unpin,
+    B: Body<Data = Bytes, Error: From<Withheld>> + Unpin,
 {
     type Data = Bytes;
     type Error = B::Error;
@@ -242,7 +268,7 @@ mod tests {
     struct Frames(VecDeque<Frame<Bytes>>);
 
     impl futures_core::Stream for Frames {
-        type Item = Result<Frame<Bytes>, KeyInside>;
+        type Item = Result<Frame<Bytes>, Withheld>;
 
         fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
             Poll::Ready(self.0.pop_front().map(Ok))
@@ -258,7 +284,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_keeps_the_length_that_was_announced() {
         for text in [format!("\"{KEY}\" and {KEY}."), KEY.to_owned(), "nothing".to_owned(), String::new()] {
-            let full = Full::new(Bytes::from(text.clone())).map_err(|never| -> KeyInside { match never {} });
+            let full = Full::new(Bytes::from(text.clone())).map_err(|never| -> Withheld { match never {} });
             let mut body: Redacted<_> = Redacted::new(full, redactor());
             assert_eq!(body.size_hint().exact(), Some(text.len() as u64));
             let whole = (&mut body).collect().await.unwrap().to_bytes();
@@ -301,9 +327,9 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    fn coded(body: Vec<u8>) -> Redacted<impl Body<Data = Bytes, Error = KeyInside> + Unpin> {
-        let body = Full::new(Bytes::from(body)).map_err(|never| -> KeyInside { match never {} });
-        Redacted::coded(body, redactor(), Some(vec![Coding::Gzip]))
+    fn coded(body: Vec<u8>) -> Redacted<impl Body<Data = Bytes, Error = Withheld> + Unpin> {
+        let body = Full::new(Bytes::from(body)).map_err(|never| -> Withheld { match never {} });
+        Redacted::coded(body, redactor(), Some(vec![Coding::Gzip]), &BufferBudget::none())
     }
 
     #[tokio::test]
@@ -313,13 +339,13 @@ mod tests {
         assert_eq!(body.size_hint().exact(), Some(clean.len() as u64));
         assert_eq!((&mut body).collect().await.unwrap().to_bytes(), clean);
         assert!(body.is_end_stream());
-        assert_eq!(coded(gzip(&format!("a {KEY} b"))).collect().await.unwrap_err(), KeyInside);
+        assert_eq!(coded(gzip(&format!("a {KEY} b"))).collect().await.unwrap_err(), Withheld::KeyInside);
     }
 
     #[tokio::test]
     async fn what_cannot_be_unpacked_is_searched_as_it_came() {
         for codings in [None, Some(Vec::new())] {
-            let body = Redacted::coded(streamed(&[KEY], None), redactor(), codings);
+            let body = Redacted::coded(streamed(&[KEY], None), redactor(), codings, &BufferBudget::none());
             assert_eq!(body.collect().await.unwrap().to_bytes(), SHORT);
         }
     }

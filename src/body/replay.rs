@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use super::held::{Held, Loss};
-use super::room::Room;
+use super::budget::{BufferBudget, BufferShare};
+use super::replay_buffer::{Loss, ReplayBuffer};
 use crate::clock;
 use crate::policy::min_rate::MinRate;
 use crate::policy::replay::Held as Holding;
@@ -75,9 +75,11 @@ pub enum Interrupted {
 struct Shared<B> {
     source: Option<B>,
     source_state: Source,
-    held: Held,
+    held: ReplayBuffer,
     /// What was taken in before there was an attempt to send it, in case it cannot be held.
     ahead: VecDeque<Bytes>,
+    /// The memory of that, when what is held went to disk.
+    ahead_share: Option<BufferShare>,
     /// Where that begins.
     ahead_at: u64,
     /// The length the client announced.
@@ -109,27 +111,28 @@ impl<B> Replay<B>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    /// Holds `source` within the bounds of `room`. Nothing is read before an attempt asks.
+    /// Holds `source` within the bounds of `budget`. Nothing is read before an attempt asks.
     #[must_use]
-    pub fn hold(source: B, room: &Room) -> Self {
+    pub fn hold(source: B, budget: &BufferBudget) -> Self {
         let source_state = if source.is_end_stream() { Source::Complete } else { Source::Ready };
         let length = source.size_hint().exact();
-        Self::of(Some(source), source_state, length, room)
+        Self::of(Some(source), source_state, length, budget)
     }
 
     /// No body at all, for requests of our own.
     #[must_use]
     pub fn empty() -> Self {
-        Self::of(None, Source::Complete, Some(0), &Room::none())
+        Self::of(None, Source::Complete, Some(0), &BufferBudget::none())
     }
 
-    fn of(source: Option<B>, source_state: Source, length: Option<u64>, room: &Room) -> Self {
+    fn of(source: Option<B>, source_state: Source, length: Option<u64>, budget: &BufferBudget) -> Self {
         let now = clock::instant();
         let shared = Shared {
             source,
             source_state,
-            held: Held::new(room.clone()),
+            held: ReplayBuffer::new(budget.clone()),
             ahead: VecDeque::new(),
+            ahead_share: None,
             ahead_at: 0,
             length,
             passage: 0,
@@ -330,6 +333,15 @@ impl<B> Shared<B> {
         self.waiting_since?.checked_add(left)
     }
 
+    /// Whether another piece may be taken in before it is sent. In memory, that is the piece that is held.
+    fn covers_ahead(&mut self) -> bool {
+        if !self.held.is_on_disk() {
+            return true;
+        }
+        let bytes = self.ahead.iter().map(Bytes::len).sum();
+        self.ahead_share.get_or_insert_with(|| self.held.budget().share(BufferShare::FREE)).cover(bytes)
+    }
+
     /// Where what was taken in before ends.
     fn ahead_end(&self) -> u64 {
         self.ahead_at + self.ahead.iter().map(|piece| piece.len() as u64).sum::<u64>()
@@ -340,6 +352,7 @@ impl<B> Shared<B> {
         self.passed_bytes += data.len() as u64;
         if self.passed_bytes >= self.ahead_end() {
             self.ahead = VecDeque::new();
+            self.ahead_share = None;
         }
         self.let_go_if_released();
     }

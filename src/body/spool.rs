@@ -17,6 +17,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 
+use super::budget::{BufferBudget, BufferShare};
 use crate::tasks;
 
 /// On their way to the file at the most, beyond the last piece.
@@ -35,6 +36,8 @@ pub(super) struct Spool {
     /// Pieces that are not, in order; the first ones are being written.
     queue: VecDeque<Bytes>,
     queue_bytes: u64,
+    /// The memory of that queue.
+    share: BufferShare,
     writing: Option<Writing>,
     reading: Option<Reading>,
 }
@@ -54,10 +57,11 @@ struct Reading {
 
 impl Spool {
     /// An empty spool. No file is made before there is something to write.
-    pub(super) fn new(directory: Arc<Path>, free_percent_min: u64) -> Self {
+    pub(super) fn new(budget: &BufferBudget) -> Self {
         Self {
-            directory,
-            free_percent_min,
+            directory: budget.directory().into(),
+            free_percent_min: budget.disk_free_percent_min(),
+            share: budget.share(BufferShare::FREE),
             file: None,
             written_bytes: 0,
             queue: VecDeque::new(),
@@ -83,8 +87,11 @@ impl Spool {
         loop {
             if let Some(writing) = &mut self.writing {
                 match Pin::new(&mut writing.job).poll(cx) {
-                    Poll::Pending if self.queue_bytes > QUEUE_BYTES_MAX => return Poll::Pending,
-                    Poll::Pending => return Poll::Ready(Ok(())),
+                    Poll::Pending => {
+                        let bytes = usize::try_from(self.queue_bytes).unwrap_or(usize::MAX);
+                        let takes_more = self.queue_bytes <= QUEUE_BYTES_MAX && self.share.cover(bytes);
+                        return if takes_more { Poll::Ready(Ok(())) } else { Poll::Pending };
+                    }
                     Poll::Ready(written) => {
                         let (pieces, bytes) = (writing.pieces, writing.bytes);
                         self.writing = None;
@@ -96,6 +103,7 @@ impl Spool {
                 }
             }
             if self.queue.is_empty() {
+                self.share.shrink(0);
                 return Poll::Ready(Ok(()));
             }
             self.writing = Some(self.write_queue());

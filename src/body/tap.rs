@@ -9,10 +9,12 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
+use super::budget::BufferShare;
+
 /// Reads the copy of a body.
 pub trait Listen: Send + 'static {
-    /// All of the body has come, and this is it. Not told of a body that is larger than the bound or
-    /// breaks off.
+    /// All of the body has come, and this is it. Not called for a body that is larger than the bound, finds
+    /// no memory for its copy, or breaks off.
     fn heard(self, body: &[u8]);
 }
 
@@ -29,30 +31,45 @@ pub struct Tap<B, L> {
     listener: Option<L>,
     copy: Vec<u8>,
     bytes_max: usize,
+    /// The memory of the copy.
+    share: BufferShare,
     waiting: Option<Frame<Bytes>>,
     is_over: bool,
 }
 
 impl<B: Body<Data = Bytes>, L: Listen> Tap<B, L> {
-    /// Relays `body`; `listener` hears it, if it is not larger than `bytes_max`.
-    pub fn new(body: B, listener: Option<L>, bytes_max: usize) -> Self {
+    /// Relays `body`; `listener` hears it, if it is not larger than `bytes_max` and `share` covers it.
+    pub fn new(body: B, listener: Option<L>, bytes_max: usize, share: BufferShare) -> Self {
         let is_too_large = body.size_hint().lower() > bytes_max as u64;
         let listener = listener.filter(|_| bytes_max > 0 && !is_too_large);
-        Self { body, listener, copy: Vec::new(), bytes_max, waiting: None, is_over: false }
+        Self { body, listener, copy: Vec::new(), bytes_max, share, waiting: None, is_over: false }
     }
 
     fn copy(&mut self, data: &[u8]) {
-        if self.copy.len() + data.len() > self.bytes_max {
-            self.listener = None;
-            self.copy = Vec::new();
-        } else {
+        let bytes = self.copy.len() + data.len();
+        // What is missing of the copy grows by doubling.
+        let room = if bytes > self.copy.capacity() { bytes.max(2 * self.copy.capacity()) } else { bytes };
+        if bytes <= self.bytes_max && self.share.cover(room) {
             self.copy.extend_from_slice(data);
+        } else {
+            self.forget();
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn copied_bytes(&self) -> usize {
+        self.copy.capacity()
+    }
+
+    fn forget(&mut self) {
+        (self.listener, self.copy) = (None, Vec::new());
+        self.share.shrink(0);
     }
 
     fn tell(&mut self) {
         if let Some(listener) = self.listener.take() {
             listener.heard(&std::mem::take(&mut self.copy));
+            self.share.shrink(0);
         }
     }
 }
@@ -88,7 +105,8 @@ where
                 }
                 // What waits is lost with the rest: a document that broke off is of no use.
                 Some(Err(error)) => {
-                    (this.listener, this.waiting, this.is_over) = (None, None, true);
+                    this.forget();
+                    (this.waiting, this.is_over) = (None, true);
                     return Poll::Ready(Some(Err(error)));
                 }
                 Some(Ok(frame)) => {
@@ -196,7 +214,7 @@ mod tests {
     ) -> (Tap<Frames, Ear>, Ear) {
         let ear = Ear::default();
         let frames = Frames { frames: frames.into_iter().collect(), knows_its_end };
-        (Tap::new(frames, Some(ear.clone()), bytes_max), ear)
+        (Tap::new(frames, Some(ear.clone()), bytes_max, BufferShare::default()), ear)
     }
 
     async fn next(tap: &mut Tap<Frames, Ear>) -> Option<String> {
@@ -236,7 +254,7 @@ mod tests {
     async fn what_is_announced_as_too_large_is_not_copied() {
         let ear = Ear::default();
         let body = http_body_util::Full::new(Bytes::from_static(b"abcdef"));
-        let mut tap = Tap::new(body, Some(ear.clone()), 5);
+        let mut tap = Tap::new(body, Some(ear.clone()), 5, BufferShare::default());
         assert_eq!(tap.frame().await.unwrap().unwrap().into_data().unwrap(), "abcdef");
         assert_eq!((tap.copy.capacity(), ear.has_heard()), (0, None));
     }

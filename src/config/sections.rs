@@ -54,6 +54,9 @@ pub struct ServerConfig {
     pub request_body_timeout: Duration,
     /// Bytes per second that a client must send of a body, on average; 0 sets no bound.
     pub min_request_body_rate: usize,
+    /// Bytes per second that a client must take of an answer, on average over the time in which it is waited
+    /// for; 0 sets no bound.
+    pub min_response_rate: usize,
 }
 
 impl Default for ServerConfig {
@@ -79,6 +82,7 @@ impl Default for ServerConfig {
             reload_interval: Duration::from_secs(5),
             request_body_timeout: Duration::from_secs(60),
             min_request_body_rate: 500,
+            min_response_rate: 2_000,
         }
     }
 }
@@ -240,7 +244,7 @@ impl Default for RetryConfig {
             max_attempts: 16,
             timeout: Duration::from_secs(120),
             buffer_size: 16 * 1024 * 1024,
-            max_total_buffer_size: 64 * 1024 * 1024,
+            max_total_buffer_size: 128 * 1024 * 1024,
             spill_size: 6 * 1024 * 1024 * 1024,
             max_total_spill_size: 24 * 1024 * 1024 * 1024,
             min_disk_free_percent: 10,

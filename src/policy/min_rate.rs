@@ -1,10 +1,10 @@
-//! How slowly a client may send: what is slower holds a place that others wait for.
+//! How slowly a client may send its request and take its answer: a slower one holds a place that others wait for.
 
 use std::time::Duration;
 
 /// A client may take this long before its rate counts: a phone that has just woken is slow at first.
 /// Source: `RequestReadTimeout body=20` of Apache's mod_reqtimeout.
-const GRACE: Duration = Duration::from_secs(20);
+pub const GRACE: Duration = Duration::from_secs(20);
 
 /// A least number of bytes a second, on average from the begin on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,53 @@ impl MinRate {
     pub fn due(self, bytes: u64) -> Option<Duration> {
         let rate = u64::from(self.bytes_per_second);
         (rate > 0).then(|| GRACE + Duration::from_millis(bytes.saturating_mul(1_000) / rate))
+    }
+}
+
+/// How much longer a client is waited for that takes what it is sent: a grace at first, less by the time for
+/// which it was waited for, more by the bytes that it has taken. Time in which there is nothing to take does not
+/// count.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadPace {
+    rate: MinRate,
+    left: Duration,
+    /// What a client that is faster can save: a player that was fast at first may let its buffer run down.
+    left_max: Duration,
+    /// Bytes that are not yet in `left`.
+    taken: u64,
+}
+
+impl ReadPace {
+    /// The pace of a client that has taken nothing yet, and can save `saved_max` beyond the `grace`.
+    #[must_use]
+    pub fn new(rate: MinRate, grace: Duration, saved_max: Duration) -> Self {
+        Self { rate, left: grace, left_max: grace + saved_max, taken: 0 }
+    }
+
+    /// It has taken that many bytes.
+    pub fn took(&mut self, bytes: u64) {
+        self.taken = self.taken.saturating_add(bytes);
+    }
+
+    /// It was waited for, for that long. Whether that is more than it had left.
+    pub fn waited(&mut self, span: Duration) -> bool {
+        self.settle();
+        let is_too_long = self.rate.bytes_per_second > 0 && span > self.left;
+        self.left = self.left.saturating_sub(span);
+        is_too_long
+    }
+
+    /// How much longer it is waited for; `None` for any time.
+    #[must_use]
+    pub fn left(&mut self) -> Option<Duration> {
+        self.settle();
+        (self.rate.bytes_per_second > 0).then_some(self.left)
+    }
+
+    fn settle(&mut self) {
+        let rate = u64::from(self.rate.bytes_per_second.max(1));
+        let earned = Duration::from_millis(std::mem::take(&mut self.taken).saturating_mul(1_000) / rate);
+        self.left = self.left.saturating_add(earned).min(self.left_max);
     }
 }
 
@@ -41,5 +88,47 @@ mod tests {
         check(u32::MAX, u64::MAX, Some(20_000 + u64::MAX / u64::from(u32::MAX)));
         check(0, 0, None);
         check(0, 500, None);
+    }
+
+    const FAST: u64 = 1_000_000;
+
+    /// What is left after a client has taken bytes and was waited for seconds, time after time.
+    #[track_caller]
+    fn check_pace(turns: &[(u64, u64)], expected_s: u64) {
+        let rate = MinRate { bytes_per_second: 500 };
+        let mut pace = ReadPace::new(rate, GRACE, Duration::from_secs(600));
+        for (bytes, waited) in turns {
+            pace.took(*bytes);
+            pace.waited(Duration::from_secs(*waited));
+        }
+        assert_eq!(pace.left(), Some(Duration::from_secs(expected_s)));
+    }
+
+    #[test]
+    fn each_byte_that_is_taken_buys_its_part_of_a_second() {
+        check_pace(&[], 20);
+        check_pace(&[(0, 19)], 1);
+        check_pace(&[(0, 20)], 0);
+        check_pace(&[(0, 21)], 0);
+        check_pace(&[(5_000, 20)], 10);
+        // At the rate, for ever; below it, not.
+        check_pace(&[(500, 1); 10_000], 20);
+        check_pace(&[(250, 1); 40], 0);
+        check_pace(&[(1_000, 4), (1_000, 4), (1_000, 4)], 14);
+    }
+
+    #[test]
+    fn a_fast_client_saves_no_more_than_it_may() {
+        check_pace(&[(FAST, 0)], 620);
+        check_pace(&[(FAST, 0), (FAST, 100)], 520);
+        check_pace(&[(FAST, 620)], 0);
+        check_pace(&[(u64::MAX, 0), (u64::MAX, 1)], 619);
+    }
+
+    #[test]
+    fn without_a_rate_a_client_is_waited_for_any_time() {
+        let mut pace = ReadPace::new(MinRate { bytes_per_second: 0 }, GRACE, Duration::ZERO);
+        assert!(!pace.waited(Duration::MAX));
+        assert_eq!(pace.left(), None);
     }
 }

@@ -53,7 +53,8 @@ impl Answer {
             return Ok(Box::new(Self { head, body, verdict, words: None, redactor: None }));
         }
         // In a box, so that a request that is served carries no room for it.
-        let reading = Box::pin(Peeked::read(body, limits.error_body_bytes_max, limits.error_body_max));
+        let Limits { error_body_bytes_max, error_body_max, ref buffers, .. } = *limits;
+        let reading = Box::pin(Peeked::read(body, error_body_bytes_max, error_body_max, Some(buffers)));
         let (body, whole) = reading.await;
         let encoding = encoding(&head.headers);
         let readable =

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::accounts::TurnedAway;
 use super::books::NoPlace;
-use super::redaction::Unredacted;
+use super::redaction::{BuffersFull, Unredacted};
 use super::seats::NoSeat;
 use crate::policy::affinity::Kind;
 use crate::policy::affinity::claim::TwoOwners;
@@ -90,6 +90,9 @@ pub enum ProxyError {
     /// The answer may not be shown as it is, and cannot be redacted.
     #[error(transparent)]
     Unredacted(#[from] Unredacted),
+    /// The answer must be read before it may go on, and there is no memory for that.
+    #[error(transparent)]
+    BuffersFull(#[from] BuffersFull),
     /// The upstream gave no answer.
     #[error("{0}")]
     Upstream(#[from] SendError),
@@ -291,6 +294,15 @@ impl ProxyError {
                 "answer_not_redacted",
                 "ElevenLabs' answer describes the owner of the API key in a form that Keychoir cannot redact.",
             ),
+            Self::BuffersFull(BuffersFull) => Told {
+                retry_after_s: Some(1),
+                ..told(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "service_unavailable",
+                    "buffers_full",
+                    "Keychoir has no memory left to read this answer before it passes it on. Try again in a second.",
+                )
+            },
             Self::Upstream(error) => upstream_told(error),
         }
     }
@@ -434,6 +446,7 @@ mod tests {
             (ProxyError::Draining, 503, "draining"),
             (TwoOwners(Kind::Voice, Kind::Dictionary).into(), 400, "two_owners"),
             (ProxyError::Unredacted(Unredacted), 502, "answer_not_redacted"),
+            (ProxyError::BuffersFull(BuffersFull), 503, "buffers_full"),
             (ProxyError::Unavailable(Unavailable::Invalid), 401, "all_keys_invalid"),
             (ProxyError::Unavailable(Unavailable::Full { until: None }), 429, "all_keys_busy"),
             (upstream(Progress::Unsent, SendErrorKind::ConnectTimeout(span)), 504, "upstream_timeout"),

@@ -67,7 +67,9 @@ impl<C: Connect> Proxy<C> {
         let found = self.find_answer(request, &mut log).await;
         match found {
             // 10. Account when the relay ends, however it ends.
-            Ok(Found::Answer(answer, attempt)) => Exchanged::of(relay(*answer, attempt, log)),
+            Ok(Found::Answer(answer, attempt)) => {
+                Exchanged::of(relay(*answer, attempt, log, &self.terms.load().limits.buffers))
+            }
             Ok(Found::Socket(opened)) => opened.begin(log),
             Err(error) => Exchanged::of(ours(&error, log)),
         }
@@ -114,7 +116,7 @@ impl<C: Connect> Proxy<C> {
         // 3. Strip: no credential of the client goes on.
         let mut outbound = strip(head, endpoint.socket, &limits.forwarded)?;
         // 4. Hold: the body streams on, and what passes is kept for a replay.
-        let body = Replay::hold(body, &limits.room);
+        let body = Replay::hold(body, &limits.buffers);
         if let Some(key) = own_key {
             return Box::pin(self.ask_with(key, &terms, case, &outbound, &body, log)).await;
         }

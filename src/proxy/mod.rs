@@ -32,7 +32,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
-use crate::body::room::Room;
 use crate::policy::client::Clients;
 use crate::policy::headers::Forwarded;
 use crate::policy::min_rate::MinRate;
@@ -41,6 +40,7 @@ use crate::pool::{Owners, Pool};
 use crate::telemetry::Meters;
 use crate::upstream::{Connect, Direct, Upstream};
 
+pub use crate::body::budget::BufferBudget;
 pub use accounts::{Accounts, TurnedAway, Used};
 pub use books::{
     AttemptRecord, Books, Common, CreditSource, Depth, Name, NoPlace, Ownership, Place, Queue, QuotaCharge,
@@ -53,7 +53,7 @@ pub use head::{look_up, strip};
 use hints::Hints;
 use homes::Homes;
 use misses::Misses;
-pub use redaction::Unredacted;
+pub use redaction::{BuffersFull, Unredacted};
 pub use relay::ResponseBody;
 use retries::Retries;
 pub use seats::NoSeat;
@@ -96,8 +96,8 @@ pub struct Limits {
     pub redacts: bool,
     /// Headers that are passed on although proxies before us made them.
     pub forwarded: Forwarded,
-    /// Room for held bodies.
-    pub room: Room,
+    /// What all that is buffered for requests, answers and sockets takes of.
+    pub buffers: BufferBudget,
     /// What stands instead of the provider's host in the addresses of sockets that answers give.
     pub socket_base: Option<Arc<str>>,
     /// Bounds of sessions on sockets.

@@ -71,6 +71,11 @@ impl Veil {
 #[error("the answer describes the owner of the key and cannot be redacted")]
 pub struct Unredacted;
 
+/// An answer must be read here before it may go on, and no memory is left for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no memory is left to read the answer before it goes on")]
+pub struct BuffersFull;
+
 /// The provider's description of a user is about 2 KB.
 const OWNER_BYTES_MAX: usize = 1024 * 1024;
 
@@ -127,9 +132,14 @@ impl Answer {
     }
 
     /// Leaves of a description of the owner what a client may read, whatever its status is.
-    async fn hide_owner(&mut self, limits: &Limits) -> Result<(), Unredacted> {
+    async fn hide_owner(&mut self, limits: &Limits) -> Result<(), ProxyError> {
         // What has not come is not replaced.
-        let whole = self.body.whole(OWNER_BYTES_MAX, limits.error_body_max).await.ok_or(Unredacted)?;
+        let Some(whole) =
+            self.body.whole(OWNER_BYTES_MAX, limits.error_body_max, Some(&limits.buffers)).await
+        else {
+            let is_over_budget = self.body.is_over_budget();
+            return Err(if is_over_budget { BuffersFull.into() } else { Unredacted.into() });
+        };
         if whole.is_empty() {
             return Ok(());
         }
@@ -138,7 +148,7 @@ impl Answer {
             Some(shown) => shown,
             // The status is all that a client can act upon.
             None if self.head.status.as_u16() >= 400 => owner::withheld(),
-            None => return Err(Unredacted),
+            None => return Err(Unredacted.into()),
         };
         self.head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         self.say(shown);
@@ -147,12 +157,12 @@ impl Answer {
 
     /// All of the body, unpacked, if it is there within its bounds.
     async fn text(&mut self, bytes_max: usize, limits: &Limits) -> Option<Vec<u8>> {
-        let whole = self.body.whole(bytes_max, limits.error_body_max).await?;
+        let whole = self.body.whole(bytes_max, limits.error_body_max, Some(&limits.buffers)).await?;
         decoded(&whole, encoding(&self.head.headers).as_deref(), bytes_max)
     }
 
     async fn has_key_as_it_came(&mut self, redactor: &Redactor, bytes_max: usize, limits: &Limits) -> bool {
-        let whole = self.body.whole(bytes_max, limits.error_body_max).await;
+        let whole = self.body.whole(bytes_max, limits.error_body_max, Some(&limits.buffers)).await;
         whole.is_none_or(|whole| redactor.finds_in(&whole))
     }
 

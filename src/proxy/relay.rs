@@ -16,6 +16,7 @@ use super::bond::Teaching;
 use super::error::ProxyError;
 use super::journal::RequestLog;
 use super::redaction::encoding;
+use crate::body::budget::{BufferBudget, BufferShare};
 use crate::body::decode::codings;
 use crate::body::peek::Peeked;
 use crate::body::redacted::Redacted;
@@ -54,7 +55,12 @@ impl Settle for Settlement {
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The provider's answer: status, headers but for those of its connection, and body.
-pub(super) fn relay(answer: Answer, mut attempt: Box<Attempt>, log: RequestLog) -> Response<ResponseBody> {
+pub(super) fn relay(
+    answer: Answer,
+    mut attempt: Box<Attempt>,
+    log: RequestLog,
+    buffers: &BufferBudget,
+) -> Response<ResponseBody> {
     attempt.relaying();
     log.relaying();
     let Answer { mut head, body, redactor, .. } = answer;
@@ -68,10 +74,11 @@ pub(super) fn relay(answer: Answer, mut attempt: Box<Attempt>, log: RequestLog) 
     let listener = attempt.listener();
     let bytes_max = listener.as_ref().map_or(0, Teaching::bytes_max);
     // What an answer gives is heard as it came; a client reads it without the pool's keys.
-    let heard = Tap::new(body, listener, bytes_max);
+    let share = listener.as_ref().map(|_| buffers.share(BufferShare::FREE)).unwrap_or_default();
+    let heard = Tap::new(body, listener, bytes_max, share);
     let redactor = redactor.filter(|_| headers::is_searched(&head.headers));
     let codings = codings(encoding(&head.headers).as_deref());
-    let relay = Relay::new(Redacted::coded(heard, redactor, codings), Settlement { attempt, log });
+    let relay = Relay::new(Redacted::coded(heard, redactor, codings, buffers), Settlement { attempt, log });
     Response::from_parts(head, ResponseBody::Relayed(Box::new(relay)))
 }
 

@@ -26,7 +26,7 @@ use super::gauged::{Gauge, Gauged};
 use super::here::{Here, Known, UnderWay};
 use super::leaving::Peek;
 use super::linger::{Reset, linger, refuse_http2};
-use super::patient::Patient;
+use super::write_timeout::WriteTimeout;
 use super::{Drain, Limits, Reply, Service, Session, Stream};
 use crate::tasks::Member;
 
@@ -90,7 +90,7 @@ async fn run<S, I>(
     // Most clients ask once: until one has asked again, its pauses are short.
     let mut pause = if here.has_asked() { limits.rest_after } else { limits.rest_after / FIRST_PAUSE };
     loop {
-        let stream = Patient::new(awake.stream, limits.write_idle_max);
+        let stream = WriteTimeout::new(awake.stream, &limits);
         let stream = Gauged::new(stream, here.gauge().clone()).with_early(awake.early);
         // In a box that goes before a rest or a session begins: its buffers are not needed any more.
         let spoken = Box::pin(speak(stream, service.clone(), limits, &drain, &here, pause)).await;
@@ -122,16 +122,16 @@ enum Spoken<I> {
     /// With the connection.
     Over,
     /// With a 101, and what was read beyond its request.
-    Taken(Taken, Gauged<Patient<I>>, Bytes),
+    Taken(Taken, Gauged<WriteTimeout<I>>, Bytes),
     /// With an answer that closes the connection, while the client may still be sending.
-    Answered(Gauged<Patient<I>>),
+    Answered(Gauged<WriteTimeout<I>>),
     /// For now: nothing is under way.
-    Quiet(Gauged<Patient<I>>),
+    Quiet(Gauged<WriteTimeout<I>>),
 }
 
 /// Speaks HTTP for as long as there is something to say.
 async fn speak<S, I>(
-    stream: Gauged<Patient<I>>,
+    stream: Gauged<WriteTimeout<I>>,
     service: S,
     limits: Limits,
     drain: &Drain,
@@ -253,7 +253,12 @@ where
 const FIRST_BYTES: usize = 24;
 
 /// Waits, with no buffer, until there is something to read. `None` when the connection has ended.
-async fn rest<I>(stream: Gauged<Patient<I>>, limits: Limits, drain: &Drain, here: &Here) -> Option<Awake<I>>
+async fn rest<I>(
+    stream: Gauged<WriteTimeout<I>>,
+    limits: Limits,
+    drain: &Drain,
+    here: &Here,
+) -> Option<Awake<I>>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send,
 {
@@ -334,6 +339,9 @@ impl Taken {
 }
 
 #[cfg(test)]
+pub(super) use tests::LIMITS;
+
+#[cfg(test)]
 mod tests {
     use http::StatusCode;
     use http_body_util::Full;
@@ -345,14 +353,17 @@ mod tests {
     use super::super::REST_AFTER;
     use super::super::ending::FIRST_REQUEST_MAX;
     use super::*;
+    use crate::policy::min_rate::{GRACE, MinRate};
     use crate::tasks::Tasks;
 
-    const LIMITS: Limits = Limits {
+    pub(in crate::server) const LIMITS: Limits = Limits {
         head_read_max: Duration::from_secs(30),
         keepalive_timeout: Duration::from_secs(75),
         linger_timeout: Duration::from_secs(10),
         linger_bytes_max: 1024 * 1024,
         write_idle_max: Duration::from_secs(60),
+        response_min_rate: MinRate { bytes_per_second: 500 },
+        response_grace: GRACE,
         head_bytes_max: 8192,
         connections_max: 1,
         rest_after: REST_AFTER,

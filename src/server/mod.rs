@@ -13,10 +13,10 @@ mod leaving;
 mod linger;
 mod listener;
 mod passed;
-mod patient;
 mod tls;
 mod unix;
 mod workers;
+mod write_timeout;
 
 use std::future::Future;
 use std::io;
@@ -36,6 +36,7 @@ use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::policy::min_rate::MinRate;
 use crate::tasks::Tasks;
 
 pub use files::{open_files_max, raise_open_files};
@@ -63,6 +64,10 @@ pub struct Limits {
     pub linger_bytes_max: u64,
     /// For a client to take something of an answer that waits for it.
     pub write_idle_max: Duration,
+    /// How slowly it may take that, while it is waited for.
+    pub response_min_rate: MinRate,
+    /// For how long it may do so before its rate counts.
+    pub response_grace: Duration,
     /// For a head; more is answered with 431.
     pub head_bytes_max: usize,
     /// Connections open at once; more wait to be accepted.

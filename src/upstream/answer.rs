@@ -17,7 +17,7 @@ use super::head::{End, HeadError, Heard};
 use super::idle::Idle;
 use super::outgoing::Outgoing;
 use super::wire::{Connection, Wire};
-use crate::body::KeyInside;
+use crate::body::Withheld;
 use crate::clock;
 
 /// What is wrong with a connection.
@@ -48,7 +48,7 @@ pub enum AnswerError {
     Stalled(Duration),
     /// It must not go on.
     #[error("the answer was cut: {0}")]
-    KeyInside(#[from] KeyInside),
+    Withheld(#[from] Withheld),
 }
 
 /// What a connection has become with its 101.

@@ -28,6 +28,7 @@ use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use http_body::Body;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
+use crate::body::budget::BufferBudget;
 use crate::body::replay::{Attempt, Upload, Waiting};
 use crate::clock;
 use crate::policy::authority::Authority;
@@ -172,6 +173,7 @@ struct Inner<C> {
     tasks: Tasks,
     hop: Hop,
     reach: ReachCell,
+    buffers: Option<BufferBudget>,
 }
 
 /// One authority and the connections to it that wait.
@@ -196,11 +198,18 @@ impl<C> Clone for Upstream<C> {
 }
 
 impl<C: Connect> Upstream<C> {
-    /// An upstream at `authority`. Connections are opened when they are needed.
-    pub fn new(authority: Authority, connector: C, settings: Settings, tasks: Tasks) -> Self {
+    /// An upstream at `authority`. Connections are opened when they are needed; what they read at once beyond
+    /// a little is taken of `buffers`, if there is such a budget.
+    pub fn new(
+        authority: Authority,
+        connector: C,
+        settings: Settings,
+        tasks: Tasks,
+        buffers: Option<BufferBudget>,
+    ) -> Self {
         let home = Place::new(Arc::new(authority), &settings, &tasks);
         let (others, hop, reach) = (ArcSwap::default(), Hop::new(), ReachCell::default());
-        Self { inner: Arc::new(Inner { connector, home, others, settings, tasks, hop, reach }) }
+        Self { inner: Arc::new(Inner { connector, home, others, settings, tasks, hop, reach, buffers }) }
     }
 
     /// The same upstream for one of so many cores: with connections of its own, which nobody on
@@ -210,13 +219,13 @@ impl<C: Connect> Upstream<C> {
     where
         C: Clone,
     {
-        let Inner { connector, home, settings, tasks, hop, reach, .. } = &*self.inner;
+        let Inner { connector, home, settings, tasks, hop, reach, buffers, .. } = &*self.inner;
         let idle_connections_max = settings.idle_connections_max.div_ceil(cores.max(1));
         let settings = Settings { idle_connections_max, ..*settings };
         let home = Place::new(Arc::clone(&home.authority), &settings, tasks);
         let (connector, tasks, others) = (connector.clone(), tasks.clone(), ArcSwap::default());
-        let (hop, reach) = (hop.clone(), reach.clone());
-        Self { inner: Arc::new(Inner { connector, home, others, settings, tasks, hop, reach }) }
+        let (hop, reach, buffers) = (hop.clone(), reach.clone(), buffers.clone());
+        Self { inner: Arc::new(Inner { connector, home, others, settings, tasks, hop, reach, buffers }) }
     }
 
     /// Whether connections can be opened to the common authority, here and on all other cores.
@@ -310,13 +319,16 @@ impl<C: Connect> Upstream<C> {
     }
 
     async fn open(&self, authority: &Authority) -> Result<Box<Connection>, SendError> {
-        let Inner { connector, settings, .. } = &*self.inner;
+        let Inner { connector, settings, buffers, .. } = &*self.inner;
         let opened = tokio::time::timeout(settings.connect_max, connector.connect(authority)).await;
         if *authority == *self.inner.home.authority {
             self.inner.reach.set(matches!(opened, Ok(Ok(_))));
         }
         match opened {
-            Ok(Ok(stream)) => Ok(Box::new(Connection::new(Box::new(stream)))),
+            Ok(Ok(stream)) => {
+                let share = buffers.as_ref().map(|buffers| buffers.share(wire::FREE)).unwrap_or_default();
+                Ok(Box::new(Connection::new(Box::new(stream), share)))
+            }
             Ok(Err(error)) => Err(unsent(error.into())),
             Err(_) => Err(unsent(SendErrorKind::ConnectTimeout(settings.connect_max))),
         }

@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 use http::HeaderName;
 
 use super::*;
+use crate::body::budget::BufferBudget;
 use crate::body::replay::Replay;
-use crate::body::room::Room;
 use crate::policy::authority::Scheme;
 use crate::policy::min_rate::MinRate;
 
@@ -72,7 +72,7 @@ fn network() -> (Upstream<Pipes>, Provider) {
     let (opened, connections) = mpsc::unbounded_channel();
     let count = Arc::new(AtomicUsize::new(0));
     let pipes = Pipes { opened, count: Arc::clone(&count) };
-    (Upstream::new(authority(), pipes, SETTINGS, Tasks::new()), Provider { connections, opened: count })
+    (Upstream::new(authority(), pipes, SETTINGS, Tasks::new(), None), Provider { connections, opened: count })
 }
 
 fn authority() -> Authority {
@@ -147,7 +147,7 @@ fn nothing() -> Attempt<Source> {
 }
 
 fn body(text: &'static str) -> Replay<Source> {
-    Replay::hold(Full::new(Bytes::from_static(text.as_bytes())), &Room::none())
+    Replay::hold(Full::new(Bytes::from_static(text.as_bytes())), &BufferBudget::none())
 }
 
 /// Reads until the text has come.
@@ -337,7 +337,7 @@ async fn an_answer_that_does_not_come_is_given_up_on_time() {
 
 #[tokio::test(start_paused = true)]
 async fn a_network_that_swallows_everything_was_sent_nothing() {
-    let upstream: Upstream<Blackhole> = Upstream::new(authority(), Blackhole, SETTINGS, Tasks::new());
+    let upstream: Upstream<Blackhole> = Upstream::new(authority(), Blackhole, SETTINGS, Tasks::new(), None);
     let sent = upstream.send(None, &key(), &outbound(Method::POST), body("hello").attempt()).await;
     check_failed(sent, Progress::Unsent, "no connection within 10000 ms");
 }

@@ -16,6 +16,7 @@ use tokio::time::{Sleep, sleep_until};
 use tokio_util::io::poll_read_buf;
 
 use super::head::{self, HeadError, Heard};
+use crate::body::budget::BufferShare;
 use crate::clock;
 
 /// What bytes travel on.
@@ -59,10 +60,16 @@ pub(super) struct Connection {
     small_reads: u8,
     /// With less than this, new room is made.
     room_min: usize,
+    /// The memory of larger reads: what waits here, and a piece that waits to be written.
+    share: BufferShare,
 }
 
+/// What a connection may read into for free.
+pub(super) const FREE: usize = 2 * READ_BYTES_MIN;
+
 impl Connection {
-    pub(super) fn new(stream: Wire) -> Self {
+    /// A connection whose reads become larger as far as `share` covers them.
+    pub(super) fn new(stream: Wire, share: BufferShare) -> Self {
         Self {
             stream,
             inbox: BytesMut::new(),
@@ -73,6 +80,7 @@ impl Connection {
             is_first: true,
             small_reads: 0,
             room_min: READ_BYTES_MIN,
+            share,
         }
     }
 
@@ -91,6 +99,9 @@ impl Connection {
             return self.poll_fill_little(cx);
         }
         if self.room() < self.room_min {
+            if !self.share.cover(2 * self.read_bytes) {
+                return self.poll_fill_little(cx);
+            }
             self.inbox.reserve(self.read_bytes);
         }
         let room = self.room();
@@ -165,6 +176,7 @@ impl Connection {
     pub(super) fn rest(&mut self) {
         self.inbox = BytesMut::new();
         self.is_first = true;
+        self.share.shrink(0);
     }
 }
 
@@ -241,7 +253,7 @@ mod tests {
     #[tokio::test]
     async fn room_follows_what_arrives() {
         let (mut theirs, ours) = duplex(1 << 20);
-        let mut connection = Connection::new(Box::new(ours));
+        let mut connection = Connection::new(Box::new(ours), BufferShare::default());
         theirs.write_all(&[1; 1 << 20]).await.unwrap();
         let mut read = 0;
         while read < 1 << 20 {
@@ -260,7 +272,7 @@ mod tests {
     #[tokio::test]
     async fn the_first_read_of_an_answer_is_small_where_others_are_large() {
         let (mut theirs, ours) = duplex(1 << 20);
-        let mut connection = Connection::new(Box::new(ours));
+        let mut connection = Connection::new(Box::new(ours), BufferShare::default());
         for (learned, first) in [
             (READ_BYTES_MAX, READ_BYTES_MIN),
             (FIRST_BYTES_MAX, FIRST_BYTES_MAX),
@@ -281,7 +293,7 @@ mod tests {
     #[tokio::test]
     async fn who_waits_for_a_fast_stream_holds_little() {
         let (mut theirs, ours) = duplex(1 << 20);
-        let mut connection = Connection::new(Box::new(ours));
+        let mut connection = Connection::new(Box::new(ours), BufferShare::default());
         connection.read_bytes = READ_BYTES_MAX;
         let mut cx = Context::from_waker(Waker::noop());
         assert!(connection.poll_fill(&mut cx).is_pending());

@@ -108,7 +108,7 @@ impl<C: Connect> Asking<'_, C> {
             let sending = Replay::<Empty<Bytes>>::empty().attempt();
             let answer = self.upstream.send(host, key.api_key(), &outbound, sending).await.ok()?;
             let (head, body) = answer.into_parts();
-            let (_, whole) = Peeked::read(body, ANSWER_BYTES_MAX, self.answer_max).await;
+            let (_, whole) = Peeked::read(body, ANSWER_BYTES_MAX, self.answer_max, None).await;
             let encoding = head.headers.get("content-encoding").and_then(|value| value.to_str().ok());
             let text = decoded(&whole?, encoding, ANSWER_BYTES_MAX)?;
             let verdict = classify(head.status, Some(&ErrorBody::read(&text)), None);

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body::Body;
 
 use super::{Replay, Source, lock, start};
-use crate::body::held::joined;
+use crate::body::replay_buffer::joined;
 use crate::clock;
 use crate::policy::min_rate::MinRate;
 
@@ -36,7 +36,10 @@ where
         let gathering = poll_fn(|cx| {
             let mut shared = lock(&self.shared);
             loop {
-                if shared.held.loss().is_some() || shared.held.bytes() > bytes_max as u64 {
+                if shared.held.loss().is_some()
+                    || shared.held.bytes() > bytes_max as u64
+                    || !shared.covers_ahead()
+                {
                     return Poll::Ready(());
                 }
                 ready!(shared.held.poll_room(cx));

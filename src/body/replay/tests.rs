@@ -4,7 +4,7 @@ use std::task::Waker;
 use http_body_util::BodyExt;
 use proptest::prelude::*;
 
-use super::super::room::Bounds;
+use super::super::budget::Bounds;
 use super::*;
 
 /// A client that has sent some chunks, with `None` for a moment at which nothing has arrived.
@@ -47,11 +47,11 @@ fn script(chunks: &[&str]) -> Script {
     }
 }
 
-/// Room for so much of one body in memory and on disk.
-fn room(memory_bytes_max: u64, disk_bytes_max: u64) -> Room {
-    Room::new(&Bounds {
+/// A budget of so much for one body in memory and on disk.
+fn budget(memory_bytes_max: u64, disk_bytes_max: u64) -> BufferBudget {
+    BufferBudget::new(&Bounds {
         memory_bytes_max,
-        memory_total_bytes_max: 1_000,
+        memory_total_bytes_max: 1_000_000,
         disk_bytes_max,
         disk_total_bytes_max: 1_000_000,
         disk_free_percent_min: 0,
@@ -59,8 +59,8 @@ fn room(memory_bytes_max: u64, disk_bytes_max: u64) -> Room {
     })
 }
 
-fn roomy() -> Room {
-    room(1_000, 0)
+fn ample() -> BufferBudget {
+    budget(1_000, 0)
 }
 
 /// The next thing an attempt yields, polled once.
@@ -79,7 +79,7 @@ async fn all(attempt: Attempt<Script>) -> Bytes {
 
 #[tokio::test]
 async fn every_attempt_sends_the_same_bytes() {
-    let replay = Replay::hold(script(&["hello ", "world"]), &roomy());
+    let replay = Replay::hold(script(&["hello ", "world"]), &ample());
     for _ in 0..3 {
         assert_eq!(all(replay.attempt()).await, "hello world");
         assert_eq!(replay.holding(), Holding::Whole);
@@ -90,7 +90,7 @@ async fn every_attempt_sends_the_same_bytes() {
 fn an_attempt_in_the_middle_goes_on_with_what_still_arrives() {
     let mut source = script(&["a", "b", "c"]);
     source.steps.insert(2, None);
-    let replay = Replay::hold(source, &roomy());
+    let replay = Replay::hold(source, &ample());
     let mut first = replay.attempt();
     assert_eq!(poll(&mut first), chunk("a"));
     assert_eq!(poll(&mut first), chunk("b"));
@@ -105,7 +105,7 @@ fn an_attempt_in_the_middle_goes_on_with_what_still_arrives() {
 
 #[tokio::test]
 async fn the_start_of_a_body_is_seen_and_whether_it_is_all_of_it() {
-    let replay = Replay::hold(script(&["hello", " ", "world"]), &roomy());
+    let replay = Replay::hold(script(&["hello", " ", "world"]), &ample());
     let mut attempt = replay.attempt();
     let upload = attempt.upload();
     assert_eq!(upload.start(99), (Bytes::new(), false));
@@ -123,7 +123,7 @@ async fn the_start_of_a_body_is_seen_and_whether_it_is_all_of_it() {
 #[tokio::test]
 async fn what_was_looked_at_before_is_sent_all_the_same() {
     for bound in [100, 7, 5, 0] {
-        let memory = room(bound, 0);
+        let memory = budget(bound, 0);
         let replay = Replay::hold(script(&["hello", " ", "world"]), &memory);
         let (start, is_whole) = replay.gather(99, Duration::from_secs(60)).await;
         let is_held = bound == 100;
@@ -135,7 +135,7 @@ async fn what_was_looked_at_before_is_sent_all_the_same() {
         assert_eq!(replay.holding(), if is_held { Holding::Whole } else { Holding::Lost });
     }
     // As much as was asked for, and the piece that goes beyond it.
-    let replay = Replay::hold(script(&["hello", " ", "world"]), &roomy());
+    let replay = Replay::hold(script(&["hello", " ", "world"]), &ample());
     assert_eq!(replay.gather(4, Duration::from_secs(60)).await, ("hell".into(), false));
     assert_eq!(all(replay.attempt()).await, "hello world");
     assert_eq!(all(replay.attempt()).await, "hello world");
@@ -144,33 +144,34 @@ async fn what_was_looked_at_before_is_sent_all_the_same() {
 #[tokio::test]
 async fn past_its_bound_the_request_goes_on_and_only_the_replay_is_lost() {
     for (bound, expected) in [(10, Holding::Whole), (9, Holding::Lost)] {
-        let memory = room(bound, 0);
+        let memory = budget(bound, 0);
         let replay = Replay::hold(script(&["hello", "world"]), &memory);
         assert_eq!(all(replay.attempt()).await, "helloworld");
         assert_eq!(replay.holding(), expected);
-        assert_eq!(memory.memory_bytes(), if expected == Holding::Whole { 10 } else { 0 });
-        drop(replay);
-        assert_eq!(memory.memory_bytes(), 0);
     }
 }
 
 #[tokio::test]
 async fn all_bodies_share_one_bound() {
-    let memory = Room::new(&Bounds {
-        memory_bytes_max: 1_000,
-        memory_total_bytes_max: 8,
+    let memory = BufferBudget::new(&Bounds {
+        memory_bytes_max: 1_000_000,
+        memory_total_bytes_max: 64 * 1024,
         disk_bytes_max: 0,
         disk_total_bytes_max: 0,
         disk_free_percent_min: 0,
         directory: std::env::temp_dir(),
     });
-    let one = Replay::hold(script(&["12345"]), &memory);
-    let two = Replay::hold(script(&["67890"]), &memory);
-    assert_eq!((all(one.attempt()).await, all(two.attempt()).await), ("12345".into(), "67890".into()));
-    assert_eq!((one.holding(), two.holding()), (Holding::Whole, Holding::Lost));
+    let text = "x".repeat(BufferShare::FREE);
+    let [one, two, three, small] =
+        [&text, &text, &text, ""].map(|text| Replay::hold(script(&[text, "12345"]), &memory));
+    for replay in [&one, &two, &small] {
+        assert!(all(replay.attempt()).await.ends_with(b"12345"));
+    }
+    let holding = [one.holding(), two.holding(), small.holding()];
+    assert_eq!(holding, [Holding::Whole, Holding::Lost, Holding::Whole]);
     drop(one);
-    let three = Replay::hold(script(&["abcde"]), &memory);
-    assert_eq!(all(three.attempt()).await, "abcde");
+    assert_eq!(memory.memory_bytes(), 0);
+    assert!(all(three.attempt()).await.ends_with(b"12345"));
     assert_eq!(three.holding(), Holding::Whole);
 }
 
@@ -178,7 +179,7 @@ async fn all_bodies_share_one_bound() {
 fn a_body_that_breaks_off_is_broken_for_every_attempt() {
     let mut source = script(&["a"]);
     source.steps.push_back(Some(Err("reset")));
-    let replay = Replay::hold(source, &roomy());
+    let replay = Replay::hold(source, &ample());
     let mut first = replay.attempt();
     assert_eq!(poll(&mut first), chunk("a"));
     assert_eq!(poll(&mut first), Poll::Ready(Some(Err(Interrupted::ClientBroke))));
@@ -190,14 +191,14 @@ async fn trailers_are_dropped() {
     let mut source = script(&["a"]);
     let trailers = http::HeaderMap::from_iter([("xi-api-key".parse().unwrap(), "k".parse().unwrap())]);
     source.steps.push_back(Some(Ok(Frame::trailers(trailers))));
-    let collected = Replay::hold(source, &roomy()).attempt().collect().await.unwrap();
+    let collected = Replay::hold(source, &ample()).attempt().collect().await.unwrap();
     assert_eq!(collected.trailers(), None);
     assert_eq!(collected.to_bytes(), "a");
 }
 
 #[test]
 fn an_announced_length_is_announced_again() {
-    let replay = Replay::hold(Script { length: Some(3), ..script(&["a", "bc"]) }, &roomy());
+    let replay = Replay::hold(Script { length: Some(3), ..script(&["a", "bc"]) }, &ample());
     let mut first = replay.attempt();
     assert_eq!(first.size_hint().exact(), Some(3));
     assert_eq!(poll(&mut first), chunk("a"));
@@ -207,7 +208,7 @@ fn an_announced_length_is_announced_again() {
 
 #[test]
 fn an_empty_body_is_at_its_end_before_it_is_read() {
-    let replay = Replay::hold(http_body_util::Empty::<Bytes>::new(), &roomy());
+    let replay = Replay::hold(http_body_util::Empty::<Bytes>::new(), &ample());
     assert!(replay.attempt().is_end_stream());
     assert_eq!(replay.attempt().upload().waiting(), Waiting::ForAnswer);
 }
@@ -216,7 +217,7 @@ fn an_empty_body_is_at_its_end_before_it_is_read() {
 fn an_upload_says_what_it_waits_for() {
     let mut source = script(&["a"]);
     source.steps.push_front(None);
-    let replay = Replay::hold(source, &roomy());
+    let replay = Replay::hold(source, &ample());
     let mut attempt = replay.attempt();
     let upload = attempt.upload();
     assert_eq!(upload.waiting(), Waiting::ForUpstream);
@@ -229,7 +230,7 @@ fn an_upload_says_what_it_waits_for() {
 
 #[test]
 fn a_released_body_is_let_go_once_it_has_passed() {
-    let memory = roomy();
+    let memory = ample();
     let replay = Replay::hold(script(&["ab", "c", "d"]), &memory);
     let mut first = replay.attempt();
     for text in ["ab", "c"] {
@@ -239,11 +240,11 @@ fn a_released_body_is_let_go_once_it_has_passed() {
     let upload = second.upload();
     assert_eq!(poll(&mut second), chunk("ab"));
     upload.release();
-    assert_eq!((memory.memory_bytes(), upload.passed_bytes()), (3, 2));
+    assert_eq!((upload.start(9).0, upload.passed_bytes()), ("abc".into(), 2));
     assert_eq!(poll(&mut second), chunk("c"));
-    assert_eq!(memory.memory_bytes(), 0);
+    assert_eq!(upload.start(9).0, "");
     assert_eq!(poll(&mut second), chunk("d"));
-    assert_eq!((memory.memory_bytes(), upload.passed_bytes(), replay.holding()), (0, 4, Holding::Lost));
+    assert_eq!((upload.passed_bytes(), replay.holding()), (4, Holding::Lost));
 }
 
 /// A client that sends these pieces, waiting before some of them.
@@ -264,8 +265,8 @@ proptest! {
         memory_bytes in 0_u64..400,
     ) {
         let sent: Vec<u8> = chunks.iter().flatten().flatten().copied().collect();
-        let room = room(memory_bytes, 1_000);
-        let replay = Replay::hold(pieces(&chunks), &room);
+        let budget = budget(memory_bytes, 1_000);
+        let replay = Replay::hold(pieces(&chunks), &budget);
         let arrived = runtime().block_on(async {
             for count in reads {
                 let mut attempt = replay.attempt();
@@ -278,7 +279,7 @@ proptest! {
         prop_assert_eq!(arrived, sent);
         prop_assert_eq!(replay.holding(), Holding::Whole);
         drop(replay);
-        prop_assert_eq!((room.memory_bytes(), room.disk_bytes()), (0, 0));
+        prop_assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));
     }
 
     #[test]
@@ -288,24 +289,24 @@ proptest! {
         disk_bytes in 0_u64..100,
     ) {
         let sent: Vec<u8> = chunks.iter().flatten().flatten().copied().collect();
-        let room = room(memory_bytes, disk_bytes);
-        let replay = Replay::hold(pieces(&chunks), &room);
+        let budget = budget(memory_bytes, disk_bytes);
+        let replay = Replay::hold(pieces(&chunks), &budget);
         prop_assert_eq!(runtime().block_on(all(replay.attempt())), sent);
-        prop_assert!(room.memory_bytes() <= memory_bytes && room.disk_bytes() <= disk_bytes);
+        prop_assert!(budget.disk_bytes() <= disk_bytes);
     }
 }
 
 #[tokio::test]
 async fn what_memory_has_no_room_for_is_sent_again_from_the_disk() {
-    let room = room(2, 1_000_000);
+    let budget = budget(2, 1_000_000);
     let chunk = "x".repeat(100_000);
-    let replay = Replay::hold(script(&["ab", &chunk, "y", &chunk]), &room);
+    let replay = Replay::hold(script(&["ab", &chunk, "y", &chunk]), &budget);
     for _ in 0..3 {
         assert_eq!(all(replay.attempt()).await, format!("ab{chunk}y{chunk}"));
     }
-    assert_eq!((room.memory_bytes(), room.disk_bytes()), (2, 200_001));
+    assert_eq!(budget.disk_bytes(), 200_001);
     drop(replay);
-    assert_eq!((room.memory_bytes(), room.disk_bytes()), (0, 0));
+    assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));
 }
 
 async fn check_lost(change: impl Fn(&mut Bounds), expected: Loss) {
@@ -318,13 +319,13 @@ async fn check_lost(change: impl Fn(&mut Bounds), expected: Loss) {
         directory: std::env::temp_dir(),
     };
     change(&mut bounds);
-    let room = Room::new(&bounds);
+    let budget = BufferBudget::new(&bounds);
     // Larger than what may be on its way to the disk: the disk has its say before the next piece.
     let large = "x".repeat(300_000);
-    let replay = Replay::hold(script(&["ab", &large, &large, "ef"]), &room);
+    let replay = Replay::hold(script(&["ab", &large, &large, "ef"]), &budget);
     assert_eq!(all(replay.attempt()).await, format!("ab{large}{large}ef"), "the request goes on");
     assert_eq!((replay.holding(), replay.loss()), (Holding::Lost, Some(expected)));
-    assert_eq!((room.memory_bytes(), room.disk_bytes()), (0, 0));
+    assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));
 }
 
 #[tokio::test]
@@ -339,18 +340,15 @@ async fn a_disk_that_is_full_or_broken_costs_the_replay_and_not_the_request() {
 async fn what_was_read_ahead_comes_first_in_every_passage() {
     let mut source = script(&["hello", " ", "world"]);
     source.steps.insert(1, None);
-    let room = roomy();
-    let replay = Replay::hold(source, &room);
+    let budget = ample();
+    let replay = Replay::hold(source, &budget);
     assert_eq!(replay.gather(99, Duration::from_secs(60)).await, ("hello world".into(), true));
-    assert_eq!(room.memory_bytes(), 11);
     let mut attempt = replay.attempt();
     assert!(!attempt.is_end_stream());
     assert_eq!(poll(&mut attempt), chunk("hello"));
     assert_eq!(all(attempt).await, " world");
     assert_eq!(all(replay.attempt()).await, "hello world");
-    assert_eq!((replay.holding(), room.memory_bytes()), (Holding::Whole, 11));
-    drop(replay);
-    assert_eq!(room.memory_bytes(), 0);
+    assert_eq!(replay.holding(), Holding::Whole);
 }
 
 #[tokio::test]
@@ -358,17 +356,16 @@ async fn what_is_read_ahead_needs_no_room_in_memory() {
     for (bytes_max, memory, expected) in
         [(6, 1_000, ("hello ", false)), (99, 6, ("hello world!", true)), (1, 1_000, ("h", false))]
     {
-        let room = room(memory, 1_000);
-        let replay = Replay::hold(script(&["hello", " ", "world", "!"]), &room);
+        let budget = budget(memory, 1_000);
+        let replay = Replay::hold(script(&["hello", " ", "world", "!"]), &budget);
         let (start, is_whole) = replay.gather(bytes_max, Duration::from_secs(60)).await;
         assert_eq!((&start[..], is_whole), (expected.0.as_bytes(), expected.1));
-        assert!(room.memory_bytes() <= memory);
         for _ in 0..2 {
             assert_eq!(all(replay.attempt()).await, "hello world!");
         }
     }
     // What was not held is sent once all the same.
-    let replay = Replay::hold(script(&["hello", " world"]), &room(0, 0));
+    let replay = Replay::hold(script(&["hello", " world"]), &budget(0, 0));
     replay.gather(99, Duration::from_secs(60)).await;
     assert_eq!(all(replay.attempt()).await, "hello world");
     assert_eq!(replay.holding(), Holding::Lost);
@@ -378,7 +375,7 @@ async fn what_is_read_ahead_needs_no_room_in_memory() {
 async fn a_body_that_breaks_while_it_is_read_ahead_breaks_in_the_passage() {
     let mut source = script(&["hello"]);
     source.steps.push_back(Some(Err("reset")));
-    let replay = Replay::hold(source, &roomy());
+    let replay = Replay::hold(source, &ample());
     assert_eq!(replay.gather(99, Duration::from_secs(60)).await, ("hello".into(), false));
     let mut attempt = replay.attempt();
     assert_eq!(poll(&mut attempt), chunk("hello"));
@@ -423,7 +420,7 @@ fn check_short(length: u64, interval_ms: u64, bytes_per_second: u32, expected: (
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let found = runtime.block_on(async {
-        let body = Replay::hold(slow(length, Duration::from_millis(interval_ms)), &room(1_000, 0));
+        let body = Replay::hold(slow(length, Duration::from_millis(interval_ms)), &budget(1_000, 0));
         let began = clock::instant();
         let rate = MinRate { bytes_per_second };
         let read = body.gather_short(100, Duration::from_secs(60), rate).await;

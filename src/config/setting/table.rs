@@ -51,6 +51,7 @@ pub(in crate::config) static TABLE: &[Setting] = &[
     entry("server.reload_interval", Kind::Duration(ZERO..=HOUR, |c| &mut c.server.reload_interval)),
     entry("server.send_timeout", Kind::Duration(MS..=DAY, |c| &mut c.server.send_timeout)),
     entry("server.request_body_timeout", Kind::Duration(MS..=HOUR, |c| &mut c.server.request_body_timeout)),
+    entry("server.min_response_rate", Kind::Size(0..=MEBI, |c| &mut c.server.min_response_rate)),
     entry("server.min_request_body_rate", Kind::Size(0..=MEBI, |c| &mut c.server.min_request_body_rate)),
     entry("upstream.base_url", Kind::Word(|c| &mut c.upstream.base_url)),
     entry("upstream.ca_file", Kind::OptionalFile(|c| &mut c.upstream.ca_file)),

@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
 
 use super::ending::{Ending, Side};
+use crate::body::budget::BufferShare;
 use crate::policy::frame::{FrameValidator, Sender, StreamEnd, Violation};
 
 /// Room for one read.
@@ -24,6 +25,19 @@ pub(super) struct ReadBuffer {
     /// `None` where nothing is known of what passes: every byte does.
     rules: Option<Box<FrameValidator>>,
 }
+
+/// How much may be read ahead.
+pub(super) struct ReadAhead<'a> {
+    /// Bytes of the client that may wait.
+    pub(super) bytes_max: usize,
+    /// What the session has taken of the budget.
+    pub(super) share: &'a mut BufferShare,
+    /// Bytes of its other buffers.
+    pub(super) beside: usize,
+}
+
+/// What a session may buffer for free: a read and a write of each direction.
+pub(super) const FREE: usize = 4 * READ_BYTES;
 
 /// What a read has brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,8 +104,13 @@ impl ReadBuffer {
     }
 
     /// Reads ahead while the session is busy elsewhere; ready when it need not go on: the client has
-    /// left or closed, breaks the rules, or sends more than `room` bytes.
-    pub(super) fn poll_watch<R>(&mut self, cx: &mut Context<'_>, client: &mut R, room: usize) -> Poll<Ending>
+    /// left or closed, breaks the rules, or sends more than `ahead` allows.
+    pub(super) fn poll_watch<R>(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut R,
+        ahead: &mut ReadAhead<'_>,
+    ) -> Poll<Ending>
     where
         R: AsyncRead + Unpin,
     {
@@ -99,8 +118,11 @@ impl ReadBuffer {
             if let Some(ending) = self.ending() {
                 return Poll::Ready(ending);
             }
-            if self.bytes.len() > room {
+            if self.bytes.len() > ahead.bytes_max {
                 return Poll::Ready(Ending::Violated(Violation::TooLarge, Side::Client));
+            }
+            if !ahead.share.cover(ahead.beside + self.bytes.capacity()) {
+                return Poll::Ready(Ending::NoMemory);
             }
             if ready!(self.poll_read(cx, client)) == Read::Gone {
                 return Poll::Ready(Ending::ClientLeft);
@@ -109,8 +131,12 @@ impl ReadBuffer {
     }
 
     /// The same as a future.
-    pub(super) async fn watch<R: AsyncRead + Unpin>(&mut self, client: &mut R, room: usize) -> Ending {
-        poll_fn(|cx| self.poll_watch(cx, client, room)).await
+    pub(super) async fn watch<R: AsyncRead + Unpin>(
+        &mut self,
+        client: &mut R,
+        mut ahead: ReadAhead<'_>,
+    ) -> Ending {
+        poll_fn(|cx| self.poll_watch(cx, client, &mut ahead)).await
     }
 
     /// Checks what was read behind `before`, and drops what may not be acted on.

@@ -143,6 +143,11 @@ impl Downwards {
         self.text.as_deref().unwrap_or_default()
     }
 
+    /// Memory of what waits here.
+    pub(super) fn capacity(&self) -> usize {
+        self.held.capacity() + self.text.as_ref().map_or(0, Vec::capacity) + self.open_key.capacity()
+    }
+
     /// Looks at what was read; what may go on is in `out`.
     pub(super) fn take(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> Option<Told> {
         // What has come, and not what was announced.

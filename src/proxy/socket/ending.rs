@@ -34,6 +34,8 @@ pub(super) enum Ending {
     Old,
     /// Its client has used the credits that it may.
     Spent,
+    /// It needs larger buffers than the budget has memory left for.
+    NoMemory,
     /// The client has closed while the session was busy elsewhere; 1005 when it gave no code.
     ClientClosed {
         /// The code that it gave.
@@ -63,6 +65,9 @@ impl Ending {
             Self::Cut => Some([(1012, "Keychoir restarts. Connect again."), (1001, "")]),
             Self::Idle => Some([(1001, "Nothing was said for too long."), (1001, "")]),
             Self::Old => Some([(1001, "The session has lasted as long as it may."), (1001, "")]),
+            Self::NoMemory => {
+                Some([(1013, "Keychoir has no memory left for this session. Try again later."), (1001, "")])
+            }
             Self::Spent => Some([(POLICY, "This client has used its allowance of credits."), (1001, "")]),
         }
     }
@@ -79,6 +84,7 @@ impl Ending {
             Self::Idle => "idle",
             Self::Old => "expired",
             Self::Spent => "client_allowance_used",
+            Self::NoMemory => "buffers_full",
         }
     }
 }

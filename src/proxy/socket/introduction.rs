@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::buffers::{Read, ReadBuffer, SendBuffer};
+use super::buffers::{self, Read, ReadAhead, ReadBuffer, SendBuffer};
 use super::ending::{Ending, Side, put_close, put_refusal, say_last};
 use super::session::Session;
 use super::up::{Taken, Upwards};
@@ -96,6 +96,7 @@ impl<C: Connect> Unknown<C> {
     {
         let Self { introduction: Introduction { proxy, terms, dialect, .. }, mut request, mut log } = self;
         let bounds = terms.limits.sockets;
+        let mut share = terms.limits.buffers.share(buffers::FREE);
         let mut from_client = ReadBuffer::new(Sender::Client, dialect.is_read(), BytesMut::from(&early[..]));
         drop(early);
         let hearing = hear_token(&mut client, &mut from_client, dialect, &bounds);
@@ -113,11 +114,13 @@ impl<C: Connect> Unknown<C> {
                     request.headers_mut().insert(headers::TOKEN_HEADER, token.ok_or(Unidentified::Missing)?);
                     proxy.find_answer(request, &mut log).await
                 };
+                let bytes_max = bounds.session_buffer_max;
+                let ahead = ReadAhead { bytes_max, share: &mut share, beside: 0 };
                 tokio::select! {
                     biased;
                     () = proxy.cut.cancelled() => Err(Stopped::Refused(ProxyError::Draining)),
                     found = finding => found.map_err(Stopped::Refused),
-                    ending = from_client.watch(&mut client, bounds.session_buffer_max) => {
+                    ending = from_client.watch(&mut client, ahead) => {
                         Err(Stopped::Ended(ending))
                     }
                 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Bounds;
-use super::buffers::Read;
+use super::buffers::{READ_BYTES, Read, ReadAhead};
 use super::ending::{Ending, Side};
 use super::session::{Event, Pooled, Session};
 use super::up::Taken;
@@ -102,6 +102,9 @@ impl<C: Connect> Session<C> {
                 Poll::Pending => {}
             }
         }
+        if !self.takes_memory_or_lets_go() {
+            return Poll::Ready(Event::Over(Ending::NoMemory));
+        }
         if let Poll::Ready(event) = self.poll_timer(cx) {
             return Poll::Ready(event);
         }
@@ -118,8 +121,10 @@ impl<C: Connect> Session<C> {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         if self.speaking.is_waiting() {
-            let room = self.read_ahead_max();
-            return self.from_client.poll_watch(cx, client, room).map(|ending| Some(Event::Over(ending)));
+            let (bytes_max, beside) = (self.read_ahead_max(), self.capacity_beside());
+            let Self { from_client, share, .. } = self;
+            let mut ahead = ReadAhead { bytes_max, share, beside };
+            return from_client.poll_watch(cx, client, &mut ahead).map(|ending| Some(Event::Over(ending)));
         }
         for _ in 0..READS_PER_TURN {
             let sent =
@@ -147,7 +152,8 @@ impl<C: Connect> Session<C> {
                 if let Some(violation) = self.from_client.violation() {
                     return Poll::Ready(Some(violated(violation)));
                 }
-                if self.from_client.bytes.len() >= READ_AHEAD_BYTES {
+                let ahead = self.from_client.bytes.len();
+                if ahead >= READ_AHEAD_BYTES || (ahead >= READ_BYTES && !self.takes_memory(READ_BYTES)) {
                     return Poll::Pending;
                 }
             }

@@ -5,16 +5,17 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 
-use super::buffers::{ReadBuffer, SendBuffer};
+use super::buffers::{self, ReadAhead, ReadBuffer, SendBuffer};
 use super::down::{Downwards, Told};
 use super::ending::{Ending, Side};
 use super::speaking::{Given, Speaking};
 use super::up::Upwards;
 use super::{Bounds, polling};
+use crate::body::budget::BufferShare;
 use crate::clock;
 use crate::policy::classify::Verdict;
 use crate::policy::frame::Sender;
@@ -89,6 +90,8 @@ pub(super) struct Session<C> {
     /// When the client's quota of credits is looked at next.
     pub(super) quota_check_at: Option<Instant>,
     pub(super) timer: Option<Pin<Box<Sleep>>>,
+    /// The memory of all its buffers.
+    pub(super) share: BufferShare,
     _open: SocketOpen,
 }
 
@@ -136,6 +139,7 @@ impl<C> Session<C> {
             closed_at: None,
             quota_check_at: polling::quota_checks(dialect, pooled.as_ref()).then_some(now),
             timer: None,
+            share: terms.limits.buffers.share(buffers::FREE),
             proxy,
             terms,
             dialect,
@@ -153,6 +157,26 @@ impl<C> Session<C> {
     pub(super) fn read_ahead_max(&self) -> usize {
         let held = self.upwards.held_bytes() + self.opening.as_ref().map_or(0, Vec::len);
         self.bounds().session_buffer_max.saturating_sub(held)
+    }
+
+    /// Memory of its buffers, but for what was read of the client.
+    pub(super) fn capacity_beside(&self) -> usize {
+        let Self { to_upstream, from_upstream, to_client, upwards, downwards, opening, .. } = self;
+        let passing = [&to_upstream.bytes, &from_upstream.bytes, &to_client.bytes].map(BytesMut::capacity);
+        let kept = opening.as_ref().map_or(0, Vec::capacity) + upwards.capacity() + downwards.capacity();
+        kept + passing.iter().sum::<usize>()
+    }
+
+    /// Takes memory of the budget for its buffers and so much `more` of them. Whether that is left.
+    pub(super) fn takes_memory(&mut self, more: usize) -> bool {
+        let bytes = self.from_client.bytes.capacity() + self.capacity_beside();
+        self.share.cover(bytes + more)
+    }
+
+    /// Takes memory of the budget for its buffers. Where it is not left, the opening messages are let go, and
+    /// the session cannot move to another key any more. Whether it has what it needs.
+    pub(super) fn takes_memory_or_lets_go(&mut self) -> bool {
+        self.takes_memory(0) || (self.opening.take().is_some() && self.takes_memory(0))
     }
 }
 
@@ -176,15 +200,17 @@ impl<C: Connect> Session<C> {
                 event = poll_fn(|cx| self.poll_event(cx, &mut client)) => event,
             };
             // A client that leaves is noticed whatever is waited for: a key, its place, a handshake.
-            let room = self.read_ahead_max();
-            let mut from_client = std::mem::take(&mut self.from_client);
+            let (bytes_max, beside) = (self.read_ahead_max(), self.capacity_beside());
+            let (mut from_client, mut share) =
+                (std::mem::take(&mut self.from_client), std::mem::take(&mut self.share));
+            let ahead = ReadAhead { bytes_max, share: &mut share, beside };
             let ending = tokio::select! {
                 biased;
                 () = cut.as_mut() => Some(Ending::Cut),
                 ending = self.meet(event) => ending,
-                ending = from_client.watch(&mut client, room) => Some(ending),
+                ending = from_client.watch(&mut client, ahead) => Some(ending),
             };
-            self.from_client = from_client;
+            (self.from_client, self.share) = (from_client, share);
             if let Some(ending) = ending {
                 break ending;
             }

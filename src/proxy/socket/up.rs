@@ -107,6 +107,11 @@ impl Upwards {
         self.staged.len() + self.said.len()
     }
 
+    /// Memory of the buffers for that.
+    pub(super) fn capacity(&self) -> usize {
+        self.staged.capacity() + self.said.capacity()
+    }
+
     /// Looks at what was read; what may go on is in `out`. Of a [message](Taken::Message) that waits,
     /// nothing more is looked at before it was [released](Self::release).
     pub(super) fn take(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> Taken {

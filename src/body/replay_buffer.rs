@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 
-use super::room::Room;
+use super::budget::{BufferBudget, BufferShare};
 use super::spool::Spool;
 
 /// Why a body cannot be sent again.
@@ -65,8 +65,9 @@ pub(super) fn joined<'a>(pieces: impl Iterator<Item = &'a [u8]>, bytes_max: usiz
 
 /// The held part of a body, addressed by bytes from its beginning.
 #[derive(Debug)]
-pub(super) struct Held {
-    room: Room,
+pub(super) struct ReplayBuffer {
+    budget: BufferBudget,
+    share: BufferShare,
     memory: Vec<Bytes>,
     /// Where each piece of memory ends.
     ends: Vec<u64>,
@@ -76,10 +77,12 @@ pub(super) struct Held {
     loss: Option<Loss>,
 }
 
-impl Held {
-    pub(super) fn new(room: Room) -> Self {
+impl ReplayBuffer {
+    pub(super) fn new(budget: BufferBudget) -> Self {
         Self {
-            room,
+            // Of no budget before it is larger than that: most are not.
+            share: BufferShare::default(),
+            budget,
             memory: Vec::new(),
             ends: Vec::new(),
             gathered: BytesMut::new(),
@@ -91,6 +94,11 @@ impl Held {
     /// Why it is not whole, if it is not.
     pub(super) fn loss(&self) -> Option<Loss> {
         self.loss
+    }
+
+    /// Whether some of it went to disk.
+    pub(super) fn is_on_disk(&self) -> bool {
+        self.spool.is_some()
     }
 
     /// Bytes that are held.
@@ -157,16 +165,30 @@ impl Held {
         if self.loss.is_some() || bytes == 0 {
             return;
         }
-        if self.spool.is_none() && self.room.memory().take(self.memory_bytes(), bytes) {
+        let in_memory = self.memory_bytes() + bytes;
+        let is_kept = self.spool.is_none()
+            && self.budget.fits_in_memory(in_memory)
+            && self.covers(usize::try_from(in_memory).unwrap_or(usize::MAX));
+        if is_kept {
             return self.keep(data);
         }
-        if !self.room.disk().take(self.spool.as_ref().map_or(0, Spool::bytes), bytes) {
+        if !self.budget.take_disk(self.spool.as_ref().map_or(0, Spool::bytes), bytes) {
             return self.let_go(Loss::TooLarge);
         }
-        let room = &self.room;
-        let spool =
-            self.spool.get_or_insert_with(|| Spool::new(room.directory(), room.disk_free_percent_min()));
-        spool.push(data.clone());
+        let budget = &self.budget;
+        self.spool.get_or_insert_with(|| Spool::new(budget)).push(data.clone());
+    }
+
+    fn covers(&mut self, bytes: usize) -> bool {
+        if bytes > BufferShare::FREE && self.share.budget().is_none() {
+            self.share = self.budget.share(BufferShare::FREE);
+        }
+        self.share.cover(bytes)
+    }
+
+    /// The budget it takes of.
+    pub(super) fn budget(&self) -> &BufferBudget {
+        &self.budget
     }
 
     /// The piece at `at`; `None` at the end of what is held.
@@ -200,17 +222,17 @@ impl Held {
     /// Holds nothing any more.
     pub(super) fn let_go(&mut self, why: Loss) {
         self.loss.get_or_insert(why);
-        self.room.memory().give_back(self.memory_bytes());
         self.memory = Vec::new();
         self.ends = Vec::new();
         self.gathered = BytesMut::new();
+        self.share.shrink(0);
         if let Some(spool) = self.spool.take() {
-            self.room.disk().give_back(spool.bytes());
+            self.budget.give_back_disk(spool.bytes());
         }
     }
 }
 
-impl Drop for Held {
+impl Drop for ReplayBuffer {
     fn drop(&mut self) {
         self.let_go(Loss::Released);
     }
@@ -220,11 +242,11 @@ impl Drop for Held {
 mod tests {
     use std::pin::pin;
 
-    use super::super::room::Bounds;
+    use super::super::budget::Bounds;
     use super::*;
 
-    fn held() -> Held {
-        Held::new(Room::new(&Bounds {
+    fn held() -> ReplayBuffer {
+        ReplayBuffer::new(BufferBudget::new(&Bounds {
             memory_bytes_max: 1 << 20,
             memory_total_bytes_max: 1 << 20,
             disk_bytes_max: 0,
@@ -234,7 +256,7 @@ mod tests {
         }))
     }
 
-    async fn read(held: &mut Held) -> Vec<u8> {
+    async fn read(held: &mut ReplayBuffer) -> Vec<u8> {
         let mut all = Vec::new();
         loop {
             let at = all.len() as u64;
@@ -256,9 +278,9 @@ mod tests {
         }
         assert_eq!(read(&mut held).await, sent);
         assert!(held.memory.len() < 10, "{} pieces", held.memory.len());
-        assert_eq!(held.room.memory_bytes(), 100_000);
+        assert_eq!(held.budget.memory_bytes(), 2 * 64 * 1024);
         held.let_go(Loss::Released);
-        assert_eq!(held.room.memory_bytes(), 0);
+        assert_eq!(held.budget.memory_bytes(), 0);
     }
 
     #[tokio::test]

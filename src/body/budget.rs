@@ -1,0 +1,319 @@
+//! The one bound for everything that is buffered for requests, answers and sockets: in memory, and for uploads
+//! on disk as well. Each holder of a buffer has a [`BufferShare`], which takes memory of the budget before the
+//! buffer grows and gives it back when it is dropped.
+//!
+//! A share takes in steps of 64 KiB, so most pieces of a body touch no counter that other cores write. The
+//! first bytes of each share are free, as are the buffers of fixed size that every request or session has:
+//!
+//! | holder | free | when nothing is left |
+//! |---|---|---|
+//! | an upload that may be sent again | 16 KiB | it goes on to disk |
+//! | pieces on their way to that disk | 16 KiB | the client waits for the disk |
+//! | the copy of an answer that names identifiers | 16 KiB | it is not read for them |
+//! | an error or a document that is read whole | 16 KiB | it streams on; one that must be changed is refused |
+//! | a compressed answer that is searched for keys | 64 KiB | it is cut |
+//! | reads of a fast answer | 16 KiB | it is read in pieces of 8 KiB |
+//! | the buffers of a session on a socket | 64 KiB | its opening messages are let go, then it is closed (1013) |
+//!
+//! So a request takes at the most 128 KiB that are not counted here, beside the 64 KiB of HTTP's own buffer in
+//! each direction, and a session 64 KiB; what is idle takes nothing.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Shares take and give back this much at once.
+const STEP: u64 = 64 * 1024;
+
+/// The bounds, as they are configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Bytes of one upload in memory.
+    pub memory_bytes_max: u64,
+    /// Bytes of all buffers in memory.
+    pub memory_total_bytes_max: u64,
+    /// Bytes of one upload on disk, beyond those in memory.
+    pub disk_bytes_max: u64,
+    /// Bytes of all uploads on disk.
+    pub disk_total_bytes_max: u64,
+    /// The share of the disk, in percent, that is left free.
+    pub disk_free_percent_min: u64,
+    /// Where the files are made. They have no name there.
+    pub directory: PathBuf,
+}
+
+/// The budget that all buffers share. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct BufferBudget(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    memory: Arc<Counter>,
+    disk: Arc<Counter>,
+    bounds: Bounds,
+}
+
+/// Bytes in use, of as many as there may be.
+#[derive(Debug)]
+struct Counter {
+    used: AtomicU64,
+    max: AtomicU64,
+}
+
+impl Counter {
+    fn new(max: u64) -> Arc<Self> {
+        Arc::new(Self { used: AtomicU64::new(0), max: AtomicU64::new(max) })
+    }
+
+    /// Takes `bytes`; whether there were so many.
+    fn take(&self, bytes: u64) -> bool {
+        let max = self.max.load(Ordering::Relaxed);
+        let fits = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= max);
+        self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_ok()
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::AcqRel);
+    }
+
+    fn used(&self) -> u64 {
+        self.used.load(Ordering::Acquire)
+    }
+}
+
+impl BufferBudget {
+    /// A budget within these bounds.
+    #[must_use]
+    pub fn new(bounds: &Bounds) -> Self {
+        let (memory, disk) =
+            (Counter::new(bounds.memory_total_bytes_max), Counter::new(bounds.disk_total_bytes_max));
+        Self::counting(memory, disk, bounds.clone())
+    }
+
+    fn counting(memory: Arc<Counter>, disk: Arc<Counter>, bounds: Bounds) -> Self {
+        Self(Arc::new(Inner { memory, disk, bounds }))
+    }
+
+    /// A budget of nothing.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::new(&Bounds {
+            memory_bytes_max: 0,
+            memory_total_bytes_max: 0,
+            disk_bytes_max: 0,
+            disk_total_bytes_max: 0,
+            disk_free_percent_min: 0,
+            directory: PathBuf::new(),
+        })
+    }
+
+    /// The budget within the bounds of this one, and with the buffers of `before` in it: from now on, those
+    /// count against the new totals.
+    #[must_use]
+    pub fn following(&self, before: &Self) -> Self {
+        let (Inner { memory, disk, .. }, bounds) = (&*before.0, self.0.bounds.clone());
+        memory.max.store(bounds.memory_total_bytes_max, Ordering::Relaxed);
+        disk.max.store(bounds.disk_total_bytes_max, Ordering::Relaxed);
+        Self::counting(Arc::clone(memory), Arc::clone(disk), bounds)
+    }
+
+    /// A share of the memory that has taken nothing yet, with so many bytes for free.
+    #[must_use]
+    pub fn share(&self, free: usize) -> BufferShare {
+        BufferShare { budget: Some(self.clone()), free: free as u64, taken: 0 }
+    }
+
+    /// Bytes of memory that are taken now.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        self.0.memory.used()
+    }
+
+    /// Bytes of memory that there are.
+    #[must_use]
+    pub fn memory_max(&self) -> u64 {
+        self.0.memory.max.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of disk that are taken now.
+    #[must_use]
+    pub fn disk_bytes(&self) -> u64 {
+        self.0.disk.used()
+    }
+
+    /// Bytes of disk that there are.
+    #[must_use]
+    pub fn disk_max(&self) -> u64 {
+        self.0.disk.max.load(Ordering::Relaxed)
+    }
+
+    /// Whether one upload may have so many bytes in memory.
+    pub(super) fn fits_in_memory(&self, bytes: u64) -> bool {
+        bytes <= self.0.bounds.memory_bytes_max
+    }
+
+    /// Takes `bytes` of the disk for an upload that has taken `held` already. Whether they fit.
+    pub(super) fn take_disk(&self, held: u64, bytes: u64) -> bool {
+        held.saturating_add(bytes) <= self.0.bounds.disk_bytes_max && self.0.disk.take(bytes)
+    }
+
+    pub(super) fn give_back_disk(&self, bytes: u64) {
+        self.0.disk.give_back(bytes);
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.0.bounds.directory
+    }
+
+    pub(super) fn disk_free_percent_min(&self) -> u64 {
+        self.0.bounds.disk_free_percent_min
+    }
+}
+
+/// The memory that one holder has taken of the budget. Dropping it gives that back.
+///
+/// The default share belongs to no budget and covers anything: for requests of our own, which are few.
+#[derive(Debug, Default)]
+pub struct BufferShare {
+    budget: Option<BufferBudget>,
+    free: u64,
+    taken: u64,
+}
+
+impl BufferShare {
+    /// Bytes that each share has for free where nothing else is said: what a usual request or answer is
+    /// buffered with.
+    pub const FREE: usize = 16 * 1024;
+
+    /// Covers a buffer of `bytes`: takes what is missing, or gives back what is too much. Whether it does; if
+    /// not, the share stays as it is.
+    #[must_use]
+    pub fn cover(&mut self, bytes: usize) -> bool {
+        let Some(budget) = &self.budget else { return true };
+        let needed = (bytes as u64).saturating_sub(self.free);
+        let steps = needed.div_ceil(STEP).saturating_mul(STEP);
+        if needed > self.taken {
+            // The last bytes of the budget are less than a step.
+            let wanted = [steps, needed].into_iter().find(|wanted| budget.0.memory.take(wanted - self.taken));
+            let Some(wanted) = wanted else { return false };
+            self.taken = wanted;
+        } else if needed == 0 || steps + STEP < self.taken {
+            // A buffer that grows and shrinks about a step keeps it.
+            self.give_back(steps);
+        }
+        true
+    }
+
+    /// The budget that it is a share of, if it is of one.
+    pub(super) fn budget(&self) -> Option<&BufferBudget> {
+        self.budget.as_ref()
+    }
+
+    /// Covers a buffer that has become smaller.
+    pub fn shrink(&mut self, bytes: usize) {
+        let needed = (bytes as u64).saturating_sub(self.free);
+        self.give_back(needed.div_ceil(STEP).saturating_mul(STEP));
+    }
+
+    /// Gives back what is above `kept`.
+    fn give_back(&mut self, kept: u64) {
+        if let Some(budget) = self.budget.as_ref().filter(|_| kept < self.taken) {
+            budget.0.memory.give_back(self.taken - kept);
+            self.taken = kept;
+        }
+    }
+}
+
+impl Drop for BufferShare {
+    fn drop(&mut self) {
+        self.give_back(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FREE: usize = 1_000;
+
+    fn budget(memory_total_bytes_max: u64) -> BufferBudget {
+        BufferBudget::new(&Bounds {
+            memory_bytes_max: u64::MAX,
+            memory_total_bytes_max,
+            disk_bytes_max: 0,
+            disk_total_bytes_max: 0,
+            disk_free_percent_min: 0,
+            directory: PathBuf::new(),
+        })
+    }
+
+    /// What is taken after each of these sizes, and whether it was covered.
+    #[track_caller]
+    fn check(total: u64, sizes: &[(usize, bool, u64)]) {
+        let budget = budget(total);
+        let mut share = budget.share(FREE);
+        for (size, is_covered, taken) in sizes {
+            assert_eq!((share.cover(*size), budget.memory_bytes()), (*is_covered, *taken), "{size}");
+        }
+        drop(share);
+        assert_eq!(budget.memory_bytes(), 0);
+    }
+
+    #[test]
+    fn a_share_takes_in_steps_beyond_what_is_free() {
+        let step = STEP as usize;
+        check(10 * STEP, &[(0, true, 0), (FREE, true, 0), (FREE + 1, true, STEP), (FREE + step, true, STEP)]);
+        check(10 * STEP, &[(FREE + step + 1, true, 2 * STEP), (FREE + 1, true, 2 * STEP), (FREE, true, 0)]);
+        check(10 * STEP, &[(FREE + 5 * step, true, 5 * STEP), (FREE + step, true, STEP)]);
+    }
+
+    #[test]
+    fn the_last_bytes_are_taken_one_by_one_and_no_more() {
+        check(STEP + 10, &[(FREE + STEP as usize + 10, true, STEP + 10)]);
+        check(STEP + 10, &[(FREE + STEP as usize + 11, false, 0), (FREE + 1, true, STEP)]);
+        check(0, &[(FREE, true, 0), (FREE + 1, false, 0)]);
+    }
+
+    #[test]
+    fn a_share_that_does_not_fit_keeps_what_it_has() {
+        check(STEP, &[(FREE + 5, true, STEP), (FREE + STEP as usize + 1, false, STEP)]);
+    }
+
+    #[test]
+    fn a_share_of_no_budget_covers_anything() {
+        assert!(BufferShare::default().cover(usize::MAX));
+    }
+
+    #[test]
+    fn buffers_count_against_the_bounds_that_follow() {
+        let before = budget(10 * STEP);
+        let mut old = before.share(0);
+        assert!(old.cover(2 * STEP as usize));
+        let after = budget(3 * STEP).following(&before);
+        assert_eq!(
+            (after.memory_bytes(), after.memory_max(), before.memory_max()),
+            (2 * STEP, 3 * STEP, 3 * STEP)
+        );
+        let mut new = after.share(0);
+        assert!(!new.cover(2 * STEP as usize));
+        drop(old);
+        assert!(new.cover(3 * STEP as usize));
+    }
+
+    #[test]
+    fn shares_on_several_threads_take_no_more_than_there_is() {
+        let budget = budget(20 * STEP);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for bytes in 0..2_000 {
+                        let mut share = budget.share(FREE);
+                        let _ = share.cover(bytes * 400);
+                        assert!(budget.memory_bytes() <= 20 * STEP);
+                    }
+                });
+            }
+        });
+        assert_eq!(budget.memory_bytes(), 0);
+    }
+}

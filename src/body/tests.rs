@@ -1,0 +1,248 @@
+//! What each holder of a buffer does when nothing is left of the budget, and that all of it comes back.
+
+use std::io::Write;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http_body::{Body, Frame};
+use http_body_util::BodyExt;
+
+use super::Withheld;
+use super::budget::{Bounds, BufferBudget, BufferShare};
+use super::decode::Coding;
+use super::peek::Peeked;
+use super::redacted::Redacted;
+use super::replay::Replay;
+use super::tap::{Listen, Tap};
+use crate::policy::replay::Held as Holding;
+use crate::secret::{ApiKey, Redactor};
+
+const MEBI: usize = 1024 * 1024;
+const LONG: Duration = Duration::from_secs(60);
+const KEY: &str = "sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b";
+
+fn budget(memory: usize, disk: usize) -> BufferBudget {
+    BufferBudget::new(&Bounds {
+        memory_bytes_max: u64::MAX,
+        memory_total_bytes_max: memory as u64,
+        disk_bytes_max: disk as u64,
+        disk_total_bytes_max: disk as u64,
+        disk_free_percent_min: 0,
+        directory: std::env::temp_dir(),
+    })
+}
+
+/// A body of pieces of 8 KiB, as they are read.
+struct Pieces {
+    rest: Bytes,
+}
+
+impl Pieces {
+    fn of(text: impl Into<Bytes>) -> Self {
+        Self { rest: text.into() }
+    }
+}
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = Withheld;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Withheld>>> {
+        let length = self.rest.len().min(8 * 1024);
+        let piece = self.rest.split_to(length);
+        Poll::Ready((!piece.is_empty()).then(|| Ok(Frame::data(piece))))
+    }
+}
+
+/// Counts who heard.
+#[derive(Clone, Default)]
+struct Ear(Arc<AtomicUsize>);
+
+impl Listen for Ear {
+    fn heard(self, _: &[u8]) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn redactor() -> Option<Arc<Redactor>> {
+    Some(Arc::new(Redactor::new([ApiKey::new(KEY).unwrap()].iter())))
+}
+
+/// Text that hardly packs.
+fn noise(bytes: usize) -> Vec<u8> {
+    let mut state = 1_u64;
+    let next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    std::iter::repeat_with(next).take(bytes).collect()
+}
+
+fn gzip(text: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(text).unwrap();
+    encoder.finish().unwrap()
+}
+
+async fn upload(budget: &BufferBudget) -> (Holding, u64) {
+    let replay = Replay::hold(Pieces::of(noise(MEBI)), budget);
+    for _ in 0..2 {
+        assert_eq!(replay.attempt().collect().await.unwrap().to_bytes(), noise(MEBI));
+    }
+    (replay.holding(), budget.disk_bytes())
+}
+
+async fn gathered(budget: &BufferBudget) -> (usize, bool) {
+    let replay = Replay::hold(Pieces::of(noise(MEBI)), budget);
+    let (start, is_whole) = replay.gather(MEBI, LONG).await;
+    assert_eq!(replay.attempt().collect().await.unwrap().to_bytes(), noise(MEBI));
+    (start.len(), is_whole)
+}
+
+async fn tapped(budget: &BufferBudget) -> usize {
+    let ear = Ear::default();
+    let tap = Tap::new(Pieces::of(noise(MEBI)), Some(ear.clone()), MEBI, budget.share(BufferShare::FREE));
+    assert_eq!(tap.collect().await.unwrap().to_bytes(), noise(MEBI), "it passes in any case");
+    ear.0.load(Ordering::Relaxed)
+}
+
+async fn peeked(budget: &BufferBudget) -> (bool, bool) {
+    let (peeked, whole) = Peeked::read(Pieces::of(noise(MEBI)), MEBI, LONG, Some(budget)).await;
+    let is_over_budget = peeked.is_over_budget();
+    assert_eq!(peeked.collect().await.unwrap().to_bytes(), noise(MEBI), "it passes in any case");
+    (whole.is_some(), is_over_budget)
+}
+
+/// What may be the begin of a key, and much behind it that unpacks to nothing: it waits in memory.
+async fn searched(budget: &BufferBudget) -> Result<bool, Withheld> {
+    let body = [gzip(&KEY.as_bytes()[..20]), gzip(b"").repeat(7_000)].concat();
+    let codings = Some(vec![Coding::Gzip]);
+    let searched = Redacted::coded(Pieces::of(body.clone()), redactor(), codings, budget);
+    Ok(searched.collect().await?.to_bytes() == body)
+}
+
+#[tokio::test]
+async fn every_holder_buffers_within_the_budget() {
+    let budget = budget(16 * MEBI, 0);
+    assert_eq!(upload(&budget).await, (Holding::Whole, 0));
+    assert_eq!(gathered(&budget).await, (MEBI, true));
+    assert_eq!(tapped(&budget).await, 1);
+    assert_eq!(peeked(&budget).await, (true, false));
+    assert_eq!(searched(&budget).await, Ok(true));
+    assert_eq!(budget.memory_bytes(), 0);
+}
+
+#[tokio::test]
+async fn without_memory_every_holder_does_without_or_refuses() {
+    let budget = budget(0, 16 * MEBI);
+    let (holding, on_disk) = upload(&budget).await;
+    assert_eq!((holding, on_disk), (Holding::Whole, (MEBI - 16 * 1024) as u64), "the rest is on disk");
+    let (start, is_whole) = gathered(&budget).await;
+    assert!(!is_whole && start <= 3 * BufferShare::FREE, "{start}");
+    assert_eq!(tapped(&budget).await, 0);
+    assert_eq!(peeked(&budget).await, (false, true));
+    // It cannot be known whether there is a key in it, so it does not pass.
+    assert_eq!(searched(&budget).await, Err(Withheld::NoMemory));
+    assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));
+}
+
+#[tokio::test]
+async fn without_memory_and_disk_an_upload_goes_on_and_only_its_replay_is_lost() {
+    let budget = budget(0, 0);
+    let replay = Replay::hold(Pieces::of(noise(MEBI)), &budget);
+    assert_eq!(replay.attempt().collect().await.unwrap().to_bytes(), noise(MEBI));
+    assert_eq!(replay.holding(), Holding::Lost);
+}
+
+#[tokio::test]
+async fn what_is_small_needs_no_budget() {
+    let budget = budget(0, 0);
+    let text = noise(BufferShare::FREE / 4);
+    let (_, whole) = Peeked::read(Pieces::of(text.clone()), MEBI, LONG, Some(&budget)).await;
+    assert_eq!(whole, Some(text.clone()));
+    let ear = Ear::default();
+    let tap = Tap::new(Pieces::of(text.clone()), Some(ear.clone()), MEBI, budget.share(BufferShare::FREE));
+    tap.collect().await.unwrap();
+    assert_eq!(ear.0.load(Ordering::Relaxed), 1);
+    let replay = Replay::hold(Pieces::of(text.clone()), &budget);
+    replay.attempt().collect().await.unwrap();
+    assert_eq!(replay.holding(), Holding::Whole);
+    let codings = Some(vec![Coding::Gzip]);
+    let body = gzip(&noise(16 * 1024));
+    let searched = Redacted::coded(Pieces::of(body.clone()), redactor(), codings, &budget);
+    assert_eq!(searched.collect().await.unwrap().to_bytes(), body);
+}
+
+#[tokio::test]
+async fn what_is_cancelled_gives_all_back() {
+    let budget = budget(64 * MEBI, 0);
+    for pieces in [1, 3, 50, 127] {
+        let replay = Replay::hold(Pieces::of(noise(MEBI)), &budget);
+        let mut attempt = replay.attempt();
+        let share = || budget.share(BufferShare::FREE);
+        let mut tap = Tap::new(Pieces::of(noise(MEBI)), Some(Ear::default()), MEBI, share());
+        for _ in 0..pieces {
+            attempt.frame().await.unwrap().unwrap();
+            tap.frame().await.unwrap().unwrap();
+        }
+        let (peeked, _) = Peeked::read(Pieces::of(noise(MEBI)), pieces * 8 * 1024, LONG, Some(&budget)).await;
+        assert!(pieces == 1 || budget.memory_bytes() > 0);
+        drop((replay, attempt, tap, peeked));
+        assert_eq!(budget.memory_bytes(), 0, "{pieces}");
+    }
+}
+
+#[test]
+fn thousands_of_answers_take_no_more_than_there_is() {
+    const ANSWERS: usize = 3_000;
+    let budget = budget(4 * MEBI, 0);
+    let ear = Ear::default();
+    let text = Bytes::from(noise(MEBI / 4));
+    let tap = |text: &Bytes| {
+        Tap::new(Pieces::of(text.clone()), Some(ear.clone()), MEBI, budget.share(BufferShare::FREE))
+    };
+    let mut taps: Vec<_> = (0..ANSWERS).map(|_| tap(&text)).collect();
+    let mut cx = Context::from_waker(Waker::noop());
+    for _ in 0..20 {
+        for tap in &mut taps {
+            assert!(matches!(Pin::new(tap).poll_frame(&mut cx), Poll::Ready(Some(Ok(_)))));
+        }
+        assert!(budget.memory_bytes() <= budget.memory_max());
+        let copied: usize = taps.iter().map(Tap::copied_bytes).sum();
+        assert!(copied <= 4 * MEBI + ANSWERS * BufferShare::FREE, "{copied}");
+    }
+    // A few were first, and are read whole.
+    for tap in &mut taps {
+        while let Poll::Ready(Some(_)) = Pin::new(&mut *tap).poll_frame(&mut cx) {}
+    }
+    let heard = ear.0.load(Ordering::Relaxed);
+    assert!((8..=64).contains(&heard), "{heard}");
+    drop(taps);
+    assert_eq!(budget.memory_bytes(), 0);
+}
+
+#[tokio::test]
+async fn white_space_for_many_keys_comes_in_pieces() {
+    let text = Bytes::from(KEY.repeat(5_000));
+    let full = http_body_util::Full::new(text.clone()).map_err(|never| -> Withheld { match never {} });
+    let mut body = Redacted::new(full, redactor());
+    let (mut bytes, mut largest) = (0, 0);
+    body.frame().await.unwrap().unwrap();
+    bytes += 5_000 * "sk_6c036526...d452b".len();
+    while let Some(frame) = body.frame().await {
+        let padding = frame.unwrap().into_data().unwrap();
+        largest = largest.max(padding.len());
+        bytes += padding.len();
+    }
+    assert!(largest <= 16 * 1024, "{largest}");
+    assert!(body.is_end_stream() && bytes <= text.len());
+}

@@ -1,0 +1,127 @@
+//! Clients that do not take their answers hold the places of an account no longer than they may.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends at its first surprise"
+)]
+
+mod house;
+mod talk;
+
+use std::time::Duration;
+
+use keychoir::app::{self, Drained, Parts, Running};
+use keychoir::config::{BaseUrl, Config};
+use keychoir::policy::min_rate::MinRate;
+use keychoir::secret::ApiKey;
+use keychoir::simulator::{KeyPlan, Plan, Simulator, WorkspacePlan};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use house::{ONE, SPEECH, join_all, loopback};
+use talk::{STREAM_INPUT, in_time, knock_at};
+
+/// Sound of ten minutes: far more than the system takes of an answer.
+const CHARACTERS: usize = 9_000;
+
+/// One account with three places. A client that takes less than a mebibyte a second is cut soon.
+async fn three_places(rate: u32) -> (Simulator, Running) {
+    let workspace = WorkspacePlan { concurrency_max: Some(3), ..WorkspacePlan::new("narrow", 10_000_000) };
+    let key = KeyPlan { workspace: Some("narrow".to_owned()), ..KeyPlan::new(ONE, 10_000_000) };
+    let plan = Plan::of([]).with_workspace(workspace).with_key(key);
+    let simulator = Simulator::start(loopback().await, plan).await.unwrap();
+    let base_url = simulator.base_url().parse::<BaseUrl>().unwrap();
+    let mut config = Config::with_defaults(vec![ApiKey::new(ONE).unwrap()], base_url);
+    config.server.drain_idle_timeout = Duration::ZERO;
+    let mut parts = Parts::of(config).unwrap();
+    parts.server.response_min_rate = MinRate { bytes_per_second: rate };
+    parts.server.response_grace = Duration::from_millis(200);
+    let mut running = app::start(parts, vec![loopback().await.into()]).unwrap();
+    assert!(running.first_round(Duration::from_secs(30)).await);
+    (simulator, running)
+}
+
+/// A client that has asked for a long speech, and has its head.
+async fn asked(running: &Running) -> TcpStream {
+    let mut stream = TcpStream::connect(running.address()).await.unwrap();
+    let body = json!({"text": "a".repeat(CHARACTERS), "model_id": "eleven_multilingual_v2"}).to_string();
+    let head = format!("POST {SPEECH} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
+    stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+    let mut status = [0; 12];
+    in_time(stream.read_exact(&mut status)).await.unwrap();
+    assert_eq!(&status, b"HTTP/1.1 200");
+    stream
+}
+
+/// The status of a short speech.
+async fn spoken(running: &Running) -> u16 {
+    let url = format!("http://{}{SPEECH}", running.address());
+    let client = keychoir::upstream::side_calls().unwrap().build().unwrap();
+    let body = json!({"text": "Hello", "model_id": "eleven_multilingual_v2"});
+    in_time(client.post(url).json(&body).send()).await.unwrap().status().as_u16()
+}
+
+#[tokio::test]
+async fn clients_that_do_not_read_or_trickle_hold_no_place_for_long() {
+    let (simulator, running) = three_places(1024 * 1024).await;
+    let mut slow = [asked(&running).await, asked(&running).await, asked(&running).await];
+    let [_, _, trickling] = &mut slow;
+    let trickle = async {
+        // Until it is cut: what was on its way to it may be read first.
+        while trickling.read_u8().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let good = join_all((0..6).map(|_| spoken(&running)));
+    let served = tokio::select! {
+        served = good => served,
+        () = trickle => panic!("it was cut and nobody else was served"),
+    };
+    assert_eq!(served, [200; 6]);
+    drop(slow);
+    assert_eq!(running.drain(Duration::from_secs(10)).await, Drained::Clean);
+    simulator.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_reads_is_served_to_its_end() {
+    let (simulator, running) = three_places(1024 * 1024).await;
+    let mut slow = asked(&running).await;
+    let mut bytes = 0;
+    let mut piece = vec![0; 64 * 1024];
+    while bytes < 8_000_000 {
+        let read = in_time(slow.read(&mut piece)).await.unwrap();
+        assert_ne!(read, 0, "it was cut after {bytes} bytes");
+        bytes += read;
+    }
+    drop(slow);
+    assert_eq!(running.drain(Duration::from_secs(10)).await, Drained::Clean);
+    simulator.stop().await;
+}
+
+#[tokio::test]
+async fn a_session_whose_client_does_not_read_ends() {
+    let (simulator, running) = three_places(1024 * 1024).await;
+    let mut talk = knock_at(running.address(), STREAM_INPUT, &[]).await.expect("an open socket");
+    for _ in 0..20 {
+        talk.say(&json!({"text": "a".repeat(500), "try_trigger_generation": true})).await;
+    }
+    let url = format!("http://{}/metrics", running.address());
+    let client = keychoir::upstream::side_calls().unwrap().build().unwrap();
+    let ended = async {
+        loop {
+            let page = client.get(&url).send().await.unwrap().text().await.unwrap();
+            let open = page.lines().filter(|line| line.starts_with("keychoir_sockets{"));
+            if open.filter_map(|line| line.rsplit_once(' ')).all(|(_, open)| open == "0") {
+                break;
+            }
+        }
+    };
+    in_time(ended).await;
+    drop(talk);
+    assert_eq!(running.drain(Duration::from_secs(10)).await, Drained::Clean);
+    simulator.stop().await;
+}
