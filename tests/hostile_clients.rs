@@ -39,7 +39,7 @@ async fn tapped(needs_no_token: bool) -> (House, Record) {
         let provider = provider.trim_start_matches("http://").trim_end_matches('/').parse().unwrap();
         config.upstream.base_url = tap.url().parse().unwrap();
         record = Some(tap.open(provider));
-        config.quota_polling.is_enabled = false;
+        config.quota_polling.enabled = false;
         config.server.request_headers_timeout = PATIENCE;
         config.server.request_body_timeout = PATIENCE;
         let (name, token) = ("app".to_owned(), TokenFingerprint::of(TOKEN));

@@ -103,12 +103,12 @@ async fn memory_comes_back_after_attacks() {
     command
         .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
         .env("KEYCHOIR_UPSTREAM__BASE_URL", &provider.url)
-        .env("KEYCHOIR_WATCH__ENABLED", "false")
+        .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
         .env("KEYCHOIR_LOG__FORMAT", "json")
         .env("KEYCHOIR_LOG__LEVEL", "error,keychoir::cli=info")
         .envs(allocator())
         // Refused keys come back at once, so that every attack finds them.
-        .envs(COOLDOWNS.map(|name| (format!("KEYCHOIR_POOL__{name}_MS"), "1")))
+        .envs(COOLDOWNS.map(|name| (format!("KEYCHOIR_POOL__{name}"), "1ms")))
         .env("ELEVENLABS_API_KEYS", format!("{ONE},{TWO}"));
     let mut program = Program::start(&mut command);
     let address = program.address().parse().unwrap();
@@ -148,10 +148,11 @@ fn allocator() -> Vec<(&'static str, &'static str)> {
     settings
 }
 
-const COOLDOWNS: [&str; 7] = [
+const COOLDOWNS: [&str; 8] = [
+    "MAX_RETRY_AFTER",
     "RATE_LIMITED_COOLDOWN",
     "EXHAUSTED_COOLDOWN",
-    "INVALID_CONFIRM",
+    "INVALID_CONFIRM_COOLDOWN",
     "INVALID_COOLDOWN",
     "UNPROVEN_COOLDOWN",
     "BILLING_COOLDOWN",

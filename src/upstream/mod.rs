@@ -10,6 +10,7 @@ mod idle;
 mod names;
 mod outgoing;
 mod reach;
+mod request_head;
 mod side;
 mod wire;
 
@@ -23,10 +24,8 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::header::{HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
-use http::{HeaderMap, Method, Response, StatusCode, Uri};
+use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::Body;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::body::budget::BufferBudget;
 use crate::body::replay::{Attempt, Upload, Waiting};
@@ -44,6 +43,7 @@ use hop::Hop;
 use idle::Idle;
 use outgoing::{Outgoing, SendFault};
 pub use reach::{Reach, ReachCell};
+pub use request_head::Outbound;
 pub use side::side_calls;
 use wire::Connection;
 pub use wire::{Stream, Wire};
@@ -67,51 +67,6 @@ pub struct Settings {
     pub idle_max: Duration,
     /// How long a connection takes new requests, so that a new address of the name is followed.
     pub connection_age_max: Duration,
-}
-
-/// A request's head as it goes to the provider, but for its key.
-#[derive(Clone, Debug)]
-pub struct Outbound {
-    /// The method, whatever it is.
-    pub method: Method,
-    /// Path and query, without the client's credentials, every other byte as received.
-    pub target: Uri,
-    /// Headers that were stripped for the upstream.
-    pub headers: HeaderMap,
-}
-
-impl Outbound {
-    /// Copies what is still part of the buffer that the client's head came in, so that the buffer can
-    /// go although this head is kept for long.
-    pub fn settle(&mut self) {
-        if let Ok(copied) = Uri::try_from(self.target.to_string()) {
-            self.target = copied;
-        }
-        for value in self.headers.values_mut() {
-            let Ok(mut copied) = HeaderValue::from_bytes(value.as_bytes()) else { continue };
-            copied.set_sensitive(value.is_sensitive());
-            *value = copied;
-        }
-    }
-
-    /// Whether it asks for a socket: then, and only then, 101 is an answer.
-    #[must_use]
-    pub fn asks_for_socket(&self) -> bool {
-        self.headers.contains_key(UPGRADE)
-    }
-
-    /// Whether a 101 with these headers opens the socket that it asks for: one of its protocol, by a server that
-    /// has read its key (RFC 6455, section 4.1).
-    fn is_opened_by(&self, headers: &HeaderMap) -> bool {
-        let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
-        let accept = self.headers.get(SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
-        let is_accepted = |accept: String| {
-            headers.get(SEC_WEBSOCKET_ACCEPT).is_some_and(|found| found.as_bytes() == accept.as_bytes())
-        };
-        self.asks_for_socket()
-            && headers.get(UPGRADE).is_some_and(is_websocket)
-            && accept.is_none_or(is_accepted)
-    }
 }
 
 /// An attempt that ended without an answer.

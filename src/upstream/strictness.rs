@@ -5,6 +5,7 @@
 
 use std::sync::Mutex;
 
+use http::Uri;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper_util::rt::TokioIo;
 use proptest::prelude::*;

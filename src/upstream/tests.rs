@@ -6,7 +6,7 @@ use http_body_util::{BodyExt, Full};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue, Uri};
 
 use super::*;
 use crate::body::budget::BufferBudget;
