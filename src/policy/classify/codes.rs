@@ -51,6 +51,7 @@ pub(in crate::policy) const OLDER: &[Row] = &[
     row(401, "", &["quota_exceeded", "missing_permissions", "needs_authorization", "detected_unusual_activity",
         "payment_issue"]),
     row(403, "", &["only_for_creator+", "output_format_not_allowed", "unaccepted_terms", "permission_denied"]),
+    row(425, "", &["dubbing_not_dubbed"]),
     row(429, "", &["too_many_concurrent_requests"]),
 ];
 

@@ -192,12 +192,10 @@ fn unknown_form(members: &Map<String, Value>) -> Form {
 
 /// The same refusal when it is the client's own token that was judged.
 fn not_the_key(verdict: Verdict) -> Verdict {
-    match verdict {
-        // Too much of something is no matter of who asks.
-        Verdict::Unexplained(Refusal::TooMany(_)) => verdict,
-        Verdict::InvalidKey | Verdict::WrongHost | Verdict::Unexplained(_) => Verdict::RequestError,
-        _ => verdict,
-    }
+    // Too much of something is no matter of who asks.
+    let is_too_much = matches!(verdict, Verdict::Unexplained(Refusal::TooMany(_)));
+    let is_of_the_key = matches!(verdict, Verdict::InvalidKey | Verdict::WrongHost | Verdict::Unexplained(_));
+    if is_of_the_key && !is_too_much { Verdict::RequestError } else { verdict }
 }
 
 #[cfg(test)]
