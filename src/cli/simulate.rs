@@ -34,7 +34,7 @@ pub(super) struct Arguments {
     /// answer=STATUS/BODY or answer=STATUS[NAME: VALUE]/BODY. A session on a socket is
     /// refused in its own form, and with early:REFUSAL or gzip:REFUSAL before it begins;
     /// after=MESSAGES:TURN lets it go on for a while, where TURN is a refusal, close=CODE[/REASON],
-    /// cut, reset, stall or say=TEXT. A name that there is not lists them all.
+    /// cut, reset, stall, say=TEXT or last=CODE/TEXT. A name that there is not lists them all.
     #[arg(long = "fault", value_name = "KEY[@ROUTE]:FAULT", value_parser = parse_fault)]
     faults: Vec<FaultArgument>,
 }

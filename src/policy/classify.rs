@@ -1,11 +1,13 @@
 //! What an answer of the provider means: whose fault it is, and of what kind.
 //!
 //! The status alone does not say. 401 is a bad key, an empty account, a missing permission or an
-//! unpaid bill; 400, 402 and 403 are as ambiguous. The body says it, in one of five shapes, and in the
+//! unpaid bill; 400, 402 and 403 are as ambiguous. The body says it, in one of several shapes, and in the
 //! set of its `code`, `status`, `type` and message the most specific word wins (`words`). Where the
-//! body says nothing that is known, the status is evidence about nothing but this request.
+//! body says nothing that is known, the status is evidence about nothing but this request. Sockets are
+//! judged by the same words, with the status that a code has over HTTP (`codes`).
 
 mod body;
+pub(in crate::policy) mod codes;
 mod words;
 
 use std::time::Duration;
@@ -278,11 +280,12 @@ pub fn classify_unreadable(status: StatusCode, retry_after: Option<Duration>) ->
     if matches!(verdict, Verdict::Unexplained(_)) { verdict } else { Verdict::Unreadable }
 }
 
-/// What a refusal says that comes as a message or an end of a socket, where no status says more.
-/// `None` when its words are not known.
+/// What a refusal says that comes as a message or an end of a socket, where no status says more: a code is
+/// judged as with the status that it has over HTTP. `None` when its words are not known.
 #[must_use]
 pub fn in_band(said: &ErrorBody) -> Option<Verdict> {
     words::verdict(StatusCode::OK, said, None)
+        .or_else(|| codes::status(said).map(|status| classify(status, Some(said), None)))
 }
 
 /// What a status alone means. It may come from anything on the way, the same to every key, so it is

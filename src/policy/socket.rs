@@ -12,7 +12,7 @@ mod signed;
 pub use conversation::{conversation_cost, conversation_id};
 pub use counting::{ContentCounter, Counted, Said};
 pub use credentials::{Blanking, presented};
-pub use hearing::{Heard, REFUSAL_BYTES_MAX, hear, hear_close};
+pub use hearing::{Heard, REFUSAL_BYTES_MAX, Stage, hear, hear_close};
 pub use saying::{NAMING_BYTES_MAX, audio_bytes_per_second, brings_token};
 pub use signed::readdressed;
 

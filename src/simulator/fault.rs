@@ -116,6 +116,13 @@ pub enum Turn {
     Stall,
     /// That text is sent as a message, and the session goes on.
     Say(String),
+    /// That text is sent as a message, and the session is closed.
+    Last {
+        /// With this code.
+        code: u16,
+        /// The text.
+        text: String,
+    },
 }
 
 impl FromStr for Fault {
@@ -150,7 +157,7 @@ impl FromStr for Fault {
                 "slow_head" => return Ok(Fault::SlowHead { ms: milliseconds(value)? }),
                 "slow_body" => return Ok(Fault::SlowBody { ms: milliseconds(value)? }),
                 "cut" => return Ok(Fault::CutAfter { bytes: count_of_bytes(value)? }),
-                "close" | "say" => return Ok(Fault::After { messages: 0, turn: text.parse()? }),
+                "close" | "say" | "last" => return Ok(Fault::After { messages: 0, turn: text.parse()? }),
                 _ => {}
             }
         }
@@ -176,14 +183,15 @@ impl FromStr for Turn {
             ("reset", _) => Ok(Turn::Reset),
             ("stall", _) => Ok(Turn::Stall),
             (_, Some(("say", text))) => Ok(Turn::Say(text.to_owned())),
+            (_, Some(("last", text))) => {
+                let (code, said) = text.split_once('/').unwrap_or((text, ""));
+                let code = close_code(code).ok_or_else(|| FaultError::Close(text.to_owned()))?;
+                Ok(Turn::Last { code, text: said.to_owned() })
+            }
             (_, Some(("close", text))) => {
                 let (code, reason) = text.split_once('/').unwrap_or((text, ""));
-                // What may stand in a close that is sent (RFC 6455, 7.4).
-                let sendable =
-                    |code: &u16| (1_000..5_000).contains(code) && ![1_004, 1_005, 1_006].contains(code);
-                let code = code.parse().ok().filter(sendable);
                 // A frame of control has 125 bytes, two of them for the code.
-                match code.filter(|_| reason.len() <= 123) {
+                match close_code(code).filter(|_| reason.len() <= 123) {
                     Some(code) => Ok(Turn::Close { code, reason: reason.to_owned() }),
                     None => Err(FaultError::Close(text.to_owned())),
                 }
@@ -191,6 +199,12 @@ impl FromStr for Turn {
             _ => Ok(Turn::Refuse(text.parse()?)),
         }
     }
+}
+
+/// What may stand in a close that is sent (RFC 6455, 7.4).
+fn close_code(text: &str) -> Option<u16> {
+    let sendable = |code: &u16| (1_000..5_000).contains(code) && ![1_004, 1_005, 1_006].contains(code);
+    text.parse().ok().filter(sendable)
 }
 
 impl fmt::Display for Turn {
@@ -203,6 +217,7 @@ impl fmt::Display for Turn {
             Turn::Reset => f.write_str("reset"),
             Turn::Stall => f.write_str("stall"),
             Turn::Say(text) => write!(f, "say={text}"),
+            Turn::Last { code, text } => write!(f, "last={code}/{text}"),
         }
     }
 }
@@ -281,7 +296,7 @@ impl fmt::Display for Fault {
 pub enum FaultError {
     /// Neither a fault nor a refusal.
     #[error(
-        "{0}; other faults are pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge, endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL, encoded=ENCODING,ENCODING:REFUSAL and answer=STATUS[NAME: VALUE]/BODY, and on sockets after=MESSAGES:TURN, where a turn is a REFUSAL, close=CODE[/REASON], cut, reset, stall or say=TEXT"
+        "{0}; other faults are pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge, endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL, encoded=ENCODING,ENCODING:REFUSAL and answer=STATUS[NAME: VALUE]/BODY, and on sockets after=MESSAGES:TURN, where a turn is a REFUSAL, close=CODE[/REASON], cut, reset, stall, say=TEXT or last=CODE/TEXT"
     )]
     Unknown(#[from] UnknownShape),
     /// Not a time.
@@ -327,6 +342,7 @@ mod tests {
             "after=2:reset",
             "after=2:stall",
             r#"after=1:say={"message_type":"queue_overflow"}"#,
+            r#"after=0:last=1000/{"message_type":"queue_overflow"}"#,
             "after=0:rate_limit=7",
         ];
         let answers = [
@@ -381,6 +397,7 @@ mod tests {
             ("close=999", "`999` is no close: write CODE"),
             ("close=1005", "`1005` is no close"),
             ("close=5000", "`5000` is no close"),
+            ("last=1005/x", "`1005/x` is no close"),
             ("encoded=lzma:quota", "`lzma` is no encoding: there are gzip, deflate, br and zstd"),
             ("encoded=:quota", "`` is no encoding"),
             ("answer=", "`` is no answer: write STATUS/BODY"),

@@ -1,7 +1,10 @@
-//! The words of an error body, whichever of the provider's five shapes it has.
+//! The words of an error, whichever of the provider's shapes it has.
 //!
-//! `{"detail":{…}}` with or without `type` and `code`, `{"detail":[…]}` of a schema error, a bare
-//! `{"status","message"}`, an unwrapped `{"error","message"}`, and `{"detail":"Not Found"}`.
+//! Over HTTP: `{"detail":{…}}` with or without `type` and `code`, `{"detail":[…]}` of a schema error, a
+//! bare `{"status","message"}`, an unwrapped `{"error","message"}`, and `{"detail":"Not Found"}`. On a
+//! socket: `{"message","error","code"}`, `{"message_type","error"}`, `{"type","message"}`, an
+//! `error_event`, or the reason of a close. One reader takes them all, so that words that are known in one
+//! shape are known in every other.
 
 use serde_json::{Map, Value};
 
@@ -9,46 +12,91 @@ use serde_json::{Map, Value};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ErrorBody {
     words: Vec<String>,
-    message: String,
+    texts: Vec<String>,
 }
+
+/// Members with a code, the most specific first; some have a sentence instead.
+const CODES: [&str; 6] = ["code", "status", "error", "message_type", "error_type", "type"];
+/// Members with a sentence; some have a code instead.
+const SENTENCES: [&str; 3] = ["message", "reason", "detail"];
+/// Members that hold an error of their own.
+const NESTED: [&str; 3] = ["detail", "error", "error_event"];
+/// What else stands beside those in errors of sockets. Sources: captured errors; the Python SDK 2.78.
+const BESIDE: [&str; 8] =
+    ["param", "request_id", "docs_url", "context_id", "contextId", "event_id", "debug_message", "details"];
 
 impl ErrorBody {
     /// Reads a decoded body. Anything that is not JSON, or not of a known shape, says nothing.
     #[must_use]
     pub fn read(bytes: &[u8]) -> Self {
-        let Ok(Value::Object(outer)) = serde_json::from_slice(bytes) else {
-            return Self::default();
-        };
-        match outer.get("detail") {
-            Some(Value::Object(inner)) => Self::of(inner),
-            Some(Value::String(message)) => Self { words: Vec::new(), message: message.to_lowercase() },
-            Some(Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_)) | None => {
-                Self::of(&outer)
+        serde_json::from_slice(bytes).map(|members| Self::of(&members)).unwrap_or_default()
+    }
+
+    /// Reads a message that is a JSON object.
+    #[must_use]
+    pub fn of(members: &Map<String, Value>) -> Self {
+        let mut body = Self::default();
+        for inner in NESTED.iter().filter_map(|name| members.get(*name)?.as_object()) {
+            body.add(inner);
+        }
+        body.add(members);
+        body
+    }
+
+    /// Reads the reason of a close: a sentence, a code, a code before a sentence, or an error as JSON.
+    #[must_use]
+    pub fn of_reason(reason: &str) -> Self {
+        if let Ok(members) = serde_json::from_str(reason) {
+            return Self::of(&members);
+        }
+        let mut body = Self::default();
+        body.add_text(reason);
+        let prefix = reason.split_once(": ").map(|(prefix, _)| prefix);
+        body.words.extend(prefix.filter(|prefix| is_code(prefix)).map(str::to_lowercase));
+        body
+    }
+
+    /// Whether a message has no members but those of errors.
+    #[must_use]
+    pub fn has_only_error_members(members: &Map<String, Value>) -> bool {
+        let known = || CODES.iter().chain(&SENTENCES).chain(&NESTED).chain(&BESIDE);
+        members.keys().all(|name| known().any(|known| known == name))
+    }
+
+    /// The same without its sentences.
+    #[must_use]
+    pub fn codes_only(self) -> Self {
+        Self { texts: Vec::new(), ..self }
+    }
+
+    fn add(&mut self, members: &Map<String, Value>) {
+        let texts = |names: &'static [&str]| names.iter().filter_map(|name| members.get(*name)?.as_str());
+        for text in texts(&CODES) {
+            if is_code(text) {
+                self.words.push(text.to_lowercase());
+            } else {
+                self.add_text(text);
             }
         }
+        texts(&SENTENCES).for_each(|text| self.add_text(text));
     }
 
-    /// What a message or an end says that has another shape: words, and a text for people.
-    #[must_use]
-    pub fn said<const N: usize>(words: [Option<&str>; N], message: &str) -> Self {
-        Self {
-            words: words.into_iter().flatten().map(str::to_lowercase).collect(),
-            message: message.to_lowercase(),
+    /// Adds a sentence, which is a code as well when it is one word.
+    fn add_text(&mut self, text: &str) {
+        let text = bare(text.trim()).to_lowercase();
+        if text.is_empty() {
+            return;
         }
-    }
-
-    fn of(fields: &Map<String, Value>) -> Self {
-        let text = |name: &str| fields.get(name).and_then(Value::as_str).map(str::to_lowercase);
-        Self {
-            words: ["code", "status", "type", "error"].into_iter().filter_map(text).collect(),
-            message: text("message").unwrap_or_default(),
+        if is_code(&text) {
+            self.words.push(text.clone());
         }
+        self.texts.push(text);
     }
 
     /// Whether it says nothing: it is empty, a page for people, or not of a known shape.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.message.is_empty() && self.words.is_empty()
+        self.texts.is_empty() && self.words.is_empty()
     }
 
     /// Whether `word` is the body's code, status, type or error.
@@ -62,32 +110,35 @@ impl ErrorBody {
         self.words.iter().any(|word| test(word))
     }
 
-    /// Whether the message begins with `prefix`, which is lower case.
+    /// Whether a sentence begins with `prefix`, which is lower case.
     #[must_use]
     pub fn message_starts(&self, prefix: &str) -> bool {
-        self.message.starts_with(prefix)
+        self.texts.iter().any(|text| text.starts_with(prefix))
     }
 
-    /// Whether the message contains `part`, which is lower case.
+    /// Whether a sentence contains `part`, which is lower case.
     #[must_use]
     pub fn message_has(&self, part: &str) -> bool {
-        self.message.contains(part)
+        self.texts.iter().any(|text| text.contains(part))
     }
 
-    /// The most specific of its words, and its message cut to `chars_max` characters, for people who
+    /// The most specific of its words, and its first sentence cut to `chars_max` characters, for people who
     /// ask why; without control characters, in lower case. Empty when it says nothing.
     #[must_use]
     pub fn summary(&self, chars_max: usize) -> String {
         let word = self.words.iter().max_by_key(|word| word.matches('_').count()).map(String::as_str);
-        let message: String = without_tokens(&self.message).chars().take(chars_max).collect();
-        match (word.map(|word| word.chars().take(60).collect::<String>()), message.is_empty()) {
+        let sentence = self.texts.iter().find(|text| Some(text.as_str()) != word);
+        let sentence = sentence.map(|text| without_tokens(text)).unwrap_or_default();
+        let message: String = sentence.chars().take(chars_max).collect();
+        match (word.map(|word| without_tokens(word).chars().take(60).collect::<String>()), message.is_empty())
+        {
             (Some(word), false) => format!("{word}: {message}"),
             (Some(word), true) => word,
             (None, _) => message,
         }
     }
 
-    /// The whole number that stands in the message between two lower-case texts.
+    /// The whole number that stands in a sentence between two lower-case texts.
     #[must_use]
     pub fn number_between(&self, before: &str, after: &str) -> Option<u64> {
         let digits = self.text_between(before, after)?.trim().bytes().filter(|byte| *byte != b',');
@@ -99,11 +150,37 @@ impl ErrorBody {
         number
     }
 
-    /// What stands in the message between two lower-case texts, lower case.
+    /// What stands in a sentence between two lower-case texts, lower case.
     #[must_use]
     pub fn text_between(&self, before: &str, after: &str) -> Option<&str> {
-        let (_, rest) = self.message.split_once(before)?;
-        rest.split_once(after).map(|(text, _)| text)
+        self.texts.iter().find_map(|text| {
+            let (_, rest) = text.split_once(before)?;
+            rest.split_once(after).map(|(text, _)| text)
+        })
+    }
+
+    /// The word behind a lower-case text in a sentence, lower case. The sentence may end there.
+    #[must_use]
+    pub fn word_behind(&self, before: &str) -> Option<&str> {
+        self.texts.iter().find_map(|text| text.split_once(before)?.1.split_whitespace().next())
+    }
+}
+
+/// Maximum length of a code; the longest that is known has 41 characters.
+const CODE_BYTES_MAX: usize = 64;
+
+/// Whether a text is a code and no sentence: one word. A page for people is none.
+fn is_code(text: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'+' | b'.');
+    !text.is_empty() && text.len() <= CODE_BYTES_MAX && text.bytes().all(is_part)
+}
+
+/// The reason of another socket's end, as it is passed on in
+/// "received 1002 (protocol error) This request exceeds your quota limit." (elevenlabs/packages#911).
+fn bare(message: &str) -> &str {
+    match message.strip_prefix("received 1").and_then(|rest| rest.split_once(") ")) {
+        Some((_, reason)) => reason,
+        None => message,
     }
 }
 

@@ -146,7 +146,7 @@ fn a_key_of_another_region_is_not_an_invalid_one() {
         &detail("authentication_error", "unauthorized", "invalid_api_key", message),
         Verdict::WrongHost,
     );
-    assert_eq!(in_band(&ErrorBody::said([], message)), Some(Verdict::WrongHost));
+    assert_eq!(in_band(&ErrorBody::of_reason(message)), Some(Verdict::WrongHost));
 }
 
 #[test]
@@ -281,7 +281,7 @@ fn a_rate_limit_carries_the_time_the_provider_gave() {
     let after = Some(Duration::from_secs(7));
     let verdict = classify(StatusCode::TOO_MANY_REQUESTS, Some(&ErrorBody::default()), after);
     assert_eq!(verdict, Verdict::Unexplained(Refusal::TooMany(after)));
-    let body = ErrorBody::said([Some("rate_limit_exceeded")], "");
+    let body = ErrorBody::of_reason("rate_limit_exceeded");
     assert_eq!(classify(StatusCode::TOO_MANY_REQUESTS, Some(&body), after), Verdict::RateLimited(after));
 }
 
@@ -396,4 +396,81 @@ fn a_summary_is_short_and_has_the_most_specific_word() {
         ErrorBody::read(detail("payment_required", "paid_plan_required", "", "Free\\nusers").as_bytes());
     assert_eq!(body.summary(4), "paid_plan_required: free");
     assert_eq!(ErrorBody::read(b"<html>").summary(9), "");
+}
+
+/// A code is known on a socket as it is over HTTP, and so is its type where the code is not.
+#[test]
+fn a_code_means_the_same_without_a_status() {
+    for row in codes::DOCUMENTED.iter().chain(codes::OLDER) {
+        let status = StatusCode::from_u16(row.status).unwrap();
+        for code in row.codes {
+            let body = ErrorBody::read(detail(row.kind, code, "", "x").as_bytes());
+            let expected = classify(status, Some(&body), None);
+            assert_eq!(in_band(&ErrorBody::of_reason(code)), Some(expected), "{code}");
+        }
+        if !row.kind.is_empty() {
+            let body = ErrorBody::read(detail(row.kind, "", "", "x").as_bytes());
+            assert_eq!(in_band(&body), Some(classify(status, Some(&body), None)), "{}", row.kind);
+        }
+    }
+}
+
+/// The sentence of a refusal means what its code means, with any status that it may have and without one.
+#[test]
+fn a_sentence_means_the_same_as_its_code() {
+    let plan = Verdict::PlanFeature;
+    let missing = Verdict::MissingPermission(Permission::parse("text_to_speech"));
+    for (sentence, expected) in [
+        ("The API key you used is missing the permission text_to_speech to execute this operation.", missing),
+        // Cut off where a close has no more room.
+        ("The API key you used is missing the permission text_to_speech", missing),
+        (
+            "Free users cannot use library voices via the API. Please upgrade your subscription.",
+            plan(Subject::Voice),
+        ),
+        (
+            "Your subscription does not include this feature. Please upgrade your subscription.",
+            plan(Subject::Unnamed),
+        ),
+        (
+            "Output format 'pcm_44100' is only available on the Pro tier and above.",
+            plan(Subject::OutputFormat),
+        ),
+        ("You do not have access to the model 'eleven_v3'.", plan(Subject::Model)),
+        ("Operation not supported on legacy workspace", plan(Subject::Endpoint)),
+        ("You do not have access to this workspace.", plan(Subject::Endpoint)),
+        (
+            "This request's text has 9 characters and exceeds the character limit of 8 characters for your subscription.",
+            plan(Subject::TextLength),
+        ),
+        (
+            "You have reached your maximum amount of custom voices (3 / 3). You can upgrade your subscription.",
+            Verdict::Slots,
+        ),
+        (
+            "Your subscription has a failed or incomplete payment. Complete the latest invoice to continue usage.",
+            Verdict::Billing,
+        ),
+        (
+            "You do not have enough credits to complete this request.",
+            Verdict::WorkspaceQuota(Shortfall::default()),
+        ),
+        ("Unusual activity detected. Free Tier usage disabled.", Verdict::Abuse),
+    ] {
+        assert_eq!(in_band(&ErrorBody::of_reason(sentence)), Some(expected), "{sentence}");
+        for status in [401, 403] {
+            check(status, &detail("", "", "", sentence), expected);
+        }
+    }
+    let busy = "Our services are experiencing high levels of traffic and cannot take your request.";
+    assert_eq!(in_band(&ErrorBody::of_reason(busy)), Some(Verdict::Busy));
+    check(429, &detail("", "", "", busy), Verdict::Busy);
+}
+
+#[test]
+fn the_advice_to_upgrade_is_no_plans_refusal_where_credits_or_a_rate_are_meant() {
+    let unexplained = Verdict::Unexplained(Refusal::Unauthorized);
+    check(401, &detail("", "", "", "Your credits are used up. Please upgrade your plan."), unexplained);
+    let too_many = Verdict::Unexplained(Refusal::TooMany(None));
+    check(429, &detail("", "", "", "Slow down, or upgrade your plan."), too_many);
 }

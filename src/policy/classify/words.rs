@@ -1,4 +1,6 @@
-//! The words that the provider's refusals have been seen with, and what each means.
+//! The words and sentences that the provider's refusals have been seen with, and what each means: over
+//! HTTP and on sockets, whichever member or close reason they stand in. A sentence counts like its code,
+//! because a close has nothing else.
 //!
 //! Sources: the table of errors in the provider's documentation (types and codes, 2026), captured
 //! answers of 2023 to 2026 in public issues (named where a form differs from the table).
@@ -42,7 +44,8 @@ fn about_credits(body: &ErrorBody) -> Option<Verdict> {
     }
     let is_quota = says_any(body, &["quota_exceeded", "insufficient_credits"])
         || body.message_starts("this request exceeds your quota")
-        || body.message_starts("you have exceeded your quota");
+        || body.message_starts("you have exceeded your quota")
+        || body.message_starts("you do not have enough credits");
     if !is_quota {
         return None;
     }
@@ -67,7 +70,8 @@ fn about_load(body: &ErrorBody, retry_after: Option<Duration>) -> Option<Verdict
         let maximum = body.number_between("a maximum of ", " concurrent requests");
         return Some(Verdict::Concurrency { maximum: maximum.and_then(|n| u32::try_from(n).ok()) });
     }
-    if body.says("system_busy") {
+    if body.says("system_busy") || body.message_starts("our services are experiencing high levels of traffic")
+    {
         return Some(Verdict::Busy);
     }
     let is_rate = says_any(body, &["rate_limit_exceeded", "rate_limited", "too_many_requests"])
@@ -82,33 +86,49 @@ fn about_key(body: &ErrorBody) -> Option<Verdict> {
     if body.message_has("data residency") || body.message_has("calling the correct api url") {
         return Some(Verdict::WrongHost);
     }
-    if says_any(body, &["missing_permissions", "insufficient_permissions"]) {
-        let name = body.text_between("missing the permission ", " to execute");
+    const MISSING: &str = "is missing the permission ";
+    if says_any(body, &["missing_permissions", "insufficient_permissions"]) || body.message_has(MISSING) {
+        let name = body.word_behind(MISSING);
         return Some(Verdict::MissingPermission(name.and_then(Permission::parse)));
     }
-    let is_invalid = body.says("invalid_api_key") || body.message_starts("invalid api key");
+    // The second form is that of live transcription, captured with a bad key. The code alone says less:
+    // a key without the permission has it too.
+    let is_invalid = body.says("invalid_api_key")
+        || body.message_starts("invalid api key")
+        || (body.says("auth_error") && body.message_starts(NOT_AUTHENTICATED));
     is_invalid.then_some(Verdict::InvalidKey)
 }
+
+const NOT_AUTHENTICATED: &str = "you must be authenticated";
 
 /// The account of the key: suspected, or unpaid.
 fn about_account(body: &ErrorBody) -> Option<Verdict> {
     if body.says("detected_unusual_activity") || body.message_starts("unusual activity detected") {
         return Some(Verdict::Abuse);
     }
-    says_any(body, &["payment_issue", "unaccepted_terms"]).then_some(Verdict::Billing)
+    let is_locked = says_any(body, &["payment_issue", "unaccepted_terms"])
+        || body.message_has("failed or incomplete payment");
+    is_locked.then_some(Verdict::Billing)
 }
 
 /// What the plan has not, or not so much of.
 fn about_plan(status: StatusCode, body: &ErrorBody) -> Option<Verdict> {
     // `voice_limit_reached` with a 400 (mulmocast-app#1466).
-    if body.any_word(|word| word.ends_with("_limit_reached")) {
+    if body.any_word(|word| word.ends_with("_limit_reached"))
+        || (body.message_starts("you have reached your ") && is_about_slots(body))
+    {
         return Some(Verdict::Slots);
     }
     // Free and paid accounts have different limits (elevenlabs-python#107).
-    if says_any(body, &["max_character_limit_exceeded", "text_too_long"]) {
+    if says_any(body, &["max_character_limit_exceeded", "text_too_long"])
+        || body.message_has("exceeds the character limit")
+    {
         return Some(Verdict::PlanFeature(Subject::TextLength));
     }
-    if body.says("workspace_access_denied") || body.says("invalid_workspace_type") {
+    if says_any(body, &["workspace_access_denied", "invalid_workspace_type"])
+        || body.message_starts("you do not have access to this workspace")
+        || body.message_starts("operation not supported on legacy workspace")
+    {
         return Some(Verdict::PlanFeature(Subject::Endpoint));
     }
     let named = [
@@ -120,7 +140,8 @@ fn about_plan(status: StatusCode, body: &ErrorBody) -> Option<Verdict> {
         return Some(Verdict::PlanFeature(*subject));
     }
     let is_plan = says_any(body, &PLAN)
-        || body.any_word(|word| word.starts_with("only_for_") || word.starts_with("can_not_use_"));
+        || body.any_word(|word| word.starts_with("only_for_") || word.starts_with("can_not_use_"))
+        || is_about_plan(status, body);
     // A client error of any status may say it: 400 and 401 are the older forms.
     (is_plan && status != StatusCode::NOT_FOUND).then(|| Verdict::PlanFeature(subject(body)))
 }
@@ -131,6 +152,30 @@ const PLAN: [&str; 5] = [
     "feature_not_available",
     "free_users_not_allowed",
     "upgrade_required",
+];
+
+/// Whether a sentence says that the plan has not what is asked for. Too many at a time, and credits that
+/// are used up, come with the advice to upgrade as well.
+fn is_about_plan(status: StatusCode, body: &ErrorBody) -> bool {
+    let is_other = || ["credit", "quota", "too many"].iter().any(|word| body.message_has(word));
+    status != StatusCode::TOO_MANY_REQUESTS
+        && PLAN_SENTENCES.iter().any(|part| body.message_has(part))
+        && !is_other()
+}
+
+/// Sources: captured answers; the refusals of plans that public issues quote.
+const PLAN_SENTENCES: [&str; 11] = [
+    "free users cannot ",
+    "free users can not ",
+    "free users are not allowed ",
+    "upgrade your subscription",
+    "upgrade your plan",
+    "your subscription does not include ",
+    "your subscription has no access ",
+    "not available on your ",
+    "is only available on the ",
+    "you need to be on the ",
+    "you do not have access to the model ",
 ];
 
 /// What of the request the message names.
@@ -188,5 +233,6 @@ fn about_request(status: StatusCode, body: &ErrorBody) -> Option<Verdict> {
 fn about_nothing(body: &ErrorBody) -> Option<Verdict> {
     let words =
         ["needs_authorization", "missing_api_key", "invalid_authorization_header", "authentication_required"];
-    says_any(body, &words).then_some(Verdict::Unexplained(Refusal::Unauthorized))
+    let is_keyless = says_any(body, &words) || body.message_starts(NOT_AUTHENTICATED);
+    is_keyless.then_some(Verdict::Unexplained(Refusal::Unauthorized))
 }

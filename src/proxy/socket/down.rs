@@ -8,7 +8,7 @@ use bytes::BytesMut;
 
 use crate::policy::classify::Verdict;
 use crate::policy::frame::{self, Head, Opcode, check_close, close_payload};
-use crate::policy::socket::{Dialect, Heard, REFUSAL_BYTES_MAX, hear, hear_close};
+use crate::policy::socket::{Dialect, Heard, REFUSAL_BYTES_MAX, Stage, hear, hear_close};
 use crate::secret::Redactor;
 
 /// The provider's frames.
@@ -32,6 +32,8 @@ pub(super) struct Downwards {
     text: Option<Vec<u8>>,
     /// The end of what has gone on of the message under way, when a key may begin in it.
     open_key: Vec<u8>,
+    /// Whether an error in unknown words was sent, which waits for the close behind it.
+    has_unknown_error: bool,
     has_closed: bool,
     bytes: u64,
 }
@@ -71,6 +73,7 @@ impl Downwards {
             is_text: false,
             text: None,
             open_key: Vec::new(),
+            has_unknown_error: false,
             has_closed: false,
             bytes: 0,
         }
@@ -110,6 +113,7 @@ impl Downwards {
         self.held = BytesMut::new();
         (self.frame, self.is_in_message, self.has_closed) = (None, false, false);
         (self.is_text, self.text) = (false, None);
+        self.has_unknown_error = false;
         self.open_key = Vec::new();
     }
 
@@ -197,7 +201,9 @@ impl Downwards {
             };
             let is_useful = self.is_surely_useful(!is_control && left > 0);
             let told = match told {
-                None | Some(Told::Message(Heard::Aside)) if is_useful => Some(Told::Message(Heard::Useful)),
+                None | Some(Told::Message(Heard::Aside | Heard::UnknownError)) if is_useful => {
+                    Some(Told::Message(Heard::Useful))
+                }
                 told => told,
             };
             if told.is_some() || (left > 0 && length == 0) {
@@ -265,7 +271,8 @@ impl Downwards {
         };
         self.put_head(&Head { length: payload.len() as u64, ..*head }, out);
         self.put(head.opcode, &payload, out);
-        Told::Close(hear_close(code, &reason, self.has_token))
+        let is_behind_error = self.has_unknown_error && !self.is_served;
+        Told::Close(hear_close(code, &reason, is_behind_error, self.has_token))
     }
 
     /// Covers keys in what has come of a frame; returns how much of it may go on. The begin of a key
@@ -326,13 +333,15 @@ impl Downwards {
     fn hear(&mut self) -> Option<Told> {
         let heard = match &self.text {
             Some(text) if self.is_text && (!self.is_served || may_refuse(text)) => {
-                hear(self.dialect, text, self.has_token)
+                let stage = if self.is_served { Stage::Served } else { Stage::Opening };
+                hear(self.dialect, stage, text, self.has_token)
             }
             Some(_) | None => Heard::Useful,
         };
         if self.is_served {
             self.text = None;
         }
+        self.has_unknown_error |= heard == Heard::UnknownError;
         let is_news = !self.is_served || matches!(heard, Heard::Refused(_));
         is_news.then_some(Told::Message(heard))
     }

@@ -228,7 +228,7 @@ impl<C: Connect> Session<C> {
             Event::Said(said) if self.may_say(said) => self.said(said).await,
             Event::Said(_) => return Some(Ending::Spent),
             Event::Given(given) => self.given(given).await,
-            Event::Told(Told::Message(Heard::Aside)) => {}
+            Event::Told(Told::Message(Heard::Aside | Heard::UnknownError)) => {}
             Event::Told(Told::Message(Heard::Queued)) => {
                 self.is_queued = true;
                 self.downwards.pass_on(&mut self.to_client.bytes);

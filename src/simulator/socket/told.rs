@@ -246,3 +246,56 @@ fn scribe_words(shape: &Shape, facts: &Facts) -> (&'static str, String) {
     };
     (kind, words(shape, facts).1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::shape::{FIXED, NAMED};
+    use super::*;
+    use crate::policy::classify::{ErrorBody, Verdict, classify};
+    use crate::policy::socket::{Dialect, Heard, Stage, hear, hear_close};
+
+    /// What the socket's own form of a shape is taken for: its message, or its close.
+    fn heard(dialect: Dialect, told: &Told) -> Option<Verdict> {
+        let Some(message) = &told.message else { return hear_close(told.code, &told.reason, false, false) };
+        match hear(dialect, Stage::Opening, message.as_bytes(), false) {
+            Heard::Refused(verdict) => Some(verdict),
+            Heard::Useful | Heard::Aside | Heard::UnknownError | Heard::Queued => None,
+        }
+    }
+
+    /// Every refusal of the catalogue is known on every socket that has words for it, as it is over HTTP.
+    #[test]
+    fn a_refusal_means_the_same_over_http_and_on_sockets() {
+        let facts = Facts { needed: 43, limit: 10_000, concurrency_max: 4, ..Facts::default() };
+        let shapes = NAMED.into_iter().map(|(_, shape)| shape).chain(FIXED.iter().map(Shape::Fixed));
+        let (mut compared, mut others) = (0, Vec::new());
+        // A page has no words of the provider.
+        for shape in shapes.filter(|shape| !matches!(shape, Shape::Page(_))) {
+            let refusal = shape.render(&facts, "r");
+            let body = ErrorBody::read(refusal.body.as_bytes());
+            let over_http = classify(refusal.status, Some(&body), None);
+            for (dialect, tongue) in [
+                (Dialect::Speech, Tongue::Speech),
+                (Dialect::Dialogue, Tongue::Dialogue),
+                (Dialect::Agent, Tongue::Agent),
+                (Dialect::Transcription, Tongue::Scribe),
+            ] {
+                let told = tell(tongue, &shape, &facts);
+                let on_socket = heard(dialect, &told).map(|verdict| std::mem::discriminant(&verdict));
+                // Captured: transcription has the same words for all keys that may not, and agents one for
+                // all quotas.
+                let is_vague = tongue == Tongue::Scribe || tongue == Tongue::Agent;
+                let is_same = on_socket == Some(std::mem::discriminant(&over_http));
+                assert!(on_socket.is_some(), "{shape} on {dialect:?}: {told:?} is no refusal");
+                if !is_vague {
+                    compared += 1;
+                    if !is_same {
+                        others.push(format!("{shape} on {dialect:?}: {told:?} is not {over_http:?}"));
+                    }
+                }
+            }
+        }
+        assert!(others.is_empty(), "{}", others.join("\n"));
+        assert!(compared > 80, "{compared}");
+    }
+}

@@ -264,6 +264,10 @@ impl Wire {
                 Ok(()) | Err(Over) => Over,
             },
             Turn::Say(text) => return self.write(Message::text(text)).await,
+            Turn::Last { code, text } => {
+                self.write(Message::text(text)).await?;
+                self.close(code, "").await
+            }
         })
     }
 

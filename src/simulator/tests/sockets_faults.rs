@@ -67,6 +67,9 @@ async fn a_session_can_close_after_so_many_messages() {
     assert_eq!((socket.messages_sent, socket.close_sent.unwrap().code), (2, 1_011));
     let mut client = echo(&sim, "close=4000").await;
     assert_eq!(client.hear_close().await, (4_000, String::new()));
+    let mut client = echo(&sim, r#"last=1008/{"error":"x"}"#).await;
+    assert_eq!(client.hear().await["error"], "x");
+    assert_eq!(client.hear_close().await, (1_008, String::new()));
 }
 
 #[tokio::test]

@@ -1,0 +1,196 @@
+//! Refusals on sockets through the whole program: the words of HTTP in messages and closes of sockets.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends at its first surprise"
+)]
+
+mod house;
+mod talk;
+
+use keychoir::simulator::Plan;
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+
+use house::{House, ONE, THREE, TWO, house};
+use talk::{AGENT, Heard, SCRIBE, STREAM_INPUT, dial};
+
+const FOUR: &str = "sk_key_number_four_00000000000000000000000000000004";
+const KEYS: [&str; 4] = [ONE, TWO, THREE, FOUR];
+
+/// A pool of that many accounts, of which the first ones meet a fault.
+async fn accounts(count: usize, refusing: usize, fault: &str) -> House {
+    let house = house(Plan::of(KEYS[..count].iter().map(|key| (*key, 100_000)))).await;
+    KEYS[..refusing].iter().for_each(|key| house.always(key, fault));
+    house
+}
+
+/// A message, and right behind it a close without a reason.
+fn last(code: u16, message: &Value) -> String {
+    format!("last={code}/{message}")
+}
+
+/// Sessions that each account was asked for.
+fn asked(house: &House, count: usize) -> Vec<usize> {
+    house.hits(&KEYS[..count])
+}
+
+/// Speaks a text; whether it is heard and no error is.
+async fn speak(house: &House) -> bool {
+    let mut talk = dial(house, STREAM_INPUT).await;
+    let (messages, _) = talk.speak(&["Hello. "]).await;
+    let has_sound =
+        messages.iter().any(|message| message["audio"].as_str().is_some_and(|sound| !sound.is_empty()));
+    has_sound && messages.iter().all(|message| message.get("error").is_none())
+}
+
+/// Opens a session of transcription or of an agent; the kind of the first thing that the client gets.
+async fn open(house: &House, path: &str) -> String {
+    let mut talk = dial(house, path).await;
+    let first = match talk.hear().await {
+        Heard::Text(message) => {
+            let kind = message.get("message_type").or(message.get("type"));
+            kind.and_then(Value::as_str).unwrap_or("untyped").to_owned()
+        }
+        Heard::Close(code, reason) => format!("{code} {reason}"),
+        Heard::Binary(_) | Heard::Gone => panic!("no message"),
+    };
+    talk.send(Message::Close(None)).await;
+    talk.rest().await;
+    first
+}
+
+const MISSING: &str =
+    "The API key you used is missing the permission text_to_speech to execute this operation.";
+const LIBRARY: &str =
+    "Free users cannot use library voices via the API. Please upgrade your subscription to use this voice.";
+const UNPAID: &str =
+    "Your subscription has a failed or incomplete payment. Complete the latest invoice to continue usage.";
+
+#[tokio::test]
+async fn a_close_with_a_sentence_of_http_is_what_the_sentence_says() {
+    for (sentence, verdict) in
+        [(MISSING, "missing_permission"), (LIBRARY, "plan_feature"), (UNPAID, "billing")]
+    {
+        let house = accounts(4, 3, &format!("close=1008/{sentence}")).await;
+        assert!(speak(&house).await, "{sentence}");
+        assert_eq!(asked(&house, 4), [1, 1, 1, 1], "{sentence}");
+        assert!(speak(&house).await, "{sentence}");
+        assert_eq!(asked(&house, 4), [1, 1, 1, 2], "{sentence}");
+        let verdicts: Vec<String> = house.records().await.into_iter().map(|record| record.verdict).collect();
+        assert_eq!(verdicts, [verdict, verdict, verdict, "served", "served"]);
+    }
+}
+
+/// A `message_type` that says less than the sentence beside it.
+#[tokio::test]
+async fn an_auth_error_about_a_permission_takes_no_key() {
+    let sentence = MISSING.replace("text_to_speech", "speech_to_text");
+    let message = json!({"message_type": "auth_error", "error": sentence});
+    let house = accounts(4, 3, &last(1000, &message)).await;
+    for expected in [[1, 1, 1, 1], [1, 1, 1, 2]] {
+        assert_eq!(open(&house, SCRIBE).await, "session_started");
+        assert_eq!(asked(&house, 4), expected);
+        assert_eq!(house.statuses().await, ["active"; 4]);
+    }
+    house.abandon().await;
+}
+
+/// Words that are not the key's: two accounts are asked, the next session reaches the third, and all stay
+/// active.
+#[tokio::test]
+async fn an_auth_error_in_unknown_words_takes_no_key() {
+    let message = json!({"message_type": "auth_error", "error": "Something new."});
+    let house = accounts(3, 2, &last(1000, &message)).await;
+    assert_eq!(open(&house, SCRIBE).await, "auth_error");
+    assert_eq!(asked(&house, 3), [1, 1, 0]);
+    assert_eq!(open(&house, SCRIBE).await, "session_started");
+    assert_eq!(asked(&house, 3), [1, 1, 1]);
+    assert_eq!(house.statuses().await, ["active"; 3]);
+    house.abandon().await;
+}
+
+#[tokio::test]
+async fn a_code_of_http_refuses_a_transcription_before_it_starts() {
+    for code in [
+        "subscription_required",
+        "paid_plan_required",
+        "feature_not_available",
+        "forbidden",
+        "missing_permissions",
+        "invalid_api_key",
+        "concurrent_limit_exceeded",
+        "workspace_access_denied",
+        "detected_unusual_activity",
+        "payment_required",
+        // In unknown words: the close tells that it is a refusal.
+        "gizmo",
+    ] {
+        let house = accounts(2, 1, &last(1008, &json!({"message_type": code, "error": "x"}))).await;
+        for expected in [[1, 1], [1, 2]] {
+            assert_eq!(open(&house, SCRIBE).await, "session_started", "{code}");
+            // A place that was taken is tried again a moment later.
+            if code != "concurrent_limit_exceeded" {
+                assert_eq!(asked(&house, 2), expected, "{code}");
+            }
+        }
+        house.abandon().await;
+    }
+}
+
+#[tokio::test]
+async fn an_agents_error_in_the_shape_of_http_moves_the_session() {
+    for message in [
+        json!({"detail": {"status": "missing_permissions", "message": MISSING}}),
+        json!({"type": "error", "error": "subscription_required", "message": "x"}),
+        json!({"type": "error", "error_event": {"code": 1008, "error_type": "workspace_access_denied", "message": "x"}}),
+    ] {
+        let house = accounts(3, 2, &last(1008, &message)).await;
+        for expected in [[1, 1, 1], [1, 1, 2]] {
+            assert_eq!(open(&house, AGENT).await, "conversation_initiation_metadata", "{message}");
+            assert_eq!(asked(&house, 3), expected, "{message}");
+        }
+        house.abandon().await;
+    }
+}
+
+/// What is too much for one account is remembered once another has served.
+#[tokio::test]
+async fn an_account_without_resources_is_asked_last_for_a_while() {
+    for kind in ["resource_exhausted", "queue_overflow"] {
+        let fault = last(1000, &json!({"message_type": kind, "error": "x"}));
+        let house = accounts(2, 1, &fault).await;
+        for expected in [[1, 1], [1, 2], [1, 3]] {
+            assert_eq!(open(&house, SCRIBE).await, "session_started", "{kind}");
+            assert_eq!(asked(&house, 2), expected, "{kind}");
+        }
+        house.abandon().await;
+        // Two that say the same end a session, and the next one reaches a third.
+        let house = accounts(3, 2, &fault).await;
+        assert_eq!(open(&house, SCRIBE).await, kind);
+        assert_eq!(asked(&house, 3), [1, 1, 0], "{kind}");
+        for expected in [[1, 1, 1], [1, 1, 2]] {
+            assert_eq!(open(&house, SCRIBE).await, "session_started", "{kind}");
+            assert_eq!(asked(&house, 3), expected, "{kind}");
+        }
+        assert_eq!(house.statuses().await, ["active"; 3]);
+        house.abandon().await;
+    }
+}
+
+/// An error in unknown words that no close follows is no refusal: it goes to the client with what follows.
+#[tokio::test]
+async fn an_unknown_error_without_a_close_is_passed_on() {
+    let message = json!({"message_type": "gizmo", "error": "Gizmo."});
+    let house = accounts(2, 1, &format!("say={message}")).await;
+    let mut talk = dial(&house, SCRIBE).await;
+    assert_eq!(talk.message().await, message);
+    assert_eq!(talk.message().await["message_type"], "session_started");
+    talk.send(Message::Close(None)).await;
+    talk.rest().await;
+    drop(talk);
+    assert_eq!(asked(&house, 2), [1, 0]);
+    house.abandon().await;
+}
