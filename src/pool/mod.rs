@@ -50,7 +50,7 @@ use line::Line;
 pub use owners::{Found, Identity, Lesson, Owners};
 pub use refusal::{Earlier, RefusalRecord};
 pub use reserve::Reserved;
-pub use restrictions::{Holder, Restraint, Restriction, Restrictions};
+pub use restrictions::{Holder, RESTRICTIONS_MAX, Restraint, Restriction, Restrictions};
 pub use roster::{KeyEntry, Roster};
 pub use workspace::Workspace;
 

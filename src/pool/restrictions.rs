@@ -21,7 +21,7 @@ use crate::secret::Fingerprint;
 
 /// Restrictions that are kept at once: a client that is refused for ever new voices pushes out the
 /// oldest, and each of them costs one request more than it would have.
-const RESTRICTIONS_MAX: usize = 1_024;
+pub const RESTRICTIONS_MAX: usize = 1_024;
 
 /// Of which part of the pool something is restricted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

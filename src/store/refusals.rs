@@ -18,7 +18,7 @@ use crate::policy::features::RequestFeatures;
 use crate::policy::permission::Permission;
 use crate::policy::replay::Effect;
 use crate::policy::units::UnixMs;
-use crate::pool::{Earlier, Identity, RefusalRecord, Restriction, Restrictions};
+use crate::pool::{Earlier, Identity, RESTRICTIONS_MAX, RefusalRecord, Restriction, Restrictions};
 use crate::secret::Fingerprint;
 
 /// The step of the schema that brings them.
@@ -35,9 +35,6 @@ pub(super) const TABLE: &str = "
     -- The name of the plan of its workspace, when the provider has said it.
     ALTER TABLE keys ADD COLUMN plan TEXT;
     ";
-
-/// More of them are not read.
-const ROWS_MAX: i64 = 1_024;
 
 /// Which of the pool's restrictions the file has.
 #[derive(Debug, Default)]
@@ -127,7 +124,7 @@ impl RefusalRows {
 /// All of them, the oldest first. A row that says nothing sensible is left out: the provider will tell.
 pub(super) fn read(connection: &Connection) -> Result<Vec<RefusalRecord>, rusqlite::Error> {
     let mut statement = connection.prepare("SELECT refusal FROM refusals ORDER BY number DESC LIMIT ?1")?;
-    let rows = statement.query_map([ROWS_MAX], |row| row.get::<_, String>(0))?;
+    let rows = statement.query_map([whole(RESTRICTIONS_MAX as u64)], |row| row.get::<_, String>(0))?;
     let mut records: Vec<RefusalRecord> =
         rows.filter_map(|row| row.map(|text| record(&text)).transpose()).collect::<Result<_, _>>()?;
     records.reverse();
