@@ -265,7 +265,9 @@ fn all(pool: &Pool, now: UnixMs) -> Vec<Seen> {
 }
 
 /// What the status says of each key, and which keys are asked last for each request.
-fn shown(pool: &Pool, now: UnixMs) -> (Vec<Vec<String>>, Vec<Vec<(usize, Restraint)>>) {
+type Shown = (Vec<Vec<String>>, Vec<Vec<(usize, Restraint)>>);
+
+fn shown(pool: &Pool, now: UnixMs) -> Shown {
     let roster = pool.roster();
     let of =
         |held: &Restriction| format!("{} {} {:?} {}", held.limit, held.verdict, held.since, held.until.0);
