@@ -144,6 +144,7 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
     let mut books = Store::open(&parts.books, clock::now())?;
     books.recognize(pool.roster().keys().iter().map(|key| key.api_key()));
     pool.restore(&books.remembered()?, clock::now());
+    pool.restore_restrictions(books.refusals()?, clock::now());
     let owners = Arc::new(Owners::new(parts.store.owners));
     owners.restore(books.owners()?, clock::now());
     let accounts = Accounts::new(&parts.clients, &books.used(clock::now())?, clock::now());

@@ -135,6 +135,38 @@ pub enum Subject {
     Unnamed,
 }
 
+impl Subject {
+    const ALL: [Self; 7] = [
+        Self::Voice,
+        Self::Model,
+        Self::OutputFormat,
+        Self::Cloning,
+        Self::TextLength,
+        Self::Endpoint,
+        Self::Unnamed,
+    ];
+
+    /// The word for it in the database.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Voice => "voice",
+            Self::Model => "model",
+            Self::OutputFormat => "output_format",
+            Self::Cloning => "cloning",
+            Self::TextLength => "text_length",
+            Self::Endpoint => "endpoint",
+            Self::Unnamed => "unnamed",
+        }
+    }
+
+    /// The subject of that word.
+    #[must_use]
+    pub fn of_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|subject| subject.word() == word)
+    }
+}
+
 /// What a refusal without a known reason says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {

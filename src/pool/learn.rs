@@ -9,9 +9,10 @@ use super::cells::Paid;
 use super::key::Key;
 use super::lease::Lease;
 use super::line::Ask;
+use super::refusal::RefusalRecord;
 use super::restrictions::{Force, Holder, Restriction};
 use super::roster::Roster;
-use super::{Observation, Pool, Transition, news_of_charge, news_of_workspace};
+use super::{Observation, Pool, Settings, Transition, news_of_charge, news_of_workspace};
 use crate::policy::classify::Verdict;
 use crate::policy::evidence::{
     Claim, Evidence, Poll, PollResult, Source, is_refuted_by_service, poll_decides_at,
@@ -173,10 +174,21 @@ impl Pool {
         refused: &Refused<'_>,
         now: UnixMs,
     ) -> Option<Restriction> {
-        let settings = roster.settings();
-        let Refused { verdict, ask, source, is_agreed } = refused;
-        let (limit, memory) = features.refused(*verdict)?;
-        let has_group = ask.is_some_and(|ask| ask.lane.is_some());
+        let record = RefusalRecord::new(key, features, refused, now);
+        let own = Self::restriction(record.clone(), roster.settings())?;
+        let is_news = self.restrictions.learn(&own, now);
+        let of_plan = RefusalRecord { is_of_plan: true, ..record };
+        if let Some(of_plan) = Self::restriction(of_plan, roster.settings()) {
+            self.restrictions.learn(&of_plan, now);
+        }
+        is_news.then_some(own)
+    }
+
+    /// The restriction that follows from a refusal, when it is met and when it is read from the database.
+    pub(super) fn restriction(record: RefusalRecord, settings: &Settings) -> Option<Restriction> {
+        let RefusalRecord { verdict, is_agreed, .. } = &record;
+        let (limit, memory) = record.features.refused(*verdict)?;
+        let has_group = record.is_in_group;
         let rate = |span: Option<Duration>| span.unwrap_or(settings.rate_limited_cooldown);
         let (span, force) = match memory {
             Memory::RateLimit(_) | Memory::Concurrency if has_group => return None,
@@ -198,34 +210,35 @@ impl Pool {
         } else {
             force
         };
-        let workspace = key.workspace();
         let holder = match memory {
-            Memory::Permission => Holder::Key(key.api_key().fingerprint()),
+            Memory::Plan if record.is_of_plan => Holder::Plan(record.tier.clone()?),
+            _ if record.is_of_plan => return None,
+            Memory::Permission => Holder::Key(record.key),
             Memory::Plan
             | Memory::Slots
             | Memory::Endpoint
             | Memory::Unproven
             | Memory::RateLimit(_)
             | Memory::Throttle(_)
-            | Memory::Concurrency => Holder::Workspace(workspace.identity().clone()),
+            | Memory::Concurrency => Holder::Workspace(record.workspace.clone()),
         };
-        let restriction = |holder| Restriction {
+        let mut restriction = Restriction {
+            number: 0,
             holder,
-            limit: limit.clone(),
+            limit,
             verdict: verdict.word(),
-            since: now,
-            refused_at: now,
-            until: now.plus(span),
+            since: record.at,
+            refused_at: record.at,
+            until: record.at.plus(span),
             force,
             is_agreed: *is_agreed,
-            source: Arc::new(source.clone()),
+            source: Arc::clone(&record.source),
+            record: Arc::new(record),
         };
-        let own = restriction(holder);
-        let is_news = self.restrictions.learn(&own, now);
-        if let (Memory::Plan, Some(tier)) = (memory, workspace.tier()) {
-            self.restrictions.learn(&restriction(Holder::Plan(tier.as_str().into())), now);
+        if let Some(earlier) = restriction.record.earlier {
+            restriction.follow(earlier);
         }
-        is_news.then_some(own)
+        Some(restriction)
     }
 
     /// Whether several accounts other than that of `key` have refused the like of a request with this

@@ -13,6 +13,7 @@ mod learn;
 mod lease;
 mod line;
 mod owners;
+mod refusal;
 mod reserve;
 mod restrictions;
 mod roster;
@@ -47,8 +48,9 @@ pub use lease::Lease;
 pub use line::Ask;
 use line::Line;
 pub use owners::{Found, Identity, Lesson, Owners};
+pub use refusal::{Earlier, RefusalRecord};
 pub use reserve::Reserved;
-pub use restrictions::{Holder, Restraint, Restriction, Restrictions};
+pub use restrictions::{Holder, RESTRICTIONS_MAX, Restraint, Restriction, Restrictions};
 pub use roster::{KeyEntry, Roster};
 pub use workspace::Workspace;
 
@@ -168,6 +170,8 @@ pub struct Remembered {
     pub fingerprint: Fingerprint,
     /// The quota of its workspace.
     pub quota: Quota,
+    /// The plan of its workspace, when it was known.
+    pub tier: Option<String>,
     /// What was refused with it as a key.
     pub of_key: Vec<Evidence>,
     /// What was refused with it as its workspace's.
@@ -328,6 +332,7 @@ impl Pool {
         let entries = before.with_found_regions(entries);
         let next = Arc::new(before.following(entries, settings, before.told().clone()));
         self.roster.store(Arc::clone(&next));
+        self.restrictions.follow(&next);
         self.line.outdate();
         let has =
             |roster: &Roster, print| roster.keys().iter().any(|key| key.api_key().fingerprint() == print);
@@ -354,8 +359,9 @@ impl Pool {
         }
         let mut told = before.told().clone();
         told.insert(print, id.as_str().into());
-        let next = before.following(before.entries().to_vec(), *before.settings(), told);
-        self.roster.store(Arc::new(next));
+        let next = Arc::new(before.following(before.entries().to_vec(), *before.settings(), told));
+        self.roster.store(Arc::clone(&next));
+        self.restrictions.follow(&next);
         true
     }
 
@@ -382,6 +388,7 @@ impl Pool {
             let print = key.api_key().fingerprint();
             if let Some(known) = remembered.iter().find(|known| known.fingerprint == print) {
                 key.workspace().restore(known.quota, now);
+                known.tier.iter().for_each(|tier| key.workspace().restore_tier(tier));
                 // A clock that was set back must not make it younger than it is.
                 let aged = |evidence: &Evidence| Evidence { at: evidence.at.min(now), ..evidence.clone() };
                 for evidence in &known.of_workspace {
@@ -393,6 +400,19 @@ impl Pool {
                 key.weigh(roster.settings(), now);
                 key.workspace().weigh(roster.settings(), now);
             }
+        }
+    }
+
+    /// Takes up the refusals that restrictions are computed from, the oldest first.
+    pub fn restore_restrictions(&self, records: Vec<RefusalRecord>, now: UnixMs) {
+        let roster = self.roster.load();
+        let restriction = |record: RefusalRecord| {
+            let restriction = Self::restriction(record.restored(&roster, now), roster.settings());
+            restriction.filter(|restriction| restriction.until > now)
+        };
+        let restrictions: Vec<Restriction> = records.into_iter().filter_map(restriction).collect();
+        if !restrictions.is_empty() {
+            self.restrictions.restore(&restrictions);
         }
     }
 

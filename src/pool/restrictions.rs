@@ -11,7 +11,9 @@ use arc_swap::ArcSwap;
 
 use super::key::Key;
 use super::owners::Identity;
+use super::refusal::{Earlier, RefusalRecord};
 use super::roster::Roster;
+use super::sync::{AtomicU64, Ordering};
 use crate::policy::evidence::Source;
 use crate::policy::features::{Feature, Limit, RequestFeatures};
 use crate::policy::units::UnixMs;
@@ -19,7 +21,7 @@ use crate::secret::Fingerprint;
 
 /// Restrictions that are kept at once: a client that is refused for ever new voices pushes out the
 /// oldest, and each of them costs one request more than it would have.
-const RESTRICTIONS_MAX: usize = 1_024;
+pub const RESTRICTIONS_MAX: usize = 1_024;
 
 /// Of which part of the pool something is restricted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -65,6 +67,11 @@ pub enum Force {
 /// Something that is restricted.
 #[derive(Clone, Debug)]
 pub struct Restriction {
+    /// Counts the restrictions of this run of the program: a later one, or one that has changed, has a
+    /// higher number.
+    pub number: u64,
+    /// The refusal that all else is computed from.
+    pub record: Arc<RefusalRecord>,
     /// Of what.
     pub holder: Holder,
     /// What.
@@ -89,40 +96,105 @@ type Table = HashMap<Feature, Vec<Restriction>>;
 
 /// All restrictions of a pool.
 #[derive(Debug, Default)]
-pub struct Restrictions(ArcSwap<Table>);
+pub struct Restrictions {
+    table: ArcSwap<Table>,
+    /// Numbers that were given.
+    numbers: AtomicU64,
+    /// Changes that were made.
+    version: AtomicU64,
+}
 
 impl Restrictions {
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.load().is_empty()
+        self.table.load().is_empty()
+    }
+
+    /// Grows with every change.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// All of them that hold at `now`, in the order of their numbers.
+    #[must_use]
+    pub fn all(&self, now: UnixMs) -> Vec<Restriction> {
+        let table = self.table.load();
+        let held = table.values().flatten().filter(|held| held.until > now);
+        let mut found: Vec<Restriction> = held.cloned().collect();
+        found.sort_unstable_by_key(|held| held.number);
+        found
+    }
+
+    /// Takes up those of the last run of the program, the oldest first.
+    pub(super) fn restore(&self, restrictions: &[Restriction]) {
+        let latest = &restrictions[restrictions.len().saturating_sub(RESTRICTIONS_MAX)..];
+        self.replace(|table| latest.iter().for_each(|held| self.put(table, held.clone())));
+    }
+
+    /// Has the restrictions of workspaces that are known by another identity in `roster` follow them.
+    pub(super) fn follow(&self, roster: &Roster) {
+        let moved = |held: &Restriction| {
+            let Holder::Workspace(known) = &held.holder else { return None };
+            held.record.workspace_in(roster).filter(|identity| identity != known)
+        };
+        if !self.table.load().values().flatten().any(|held| moved(held).is_some()) {
+            return;
+        }
+        self.replace(|table| {
+            for held in std::mem::take(table).into_values().flatten() {
+                self.put(table, moved(&held).map_or(held.clone(), |identity| held.held_by(identity)));
+            }
+        });
+    }
+
+    /// Puts a restriction into a table. Of two for the same reason, the later one goes on with what counts of
+    /// the earlier one.
+    fn put(&self, table: &mut Table, mut restriction: Restriction) {
+        let held = table.entry(restriction.limit.feature.clone()).or_default();
+        if let Some(at) = held.iter().position(|known| known.holder == restriction.holder) {
+            let mut earlier = held.swap_remove(at);
+            if earlier.refused_at > restriction.refused_at {
+                std::mem::swap(&mut earlier, &mut restriction);
+            }
+            restriction.follow(Earlier::of(&earlier));
+        }
+        restriction.number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        held.push(restriction);
+    }
+
+    fn replace(&self, change: impl Fn(&mut Table)) {
+        self.table.rcu(|table| {
+            let mut table = Table::clone(table);
+            change(&mut table);
+            table
+        });
+        // Behind the change: the reader of a version finds at least what it counts.
+        self.version.fetch_add(1, Ordering::Release);
     }
 
     /// Remembers a restriction. Whether it is news.
     pub(super) fn learn(&self, restriction: &Restriction, now: UnixMs) -> bool {
         let is_same = |known: &Restriction| known.holder == restriction.holder;
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let mut is_news = true;
-        self.0.rcu(|table| {
+        self.table.rcu(|table| {
             let mut table = Table::clone(table);
             forget_old(&mut table, now);
             let held = table.entry(restriction.limit.feature.clone()).or_default();
             let before = held.iter().position(is_same).map(|at| held.swap_remove(at));
-            let mut kept = restriction.clone();
+            let mut kept = Restriction { number, ..restriction.clone() };
             let was_noted = before.as_ref().is_some_and(|known| known.force == Force::Noted);
-            // A second note holds, and what holds already is not weakened by a note.
-            if let (Force::Noted, Some(before)) = (kept.force, &before) {
-                kept.force = if was_noted { Force::Refused } else { before.force };
-            }
             let is_other = before.as_ref().is_none_or(|known| known.limit != restriction.limit);
-            is_news = kept.force != Force::Noted && (is_other || was_noted);
             if let Some(before) = before {
-                // The shortest text that was refused; and since the first refusal.
-                kept.limit.from_characters = kept.limit.from_characters.min(before.limit.from_characters);
-                kept.since = before.since;
+                kept.follow(Earlier::of(&before));
             }
+            is_news = kept.force != Force::Noted && (is_other || was_noted);
             held.push(kept);
             table
         });
+        self.version.fetch_add(1, Ordering::Release);
         is_news
     }
 
@@ -134,7 +206,7 @@ impl Restrictions {
         roster: &Roster,
         now: UnixMs,
     ) -> Vec<(usize, Restraint)> {
-        let table = self.0.load();
+        let table = self.table.load();
         let needed = features.all().filter_map(|feature| table.get(&feature)).flatten();
         let in_force: Vec<&Restriction> =
             needed.filter(|held| held.until > now && held.is_about(features)).collect();
@@ -172,7 +244,7 @@ impl Restrictions {
             let is_in_force = held.until > now && held.is_about(features);
             held.verdict == verdict && held.is_agreed && is_of_another && is_in_force
         };
-        let table = self.0.load();
+        let table = self.table.load();
         features.all().filter_map(|feature| table.get(&feature)).flatten().any(|held| is_said(&held))
     }
 
@@ -188,14 +260,14 @@ impl Restrictions {
         let is_known = |held: &&Restriction| {
             held.verdict == verdict && held.holder == own && held.until > now && held.is_about(features)
         };
-        let table = self.0.load();
+        let table = self.table.load();
         features.all().filter_map(|feature| table.get(&feature)).flatten().any(|held| is_known(&held))
     }
 
     /// Forgets what kept such a request from `key`, which has served it. Whether there was anything.
     pub(super) fn refute(&self, features: &RequestFeatures, key: &Key) -> bool {
         let is_refuted = |held: &Restriction| held.is_about(features) && held.restraint(key).is_some();
-        let table = self.0.load();
+        let table = self.table.load();
         if !features.all().filter_map(|feature| table.get(&feature)).flatten().any(is_refuted) {
             return false;
         }
@@ -209,29 +281,28 @@ impl Restrictions {
     pub(super) fn lift(&self, workspace: &Identity, verdict: &'static str) {
         let holder = Holder::Workspace(workspace.clone());
         let is_lifted = |held: &Restriction| held.verdict == verdict && held.holder == holder;
-        if self.0.load().values().flatten().any(is_lifted) {
+        if self.table.load().values().flatten().any(is_lifted) {
             self.retain(|held| !is_lifted(held));
         }
     }
 
     fn retain(&self, is_kept: impl Fn(&Restriction) -> bool) {
-        self.0.rcu(|table| {
-            let mut table = Table::clone(table);
+        self.replace(|table| {
             table.retain(|_, held| {
                 held.retain(&is_kept);
                 !held.is_empty()
             });
-            table
         });
     }
 
     /// What `key` was refused for, or its plan, that is remembered at `now`; the latest first.
     #[must_use]
     pub fn of(&self, key: &Key, now: UnixMs) -> Vec<Restriction> {
-        let table = self.0.load();
+        let table = self.table.load();
         let of_key = |held: &&Restriction| held.until > now && held.restraint(key).is_some();
         let mut found: Vec<Restriction> = table.values().flatten().filter(of_key).cloned().collect();
-        found.sort_by_key(|held| std::cmp::Reverse(held.since));
+        // The second part is for those of one millisecond, which a table has in no order.
+        found.sort_by_cached_key(|held| (std::cmp::Reverse(held.since), held.limit.to_string()));
         found
     }
 }
@@ -250,6 +321,23 @@ fn forget_old(table: &mut Table, now: UnixMs) {
 }
 
 impl Restriction {
+    /// Takes in what counts of the refusals before it: since when, the shortest text that was refused, and
+    /// whether it is the second one that was put down to the account.
+    pub(super) fn follow(&mut self, earlier: Earlier) {
+        self.record = Arc::new(RefusalRecord { earlier: Some(earlier), ..(*self.record).clone() });
+        self.since = earlier.since;
+        self.limit.from_characters = self.limit.from_characters.min(earlier.from_characters);
+        // A second note holds, and what holds already is not weakened by a note.
+        if self.force == Force::Noted {
+            self.force = Force::Refused;
+        }
+    }
+
+    fn held_by(self, workspace: Identity) -> Self {
+        let record = RefusalRecord { workspace: workspace.clone(), ..(*self.record).clone() };
+        Self { record: Arc::new(record), holder: Holder::Workspace(workspace), ..self }
+    }
+
     /// Whether a request with these features is concerned: a shorter text than was refused is not.
     fn is_about(&self, features: &RequestFeatures) -> bool {
         self.limit.from_characters == 0

@@ -341,8 +341,13 @@ fn what_was_remembered_holds_again() {
     };
     let spent = Claim::Credits { figures: Some((0, 7)), left_by_estimate: 0 };
     let unproven = Claim::Credits { figures: None, left_by_estimate: 0 };
-    let remembered =
-        |fingerprint, of_workspace| Remembered { fingerprint, quota, of_key: vec![], of_workspace };
+    let remembered = |fingerprint, of_workspace| Remembered {
+        fingerprint,
+        quota,
+        tier: None,
+        of_key: vec![],
+        of_workspace,
+    };
     pool.restore(
         &[
             remembered(prints[0], evidence(spent, NOW)),

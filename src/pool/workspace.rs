@@ -272,4 +272,9 @@ impl Workspace {
         self.quota.restore(quota, now);
         self.quiet.disturb();
     }
+
+    /// Takes up the plan that was known before, until a poll tells.
+    pub(super) fn restore_tier(&self, tier: &str) {
+        self.tier.store(Some(Arc::new(tier.to_owned())));
+    }
 }

@@ -10,6 +10,7 @@ use rusqlite::config::DbConfig;
 
 use super::names;
 use super::open::companion;
+use super::refusals::RefusalRows;
 use super::series::Known;
 use crate::policy::units::UnixMs;
 use crate::secret::ApiKey;
@@ -20,6 +21,8 @@ pub(super) struct Ledger {
     pub(super) connection: Connection,
     /// The series that were met through it.
     pub(super) series: Known,
+    /// What it has of the refusals that restrictions are computed from.
+    pub(super) refusals: RefusalRows,
     /// When the logs of owners were last tidied, if ever.
     pub(super) owners_tidied_at: Option<UnixMs>,
     home: Option<Home>,
@@ -50,13 +53,18 @@ impl Stamp {
 
 impl Ledger {
     pub(super) fn in_memory(connection: Connection) -> Self {
-        Self { connection, series: Known::default(), owners_tidied_at: None, home: None }
+        Self::new(connection, None)
     }
 
     /// A connection to the file at `path` that has read from it: its log is there from then on.
     pub(super) fn of_file(connection: Connection, path: &Path) -> io::Result<Self> {
         let home = Home { path: path.to_owned(), stamp: Stamp::of(path)? };
-        Ok(Self { connection, series: Known::default(), owners_tidied_at: None, home: Some(home) })
+        Ok(Self::new(connection, Some(home)))
+    }
+
+    fn new(connection: Connection, home: Option<Home>) -> Self {
+        let (series, refusals) = (Known::default(), RefusalRows::default());
+        Self { connection, series, refusals, owners_tidied_at: None, home }
     }
 
     /// Finds what an earlier version has written of these keys, see [`names`].

@@ -15,9 +15,11 @@ mod ledger;
 mod names;
 mod outbox;
 mod owners;
+mod refusals;
 mod rows;
 mod series;
 mod sheets;
+mod touched;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -30,7 +32,7 @@ use tokio::sync::oneshot;
 use crate::policy::affinity::Keeping;
 use crate::policy::retention::Retention;
 use crate::policy::units::UnixMs;
-use crate::pool::{Lesson, Pool, Remembered};
+use crate::pool::{Lesson, Pool, RefusalRecord, Remembered};
 use crate::proxy::{Books, Depth, Used};
 use crate::secret::ApiKey;
 use crate::tasks;
@@ -214,6 +216,16 @@ impl Store {
     /// When the file cannot be read.
     pub fn remembered(&self) -> Result<Vec<Remembered>, rusqlite::Error> {
         self.ledger.as_ref().map_or_else(|_| Ok(Vec::new()), |ledger| read::remembered(&ledger.connection))
+    }
+
+    /// The refusals that restrictions are computed from, the oldest first; nothing, while the file cannot be
+    /// opened.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be read.
+    pub fn refusals(&self) -> Result<Vec<RefusalRecord>, rusqlite::Error> {
+        self.ledger.as_ref().map_or_else(|_| Ok(Vec::new()), |ledger| refusals::read(&ledger.connection))
     }
 
     /// Whose identifiers are, the oldest use first; nothing, while the file cannot be opened.

@@ -14,11 +14,14 @@ use crate::secret::Fingerprint;
 
 pub(super) fn remembered(connection: &Connection) -> Result<Vec<Remembered>, rusqlite::Error> {
     let mut statement = connection.prepare(
-        "SELECT key_hash, character_count, character_limit, extension, resets_at_ms, evidence FROM keys",
+        "SELECT key_hash, character_count, character_limit, extension, resets_at_ms, evidence, plan FROM keys",
     )?;
-    let rows = statement.query_map([], |row| Ok(remembered_key(row)))?;
+    let rows = statement.query_map([], |row| {
+        let tier = row.get(6)?;
+        Ok(remembered_key(row)?.map(|known| Remembered { tier, ..known }))
+    })?;
     // A row that says nothing sensible is as good as none: the provider will tell.
-    rows.filter_map(|row| row.and_then(|row| row).transpose()).collect()
+    rows.filter_map(Result::transpose).collect()
 }
 
 /// What each client has used of the pool in the periods of `now`: the sums of what its attempts took from its
@@ -43,6 +46,7 @@ pub(super) fn used(connection: &Connection, now: UnixMs) -> Result<Vec<Used>, ru
     rows.collect()
 }
 
+/// A key of the first six columns of [`remembered`], without the plan.
 pub(super) fn remembered_key(row: &Row<'_>) -> Result<Option<Remembered>, rusqlite::Error> {
     let hash: String = row.get(0)?;
     let amount = |index| -> Result<Option<u64>, rusqlite::Error> {
@@ -63,6 +67,7 @@ pub(super) fn remembered_key(row: &Row<'_>) -> Result<Option<Remembered>, rusqli
             extension,
             resets_at: amount(4)?.map(UnixMs),
         },
+        tier: None,
         of_key,
         of_workspace,
     }))

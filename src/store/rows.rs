@@ -27,7 +27,7 @@ const AMOUNT_MAX: i64 = 1 << 48;
 /// From so many attempts on they share rows: fewer cost less one by one, and are easier to read so.
 const SHARED_FROM: usize = 16;
 
-/// Writes records, owners and keys, and what the mirror is to be told of them, all of it or nothing.
+/// Writes records, owners, refusals and keys, and what the mirror is to be told of them, all of it or nothing.
 pub(super) fn commit(
     ledger: &mut Ledger,
     sheets: &[Sheet],
@@ -36,7 +36,7 @@ pub(super) fn commit(
     doubt: &mut Doubt,
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
-    let Ledger { connection, series, .. } = ledger;
+    let Ledger { connection, series, refusals, .. } = ledger;
     series.stay_small();
     let committed = (|| {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -46,6 +46,7 @@ pub(super) fn commit(
             Attempts::new(&transaction, series, mirrored, written, attempts).insert(sheets)?;
         }
         owners::write(&transaction, sheets, now)?;
+        refusals.write(&transaction)?;
         for key in keys {
             upsert_key(&transaction, key, now)?;
             if mirrored != Mirrored::Nothing {
@@ -55,10 +56,14 @@ pub(super) fn commit(
         transaction.commit()
     })();
     match committed {
-        Ok(()) => doubt.is_resolved(),
+        Ok(()) => {
+            doubt.is_resolved();
+            refusals.written();
+        }
         Err(_) => {
             // What it has put there is not there.
             series.clear();
+            refusals.forget();
             doubt.arises();
         }
     }
@@ -318,14 +323,14 @@ fn add_to_hour(
 fn upsert_key(transaction: &Transaction<'_>, seen: &KeySnapshot, now: UnixMs) -> Result<(), rusqlite::Error> {
     let mut statement = transaction.prepare_cached(
         "INSERT INTO keys (key_hash, short_key, name, workspace, position, status, character_count, character_limit,
-            extension, resets_at_ms, evidence, updated_at_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
+            extension, resets_at_ms, evidence, updated_at_ms, plan)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
          ON CONFLICT DO UPDATE SET
             short_key = excluded.short_key, name = excluded.name, workspace = excluded.workspace,
             position = excluded.position, status = excluded.status, character_count = excluded.character_count,
             character_limit = excluded.character_limit, extension = excluded.extension,
             resets_at_ms = excluded.resets_at_ms, evidence = excluded.evidence,
-            updated_at_ms = excluded.updated_at_ms",
+            updated_at_ms = excluded.updated_at_ms, plan = excluded.plan",
     )?;
     let KeySnapshot { key, quota, standing, of_key, of_workspace, .. } = seen;
     let extension: Option<i64> = match quota.extension {
@@ -334,7 +339,8 @@ fn upsert_key(transaction: &Transaction<'_>, seen: &KeySnapshot, now: UnixMs) ->
         Extension::Unlimited => Some(-1),
     };
     let belonging = key.workspace().belonging();
-    let columns: [&dyn ToSql; 12] = [
+    let tier = key.workspace().tier();
+    let columns: [&dyn ToSql; 13] = [
         &key.api_key().fingerprint().to_string(),
         &key.api_key().short().as_str(),
         &key.name(),
@@ -347,6 +353,7 @@ fn upsert_key(transaction: &Transaction<'_>, seen: &KeySnapshot, now: UnixMs) ->
         &quota.resets_at.map(moment),
         &evidence::write(of_key, of_workspace),
         &moment(now),
+        &tier.as_ref().map(|tier| tier.as_str()),
     ];
     statement.execute(columns.as_slice())?;
     Ok(())

@@ -2,10 +2,10 @@
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-use super::{names, owners};
+use super::{names, owners, refusals};
 
 /// One step for each version; a step that was released never changes.
-const MIGRATIONS: [&str; 10] = [
+const MIGRATIONS: [&str; 11] = [
     "
     CREATE TABLE keys (
         key_hash TEXT PRIMARY KEY,
@@ -346,6 +346,7 @@ const MIGRATIONS: [&str; 10] = [
         key_hash TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
     ",
+    refusals::TABLE,
 ];
 
 /// The version whose logs of owners are packed.

@@ -166,10 +166,17 @@ async fn keys_are_read_back_as_they_were() {
     assert_eq!(
         remembered,
         [
-            Remembered { fingerprint: print(KEYS[0]), quota, of_key: vec![], of_workspace: vec![] },
+            Remembered {
+                fingerprint: print(KEYS[0]),
+                quota,
+                tier: None,
+                of_key: vec![],
+                of_workspace: vec![]
+            },
             Remembered {
                 fingerprint: print(KEYS[1]),
                 quota: Quota::default(),
+                tier: None,
                 of_key: roster.keys()[1].evidence(),
                 of_workspace: vec![],
             },

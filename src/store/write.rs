@@ -15,11 +15,12 @@ use super::ledger::Ledger;
 use super::open::{Look, OpenError, is_broken};
 use super::outbox::{self, Command};
 use super::sheets::Doubt;
+use super::touched::Touched;
 use super::{Health, Place, Settings, Site, rows};
 use crate::clock;
 use crate::policy::pace;
-use crate::pool::{Key, Pool, Workspace};
-use crate::proxy::{Queue, Sheet};
+use crate::pool::Pool;
+use crate::proxy::Queue;
 
 /// Of the room in the queue, the part that is worth a commit before its time.
 const BATCH_SHARE: usize = 2;
@@ -205,7 +206,7 @@ impl Writer {
     }
 
     #[cfg(test)]
-    pub(super) fn take(&mut self, sheet: Sheet) {
+    pub(super) fn take(&mut self, sheet: crate::proxy::Sheet) {
         let before = self.held.records();
         self.held.take(sheet, &self.site.place, &self.settings);
         self.taken(before);
@@ -237,13 +238,20 @@ impl Writer {
     }
 
     pub(super) fn flush(&mut self) {
-        if self.held.sheets().is_empty() && !self.are_keys_stale && !self.health.is_failing() {
+        let is_stale = self.are_keys_stale || self.are_refusals_stale();
+        if self.held.sheets().is_empty() && !is_stale && !self.health.is_failing() {
             return;
         }
         match self.write() {
             Ok(()) => self.written(),
             Err(error) => self.failed(&error),
         }
+    }
+
+    /// Whether restrictions have changed or ended, which no record need tell.
+    fn are_refusals_stale(&self) -> bool {
+        let ledger = self.ledger.as_ref();
+        ledger.is_some_and(|ledger| ledger.refusals.are_stale(self.pool.restrictions(), clock::now()))
     }
 
     fn write(&mut self) -> Result<(), WriteError> {
@@ -259,6 +267,7 @@ impl Writer {
             let sheets = self.held.sheets();
             let touched = Touched::by(sheets);
             let keys = self.pool.snapshot_of(now, |key| self.are_keys_stale || touched.includes(key));
+            ledger.refusals.prepare(self.pool.restrictions(), now);
             let mirrored = self.settings.mirrored;
             let committed = rows::commit(ledger, sheets, &keys, mirrored, &mut self.doubt, now);
             if !ledger.is_gone() {
@@ -394,23 +403,5 @@ impl Writer {
             }
         }
         self.health.lose(self.held.records());
-    }
-}
-
-/// The workspaces whose keys' state records have changed, by where they live.
-struct Touched(Vec<*const Workspace>);
-
-impl Touched {
-    fn by(sheets: &[Sheet]) -> Self {
-        let keys = sheets.iter().flat_map(Sheet::commons).filter_map(|common| common.key.as_ref());
-        let workspaces = keys.map(|key| key.workspace());
-        let mut touched: Vec<_> = workspaces.map(std::ptr::from_ref).collect();
-        touched.sort_unstable();
-        touched.dedup();
-        Self(touched)
-    }
-
-    fn includes(&self, key: &Key) -> bool {
-        self.0.binary_search(&std::ptr::from_ref(key.workspace())).is_ok()
     }
 }

@@ -1,0 +1,370 @@
+//! The refusals that restrictions are computed from, in the file: a row for each restriction that holds,
+//! with the refusal as JSON, because it is read whole, and by people who ask why. What follows from it is
+//! not written; a later rule may conclude something else.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{Connection, Transaction, params};
+use serde::{Deserialize, Serialize};
+
+use super::rows::{moment, whole};
+use crate::policy::affinity::Tag;
+use crate::policy::classify::{Refusal, Shortfall, Subject, Verdict};
+use crate::policy::endpoint::Route;
+use crate::policy::evidence::Source;
+use crate::policy::features::RequestFeatures;
+use crate::policy::permission::Permission;
+use crate::policy::replay::Effect;
+use crate::policy::units::UnixMs;
+use crate::pool::{Earlier, Identity, RESTRICTIONS_MAX, RefusalRecord, Restriction, Restrictions};
+use crate::secret::Fingerprint;
+
+/// The step of the schema that brings them.
+pub(super) const TABLE: &str = "
+    -- What plans, workspaces and keys were refused for, as long as that counts: not more than 1,024 rows.
+    CREATE TABLE refusals (
+        -- counts the restrictions of the run of the program that has written it
+        number INTEGER PRIMARY KEY,
+        refused_at_ms INTEGER NOT NULL,
+        -- JSON
+        refusal TEXT NOT NULL
+    ) STRICT;
+
+    -- The name of the plan of its workspace, when the provider has said it.
+    ALTER TABLE keys ADD COLUMN plan TEXT;
+    ";
+
+/// Which of the pool's restrictions the file has.
+#[derive(Debug, Default)]
+pub(super) struct RefusalRows {
+    /// `None` as long as it is not known: then all rows are replaced.
+    written: Option<Rows>,
+    next: Option<Change>,
+}
+
+/// A state of the rows.
+#[derive(Debug)]
+struct Rows {
+    /// The pool's version of it.
+    version: u64,
+    numbers: HashSet<u64>,
+    /// When the first of them ends.
+    ends_at: Option<UnixMs>,
+}
+
+/// What the next transaction makes of it.
+#[derive(Debug)]
+struct Change {
+    /// `None` for all.
+    removed: Option<Vec<u64>>,
+    added: Vec<Restriction>,
+    rows: Rows,
+}
+
+impl RefusalRows {
+    /// Whether the file has not what holds at `now`.
+    pub(super) fn are_stale(&self, restrictions: &Restrictions, now: UnixMs) -> bool {
+        self.written.as_ref().is_none_or(|rows| {
+            rows.version != restrictions.version() || rows.ends_at.is_some_and(|ends_at| ends_at <= now)
+        })
+    }
+
+    /// Finds out what is to be written at `now`.
+    pub(super) fn prepare(&mut self, restrictions: &Restrictions, now: UnixMs) {
+        self.next = self.are_stale(restrictions, now).then(|| {
+            // Before the restrictions: what changes in between is written next time.
+            let version = restrictions.version();
+            let mut added = restrictions.all(now);
+            let rows = Rows {
+                version,
+                numbers: added.iter().map(|held| held.number).collect(),
+                ends_at: added.iter().map(|held| held.until).min(),
+            };
+            let written = self.written.as_ref().map(|rows| &rows.numbers);
+            added.retain(|held| written.is_none_or(|numbers| !numbers.contains(&held.number)));
+            let removed = written.map(|numbers| numbers.difference(&rows.numbers).copied().collect());
+            Change { removed, added, rows }
+        });
+    }
+
+    /// Writes what was prepared.
+    pub(super) fn write(&self, transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
+        let Some(Change { removed, added, .. }) = &self.next else { return Ok(()) };
+        match removed {
+            None => transaction.execute_batch("DELETE FROM refusals")?,
+            Some(numbers) => {
+                let mut delete = transaction.prepare_cached("DELETE FROM refusals WHERE number = ?1")?;
+                for number in numbers {
+                    delete.execute([whole(*number)])?;
+                }
+            }
+        }
+        let mut insert = transaction.prepare_cached("INSERT INTO refusals VALUES (?1, ?2, ?3)")?;
+        for held in added {
+            insert.execute(params![whole(held.number), moment(held.refused_at), text(&held.record)])?;
+        }
+        Ok(())
+    }
+
+    /// What was prepared is in the file.
+    pub(super) fn written(&mut self) {
+        if let Some(Change { rows, .. }) = self.next.take() {
+            self.written = Some(rows);
+        }
+    }
+
+    /// A transaction has failed, or nobody knows whether it has.
+    pub(super) fn forget(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// All of them, the oldest first. A row that says nothing sensible is left out: the provider will tell.
+pub(super) fn read(connection: &Connection) -> Result<Vec<RefusalRecord>, rusqlite::Error> {
+    let mut statement = connection.prepare("SELECT refusal FROM refusals ORDER BY number DESC LIMIT ?1")?;
+    let rows = statement.query_map([whole(RESTRICTIONS_MAX as u64)], |row| row.get::<_, String>(0))?;
+    let mut records: Vec<RefusalRecord> =
+        rows.filter_map(|row| row.map(|text| record(&text)).transpose()).collect::<Result<_, _>>()?;
+    records.reverse();
+    Ok(records)
+}
+
+#[derive(Serialize, Deserialize)]
+struct Document {
+    key: String,
+    workspace: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    plan: Option<String>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    of_plan: bool,
+    verdict: Judged,
+    at_ms: u64,
+    #[serde(default, skip_serializing_if = "is_false")]
+    agreed: bool,
+    #[serde(default, skip_serializing_if = "is_false")]
+    in_concurrency_group: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    earlier: Option<Before>,
+    request: Needed,
+    #[serde(default)]
+    source: Met,
+}
+
+/// A verdict, with what classification has found in the answer.
+#[derive(Default, Serialize, Deserialize)]
+struct Judged {
+    word: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    about: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    permission: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    maximum: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    left: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    required: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    quota: Option<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Before {
+    since_ms: u64,
+    #[serde(default)]
+    from_characters: u64,
+    #[serde(default, skip_serializing_if = "is_false")]
+    noted: bool,
+}
+
+/// What the request needed.
+#[derive(Serialize, Deserialize)]
+struct Needed {
+    route: String,
+    has_effect: bool,
+    /// The hash that it is known by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    voice: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    model: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    output_format: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    characters: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    permission: Option<String>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    adds_voice: bool,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct Met {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+    #[serde(default)]
+    words: String,
+    #[serde(default)]
+    route: String,
+    #[serde(default)]
+    request_id: String,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// The text of a row.
+fn text(record: &RefusalRecord) -> String {
+    let RefusalRecord { features, source, .. } = record;
+    let document = Document {
+        key: record.key.to_string(),
+        workspace: record.workspace.word().to_owned(),
+        plan: record.tier.as_deref().map(str::to_owned),
+        of_plan: record.is_of_plan,
+        verdict: judged(record.verdict),
+        at_ms: record.at.0,
+        agreed: record.is_agreed,
+        in_concurrency_group: record.is_in_group,
+        earlier: record.earlier.map(|earlier| Before {
+            since_ms: earlier.since.0,
+            from_characters: earlier.from_characters,
+            noted: earlier.is_noted,
+        }),
+        request: Needed {
+            route: features.route.to_string(),
+            has_effect: features.effect == Effect::Some,
+            voice: features.voice.map(|voice| format!("{:032x}", u128::from_be_bytes(*voice.bytes()))),
+            model: features.model.as_deref().map(str::to_owned),
+            output_format: features.output_format.as_deref().map(str::to_owned),
+            characters: features.characters,
+            permission: features.permission.map(|permission| permission.name().to_owned()),
+            adds_voice: features.adds_voice,
+        },
+        source: Met {
+            status: source.status,
+            words: source.words.as_ref().to_owned(),
+            route: source.route.as_ref().to_owned(),
+            request_id: source.request_id.as_ref().to_owned(),
+        },
+    };
+    // Numbers and texts always serialize.
+    serde_json::to_string(&document).unwrap_or_else(|_| "{}".to_owned())
+}
+
+/// What a row says; `None` when that is nothing sensible.
+fn record(text: &str) -> Option<RefusalRecord> {
+    let document: Document = serde_json::from_str(text).ok()?;
+    let Needed { voice, permission, .. } = &document.request;
+    let voice = match voice {
+        Some(digits) => Some(Tag::of_bytes(u128::from_str_radix(digits, 16).ok()?.to_be_bytes())),
+        None => None,
+    };
+    let permission = match permission {
+        Some(name) => Some(Permission::parse(name)?),
+        None => None,
+    };
+    Some(RefusalRecord {
+        key: Fingerprint::parse(&document.key)?,
+        workspace: Identity::of_word(&document.workspace),
+        tier: document.plan.map(Into::into),
+        is_of_plan: document.of_plan,
+        features: RequestFeatures {
+            route: Route::read(&document.request.route),
+            effect: if document.request.has_effect { Effect::Some } else { Effect::None },
+            voice,
+            model: document.request.model.map(Into::into),
+            output_format: document.request.output_format.map(Into::into),
+            characters: document.request.characters,
+            permission,
+            adds_voice: document.request.adds_voice,
+        },
+        verdict: verdict(&document.verdict)?,
+        is_in_group: document.in_concurrency_group,
+        is_agreed: document.agreed,
+        at: UnixMs(document.at_ms),
+        earlier: document.earlier.map(|earlier| Earlier {
+            since: UnixMs(earlier.since_ms),
+            from_characters: earlier.from_characters,
+            is_noted: earlier.noted,
+        }),
+        source: Arc::new(Source {
+            status: document.source.status,
+            words: document.source.words.into(),
+            route: document.source.route.into(),
+            request_id: document.source.request_id.into(),
+        }),
+    })
+}
+
+fn judged(verdict: Verdict) -> Judged {
+    let word = verdict.word().to_owned();
+    let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+    match verdict {
+        Verdict::WorkspaceQuota(shortfall) | Verdict::KeyQuota(shortfall) => {
+            let Shortfall { remaining, required, quota } = shortfall;
+            Judged { word, left: remaining, required, quota, ..Judged::default() }
+        }
+        Verdict::MissingPermission(permission) => {
+            let permission = permission.map(|permission| permission.name().to_owned());
+            Judged { word, permission, ..Judged::default() }
+        }
+        Verdict::PlanFeature(subject) => {
+            Judged { word, about: Some(subject.word().to_owned()), ..Judged::default() }
+        }
+        Verdict::RateLimited(span) | Verdict::Unexplained(Refusal::TooMany(span)) => {
+            Judged { word, retry_after_ms: span.map(millis), ..Judged::default() }
+        }
+        Verdict::Concurrency { maximum } => Judged { word, maximum, ..Judged::default() },
+        Verdict::Served
+        | Verdict::InvalidKey
+        | Verdict::WrongHost
+        | Verdict::Slots
+        | Verdict::Billing
+        | Verdict::Abuse
+        | Verdict::Busy
+        | Verdict::Unexplained(
+            Refusal::Unauthorized | Refusal::PaymentRequired | Refusal::Forbidden | Refusal::Bodiless,
+        )
+        | Verdict::NotFound
+        | Verdict::RequestError
+        | Verdict::ServerError
+        | Verdict::Unreadable => Judged { word, ..Judged::default() },
+    }
+}
+
+/// The verdict of a row. Those that restrict nothing are none.
+fn verdict(judged: &Judged) -> Option<Verdict> {
+    let Judged { permission, retry_after_ms, maximum, left, required, quota, .. } = judged;
+    let span = retry_after_ms.map(Duration::from_millis);
+    Some(match &*judged.word {
+        "workspace_quota" => {
+            Verdict::WorkspaceQuota(Shortfall { remaining: *left, required: *required, quota: *quota })
+        }
+        "missing_permission" => Verdict::MissingPermission(match permission {
+            Some(name) => Some(Permission::parse(name)?),
+            None => None,
+        }),
+        "plan_feature" => Verdict::PlanFeature(Subject::of_word(judged.about.as_deref()?)?),
+        "slots" => Verdict::Slots,
+        "rate_limited" => Verdict::RateLimited(span),
+        "too_many_requests" => Verdict::Unexplained(Refusal::TooMany(span)),
+        "concurrency" => Verdict::Concurrency { maximum: *maximum },
+        "unauthorized" => Verdict::Unexplained(Refusal::Unauthorized),
+        "payment_required" => Verdict::Unexplained(Refusal::PaymentRequired),
+        "forbidden" => Verdict::Unexplained(Refusal::Forbidden),
+        "unexplained" => Verdict::Unexplained(Refusal::Bodiless),
+        "invalid_key" => Verdict::InvalidKey,
+        "wrong_host" => Verdict::WrongHost,
+        "billing" => Verdict::Billing,
+        "abuse" => Verdict::Abuse,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,22 @@
+//! Which keys' state is to be written after some records.
+
+use crate::pool::{Key, Workspace};
+use crate::proxy::Sheet;
+
+/// The workspaces whose keys' state records have changed, by where they live.
+pub(super) struct Touched(Vec<*const Workspace>);
+
+impl Touched {
+    pub(super) fn by(sheets: &[Sheet]) -> Self {
+        let keys = sheets.iter().flat_map(Sheet::commons).filter_map(|common| common.key.as_ref());
+        let workspaces = keys.map(|key| key.workspace());
+        let mut touched: Vec<_> = workspaces.map(std::ptr::from_ref).collect();
+        touched.sort_unstable();
+        touched.dedup();
+        Self(touched)
+    }
+
+    pub(super) fn includes(&self, key: &Key) -> bool {
+        self.0.binary_search(&std::ptr::from_ref(key.workspace())).is_ok()
+    }
+}
