@@ -171,7 +171,7 @@ async fn full_slots_are_known_after_a_restart() {
 /// A rate limit of an endpoint that belongs to no concurrency group; nothing is polled.
 #[tokio::test]
 async fn a_rate_limit_of_an_endpoint_is_known_after_a_restart() {
-    let house = house_with(of_plans(["creator"; 4]), |config| config.watch.is_enabled = false).await;
+    let house = house_with(of_plans(["creator"; 4]), |config| config.quota_polling.enabled = false).await;
     for key in &KEYS[..3] {
         house.always(key, "rate_limit=200");
     }
@@ -214,7 +214,7 @@ async fn plans_are_known_after_a_restart() {
     refuse(&house);
     assert_eq!(asked(&house, Request::Speech).await, (200, [1, 0, 0, 1]), "one of each plan");
     let folder = house.abandon().await;
-    let house = house_in(folder, plan(), |config| config.watch.is_enabled = false).await;
+    let house = house_in(folder, plan(), |config| config.quota_polling.enabled = false).await;
     refuse(&house);
     assert_eq!(asked(&house, Request::Speech).await, (200, [0, 0, 0, 1]));
     assert_eq!(said(&house).await[1]["plan"], "free");
