@@ -33,7 +33,7 @@ use keychoir::policy::endpoint::Route;
 use keychoir::policy::strategy::FillFirst;
 use keychoir::policy::units::UnixMs;
 use keychoir::pool::{self, Pool};
-use keychoir::proxy::{AttemptRecord, Books, CreditSource, Depth, QuotaCharge, Sheet};
+use keychoir::proxy::{AttemptRecord, CreditSource, Depth, QuotaCharge, UsageBatch, UsageSink};
 use keychoir::secret::ApiKey;
 use keychoir::tasks::Tasks;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -139,7 +139,7 @@ fn path() -> f64 {
     const RECORDS: usize = 100;
     const ROUNDS: usize = 2_000;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let (books, mut queue) = Books::new(1_000, 512, Depth::default());
+    let (books, mut queue) = UsageSink::new(1_000, 512, Depth::default());
     let key = ApiKey::new("sk_bench_key_number_0").unwrap();
     let roster = Pool::new(vec![key.into()], STILL).roster();
     let request_id: Arc<str> = "0198c2f0-7b1a-7000-8000-000100000002".into();
@@ -181,7 +181,7 @@ fn path() -> f64 {
             let mut taken = Vec::new();
             queue.take(&mut taken, &mut spare);
             assert_eq!(taken.iter().map(|sheet| sheet.rows().len()).sum::<usize>(), RECORDS);
-            spare.extend(taken.into_iter().map(Sheet::cleared));
+            spare.extend(taken.into_iter().map(UsageBatch::cleared));
         }
     });
     took.as_secs_f64() * 1e6 / (RECORDS * ROUNDS) as f64

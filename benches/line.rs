@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use house::{middle, number};
 use keychoir::clock;
 use keychoir::policy::endpoint::Route;
-use keychoir::telemetry::{self, Ended, Form, Sink};
+use keychoir::telemetry::{self, AccessLogEntry, Form, Sink};
 use tracing::info;
 
 /// So many times a second, lines come together.
@@ -85,7 +85,7 @@ fn main() {
 
 /// The line of a request, as the proxy says it.
 fn say(request_id: &str, total_ms: u64) {
-    telemetry::tell(&Ended {
+    telemetry::tell(&AccessLogEntry {
         attempts: 1,
         bytes: 48_213,
         client: "studio",

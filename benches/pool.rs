@@ -26,11 +26,11 @@ use keychoir::clock;
 use keychoir::policy::budget::{Extension, Quota};
 use keychoir::policy::classify::{Shortfall, Verdict};
 use keychoir::policy::client::ClientName;
+use keychoir::policy::concurrency_group::ConcurrencyGroup;
 use keychoir::policy::evidence::Source;
-use keychoir::policy::lane::Lane;
 use keychoir::policy::select::Unavailable;
 use keychoir::policy::strategy::{STRATEGIES, Strategy};
-use keychoir::pool::{Ask, KeyEntry, Lease, Observation, Pool, Refused, Reserved, Roster, Settings};
+use keychoir::pool::{KeyEntry, KeyRequest, Lease, Observation, Pool, Refused, Reserved, Roster, Settings};
 use keychoir::secret::ApiKey;
 
 const SIZES: [usize; 4] = [1, 10, 100, 1_000];
@@ -109,7 +109,7 @@ fn nanoseconds(mut call: impl FnMut()) -> f64 {
 
 struct Bench {
     pool: Arc<Pool>,
-    ask: Ask,
+    ask: KeyRequest,
 }
 
 impl Bench {
@@ -168,7 +168,7 @@ impl Bench {
                 clock::now(),
             );
         }
-        let ask = Ask::new(ClientName::new("app"), Some(200), Some(Lane::SPEECH));
+        let ask = KeyRequest::new(ClientName::new("app"), Some(200), Some(ConcurrencyGroup::SPEECH));
         Self { pool, ask }
     }
 
@@ -191,7 +191,7 @@ impl Bench {
             let verdict =
                 Verdict::WorkspaceQuota(Shortfall { remaining: Some(0), required: Some(1), quota: None });
             let refused =
-                Refused { verdict, ask: Some(&self.ask), is_agreed: false, source: Source::default() };
+                Refused { verdict, request: Some(&self.ask), is_agreed: false, source: Source::default() };
             self.pool.record_refusal(&roster, key, refused, clock::now());
         }
     }
@@ -200,7 +200,7 @@ impl Bench {
     fn fill(&self) -> Vec<Lease> {
         let mut leases = Vec::new();
         while let Ok(Reserved { lease, .. }) = self.reserve() {
-            lease.learn_room(1);
+            lease.learn_concurrency_limit(1);
             leases.push(lease);
         }
         leases
@@ -208,7 +208,7 @@ impl Bench {
 }
 
 /// What is at hand is given without waiting, so the first look is the last.
-fn reserved(pool: &Arc<Pool>, roster: &Arc<Roster>, ask: &Ask) -> Result<Reserved, Unavailable> {
+fn reserved(pool: &Arc<Pool>, roster: &Arc<Roster>, ask: &KeyRequest) -> Result<Reserved, Unavailable> {
     match pin!(pool.reserve(roster, ask)).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(given) => given,
         Poll::Pending => panic!("it waits"),

@@ -9,9 +9,9 @@ pub mod cli;
 
 pub mod admin;
 pub mod mirror;
+pub mod poller;
 pub mod server;
 pub mod store;
-pub mod watch;
 
 pub mod proxy;
 

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use house::{CLIENT_TOKEN, House, ONE, SPEECH, THREE, TWO, house_in, house_with, loopback, until};
 use keychoir::config::{ClientConfig, Config};
-use keychoir::policy::allowance::{Allowance, Measure, Period, Rate};
-use keychoir::policy::client::{Pins, Rules};
+use keychoir::policy::client::{AllowedKeys, Rules};
+use keychoir::policy::client_quota::{ClientQuota, Measure, Period, Rate};
 use keychoir::secret::{Fingerprint, TokenFingerprint};
 use keychoir::simulator::{Plan, Simulator};
 use program::{Program, contents, keychoir, run, stderr};
@@ -38,7 +38,7 @@ fn with(rules: Rules) -> impl FnOnce(&mut Config) {
 }
 
 fn three_messages() -> Rules {
-    let allowance = Allowance { amount: 3, measure: Measure::Requests, period: Period::Ever };
+    let allowance = ClientQuota { amount: 3, measure: Measure::Requests, period: Period::Ever };
     Rules { allowance: Some(allowance), ..Rules::default() }
 }
 
@@ -84,7 +84,7 @@ async fn an_allowance_survives_a_restart() {
 
 #[tokio::test]
 async fn credits_are_an_allowance_too() {
-    let allowance = Allowance { amount: 25, measure: Measure::Credits, period: Period::Month };
+    let allowance = ClientQuota { amount: 25, measure: Measure::Credits, period: Period::Month };
     let house = house_with(plan(), with(Rules { allowance: Some(allowance), ..Rules::default() })).await;
     assert_eq!(house.speak(10).await.status(), 200);
     assert_eq!(house.speak(10).await.status(), 200);
@@ -149,7 +149,7 @@ async fn a_client_asks_below_its_paths_only() {
 
 #[tokio::test]
 async fn a_client_is_served_by_its_keys_only() {
-    let pins = Pins { keys: vec!["second".to_owned()], workspaces: Vec::new() };
+    let pins = AllowedKeys { keys: vec!["second".to_owned()], workspaces: Vec::new() };
     let rules = Rules { pins, ..Rules::default() };
     let house = house_with(plan(), |config| {
         with(rules)(config);

@@ -15,7 +15,7 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use house::{House, ONE, assert_ours, house_with, join_all, loopback};
-use keychoir::app::{self, Drained, Parts};
+use keychoir::app::{self, AppConfig, Drained};
 use keychoir::config::{ClientConfig, Config};
 use keychoir::secret::{ApiKey, TokenFingerprint};
 use keychoir::simulator::Plan;
@@ -194,7 +194,7 @@ async fn requests_that_come_back_are_refused_with_508() {
     config.storage.path = folder.path().join("keychoir.db");
     config.quota_polling.enabled = false;
     config.server.drain_idle_timeout = Duration::ZERO;
-    let running = app::start(Parts::of(config).unwrap(), vec![listener.into()]).unwrap();
+    let running = app::start(AppConfig::of(config).unwrap(), vec![listener.into()]).unwrap();
     let client = keychoir::upstream::side_calls().unwrap().build().unwrap();
     for request in
         [client.get(format!("{url}/v1/voices")), client.post(format!("{url}/v1/dubbing")).body("x")]

@@ -21,7 +21,7 @@ use hostile::{Random, Seeds, contains, mutated, shown};
 use house::{House, ONE, TWO, house_with};
 use keychoir::config::ClientConfig;
 use keychoir::policy::client::Rules;
-use keychoir::policy::standing::KeyStatus;
+use keychoir::policy::key_state::KeyStatus;
 use keychoir::secret::TokenFingerprint;
 use keychoir::simulator::Plan;
 

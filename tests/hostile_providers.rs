@@ -21,7 +21,7 @@ use hostile::providers::{
 use hostile::{Random, Seeds, mutated, shown};
 use house::{House, ONE, TWO, attempts, house_with};
 use keychoir::config::Config;
-use keychoir::policy::standing::KeyStatus;
+use keychoir::policy::key_state::KeyStatus;
 use keychoir::simulator::Plan;
 
 const KEYS: [&str; 2] = [ONE, TWO];

@@ -13,8 +13,8 @@ mod talk;
 use std::time::Duration;
 
 use keychoir::config::{BaseUrl, ClientConfig, Config};
-use keychoir::policy::allowance::{Allowance, Measure, Period};
 use keychoir::policy::client::Rules;
+use keychoir::policy::client_quota::{ClientQuota, Measure, Period};
 use keychoir::policy::frame::{Head, Opcode, mask};
 use keychoir::secret::TokenFingerprint;
 use keychoir::simulator::{KeyPlan, Plan, WorkspacePlan};
@@ -488,7 +488,7 @@ async fn a_client_that_leaves_before_its_socket_is_open_is_noticed() {
 }
 
 fn credits(amount: u64) -> Rules {
-    let allowance = Allowance { amount, measure: Measure::Credits, period: Period::Day };
+    let allowance = ClientQuota { amount, measure: Measure::Credits, period: Period::Day };
     Rules { allowance: Some(allowance), ..Rules::default() }
 }
 
@@ -518,7 +518,7 @@ async fn a_quota_of_credits_ends_what_runs_beyond_it() {
 
 #[tokio::test]
 async fn a_quota_of_requests_ends_no_session() {
-    let allowance = Allowance { amount: 2, measure: Measure::Requests, period: Period::Day };
+    let allowance = ClientQuota { amount: 2, measure: Measure::Requests, period: Period::Day };
     let house = house_with(two_keys(), |config| {
         with_rules(config, Rules { allowance: Some(allowance), ..Rules::default() });
         config.websocket.quota_check_interval = Duration::from_millis(1);

@@ -14,8 +14,8 @@ use house::{
     CLIENT_TOKEN, House, ONE, SPEECH, TWO, VOICE, assert_ours, house_in, house_with, join_all, until,
 };
 use keychoir::config::{ClientConfig, Config};
-use keychoir::policy::allowance::{Allowance, Measure, Period};
 use keychoir::policy::client::Rules;
+use keychoir::policy::client_quota::{ClientQuota, Measure, Period};
 use keychoir::secret::TokenFingerprint;
 use keychoir::simulator::{KeyPlan, Plan, WorkspacePlan};
 use serde_json::{Value, json};
@@ -44,7 +44,7 @@ fn with(rules: Rules) -> impl FnOnce(&mut Config) {
 }
 
 fn quota(amount: u64, measure: Measure) -> Rules {
-    let allowance = Allowance { amount, measure, period: Period::Ever };
+    let allowance = ClientQuota { amount, measure, period: Period::Ever };
     Rules { allowance: Some(allowance), ..Rules::default() }
 }
 

@@ -12,7 +12,7 @@ mod talk;
 
 use std::time::Duration;
 
-use keychoir::app::{self, Drained, Parts, Running};
+use keychoir::app::{self, AppConfig, Drained, Running};
 use keychoir::config::{BaseUrl, Config};
 use keychoir::policy::min_rate::MinRate;
 use keychoir::secret::ApiKey;
@@ -36,7 +36,7 @@ async fn three_places(rate: u32) -> (Simulator, Running) {
     let base_url = simulator.base_url().parse::<BaseUrl>().unwrap();
     let mut config = Config::with_defaults(vec![ApiKey::new(ONE).unwrap()], base_url);
     config.server.drain_idle_timeout = Duration::ZERO;
-    let mut parts = Parts::of(config).unwrap();
+    let mut parts = AppConfig::of(config).unwrap();
     parts.server.response_min_rate = MinRate { bytes_per_second: rate };
     parts.server.response_grace = Duration::from_millis(200);
     let mut running = app::start(parts, vec![loopback().await.into()]).unwrap();

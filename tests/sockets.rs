@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use keychoir::app::Drained;
 use keychoir::config::{ClientConfig, Config};
-use keychoir::policy::allowance::{Allowance, Measure, Period};
 use keychoir::policy::client::Rules;
+use keychoir::policy::client_quota::{ClientQuota, Measure, Period};
 use keychoir::secret::TokenFingerprint;
 use keychoir::simulator::{KeyPlan, Ledger, Plan, RequestSummary, SocketSummary, WorkspacePlan};
 use serde_json::{Value, json};
@@ -505,7 +505,7 @@ async fn a_session_on_which_nothing_is_said_ends() {
 
 #[tokio::test]
 async fn an_allowance_of_credits_ends_with_the_session_under_way() {
-    let allowance = Allowance { amount: 40, measure: Measure::Credits, period: Period::Day };
+    let allowance = ClientQuota { amount: 40, measure: Measure::Credits, period: Period::Day };
     let house = house_with(three_keys(), |config| {
         with_token(config);
         config.clients[0].rules.allowance = Some(allowance);
@@ -745,7 +745,7 @@ async fn what_the_first_message_names_binds_the_session() {
 
 #[tokio::test]
 async fn a_session_counts_for_its_client_when_it_was_served() {
-    let allowance = Allowance { amount: 2, measure: Measure::Requests, period: Period::Ever };
+    let allowance = ClientQuota { amount: 2, measure: Measure::Requests, period: Period::Ever };
     let house = house_with(three_keys(), |config| {
         with_token(config);
         config.clients[0].rules.allowance = Some(allowance);

@@ -26,7 +26,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("proxy", &["body", "clock", "policy", "pool", "secret", "telemetry", "upstream"]),
     ("server", &["clock", "policy", "tasks"]),
     ("store", &["clock", "policy", "pool", "proxy", "secret", "tasks"]),
-    ("watch", &["body", "clock", "policy", "pool", "proxy", "secret", "telemetry", "upstream"]),
+    ("poller", &["body", "clock", "policy", "pool", "proxy", "secret", "telemetry", "upstream"]),
     ("mirror", &["clock", "policy", "secret", "store", "upstream"]),
     ("admin", &["mirror", "policy", "pool", "proxy", "server", "store", "telemetry", "upstream"]),
     ("config", &["certificate", "clock", "policy", "secret"]),
@@ -48,7 +48,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "tasks",
             "telemetry",
             "upstream",
-            "watch",
+            "poller",
         ],
     ),
     (

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keychoir::app::{self, Parts, Running};
+use keychoir::app::{self, AppConfig, Running};
 use keychoir::config::Config;
 use keychoir::secret::ApiKey;
 use keychoir::tasks::{AbortOnDrop, Tasks};
@@ -88,7 +88,7 @@ async fn keychoir(provider: &Provider, trusts: bool) -> (Running, String) {
     config.quota_polling.enabled = false;
     config.upstream.ca_file = trusts.then(|| provider.ca_file.clone());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let running = app::start(Parts::of(config).unwrap(), vec![listener.into()]).unwrap();
+    let running = app::start(AppConfig::of(config).unwrap(), vec![listener.into()]).unwrap();
     let url = format!("http://{}/v1/voices", running.address());
     (running, url)
 }
@@ -117,7 +117,7 @@ async fn a_provider_that_nobody_vouches_for_gets_nothing() {
         (502, &"upstream_unreachable".parse().unwrap())
     );
     assert!(provider.heads.try_recv().is_err(), "no request, and none in plain text");
-    assert_eq!(running.keys()[0].standing, keychoir::policy::standing::Standing::Usable);
+    assert_eq!(running.keys()[0].standing, keychoir::policy::key_state::KeyState::Usable);
     running.drain(Duration::from_secs(10)).await;
 }
 
@@ -137,7 +137,7 @@ async fn a_file_that_is_no_authority_is_named() {
     let file = folder.path().join("ca.pem");
     let start = |text: Option<&str>| {
         let _ = text.map(|text| std::fs::write(&file, text).unwrap());
-        keychoir::upstream::Direct::new(Some(&file)).unwrap_err().to_string()
+        keychoir::upstream::TcpTlsConnector::new(Some(&file)).unwrap_err().to_string()
     };
     assert!(start(None).contains("ca.pem cannot be read"));
     assert!(start(Some("")).contains("ca.pem has no certificate"));

@@ -21,7 +21,9 @@ use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use keychoir::policy::min_rate::MinRate;
-use keychoir::server::{Drain, Limits, Listener, REST_AFTER, Reply, Room, Server, Service, Tls, Workers};
+use keychoir::server::{
+    ConnectionLimiter, Drain, Limits, Listener, REST_AFTER, Reply, Server, Service, Tls, WorkerThreads,
+};
 use keychoir::tasks::Tasks;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -66,7 +68,7 @@ impl Service for Named {
 
 struct Stage {
     server: Arc<Server<Named>>,
-    workers: Workers,
+    workers: WorkerThreads,
     held: Arc<Semaphore>,
     released: Arc<Semaphore>,
 }
@@ -79,12 +81,12 @@ impl Stage {
     fn with(count: usize, limits: Limits) -> Self {
         let (held, released) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
         let service = Named { held: Arc::clone(&held), released: Arc::clone(&released) };
-        let workers = Workers::start(count).unwrap();
+        let workers = WorkerThreads::start(count).unwrap();
         let drain = Drain::default();
         let server = Arc::new(Server {
             crew: workers.crew(&drain, || service.clone()),
             limits,
-            room: Room::new(limits.connections_max),
+            room: ConnectionLimiter::new(limits.connections_max),
             drain,
             accepting: Tasks::new(),
             connections: Tasks::new(),

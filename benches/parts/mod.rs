@@ -25,31 +25,31 @@ use http::request::Parts;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
-use keychoir::body::budget::{Bounds, BufferBudget, BufferShare};
+use keychoir::body::budget::{BufferBudget, BufferLimits, BufferShare};
+use keychoir::body::inspect::{BodyInspector, Inspect};
 use keychoir::body::redacted::{Redacted, redact_headers};
 use keychoir::body::replay::Replay;
-use keychoir::body::tap::{Listen, Tap};
 use keychoir::clock;
 use keychoir::policy::affinity::{self, Names};
-use keychoir::policy::allowance::{Period, Tally};
-use keychoir::policy::asked::Asked;
 use keychoir::policy::budget::{Extension, Quota};
 use keychoir::policy::classify::{ErrorBody, Verdict, classify};
-use keychoir::policy::client::{Client, ClientName, Clients, Rules, Strangers, identify};
-use keychoir::policy::cost::Told;
-use keychoir::policy::endpoint::{Route, Work, lookup};
+use keychoir::policy::client::{AnonymousAccess, Client, ClientName, Clients, Rules, identify};
+use keychoir::policy::client_quota::{Period, Tally};
+use keychoir::policy::concurrency_group::ConcurrencyGroup;
+use keychoir::policy::cost::ReportedCost;
+use keychoir::policy::endpoint::{Operation, Route, lookup};
 use keychoir::policy::estimate::estimate;
 use keychoir::policy::headers::{Forwarded, is_searched, strip_answer};
-use keychoir::policy::lane::Lane;
-use keychoir::policy::mend::without_base;
 use keychoir::policy::models::Models;
-use keychoir::policy::origin::{Doors, admit};
+use keychoir::policy::normalize_path::without_base;
+use keychoir::policy::origin::{AccessRules, admit};
 use keychoir::policy::plan::Capabilities;
+use keychoir::policy::request_body::RequestBodyFeatures;
 use keychoir::policy::strategy::{
     FillFirst, LeastRequests, MostRemaining, RoundRobin, SoonestReset, Strategy,
 };
 use keychoir::policy::units::UnixMs;
-use keychoir::pool::{Ask, KeyEntry, Lease, Observation, Pool, Reserved, Roster, Served, Settings};
+use keychoir::pool::{KeyEntry, KeyRequest, Lease, Observation, Pool, Reserved, Roster, Served, Settings};
 use keychoir::proxy::{look_up, strip};
 use keychoir::secret::{ApiKey, Redactor, TokenFingerprint};
 use keychoir::upstream::AnswerError;
@@ -213,11 +213,11 @@ fn clients(count: usize) -> Clients {
         let token = TokenFingerprint::of(&format!("keychoir-token-number-{number}"));
         (Client { name, rules: Rules::default() }, token)
     };
-    Clients::new((0..count).map(client).collect(), Strangers::Refused)
+    Clients::new((0..count).map(client).collect(), AnonymousAccess::Refused)
 }
 
 fn origin(head: &Parts) {
-    let doors = Doors::default();
+    let doors = AccessRules::default();
     black_box(without_base(&head.uri, ""));
     black_box(admit(&doors, false, &head.method, &head.headers)).unwrap();
 }
@@ -260,7 +260,7 @@ fn naming(what: What) -> Stage {
 
 /// What binds a request to an account, as far as its head says.
 fn name(head: &Parts, route: &Route) -> Names {
-    black_box(affinity::gives(&head.method, route));
+    black_box(affinity::yields(&head.method, route));
     black_box(affinity::is_speech(route));
     Names::of(head.uri.path(), head.uri.query())
 }
@@ -290,14 +290,14 @@ fn stripping(what: What) -> Stage {
 fn estimating() -> Stage {
     let models = Models::default();
     stage(nothing, move |()| {
-        let asked = Asked::of(black_box(TEXT), true);
-        black_box(estimate(black_box(Work::Speech), &asked, Some(TEXT.len() as u64), &models));
+        let asked = RequestBodyFeatures::of(black_box(TEXT), true);
+        black_box(estimate(black_box(Operation::Speech), &asked, Some(TEXT.len() as u64), &models));
     })
 }
 
 fn classify_served(headers: &HeaderMap) {
     black_box(classify(black_box(StatusCode::OK), None, None));
-    black_box(Told::by(headers));
+    black_box(ReportedCost::by(headers));
 }
 
 fn classify_refused() {
@@ -322,7 +322,7 @@ fn stripping_answers() -> Stage {
 }
 
 fn budget() -> BufferBudget {
-    BufferBudget::new(&Bounds {
+    BufferBudget::new(&BufferLimits {
         memory_bytes_max: 1 << 20,
         memory_total_bytes_max: 1 << 40,
         disk_bytes_max: 0,
@@ -362,8 +362,8 @@ fn teeing_up() -> Stage {
 
 struct Nobody;
 
-impl Listen for Nobody {
-    fn heard(self, _: &[u8]) {}
+impl BodyInspector for Nobody {
+    fn inspect(self, _: &[u8]) {}
 }
 
 /// A body that goes on and on.
@@ -382,8 +382,8 @@ impl Body for Endless {
 }
 
 fn teeing_down(redactor: Option<Arc<Redactor>>) -> Stage {
-    let heard: Tap<Endless, Nobody> =
-        Tap::new(Endless(piece(redactor.is_some())), None, 0, BufferShare::default());
+    let heard: Inspect<Endless, Nobody> =
+        Inspect::new(Endless(piece(redactor.is_some())), None, 0, BufferShare::default());
     let relayed = RefCell::new(Redacted::new(heard, redactor));
     stage(nothing, move |()| {
         // A few bytes wait for what may follow them.
@@ -404,7 +404,7 @@ fn key(number: usize) -> ApiKey {
 /// A pool with credits, and what a speech needs of it.
 pub struct Keys {
     pub pool: Arc<Pool>,
-    pub ask: Ask,
+    pub request: KeyRequest,
 }
 
 impl Keys {
@@ -448,22 +448,22 @@ impl Keys {
             let seen = Observation::Quota { quota, tier: None, is_paid: Some(true), capabilities };
             pool.observe(&roster, key, seen, clock::now());
         }
-        let ask = Ask::new(ClientName::new("app"), Some(200), Some(Lane::SPEECH));
-        Self { pool, ask }
+        let request = KeyRequest::new(ClientName::new("app"), Some(200), Some(ConcurrencyGroup::SPEECH));
+        Self { pool, request }
     }
 
     /// One request's use of the pool, from the roster to the release.
     pub fn serve(&self) {
         let roster = self.pool.roster();
-        let (mut lease, roster) = (self.reserve(&roster, &self.ask), roster);
+        let (mut lease, roster) = (self.reserve(&roster, &self.request), roster);
         lease.begin();
-        let served = Served { ask: Some(&self.ask), began_at: lease.since(), is_charged: true };
+        let served = Served { request: Some(&self.request), began_at: lease.since(), is_charged: true };
         black_box(self.pool.record_service(&roster, lease.key(), served, clock::now()));
         black_box(self.pool.settle(&roster, &mut lease, 150, clock::now()));
     }
 
-    fn reserve(&self, roster: &Arc<Roster>, ask: &Ask) -> Lease {
-        let reserving = pin!(self.pool.reserve(roster, ask));
+    fn reserve(&self, roster: &Arc<Roster>, request: &KeyRequest) -> Lease {
+        let reserving = pin!(self.pool.reserve(roster, request));
         match reserving.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(Reserved { lease, news })) => {
                 black_box(news);
@@ -509,22 +509,26 @@ impl Way {
         origin(&head);
         let caller = identify(&self.clients, &head.headers, head.uri.query()).unwrap();
         let (endpoint, names, _) = look_up(&mut head, true).unwrap();
-        black_box(affinity::gives(&head.method, &endpoint.route));
+        black_box(affinity::yields(&head.method, &endpoint.route));
         black_box(affinity::is_speech(&endpoint.route));
         let outbound = strip(head, endpoint.socket, &Forwarded::default()).unwrap();
-        let asked = if endpoint.work.has_text() { Asked::of(TEXT, true) } else { Asked::default() };
+        let asked = if endpoint.work.has_text() {
+            RequestBodyFeatures::of(TEXT, true)
+        } else {
+            RequestBodyFeatures::default()
+        };
         let credits = estimate(endpoint.work, &asked, None, &self.models);
-        let lane = Lane::of_work(endpoint.work);
-        let ask = Ask::new(caller.client.name.clone(), credits, lane);
+        let group = ConcurrencyGroup::of_work(endpoint.work);
+        let request = KeyRequest::new(caller.client.name.clone(), credits, group);
         let roster = pool.roster();
-        let mut lease = self.keys.reserve(&roster, &ask);
+        let mut lease = self.keys.reserve(&roster, &request);
         lease.begin();
         // The answer has come.
         assert_eq!(classify(StatusCode::OK, None, None), Verdict::Served);
-        let served = Served { ask: Some(&ask), began_at: lease.since(), is_charged: true };
+        let served = Served { request: Some(&request), began_at: lease.since(), is_charged: true };
         black_box(pool.record_service(&roster, lease.key(), served, now));
-        let told = Told::by(&answer);
-        lease.learn_room(told.concurrency_max.unwrap());
+        let told = ReportedCost::by(&answer);
+        lease.learn_concurrency_limit(told.concurrency_max.unwrap());
         black_box(pool.settle(&roster, &mut lease, told.credits.unwrap(), now));
         strip_answer(&mut answer);
         redact_headers(&mut answer, &self.redactor);

@@ -6,12 +6,12 @@
 use bytes::BytesMut;
 use http::Method;
 use keychoir::upstream::chunks::{Chunks, Next};
-use keychoir::upstream::head::{self, End};
+use keychoir::upstream::head::{self, BodyEnd};
 use libfuzzer_sys::fuzz_target;
 
 /// What is made of `text` when it comes in pieces of `cut` bytes: the status, how the body ends, what is
 /// in its chunks, and whether it came to its end.
-fn made(text: &[u8], cut: usize) -> Option<(u16, End, Vec<u8>, bool)> {
+fn made(text: &[u8], cut: usize) -> Option<(u16, BodyEnd, Vec<u8>, bool)> {
     let (mut read, mut pieces) = (BytesMut::new(), text.chunks(cut));
     let head = loop {
         match head::read(&mut read, &Method::GET) {
@@ -21,7 +21,7 @@ fn made(text: &[u8], cut: usize) -> Option<(u16, End, Vec<u8>, bool)> {
         }
     };
     let (mut chunks, mut body) = (Chunks::default(), Vec::new());
-    while head.end == End::Chunks {
+    while head.end == BodyEnd::Chunks {
         match chunks.next(&mut read) {
             Ok(Next::Piece(piece)) => body.extend_from_slice(&piece),
             Ok(Next::Trailers(_)) => {}

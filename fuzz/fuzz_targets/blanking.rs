@@ -5,7 +5,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use keychoir::policy::socket::{Blanking, ContentCounter, Dialect, presented};
+use keychoir::policy::socket::{CredentialBlanker, ContentCounter, Dialect, presented};
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Map, Value};
 
@@ -136,7 +136,7 @@ fn written(members: &[Member]) -> String {
 }
 
 fn passed(text: &[u8], cuts: &[u8]) -> Vec<u8> {
-    let (mut blanking, mut out, mut rest) = (Blanking::default(), Vec::new(), text);
+    let (mut blanking, mut out, mut rest) = (CredentialBlanker::default(), Vec::new(), text);
     for cut in cuts {
         let (piece, behind) = rest.split_at(usize::from(*cut).min(rest.len()));
         blanking.pass(piece, &mut out);

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use keychoir::body::replay::Replay;
-use keychoir::body::budget::{Bounds, BufferBudget};
+use keychoir::body::budget::{BufferLimits, BufferBudget};
 use keychoir::policy::replay::Held;
 use libfuzzer_sys::fuzz_target;
 
@@ -45,7 +45,7 @@ impl Body for Client {
 
 fuzz_target!(|case: Case| {
     let sent: Vec<u8> = case.pieces.iter().flatten().flatten().copied().collect();
-    let budget = BufferBudget::new(&Bounds {
+    let budget = BufferBudget::new(&BufferLimits {
         memory_bytes_max: case.memory.into(),
         memory_total_bytes_max: case.memory.into(),
         disk_bytes_max: case.disk.into(),

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::policy::evidence::Evidence;
 use crate::policy::forecast::Forecast;
-use crate::policy::standing::{ParkReason, Standing};
+use crate::policy::key_state::{CooldownReason, KeyState};
 use crate::policy::units::UnixMs;
 use crate::pool::{KeySnapshot, Pool, Restriction};
 
@@ -88,8 +88,8 @@ impl KeyDetails {
         let detail = |seen: &KeySnapshot| {
             let workspace = seen.key.workspace();
             let (reason, until) = match seen.standing {
-                Standing::Usable => (None, None),
-                Standing::Resting { reason, until } => (Some(reason), until),
+                KeyState::Usable => (None, None),
+                KeyState::Resting { reason, until } => (Some(reason), until),
             };
             let evidence: Vec<&Evidence> = seen.of_key.iter().chain(&seen.of_workspace).collect();
             let since = evidence.iter().map(|known| known.at).min().filter(|_| reason.is_some());
@@ -100,7 +100,7 @@ impl KeyDetails {
                 } else {
                     seen.standing.status().word()
                 },
-                reason: reason.map(ParkReason::word),
+                reason: reason.map(CooldownReason::word),
                 advice: reason.and_then(advice),
                 since: since.map(UnixMs::rfc3339),
                 until: until.map(UnixMs::rfc3339),
@@ -109,7 +109,7 @@ impl KeyDetails {
                 cannot: cannot.iter().map(RestrictionDetail::of).collect(),
                 short_key: seen.key.api_key().short().to_string(),
                 name: seen.key.name().map(str::to_owned),
-                workspace: workspace.belonging().name().map(str::to_owned),
+                workspace: workspace.membership().name().map(str::to_owned),
                 plan: workspace.tier().map(|tier| tier.to_string()),
                 drift: workspace.drift(),
                 in_flight: seen.key.in_flight(),
@@ -157,14 +157,14 @@ impl RestrictionDetail {
 }
 
 /// What a person can do about a key that does not serve.
-fn advice(reason: ParkReason) -> Option<&'static str> {
+fn advice(reason: CooldownReason) -> Option<&'static str> {
     match reason {
-        ParkReason::Exhausted | ParkReason::RateLimited => None,
-        ParkReason::Billing => {
+        CooldownReason::Exhausted | CooldownReason::RateLimited => None,
+        CooldownReason::Billing => {
             Some("Sign in to ElevenLabs with this account: it is unpaid, locked or suspected of abuse.")
         }
-        ParkReason::Invalid => Some("Replace or remove this key: ElevenLabs does not know it."),
-        ParkReason::WrongHost => Some(
+        CooldownReason::Invalid => Some("Replace or remove this key: ElevenLabs does not know it."),
+        CooldownReason::WrongHost => Some(
             "This key is for another region. Set base_url for it in [[keys]], for example \
              https://api.eu.residency.elevenlabs.io (also: in, sg), or name the region in upstream.region_base_urls.",
         ),
@@ -172,13 +172,15 @@ fn advice(reason: ParkReason) -> Option<&'static str> {
 }
 
 /// What a key can still do.
-fn possible(reason: Option<ParkReason>, cannot: &[Restriction]) -> &'static str {
+fn possible(reason: Option<CooldownReason>, cannot: &[Restriction]) -> &'static str {
     match reason {
         None if cannot.is_empty() => "everything",
         None => "everything but what is listed in cannot",
-        Some(ParkReason::Exhausted | ParkReason::Billing) => "what is free: reading what the account has",
-        Some(ParkReason::RateLimited) => "requests of other concurrency groups, and what is free",
-        Some(ParkReason::Invalid | ParkReason::WrongHost) => "nothing",
+        Some(CooldownReason::Exhausted | CooldownReason::Billing) => {
+            "what is free: reading what the account has"
+        }
+        Some(CooldownReason::RateLimited) => "requests of other concurrency groups, and what is free",
+        Some(CooldownReason::Invalid | CooldownReason::WrongHost) => "nothing",
     }
 }
 

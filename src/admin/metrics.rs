@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use crate::mirror::{self, State};
-use crate::policy::standing::KeyStatus;
+use crate::policy::key_state::KeyStatus;
 use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
 use crate::proxy::BufferBudget;
-use crate::server::Room;
+use crate::server::ConnectionLimiter;
 use crate::store;
 use crate::telemetry::{Kind, Meters, Page};
 
@@ -19,7 +19,7 @@ pub(super) struct Sources<'a> {
     pub(super) waiting: usize,
     pub(super) books: &'a store::Health,
     pub(super) mirror: Option<&'a mirror::Health>,
-    pub(super) connections: &'a Room,
+    pub(super) connections: &'a ConnectionLimiter,
     pub(super) buffers: &'a BufferBudget,
     pub(super) started_at: UnixMs,
 }
@@ -49,7 +49,7 @@ pub(super) fn page(sources: &Sources<'_>, now: UnixMs) -> String {
     page.text()
 }
 
-fn connections(page: &mut Page, room: &Room) {
+fn connections(page: &mut Page, room: &ConnectionLimiter) {
     page.family("connections", Kind::Gauge, "Clients connected now.");
     page.sample(&[], room.open());
     page.family("connections_accepted_total", Kind::Counter, "Connections accepted.");

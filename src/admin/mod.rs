@@ -19,7 +19,7 @@ use crate::policy::client::{Client, Unidentified, identify};
 use crate::policy::units::UnixMs;
 use crate::pool::Pool;
 use crate::proxy::{ProxyError, SharedTerms};
-use crate::server::Room;
+use crate::server::ConnectionLimiter;
 use crate::store;
 use crate::telemetry::Meters;
 use crate::upstream::ReachCell;
@@ -33,7 +33,7 @@ pub use usage::ClientUsage;
 #[derive(Clone, Debug)]
 pub struct Admin {
     /// Who may ask.
-    pub terms: SharedTerms,
+    pub config: SharedTerms,
     /// The keys.
     pub pool: Arc<Pool>,
     /// How the books fare.
@@ -45,7 +45,7 @@ pub struct Admin {
     /// What was counted on the requests' way.
     pub meters: Meters,
     /// The connections of clients.
-    pub connections: Room,
+    pub connections: ConnectionLimiter,
     /// Whether the provider can be reached.
     pub reach: ReachCell,
     /// When the program was started.
@@ -110,7 +110,7 @@ impl Admin {
 
     /// The client that asks, if it may ask for pages of ours.
     fn client(&self, uri: &Uri, headers: &HeaderMap) -> Result<Arc<Client>, Unidentified> {
-        let clients = &self.terms.load().clients;
+        let clients = &self.config.load().clients;
         let caller = identify(clients, headers, uri.query())?;
         if clients.include(&caller) { Ok(caller.client) } else { Err(Unidentified::Wrong) }
     }
@@ -122,7 +122,7 @@ impl Admin {
         }
         match self.client(uri, headers) {
             Ok(client) => {
-                let used = self.terms.load().accounts.used(&client.name, now);
+                let used = self.config.load().accounts.used(&client.name, now);
                 json(StatusCode::OK, &ClientUsage::of(&client, &used, now))
             }
             Err(refusal) => ProxyError::Unidentified(refusal).answer("", now),
@@ -145,7 +145,7 @@ impl Admin {
             mirror: self.mirror.as_ref(),
             books: &self.books,
             connections: &self.connections,
-            buffers: &self.terms.load().limits.buffers,
+            buffers: &self.config.load().limits.buffers,
             started_at: self.started_at,
         };
         page(StatusCode::OK, EXPOSITION, metrics::page(&sources, now))

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::policy::standing::KeyStatus;
+use crate::policy::key_state::KeyStatus;
 use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
 

@@ -3,8 +3,8 @@
 
 use serde::Serialize;
 
-use crate::policy::allowance::{Allowance, Measure, Period};
 use crate::policy::client::Client;
+use crate::policy::client_quota::{ClientQuota, Measure, Period};
 use crate::policy::units::UnixMs;
 use crate::proxy::Used;
 
@@ -54,7 +54,7 @@ impl ClientUsage {
 }
 
 impl Quota {
-    fn of(allowance: Allowance, used: &Used, now: UnixMs) -> Self {
+    fn of(allowance: ClientQuota, used: &Used, now: UnixMs) -> Self {
         let amounts = match allowance.measure {
             Measure::Requests => used.requests,
             Measure::Credits => used.credits,
@@ -91,7 +91,7 @@ mod tests {
     const NOW: UnixMs = UnixMs(1_796_000_000_000);
 
     #[track_caller]
-    fn check(allowance: Option<Allowance>, expected: &serde_json::Value) {
+    fn check(allowance: Option<ClientQuota>, expected: &serde_json::Value) {
         let client = Client { name: ClientName::new("app"), rules: Rules { allowance, ..Rules::default() } };
         let used = Used { client: client.name.clone(), requests: [1, 2, 3], credits: [40, 50, 60] };
         let document = serde_json::to_value(ClientUsage::of(&client, &used, NOW)).unwrap();
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn a_client_sees_its_own_usage() {
         check(None, &json!(null));
-        let quota = |amount, measure, period| Some(Allowance { amount, measure, period });
+        let quota = |amount, measure, period| Some(ClientQuota { amount, measure, period });
         check(
             quota(45, Measure::Credits, Period::Month),
             &json!({

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
-use crate::certificate::{self, AuthorityError, Certificate, Place};
+use crate::certificate::{self, AuthorityError, CaLocation, Certificate};
 use crate::clock;
-use crate::policy::certificate::{Verdict, names};
+use crate::policy::certificate::{Renewal, names};
 use crate::policy::units::UnixMs;
 use crate::server::{Address, Tls};
 use crate::tasks;
@@ -21,7 +21,7 @@ pub enum Https {
     /// From the local authority, for listeners on loopback.
     Authority {
         /// Where the authority lives.
-        place: Place,
+        place: CaLocation,
         /// Names that are ours, beside those that every machine has for itself.
         hosts: Vec<String>,
     },
@@ -95,8 +95,10 @@ impl Certificates {
             (Address::Tcp(_), _) if !self.at(address).is_on() => HttpsState::Off,
             (Address::Unix(_), _) | (Address::Tcp(_), Https::Off) => HttpsState::Off,
             (Address::Tcp(_), Https::Given(_)) => HttpsState::Given,
-            (Address::Tcp(_), Https::Authority { place: Place::Memory, .. }) => HttpsState::LocalInMemory,
-            (Address::Tcp(_), Https::Authority { place: Place::Folder(_), .. }) => HttpsState::Local,
+            (Address::Tcp(_), Https::Authority { place: CaLocation::Memory, .. }) => {
+                HttpsState::LocalInMemory
+            }
+            (Address::Tcp(_), Https::Authority { place: CaLocation::Folder(_), .. }) => HttpsState::Local,
         }
     }
 
@@ -148,8 +150,8 @@ impl Certificates {
             return false;
         };
         match certificate.life().server_verdict(now) {
-            Verdict::Keep => return false,
-            Verdict::Renew => {}
+            Renewal::Keep => return false,
+            Renewal::Renew => {}
         }
         match self.issue(place, hosts, now) {
             Ok(issued) => {
@@ -178,7 +180,7 @@ impl Certificates {
     /// A certificate for the listeners on loopback, if there are any.
     fn issue(
         &self,
-        place: &Place,
+        place: &CaLocation,
         hosts: &[String],
         now: UnixMs,
     ) -> Result<Option<Certificate>, AuthorityError> {
@@ -230,7 +232,7 @@ mod tests {
         Address::Tcp(text.parse().unwrap())
     }
 
-    fn authority(place: Place) -> Https {
+    fn authority(place: CaLocation) -> Https {
         Https::Authority { place, hosts: Vec::new() }
     }
 
@@ -249,21 +251,21 @@ mod tests {
     fn the_local_authority_is_for_loopback_and_a_given_certificate_for_all() {
         let [local, open, unix] = [address("127.0.0.1:1"), address("0.0.0.0:1"), Address::Unix(None)];
         let all = [local.clone(), open.clone(), unix.clone()];
-        let certificates = Certificates::new(authority(Place::Memory), &all, NOW).unwrap();
+        let certificates = Certificates::new(authority(CaLocation::Memory), &all, NOW).unwrap();
         let states = || [&local, &open, &unix].map(|address| certificates.state(address));
         assert_eq!(states(), [HttpsState::LocalInMemory, HttpsState::Off, HttpsState::Off]);
         certificates.replace(given(), NOW);
         assert_eq!(states(), [HttpsState::Given, HttpsState::Given, HttpsState::Off]);
         certificates.replace(Https::Off, NOW);
         assert_eq!(states(), [HttpsState::Off; 3]);
-        certificates.replace(authority(Place::Memory), NOW);
+        certificates.replace(authority(CaLocation::Memory), NOW);
         assert_eq!(states(), [HttpsState::LocalInMemory, HttpsState::Off, HttpsState::Off]);
     }
 
     #[test]
     fn without_a_loopback_port_no_authority_is_made() {
         let folder = tempfile::tempdir().unwrap();
-        let place = Place::Folder(folder.path().join("tls"));
+        let place = CaLocation::Folder(folder.path().join("tls"));
         let addresses = [address("0.0.0.0:1"), Address::Unix(None)];
         let certificates = Certificates::new(authority(place), &addresses, NOW).unwrap();
         assert_eq!(certificates.state(&addresses[0]), HttpsState::Off);
@@ -273,7 +275,7 @@ mod tests {
     #[test]
     fn a_certificate_is_replaced_when_it_is_due_and_the_authority_stays() {
         let folder = tempfile::tempdir().unwrap();
-        let place = Place::Folder(folder.path().to_owned());
+        let place = CaLocation::Folder(folder.path().to_owned());
         let local = address("127.0.0.1:1");
         let certificates = Certificates::new(authority(place), std::slice::from_ref(&local), NOW).unwrap();
         let ca = std::fs::read(certificate::ca_file(folder.path())).unwrap();
@@ -295,7 +297,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let folder = state.path().join("tls");
         let local = address("127.0.0.1:1");
-        let https = authority(Place::Folder(folder.clone()));
+        let https = authority(CaLocation::Folder(folder.clone()));
         let certificates = Certificates::new(https, std::slice::from_ref(&local), NOW).unwrap();
         let first = shown(&certificates);
         std::fs::remove_dir_all(&folder).unwrap();
@@ -303,7 +305,7 @@ mod tests {
         assert!(!certificates.renew(NOW.plus(DAY * 61)));
         assert_eq!((shown(&certificates), certificates.state(&local)), (first, HttpsState::Local));
         // Nor does a reload take it away.
-        certificates.replace(authority(Place::Folder(folder)), NOW);
+        certificates.replace(authority(CaLocation::Folder(folder)), NOW);
         assert_eq!((shown(&certificates), certificates.state(&local)), (first, HttpsState::Local));
     }
 
@@ -311,7 +313,7 @@ mod tests {
     fn an_authority_that_cannot_be_had_costs_https_only() {
         let state = tempfile::tempdir().unwrap();
         std::fs::write(state.path().join("file"), "").unwrap();
-        let https = authority(Place::Folder(state.path().join("file/tls")));
+        let https = authority(CaLocation::Folder(state.path().join("file/tls")));
         let local = address("127.0.0.1:1");
         let certificates = Certificates::new(https, std::slice::from_ref(&local), NOW).unwrap();
         assert_eq!(certificates.state(&local), HttpsState::Off);

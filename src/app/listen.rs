@@ -5,7 +5,7 @@ use std::io;
 use tracing::debug;
 
 use crate::config::{HostPort, Listen, Listens, UnixMode};
-use crate::server::{Address, Listener, Passed};
+use crate::server::{Address, InheritedSockets, Listener};
 
 /// Why it does not listen.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +31,11 @@ pub enum ListenError {
 /// # Errors
 ///
 /// When one of them is not to be had. What was listened on before is released.
-pub async fn listen(meant: &Listens, mode: UnixMode, passed: Passed) -> Result<Vec<Listener>, ListenError> {
+pub async fn listen(
+    meant: &Listens,
+    mode: UnixMode,
+    passed: InheritedSockets,
+) -> Result<Vec<Listener>, ListenError> {
     let mut passed = Some(passed);
     let mut listeners: Vec<Listener> = Vec::new();
     for listen in meant.iter() {

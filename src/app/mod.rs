@@ -1,11 +1,11 @@
 //! The composition root: parts and listeners in, a running program with an address and a way to
 //! end it out. What tests start is what people start.
 
-mod front;
+mod app_config;
 mod https;
 mod listen;
 mod mirroring;
-mod parts;
+mod router;
 
 mod rehearsal;
 
@@ -23,24 +23,24 @@ use crate::admin::{Admin, Draining};
 use crate::clock;
 use crate::mirror;
 use crate::policy::client::Clients;
-use crate::pool::{KeySnapshot, Owners, Pool, Reloaded};
-use crate::proxy::{Accounts, Limits, Proxy, Shared, SharedTerms, Terms};
-use crate::server::{Crew, Drain, Room, Server, Workers};
+use crate::poller::{self as quotas, Conversations, QuotaPoller};
+use crate::pool::{KeySnapshot, OwnershipIndex, Pool, Reloaded};
+use crate::proxy::{ClientUsage, Limits, Proxy, RuntimeConfig, Shared, SharedTerms};
+use crate::server::{ConnectionLimiter, Drain, Server, WorkerPool, WorkerThreads};
 use crate::store::{self, OpenError, Store};
 use crate::tasks::{AbortOnDrop, Tasks};
 use crate::telemetry::Meters;
-use crate::upstream::{Direct, Reach, ReachCell, TlsError, Upstream};
-use crate::watch::{self as quotas, Conversations, Watch};
+use crate::upstream::{Reach, ReachCell, TcpTlsConnector, TlsError, Upstream};
 
-pub use crate::server::{Address, Listener, Passed, open_files_max, raise_open_files};
+pub use crate::server::{Address, InheritedSockets, Listener, open_files_max, raise_open_files};
+pub use app_config::AppConfig;
 pub use https::{Https, HttpsState};
 pub use listen::{ListenError, listen};
-pub use parts::Parts;
 pub use rehearsal::{Obstacle, rehearse};
 
-use front::Front;
 use https::Certificates;
 use mirroring::Mirroring;
+use router::Router;
 
 /// Why the program does not run.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +89,7 @@ pub struct Running {
     addresses: Vec<Address>,
     reach: ReachCell,
     pool: Arc<Pool>,
-    terms: SharedTerms,
+    config: SharedTerms,
     quotas: Option<watch::Sender<quotas::Settings>>,
     rounds: watch::Receiver<u64>,
     certificates: Certificates,
@@ -98,8 +98,8 @@ pub struct Running {
     drain_idle_timeout: Duration,
     accepting: Tasks,
     connections: Tasks,
-    crew: Crew<Front>,
-    workers: Workers,
+    crew: WorkerPool<Router>,
+    workers: WorkerThreads,
     watching: Option<AbortOnDrop>,
     pricing: AbortOnDrop,
     renewing: AbortOnDrop,
@@ -137,7 +137,7 @@ const WRITE_MAX: Duration = Duration::from_secs(8);
 /// # Errors
 ///
 /// When the books or TLS are not to be had.
-pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartError> {
+pub fn start(parts: AppConfig, listeners: Vec<Listener>) -> Result<Running, StartError> {
     let addresses = listeners.iter().map(Listener::address).collect::<io::Result<Vec<_>>>()?;
     check_exposure(&addresses, &parts.clients)?;
     let pool = Arc::new(Pool::new(parts.keys, parts.pool));
@@ -145,19 +145,19 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
     books.recognize(pool.roster().keys().iter().map(|key| key.api_key()));
     pool.restore(&books.remembered()?, clock::now());
     pool.restore_restrictions(books.refusals()?, clock::now());
-    let owners = Arc::new(Owners::new(parts.store.owners));
+    let owners = Arc::new(OwnershipIndex::new(parts.store.owners));
     owners.restore(books.owners()?, clock::now());
-    let accounts = Accounts::new(&parts.clients, &books.used(clock::now())?, clock::now());
+    let accounts = ClientUsage::new(&parts.clients, &books.used(clock::now())?, clock::now());
     let (books, mut writing) = books.write(Arc::clone(&pool), parts.store)?;
     let mirroring = Mirroring::start(parts.mirror, &mut writing)?;
 
     let upstream = {
-        let connector = Direct::new(parts.ca_file.as_deref())?;
+        let connector = TcpTlsConnector::new(parts.ca_file.as_deref())?;
         let buffers = Some(parts.proxy.buffers.clone());
         Upstream::new(parts.authority, connector, parts.upstream, Tasks::new(), buffers)
     };
     let draining = Draining::default();
-    let terms = Arc::new(ArcSwap::from_pointee(Terms {
+    let config = Arc::new(ArcSwap::from_pointee(RuntimeConfig {
         clients: parts.clients,
         accounts,
         limits: parts.proxy,
@@ -165,9 +165,9 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
         base_path: parts.base_path,
     }));
     let mirrored = mirroring.as_ref().map(|mirroring| mirroring.health.clone());
-    let (meters, room) = (Meters::default(), Room::new(parts.server.connections_max));
+    let (meters, room) = (Meters::default(), ConnectionLimiter::new(parts.server.connections_max));
     let admin = Admin {
-        terms: Arc::clone(&terms),
+        config: Arc::clone(&config),
         pool: Arc::clone(&pool),
         books: writing.health.clone(),
         mirror: mirrored,
@@ -183,7 +183,7 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
         .watch
         .map(|settings| {
             let (sender, settings) = watch::channel(settings);
-            let watch = Watch::new(Arc::clone(&pool), upstream.clone(), books.clone(), settings);
+            let watch = QuotaPoller::new(Arc::clone(&pool), upstream.clone(), books.clone(), settings);
             (sender, Tasks::new().spawn_guarded(watch.run(rounds_done)))
         })
         .unzip();
@@ -193,12 +193,13 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
     let pricing =
         Conversations::new(Arc::clone(&pool), upstream.clone(), books.clone(), meters.clone(), conversations);
     let pricing = Tasks::new().spawn_guarded(pricing.run());
-    let shared = Shared { terms: Arc::clone(&terms), pool: Arc::clone(&pool), owners, books, meters, ended };
+    let shared =
+        Shared { config: Arc::clone(&config), pool: Arc::clone(&pool), owners, books, meters, ended };
     let proxy = Proxy::new(shared, upstream, drain.cut.clone());
-    let front = Front::new(admin, proxy);
+    let front = Router::new(admin, proxy);
     let certificates = Certificates::new(parts.https, &addresses, clock::now())?;
     let renewing = Tasks::new().spawn_guarded(certificates.clone().keep_fresh());
-    let workers = Workers::start(parts.workers)?;
+    let workers = WorkerThreads::start(parts.workers)?;
     let crew = workers.crew(&drain, || front.for_core(workers.count()));
     let server = Arc::new(Server {
         crew: crew.clone(),
@@ -215,7 +216,7 @@ pub fn start(parts: Parts, listeners: Vec<Listener>) -> Result<Running, StartErr
         addresses,
         reach,
         pool,
-        terms,
+        config,
         quotas,
         rounds,
         certificates,
@@ -260,9 +261,9 @@ impl Running {
     /// The names of the clients that have a token, sorted; without any, no token is asked for.
     #[must_use]
     pub fn client_names(&self) -> Vec<String> {
-        let terms = self.terms.load();
+        let config = self.config.load();
         let mut names: Vec<String> =
-            terms.clients.token_holders().map(|name| name.as_str().to_owned()).collect();
+            config.clients.token_holders().map(|name| name.as_str().to_owned()).collect();
         names.sort_unstable();
         names
     }
@@ -301,15 +302,15 @@ impl Running {
     ///
     /// When nobody would have to say who it is and other machines can connect; then nothing
     /// changes.
-    pub fn reload(&self, parts: Parts) -> Result<Reloaded, Exposed> {
+    pub fn reload(&self, parts: AppConfig) -> Result<Reloaded, Exposed> {
         check_exposure(&self.addresses, &parts.clients)?;
         self.certificates.replace(parts.https, clock::now());
-        let before = self.terms.load();
+        let before = self.config.load();
         let buffers = parts.proxy.buffers.following(&before.limits.buffers);
         let limits = Limits { buffers, ..parts.proxy };
-        let Parts { clients, doors, base_path, .. } = parts;
+        let AppConfig { clients, doors, base_path, .. } = parts;
         let accounts = before.accounts.following(&clients);
-        self.terms.store(Arc::new(Terms { clients, accounts, limits, doors, base_path }));
+        self.config.store(Arc::new(RuntimeConfig { clients, accounts, limits, doors, base_path }));
         let reloaded = self.pool.reload(parts.keys, parts.pool);
         if let Some((quotas, settings)) = self.quotas.as_ref().zip(parts.watch) {
             // The watch ends with the program only.

@@ -4,11 +4,11 @@
 use std::io;
 
 use super::listen::one;
-use super::{Parts, StartError};
+use super::{AppConfig, StartError};
 use crate::config::{Config, Listen};
 use crate::server::Listener;
 use crate::store;
-use crate::upstream::Direct;
+use crate::upstream::TcpTlsConnector;
 
 /// What is in the way of a start.
 #[derive(Debug, thiserror::Error)]
@@ -39,11 +39,11 @@ pub async fn rehearse(config: Config) -> Vec<Obstacle> {
         }
     }
     drop(held);
-    match Parts::of(config) {
+    match AppConfig::of(config) {
         Err(error) => obstacles.push(StartError::from(error).into()),
         Ok(parts) => {
             let found = [
-                Direct::new(parts.ca_file.as_deref()).err().map(StartError::from),
+                TcpTlsConnector::new(parts.ca_file.as_deref()).err().map(StartError::from),
                 store::examine(&parts.books).err().map(StartError::from),
             ];
             obstacles.extend(found.into_iter().flatten().map(Obstacle::from));

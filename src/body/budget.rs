@@ -27,7 +27,7 @@ const STEP: u64 = 64 * 1024;
 
 /// The bounds, as they are configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bounds {
+pub struct BufferLimits {
     /// Bytes of one upload in memory.
     pub memory_bytes_max: u64,
     /// Bytes of all buffers in memory.
@@ -50,7 +50,7 @@ pub struct BufferBudget(Arc<Inner>);
 struct Inner {
     memory: Arc<Counter>,
     disk: Arc<Counter>,
-    bounds: Bounds,
+    bounds: BufferLimits,
 }
 
 /// Bytes in use, of as many as there may be.
@@ -84,20 +84,20 @@ impl Counter {
 impl BufferBudget {
     /// A budget within these bounds.
     #[must_use]
-    pub fn new(bounds: &Bounds) -> Self {
+    pub fn new(bounds: &BufferLimits) -> Self {
         let (memory, disk) =
             (Counter::new(bounds.memory_total_bytes_max), Counter::new(bounds.disk_total_bytes_max));
         Self::counting(memory, disk, bounds.clone())
     }
 
-    fn counting(memory: Arc<Counter>, disk: Arc<Counter>, bounds: Bounds) -> Self {
+    fn counting(memory: Arc<Counter>, disk: Arc<Counter>, bounds: BufferLimits) -> Self {
         Self(Arc::new(Inner { memory, disk, bounds }))
     }
 
     /// A budget of nothing.
     #[must_use]
     pub fn none() -> Self {
-        Self::new(&Bounds {
+        Self::new(&BufferLimits {
             memory_bytes_max: 0,
             memory_total_bytes_max: 0,
             disk_bytes_max: 0,
@@ -237,7 +237,7 @@ mod tests {
     const FREE: usize = 1_000;
 
     fn budget(memory_total_bytes_max: u64) -> BufferBudget {
-        BufferBudget::new(&Bounds {
+        BufferBudget::new(&BufferLimits {
             memory_bytes_max: u64::MAX,
             memory_total_bytes_max,
             disk_bytes_max: 0,

@@ -42,7 +42,7 @@ pub(super) const FREE: usize = 64 * 1024;
 const MAX_HELD: usize = 256 * 1024;
 
 /// The search through one body.
-pub(super) struct Search {
+pub(super) struct CompressedSearch {
     redactor: Arc<Redactor>,
     redaction: Redaction,
     /// The search through the body as it came: what is not compressed at all, or stands behind what is, may be
@@ -71,7 +71,7 @@ pub(super) enum Turn {
     Done,
 }
 
-impl Search {
+impl CompressedSearch {
     /// A search through a body with these codings, in the order in which they were applied.
     pub(super) fn new(redactor: Arc<Redactor>, codings: &[Coding], share: BufferShare) -> Self {
         let stages = codings.iter().rev().map(|coding| Stage::new(*coding)).collect();
@@ -168,7 +168,7 @@ impl Search {
     }
 }
 
-impl fmt::Debug for Search {
+impl fmt::Debug for CompressedSearch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Search").field("stages", &self.stages.len()).finish_non_exhaustive()
     }
@@ -273,8 +273,8 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    fn search(codings: &[Coding]) -> Search {
-        Search::new(
+    fn search(codings: &[Coding]) -> CompressedSearch {
+        CompressedSearch::new(
             Arc::new(Redactor::new([ApiKey::new(KEY).unwrap()].iter())),
             codings,
             BufferShare::default(),

@@ -21,15 +21,15 @@ use crate::secret::{Passed, Redaction, Redactor};
 #[derive(Debug)]
 pub struct Redacted<B> {
     body: B,
-    search: Search,
+    search: PlainOrCompressed,
 }
 
 #[derive(Debug)]
-enum Search {
+enum PlainOrCompressed {
     /// Nothing is searched for.
     Off,
     Plain(Plain),
-    Packed(Box<packed::Search>),
+    Packed(Box<packed::CompressedSearch>),
 }
 
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl<B: Body> Redacted<B> {
     pub fn new(body: B, redactor: Option<Arc<Redactor>>) -> Self {
         let owed = body.size_hint().exact();
         let plain = |redactor| {
-            Search::Plain(Plain {
+            PlainOrCompressed::Plain(Plain {
                 redactor,
                 redaction: Redaction::default(),
                 owed,
@@ -60,7 +60,7 @@ impl<B: Body> Redacted<B> {
                 has_ended: false,
             })
         };
-        Self { body, search: redactor.map_or(Search::Off, plain) }
+        Self { body, search: redactor.map_or(PlainOrCompressed::Off, plain) }
     }
 
     /// The same for a body with these codings, in the order in which they were applied. `None` stands for
@@ -74,8 +74,8 @@ impl<B: Body> Redacted<B> {
     ) -> Self {
         match (redactor, codings) {
             (Some(redactor), Some(codings)) if !codings.is_empty() => {
-                let search = packed::Search::new(redactor, &codings, budget.share(packed::FREE));
-                Self { body, search: Search::Packed(Box::new(search)) }
+                let search = packed::CompressedSearch::new(redactor, &codings, budget.share(packed::FREE));
+                Self { body, search: PlainOrCompressed::Packed(Box::new(search)) }
             }
             (redactor, Some(_) | None) => Self::new(body, redactor),
         }
@@ -145,7 +145,7 @@ impl Plain {
     }
 }
 
-impl packed::Search {
+impl packed::CompressedSearch {
     fn poll_frame<B>(
         &mut self,
         body: &mut B,
@@ -212,17 +212,17 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let Self { body, search } = &mut *self;
         match search {
-            Search::Off => Pin::new(body).poll_frame(cx),
-            Search::Plain(search) => search.poll_frame(body, cx),
-            Search::Packed(search) => search.poll_frame(body, cx),
+            PlainOrCompressed::Off => Pin::new(body).poll_frame(cx),
+            PlainOrCompressed::Plain(search) => search.poll_frame(body, cx),
+            PlainOrCompressed::Packed(search) => search.poll_frame(body, cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         let is_over = match &self.search {
-            Search::Off => true,
-            Search::Plain(search) => search.is_over(),
-            Search::Packed(search) => search.is_over(),
+            PlainOrCompressed::Off => true,
+            PlainOrCompressed::Plain(search) => search.is_over(),
+            PlainOrCompressed::Packed(search) => search.is_over(),
         };
         is_over && self.body.is_end_stream()
     }
@@ -230,11 +230,11 @@ where
     fn size_hint(&self) -> SizeHint {
         let rest = self.body.size_hint();
         match &self.search {
-            Search::Off => rest,
-            Search::Plain(Plain { owed: Some(owed), .. }) => SizeHint::with_exact(*owed),
+            PlainOrCompressed::Off => rest,
+            PlainOrCompressed::Plain(Plain { owed: Some(owed), .. }) => SizeHint::with_exact(*owed),
             // A short form makes it shorter by an amount that nobody knows before.
-            Search::Plain(Plain { owed: None, .. }) => SizeHint::default(),
-            Search::Packed(search) => {
+            PlainOrCompressed::Plain(Plain { owed: None, .. }) => SizeHint::default(),
+            PlainOrCompressed::Packed(search) => {
                 let waiting = search.waiting_bytes();
                 let mut hint = SizeHint::new();
                 hint.set_lower(rest.lower() + waiting);

@@ -19,7 +19,7 @@ pub enum Ending {
 }
 
 /// Is told how a relay ended, exactly once.
-pub trait Settle: Send + 'static {
+pub trait OnBodyEnd: Send + 'static {
     /// The relay ended after so many bytes of body.
     fn settle(self, ending: Ending, bytes: u64);
 }
@@ -31,14 +31,14 @@ pub trait Settle: Send + 'static {
 /// Dropping it settles as [`Ending::ClientLeft`], unless everything had been passed on: a server
 /// need not ask again for the end of a body whose length it knows.
 #[derive(Debug)]
-pub struct Relay<B: Body, S: Settle> {
+pub struct Relay<B: Body, S: OnBodyEnd> {
     /// `None` once it is dropped.
     body: Option<B>,
     settle: Option<S>,
     bytes: u64,
 }
 
-impl<B: Body, S: Settle> Relay<B, S> {
+impl<B: Body, S: OnBodyEnd> Relay<B, S> {
     /// Relays `body` and tells `settle`.
     pub fn new(body: B, settle: S) -> Self {
         Self { body: Some(body), settle: Some(settle), bytes: 0 }
@@ -54,7 +54,7 @@ impl<B: Body, S: Settle> Relay<B, S> {
 impl<B, S> Body for Relay<B, S>
 where
     B: Body<Data = Bytes> + Unpin,
-    S: Settle + Unpin,
+    S: OnBodyEnd + Unpin,
 {
     type Data = Bytes;
     type Error = B::Error;
@@ -86,7 +86,7 @@ where
     }
 }
 
-impl<B: Body, S: Settle> Drop for Relay<B, S> {
+impl<B: Body, S: OnBodyEnd> Drop for Relay<B, S> {
     fn drop(&mut self) {
         let ending = if self.body.as_ref().is_none_or(B::is_end_stream) {
             Ending::Complete
@@ -111,7 +111,7 @@ mod tests {
 
     struct Tell(Sender<(Ending, u64)>);
 
-    impl Settle for Tell {
+    impl OnBodyEnd for Tell {
         fn settle(self, ending: Ending, bytes: u64) {
             self.0.send((ending, bytes)).unwrap();
         }
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn the_provider_is_left_before_the_end_is_told() {
         struct Gone(std::sync::Arc<()>, Sender<usize>);
-        impl Settle for Gone {
+        impl OnBodyEnd for Gone {
             fn settle(self, _: Ending, _: u64) {
                 self.1.send(std::sync::Arc::strong_count(&self.0)).unwrap();
             }

@@ -20,7 +20,7 @@ use super::budget::{BufferBudget, BufferShare};
 use super::replay_buffer::{Loss, ReplayBuffer};
 use crate::clock;
 use crate::policy::min_rate::MinRate;
-use crate::policy::replay::Held as Holding;
+use crate::policy::replay::Replayable as Holding;
 pub use intake::Slow;
 
 /// A client's body and what is held of it.

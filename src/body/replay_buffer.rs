@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 
 use super::budget::{BufferBudget, BufferShare};
-use super::spool::Spool;
+use super::disk_spill::DiskSpill;
 
 /// Why a body cannot be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +73,7 @@ pub(super) struct ReplayBuffer {
     ends: Vec<u64>,
     /// Small pieces that came last, after all others in memory.
     gathered: BytesMut,
-    spool: Option<Spool>,
+    spool: Option<DiskSpill>,
     loss: Option<Loss>,
 }
 
@@ -103,7 +103,7 @@ impl ReplayBuffer {
 
     /// Bytes that are held.
     pub(super) fn bytes(&self) -> u64 {
-        self.memory_bytes() + self.spool.as_ref().map_or(0, Spool::bytes)
+        self.memory_bytes() + self.spool.as_ref().map_or(0, DiskSpill::bytes)
     }
 
     /// The first bytes of it, as far as they are in memory: `bytes_max` at the most.
@@ -172,11 +172,11 @@ impl ReplayBuffer {
         if is_kept {
             return self.keep(data);
         }
-        if !self.budget.take_disk(self.spool.as_ref().map_or(0, Spool::bytes), bytes) {
+        if !self.budget.take_disk(self.spool.as_ref().map_or(0, DiskSpill::bytes), bytes) {
             return self.let_go(Loss::TooLarge);
         }
         let budget = &self.budget;
-        self.spool.get_or_insert_with(|| Spool::new(budget)).push(data.clone());
+        self.spool.get_or_insert_with(|| DiskSpill::new(budget)).push(data.clone());
     }
 
     fn covers(&mut self, bytes: usize) -> bool {
@@ -242,11 +242,11 @@ impl Drop for ReplayBuffer {
 mod tests {
     use std::pin::pin;
 
-    use super::super::budget::Bounds;
+    use super::super::budget::BufferLimits;
     use super::*;
 
     fn held() -> ReplayBuffer {
-        ReplayBuffer::new(BufferBudget::new(&Bounds {
+        ReplayBuffer::new(BufferBudget::new(&BufferLimits {
             memory_bytes_max: 1 << 20,
             memory_total_bytes_max: 1 << 20,
             disk_bytes_max: 0,

@@ -14,13 +14,13 @@ use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 
 use super::Withheld;
-use super::budget::{Bounds, BufferBudget, BufferShare};
+use super::budget::{BufferBudget, BufferLimits, BufferShare};
 use super::decode::Coding;
+use super::inspect::{BodyInspector, Inspect};
 use super::peek::Peeked;
 use super::redacted::Redacted;
 use super::replay::Replay;
-use super::tap::{Listen, Tap};
-use crate::policy::replay::Held as Holding;
+use crate::policy::replay::Replayable as Holding;
 use crate::secret::{ApiKey, Redactor};
 
 const MEBI: usize = 1024 * 1024;
@@ -28,7 +28,7 @@ const LONG: Duration = Duration::from_secs(60);
 const KEY: &str = "sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b";
 
 fn budget(memory: usize, disk: usize) -> BufferBudget {
-    BufferBudget::new(&Bounds {
+    BufferBudget::new(&BufferLimits {
         memory_bytes_max: u64::MAX,
         memory_total_bytes_max: memory as u64,
         disk_bytes_max: disk as u64,
@@ -67,8 +67,8 @@ impl Body for Pieces {
 #[derive(Clone, Default)]
 struct Ear(Arc<AtomicUsize>);
 
-impl Listen for Ear {
-    fn heard(self, _: &[u8]) {
+impl BodyInspector for Ear {
+    fn inspect(self, _: &[u8]) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -103,14 +103,14 @@ async fn upload(budget: &BufferBudget) -> (Holding, u64) {
 
 async fn gathered(budget: &BufferBudget) -> (usize, bool) {
     let replay = Replay::hold(Pieces::of(noise(MEBI)), budget);
-    let (start, is_whole) = replay.gather(MEBI, LONG).await;
+    let (start, is_whole) = replay.peek_body(MEBI, LONG).await;
     assert_eq!(replay.attempt().collect().await.unwrap().to_bytes(), noise(MEBI));
     (start.len(), is_whole)
 }
 
 async fn tapped(budget: &BufferBudget) -> usize {
     let ear = Ear::default();
-    let tap = Tap::new(Pieces::of(noise(MEBI)), Some(ear.clone()), MEBI, budget.share(BufferShare::FREE));
+    let tap = Inspect::new(Pieces::of(noise(MEBI)), Some(ear.clone()), MEBI, budget.share(BufferShare::FREE));
     assert_eq!(tap.collect().await.unwrap().to_bytes(), noise(MEBI), "it passes in any case");
     ear.0.load(Ordering::Relaxed)
 }
@@ -170,7 +170,8 @@ async fn what_is_small_needs_no_budget() {
     let (_, whole) = Peeked::read(Pieces::of(text.clone()), MEBI, LONG, Some(&budget)).await;
     assert_eq!(whole, Some(text.clone()));
     let ear = Ear::default();
-    let tap = Tap::new(Pieces::of(text.clone()), Some(ear.clone()), MEBI, budget.share(BufferShare::FREE));
+    let tap =
+        Inspect::new(Pieces::of(text.clone()), Some(ear.clone()), MEBI, budget.share(BufferShare::FREE));
     tap.collect().await.unwrap();
     assert_eq!(ear.0.load(Ordering::Relaxed), 1);
     let replay = Replay::hold(Pieces::of(text.clone()), &budget);
@@ -189,7 +190,7 @@ async fn what_is_cancelled_gives_all_back() {
         let replay = Replay::hold(Pieces::of(noise(MEBI)), &budget);
         let mut attempt = replay.attempt();
         let share = || budget.share(BufferShare::FREE);
-        let mut tap = Tap::new(Pieces::of(noise(MEBI)), Some(Ear::default()), MEBI, share());
+        let mut tap = Inspect::new(Pieces::of(noise(MEBI)), Some(Ear::default()), MEBI, share());
         for _ in 0..pieces {
             attempt.frame().await.unwrap().unwrap();
             tap.frame().await.unwrap().unwrap();
@@ -208,7 +209,7 @@ fn thousands_of_answers_take_no_more_than_there_is() {
     let ear = Ear::default();
     let text = Bytes::from(noise(MEBI / 4));
     let tap = |text: &Bytes| {
-        Tap::new(Pieces::of(text.clone()), Some(ear.clone()), MEBI, budget.share(BufferShare::FREE))
+        Inspect::new(Pieces::of(text.clone()), Some(ear.clone()), MEBI, budget.share(BufferShare::FREE))
     };
     let mut taps: Vec<_> = (0..ANSWERS).map(|_| tap(&text)).collect();
     let mut cx = Context::from_waker(Waker::noop());
@@ -217,7 +218,7 @@ fn thousands_of_answers_take_no_more_than_there_is() {
             assert!(matches!(Pin::new(tap).poll_frame(&mut cx), Poll::Ready(Some(Ok(_)))));
         }
         assert!(budget.memory_bytes() <= budget.memory_max());
-        let copied: usize = taps.iter().map(Tap::copied_bytes).sum();
+        let copied: usize = taps.iter().map(Inspect::copied_bytes).sum();
         assert!(copied <= 4 * MEBI + ANSWERS * BufferShare::FREE, "{copied}");
     }
     // A few were first, and are read whole.

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use super::authority::Authority;
 use super::folder::{AuthorityError, write_changed};
+use super::local_ca::LocalCa;
 
 const BUNDLE: &str = "bundle.pem";
 
@@ -57,7 +57,7 @@ pub fn roots(variable: Option<&Path>, folder: &Path) -> Option<PathBuf> {
 /// # Errors
 ///
 /// When the roots have no certificates, or the bundle cannot be written.
-pub fn bundle(folder: &Path, authority: &Authority, roots: &Path) -> Result<PathBuf, BundleError> {
+pub fn bundle(folder: &Path, authority: &LocalCa, roots: &Path) -> Result<PathBuf, BundleError> {
     let path = folder.join(BUNDLE);
     let trusted = fs::read(roots).unwrap_or_default();
     if !CertificateDer::pem_slice_iter(&trusted).any(|certificate| certificate.is_ok()) {
@@ -69,7 +69,7 @@ pub fn bundle(folder: &Path, authority: &Authority, roots: &Path) -> Result<Path
 }
 
 /// Brings a bundle that was written before up to date; where there is none, there stays none.
-pub fn refresh_bundle(folder: &Path, authority: &Authority) {
+pub fn refresh_bundle(folder: &Path, authority: &LocalCa) {
     let Ok(written) = fs::read(folder.join(BUNDLE)) else { return };
     let Some(roots) = made_of(&written) else { return };
     if let Err(error) = bundle(folder, authority, &roots) {
@@ -87,7 +87,7 @@ fn made_of(bundle: &[u8]) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::certificate::{Place, ca_file, open};
+    use crate::certificate::{CaLocation, ca_file, open};
     use crate::policy::units::UnixMs;
 
     const NOW: UnixMs = UnixMs(1_800_000_000_000);
@@ -101,8 +101,8 @@ mod tests {
         (state, folder, roots, root)
     }
 
-    fn authority(folder: &Path) -> Authority {
-        open(&Place::Folder(folder.to_owned()), NOW).unwrap().authority
+    fn authority(folder: &Path) -> LocalCa {
+        open(&CaLocation::Folder(folder.to_owned()), NOW).unwrap().authority
     }
 
     #[test]

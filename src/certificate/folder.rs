@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use super::authority::{Authority, MakeError, Unfit};
-use super::{Place, refresh_bundle};
+use super::local_ca::{LocalCa, MakeError, Unfit};
+use super::{CaLocation, refresh_bundle};
 use crate::policy::units::UnixMs;
 use crate::tasks;
 
@@ -59,16 +59,16 @@ pub enum AuthorityError {
 
 /// An authority, and what it took.
 #[derive(Debug)]
-pub struct Opened {
+pub struct OpenedCa {
     /// The authority.
-    pub authority: Authority,
+    pub authority: LocalCa,
     /// What was in its place and could not be used any more.
-    pub set_aside: Option<SetAside>,
+    pub set_aside: Option<QuarantinedFile>,
 }
 
 /// A file that another has taken the place of.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SetAside {
+pub struct QuarantinedFile {
     /// Where it is now.
     pub path: PathBuf,
     /// What was wrong with it.
@@ -76,7 +76,7 @@ pub struct SetAside {
 }
 
 /// What a person is told of it.
-impl fmt::Display for SetAside {
+impl fmt::Display for QuarantinedFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self.why {
             Unfit::Broken => "was broken",
@@ -97,35 +97,35 @@ impl fmt::Display for SetAside {
 /// # Errors
 ///
 /// When it can be neither read nor made.
-pub fn open(place: &Place, now: UnixMs) -> Result<Opened, AuthorityError> {
+pub fn open(place: &CaLocation, now: UnixMs) -> Result<OpenedCa, AuthorityError> {
     let folder = match place {
-        Place::Folder(folder) => folder,
-        Place::Memory => return Ok(Opened { authority: Authority::make(now)?, set_aside: None }),
+        CaLocation::Folder(folder) => folder,
+        CaLocation::Memory => return Ok(OpenedCa { authority: LocalCa::make(now)?, set_aside: None }),
     };
     if let Found::Fit(authority) = look(folder, now)? {
         // Who may not write here can still read.
         if let Err(error) = publish(folder, &authority) {
             tracing::debug!("{error}");
         }
-        return Ok(Opened { authority: *authority, set_aside: None });
+        return Ok(OpenedCa { authority: *authority, set_aside: None });
     }
     let unwritable = |source| AuthorityError::Unwritable { path: folder.clone(), source };
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(unwritable)?;
     let _held = lock(folder)?;
     // Another process may have been faster.
     let set_aside = match look(folder, now)? {
-        Found::Fit(authority) => return Ok(Opened { authority: *authority, set_aside: None }),
+        Found::Fit(authority) => return Ok(OpenedCa { authority: *authority, set_aside: None }),
         Found::Nothing => None,
         Found::Unfit(why) => {
             let aside = folder.join(format!("{AUTHORITY}.{}-{}", word(why), now.0));
             fs::rename(folder.join(AUTHORITY), &aside).map_err(unwritable)?;
-            Some(SetAside { path: aside, why })
+            Some(QuarantinedFile { path: aside, why })
         }
     };
-    let authority = Authority::make(now)?;
+    let authority = LocalCa::make(now)?;
     write(&folder.join(AUTHORITY), authority.secret_pem().as_bytes())?;
     publish(folder, &authority)?;
-    Ok(Opened { authority, set_aside })
+    Ok(OpenedCa { authority, set_aside })
 }
 
 /// The file with the authority's certificate, once it was opened in this folder.
@@ -142,7 +142,7 @@ fn word(why: Unfit) -> &'static str {
 }
 
 enum Found {
-    Fit(Box<Authority>),
+    Fit(Box<LocalCa>),
     Unfit(Unfit),
     Nothing,
 }
@@ -159,9 +159,7 @@ fn look(folder: &Path, now: UnixMs) -> Result<Found, AuthorityError> {
         Err(error) => return Err(unreadable(error)),
     }
     Ok(
-        match std::str::from_utf8(&bytes)
-            .map_err(|_| Unfit::Broken)
-            .and_then(|text| Authority::read(text, now))
+        match std::str::from_utf8(&bytes).map_err(|_| Unfit::Broken).and_then(|text| LocalCa::read(text, now))
         {
             Ok(authority) => {
                 keep_private(&path);
@@ -181,7 +179,7 @@ fn keep_private(path: &Path) {
 }
 
 /// Writes what others read: the certificate, and the bundle if somebody uses it.
-fn publish(folder: &Path, authority: &Authority) -> Result<(), AuthorityError> {
+fn publish(folder: &Path, authority: &LocalCa) -> Result<(), AuthorityError> {
     write_changed(&folder.join(CA), authority.pem().as_bytes())?;
     refresh_bundle(folder, authority);
     Ok(())
@@ -250,8 +248,8 @@ mod tests {
     }
 
     #[track_caller]
-    fn opened(folder: &Path, now: UnixMs) -> Opened {
-        open(&Place::Folder(folder.to_owned()), now).unwrap()
+    fn opened(folder: &Path, now: UnixMs) -> OpenedCa {
+        open(&CaLocation::Folder(folder.to_owned()), now).unwrap()
     }
 
     #[test]
@@ -351,17 +349,17 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         fs::write(state.path().join("file"), "").unwrap();
         let folder = state.path().join("file/tls");
-        let error = open(&Place::Folder(folder.clone()), NOW).unwrap_err();
+        let error = open(&CaLocation::Folder(folder.clone()), NOW).unwrap_err();
         assert!(error.to_string().contains(folder.to_str().unwrap()), "{error}");
         // And a folder in the place of the file is neither read nor moved.
         let folder = state.path().join("tls");
         fs::create_dir_all(folder.join(AUTHORITY)).unwrap();
-        assert!(matches!(open(&Place::Folder(folder), NOW), Err(AuthorityError::Unreadable { .. })));
+        assert!(matches!(open(&CaLocation::Folder(folder), NOW), Err(AuthorityError::Unreadable { .. })));
     }
 
     #[test]
     fn in_memory_each_is_another() {
-        let one = open(&Place::Memory, NOW).unwrap();
-        assert_ne!(one.authority.pem(), open(&Place::Memory, NOW).unwrap().authority.pem());
+        let one = open(&CaLocation::Memory, NOW).unwrap();
+        assert_ne!(one.authority.pem(), open(&CaLocation::Memory, NOW).unwrap().authority.pem());
     }
 }

@@ -5,8 +5,8 @@
 
 mod given;
 
-mod authority;
 mod folder;
+mod local_ca;
 
 mod bundle;
 
@@ -21,14 +21,14 @@ use rustls::sign::CertifiedKey;
 use crate::policy::certificate::Life;
 use crate::policy::units::UnixMs;
 
-pub use authority::{Authority, MakeError, Unfit};
 pub use bundle::{BundleError, bundle, refresh_bundle, roots};
-pub use folder::{AuthorityError, Opened, SetAside, ca_file, open};
+pub use folder::{AuthorityError, OpenedCa, QuarantinedFile, ca_file, open};
 pub use given::{Chain, ChainError, KeyError};
+pub use local_ca::{LocalCa, MakeError, Unfit};
 
 /// Where the local authority lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum CaLocation {
     /// In this folder.
     Folder(PathBuf),
     /// In memory, until the program ends: nobody can come to trust it.

@@ -14,9 +14,9 @@ use clap::Args;
 use tokio::net::TcpListener;
 
 use super::{failed, wide_runtime};
-use crate::app::{self, Parts, Running};
+use crate::app::{self, AppConfig, Running};
 use crate::config::{BaseUrl, Config};
-use crate::policy::standing::KeyStatus;
+use crate::policy::key_state::KeyStatus;
 use crate::secret::ApiKey;
 use crate::simulator::{Plan, Simulator};
 use crate::telemetry::{self, Sink};
@@ -97,7 +97,8 @@ async fn play(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let keys = KEYS.iter().map(|key| ApiKey::new(key)).collect::<Result<Vec<_>, _>>()?;
     let mut config = Config::with_defaults(keys, simulator.base_url().parse::<BaseUrl>()?);
     config.storage.ephemeral = true;
-    let mut running = app::start(Parts::of(config)?, vec![TcpListener::bind("127.0.0.1:0").await?.into()])?;
+    let mut running =
+        app::start(AppConfig::of(config)?, vec![TcpListener::bind("127.0.0.1:0").await?.into()])?;
     running.first_round(Duration::from_secs(5)).await;
 
     let url = format!("http://{}", running.address());

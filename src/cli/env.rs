@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use super::ask::base_url;
 use super::{Sources, complain, load, print};
-use crate::certificate::{self, Authority, BundleError, Opened, Place};
+use crate::certificate::{self, BundleError, CaLocation, LocalCa, OpenedCa};
 use crate::clock;
 use crate::config::{Config, HostPort, Listen, Need, TlsChoice};
 
@@ -97,8 +97,8 @@ fn trust(lines: &mut String, config: &Config) -> anyhow::Result<()> {
         return Ok(());
     }
     let folder = match config.authority_place() {
-        Place::Folder(folder) => std::path::absolute(folder)?,
-        Place::Memory => {
+        CaLocation::Folder(folder) => std::path::absolute(folder)?,
+        CaLocation::Memory => {
             comment(
                 lines,
                 "https cannot be trusted: its authority lives in memory, as the books do (storage.ephemeral). \
@@ -107,7 +107,8 @@ fn trust(lines: &mut String, config: &Config) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    let Opened { authority, set_aside } = certificate::open(&Place::Folder(folder.clone()), clock::now())?;
+    let OpenedCa { authority, set_aside } =
+        certificate::open(&CaLocation::Folder(folder.clone()), clock::now())?;
     if let Some(aside) = &set_aside {
         complain(aside);
     }
@@ -122,7 +123,7 @@ struct Bundle {
     roots: PathBuf,
 }
 
-fn openssl(lines: &mut String, folder: &Path, authority: &Authority) -> Result<Option<Bundle>, BundleError> {
+fn openssl(lines: &mut String, folder: &Path, authority: &LocalCa) -> Result<Option<Bundle>, BundleError> {
     let variable = variable(OPENSSL);
     let made = match certificate::roots(variable.as_deref(), folder) {
         Some(roots) => {

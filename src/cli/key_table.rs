@@ -2,7 +2,7 @@
 //! when they come back and how it stands, in 80 columns behind the symbols of the log.
 
 use super::table::{Side, Table, cut, short};
-use crate::policy::standing::KeyStatus;
+use crate::policy::key_state::KeyStatus;
 use crate::pool::KeySnapshot;
 use crate::telemetry::{key_name, unknown_limit};
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tracing::{error, info, warn};
 
-use crate::app::{Parts, Running};
+use crate::app::{AppConfig, Running};
 use crate::config::{self, Config, Files, Loaded, Overrides};
 use crate::telemetry::{Level, keys_loaded};
 
@@ -92,7 +92,7 @@ impl Reloading {
         let (source, clients) = (config.key_source.to_string(), config.clients.len());
         let (interval, grace) = (config.server.reload_interval, config.server.drain_timeout);
         let level = config.log.level.to_string();
-        let reloaded = match Parts::of(config) {
+        let reloaded = match AppConfig::of(config) {
             Ok(parts) => running.reload(parts),
             Err(error) => return not_reloaded(&error.to_string()),
         };

@@ -9,15 +9,15 @@ use tracing::{debug, error, info, warn};
 
 use super::key_table;
 use super::reload::Reloading;
-use super::signals::{Signals, Told};
+use super::signals::{SignalEvent, Signals};
 use super::{
     EX_CONFIG, EX_IOERR, Sources, cannot_listen, complain, failed, files_read, load, notify, runtime,
 };
 use crate::app::{
-    self, Address, Drained, Ended, HttpsState, ListenError, Parts, Passed, Running, StartError,
+    self, Address, AppConfig, Drained, Ended, HttpsState, InheritedSockets, ListenError, Running, StartError,
 };
 use crate::config::{Config, Listen, Loaded, LogFormat, Overrides};
-use crate::policy::files::{self, Wanted};
+use crate::policy::files::{self, RequestedLimits};
 use crate::telemetry::{self, FlushAtEnd, Form, Sink, keys_loaded};
 use crate::upstream::Reach;
 
@@ -39,7 +39,7 @@ pub(super) struct Serving {
 
 pub(super) fn run(arguments: Serving) -> ExitCode {
     // Before there are threads: it changes the environment.
-    let passed = Passed::take();
+    let passed = InheritedSockets::take();
     let Serving { sources, ephemeral } = arguments;
     let overrides = Overrides { is_ephemeral: ephemeral, ..sources.overrides(passed.count() > 0) };
     let loaded = match load(&overrides) {
@@ -84,7 +84,7 @@ fn form(format: LogFormat) -> Form {
     }
 }
 
-async fn serve(loaded: Loaded, passed: Passed, reloading: Reloading) -> ExitCode {
+async fn serve(loaded: Loaded, passed: InheritedSockets, reloading: Reloading) -> ExitCode {
     let read = files_read(&loaded);
     let Loaded { mut config, warnings, .. } = loaded;
     config.server.max_connections = max_connections(&config);
@@ -112,7 +112,8 @@ async fn serve(loaded: Loaded, passed: Passed, reloading: Reloading) -> ExitCode
             return ExitCode::from(EX_CONFIG);
         }
     };
-    let started = Parts::of(config).map_err(StartError::from).and_then(|parts| app::start(parts, listeners));
+    let started =
+        AppConfig::of(config).map_err(StartError::from).and_then(|parts| app::start(parts, listeners));
     let running = match started {
         Ok(running) => running,
         Err(error) => return not_started(&error),
@@ -129,7 +130,7 @@ fn max_connections(config: &Config) -> usize {
     });
     let (connections, requests) = (config.server.max_connections, config.server.max_requests);
     let idle_connections = config.upstream.max_idle_connections;
-    let fitting = files::connections(limit, Wanted { connections, requests, idle_connections });
+    let fitting = files::connections(limit, RequestedLimits { connections, requests, idle_connections });
     if fitting < connections {
         warn!(
             event = "connections_limited",
@@ -247,10 +248,10 @@ fn https_line(state: HttpsState) -> Option<&'static str> {
 }
 
 /// What was told during the welcome, which may wait for the provider; the end waits for nobody.
-async fn told_meanwhile(running: &mut Running, signals: &mut Signals) -> Option<Told> {
+async fn told_meanwhile(running: &mut Running, signals: &mut Signals) -> Option<SignalEvent> {
     let mut welcoming = pin!(welcome(running));
     let mut told = None;
-    while told != Some(Told::End) {
+    while told != Some(SignalEvent::End) {
         tokio::select! {
             () = welcoming.as_mut() => break,
             next = signals.next() => told = Some(next),
@@ -268,12 +269,12 @@ async fn until_told(mut running: Running, mut signals: Signals, mut reloading: R
             Some(told) => told,
             None => tokio::select! {
                 told = signals.next() => told,
-                () = reloading.changed() => Told::Reload,
+                () = reloading.changed() => SignalEvent::Reload,
             },
         };
         match next {
-            Told::End => break,
-            Told::Reload => {
+            SignalEvent::End => break,
+            SignalEvent::Reload => {
                 notify::reloading();
                 reloading.reload(&running);
                 notify::ready(&status(&running));

@@ -14,7 +14,7 @@ pub(super) struct Signals {
 
 /// What a signal means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Told {
+pub(super) enum SignalEvent {
     /// SIGTERM or SIGINT.
     End,
     /// SIGHUP.
@@ -35,16 +35,16 @@ impl Signals {
     /// # Cancel safety
     ///
     /// No signal is lost when the future is dropped.
-    pub(super) async fn next(&mut self) -> Told {
+    pub(super) async fn next(&mut self) -> SignalEvent {
         tokio::select! {
-            _ = self.terminate.recv() => Told::End,
-            _ = self.interrupt.recv() => Told::End,
-            _ = self.hangup.recv() => Told::Reload,
+            _ = self.terminate.recv() => SignalEvent::End,
+            _ = self.interrupt.recv() => SignalEvent::End,
+            _ = self.hangup.recv() => SignalEvent::Reload,
         }
     }
 
     /// Waits for one that says to end.
     pub(super) async fn end(&mut self) {
-        while self.next().await != Told::End {}
+        while self.next().await != SignalEvent::End {}
     }
 }

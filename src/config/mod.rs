@@ -183,11 +183,11 @@ impl Config {
 
     /// Where the local authority lives: in `server.tls_directory`, or beside the books.
     #[must_use]
-    pub fn authority_place(&self) -> certificate::Place {
+    pub fn authority_place(&self) -> certificate::CaLocation {
         let beside = || Some(self.storage.file()?.parent()?.join("tls"));
         match self.server.tls_directory.clone().or_else(beside) {
-            Some(folder) => certificate::Place::Folder(folder),
-            None => certificate::Place::Memory,
+            Some(folder) => certificate::CaLocation::Folder(folder),
+            None => certificate::CaLocation::Memory,
         }
     }
 }

@@ -10,7 +10,7 @@ use super::mask::shown;
 use super::problem::WrongValue;
 use super::setting::{self, Setting};
 use super::value::{self, Raw};
-use crate::policy::allowance::{Allowance, Rate};
+use crate::policy::client_quota::{ClientQuota, Rate};
 use crate::policy::quantity::duration::ShownDuration;
 use crate::policy::quantity::size::ShownSize;
 
@@ -149,7 +149,7 @@ pub(super) fn in_client(name: &str, value: &DeValue<'_>) -> Option<WrongValue> {
     let (_, new) = CLIENT_FIELDS.iter().find(|(old, _)| *old == name)?;
     // Any text in an entry may be a token, unless it is a limit.
     let is_limit = match value {
-        DeValue::String(text) => text.parse::<Allowance>().is_ok() || text.parse::<Rate>().is_ok(),
+        DeValue::String(text) => text.parse::<ClientQuota>().is_ok() || text.parse::<Rate>().is_ok(),
         DeValue::Integer(_) => true,
         DeValue::Float(_)
         | DeValue::Boolean(_)

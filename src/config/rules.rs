@@ -8,8 +8,8 @@ use super::document::Entry;
 use super::keys::KeyConfig;
 use super::mask::shown;
 use super::problem::{Problem, WrongValue, nearest};
-use crate::policy::allowance::{Allowance, Measure, Period, Rate};
-use crate::policy::client::{Pins, Rules};
+use crate::policy::client::{AllowedKeys, Rules};
+use crate::policy::client_quota::{ClientQuota, Measure, Period, Rate};
 use crate::policy::path::Path;
 
 /// The fields of a `[[clients]]` entry that are read here.
@@ -31,7 +31,7 @@ pub(super) fn read(entry: &Entry<'_>, pool: &[KeyConfig], problems: &mut Vec<Pro
         rate: parsed(entry, "rate_limit", problems),
         concurrency: entry.count("max_concurrent", 1..=1_000_000, problems),
         paths: entry.list("paths", path, problems),
-        pins: Pins {
+        pins: AllowedKeys {
             keys: entry.list("keys", |text| pin(text, "key", pool, |key| key.name.as_deref()), problems),
             workspaces: entry.list(
                 "workspaces",
@@ -59,7 +59,7 @@ fn amount(text: &str) -> Option<u64> {
     digits.parse().ok()
 }
 
-impl FromStr for Allowance {
+impl FromStr for ClientQuota {
     type Err = WrongValue;
 
     fn from_str(text: &str) -> Result<Self, WrongValue> {
@@ -136,7 +136,7 @@ mod tests {
 
     #[track_caller]
     fn check_quota(text: &str, expected: &str) {
-        let read = match text.parse::<Allowance>() {
+        let read = match text.parse::<ClientQuota>() {
             Ok(allowance) => allowance.to_string(),
             Err(wrong) => format!("! {wrong}"),
         };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::remote::{Outcome, Reason, Remote};
 use super::rows::{KeyUsage, Row, UsageEvent};
-use crate::policy::mirror::{Hint, Verdict, halves};
+use crate::policy::mirror::{Acceptance, Hint, halves};
 use crate::store::{Rename, RowName};
 
 /// Requests for one batch: enough to find a handful of rows among hundreds. What is not found is in
@@ -49,8 +49,8 @@ pub(super) async fn push<R: Row>(remote: &Remote, rows: &[R]) -> Pushed {
         let Some(part) = rows.get(range.clone()).filter(|part| !part.is_empty()) else { continue };
         let Outcome { verdict, reason, told } = remote.push(part).await;
         match verdict {
-            Verdict::Arrived => pushed.sent.extend(part.iter().map(Row::name)),
-            Verdict::Row => {
+            Acceptance::Arrived => pushed.sent.extend(part.iter().map(Row::name)),
+            Acceptance::Row => {
                 match halves(range.clone()) {
                     Some(both) => waiting.extend(both),
                     None if pushed.sent.is_empty() => early.push((range, reason.code())),
@@ -58,11 +58,11 @@ pub(super) async fn push<R: Row>(remote: &Remote, rows: &[R]) -> Pushed {
                 }
                 last_refusal = Some(reason);
             }
-            Verdict::Later => {
+            Acceptance::Later => {
                 pushed.stop = Some(Stop::Later { reason, told });
                 break;
             }
-            Verdict::Person(hint) => {
+            Acceptance::Person(hint) => {
                 pushed.stop = Some(Stop::Person { hint, reason });
                 break;
             }
@@ -99,8 +99,8 @@ pub(super) async fn rename(remote: &Remote, renames: Vec<Rename>) -> Pushed {
 async fn rename_one(remote: &Remote, rename: &Rename) -> Option<Stop> {
     let renamed = remote.rename::<KeyUsage>(rename).await;
     let outcome = match renamed.verdict {
-        Verdict::Row => remote.remove::<KeyUsage>(rename).await,
-        Verdict::Arrived | Verdict::Later | Verdict::Person(_) => renamed,
+        Acceptance::Row => remote.remove::<KeyUsage>(rename).await,
+        Acceptance::Arrived | Acceptance::Later | Acceptance::Person(_) => renamed,
     };
     match in_the_way(outcome) {
         None => in_the_way(remote.rename::<UsageEvent>(rename).await),
@@ -112,9 +112,9 @@ fn in_the_way(Outcome { verdict, reason, told }: Outcome) -> Option<Stop> {
     match verdict {
         // Where there is no table, no row has an old name; older versions of PostgREST answer 404 also
         // when no row is found.
-        Verdict::Arrived | Verdict::Person(Hint::Table) => None,
-        Verdict::Later => Some(Stop::Later { reason, told }),
-        Verdict::Row => Some(Stop::Person { hint: Hint::EveryRow, reason }),
-        Verdict::Person(hint) => Some(Stop::Person { hint, reason }),
+        Acceptance::Arrived | Acceptance::Person(Hint::Table) => None,
+        Acceptance::Later => Some(Stop::Later { reason, told }),
+        Acceptance::Row => Some(Stop::Person { hint: Hint::EveryRow, reason }),
+        Acceptance::Person(hint) => Some(Stop::Person { hint, reason }),
     }
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::rows::Row;
 use super::{Settings, StartError};
 use crate::clock;
-use crate::policy::mirror::{Answer, Verdict, judge};
+use crate::policy::mirror::{Acceptance, MirrorResponse, judge};
 use crate::policy::retry_after::retry_after;
 use crate::secret::{ServiceKey, ServiceKeyForm};
 use crate::store::Rename;
@@ -33,7 +33,7 @@ pub(super) struct Remote {
 /// What became of a request.
 #[derive(Debug)]
 pub(super) struct Outcome {
-    pub(super) verdict: Verdict,
+    pub(super) verdict: Acceptance,
     /// For people: a status and a code, or why there was no answer. Never what was sent.
     pub(super) reason: Reason,
     /// When the answer says to come back.
@@ -118,7 +118,7 @@ impl Remote {
             Ok(outcome) => outcome,
             Err(error) => {
                 let reason = Reason::Silence(in_full(&error.without_url()));
-                Outcome { verdict: Verdict::Later, reason, told: None }
+                Outcome { verdict: Acceptance::Later, reason, told: None }
             }
         }
     }
@@ -139,7 +139,7 @@ impl Remote {
         let code = told_error.code.filter(|code| {
             (1..=16).contains(&code.len()) && code.bytes().all(|byte| byte.is_ascii_alphanumeric())
         });
-        let verdict = judge(Answer { status, code: code.as_deref(), is_empty: body.is_empty() });
+        let verdict = judge(MirrorResponse { status, code: code.as_deref(), is_empty: body.is_empty() });
         Ok(Outcome { verdict, reason: Reason::Answer { status, code }, told })
     }
 }

@@ -124,7 +124,7 @@ impl Quota {
 
 /// How the provider's figure differs from ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Drift {
+pub enum BillingDiscrepancy {
     /// There is nothing to compare: its first figure, or another period.
     Fresh,
     /// Not at all, or in a way that time may explain: its figure lags.
@@ -139,15 +139,15 @@ impl Quota {
     /// How `theirs` differs from this, our own figure, before it is [adopted](Self::adopt), which takes
     /// the same two spans.
     #[must_use]
-    pub fn drift(self, theirs: Self, idle: Duration, lag: Duration) -> Drift {
+    pub fn drift(self, theirs: Self, idle: Duration, lag: Duration) -> BillingDiscrepancy {
         if self.limit.is_none() || self.resets_at != theirs.resets_at {
-            return Drift::Fresh;
+            return BillingDiscrepancy::Fresh;
         }
         match theirs.count.checked_sub(self.count) {
-            Some(0) => Drift::Within,
-            Some(more) => Drift::Above(more),
-            None if idle < lag => Drift::Within,
-            None => Drift::Below(self.count - theirs.count),
+            Some(0) => BillingDiscrepancy::Within,
+            Some(more) => BillingDiscrepancy::Above(more),
+            None if idle < lag => BillingDiscrepancy::Within,
+            None => BillingDiscrepancy::Below(self.count - theirs.count),
         }
     }
 
@@ -264,27 +264,27 @@ mod tests {
     }
 
     #[track_caller]
-    fn check_drift(theirs: Quota, idle_secs: u64, expected: Drift) {
+    fn check_drift(theirs: Quota, idle_secs: u64, expected: BillingDiscrepancy) {
         assert_eq!(used(50).drift(theirs, Duration::from_secs(idle_secs), LAG), expected);
         // What is adopted has not drifted any more.
         let adopted = used(50).adopt(theirs, Duration::from_secs(idle_secs), LAG);
-        assert_eq!(adopted.drift(theirs, Duration::ZERO, LAG), Drift::Within);
+        assert_eq!(adopted.drift(theirs, Duration::ZERO, LAG), BillingDiscrepancy::Within);
     }
 
     #[test]
     fn a_drift_is_what_time_does_not_explain() {
-        check_drift(used(50), 0, Drift::Within);
-        check_drift(used(51), 0, Drift::Above(1));
-        check_drift(used(51), 60, Drift::Above(1));
-        check_drift(used(49), 59, Drift::Within);
-        check_drift(used(49), 60, Drift::Below(1));
+        check_drift(used(50), 0, BillingDiscrepancy::Within);
+        check_drift(used(51), 0, BillingDiscrepancy::Above(1));
+        check_drift(used(51), 60, BillingDiscrepancy::Above(1));
+        check_drift(used(49), 59, BillingDiscrepancy::Within);
+        check_drift(used(49), 60, BillingDiscrepancy::Below(1));
     }
 
     #[test]
     fn another_period_or_a_first_figure_is_no_drift() {
-        check_drift(Quota { resets_at: Some(UnixMs(9_000)), ..used(99) }, 0, Drift::Fresh);
+        check_drift(Quota { resets_at: Some(UnixMs(9_000)), ..used(99) }, 0, BillingDiscrepancy::Fresh);
         let unknown = Quota { limit: None, ..used(50) };
-        assert_eq!(unknown.drift(used(99), Duration::ZERO, LAG), Drift::Fresh);
+        assert_eq!(unknown.drift(used(99), Duration::ZERO, LAG), BillingDiscrepancy::Fresh);
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub enum Validity {
 
 /// What becomes of a certificate of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Renewal {
     /// It stays.
     Keep,
     /// Another takes its place.
@@ -79,22 +79,22 @@ impl Life {
     /// What becomes of an authority. One that does not hold yet stays: a clock that is wrong for a
     /// moment must not cost the trust that a person has given.
     #[must_use]
-    pub fn authority_verdict(self, now: UnixMs) -> Verdict {
+    pub fn authority_verdict(self, now: UnixMs) -> Renewal {
         self.verdict(now, AUTHORITY_LEFT_MIN)
     }
 
     /// What becomes of a server certificate. One that does not hold yet was made by a clock that
     /// was wrong, and is replaced.
     #[must_use]
-    pub fn server_verdict(self, now: UnixMs) -> Verdict {
+    pub fn server_verdict(self, now: UnixMs) -> Renewal {
         match self.validity(now) {
-            Validity::NotYet => Verdict::Renew,
+            Validity::NotYet => Renewal::Renew,
             Validity::Holds | Validity::Expired => self.verdict(now, SERVER_LEFT_MIN),
         }
     }
 
-    fn verdict(self, now: UnixMs, left_min: Duration) -> Verdict {
-        if self.until.since(now) < left_min { Verdict::Renew } else { Verdict::Keep }
+    fn verdict(self, now: UnixMs, left_min: Duration) -> Renewal {
+        if self.until.since(now) < left_min { Renewal::Renew } else { Renewal::Keep }
     }
 }
 
@@ -143,21 +143,21 @@ mod tests {
         let authority = Life::of_authority(NOW);
         let life = Life::of_server(NOW, authority);
         assert_eq!(life.validity(NOW), Validity::Holds);
-        assert_eq!(life.server_verdict(NOW), Verdict::Keep);
-        assert_eq!(life.server_verdict(in_days(60)), Verdict::Keep);
-        assert_eq!(life.server_verdict(in_days(60).plus(Duration::from_millis(1))), Verdict::Renew);
-        assert_eq!(life.server_verdict(in_days(1000)), Verdict::Renew);
+        assert_eq!(life.server_verdict(NOW), Renewal::Keep);
+        assert_eq!(life.server_verdict(in_days(60)), Renewal::Keep);
+        assert_eq!(life.server_verdict(in_days(60).plus(Duration::from_millis(1))), Renewal::Renew);
+        assert_eq!(life.server_verdict(in_days(1000)), Renewal::Renew);
     }
 
     #[test]
     fn an_authority_is_replaced_before_what_it_vouches_for_outlives_it() {
         let life = Life::of_authority(NOW);
-        assert_eq!(life.authority_verdict(NOW), Verdict::Keep);
+        assert_eq!(life.authority_verdict(NOW), Renewal::Keep);
         let last = in_days(3650 - 90);
-        assert_eq!(life.authority_verdict(last), Verdict::Keep);
+        assert_eq!(life.authority_verdict(last), Renewal::Keep);
         assert_eq!(Life::of_server(last, life).until, life.until);
-        assert_eq!(life.authority_verdict(last.plus(Duration::from_millis(1))), Verdict::Renew);
-        assert_eq!(life.authority_verdict(in_days(4000)), Verdict::Renew);
+        assert_eq!(life.authority_verdict(last.plus(Duration::from_millis(1))), Renewal::Renew);
+        assert_eq!(life.authority_verdict(in_days(4000)), Renewal::Renew);
         assert_eq!(Life::of_server(in_days(3640), life).until, life.until, "it never outlives it");
     }
 
@@ -165,8 +165,8 @@ mod tests {
     fn a_clock_that_is_wrong_for_a_moment_costs_no_trust() {
         let life = Life::of_authority(NOW);
         assert_eq!(life.validity(UnixMs(0)), Validity::NotYet);
-        assert_eq!(life.authority_verdict(UnixMs(0)), Verdict::Keep);
-        assert_eq!(Life::of_server(NOW, life).server_verdict(UnixMs(0)), Verdict::Renew);
+        assert_eq!(life.authority_verdict(UnixMs(0)), Renewal::Keep);
+        assert_eq!(Life::of_server(NOW, life).server_verdict(UnixMs(0)), Renewal::Renew);
         // And a little back it still holds.
         assert_eq!(life.validity(UnixMs(NOW.0 - 3_600_000)), Validity::Holds);
     }

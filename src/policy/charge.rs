@@ -14,7 +14,7 @@ pub enum Billing {
 
 /// How far a request got with the provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum ChargeOutcome {
     /// No byte of it was sent.
     Unsent,
     /// The provider answered and did not serve: a refusal, or a failure of its own, for which it does not
@@ -41,10 +41,10 @@ pub struct Charge {
 /// A price above 0 is taken whatever the route is and whatever the answer says. A request counts when it
 /// was served, for 0 credits as well, or may have been.
 #[must_use]
-pub fn charge(billing: Billing, outcome: Outcome, reported: Option<u64>, reserved: u64) -> Charge {
+pub fn charge(billing: Billing, outcome: ChargeOutcome, reported: Option<u64>, reserved: u64) -> Charge {
     let is_taken = match (billing, outcome) {
-        (Billing::Free, _) | (_, Outcome::Unsent | Outcome::Refused) => false,
-        (Billing::Metered | Billing::Unlisted, Outcome::Unknown | Outcome::Served) => true,
+        (Billing::Free, _) | (_, ChargeOutcome::Unsent | ChargeOutcome::Refused) => false,
+        (Billing::Metered | Billing::Unlisted, ChargeOutcome::Unknown | ChargeOutcome::Served) => true,
     };
     let credits = reported.unwrap_or(if is_taken { reserved } else { 0 });
     Charge { requests: u64::from(is_taken || credits > 0), credits }
@@ -57,31 +57,31 @@ mod tests {
     const RESERVED: u64 = 1_000;
 
     #[track_caller]
-    fn check(billing: Billing, outcome: Outcome, reported: Option<u64>, requests: u64, credits: u64) {
+    fn check(billing: Billing, outcome: ChargeOutcome, reported: Option<u64>, requests: u64, credits: u64) {
         assert_eq!(charge(billing, outcome, reported, RESERVED), Charge { requests, credits });
     }
 
     #[test]
     fn what_was_served_costs_what_its_answer_names() {
         for billing in [Billing::Metered, Billing::Unlisted] {
-            check(billing, Outcome::Served, Some(250), 1, 250);
-            check(billing, Outcome::Served, Some(5_000), 1, 5_000);
-            check(billing, Outcome::Served, Some(0), 1, 0);
+            check(billing, ChargeOutcome::Served, Some(250), 1, 250);
+            check(billing, ChargeOutcome::Served, Some(5_000), 1, 5_000);
+            check(billing, ChargeOutcome::Served, Some(0), 1, 0);
         }
     }
 
     #[test]
     fn what_nobody_prices_costs_what_was_reserved() {
         for billing in [Billing::Metered, Billing::Unlisted] {
-            check(billing, Outcome::Served, None, 1, RESERVED);
-            check(billing, Outcome::Unknown, None, 1, RESERVED);
+            check(billing, ChargeOutcome::Served, None, 1, RESERVED);
+            check(billing, ChargeOutcome::Unknown, None, 1, RESERVED);
         }
     }
 
     #[test]
     fn what_was_not_served_costs_nothing() {
         for billing in [Billing::Metered, Billing::Unlisted, Billing::Free] {
-            for outcome in [Outcome::Unsent, Outcome::Refused] {
+            for outcome in [ChargeOutcome::Unsent, ChargeOutcome::Refused] {
                 check(billing, outcome, None, 0, 0);
                 check(billing, outcome, Some(0), 0, 0);
             }
@@ -90,12 +90,12 @@ mod tests {
 
     #[test]
     fn a_named_price_is_taken_whatever_the_route() {
-        for outcome in [Outcome::Served, Outcome::Refused, Outcome::Unknown] {
+        for outcome in [ChargeOutcome::Served, ChargeOutcome::Refused, ChargeOutcome::Unknown] {
             check(Billing::Free, outcome, Some(7), 1, 7);
             check(Billing::Metered, outcome, Some(7), 1, 7);
         }
-        check(Billing::Free, Outcome::Served, Some(0), 0, 0);
-        check(Billing::Free, Outcome::Served, None, 0, 0);
-        check(Billing::Free, Outcome::Unknown, None, 0, 0);
+        check(Billing::Free, ChargeOutcome::Served, Some(0), 0, 0);
+        check(Billing::Free, ChargeOutcome::Served, None, 0, 0);
+        check(Billing::Free, ChargeOutcome::Unknown, None, 0, 0);
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 
-use super::allowance::{Allowance, Rate};
+use super::client_quota::{ClientQuota, Rate};
 use super::endpoint::is_within;
 use super::headers::{Presented, has_unreadable_key, presented};
 use crate::secret::{ApiKey, TokenFingerprint};
@@ -38,7 +38,7 @@ impl ClientName {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     /// How much it may use.
-    pub allowance: Option<Allowance>,
+    pub allowance: Option<ClientQuota>,
     /// How many requests it may begin in a span.
     pub rate: Option<Rate>,
     /// How many of its requests may be under way at once.
@@ -46,7 +46,7 @@ pub struct Rules {
     /// Paths below which it may ask; with none, everywhere.
     pub paths: Vec<String>,
     /// Names of keys and workspaces that serve it; with none, all do.
-    pub pins: Pins,
+    pub pins: AllowedKeys,
     /// Whether it may bring a key of its own.
     pub may_bring_key: bool,
     /// Whether it may ask for tokens and signed URLs of the provider although it has a quota.
@@ -63,14 +63,14 @@ impl Rules {
 
 /// Keys and workspaces by their names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pins {
+pub struct AllowedKeys {
     /// Names of keys.
     pub keys: Vec<String>,
     /// Names of workspaces.
     pub workspaces: Vec<String>,
 }
 
-impl Pins {
+impl AllowedKeys {
     /// Whether a key of this name and workspace may serve.
     #[must_use]
     pub fn permit(&self, key: Option<&str>, workspace: Option<&str>) -> bool {
@@ -93,7 +93,7 @@ pub struct Client {
 
 /// Whether somebody without a token may come with a key of the provider.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Strangers {
+pub enum AnonymousAccess {
     /// What is no token is refused, or without tokens left out.
     #[default]
     Refused,
@@ -109,13 +109,13 @@ pub struct Clients {
     known: HashMap<u64, Vec<(Arc<Client>, TokenFingerprint)>>,
     /// Whoever has no token.
     other: Arc<Client>,
-    strangers: Strangers,
+    strangers: AnonymousAccess,
 }
 
 impl Clients {
     /// Those with a token; without any, everyone.
     #[must_use]
-    pub fn new(clients: Vec<(Client, TokenFingerprint)>, strangers: Strangers) -> Self {
+    pub fn new(clients: Vec<(Client, TokenFingerprint)>, strangers: AnonymousAccess) -> Self {
         let name = ClientName::new(if clients.is_empty() { "local" } else { "own" });
         let other = Arc::new(Client { name, rules: Rules::default() });
         let mut known: HashMap<_, Vec<_>> = HashMap::with_capacity(clients.len());
@@ -212,8 +212,8 @@ pub fn identify(clients: &Clients, headers: &HeaderMap, query: Option<&str>) -> 
     // Who presents a token means to be known by it.
     let has_token = presented().any(|credential| matches!(credential, Presented::Token(_)));
     let own_key = match clients.strangers {
-        Strangers::BringKeys if !has_token => own_key()?,
-        Strangers::BringKeys | Strangers::Refused => None,
+        AnonymousAccess::BringKeys if !has_token => own_key()?,
+        AnonymousAccess::BringKeys | AnonymousAccess::Refused => None,
     };
     if own_key.is_some() || !clients.are_known() {
         return Ok(Caller { client: Arc::clone(&clients.other), own_key });
@@ -229,7 +229,7 @@ mod tests {
         Client { name: ClientName::new(name), rules: Rules { may_bring_key, ..Rules::default() } }
     }
 
-    fn known(strangers: Strangers) -> Clients {
+    fn known(strangers: AnonymousAccess) -> Clients {
         let clients = vec![
             (client("app", false), TokenFingerprint::of("token-of-app")),
             (client("ops", true), TokenFingerprint::of("token-of-ops")),
@@ -248,7 +248,7 @@ mod tests {
         expected: Result<&str, Unidentified>,
     ) {
         let headers = headers(header.as_slice());
-        let found = identify(&known(Strangers::Refused), &headers, query);
+        let found = identify(&known(AnonymousAccess::Refused), &headers, query);
         assert_eq!(found.as_ref().map(|caller| caller.client.name.as_str()), expected.as_ref().copied());
         assert!(found.is_ok_and(|caller| caller.own_key.is_none()) || expected.is_err());
     }
@@ -282,14 +282,14 @@ mod tests {
     fn fingerprints_that_begin_alike_are_told_apart() {
         let print = |last: char| TokenFingerprint::parse(&format!("{}{last}", "0".repeat(63))).unwrap();
         let clients = vec![(client("one", false), print('1')), (client("two", false), print('2'))];
-        let clients = Clients::new(clients, Strangers::Refused);
+        let clients = Clients::new(clients, AnonymousAccess::Refused);
         let name = |print| clients.of_print(&print).map(|client| client.name.as_str());
         assert_eq!([name(print('1')), name(print('2')), name(print('3'))], [Some("one"), Some("two"), None]);
     }
 
     #[test]
     fn without_configured_clients_everyone_is_local() {
-        let clients = Clients::new(Vec::new(), Strangers::Refused);
+        let clients = Clients::new(Vec::new(), AnonymousAccess::Refused);
         let caller = identify(&clients, &headers(&[("xi-api-key", "anything")]), None).unwrap();
         assert_eq!((caller.client.name.as_str(), caller.own_key.is_none()), ("local", true));
     }
@@ -312,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_client_that_may_brings_its_key_beside_its_token() {
-        let clients = known(Strangers::Refused);
+        let clients = known(AnonymousAccess::Refused);
         let (ops, app) = (("x-keychoir-token", "token-of-ops"), ("x-keychoir-token", "token-of-app"));
         check_own(&clients, &[ops, ("xi-api-key", "sk_own")], None, Ok(("ops", Some("sk_own"))));
         check_own(&clients, &[ops], Some("xi_api_key=sk_own"), Ok(("ops", Some("sk_own"))));
@@ -325,14 +325,14 @@ mod tests {
 
     #[test]
     fn a_malformed_own_key_is_not_served_from_the_pool() {
-        let clients = known(Strangers::Refused);
+        let clients = known(AnonymousAccess::Refused);
         let (ops, app) = (("x-keychoir-token", "token-of-ops"), ("x-keychoir-token", "token-of-app"));
-        let anyone = Clients::new(Vec::new(), Strangers::BringKeys);
+        let anyone = Clients::new(Vec::new(), AnonymousAccess::BringKeys);
         for key in ["sk_own two", "sk\u{e9}", "Bearer sk_own"] {
             let own = ("xi-api-key", key);
             check_own(&clients, &[ops, own], None, Err(Unidentified::MalformedKey));
             check_own(&clients, &[app, own], None, Ok(("app", None)));
-            check_own(&known(Strangers::BringKeys), &[own], None, Err(Unidentified::MalformedKey));
+            check_own(&known(AnonymousAccess::BringKeys), &[own], None, Err(Unidentified::MalformedKey));
             check_own(&anyone, &[own], None, Err(Unidentified::MalformedKey));
         }
         check_own(&clients, &[ops], Some("xi_api_key=sk%20own"), Err(Unidentified::MalformedKey));
@@ -346,8 +346,8 @@ mod tests {
     #[test]
     fn strangers_bring_keys_only_when_they_may() {
         let own = [("xi-api-key", "sk_own")];
-        check_own(&known(Strangers::Refused), &own, None, Err(Unidentified::Wrong));
-        let clients = known(Strangers::BringKeys);
+        check_own(&known(AnonymousAccess::Refused), &own, None, Err(Unidentified::Wrong));
+        let clients = known(AnonymousAccess::BringKeys);
         check_own(&clients, &own, None, Ok(("own", Some("sk_own"))));
         check_own(&clients, &[("xi-api-key", "token-of-app")], None, Ok(("app", None)));
         check_own(&clients, &[("authorization", "Bearer sk_own")], None, Err(Unidentified::Wrong));
@@ -355,15 +355,15 @@ mod tests {
         check_own(&clients, &[], None, Err(Unidentified::Missing));
         let is_one = |given| clients.include(&identify(&clients, &headers(given), None).unwrap());
         assert!(is_one(&[("xi-api-key", "token-of-app")]) && !is_one(&own));
-        let anyone = Clients::new(Vec::new(), Strangers::BringKeys);
+        let anyone = Clients::new(Vec::new(), AnonymousAccess::BringKeys);
         check_own(&anyone, &own, None, Ok(("local", Some("sk_own"))));
         check_own(&anyone, &[], None, Ok(("local", None)));
     }
 
     #[test]
     fn pins_name_keys_or_workspaces() {
-        let pins = Pins { keys: vec!["first".into()], workspaces: vec!["studio".into()] };
-        assert!(Pins::default().permit(None, None));
+        let pins = AllowedKeys { keys: vec!["first".into()], workspaces: vec!["studio".into()] };
+        assert!(AllowedKeys::default().permit(None, None));
         assert!(pins.permit(Some("first"), None));
         assert!(pins.permit(Some("third"), Some("studio")));
         assert!(!pins.permit(Some("third"), Some("first")));

@@ -4,7 +4,7 @@ use http::HeaderMap;
 
 /// What an answer's headers tell of its price and its place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Told {
+pub struct ReportedCost {
     /// Credits charged, from the answer's `character-cost` (the wire's name) or `x-character-count`
     /// (the name in the provider's introduction). `None` when neither says.
     pub credits: Option<u64>,
@@ -13,7 +13,7 @@ pub struct Told {
     pub concurrency_max: Option<u32>,
 }
 
-impl Told {
+impl ReportedCost {
     /// Found in one pass over the names: most answers have none of them.
     #[must_use]
     pub fn by(headers: &HeaderMap) -> Self {
@@ -52,7 +52,7 @@ mod tests {
     #[track_caller]
     fn check(name: &'static str, value: &'static str, expected: Option<u64>) {
         let headers = HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())]);
-        assert_eq!(Told::by(&headers).credits, expected);
+        assert_eq!(ReportedCost::by(&headers).credits, expected);
     }
 
     #[test]
@@ -77,9 +77,9 @@ mod tests {
                 "maximum-concurrent-requests".parse().unwrap(),
                 value.parse().unwrap(),
             )]);
-            assert_eq!(Told::by(&headers).concurrency_max, expected);
+            assert_eq!(ReportedCost::by(&headers).concurrency_max, expected);
         }
-        assert_eq!(Told::by(&HeaderMap::new()), Told::default());
+        assert_eq!(ReportedCost::by(&HeaderMap::new()), ReportedCost::default());
     }
 
     #[test]

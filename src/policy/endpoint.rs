@@ -11,8 +11,8 @@ mod words;
 use http::Method;
 
 use super::charge::Billing;
-use super::mend::is_version;
-use super::path::{Ambiguous, Path, Word, Words};
+use super::normalize_path::is_version;
+use super::path::{Ambiguous, Path, Segment, Segments};
 use super::permission::Permission;
 use super::replay::Effect;
 use super::socket::Dialect;
@@ -33,7 +33,7 @@ pub struct Endpoint {
     /// Whether its answer lets the client use the provider without the proxy.
     pub gives_access: bool,
     /// What kind of work it is.
-    pub work: Work,
+    pub work: Operation,
     /// What the key must be allowed to do, where that is known.
     pub permission: Option<Permission>,
     /// Whether a client of the pool may call it.
@@ -60,7 +60,7 @@ pub enum Metering {
 /// What kind of work a request is: which rule its price follows, and with what it is counted when
 /// it runs at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Work {
+pub enum Operation {
     /// None: it reads, or manages, and costs nothing.
     Reading,
     /// Text to speech.
@@ -85,7 +85,7 @@ pub enum Work {
     Other,
 }
 
-impl Work {
+impl Operation {
     /// Whether its price follows from a text in its body.
     #[must_use]
     pub fn has_text(self) -> bool {
@@ -130,17 +130,17 @@ pub fn socket_at(path: &str) -> Option<Dialect> {
 impl Endpoint {
     /// What is known of a request by the words of its path.
     #[must_use]
-    pub fn of(method: &Method, words: &Words<'_>) -> Self {
+    pub fn of(method: &Method, words: &Segments<'_>) -> Self {
         // The version says nothing of what a path does.
-        let Behind { names, count, is_all, .. } = behind_version(words);
+        let Prefix { names, count, is_all, .. } = behind_version(words);
         let rest = &names[..count];
-        let work = if *method == Method::POST { work(rest) } else { Work::Reading };
+        let work = if *method == Method::POST { work(rest) } else { Operation::Reading };
         let is_safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(method);
         Self {
             route: Route::of(words),
             effect: if is_safe { Effect::None } else { Effect::Some },
-            metering: if work == Work::Reading { Metering::Free } else { Metering::Credits },
-            billing: billing::billing(method, rest, is_all, work != Work::Reading, is_safe),
+            metering: if work == Operation::Reading { Metering::Free } else { Metering::Credits },
+            billing: billing::billing(method, rest, is_all, work != Operation::Reading, is_safe),
             gives_access: billing::gives_access(rest),
             work,
             permission: Permission::of(method, rest),
@@ -155,7 +155,7 @@ impl Endpoint {
 
     /// The same of one that opens a socket.
     #[must_use]
-    pub fn of_socket(words: &Words<'_>) -> Self {
+    pub fn of_socket(words: &Segments<'_>) -> Self {
         let dialect = dialect(words);
         let metering = if dialect == Dialect::Foreign { Metering::Free } else { Metering::Credits };
         let is_known = !matches!(dialect, Dialect::Unknown | Dialect::Foreign);
@@ -171,8 +171,8 @@ impl Endpoint {
     }
 }
 
-fn dialect(words: &Words<'_>) -> Dialect {
-    let Behind { names, count, has_version, .. } = behind_version(words);
+fn dialect(words: &Segments<'_>) -> Dialect {
+    let Prefix { names, count, has_version, .. } = behind_version(words);
     Dialect::of(&names[..count], has_version)
 }
 
@@ -180,7 +180,7 @@ fn dialect(words: &Words<'_>) -> Dialect {
 const LOOKED_AT: usize = 6;
 
 /// The first words behind the version.
-struct Behind<'a> {
+struct Prefix<'a> {
     names: [&'a str; LOOKED_AT],
     count: usize,
     has_version: bool,
@@ -189,7 +189,7 @@ struct Behind<'a> {
 }
 
 /// Words that are no literals are as they were written: no decision is about them.
-fn behind_version<'a>(words: &Words<'a>) -> Behind<'a> {
+fn behind_version<'a>(words: &Segments<'a>) -> Prefix<'a> {
     let (rest, has_version) = match &**words {
         [version, rest @ ..] if is_any_version(version) => (rest, true),
         all => (all, false),
@@ -198,27 +198,27 @@ fn behind_version<'a>(words: &Words<'a>) -> Behind<'a> {
     for (name, word) in names.iter_mut().zip(rest) {
         *name = word.name();
     }
-    Behind { names, count: rest.len().min(LOOKED_AT), has_version, is_all: rest.len() <= LOOKED_AT }
+    Prefix { names, count: rest.len().min(LOOKED_AT), has_version, is_all: rest.len() <= LOOKED_AT }
 }
 
 /// A version in either case.
-fn is_any_version(word: &Word<'_>) -> bool {
+fn is_any_version(word: &Segment<'_>) -> bool {
     let name = word.name();
     is_version(name) || name.strip_prefix('V').is_some_and(|_| is_version(&name.to_ascii_lowercase()))
 }
 
 /// The work of a `POST`, by the first word of its path.
-fn work(rest: &[&str]) -> Work {
+fn work(rest: &[&str]) -> Operation {
     match rest.first().copied().unwrap_or_default() {
-        "text-to-speech" => Work::Speech,
-        "text-to-dialogue" => Work::Dialogue,
-        "speech-to-speech" | "voice-changer" => Work::Conversion,
-        "audio-isolation" => Work::Isolation,
-        "speech-to-text" | "forced-alignment" => Work::Transcription,
-        "sound-generation" => Work::Effects,
-        "music" => Work::Music,
-        "dubbing" | "studio" | "text-to-voice" => Work::Other,
-        _ => Work::Reading,
+        "text-to-speech" => Operation::Speech,
+        "text-to-dialogue" => Operation::Dialogue,
+        "speech-to-speech" | "voice-changer" => Operation::Conversion,
+        "audio-isolation" => Operation::Isolation,
+        "speech-to-text" | "forced-alignment" => Operation::Transcription,
+        "sound-generation" => Operation::Effects,
+        "music" => Operation::Music,
+        "dubbing" | "studio" | "text-to-voice" => Operation::Other,
+        _ => Operation::Reading,
     }
 }
 
@@ -247,9 +247,9 @@ fn access(rest: &[&str]) -> Access {
 pub fn is_within(path: &str, prefix: &str) -> bool {
     let Ok(path) = Path::read(path) else { return false };
     // Prefixes are plain, and the root is written as nothing.
-    let (path, prefix) = (path.words(), Words::of(prefix));
+    let (path, prefix) = (path.words(), Segments::of(prefix));
     let is_it =
-        |wanted: &str, found: &Word<'_>| wanted == "{id}" || wanted.eq_ignore_ascii_case(found.text());
+        |wanted: &str, found: &Segment<'_>| wanted == "{id}" || wanted.eq_ignore_ascii_case(found.text());
     path.len() >= prefix.len() && prefix.iter().zip(&*path).all(|(wanted, found)| is_it(wanted.text(), found))
 }
 
@@ -305,18 +305,18 @@ mod tests {
     #[test]
     fn every_kind_of_work_has_its_rule() {
         for (path, work) in [
-            ("/v1/text-to-speech/x/stream", Work::Speech),
-            ("/v1/text-to-dialogue", Work::Dialogue),
-            ("/v1/speech-to-speech/x", Work::Conversion),
-            ("/v1/audio-isolation", Work::Isolation),
-            ("/v1/forced-alignment", Work::Transcription),
-            ("/v1/sound-generation", Work::Effects),
-            ("/v1/music/detailed", Work::Music),
-            ("/v1/dubbing", Work::Other),
-            ("/v1/user", Work::Reading),
+            ("/v1/text-to-speech/x/stream", Operation::Speech),
+            ("/v1/text-to-dialogue", Operation::Dialogue),
+            ("/v1/speech-to-speech/x", Operation::Conversion),
+            ("/v1/audio-isolation", Operation::Isolation),
+            ("/v1/forced-alignment", Operation::Transcription),
+            ("/v1/sound-generation", Operation::Effects),
+            ("/v1/music/detailed", Operation::Music),
+            ("/v1/dubbing", Operation::Other),
+            ("/v1/user", Operation::Reading),
         ] {
             assert_eq!(lookup(&Method::POST, path).unwrap().work, work, "{path}");
-            assert_eq!(lookup(&Method::GET, path).unwrap().work, Work::Reading);
+            assert_eq!(lookup(&Method::GET, path).unwrap().work, Operation::Reading);
         }
     }
 

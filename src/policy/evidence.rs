@@ -12,13 +12,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::classify::{Shortfall, Verdict};
-use super::lane::Lane;
-use super::standing::{Park, ParkReason};
+use super::concurrency_group::ConcurrencyGroup;
+use super::key_state::{Cooldown, CooldownReason};
 use super::units::UnixMs;
 
 /// What a refusal claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Claim {
+pub enum ClaimedFault {
     /// Credits do not suffice.
     Credits {
         /// What was left and what the request needed; `None` when the words had no figures.
@@ -27,7 +27,7 @@ pub enum Claim {
         left_by_estimate: u64,
     },
     /// Too many requests of a concurrency group in a span of time.
-    RateLimited(Lane),
+    RateLimited(ConcurrencyGroup),
     /// The account is locked: unpaid, or terms not accepted.
     Locked,
     /// The account is suspected of abuse.
@@ -38,16 +38,16 @@ pub enum Claim {
     WrongHost,
 }
 
-impl Claim {
+impl ClaimedFault {
     /// What a verdict claims of its key or workspace; `None` for one that is about something narrower.
     /// `estimate` is what the request was expected to cost, `lane` its concurrency group.
     #[must_use]
-    pub fn of(verdict: Verdict, estimate: Option<u64>, lane: Option<Lane>) -> Option<Self> {
+    pub fn of(verdict: Verdict, estimate: Option<u64>, group: Option<ConcurrencyGroup>) -> Option<Self> {
         match verdict {
             Verdict::WorkspaceQuota(shortfall) | Verdict::KeyQuota(shortfall) => {
                 Some(Self::credits(shortfall, estimate))
             }
-            Verdict::RateLimited(_) => lane.map(Self::RateLimited),
+            Verdict::RateLimited(_) => group.map(Self::RateLimited),
             Verdict::Billing => Some(Self::Locked),
             Verdict::Abuse => Some(Self::Suspected),
             Verdict::InvalidKey => Some(Self::InvalidKey),
@@ -139,7 +139,7 @@ impl Strength {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Evidence {
     /// What it claims.
-    pub claim: Claim,
+    pub claim: ClaimedFault,
     /// When it came.
     pub at: UnixMs,
     /// The span that the provider named in `Retry-After`.
@@ -168,7 +168,7 @@ impl Evidence {
     /// How much it proves.
     #[must_use]
     pub fn strength(&self) -> Strength {
-        let has_figures = matches!(self.claim, Claim::Credits { figures: Some(_), .. });
+        let has_figures = matches!(self.claim, ClaimedFault::Credits { figures: Some(_), .. });
         if has_figures || self.named_span.is_some() { Strength::Figures } else { Strength::Words }
     }
 }
@@ -241,7 +241,7 @@ pub enum Meaning {
     /// The key or workspace is not asked.
     Rest {
         /// Why, and until when.
-        park: Park,
+        cooldown: Cooldown,
         /// Whether one request may try it before, when nothing else can serve: the words alone do not
         /// prove that it cannot.
         is_probable: bool,
@@ -249,7 +249,7 @@ pub enum Meaning {
     /// The concurrency group is not asked.
     GroupRest {
         /// Which.
-        lane: Lane,
+        group: ConcurrencyGroup,
         /// Until when.
         until: UnixMs,
         /// As above.
@@ -276,43 +276,46 @@ pub fn meaning(
 ) -> Meaning {
     let at = evidence.at;
     let later = poll.filter(|poll| poll.at > at);
-    let rest = |reason, until, is_probable| Meaning::Rest { park: Park { reason, until }, is_probable };
+    let rest =
+        |reason, until, is_probable| Meaning::Rest { cooldown: Cooldown { reason, until }, is_probable };
     let spent_until = || {
         let reset = resets_at.filter(|reset| *reset > at);
         reset.unwrap_or_else(|| at.plus(cooldowns.exhausted))
     };
     let meant = match evidence.claim {
-        Claim::Credits { .. } if refutes_credits(evidence, later, cooldowns) => return Meaning::Nothing,
-        // Without a date the end is a guess, which one request may find to be wrong.
-        Claim::Credits { figures: Some((0, _)), .. } => {
-            rest(ParkReason::Exhausted, spent_until(), resets_at.is_none())
+        ClaimedFault::Credits { .. } if refutes_credits(evidence, later, cooldowns) => {
+            return Meaning::Nothing;
         }
-        Claim::Credits { figures: Some(_), left_by_estimate } => {
+        // Without a date the end is a guess, which one request may find to be wrong.
+        ClaimedFault::Credits { figures: Some((0, _)), .. } => {
+            rest(CooldownReason::Exhausted, spent_until(), resets_at.is_none())
+        }
+        ClaimedFault::Credits { figures: Some(_), left_by_estimate } => {
             Meaning::Short { left: left_by_estimate, until: spent_until() }
         }
-        Claim::Credits { figures: None, .. } => {
-            rest(ParkReason::Exhausted, at.plus(cooldowns.unproven), true)
+        ClaimedFault::Credits { figures: None, .. } => {
+            rest(CooldownReason::Exhausted, at.plus(cooldowns.unproven), true)
         }
-        Claim::RateLimited(lane) => {
+        ClaimedFault::RateLimited(group) => {
             let span = evidence.named_span.unwrap_or(cooldowns.rate_limited).min(cooldowns.max_retry_after);
             let is_probable = evidence.named_span.is_none() || evidence.is_agreed;
-            Meaning::GroupRest { lane, until: at.plus(span), is_probable }
+            Meaning::GroupRest { group, until: at.plus(span), is_probable }
         }
-        Claim::Locked => match later.map(|poll| poll.result) {
+        ClaimedFault::Locked => match later.map(|poll| poll.result) {
             Some(PollResult::Figures { is_paid: Some(true), .. }) => return Meaning::Nothing,
             Some(PollResult::Figures { is_paid: Some(false), .. }) => {
-                rest(ParkReason::Billing, at.plus(cooldowns.billing), false)
+                rest(CooldownReason::Billing, at.plus(cooldowns.billing), false)
             }
             Some(
                 PollResult::Figures { is_paid: None, .. } | PollResult::Unreadable | PollResult::Invalid,
             )
-            | None => rest(ParkReason::Billing, at.plus(cooldowns.unproven), true),
+            | None => rest(CooldownReason::Billing, at.plus(cooldowns.unproven), true),
         },
         // No poll tells of it. Asking again and again makes it worse.
-        Claim::Suspected => rest(ParkReason::Billing, at.plus(cooldowns.billing), true),
-        Claim::InvalidKey | Claim::WrongHost => {
-            let is_wrong_host = evidence.claim == Claim::WrongHost;
-            let reason = if is_wrong_host { ParkReason::WrongHost } else { ParkReason::Invalid };
+        ClaimedFault::Suspected => rest(CooldownReason::Billing, at.plus(cooldowns.billing), true),
+        ClaimedFault::InvalidKey | ClaimedFault::WrongHost => {
+            let is_wrong_host = evidence.claim == ClaimedFault::WrongHost;
+            let reason = if is_wrong_host { CooldownReason::WrongHost } else { CooldownReason::Invalid };
             match later {
                 Some(Poll { result: PollResult::Figures { .. } | PollResult::Unreadable, .. }) => {
                     return Meaning::Nothing;
@@ -326,7 +329,7 @@ pub fn meaning(
     };
     let until = match meant {
         Meaning::Nothing => now,
-        Meaning::Rest { park, .. } => park.until,
+        Meaning::Rest { cooldown, .. } => cooldown.until,
         Meaning::GroupRest { until, .. } | Meaning::Short { until, .. } => until,
     };
     if until > now { meant } else { Meaning::Nothing }
@@ -339,19 +342,19 @@ pub fn rest(
     resets_at: Option<UnixMs>,
     cooldowns: &Cooldowns,
     now: UnixMs,
-) -> Option<Park> {
+) -> Option<Cooldown> {
     let rests = evidence.iter().filter_map(|known| match meaning(known, None, resets_at, cooldowns, now) {
-        Meaning::Rest { park, .. } => Some(park),
-        Meaning::GroupRest { until, .. } => Some(Park { reason: ParkReason::RateLimited, until }),
+        Meaning::Rest { cooldown, .. } => Some(cooldown),
+        Meaning::GroupRest { until, .. } => Some(Cooldown { reason: CooldownReason::RateLimited, until }),
         Meaning::Short { .. } | Meaning::Nothing => None,
     });
-    rests.reduce(Park::joined)
+    rests.reduce(Cooldown::joined)
 }
 
 /// Whether a poll refutes a claim about credits. Figures of a refusal are newer than those of a poll
 /// for as long as polls lag; words without figures yield to any figure.
 fn refutes_credits(evidence: &Evidence, later: Option<Poll>, cooldowns: &Cooldowns) -> bool {
-    let Claim::Credits { figures, .. } = evidence.claim else { return false };
+    let ClaimedFault::Credits { figures, .. } = evidence.claim else { return false };
     let Some(Poll { at, result: PollResult::Figures { left, .. } }) = later else { return false };
     let has_credits = left != Some(0);
     let is_settled = at.since(evidence.at) >= cooldowns.quota_lag;
@@ -370,14 +373,15 @@ pub fn poll_decides_at(evidence: &Evidence, poll: Option<Poll>, cooldowns: &Cool
     let was_polled = poll.is_some_and(|poll| poll.at > evidence.at);
     let at_once = (!was_polled).then_some(evidence.at);
     match evidence.claim {
-        Claim::Credits { figures: Some(_), .. } => {
+        ClaimedFault::Credits { figures: Some(_), .. } => {
             let settled_at = evidence.at.plus(cooldowns.quota_lag);
             poll.is_none_or(|poll| poll.at < settled_at).then_some(settled_at)
         }
-        Claim::Credits { figures: None, .. } | Claim::Locked | Claim::InvalidKey | Claim::WrongHost => {
-            at_once
-        }
-        Claim::Suspected | Claim::RateLimited(_) => None,
+        ClaimedFault::Credits { figures: None, .. }
+        | ClaimedFault::Locked
+        | ClaimedFault::InvalidKey
+        | ClaimedFault::WrongHost => at_once,
+        ClaimedFault::Suspected | ClaimedFault::RateLimited(_) => None,
     }
 }
 
@@ -388,18 +392,18 @@ pub fn is_refuted_by_service(
     evidence: &Evidence,
     began_at: UnixMs,
     is_charged: bool,
-    lane: Option<Lane>,
+    group: Option<ConcurrencyGroup>,
 ) -> bool {
     let is_later = began_at >= evidence.at;
     match evidence.claim {
         // What was served may have been small: only that nothing is left is refuted.
-        Claim::Credits { figures: Some((0, _)) | None, .. } | Claim::Locked | Claim::Suspected => {
-            is_later && is_charged
-        }
-        Claim::Credits { figures: Some(_), .. } => false,
-        Claim::RateLimited(limited) => is_later && lane == Some(limited),
+        ClaimedFault::Credits { figures: Some((0, _)) | None, .. }
+        | ClaimedFault::Locked
+        | ClaimedFault::Suspected => is_later && is_charged,
+        ClaimedFault::Credits { figures: Some(_), .. } => false,
+        ClaimedFault::RateLimited(limited) => is_later && group == Some(limited),
         // Requests that were under way when it was refused were let in with it all the same.
-        Claim::InvalidKey | Claim::WrongHost => true,
+        ClaimedFault::InvalidKey | ClaimedFault::WrongHost => true,
     }
 }
 

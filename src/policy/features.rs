@@ -73,7 +73,7 @@ pub struct Limit {
 
 /// Of whom, and for how long, a limit is remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Memory {
+pub enum Remembered {
     /// Of the key, as a permission that may be granted.
     Permission,
     /// Of the workspace, and of others with its plan.
@@ -97,26 +97,26 @@ impl RequestFeatures {
     /// What a refusal of this request proves to be missing, and how it is remembered. `None` for a verdict that is not about
     /// what an account can do.
     #[must_use]
-    pub fn refused(&self, verdict: Verdict) -> Option<(Limit, Memory)> {
+    pub fn refused(&self, verdict: Verdict) -> Option<(Limit, Remembered)> {
         let (subject, memory) = match verdict {
             Verdict::MissingPermission(named) => {
                 let needed = self.permission.filter(|needed| named.is_none_or(|named| named == *needed));
                 if let Some(needed) = needed {
                     let limit = Limit { feature: Feature::Permission(needed), from_characters: 0 };
-                    return Some((limit, Memory::Permission));
+                    return Some((limit, Remembered::Permission));
                 }
-                (Subject::Endpoint, Memory::Permission)
+                (Subject::Endpoint, Remembered::Permission)
             }
-            Verdict::PlanFeature(Subject::Endpoint) => (Subject::Endpoint, Memory::Endpoint),
-            Verdict::PlanFeature(subject) => (subject, Memory::Plan),
-            Verdict::Slots => (Subject::Endpoint, Memory::Slots),
-            Verdict::RateLimited(span) => (Subject::Endpoint, Memory::RateLimit(span)),
-            Verdict::Concurrency { .. } => (Subject::Endpoint, Memory::Concurrency),
-            Verdict::Unexplained(Refusal::TooMany(span)) => (Subject::Endpoint, Memory::Throttle(span)),
-            Verdict::Unexplained(_) => (Subject::Endpoint, Memory::Endpoint),
-            Verdict::InvalidKey | Verdict::WrongHost => (Subject::Endpoint, Memory::Unproven),
+            Verdict::PlanFeature(Subject::Endpoint) => (Subject::Endpoint, Remembered::Endpoint),
+            Verdict::PlanFeature(subject) => (subject, Remembered::Plan),
+            Verdict::Slots => (Subject::Endpoint, Remembered::Slots),
+            Verdict::RateLimited(span) => (Subject::Endpoint, Remembered::RateLimit(span)),
+            Verdict::Concurrency { .. } => (Subject::Endpoint, Remembered::Concurrency),
+            Verdict::Unexplained(Refusal::TooMany(span)) => (Subject::Endpoint, Remembered::Throttle(span)),
+            Verdict::Unexplained(_) => (Subject::Endpoint, Remembered::Endpoint),
+            Verdict::InvalidKey | Verdict::WrongHost => (Subject::Endpoint, Remembered::Unproven),
             Verdict::WorkspaceQuota(_) | Verdict::Billing | Verdict::Abuse => {
-                (Subject::Unnamed, Memory::Unproven)
+                (Subject::Unnamed, Remembered::Unproven)
             }
             Verdict::Served
             | Verdict::KeyQuota(_)

@@ -8,7 +8,7 @@ const BASE: u64 = 128;
 
 /// What the configuration asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct RequestedLimits {
     /// Clients connected at once.
     pub connections: usize,
     /// Requests under way at once, each with a connection to the provider.
@@ -20,7 +20,7 @@ pub struct Wanted {
 /// How many clients may be connected at once when `limit` files may be open: as many as are wanted, if
 /// each of them can have a request under way. At least one.
 #[must_use]
-pub fn connections(limit: u64, wanted: Wanted) -> usize {
+pub fn connections(limit: u64, wanted: RequestedLimits) -> usize {
     let usable = limit - BASE.min(limit / 2);
     let idle = (wanted.idle_connections as u64).min(usable / 4);
     let usable = usable - idle;
@@ -35,10 +35,11 @@ mod tests {
 
     use super::*;
 
-    const DEFAULT: Wanted = Wanted { connections: 10_000, requests: 5_000, idle_connections: 256 };
+    const DEFAULT: RequestedLimits =
+        RequestedLimits { connections: 10_000, requests: 5_000, idle_connections: 256 };
 
     #[track_caller]
-    fn check(limit: u64, wanted: Wanted, expected: usize) {
+    fn check(limit: u64, wanted: RequestedLimits, expected: usize) {
         assert_eq!(connections(limit, wanted), expected, "{limit} files for {wanted:?}");
     }
 
@@ -48,14 +49,14 @@ mod tests {
         check(1_048_576, DEFAULT, 10_000);
         check(15_384, DEFAULT, 10_000);
         check(15_383, DEFAULT, 9_999);
-        check(1_024, Wanted { connections: 100, ..DEFAULT }, 100);
+        check(1_024, RequestedLimits { connections: 100, ..DEFAULT }, 100);
     }
 
     #[test]
     fn fewer_under_a_small_limit() {
         check(4_096, DEFAULT, 1_856);
         check(1_024, DEFAULT, 336);
-        check(1_024, Wanted { requests: 10, ..DEFAULT }, 662);
+        check(1_024, RequestedLimits { requests: 10, ..DEFAULT }, 662);
         check(256, DEFAULT, 48);
         check(1, DEFAULT, 1);
         check(0, DEFAULT, 1);
@@ -69,7 +70,7 @@ mod tests {
             requests in 1..50_000_usize,
             idle_connections in 0..50_000_usize,
         ) {
-            let wanted = Wanted { connections, requests, idle_connections };
+            let wanted = RequestedLimits { connections, requests, idle_connections };
             let clients = super::connections(limit, wanted);
             prop_assert!((1..=connections).contains(&clients));
             prop_assert!((clients + clients.min(requests)) as u64 + BASE.min(limit / 2) <= limit);

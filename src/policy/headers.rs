@@ -16,17 +16,17 @@ use http::{Method, Uri, Version};
 use forward::drop_rows;
 pub use forward::{Forwarded, why_not_forwarded};
 pub use kind::{forbid_sniffing, is_searched};
-use present::{Known, Present};
+use present::{KnownHeader, PresentHeaders};
 
 /// Headers in which a client may present a credential, in the order in which they are looked at.
 /// `xi_api_key` is no header of the provider; a client that writes it means its key.
-const CREDENTIALS: [Known; 6] = [
-    Known::TOKEN,
-    Known::KEY,
-    Known::KEY_UNDERSCORED,
-    Known::AUTHORIZATION,
-    Known::PROXY_AUTHORIZATION,
-    Known::COOKIE,
+const CREDENTIALS: [KnownHeader; 6] = [
+    KnownHeader::TOKEN,
+    KnownHeader::KEY,
+    KnownHeader::KEY_UNDERSCORED,
+    KnownHeader::AUTHORIZATION,
+    KnownHeader::PROXY_AUTHORIZATION,
+    KnownHeader::COOKIE,
 ];
 
 /// Where a client presents its token when another place has a key of its own.
@@ -66,13 +66,13 @@ pub fn has_one_host(version: Version, target: &Uri, headers: &HeaderMap) -> bool
 /// that proxies said of the client unless it is `forwarded`, and only encodings that can be read. The
 /// `host` goes too; the upstream sets its own.
 pub fn strip_request(headers: &mut HeaderMap, forwarded: &Forwarded) {
-    let present = Present::of(headers);
+    let present = PresentHeaders::of(headers);
     strip_listed(headers, present);
     forwarded.strip(headers, present);
-    if present.has(Known::ACCEPT_ENCODING) {
+    if present.has(KnownHeader::ACCEPT_ENCODING) {
         encoding::offer_readable(headers);
     }
-    if present.has(Known::SUBPROTOCOLS) {
+    if present.has(KnownHeader::SUBPROTOCOLS) {
         strip_subprotocols(headers);
     }
 }
@@ -133,19 +133,19 @@ pub fn strip_switched(headers: &mut HeaderMap) {
 /// Makes the headers of an answer ready for the client: nothing of the other hop, nothing that the
 /// provider says of its own origin, and a sandbox for what a browser would run.
 pub fn strip_answer(headers: &mut HeaderMap) {
-    let present = Present::of(headers);
+    let present = PresentHeaders::of(headers);
     // Where both lengths are told, the chunks are right (RFC 9112, section 6.3).
-    if present.has(Known::TRANSFER_ENCODING) {
+    if present.has(KnownHeader::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
     }
     strip_listed(headers, present);
-    drop_rows(headers, present.and(Present::OF_ORIGIN), &[]);
+    drop_rows(headers, present.and(PresentHeaders::OF_ORIGIN), &[]);
     kind::sandbox(headers);
 }
 
 /// Takes out what a `Connection` header lists.
-fn strip_listed(headers: &mut HeaderMap, present: Present) {
-    if present.has(Known::CONNECTION) {
+fn strip_listed(headers: &mut HeaderMap, present: PresentHeaders) {
+    if present.has(KnownHeader::CONNECTION) {
         for name in listed(headers) {
             headers.remove(name);
         }
@@ -199,12 +199,12 @@ impl Presented<'_> {
 
 /// Every credential that a request carries, in any of the places.
 pub fn presented<'a>(headers: &'a HeaderMap, query: Option<&'a str>) -> impl Iterator<Item = Presented<'a>> {
-    let present = Present::of(headers);
+    let present = PresentHeaders::of(headers);
     let in_headers = CREDENTIALS.into_iter().filter(move |known| present.has(*known)).flat_map(|known| {
         let values = headers.get_all(known.name()).iter().filter_map(|value| value.to_str().ok());
         values.map(move |value| in_header(known, value.trim()))
     });
-    let of_socket = present.has(Known::SUBPROTOCOLS).then(|| subprotocols(headers));
+    let of_socket = present.has(KnownHeader::SUBPROTOCOLS).then(|| subprotocols(headers));
     let in_socket = of_socket.into_iter().flatten().filter(|name| is_bearer(name));
     let in_socket =
         in_socket.map(|token| Presented::Other(token.get(BEARER.len()..).unwrap_or_default().into()));
@@ -217,17 +217,21 @@ pub fn presented<'a>(headers: &'a HeaderMap, query: Option<&'a str>) -> impl Ite
 /// Whether a client puts a text where the SDKs put a key that is not visible ASCII, so that it is not
 /// among what is [`presented`].
 pub(super) fn has_unreadable_key(headers: &HeaderMap) -> bool {
-    let names = [Known::KEY, Known::KEY_UNDERSCORED].map(Known::name);
+    let names = [KnownHeader::KEY, KnownHeader::KEY_UNDERSCORED].map(KnownHeader::name);
     names.iter().any(|name| headers.get_all(*name).iter().any(|value| value.to_str().is_err()))
 }
 
-fn in_header(known: Known, value: &str) -> Presented<'_> {
+fn in_header(known: KnownHeader, value: &str) -> Presented<'_> {
     match value.split_once(' ') {
-        Some((scheme, token)) if known == Known::AUTHORIZATION && scheme.eq_ignore_ascii_case("bearer") => {
+        Some((scheme, token))
+            if known == KnownHeader::AUTHORIZATION && scheme.eq_ignore_ascii_case("bearer") =>
+        {
             Presented::Other(token.trim().into())
         }
-        _ if known == Known::TOKEN => Presented::Token(value),
-        _ if known == Known::KEY || known == Known::KEY_UNDERSCORED => Presented::Key(value.into()),
+        _ if known == KnownHeader::TOKEN => Presented::Token(value),
+        _ if known == KnownHeader::KEY || known == KnownHeader::KEY_UNDERSCORED => {
+            Presented::Key(value.into())
+        }
         _ => Presented::Other(value.into()),
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// What there is to go by: an answer of PostgREST, or of what stands before it.
 #[derive(Clone, Copy, Debug)]
-pub struct Answer<'a> {
+pub struct MirrorResponse<'a> {
     /// The HTTP status.
     pub status: u16,
     /// The `code` of an error: PostgREST's own (`PGRST…`) or the database's (SQLSTATE).
@@ -15,7 +15,7 @@ pub struct Answer<'a> {
 
 /// What became of rows that were sent together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Acceptance {
     /// They are there.
     Arrived,
     /// Nobody can tell, or not now: the same rows again, later. What has arrived is not doubled.
@@ -79,29 +79,29 @@ impl Hint {
 
 /// What an answer means.
 #[must_use]
-pub fn judge(answer: Answer<'_>) -> Verdict {
+pub fn judge(answer: MirrorResponse<'_>) -> Acceptance {
     let code = answer.code.unwrap_or_default();
     match answer.status {
-        200..=299 if answer.is_empty => Verdict::Arrived,
+        200..=299 if answer.is_empty => Acceptance::Arrived,
         // A portal or a parked domain says yes to everything, or sends elsewhere.
-        200..=399 => Verdict::Person(Hint::Address),
-        401 => Verdict::Person(Hint::Key),
-        403 => Verdict::Person(Hint::Forbidden),
-        408 | 425 | 429 => Verdict::Later,
+        200..=399 => Acceptance::Person(Hint::Address),
+        401 => Acceptance::Person(Hint::Key),
+        403 => Acceptance::Person(Hint::Forbidden),
+        408 | 425 | 429 => Acceptance::Later,
         // Supabase's own, for a project that was not used for long.
-        540 => Verdict::Person(Hint::Asleep),
-        500.. => Verdict::Later,
+        540 => Acceptance::Person(Hint::Asleep),
+        500.. => Acceptance::Later,
         // Older versions of PostgREST give no code with it.
-        404 => Verdict::Person(Hint::Table),
-        _ if matches!(code, "42P01" | "PGRST205") => Verdict::Person(Hint::Table),
+        404 => Acceptance::Person(Hint::Table),
+        _ if matches!(code, "42P01" | "PGRST205") => Acceptance::Person(Hint::Table),
         // A column that is not there, is of another type, cannot be written, or is not unique.
         _ if matches!(code, "42703" | "PGRST204" | "42804" | "428C9" | "42P10") => {
-            Verdict::Person(Hint::Column)
+            Acceptance::Person(Hint::Column)
         }
         // Data that does not fit, a constraint, a trigger's exception; or too much of it at once.
-        _ if code.starts_with("22") || code.starts_with("23") || code == "P0001" => Verdict::Row,
-        413 => Verdict::Row,
-        _ => Verdict::Person(Hint::Unexplained),
+        _ if code.starts_with("22") || code.starts_with("23") || code == "P0001" => Acceptance::Row,
+        413 => Acceptance::Row,
+        _ => Acceptance::Person(Hint::Unexplained),
     }
 }
 
@@ -128,55 +128,59 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(status: u16, code: &str, expected: Verdict) {
+    fn check(status: u16, code: &str, expected: Acceptance) {
         let code = (!code.is_empty()).then_some(code);
-        assert_eq!(judge(Answer { status, code, is_empty: code.is_none() }), expected, "{status} {code:?}");
+        assert_eq!(
+            judge(MirrorResponse { status, code, is_empty: code.is_none() }),
+            expected,
+            "{status} {code:?}"
+        );
     }
 
     #[test]
     fn an_empty_yes_is_a_yes_and_a_page_is_not() {
         for status in [200, 201, 204] {
-            check(status, "", Verdict::Arrived);
-            let page = Answer { status, code: None, is_empty: false };
-            assert_eq!(judge(page), Verdict::Person(Hint::Address));
+            check(status, "", Acceptance::Arrived);
+            let page = MirrorResponse { status, code: None, is_empty: false };
+            assert_eq!(judge(page), Acceptance::Person(Hint::Address));
         }
-        check(301, "", Verdict::Person(Hint::Address));
+        check(301, "", Acceptance::Person(Hint::Address));
     }
 
     #[test]
     fn what_a_person_must_do_is_named() {
-        check(401, "", Verdict::Person(Hint::Key));
-        check(401, "PGRST301", Verdict::Person(Hint::Key));
+        check(401, "", Acceptance::Person(Hint::Key));
+        check(401, "PGRST301", Acceptance::Person(Hint::Key));
         // The role `anon` hears 401 for what others hear 403 for.
-        check(401, "42501", Verdict::Person(Hint::Key));
-        check(403, "42501", Verdict::Person(Hint::Forbidden));
-        check(404, "", Verdict::Person(Hint::Table));
-        check(404, "42P01", Verdict::Person(Hint::Table));
-        check(404, "PGRST205", Verdict::Person(Hint::Table));
+        check(401, "42501", Acceptance::Person(Hint::Key));
+        check(403, "42501", Acceptance::Person(Hint::Forbidden));
+        check(404, "", Acceptance::Person(Hint::Table));
+        check(404, "42P01", Acceptance::Person(Hint::Table));
+        check(404, "PGRST205", Acceptance::Person(Hint::Table));
         for code in ["42703", "PGRST204", "42P10", "42804", "428C9"] {
-            check(400, code, Verdict::Person(Hint::Column));
+            check(400, code, Acceptance::Person(Hint::Column));
         }
-        check(540, "", Verdict::Person(Hint::Asleep));
-        check(402, "", Verdict::Person(Hint::Unexplained));
-        check(406, "PGRST106", Verdict::Person(Hint::Unexplained));
+        check(540, "", Acceptance::Person(Hint::Asleep));
+        check(402, "", Acceptance::Person(Hint::Unexplained));
+        check(406, "PGRST106", Acceptance::Person(Hint::Unexplained));
     }
 
     #[test]
     fn what_passes_by_itself_is_tried_later() {
         for status in [408, 425, 429, 500, 502, 503, 504, 522, 544] {
-            check(status, "", Verdict::Later);
+            check(status, "", Acceptance::Later);
         }
-        check(503, "PGRST000", Verdict::Later);
-        check(500, "57014", Verdict::Later);
+        check(503, "PGRST000", Acceptance::Later);
+        check(500, "57014", Acceptance::Later);
     }
 
     #[test]
     fn data_that_does_not_fit_is_the_rows_fault() {
-        check(400, "22003", Verdict::Row);
-        check(409, "23505", Verdict::Row);
-        check(400, "23514", Verdict::Row);
-        check(400, "P0001", Verdict::Row);
-        check(413, "", Verdict::Row);
+        check(400, "22003", Acceptance::Row);
+        check(409, "23505", Acceptance::Row);
+        check(400, "23514", Acceptance::Row);
+        check(400, "P0001", Acceptance::Row);
+        check(413, "", Acceptance::Row);
     }
 
     const SECOND: Duration = Duration::from_secs(1);

@@ -1,37 +1,37 @@
 //! Every decision on plain values. No I/O, no clock, no chance, no logging: what comes out is data
 //! with its reason, and the shell acts on it and tells of it.
 
-pub mod allowance;
 pub mod authority;
 pub mod certificate;
 pub mod client;
+pub mod client_quota;
 pub mod endpoint;
 pub mod headers;
-pub mod mend;
 pub mod method;
+pub mod normalize_path;
 pub mod origin;
 pub mod owner;
 pub mod path;
 
 pub mod affinity;
-pub mod asked;
 pub mod budget;
 pub mod charge;
+pub mod concurrency_group;
 pub mod cost;
 pub mod estimate;
 pub mod evidence;
 pub mod features;
 pub mod forecast;
-pub mod lane;
+pub mod key_state;
 pub mod min_rate;
 pub mod models;
 pub mod permission;
 pub mod plan;
+pub mod poll_schedule;
+pub mod request_body;
 pub mod select;
-pub mod standing;
 pub mod strategy;
 pub mod subscription;
-pub mod watching;
 
 pub mod classify;
 pub mod replay;

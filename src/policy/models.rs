@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::lane::Lane;
+use super::concurrency_group::ConcurrencyGroup;
 
 /// Millionths of a credit for a character, so that prices multiply without rounding.
 const MICRO: u64 = 1_000_000;
@@ -24,12 +24,12 @@ pub struct Models {
 struct Model {
     id: Arc<str>,
     micro_credits_per_character: Option<u64>,
-    lane: Option<Lane>,
+    group: Option<ConcurrencyGroup>,
     free_characters_max: Option<u64>,
 }
 
 #[derive(Deserialize)]
-struct Wire {
+struct ModelDocument {
     model_id: String,
     #[serde(default)]
     model_rates: Rates,
@@ -50,16 +50,16 @@ impl Models {
     /// Reads the list. `None` when it is not one.
     #[must_use]
     pub fn read(body: &[u8]) -> Option<Self> {
-        let mut listed: Vec<Wire> = serde_json::from_slice(body).ok()?;
+        let mut listed: Vec<ModelDocument> = serde_json::from_slice(body).ok()?;
         listed.truncate(MODELS_MAX);
         let lanes = lanes(&listed);
         let mut known: Vec<Model> = listed
             .into_iter()
             .map(|wire| Model {
                 micro_credits_per_character: wire.model_rates.micro_credits(),
-                lane: wire
-                    .concurrency_group
-                    .and_then(|group| lanes.iter().find(|(known, _)| *known == group).map(|(_, lane)| *lane)),
+                group: wire.concurrency_group.and_then(|group| {
+                    lanes.iter().find(|(known, _)| *known == group).map(|(_, group)| *group)
+                }),
                 free_characters_max: wire.max_characters_request_free_user.filter(|max| *max > 0),
                 id: wire.model_id.into(),
             })
@@ -78,7 +78,11 @@ impl Models {
     pub fn credits(&self, id: &str, characters: u64) -> u64 {
         let told = self.find(id).and_then(|model| model.micro_credits_per_character);
         let micro =
-            told.unwrap_or(if Lane::of_model(id) == Some(Lane::FAST_SPEECH) { MICRO / 2 } else { MICRO });
+            told.unwrap_or(if ConcurrencyGroup::of_model(id) == Some(ConcurrencyGroup::FAST_SPEECH) {
+                MICRO / 2
+            } else {
+                MICRO
+            });
         characters.saturating_mul(micro).div_ceil(MICRO)
     }
 
@@ -90,8 +94,8 @@ impl Models {
 
     /// The lane of a model. `None` when neither the list nor its name says.
     #[must_use]
-    pub fn lane(&self, id: &str) -> Option<Lane> {
-        self.find(id).and_then(|model| model.lane).or_else(|| Lane::of_model(id))
+    pub fn group(&self, id: &str) -> Option<ConcurrencyGroup> {
+        self.find(id).and_then(|model| model.group).or_else(|| ConcurrencyGroup::of_model(id))
     }
 }
 
@@ -106,17 +110,17 @@ impl Rates {
 }
 
 /// A lane for each group: that of its first model, or one of its own when another group has that.
-fn lanes(listed: &[Wire]) -> Vec<(String, Lane)> {
-    let mut lanes: Vec<(String, Lane)> = Vec::new();
+fn lanes(listed: &[ModelDocument]) -> Vec<(String, ConcurrencyGroup)> {
+    let mut lanes: Vec<(String, ConcurrencyGroup)> = Vec::new();
     let mut extras = 0;
     for wire in listed {
         let Some(group) = &wire.concurrency_group else { continue };
         if lanes.iter().any(|(known, _)| known == group) {
             continue;
         }
-        let by_name = Lane::of_model(&wire.model_id).unwrap_or(Lane::OTHER);
-        let is_taken = lanes.iter().any(|(_, lane)| *lane == by_name);
-        let own = if is_taken { Lane::extra(extras) } else { None };
+        let by_name = ConcurrencyGroup::of_model(&wire.model_id).unwrap_or(ConcurrencyGroup::OTHER);
+        let is_taken = lanes.iter().any(|(_, group)| *group == by_name);
+        let own = if is_taken { ConcurrencyGroup::extra(extras) } else { None };
         extras += usize::from(own.is_some());
         lanes.push((group.clone(), own.unwrap_or(by_name)));
     }
@@ -146,8 +150,8 @@ mod tests {
         assert_eq!(models.credits("eleven_multilingual_v2", 100), 100);
         assert_eq!(models.credits("eleven_flash_v2_5", 101), 51);
         assert_eq!(models.credits("something new", 7), 7);
-        assert_eq!(models.lane("eleven_v3"), Some(Lane::SPEECH));
-        assert_eq!(models.lane("something new"), None);
+        assert_eq!(models.group("eleven_v3"), Some(ConcurrencyGroup::SPEECH));
+        assert_eq!(models.group("something new"), None);
     }
 
     #[test]
@@ -166,10 +170,10 @@ mod tests {
             ("eleven_turbo_v2", 0.5, 1.0, "standard"),
             ("eleven_flash_v2", 0.5, 1.0, "fast"),
         ]);
-        assert_eq!(models.lane("eleven_v3"), Some(Lane::SPEECH));
-        assert_eq!(models.lane("eleven_turbo_v2"), Some(Lane::SPEECH));
-        assert_eq!(models.lane("eleven_multilingual_v2"), Lane::extra(0));
-        assert_eq!(models.lane("eleven_flash_v2"), Some(Lane::FAST_SPEECH));
+        assert_eq!(models.group("eleven_v3"), Some(ConcurrencyGroup::SPEECH));
+        assert_eq!(models.group("eleven_turbo_v2"), Some(ConcurrencyGroup::SPEECH));
+        assert_eq!(models.group("eleven_multilingual_v2"), ConcurrencyGroup::extra(0));
+        assert_eq!(models.group("eleven_flash_v2"), Some(ConcurrencyGroup::FAST_SPEECH));
     }
 
     #[test]
@@ -177,8 +181,8 @@ mod tests {
         let many: Vec<String> = (0..40).map(|n| format!("eleven_v{n}")).collect();
         let listed: Vec<_> = many.iter().map(|id| (id.as_str(), 1.0, 1.0, id.as_str())).collect();
         let models = list(&listed);
-        assert!(many.iter().all(|id| models.lane(id).is_some()));
-        assert_eq!(models.lane("eleven_v39"), Some(Lane::SPEECH));
+        assert!(many.iter().all(|id| models.group(id).is_some()));
+        assert_eq!(models.group("eleven_v39"), Some(ConcurrencyGroup::SPEECH));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use http::{Method, StatusCode};
 
 /// Who may come in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Doors {
+pub struct AccessRules {
     /// Names in a `Host` header that are ours, lower case; `*` for any.
     pub hosts: Vec<String>,
     /// Origins whose pages may read answers, such as `https://app.example`, lower case.
@@ -20,7 +20,7 @@ pub struct Doors {
 
 /// Where a request comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Visit {
+pub enum RequestOrigin {
     /// From a program, or from a page of our own.
     Direct,
     /// From a page of a listed origin.
@@ -31,7 +31,7 @@ pub enum Visit {
 
 /// Why a request does not come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Stranger {
+pub enum OriginRejected {
     /// It was sent to a name that is not ours.
     #[error("the request's Host is a name that is not listed")]
     Host,
@@ -47,27 +47,31 @@ pub enum Stranger {
 ///
 /// When it was sent to a foreign name, or by a page that is not listed.
 pub fn admit(
-    doors: &Doors,
+    doors: &AccessRules,
     asks_for_tokens: bool,
     method: &Method,
     headers: &HeaderMap,
-) -> Result<Visit, Stranger> {
+) -> Result<RequestOrigin, OriginRejected> {
     let text = |name: HeaderName| headers.get(name).map(|value| lower(value.to_str().unwrap_or("")));
     if !asks_for_tokens && !text(header::HOST).is_none_or(|host| is_ours(doors, &host)) {
-        return Err(Stranger::Host);
+        return Err(OriginRejected::Host);
     }
     let mut origins = headers.get_all(header::ORIGIN).iter();
     let (origin, is_doubled) = (origins.next(), origins.next().is_some());
     // A browser sends one. Of two, each reader would believe another.
     if is_doubled {
-        return Err(Stranger::Origin);
+        return Err(OriginRejected::Origin);
     }
     let Some(origin) = origin else {
         // An image or a link has no origin, but says that it comes from elsewhere: from another site, or
         // from another port or name of this one. Its page is named by the referrer, if at all.
         let is_elsewhere = text(SEC_FETCH_SITE).is_some_and(|site| site != "same-origin" && site != "none");
         let is_listed = || text(header::REFERER).is_some_and(|page| is_page_of(&doors.origins, &page));
-        return if is_elsewhere && !is_listed() { Err(Stranger::Origin) } else { Ok(Visit::Direct) };
+        return if is_elsewhere && !is_listed() {
+            Err(OriginRejected::Origin)
+        } else {
+            Ok(RequestOrigin::Direct)
+        };
     };
     let written = text(header::ORIGIN).unwrap_or_default();
     let is_own = written
@@ -75,14 +79,18 @@ pub fn admit(
         .or_else(|| written.strip_prefix("https://"))
         .is_some_and(|place| Some(place) == text(header::HOST).as_deref());
     if is_own {
-        return Ok(Visit::Direct);
+        return Ok(RequestOrigin::Direct);
     }
     if !doors.origins.iter().any(|origin| *origin == written) {
-        return Err(Stranger::Origin);
+        return Err(OriginRejected::Origin);
     }
     let is_preflight =
         *method == Method::OPTIONS && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    Ok(if is_preflight { Visit::Preflight(origin.clone()) } else { Visit::Page(origin.clone()) })
+    Ok(if is_preflight {
+        RequestOrigin::Preflight(origin.clone())
+    } else {
+        RequestOrigin::Page(origin.clone())
+    })
 }
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -103,7 +111,7 @@ fn is_page_of(origins: &[String], page: &str) -> bool {
 /// Whether clients may reach us by this name without being listed. A public name can be made to resolve to
 /// this machine by its owner, and a name without a dot by the owner of the local network. An address is what
 /// it is, and `localhost` with all names below it is this machine (RFC 6761, section 6.3).
-fn is_ours(doors: &Doors, host: &str) -> bool {
+fn is_ours(doors: &AccessRules, host: &str) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
@@ -180,8 +188,8 @@ pub fn permit(asked: &HeaderMap, origin: &HeaderValue) -> (StatusCode, HeaderMap
 mod tests {
     use super::*;
 
-    fn doors() -> Doors {
-        Doors { hosts: vec!["keys.home".to_owned()], origins: vec!["https://app.example".to_owned()] }
+    fn doors() -> AccessRules {
+        AccessRules { hosts: vec!["keys.home".to_owned()], origins: vec!["https://app.example".to_owned()] }
     }
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -193,21 +201,21 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(pairs: &[(&'static str, &'static str)], expected: Result<Visit, Stranger>) {
+    fn check(pairs: &[(&'static str, &'static str)], expected: Result<RequestOrigin, OriginRejected>) {
         assert_eq!(admit(&doors(), false, &Method::POST, &headers(pairs)), expected);
     }
 
     #[test]
     fn programs_come_in() {
-        check(&[("host", "localhost:11011")], Ok(Visit::Direct));
-        check(&[("host", "127.0.0.1:11011"), ("sec-fetch-site", "none")], Ok(Visit::Direct));
-        check(&[], Ok(Visit::Direct));
+        check(&[("host", "localhost:11011")], Ok(RequestOrigin::Direct));
+        check(&[("host", "127.0.0.1:11011"), ("sec-fetch-site", "none")], Ok(RequestOrigin::Direct));
+        check(&[], Ok(RequestOrigin::Direct));
     }
 
     #[test]
     fn a_name_that_is_not_ours_is_a_strangers() {
         for host in ["localhost", "a.localhost:1", "[::1]:11011", "192.168.1.5", "KEYS.home:80"] {
-            check(&[("host", host)], Ok(Visit::Direct));
+            check(&[("host", host)], Ok(RequestOrigin::Direct));
         }
         for host in [
             "evil.example",
@@ -223,26 +231,32 @@ mod tests {
             "host.docker.internal:11011",
             "keys.home.evil",
         ] {
-            check(&[("host", host)], Err(Stranger::Host));
+            check(&[("host", host)], Err(OriginRejected::Host));
         }
     }
 
     #[test]
     fn a_stranger_with_a_token_is_no_stranger() {
         let asked = admit(&doors(), true, &Method::POST, &headers(&[("host", "keychoir.home:11011")]));
-        assert_eq!(asked, Ok(Visit::Direct));
-        let any = Doors { hosts: vec!["*".to_owned()], ..doors() };
-        assert_eq!(admit(&any, false, &Method::GET, &headers(&[("host", "any.example")])), Ok(Visit::Direct));
+        assert_eq!(asked, Ok(RequestOrigin::Direct));
+        let any = AccessRules { hosts: vec!["*".to_owned()], ..doors() };
+        assert_eq!(
+            admit(&any, false, &Method::GET, &headers(&[("host", "any.example")])),
+            Ok(RequestOrigin::Direct)
+        );
     }
 
     #[test]
     fn pages_come_in_when_they_are_listed_or_our_own() {
-        let page = Visit::Page("https://app.example".parse().unwrap());
+        let page = RequestOrigin::Page("https://app.example".parse().unwrap());
         check(
             &[("host", "localhost"), ("origin", "https://app.example"), ("sec-fetch-site", "cross-site")],
             Ok(page),
         );
-        check(&[("host", "localhost:11011"), ("origin", "http://localhost:11011")], Ok(Visit::Direct));
+        check(
+            &[("host", "localhost:11011"), ("origin", "http://localhost:11011")],
+            Ok(RequestOrigin::Direct),
+        );
     }
 
     #[test]
@@ -255,21 +269,24 @@ mod tests {
             "https://app.example.evil",
             "http://localhost:3000",
         ] {
-            check(&[("host", "localhost:11011"), ("origin", origin)], Err(Stranger::Origin));
+            check(&[("host", "localhost:11011"), ("origin", origin)], Err(OriginRejected::Origin));
         }
         let own = ("origin", "http://localhost:11011");
-        check(&[("host", "localhost:11011"), own, ("origin", "https://evil.example")], Err(Stranger::Origin));
-        check(&[("host", "localhost:11011"), own, own], Err(Stranger::Origin));
+        check(
+            &[("host", "localhost:11011"), own, ("origin", "https://evil.example")],
+            Err(OriginRejected::Origin),
+        );
+        check(&[("host", "localhost:11011"), own, own], Err(OriginRejected::Origin));
         for site in ["cross-site", "same-site", "Same-Site", "what-comes-next", ""] {
             let page = |referer| [("host", "localhost"), ("sec-fetch-site", site), ("referer", referer)];
-            check(&page("")[..2], Err(Stranger::Origin));
+            check(&page("")[..2], Err(OriginRejected::Origin));
             for other in ["http://localhost:3000/", "https://app.example.evil/", "https://app.examplex", ""] {
-                check(&page(other), Err(Stranger::Origin));
+                check(&page(other), Err(OriginRejected::Origin));
             }
-            check(&page("https://app.example/player?a=1"), Ok(Visit::Direct));
-            check(&page("https://App.example"), Ok(Visit::Direct));
+            check(&page("https://app.example/player?a=1"), Ok(RequestOrigin::Direct));
+            check(&page("https://App.example"), Ok(RequestOrigin::Direct));
         }
-        check(&[("host", "localhost"), ("sec-fetch-site", "same-origin")], Ok(Visit::Direct));
+        check(&[("host", "localhost"), ("sec-fetch-site", "same-origin")], Ok(RequestOrigin::Direct));
     }
 
     #[test]
@@ -282,7 +299,10 @@ mod tests {
             ("access-control-request-private-network", "true"),
         ]);
         let origin: HeaderValue = "https://app.example".parse().unwrap();
-        assert_eq!(admit(&doors(), false, &Method::OPTIONS, &asked), Ok(Visit::Preflight(origin.clone())));
+        assert_eq!(
+            admit(&doors(), false, &Method::OPTIONS, &asked),
+            Ok(RequestOrigin::Preflight(origin.clone()))
+        );
         let (status, told) = permit(&asked, &origin);
         assert_eq!(status, 204);
         assert_eq!(

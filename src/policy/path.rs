@@ -22,18 +22,18 @@ pub struct Path<'a>(Cow<'a, str>);
 
 /// A segment of a path.
 #[derive(Clone, Copy, Debug)]
-pub struct Word<'a> {
+pub struct Segment<'a> {
     text: &'a str,
     literal: Option<Literal>,
 }
 
 /// The segments of a path.
 #[derive(Clone, Debug)]
-pub struct Words<'a> {
-    few: [Word<'a>; FEW],
+pub struct Segments<'a> {
+    few: [Segment<'a>; FEW],
     count: usize,
     /// All of them, where they are many.
-    many: Vec<Word<'a>>,
+    many: Vec<Segment<'a>>,
 }
 
 /// No path of the provider has more.
@@ -88,8 +88,8 @@ impl<'a> Path<'a> {
 
     /// Its segments.
     #[must_use]
-    pub fn words(&self) -> Words<'_> {
-        Words::of(&self.0)
+    pub fn words(&self) -> Segments<'_> {
+        Segments::of(&self.0)
     }
 }
 
@@ -198,7 +198,7 @@ fn check_segments(path: &str) -> Result<(), Ambiguous> {
     Ok(())
 }
 
-impl<'a> Word<'a> {
+impl<'a> Segment<'a> {
     /// As it was written.
     pub(super) fn text(&self) -> &'a str {
         self.text
@@ -218,23 +218,23 @@ impl<'a> Word<'a> {
     }
 }
 
-impl<'a> Words<'a> {
+impl<'a> Segments<'a> {
     /// The segments of a path that is decoded.
     pub(super) fn of(path: &'a str) -> Self {
-        let mut words = Self { few: [Word { text: "", literal: None }; FEW], count: 0, many: Vec::new() };
+        let mut words = Self { few: [Segment { text: "", literal: None }; FEW], count: 0, many: Vec::new() };
         let mut begin = 0;
         for end in memchr::memchr_iter(b'/', path.as_bytes()).chain([path.len()]) {
             let segment = &path[begin..end];
             // Before the first slash, and behind the last.
             if !segment.is_empty() {
-                words.push(Word { text: segment, literal: Literal::of(segment) });
+                words.push(Segment { text: segment, literal: Literal::of(segment) });
             }
             begin = end + 1;
         }
         words
     }
 
-    fn push(&mut self, word: Word<'a>) {
+    fn push(&mut self, word: Segment<'a>) {
         if self.many.is_empty() && self.count < FEW {
             self.few[self.count] = word;
         } else {
@@ -247,10 +247,10 @@ impl<'a> Words<'a> {
     }
 }
 
-impl<'a> Deref for Words<'a> {
-    type Target = [Word<'a>];
+impl<'a> Deref for Segments<'a> {
+    type Target = [Segment<'a>];
 
-    fn deref(&self) -> &[Word<'a>] {
+    fn deref(&self) -> &[Segment<'a>] {
         if self.many.is_empty() { &self.few[..self.count] } else { &self.many }
     }
 }

@@ -28,7 +28,7 @@ pub enum Effect {
 
 /// Whether the request's body can be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Held {
+pub enum Replayable {
     /// All that has arrived is held.
     Whole,
     /// It grew past its bound, or was relayed in part: only this attempt has it.
@@ -45,7 +45,7 @@ pub struct Facts {
     /// What the method does.
     pub effect: Effect,
     /// Whether the body can be sent again.
-    pub body: Held,
+    pub body: Replayable,
     /// Whether the span for further attempts is over.
     pub is_late: bool,
     /// Attempts so far, this one included.
@@ -87,7 +87,7 @@ const BUSY_PAUSE: Duration = Duration::from_millis(250);
 /// Decides.
 #[must_use]
 pub fn decide(facts: &Facts) -> Decision {
-    let may_send = facts.body == Held::Whole && !facts.is_late && facts.attempts < facts.attempts_max;
+    let may_send = facts.body == Replayable::Whole && !facts.is_late && facts.attempts < facts.attempts_max;
     let once_more = may_send && facts.blameless_replays < BLAMELESS_REPLAYS_MAX;
     let next_key_if = |is_sensible: bool| if is_sensible { Decision::NextKey } else { Decision::Relay };
     let again_if = |is_sensible: bool, pause: Duration, otherwise: Decision| {
@@ -159,7 +159,7 @@ mod tests {
         progress: Progress::Unsent,
         may_be_elsewhere: false,
         effect: Effect::Some,
-        body: Held::Whole,
+        body: Replayable::Whole,
         is_late: false,
         attempts: 1,
         attempts_max: 16,
@@ -275,7 +275,7 @@ mod tests {
         let missing = Facts { may_be_elsewhere: true, ..answered(Verdict::NotFound) };
         check(missing, Decision::NextKey);
         check(Facts { blameless_replays: 9, ambiguous_workspaces: 9, ..missing }, Decision::NextKey);
-        check(Facts { body: Held::Lost, ..missing }, Decision::Relay);
+        check(Facts { body: Replayable::Lost, ..missing }, Decision::Relay);
         check(Facts { attempts: 16, ..missing }, Decision::Relay);
         check(Facts { may_be_elsewhere: true, ..answered(Verdict::RequestError) }, Decision::Relay);
     }
@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn nothing_is_sent_again_without_its_body_too_late_or_too_often() {
         let ends: [fn(Facts) -> Facts; 3] = [
-            |facts| Facts { body: Held::Lost, ..facts },
+            |facts| Facts { body: Replayable::Lost, ..facts },
             |facts| Facts { is_late: true, ..facts },
             |facts| Facts { attempts: 16, ..facts },
         ];

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::standing::{ParkReason, Standing};
+use super::key_state::{CooldownReason, KeyState};
 use super::strategy::{Strategy, Traits, best};
 use super::units::UnixMs;
 
@@ -10,13 +10,13 @@ use super::units::UnixMs;
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate {
     /// How it stands.
-    pub standing: Standing,
+    pub standing: KeyState,
     /// Whether this request may use it: it was not tried, has the permission, is not another's.
     pub is_eligible: bool,
     /// Whether it can pay.
-    pub means: Means,
+    pub means: Affordability,
     /// Whether its workspace has room for one more at once.
-    pub room: Room,
+    pub room: ConcurrencyState,
     /// Whether one request may try it although it rests, when nothing else can serve: what it rests for
     /// is not proven, and its last try was long enough ago.
     pub may_probe: bool,
@@ -28,7 +28,7 @@ pub struct Candidate {
 
 /// Whether a key can pay for a request, as far as can be foreseen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Means {
+pub enum Affordability {
     /// It can, or nothing is known of it.
     Enough,
     /// By our estimate it cannot, which is an upper bound.
@@ -42,7 +42,7 @@ pub enum Means {
 
 /// Whether a workspace has room for one more request of a concurrency group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Room {
+pub enum ConcurrencyState {
     /// It has.
     Free,
     /// It has none, until a request of it ends or until this moment.
@@ -64,7 +64,7 @@ pub enum Choice {
     Use(usize),
     /// The one at this position, although it cannot pay by our estimate: no other can either, the
     /// estimate is an upper bound, and the provider may serve it.
-    Stretch(usize),
+    Overcommit(usize),
     /// The one at this position, although it rests: no other can serve, and what it rests for is not
     /// proven.
     Probe(usize),
@@ -75,7 +75,7 @@ impl Choice {
     #[must_use]
     pub fn position(self) -> usize {
         match self {
-            Self::Use(position) | Self::Stretch(position) | Self::Probe(position) => position,
+            Self::Use(position) | Self::Overcommit(position) | Self::Probe(position) => position,
         }
     }
 }
@@ -157,13 +157,16 @@ impl Blocked {
 
 impl Candidate {
     fn can_pay(&self) -> bool {
-        self.means == Means::Enough
+        self.means == Affordability::Enough
     }
 
     /// Whether it can serve now.
     #[must_use]
     pub fn is_able(&self) -> bool {
-        self.is_eligible && self.standing == Standing::Usable && self.can_pay() && self.room == Room::Free
+        self.is_eligible
+            && self.standing == KeyState::Usable
+            && self.can_pay()
+            && self.room == ConcurrencyState::Free
     }
 }
 
@@ -192,18 +195,18 @@ pub fn select(
 /// When there is nothing, with what stands in the way.
 fn otherwise(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choice, Blocked> {
     let eligible = || candidates.clone().enumerate().filter(|(_, key)| key.is_eligible);
-    let open = || eligible().filter(|(_, key)| key.standing == Standing::Usable);
+    let open = || eligible().filter(|(_, key)| key.standing == KeyState::Usable);
     // Of those that were tried, nothing is waited for.
     let again_at = eligible().filter_map(|(_, key)| key.again_at).min();
-    let is_short = |key: &Candidate| matches!(key.means, Means::Short { .. });
+    let is_short = |key: &Candidate| matches!(key.means, Affordability::Short { .. });
     let holds_for_dearer = !eligible().any(|(_, key)| key.may_probe || is_short(&key));
     let blocked = |why| Err(Blocked { why, again_at, holds_for_dearer });
     let full = blocked(Unavailable::Full { until: again_at });
     // One that can pay will have room again; until then, no other is asked.
-    if open().any(|(_, key)| key.can_pay() && matches!(key.room, Room::Full { .. })) {
+    if open().any(|(_, key)| key.can_pay() && matches!(key.room, ConcurrencyState::Full { .. })) {
         return full;
     }
-    let is_free = |key: &Candidate| !matches!(key.room, Room::Full { .. });
+    let is_free = |key: &Candidate| !matches!(key.room, ConcurrencyState::Full { .. });
     if let Some((position, _)) = eligible().find(|(_, key)| key.may_probe && key.can_pay() && is_free(key)) {
         return Ok(Choice::Probe(position));
     }
@@ -211,11 +214,15 @@ fn otherwise(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choi
     match richest {
         Some((
             position,
-            Candidate { means: Means::Short { is_undisturbed: true }, room: Room::Free, .. },
-        )) => Ok(Choice::Stretch(position)),
+            Candidate {
+                means: Affordability::Short { is_undisturbed: true },
+                room: ConcurrencyState::Free,
+                ..
+            },
+        )) => Ok(Choice::Overcommit(position)),
         // What others have reserved of it may come back.
-        Some((_, Candidate { room: Room::Free | Room::Full { .. }, .. })) => full,
-        Some((_, Candidate { room: Room::Cooling { .. }, .. })) | None => {
+        Some((_, Candidate { room: ConcurrencyState::Free | ConcurrencyState::Full { .. }, .. })) => full,
+        Some((_, Candidate { room: ConcurrencyState::Cooling { .. }, .. })) | None => {
             // Neither that it rests nor that it cannot pay is proven.
             let is_open = |key: &Candidate| key.may_probe && is_free(key);
             if let Some((position, _)) = eligible().find(|(_, key)| is_open(key) && key.means == SHORT) {
@@ -233,7 +240,7 @@ fn otherwise(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choi
 }
 
 /// It cannot pay by our estimate, and no other request is about to spend what is left.
-const SHORT: Means = Means::Short { is_undisturbed: true };
+const SHORT: Affordability = Affordability::Short { is_undisturbed: true };
 
 fn earliest(a: Option<UnixMs>, b: Option<UnixMs>) -> Option<UnixMs> {
     match (a, b) {
@@ -247,22 +254,24 @@ fn unavailable(candidates: impl Iterator<Item = Candidate>) -> Unavailable {
     let mut left = None;
     for key in candidates {
         match (key.standing, key.room) {
-            (Standing::Usable, Room::Cooling { until }) => cooling = earliest(cooling, Some(until)),
+            (KeyState::Usable, ConcurrencyState::Cooling { until }) => {
+                cooling = earliest(cooling, Some(until))
+            }
             // It stands well and could not pay, whatever it was asked.
-            (Standing::Usable, _) if key.is_eligible => {
+            (KeyState::Usable, _) if key.is_eligible => {
                 has_exhausted = true;
                 resets_at = earliest(resets_at, key.traits.resets_at);
                 left = left.max(key.traits.remaining.filter(|&credits| credits > 0));
             }
-            (Standing::Usable, _) => has_usable = true,
-            (Standing::Resting { reason: ParkReason::RateLimited, until }, _) => {
+            (KeyState::Usable, _) => has_usable = true,
+            (KeyState::Resting { reason: CooldownReason::RateLimited, until }, _) => {
                 cooling = earliest(cooling, until);
             }
-            (Standing::Resting { reason: ParkReason::Exhausted | ParkReason::Billing, until }, _) => {
+            (KeyState::Resting { reason: CooldownReason::Exhausted | CooldownReason::Billing, until }, _) => {
                 has_exhausted = true;
                 resets_at = earliest(resets_at, until);
             }
-            (Standing::Resting { reason: ParkReason::Invalid | ParkReason::WrongHost, .. }, _) => {}
+            (KeyState::Resting { reason: CooldownReason::Invalid | CooldownReason::WrongHost, .. }, _) => {}
         }
     }
     match cooling {
@@ -279,31 +288,31 @@ mod tests {
     use super::*;
 
     const USABLE: Candidate = Candidate {
-        standing: Standing::Usable,
+        standing: KeyState::Usable,
         is_eligible: true,
-        means: Means::Enough,
-        room: Room::Free,
+        means: Affordability::Enough,
+        room: ConcurrencyState::Free,
         may_probe: false,
         again_at: None,
         traits: Traits { remaining: None, resets_at: None, in_flight: 0, turn: 0, weight: 1 },
     };
     const TRIED: Candidate = Candidate { is_eligible: false, ..USABLE };
-    const FULL: Candidate = Candidate { room: Room::Full { until: None }, ..USABLE };
-    const REFUSED: Candidate = Candidate { means: Means::Refused, ..USABLE };
+    const FULL: Candidate = Candidate { room: ConcurrencyState::Full { until: None }, ..USABLE };
+    const REFUSED: Candidate = Candidate { means: Affordability::Refused, ..USABLE };
 
-    fn resting(reason: ParkReason, until: u64) -> Candidate {
+    fn resting(reason: CooldownReason, until: u64) -> Candidate {
         let until = Some(UnixMs(until));
-        Candidate { standing: Standing::Resting { reason, until }, again_at: until, ..USABLE }
+        Candidate { standing: KeyState::Resting { reason, until }, again_at: until, ..USABLE }
     }
 
     fn cooling(until: u64) -> Candidate {
         let until = UnixMs(until);
-        Candidate { room: Room::Cooling { until }, again_at: Some(until), ..USABLE }
+        Candidate { room: ConcurrencyState::Cooling { until }, again_at: Some(until), ..USABLE }
     }
 
     fn short(remaining: u64, is_undisturbed: bool) -> Candidate {
         let traits = Traits { remaining: Some(remaining), ..USABLE.traits };
-        Candidate { means: Means::Short { is_undisturbed }, traits, ..USABLE }
+        Candidate { means: Affordability::Short { is_undisturbed }, traits, ..USABLE }
     }
 
     #[track_caller]
@@ -315,8 +324,8 @@ mod tests {
     #[test]
     fn the_first_usable_key_serves() {
         check(&[USABLE, USABLE], Ok(Choice::Use(0)));
-        check(&[resting(ParkReason::Exhausted, 5), USABLE], Ok(Choice::Use(1)));
-        check(&[TRIED, resting(ParkReason::Invalid, 5), USABLE], Ok(Choice::Use(2)));
+        check(&[resting(CooldownReason::Exhausted, 5), USABLE], Ok(Choice::Use(1)));
+        check(&[TRIED, resting(CooldownReason::Invalid, 5), USABLE], Ok(Choice::Use(2)));
         check(&[cooling(5), USABLE], Ok(Choice::Use(1)));
     }
 
@@ -339,15 +348,15 @@ mod tests {
     fn when_all_that_can_pay_are_full_the_request_waits() {
         let until = |ms| {
             let at = Some(UnixMs(ms));
-            Candidate { room: Room::Full { until: at }, again_at: at, ..USABLE }
+            Candidate { room: ConcurrencyState::Full { until: at }, again_at: at, ..USABLE }
         };
         let full = |ms| Err(Unavailable::Full { until: Some(UnixMs(ms)) });
         check(&[FULL, short(5, true)], Err(Unavailable::Full { until: None }));
         check(&[until(9), FULL, until(7)], full(7));
         // A cooldown that ends before a place is free is as good.
         check(&[FULL, cooling(5)], full(5));
-        check(&[until(9), resting(ParkReason::RateLimited, 5)], full(5));
-        let tried = Candidate { is_eligible: false, ..resting(ParkReason::RateLimited, 3) };
+        check(&[until(9), resting(CooldownReason::RateLimited, 5)], full(5));
+        let tried = Candidate { is_eligible: false, ..resting(CooldownReason::RateLimited, 3) };
         check(&[until(9), tried], full(9));
     }
 
@@ -359,22 +368,22 @@ mod tests {
 
     #[test]
     fn when_none_can_pay_by_our_estimate_the_richest_is_asked_alone() {
-        check(&[short(5, true), short(7, true), TRIED], Ok(Choice::Stretch(1)));
+        check(&[short(5, true), short(7, true), TRIED], Ok(Choice::Overcommit(1)));
         check(&[short(5, true), short(7, false)], Err(Unavailable::Full { until: None }));
         check(&[Candidate { room: FULL.room, ..short(7, true) }], Err(Unavailable::Full { until: None }));
     }
 
     #[test]
     fn what_is_not_proven_is_probed_when_nothing_else_can_serve() {
-        let unproven = Candidate { may_probe: true, ..resting(ParkReason::Exhausted, 5) };
+        let unproven = Candidate { may_probe: true, ..resting(CooldownReason::Exhausted, 5) };
         check(&[unproven, USABLE], Ok(Choice::Use(1)));
         check(&[unproven, FULL], Err(Unavailable::Full { until: Some(UnixMs(5)) }));
-        check(&[resting(ParkReason::Invalid, 5), unproven], Ok(Choice::Probe(1)));
+        check(&[resting(CooldownReason::Invalid, 5), unproven], Ok(Choice::Probe(1)));
         check(&[Candidate { may_probe: true, ..cooling(5) }, short(5, true)], Ok(Choice::Probe(0)));
         let poor = Candidate { may_probe: true, means: SHORT, ..unproven };
-        check(&[resting(ParkReason::Invalid, 5), poor], Ok(Choice::Probe(1)));
-        check(&[poor, short(5, true)], Ok(Choice::Stretch(1)));
-        let refused = Candidate { means: Means::Refused, ..unproven };
+        check(&[resting(CooldownReason::Invalid, 5), poor], Ok(Choice::Probe(1)));
+        check(&[poor, short(5, true)], Ok(Choice::Overcommit(1)));
+        let refused = Candidate { means: Affordability::Refused, ..unproven };
         check(&[refused], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(5)), left: None }));
         let tried = Candidate { is_eligible: false, ..unproven };
         check(&[tried], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(5)), left: None }));
@@ -385,29 +394,29 @@ mod tests {
         let waits = |keys: &[Candidate]| {
             select(&FillFirst, keys.iter().copied()).unwrap_err().is_worth_waiting(UnixMs(1_000))
         };
-        let soon = resting(ParkReason::Exhausted, 3_000);
+        let soon = resting(CooldownReason::Exhausted, 3_000);
         assert!(waits(&[soon]) && waits(&[TRIED, soon]));
-        assert!(!waits(&[TRIED, resting(ParkReason::Exhausted, 3_001)]));
+        assert!(!waits(&[TRIED, resting(CooldownReason::Exhausted, 3_001)]));
         assert!(!waits(&[TRIED, Candidate { is_eligible: false, ..soon }]));
     }
 
     #[test]
     fn when_all_were_tried_the_last_answer_stands() {
-        check(&[TRIED, resting(ParkReason::Exhausted, 5)], Err(Unavailable::Tried));
+        check(&[TRIED, resting(CooldownReason::Exhausted, 5)], Err(Unavailable::Tried));
     }
 
     #[test]
     fn one_that_only_cools_down_is_worth_waiting_for() {
         check(
             &[
-                resting(ParkReason::Exhausted, 9),
-                resting(ParkReason::RateLimited, 7),
-                resting(ParkReason::RateLimited, 5),
+                resting(CooldownReason::Exhausted, 9),
+                resting(CooldownReason::RateLimited, 7),
+                resting(CooldownReason::RateLimited, 5),
             ],
             Err(Unavailable::Cooling { until: UnixMs(5) }),
         );
         check(
-            &[cooling(6), resting(ParkReason::Exhausted, 9)],
+            &[cooling(6), resting(CooldownReason::Exhausted, 9)],
             Err(Unavailable::Cooling { until: UnixMs(6) }),
         );
         // It can be tried before its rest is over.
@@ -420,16 +429,16 @@ mod tests {
     #[test]
     fn exhausted_keys_name_the_earliest_reset() {
         let unknown = Candidate {
-            standing: Standing::Resting { reason: ParkReason::Exhausted, until: None },
+            standing: KeyState::Resting { reason: CooldownReason::Exhausted, until: None },
             ..USABLE
         };
         check(
-            &[resting(ParkReason::Exhausted, 9), unknown, resting(ParkReason::Billing, 8)],
+            &[resting(CooldownReason::Exhausted, 9), unknown, resting(CooldownReason::Billing, 8)],
             Err(Unavailable::Exhausted { resets_at: Some(UnixMs(8)), left: None }),
         );
         check(&[unknown], Err(Unavailable::Exhausted { resets_at: None, left: None }));
         check(
-            &[resting(ParkReason::Invalid, 1), unknown],
+            &[resting(CooldownReason::Invalid, 1), unknown],
             Err(Unavailable::Exhausted { resets_at: None, left: None }),
         );
         let poor = Candidate { traits: Traits { resets_at: Some(UnixMs(3)), ..REFUSED.traits }, ..REFUSED };
@@ -438,7 +447,7 @@ mod tests {
 
     #[test]
     fn keys_that_are_all_refused_are_invalid() {
-        check(&[resting(ParkReason::Invalid, 9)], Err(Unavailable::Invalid));
-        check(&[resting(ParkReason::WrongHost, 9)], Err(Unavailable::Invalid));
+        check(&[resting(CooldownReason::Invalid, 9)], Err(Unavailable::Invalid));
+        check(&[resting(CooldownReason::WrongHost, 9)], Err(Unavailable::Invalid));
     }
 }

@@ -3,20 +3,20 @@
 //! messages (captured, September 2026).
 
 mod conversation;
-mod counting;
 mod credentials;
-mod hearing;
+mod message_kind;
 mod saying;
 mod signed;
+mod text_count;
 
 pub use conversation::{conversation_cost, conversation_id};
-pub use counting::{ContentCounter, Counted, Said};
-pub use credentials::{Blanking, presented};
-pub use hearing::{Heard, REFUSAL_BYTES_MAX, Stage, hear, hear_close};
+pub use credentials::{CredentialBlanker, presented};
+pub use message_kind::{MessageKind, REFUSAL_BYTES_MAX, Stage, hear, hear_close};
 pub use saying::{NAMING_BYTES_MAX, audio_bytes_per_second, brings_token};
 pub use signed::readdressed;
+pub use text_count::{ContentCounter, MessageCount, SpokenText};
 
-use super::endpoint::Work;
+use super::endpoint::Operation;
 
 /// A kind of socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,13 +95,13 @@ impl Dialect {
 
     /// What is done there.
     #[must_use]
-    pub fn work(self) -> Work {
+    pub fn work(self) -> Operation {
         match self {
-            Self::Speech | Self::SpeechContexts => Work::Speech,
-            Self::Dialogue | Self::DialogueContexts => Work::Dialogue,
-            Self::Transcription => Work::LiveTranscription,
-            Self::Agent => Work::Conversation,
-            Self::Unknown | Self::Foreign => Work::Reading,
+            Self::Speech | Self::SpeechContexts => Operation::Speech,
+            Self::Dialogue | Self::DialogueContexts => Operation::Dialogue,
+            Self::Transcription => Operation::LiveTranscription,
+            Self::Agent => Operation::Conversation,
+            Self::Unknown | Self::Foreign => Operation::Reading,
         }
     }
 
@@ -139,7 +139,7 @@ impl Dialect {
     #[must_use]
     pub fn default_model(self) -> Option<&'static str> {
         match self {
-            Self::Speech | Self::SpeechContexts => Some(super::asked::DEFAULT_MODEL),
+            Self::Speech | Self::SpeechContexts => Some(super::request_body::DEFAULT_MODEL),
             Self::Dialogue | Self::DialogueContexts => Some("eleven_v3"),
             Self::Transcription => Some("scribe_v2_realtime"),
             Self::Agent | Self::Unknown | Self::Foreign => None,

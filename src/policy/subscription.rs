@@ -23,7 +23,7 @@ pub struct Subscription {
 }
 
 #[derive(Deserialize)]
-struct Wire {
+struct SubscriptionDocument {
     tier: Option<String>,
     status: Option<String>,
     character_count: u64,
@@ -41,7 +41,7 @@ impl Subscription {
     /// Reads the answer. `None` when it is not one.
     #[must_use]
     pub fn read(body: &[u8]) -> Option<Self> {
-        let wire: Wire = serde_json::from_slice(body).ok()?;
+        let wire: SubscriptionDocument = serde_json::from_slice(body).ok()?;
         let told = &wire.max_credit_limit_extension;
         let extension = if told == "unlimited" {
             Extension::Unlimited

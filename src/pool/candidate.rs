@@ -5,22 +5,22 @@ use std::time::Duration;
 
 use super::cells::ProbeCell;
 use super::key::Key;
-use super::line::Ask;
 use super::restrictions::Restraint;
 use super::sync::Ordering;
+use super::wait_queue::KeyRequest;
 use crate::policy::budget::{Extension, Quota};
-use crate::policy::select::{Candidate, Means, Room};
-use crate::policy::standing::{ParkReason, Standing};
+use crate::policy::key_state::{CooldownReason, KeyState};
+use crate::policy::select::{Affordability, Candidate, ConcurrencyState};
 use crate::policy::strategy::Traits;
 use crate::policy::units::UnixMs;
 
 /// How far a choice goes to find a key for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Round {
+pub(super) struct SelectionRound {
     /// Only to those that are asked first.
-    pub(super) is_at_home: bool,
+    pub(super) is_preferred_only: bool,
     /// To those without credits, too.
-    pub(super) spares_credits: bool,
+    pub(super) allow_exhausted: bool,
     /// To those that are restricted so far.
     pub(super) up_to: Option<Restraint>,
 }
@@ -30,43 +30,43 @@ pub(super) struct Round {
 pub(super) fn candidate(
     key: &Arc<Key>,
     position: usize,
-    ask: &Ask,
-    round: Round,
+    request: &KeyRequest,
+    round: SelectionRound,
     turn: u64,
     now: UnixMs,
 ) -> Candidate {
     let workspace = key.workspace();
     let quota = workspace.quota(now);
-    let is_barred = is_barred(position, ask, round);
-    let restraint = ask.restraint(position);
-    let spares = |standing: Standing| match standing {
-        Standing::Resting { reason: ParkReason::Exhausted | ParkReason::Billing, .. }
-            if round.spares_credits =>
+    let is_barred = is_barred(position, request, round);
+    let restraint = request.restraint(position);
+    let spares = |standing: KeyState| match standing {
+        KeyState::Resting { reason: CooldownReason::Exhausted | CooldownReason::Billing, .. }
+            if round.allow_exhausted =>
         {
-            Standing::Usable
+            KeyState::Usable
         }
-        standing @ (Standing::Usable | Standing::Resting { .. }) => standing,
+        standing @ (KeyState::Usable | KeyState::Resting { .. }) => standing,
     };
-    let standing = match spares(key.standing_with(&quota, now)) {
+    let standing = match spares(key.state_with(&quota, now)) {
         // One that is not for this request is like one that is refused for good.
-        _ if is_barred => Standing::Resting { reason: ParkReason::Invalid, until: None },
-        Standing::Usable if let Some(Restraint::Until(until)) = restraint => {
-            Standing::Resting { reason: ParkReason::RateLimited, until: Some(until) }
+        _ if is_barred => KeyState::Resting { reason: CooldownReason::Invalid, until: None },
+        KeyState::Usable if let Some(Restraint::Until(until)) = restraint => {
+            KeyState::Resting { reason: CooldownReason::RateLimited, until: Some(until) }
         }
-        standing @ (Standing::Usable | Standing::Resting { .. }) => standing,
+        standing @ (KeyState::Usable | KeyState::Resting { .. }) => standing,
     };
-    let room = ask.lane.map_or(Room::Free, |lane| workspace.room(lane).look(now));
-    let means = means(key, ask.estimate, now);
+    let room = request.group.map_or(ConcurrencyState::Free, |group| workspace.limiter(group).look(now));
+    let means = means(key, request.estimate, now);
     // Nearly always it serves, and nothing more is to be found out.
     let (may_probe, again_at) = match (standing, room, means) {
-        (Standing::Usable, Room::Free, Means::Enough) | (Standing::Usable, Room::Full { until: None }, _) => {
-            (false, None)
-        }
-        (Standing::Usable, Room::Free, _) => (false, credits_change_at(key, &quota, now)),
+        (KeyState::Usable, ConcurrencyState::Free, Affordability::Enough)
+        | (KeyState::Usable, ConcurrencyState::Full { until: None }, _) => (false, None),
+        (KeyState::Usable, ConcurrencyState::Free, _) => (false, credits_change_at(key, &quota, now)),
         (_, _, means) => {
-            let rest = Rest { key, ask, standing, room, is_foreign: is_barred || restraint > round.up_to };
+            let rest =
+                RestingKey { key, request, standing, room, is_foreign: is_barred || restraint > round.up_to };
             // One that is only short by our estimate may be asked all the same.
-            let credits_at = credits_change_at(key, &quota, now).filter(|_| means == Means::Refused);
+            let credits_at = credits_change_at(key, &quota, now).filter(|_| means == Affordability::Refused);
             let ends_at = rest.ends_at(now);
             (rest.may_be_probed(now), ends_at.map(|at| credits_at.map_or(at, |credits| at.max(credits))))
         }
@@ -77,7 +77,7 @@ pub(super) fn candidate(
     };
     Candidate {
         standing,
-        is_eligible: is_within && !ask.excluded.contains(&position),
+        is_eligible: is_within && !request.tried.contains(&position),
         means,
         room,
         may_probe,
@@ -87,29 +87,30 @@ pub(super) fn candidate(
 }
 
 /// What keeps a key from serving a request now.
-struct Rest<'a> {
+struct RestingKey<'a> {
     key: &'a Key,
-    ask: &'a Ask,
-    standing: Standing,
-    room: Room,
+    request: &'a KeyRequest,
+    standing: KeyState,
+    room: ConcurrencyState,
     /// Whether it is kept from this request by more than its state.
     is_foreign: bool,
 }
 
-impl Rest<'_> {
+impl RestingKey<'_> {
     /// The tries that all that it rests for would have to allow.
     fn probes(&self) -> impl Iterator<Item = &ProbeCell> {
         let workspace = self.key.workspace();
         let of = |is_in_force: bool, probe| is_in_force.then_some(probe);
-        let is_resting = self.standing != Standing::Usable;
-        let limited = self.ask.lane.filter(|_| matches!(self.room, Room::Cooling { .. }));
-        let own = of(is_resting && self.key.parked().is_some(), self.key.probe());
-        let shared = of(is_resting && workspace.parked().is_some(), workspace.probe());
-        [own, shared, limited.map(|lane| workspace.room(lane).probe())].into_iter().flatten()
+        let is_resting = self.standing != KeyState::Usable;
+        let limited = self.request.group.filter(|_| matches!(self.room, ConcurrencyState::Cooling { .. }));
+        let own = of(is_resting && self.key.cooldown().is_some(), self.key.probe());
+        let shared = of(is_resting && workspace.cooldown().is_some(), workspace.probe());
+        [own, shared, limited.map(|group| workspace.limiter(group).probe())].into_iter().flatten()
     }
 
     fn may_be_probed(&self, now: UnixMs) -> bool {
-        let rests = self.standing != Standing::Usable || matches!(self.room, Room::Cooling { .. });
+        let rests =
+            self.standing != KeyState::Usable || matches!(self.room, ConcurrencyState::Cooling { .. });
         if !rests || self.is_foreign {
             return false;
         }
@@ -121,12 +122,14 @@ impl Rest<'_> {
     /// allowed already is not waited for.
     fn ends_at(&self, now: UnixMs) -> Option<UnixMs> {
         let of_standing = match self.standing {
-            Standing::Usable => None,
-            Standing::Resting { until, .. } => Some(until),
+            KeyState::Usable => None,
+            KeyState::Resting { until, .. } => Some(until),
         };
         let of_room = match self.room {
-            Room::Free | Room::Full { until: None } => None,
-            Room::Full { until: Some(until) } | Room::Cooling { until } => Some(Some(until)),
+            ConcurrencyState::Free | ConcurrencyState::Full { until: None } => None,
+            ConcurrencyState::Full { until: Some(until) } | ConcurrencyState::Cooling { until } => {
+                Some(Some(until))
+            }
         };
         let ends = match (of_standing, of_room) {
             (Some(one), Some(other)) => one.zip(other).map(|(one, other)| one.max(other)),
@@ -149,11 +152,11 @@ fn credits_change_at(key: &Key, quota: &Quota, now: UnixMs) -> Option<UnixMs> {
 }
 
 /// Takes the tries of all that `key` rests for. `false` when another request was faster.
-pub(super) fn claim_probe(key: &Key, ask: &Ask, pause: Duration, now: UnixMs) -> bool {
+pub(super) fn claim_probe(key: &Key, request: &KeyRequest, pause: Duration, now: UnixMs) -> bool {
     let workspace = key.workspace();
-    let room = ask.lane.map(|lane| workspace.room(lane)).filter(|room| room.probe().at().is_some());
-    let own = key.parked().filter(|park| park.holds(now)).map(|_| key.probe());
-    let shared = workspace.parked().filter(|park| park.holds(now)).map(|_| workspace.probe());
+    let room = request.group.map(|group| workspace.limiter(group)).filter(|room| room.probe().at().is_some());
+    let own = key.cooldown().filter(|cooldown| cooldown.holds(now)).map(|_| key.probe());
+    let shared = workspace.cooldown().filter(|cooldown| cooldown.holds(now)).map(|_| workspace.probe());
     let claims = [own, shared, room.map(|room| room.probe())];
     claims.into_iter().flatten().all(|probe| probe.claim(pause, now))
 }
@@ -170,23 +173,29 @@ pub(super) fn traits(key: &Key, quota: Option<&Quota>, turn: u64) -> Traits {
     }
 }
 
-fn is_barred(position: usize, ask: &Ask, round: Round) -> bool {
-    ask.bars(position) || (round.is_at_home && !ask.is_at_home(position))
+fn is_barred(position: usize, request: &KeyRequest, round: SelectionRound) -> bool {
+    request.is_ineligible(position) || (round.is_preferred_only && !request.is_preferred(position))
 }
 
 /// Whether a look at `key` would find only that it rests, or is not for this request.
-pub(super) fn is_closed(key: &Key, position: usize, ask: &Ask, round: Round, now: UnixMs) -> bool {
-    if is_barred(position, ask, round) {
+pub(super) fn is_closed(
+    key: &Key,
+    position: usize,
+    request: &KeyRequest,
+    round: SelectionRound,
+    now: UnixMs,
+) -> bool {
+    if is_barred(position, request, round) {
         return true;
     }
-    match key.standing_with(&key.workspace().quota(now), now) {
-        Standing::Usable => false,
-        Standing::Resting {
-            reason: ParkReason::RateLimited | ParkReason::Invalid | ParkReason::WrongHost,
+    match key.state_with(&key.workspace().quota(now), now) {
+        KeyState::Usable => false,
+        KeyState::Resting {
+            reason: CooldownReason::RateLimited | CooldownReason::Invalid | CooldownReason::WrongHost,
             ..
         } => true,
-        Standing::Resting { reason: ParkReason::Billing | ParkReason::Exhausted, .. } => {
-            !round.spares_credits
+        KeyState::Resting { reason: CooldownReason::Billing | CooldownReason::Exhausted, .. } => {
+            !round.allow_exhausted
         }
     }
 }
@@ -199,7 +208,7 @@ fn remaining(quota: &Quota, reserved: u64) -> Option<u64> {
     }
 }
 
-fn means(key: &Key, estimate: Option<u64>, now: UnixMs) -> Means {
+fn means(key: &Key, estimate: Option<u64>, now: UnixMs) -> Affordability {
     let quota = key.workspace().cell();
     let reported = match (key.reported().left(now), quota.reported().left(now)) {
         (Some(a), Some(b)) => Some(a.min(b)),
@@ -207,14 +216,14 @@ fn means(key: &Key, estimate: Option<u64>, now: UnixMs) -> Means {
     };
     match (estimate, reported) {
         // What is free needs no credits.
-        (Some(0), _) | (None, None) => Means::Enough,
+        (Some(0), _) | (None, None) => Affordability::Enough,
         // Something was too dear; whether this is, nothing says.
-        (None, Some(_)) => Means::Short { is_undisturbed: quota.reserved() == 0 },
-        (Some(credits), Some(left)) if credits <= left => Means::Enough,
-        (Some(_), Some(_)) => Means::Refused,
-        (Some(credits), None) if quota.fits(credits, key.kept_credits()) => Means::Enough,
+        (None, Some(_)) => Affordability::Short { is_undisturbed: quota.reserved() == 0 },
+        (Some(credits), Some(left)) if credits <= left => Affordability::Enough,
+        (Some(_), Some(_)) => Affordability::Refused,
+        (Some(credits), None) if quota.fits(credits, key.kept_credits()) => Affordability::Enough,
         // The last resort is no reason to spend what is left for others.
-        (Some(_), None) if key.kept_credits() > 0 && quota.reserved() == 0 => Means::Refused,
-        (Some(_), None) => Means::Short { is_undisturbed: quota.reserved() == 0 },
+        (Some(_), None) if key.kept_credits() > 0 && quota.reserved() == 0 => Affordability::Refused,
+        (Some(_), None) => Affordability::Short { is_undisturbed: quota.reserved() == 0 },
     }
 }

@@ -4,15 +4,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Settings;
-use super::belonging::Belonging;
-use super::cells::{Announced, EvidenceCell, ParkCell, ProbeCell, ReportedRemaining};
+use super::cells::{CooldownCell, EvidenceCell, LastReported, ProbeCell, ReportedRemaining};
+use super::membership::WorkspaceMembership;
 use super::roster::KeyEntry;
 use super::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use super::workspace::Workspace;
 use crate::policy::authority::Authority;
 use crate::policy::budget::Quota;
 use crate::policy::evidence::{Evidence, Meaning};
-use crate::policy::standing::{Change, Park, ParkReason, Standing};
+use crate::policy::key_state::{Change, Cooldown, CooldownReason, KeyState};
 use crate::policy::units::UnixMs;
 use crate::secret::ApiKey;
 
@@ -33,7 +33,7 @@ pub struct Key {
     /// What was refused with it as a key, and what follows from that: a rest, a try before its end,
     /// and what is left of its own cap.
     evidence: EvidenceCell,
-    park: ParkCell,
+    cooldown: CooldownCell,
     probe: ProbeCell,
     reported: ReportedRemaining,
     in_flight: AtomicU32,
@@ -41,7 +41,7 @@ pub struct Key {
     wants_poll: AtomicBool,
     /// When its next turn is; see [`Traits`](crate::policy::strategy::Traits).
     turn: AtomicU64,
-    announced: Announced,
+    announced: LastReported,
 }
 
 impl Key {
@@ -56,24 +56,24 @@ impl Key {
             weight: entry.weight.max(1),
             kept_credits: entry.kept_credits,
             evidence: EvidenceCell::default(),
-            park: ParkCell::default(),
+            cooldown: CooldownCell::default(),
             probe: ProbeCell::default(),
             reported: ReportedRemaining::default(),
             in_flight: AtomicU32::new(0),
             wants_poll: AtomicBool::new(false),
             turn: AtomicU64::new(0),
-            announced: Announced::default(),
+            announced: LastReported::default(),
         }
     }
 
     /// Whether it is what `entry` asks for.
-    pub(super) fn is(&self, entry: &KeyEntry, belonging: &Belonging) -> bool {
+    pub(super) fn is(&self, entry: &KeyEntry, belonging: &WorkspaceMembership) -> bool {
         self.name == entry.name
             && self.authority.as_ref() == entry.authority.as_ref().or(entry.found_region.as_ref())
             && self.weight == entry.weight.max(1)
             && self.kept_credits == entry.kept_credits
-            && self.workspace.belonging().is_same(belonging)
-            && belonging.name().is_none_or(|name| self.workspace.belonging().name() == Some(name))
+            && self.workspace.membership().is_same(belonging)
+            && belonging.name().is_none_or(|name| self.workspace.membership().name() == Some(name))
     }
 
     /// Its place in the pool, from 0; the last one when it is in the pool no more.
@@ -122,19 +122,19 @@ impl Key {
 
     /// How it stands at `now`, for people: a key whose speech is rate limited is.
     #[must_use]
-    pub fn standing(&self, now: UnixMs) -> Standing {
-        match self.standing_with(&self.workspace.quota(now), now) {
-            Standing::Usable => match self.workspace.limited_until(now) {
-                Some(until) => Standing::Resting { reason: ParkReason::RateLimited, until: Some(until) },
-                None => Standing::Usable,
+    pub fn state(&self, now: UnixMs) -> KeyState {
+        match self.state_with(&self.workspace.quota(now), now) {
+            KeyState::Usable => match self.workspace.limited_until(now) {
+                Some(until) => KeyState::Resting { reason: CooldownReason::RateLimited, until: Some(until) },
+                None => KeyState::Usable,
             },
-            resting @ Standing::Resting { .. } => resting,
+            resting @ KeyState::Resting { .. } => resting,
         }
     }
 
     /// How it stands for a choice, which looks at concurrency groups by themselves.
-    pub(super) fn standing_with(&self, quota: &Quota, now: UnixMs) -> Standing {
-        Standing::of(self.park.load(), self.workspace.parked(), quota, now)
+    pub(super) fn state_with(&self, quota: &Quota, now: UnixMs) -> KeyState {
+        KeyState::of(self.cooldown.load(), self.workspace.cooldown(), quota, now)
     }
 
     /// What was refused with it as a key and still matters.
@@ -159,7 +159,7 @@ impl Key {
         if let Some(poll) = before.evidence.poll() {
             self.evidence.polled(poll);
         }
-        self.park.store(before.park.load());
+        self.cooldown.store(before.cooldown.load());
     }
 
     /// Computes what its evidence means at `now`.
@@ -167,11 +167,11 @@ impl Key {
         // When the account's credits come back says nothing of a key's own cap.
         let meanings = self.evidence.weigh(None, &settings.cooldowns(), now);
         // All that it rests for must allow a try.
-        let (mut rest, mut is_probable, mut short) = (None::<Park>, true, false);
+        let (mut rest, mut is_probable, mut short) = (None::<Cooldown>, true, false);
         for meant in meanings {
             match meant {
-                Meaning::Rest { park, is_probable: may } => {
-                    rest = Some(rest.map_or(park, |held| held.joined(park)));
+                Meaning::Rest { cooldown, is_probable: may } => {
+                    rest = Some(rest.map_or(cooldown, |held| held.joined(cooldown)));
                     is_probable &= may;
                 }
                 Meaning::Short { left, until } => {
@@ -182,7 +182,7 @@ impl Key {
                 Meaning::Nothing | Meaning::GroupRest { .. } => {}
             }
         }
-        self.park.store(rest);
+        self.cooldown.store(rest);
         let may_try = is_probable && rest.is_some();
         self.probe.allow(may_try.then_some(settings.probe_after), now);
         if !short {
@@ -193,14 +193,14 @@ impl Key {
 
     /// Its own park, whether it still holds or not.
     #[must_use]
-    pub fn parked(&self) -> Option<Park> {
-        self.park.load()
+    pub fn cooldown(&self) -> Option<Cooldown> {
+        self.cooldown.load()
     }
 
     /// Sets its rest, for tests of what follows from one.
     #[cfg(test)]
-    pub(super) fn rest(&self, park: Park) {
-        self.park.store(Some(park));
+    pub(super) fn rest(&self, cooldown: Cooldown) {
+        self.cooldown.store(Some(cooldown));
         self.workspace.quiet().disturb();
     }
 
@@ -234,10 +234,10 @@ impl Key {
 
     /// The next moment at which it may stand in another way, if nothing happens.
     pub(super) fn next_change(&self, now: UnixMs) -> Option<UnixMs> {
-        self.park.load().filter(|park| park.holds(now)).map(|park| park.until)
+        self.cooldown.load().filter(|cooldown| cooldown.holds(now)).map(|cooldown| cooldown.until)
     }
 
-    pub(super) fn announce(&self, standing: Standing, quota: Quota, is_near: bool) -> Option<Change> {
+    pub(super) fn announce(&self, standing: KeyState, quota: Quota, is_near: bool) -> Option<Change> {
         self.announced.update(standing, quota, is_near)
     }
 

@@ -5,19 +5,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::cells::Paid;
+use super::cells::SettledReservation;
 use super::key::Key;
 use super::lease::Lease;
-use super::line::Ask;
 use super::refusal::RefusalRecord;
 use super::restrictions::{Force, Holder, Restriction};
 use super::roster::Roster;
+use super::wait_queue::KeyRequest;
 use super::{Observation, Pool, Settings, Transition, news_of_charge, news_of_workspace};
 use crate::policy::classify::Verdict;
 use crate::policy::evidence::{
-    Claim, Evidence, Poll, PollResult, Source, is_refuted_by_service, poll_decides_at,
+    ClaimedFault, Evidence, Poll, PollResult, Source, is_refuted_by_service, poll_decides_at,
 };
-use crate::policy::features::{Memory, RequestFeatures};
+use crate::policy::features::{Remembered, RequestFeatures};
 use crate::policy::units::UnixMs;
 
 /// A refusal, with what the request needed and where it was met.
@@ -26,7 +26,7 @@ pub struct Refused<'a> {
     /// What it means.
     pub verdict: Verdict,
     /// What the request needed of a key.
-    pub ask: Option<&'a Ask>,
+    pub request: Option<&'a KeyRequest>,
     /// Whether another account has refused the same request in the same words.
     pub is_agreed: bool,
     /// Where it was met.
@@ -37,7 +37,7 @@ pub struct Refused<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Served<'a> {
     /// What it needed of a key.
-    pub ask: Option<&'a Ask>,
+    pub request: Option<&'a KeyRequest>,
     /// When it began.
     pub began_at: UnixMs,
     /// Whether it costs credits.
@@ -56,15 +56,16 @@ impl Pool {
     ) -> Vec<Transition> {
         let settings = roster.settings();
         let workspace = key.workspace();
-        let Refused { verdict, ask, is_agreed, source } = refused;
-        let lane = ask.and_then(|ask| ask.lane);
+        let Refused { verdict, request, is_agreed, source } = refused;
+        let group = request.and_then(|request| request.group);
         if let Verdict::Concurrency { maximum } = verdict {
-            if let Some(lane) = lane {
-                workspace.room(lane).refused(maximum, now.plus(settings.concurrency_cooldown));
+            if let Some(group) = group {
+                workspace.limiter(group).refused(maximum, now.plus(settings.concurrency_cooldown));
             }
             return Vec::new();
         }
-        let Some(claim) = Claim::of(verdict, ask.and_then(|ask| ask.estimate), lane) else {
+        let Some(claim) = ClaimedFault::of(verdict, request.and_then(|request| request.estimate), group)
+        else {
             return Vec::new();
         };
         let named_span = if let Verdict::RateLimited(span) = verdict { span } else { None };
@@ -110,9 +111,9 @@ impl Pool {
         if key.evidence_cell().is_empty() && key.workspace().evidence_cell().is_empty() {
             return Vec::new();
         }
-        let Served { ask, began_at, is_charged } = served;
-        let lane = ask.and_then(|ask| ask.lane);
-        let is_refuted = |known: &Evidence| is_refuted_by_service(known, began_at, is_charged, lane);
+        let Served { request, began_at, is_charged } = served;
+        let group = request.and_then(|request| request.group);
+        let is_refuted = |known: &Evidence| is_refuted_by_service(known, began_at, is_charged, group);
         let of_others = self.refuted_elsewhere(roster, key, is_refuted, now);
         let mut news = self.drop_evidence(roster, key, is_refuted, now);
         news.extend(of_others);
@@ -130,7 +131,7 @@ impl Pool {
     ) -> Vec<Transition> {
         let of_workspace = key.workspace().evidence();
         let is_shared = |known: &&Evidence| {
-            known.is_agreed && matches!(known.claim, Claim::RateLimited(_)) && is_refuted(known)
+            known.is_agreed && matches!(known.claim, ClaimedFault::RateLimited(_)) && is_refuted(known)
         };
         let Some(refuted) = of_workspace.iter().find(is_shared) else { return Vec::new() };
         let is_same = |known: &Evidence| {
@@ -160,7 +161,7 @@ impl Pool {
         if !of_key && !of_workspace {
             return Vec::new();
         }
-        self.serve_line(now);
+        self.dispatch_waiters(now);
         news_of_workspace(roster, workspace, now)
     }
 
@@ -191,18 +192,18 @@ impl Pool {
         let has_group = record.is_in_group;
         let rate = |span: Option<Duration>| span.unwrap_or(settings.rate_limited_cooldown);
         let (span, force) = match memory {
-            Memory::RateLimit(_) | Memory::Concurrency if has_group => return None,
-            Memory::RateLimit(span) | Memory::Throttle(span) => {
+            Remembered::RateLimit(_) | Remembered::Concurrency if has_group => return None,
+            Remembered::RateLimit(span) | Remembered::Throttle(span) => {
                 (rate(span).min(settings.max_retry_after), Force::Strict)
             }
-            Memory::Concurrency => (settings.concurrency_cooldown, Force::Strict),
-            Memory::Permission => (settings.permission_cooldown, Force::Refused),
-            Memory::Plan | Memory::Slots => (settings.feature_cooldown, Force::Refused),
-            Memory::Endpoint => (settings.endpoint_cooldown, Force::Refused),
-            Memory::Unproven => (settings.unproven_cooldown, Force::Refused),
+            Remembered::Concurrency => (settings.concurrency_cooldown, Force::Strict),
+            Remembered::Permission => (settings.permission_cooldown, Force::Refused),
+            Remembered::Plan | Remembered::Slots => (settings.feature_cooldown, Force::Refused),
+            Remembered::Endpoint => (settings.endpoint_cooldown, Force::Refused),
+            Remembered::Unproven => (settings.unproven_cooldown, Force::Refused),
         };
         let is_unclear = matches!(verdict, Verdict::Unexplained(_));
-        let is_of_account = matches!(memory, Memory::Unproven) && !is_agreed;
+        let is_of_account = matches!(memory, Remembered::Unproven) && !is_agreed;
         let force = if is_of_account {
             Force::Noted
         } else if *is_agreed && is_unclear {
@@ -211,16 +212,16 @@ impl Pool {
             force
         };
         let holder = match memory {
-            Memory::Plan if record.is_of_plan => Holder::Plan(record.tier.clone()?),
+            Remembered::Plan if record.is_of_plan => Holder::Plan(record.tier.clone()?),
             _ if record.is_of_plan => return None,
-            Memory::Permission => Holder::Key(record.key),
-            Memory::Plan
-            | Memory::Slots
-            | Memory::Endpoint
-            | Memory::Unproven
-            | Memory::RateLimit(_)
-            | Memory::Throttle(_)
-            | Memory::Concurrency => Holder::Workspace(record.workspace.clone()),
+            Remembered::Permission => Holder::Key(record.key),
+            Remembered::Plan
+            | Remembered::Slots
+            | Remembered::Endpoint
+            | Remembered::Unproven
+            | Remembered::RateLimit(_)
+            | Remembered::Throttle(_)
+            | Remembered::Concurrency => Holder::Workspace(record.workspace.clone()),
         };
         let mut restriction = Restriction {
             number: 0,
@@ -258,7 +259,7 @@ impl Pool {
     /// refuted since: by a poll, or by another request that was served.
     #[must_use]
     pub fn was_refuted(&self, features: &RequestFeatures, key: &Key, verdict: Verdict, now: UnixMs) -> bool {
-        let Some(claim) = Claim::of(verdict, None, None) else { return false };
+        let Some(claim) = ClaimedFault::of(verdict, None, None) else { return false };
         let holds = |known: &Evidence| known.claim.is_same(claim);
         self.restrictions.is_known_of(features, key, verdict.word(), now)
             && !key.evidence().iter().any(holds)
@@ -273,7 +274,7 @@ impl Pool {
 
     /// Books what was spent with a key, and is known only now.
     pub fn spend(&self, roster: &Roster, key: &Key, credits: u64, now: UnixMs) -> Vec<Transition> {
-        key.workspace().cell().settle(Paid { reserved: 0, spent: credits }, now);
+        key.workspace().cell().settle(SettledReservation { reserved: 0, spent: credits }, now);
         key.workspace().spending().add(credits, now);
         news_of_charge(roster, key.workspace(), now)
     }
@@ -300,7 +301,11 @@ impl Pool {
             }
             Observation::Unreadable => PollResult::Unreadable,
             Observation::Invalid { verdict, source } => {
-                let claim = if verdict == Verdict::WrongHost { Claim::WrongHost } else { Claim::InvalidKey };
+                let claim = if verdict == Verdict::WrongHost {
+                    ClaimedFault::WrongHost
+                } else {
+                    ClaimedFault::InvalidKey
+                };
                 key.evidence_cell().add(Evidence {
                     claim,
                     at: now,
@@ -314,7 +319,7 @@ impl Pool {
         key.evidence_cell().polled(Poll { at: now, result });
         key.weigh(settings, now);
         workspace.weigh(settings, now);
-        self.serve_line(now);
+        self.dispatch_waiters(now);
         news_of_workspace(roster, workspace, now)
     }
 

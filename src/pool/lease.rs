@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use super::Pool;
-use super::cells::{Paid, ReportedRemaining, Taken};
+use super::cells::{ReportedDecrease, ReportedRemaining, SettledReservation};
 use super::key::Key;
-use super::line::Ask;
-use crate::policy::lane::Lane;
+use super::wait_queue::KeyRequest;
+use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::units::UnixMs;
 
 /// A reserved key. Dropping it releases the key, whatever became of the request.
@@ -15,7 +15,7 @@ use crate::policy::units::UnixMs;
 pub struct Lease {
     pool: Arc<Pool>,
     key: Arc<Key>,
-    lane: Option<Lane>,
+    group: Option<ConcurrencyGroup>,
     /// Credits it still holds; settled by as many when nothing else is known.
     reserved: u64,
     /// Whether it holds as many of what the provider reported to be left: of the key's cap, of the
@@ -32,20 +32,20 @@ impl Lease {
     pub(super) fn take(
         pool: &Arc<Pool>,
         key: &Arc<Key>,
-        ask: &Ask,
+        request: &KeyRequest,
         stretches: bool,
         now: UnixMs,
     ) -> Option<Self> {
         let workspace = key.workspace();
-        if ask.lane.is_some_and(|lane| !workspace.room(lane).enter()) {
+        if request.group.is_some_and(|group| !workspace.limiter(group).try_acquire()) {
             return None;
         }
-        let reserved = ask.estimate.unwrap_or(0);
+        let reserved = request.estimate.unwrap_or(0);
         let taken =
             if reserved == 0 { Some([false; 2]) } else { take_credits(key, reserved, stretches, now) };
         let Some(reported) = taken else {
-            if let Some(lane) = ask.lane {
-                workspace.room(lane).leave();
+            if let Some(group) = request.group {
+                workspace.limiter(group).release();
             }
             return None;
         };
@@ -53,7 +53,7 @@ impl Lease {
         Some(Self {
             pool: Arc::clone(pool),
             key: Arc::clone(key),
-            lane: ask.lane,
+            group: request.group,
             reserved,
             reported,
             since: now,
@@ -86,27 +86,27 @@ impl Lease {
     }
 
     /// The provider says how many requests like this one may run at once.
-    pub fn learn_room(&self, maximum: u32) {
-        if let Some(lane) = self.lane {
-            let room = self.key.workspace().room(lane);
+    pub fn learn_concurrency_limit(&self, maximum: u32) {
+        if let Some(group) = self.group {
+            let room = self.key.workspace().limiter(group);
             if room.learn(maximum) {
-                self.pool.serve_line_now();
+                self.pool.dispatch_waiters_now();
             }
         }
     }
 
     /// Gives the place back and keeps the key: nothing runs with it now.
     pub fn rest(&mut self) {
-        if let Some(lane) = self.lane.take() {
-            self.key.workspace().room(lane).leave();
-            self.pool.serve_line_now();
+        if let Some(group) = self.group.take() {
+            self.key.workspace().limiter(group).release();
+            self.pool.dispatch_waiters_now();
         }
     }
 
     /// Whether it has a place among those that run at once.
     #[must_use]
     pub fn has_place(&self) -> bool {
-        self.lane.is_some()
+        self.group.is_some()
     }
 
     /// Gives the key back, before the lease itself ends.
@@ -118,24 +118,24 @@ impl Lease {
             // Nobody said what it has cost: perhaps what was expected, if it was asked for at all.
             self.pay(if self.is_used { self.reserved } else { 0 }, self.since);
         }
-        if let Some(lane) = self.lane.take() {
-            self.key.workspace().room(lane).leave();
+        if let Some(group) = self.group.take() {
+            self.key.workspace().limiter(group).release();
         }
         self.key.leave();
-        self.pool.serve_line_now();
+        self.pool.dispatch_waiters_now();
     }
 
     /// Says what the request has cost. What was reserved beyond that is free for others.
     pub(super) fn settle(&mut self, spent: u64, now: UnixMs) {
         if self.pay(spent, now) {
-            self.pool.serve_line(now);
+            self.pool.dispatch_waiters(now);
         }
     }
 
     /// Whether there was anything to pay or to give back.
     fn pay(&mut self, spent: u64, now: UnixMs) -> bool {
-        let paid = Paid { reserved: std::mem::take(&mut self.reserved), spent };
-        if paid == (Paid { reserved: 0, spent: 0 }) {
+        let paid = SettledReservation { reserved: std::mem::take(&mut self.reserved), spent };
+        if paid == (SettledReservation { reserved: 0, spent: 0 }) {
             return false;
         }
         let workspace = self.key.workspace();
@@ -160,11 +160,11 @@ fn take_credits(key: &Key, credits: u64, stretches: bool, now: UnixMs) -> Option
     let quota = key.workspace().cell();
     let cells = reports(key);
     let taken = cells.map(|cell| cell.take(credits, now));
-    let holds = taken.map(|taken| taken == Taken::Some);
+    let holds = taken.map(|taken| taken == ReportedDecrease::Some);
     let is_reported = holds.contains(&true);
-    let has = match (taken.contains(&Taken::TooFew), stretches) {
+    let has = match (taken.contains(&ReportedDecrease::TooFew), stretches) {
         (true, _) => false,
-        (false, true) => quota.stretch(credits),
+        (false, true) => quota.overcommit(credits),
         // Where the provider has reported what is left, our own count does not matter.
         (false, false) => quota.reserve(credits, (!is_reported).then(|| key.kept_credits())),
     };
@@ -172,7 +172,7 @@ fn take_credits(key: &Key, credits: u64, stretches: bool, now: UnixMs) -> Option
         return Some(holds);
     }
     for (cell, _) in cells.into_iter().zip(holds).filter(|(_, holds)| *holds) {
-        cell.settle(Paid { reserved: credits, spent: 0 });
+        cell.settle(SettledReservation { reserved: credits, spent: 0 });
     }
     None
 }

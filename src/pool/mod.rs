@@ -5,19 +5,19 @@
 //! choosing reads atomics, reserving is a compare-and-swap, and a [`Lease`] gives back what it holds
 //! when it is dropped.
 
-mod belonging;
 mod candidate;
 mod cells;
 mod key;
 mod learn;
 mod lease;
-mod line;
-mod owners;
+mod membership;
+mod ownership_index;
 mod refusal;
 mod reserve;
 mod restrictions;
 mod roster;
 mod sync;
+mod wait_queue;
 mod workspace;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,30 +32,30 @@ use crate::policy::classify::Verdict;
 use crate::policy::evidence::{Cooldowns, Evidence, Source};
 use crate::policy::features::RequestFeatures;
 use crate::policy::forecast::{Forecast, forecast_of};
+use crate::policy::key_state::KeyState;
 use crate::policy::models::Models;
 use crate::policy::plan::Capabilities;
-use crate::policy::standing::Standing;
 use crate::policy::strategy::Strategy;
 use crate::policy::units::UnixMs;
 use crate::secret::Fingerprint;
-use cells::Outlook;
+use cells::NextChange;
 use sync::{AtomicU64, AtomicUsize};
 
-pub use belonging::Belonging;
 pub use key::Key;
 pub use learn::{Refused, Served};
 pub use lease::Lease;
-pub use line::Ask;
-use line::Line;
-pub use owners::{Found, Identity, Lesson, Owners};
+pub use membership::WorkspaceMembership;
+pub use ownership_index::{KnownOwner, LearnedOwner, OwnerId, OwnershipIndex};
 pub use refusal::{Earlier, RefusalRecord};
 pub use reserve::Reserved;
 pub use restrictions::{Holder, RESTRICTIONS_MAX, Restraint, Restriction, Restrictions};
 pub use roster::{KeyEntry, Roster};
+pub use wait_queue::KeyRequest;
+use wait_queue::WaitQueue;
 pub use workspace::Workspace;
 
 /// A change and the key it is about.
-pub type Transition = crate::policy::standing::Transition<Arc<Key>>;
+pub type Transition = crate::policy::key_state::Transition<Arc<Key>>;
 
 /// How the pool behaves.
 #[derive(Clone, Copy, Debug)]
@@ -165,7 +165,7 @@ pub enum Observation {
 
 /// What was known of a key when the program ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Remembered {
+pub struct RestoredKey {
     /// Whose.
     pub fingerprint: Fingerprint,
     /// The quota of its workspace.
@@ -184,7 +184,7 @@ pub struct KeySnapshot {
     /// Which.
     pub key: Arc<Key>,
     /// How it stands.
-    pub standing: Standing,
+    pub standing: KeyState,
     /// The quota of its workspace.
     pub quota: Quota,
     /// Whether its use has come near the limit.
@@ -199,13 +199,13 @@ pub struct KeySnapshot {
 
 /// Whether a key may serve a request, apart from how it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fit {
+pub enum Eligibility {
     /// It may not: the request is bound to another account.
     No,
     /// It may.
     Yes,
     /// It may, also without credits, when no other can: what is asked for costs none.
-    EvenWithoutCredits,
+    EvenExhausted,
 }
 
 /// What a reload has made of the keys.
@@ -226,7 +226,7 @@ pub struct Pool {
     /// Held by whoever replaces the roster.
     replacing: Mutex<()>,
     models: ArcSwap<Models>,
-    line: Line,
+    line: WaitQueue,
     /// The key that serves now, by its address, which stays when its position changes; 0 before the
     /// first request.
     in_use: AtomicUsize,
@@ -246,7 +246,7 @@ impl Pool {
             roster: ArcSwap::from_pointee(Roster::new(entries, settings)),
             replacing: Mutex::new(()),
             models: ArcSwap::from_pointee(Models::default()),
-            line: Line::default(),
+            line: WaitQueue::default(),
             in_use: AtomicUsize::new(0),
             turn: AtomicU64::new(0),
             restrictions: Restrictions::default(),
@@ -382,7 +382,7 @@ impl Pool {
 
     /// Takes up what was known when the program ended. What it means is computed anew, and the first poll
     /// decides over what a poll can decide.
-    pub fn restore(&self, remembered: &[Remembered], now: UnixMs) {
+    pub fn restore(&self, remembered: &[RestoredKey], now: UnixMs) {
         let roster = self.roster.load();
         for key in roster.keys() {
             let print = key.api_key().fingerprint();
@@ -429,7 +429,7 @@ impl Pool {
         let snapshot = |key: &Arc<Key>| {
             let quota = key.workspace().quota(now);
             KeySnapshot {
-                standing: key.standing(now),
+                standing: key.state(now),
                 is_near_limit: roster.is_near_limit(&quota),
                 forecast: key.workspace().forecast(now),
                 quota,
@@ -462,8 +462,8 @@ fn news_of_charge(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Tr
     if is_quiet { Vec::new() } else { news_of_workspace(roster, workspace, now) }
 }
 
-fn outlook(roster: &Roster, quota: &Quota) -> Outlook {
-    Outlook {
+fn outlook(roster: &Roster, quota: &Quota) -> NextChange {
+    NextChange {
         generation: roster.generation(),
         is_spent: quota.is_spent(),
         is_near: roster.is_near_limit(quota),
@@ -473,7 +473,7 @@ fn outlook(roster: &Roster, quota: &Quota) -> Outlook {
 fn news_of(roster: &Roster, key: &Arc<Key>, now: UnixMs) -> Option<Transition> {
     let quota = key.workspace().quota(now);
     let is_near = roster.is_near_limit(&quota);
-    let change = key.announce(key.standing(now), quota, is_near)?;
+    let change = key.announce(key.state(now), quota, is_near)?;
     Some(Transition { key: Arc::clone(key), change })
 }
 

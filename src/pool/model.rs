@@ -203,12 +203,12 @@ fn pool(places: u32) -> Arc<Pool> {
     Arc::new(pool)
 }
 
-fn ask() -> Ask {
+fn request() -> Ask {
     Ask::new(ClientName::new("app"), Some(5), Some(Lane::SPEECH))
 }
 
 fn refused(verdict: Verdict) -> Refused<'static> {
-    Refused { verdict, ask: None, is_agreed: false, source: Source::default() }
+    Refused { verdict, request: None, is_agreed: false, source: Source::default() }
 }
 
 fn assert_at_rest(pool: &Pool) {
@@ -226,12 +226,12 @@ fn a_lease_ends_once_whoever_parks_the_key_meanwhile() {
         both(
             move || {
                 let roster = other.roster();
-                drop(other.try_reserve(&roster, &ask(), NOW));
+                drop(other.try_reserve(&roster, &request(), NOW));
             },
             || {
                 let roster = pool.roster();
                 pool.record_refusal(&roster, &roster.keys()[0], refused(Verdict::Billing), NOW);
-                assert!(pool.try_reserve(&roster, &ask(), NOW).is_err(), "a parked key is never chosen");
+                assert!(pool.try_reserve(&roster, &request(), NOW).is_err(), "a parked key is never chosen");
             },
         );
         assert_at_rest(&pool);
@@ -264,13 +264,13 @@ fn whoever_waits_is_found_by_whoever_releases() {
     model_with(2, || {
         let pool = pool(1);
         let roster = pool.roster();
-        let held = pool.try_reserve(&roster, &ask(), NOW).unwrap();
+        let held = pool.try_reserve(&roster, &request(), NOW).unwrap();
         let other = Arc::clone(&pool);
         let releasing = thread::spawn(move || {
             drop(held);
             drop(other);
         });
-        let (ticket, mut given) = pool.line.join(&roster, &ask(), 9).unwrap();
+        let (ticket, mut given) = pool.line.join(&roster, &request(), 9).unwrap();
         pool.serve_line(NOW);
         releasing.join().unwrap();
         let given = given.try_recv().expect("nobody served the line");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::*;
 use crate::policy::classify::{Shortfall, Verdict};
 use crate::policy::client::ClientName;
-use crate::policy::lane::Lane;
+use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::select::Unavailable;
 use crate::policy::strategy::STRATEGIES;
 use crate::secret::ApiKey;
@@ -91,7 +91,10 @@ impl Month {
         let roster = month.pool.roster();
         for (key, account) in KEYS.into_iter().enumerate() {
             month.tell(key, BEGIN);
-            roster.keys()[key].workspace().room(Lane::SPEECH).learn(month.accounts[account].places);
+            roster.keys()[key]
+                .workspace()
+                .limiter(ConcurrencyGroup::SPEECH)
+                .learn(month.accounts[account].places);
         }
         month
     }
@@ -128,9 +131,11 @@ impl Month {
 
     fn speak(&mut self, client: &str, credits: u64, lasts: u64, mut now: UnixMs) {
         let roster = self.pool.roster();
-        let mut ask = Ask::new(ClientName::new(client), Some(credits), Some(Lane::SPEECH));
+        let mut request =
+            KeyRequest::new(ClientName::new(client), Some(credits), Some(ConcurrencyGroup::SPEECH));
         loop {
-            let reserved = match self.pool.try_reserve(&roster, &ask, now).map_err(|blocked| blocked.why) {
+            let reserved = match self.pool.try_reserve(&roster, &request, now).map_err(|blocked| blocked.why)
+            {
                 Ok(reserved) => reserved,
                 Err(Unavailable::Full { .. }) => {
                     // It waits until the first of those under way ends.
@@ -148,7 +153,7 @@ impl Month {
             };
             let mut lease = reserved.lease;
             let key = Arc::clone(lease.key());
-            assert_ne!(key.standing(now).status().word(), "invalid", "a parked key is never chosen");
+            assert_ne!(key.state(now).status().word(), "invalid", "a parked key is never chosen");
             lease.begin();
             let account = &mut self.accounts[KEYS[key.position()]];
             let cost = account.cost(credits);
@@ -162,10 +167,11 @@ impl Month {
             let shortfall =
                 Shortfall { remaining: Some(account.left), required: Some(cost), ..Shortfall::default() };
             let verdict = Verdict::WorkspaceQuota(shortfall);
-            let refused = Refused { verdict, ask: Some(&ask), is_agreed: false, source: Source::default() };
+            let refused =
+                Refused { verdict, request: Some(&request), is_agreed: false, source: Source::default() };
             self.pool.record_refusal(&roster, &key, refused, now);
             self.pool.settle(&roster, &mut lease, 0, now);
-            ask.excluded.push(key.position());
+            request.tried.push(key.position());
             self.outcome.wasted += 1;
         }
     }
@@ -178,7 +184,7 @@ impl Month {
             assert_eq!(key.in_flight() as usize, open);
             // What is under way is settled: the provider told its price with the head of the answer.
             assert_eq!(key.workspace().reserved(), 0);
-            let (running, places) = key.workspace().running(Lane::SPEECH);
+            let (running, places) = key.workspace().running(ConcurrencyGroup::SPEECH);
             assert!(running <= places.unwrap(), "{running} of {places:?}");
         }
     }

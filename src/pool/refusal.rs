@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::key::Key;
 use super::learn::Refused;
-use super::owners::Identity;
+use super::ownership_index::OwnerId;
 use super::restrictions::{Force, Restriction};
 use super::roster::Roster;
 use crate::policy::classify::Verdict;
@@ -21,7 +21,7 @@ pub struct RefusalRecord {
     /// The key that was refused.
     pub key: Fingerprint,
     /// The workspace of that key.
-    pub workspace: Identity,
+    pub workspace: OwnerId,
     /// The plan of that workspace at the time, when it was known.
     pub tier: Option<Arc<str>>,
     /// Whether the restriction is that of other workspaces with the plan, and not the key's or the
@@ -56,7 +56,7 @@ pub struct Earlier {
 
 impl RefusalRecord {
     pub(super) fn new(key: &Key, features: &RequestFeatures, refused: &Refused<'_>, at: UnixMs) -> Self {
-        let Refused { verdict, ask, is_agreed, source } = refused;
+        let Refused { verdict, request, is_agreed, source } = refused;
         let workspace = key.workspace();
         Self {
             key: key.api_key().fingerprint(),
@@ -65,7 +65,7 @@ impl RefusalRecord {
             is_of_plan: false,
             features: features.clone(),
             verdict: *verdict,
-            is_in_group: ask.is_some_and(|ask| ask.lane.is_some()),
+            is_in_group: request.is_some_and(|request| request.group.is_some()),
             is_agreed: *is_agreed,
             at,
             earlier: None,
@@ -85,7 +85,7 @@ impl RefusalRecord {
     }
 
     /// What its workspace is known by in `roster`; `None` when no key opens that any more.
-    pub(super) fn workspace_in(&self, roster: &Roster) -> Option<Identity> {
+    pub(super) fn workspace_in(&self, roster: &Roster) -> Option<OwnerId> {
         let key = roster.keys().iter().find(|key| key.api_key().fingerprint() == self.key);
         key.map(|key| key.workspace().identity()).or_else(|| roster.identity_of(&self.workspace)).cloned()
     }

@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::candidate::{Round, candidate, claim_probe, is_closed, traits};
+use super::candidate::{SelectionRound, candidate, claim_probe, is_closed, traits};
 use super::key::Key;
 use super::lease::Lease;
-use super::line::{Ask, Given, Tried};
 use super::restrictions::Restraint;
 use super::roster::Roster;
 use super::sync::Ordering;
+use super::wait_queue::{KeyRequest, ReserveResult, TryReserveResult};
 use super::{Pool, Transition, news_of};
 use crate::clock;
-use crate::policy::select::{Blocked, Candidate, Choice, Means, Unavailable, select};
-use crate::policy::standing::{Change, Standing};
+use crate::policy::key_state::{Change, KeyState};
+use crate::policy::select::{Affordability, Blocked, Candidate, Choice, Unavailable, select};
 use crate::policy::strategy::TURN;
 use crate::policy::units::UnixMs;
 
@@ -48,31 +48,31 @@ impl Pool {
     /// # Cancel safety
     ///
     /// Dropping the future leaves the line; a key that was given meanwhile is released.
-    pub async fn reserve(self: &Arc<Self>, roster: &Arc<Roster>, ask: &Ask) -> Given {
+    pub async fn reserve(self: &Arc<Self>, roster: &Arc<Roster>, request: &KeyRequest) -> ReserveResult {
         if self.line.is_empty() {
             let now = clock::now();
-            match self.try_reserve(roster, ask, now) {
+            match self.try_reserve(roster, request, now) {
                 Err(blocked) if blocked.is_worth_waiting(now) => {}
                 done => return done.map_err(|blocked| blocked.why),
             }
         }
-        self.wait(roster, ask).await
+        self.wait(roster, request).await
     }
 
-    async fn wait(self: &Arc<Self>, roster: &Arc<Roster>, ask: &Ask) -> Given {
+    async fn wait(self: &Arc<Self>, roster: &Arc<Roster>, request: &KeyRequest) -> ReserveResult {
         let settings = roster.settings();
-        let Some((ticket, mut given)) = self.line.join(roster, ask, settings.waiting_max) else {
+        let Some((ticket, mut given)) = self.line.join(roster, request, settings.waiting_max) else {
             // The line is as long as it may be. Who needs nothing that others wait for is served.
-            let given = self.try_reserve(roster, ask, clock::now()).map_err(|blocked| blocked.why);
+            let given = self.try_reserve(roster, request, clock::now()).map_err(|blocked| blocked.why);
             if given.is_ok() {
-                self.serve_line_now();
+                self.dispatch_waiters_now();
             }
             return given;
         };
         let busy = || Err(Unavailable::Full { until: None });
         let waiting = async {
             loop {
-                self.serve_line(clock::now());
+                self.dispatch_waiters(clock::now());
                 // Some of what is waited for comes back by itself: a cooldown ends. Which one ends first
                 // may change while the request waits.
                 loop {
@@ -98,33 +98,42 @@ impl Pool {
     }
 
     /// Gives those who wait what there is.
-    pub(super) fn serve_line(self: &Arc<Self>, now: UnixMs) {
+    pub(super) fn dispatch_waiters(self: &Arc<Self>, now: UnixMs) {
         if !self.line.is_empty() {
-            self.line.serve(now, |roster, ask| self.try_reserve(roster, ask, now));
+            self.line.serve(now, |roster, request| self.try_reserve(roster, request, now));
         }
     }
 
     /// The same by the present time, which is asked for only when somebody waits.
-    pub(super) fn serve_line_now(self: &Arc<Self>) {
+    pub(super) fn dispatch_waiters_now(self: &Arc<Self>) {
         if !self.line.is_empty() {
-            self.serve_line(clock::now());
+            self.dispatch_waiters(clock::now());
         }
     }
 
     /// Reserves a key, or says why not, without waiting.
-    pub(super) fn try_reserve(self: &Arc<Self>, roster: &Arc<Roster>, ask: &Ask, now: UnixMs) -> Tried {
+    pub(super) fn try_reserve(
+        self: &Arc<Self>,
+        roster: &Arc<Roster>,
+        request: &KeyRequest,
+        now: UnixMs,
+    ) -> TryReserveResult {
         let rounds = |is_at_home, up_to| {
-            let round = |spares_credits| Round { is_at_home, spares_credits, up_to };
-            match self.try_round(roster, ask, round(false), now) {
-                Err(blocked) if ask.spares_credits => {
-                    let spared = self.try_round(roster, ask, round(true), now);
+            let round = |spares_credits| SelectionRound {
+                is_preferred_only: is_at_home,
+                allow_exhausted: spares_credits,
+                up_to,
+            };
+            match self.try_round(roster, request, round(false), now) {
+                Err(blocked) if request.allow_exhausted => {
+                    let spared = self.try_round(roster, request, round(true), now);
                     spared.map_err(|spared| blocked.or_sooner(spared.again_at))
                 }
                 given => given,
             }
         };
         let unrestricted = |up_to| {
-            if !ask.home.is_empty()
+            if !request.preferred.is_empty()
                 && let Ok(reserved) = rounds(true, up_to)
             {
                 return Ok(reserved);
@@ -134,10 +143,11 @@ impl Pool {
         let first = unrestricted(None);
         let Err(blocked) = first else { return first };
         // One that is only busy is waited for; what was refused for the like of it comes after that.
-        if matches!(blocked.why, Unavailable::Full { .. }) || ask.restricted.is_empty() {
+        if matches!(blocked.why, Unavailable::Full { .. }) || request.restricted.is_empty() {
             return first;
         }
-        for up_to in LEVELS.into_iter().filter(|level| *level == Restraint::Inferred || !ask.was_refused) {
+        for up_to in LEVELS.into_iter().filter(|level| *level == Restraint::Inferred || !request.was_refused)
+        {
             match unrestricted(Some(up_to)) {
                 // A restricted key that is only busy is waited for, too.
                 Err(Blocked { why: Unavailable::Full { .. }, .. }) if up_to == Restraint::RefusedLongest => {}
@@ -148,17 +158,23 @@ impl Pool {
         first
     }
 
-    fn try_round(self: &Arc<Self>, roster: &Arc<Roster>, ask: &Ask, round: Round, now: UnixMs) -> Tried {
+    fn try_round(
+        self: &Arc<Self>,
+        roster: &Arc<Roster>,
+        request: &KeyRequest,
+        round: SelectionRound,
+        now: UnixMs,
+    ) -> TryReserveResult {
         let strategy = roster.settings().strategy;
         let turn = self.turn.load(Ordering::Acquire);
         for _ in 0..RACES_MAX {
             let too_poor = Cell::new(false);
             let look = |position: usize, key: &Arc<Key>| {
-                let seen = candidate(key, position, ask, round, turn, now);
+                let seen = candidate(key, position, request, round, turn, now);
                 too_poor.set(too_poor.get() || is_passed_over(&seen));
                 seen
             };
-            let is_closed = |position: usize, key: &Key| is_closed(key, position, ask, round, now);
+            let is_closed = |position: usize, key: &Key| is_closed(key, position, request, round, now);
             let (choice, stretches) = match best_able(roster, turn, now, is_closed, look) {
                 Some(position) => (Choice::Use(position), false),
                 None => {
@@ -166,26 +182,26 @@ impl Pool {
                     let seen: Vec<Candidate> = all.map(|(position, key)| look(position, key)).collect();
                     // One that had no room a moment ago may have it by now.
                     let choice = select(strategy, seen.iter().copied())?;
-                    (choice, seen[choice.position()].means != Means::Enough)
+                    (choice, seen[choice.position()].means != Affordability::Enough)
                 }
             };
             let position = choice.position();
             let key = &roster.keys()[position];
             let pause = roster.settings().probe_after;
-            if matches!(choice, Choice::Probe(_)) && !claim_probe(key, ask, pause, now) {
+            if matches!(choice, Choice::Probe(_)) && !claim_probe(key, request, pause, now) {
                 continue;
             }
-            let Some(lease) = Lease::take(self, key, ask, stretches, now) else { continue };
+            let Some(lease) = Lease::take(self, key, request, stretches, now) else { continue };
             if strategy.takes_turns() {
                 self.take_turn(key, turn);
             }
             let mut news = Vec::new();
             if too_poor.get() {
-                news = pass_over(roster, ask, position, now);
+                news = pass_over(roster, request, position, now);
             }
             news.extend(news_of(roster, key, now));
             // A request that is not free to choose says nothing of the pool.
-            if ask.barred.is_empty() && ask.home.is_empty() {
+            if request.ineligible.is_empty() && request.preferred.is_empty() {
                 news.extend(self.note_use(roster, key, position, now));
             }
             return Ok(Reserved { lease, news });
@@ -205,8 +221,7 @@ impl Pool {
     fn note_use(&self, roster: &Roster, key: &Arc<Key>, position: usize, now: UnixMs) -> Option<Transition> {
         let address = Arc::as_ptr(key).addr();
         let before = self.in_use.load(Ordering::Acquire);
-        let is_usable =
-            |key: &Arc<Key>| key.standing_with(&key.workspace().quota(now), now) == Standing::Usable;
+        let is_usable = |key: &Arc<Key>| key.state_with(&key.workspace().quota(now), now) == KeyState::Usable;
         if before == address || !is_usable(key) {
             return None;
         }
@@ -260,13 +275,13 @@ fn best_able(
 /// Whether a key would serve, if it could pay.
 fn is_passed_over(key: &Candidate) -> bool {
     key.is_eligible
-        && key.standing == Standing::Usable
-        && matches!(key.means, Means::Short { .. } | Means::Refused)
+        && key.standing == KeyState::Usable
+        && matches!(key.means, Affordability::Short { .. } | Affordability::Refused)
 }
 
 /// Notes the workspaces that were passed over for the key at `chosen` because they are too poor.
-fn pass_over(roster: &Roster, ask: &Ask, chosen: usize, now: UnixMs) -> Vec<Transition> {
-    let credits = ask.estimate.unwrap_or(0);
+fn pass_over(roster: &Roster, request: &KeyRequest, chosen: usize, now: UnixMs) -> Vec<Transition> {
+    let credits = request.estimate.unwrap_or(0);
     let mut news = Vec::new();
     for (position, key) in roster.keys().iter().enumerate().filter(|(at, _)| *at != chosen) {
         let workspace = key.workspace();
@@ -275,8 +290,8 @@ fn pass_over(roster: &Roster, ask: &Ask, chosen: usize, now: UnixMs) -> Vec<Tran
         let spendable = quota.spendable().map(|left| left.saturating_sub(key.kept_credits()));
         let reported = workspace.cell().reported().left(now);
         let Some(left) = reported.or(spendable).filter(|left| *left < credits) else { continue };
-        let is_usable = key.standing_with(&quota, now) == Standing::Usable;
-        if is_usable && !ask.excluded.contains(&position) && !ask.bars(position) {
+        let is_usable = key.state_with(&quota, now) == KeyState::Usable;
+        if is_usable && !request.tried.contains(&position) && !request.is_ineligible(position) {
             let cooldown = roster.settings().exhausted_cooldown;
             let until = quota.resets_at.unwrap_or_else(|| now.plus(cooldown));
             if workspace.pass_over(until, now) {
@@ -297,9 +312,9 @@ mod tests {
     use super::*;
     use crate::policy::budget::Quota;
     use crate::policy::client::ClientName;
-    use crate::policy::lane::Lane;
+    use crate::policy::concurrency_group::ConcurrencyGroup;
+    use crate::policy::key_state::{Cooldown, CooldownReason};
     use crate::policy::select::select;
-    use crate::policy::standing::{Park, ParkReason};
     use crate::policy::strategy::STRATEGIES;
     use crate::secret::ApiKey;
 
@@ -313,14 +328,18 @@ mod tests {
     type Met = (Option<(usize, u64)>, u64, u64, u32, u32, Option<u64>);
 
     fn met() -> impl proptest::strategy::Strategy<Value = Met> {
-        let park = proptest::option::weighted(0.4, (0_usize..4, 900..1_100_u64));
+        let cooldown = proptest::option::weighted(0.4, (0_usize..4, 900..1_100_u64));
         let told = proptest::option::weighted(0.3, 0..20_u64);
-        (park, 0..25_u64, 0..4_u64, 0..3_u32, 0..4_u32, told)
+        (cooldown, 0..25_u64, 0..4_u64, 0..3_u32, 0..4_u32, told)
     }
 
-    fn meet(key: &Key, (park, spent, turn, users, places, told): Met) {
-        const REASONS: [ParkReason; 4] =
-            [ParkReason::RateLimited, ParkReason::Exhausted, ParkReason::Billing, ParkReason::Invalid];
+    fn meet(key: &Key, (cooldown, spent, turn, users, places, told): Met) {
+        const REASONS: [CooldownReason; 4] = [
+            CooldownReason::RateLimited,
+            CooldownReason::Exhausted,
+            CooldownReason::Billing,
+            CooldownReason::Invalid,
+        ];
         let workspace = key.workspace();
         let quota = Quota {
             count: spent,
@@ -329,17 +348,17 @@ mod tests {
             ..Quota::default()
         };
         workspace.restore(quota, NOW);
-        if let Some((reason, until)) = park {
-            key.rest(Park { reason: REASONS[reason], until: UnixMs(until) });
+        if let Some((reason, until)) = cooldown {
+            key.rest(Cooldown { reason: REASONS[reason], until: UnixMs(until) });
         }
         if let Some(left) = told {
             key.reported().report(left, UnixMs(9_000), NOW);
         }
         key.turn().store(turn * TURN, Ordering::Release);
-        workspace.room(Lane::SPEECH).learn(places);
+        workspace.limiter(ConcurrencyGroup::SPEECH).learn(places);
         for _ in 0..users {
             key.enter();
-            workspace.room(Lane::SPEECH).enter();
+            workspace.limiter(ConcurrencyGroup::SPEECH).try_acquire();
         }
     }
 
@@ -364,19 +383,19 @@ mod tests {
                 let pool = Pool::new(entries.collect(), Settings { strategy, ..Settings::STILL });
                 let roster = pool.roster();
                 roster.keys().iter().zip(&keys).for_each(|(key, as_met)| meet(key, *as_met));
-                let mut ask = Ask::new(ClientName::new("app"), credits, Some(Lane::SPEECH));
-                ask.excluded.clone_from(&excluded);
-                ask.barred = barred.iter().copied().collect();
-                ask.home = home.iter().copied().collect();
-                ask.restricted = restricted.iter().map(|at| (*at, RESTRAINTS[*at % 3])).collect();
+                let mut request = KeyRequest::new(ClientName::new("app"), credits, Some(ConcurrencyGroup::SPEECH));
+                request.tried.clone_from(&excluded);
+                request.ineligible = barred.iter().copied().collect();
+                request.preferred = home.iter().copied().collect();
+                request.restricted = restricted.iter().map(|at| (*at, RESTRAINTS[*at % 3])).collect();
                 let up_to = [None, Some(Restraint::Inferred), Some(Restraint::Refused)][up_to];
-                let round = Round { is_at_home, spares_credits, up_to };
-                let is_closed = |at, key: &Key| is_closed(key, at, &ask, round, NOW);
-                let look = |at, key: &Arc<Key>| candidate(key, at, &ask, round, turn * TURN, NOW);
+                let round = SelectionRound { is_preferred_only: is_at_home, allow_exhausted: spares_credits, up_to };
+                let is_closed = |at, key: &Key| is_closed(key, at, &request, round, NOW);
+                let look = |at, key: &Arc<Key>| candidate(key, at, &request, round, turn * TURN, NOW);
                 let all = roster.keys().iter().enumerate().map(|(at, key)| look(at, key));
                 let compared = match select(strategy, all) {
                     Ok(Choice::Use(position)) => Some(position),
-                    Ok(Choice::Stretch(_) | Choice::Probe(_)) | Err(_) => None,
+                    Ok(Choice::Overcommit(_) | Choice::Probe(_)) | Err(_) => None,
                 };
                 prop_assert_eq!(best_able(&roster, turn * TURN, NOW, is_closed, look), compared, "{:?}", strategy);
             }

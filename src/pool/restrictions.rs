@@ -10,7 +10,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use super::key::Key;
-use super::owners::Identity;
+use super::ownership_index::OwnerId;
 use super::refusal::{Earlier, RefusalRecord};
 use super::roster::Roster;
 use super::sync::{AtomicU64, Ordering};
@@ -29,7 +29,7 @@ pub enum Holder {
     /// All workspaces with a plan of this name.
     Plan(Arc<str>),
     /// A workspace.
-    Workspace(Identity),
+    Workspace(OwnerId),
     /// A key.
     Key(Fingerprint),
 }
@@ -278,7 +278,7 @@ impl Restrictions {
     }
 
     /// Forgets the restrictions of a workspace that were refused with this verdict.
-    pub(super) fn lift(&self, workspace: &Identity, verdict: &'static str) {
+    pub(super) fn lift(&self, workspace: &OwnerId, verdict: &'static str) {
         let holder = Holder::Workspace(workspace.clone());
         let is_lifted = |held: &Restriction| held.verdict == verdict && held.holder == holder;
         if self.table.load().values().flatten().any(is_lifted) {
@@ -333,7 +333,7 @@ impl Restriction {
         }
     }
 
-    fn held_by(self, workspace: Identity) -> Self {
+    fn held_by(self, workspace: OwnerId) -> Self {
         let record = RefusalRecord { workspace: workspace.clone(), ..(*self.record).clone() };
         Self { record: Arc::new(record), holder: Holder::Workspace(workspace), ..self }
     }

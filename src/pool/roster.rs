@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Settings;
-use super::belonging::{Belonging, ToldIds};
 use super::key::Key;
-use super::owners::Identity;
+use super::membership::{ToldIds, WorkspaceMembership};
+use super::ownership_index::OwnerId;
 use super::workspace::Workspace;
 use crate::policy::authority::Authority;
 use crate::policy::budget::Quota;
-use crate::policy::lane::Lane;
-use crate::policy::select::Room;
+use crate::policy::concurrency_group::ConcurrencyGroup;
+use crate::policy::select::ConcurrencyState;
 use crate::policy::units::UnixMs;
 use crate::secret::{ApiKey, Redactor};
 
@@ -65,7 +65,7 @@ pub struct Roster {
     /// Whether there is more than one workspace.
     has_choice: bool,
     /// Under whatever name a workspace may have been written down, the first of its keys.
-    by_owner: HashMap<Identity, usize>,
+    by_owner: HashMap<OwnerId, usize>,
 }
 
 impl Roster {
@@ -76,8 +76,8 @@ impl Roster {
 
     /// The roster of `entries`. What is known of this roster's keys and workspaces goes on.
     pub(super) fn following(&self, entries: Vec<KeyEntry>, settings: Settings, told: ToldIds) -> Self {
-        let belongings: Vec<Belonging> =
-            entries.iter().map(|entry| Belonging::of(entry, &entries, &told)).collect();
+        let belongings: Vec<WorkspaceMembership> =
+            entries.iter().map(|entry| WorkspaceMembership::of(entry, &entries, &told)).collect();
         let mut keys: Vec<Arc<Key>> = Vec::with_capacity(entries.len());
         for (position, (entry, belonging)) in entries.iter().zip(&belongings).enumerate() {
             let before = self.keys.iter().find(|key| key.api_key().fingerprint() == entry.key.fingerprint());
@@ -125,13 +125,13 @@ impl Roster {
     fn workspace_for(
         &self,
         entry: &KeyEntry,
-        belonging: &Belonging,
+        belonging: &WorkspaceMembership,
         before: Option<&Arc<Key>>,
         placed: &[Arc<Key>],
-        claims: &[Belonging],
+        claims: &[WorkspaceMembership],
     ) -> Arc<Workspace> {
         let mut known = placed.iter().chain(&self.keys).map(|key| key.workspace_arc());
-        if let Some(same) = known.find(|workspace| workspace.belonging().is_same(belonging)) {
+        if let Some(same) = known.find(|workspace| workspace.membership().is_same(belonging)) {
             // The same one, perhaps under another name.
             if belonging.name().is_some() {
                 same.rename(belonging.clone());
@@ -140,9 +140,9 @@ impl Roster {
         }
         // Another name in the configuration is another workspace; one for what had none is not.
         let is_free = |workspace: &&Arc<Workspace>| {
-            workspace.belonging().may_become(belonging)
+            workspace.membership().may_become(belonging)
                 && !placed.iter().any(|key| Arc::ptr_eq(key.workspace_arc(), workspace))
-                && !claims.iter().any(|claim| workspace.belonging().is_same(claim))
+                && !claims.iter().any(|claim| workspace.membership().is_same(claim))
         };
         match before.map(|key| key.workspace_arc()).filter(is_free) {
             Some(own) => {
@@ -150,7 +150,7 @@ impl Roster {
                 Arc::clone(own)
             }
             None => {
-                let identity = Identity::of(entry.workspace.as_deref(), entry.key.fingerprint());
+                let identity = OwnerId::of(entry.workspace.as_deref(), entry.key.fingerprint());
                 Arc::new(Workspace::new(belonging.clone(), identity))
             }
         }
@@ -172,8 +172,8 @@ impl Roster {
     /// Positions of the keys that have room for one more of a lane at `now`, when that tells them apart;
     /// else none.
     #[must_use]
-    pub fn with_room(&self, lane: Lane, now: UnixMs) -> Vec<usize> {
-        let has_room = |key: &Arc<Key>| key.workspace().room(lane).look(now) == Room::Free;
+    pub fn with_room(&self, group: ConcurrencyGroup, now: UnixMs) -> Vec<usize> {
+        let has_room = |key: &Arc<Key>| key.workspace().limiter(group).look(now) == ConcurrencyState::Free;
         let with_room = self.keys.iter().enumerate().filter(|(_, key)| has_room(key));
         let positions: Vec<usize> = with_room.map(|(position, _)| position).collect();
         if positions.len() == self.keys.len() { Vec::new() } else { positions }
@@ -182,7 +182,7 @@ impl Roster {
     /// The identity that a workspace of this roster goes by now and that `owner` is another name of;
     /// `None` when no key opens that workspace any more.
     #[must_use]
-    pub fn identity_of(&self, owner: &Identity) -> Option<&Identity> {
+    pub fn identity_of(&self, owner: &OwnerId) -> Option<&OwnerId> {
         self.keys.get(*self.by_owner.get(owner)?).map(|key| key.workspace().identity())
     }
 
@@ -229,12 +229,12 @@ impl Roster {
 
 /// The first key of each workspace, under what that is known by: a workspace that was named later, or
 /// that turned out to be another key's as well, is still known by its key.
-fn by_owner(keys: &[Arc<Key>]) -> HashMap<Identity, usize> {
+fn by_owner(keys: &[Arc<Key>]) -> HashMap<OwnerId, usize> {
     let mut found = HashMap::new();
     for (position, key) in keys.iter().enumerate() {
         let workspace = key.workspace();
-        let of_key = Identity::of(None, key.api_key().fingerprint());
-        let named = workspace.belonging().name().map(Identity::of_word);
+        let of_key = OwnerId::of(None, key.api_key().fingerprint());
+        let named = workspace.membership().name().map(OwnerId::of_word);
         for owner in [workspace.identity().clone(), of_key].into_iter().chain(named) {
             found.entry(owner).or_insert(position);
         }

@@ -4,10 +4,10 @@ use super::*;
 use crate::policy::budget::Extension;
 use crate::policy::classify::{Refusal, Shortfall, Subject, Verdict};
 use crate::policy::client::ClientName;
-use crate::policy::evidence::Claim;
-use crate::policy::lane::Lane;
+use crate::policy::concurrency_group::ConcurrencyGroup;
+use crate::policy::evidence::ClaimedFault;
+use crate::policy::key_state::{Change, Cooldown, CooldownReason};
 use crate::policy::select::Unavailable;
-use crate::policy::standing::{Change, Park, ParkReason};
 use crate::secret::ApiKey;
 
 const NOW: UnixMs = UnixMs(1_000_000);
@@ -47,12 +47,15 @@ fn apart(count: usize) -> Arc<Pool> {
 }
 
 /// A speech of so many credits, by a client that has tried those keys.
-fn speech(credits: u64, excluded: &[usize]) -> Ask {
-    Ask { excluded: excluded.to_vec(), ..Ask::new(ClientName::new("app"), Some(credits), Some(Lane::SPEECH)) }
+fn speech(credits: u64, excluded: &[usize]) -> KeyRequest {
+    KeyRequest {
+        tried: excluded.to_vec(),
+        ..KeyRequest::new(ClientName::new("app"), Some(credits), Some(ConcurrencyGroup::SPEECH))
+    }
 }
 
 trait Trial {
-    fn taken(&self, ask: &Ask, now: UnixMs) -> Result<Reserved, Unavailable>;
+    fn taken(&self, request: &KeyRequest, now: UnixMs) -> Result<Reserved, Unavailable>;
     fn chosen(&self, tried: &[usize], now: UnixMs) -> Result<usize, Unavailable>;
     fn judged(&self, position: usize, verdict: Verdict, now: UnixMs) -> Vec<Transition>;
     fn told(&self, position: usize, count: u64, limit: u64, now: UnixMs) -> Vec<Transition>;
@@ -60,8 +63,8 @@ trait Trial {
 }
 
 impl Trial for Arc<Pool> {
-    fn taken(&self, ask: &Ask, now: UnixMs) -> Result<Reserved, Unavailable> {
-        self.try_reserve(&self.roster(), ask, now).map_err(|blocked| blocked.why)
+    fn taken(&self, request: &KeyRequest, now: UnixMs) -> Result<Reserved, Unavailable> {
+        self.try_reserve(&self.roster(), request, now).map_err(|blocked| blocked.why)
     }
 
     #[track_caller]
@@ -101,16 +104,16 @@ fn judge(
     roster: &Roster,
     key: &Key,
     verdict: Verdict,
-    ask: Option<&Ask>,
+    request: Option<&KeyRequest>,
     now: UnixMs,
 ) -> Vec<Transition> {
     if verdict == Verdict::Served {
-        return pool.record_service(roster, key, Served { ask, began_at: now, is_charged: true }, now);
+        return pool.record_service(roster, key, Served { request, began_at: now, is_charged: true }, now);
     }
     pool.record_refusal(
         roster,
         key,
-        Refused { verdict, ask, is_agreed: false, source: Source::default() },
+        Refused { verdict, request, is_agreed: false, source: Source::default() },
         now,
     )
 }
@@ -228,7 +231,7 @@ fn spending_to_the_limit_exhausts_without_asking() {
     assert_eq!(pool.chosen(&[], NOW), Ok(0));
     assert!(matches!(
         changes(&pool.spent(0, 20, NOW))[..],
-        [(0, Change::Rests { reason: ParkReason::Exhausted, .. })]
+        [(0, Change::Rests { reason: CooldownReason::Exhausted, .. })]
     ));
     assert_eq!(pool.chosen(&[], NOW), Ok(1));
 }
@@ -246,8 +249,8 @@ fn a_charge_tells_of_every_key_of_its_workspace_whatever_has_changed() {
     assert_eq!(told(1, later(60)), [(0, Change::Returns), (1, Change::Returns)]);
     assert_eq!(told(1, later(61)), []);
     // Somebody has changed something, and tells of it or not.
-    pool.roster().keys()[1].rest(Park { reason: ParkReason::Billing, until: later(90) });
-    let rests = Change::Rests { reason: ParkReason::Billing, until: Some(later(90)) };
+    pool.roster().keys()[1].rest(Cooldown { reason: CooldownReason::Billing, until: later(90) });
+    let rests = Change::Rests { reason: CooldownReason::Billing, until: Some(later(90)) };
     assert_eq!(told(1, later(62)), [(1, rests)]);
     // The charge itself changes something.
     let near = told(75, later(63));
@@ -255,7 +258,7 @@ fn a_charge_tells_of_every_key_of_its_workspace_whatever_has_changed() {
     assert_eq!(told(1, later(64)), []);
     let spent = told(19, later(65));
     let exhausted = |(position, change): &(usize, Change)| {
-        *position < 2 && matches!(change, Change::Rests { reason: ParkReason::Exhausted, .. })
+        *position < 2 && matches!(change, Change::Rests { reason: CooldownReason::Exhausted, .. })
     };
     assert!(spent.iter().any(exhausted), "{spent:?}");
 }
@@ -339,9 +342,9 @@ fn what_was_remembered_holds_again() {
     let evidence = |claim, at| {
         vec![Evidence { claim, at, named_span: None, is_agreed: false, source: Source::default() }]
     };
-    let spent = Claim::Credits { figures: Some((0, 7)), left_by_estimate: 0 };
-    let unproven = Claim::Credits { figures: None, left_by_estimate: 0 };
-    let remembered = |fingerprint, of_workspace| Remembered {
+    let spent = ClaimedFault::Credits { figures: Some((0, 7)), left_by_estimate: 0 };
+    let unproven = ClaimedFault::Credits { figures: None, left_by_estimate: 0 };
+    let remembered = |fingerprint, of_workspace| RestoredKey {
         fingerprint,
         quota,
         tier: None,
@@ -431,7 +434,7 @@ fn a_key_with_another_name_is_still_that_key() {
     pool.reload(vec![entry(0, Some("zero"), None), entry(1, None, Some("w"))], SETTINGS);
     let after = pool.roster();
     assert_eq!(after.keys()[0].name(), Some("zero"));
-    assert_eq!(after.keys()[0].standing(NOW), before.keys()[0].standing(NOW));
+    assert_eq!(after.keys()[0].state(NOW), before.keys()[0].state(NOW));
     assert!(std::ptr::eq(after.keys()[0].workspace(), before.keys()[0].workspace()));
 }
 
@@ -450,7 +453,7 @@ fn a_key_of_another_workspace_keeps_its_own_park_and_not_its_credits() {
     let pool = lived_in();
     pool.reload(vec![entry(2, Some("two"), Some("elsewhere"))], SETTINGS);
     let key = Arc::clone(&pool.roster().keys()[0]);
-    assert!(key.parked().is_none(), "a rate limit is its workspace's");
+    assert!(key.cooldown().is_none(), "a rate limit is its workspace's");
     assert_eq!(key.workspace().quota(NOW), Quota::default());
 }
 
@@ -483,7 +486,7 @@ fn the_key_in_use_is_not_told_again_because_it_moved() {
 #[test]
 fn a_request_without_a_place_hears_that_all_keys_are_busy() {
     let pool = apart(1);
-    pool.roster().keys()[0].workspace().room(Lane::SPEECH).learn(1);
+    pool.roster().keys()[0].workspace().limiter(ConcurrencyGroup::SPEECH).learn(1);
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
@@ -643,9 +646,9 @@ fn a_rate_limit_holds_for_its_concurrency_group() {
     pool.judged(0, Verdict::RateLimited(Some(Duration::from_secs(20))), NOW);
     assert_eq!(pool.chosen(&[], NOW), Err(Unavailable::Cooling { until: later(20) }));
     assert_eq!(pool.snapshot(NOW)[0].standing.status().word(), "rate_limited");
-    let other = Ask { lane: Some(Lane::TRANSCRIPTION), ..speech(1, &[]) };
+    let other = KeyRequest { group: Some(ConcurrencyGroup::TRANSCRIPTION), ..speech(1, &[]) };
     assert!(pool.taken(&other, NOW).is_ok());
-    assert!(pool.taken(&Ask { lane: None, ..speech(0, &[]) }, NOW).is_ok());
+    assert!(pool.taken(&KeyRequest { group: None, ..speech(0, &[]) }, NOW).is_ok());
     // A span that a front end of the provider names by mistake has a bound.
     pool.judged(0, Verdict::RateLimited(Some(Duration::from_secs(86_400))), later(20));
     assert_eq!(pool.chosen(&[], later(21)), Err(Unavailable::Cooling { until: later(320) }));
@@ -671,17 +674,19 @@ fn being_short_for_one_request_is_not_being_exhausted() {
 #[test]
 fn a_restricted_key_is_asked_last_and_a_refused_one_only_first() {
     let pool = apart(3);
-    let restricted = |levels: &[(usize, Restraint)]| Ask { restricted: levels.to_vec(), ..speech(0, &[]) };
-    let chosen = |ask: &Ask| pool.taken(ask, NOW).map(|reserved| reserved.lease.key().position());
+    let restricted =
+        |levels: &[(usize, Restraint)]| KeyRequest { restricted: levels.to_vec(), ..speech(0, &[]) };
+    let chosen =
+        |request: &KeyRequest| pool.taken(request, NOW).map(|reserved| reserved.lease.key().position());
     let (inferred, refused) = (Restraint::Inferred, Restraint::Refused);
     assert_eq!(chosen(&restricted(&[(0, refused), (1, inferred)])), Ok(2));
     assert_eq!(chosen(&restricted(&[(0, refused), (1, inferred), (2, refused)])), Ok(1));
     let all = restricted(&[(0, refused), (1, refused), (2, refused)]);
     assert_eq!(chosen(&all), Ok(0));
-    assert_eq!(chosen(&Ask { was_refused: true, ..all }), Err(Unavailable::Tried));
+    assert_eq!(chosen(&KeyRequest { was_refused: true, ..all }), Err(Unavailable::Tried));
     let longest = restricted(&[(0, refused), (1, Restraint::RefusedLongest), (2, refused)]);
     assert_eq!(chosen(&longest), Ok(1));
-    assert_eq!(chosen(&Ask { was_refused: true, ..longest }), Err(Unavailable::Tried));
+    assert_eq!(chosen(&KeyRequest { was_refused: true, ..longest }), Err(Unavailable::Tried));
     let until = Restraint::Until(later(9));
     let cooling = restricted(&[(0, until), (1, until), (2, until)]);
     assert_eq!(chosen(&cooling), Err(Unavailable::Cooling { until: later(9) }));
@@ -726,7 +731,7 @@ fn one_key_that_may_tell_speaks_for_those_beside_it() {
 fn with_places(places: u32) -> Arc<Pool> {
     let pool = apart(3);
     for key in pool.roster().keys() {
-        key.workspace().room(Lane::SPEECH).learn(places);
+        key.workspace().limiter(ConcurrencyGroup::SPEECH).learn(places);
     }
     pool
 }
@@ -740,14 +745,14 @@ async fn the_sixteenth_of_fifteen_waits() {
         leases.push(pool.reserve(&roster, &speech(1, &[])).await.unwrap().lease);
     }
     for (key, running) in roster.keys().iter().zip([5, 5, 5]) {
-        assert_eq!(key.workspace().running(Lane::SPEECH), (running, Some(5)));
+        assert_eq!(key.workspace().running(ConcurrencyGroup::SPEECH), (running, Some(5)));
     }
-    let ask = speech(1, &[]);
-    let mut waiting = Box::pin(pool.reserve(&roster, &ask));
+    let request = speech(1, &[]);
+    let mut waiting = Box::pin(pool.reserve(&roster, &request));
     assert!(futures_poll(&mut waiting).is_none());
     assert_eq!(pool.waiting(), 1);
     // Another lane has its own places.
-    let fast = Ask { lane: Some(Lane::FAST_SPEECH), ..speech(1, &[]) };
+    let fast = KeyRequest { group: Some(ConcurrencyGroup::FAST_SPEECH), ..speech(1, &[]) };
     assert_eq!(pool.reserve(&roster, &fast).await.unwrap().lease.key().position(), 0);
     leases.remove(7);
     assert_eq!(waiting.await.unwrap().lease.key().position(), 1);
@@ -765,8 +770,8 @@ async fn clients_take_turns_and_each_keeps_its_order() {
     for name in ["a1", "a2", "a3", "b1", "c1"] {
         let (pool, roster, order) = (Arc::clone(&pool), Arc::clone(&roster), Arc::clone(&order));
         let mut future = Box::pin(async move {
-            let ask = Ask { client: ClientName::new(&name[..1]), ..speech(1, &[]) };
-            let reserved = pool.reserve(&roster, &ask).await.unwrap();
+            let request = KeyRequest { client: ClientName::new(&name[..1]), ..speech(1, &[]) };
+            let reserved = pool.reserve(&roster, &request).await.unwrap();
             order.lock().unwrap().push(name);
             reserved.lease
         });
@@ -794,14 +799,15 @@ async fn clients_take_turns_and_each_keeps_its_order() {
 async fn a_key_that_a_reload_has_brought_is_not_waited_for() {
     let pool = Arc::new(Pool::new(vec![entry(0, None, None)], SETTINGS));
     let before = pool.roster();
-    before.keys()[0].workspace().room(Lane::SPEECH).learn(1);
+    before.keys()[0].workspace().limiter(ConcurrencyGroup::SPEECH).learn(1);
     let _held = pool.try_reserve(&before, &speech(1, &[]), NOW).unwrap();
-    let ask = speech(1, &[]);
-    let mut waits = Box::pin(pool.reserve(&before, &ask));
+    let request = speech(1, &[]);
+    let mut waits = Box::pin(pool.reserve(&before, &request));
     assert!(futures_poll(&mut waits).is_none());
     pool.reload(vec![entry(0, None, None), entry(1, None, None)], SETTINGS);
     let after = pool.roster();
-    let given = futures_poll(&mut Box::pin(pool.reserve(&after, &ask))).expect("it waits behind the others");
+    let given =
+        futures_poll(&mut Box::pin(pool.reserve(&after, &request))).expect("it waits behind the others");
     assert_eq!(given.unwrap().lease.key().position(), 1);
     // The one that waited chooses again, among the new keys.
     assert_eq!(waits.await.unwrap_err(), Unavailable::Outdated);
@@ -813,10 +819,10 @@ async fn who_leaves_the_line_is_not_waited_for() {
     let roster = pool.roster();
     let mut held: Vec<Lease> =
         (0..3).map(|_| pool.try_reserve(&roster, &speech(1, &[]), NOW).unwrap().lease).collect();
-    let ask = speech(1, &[]);
-    let mut gone = Box::pin(pool.reserve(&roster, &ask));
+    let request = speech(1, &[]);
+    let mut gone = Box::pin(pool.reserve(&roster, &request));
     assert!(futures_poll(&mut gone).is_none());
-    let mut stays = Box::pin(pool.reserve(&roster, &ask));
+    let mut stays = Box::pin(pool.reserve(&roster, &request));
     assert!(futures_poll(&mut stays).is_none());
     // Given in the moment in which its client leaves: the next one gets it.
     held.pop();
@@ -840,12 +846,12 @@ async fn waiting_has_an_end() {
 async fn a_line_that_is_long_enough_takes_nobody() {
     let pool = Arc::new(Pool::new(vec![entry(0, None, None)], Settings { waiting_max: 1, ..SETTINGS }));
     let roster = pool.roster();
-    roster.keys()[0].workspace().room(Lane::SPEECH).learn(1);
+    roster.keys()[0].workspace().limiter(ConcurrencyGroup::SPEECH).learn(1);
     let _held = pool.try_reserve(&roster, &speech(1, &[]), NOW).unwrap();
-    let ask = speech(1, &[]);
-    let mut first = Box::pin(pool.reserve(&roster, &ask));
+    let request = speech(1, &[]);
+    let mut first = Box::pin(pool.reserve(&roster, &request));
     assert!(futures_poll(&mut first).is_none());
-    assert_eq!(pool.reserve(&roster, &ask).await.unwrap_err(), Unavailable::Full { until: None });
+    assert_eq!(pool.reserve(&roster, &request).await.unwrap_err(), Unavailable::Full { until: None });
 }
 
 /// One look at a future.
@@ -912,7 +918,7 @@ fn a_workspace_that_the_provider_knows_takes_the_name_that_it_is_given() {
     pool.learn_workspace(&pool.roster().keys()[0], "ws_1");
     pool.reload(vec![entry(0, None, Some("studio"))], SETTINGS);
     let named = pool.roster();
-    assert_eq!(named.keys()[0].workspace().belonging().name(), Some("studio"));
+    assert_eq!(named.keys()[0].workspace().membership().name(), Some("studio"));
     pool.reload(vec![entry(0, None, Some("studio"))], SETTINGS);
     assert!(Arc::ptr_eq(&named.keys()[0], &pool.roster().keys()[0]), "nothing has changed");
 }
@@ -922,7 +928,7 @@ fn a_released_place_is_not_given_back_twice() {
     let pool = apart(1);
     let mut reserved = pool.taken(&speech(1, &[]), NOW).unwrap();
     let roster = pool.roster();
-    let room = roster.keys()[0].workspace().room(Lane::SPEECH);
+    let room = roster.keys()[0].workspace().limiter(ConcurrencyGroup::SPEECH);
     reserved.lease.release();
     assert!(!reserved.lease.has_place());
     reserved.lease.rest();

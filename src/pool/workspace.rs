@@ -6,55 +6,57 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 
 use super::Settings;
-use super::belonging::Belonging;
-use super::cells::{EvidenceCell, ParkCell, ProbeCell, QuietCell, QuotaCell, RoomCell, SpendingCell};
-use super::owners::Identity;
+use super::cells::{
+    ConcurrencyLimiter, CooldownCell, EvidenceCell, ProbeCell, QuotaCell, SpendingCell, StateChangeCache,
+};
+use super::membership::WorkspaceMembership;
+use super::ownership_index::OwnerId;
 use super::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::policy::budget::Quota;
-use crate::policy::evidence::{Claim, Evidence, Meaning, PollResult};
+use crate::policy::concurrency_group::ConcurrencyGroup;
+use crate::policy::evidence::{ClaimedFault, Evidence, Meaning, PollResult};
 use crate::policy::forecast::{Forecast, forecast};
-use crate::policy::lane::Lane;
+use crate::policy::key_state::Cooldown;
 use crate::policy::plan::Capabilities;
-use crate::policy::standing::Park;
 use crate::policy::units::UnixMs;
 
 /// A workspace: what owns credits, concurrency and resources.
 #[repr(align(128))]
 #[derive(Debug)]
 pub struct Workspace {
-    belonging: ArcSwap<Belonging>,
-    identity: Identity,
+    belonging: ArcSwap<WorkspaceMembership>,
+    identity: OwnerId,
     quota: QuotaCell,
     /// What was refused to its keys as its own, and what follows from that: a rest, a try before its
     /// end, and until when speech of it is rate limited (0: it is not).
     evidence: EvidenceCell,
-    park: ParkCell,
+    cooldown: CooldownCell,
     probe: ProbeCell,
     limited_until: AtomicU64,
     /// Until when it is known, and was logged, that it was passed over for having too few credits.
     passed_over_until: AtomicU64,
     /// Whether a look at its keys would find news.
-    quiet: QuietCell,
+    quiet: StateChangeCache,
     in_flight: AtomicU32,
     spending: SpendingCell,
     tier: ArcSwapOption<String>,
     capabilities: ArcSwapOption<Capabilities>,
-    rooms: [RoomCell; Lane::COUNT],
+    rooms: [ConcurrencyLimiter; ConcurrencyGroup::COUNT],
 }
 
 impl Workspace {
     /// One of which that is known; `identity` is what it will be known by for good.
-    pub(super) fn new(belonging: Belonging, identity: Identity) -> Self {
+    pub(super) fn new(belonging: WorkspaceMembership, identity: OwnerId) -> Self {
         Self {
             belonging: ArcSwap::from_pointee(belonging),
             identity,
             quota: QuotaCell::default(),
             evidence: EvidenceCell::default(),
-            park: ParkCell::default(),
+            cooldown: CooldownCell::default(),
             probe: ProbeCell::default(),
             limited_until: AtomicU64::new(0),
             passed_over_until: AtomicU64::new(0),
-            quiet: QuietCell::default(),
+            quiet: StateChangeCache::default(),
             in_flight: AtomicU32::new(0),
             spending: SpendingCell::default(),
             tier: ArcSwapOption::empty(),
@@ -65,13 +67,13 @@ impl Workspace {
 
     /// Which one it is, as far as is known now.
     #[must_use]
-    pub fn belonging(&self) -> Guard<Arc<Belonging>> {
+    pub fn membership(&self) -> Guard<Arc<WorkspaceMembership>> {
         self.belonging.load()
     }
 
     /// What it is known by beyond this run: what it owns is written down under it.
     #[must_use]
-    pub fn identity(&self) -> &Identity {
+    pub fn identity(&self) -> &OwnerId {
         &self.identity
     }
 
@@ -145,21 +147,21 @@ impl Workspace {
 
     /// Requests of a lane that run now, and how many may, as far as is known.
     #[must_use]
-    pub fn running(&self, lane: Lane) -> (u32, Option<u32>) {
-        let room = self.room(lane);
+    pub fn running(&self, group: ConcurrencyGroup) -> (u32, Option<u32>) {
+        let room = self.limiter(group);
         (room.running(), room.known_max())
     }
 
     /// Its rest, whether it still holds or not.
     #[must_use]
-    pub fn parked(&self) -> Option<Park> {
-        self.park.load()
+    pub fn cooldown(&self) -> Option<Cooldown> {
+        self.cooldown.load()
     }
 
     /// The next moment at which it may stand in another way, if nothing happens.
     pub(super) fn next_change(&self, quota: &Quota, now: UnixMs) -> Option<UnixMs> {
-        let park = self.park.load().map(|park| park.until);
-        let times = [park, self.limited_until(now), quota.resets_at];
+        let cooldown = self.cooldown.load().map(|cooldown| cooldown.until);
+        let times = [cooldown, self.limited_until(now), quota.resets_at];
         times.into_iter().flatten().filter(|at| *at > now).min()
     }
 
@@ -182,16 +184,16 @@ impl Workspace {
         let meanings = self.evidence.weigh(resets_at, &settings.cooldowns(), now);
         let probe_after = |is_probable: bool| is_probable.then_some(settings.probe_after);
         // All that it rests for must allow a try.
-        let (mut rest, mut is_probable, mut short) = (None::<Park>, true, false);
-        let mut limits: [Option<(UnixMs, bool)>; Lane::COUNT] = [None; Lane::COUNT];
+        let (mut rest, mut is_probable, mut short) = (None::<Cooldown>, true, false);
+        let mut limits: [Option<(UnixMs, bool)>; ConcurrencyGroup::COUNT] = [None; ConcurrencyGroup::COUNT];
         for meant in meanings {
             match meant {
-                Meaning::Rest { park, is_probable: may } => {
-                    rest = Some(rest.map_or(park, |held| held.joined(park)));
+                Meaning::Rest { cooldown, is_probable: may } => {
+                    rest = Some(rest.map_or(cooldown, |held| held.joined(cooldown)));
                     is_probable &= may;
                 }
-                Meaning::GroupRest { lane, until, is_probable } => {
-                    limits[lane.index()] = Some((until, is_probable));
+                Meaning::GroupRest { group, until, is_probable } => {
+                    limits[group.index()] = Some((until, is_probable));
                 }
                 Meaning::Short { left, until } => {
                     short = true;
@@ -200,13 +202,14 @@ impl Workspace {
                 Meaning::Nothing => {}
             }
         }
-        self.park.store(rest);
+        self.cooldown.store(rest);
         self.probe.allow(probe_after(is_probable && rest.is_some()), now);
         for (room, limit) in self.rooms.iter().zip(limits) {
             room.limit(limit.map(|(until, _)| until), limit.and_then(|(_, may)| probe_after(may)), now);
         }
         // Speech is what nearly all requests are: an account that is limited there is one that is limited.
-        let of_speech = [Lane::SPEECH, Lane::FAST_SPEECH].map(|lane| limits[lane.index()]);
+        let of_speech =
+            [ConcurrencyGroup::SPEECH, ConcurrencyGroup::FAST_SPEECH].map(|group| limits[group.index()]);
         let limited_until = of_speech.iter().flatten().map(|(until, _)| until.0).max();
         self.limited_until.store(limited_until.unwrap_or(0), Ordering::Release);
         if !short {
@@ -215,11 +218,11 @@ impl Workspace {
         self.quiet.disturb();
     }
 
-    pub(super) fn quiet(&self) -> &QuietCell {
+    pub(super) fn quiet(&self) -> &StateChangeCache {
         &self.quiet
     }
 
-    pub(super) fn rename(&self, belonging: Belonging) {
+    pub(super) fn rename(&self, belonging: WorkspaceMembership) {
         self.belonging.store(Arc::new(belonging));
     }
 
@@ -239,9 +242,9 @@ impl Workspace {
         &self.spending
     }
 
-    pub(super) fn room(&self, lane: Lane) -> &RoomCell {
+    pub(super) fn limiter(&self, group: ConcurrencyGroup) -> &ConcurrencyLimiter {
         // A lane's number is below their count.
-        &self.rooms[lane.index()]
+        &self.rooms[group.index()]
     }
 
     /// Takes in the figures of a poll.
@@ -255,12 +258,12 @@ impl Workspace {
     ) {
         // A new period, or another limit: what was refused before was refused to another account.
         if self.quota.adopt(theirs, now, lag) {
-            self.evidence.drop_if(|known| matches!(known.claim, Claim::Credits { .. }));
+            self.evidence.drop_if(|known| matches!(known.claim, ClaimedFault::Credits { .. }));
             self.passed_over_until.store(0, Ordering::Release);
         }
         if let Some(tier) = &tier {
-            for (lane, room) in Lane::all().zip(&self.rooms) {
-                room.plan(lane.plan_max(tier));
+            for (group, room) in ConcurrencyGroup::all().zip(&self.rooms) {
+                room.plan(group.plan_max(tier));
             }
         }
         self.tier.store(tier.map(Arc::new));

@@ -9,8 +9,8 @@ use hyper::body::Incoming;
 
 use super::Limits;
 use super::error::ProxyError;
-use super::journey::Journey;
-use super::redaction::encoding;
+use super::response_redaction::encoding;
+use super::retry_state::RetryState;
 use crate::body::decode::decoded;
 use crate::body::peek::Peeked;
 use crate::clock;
@@ -78,22 +78,24 @@ impl Answer {
     /// This answer, or an error of ours, when no key is left to ask.
     pub(super) fn or_ours(
         self: Box<Self>,
-        journey: &Journey,
+        retry: &RetryState,
         unavailable: Unavailable,
     ) -> Result<Box<Self>, ProxyError> {
         // Every key was tried, and the last was refused as such, or for the price.
         let unavailable = match (self.verdict, unavailable) {
-            (Verdict::WorkspaceQuota(_), _) if journey.is_refused_itself() => return Ok(self),
-            (Verdict::InvalidKey | Verdict::WrongHost, _) if journey.is_refused_again() => return Ok(self),
+            (Verdict::WorkspaceQuota(_), _) if retry.is_refused_itself() => return Ok(self),
+            (Verdict::InvalidKey | Verdict::WrongHost, _) if retry.is_refused_repeatedly() => {
+                return Ok(self);
+            }
             (Verdict::InvalidKey | Verdict::WrongHost, Unavailable::Tried) => Unavailable::Invalid,
             (Verdict::WorkspaceQuota(shortfall), Unavailable::Tried) if shortfall.figures().is_some() => {
-                journey.exhausted()
+                retry.exhausted()
             }
             (_, unavailable) => unavailable,
         };
         match last_word(self.verdict, unavailable) {
             LastWord::Theirs => Ok(self),
-            LastWord::Ours => Err(journey.refusal(unavailable)),
+            LastWord::Ours => Err(retry.refusal(unavailable)),
         }
     }
 }

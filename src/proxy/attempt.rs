@@ -10,33 +10,33 @@ use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
 use super::Proxy;
+use super::access_log::AccessLog;
+use super::account_affinity::OwnershipRecorder;
 use super::answer::Answer;
-use super::bond::Teaching;
-use super::books::{AttemptRecord, CreditSource, Place, QuotaCharge};
-use super::case::Case;
-use super::journal::RequestLog;
-use super::journey::Journey;
 use super::permits::RequestPermits;
-use super::refusals::Concluded;
+use super::refusals::Conclusions;
+use super::request_meta::RequestMeta;
+use super::retry_state::RetryState;
+use super::usage::{AttemptRecord, CreditSource, QuotaCharge, UsagePermit};
 use crate::body::relay::Ending;
 use crate::body::replay::Upload;
 use crate::clock;
-use crate::policy::asked::{self, Asked};
 use crate::policy::authority::Authority;
-use crate::policy::charge::Outcome;
+use crate::policy::charge::ChargeOutcome;
 use crate::policy::classify::Verdict;
-use crate::policy::cost::Told;
+use crate::policy::concurrency_group::ConcurrencyGroup;
+use crate::policy::cost::ReportedCost;
 use crate::policy::endpoint::Metering;
 use crate::policy::evidence::Source;
-use crate::policy::lane::Lane;
 use crate::policy::plan;
 use crate::policy::replay::Progress;
+use crate::policy::request_body::{self, RequestBodyFeatures};
 use crate::policy::units::UnixMs;
 use crate::pool::{Lease, Pool, Roster, Served};
 use crate::secret::ApiKey;
-use crate::telemetry::{Meters, Spent, announce, announce_restriction};
+use crate::telemetry::{AttemptUsage, Meters, announce, announce_restriction};
 use crate::upstream::SendError;
-use charging::Due;
+use charging::PendingCharge;
 
 /// The client closed its connection before the end.
 const CLIENT_LEFT: &str = "client_left";
@@ -45,12 +45,12 @@ const CUT: &str = "cut";
 
 /// Whose key it asks with.
 #[derive(Debug)]
-enum Payer {
+enum KeySource {
     Pool { pool: Arc<Pool>, roster: Arc<Roster>, lease: Lease },
     Client(ApiKey),
 }
 
-impl Payer {
+impl KeySource {
     /// Credits that are reserved for it.
     fn reserved(&self) -> u64 {
         match self {
@@ -66,74 +66,74 @@ impl Payer {
 /// writes the record.
 #[derive(Debug)]
 pub(super) struct Attempt {
-    payer: Payer,
+    key_source: KeySource,
     upload: Upload<Incoming>,
-    place: Option<Place>,
+    place: Option<UsagePermit>,
     began: Instant,
     metering: Metering,
-    asked: Option<Asked>,
+    asked: Option<RequestBodyFeatures>,
     /// With what it counts while it speaks, when it is a socket for speech.
-    speech_lane: Option<Lane>,
+    speech_lane: Option<ConcurrencyGroup>,
     permits: Arc<RequestPermits>,
-    due: Due,
+    due: PendingCharge,
     credits_per_minute: Option<u64>,
     /// Credits for text that has gone to the provider on a session.
     text_credits: u64,
     record: AttemptRecord,
     meters: Meters,
     cut: CancellationToken,
-    teaching: Option<Teaching>,
+    ownership_recorder: Option<OwnershipRecorder>,
 }
 
 impl Attempt {
     /// Begins an attempt. Until something else is known, it ended because the client left.
     pub(super) fn begin<C>(
         proxy: &Proxy<C>,
-        case: &Case,
-        journey: &mut Journey,
+        meta: &RequestMeta,
+        retry: &mut RetryState,
         mut lease: Lease,
-        place: Place,
+        place: UsagePermit,
         upload: Upload<Incoming>,
     ) -> Box<Self> {
         lease.begin();
-        let number = journey.next_attempt();
+        let number = retry.next_attempt();
         let payer =
-            Payer::Pool { pool: Arc::clone(&proxy.pool), roster: Arc::clone(journey.roster()), lease };
-        Self::by(proxy, case, payer, number, place, upload)
+            KeySource::Pool { pool: Arc::clone(&proxy.pool), roster: Arc::clone(retry.roster()), lease };
+        Self::by(proxy, meta, payer, number, place, upload)
     }
 
     /// Begins the only attempt of a client that has brought its own key.
     pub(super) fn with_own_key<C>(
         proxy: &Proxy<C>,
-        case: &Case,
+        meta: &RequestMeta,
         key: ApiKey,
-        place: Place,
+        place: UsagePermit,
         upload: Upload<Incoming>,
     ) -> Box<Self> {
-        Self::by(proxy, case, Payer::Client(key), 1, place, upload)
+        Self::by(proxy, meta, KeySource::Client(key), 1, place, upload)
     }
 
     fn by<C>(
         proxy: &Proxy<C>,
-        case: &Case,
-        payer: Payer,
+        meta: &RequestMeta,
+        payer: KeySource,
         number: u32,
-        place: Place,
+        place: UsagePermit,
         upload: Upload<Incoming>,
     ) -> Box<Self> {
         let started_at = clock::now();
         let record = AttemptRecord {
             id: AttemptRecord::name(started_at),
-            request_id: Arc::clone(&case.request_id),
+            request_id: Arc::clone(&meta.request_id),
             number,
             started_at,
-            client: case.client.clone(),
+            client: meta.client.clone(),
             key: match &payer {
-                Payer::Pool { lease, .. } => Some(Arc::clone(lease.key())),
-                Payer::Client(_) => None,
+                KeySource::Pool { lease, .. } => Some(Arc::clone(lease.key())),
+                KeySource::Client(_) => None,
             },
-            method: case.method.clone(),
-            route: case.route,
+            method: meta.method.clone(),
+            route: meta.route,
             status: None,
             verdict: CLIENT_LEFT,
             request_bytes: 0,
@@ -143,70 +143,70 @@ impl Attempt {
             audio: None,
             credits_reserved: Some(payer.reserved()).filter(|&credits| credits > 0),
             credits: 0,
-            credits_from: unknown(case.metering),
+            credits_from: unknown(meta.metering),
             quota: QuotaCharge::default(),
             first_byte: None,
             total: Duration::ZERO,
         };
         Box::new(Self {
-            payer,
+            key_source: payer,
             upload,
             place: Some(place),
             began: clock::instant(),
-            metering: case.metering,
-            asked: case.asked.clone(),
-            speech_lane: case.speech_lane,
-            permits: Arc::clone(&case.permits),
-            credits_per_minute: case.credits_per_minute,
+            metering: meta.metering,
+            asked: meta.asked.clone(),
+            speech_lane: meta.speech_lane,
+            permits: Arc::clone(&meta.permits),
+            credits_per_minute: meta.credits_per_minute,
             text_credits: 0,
-            due: if case.socket.is_some() { Due::Handshake } else { Due::Answer },
+            due: if meta.socket.is_some() { PendingCharge::Handshake } else { PendingCharge::Answer },
             record,
             meters: proxy.meters.clone(),
             cut: proxy.cut.clone(),
-            teaching: None,
+            ownership_recorder: None,
         })
     }
 
     /// The body of its answer will teach that.
-    pub(super) fn teaches(&mut self, teaching: Option<Teaching>) {
-        self.teaching = teaching;
+    pub(super) fn set_ownership_recorder(&mut self, teaching: Option<OwnershipRecorder>) {
+        self.ownership_recorder = teaching;
     }
 
     /// What hears the body of its answer.
-    pub(super) fn listener(&mut self) -> Option<Teaching> {
-        self.teaching.take()
+    pub(super) fn take_ownership_recorder(&mut self) -> Option<OwnershipRecorder> {
+        self.ownership_recorder.take()
     }
 
     /// Where its key works, if not where all do.
     pub(super) fn authority(&self) -> Option<&Arc<Authority>> {
-        match &self.payer {
-            Payer::Pool { lease, .. } => lease.key().authority(),
-            Payer::Client(_) => None,
+        match &self.key_source {
+            KeySource::Pool { lease, .. } => lease.key().authority(),
+            KeySource::Client(_) => None,
         }
     }
 
     /// The secret of that key.
     pub(super) fn api_key(&self) -> &ApiKey {
-        match &self.payer {
-            Payer::Pool { lease, .. } => lease.key().api_key(),
-            Payer::Client(key) => key,
+        match &self.key_source {
+            KeySource::Pool { lease, .. } => lease.key().api_key(),
+            KeySource::Client(key) => key,
         }
     }
 
     /// Takes in what came back, and teaches the pool: of this key, and of those that were refused
     /// on the journey to it without a reason.
-    pub(super) fn learn(
+    pub(super) fn record_result(
         &mut self,
         result: &Result<Box<Answer>, SendError>,
-        journey: Option<&mut Journey>,
-        log: &mut RequestLog,
+        retry: Option<&mut RetryState>,
+        log: &mut AccessLog,
     ) -> Progress {
         let (now, elapsed) = (clock::now(), clock::since(self.began));
         let progress = match result {
             // What it is good for is said in its messages.
             Ok(answer) if answer.is_switched() => {
                 self.record.status = Some(answer.head.status.as_u16());
-                self.due = Due::Session { is_served: false };
+                self.due = PendingCharge::Session { is_served: false };
                 Progress::Answered(answer.verdict)
             }
             Ok(answer) => {
@@ -215,12 +215,12 @@ impl Attempt {
                 self.record.first_byte = Some(elapsed);
                 self.record.verdict = verdict.word();
                 self.describe(verdict);
-                self.judge(verdict, answer.words.as_deref(), journey, now);
-                let told = Told::by(&answer.head.headers);
-                if let (Payer::Pool { lease, .. }, Some(maximum), Verdict::Served) =
-                    (&self.payer, told.concurrency_max, verdict)
+                self.judge(verdict, answer.words.as_deref(), retry, now);
+                let told = ReportedCost::by(&answer.head.headers);
+                if let (KeySource::Pool { lease, .. }, Some(maximum), Verdict::Served) =
+                    (&self.key_source, told.concurrency_max, verdict)
                 {
-                    lease.learn_room(maximum);
+                    lease.learn_concurrency_limit(maximum);
                 }
                 // After the judgement: what is set free is given to those who wait, and not of a key that is
                 // parked.
@@ -245,7 +245,7 @@ impl Attempt {
 
     /// What a verdict means that came from the account of its key.
     fn meant(&self, verdict: Verdict) -> Verdict {
-        let Payer::Pool { lease, .. } = &self.payer else { return verdict };
+        let KeySource::Pool { lease, .. } = &self.key_source else { return verdict };
         if verdict == Verdict::Served {
             return verdict;
         }
@@ -255,22 +255,30 @@ impl Attempt {
 
     /// Records in the pool what a verdict says of its key, and, when that serves, of those that were
     /// refused on the way to it.
-    fn judge(&self, verdict: Verdict, words: Option<&str>, journey: Option<&mut Journey>, now: UnixMs) {
-        let (Payer::Pool { pool, roster, lease }, Some(journey)) = (&self.payer, journey) else { return };
+    fn judge(&self, verdict: Verdict, words: Option<&str>, retry: Option<&mut RetryState>, now: UnixMs) {
+        let (KeySource::Pool { pool, roster, lease }, Some(retry)) = (&self.key_source, retry) else {
+            return;
+        };
         let key = lease.key();
         let is_charged = self.metering == Metering::Credits;
         if verdict == Verdict::Served {
-            let served = Served { ask: Some(journey.ask()), began_at: lease.since(), is_charged };
+            let served = Served { request: Some(retry.key_request()), began_at: lease.since(), is_charged };
             announce(&pool.record_service(roster, key, served, now));
-            if journey.has_met_refusals() {
-                tell(&journey.served(pool, key));
+            if retry.has_met_refusals() {
+                announce_conclusions(&retry.served(pool, key));
             }
             return;
         }
-        let mut ask = journey.ask().clone();
+        let mut key_request = retry.key_request().clone();
         // What is refused before anything was said is refused as speech.
-        ask.lane = ask.lane.or(self.speech_lane);
-        tell(&journey.refused(pool, key, verdict, &ask, self.source(roster, words, verdict)));
+        key_request.group = key_request.group.or(self.speech_lane);
+        announce_conclusions(&retry.refused(
+            pool,
+            key,
+            verdict,
+            &key_request,
+            self.source(roster, words, verdict),
+        ));
     }
 
     /// Where a refusal was met. Its words may repeat a key.
@@ -289,8 +297,8 @@ impl Attempt {
     fn describe(&mut self, verdict: Verdict) {
         if verdict == Verdict::Served && self.metering == Metering::Credits {
             let asked = self.asked.take().unwrap_or_else(|| {
-                let (start, is_whole) = self.upload.start(asked::BODY_BYTES_MAX);
-                Asked::of(&start, is_whole)
+                let (start, is_whole) = self.upload.start(request_body::BODY_BYTES_MAX);
+                RequestBodyFeatures::of(&start, is_whole)
             });
             (self.record.model, self.record.characters) = (asked.model, asked.characters);
         }
@@ -299,7 +307,7 @@ impl Attempt {
     /// Books the cost. It stands in the head of the answer, before the first byte of the body: an
     /// answer that is broken off later is probably charged all the same.
     fn charge(&mut self, verdict: Verdict, told: Option<u64>, now: UnixMs) {
-        let expected = self.payer.reserved();
+        let expected = self.key_source.reserved();
         let (credits, from) = match (told, verdict) {
             (Some(told), _) => (told, CreditSource::Answer),
             (None, Verdict::Served) if expected > 0 => (expected, CreditSource::Estimate),
@@ -307,21 +315,21 @@ impl Attempt {
             (None, _) => (0, CreditSource::Free),
         };
         (self.record.credits, self.record.credits_from) = (credits, from);
-        let outcome = if verdict == Verdict::Served { Outcome::Served } else { Outcome::Refused };
+        let outcome = if verdict == Verdict::Served { ChargeOutcome::Served } else { ChargeOutcome::Refused };
         self.settle_quota(outcome, told, now);
-        self.due = Due::Nothing;
+        self.due = PendingCharge::Nothing;
         self.settle(credits, now);
     }
 
     fn settle(&mut self, credits: u64, now: UnixMs) {
-        if let Payer::Pool { pool, roster, lease } = &mut self.payer {
+        if let KeySource::Pool { pool, roster, lease } = &mut self.key_source {
             announce(&pool.settle(roster, lease, credits, now));
         }
     }
 
     /// Another attempt follows: the key is free for others meanwhile.
     pub(super) fn release(&mut self) {
-        if let Payer::Pool { lease, .. } = &mut self.payer {
+        if let KeySource::Pool { lease, .. } = &mut self.key_source {
             lease.release();
         }
     }
@@ -354,7 +362,7 @@ impl Attempt {
 }
 
 /// Logs what was concluded from an answer.
-fn tell(concluded: &Concluded) {
+fn announce_conclusions(concluded: &Conclusions) {
     announce(&concluded.news);
     for (key, restriction) in &concluded.restricted {
         announce_restriction(key, restriction);
@@ -368,8 +376,8 @@ fn unknown(metering: Metering) -> CreditSource {
     }
 }
 
-fn spent(record: &AttemptRecord) -> Spent {
-    Spent {
+fn spent(record: &AttemptRecord) -> AttemptUsage {
+    AttemptUsage {
         request_bytes: record.request_bytes,
         response_bytes: record.response_bytes,
         characters: record.characters.unwrap_or(0),

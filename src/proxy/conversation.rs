@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::accounts::LatePrice;
-use super::books::{AttemptRecord, CreditSource, QuotaCharge};
+use super::client_usage::LatePrice;
+use super::usage::{AttemptRecord, CreditSource, QuotaCharge};
 use crate::clock;
 use crate::pool::Key;
 

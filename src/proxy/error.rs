@@ -10,20 +10,23 @@ use http::header::{
 use http::{Response, StatusCode};
 use serde_json::json;
 
-use super::accounts::TurnedAway;
-use super::books::NoPlace;
-use super::redaction::{BuffersFull, Unredacted};
-use super::seats::NoSeat;
+use super::client_usage::ClientLimitExceeded;
+use super::request_limiter::Overloaded;
+use super::response_redaction::{BuffersFull, Unredacted};
+use super::usage::QueueFull;
 use crate::policy::affinity::Kind;
 use crate::policy::affinity::claim::TwoOwners;
 use crate::policy::client::Unidentified;
 use crate::policy::method::MAX_METHOD_LENGTH;
-use crate::policy::origin::Stranger;
+use crate::policy::origin::OriginRejected;
 use crate::policy::path::Ambiguous;
 use crate::policy::select::Unavailable;
 use crate::policy::units::UnixMs;
 use crate::upstream::SendError;
-use words::{owner_told, turned_away_told, two_owners_message, unavailable_told, upstream_told};
+use words::{
+    client_limit_response, owner_unavailable_response, two_owners_message, unavailable_response,
+    upstream_response,
+};
 
 /// Why a request gets an answer of ours.
 #[derive(Debug, thiserror::Error)]
@@ -33,10 +36,10 @@ pub enum ProxyError {
     Unidentified(#[from] Unidentified),
     /// It comes from where nobody should.
     #[error("{0}")]
-    Stranger(#[from] Stranger),
+    OriginRejected(#[from] OriginRejected),
     /// Too many requests are under way.
     #[error(transparent)]
-    Overloaded(#[from] NoSeat),
+    Overloaded(#[from] Overloaded),
     /// The endpoint is denied.
     #[error("the path is denied: {0}")]
     Denied(&'static str),
@@ -45,7 +48,7 @@ pub enum ProxyError {
     PathNotAllowed,
     /// The client may not ask for more, or not now.
     #[error(transparent)]
-    TurnedAway(#[from] TurnedAway),
+    ClientLimit(#[from] ClientLimitExceeded),
     /// The method would make a proxy something else than a proxy.
     #[error("the method is not proxied")]
     Method,
@@ -69,7 +72,7 @@ pub enum ProxyError {
     Unavailable(#[from] Unavailable),
     /// What it names belongs to two accounts.
     #[error("{0}")]
-    TwoOwners(#[from] TwoOwners),
+    ConflictingOwners(#[from] TwoOwners),
     /// No key of the account that must serve it can.
     #[error("of the owner of the {}: {unavailable}", .kind.word())]
     OwnerUnavailable {
@@ -80,7 +83,7 @@ pub enum ProxyError {
     },
     /// The books take nothing more.
     #[error("{0}")]
-    BooksFull(#[from] NoPlace),
+    UsageQueueFull(#[from] QueueFull),
     /// It was sent by this Keychoir.
     #[error("the upstream leads back to this Keychoir")]
     Loop,
@@ -99,7 +102,7 @@ pub enum ProxyError {
 }
 
 /// What a client is told.
-struct Told {
+struct ErrorResponse {
     http: StatusCode,
     /// The provider's word for it, which SDKs and apps look for.
     status: &'static str,
@@ -119,19 +122,19 @@ impl ProxyError {
     /// The code of `x-keychoir-error`.
     #[must_use]
     pub fn code(&self) -> &'static str {
-        self.told(UnixMs::default()).code
+        self.response(UnixMs::default()).code
     }
 
     /// What a client is told on a socket, and the status that it would have got before.
     pub(super) fn message(&self, now: UnixMs) -> (StatusCode, String) {
-        let Told { http, message, .. } = self.told(now);
+        let ErrorResponse { http, message, .. } = self.response(now);
         (http, message)
     }
 
     /// The answer to the client.
     #[must_use]
     pub fn answer(&self, request_id: &str, now: UnixMs) -> Response<Bytes> {
-        let Told { http, status, code, message, retry_after_s } = self.told(now);
+        let ErrorResponse { http, status, code, message, retry_after_s } = self.response(now);
         let body = json!({
             "detail": {"status": status, "code": code, "message": message, "request_id": request_id},
             "error": {"message": message, "code": http.as_u16()},
@@ -160,8 +163,8 @@ impl ProxyError {
         answer
     }
 
-    fn told(&self, now: UnixMs) -> Told {
-        let told = |http, status, code, message: &str| Told {
+    fn response(&self, now: UnixMs) -> ErrorResponse {
+        let told = |http, status, code, message: &str| ErrorResponse {
             http,
             status,
             code,
@@ -188,13 +191,13 @@ impl ProxyError {
                 "This is no API key: it has a space, a control character or a letter beyond ASCII. Send your \
                  ElevenLabs key alone in xi-api-key, or none to be served by the pool.",
             ),
-            Self::Stranger(Stranger::Host) => told(
+            Self::OriginRejected(OriginRejected::Host) => told(
                 StatusCode::MISDIRECTED_REQUEST,
                 "forbidden",
                 "host_not_allowed",
                 "Keychoir does not go by this name. Use localhost or an address, or add the name to access.hosts.",
             ),
-            Self::Stranger(Stranger::Origin) => told(
+            Self::OriginRejected(OriginRejected::Origin) => told(
                 StatusCode::FORBIDDEN,
                 "forbidden",
                 "origin_not_allowed",
@@ -212,7 +215,7 @@ impl ProxyError {
                 "path_not_allowed",
                 "Keychoir does not let this client use this path. Ask whoever runs Keychoir for it.",
             ),
-            Self::TurnedAway(turned_away) => turned_away_told(*turned_away),
+            Self::ClientLimit(turned_away) => client_limit_response(*turned_away),
             Self::Method => told(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method_not_allowed",
@@ -249,13 +252,15 @@ impl ProxyError {
                 "bad_target",
                 "The path or query of the request is malformed.",
             ),
-            Self::Unavailable(unavailable) => unavailable_told(*unavailable, now),
+            Self::Unavailable(unavailable) => unavailable_response(*unavailable, now),
             // Not 409, which the provider's Python library would send three times over.
-            Self::TwoOwners(two) => {
+            Self::ConflictingOwners(two) => {
                 told(StatusCode::BAD_REQUEST, "conflict", "two_owners", &two_owners_message(*two))
             }
-            Self::OwnerUnavailable { kind, unavailable } => owner_told(*kind, *unavailable, now),
-            Self::BooksFull(_) => Told {
+            Self::OwnerUnavailable { kind, unavailable } => {
+                owner_unavailable_response(*kind, *unavailable, now)
+            }
+            Self::UsageQueueFull(_) => ErrorResponse {
                 retry_after_s: Some(1),
                 ..told(
                     StatusCode::SERVICE_UNAVAILABLE,
@@ -264,7 +269,7 @@ impl ProxyError {
                     "Keychoir's usage records cannot be written fast enough. Try again in a second.",
                 )
             },
-            Self::Overloaded(_) => Told {
+            Self::Overloaded(_) => ErrorResponse {
                 retry_after_s: Some(1),
                 ..told(
                     StatusCode::SERVICE_UNAVAILABLE,
@@ -279,7 +284,7 @@ impl ProxyError {
                 "loop_detected",
                 "This request comes from Keychoir itself: upstream.base_url leads back to it instead of to ElevenLabs.",
             ),
-            Self::Draining => Told {
+            Self::Draining => ErrorResponse {
                 retry_after_s: Some(DRAINING_RETRY_AFTER_S),
                 ..told(
                     StatusCode::SERVICE_UNAVAILABLE,
@@ -294,7 +299,7 @@ impl ProxyError {
                 "answer_not_redacted",
                 "ElevenLabs' answer describes the owner of the API key in a form that Keychoir cannot redact.",
             ),
-            Self::BuffersFull(BuffersFull) => Told {
+            Self::BuffersFull(BuffersFull) => ErrorResponse {
                 retry_after_s: Some(1),
                 ..told(
                     StatusCode::SERVICE_UNAVAILABLE,
@@ -303,7 +308,7 @@ impl ProxyError {
                     "Keychoir has no memory left to read this answer before it passes it on. Try again in a second.",
                 )
             },
-            Self::Upstream(error) => upstream_told(error),
+            Self::Upstream(error) => upstream_response(error),
         }
     }
 }
@@ -315,8 +320,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::policy::allowance::{Allowance, Measure, Period};
-    use crate::policy::allowance::{Shortfall, Spent};
+    use crate::policy::client_quota::{ClientQuota, Measure, Period};
+    use crate::policy::client_quota::{QuotaShortfall, QuotaSpent};
     use crate::policy::replay::Progress;
     use crate::upstream::SendErrorKind;
 
@@ -389,9 +394,10 @@ mod tests {
 
     #[test]
     fn a_client_that_has_used_its_allowance_is_told_when_it_begins_anew() {
-        let allowance = Allowance { amount: 3, measure: Measure::Requests, period: Period::Ever };
-        let spent =
-            |begins_anew| ProxyError::TurnedAway(Spent { allowance, begins_anew, shortfall: None }.into());
+        let allowance = ClientQuota { amount: 3, measure: Measure::Requests, period: Period::Ever };
+        let spent = |begins_anew| {
+            ProxyError::ClientLimit(QuotaSpent { allowance, begins_anew, shortfall: None }.into())
+        };
         let message = "This client has used its allowance of 3 requests.";
         let answer = check(&spent(None), 402, "insufficient_credits", "client_allowance_used", message);
         assert!(!answer.headers().contains_key(RETRY_AFTER), "SDKs would retry");
@@ -402,9 +408,9 @@ mod tests {
 
     #[test]
     fn a_client_whose_quota_is_too_small_for_a_request_hears_by_how_much() {
-        let allowance = Allowance { amount: 10_000, measure: Measure::Credits, period: Period::Ever };
-        let shortfall = Some(Shortfall { left: 51, needed: 1_055 });
-        let error = ProxyError::TurnedAway(Spent { allowance, begins_anew: None, shortfall }.into());
+        let allowance = ClientQuota { amount: 10_000, measure: Measure::Credits, period: Period::Ever };
+        let shortfall = Some(QuotaShortfall { left: 51, needed: 1_055 });
+        let error = ProxyError::ClientLimit(QuotaSpent { allowance, begins_anew: None, shortfall }.into());
         let message =
             "This client has 51 of its allowance of 10,000 credits left, and this request may need 1,055.";
         check(&error, 402, "insufficient_credits", "client_allowance_used", message);
@@ -413,9 +419,9 @@ mod tests {
     #[test]
     fn a_client_that_is_too_fast_is_told_for_how_long() {
         let wait = Duration::from_millis(1_001);
-        let answer = ProxyError::TurnedAway(TurnedAway::Rate { wait }).answer("r", NOW);
+        let answer = ProxyError::ClientLimit(ClientLimitExceeded::Rate { wait }).answer("r", NOW);
         assert_eq!((answer.status().as_u16(), &answer.headers()[RETRY_AFTER]), (429, &"2".parse().unwrap()));
-        let answer = ProxyError::TurnedAway(TurnedAway::Concurrency { max: 2 }).answer("r", NOW);
+        let answer = ProxyError::ClientLimit(ClientLimitExceeded::Concurrency { max: 2 }).answer("r", NOW);
         assert_eq!((answer.status().as_u16(), &answer.headers()[RETRY_AFTER]), (429, &"1".parse().unwrap()));
     }
 
@@ -427,21 +433,21 @@ mod tests {
             (ProxyError::Unidentified(Unidentified::Missing), 401, "client_token_missing"),
             (ProxyError::Unidentified(Unidentified::Wrong), 401, "client_token_wrong"),
             (ProxyError::Unidentified(Unidentified::MalformedKey), 400, "malformed_own_key"),
-            (ProxyError::Stranger(Stranger::Host), 421, "host_not_allowed"),
-            (ProxyError::Stranger(Stranger::Origin), 403, "origin_not_allowed"),
+            (ProxyError::OriginRejected(OriginRejected::Host), 421, "host_not_allowed"),
+            (ProxyError::OriginRejected(OriginRejected::Origin), 403, "origin_not_allowed"),
             (ProxyError::Denied("it is dangerous"), 403, "path_denied"),
             (ProxyError::PathNotAllowed, 403, "path_not_allowed"),
-            (ProxyError::TurnedAway(TurnedAway::Concurrency { max: 1 }), 429, "client_concurrency"),
-            (ProxyError::TurnedAway(TurnedAway::Rate { wait: span }), 429, "client_rate"),
-            (ProxyError::TurnedAway(TurnedAway::Unpriced { max: 1 }), 429, "client_concurrency"),
-            (ProxyError::TurnedAway(TurnedAway::DirectAccess), 403, "direct_access_not_allowed"),
+            (ProxyError::ClientLimit(ClientLimitExceeded::Concurrency { max: 1 }), 429, "client_concurrency"),
+            (ProxyError::ClientLimit(ClientLimitExceeded::Rate { wait: span }), 429, "client_rate"),
+            (ProxyError::ClientLimit(ClientLimitExceeded::Unpriced { max: 1 }), 429, "client_concurrency"),
+            (ProxyError::ClientLimit(ClientLimitExceeded::DirectAccess), 403, "direct_access_not_allowed"),
             (ProxyError::Method, 405, "method_not_allowed"),
             (ProxyError::LongMethod, 501, "method_too_long"),
             (ProxyError::Host, 400, "bad_host"),
             (Ambiguous::Dots.into(), 400, "ambiguous_path"),
-            (ProxyError::Overloaded(NoSeat), 503, "overloaded"),
+            (ProxyError::Overloaded(Overloaded), 503, "overloaded"),
             (ProxyError::Upgrade, 400, "bad_upgrade"),
-            (ProxyError::BooksFull(NoPlace), 503, "books_full"),
+            (ProxyError::UsageQueueFull(QueueFull), 503, "books_full"),
             (ProxyError::Loop, 508, "loop_detected"),
             (ProxyError::Draining, 503, "draining"),
             (TwoOwners(Kind::Voice, Kind::Dictionary).into(), 400, "two_owners"),

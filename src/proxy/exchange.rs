@@ -6,30 +6,30 @@ use std::sync::Arc;
 use http::{Request, Response};
 use hyper::body::Incoming;
 
+use super::access_log::AccessLog;
+use super::account_affinity::AccountAffinity;
 use super::answer::Answer;
 use super::attempt::Attempt;
-use super::bond::Bond;
-use super::case::{self, Case};
 use super::error::ProxyError;
 use super::head::{look_up, strip};
-use super::journal::RequestLog;
-use super::journey::Journey;
-use super::redaction::Veil;
 use super::relay::{ResponseBody, ours, relay};
-use super::socket::{Introduction, Opened, Socket};
-use super::{Limits, Proxy, Terms};
+use super::request_meta::{self, RequestMeta};
+use super::response_redaction::ResponseRedaction;
+use super::retry_state::RetryState;
+use super::socket::{FirstMessageAuth, Handshake, Socket};
+use super::{Limits, Proxy, RuntimeConfig};
 use crate::body::replay::{Replay, Slow};
-use crate::policy::asked;
 use crate::policy::client::{self, Caller};
-use crate::policy::mend::without_base;
-use crate::policy::origin::{Visit, admit};
+use crate::policy::normalize_path::without_base;
+use crate::policy::origin::{RequestOrigin, admit};
 use crate::policy::replay::{Decision, Progress, decide};
+use crate::policy::request_body;
 use crate::pool::{Key, Lease};
 use crate::secret::ApiKey;
-use crate::upstream::{Connect, Outbound, SendError, SendErrorKind};
+use crate::upstream::{Connect, SendError, SendErrorKind, UpstreamRequestHead};
 
 /// What a request meets at the end of its way.
-pub struct Exchanged<C> {
+pub struct ProxyResponse<C> {
     /// The answer.
     pub answer: Response<ResponseBody>,
     /// Who speaks on the connection from then on, when the answer is a 101.
@@ -37,18 +37,18 @@ pub struct Exchanged<C> {
 }
 
 /// What was found for a request.
-pub(super) enum Found<C> {
-    Answer(Box<Answer>, Box<Attempt>),
-    Socket(Box<Opened<C>>),
+pub(super) enum UpstreamReply<C> {
+    Response(Box<Answer>, Box<Attempt>),
+    Socket(Box<Handshake<C>>),
 }
 
 /// What is asked and what it has met: all that an attempt needs.
 #[derive(Debug)]
-pub(super) struct Errand {
-    pub(super) terms: Arc<Terms>,
-    pub(super) case: Case,
-    pub(super) journey: Journey,
-    pub(super) outbound: Outbound,
+pub(super) struct RequestContext {
+    pub(super) config: Arc<RuntimeConfig>,
+    pub(super) meta: RequestMeta,
+    pub(super) retry: RetryState,
+    pub(super) head: UpstreamRequestHead,
     pub(super) body: Replay<Incoming>,
 }
 
@@ -59,19 +59,19 @@ impl<C: Connect> Proxy<C> {
     ///
     /// Dropping the future ends the attempt that is under way: its connection is closed, its key
     /// released, and what became of it is written down.
-    pub async fn exchange(self: &Arc<Self>, request: Request<Incoming>) -> Exchanged<C> {
-        let mut log = RequestLog::begin(&request, &self.meters);
-        if let Some(introduction) = Introduction::of(self, &request) {
+    pub async fn exchange(self: &Arc<Self>, request: Request<Incoming>) -> ProxyResponse<C> {
+        let mut log = AccessLog::begin(&request, &self.meters);
+        if let Some(introduction) = FirstMessageAuth::of(self, &request) {
             return introduction.begin(request, log);
         }
-        let found = self.find_answer(request, &mut log).await;
+        let found = self.find_reply(request, &mut log).await;
         match found {
             // 10. Account when the relay ends, however it ends.
-            Ok(Found::Answer(answer, attempt)) => {
-                Exchanged::of(relay(*answer, attempt, log, &self.terms.load().limits.buffers))
+            Ok(UpstreamReply::Response(answer, attempt)) => {
+                ProxyResponse::of(relay(*answer, attempt, log, &self.config.load().limits.buffers))
             }
-            Ok(Found::Socket(opened)) => opened.begin(log),
-            Err(error) => Exchanged::of(ours(&error, log)),
+            Ok(UpstreamReply::Socket(opened)) => opened.begin(log),
+            Err(error) => ProxyResponse::of(ours(&error, log)),
         }
     }
 
@@ -81,77 +81,88 @@ impl<C: Connect> Proxy<C> {
     /// # Errors
     ///
     /// The answer, when it was sent to a foreign name, by a page that is not listed, or by this program.
-    pub fn admit(&self, request: &mut Request<Incoming>) -> Result<Visit, Box<Response<ResponseBody>>> {
-        let terms = self.terms.load();
-        if let Some(target) = without_base(request.uri(), &terms.base_path) {
+    pub fn admit(
+        &self,
+        request: &mut Request<Incoming>,
+    ) -> Result<RequestOrigin, Box<Response<ResponseBody>>> {
+        let config = self.config.load();
+        if let Some(target) = without_base(request.uri(), &config.base_path) {
             *request.uri_mut() = target;
         }
         if self.upstream.has_sent(request.headers()) {
-            return Err(Box::new(ours(&ProxyError::Loop, RequestLog::begin(request, &self.meters))));
+            return Err(Box::new(ours(&ProxyError::Loop, AccessLog::begin(request, &self.meters))));
         }
-        let asks_for_tokens = terms.clients.are_known();
-        admit(&terms.doors, asks_for_tokens, request.method(), request.headers())
-            .map_err(|stranger| Box::new(ours(&stranger.into(), RequestLog::begin(request, &self.meters))))
+        let asks_for_tokens = config.clients.are_known();
+        admit(&config.doors, asks_for_tokens, request.method(), request.headers())
+            .map_err(|stranger| Box::new(ours(&stranger.into(), AccessLog::begin(request, &self.meters))))
     }
 
-    pub(super) async fn find_answer(
+    pub(super) async fn find_reply(
         self: &Arc<Self>,
         request: Request<Incoming>,
-        log: &mut RequestLog,
-    ) -> Result<Found<C>, ProxyError> {
+        log: &mut AccessLog,
+    ) -> Result<UpstreamReply<C>, ProxyError> {
         let (mut head, body) = request.into_parts();
-        let terms = self.terms.load_full();
-        let Terms { clients, accounts, limits, .. } = &*terms;
-        let permit = self.limiter.take(limits.requests_max)?;
+        let config = self.config.load_full();
+        let RuntimeConfig { clients, accounts, limits, .. } = &*config;
+        let permit = self.limiter.try_acquire(limits.requests_max)?;
         // 1. Identify: who is asking?
         let Caller { client, own_key } = client::identify(clients, &head.headers, head.uri.query())?;
         // 2. Look up: what is it, and may this client of the pool do it?
         let (endpoint, names, mistake) = look_up(&mut head, limits.denies_dangerous && own_key.is_none())?;
-        self.hints.tell(&client.name, mistake);
+        self.hints.log_once(&client.name, mistake);
         log.opened(&client.name, endpoint.route);
         let brings_key = own_key.is_some();
-        let permits = case::admit(accounts, &client, &endpoint, head.uri.path(), brings_key, limits, permit)?;
-        let mut case = Case::open(log.request_id(), client.name.clone(), &head.method, &endpoint, permits);
-        let mut bond = Bond::of(&head, &endpoint, names);
+        let permits =
+            request_meta::admit(accounts, &client, &endpoint, head.uri.path(), brings_key, limits, permit)?;
+        let mut meta =
+            RequestMeta::open(log.request_id(), client.name.clone(), &head.method, &endpoint, permits);
+        let mut affinity = AccountAffinity::of(&head, &endpoint, names);
         // 3. Strip: no credential of the client goes on.
-        let mut outbound = strip(head, endpoint.socket, &limits.forwarded)?;
+        let mut upstream_head = strip(head, endpoint.socket, &limits.forwarded)?;
         // 4. Hold: the body streams on, and what passes is kept for a replay.
         let body = Replay::hold(body, &limits.buffers);
         if let Some(key) = own_key {
-            return Box::pin(self.ask_with(key, &terms, case, &outbound, &body, log)).await;
+            return Box::pin(self.send_with_own_key(key, &config, meta, &upstream_head, &body, log)).await;
         }
         // 5. Reserve: a key that stands well, can pay, has room, and opens the account that has what is
         // named.
         self.retries.count();
         let roster = self.pool.roster();
-        let veil = Veil::over(&mut outbound, &endpoint, roster.redactor(), limits);
-        bond.tie(&roster, &self.owners, &self.misses, &body, || self.homes.of(&case.client)).await?;
-        let lessons = if bond.may_teach(&endpoint) { Some(self.books.place().await?) } else { None };
-        read_short(&body, limits).await?;
-        let span = case.foresight(limits.foresee_max);
-        let mut ask = case.foresee(&endpoint, &outbound, &body, &self.pool.models(), span).await;
-        case.reserve_credits(&ask, limits)?;
-        case.prefer_room(&mut ask, &roster);
-        let features = case.features(&endpoint, &outbound, bond.names());
-        let mut journey = Journey::begin(roster, client, features, ask, bond);
-        journey.look_for_restrictions(&self.pool);
-        let lease = self.reserve(&mut journey).await.map_err(|unavailable| journey.refusal(unavailable))?;
-        let mut errand = Errand { terms: Arc::clone(&terms), case, journey, outbound, body };
-        let (answer, key, mut attempt) = self.ask(&mut errand, lease, log).await?;
+        let redaction = ResponseRedaction::over(&mut upstream_head, &endpoint, roster.redactor(), limits);
+        affinity.resolve(&roster, &self.owners, &self.misses, &body, || self.homes.of(&meta.client)).await?;
+        let ownership_permit =
+            if affinity.may_record(&endpoint) { Some(self.books.place().await?) } else { None };
+        await_short_body(&body, limits).await?;
+        let span = meta.estimate_timeout(limits.foresee_max);
+        let mut key_request =
+            meta.estimate_cost(&endpoint, &upstream_head, &body, &self.pool.models(), span).await;
+        meta.reserve_credits(&key_request, limits)?;
+        meta.prefer_room(&mut key_request, &roster);
+        let features = meta.features(&endpoint, &upstream_head, affinity.names());
+        let mut retry = RetryState::begin(roster, client, features, key_request, affinity);
+        retry.find_restrictions(&self.pool);
+        let lease = self.reserve(&mut retry).await.map_err(|unavailable| retry.refusal(unavailable))?;
+        let mut context =
+            RequestContext { config: Arc::clone(&config), meta, retry, head: upstream_head, body };
+        let (answer, key, mut attempt) = self.send_with_pool(&mut context, lease, log).await?;
         if answer.is_switched() {
-            return Opened::with_pool(self, errand, *answer, attempt, veil, lessons).map(Found::Socket);
+            return Handshake::with_pool(self, context, *answer, attempt, redaction, ownership_permit)
+                .map(UpstreamReply::Socket);
         }
         // What the answer gives is known before the client can name it.
-        if let Some(place) = lessons {
-            let Errand { case, journey, .. } = errand;
-            attempt.teaches(journey.end().learn(self, &case, limits, &answer, &key, place));
+        if let Some(place) = ownership_permit {
+            let RequestContext { meta, retry, .. } = context;
+            attempt.set_ownership_recorder(
+                retry.into_affinity().record(self, &meta, limits, &answer, &key, place),
+            );
         }
         // 9. Relay, but for what is nobody else's business.
-        let answer = match &veil {
-            Some(veil) => Box::pin(answer.behind(veil, limits)).await?,
+        let answer = match &redaction {
+            Some(redaction) => Box::pin(answer.redact(redaction, limits)).await?,
             None => answer,
         };
-        Ok(Found::Answer(answer, attempt))
+        Ok(UpstreamReply::Response(answer, attempt))
     }
 
     /// Asks with one key after another, from `lease` on, until there is something to relay.
@@ -159,75 +170,76 @@ impl<C: Connect> Proxy<C> {
     /// # Errors
     ///
     /// When there is no answer, or when what is left to say is ours.
-    pub(super) async fn ask(
+    pub(super) async fn send_with_pool(
         &self,
-        errand: &mut Errand,
+        context: &mut RequestContext,
         mut lease: Lease,
-        log: &mut RequestLog,
+        log: &mut AccessLog,
     ) -> Result<(Box<Answer>, Arc<Key>, Box<Attempt>), ProxyError> {
-        let Errand { terms, case, journey, outbound, body } = errand;
-        let limits = &terms.limits;
+        let RequestContext { config, meta, retry, head: upstream_head, body } = context;
+        let limits = &config.limits;
         loop {
             let place = self.books.place().await?;
             // 6. Send: the key goes in here and nowhere else.
             let sending = body.attempt();
             let key = Arc::clone(lease.key());
-            let mut attempt = Attempt::begin(self, case, journey, lease, place, sending.upload());
-            let sent = self.upstream.send(attempt.authority(), attempt.api_key(), outbound, sending).await;
+            let mut attempt = Attempt::begin(self, meta, retry, lease, place, sending.upload());
+            let sent =
+                self.upstream.send(attempt.authority(), attempt.api_key(), upstream_head, sending).await;
             // 7. Classify: whose fault is it, and how far did it get?
-            let result = Answer::read(sent, &outbound.method, limits).await;
-            let progress = attempt.learn(&result, Some(journey), log);
+            let result = Answer::read(sent, &upstream_head.method, limits).await;
+            let progress = attempt.record_result(&result, Some(retry), log);
             // 8. Decide: replay, relay, or give up.
             log.lost(body.loss());
-            match decide(&journey.facts(progress, body, &key, limits)) {
-                Decision::NextKey => journey.leave(&key),
-                Decision::Again { pause } if self.retries.take() => journey.pause(pause).await,
+            match decide(&retry.facts(progress, body, &key, limits)) {
+                Decision::NextKey => retry.exclude(&key),
+                Decision::Again { pause } if self.retries.take() => retry.pause(pause).await,
                 Decision::Relay | Decision::Fail | Decision::Again { .. } => {
                     return Ok((result?, key, attempt));
                 }
             }
             attempt.release();
-            match self.reserve(journey).await {
+            match self.reserve(retry).await {
                 Ok(next) => {
                     attempt.failed_over();
                     lease = next;
                 }
-                Err(unavailable) => return Ok((result?.or_ours(journey, unavailable)?, key, attempt)),
+                Err(unavailable) => return Ok((result?.or_ours(retry, unavailable)?, key, attempt)),
             }
         }
     }
 
     /// The way of a client that has brought its own key: to where the pool's keys go, once, and
     /// back as it comes. The pool learns nothing of it.
-    async fn ask_with(
+    async fn send_with_own_key(
         self: &Arc<Self>,
         key: ApiKey,
-        terms: &Arc<Terms>,
-        case: Case,
-        outbound: &Outbound,
+        config: &Arc<RuntimeConfig>,
+        meta: RequestMeta,
+        upstream_head: &UpstreamRequestHead,
         body: &Replay<Incoming>,
-        log: &mut RequestLog,
-    ) -> Result<Found<C>, ProxyError> {
+        log: &mut AccessLog,
+    ) -> Result<UpstreamReply<C>, ProxyError> {
         let place = self.books.place().await?;
         let sending = body.attempt();
-        let mut attempt = Attempt::with_own_key(self, &case, key, place, sending.upload());
+        let mut attempt = Attempt::with_own_key(self, &meta, key, place, sending.upload());
         // Nobody will send it again, so nothing of it is kept.
         attempt.relaying();
-        let sent = self.upstream.send(attempt.authority(), attempt.api_key(), outbound, sending).await;
-        let answer = Answer::read(sent, &outbound.method, &terms.limits).await;
-        attempt.learn(&answer, None, log);
+        let sent = self.upstream.send(attempt.authority(), attempt.api_key(), upstream_head, sending).await;
+        let answer = Answer::read(sent, &upstream_head.method, &config.limits).await;
+        attempt.record_result(&answer, None, log);
         let answer = answer?;
         if answer.is_switched() {
-            return Opened::with_own_key(self, terms, &case, *answer, attempt).map(Found::Socket);
+            return Handshake::with_own_key(self, config, &meta, *answer, attempt).map(UpstreamReply::Socket);
         }
-        Ok(Found::Answer(answer, attempt))
+        Ok(UpstreamReply::Response(answer, attempt))
     }
 }
 
 /// Waits for a short body before a key is reserved: a client that trickles it holds no place that others need.
-async fn read_short(body: &Replay<Incoming>, limits: &Limits) -> Result<(), SendError> {
+async fn await_short_body(body: &Replay<Incoming>, limits: &Limits) -> Result<(), SendError> {
     let Limits { body_idle_max, body_min_rate, .. } = *limits;
-    let read = body.gather_short(asked::BODY_BYTES_MAX, body_idle_max, body_min_rate).await;
+    let read = body.wait_for_short_body(request_body::BODY_BYTES_MAX, body_idle_max, body_min_rate).await;
     let kind = match read {
         Ok(()) => return Ok(()),
         Err(Slow::Stalled) => SendErrorKind::ClientStalled(body_idle_max),
@@ -236,7 +248,7 @@ async fn read_short(body: &Replay<Incoming>, limits: &Limits) -> Result<(), Send
     Err(SendError { progress: Progress::Unsent, kind })
 }
 
-impl<C> Exchanged<C> {
+impl<C> ProxyResponse<C> {
     pub(super) fn of(answer: Response<ResponseBody>) -> Self {
         Self { answer, socket: None }
     }

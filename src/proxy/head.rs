@@ -11,11 +11,11 @@ use super::error::ProxyError;
 use crate::policy::affinity::Names;
 use crate::policy::endpoint::{Access, Endpoint};
 use crate::policy::headers::{self, Forwarded};
-use crate::policy::mend::{Mistake, mend};
 use crate::policy::method;
+use crate::policy::normalize_path::{PathFix, mend};
 use crate::policy::path::Path;
 use crate::policy::socket::Dialect;
-use crate::upstream::Outbound;
+use crate::upstream::UpstreamRequestHead;
 
 /// Says no to what is not passed on, mends the path of a base URL that is nearly right, and looks
 /// the request up: it is judged as what it has become. With it comes what it names.
@@ -26,7 +26,7 @@ use crate::upstream::Outbound;
 pub fn look_up(
     head: &mut Parts,
     denies_dangerous: bool,
-) -> Result<(Endpoint, Names, Option<Mistake>), ProxyError> {
+) -> Result<(Endpoint, Names, Option<PathFix>), ProxyError> {
     // TRACE would show the client what we add; CONNECT would make a tunnel of us.
     if head.method == Method::TRACE || head.method == Method::CONNECT {
         return Err(ProxyError::Method);
@@ -70,7 +70,7 @@ pub fn strip(
     mut head: Parts,
     socket: Option<Dialect>,
     forwarded: &Forwarded,
-) -> Result<Outbound, ProxyError> {
+) -> Result<UpstreamRequestHead, ProxyError> {
     headers::strip_request(&mut head.headers, forwarded);
     if let Some(dialect) = socket {
         headers::ask_for_socket(&mut head.headers, dialect.is_read());
@@ -80,7 +80,7 @@ pub fn strip(
         Some(None) => target(head.uri.path(), None)?,
         Some(Some(Cow::Borrowed(_))) | None => without_host(head.uri),
     };
-    Ok(Outbound { method: head.method, target, headers: head.headers })
+    Ok(UpstreamRequestHead { method: head.method, target, headers: head.headers })
 }
 
 /// The same target, without a scheme and a host.
@@ -231,7 +231,7 @@ mod tests {
     fn a_mended_path_is_judged_as_what_it_has_become() {
         let mut doubled = head("GET", "/v1/v1/voices?a=%20&a=1");
         let (endpoint, _, mistake) = look_up(&mut doubled, true).unwrap();
-        assert_eq!((&*endpoint.route.to_string(), mistake), ("/v1/voices", Some(Mistake::DoubledVersion)));
+        assert_eq!((&*endpoint.route.to_string(), mistake), ("/v1/voices", Some(PathFix::DoubledVersion)));
         assert_eq!(
             strip(doubled, None, &Forwarded::default()).unwrap().target.to_string(),
             "/v1/voices?a=%20&a=1"

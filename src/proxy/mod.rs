@@ -3,28 +3,28 @@
 
 mod exchange;
 
-mod accounts;
+mod account_affinity;
 mod answer;
 mod attempt;
-mod bond;
-mod case;
+mod base_url_hints;
+mod client_usage;
 mod conversation;
 mod head;
-mod hints;
-mod homes;
-mod journey;
+mod list_affinity;
 mod misses;
 mod permits;
-mod redaction;
 mod refusals;
 mod relay;
-mod retries;
-mod seats;
+mod request_limiter;
+mod request_meta;
+mod response_redaction;
+mod retry_budget;
+mod retry_state;
 mod socket;
 
-mod books;
+mod access_log;
 mod error;
-mod journal;
+mod usage;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,30 +35,30 @@ use tokio_util::sync::CancellationToken;
 use crate::policy::client::Clients;
 use crate::policy::headers::Forwarded;
 use crate::policy::min_rate::MinRate;
-use crate::policy::origin::Doors;
-use crate::pool::{Owners, Pool};
+use crate::policy::origin::AccessRules;
+use crate::pool::{OwnershipIndex, Pool};
 use crate::telemetry::Meters;
-use crate::upstream::{Connect, Direct, Upstream};
+use crate::upstream::{Connect, TcpTlsConnector, Upstream};
 
 pub use crate::body::budget::BufferBudget;
-pub use accounts::{Accounts, TurnedAway, Used};
-pub use books::{
-    AttemptRecord, Books, Common, CreditSource, Depth, Name, NoPlace, Ownership, Place, Queue, QuotaCharge,
-    Row, Sheet,
-};
+use base_url_hints::BaseUrlHints;
+pub use client_usage::{ClientLimitExceeded, ClientUsage, Used};
 pub use conversation::{Conversation, Ended};
 pub use error::ProxyError;
-pub use exchange::Exchanged;
+pub use exchange::ProxyResponse;
 pub use head::{look_up, strip};
-use hints::Hints;
-use homes::Homes;
+use list_affinity::ListAffinity;
 use misses::Misses;
-pub use redaction::{BuffersFull, Unredacted};
 pub use relay::ResponseBody;
-use retries::Retries;
-pub use seats::NoSeat;
-use seats::RequestLimiter;
-pub use socket::{Bounds as SocketBounds, Socket};
+pub use request_limiter::Overloaded;
+use request_limiter::RequestLimiter;
+pub use response_redaction::{BuffersFull, Unredacted};
+use retry_budget::SharedRetryBudget;
+pub use socket::{Socket, SocketLimits as SocketBounds};
+pub use usage::{
+    AttemptRecord, CreditSource, Depth, OwnershipUpdate, QueueFull, QuotaCharge, RecordId, UsageBatch,
+    UsageDimensions, UsagePermit, UsageQueue, UsageRow, UsageSink,
+};
 
 /// Bounds and switches of a request's way.
 #[derive(Clone, Debug)]
@@ -106,36 +106,36 @@ pub struct Limits {
 
 /// What a reload may change for the next request: who may ask, and within which bounds.
 #[derive(Clone, Debug)]
-pub struct Terms {
+pub struct RuntimeConfig {
     /// Who may ask.
     pub clients: Clients,
     /// What they have used and have under way.
-    pub accounts: Accounts,
+    pub accounts: ClientUsage,
     /// Bounds and switches.
     pub limits: Limits,
     /// Which names are ours, and which pages may speak to us.
-    pub doors: Doors,
+    pub doors: AccessRules,
     /// A path that stands before every path of ours and of the provider, without a slash at its end;
     /// empty for none.
     pub base_path: String,
 }
 
 /// The terms as they are now. A request loads them once and goes by them to its end.
-pub type SharedTerms = Arc<ArcSwap<Terms>>;
+pub type SharedTerms = Arc<ArcSwap<RuntimeConfig>>;
 
 /// Everything a request meets on its way. Its connections to the provider are for one core; all else
 /// is shared by all.
 #[derive(Debug)]
-pub struct Proxy<C = Direct> {
-    terms: SharedTerms,
+pub struct Proxy<C = TcpTlsConnector> {
+    config: SharedTerms,
     pool: Arc<Pool>,
     upstream: Upstream<C>,
-    owners: Arc<Owners>,
-    homes: Arc<Homes>,
+    owners: Arc<OwnershipIndex>,
+    homes: Arc<ListAffinity>,
     misses: Arc<Misses>,
-    books: Books,
-    retries: Arc<Retries>,
-    hints: Arc<Hints>,
+    books: UsageSink,
+    retries: Arc<SharedRetryBudget>,
+    hints: Arc<BaseUrlHints>,
     limiter: RequestLimiter,
     meters: Meters,
     /// Where conversations go whose price is not known.
@@ -148,13 +148,13 @@ pub struct Proxy<C = Direct> {
 #[derive(Clone, Debug)]
 pub struct Shared {
     /// Who may ask, and within which bounds.
-    pub terms: SharedTerms,
+    pub config: SharedTerms,
     /// The keys.
     pub pool: Arc<Pool>,
     /// What belongs to whom.
-    pub owners: Arc<Owners>,
+    pub owners: Arc<OwnershipIndex>,
     /// Where it is written down.
-    pub books: Books,
+    pub books: UsageSink,
     /// Where it is counted.
     pub meters: Meters,
     /// Where conversations go whose price is not known.
@@ -164,16 +164,16 @@ pub struct Shared {
 impl<C> Proxy<C> {
     /// A proxy of these parts. `cut` is cancelled before requests are cut at the end of the program.
     pub fn new(shared: Shared, upstream: Upstream<C>, cut: CancellationToken) -> Self {
-        let Shared { terms, pool, owners, books, meters, ended } = shared;
+        let Shared { config, pool, owners, books, meters, ended } = shared;
         Self {
-            terms,
+            config,
             pool,
             upstream,
             owners,
             homes: Arc::default(),
             misses: Arc::default(),
             books,
-            retries: Arc::new(Retries::new()),
+            retries: Arc::new(SharedRetryBudget::new()),
             hints: Arc::default(),
             limiter: RequestLimiter::default(),
             meters,
@@ -189,7 +189,7 @@ impl<C> Proxy<C> {
         C: Connect + Clone,
     {
         Self {
-            terms: Arc::clone(&self.terms),
+            config: Arc::clone(&self.config),
             pool: Arc::clone(&self.pool),
             upstream: self.upstream.for_core(cores),
             owners: Arc::clone(&self.owners),

@@ -1,7 +1,7 @@
 //! What a request holds from its admission to its end, in one guard.
 
-use super::accounts::ClientPermit;
-use super::seats::RequestPermit;
+use super::client_usage::ClientPermit;
+use super::request_limiter::RequestPermit;
 
 /// A request's permits: one of `server.max_requests`, and its part of its client's limits.
 ///

@@ -13,7 +13,7 @@ use crate::policy::classify::{Refusal, Verdict};
 use crate::policy::evidence::Source;
 use crate::policy::features::RequestFeatures;
 use crate::policy::units::UnixMs;
-use crate::pool::{Ask, Key, Pool, Refused, Restriction, Roster, Transition};
+use crate::pool::{Key, KeyRequest, Pool, Refused, Restriction, Roster, Transition};
 
 /// A poll that is older says nothing of what another program may have spent since. Accounts are polled every
 /// ten minutes by default.
@@ -21,13 +21,13 @@ const FRESH_POLL_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// The refusals of one request.
 #[derive(Debug, Default)]
-pub(super) struct Refusals(Vec<Met>);
+pub(super) struct Refusals(Vec<RecordedRefusal>);
 
 #[derive(Debug)]
-struct Met {
+struct RecordedRefusal {
     verdict: Verdict,
     key: Arc<Key>,
-    ask: Ask,
+    key_request: KeyRequest,
     source: Source,
     /// Whether it stands as evidence about the key or its workspace.
     is_recorded: bool,
@@ -41,7 +41,7 @@ struct Met {
 
 /// What was concluded from a refusal, or from being served.
 #[derive(Debug, Default)]
-pub(super) struct Concluded {
+pub(super) struct Conclusions {
     /// How keys stand now.
     pub(super) news: Vec<Transition>,
     /// What accounts turned out not to be able to do, each with a key of it.
@@ -49,7 +49,7 @@ pub(super) struct Concluded {
 }
 
 /// Where what is concluded goes.
-pub(super) struct Learner<'a> {
+pub(super) struct RefusalContext<'a> {
     pub(super) pool: &'a Arc<Pool>,
     pub(super) roster: &'a Roster,
     pub(super) features: &'a RequestFeatures,
@@ -60,19 +60,19 @@ impl Refusals {
     /// Takes in a refusal of `key`.
     pub(super) fn add(
         &mut self,
-        learner: &Learner<'_>,
+        learner: &RefusalContext<'_>,
         key: &Arc<Key>,
         verdict: Verdict,
-        ask: &Ask,
+        key_request: &KeyRequest,
         source: Source,
-    ) -> Concluded {
-        let mut concluded = Concluded::default();
+    ) -> Conclusions {
+        let mut concluded = Conclusions::default();
         let verdict = with_figures_of(key, verdict, learner.now);
-        let (key, ask) = (Arc::clone(key), ask.clone());
-        let mut met = Met {
+        let (key, key_request) = (Arc::clone(key), key_request.clone());
+        let mut met = RecordedRefusal {
             verdict,
             key,
-            ask,
+            key_request,
             source,
             is_recorded: false,
             is_agreed: false,
@@ -96,8 +96,8 @@ impl Refusals {
     }
 
     /// Another key has served the request: what was refused in words alone was the account's own matter.
-    pub(super) fn served(&mut self, learner: &Learner<'_>) -> Concluded {
-        let mut concluded = Concluded::default();
+    pub(super) fn served(&mut self, learner: &RefusalContext<'_>) -> Conclusions {
+        let mut concluded = Conclusions::default();
         for met in &mut self.0 {
             met.is_agreed = false;
             if met.verdict == Verdict::Unexplained(Refusal::Bodiless) {
@@ -155,11 +155,12 @@ impl Refusals {
 
     /// Keys whose plan cannot do what is asked.
     pub(super) fn of_plans(&self) -> impl Iterator<Item = &Arc<Key>> {
-        let is_of_plan = |met: &&Met| matches!(met.verdict, Verdict::PlanFeature(_) | Verdict::Abuse);
+        let is_of_plan =
+            |met: &&RecordedRefusal| matches!(met.verdict, Verdict::PlanFeature(_) | Verdict::Abuse);
         self.0.iter().filter(is_of_plan).map(|met| &met.key)
     }
 
-    fn workspaces(&self, is_meant: impl Fn(&Met) -> bool) -> u32 {
+    fn workspaces(&self, is_meant: impl Fn(&RecordedRefusal) -> bool) -> u32 {
         let mut seen: Vec<&Key> = Vec::new();
         for met in self.0.iter().filter(|met| is_meant(met)) {
             if !seen.iter().any(|seen| std::ptr::eq(seen.workspace(), met.key.workspace())) {
@@ -170,7 +171,7 @@ impl Refusals {
     }
 }
 
-impl Met {
+impl RecordedRefusal {
     /// Whether both are refused in the same words, whatever figures and spans are in them.
     fn says_what(&self, other: &Self) -> bool {
         match (self.verdict, other.verdict) {
@@ -192,30 +193,35 @@ impl Met {
 
     /// Whether other accounts are known to say the same of the like of it: then this one says nothing of
     /// itself. A rate limit is a matter of time, and is counted anew.
-    fn repeats(&self, learner: &Learner<'_>) -> bool {
-        let Learner { pool, features, now, .. } = learner;
+    fn repeats(&self, learner: &RefusalContext<'_>) -> bool {
+        let RefusalContext { pool, features, now, .. } = learner;
         !self.verdict.proves_itself()
             && !matches!(self.verdict, Verdict::RateLimited(_))
             && pool.is_said_of_another(features, &self.key, self.verdict, *now)
     }
 
     /// Whether the same account has said the same of the like of it before, and it turned out to be wrong.
-    fn was_refuted(&self, learner: &Learner<'_>) -> bool {
-        let Learner { pool, features, now, .. } = learner;
+    fn was_refuted(&self, learner: &RefusalContext<'_>) -> bool {
+        let RefusalContext { pool, features, now, .. } = learner;
         !self.verdict.proves_itself() && pool.was_refuted(features, &self.key, self.verdict, *now)
     }
 
     fn refused(&self) -> Refused<'_> {
-        let Self { verdict, ask, source, is_agreed, .. } = self;
-        Refused { verdict: *verdict, ask: Some(ask), is_agreed: *is_agreed, source: source.clone() }
+        let Self { verdict, key_request, source, is_agreed, .. } = self;
+        Refused {
+            verdict: *verdict,
+            request: Some(key_request),
+            is_agreed: *is_agreed,
+            source: source.clone(),
+        }
     }
 
     /// Records it as evidence about the key or its workspace, and about what these cannot do.
-    fn record(&mut self, learner: &Learner<'_>, concluded: &mut Concluded) {
+    fn record(&mut self, learner: &RefusalContext<'_>, concluded: &mut Conclusions) {
         if matches!(self.verdict, Verdict::Unexplained(_)) {
             return;
         }
-        let Learner { pool, roster, now, .. } = learner;
+        let RefusalContext { pool, roster, now, .. } = learner;
         concluded.news.extend(pool.record_refusal(roster, &self.key, self.refused(), *now));
         self.is_recorded = true;
         // Credits, bills and the key itself are an account's own, until a second account says the same.
@@ -236,8 +242,8 @@ impl Met {
     /// A second account says the same. Of a rate limit, one request may find out whether it holds; all
     /// else says nothing of this account. Whatever it was about, the like of it is not walked through all
     /// accounts again; and where a poll can decide, it does.
-    fn agree(&mut self, learner: &Learner<'_>, concluded: &mut Concluded) {
-        let Learner { pool, roster, now, .. } = learner;
+    fn agree(&mut self, learner: &RefusalContext<'_>, concluded: &mut Conclusions) {
+        let RefusalContext { pool, roster, now, .. } = learner;
         let was_agreed = std::mem::replace(&mut self.is_agreed, true);
         if matches!(self.verdict, Verdict::RateLimited(_)) {
             if !was_agreed || !self.is_recorded {
@@ -276,8 +282,8 @@ fn with_figures_of(key: &Key, verdict: Verdict, now: UnixMs) -> Verdict {
     }
 }
 
-impl Learner<'_> {
-    fn restrict(&self, met: &Met, concluded: &mut Concluded) {
+impl RefusalContext<'_> {
+    fn restrict(&self, met: &RecordedRefusal, concluded: &mut Conclusions) {
         let news = self.pool.restrict(self.roster, &met.key, self.features, &met.refused(), self.now);
         concluded.restricted.extend(news.map(|restriction| (Arc::clone(&met.key), restriction)));
     }

@@ -10,18 +10,18 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
 
+use super::access_log::AccessLog;
+use super::account_affinity::OwnershipRecorder;
 use super::answer::Answer;
 use super::attempt::Attempt;
-use super::bond::Teaching;
 use super::error::ProxyError;
-use super::journal::RequestLog;
-use super::redaction::encoding;
+use super::response_redaction::encoding;
 use crate::body::budget::{BufferBudget, BufferShare};
 use crate::body::decode::codings;
+use crate::body::inspect::Inspect;
 use crate::body::peek::Peeked;
 use crate::body::redacted::Redacted;
-use crate::body::relay::{Ending, Relay, Settle};
-use crate::body::tap::Tap;
+use crate::body::relay::{Ending, OnBodyEnd, Relay};
 use crate::clock;
 use crate::policy::headers;
 use crate::upstream::{AnswerBody, AnswerError};
@@ -36,16 +36,16 @@ pub enum ResponseBody {
 }
 
 /// A relayed body with what is settled at its end.
-type Relayed = Relay<Redacted<Tap<Peeked<AnswerBody<Incoming>>, Teaching>>, Settlement>;
+type Relayed = Relay<Redacted<Inspect<Peeked<AnswerBody<Incoming>>, OwnershipRecorder>>, Settlement>;
 
 /// What is written down when a relay ends.
 #[derive(Debug)]
 pub struct Settlement {
     attempt: Box<Attempt>,
-    log: RequestLog,
+    log: AccessLog,
 }
 
-impl Settle for Settlement {
+impl OnBodyEnd for Settlement {
     fn settle(mut self, ending: Ending, bytes: u64) {
         let record = self.attempt.relayed(ending, bytes);
         self.log.relayed(record);
@@ -58,7 +58,7 @@ pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 pub(super) fn relay(
     answer: Answer,
     mut attempt: Box<Attempt>,
-    log: RequestLog,
+    log: AccessLog,
     buffers: &BufferBudget,
 ) -> Response<ResponseBody> {
     attempt.relaying();
@@ -71,11 +71,11 @@ pub(super) fn relay(
     {
         head.headers.insert(REQUEST_ID, id);
     }
-    let listener = attempt.listener();
-    let bytes_max = listener.as_ref().map_or(0, Teaching::bytes_max);
+    let listener = attempt.take_ownership_recorder();
+    let bytes_max = listener.as_ref().map_or(0, OwnershipRecorder::bytes_max);
     // What an answer gives is heard as it came; a client reads it without the pool's keys.
     let share = listener.as_ref().map(|_| buffers.share(BufferShare::FREE)).unwrap_or_default();
-    let heard = Tap::new(body, listener, bytes_max, share);
+    let heard = Inspect::new(body, listener, bytes_max, share);
     let redactor = redactor.filter(|_| headers::is_searched(&head.headers));
     let codings = codings(encoding(&head.headers).as_deref());
     let relay = Relay::new(Redacted::coded(heard, redactor, codings, buffers), Settlement { attempt, log });
@@ -83,7 +83,7 @@ pub(super) fn relay(
 }
 
 /// An answer of ours.
-pub(super) fn ours(error: &ProxyError, mut log: RequestLog) -> Response<ResponseBody> {
+pub(super) fn ours(error: &ProxyError, mut log: AccessLog) -> Response<ResponseBody> {
     let mut answer = error.answer(&log.request_id(), clock::now());
     if let Ok(id) = HeaderValue::from_str(&log.request_id()) {
         answer.headers_mut().insert(REQUEST_ID, id);

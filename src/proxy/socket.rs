@@ -8,20 +8,20 @@ mod session;
 
 mod polling;
 
-mod introduction;
-mod opened;
+mod first_message_auth;
+mod handshake;
 
-mod moving;
-mod speaking;
+mod failover;
+mod speech;
 
 mod ending;
 
 mod buffers;
-mod down;
-mod up;
+mod client_to_upstream;
+mod upstream_to_client;
 
-pub(super) use introduction::Introduction;
-pub(super) use opened::Opened;
+pub(super) use first_message_auth::FirstMessageAuth;
+pub(super) use handshake::Handshake;
 
 use std::time::Duration;
 
@@ -29,15 +29,15 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::upstream::Connect;
-use introduction::Unknown;
+use first_message_auth::UnauthenticatedSession;
 use session::Session;
 
 /// Who speaks on a connection after its 101.
-pub struct Socket<C>(Speaker<C>);
+pub struct Socket<C>(SocketKind<C>);
 
-enum Speaker<C> {
+enum SocketKind<C> {
     Session(Box<Session<C>>),
-    Unknown(Box<Unknown<C>>),
+    Unknown(Box<UnauthenticatedSession<C>>),
 }
 
 impl<C: Connect> Socket<C> {
@@ -48,9 +48,9 @@ impl<C: Connect> Socket<C> {
     /// Dropping the future closes both ends at once; what passed is written down.
     pub async fn run<S: AsyncRead + AsyncWrite + Unpin>(self, client: S, early: Bytes) {
         let (session, client, early) = match self.0 {
-            Speaker::Session(session) => (session, client, early),
+            SocketKind::Session(session) => (session, client, early),
             // In a box that goes before the session begins.
-            Speaker::Unknown(unknown) => match Box::pin(unknown.introduced(client, early)).await {
+            SocketKind::Unknown(unknown) => match Box::pin(unknown.introduced(client, early)).await {
                 Some(introduced) => introduced,
                 None => return,
             },
@@ -61,7 +61,7 @@ impl<C: Connect> Socket<C> {
 
 /// Bounds of sessions.
 #[derive(Clone, Copy, Debug)]
-pub struct Bounds {
+pub struct SocketLimits {
     /// How long nothing may pass in either direction; zero for ever.
     pub idle_max: Duration,
     /// How long a session may last; zero for ever.
@@ -82,7 +82,7 @@ pub struct Bounds {
     pub quota_check_interval: Duration,
 }
 
-impl Bounds {
+impl SocketLimits {
     /// What is waited for of a frame: no more than a part of what a session may hold.
     fn slice_bytes_max(&self) -> usize {
         self.frame_bytes_max.min(self.session_buffer_max / 4)

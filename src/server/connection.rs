@@ -19,13 +19,13 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tracing::debug;
 
-use super::aside::Aside;
+use super::connection_state::{ConnectionHistory, ConnectionState, UnderWay};
 use super::counted::{Counted, Whole};
-use super::ending::{End, end, last_words};
-use super::gauged::{Gauge, Gauged};
-use super::here::{Here, Known, UnderWay};
+use super::counting_io::{CountingIo, IoCounters};
+use super::ending::{ConnectionEnd, end, last_words};
 use super::leaving::Peek;
 use super::linger::{Reset, linger, refuse_http2};
+use super::parked_future::ParkedFuture;
 use super::write_timeout::WriteTimeout;
 use super::{Drain, Limits, Reply, Service, Session, Stream};
 use crate::tasks::Member;
@@ -39,8 +39,8 @@ const FIRST_PAUSE: u32 = 64;
 /// When it has something to read after a rest, it is shown to `elsewhere`, which gives it back to be
 /// served on here, or keeps it.
 pub(super) fn serve<S, I, E>(
-    opening: impl Future<Output = Option<Awake<I>>> + Send + 'static,
-    known: Known,
+    opening: impl Future<Output = Option<IdleConnection<I>>> + Send + 'static,
+    known: ConnectionHistory,
     service: S,
     limits: Limits,
     drain: Arc<Drain>,
@@ -49,33 +49,33 @@ pub(super) fn serve<S, I, E>(
 where
     S: Service,
     I: AsyncRead + AsyncWrite + Peek + Reset + Unpin + Send + 'static,
-    E: FnMut(Awake<I>, Known) -> Option<Awake<I>> + Send + 'static,
+    E: FnMut(IdleConnection<I>, ConnectionHistory) -> Option<IdleConnection<I>> + Send + 'static,
 {
-    let here = Here::new(drain.requests.clone(), known);
+    let here = ConnectionState::new(drain.requests.clone(), known);
     let kept = (!drain.ending.is_cancelled()).then(|| drain.kept.member());
     run(opening, service, limits, drain, (here, kept), elsewhere)
 }
 
 /// A connection that is about to ask.
-pub(super) struct Awake<I> {
+pub(super) struct IdleConnection<I> {
     pub(super) stream: I,
     /// What was read of it already.
     pub(super) early: Bytes,
 }
 
-impl<I> From<I> for Awake<I> {
+impl<I> From<I> for IdleConnection<I> {
     fn from(stream: I) -> Self {
         Self { stream, early: Bytes::new() }
     }
 }
 
 async fn run<S, I>(
-    opening: impl Future<Output = Option<Awake<I>>> + Send,
+    opening: impl Future<Output = Option<IdleConnection<I>>> + Send,
     service: S,
     limits: Limits,
     drain: Arc<Drain>,
-    (here, kept): (Arc<Here>, Option<Member>),
-    mut elsewhere: impl FnMut(Awake<I>, Known) -> Option<Awake<I>> + Send,
+    (here, kept): (Arc<ConnectionState>, Option<Member>),
+    mut elsewhere: impl FnMut(IdleConnection<I>, ConnectionHistory) -> Option<IdleConnection<I>> + Send,
 ) where
     S: Service,
     I: AsyncRead + AsyncWrite + Peek + Reset + Unpin + Send + 'static,
@@ -91,21 +91,21 @@ async fn run<S, I>(
     let mut pause = if here.has_asked() { limits.rest_after } else { limits.rest_after / FIRST_PAUSE };
     loop {
         let stream = WriteTimeout::new(awake.stream, &limits);
-        let stream = Gauged::new(stream, here.gauge().clone()).with_early(awake.early);
+        let stream = CountingIo::new(stream, here.gauge().clone()).with_early(awake.early);
         // In a box that goes before a rest or a session begins: its buffers are not needed any more.
         let spoken = Box::pin(speak(stream, service.clone(), limits, &drain, &here, pause)).await;
         let stream = match spoken {
-            Spoken::Over => return,
-            Spoken::Taken(taken, stream, read) => {
+            HttpEnd::Over => return,
+            HttpEnd::Taken(taken, stream, read) => {
                 drop(kept);
                 return taken.run(here.gauge(), stream, read).await;
             }
-            Spoken::Answered(stream) => {
+            HttpEnd::Answered(stream) => {
                 drop(kept);
                 here.expect_nothing();
                 return linger(stream, limits, &drain).await;
             }
-            Spoken::Quiet(stream) => stream,
+            HttpEnd::Quiet(stream) => stream,
         };
         let Some(woken) = rest(stream, limits, &drain, &here).await else { return };
         here.expect();
@@ -118,31 +118,31 @@ async fn run<S, I>(
 }
 
 /// How speaking HTTP has ended.
-enum Spoken<I> {
+enum HttpEnd<I> {
     /// With the connection.
     Over,
     /// With a 101, and what was read beyond its request.
-    Taken(Taken, Gauged<WriteTimeout<I>>, Bytes),
+    Taken(Upgraded, CountingIo<WriteTimeout<I>>, Bytes),
     /// With an answer that closes the connection, while the client may still be sending.
-    Answered(Gauged<WriteTimeout<I>>),
+    Answered(CountingIo<WriteTimeout<I>>),
     /// For now: nothing is under way.
-    Quiet(Gauged<WriteTimeout<I>>),
+    Quiet(CountingIo<WriteTimeout<I>>),
 }
 
 /// Speaks HTTP for as long as there is something to say.
 async fn speak<S, I>(
-    stream: Gauged<WriteTimeout<I>>,
+    stream: CountingIo<WriteTimeout<I>>,
     service: S,
     limits: Limits,
     drain: &Drain,
-    here: &Arc<Here>,
+    here: &Arc<ConnectionState>,
     pause: Duration,
-) -> Spoken<I>
+) -> HttpEnd<I>
 where
     S: Service,
     I: AsyncRead + AsyncWrite + Peek + Reset + Unpin + Send + 'static,
 {
-    let takeover = Takeover::default();
+    let takeover = UpgradeSlot::default();
     let (asked, reserved, read) = (Arc::clone(here), takeover.clone(), here.gauge().clone());
     let answer = service_fn(move |request: Request<Incoming>| {
         let under_way = asked.asks(!request.body().is_end_stream());
@@ -161,7 +161,7 @@ where
             if let Some((session, (takeover, gauge))) = session.zip(upgrade) {
                 // The session counts as a request under way, to its end.
                 gauge.phase().rest();
-                takeover.put(Taken { session, read: gauge.bytes(), _under_way: under_way });
+                takeover.put(Upgraded { session, read: gauge.bytes(), _under_way: under_way });
                 return Ok(answer.map(|body| Counted::of_session(body, read_gauge)));
             }
             if here.is_ending() {
@@ -178,12 +178,12 @@ where
         http1::Builder::new()
             // The end of the stream is judged by `Half`, where it can be.
             .half_close(has_halves)
-            // A timer of its own for each head costs more than all else here: see `Here::waited`.
+            // A timer of its own for each head costs more than all else here: see `ConnectionState::waited`.
             .header_read_timeout(None)
             .max_buf_size(limits.head_bytes_max)
             .serve_connection(TokioIo::new(stream), answer),
     );
-    let mut told = pin!(Aside::new(async {
+    let mut told = pin!(ParkedFuture::new(async {
         tokio::select! {
             biased;
             told = end(drain, here, &limits) => Some(told),
@@ -200,7 +200,7 @@ where
                 let ended = poll_fn(|cx| Poll::Ready(connection.poll_without_shutdown(cx))).await;
                 if let Poll::Ready(Ok(())) = ended {
                     let parts = Pin::into_inner(connection).into_parts();
-                    return Spoken::Quiet(parts.io.into_inner().with_early(parts.read_buf));
+                    return HttpEnd::Quiet(parts.io.into_inner().with_early(parts.read_buf));
                 }
                 tokio::select! {
                     biased;
@@ -208,7 +208,7 @@ where
                     ended = connection.as_mut() => Some(ended),
                 }
             }
-            Some(End::Close) => {
+            Some(ConnectionEnd::Close) => {
                 // A request that has arrived by now is served.
                 let asked = poll_fn(|cx| Poll::Ready(connection.as_mut().poll(cx))).await;
                 connection.as_mut().graceful_shutdown();
@@ -222,7 +222,7 @@ where
                     },
                 }
             }
-            Some(End::Leave) => None,
+            Some(ConnectionEnd::Leave) => None,
         },
         ended = connection.as_mut() => Some(ended),
     };
@@ -231,19 +231,19 @@ where
     let mut stream = parts.io.into_inner();
     if here.is_truncated() {
         stream.get_ref().get_ref().reset_on_drop();
-        return Spoken::Over;
+        return HttpEnd::Over;
     }
     match (ended, takeover.take()) {
-        (Some(Ok(())), Some(taken)) => Spoken::Taken(taken, stream, parts.read_buf),
-        (Some(Ok(())), None) if here.may_send() => Spoken::Answered(stream),
-        (Some(Ok(())) | None, _) => Spoken::Over,
+        (Some(Ok(())), Some(taken)) => HttpEnd::Taken(taken, stream, parts.read_buf),
+        (Some(Ok(())), None) if here.may_send() => HttpEnd::Answered(stream),
+        (Some(Ok(())) | None, _) => HttpEnd::Over,
         (Some(Err(error)), _) => {
             // Clients leave and send what is no HTTP; neither is news.
             debug!("a connection ended: {error}");
             if error.is_parse_version_h2() {
                 refuse_http2(&mut stream).await;
             }
-            if error.is_parse() { Spoken::Answered(stream) } else { Spoken::Over }
+            if error.is_parse() { HttpEnd::Answered(stream) } else { HttpEnd::Over }
         }
     }
 }
@@ -254,11 +254,11 @@ const FIRST_BYTES: usize = 24;
 
 /// Waits, with no buffer, until there is something to read. `None` when the connection has ended.
 async fn rest<I>(
-    stream: Gauged<WriteTimeout<I>>,
+    stream: CountingIo<WriteTimeout<I>>,
     limits: Limits,
     drain: &Drain,
-    here: &Here,
-) -> Option<Awake<I>>
+    here: &ConnectionState,
+) -> Option<IdleConnection<I>>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send,
 {
@@ -275,8 +275,8 @@ where
         // Before the end is looked at: a request that has arrived by then is served.
         read = stream.read(&mut first) => read,
         ends = end(drain, here, &limits) => match ends {
-            End::Close => Ok(0),
-            End::Leave => return None,
+            ConnectionEnd::Close => Ok(0),
+            ConnectionEnd::Leave => return None,
         },
     };
     match read {
@@ -285,7 +285,7 @@ where
                 here.begin_head();
             }
             let early = [&early, first.get(..count)?].concat();
-            Some(Awake { stream, early: early.into() })
+            Some(IdleConnection { stream, early: early.into() })
         }
         Ok(_) => {
             // A word of farewell, where TLS is spoken; a client that does not take it is not waited for.
@@ -305,28 +305,28 @@ where
 
 /// A place for who takes the connection over. Cheap to clone.
 #[derive(Clone, Default)]
-struct Takeover(Arc<Mutex<Option<Taken>>>);
+struct UpgradeSlot(Arc<Mutex<Option<Upgraded>>>);
 
-impl Takeover {
-    fn put(&self, taken: Taken) {
+impl UpgradeSlot {
+    fn put(&self, taken: Upgraded) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(taken);
     }
 
-    fn take(&self) -> Option<Taken> {
+    fn take(&self) -> Option<Upgraded> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
 /// A connection that is taken over when its 101 is out.
-struct Taken {
+struct Upgraded {
     session: Session,
     /// What the client had sent when the 101 was ready.
     read: u64,
     _under_way: UnderWay,
 }
 
-impl Taken {
-    async fn run(self, gauge: &Gauge, stream: impl Stream + 'static, beyond: Bytes) {
+impl Upgraded {
+    async fn run(self, gauge: &IoCounters, stream: impl Stream + 'static, beyond: Bytes) {
         let Self { session, read, _under_way } = self;
         // Who sends before the 101 cannot know whether it speaks to us or to a server behind us, and
         // nobody has looked at what it says.
@@ -405,8 +405,8 @@ mod tests {
 
     /// Serves what `opening` comes to, wherever it rests.
     fn spawn(opening: impl Future<Output = Option<DuplexStream>> + Send + 'static, drain: &Drain) {
-        let opening = async { opening.await.map(Awake::from) };
-        let (known, drain) = (Known::default(), Arc::new(drain.clone()));
+        let opening = async { opening.await.map(IdleConnection::from) };
+        let (known, drain) = (ConnectionHistory::default(), Arc::new(drain.clone()));
         Tasks::new().spawn(serve(opening, known, Echo, LIMITS, drain, |awake, _| Some(awake)));
     }
 

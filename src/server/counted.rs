@@ -9,14 +9,14 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::gauged::Gauge;
-use super::here::{Here, UnderWay};
+use super::connection_state::{ConnectionState, UnderWay};
+use super::counting_io::IoCounters;
 
 pin_project! {
     pub(super) struct Counted<B: Body> {
         #[pin]
         body: B,
-        gauge: Gauge,
+        gauge: IoCounters,
         // An error that waits for what was written before it.
         error: Option<B::Error>,
         under_way: Option<UnderWay>,
@@ -26,12 +26,12 @@ pin_project! {
 
 impl<B: Body> Counted<B> {
     /// The body of an answer that takes the connection over: the session counts by itself.
-    pub(super) fn of_session(body: B, gauge: Gauge) -> Self {
+    pub(super) fn of_session(body: B, gauge: IoCounters) -> Self {
         Self { body, gauge, error: None, under_way: None, whole: None }
     }
 
     /// The body of any other answer. One that only the end of the connection ends has a `whole`.
-    pub(super) fn of(body: B, gauge: Gauge, under_way: UnderWay, whole: Option<Whole>) -> Self {
+    pub(super) fn of(body: B, gauge: IoCounters, under_way: UnderWay, whole: Option<Whole>) -> Self {
         Self { body, gauge, error: None, under_way: Some(under_way), whole }
     }
 }
@@ -39,12 +39,12 @@ impl<B: Body> Counted<B> {
 /// Notes an answer that ends with the connection and is dropped before its end, so that the connection
 /// is reset.
 pub(super) struct Whole {
-    here: Arc<Here>,
+    here: Arc<ConnectionState>,
     is_whole: bool,
 }
 
 impl Whole {
-    pub(super) fn new(here: Arc<Here>) -> Self {
+    pub(super) fn new(here: Arc<ConnectionState>) -> Self {
         Self { here, is_whole: false }
     }
 }

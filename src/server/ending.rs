@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tracing::debug;
 
-use super::here::Here;
+use super::connection_state::ConnectionState;
 use super::{Drain, Limits};
 
 /// A client that has connected is about to ask. When the program ends, its request is waited for this
@@ -14,7 +14,7 @@ use super::{Drain, Limits};
 pub(super) const FIRST_REQUEST_MAX: Duration = Duration::from_secs(1);
 
 /// How a connection is to end.
-pub(super) enum End {
+pub(super) enum ConnectionEnd {
     /// When nothing is under way on it.
     Close,
     /// At once.
@@ -22,17 +22,17 @@ pub(super) enum End {
 }
 
 /// Ends, once, when the connection is to end.
-pub(super) async fn end(drain: &Drain, here: &Here, limits: &Limits) -> End {
+pub(super) async fn end(drain: &Drain, here: &ConnectionState, limits: &Limits) -> ConnectionEnd {
     tokio::select! {
         biased;
-        () = drain.cut.cancelled() => End::Leave,
+        () = drain.cut.cancelled() => ConnectionEnd::Leave,
         () = drain.close.cancelled() => {
             here.end();
-            End::Close
+            ConnectionEnd::Close
         }
         () = here.waited(limits) => {
             debug!("a connection ended: it brought no request in time");
-            End::Leave
+            ConnectionEnd::Leave
         }
         never = expect_first(drain, here) => match never {},
     }
@@ -47,7 +47,7 @@ pub(super) async fn last_words(drain: &Drain) {
 
 /// Has the answers say that the connection closes, from the beginning of the program's end on, and has
 /// that end wait for the first request of a connection, but not for long.
-async fn expect_first(drain: &Drain, here: &Here) -> Infallible {
+async fn expect_first(drain: &Drain, here: &ConnectionState) -> Infallible {
     drain.ending.cancelled().await;
     here.end();
     drain.stop.cancelled().await;

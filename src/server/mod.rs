@@ -1,18 +1,18 @@
 //! Accepts connections, hands each to a worker and speaks HTTP/1.1 on it. Knows nothing of what is
 //! served.
 
-mod aside;
+mod acceptor;
 mod connection;
+mod connection_state;
 mod counted;
-mod door;
+mod counting_io;
 mod ending;
 mod files;
-mod gauged;
-mod here;
+mod inherited_sockets;
 mod leaving;
 mod linger;
 mod listener;
-mod passed;
+mod parked_future;
 mod tls;
 mod unix;
 mod workers;
@@ -40,14 +40,14 @@ use crate::policy::min_rate::MinRate;
 use crate::tasks::Tasks;
 
 pub use files::{open_files_max, raise_open_files};
+pub use inherited_sockets::InheritedSockets;
 pub use listener::{Address, Listener};
-pub use passed::Passed;
 pub use tls::Tls;
-pub use workers::{Crew, Workers};
+pub use workers::{WorkerPool, WorkerThreads};
 
-use connection::Awake;
-use door::{Accepted, Door};
-use here::Known;
+use acceptor::{Accepted, Acceptor};
+use connection::IdleConnection;
+use connection_state::ConnectionHistory;
 use listener::BACKLOG;
 
 /// Bounds of the listener and of each connection.
@@ -146,24 +146,24 @@ pub trait Service: Clone + Send + Sync + Unpin + 'static {
 
 /// Room for connections, shared by all listeners. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Room {
+pub struct ConnectionLimiter {
     places: Arc<Semaphore>,
-    guests: Arc<Guests>,
+    guests: Arc<ConnectionCount>,
 }
 
 #[derive(Debug, Default)]
-struct Guests {
+struct ConnectionCount {
     open: AtomicU64,
     accepted: AtomicU64,
 }
 
 /// A connection in the room, until it is dropped.
-struct Guest {
-    guests: Arc<Guests>,
+struct ConnectionPermit {
+    guests: Arc<ConnectionCount>,
     _place: OwnedSemaphorePermit,
 }
 
-impl Room {
+impl ConnectionLimiter {
     /// Room for so many.
     #[must_use]
     pub fn new(connections_max: usize) -> Self {
@@ -183,14 +183,14 @@ impl Room {
         self.guests.accepted.load(Ordering::Relaxed)
     }
 
-    fn enter(&self, place: OwnedSemaphorePermit) -> Guest {
+    fn enter(&self, place: OwnedSemaphorePermit) -> ConnectionPermit {
         self.guests.open.fetch_add(1, Ordering::Relaxed);
         self.guests.accepted.fetch_add(1, Ordering::Relaxed);
-        Guest { guests: Arc::clone(&self.guests), _place: place }
+        ConnectionPermit { guests: Arc::clone(&self.guests), _place: place }
     }
 }
 
-impl Drop for Guest {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.guests.open.fetch_sub(1, Ordering::Relaxed);
     }
@@ -203,17 +203,17 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 const ACCEPTED_MAX: u32 = 64;
 
 /// A connection that is opened.
-type Opening = Pin<Box<dyn Future<Output = Option<Awake<tls::Stream>>> + Send>>;
+type Opening = Pin<Box<dyn Future<Output = Option<IdleConnection<tls::Stream>>> + Send>>;
 
 /// What serves connections, wherever they come from.
 #[derive(Debug)]
 pub struct Server<S> {
     /// Who answers.
-    pub crew: Crew<S>,
+    pub crew: WorkerPool<S>,
     /// Bounds of each connection.
     pub limits: Limits,
     /// Room for all of them.
-    pub room: Room,
+    pub room: ConnectionLimiter,
     /// How it is told to end.
     pub drain: Drain,
     /// Has those as members who accept.
@@ -234,13 +234,13 @@ impl<S: Service> Server<S> {
         let post = self.crew.any().ok_or_else(|| io::Error::other("there is no worker"))?;
         let door = {
             let _runtime = post.handle.enter();
-            Door::open(listener)?
+            Acceptor::open(listener)?
         };
         self.accepting.spawn_on(Arc::clone(self).accept(door, tls), &post.handle);
         Ok(())
     }
 
-    async fn accept(self: Arc<Self>, door: Door, tls: Tls) {
+    async fn accept(self: Arc<Self>, door: Acceptor, tls: Tls) {
         let mut in_one_go = 0;
         loop {
             let accepted = tokio::select! {
@@ -273,13 +273,19 @@ impl<S: Service> Server<S> {
         // In a box, so that it takes no room any more once the stream is open.
         let opening = Box::pin(async move {
             let stream = here(accepted)?;
-            tls.open(stream, head_read_max).await.map(Awake::from)
+            tls.open(stream, head_read_max).await.map(IdleConnection::from)
         });
-        self.attend(number, opening, Known::default(), self.room.enter(place));
+        self.attend(number, opening, ConnectionHistory::default(), self.room.enter(place));
     }
 
     /// Has a worker serve a connection.
-    fn attend(self: &Arc<Self>, number: usize, opening: Opening, known: Known, guest: Guest) {
+    fn attend(
+        self: &Arc<Self>,
+        number: usize,
+        opening: Opening,
+        known: ConnectionHistory,
+        guest: ConnectionPermit,
+    ) {
         let Some(post) = self.crew.post(number) else { return };
         let (server, mut guest, opened) = (Arc::clone(self), Some(guest), post.open());
         let elsewhere = move |awake, known| {
@@ -297,23 +303,24 @@ impl<S: Service> Server<S> {
     fn elsewhere(
         self: &Arc<Self>,
         number: usize,
-        awake: Awake<tls::Stream>,
-        known: Known,
-        guest: &mut Option<Guest>,
-    ) -> Option<Awake<tls::Stream>> {
+        awake: IdleConnection<tls::Stream>,
+        known: ConnectionHistory,
+        guest: &mut Option<ConnectionPermit>,
+    ) -> Option<IdleConnection<tls::Stream>> {
         let Some(less) = self.crew.less_than(number) else { return Some(awake) };
         // At the end of the program, each worker is waited for.
         if self.drain.ending.is_cancelled() {
             return Some(awake);
         }
-        let Awake { stream, early } = awake;
+        let IdleConnection { stream, early } = awake;
         let stream = match stream {
             Either::Left(stream) => stream,
-            Either::Right(_) => return Some(Awake { stream, early }),
+            Either::Right(_) => return Some(IdleConnection { stream, early }),
         };
         match Accepted::of(stream) {
             Ok(left) => {
-                let opening = async move { Some(Awake { stream: Either::Left(here(left)?), early }) };
+                let opening =
+                    async move { Some(IdleConnection { stream: Either::Left(here(left)?), early }) };
                 self.attend(less, Box::pin(opening), known, guest.take()?);
             }
             Err(error) => debug!("a connection ended on its way to another worker: {error}"),

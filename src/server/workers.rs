@@ -17,13 +17,13 @@ use crate::tasks::{self, Tasks};
 /// Threads that run what is spawned on them. When this is dropped, they end by themselves, and what
 /// still runs there is dropped.
 #[derive(Debug)]
-pub struct Workers {
+pub struct WorkerThreads {
     handles: Vec<Handle>,
     end: CancellationToken,
     threads: Tasks,
 }
 
-impl Workers {
+impl WorkerThreads {
     /// Starts so many; with 0, as many as there are cores for this process.
     ///
     /// # Errors
@@ -77,14 +77,14 @@ impl Workers {
     }
 
     /// Has each of them answer with a service of its own, until `drain` ends it.
-    pub fn crew<S>(&self, drain: &Drain, mut service: impl FnMut() -> S) -> Crew<S> {
-        let post = |handle: &Handle| Post {
+    pub fn crew<S>(&self, drain: &Drain, mut service: impl FnMut() -> S) -> WorkerPool<S> {
+        let post = |handle: &Handle| Worker {
             handle: handle.clone(),
             service: service(),
             drain: Arc::new(drain.with_requests(Tasks::new())),
             open: Arc::default(),
         };
-        Crew { posts: self.handles.iter().map(post).collect(), next: Arc::default() }
+        WorkerPool { posts: self.handles.iter().map(post).collect(), next: Arc::default() }
     }
 
     /// Ends them, with what still runs there, and waits until they have.
@@ -98,7 +98,7 @@ impl Workers {
     }
 }
 
-impl Drop for Workers {
+impl Drop for WorkerThreads {
     fn drop(&mut self) {
         self.end.cancel();
     }
@@ -106,15 +106,15 @@ impl Drop for Workers {
 
 /// The workers, with what they answer by. Cheap to clone.
 #[derive(Debug)]
-pub struct Crew<S> {
-    posts: Arc<[Post<S>]>,
+pub struct WorkerPool<S> {
+    posts: Arc<[Worker<S>]>,
     /// Whose turn it is among equals.
     next: Arc<AtomicUsize>,
 }
 
 /// One worker.
 #[derive(Debug)]
-pub(super) struct Post<S> {
+pub(super) struct Worker<S> {
     pub(super) handle: Handle,
     pub(super) service: S,
     /// With the requests of this worker only.
@@ -128,23 +128,23 @@ type Load = (usize, usize);
 
 /// An open connection of a worker, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Opened(Arc<AtomicUsize>);
+pub(super) struct WorkerConnection(Arc<AtomicUsize>);
 
-impl<S> Clone for Crew<S> {
+impl<S> Clone for WorkerPool<S> {
     fn clone(&self) -> Self {
         Self { posts: Arc::clone(&self.posts), next: Arc::clone(&self.next) }
     }
 }
 
-impl<S> Crew<S> {
-    pub(super) fn post(&self, number: usize) -> Option<&Post<S>> {
+impl<S> WorkerPool<S> {
+    pub(super) fn post(&self, number: usize) -> Option<&Worker<S>> {
         self.posts.get(number)
     }
 
     /// Who takes the next connection: who has the least to do.
     pub(super) fn least(&self) -> Option<usize> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        let loads: Vec<Load> = self.posts.iter().map(Post::load).collect();
+        let loads: Vec<Load> = self.posts.iter().map(Worker::load).collect();
         least(&loads, turn)
     }
 
@@ -158,7 +158,7 @@ impl<S> Crew<S> {
     }
 
     /// One of them after the other.
-    pub(super) fn any(&self) -> Option<&Post<S>> {
+    pub(super) fn any(&self) -> Option<&Worker<S>> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         self.posts.get(turn.checked_rem(self.posts.len())?)
     }
@@ -174,18 +174,18 @@ impl<S> Crew<S> {
     }
 }
 
-impl<S> Post<S> {
+impl<S> Worker<S> {
     fn load(&self) -> Load {
         (self.drain.requests.count(), self.open.load(Ordering::Relaxed))
     }
 
-    pub(super) fn open(&self) -> Opened {
+    pub(super) fn open(&self) -> WorkerConnection {
         self.open.fetch_add(1, Ordering::Relaxed);
-        Opened(Arc::clone(&self.open))
+        WorkerConnection(Arc::clone(&self.open))
     }
 }
 
-impl Drop for Opened {
+impl Drop for WorkerConnection {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

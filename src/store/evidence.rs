@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::evidence::{Claim, Evidence, Source};
-use crate::policy::lane::Lane;
+use crate::policy::concurrency_group::ConcurrencyGroup;
+use crate::policy::evidence::{ClaimedFault, Evidence, Source};
 use crate::policy::units::UnixMs;
 
 /// What was refused with a key.
@@ -74,11 +74,14 @@ fn entry(evidence: &Evidence) -> Entry {
     let Evidence { claim, at, named_span, is_agreed, source } = evidence;
     let (mut figures, mut by_estimate, mut group) = (None, None, None);
     match claim {
-        Claim::Credits { figures: known, left_by_estimate } => {
+        ClaimedFault::Credits { figures: known, left_by_estimate } => {
             (figures, by_estimate) = (*known, known.map(|_| *left_by_estimate));
         }
-        Claim::RateLimited(lane) => group = Some(lane.index()),
-        Claim::Locked | Claim::Suspected | Claim::InvalidKey | Claim::WrongHost => {}
+        ClaimedFault::RateLimited(lane) => group = Some(lane.index()),
+        ClaimedFault::Locked
+        | ClaimedFault::Suspected
+        | ClaimedFault::InvalidKey
+        | ClaimedFault::WrongHost => {}
     }
     Entry {
         claim: claim.word().to_owned(),
@@ -97,17 +100,17 @@ fn entry(evidence: &Evidence) -> Entry {
 }
 
 fn of_entry(entry: Entry) -> Option<Evidence> {
-    let lane = || Lane::all().nth(entry.concurrency_group?);
+    let lane = || ConcurrencyGroup::all().nth(entry.concurrency_group?);
     let claim = match &*entry.claim {
-        "credits" => Claim::Credits {
+        "credits" => ClaimedFault::Credits {
             figures: entry.left.zip(entry.required),
             left_by_estimate: entry.left_by_estimate.unwrap_or(0),
         },
-        "rate_limited" => Claim::RateLimited(lane()?),
-        "locked" => Claim::Locked,
-        "suspected" => Claim::Suspected,
-        "invalid_key" => Claim::InvalidKey,
-        "wrong_host" => Claim::WrongHost,
+        "rate_limited" => ClaimedFault::RateLimited(lane()?),
+        "locked" => ClaimedFault::Locked,
+        "suspected" => ClaimedFault::Suspected,
+        "invalid_key" => ClaimedFault::InvalidKey,
+        "wrong_host" => ClaimedFault::WrongHost,
         _ => return None,
     };
     Some(Evidence {
@@ -144,13 +147,18 @@ mod tests {
             source: source.clone(),
         };
         let of_key = [
-            Claim::InvalidKey,
-            Claim::WrongHost,
-            Claim::Credits { figures: Some((3, 9)), left_by_estimate: 4 },
-            Claim::Credits { figures: None, left_by_estimate: 0 },
+            ClaimedFault::InvalidKey,
+            ClaimedFault::WrongHost,
+            ClaimedFault::Credits { figures: Some((3, 9)), left_by_estimate: 4 },
+            ClaimedFault::Credits { figures: None, left_by_estimate: 0 },
         ]
         .map(evidence);
-        let of_workspace = [Claim::Locked, Claim::Suspected, Claim::RateLimited(Lane::MUSIC)].map(evidence);
+        let of_workspace = [
+            ClaimedFault::Locked,
+            ClaimedFault::Suspected,
+            ClaimedFault::RateLimited(ConcurrencyGroup::MUSIC),
+        ]
+        .map(evidence);
         let stored = read(&write(&of_key, &of_workspace));
         assert_eq!((stored.of_key, stored.of_workspace), (of_key.into(), of_workspace.into()));
     }

@@ -1,33 +1,38 @@
 //! What was taken from the queue and is not yet written: whole sheets, counted, and bounded while they
 //! cannot be written.
 
-use super::{Place, Settings};
-use crate::proxy::{Queue, Sheet};
+use super::{DatabaseLocation, Settings};
+use crate::proxy::{UsageBatch, UsageQueue};
 
 /// So many empty sheets are kept, to be filled again: about as many as threads send.
 const SPARE_MAX: usize = 16;
 
 #[derive(Debug, Default)]
-pub(super) struct Held {
-    sheets: Vec<Sheet>,
+pub(super) struct HeldTransaction {
+    sheets: Vec<UsageBatch>,
     records: usize,
     owners: usize,
     /// Sheets that were written.
-    spare: Vec<Sheet>,
+    spare: Vec<UsageBatch>,
 }
 
-impl Held {
+impl HeldTransaction {
     /// Takes all that is in the queue; whether the state of the keys is to be written.
-    pub(super) fn take_from(&mut self, queue: &mut Queue, place: &Place, settings: &Settings) -> bool {
+    pub(super) fn take_from(
+        &mut self,
+        queue: &mut UsageQueue,
+        place: &DatabaseLocation,
+        settings: &Settings,
+    ) -> bool {
         let mut taken = Vec::new();
         let are_keys_changed = queue.take(&mut taken, &mut self.spare);
         taken.into_iter().for_each(|sheet| self.take(sheet, place, settings));
         are_keys_changed
     }
 
-    pub(super) fn take(&mut self, mut sheet: Sheet, place: &Place, settings: &Settings) {
+    pub(super) fn take(&mut self, mut sheet: UsageBatch, place: &DatabaseLocation, settings: &Settings) {
         // Without a file, nobody would read it back. What is too much to be held is learned again.
-        if *place == Place::Memory || self.owners >= settings.queue_max {
+        if *place == DatabaseLocation::Memory || self.owners >= settings.queue_max {
             sheet.forget_owners();
         }
         self.records += sheet.rows().len();
@@ -35,7 +40,7 @@ impl Held {
         self.sheets.push(sheet);
     }
 
-    pub(super) fn sheets(&self) -> &[Sheet] {
+    pub(super) fn sheets(&self) -> &[UsageBatch] {
         &self.sheets
     }
 
@@ -59,7 +64,7 @@ impl Held {
 
     /// All of it is written; returns how many records and changes of owners these were.
     pub(super) fn written(&mut self) -> (usize, usize) {
-        self.spare.extend(self.sheets.drain(..).map(Sheet::cleared));
+        self.spare.extend(self.sheets.drain(..).map(UsageBatch::cleared));
         self.spare.truncate(SPARE_MAX);
         (std::mem::take(&mut self.records), std::mem::take(&mut self.owners))
     }

@@ -9,16 +9,16 @@ mod read;
 mod report;
 mod schema;
 
-mod chores;
+mod database;
+mod dimensions;
 mod held;
-mod ledger;
+mod maintenance;
 mod names;
 mod outbox;
 mod owners;
+mod pending;
 mod refusals;
 mod rows;
-mod series;
-mod sheets;
 mod touched;
 mod write;
 
@@ -32,14 +32,14 @@ use tokio::sync::oneshot;
 use crate::policy::affinity::Keeping;
 use crate::policy::retention::Retention;
 use crate::policy::units::UnixMs;
-use crate::pool::{Lesson, Pool, RefusalRecord, Remembered};
-use crate::proxy::{Books, Depth, Used};
+use crate::pool::{LearnedOwner, Pool, RefusalRecord, RestoredKey};
+use crate::proxy::{Depth, UsageSink, Used};
 use crate::secret::ApiKey;
 use crate::tasks;
 
-use ledger::Ledger;
+use database::Database;
 use lock::{Lock, LockError};
-use open::{Look, Opened};
+use open::{IntegrityCheck, OpenDatabase};
 pub use open::{OpenError, examine};
 use origin::Origin;
 pub use outbox::{
@@ -50,7 +50,7 @@ use write::{Callers, Writer};
 
 /// Where the books are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum DatabaseLocation {
     /// In this file.
     File(PathBuf),
     /// In memory, until the program ends.
@@ -161,7 +161,7 @@ impl Health {
 #[derive(Debug)]
 pub struct Store {
     site: Site,
-    ledger: Result<Ledger, OpenError>,
+    ledger: Result<Database, OpenError>,
     set_aside: Option<PathBuf>,
 }
 
@@ -186,9 +186,9 @@ impl Store {
     ///
     /// When the place is not to be had, another process has it, the file is of another program, or a
     /// newer version of this one has written it.
-    pub fn open(place: &Place, now: UnixMs) -> Result<Self, OpenError> {
+    pub fn open(place: &DatabaseLocation, now: UnixMs) -> Result<Self, OpenError> {
         let mut site = Site::from(place.clone());
-        match site.open(now, Look::Quick) {
+        match site.open(now, IntegrityCheck::Quick) {
             Ok(opened) => Ok(Self { site, ledger: Ok(opened.ledger), set_aside: opened.set_aside }),
             Err(error) if error.may_pass() => Ok(Self { site, ledger: Err(error), set_aside: None }),
             Err(error) => Err(error),
@@ -214,7 +214,7 @@ impl Store {
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub fn remembered(&self) -> Result<Vec<Remembered>, rusqlite::Error> {
+    pub fn remembered(&self) -> Result<Vec<RestoredKey>, rusqlite::Error> {
         self.ledger.as_ref().map_or_else(|_| Ok(Vec::new()), |ledger| read::remembered(&ledger.connection))
     }
 
@@ -233,7 +233,7 @@ impl Store {
     /// # Errors
     ///
     /// When it cannot be read.
-    pub fn owners(&self) -> Result<Vec<Lesson>, rusqlite::Error> {
+    pub fn owners(&self) -> Result<Vec<LearnedOwner>, rusqlite::Error> {
         self.ledger.as_ref().map_or_else(|_| Ok(Vec::new()), |ledger| owners::read(&ledger.connection))
     }
 
@@ -252,11 +252,12 @@ impl Store {
     /// # Errors
     ///
     /// When there is no thread to be had.
-    pub fn write(self, pool: Arc<Pool>, settings: Settings) -> std::io::Result<(Books, Writing)> {
+    pub fn write(self, pool: Arc<Pool>, settings: Settings) -> std::io::Result<(UsageSink, Writing)> {
         let (all_written, written) = oneshot::channel();
         let (done, ended) = oneshot::channel();
         let health = Health::default();
-        let (books, queue) = Books::new(settings.queue_max, write::batch(&settings), health.depth.clone());
+        let (books, queue) =
+            UsageSink::new(settings.queue_max, write::batch(&settings), health.depth.clone());
         let writer = self.writer(pool, settings, health.clone());
         let (outbox, questions) = Outbox::new();
         let outbox = (settings.mirrored != Mirrored::Nothing).then_some(outbox);
@@ -305,19 +306,19 @@ impl Writing {
 /// Where the database is, with its lock once it is held.
 #[derive(Debug)]
 struct Site {
-    place: Place,
+    place: DatabaseLocation,
     lock: Option<Lock>,
 }
 
-impl From<Place> for Site {
-    fn from(place: Place) -> Self {
+impl From<DatabaseLocation> for Site {
+    fn from(place: DatabaseLocation) -> Self {
         Self { place, lock: None }
     }
 }
 
 impl Site {
     /// Opens the database under its lock.
-    fn open(&mut self, now: UnixMs, look: Look) -> Result<Opened, OpenError> {
+    fn open(&mut self, now: UnixMs, look: IntegrityCheck) -> Result<OpenDatabase, OpenError> {
         self.lock()?;
         let opened = open::open(&self.place, now, look)?;
         opened.set_aside.as_deref().inspect(|aside| tell_set_aside(aside));
@@ -327,7 +328,7 @@ impl Site {
     /// Takes the lock, unless it is held already or there is no file to lock. The file of another
     /// program gets no lock file beside it.
     fn lock(&mut self) -> Result<(), OpenError> {
-        let Place::File(path) = &self.place else { return Ok(()) };
+        let DatabaseLocation::File(path) = &self.place else { return Ok(()) };
         if self.lock.is_some() {
             return Ok(());
         }

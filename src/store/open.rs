@@ -9,9 +9,9 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use rustix::fs::{Access, access};
 
-use super::ledger::Ledger;
+use super::database::Database;
 use super::origin::{self, Origin};
-use super::{Place, names, schema};
+use super::{DatabaseLocation, names, schema};
 use crate::policy::units::UnixMs;
 
 /// Why there are no books.
@@ -97,7 +97,7 @@ fn process(pid: Option<u32>) -> String {
 
 /// How closely a file is looked at before it is trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Look {
+pub(super) enum IntegrityCheck {
     /// Not at all: the next write will tell.
     Trusting,
     /// Through all of it, unless it is so large that it would keep the start waiting.
@@ -110,8 +110,8 @@ pub(super) enum Look {
 
 /// Opened books.
 #[derive(Debug)]
-pub(super) struct Opened {
-    pub(super) ledger: Ledger,
+pub(super) struct OpenDatabase {
+    pub(super) ledger: Database,
     /// Where the broken file went that lay there.
     pub(super) set_aside: Option<PathBuf>,
 }
@@ -127,15 +127,19 @@ const QUICK_LOOK_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// The log shrinks to this after a burst.
 const LOG_BYTES_KEPT: i64 = 16 * 1024 * 1024;
 
-pub(super) fn open(place: &Place, now: UnixMs, look: Look) -> Result<Opened, OpenError> {
+pub(super) fn open(
+    place: &DatabaseLocation,
+    now: UnixMs,
+    look: IntegrityCheck,
+) -> Result<OpenDatabase, OpenError> {
     let path = match place {
-        Place::File(path) => path,
-        Place::Memory => {
+        DatabaseLocation::File(path) => path,
+        DatabaseLocation::Memory => {
             let unusable = |source| OpenError::Unusable { path: PathBuf::from(":memory:"), source };
             let mut connection = Connection::open_in_memory().map_err(unusable)?;
             connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(unusable)?;
             schema::migrate(&mut connection).map_err(unusable)?;
-            return Ok(Opened { ledger: Ledger::in_memory(connection), set_aside: None });
+            return Ok(OpenDatabase { ledger: Database::in_memory(connection), set_aside: None });
         }
     };
     let unwritable = |source| OpenError::Unwritable { path: path.clone(), source };
@@ -148,7 +152,7 @@ pub(super) fn open(place: &Place, now: UnixMs, look: Look) -> Result<Opened, Ope
         Origin::Foreign(found) => return Err(OpenError::Foreign { path: path.clone(), found }),
     };
     make_private(path).map_err(unwritable)?;
-    if is_database && look != Look::Condemning {
+    if is_database && look != IntegrityCheck::Condemning {
         match prepared(path, look) {
             Ok(connection) => return checked(connection, path, None),
             Err(error) if is_broken(&error) => {}
@@ -158,7 +162,7 @@ pub(super) fn open(place: &Place, now: UnixMs, look: Look) -> Result<Opened, Ope
     let aside =
         set_aside(path, now).map_err(|source| OpenError::CannotSetAside { path: path.clone(), source })?;
     make_private(path).map_err(unwritable)?;
-    checked(prepared(path, Look::Trusting).map_err(unusable)?, path, Some(aside))
+    checked(prepared(path, IntegrityCheck::Trusting).map_err(unusable)?, path, Some(aside))
 }
 
 /// Whether a start could open the books: they could be written, and no newer version has written them.
@@ -167,10 +171,10 @@ pub(super) fn open(place: &Place, now: UnixMs, look: Look) -> Result<Opened, Ope
 /// # Errors
 ///
 /// What a start would end with.
-pub fn examine(place: &Place) -> Result<(), OpenError> {
+pub fn examine(place: &DatabaseLocation) -> Result<(), OpenError> {
     let path = match place {
-        Place::File(path) => path,
-        Place::Memory => return Ok(()),
+        DatabaseLocation::File(path) => path,
+        DatabaseLocation::Memory => return Ok(()),
     };
     let unwritable = |source| OpenError::Unwritable { path: path.clone(), source };
     let is_there = match OpenOptions::new().append(true).open(path) {
@@ -223,7 +227,7 @@ pub(super) fn make_private(path: &Path) -> io::Result<()> {
 }
 
 /// A connection that is set up, to a file that was looked at.
-fn prepared(path: &Path, look: Look) -> Result<Connection, rusqlite::Error> {
+fn prepared(path: &Path, look: IntegrityCheck) -> Result<Connection, rusqlite::Error> {
     let connection = Connection::open(path)?;
     // A file that turns out to be broken keeps its log: closing it must not fold one into the other.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
@@ -234,9 +238,9 @@ fn prepared(path: &Path, look: Look) -> Result<Connection, rusqlite::Error> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
     let is_looked_through = match look {
-        Look::Trusting | Look::Condemning => false,
-        Look::Quick => fs::metadata(path).is_ok_and(|file| file.len() <= QUICK_LOOK_BYTES_MAX),
-        Look::Whole => true,
+        IntegrityCheck::Trusting | IntegrityCheck::Condemning => false,
+        IntegrityCheck::Quick => fs::metadata(path).is_ok_and(|file| file.len() <= QUICK_LOOK_BYTES_MAX),
+        IntegrityCheck::Whole => true,
     };
     if is_looked_through {
         let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
@@ -248,7 +252,11 @@ fn prepared(path: &Path, look: Look) -> Result<Connection, rusqlite::Error> {
     Ok(connection)
 }
 
-fn checked(mut connection: Connection, path: &Path, set_aside: Option<PathBuf>) -> Result<Opened, OpenError> {
+fn checked(
+    mut connection: Connection,
+    path: &Path,
+    set_aside: Option<PathBuf>,
+) -> Result<OpenDatabase, OpenError> {
     let unusable = |source| OpenError::Unusable { path: path.to_owned(), source };
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map_err(unusable)?;
     let found = schema::version(&connection).map_err(unusable)?;
@@ -258,9 +266,9 @@ fn checked(mut connection: Connection, path: &Path, set_aside: Option<PathBuf>) 
     schema::sign(&connection).map_err(unusable)?;
     update(&mut connection, found).map_err(unusable)?;
     connection.busy_timeout(WRITE_BUSY_MAX).map_err(unusable)?;
-    let ledger = Ledger::of_file(connection, path)
+    let ledger = Database::of_file(connection, path)
         .map_err(|source| OpenError::Unwritable { path: path.to_owned(), source })?;
-    Ok(Opened { ledger, set_aside })
+    Ok(OpenDatabase { ledger, set_aside })
 }
 
 /// Brings a file that `found` is the schema of up to date. What it held before, above all plain digests

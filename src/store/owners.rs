@@ -13,8 +13,8 @@ use rusqlite::{Connection, Row, Transaction, params};
 use super::rows::moment;
 use crate::policy::affinity::{Class, Keeping, Kind, Named, Tag};
 use crate::policy::units::UnixMs;
-use crate::pool::{Identity, Lesson};
-use crate::proxy::{Ownership, Sheet};
+use crate::pool::{LearnedOwner, OwnerId};
+use crate::proxy::{OwnershipUpdate, UsageBatch};
 
 /// Rows that one step forgets of what lasts.
 const ROWS: usize = 512;
@@ -30,11 +30,11 @@ fn log(class: Class) -> Option<&'static str> {
 
 pub(super) fn write(
     transaction: &Transaction<'_>,
-    sheets: &[Sheet],
+    sheets: &[UsageBatch],
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
     for class in Class::ALL {
-        let changes = sheets.iter().flat_map(Sheet::owners);
+        let changes = sheets.iter().flat_map(UsageBatch::owners);
         let changes = changes.filter(|change| named(change).kind.class() == class);
         match log(class) {
             None => change_rows(transaction, changes)?,
@@ -44,16 +44,16 @@ pub(super) fn write(
     Ok(())
 }
 
-fn named(change: &Ownership) -> &Named {
+fn named(change: &OwnershipUpdate) -> &Named {
     match change {
-        Ownership::Learned(lesson) => &lesson.named,
-        Ownership::Forgotten(named) => named,
+        OwnershipUpdate::Learned(lesson) => &lesson.named,
+        OwnershipUpdate::Forgotten(named) => named,
     }
 }
 
 fn change_rows<'a>(
     transaction: &Transaction<'_>,
-    changes: impl Iterator<Item = &'a Ownership>,
+    changes: impl Iterator<Item = &'a OwnershipUpdate>,
 ) -> Result<(), rusqlite::Error> {
     let mut learned = transaction.prepare_cached(
         "INSERT OR REPLACE INTO owners (id, kind, class, workspace, learned_at_ms, used_at_ms)
@@ -62,7 +62,7 @@ fn change_rows<'a>(
     let mut forgotten = transaction.prepare_cached("DELETE FROM owners WHERE id = ?1")?;
     for change in changes {
         match change {
-            Ownership::Learned(lesson) => learned.execute(params![
+            OwnershipUpdate::Learned(lesson) => learned.execute(params![
                 lesson.named.tag.bytes(),
                 lesson.named.kind.word(),
                 lesson.named.kind.class().number(),
@@ -70,26 +70,26 @@ fn change_rows<'a>(
                 moment(lesson.learned_at),
                 moment(lesson.used_at),
             ])?,
-            Ownership::Forgotten(named) => forgotten.execute(params![named.tag.bytes()])?,
+            OwnershipUpdate::Forgotten(named) => forgotten.execute(params![named.tag.bytes()])?,
         };
     }
     Ok(())
 }
 
 /// All of them, of each class the oldest use first.
-pub(super) fn read(connection: &Connection) -> Result<Vec<Lesson>, rusqlite::Error> {
+pub(super) fn read(connection: &Connection) -> Result<Vec<LearnedOwner>, rusqlite::Error> {
     let mut statement = connection
         .prepare("SELECT id, kind, workspace, learned_at_ms, used_at_ms FROM owners ORDER BY used_at_ms")?;
     // A row that says nothing sensible is as good as none: it is learned again.
     let lessons = statement.query_map([], lesson)?.filter_map(Result::transpose);
-    let mut lessons: Vec<Lesson> = lessons.collect::<Result<_, _>>()?;
+    let mut lessons: Vec<LearnedOwner> = lessons.collect::<Result<_, _>>()?;
     for log in Class::ALL.into_iter().filter_map(log) {
         lessons.append(&mut log::read(connection, log)?);
     }
     Ok(lessons)
 }
 
-fn lesson(row: &Row<'_>) -> Result<Option<Lesson>, rusqlite::Error> {
+fn lesson(row: &Row<'_>) -> Result<Option<LearnedOwner>, rusqlite::Error> {
     let id: Vec<u8> = row.get(0)?;
     let kind: String = row.get(1)?;
     let owner: String = row.get(2)?;
@@ -98,9 +98,9 @@ fn lesson(row: &Row<'_>) -> Result<Option<Lesson>, rusqlite::Error> {
     };
     let (learned_at, used_at) = (at(3)?, at(4)?);
     let named = <[u8; 16]>::try_from(id).ok().zip(Kind::of_word(&kind));
-    Ok(named.map(|(bytes, kind)| Lesson {
+    Ok(named.map(|(bytes, kind)| LearnedOwner {
         named: Named { kind, tag: Tag::of_bytes(bytes) },
-        owner: Identity::of_word(&owner),
+        owner: OwnerId::of_word(&owner),
         learned_at,
         used_at,
     }))

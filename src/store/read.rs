@@ -4,21 +4,21 @@ use rusqlite::{Connection, Row};
 
 use super::evidence::{self, Stored};
 use super::rows::moment;
-use crate::policy::allowance::Period;
 use crate::policy::budget::{Extension, Quota};
 use crate::policy::client::ClientName;
+use crate::policy::client_quota::Period;
 use crate::policy::units::UnixMs;
-use crate::pool::Remembered;
+use crate::pool::RestoredKey;
 use crate::proxy::Used;
 use crate::secret::Fingerprint;
 
-pub(super) fn remembered(connection: &Connection) -> Result<Vec<Remembered>, rusqlite::Error> {
+pub(super) fn remembered(connection: &Connection) -> Result<Vec<RestoredKey>, rusqlite::Error> {
     let mut statement = connection.prepare(
         "SELECT key_hash, character_count, character_limit, extension, resets_at_ms, evidence, plan FROM keys",
     )?;
     let rows = statement.query_map([], |row| {
         let tier = row.get(6)?;
-        Ok(remembered_key(row)?.map(|known| Remembered { tier, ..known }))
+        Ok(remembered_key(row)?.map(|known| RestoredKey { tier, ..known }))
     })?;
     // A row that says nothing sensible is as good as none: the provider will tell.
     rows.filter_map(Result::transpose).collect()
@@ -47,7 +47,7 @@ pub(super) fn used(connection: &Connection, now: UnixMs) -> Result<Vec<Used>, ru
 }
 
 /// A key of the first six columns of [`remembered`], without the plan.
-pub(super) fn remembered_key(row: &Row<'_>) -> Result<Option<Remembered>, rusqlite::Error> {
+pub(super) fn remembered_key(row: &Row<'_>) -> Result<Option<RestoredKey>, rusqlite::Error> {
     let hash: String = row.get(0)?;
     let amount = |index| -> Result<Option<u64>, rusqlite::Error> {
         Ok(row.get::<_, Option<i64>>(index)?.and_then(|amount| u64::try_from(amount).ok()))
@@ -59,7 +59,7 @@ pub(super) fn remembered_key(row: &Row<'_>) -> Result<Option<Remembered>, rusqli
     };
     let Stored { of_key, of_workspace } = evidence::read(&row.get::<_, String>(5)?);
     let Some(fingerprint) = Fingerprint::parse(&hash) else { return Ok(None) };
-    Ok(Some(Remembered {
+    Ok(Some(RestoredKey {
         fingerprint,
         quota: Quota {
             count: amount(1)?.unwrap_or(0),

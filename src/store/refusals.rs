@@ -18,7 +18,7 @@ use crate::policy::features::RequestFeatures;
 use crate::policy::permission::Permission;
 use crate::policy::replay::Effect;
 use crate::policy::units::UnixMs;
-use crate::pool::{Earlier, Identity, RESTRICTIONS_MAX, RefusalRecord, Restriction, Restrictions};
+use crate::pool::{Earlier, OwnerId, RESTRICTIONS_MAX, RefusalRecord, Restriction, Restrictions};
 use crate::secret::Fingerprint;
 
 /// The step of the schema that brings them.
@@ -270,7 +270,7 @@ fn record(text: &str) -> Option<RefusalRecord> {
     };
     Some(RefusalRecord {
         key: Fingerprint::parse(&document.key)?,
-        workspace: Identity::of_word(&document.workspace),
+        workspace: OwnerId::of_word(&document.workspace),
         tier: document.plan.map(Into::into),
         is_of_plan: document.of_plan,
         features: RequestFeatures {

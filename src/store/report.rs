@@ -14,10 +14,10 @@ use super::rows::moment;
 use super::schema;
 use crate::policy::budget::Quota;
 use crate::policy::evidence::{Cooldowns, Evidence, rest};
+use crate::policy::key_state::{KeyState, KeyStatus};
 use crate::policy::retention::hour_of;
-use crate::policy::standing::{KeyStatus, Standing};
 use crate::policy::units::UnixMs;
-use crate::pool::Remembered;
+use crate::pool::RestoredKey;
 
 /// Why nothing can be read. Says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -225,7 +225,7 @@ impl Reader {
              FROM keys ORDER BY position, key_hash",
         )?;
         let rows = statement.query_map([], |row| {
-            let Some(Remembered { quota, of_key, of_workspace, .. }) = remembered_key(row)? else {
+            let Some(RestoredKey { quota, of_key, of_workspace, .. }) = remembered_key(row)? else {
                 return Ok(None);
             };
             let quota = quota.at(now);
@@ -236,7 +236,7 @@ impl Reader {
                 short: row.get(6)?,
                 name: row.get(7)?,
                 workspace: row.get(8)?,
-                status: Standing::of(rest(&of_key), rest(&of_workspace), &quota, now).status(),
+                status: KeyState::of(rest(&of_key), rest(&of_workspace), &quota, now).status(),
                 quota,
             }))
         })?;

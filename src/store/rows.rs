@@ -6,17 +6,17 @@ use std::collections::{HashMap, HashSet};
 use rusqlite::{OptionalExtension, ToSql, Transaction, TransactionBehavior, params};
 use uuid::Uuid;
 
+use super::database::Database;
+use super::dimensions::{Dimensions, Known};
 use super::evidence;
-use super::ledger::Ledger;
 use super::outbox::{self, Mirrored};
 use super::owners;
-use super::series::{Known, Series};
-use super::sheets::{Doubt, Sheets};
+use super::pending::{CommitUncertainty, PendingBatches};
 use crate::policy::budget::Extension;
 use crate::policy::retention::hour_of;
 use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
-use crate::proxy::{Common, CreditSource, Row, Sheet};
+use crate::proxy::{CreditSource, UsageBatch, UsageDimensions, UsageRow};
 
 /// What stands in the place of a key's hash when a client has brought its own key.
 pub(super) const OWN_KEY: &str = "own";
@@ -29,14 +29,14 @@ const SHARED_FROM: usize = 16;
 
 /// Writes records, owners, refusals and keys, and what the mirror is to be told of them, all of it or nothing.
 pub(super) fn commit(
-    ledger: &mut Ledger,
-    sheets: &[Sheet],
+    ledger: &mut Database,
+    sheets: &[UsageBatch],
     keys: &[KeySnapshot],
     mirrored: Mirrored,
-    doubt: &mut Doubt,
+    doubt: &mut CommitUncertainty,
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
-    let Ledger { connection, series, refusals, .. } = ledger;
+    let Database { connection, series, refusals, .. } = ledger;
     series.stay_small();
     let committed = (|| {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -78,7 +78,7 @@ struct Attempts<'a> {
     /// What may be there already.
     written: HashSet<Uuid>,
     /// Where those go that share rows.
-    sheets: Option<Sheets>,
+    sheets: Option<PendingBatches>,
     hours: HashMap<(UnixMs, usize), Sums>,
 }
 
@@ -99,12 +99,12 @@ impl<'a> Attempts<'a> {
     ) -> Self {
         // The mirror is told of them one by one.
         let is_shared = count >= SHARED_FROM && mirrored != Mirrored::KeysAndEvents;
-        let sheets = is_shared.then(Sheets::default);
+        let sheets = is_shared.then(PendingBatches::default);
         Self { transaction, series, mirrored, written, sheets, hours: HashMap::new() }
     }
 
     /// Inserts those that are not there yet, and adds them to their hours.
-    fn insert(mut self, sheets: &[Sheet]) -> Result<(), rusqlite::Error> {
+    fn insert(mut self, sheets: &[UsageBatch]) -> Result<(), rusqlite::Error> {
         for sheet in sheets {
             let mut runs: Vec<Option<Run>> = sheet.commons().iter().map(|_| None).collect();
             for row in sheet.rows() {
@@ -131,9 +131,9 @@ impl<'a> Attempts<'a> {
 
     fn insert_one(
         &mut self,
-        common: &Common,
+        common: &UsageDimensions,
         run: &mut Option<Run>,
-        row: &Row,
+        row: &UsageRow,
         request_id: &str,
     ) -> Result<(), rusqlite::Error> {
         if row.is_price
@@ -157,9 +157,9 @@ impl<'a> Attempts<'a> {
     /// The series and the sums of what rows of the hour of `row` have in common.
     fn run<'r>(
         &mut self,
-        common: &Common,
+        common: &UsageDimensions,
         run: &'r mut Option<Run>,
-        row: &Row,
+        row: &UsageRow,
     ) -> Result<&'r mut Run, rusqlite::Error> {
         let hour = hour_of(row.started_at);
         if let Some(before) = run.take_if(|run| run.hour != hour) {
@@ -179,7 +179,7 @@ impl<'a> Attempts<'a> {
     }
 
     /// Inserts a row of its own; whether it was not there yet.
-    fn insert_row(&self, row: &Row, request_id: &str, series: i64) -> Result<bool, rusqlite::Error> {
+    fn insert_row(&self, row: &UsageRow, request_id: &str, series: i64) -> Result<bool, rusqlite::Error> {
         let mut statement = self.transaction.prepare_cached(
             "INSERT OR IGNORE INTO attempt_rows (id, request_id, series, number, started_at_ms, request_bytes,
                 response_bytes, characters, credits_reserved, credits, first_byte_ms, total_ms, audio_ms)
@@ -218,7 +218,12 @@ impl<'a> Attempts<'a> {
     }
 
     /// Writes the price of an attempt that had none.
-    fn complete(&mut self, common: &Common, run: &mut Option<Run>, row: &Row) -> Result<(), rusqlite::Error> {
+    fn complete(
+        &mut self,
+        common: &UsageDimensions,
+        run: &mut Option<Run>,
+        row: &UsageRow,
+    ) -> Result<(), rusqlite::Error> {
         let Run { place, sums, .. } = self.run(common, run, row)?;
         self.transaction
             .prepare_cached("UPDATE attempt_rows SET credits = ?1, series = ?2 WHERE id = ?3")?
@@ -247,13 +252,13 @@ struct Sums {
 
 impl Sums {
     /// What the attempt was counted with before, it had no price.
-    fn complete(&mut self, row: &Row) {
+    fn complete(&mut self, row: &UsageRow) {
         self.credits += amount(row.credits);
         self.unpriced -= 1;
         self.quota_credits += amount(row.quota.credits) - amount(row.quota.replaced);
     }
 
-    fn add(&mut self, common: &Common, row: &Row) {
+    fn add(&mut self, common: &UsageDimensions, row: &UsageRow) {
         self.attempts += 1;
         self.served += i64::from(common.status.is_some_and(|status| status < 400));
         self.request_bytes += amount(row.request_bytes);
@@ -281,7 +286,7 @@ impl Sums {
 fn add_to_hour(
     transaction: &Transaction<'_>,
     hour: UnixMs,
-    series: &Series,
+    series: &Dimensions,
     sums: &Sums,
 ) -> Result<(), rusqlite::Error> {
     // A sum stops at 2^53, where it is far beyond anything true and still exact in every language.
@@ -338,7 +343,7 @@ fn upsert_key(transaction: &Transaction<'_>, seen: &KeySnapshot, now: UnixMs) ->
         Extension::Credits(more) => Some(whole(more)),
         Extension::Unlimited => Some(-1),
     };
-    let belonging = key.workspace().belonging();
+    let belonging = key.workspace().membership();
     let tier = key.workspace().tier();
     let columns: [&dyn ToSql; 13] = [
         &key.api_key().fingerprint().to_string(),

@@ -16,7 +16,7 @@ use std::time::Duration;
 use http::Method;
 use rusqlite::Connection;
 
-use super::sheets::Doubt;
+use super::pending::CommitUncertainty;
 use super::*;
 use crate::policy::budget::{Extension, Quota};
 use crate::policy::classify::Verdict;
@@ -26,7 +26,7 @@ use crate::policy::evidence::Source;
 use crate::policy::plan::Capabilities;
 use crate::policy::units::UnixMs;
 use crate::pool::{self, Observation, Refused};
-use crate::proxy::{AttemptRecord, CreditSource, QuotaCharge, Sheet};
+use crate::proxy::{AttemptRecord, CreditSource, QuotaCharge, UsageBatch};
 use crate::secret::{ApiKey, Fingerprint};
 
 const NOW: UnixMs = UnixMs(1_796_000_000_000);
@@ -89,21 +89,22 @@ fn connection(store: &Store) -> &Connection {
     &store.ledger.as_ref().unwrap().connection
 }
 
-fn sheet_of(records: &[AttemptRecord]) -> Sheet {
-    let mut sheet = Sheet::default();
+fn sheet_of(records: &[AttemptRecord]) -> UsageBatch {
+    let mut sheet = UsageBatch::default();
     records.iter().for_each(|record| sheet.add(record));
     sheet
 }
 
 /// Writes them in one transaction.
-fn write(ledger: &mut Ledger, records: &[AttemptRecord], mirrored: Mirrored) {
-    rows::commit(ledger, &[sheet_of(records)], &[], mirrored, &mut Doubt::default(), NOW).unwrap();
+fn write(ledger: &mut Database, records: &[AttemptRecord], mirrored: Mirrored) {
+    rows::commit(ledger, &[sheet_of(records)], &[], mirrored, &mut CommitUncertainty::default(), NOW)
+        .unwrap();
 }
 
 /// The path of books in a folder that does not exist yet.
-fn place(folder: &Path) -> (Place, PathBuf) {
+fn place(folder: &Path) -> (DatabaseLocation, PathBuf) {
     let path = folder.join("state").join("keychoir.db");
-    (Place::File(path.clone()), path)
+    (DatabaseLocation::File(path.clone()), path)
 }
 
 fn attempts(path: &Path) -> Vec<(String, i64)> {
@@ -135,7 +136,7 @@ async fn what_is_sent_is_written_before_the_end() {
 fn refuse(pool: &Pool, now: UnixMs) {
     let roster = pool.roster();
     let source = Source { status: Some(401), words: "invalid_api_key".into(), ..Source::default() };
-    let refused = Refused { verdict: Verdict::InvalidKey, ask: None, is_agreed: false, source };
+    let refused = Refused { verdict: Verdict::InvalidKey, request: None, is_agreed: false, source };
     pool.record_refusal(&roster, &roster.keys()[1], refused, now);
 }
 
@@ -166,14 +167,14 @@ async fn keys_are_read_back_as_they_were() {
     assert_eq!(
         remembered,
         [
-            Remembered {
+            RestoredKey {
                 fingerprint: print(KEYS[0]),
                 quota,
                 tier: None,
                 of_key: vec![],
                 of_workspace: vec![]
             },
-            Remembered {
+            RestoredKey {
                 fingerprint: print(KEYS[1]),
                 quota: Quota::default(),
                 tier: None,
@@ -292,7 +293,7 @@ fn a_place_that_cannot_be_written_is_named() {
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
     let path = file.join("keychoir.db");
-    let error = Store::open(&Place::File(path.clone()), NOW).unwrap_err();
+    let error = Store::open(&DatabaseLocation::File(path.clone()), NOW).unwrap_err();
     assert!(matches!(&error, OpenError::Unwritable { .. }), "{error}");
     assert!(error.to_string().contains(&path.display().to_string()));
 }

@@ -1,14 +1,14 @@
 //! Which keys' state is to be written after some records.
 
 use crate::pool::{Key, Workspace};
-use crate::proxy::Sheet;
+use crate::proxy::UsageBatch;
 
 /// The workspaces whose keys' state records have changed, by where they live.
 pub(super) struct Touched(Vec<*const Workspace>);
 
 impl Touched {
-    pub(super) fn by(sheets: &[Sheet]) -> Self {
-        let keys = sheets.iter().flat_map(Sheet::commons).filter_map(|common| common.key.as_ref());
+    pub(super) fn by(sheets: &[UsageBatch]) -> Self {
+        let keys = sheets.iter().flat_map(UsageBatch::commons).filter_map(|common| common.key.as_ref());
         let workspaces = keys.map(|key| key.workspace());
         let mut touched: Vec<_> = workspaces.map(std::ptr::from_ref).collect();
         touched.sort_unstable();

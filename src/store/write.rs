@@ -9,18 +9,18 @@ use rusqlite::ErrorCode;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
-use super::chores::{self, Step};
-use super::held::Held;
-use super::ledger::Ledger;
-use super::open::{Look, OpenError, is_broken};
+use super::database::Database;
+use super::held::HeldTransaction;
+use super::maintenance::{self, MaintenanceStep};
+use super::open::{IntegrityCheck, OpenError, is_broken};
 use super::outbox::{self, Command};
-use super::sheets::Doubt;
+use super::pending::CommitUncertainty;
 use super::touched::Touched;
-use super::{Health, Place, Settings, Site, rows};
+use super::{DatabaseLocation, Health, Settings, Site, rows};
 use crate::clock;
 use crate::policy::pace;
 use crate::pool::Pool;
-use crate::proxy::Queue;
+use crate::proxy::UsageQueue;
 
 /// Of the room in the queue, the part that is worth a commit before its time.
 const BATCH_SHARE: usize = 2;
@@ -48,27 +48,27 @@ enum WriteError {
 
 /// Who comes to the writing thread, and whom it tells that all is written.
 pub(super) struct Callers {
-    pub(super) queue: Queue,
+    pub(super) queue: UsageQueue,
     pub(super) questions: mpsc::Receiver<Command>,
     pub(super) all_written: oneshot::Sender<()>,
 }
 
 pub(super) struct Writer {
-    pub(super) ledger: Option<Ledger>,
+    pub(super) ledger: Option<Database>,
     site: Site,
     settings: Settings,
     pool: Arc<Pool>,
     health: Health,
     /// Taken from the queue and not yet written.
-    held: Held,
-    doubt: Doubt,
+    held: HeldTransaction,
+    doubt: CommitUncertainty,
     /// How long after the last commit the next one begins.
     interval: Duration,
     /// Changes of owners since the last chores.
     owners_written: usize,
     are_keys_stale: bool,
     /// How closely the next file is looked at.
-    look: Look,
+    look: IntegrityCheck,
     /// What was lost before this failure.
     lost_before: u64,
     retry_at: Instant,
@@ -84,7 +84,7 @@ pub(super) fn batch(settings: &Settings) -> usize {
 
 impl Writer {
     pub(super) fn new(
-        ledger: Option<Ledger>,
+        ledger: Option<Database>,
         site: Site,
         settings: Settings,
         pool: Arc<Pool>,
@@ -97,12 +97,12 @@ impl Writer {
             settings,
             pool,
             health,
-            held: Held::default(),
-            doubt: Doubt::default(),
+            held: HeldTransaction::default(),
+            doubt: CommitUncertainty::default(),
             interval: pace::interval(0, Duration::ZERO, settings.commit_interval),
             owners_written: 0,
             are_keys_stale: true,
-            look: Look::Trusting,
+            look: IntegrityCheck::Trusting,
             lost_before: 0,
             retry_at: now,
             chores_at: now,
@@ -158,7 +158,7 @@ impl Writer {
 
     /// Waits until the next commit may begin. What is sent meanwhile wakes nobody, unless it fills a
     /// commit; the mirror is answered, and old records go.
-    async fn rest(&mut self, began: Instant, queue: &Queue, questions: &mut mpsc::Receiver<Command>) {
+    async fn rest(&mut self, began: Instant, queue: &UsageQueue, questions: &mut mpsc::Receiver<Command>) {
         let batch = batch(&self.settings) as u64;
         loop {
             let now = clock::instant();
@@ -199,14 +199,14 @@ impl Writer {
     }
 
     /// Takes all that is in the queue; returns how many records these are.
-    fn take_from(&mut self, queue: &mut Queue) -> usize {
+    fn take_from(&mut self, queue: &mut UsageQueue) -> usize {
         let before = self.held.records();
         self.are_keys_stale |= self.held.take_from(queue, &self.site.place, &self.settings);
         self.taken(before)
     }
 
     #[cfg(test)]
-    pub(super) fn take(&mut self, sheet: crate::proxy::Sheet) {
+    pub(super) fn take(&mut self, sheet: crate::proxy::UsageBatch) {
         let before = self.held.records();
         self.held.take(sheet, &self.site.place, &self.settings);
         self.taken(before);
@@ -284,7 +284,7 @@ impl Writer {
         Err(WriteError::Gone)
     }
 
-    fn reopen(&mut self) -> Result<Ledger, OpenError> {
+    fn reopen(&mut self) -> Result<Database, OpenError> {
         let mut ledger = self.site.open(clock::now(), self.look)?.ledger;
         ledger.recognize(self.pool.roster().keys().iter().map(|key| key.api_key()));
         Ok(ledger)
@@ -303,7 +303,7 @@ impl Writer {
         self.owners_written += owners;
         self.health.count_written(count);
         self.are_keys_stale = false;
-        self.look = Look::Trusting;
+        self.look = IntegrityCheck::Trusting;
         if self.health.set_failing(false) {
             let lost = self.health.lost() - self.lost_before;
             info!(
@@ -311,7 +311,7 @@ impl Writer {
                 count, lost, "The books are written again: {count} records were held, {lost} are lost"
             );
         }
-        if self.site.place == Place::Memory {
+        if self.site.place == DatabaseLocation::Memory {
             self.in_memory += count;
             if self.in_memory > MEMORY_RECORDS_MAX {
                 self.empty_memory();
@@ -355,11 +355,15 @@ impl Writer {
     /// through, and set aside when it says so again.
     fn suspect(&mut self, error: &rusqlite::Error) {
         if is_broken(error) {
-            self.look = if self.look == Look::Trusting { Look::Whole } else { Look::Condemning };
+            self.look = if self.look == IntegrityCheck::Trusting {
+                IntegrityCheck::Whole
+            } else {
+                IntegrityCheck::Condemning
+            };
         }
         let is_sound = match error.sqlite_error_code() {
             Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => true,
-            Some(_) | None => self.site.place == Place::Memory,
+            Some(_) | None => self.site.place == DatabaseLocation::Memory,
         };
         if !is_sound {
             self.close();
@@ -377,13 +381,13 @@ impl Writer {
         let Some(ledger) = &mut self.ledger else { return };
         let is_round = self.chores_at <= now;
         let step = if is_round {
-            chores::step(ledger, &self.settings, clock::now())
+            maintenance::step(ledger, &self.settings, clock::now())
         } else {
-            chores::trim_owners(ledger, &self.settings, clock::now())
+            maintenance::trim_owners(ledger, &self.settings, clock::now())
         };
         match step {
-            Ok(Step::More) => return,
-            Ok(Step::Done) => {}
+            Ok(MaintenanceStep::More) => return,
+            Ok(MaintenanceStep::Done) => {}
             Err(error) => self.failed(&error.into()),
         }
         self.owners_written = 0;

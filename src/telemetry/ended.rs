@@ -14,7 +14,7 @@ pub(super) const LEVEL: Level = Level::INFO;
 
 /// A request that has ended. `T` is a text, or how long it is among others.
 #[derive(Clone, Copy, Debug)]
-pub struct Ended<T> {
+pub struct AccessLogEntry<T> {
     /// With how many keys it was asked.
     pub attempts: u32,
     /// Of the answer's body.
@@ -47,10 +47,10 @@ pub struct Ended<T> {
     pub verdict: &'static str,
 }
 
-impl<T: Copy> Ended<T> {
+impl<T: Copy> AccessLogEntry<T> {
     /// The same with other texts, made one after the other in the order of their names.
-    fn with<U>(&self, mut text: impl FnMut(T) -> U) -> Ended<U> {
-        Ended {
+    fn with<U>(&self, mut text: impl FnMut(T) -> U) -> AccessLogEntry<U> {
+        AccessLogEntry {
             attempts: self.attempts,
             bytes: self.bytes,
             client: text(self.client),
@@ -70,7 +70,7 @@ impl<T: Copy> Ended<T> {
     }
 }
 
-impl Ended<&str> {
+impl AccessLogEntry<&str> {
     /// How long its texts are together.
     pub(super) fn texts_bytes(&self) -> usize {
         let mut bytes = 0;
@@ -79,7 +79,7 @@ impl Ended<&str> {
     }
 
     /// The same with its texts behind those that are there already.
-    pub(super) fn packed(&self, texts: &mut Vec<u8>) -> Ended<usize> {
+    pub(super) fn packed(&self, texts: &mut Vec<u8>) -> AccessLogEntry<usize> {
         self.with(|text| {
             texts.extend_from_slice(text.as_bytes());
             text.len()
@@ -154,7 +154,7 @@ impl Ended<&str> {
     }
 }
 
-impl<T> Ended<T> {
+impl<T> AccessLogEntry<T> {
     /// Needs no escape: it is made of the words of the API.
     fn append_route(&self, line: &mut Vec<u8>) {
         match self.route {
@@ -164,9 +164,9 @@ impl<T> Ended<T> {
     }
 }
 
-impl Ended<usize> {
+impl AccessLogEntry<usize> {
     /// The same with its texts, which are taken from the front of `texts`.
-    pub(super) fn unpacked<'a>(&self, texts: &mut &'a [u8]) -> Ended<&'a str> {
+    pub(super) fn unpacked<'a>(&self, texts: &mut &'a [u8]) -> AccessLogEntry<&'a str> {
         self.with(|length| {
             // It was one.
             str::from_utf8(texts.split_off(..length).unwrap_or_default()).unwrap_or_default()
@@ -185,8 +185,8 @@ mod tests {
 
     use super::*;
 
-    fn spoken() -> Ended<&'static str> {
-        Ended {
+    fn spoken() -> AccessLogEntry<&'static str> {
+        AccessLogEntry {
             attempts: 2,
             bytes: 48_213,
             client: "studio",
@@ -205,7 +205,7 @@ mod tests {
         }
     }
 
-    fn line(ended: &Ended<&str>, form: Form) -> String {
+    fn line(ended: &AccessLogEntry<&str>, form: Form) -> String {
         let mut line = Vec::new();
         ended.append(&mut line, form);
         String::from_utf8(line).unwrap()
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_person_gets_the_message() {
-        let ended = Ended { status: None, method: "BR\u{9b}W", client: "x", ..spoken() };
+        let ended = AccessLogEntry { status: None, method: "BR\u{9b}W", client: "x", ..spoken() };
         let rest = "/v1/text-to-speech/{id} - served sk_6c036526...d452b 120 credits, 2 attempts, 812 ms\n";
         assert_eq!(line(&ended, Form::Terminal), format!("   BR\u{fffd}W {rest}"));
         assert_eq!(line(&ended, Form::Ascii), format!("    BR?W {rest}"));
@@ -238,7 +238,7 @@ mod tests {
         fn every_text_arrives_as_it_was(texts in prop::array::uniform5("(\\PC|[\\x00-\\x7f]){0,20}"), rest: bool) {
             let [client, key, method, parameters, request_id] = texts.each_ref().map(String::as_str);
             let replay_lost = rest.then_some("why");
-            let ended = Ended { client, key, method, parameters, replay_lost, request_id, route: None, ..spoken() };
+            let ended = AccessLogEntry { client, key, method, parameters, replay_lost, request_id, route: None, ..spoken() };
             let mut packed = Vec::new();
             // Behind another one.
             let lengths = [spoken(), ended].map(|ended| ended.packed(&mut packed));

@@ -17,7 +17,7 @@ use tracing::{Level, error};
 
 use batch::Batch;
 
-use super::ended::Ended;
+use super::ended::AccessLogEntry;
 use super::line::{Draft, Form};
 use crate::clock;
 use crate::tasks;
@@ -95,7 +95,7 @@ impl Sink {
         }
     }
 
-    fn tell(&self, ended: &Ended<&str>, form: Form) {
+    fn tell(&self, ended: &AccessLogEntry<&str>, form: Form) {
         match &self.0 {
             Way::Direct(_) => {
                 let mut line = Vec::new();
@@ -146,7 +146,7 @@ pub(super) fn tell_of_requests(is_told: bool) {
 }
 
 /// Says that a request has ended, where the program's lines go.
-pub fn tell(ended: &Ended<&str>) {
+pub fn tell(ended: &AccessLogEntry<&str>) {
     if !IS_TOLD.load(Ordering::Relaxed) {
         return;
     }

@@ -122,7 +122,7 @@ impl Default for PerOutcome {
 
 /// What an attempt adds to the sums.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Spent {
+pub struct AttemptUsage {
     /// Bytes of body sent to the provider.
     pub request_bytes: u64,
     /// Bytes of body relayed to the client.
@@ -160,9 +160,10 @@ impl Meters {
     }
 
     /// An attempt has ended so.
-    pub fn attempt_ended(&self, outcome: &str, spent: Spent) {
+    pub fn attempt_ended(&self, outcome: &str, spent: AttemptUsage) {
         count(&self.0.attempts.0, outcome);
-        let Spent { request_bytes, response_bytes, characters, audio_ms, credits, is_unpriced } = spent;
+        let AttemptUsage { request_bytes, response_bytes, characters, audio_ms, credits, is_unpriced } =
+            spent;
         for (sum, amount) in [
             (&self.0.request_bytes, request_bytes),
             (&self.0.response_bytes, response_bytes),
@@ -435,8 +436,8 @@ mod tests {
     #[test]
     fn an_outcome_that_is_not_listed_is_counted_as_other() {
         let meters = Meters::default();
-        meters.attempt_ended("served", Spent { credits: 7, ..Spent::default() });
-        meters.attempt_ended("something new", Spent { is_unpriced: true, ..Spent::default() });
+        meters.attempt_ended("served", AttemptUsage { credits: 7, ..AttemptUsage::default() });
+        meters.attempt_ended("something new", AttemptUsage { is_unpriced: true, ..AttemptUsage::default() });
         meters.failed_over("key_quota");
         assert_has(
             &meters,

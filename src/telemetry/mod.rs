@@ -19,11 +19,11 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
 
-pub use ended::Ended;
+pub use ended::AccessLogEntry;
 pub use exposition::{Kind, Page};
 pub use line::{Form, Lines};
 pub use log::{FlushAtEnd, Sink, flush, tell};
-pub use metrics::{Meters, SocketOpen, Spent};
+pub use metrics::{AttemptUsage, Meters, SocketOpen};
 pub use news::{
     announce, announce_drift, announce_restriction, key_name, keys_loaded, unknown_limit, wording,
 };

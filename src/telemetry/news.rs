@@ -5,7 +5,7 @@ use tracing::{info, warn};
 use crate::clock;
 use crate::policy::budget::{Cause, Quota};
 use crate::policy::forecast::Forecast;
-use crate::policy::standing::{Change, ParkReason};
+use crate::policy::key_state::{Change, CooldownReason};
 use crate::policy::units::{Grouped, UnixMs};
 use crate::pool::{Key, Restriction, Transition};
 
@@ -64,28 +64,28 @@ pub fn wording(
             )]
         }
         Change::Rests { reason, until } => vec![match reason {
-            ParkReason::Exhausted => (
+            CooldownReason::Exhausted => (
                 "key_exhausted",
                 format!("Key {short} exhausted - rotating to next key{}", back(until, resets_at)),
             ),
-            ParkReason::Billing => (
+            CooldownReason::Billing => (
                 "key_exhausted",
                 format!(
                     "Key {short} exhausted - rotating to next key (its account is locked or unpaid: \
                      sign in to ElevenLabs with it)"
                 ),
             ),
-            ParkReason::RateLimited => (
+            CooldownReason::RateLimited => (
                 "key_rate_limited",
                 format!("Rate limited: {short} - rotating to next key{}", time("until", until)),
             ),
-            ParkReason::Invalid => (
+            CooldownReason::Invalid => (
                 "key_invalid",
                 format!(
                     "Key {short} invalid - rotating to next key (ElevenLabs refuses it: replace or remove it)"
                 ),
             ),
-            ParkReason::WrongHost => (
+            CooldownReason::WrongHost => (
                 "key_wrong_host",
                 format!(
                     "Key {short} is for another region of ElevenLabs - rotating to next key. Set its region's host \
@@ -268,11 +268,11 @@ mod tests {
             &[("key_near_limit", "Key sk_6c036526...d452b near limit: 15,234 chars remaining (84.8%)")],
         );
         check(
-            Change::Rests { reason: ParkReason::Exhausted, until: Some(DECEMBER_1) },
+            Change::Rests { reason: CooldownReason::Exhausted, until: Some(DECEMBER_1) },
             &[("key_exhausted", "Key sk_6c036526...d452b exhausted - rotating to next key (resets Dec 1)")],
         );
         check(
-            Change::Rests { reason: ParkReason::RateLimited, until: None },
+            Change::Rests { reason: CooldownReason::RateLimited, until: None },
             &[("key_rate_limited", "Rate limited: sk_6c036526...d452b - rotating to next key")],
         );
     }
@@ -306,14 +306,14 @@ mod tests {
     fn a_reset_that_is_not_known_is_not_told() {
         let until = UnixMs(DECEMBER_1.0 - 1_000);
         check(
-            Change::Rests { reason: ParkReason::Exhausted, until: Some(until) },
+            Change::Rests { reason: CooldownReason::Exhausted, until: Some(until) },
             &[(
                 "key_exhausted",
                 "Key sk_6c036526...d452b exhausted - rotating to next key (tried again at 2026-11-30T23:59:59.000Z)",
             )],
         );
         check(
-            Change::Rests { reason: ParkReason::Exhausted, until: None },
+            Change::Rests { reason: CooldownReason::Exhausted, until: None },
             &[("key_exhausted", "Key sk_6c036526...d452b exhausted - rotating to next key")],
         );
     }

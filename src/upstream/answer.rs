@@ -13,9 +13,9 @@ use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
 
 use super::chunks::{ChunkError, Chunks, Next};
-use super::head::{End, HeadError, Heard};
+use super::head::{BodyEnd, HeadError, ResponseHead};
 use super::idle::Idle;
-use super::outgoing::Outgoing;
+use super::request_writer::RequestWriter;
 use super::wire::{Connection, Wire};
 use crate::body::Withheld;
 use crate::clock;
@@ -64,7 +64,7 @@ pub struct Switched {
 pub struct AnswerBody<S> {
     connection: Option<Box<Connection>>,
     /// The request, while some of it is still to be sent: an answer may begin before.
-    outgoing: Option<Box<Outgoing<S>>>,
+    outgoing: Option<Box<RequestWriter<S>>>,
     rest: Rest,
     stays_open: bool,
     home: Arc<Idle>,
@@ -133,16 +133,16 @@ where
     S: Body<Data = Bytes> + Unpin,
 {
     pub(super) fn new(
-        head: &Heard,
+        head: &ResponseHead,
         connection: Box<Connection>,
-        outgoing: Outgoing<S>,
+        outgoing: RequestWriter<S>,
         home: Arc<Idle>,
         idle_max: Duration,
     ) -> Self {
         let rest = match head.end {
-            End::Length(bytes) => Rest::Length(bytes),
-            End::Chunks => Rest::Chunks(Chunks::default()),
-            End::Close => Rest::Close,
+            BodyEnd::Length(bytes) => Rest::Length(bytes),
+            BodyEnd::Chunks => Rest::Chunks(Chunks::default()),
+            BodyEnd::Close => Rest::Close,
         };
         let mut body = Self {
             first: if connection.is_fast() { First::Awaited } else { First::Out },

@@ -77,11 +77,11 @@ pub enum TlsError {
 
 /// Straight to the provider: over TCP and, for `https`, TLS with the web's root certificates.
 #[derive(Clone)]
-pub struct Direct {
+pub struct TcpTlsConnector {
     tls: TlsConnector,
 }
 
-impl Direct {
+impl TcpTlsConnector {
     /// A connector that trusts the web's authorities, and those in `ca_file`.
     ///
     /// # Errors
@@ -105,13 +105,13 @@ pub(super) fn web_tls(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> 
         .with_no_client_auth())
 }
 
-impl std::fmt::Debug for Direct {
+impl std::fmt::Debug for TcpTlsConnector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Direct")
     }
 }
 
-impl Connect for Direct {
+impl Connect for TcpTlsConnector {
     type Io = Either<TcpStream, TlsStream<TcpStream>>;
 
     async fn connect(&self, authority: &Authority) -> Result<Self::Io, ConnectError> {

@@ -10,7 +10,7 @@ use http::{Extensions, HeaderMap, Method, StatusCode, Version};
 use hyper::ext::ReasonPhrase;
 
 use super::hop::{self, Hop};
-use super::{Outbound, names};
+use super::{UpstreamRequestHead, names};
 use crate::policy::authority::Authority;
 use crate::secret::ApiKey;
 
@@ -25,7 +25,7 @@ const HEAD_BYTES_USUAL: usize = 1_024;
 
 /// How the end of a request's body is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Length {
+pub(super) enum BodyLength {
     /// There is no body.
     Empty,
     /// So many bytes.
@@ -39,11 +39,11 @@ pub(super) enum Length {
 pub(super) fn write(
     authority: &Authority,
     key: &ApiKey,
-    outbound: &Outbound,
-    length: Length,
+    outbound: &UpstreamRequestHead,
+    length: BodyLength,
     hop: &Hop,
 ) -> BytesMut {
-    let Outbound { method, target, headers } = outbound;
+    let UpstreamRequestHead { method, target, headers } = outbound;
     let mut head = BytesMut::with_capacity(HEAD_BYTES_USUAL);
     let mut put = |pieces: &[&[u8]]| pieces.iter().for_each(|piece| head.extend_from_slice(piece));
     put(&[method.as_str().as_bytes(), b" ", authority.prefix().as_bytes()]);
@@ -54,7 +54,7 @@ pub(super) fn write(
     let is_marked = !authority.is_elevenlabs();
     for (name, value) in headers {
         // What ends the body is ours to say: an empty one may be called empty.
-        let is_length = *name == CONTENT_LENGTH && length != Length::Empty;
+        let is_length = *name == CONTENT_LENGTH && length != BodyLength::Empty;
         if is_length || *name == TRANSFER_ENCODING || (!is_marked && *name == hop::HEADER) {
             continue;
         }
@@ -64,9 +64,9 @@ pub(super) fn write(
         put(&[hop::HEADER.as_str().as_bytes(), b": ", hop.id().as_bytes(), b"\r\n"]);
     }
     match length {
-        Length::Empty => {}
-        Length::Known(bytes) => put(&[b"content-length: ", bytes.to_string().as_bytes(), b"\r\n"]),
-        Length::Chunked => put(&[b"transfer-encoding: chunked\r\n"]),
+        BodyLength::Empty => {}
+        BodyLength::Known(bytes) => put(&[b"content-length: ", bytes.to_string().as_bytes(), b"\r\n"]),
+        BodyLength::Chunked => put(&[b"transfer-encoding: chunked\r\n"]),
     }
     put(&[b"xi-api-key: ", key.expose().as_bytes(), b"\r\n\r\n"]);
     head
@@ -74,7 +74,7 @@ pub(super) fn write(
 
 /// How the end of an answer's body is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum BodyEnd {
     /// By its length in bytes; there is none when it is 0.
     Length(u64),
     /// By the last chunk.
@@ -85,7 +85,7 @@ pub enum End {
 
 /// The head of an answer.
 #[derive(Debug)]
-pub struct Heard {
+pub struct ResponseHead {
     /// Its status; never one that only informs, but for 101.
     pub status: StatusCode,
     /// The version of this connection.
@@ -95,7 +95,7 @@ pub struct Heard {
     /// The words behind the status, where they are not the usual ones.
     pub extensions: Extensions,
     /// How its body ends.
-    pub end: End,
+    pub end: BodyEnd,
     /// Whether the connection takes another request after it.
     pub stays_open: bool,
 }
@@ -146,7 +146,7 @@ impl From<httparse::Error> for HeadError {
 /// # Errors
 ///
 /// When what was heard is no head that could be meant one way only.
-pub fn read(heard: &mut BytesMut, method: &Method) -> Result<Option<Heard>, HeadError> {
+pub fn read(heard: &mut BytesMut, method: &Method) -> Result<Option<ResponseHead>, HeadError> {
     loop {
         // Empty lines before a head mean nothing.
         let blank = heard.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
@@ -177,7 +177,7 @@ fn end_of_head(heard: &[u8]) -> Option<usize> {
     })
 }
 
-fn parse(text: &Bytes, method: &Method) -> Result<Heard, HeadError> {
+fn parse(text: &Bytes, method: &Method) -> Result<ResponseHead, HeadError> {
     let parser = httparse::ParserConfig::default();
     let mut usual = [const { MaybeUninit::uninit() }; HEADERS_USUAL];
     let mut head = httparse::Response::new(&mut []);
@@ -197,14 +197,14 @@ fn heard(
     method: &Method,
     parsed: httparse::Status<usize>,
     head: &httparse::Response<'_, '_>,
-) -> Result<Heard, HeadError> {
+) -> Result<ResponseHead, HeadError> {
     let (httparse::Status::Complete(_), Some(code), Some(minor)) = (parsed, head.code, head.version) else {
         return Err(HeadError::Malformed);
     };
     let status = StatusCode::from_u16(code).map_err(|_| HeadError::Malformed)?;
     let version = if minor == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
     let mut headers = HeaderMap::with_capacity(head.headers.len() + 1);
-    let mut told = Told::default();
+    let mut told = HeadFraming::default();
     for header in head.headers.iter() {
         let name = names::name(header.name.as_bytes()).map_err(|_| HeadError::Malformed)?;
         let value = HeaderValue::from_maybe_shared(text.slice_ref(header.value));
@@ -220,13 +220,13 @@ fn heard(
         extensions.insert(reason);
     }
     let end = told.end(status, version, method)?;
-    let stays_open = end != End::Close && told.stays_open(version);
-    Ok(Heard { status, version, headers, extensions, end, stays_open })
+    let stays_open = end != BodyEnd::Close && told.stays_open(version);
+    Ok(ResponseHead { status, version, headers, extensions, end, stays_open })
 }
 
 /// What a head's headers say of its body and its connection, noted as they come.
 #[derive(Debug, Default)]
-struct Told {
+struct HeadFraming {
     /// Whether chunks are the only coding of the transfer.
     is_chunked: Option<bool>,
     length: Option<Result<u64, HeadError>>,
@@ -235,7 +235,7 @@ struct Told {
     is_kept: bool,
 }
 
-impl Told {
+impl HeadFraming {
     fn hear(&mut self, name: &HeaderName, value: &HeaderValue) {
         if *name == CONTENT_LENGTH {
             // What is no text is no number either.
@@ -258,18 +258,18 @@ impl Told {
     }
 
     /// How the body ends (RFC 9112, section 6.3).
-    fn end(&self, status: StatusCode, version: Version, method: &Method) -> Result<End, HeadError> {
+    fn end(&self, status: StatusCode, version: Version, method: &Method) -> Result<BodyEnd, HeadError> {
         let is_bare = status.is_informational()
             || status == StatusCode::NO_CONTENT
             || status == StatusCode::NOT_MODIFIED
             || method == Method::HEAD;
         match (self.is_chunked, self.length) {
-            _ if is_bare => Ok(End::Length(0)),
+            _ if is_bare => Ok(BodyEnd::Length(0)),
             (Some(_), _) if version == Version::HTTP_10 => Err(HeadError::Ambiguous),
-            (Some(true), _) => Ok(End::Chunks),
+            (Some(true), _) => Ok(BodyEnd::Chunks),
             (Some(false), _) => Err(HeadError::Coded),
-            (None, None) => Ok(End::Close),
-            (None, Some(length)) => length.map(End::Length),
+            (None, None) => Ok(BodyEnd::Close),
+            (None, Some(length)) => length.map(BodyEnd::Length),
         }
     }
 
@@ -288,7 +288,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(text: &str, method: &Method, expected: Result<(u16, End, bool), HeadError>) {
+    fn check(text: &str, method: &Method, expected: Result<(u16, BodyEnd, bool), HeadError>) {
         let mut heard = BytesMut::from(text);
         heard.extend_from_slice(b"rest");
         let read = read(&mut heard, method).map(|head| {
@@ -304,15 +304,15 @@ mod tests {
     #[test]
     fn the_end_is_told_in_one_way() {
         let ends = [
-            ("content-length: 5", Ok((200, End::Length(5), true))),
-            ("content-length: 5\r\ncontent-length: 5", Ok((200, End::Length(5), true))),
-            ("content-length: 5, 5", Ok((200, End::Length(5), true))),
+            ("content-length: 5", Ok((200, BodyEnd::Length(5), true))),
+            ("content-length: 5\r\ncontent-length: 5", Ok((200, BodyEnd::Length(5), true))),
+            ("content-length: 5, 5", Ok((200, BodyEnd::Length(5), true))),
             ("content-length: 5\r\ncontent-length: 6", Err(HeadError::Ambiguous)),
             ("content-length: +5", Err(HeadError::Ambiguous)),
             ("content-length: ", Err(HeadError::Ambiguous)),
             ("content-length: 99999999999999999999", Err(HeadError::Ambiguous)),
-            ("transfer-encoding: chunked", Ok((200, End::Chunks, true))),
-            ("transfer-encoding:  Chunked \r\ncontent-length: 9", Ok((200, End::Chunks, true))),
+            ("transfer-encoding: chunked", Ok((200, BodyEnd::Chunks, true))),
+            ("transfer-encoding:  Chunked \r\ncontent-length: 9", Ok((200, BodyEnd::Chunks, true))),
             // What is coded otherwise would be passed on in a form that its head does not tell.
             ("transfer-encoding: gzip, chunked", Err(HeadError::Coded)),
             ("transfer-encoding: chunked, gzip", Err(HeadError::Coded)),
@@ -322,11 +322,11 @@ mod tests {
             ("transfer-encoding: identity\r\ncontent-length: 9", Err(HeadError::Coded)),
             ("transfer-encoding: something", Err(HeadError::Coded)),
             ("transfer-encoding:", Err(HeadError::Coded)),
-            ("x: 1", Ok((200, End::Close, false))),
-            ("connection: close\r\ncontent-length: 5", Ok((200, End::Length(5), false))),
+            ("x: 1", Ok((200, BodyEnd::Close, false))),
+            ("connection: close\r\ncontent-length: 5", Ok((200, BodyEnd::Length(5), false))),
             (
                 "connection: x, Close\r\nconnection: keep-alive\r\ncontent-length: 5",
-                Ok((200, End::Length(5), false)),
+                Ok((200, BodyEnd::Length(5), false)),
             ),
         ];
         for (headers, expected) in ends {
@@ -340,15 +340,19 @@ mod tests {
             [(204, Method::GET), (304, Method::GET), (200, Method::HEAD), (101, Method::GET)]
         {
             let text = format!("HTTP/1.1 {status} X\r\ncontent-length: 7\r\n\r\n");
-            check(&text, &method, Ok((status, End::Length(0), true)));
+            check(&text, &method, Ok((status, BodyEnd::Length(0), true)));
         }
     }
 
     #[test]
     fn an_old_version_stays_open_only_when_it_says_so() {
-        check("HTTP/1.0 200 OK\r\ncontent-length: 1\r\n\r\n", &Method::GET, Ok((200, End::Length(1), false)));
+        check(
+            "HTTP/1.0 200 OK\r\ncontent-length: 1\r\n\r\n",
+            &Method::GET,
+            Ok((200, BodyEnd::Length(1), false)),
+        );
         let text = "HTTP/1.0 200 OK\r\nconnection: Keep-Alive\r\ncontent-length: 1\r\n\r\n";
-        check(text, &Method::GET, Ok((200, End::Length(1), true)));
+        check(text, &Method::GET, Ok((200, BodyEnd::Length(1), true)));
         let text = "HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
         check(text, &Method::GET, Err(HeadError::Ambiguous));
     }
@@ -359,7 +363,7 @@ mod tests {
         check(
             &format!("{early}HTTP/1.1 200 OK\ncontent-length: 2\n\n"),
             &Method::GET,
-            Ok((200, End::Length(2), true)),
+            Ok((200, BodyEnd::Length(2), true)),
         );
     }
 

@@ -8,9 +8,9 @@ mod connect;
 mod hop;
 mod idle;
 mod names;
-mod outgoing;
 mod reach;
 mod request_head;
+mod request_writer;
 mod side;
 mod wire;
 
@@ -37,13 +37,13 @@ use crate::secret::ApiKey;
 use crate::tasks::Tasks;
 
 pub use answer::{AnswerBody, AnswerError, Switched, WireError};
-pub use connect::{Connect, ConnectError, Direct, TlsError};
-use head::Heard;
+pub use connect::{Connect, ConnectError, TcpTlsConnector, TlsError};
+use head::ResponseHead;
 use hop::Hop;
 use idle::Idle;
-use outgoing::{Outgoing, SendFault};
 pub use reach::{Reach, ReachCell};
-pub use request_head::Outbound;
+pub use request_head::UpstreamRequestHead;
+use request_writer::{RequestWriter, SendFault};
 pub use side::side_calls;
 use wire::Connection;
 pub use wire::{Stream, Wire};
@@ -113,7 +113,7 @@ pub enum SendErrorKind {
 
 /// The provider, with its open connections. Cheap to clone.
 #[derive(Debug)]
-pub struct Upstream<C = Direct> {
+pub struct Upstream<C = TcpTlsConnector> {
     inner: Arc<Inner<C>>,
 }
 
@@ -121,9 +121,9 @@ pub struct Upstream<C = Direct> {
 struct Inner<C> {
     connector: C,
     /// Where keys go that have no place of their own.
-    home: Place,
+    home: IdlePool,
     /// Where the others go. Few, and found once each.
-    others: ArcSwap<Vec<Place>>,
+    others: ArcSwap<Vec<IdlePool>>,
     settings: Settings,
     tasks: Tasks,
     hop: Hop,
@@ -133,12 +133,12 @@ struct Inner<C> {
 
 /// One authority and the connections to it that wait.
 #[derive(Clone, Debug)]
-struct Place {
+struct IdlePool {
     authority: Arc<Authority>,
     idle: Arc<Idle>,
 }
 
-impl Place {
+impl IdlePool {
     fn new(authority: Arc<Authority>, settings: &Settings, tasks: &Tasks) -> Self {
         let Settings { idle_connections_max, idle_max, connection_age_max, .. } = *settings;
         let idle = Idle::new(idle_connections_max, idle_max, connection_age_max, tasks.clone());
@@ -162,7 +162,7 @@ impl<C: Connect> Upstream<C> {
         tasks: Tasks,
         buffers: Option<BufferBudget>,
     ) -> Self {
-        let home = Place::new(Arc::new(authority), &settings, &tasks);
+        let home = IdlePool::new(Arc::new(authority), &settings, &tasks);
         let (others, hop, reach) = (ArcSwap::default(), Hop::new(), ReachCell::default());
         Self { inner: Arc::new(Inner { connector, home, others, settings, tasks, hop, reach, buffers }) }
     }
@@ -177,7 +177,7 @@ impl<C: Connect> Upstream<C> {
         let Inner { connector, home, settings, tasks, hop, reach, buffers, .. } = &*self.inner;
         let idle_connections_max = settings.idle_connections_max.div_ceil(cores.max(1));
         let settings = Settings { idle_connections_max, ..*settings };
-        let home = Place::new(Arc::clone(&home.authority), &settings, tasks);
+        let home = IdlePool::new(Arc::clone(&home.authority), &settings, tasks);
         let (connector, tasks, others) = (connector.clone(), tasks.clone(), ArcSwap::default());
         let (hop, reach, buffers) = (hop.clone(), reach.clone(), buffers.clone());
         Self { inner: Arc::new(Inner { connector, home, others, settings, tasks, hop, reach, buffers }) }
@@ -197,14 +197,14 @@ impl<C: Connect> Upstream<C> {
     }
 
     /// The place of a key: its own, or the common one.
-    fn place(&self, own: Option<&Arc<Authority>>) -> Place {
+    fn place(&self, own: Option<&Arc<Authority>>) -> IdlePool {
         let Inner { home, others, settings, tasks, .. } = &*self.inner;
         let Some(own) = own.filter(|own| ***own != *home.authority) else { return home.clone() };
-        let known = |places: &[Place]| places.iter().find(|place| place.authority == *own).cloned();
+        let known = |places: &[IdlePool]| places.iter().find(|place| place.authority == *own).cloned();
         if let Some(place) = known(&others.load()) {
             return place;
         }
-        let new = Place::new(Arc::clone(own), settings, tasks);
+        let new = IdlePool::new(Arc::clone(own), settings, tasks);
         // Whoever comes second finds the first one's.
         others.rcu(|places| {
             let mut places = places.to_vec();
@@ -233,7 +233,7 @@ impl<C: Connect> Upstream<C> {
         &self,
         own: Option<&Arc<Authority>>,
         key: &ApiKey,
-        outbound: &Outbound,
+        outbound: &UpstreamRequestHead,
         body: Attempt<B>,
     ) -> Result<Response<AnswerBody<B>>, SendError>
     where
@@ -241,9 +241,9 @@ impl<C: Connect> Upstream<C> {
     {
         let place = self.place(own);
         let upload = body.upload();
-        let length = Outgoing::length(&body);
+        let length = RequestWriter::length(&body);
         let head = head::write(&place.authority, key, outbound, length, &self.inner.hop);
-        let mut outgoing = Outgoing::new(head, length, body);
+        let mut outgoing = RequestWriter::new(head, length, body);
         loop {
             let (mut connection, is_reused) = match place.idle.take(clock::instant()) {
                 Some(connection) => (connection, true),
@@ -293,10 +293,10 @@ impl<C: Connect> Upstream<C> {
     async fn heard<B>(
         &self,
         connection: &mut Connection,
-        outgoing: &mut Outgoing<B>,
+        outgoing: &mut RequestWriter<B>,
         method: &Method,
         upload: &Upload<B>,
-    ) -> Result<Heard, SendErrorKind>
+    ) -> Result<ResponseHead, SendErrorKind>
     where
         B: Body<Data = Bytes> + Unpin,
     {
@@ -339,9 +339,9 @@ impl<C: Connect> Upstream<C> {
 fn poll_heard<B>(
     cx: &mut Context<'_>,
     connection: &mut Connection,
-    outgoing: &mut Outgoing<B>,
+    outgoing: &mut RequestWriter<B>,
     method: &Method,
-) -> Poll<Result<Heard, WireError>>
+) -> Poll<Result<ResponseHead, WireError>>
 where
     B: Body<Data = Bytes> + Unpin,
 {
@@ -368,8 +368,8 @@ where
     }
 }
 
-fn response<B>(head: Heard, body: AnswerBody<B>) -> Response<AnswerBody<B>> {
-    let Heard { status, version, headers, extensions, .. } = head;
+fn response<B>(head: ResponseHead, body: AnswerBody<B>) -> Response<AnswerBody<B>> {
+    let ResponseHead { status, version, headers, extensions, .. } = head;
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.version_mut() = version;

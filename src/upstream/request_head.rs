@@ -6,7 +6,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 /// A request's head as it goes to the provider, but for its key.
 #[derive(Clone, Debug)]
-pub struct Outbound {
+pub struct UpstreamRequestHead {
     /// The method, whatever it is.
     pub method: Method,
     /// Path and query, without the client's credentials, every other byte as received.
@@ -15,7 +15,7 @@ pub struct Outbound {
     pub headers: HeaderMap,
 }
 
-impl Outbound {
+impl UpstreamRequestHead {
     /// Copies what is still part of the buffer that the client's head came in, so that the buffer can
     /// go although this head is kept for long.
     pub fn settle(&mut self) {

@@ -79,8 +79,11 @@ async fn by_us(text: Vec<u8>, cut: usize, method: &Method) -> Made {
     let authority = Authority::new(Scheme::Http, "a", 80, "").unwrap();
     let settings = Settings { idle_connections_max: 0, ..tests::SETTINGS };
     let upstream = Upstream::new(authority, Once(Mutex::new(Some(client))), settings, Tasks::new(), None);
-    let outbound =
-        Outbound { method: method.clone(), target: Uri::from_static("/"), headers: HeaderMap::new() };
+    let outbound = UpstreamRequestHead {
+        method: method.clone(),
+        target: Uri::from_static("/"),
+        headers: HeaderMap::new(),
+    };
     let key = ApiKey::new("sk_the_key_of_the_test").unwrap();
     let asked = async {
         let nothing = Replay::<Full<Bytes>>::empty();

@@ -83,8 +83,8 @@ fn key() -> ApiKey {
     ApiKey::new("sk_the_key_of_the_test").unwrap()
 }
 
-fn outbound(method: Method) -> Outbound {
-    Outbound { method, target: Uri::from_static("/v1/x?a=1"), headers: HeaderMap::new() }
+fn outbound(method: Method) -> UpstreamRequestHead {
+    UpstreamRequestHead { method, target: Uri::from_static("/v1/x?a=1"), headers: HeaderMap::new() }
 }
 
 #[tokio::test]
@@ -96,8 +96,8 @@ async fn a_foreign_host_in_the_request_line_is_not_where_the_key_goes() {
         ("http://evil.example?y", "GET /eleven/?y HTTP/1.1\r\nhost: gate.example\r\n"),
         ("http://evil.example", "GET /eleven/ HTTP/1.1\r\nhost: gate.example\r\n"),
     ] {
-        let outbound = Outbound { target: target.parse().unwrap(), ..outbound(Method::GET) };
-        let head = head::write(&place, &key(), &outbound, head::Length::Empty, &Hop::new());
+        let outbound = UpstreamRequestHead { target: target.parse().unwrap(), ..outbound(Method::GET) };
+        let head = head::write(&place, &key(), &outbound, head::BodyLength::Empty, &Hop::new());
         assert!(head.starts_with(line.as_bytes()), "{target}");
     }
 }
@@ -116,7 +116,7 @@ fn requests_are_marked_unless_they_go_to_elevenlabs_itself() {
         let place = Authority::new(Scheme::Https, host, 443, "").unwrap();
         let (hop, mut outbound) = (Hop::new(), outbound(Method::GET));
         outbound.headers.insert("x-keychoir-hop", HeaderValue::from_static("another"));
-        let head = head::write(&place, &key(), &outbound, head::Length::Empty, &hop);
+        let head = head::write(&place, &key(), &outbound, head::BodyLength::Empty, &hop);
         let head = String::from_utf8(head.to_vec()).unwrap();
         let marks: Vec<&str> =
             head.lines().filter_map(|line| line.strip_prefix("x-keychoir-hop: ")).collect();
@@ -133,7 +133,7 @@ fn a_head_that_is_copied_is_the_same() {
     let mut headers: HeaderMap =
         headers.into_iter().map(|(name, value)| (HeaderName::from_static(name), value)).collect();
     for target in ["/v1/x?a=1&b=%20", "/v1/x?", "/"] {
-        let given = Outbound { method: Method::GET, target: Uri::from_static(target), headers };
+        let given = UpstreamRequestHead { method: Method::GET, target: Uri::from_static(target), headers };
         let mut copied = given.clone();
         copied.settle();
         assert_eq!((copied.target, &copied.headers), (given.target, &given.headers));

@@ -15,7 +15,7 @@ use tokio::task::unconstrained;
 use tokio::time::{Sleep, sleep_until};
 use tokio_util::io::poll_read_buf;
 
-use super::head::{self, HeadError, Heard};
+use super::head::{self, HeadError, ResponseHead};
 use crate::body::budget::BufferShare;
 use crate::clock;
 
@@ -129,7 +129,7 @@ impl Connection {
     }
 
     /// The head of the answer, once all of it was read. Interim answers before it are passed over.
-    pub(super) fn read_head(&mut self, method: &Method) -> Result<Option<Heard>, HeadError> {
+    pub(super) fn read_head(&mut self, method: &Method) -> Result<Option<ResponseHead>, HeadError> {
         let unread = self.inbox.len();
         let head = head::read(&mut self.inbox, method)?;
         self.interim_bytes = match head {

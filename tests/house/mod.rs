@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::task::Poll;
 use std::time::Duration;
 
-use keychoir::app::{self, Drained, Parts, Running};
+use keychoir::app::{self, AppConfig, Drained, Running};
 use keychoir::config::{BaseUrl, Config};
 use keychoir::secret::{ApiKey, Fingerprint};
 use keychoir::simulator::{Fault, Ledger, Plan, Simulator};
@@ -62,7 +62,7 @@ pub async fn house_in(folder: TempDir, plan: Plan, change: impl FnOnce(&mut Conf
 
 async fn run(config: &Config) -> (Running, String) {
     let is_watched = config.quota_polling.enabled;
-    let parts = Parts::of(config.clone()).unwrap();
+    let parts = AppConfig::of(config.clone()).unwrap();
     let mut running = app::start(parts, vec![loopback().await.into()]).unwrap();
     // The watch asks once at the start; what a test sets up must not meet that question.
     assert!(!is_watched || running.first_round(Duration::from_secs(30)).await);

@@ -29,7 +29,7 @@ where
     /// Buffers the body without sending it, up to `bytes_max` bytes and for at most `span`; returns the
     /// buffered start, and whether the body is complete. An error of the body ends the
     /// buffering and is not returned: the attempt that sends the body fails with it.
-    pub async fn gather(&self, bytes_max: usize, span: Duration) -> (Bytes, bool) {
+    pub async fn peek_body(&self, bytes_max: usize, span: Duration) -> (Bytes, bool) {
         if self.length().is_some_and(|length| length > bytes_max as u64) {
             return (Bytes::new(), false);
         }
@@ -68,7 +68,7 @@ where
     /// # Errors
     ///
     /// When the client stops sending for `idle_max`, or sends more slowly than `rate`.
-    pub async fn gather_short(
+    pub async fn wait_for_short_body(
         &self,
         bytes_max: usize,
         idle_max: Duration,
@@ -86,7 +86,7 @@ where
                 let idle_at = shared.arrived_at + idle_max;
                 slow_at.map_or(idle_at, |slow_at| slow_at.min(idle_at))
             };
-            self.gather(bytes_max, due.saturating_duration_since(now)).await;
+            self.peek_body(bytes_max, due.saturating_duration_since(now)).await;
             let shared = lock(&self.shared);
             let is_waiting = shared.source_state == Source::Pending && shared.held.loss().is_none();
             let now = clock::instant();

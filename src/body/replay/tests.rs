@@ -4,7 +4,7 @@ use std::task::Waker;
 use http_body_util::BodyExt;
 use proptest::prelude::*;
 
-use super::super::budget::Bounds;
+use super::super::budget::BufferLimits;
 use super::*;
 
 /// A client that has sent some chunks, with `None` for a moment at which nothing has arrived.
@@ -49,7 +49,7 @@ fn script(chunks: &[&str]) -> Script {
 
 /// A budget of so much for one body in memory and on disk.
 fn budget(memory_bytes_max: u64, disk_bytes_max: u64) -> BufferBudget {
-    BufferBudget::new(&Bounds {
+    BufferBudget::new(&BufferLimits {
         memory_bytes_max,
         memory_total_bytes_max: 1_000_000,
         disk_bytes_max,
@@ -125,7 +125,7 @@ async fn what_was_looked_at_before_is_sent_all_the_same() {
     for bound in [100, 7, 5, 0] {
         let memory = budget(bound, 0);
         let replay = Replay::hold(script(&["hello", " ", "world"]), &memory);
-        let (start, is_whole) = replay.gather(99, Duration::from_secs(60)).await;
+        let (start, is_whole) = replay.peek_body(99, Duration::from_secs(60)).await;
         let is_held = bound == 100;
         assert_eq!(is_whole, is_held, "{bound}");
         assert!(b"hello world".starts_with(&start), "{bound}");
@@ -136,7 +136,7 @@ async fn what_was_looked_at_before_is_sent_all_the_same() {
     }
     // As much as was asked for, and the piece that goes beyond it.
     let replay = Replay::hold(script(&["hello", " ", "world"]), &ample());
-    assert_eq!(replay.gather(4, Duration::from_secs(60)).await, ("hell".into(), false));
+    assert_eq!(replay.peek_body(4, Duration::from_secs(60)).await, ("hell".into(), false));
     assert_eq!(all(replay.attempt()).await, "hello world");
     assert_eq!(all(replay.attempt()).await, "hello world");
 }
@@ -153,7 +153,7 @@ async fn past_its_bound_the_request_goes_on_and_only_the_replay_is_lost() {
 
 #[tokio::test]
 async fn all_bodies_share_one_bound() {
-    let memory = BufferBudget::new(&Bounds {
+    let memory = BufferBudget::new(&BufferLimits {
         memory_bytes_max: 1_000_000,
         memory_total_bytes_max: 64 * 1024,
         disk_bytes_max: 0,
@@ -309,8 +309,8 @@ async fn what_memory_has_no_room_for_is_sent_again_from_the_disk() {
     assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));
 }
 
-async fn check_lost(change: impl Fn(&mut Bounds), expected: Loss) {
-    let mut bounds = Bounds {
+async fn check_lost(change: impl Fn(&mut BufferLimits), expected: Loss) {
+    let mut bounds = BufferLimits {
         memory_bytes_max: 2,
         memory_total_bytes_max: 1_000,
         disk_bytes_max: 1_000_000,
@@ -342,7 +342,7 @@ async fn what_was_read_ahead_comes_first_in_every_passage() {
     source.steps.insert(1, None);
     let budget = ample();
     let replay = Replay::hold(source, &budget);
-    assert_eq!(replay.gather(99, Duration::from_secs(60)).await, ("hello world".into(), true));
+    assert_eq!(replay.peek_body(99, Duration::from_secs(60)).await, ("hello world".into(), true));
     let mut attempt = replay.attempt();
     assert!(!attempt.is_end_stream());
     assert_eq!(poll(&mut attempt), chunk("hello"));
@@ -358,7 +358,7 @@ async fn what_is_read_ahead_needs_no_room_in_memory() {
     {
         let budget = budget(memory, 1_000);
         let replay = Replay::hold(script(&["hello", " ", "world", "!"]), &budget);
-        let (start, is_whole) = replay.gather(bytes_max, Duration::from_secs(60)).await;
+        let (start, is_whole) = replay.peek_body(bytes_max, Duration::from_secs(60)).await;
         assert_eq!((&start[..], is_whole), (expected.0.as_bytes(), expected.1));
         for _ in 0..2 {
             assert_eq!(all(replay.attempt()).await, "hello world!");
@@ -366,7 +366,7 @@ async fn what_is_read_ahead_needs_no_room_in_memory() {
     }
     // What was not held is sent once all the same.
     let replay = Replay::hold(script(&["hello", " world"]), &budget(0, 0));
-    replay.gather(99, Duration::from_secs(60)).await;
+    replay.peek_body(99, Duration::from_secs(60)).await;
     assert_eq!(all(replay.attempt()).await, "hello world");
     assert_eq!(replay.holding(), Holding::Lost);
 }
@@ -376,7 +376,7 @@ async fn a_body_that_breaks_while_it_is_read_ahead_breaks_in_the_passage() {
     let mut source = script(&["hello"]);
     source.steps.push_back(Some(Err("reset")));
     let replay = Replay::hold(source, &ample());
-    assert_eq!(replay.gather(99, Duration::from_secs(60)).await, ("hello".into(), false));
+    assert_eq!(replay.peek_body(99, Duration::from_secs(60)).await, ("hello".into(), false));
     let mut attempt = replay.attempt();
     assert_eq!(poll(&mut attempt), chunk("hello"));
     assert_eq!(poll(&mut attempt), Poll::Ready(Some(Err(Interrupted::ClientBroke))));
@@ -423,7 +423,7 @@ fn check_short(length: u64, interval_ms: u64, bytes_per_second: u32, expected: (
         let body = Replay::hold(slow(length, Duration::from_millis(interval_ms)), &budget(1_000, 0));
         let began = clock::instant();
         let rate = MinRate { bytes_per_second };
-        let read = body.gather_short(100, Duration::from_secs(60), rate).await;
+        let read = body.wait_for_short_body(100, Duration::from_secs(60), rate).await;
         (read, clock::since(began).as_secs())
     });
     assert_eq!(found, expected, "{length} bytes, one each {interval_ms} ms");

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::policy::standing::KeyStatus;
+use crate::policy::key_state::KeyStatus;
 use crate::policy::units::Grouped;
 use crate::pool::KeySnapshot;
 use crate::telemetry::Form;

@@ -1,7 +1,7 @@
 //! TLS: the word, the certificate in files, the folder of the local authority.
 
 use super::Given;
-use crate::certificate::Place;
+use crate::certificate::CaLocation;
 use crate::config::TlsChoice;
 
 /// A certificate and its private key.
@@ -180,11 +180,11 @@ fn a_certificate_that_does_not_hold_is_warned_about() {
 #[test]
 fn the_authority_lives_beside_the_books() {
     let place = |given: &Given<'_>| given.config().authority_place();
-    let folder = |path: &str| Place::Folder(path.into());
+    let folder = |path: &str| CaLocation::Folder(path.into());
     let fresh = Given::fresh();
     assert_eq!(place(&fresh), folder("/home/me/.local/state/keychoir/tls"));
     assert_eq!(place(&fresh.clone().variable("KEYCHOIR_STORAGE__PATH", "/var/k.db")), folder("/var/tls"));
     let ephemeral = fresh.variable("KEYCHOIR_STORAGE__EPHEMERAL", "true");
-    assert_eq!(place(&ephemeral), Place::Memory);
+    assert_eq!(place(&ephemeral), CaLocation::Memory);
     assert_eq!(place(&ephemeral.toml("server.tls_directory = \"t\"")), folder("/etc/t"));
 }

@@ -26,13 +26,13 @@ const MAX_NAMES: usize = 4_096;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fields {
     /// In the order of the names; where several have one name, in that of the table.
-    sorted: Vec<Wanted>,
+    sorted: Vec<FieldRule>,
     /// A bit for each length of a name, the last for all that are longer.
     lengths: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Wanted {
+struct FieldRule {
     name: &'static str,
     /// What it must stand in, if that matters.
     parent: Option<&'static str>,
@@ -42,10 +42,10 @@ struct Wanted {
 impl Fields {
     pub(super) fn of(fields: impl IntoIterator<Item = Field>) -> Self {
         let wanted = |(field, kind): Field| match field.split_once('.') {
-            Some((parent, name)) => Wanted { name, parent: Some(parent), kind },
-            None => Wanted { name: field, parent: None, kind },
+            Some((parent, name)) => FieldRule { name, parent: Some(parent), kind },
+            None => FieldRule { name: field, parent: None, kind },
         };
-        let mut sorted: Vec<Wanted> = fields.into_iter().map(wanted).collect();
+        let mut sorted: Vec<FieldRule> = fields.into_iter().map(wanted).collect();
         sorted.sort_by_key(|wanted| wanted.name);
         let lengths = sorted.iter().fold(0, |bits, wanted| bits | length_bit(wanted.name));
         Self { sorted, lengths }
@@ -76,7 +76,7 @@ pub(super) fn find(
 ) -> Vec<Named> {
     let mut search = Search { fields, found: Vec::new(), left: MAX_VALUES, named: &mut named };
     let mut reader = serde_json::Deserializer::from_slice(document);
-    let place = Place { search: &mut search, parent: "", name: "", kind: None };
+    let place = FieldPosition { search: &mut search, parent: "", name: "", kind: None };
     // What was found in a broken document is as good as in a whole one.
     let _ = place.deserialize(&mut reader);
     search.found
@@ -92,14 +92,14 @@ struct Search<'a> {
 }
 
 /// A value within a document: the field it stands in, the field around that, and what it names.
-struct Place<'a, 'b, 'n> {
+struct FieldPosition<'a, 'b, 'n> {
     search: &'a mut Search<'b>,
     parent: &'n str,
     name: &'n str,
     kind: Option<Kind>,
 }
 
-impl<'de> DeserializeSeed<'de> for Place<'_, '_, '_> {
+impl<'de> DeserializeSeed<'de> for FieldPosition<'_, '_, '_> {
     type Value = Premade;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Premade, D::Error> {
@@ -117,7 +117,7 @@ struct Premade(bool);
 
 const NOT: Premade = Premade(false);
 
-impl<'de> Visitor<'de> for Place<'_, '_, '_> {
+impl<'de> Visitor<'de> for FieldPosition<'_, '_, '_> {
     type Value = Premade;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -137,16 +137,16 @@ impl<'de> Visitor<'de> for Place<'_, '_, '_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Premade, A::Error> {
         let Self { search, parent, name, kind } = self;
-        while seq.next_element_seed(Place { search: &mut *search, parent, name, kind })?.is_some() {}
+        while seq.next_element_seed(FieldPosition { search: &mut *search, parent, name, kind })?.is_some() {}
         Ok(NOT)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Premade, A::Error> {
         let before = self.search.found.len();
         let mut is_premade = false;
-        while let Some(key) = map.next_key::<Key<'_>>()? {
+        while let Some(key) = map.next_key::<FieldName<'_>>()? {
             let kind = self.search.fields.kind_of(self.name, &key.0);
-            let inner = Place { search: &mut *self.search, parent: self.name, name: &key.0, kind };
+            let inner = FieldPosition { search: &mut *self.search, parent: self.name, name: &key.0, kind };
             is_premade |= map.next_value_seed(inner)?.0;
         }
         // Every account has it: it is nobody's.
@@ -178,27 +178,27 @@ impl<'de> Visitor<'de> for Place<'_, '_, '_> {
 }
 
 /// The name of a field, borrowed where it can be.
-struct Key<'de>(Cow<'de, str>);
+struct FieldName<'de>(Cow<'de, str>);
 
-impl<'de> serde::Deserialize<'de> for Key<'de> {
+impl<'de> serde::Deserialize<'de> for FieldName<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Names;
-        impl<'de> Visitor<'de> for Names {
-            type Value = Key<'de>;
+        struct FieldNames;
+        impl<'de> Visitor<'de> for FieldNames {
+            type Value = FieldName<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a name")
             }
 
-            fn visit_borrowed_str<E>(self, name: &'de str) -> Result<Key<'de>, E> {
-                Ok(Key(Cow::Borrowed(name)))
+            fn visit_borrowed_str<E>(self, name: &'de str) -> Result<FieldName<'de>, E> {
+                Ok(FieldName(Cow::Borrowed(name)))
             }
 
-            fn visit_str<E>(self, name: &str) -> Result<Key<'de>, E> {
-                Ok(Key(Cow::Owned(name.to_owned())))
+            fn visit_str<E>(self, name: &str) -> Result<FieldName<'de>, E> {
+                Ok(FieldName(Cow::Owned(name.to_owned())))
             }
         }
-        deserializer.deserialize_str(Names)
+        deserializer.deserialize_str(FieldNames)
     }
 }
 

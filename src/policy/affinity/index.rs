@@ -5,12 +5,12 @@ use std::sync::LazyLock;
 
 use http::{HeaderName, Method};
 
-use super::Gives;
+use super::Yields;
 use super::fields::{Field, Fields};
 use super::kind::{Kind, Named};
-use super::table::{ACCOUNT_READS, CURSORS, Made, Row, rows};
+use super::table::{ACCOUNT_READS, CURSORS, Made, ResourceRow, rows};
 use crate::policy::endpoint::{Literal, Route};
-use crate::policy::path::Word;
+use crate::policy::path::Segment;
 
 static INDEX: LazyLock<Index> = LazyLock::new(Index::new);
 
@@ -26,7 +26,7 @@ pub(super) struct Index {
     cursors: Fields,
     headers: Vec<(HeaderName, Kind)>,
     /// By the number of their routes' first word.
-    answers: Vec<Vec<Answer>>,
+    answers: Vec<Vec<RouteYields>>,
 }
 
 /// The words of a path that names something; a longer path begins with them.
@@ -42,7 +42,7 @@ enum Part {
 
 /// What answers at a route give.
 #[derive(Clone, Debug)]
-struct Answer {
+struct RouteYields {
     route: Route,
     /// To a request that reads; `None` when it is neither a list nor about the account.
     read: Option<Fields>,
@@ -83,8 +83,8 @@ impl Index {
     }
 
     /// The identifiers of a path, by its words behind the version.
-    pub(super) fn of_path(&self, words: &[Word<'_>]) -> Vec<Named> {
-        let Some(first) = words.first().and_then(Word::literal) else { return Vec::new() };
+    pub(super) fn of_path(&self, words: &[Segment<'_>]) -> Vec<Named> {
+        let Some(first) = words.first().and_then(Segment::literal) else { return Vec::new() };
         let mut found: Vec<Named> = Vec::new();
         for pattern in &self.patterns[usize::from(first.number())] {
             if matches(pattern, words) {
@@ -115,13 +115,13 @@ impl Index {
     }
 
     /// What a request's answer is about.
-    pub(super) fn gives(&self, method: &Method, route: &Route) -> Gives {
-        let Some(answer) = self.answer(route) else { return Gives::Nothing };
+    pub(super) fn gives(&self, method: &Method, route: &Route) -> Yields {
+        let Some(answer) = self.answer(route) else { return Yields::Nothing };
         if *method == Method::GET && answer.read.is_some() {
-            return Gives::Account;
+            return Yields::Account;
         }
         let makes = [Method::POST, Method::PUT, Method::PATCH].contains(method);
-        if makes && answer.made.is_some() { Gives::Made } else { Gives::Nothing }
+        if makes && answer.made.is_some() { Yields::Made } else { Yields::Nothing }
     }
 
     /// The fields of an answer that give identifiers; `None` when none does.
@@ -133,7 +133,7 @@ impl Index {
         answer.and_then(|answer| answer.made.as_ref())
     }
 
-    fn answer(&self, route: &Route) -> Option<&Answer> {
+    fn answer(&self, route: &Route) -> Option<&RouteYields> {
         let (root, wanted) = (route.root()?, route.behind_version()?);
         let mut with_root = self.answers.get(usize::from(root.number()))?.iter();
         with_root.find(|answer| answer.route.behind_version() == Some(wanted))
@@ -141,7 +141,7 @@ impl Index {
 }
 
 /// Each route of the table once, with the fields of all rows that have it, in their order.
-fn answers() -> Vec<Vec<Answer>> {
+fn answers() -> Vec<Vec<RouteYields>> {
     let mut answers: Vec<Vec<Listed>> = (0..Literal::COUNT).map(|_| Vec::new()).collect();
     let mut add = |route: &str, fields: &[Field], part: fn(&mut Listed) -> &mut Option<Vec<Field>>| {
         let route = Route::read(route);
@@ -154,7 +154,7 @@ fn answers() -> Vec<Vec<Answer>> {
         });
         part(&mut answers[at]).get_or_insert_default().extend_from_slice(fields);
     };
-    let mut add_all = |made: fn(&Row) -> &'static [Made],
+    let mut add_all = |made: fn(&ResourceRow) -> &'static [Made],
                        part: fn(&mut Listed) -> &mut Option<Vec<Field>>| {
         for (routes, fields) in rows().flat_map(made) {
             routes.iter().for_each(|route| add(route, fields, part));
@@ -163,7 +163,7 @@ fn answers() -> Vec<Vec<Answer>> {
     add_all(|row| row.lists, |answer| &mut answer.read);
     add_all(|row| row.made, |answer| &mut answer.made);
     ACCOUNT_READS.iter().for_each(|route| add(route, &[], |answer| &mut answer.read));
-    let prepared = |Listed { route, read, made }: Listed| Answer {
+    let prepared = |Listed { route, read, made }: Listed| RouteYields {
         route,
         read: read.map(|fields| Fields::of(fields.into_iter().chain(CURSORS))),
         made: made.map(Fields::of),
@@ -181,8 +181,8 @@ impl Part {
 }
 
 /// Whether `words` begin so. A word of the API is no identifier.
-fn matches(pattern: &[Part], words: &[Word<'_>]) -> bool {
-    let fits = |(part, word): (&Part, &Word<'_>)| match part {
+fn matches(pattern: &[Part], words: &[Segment<'_>]) -> bool {
+    let fits = |(part, word): (&Part, &Segment<'_>)| match part {
         Part::Word(wanted) => word.literal() == Some(*wanted) && wanted.text().len() == word.text().len(),
         Part::Any | Part::Identifier(_) => word.literal().is_none(),
     };

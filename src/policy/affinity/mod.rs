@@ -17,8 +17,8 @@ use http::{HeaderMap, Method};
 
 use super::endpoint::Route;
 use super::headers::decode;
-use super::mend::is_version;
-use super::path::{Path, Word, Words};
+use super::normalize_path::is_version;
+use super::path::{Path, Segment, Segments};
 use fields::Fields;
 use index::index;
 pub use kind::{Class, Keeping, Kind, Named, Tag};
@@ -44,7 +44,7 @@ impl Names {
 
     /// The same, by the words of its path.
     #[must_use]
-    pub fn of_words(words: &Words<'_>, query: Option<&str>) -> Self {
+    pub fn of_words(words: &Segments<'_>, query: Option<&str>) -> Self {
         let rest = without_version(words);
         let mut others = Vec::new();
         for pair in query.into_iter().flat_map(|query| query.split('&')) {
@@ -108,7 +108,7 @@ pub fn in_headers(headers: &HeaderMap) -> Vec<Named> {
 
 /// What the answers of an endpoint are about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gives {
+pub enum Yields {
     /// Nothing that belongs to an account.
     Nothing,
     /// What was made.
@@ -120,7 +120,7 @@ pub enum Gives {
 /// What a request's answer is about. `route` is that of its
 /// [`Endpoint`](super::endpoint::Endpoint).
 #[must_use]
-pub fn gives(method: &Method, route: &Route) -> Gives {
+pub fn yields(method: &Method, route: &Route) -> Yields {
     index().gives(method, route)
 }
 
@@ -155,11 +155,11 @@ fn signature(url: &str) -> Option<String> {
 }
 
 /// A cursor counts in its own list only: some are no more than a number.
-fn named(kind: Kind, value: &str, list: &[Word<'_>]) -> Named {
+fn named(kind: Kind, value: &str, list: &[Segment<'_>]) -> Named {
     if kind != Kind::Cursor {
         return Named::new(kind, value);
     }
-    let list: Vec<&str> = list.iter().map(Word::text).collect();
+    let list: Vec<&str> = list.iter().map(Segment::text).collect();
     Named::new(kind, &format!("{}\n{value}", list.join("/")))
 }
 
@@ -178,7 +178,7 @@ fn add_all(names: &mut Vec<Named>, more: impl IntoIterator<Item = Named>) {
     }
 }
 
-fn without_version<'a, 'b>(words: &'a [Word<'b>]) -> &'a [Word<'b>] {
+fn without_version<'a, 'b>(words: &'a [Segment<'b>]) -> &'a [Segment<'b>] {
     match words {
         [version, rest @ ..] if is_version(version.text()) => rest,
         all => all,

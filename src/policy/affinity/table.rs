@@ -12,7 +12,7 @@ mod agents;
 
 /// A kind of resource.
 #[derive(Debug)]
-pub(super) struct Row {
+pub(super) struct ResourceRow {
     /// What it is called.
     #[cfg_attr(not(test), expect(dead_code, reason = "for readers, and for the test that walks the table"))]
     pub(super) resource: &'static str,
@@ -33,16 +33,17 @@ pub(super) struct Row {
 /// Routes and the fields of their answers.
 pub(super) type Made = (&'static [&'static str], &'static [Field]);
 
-const ROW: Row = Row { resource: "", paths: &[], query: &[], body: &[], headers: &[], made: &[], lists: &[] };
+const ROW: ResourceRow =
+    ResourceRow { resource: "", paths: &[], query: &[], body: &[], headers: &[], made: &[], lists: &[] };
 
 /// The whole table: what is made of sound, then what belongs to agents and to the account.
-pub(super) fn rows() -> impl Iterator<Item = &'static Row> + Clone {
+pub(super) fn rows() -> impl Iterator<Item = &'static ResourceRow> + Clone {
     MEDIA.iter().chain(agents::ROWS)
 }
 
 #[rustfmt::skip] // a table
-static MEDIA: &[Row] = &[
-    Row {
+static MEDIA: &[ResourceRow] = &[
+    ResourceRow {
         resource: "voice",
         paths: &[
             "voices/{voice}", "voices/pvc/{voice}", "text-to-speech/{voice}", "speech-to-speech/{voice}",
@@ -61,7 +62,7 @@ static MEDIA: &[Row] = &[
         lists: &[(&["voices"], &[("voices.voice_id", Kind::Voice)])],
         ..ROW
     },
-    Row {
+    ResourceRow {
         resource: "voice sample",
         paths: &["voices/*/samples/{sample}", "voices/pvc/*/samples/{sample}"],
         made: &[(
@@ -71,7 +72,7 @@ static MEDIA: &[Row] = &[
         lists: &[(&["voices"], &[("samples.sample_id", Kind::Sample)])],
         ..ROW
     },
-    Row {
+    ResourceRow {
         resource: "voice preview",
         paths: &["text-to-voice/{voice preview}/stream"],
         body: &[
@@ -84,7 +85,7 @@ static MEDIA: &[Row] = &[
         )],
         ..ROW
     },
-    Row {
+    ResourceRow {
         resource: "voice collection",
         paths: &["voices/collections/{voice collection}"],
         query: &[("collection_id", Kind::Collection)],
@@ -95,7 +96,7 @@ static MEDIA: &[Row] = &[
         ])],
         ..ROW
     },
-    Row {
+    ResourceRow {
         resource: "history item",
         paths: &["history/{history item}", "audio-isolation/history/{history item}"],
         query: &[("start_after_history_item_id", Kind::HistoryItem)],
@@ -106,14 +107,14 @@ static MEDIA: &[Row] = &[
         ])],
         ..ROW
     },
-    Row {
+    ResourceRow {
         resource: "request (stitching)",
         body: &[("previous_request_ids", Kind::Request), ("next_request_ids", Kind::Request)],
         headers: &[("request-id", Kind::Request)],
         lists: &[(&["history"], &[("history.request_id", Kind::Request)])],
         ..ROW
     },
-    Row {
+    ResourceRow {
         resource: "pronunciation dictionary",
         paths: &[
             "pronunciation-dictionaries/{pronunciation dictionary}",
@@ -137,7 +138,7 @@ static MEDIA: &[Row] = &[
         ])],
         ..ROW
     },
-    Row {
+    ResourceRow {
         resource: "dubbing",
         paths: &["dubbing/{dubbing}", "dubbing/resource/{dubbing}", "dubbing/project/{project}"],
         body: &[("dubbing_id", Kind::Dubbing)],
@@ -152,7 +153,7 @@ static MEDIA: &[Row] = &[
         ],
         ..ROW
     },
-    Row {
+    ResourceRow {
         resource: "studio project",
         paths: &[
             "studio/projects/{project}", "studio/projects/*/chapters/{chapter}",
@@ -180,20 +181,20 @@ static MEDIA: &[Row] = &[
         ],
         ..ROW
     },
-    Row {
+    ResourceRow {
         resource: "audio native",
         paths: &["audio-native/{project}"],
         made: &[(&["audio-native", "audio-native/content"], &[(".project_id", Kind::Project)])],
         ..ROW
     },
-    Row {
+    ResourceRow {
         resource: "transcript",
         paths: &["speech-to-text/transcripts/{transcript}"],
         body: &[("transcription_id", Kind::Transcript)],
         made: &[(&["speech-to-text"], &[("transcription_id", Kind::Transcript)])],
         ..ROW
     },
-    Row {
+    ResourceRow {
         resource: "asset / flow",
         paths: &[
             "assets/{asset}", "flows/image/{flow}", "flows/video/{flow}", "flows/text-to-speech/{flow}",
@@ -209,7 +210,7 @@ static MEDIA: &[Row] = &[
         ],
         ..ROW
     },
-    Row {
+    ResourceRow {
         resource: "music",
         paths: &["music/finetunes/{finetune}"],
         body: &[

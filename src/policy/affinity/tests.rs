@@ -30,7 +30,7 @@ fn check_body(body: Value, kind: Kind) {
 fn check_given(method: &str, path: &str, answer: Value, kind: Kind) {
     let method = Method::from_bytes(method.as_bytes()).unwrap();
     let route = lookup(&method, path).unwrap().route;
-    assert_ne!(gives(&method, &route), Gives::Nothing, "{method} {path}");
+    assert_ne!(yields(&method, &route), Yields::Nothing, "{method} {path}");
     let found = in_answer(&method, &route, path, answer.to_string().as_bytes());
     assert!(found.contains(&Named::new(kind, ID)), "{method} {path} gives no {}: {found:?}", kind.word());
 }
@@ -380,7 +380,7 @@ fn cursor() {
         ("/v1/convai/agents/x1/topics", "next_cursor", "cursor"),
     ] {
         let route = lookup(&Method::GET, path).unwrap().route;
-        assert_eq!(gives(&Method::GET, &route), Gives::Account, "{path}");
+        assert_eq!(yields(&Method::GET, &route), Yields::Account, "{path}");
         let given = in_answer(&Method::GET, &route, path, json!({ field: "=a/b" }).to_string().as_bytes());
         let back = Names::of(path, Some(&format!("{parameter}=%3Da%2Fb"))).others;
         assert_eq!((given.len(), given), (1, back), "{path}");
@@ -467,9 +467,9 @@ fn other_endpoints_give_nothing() {
         (Method::DELETE, "/v1/dubbing"),
     ] {
         let route = lookup(&method, path).unwrap().route;
-        assert_eq!(gives(&method, &route), Gives::Nothing, "{method} {path}");
+        assert_eq!(yields(&method, &route), Yields::Nothing, "{method} {path}");
     }
-    assert_eq!(gives(&Method::GET, &Route::read("/v1/user/subscription")), Gives::Account);
+    assert_eq!(yields(&Method::GET, &Route::read("/v1/user/subscription")), Yields::Account);
 }
 
 proptest::proptest! {

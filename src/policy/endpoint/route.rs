@@ -3,8 +3,8 @@
 use std::fmt;
 
 use super::words::Literal;
-use crate::policy::mend::is_version;
-use crate::policy::path::{Word, Words};
+use crate::policy::normalize_path::is_version;
+use crate::policy::path::{Segment, Segments};
 
 /// Deeper paths are cut: a label must stay short whatever a client sends.
 const SEGMENTS_MAX: usize = 10;
@@ -24,21 +24,22 @@ pub struct Route {
 const IDENTIFIER: u8 = u8::MAX;
 
 impl Route {
-    pub(in crate::policy) fn of(words: &[Word<'_>]) -> Self {
+    pub(in crate::policy) fn of(words: &[Segment<'_>]) -> Self {
         let mut codes = [0; SEGMENTS_MAX];
         for (code, word) in codes.iter_mut().zip(words) {
             *code = word.literal().map_or(IDENTIFIER, Literal::number);
         }
         #[expect(clippy::cast_possible_truncation, reason = "cut to eleven")]
         let count = words.len().min(SEGMENTS_MAX + 1) as u8;
-        let has_version = words.first().and_then(Word::literal).is_some_and(|first| is_version(first.text()));
+        let has_version =
+            words.first().and_then(Segment::literal).is_some_and(|first| is_version(first.text()));
         Self { codes, count, behind: u8::from(has_version) }
     }
 
     /// The route that is written so: each segment that is no word of the API stands for an identifier.
     #[must_use]
     pub fn read(text: &str) -> Self {
-        Self::of(&Words::of(text))
+        Self::of(&Segments::of(text))
     }
 
     fn is_longer(&self) -> bool {

@@ -13,12 +13,12 @@ const COOLDOWNS: Cooldowns = Cooldowns {
     quota_lag: Duration::from_secs(120),
 };
 
-fn evidence(claim: Claim) -> Evidence {
+fn evidence(claim: ClaimedFault) -> Evidence {
     Evidence { claim, at: AT, named_span: None, is_agreed: false, source: Source::default() }
 }
 
 fn credits(figures: Option<(u64, u64)>) -> Evidence {
-    evidence(Claim::credits(
+    evidence(ClaimedFault::credits(
         Shortfall {
             remaining: figures.map(|(left, _)| left),
             required: figures.map(|(_, need)| need),
@@ -40,22 +40,25 @@ fn left(credits: u64) -> PollResult {
     PollResult::Figures { left: Some(credits), is_paid: None }
 }
 
-fn rest(reason: ParkReason, until: UnixMs, is_probable: bool) -> Meaning {
-    Meaning::Rest { park: Park { reason, until }, is_probable }
+fn rest(reason: CooldownReason, until: UnixMs, is_probable: bool) -> Meaning {
+    Meaning::Rest { cooldown: Cooldown { reason, until }, is_probable }
 }
 
 /// The table of `docs/refusals.md`, row by row: evidence, the last poll, and what it means a second
 /// later.
 #[test]
 fn the_table_of_meanings() {
-    let exhausted = |until, is_probable| rest(ParkReason::Exhausted, until, is_probable);
-    let invalid = |until, is_probable| rest(ParkReason::Invalid, until, is_probable);
+    let exhausted = |until, is_probable| rest(CooldownReason::Exhausted, until, is_probable);
+    let invalid = |until, is_probable| rest(CooldownReason::Invalid, until, is_probable);
     let limited = Evidence {
         named_span: Some(Duration::from_secs(86_400)),
-        ..evidence(Claim::RateLimited(Lane::SPEECH))
+        ..evidence(ClaimedFault::RateLimited(ConcurrencyGroup::SPEECH))
     };
-    let group =
-        |seconds, is_probable| Meaning::GroupRest { lane: Lane::SPEECH, until: after(seconds), is_probable };
+    let group = |seconds, is_probable| Meaning::GroupRest {
+        group: ConcurrencyGroup::SPEECH,
+        until: after(seconds),
+        is_probable,
+    };
     let agreed = Evidence { is_agreed: true, ..limited.clone() };
     let unpaid = PollResult::Figures { left: None, is_paid: Some(false) };
     let paid = PollResult::Figures { left: None, is_paid: Some(true) };
@@ -84,33 +87,48 @@ fn the_table_of_meanings() {
             poll(1, PollResult::Unreadable),
             exhausted(after(60), true),
         ),
-        ("rate limited", evidence(Claim::RateLimited(Lane::SPEECH)), None, group(60, true)),
+        (
+            "rate limited",
+            evidence(ClaimedFault::RateLimited(ConcurrencyGroup::SPEECH)),
+            None,
+            group(60, true),
+        ),
         ("with a span of a day", limited, None, group(300, false)),
         ("and another account says the same", agreed, None, group(300, true)),
-        ("locked", evidence(Claim::Locked), None, rest(ParkReason::Billing, after(60), true)),
+        ("locked", evidence(ClaimedFault::Locked), None, rest(CooldownReason::Billing, after(60), true)),
         (
             "and unpaid",
-            evidence(Claim::Locked),
+            evidence(ClaimedFault::Locked),
             poll(1, unpaid),
-            rest(ParkReason::Billing, after(1_800), false),
+            rest(CooldownReason::Billing, after(1_800), false),
         ),
-        ("and paid", evidence(Claim::Locked), poll(1, paid), Meaning::Nothing),
+        ("and paid", evidence(ClaimedFault::Locked), poll(1, paid), Meaning::Nothing),
         (
             "suspected, and paid",
-            evidence(Claim::Suspected),
+            evidence(ClaimedFault::Suspected),
             poll(1, paid),
-            rest(ParkReason::Billing, after(1_800), true),
+            rest(CooldownReason::Billing, after(1_800), true),
         ),
-        ("invalid", evidence(Claim::InvalidKey), None, invalid(after(45), true)),
+        ("invalid", evidence(ClaimedFault::InvalidKey), None, invalid(after(45), true)),
         (
             "confirmed",
-            evidence(Claim::InvalidKey),
+            evidence(ClaimedFault::InvalidKey),
             poll(1, PollResult::Invalid),
             invalid(after(86_401), false),
         ),
-        ("known to the poll", evidence(Claim::InvalidKey), poll(1, PollResult::Unreadable), Meaning::Nothing),
-        ("wrong host", evidence(Claim::WrongHost), None, rest(ParkReason::WrongHost, after(45), true)),
-        ("accepted elsewhere", evidence(Claim::WrongHost), poll(1, left(5)), Meaning::Nothing),
+        (
+            "known to the poll",
+            evidence(ClaimedFault::InvalidKey),
+            poll(1, PollResult::Unreadable),
+            Meaning::Nothing,
+        ),
+        (
+            "wrong host",
+            evidence(ClaimedFault::WrongHost),
+            None,
+            rest(CooldownReason::WrongHost, after(45), true),
+        ),
+        ("accepted elsewhere", evidence(ClaimedFault::WrongHost), poll(1, left(5)), Meaning::Nothing),
     ];
     for (name, evidence, poll, expected) in rows {
         assert_eq!(meaning(&evidence, poll, Some(RESET), &COOLDOWNS, after(1)), expected, "{name}");
@@ -132,11 +150,11 @@ fn figures_of_a_refusal_yield_to_figures_that_have_settled() {
 fn every_rest_ends() {
     for (claim, seconds) in [
         (credits(None).claim, 60),
-        (Claim::RateLimited(Lane::SPEECH), 60),
-        (Claim::Locked, 60),
-        (Claim::Suspected, 1_800),
-        (Claim::InvalidKey, 45),
-        (Claim::WrongHost, 45),
+        (ClaimedFault::RateLimited(ConcurrencyGroup::SPEECH), 60),
+        (ClaimedFault::Locked, 60),
+        (ClaimedFault::Suspected, 1_800),
+        (ClaimedFault::InvalidKey, 45),
+        (ClaimedFault::WrongHost, 45),
     ] {
         let at = |seconds| meaning(&evidence(claim), None, None, &COOLDOWNS, after(seconds));
         assert_ne!(at(seconds - 1), Meaning::Nothing, "{claim:?}");
@@ -154,10 +172,13 @@ fn every_rest_ends() {
 #[test]
 fn what_is_left_is_said_in_our_own_numbers() {
     let of = |estimate| {
-        Claim::credits(Shortfall { remaining: Some(5), required: Some(10), ..Shortfall::default() }, estimate)
+        ClaimedFault::credits(
+            Shortfall { remaining: Some(5), required: Some(10), ..Shortfall::default() },
+            estimate,
+        )
     };
     for (estimate, left_by_estimate) in [(Some(20), 10), (Some(10), 5), (None, 5), (Some(0), 5)] {
-        assert_eq!(of(estimate), Claim::Credits { figures: Some((5, 10)), left_by_estimate });
+        assert_eq!(of(estimate), ClaimedFault::Credits { figures: Some((5, 10)), left_by_estimate });
     }
 }
 
@@ -169,22 +190,26 @@ fn a_poll_is_asked_for_where_it_can_decide() {
     assert_eq!(at(&credits(Some((0, 1))), None), Some(after(120)));
     assert_eq!(at(&credits(Some((0, 1))), poll(1, left(7))), Some(after(120)));
     assert_eq!(at(&credits(Some((0, 1))), poll(120, left(7))), None);
-    assert_eq!(at(&evidence(Claim::InvalidKey), poll(0, left(7))), Some(AT), "that poll was before it");
-    assert_eq!(at(&evidence(Claim::RateLimited(Lane::SPEECH)), None), None);
+    assert_eq!(
+        at(&evidence(ClaimedFault::InvalidKey), poll(0, left(7))),
+        Some(AT),
+        "that poll was before it"
+    );
+    assert_eq!(at(&evidence(ClaimedFault::RateLimited(ConcurrencyGroup::SPEECH)), None), None);
 }
 
 #[test]
 fn service_refutes_what_it_is_in_the_scope_of() {
-    let check = |evidence: &Evidence, seconds: u64, is_charged, lane| {
-        is_refuted_by_service(evidence, UnixMs(AT.0 - 1_000 + seconds * 1_000), is_charged, lane)
+    let check = |evidence: &Evidence, seconds: u64, is_charged, group| {
+        is_refuted_by_service(evidence, UnixMs(AT.0 - 1_000 + seconds * 1_000), is_charged, group)
     };
-    let speech = Some(Lane::SPEECH);
+    let speech = Some(ConcurrencyGroup::SPEECH);
     assert!(check(&credits(None), 1, true, speech));
     assert!(!check(&credits(None), 0, true, speech), "it was under way before");
     assert!(!check(&credits(None), 1, false, None), "reading costs nothing");
     assert!(!check(&credits(Some((5, 43))), 1, true, speech), "it was smaller");
     assert!(check(&credits(Some((0, 43))), 1, true, speech));
-    let limited = evidence(Claim::RateLimited(Lane::SPEECH));
-    assert!(check(&limited, 1, true, speech) && !check(&limited, 1, true, Some(Lane::MUSIC)));
-    assert!(check(&evidence(Claim::InvalidKey), 0, false, None));
+    let limited = evidence(ClaimedFault::RateLimited(ConcurrencyGroup::SPEECH));
+    assert!(check(&limited, 1, true, speech) && !check(&limited, 1, true, Some(ConcurrencyGroup::MUSIC)));
+    assert!(check(&evidence(ClaimedFault::InvalidKey), 0, false, None));
 }

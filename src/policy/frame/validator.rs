@@ -103,7 +103,7 @@ pub struct FrameValidator {
     /// What has come of a head, when it is cut.
     head: [u8; HEAD_BYTES_MAX],
     head_length: usize,
-    frame: Option<Frame>,
+    frame: Option<OpenFrame>,
     /// The message under way, and whether it is text.
     message: Option<IsText>,
     /// The start of a character whose rest has not come.
@@ -119,7 +119,7 @@ struct IsText(bool);
 
 /// A frame of which more must come.
 #[derive(Clone, Copy, Debug)]
-struct Frame {
+struct OpenFrame {
     head: Head,
     passed: u64,
 }
@@ -185,7 +185,7 @@ impl FrameValidator {
             return Ok(0);
         }
         self.payload(frame, payload)?;
-        self.pass(Frame { passed: frame.passed + has as u64, ..frame })?;
+        self.pass(OpenFrame { passed: frame.passed + has as u64, ..frame })?;
         Ok(has)
     }
 
@@ -204,7 +204,7 @@ impl FrameValidator {
         if !head.opcode.is_control() && head.opcode != Opcode::Continuation {
             self.message = Some(IsText(head.opcode == Opcode::Text));
         }
-        self.pass(Frame { head, passed: 0 })?;
+        self.pass(OpenFrame { head, passed: 0 })?;
         Ok(length - before)
     }
 
@@ -239,7 +239,7 @@ impl FrameValidator {
     }
 
     /// Looks at a piece of a payload.
-    fn payload(&mut self, frame: Frame, mut payload: &[u8]) -> Result<(), Violation> {
+    fn payload(&mut self, frame: OpenFrame, mut payload: &[u8]) -> Result<(), Violation> {
         let is_close = frame.head.opcode == Opcode::Close;
         let is_text = !frame.head.opcode.is_control() && matches!(self.message, Some(IsText(true)));
         if !is_close && !is_text {
@@ -297,7 +297,7 @@ impl FrameValidator {
     }
 
     /// Notes how far a frame has come, and what its end means.
-    fn pass(&mut self, frame: Frame) -> Result<(), Violation> {
+    fn pass(&mut self, frame: OpenFrame) -> Result<(), Violation> {
         if frame.passed < frame.head.length {
             self.frame = Some(frame);
             return Ok(());

@@ -3,13 +3,13 @@
 
 use http::header::{HeaderMap, HeaderName};
 
-use super::present::{Known, Present};
+use super::present::{KnownHeader, PresentHeaders};
 use super::table::Rule;
 
 /// The listed headers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forwarded {
-    rows: Present,
+    rows: PresentHeaders,
     /// Those whose row has other names besides.
     names: Vec<HeaderName>,
 }
@@ -20,7 +20,7 @@ impl Forwarded {
     pub fn of(listed: impl IntoIterator<Item = HeaderName>) -> Self {
         let mut forwarded = Self::default();
         for name in listed {
-            match Known::of(name.as_str()) {
+            match KnownHeader::of(name.as_str()) {
                 Some(known) if known.row().prefix().is_some() => forwarded.names.push(name),
                 Some(known) => forwarded.rows = forwarded.rows.with(known),
                 None => {}
@@ -30,8 +30,8 @@ impl Forwarded {
     }
 
     /// Takes out of the head of a request what does not go upstream. `present` is what it has.
-    pub(super) fn strip(&self, headers: &mut HeaderMap, present: Present) {
-        let gone = Present::KEPT_HERE.or(Present::OF_PROXIES.without(self.rows));
+    pub(super) fn strip(&self, headers: &mut HeaderMap, present: PresentHeaders) {
+        let gone = PresentHeaders::KEPT_HERE.or(PresentHeaders::OF_PROXIES.without(self.rows));
         drop_rows(headers, present.and(gone), &self.names);
     }
 }
@@ -39,7 +39,7 @@ impl Forwarded {
 /// Why a header cannot be forwarded, although it is listed; `None` if it can.
 #[must_use]
 pub fn why_not_forwarded(name: &HeaderName) -> Option<&'static str> {
-    let row = Known::of(name.as_str())?.row();
+    let row = KnownHeader::of(name.as_str())?.row();
     match row.rule {
         Rule::Hop | Rule::Credential | Rule::Noted => Some(row.reason),
         Rule::Up | Rule::Down => None,
@@ -47,7 +47,7 @@ pub fn why_not_forwarded(name: &HeaderName) -> Option<&'static str> {
 }
 
 /// Takes the headers of these rows out, but not those that are `kept`.
-pub(super) fn drop_rows(headers: &mut HeaderMap, rows: Present, kept: &[HeaderName]) {
+pub(super) fn drop_rows(headers: &mut HeaderMap, rows: PresentHeaders, kept: &[HeaderName]) {
     for known in rows.rows() {
         let Some(prefix) = known.row().prefix() else {
             headers.remove(known.name());

@@ -5,17 +5,17 @@ use std::iter;
 
 use http::header::{HeaderMap, HeaderName};
 
-use super::table::{HEADERS, ROWS, Row, Rule};
+use super::table::{HEADERS, HeaderRow, ROWS, Rule};
 
 /// The rows that are there, a bit each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Present(u128);
+pub(super) struct PresentHeaders(u128);
 
 /// A row, by its place in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Known(u8);
+pub(super) struct KnownHeader(u8);
 
-impl Known {
+impl KnownHeader {
     pub(super) const CONNECTION: Self = Self::named("connection");
     pub(super) const PROXY_AUTHORIZATION: Self = Self::named("proxy-authorization");
     pub(super) const TRANSFER_ENCODING: Self = Self::named("transfer-encoding");
@@ -42,7 +42,7 @@ impl Known {
     }
 
     /// The row of the table.
-    pub(super) fn row(self) -> &'static Row {
+    pub(super) fn row(self) -> &'static HeaderRow {
         &ROWS[usize::from(self.0)]
     }
 
@@ -72,21 +72,21 @@ impl Known {
     }
 }
 
-impl Present {
+impl PresentHeaders {
     /// What is dropped on the way up, whatever `access.forward_headers` says.
     pub(super) const KEPT_HERE: Self =
-        Self(rows(Rule::Hop).0 | rows(Rule::Credential).0 | Known::named("host").bit());
+        Self(rows(Rule::Hop).0 | rows(Rule::Credential).0 | KnownHeader::named("host").bit());
     /// What is dropped on the way up unless it is to be forwarded.
     pub(super) const OF_PROXIES: Self = rows(Rule::Up);
     /// What is dropped on the way down.
     pub(super) const OF_ORIGIN: Self = Self(rows(Rule::Hop).0 | rows(Rule::Down).0);
 
     pub(super) fn of(headers: &HeaderMap) -> Self {
-        let bit = |name: &HeaderName| Known::of(name.as_str()).map_or(0, Known::bit);
+        let bit = |name: &HeaderName| KnownHeader::of(name.as_str()).map_or(0, KnownHeader::bit);
         Self(headers.keys().fold(0, |bits, name| bits | bit(name)))
     }
 
-    pub(super) fn has(self, known: Known) -> bool {
+    pub(super) fn has(self, known: KnownHeader) -> bool {
         self.0 & known.bit() != 0
     }
 
@@ -102,15 +102,15 @@ impl Present {
         Self(self.0 & !other.0)
     }
 
-    pub(super) const fn with(self, known: Known) -> Self {
+    pub(super) const fn with(self, known: KnownHeader) -> Self {
         Self(self.0 | known.bit())
     }
 
     /// Each of the rows.
-    pub(super) fn rows(self) -> impl Iterator<Item = Known> {
+    pub(super) fn rows(self) -> impl Iterator<Item = KnownHeader> {
         let mut left = self.0;
         iter::from_fn(move || {
-            let next = Known(u8::try_from(left.trailing_zeros()).ok().filter(|_| left != 0)?);
+            let next = KnownHeader(u8::try_from(left.trailing_zeros()).ok().filter(|_| left != 0)?);
             left &= left - 1;
             Some(next)
         })
@@ -118,7 +118,7 @@ impl Present {
 }
 
 /// The rows with a rule.
-const fn rows(rule: Rule) -> Present {
+const fn rows(rule: Rule) -> PresentHeaders {
     let (mut bits, mut number) = (0, 0);
     while number < ROWS.len() {
         if ROWS[number].rule as u8 == rule as u8 {
@@ -126,7 +126,7 @@ const fn rows(rule: Rule) -> Present {
         }
         number += 1;
     }
-    Present(bits)
+    PresentHeaders(bits)
 }
 
 const EMPTY: u8 = u8::MAX;
@@ -160,12 +160,12 @@ const PREFIX_COUNT: usize = {
 };
 
 /// The rows with many names, each with how they begin.
-static PREFIXES: [(u32, Known); PREFIX_COUNT] = {
-    let mut prefixes = [(0, Known(0)); PREFIX_COUNT];
+static PREFIXES: [(u32, KnownHeader); PREFIX_COUNT] = {
+    let mut prefixes = [(0, KnownHeader(0)); PREFIX_COUNT];
     let (mut count, mut number) = (0, 0);
     while number < ROWS.len() {
         if ROWS[number].prefix().is_some() {
-            prefixes[count] = (start_of(ROWS[number].name.as_bytes()), Known(small(number)));
+            prefixes[count] = (start_of(ROWS[number].name.as_bytes()), KnownHeader(small(number)));
             count += 1;
         }
         number += 1;
@@ -246,11 +246,11 @@ mod tests {
                 Some(prefix) => vec![format!("{prefix}x"), format!("{prefix}connecting-ip")],
             };
             for name in names {
-                let known = Known::of(&name).unwrap();
+                let known = KnownHeader::of(&name).unwrap();
                 assert_eq!(usize::from(known.0), number, "{name}");
                 let name: HeaderName = name.parse().unwrap();
                 let headers = HeaderMap::from_iter([(name, HeaderValue::from_static("x"))]);
-                assert_eq!(Present::of(&headers), Present(1 << number));
+                assert_eq!(PresentHeaders::of(&headers), PresentHeaders(1 << number));
             }
         }
         for name in [
@@ -271,18 +271,18 @@ mod tests {
             "referer",
             "safety-identifier",
         ] {
-            assert_eq!(Known::of(name), None, "{name}");
+            assert_eq!(KnownHeader::of(name), None, "{name}");
         }
     }
 
     #[test]
     fn rows_are_told_one_by_one() {
-        assert_eq!(Present::default().rows().count(), 0);
-        let last = Known(small(ROWS.len() - 1));
-        let some = Present::default().with(Known::CONNECTION).with(last);
-        assert_eq!(some.rows().collect::<Vec<_>>(), [Known::CONNECTION, last]);
-        assert_eq!(Present::OF_ORIGIN.and(Present::OF_PROXIES), Present::default());
-        let hop = Present::OF_ORIGIN.and(Present::KEPT_HERE);
+        assert_eq!(PresentHeaders::default().rows().count(), 0);
+        let last = KnownHeader(small(ROWS.len() - 1));
+        let some = PresentHeaders::default().with(KnownHeader::CONNECTION).with(last);
+        assert_eq!(some.rows().collect::<Vec<_>>(), [KnownHeader::CONNECTION, last]);
+        assert_eq!(PresentHeaders::OF_ORIGIN.and(PresentHeaders::OF_PROXIES), PresentHeaders::default());
+        let hop = PresentHeaders::OF_ORIGIN.and(PresentHeaders::KEPT_HERE);
         assert!(hop.rows().all(|known| known.row().rule == Rule::Hop));
         assert_eq!(hop.rows().count(), 10);
     }

@@ -20,7 +20,7 @@ pub(super) enum Rule {
 
 /// A header, or all headers that begin alike.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Row {
+pub(super) struct HeaderRow {
     /// In lower case; with `*` at its end, every name that begins so.
     pub(super) name: &'static str,
     pub(super) rule: Rule,
@@ -28,7 +28,7 @@ pub(super) struct Row {
     pub(super) reason: &'static str,
 }
 
-impl Row {
+impl HeaderRow {
     /// What the names begin with, where the row has more than one.
     pub(super) const fn prefix(&self) -> Option<&'static str> {
         match self.name.as_bytes() {
@@ -40,7 +40,7 @@ impl Row {
 
 macro_rules! table {
     ($($rule:ident { $($name:literal: $reason:literal,)* })*) => {
-        pub(super) const ROWS: &[Row] = &[$($(Row { name: $name, rule: Rule::$rule, reason: $reason }),*),*];
+        pub(super) const ROWS: &[HeaderRow] = &[$($(HeaderRow { name: $name, rule: Rule::$rule, reason: $reason }),*),*];
         /// The names of the rows, in their order.
         pub(super) static HEADERS: [HeaderName; ROWS.len()] = [$($(HeaderName::from_static($name)),*),*];
     };

@@ -2,13 +2,13 @@ use http::Uri;
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::mend::without_base;
+use crate::policy::normalize_path::without_base;
 
 #[track_caller]
 fn check(path: &str, expected: &[&str]) {
     let read = Path::read(path).unwrap();
     let words = read.words();
-    assert_eq!(words.iter().map(Word::text).collect::<Vec<_>>(), expected, "{path}");
+    assert_eq!(words.iter().map(Segment::text).collect::<Vec<_>>(), expected, "{path}");
 }
 
 #[track_caller]

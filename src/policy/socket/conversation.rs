@@ -27,7 +27,7 @@ pub fn conversation_id(first: &[u8]) -> Option<String> {
 }
 
 #[derive(Deserialize)]
-struct Told {
+struct ConversationBody {
     status: String,
     metadata: Costs,
 }
@@ -40,7 +40,7 @@ struct Costs {
 /// What a conversation has cost, in credits; `None` while it is not known.
 #[must_use]
 pub fn conversation_cost(answer: &[u8]) -> Option<u64> {
-    let told: Told = serde_json::from_slice(answer).ok()?;
+    let told: ConversationBody = serde_json::from_slice(answer).ok()?;
     let is_over = ["done", "failed"].contains(&told.status.as_str());
     told.metadata.cost.filter(|_| is_over)
 }

@@ -18,7 +18,7 @@ const BLANKS_MAX: usize = 64;
 
 /// Takes credentials out of a text that comes in pieces.
 #[derive(Debug, Default)]
-pub struct Blanking {
+pub struct CredentialBlanker {
     state: State,
     /// A comma, white space and a name of which it is not known yet whether they go on.
     held: Vec<u8>,
@@ -59,7 +59,7 @@ enum Fate {
     Blanked,
 }
 
-impl Blanking {
+impl CredentialBlanker {
     /// Takes the next piece; what goes on is added to `out`. A few bytes may wait for the next piece.
     pub fn pass(&mut self, piece: &[u8], out: &mut Vec<u8>) {
         let mut rest = piece;
@@ -271,7 +271,7 @@ mod tests {
     use super::*;
 
     fn passed(pieces: &[&[u8]]) -> String {
-        let mut blanking = Blanking::default();
+        let mut blanking = CredentialBlanker::default();
         let mut out = Vec::new();
         pieces.iter().for_each(|piece| blanking.pass(piece, &mut out));
         blanking.finish(&mut out);

@@ -1,19 +1,19 @@
 //! State that many requests change at once, each piece in as few atomic words as it needs.
 
-mod announced;
+mod concurrency;
+mod cooldown;
 mod evidence;
-mod park;
+mod last_reported;
 mod probe;
-mod quiet;
 mod quota;
-mod room;
 mod spending;
+mod state_change;
 
-pub(super) use announced::Announced;
+pub(super) use concurrency::ConcurrencyLimiter;
+pub(super) use cooldown::CooldownCell;
 pub(super) use evidence::EvidenceCell;
-pub(super) use park::ParkCell;
+pub(super) use last_reported::LastReported;
 pub(super) use probe::ProbeCell;
-pub(super) use quiet::{Outlook, QuietCell};
-pub(super) use quota::{Paid, QuotaCell, ReportedRemaining, Taken};
-pub(super) use room::RoomCell;
+pub(super) use quota::{QuotaCell, ReportedDecrease, ReportedRemaining, SettledReservation};
 pub(super) use spending::SpendingCell;
+pub(super) use state_change::{NextChange, StateChangeCache};

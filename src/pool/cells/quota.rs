@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use super::super::sync::{AtomicI64, AtomicU64, Ordering};
-use crate::policy::budget::{Drift, Extension, Quota};
+use crate::policy::budget::{BillingDiscrepancy, Extension, Quota};
 use crate::policy::units::UnixMs;
 
 const UNKNOWN: u64 = u64::MAX;
@@ -38,7 +38,7 @@ pub(in crate::pool) struct QuotaCell {
 
 /// What became of a reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::pool) struct Paid {
+pub(in crate::pool) struct SettledReservation {
     /// Credits that were reserved.
     pub(in crate::pool) reserved: u64,
     /// Credits that were spent.
@@ -101,7 +101,7 @@ impl QuotaCell {
     }
 
     /// Reserves `credits` although they may not fit, if nobody else has reserved any.
-    pub(in crate::pool) fn stretch(&self, credits: u64) -> bool {
+    pub(in crate::pool) fn overcommit(&self, credits: u64) -> bool {
         self.reserve_if(credits, |_, others| others == 0)
     }
 
@@ -118,7 +118,7 @@ impl QuotaCell {
     }
 
     /// Ends a reservation.
-    pub(in crate::pool) fn settle(&self, paid: Paid, now: UnixMs) {
+    pub(in crate::pool) fn settle(&self, paid: SettledReservation, now: UnixMs) {
         if paid.spent > 0 {
             self.last_spent.fetch_max(now.0, Ordering::AcqRel);
         }
@@ -147,15 +147,15 @@ impl QuotaCell {
         self.drift.load(Ordering::Acquire)
     }
 
-    fn note(&self, drift: Drift) {
+    fn note(&self, drift: BillingDiscrepancy) {
         let credits = |credits| i64::try_from(credits).unwrap_or(i64::MAX);
         match drift {
-            Drift::Fresh => self.drift.store(0, Ordering::Release),
-            Drift::Within => {}
-            Drift::Above(more) => {
+            BillingDiscrepancy::Fresh => self.drift.store(0, Ordering::Release),
+            BillingDiscrepancy::Within => {}
+            BillingDiscrepancy::Above(more) => {
                 self.drift.fetch_add(credits(more), Ordering::AcqRel);
             }
-            Drift::Below(fewer) => {
+            BillingDiscrepancy::Below(fewer) => {
                 self.drift.fetch_sub(credits(fewer), Ordering::AcqRel);
             }
         }
@@ -217,7 +217,7 @@ fn not_below_zero(word: u64) -> u64 {
 
 /// What became of taking some of what the provider reported to be left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::pool) enum Taken {
+pub(in crate::pool) enum ReportedDecrease {
     /// It was taken.
     Some,
     /// Nothing was reported that still holds.
@@ -268,20 +268,20 @@ impl ReportedRemaining {
     }
 
     /// Takes `credits` of what is left, if anything was reported.
-    pub(in crate::pool) fn take(&self, credits: u64, now: UnixMs) -> Taken {
+    pub(in crate::pool) fn take(&self, credits: u64, now: UnixMs) -> ReportedDecrease {
         if self.left(now).is_none() {
-            return Taken::Unreported;
+            return ReportedDecrease::Unreported;
         }
         let take = |left: u64| if left == UNKNOWN { None } else { left.checked_sub(credits) };
         match self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, take) {
-            Ok(_) => Taken::Some,
-            Err(UNKNOWN) => Taken::Unreported,
-            Err(_) => Taken::TooFew,
+            Ok(_) => ReportedDecrease::Some,
+            Err(UNKNOWN) => ReportedDecrease::Unreported,
+            Err(_) => ReportedDecrease::TooFew,
         }
     }
 
     /// Gives back what was taken and not spent.
-    pub(in crate::pool) fn settle(&self, paid: Paid) {
+    pub(in crate::pool) fn settle(&self, paid: SettledReservation) {
         update(&self.left, |left| {
             let settled = left.saturating_add(paid.reserved).saturating_sub(paid.spent).min(UNKNOWN - 1);
             if left == UNKNOWN { left } else { settled }
@@ -309,7 +309,7 @@ mod tests {
     }
 
     fn settle(cell: &QuotaCell, reserved: u64, spent: u64) {
-        cell.settle(Paid { reserved, spent }, NOW);
+        cell.settle(SettledReservation { reserved, spent }, NOW);
     }
 
     #[test]
@@ -349,10 +349,10 @@ mod tests {
     #[test]
     fn whoever_stretches_is_alone() {
         let cell = holding(98, 100);
-        assert!(cell.stretch(5) && !cell.stretch(5) && !cell.reserve(1, Some(0)));
+        assert!(cell.overcommit(5) && !cell.overcommit(5) && !cell.reserve(1, Some(0)));
         settle(&cell, 5, 1);
         assert_eq!(cell.load(NOW).count, 99);
-        assert!(cell.reserve(1, Some(0)) && !cell.stretch(5));
+        assert!(cell.reserve(1, Some(0)) && !cell.overcommit(5));
     }
 
     #[test]
@@ -365,7 +365,7 @@ mod tests {
             resets_at: Some(UnixMs(reset)),
             ..Quota::default()
         };
-        let spend = |credits, at| cell.settle(Paid { reserved: 0, spent: credits }, UnixMs(at));
+        let spend = |credits, at| cell.settle(SettledReservation { reserved: 0, spent: credits }, UnixMs(at));
         cell.adopt(theirs(7, 900), UnixMs(1), lag);
         assert_eq!(cell.drift(), 0, "what was spent before we came is no drift");
         spend(10, 2);
@@ -417,17 +417,20 @@ mod tests {
     #[test]
     fn what_is_reported_to_be_left_is_spent_by_what_goes() {
         let reported = ReportedRemaining::default();
-        assert_eq!(reported.take(1_000, NOW), Taken::Unreported);
+        assert_eq!(reported.take(1_000, NOW), ReportedDecrease::Unreported);
         let until = UnixMs(NOW.0 + 100);
         reported.report(10, until, NOW);
         reported.report(12, until, NOW);
-        assert_eq!((reported.take(7, NOW), reported.take(7, NOW)), (Taken::Some, Taken::TooFew));
-        reported.settle(Paid { reserved: 7, spent: 4 });
+        assert_eq!(
+            (reported.take(7, NOW), reported.take(7, NOW)),
+            (ReportedDecrease::Some, ReportedDecrease::TooFew)
+        );
+        reported.settle(SettledReservation { reserved: 7, spent: 4 });
         assert_eq!(reported.left(NOW), Some(6));
-        reported.settle(Paid { reserved: 0, spent: 9 });
+        reported.settle(SettledReservation { reserved: 0, spent: 9 });
         assert_eq!(reported.left(NOW), Some(0));
         // It holds no longer than the refusal, and the next report begins anew.
-        assert_eq!((reported.left(until), reported.take(5, until)), (None, Taken::Unreported));
+        assert_eq!((reported.left(until), reported.take(5, until)), (None, ReportedDecrease::Unreported));
         reported.report(50, UnixMs(until.0 + 100), until);
         assert_eq!(reported.left(until), Some(50));
     }

@@ -11,11 +11,11 @@ use proptest::test_runner::RngSeed;
 use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::sleep;
 
-use super::super::candidate::{Round, candidate};
+use super::super::candidate::{SelectionRound, candidate};
 use super::super::sync::Ordering;
 use super::*;
 use crate::clock;
-use crate::policy::select::{Candidate, Choice, Means, Room, select};
+use crate::policy::select::{Affordability, Candidate, Choice, ConcurrencyState, select};
 use crate::policy::strategy::STRATEGIES;
 
 // ---- Single events.
@@ -24,7 +24,7 @@ use crate::policy::strategy::STRATEGIES;
 fn with_one_held(count: usize) -> (Arc<Pool>, Lease) {
     let pool = apart(count);
     for key in pool.roster().keys() {
-        key.workspace().room(Lane::SPEECH).learn(1);
+        key.workspace().limiter(ConcurrencyGroup::SPEECH).learn(1);
     }
     let held = pool.try_reserve(&pool.roster(), &speech(1, &[]), clock::now()).unwrap().lease;
     assert_eq!(held.key().position(), 0);
@@ -82,8 +82,8 @@ async fn a_lease_that_is_dropped_unsettled_serves_the_queue_by_the_time_of_now()
     let (pool, held) = with_one_held(1);
     pool.judged(0, Verdict::Concurrency { maximum: Some(1) }, clock::now());
     sleep(Duration::from_secs(100)).await;
-    let (roster, ask) = (pool.roster(), speech(1, &[]));
-    let mut waiting = Box::pin(pool.reserve(&roster, &ask));
+    let (roster, request) = (pool.roster(), speech(1, &[]));
+    let mut waiting = Box::pin(pool.reserve(&roster, &request));
     assert!(futures_poll(&mut waiting).is_none());
     sleep(Duration::from_secs(30)).await;
     // The cooldown of that refusal was over when this one came, but not when the lease began.
@@ -109,13 +109,13 @@ async fn what_brings_a_key_back_serves_the_queue_at_once() {
             let source = &roster.keys()[1].workspace().evidence()[0].source;
             pool.withdraw_refusal(&roster, &roster.keys()[1], source, clock::now());
         }),
-        ("a raised limit", |_, held| held.learn_room(2)),
+        ("a raised limit", |_, held| held.learn_concurrency_limit(2)),
     ];
     for (name, event) in events {
         let (pool, mut held) = with_one_held(2);
         pool.judged(1, Verdict::WorkspaceQuota(Shortfall::default()), clock::now());
-        let (roster, ask) = (pool.roster(), speech(1, &[]));
-        let mut waiting = Box::pin(pool.reserve(&roster, &ask));
+        let (roster, request) = (pool.roster(), speech(1, &[]));
+        let mut waiting = Box::pin(pool.reserve(&roster, &request));
         assert!(futures_poll(&mut waiting).is_none(), "{name}");
         event(&pool, &mut held);
         let given = futures_poll(&mut waiting).expect(name);
@@ -145,7 +145,7 @@ async fn a_request_that_waits_for_a_busy_key_does_not_hold_back_one_that_cannot_
     let half = Quota { count: 50, limit: Some(100), ..Quota::default() };
     pool.observe(&roster, &roster.keys()[0], figures(half, None), clock::now());
     pool.judged(1, Verdict::WorkspaceQuota(Shortfall::default()), clock::now());
-    let cheap = Ask { client: ClientName::new("first"), ..speech(10, &[]) };
+    let cheap = KeyRequest { client: ClientName::new("first"), ..speech(10, &[]) };
     let mut waiting = Box::pin(pool.reserve(&roster, &cheap));
     assert!(futures_poll(&mut waiting).is_none());
     // The rest of the other key is not proven: one request may try it.
@@ -172,12 +172,12 @@ async fn a_restricted_key_that_is_only_busy_is_waited_for() {
     let (pool, held) = with_one_held(1);
     let roster = pool.roster();
     for restraint in [Restraint::Inferred, Restraint::RefusedLongest, Restraint::Refused] {
-        let ask = Ask { restricted: vec![(0, restraint)], ..speech(1, &[]) };
-        let mut waiting = Box::pin(pool.reserve(&roster, &ask));
+        let request = KeyRequest { restricted: vec![(0, restraint)], ..speech(1, &[]) };
+        let mut waiting = Box::pin(pool.reserve(&roster, &request));
         assert!(futures_poll(&mut waiting).is_none(), "{restraint:?}");
     }
-    let ask = Ask { restricted: vec![(0, Restraint::Refused)], ..speech(1, &[]) };
-    let mut waiting = Box::pin(pool.reserve(&roster, &ask));
+    let request = KeyRequest { restricted: vec![(0, Restraint::Refused)], ..speech(1, &[]) };
+    let mut waiting = Box::pin(pool.reserve(&roster, &request));
     assert!(futures_poll(&mut waiting).is_none());
     drop(held);
     assert!(futures_poll(&mut waiting).is_some_and(|given| given.is_ok()));
@@ -209,7 +209,7 @@ const BRISK: Settings = Settings {
 struct Want {
     client: usize,
     credits: Option<u64>,
-    lane: Option<Lane>,
+    group: Option<ConcurrencyGroup>,
     tried: Vec<usize>,
     barred: Vec<usize>,
     preferred: Vec<usize>,
@@ -263,7 +263,7 @@ impl fmt::Debug for Steps {
 }
 
 fn want() -> impl Strategy<Value = Want> {
-    let lanes = prop_oneof![4 => Just(Some(Lane::SPEECH)), 1 => Just(Some(Lane::EFFECTS)), 1 => Just(None)];
+    let lanes = prop_oneof![4 => Just(Some(ConcurrencyGroup::SPEECH)), 1 => Just(Some(ConcurrencyGroup::EFFECTS)), 1 => Just(None)];
     let some_keys = |most| subsequence((0..KEYS).collect::<Vec<_>>(), 0..=most);
     let restraint = prop_oneof![
         Just(Restraint::Inferred),
@@ -283,11 +283,11 @@ fn want() -> impl Strategy<Value = Want> {
         (restricted, prop::bool::weighted(0.1), prop::bool::weighted(0.2)),
     )
         .prop_map(
-            |((client, credits, lane), (tried, barred), preferred, (restricted, spares, refused))| Want {
+            |((client, credits, group), (tried, barred), preferred, (restricted, spares, refused))| Want {
                 client,
                 // What is asked of accounts without credits costs none, and is not counted.
                 credits: if spares { Some(0) } else { credits },
-                lane: lane.filter(|_| !spares),
+                group: group.filter(|_| !spares),
                 tried,
                 barred,
                 preferred,
@@ -345,7 +345,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 impl Want {
     /// In the positions of a roster.
-    fn ask(&self, roster: &Roster) -> Ask {
+    fn request(&self, roster: &Roster) -> KeyRequest {
         let position = |number: &usize| {
             let print = entry(*number, None, None).key.fingerprint();
             roster.keys().iter().position(|key| key.api_key().fingerprint() == print)
@@ -366,54 +366,65 @@ impl Want {
         let mut restricted: Vec<_> = restricted.collect();
         restricted.sort_unstable_by_key(|(position, _)| *position);
         let client = ClientName::new(["phone", "game", "reader"][self.client]);
-        Ask {
-            excluded: all(&self.tried),
-            barred: all(&self.barred),
-            home: all(&self.preferred),
+        KeyRequest {
+            tried: all(&self.tried),
+            ineligible: all(&self.barred),
+            preferred: all(&self.preferred),
             restricted,
-            spares_credits: self.spares_credits,
+            allow_exhausted: self.spares_credits,
             was_refused: self.was_refused,
-            ..Ask::new(client, self.credits, self.lane)
+            ..KeyRequest::new(client, self.credits, self.group)
         }
     }
 }
 
 /// The rounds of a choice: those that are asked first before all, and restricted keys last.
-fn rounds(ask: &Ask) -> Vec<Round> {
+fn rounds(request: &KeyRequest) -> Vec<SelectionRound> {
     let restraints = [Restraint::Inferred, Restraint::RefusedLongest, Restraint::Refused];
-    let restraints = restraints.into_iter().take(if ask.was_refused { 1 } else { 3 });
+    let restraints = restraints.into_iter().take(if request.was_refused { 1 } else { 3 });
     let mut rounds = Vec::new();
     for up_to in std::iter::once(None).chain(restraints.map(Some)) {
         for is_at_home in [true, false] {
             for spares_credits in [false, true] {
-                let may = (ask.spares_credits || !spares_credits) && (!is_at_home || !ask.home.is_empty());
-                rounds.extend(may.then_some(Round { is_at_home, spares_credits, up_to }));
+                let may = (request.allow_exhausted || !spares_credits)
+                    && (!is_at_home || !request.preferred.is_empty());
+                rounds.extend(may.then_some(SelectionRound {
+                    is_preferred_only: is_at_home,
+                    allow_exhausted: spares_credits,
+                    up_to,
+                }));
             }
         }
     }
     rounds
 }
 
-fn seen(pool: &Pool, roster: &Roster, ask: &Ask, round: Round, now: UnixMs) -> Vec<Candidate> {
+fn seen(
+    pool: &Pool,
+    roster: &Roster,
+    request: &KeyRequest,
+    round: SelectionRound,
+    now: UnixMs,
+) -> Vec<Candidate> {
     let turn = pool.turn.load(Ordering::Acquire);
     let keys = roster.keys().iter().enumerate();
-    keys.map(|(position, key)| candidate(key, position, ask, round, turn, now)).collect()
+    keys.map(|(position, key)| candidate(key, position, request, round, turn, now)).collect()
 }
 
 /// Whether a key could serve it, by looking at each in the plainest way.
-fn could_be_served(pool: &Pool, roster: &Roster, ask: &Ask, now: UnixMs) -> bool {
-    choice(pool, roster, ask, now).is_some()
+fn could_be_served(pool: &Pool, roster: &Roster, request: &KeyRequest, now: UnixMs) -> bool {
+    choice(pool, roster, request, now).is_some()
 }
 
-fn choice(pool: &Pool, roster: &Roster, ask: &Ask, now: UnixMs) -> Option<Choice> {
+fn choice(pool: &Pool, roster: &Roster, request: &KeyRequest, now: UnixMs) -> Option<Choice> {
     let strategy = roster.settings().strategy;
     let (mut is_busy, mut level) = (false, None);
-    for round in rounds(ask) {
+    for round in rounds(request) {
         if is_busy && round.up_to != level {
             return None;
         }
         level = round.up_to;
-        match select(strategy, seen(pool, roster, ask, round, now).into_iter()) {
+        match select(strategy, seen(pool, roster, request, round, now).into_iter()) {
             Ok(choice) => return Some(choice),
             // A key that is only busy is waited for, before one that is restricted further is asked.
             Err(blocked) if matches!(blocked.why, Unavailable::Full { .. }) => {
@@ -426,12 +437,13 @@ fn choice(pool: &Pool, roster: &Roster, ask: &Ask, now: UnixMs) -> Option<Choice
 }
 
 /// Whether a key could serve it, were it not as busy as it may be.
-fn is_only_busy(pool: &Pool, roster: &Roster, ask: &Ask, now: UnixMs) -> bool {
+fn is_only_busy(pool: &Pool, roster: &Roster, request: &KeyRequest, now: UnixMs) -> bool {
     let is_busy = |key: &Candidate| {
-        let is_well = key.is_eligible && key.standing == Standing::Usable && key.means == Means::Enough;
-        is_well && key.room == Room::Full { until: None }
+        let is_well =
+            key.is_eligible && key.standing == KeyState::Usable && key.means == Affordability::Enough;
+        is_well && key.room == ConcurrencyState::Full { until: None }
     };
-    rounds(ask).into_iter().any(|round| seen(pool, roster, ask, round, now).iter().any(is_busy))
+    rounds(request).into_iter().any(|round| seen(pool, roster, request, round, now).iter().any(is_busy))
 }
 
 /// A timer of the runtime may be late by so much: it counts whole milliseconds from its own beginning, as
@@ -443,12 +455,12 @@ struct Waiting {
     abort: AbortHandle,
     want: Want,
     /// The roster that it chooses from, and what it asks of that.
-    asks: Arc<Mutex<(Arc<Roster>, Ask)>>,
+    asks: Arc<Mutex<(Arc<Roster>, KeyRequest)>>,
 }
 
 struct Given {
     lease: Lease,
-    ask: Ask,
+    request: KeyRequest,
     roster: Arc<Roster>,
 }
 
@@ -467,35 +479,36 @@ impl History {
     fn new(settings: Settings) -> Self {
         let pool = Arc::new(Pool::new((0..KEYS).map(|number| entry(number, None, None)).collect(), settings));
         for key in pool.roster().keys() {
-            key.workspace().room(Lane::SPEECH).learn(1);
+            key.workspace().limiter(ConcurrencyGroup::SPEECH).learn(1);
         }
         let rosters = vec![pool.roster()];
         let (waiting, given) = (Vec::new(), Vec::new());
         Self { pool, settings, tasks: JoinSet::new(), waiting, given, rosters }
     }
 
-    fn ask(&mut self, want: Want) {
+    fn request(&mut self, want: Want) {
         let pool = Arc::clone(&self.pool);
         let roster = pool.roster();
-        let ask = want.ask(&roster);
-        let asks = Arc::new(Mutex::new((roster, ask)));
+        let request = want.request(&roster);
+        let asks = Arc::new(Mutex::new((roster, request)));
         let (asking, wanted) = (Arc::clone(&asks), want.clone());
         let abort = self.tasks.spawn(async move {
             loop {
-                let (roster, ask) = asking.lock().unwrap().clone();
-                let why = match pool.reserve(&roster, &ask).await {
-                    Ok(Reserved { lease, .. }) => return Ok(Given { lease, ask, roster }),
+                let (roster, request) = asking.lock().unwrap().clone();
+                let why = match pool.reserve(&roster, &request).await {
+                    Ok(Reserved { lease, .. }) => return Ok(Given { lease, request, roster }),
                     Err(why) => why,
                 };
                 let now = clock::now();
                 let before = UnixMs(now.0.saturating_sub(u64::try_from(TIMER.as_millis()).unwrap()));
                 if why == Unavailable::Outdated {
                     let roster = pool.roster();
-                    let ask = wanted.ask(&roster);
-                    *asking.lock().unwrap() = (roster, ask);
-                } else if [now, before].iter().all(|at| could_be_served(&pool, &roster, &ask, *at)) {
+                    let request = wanted.request(&roster);
+                    *asking.lock().unwrap() = (roster, request);
+                } else if [now, before].iter().all(|at| could_be_served(&pool, &roster, &request, *at)) {
                     return Err(format!("{wanted:?} was turned away ({why}) although a key could serve it"));
-                } else if !matches!(why, Unavailable::Full { .. }) && is_only_busy(&pool, &roster, &ask, now)
+                } else if !matches!(why, Unavailable::Full { .. })
+                    && is_only_busy(&pool, &roster, &request, now)
                 {
                     return Err(format!("{wanted:?} was turned away ({why}) although a key was only busy"));
                 } else {
@@ -530,8 +543,8 @@ impl History {
     fn sleeper(&self) -> Option<(Id, &Want)> {
         let now = clock::now();
         let could = |waiting: &&Waiting| {
-            let (roster, ask) = waiting.asks.lock().unwrap().clone();
-            could_be_served(&self.pool, &roster, &ask, now)
+            let (roster, request) = waiting.asks.lock().unwrap().clone();
+            could_be_served(&self.pool, &roster, &request, now)
         };
         self.waiting.iter().find(could).map(|waiting| (waiting.task, &waiting.want))
     }
@@ -545,8 +558,8 @@ impl History {
             && task == suspect
         {
             let waiting = self.waiting.iter().find(|waiting| waiting.task == task);
-            let (roster, ask) = waiting.unwrap().asks.lock().unwrap().clone();
-            let choice = choice(&self.pool, &roster, &ask, clock::now());
+            let (roster, request) = waiting.unwrap().asks.lock().unwrap().clone();
+            let choice = choice(&self.pool, &roster, &request, clock::now());
             prop_assert!(false, "{want:?} waits although {choice:?} could serve it");
         }
         Ok(())
@@ -561,7 +574,7 @@ impl History {
         let roster = self.pool.roster();
         let key_at = |at: Index| Arc::clone(&roster.keys()[at.index(roster.keys().len())]);
         match step {
-            Step::Ask(want) => self.ask(want),
+            Step::Ask(want) => self.request(want),
             Step::Leave(at) => {
                 if !self.waiting.is_empty() {
                     self.waiting[at.index(self.waiting.len())].abort.abort();
@@ -571,7 +584,7 @@ impl History {
                 let Some(mut given) = Self::pick(&mut self.given, at) else { return };
                 given.lease.begin();
                 let served =
-                    Served { ask: Some(&given.ask), began_at: given.lease.since(), is_charged: true };
+                    Served { request: Some(&given.request), began_at: given.lease.since(), is_charged: true };
                 self.pool.record_service(&given.roster, given.lease.key(), served, now);
                 let credits = given.lease.reserved() * percent / 100;
                 self.pool.settle(&given.roster, &mut given.lease, credits, now);
@@ -579,7 +592,7 @@ impl History {
             Step::Refuse(at, verdict) => {
                 let Some(mut given) = Self::pick(&mut self.given, at) else { return };
                 given.lease.begin();
-                judge(&self.pool, &given.roster, given.lease.key(), verdict, Some(&given.ask), now);
+                judge(&self.pool, &given.roster, given.lease.key(), verdict, Some(&given.request), now);
                 self.pool.settle(&given.roster, &mut given.lease, 0, now);
             }
             Step::Drop(at, is_sent) => {
@@ -590,7 +603,7 @@ impl History {
             }
             Step::Places(at, places) => {
                 if !self.given.is_empty() {
-                    self.given[at.index(self.given.len())].lease.learn_room(places);
+                    self.given[at.index(self.given.len())].lease.learn_concurrency_limit(places);
                 }
             }
             Step::Rest(at) => {
@@ -655,8 +668,8 @@ impl History {
             let workspace = key.workspace();
             let held = (key.in_flight(), workspace.in_flight(), workspace.reserved());
             prop_assert_eq!(held, (0, 0, 0), "{:?}", key);
-            for lane in Lane::all() {
-                prop_assert_eq!(workspace.running(lane).0, 0, "{:?}", key);
+            for group in ConcurrencyGroup::all() {
+                prop_assert_eq!(workspace.running(group).0, 0, "{:?}", key);
             }
         }
         Ok(())

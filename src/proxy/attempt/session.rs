@@ -4,34 +4,34 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::charging::Due;
-use super::{Attempt, Payer, unknown};
+use super::charging::PendingCharge;
+use super::{Attempt, KeySource, unknown};
 use crate::clock;
-use crate::policy::charge::Outcome;
+use crate::policy::charge::ChargeOutcome;
 use crate::policy::classify::Verdict;
 use crate::policy::replay::Progress;
 use crate::policy::units::UnixMs;
 use crate::pool::{Key, Lease};
 use crate::proxy::Conversation;
-use crate::proxy::books::{AttemptRecord, CreditSource};
-use crate::proxy::journey::Journey;
+use crate::proxy::retry_state::RetryState;
+use crate::proxy::usage::{AttemptRecord, CreditSource};
 
 impl Attempt {
     /// The session of a socket is served, or refused in its messages.
-    pub(in crate::proxy) fn heard(&mut self, verdict: Verdict, journey: Option<&mut Journey>) {
+    pub(in crate::proxy) fn record_verdict(&mut self, verdict: Verdict, retry: Option<&mut RetryState>) {
         let now = clock::now();
         self.record.verdict = verdict.word();
         if verdict == Verdict::Served {
             self.record.first_byte.get_or_insert(clock::since(self.began));
             self.record.model = self.asked.as_ref().and_then(|asked| asked.model.clone());
         }
-        self.judge(verdict, None, journey, now);
+        self.judge(verdict, None, retry, now);
         let is_served = verdict == Verdict::Served;
         // Once it has served, an error takes nothing back; before, it says that it does not serve.
         if is_served {
-            self.due = Due::Session { is_served };
-        } else if self.due != (Due::Session { is_served: true }) {
-            self.due = Due::Nothing;
+            self.due = PendingCharge::Session { is_served };
+        } else if self.due != (PendingCharge::Session { is_served: true }) {
+            self.due = PendingCharge::Nothing;
         }
         if is_served {
             let taken = self.permits.client().count(now);
@@ -47,13 +47,13 @@ impl Attempt {
 
     /// The session leaves its key, which has not said what it thinks of it. What was said may have been
     /// charged, unless nothing was that costs.
-    pub(in crate::proxy) fn left_unheard(&mut self, progress: Progress, may_be_charged: bool) {
+    pub(in crate::proxy) fn abandon_unanswered(&mut self, progress: Progress, may_be_charged: bool) {
         let now = clock::now();
         self.settle(0, now);
         if may_be_charged && progress != Progress::Unsent {
-            self.settle_quota(Outcome::Unknown, Some(self.text_credits), now);
+            self.settle_quota(ChargeOutcome::Unknown, Some(self.text_credits), now);
         }
-        self.due = Due::Nothing;
+        self.due = PendingCharge::Nothing;
         (self.record.verdict, self.record.credits_from) = match progress {
             Progress::Unsent => ("unsent", CreditSource::Free),
             Progress::Unanswered | Progress::Answered(_) if may_be_charged => {
@@ -87,24 +87,24 @@ impl Attempt {
         let is_text = self.speech_lane.is_some();
         let (outcome, price) = match (is_served, self.text_credits) {
             // Text is charged when it goes on, time up to now.
-            (true, _) if is_text => (Outcome::Served, Some(0)),
+            (true, _) if is_text => (ChargeOutcome::Served, Some(0)),
             (true, _) if self.credits_per_minute.is_some() => {
                 self.charge_time(now);
-                (Outcome::Served, Some(0))
+                (ChargeOutcome::Served, Some(0))
             }
-            (true, _) => (Outcome::Served, None),
-            (false, 0) => (Outcome::Unsent, None),
-            (false, sent) => (Outcome::Unknown, Some(sent)),
+            (true, _) => (ChargeOutcome::Served, None),
+            (false, 0) => (ChargeOutcome::Unsent, None),
+            (false, sent) => (ChargeOutcome::Unknown, Some(sent)),
         };
         self.settle_quota(outcome, price, now);
-        self.due = Due::Nothing;
+        self.due = PendingCharge::Nothing;
     }
 
     /// Charges a session that is paid by its time for what has passed of it; whether the client's quota has room
     /// for more.
     pub(in crate::proxy) fn may_go_on(&mut self) -> bool {
         let now = clock::now();
-        if self.due == (Due::Session { is_served: true }) {
+        if self.due == (PendingCharge::Session { is_served: true }) {
             self.charge_time(now);
         }
         self.permits.client().may_spend(now)
@@ -154,9 +154,9 @@ impl Attempt {
 
     /// The pool's key; `None` for a client's own.
     pub(in crate::proxy) fn key(&self) -> Option<&Arc<Key>> {
-        match &self.payer {
-            Payer::Pool { lease, .. } => Some(lease.key()),
-            Payer::Client(_) => None,
+        match &self.key_source {
+            KeySource::Pool { lease, .. } => Some(lease.key()),
+            KeySource::Client(_) => None,
         }
     }
 
@@ -164,20 +164,20 @@ impl Attempt {
     pub(in crate::proxy) fn renew(&mut self, mut renewed: Lease) {
         self.settle(0, clock::now());
         renewed.begin();
-        if let Payer::Pool { lease, .. } = &mut self.payer {
+        if let KeySource::Pool { lease, .. } = &mut self.key_source {
             *lease = renewed;
         }
     }
 
     /// Nothing is spoken now: its place is free for others.
     pub(in crate::proxy) fn rest(&mut self) {
-        if let Payer::Pool { lease, .. } = &mut self.payer {
+        if let KeySource::Pool { lease, .. } = &mut self.key_source {
             lease.rest();
         }
     }
 
     /// Whether it has a place among those that run at once.
     pub(in crate::proxy) fn has_place(&self) -> bool {
-        matches!(&self.payer, Payer::Pool { lease, .. } if lease.has_place())
+        matches!(&self.key_source, KeySource::Pool { lease, .. } if lease.has_place())
     }
 }

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use super::Told;
+use super::ErrorResponse;
 use crate::policy::affinity::Kind;
 use crate::policy::affinity::claim::TwoOwners;
-use crate::policy::allowance::{Shortfall, Spent};
+use crate::policy::client_quota::{QuotaShortfall, QuotaSpent};
 use crate::policy::replay::Progress;
 use crate::policy::select::Unavailable;
 use crate::policy::units::{Grouped, UnixMs};
-use crate::proxy::accounts::TurnedAway;
+use crate::proxy::client_usage::ClientLimitExceeded;
 use crate::upstream::{SendError, SendErrorKind};
 
 /// The contract's sentence for an empty pool.
@@ -40,8 +40,8 @@ pub(super) fn two_owners_message(TwoOwners(one, other): TwoOwners) -> String {
 }
 
 /// The same as for the whole pool, for the one account that has what is named.
-pub(super) fn owner_told(kind: Kind, unavailable: Unavailable, now: UnixMs) -> Told {
-    let told = unavailable_told(unavailable, now);
+pub(super) fn owner_unavailable_response(kind: Kind, unavailable: Unavailable, now: UnixMs) -> ErrorResponse {
+    let told = unavailable_response(unavailable, now);
     let account = format!("The ElevenLabs account that this {} belongs to", kind.word());
     let (code, message) = match unavailable {
         Unavailable::Exhausted { resets_at, left } => {
@@ -73,12 +73,12 @@ pub(super) fn owner_told(kind: Kind, unavailable: Unavailable, now: UnixMs) -> T
             ("owner_invalid", format!("{account} refuses every API key that Keychoir holds for it."))
         }
     };
-    Told { code, message, ..told }
+    ErrorResponse { code, message, ..told }
 }
 
-pub(super) fn turned_away_told(turned_away: TurnedAway) -> Told {
+pub(super) fn client_limit_response(turned_away: ClientLimitExceeded) -> ErrorResponse {
     match turned_away {
-        TurnedAway::Concurrency { max } => Told {
+        ClientLimitExceeded::Concurrency { max } => ErrorResponse {
             http: StatusCode::TOO_MANY_REQUESTS,
             status: "too_many_concurrent_requests",
             code: "client_concurrency",
@@ -86,9 +86,9 @@ pub(super) fn turned_away_told(turned_away: TurnedAway) -> Told {
             // One of them may end at any moment.
             retry_after_s: Some(1),
         },
-        TurnedAway::Rate { wait } => {
+        ClientLimitExceeded::Rate { wait } => {
             let seconds = whole_seconds(wait);
-            Told {
+            ErrorResponse {
                 http: StatusCode::TOO_MANY_REQUESTS,
                 status: "rate_limit_exceeded",
                 code: "client_rate",
@@ -96,7 +96,7 @@ pub(super) fn turned_away_told(turned_away: TurnedAway) -> Told {
                 retry_after_s: Some(seconds),
             }
         }
-        TurnedAway::Unpriced { max } => Told {
+        ClientLimitExceeded::Unpriced { max } => ErrorResponse {
             http: StatusCode::TOO_MANY_REQUESTS,
             status: "too_many_concurrent_requests",
             code: "client_concurrency",
@@ -107,7 +107,7 @@ pub(super) fn turned_away_told(turned_away: TurnedAway) -> Told {
             // One of them may end at any moment.
             retry_after_s: Some(1),
         },
-        TurnedAway::DirectAccess => Told {
+        ClientLimitExceeded::DirectAccess => ErrorResponse {
             http: StatusCode::FORBIDDEN,
             status: "forbidden",
             code: "direct_access_not_allowed",
@@ -117,7 +117,7 @@ pub(super) fn turned_away_told(turned_away: TurnedAway) -> Told {
                     .to_owned(),
             retry_after_s: None,
         },
-        TurnedAway::Spent(spent) => Told {
+        ClientLimitExceeded::Spent(spent) => ErrorResponse {
             // Not 429: SDKs would try again.
             http: StatusCode::PAYMENT_REQUIRED,
             status: "insufficient_credits",
@@ -128,10 +128,10 @@ pub(super) fn turned_away_told(turned_away: TurnedAway) -> Told {
     }
 }
 
-fn spent_message(Spent { allowance, begins_anew, shortfall }: Spent) -> String {
+fn spent_message(QuotaSpent { allowance, begins_anew, shortfall }: QuotaSpent) -> String {
     let used = match shortfall {
         None => format!("This client has used its allowance of {allowance}."),
-        Some(Shortfall { left, needed }) => format!(
+        Some(QuotaShortfall { left, needed }) => format!(
             "This client has {} of its allowance of {allowance} left, and this request may need {}.",
             Grouped(left),
             Grouped(needed)
@@ -153,13 +153,13 @@ fn whole_seconds(wait: Duration) -> u64 {
     u64::try_from(wait.as_millis().div_ceil(1_000)).unwrap_or(u64::MAX).max(1)
 }
 
-pub(super) fn unavailable_told(unavailable: Unavailable, now: UnixMs) -> Told {
+pub(super) fn unavailable_response(unavailable: Unavailable, now: UnixMs) -> ErrorResponse {
     match unavailable {
         Unavailable::Exhausted { resets_at, left } => {
             let left = left.map(|left| {
                 format!(" The most credits that one of them has left are {}, too few for this request.", Grouped(left))
             });
-            Told {
+            ErrorResponse {
                 http: StatusCode::UNAUTHORIZED,
                 status: "quota_exceeded",
                 code: "all_keys_exhausted",
@@ -169,7 +169,7 @@ pub(super) fn unavailable_told(unavailable: Unavailable, now: UnixMs) -> Told {
         }
         Unavailable::Cooling { until } => {
             let seconds = whole_seconds(until.since(now));
-            Told {
+            ErrorResponse {
                 http: StatusCode::TOO_MANY_REQUESTS,
                 status: "rate_limit_exceeded",
                 code: "all_keys_rate_limited",
@@ -181,7 +181,7 @@ pub(super) fn unavailable_told(unavailable: Unavailable, now: UnixMs) -> Told {
             let span = until.map_or(FULL_RETRY_AFTER, |until| until.since(now).min(FULL_RETRY_AFTER_MAX));
             let span = span.as_millis();
             let seconds = span.div_ceil(1_000).max(1);
-            Told {
+            ErrorResponse {
                 http: StatusCode::TOO_MANY_REQUESTS,
                 status: "too_many_concurrent_requests",
                 code: "all_keys_busy",
@@ -193,7 +193,7 @@ pub(super) fn unavailable_told(unavailable: Unavailable, now: UnixMs) -> Told {
             }
         }
         // Nothing was tried and nothing can be: said as for an empty pool of refused keys.
-        Unavailable::Invalid | Unavailable::Tried | Unavailable::Outdated => Told {
+        Unavailable::Invalid | Unavailable::Tried | Unavailable::Outdated => ErrorResponse {
             http: StatusCode::UNAUTHORIZED,
             status: "invalid_api_key",
             code: "all_keys_invalid",
@@ -204,7 +204,7 @@ pub(super) fn unavailable_told(unavailable: Unavailable, now: UnixMs) -> Told {
     }
 }
 
-pub(super) fn upstream_told(error: &SendError) -> Told {
+pub(super) fn upstream_response(error: &SendError) -> ErrorResponse {
     let (http, status, code, message) = match &error.kind {
         SendErrorKind::ClientBroke => (
             StatusCode::BAD_REQUEST,
@@ -250,5 +250,5 @@ pub(super) fn upstream_told(error: &SendError) -> Told {
             "ElevenLabs answered with a protocol that nobody had asked for.",
         ),
     };
-    Told { http, status, code, message: message.to_owned(), retry_after_s: None }
+    ErrorResponse { http, status, code, message: message.to_owned(), retry_after_s: None }
 }

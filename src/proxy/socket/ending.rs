@@ -10,8 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
 use super::buffers::{Read, ReadBuffer, SendBuffer, drain};
-use super::down::Downwards;
 use super::session::Session;
+use super::upstream_to_client::UpstreamToClient;
 use crate::policy::classify::Verdict;
 use crate::policy::frame::{Head, Opcode, Violation, close_payload, mask};
 use crate::policy::socket::Dialect;
@@ -107,15 +107,15 @@ impl<C: Connect> Session<C> {
         // A client that has said that it ends, and a provider that has closed, are as good as one that
         // waited for the other's word.
         let is_one_gone = matches!(ending, Ending::ClientLeft | Ending::UpstreamBroke);
-        let was_said = self.upwards.has_closed() || self.downwards.has_closed();
+        let was_said = self.client_to_upstream.has_closed() || self.upstream_to_client.has_closed();
         let ending = if is_one_gone && was_said { Ending::Closed } else { ending };
         let word = match (self.refusal, ending) {
             (Some(verdict), _) => verdict.word(),
-            (None, Ending::UpstreamBroke) if !self.downwards.is_served() => "unanswered",
+            (None, Ending::UpstreamBroke) if !self.upstream_to_client.is_served() => "unanswered",
             (None, ending) => ending.word(),
         };
-        let passed = [self.upwards.bytes(), self.downwards.bytes()];
-        let audio = self.speaking.length_of(self.upwards.audio_bytes());
+        let passed = [self.client_to_upstream.bytes(), self.upstream_to_client.bytes()];
+        let audio = self.speech.length_of(self.client_to_upstream.audio_bytes());
         self.attempt.heard_all(audio);
         let record = self.attempt.ended((!self.is_between_keys).then_some(word), passed);
         self.log.relayed(record);
@@ -124,7 +124,16 @@ impl<C: Connect> Session<C> {
             // Too many at once, and some stay without a price.
             let _ = self.proxy.ended.try_send(conversation);
         }
-        let Self { upwards, mut downwards, dialect, attempt, log, speaking, pooled, .. } = *self;
+        let Self {
+            client_to_upstream: upwards,
+            upstream_to_client: mut downwards,
+            dialect,
+            attempt,
+            log,
+            speech: speaking,
+            pooled,
+            ..
+        } = *self;
         let Self { from_upstream, mut to_upstream, mut to_client, mut upstream, .. } = *self;
         // Its key, its place among those that wait, and what was kept to be written are free from here on.
         drop((attempt, log, speaking, pooled));
@@ -155,7 +164,7 @@ impl<C: Connect> Session<C> {
 
 /// What the provider says, up to the end of the frame under way.
 struct Frames {
-    downwards: Downwards,
+    downwards: UpstreamToClient,
     from_upstream: ReadBuffer,
     to_client: SendBuffer,
 }

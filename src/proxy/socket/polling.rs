@@ -8,13 +8,13 @@ use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::Bounds;
+use super::SocketLimits;
 use super::buffers::{READ_BYTES, Read, ReadAhead};
+use super::client_to_upstream::ClientMessage;
 use super::ending::{Ending, Side};
-use super::session::{Event, Pooled, Session};
-use super::up::Taken;
+use super::session::{PooledSession, Session, SessionEvent};
 use crate::clock;
-use crate::policy::allowance::Measure;
+use crate::policy::client_quota::Measure;
 use crate::policy::frame::{StreamEnd, Violation};
 use crate::policy::socket::Dialect;
 use crate::upstream::Connect;
@@ -29,7 +29,7 @@ const READ_AHEAD_BYTES: usize = 64 * 1024;
 
 /// Whose turn it is.
 #[derive(Debug, Default)]
-pub(super) struct Turns {
+pub(super) struct PollOrder {
     /// Whether the provider's direction was first the last time.
     was_down_first: bool,
     /// Events since the session last waited.
@@ -45,7 +45,7 @@ enum Direction {
     Down,
 }
 
-impl Turns {
+impl PollOrder {
     /// Counts an event; whether it was the last before timers and other tasks have their turn.
     fn is_over(&mut self) -> bool {
         self.events += 1;
@@ -70,16 +70,16 @@ impl Turns {
 
 /// Whether the client's quota of credits ends a session of that kind while it runs: where text is
 /// charged, each text is checked before it goes on instead.
-pub(super) fn quota_checks(dialect: Dialect, pooled: Option<&Pooled>) -> bool {
-    let has_quota = pooled.is_some_and(|Pooled { errand, .. }| {
-        let allowance = errand.journey.rules().allowance;
+pub(super) fn quota_checks(dialect: Dialect, pooled: Option<&PooledSession>) -> bool {
+    let has_quota = pooled.is_some_and(|PooledSession { request: context, .. }| {
+        let allowance = context.retry.rules().allowance;
         allowance.is_some_and(|allowance| allowance.measure == Measure::Credits)
     });
     has_quota && dialect.is_read() && !dialect.is_spoken()
 }
 
 impl<C: Connect> Session<C> {
-    pub(super) fn poll_event<S>(&mut self, cx: &mut Context<'_>, client: &mut S) -> Poll<Event>
+    pub(super) fn poll_event<S>(&mut self, cx: &mut Context<'_>, client: &mut S) -> Poll<SessionEvent>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -87,8 +87,8 @@ impl<C: Connect> Session<C> {
             cx.waker().wake_by_ref();
             return self.poll_timer(cx);
         }
-        if let Poll::Ready(given) = self.speaking.poll_given(cx) {
-            return Poll::Ready(Event::Given(given));
+        if let Poll::Ready(given) = self.speech.poll_given(cx) {
+            return Poll::Ready(SessionEvent::Given(given));
         }
         let mut has_more = false;
         for direction in self.turns.next() {
@@ -103,7 +103,7 @@ impl<C: Connect> Session<C> {
             }
         }
         if !self.takes_memory_or_lets_go() {
-            return Poll::Ready(Event::Over(Ending::NoMemory));
+            return Poll::Ready(SessionEvent::Over(Ending::NoMemory));
         }
         if let Poll::Ready(event) = self.poll_timer(cx) {
             return Poll::Ready(event);
@@ -116,15 +116,17 @@ impl<C: Connect> Session<C> {
     }
 
     /// From the client to the provider, for one turn. `None` when there is more to do.
-    fn poll_up<S>(&mut self, cx: &mut Context<'_>, client: &mut S) -> Poll<Option<Event>>
+    fn poll_up<S>(&mut self, cx: &mut Context<'_>, client: &mut S) -> Poll<Option<SessionEvent>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        if self.speaking.is_waiting() {
+        if self.speech.is_waiting() {
             let (bytes_max, beside) = (self.read_ahead_max(), self.capacity_beside());
             let Self { from_client, share, .. } = self;
             let mut ahead = ReadAhead { bytes_max, share, beside };
-            return from_client.poll_watch(cx, client, &mut ahead).map(|ending| Some(Event::Over(ending)));
+            return from_client
+                .poll_watch(cx, client, &mut ahead)
+                .map(|ending| Some(SessionEvent::Over(ending)));
         }
         for _ in 0..READS_PER_TURN {
             let sent =
@@ -145,7 +147,7 @@ impl<C: Connect> Session<C> {
                 // The provider's last words may tell why; what the client says is lost.
                 (self.to_upstream.bytes, self.from_client.bytes) = Default::default();
                 if let Some(ending) = self.from_client.ending() {
-                    return Poll::Ready(Some(Event::Over(ending)));
+                    return Poll::Ready(Some(SessionEvent::Over(ending)));
                 }
             } else if sent.is_pending() {
                 // What came before a violation has no way to go on.
@@ -165,19 +167,19 @@ impl<C: Connect> Session<C> {
     }
 
     /// Acts on what was read of the client.
-    fn take_up(&mut self) -> Option<Event> {
+    fn take_up(&mut self) -> Option<SessionEvent> {
         let is_metered = self.quota_check_at.is_some() && self.dialect == Dialect::Transcription;
         if is_metered && !self.from_client.bytes.is_empty() && !self.may_spend() {
-            return Some(Event::Over(Ending::Spent));
+            return Some(SessionEvent::Over(Ending::Spent));
         }
-        let taken = self.upwards.take(&mut self.from_client.bytes, &mut self.to_upstream.bytes);
+        let taken = self.client_to_upstream.take(&mut self.from_client.bytes, &mut self.to_upstream.bytes);
         self.keep_opening(0);
         match taken {
-            Taken::Message(said) => return Some(Event::Said(said)),
-            Taken::Refused(violation) => return Some(violated(violation)),
-            Taken::Passed => {}
+            ClientMessage::Message(said) => return Some(SessionEvent::Said(said)),
+            ClientMessage::Refused(violation) => return Some(violated(violation)),
+            ClientMessage::Passed => {}
         }
-        let held = self.from_client.bytes.len() + self.upwards.held_bytes();
+        let held = self.from_client.bytes.len() + self.client_to_upstream.held_bytes();
         let max = self.bounds().session_buffer_max;
         if held > max {
             return Some(violated(Violation::TooLarge));
@@ -195,7 +197,7 @@ impl<C: Connect> Session<C> {
         &mut self,
         cx: &mut Context<'_>,
         client: &mut S,
-    ) -> Poll<Option<Event>> {
+    ) -> Poll<Option<SessionEvent>> {
         let read = self.from_client.poll_read(cx, client);
         if read.is_pending() {
             self.to_upstream.rest();
@@ -206,28 +208,29 @@ impl<C: Connect> Session<C> {
                 None
             }
             Read::Some | Read::Dropped => None,
-            Read::Gone => Some(Event::Over(Ending::ClientLeft)),
+            Read::Gone => Some(SessionEvent::Over(Ending::ClientLeft)),
         })
     }
 
     /// From the provider to the client, for one turn. `None` when there is more to do.
-    fn poll_down<S>(&mut self, cx: &mut Context<'_>, client: &mut S) -> Poll<Option<Event>>
+    fn poll_down<S>(&mut self, cx: &mut Context<'_>, client: &mut S) -> Poll<Option<SessionEvent>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         for _ in 0..READS_PER_TURN {
             if ready!(self.to_client.poll_send(cx, client)).is_err() {
-                return Poll::Ready(Some(Event::Over(Ending::ClientLeft)));
+                return Poll::Ready(Some(SessionEvent::Over(Ending::ClientLeft)));
             }
-            if let Some(told) = self.downwards.take(&mut self.from_upstream.bytes, &mut self.to_client.bytes)
+            if let Some(told) =
+                self.upstream_to_client.take(&mut self.from_upstream.bytes, &mut self.to_client.bytes)
             {
-                return Poll::Ready(Some(Event::Told(told)));
+                return Poll::Ready(Some(SessionEvent::Told(told)));
             }
             if !self.to_client.bytes.is_empty() {
                 continue;
             }
             if let Some(violation) = self.from_upstream.violation() {
-                return Poll::Ready(Some(Event::Over(Ending::Violated(violation, Side::Upstream))));
+                return Poll::Ready(Some(SessionEvent::Over(Ending::Violated(violation, Side::Upstream))));
             }
             let read = self.from_upstream.poll_read(cx, &mut self.upstream);
             if read.is_pending() {
@@ -236,26 +239,26 @@ impl<C: Connect> Session<C> {
             match ready!(read) {
                 Read::Some => {
                     self.moved_at = clock::instant();
-                    self.speaking.sounded(self.moved_at);
+                    self.speech.sounded(self.moved_at);
                 }
                 Read::Dropped => {}
-                Read::Gone if self.downwards.has_closed() => {
-                    return Poll::Ready(Some(Event::Over(Ending::Closed)));
+                Read::Gone if self.upstream_to_client.has_closed() => {
+                    return Poll::Ready(Some(SessionEvent::Over(Ending::Closed)));
                 }
-                Read::Gone => return Poll::Ready(Some(Event::Over(Ending::UpstreamBroke))),
+                Read::Gone => return Poll::Ready(Some(SessionEvent::Over(Ending::UpstreamBroke))),
             }
         }
         Poll::Ready(None)
     }
 
     /// One timer for all bounds, set anew when it rings and not when something moves.
-    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<SessionEvent> {
         let bounds = self.bounds();
         loop {
             let now = clock::instant();
             if self.quota_check_at.is_some_and(|at| at <= now) {
                 if !self.may_spend() {
-                    return Poll::Ready(Event::Over(Ending::Spent));
+                    return Poll::Ready(SessionEvent::Over(Ending::Spent));
                 }
                 self.quota_check_at = Some(now + bounds.quota_check_interval);
             }
@@ -277,44 +280,44 @@ impl<C: Connect> Session<C> {
     }
 
     /// When what happens, if nothing moves until then.
-    fn ends(&mut self, bounds: &Bounds, now: Instant) -> [(Option<Instant>, Due); 4] {
-        let Bounds { idle_max, lifetime_max, quiet_max, close_max, .. } = *bounds;
+    fn ends(&mut self, bounds: &SocketLimits, now: Instant) -> [(Option<Instant>, TimerEvent); 4] {
+        let SocketLimits { idle_max, lifetime_max, quiet_max, close_max, .. } = *bounds;
         let is_idle = !idle_max.is_zero() && !self.is_queued;
         let closed_by_client = matches!(self.from_client.end(), Some(StreamEnd::Closed { .. }));
-        let has_client_closed = closed_by_client || self.upwards.has_closed();
-        let closing_at = match (has_client_closed, self.downwards.has_closed()) {
+        let has_client_closed = closed_by_client || self.client_to_upstream.has_closed();
+        let closing_at = match (has_client_closed, self.upstream_to_client.has_closed()) {
             (true, true) => Some(*self.closed_at.get_or_insert(now) + close_max),
             (true, false) | (false, true) => Some(self.moved_at + close_max),
             (false, false) => None,
         };
-        let quiet_at = self.attempt.has_place().then(|| self.speaking.quiet_at(quiet_max)).flatten();
+        let quiet_at = self.attempt.has_place().then(|| self.speech.quiet_at(quiet_max)).flatten();
         [
-            (quiet_at, Due::Quiet),
-            (closing_at, Due::End(Ending::Closed)),
-            (is_idle.then(|| self.moved_at + idle_max), Due::End(Ending::Idle)),
-            ((!lifetime_max.is_zero()).then(|| self.began + lifetime_max), Due::End(Ending::Old)),
+            (quiet_at, TimerEvent::Quiet),
+            (closing_at, TimerEvent::End(Ending::Closed)),
+            (is_idle.then(|| self.moved_at + idle_max), TimerEvent::End(Ending::Idle)),
+            ((!lifetime_max.is_zero()).then(|| self.began + lifetime_max), TimerEvent::End(Ending::Old)),
         ]
     }
 }
 
 /// What a bound of time brings.
 #[derive(Clone, Copy)]
-enum Due {
+enum TimerEvent {
     Quiet,
     End(Ending),
 }
 
-impl Due {
-    fn event(self) -> Event {
+impl TimerEvent {
+    fn event(self) -> SessionEvent {
         match self {
-            Self::Quiet => Event::Quiet,
-            Self::End(ending) => Event::Over(ending),
+            Self::Quiet => SessionEvent::Quiet,
+            Self::End(ending) => SessionEvent::Over(ending),
         }
     }
 }
 
-fn violated(violation: Violation) -> Event {
-    Event::Over(Ending::Violated(violation, Side::Client))
+fn violated(violation: Violation) -> SessionEvent {
+    SessionEvent::Over(Ending::Violated(violation, Side::Client))
 }
 
 #[cfg(test)]
@@ -323,7 +326,7 @@ mod tests {
 
     #[test]
     fn a_direction_that_always_has_an_event_is_first_every_other_time_only() {
-        let mut turns = Turns::default();
+        let mut turns = PollOrder::default();
         let firsts: Vec<Direction> = (0..4).map(|_| turns.next()[0]).collect();
         assert_eq!(firsts, [Direction::Down, Direction::Up, Direction::Down, Direction::Up]);
         assert!((0..4).all(|_| turns.next()[0] != turns.next()[0]));
@@ -331,7 +334,7 @@ mod tests {
 
     #[test]
     fn events_without_an_end_leave_a_turn_to_others() {
-        let mut turns = Turns::default();
+        let mut turns = PollOrder::default();
         for _ in 0..3 {
             let events = (0..).take_while(|_| !turns.is_over()).count();
             assert_eq!(events, EVENTS_PER_TURN as usize);

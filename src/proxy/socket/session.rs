@@ -10,66 +10,66 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 
 use super::buffers::{self, ReadAhead, ReadBuffer, SendBuffer};
-use super::down::{Downwards, Told};
+use super::client_to_upstream::ClientToUpstream;
 use super::ending::{Ending, Side};
-use super::speaking::{Given, Speaking};
-use super::up::Upwards;
-use super::{Bounds, polling};
+use super::speech::{Given, SpeechPermit};
+use super::upstream_to_client::{UpstreamEvent, UpstreamToClient};
+use super::{SocketLimits, polling};
 use crate::body::budget::BufferShare;
 use crate::clock;
 use crate::policy::classify::Verdict;
 use crate::policy::frame::Sender;
 use crate::policy::replay::Progress;
-use crate::policy::socket::{Dialect, Heard, Said, conversation_id};
+use crate::policy::socket::{Dialect, MessageKind, SpokenText, conversation_id};
+use crate::proxy::access_log::AccessLog;
 use crate::proxy::attempt::Attempt;
-use crate::proxy::books::Place;
-use crate::proxy::exchange::Errand;
-use crate::proxy::journal::RequestLog;
-use crate::proxy::{Proxy, Terms};
+use crate::proxy::exchange::RequestContext;
+use crate::proxy::usage::UsagePermit;
+use crate::proxy::{Proxy, RuntimeConfig};
 use crate::secret::Redactor;
 use crate::telemetry::SocketOpen;
 use crate::upstream::{Connect, Switched, Wire};
 
 /// What a session begins with.
-pub(super) struct Start<C> {
+pub(super) struct SessionStart<C> {
     pub(super) proxy: Arc<Proxy<C>>,
-    pub(super) terms: Arc<Terms>,
+    pub(super) config: Arc<RuntimeConfig>,
     pub(super) dialect: Dialect,
     /// Whether the client brought a token of the provider's own.
     pub(super) has_token: bool,
     pub(super) audio_format: Option<String>,
     pub(super) redactor: Option<Arc<Redactor>>,
-    pub(super) pooled: Option<Pooled>,
+    pub(super) pooled: Option<PooledSession>,
     pub(super) attempt: Box<Attempt>,
     pub(super) upstream: Switched,
 }
 
 /// What a session of the pool has beyond that: another key can take its place.
-pub(super) struct Pooled {
-    pub(super) errand: Errand,
+pub(super) struct PooledSession {
+    pub(super) request: RequestContext,
     /// A place for what becomes known of whose things are.
-    pub(super) lessons: Option<Place>,
+    pub(super) ownership_permit: Option<UsagePermit>,
 }
 
 /// A session. Dropping it closes both ends, releases its key, and writes down what became of it.
 pub(super) struct Session<C> {
     pub(super) proxy: Arc<Proxy<C>>,
-    pub(super) terms: Arc<Terms>,
+    pub(super) config: Arc<RuntimeConfig>,
     pub(super) dialect: Dialect,
-    pub(super) pooled: Option<Pooled>,
+    pub(super) pooled: Option<PooledSession>,
     pub(super) attempt: Box<Attempt>,
-    pub(super) log: RequestLog,
+    pub(super) log: AccessLog,
     pub(super) upstream: Wire,
     pub(super) from_client: ReadBuffer,
     pub(super) to_upstream: SendBuffer,
     pub(super) from_upstream: ReadBuffer,
     pub(super) to_client: SendBuffer,
-    pub(super) upwards: Upwards,
-    pub(super) downwards: Downwards,
+    pub(super) client_to_upstream: ClientToUpstream,
+    pub(super) upstream_to_client: UpstreamToClient,
     /// What the client has said so far, while it may have to be said again; `None` when it was too much
     /// or need not.
     pub(super) opening: Option<Vec<u8>>,
-    pub(super) speaking: Speaking,
+    pub(super) speech: SpeechPermit,
     /// Since when it looks for another key.
     pub(super) moving_since: Option<Instant>,
     /// Whether the attempt has ended and the next one has not begun.
@@ -82,7 +82,7 @@ pub(super) struct Session<C> {
     pub(super) is_deaf: bool,
     /// Whether the provider has said that the client waits for an agent that is busy.
     pub(super) is_queued: bool,
-    pub(super) turns: polling::Turns,
+    pub(super) turns: polling::PollOrder,
     pub(super) began: Instant,
     pub(super) moved_at: Instant,
     /// When both ends had closed.
@@ -96,13 +96,13 @@ pub(super) struct Session<C> {
 }
 
 /// What happens next.
-pub(super) enum Event {
+pub(super) enum SessionEvent {
     /// The client has said a message that waits for leave, and so much is in it.
-    Said(Said),
+    Said(SpokenText),
     /// A key that was waited for.
     Given(Given),
     /// The provider has said something that matters.
-    Told(Told),
+    Told(UpstreamEvent),
     /// Nothing was said for a while by a socket that speaks.
     Quiet,
     /// It is over.
@@ -110,16 +110,29 @@ pub(super) enum Event {
 }
 
 impl<C> Session<C> {
-    pub(super) fn opened(start: Start<C>, log: RequestLog) -> Self {
-        let Start { proxy, terms, dialect, has_token, audio_format, redactor, pooled, attempt, upstream } =
-            start;
-        let bounds = terms.limits.sockets;
+    pub(super) fn opened(start: SessionStart<C>, log: AccessLog) -> Self {
+        let SessionStart {
+            proxy,
+            config,
+            dialect,
+            has_token,
+            audio_format,
+            redactor,
+            pooled,
+            attempt,
+            upstream,
+        } = start;
+        let bounds = config.limits.sockets;
         let now = clock::instant();
         Self {
-            upwards: Upwards::new(dialect, bounds.slice_bytes_max(), bounds.session_buffer_max),
-            downwards: Downwards::new(dialect, has_token, redactor),
+            client_to_upstream: ClientToUpstream::new(
+                dialect,
+                bounds.slice_bytes_max(),
+                bounds.session_buffer_max,
+            ),
+            upstream_to_client: UpstreamToClient::new(dialect, has_token, redactor),
             opening: (pooled.is_some() && dialect != Dialect::Foreign).then(Vec::new),
-            speaking: Speaking::new(dialect, audio_format.as_deref()),
+            speech: SpeechPermit::new(dialect, audio_format.as_deref()),
             _open: proxy.meters.socket_opened(dialect),
             upstream: upstream.stream,
             from_client: ReadBuffer::new(Sender::Client, dialect.is_read(), Bytes::new().into()),
@@ -133,15 +146,15 @@ impl<C> Session<C> {
             conversation: None,
             is_deaf: false,
             is_queued: false,
-            turns: polling::Turns::default(),
+            turns: polling::PollOrder::default(),
             began: now,
             moved_at: now,
             closed_at: None,
             quota_check_at: polling::quota_checks(dialect, pooled.as_ref()).then_some(now),
             timer: None,
-            share: terms.limits.buffers.share(buffers::FREE),
+            share: config.limits.buffers.share(buffers::FREE),
             proxy,
-            terms,
+            config,
             dialect,
             pooled,
             attempt,
@@ -149,19 +162,27 @@ impl<C> Session<C> {
         }
     }
 
-    pub(super) fn bounds(&self) -> Bounds {
-        self.terms.limits.sockets
+    pub(super) fn bounds(&self) -> SocketLimits {
+        self.config.limits.sockets
     }
 
     /// Bytes that may still be read ahead of what is acted on.
     pub(super) fn read_ahead_max(&self) -> usize {
-        let held = self.upwards.held_bytes() + self.opening.as_ref().map_or(0, Vec::len);
+        let held = self.client_to_upstream.held_bytes() + self.opening.as_ref().map_or(0, Vec::len);
         self.bounds().session_buffer_max.saturating_sub(held)
     }
 
     /// Memory of its buffers, but for what was read of the client.
     pub(super) fn capacity_beside(&self) -> usize {
-        let Self { to_upstream, from_upstream, to_client, upwards, downwards, opening, .. } = self;
+        let Self {
+            to_upstream,
+            from_upstream,
+            to_client,
+            client_to_upstream: upwards,
+            upstream_to_client: downwards,
+            opening,
+            ..
+        } = self;
         let passing = [&to_upstream.bytes, &from_upstream.bytes, &to_client.bytes].map(BytesMut::capacity);
         let kept = opening.as_ref().map_or(0, Vec::capacity) + upwards.capacity() + downwards.capacity();
         kept + passing.iter().sum::<usize>()
@@ -223,45 +244,51 @@ impl<C: Connect> Session<C> {
     /// # Cancel safety
     ///
     /// Dropped while it waits, it gives back what it waited for and leaves the session to be ended.
-    async fn meet(&mut self, event: Event) -> Option<Ending> {
+    async fn meet(&mut self, event: SessionEvent) -> Option<Ending> {
         match event {
-            Event::Said(said) if self.may_say(said) => self.said(said).await,
-            Event::Said(_) => return Some(Ending::Spent),
-            Event::Given(given) => self.given(given).await,
-            Event::Told(Told::Message(Heard::Aside | Heard::UnknownError)) => {}
-            Event::Told(Told::Message(Heard::Queued)) => {
+            SessionEvent::Said(said) if self.may_say(said) => self.said(said).await,
+            SessionEvent::Said(_) => return Some(Ending::Spent),
+            SessionEvent::Given(given) => self.given(given).await,
+            SessionEvent::Told(UpstreamEvent::Message(MessageKind::Aside | MessageKind::UnknownError)) => {}
+            SessionEvent::Told(UpstreamEvent::Message(MessageKind::Queued)) => {
                 self.is_queued = true;
-                self.downwards.pass_on(&mut self.to_client.bytes);
+                self.upstream_to_client.pass_on(&mut self.to_client.bytes);
             }
-            Event::Told(Told::Message(Heard::Useful)) => self.served(),
-            Event::Told(Told::Message(Heard::Refused(verdict)) | Told::Close(Some(verdict))) => {
+            SessionEvent::Told(UpstreamEvent::Message(MessageKind::Useful)) => self.served(),
+            SessionEvent::Told(
+                UpstreamEvent::Message(MessageKind::Refused(verdict)) | UpstreamEvent::Close(Some(verdict)),
+            ) => {
                 self.refused(verdict).await;
             }
-            Event::Told(Told::Close(None)) => self.downwards.open(&mut self.to_client.bytes),
-            Event::Quiet => self.attempt.rest(),
+            SessionEvent::Told(UpstreamEvent::Close(None)) => {
+                self.upstream_to_client.open(&mut self.to_client.bytes)
+            }
+            SessionEvent::Quiet => self.attempt.rest(),
             // Nothing useful was heard of this key: another may be asked, if nothing is lost by it.
-            Event::Over(Ending::UpstreamBroke | Ending::Violated(_, Side::Upstream))
-                if !self.downwards.is_open() && self.move_on(Progress::Unanswered).await => {}
-            Event::Over(ending) => return Some(ending),
+            SessionEvent::Over(Ending::UpstreamBroke | Ending::Violated(_, Side::Upstream))
+                if !self.upstream_to_client.is_open() && self.fail_over(Progress::Unanswered).await => {}
+            SessionEvent::Over(ending) => return Some(ending),
         }
         None
     }
 
     /// The session is served: the client hears what was held, and what it said need not be kept.
     fn served(&mut self) {
-        let first = self.downwards.first().to_vec();
+        let first = self.upstream_to_client.first().to_vec();
         (self.opening, self.is_queued) = (None, false);
         if self.dialect == Dialect::Agent {
             self.conversation = conversation_id(&first).map(Into::into);
         }
-        self.downwards.serve(&mut self.to_client.bytes);
+        self.upstream_to_client.serve(&mut self.to_client.bytes);
         self.refusal = None;
-        let journey = self.pooled.as_mut().map(|pooled| &mut pooled.errand.journey);
-        self.attempt.heard(Verdict::Served, journey);
-        if let (Some(Pooled { errand, lessons }), Some(key)) = (&mut self.pooled, self.attempt.key()) {
-            let changes = errand.journey.settle(&self.proxy, key, &first);
-            if let Some(place) = lessons.take() {
-                place.teach(changes);
+        let retry = self.pooled.as_mut().map(|pooled| &mut pooled.request.retry);
+        self.attempt.record_verdict(Verdict::Served, retry);
+        if let (Some(PooledSession { request: context, ownership_permit }), Some(key)) =
+            (&mut self.pooled, self.attempt.key())
+        {
+            let changes = context.retry.record_session(&self.proxy, key, &first);
+            if let Some(place) = ownership_permit.take() {
+                place.record_ownership(changes);
             }
         }
         self.book();
@@ -270,27 +297,28 @@ impl<C: Connect> Session<C> {
     /// It is refused. Before anything useful was said, the next key may serve; else the client hears
     /// it, and the pool learns.
     async fn refused(&mut self, verdict: Verdict) {
-        if !self.downwards.is_open() && self.move_on(Progress::Answered(verdict)).await {
+        if !self.upstream_to_client.is_open() && self.fail_over(Progress::Answered(verdict)).await {
             return;
         }
         // A message and the close behind it say the same.
         if self.refusal.is_none() {
-            if self.downwards.is_open() {
-                let journey = self.pooled.as_mut().map(|pooled| &mut pooled.errand.journey);
-                self.attempt.heard(verdict, journey);
+            if self.upstream_to_client.is_open() {
+                let retry = self.pooled.as_mut().map(|pooled| &mut pooled.request.retry);
+                self.attempt.record_verdict(verdict, retry);
             }
-            if let (Verdict::NotFound, Some(Pooled { errand, .. })) = (verdict, &self.pooled) {
-                errand.journey.remember_miss(&self.proxy, &errand.terms.limits);
+            if let (Verdict::NotFound, Some(PooledSession { request: context, .. })) = (verdict, &self.pooled)
+            {
+                context.retry.remember_miss(&self.proxy, &context.config.limits);
             }
             self.refusal = Some(verdict);
         }
-        self.downwards.open(&mut self.to_client.bytes);
+        self.upstream_to_client.open(&mut self.to_client.bytes);
     }
 
     /// Keeps what goes on behind `from`, while it may have to be said again.
     pub(super) fn keep_opening(&mut self, from: usize) {
         let more = self.to_upstream.bytes.get(from..).unwrap_or_default();
-        let max = self.terms.limits.sockets.opening_bytes_max;
+        let max = self.config.limits.sockets.opening_bytes_max;
         self.opening = self.opening.take().filter(|kept| kept.len() + more.len() <= max);
         if let Some(kept) = &mut self.opening {
             kept.extend_from_slice(more);

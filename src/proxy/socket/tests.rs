@@ -5,12 +5,12 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::buffers::ReadBuffer;
-use super::down::{Downwards, Told};
+use super::client_to_upstream::{ClientMessage, ClientToUpstream};
 use super::ending::put;
-use super::up::{Taken, Upwards};
+use super::upstream_to_client::{UpstreamEvent, UpstreamToClient};
 use crate::policy::classify::Verdict;
 use crate::policy::frame::{self, Head, Opcode, Sender, Violation, check_close};
-use crate::policy::socket::{Dialect, Heard, Said};
+use crate::policy::socket::{Dialect, MessageKind, SpokenText};
 use crate::secret::{ApiKey, Redactor};
 
 const MASK: [u8; 4] = [7, 0, 200, 31];
@@ -18,8 +18,8 @@ const SLICE: usize = 4_096;
 /// The largest message that may wait, and what a session may have in memory.
 const MAX: usize = 1024 * 1024;
 
-fn upwards(dialect: Dialect) -> Upwards {
-    Upwards::new(dialect, SLICE, MAX)
+fn upwards(dialect: Dialect) -> ClientToUpstream {
+    ClientToUpstream::new(dialect, SLICE, MAX)
 }
 
 /// A frame, masked or not.
@@ -85,7 +85,7 @@ fn sent(dialect: Dialect, bytes: &[u8], pieces: &[usize]) -> (Vec<u8>, Vec<Vec<u
         let (piece, after) = rest.split_at(pieces.next().unwrap().max(1).min(rest.len()));
         inbox.extend_from_slice(piece);
         rest = after;
-        while let Taken::Message(_) = upwards.take(&mut inbox, &mut out) {
+        while let ClientMessage::Message(_) = upwards.take(&mut inbox, &mut out) {
             said.push(upwards.said().to_vec());
             upwards.release(&mut out);
         }
@@ -151,7 +151,7 @@ fn a_text_that_is_no_object_does_not_wait_for_its_end() {
     let whole = frame(true, Opcode::Text, b"some text", Some(MASK));
     let mut upwards = upwards(Dialect::Unknown);
     let (mut inbox, mut out) = (BytesMut::from(&whole[..9]), BytesMut::new());
-    assert_eq!(upwards.take(&mut inbox, &mut out), Taken::Passed);
+    assert_eq!(upwards.take(&mut inbox, &mut out), ClientMessage::Passed);
     assert_eq!(out, whole[..9]);
     assert!(upwards.is_in_frame());
 }
@@ -165,7 +165,7 @@ fn a_message_that_is_charged_waits_for_leave() {
     .concat();
     let mut upwards = upwards(Dialect::Speech);
     let (mut inbox, mut out) = (BytesMut::from(&bytes[..]), BytesMut::new());
-    let said = |characters| Taken::Message(Said { characters, audio_bytes: 0 });
+    let said = |characters| ClientMessage::Message(SpokenText { characters, audio_bytes: 0 });
     assert_eq!(upwards.take(&mut inbox, &mut out), said(5));
     assert!(out.is_empty() && !inbox.is_empty());
     assert_eq!(upwards.said(), br#"{"text":"Hello","xi_api_key":"k"}"#);
@@ -188,15 +188,17 @@ fn metered(dialect: Dialect, pieces: impl Iterator<Item = Vec<u8>>) -> (u64, u64
             let held = from_client.bytes.len() + upwards.held_bytes();
             assert!(held <= MAX + piece.len(), "{held} bytes are in memory");
             match taken {
-                Taken::Message(said) => {
+                ClientMessage::Message(said) => {
                     characters += said.characters;
                     upwards.release(&mut out);
                 }
-                Taken::Refused(violation) => return (characters, upwards.audio_bytes(), Some(violation)),
-                Taken::Passed if held > MAX => {
+                ClientMessage::Refused(violation) => {
+                    return (characters, upwards.audio_bytes(), Some(violation));
+                }
+                ClientMessage::Passed if held > MAX => {
                     return (characters, upwards.audio_bytes(), Some(Violation::TooLarge));
                 }
-                Taken::Passed => break,
+                ClientMessage::Passed => break,
             }
         }
         if let Some(violation) = from_client.violation() {
@@ -307,13 +309,13 @@ proptest! {
 
 const KEY: &str = "sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b";
 
-fn downwards(dialect: Dialect) -> Downwards {
+fn downwards(dialect: Dialect) -> UpstreamToClient {
     let key = ApiKey::new(KEY).unwrap();
-    Downwards::new(dialect, false, Some(Redactor::new([key].iter()).into()))
+    UpstreamToClient::new(dialect, false, Some(Redactor::new([key].iter()).into()))
 }
 
 /// What a provider's bytes lead to: what is told, one after the other, and what goes to the client.
-fn heard(downwards: &mut Downwards, bytes: &[u8]) -> (Vec<Told>, BytesMut) {
+fn heard(downwards: &mut UpstreamToClient, bytes: &[u8]) -> (Vec<UpstreamEvent>, BytesMut) {
     let (mut inbox, mut out) = (BytesMut::from(bytes), BytesMut::new());
     let mut told = Vec::new();
     while let Some(one) = downwards.take(&mut inbox, &mut out) {
@@ -334,8 +336,8 @@ fn a_refusal_is_held_and_a_question_is_not() {
     ]
     .concat();
     let (told, mut out) = heard(&mut downwards, &bytes);
-    let close = Told::Close(Some(Verdict::InvalidKey));
-    assert_eq!(told, [Told::Message(Heard::Refused(Verdict::InvalidKey)), close]);
+    let close = UpstreamEvent::Close(Some(Verdict::InvalidKey));
+    assert_eq!(told, [UpstreamEvent::Message(MessageKind::Refused(Verdict::InvalidKey)), close]);
     assert_eq!(out, ping);
     downwards.open(&mut out);
     assert_eq!(out, bytes);
@@ -350,7 +352,7 @@ fn what_was_held_is_forgotten_when_another_speaks() {
     downwards.restart();
     let sound = frame(true, Opcode::Text, br#"{"audio":"AAAA"}"#, None);
     let (told, mut out) = heard(&mut downwards, &sound);
-    assert_eq!(told, [Told::Message(Heard::Useful)]);
+    assert_eq!(told, [UpstreamEvent::Message(MessageKind::Useful)]);
     downwards.open(&mut out);
     assert_eq!(out, sound);
 }
@@ -371,10 +373,16 @@ fn half_a_question_says_nothing_and_is_not_passed_on() {
 fn a_session_that_is_refused_first_may_be_served_later() {
     let mut downwards = downwards(Dialect::SpeechContexts);
     let error = frame(true, Opcode::Text, br#"{"error":"voice_not_found","message":"x"}"#, None);
-    assert_eq!(heard(&mut downwards, &error).0, [Told::Message(Heard::Refused(Verdict::NotFound))]);
+    assert_eq!(
+        heard(&mut downwards, &error).0,
+        [UpstreamEvent::Message(MessageKind::Refused(Verdict::NotFound))]
+    );
     downwards.open(&mut BytesMut::new());
     let sound = frame(true, Opcode::Text, br#"{"audio":"AAAA"}"#, None);
-    assert_eq!(heard(&mut downwards, &sound), (vec![Told::Message(Heard::Useful)], sound[..].into()));
+    assert_eq!(
+        heard(&mut downwards, &sound),
+        (vec![UpstreamEvent::Message(MessageKind::Useful)], sound[..].into())
+    );
 }
 
 #[test]
@@ -392,9 +400,12 @@ fn sound_is_heard_before_it_ends() {
     let mut downwards = downwards(Dialect::Speech);
     let sound =
         frame(true, Opcode::Text, format!(r#"{{"audio":"{}"}}"#, "A".repeat(50_000)).as_bytes(), None);
-    assert_eq!(heard(&mut downwards, &sound[..30_000]).0, [Told::Message(Heard::Useful)]);
+    assert_eq!(heard(&mut downwards, &sound[..30_000]).0, [UpstreamEvent::Message(MessageKind::Useful)]);
     let binary = frame(true, Opcode::Binary, b"sound", None);
-    assert_eq!(heard(&mut self::downwards(Dialect::Unknown), &binary[..4]).0, [Told::Message(Heard::Useful)]);
+    assert_eq!(
+        heard(&mut self::downwards(Dialect::Unknown), &binary[..4]).0,
+        [UpstreamEvent::Message(MessageKind::Useful)]
+    );
 }
 
 #[test]
@@ -419,7 +430,7 @@ fn not_much_is_held() {
         let mut downwards = downwards(Dialect::Agent);
         let bytes = [begin, &more.repeat(100_000 / more.len())].concat();
         let (told, mut out) = heard(&mut downwards, &bytes);
-        assert_eq!(told.last(), Some(&Told::Message(Heard::Useful)));
+        assert_eq!(told.last(), Some(&UpstreamEvent::Message(MessageKind::Useful)));
         downwards.serve(&mut out);
         assert_eq!(out, bytes);
     }
@@ -440,7 +451,10 @@ fn an_open_session_tells_of_refusals_only() {
     ]
     .concat();
     let (told, out) = heard(&mut downwards, &bytes);
-    assert!(matches!(told[..], [Told::Message(Heard::Refused(Verdict::WorkspaceQuota(_)))]), "{told:?}");
+    assert!(
+        matches!(told[..], [UpstreamEvent::Message(MessageKind::Refused(Verdict::WorkspaceQuota(_)))]),
+        "{told:?}"
+    );
     assert_eq!(out, bytes);
 }
 
@@ -501,7 +515,7 @@ fn a_close_that_may_not_be_sent_is_answered_and_judged_all_the_same() {
     ] {
         let mut downwards = downwards(Dialect::Speech);
         let (told, mut out) = heard(&mut downwards, &frame(true, Opcode::Close, payload, None));
-        assert_eq!(told, [Told::Close(verdict)]);
+        assert_eq!(told, [UpstreamEvent::Close(verdict)]);
         downwards.open(&mut out);
         let [(Opcode::Close, close)] = &read(&out)[..] else { panic!("{out:?}") };
         assert_eq!(check_close(close), Ok(code));
@@ -513,14 +527,14 @@ fn a_caller_who_is_queued_hears_of_it_and_nothing_is_decided() {
     let mut downwards = downwards(Dialect::Agent);
     let queued = frame(true, Opcode::Text, br#"{"type":"queue_status"}"#, None);
     let (told, mut out) = heard(&mut downwards, &queued);
-    assert_eq!(told, [Told::Message(Heard::Queued)]);
+    assert_eq!(told, [UpstreamEvent::Message(MessageKind::Queued)]);
     assert!(out.is_empty());
     downwards.pass_on(&mut out);
     assert_eq!(out, queued);
     assert!(!downwards.is_open() && !downwards.is_served());
     let refusal = frame(true, Opcode::Close, b"\x03\xeaThis request exceeds your quota limit.", None);
     let (told, out) = heard(&mut downwards, &refusal);
-    assert!(matches!(told[..], [Told::Close(Some(Verdict::WorkspaceQuota(_)))]), "{told:?}");
+    assert!(matches!(told[..], [UpstreamEvent::Close(Some(Verdict::WorkspaceQuota(_)))]), "{told:?}");
     assert!(out.is_empty());
 }
 

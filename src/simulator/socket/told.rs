@@ -252,14 +252,16 @@ mod tests {
     use super::super::super::shape::{FIXED, NAMED};
     use super::*;
     use crate::policy::classify::{ErrorBody, Verdict, classify};
-    use crate::policy::socket::{Dialect, Heard, Stage, hear, hear_close};
+    use crate::policy::socket::{Dialect, MessageKind, Stage, hear, hear_close};
 
     /// What the socket's own form of a shape is taken for: its message, or its close.
     fn heard(dialect: Dialect, told: &Told) -> Option<Verdict> {
         let Some(message) = &told.message else { return hear_close(told.code, &told.reason, false, false) };
         match hear(dialect, Stage::Opening, message.as_bytes(), false) {
-            Heard::Refused(verdict) => Some(verdict),
-            Heard::Useful | Heard::Aside | Heard::UnknownError | Heard::Queued => None,
+            MessageKind::Refused(verdict) => Some(verdict),
+            MessageKind::Useful | MessageKind::Aside | MessageKind::UnknownError | MessageKind::Queued => {
+                None
+            }
         }
     }
 

@@ -8,8 +8,8 @@ use rusqlite::{Connection, params};
 use super::named;
 use crate::policy::affinity::{Kind, Named, Tag};
 use crate::policy::units::UnixMs;
-use crate::pool::{Identity, Lesson};
-use crate::proxy::Ownership;
+use crate::pool::{LearnedOwner, OwnerId};
+use crate::proxy::OwnershipUpdate;
 use crate::store::rows::moment;
 
 /// Changes in a row at the most: what is cut off at the end of a log is packed again.
@@ -105,13 +105,13 @@ impl Pack {
         Some(pack)
     }
 
-    fn lesson(&self, change: &Change) -> Option<Lesson> {
-        Some(Lesson {
+    fn lesson(&self, change: &Change) -> Option<LearnedOwner> {
+        Some(LearnedOwner {
             named: Named {
                 kind: Kind::of_word(self.words.get(change.kind)?)?,
                 tag: Tag::of_bytes(change.tag),
             },
-            owner: Identity::of_word(self.words.get(change.owner?)?),
+            owner: OwnerId::of_word(self.words.get(change.owner?)?),
             learned_at: UnixMs(change.learned_at),
             used_at: UnixMs(change.used_at),
         })
@@ -154,16 +154,16 @@ fn from(before: u64, difference: u64) -> u64 {
 pub(super) fn add<'a>(
     connection: &Connection,
     log: &str,
-    changes: impl Iterator<Item = &'a Ownership>,
+    changes: impl Iterator<Item = &'a OwnershipUpdate>,
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
     let mut pack = Pack::default();
     for change in changes {
         match change {
-            Ownership::Learned(lesson) => {
+            OwnershipUpdate::Learned(lesson) => {
                 pack.push(&lesson.named, Some(lesson.owner.word()), lesson.learned_at, lesson.used_at);
             }
-            Ownership::Forgotten(_) => pack.push(named(change), None, now, now),
+            OwnershipUpdate::Forgotten(_) => pack.push(named(change), None, now, now),
         }
         if pack.changes.len() == CHANGES_MAX {
             insert(connection, log, &std::mem::take(&mut pack))?;
@@ -189,7 +189,7 @@ fn replace(connection: &Connection, log: &str, number: i64, pack: &Pack) -> Resu
 }
 
 /// The last word on each identifier, the oldest first, unless it is that there is none any more.
-pub(super) fn read(connection: &Connection, log: &str) -> Result<Vec<Lesson>, rusqlite::Error> {
+pub(super) fn read(connection: &Connection, log: &str) -> Result<Vec<LearnedOwner>, rusqlite::Error> {
     let (mut seen, mut lessons) = (HashSet::new(), Vec::new());
     each_from_the_last(connection, log, |_, pack| {
         // What says nothing sensible is as good as nothing: it is learned again.

@@ -7,16 +7,18 @@ use super::*;
 use crate::policy::affinity::{Kind, Named};
 use crate::policy::budget::Quota;
 use crate::policy::client::ClientName;
+use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::features::Limit;
-use crate::policy::lane::Lane;
 use crate::policy::plan::Capabilities;
-use crate::pool::{Ask, Holder, KeyEntry, Observation, Pool, Refused, Restraint, Restriction, Settings};
+use crate::pool::{
+    Holder, KeyEntry, KeyRequest, Observation, Pool, Refused, Restraint, Restriction, Settings,
+};
 use crate::secret::ApiKey;
-use crate::store::ledger::Ledger;
-use crate::store::open::{Look, open};
+use crate::store::database::Database;
+use crate::store::open::{IntegrityCheck, open};
 use crate::store::outbox::Mirrored;
-use crate::store::sheets::Doubt;
-use crate::store::{Place, Reader, Store, read as keys, rows, schema};
+use crate::store::pending::CommitUncertainty;
+use crate::store::{DatabaseLocation, Reader, Store, read as keys, rows, schema};
 
 const NOW: UnixMs = UnixMs(1_796_000_000_000);
 const SETTINGS: Settings = Settings {
@@ -126,7 +128,7 @@ fn every_refusal_survives_the_file() {
             for (number, earlier) in earlier.into_iter().enumerate() {
                 let written = RefusalRecord {
                     key: Fingerprint::of("key"),
-                    workspace: Identity::of_word("studio \"one\""),
+                    workspace: OwnerId::of_word("studio \"one\""),
                     tier: (number == 0).then(|| "free".into()),
                     is_of_plan: number == 1,
                     features: features.clone(),
@@ -153,7 +155,7 @@ fn every_refusal_survives_the_file() {
 fn what_is_no_refusal_is_none() {
     let good = RefusalRecord {
         key: Fingerprint::of("key"),
-        workspace: Identity::of_word("studio"),
+        workspace: OwnerId::of_word("studio"),
         tier: None,
         is_of_plan: false,
         features: features(),
@@ -185,30 +187,30 @@ fn what_is_no_refusal_is_none() {
 
 /// A database in a folder of its own, and what the writing thread does with it.
 struct File {
-    ledger: Ledger,
+    ledger: Database,
     _folder: tempfile::TempDir,
-    place: Place,
+    place: DatabaseLocation,
 }
 
 impl File {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let place = Place::File(folder.path().join("keychoir.db"));
-        let ledger = open(&place, NOW, Look::Trusting).unwrap().ledger;
+        let place = DatabaseLocation::File(folder.path().join("keychoir.db"));
+        let ledger = open(&place, NOW, IntegrityCheck::Trusting).unwrap().ledger;
         Self { ledger, _folder: folder, place }
     }
 
     fn write(&mut self, pool: &Pool, now: UnixMs) {
         self.ledger.refusals.prepare(pool.restrictions(), now);
         let keys = pool.snapshot(now);
-        let mut doubt = Doubt::default();
+        let mut doubt = CommitUncertainty::default();
         rows::commit(&mut self.ledger, &[], &keys, Mirrored::Nothing, &mut doubt, now).unwrap();
         assert!(!self.ledger.refusals.are_stale(pool.restrictions(), now));
     }
 
     /// The pool that a start makes of it.
     fn restored(&mut self, now: UnixMs) -> Arc<Pool> {
-        self.ledger = open(&self.place, now, Look::Trusting).unwrap().ledger;
+        self.ledger = open(&self.place, now, IntegrityCheck::Trusting).unwrap().ledger;
         let pool = pool();
         pool.restore(&keys::remembered(&self.ledger.connection).unwrap(), now);
         pool.restore_restrictions(read(&self.ledger.connection).unwrap(), now);
@@ -233,9 +235,9 @@ fn refuse_as(
     request_id: &str,
     now: UnixMs,
 ) {
-    let lane = is_in_group.then_some(Lane::SPEECH);
-    let ask = Ask::new(ClientName::new("app"), Some(7), lane);
-    let refused = Refused { verdict, ask: Some(&ask), is_agreed, source: source(request_id) };
+    let lane = is_in_group.then_some(ConcurrencyGroup::SPEECH);
+    let ask = KeyRequest::new(ClientName::new("app"), Some(7), lane);
+    let refused = Refused { verdict, request: Some(&ask), is_agreed, source: source(request_id) };
     let roster = pool.roster();
     pool.restrict(&roster, &roster.keys()[key], features, &refused, now);
 }
@@ -415,7 +417,7 @@ fn a_transaction_that_fails_is_made_up_for() {
         &[],
         &pool.snapshot(NOW),
         Mirrored::Nothing,
-        &mut Doubt::default(),
+        &mut CommitUncertainty::default(),
         NOW,
     );
     assert!(failed.is_err());
@@ -459,7 +461,7 @@ fn neither_voices_nor_keys_are_in_the_file() {
         refuse(&pool, 0, verdict, &features(), NOW);
     }
     file.write(&pool, NOW);
-    let Place::File(path) = file.place.clone() else { panic!("it is a file") };
+    let DatabaseLocation::File(path) = file.place.clone() else { panic!("it is a file") };
     let log = PathBuf::from(format!("{}-wal", path.display()));
     let heap = [std::fs::read(&path).unwrap(), std::fs::read(log).unwrap()].concat();
     let holds = |part: &str| heap.windows(part.len()).any(|window| window == part.as_bytes());
@@ -485,7 +487,7 @@ fn a_file_of_version_10_is_brought_up_to_date() {
     .unwrap();
     drop(old);
     assert_eq!(Reader::open(&path).unwrap().keys(NOW).unwrap().len(), 1, "it can be read as it is");
-    let place = Place::File(path.clone());
+    let place = DatabaseLocation::File(path.clone());
     let store = Store::open(&place, NOW).unwrap();
     assert_eq!(store.refusals().unwrap(), []);
     let [key] = &store.remembered().unwrap()[..] else { panic!("one key") };

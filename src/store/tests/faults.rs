@@ -4,8 +4,8 @@ use super::*;
 use crate::clock;
 use crate::store::open;
 
-pub(super) fn writer(place: &Place, pool: &Arc<Pool>, queue_max: usize) -> (Writer, Health) {
-    let ledger = open::open(place, NOW, Look::Quick).unwrap().ledger;
+pub(super) fn writer(place: &DatabaseLocation, pool: &Arc<Pool>, queue_max: usize) -> (Writer, Health) {
+    let ledger = open::open(place, NOW, IntegrityCheck::Quick).unwrap().ledger;
     let health = Health::default();
     (
         Writer::new(
@@ -52,7 +52,7 @@ fn empty_disk(writer: &Writer) {
 #[test]
 fn what_cannot_be_written_is_held_and_written_later() {
     let pool = pool();
-    let (mut writer, health) = writer(&Place::Memory, &pool, 1_000);
+    let (mut writer, health) = writer(&DatabaseLocation::Memory, &pool, 1_000);
     fill_disk(&writer);
     (0..500).for_each(|credits| give(&mut writer, &health, record(&pool, credits)));
     writer.flush();
@@ -66,7 +66,7 @@ fn what_cannot_be_written_is_held_and_written_later() {
 #[test]
 fn what_can_neither_be_written_nor_held_is_counted() {
     let pool = pool();
-    let (mut writer, health) = writer(&Place::Memory, &pool, 300);
+    let (mut writer, health) = writer(&DatabaseLocation::Memory, &pool, 300);
     fill_disk(&writer);
     (0..310).for_each(|credits| give(&mut writer, &health, record(&pool, credits)));
     writer.flush();
@@ -80,7 +80,7 @@ fn what_can_neither_be_written_nor_held_is_counted() {
 #[test]
 fn a_failing_disk_is_asked_once_a_pause_however_much_comes_in() {
     let pool = pool();
-    let (mut writer, health) = writer(&Place::Memory, &pool, 1_000);
+    let (mut writer, health) = writer(&DatabaseLocation::Memory, &pool, 1_000);
     fill_disk(&writer);
     let before = clock::instant();
     (0..500).for_each(|credits| give(&mut writer, &health, record(&pool, credits)));
@@ -97,9 +97,9 @@ fn a_failing_disk_is_asked_once_a_pause_however_much_comes_in() {
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_written_at_the_end_is_counted() {
     let pool = pool();
-    let (writer, health) = writer(&Place::Memory, &pool, 500);
+    let (writer, health) = writer(&DatabaseLocation::Memory, &pool, 500);
     fill_disk(&writer);
-    let (books, queue) = Books::new(500, 500, health.depth.clone());
+    let (books, queue) = UsageSink::new(500, 500, health.depth.clone());
     for credits in 0..500 {
         books.place().await.unwrap().write(&record(&pool, credits));
     }
@@ -113,7 +113,7 @@ async fn what_cannot_be_written_at_the_end_is_counted() {
 #[tokio::test]
 async fn an_end_that_does_not_come_is_not_waited_for() {
     let pool = pool();
-    let store = Store::open(&Place::Memory, NOW).unwrap();
+    let store = Store::open(&DatabaseLocation::Memory, NOW).unwrap();
     let (books, writing) = store.write(Arc::clone(&pool), settings(8)).unwrap();
     let place = books.place().await.unwrap();
     writing.health.depth.sent(3);
@@ -124,8 +124,8 @@ async fn an_end_that_does_not_come_is_not_waited_for() {
 #[tokio::test]
 async fn what_waits_is_counted_until_it_is_written() {
     let pool = pool();
-    let (mut writer, health) = writer(&Place::Memory, &pool, 8);
-    let (books, mut queue) = Books::new(8, 8, health.depth.clone());
+    let (mut writer, health) = writer(&DatabaseLocation::Memory, &pool, 8);
+    let (books, mut queue) = UsageSink::new(8, 8, health.depth.clone());
     for _ in 0..3 {
         books.place().await.unwrap().write(&record(&pool, 1));
     }
@@ -165,7 +165,7 @@ fn a_file_that_takes_the_place_of_the_books_is_gone_on_with_and_its_log_is_its_o
     writer.flush();
 
     let other = folder.path().join("other.db");
-    let (mut elsewhere, its_health) = super::faults::writer(&Place::File(other.clone()), &pool, 8);
+    let (mut elsewhere, its_health) = super::faults::writer(&DatabaseLocation::File(other.clone()), &pool, 8);
     give(&mut elsewhere, &its_health, record(&pool, 5));
     elsewhere.flush();
     // Moved with its log, from which nothing has gone into the file yet.
@@ -295,7 +295,7 @@ fn books_that_fail_from_the_start_say_so() {
     let health = Health::default();
     let source = std::io::Error::from(std::io::ErrorKind::ReadOnlyFilesystem);
     let trouble = OpenError::Unwritable { path: PathBuf::from("k.db"), source };
-    let store = Store { site: Place::Memory.into(), ledger: Err(trouble), set_aside: None };
+    let store = Store { site: DatabaseLocation::Memory.into(), ledger: Err(trouble), set_aside: None };
     let mut writer = store.writer(pool, settings(8), health.clone());
     assert_health(&health, true, 0, 0);
     writer.flush();
@@ -327,7 +327,7 @@ fn what_a_person_must_mend_does_not_pass() {
 #[test]
 fn books_in_memory_stay_small() {
     let pool = pool();
-    let (mut writer, health) = writer(&Place::Memory, &pool, 20_000);
+    let (mut writer, health) = writer(&DatabaseLocation::Memory, &pool, 20_000);
     (0..10_000).for_each(|_| give(&mut writer, &health, record(&pool, 1)));
     writer.flush();
     assert_eq!(count(&writer, "attempts"), 10_000);

@@ -5,8 +5,8 @@ use sha2::{Digest, Sha256};
 use super::*;
 use crate::policy::affinity::{Kind, Named};
 use crate::policy::retention::hour_of;
-use crate::pool::{Identity, Owners};
-use crate::proxy::Ownership;
+use crate::pool::{OwnerId, OwnershipIndex};
+use crate::proxy::OwnershipUpdate;
 
 /// A key that the file knows and that is not configured any more.
 const GONE: &str = "sk_canary_of_the_books_number_three_00000000000003";
@@ -15,9 +15,9 @@ fn plain(key: &str) -> String {
     Sha256::digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn owned(owner: &str, kind: Kind, id: &str) -> Ownership {
-    let owners = Owners::new(KEEPING);
-    Ownership::Learned(owners.learn(Named::new(kind, id), &Identity::of_word(owner), NOW).unwrap())
+fn owned(owner: &str, kind: Kind, id: &str) -> OwnershipUpdate {
+    let owners = OwnershipIndex::new(KEEPING);
+    OwnershipUpdate::Learned(owners.learn(Named::new(kind, id), &OwnerId::of_word(owner), NOW).unwrap())
 }
 
 /// A file of version 7 with rows of the first key, the second and one that is gone in every table, and
@@ -40,13 +40,13 @@ fn of_version_7(path: &Path) {
         ))
         .unwrap();
     }
-    let mut sheet = Sheet::default();
+    let mut sheet = UsageBatch::default();
     for key in [KEYS[0], GONE] {
         for kind in [Kind::Voice, Kind::HistoryItem, Kind::Token] {
-            sheet.teach(vec![owned(&plain(key), kind, key)]);
+            sheet.record_ownership(vec![owned(&plain(key), kind, key)]);
         }
     }
-    sheet.teach(vec![owned("studio", Kind::Agent, "agent")]);
+    sheet.record_ownership(vec![owned("studio", Kind::Agent, "agent")]);
     let transaction = old.transaction().unwrap();
     owners::write(&transaction, &[sheet], NOW).unwrap();
     transaction.commit().unwrap();
@@ -140,12 +140,13 @@ fn a_key_that_came_back_before_it_was_recognized_keeps_its_state_and_adds_its_su
     let (place, path) = place(folder.path());
     of_version_7(&path);
     let pool = pool();
-    let opened = open::open(&place, NOW, Look::Quick).unwrap();
+    let opened = open::open(&place, NOW, IntegrityCheck::Quick).unwrap();
     let mut ledger = opened.ledger;
     // As after a reload that adds it.
     let snapshot = pool.snapshot(NOW);
     let sheets = [sheet_of(&[record(&pool, 7)])];
-    rows::commit(&mut ledger, &sheets, &snapshot, Mirrored::Keys, &mut Doubt::default(), NOW).unwrap();
+    rows::commit(&mut ledger, &sheets, &snapshot, Mirrored::Keys, &mut CommitUncertainty::default(), NOW)
+        .unwrap();
     let before = "UPDATE hours SET route = '/v1/a', model = 'm' WHERE credits = 7";
     ledger.connection.execute_batch(before).unwrap();
     ledger.recognize(keys(&KEYS).iter());
@@ -229,6 +230,6 @@ fn a_new_file_has_nothing_to_wipe_and_an_older_one_is_not_read_before_it_is_brou
     let store = Store::open(&place, NOW).unwrap();
     assert!(Reader::open(&path).is_ok());
     assert!(!names::is_wipe_due(connection(&store)).unwrap());
-    let fresh = Store::open(&Place::Memory, NOW).unwrap();
+    let fresh = Store::open(&DatabaseLocation::Memory, NOW).unwrap();
     assert!(!names::is_wipe_due(connection(&fresh)).unwrap());
 }

@@ -1,10 +1,10 @@
 //! What enters the outbox, what is due, and what stays in it.
 
 use super::*;
-use crate::store::chores;
+use crate::store::maintenance;
 
 /// Books whose outbox takes everything, with an attempt of one credit in them.
-async fn writing(place: &Place, pool: &Arc<Pool>) -> (Books, Writing) {
+async fn writing(place: &DatabaseLocation, pool: &Arc<Pool>) -> (UsageSink, Writing) {
     let settings = Settings { mirrored: Mirrored::KeysAndEvents, ..settings(8) };
     let (books, writing) = Store::open(place, NOW).unwrap().write(Arc::clone(pool), settings).unwrap();
     books.place().await.unwrap().write(&record(pool, 1));
@@ -12,7 +12,7 @@ async fn writing(place: &Place, pool: &Arc<Pool>) -> (Books, Writing) {
 }
 
 /// Ends them; the outbox can still be asked.
-async fn all_written(books: Books, mut writing: Writing) -> (Outbox, Writing) {
+async fn all_written(books: UsageSink, mut writing: Writing) -> (Outbox, Writing) {
     drop(books);
     assert!(writing.written(WAIT_MAX).await);
     (writing.outbox.take().unwrap(), writing)
@@ -56,7 +56,7 @@ async fn what_is_sent_leaves_and_what_is_not_stays_over_a_restart() {
 #[tokio::test]
 async fn a_state_that_came_meanwhile_is_still_to_be_sent() {
     let pool = pool();
-    let (books, writing) = writing(&Place::Memory, &pool).await;
+    let (books, writing) = writing(&DatabaseLocation::Memory, &pool).await;
     let (outbox, _writing) = all_written(books, writing).await;
     let before = outbox.take(10).await.unwrap();
     refuse(&pool, crate::clock::now());
@@ -72,7 +72,7 @@ async fn a_state_that_came_meanwhile_is_still_to_be_sent() {
 #[tokio::test]
 async fn a_refused_row_waits_its_time_and_is_counted_once() {
     let pool = pool();
-    let (books, writing) = writing(&Place::Memory, &pool).await;
+    let (books, writing) = writing(&DatabaseLocation::Memory, &pool).await;
     let (outbox, _writing) = all_written(books, writing).await;
     let batch = outbox.take(10).await.unwrap();
     let refused = |until| {
@@ -91,11 +91,12 @@ async fn a_refused_row_waits_its_time_and_is_counted_once() {
 
 #[test]
 fn a_clock_that_is_set_back_makes_no_state_older() {
-    let mut ledger = open::open(&Place::Memory, NOW, Look::Quick).unwrap().ledger;
+    let mut ledger = open::open(&DatabaseLocation::Memory, NOW, IntegrityCheck::Quick).unwrap().ledger;
     let keys = pool().snapshot(NOW);
     let mut observed = Vec::new();
     for now in [1_000, 1_000, 400, 2_000].map(UnixMs) {
-        rows::commit(&mut ledger, &[], &keys[..1], Mirrored::Keys, &mut Doubt::default(), now).unwrap();
+        rows::commit(&mut ledger, &[], &keys[..1], Mirrored::Keys, &mut CommitUncertainty::default(), now)
+            .unwrap();
         let sql = "SELECT observed_at_ms FROM outbox_keys";
         observed.push(ledger.connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap());
     }
@@ -109,11 +110,12 @@ fn only_what_is_mirrored_enters_and_an_event_enters_once() {
     for (mirrored, expected) in
         [(Mirrored::Nothing, (0, 0)), (Mirrored::Keys, (2, 0)), (Mirrored::KeysAndEvents, (2, 1))]
     {
-        let mut ledger = open::open(&Place::Memory, NOW, Look::Quick).unwrap().ledger;
+        let mut ledger = open::open(&DatabaseLocation::Memory, NOW, IntegrityCheck::Quick).unwrap().ledger;
         let record = record(&pool, 1);
         for _ in 0..2 {
             let sheets = [sheet_of(&[record.clone(), record.clone()])];
-            rows::commit(&mut ledger, &sheets, &keys, mirrored, &mut Doubt::default(), NOW).unwrap();
+            rows::commit(&mut ledger, &sheets, &keys, mirrored, &mut CommitUncertainty::default(), NOW)
+                .unwrap();
         }
         let count = |table| {
             let sql = format!("SELECT count(*) FROM {table}");
@@ -126,12 +128,12 @@ fn only_what_is_mirrored_enters_and_an_event_enters_once() {
 #[test]
 fn an_attempt_that_is_forgotten_leaves_the_outbox() {
     let pool = pool();
-    let mut ledger = open::open(&Place::Memory, NOW, Look::Quick).unwrap().ledger;
+    let mut ledger = open::open(&DatabaseLocation::Memory, NOW, IntegrityCheck::Quick).unwrap().ledger;
     let old = record_at(&pool, UnixMs(0), 1);
     let records = [old, record(&pool, 1)];
     write(&mut ledger, &records, Mirrored::KeysAndEvents);
     let settings = Settings { retention: Retention::of_days(1, 0), ..settings(8) };
-    chores::step(&mut ledger, &settings, NOW).unwrap();
+    maintenance::step(&mut ledger, &settings, NOW).unwrap();
     let sql = "SELECT id FROM outbox_events";
     let left: [u8; 16] = ledger.connection.query_row(sql, [], |row| row.get(0)).unwrap();
     assert_eq!(&left, records[1].id.as_bytes());
@@ -140,7 +142,7 @@ fn an_attempt_that_is_forgotten_leaves_the_outbox() {
 #[tokio::test]
 async fn a_failing_disk_leaves_the_mirror_without_an_answer() {
     let pool = pool();
-    let (books, writing) = writing(&Place::Memory, &pool).await;
+    let (books, writing) = writing(&DatabaseLocation::Memory, &pool).await;
     let (outbox, writing) = all_written(books, writing).await;
     writing.health.set_failing(true);
     assert_eq!(outbox.take(10).await, Err(Unavailable));
@@ -152,7 +154,7 @@ async fn a_failing_disk_leaves_the_mirror_without_an_answer() {
 async fn a_price_that_comes_later_is_told_whatever_the_mirror_has_done_with_the_event() {
     let pool = pool();
     let settings = Settings { mirrored: Mirrored::KeysAndEvents, ..settings(8) };
-    let store = Store::open(&Place::Memory, NOW).unwrap();
+    let store = Store::open(&DatabaseLocation::Memory, NOW).unwrap();
     let (books, mut writing) = store.write(Arc::clone(&pool), settings).unwrap();
     let outbox = writing.outbox.take().unwrap();
     let unpriced = || AttemptRecord { credits: 0, credits_from: CreditSource::Unknown, ..record(&pool, 0) };

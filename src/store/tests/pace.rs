@@ -8,15 +8,19 @@ const QUEUE_MAX: usize = 8;
 
 /// Books that are written beside a test.
 struct Beside {
-    books: Books,
+    books: UsageSink,
     health: Health,
     outbox: Outbox,
 }
 
 /// Runs `test` beside the thread that writes to `place`, and waits until that has ended.
-async fn beside<F: Future>(place: &Place, pool: &Arc<Pool>, test: impl FnOnce(Beside) -> F) -> F::Output {
+async fn beside<F: Future>(
+    place: &DatabaseLocation,
+    pool: &Arc<Pool>,
+    test: impl FnOnce(Beside) -> F,
+) -> F::Output {
     let (writer, health) = writer(place, pool, QUEUE_MAX);
-    let (books, queue) = Books::new(QUEUE_MAX, QUEUE_MAX, health.depth.clone());
+    let (books, queue) = UsageSink::new(QUEUE_MAX, QUEUE_MAX, health.depth.clone());
     let (outbox, questions) = Outbox::new();
     let (all_written, _) = oneshot::channel();
     let writing = writer.run(Callers { queue, questions, all_written });
@@ -41,7 +45,7 @@ impl Beside {
 #[tokio::test(start_paused = true)]
 async fn the_first_is_committed_at_once_and_what_follows_shares_a_commit() {
     let pool = pool();
-    beside(&Place::Memory, &pool, async |beside| {
+    beside(&DatabaseLocation::Memory, &pool, async |beside| {
         beside.write(&pool, 1).await;
         assert_eq!(beside.written_after(1).await, 1);
         beside.write(&pool, 1).await;
@@ -62,7 +66,7 @@ async fn the_first_is_committed_at_once_and_what_follows_shares_a_commit() {
 #[tokio::test(start_paused = true)]
 async fn a_batch_is_committed_before_its_time() {
     let pool = pool();
-    beside(&Place::Memory, &pool, async |beside| {
+    beside(&DatabaseLocation::Memory, &pool, async |beside| {
         beside.write(&pool, 1).await;
         assert_eq!(beside.written_after(1).await, 1);
         for round in 1..=3 {
@@ -77,7 +81,7 @@ async fn a_batch_is_committed_before_its_time() {
 async fn the_end_does_not_wait_for_its_time() {
     let pool = pool();
     let began = crate::clock::instant();
-    let health = beside(&Place::Memory, &pool, async |beside| {
+    let health = beside(&DatabaseLocation::Memory, &pool, async |beside| {
         beside.write(&pool, 1).await;
         assert_eq!(beside.written_after(1).await, 1);
         beside.write(&pool, 3).await;
@@ -91,7 +95,7 @@ async fn the_end_does_not_wait_for_its_time() {
 #[tokio::test(start_paused = true)]
 async fn the_mirror_is_answered_meanwhile() {
     let pool = pool();
-    beside(&Place::Memory, &pool, async |beside| {
+    beside(&DatabaseLocation::Memory, &pool, async |beside| {
         beside.write(&pool, 1).await;
         assert_eq!(beside.written_after(1).await, 1);
         beside.write(&pool, 1).await;

@@ -30,7 +30,7 @@ impl Moment {
         let path = folder.path().join("keychoir.db");
         fs::write(&path, &self.file).unwrap();
         fs::write(open::companion(&path, "-wal"), &self.log).unwrap();
-        let opened = open::open(&Place::File(path.clone()), NOW, Look::Whole).unwrap();
+        let opened = open::open(&DatabaseLocation::File(path.clone()), NOW, IntegrityCheck::Whole).unwrap();
         assert_eq!(opened.set_aside, None);
         let connection = &opened.ledger.connection;
         let integrity: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
@@ -49,14 +49,14 @@ const LOG_HEAD: usize = 32;
 const FRAME: usize = 24 + 4_096;
 
 /// Books with a transaction for each of `credits`, and the moment after each of them.
-fn moments(path: &Path, place: &Place, credits: std::ops::RangeInclusive<u64>) -> Vec<Moment> {
+fn moments(path: &Path, place: &DatabaseLocation, credits: std::ops::RangeInclusive<u64>) -> Vec<Moment> {
     moments_of(path, place, credits, 1)
 }
 
 /// The same, with so many attempts in each transaction.
 fn moments_of(
     path: &Path,
-    place: &Place,
+    place: &DatabaseLocation,
     credits: std::ops::RangeInclusive<u64>,
     attempts: usize,
 ) -> Vec<Moment> {

@@ -2,20 +2,20 @@
 
 use super::*;
 use crate::policy::retention::hour_of;
-use crate::store::chores;
+use crate::store::maintenance;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-fn write(ledger: &mut Ledger, records: &[AttemptRecord]) {
+fn write(ledger: &mut Database, records: &[AttemptRecord]) {
     super::write(ledger, records, Mirrored::Nothing);
 }
 
-fn one(ledger: &Ledger, sql: &str) -> i64 {
+fn one(ledger: &Database, sql: &str) -> i64 {
     ledger.connection.query_row(sql, [], |row| row.get(0)).unwrap()
 }
 
-fn opened(place: &Place) -> Ledger {
-    open::open(place, NOW, Look::Quick).unwrap().ledger
+fn opened(place: &DatabaseLocation) -> Database {
+    open::open(place, NOW, IntegrityCheck::Quick).unwrap().ledger
 }
 
 #[test]
@@ -63,12 +63,13 @@ fn what_differs_in_anything_is_another_series_and_what_is_alike_is_not() {
 #[test]
 fn a_series_whose_transaction_failed_is_not_believed_to_be_there() {
     let pool = pool();
-    let mut ledger = opened(&Place::Memory);
+    let mut ledger = opened(&DatabaseLocation::Memory);
     let trouble = "CREATE TRIGGER trouble BEFORE INSERT ON hours BEGIN SELECT raise(ABORT, 'full'); END";
     ledger.connection.execute_batch(trouble).unwrap();
     let records = [record_at(&pool, NOW, 1)];
     let sheets = [sheet_of(&records)];
-    rows::commit(&mut ledger, &sheets, &[], Mirrored::Nothing, &mut Doubt::default(), NOW).unwrap_err();
+    rows::commit(&mut ledger, &sheets, &[], Mirrored::Nothing, &mut CommitUncertainty::default(), NOW)
+        .unwrap_err();
     assert_eq!(one(&ledger, "SELECT count(*) FROM series"), 0);
     ledger.connection.execute_batch("DROP TRIGGER trouble").unwrap();
     write(&mut ledger, &records);
@@ -78,7 +79,7 @@ fn a_series_whose_transaction_failed_is_not_believed_to_be_there() {
 #[test]
 fn a_series_that_another_program_has_forgotten_is_written_again() {
     let pool = pool();
-    let mut ledger = opened(&Place::Memory);
+    let mut ledger = opened(&DatabaseLocation::Memory);
     write(&mut ledger, &[record_at(&pool, NOW, 1)]);
     ledger.connection.execute_batch("DELETE FROM attempt_rows; DELETE FROM series").unwrap();
     write(&mut ledger, &[record_at(&pool, NOW.plus(HOUR), 2)]);
@@ -88,10 +89,10 @@ fn a_series_that_another_program_has_forgotten_is_written_again() {
 #[test]
 fn a_series_goes_after_its_last_attempt() {
     let pool = pool();
-    let mut ledger = opened(&Place::Memory);
+    let mut ledger = opened(&DatabaseLocation::Memory);
     let settings = Settings { retention: Retention::of_days(1, 0), ..settings(8) };
-    let all_chores = |ledger: &mut Ledger, now| {
-        while chores::step(ledger, &settings, now).unwrap() == chores::Step::More {}
+    let all_chores = |ledger: &mut Database, now| {
+        while maintenance::step(ledger, &settings, now).unwrap() == maintenance::MaintenanceStep::More {}
         (one(ledger, "SELECT count(*) FROM attempts"), one(ledger, "SELECT count(*) FROM series"))
     };
     write(&mut ledger, &[record_at(&pool, NOW, 1)]);
@@ -111,11 +112,11 @@ fn a_series_goes_after_its_last_attempt() {
 #[test]
 fn a_price_that_comes_later_completes_the_record_once() {
     let pool = pool();
-    let mut ledger = opened(&Place::Memory);
+    let mut ledger = opened(&DatabaseLocation::Memory);
     let unpriced =
         AttemptRecord { credits: 0, credits_from: CreditSource::Unknown, ..record_at(&pool, NOW, 0) };
     let with_price = AttemptRecord { credits: 296, credits_from: CreditSource::Answer, ..unpriced.clone() };
-    let figures = |ledger: &Ledger| {
+    let figures = |ledger: &Database| {
         [
             one(ledger, "SELECT count(*) FROM attempts"),
             one(ledger, "SELECT sum(credits) FROM attempts"),
@@ -127,10 +128,11 @@ fn a_price_that_comes_later_completes_the_record_once() {
     };
     write(&mut ledger, std::slice::from_ref(&unpriced));
     assert_eq!(figures(&ledger), [1, 0, 1, 1, 0, 1]);
-    let priced = |ledger: &mut Ledger, first: &[AttemptRecord], record: &AttemptRecord| {
+    let priced = |ledger: &mut Database, first: &[AttemptRecord], record: &AttemptRecord| {
         let mut sheet = sheet_of(first);
         sheet.price(record);
-        rows::commit(ledger, &[sheet], &[], Mirrored::Nothing, &mut Doubt::default(), NOW).unwrap();
+        rows::commit(ledger, &[sheet], &[], Mirrored::Nothing, &mut CommitUncertainty::default(), NOW)
+            .unwrap();
     };
     for _ in 0..2 {
         priced(&mut ledger, &[], &with_price);
@@ -167,7 +169,7 @@ fn a_price_that_comes_later_completes_the_record_once() {
 #[test]
 fn a_second_delivery_that_completes_nothing_leaves_no_series_behind() {
     let pool = pool();
-    let mut ledger = opened(&Place::Memory);
+    let mut ledger = opened(&DatabaseLocation::Memory);
     let priced = record_at(&pool, NOW, 7);
     assert_eq!(priced.credits_from, CreditSource::Answer);
     for _ in 0..2 {

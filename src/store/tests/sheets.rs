@@ -5,25 +5,25 @@ use rusqlite::params;
 use super::sums::{ALL, rows as found};
 use super::*;
 use crate::policy::affinity::{Kind, Named};
-use crate::pool::{Identity, Owners};
-use crate::proxy::{Name, Ownership};
-use crate::store::{chores, open, owners, schema};
+use crate::pool::{OwnerId, OwnershipIndex};
+use crate::proxy::{OwnershipUpdate, RecordId};
+use crate::store::{maintenance, open, owners, schema};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-fn opened(place: &Place) -> Ledger {
-    open::open(place, NOW, Look::Quick).unwrap().ledger
+fn opened(place: &DatabaseLocation) -> Database {
+    open::open(place, NOW, IntegrityCheck::Quick).unwrap().ledger
 }
 
-fn one(ledger: &Ledger, sql: &str) -> i64 {
+fn one(ledger: &Database, sql: &str) -> i64 {
     ledger.connection.query_row(sql, [], |row| row.get(0)).unwrap()
 }
 
-fn shared(ledger: &Ledger) -> i64 {
+fn shared(ledger: &Database) -> i64 {
     one(ledger, "SELECT coalesce(sum(attempts), 0) FROM attempt_sheets")
 }
 
-fn alone(ledger: &Ledger) -> i64 {
+fn alone(ledger: &Database) -> i64 {
     one(ledger, "SELECT count(*) FROM attempt_rows")
 }
 
@@ -45,8 +45,8 @@ fn all_kinds(pool: &Pool) -> Vec<AttemptRecord> {
             record_at(pool, later, 1),
             record_at(pool, UnixMs(0), 1),
             AttemptRecord { started_at: mad, ..record_at(pool, mad, 1) },
-            AttemptRecord { id: Name { at: NOW, count: (1 << 42) - 1, chance: u32::MAX }.id(), ..new() },
-            AttemptRecord { id: Name { at: NOW, count: 0, chance: 0 }.id(), ..new() },
+            AttemptRecord { id: RecordId { at: NOW, count: (1 << 42) - 1, chance: u32::MAX }.id(), ..new() },
+            AttemptRecord { id: RecordId { at: NOW, count: 0, chance: 0 }.id(), ..new() },
             // Not of its moment, and not of ours.
             AttemptRecord { id: AttemptRecord::name(later), ..new() },
             AttemptRecord { id: uuid::Uuid::nil(), ..new() },
@@ -62,7 +62,7 @@ fn all_kinds(pool: &Pool) -> Vec<AttemptRecord> {
 fn what_is_written_together_reads_as_if_each_were_written_by_itself() {
     let pool = pool();
     let records = all_kinds(&pool);
-    let (mut each, mut together) = (opened(&Place::Memory), opened(&Place::Memory));
+    let (mut each, mut together) = (opened(&DatabaseLocation::Memory), opened(&DatabaseLocation::Memory));
     for record in &records {
         write(&mut each, std::slice::from_ref(record), Mirrored::Nothing);
     }
@@ -87,7 +87,7 @@ fn few_have_rows_of_their_own_and_so_has_what_is_mirrored_one_by_one() {
         (16, Mirrored::Keys, 16),
         (16, Mirrored::KeysAndEvents, 0),
     ] {
-        let mut ledger = opened(&Place::Memory);
+        let mut ledger = opened(&DatabaseLocation::Memory);
         let records: Vec<_> = (0..count).map(|_| record(&pool, 1)).collect();
         write(&mut ledger, &records, mirrored);
         assert_eq!((shared(&ledger), alone(&ledger)), (expected, count - expected), "{count} {mirrored:?}");
@@ -98,13 +98,13 @@ fn few_have_rows_of_their_own_and_so_has_what_is_mirrored_one_by_one() {
 #[test]
 fn what_a_failed_commit_may_have_written_is_not_written_again() {
     let pool = pool();
-    let mut ledger = opened(&Place::Memory);
-    let mut doubt = Doubt::default();
-    let commit = |ledger: &mut Ledger, records: &[AttemptRecord], doubt: &mut Doubt| {
+    let mut ledger = opened(&DatabaseLocation::Memory);
+    let mut doubt = CommitUncertainty::default();
+    let commit = |ledger: &mut Database, records: &[AttemptRecord], doubt: &mut CommitUncertainty| {
         rows::commit(ledger, &[sheet_of(records)], &[], Mirrored::Nothing, doubt, NOW)
     };
     let records: Vec<_> = (0..300).map(|_| record(&pool, 1)).collect();
-    let total = |ledger: &Ledger| {
+    let total = |ledger: &Database| {
         let sums = "SELECT sum(attempts) FROM hours";
         (one(ledger, "SELECT count(*) FROM attempts"), one(ledger, sums))
     };
@@ -130,7 +130,7 @@ fn what_a_failed_commit_may_have_written_is_not_written_again() {
 #[test]
 fn they_go_with_the_hour_in_which_they_began() {
     let pool = pool();
-    let mut ledger = opened(&Place::Memory);
+    let mut ledger = opened(&DatabaseLocation::Memory);
     let settings = Settings { retention: Retention::of_days(1, 0), ..settings(8) };
     let at = |hours: u32| (0..20).map(|_| record_at(&pool, NOW.plus(HOUR * hours), 1)).collect::<Vec<_>>();
     write(&mut ledger, &[at(0), at(1), at(2)].concat(), Mirrored::Nothing);
@@ -138,7 +138,9 @@ fn they_go_with_the_hour_in_which_they_began() {
     assert_eq!((shared(&ledger), one(&ledger, "SELECT count(*) FROM attempt_sheets")), (260, 13));
     let edge = crate::policy::retention::hour_of(NOW).plus(HOUR * 24);
     let mut left = |now| {
-        let steps = (1..).find(|_| chores::step(&mut ledger, &settings, now).unwrap() == chores::Step::Done);
+        let steps = (1..).find(|_| {
+            maintenance::step(&mut ledger, &settings, now).unwrap() == maintenance::MaintenanceStep::Done
+        });
         (steps.unwrap() > 2, one(&ledger, "SELECT count(*) FROM attempts"))
     };
     assert_eq!(left(edge), (false, 260));
@@ -163,11 +165,11 @@ fn a_file_of_before_keeps_its_attempts_and_what_it_knows_of_identifiers() {
     ))
     .unwrap();
     old.execute_batch("BEGIN").unwrap();
-    let known = Owners::new(Keeping { identifiers_max: usize::MAX, ..KEEPING });
+    let known = OwnershipIndex::new(Keeping { identifiers_max: usize::MAX, ..KEEPING });
     let mut expected = Vec::new();
     for (log, kind) in [("owners_plentiful", Kind::HistoryItem), ("owners_passing", Kind::Request)] {
         for index in 0..3_000 {
-            let owner = Identity::of_word(["studio", "attic"][index % 2]);
+            let owner = OwnerId::of_word(["studio", "attic"][index % 2]);
             let at = NOW.plus(Duration::from_millis(index as u64 / 7));
             let lesson = known.learn(Named::new(kind, &index.to_string()), &owner, at).unwrap();
             let insert = format!(
@@ -202,8 +204,9 @@ fn a_file_of_before_keeps_its_attempts_and_what_it_knows_of_identifiers() {
     let pool = pool();
     let mut sheet = sheet_of(&(0..20).map(|_| record(&pool, 1)).collect::<Vec<_>>());
     let gone = Named::new(Kind::HistoryItem, "2999");
-    sheet.teach(vec![Ownership::Forgotten(gone)]);
-    rows::commit(&mut ledger, &[sheet], &[], Mirrored::Nothing, &mut Doubt::default(), NOW).unwrap();
+    sheet.record_ownership(vec![OwnershipUpdate::Forgotten(gone)]);
+    rows::commit(&mut ledger, &[sheet], &[], Mirrored::Nothing, &mut CommitUncertainty::default(), NOW)
+        .unwrap();
     assert_eq!(one(&ledger, "SELECT count(*) FROM attempts"), 22);
     expected.retain(|lesson| lesson.named != gone);
     assert!(owners::read(&ledger.connection).unwrap() == expected);

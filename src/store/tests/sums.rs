@@ -7,16 +7,16 @@ use rusqlite::Row;
 
 use super::*;
 use crate::policy::retention::hour_of;
-use crate::store::chores::{self, Step};
+use crate::store::maintenance::{self, MaintenanceStep};
 use crate::store::{open, owners, rows as written, schema};
 
 const HOUR: u64 = 3_600_000;
 
-fn opened(place: &Place) -> Ledger {
-    open::open(place, NOW, Look::Quick).unwrap().ledger
+fn opened(place: &DatabaseLocation) -> Database {
+    open::open(place, NOW, IntegrityCheck::Quick).unwrap().ledger
 }
 
-fn write(ledger: &mut Ledger, records: &[AttemptRecord]) {
+fn write(ledger: &mut Database, records: &[AttemptRecord]) {
     super::write(ledger, records, Mirrored::Nothing);
 }
 
@@ -93,8 +93,8 @@ proptest! {
         records in proptest::collection::vec(any_record(pool()), 1..60),
         batch in 1..40_usize,
     ) {
-        let (mut ledger, mut doubt) = (opened(&Place::Memory), Doubt::default());
-        let mut write = |records, doubt: &mut Doubt| {
+        let (mut ledger, mut doubt) = (opened(&DatabaseLocation::Memory), CommitUncertainty::default());
+        let mut write = |records, doubt: &mut CommitUncertainty| {
             written::commit(&mut ledger, &[sheet_of(records)], &[], Mirrored::Nothing, doubt, NOW).unwrap();
         };
         for records in records.chunks(batch) {
@@ -123,7 +123,7 @@ fn a_mad_record_does_not_keep_the_others_from_being_written() {
         total: Duration::MAX,
         ..record(&pool, u64::MAX)
     };
-    let mut ledger = opened(&Place::Memory);
+    let mut ledger = opened(&DatabaseLocation::Memory);
     for _ in 0..40 {
         write(&mut ledger, &[mad(), record(&pool, 1)]);
     }
@@ -134,9 +134,9 @@ fn a_mad_record_does_not_keep_the_others_from_being_written() {
 }
 
 /// Does what is due, to its end; returns how many steps that took.
-fn all_chores(ledger: &mut Ledger, retention: &Retention, now: UnixMs) -> usize {
+fn all_chores(ledger: &mut Database, retention: &Retention, now: UnixMs) -> usize {
     let settings = Settings { retention: *retention, ..settings(8) };
-    (1..1_000).find(|_| chores::step(ledger, &settings, now).unwrap() == Step::Done).unwrap()
+    (1..1_000).find(|_| maintenance::step(ledger, &settings, now).unwrap() == MaintenanceStep::Done).unwrap()
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn old_records_go_in_small_steps_and_the_file_shrinks() {
 
 #[test]
 fn without_a_bound_nothing_goes() {
-    let mut ledger = opened(&Place::Memory);
+    let mut ledger = opened(&DatabaseLocation::Memory);
     let pool = pool();
     write(&mut ledger, &[record(&pool, 1)]);
     assert_eq!(all_chores(&mut ledger, &Retention::of_days(0, 0), UnixMs(u64::MAX)), 1);
@@ -313,7 +313,7 @@ fn attempts_of_an_older_file_read_as_they_did() {
 
 /// What a client has used by the file, in the present day, month and for ever.
 #[track_caller]
-fn check_used(ledger: &Ledger, requests: [u64; 3], credits: [u64; 3]) {
+fn check_used(ledger: &Database, requests: [u64; 3], credits: [u64; 3]) {
     let used = crate::store::read::used(&ledger.connection, NOW).unwrap();
     let [only] = used.as_slice() else { panic!("{used:?}") };
     assert_eq!((only.requests, only.credits), (requests, credits));
@@ -321,7 +321,7 @@ fn check_used(ledger: &Ledger, requests: [u64; 3], credits: [u64; 3]) {
 
 #[test]
 fn a_client_has_used_what_its_attempts_took_from_its_quota() {
-    let (pool, mut ledger) = (pool(), opened(&Place::Memory));
+    let (pool, mut ledger) = (pool(), opened(&DatabaseLocation::Memory));
     let took = |at, requests, credits, replaced| AttemptRecord {
         quota: QuotaCharge { requests, credits, replaced },
         status: Some(500),
@@ -339,9 +339,17 @@ fn a_client_has_used_what_its_attempts_took_from_its_quota() {
     let quota = QuotaCharge { requests: 1, credits: 296, replaced: 800 };
     let priced = AttemptRecord { credits_from: CreditSource::Answer, credits: 296, quota, ..unpriced };
     for _ in 0..2 {
-        let mut sheet = Sheet::default();
+        let mut sheet = UsageBatch::default();
         sheet.price(&priced);
-        written::commit(&mut ledger, &[sheet], &[], Mirrored::Nothing, &mut Doubt::default(), NOW).unwrap();
+        written::commit(
+            &mut ledger,
+            &[sheet],
+            &[],
+            Mirrored::Nothing,
+            &mut CommitUncertainty::default(),
+            NOW,
+        )
+        .unwrap();
         check_used(&ledger, [4, 4, 5], [366, 366, 371]);
     }
 }

@@ -2,14 +2,14 @@
 
 use super::*;
 use crate::policy::affinity::{Kind, Named};
-use crate::pool::{Identity, Owners};
-use crate::proxy::Ownership;
+use crate::pool::{OwnerId, OwnershipIndex};
+use crate::proxy::OwnershipUpdate;
 
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 
-fn learned(owners: &Owners, kind: Kind, id: &str, now: UnixMs) -> Ownership {
-    let studio = Identity::of_word("studio");
-    Ownership::Learned(owners.learn(Named::new(kind, id), &studio, now).unwrap())
+fn learned(owners: &OwnershipIndex, kind: Kind, id: &str, now: UnixMs) -> OwnershipUpdate {
+    let studio = OwnerId::of_word("studio");
+    OwnershipUpdate::Learned(owners.learn(Named::new(kind, id), &studio, now).unwrap())
 }
 
 fn count(connection: &Connection, class: u8) -> i64 {
@@ -23,19 +23,23 @@ async fn what_was_learned_is_read_back_and_what_was_forgotten_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let (place, path) = place(folder.path());
     let pool = pool();
-    let owners = Owners::new(KEEPING);
+    let owners = OwnershipIndex::new(KEEPING);
     let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), settings(8)).unwrap();
     let changes = vec![
         learned(&owners, Kind::Voice, "canary-of-a-voice", NOW),
         learned(&owners, Kind::Token, "sutkn_canary", NOW),
         learned(&owners, Kind::Agent, "gone", NOW),
     ];
-    books.place().await.unwrap().teach(changes);
-    books.place().await.unwrap().teach(vec![Ownership::Forgotten(Named::new(Kind::Agent, "gone"))]);
+    books.place().await.unwrap().record_ownership(changes);
+    books
+        .place()
+        .await
+        .unwrap()
+        .record_ownership(vec![OwnershipUpdate::Forgotten(Named::new(Kind::Agent, "gone"))]);
     drop(books);
     assert_eq!(writing.ended(WAIT_MAX).await, 0);
 
-    let next = Owners::new(KEEPING);
+    let next = OwnershipIndex::new(KEEPING);
     next.restore(Store::open(&place, NOW).unwrap().owners().unwrap(), NOW);
     assert_eq!(next.count(), 2);
     let found = next.find(&Named::new(Kind::Voice, "canary-of-a-voice"), NOW).unwrap();
@@ -48,7 +52,7 @@ async fn what_was_learned_is_read_back_and_what_was_forgotten_is_not() {
 
 #[test]
 fn a_row_that_says_nothing_sensible_is_as_good_as_none() {
-    let store = Store::open(&Place::Memory, NOW).unwrap();
+    let store = Store::open(&DatabaseLocation::Memory, NOW).unwrap();
     let odd =
         "INSERT INTO owners VALUES (x'00', 'voice', 0, 'w', 1, 1), (zeroblob(16), 'spell', 0, 'w', 1, 1),
         (randomblob(16), 'voice', 0, 'w', -1, 1)";
@@ -60,8 +64,8 @@ fn a_row_that_says_nothing_sensible_is_as_good_as_none() {
 fn the_oldest_go_in_small_steps_and_each_class_has_its_room() {
     let folder = tempfile::tempdir().unwrap();
     let (place, _) = place(folder.path());
-    let mut ledger = open::open(&place, NOW, Look::Quick).unwrap().ledger;
-    let owners = Owners::new(Keeping { identifiers_max: usize::MAX, ..KEEPING });
+    let mut ledger = open::open(&place, NOW, IntegrityCheck::Quick).unwrap().ledger;
+    let owners = OwnershipIndex::new(Keeping { identifiers_max: usize::MAX, ..KEEPING });
     let mut changes = Vec::new();
     for index in 0..40_000 {
         let at = NOW.plus(Duration::from_millis(index));
@@ -72,8 +76,12 @@ fn the_oldest_go_in_small_steps_and_each_class_has_its_room() {
     }
     rewrite(&mut ledger, changes, NOW);
     let settings = settings(8);
-    let all_chores = |ledger: &mut Ledger, now| {
-        (1..1_000).find(|_| chores::step(ledger, &settings, now).unwrap() == chores::Step::Done).unwrap()
+    let all_chores = |ledger: &mut Database, now| {
+        (1..1_000)
+            .find(|_| {
+                maintenance::step(ledger, &settings, now).unwrap() == maintenance::MaintenanceStep::Done
+            })
+            .unwrap()
     };
     assert!(all_chores(&mut ledger, NOW) > 3, "a part of it at a time");
     assert_eq!((count(&ledger.connection, 0), count(&ledger.connection, 2)), (100, 1_000));
@@ -86,35 +94,35 @@ fn the_oldest_go_in_small_steps_and_each_class_has_its_room() {
 
 #[test]
 fn the_newest_of_too_many_stay() {
-    let mut store = Store::open(&Place::Memory, NOW).unwrap();
-    let owners = Owners::new(Keeping { identifiers_max: usize::MAX, ..KEEPING });
+    let mut store = Store::open(&DatabaseLocation::Memory, NOW).unwrap();
+    let owners = OwnershipIndex::new(Keeping { identifiers_max: usize::MAX, ..KEEPING });
     let changes: Vec<_> = (0..1_500)
         .map(|index| learned(&owners, Kind::HistoryItem, &format!("h{index}"), UnixMs(NOW.0 + index)))
         .collect();
     let ledger = store.ledger.as_mut().unwrap();
     rewrite(ledger, changes, NOW);
-    while chores::step(ledger, &settings(8), NOW).unwrap() == chores::Step::More {}
+    while maintenance::step(ledger, &settings(8), NOW).unwrap() == maintenance::MaintenanceStep::More {}
     let connection = &ledger.connection;
     assert_eq!(count(connection, 1), 1_000);
     let oldest = crate::store::owners::read(connection).unwrap()[0].used_at;
     assert_eq!(oldest.0, NOW.0 + 500);
 }
 
-fn rewrite(ledger: &mut Ledger, changes: Vec<Ownership>, now: UnixMs) {
-    let mut sheet = Sheet::default();
-    sheet.teach(changes);
-    rows::commit(ledger, &[sheet], &[], Mirrored::Nothing, &mut Doubt::default(), now).unwrap();
+fn rewrite(ledger: &mut Database, changes: Vec<OwnershipUpdate>, now: UnixMs) {
+    let mut sheet = UsageBatch::default();
+    sheet.record_ownership(changes);
+    rows::commit(ledger, &[sheet], &[], Mirrored::Nothing, &mut CommitUncertainty::default(), now).unwrap();
 }
 
-fn read(ledger: &Ledger) -> Vec<(Kind, UnixMs)> {
+fn read(ledger: &Database) -> Vec<(Kind, UnixMs)> {
     let lessons = crate::store::owners::read(&ledger.connection).unwrap();
     lessons.iter().map(|lesson| (lesson.named.kind, lesson.used_at)).collect()
 }
 
 #[test]
 fn of_what_comes_with_every_request_the_last_word_counts() {
-    let mut ledger = open::open(&Place::Memory, NOW, Look::Quick).unwrap().ledger;
-    let owners = Owners::new(KEEPING);
+    let mut ledger = open::open(&DatabaseLocation::Memory, NOW, IntegrityCheck::Quick).unwrap().ledger;
+    let owners = OwnershipIndex::new(KEEPING);
     let later = NOW.plus(DAY * 2);
     for (id, at) in [("a", NOW), ("b", NOW), ("a", later)] {
         let change = learned(&owners, Kind::HistoryItem, id, at);
@@ -122,19 +130,23 @@ fn of_what_comes_with_every_request_the_last_word_counts() {
     }
     let expected = [(Kind::HistoryItem, NOW), (Kind::HistoryItem, later)];
     assert_eq!((read(&ledger), count(&ledger.connection, 1)), (expected.to_vec(), 3));
-    rewrite(&mut ledger, vec![Ownership::Forgotten(Named::new(Kind::HistoryItem, "b"))], later);
+    rewrite(&mut ledger, vec![OwnershipUpdate::Forgotten(Named::new(Kind::HistoryItem, "b"))], later);
     assert_eq!((read(&ledger), count(&ledger.connection, 1)), (expected[1..].to_vec(), 4));
 
     // Tidied at first, and then once an hour: what was overtaken pushes nothing out for long.
     let mut chores = |now| {
-        while chores::step(&mut ledger, &settings(8), now).unwrap() == chores::Step::More {}
+        while maintenance::step(&mut ledger, &settings(8), now).unwrap() == maintenance::MaintenanceStep::More
+        {
+        }
         (read(&ledger), count(&ledger.connection, 1))
     };
     assert_eq!(chores(later), (expected[1..].to_vec(), 1));
     let change = learned(&owners, Kind::HistoryItem, "a", later.plus(DAY));
     rewrite(&mut ledger, vec![change], later.plus(DAY));
     let mut chores = |now| {
-        while chores::step(&mut ledger, &settings(8), now).unwrap() == chores::Step::More {}
+        while maintenance::step(&mut ledger, &settings(8), now).unwrap() == maintenance::MaintenanceStep::More
+        {
+        }
         count(&ledger.connection, 1)
     };
     assert_eq!(chores(later.plus(Duration::from_secs(3_599))), 2);
@@ -149,11 +161,11 @@ fn too_many_go_before_the_next_round_of_chores() {
     let (mut writer, _) = super::faults::writer(&place, &pool(), 8);
     let now = crate::clock::instant();
     writer.work(now);
-    let owners = Owners::new(Keeping { identifiers_max: usize::MAX, ..KEEPING });
+    let owners = OwnershipIndex::new(Keeping { identifiers_max: usize::MAX, ..KEEPING });
     let at = crate::clock::now();
     let changes = (0..20_001).map(|index| learned(&owners, Kind::Request, &format!("r{index}"), at));
-    let mut sheet = Sheet::default();
-    sheet.teach(changes.collect());
+    let mut sheet = UsageBatch::default();
+    sheet.record_ownership(changes.collect());
     writer.take(sheet);
     let counts: Vec<i64> = (0..20)
         .map(|_| {

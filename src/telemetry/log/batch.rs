@@ -1,6 +1,6 @@
 //! What is to be written, in the order in which it was said, before it is put into words.
 
-use crate::telemetry::ended::Ended;
+use crate::telemetry::ended::AccessLogEntry;
 use crate::telemetry::line::Form;
 
 #[derive(Debug, Default)]
@@ -14,7 +14,7 @@ pub(super) struct Batch {
 enum Entry {
     /// A line, so long.
     Line(usize),
-    Ended(Ended<usize>),
+    Ended(AccessLogEntry<usize>),
 }
 
 impl Batch {
@@ -23,7 +23,7 @@ impl Batch {
         self.entries.push(Entry::Line(line.len()));
     }
 
-    pub(super) fn add_ended(&mut self, ended: &Ended<&str>) {
+    pub(super) fn add_ended(&mut self, ended: &AccessLogEntry<&str>) {
         let packed = ended.packed(&mut self.texts);
         self.entries.push(Entry::Ended(packed));
     }
@@ -50,18 +50,18 @@ impl Batch {
     }
 
     /// To be told from its begin.
-    pub(super) fn told(&self) -> Told<'_> {
-        Told { entries: self.entries.iter(), texts: &self.texts }
+    pub(super) fn told(&self) -> BatchStatus<'_> {
+        BatchStatus { entries: self.entries.iter(), texts: &self.texts }
     }
 }
 
 /// What is left to be told of a batch.
-pub(super) struct Told<'a> {
+pub(super) struct BatchStatus<'a> {
     entries: std::slice::Iter<'a, Entry>,
     texts: &'a [u8],
 }
 
-impl Told<'_> {
+impl BatchStatus<'_> {
     /// Appends the next line; false when there is none.
     pub(super) fn append(&mut self, text: &mut Vec<u8>, form: Form) -> bool {
         match self.entries.next() {

@@ -1,11 +1,11 @@
 //! The rows of agents and of the account itself: orders, tokens, cursors.
 
 use super::super::kind::Kind;
-use super::{ROW, Row};
+use super::{ROW, ResourceRow};
 
 #[rustfmt::skip] // a table
-pub(super) static ROWS: &[Row] = &[
-    Row {
+pub(super) static ROWS: &[ResourceRow] = &[
+    ResourceRow {
         resource: "agent",
         paths: &[
             "convai/agents/{agent}", "convai/agent/{agent}", "convai/agents/*/branches/{agent branch}",
@@ -30,7 +30,7 @@ pub(super) static ROWS: &[Row] = &[
         ],
         ..ROW
     },
-    Row {
+    ResourceRow {
         resource: "conversation",
         paths: &["convai/conversations/{conversation}"],
         query: &[("conversation_id", Kind::Conversation), ("parent_conversation_id", Kind::Conversation)],
@@ -53,7 +53,7 @@ pub(super) static ROWS: &[Row] = &[
         ],
         ..ROW
     },
-    Row {
+    ResourceRow {
         resource: "phone number",
         paths: &["convai/phone-numbers/{phone number}", "convai/whatsapp-accounts/{phone number}"],
         body: &[
@@ -64,7 +64,7 @@ pub(super) static ROWS: &[Row] = &[
         lists: &[(&["convai/phone-numbers", "convai/whatsapp-accounts"], &[("phone_number_id", Kind::PhoneNumber)])],
         ..ROW
     },
-    Row {
+    ResourceRow {
         resource: "knowledge base",
         paths: &[
             "convai/knowledge-base/{document}", "convai/knowledge-base/crawl/{document}",
@@ -88,7 +88,7 @@ pub(super) static ROWS: &[Row] = &[
         lists: &[(&["convai/knowledge-base"], &[("documents.id", Kind::Document)])],
         ..ROW
     },
-    Row {
+    ResourceRow {
         resource: "tool / MCP server / secret / env var / test",
         paths: &[
             "convai/tools/{tool}", "convai/mcp-servers/{tool server}", "convai/secrets/{secret}",
@@ -117,7 +117,7 @@ pub(super) static ROWS: &[Row] = &[
         ],
         ..ROW
     },
-    Row {
+    ResourceRow {
         resource: "batch call",
         paths: &["convai/batch-calling/{batch call}"],
         body: &[("batch_id", Kind::Batch)],
@@ -125,14 +125,14 @@ pub(super) static ROWS: &[Row] = &[
         lists: &[(&["convai/batch-calling/workspace"], &[("batch_calls.id", Kind::Batch)])],
         ..ROW
     },
-    Row {
+    ResourceRow {
         resource: "speech engine",
         paths: &["speech-engine/{speech engine}"],
         made: &[(&["speech-engine"], &[(".speech_engine_id", Kind::SpeechEngine)])],
         lists: &[(&["speech-engine"], &[("speech_engine_id", Kind::SpeechEngine)])],
         ..ROW
     },
-    Row {
+    ResourceRow {
         resource: "productions",
         paths: &[
             "productions/orders/{order}", "productions/orders/*/media/{order media}",
@@ -148,7 +148,7 @@ pub(super) static ROWS: &[Row] = &[
         ..ROW
     },
     // Denied by default, and then nobody comes so far.
-    Row {
+    ResourceRow {
         resource: "workspace webhook / service account / key / group",
         paths: &["workspace/webhooks/{webhook}"],
         body: &[("webhook_id", Kind::Webhook), ("webhook_ids", Kind::Webhook)],
@@ -156,7 +156,7 @@ pub(super) static ROWS: &[Row] = &[
         lists: &[(&["workspace/webhooks"], &[("webhooks.webhook_id", Kind::Webhook)])],
         ..ROW
     },
-    Row {
+    ResourceRow {
         resource: "single-use token",
         query: &[("token", Kind::Token), ("single_use_token", Kind::Token)],
         body: &[("single_use_token", Kind::Token)],
@@ -166,7 +166,7 @@ pub(super) static ROWS: &[Row] = &[
         ],
         ..ROW
     },
-    Row {
+    ResourceRow {
         resource: "signed URL",
         query: &[("conversation_signature", Kind::Signature)],
         lists: &[(&["convai/conversation/get-signed-url", "convai/conversation/get_signed_url"], &[
@@ -174,7 +174,7 @@ pub(super) static ROWS: &[Row] = &[
         ])],
         ..ROW
     },
-    Row {
+    ResourceRow {
         resource: "list cursor",
         query: &[
             ("next_page_token", Kind::Cursor), ("page_token", Kind::Cursor), ("cursor", Kind::Cursor),

@@ -1,0 +1,268 @@
+//! What a program is made of, and how a configuration becomes that.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderName;
+
+use super::https::Https;
+use crate::body::budget::{BufferBudget, BufferLimits};
+use crate::config::{BaseUrl, ClientConfig, Config, KeyConfig, ServerConfig, TlsChoice};
+use crate::policy::affinity::Keeping;
+use crate::policy::authority::Authority;
+use crate::policy::client::{AnonymousAccess, Client, ClientName, Clients};
+use crate::policy::headers::Forwarded;
+use crate::policy::min_rate::{self, MinRate};
+use crate::policy::origin::AccessRules;
+use crate::policy::retention::Retention;
+use crate::{mirror, poller, pool, proxy, server, store, upstream};
+
+/// Everything that [`start`](super::start) needs.
+#[derive(Clone, Debug)]
+pub struct AppConfig {
+    /// Who may ask.
+    pub clients: Clients,
+    /// Which names are ours, and which pages may speak to us.
+    pub doors: AccessRules,
+    /// What stands before every path.
+    pub base_path: String,
+    /// The keys, in pool order.
+    pub keys: Vec<pool::KeyEntry>,
+    /// How the pool behaves.
+    pub pool: pool::Settings,
+    /// Where the provider is.
+    pub authority: Authority,
+    /// A file of authorities that are trusted beside the web's.
+    pub ca_file: Option<PathBuf>,
+    /// How its connections behave.
+    pub upstream: upstream::Settings,
+    /// Bounds of a request's way.
+    pub proxy: proxy::Limits,
+    /// Where certificates for clients come from.
+    pub https: Https,
+    /// Bounds of the listener.
+    pub server: server::Limits,
+    /// How long kept connections without a request stay open when the program ends.
+    pub drain_idle_timeout: Duration,
+    /// Threads that serve connections; 0 for one a core.
+    pub workers: usize,
+    /// How quotas are asked for; `None` for not at all.
+    pub watch: Option<poller::Settings>,
+    /// Where the books are kept.
+    pub books: store::DatabaseLocation,
+    /// How they are kept.
+    pub store: store::Settings,
+    /// Where they are mirrored; `None` for nowhere.
+    pub mirror: Option<mirror::Settings>,
+}
+
+impl AppConfig {
+    /// The parts that a configuration asks for.
+    ///
+    /// # Errors
+    ///
+    /// When a head cannot carry the upstream's host.
+    pub fn of(config: Config) -> Result<Self, http::Error> {
+        let https = https_of(&config);
+        let mirror = mirror_of(&config);
+        let Config {
+            server,
+            upstream,
+            pool,
+            retry,
+            quota_polling,
+            storage,
+            supabase,
+            affinity,
+            websocket,
+            access,
+            keys,
+            clients,
+            ..
+        } = config;
+        let max_requests_per_client = share_of_requests(&server, clients.len());
+        let rate = |bytes| MinRate { bytes_per_second: u32::try_from(bytes).unwrap_or(u32::MAX) };
+        let body_min_rate = rate(server.min_request_body_rate);
+        let clients = clients.into_iter().map(|ClientConfig { name, token, rules }| {
+            (Client { name: ClientName::new(&name), rules }, token)
+        });
+        let strangers =
+            if access.bring_your_own_key { AnonymousAccess::BringKeys } else { AnonymousAccess::Refused };
+        let keys = keys.into_iter().map(|key| {
+            let KeyConfig { key, name, workspace, base_url, weight, reserve_credits } = key;
+            let authority = base_url.as_ref().map(authority_of).transpose()?.map(Arc::new);
+            let kept_credits = reserve_credits.unwrap_or(pool.reserve_credits as u64);
+            Ok(pool::KeyEntry { key, name, workspace, authority, found_region: None, weight, kept_credits })
+        });
+        let regions = upstream.regions();
+        let regions = regions.iter().map(|url| authority_of(url).map(Arc::new));
+        let regions: Arc<[Arc<Authority>]> = regions.collect::<Result<_, _>>()?;
+        Ok(Self {
+            clients: Clients::new(clients.collect(), strangers),
+            base_path: server.base_path.to_string(),
+            doors: AccessRules { hosts: access.hosts, origins: access.origins },
+            keys: keys.collect::<Result<_, http::Error>>()?,
+            pool: pool::Settings {
+                strategy: pool.strategy.0,
+                wait_max: pool.queue_timeout,
+                waiting_max: pool.max_queued,
+                near_limit_ratio: pool.near_limit_ratio,
+                rate_limited_cooldown: pool.rate_limited_cooldown,
+                concurrency_cooldown: pool.concurrency_cooldown,
+                exhausted_cooldown: pool.exhausted_cooldown,
+                billing_cooldown: pool.billing_cooldown,
+                invalid_confirm: pool.invalid_confirm_cooldown,
+                invalid_cooldown: pool.invalid_cooldown,
+                permission_cooldown: pool.permission_cooldown,
+                feature_cooldown: pool.feature_cooldown,
+                endpoint_cooldown: pool.endpoint_cooldown,
+                unproven_cooldown: pool.unproven_cooldown,
+                max_retry_after: pool.max_retry_after,
+                probe_after: pool.probe_after,
+                quota_lag: quota_polling.quota_lag,
+            },
+            ca_file: upstream.ca_file,
+            authority: authority_of(&upstream.base_url)?,
+            upstream: upstream::Settings {
+                connect_max: upstream.connect_timeout,
+                first_byte_max: upstream.response_timeout,
+                stream_idle_max: upstream.stream_idle_timeout,
+                body_idle_max: server.request_body_timeout,
+                body_min_rate,
+                idle_connections_max: upstream.max_idle_connections,
+                idle_max: upstream.keepalive_timeout,
+                connection_age_max: upstream.max_connection_duration,
+            },
+            proxy: proxy::Limits {
+                requests_max: server.max_requests,
+                max_requests_per_client,
+                unpriced_credits: access.unpriced_credits as u64,
+                max_unpriced_requests: u32::try_from(access.max_unpriced_requests).unwrap_or(u32::MAX),
+                body_idle_max: server.request_body_timeout,
+                body_min_rate,
+                attempts_max: u32::try_from(retry.max_attempts).unwrap_or(u32::MAX),
+                replay_max: retry.timeout,
+                error_body_bytes_max: retry.max_error_body_size,
+                error_body_max: retry.error_body_timeout,
+                foresee_max: pool.cost_estimate_timeout,
+                denies_dangerous: access.block_admin_endpoints,
+                owned_bytes_max: affinity.max_response_scan_size,
+                not_found_ttl: affinity.not_found_ttl,
+                redacts: access.redact,
+                forwarded: Forwarded::of(
+                    access.forward_headers.iter().filter_map(|name| HeaderName::try_from(name).ok()),
+                ),
+                socket_base: websocket.signed_url_base.url().map(Into::into),
+                sockets: proxy::SocketBounds {
+                    idle_max: websocket.idle_timeout,
+                    lifetime_max: websocket.max_session_duration,
+                    opening_bytes_max: websocket.replay_buffer,
+                    frame_bytes_max: websocket.max_buffered_message_size,
+                    quiet_max: websocket.speech_idle_timeout,
+                    introduction_max: websocket.auth_message_timeout,
+                    session_buffer_max: websocket.max_session_buffer,
+                    close_max: websocket.close_timeout,
+                    quota_check_interval: websocket.quota_check_interval,
+                },
+                buffers: BufferBudget::new(&BufferLimits {
+                    memory_bytes_max: retry.buffer_size as u64,
+                    memory_total_bytes_max: retry.max_total_buffer_size as u64,
+                    disk_bytes_max: retry.spill_size as u64,
+                    disk_total_bytes_max: retry.max_total_spill_size as u64,
+                    disk_free_percent_min: retry.min_disk_free_percent as u64,
+                    directory: retry.spill_directory,
+                }),
+            },
+            https,
+            server: server::Limits {
+                head_read_max: server.request_headers_timeout,
+                keepalive_timeout: server.keepalive_timeout,
+                linger_timeout: server.linger_timeout,
+                linger_bytes_max: server.max_linger_size as u64,
+                write_idle_max: server.send_timeout,
+                response_min_rate: rate(server.min_response_rate),
+                response_grace: min_rate::GRACE,
+                head_bytes_max: server.max_request_headers_size,
+                connections_max: server.max_connections,
+                rest_after: server::REST_AFTER,
+            },
+            drain_idle_timeout: server.drain_idle_timeout,
+            workers: server.workers,
+            watch: quota_polling.enabled.then_some(poller::Settings {
+                interval: quota_polling.interval,
+                answer_max: quota_polling.timeout,
+                regions,
+            }),
+            books: match storage.file() {
+                Some(path) => store::DatabaseLocation::File(path.to_owned()),
+                None => store::DatabaseLocation::Memory,
+            },
+            store: store::Settings {
+                queue_max: storage.max_queued_records,
+                commit_interval: storage.commit_interval,
+                retention: Retention {
+                    attempts: unless_zero(storage.attempts_retention),
+                    hours: unless_zero(storage.hourly_retention),
+                },
+                mirrored: match (&mirror, supabase.events) {
+                    (None, _) => store::Mirrored::Nothing,
+                    (Some(_), false) => store::Mirrored::Keys,
+                    (Some(_), true) => store::Mirrored::KeysAndEvents,
+                },
+                owners: Keeping {
+                    identifiers_max: affinity.max_identifiers,
+                    kept: unless_zero(affinity.retention),
+                },
+            },
+            mirror,
+        })
+    }
+}
+
+/// The retention, which zero switches off.
+fn unless_zero(retention: Duration) -> Option<Duration> {
+    (!retention.is_zero()).then_some(retention)
+}
+
+/// How many requests a client without a limit of its own may have under way: of several clients, none can take
+/// all that the server serves at once.
+fn share_of_requests(server: &ServerConfig, clients: usize) -> u32 {
+    let share = match (server.max_requests_per_client, clients) {
+        (0, 0 | 1) => server.max_requests,
+        (0, _) => server.max_requests.div_ceil(2),
+        (max, _) => max,
+    };
+    u32::try_from(share).unwrap_or(u32::MAX)
+}
+
+fn mirror_of(config: &Config) -> Option<mirror::Settings> {
+    let supabase = &config.supabase;
+    let (url, key) = supabase.target()?;
+    Some(mirror::Settings {
+        base_url: url.to_string(),
+        key: key.clone(),
+        interval: supabase.interval,
+        batch_rows_max: supabase.max_batch_rows,
+        connect_max: supabase.connect_timeout,
+        answer_max: supabase.request_timeout,
+        retry_max: supabase.max_retry_delay,
+        pause: supabase.setup_error_delay,
+        final_push_max: supabase.final_push_timeout,
+    })
+}
+
+fn https_of(config: &Config) -> Https {
+    match (config.server.tls.choice(), &config.certificate) {
+        (TlsChoice::Files, Some(certificate)) => Https::Given(certificate.clone()),
+        // Files without a certificate in them are a mistake that was told.
+        (TlsChoice::Files, None) | (TlsChoice::Off, _) => Https::Off,
+        (TlsChoice::Auto, _) => {
+            Https::Authority { place: config.authority_place(), hosts: config.access.hosts.clone() }
+        }
+    }
+}
+
+fn authority_of(url: &BaseUrl) -> Result<Authority, http::Error> {
+    Authority::new(url.scheme(), url.host(), url.port(), url.path_prefix())
+}

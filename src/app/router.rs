@@ -1,0 +1,73 @@
+//! Who comes in, and which requests are ours and which are the provider's.
+
+use std::sync::Arc;
+
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+
+use crate::admin::Admin;
+use crate::clock;
+use crate::policy::headers::forbid_sniffing;
+use crate::policy::origin::{self, RequestOrigin};
+use crate::proxy::{Proxy, ProxyResponse, ResponseBody};
+use crate::server::{Reply, Service, Session};
+
+/// The admin's pages before the proxy.
+#[derive(Clone, Debug)]
+pub(super) struct Router(Arc<RouterParts>);
+
+#[derive(Debug)]
+struct RouterParts {
+    admin: Arc<Admin>,
+    proxy: Arc<Proxy>,
+}
+
+impl Router {
+    pub(super) fn new(admin: Admin, proxy: Proxy) -> Self {
+        Self(Arc::new(RouterParts { admin: Arc::new(admin), proxy: Arc::new(proxy) }))
+    }
+
+    /// The same front for one of so many cores.
+    pub(super) fn for_core(&self, cores: usize) -> Self {
+        let RouterParts { admin, proxy } = &*self.0;
+        let (admin, proxy) = (Arc::clone(admin), Arc::new(proxy.for_core(cores)));
+        Self(Arc::new(RouterParts { admin, proxy }))
+    }
+}
+
+impl Service for Router {
+    type Body = ResponseBody;
+
+    async fn answer(&self, mut request: Request<Incoming>) -> Reply<ResponseBody> {
+        let RouterParts { admin, proxy } = &*self.0;
+        let visit = match proxy.admit(&mut request) {
+            Ok(visit) => visit,
+            Err(refusal) => return (*refusal).into(),
+        };
+        if let RequestOrigin::Preflight(origin) = &visit {
+            let mut answer = Response::new(ResponseBody::Ours(Full::default()));
+            (*answer.status_mut(), *answer.headers_mut()) = origin::permit(request.headers(), origin);
+            return answer.into();
+        }
+        let mut session = None;
+        let mut answer = match admin.answer(request.method(), request.uri(), request.headers(), clock::now())
+        {
+            Some(mut page) => {
+                forbid_sniffing(page.headers_mut());
+                page.map(|body| ResponseBody::Ours(Full::new(body)))
+            }
+            None => {
+                let ProxyResponse { answer, socket } = proxy.exchange(request).await;
+                session = socket.map(|socket| -> Session {
+                    Box::new(|stream, early| Box::pin(socket.run(stream, early)))
+                });
+                answer
+            }
+        };
+        if let RequestOrigin::Page(origin) = &visit {
+            origin::open(answer.headers_mut(), origin);
+        }
+        Reply { answer, session }
+    }
+}

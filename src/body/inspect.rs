@@ -1,0 +1,285 @@
+//! A look at an answer while it is relayed: what passes is copied up to a bound, and the end of the
+//! body waits until the copy has been read. What a client may name in its next request is then known
+//! before the client can name it.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+
+use super::budget::BufferShare;
+
+/// Reads the copy of a body.
+pub trait BodyInspector: Send + 'static {
+    /// All of the body has come, and this is it. Not called for a body that is larger than the bound, finds
+    /// no memory for its copy, or breaks off.
+    fn inspect(self, body: &[u8]);
+}
+
+/// A body of which a copy is made.
+///
+/// The last frame that has come waits for the next one or for the end: whoever has read all of the
+/// body comes after [`BodyInspector::inspect`]. Past the bound nothing waits.
+///
+/// # Cancel safety
+///
+/// Dropping it forgets the copy, and nobody is told.
+pub struct Inspect<B, L> {
+    body: B,
+    listener: Option<L>,
+    copy: Vec<u8>,
+    bytes_max: usize,
+    /// The memory of the copy.
+    share: BufferShare,
+    waiting: Option<Frame<Bytes>>,
+    is_over: bool,
+}
+
+impl<B: Body<Data = Bytes>, L: BodyInspector> Inspect<B, L> {
+    /// Relays `body`; `listener` hears it, if it is not larger than `bytes_max` and `share` covers it.
+    pub fn new(body: B, listener: Option<L>, bytes_max: usize, share: BufferShare) -> Self {
+        let is_too_large = body.size_hint().lower() > bytes_max as u64;
+        let listener = listener.filter(|_| bytes_max > 0 && !is_too_large);
+        Self { body, listener, copy: Vec::new(), bytes_max, share, waiting: None, is_over: false }
+    }
+
+    fn copy(&mut self, data: &[u8]) {
+        let bytes = self.copy.len() + data.len();
+        // What is missing of the copy grows by doubling.
+        let room = if bytes > self.copy.capacity() { bytes.max(2 * self.copy.capacity()) } else { bytes };
+        if bytes <= self.bytes_max && self.share.cover(room) {
+            self.copy.extend_from_slice(data);
+        } else {
+            self.forget();
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn copied_bytes(&self) -> usize {
+        self.copy.capacity()
+    }
+
+    fn forget(&mut self) {
+        (self.listener, self.copy) = (None, Vec::new());
+        self.share.shrink(0);
+    }
+
+    fn tell(&mut self) {
+        if let Some(listener) = self.listener.take() {
+            listener.inspect(&std::mem::take(&mut self.copy));
+            self.share.shrink(0);
+        }
+    }
+}
+
+impl<B, L> Body for Inspect<B, L>
+where
+    B: Body<Data = Bytes> + Unpin,
+    L: BodyInspector + Unpin,
+{
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = &mut *self;
+        loop {
+            if this.listener.is_none() {
+                if let Some(frame) = this.waiting.take() {
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+                return if this.is_over {
+                    Poll::Ready(None)
+                } else {
+                    Pin::new(&mut this.body).poll_frame(cx)
+                };
+            }
+            match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+                None => {
+                    this.is_over = true;
+                    this.tell();
+                }
+                // What waits is lost with the rest: a document that broke off is of no use.
+                Some(Err(error)) => {
+                    this.forget();
+                    (this.waiting, this.is_over) = (None, true);
+                    return Poll::Ready(Some(Err(error)));
+                }
+                Some(Ok(frame)) => {
+                    match frame.data_ref() {
+                        Some(data) => this.copy(data),
+                        // Trailers are the end.
+                        None => this.tell(),
+                    }
+                    if this.body.is_end_stream() {
+                        this.tell();
+                    }
+                    if let Some(before) = this.waiting.replace(frame) {
+                        return Poll::Ready(Some(Ok(before)));
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.waiting.is_none() && (self.is_over || (self.listener.is_none() && self.body.is_end_stream()))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let waiting = self.waiting.as_ref().and_then(Frame::data_ref).map_or(0, Bytes::len) as u64;
+        let rest = self.body.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower() + waiting);
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + waiting);
+        }
+        hint
+    }
+}
+
+impl<B: fmt::Debug, L> fmt::Debug for Inspect<B, L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tap").field("body", &self.body).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::{Arc, Mutex};
+
+    use http::HeaderMap;
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    #[derive(Clone, Debug, Default)]
+    struct Ear(Arc<Mutex<Option<Vec<u8>>>>);
+
+    impl BodyInspector for Ear {
+        fn inspect(self, body: &[u8]) {
+            assert!(self.0.lock().unwrap().replace(body.to_vec()).is_none(), "told twice");
+        }
+    }
+
+    impl Ear {
+        fn has_heard(&self) -> Option<String> {
+            self.0.lock().unwrap().clone().map(|body| String::from_utf8(body).unwrap())
+        }
+    }
+
+    /// Frames, pauses and failures.
+    #[derive(Debug)]
+    struct Frames {
+        frames: VecDeque<Poll<Result<Frame<Bytes>, &'static str>>>,
+        knows_its_end: bool,
+    }
+
+    impl Body for Frames {
+        type Data = Bytes;
+        type Error = &'static str;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, &'static str>>> {
+            match self.frames.pop_front() {
+                None => Poll::Ready(None),
+                Some(Poll::Ready(frame)) => Poll::Ready(Some(frame)),
+                Some(Poll::Pending) => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+            }
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.knows_its_end && self.frames.is_empty()
+        }
+    }
+
+    fn data(text: &'static str) -> Poll<Result<Frame<Bytes>, &'static str>> {
+        Poll::Ready(Ok(Frame::data(Bytes::from_static(text.as_bytes()))))
+    }
+
+    fn tap(
+        frames: impl IntoIterator<Item = Poll<Result<Frame<Bytes>, &'static str>>>,
+        knows_its_end: bool,
+        bytes_max: usize,
+    ) -> (Inspect<Frames, Ear>, Ear) {
+        let ear = Ear::default();
+        let frames = Frames { frames: frames.into_iter().collect(), knows_its_end };
+        (Inspect::new(frames, Some(ear.clone()), bytes_max, BufferShare::default()), ear)
+    }
+
+    async fn next(tap: &mut Inspect<Frames, Ear>) -> Option<String> {
+        let data = tap.frame().await?.unwrap().into_data().unwrap();
+        Some(String::from_utf8(data.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn the_end_comes_after_it_was_heard() {
+        for knows_its_end in [false, true] {
+            let frames = [data("ab"), Poll::Pending, data("cd"), Poll::Pending, data("ef")];
+            let (mut tap, ear) = tap(frames, knows_its_end, 6);
+            assert_eq!(next(&mut tap).await.as_deref(), Some("ab"));
+            assert!(!tap.is_end_stream());
+            assert_eq!(next(&mut tap).await.as_deref(), Some("cd"));
+            if !knows_its_end {
+                assert_eq!(ear.has_heard(), None);
+            }
+            assert_eq!(next(&mut tap).await.as_deref(), Some("ef"));
+            assert_eq!(ear.has_heard().as_deref(), Some("abcdef"));
+            assert!(tap.is_end_stream());
+            assert_eq!(next(&mut tap).await, None);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_large_answer_passes_without_waiting_and_unheard() {
+        let (mut tap, ear) = tap([data("abc"), data("def"), Poll::Pending, data("g")], false, 5);
+        for expected in ["abc", "def", "g"] {
+            assert_eq!(next(&mut tap).await.as_deref(), Some(expected));
+        }
+        assert_eq!(next(&mut tap).await, None);
+        assert_eq!(ear.has_heard(), None);
+    }
+
+    #[tokio::test]
+    async fn what_is_announced_as_too_large_is_not_copied() {
+        let ear = Ear::default();
+        let body = http_body_util::Full::new(Bytes::from_static(b"abcdef"));
+        let mut tap = Inspect::new(body, Some(ear.clone()), 5, BufferShare::default());
+        assert_eq!(tap.frame().await.unwrap().unwrap().into_data().unwrap(), "abcdef");
+        assert_eq!((tap.copy.capacity(), ear.has_heard()), (0, None));
+    }
+
+    #[tokio::test]
+    async fn trailers_are_the_end() {
+        let trailers = Poll::Ready(Ok(Frame::trailers(HeaderMap::new())));
+        let (mut tap, ear) = tap([data("ab"), trailers], false, 5);
+        assert_eq!(next(&mut tap).await.as_deref(), Some("ab"));
+        assert_eq!(ear.has_heard().as_deref(), Some("ab"));
+        assert!(tap.frame().await.unwrap().unwrap().is_trailers());
+    }
+
+    #[tokio::test]
+    async fn a_broken_answer_is_not_heard() {
+        let (mut tap, ear) = tap([data("ab"), data("cd"), Poll::Ready(Err("reset"))], false, 50);
+        assert_eq!(next(&mut tap).await.as_deref(), Some("ab"));
+        assert!(tap.frame().await.unwrap().is_err());
+        assert_eq!(ear.has_heard(), None);
+    }
+
+    #[tokio::test]
+    async fn an_empty_answer_ends() {
+        let (mut tap, ear) = tap([], false, 50);
+        assert_eq!(next(&mut tap).await, None);
+        assert_eq!(ear.has_heard().as_deref(), Some(""));
+    }
+}

@@ -1,0 +1,253 @@
+//! The local authority itself. What it may vouch for is written into its certificate, so that a
+//! thief of its key could pretend to be this machine and nobody else.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, PKCS_ECDSA_P256_SHA256,
+    PublicKeyData,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use sha2::{Digest, Sha256};
+
+use super::{Certificate, life, provider};
+use crate::policy::certificate::{Life, Renewal};
+use crate::policy::units::UnixMs;
+
+/// An authority of our own. Cannot be printed.
+pub struct LocalCa {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+    life: Life,
+}
+
+/// Why a certificate is not made.
+#[derive(Debug, thiserror::Error)]
+pub enum MakeError {
+    /// The certificate cannot be written or signed.
+    #[error("no certificate can be made: {0}")]
+    Certificate(#[from] rcgen::Error),
+    /// The TLS library does not take it.
+    #[error("the certificate cannot be used: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// Why what was kept is no authority any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// There is no certificate and key in it that belong together.
+    #[error("it is broken")]
+    Broken,
+    /// It ends soon, or has ended.
+    #[error("its time is over")]
+    Ending,
+}
+
+impl LocalCa {
+    /// A new one.
+    ///
+    /// # Errors
+    ///
+    /// When the system has no randomness to give.
+    pub(super) fn make(now: UnixMs) -> Result<Self, MakeError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let life = Life::of_authority(now);
+        let mut params = CertificateParams::default();
+        (params.not_before, params.not_after) = (moment(life.from).into(), moment(life.until).into());
+        params.distinguished_name = DistinguishedName::new();
+        // A name of its own: lists of authorities show names, and an old one may still be in them.
+        let print = Sha256::digest(key.public_key_raw());
+        let print: String = print.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        params.distinguished_name.push(DnType::CommonName, format!("Keychoir local authority {print}"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.name_constraints = Some(NameConstraints {
+            permitted_subtrees: vec![
+                // And what is under it.
+                GeneralSubtree::DnsName("localhost".to_owned()),
+                GeneralSubtree::IpAddress(subnet(Ipv4Addr::new(127, 0, 0, 0).into(), 8)),
+                GeneralSubtree::IpAddress(subnet(Ipv6Addr::LOCALHOST.into(), 128)),
+            ],
+            excluded_subtrees: Vec::new(),
+        });
+        let pem = params.self_signed(&key)?.pem();
+        Ok(Self { issuer: Issuer::new(params, key), pem, life })
+    }
+
+    /// Reads what [`secret_pem`](Self::secret_pem) wrote.
+    pub(super) fn read(pem: &str, now: UnixMs) -> Result<Self, Unfit> {
+        let certificate =
+            CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| Unfit::Broken)?.into_owned();
+        let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| Unfit::Broken)?;
+        let key = KeyPair::try_from(&key).map_err(|_| Unfit::Broken)?;
+        let life = life(&certificate).ok_or(Unfit::Broken)?;
+        if !belong_together(&certificate, &key) {
+            return Err(Unfit::Broken);
+        }
+        let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|_| Unfit::Broken)?;
+        match life.authority_verdict(now) {
+            Renewal::Keep => Ok(Self { issuer, pem: certificate_pem(pem), life }),
+            Renewal::Renew => Err(Unfit::Ending),
+        }
+    }
+
+    /// Its certificate, which everybody may see.
+    #[must_use]
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// Its certificate and its private key, for its own file and for nothing else.
+    pub(super) fn secret_pem(&self) -> String {
+        format!("{}{}", self.pem, self.issuer.key().serialize_pem())
+    }
+
+    /// A server certificate for these names and addresses, with a new key that exists in memory
+    /// only.
+    ///
+    /// # Errors
+    ///
+    /// When the system has no randomness to give, or a name cannot stand in a certificate.
+    pub fn vouch(&self, names: &[String], now: UnixMs) -> Result<Certificate, MakeError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let life = Life::of_server(now, self.life);
+        let mut params = CertificateParams::new(names)?;
+        (params.not_before, params.not_after) = (moment(life.from).into(), moment(life.until).into());
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, "Keychoir");
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        let shown = CertifiedKey::from_der(vec![certificate.der().clone()], key, &provider())?;
+        Ok(Certificate { shown: Arc::new(shown), life })
+    }
+}
+
+impl fmt::Debug for LocalCa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority").field("life", &self.life).finish_non_exhaustive()
+    }
+}
+
+fn subnet(address: IpAddr, prefix: u8) -> CidrSubnet {
+    CidrSubnet::from_addr_prefix(address, prefix)
+}
+
+/// In whole seconds, as certificates count.
+fn moment(at: UnixMs) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(at.0 / 1000)
+}
+
+/// Whether the certificate is an authority's, and this key's.
+fn belong_together(certificate: &CertificateDer<'_>, key: &KeyPair) -> bool {
+    x509_parser::parse_x509_certificate(certificate).is_ok_and(|(_, parsed)| {
+        parsed.is_ca() && parsed.public_key().raw == key.subject_public_key_info().as_slice()
+    })
+}
+
+/// The part of the file that everybody may see.
+fn certificate_pem(pem: &str) -> String {
+    const END: &str = "-----END CERTIFICATE-----";
+    let start = pem.find("-----BEGIN CERTIFICATE-----").unwrap_or(0);
+    let rest = pem.get(start..).unwrap_or_default();
+    let end = rest.find(END).map_or(0, |end| end + END.len());
+    format!("{}\n", rest.get(..end).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::RootCertStore;
+    use rustls::client::WebPkiServerVerifier;
+    use rustls::client::danger::ServerCertVerifier;
+    use rustls::pki_types::{ServerName, UnixTime};
+
+    use super::*;
+
+    const NOW: UnixMs = UnixMs(1_800_000_000_000);
+    const DAY_MS: u64 = 24 * 3600 * 1000;
+
+    /// Whether a client that trusts the authority believes this certificate for `name`.
+    fn is_believed(authority: &LocalCa, certificate: &Certificate, name: &str, at: UnixMs) -> bool {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::new(provider()))
+            .build()
+            .unwrap();
+        let name = ServerName::try_from(name).unwrap();
+        let at = UnixTime::since_unix_epoch(Duration::from_millis(at.0));
+        verifier.verify_server_cert(&certificate.shown().cert[0], &[], &name, &[], at).is_ok()
+    }
+
+    #[test]
+    fn it_vouches_for_this_machine_for_ninety_days() {
+        let authority = LocalCa::make(NOW).unwrap();
+        let names = ["localhost", "127.0.0.1", "127.0.0.2", "::1", "a.localhost"].map(str::to_owned);
+        let certificate = authority.vouch(&names, NOW).unwrap();
+        for name in &names {
+            assert!(is_believed(&authority, &certificate, name, NOW), "{name}");
+        }
+        assert!(is_believed(&authority, &certificate, "localhost", UnixMs(NOW.0 + 89 * DAY_MS)));
+        assert!(!is_believed(&authority, &certificate, "localhost", UnixMs(NOW.0 + 91 * DAY_MS)));
+        assert!(!is_believed(&authority, &certificate, "b.localhost", NOW));
+        let stranger = LocalCa::make(NOW).unwrap();
+        assert!(!is_believed(&stranger, &certificate, "localhost", NOW));
+    }
+
+    #[test]
+    fn nobody_believes_it_about_other_machines() {
+        let authority = LocalCa::make(NOW).unwrap();
+        for name in ["api.elevenlabs.io", "localhost.example", "10.0.0.1", "128.0.0.1", "::2"] {
+            let certificate = authority.vouch(&[name.to_owned()], NOW).unwrap();
+            assert!(!is_believed(&authority, &certificate, name, NOW), "{name}");
+        }
+    }
+
+    #[test]
+    fn it_is_read_back_as_it_was() {
+        let made = LocalCa::make(NOW).unwrap();
+        let read = LocalCa::read(&made.secret_pem(), NOW).unwrap();
+        assert_eq!((read.pem(), read.secret_pem()), (made.pem(), made.secret_pem()));
+        // To the second, as certificates count.
+        assert_eq!(read.life, made.life);
+        let certificate = read.vouch(&["localhost".to_owned()], NOW).unwrap();
+        assert!(is_believed(&made, &certificate, "localhost", NOW));
+        let ends = UnixMs(made.life.until.0);
+        assert_eq!(LocalCa::read(&made.secret_pem(), ends).unwrap_err(), Unfit::Ending);
+    }
+
+    #[test]
+    fn what_does_not_belong_together_is_broken() {
+        let (one, other) = (LocalCa::make(NOW).unwrap(), LocalCa::make(NOW).unwrap());
+        let key = |authority: &LocalCa| authority.issuer.key().serialize_pem();
+        let leaf = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        for text in [
+            String::new(),
+            one.pem().to_owned(),
+            key(&one),
+            format!("{}{}", one.pem(), key(&other)),
+            one.secret_pem()[..one.secret_pem().len() - 40].to_owned(),
+            format!("{}{}", leaf.cert.pem(), leaf.signing_key.serialize_pem()),
+        ] {
+            assert_eq!(LocalCa::read(&text, NOW).unwrap_err(), Unfit::Broken);
+        }
+    }
+
+    #[test]
+    fn it_cannot_be_printed() {
+        let authority = LocalCa::make(NOW).unwrap();
+        let printed = format!("{authority:?} {authority:#?}");
+        let key = authority.issuer.key().serialize_pem();
+        let line = key.lines().nth(1).unwrap();
+        assert!(!printed.contains(line) && !printed.contains("PRIVATE"), "{printed}");
+        assert!(!authority.pem().contains("PRIVATE"));
+    }
+}

@@ -1,0 +1,427 @@
+//! How much of the pool a client may use: so many requests or credits in a day, in a month or for
+//! ever, and so many requests in a span. Days and months are the calendar's, in UTC.
+
+use std::fmt;
+use std::time::Duration;
+
+use jiff::tz::Offset;
+
+use super::units::{Grouped, UnixMs};
+
+/// What a client may use before it is told to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientQuota {
+    /// How much.
+    pub amount: u64,
+    /// Of what.
+    pub measure: Measure,
+    /// In what time.
+    pub period: Period,
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure {
+    /// Requests that the provider charges for and has served.
+    Requests,
+    /// Credits that it has charged.
+    Credits,
+}
+
+/// When counting begins anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Period {
+    /// At midnight.
+    Day,
+    /// At the first midnight of a month.
+    Month,
+    /// Never.
+    Ever,
+}
+
+/// A client has used what it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the client has used its {allowance}")]
+pub struct QuotaSpent {
+    /// What it had.
+    pub allowance: ClientQuota,
+    /// When it has it again.
+    pub begins_anew: Option<UnixMs>,
+    /// Some is left, but less than the request may cost; `None` when nothing is left.
+    pub shortfall: Option<QuotaShortfall>,
+}
+
+/// What is left of a quota, and what a request would take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuotaShortfall {
+    /// Neither used nor reserved by other requests of the client.
+    pub left: u64,
+    /// The most that the request may take.
+    pub needed: u64,
+}
+
+impl ClientQuota {
+    /// Whether a client that has used so much may go on.
+    ///
+    /// # Errors
+    ///
+    /// When all is used, with when it begins anew.
+    pub fn check(&self, used: u64, now: UnixMs) -> Result<(), QuotaSpent> {
+        self.check_for(used, 0, now)
+    }
+
+    /// Whether `more` fit beside `taken`, what the client has used and what its requests under way have
+    /// reserved. When all is taken, nothing fits, not even 0.
+    ///
+    /// # Errors
+    ///
+    /// When they do not fit, with how much is left.
+    pub fn check_for(&self, taken: u64, more: u64, now: UnixMs) -> Result<(), QuotaSpent> {
+        if self.has_room(taken, more) { Ok(()) } else { Err(self.refusal(taken, more, now)) }
+    }
+
+    /// Whether `more` fit beside `taken`.
+    #[must_use]
+    pub fn has_room(&self, taken: u64, more: u64) -> bool {
+        let left = self.amount.saturating_sub(taken);
+        left > 0 && more <= left
+    }
+
+    /// What a client is told for which `more` do not fit beside `taken`.
+    #[must_use]
+    pub fn refusal(&self, taken: u64, more: u64, now: UnixMs) -> QuotaSpent {
+        let left = self.amount.saturating_sub(taken);
+        let shortfall = (left > 0).then_some(QuotaShortfall { left, needed: more });
+        QuotaSpent { allowance: *self, begins_anew: self.period.end(now), shortfall }
+    }
+}
+
+impl fmt::Display for ClientQuota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plural = if self.amount == 1 { "" } else { "s" };
+        let measure = match self.measure {
+            Measure::Requests => "request",
+            Measure::Credits => "credit",
+        };
+        let period = match self.period {
+            Period::Day => " per day",
+            Period::Month => " per month",
+            Period::Ever => "",
+        };
+        write!(f, "{} {measure}{plural}{period}", Grouped(self.amount))
+    }
+}
+
+const DAY_MS: u64 = 86_400_000;
+
+impl Period {
+    /// All of them, from the shortest.
+    pub const ALL: [Self; 3] = [Self::Day, Self::Month, Self::Ever];
+
+    /// When the period of `now` began.
+    #[must_use]
+    pub fn begin(self, now: UnixMs) -> UnixMs {
+        match self {
+            Self::Day => UnixMs(now.0 - now.0 % DAY_MS),
+            Self::Month => first_of_month(now, 0).unwrap_or_default(),
+            Self::Ever => UnixMs::default(),
+        }
+    }
+
+    /// When the period of `now` is over.
+    #[must_use]
+    pub fn end(self, now: UnixMs) -> Option<UnixMs> {
+        match self {
+            Self::Day => self.begin(now).0.checked_add(DAY_MS).map(UnixMs),
+            Self::Month => first_of_month(now, 1),
+            Self::Ever => None,
+        }
+    }
+
+    /// The number of the period of `now`; a later one has a larger number.
+    fn number(self, now: UnixMs) -> u16 {
+        let today = now.0 / DAY_MS;
+        let begin = match self {
+            Self::Day => today,
+            Self::Month => today - days_into_month(today),
+            Self::Ever => 0,
+        };
+        // Enough days until the year 2149.
+        u16::try_from(begin).unwrap_or(u16::MAX)
+    }
+}
+
+/// How many days have passed of the month in which the `day`th since 1970 lies. Every request asks it,
+/// and a calendar of all times and places takes ten times as long.
+fn days_into_month(day: u64) -> u64 {
+    const DAYS_OF_400_YEARS: u64 = 146_097;
+    // Years begin in March here, so that what is irregular is at their ends; the first is the year 0.
+    let day = (day + 719_468) % DAYS_OF_400_YEARS;
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    // Five months have 153 days.
+    let month = (5 * day + 2) / 153;
+    day - (153 * month + 2) / 5
+}
+
+/// Midnight of the first of the month of `now`, or of one that is `later` by so many.
+fn first_of_month(now: UnixMs, later: i32) -> Option<UnixMs> {
+    let now = jiff::Timestamp::from_millisecond(i64::try_from(now.0).ok()?).ok()?;
+    let first = Offset::UTC.to_datetime(now).date().first_of_month();
+    let first = first.checked_add(jiff::Span::new().try_months(later).ok()?).ok()?;
+    let begin = Offset::UTC.to_timestamp(first.to_datetime(jiff::civil::Time::midnight())).ok()?;
+    u64::try_from(begin.as_millisecond()).ok().map(UnixMs)
+}
+
+/// What was used in a period. It fits into one word with the number of its period, so that an amount
+/// and its period never belong to different moments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    number: u16,
+    amount: u64,
+}
+
+/// The largest amount; no honest one comes near it.
+const AMOUNT_MAX: u64 = (1 << 48) - 1;
+
+impl Tally {
+    /// Reads a word.
+    #[must_use]
+    pub fn of_word(word: u64) -> Self {
+        Self { number: u16::try_from(word >> 48).unwrap_or(u16::MAX), amount: word & AMOUNT_MAX }
+    }
+
+    /// The word for it.
+    #[must_use]
+    pub fn word(self) -> u64 {
+        u64::from(self.number) << 48 | self.amount
+    }
+
+    /// What was used in the period of `now`. A clock that steps back finds what it has counted.
+    #[must_use]
+    pub fn used(self, period: Period, now: UnixMs) -> u64 {
+        if self.number >= period.number(now) { self.amount } else { 0 }
+    }
+
+    /// With so much more.
+    #[must_use]
+    pub fn plus(self, more: u64, period: Period, now: UnixMs) -> Self {
+        Self {
+            number: self.number.max(period.number(now)),
+            amount: self.used(period, now).saturating_add(more).min(AMOUNT_MAX),
+        }
+    }
+
+    /// The number of its period.
+    #[must_use]
+    pub fn number(self) -> u16 {
+        self.number
+    }
+
+    /// With `more` used instead of `less` that was reserved, both in the period of that number. Unchanged
+    /// when that period is over: its count is gone.
+    #[must_use]
+    pub fn settled(self, number: u16, less: u64, more: u64) -> Self {
+        if self.number != number {
+            return self;
+        }
+        Self { amount: self.amount.saturating_sub(less).saturating_add(more).min(AMOUNT_MAX), ..self }
+    }
+}
+
+/// So many requests in a span: all of them at once, if the client likes, and then evenly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// How many; at least 1.
+    pub requests: u32,
+    /// In what span.
+    pub span: Duration,
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.span.as_secs() {
+            1 => write!(f, "{} per second", self.requests),
+            60 => write!(f, "{} per minute", self.requests),
+            seconds => write!(f, "{} per {seconds} s", self.requests),
+        }
+    }
+}
+
+impl Rate {
+    /// Books a request at `now`. `booked` is until when the client's requests are booked so far;
+    /// both count nanoseconds from the same moment. Returns the new `booked`.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room, with how long until there is.
+    pub fn book(&self, booked: u64, now: u64) -> Result<u64, Duration> {
+        let span = u64::try_from(self.span.as_nanos()).unwrap_or(u64::MAX);
+        let next = booked.max(now).saturating_add(span / u64::from(self.requests.max(1)));
+        match next.saturating_sub(now).checked_sub(span) {
+            None | Some(0) => Ok(next),
+            Some(wait) => Err(Duration::from_nanos(wait)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_day_lies_in_the_month_that_the_calendar_says() {
+        for day in 0..=65_536 {
+            let now = UnixMs(day * DAY_MS + 5);
+            let begin = Period::Month.begin(now).0 / DAY_MS;
+            assert_eq!(day - days_into_month(day), begin, "{day}");
+            assert_eq!(Period::Month.number(now), u16::try_from(begin).unwrap());
+        }
+    }
+
+    /// 2024-02-29T12:00:00Z.
+    const LEAP: UnixMs = UnixMs(1_709_208_000_000);
+
+    fn at(text: &str) -> UnixMs {
+        let at: jiff::Timestamp = text.parse().unwrap();
+        UnixMs(u64::try_from(at.as_millisecond()).unwrap())
+    }
+
+    #[track_caller]
+    fn check_period(period: Period, now: &str, begin: &str, end: Option<&str>) {
+        assert_eq!(period.begin(at(now)), at(begin));
+        assert_eq!(period.end(at(now)), end.map(at));
+    }
+
+    #[test]
+    fn days_and_months_are_the_calendars() {
+        check_period(
+            Period::Day,
+            "2024-02-29T23:59:59.999Z",
+            "2024-02-29T00:00:00Z",
+            Some("2024-03-01T00:00:00Z"),
+        );
+        check_period(
+            Period::Day,
+            "2024-03-01T00:00:00Z",
+            "2024-03-01T00:00:00Z",
+            Some("2024-03-02T00:00:00Z"),
+        );
+        check_period(
+            Period::Month,
+            "2024-02-29T12:00:00Z",
+            "2024-02-01T00:00:00Z",
+            Some("2024-03-01T00:00:00Z"),
+        );
+        check_period(
+            Period::Month,
+            "2025-12-31T23:59:59Z",
+            "2025-12-01T00:00:00Z",
+            Some("2026-01-01T00:00:00Z"),
+        );
+        check_period(Period::Ever, "2025-12-31T23:59:59Z", "1970-01-01T00:00:00Z", None);
+    }
+
+    #[test]
+    fn the_end_of_time_does_not_panic() {
+        for period in Period::ALL {
+            let tally = Tally::default().plus(u64::MAX, period, UnixMs(u64::MAX));
+            assert_eq!(Tally::of_word(tally.word()), tally);
+            assert_eq!(tally.used(period, UnixMs(u64::MAX)), AMOUNT_MAX);
+        }
+    }
+
+    #[test]
+    fn the_last_unit_may_be_used_and_no_more() {
+        let allowance = ClientQuota { amount: 3, measure: Measure::Requests, period: Period::Day };
+        assert_eq!(allowance.check(2, LEAP), Ok(()));
+        let spent = QuotaSpent { allowance, begins_anew: Some(at("2024-03-01T00:00:00Z")), shortfall: None };
+        assert_eq!(allowance.check(3, LEAP), Err(spent));
+        assert_eq!(
+            ClientQuota { amount: 0, ..allowance }.check(0, LEAP).unwrap_err().begins_anew,
+            spent.begins_anew
+        );
+        let ever = ClientQuota { period: Period::Ever, ..allowance };
+        assert_eq!(ever.check(4, LEAP).unwrap_err().begins_anew, None);
+    }
+
+    #[test]
+    fn counting_begins_anew_with_the_period_and_not_when_the_clock_steps_back() {
+        let tomorrow = Period::Day.end(LEAP).unwrap();
+        let tally = Tally::default().plus(2, Period::Day, LEAP).plus(1, Period::Day, LEAP);
+        assert_eq!((tally.used(Period::Day, LEAP), tally.used(Period::Day, tomorrow)), (3, 0));
+        let next = tally.plus(5, Period::Day, tomorrow);
+        assert_eq!(next.used(Period::Day, tomorrow), 5);
+        assert_eq!(next.used(Period::Day, LEAP), 5);
+        assert_eq!(next.plus(1, Period::Day, LEAP).used(Period::Day, tomorrow), 6);
+        let months = Tally::default().plus(3, Period::Month, LEAP);
+        assert_eq!((months.used(Period::Month, LEAP), months.used(Period::Month, tomorrow)), (3, 0));
+        assert_eq!(Tally::default().plus(3, Period::Ever, LEAP).used(Period::Ever, UnixMs(0)), 3);
+    }
+
+    #[test]
+    fn what_was_reserved_is_settled_in_its_own_period() {
+        let tomorrow = Period::Day.end(LEAP).unwrap();
+        let tally = Tally::default().plus(20, Period::Day, LEAP);
+        let number = tally.number();
+        assert_eq!(tally.settled(number, 20, 7).used(Period::Day, LEAP), 7);
+        assert_eq!(tally.settled(number, 5, 9).used(Period::Day, LEAP), 24, "it may cost more");
+        assert_eq!(tally.settled(number, 90, 0).used(Period::Day, LEAP), 0);
+        let next = tally.plus(1, Period::Day, tomorrow);
+        assert_eq!(next.settled(number, 20, 30), next, "yesterday is over");
+    }
+
+    #[track_caller]
+    fn check_for(taken: u64, more: u64, expected: Result<(), Option<(u64, u64)>>) {
+        let quota = ClientQuota { amount: 1_000, measure: Measure::Credits, period: Period::Ever };
+        let found = quota.check_for(taken, more, LEAP);
+        let found = found.map_err(|spent| spent.shortfall.map(|short| (short.left, short.needed)));
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_request_fits_or_learns_what_is_left() {
+        check_for(0, 1_000, Ok(()));
+        check_for(0, 1_001, Err(Some((1_000, 1_001))));
+        check_for(999, 1, Ok(()));
+        check_for(999, 2, Err(Some((1, 2))));
+        check_for(999, 0, Ok(()));
+        check_for(1_000, 0, Err(None));
+        check_for(5_000, 1, Err(None));
+        check_for(1, u64::MAX, Err(Some((999, u64::MAX))));
+    }
+
+    #[test]
+    fn a_tally_is_one_word() {
+        for (number, amount) in [(0, 0), (1, AMOUNT_MAX), (u16::MAX, 7)] {
+            let tally = Tally { number, amount };
+            assert_eq!(Tally::of_word(tally.word()), tally);
+        }
+    }
+
+    #[test]
+    fn an_allowance_reads_as_a_person_writes_it() {
+        let allowance = |amount, measure, period| ClientQuota { amount, measure, period }.to_string();
+        assert_eq!(allowance(3, Measure::Requests, Period::Ever), "3 requests");
+        assert_eq!(allowance(1, Measure::Requests, Period::Day), "1 request per day");
+        assert_eq!(allowance(10_000, Measure::Credits, Period::Month), "10,000 credits per month");
+    }
+
+    #[test]
+    fn a_rate_lets_a_burst_in_and_then_one_after_the_other() {
+        let rate = Rate { requests: 3, span: Duration::from_secs(3) };
+        const SECOND: u64 = 1_000_000_000;
+        let start = 100 * SECOND;
+        let mut booked = 0;
+        for _ in 0..3 {
+            booked = rate.book(booked, start).unwrap();
+        }
+        assert_eq!(rate.book(booked, start), Err(Duration::from_secs(1)));
+        assert_eq!(rate.book(booked, start + SECOND - 1), Err(Duration::from_nanos(1)));
+        let next = rate.book(booked, start + SECOND).unwrap();
+        assert_eq!(rate.book(next, start + SECOND), Err(Duration::from_secs(1)));
+        assert!(rate.book(next, start + 60 * SECOND).is_ok(), "a pause fills it again");
+        let one = Rate { requests: 1, ..rate };
+        assert_eq!(one.book(one.book(0, start).unwrap(), start), Err(Duration::from_secs(3)));
+    }
+}

@@ -1,0 +1,195 @@
+//! Base URLs that are nearly right. Some clients want the base with `/v1` and some without; a path
+//! that can only have come from the other form is mended, every other byte of it stays.
+
+use http::Uri;
+use http::uri::PathAndQuery;
+
+/// What was wrong with a base URL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PathFix {
+    /// It ends in a version, and the client adds another: `/v1/v1/…`.
+    DoubledVersion,
+    /// The client adds none, and neither does the base: `/text-to-speech/…`.
+    MissingVersion,
+    /// It ends in a slash, and the client begins with one: `//v1/…`.
+    DoubledSlash,
+}
+
+impl PathFix {
+    /// What to do about it.
+    #[must_use]
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::DoubledVersion => "its base URL should not end in a version such as /v1",
+            Self::MissingVersion => "its base URL should end in /v1",
+            Self::DoubledSlash => "its base URL should not end in a slash",
+        }
+    }
+}
+
+/// The path that is meant, if `path` can only be a mistake.
+#[must_use]
+pub fn mend(path: &str) -> Option<(String, PathFix)> {
+    let rest = path.strip_prefix('/')?;
+    if let Some(whole) = without_doubled_slash(path, rest) {
+        // The version of such a base may be wrong as well.
+        return Some(mend(&whole).unwrap_or((whole, PathFix::DoubledSlash)));
+    }
+    let (first, after) = rest.split_once('/').unwrap_or((rest, ""));
+    if is_version(first) {
+        let second = after.split('/').next().unwrap_or_default();
+        return is_version(second).then(|| (format!("/{after}"), PathFix::DoubledVersion));
+    }
+    is_root(first).then(|| (format!("/v1{path}"), PathFix::MissingVersion))
+}
+
+/// The path with one slash where a base that ends in a slash has left two: before the version, or behind
+/// it and before a known root. `rest` is the path behind its first slash.
+fn without_doubled_slash(path: &str, rest: &str) -> Option<String> {
+    let first = |text: &str| text.split('/').next().unwrap_or_default().to_owned();
+    if let Some(behind) = rest.strip_prefix('/') {
+        let first = first(behind);
+        return (is_version(&first) || is_root(&first)).then(|| rest.to_owned());
+    }
+    let (version, behind) = path.split_once("//")?;
+    let is_meant = is_version(version.strip_prefix('/')?) && is_root(&first(behind));
+    is_meant.then(|| format!("{version}/{behind}"))
+}
+
+fn is_root(segment: &str) -> bool {
+    ROOTS.contains(&segment)
+}
+
+/// `target` without `base` (empty, or a path without a slash at its end) before its path; `None` if
+/// it does not begin so.
+#[must_use]
+pub fn without_base(target: &Uri, base: &str) -> Option<Uri> {
+    if base.is_empty() {
+        return None;
+    }
+    let rest = target.path_and_query()?.as_str().strip_prefix(base)?;
+    let is_whole = rest.is_empty() || rest.starts_with(['/', '?']);
+    let slash = if rest.starts_with('/') { "" } else { "/" };
+    let rest = is_whole.then(|| PathAndQuery::try_from(format!("{slash}{rest}")))?.ok()?;
+    let mut parts = target.clone().into_parts();
+    parts.path_and_query = Some(rest);
+    Uri::from_parts(parts).ok()
+}
+
+/// `v1`, `v2` and so on.
+#[must_use]
+pub fn is_version(segment: &str) -> bool {
+    segment
+        .strip_prefix('v')
+        .is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// What stands behind `/v1/` in the provider's OpenAPI document (August 2026) and in its Python SDK
+/// 2.78. A path that begins so without a version is nothing else.
+const ROOTS: [&str; 31] = [
+    "assets",
+    "audio-isolation",
+    "audio-native",
+    "convai",
+    "dubbing",
+    "flows",
+    "forced-alignment",
+    "history",
+    "models",
+    "music",
+    "productions",
+    "pronunciation-dictionaries",
+    "service-accounts",
+    "shared-voices",
+    "similar-voices",
+    "single-use-token",
+    "sound-generation",
+    "speech-engine",
+    "speech-to-speech",
+    "speech-to-text",
+    "studio",
+    "text-to-dialogue",
+    "text-to-speech",
+    "text-to-voice",
+    "translation",
+    "usage",
+    "user",
+    "voice-changer",
+    "voices",
+    "workspace",
+    "workspaces",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(path: &str, expected: Option<(&str, PathFix)>) {
+        let mended = mend(path);
+        assert_eq!(mended.as_ref().map(|(path, mistake)| (path.as_str(), *mistake)), expected);
+    }
+
+    #[test]
+    fn a_doubled_version_is_one_too_many() {
+        check("/v1/v1/text-to-speech/x", Some(("/v1/text-to-speech/x", PathFix::DoubledVersion)));
+        check("/v1/v2/voices", Some(("/v2/voices", PathFix::DoubledVersion)));
+        check("/v1/v1", Some(("/v1", PathFix::DoubledVersion)));
+    }
+
+    #[test]
+    fn a_missing_version_is_put_before_a_known_root() {
+        check("/text-to-speech/x/stream", Some(("/v1/text-to-speech/x/stream", PathFix::MissingVersion)));
+        check("/voices", Some(("/v1/voices", PathFix::MissingVersion)));
+        check("/user/%20//a;b", Some(("/v1/user/%20//a;b", PathFix::MissingVersion)));
+    }
+
+    #[test]
+    fn a_base_that_ends_in_a_slash_leaves_two() {
+        check("//v1/voices", Some(("/v1/voices", PathFix::DoubledSlash)));
+        check("/v1//voices", Some(("/v1/voices", PathFix::DoubledSlash)));
+        check("//voices", Some(("/v1/voices", PathFix::MissingVersion)));
+        check("//v1/v1/voices", Some(("/v1/voices", PathFix::DoubledVersion)));
+        check("/v1//user//x", Some(("/v1/user//x", PathFix::DoubledSlash)));
+    }
+
+    #[track_caller]
+    fn check_base(target: &str, expected: Option<&str>) {
+        let rest = without_base(&target.parse().unwrap(), "/eleven/labs");
+        assert_eq!(rest.map(|rest| rest.to_string()).as_deref(), expected);
+    }
+
+    #[test]
+    fn a_base_path_is_taken_away_as_a_whole() {
+        check_base("/eleven/labs/v1/voices?a=%20&a", Some("/v1/voices?a=%20&a"));
+        check_base("/eleven/labs", Some("/"));
+        check_base("/eleven/labs?a=1", Some("/?a=1"));
+        check_base("http://localhost/eleven/labs/livez", Some("http://localhost/livez"));
+        for other in ["/eleven/labsx", "/v1/voices", "/eleven", "/x/eleven/labs/v1", "*"] {
+            check_base(other, None);
+        }
+        assert_eq!(without_base(&"/v1".parse().unwrap(), ""), None);
+    }
+
+    #[test]
+    fn what_may_be_meant_stays() {
+        for path in [
+            "/v1/voices",
+            "/v2/voices",
+            "/docs",
+            "/",
+            "",
+            "*",
+            "//livez",
+            "///v1/voices",
+            "/v1//21m00Tcm4TlvDq8ikWAM",
+            "/v1/voices//x",
+            "/voices-new",
+            "/v1",
+            "/vx/v1",
+            "/api/v1/v1",
+        ] {
+            check(path, None);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! When a key is asked about next. Rarely, because many questions from one address look like abuse;
+//! sooner where an answer matters.
+
+use std::time::Duration;
+
+use super::key_state::{CooldownReason, KeyState};
+use super::units::UnixMs;
+
+/// What the last question brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PollOutcome {
+    /// Its figures.
+    Figures,
+    /// That it may not tell them.
+    Nothing,
+    /// No answer.
+    Silence,
+}
+
+/// What decides when a key is asked next.
+#[derive(Clone, Copy, Debug)]
+pub struct PollState {
+    /// What the last question brought.
+    pub told: PollOutcome,
+    /// How it stands.
+    pub standing: KeyState,
+    /// Whether it is near its limit.
+    pub is_near_limit: bool,
+    /// When its credits come back.
+    pub resets_at: Option<UnixMs>,
+}
+
+/// A key near its limit is asked so many times as often.
+const SOONER: u32 = 5;
+/// A key that may not tell is asked so many times as seldom: somebody may let it.
+const SELDOM: u32 = 6;
+/// After its reset date, the provider needs a moment to show the new figures.
+const AFTER_RESET: Duration = Duration::from_secs(30);
+
+/// How long to wait, when all is well for `interval`. `chance`, from 0.0 to 1.0, spreads keys that
+/// began at the same moment.
+#[must_use]
+pub fn next_poll_at(look: &PollState, interval: Duration, chance: f64, now: UnixMs) -> Duration {
+    let spread = |span: Duration| span.mul_f64(0.9 + 0.2 * chance.clamp(0.0, 1.0));
+    let usual = match (look.told, look.standing) {
+        (PollOutcome::Nothing, _) => interval * SELDOM,
+        (PollOutcome::Silence, _) => interval / SOONER,
+        (PollOutcome::Figures, KeyState::Usable) if look.is_near_limit => interval / SOONER,
+        // Refused once: the next answer decides.
+        (PollOutcome::Figures, KeyState::Resting { reason: CooldownReason::Invalid, .. }) => {
+            interval / SOONER
+        }
+        (PollOutcome::Figures, KeyState::Usable | KeyState::Resting { .. }) => interval,
+    };
+    let reset = look.resets_at.filter(|&at| at > now).map(|at| at.since(now) + AFTER_RESET);
+    spread(reset.map_or(usual, |reset| usual.min(reset)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: UnixMs = UnixMs(1_000_000);
+    const INTERVAL: Duration = Duration::from_secs(600);
+    const WELL: PollState = PollState {
+        told: PollOutcome::Figures,
+        standing: KeyState::Usable,
+        is_near_limit: false,
+        resets_at: None,
+    };
+
+    #[track_caller]
+    fn check(look: PollState, seconds: u64) {
+        assert_eq!(next_poll_at(&look, INTERVAL, 0.5, NOW), Duration::from_secs(seconds));
+    }
+
+    #[test]
+    fn a_key_that_is_well_is_asked_rarely() {
+        check(WELL, 600);
+        check(PollState { told: PollOutcome::Nothing, ..WELL }, 3_600);
+    }
+
+    #[test]
+    fn sooner_where_an_answer_matters() {
+        check(PollState { is_near_limit: true, ..WELL }, 120);
+        check(PollState { told: PollOutcome::Silence, ..WELL }, 120);
+        let refused = KeyState::Resting { reason: CooldownReason::Invalid, until: None };
+        check(PollState { standing: refused, ..WELL }, 120);
+    }
+
+    #[test]
+    fn a_reset_date_is_looked_at_when_it_has_passed() {
+        check(PollState { resets_at: Some(UnixMs(NOW.0 + 60_000)), ..WELL }, 90);
+        check(PollState { resets_at: Some(UnixMs(NOW.0 + 6_000_000)), ..WELL }, 600);
+        check(PollState { resets_at: Some(NOW), ..WELL }, 600);
+    }
+
+    #[test]
+    fn keys_do_not_come_all_at_once() {
+        let at = |chance| next_poll_at(&WELL, INTERVAL, chance, NOW);
+        assert_eq!((at(0.0), at(1.0)), (Duration::from_secs(540), Duration::from_secs(660)));
+        assert_eq!(at(7.0), at(1.0));
+    }
+}

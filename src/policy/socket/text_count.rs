@@ -1,0 +1,374 @@
+//! Counts what a client's message will cost while it streams by: the characters of its texts, or the
+//! bytes of its sound. A message may be of any length, in any pieces; only the name under way is stored.
+//!
+//! Members are counted as the provider's JSON reader takes them: of two with one name the last counts,
+//! and a value of another type counts nothing. A message that is not JSON may still be spoken by a
+//! provider that reads more than we do, so it counts with all its bytes: no text is longer than those.
+
+use super::Dialect;
+
+/// What a message asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpokenText {
+    /// Characters of text that will be spoken.
+    pub characters: u64,
+    /// Bytes of sound that will be written down.
+    pub audio_bytes: u64,
+}
+
+/// What is known of a message at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessageCount {
+    /// What it asks for.
+    pub said: SpokenText,
+    /// Whether it is one JSON object.
+    pub is_object: bool,
+}
+
+/// The count of a message that comes in pieces.
+#[derive(Clone, Debug, Default)]
+pub struct ContentCounter {
+    state: State,
+    /// The kinds of the objects and lists around: bit 0 is the innermost, 1 for an object.
+    kinds: u128,
+    depth: u32,
+    /// All bytes of the message.
+    bytes: u64,
+    /// The member of the outermost object under way.
+    member: Member,
+    /// Whether the member of a line under way is its text.
+    is_line_text: bool,
+    name: NamePrefix,
+    text: TextState,
+    /// What the member `text`, and the lines of `inputs`, have to be spoken.
+    spoken: u64,
+    lines: u64,
+    line: u64,
+    /// Characters of base64.
+    audio: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    /// Before the outermost object.
+    #[default]
+    Start,
+    /// Before a value; `true` where a list may end instead.
+    Value(bool),
+    /// Before a name; `true` where an object may end instead.
+    BeforeName(bool),
+    Colon,
+    /// Behind a value.
+    Behind,
+    /// In a number or a word.
+    Scalar,
+    /// In a text.
+    Text(Escape),
+    /// Behind the outermost object.
+    Over,
+    /// This is not JSON.
+    Foreign,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Escape {
+    None,
+    Backslash,
+    /// `\u` with that many digits, and their value.
+    Unit(u8, u16),
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Member {
+    #[default]
+    Other,
+    Text,
+    Inputs,
+    Audio,
+}
+
+/// What a text under way is.
+#[derive(Clone, Copy, Debug, Default)]
+struct TextState {
+    role: Role,
+    characters: u64,
+    /// Whether it has anything but white space.
+    has_ink: bool,
+    /// Characters that pad base64.
+    padding: u64,
+    /// Whether the first half of a pair of surrogates came last.
+    is_half: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Role {
+    Name,
+    Counted,
+    #[default]
+    Skipped,
+}
+
+/// A name under way, as far as it may be one that matters.
+#[derive(Clone, Copy, Debug, Default)]
+struct NamePrefix {
+    bytes: [u8; NAME_BYTES_MAX],
+    length: usize,
+}
+
+/// The longest name that matters, and one more.
+const NAME_BYTES_MAX: usize = "audio_base_64".len() + 1;
+/// Deeper than this is no message of the provider's; its own reader ends there, too.
+const DEPTH_MAX: u32 = 127;
+
+impl ContentCounter {
+    /// Looks at the next piece.
+    pub fn pass(&mut self, piece: &[u8]) {
+        self.bytes += piece.len() as u64;
+        let mut rest = piece;
+        while let Some(&byte) = rest.first() {
+            let used = match self.state {
+                State::Foreign => return,
+                State::Text(Escape::None) => self.run(rest),
+                State::Text(escape) => {
+                    self.state = self.escaped(escape, byte);
+                    1
+                }
+                State::Start
+                | State::Value(_)
+                | State::BeforeName(_)
+                | State::Colon
+                | State::Behind
+                | State::Scalar
+                | State::Over => {
+                    self.state = self.outside(byte);
+                    1
+                }
+            };
+            rest = rest.get(used..).unwrap_or_default();
+        }
+    }
+
+    /// The message is over: what it asks for on a socket of that kind.
+    #[must_use]
+    pub fn finish(&mut self, dialect: Dialect) -> MessageCount {
+        let whole = std::mem::take(self);
+        let is_object = whole.state == State::Over;
+        let (characters, audio) =
+            if is_object { (whole.spoken + whole.lines, whole.audio) } else { (whole.bytes, whole.bytes) };
+        let said = if dialect.is_spoken() {
+            SpokenText { characters, audio_bytes: 0 }
+        } else if dialect == Dialect::Transcription {
+            SpokenText { characters: 0, audio_bytes: decoded(audio) }
+        } else {
+            SpokenText::default()
+        };
+        MessageCount { said, is_object }
+    }
+
+    /// What is known so far of a message that goes on before its end.
+    #[must_use]
+    pub fn audio_so_far(&self) -> u64 {
+        let audio = if self.state == State::Foreign { self.bytes } else { self.audio + self.open_audio() };
+        decoded(audio)
+    }
+
+    fn open_audio(&self) -> u64 {
+        let is_audio = self.member == Member::Audio && self.text.role == Role::Counted;
+        if is_audio { self.text.characters - self.text.padding } else { 0 }
+    }
+
+    /// A byte outside of texts.
+    fn outside(&mut self, byte: u8) -> State {
+        let is_blank = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
+        match (self.state, byte) {
+            (State::Scalar, _) if is_blank => State::Behind,
+            (state, _) if is_blank => state,
+            (State::Start | State::Value(_), b'{') => self.enter(true),
+            (State::Value(_), b'[') => self.enter(false),
+            (State::Value(_), b'"') => {
+                self.begin(if self.is_counted() { Role::Counted } else { Role::Skipped })
+            }
+            (State::BeforeName(_), b'"') => self.begin(Role::Name),
+            (State::Colon, b':') => State::Value(false),
+            (State::Value(true), b']') | (State::BeforeName(true), b'}') => self.leave(),
+            (State::Behind | State::Scalar, b',') if self.is_in_object() => State::BeforeName(false),
+            (State::Behind | State::Scalar, b',') => State::Value(false),
+            (State::Behind | State::Scalar, b'}') if self.is_in_object() => self.leave(),
+            (State::Behind | State::Scalar, b']') if !self.is_in_object() => self.leave(),
+            // `NaN` and `Infinity` are words to some readers.
+            (
+                State::Value(_) | State::Scalar,
+                b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'+' | b'-' | b'.',
+            ) => State::Scalar,
+            _ => State::Foreign,
+        }
+    }
+
+    fn is_in_object(&self) -> bool {
+        self.kinds & 1 == 1
+    }
+
+    /// Whether a line of `inputs` is under way: an object in the list of that name.
+    fn is_in_line(&self) -> bool {
+        self.depth == 3 && self.member == Member::Inputs && self.kinds & 0b11 == 0b01
+    }
+
+    fn is_counted(&self) -> bool {
+        match self.member {
+            Member::Text | Member::Audio => self.depth == 1,
+            Member::Inputs => self.is_in_line() && self.is_line_text,
+            Member::Other => false,
+        }
+    }
+
+    fn enter(&mut self, is_object: bool) -> State {
+        if self.depth == DEPTH_MAX {
+            return State::Foreign;
+        }
+        self.depth += 1;
+        self.kinds = self.kinds << 1 | u128::from(is_object);
+        if is_object { State::BeforeName(true) } else { State::Value(true) }
+    }
+
+    fn leave(&mut self) -> State {
+        if self.is_in_line() {
+            self.lines += std::mem::take(&mut self.line);
+            self.is_line_text = false;
+        }
+        self.depth -= 1;
+        self.kinds >>= 1;
+        if self.depth == 0 { State::Over } else { State::Behind }
+    }
+
+    fn begin(&mut self, role: Role) -> State {
+        self.text = TextState { role, ..TextState::default() };
+        self.name = NamePrefix::default();
+        State::Text(Escape::None)
+    }
+
+    /// A run of a text without an escape, and what ends it; how many bytes.
+    fn run(&mut self, rest: &[u8]) -> usize {
+        let length = memchr::memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
+        let run = rest.get(..length).unwrap_or_default();
+        match self.text.role {
+            Role::Name => run.iter().for_each(|byte| self.name.push(*byte)),
+            Role::Counted if !run.is_empty() => {
+                // All but those that continue a character.
+                let characters = run.iter().filter(|byte| **byte & 0xc0 != 0x80).count() as u64;
+                let text = &mut self.text;
+                text.characters += characters;
+                text.has_ink = text.has_ink || run.iter().any(|byte| !byte.is_ascii_whitespace());
+                text.is_half = false;
+                if self.member == Member::Audio {
+                    text.padding += run.iter().filter(|byte| **byte == b'=').count() as u64;
+                }
+            }
+            Role::Counted | Role::Skipped => {}
+        }
+        match rest.get(length) {
+            None => return length,
+            Some(b'\\') => self.state = State::Text(Escape::Backslash),
+            Some(_) => self.state = self.end(),
+        }
+        length + 1
+    }
+
+    /// A byte of an escape.
+    fn escaped(&mut self, escape: Escape, byte: u8) -> State {
+        let unit = match (escape, byte) {
+            (Escape::Unit(digits, value), _) => {
+                let Some(digit) = char::from(byte).to_digit(16) else { return State::Foreign };
+                let value = value << 4 | digit as u16;
+                if digits < 3 {
+                    return State::Text(Escape::Unit(digits + 1, value));
+                }
+                value
+            }
+            (_, b'u') => return State::Text(Escape::Unit(0, 0)),
+            (_, b'"' | b'\\' | b'/') => byte.into(),
+            (_, b'b') => 8,
+            (_, b'f') => 12,
+            (_, b'n') => 10,
+            (_, b'r') => 13,
+            (_, b't') => 9,
+            _ => return State::Foreign,
+        };
+        self.unit(unit);
+        State::Text(Escape::None)
+    }
+
+    /// A character, or half of one, that was written as an escape.
+    fn unit(&mut self, unit: u16) {
+        let ascii = u8::try_from(unit).ok().filter(u8::is_ascii);
+        if self.text.role == Role::Name {
+            self.name.push(ascii.unwrap_or(u8::MAX));
+        }
+        let text = &mut self.text;
+        let ends_pair = text.is_half && (0xdc00..0xe000).contains(&unit);
+        text.is_half = (0xd800..0xdc00).contains(&unit);
+        text.characters += u64::from(!ends_pair);
+        text.has_ink = text.has_ink || !ascii.is_some_and(|byte| byte.is_ascii_whitespace());
+        text.padding += u64::from(unit == u16::from(b'='));
+    }
+
+    /// A text is over.
+    fn end(&mut self) -> State {
+        // A blank text opens a context and is not spoken.
+        let spoken = if self.text.has_ink { self.text.characters } else { 0 };
+        match (self.text.role, self.member) {
+            (Role::Name, _) => {
+                self.named();
+                return State::Colon;
+            }
+            (Role::Counted, Member::Text) => self.spoken = spoken,
+            (Role::Counted, Member::Inputs) => self.line = spoken,
+            (Role::Counted, Member::Audio) => self.audio = self.text.characters - self.text.padding,
+            (Role::Counted, Member::Other) | (Role::Skipped, _) => {}
+        }
+        self.text.role = Role::Skipped;
+        State::Behind
+    }
+
+    /// A member begins: what one of the same name had before does not count.
+    fn named(&mut self) {
+        let name = self.name.bytes.get(..self.name.length).unwrap_or_default();
+        if self.depth == 1 {
+            self.member = match name {
+                b"text" => Member::Text,
+                b"inputs" => Member::Inputs,
+                b"audio_base_64" => Member::Audio,
+                _ => Member::Other,
+            };
+            match self.member {
+                Member::Text => self.spoken = 0,
+                Member::Inputs => self.lines = 0,
+                Member::Audio => self.audio = 0,
+                Member::Other => {}
+            }
+        } else if self.is_in_line() {
+            self.is_line_text = name == b"text";
+            if self.is_line_text {
+                self.line = 0;
+            }
+        }
+        self.text.role = Role::Skipped;
+    }
+}
+
+/// Decoded bytes of a number of base64 characters.
+fn decoded(characters: u64) -> u64 {
+    characters / 4 * 3 + characters % 4 * 3 / 4
+}
+
+impl NamePrefix {
+    /// Adds a byte; of a name that is too long to matter, the last one stays.
+    fn push(&mut self, byte: u8) {
+        if let Some(place) = self.bytes.get_mut(self.length) {
+            *place = byte;
+            self.length += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

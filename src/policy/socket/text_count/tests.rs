@@ -1,0 +1,157 @@
+//! Single messages, and the same count as by reading the whole.
+
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+
+use super::*;
+
+fn counted(dialect: Dialect, pieces: &[&[u8]]) -> MessageCount {
+    let mut counter = ContentCounter::default();
+    pieces.iter().for_each(|piece| counter.pass(piece));
+    counter.finish(dialect)
+}
+
+#[track_caller]
+fn check(dialect: Dialect, message: &str, characters: u64, audio_bytes: u64) {
+    let expected = SpokenText { characters, audio_bytes };
+    assert_eq!(counted(dialect, &[message.as_bytes()]).said, expected, "{message}");
+    let bytes: Vec<&[u8]> = message.as_bytes().chunks(1).collect();
+    assert_eq!(counted(dialect, &bytes).said, expected, "byte by byte: {message}");
+}
+
+#[test]
+fn the_characters_of_a_text_are_counted() {
+    check(Dialect::Speech, r#"{"text":"Hell\u00f6 "}"#, 6, 0);
+    check(Dialect::Speech, "{\"text\":\"Hell\u{f6} \u{1f600}\"}", 7, 0);
+    check(Dialect::Speech, r#"{"text":"\ud83d\ude00\ud83d"}"#, 2, 0);
+    check(Dialect::Speech, r#"{"te\u0078t":"\"\\ab"}"#, 4, 0);
+    check(Dialect::Speech, r#"{"text":" ","xi_api_key":"k"}"#, 0, 0);
+    check(Dialect::Speech, r#"{"text":" \n\u0020"}"#, 0, 0);
+    check(Dialect::Speech, r#"{"text":""}"#, 0, 0);
+    check(Dialect::SpeechContexts, r#"{"text":null,"context_id":"a","flush":true}"#, 0, 0);
+    check(Dialect::Speech, r#"{"text":"","text":"last"}"#, 4, 0);
+    check(Dialect::Speech, r#"{"text":"first","text":7}"#, 0, 0);
+    check(Dialect::Speech, r#"{"text":"still","inputs":0}"#, 5, 0);
+    check(Dialect::Speech, r#"{"text":"hi","seed":NaN, "x": [-1.5e+3, {}, []] }"#, 2, 0);
+    check(Dialect::Speech, r#"{"a":{"text":"deep"},"b":[{"text":"deep"}]}"#, 0, 0);
+    check(Dialect::Agent, r#"{"type":"user_message","text":"hello"}"#, 0, 0);
+}
+
+#[test]
+fn the_lines_of_a_dialogue_are_counted() {
+    let dialogue = Dialect::Dialogue;
+    check(
+        dialogue,
+        r#"{"inputs":[{"text":"ab","voice_id":"v"},{"text":"c"},{"text":" "}],"voices":["v"]}"#,
+        3,
+        0,
+    );
+    check(dialogue, r#"{"inputs":[{"text":"ab","text":"c"}]}"#, 1, 0);
+    check(dialogue, r#"{"inputs":[{"text":"ab"}],"inputs":[{"text":"c"}],"text":"d"}"#, 2, 0);
+    check(dialogue, r#"{"inputs":[[{"text":"ab"}],{"a":{"text":"c"}},"text"]}"#, 0, 0);
+    check(dialogue, r#"{"inputs":{"x":{"text":"ab"}}}"#, 0, 0);
+}
+
+#[test]
+fn what_cannot_be_read_counts_as_a_whole() {
+    for message in
+        ["plain", "[]", "\u{feff}{}", r#"{"text":"x""#, r#"{"text":"\x"}"#, "{} {}", "{,}", "{a:1}"]
+    {
+        check(Dialect::Speech, message, message.len() as u64, 0);
+        assert!(!counted(Dialect::Speech, &[message.as_bytes()]).is_object, "{message}");
+    }
+    let deep = format!("{{\"a\":{}{}}}", "[".repeat(127), "]".repeat(127));
+    check(Dialect::Speech, &deep, deep.len() as u64, 0);
+    let less_deep = format!("{{\"text\":\"x\",\"a\":{}{}}}", "[".repeat(126), "]".repeat(126));
+    check(Dialect::Speech, &less_deep, 1, 0);
+}
+
+#[test]
+fn the_bytes_of_a_sound_are_counted() {
+    let scribe = Dialect::Transcription;
+    check(scribe, r#"{"message_type":"input_audio_chunk","audio_base_64":"AAAA"}"#, 0, 3);
+    check(scribe, r#"{"audio_base_64":"AA==","commit":true}"#, 0, 1);
+    check(scribe, r#"{"audio_base_64":"AA\u003d="}"#, 0, 1);
+    check(scribe, r#"{"audio_base_64":"\/\/\/\/"}"#, 0, 3);
+    check(scribe, r#"{"audio_base_64":""}"#, 0, 0);
+    check(scribe, r#"{"text":"hello"}"#, 0, 0);
+}
+
+#[test]
+fn sound_is_known_before_its_message_ends() {
+    let mut counter = ContentCounter::default();
+    counter.pass(br#"{"audio_base_64":"AAAA"#);
+    assert_eq!(counter.audio_so_far(), 3);
+    counter.pass(br#"AAAA","commit":true"#);
+    assert_eq!(counter.audio_so_far(), 6);
+    counter.pass(b"}");
+    assert_eq!(counter.finish(Dialect::Transcription).said.audio_bytes, 6);
+    assert_eq!(counter.audio_so_far(), 0);
+}
+
+#[test]
+fn no_message_is_too_long_to_be_counted() {
+    let padding = " ".repeat(2_000_000);
+    check(Dialect::Speech, &format!("{{{padding}\"text\":\"{}\"{padding}}}", "x".repeat(80_021)), 80_021, 0);
+}
+
+/// The same by reading the whole message.
+fn whole(message: &[u8]) -> u64 {
+    let Ok(members) = serde_json::from_slice::<Map<String, Value>>(message) else {
+        return message.len() as u64;
+    };
+    let lines = members.get("inputs").and_then(Value::as_array).into_iter().flatten();
+    let texts = lines.filter_map(|line| line.get("text")).chain(members.get("text"));
+    let is_blank = |text: &str| text.chars().all(|char| char.is_ascii_whitespace());
+    let spoken = |text: &str| if is_blank(text) { 0 } else { text.chars().count() as u64 };
+    texts.filter_map(Value::as_str).map(spoken).sum()
+}
+
+fn value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<String>().prop_map(Value::from),
+        " {0,3}|\t|a b".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(4, 40, 5, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+            prop::collection::hash_map("text|inputs|[a-z\"\\\\]{0,6}", inner, 0..5)
+                .prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn the_count_is_that_of_the_whole(
+        text in value(), inputs in value(), other in value(), is_pretty: bool,
+        cuts in prop::collection::vec(1_usize..30, 0..60), cut_off in prop::option::of(0_usize..100),
+    ) {
+        let message = json!({"a": other, "text": text, "inputs": inputs});
+        let mut bytes = if is_pretty {
+            serde_json::to_vec_pretty(&message).unwrap()
+        } else {
+            serde_json::to_vec(&message).unwrap()
+        };
+        if let Some(length) = cut_off {
+            bytes.truncate(length);
+        }
+        let (mut pieces, mut rest) = (Vec::new(), &bytes[..]);
+        for cut in cuts {
+            let (piece, after) = rest.split_at(cut.min(rest.len()));
+            pieces.push(piece);
+            rest = after;
+        }
+        pieces.push(rest);
+        prop_assert_eq!(counted(Dialect::Dialogue, &pieces).said.characters, whole(&bytes));
+    }
+
+    #[test]
+    fn nothing_makes_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = counted(Dialect::Speech, &[&bytes]);
+        let _ = counted(Dialect::Transcription, &[b"{\"audio_base_64\":\"", &bytes]);
+    }
+}

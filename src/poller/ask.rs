@@ -1,0 +1,119 @@
+//! Questions to the provider with a key of the pool, and what its answers say. All of them are free.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Uri};
+use http_body_util::Empty;
+
+use crate::body::decode::decoded;
+use crate::body::peek::Peeked;
+use crate::body::replay::Replay;
+use crate::policy::authority::Authority;
+use crate::policy::classify::{ErrorBody, Verdict, classify};
+use crate::policy::evidence::Source;
+use crate::policy::models::Models;
+use crate::policy::socket::conversation_cost;
+use crate::policy::subscription::{Subscription, workspace_id};
+use crate::pool::{Key, Observation};
+use crate::upstream::{Connect, Upstream, UpstreamRequestHead};
+
+/// The list of models is the longest answer, some dozens of kilobytes; one that is larger is none.
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+
+/// Asks, with a bound for each answer.
+#[derive(Debug)]
+pub(super) struct ProviderClient<'a, C> {
+    pub(super) upstream: &'a Upstream<C>,
+    pub(super) answer_max: Duration,
+}
+
+impl<C: Connect> ProviderClient<'_, C> {
+    /// What the key's workspace has left. `None` when the provider does not tell now, which says
+    /// nothing of the key.
+    pub(super) async fn quota(&self, key: &Key) -> Option<Observation> {
+        self.quota_at(key.authority(), key).await
+    }
+
+    /// The same, asked at another host of the provider.
+    pub(super) async fn quota_at(&self, host: Option<&Arc<Authority>>, key: &Key) -> Option<Observation> {
+        let (verdict, text) = self.ask_at(host, key, Uri::from_static("/v1/user/subscription")).await?;
+        match verdict {
+            Verdict::Served => Subscription::read(&text).map(|subscription| Observation::Quota {
+                quota: subscription.quota,
+                tier: subscription.tier,
+                is_paid: subscription.is_paid,
+                capabilities: subscription.capabilities,
+            }),
+            Verdict::InvalidKey | Verdict::WrongHost => {
+                let source = Source {
+                    words: verdict.word().into(),
+                    route: "/v1/user/subscription".into(),
+                    ..Source::default()
+                };
+                Some(Observation::Invalid { verdict, source })
+            }
+            // A key for speech alone may not ask, and is as good as any.
+            Verdict::MissingPermission(_) => Some(Observation::Unreadable),
+            Verdict::WorkspaceQuota(_)
+            | Verdict::KeyQuota(_)
+            | Verdict::PlanFeature(_)
+            | Verdict::Slots
+            | Verdict::Billing
+            | Verdict::Abuse
+            | Verdict::RateLimited(_)
+            | Verdict::Concurrency { .. }
+            | Verdict::Busy
+            | Verdict::Unexplained(_)
+            | Verdict::NotFound
+            | Verdict::RequestError
+            | Verdict::ServerError
+            | Verdict::Unreadable => None,
+        }
+    }
+
+    /// The identifier of the key's workspace, where it may tell.
+    pub(super) async fn workspace(&self, key: &Key) -> Option<String> {
+        let (verdict, text) = self.ask(key, Uri::from_static("/v1/user")).await?;
+        if verdict == Verdict::Served { workspace_id(&text) } else { None }
+    }
+
+    /// The provider's models, where the key may tell.
+    pub(super) async fn models(&self, key: &Key) -> Option<Models> {
+        let (verdict, text) = self.ask(key, Uri::from_static("/v1/models")).await?;
+        if verdict == Verdict::Served { Models::read(&text) } else { None }
+    }
+
+    /// What a conversation has cost, in credits; `None` while the provider does not tell.
+    pub(super) async fn cost(&self, key: &Key, conversation: &str) -> Option<u64> {
+        let path = format!("/v1/convai/conversations/{conversation}");
+        let (verdict, text) = self.ask(key, Uri::try_from(path).ok()?).await?;
+        if verdict == Verdict::Served { conversation_cost(&text) } else { None }
+    }
+
+    /// An answer, and what it means. `None` when none came in time, or none that can be read.
+    async fn ask(&self, key: &Key, target: Uri) -> Option<(Verdict, Vec<u8>)> {
+        self.ask_at(key.authority(), key, target).await
+    }
+
+    async fn ask_at(
+        &self,
+        host: Option<&Arc<Authority>>,
+        key: &Key,
+        target: Uri,
+    ) -> Option<(Verdict, Vec<u8>)> {
+        let asking = async {
+            let outbound = UpstreamRequestHead { method: Method::GET, target, headers: HeaderMap::new() };
+            let sending = Replay::<Empty<Bytes>>::empty().attempt();
+            let answer = self.upstream.send(host, key.api_key(), &outbound, sending).await.ok()?;
+            let (head, body) = answer.into_parts();
+            let (_, whole) = Peeked::read(body, ANSWER_BYTES_MAX, self.answer_max, None).await;
+            let encoding = head.headers.get("content-encoding").and_then(|value| value.to_str().ok());
+            let text = decoded(&whole?, encoding, ANSWER_BYTES_MAX)?;
+            let verdict = classify(head.status, Some(&ErrorBody::read(&text)), None);
+            Some((verdict, text))
+        };
+        tokio::time::timeout(self.answer_max, asking).await.ok()?
+    }
+}

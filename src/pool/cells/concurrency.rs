@@ -1,0 +1,157 @@
+//! Room for requests at once, of one lane of a workspace: how many run, how many may, and for how
+//! long nobody should try.
+
+use std::time::Duration;
+
+use super::super::sync::{AtomicU32, AtomicU64, Ordering};
+use super::probe::ProbeCell;
+use crate::policy::select::ConcurrencyState;
+use crate::policy::units::UnixMs;
+
+/// The room of a lane.
+#[derive(Debug)]
+pub(in crate::pool) struct ConcurrencyLimiter {
+    running: AtomicU32,
+    /// What the provider said, in an answer or a refusal; 0: nothing yet.
+    told_max: AtomicU32,
+    /// What the plan says; 0: nothing.
+    plan_max: AtomicU32,
+    /// A refusal for too many at once holds until then, whatever we count: others may use the
+    /// workspace too.
+    full_until: AtomicU64,
+    /// A rate limit of this group holds until then.
+    limited_until: AtomicU64,
+    probe: ProbeCell,
+}
+
+impl Default for ConcurrencyLimiter {
+    fn default() -> Self {
+        Self {
+            running: AtomicU32::new(0),
+            told_max: AtomicU32::new(0),
+            plan_max: AtomicU32::new(0),
+            full_until: AtomicU64::new(0),
+            limited_until: AtomicU64::new(0),
+            probe: ProbeCell::default(),
+        }
+    }
+}
+
+impl ConcurrencyLimiter {
+    /// Whether there is room at `now`.
+    pub(in crate::pool) fn look(&self, now: UnixMs) -> ConcurrencyState {
+        let full_until = self.full_until.load(Ordering::Acquire);
+        if full_until > now.0 {
+            return ConcurrencyState::Full { until: Some(UnixMs(full_until)) };
+        }
+        let limited_until = self.limited_until.load(Ordering::Acquire);
+        if limited_until > now.0 {
+            return ConcurrencyState::Cooling { until: UnixMs(limited_until) };
+        }
+        if self.running() < self.max() {
+            ConcurrencyState::Free
+        } else {
+            ConcurrencyState::Full { until: None }
+        }
+    }
+
+    /// It is rate limited until then, or not any more; after which span one request may try it.
+    pub(in crate::pool) fn limit(&self, until: Option<UnixMs>, probe_after: Option<Duration>, now: UnixMs) {
+        self.limited_until.store(until.map_or(0, |until| until.0), Ordering::Release);
+        self.probe.allow(probe_after.filter(|_| until.is_some()), now);
+    }
+
+    pub(in crate::pool) fn probe(&self) -> &ProbeCell {
+        &self.probe
+    }
+
+    /// Takes a place. `false` when there is none.
+    pub(in crate::pool) fn try_acquire(&self) -> bool {
+        let max = self.max();
+        let one_more = |running: u32| (running < max).then_some(running.saturating_add(1));
+        self.running.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).is_ok()
+    }
+
+    pub(in crate::pool) fn release(&self) {
+        self.running.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// The provider says how many may run. Whether these are more than before.
+    pub(in crate::pool) fn learn(&self, max: u32) -> bool {
+        // It says the same with every answer: a write each time would take the line from all others.
+        if self.told_max.load(Ordering::Acquire) == max {
+            return false;
+        }
+        let before = self.max();
+        self.told_max.store(max, Ordering::Release);
+        max > before
+    }
+
+    /// The plan says how many may run.
+    pub(in crate::pool) fn plan(&self, max: Option<u32>) {
+        self.plan_max.store(max.unwrap_or(0), Ordering::Release);
+    }
+
+    /// The provider has refused one for being one too many.
+    pub(in crate::pool) fn refused(&self, max: Option<u32>, until: UnixMs) {
+        if let Some(max) = max.filter(|&max| max > 0) {
+            self.learn(max);
+        }
+        self.full_until.fetch_max(until.0, Ordering::AcqRel);
+    }
+
+    pub(in crate::pool) fn running(&self) -> u32 {
+        self.running.load(Ordering::Acquire)
+    }
+
+    /// How many may run, as far as is known.
+    pub(in crate::pool) fn known_max(&self) -> Option<u32> {
+        let max = self.max();
+        (max != u32::MAX).then_some(max)
+    }
+
+    fn max(&self) -> u32 {
+        match (self.told_max.load(Ordering::Acquire), self.plan_max.load(Ordering::Acquire)) {
+            (0, 0) => u32::MAX,
+            (0, plan) => plan,
+            (told, _) => told,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: UnixMs = UnixMs(1_000);
+
+    #[test]
+    fn nobody_knows_a_bound_until_it_is_told() {
+        let cell = ConcurrencyLimiter::default();
+        assert!((0..100).all(|_| cell.try_acquire()));
+        assert_eq!(cell.known_max(), None);
+        cell.plan(Some(3));
+        assert_eq!((cell.known_max(), cell.look(NOW)), (Some(3), ConcurrencyState::Full { until: None }));
+        cell.learn(200);
+        assert!(cell.look(NOW) == ConcurrencyState::Free && cell.try_acquire());
+    }
+
+    #[test]
+    fn places_come_back() {
+        let cell = ConcurrencyLimiter::default();
+        cell.learn(2);
+        assert!(cell.try_acquire() && cell.try_acquire() && !cell.try_acquire());
+        cell.release();
+        assert!(cell.try_acquire());
+        assert_eq!(cell.running(), 2);
+    }
+
+    #[test]
+    fn a_refusal_holds_for_a_while_and_names_the_bound() {
+        let cell = ConcurrencyLimiter::default();
+        cell.refused(Some(4), UnixMs(2_000));
+        cell.refused(None, UnixMs(1_500));
+        assert_eq!(cell.look(NOW), ConcurrencyState::Full { until: Some(UnixMs(2_000)) });
+        assert_eq!((cell.look(UnixMs(2_000)), cell.known_max()), (ConcurrencyState::Free, Some(4)));
+    }
+}

@@ -1,0 +1,341 @@
+//! Which workspace an identifier belongs to: learned from answers, asked for each request that names
+//! one. It is apart from the roster because it outlives every key: what is known of a workspace whose
+//! keys come back later still counts.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
+use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::policy::affinity::{Class, Keeping, Kind, Named, Tag};
+use crate::policy::units::UnixMs;
+use crate::secret::Fingerprint;
+
+/// What a workspace is known by beyond this run: its configured name, else the fingerprint of the
+/// key that it began with.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct OwnerId(Arc<str>);
+
+impl OwnerId {
+    /// The identity of a workspace.
+    #[must_use]
+    pub fn of(name: Option<&str>, first_key: Fingerprint) -> Self {
+        Self(name.map_or_else(|| first_key.to_string().into(), Into::into))
+    }
+
+    /// An identity as the books have it.
+    #[must_use]
+    pub fn of_word(word: &str) -> Self {
+        Self(word.into())
+    }
+
+    /// The word for it in the books.
+    #[must_use]
+    pub fn word(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it is that of a workspace without a name that began with this key.
+    #[must_use]
+    pub fn is_of(&self, key: Fingerprint) -> bool {
+        Fingerprint::parse(&self.0) == Some(key)
+    }
+}
+
+impl fmt::Debug for OwnerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Identity({})", self.0)
+    }
+}
+
+/// Something learned, as it is written down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LearnedOwner {
+    /// What belongs to a workspace.
+    pub named: Named,
+    /// Which.
+    pub owner: OwnerId,
+    /// When that was learned.
+    pub learned_at: UnixMs,
+    /// When it was last of use.
+    pub used_at: UnixMs,
+}
+
+/// An identifier's owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownOwner {
+    /// Whose it is.
+    pub owner: OwnerId,
+    /// What is to be written down, because it has not been for long.
+    pub lesson: Option<LearnedOwner>,
+}
+
+/// That something was of use is written down once in so long.
+const USE_WRITTEN_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
+/// So many parts, each behind a lock of its own: with a few dozen cores, two hardly ever meet.
+const SHARDS: usize = 64;
+/// A part that is full drops a share of its oldest, so that not every later lesson looks for one.
+const DROPPED_SHARE: usize = 8;
+
+/// Owners by identifier, bounded in number and age.
+///
+/// A request holds one of 64 locks for one look at a hash map, and never while it waits.
+#[derive(Debug)]
+pub struct OwnershipIndex {
+    shards: Vec<Mutex<Shard>>,
+    keeping: Keeping,
+}
+
+/// One map for each class, so that each has room of its own.
+#[derive(Debug, Default)]
+struct Shard([HashMap<Tag, OwnerEntry, BuildHasherDefault<TagHasher>>; Class::ALL.len()]);
+
+#[derive(Clone, Debug)]
+struct OwnerEntry {
+    kind: Kind,
+    owner: OwnerId,
+    learned_at: UnixMs,
+    used_at: UnixMs,
+}
+
+/// A tag is a hash already.
+#[derive(Debug, Default)]
+struct TagHasher(u64);
+
+impl Hasher for TagHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            // The first byte chooses the part; the others spread within it.
+            self.0 = self.0.rotate_left(17) ^ u64::from_be_bytes(word);
+        }
+    }
+}
+
+impl OwnershipIndex {
+    /// Nothing known yet.
+    #[must_use]
+    pub fn new(keeping: Keeping) -> Self {
+        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), keeping }
+    }
+
+    /// How much is kept, and how long.
+    #[must_use]
+    pub fn keeping(&self) -> Keeping {
+        self.keeping
+    }
+
+    fn shard(&self, tag: &Tag) -> MutexGuard<'_, Shard> {
+        let index = usize::from(tag.bytes()[0]) % SHARDS;
+        // Every change is a whole one: a panic in between leaves nothing broken.
+        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whose `named` is, as far as is known; notes that it was of use.
+    pub fn find(&self, named: &Named, now: UnixMs) -> Option<KnownOwner> {
+        let mut shard = self.shard(&named.tag);
+        let map = &mut shard.0[usize::from(named.kind.class().number())];
+        let owned = map.get_mut(&named.tag)?;
+        if !self.keeping.counts(named.kind, owned.learned_at, owned.used_at, now) {
+            map.remove(&named.tag);
+            return None;
+        }
+        let is_due = now.since(owned.used_at) >= USE_WRITTEN_INTERVAL;
+        if is_due {
+            owned.used_at = now;
+        }
+        Some(KnownOwner { owner: owned.owner.clone(), lesson: is_due.then(|| owned.lesson(named.tag)) })
+    }
+
+    /// Learns that `named` belongs to `owner`. What is to be written down; nothing, when it was
+    /// known.
+    pub fn learn(&self, named: Named, owner: &OwnerId, now: UnixMs) -> Option<LearnedOwner> {
+        let mut shard = self.shard(&named.tag);
+        let map = &mut shard.0[usize::from(named.kind.class().number())];
+        let fresh = || OwnerEntry { kind: named.kind, owner: owner.clone(), learned_at: now, used_at: now };
+        let owned = match map.entry(named.tag) {
+            Slot::Occupied(slot) => {
+                let owned = slot.into_mut();
+                let is_known = owned.owner == *owner
+                    && now.since(owned.used_at) < USE_WRITTEN_INTERVAL
+                    && self.keeping.counts(named.kind, owned.learned_at, owned.used_at, now);
+                if is_known {
+                    return None;
+                }
+                *owned = fresh();
+                owned
+            }
+            Slot::Vacant(slot) => slot.insert(fresh()),
+        };
+        let lesson = owned.lesson(named.tag);
+        self.bound(map, named.kind.class());
+        Some(lesson)
+    }
+
+    /// Forgets whose `named` was: its owner no longer has it.
+    pub fn forget(&self, named: &Named) {
+        self.shard(&named.tag).0[usize::from(named.kind.class().number())].remove(&named.tag);
+    }
+
+    /// Takes up what was known when the program ended; the oldest goes first where there is too much.
+    pub fn restore(&self, lessons: Vec<LearnedOwner>, now: UnixMs) {
+        for LearnedOwner { named, owner, learned_at, used_at } in lessons {
+            if self.keeping.counts(named.kind, learned_at, used_at, now) {
+                let mut shard = self.shard(&named.tag);
+                let map = &mut shard.0[usize::from(named.kind.class().number())];
+                map.insert(named.tag, OwnerEntry { kind: named.kind, owner, learned_at, used_at });
+                self.bound(map, named.kind.class());
+            }
+        }
+    }
+
+    /// How many identifiers are known.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        let shards = self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner));
+        shards.map(|shard| shard.0.iter().map(HashMap::len).sum::<usize>()).sum()
+    }
+
+    fn bound(&self, map: &mut HashMap<Tag, OwnerEntry, BuildHasherDefault<TagHasher>>, class: Class) {
+        let count_max = (self.keeping.count_max(class) / SHARDS).max(1);
+        if map.len() <= count_max {
+            return;
+        }
+        let mut ages: Vec<UnixMs> = map.values().map(|owned| owned.used_at).collect();
+        let dropped = (map.len() - count_max).max(count_max / DROPPED_SHARE);
+        let (_, &mut youngest, _) = ages.select_nth_unstable(dropped - 1);
+        let mut left = dropped;
+        map.retain(|_, owned| {
+            let goes = left > 0 && owned.used_at <= youngest;
+            left -= usize::from(goes);
+            !goes
+        });
+    }
+}
+
+impl OwnerEntry {
+    fn lesson(&self, tag: Tag) -> LearnedOwner {
+        LearnedOwner {
+            named: Named { kind: self.kind, tag },
+            owner: self.owner.clone(),
+            learned_at: self.learned_at,
+            used_at: self.used_at,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: UnixMs = UnixMs(1_796_000_000_000);
+    const DAY: Duration = Duration::from_secs(24 * 3_600);
+    const KEEPING: Keeping =
+        Keeping { identifiers_max: 64 * 40, kept: Some(Duration::from_secs(30 * 24 * 3_600)) };
+
+    fn voice(id: &str) -> Named {
+        Named::new(Kind::Voice, id)
+    }
+
+    fn identity(name: &str) -> OwnerId {
+        OwnerId::of(Some(name), Fingerprint::of("sk"))
+    }
+
+    fn owner(owners: &OwnershipIndex, named: Named, now: UnixMs) -> Option<OwnerId> {
+        owners.find(&named, now).map(|found| found.owner)
+    }
+
+    #[test]
+    fn what_was_learned_is_found_and_the_latest_counts() {
+        let owners = OwnershipIndex::new(KEEPING);
+        assert_eq!(owners.find(&voice("v"), NOW), None);
+        let lesson = owners.learn(voice("v"), &identity("a"), NOW).unwrap();
+        assert_eq!((lesson.named, lesson.owner.word()), (voice("v"), "a"));
+        assert_eq!(owners.learn(voice("v"), &identity("a"), NOW), None, "it is known");
+        assert_eq!(owner(&owners, voice("v"), NOW), Some(identity("a")));
+        assert!(owners.learn(voice("v"), &identity("b"), NOW).is_some());
+        assert_eq!(owner(&owners, voice("v"), NOW), Some(identity("b")));
+        assert_eq!(owner(&owners, Named::new(Kind::Agent, "v"), NOW), None);
+        owners.forget(&voice("v"));
+        assert_eq!(owners.find(&voice("v"), NOW), None);
+    }
+
+    #[test]
+    fn use_keeps_it_and_is_written_once_a_day() {
+        let owners = OwnershipIndex::new(KEEPING);
+        owners.learn(voice("v"), &identity("a"), NOW);
+        assert_eq!(owners.find(&voice("v"), NOW.plus(DAY / 2)).unwrap().lesson, None);
+        let used = owners.find(&voice("v"), NOW.plus(DAY)).unwrap().lesson.unwrap();
+        assert_eq!((used.learned_at, used.used_at), (NOW, NOW.plus(DAY)));
+        assert_eq!(owners.find(&voice("v"), NOW.plus(DAY)).unwrap().lesson, None);
+        assert!(owner(&owners, voice("v"), NOW.plus(DAY * 30)).is_some());
+        assert!(owner(&owners, voice("v"), NOW.plus(DAY * 60)).is_none(), "unused for too long");
+        assert_eq!(owners.count(), 0);
+    }
+
+    #[test]
+    fn what_traffic_makes_never_pushes_out_what_was_made_with_care() {
+        let owners = OwnershipIndex::new(KEEPING);
+        for index in 0..100 {
+            owners.learn(voice(&format!("v{index}")), &identity("a"), NOW);
+        }
+        for index in 0..50_000 {
+            let now = UnixMs(NOW.0 + index);
+            owners.learn(Named::new(Kind::Request, &format!("r{index}")), &identity("a"), now);
+            owners.learn(Named::new(Kind::HistoryItem, &format!("h{index}")), &identity("a"), now);
+        }
+        assert!(owners.count() <= KEEPING.identifiers_max, "{}", owners.count());
+        let known = (0..100).filter(|index| owners.find(&voice(&format!("v{index}")), NOW).is_some());
+        assert_eq!(known.count(), 100);
+        let newest = Named::new(Kind::Request, "r49999");
+        assert!(owners.find(&newest, NOW).is_some(), "the oldest go first");
+        assert!(owners.find(&Named::new(Kind::Request, "r0"), NOW).is_none());
+    }
+
+    #[test]
+    fn what_was_known_is_taken_up_again_if_it_still_counts() {
+        let owners = OwnershipIndex::new(KEEPING);
+        let lessons = vec![
+            owners.learn(voice("v"), &identity("a"), NOW).unwrap(),
+            owners.learn(Named::new(Kind::Request, "r"), &identity("a"), NOW).unwrap(),
+        ];
+        let next = OwnershipIndex::new(KEEPING);
+        next.restore(lessons, NOW.plus(DAY));
+        assert_eq!(owner(&next, voice("v"), NOW.plus(DAY)), Some(identity("a")));
+        assert_eq!(next.count(), 1, "a request cannot be continued after a day");
+    }
+
+    #[test]
+    fn many_learn_and_ask_at_once() {
+        let owners = OwnershipIndex::new(KEEPING);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let owners = &owners;
+                scope.spawn(move || {
+                    for index in 0..2_000 {
+                        let named = voice(&format!("v{}", (index * 7 + thread) % 300));
+                        owners.learn(named, &identity("a"), NOW);
+                        assert_eq!(owner(owners, named, NOW), Some(identity("a")));
+                    }
+                });
+            }
+        });
+        assert_eq!(owners.count(), 300);
+    }
+
+    #[test]
+    fn a_workspace_is_known_by_its_name_or_by_its_first_key() {
+        let key = Fingerprint::of("sk");
+        assert!(OwnerId::of(None, key).is_of(key));
+        assert!(!OwnerId::of(None, key).is_of(Fingerprint::of("sk2")));
+        assert!(!OwnerId::of(Some("studio"), key).is_of(key));
+        assert_eq!(OwnerId::of(None, key), OwnerId::of_word(&key.to_string()));
+    }
+}

@@ -1,0 +1,382 @@
+//! What binds a request to an account: the identifiers it names, the lists it asks for, and what its
+//! answer teaches about either.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::request::Parts;
+use http::{HeaderMap, Method};
+use hyper::body::Incoming;
+
+use super::answer::Answer;
+use super::misses::Misses;
+use super::request_meta::RequestMeta;
+use super::usage::{OwnershipUpdate, UsagePermit};
+use super::{Limits, Proxy};
+use crate::body::decode::decoded;
+use crate::body::inspect::BodyInspector;
+use crate::body::replay::Replay;
+use crate::clock;
+use crate::policy::affinity::claim::{TwoOwners, owner};
+use crate::policy::affinity::{self, Kind, Named, Names, Yields};
+use crate::policy::classify::Verdict;
+use crate::policy::endpoint::{Endpoint, Metering, Route};
+use crate::policy::replay::Effect;
+use crate::policy::request_body;
+use crate::policy::units::UnixMs;
+use crate::pool::{Eligibility, Key, OwnerId, OwnershipIndex, Roster};
+
+/// A body that comes more slowly is not waited for: the upstream gets what there is.
+const AHEAD_MAX: Duration = Duration::from_secs(2);
+
+/// Who may serve a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Scope {
+    /// Whoever can.
+    Any,
+    /// The client's home, and whoever can when the home cannot.
+    Preferred(OwnerId),
+    /// The owner of what it names, and nobody else.
+    Pinned(OwnerId, Kind),
+}
+
+/// What binds a request.
+#[derive(Debug)]
+pub(super) struct AccountAffinity {
+    method: Method,
+    route: Route,
+    path: Arc<str>,
+    names: Names,
+    gives: Yields,
+    /// Another account may be asked after a not-found: it did nothing and cost nothing.
+    may_be_elsewhere: bool,
+    is_free: bool,
+    has_document: bool,
+    scope: Scope,
+    /// Accounts that do not have what it names.
+    accounts_without: Vec<OwnerId>,
+    /// What is written down with the next lesson.
+    changes: Vec<OwnershipUpdate>,
+}
+
+impl AccountAffinity {
+    /// What can be told from a head.
+    pub(super) fn of(head: &Parts, endpoint: &Endpoint, names: Names) -> Self {
+        let gives = affinity::yields(&head.method, &endpoint.route);
+        Self {
+            names,
+            may_be_elsewhere: endpoint.effect == Effect::None || affinity::is_speech(&endpoint.route),
+            is_free: endpoint.metering == Metering::Free,
+            has_document: is_json(&head.headers),
+            method: head.method.clone(),
+            route: endpoint.route,
+            // Only what gives identifiers is asked where it stands.
+            path: if gives == Yields::Nothing { Arc::default() } else { head.uri.path().into() },
+            gives,
+            scope: Scope::Any,
+            accounts_without: Vec::new(),
+            changes: Vec::new(),
+        }
+    }
+
+    /// Finds out who must serve it, or who should. A JSON body is waited for, within bounds: who must
+    /// serve it may stand there.
+    ///
+    /// # Errors
+    ///
+    /// When two accounts must.
+    pub(super) async fn resolve(
+        &mut self,
+        roster: &Roster,
+        owners: &OwnershipIndex,
+        misses: &Misses,
+        body: &Replay<Incoming>,
+        home: impl FnOnce() -> Option<OwnerId>,
+    ) -> Result<(), TwoOwners> {
+        if !roster.has_choice() {
+            return Ok(());
+        }
+        if self.has_document
+            && let (start, true) = body.peek_body(request_body::BODY_BYTES_MAX, AHEAD_MAX).await
+        {
+            self.names.add_body(&start);
+        }
+        self.scope = match self.claimed_owner(roster, owners)? {
+            Some((kind, identity)) => Scope::Pinned(identity, kind),
+            None if self.prefers_account() => home().map_or(Scope::Any, Scope::Preferred),
+            None => Scope::Any,
+        };
+        // One account says it as well as all of them.
+        self.may_be_elsewhere &= !misses.includes(&self.names, clock::now());
+        Ok(())
+    }
+
+    /// Takes in what a message on a socket names.
+    ///
+    /// # Errors
+    ///
+    /// When two accounts must serve it.
+    pub(super) fn add_message_names(
+        &mut self,
+        message: &[u8],
+        roster: &Roster,
+        owners: &OwnershipIndex,
+        misses: &Misses,
+    ) -> Result<(), TwoOwners> {
+        if roster.has_choice() {
+            self.names.add_body(message);
+            self.may_be_elsewhere &= !misses.includes(&self.names, clock::now());
+            if let Some((kind, identity)) = self.claimed_owner(roster, owners)? {
+                self.scope = Scope::Pinned(identity, kind);
+            }
+        }
+        Ok(())
+    }
+
+    /// The account that must serve what is named, as far as it is known.
+    fn claimed_owner(
+        &mut self,
+        roster: &Roster,
+        owners: &OwnershipIndex,
+    ) -> Result<Option<(Kind, OwnerId)>, TwoOwners> {
+        let now = clock::now();
+        let (mut known, mut changes) = (Vec::new(), Vec::new());
+        for named in self.names.all() {
+            let Some(found) = owners.find(named, now) else { continue };
+            // An account that no key opens any more is as good as unknown.
+            let Some(identity) = roster.identity_of(&found.owner) else { continue };
+            known.push((named.kind, identity.clone()));
+            changes.extend(found.lesson.map(OwnershipUpdate::Learned));
+        }
+        self.changes.append(&mut changes);
+        owner(known)
+    }
+
+    /// What is known once a session is served with `key`: whose what it names is, and what its first
+    /// message gives.
+    pub(super) fn record_session<C>(
+        &mut self,
+        proxy: &Proxy<C>,
+        key: &Key,
+        first: &[u8],
+    ) -> Vec<OwnershipUpdate> {
+        let (owner, now) = (key.workspace().identity().clone(), clock::now());
+        proxy.misses.forget(&self.names);
+        let given = affinity::in_first_message(first);
+        let learned = given.into_iter().chain(self.proven_names());
+        let ownership_permit: Vec<_> =
+            learned.filter_map(|named| proxy.owners.learn(named, &owner, now)).collect();
+        self.changes.extend(ownership_permit.into_iter().map(OwnershipUpdate::Learned));
+        std::mem::take(&mut self.changes)
+    }
+
+    /// What it names.
+    pub(super) fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// Whether it is about what an account has as a whole, or adds to that without a charge.
+    fn prefers_account(&self) -> bool {
+        self.gives == Yields::Account || (self.gives == Yields::Made && self.is_free)
+    }
+
+    /// The account that is asked first.
+    pub(super) fn preferred(&self) -> Option<&OwnerId> {
+        match &self.scope {
+            Scope::Preferred(identity) => Some(identity),
+            Scope::Any | Scope::Pinned(..) => None,
+        }
+    }
+
+    /// Whether keys differ in whether they may serve it, or in whether they should.
+    pub(super) fn binds(&self) -> bool {
+        self.scope != Scope::Any || !self.accounts_without.is_empty() || self.needs_no_credits()
+    }
+
+    /// Whether every key may serve it.
+    pub(super) fn is_unrestricted(&self) -> bool {
+        !matches!(self.scope, Scope::Pinned(..)) && self.accounts_without.is_empty()
+    }
+
+    /// Whether it reads what an account has, or adds to that, without a charge.
+    fn needs_no_credits(&self) -> bool {
+        self.is_free && (self.gives != Yields::Nothing || !self.names.is_empty())
+    }
+
+    /// What it is about, when one account must serve it.
+    pub(super) fn pinned_by(&self) -> Option<Kind> {
+        match &self.scope {
+            Scope::Pinned(_, kind) => Some(*kind),
+            Scope::Any | Scope::Preferred(_) => None,
+        }
+    }
+
+    /// Whether a key may serve it. A request without a price is served by an account without credits, too.
+    pub(super) fn eligibility(&self, key: &Key) -> Eligibility {
+        let identity = key.workspace().identity();
+        let may = match &self.scope {
+            Scope::Pinned(owner, _) => identity == owner,
+            Scope::Any | Scope::Preferred(_) => true,
+        };
+        if !may || self.accounts_without.contains(identity) {
+            return Eligibility::No;
+        }
+        if self.needs_no_credits() { Eligibility::EvenExhausted } else { Eligibility::Yes }
+    }
+
+    /// Notes that `key`'s account does not have what is named; whether another may have it.
+    pub(super) fn record_missing(&mut self, key: &Key, roster: &Roster) -> bool {
+        let identity = key.workspace().identity();
+        if self.pinned_by().is_some() {
+            self.forget_deleted();
+            return false;
+        }
+        if !self.accounts_without.contains(identity) {
+            self.accounts_without.push(identity.clone());
+        }
+        let is_left = |key: &Arc<Key>| !self.accounts_without.contains(key.workspace().identity());
+        self.may_be_elsewhere && !self.names.is_empty() && roster.keys().iter().any(is_left)
+    }
+
+    /// No account has what it names, unless an owner is known: for `ttl`, one account is asked and not all.
+    pub(super) fn remember_miss(&self, misses: &Misses, ttl: Duration, now: UnixMs) {
+        if self.pinned_by().is_none() && !self.names.is_empty() {
+            misses.remember(&self.names, ttl, now);
+        }
+    }
+
+    /// Its owner no longer has it: the next request may ask others.
+    fn forget_deleted(&mut self) {
+        let is_about_it = affinity::is_speech(&self.route) || self.route.is_about_one();
+        if let ([named], true, true) = (self.names.path.as_slice(), self.names.others.is_empty(), is_about_it)
+        {
+            self.changes.push(OwnershipUpdate::Forgotten(*named));
+        }
+    }
+
+    /// Whether there may be something to learn or to forget, for which a place is needed.
+    pub(super) fn may_record(&self, endpoint: &Endpoint) -> bool {
+        endpoint.metering == Metering::Credits
+            || self.gives != Yields::Nothing
+            || !self.names.is_empty()
+            || !self.changes.is_empty()
+    }
+
+    /// Learns from the head of the answer that goes to the client; what its body will teach comes
+    /// back, and takes `place` with it.
+    pub(super) fn record<C>(
+        mut self,
+        proxy: &Proxy<C>,
+        meta: &RequestMeta,
+        limits: &Limits,
+        answer: &Answer,
+        key: &Key,
+        place: UsagePermit,
+    ) -> Option<OwnershipRecorder> {
+        let owner = key.workspace().identity().clone();
+        let now = clock::now();
+        for change in &self.changes {
+            if let OwnershipUpdate::Forgotten(named) = change {
+                proxy.owners.forget(named);
+            }
+        }
+        let Answer { head, verdict, .. } = answer;
+        if *verdict == Verdict::NotFound {
+            self.remember_miss(&proxy.misses, limits.not_found_ttl, now);
+        }
+        let is_served = *verdict == Verdict::Served && head.status.is_success();
+        if is_served {
+            proxy.misses.forget(&self.names);
+            let learned = affinity::in_headers(&head.headers).into_iter().chain(self.proven_names());
+            let ownership_permit = learned.filter_map(|named| proxy.owners.learn(named, &owner, now));
+            self.changes.extend(ownership_permit.map(OwnershipUpdate::Learned));
+            if self.prefers_account() && self.pinned_by().is_none() {
+                proxy.homes.record(&meta.client, &owner);
+            }
+        }
+        let gives_document = is_served && self.gives != Yields::Nothing && is_json(&head.headers);
+        if !gives_document {
+            place.record_ownership(self.changes);
+            return None;
+        }
+        let encoding =
+            head.headers.get(CONTENT_ENCODING).map(|value| value.to_str().unwrap_or("unreadable").to_owned());
+        let Self { method, route, path, changes, .. } = self;
+        let bytes_max = limits.owned_bytes_max;
+        let owners = Arc::clone(&proxy.owners);
+        Some(OwnershipRecorder {
+            owners,
+            owner,
+            method,
+            route,
+            path,
+            encoding,
+            bytes_max,
+            changes,
+            place: Some(place),
+        })
+    }
+
+    /// What is known to belong to the account that has served it.
+    fn proven_names(&self) -> Vec<Named> {
+        if self.method == Method::DELETE {
+            return Vec::new();
+        }
+        if self.accounts_without.is_empty() {
+            // What every account may have proves nothing.
+            return self.names.path.iter().filter(|named| !named.kind.is_shared()).copied().collect();
+        }
+        // Another account did not have it. Of several that are named beside the path, nobody knows which.
+        match (self.names.path.as_slice(), self.names.others.as_slice()) {
+            ([], [only]) => vec![*only],
+            (path, _) => path.to_vec(),
+        }
+    }
+}
+
+/// What the body of an answer teaches, when it has come. What the head has taught is written with it,
+/// or when the body is never heard.
+#[derive(Debug)]
+pub struct OwnershipRecorder {
+    owners: Arc<OwnershipIndex>,
+    owner: OwnerId,
+    method: Method,
+    route: Route,
+    path: Arc<str>,
+    encoding: Option<String>,
+    bytes_max: usize,
+    changes: Vec<OwnershipUpdate>,
+    place: Option<UsagePermit>,
+}
+
+impl OwnershipRecorder {
+    /// What is copied of the body at the most.
+    pub(super) fn bytes_max(&self) -> usize {
+        self.bytes_max
+    }
+}
+
+impl BodyInspector for OwnershipRecorder {
+    fn inspect(mut self, body: &[u8]) {
+        let Some(document) = decoded(body, self.encoding.as_deref(), self.bytes_max) else { return };
+        let now = clock::now();
+        let given = affinity::in_answer(&self.method, &self.route, &self.path, &document);
+        let learned = given.into_iter().filter_map(|named| self.owners.learn(named, &self.owner, now));
+        self.changes.extend(learned.map(OwnershipUpdate::Learned));
+    }
+}
+
+impl Drop for OwnershipRecorder {
+    fn drop(&mut self) {
+        if let Some(place) = self.place.take() {
+            place.record_ownership(std::mem::take(&mut self.changes));
+        }
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(CONTENT_TYPE) else { return false };
+    let essence = value.as_bytes().split(|&byte| byte == b';').next().unwrap_or_default();
+    essence.trim_ascii().eq_ignore_ascii_case(b"application/json")
+}

@@ -1,0 +1,25 @@
+//! Hints for whoever runs a client, each given once.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+
+use tracing::warn;
+
+use crate::policy::client::ClientName;
+use crate::policy::normalize_path::PathFix;
+
+/// Who was told what. As large as there are clients and mistakes.
+#[derive(Debug, Default)]
+pub(super) struct BaseUrlHints(Mutex<HashSet<(ClientName, PathFix)>>);
+
+impl BaseUrlHints {
+    /// Tells it, unless it was told before.
+    pub(super) fn log_once(&self, client: &ClientName, mistake: Option<PathFix>) {
+        let Some(mistake) = mistake else { return };
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.insert((client.clone(), mistake)) {
+            let (client, advice) = (client.as_str(), mistake.advice());
+            warn!("the client `{client}` asks for paths that are mended: {advice}");
+        }
+    }
+}

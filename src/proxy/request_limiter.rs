@@ -1,0 +1,50 @@
+//! How many requests are under way at once, from their heads to the ends of their answers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Counts the requests under way. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RequestLimiter(Arc<AtomicUsize>);
+
+/// There are as many requests under way as there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too many requests are under way")]
+pub struct Overloaded;
+
+/// A request under way, until it is dropped.
+#[derive(Debug)]
+pub(super) struct RequestPermit(Arc<AtomicUsize>);
+
+impl RequestLimiter {
+    /// A permit, unless `requests_max` are taken.
+    pub(super) fn try_acquire(&self, requests_max: usize) -> Result<RequestPermit, Overloaded> {
+        let permit = RequestPermit(Arc::clone(&self.0));
+        if self.0.fetch_add(1, Ordering::AcqRel) < requests_max { Ok(permit) } else { Err(Overloaded) }
+    }
+}
+
+impl Drop for RequestPermit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_permit_is_free_again_when_its_request_ends() {
+        let limiter = RequestLimiter::default();
+        let first = limiter.try_acquire(2).unwrap();
+        let second = limiter.try_acquire(2).unwrap();
+        for _ in 0..3 {
+            assert_eq!(limiter.try_acquire(2).unwrap_err(), Overloaded);
+        }
+        drop(first);
+        assert!(limiter.try_acquire(2).is_ok());
+        drop(second);
+        assert_eq!(limiter.0.load(Ordering::Acquire), 0);
+    }
+}

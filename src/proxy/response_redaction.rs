@@ -1,0 +1,185 @@
+//! What of an answer a client of the pool must not see: a key, whichever place it is echoed in, and
+//! the owner of the key that has served.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING,
+};
+use http::{HeaderMap, Method};
+use http_body::Body;
+use hyper::ext::ReasonPhrase;
+
+use super::Limits;
+use super::answer::Answer;
+use super::error::ProxyError;
+use crate::body::decode::decoded;
+use crate::body::redacted::redact_headers;
+use crate::policy::endpoint::Endpoint;
+use crate::policy::headers::is_searched;
+use crate::policy::owner;
+use crate::policy::socket::readdressed;
+use crate::secret::Redactor;
+use crate::upstream::UpstreamRequestHead;
+
+/// What is kept back in the answer to one request.
+#[derive(Debug)]
+pub(super) struct ResponseRedaction {
+    /// `None` when keys are not taken out.
+    redactor: Option<Arc<Redactor>>,
+    hides_owner: bool,
+    /// What stands in the address of a socket instead of the provider's host.
+    socket_base: Option<Arc<str>>,
+}
+
+impl ResponseRedaction {
+    /// The veil over the answer to `outbound`; `None` when nothing is kept back. An answer that
+    /// describes the owner, or gives an address that is changed, must be read here, so it is asked for
+    /// uncompressed.
+    pub(super) fn over(
+        upstream_head: &mut UpstreamRequestHead,
+        endpoint: &Endpoint,
+        redactor: &Arc<Redactor>,
+        limits: &Limits,
+    ) -> Option<Self> {
+        let hides_owner = endpoint.shows_owner && limits.redacts;
+        let socket_base = limits.socket_base.as_ref().filter(|_| endpoint.gives_address).cloned();
+        if hides_owner || socket_base.is_some() {
+            upstream_head.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
+        let has_body = upstream_head.method != Method::HEAD;
+        let redaction = Self {
+            redactor: limits.redacts.then(|| Arc::clone(redactor)),
+            hides_owner: hides_owner && has_body,
+            socket_base: socket_base.filter(|_| has_body),
+        };
+        (redaction.redactor.is_some() || redaction.socket_base.is_some()).then_some(redaction)
+    }
+}
+
+impl ResponseRedaction {
+    /// What keys are taken out with.
+    pub(super) fn redactor(&self) -> Option<Arc<Redactor>> {
+        self.redactor.clone()
+    }
+}
+
+/// An answer describes the owner of the key, and cannot be read to take that out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the answer describes the owner of the key and cannot be redacted")]
+pub struct Unredacted;
+
+/// An answer must be read here before it may go on, and no memory is left for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no memory is left to read the answer before it goes on")]
+pub struct BuffersFull;
+
+/// The provider's description of a user is about 2 KB.
+const OWNER_BYTES_MAX: usize = 1024 * 1024;
+
+/// A compressed document of a known length up to this is read before it is relayed: its sender has it
+/// whole, so waiting costs no more than its way, and unpacking it about a millisecond.
+const PACKED_BYTES_MAX: usize = 256 * 1024;
+
+impl Answer {
+    /// This answer as a client may see it. Its body streams on, and keys are taken out as it does;
+    /// only what describes the owner, a compressed error and a short compressed document are read first.
+    pub(super) async fn redact(
+        mut self: Box<Self>,
+        redaction: &ResponseRedaction,
+        limits: &Limits,
+    ) -> Result<Box<Self>, ProxyError> {
+        let ResponseRedaction { redactor, hides_owner, socket_base } = redaction;
+        if let Some(base) = socket_base.as_deref().filter(|_| self.head.status.is_success()) {
+            let text = self.text(OWNER_BYTES_MAX, limits).await;
+            if let Some(ours) = text.and_then(|text| readdressed(&text, base)) {
+                self.say(ours);
+            }
+        }
+        let Some(redactor) = redactor else { return Ok(self) };
+        redact_headers(&mut self.head.headers, redactor);
+        let reason = self.head.extensions.get::<ReasonPhrase>();
+        if reason.is_some_and(|reason| redactor.redacted(reason.as_bytes()).is_some()) {
+            self.head.extensions.remove::<ReasonPhrase>();
+        }
+        let (is_served, is_packed) =
+            (self.head.status.is_success(), self.head.headers.contains_key(CONTENT_ENCODING));
+        if *hides_owner {
+            self.hide_owner(limits).await?;
+        } else if is_packed && let Some(bytes_max) = self.packed_bytes_max(is_served, limits) {
+            let text = self.text(bytes_max, limits).await;
+            match text.map(|text| redactor.redacted(&text)) {
+                Some(Some(redacted)) => self.say(redacted),
+                // Its text is searched. What stands behind that is no text to us, but perhaps to a client.
+                Some(None) if !self.has_key_as_it_came(redactor, bytes_max, limits).await => return Ok(self),
+                Some(None) | None => {}
+            }
+        }
+        self.redactor = Some(Arc::clone(redactor));
+        Ok(self)
+    }
+
+    /// How much of a compressed body is read before it is relayed, so that a key in it can be replaced;
+    /// `None` for one that is searched as it streams, or not at all.
+    fn packed_bytes_max(&self, is_served: bool, limits: &Limits) -> Option<usize> {
+        if !is_served {
+            return Some(limits.error_body_bytes_max);
+        }
+        let is_short = self.body.size_hint().exact().is_some_and(|length| length <= PACKED_BYTES_MAX as u64);
+        (is_short && is_searched(&self.head.headers)).then_some(PACKED_BYTES_MAX)
+    }
+
+    /// Leaves of a description of the owner what a client may read, whatever its status is.
+    async fn hide_owner(&mut self, limits: &Limits) -> Result<(), ProxyError> {
+        // What has not come is not replaced.
+        let Some(whole) =
+            self.body.whole(OWNER_BYTES_MAX, limits.error_body_max, Some(&limits.buffers)).await
+        else {
+            let is_over_budget = self.body.is_over_budget();
+            return Err(if is_over_budget { BuffersFull.into() } else { Unredacted.into() });
+        };
+        if whole.is_empty() {
+            return Ok(());
+        }
+        let text = decoded(&whole, encoding(&self.head.headers).as_deref(), OWNER_BYTES_MAX);
+        let shown = match text.and_then(|text| owner::redacted(&text)) {
+            Some(shown) => shown,
+            // The status is all that a client can act upon.
+            None if self.head.status.as_u16() >= 400 => owner::withheld(),
+            None => return Err(Unredacted.into()),
+        };
+        self.head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        self.say(shown);
+        Ok(())
+    }
+
+    /// All of the body, unpacked, if it is there within its bounds.
+    async fn text(&mut self, bytes_max: usize, limits: &Limits) -> Option<Vec<u8>> {
+        let whole = self.body.whole(bytes_max, limits.error_body_max, Some(&limits.buffers)).await?;
+        decoded(&whole, encoding(&self.head.headers).as_deref(), bytes_max)
+    }
+
+    async fn has_key_as_it_came(&mut self, redactor: &Redactor, bytes_max: usize, limits: &Limits) -> bool {
+        let whole = self.body.whole(bytes_max, limits.error_body_max, Some(&limits.buffers)).await;
+        whole.is_none_or(|whole| redactor.finds_in(&whole))
+    }
+
+    /// Replaces the body.
+    fn say(&mut self, text: Vec<u8>) {
+        let headers = &mut self.head.headers;
+        headers.remove(CONTENT_ENCODING);
+        headers.remove(TRANSFER_ENCODING);
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(text.len()));
+        self.body.replace(Bytes::from(text));
+    }
+}
+
+/// The encodings that a body is said to have: several lines are one list (RFC 9110, section 5.3).
+pub(super) fn encoding(headers: &HeaderMap) -> Option<Cow<'_, str>> {
+    let mut lines =
+        headers.get_all(CONTENT_ENCODING).iter().map(|value| value.to_str().unwrap_or("unreadable"));
+    let first = lines.next()?;
+    Some(lines.fold(Cow::Borrowed(first), |all, line| Cow::Owned(format!("{all}, {line}"))))
+}

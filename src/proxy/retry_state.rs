@@ -1,0 +1,396 @@
+//! What a request has met so far: the facts of its next decision.
+
+use std::borrow::Cow;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+
+use super::account_affinity::AccountAffinity;
+use super::error::ProxyError;
+use super::refusals::{Conclusions, RefusalContext, Refusals};
+use super::usage::OwnershipUpdate;
+use super::{Limits, Proxy};
+use crate::body::replay::Replay;
+use crate::clock;
+use crate::policy::affinity::claim::TwoOwners;
+use crate::policy::classify::{Concern, Verdict};
+use crate::policy::client::{AllowedKeys, Client, Rules};
+use crate::policy::concurrency_group::ConcurrencyGroup;
+use crate::policy::evidence::Source;
+use crate::policy::features::RequestFeatures;
+use crate::policy::key_state::KeyState;
+use crate::policy::plan;
+use crate::policy::replay::{Effect, Facts, Progress};
+use crate::policy::select::Unavailable;
+use crate::pool::{Eligibility, Key, KeyRequest, Lease, OwnerId, Pool, Restraint, Roster};
+use crate::telemetry::announce;
+
+/// A request under way.
+#[derive(Debug)]
+pub(super) struct RetryState {
+    roster: Arc<Roster>,
+    client: Arc<Client>,
+    effect: Effect,
+    /// What binds it to an account.
+    affinity: AccountAffinity,
+    attempts: u32,
+    blameless_replays: u32,
+    /// What it needs of a key; the keys that were refused for it are not asked again.
+    key_request: KeyRequest,
+    /// What it asks for, as far as plans differ in it.
+    features: RequestFeatures,
+    last: Option<Verdict>,
+    /// What it was refused for.
+    refusals: Refusals,
+    /// The accounts that were overloaded or busy, or have failed, one after the other: the next attempt goes
+    /// to another, if one can serve.
+    overloaded: Vec<OwnerId>,
+}
+
+fn is_same(one: &Key, other: &Key) -> bool {
+    std::ptr::eq(one, other)
+}
+
+impl<C> Proxy<C> {
+    /// Reserves a key that this request has not tried, and tells the news that come with it. One that
+    /// waits when the keys are replaced chooses among the new ones.
+    pub(super) async fn reserve(&self, retry: &mut RetryState) -> Result<Lease, Unavailable> {
+        loop {
+            match self.pool.reserve(&retry.roster, &retry.bound_request()).await {
+                Ok(reserved) => {
+                    announce(&reserved.news);
+                    return Ok(reserved.lease);
+                }
+                Err(Unavailable::Outdated) => retry.adopt_new_keys(&self.pool),
+                Err(unavailable) => return Err(unavailable),
+            }
+        }
+    }
+}
+
+impl RetryState {
+    pub(super) fn begin(
+        roster: Arc<Roster>,
+        client: Arc<Client>,
+        features: RequestFeatures,
+        key_request: KeyRequest,
+        affinity: AccountAffinity,
+    ) -> Self {
+        Self {
+            roster,
+            client,
+            effect: features.effect,
+            affinity,
+            attempts: 0,
+            blameless_replays: 0,
+            key_request,
+            features,
+            last: None,
+            refusals: Refusals::default(),
+            overloaded: Vec::new(),
+        }
+    }
+
+    /// Finds out which accounts were refused for the like of it, or are known not to have what it needs.
+    pub(super) fn find_restrictions(&mut self, pool: &Pool) {
+        let restrictions = pool.restrictions();
+        let models = pool.models();
+        let is_limited = self.features.may_be_limited(&models);
+        if restrictions.is_empty() && !is_limited {
+            self.key_request.restricted.clear();
+            return;
+        }
+        let mut restricted = restrictions.matching(&self.features, &self.roster, clock::now());
+        let met = restricted.len();
+        for (position, key) in self.roster.keys().iter().enumerate().filter(|_| is_limited) {
+            let workspace = key.workspace();
+            let tier = workspace.tier();
+            let tier = tier.as_ref().map(|tier| tier.as_str());
+            if plan::lacks(tier, workspace.capabilities(), &self.features, &models).is_some()
+                && restricted[..met].binary_search_by_key(&position, |(at, _)| *at).is_err()
+            {
+                restricted.push((position, Restraint::Inferred));
+            }
+        }
+        restricted.sort_unstable_by_key(|(position, _)| *position);
+        self.key_request.restricted = restricted;
+    }
+
+    /// Goes on with the keys as they are now.
+    fn adopt_new_keys(&mut self, pool: &Pool) {
+        let before = std::mem::replace(&mut self.roster, pool.roster());
+        let tried = self.key_request.tried.iter().filter_map(|position| before.keys().get(*position));
+        let prints: Vec<_> = tried.map(|key| key.api_key().fingerprint()).collect();
+        let is_tried = |key: &Key| prints.contains(&key.api_key().fingerprint());
+        let all = self.roster.keys().iter().enumerate();
+        self.key_request.tried = all.filter(|(_, key)| is_tried(key)).map(|(position, _)| position).collect();
+        self.key_request.preferred.clear();
+        self.find_restrictions(pool);
+    }
+
+    /// Takes in a refusal of `key`; `ask` is what it needed of it.
+    pub(super) fn refused(
+        &mut self,
+        pool: &Arc<Pool>,
+        key: &Arc<Key>,
+        verdict: Verdict,
+        key_request: &KeyRequest,
+        source: Source,
+    ) -> Conclusions {
+        let now = clock::now();
+        let learner = RefusalContext { pool, roster: &self.roster, features: &self.features, now };
+        let concluded = self.refusals.add(&learner, key, verdict, key_request, source);
+        self.key_request.was_refused |= match verdict.concern() {
+            Concern::Key | Concern::Capability | Concern::Unclear => true,
+            Concern::Nothing | Concern::Request | Concern::Refusing | Concern::Failing => false,
+        };
+        let is_its_trouble =
+            matches!(verdict, Verdict::Busy | Verdict::ServerError | Verdict::Concurrency { .. });
+        if is_its_trouble {
+            self.overloaded.push(key.workspace().identity().clone());
+        } else {
+            self.overloaded.clear();
+        }
+        self.find_restrictions(pool);
+        concluded
+    }
+
+    /// Whether several accounts have refused it in the same words, which prove nothing of them: then it is
+    /// better told by the provider.
+    pub(super) fn is_refused_itself(&self) -> bool {
+        self.refusals.is_about_request()
+    }
+
+    /// Whether the like of it was refused so by several accounts before.
+    pub(super) fn is_refused_repeatedly(&self) -> bool {
+        self.refusals.is_repeated()
+    }
+
+    /// Whether being served says more than that: some accounts were refused for it, or for the like of it.
+    pub(super) fn has_met_refusals(&self) -> bool {
+        !self.refusals.is_empty() || !self.key_request.restricted.is_empty()
+    }
+
+    /// It was served with `key`.
+    pub(super) fn served(&mut self, pool: &Arc<Pool>, key: &Key) -> Conclusions {
+        let now = clock::now();
+        if !self.key_request.restricted.is_empty() {
+            pool.refute_restrictions(&self.features, key);
+        }
+        self.refusals.served(&RefusalContext { pool, roster: &self.roster, features: &self.features, now })
+    }
+
+    /// Whether `key` may serve it, apart from how it stands: for its client, and for what binds it.
+    fn eligibility(&self, key: &Key) -> Eligibility {
+        let workspace = key.workspace().membership();
+        let may = self.client.rules.pins.permit(key.name(), workspace.name());
+        if may { self.affinity.eligibility(key) } else { Eligibility::No }
+    }
+
+    /// Counts an attempt; returns its number, from 1.
+    pub(super) fn next_attempt(&mut self) -> u32 {
+        self.attempts += 1;
+        self.attempts
+    }
+
+    pub(super) fn roster(&self) -> &Arc<Roster> {
+        &self.roster
+    }
+
+    /// What its client may do.
+    pub(super) fn rules(&self) -> &Rules {
+        &self.client.rules
+    }
+
+    /// What it needs of a key.
+    pub(super) fn key_request(&self) -> &KeyRequest {
+        &self.key_request
+    }
+
+    /// The same, with what binds it now: after every attempt that may be another account.
+    fn bound_request(&self) -> Cow<'_, KeyRequest> {
+        let is_free = !self.affinity.binds() && self.client.rules.pins == AllowedKeys::default();
+        let preferred = self.preferred();
+        if is_free && preferred.is_empty() {
+            return Cow::Borrowed(&self.key_request);
+        }
+        let mut key_request = self.key_request.clone();
+        let keys = || self.roster.keys().iter().enumerate();
+        // What bars nobody is the same for all of them.
+        let is_for_all = self.client.rules.pins == AllowedKeys::default() && self.affinity.is_unrestricted();
+        for (position, key) in keys().take(if is_for_all { 1 } else { usize::MAX }) {
+            match self.eligibility(key) {
+                Eligibility::No => key_request.ineligible.push(position),
+                Eligibility::Yes => {}
+                Eligibility::EvenExhausted => key_request.allow_exhausted = true,
+            }
+        }
+        if let Some(home) = self.affinity.preferred() {
+            let at_home = keys().filter(|(_, key)| key.workspace().identity() == home);
+            key_request.preferred.extend(at_home.map(|(position, _)| position));
+            key_request.preferred.sort_unstable();
+        }
+        if !preferred.is_empty() {
+            key_request.preferred = preferred;
+        }
+        Cow::Owned(key_request)
+    }
+
+    /// Positions of the keys that are asked next, whatever the strategy; empty for no preference. After an
+    /// account that cannot do it: one of another plan, the cheapest first. After an overload, a
+    /// failure, or too much at once: another account, also one that is only tried.
+    fn preferred(&self) -> Vec<usize> {
+        let is_left = |position: &usize| {
+            !self.key_request.tried.contains(position)
+                && !self.key_request.restricted.iter().any(|(at, _)| at == position)
+        };
+        let all = || self.roster.keys().iter().enumerate().filter(|(position, _)| is_left(position));
+        if !self.overloaded.is_empty() {
+            let others = all().filter(|(_, key)| !self.overloaded.contains(key.workspace().identity()));
+            return others.map(|(position, _)| position).collect();
+        }
+        let refused: Vec<_> = self.refusals.of_plans().map(|key| key.workspace().tier()).collect();
+        if refused.is_empty() {
+            return Vec::new();
+        }
+        let others = || all().filter(|(_, key)| !refused.contains(&key.workspace().tier()));
+        let rank = |key: &Key| plan::price_rank(key.workspace().tier().as_ref().map(|tier| tier.as_str()));
+        let cheapest = others().map(|(_, key)| rank(key)).min();
+        others().filter(|(_, key)| Some(rank(key)) == cheapest).map(|(position, _)| position).collect()
+    }
+
+    /// The same for speech that has been said on a socket: so many credits, and a place where those
+    /// run that speak. With a key that `must` serve it, because it has begun to, or one that should.
+    pub(super) fn speech_request(
+        &self,
+        credits: u64,
+        group: Option<ConcurrencyGroup>,
+        with: &Key,
+        must: bool,
+    ) -> KeyRequest {
+        let mut key_request = self.bound_request().into_owned();
+        (key_request.estimate, key_request.group) = (Some(credits), group);
+        let others =
+            |position: &usize| self.roster.keys().get(*position).is_some_and(|key| !is_same(key, with));
+        if must {
+            // That it was refused for something else before says nothing of this.
+            key_request.tried.clear();
+            key_request.preferred.clear();
+            key_request.ineligible = (0..self.roster.keys().len()).filter(others).collect();
+        } else {
+            key_request.preferred = self.roster.position_of(with).into_iter().collect();
+        }
+        key_request
+    }
+
+    /// From here on it needs so many credits, and a place where those run that speak.
+    pub(super) fn set_speech(&mut self, credits: u64, group: Option<ConcurrencyGroup>) {
+        (self.key_request.estimate, self.key_request.group) = (Some(credits), group);
+    }
+
+    /// Takes in what a message on a socket names; whether `key` may still serve it.
+    pub(super) fn add_names<C>(
+        &mut self,
+        message: &[u8],
+        proxy: &Proxy<C>,
+        key: &Key,
+    ) -> Result<bool, TwoOwners> {
+        self.affinity.add_message_names(message, &self.roster, &proxy.owners, &proxy.misses)?;
+        Ok(self.eligibility(key) != Eligibility::No)
+    }
+
+    /// A session was told at last that what it names does not exist.
+    pub(super) fn remember_miss<C>(&self, proxy: &Proxy<C>, limits: &Limits) {
+        self.affinity.remember_miss(&proxy.misses, limits.not_found_ttl, clock::now());
+    }
+
+    /// What binds it learns from a session that has begun with `key`.
+    pub(super) fn record_session<C>(
+        &mut self,
+        proxy: &Proxy<C>,
+        key: &Key,
+        first: &[u8],
+    ) -> Vec<OwnershipUpdate> {
+        self.affinity.record_session(proxy, key, first)
+    }
+
+    /// Why it is not served, when no key can: of its owner, if it has one.
+    pub(super) fn refusal(&self, unavailable: Unavailable) -> ProxyError {
+        match self.affinity.pinned_by() {
+            Some(kind) => ProxyError::OwnerUnavailable { kind, unavailable },
+            None => ProxyError::Unavailable(unavailable),
+        }
+    }
+
+    /// No account has the credits for it.
+    pub(super) fn exhausted(&self) -> Unavailable {
+        let now = clock::now();
+        let keys = || self.roster.keys().iter();
+        let usable = keys().filter(|key| key.state(now) == KeyState::Usable);
+        let left = usable.filter_map(|key| key.workspace().quota(now).spendable()).max();
+        Unavailable::Exhausted {
+            resets_at: keys().filter_map(|key| key.workspace().quota(now).resets_at).min(),
+            left: left.filter(|&credits| credits > 0),
+        }
+    }
+
+    /// It is over: what binds it learns from its answer.
+    pub(super) fn into_affinity(self) -> AccountAffinity {
+        self.affinity
+    }
+
+    /// The facts after an attempt with `key` got so far.
+    pub(super) fn facts(
+        &mut self,
+        progress: Progress,
+        body: &Replay<Incoming>,
+        key: &Arc<Key>,
+        limits: &Limits,
+    ) -> Facts {
+        self.last = match progress {
+            Progress::Answered(verdict) => Some(verdict),
+            Progress::Unsent | Progress::Unanswered => None,
+        };
+        let is_missing = progress == Progress::Answered(Verdict::NotFound);
+        let may_be_elsewhere = is_missing && self.affinity.record_missing(key, &self.roster);
+        Facts {
+            progress,
+            may_be_elsewhere,
+            effect: self.effect,
+            body: body.holding(),
+            // A long upload is not waiting: the span begins when the last of it has come.
+            is_late: clock::since(body.arrived_at()) >= limits.replay_max,
+            attempts: self.attempts,
+            attempts_max: limits.attempts_max,
+            blameless_replays: self.blameless_replays,
+            ambiguous_workspaces: self.refusals.agreeing_workspaces(),
+            suspected_of_plan: self.refusals.suspected_of_plan(),
+        }
+    }
+
+    /// This request does not ask with `key` again, unless the key comes back while the request may wait: it was
+    /// only busy, or it alone is rate limited and the provider has named until when. What one key refuses
+    /// twice is about the request.
+    pub(super) fn exclude(&mut self, key: &Key) {
+        let comes_back = match self.last {
+            Some(Verdict::Concurrency { .. }) => self.key_request.group.is_some(),
+            Some(Verdict::RateLimited(Some(span))) => {
+                span <= self.roster.queue_timeout() && !self.refusals.is_agreed()
+            }
+            _ => false,
+        };
+        if !comes_back || self.refusals.of_key(key) > 1 {
+            self.key_request.tried.extend(self.roster.position_of(key));
+        }
+    }
+
+    /// A replay that is no key's fault: counted, and after a pause that differs from request to
+    /// request, so that they do not come back all at once.
+    pub(super) async fn pause(&mut self, pause: Duration) {
+        self.blameless_replays += 1;
+        let chance = RandomState::new().hash_one(self.attempts) % 1_000;
+        tokio::time::sleep(pause + pause.mul_f64(chance as f64 / 1_000.0)).await;
+    }
+}

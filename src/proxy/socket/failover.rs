@@ -1,0 +1,121 @@
+//! The session moves to another key: the provider has refused the one it had, and has said nothing
+//! useful yet. What the client has said is said again.
+
+use tokio::time::timeout;
+
+use super::buffers::ReadBuffer;
+use super::handshake::switched;
+use super::session::{PooledSession, Session};
+use crate::body::replay::Replay;
+use crate::clock;
+use crate::policy::classify::Verdict;
+use crate::policy::frame::Sender;
+use crate::policy::replay::{Decision, Effect, Facts, Progress, Replayable, decide};
+use crate::pool::Lease;
+use crate::upstream::Connect;
+
+impl<C: Connect> Session<C> {
+    /// Moves to the next key, if that may help and is safe. Whether it did.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped while it waits, it gives back its place among those that wait, its key and its connection;
+    /// the attempt that was left keeps its verdict.
+    pub(super) async fn fail_over(&mut self, progress: Progress) -> bool {
+        // The client has closed: it would not hear the next one.
+        if self.client_to_upstream.has_closed() {
+            return false;
+        }
+        let has_moved = self.fail_over_to_next(progress).await;
+        self.is_between_keys = false;
+        has_moved
+    }
+
+    async fn fail_over_to_next(&mut self, progress: Progress) -> bool {
+        let Some((PooledSession { request: context, .. }, key)) =
+            self.pooled.as_mut().zip(self.attempt.key().cloned())
+        else {
+            return false;
+        };
+        match progress {
+            Progress::Answered(verdict) => self.attempt.record_verdict(verdict, Some(&mut context.retry)),
+            Progress::Unsent | Progress::Unanswered => {
+                self.attempt.abandon_unanswered(progress, self.speech.characters() > 0);
+            }
+        }
+        self.is_between_keys = true;
+        let limits = &context.config.limits;
+        let since = *self.moving_since.get_or_insert_with(clock::instant);
+        let facts = context.retry.facts(progress, &context.body, &key, limits);
+        let facts = Facts {
+            body: if self.opening.is_some() { Replayable::Whole } else { Replayable::Lost },
+            // A client may connect long before it speaks: the span begins with the first refusal.
+            is_late: clock::since(since) >= limits.replay_max,
+            // Text that was sent may have been spoken, and charged.
+            effect: if self.speech.characters() > 0 { Effect::Some } else { Effect::None },
+            ..facts
+        };
+        match decide(&facts) {
+            Decision::NextKey => context.retry.exclude(&key),
+            Decision::Again { pause } if self.proxy.retries.take() => context.retry.pause(pause).await,
+            Decision::Relay | Decision::Fail | Decision::Again { .. } => return false,
+        }
+        if let (Progress::Answered(Verdict::Concurrency { .. }), group @ Some(_)) =
+            (progress, context.meta.speech_lane)
+        {
+            // The next one is asked when it has a place, which is given back if nothing is said.
+            context.retry.set_speech(context.retry.key_request().estimate.unwrap_or(0), group);
+            self.speech.claimed(clock::instant());
+        }
+        // Nobody stands twice in the line; what is given now is given for what waits as well.
+        let has_waited = self.speech.stop_waiting();
+        self.attempt.release();
+        let has_moved = match self.proxy.reserve(&mut context.retry).await {
+            Ok(lease) => self.change_key(lease).await,
+            Err(_) => false,
+        };
+        if has_waited {
+            self.let_go();
+        }
+        has_moved
+    }
+
+    /// Goes on with another key. Whether it did; else the session stays with the provider that it has.
+    pub(super) async fn change_key(&mut self, lease: Lease) -> bool {
+        self.is_between_keys = true;
+        let has_changed = self.ask_with(lease).await;
+        self.is_between_keys = false;
+        has_changed
+    }
+
+    async fn ask_with(&mut self, lease: Lease) -> bool {
+        let Self { pooled: Some(PooledSession { request: context, .. }), proxy, log, .. } = self else {
+            return false;
+        };
+        // Whether it is late was found out before: a client may have been silent for minutes.
+        context.body = Replay::empty();
+        let replay_max = context.config.limits.replay_max;
+        // In a box, so that a session carries no room for it: hardly any moves.
+        let asking = Box::pin(async {
+            let (answer, _, attempt) = proxy.send_with_pool(context, lease, log).await.ok()?;
+            if !answer.is_switched() {
+                return None;
+            }
+            let (_, switched) = switched(*answer).ok()?;
+            Some((attempt, switched))
+        });
+        let Ok(Some((attempt, switched))) = timeout(replay_max, asking).await else { return false };
+        self.attempt.failed_over();
+        self.attempt = attempt;
+        self.attempt.said(self.price(self.speech.characters()));
+        self.upstream = switched.stream;
+        self.is_deaf = false;
+        self.is_queued = false;
+        self.upstream_to_client.restart();
+        self.from_upstream = ReadBuffer::new(Sender::Server, self.dialect.is_read(), switched.heard);
+        // What was on its way to the one before is among what was said.
+        self.to_upstream.bytes.clear();
+        self.to_upstream.bytes.extend_from_slice(self.opening.as_deref().unwrap_or_default());
+        true
+    }
+}

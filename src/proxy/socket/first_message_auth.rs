@@ -1,0 +1,204 @@
+//! A client that says who it is in its first message, because it has no other place for that. Its
+//! socket is opened by us, and what would have been said to a request is said on it.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY};
+use http::{Request, Response, StatusCode};
+use http_body::Body;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+use super::buffers::{self, Read, ReadAhead, ReadBuffer, SendBuffer};
+use super::client_to_upstream::{ClientMessage, ClientToUpstream};
+use super::ending::{Ending, Side, put_close, put_refusal, say_last};
+use super::session::Session;
+use super::{Socket, SocketKind, SocketLimits};
+use crate::clock;
+use crate::policy::client::Unidentified;
+use crate::policy::endpoint::socket_at;
+use crate::policy::frame::{Sender, Violation};
+use crate::policy::headers;
+use crate::policy::socket::{Dialect, presented};
+use crate::proxy::access_log::AccessLog;
+use crate::proxy::error::ProxyError;
+use crate::proxy::exchange::{ProxyResponse, UpstreamReply};
+use crate::proxy::relay::ResponseBody;
+use crate::proxy::{Proxy, RuntimeConfig};
+use crate::upstream::Connect;
+
+/// What is read of somebody unknown: a token and the settings of a voice fit.
+const INTRODUCTION_BYTES_MAX: usize = 16 * 1024;
+
+/// A socket whose client has not said who it is, and may still.
+pub(in crate::proxy) struct FirstMessageAuth<C> {
+    proxy: Arc<Proxy<C>>,
+    config: Arc<RuntimeConfig>,
+    dialect: Dialect,
+    accept: HeaderValue,
+}
+
+/// The same, when its client has been told that it may speak.
+pub(super) struct UnauthenticatedSession<C> {
+    introduction: FirstMessageAuth<C>,
+    request: Request<Incoming>,
+    log: AccessLog,
+}
+
+impl<C> FirstMessageAuth<C> {
+    /// The introduction that a request asks for: when tokens are asked for, it presents none, and the
+    /// provider would take one in a message.
+    pub(in crate::proxy) fn of(proxy: &Arc<Proxy<C>>, request: &Request<Incoming>) -> Option<Self> {
+        let is_asked = headers::asks_for_socket(request.method(), request.version(), request.headers());
+        // One with a body is refused on the usual way.
+        if !is_asked || !request.body().is_end_stream() {
+            return None;
+        }
+        let config = proxy.config.load_full();
+        // A path that could be read in two ways is refused on the usual way.
+        let dialect = socket_at(request.uri().path())?;
+        let says_nothing = headers::presented(request.headers(), request.uri().query()).next().is_none();
+        let may = config.clients.are_known() && says_nothing && dialect.takes_key_in_messages();
+        let key = request.headers().get(SEC_WEBSOCKET_KEY).filter(|_| may)?;
+        let accept = HeaderValue::try_from(derive_accept_key(key.as_bytes())).ok()?;
+        Some(Self { proxy: Arc::clone(proxy), config, dialect, accept })
+    }
+
+    /// Opens the socket, and waits for the client's first message.
+    pub(in crate::proxy) fn begin(self, request: Request<Incoming>, log: AccessLog) -> ProxyResponse<C> {
+        let mut answer = Response::new(ResponseBody::Ours(Full::default()));
+        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        headers::strip_switched(answer.headers_mut());
+        answer.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, self.accept.clone());
+        let unknown = Box::new(UnauthenticatedSession { introduction: self, request, log });
+        ProxyResponse { answer, socket: Some(Socket(SocketKind::Unknown(unknown))) }
+    }
+}
+
+impl<C: Connect> UnauthenticatedSession<C> {
+    /// Hears who it is; the session that begins, with what has been said on it. `None` when there is
+    /// none, and the client has heard why.
+    ///
+    /// A client that leaves, closes or breaks the rules meanwhile is noticed at once, and what was waited
+    /// for is given back.
+    pub(super) async fn introduced<S>(
+        self,
+        mut client: S,
+        early: Bytes,
+    ) -> Option<(Box<Session<C>>, S, Bytes)>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Self { introduction: FirstMessageAuth { proxy, config, dialect, .. }, mut request, mut log } =
+            self;
+        let bounds = config.limits.sockets;
+        let mut share = config.limits.buffers.share(buffers::FREE);
+        let mut from_client = ReadBuffer::new(Sender::Client, dialect.is_read(), BytesMut::from(&early[..]));
+        drop(early);
+        let hearing = hear_token(&mut client, &mut from_client, dialect, &bounds);
+        let token = tokio::select! {
+            biased;
+            () = proxy.cut.cancelled() => Err(AuthFailure::Refused(ProxyError::Draining)),
+            // One that says nothing has no token.
+            token = timeout(bounds.introduction_max, hearing) => token.unwrap_or(Ok(None)).map_err(AuthFailure::Ended),
+        };
+        let found = match token {
+            Err(stopped) => Err(stopped),
+            Ok(token) => {
+                let finding = async {
+                    let token = token.and_then(|token| HeaderValue::try_from(token).ok());
+                    request.headers_mut().insert(headers::TOKEN_HEADER, token.ok_or(Unidentified::Missing)?);
+                    proxy.find_reply(request, &mut log).await
+                };
+                let bytes_max = bounds.session_buffer_max;
+                let ahead = ReadAhead { bytes_max, share: &mut share, beside: 0 };
+                tokio::select! {
+                    biased;
+                    () = proxy.cut.cancelled() => Err(AuthFailure::Refused(ProxyError::Draining)),
+                    found = finding => found.map_err(AuthFailure::Refused),
+                    ending = from_client.watch(&mut client, ahead) => {
+                        Err(AuthFailure::Ended(ending))
+                    }
+                }
+            }
+        };
+        let mut last = SendBuffer::default();
+        match found {
+            Ok(UpstreamReply::Socket(opened)) => {
+                return Some((opened.into_session(log), client, from_client.bytes.freeze()));
+            }
+            Ok(UpstreamReply::Response(answer, _)) => {
+                let status = answer.head.status.as_u16();
+                let message = format!("ElevenLabs answered with status {status}.");
+                put_refusal(&mut last.bytes, dialect, "handshake_refused", &message);
+            }
+            Err(AuthFailure::Refused(error)) => {
+                let (code, message) = told(&error, &mut log);
+                put_refusal(&mut last.bytes, dialect, code, &message);
+            }
+            Err(AuthFailure::Ended(ending)) => {
+                log.ended_as(ending.word());
+                if let Some([to_client, _]) = ending.told() {
+                    put_close(&mut last.bytes, to_client, None);
+                }
+            }
+        }
+        // Its line is written before it is waited for.
+        drop(log);
+        say_last(&mut last, &mut client).await;
+        None
+    }
+}
+
+/// Why no session begins.
+enum AuthFailure {
+    /// It is not served.
+    Refused(ProxyError),
+    /// It ends by what the client does.
+    Ended(Ending),
+}
+
+/// What a client would have been told by an answer.
+fn told(error: &ProxyError, log: &mut AccessLog) -> (&'static str, String) {
+    let (status, message) = error.message(clock::now());
+    log.failed(error, status);
+    (error.code(), message)
+}
+
+/// The token in a client's first message, which stays in `from_client`; `None` when it has none.
+///
+/// # Errors
+///
+/// How the session ends when the client has left or closed, or breaks the rules.
+async fn hear_token<S: AsyncRead + Unpin>(
+    client: &mut S,
+    from_client: &mut ReadBuffer,
+    dialect: Dialect,
+    bounds: &SocketLimits,
+) -> Result<Option<String>, Ending> {
+    let mut upwards = ClientToUpstream::new(dialect, bounds.slice_bytes_max(), INTRODUCTION_BYTES_MAX);
+    let (mut inbox, mut out) = (BytesMut::from(&from_client.bytes[..]), BytesMut::new());
+    loop {
+        match upwards.take(&mut inbox, &mut out) {
+            ClientMessage::Message(_) => return Ok(presented(upwards.said())),
+            ClientMessage::Refused(violation) => return Err(Ending::Violated(violation, Side::Client)),
+            ClientMessage::Passed => out.clear(),
+        }
+        if let Some(ending) = from_client.ending() {
+            return Err(ending);
+        }
+        if from_client.bytes.len() > INTRODUCTION_BYTES_MAX {
+            return Err(Ending::Violated(Violation::TooLarge, Side::Client));
+        }
+        let before = from_client.bytes.len();
+        if poll_fn(|cx| from_client.poll_read(cx, client)).await == Read::Gone {
+            return Err(Ending::ClientLeft);
+        }
+        inbox.extend_from_slice(from_client.bytes.get(before..).unwrap_or_default());
+    }
+}

@@ -1,0 +1,131 @@
+//! A socket that the provider has opened: what the client is told of it, and the session that begins
+//! when it has heard.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::HeaderValue;
+use http::response::Parts;
+use http::{Extensions, Response};
+use http_body_util::Full;
+
+use super::session::{PooledSession, Session, SessionStart};
+use super::{Socket, SocketKind};
+use crate::body::redacted::redact_headers;
+use crate::policy::headers;
+use crate::policy::replay::Progress;
+use crate::policy::socket::Dialect;
+use crate::proxy::access_log::AccessLog;
+use crate::proxy::answer::Answer;
+use crate::proxy::attempt::Attempt;
+use crate::proxy::error::ProxyError;
+use crate::proxy::exchange::{ProxyResponse, RequestContext};
+use crate::proxy::relay::{REQUEST_ID, ResponseBody};
+use crate::proxy::request_meta::RequestMeta;
+use crate::proxy::response_redaction::ResponseRedaction;
+use crate::proxy::usage::UsagePermit;
+use crate::proxy::{Proxy, RuntimeConfig};
+use crate::upstream::{SendError, SendErrorKind, Switched};
+
+/// A socket of the provider, and what is known of it.
+pub(in crate::proxy) struct Handshake<C> {
+    head: Parts,
+    start: SessionStart<C>,
+}
+
+impl<C> Handshake<C> {
+    /// One that was opened with a key of the pool.
+    ///
+    /// # Errors
+    ///
+    /// When the connection broke at once.
+    pub(in crate::proxy) fn with_pool(
+        proxy: &Arc<Proxy<C>>,
+        mut context: RequestContext,
+        answer: Answer,
+        attempt: Box<Attempt>,
+        redaction: Option<ResponseRedaction>,
+        ownership_permit: Option<UsagePermit>,
+    ) -> Result<Box<Self>, ProxyError> {
+        let (mut head, upstream) = switched(answer)?;
+        let redactor = redaction.and_then(|redaction| redaction.redactor());
+        if let Some(redactor) = &redactor {
+            redact_headers(&mut head.headers, redactor);
+        }
+        context.head.settle();
+        let config = Arc::clone(&context.config);
+        let dialect = context.meta.socket.unwrap_or(Dialect::Foreign);
+        let query = context.head.target.query();
+        let has_token = TOKENS.iter().any(|name| headers::parameter(query, name).is_some());
+        let audio_format = headers::parameter(query, "audio_format");
+        let pooled = Some(PooledSession { request: context, ownership_permit });
+        let proxy = Arc::clone(proxy);
+        let start = SessionStart {
+            proxy,
+            config,
+            dialect,
+            has_token,
+            audio_format,
+            redactor,
+            pooled,
+            attempt,
+            upstream,
+        };
+        Ok(Box::new(Self { head, start }))
+    }
+
+    /// One that was opened with a client's own key: nobody else's can take its place.
+    ///
+    /// # Errors
+    ///
+    /// When the connection broke at once.
+    pub(in crate::proxy) fn with_own_key(
+        proxy: &Arc<Proxy<C>>,
+        config: &Arc<RuntimeConfig>,
+        meta: &RequestMeta,
+        answer: Answer,
+        attempt: Box<Attempt>,
+    ) -> Result<Box<Self>, ProxyError> {
+        let (head, upstream) = switched(answer)?;
+        let start = SessionStart {
+            proxy: Arc::clone(proxy),
+            config: Arc::clone(config),
+            dialect: meta.socket.unwrap_or(Dialect::Foreign),
+            has_token: false,
+            audio_format: None,
+            redactor: None,
+            pooled: None,
+            attempt,
+            upstream,
+        };
+        Ok(Box::new(Self { head, start }))
+    }
+
+    /// The answer to the client, and the session that follows it.
+    pub(in crate::proxy) fn begin(self, log: AccessLog) -> ProxyResponse<C> {
+        let Self { mut head, start } = self;
+        headers::strip_switched(&mut head.headers);
+        head.extensions = Extensions::new();
+        if let Ok(id) = HeaderValue::from_str(&log.request_id()) {
+            head.headers.entry(REQUEST_ID).or_insert(id);
+        }
+        let answer = Response::from_parts(head, ResponseBody::Ours(Full::new(Bytes::new())));
+        let session = Box::new(Session::opened(start, log));
+        ProxyResponse { answer, socket: Some(Socket(SocketKind::Session(session))) }
+    }
+
+    /// The session, when the client has heard of it already.
+    pub(super) fn into_session(self, log: AccessLog) -> Box<Session<C>> {
+        Box::new(Session::opened(self.start, log))
+    }
+}
+
+/// The provider's own tokens, which take the place of a key. Source: its AsyncAPI documents.
+const TOKENS: [&str; 3] = ["token", "single_use_token", "conversation_signature"];
+
+/// The stream behind a 101.
+pub(super) fn switched(answer: Answer) -> Result<(Parts, Switched), ProxyError> {
+    let broken = |error| SendError { progress: Progress::Unanswered, kind: SendErrorKind::Broken(error) };
+    let switched = answer.body.into_rest().switched().map_err(broken)?;
+    Ok((answer.head, switched))
+}

@@ -1,0 +1,534 @@
+//! The queue between the requests and the thread that writes: what waits in it is bounded, whoever sends
+//! meets nobody else on the way, and the reader is woken only where it wants to be.
+//!
+//! Each thread fills a sheet of its own, and the reader takes all of them at once, whole. A sheet has a
+//! lock, for which nobody waits but in the moment of that exchange.
+
+use std::mem;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::{AttemptRecord, OwnershipUpdate, UsageBatch};
+
+/// What is on its way: in the queue, or taken from it and not yet written or lost. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Depth(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    queued: AtomicU64,
+    held: AtomicU64,
+}
+
+impl Depth {
+    /// So many records are on their way. A lesson counts while it is in the queue.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        self.queued() + self.0.held.load(Ordering::Acquire)
+    }
+
+    /// So many entries are in the queue.
+    fn queued(&self) -> u64 {
+        self.0.queued.load(Ordering::SeqCst)
+    }
+
+    /// So many entries go into the queue; returns how many are in it then.
+    pub fn sent(&self, entries: u64) -> u64 {
+        self.0.queued.fetch_add(entries, Ordering::SeqCst) + entries
+    }
+
+    /// So many entries have left the queue, and so many records of them are held; returns how many
+    /// were in it before.
+    pub fn taken(&self, entries: u64, records: u64) -> u64 {
+        // In this order: a record is counted twice for a moment, and never not at all.
+        self.0.held.fetch_add(records, Ordering::AcqRel);
+        self.0.queued.fetch_sub(entries, Ordering::SeqCst)
+    }
+
+    /// So many records have arrived, in the books or nowhere.
+    pub fn arrived(&self, records: u64) {
+        self.0.held.fetch_sub(records, Ordering::AcqRel);
+    }
+}
+
+/// So many sheets are filled side by side: as many threads send without meeting one another.
+const SHARDS: usize = 16;
+
+/// A sheet that is being filled. On a cache line of its own, so that two threads do not meet in one.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Shard(Mutex<UsageBatch>);
+
+impl Shard {
+    fn lock(&self) -> MutexGuard<'_, UsageBatch> {
+        // Every change is a whole one: a panic in between leaves nothing broken.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Which of them this thread fills.
+fn own_shard() -> usize {
+    static THREADS: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static OWN: usize = THREADS.fetch_add(1, Ordering::Relaxed) % SHARDS;
+    }
+    // A thread that ends may have lost it already.
+    OWN.try_with(|own| *own).unwrap_or(0)
+}
+
+/// The reader is not to be called, however much there is: it works, and will look by itself.
+const NEVER: u64 = u64::MAX;
+
+/// What both halves know of the queue.
+#[derive(Debug)]
+struct QueueState {
+    shards: [Shard; SHARDS],
+    depth: Depth,
+    /// With so many entries the reader is called, once.
+    called_from: AtomicU64,
+    /// The state of the keys is to be written.
+    are_keys_changed: AtomicBool,
+    /// Nobody is left to send anything.
+    is_ended: AtomicBool,
+    /// Nobody reads any more.
+    is_closed: AtomicBool,
+    /// From so many entries on, nobody gets a place.
+    queue_max: u64,
+    /// So many make a batch.
+    batch: u64,
+    call: Notify,
+    /// A full queue has room again.
+    room: Notify,
+}
+
+impl QueueState {
+    /// Calls the reader, if it wants to be with so many entries.
+    fn call(&self, entries: u64) {
+        let wants = |from: u64| entries >= from;
+        if wants(self.called_from.load(Ordering::SeqCst))
+            && self.called_from.swap(NEVER, Ordering::SeqCst) != NEVER
+        {
+            self.call.notify_one();
+        }
+    }
+}
+
+/// The senders' part of it: the last of them to go calls the reader.
+#[derive(Debug)]
+struct Senders(Arc<QueueState>);
+
+impl Drop for Senders {
+    fn drop(&mut self) {
+        self.0.is_ended.store(true, Ordering::SeqCst);
+        self.0.call.notify_one();
+    }
+}
+
+/// The sending half. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct UsageSink(Arc<Senders>);
+
+/// A place in the books, taken before the provider is asked, so that what was charged is never
+/// without a place to be written. It takes no room until it is used: the bound is on what waits to be
+/// written, and not on how many requests are under way, which have a bound of their own.
+#[derive(Debug)]
+pub struct UsagePermit(UsageSink);
+
+/// The queue stayed full, or nobody reads it any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the queue of the books is full")]
+pub struct QueueFull;
+
+/// How long a request waits for a place. A full queue means a disk that does not keep up; a
+/// quick refusal tells more than a long silence.
+const PLACE_WAIT_MAX: Duration = Duration::from_millis(50);
+
+impl UsageSink {
+    /// Books, and the queue that whoever writes them reads. From `queue_max` entries on nobody gets a
+    /// place; with `batch` of them, a reader that rests is called. `depth` tells how many there are.
+    #[must_use]
+    pub fn new(queue_max: usize, batch: usize, depth: Depth) -> (Self, UsageQueue) {
+        let line = Arc::new(QueueState {
+            shards: Default::default(),
+            depth,
+            called_from: AtomicU64::new(NEVER),
+            are_keys_changed: AtomicBool::new(false),
+            is_ended: AtomicBool::new(false),
+            is_closed: AtomicBool::new(false),
+            queue_max: queue_max as u64,
+            batch: batch as u64,
+            call: Notify::new(),
+            room: Notify::new(),
+        });
+        (Self(Arc::new(Senders(Arc::clone(&line)))), UsageQueue(line))
+    }
+
+    fn line(&self) -> &QueueState {
+        let Senders(line) = &*self.0;
+        line
+    }
+
+    /// Takes a place; a full queue is waited for a moment.
+    ///
+    /// # Errors
+    ///
+    /// When it stays full, or nobody reads it any more.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future takes nothing.
+    pub async fn place(&self) -> Result<UsagePermit, QueueFull> {
+        if !self.has_room() {
+            tokio::time::timeout(PLACE_WAIT_MAX, self.room()).await.map_err(|_| QueueFull)?;
+        }
+        if self.line().is_closed.load(Ordering::Acquire) {
+            Err(QueueFull)
+        } else {
+            Ok(UsagePermit(self.clone()))
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        let line = self.line();
+        line.depth.queued() < line.queue_max
+    }
+
+    /// Waits until there is room.
+    async fn room(&self) {
+        loop {
+            let mut room = pin!(self.line().room.notified());
+            // From here on nothing is missed.
+            room.as_mut().enable();
+            if self.has_room() {
+                return;
+            }
+            room.await;
+        }
+    }
+
+    /// Has the state of the keys written.
+    pub fn keys_changed(&self) {
+        let line = self.line();
+        if !line.are_keys_changed.swap(true, Ordering::SeqCst) {
+            // No record: it calls a reader that has nothing to do, and adds to no batch.
+            line.call(1);
+        }
+    }
+
+    fn send(&self, entries: u64, fill: impl FnOnce(&mut UsageBatch)) {
+        let line = self.line();
+        let queued = {
+            let mut sheet = line.shards[own_shard()].lock();
+            fill(&mut sheet);
+            // Within the lock, so that the reader never takes what is not counted yet. Where nobody reads
+            // any more it stays among those that wait, and is counted as lost at the end.
+            line.depth.sent(entries)
+        };
+        line.call(queued);
+    }
+}
+
+impl UsagePermit {
+    /// Writes.
+    pub fn write(self, record: &AttemptRecord) {
+        self.0.send(1, |sheet| sheet.add(record));
+    }
+
+    /// Writes the price of an attempt that was written without one.
+    pub fn price(self, record: &AttemptRecord) {
+        self.0.send(1, |sheet| sheet.price(record));
+    }
+
+    /// Writes down whose identifiers are.
+    pub fn record_ownership(self, changes: Vec<OwnershipUpdate>) {
+        if !changes.is_empty() {
+            self.0.send(1, |sheet| sheet.record_ownership(changes));
+        }
+    }
+}
+
+/// The receiving half.
+#[derive(Debug)]
+pub struct UsageQueue(Arc<QueueState>);
+
+impl Drop for UsageQueue {
+    fn drop(&mut self) {
+        self.0.is_closed.store(true, Ordering::Release);
+    }
+}
+
+impl UsageQueue {
+    /// Waits until there is something to be written. Whether there is: else nobody is left to send
+    /// anything. Until something is taken, whatever comes calls the reader.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
+    pub async fn filled(&self) -> bool {
+        loop {
+            self.0.called_from.store(1, Ordering::SeqCst);
+            // Looked at before what there is: what the last sender has sent is there by then.
+            let is_ended = self.is_ended();
+            if self.waiting() > 0 || self.0.are_keys_changed.load(Ordering::SeqCst) {
+                return true;
+            }
+            if is_ended {
+                return false;
+            }
+            self.0.call.notified().await;
+        }
+    }
+
+    /// Takes everything, and leaves sheets from `spare` to be filled. Whether the state of the keys is
+    /// to be written.
+    pub fn take(&mut self, taken: &mut Vec<UsageBatch>, spare: &mut Vec<UsageBatch>) -> bool {
+        let line = &*self.0;
+        line.called_from.store(NEVER, Ordering::SeqCst);
+        let are_keys_changed = line.are_keys_changed.swap(false, Ordering::SeqCst);
+        // All at once, so that what was sent later is never taken before what was sent earlier elsewhere.
+        let sheets = line.shards.each_ref().map(Shard::lock);
+        let (mut entries, mut records) = (0, 0);
+        for mut sheet in sheets.into_iter().filter(|sheet| !sheet.is_empty()) {
+            entries += sheet.entries();
+            records += sheet.rows().len() as u64;
+            taken.push(mem::replace(&mut sheet, spare.pop().unwrap_or_default()));
+        }
+        let before = line.depth.taken(entries, records);
+        if before >= line.queue_max {
+            line.room.notify_waiters();
+        }
+        are_keys_changed
+    }
+
+    /// So many entries wait.
+    #[must_use]
+    pub fn waiting(&self) -> u64 {
+        self.0.depth.queued()
+    }
+
+    /// Whether nobody is left to send anything.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        self.0.is_ended.load(Ordering::SeqCst)
+    }
+
+    /// Waits until there is a batch or nobody is left to send anything, and may come back for neither.
+    /// Single entries wake nobody.
+    ///
+    /// # Cancel safety
+    ///
+    /// A call that comes after the future is dropped is heard by the next one.
+    pub async fn called(&self) {
+        self.0.called_from.store(self.0.batch, Ordering::SeqCst);
+        if self.waiting() < self.0.batch && !self.is_ended() {
+            self.0.call.notified().await;
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::task::{Context, Poll, Wake, Waker};
+
+    use http::Method;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::policy::client::ClientName;
+    use crate::policy::endpoint::Route;
+    use crate::policy::units::UnixMs;
+    use crate::proxy::{CreditSource, QuotaCharge};
+
+    const QUEUE_MAX: usize = 8;
+
+    fn books() -> (UsageSink, UsageQueue) {
+        UsageSink::new(QUEUE_MAX, QUEUE_MAX, Depth::default())
+    }
+
+    pub(in crate::proxy::usage) fn record() -> AttemptRecord {
+        AttemptRecord {
+            id: Uuid::nil(),
+            request_id: "request".into(),
+            number: 1,
+            started_at: UnixMs(0),
+            client: ClientName::new("local"),
+            key: None,
+            method: Method::GET,
+            route: Route::read("/v1/voices"),
+            status: Some(200),
+            verdict: "served",
+            request_bytes: 0,
+            response_bytes: 0,
+            model: None,
+            characters: None,
+            audio: None,
+            credits_reserved: None,
+            credits: 0,
+            quota: QuotaCharge::default(),
+            credits_from: CreditSource::Free,
+            first_byte: None,
+            total: Duration::ZERO,
+        }
+    }
+
+    /// Takes everything; how many records these are, and whether keys have changed.
+    fn take(queue: &mut UsageQueue) -> (usize, bool) {
+        let mut taken = Vec::new();
+        let are_keys_changed = queue.take(&mut taken, &mut Vec::new());
+        (taken.iter().map(|sheet| sheet.rows().len()).sum(), are_keys_changed)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_under_way_take_no_room() {
+        let (books, mut queue) = books();
+        let mut places = Vec::new();
+        for _ in 0..100 * QUEUE_MAX {
+            places.push(books.place().await.unwrap());
+        }
+        for place in places.drain(..QUEUE_MAX) {
+            place.write(&record());
+        }
+        assert_eq!(books.place().await.unwrap_err(), QueueFull, "now that many wait to be written");
+        let under_way = places.len();
+        places.into_iter().for_each(|place| place.write(&record()));
+        assert_eq!(take(&mut queue), (QUEUE_MAX + under_way, false), "whoever has a place writes");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_queue_is_waited_for_a_moment() {
+        let (books, mut queue) = books();
+        for _ in 0..QUEUE_MAX {
+            books.place().await.unwrap().write(&record());
+        }
+        let (place, _) = tokio::join!(books.place(), async { take(&mut queue) });
+        place.unwrap().record_ownership(vec![]);
+        assert_eq!(queue.waiting(), 0, "nothing is nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_that_nobody_reads_is_none() {
+        let (books, queue) = books();
+        drop(queue);
+        assert_eq!(books.place().await.unwrap_err(), QueueFull);
+    }
+
+    #[tokio::test]
+    async fn what_is_taken_is_on_its_way_until_it_has_arrived() {
+        let (books, mut queue) = books();
+        let depth = queue.0.depth.clone();
+        books.place().await.unwrap().write(&record());
+        books.keys_changed();
+        books.keys_changed();
+        assert_eq!((depth.records(), queue.waiting()), (1, 1), "that keys have changed is no record");
+        assert_eq!(take(&mut queue), (1, true));
+        assert_eq!((depth.records(), queue.waiting()), (1, 0), "only the record is held");
+        depth.arrived(1);
+        assert_eq!((depth.records(), take(&mut queue)), (0, (0, false)));
+    }
+
+    #[test]
+    fn of_what_several_threads_send_nothing_is_lost_and_no_order_is_turned_round() {
+        const THREADS: u32 = 8;
+        const EACH: u32 = 2_000;
+        let (books, mut queue) = UsageSink::new(usize::MAX, usize::MAX, Depth::default());
+        let depth = queue.0.depth.clone();
+        // What one thread has sent, the next one follows: whoever has the later one has the earlier one.
+        let turn = Arc::new(Mutex::new(0_u32));
+        for _ in 0..THREADS {
+            let (books, turn) = (books.clone(), Arc::clone(&turn));
+            let send = move || {
+                for _ in 0..EACH {
+                    let mut next = turn.lock().unwrap();
+                    UsagePermit(books.clone()).write(&AttemptRecord { number: *next, ..record() });
+                    *next += 1;
+                }
+            };
+            crate::tasks::thread("sender", send).unwrap();
+        }
+        drop(books);
+        let (mut found, mut spare) = (0, Vec::new());
+        while !queue.is_ended() || queue.waiting() > 0 {
+            let mut taken = Vec::new();
+            queue.take(&mut taken, &mut spare);
+            let mut numbers: Vec<u32> =
+                taken.iter().flat_map(UsageBatch::rows).map(|row| row.number).collect();
+            numbers.sort_unstable();
+            assert!(
+                numbers.iter().copied().eq(found..found + numbers.len() as u32),
+                "a gap before {numbers:?}"
+            );
+            found += numbers.len() as u32;
+            depth.arrived(numbers.len() as u64);
+            spare.extend(taken.into_iter().map(UsageBatch::cleared));
+        }
+        assert_eq!((found, depth.records()), (THREADS * EACH, 0));
+    }
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_rests_is_called_by_a_batch_or_by_the_end_and_by_nothing_else() {
+        let (books, mut queue) = books();
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(Arc::clone(&wakes));
+        let woken = || wakes.0.load(Ordering::Relaxed);
+        for round in 0..3 {
+            {
+                let mut called = pin!(queue.called());
+                let mut poll = || called.as_mut().poll(&mut Context::from_waker(&waker));
+                assert_eq!(poll(), Poll::Pending);
+                for _ in 1..QUEUE_MAX {
+                    books.place().await.unwrap().write(&record());
+                }
+                books.keys_changed();
+                assert_eq!(woken(), round);
+                books.place().await.unwrap().write(&record());
+                assert_eq!(woken(), round + 1);
+                assert_eq!(poll(), Poll::Ready(()));
+            }
+            take(&mut queue);
+        }
+        let place = books.place().await.unwrap();
+        drop(books);
+        assert!(!queue.is_ended(), "a place may still be used");
+        drop(place);
+        assert!(queue.is_ended());
+        queue.called().await;
+        assert!(!queue.filled().await);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_has_nothing_to_do_is_called_once_by_whatever_comes() {
+        let (books, mut queue) = books();
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(Arc::clone(&wakes));
+        for round in 0..4 {
+            let place = books.place().await.unwrap();
+            {
+                let mut filled = pin!(queue.filled());
+                let mut poll = || filled.as_mut().poll(&mut Context::from_waker(&waker));
+                assert_eq!(poll(), Poll::Pending);
+                match round % 2 {
+                    0 => place.write(&record()),
+                    _ => books.keys_changed(),
+                }
+                books.place().await.unwrap().write(&record());
+                assert_eq!(wakes.0.load(Ordering::Relaxed), round + 1);
+                assert_eq!(poll(), Poll::Ready(true));
+            }
+            take(&mut queue);
+        }
+    }
+}

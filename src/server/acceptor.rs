@@ -1,0 +1,134 @@
+//! A listener at work. What it accepts belongs to no runtime yet, so that any worker can have it.
+
+use std::io;
+use std::net;
+use std::os::fd::AsRawFd;
+use std::os::unix::net as unix;
+use std::sync::Arc;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::either::Either;
+
+use super::listener::Listener;
+use super::unix::SocketFile;
+
+/// A listener on the runtime that accepts. A socket file that it made goes with it.
+#[derive(Debug)]
+pub(super) enum Acceptor {
+    Tcp(AsyncFd<net::TcpListener>),
+    Unix { listener: AsyncFd<unix::UnixListener>, _file: Option<SocketFile> },
+}
+
+/// A connection that has no runtime: not yet, or not any more.
+#[derive(Debug)]
+pub(super) enum Accepted {
+    Tcp(net::TcpStream),
+    Unix(unix::UnixStream),
+}
+
+impl Acceptor {
+    /// Moves a listener to the runtime that this is called on.
+    pub(super) fn open(listener: Listener) -> io::Result<Self> {
+        match listener {
+            Listener::Tcp(listener) => watched(listener.into_std()?).map(Self::Tcp),
+            Listener::Unix(place) => {
+                let (listener, file) = place.into_parts()?;
+                Ok(Self::Unix { listener: watched(listener)?, _file: file })
+            }
+        }
+    }
+
+    /// The next connection, with its place among `places`, which is taken only when a connection
+    /// waits: several listeners share them. While several wait, each is there at once.
+    ///
+    /// # Cancel safety
+    ///
+    /// No connection is lost when the future is dropped.
+    pub(super) async fn accept(
+        &self,
+        places: &Arc<Semaphore>,
+    ) -> io::Result<(Accepted, OwnedSemaphorePermit)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (accepted, place) = accept_on(listener, places, net::TcpListener::accept).await?;
+                Ok((Accepted::Tcp(accepted.0), place))
+            }
+            Self::Unix { listener, .. } => {
+                let (accepted, place) = accept_on(listener, places, unix::UnixListener::accept).await?;
+                Ok((Accepted::Unix(accepted.0), place))
+            }
+        }
+    }
+}
+
+impl Acceptor {
+    /// A connection that waits already, if there is one and a place for it.
+    pub(super) fn accept_waiting(&self, places: &Arc<Semaphore>) -> Option<(Accepted, OwnedSemaphorePermit)> {
+        let place = Arc::clone(places).try_acquire_owned().ok()?;
+        let accepted = match self {
+            Self::Tcp(listener) => Accepted::Tcp(listener.get_ref().accept().ok()?.0),
+            Self::Unix { listener, .. } => Accepted::Unix(listener.get_ref().accept().ok()?.0),
+        };
+        Some((accepted, place))
+    }
+}
+
+async fn accept_on<T: AsRawFd, A>(
+    listener: &AsyncFd<T>,
+    places: &Arc<Semaphore>,
+    accept: impl Fn(&T) -> io::Result<A>,
+) -> io::Result<(A, OwnedSemaphorePermit)> {
+    loop {
+        let mut ready = listener.readable().await?;
+        let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
+        // A connection may be gone by then; its place is given back.
+        if let Ok(accepted) = ready.try_io(|listener| accept(listener.get_ref())) {
+            return Ok((accepted?, place));
+        }
+    }
+}
+
+#[expect(
+    deprecated,
+    reason = "its successor is unsafe for descriptors that change, as a listener's never does"
+)]
+fn watched<T: AsRawFd>(listener: T) -> io::Result<AsyncFd<T>> {
+    AsyncFd::with_interest(listener, Interest::READABLE)
+}
+
+/// What the system takes of an answer beyond what is on its way. By itself it takes up to 4 MiB of each answer
+/// whose client does not read: memory that no budget counts, and bytes that the client seems to have taken. With
+/// this, a client that never reads takes about 256 KiB.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const UNSENT_BYTES_MAX: u32 = 128 * 1024;
+
+impl Accepted {
+    /// A stream that leaves its runtime. What was read of it is not in it any more.
+    pub(super) fn of(stream: Either<TcpStream, UnixStream>) -> io::Result<Self> {
+        match stream {
+            Either::Left(stream) => stream.into_std().map(Self::Tcp),
+            Either::Right(stream) => stream.into_std().map(Self::Unix),
+        }
+    }
+
+    /// The stream, on the runtime that this is called on.
+    pub(super) fn here(self) -> io::Result<Either<TcpStream, UnixStream>> {
+        match self {
+            Self::Tcp(stream) => {
+                stream.set_nonblocking(true)?;
+                // Small writes go out at once: a first chunk must not wait for an acknowledgement.
+                stream.set_nodelay(true)?;
+                #[cfg(any(target_os = "linux", target_os = "android"))]
+                socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
+                TcpStream::from_std(stream).map(Either::Left)
+            }
+            Self::Unix(stream) => {
+                stream.set_nonblocking(true)?;
+                UnixStream::from_std(stream).map(Either::Right)
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! How much a client has sent, and whether it takes what it is sent. When a connection is taken over
+//! by a socket, that tells what was sent before the client could know of it: nobody would have judged
+//! those bytes.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use pin_project_lite::pin_project;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::leaving::{Half, Peek, Phase};
+
+/// What a stream has moved. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct IoCounters(Arc<Moved>);
+
+#[derive(Debug, Default)]
+struct Moved {
+    bytes: AtomicU64,
+    is_stuck: AtomicBool,
+    phase: Phase,
+}
+
+impl IoCounters {
+    /// Bytes that were read so far.
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether something waits for the client to take it.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.0.is_stuck.load(Ordering::Relaxed)
+    }
+
+    /// What is under way.
+    pub(super) fn phase(&self) -> &Phase {
+        &self.0.phase
+    }
+
+    fn note_written<T>(&self, written: Poll<T>) -> Poll<T> {
+        self.0.is_stuck.store(written.is_pending(), Ordering::Relaxed);
+        written
+    }
+}
+
+pin_project! {
+    /// A stream of which it is known what it has moved.
+    pub(super) struct CountingIo<S> {
+        #[pin]
+        stream: S,
+        gauge: IoCounters,
+        // What was read before and is read again.
+        early: Bytes,
+        half: Half,
+    }
+}
+
+impl<S> CountingIo<S> {
+    pub(super) fn new(stream: S, gauge: IoCounters) -> Self {
+        Self { stream, gauge, early: Bytes::new(), half: Half::Open }
+    }
+
+    /// The same, with what was read of it already.
+    pub(super) fn with_early(self, early: Bytes) -> Self {
+        Self { early, ..self }
+    }
+
+    /// The stream below.
+    pub(super) fn get_ref(&self) -> &S {
+        &self.stream
+    }
+
+    /// The stream, and what was read of it and by nobody yet.
+    pub(super) fn into_parts(self) -> (S, Bytes) {
+        (self.stream, self.early)
+    }
+}
+
+impl<S: AsyncRead> AsyncRead for CountingIo<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let this = self.project();
+        if this.early.has_remaining() {
+            let count = this.early.len().min(buffer.remaining());
+            buffer.put_slice(&this.early.split_to(count));
+            return Poll::Ready(Ok(()));
+        }
+        ready!(this.stream.poll_read(cx, buffer))?;
+        // One task reads, so nobody adds between the two: cheaper than an addition that is one step.
+        let bytes = this.gauge.bytes() + (buffer.filled().len() - before) as u64;
+        this.gauge.0.bytes.store(bytes, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Peek> AsyncWrite for CountingIo<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.project();
+        this.gauge.note_written(this.stream.poll_write(cx, data))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.project();
+        this.gauge.note_written(this.stream.poll_write_vectored(cx, data))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut this = self.project();
+        // HTTP flushes whenever it is looked at, and reads nothing while a request is under way.
+        if this.gauge.phase().is_idle() {
+            if !matches!(this.half, Half::Open) {
+                *this.half = Half::Open;
+            }
+        } else if this.stream.has_halves() && this.early.is_empty() {
+            this.half.poll(this.stream.as_mut(), cx, this.gauge.phase())?;
+        }
+        this.gauge.note_written(this.stream.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.project().stream.poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,73 @@
+//! Sockets that the service manager opened and passes: they outlive us, so a restart refuses
+//! nobody.
+
+use std::io;
+
+use listenfd::ListenFd;
+use tokio::net::TcpListener;
+
+use super::listener::Listener;
+use super::unix::UnixPlace;
+
+/// The sockets that were passed to this process, until they are listened on.
+pub struct InheritedSockets {
+    sockets: ListenFd,
+    /// Their names, from `LISTEN_FDNAMES`.
+    names: Vec<String>,
+}
+
+impl InheritedSockets {
+    /// Takes what `LISTEN_FDS` announces, if `LISTEN_PID` is this process; the variables go, so
+    /// that no child believes they are for it. To be called once, before there are threads.
+    #[must_use]
+    pub fn take() -> Self {
+        let variable = |name| std::env::var(name).unwrap_or_default();
+        let is_ours = variable("LISTEN_PID") == std::process::id().to_string();
+        let names = variable("LISTEN_FDNAMES").split(':').map(str::to_owned).collect();
+        let sockets = if is_ours { ListenFd::from_env() } else { ListenFd::empty() };
+        Self { sockets, names }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.sockets.len()
+    }
+
+    /// Listens on all of them. Must be called on a runtime.
+    ///
+    /// # Errors
+    ///
+    /// When one of them is neither a TCP nor a Unix socket that streams, by its name.
+    pub fn listen(mut self) -> io::Result<Vec<Listener>> {
+        let count = self.count();
+        let listen = |index: usize| {
+            let name = self.names.get(index).filter(|name: &&String| !name.is_empty());
+            let name = name.map_or_else(|| format!("number {index}"), |name| format!("`{name}`"));
+            let told = |error: io::Error| io::Error::other(format!("socket {name} from systemd: {error}"));
+            take(&mut self.sockets, index).map_err(told)
+        };
+        (0..count).map(listen).collect()
+    }
+}
+
+fn take(sockets: &mut ListenFd, index: usize) -> io::Result<Listener> {
+    let gone = || io::Error::other("it was taken before");
+    match sockets.take_tcp_listener(index) {
+        Ok(listener) => {
+            let listener = listener.ok_or_else(gone)?;
+            listener.set_nonblocking(true)?;
+            Ok(Listener::Tcp(TcpListener::from_std(listener)?))
+        }
+        Err(_) => {
+            let listener = sockets.take_unix_listener(index)?.ok_or_else(gone)?;
+            Ok(Listener::Unix(UnixPlace::passed(listener)?))
+        }
+    }
+}
+
+impl std::fmt::Debug for InheritedSockets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Passed({} sockets)", self.count())
+    }
+}

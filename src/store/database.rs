@@ -1,0 +1,91 @@
+//! The open file of the books: written in whole transactions, and watched for being where it was.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rusqlite::Connection;
+use rusqlite::config::DbConfig;
+
+use super::dimensions::Known;
+use super::names;
+use super::open::companion;
+use super::refusals::RefusalRows;
+use crate::policy::units::UnixMs;
+use crate::secret::ApiKey;
+
+/// An open file, or books in memory.
+#[derive(Debug)]
+pub(super) struct Database {
+    pub(super) connection: Connection,
+    /// The series that were met through it.
+    pub(super) series: Known,
+    /// What it has of the refusals that restrictions are computed from.
+    pub(super) refusals: RefusalRows,
+    /// When the logs of owners were last tidied, if ever.
+    pub(super) owners_tidied_at: Option<UnixMs>,
+    home: Option<Home>,
+}
+
+/// Where a file was when it was opened.
+#[derive(Debug)]
+struct Home {
+    path: PathBuf,
+    stamp: Stamp,
+}
+
+/// Which files they are, whatever they are called. SQLite goes on writing to files that have lost
+/// their name, and nobody ever reads them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    file: (u64, u64),
+    /// None where the file system cannot keep one.
+    log: Option<(u64, u64)>,
+}
+
+impl Stamp {
+    fn of(path: &Path) -> io::Result<Self> {
+        let inode = |path: &Path| fs::metadata(path).map(|seen| (seen.dev(), seen.ino()));
+        Ok(Self { file: inode(path)?, log: inode(&companion(path, "-wal")).ok() })
+    }
+}
+
+impl Database {
+    pub(super) fn in_memory(connection: Connection) -> Self {
+        Self::new(connection, None)
+    }
+
+    /// A connection to the file at `path` that has read from it: its log is there from then on.
+    pub(super) fn of_file(connection: Connection, path: &Path) -> io::Result<Self> {
+        let home = Home { path: path.to_owned(), stamp: Stamp::of(path)? };
+        Ok(Self::new(connection, Some(home)))
+    }
+
+    fn new(connection: Connection, home: Option<Home>) -> Self {
+        let (series, refusals) = (Known::default(), RefusalRows::default());
+        Self { connection, series, refusals, owners_tidied_at: None, home }
+    }
+
+    /// Finds what an earlier version has written of these keys, see [`names`].
+    pub(super) fn recognize<'k>(&mut self, keys: impl Iterator<Item = &'k ApiKey>) {
+        if let Err(error) = names::recognize(&mut self.connection, keys) {
+            tracing::warn!(
+                event = "old_names_kept",
+                "What an earlier version has recorded of the keys cannot be found now ({error}); the next start tries \
+                 again"
+            );
+        }
+    }
+
+    /// Whether the file was removed or replaced, so that what is written is never found again.
+    pub(super) fn is_gone(&self) -> bool {
+        self.home.as_ref().is_some_and(|home| !Stamp::of(&home.path).is_ok_and(|now| now == home.stamp))
+    }
+
+    /// Closes it and touches nothing: what lies there now may be another file, or be wanted as it is.
+    pub(super) fn abandon(self) {
+        // Whoever cannot be told to leave the log alone is closed all the same.
+        let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+    }
+}

@@ -1,0 +1,176 @@
+//! Attempts that are many at once: one row holds all of a commit, as JSON, for an insert of its own would
+//! cost each of them more than all the rest that is done for it. The view `attempts` shows them one by one.
+//!
+//! What may still be changed or is to be mirrored has a row of its own in `attempt_rows`.
+
+use std::collections::HashSet;
+
+use rusqlite::{Connection, Transaction, params};
+use uuid::Uuid;
+
+use super::rows::{amount, moment, whole};
+use crate::policy::retention::hour_of;
+use crate::policy::units::UnixMs;
+use crate::proxy::{RecordId, UsageRow};
+
+/// Sheets that one step forgets. Each may be some hundred pages.
+const SHEETS: usize = 4;
+/// So many sheets are looked through after a commit that may have been made: it has one for each hour in
+/// which its attempts began.
+const DOUBTFUL_MAX: usize = 64;
+
+/// Sheets on their way into the file, one for each hour and each run of the program.
+#[derive(Default)]
+pub(super) struct PendingBatches(Vec<PendingBatch>);
+
+struct PendingBatch {
+    hour: UnixMs,
+    /// The first count among its names, and their chance.
+    count: u64,
+    chance: u32,
+    attempts: u32,
+    text: Vec<u8>,
+}
+
+impl PendingBatches {
+    /// Adds an attempt; whether that can be: its name must be of the moment at which it began.
+    pub(super) fn add(&mut self, row: &UsageRow, request_id: &str, series: i64) -> bool {
+        let Some(RecordId { at, count, chance }) = RecordId::of(row.id) else { return false };
+        if at != row.started_at {
+            return false;
+        }
+        let hour = hour_of(at);
+        let is_there = |sheet: &PendingBatch| (sheet.hour, sheet.chance) == (hour, chance);
+        let place = self.0.iter().rposition(is_there).unwrap_or_else(|| {
+            self.0.push(PendingBatch { hour, count, chance, attempts: 0, text: Vec::new() });
+            self.0.len() - 1
+        });
+        let Some(sheet) = self.0.get_mut(place) else { return false };
+        sheet.attempts += 1;
+        let text = &mut sheet.text;
+        // The order is that of the view. What is mostly unknown comes last, where it need not be written.
+        text.extend_from_slice(if text.is_empty() { b"[[" } else { b",[" });
+        push_number(text, whole(at.since(hour).as_millis() as u64));
+        text.push(b',');
+        push_number(text, whole(count).wrapping_sub(whole(sheet.count)));
+        text.push(b',');
+        push_text(text, request_id);
+        let known = [
+            Some(series),
+            Some(i64::from(row.number)),
+            Some(amount(row.request_bytes)),
+            Some(amount(row.response_bytes)),
+            Some(whole(row.total_ms)),
+            row.first_byte_ms.map(whole),
+            Some(amount(row.credits)),
+            row.characters.map(amount),
+            row.credits_reserved.map(amount),
+            row.audio_ms.map(whole),
+        ];
+        let length = known.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        for value in &known[..length] {
+            text.push(b',');
+            match value {
+                Some(number) => push_number(text, *number),
+                None => text.extend_from_slice(b"null"),
+            }
+        }
+        text.push(b']');
+        true
+    }
+
+    /// Writes them down.
+    pub(super) fn write(self, transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
+        let mut statement = transaction.prepare_cached(
+            "INSERT INTO attempt_sheets (hour_ms, count, chance, attempts, lines) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?;
+        for PendingBatch { hour, count, chance, attempts, mut text } in self.0 {
+            text.push(b']');
+            // Made of texts and digits, so it always is one.
+            let lines = String::from_utf8(text).unwrap_or_default();
+            statement.execute(params![moment(hour), whole(count), chance, attempts, lines])?;
+        }
+        Ok(())
+    }
+}
+
+fn push_number(text: &mut Vec<u8>, number: i64) {
+    if number < 0 {
+        text.push(b'-');
+    }
+    let mut digits = [0; 20];
+    let mut rest = number.unsigned_abs();
+    let mut begin = digits.len();
+    loop {
+        begin -= 1;
+        digits[begin] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    text.extend_from_slice(&digits[begin..]);
+}
+
+fn push_text(text: &mut Vec<u8>, word: &str) {
+    let is_plain = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\';
+    if word.bytes().all(is_plain) {
+        text.push(b'"');
+        text.extend_from_slice(word.as_bytes());
+        text.push(b'"');
+    } else {
+        // A text always has a form in JSON.
+        text.extend(serde_json::to_vec(word).unwrap_or_else(|_| b"\"\"".to_vec()));
+    }
+}
+
+/// Whether the last commit was made, when SQLite said that it failed: the log may have been written all
+/// the same, and what is tried again must not be there twice. Rows have their ids for that; sheets have
+/// their numbers.
+#[derive(Debug, Default)]
+pub(super) struct CommitUncertainty {
+    /// The last sheet of before.
+    before: Option<i64>,
+    is_open: bool,
+}
+
+impl CommitUncertainty {
+    /// The attempts that may be written already, of those that are about to be.
+    pub(super) fn written(&mut self, connection: &Connection) -> Result<HashSet<Uuid>, rusqlite::Error> {
+        if !self.is_open {
+            const LAST: &str = "SELECT coalesce(max(number), 0) FROM attempt_sheets";
+            self.before = Some(connection.prepare_cached(LAST)?.query_row([], |row| row.get(0))?);
+            return Ok(HashSet::new());
+        }
+        // If it failed before that was asked, nothing was written.
+        let Some(before) = self.before else { return Ok(HashSet::new()) };
+        let mut statement = connection.prepare_cached(
+            "SELECT hour_ms + json_extract(line.value, '$[0]'), count + json_extract(line.value, '$[1]'), chance
+             FROM (SELECT * FROM attempt_sheets WHERE number > ?1 ORDER BY number DESC LIMIT ?2),
+                json_each(lines) AS line",
+        )?;
+        let names = statement.query_map(params![before, DOUBTFUL_MAX as i64], |row| {
+            let [at, count]: [i64; 2] = [row.get(0)?, row.get(1)?];
+            Ok(RecordId { at: UnixMs(at.unsigned_abs()), count: count.unsigned_abs(), chance: row.get(2)? }
+                .id())
+        })?;
+        names.collect()
+    }
+
+    /// A commit has failed, or its file is gone.
+    pub(super) fn arises(&mut self) {
+        self.is_open = true;
+    }
+
+    /// A commit was made.
+    pub(super) fn is_resolved(&mut self) {
+        self.is_open = false;
+    }
+}
+
+/// Forgets some of what began before `oldest`, which is the begin of an hour; whether there may be more.
+pub(super) fn forget_some(connection: &Connection, oldest: UnixMs) -> Result<bool, rusqlite::Error> {
+    const OLD: &str = "DELETE FROM attempt_sheets WHERE number IN (
+        SELECT number FROM attempt_sheets WHERE hour_ms < ?1 LIMIT ?2)";
+    Ok(connection.prepare_cached(OLD)?.execute(params![moment(oldest), SHEETS as i64])? == SHEETS)
+}
