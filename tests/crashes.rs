@@ -197,7 +197,7 @@ async fn a_disk_that_is_full_costs_no_request_and_no_record() {
     };
     assert_eq!((&failing["status"], &failing["recordsLost"]), (&json!("degraded"), &json!(0)));
     assert!(written(&books).len() < sent);
-    program.event("books_failing");
+    program.event("usage_store_failing");
 
     assert!(program.prlimit("--fsize=unlimited"));
     let looking = async {
@@ -208,7 +208,7 @@ async fn a_disk_that_is_full_costs_no_request_and_no_record() {
     tokio::time::timeout(Duration::from_secs(30), looking).await.expect("it recovers without a restart");
     let (code, said) = program.end();
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("books_recovered"), "{said}");
+    assert!(said.contains("usage_store_recovered"), "{said}");
     assert_eq!(written(&books).len(), sent);
     simulator.stop().await;
 }

@@ -167,10 +167,10 @@ async fn a_post_that_was_read_and_not_answered_is_not_sent_again() {
     for key in KEYS {
         house.always(key, "close");
     }
-    assert_ours(&house.speak(10).await, 502, "upstream_broke");
+    assert_ours(&house.speak(10).await, 502, "upstream_reset");
     assert_eq!(house.hits(&KEYS), [1, 0, 0]);
     let records = house.records().await;
-    assert_eq!((&*records[0].verdict, &*records[0].credits_from), ("unanswered", "unknown"));
+    assert_eq!((&*records[0].verdict, &*records[0].credits_from), ("no_response", "unknown"));
 }
 
 #[tokio::test]
@@ -182,7 +182,7 @@ async fn a_get_that_was_not_answered_is_sent_once_more() {
     for key in KEYS {
         house.always(key, "close");
     }
-    assert_ours(&house.get("/v1/voices").await, 502, "upstream_broke");
+    assert_ours(&house.get("/v1/voices").await, 502, "upstream_reset");
     house.close().await;
 }
 

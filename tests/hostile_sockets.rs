@@ -432,7 +432,7 @@ async fn a_client_that_leaves_while_its_session_fails_over_is_noticed() {
         leave(talk, leaving).await;
         ends(second).await;
         let verdicts: Vec<String> = house.records().await.into_iter().map(|record| record.verdict).collect();
-        assert_eq!(verdicts, ["workspace_quota", "client_left"], "{leaving:?}");
+        assert_eq!(verdicts, ["workspace_quota", "client_closed"], "{leaving:?}");
     }
 }
 
@@ -470,7 +470,7 @@ async fn a_client_that_leaves_after_its_first_message_is_noticed() {
         leave(talk, leaving).await;
         ends(stream).await;
         let verdicts: Vec<String> = house.records().await.into_iter().map(|record| record.verdict).collect();
-        assert_eq!(verdicts, ["client_left"], "{leaving:?}");
+        assert_eq!(verdicts, ["client_closed"], "{leaving:?}");
     }
 }
 
@@ -484,7 +484,7 @@ async fn a_client_that_leaves_before_its_socket_is_open_is_noticed() {
         (stream, _) = provider.handshake() => stream,
     };
     ends(stream).await;
-    assert_eq!(house.records().await[0].verdict, "client_left");
+    assert_eq!(house.records().await[0].verdict, "client_closed");
 }
 
 fn credits(amount: u64) -> Rules {
@@ -508,11 +508,11 @@ async fn a_quota_of_credits_ends_what_runs_beyond_it() {
         assert_eq!(house.speak(spoken).await.status(), 200);
         let (messages, end) = talk.rest().await;
         let last = messages.last().unwrap();
-        assert_eq!((&last["error"], &last["code"]), (&json!("client_allowance_used"), &json!(1008)));
+        assert_eq!((&last["error"], &last["code"]), (&json!("client_quota_exceeded"), &json!(1008)));
         closed_with(&end, 1008, path);
         drop(talk);
         let verdicts: Vec<String> = house.records().await.into_iter().map(|record| record.verdict).collect();
-        assert!(verdicts.contains(&"client_allowance_used".to_owned()), "{verdicts:?}");
+        assert!(verdicts.contains(&"client_quota_exceeded".to_owned()), "{verdicts:?}");
     }
 }
 
@@ -585,7 +585,7 @@ async fn no_text_passes_unmetered() {
         talk.send(message).await;
         let (messages, end) = talk.rest().await;
         closed_with(&end, 1008, "the quota is used");
-        assert_eq!(messages.last().unwrap()["error"], "client_allowance_used");
+        assert_eq!(messages.last().unwrap()["error"], "client_quota_exceeded");
         drop(talk);
         let records = house.records().await;
         assert_eq!(records[0].credits, "This is more than twenty characters. ".len() as i64);

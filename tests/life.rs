@@ -419,7 +419,7 @@ fn a_second_signal_ends_it_at_once_and_the_books_are_written() {
     let (code, said) = program.ended();
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("requests that still ran were cut"), "{said}");
-    assert_eq!(booked(&stage), ["cut"]);
+    assert_eq!(booked(&stage), ["shutdown"]);
 }
 
 #[test]

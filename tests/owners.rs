@@ -196,7 +196,7 @@ async fn a_request_is_continued_where_it_was_served_or_not_at_all() {
     let second = house.speak(3).await;
     assert_eq!(second.status(), 200);
     let both = continued(json!([first, header(&second, "request-id")])).await;
-    assert_eq!((both.status().as_u16(), &header(&both, "x-keychoir-error")[..]), (400, "two_owners"));
+    assert_eq!((both.status().as_u16(), &header(&both, "x-keychoir-error")[..]), (400, "conflicting_owners"));
     house.close().await;
 }
 
@@ -208,7 +208,10 @@ async fn two_owners_are_refused_with_what_belongs_to_them() {
     let before = house.hits(&KEYS);
     let body = json!({ "text": "abc", "previous_request_ids": [request] });
     let answer = house.post(&speech("voice-of-1"), &body).await;
-    assert_eq!((answer.status().as_u16(), &header(&answer, "x-keychoir-error")[..]), (400, "two_owners"));
+    assert_eq!(
+        (answer.status().as_u16(), &header(&answer, "x-keychoir-error")[..]),
+        (400, "conflicting_owners")
+    );
     let message = answer.json::<Value>().await.unwrap()["detail"]["message"].as_str().unwrap().to_owned();
     assert!(message.contains("a voice and an earlier request"), "{message}");
     assert_eq!(house.hits(&KEYS), before, "nobody was asked");

@@ -23,7 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const OTHER: &str = "other-token-canary-91d2";
-const USED: (u16, &str) = (402, "client_allowance_used");
+const USED: (u16, &str) = (402, "client_quota_exceeded");
 
 fn plan() -> Plan {
     Plan::of([(ONE, 1_000_000), (TWO, 1_000_000)])
@@ -112,7 +112,7 @@ async fn a_request_that_needs_more_than_is_left_is_refused_and_a_smaller_one_ser
     let body: Value = answer.json().await.unwrap();
     assert_eq!(
         body["detail"]["message"],
-        "This client has 100 of its allowance of 1,000 credits left, and this request may need 200."
+        "This client has 100 of its quota of 1,000 credits left, and this request may need 200."
     );
     assert_eq!(house.speak(100).await.status(), 200);
     assert_told(&house.speak(1).await, USED);
@@ -124,7 +124,7 @@ async fn what_may_have_been_served_is_charged_by_its_estimate() {
     let house = house_with(plan(), with(credits(1_000))).await;
     // The connection breaks after the request was taken.
     house.simulator.script(ONE, vec!["close".parse().unwrap()]);
-    assert_ours(&house.speak(300).await, 502, "upstream_broke");
+    assert_ours(&house.speak(300).await, 502, "upstream_reset");
     until_used(&house, (1, 300)).await;
     // The client leaves while the provider works.
     house.simulator.script(ONE, vec!["stall=3600s".parse().unwrap()]);
@@ -327,7 +327,7 @@ async fn what_nobody_prices_takes_the_configured_amount_one_at_a_time() {
         _ = &mut first => panic!("it was answered"),
         () = until(|| house.simulator.ledger().totals.in_flight == 1) => {}
     }
-    assert_told(&ask(&house, CLIENT_TOKEN, "POST", path).await, (429, "client_concurrency"));
+    assert_told(&ask(&house, CLIENT_TOKEN, "POST", path).await, (429, "client_concurrency_exceeded"));
     house.simulator.always(ONE, None);
     assert_eq!(house.speak(5).await.status(), 200, "what has a price goes on");
 }
@@ -496,7 +496,7 @@ async fn one_client_does_not_take_the_places_of_all() {
     .await;
     let trickling = [trickle(&house, CLIENT_TOKEN).await, trickle(&house, CLIENT_TOKEN).await];
     until_used(&house, (2, 0)).await;
-    assert_told(&house.get("/v1/voices").await, (429, "client_concurrency"));
+    assert_told(&house.get("/v1/voices").await, (429, "client_concurrency_exceeded"));
     assert_eq!(ask(&house, OTHER, "GET", "/v1/voices").await.status(), 200);
     drop(trickling);
     house.served("/v1/voices").await;

@@ -436,7 +436,7 @@ async fn what_others_spend_is_taken_over_shown_and_told_once() {
     speak_elsewhere(&simulator, ONE, 40).await;
 
     let (program, drift) = keychoir::tasks::blocking(move || {
-        let drift = program.event("workspace_drift");
+        let drift = program.event("quota_mismatch");
         (program, drift)
     })
     .await
@@ -463,6 +463,6 @@ async fn what_others_spend_is_taken_over_shown_and_told_once() {
     })
     .await
     .unwrap();
-    assert_eq!(said.matches("workspace_drift").count(), 1, "{said}");
+    assert_eq!(said.matches("quota_mismatch").count(), 1, "{said}");
     simulator.stop().await;
 }

@@ -489,7 +489,7 @@ async fn who_is_still_waited_for_when_the_grace_is_over_is_told() {
 
 #[tokio::test]
 async fn a_session_on_which_nothing_is_said_ends() {
-    for (lifetime, word) in [(0, "idle"), (150, "expired")] {
+    for (lifetime, word) in [(0, "idle"), (150, "max_duration")] {
         let house = house_with(three_keys(), |config| {
             config.websocket.idle_timeout = Duration::from_millis(if lifetime == 0 { 100 } else { 0 });
             config.websocket.max_session_duration = Duration::from_millis(lifetime);
@@ -519,13 +519,13 @@ async fn an_allowance_of_credits_ends_with_the_session_under_way() {
     }
     talk.say(&json!({"text": "This is too much. ", "flush": true})).await;
     let (messages, end) = talk.rest().await;
-    assert_eq!(messages.last().unwrap()["error"], "client_allowance_used");
-    assert_eq!(end, Heard::Close(1008, "This client has used its allowance of credits.".to_owned()));
+    assert_eq!(messages.last().unwrap()["error"], "client_quota_exceeded");
+    assert_eq!(end, Heard::Close(1008, "This client has used its quota of credits.".to_owned()));
     drop(talk);
     let (_, socket) = &sessions(&house)[0];
     assert_eq!(socket.spoken, "Sixteen so far. This one takes the rest.");
     let records = house.records().await;
-    assert_eq!((records[0].verdict.as_str(), records[0].credits), ("client_allowance_used", 40));
+    assert_eq!((records[0].verdict.as_str(), records[0].credits), ("client_quota_exceeded", 40));
 }
 
 #[tokio::test]
@@ -538,7 +538,7 @@ async fn a_client_that_leaves_takes_the_session_with_it() {
     drop(talk);
     in_time(house.simulator.until(|ledger| ledger.totals.sockets_open == 0)).await;
     let records = house.records().await;
-    assert_eq!(records[0].verdict, "client_left");
+    assert_eq!(records[0].verdict, "client_closed");
 }
 
 #[tokio::test]
@@ -565,7 +565,7 @@ async fn what_may_have_been_spoken_is_not_said_again() {
     assert_eq!(house.hits(&[ONE, TWO, THREE]), [1, 0, 0]);
     drop(talk);
     let verdicts: Vec<String> = house.records().await.into_iter().map(|record| record.verdict).collect();
-    assert_eq!(verdicts, ["unanswered"]);
+    assert_eq!(verdicts, ["no_response"]);
 }
 
 #[tokio::test]

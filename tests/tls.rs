@@ -403,7 +403,7 @@ async fn a_broken_authority_is_kept_and_told_of() {
     fs::write(stage.path("tls/authority.pem"), "precious, perhaps").unwrap();
     let (program, address) = {
         let mut program = Program::start(&mut stage.command("keychoir.db"));
-        let told = program.event("authority_replaced");
+        let told = program.event("ca_replaced");
         assert!(told["message"].as_str().unwrap().contains("authority.pem.broken-"), "{told}");
         let address = program.address().parse().unwrap();
         (program, address)

@@ -167,7 +167,7 @@ async fn an_answer_that_breaks_off_is_broken_for_the_client() {
     assert_eq!(answer.status(), 200);
     assert!(answer.bytes().await.is_err(), "a broken answer must not look complete");
     let records = house.records().await;
-    assert_eq!((&*records[0].verdict, records[0].credits), ("upstream_broke", 100));
+    assert_eq!((&*records[0].verdict, records[0].credits), ("upstream_reset", 100));
 }
 
 #[tokio::test]
@@ -185,7 +185,7 @@ async fn a_client_that_leaves_takes_its_request_along() {
     drop(stream);
     until(|| house.simulator.ledger().totals.in_flight == 0).await;
     let records = house.records().await;
-    assert_eq!((records.len(), &*records[0].verdict, records[0].credits), (1, "client_left", 0));
+    assert_eq!((records.len(), &*records[0].verdict, records[0].credits), (1, "client_closed", 0));
 }
 
 #[tokio::test]

@@ -119,7 +119,7 @@ async fn check_broken(said: &str) {
         None => head.contains("transfer-encoding: chunked") && !body.ends_with("0\r\n\r\n"),
     };
     assert!(is_cut, "it ended cleanly: {answer}");
-    assert_eq!(verdict, "upstream_broke", "{said}");
+    assert_eq!(verdict, "upstream_reset", "{said}");
 }
 
 #[tokio::test]
@@ -154,7 +154,7 @@ async fn what_is_no_answer_is_a_502_and_no_keys_fault() {
             assert_eq!(house.statuses().await, ["active", "active"], "{shown}");
             let records = house.records().await;
             assert_eq!(records.len(), 1, "{shown}: a POST is sent once");
-            assert_eq!((&*records[0].verdict, &*records[0].credits_from), ("unanswered", "free"), "{shown}");
+            assert_eq!((&*records[0].verdict, &*records[0].credits_from), ("no_response", "free"), "{shown}");
         }
     }
 }

@@ -198,7 +198,7 @@ impl Certificates {
         }
         let opened = certificate::open(place, now)?;
         if let Some(aside) = &opened.set_aside {
-            warn!(event = "authority_replaced", "{aside}");
+            warn!(event = "ca_replaced", "{aside}");
         }
         opened.authority.vouch(&names(hosts, &listened), now).map(Some).map_err(AuthorityError::from)
     }

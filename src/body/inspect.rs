@@ -144,7 +144,7 @@ where
 
 impl<B: fmt::Debug, L> fmt::Debug for Inspect<B, L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tap").field("body", &self.body).finish_non_exhaustive()
+        f.debug_struct("Inspect").field("body", &self.body).finish_non_exhaustive()
     }
 }
 

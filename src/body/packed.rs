@@ -170,7 +170,7 @@ impl CompressedSearch {
 
 impl fmt::Debug for CompressedSearch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Search").field("stages", &self.stages.len()).finish_non_exhaustive()
+        f.debug_struct("CompressedSearch").field("stages", &self.stages.len()).finish_non_exhaustive()
     }
 }
 

@@ -134,7 +134,7 @@ impl LocalCa {
 
 impl fmt::Debug for LocalCa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Authority").field("life", &self.life).finish_non_exhaustive()
+        f.debug_struct("LocalCa").field("life", &self.life).finish_non_exhaustive()
     }
 }
 

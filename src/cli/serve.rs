@@ -296,7 +296,7 @@ async fn until_told(mut running: Running, mut signals: Signals, mut reloading: R
     }
     if records_lost > 0 {
         error!(
-            event = "records_lost_at_end",
+            event = "usage_records_dropped_at_end",
             records_lost, "{records_lost} usage records could not be written and are lost"
         );
         return ExitCode::from(EX_IOERR);

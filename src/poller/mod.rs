@@ -255,7 +255,7 @@ impl<C: Connect> QuotaPoller<C> {
         if kind(memory.forecast) != kind(Some(forecast))
             && let Forecast::SpentBy(at) = forecast
         {
-            let event = "pool_spent_by";
+            let event = "pool_exhaustion_forecast";
             warn!(event, "At this rate all credits are spent by {}, before any come back", at.rfc3339());
         }
         memory.forecast = Some(forecast);
@@ -286,7 +286,7 @@ impl PollMemory {
             pair.sort();
             if self.alike.insert(pair) {
                 let (one, other) = (key.api_key().short(), other.api_key().short());
-                let event = "keys_alike";
+                let event = "keys_share_workspace";
                 info!(
                     event,
                     "Keys {} and {} tell the same figures. If they are of one workspace, give both the same \

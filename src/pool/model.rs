@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use loom::thread;
 
-use super::cells::{Outlook, Paid, ProbeCell, QuietCell, QuotaCell, ReportedRemaining, RoomCell, Taken};
+use super::cells::{
+    ConcurrencyLimiter, NextChange, ProbeCell, QuotaCell, ReportedDecrease, ReportedRemaining,
+    SettledReservation, StateChangeCache,
+};
 use super::sync::Ordering;
 use super::*;
 use crate::policy::classify::Verdict;
 use crate::policy::client::ClientName;
-use crate::policy::lane::Lane;
+use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::select::Unavailable;
 use crate::secret::ApiKey;
 
@@ -49,7 +52,7 @@ fn holding(count: u64, limit: u64) -> Arc<QuotaCell> {
 fn spend(cell: &QuotaCell, reserved: u64, spent: u64, now: UnixMs) -> bool {
     let has = cell.reserve(reserved, Some(0));
     if has {
-        cell.settle(Paid { reserved, spent }, now);
+        cell.settle(SettledReservation { reserved, spent }, now);
     }
     has
 }
@@ -70,7 +73,7 @@ fn whoever_stretches_is_alone() {
     model(|| {
         let cell = holding(98, 100);
         let other = Arc::clone(&cell);
-        let (one, two) = both(move || other.stretch(6), || cell.stretch(6));
+        let (one, two) = both(move || other.overcommit(6), || cell.overcommit(6));
         assert!(!(one && two));
     });
 }
@@ -104,7 +107,7 @@ fn a_period_ends_once_while_requests_are_under_way() {
         both(
             move || {
                 other.load(RESET);
-                other.settle(Paid { reserved: 6, spent: 6 }, RESET);
+                other.settle(SettledReservation { reserved: 6, spent: 6 }, RESET);
             },
             || cell.load(RESET),
         );
@@ -122,7 +125,7 @@ fn figures_are_adopted_while_requests_are_settled() {
         let other = Arc::clone(&cell);
         let theirs = Quota { count: 70, limit: Some(100), resets_at: Some(RESET), ..Quota::default() };
         both(
-            move || other.settle(Paid { reserved: 6, spent: 4 }, NOW),
+            move || other.settle(SettledReservation { reserved: 6, spent: 4 }, NOW),
             || cell.adopt(theirs, NOW, Duration::from_secs(1)),
         );
         let count = cell.load(NOW).count;
@@ -138,7 +141,7 @@ fn what_the_provider_says_is_left_is_taken_once() {
         cell.report(10, RESET, NOW);
         let other = Arc::clone(&cell);
         let (one, two) = both(move || other.take(6, NOW), || cell.take(6, NOW));
-        assert_eq!([one, two].iter().filter(|taken| **taken == Taken::Some).count(), 1);
+        assert_eq!([one, two].iter().filter(|taken| **taken == ReportedDecrease::Some).count(), 1);
         assert_eq!(cell.left(NOW), Some(4));
     });
 }
@@ -146,14 +149,14 @@ fn what_the_provider_says_is_left_is_taken_once() {
 #[test]
 fn no_lane_has_more_than_its_places() {
     model(|| {
-        let cell = Arc::new(RoomCell::default());
+        let cell = Arc::new(ConcurrencyLimiter::default());
         cell.learn(1);
         let other = Arc::clone(&cell);
-        let run = |cell: &RoomCell| {
-            let has = cell.enter();
+        let run = |cell: &ConcurrencyLimiter| {
+            let has = cell.try_acquire();
             assert!(cell.running() <= 1);
             if has {
-                cell.leave();
+                cell.release();
             }
         };
         both(move || run(&other), || run(&cell));
@@ -176,8 +179,8 @@ fn a_try_is_taken_by_one() {
 #[test]
 fn a_look_that_a_change_overtakes_is_not_kept() {
     model(|| {
-        let (cell, stands) = (Arc::new(QuietCell::default()), Arc::new(AtomicU64::new(0)));
-        let outlook = Outlook { generation: 1, is_spent: false, is_near: false };
+        let (cell, stands) = (Arc::new(StateChangeCache::default()), Arc::new(AtomicU64::new(0)));
+        let outlook = NextChange { generation: 1, is_spent: false, is_near: false };
         let (other, changes) = (Arc::clone(&cell), Arc::clone(&stands));
         let (_, seen) = both(
             move || {
@@ -199,12 +202,12 @@ fn pool(places: u32) -> Arc<Pool> {
     let key = ApiKey::new("sk_0000_of_the_pool_0").unwrap();
     let settings = Settings { wait_max: Duration::from_secs(60), waiting_max: 9, ..Settings::STILL };
     let pool = Pool::new(vec![key.into()], settings);
-    pool.roster().keys()[0].workspace().room(Lane::SPEECH).learn(places);
+    pool.roster().keys()[0].workspace().limiter(ConcurrencyGroup::SPEECH).learn(places);
     Arc::new(pool)
 }
 
-fn request() -> Ask {
-    Ask::new(ClientName::new("app"), Some(5), Some(Lane::SPEECH))
+fn request() -> KeyRequest {
+    KeyRequest::new(ClientName::new("app"), Some(5), Some(ConcurrencyGroup::SPEECH))
 }
 
 fn refused(verdict: Verdict) -> Refused<'static> {
@@ -215,7 +218,7 @@ fn assert_at_rest(pool: &Pool) {
     let roster = pool.roster();
     let key = &roster.keys()[0];
     assert_eq!((key.in_flight(), key.workspace().in_flight(), key.workspace().reserved()), (0, 0, 0));
-    assert_eq!(key.workspace().running(Lane::SPEECH).0, 0);
+    assert_eq!(key.workspace().running(ConcurrencyGroup::SPEECH).0, 0);
 }
 
 #[test]
@@ -255,7 +258,7 @@ fn a_key_that_is_asked_at_once_does_not_stay_parked() {
             },
             || pool.record_refusal(&roster, key, refused(Verdict::InvalidKey), NOW),
         );
-        assert_eq!(key.wants_poll(), key.parked().is_some(), "no poll would end its rest");
+        assert_eq!(key.wants_poll(), key.cooldown().is_some(), "no poll would end its rest");
     });
 }
 
@@ -271,7 +274,7 @@ fn whoever_waits_is_found_by_whoever_releases() {
             drop(other);
         });
         let (ticket, mut given) = pool.line.join(&roster, &request(), 9).unwrap();
-        pool.serve_line(NOW);
+        pool.dispatch_waiters(NOW);
         releasing.join().unwrap();
         let given = given.try_recv().expect("nobody served the line");
         assert!(!matches!(given, Err(Unavailable::Full { .. })));

@@ -76,7 +76,7 @@ impl AccessLog {
             route: None,
             key: LoggedKey::Nobody,
             attempts: 0,
-            verdict: "client_left",
+            verdict: "client_closed",
             status: None,
             bytes: 0,
             credits: 0,

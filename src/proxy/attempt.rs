@@ -39,9 +39,9 @@ use crate::upstream::SendError;
 use charging::PendingCharge;
 
 /// The client closed its connection before the end.
-const CLIENT_LEFT: &str = "client_left";
+const CLIENT_LEFT: &str = "client_closed";
 /// We closed it, because the program's end had come and the grace was over.
-const CUT: &str = "cut";
+const CUT: &str = "shutdown";
 
 /// Whose key it asks with.
 #[derive(Debug)]
@@ -231,9 +231,9 @@ impl Attempt {
                 (self.record.verdict, self.record.credits_from) = match error.progress {
                     Progress::Unsent => {
                         self.settle(0, now);
-                        ("unsent", CreditSource::Free)
+                        ("connect_failed", CreditSource::Free)
                     }
-                    Progress::Unanswered | Progress::Answered(_) => ("unanswered", unknown(self.metering)),
+                    Progress::Unanswered | Progress::Answered(_) => ("no_response", unknown(self.metering)),
                 };
                 self.settle_unanswered(error.progress != Progress::Unsent, now);
                 error.progress
@@ -355,7 +355,7 @@ impl Attempt {
         match ending {
             Ending::Complete => {}
             Ending::ClientLeft => self.record.verdict = self.left(),
-            Ending::UpstreamBroke => self.record.verdict = "upstream_broke",
+            Ending::UpstreamBroke => self.record.verdict = "upstream_reset",
         }
         &self.record
     }

@@ -231,13 +231,13 @@ impl ProxyError {
             Self::Host => told(
                 StatusCode::BAD_REQUEST,
                 "bad_request",
-                "bad_host",
+                "invalid_host",
                 "A request has one Host header, and its target names no other host.",
             ),
             Self::Upgrade => told(
                 StatusCode::BAD_REQUEST,
                 "bad_request",
-                "bad_upgrade",
+                "invalid_upgrade",
                 "A request that opens a WebSocket has no body.",
             ),
             Self::Path(why) => told(
@@ -255,7 +255,7 @@ impl ProxyError {
             Self::Unavailable(unavailable) => unavailable_response(*unavailable, now),
             // Not 409, which the provider's Python library would send three times over.
             Self::ConflictingOwners(two) => {
-                told(StatusCode::BAD_REQUEST, "conflict", "two_owners", &two_owners_message(*two))
+                told(StatusCode::BAD_REQUEST, "conflict", "conflicting_owners", &two_owners_message(*two))
             }
             Self::OwnerUnavailable { kind, unavailable } => {
                 owner_unavailable_response(*kind, *unavailable, now)
@@ -265,7 +265,7 @@ impl ProxyError {
                 ..told(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "service_unavailable",
-                    "books_full",
+                    "usage_queue_full",
                     "Keychoir's usage records cannot be written fast enough. Try again in a second.",
                 )
             },
@@ -398,12 +398,12 @@ mod tests {
         let spent = |begins_anew| {
             ProxyError::ClientLimit(QuotaSpent { allowance, begins_anew, shortfall: None }.into())
         };
-        let message = "This client has used its allowance of 3 requests.";
-        let answer = check(&spent(None), 402, "insufficient_credits", "client_allowance_used", message);
+        let message = "This client has used its quota of 3 requests.";
+        let answer = check(&spent(None), 402, "insufficient_credits", "client_quota_exceeded", message);
         assert!(!answer.headers().contains_key(RETRY_AFTER), "SDKs would retry");
         let message = format!("{message} It begins anew at 2026-12-01T00:00:00Z.");
         let begins_anew = Some(UnixMs(1_796_083_200_000));
-        check(&spent(begins_anew), 402, "insufficient_credits", "client_allowance_used", &message);
+        check(&spent(begins_anew), 402, "insufficient_credits", "client_quota_exceeded", &message);
     }
 
     #[test]
@@ -412,8 +412,8 @@ mod tests {
         let shortfall = Some(QuotaShortfall { left: 51, needed: 1_055 });
         let error = ProxyError::ClientLimit(QuotaSpent { allowance, begins_anew: None, shortfall }.into());
         let message =
-            "This client has 51 of its allowance of 10,000 credits left, and this request may need 1,055.";
-        check(&error, 402, "insufficient_credits", "client_allowance_used", message);
+            "This client has 51 of its quota of 10,000 credits left, and this request may need 1,055.";
+        check(&error, 402, "insufficient_credits", "client_quota_exceeded", message);
     }
 
     #[test]
@@ -437,20 +437,28 @@ mod tests {
             (ProxyError::OriginRejected(OriginRejected::Origin), 403, "origin_not_allowed"),
             (ProxyError::Denied("it is dangerous"), 403, "path_denied"),
             (ProxyError::PathNotAllowed, 403, "path_not_allowed"),
-            (ProxyError::ClientLimit(ClientLimitExceeded::Concurrency { max: 1 }), 429, "client_concurrency"),
-            (ProxyError::ClientLimit(ClientLimitExceeded::Rate { wait: span }), 429, "client_rate"),
-            (ProxyError::ClientLimit(ClientLimitExceeded::Unpriced { max: 1 }), 429, "client_concurrency"),
+            (
+                ProxyError::ClientLimit(ClientLimitExceeded::Concurrency { max: 1 }),
+                429,
+                "client_concurrency_exceeded",
+            ),
+            (ProxyError::ClientLimit(ClientLimitExceeded::Rate { wait: span }), 429, "client_rate_limited"),
+            (
+                ProxyError::ClientLimit(ClientLimitExceeded::Unpriced { max: 1 }),
+                429,
+                "client_concurrency_exceeded",
+            ),
             (ProxyError::ClientLimit(ClientLimitExceeded::DirectAccess), 403, "direct_access_not_allowed"),
             (ProxyError::Method, 405, "method_not_allowed"),
             (ProxyError::LongMethod, 501, "method_too_long"),
-            (ProxyError::Host, 400, "bad_host"),
+            (ProxyError::Host, 400, "invalid_host"),
             (Ambiguous::Dots.into(), 400, "ambiguous_path"),
             (ProxyError::Overloaded(Overloaded), 503, "overloaded"),
-            (ProxyError::Upgrade, 400, "bad_upgrade"),
-            (ProxyError::UsageQueueFull(QueueFull), 503, "books_full"),
+            (ProxyError::Upgrade, 400, "invalid_upgrade"),
+            (ProxyError::UsageQueueFull(QueueFull), 503, "usage_queue_full"),
             (ProxyError::Loop, 508, "loop_detected"),
             (ProxyError::Draining, 503, "draining"),
-            (TwoOwners(Kind::Voice, Kind::Dictionary).into(), 400, "two_owners"),
+            (TwoOwners(Kind::Voice, Kind::Dictionary).into(), 400, "conflicting_owners"),
             (ProxyError::Unredacted(Unredacted), 502, "answer_not_redacted"),
             (ProxyError::BuffersFull(BuffersFull), 503, "buffers_full"),
             (ProxyError::Unavailable(Unavailable::Invalid), 401, "all_keys_invalid"),

@@ -349,7 +349,7 @@ impl Site {
 fn tell_set_aside(aside: &Path) {
     let path = aside.display().to_string();
     tracing::error!(
-        event = "books_set_aside",
+        event = "usage_store_quarantined",
         path,
         "The usage records were broken; they are kept as {path}, and new ones were begun"
     );

@@ -229,7 +229,7 @@ impl Writer {
         let lost = self.held.shed(held);
         if lost > 0 && self.health.lost() == self.lost_before {
             error!(
-                event = "records_lost",
+                event = "usage_records_dropped",
                 held,
                 "Usage records are lost: the books cannot be written, and no more than {held} can be held"
             );
@@ -276,7 +276,7 @@ impl Writer {
             // What lies there now may have been copied after that.
             self.doubt.arises();
             error!(
-                event = "books_gone",
+                event = "usage_store_ended",
                 "The file of the usage records was removed or replaced; it is opened anew, and what it held is gone"
             );
             self.close();
@@ -307,7 +307,7 @@ impl Writer {
         if self.health.set_failing(false) {
             let lost = self.health.lost() - self.lost_before;
             info!(
-                event = "books_recovered",
+                event = "usage_store_recovered",
                 count, lost, "The books are written again: {count} records were held, {lost} are lost"
             );
         }
@@ -345,7 +345,7 @@ impl Writer {
         if !self.health.set_failing(true) {
             self.lost_before = self.health.lost();
             warn!(
-                event = "books_failing",
+                event = "usage_store_failing",
                 "The books cannot be written: {error}; requests go on, records are held and written later"
             );
         }

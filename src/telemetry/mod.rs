@@ -76,7 +76,7 @@ impl Level {
 
 /// Whether it is told of requests, which do not come as events: as if that module said it.
 fn tells_of_requests(targets: &Targets) -> bool {
-    targets.would_enable("keychoir::proxy::journal", &ended::LEVEL)
+    targets.would_enable("keychoir::proxy::access_log", &ended::LEVEL)
 }
 
 fn targets(level: &str) -> Result<Targets, StartError> {

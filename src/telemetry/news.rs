@@ -160,7 +160,7 @@ pub fn announce_drift(key: &Key, credits: i64, twin: Option<&Key>) {
     let text = drift_wording(key, credits, twin);
     let short = key.api_key().short().as_str();
     let (name, number) = (key.name(), number(key));
-    info!(event = "workspace_drift", key = short, name, number, credits, "{text}");
+    info!(event = "quota_mismatch", key = short, name, number, credits, "{text}");
 }
 
 /// The number of a key, from 1, as every table has it.

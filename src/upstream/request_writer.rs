@@ -193,6 +193,6 @@ where
 
 impl<B> fmt::Debug for RequestWriter<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Outgoing").field("length", &self.length).finish_non_exhaustive()
+        f.debug_struct("RequestWriter").field("length", &self.length).finish_non_exhaustive()
     }
 }

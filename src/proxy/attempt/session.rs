@@ -55,11 +55,11 @@ impl Attempt {
         }
         self.due = PendingCharge::Nothing;
         (self.record.verdict, self.record.credits_from) = match progress {
-            Progress::Unsent => ("unsent", CreditSource::Free),
+            Progress::Unsent => ("connect_failed", CreditSource::Free),
             Progress::Unanswered | Progress::Answered(_) if may_be_charged => {
-                ("unanswered", unknown(self.metering))
+                ("no_response", unknown(self.metering))
             }
-            Progress::Unanswered | Progress::Answered(_) => ("unanswered", CreditSource::Free),
+            Progress::Unanswered | Progress::Answered(_) => ("no_response", CreditSource::Free),
         };
     }
 

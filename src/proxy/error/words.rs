@@ -81,7 +81,7 @@ pub(super) fn client_limit_response(turned_away: ClientLimitExceeded) -> ErrorRe
         ClientLimitExceeded::Concurrency { max } => ErrorResponse {
             http: StatusCode::TOO_MANY_REQUESTS,
             status: "too_many_concurrent_requests",
-            code: "client_concurrency",
+            code: "client_concurrency_exceeded",
             message: format!("Keychoir lets this client have {max} requests under way at once."),
             // One of them may end at any moment.
             retry_after_s: Some(1),
@@ -91,7 +91,7 @@ pub(super) fn client_limit_response(turned_away: ClientLimitExceeded) -> ErrorRe
             ErrorResponse {
                 http: StatusCode::TOO_MANY_REQUESTS,
                 status: "rate_limit_exceeded",
-                code: "client_rate",
+                code: "client_rate_limited",
                 message: format!("Keychoir lets this client begin its next request in {seconds} s."),
                 retry_after_s: Some(seconds),
             }
@@ -99,7 +99,7 @@ pub(super) fn client_limit_response(turned_away: ClientLimitExceeded) -> ErrorRe
         ClientLimitExceeded::Unpriced { max } => ErrorResponse {
             http: StatusCode::TOO_MANY_REQUESTS,
             status: "too_many_concurrent_requests",
-            code: "client_concurrency",
+            code: "client_concurrency_exceeded",
             message: format!(
                 "This client has a quota of credits, and as many requests under way as it may have ({max}) whose price \
                  is known only from their answers."
@@ -121,7 +121,7 @@ pub(super) fn client_limit_response(turned_away: ClientLimitExceeded) -> ErrorRe
             // Not 429: SDKs would try again.
             http: StatusCode::PAYMENT_REQUIRED,
             status: "insufficient_credits",
-            code: "client_allowance_used",
+            code: "client_quota_exceeded",
             message: spent_message(spent),
             retry_after_s: None,
         },
@@ -130,9 +130,9 @@ pub(super) fn client_limit_response(turned_away: ClientLimitExceeded) -> ErrorRe
 
 fn spent_message(QuotaSpent { allowance, begins_anew, shortfall }: QuotaSpent) -> String {
     let used = match shortfall {
-        None => format!("This client has used its allowance of {allowance}."),
+        None => format!("This client has used its quota of {allowance}."),
         Some(QuotaShortfall { left, needed }) => format!(
-            "This client has {} of its allowance of {allowance} left, and this request may need {}.",
+            "This client has {} of its quota of {allowance} left, and this request may need {}.",
             Grouped(left),
             Grouped(needed)
         ),
@@ -239,14 +239,14 @@ pub(super) fn upstream_response(error: &SendError) -> ErrorResponse {
         SendErrorKind::Broken(_) => (
             StatusCode::BAD_GATEWAY,
             "bad_gateway",
-            "upstream_broke",
+            "upstream_reset",
             "The connection to ElevenLabs broke before an answer. The request may have been charged and was not \
              sent again.",
         ),
         SendErrorKind::Switched(_) => (
             StatusCode::BAD_GATEWAY,
             "bad_gateway",
-            "upstream_broke",
+            "upstream_reset",
             "ElevenLabs answered with a protocol that nobody had asked for.",
         ),
     };

@@ -68,22 +68,22 @@ impl Ending {
             Self::NoMemory => {
                 Some([(1013, "Keychoir has no memory left for this session. Try again later."), (1001, "")])
             }
-            Self::Spent => Some([(POLICY, "This client has used its allowance of credits."), (1001, "")]),
+            Self::Spent => Some([(POLICY, "This client has used its quota of credits."), (1001, "")]),
         }
     }
 
     pub(super) fn word(self) -> &'static str {
         match self {
             Self::Closed => Verdict::Served.word(),
-            Self::ClientLeft | Self::ClientClosed { .. } => "client_left",
+            Self::ClientLeft | Self::ClientClosed { .. } => "client_closed",
             Self::Violated(Violation::TooLarge, Side::Client) => "message_too_large",
             Self::Violated(_, Side::Client) => "protocol_error",
             Self::Violated(_, Side::Upstream) => "upstream_protocol_error",
-            Self::UpstreamBroke => "upstream_broke",
-            Self::Cut => "cut",
+            Self::UpstreamBroke => "upstream_reset",
+            Self::Cut => "shutdown",
             Self::Idle => "idle",
-            Self::Old => "expired",
-            Self::Spent => "client_allowance_used",
+            Self::Old => "max_duration",
+            Self::Spent => "client_quota_exceeded",
             Self::NoMemory => "buffers_full",
         }
     }
@@ -111,7 +111,7 @@ impl<C: Connect> Session<C> {
         let ending = if is_one_gone && was_said { Ending::Closed } else { ending };
         let word = match (self.refusal, ending) {
             (Some(verdict), _) => verdict.word(),
-            (None, Ending::UpstreamBroke) if !self.upstream_to_client.is_served() => "unanswered",
+            (None, Ending::UpstreamBroke) if !self.upstream_to_client.is_served() => "no_response",
             (None, ending) => ending.word(),
         };
         let passed = [self.client_to_upstream.bytes(), self.upstream_to_client.bytes()];

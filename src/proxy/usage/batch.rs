@@ -283,7 +283,7 @@ mod tests {
             AttemptRecord { model: Some("".into()), ..record() },
             AttemptRecord { status: None, ..record() },
             AttemptRecord { status: Some(500), ..record() },
-            AttemptRecord { verdict: "cut", ..record() },
+            AttemptRecord { verdict: "shutdown", ..record() },
             AttemptRecord { credits_from: CreditSource::Answer, ..record() },
         ];
         let mut sheet = UsageBatch::default();

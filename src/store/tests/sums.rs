@@ -255,7 +255,7 @@ fn of_version_4(path: &Path) -> Connection {
             ('01a229f1-2800-7abc-8def-0123456789ac', 'r2', 2, {now}, 'local', 'hash', NULL, 'POST', '/v1/a', 200,
                 'served', 30, 40, 8, 'answer', NULL, 5, 'eleven_v3', NULL, NULL),
             ('01a229f1-2801-7abc-8def-0123456789ad', 'r3', 1, {now} + 3, 'phone', 'own', 'studio', 'GET', '/v1/b', NULL,
-                'unanswered', 0, 0, 0, 'unknown', NULL, 6, NULL, NULL, NULL);
+                'no_response', 0, 0, 0, 'unknown', NULL, 6, NULL, NULL, NULL);
          INSERT INTO owners VALUES (zeroblob(16), 'voice', 0, 'w', 1, 9), (x'{0}1', 'history item', 1, 'w', 1, 8),
             (x'{0}2', 'history item', 1, 'w', 1, 7), (x'{0}3', 'earlier request', 2, 'w', 1, 6);
          INSERT INTO outbox_events VALUES ('01a229f1-2800-7abc-8def-0123456789ac', NULL, NULL),

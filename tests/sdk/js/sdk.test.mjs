@@ -148,7 +148,7 @@ test("what belongs to an account stays with it", async () => {
 
     for (const [voice, previousRequestIds, statusCode, code] of [
       [voiceId, [], 401, "owner_exhausted"],
-      [VOICE, [first.request, second.request], 400, "two_owners"],
+      [VOICE, [first.request, second.request], 400, "conflicting_owners"],
     ]) {
       await assert.rejects(speak(voice, { previousRequestIds }), (error) => {
         assert.ok(error instanceof ElevenLabsError);

@@ -259,7 +259,7 @@ def test_what_belongs_to_an_account_stays_with_it(house):
     assert (raised.value.status_code, raised.value.body["detail"]["code"]) == (401, "owner_exhausted")
     with pytest.raises(ApiError) as raised:
         studio.speak(VOICE, previous_request_ids=[first_request, second_request])
-    assert (raised.value.status_code, raised.value.body["detail"]["code"]) == (400, "two_owners")
+    assert (raised.value.status_code, raised.value.body["detail"]["code"]) == (400, "conflicting_owners")
 
     # After a restart with the keys in another order, all of it is still known.
     started.restart(list(reversed(ACCOUNTS)))
