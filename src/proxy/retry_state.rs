@@ -248,8 +248,8 @@ impl RetryState {
 
     /// Positions of the keys that are tried first, whatever the strategy; empty for no preference.
     /// After a refusal for the account's plan: keys of other plans, the cheapest first. After an
-    /// overload, a failure or a concurrency limit: keys of other accounts, which includes keys on
-    /// trial.
+    /// overload, a failure or a concurrency limit: keys of other accounts, including keys that may
+    /// only be probed.
     fn preferred(&self) -> Vec<usize> {
         let is_left = |position: &usize| {
             !self.key_request.tried.contains(position)
