@@ -37,7 +37,7 @@ pub(super) struct RetryState {
     roster: Arc<Roster>,
     client: Arc<Client>,
     effect: Effect,
-    /// What binds it to an account.
+    /// The account that must or should serve the request.
     affinity: AccountAffinity,
     attempts: u32,
     blameless_replays: u32,
