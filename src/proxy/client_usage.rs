@@ -53,7 +53,7 @@ pub(super) struct ClientCounters {
 /// What a request needs of its client's limits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LimitRequest {
-    /// Whether its price is known in advance; free when the client brings its own key.
+    /// Whether the provider charges for it; free when the client brings its own key.
     pub(super) billing: Billing,
     /// Whether its response lets the client use the provider without the proxy.
     pub(super) gives_access: bool,
