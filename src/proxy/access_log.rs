@@ -1,5 +1,5 @@
-//! One log line a request, at its end, whichever end it takes. It owns nothing that the request holds: it is
-//! handed what became of it.
+//! The access log: one line per request, written when the request ends, however it ends. It holds
+//! none of the request's resources; the outcome is reported to it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use crate::secret::ShortKey;
 use crate::telemetry::{self, AccessLogEntry, Meters};
 use crate::upstream::{SendError, SendErrorKind};
 
-/// With whose key it was last asked.
+/// The key of the last attempt.
 #[derive(Debug)]
 enum LoggedKey {
     Nobody,
@@ -41,7 +41,7 @@ impl LoggedKey {
     }
 }
 
-/// What is said of a request when it ends. Dropping it says it.
+/// The fields of a request's log line. Dropping it writes the line.
 #[derive(Debug)]
 pub(super) struct AccessLog {
     request_id: Arc<str>,
@@ -58,13 +58,13 @@ pub(super) struct AccessLog {
     credits: u64,
     first_byte: Option<Duration>,
     loss: Option<Loss>,
-    /// Of all its time so far, what was spent with the provider.
+    /// The part of its time that was spent waiting for the provider.
     upstream: Duration,
     meters: Meters,
 }
 
 impl AccessLog {
-    /// Begins the line of a request; gives it a name, unless it brought one.
+    /// Begins the log of a request; generates a request ID unless the client sent one.
     pub(super) fn begin<B>(request: &Request<B>, meters: &Meters) -> Self {
         meters.request_begun();
         Self {
@@ -87,7 +87,7 @@ impl AccessLog {
         }
     }
 
-    /// The request's name.
+    /// The request ID.
     pub(super) fn request_id(&self) -> Arc<str> {
         Arc::clone(&self.request_id)
     }
@@ -97,7 +97,7 @@ impl AccessLog {
         self.route = Some(route);
     }
 
-    /// An attempt has brought this, after so long.
+    /// Records the result of an attempt, which took `elapsed`.
     pub(super) fn learned(
         &mut self,
         record: &AttemptRecord,
@@ -124,12 +124,12 @@ impl AccessLog {
         }
     }
 
-    /// The body could not be sent again, and why.
+    /// Records why the body could not be kept for a retry.
     pub(super) fn lost(&mut self, loss: Option<Loss>) {
         self.loss = loss;
     }
 
-    /// The head of the provider's answer goes to the client.
+    /// Records that the relay of the provider's response begins.
     pub(super) fn relaying(&self) {
         self.meters.relayed(clock::since(self.began), self.upstream);
     }
@@ -142,7 +142,7 @@ impl AccessLog {
         self.first_byte = record.first_byte;
     }
 
-    /// What became of the request, where its last attempt does not tell.
+    /// Sets a verdict which differs from that of the last attempt.
     pub(super) fn ended_as(&mut self, verdict: &'static str) {
         self.verdict = verdict;
     }
@@ -153,14 +153,14 @@ impl AccessLog {
     }
 }
 
-/// The client's own `x-request-id`, if it can stand in a line and a column.
+/// The client's own `x-request-id`, if it is safe in a log line and a database column.
 fn own_id(headers: &HeaderMap) -> Option<Arc<str>> {
     let id = headers.get("x-request-id")?.to_str().ok()?;
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
     ((1..=128).contains(&id.len()) && id.bytes().all(is_plain)).then(|| id.into())
 }
 
-/// A name as the books give them to records, without a call of the system: version 7 of its moment.
+/// A UUID of version 7 like the IDs of usage records, generated without a system call.
 fn new_id() -> Arc<str> {
     let id: Uuid = AttemptRecord::name(clock::now());
     let mut text = [0; Hyphenated::LENGTH];

@@ -1,5 +1,5 @@
-//! What binds a request to an account: the identifiers it names, the lists it asks for, and what its
-//! answer teaches about either.
+//! Which account must or should serve a request: by the identifiers it names and the lists it
+//! reads; and what its response proves about their ownership.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,21 +27,22 @@ use crate::policy::request_body;
 use crate::policy::units::UnixMs;
 use crate::pool::{Eligibility, Key, OwnerId, OwnershipIndex, Roster};
 
-/// A body that comes more slowly is not waited for: the upstream gets what there is.
+/// Maximum wait for a JSON body in which an owned identifier may stand; a slower body is streamed
+/// without a look at it.
 const AHEAD_MAX: Duration = Duration::from_secs(2);
 
-/// Who may serve a request.
+/// The accounts that may serve a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Scope {
-    /// Whoever can.
+    /// Any account.
     Any,
-    /// The client's home, and whoever can when the home cannot.
+    /// The account that served the client's lists before; any other when that one cannot serve.
     Preferred(OwnerId),
-    /// The owner of what it names, and nobody else.
+    /// Only the owner of the named resource.
     Pinned(OwnerId, Kind),
 }
 
-/// What binds a request.
+/// The identifiers in a request, and the accounts that may serve it.
 #[derive(Debug)]
 pub(super) struct AccountAffinity {
     method: Method,
@@ -49,19 +50,19 @@ pub(super) struct AccountAffinity {
     path: Arc<str>,
     names: Names,
     gives: Yields,
-    /// Another account may be asked after a not-found: it did nothing and cost nothing.
+    /// Whether another account may be tried after a 404, which had no effect and no cost.
     may_be_elsewhere: bool,
     is_free: bool,
     has_document: bool,
     scope: Scope,
-    /// Accounts that do not have what it names.
+    /// Accounts that returned 404 for the named resource.
     accounts_without: Vec<OwnerId>,
-    /// What is written down with the next lesson.
+    /// Ownership changes that are written to the usage store at the next record.
     changes: Vec<OwnershipUpdate>,
 }
 
 impl AccountAffinity {
-    /// What can be told from a head.
+    /// Reads method, route and identifiers from a request head.
     pub(super) fn of(head: &Parts, endpoint: &Endpoint, names: Names) -> Self {
         let gives = affinity::yields(&head.method, &endpoint.route);
         Self {
@@ -71,7 +72,7 @@ impl AccountAffinity {
             has_document: is_json(&head.headers),
             method: head.method.clone(),
             route: endpoint.route,
-            // Only what gives identifiers is asked where it stands.
+            // The path is needed only to find identifiers in the response.
             path: if gives == Yields::Nothing { Arc::default() } else { head.uri.path().into() },
             gives,
             scope: Scope::Any,
@@ -80,12 +81,12 @@ impl AccountAffinity {
         }
     }
 
-    /// Finds out who must serve it, or who should. A JSON body is waited for, within bounds: who must
-    /// serve it may stand there.
+    /// Determines the account that must or should serve the request. A JSON body is awaited within
+    /// bounds, as it may name an owned resource.
     ///
     /// # Errors
     ///
-    /// When two accounts must.
+    /// When the request names resources of two accounts.
     pub(super) async fn resolve(
         &mut self,
         roster: &Roster,
@@ -107,16 +108,16 @@ impl AccountAffinity {
             None if self.prefers_account() => home().map_or(Scope::Any, Scope::Preferred),
             None => Scope::Any,
         };
-        // One account says it as well as all of them.
+        // If no account had it recently, one 404 is as good as one of every account.
         self.may_be_elsewhere &= !misses.includes(&self.names, clock::now());
         Ok(())
     }
 
-    /// Takes in what a message on a socket names.
+    /// Adds the identifiers that a message on a socket names.
     ///
     /// # Errors
     ///
-    /// When two accounts must serve it.
+    /// When the session names resources of two accounts.
     pub(super) fn add_message_names(
         &mut self,
         message: &[u8],
@@ -134,7 +135,7 @@ impl AccountAffinity {
         Ok(())
     }
 
-    /// The account that must serve what is named, as far as it is known.
+    /// The account that owns the named resources, if it is known.
     fn claimed_owner(
         &mut self,
         roster: &Roster,
@@ -144,7 +145,7 @@ impl AccountAffinity {
         let (mut known, mut changes) = (Vec::new(), Vec::new());
         for named in self.names.all() {
             let Some(found) = owners.find(named, now) else { continue };
-            // An account that no key opens any more is as good as unknown.
+            // An owner without a key in the pool counts as unknown.
             let Some(identity) = roster.identity_of(&found.owner) else { continue };
             known.push((named.kind, identity.clone()));
             changes.extend(found.lesson.map(OwnershipUpdate::Learned));
@@ -153,8 +154,9 @@ impl AccountAffinity {
         owner(known)
     }
 
-    /// What is known once a session is served with `key`: whose what it names is, and what its first
-    /// message gives.
+    /// Records the ownership that a served session proves for the account of `key`: of the
+    /// resources it names, and of the identifiers in its first message. Returns the changes to
+    /// write.
     pub(super) fn record_session<C>(
         &mut self,
         proxy: &Proxy<C>,
@@ -171,17 +173,17 @@ impl AccountAffinity {
         std::mem::take(&mut self.changes)
     }
 
-    /// What it names.
+    /// The identifiers that the request names.
     pub(super) fn names(&self) -> &Names {
         &self.names
     }
 
-    /// Whether it is about what an account has as a whole, or adds to that without a charge.
+    /// Whether the request reads or extends an account's lists without a charge.
     fn prefers_account(&self) -> bool {
         self.gives == Yields::Account || (self.gives == Yields::Made && self.is_free)
     }
 
-    /// The account that is asked first.
+    /// The account that is tried first.
     pub(super) fn preferred(&self) -> Option<&OwnerId> {
         match &self.scope {
             Scope::Preferred(identity) => Some(identity),
@@ -189,22 +191,22 @@ impl AccountAffinity {
         }
     }
 
-    /// Whether keys differ in whether they may serve it, or in whether they should.
+    /// Whether keys differ in whether they may or should serve the request.
     pub(super) fn binds(&self) -> bool {
         self.scope != Scope::Any || !self.accounts_without.is_empty() || self.needs_no_credits()
     }
 
-    /// Whether every key may serve it.
+    /// Whether every key may serve the request.
     pub(super) fn is_unrestricted(&self) -> bool {
         !matches!(self.scope, Scope::Pinned(..)) && self.accounts_without.is_empty()
     }
 
-    /// Whether it reads what an account has, or adds to that, without a charge.
+    /// Whether the request reads or extends an account's resources without a charge.
     fn needs_no_credits(&self) -> bool {
         self.is_free && (self.gives != Yields::Nothing || !self.names.is_empty())
     }
 
-    /// What it is about, when one account must serve it.
+    /// The kind of the owned resource, when only its owner may serve the request.
     pub(super) fn pinned_by(&self) -> Option<Kind> {
         match &self.scope {
             Scope::Pinned(_, kind) => Some(*kind),
@@ -212,7 +214,7 @@ impl AccountAffinity {
         }
     }
 
-    /// Whether a key may serve it. A request without a price is served by an account without credits, too.
+    /// Whether `key` may serve the request. An account without credits may serve a free one.
     pub(super) fn eligibility(&self, key: &Key) -> Eligibility {
         let identity = key.workspace().identity();
         let may = match &self.scope {
@@ -225,7 +227,8 @@ impl AccountAffinity {
         if self.needs_no_credits() { Eligibility::EvenExhausted } else { Eligibility::Yes }
     }
 
-    /// Notes that `key`'s account does not have what is named; whether another may have it.
+    /// Records that the account of `key` does not have the named resource; returns whether another
+    /// may.
     pub(super) fn record_missing(&mut self, key: &Key, roster: &Roster) -> bool {
         let identity = key.workspace().identity();
         if self.pinned_by().is_some() {
@@ -239,14 +242,16 @@ impl AccountAffinity {
         self.may_be_elsewhere && !self.names.is_empty() && roster.keys().iter().any(is_left)
     }
 
-    /// No account has what it names, unless an owner is known: for `ttl`, one account is asked and not all.
+    /// Remembers for `ttl` that no account has the named resource, unless its owner is known:
+    /// meanwhile one account is tried and not all of them.
     pub(super) fn remember_miss(&self, misses: &Misses, ttl: Duration, now: UnixMs) {
         if self.pinned_by().is_none() && !self.names.is_empty() {
             misses.remember(&self.names, ttl, now);
         }
     }
 
-    /// Its owner no longer has it: the next request may ask others.
+    /// Forgets an owner that no longer has the resource, so that the next request may try other
+    /// accounts.
     fn forget_deleted(&mut self) {
         let is_about_it = affinity::is_speech(&self.route) || self.route.is_about_one();
         if let ([named], true, true) = (self.names.path.as_slice(), self.names.others.is_empty(), is_about_it)
@@ -255,7 +260,7 @@ impl AccountAffinity {
         }
     }
 
-    /// Whether there may be something to learn or to forget, for which a place is needed.
+    /// Whether ownership may be recorded or forgotten, which needs a permit of the usage queue.
     pub(super) fn may_record(&self, endpoint: &Endpoint) -> bool {
         endpoint.metering == Metering::Credits
             || self.gives != Yields::Nothing
@@ -263,8 +268,8 @@ impl AccountAffinity {
             || !self.changes.is_empty()
     }
 
-    /// Learns from the head of the answer that goes to the client; what its body will teach comes
-    /// back, and takes `place` with it.
+    /// Records the ownership that the response head proves. Returns a recorder for the response
+    /// body, which then takes `place`, if the body may give identifiers.
     pub(super) fn record<C>(
         mut self,
         proxy: &Proxy<C>,
@@ -318,16 +323,17 @@ impl AccountAffinity {
         })
     }
 
-    /// What is known to belong to the account that has served it.
+    /// The named identifiers that a success proves to belong to the serving account.
     fn proven_names(&self) -> Vec<Named> {
         if self.method == Method::DELETE {
             return Vec::new();
         }
         if self.accounts_without.is_empty() {
-            // What every account may have proves nothing.
+            // A resource that every account may have proves nothing.
             return self.names.path.iter().filter(|named| !named.kind.is_shared()).copied().collect();
         }
-        // Another account did not have it. Of several that are named beside the path, nobody knows which.
+        // Another account did not have it. Of several identifiers outside the path, it is unknown
+        // which one was missing.
         match (self.names.path.as_slice(), self.names.others.as_slice()) {
             ([], [only]) => vec![*only],
             (path, _) => path.to_vec(),
@@ -335,8 +341,8 @@ impl AccountAffinity {
     }
 }
 
-/// What the body of an answer teaches, when it has come. What the head has taught is written with it,
-/// or when the body is never heard.
+/// Records the ownership of identifiers in a response body. The changes from the response head are
+/// written with it, or when it is dropped without a body.
 #[derive(Debug)]
 pub struct OwnershipRecorder {
     owners: Arc<OwnershipIndex>,
@@ -351,7 +357,7 @@ pub struct OwnershipRecorder {
 }
 
 impl OwnershipRecorder {
-    /// What is copied of the body at the most.
+    /// Maximum bytes of the body that are copied.
     pub(super) fn bytes_max(&self) -> usize {
         self.bytes_max
     }

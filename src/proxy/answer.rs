@@ -1,5 +1,4 @@
-//! An answer of the provider with its meaning: its head, its body as far as it had to be read,
-//! and the verdict.
+//! A response of the provider with its verdict, and with its body as far as it had to be read.
 
 use std::sync::Arc;
 
@@ -21,38 +20,39 @@ use crate::policy::select::Unavailable;
 use crate::secret::Redactor;
 use crate::upstream::{AnswerBody, SendError};
 
-/// Characters of a refusal's message that are kept to explain a key's state: its first sentence.
+/// Maximum characters of a refusal's message that are kept to explain a key's state: about its
+/// first sentence.
 const WORDS_CHARS_MAX: usize = 160;
 
-/// An answer and what it means.
+/// A response and its classification.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) head: Parts,
     pub(super) body: Peeked<AnswerBody<Incoming>>,
     pub(super) verdict: Verdict,
-    /// The provider's words of a refusal, cut, for people who ask why.
+    /// The message of a refusal, shortened, for the explanation of a key's state.
     pub(super) words: Option<String>,
-    /// What keys are taken out with while the body is relayed.
+    /// Replaces keys in the body while it is relayed.
     pub(super) redactor: Option<Arc<Redactor>>,
 }
 
 impl Answer {
-    /// Judges what was sent back for `method`. The body of a refusal is read within its bounds; one
-    /// that cannot be read is passed through.
+    /// Classifies the response to a request with `method`. The body of a refusal is read within its
+    /// limits; a body that cannot be read is relayed unread.
     pub(super) async fn read(
         sent: Result<Response<AnswerBody<Incoming>>, SendError>,
         method: &Method,
         limits: &Limits,
     ) -> Result<Box<Self>, SendError> {
         let (head, body) = sent?.into_parts();
-        // What is served says nothing of it.
+        // A successful response has no meaningful `Retry-After`.
         let told = (!head.status.is_success()).then(|| retry_after(&head.headers, clock::now())).flatten();
         if !is_body_needed(head.status) || method == Method::HEAD {
             let verdict = classify(head.status, None, told);
             let body = Peeked::untouched(body);
             return Ok(Box::new(Self { head, body, verdict, words: None, redactor: None }));
         }
-        // In a box, so that a request that is served carries no room for it.
+        // Boxed, so that the future of a successful request does not reserve the size of this one.
         let Limits { error_body_bytes_max, error_body_max, ref buffers, .. } = *limits;
         let reading = Box::pin(Peeked::read(body, error_body_bytes_max, error_body_max, Some(buffers)));
         let (body, whole) = reading.await;
@@ -64,24 +64,24 @@ impl Answer {
             Some(said) => classify(head.status, Some(said), told),
             None => classify_unreadable(head.status, told),
         };
-        // The client's own mistake may repeat the client's text.
+        // The message about an invalid request may repeat the client's text, so it is not kept.
         let is_kept = verdict.concern() != Concern::Request;
         let words = said.filter(|_| is_kept).map(|said| said.summary(WORDS_CHARS_MAX));
         Ok(Box::new(Self { head, body, verdict, words, redactor: None }))
     }
 
-    /// Whether the connection speaks another protocol from here on, as was asked for.
+    /// Whether the connection was switched to another protocol, as the request asked.
     pub(super) fn is_switched(&self) -> bool {
         self.head.status == StatusCode::SWITCHING_PROTOCOLS
     }
 
-    /// This answer, or an error of ours, when no key is left to ask.
+    /// Chooses between this response and an error of the proxy when no key is left to try.
     pub(super) fn or_ours(
         self: Box<Self>,
         retry: &RetryState,
         unavailable: Unavailable,
     ) -> Result<Box<Self>, ProxyError> {
-        // Every key was tried, and the last was refused as such, or for the price.
+        // Every key was tried, and the last one was refused as invalid, or for the cost.
         let unavailable = match (self.verdict, unavailable) {
             (Verdict::WorkspaceQuota(_), _) if retry.is_refused_itself() => return Ok(self),
             (Verdict::InvalidKey | Verdict::WrongHost, _) if retry.is_refused_repeatedly() => {

@@ -1,4 +1,5 @@
-//! One attempt with one key: teaches the pool, spends, and is written down once, however it ends.
+//! One attempt to send a request with one key: updates the state of the key in the pool, charges
+//! the client, and writes one usage record, however the attempt ends.
 
 mod charging;
 mod session;
@@ -38,12 +39,12 @@ use crate::telemetry::{AttemptUsage, Meters, announce, announce_restriction};
 use crate::upstream::SendError;
 use charging::PendingCharge;
 
-/// The client closed its connection before the end.
+/// Verdict when the client closed its connection before the end of the response.
 const CLIENT_LEFT: &str = "client_closed";
-/// We closed it, because the program's end had come and the grace was over.
+/// Verdict when the proxy closed the connection at shutdown, after the drain timeout.
 const CUT: &str = "shutdown";
 
-/// Whose key it asks with.
+/// Whose key the attempt uses.
 #[derive(Debug)]
 enum KeySource {
     Pool { pool: Arc<Pool>, roster: Arc<Roster>, lease: Lease },
@@ -51,7 +52,7 @@ enum KeySource {
 }
 
 impl KeySource {
-    /// Credits that are reserved for it.
+    /// Credits that the lease reserves in the workspace.
     fn reserved(&self) -> u64 {
         match self {
             Self::Pool { lease, .. } => lease.reserved(),
@@ -60,10 +61,11 @@ impl KeySource {
     }
 }
 
-/// An attempt under way: the guard of all that it holds, which are the lease of its key, the place of its
-/// usage record and, shared with its request, the request's permits. What it costs the client is settled by its
-/// answer; when there is none, by whether a byte of it was sent. Dropping it does that, releases the key and
-/// writes the record.
+/// The guard of a running attempt. It owns the lease of its key and the permit of its usage record,
+/// and shares the request's permits with the other attempts of the request.
+///
+/// The client is charged by the response; without one, by whether a byte of the request was sent.
+/// Dropping the attempt does that, releases the key and writes the usage record.
 #[derive(Debug)]
 pub(super) struct Attempt {
     key_source: KeySource,
@@ -72,12 +74,12 @@ pub(super) struct Attempt {
     began: Instant,
     metering: Metering,
     asked: Option<RequestBodyFeatures>,
-    /// With what it counts while it speaks, when it is a socket for speech.
+    /// The concurrency group in which a text-to-speech socket counts while it generates speech.
     speech_lane: Option<ConcurrencyGroup>,
     permits: Arc<RequestPermits>,
     due: PendingCharge,
     credits_per_minute: Option<u64>,
-    /// Credits for text that has gone to the provider on a session.
+    /// Estimated credits for the text that was sent to the provider on a session.
     text_credits: u64,
     record: AttemptRecord,
     meters: Meters,
@@ -86,7 +88,8 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    /// Begins an attempt. Until something else is known, it ended because the client left.
+    /// Begins an attempt with a key of the pool. Its verdict is `client_left` until another is
+    /// recorded, as dropping the attempt is how a disconnect of the client shows.
     pub(super) fn begin<C>(
         proxy: &Proxy<C>,
         meta: &RequestMeta,
@@ -102,7 +105,7 @@ impl Attempt {
         Self::by(proxy, meta, payer, number, place, upload)
     }
 
-    /// Begins the only attempt of a client that has brought its own key.
+    /// Begins the only attempt of a request that is sent with the client's own key.
     pub(super) fn with_own_key<C>(
         proxy: &Proxy<C>,
         meta: &RequestMeta,
@@ -167,17 +170,17 @@ impl Attempt {
         })
     }
 
-    /// The body of its answer will teach that.
+    /// Sets the recorder that reads owned identifiers from the response body.
     pub(super) fn set_ownership_recorder(&mut self, teaching: Option<OwnershipRecorder>) {
         self.ownership_recorder = teaching;
     }
 
-    /// What hears the body of its answer.
+    /// The recorder for the response body, if there is one; the relay runs it.
     pub(super) fn take_ownership_recorder(&mut self) -> Option<OwnershipRecorder> {
         self.ownership_recorder.take()
     }
 
-    /// Where its key works, if not where all do.
+    /// The host to which the key sends its requests, if it is not the configured upstream.
     pub(super) fn authority(&self) -> Option<&Arc<Authority>> {
         match &self.key_source {
             KeySource::Pool { lease, .. } => lease.key().authority(),
@@ -185,7 +188,7 @@ impl Attempt {
         }
     }
 
-    /// The secret of that key.
+    /// The API key that is sent.
     pub(super) fn api_key(&self) -> &ApiKey {
         match &self.key_source {
             KeySource::Pool { lease, .. } => lease.key().api_key(),
@@ -193,8 +196,8 @@ impl Attempt {
         }
     }
 
-    /// Takes in what came back, and teaches the pool: of this key, and of those that were refused
-    /// on the journey to it without a reason.
+    /// Records the response or error of the attempt, and updates the pool: the state of this key,
+    /// and of the keys whose refusals of this request were unclear so far.
     pub(super) fn record_result(
         &mut self,
         result: &Result<Box<Answer>, SendError>,
@@ -203,7 +206,7 @@ impl Attempt {
     ) -> Progress {
         let (now, elapsed) = (clock::now(), clock::since(self.began));
         let progress = match result {
-            // What it is good for is said in its messages.
+            // Whether a socket session is served or refused shows only in its messages.
             Ok(answer) if answer.is_switched() => {
                 self.record.status = Some(answer.head.status.as_u16());
                 self.due = PendingCharge::Session { is_served: false };
@@ -222,8 +225,8 @@ impl Attempt {
                 {
                     lease.learn_concurrency_limit(maximum);
                 }
-                // After the judgement: what is set free is given to those who wait, and not of a key that is
-                // parked.
+                // Charge only after the key's state is updated: charging frees reserved credits and
+                // wakes queued requests, which must not get a key that is in cooldown.
                 self.charge(verdict, told.credits, now);
                 Progress::Answered(verdict)
             }
@@ -243,7 +246,7 @@ impl Attempt {
         progress
     }
 
-    /// What a verdict means that came from the account of its key.
+    /// The meaning of a verdict, given the plan of the key's account.
     fn meant(&self, verdict: Verdict) -> Verdict {
         let KeySource::Pool { lease, .. } = &self.key_source else { return verdict };
         if verdict == Verdict::Served {
@@ -253,8 +256,8 @@ impl Attempt {
         plan::meant_by(verdict, tier.as_ref().map(|tier| tier.as_str()))
     }
 
-    /// Records in the pool what a verdict says of its key, and, when that serves, of those that were
-    /// refused on the way to it.
+    /// Records in the pool what a verdict says about its key, and after a success also about the
+    /// keys that refused the request before.
     fn judge(&self, verdict: Verdict, words: Option<&str>, retry: Option<&mut RetryState>, now: UnixMs) {
         let (KeySource::Pool { pool, roster, lease }, Some(retry)) = (&self.key_source, retry) else {
             return;
@@ -270,7 +273,8 @@ impl Attempt {
             return;
         }
         let mut key_request = retry.key_request().clone();
-        // What is refused before anything was said is refused as speech.
+        // A session that is refused before it speaks is refused for its concurrency group of
+        // speech.
         key_request.group = key_request.group.or(self.speech_lane);
         announce_conclusions(&retry.refused(
             pool,
@@ -281,7 +285,8 @@ impl Attempt {
         ));
     }
 
-    /// Where a refusal was met. Its words may repeat a key.
+    /// The source of a refusal for the key's history. The provider's message may repeat a key, so
+    /// it is redacted.
     fn source(&self, roster: &Roster, words: Option<&str>, verdict: Verdict) -> Source {
         let words = words.unwrap_or(verdict.word()).as_bytes();
         let covered = roster.redactor().redacted(words);
@@ -293,7 +298,8 @@ impl Attempt {
         }
     }
 
-    /// Notes what was asked for, once the provider has taken it: what it refuses may be anything.
+    /// Records model and text length once the provider has accepted the request. Refused requests
+    /// are not recorded, as their fields may hold anything.
     fn describe(&mut self, verdict: Verdict) {
         if verdict == Verdict::Served && self.metering == Metering::Credits {
             let asked = self.asked.take().unwrap_or_else(|| {
@@ -304,8 +310,8 @@ impl Attempt {
         }
     }
 
-    /// Books the cost. It stands in the head of the answer, before the first byte of the body: an
-    /// answer that is broken off later is probably charged all the same.
+    /// Charges the cost. The provider reports it in the response head, before the body: a response
+    /// whose body breaks off is probably charged all the same.
     fn charge(&mut self, verdict: Verdict, told: Option<u64>, now: UnixMs) {
         let expected = self.key_source.reserved();
         let (credits, from) = match (told, verdict) {
@@ -327,29 +333,30 @@ impl Attempt {
         }
     }
 
-    /// Another attempt follows: the key is free for others meanwhile.
+    /// Releases the key for other requests before the next attempt of this one.
     pub(super) fn release(&mut self) {
         if let KeySource::Pool { lease, .. } = &mut self.key_source {
             lease.release();
         }
     }
 
-    /// The relay of the answer begins: the request is not sent again.
+    /// Releases the replay buffer when the relay of the response begins: the request is not sent
+    /// again.
     pub(super) fn relaying(&self) {
         self.upload.release();
     }
 
-    /// Another attempt follows it.
+    /// Counts the failover to another attempt.
     pub(super) fn failed_over(&self) {
         self.meters.failed_over(self.record.verdict);
     }
 
-    /// Who has left: the client, unless we close the connections.
+    /// The verdict of a disconnect: by the client, or by the proxy at shutdown.
     fn left(&self) -> &'static str {
         if self.cut.is_cancelled() { CUT } else { CLIENT_LEFT }
     }
 
-    /// The relay has ended.
+    /// Records how the relay ended, and its bytes.
     pub(super) fn relayed(&mut self, ending: Ending, bytes: u64) -> &AttemptRecord {
         self.record.response_bytes = bytes;
         match ending {
@@ -361,7 +368,7 @@ impl Attempt {
     }
 }
 
-/// Logs what was concluded from an answer.
+/// Logs the key transitions and restrictions that were concluded from a response.
 fn announce_conclusions(concluded: &Conclusions) {
     announce(&concluded.news);
     for (key, restriction) in &concluded.restricted {

@@ -1,4 +1,4 @@
-//! Hints for whoever runs a client, each given once.
+//! Logs hints about wrong base URLs, each once per client.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -8,12 +8,12 @@ use tracing::warn;
 use crate::policy::client::ClientName;
 use crate::policy::normalize_path::PathFix;
 
-/// Who was told what. As large as there are clients and mistakes.
+/// The hints that were logged. Bounded by the number of clients and of path fixes.
 #[derive(Debug, Default)]
 pub(super) struct BaseUrlHints(Mutex<HashSet<(ClientName, PathFix)>>);
 
 impl BaseUrlHints {
-    /// Tells it, unless it was told before.
+    /// Logs the hint, unless it was logged before.
     pub(super) fn log_once(&self, client: &ClientName, mistake: Option<PathFix>) {
         let Some(mistake) = mistake else { return };
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,5 +1,6 @@
-//! What each client has used, has reserved and has under way, in atomic words: taken up from the books at the
-//! start, and kept when the configuration is reloaded. A request holds its part of them in a [`ClientPermit`].
+//! Counters of what each client has used, has reserved and has in progress. They are atomic words,
+//! loaded from the usage store at the start and kept when the configuration is reloaded. A request
+//! holds its part of them in a [`ClientPermit`].
 
 mod permit;
 mod tallies;
@@ -17,10 +18,10 @@ use crate::policy::units::UnixMs;
 pub(super) use permit::{ClientPermit, LatePrice};
 use tallies::Tallies;
 
-/// What a client has used in the present periods, as the books have it.
+/// A client's usage in the current periods, as the usage store has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Used {
-    /// Who.
+    /// The client's configured name.
     pub client: ClientName,
     /// Requests that counted, see [`charge`](crate::policy::charge::charge): in each of [`Period::ALL`].
     pub requests: [u64; 3],
@@ -28,41 +29,42 @@ pub struct Used {
     pub credits: [u64; 3],
 }
 
-/// All clients' accounts. Cheap to clone.
+/// The counters of all clients. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ClientUsage {
     by_name: Arc<HashMap<ClientName, Arc<ClientCounters>>>,
-    /// From when the rates count their time.
+    /// The origin of the rate limits' clock.
     origin: Instant,
 }
 
-/// One client's account.
+/// The counters of one client.
 #[derive(Debug, Default)]
 pub(super) struct ClientCounters {
     requests: Tallies,
     credits: Tallies,
-    /// Until when its requests are booked, see [`Rate::book`](crate::policy::client_quota::Rate::book).
+    /// The time up to which its rate limit is used, see
+    /// [`Rate::book`](crate::policy::client_quota::Rate::book).
     booked: AtomicU64,
     under_way: AtomicU32,
-    /// The requests among them whose price is unknown until their response.
+    /// The requests in progress whose price is unknown until their response.
     unpriced: AtomicU32,
 }
 
-/// What a request asks of its client's limits.
+/// What a request needs of its client's limits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LimitRequest {
-    /// What is known of its price; free when the client brings its own key.
+    /// Whether the provider charges for it; free when the client brings its own key.
     pub(super) billing: Billing,
-    /// Whether its answer lets the client use the provider without the proxy.
+    /// Whether its response lets the client use the provider without the proxy.
     pub(super) gives_access: bool,
-    /// Whether the client's account is charged: it is not for a key of its own.
+    /// Whether the client's quota is charged; false for a request with the client's own key.
     pub(super) is_charged: bool,
-    /// The maximum of requests under way of a client without a limit of its own.
+    /// Maximum requests in progress for a client without a limit of its own.
     pub(super) max_concurrent: u32,
 }
 
 impl ClientUsage {
-    /// The accounts of `clients`, with what the books say was used at `now`.
+    /// Counters of `clients`, starting with the usage from the usage store at `now`.
     #[must_use]
     pub fn new(clients: &Clients, used: &[Used], now: UnixMs) -> Self {
         let mut by_name: HashMap<ClientName, Arc<ClientCounters>> = HashMap::new();
@@ -74,8 +76,8 @@ impl ClientUsage {
         Self { by_name: Arc::new(by_name), origin: clock::instant() }.following(clients)
     }
 
-    /// The accounts of other clients. Those that were there stay as they are, also when their client
-    /// is gone: it may come back.
+    /// Counters for other clients after a reload. Existing counters are kept, also for removed
+    /// clients, which a later reload may add again.
     #[must_use]
     pub fn following(&self, clients: &Clients) -> Self {
         let mut by_name = (*self.by_name).clone();
@@ -85,7 +87,7 @@ impl ClientUsage {
         Self { by_name: Arc::new(by_name), origin: self.origin }
     }
 
-    /// What a client has used at `now`, with what its requests under way have reserved.
+    /// The usage of a client at `now`, including what its requests in progress have reserved.
     #[must_use]
     pub fn used(&self, client: &ClientName, now: UnixMs) -> Used {
         let account = self.by_name.get(client).cloned().unwrap_or_default();
@@ -93,8 +95,9 @@ impl ClientUsage {
         Used { client: client.clone(), requests: of(&account.requests), credits: of(&account.credits) }
     }
 
-    /// Lets a request in, if its client's limits leave room for it. A request that may cost something is
-    /// counted here; its credits are reserved when its price is known, see [`ClientPermit::reserve`].
+    /// Admits a request if its client's limits allow it. A request that may cost something is
+    /// counted here; its credits are reserved when its price is known, see
+    /// [`ClientPermit::reserve`].
     pub(super) fn admit(
         &self,
         client: &Client,
@@ -111,7 +114,8 @@ impl ClientUsage {
             return Err(ClientLimitExceeded::Concurrency { max });
         }
         if let Some(allowance) = permit.quota() {
-            // What is left may be taken by others before it is reserved; this one costs them nothing.
+            // Only a check: other requests may use up the quota before this one reserves its
+            // credits.
             allowance.check(account.tallies(allowance.measure).used(allowance.period, now), now)?;
             if claim.gives_access && !rules.may_take_tokens {
                 return Err(ClientLimitExceeded::DirectAccess);
@@ -130,31 +134,32 @@ impl ClientUsage {
     }
 }
 
-/// Why a client's request is not let in.
+/// Why a client's request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClientLimitExceeded {
-    /// It has as many under way as it may have.
+    /// The client has its maximum of requests in progress.
     #[error("the client has {max} requests under way")]
     Concurrency {
-        /// How many.
+        /// The maximum of requests in progress.
         max: u32,
     },
-    /// It has as many under way as it may have of those whose price is not known before.
+    /// The client has its maximum of requests of unknown price in progress.
     #[error("the client has {max} requests of unknown price under way")]
     Unpriced {
-        /// How many.
+        /// The maximum of such requests.
         max: u32,
     },
-    /// It has begun as many as it may, and may begin another after this time.
+    /// The client has reached its rate limit.
     #[error("the client begins requests too fast")]
     Rate {
-        /// How long.
+        /// The time until its next request is admitted.
         wait: Duration,
     },
-    /// It has used what it may, or too much of it for this request.
+    /// The client's quota is used up, or has too little left for this request.
     #[error(transparent)]
     Spent(#[from] QuotaSpent),
-    /// It has a quota, and the answer would let it use the provider past that.
+    /// The client has a quota, and the response would let it use the provider outside of that
+    /// quota.
     #[error("the client has a quota and may not ask for direct access")]
     DirectAccess,
 }

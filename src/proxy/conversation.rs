@@ -1,5 +1,5 @@
-//! A conversation with an agent that has ended: what it has cost, the provider says a while later, to
-//! whoever asks with the key that it was held with.
+//! An ended conversation with an agent whose cost is unknown. The provider reports the cost some
+//! time later, and only to the key that the conversation was held with.
 
 use std::sync::Arc;
 
@@ -10,17 +10,17 @@ use super::usage::{AttemptRecord, CreditSource, QuotaCharge};
 use crate::clock;
 use crate::pool::Key;
 
-/// One that is not priced yet.
+/// A conversation without a price.
 #[derive(Debug)]
 pub struct Conversation {
-    /// The provider's name of it.
+    /// The provider's conversation ID.
     id: Arc<str>,
     key: Arc<Key>,
     record: AttemptRecord,
     price: LatePrice,
 }
 
-/// Where those go that have ended. What finds no room there stays without a price.
+/// The queue of ended conversations. Conversations that find it full stay without a price.
 pub type Ended = mpsc::Sender<Conversation>;
 
 impl Conversation {
@@ -28,19 +28,20 @@ impl Conversation {
         Self { id, key, record, price }
     }
 
-    /// The provider's name of it.
+    /// The provider's conversation ID.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// The key that it was held with.
+    /// The key that the conversation was held with.
     #[must_use]
     pub fn key(&self) -> &Arc<Key> {
         &self.key
     }
 
-    /// Its record, completed by what it has cost; its client is charged that instead of what was reserved.
+    /// The usage record with the reported cost; the client is charged that instead of the
+    /// reservation.
     #[must_use]
     pub fn priced(self, credits: u64) -> AttemptRecord {
         let Self { record, price, .. } = self;

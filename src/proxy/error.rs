@@ -1,5 +1,6 @@
-//! Answers we make ourselves: marked with `x-keychoir-error`, and in a shape that every SDK reads.
-//! The text for the client names no key and no internals; the log has its own.
+//! Error responses of the proxy, marked with `x-keychoir-error`, and in a shape that every SDK
+//! reads. The message for the client contains no keys and no internals; the log has a message of
+//! its own.
 
 mod words;
 
@@ -28,110 +29,110 @@ use words::{
     upstream_response,
 };
 
-/// Why a request gets an answer of ours.
+/// Why a request gets an error response of the proxy.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
-    /// The client is not known.
+    /// The client's token is missing or unknown.
     #[error("the client's token is missing or wrong")]
     Unidentified(#[from] Unidentified),
-    /// It comes from where nobody should.
+    /// The request names a foreign host, or comes from a web page that is not allowed.
     #[error("{0}")]
     OriginRejected(#[from] OriginRejected),
-    /// Too many requests are under way.
+    /// The maximum of requests is in progress.
     #[error(transparent)]
     Overloaded(#[from] Overloaded),
-    /// The endpoint is denied.
+    /// The endpoint is blocked.
     #[error("the path is denied: {0}")]
     Denied(&'static str),
-    /// The client may not ask for this path.
+    /// The client's configuration does not allow this path.
     #[error("the client may not ask for this path")]
     PathNotAllowed,
-    /// The client may not ask for more, or not now.
+    /// The client has reached one of its limits.
     #[error(transparent)]
     ClientLimit(#[from] ClientLimitExceeded),
-    /// The method would make a proxy something else than a proxy.
+    /// The method is TRACE or CONNECT.
     #[error("the method is not proxied")]
     Method,
     /// The method is longer than any that is defined.
     #[error("the method is too long")]
     LongMethod,
-    /// The request does not say, or says twice, for whom it is.
+    /// The request has no `Host`, two, or one that contradicts its target.
     #[error("the request has no host, two, or a foreign one")]
     Host,
-    /// A socket is asked for with a body.
+    /// A WebSocket handshake has a body.
     #[error("a socket was asked for with a body")]
     Upgrade,
-    /// The request's path could be read in more than one way.
+    /// The request's path could be interpreted in more than one way.
     #[error("the request's path is ambiguous: {0}")]
     Path(#[from] Ambiguous),
-    /// The request cannot be written upstream.
+    /// The remaining path and query are no valid target.
     #[error("the request's target cannot be sent: {0}")]
     Target(#[from] http::Error),
-    /// No key can serve.
+    /// No key can serve the request.
     #[error("{0}")]
     Unavailable(#[from] Unavailable),
-    /// What it names belongs to two accounts.
+    /// The request names resources of two accounts.
     #[error("{0}")]
     ConflictingOwners(#[from] TwoOwners),
-    /// No key of the account that must serve it can.
+    /// No key of the account that owns the named resource can serve the request.
     #[error("of the owner of the {}: {unavailable}", .kind.word())]
     OwnerUnavailable {
-        /// What is owned.
+        /// The kind of the owned resource.
         kind: Kind,
-        /// What stands in the way.
+        /// Why no key of the account is available.
         unavailable: Unavailable,
     },
-    /// The books take nothing more.
+    /// The queue of usage records is full.
     #[error("{0}")]
     UsageQueueFull(#[from] QueueFull),
-    /// It was sent by this Keychoir.
+    /// The request was sent by this proxy itself.
     #[error("the upstream leads back to this Keychoir")]
     Loop,
-    /// The program ends.
+    /// The program shuts down.
     #[error("the program ends")]
     Draining,
-    /// The answer may not be shown as it is, and cannot be redacted.
+    /// The response describes the owner of the key, and cannot be redacted.
     #[error(transparent)]
     Unredacted(#[from] Unredacted),
-    /// The answer must be read before it may go on, and there is no memory for that.
+    /// The response must be read before it is relayed, and the buffer budget is used up.
     #[error(transparent)]
     BuffersFull(#[from] BuffersFull),
-    /// The upstream gave no answer.
+    /// The upstream sent no response.
     #[error("{0}")]
     Upstream(#[from] SendError),
 }
 
-/// What a client is told.
+/// The content of an error response.
 struct ErrorResponse {
     http: StatusCode,
-    /// The provider's word for it, which SDKs and apps look for.
+    /// The provider's name of the error, which SDKs and apps check.
     status: &'static str,
-    /// Ours, stable.
+    /// The proxy's own stable error code.
     code: &'static str,
     message: String,
     retry_after_s: Option<u64>,
 }
 
-/// The methods that are passed on, as far as they have names.
+/// The methods for the `Allow` header: the named ones that are proxied.
 const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
-/// A restart takes about that long.
+/// A restart takes about one second.
 const DRAINING_RETRY_AFTER_S: u64 = 1;
 
 impl ProxyError {
-    /// The code of `x-keychoir-error`.
+    /// The code in `x-keychoir-error`.
     #[must_use]
     pub fn code(&self) -> &'static str {
         self.response(UnixMs::default()).code
     }
 
-    /// What a client is told on a socket, and the status that it would have got before.
+    /// The status and the message of the response, for a message on a socket.
     pub(super) fn message(&self, now: UnixMs) -> (StatusCode, String) {
         let ErrorResponse { http, message, .. } = self.response(now);
         (http, message)
     }
 
-    /// The answer to the client.
+    /// The error response to the client.
     #[must_use]
     pub fn answer(&self, request_id: &str, now: UnixMs) -> Response<Bytes> {
         let ErrorResponse { http, status, code, message, retry_after_s } = self.response(now);
@@ -145,12 +146,12 @@ impl ProxyError {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert("x-keychoir-error", HeaderValue::from_static(code));
-        // Whoever is not clear about its host, or sends a body before a socket, may not be clear about
-        // where its request ends.
+        // A client that sends a contradictory host, or a body before a WebSocket, may disagree with
+        // the proxy about where its request ends, so the connection is not reused.
         if matches!(self, Self::Host | Self::Upgrade) {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        // What RFC 9110 asks for with these: sections 11.6.1 and 10.2.1.
+        // RFC 9110 requires these headers: sections 11.6.1 and 10.2.1.
         if http == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"keychoir\""));
         }
@@ -253,7 +254,7 @@ impl ProxyError {
                 "The path or query of the request is malformed.",
             ),
             Self::Unavailable(unavailable) => unavailable_response(*unavailable, now),
-            // Not 409, which the provider's Python library would send three times over.
+            // Not 409, which the provider's Python library would retry several times.
             Self::ConflictingOwners(two) => {
                 told(StatusCode::BAD_REQUEST, "conflict", "conflicting_owners", &two_owners_message(*two))
             }

@@ -1,5 +1,8 @@
-//! The request's way, from top to bottom. The order of the steps is the security property: strip
-//! before send, reserve before send. So it is a plain function and not a tower of layers.
+//! The processing of a request from its head to its response, in ten numbered steps.
+//!
+//! The steps are one plain function and not a tower of layers, because their order is a security
+//! property: client credentials are stripped before anything is sent, and a key is reserved before
+//! it is used.
 
 use std::sync::Arc;
 
@@ -28,21 +31,21 @@ use crate::pool::{Key, Lease};
 use crate::secret::ApiKey;
 use crate::upstream::{Connect, SendError, SendErrorKind, UpstreamRequestHead};
 
-/// What a request meets at the end of its way.
+/// The result of a request: an HTTP response, and for a switched connection its socket session.
 pub struct ProxyResponse<C> {
-    /// The answer.
+    /// The response for the client: the provider's, or one of the proxy's own.
     pub answer: Response<ResponseBody>,
-    /// Who speaks on the connection from then on, when the answer is a 101.
+    /// The session that takes over the connection when the response is a 101.
     pub socket: Option<Socket<C>>,
 }
 
-/// What was found for a request.
+/// The provider's reply to a request: a response to relay, or an accepted socket handshake.
 pub(super) enum UpstreamReply<C> {
     Response(Box<Answer>, Box<Attempt>),
     Socket(Box<Handshake<C>>),
 }
 
-/// What is asked and what it has met: all that an attempt needs.
+/// A request that is sent with keys of the pool: all that its attempts need.
 #[derive(Debug)]
 pub(super) struct RequestContext {
     pub(super) config: Arc<RuntimeConfig>,
@@ -53,12 +56,12 @@ pub(super) struct RequestContext {
 }
 
 impl<C: Connect> Proxy<C> {
-    /// Answers a request: with the provider's answer, or with one of ours.
+    /// Serves a request: relays the provider's response, or returns an error response of the proxy.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future ends the attempt that is under way: its connection is closed, its key
-    /// released, and what became of it is written down.
+    /// Dropping the future ends the current attempt: its connection is closed, its key is released,
+    /// and its usage record is written.
     pub async fn exchange(self: &Arc<Self>, request: Request<Incoming>) -> ProxyResponse<C> {
         let mut log = AccessLog::begin(&request, &self.meters);
         if let Some(introduction) = FirstMessageAuth::of(self, &request) {
@@ -66,7 +69,8 @@ impl<C: Connect> Proxy<C> {
         }
         let found = self.find_reply(request, &mut log).await;
         match found {
-            // 10. Account when the relay ends, however it ends.
+            // 10. Account: the access log and the usage record are completed when the relay ends,
+            // however it ends.
             Ok(UpstreamReply::Response(answer, attempt)) => {
                 ProxyResponse::of(relay(*answer, attempt, log, &self.config.load().limits.buffers))
             }
@@ -75,12 +79,13 @@ impl<C: Connect> Proxy<C> {
         }
     }
 
-    /// Lets a request in, without the base path that is before its own, and says where it comes
-    /// from.
+    /// Strips the configured base path, checks for a proxy loop and applies the access rules;
+    /// returns the origin of the request.
     ///
     /// # Errors
     ///
-    /// The answer, when it was sent to a foreign name, by a page that is not listed, or by this program.
+    /// Returns the error response for a request that this proxy sent itself, that names a foreign
+    /// host, or that comes from a web page which is not listed.
     pub fn admit(
         &self,
         request: &mut Request<Incoming>,
@@ -106,9 +111,9 @@ impl<C: Connect> Proxy<C> {
         let config = self.config.load_full();
         let RuntimeConfig { clients, accounts, limits, .. } = &*config;
         let permit = self.limiter.try_acquire(limits.requests_max)?;
-        // 1. Identify: who is asking?
+        // 1. Identify the client by its credentials.
         let Caller { client, own_key } = client::identify(clients, &head.headers, head.uri.query())?;
-        // 2. Look up: what is it, and may this client of the pool do it?
+        // 2. Look up the endpoint, and check that this client may use it with a key of the pool.
         let (endpoint, names, mistake) = look_up(&mut head, limits.denies_dangerous && own_key.is_none())?;
         self.hints.log_once(&client.name, mistake);
         log.opened(&client.name, endpoint.route);
@@ -118,15 +123,16 @@ impl<C: Connect> Proxy<C> {
         let mut meta =
             RequestMeta::open(log.request_id(), client.name.clone(), &head.method, &endpoint, permits);
         let mut affinity = AccountAffinity::of(&head, &endpoint, names);
-        // 3. Strip: no credential of the client goes on.
+        // 3. Strip: no credential of the client is forwarded.
         let mut upstream_head = strip(head, endpoint.socket, &limits.forwarded)?;
-        // 4. Hold: the body streams on, and what passes is kept for a replay.
+        // 4. Buffer: the body streams on, and what was streamed is kept so that it can be sent
+        // again.
         let body = Replay::hold(body, &limits.buffers);
         if let Some(key) = own_key {
             return Box::pin(self.send_with_own_key(key, &config, meta, &upstream_head, &body, log)).await;
         }
-        // 5. Reserve: a key that stands well, can pay, has room, and opens the account that has what is
-        // named.
+        // 5. Reserve: a key that is usable, has the credits and a free concurrency slot, and
+        // belongs to the account that owns the named resources.
         self.retries.count();
         let roster = self.pool.roster();
         let redaction = ResponseRedaction::over(&mut upstream_head, &endpoint, roster.redactor(), limits);
@@ -150,14 +156,15 @@ impl<C: Connect> Proxy<C> {
             return Handshake::with_pool(self, context, *answer, attempt, redaction, ownership_permit)
                 .map(UpstreamReply::Socket);
         }
-        // What the answer gives is known before the client can name it.
+        // Ownership is recorded before the client receives the response, and so before it can name
+        // the identifiers in it.
         if let Some(place) = ownership_permit {
             let RequestContext { meta, retry, .. } = context;
             attempt.set_ownership_recorder(
                 retry.into_affinity().record(self, &meta, limits, &answer, &key, place),
             );
         }
-        // 9. Relay, but for what is nobody else's business.
+        // 9. Relay, without keys and data about the account's owner.
         let answer = match &redaction {
             Some(redaction) => Box::pin(answer.redact(redaction, limits)).await?,
             None => answer,
@@ -165,11 +172,12 @@ impl<C: Connect> Proxy<C> {
         Ok(UpstreamReply::Response(answer, attempt))
     }
 
-    /// Asks with one key after another, from `lease` on, until there is something to relay.
+    /// Sends the request with one key after another, beginning with `lease`, until a response can
+    /// be relayed or the retry policy gives up.
     ///
     /// # Errors
     ///
-    /// When there is no answer, or when what is left to say is ours.
+    /// When no attempt got a response, or when the client is to get an error response of the proxy.
     pub(super) async fn send_with_pool(
         &self,
         context: &mut RequestContext,
@@ -180,16 +188,16 @@ impl<C: Connect> Proxy<C> {
         let limits = &config.limits;
         loop {
             let place = self.books.place().await?;
-            // 6. Send: the key goes in here and nowhere else.
+            // 6. Send: the only place where the key is added to the request.
             let sending = body.attempt();
             let key = Arc::clone(lease.key());
             let mut attempt = Attempt::begin(self, meta, retry, lease, place, sending.upload());
             let sent =
                 self.upstream.send(attempt.authority(), attempt.api_key(), upstream_head, sending).await;
-            // 7. Classify: whose fault is it, and how far did it get?
+            // 7. Classify: which side failed, and how far the attempt got.
             let result = Answer::read(sent, &upstream_head.method, limits).await;
             let progress = attempt.record_result(&result, Some(retry), log);
-            // 8. Decide: replay, relay, or give up.
+            // 8. Decide: retry, relay, or give up.
             log.lost(body.loss());
             match decide(&retry.facts(progress, body, &key, limits)) {
                 Decision::NextKey => retry.exclude(&key),
@@ -209,8 +217,8 @@ impl<C: Connect> Proxy<C> {
         }
     }
 
-    /// The way of a client that has brought its own key: to where the pool's keys go, once, and
-    /// back as it comes. The pool learns nothing of it.
+    /// Sends a request with the client's own key, once, to the configured upstream, and returns the
+    /// response without redaction. Nothing about it is recorded in the pool.
     async fn send_with_own_key(
         self: &Arc<Self>,
         key: ApiKey,
@@ -223,7 +231,7 @@ impl<C: Connect> Proxy<C> {
         let place = self.books.place().await?;
         let sending = body.attempt();
         let mut attempt = Attempt::with_own_key(self, &meta, key, place, sending.upload());
-        // Nobody will send it again, so nothing of it is kept.
+        // The request is never sent again, so its body is not buffered.
         attempt.relaying();
         let sent = self.upstream.send(attempt.authority(), attempt.api_key(), upstream_head, sending).await;
         let answer = Answer::read(sent, &upstream_head.method, &config.limits).await;
@@ -236,7 +244,8 @@ impl<C: Connect> Proxy<C> {
     }
 }
 
-/// Waits for a short body before a key is reserved: a client that trickles it holds no place that others need.
+/// Waits for a short body before a key is reserved, so that a client which trickles its body does
+/// not occupy a concurrency slot of a key.
 async fn await_short_body(body: &Replay<Incoming>, limits: &Limits) -> Result<(), SendError> {
     let Limits { body_idle_max, body_min_rate, .. } = *limits;
     let read = body.wait_for_short_body(request_body::BODY_BYTES_MAX, body_idle_max, body_min_rate).await;

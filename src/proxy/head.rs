@@ -1,4 +1,4 @@
-//! The head of a request: what it asks for, and what of it goes on.
+//! Checks a request head, looks up its endpoint, and makes the head that is sent upstream.
 
 use std::borrow::Cow;
 
@@ -17,17 +17,18 @@ use crate::policy::path::Path;
 use crate::policy::socket::Dialect;
 use crate::upstream::UpstreamRequestHead;
 
-/// Says no to what is not passed on, mends the path of a base URL that is nearly right, and looks
-/// the request up: it is judged as what it has become. With it comes what it names.
+/// Refuses requests that are not proxied, normalizes the path of a nearly right base URL, and looks
+/// up the endpoint of the normalized path. Also returns the identifiers in path and query, and the
+/// fix.
 ///
 /// # Errors
 ///
-/// When it is not passed on, with why.
+/// When the request is not proxied, with the reason.
 pub fn look_up(
     head: &mut Parts,
     denies_dangerous: bool,
 ) -> Result<(Endpoint, Names, Option<PathFix>), ProxyError> {
-    // TRACE would show the client what we add; CONNECT would make a tunnel of us.
+    // TRACE would show the client what the proxy adds; CONNECT would make the proxy a tunnel.
     if head.method == Method::TRACE || head.method == Method::CONNECT {
         return Err(ProxyError::Method);
     }
@@ -60,12 +61,12 @@ pub fn look_up(
     }
 }
 
-/// What goes to the upstream: path and query without credentials, headers without credentials, without
-/// what belongs to this connection and without what proxies said of the client, unless it is `forwarded`.
+/// Header sanitizing: removes client credentials from query and headers, hop-by-hop headers, and
+/// the headers that proxies in front added, unless they are `forwarded`.
 ///
 /// # Errors
 ///
-/// When what is left is no target.
+/// When the remaining path and query are no valid target.
 pub fn strip(
     mut head: Parts,
     socket: Option<Dialect>,
@@ -83,7 +84,7 @@ pub fn strip(
     Ok(UpstreamRequestHead { method: head.method, target, headers: head.headers })
 }
 
-/// The same target, without a scheme and a host.
+/// The target without scheme and host.
 fn without_host(target: Uri) -> Uri {
     if target.authority().is_none() {
         return target;
@@ -92,8 +93,8 @@ fn without_host(target: Uri) -> Uri {
     Uri::from(path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/")))
 }
 
-/// Whether a body is announced. One before a socket would be the first thing that is said on it, or
-/// another request, as whoever reads it likes.
+/// Whether a body is announced. Before a WebSocket, servers could read it as the first message or
+/// as another request (request smuggling).
 fn has_body(headers: &HeaderMap) -> bool {
     headers.contains_key(TRANSFER_ENCODING)
         || headers.get_all(CONTENT_LENGTH).iter().any(|length| length.as_bytes() != b"0")

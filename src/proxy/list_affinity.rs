@@ -1,5 +1,5 @@
-//! Which account a client sees in its lists: the one that has answered it first, so that a list does
-//! not show other voices with every change of the key in use. In memory only.
+//! The account whose lists each client sees: the first one that served it, so that a client's list
+//! of voices does not change with the key in use. Kept in memory only.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,7 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::policy::client::ClientName;
 use crate::pool::OwnerId;
 
-/// The home of each client that has asked for a list. There are as many clients as are configured.
+/// The preferred account of each client that has requested a list. Bounded by the configured
+/// clients.
 #[derive(Debug, Default)]
 pub(super) struct ListAffinity(Mutex<HashMap<ClientName, OwnerId>>);
 
@@ -24,7 +25,7 @@ impl ListAffinity {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ClientName, OwnerId>> {
-        // An entry is there or not: a panic in between leaves nothing broken.
+        // Every change is a single insertion, so a poisoned lock leaves consistent data.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,6 +1,6 @@
-//! What no account had when it was last asked for, for a while: the next request for it asks one account
-//! and not all of them. A voice that a client misspells would otherwise be looked for in every account
-//! each time, with its whole upload.
+//! A cache of resources that no account has: the next request for one of them tries one account and
+//! not all of them. A misspelled voice would otherwise be tried in every account with each request,
+//! and each time with its whole upload.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,13 +10,13 @@ use std::time::Duration;
 use crate::policy::affinity::{Names, Tag};
 use crate::policy::units::UnixMs;
 
-/// Misses that are kept at once; each is a few dozen bytes.
+/// Maximum cached misses; each is a few dozen bytes.
 const MISSES_MAX: usize = 4_096;
 
-/// Misses, each by all that its request named.
+/// The cached misses, keyed by all identifiers of the request.
 #[derive(Debug, Default)]
 pub(super) struct Misses {
-    /// How many there are, to be looked at without the lock.
+    /// The number of entries, readable without the lock.
     count: AtomicUsize,
     until: Mutex<HashMap<Vec<Tag>, UnixMs>>,
 }
@@ -28,7 +28,7 @@ fn key(names: &Names) -> Vec<Tag> {
 }
 
 impl Misses {
-    /// Whether no account had it a short while ago.
+    /// Whether a miss of exactly these identifiers is cached at `now`.
     pub(super) fn includes(&self, names: &Names, now: UnixMs) -> bool {
         if self.count.load(Ordering::Acquire) == 0 {
             return false;
@@ -36,7 +36,7 @@ impl Misses {
         self.lock().get(&key(names)).is_some_and(|until| *until > now)
     }
 
-    /// No account has it.
+    /// Caches for `span` that no account has them.
     pub(super) fn remember(&self, names: &Names, span: Duration, now: UnixMs) {
         let mut until = self.lock();
         if until.len() >= MISSES_MAX {
@@ -48,7 +48,7 @@ impl Misses {
         self.count.store(until.len(), Ordering::Release);
     }
 
-    /// An account has it.
+    /// Removes the miss, because an account has them.
     pub(super) fn forget(&self, names: &Names) {
         if self.count.load(Ordering::Acquire) > 0 {
             let mut until = self.lock();
@@ -93,7 +93,7 @@ mod tests {
             misses.remember(&names, MINUTE, NOW);
         }
         assert_eq!(misses.lock().len(), MISSES_MAX);
-        // What is over makes room.
+        // Expired entries make room.
         let later = NOW.plus(MINUTE);
         misses.remember(&Names::of("/v1/voices/new", None), MINUTE, later);
         assert_eq!(misses.lock().len(), 1);

@@ -1,5 +1,6 @@
-//! A request's way through the house. `exchange` is the file to read first: the ten steps, from
-//! top to bottom.
+//! The processing of requests: client limits, key selection, attempts, relaying and usage records.
+//!
+//! `exchange` holds the steps in their order and is the file to read first.
 
 mod exchange;
 
@@ -60,71 +61,72 @@ pub use usage::{
     UsageDimensions, UsagePermit, UsageQueue, UsageRow, UsageSink,
 };
 
-/// Bounds and switches of a request's way.
+/// Limits and switches for the processing of a request.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Requests under way at once.
+    /// Maximum requests in progress at once.
     pub requests_max: usize,
-    /// Of these, requests of one client that has no limit of its own.
+    /// Maximum requests in progress of one client without a limit of its own.
     pub max_requests_per_client: u32,
-    /// Credits that a request takes from its client's quota when neither an estimate nor its answer names
-    /// its price.
+    /// Credits that a request takes from its client's quota when neither an estimate nor its
+    /// response names its price.
     pub unpriced_credits: u64,
-    /// Requests without an estimate that a client with a quota of credits may have under way.
+    /// Maximum requests of unknown price that a client with a credit quota may have in progress.
     pub max_unpriced_requests: u32,
-    /// How long a client may pause within a request's body.
+    /// Maximum pause of a client within a request body.
     pub body_idle_max: Duration,
-    /// How slowly it may send that.
+    /// Minimum rate at which a client must send a request body.
     pub body_min_rate: MinRate,
-    /// Attempts that one request may have.
+    /// Maximum attempts of one request.
     pub attempts_max: u32,
-    /// After this span no further attempt begins.
+    /// No further attempt begins when this time has passed since the request body arrived.
     pub replay_max: Duration,
-    /// What is read of an error body to judge it.
+    /// Maximum bytes of an error response's body that are read to classify it.
     pub error_body_bytes_max: usize,
-    /// How long that reading may take.
+    /// Maximum time for reading that body.
     pub error_body_max: Duration,
-    /// How long a request's text is waited for, to know what it will cost; zero does not look.
+    /// Maximum wait for a request's text to estimate its cost; zero disables the estimate by text.
     pub foresee_max: Duration,
-    /// Whether endpoints that could harm the pool are denied.
+    /// Whether endpoints that could harm the pool are blocked.
     pub denies_dangerous: bool,
-    /// What is looked at of an answer for the identifiers it gives.
+    /// Maximum bytes of a response that are searched for the identifiers it gives.
     pub owned_bytes_max: usize,
-    /// How long it is remembered that no account has what a request named.
+    /// How long a 404 of all accounts for a named resource is cached.
     pub not_found_ttl: Duration,
-    /// Whether keys and what describes their owner are taken out of answers.
+    /// Whether keys and the description of their owner are redacted from responses.
     pub redacts: bool,
-    /// Headers that are passed on although proxies before us made them.
+    /// Headers of proxies in front that are forwarded to the provider.
     pub forwarded: Forwarded,
-    /// What all that is buffered for requests, answers and sockets takes of.
+    /// The memory budget for everything that is buffered for requests, responses and sockets.
     pub buffers: BufferBudget,
-    /// What stands instead of the provider's host in the addresses of sockets that answers give.
+    /// The base that replaces the provider's host in socket addresses within responses.
     pub socket_base: Option<Arc<str>>,
-    /// Bounds of sessions on sockets.
+    /// Limits of socket sessions.
     pub sockets: SocketBounds,
 }
 
-/// What a reload may change for the next request: who may ask, and within which bounds.
+/// The settings that a reload replaces for the following requests: clients, their usage, and
+/// limits.
 #[derive(Clone, Debug)]
 pub struct RuntimeConfig {
-    /// Who may ask.
+    /// The configured clients, and the credentials that identify them.
     pub clients: Clients,
-    /// What they have used and have under way.
+    /// The usage counters of the clients, which a reload keeps.
     pub accounts: ClientUsage,
-    /// Bounds and switches.
+    /// Limits and switches.
     pub limits: Limits,
-    /// Which names are ours, and which pages may speak to us.
+    /// The host names of the proxy, and the web origins that may use it.
     pub doors: AccessRules,
-    /// A path that stands before every path of ours and of the provider, without a slash at its end;
-    /// empty for none.
+    /// A path prefix of all the proxy's and the provider's paths, without a trailing slash; empty
+    /// for none.
     pub base_path: String,
 }
 
-/// The terms as they are now. A request loads them once and goes by them to its end.
+/// The current configuration. A request loads it once and keeps it until its end.
 pub type SharedTerms = Arc<ArcSwap<RuntimeConfig>>;
 
-/// Everything a request meets on its way. Its connections to the provider are for one core; all else
-/// is shared by all.
+/// The state that requests are processed with. Its connections to the provider belong to one core;
+/// all else is shared by all cores.
 #[derive(Debug)]
 pub struct Proxy<C = TcpTlsConnector> {
     config: SharedTerms,
@@ -138,31 +140,32 @@ pub struct Proxy<C = TcpTlsConnector> {
     hints: Arc<BaseUrlHints>,
     limiter: RequestLimiter,
     meters: Meters,
-    /// Where conversations go whose price is not known.
+    /// The queue of ended conversations whose cost is not known.
     ended: Ended,
-    /// Is cancelled before requests are cut at the end of the program.
+    /// Cancelled before connections are closed at shutdown.
     cut: CancellationToken,
 }
 
-/// What a proxy shares with the rest of the house.
+/// The state that a proxy shares with the other parts of the program.
 #[derive(Clone, Debug)]
 pub struct Shared {
-    /// Who may ask, and within which bounds.
+    /// The current configuration.
     pub config: SharedTerms,
-    /// The keys.
+    /// The pool of API keys.
     pub pool: Arc<Pool>,
-    /// What belongs to whom.
+    /// Which account owns which of the provider's resources.
     pub owners: Arc<OwnershipIndex>,
-    /// Where it is written down.
+    /// The queue of usage records to the usage store.
     pub books: UsageSink,
-    /// Where it is counted.
+    /// The metrics.
     pub meters: Meters,
-    /// Where conversations go whose price is not known.
+    /// The queue of ended conversations whose cost is not known.
     pub ended: Ended,
 }
 
 impl<C> Proxy<C> {
-    /// A proxy of these parts. `cut` is cancelled before requests are cut at the end of the program.
+    /// A proxy with this shared state. `cut` is cancelled before connections are closed at
+    /// shutdown.
     pub fn new(shared: Shared, upstream: Upstream<C>, cut: CancellationToken) -> Self {
         let Shared { config, pool, owners, books, meters, ended } = shared;
         Self {
@@ -182,7 +185,7 @@ impl<C> Proxy<C> {
         }
     }
 
-    /// The same proxy for one of so many cores, with connections of its own to the provider.
+    /// The same proxy for one of `cores` cores, with its own connections to the provider.
     #[must_use]
     pub fn for_core(&self, cores: usize) -> Self
     where

@@ -1,13 +1,14 @@
-//! What a request holds from its admission to its end, in one guard.
+//! The permits that a request holds from its admission to its end, in one guard.
 
 use super::client_usage::ClientPermit;
 use super::request_limiter::RequestPermit;
 
 /// A request's permits: one of `server.max_requests`, and its part of its client's limits.
 ///
-/// The request and its attempts share it. The attempt that has sent something settles what its client is
-/// charged, also when it is dropped; when the last holder drops the guard, all that was not charged goes back.
-/// What is an attempt's own (the place of its usage record, the lease of its key) is in the attempt.
+/// The request and its attempts share it. The attempt that sent the request determines what its
+/// client is charged, also when it is dropped; when the last holder drops the guard, the uncharged
+/// reservation is refunded. The attempt itself owns the permit of its usage record and the lease of
+/// its key.
 #[derive(Debug)]
 pub(super) struct RequestPermits {
     client: ClientPermit,
@@ -19,7 +20,7 @@ impl RequestPermits {
         Self { client, _request: request }
     }
 
-    /// Its part of its client's limits.
+    /// The request's part of its client's limits.
     pub(super) fn client(&self) -> &ClientPermit {
         &self.client
     }

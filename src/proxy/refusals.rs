@@ -1,9 +1,9 @@
-//! What a request was refused for on its way, and what the pool may conclude from it.
+//! The refusals of one request, and what the pool may conclude from them.
 //!
-//! One request cannot make more unusable than it proves. A refusal with figures, or in words about an
-//! account that only that account can know, is evidence at once. Words alone are evidence only while no
-//! second account says the same of the same request: then they are about the request. And when another
-//! account serves it, it was not the request after all.
+//! A refusal with figures, or with a message that only the refusing account can know, is evidence
+//! about the account at once. A message alone is evidence only while no second account refuses the
+//! same request in the same way: then the refusal is about the request. When another account serves
+//! the request, it was about the account after all. So one faulty request cannot disable all keys.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +15,8 @@ use crate::policy::features::RequestFeatures;
 use crate::policy::units::UnixMs;
 use crate::pool::{Key, KeyRequest, Pool, Refused, Restriction, Roster, Transition};
 
-/// A poll that is older says nothing of what another program may have spent since. Accounts are polled every
-/// ten minutes by default.
+/// Maximum age of a poll that may contradict the figures of a refusal: an older poll does not show
+/// what another program may have spent since. Accounts are polled every ten minutes by default.
 const FRESH_POLL_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// The refusals of one request.
@@ -29,26 +29,28 @@ struct RecordedRefusal {
     key: Arc<Key>,
     key_request: KeyRequest,
     source: Source,
-    /// Whether it stands as evidence about the key or its workspace.
+    /// Whether it is recorded as evidence about the key or its workspace.
     is_recorded: bool,
-    /// Whether another account says the same.
+    /// Whether another account has refused this request in the same way.
     is_agreed: bool,
-    /// Whether several others have said the same of the like of it before, or the account itself has.
+    /// Whether several other accounts, or this account, have refused similar requests in the same
+    /// way.
     is_repeated: bool,
-    /// Whether the account itself has, and a poll or a served request has refuted it.
+    /// Whether this account's refusal of a similar request was refuted by a poll or a served
+    /// request.
     was_refuted: bool,
 }
 
-/// What was concluded from a refusal, or from being served.
+/// What was concluded from a refusal or from a success.
 #[derive(Debug, Default)]
 pub(super) struct Conclusions {
-    /// How keys stand now.
+    /// Changes of the state of keys.
     pub(super) news: Vec<Transition>,
-    /// What accounts turned out not to be able to do, each with a key of it.
+    /// Restrictions of accounts, each with a key of the account.
     pub(super) restricted: Vec<(Arc<Key>, Restriction)>,
 }
 
-/// Where what is concluded goes.
+/// The pool, the request's features and the time, for recording a refusal.
 pub(super) struct RefusalContext<'a> {
     pub(super) pool: &'a Arc<Pool>,
     pub(super) roster: &'a Roster,
@@ -57,7 +59,7 @@ pub(super) struct RefusalContext<'a> {
 }
 
 impl Refusals {
-    /// Takes in a refusal of `key`.
+    /// Adds a refusal by `key`, and records what it proves.
     pub(super) fn add(
         &mut self,
         learner: &RefusalContext<'_>,
@@ -95,18 +97,20 @@ impl Refusals {
         concluded
     }
 
-    /// Another key has served the request: what was refused in words alone was the account's own matter.
+    /// Records that another key has served the request: refusals by a message alone were about
+    /// their accounts.
     pub(super) fn served(&mut self, learner: &RefusalContext<'_>) -> Conclusions {
         let mut concluded = Conclusions::default();
         for met in &mut self.0 {
             met.is_agreed = false;
             if met.verdict == Verdict::Unexplained(Refusal::Bodiless) {
-                // A `HEAD` has no words, and what it was refused for was perhaps its method.
+                // The response to a `HEAD` has no message, and the refusal may have been about the
+                // method.
                 continue;
             }
             if matches!(met.verdict, Verdict::Unexplained(_)) {
                 learner.restrict(met, &mut concluded);
-                // A poll tells whether there is more to it.
+                // A poll shows whether the account has a more general problem.
                 learner.pool.want_poll(&met.key);
             } else if !met.is_recorded && !met.was_refuted {
                 met.record(learner, &mut concluded);
@@ -115,45 +119,47 @@ impl Refusals {
         concluded
     }
 
-    /// Whether it was refused by no account yet.
+    /// Whether no account has refused the request yet.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// How often `key` has refused it.
+    /// How many times `key` has refused the request.
     pub(super) fn of_key(&self, key: &Key) -> usize {
         self.0.iter().filter(|met| std::ptr::eq(&*met.key, key)).count()
     }
 
-    /// Whether the last one says nothing of its account, because others said the same.
+    /// Whether the last refusal says nothing about its account, because other accounts gave the
+    /// same one.
     pub(super) fn is_about_request(&self) -> bool {
         self.0.last().is_some_and(|last| last.is_agreed && !last.is_recorded)
     }
 
-    /// Whether another account has said the same as the last one.
+    /// Whether another account has given the same refusal as the last one.
     pub(super) fn is_agreed(&self) -> bool {
         self.0.last().is_some_and(|last| last.is_agreed)
     }
 
-    /// Whether several others have said the same of the like of it before.
+    /// Whether several other accounts, or the same one, gave the last refusal to similar requests
+    /// before.
     pub(super) fn is_repeated(&self) -> bool {
         self.0.last().is_some_and(|last| last.is_repeated)
     }
 
-    /// Workspaces that gave the last verdict.
+    /// Number of workspaces that gave the last verdict.
     pub(super) fn agreeing_workspaces(&self) -> u32 {
         let Some(last) = self.0.last() else { return 0 };
         self.workspaces(|met| met.says_what(last))
     }
 
-    /// Workspaces with the plan of the last one that were called abusive.
+    /// Number of workspaces on the plan of the last one that got an abuse verdict.
     pub(super) fn suspected_of_plan(&self) -> u32 {
         let Some(last) = self.0.last() else { return 0 };
         let tier = last.key.workspace().tier();
         self.workspaces(|met| met.verdict == Verdict::Abuse && met.key.workspace().tier() == tier)
     }
 
-    /// Keys whose plan cannot do what is asked.
+    /// Keys whose plan does not allow the request.
     pub(super) fn of_plans(&self) -> impl Iterator<Item = &Arc<Key>> {
         let is_of_plan =
             |met: &&RecordedRefusal| matches!(met.verdict, Verdict::PlanFeature(_) | Verdict::Abuse);
@@ -172,7 +178,7 @@ impl Refusals {
 }
 
 impl RecordedRefusal {
-    /// Whether both are refused in the same words, whatever figures and spans are in them.
+    /// Whether both refusals are the same apart from figures and time spans.
     fn says_what(&self, other: &Self) -> bool {
         match (self.verdict, other.verdict) {
             (Verdict::Unexplained(one), Verdict::Unexplained(other)) => {
@@ -185,14 +191,14 @@ impl RecordedRefusal {
         }
     }
 
-    /// Whether another account says the same, and nothing that it alone can know.
+    /// Whether another account gives the same refusal, with nothing that only one account can know.
     fn agrees_with(&self, other: &Self) -> bool {
         let is_other = !std::ptr::eq(self.key.workspace(), other.key.workspace());
         is_other && !self.verdict.proves_itself() && self.says_what(other)
     }
 
-    /// Whether other accounts are known to say the same of the like of it: then this one says nothing of
-    /// itself. A rate limit is a matter of time, and is counted anew.
+    /// Whether other accounts are known to refuse similar requests in the same way: then this
+    /// refusal says nothing about its account. Rate limits depend on time and are counted anew.
     fn repeats(&self, learner: &RefusalContext<'_>) -> bool {
         let RefusalContext { pool, features, now, .. } = learner;
         !self.verdict.proves_itself()
@@ -200,7 +206,8 @@ impl RecordedRefusal {
             && pool.is_said_of_another(features, &self.key, self.verdict, *now)
     }
 
-    /// Whether the same account has said the same of the like of it before, and it turned out to be wrong.
+    /// Whether the same account has refused similar requests in the same way before, and was
+    /// refuted.
     fn was_refuted(&self, learner: &RefusalContext<'_>) -> bool {
         let RefusalContext { pool, features, now, .. } = learner;
         !self.verdict.proves_itself() && pool.was_refuted(features, &self.key, self.verdict, *now)
@@ -216,7 +223,7 @@ impl RecordedRefusal {
         }
     }
 
-    /// Records it as evidence about the key or its workspace, and about what these cannot do.
+    /// Records it as evidence about the key or its workspace, and about what their plan lacks.
     fn record(&mut self, learner: &RefusalContext<'_>, concluded: &mut Conclusions) {
         if matches!(self.verdict, Verdict::Unexplained(_)) {
             return;
@@ -224,7 +231,8 @@ impl RecordedRefusal {
         let RefusalContext { pool, roster, now, .. } = learner;
         concluded.news.extend(pool.record_refusal(roster, &self.key, self.refused(), *now));
         self.is_recorded = true;
-        // Credits, bills and the key itself are an account's own, until a second account says the same.
+        // Refusals about credits, bills and the key itself concern only their account, until a
+        // second account gives the same one.
         let is_of_account = matches!(
             self.verdict,
             Verdict::WorkspaceQuota(_)
@@ -233,15 +241,17 @@ impl RecordedRefusal {
                 | Verdict::InvalidKey
                 | Verdict::WrongHost
         );
-        // Noted, until a poll or a request that is served refutes it, and the like of it is refused again.
+        // Kept as a restriction, so that after a poll or a served request refutes it, the same
+        // refusal of a similar request is recognized.
         if !is_of_account || !self.verdict.proves_itself() {
             learner.restrict(self, concluded);
         }
     }
 
-    /// A second account says the same. Of a rate limit, one request may find out whether it holds; all
-    /// else says nothing of this account. Whatever it was about, the like of it is not walked through all
-    /// accounts again; and where a poll can decide, it does.
+    /// Records that a second account gives the same refusal. For a rate limit, one request may
+    /// probe whether it holds; any other refusal then says nothing about its account and is
+    /// withdrawn. Similar requests are restricted for the account, so that they do not try all
+    /// accounts again, and a poll is requested where it can decide.
     fn agree(&mut self, learner: &RefusalContext<'_>, concluded: &mut Conclusions) {
         let RefusalContext { pool, roster, now, .. } = learner;
         let was_agreed = std::mem::replace(&mut self.is_agreed, true);
@@ -262,8 +272,8 @@ impl RecordedRefusal {
     }
 }
 
-/// The verdict without figures of a quota that is not the account's, and without figures that a fresh poll
-/// contradicts.
+/// The verdict without quota figures that are not the account's, and without figures that a fresh
+/// poll contradicts.
 fn with_figures_of(key: &Key, verdict: Verdict, now: UnixMs) -> Verdict {
     let Verdict::WorkspaceQuota(shortfall) = verdict else { return verdict };
     let workspace = key.workspace();

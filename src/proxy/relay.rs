@@ -1,4 +1,4 @@
-//! The way back: the provider's answer as it streams, or an answer of ours.
+//! The response to the client: the provider's, streamed as it arrives, or an error of the proxy.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -26,19 +26,19 @@ use crate::clock;
 use crate::policy::headers;
 use crate::upstream::{AnswerBody, AnswerError};
 
-/// The body of an answer to a client.
+/// The body of a response to a client.
 #[derive(Debug)]
 pub enum ResponseBody {
-    /// One of ours.
+    /// A body made by the proxy.
     Ours(Full<Bytes>),
-    /// The provider's, as it arrives.
+    /// The provider's body, as it arrives.
     Relayed(Box<Relayed>),
 }
 
-/// A relayed body with what is settled at its end.
+/// A relayed body, and what is recorded at its end.
 type Relayed = Relay<Redacted<Inspect<Peeked<AnswerBody<Incoming>>, OwnershipRecorder>>, Settlement>;
 
-/// What is written down when a relay ends.
+/// The attempt and the access log, which are completed when a relay ends.
 #[derive(Debug)]
 pub struct Settlement {
     attempt: Box<Attempt>,
@@ -54,7 +54,8 @@ impl OnBodyEnd for Settlement {
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The provider's answer: status, headers but for those of its connection, and body.
+/// Relays the provider's response: its status, its headers without hop-by-hop headers, and its
+/// body.
 pub(super) fn relay(
     answer: Answer,
     mut attempt: Box<Attempt>,
@@ -65,7 +66,7 @@ pub(super) fn relay(
     log.relaying();
     let Answer { mut head, body, redactor, .. } = answer;
     headers::strip_answer(&mut head.headers);
-    // The version is each connection's own.
+    // The HTTP version belongs to each connection.
     head.version = Version::HTTP_11;
     if let (false, Ok(id)) = (head.headers.contains_key(REQUEST_ID), HeaderValue::from_str(&log.request_id()))
     {
@@ -73,7 +74,7 @@ pub(super) fn relay(
     }
     let listener = attempt.take_ownership_recorder();
     let bytes_max = listener.as_ref().map_or(0, OwnershipRecorder::bytes_max);
-    // What an answer gives is heard as it came; a client reads it without the pool's keys.
+    // Identifiers are read from the body as it arrived; keys are redacted after that.
     let share = listener.as_ref().map(|_| buffers.share(BufferShare::FREE)).unwrap_or_default();
     let heard = Inspect::new(body, listener, bytes_max, share);
     let redactor = redactor.filter(|_| headers::is_searched(&head.headers));
@@ -82,7 +83,7 @@ pub(super) fn relay(
     Response::from_parts(head, ResponseBody::Relayed(Box::new(relay)))
 }
 
-/// An answer of ours.
+/// An error response of the proxy.
 pub(super) fn ours(error: &ProxyError, mut log: AccessLog) -> Response<ResponseBody> {
     let mut answer = error.answer(&log.request_id(), clock::now());
     if let Ok(id) = HeaderValue::from_str(&log.request_id()) {

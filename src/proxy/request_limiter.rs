@@ -1,23 +1,23 @@
-//! How many requests are under way at once, from their heads to the ends of their answers.
+//! Limits the requests in progress, counted from the request head to the end of the response.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Counts the requests under way. Cheap to clone.
+/// The counter of requests in progress. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RequestLimiter(Arc<AtomicUsize>);
 
-/// There are as many requests under way as there may be.
+/// The maximum of requests is in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many requests are under way")]
 pub struct Overloaded;
 
-/// A request under way, until it is dropped.
+/// One request in progress, until it is dropped.
 #[derive(Debug)]
 pub(super) struct RequestPermit(Arc<AtomicUsize>);
 
 impl RequestLimiter {
-    /// A permit, unless `requests_max` are taken.
+    /// Returns a permit, unless `requests_max` are taken.
     pub(super) fn try_acquire(&self, requests_max: usize) -> Result<RequestPermit, Overloaded> {
         let permit = RequestPermit(Arc::clone(&self.0));
         if self.0.fetch_add(1, Ordering::AcqRel) < requests_max { Ok(permit) } else { Err(Overloaded) }

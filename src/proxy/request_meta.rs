@@ -1,5 +1,5 @@
-//! A request as its attempts and its records see it: who asks for what, in the books' words, and what
-//! that needs of a key.
+//! The properties of a request that all its attempts and usage records share: client, route,
+//! metering, permits, and the cost estimate that a key reservation needs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,7 @@ use crate::policy::socket::{CountedWhile, Dialect};
 use crate::pool::{KeyRequest, Roster};
 use crate::upstream::UpstreamRequestHead;
 
-/// What all attempts of a request have in common in the books.
+/// The common fields of a request's attempts and usage records.
 #[derive(Debug)]
 pub(super) struct RequestMeta {
     pub(super) request_id: Arc<str>,
@@ -37,20 +37,20 @@ pub(super) struct RequestMeta {
     pub(super) method: Method,
     pub(super) route: Route,
     pub(super) metering: Metering,
-    /// What was asked for, where that was known before.
+    /// Model and text length from the request, if they were known before it was sent.
     pub(super) asked: Option<RequestBodyFeatures>,
-    /// What it holds until its end, and by which its client is charged.
+    /// The permits that the request holds until its end; its client is charged through them.
     pub(super) permits: Arc<RequestPermits>,
-    /// What is spoken on it, when it is a socket.
+    /// The protocol of the messages, when the request opens a socket.
     pub(super) socket: Option<Dialect>,
-    /// Credits that a minute of it costs, when it is a session that is paid by its time.
+    /// Credits per minute of a session that the provider charges by its duration.
     pub(super) credits_per_minute: Option<u64>,
-    /// With what it counts while sound is made, when it is a socket for speech.
+    /// The concurrency group of a text-to-speech socket; it counts only while speech is generated.
     pub(super) speech_lane: Option<ConcurrencyGroup>,
 }
 
 impl RequestMeta {
-    /// Opens the case of a request that was let in.
+    /// Describes a request that was admitted.
     pub(super) fn open(
         request_id: Arc<str>,
         client: ClientName,
@@ -72,8 +72,8 @@ impl RequestMeta {
         }
     }
 
-    /// Looks at what is asked for, as far as can be seen before it is sent; returns what that needs of
-    /// a key.
+    /// Estimates the cost of a request from its parameters and, within `span`, its body; returns
+    /// what it needs of a key.
     pub(super) async fn estimate_cost(
         &mut self,
         endpoint: &Endpoint,
@@ -110,14 +110,15 @@ impl RequestMeta {
         self.speech_lane = group.filter(|_| dialect.is_spoken());
         match dialect.counted() {
             CountedWhile::Open => key_request,
-            // What will be said is not known yet, and until something is, nothing counts.
+            // The text of the session is not known yet, and no concurrency slot is taken until
+            // speech begins.
             CountedWhile::Speaking | CountedWhile::Never => {
                 KeyRequest { estimate: Some(0), group: None, ..key_request }
             }
         }
     }
 
-    /// What it asks for, as far as plans differ in it.
+    /// The properties of the request that depend on the account's plan.
     pub(super) fn features(
         &self,
         endpoint: &Endpoint,
@@ -125,7 +126,8 @@ impl RequestMeta {
         names: &Names,
     ) -> RequestFeatures {
         let mut voices = names.all().filter(|named| named.kind == Kind::Voice);
-        // Of several voices, a refusal does not say which it is about.
+        // A refusal does not name the voice, so it can only be attributed when there is exactly
+        // one.
         let voice = voices.next().filter(|_| voices.next().is_none()).map(|named| named.tag);
         let asked = self.asked.as_ref();
         let format = headers::parameter(upstream_head.target.query(), "output_format");
@@ -141,26 +143,27 @@ impl RequestMeta {
         }
     }
 
-    /// What will speak later, and has no place until then, goes to a key that has one.
+    /// Prefers keys with a free slot in the session's concurrency group: the session takes the slot
+    /// only when it begins to speak.
     pub(super) fn prefer_room(&self, key_request: &mut KeyRequest, roster: &Roster) {
         if let Some(group) = self.speech_lane {
             key_request.preferred = roster.with_room(group, clock::now());
         }
     }
 
-    /// How long a text is waited for, to know its price: at least a moment when a quota needs that. A short
-    /// body is there by then.
+    /// How long a text body is waited for to estimate its price: the configured span, or at least
+    /// 250 ms when the client's quota needs a price. A short body has arrived by then.
     pub(super) fn estimate_timeout(&self, configured: Duration) -> Duration {
         const LEAST: Duration = Duration::from_millis(250);
         if self.permits.client().needs_price() { configured.max(LEAST) } else { configured }
     }
 
-    /// Reserves in the client's quota what the request may cost, as `ask` estimates it; for an
-    /// unknown price, the configured amount. A session that is paid by its time is charged as it goes on.
+    /// Reserves in the client's quota the estimated cost of `key_request`, or the configured amount
+    /// when the price is unknown. A session that is charged by its duration reserves nothing here.
     ///
     /// # Errors
     ///
-    /// When the quota has less left.
+    /// When less than that is left in the quota.
     pub(super) fn reserve_credits(
         &self,
         key_request: &KeyRequest,
@@ -180,11 +183,11 @@ impl RequestMeta {
     }
 }
 
-/// Lets a request in by the limits of its client, which is charged unless it brings its own key.
+/// Admits a request by its client's limits. The client is charged unless it brings its own key.
 ///
 /// # Errors
 ///
-/// When it may not ask for that, or for no more now.
+/// When the client may not use the path, or has reached one of its limits.
 pub(super) fn admit(
     accounts: &ClientUsage,
     client: &Client,
@@ -207,13 +210,13 @@ pub(super) fn admit(
     Ok(RequestPermits::new(request, permit))
 }
 
-/// What the provider's formats are called: `mp3_44100_128`. Other values are the client's mistake, and are
-/// not written down.
+/// Whether `value` has the form of the provider's output formats, as in `mp3_44100_128`. Other
+/// values are errors of the client and are not recorded.
 fn is_format(value: &str) -> bool {
     (1..=32).contains(&value.len()) && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
-/// With what a request is counted when it runs at once.
+/// The concurrency group of a request: by its model, if that is known, else by its operation.
 fn group(work: Operation, asked: &RequestBodyFeatures, models: &Models) -> Option<ConcurrencyGroup> {
     let of_work = ConcurrencyGroup::of_work(work)?;
     let speaks = of_work == ConcurrencyGroup::SPEECH;

@@ -1,5 +1,5 @@
-//! What of an answer a client of the pool must not see: a key, whichever place it is echoed in, and
-//! the owner of the key that has served.
+//! Redacts responses to clients of the pool: removes keys wherever they are echoed, and the
+//! description of the owner of the key that was used.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -24,20 +24,20 @@ use crate::policy::socket::readdressed;
 use crate::secret::Redactor;
 use crate::upstream::UpstreamRequestHead;
 
-/// What is kept back in the answer to one request.
+/// What is redacted from the response to one request.
 #[derive(Debug)]
 pub(super) struct ResponseRedaction {
-    /// `None` when keys are not taken out.
+    /// `None` when keys are not redacted.
     redactor: Option<Arc<Redactor>>,
     hides_owner: bool,
-    /// What stands in the address of a socket instead of the provider's host.
+    /// The base that replaces the provider's host in the address of a socket.
     socket_base: Option<Arc<str>>,
 }
 
 impl ResponseRedaction {
-    /// The veil over the answer to `outbound`; `None` when nothing is kept back. An answer that
-    /// describes the owner, or gives an address that is changed, must be read here, so it is asked for
-    /// uncompressed.
+    /// The redaction for the response to `upstream_head`; `None` when nothing is redacted. A
+    /// response which describes the owner, or gives a socket address to replace, must be read here,
+    /// so it is requested without compression.
     pub(super) fn over(
         upstream_head: &mut UpstreamRequestHead,
         endpoint: &Endpoint,
@@ -60,32 +60,33 @@ impl ResponseRedaction {
 }
 
 impl ResponseRedaction {
-    /// What keys are taken out with.
+    /// The redactor that replaces keys.
     pub(super) fn redactor(&self) -> Option<Arc<Redactor>> {
         self.redactor.clone()
     }
 }
 
-/// An answer describes the owner of the key, and cannot be read to take that out.
+/// The response describes the owner of the key, and is not in a form that can be redacted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the answer describes the owner of the key and cannot be redacted")]
 pub struct Unredacted;
 
-/// An answer must be read here before it may go on, and no memory is left for that.
+/// The response must be read before it is relayed, and the buffer budget is used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no memory is left to read the answer before it goes on")]
 pub struct BuffersFull;
 
-/// The provider's description of a user is about 2 KB.
+/// Maximum size of a description of an owner; the provider's is about 2 KB.
 const OWNER_BYTES_MAX: usize = 1024 * 1024;
 
-/// A compressed document of a known length up to this is read before it is relayed: its sender has it
-/// whole, so waiting costs no more than its way, and unpacking it about a millisecond.
+/// Maximum size of a compressed document of known length that is read before it is relayed. The
+/// provider has all of it when it begins to send, so reading it first costs only its transfer, and
+/// unpacking it about a millisecond.
 const PACKED_BYTES_MAX: usize = 256 * 1024;
 
 impl Answer {
-    /// This answer as a client may see it. Its body streams on, and keys are taken out as it does;
-    /// only what describes the owner, a compressed error and a short compressed document are read first.
+    /// Redacts this response for a client. Keys are redacted while the body streams; only
+    /// descriptions of the owner, compressed errors and short compressed documents are read first.
     pub(super) async fn redact(
         mut self: Box<Self>,
         redaction: &ResponseRedaction,
@@ -112,7 +113,8 @@ impl Answer {
             let text = self.text(bytes_max, limits).await;
             match text.map(|text| redactor.redacted(&text)) {
                 Some(Some(redacted)) => self.say(redacted),
-                // Its text is searched. What stands behind that is no text to us, but perhaps to a client.
+                // The decoded text has no key. Bytes after the compressed data are no text here,
+                // but a client might read them.
                 Some(None) if !self.has_key_as_it_came(redactor, bytes_max, limits).await => return Ok(self),
                 Some(None) | None => {}
             }
@@ -121,8 +123,8 @@ impl Answer {
         Ok(self)
     }
 
-    /// How much of a compressed body is read before it is relayed, so that a key in it can be replaced;
-    /// `None` for one that is searched as it streams, or not at all.
+    /// Maximum bytes of a compressed body that are read before it is relayed, so that a key in it
+    /// can be replaced; `None` for a body that is searched as it streams, or not searched.
     fn packed_bytes_max(&self, is_served: bool, limits: &Limits) -> Option<usize> {
         if !is_served {
             return Some(limits.error_body_bytes_max);
@@ -131,9 +133,10 @@ impl Answer {
         (is_short && is_searched(&self.head.headers)).then_some(PACKED_BYTES_MAX)
     }
 
-    /// Leaves of a description of the owner what a client may read, whatever its status is.
+    /// Keeps of a description of the owner the fields that a client may read, whatever the status
+    /// is.
     async fn hide_owner(&mut self, limits: &Limits) -> Result<(), ProxyError> {
-        // What has not come is not replaced.
+        // A body that did not arrive in full cannot be redacted.
         let Some(whole) =
             self.body.whole(OWNER_BYTES_MAX, limits.error_body_max, Some(&limits.buffers)).await
         else {
@@ -146,7 +149,7 @@ impl Answer {
         let text = decoded(&whole, encoding(&self.head.headers).as_deref(), OWNER_BYTES_MAX);
         let shown = match text.and_then(|text| owner::redacted(&text)) {
             Some(shown) => shown,
-            // The status is all that a client can act upon.
+            // For an error, the status is all that a client can act upon.
             None if self.head.status.as_u16() >= 400 => owner::withheld(),
             None => return Err(Unredacted.into()),
         };
@@ -155,7 +158,7 @@ impl Answer {
         Ok(())
     }
 
-    /// All of the body, unpacked, if it is there within its bounds.
+    /// The whole body, decoded, if it arrives within its limits of size and time.
     async fn text(&mut self, bytes_max: usize, limits: &Limits) -> Option<Vec<u8>> {
         let whole = self.body.whole(bytes_max, limits.error_body_max, Some(&limits.buffers)).await?;
         decoded(&whole, encoding(&self.head.headers).as_deref(), bytes_max)
@@ -176,7 +179,7 @@ impl Answer {
     }
 }
 
-/// The encodings that a body is said to have: several lines are one list (RFC 9110, section 5.3).
+/// The declared content encodings; several header lines form one list (RFC 9110, section 5.3).
 pub(super) fn encoding(headers: &HeaderMap) -> Option<Cow<'_, str>> {
     let mut lines =
         headers.get_all(CONTENT_ENCODING).iter().map(|value| value.to_str().unwrap_or("unreadable"));

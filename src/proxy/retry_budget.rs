@@ -1,4 +1,4 @@
-//! The budget for replays that are nobody's fault, shared by all requests.
+//! The retry budget for failures that no key is to blame for, shared by all requests.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::clock;
 use crate::policy::retry_budget::RetryBudget;
 
-/// Requests are counted without a lock; the rest is looked at only when something has failed.
+/// Requests are counted without a lock; the lock is only taken for a retry.
 #[derive(Debug)]
 pub(super) struct SharedRetryBudget {
     requests: AtomicU64,
@@ -27,12 +27,12 @@ impl SharedRetryBudget {
         Self { requests: AtomicU64::new(0), state: Mutex::new(state) }
     }
 
-    /// A request has come.
+    /// Counts a request, which adds to the budget.
     pub(super) fn count(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes one replay out of the budget, if there is one in it.
+    /// Takes one retry out of the budget, if there is one in it.
     pub(super) fn take(&self) -> bool {
         let (now, requests) = (clock::instant(), self.requests.load(Ordering::Relaxed));
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,8 @@
-//! What a request has met so far: the facts of its next decision.
+//! The state of a request across its attempts, from which the next attempt is decided.
+//!
+//! It combines what binds the request to an account ([`AccountAffinity`]), the keys it has tried,
+//! and the refusals it got, into the key request for the next reservation and the facts for the
+//! retry policy.
 
 use std::borrow::Cow;
 use std::hash::{BuildHasher, RandomState};
@@ -27,25 +31,25 @@ use crate::policy::select::Unavailable;
 use crate::pool::{Eligibility, Key, KeyRequest, Lease, OwnerId, Pool, Restraint, Roster};
 use crate::telemetry::announce;
 
-/// A request under way.
+/// The keys, refusals and attempt counters of one request.
 #[derive(Debug)]
 pub(super) struct RetryState {
     roster: Arc<Roster>,
     client: Arc<Client>,
     effect: Effect,
-    /// What binds it to an account.
+    /// The account that must or should serve the request.
     affinity: AccountAffinity,
     attempts: u32,
     blameless_replays: u32,
-    /// What it needs of a key; the keys that were refused for it are not asked again.
+    /// What the request needs of a key, and the keys that are not to be tried again.
     key_request: KeyRequest,
-    /// What it asks for, as far as plans differ in it.
+    /// The properties of the request that depend on the account's plan.
     features: RequestFeatures,
     last: Option<Verdict>,
-    /// What it was refused for.
+    /// The refusals it has got so far.
     refusals: Refusals,
-    /// The accounts that were overloaded or busy, or have failed, one after the other: the next attempt goes
-    /// to another, if one can serve.
+    /// Accounts that were overloaded, busy or failing in consecutive attempts: the next attempt
+    /// prefers a key of another account.
     overloaded: Vec<OwnerId>,
 }
 
@@ -54,8 +58,9 @@ fn is_same(one: &Key, other: &Key) -> bool {
 }
 
 impl<C> Proxy<C> {
-    /// Reserves a key that this request has not tried, and tells the news that come with it. One that
-    /// waits when the keys are replaced chooses among the new ones.
+    /// Reserves a key that this request has not tried, and logs the key transitions that the
+    /// reservation caused. When the keys are replaced while the request waits, it continues with
+    /// the new keys.
     pub(super) async fn reserve(&self, retry: &mut RetryState) -> Result<Lease, Unavailable> {
         loop {
             match self.pool.reserve(&retry.roster, &retry.bound_request()).await {
@@ -93,7 +98,8 @@ impl RetryState {
         }
     }
 
-    /// Finds out which accounts were refused for the like of it, or are known not to have what it needs.
+    /// Updates the restricted keys: of accounts that refused similar requests, and of accounts
+    /// whose plan is known to lack what this request needs.
     pub(super) fn find_restrictions(&mut self, pool: &Pool) {
         let restrictions = pool.restrictions();
         let models = pool.models();
@@ -118,7 +124,7 @@ impl RetryState {
         self.key_request.restricted = restricted;
     }
 
-    /// Goes on with the keys as they are now.
+    /// Replaces the roster by the current one. Tried keys are found again by their fingerprints.
     fn adopt_new_keys(&mut self, pool: &Pool) {
         let before = std::mem::replace(&mut self.roster, pool.roster());
         let tried = self.key_request.tried.iter().filter_map(|position| before.keys().get(*position));
@@ -130,7 +136,7 @@ impl RetryState {
         self.find_restrictions(pool);
     }
 
-    /// Takes in a refusal of `key`; `ask` is what it needed of it.
+    /// Records that `key` refused the request; `key_request` is what the request needed of it.
     pub(super) fn refused(
         &mut self,
         pool: &Arc<Pool>,
@@ -157,23 +163,24 @@ impl RetryState {
         concluded
     }
 
-    /// Whether several accounts have refused it in the same words, which prove nothing of them: then it is
-    /// better told by the provider.
+    /// Whether several accounts refused it in the same words, which prove nothing about an account:
+    /// then the provider's refusal is relayed.
     pub(super) fn is_refused_itself(&self) -> bool {
         self.refusals.is_about_request()
     }
 
-    /// Whether the like of it was refused so by several accounts before.
+    /// Whether several accounts, or this account, refused similar requests in the same way before.
     pub(super) fn is_refused_repeatedly(&self) -> bool {
         self.refusals.is_repeated()
     }
 
-    /// Whether being served says more than that: some accounts were refused for it, or for the like of it.
+    /// Whether a success refutes or confirms restrictions: accounts refused this request or similar
+    /// ones.
     pub(super) fn has_met_refusals(&self) -> bool {
         !self.refusals.is_empty() || !self.key_request.restricted.is_empty()
     }
 
-    /// It was served with `key`.
+    /// Records that `key` served the request, and refutes the restrictions which say otherwise.
     pub(super) fn served(&mut self, pool: &Arc<Pool>, key: &Key) -> Conclusions {
         let now = clock::now();
         if !self.key_request.restricted.is_empty() {
@@ -182,7 +189,8 @@ impl RetryState {
         self.refusals.served(&RefusalContext { pool, roster: &self.roster, features: &self.features, now })
     }
 
-    /// Whether `key` may serve it, apart from how it stands: for its client, and for what binds it.
+    /// Whether `key` may serve the request by the client's allowed keys and by the affinity; the
+    /// state of the key is not considered.
     fn eligibility(&self, key: &Key) -> Eligibility {
         let workspace = key.workspace().membership();
         let may = self.client.rules.pins.permit(key.name(), workspace.name());
@@ -199,17 +207,17 @@ impl RetryState {
         &self.roster
     }
 
-    /// What its client may do.
+    /// The permissions of its client.
     pub(super) fn rules(&self) -> &Rules {
         &self.client.rules
     }
 
-    /// What it needs of a key.
+    /// What it needs of a key, without the affinity.
     pub(super) fn key_request(&self) -> &KeyRequest {
         &self.key_request
     }
 
-    /// The same, with what binds it now: after every attempt that may be another account.
+    /// What it needs of a key, with the current affinity, which every attempt may change.
     fn bound_request(&self) -> Cow<'_, KeyRequest> {
         let is_free = !self.affinity.binds() && self.client.rules.pins == AllowedKeys::default();
         let preferred = self.preferred();
@@ -218,7 +226,7 @@ impl RetryState {
         }
         let mut key_request = self.key_request.clone();
         let keys = || self.roster.keys().iter().enumerate();
-        // What bars nobody is the same for all of them.
+        // An unrestricted affinity gives the same eligibility for all keys, so one key is enough.
         let is_for_all = self.client.rules.pins == AllowedKeys::default() && self.affinity.is_unrestricted();
         for (position, key) in keys().take(if is_for_all { 1 } else { usize::MAX }) {
             match self.eligibility(key) {
@@ -238,9 +246,10 @@ impl RetryState {
         Cow::Owned(key_request)
     }
 
-    /// Positions of the keys that are asked next, whatever the strategy; empty for no preference. After an
-    /// account that cannot do it: one of another plan, the cheapest first. After an overload, a
-    /// failure, or too much at once: another account, also one that is only tried.
+    /// Positions of the keys that are tried first, whatever the strategy; empty for no preference.
+    /// After a refusal for the account's plan: keys of other plans, the cheapest first. After an
+    /// overload, a failure or a concurrency limit: keys of other accounts, including keys that may
+    /// only be probed.
     fn preferred(&self) -> Vec<usize> {
         let is_left = |position: &usize| {
             !self.key_request.tried.contains(position)
@@ -261,8 +270,9 @@ impl RetryState {
         others().filter(|(_, key)| Some(rank(key)) == cheapest).map(|(position, _)| position).collect()
     }
 
-    /// The same for speech that has been said on a socket: so many credits, and a place where those
-    /// run that speak. With a key that `must` serve it, because it has begun to, or one that should.
+    /// A key request for text that is spoken on a socket: `credits`, and a concurrency slot of
+    /// `group`. With `must`, only the key `with` may serve it, because the session has begun with
+    /// it; else that key is preferred.
     pub(super) fn speech_request(
         &self,
         credits: u64,
@@ -275,7 +285,7 @@ impl RetryState {
         let others =
             |position: &usize| self.roster.keys().get(*position).is_some_and(|key| !is_same(key, with));
         if must {
-            // That it was refused for something else before says nothing of this.
+            // Earlier refusals of this key were about other requests.
             key_request.tried.clear();
             key_request.preferred.clear();
             key_request.ineligible = (0..self.roster.keys().len()).filter(others).collect();
@@ -285,12 +295,13 @@ impl RetryState {
         key_request
     }
 
-    /// From here on it needs so many credits, and a place where those run that speak.
+    /// Sets the credits and the concurrency group that later reservations of this request need.
     pub(super) fn set_speech(&mut self, credits: u64, group: Option<ConcurrencyGroup>) {
         (self.key_request.estimate, self.key_request.group) = (Some(credits), group);
     }
 
-    /// Takes in what a message on a socket names; whether `key` may still serve it.
+    /// Adds the identifiers that a message on a socket names; returns whether `key` may still serve
+    /// it.
     pub(super) fn add_names<C>(
         &mut self,
         message: &[u8],
@@ -301,12 +312,12 @@ impl RetryState {
         Ok(self.eligibility(key) != Eligibility::No)
     }
 
-    /// A session was told at last that what it names does not exist.
+    /// Remembers that the resources named on a session exist in no account.
     pub(super) fn remember_miss<C>(&self, proxy: &Proxy<C>, limits: &Limits) {
         self.affinity.remember_miss(&proxy.misses, limits.not_found_ttl, clock::now());
     }
 
-    /// What binds it learns from a session that has begun with `key`.
+    /// Records which resources a session that has begun with `key` proves to be of its account.
     pub(super) fn record_session<C>(
         &mut self,
         proxy: &Proxy<C>,
@@ -316,7 +327,8 @@ impl RetryState {
         self.affinity.record_session(proxy, key, first)
     }
 
-    /// Why it is not served, when no key can: of its owner, if it has one.
+    /// The error for a request that no key can serve: it names the kind of the owned resource, if
+    /// the request is pinned to an account.
     pub(super) fn refusal(&self, unavailable: Unavailable) -> ProxyError {
         match self.affinity.pinned_by() {
             Some(kind) => ProxyError::OwnerUnavailable { kind, unavailable },
@@ -324,7 +336,8 @@ impl RetryState {
         }
     }
 
-    /// No account has the credits for it.
+    /// The error when no account has the credits: the earliest quota reset and the most credits
+    /// left.
     pub(super) fn exhausted(&self) -> Unavailable {
         let now = clock::now();
         let keys = || self.roster.keys().iter();
@@ -336,12 +349,12 @@ impl RetryState {
         }
     }
 
-    /// It is over: what binds it learns from its answer.
+    /// Ends the attempts; the affinity then records ownership from the response.
     pub(super) fn into_affinity(self) -> AccountAffinity {
         self.affinity
     }
 
-    /// The facts after an attempt with `key` got so far.
+    /// The facts for the retry decision after an attempt with `key`.
     pub(super) fn facts(
         &mut self,
         progress: Progress,
@@ -360,7 +373,8 @@ impl RetryState {
             may_be_elsewhere,
             effect: self.effect,
             body: body.holding(),
-            // A long upload is not waiting: the span begins when the last of it has come.
+            // The upload itself does not count as waiting: the span begins when the last of the
+            // body has come.
             is_late: clock::since(body.arrived_at()) >= limits.replay_max,
             attempts: self.attempts,
             attempts_max: limits.attempts_max,
@@ -370,9 +384,9 @@ impl RetryState {
         }
     }
 
-    /// This request does not ask with `key` again, unless the key comes back while the request may wait: it was
-    /// only busy, or it alone is rate limited and the provider has named until when. What one key refuses
-    /// twice is about the request.
+    /// Excludes `key` from further attempts, unless it is likely to recover while the request may
+    /// wait: it was at its concurrency limit, or it alone is rate limited and the provider has
+    /// named until when. A second refusal by the same key is about the request.
     pub(super) fn exclude(&mut self, key: &Key) {
         let comes_back = match self.last {
             Some(Verdict::Concurrency { .. }) => self.key_request.group.is_some(),
@@ -386,8 +400,8 @@ impl RetryState {
         }
     }
 
-    /// A replay that is no key's fault: counted, and after a pause that differs from request to
-    /// request, so that they do not come back all at once.
+    /// Counts a retry that no key is to blame for, and waits with a jitter of up to the same span,
+    /// so that retries of many requests do not arrive at once.
     pub(super) async fn pause(&mut self, pause: Duration) {
         self.blameless_replays += 1;
         let chance = RandomState::new().hash_one(self.attempts) % 1_000;

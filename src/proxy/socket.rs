@@ -1,8 +1,8 @@
-//! A session on a socket, from its 101 to its end. Read `session` first.
+//! WebSocket sessions, from their 101 to their end. Read `session` first.
 //!
-//! The provider says 101 even to a bad key, and what is wrong afterwards, in a message. So the client's
-//! opening messages are kept until the provider says something useful; a refusal before that moves the
-//! session to the next key, and the client notices nothing.
+//! The provider accepts a handshake even with an invalid key, and reports the error in a message.
+//! So the client's opening messages are buffered until the provider sends something useful. A
+//! refusal before that moves the session to the next key, unseen by the client.
 
 mod session;
 
@@ -32,7 +32,7 @@ use crate::upstream::Connect;
 use first_message_auth::UnauthenticatedSession;
 use session::Session;
 
-/// Who speaks on a connection after its 101.
+/// The session that runs on a connection after its 101.
 pub struct Socket<C>(SocketKind<C>);
 
 enum SocketKind<C> {
@@ -41,15 +41,15 @@ enum SocketKind<C> {
 }
 
 impl<C: Connect> Socket<C> {
-    /// Speaks with `client`, who has already sent `early`, to the end.
+    /// Runs the session with `client`, which has already sent `early`, to its end.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future closes both ends at once; what passed is written down.
+    /// Dropping the future closes both connections at once, and writes the usage record.
     pub async fn run<S: AsyncRead + AsyncWrite + Unpin>(self, client: S, early: Bytes) {
         let (session, client, early) = match self.0 {
             SocketKind::Session(session) => (session, client, early),
-            // In a box that goes before the session begins.
+            // Boxed, so that it is freed before the session begins.
             SocketKind::Unknown(unknown) => match Box::pin(unknown.introduced(client, early)).await {
                 Some(introduced) => introduced,
                 None => return,
@@ -59,31 +59,32 @@ impl<C: Connect> Socket<C> {
     }
 }
 
-/// Bounds of sessions.
+/// Limits of sessions.
 #[derive(Clone, Copy, Debug)]
 pub struct SocketLimits {
-    /// How long nothing may pass in either direction; zero for ever.
+    /// Maximum time without data in either direction; zero for no limit.
     pub idle_max: Duration,
-    /// How long a session may last; zero for ever.
+    /// Maximum duration of a session; zero for no limit.
     pub lifetime_max: Duration,
-    /// What is kept of a client's opening messages, to be said again with another key.
+    /// Maximum bytes of a client's opening messages that are kept for a failover to another key.
     pub opening_bytes_max: usize,
-    /// What is read of one message before it goes on in parts.
+    /// Maximum bytes of one message that are read before it is forwarded in parts.
     pub frame_bytes_max: usize,
-    /// How long after the last text or sound a speech socket still counts as speaking.
+    /// How long after the last text or audio a text-to-speech socket keeps its concurrency slot.
     pub quiet_max: Duration,
-    /// How long a client may take to say who it is in its first message.
+    /// Maximum wait for a first message that authenticates the client.
     pub introduction_max: Duration,
-    /// Bytes that one session may have in memory of what its client has sent.
+    /// Maximum bytes from the client that one session may buffer.
     pub session_buffer_max: usize,
-    /// How long the second close, and the end of the connection, may take.
+    /// Maximum wait for the second close frame, and for the end of the connection.
     pub close_max: Duration,
-    /// How often a session looks whether its client's quota of credits is used.
+    /// Interval at which a session checks its client's credit quota.
     pub quota_check_interval: Duration,
 }
 
 impl SocketLimits {
-    /// What is waited for of a frame: no more than a part of what a session may hold.
+    /// Bytes of a frame that are awaited before it is forwarded in parts: a fraction of the
+    /// session's buffer.
     fn slice_bytes_max(&self) -> usize {
         self.frame_bytes_max.min(self.session_buffer_max / 4)
     }

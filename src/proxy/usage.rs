@@ -1,4 +1,4 @@
-//! What the proxy writes down.
+//! Usage records and ownership changes, which the proxy writes to the usage store.
 
 mod batch;
 mod queue;
@@ -22,88 +22,89 @@ use crate::pool::{Key, LearnedOwner};
 pub use batch::{UsageBatch, UsageDimensions, UsageRow};
 pub use queue::{Depth, QueueFull, UsagePermit, UsageQueue, UsageSink};
 
-/// A change of what is known of an identifier.
+/// A change of the known owner of an identifier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OwnershipUpdate {
-    /// It belongs to a workspace.
+    /// The identifier belongs to a workspace.
     Learned(LearnedOwner),
-    /// Its owner no longer has it.
+    /// The owner no longer has it.
     Forgotten(Named),
 }
 
-/// What became of one attempt. Never a text, a key or a token.
+/// The usage record of one attempt. It never contains text, keys or tokens.
 #[derive(Clone, Debug)]
 pub struct AttemptRecord {
-    /// Its own name; a second delivery of it is the same record.
+    /// Unique ID of the record; a second delivery with this ID is the same record.
     pub id: Uuid,
-    /// The request it belongs to.
+    /// ID of the request that the attempt belongs to.
     pub request_id: Arc<str>,
-    /// Which attempt of the request it was, from 1.
+    /// Number of the attempt within the request, from 1.
     pub number: u32,
-    /// When it began.
+    /// When the attempt began.
     pub started_at: UnixMs,
-    /// Who asked.
+    /// Name of the client that sent the request.
     pub client: ClientName,
-    /// With which key of the pool; `None` when the client has brought its own.
+    /// The key of the pool; `None` when the client has brought its own.
     pub key: Option<Arc<Key>>,
-    /// The method.
+    /// The HTTP method, if HTTP defines it, or `other`.
     pub method: Method,
     /// The path with identifiers replaced.
     pub route: Route,
-    /// The status, if an answer came.
+    /// The status of the response, if one was received.
     pub status: Option<u16>,
-    /// What became of it, in a word.
+    /// How the attempt ended, as one stable word.
     pub verdict: &'static str,
     /// Bytes of body sent to the provider.
     pub request_bytes: u64,
     /// Bytes of body relayed to the client.
     pub response_bytes: u64,
-    /// The provider's name of the model, when it was asked for one and has served.
+    /// The provider's model ID, when the request named a model and was served.
     pub model: Option<Arc<str>>,
-    /// Characters of text to be spoken, when it has served and they could be counted.
+    /// Characters of text to speak, when the request was served and they could be counted.
     pub characters: Option<u64>,
-    /// How long the sound was that was sent to be written down, when it was a socket for that.
+    /// Duration of the audio that was sent over a socket to be transcribed.
     pub audio: Option<Duration>,
-    /// Credits set aside before it was sent.
+    /// Credits reserved in the workspace before the request was sent.
     pub credits_reserved: Option<u64>,
-    /// Credits charged, as far as is known.
+    /// Credits charged by the provider, as far as is known.
     pub credits: u64,
-    /// How that is known.
+    /// The source of `credits`.
     pub credits_from: CreditSource,
-    /// What it took from its client's quota.
+    /// What the attempt charged to its client's quota.
     pub quota: QuotaCharge,
-    /// From the begin to the head of the answer.
+    /// Time from the beginning of the attempt to the head of the response.
     pub first_byte: Option<Duration>,
-    /// From the begin to the end.
+    /// Time from the beginning of the attempt to its end.
     pub total: Duration,
 }
 
 impl AttemptRecord {
-    /// A new name for a record that begins at `started_at`: a UUID of version 7 of that moment. What is
-    /// named later in it is greater.
+    /// A new record ID for an attempt that begins at `started_at`: a UUID of version 7 with that
+    /// timestamp. IDs that are generated later for the same timestamp are greater.
     #[must_use]
     pub fn name(started_at: UnixMs) -> Uuid {
-        // Chance makes the names of this run its own. Within it they are counted, from anywhere in the
-        // lower half, which takes neither a lock nor a call of the system.
+        // A random part makes the IDs unique to this process. Within it they are counted from a
+        // random start in the lower half of the range, which takes neither a lock nor a system
+        // call.
         static CHANCE: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(0));
         static COUNT: LazyLock<AtomicU64> = LazyLock::new(|| (RandomState::new().hash_one(0) >> 23).into());
         RecordId { at: started_at, count: COUNT.fetch_add(1, Ordering::Relaxed), chance: *CHANCE as u32 }.id()
     }
 }
 
-/// What a record's id is made of.
+/// The parts of a record ID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordId {
-    /// The moment: 48 bits of it.
+    /// The timestamp, of which 48 bits are used.
     pub at: UnixMs,
-    /// Which of this run of the program it is: 42 bits.
+    /// A counter within this process, of which 42 bits are used.
     pub count: u64,
-    /// What tells this run from others.
+    /// Random bits that differ between processes.
     pub chance: u32,
 }
 
 impl RecordId {
-    /// The id, with version and variant between its parts.
+    /// The UUID, with version and variant between its parts.
     #[must_use]
     pub fn id(self) -> Uuid {
         let Self { at, count, chance } = self;
@@ -115,7 +116,7 @@ impl RecordId {
         Uuid::from_bytes(bytes)
     }
 
-    /// What an id is made of, if it is one of ours.
+    /// Splits a UUID into its parts, if it has the form of a record ID.
     #[must_use]
     pub fn of(id: Uuid) -> Option<Self> {
         let (upper, lower) = id.as_u64_pair();
@@ -128,14 +129,15 @@ impl RecordId {
     }
 }
 
-/// What an attempt took from its client's quota; the sums of these are the client's count after a restart.
+/// What an attempt charged to its client's quota; after a restart, the client's usage is the sum of
+/// these.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QuotaCharge {
-    /// Requests: 1 for the attempt by which its request counted, else 0.
+    /// Requests: 1 for the attempt by which its request was counted, else 0.
     pub requests: u64,
-    /// Credits: the price that is known, or what was reserved when it is not.
+    /// Credits: the known price, or the reservation when the price is unknown.
     pub credits: u64,
-    /// Credits that the record had when it was first delivered, and that `credits` replace.
+    /// Credits of the first delivery of the record, which `credits` replace.
     pub replaced: u64,
 }
 
@@ -147,21 +149,21 @@ impl QuotaCharge {
     }
 }
 
-/// Where a figure of credits comes from.
+/// The source of a number of credits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CreditSource {
-    /// The answer said it.
+    /// The provider reported it.
     Answer,
-    /// The answer did not, and it is what was expected before.
+    /// The provider did not report it; it is the estimate made before.
     Estimate,
-    /// Nothing is charged for this.
+    /// The attempt is free.
     Free,
-    /// Something may have been charged, and nobody said how much.
+    /// The provider may have charged something, and the amount was not reported.
     Unknown,
 }
 
 impl CreditSource {
-    /// The word in the books.
+    /// The word in the usage store.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {

@@ -1,4 +1,5 @@
-//! What an attempt takes from its client's quota: by its answer, or without one by whether a byte was sent.
+//! Charges the client's quota for an attempt: by the response, or without one by whether a byte was
+//! sent.
 
 use super::Attempt;
 use crate::clock;
@@ -6,30 +7,32 @@ use crate::policy::charge::ChargeOutcome;
 use crate::policy::units::UnixMs;
 use crate::proxy::usage::CreditSource;
 
-/// What an attempt still owes its client's quota when it ends.
+/// What is still to be charged to the client's quota when the attempt ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PendingCharge {
-    /// No head of an answer came yet: what was sent may be served.
+    /// No response head has come yet: the provider may serve what was sent.
     Answer,
-    /// No head of an answer came yet, and without one nothing is served: it asks for a socket.
+    /// No response head to a socket handshake has come yet; without one the provider serves
+    /// nothing.
     Handshake,
-    /// A session was opened.
+    /// A socket session was opened.
     Session {
         /// Whether the provider has served it.
         is_served: bool,
     },
-    /// All is settled.
+    /// Everything is charged.
     Nothing,
 }
 
 impl Attempt {
-    /// Settles what the client is charged.
+    /// Charges the client's quota, and adds the charge to the usage record.
     pub(super) fn settle_quota(&mut self, outcome: ChargeOutcome, reported: Option<u64>, now: UnixMs) {
         let taken = self.permits.client().settle(outcome, reported, now);
         self.record.quota.add(taken);
     }
 
-    /// The same without an answer: what was sent may have been served.
+    /// Charges an attempt without a response: if its request was sent, the provider may have served
+    /// it.
     pub(super) fn settle_unanswered(&mut self, is_sent: bool, now: UnixMs) {
         let may_be_served = is_sent && self.due == PendingCharge::Answer;
         self.settle_quota(
@@ -40,7 +43,8 @@ impl Attempt {
         self.due = PendingCharge::Nothing;
     }
 
-    /// Settles what is still due: the client has left before an answer, or a session is over.
+    /// Charges what is pending at the end: the client disconnected before a response, or a session
+    /// ended.
     pub(super) fn settle_at_end(&mut self) {
         let now = clock::now();
         match self.due {

@@ -1,5 +1,5 @@
-//! An attempt that has opened a socket: what its messages say of its key, what is spoken, and the place
-//! that it has while it speaks.
+//! An attempt that has opened a socket session: its verdict, its charges for text or time, and its
+//! concurrency slot while speech is generated.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::proxy::retry_state::RetryState;
 use crate::proxy::usage::{AttemptRecord, CreditSource};
 
 impl Attempt {
-    /// The session of a socket is served, or refused in its messages.
+    /// Records that a session is served, or that its messages refuse it.
     pub(in crate::proxy) fn record_verdict(&mut self, verdict: Verdict, retry: Option<&mut RetryState>) {
         let now = clock::now();
         self.record.verdict = verdict.word();
@@ -27,7 +27,8 @@ impl Attempt {
         }
         self.judge(verdict, None, retry, now);
         let is_served = verdict == Verdict::Served;
-        // Once it has served, an error takes nothing back; before, it says that it does not serve.
+        // An error after the session was served refunds nothing; an error before it means nothing
+        // is charged.
         if is_served {
             self.due = PendingCharge::Session { is_served };
         } else if self.due != (PendingCharge::Session { is_served: true }) {
@@ -37,16 +38,16 @@ impl Attempt {
             let taken = self.permits.client().count(now);
             self.record.quota.add(taken);
         }
-        // Once it has served, an error takes nothing back.
+        // An error after the session was served refunds nothing.
         if verdict != Verdict::Served && self.record.first_byte.is_none() {
-            // After the judgement, as above.
+            // After the key's state is updated, as in `record_result`.
             self.settle(0, now);
             self.record.credits_from = CreditSource::Free;
         }
     }
 
-    /// The session leaves its key, which has not said what it thinks of it. What was said may have been
-    /// charged, unless nothing was that costs.
+    /// Ends the attempt of a session that fails over before its key has replied. Text that was sent
+    /// may have been charged; `may_be_charged` is false when nothing billable was sent.
     pub(in crate::proxy) fn abandon_unanswered(&mut self, progress: Progress, may_be_charged: bool) {
         let now = clock::now();
         self.settle(0, now);
@@ -75,18 +76,19 @@ impl Attempt {
         self.settle(more, now);
     }
 
-    /// Records the estimated credits of all text that was sent to the provider since the start of the
-    /// session, which may be charged.
+    /// Sets the estimated credits of all text that was sent to the provider since the start of the
+    /// session, which the provider may charge.
     pub(in crate::proxy) fn said(&mut self, credits: u64) {
         self.text_credits = credits;
     }
 
-    /// Charges a session at its end. One that was served costs its text, its time, or the reservation of an
-    /// unknown price; one that was not costs the text that was sent to the provider.
+    /// Charges a session at its end. A served session costs its text, its time, or the reservation
+    /// for an unknown price; a session that was not served costs the text that was sent to the
+    /// provider.
     pub(super) fn settle_session(&mut self, is_served: bool, now: UnixMs) {
         let is_text = self.speech_lane.is_some();
         let (outcome, price) = match (is_served, self.text_credits) {
-            // Text is charged when it goes on, time up to now.
+            // Text was charged when it was forwarded.
             (true, _) if is_text => (ChargeOutcome::Served, Some(0)),
             (true, _) if self.credits_per_minute.is_some() => {
                 self.charge_time(now);
@@ -100,8 +102,8 @@ impl Attempt {
         self.due = PendingCharge::Nothing;
     }
 
-    /// Charges a session that is paid by its time for what has passed of it; whether the client's quota has room
-    /// for more.
+    /// Charges a session that is billed by its duration for the time so far; returns whether the
+    /// client's quota has credits left for more.
     pub(in crate::proxy) fn may_go_on(&mut self) -> bool {
         let now = clock::now();
         if self.due == (PendingCharge::Session { is_served: true }) {
@@ -117,15 +119,17 @@ impl Attempt {
         self.record.quota.add(taken);
     }
 
-    /// The conversation of that name has ended: who asks for its price, and what is then completed. Nobody
-    /// asks where a price is known.
+    /// The ended conversation `id` whose cost is to be polled from the provider, with the record
+    /// and the late price to complete. `None` when the cost is known or the client's own key was
+    /// used.
     pub(in crate::proxy) fn conversation(&self, id: Arc<str>) -> Option<Conversation> {
         let key = Arc::clone(self.key().filter(|_| self.record.credits_from == CreditSource::Unknown)?);
         Some(Conversation::new(id, key, self.record.clone(), self.permits.client().late_price()))
     }
 
-    /// A session has ended; what became of it, and how much passed in either direction. `None` where that
-    /// is known already: the session had left this attempt for another.
+    /// Records the end of a session: its verdict, and the bytes sent and received. `verdict` is
+    /// `None` when this attempt has its verdict already, because the session failed over to
+    /// another.
     pub(in crate::proxy) fn ended(
         &mut self,
         verdict: Option<&'static str>,
@@ -137,7 +141,7 @@ impl Attempt {
         &self.record
     }
 
-    /// How much sound was sent to be written down.
+    /// Records the duration of the audio that was sent to be transcribed.
     pub(in crate::proxy) fn heard_all(&mut self, audio: Duration) {
         self.record.audio = Some(audio).filter(|audio| !audio.is_zero());
     }
@@ -147,12 +151,12 @@ impl Attempt {
         self.record.credits
     }
 
-    /// The model that was asked for.
+    /// The model of the session, if it is known.
     pub(in crate::proxy) fn model(&self) -> Option<&str> {
         self.asked.as_ref()?.model.as_deref()
     }
 
-    /// The pool's key; `None` for a client's own.
+    /// The pool's key; `None` when the client's own key is used.
     pub(in crate::proxy) fn key(&self) -> Option<&Arc<Key>> {
         match &self.key_source {
             KeySource::Pool { lease, .. } => Some(lease.key()),
@@ -160,7 +164,8 @@ impl Attempt {
         }
     }
 
-    /// Goes on with another lease of the same key; what the one before had reserved is free.
+    /// Continues with another lease of the same key, and releases the credits that the former one
+    /// reserved.
     pub(in crate::proxy) fn renew(&mut self, mut renewed: Lease) {
         self.settle(0, clock::now());
         renewed.begin();
@@ -169,14 +174,14 @@ impl Attempt {
         }
     }
 
-    /// Nothing is spoken now: its place is free for others.
+    /// Releases the concurrency slot while no speech is generated.
     pub(in crate::proxy) fn rest(&mut self) {
         if let KeySource::Pool { lease, .. } = &mut self.key_source {
             lease.rest();
         }
     }
 
-    /// Whether it has a place among those that run at once.
+    /// Whether the lease holds a concurrency slot.
     pub(in crate::proxy) fn has_place(&self) -> bool {
         matches!(&self.key_source, KeySource::Pool { lease, .. } if lease.has_place())
     }

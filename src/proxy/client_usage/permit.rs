@@ -1,5 +1,5 @@
-//! A request's part of its client's limits: one of those under way, one request, and credits that no other
-//! request of the client can take meanwhile.
+//! A request's part of its client's limits: one request in progress, one counted request, and
+//! credits that are reserved so that no other request of the client can take them.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,10 +10,11 @@ use crate::policy::charge::{Billing, Charge, ChargeOutcome, charge};
 use crate::policy::client_quota::{ClientQuota, Measure, QuotaSpent};
 use crate::policy::units::UnixMs;
 
-/// A client's request under way.
+/// A request in progress of one client.
 ///
-/// Dropping it makes room for another, and gives back all that was reserved and not charged: what counts is
-/// said before, by [`settle`](Self::settle) and its like.
+/// Dropping it ends the request for the concurrency limit, and refunds everything that was reserved
+/// and not charged. Charges are made before, with [`settle`](Self::settle) and the methods for
+/// sessions.
 #[derive(Debug)]
 pub(in crate::proxy) struct ClientPermit {
     account: Arc<ClientCounters>,
@@ -25,19 +26,19 @@ pub(in crate::proxy) struct ClientPermit {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The request, counted ahead or because it was charged.
+    /// The counted request: counted at admission, or when it was first charged.
     request: Option<Counted>,
-    /// Whether it stays counted.
+    /// Whether it was charged, so that it is not refunded.
     is_counted: bool,
-    /// The most that the request may cost so far, as far as that is known.
+    /// The highest known estimate of the request's total cost.
     expected: u64,
-    /// What it has cost so far.
+    /// Credits that were charged so far.
     charged: u64,
-    /// Credits of it in the client's tallies that are reserved and not charged.
+    /// Credits in the client's tallies that are reserved for this request and not charged.
     held: u64,
     /// The periods in which `held` and `charged` are counted.
     credits: Option<Counted>,
-    /// Whether it takes one of the places of requests without a known price.
+    /// Whether it counts as a request of unknown price.
     is_unpriced: bool,
 }
 
@@ -51,7 +52,7 @@ impl ClientPermit {
         &self.account
     }
 
-    /// The quota that the request needs room in.
+    /// The quota that the request counts against, unless it is free or not charged.
     pub(super) fn quota(&self) -> Option<ClientQuota> {
         self.quota.filter(|_| self.is_charged && self.billing != Billing::Free)
     }
@@ -60,13 +61,13 @@ impl ClientPermit {
         self.quota().filter(|quota| quota.measure == Measure::Credits)
     }
 
-    /// Whether the client has a quota of credits that this request counts against: then its price must be
-    /// known before it is sent, if it can be.
+    /// Whether the request counts against a credit quota: then its price should be known before it
+    /// is sent.
     pub(in crate::proxy) fn needs_price(&self) -> bool {
         self.credit_quota().is_some()
     }
 
-    /// What is known of its price.
+    /// How the request is billed.
     pub(in crate::proxy) fn billing(&self) -> Billing {
         self.billing
     }
@@ -75,7 +76,7 @@ impl ClientPermit {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts the request, before it is known whether it is served.
+    /// Counts the request at admission, before it is known whether it is served.
     pub(super) fn count_ahead(&self, now: UnixMs) -> Result<(), QuotaSpent> {
         if !self.is_charged || self.billing == Billing::Free {
             return Ok(());
@@ -89,13 +90,13 @@ impl ClientPermit {
         Ok(())
     }
 
-    /// Reserves what the request may cost at the most: `total` credits from its begin on, of which what was
-    /// reserved before is a part. One compare-and-swap on the sum of what the client has used and reserved
-    /// decides, so no two requests get the same credits.
+    /// Reserves the request's maximum cost: `total` credits since its start, which includes what it
+    /// reserved before. One compare-and-swap on the sum of the client's used and reserved credits
+    /// decides, so that no two requests get the same credits.
     ///
     /// # Errors
     ///
-    /// When the quota has less left. What was reserved before stays reserved.
+    /// When less than that is left in the quota. Earlier reservations are kept.
     pub(in crate::proxy) fn reserve(&self, total: u64, now: UnixMs) -> Result<(), QuotaSpent> {
         let mut state = self.state();
         let more = total.saturating_sub(state.expected);
@@ -107,13 +108,13 @@ impl ClientPermit {
         Ok(())
     }
 
-    /// Reserves credits for a request of unknown price: `amount`, or what is left when that is less. A client
-    /// may have at most `max` such requests under way, so their price bounds by how much the quota is
-    /// exceeded.
+    /// Reserves credits for a request of unknown price: `amount`, or the rest of the quota if that
+    /// is less. A client may have at most `max` such requests in progress, so their prices bound by
+    /// how much the quota can be exceeded.
     ///
     /// # Errors
     ///
-    /// When nothing is left, or too many are under way.
+    /// When nothing is left in the quota, or `max` such requests are in progress.
     pub(in crate::proxy) fn reserve_unpriced(
         &self,
         amount: u64,
@@ -134,8 +135,8 @@ impl ClientPermit {
         Ok(())
     }
 
-    /// Takes over what was added to the tallies. What was held from a period that has ended since moves to
-    /// the present one.
+    /// Adds newly reserved credits. Credits that were reserved in a period which has ended since
+    /// move to the current one.
     fn hold(&self, state: &mut State, more: u64, counted: Counted, now: UnixMs) {
         if let Some(before) = state.credits.filter(|before| *before != counted) {
             self.account.credits.settle(before, state.held, 0);
@@ -145,17 +146,17 @@ impl ClientPermit {
         state.held += more;
     }
 
-    /// Whether more may be spent on what runs already: something of the quota is left, or reserved for it.
+    /// Whether a running session may cost more: credits are left in the quota, or reserved for it.
     pub(in crate::proxy) fn may_spend(&self, now: UnixMs) -> bool {
         let Some(quota) = self.credit_quota() else { return true };
         self.state().held > 0 || quota.check(self.account.credits.used(quota.period, now), now).is_ok()
     }
 
-    /// An attempt has ended with `outcome`, and its answer named the price `reported`. Returns what that took
-    /// from the quota.
+    /// Charges an attempt that ended with `outcome`, whose response reported the price `reported`.
+    /// Returns what was charged to the quota.
     ///
-    /// Something was served, or may have been: then what is still reserved is free for others. A refused or
-    /// unsent attempt keeps it for the next one.
+    /// When the provider served the attempt or may have, the rest of the reservation is released.
+    /// After a refused or unsent attempt it is kept for the next attempt.
     pub(in crate::proxy) fn settle(
         &self,
         outcome: ChargeOutcome,
@@ -174,14 +175,14 @@ impl ClientPermit {
         taken
     }
 
-    /// A session is served: it counts. What it costs is charged as it goes on.
+    /// Counts a served session as a request. Its credits are charged while it runs.
     pub(in crate::proxy) fn count(&self, now: UnixMs) -> Charge {
         let is_free = !self.is_charged || self.billing == Billing::Free;
         let counts = Charge { requests: u64::from(!is_free), credits: 0 };
         self.take(&mut self.state(), counts, now)
     }
 
-    /// A session under way has cost `total` credits from its begin on.
+    /// Charges a running session up to `total` credits since its start.
     pub(in crate::proxy) fn charge_up_to(&self, total: u64, now: UnixMs) -> Charge {
         if !self.is_charged {
             return Charge::default();
@@ -191,7 +192,7 @@ impl ClientPermit {
         self.take(&mut state, Charge { requests: u64::from(credits > 0), credits }, now)
     }
 
-    /// Books a charge, of what is reserved first. The request itself is counted once.
+    /// Charges credits, from the reservation first. The request itself is counted once.
     fn take(&self, state: &mut State, charge: Charge, now: UnixMs) -> Charge {
         let Charge { requests, credits } = charge;
         let is_first = requests > 0 && !state.is_counted;
@@ -211,7 +212,7 @@ impl ClientPermit {
         Charge { requests: u64::from(is_first), credits }
     }
 
-    /// Gives back what is reserved and was not charged.
+    /// Refunds what is reserved and was not charged.
     fn release(&self, state: &mut State) {
         if let Some(counted) = state.credits.filter(|_| state.held > 0) {
             self.account.credits.settle(counted, state.held, 0);
@@ -222,7 +223,7 @@ impl ClientPermit {
         }
     }
 
-    /// What is needed to correct the charge when the price becomes known after the request has ended.
+    /// The data for correcting the charge when the price becomes known after the request has ended.
     pub(in crate::proxy) fn late_price(&self) -> LatePrice {
         let state = self.state();
         let account = self.is_charged.then(|| Arc::clone(&self.account));
@@ -241,7 +242,7 @@ impl Drop for ClientPermit {
     }
 }
 
-/// A charge of a request that has ended, for which a price may still be named.
+/// The charge of an ended request whose price may still be reported.
 #[derive(Debug)]
 pub(in crate::proxy) struct LatePrice {
     account: Option<Arc<ClientCounters>>,
@@ -250,7 +251,7 @@ pub(in crate::proxy) struct LatePrice {
 }
 
 impl LatePrice {
-    /// The request has cost `credits`, and not what it was charged so far. Returns what it is charged now.
+    /// Replaces the charge by the reported price of `credits`. Returns the new charge.
     pub(in crate::proxy) fn settle(self, credits: u64, now: UnixMs) -> u64 {
         let Some(account) = self.account else { return 0 };
         match self.credits {

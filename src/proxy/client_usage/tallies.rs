@@ -1,15 +1,16 @@
-//! The sum of what a client has used and reserved, one atomic word for each period.
+//! The sums of a client's used and reserved amounts, one atomic word per period.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::policy::client_quota::{ClientQuota, Period, QuotaSpent, Tally};
 use crate::policy::units::UnixMs;
 
-/// A tally for each period, so that a quota may change its period while the program runs.
+/// A tally per period, so that a reload may change the period of a quota.
 #[derive(Debug, Default)]
 pub(super) struct Tallies([AtomicU64; 3]);
 
-/// The numbers of the periods in which something was counted, to be settled in the same ones.
+/// The numbers of the periods in which an amount was counted, so that it is corrected in the same
+/// ones.
 pub(super) type Counted = [u16; 3];
 
 fn index(period: Period) -> usize {
@@ -30,12 +31,13 @@ impl Tallies {
         Period::ALL.map(|period| self.add_to(period, amounts[index(period)], now))
     }
 
-    /// Adds what `amount` says to each period, if it fits into `quota`: one compare-and-swap of the word of
-    /// its period decides. `amount` is asked with what is taken there.
+    /// Adds an amount to each period if it fits into `quota`; one compare-and-swap on the word of
+    /// the quota's period decides. `amount` gets what is used in that period and returns what to
+    /// add.
     ///
     /// # Errors
     ///
-    /// When it does not fit. Nothing has changed then.
+    /// When it does not fit. The tallies are unchanged then.
     pub(super) fn take(
         &self,
         quota: ClientQuota,
@@ -60,8 +62,8 @@ impl Tallies {
         Ok((taken, counted))
     }
 
-    /// Replaces `less`, which was counted in these periods, by `more`. Of a period that is over, nothing is
-    /// left to change.
+    /// Replaces the amount `less`, which was counted in these periods, by `more`. Periods that have
+    /// ended are left unchanged.
     pub(super) fn settle(&self, counted: Counted, less: u64, more: u64) {
         for period in Period::ALL {
             let at = index(period);
@@ -74,11 +76,11 @@ impl Tallies {
         before.plus(amount, period, now).number()
     }
 
-    /// Returns what was there before.
+    /// Applies `change`; returns the tally before it.
     fn update(&self, period: Period, change: impl Fn(Tally) -> Tally) -> Tally {
         let changed = |word| Some(change(Tally::of_word(word)).word());
         let cell = &self.0[index(period)];
-        // There is always a next value, so there is no error.
+        // `changed` never returns `None`, so there is no error.
         let before = cell.fetch_update(Ordering::AcqRel, Ordering::Acquire, changed);
         Tally::of_word(before.unwrap_or_else(|word| word))
     }

@@ -53,7 +53,7 @@ fn enter(accounts: &ClientUsage, rules: &Rules) -> Result<ClientPermit, ClientLi
     enter_at(accounts, rules, METERED, NOW)
 }
 
-/// Requests and credits that are taken, with those reserved.
+/// The used requests and credits, including reserved ones.
 #[track_caller]
 fn check_taken(accounts: &ClientUsage, requests: u64, credits: u64) {
     let used = accounts.used(&app(), NOW);
@@ -108,7 +108,7 @@ fn a_price_that_nobody_names_is_what_was_reserved() {
     for outcome in [ChargeOutcome::Served, ChargeOutcome::Unknown] {
         let permit = enter(&accounts, &credits(1_000)).unwrap();
         permit.reserve(300, NOW).unwrap();
-        // A refusal keeps it for the next attempt.
+        // A refusal keeps the reservation for the next attempt.
         assert_eq!(permit.settle(ChargeOutcome::Refused, None, NOW), Charge::default());
         assert_eq!(permit.settle(outcome, None, NOW), Charge { requests: 1, credits: 300 });
         assert_eq!(permit.settle(outcome, None, NOW), Charge::default(), "once");
@@ -142,7 +142,7 @@ fn of_unknown_prices_few_are_under_way_and_each_costs_something() {
     assert_eq!(unpriced().unwrap_err(), ClientLimitExceeded::Unpriced { max: 1 });
     assert!(enter(&accounts, &credits(1_500)).unwrap().reserve(500, NOW).is_ok(), "known prices go on");
     first.settle(ChargeOutcome::Served, None, NOW);
-    // It may still be under way; its price is settled.
+    // The session may still run; its price is settled.
     let second = unpriced().unwrap();
     check_taken(&accounts, 2, 1_500);
     second.settle(ChargeOutcome::Unknown, None, NOW);
@@ -305,7 +305,7 @@ fn many_at_once_get_no_more_than_there_is() {
     assert_eq!(accounts.used(&app(), NOW).credits, [spent; 3]);
 }
 
-/// What may happen to a request of a client.
+/// The events of a client's request.
 #[derive(Clone, Debug)]
 enum Step {
     Begin { estimate: u64, is_known: bool },
@@ -328,8 +328,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// In any order of events, what is charged stays within the quota, and in the end the count is what was
-    /// charged, to the credit.
+    /// In any order of events, the charges stay within the quota, and at the end the tally is
+    /// exactly the sum of the charges.
     #[test]
     fn the_quota_is_exact_in_every_order(steps in prop::collection::vec(step(), 0..120)) {
         const QUOTA: u64 = 2_000;
@@ -372,7 +372,8 @@ proptest! {
                 Step::Leave(at) => drop(under_way.remove(at)),
             }
             let taken = accounts.used(&app(), NOW).credits[2];
-            // Two of unknown price may each go over by what was reserved for them.
+            // Two requests of unknown price may each exceed the quota by what was reserved for
+            // them.
             prop_assert!(spent <= taken && taken <= QUOTA + 200, "{} {}", spent, taken);
         }
         drop(under_way);

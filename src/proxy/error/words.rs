@@ -1,5 +1,4 @@
-//! What clients are told when a request fails for a longer reason: the wording, apart from the list of
-//! reasons.
+//! The messages of error responses with longer reasons, separate from the list of errors.
 
 use std::time::Duration;
 
@@ -15,12 +14,12 @@ use crate::policy::units::{Grouped, UnixMs};
 use crate::proxy::client_usage::ClientLimitExceeded;
 use crate::upstream::{SendError, SendErrorKind};
 
-/// The contract's sentence for an empty pool.
+/// The message for an empty pool, as the contract words it.
 const NOTHING_LEFT: &str = "All ElevenLabs API keys are exhausted or rate limited";
-/// A request that is under way ends about that soon.
+/// About the time in which a request in progress ends.
 const FULL_RETRY_AFTER: Duration = Duration::from_secs(1);
-/// And not much later, whatever else may bring a key back: credits that are due next month say nothing of
-/// a place.
+/// Maximum `Retry-After` while all slots are taken: a later event, like a credit reset next month,
+/// says nothing about when a slot becomes free.
 const FULL_RETRY_AFTER_MAX: Duration = Duration::from_secs(10);
 
 pub(super) fn two_owners_message(TwoOwners(one, other): TwoOwners) -> String {
@@ -39,7 +38,7 @@ pub(super) fn two_owners_message(TwoOwners(one, other): TwoOwners) -> String {
     )
 }
 
-/// The same as for the whole pool, for the one account that has what is named.
+/// Like `unavailable_response`, but for the one account that owns the named resource.
 pub(super) fn owner_unavailable_response(kind: Kind, unavailable: Unavailable, now: UnixMs) -> ErrorResponse {
     let told = unavailable_response(unavailable, now);
     let account = format!("The ElevenLabs account that this {} belongs to", kind.word());
@@ -83,7 +82,7 @@ pub(super) fn client_limit_response(turned_away: ClientLimitExceeded) -> ErrorRe
             status: "too_many_concurrent_requests",
             code: "client_concurrency_exceeded",
             message: format!("Keychoir lets this client have {max} requests under way at once."),
-            // One of them may end at any moment.
+            // A request in progress may end at any moment.
             retry_after_s: Some(1),
         },
         ClientLimitExceeded::Rate { wait } => {
@@ -104,7 +103,7 @@ pub(super) fn client_limit_response(turned_away: ClientLimitExceeded) -> ErrorRe
                 "This client has a quota of credits, and as many requests under way as it may have ({max}) whose price \
                  is known only from their answers."
             ),
-            // One of them may end at any moment.
+            // A request in progress may end at any moment.
             retry_after_s: Some(1),
         },
         ClientLimitExceeded::DirectAccess => ErrorResponse {
@@ -118,7 +117,7 @@ pub(super) fn client_limit_response(turned_away: ClientLimitExceeded) -> ErrorRe
             retry_after_s: None,
         },
         ClientLimitExceeded::Spent(spent) => ErrorResponse {
-            // Not 429: SDKs would try again.
+            // Not 429, which SDKs would retry.
             http: StatusCode::PAYMENT_REQUIRED,
             status: "insufficient_credits",
             code: "client_quota_exceeded",
@@ -148,7 +147,7 @@ fn next_reset(resets_at: Option<UnixMs>) -> String {
     resets_at.map(|at| format!(" Next reset: {}.", at.rfc3339_seconds())).unwrap_or_default()
 }
 
-/// At least one, so that clients do not come back at once.
+/// At least one second, so that clients do not retry at once.
 fn whole_seconds(wait: Duration) -> u64 {
     u64::try_from(wait.as_millis().div_ceil(1_000)).unwrap_or(u64::MAX).max(1)
 }
@@ -192,7 +191,7 @@ pub(super) fn unavailable_response(unavailable: Unavailable, now: UnixMs) -> Err
                 retry_after_s: u64::try_from(seconds).ok(),
             }
         }
-        // Nothing was tried and nothing can be: said as for an empty pool of refused keys.
+        // No key could be tried: reported like a pool of refused keys.
         Unavailable::Invalid | Unavailable::Tried | Unavailable::Outdated => ErrorResponse {
             http: StatusCode::UNAUTHORIZED,
             status: "invalid_api_key",

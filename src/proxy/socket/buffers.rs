@@ -1,6 +1,6 @@
-//! The two buffers of a direction: what was read of one end and not yet acted on, and what is sent to
-//! the other. Frames are checked as they are read, so a close or a violation is known at once, also
-//! while nothing is acted on.
+//! The two buffers of each direction: bytes that were read from one end and not yet processed, and
+//! bytes to send to the other. Frames are validated as they are read, so that a close or a
+//! violation is noticed at once, also while no frames are processed.
 
 use std::future::poll_fn;
 use std::io;
@@ -15,63 +15,63 @@ use super::ending::{Ending, Side};
 use crate::body::budget::BufferShare;
 use crate::policy::frame::{FrameValidator, Sender, StreamEnd, Violation};
 
-/// Room for one read.
+/// Maximum bytes of one read.
 pub(super) const READ_BYTES: usize = 16 * 1024;
 
-/// What was read of one end and not yet acted on.
+/// Bytes that were read from one end and not yet processed.
 #[derive(Debug, Default)]
 pub(super) struct ReadBuffer {
     pub(super) bytes: BytesMut,
-    /// `None` where nothing is known of what passes: every byte does.
+    /// `None` for unknown protocols: every byte is forwarded.
     rules: Option<Box<FrameValidator>>,
 }
 
-/// How much may be read ahead.
+/// Limits for reading ahead.
 pub(super) struct ReadAhead<'a> {
-    /// Bytes of the client that may wait.
+    /// Maximum bytes from the client that may wait.
     pub(super) bytes_max: usize,
-    /// What the session has taken of the budget.
+    /// The session's share of the buffer budget.
     pub(super) share: &'a mut BufferShare,
-    /// Bytes of its other buffers.
+    /// Bytes in the session's other buffers.
     pub(super) beside: usize,
 }
 
-/// What a session may buffer for free: a read and a write of each direction.
+/// Bytes that a session may buffer without the budget: one read and one write of each direction.
 pub(super) const FREE: usize = 4 * READ_BYTES;
 
-/// What a read has brought.
+/// The result of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Read {
-    /// Bytes that may be acted on.
+    /// Bytes to process.
     Some,
-    /// Bytes that were dropped: they follow a close or a violation.
+    /// Only bytes behind a close or a violation, which were dropped.
     Dropped,
     /// The connection has ended.
     Gone,
 }
 
 impl ReadBuffer {
-    /// One for what `sender` sends, of which `early` was read already. Where the frames are not
-    /// `checked`, every byte passes.
+    /// A buffer for the bytes of `sender`, of which `early` were read already. Without `checked`,
+    /// frames are not validated.
     pub(super) fn new(sender: Sender, checked: bool, early: BytesMut) -> Self {
         let mut buffer = Self { bytes: early, rules: checked.then(|| Box::new(FrameValidator::new(sender))) };
         buffer.check(0);
         buffer
     }
 
-    /// Adds what was read elsewhere.
+    /// Adds bytes that were read elsewhere.
     pub(super) fn extend(&mut self, early: &[u8]) {
         let before = self.bytes.len();
         self.bytes.extend_from_slice(early);
         self.check(before);
     }
 
-    /// Why nothing more is accepted, once that is so.
+    /// Why no more bytes are accepted, if that is so.
     pub(super) fn end(&self) -> Option<StreamEnd> {
         self.rules.as_ref().and_then(|rules| rules.end())
     }
 
-    /// The rule that was broken.
+    /// The protocol violation, if there was one.
     pub(super) fn violation(&self) -> Option<Violation> {
         match self.end() {
             Some(StreamEnd::Violated(violation)) => Some(violation),
@@ -79,7 +79,7 @@ impl ReadBuffer {
         }
     }
 
-    /// How the session ends by what was read: the client has closed, or breaks the rules.
+    /// How the client ended the session: by a close, or by a violation.
     pub(super) fn ending(&self) -> Option<Ending> {
         self.end().map(|end| match end {
             StreamEnd::Closed { code } => Ending::ClientClosed { code },
@@ -87,7 +87,7 @@ impl ReadBuffer {
         })
     }
 
-    /// Reads once. A buffer that waits without a byte in it takes no memory.
+    /// Reads once. While an empty buffer waits, it holds no memory.
     pub(super) fn poll_read<R>(&mut self, cx: &mut Context<'_>, from: &mut R) -> Poll<Read>
     where
         R: AsyncRead + Unpin,
@@ -103,8 +103,9 @@ impl ReadBuffer {
         Poll::Ready(if self.bytes.len() > before { Read::Some } else { Read::Dropped })
     }
 
-    /// Reads ahead while the session is busy elsewhere; ready when it need not go on: the client has
-    /// left or closed, breaks the rules, or sends more than `ahead` allows.
+    /// Reads ahead while the session waits for something else. Ready when that wait is to be
+    /// cancelled: the client has disconnected or closed, violates the protocol, or sends more than
+    /// `ahead` allows.
     pub(super) fn poll_watch<R>(
         &mut self,
         cx: &mut Context<'_>,
@@ -130,7 +131,7 @@ impl ReadBuffer {
         }
     }
 
-    /// The same as a future.
+    /// `poll_watch` as a future.
     pub(super) async fn watch<R: AsyncRead + Unpin>(
         &mut self,
         client: &mut R,
@@ -139,7 +140,7 @@ impl ReadBuffer {
         poll_fn(|cx| self.poll_watch(cx, client, &mut ahead)).await
     }
 
-    /// Checks what was read behind `before`, and drops what may not be acted on.
+    /// Validates the bytes behind `before`, and drops those that must not be processed.
     fn check(&mut self, before: usize) {
         if let Some(rules) = &mut self.rules {
             let checked = rules.check(self.bytes.get(before..).unwrap_or_default());
@@ -148,7 +149,7 @@ impl ReadBuffer {
     }
 }
 
-/// What is sent to one end.
+/// Bytes to send to one end.
 #[derive(Debug, Default)]
 pub(super) struct SendBuffer {
     pub(super) bytes: BytesMut,
@@ -156,8 +157,8 @@ pub(super) struct SendBuffer {
 }
 
 impl SendBuffer {
-    /// Sends all of it. Nothing more is read for this end before, so that a slow end slows the other
-    /// down.
+    /// Sends all bytes. Until then nothing more is read for this end, so that a slow receiver slows
+    /// down the sender.
     pub(super) fn poll_send<W>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<io::Result<()>>
     where
         W: AsyncWrite + Unpin,
@@ -177,14 +178,14 @@ impl SendBuffer {
         Poll::Ready(Ok(()))
     }
 
-    /// Gives its memory back when nothing is to be sent.
+    /// Frees the memory of an empty buffer.
     pub(super) fn rest(&mut self) {
         if self.bytes.is_empty() {
             self.bytes = BytesMut::new();
         }
     }
 
-    /// Sends all of it, and closes that half.
+    /// Sends all bytes, and shuts down the write half.
     pub(super) fn poll_close<W>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<io::Result<()>>
     where
         W: AsyncWrite + Unpin,
@@ -194,8 +195,8 @@ impl SendBuffer {
     }
 }
 
-/// Reads and drops what a client still sends, up to its end: a connection that is closed with unread
-/// bytes is reset, and the client loses the close that was sent to it.
+/// Reads and drops the rest of a client's bytes: a connection that is closed with unread bytes is
+/// reset, and the client would lose the close frame that was sent to it.
 pub(super) async fn drain<R: AsyncRead + Unpin>(client: &mut R) {
     let mut scrap = BytesMut::with_capacity(READ_BYTES);
     while let Ok(1..) = poll_fn(|cx| poll_read_buf(Pin::new(&mut *client), cx, &mut scrap)).await {

@@ -1,5 +1,5 @@
-//! What a client says, frame by frame, on its way to the provider: messages without its credentials,
-//! all else as it came. What will be charged by its characters waits for leave to go on.
+//! Forwards the client's frames to the provider: messages without the client's credentials, and all
+//! else unchanged. Messages that are charged by their characters are held until they are released.
 
 use bytes::{Buf, BytesMut};
 
@@ -8,60 +8,60 @@ use crate::policy::socket::{
     ContentCounter, CredentialBlanker, Dialect, MessageCount, NAMING_BYTES_MAX, SpokenText,
 };
 
-/// The client's frames.
+/// The state of the client's stream of frames.
 #[derive(Debug)]
 pub(super) struct ClientToUpstream {
     dialect: Dialect,
-    /// What is waited for of a frame, so that it can go on in one piece.
+    /// Bytes of a frame that are awaited, so that smaller frames are forwarded in one piece.
     slice_bytes_max: usize,
-    /// The largest message that may wait for leave.
+    /// Maximum size of a message that is held.
     message_bytes_max: usize,
     frame: Option<ClientFrame>,
     message: Option<PendingMessage>,
     blanking: CredentialBlanker,
     counter: ContentCounter,
-    /// Bytes of sound in the messages that have ended.
+    /// Bytes of audio in the complete messages.
     audio_bytes: u64,
-    /// The start of the message that waits, for what it names.
+    /// The start of the held message, where identifiers may stand.
     said: Vec<u8>,
-    /// The message that waits, as it will go on.
+    /// The held message as it will be forwarded.
     staged: BytesMut,
-    /// Whether the client has closed.
+    /// Whether the client has sent a close frame.
     has_closed: bool,
     bytes: u64,
 }
 
-/// A frame of which more must come.
+/// A frame that is not complete yet.
 #[derive(Debug)]
 struct ClientFrame {
     head: Head,
     raw: BytesMut,
     left: u64,
-    /// Payload that went on.
+    /// Bytes of payload that were forwarded.
     passed: u64,
     is_raw: bool,
-    /// Whether its head is out and some of its payload is not.
+    /// Whether its header was forwarded and some of its payload was not.
     is_cut: bool,
 }
 
-/// A message under way.
+/// A message that is not complete yet.
 #[derive(Clone, Copy, Debug, Default)]
 struct PendingMessage {
     is_binary: bool,
-    /// Its first frame has gone on.
+    /// Whether its first frame was forwarded.
     is_begun: bool,
-    /// It is no JSON object: nothing of it is looked at.
+    /// Whether it is no JSON object, and is forwarded unread.
     is_foreign: bool,
 }
 
-/// What has come of the client's frames.
+/// The result of processing the client's frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ClientMessage {
-    /// Nothing that must be waited for.
+    /// All complete frames were forwarded.
     Passed,
-    /// A whole message, which waits to be [released](Upwards::release).
+    /// A complete message, which is held until it is [released](ClientToUpstream::release).
     Message(SpokenText),
-    /// What is not accepted.
+    /// The client sent something that is not accepted.
     Refused(Violation),
 }
 
@@ -83,41 +83,42 @@ impl ClientToUpstream {
         }
     }
 
-    /// Whether the client has said that it ends.
+    /// Whether the client has sent a close frame.
     pub(super) fn has_closed(&self) -> bool {
         self.has_closed
     }
 
-    /// Whether a frame has begun and not ended: nothing may be put in between.
+    /// Whether a frame was forwarded in part: no other frame may be inserted.
     pub(super) fn is_in_frame(&self) -> bool {
         self.frame.as_ref().is_some_and(|frame| frame.is_cut)
     }
 
-    /// Bytes so far, heads of frames included.
+    /// Bytes received so far, including frame headers.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Bytes of sound so far, those of a message under way included.
+    /// Bytes of audio so far, including those of an incomplete message.
     pub(super) fn audio_bytes(&self) -> u64 {
         let is_heard = self.dialect == Dialect::Transcription;
         self.audio_bytes + if is_heard { self.counter.audio_so_far() } else { 0 }
     }
 
-    /// Bytes that are stored until they may go on.
+    /// Bytes that are held.
     pub(super) fn held_bytes(&self) -> usize {
         self.staged.len() + self.said.len()
     }
 
-    /// Memory of the buffers for that.
+    /// Memory of the buffers for held bytes.
     pub(super) fn capacity(&self) -> usize {
         self.staged.capacity() + self.said.capacity()
     }
 
-    /// Looks at what was read; what may go on is in `out`. Of a [message](Taken::PendingMessage) that waits,
-    /// nothing more is looked at before it was [released](Self::release).
+    /// Processes received bytes, and adds the bytes to forward to `out`. After a
+    /// [message](ClientMessage::Message), nothing more is processed before it was
+    /// [released](Self::release).
     pub(super) fn take(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> ClientMessage {
-        // What has come, and not what was announced.
+        // Counts received bytes, not announced ones.
         let before = inbox.len();
         let taken = self.look(inbox, out).unwrap_or_else(ClientMessage::Refused);
         self.bytes += (before - inbox.len()) as u64;
@@ -162,23 +163,23 @@ impl ClientToUpstream {
         }
     }
 
-    /// The start of the message that waits.
+    /// The start of the held message.
     pub(super) fn said(&self) -> &[u8] {
         &self.said
     }
 
-    /// The message that waits goes on.
+    /// Forwards the held message.
     pub(super) fn release(&mut self, out: &mut BytesMut) {
         out.unsplit(std::mem::take(&mut self.staged));
         self.said = Vec::new();
     }
 
-    /// Whether messages wait for leave: their characters are charged.
+    /// Whether messages are held, because their characters are charged.
     fn waits(&self) -> bool {
         self.dialect.is_spoken()
     }
 
-    /// Whether messages are counted, so that every byte of them is looked at.
+    /// Whether the content of messages is counted, so that every byte is processed.
     fn counts(&self) -> bool {
         self.waits() || self.dialect == Dialect::Transcription
     }
@@ -186,8 +187,8 @@ impl ClientToUpstream {
     fn begin(&mut self, inbox: &mut BytesMut) -> Result<Option<ClientFrame>, Violation> {
         let Some((head, length)) = frame::read(inbox) else { return Ok(None) };
         let raw = inbox.split_to(length);
-        // What an extension has changed cannot be read, and neither can what breaks the rules: on the
-        // provider's paths, neither gets so far.
+        // Payload that an extension has changed, or an unmasked frame, cannot be read; on the
+        // provider's paths, frame validation rejects both before this.
         let is_raw = head.reserved != 0 || head.mask.is_none();
         let is_binary = head.opcode == Opcode::Binary;
         if is_binary || head.opcode == Opcode::Text {
@@ -202,7 +203,8 @@ impl ClientToUpstream {
         Ok(Some(ClientFrame { head, raw, left: head.length, passed: 0, is_raw, is_cut: false }))
     }
 
-    /// A frame between those of a message; its end is noted.
+    /// Forwards a control frame, which may stand between the frames of a message, and notes a
+    /// close.
     fn control(&mut self, frame: &mut ClientFrame, inbox: &mut BytesMut, out: &mut BytesMut) -> bool {
         if frame.head.opcode == Opcode::Close {
             self.has_closed = true;
@@ -210,7 +212,7 @@ impl ClientToUpstream {
         pass(frame, inbox, out)
     }
 
-    /// A piece of a message: a whole frame, or as much as is waited for.
+    /// Processes a piece of a message: a whole frame, or at least `slice_bytes_max` of it.
     fn content(&mut self, frame: &mut ClientFrame, inbox: &mut BytesMut, out: &mut BytesMut) -> bool {
         let Some(mask) = frame.head.mask else { return pass(frame, inbox, out) };
         let has = available(frame.left, inbox);
@@ -256,7 +258,7 @@ impl ClientToUpstream {
         if self.blanking.is_foreign() && !ends && !self.counts() {
             message.is_foreign = true;
             if frame.left > 0 {
-                // The rest of the frame goes on unread, as a frame of its own.
+                // The rest of the frame is forwarded unread, as a frame of its own.
                 frame.raw = rest_of(frame, mask, message);
             }
         }
@@ -274,7 +276,7 @@ impl ClientToUpstream {
     }
 }
 
-/// The head of what is left of a frame whose start went on as another.
+/// The header for the rest of a frame whose start was forwarded as another frame.
 fn rest_of(frame: &ClientFrame, mut mask: [u8; 4], message: PendingMessage) -> BytesMut {
     mask.rotate_left((frame.passed % 4) as usize);
     let first = if message.is_binary { Opcode::Binary } else { Opcode::Text };
@@ -284,7 +286,7 @@ fn rest_of(frame: &ClientFrame, mut mask: [u8; 4], message: PendingMessage) -> B
     raw
 }
 
-/// As it came.
+/// Forwards the available bytes of a frame unchanged.
 fn pass(frame: &mut ClientFrame, inbox: &mut BytesMut, out: &mut BytesMut) -> bool {
     let has = available(frame.left, inbox);
     let is_moved = has > 0 || !frame.raw.is_empty();
@@ -302,10 +304,11 @@ fn available(left: u64, inbox: &BytesMut) -> usize {
     usize::try_from(left).map_or(inbox.len(), |left| left.min(inbox.len()))
 }
 
-/// Bytes at the start of a message that are looked at, each time some arrive, for its first sign.
+/// Maximum bytes at the start of a message that are searched for its first character, each time
+/// bytes arrive.
 const FIRST_SIGN_BYTES: usize = 64;
 
-/// Whether what has come of a message shows that it is no JSON object.
+/// Whether the start of a message shows that it is no JSON object.
 fn begins_foreign(masked: &[u8], mask: [u8; 4]) -> bool {
     let start = masked.iter().take(FIRST_SIGN_BYTES);
     let mut bytes = start.zip(mask.iter().cycle()).map(|(byte, part)| byte ^ part);

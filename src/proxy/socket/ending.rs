@@ -1,4 +1,4 @@
-//! How a session ends: what either end is told, and what is written down.
+//! The end of a session: its close frames, its usage record and its access log.
 
 use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
@@ -17,35 +17,35 @@ use crate::policy::frame::{Head, Opcode, Violation, close_payload, mask};
 use crate::policy::socket::Dialect;
 use crate::upstream::Connect;
 
-/// How a session has ended.
+/// Why a session has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// The provider has said so and closed.
+    /// The provider has sent a close frame and closed its connection.
     Closed,
-    /// The client is gone.
+    /// The client has disconnected.
     ClientLeft,
-    /// The provider is gone without a word.
+    /// The provider has disconnected without a close frame.
     UpstreamBroke,
-    /// The program ends, and the grace is over.
+    /// The program shuts down, and the drain timeout is over.
     Cut,
-    /// Nothing passed for too long.
+    /// Nothing was received for the idle timeout.
     Idle,
-    /// It lasted too long.
+    /// The session has reached its maximum duration.
     Old,
-    /// Its client has used the credits that it may.
+    /// The client has used its credit quota.
     Spent,
-    /// It needs larger buffers than the budget has memory left for.
+    /// The buffer budget is used up.
     NoMemory,
-    /// The client has closed while the session was busy elsewhere; 1005 when it gave no code.
+    /// The client has closed while the session waited for something else.
     ClientClosed {
-        /// The code that it gave.
+        /// The close code; 1005 when the close frame had none.
         code: u16,
     },
-    /// That side sends what is not accepted.
+    /// That side sent something that is not accepted.
     Violated(Violation, Side),
 }
 
-/// An end of a session.
+/// One side of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     /// The client.
@@ -55,7 +55,7 @@ pub(super) enum Side {
 }
 
 impl Ending {
-    /// What the ends are told that do not know: client and provider, each a code and a reason.
+    /// The close code and reason for the client and for the provider; `None` when both sides know.
     pub(super) fn told(self) -> Option<[(u16, &'static str); 2]> {
         match self {
             Self::Closed | Self::ClientLeft | Self::UpstreamBroke => None,
@@ -89,23 +89,23 @@ impl Ending {
     }
 }
 
-/// The code of a close that refuses.
+/// The close code of a refusal.
 const POLICY: u16 = 1008;
 
-/// What is left to say is said in this time, or not at all.
+/// Maximum time for sending the last frames and for the end of the connection.
 pub(super) const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 
-/// A mask that hides nothing: what is said under it is for anybody.
+/// A constant mask: the close frame under it contains nothing that needs an unpredictable one.
 const MASK: [u8; 4] = [0x4b, 0x65, 0x79, 0x63];
 
 impl<C: Connect> Session<C> {
-    /// Tells both ends, and writes down what became of it.
+    /// Sends close frames to both sides, and writes the usage record and the access log.
     pub(super) async fn end<S>(mut self: Box<Self>, ending: Ending, mut client: S)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        // A client that has said that it ends, and a provider that has closed, are as good as one that
-        // waited for the other's word.
+        // When the client or the provider has sent a close frame, a disconnect before the other
+        // side's close frame is a normal end.
         let is_one_gone = matches!(ending, Ending::ClientLeft | Ending::UpstreamBroke);
         let was_said = self.client_to_upstream.has_closed() || self.upstream_to_client.has_closed();
         let ending = if is_one_gone && was_said { Ending::Closed } else { ending };
@@ -121,7 +121,7 @@ impl<C: Connect> Session<C> {
         self.log.relayed(record);
         self.log.ended_as(word);
         if let Some(conversation) = self.conversation.take().and_then(|id| self.attempt.conversation(id)) {
-            // Too many at once, and some stay without a price.
+            // A conversation that finds the queue full stays without a price.
             let _ = self.proxy.ended.try_send(conversation);
         }
         let Self {
@@ -135,10 +135,12 @@ impl<C: Connect> Session<C> {
             ..
         } = *self;
         let Self { from_upstream, mut to_upstream, mut to_client, mut upstream, .. } = *self;
-        // Its key, its place among those that wait, and what was kept to be written are free from here on.
+        // Releases the key, the place in the wait queue and the usage record before the last frames
+        // are sent.
         drop((attempt, log, speaking, pooled));
         if ending == Ending::UpstreamBroke {
-            // A cut stream must not look like a clean end: the connection just goes.
+            // A broken stream must not look like a clean end: the connection is dropped without a
+            // close frame.
             return;
         }
         if let Some([told_client, told_upstream]) = ending.told() {
@@ -162,7 +164,7 @@ impl<C: Connect> Session<C> {
     }
 }
 
-/// What the provider says, up to the end of the frame under way.
+/// The provider's stream, up to the end of the current frame.
 struct Frames {
     downwards: UpstreamToClient,
     from_upstream: ReadBuffer,
@@ -170,7 +172,8 @@ struct Frames {
 }
 
 impl Frames {
-    /// Passes on the rest of the frame under way: no close can be put into it. Whether it has ended.
+    /// Forwards the rest of the current frame, as no close can be put into it. Returns whether it
+    /// is complete.
     fn poll_finish<U, S>(&mut self, cx: &mut Context<'_>, upstream: &mut U, client: &mut S) -> Poll<bool>
     where
         U: AsyncRead + Unpin,
@@ -198,19 +201,19 @@ impl Frames {
     }
 }
 
-/// Sends a client what is left to say, and waits for its end.
+/// Sends the last frames to a client, and waits for the end of its connection.
 pub(super) async fn say_last<S: AsyncRead + AsyncWrite + Unpin>(to_client: &mut SendBuffer, client: &mut S) {
     let last_words = async {
         if poll_fn(|cx| to_client.poll_close(cx, client)).await.is_ok() {
             drain(client).await;
         }
     };
-    // A client that is gone, or does not end, has had its time.
+    // A client that is gone, or does not close in time, is not waited for.
     let _ = timeout(LAST_WORDS_MAX, last_words).await;
 }
 
-/// Adds a refusal of ours, as the provider says its own: in a message and in a close. The member that
-/// names the kind of a message on the socket stands beside those of speech.
+/// Adds an error of the proxy in the provider's form: a message and a close. The field that names
+/// the kind of message in the socket's protocol stands beside those of text-to-speech errors.
 pub(super) fn put_refusal(out: &mut BytesMut, dialect: Dialect, code: &str, message: &str) {
     let mut told = json!({ "message": message, "error": code, "code": POLICY });
     match dialect {
@@ -227,14 +230,14 @@ pub(super) fn put_refusal(out: &mut BytesMut, dialect: Dialect, code: &str, mess
     put_close(out, (POLICY, message), None);
 }
 
-/// Adds a close frame; of 1005, which stands for no code, one without a payload.
+/// Adds a close frame; for 1005, which stands for no code, one without a payload.
 pub(super) fn put_close(out: &mut BytesMut, (code, reason): (u16, &str), masked: Option<[u8; 4]>) {
     const NONE: u16 = 1005;
     let payload = if code == NONE { Vec::new() } else { close_payload(code, reason) };
     put(out, Opcode::Close, &payload, masked);
 }
 
-/// Adds a frame.
+/// Adds a complete frame.
 pub(super) fn put(out: &mut BytesMut, opcode: Opcode, payload: &[u8], masked: Option<[u8; 4]>) {
     let length = payload.len() as u64;
     Head { is_final: true, reserved: 0, opcode, mask: masked, length }.write(out);

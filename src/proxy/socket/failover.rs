@@ -1,5 +1,5 @@
-//! The session moves to another key: the provider has refused the one it had, and has said nothing
-//! useful yet. What the client has said is said again.
+//! Failover of a session to another key: the provider has refused the current key and has sent
+//! nothing useful yet. The client's opening messages are sent again.
 
 use tokio::time::timeout;
 
@@ -15,14 +15,14 @@ use crate::pool::Lease;
 use crate::upstream::Connect;
 
 impl<C: Connect> Session<C> {
-    /// Moves to the next key, if that may help and is safe. Whether it did.
+    /// Moves the session to the next key, if that is safe and may help; returns whether it moved.
     ///
     /// # Cancel safety
     ///
-    /// Dropped while it waits, it gives back its place among those that wait, its key and its connection;
-    /// the attempt that was left keeps its verdict.
+    /// Dropping the future while it waits gives back its place in the wait queue, its key and its
+    /// connection; the attempt that was left keeps its verdict.
     pub(super) async fn fail_over(&mut self, progress: Progress) -> bool {
-        // The client has closed: it would not hear the next one.
+        // The client has closed, so it would not receive the reply to another key.
         if self.client_to_upstream.has_closed() {
             return false;
         }
@@ -49,9 +49,10 @@ impl<C: Connect> Session<C> {
         let facts = context.retry.facts(progress, &context.body, &key, limits);
         let facts = Facts {
             body: if self.opening.is_some() { Replayable::Whole } else { Replayable::Lost },
-            // A client may connect long before it speaks: the span begins with the first refusal.
+            // A client may connect long before it sends text: the span begins with the first
+            // refusal.
             is_late: clock::since(since) >= limits.replay_max,
-            // Text that was sent may have been spoken, and charged.
+            // The provider may have spoken and charged text that was sent.
             effect: if self.speech.characters() > 0 { Effect::Some } else { Effect::None },
             ..facts
         };
@@ -63,11 +64,13 @@ impl<C: Connect> Session<C> {
         if let (Progress::Answered(Verdict::Concurrency { .. }), group @ Some(_)) =
             (progress, context.meta.speech_lane)
         {
-            // The next one is asked when it has a place, which is given back if nothing is said.
+            // The next key is requested together with a concurrency slot, which is released if no
+            // text follows.
             context.retry.set_speech(context.retry.key_request().estimate.unwrap_or(0), group);
             self.speech.claimed(clock::instant());
         }
-        // Nobody stands twice in the line; what is given now is given for what waits as well.
+        // Leaves the wait queue before entering it again; the next lease also covers the waiting
+        // message.
         let has_waited = self.speech.stop_waiting();
         self.attempt.release();
         let has_moved = match self.proxy.reserve(&mut context.retry).await {
@@ -80,7 +83,8 @@ impl<C: Connect> Session<C> {
         has_moved
     }
 
-    /// Goes on with another key. Whether it did; else the session stays with the provider that it has.
+    /// Continues the session with another key; returns whether that worked. Else the session keeps
+    /// its current upstream connection.
     pub(super) async fn change_key(&mut self, lease: Lease) -> bool {
         self.is_between_keys = true;
         let has_changed = self.ask_with(lease).await;
@@ -92,10 +96,11 @@ impl<C: Connect> Session<C> {
         let Self { pooled: Some(PooledSession { request: context, .. }), proxy, log, .. } = self else {
             return false;
         };
-        // Whether it is late was found out before: a client may have been silent for minutes.
+        // The caller has checked the deadline, as a client may have been silent for minutes.
         context.body = Replay::empty();
         let replay_max = context.config.limits.replay_max;
-        // In a box, so that a session carries no room for it: hardly any moves.
+        // Boxed, so that a session does not reserve the size of this future: few sessions fail
+        // over.
         let asking = Box::pin(async {
             let (answer, _, attempt) = proxy.send_with_pool(context, lease, log).await.ok()?;
             if !answer.is_switched() {
@@ -113,7 +118,7 @@ impl<C: Connect> Session<C> {
         self.is_queued = false;
         self.upstream_to_client.restart();
         self.from_upstream = ReadBuffer::new(Sender::Server, self.dialect.is_read(), switched.heard);
-        // What was on its way to the one before is among what was said.
+        // Bytes in the send buffer are part of the opening messages.
         self.to_upstream.bytes.clear();
         self.to_upstream.bytes.extend_from_slice(self.opening.as_deref().unwrap_or_default());
         true

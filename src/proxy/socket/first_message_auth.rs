@@ -1,5 +1,6 @@
-//! A client that says who it is in its first message, because it has no other place for that. Its
-//! socket is opened by us, and what would have been said to a request is said on it.
+//! Authentication in the first message of a socket, for clients that cannot send a token elsewhere.
+//! The proxy accepts the handshake itself, and sends errors as messages instead of as HTTP
+//! responses.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -32,10 +33,10 @@ use crate::proxy::relay::ResponseBody;
 use crate::proxy::{Proxy, RuntimeConfig};
 use crate::upstream::Connect;
 
-/// What is read of somebody unknown: a token and the settings of a voice fit.
+/// Maximum bytes that are read of an unauthenticated client: enough for a token and voice settings.
 const INTRODUCTION_BYTES_MAX: usize = 16 * 1024;
 
-/// A socket whose client has not said who it is, and may still.
+/// A handshake without a token, whose client may authenticate in its first message.
 pub(in crate::proxy) struct FirstMessageAuth<C> {
     proxy: Arc<Proxy<C>>,
     config: Arc<RuntimeConfig>,
@@ -43,7 +44,7 @@ pub(in crate::proxy) struct FirstMessageAuth<C> {
     accept: HeaderValue,
 }
 
-/// The same, when its client has been told that it may speak.
+/// An accepted handshake whose client has not authenticated yet.
 pub(super) struct UnauthenticatedSession<C> {
     introduction: FirstMessageAuth<C>,
     request: Request<Incoming>,
@@ -51,16 +52,16 @@ pub(super) struct UnauthenticatedSession<C> {
 }
 
 impl<C> FirstMessageAuth<C> {
-    /// The introduction that a request asks for: when tokens are asked for, it presents none, and the
-    /// provider would take one in a message.
+    /// Checks whether a request authenticates in its first message: tokens are required, it has
+    /// none, and its protocol has a place for one in messages.
     pub(in crate::proxy) fn of(proxy: &Arc<Proxy<C>>, request: &Request<Incoming>) -> Option<Self> {
         let is_asked = headers::asks_for_socket(request.method(), request.version(), request.headers());
-        // One with a body is refused on the usual way.
+        // A handshake with a body is refused by the usual request processing.
         if !is_asked || !request.body().is_end_stream() {
             return None;
         }
         let config = proxy.config.load_full();
-        // A path that could be read in two ways is refused on the usual way.
+        // An ambiguous path is refused by the usual request processing.
         let dialect = socket_at(request.uri().path())?;
         let says_nothing = headers::presented(request.headers(), request.uri().query()).next().is_none();
         let may = config.clients.are_known() && says_nothing && dialect.takes_key_in_messages();
@@ -69,7 +70,7 @@ impl<C> FirstMessageAuth<C> {
         Some(Self { proxy: Arc::clone(proxy), config, dialect, accept })
     }
 
-    /// Opens the socket, and waits for the client's first message.
+    /// Accepts the handshake, to wait for the client's first message.
     pub(in crate::proxy) fn begin(self, request: Request<Incoming>, log: AccessLog) -> ProxyResponse<C> {
         let mut answer = Response::new(ResponseBody::Ours(Full::default()));
         *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -81,11 +82,11 @@ impl<C> FirstMessageAuth<C> {
 }
 
 impl<C: Connect> UnauthenticatedSession<C> {
-    /// Hears who it is; the session that begins, with what has been said on it. `None` when there is
-    /// none, and the client has heard why.
+    /// Waits for the token and processes the request with it. Returns the session with the client's
+    /// bytes so far; `None` when no session begins and the client has received the reason.
     ///
-    /// A client that leaves, closes or breaks the rules meanwhile is noticed at once, and what was waited
-    /// for is given back.
+    /// A disconnect, a close or a protocol violation of the client meanwhile is noticed at once,
+    /// and cancels what is waited for.
     pub(super) async fn introduced<S>(
         self,
         mut client: S,
@@ -104,7 +105,7 @@ impl<C: Connect> UnauthenticatedSession<C> {
         let token = tokio::select! {
             biased;
             () = proxy.cut.cancelled() => Err(AuthFailure::Refused(ProxyError::Draining)),
-            // One that says nothing has no token.
+            // A client that sends nothing in time has no token.
             token = timeout(bounds.introduction_max, hearing) => token.unwrap_or(Ok(None)).map_err(AuthFailure::Ended),
         };
         let found = match token {
@@ -148,7 +149,7 @@ impl<C: Connect> UnauthenticatedSession<C> {
                 }
             }
         }
-        // Its line is written before it is waited for.
+        // The access log is written before the client's close is awaited.
         drop(log);
         say_last(&mut last, &mut client).await;
         None
@@ -157,24 +158,25 @@ impl<C: Connect> UnauthenticatedSession<C> {
 
 /// Why no session begins.
 enum AuthFailure {
-    /// It is not served.
+    /// The request is refused.
     Refused(ProxyError),
-    /// It ends by what the client does.
+    /// The client has closed, disconnected or violated the protocol.
     Ended(Ending),
 }
 
-/// What a client would have been told by an answer.
+/// The code and the message of the error response, which is recorded in the access log.
 fn told(error: &ProxyError, log: &mut AccessLog) -> (&'static str, String) {
     let (status, message) = error.message(clock::now());
     log.failed(error, status);
     (error.code(), message)
 }
 
-/// The token in a client's first message, which stays in `from_client`; `None` when it has none.
+/// Reads the token from a client's first message, which stays in `from_client`; `None` when it has
+/// none.
 ///
 /// # Errors
 ///
-/// How the session ends when the client has left or closed, or breaks the rules.
+/// How the session ends when the client disconnects, closes or violates the protocol.
 async fn hear_token<S: AsyncRead + Unpin>(
     client: &mut S,
     from_client: &mut ReadBuffer,

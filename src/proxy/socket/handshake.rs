@@ -1,5 +1,5 @@
-//! A socket that the provider has opened: what the client is told of it, and the session that begins
-//! when it has heard.
+//! A socket that the provider has accepted: the 101 for the client, and the start of the session
+//! that follows it.
 
 use std::sync::Arc;
 
@@ -27,14 +27,14 @@ use crate::proxy::usage::UsagePermit;
 use crate::proxy::{Proxy, RuntimeConfig};
 use crate::upstream::{SendError, SendErrorKind, Switched};
 
-/// A socket of the provider, and what is known of it.
+/// The provider's 101 response, and the data to start the session.
 pub(in crate::proxy) struct Handshake<C> {
     head: Parts,
     start: SessionStart<C>,
 }
 
 impl<C> Handshake<C> {
-    /// One that was opened with a key of the pool.
+    /// A handshake with a key of the pool.
     ///
     /// # Errors
     ///
@@ -74,7 +74,7 @@ impl<C> Handshake<C> {
         Ok(Box::new(Self { head, start }))
     }
 
-    /// One that was opened with a client's own key: nobody else's can take its place.
+    /// A handshake with the client's own key, without failover.
     ///
     /// # Errors
     ///
@@ -101,7 +101,7 @@ impl<C> Handshake<C> {
         Ok(Box::new(Self { head, start }))
     }
 
-    /// The answer to the client, and the session that follows it.
+    /// The 101 response to the client, with the session that follows it.
     pub(in crate::proxy) fn begin(self, log: AccessLog) -> ProxyResponse<C> {
         let Self { mut head, start } = self;
         headers::strip_switched(&mut head.headers);
@@ -114,16 +114,17 @@ impl<C> Handshake<C> {
         ProxyResponse { answer, socket: Some(Socket(SocketKind::Session(session))) }
     }
 
-    /// The session, when the client has heard of it already.
+    /// The session for a client that has received its 101 already.
     pub(super) fn into_session(self, log: AccessLog) -> Box<Session<C>> {
         Box::new(Session::opened(self.start, log))
     }
 }
 
-/// The provider's own tokens, which take the place of a key. Source: its AsyncAPI documents.
+/// Query parameters with the provider's own tokens, which replace a key. Source: its AsyncAPI
+/// documents.
 const TOKENS: [&str; 3] = ["token", "single_use_token", "conversation_signature"];
 
-/// The stream behind a 101.
+/// The head and the upgraded stream of a 101 response.
 pub(super) fn switched(answer: Answer) -> Result<(Parts, Switched), ProxyError> {
     let broken = |error| SendError { progress: Progress::Unanswered, kind: SendErrorKind::Broken(error) };
     let switched = answer.body.into_rest().switched().map_err(broken)?;

@@ -1,6 +1,6 @@
-//! Everything that a session waits for, in one function: both directions, a place among those that
-//! speak, and the bounds of time. The directions take turns, so that one that floods starves neither
-//! the other nor the timers, nor the other tasks of its worker.
+//! Polls everything that a session waits for: both directions, a reservation for text to speak, and
+//! the timers. The directions take turns, so that a flood in one starves neither the other, nor the
+//! timers, nor the other tasks of its worker.
 
 use std::future::Future;
 use std::task::{Context, Poll, ready};
@@ -21,16 +21,17 @@ use crate::upstream::Connect;
 
 /// Maximum reads of one direction before the other has its turn: 128 KiB.
 const READS_PER_TURN: u32 = 8;
-/// Maximum events in a row before the timers are looked at and other tasks run: messages of a few bytes
-/// come by the thousand in one read.
+/// Maximum events in a row before the timers are polled and other tasks run: one read can contain
+/// thousands of small messages.
 const EVENTS_PER_TURN: u32 = 64;
-/// What is read of a client while the provider takes nothing, so that its end is noticed.
+/// Maximum bytes that are read from a client while the provider accepts none, so that a disconnect
+/// is noticed.
 const READ_AHEAD_BYTES: usize = 64 * 1024;
 
-/// Whose turn it is.
+/// The order of the directions, and the events since the last wait.
 #[derive(Debug, Default)]
 pub(super) struct PollOrder {
-    /// Whether the provider's direction was first the last time.
+    /// Whether the provider's direction was polled first the last time.
     was_down_first: bool,
     /// Events since the session last waited.
     events: u32,
@@ -46,7 +47,7 @@ enum Direction {
 }
 
 impl PollOrder {
-    /// Counts an event; whether it was the last before timers and other tasks have their turn.
+    /// Counts an event; returns whether timers and other tasks have their turn now.
     fn is_over(&mut self) -> bool {
         self.events += 1;
         let is_over = self.events > EVENTS_PER_TURN;
@@ -56,20 +57,20 @@ impl PollOrder {
         is_over
     }
 
-    /// The order of the directions this time: the one that was second is first.
+    /// The order for this poll: the direction that was second is first.
     fn next(&mut self) -> [Direction; 2] {
         self.was_down_first = !self.was_down_first;
         if self.was_down_first { [Direction::Down, Direction::Up] } else { [Direction::Up, Direction::Down] }
     }
 
-    /// Nothing more is ready.
+    /// Resets the count, because nothing more is ready.
     fn waits(&mut self) {
         self.events = 0;
     }
 }
 
-/// Whether the client's quota of credits ends a session of that kind while it runs: where text is
-/// charged, each text is checked before it goes on instead.
+/// Whether the client's credit quota may end such a session while it runs. Where text is charged,
+/// each text is checked before it is forwarded instead.
 pub(super) fn quota_checks(dialect: Dialect, pooled: Option<&PooledSession>) -> bool {
     let has_quota = pooled.is_some_and(|PooledSession { request: context, .. }| {
         let allowance = context.retry.rules().allowance;
@@ -115,7 +116,7 @@ impl<C: Connect> Session<C> {
         Poll::Pending
     }
 
-    /// From the client to the provider, for one turn. `None` when there is more to do.
+    /// Polls the client's direction for one turn. `None` when there is more to do.
     fn poll_up<S>(&mut self, cx: &mut Context<'_>, client: &mut S) -> Poll<Option<SessionEvent>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -144,13 +145,13 @@ impl<C: Connect> Session<C> {
                 Poll::Pending => {}
             }
             if self.is_deaf {
-                // The provider's last words may tell why; what the client says is lost.
+                // The provider's last messages may explain why; the client's bytes are dropped.
                 (self.to_upstream.bytes, self.from_client.bytes) = Default::default();
                 if let Some(ending) = self.from_client.ending() {
                     return Poll::Ready(Some(SessionEvent::Over(ending)));
                 }
             } else if sent.is_pending() {
-                // What came before a violation has no way to go on.
+                // The frames before the violation cannot be forwarded.
                 if let Some(violation) = self.from_client.violation() {
                     return Poll::Ready(Some(violated(violation)));
                 }
@@ -166,7 +167,7 @@ impl<C: Connect> Session<C> {
         Poll::Ready(None)
     }
 
-    /// Acts on what was read of the client.
+    /// Processes bytes from the client.
     fn take_up(&mut self) -> Option<SessionEvent> {
         let is_metered = self.quota_check_at.is_some() && self.dialect == Dialect::Transcription;
         if is_metered && !self.from_client.bytes.is_empty() && !self.may_spend() {
@@ -187,12 +188,12 @@ impl<C: Connect> Session<C> {
         if self.opening.as_ref().is_some_and(|opening| held + opening.len() > max) {
             self.opening = None;
         }
-        // What came before a violation has gone on.
+        // A violation ends the session after the frames before it were forwarded.
         let is_done = self.to_upstream.bytes.is_empty();
         self.from_client.violation().filter(|_| is_done).map(violated)
     }
 
-    /// Reads once of the client; an event when it has left.
+    /// Reads once from the client; returns an event when it has disconnected.
     fn poll_client<S: AsyncRead + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
@@ -212,7 +213,7 @@ impl<C: Connect> Session<C> {
         })
     }
 
-    /// From the provider to the client, for one turn. `None` when there is more to do.
+    /// Polls the provider's direction for one turn. `None` when there is more to do.
     fn poll_down<S>(&mut self, cx: &mut Context<'_>, client: &mut S) -> Poll<Option<SessionEvent>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -251,7 +252,7 @@ impl<C: Connect> Session<C> {
         Poll::Ready(None)
     }
 
-    /// One timer for all bounds, set anew when it rings and not when something moves.
+    /// Polls one timer for all deadlines. It is set again when it expires, and not with every byte.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<SessionEvent> {
         let bounds = self.bounds();
         loop {
@@ -271,7 +272,7 @@ impl<C: Connect> Session<C> {
             let ends = ends.into_iter().map(|(at, _)| at).chain([self.quota_check_at]);
             let Some(next) = ends.flatten().min() else { return Poll::Pending };
             let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next.into())));
-            // A later end is found out when it rings; an earlier one must be set.
+            // A later deadline is noticed when the timer expires; an earlier one must be set.
             if timer.is_elapsed() || timer.deadline() > next.into() {
                 timer.as_mut().reset(next.into());
             }
@@ -279,7 +280,7 @@ impl<C: Connect> Session<C> {
         }
     }
 
-    /// When what happens, if nothing moves until then.
+    /// The deadlines of the session, if nothing is received until then, with their events.
     fn ends(&mut self, bounds: &SocketLimits, now: Instant) -> [(Option<Instant>, TimerEvent); 4] {
         let SocketLimits { idle_max, lifetime_max, quiet_max, close_max, .. } = *bounds;
         let is_idle = !idle_max.is_zero() && !self.is_queued;
@@ -300,7 +301,7 @@ impl<C: Connect> Session<C> {
     }
 }
 
-/// What a bound of time brings.
+/// The event of a deadline.
 #[derive(Clone, Copy)]
 enum TimerEvent {
     Quiet,
@@ -344,8 +345,8 @@ mod tests {
         assert_eq!((0..).take_while(|_| !turns.is_over()).count(), EVENTS_PER_TURN as usize);
     }
 
-    /// Both directions and the timers are polled within the budget that the runtime gives a task: what
-    /// comes behind it would be told to wait, whatever is ready.
+    /// Both directions and the timers are polled within tokio's budget of a task: a resource that
+    /// is polled after the budget is used up returns pending, even if it is ready.
     #[test]
     fn one_turn_of_both_directions_is_within_the_budget_of_a_task() {
         const BUDGET: u32 = 128;

@@ -1,4 +1,5 @@
-//! What happens on a session, one event after another. What it waits for is in `polling`.
+//! The event loop of a socket session: it handles one event after another. The events come from
+//! `polling`.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -30,12 +31,12 @@ use crate::secret::Redactor;
 use crate::telemetry::SocketOpen;
 use crate::upstream::{Connect, Switched, Wire};
 
-/// What a session begins with.
+/// The data for the start of a session.
 pub(super) struct SessionStart<C> {
     pub(super) proxy: Arc<Proxy<C>>,
     pub(super) config: Arc<RuntimeConfig>,
     pub(super) dialect: Dialect,
-    /// Whether the client brought a token of the provider's own.
+    /// Whether the client sent one of the provider's own tokens.
     pub(super) has_token: bool,
     pub(super) audio_format: Option<String>,
     pub(super) redactor: Option<Arc<Redactor>>,
@@ -44,14 +45,15 @@ pub(super) struct SessionStart<C> {
     pub(super) upstream: Switched,
 }
 
-/// What a session of the pool has beyond that: another key can take its place.
+/// The data of a session with a key of the pool, which can fail over to another key.
 pub(super) struct PooledSession {
     pub(super) request: RequestContext,
-    /// A place for what becomes known of whose things are.
+    /// The permit for recording the ownership of resources.
     pub(super) ownership_permit: Option<UsagePermit>,
 }
 
-/// A session. Dropping it closes both ends, releases its key, and writes down what became of it.
+/// A running session. Dropping it closes both connections, releases its key, and writes its usage
+/// record.
 pub(super) struct Session<C> {
     pub(super) proxy: Arc<Proxy<C>>,
     pub(super) config: Arc<RuntimeConfig>,
@@ -66,46 +68,47 @@ pub(super) struct Session<C> {
     pub(super) to_client: SendBuffer,
     pub(super) client_to_upstream: ClientToUpstream,
     pub(super) upstream_to_client: UpstreamToClient,
-    /// What the client has said so far, while it may have to be said again; `None` when it was too much
-    /// or need not.
+    /// The client's messages so far, for a failover; `None` when they were too long or the session
+    /// cannot fail over any more.
     pub(super) opening: Option<Vec<u8>>,
     pub(super) speech: SpeechPermit,
-    /// Since when it looks for another key.
+    /// When the current failover began.
     pub(super) moving_since: Option<Instant>,
     /// Whether the attempt has ended and the next one has not begun.
     pub(super) is_between_keys: bool,
-    /// Why it was refused, when the client has heard that.
+    /// The refusal that was forwarded to the client.
     pub(super) refusal: Option<Verdict>,
-    /// The provider's name of it, when it is a conversation with an agent.
+    /// The provider's conversation ID, when it is a conversation with an agent.
     pub(super) conversation: Option<Arc<str>>,
-    /// The provider takes no more; what it says may tell why.
+    /// Whether the provider accepts no more bytes; its last messages may still explain why.
     pub(super) is_deaf: bool,
-    /// Whether the provider has said that the client waits for an agent that is busy.
+    /// Whether the provider has reported that the client waits for a busy agent.
     pub(super) is_queued: bool,
     pub(super) turns: polling::PollOrder,
     pub(super) began: Instant,
     pub(super) moved_at: Instant,
-    /// When both ends had closed.
+    /// When both sides had sent a close frame.
     pub(super) closed_at: Option<Instant>,
-    /// When the client's quota of credits is looked at next.
+    /// When the client's credit quota is checked next.
     pub(super) quota_check_at: Option<Instant>,
     pub(super) timer: Option<Pin<Box<Sleep>>>,
-    /// The memory of all its buffers.
+    /// The share of the buffer budget for all its buffers.
     pub(super) share: BufferShare,
     _open: SocketOpen,
 }
 
-/// What happens next.
+/// The next event of a session.
 pub(super) enum SessionEvent {
-    /// The client has said a message that waits for leave, and so much is in it.
+    /// The client has sent a message that is held until its text is paid for; with the size of its
+    /// content.
     Said(SpokenText),
-    /// A key that was waited for.
+    /// The reservation that was waited for has completed.
     Given(Given),
-    /// The provider has said something that matters.
+    /// The provider has sent a message or a close that changes the session's state.
     Told(UpstreamEvent),
-    /// Nothing was said for a while by a socket that speaks.
+    /// A text-to-speech socket has been silent for its idle timeout.
     Quiet,
-    /// It is over.
+    /// The session ends.
     Over(Ending),
 }
 
@@ -137,7 +140,7 @@ impl<C> Session<C> {
             upstream: upstream.stream,
             from_client: ReadBuffer::new(Sender::Client, dialect.is_read(), Bytes::new().into()),
             to_upstream: SendBuffer::default(),
-            // The provider may have begun to speak with its 101.
+            // The provider may have sent its first frames together with its 101.
             from_upstream: ReadBuffer::new(Sender::Server, dialect.is_read(), upstream.heard),
             to_client: SendBuffer::default(),
             moving_since: None,
@@ -166,13 +169,13 @@ impl<C> Session<C> {
         self.config.limits.sockets
     }
 
-    /// Bytes that may still be read ahead of what is acted on.
+    /// Bytes that may still be read ahead of processing.
     pub(super) fn read_ahead_max(&self) -> usize {
         let held = self.client_to_upstream.held_bytes() + self.opening.as_ref().map_or(0, Vec::len);
         self.bounds().session_buffer_max.saturating_sub(held)
     }
 
-    /// Memory of its buffers, but for what was read of the client.
+    /// Memory of its buffers, except the one for bytes from the client.
     pub(super) fn capacity_beside(&self) -> usize {
         let Self {
             to_upstream,
@@ -188,27 +191,29 @@ impl<C> Session<C> {
         kept + passing.iter().sum::<usize>()
     }
 
-    /// Takes memory of the budget for its buffers and so much `more` of them. Whether that is left.
+    /// Reserves the memory of its buffers and `more` bytes in the budget; returns whether it was
+    /// available.
     pub(super) fn takes_memory(&mut self, more: usize) -> bool {
         let bytes = self.from_client.bytes.capacity() + self.capacity_beside();
         self.share.cover(bytes + more)
     }
 
-    /// Takes memory of the budget for its buffers. Where it is not left, the opening messages are let go, and
-    /// the session cannot move to another key any more. Whether it has what it needs.
+    /// Reserves the memory of its buffers in the budget. If that is not available, the opening
+    /// messages are freed, and the session cannot fail over any more. Returns whether the memory is
+    /// reserved.
     pub(super) fn takes_memory_or_lets_go(&mut self) -> bool {
         self.takes_memory(0) || (self.opening.take().is_some() && self.takes_memory(0))
     }
 }
 
 impl<C: Connect> Session<C> {
-    /// Speaks with `client`, who has already sent `early`, to the end.
+    /// Runs the session with `client`, which has already sent `early`, to its end.
     pub(super) async fn run<S>(mut self: Box<Self>, mut client: S, early: Bytes)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         self.from_client.extend(&early);
-        // Also when it is empty, it holds the buffer that the handshake was read into.
+        // Even when it is empty, it holds the buffer that the handshake was read into.
         drop(early);
         if self.dialect == Dialect::Foreign {
             self.served();
@@ -220,7 +225,8 @@ impl<C: Connect> Session<C> {
                 () = cut.as_mut() => break Ending::Cut,
                 event = poll_fn(|cx| self.poll_event(cx, &mut client)) => event,
             };
-            // A client that leaves is noticed whatever is waited for: a key, its place, a handshake.
+            // A disconnect of the client is noticed during every wait: for a key, a concurrency
+            // slot, a handshake.
             let (bytes_max, beside) = (self.read_ahead_max(), self.capacity_beside());
             let (mut from_client, mut share) =
                 (std::mem::take(&mut self.from_client), std::mem::take(&mut self.share));
@@ -239,11 +245,11 @@ impl<C: Connect> Session<C> {
         self.end(ending, client).await;
     }
 
-    /// Does what an event asks for; how the session ends, when it does.
+    /// Handles an event; returns how the session ends, if it does.
     ///
     /// # Cancel safety
     ///
-    /// Dropped while it waits, it gives back what it waited for and leaves the session to be ended.
+    /// Dropping the future while it waits cancels that wait, and leaves the session to be ended.
     async fn meet(&mut self, event: SessionEvent) -> Option<Ending> {
         match event {
             SessionEvent::Said(said) if self.may_say(said) => self.said(said).await,
@@ -264,7 +270,8 @@ impl<C: Connect> Session<C> {
                 self.upstream_to_client.open(&mut self.to_client.bytes)
             }
             SessionEvent::Quiet => self.attempt.rest(),
-            // Nothing useful was heard of this key: another may be asked, if nothing is lost by it.
+            // The provider has sent nothing useful with this key: another key may be tried, if that
+            // is safe.
             SessionEvent::Over(Ending::UpstreamBroke | Ending::Violated(_, Side::Upstream))
                 if !self.upstream_to_client.is_open() && self.fail_over(Progress::Unanswered).await => {}
             SessionEvent::Over(ending) => return Some(ending),
@@ -272,7 +279,8 @@ impl<C: Connect> Session<C> {
         None
     }
 
-    /// The session is served: the client hears what was held, and what it said need not be kept.
+    /// Marks the session as served: the held messages are forwarded to the client, and the opening
+    /// messages are freed.
     fn served(&mut self) {
         let first = self.upstream_to_client.first().to_vec();
         (self.opening, self.is_queued) = (None, false);
@@ -294,13 +302,13 @@ impl<C: Connect> Session<C> {
         self.book();
     }
 
-    /// It is refused. Before anything useful was said, the next key may serve; else the client hears
-    /// it, and the pool learns.
+    /// Handles a refusal. Before a useful message, the session fails over to the next key if
+    /// possible; else the refusal is forwarded to the client and recorded in the pool.
     async fn refused(&mut self, verdict: Verdict) {
         if !self.upstream_to_client.is_open() && self.fail_over(Progress::Answered(verdict)).await {
             return;
         }
-        // A message and the close behind it say the same.
+        // A message and the close behind it report the same refusal.
         if self.refusal.is_none() {
             if self.upstream_to_client.is_open() {
                 let retry = self.pooled.as_mut().map(|pooled| &mut pooled.request.retry);
@@ -315,7 +323,8 @@ impl<C: Connect> Session<C> {
         self.upstream_to_client.open(&mut self.to_client.bytes);
     }
 
-    /// Keeps what goes on behind `from`, while it may have to be said again.
+    /// Adds the forwarded bytes behind `from` to the opening messages, while a failover is
+    /// possible.
     pub(super) fn keep_opening(&mut self, from: usize) {
         let more = self.to_upstream.bytes.get(from..).unwrap_or_default();
         let max = self.config.limits.sockets.opening_bytes_max;

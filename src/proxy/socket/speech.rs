@@ -1,5 +1,5 @@
-//! What a session says that is charged: a place among those that speak while it is spoken, credits for
-//! its characters, and the account that has what it names.
+//! The billable text of a session: it needs a concurrency slot while speech is generated, credits
+//! for its characters, and the account that owns the resources it names.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,21 +16,21 @@ use crate::pool::Reserved;
 use crate::telemetry::announce;
 use crate::upstream::Connect;
 
-/// A key that was waited for, or why there is none.
+/// The result of a reservation: a lease, or why there is none.
 pub(super) type Given = Result<Reserved, Unavailable>;
 
-/// What was said so far.
+/// The text and audio of a session so far, and the reservation that it waits for.
 pub(super) struct SpeechPermit {
-    /// Characters that went on.
+    /// Characters that were forwarded.
     characters: u64,
-    /// The same with those that wait for a key.
+    /// Characters that were forwarded or wait for a key.
     asked: u64,
-    /// Bytes of a second of the sound that is to be written down.
+    /// Bytes per second of the audio to transcribe.
     audio_bytes_per_second: u64,
     is_spoken: bool,
-    /// When text was last sent, or sound last came.
+    /// When text was last sent, or data last received from the provider.
     sounded_at: Option<Instant>,
-    /// A key is waited for, before what was said goes on.
+    /// The reservation for a message that is held until it completes.
     waiting: Option<Pin<Box<dyn Future<Output = Given> + Send>>>,
 }
 
@@ -50,7 +50,7 @@ impl SpeechPermit {
         self.waiting.is_some()
     }
 
-    /// Waits no more; whether it did.
+    /// Cancels the reservation; returns whether there was one.
     pub(super) fn stop_waiting(&mut self) -> bool {
         self.waiting.take().is_some()
     }
@@ -62,37 +62,38 @@ impl SpeechPermit {
         Poll::Ready(given)
     }
 
-    /// A place is taken for what may be said soon.
+    /// Records that a concurrency slot is taken for text that may follow.
     pub(super) fn claimed(&mut self, now: Instant) {
         self.sounded_at.get_or_insert(now);
     }
 
-    /// Something came from the provider.
+    /// Records data from the provider.
     pub(super) fn sounded(&mut self, now: Instant) {
         if self.sounded_at.is_some() {
             self.sounded_at = Some(now);
         }
     }
 
-    /// When it counts as quiet, if nothing more is heard.
+    /// When the session counts as idle, if the provider sends nothing more.
     pub(super) fn quiet_at(&self, quiet_max: Duration) -> Option<Instant> {
         self.sounded_at.map(|at| at + quiet_max)
     }
 
-    /// Characters of text so far.
+    /// Characters of text that were forwarded.
     pub(super) fn characters(&self) -> u64 {
         self.characters
     }
 
-    /// How long that much sound is.
+    /// The duration of that many bytes of audio.
     pub(super) fn length_of(&self, audio_bytes: u64) -> Duration {
         Duration::from_millis(audio_bytes.saturating_mul(1_000) / self.audio_bytes_per_second.max(1))
     }
 }
 
 impl<C: Connect> Session<C> {
-    /// Whether the client's quota of credits has room for the message that waits, with all that was said before
-    /// it. That much is reserved then: sessions side by side cannot each spend what is left.
+    /// Whether the client's credit quota covers all text so far, with the message that waits. Its
+    /// price is reserved then, so that parallel sessions cannot each spend the same rest of the
+    /// quota.
     pub(super) fn may_say(&self, said: SpokenText) -> bool {
         let Some(PooledSession { request: context, .. }) =
             self.pooled.as_ref().filter(|_| said.characters > 0)
@@ -103,16 +104,16 @@ impl<C: Connect> Session<C> {
         context.meta.permits.client().reserve(total, clock::now()).is_ok()
     }
 
-    /// Whether the client's quota of credits leaves room for anything. A quota of requests always does:
-    /// the session was counted when it began.
+    /// Whether the client's credit quota has anything left. A quota of requests does not end a
+    /// session, which was counted when it began.
     pub(super) fn may_spend(&mut self) -> bool {
         self.pooled.is_none() || self.attempt.may_go_on()
     }
 
-    /// A message of the client is shown. What is to be spoken needs a place and credits, and what it
-    /// names may bind it to another account; everything else goes on.
+    /// Processes a message of the client. Text to speak needs a concurrency slot and credits, and a
+    /// message may name a resource of another account; all other messages are forwarded.
     pub(super) async fn said(&mut self, SpokenText { characters, .. }: SpokenText) {
-        // What was refused before has its own span.
+        // An earlier failover has a deadline of its own.
         self.moving_since = None;
         self.speech.asked += characters;
         let is_begun = self.upstream_to_client.is_open();
@@ -125,13 +126,14 @@ impl<C: Connect> Session<C> {
         else {
             return self.let_go();
         };
-        // Once it is served, it stays where it is.
+        // A served session stays with its account.
         if !is_begun && self.speech.is_spoken {
             let named = context.retry.add_names(self.client_to_upstream.said(), &self.proxy, &key);
             if named == Ok(false) && characters == 0 {
                 return self.find_key_again().await;
             }
-            // What two accounts own is no key's matter: the provider says which one it does not have.
+            // When the resources belong to two accounts, no key is right: the provider reports the
+            // missing one.
         }
         if characters == 0 {
             return self.let_go();
@@ -141,7 +143,7 @@ impl<C: Connect> Session<C> {
             return self.let_go();
         }
         if !is_begun {
-            // From here on, every key that is asked needs so much and a place.
+            // From here on, every key for this session needs these credits and a concurrency slot.
             context.retry.set_speech(credits, context.meta.speech_lane);
         }
         let due = credits.saturating_sub(self.attempt.credits());
@@ -150,7 +152,8 @@ impl<C: Connect> Session<C> {
         self.speech.waiting = Some(Box::pin(async move { pool.reserve(&roster, &key_request).await }));
     }
 
-    /// A key was given for what was said, or there is none: then the provider has the last word.
+    /// Continues with the reserved key, or with the current one if there is none: then the provider
+    /// decides.
     pub(super) async fn given(&mut self, given: Given) {
         if let Ok(Reserved { lease, news }) = given {
             announce(&news);
@@ -158,7 +161,7 @@ impl<C: Connect> Session<C> {
             if is_same {
                 self.attempt.renew(lease);
             } else if !self.upstream_to_client.is_open() {
-                // Nothing was asked of the one before.
+                // Nothing was sent that the former key is charged for.
                 self.attempt.abandon_unanswered(Progress::Unsent, false);
                 self.change_key(lease).await;
             }
@@ -166,7 +169,7 @@ impl<C: Connect> Session<C> {
         self.let_go();
     }
 
-    /// Looks for a key that may serve what is named.
+    /// Reserves a key that may serve the named resources.
     async fn find_key_again(&mut self) {
         let Some(PooledSession { request: context, .. }) = &mut self.pooled else { return self.let_go() };
         if let Ok(lease) = self.proxy.reserve(&mut context.retry).await {
@@ -176,7 +179,7 @@ impl<C: Connect> Session<C> {
         self.let_go();
     }
 
-    /// The message that was shown goes on.
+    /// Forwards the message that is held.
     pub(super) fn let_go(&mut self) {
         let from = self.to_upstream.bytes.len();
         self.client_to_upstream.release(&mut self.to_upstream.bytes);
@@ -184,13 +187,13 @@ impl<C: Connect> Session<C> {
         self.attempt.said(self.price(self.speech.characters));
         self.keep_opening(from);
         if self.upstream_to_client.is_served() {
-            // What was refused was one of several contexts: the session goes on.
+            // The refusal was about one of several contexts: the session continues.
             self.refusal = None;
             self.book();
         }
     }
 
-    /// Books what was spoken so far, by its characters: no message of the provider says what it costs.
+    /// Charges the text so far by its characters: no message of the provider reports the cost.
     pub(super) fn book(&mut self) {
         if self.speech.is_spoken && self.speech.characters > 0 {
             let credits = self.price(self.speech.characters);
@@ -198,7 +201,7 @@ impl<C: Connect> Session<C> {
         }
     }
 
-    /// What that many characters cost, at the most.
+    /// The maximum cost of that many characters.
     pub(super) fn price(&self, characters: u64) -> u64 {
         let model = self.attempt.model().or(self.dialect.default_model()).unwrap_or_default();
         self.proxy.pool.models().credits(model, characters)

@@ -1,4 +1,4 @@
-//! Frames in either direction, cut anywhere.
+//! Forwarding of frames in both directions, split at any position.
 
 use bytes::BytesMut;
 use proptest::prelude::*;
@@ -15,7 +15,7 @@ use crate::secret::{ApiKey, Redactor};
 
 const MASK: [u8; 4] = [7, 0, 200, 31];
 const SLICE: usize = 4_096;
-/// The largest message that may wait, and what a session may have in memory.
+/// Maximum size of a held message, and maximum memory of a session.
 const MAX: usize = 1024 * 1024;
 
 fn upwards(dialect: Dialect) -> ClientToUpstream {
@@ -34,7 +34,7 @@ fn frame(is_final: bool, opcode: Opcode, payload: &[u8], masked: Option<[u8; 4]>
     bytes
 }
 
-/// A text in frames that are cut at these places.
+/// A text message in frames that are split at `cuts`.
 fn fragments(text: &[u8], cuts: &[usize], masked: Option<[u8; 4]>) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut rest = text;
@@ -49,7 +49,7 @@ fn fragments(text: &[u8], cuts: &[usize], masked: Option<[u8; 4]>) -> Vec<u8> {
     bytes
 }
 
-/// What is read of a stream: messages with their opcode, and control frames as they come.
+/// Reads a stream: complete messages with their opcode, and control frames as they come.
 fn read(mut bytes: &[u8]) -> Vec<(Opcode, Vec<u8>)> {
     let (mut read, mut message) = (Vec::new(), None::<(Opcode, Vec<u8>)>);
     while let Some((head, length)) = frame::read(bytes) {
@@ -74,8 +74,8 @@ fn read(mut bytes: &[u8]) -> Vec<(Opcode, Vec<u8>)> {
     read
 }
 
-/// What goes on of what a client sends, when it comes in pieces of these sizes; and what waits before
-/// it does.
+/// What is forwarded of the client's bytes, which arrive in pieces of these sizes; and the messages
+/// that were held before.
 fn sent(dialect: Dialect, bytes: &[u8], pieces: &[usize]) -> (Vec<u8>, Vec<Vec<u8>>) {
     let mut upwards = upwards(dialect);
     let (mut inbox, mut out, mut gone, mut said) = (BytesMut::new(), BytesMut::new(), Vec::new(), Vec::new());
@@ -109,7 +109,7 @@ fn what_is_nobodys_business_stays_to_the_byte() {
     ] {
         bytes.extend(frame(true, opcode, payload, Some(MASK)));
     }
-    // Beyond the provider's paths, what breaks the rules is for the other end to say.
+    // On other paths, the other side decides about violations.
     let mut foreign = bytes.clone();
     foreign.extend(frame(true, Opcode::Reserved(3), b"?", Some(MASK)));
     foreign.extend(frame(true, Opcode::Binary, br#"{"xi_api_key":1}"#, Some(MASK)));
@@ -175,8 +175,8 @@ fn a_message_that_is_charged_waits_for_leave() {
     assert_eq!(upwards.take(&mut inbox, &mut out), said(0));
 }
 
-/// What is counted of a client's bytes, which come in pieces; and how it ends, when it is not accepted.
-/// After every piece, no more is in memory than may be.
+/// The count of a client's bytes, which arrive in pieces, and the violation, if there is one.
+/// Checks after every piece that no more memory is used than allowed.
 fn metered(dialect: Dialect, pieces: impl Iterator<Item = Vec<u8>>) -> (u64, u64, Option<Violation>) {
     let mut upwards = upwards(dialect);
     let mut from_client = ReadBuffer::new(Sender::Client, true, BytesMut::new());
@@ -264,7 +264,7 @@ fn floods_of_little_are_bounded_by_what_they_take() {
             );
         }
     }
-    // Where nothing waits for its end, everything passes; so do control frames.
+    // In protocols without held messages, everything is forwarded; so are control frames.
     let ping = frame(true, Opcode::Ping, b"", Some(MASK));
     for dialect in [Dialect::Transcription, Dialect::Agent, Dialect::Unknown] {
         for piece in [&empty, &tiny] {
@@ -314,7 +314,7 @@ fn downwards(dialect: Dialect) -> UpstreamToClient {
     UpstreamToClient::new(dialect, false, Some(Redactor::new([key].iter()).into()))
 }
 
-/// What a provider's bytes lead to: what is told, one after the other, and what goes to the client.
+/// The events from a provider's bytes, and the bytes that are forwarded to the client.
 fn heard(downwards: &mut UpstreamToClient, bytes: &[u8]) -> (Vec<UpstreamEvent>, BytesMut) {
     let (mut inbox, mut out) = (BytesMut::from(bytes), BytesMut::new());
     let mut told = Vec::new();
@@ -478,7 +478,7 @@ fn a_key_is_covered_wherever_its_text_is_cut() {
     }
 }
 
-/// Whether anything of the key is shown that its short form hides.
+/// Whether more of the key is visible than its short form shows.
 fn shows_key(bytes: &[u8]) -> bool {
     KEY.as_bytes()[11..KEY.len() - 5].windows(4).any(|part| memchr::memmem::find(bytes, part).is_some())
 }
@@ -491,7 +491,7 @@ fn a_key_is_covered_in_every_kind_of_frame() {
         (Opcode::Ping, KEY.as_bytes().to_vec()),
         (Opcode::Pong, KEY.as_bytes().to_vec()),
         (Opcode::Close, [b"\x03\xe8", KEY.as_bytes()].concat()),
-        // A reason has room for 123 bytes: the provider cuts what is longer.
+        // A close reason has at most 123 bytes: the provider cuts longer ones.
         (Opcode::Close, [&b"\x03\xe8"[..], &[b'x'; 90], &KEY.as_bytes()[..33]].concat()),
         (Opcode::Ping, KEY.as_bytes()[..30].to_vec()),
     ] {

@@ -1,6 +1,6 @@
-//! What the provider says, frame by frame, on its way to the client: as it came, but for keys, in
-//! messages of any kind and in control frames. Until the session is known to be served, it waits here:
-//! what is a refusal of a key, the client need never hear.
+//! Forwards the provider's frames to the client: unchanged, except that keys are redacted in
+//! messages of all kinds and in control frames. Until the session is known to be served, its frames
+//! are held, so that a refusal which leads to a failover never reaches the client.
 
 use std::sync::Arc;
 
@@ -11,28 +11,28 @@ use crate::policy::frame::{self, Head, Opcode, check_close, close_payload};
 use crate::policy::socket::{Dialect, MessageKind, REFUSAL_BYTES_MAX, Stage, hear, hear_close};
 use crate::secret::Redactor;
 
-/// The provider's frames.
+/// The state of the provider's stream of frames.
 #[derive(Debug)]
 pub(super) struct UpstreamToClient {
     dialect: Dialect,
     has_token: bool,
     redactor: Option<Arc<Redactor>>,
-    /// Whether what comes goes to the client at once.
+    /// Whether frames are forwarded at once.
     is_open: bool,
-    /// Whether something useful was said: from then on only refusals matter.
+    /// Whether a useful message was received: from then on only refusals are reported.
     is_served: bool,
-    /// What the client has not been told.
+    /// Frames that are held back from the client.
     held: BytesMut,
     frame: Option<UpstreamFrame>,
-    /// Whether more frames follow that belong to the message under way.
+    /// Whether the current message has more frames.
     is_in_message: bool,
-    /// Whether the message under way is a text that can be read.
+    /// Whether the current message is a readable text.
     is_text: bool,
-    /// What was read of it; `None` when it is too long for a refusal.
+    /// The text of the current message so far; `None` when it is too long for a refusal.
     text: Option<Vec<u8>>,
-    /// The end of what has gone on of the message under way, when a key may begin in it.
+    /// The end of the forwarded part of the current message, when a key may begin in it.
     open_key: Vec<u8>,
-    /// Whether an error in unknown words was sent, which waits for the close behind it.
+    /// Whether an unknown error was received, whose meaning the following close decides.
     has_unknown_error: bool,
     has_closed: bool,
     bytes: u64,
@@ -44,18 +44,19 @@ struct UpstreamFrame {
     left: u64,
 }
 
-/// What was said.
+/// A message or a close of the provider.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum UpstreamEvent {
-    /// A message.
+    /// A complete message, or a long one that is known to be no refusal.
     Message(MessageKind),
-    /// The end, and what it means; `None` for one that refuses nothing.
+    /// A close frame, and its verdict; `None` for a close that is no refusal.
     Close(Option<Verdict>),
 }
 
-/// A control frame has no more.
+/// Maximum payload of a control frame (RFC 6455, section 5.5).
 const CONTROL_BYTES_MAX: u64 = 125;
-/// Who has said so much refuses nobody: asides and a refusal are far shorter.
+/// Maximum bytes that are held before the session counts as served: keepalives and a refusal are
+/// far shorter.
 const HELD_BYTES_MAX: usize = 4 * REFUSAL_BYTES_MAX;
 
 impl UpstreamToClient {
@@ -64,7 +65,7 @@ impl UpstreamToClient {
             dialect,
             has_token,
             redactor,
-            // Nobody knows what would be said there instead.
+            // In an unknown protocol, a refusal cannot be recognized, so nothing is held.
             is_open: dialect == Dialect::Foreign,
             is_served: dialect == Dialect::Foreign,
             held: BytesMut::new(),
@@ -79,36 +80,37 @@ impl UpstreamToClient {
         }
     }
 
-    /// Whether the session is known to be served, or its end is to be told.
+    /// Whether frames are forwarded: the session is served, or its end is.
     pub(super) fn is_open(&self) -> bool {
         self.is_open
     }
 
-    /// Whether something useful was said.
+    /// Whether a useful message was received.
     pub(super) fn is_served(&self) -> bool {
         self.is_served
     }
 
-    /// What was held goes to the client, and so does what comes.
+    /// Forwards the held frames, and all later ones at once.
     pub(super) fn open(&mut self, out: &mut BytesMut) {
         self.is_open = true;
-        // Nobody asks for the first message any more.
+        // The text of the first message is not needed any more.
         self.text = None;
         out.unsplit(std::mem::take(&mut self.held));
     }
 
-    /// The client has brought a token of the provider's own: what is wrong with it is not the key's matter.
+    /// Records that the client uses one of the provider's own tokens: an error about it is not
+    /// about the key.
     pub(super) fn judge_token(&mut self) {
         self.has_token = true;
     }
 
-    /// The session is served.
+    /// Marks the session as served, and forwards the held frames.
     pub(super) fn serve(&mut self, out: &mut BytesMut) {
         self.is_served = true;
         self.open(out);
     }
 
-    /// Another speaks from here on; what was held, nobody hears.
+    /// Resets the state for another upstream connection, and drops the held frames.
     pub(super) fn restart(&mut self) {
         self.held = BytesMut::new();
         (self.frame, self.is_in_message, self.has_closed) = (None, false, false);
@@ -117,44 +119,44 @@ impl UpstreamToClient {
         self.open_key = Vec::new();
     }
 
-    /// What was held goes to the client, and nothing is decided by it.
+    /// Forwards the held frames without a decision about the session.
     pub(super) fn pass_on(&mut self, out: &mut BytesMut) {
         out.unsplit(std::mem::take(&mut self.held));
     }
 
-    /// Bytes of the frame under way that have not come: until then nothing may be put in between.
+    /// Missing bytes of the current frame: until they arrive, no other frame may be inserted.
     pub(super) fn frame_left(&self) -> u64 {
         self.frame.as_ref().map_or(0, |frame| frame.left)
     }
 
-    /// Whether a message has begun and not ended: no other may be put in between.
+    /// Whether a message is incomplete: until its end, no other message may be inserted.
     pub(super) fn is_in_message(&self) -> bool {
         self.is_in_message
     }
 
-    /// Whether the provider has said that it ends.
+    /// Whether the provider has sent a close frame.
     pub(super) fn has_closed(&self) -> bool {
         self.has_closed
     }
 
-    /// Bytes so far, heads of frames included.
+    /// Bytes received so far, including frame headers.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The first message, while nobody has heard it.
+    /// The first message, until it is forwarded.
     pub(super) fn first(&self) -> &[u8] {
         self.text.as_deref().unwrap_or_default()
     }
 
-    /// Memory of what waits here.
+    /// Memory of the held bytes.
     pub(super) fn capacity(&self) -> usize {
         self.held.capacity() + self.text.as_ref().map_or(0, Vec::capacity) + self.open_key.capacity()
     }
 
-    /// Looks at what was read; what may go on is in `out`.
+    /// Processes received bytes, and adds the bytes to forward to `out`.
     pub(super) fn take(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> Option<UpstreamEvent> {
-        // What has come, and not what was announced.
+        // Counts received bytes, not announced ones.
         let before = inbox.len();
         let told = self.look(inbox, out);
         self.bytes += (before - inbox.len()) as u64;
@@ -172,7 +174,7 @@ impl UpstreamToClient {
             let is_control = frame.head.opcode.is_control();
             let is_small = is_control && frame.head.length <= CONTROL_BYTES_MAX;
             let is_close = frame.head.opcode == Opcode::Close && is_small;
-            // A control frame is small: it is passed on whole, or not at all.
+            // A control frame is small: it is forwarded as a whole.
             if !is_whole && (has == 0 || is_small) {
                 self.frame = Some(frame);
                 return None;
@@ -228,7 +230,7 @@ impl UpstreamToClient {
         }
         match head.opcode {
             Opcode::Text => {
-                // What an extension has changed cannot be read.
+                // Payload that an extension has changed cannot be read.
                 self.is_text = head.reserved == 0 && head.mask.is_none();
                 self.text = Some(Vec::new());
             }
@@ -241,21 +243,22 @@ impl UpstreamToClient {
         Some(UpstreamFrame { head, left: head.length })
     }
 
-    /// The head of a control frame, which goes with its payload.
+    /// Adds the header of a control frame, which is forwarded together with its payload.
     fn put_head(&mut self, head: &Head, out: &mut BytesMut) {
         let mut bytes = Vec::new();
         head.write(&mut bytes);
         self.put(head.opcode, &bytes, out);
     }
 
-    /// Whoever is asked whether it is there must answer, whatever becomes of the session.
+    /// Forwards or holds bytes. Pings and pongs are always forwarded, as the client must answer a
+    /// ping whether or not the session is served.
     fn put(&mut self, opcode: Opcode, bytes: &[u8], out: &mut BytesMut) {
         let is_question = matches!(opcode, Opcode::Ping | Opcode::Pong);
         if self.is_open || is_question { out } else { &mut self.held }.extend_from_slice(bytes);
     }
 
-    /// The end of the provider, whose words may refuse a key. A payload that may not be sent becomes the
-    /// close that answers it.
+    /// Handles the provider's close, whose reason may be a refusal. An invalid payload is replaced
+    /// by the close for that violation.
     fn close(&mut self, head: &Head, mut payload: BytesMut, out: &mut BytesMut) -> UpstreamEvent {
         if let Some(redactor) = &self.redactor {
             let open = redactor.cover(&mut payload);
@@ -277,12 +280,13 @@ impl UpstreamToClient {
         UpstreamEvent::Close(hear_close(code, &reason, is_behind_error, self.has_token))
     }
 
-    /// Covers keys in what has come of a frame; returns how much of it may go on. The begin of a key
-    /// waits for the rest of it; at the end of the frame it is covered as far as no short form shows it,
-    /// and the rest is looked for in the next frame of the message.
+    /// Redacts keys in the received bytes of a frame; returns how many bytes may be forwarded. A
+    /// possible start of a key waits for the following bytes. At the end of the frame, that start
+    /// is redacted except for what a key's short form shows, and the search continues in the next
+    /// frame of the message.
     fn cover(&mut self, head: &Head, inbox: &mut BytesMut, has: usize, is_whole: bool) -> usize {
         let Some(redactor) = &self.redactor else { return has };
-        // What an extension has changed cannot be read.
+        // Payload that an extension has changed cannot be read.
         if head.reserved != 0 || head.mask.is_some() {
             return has;
         }
@@ -299,7 +303,8 @@ impl UpstreamToClient {
             piece.copy_from_slice(text.get(before.len()..).unwrap_or_default());
             open
         };
-        // Of the open end, what is here, and what went on before.
+        // The possible start of a key: the part in this piece, and the part that was forwarded
+        // before.
         let (here, gone) = (open.min(has), open.saturating_sub(has));
         let mut end = before.split_off(before.len() - gone);
         if !is_whole {
@@ -326,7 +331,7 @@ impl UpstreamToClient {
         }
     }
 
-    /// What is too long for a refusal need not end before it is heard.
+    /// Whether a message is known to be no refusal before its end, because it is too long.
     fn is_surely_useful(&self, is_in_message: bool) -> bool {
         let is_long = is_in_message && self.text.is_none();
         !self.is_served && (is_long || self.held.len() > HELD_BYTES_MAX)
@@ -349,7 +354,7 @@ impl UpstreamToClient {
     }
 }
 
-/// Every refusal has this word in it, and hardly anything else.
+/// Whether a message may be a refusal: every refusal contains this word, and few other messages do.
 fn may_refuse(text: &[u8]) -> bool {
     memchr::memmem::find(text, b"error").is_some()
 }

@@ -1,6 +1,8 @@
-//! Records as they wait to be written: what many of them have in common once, and of each a row of plain
-//! figures. A sheet is filled by the thread that has made the record, where all of it is at hand; the
-//! thread that writes reads rows that lie side by side, and gives no memory back that others have taken.
+//! Usage records on their way to the usage store, grouped: the fields that many records share are
+//! stored once, and each record is a row of plain values.
+//!
+//! A batch is filled by the thread that made the record, which has its fields at hand. The writer
+//! thread reads contiguous rows, and frees no memory that other threads have allocated.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +16,8 @@ use crate::policy::endpoint::Route;
 use crate::policy::units::UnixMs;
 use crate::pool::Key;
 
-/// What many attempts have in common: who asked, for what, with which key, and how it went. The fields
-/// are those of an [`AttemptRecord`].
+/// Fields that many attempts share: client, endpoint, key and outcome. They are those of
+/// [`AttemptRecord`].
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "they are told where a record is")]
 pub struct UsageDimensions {
@@ -29,7 +31,7 @@ pub struct UsageDimensions {
     pub credits_from: CreditSource,
 }
 
-/// What is an attempt's own.
+/// Fields of a single attempt.
 #[derive(Clone, Copy, Debug)]
 #[expect(missing_docs, reason = "they are told where a record is")]
 pub struct UsageRow {
@@ -45,29 +47,29 @@ pub struct UsageRow {
     pub quota: QuotaCharge,
     pub first_byte_ms: Option<u64>,
     pub total_ms: u64,
-    /// Whether it was written before, without its price.
+    /// Whether the attempt was written before, and this delivery adds its price.
     pub is_price: bool,
     common: u32,
-    /// Where the name of its request begins, and how long it is.
+    /// Offset and length of the request's ID within `request_ids`.
     request_id: (u32, u32),
 }
 
-/// So many kinds of records are found again without a search.
+/// Slots of the cache that finds existing dimensions by a hash of the record.
 const KINDS: usize = 256;
-/// A sheet that has grown beyond this in a burst is not kept for the next.
+/// Maximum row capacity of a batch that is reused; a batch that a burst made larger is freed.
 const ROWS_KEPT_MAX: usize = 8_192;
 
-/// Records, and what has become known of whose identifiers are.
+/// Usage records and ownership changes.
 #[derive(Debug)]
 pub struct UsageBatch {
     commons: Vec<UsageDimensions>,
-    /// Where the last common of a kind is. Two kinds may share a place: then one of them is written down
-    /// again, which changes nothing.
+    /// Index of the last dimensions of each hash. Two kinds of records may share a slot: then
+    /// dimensions are stored repeatedly, which changes nothing.
     places: [u32; KINDS],
     rows: Vec<UsageRow>,
     request_ids: String,
     owners: Vec<OwnershipUpdate>,
-    /// So often something has become known of identifiers.
+    /// Number of ownership records, which have one or more changes each.
     ownership_permit: usize,
 }
 
@@ -85,13 +87,13 @@ impl Default for UsageBatch {
 }
 
 impl UsageBatch {
-    /// Adds what became of an attempt.
+    /// Adds the record of an attempt.
     pub fn add(&mut self, record: &AttemptRecord) {
         self.push(record, false);
     }
 
-    /// Adds the price of an attempt that was written without one. Where it was not, it is added as if it
-    /// came for the first time.
+    /// Adds the price of an attempt that was written without one. If it was not written, it is
+    /// stored as a new record.
     pub fn price(&mut self, record: &AttemptRecord) {
         self.push(record, true);
     }
@@ -128,7 +130,7 @@ impl UsageBatch {
         *place
     }
 
-    /// Adds whose identifiers are.
+    /// Adds ownership changes.
     pub fn record_ownership(&mut self, changes: Vec<OwnershipUpdate>) {
         self.owners.extend(changes);
         self.ownership_permit += 1;
@@ -140,19 +142,19 @@ impl UsageBatch {
         &self.rows
     }
 
-    /// What has become known of identifiers, in that order.
+    /// The ownership changes, in the order in which they were added.
     #[must_use]
     pub fn owners(&self) -> &[OwnershipUpdate] {
         &self.owners
     }
 
-    /// What records have in common. There may be several that are alike.
+    /// The shared fields of the records. Equal ones may be stored more than once.
     #[must_use]
     pub fn commons(&self) -> &[UsageDimensions] {
         &self.commons
     }
 
-    /// Which of the [`commons`](Self::commons) a row of this sheet has, and its request's name.
+    /// The index in [`commons`](Self::commons) and the request ID of a row of this batch.
     #[must_use]
     pub fn of(&self, row: &UsageRow) -> (usize, &str) {
         let (begin, length) = row.request_id;
@@ -160,29 +162,29 @@ impl UsageBatch {
         (row.common as usize, self.request_ids.get(begin as usize..end as usize).unwrap_or_default())
     }
 
-    /// Whether there is nothing on it.
+    /// Whether there are no records and no ownership changes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty() && self.owners.is_empty()
     }
 
-    /// So much was put on it: records, and lessons of whose identifiers are.
+    /// Number of entries: usage records and ownership records.
     #[must_use]
     pub fn entries(&self) -> u64 {
         (self.rows.len() + self.ownership_permit) as u64
     }
 
-    /// Drops all but the first records.
+    /// Drops all but the first `rows` records.
     pub fn keep(&mut self, rows: usize) {
         self.rows.truncate(rows);
     }
 
-    /// Drops what has become known of identifiers.
+    /// Drops the ownership changes.
     pub fn forget_owners(&mut self) {
         self.owners.clear();
     }
 
-    /// Makes it empty, to be filled again.
+    /// Empties the batch for reuse.
     #[must_use]
     pub fn cleared(mut self) -> Self {
         if self.rows.capacity().max(self.owners.capacity()) > ROWS_KEPT_MAX {
@@ -224,14 +226,15 @@ impl UsageDimensions {
     }
 }
 
-/// A number below [`KINDS`] from what mostly tells records apart and costs nothing to look at.
+/// A slot below [`KINDS`]: a hash of the fields in which records mostly differ and which are cheap
+/// to read.
 fn kind(record: &AttemptRecord) -> usize {
     let key = record.key.as_ref().map_or(0, |key| Arc::as_ptr(key).addr() as u64);
     let model = record.model.as_ref().map_or(0, |model| model.len() as u64);
     let method = record.method.as_str().len() as u64;
     let mixed =
         key ^ record.route.mixed() ^ model << 40 ^ method << 48 ^ u64::from(record.status.unwrap_or(0)) << 52;
-    // Its upper bits depend on all of the lower ones (Fibonacci hashing).
+    // The upper bits of the product depend on all lower ones (Fibonacci hashing).
     (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as usize % KINDS
 }
 
@@ -261,7 +264,7 @@ mod tests {
             let record = &records[turn % 2];
             sheet.add(&AttemptRecord { request_id: turn.to_string().into(), ..record.clone() });
         }
-        // They may be alike in all that the place is chosen by, and take turns in it.
+        // The two routes may hash to the same slot and replace each other in it.
         assert!(sheet.commons().len() <= 100);
         let found = routes(&sheet);
         assert_eq!((found[0], found[1], found[99]), ((one, "0"), (other, "1"), (other, "99")));

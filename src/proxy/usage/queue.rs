@@ -1,8 +1,9 @@
-//! The queue between the requests and the thread that writes: what waits in it is bounded, whoever sends
-//! meets nobody else on the way, and the reader is woken only where it wants to be.
+//! The queue between the requests and the thread that writes the usage store. Its length is
+//! bounded, senders do not contend with each other, and the writer is only woken for a full batch,
+//! or when it is idle.
 //!
-//! Each thread fills a sheet of its own, and the reader takes all of them at once, whole. A sheet has a
-//! lock, for which nobody waits but in the moment of that exchange.
+//! Each thread fills a batch of its own, and the writer takes all batches at once. Each batch has a
+//! lock, which is contended only at the moment of that exchange.
 
 use std::mem;
 use std::pin::pin;
@@ -14,7 +15,7 @@ use tokio::sync::Notify;
 
 use super::{AttemptRecord, OwnershipUpdate, UsageBatch};
 
-/// What is on its way: in the queue, or taken from it and not yet written or lost. Cheap to clone.
+/// The number of records that are queued, or taken and neither written nor lost. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Depth(Arc<Counts>);
 
@@ -25,88 +26,90 @@ struct Counts {
 }
 
 impl Depth {
-    /// So many records are on their way. A lesson counts while it is in the queue.
+    /// Number of records on their way. An ownership record counts while it is in the queue.
     #[must_use]
     pub fn records(&self) -> u64 {
         self.queued() + self.0.held.load(Ordering::Acquire)
     }
 
-    /// So many entries are in the queue.
+    /// Number of entries in the queue.
     fn queued(&self) -> u64 {
         self.0.queued.load(Ordering::SeqCst)
     }
 
-    /// So many entries go into the queue; returns how many are in it then.
+    /// Counts `entries` as added to the queue; returns its new length.
     pub fn sent(&self, entries: u64) -> u64 {
         self.0.queued.fetch_add(entries, Ordering::SeqCst) + entries
     }
 
-    /// So many entries have left the queue, and so many records of them are held; returns how many
-    /// were in it before.
+    /// Counts `entries` as taken from the queue, and their `records` as held by the writer; returns
+    /// the former length.
     pub fn taken(&self, entries: u64, records: u64) -> u64 {
-        // In this order: a record is counted twice for a moment, and never not at all.
+        // In this order, a record is counted twice for a moment, and never missed.
         self.0.held.fetch_add(records, Ordering::AcqRel);
         self.0.queued.fetch_sub(entries, Ordering::SeqCst)
     }
 
-    /// So many records have arrived, in the books or nowhere.
+    /// Counts `records` as written or lost.
     pub fn arrived(&self, records: u64) {
         self.0.held.fetch_sub(records, Ordering::AcqRel);
     }
 }
 
-/// So many sheets are filled side by side: as many threads send without meeting one another.
+/// Number of batches that are filled in parallel: up to this number of threads do not contend.
 const SHARDS: usize = 16;
 
-/// A sheet that is being filled. On a cache line of its own, so that two threads do not meet in one.
+/// A batch that is being filled, on a cache line of its own to avoid false sharing.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Shard(Mutex<UsageBatch>);
 
 impl Shard {
     fn lock(&self) -> MutexGuard<'_, UsageBatch> {
-        // Every change is a whole one: a panic in between leaves nothing broken.
+        // Every change is complete before the lock is released, so a poisoned lock leaves
+        // consistent data.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Which of them this thread fills.
+/// The index of this thread's shard.
 fn own_shard() -> usize {
     static THREADS: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
         static OWN: usize = THREADS.fetch_add(1, Ordering::Relaxed) % SHARDS;
     }
-    // A thread that ends may have lost it already.
+    // A thread that ends may have destroyed its thread-local already.
     OWN.try_with(|own| *own).unwrap_or(0)
 }
 
-/// The reader is not to be called, however much there is: it works, and will look by itself.
+/// The value of `called_from` while the writer works: it needs no wakeup, as it checks the queue
+/// itself.
 const NEVER: u64 = u64::MAX;
 
-/// What both halves know of the queue.
+/// The state that senders and writer share.
 #[derive(Debug)]
 struct QueueState {
     shards: [Shard; SHARDS],
     depth: Depth,
-    /// With so many entries the reader is called, once.
+    /// The queue length at which the writer is woken, once.
     called_from: AtomicU64,
     /// The state of the keys is to be written.
     are_keys_changed: AtomicBool,
-    /// Nobody is left to send anything.
+    /// All senders and permits were dropped.
     is_ended: AtomicBool,
-    /// Nobody reads any more.
+    /// The receiving half was dropped.
     is_closed: AtomicBool,
-    /// From so many entries on, nobody gets a place.
+    /// The queue length from which no permit is given.
     queue_max: u64,
-    /// So many make a batch.
+    /// Number of entries in a batch.
     batch: u64,
     call: Notify,
-    /// A full queue has room again.
+    /// Notified when a full queue has room again.
     room: Notify,
 }
 
 impl QueueState {
-    /// Calls the reader, if it wants to be with so many entries.
+    /// Wakes the writer, if it waits for at most this number of entries.
     fn call(&self, entries: u64) {
         let wants = |from: u64| entries >= from;
         if wants(self.called_from.load(Ordering::SeqCst))
@@ -117,7 +120,7 @@ impl QueueState {
     }
 }
 
-/// The senders' part of it: the last of them to go calls the reader.
+/// The state as senders hold it: dropping the last one wakes the writer.
 #[derive(Debug)]
 struct Senders(Arc<QueueState>);
 
@@ -132,24 +135,24 @@ impl Drop for Senders {
 #[derive(Clone, Debug)]
 pub struct UsageSink(Arc<Senders>);
 
-/// A place in the books, taken before the provider is asked, so that what was charged is never
-/// without a place to be written. It takes no room until it is used: the bound is on what waits to be
-/// written, and not on how many requests are under way, which have a bound of their own.
+/// The right to write a usage record. It is acquired before a request is sent, so that a charged
+/// attempt can always be recorded. It takes no room in the queue until it is used: the queue bounds
+/// the records that wait to be written, and the requests in progress have a limit of their own.
 #[derive(Debug)]
 pub struct UsagePermit(UsageSink);
 
-/// The queue stayed full, or nobody reads it any more.
+/// The queue stayed full, or its receiving half was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the queue of the books is full")]
 pub struct QueueFull;
 
-/// How long a request waits for a place. A full queue means a disk that does not keep up; a
-/// quick refusal tells more than a long silence.
+/// Maximum wait of a request for a permit. A full queue means that the disk is too slow, and an
+/// error soon is more useful to the client than a long wait.
 const PLACE_WAIT_MAX: Duration = Duration::from_millis(50);
 
 impl UsageSink {
-    /// Books, and the queue that whoever writes them reads. From `queue_max` entries on nobody gets a
-    /// place; with `batch` of them, a reader that rests is called. `depth` tells how many there are.
+    /// A sender and its queue. From `queue_max` entries on no permit is given; at `batch` entries,
+    /// a waiting writer is woken. `depth` counts the entries.
     #[must_use]
     pub fn new(queue_max: usize, batch: usize, depth: Depth) -> (Self, UsageQueue) {
         let line = Arc::new(QueueState {
@@ -172,15 +175,15 @@ impl UsageSink {
         line
     }
 
-    /// Takes a place; a full queue is waited for a moment.
+    /// Acquires a permit; waits a short time while the queue is full.
     ///
     /// # Errors
     ///
-    /// When it stays full, or nobody reads it any more.
+    /// When the queue stays full, or its receiving half was dropped.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future takes nothing.
+    /// Dropping the future acquires nothing.
     pub async fn place(&self) -> Result<UsagePermit, QueueFull> {
         if !self.has_room() {
             tokio::time::timeout(PLACE_WAIT_MAX, self.room()).await.map_err(|_| QueueFull)?;
@@ -197,11 +200,11 @@ impl UsageSink {
         line.depth.queued() < line.queue_max
     }
 
-    /// Waits until there is room.
+    /// Waits until the queue has room.
     async fn room(&self) {
         loop {
             let mut room = pin!(self.line().room.notified());
-            // From here on nothing is missed.
+            // From here on no notification is missed.
             room.as_mut().enable();
             if self.has_room() {
                 return;
@@ -210,11 +213,11 @@ impl UsageSink {
         }
     }
 
-    /// Has the state of the keys written.
+    /// Requests that the state of the keys is written.
     pub fn keys_changed(&self) {
         let line = self.line();
         if !line.are_keys_changed.swap(true, Ordering::SeqCst) {
-            // No record: it calls a reader that has nothing to do, and adds to no batch.
+            // It is no entry: it wakes an idle writer, and does not add to a batch.
             line.call(1);
         }
     }
@@ -224,8 +227,9 @@ impl UsageSink {
         let queued = {
             let mut sheet = line.shards[own_shard()].lock();
             fill(&mut sheet);
-            // Within the lock, so that the reader never takes what is not counted yet. Where nobody reads
-            // any more it stays among those that wait, and is counted as lost at the end.
+            // Within the lock, so that the writer never takes an entry which is not counted yet.
+            // After the receiving half was dropped, the entry stays in the queue and is counted as
+            // lost at the end.
             line.depth.sent(entries)
         };
         line.call(queued);
@@ -233,17 +237,17 @@ impl UsageSink {
 }
 
 impl UsagePermit {
-    /// Writes.
+    /// Queues the record of an attempt.
     pub fn write(self, record: &AttemptRecord) {
         self.0.send(1, |sheet| sheet.add(record));
     }
 
-    /// Writes the price of an attempt that was written without one.
+    /// Queues the price of an attempt that was written without one.
     pub fn price(self, record: &AttemptRecord) {
         self.0.send(1, |sheet| sheet.price(record));
     }
 
-    /// Writes down whose identifiers are.
+    /// Queues ownership changes, if there are any.
     pub fn record_ownership(self, changes: Vec<OwnershipUpdate>) {
         if !changes.is_empty() {
             self.0.send(1, |sheet| sheet.record_ownership(changes));
@@ -262,8 +266,8 @@ impl Drop for UsageQueue {
 }
 
 impl UsageQueue {
-    /// Waits until there is something to be written. Whether there is: else nobody is left to send
-    /// anything. Until something is taken, whatever comes calls the reader.
+    /// Waits until there is something to write, and returns `true`; returns `false` when all
+    /// senders were dropped. Until [`take`](Self::take), any new entry wakes the writer.
     ///
     /// # Cancel safety
     ///
@@ -271,7 +275,7 @@ impl UsageQueue {
     pub async fn filled(&self) -> bool {
         loop {
             self.0.called_from.store(1, Ordering::SeqCst);
-            // Looked at before what there is: what the last sender has sent is there by then.
+            // Read before the queue length: entries of the last sender are counted by then.
             let is_ended = self.is_ended();
             if self.waiting() > 0 || self.0.are_keys_changed.load(Ordering::SeqCst) {
                 return true;
@@ -283,13 +287,13 @@ impl UsageQueue {
         }
     }
 
-    /// Takes everything, and leaves sheets from `spare` to be filled. Whether the state of the keys is
-    /// to be written.
+    /// Takes all batches, and replaces them with batches from `spare`. Returns whether the state of
+    /// the keys is to be written.
     pub fn take(&mut self, taken: &mut Vec<UsageBatch>, spare: &mut Vec<UsageBatch>) -> bool {
         let line = &*self.0;
         line.called_from.store(NEVER, Ordering::SeqCst);
         let are_keys_changed = line.are_keys_changed.swap(false, Ordering::SeqCst);
-        // All at once, so that what was sent later is never taken before what was sent earlier elsewhere.
+        // All at once, so that no entry is taken before an earlier entry of another thread.
         let sheets = line.shards.each_ref().map(Shard::lock);
         let (mut entries, mut records) = (0, 0);
         for mut sheet in sheets.into_iter().filter(|sheet| !sheet.is_empty()) {
@@ -304,24 +308,24 @@ impl UsageQueue {
         are_keys_changed
     }
 
-    /// So many entries wait.
+    /// Number of entries in the queue.
     #[must_use]
     pub fn waiting(&self) -> u64 {
         self.0.depth.queued()
     }
 
-    /// Whether nobody is left to send anything.
+    /// Whether all senders and permits were dropped.
     #[must_use]
     pub fn is_ended(&self) -> bool {
         self.0.is_ended.load(Ordering::SeqCst)
     }
 
-    /// Waits until there is a batch or nobody is left to send anything, and may come back for neither.
-    /// Single entries wake nobody.
+    /// Waits until there is a batch or all senders were dropped, and may return without either.
+    /// Single entries do not wake the writer.
     ///
     /// # Cancel safety
     ///
-    /// A call that comes after the future is dropped is heard by the next one.
+    /// A notification after the future was dropped is kept for the next call.
     pub async fn called(&self) {
         self.0.called_from.store(self.0.batch, Ordering::SeqCst);
         if self.waiting() < self.0.batch && !self.is_ended() {
@@ -376,7 +380,7 @@ pub(super) mod tests {
         }
     }
 
-    /// Takes everything; how many records these are, and whether keys have changed.
+    /// Takes all batches; returns the number of records, and whether keys have changed.
     fn take(queue: &mut UsageQueue) -> (usize, bool) {
         let mut taken = Vec::new();
         let are_keys_changed = queue.take(&mut taken, &mut Vec::new());
@@ -437,7 +441,8 @@ pub(super) mod tests {
         const EACH: u32 = 2_000;
         let (books, mut queue) = UsageSink::new(usize::MAX, usize::MAX, Depth::default());
         let depth = queue.0.depth.clone();
-        // What one thread has sent, the next one follows: whoever has the later one has the earlier one.
+        // The threads send in turn, so that a thread with a later number follows one with an
+        // earlier number.
         let turn = Arc::new(Mutex::new(0_u32));
         for _ in 0..THREADS {
             let (books, turn) = (books.clone(), Arc::clone(&turn));
