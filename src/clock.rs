@@ -8,11 +8,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::policy::units::UnixMs;
 use crate::policy::wall_clock::correction;
 
-/// The time of day, for what people and providers date: reset dates, cooldowns, records. It never runs
-/// backward: it is the monotonic clock, anchored to the wall clock at the first call. A wall clock that
-/// is set forward, or was ahead after a suspend, is followed within a second; one that is set back is
-/// approached by slowing down (see [`correction`]). Costs one reading of the monotonic clock and three
-/// loads of a cache line that is written once a second at the most.
+/// The time of day, for dates that people and providers use: reset dates, cooldowns, records. It never runs
+/// backward: it is the monotonic clock, anchored to the wall clock at the first call. A wall clock that is
+/// set forward, or was ahead after a suspend, is followed within a second; one that is set back is approached
+/// by slowing down (see [`correction`]). A call costs one reading of the monotonic clock and three loads of a
+/// cache line that is written at most once a second.
 #[must_use]
 pub fn now() -> UnixMs {
     static SCALE: LazyLock<Scale> = LazyLock::new(Scale::anchored);
@@ -21,8 +21,8 @@ pub fn now() -> UnixMs {
     SCALE.at(SCALE.elapsed(moment))
 }
 
-/// The monotonic clock, for what is measured: time to first byte, totals, deadlines. It is the
-/// runtime's, so that tests with virtual time see it move.
+/// The monotonic clock, for measurements: time to first byte, totals, deadlines. It is the clock of the
+/// runtime, so that tests can use virtual time.
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "this is the place the lint points to")]
 pub fn instant() -> Instant {
@@ -38,20 +38,20 @@ pub fn since(moment: Instant) -> Duration {
 /// Microseconds from one comparison with the wall clock to the next.
 const COMPARE_EVERY: i64 = 1_000_000;
 
-/// When the three readings of a comparison take longer, the thread was interrupted between them and
-/// their difference means nothing; the next call compares again.
+/// Maximum duration of the three readings of a comparison. When they take longer, the thread was interrupted
+/// between them and their difference means nothing; the next call compares again.
 const COMPARE_MAX: Duration = Duration::from_millis(1);
 
-/// The wall clock as a monotonic scale. Everything is in microseconds, `elapsed` from the anchor.
+/// The wall clock as a monotonic scale. All values are in microseconds; `elapsed` counts from the anchor.
 #[derive(Debug)]
 struct Scale {
     anchor: Instant,
     /// The Unix time of the anchor, with every correction so far.
     origin: AtomicI64,
-    /// What the scale showed at its last backward correction: it stands still there until the corrected
-    /// time has caught up, instead of going back by the size of the correction.
+    /// The time shown at the last backward correction: the scale stands still there until the corrected time
+    /// has caught up, instead of going back by the size of the correction.
     floor: AtomicI64,
-    /// When it was compared with the wall clock the last time.
+    /// When the scale was last compared with the wall clock.
     compared: AtomicI64,
 }
 
@@ -79,7 +79,7 @@ impl Scale {
     }
 
     fn at(&self, elapsed: i64) -> UnixMs {
-        // The floor that belongs to an origin is written before it.
+        // The floor that belongs to an origin is stored before the origin.
         let time = self.origin.load(Ordering::Acquire).saturating_add(elapsed);
         let time = time.max(self.floor.load(Ordering::Relaxed));
         UnixMs(u64::try_from(time / 1_000).unwrap_or_default())
@@ -95,14 +95,14 @@ impl Scale {
         let before = Instant::now();
         let (moment, wall) = (instant(), wall());
         let after = Instant::now();
-        // A runtime with virtual time is not to follow the wall clock.
+        // A runtime with virtual time must not follow the wall clock.
         let is_real = (before..=after).contains(&moment);
         if is_real && after.saturating_duration_since(before) <= COMPARE_MAX {
             self.correct(compared, self.elapsed(moment), wall);
         }
     }
 
-    /// Takes over what the wall clock showed at `elapsed`, unless another thread has done so since
+    /// Corrects the scale by what the wall clock showed at `elapsed`, unless another thread has done so since
     /// `compared`.
     fn correct(&self, compared: i64, elapsed: i64, wall: i64) {
         let won = self.compared.compare_exchange(compared, elapsed, Ordering::Relaxed, Ordering::Relaxed);
@@ -137,8 +137,8 @@ mod tests {
     /// 2026-12-01.
     const BEGAN: i64 = 1_796_083_200 * SECOND;
 
-    /// A scale whose wall clock is off by `step` from its first second on, read once a second for
-    /// `seconds`: what it shows each time, as microseconds beyond the anchor.
+    /// The times that a scale shows, in microseconds beyond the anchor, when its wall clock is off by `step`
+    /// from its first second on; it is read once a second for `seconds`.
     fn shown(step: i64, seconds: i64) -> Vec<i64> {
         let scale = Scale::new(instant(), BEGAN);
         let look = |second: i64| {
@@ -164,7 +164,7 @@ mod tests {
             // The correction of a second counts from the next one on.
             assert!(*shown.last().unwrap() >= 99 * SECOND, "{step}: {shown:?}");
         }
-        // A small difference is gone in the end.
+        // A small difference disappears in the end.
         assert_eq!(shown(-500_000, 100).last(), Some(&(100 * SECOND - 500_000)));
     }
 
@@ -189,7 +189,7 @@ mod tests {
     #[test]
     fn it_is_the_wall_clock() {
         let (before, shown, after) = (wall(), now(), wall());
-        // Up to the comparison of each second, and what the system takes to run this.
+        // Allows for the comparison of each second, and for the time that the system takes to run this.
         let span = (before / 1_000 - 1_000)..=(after / 1_000 + 1_000);
         assert!(span.contains(&i64::try_from(shown.0).unwrap()), "{shown:?} {span:?}");
     }

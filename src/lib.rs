@@ -1,8 +1,8 @@
 //! Keychoir: one base URL for all your ElevenLabs keys.
 //!
-//! A transparent reverse proxy. It strips the client's credentials, sets `xi-api-key` from a
-//! lock-free pool, replays a refused request with the next key, streams both ways and keeps the
-//! books. `ARCHITECTURE.md` draws the house; `proxy/exchange.rs` is the file to read first.
+//! A transparent reverse proxy. It strips the client's credentials, sets `xi-api-key` from a lock-free pool,
+//! replays a refused request with the next key, streams both ways and records the usage. `ARCHITECTURE.md`
+//! describes the modules; `proxy/exchange.rs` is the file to read first.
 
 pub mod app;
 pub mod cli;

@@ -1,4 +1,4 @@
-//! The thin binary: everything is in the library.
+//! The executable; all of its code is in the library.
 
 use std::process::ExitCode;
 

@@ -1,5 +1,5 @@
-//! The only place that spawns. Every task is counted, so that a drain can wait for all of them,
-//! and every thread has a name, so that a person can find it.
+//! The only module that spawns tasks and threads. Every task is counted, so that a drain can wait for all of
+//! them, and every thread has a name, so that an operator can find it.
 
 use std::future::Future;
 use std::io;
@@ -10,7 +10,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// A group of tasks that can be waited for together. Cheap to clone.
+/// A group of tasks that can be waited for together; a clone is the same group.
 #[derive(Clone, Debug, Default)]
 pub struct Tasks {
     tracker: TaskTracker,
@@ -32,7 +32,7 @@ impl Tasks {
         self.tracker.spawn(future)
     }
 
-    /// The same, on the runtime of `handle`, wherever this is called.
+    /// Runs `future` as a member of this group on the runtime of `handle`, from any thread.
     pub fn spawn_on<F>(&self, future: F, handle: &Handle) -> JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
@@ -41,7 +41,7 @@ impl Tasks {
         self.tracker.spawn_on(future, handle)
     }
 
-    /// How many members there are now.
+    /// The number of members now.
     #[must_use]
     pub fn count(&self) -> usize {
         self.tracker.len()
@@ -72,11 +72,11 @@ impl Tasks {
     }
 }
 
-/// Something that a group waits for.
+/// A member of a group that is not a task; the group waits until it is dropped.
 #[derive(Debug)]
 pub struct Member(#[expect(dead_code, reason = "its drop is what counts")] TaskTrackerToken);
 
-/// Ends its task when it is dropped.
+/// Aborts its task when it is dropped.
 #[derive(Debug)]
 pub struct AbortOnDrop(AbortHandle);
 
@@ -86,11 +86,11 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// Runs work that blocks for a moment, such as a write to a file, on the runtime's threads for it.
+/// Runs work that blocks for a moment, such as a write to a file, on the runtime's blocking threads.
 ///
 /// # Cancel safety
 ///
-/// Work that has begun runs to its end, whether somebody waits or not.
+/// Work that has begun runs to its end, also when the handle is dropped.
 pub fn blocking<F, T>(work: F) -> JoinHandle<T>
 where
     F: FnOnce() -> T + Send + 'static,
@@ -103,7 +103,7 @@ where
 ///
 /// # Errors
 ///
-/// When the system has no thread to give.
+/// When the system cannot create a thread.
 pub fn thread<F, T>(name: &str, work: F) -> io::Result<thread::JoinHandle<T>>
 where
     F: FnOnce() -> T + Send + 'static,

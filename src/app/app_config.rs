@@ -1,4 +1,4 @@
-//! What a program is made of, and how a configuration becomes that.
+//! Converts a configuration into the settings of the program's modules.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,48 +21,48 @@ use crate::{mirror, poller, pool, proxy, server, store, upstream};
 /// Everything that [`start`](super::start) needs.
 #[derive(Clone, Debug)]
 pub struct AppConfig {
-    /// Who may ask.
+    /// The clients and their tokens.
     pub clients: Clients,
-    /// Which names are ours, and which pages may speak to us.
+    /// The accepted host names, and the origins of web pages that may send requests.
     pub doors: AccessRules,
-    /// What stands before every path.
+    /// The path prefix of all requests.
     pub base_path: String,
     /// The keys, in pool order.
     pub keys: Vec<pool::KeyEntry>,
-    /// How the pool behaves.
+    /// The settings of the pool.
     pub pool: pool::Settings,
-    /// Where the provider is.
+    /// The provider's host and port.
     pub authority: Authority,
-    /// A file of authorities that are trusted beside the web's.
+    /// A file of certificate authorities that are trusted beside the web's.
     pub ca_file: Option<PathBuf>,
-    /// How its connections behave.
+    /// Timeouts and limits of upstream connections.
     pub upstream: upstream::Settings,
-    /// Bounds of a request's way.
+    /// The limits of proxied requests.
     pub proxy: proxy::Limits,
-    /// Where certificates for clients come from.
+    /// The source of the server's certificates.
     pub https: Https,
-    /// Bounds of the listener.
+    /// The limits of client connections.
     pub server: server::Limits,
-    /// How long kept connections without a request stay open when the program ends.
+    /// How long kept connections without a request stay open during a drain.
     pub drain_idle_timeout: Duration,
-    /// Threads that serve connections; 0 for one a core.
+    /// Threads that serve connections; 0 for one per core.
     pub workers: usize,
-    /// How quotas are asked for; `None` for not at all.
+    /// The settings of the quota poller; `None` when polling is off.
     pub watch: Option<poller::Settings>,
-    /// Where the books are kept.
+    /// The location of the usage database.
     pub books: store::DatabaseLocation,
-    /// How they are kept.
+    /// The settings of the usage store.
     pub store: store::Settings,
-    /// Where they are mirrored; `None` for nowhere.
+    /// The settings of the mirror in Supabase; `None` when there is none.
     pub mirror: Option<mirror::Settings>,
 }
 
 impl AppConfig {
-    /// The parts that a configuration asks for.
+    /// The settings that a configuration describes.
     ///
     /// # Errors
     ///
-    /// When a head cannot carry the upstream's host.
+    /// When an upstream's host cannot be written to a `host` header.
     pub fn of(config: Config) -> Result<Self, http::Error> {
         let https = https_of(&config);
         let mirror = mirror_of(&config);
@@ -220,13 +220,13 @@ impl AppConfig {
     }
 }
 
-/// The retention, which zero switches off.
+/// The retention; `None` for zero, which disables it.
 fn unless_zero(retention: Duration) -> Option<Duration> {
     (!retention.is_zero()).then_some(retention)
 }
 
-/// How many requests a client without a limit of its own may have under way: of several clients, none can take
-/// all that the server serves at once.
+/// Maximum requests under way of a client without a limit of its own: where there are several clients, none
+/// can use all requests that the server allows at once.
 fn share_of_requests(server: &ServerConfig, clients: usize) -> u32 {
     let share = match (server.max_requests_per_client, clients) {
         (0, 0 | 1) => server.max_requests,
@@ -255,7 +255,7 @@ fn mirror_of(config: &Config) -> Option<mirror::Settings> {
 fn https_of(config: &Config) -> Https {
     match (config.server.tls.choice(), &config.certificate) {
         (TlsChoice::Files, Some(certificate)) => Https::Given(certificate.clone()),
-        // Files without a certificate in them are a mistake that was told.
+        // `Files` without a certificate is a configuration error that was reported earlier.
         (TlsChoice::Files, None) | (TlsChoice::Off, _) => Https::Off,
         (TlsChoice::Auto, _) => {
             Https::Authority { place: config.authority_place(), hosts: config.access.hosts.clone() }

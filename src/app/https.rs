@@ -1,5 +1,5 @@
-//! Which certificate is shown where, and when another takes its place: at a reload, and when a
-//! certificate by the local authority is due.
+//! Chooses the certificate of each listener, and replaces it: at a reload, and when a certificate of the
+//! local authority is due for renewal.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,48 +13,48 @@ use crate::policy::units::UnixMs;
 use crate::server::{Address, Tls};
 use crate::tasks;
 
-/// Where certificates come from.
+/// The source of the certificates.
 #[derive(Clone, Debug)]
 pub enum Https {
-    /// From nowhere: no TLS.
+    /// No certificate: no TLS.
     Off,
-    /// From the local authority, for listeners on loopback.
+    /// The local authority, for listeners on loopback addresses.
     Authority {
-        /// Where the authority lives.
+        /// The location of the authority's files.
         place: CaLocation,
-        /// Names that are ours, beside those that every machine has for itself.
+        /// Host names of the certificate, beside the names of every machine.
         hosts: Vec<String>,
     },
-    /// From somebody else, for every port.
+    /// A configured certificate, for every TCP listener.
     Given(Certificate),
 }
 
-/// How a listener's clients can speak TLS.
+/// The TLS state of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HttpsState {
-    /// They cannot.
+    /// TLS is off.
     Off,
-    /// With a certificate by the local authority, which clients must come to trust.
+    /// TLS with a certificate of the local authority, which clients must trust first.
     Local,
-    /// With a certificate by the local authority, which nobody can come to trust.
+    /// TLS with a certificate of a local authority without files, which clients cannot trust.
     LocalInMemory,
-    /// With the certificate that was given.
+    /// TLS with the configured certificate.
     Given,
 }
 
-/// A certificate is looked at this often: a laptop that slept for weeks has a new one within this
-/// time.
+/// Interval between two checks of a certificate: a laptop that was suspended for weeks has a new one within
+/// this time.
 const LOOK: Duration = Duration::from_secs(3600);
 
-/// The certificates of all listeners. Cheap to clone.
+/// The certificates of all listeners; a clone shares them.
 #[derive(Clone, Debug)]
 pub(super) struct Certificates(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// For listeners that only this machine reaches.
+    /// The certificate of listeners on loopback addresses.
     local: Tls,
-    /// For the others.
+    /// The certificate of all other listeners.
     open: Tls,
     addresses: Vec<Address>,
     current: Mutex<Current>,
@@ -63,13 +63,13 @@ struct Inner {
 #[derive(Debug)]
 struct Current {
     https: Https,
-    /// The one by the local authority.
+    /// The certificate that the local authority issued.
     issued: Option<Certificate>,
 }
 
 impl Certificates {
-    /// For listeners at these addresses. A local authority that cannot be had costs TLS and not the
-    /// start.
+    /// The certificates of listeners at these addresses. When the local authority cannot be opened, TLS is
+    /// off and the program starts all the same.
     pub(super) fn new(https: Https, addresses: &[Address], now: UnixMs) -> Result<Self, rustls::Error> {
         let certificates = Self(Arc::new(Inner {
             local: Tls::new()?,
@@ -84,12 +84,12 @@ impl Certificates {
         Ok(certificates)
     }
 
-    /// Those of a listener.
+    /// The certificate of a listener.
     pub(super) fn at(&self, address: &Address) -> Tls {
         if address.is_local() { self.0.local.clone() } else { self.0.open.clone() }
     }
 
-    /// How clients of a listener can speak TLS now.
+    /// The TLS state of a listener now.
     pub(super) fn state(&self, address: &Address) -> HttpsState {
         match (address, &self.current().https) {
             (Address::Tcp(_), _) if !self.at(address).is_on() => HttpsState::Off,
@@ -102,7 +102,7 @@ impl Certificates {
         }
     }
 
-    /// Goes by `https` from now on. Connections stay as they are.
+    /// Replaces the source of the certificates. Open connections are unchanged.
     pub(super) fn replace(&self, https: Https, now: UnixMs) {
         let Inner { local, open, .. } = &*self.0;
         let mut current = self.current();
@@ -141,8 +141,8 @@ impl Certificates {
         *current = Current { https, issued };
     }
 
-    /// Replaces a certificate by the local authority when it is due; whether it did. When it cannot,
-    /// the old one stays.
+    /// Replaces a certificate of the local authority when it is due; returns whether it was replaced. On an
+    /// error the old certificate is kept.
     pub(super) fn renew(&self, now: UnixMs) -> bool {
         let mut current = self.current();
         let Current { https: Https::Authority { place, hosts }, issued: Some(certificate) } = &*current
@@ -167,17 +167,17 @@ impl Certificates {
         }
     }
 
-    /// Looks again and again whether the certificate is due.
+    /// Checks periodically whether the certificate is due.
     pub(super) async fn keep_fresh(self) {
         loop {
             tokio::time::sleep(LOOK).await;
             let certificates = self.clone();
-            // It reads and may write files.
+            // Renewal reads and may write files.
             let _ = tasks::blocking(move || certificates.renew(clock::now())).await;
         }
     }
 
-    /// A certificate for the listeners on loopback, if there are any.
+    /// Issues a certificate for the listeners on loopback addresses, if there are any.
     fn issue(
         &self,
         place: &CaLocation,
@@ -204,12 +204,13 @@ impl Certificates {
     }
 
     fn current(&self) -> std::sync::MutexGuard<'_, Current> {
-        // What is behind it is replaced whole.
+        // The value behind the lock is always replaced as a whole.
         self.0.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A listener that other machines reach gets no certificate that none of them trusts.
+/// Logs that a listener which other machines reach has no certificate: no other machine would trust the local
+/// authority.
 fn tell_beyond_loopback(addresses: &[Address]) {
     if let Some(open) = addresses.iter().find(|address| !address.is_local()) {
         info!(
@@ -242,7 +243,7 @@ mod tests {
         Https::Given(chain.with_key(&made.signing_key.serialize_pem()).unwrap())
     }
 
-    /// What is shown on loopback now.
+    /// The expiry of the certificate in use on loopback.
     fn shown(certificates: &Certificates) -> UnixMs {
         certificates.current().issued.as_ref().unwrap().life().until
     }
@@ -286,7 +287,7 @@ mod tests {
         assert_eq!(shown(&certificates), first.plus(DAY * 61));
         assert!(!certificates.renew(NOW.plus(DAY * 62)), "the next one is due later");
         assert_eq!(std::fs::read(certificate::ca_file(folder.path())).unwrap(), ca);
-        // An authority that is near its end is replaced on the way.
+        // An authority that is about to expire is replaced as well.
         assert!(certificates.renew(NOW.plus(DAY * 3600)));
         assert_ne!(std::fs::read(certificate::ca_file(folder.path())).unwrap(), ca);
         assert_eq!(certificates.state(&local), HttpsState::Local);
@@ -304,7 +305,7 @@ mod tests {
         std::fs::write(&folder, "in the way").unwrap();
         assert!(!certificates.renew(NOW.plus(DAY * 61)));
         assert_eq!((shown(&certificates), certificates.state(&local)), (first, HttpsState::Local));
-        // Nor does a reload take it away.
+        // A reload keeps the certificate as well.
         certificates.replace(authority(CaLocation::Folder(folder)), NOW);
         assert_eq!((shown(&certificates), certificates.state(&local)), (first, HttpsState::Local));
     }

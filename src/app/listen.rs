@@ -1,4 +1,4 @@
-//! From the places a configuration names to listeners, all of them or none.
+//! Opens all configured listeners, or none of them.
 
 use std::io;
 
@@ -7,30 +7,30 @@ use tracing::debug;
 use crate::config::{HostPort, Listen, Listens, UnixMode};
 use crate::server::{Address, InheritedSockets, Listener};
 
-/// Why it does not listen.
+/// Why a listener cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// A place is not to be had.
+    /// An address cannot be listened on.
     #[error("{place}: {source}")]
     Place {
-        /// As it was named.
+        /// The address as it was configured.
         place: String,
-        /// What the system says.
+        /// The error of the system.
         source: io::Error,
     },
-    /// Sockets of systemd are asked for, and none came.
+    /// The configuration names sockets of systemd, and none were passed.
     #[error("systemd passes no sockets (LISTEN_FDS is not set for this process)")]
     NothingPassed,
-    /// What systemd passes cannot be listened on.
+    /// A socket that systemd passed cannot be listened on.
     #[error(transparent)]
     Passed(io::Error),
 }
 
-/// Listens on every place that is meant.
+/// Listens on every address of `meant`.
 ///
 /// # Errors
 ///
-/// When one of them is not to be had. What was listened on before is released.
+/// When one of them cannot be opened. Listeners opened before are closed.
 pub async fn listen(
     meant: &Listens,
     mode: UnixMode,
@@ -52,7 +52,7 @@ pub async fn listen(
     Ok(listeners)
 }
 
-/// Listens on one place; on none for sockets of systemd.
+/// Listens on one address; returns no listener for sockets of systemd.
 pub(super) fn one(listen: &Listen, mode: UnixMode) -> io::Result<Vec<Listener>> {
     match listen {
         Listen::Port(port) => on_port(port),
@@ -61,7 +61,7 @@ pub(super) fn one(listen: &Listen, mode: UnixMode) -> io::Result<Vec<Listener>> 
     }
 }
 
-/// Listens on every address of a port; only the first must be there.
+/// Listens on every address of a host name and port; only the first one is mandatory.
 fn on_port(port: &HostPort) -> io::Result<Vec<Listener>> {
     let mut listeners: Vec<Listener> = Vec::new();
     for mut address in port.socket_addresses() {

@@ -1,5 +1,5 @@
-//! The mirror as a part of the running program: begun with the books, ended after them and before
-//! their file is closed, within its bound.
+//! Runs the mirror in Supabase: it starts with the usage store, and ends after the store's last write and
+//! before the database is closed, within its timeout.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::mirror::{self, Health, Mirror};
 use crate::store::Writing;
 use crate::tasks::{AbortOnDrop, Tasks};
 
-/// A mirror that runs.
+/// A running mirror.
 #[derive(Debug)]
 pub(super) struct Mirroring {
     pub(super) health: Health,
@@ -20,7 +20,7 @@ pub(super) struct Mirroring {
 }
 
 impl Mirroring {
-    /// Begins to mirror, when somebody wants it and the books have an outbox.
+    /// Starts the mirror, when it is configured and the usage store has an outbox.
     pub(super) fn start(
         settings: Option<mirror::Settings>,
         writing: &mut Writing,
@@ -33,15 +33,15 @@ impl Mirroring {
         Ok(Some(Self { health, end, tasks, running, final_push_max }))
     }
 
-    /// How long its end may take.
+    /// The maximum duration of `end`.
     pub(super) fn end_max(&self) -> Duration {
         self.final_push_max
     }
 
-    /// Sends what is still due, within its bound, and ends.
+    /// Sends the rows that are still due, within the timeout, and ends.
     pub(super) async fn end(self) {
         self.end.cancel();
-        // What is not sent now is sent after the next start.
+        // Rows that are not sent now are sent after the next start.
         let _ = tokio::time::timeout(self.final_push_max, self.tasks.ended()).await;
         drop(self.running);
     }

@@ -1,5 +1,5 @@
-//! The composition root: parts and listeners in, a running program with an address and a way to
-//! end it out. What tests start is what people start.
+//! The composition root: builds a running program, with its addresses and a way to drain it, from settings
+//! and listeners. The tests start the same program as the command line.
 
 mod app_config;
 mod https;
@@ -42,28 +42,28 @@ use https::Certificates;
 use mirroring::Mirroring;
 use router::Router;
 
-/// Why the program does not run.
+/// Why the program cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The books cannot be opened.
+    /// The usage database cannot be opened.
     #[error(transparent)]
     Books(#[from] OpenError),
-    /// The books cannot be read.
+    /// The usage records cannot be read.
     #[error("the usage records cannot be read: {0}")]
     Unreadable(#[from] rusqlite::Error),
-    /// Nothing can be mirrored.
+    /// The mirror cannot be started.
     #[error(transparent)]
     Mirror(#[from] mirror::StartError),
-    /// TLS is not to be had, or not with these authorities.
+    /// TLS for upstream connections cannot be configured, or not with these authorities.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The TLS library cannot serve.
+    /// TLS for client connections cannot be configured.
     #[error("TLS cannot be served: {0}")]
     Https(#[from] rustls::Error),
-    /// The upstream's address cannot be written in a head.
+    /// The upstream's address cannot be written to a request head.
     #[error("the upstream's address cannot be used: {0}")]
     Upstream(#[from] http::Error),
-    /// Everyone on the network could use the keys.
+    /// Every machine on the network could use the keys.
     #[error(transparent)]
     Exposed(#[from] Exposed),
     /// The system refuses.
@@ -71,7 +71,7 @@ pub enum StartError {
     System(#[from] io::Error),
 }
 
-/// Other machines can connect, and no client would have to say who it is.
+/// Other machines can connect, and no client token is required.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} is open to other machines, and no client token is asked for")]
 pub struct Exposed(pub Address);
@@ -83,7 +83,7 @@ fn check_exposure(addresses: &[Address], clients: &Clients) -> Result<(), Expose
     }
 }
 
-/// A program that runs.
+/// A running program.
 #[derive(Debug)]
 pub struct Running {
     addresses: Vec<Address>,
@@ -107,36 +107,36 @@ pub struct Running {
     mirroring: Option<Mirroring>,
 }
 
-/// Whether everything finished by itself.
+/// Whether all requests were completed before the drain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
-    /// Every request was answered to its end.
+    /// Every response was completed.
     Clean,
-    /// Some were cut when the grace was over.
+    /// Some requests were cut at the end of the drain timeout.
     Cut,
 }
 
-/// How the program has ended.
+/// How the program ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
-    /// Whether everything finished by itself.
+    /// Whether all requests were completed.
     pub drained: Drained,
-    /// Usage records that could not be written, from the start on.
+    /// Usage records that could not be written since the start.
     pub records_lost: u64,
 }
 
-/// Conversations that end at once and wait to be taken up.
+/// Maximum ended conversations that wait to be handed to the task that polls their cost.
 const CONVERSATIONS_MAX: usize = 1_024;
-/// After the cut, this long for what was cut to be settled.
+/// After the cut, how long to wait for the cut connections to end.
 const CUT_MAX: Duration = Duration::from_secs(5);
-/// And this long for everything to be written down.
+/// How long to wait after that for all usage records to be written.
 const WRITE_MAX: Duration = Duration::from_secs(8);
 
-/// Starts everything. Requests are answered from here on.
+/// Starts all parts of the program. Requests are served from here on.
 ///
 /// # Errors
 ///
-/// When the books or TLS are not to be had.
+/// When the usage database or TLS cannot be opened, or the system refuses.
 pub fn start(parts: AppConfig, listeners: Vec<Listener>) -> Result<Running, StartError> {
     let addresses = listeners.iter().map(Listener::address).collect::<io::Result<Vec<_>>>()?;
     check_exposure(&addresses, &parts.clients)?;
@@ -236,7 +236,7 @@ pub fn start(parts: AppConfig, listeners: Vec<Listener>) -> Result<Running, Star
 }
 
 impl Running {
-    /// The first port it listens on; port 0 when it listens on none.
+    /// The address of the first TCP listener; 127.0.0.1:0 when there is none.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         let port = self.addresses.iter().find_map(|address| match address {
@@ -246,19 +246,19 @@ impl Running {
         port.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
-    /// Everywhere it listens.
+    /// The addresses of all listeners.
     #[must_use]
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
     }
 
-    /// How clients can speak TLS at one of the places it listens on.
+    /// The TLS state of the listener at `address`.
     #[must_use]
     pub fn https(&self, address: &Address) -> HttpsState {
         self.certificates.state(address)
     }
 
-    /// The names of the clients that have a token, sorted; without any, no token is asked for.
+    /// The names of the clients that have a token, sorted; without any, no token is required.
     #[must_use]
     pub fn client_names(&self) -> Vec<String> {
         let config = self.config.load();
@@ -268,7 +268,7 @@ impl Running {
         names
     }
 
-    /// The keys as they stand.
+    /// A snapshot of the keys and their state.
     #[must_use]
     pub fn keys(&self) -> Vec<KeySnapshot> {
         self.pool.snapshot(clock::now())
@@ -280,28 +280,25 @@ impl Running {
         self.pool.waiting()
     }
 
-    /// Whether connections to the provider can be opened, as the last try has shown.
+    /// Whether connections to the provider can be opened, as of the last attempt.
     #[must_use]
     pub fn reach(&self) -> Reach {
         self.reach.get()
     }
 
-    /// Waits until the provider was asked for every key's quota once, but at most `within`.
-    /// Whether it was.
+    /// Waits until every key's quota was polled once, but at most `within`; returns whether that is so.
     pub async fn first_round(&mut self, within: Duration) -> bool {
         let asked = self.rounds.wait_for(|&rounds| rounds > 0);
         matches!(tokio::time::timeout(within, asked).await, Ok(Ok(_)))
     }
 
-    /// Takes the keys, the clients and the limits of `parts` for requests that come from now on, and
-    /// its certificates for connections that do;
-    /// nothing else of it counts before the next start. Requests under way keep what they began
-    /// with, and keys that stay keep what is known of them.
+    /// Applies the keys, the clients and the limits of `parts` to requests that come from now on, and its
+    /// certificates to new connections; all other settings apply at the next start. Requests under way keep
+    /// the settings they began with, and keys that remain keep their state.
     ///
     /// # Errors
     ///
-    /// When nobody would have to say who it is and other machines can connect; then nothing
-    /// changes.
+    /// When no client token would be required and other machines can connect; then nothing changes.
     pub fn reload(&self, parts: AppConfig) -> Result<Reloaded, Exposed> {
         check_exposure(&self.addresses, &parts.clients)?;
         self.certificates.replace(parts.https, clock::now());
@@ -313,25 +310,26 @@ impl Running {
         self.config.store(Arc::new(RuntimeConfig { clients, accounts, limits, doors, base_path }));
         let reloaded = self.pool.reload(parts.keys, parts.pool);
         if let Some((quotas, settings)) = self.quotas.as_ref().zip(parts.watch) {
-            // The watch ends with the program only.
+            // The poller ends only with the program.
             let _ = quotas.send(settings);
         }
         Ok(reloaded)
     }
 
-    /// Ends kept connections by their next answer, then accepts nothing more, lets running requests
-    /// finish within `grace`, cuts the others, and writes everything down.
+    /// Closes kept connections with their next response, then stops accepting, lets requests under way finish
+    /// within `grace`, cuts the others, and writes all usage records.
     pub async fn drain(self, grace: Duration) -> Drained {
         self.drain_unless(grace, pending()).await.drained
     }
 
-    /// The longest that the end takes beyond the grace.
+    /// The maximum duration of a drain beyond the grace.
     #[must_use]
     pub fn end_max(&self) -> Duration {
         CUT_MAX + WRITE_MAX + self.mirroring.as_ref().map_or(Duration::ZERO, Mirroring::end_max)
     }
 
-    /// The same, but does not wait any longer when `hurry` completes.
+    /// Drains in the same way. When `hurry` completes, requests under way are cut, and the mirror is not waited
+    /// for.
     pub async fn drain_unless(mut self, grace: Duration, hurry: impl Future<Output = ()>) -> Ended {
         let Drain { ending, kept, stop, close, cut, .. } = &self.drain;
         self.draining.set();
@@ -339,11 +337,11 @@ impl Running {
         drop(self.watching);
         drop(self.pricing);
         drop(self.renewing);
-        // Half of the grace at most: what is under way then needs time, too.
+        // At most half of the grace: requests under way need the rest.
         let kept_max = self.drain_idle_timeout.min(grace / 2);
         let finish = async {
-            // Clients of kept connections hear of the end with their next answer. Whether they have or
-            // not, no one is let in from then on, and then everyone who was is served.
+            // Clients of kept connections receive `connection: close` with their next response. After this
+            // timeout no connection is accepted, and requests of the accepted connections are served.
             let _ = tokio::time::timeout(kept_max, kept.ended()).await;
             stop.cancel();
             self.accepting.ended().await;
@@ -367,16 +365,16 @@ impl Running {
         let begun = clock::instant();
         if drained == Drained::Cut {
             cut.cancel();
-            // What does not even end when it is cut is not waited for.
+            // A connection that does not end after the cut is not waited for.
             let _ = tokio::time::timeout(CUT_MAX, self.connections.ended()).await;
         }
-        // With the workers goes whatever still runs, and the last who could write something down.
+        // The workers drop the tasks that still run, which are the last that could produce usage records.
         drop(self.crew);
         let left = CUT_MAX.saturating_sub(clock::since(begun));
         let _ = tokio::time::timeout(left, self.workers.end()).await;
         let begun = clock::instant();
         let is_written = self.writing.written(WRITE_MAX).await;
-        // What takes this long to be written leaves the mirror no time.
+        // A slow write of the usage records reduces the time of the mirror.
         let left = WRITE_MAX.saturating_sub(clock::since(begun));
         if let Some(mirroring) = self.mirroring.filter(|_| is_written && !is_hurried) {
             tokio::select! {

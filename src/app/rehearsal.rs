@@ -1,5 +1,5 @@
-//! What a start would stumble over, found without starting: places to listen on are taken for a moment,
-//! the database is looked at and not changed. Separate from `start`, which ends at the first obstacle.
+//! Finds the obstacles of a start without starting: addresses are listened on for a moment, and the database
+//! is examined without being changed. Separate from `start`, which ends at the first obstacle.
 
 use std::io;
 
@@ -10,27 +10,27 @@ use crate::server::Listener;
 use crate::store;
 use crate::upstream::TcpTlsConnector;
 
-/// What is in the way of a start.
+/// An obstacle of a start.
 #[derive(Debug, thiserror::Error)]
 pub enum Obstacle {
-    /// A place cannot be listened on.
+    /// An address cannot be listened on.
     #[error("{place}: {source}")]
     Place {
-        /// Which.
+        /// The configured address.
         place: Listen,
-        /// What the system says.
+        /// The error of the system.
         source: io::Error,
     },
-    /// Everything else.
+    /// Any other error of a start.
     #[error(transparent)]
     Start(#[from] StartError),
 }
 
-/// Everything that is in the way of a start with this configuration. Sockets of systemd are there only
-/// when it starts the program, so they are taken as they come.
+/// All obstacles of a start with this configuration. Sockets of systemd exist only when systemd starts the
+/// program, so they are not checked.
 pub async fn rehearse(config: Config) -> Vec<Obstacle> {
     let mut obstacles = Vec::new();
-    // All are held until the end: two of them may be one place.
+    // All are held until the end: two of them may be the same address.
     let mut held: Vec<Listener> = Vec::new();
     for place in config.server.listen.iter().filter(|place| **place != Listen::Systemd) {
         match one(place, config.server.unix_mode) {

@@ -1,4 +1,4 @@
-//! Who comes in, and which requests are ours and which are the provider's.
+//! Admits requests by their origin, and routes them to Keychoir's own pages or to the proxy.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::policy::origin::{self, RequestOrigin};
 use crate::proxy::{Proxy, ProxyResponse, ResponseBody};
 use crate::server::{Reply, Service, Session};
 
-/// The admin's pages before the proxy.
+/// The service of a worker: the admin pages first, then the proxy.
 #[derive(Clone, Debug)]
 pub(super) struct Router(Arc<RouterParts>);
 
@@ -28,7 +28,7 @@ impl Router {
         Self(Arc::new(RouterParts { admin: Arc::new(admin), proxy: Arc::new(proxy) }))
     }
 
-    /// The same front for one of so many cores.
+    /// The router for one of `cores` cores.
     pub(super) fn for_core(&self, cores: usize) -> Self {
         let RouterParts { admin, proxy } = &*self.0;
         let (admin, proxy) = (Arc::clone(admin), Arc::new(proxy.for_core(cores)));

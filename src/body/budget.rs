@@ -1,48 +1,49 @@
-//! The one bound for everything that is buffered for requests, answers and sockets: in memory, and for uploads
-//! on disk as well. Each holder of a buffer has a [`BufferShare`], which takes memory of the budget before the
-//! buffer grows and gives it back when it is dropped.
+//! The memory and disk budget of everything that the proxy buffers: request bodies, response bodies and
+//! sockets in memory, and request bodies also on disk. Each holder of a buffer has a [`BufferShare`], which
+//! takes memory from the budget before the buffer grows and returns it when it is dropped.
 //!
-//! A share takes in steps of 64 KiB, so most pieces of a body touch no counter that other cores write. The
-//! first bytes of each share are free, as are the buffers of fixed size that every request or session has:
+//! A share takes memory in steps of 64 KiB, so most pieces of a body do not touch a counter that other cores
+//! write. The first bytes of each share are free, as are the buffers of fixed size of each request or
+//! session:
 //!
-//! | holder | free | when nothing is left |
+//! | holder | free | when the budget is used up |
 //! |---|---|---|
-//! | an upload that may be sent again | 16 KiB | it goes on to disk |
-//! | pieces on their way to that disk | 16 KiB | the client waits for the disk |
-//! | the copy of an answer that names identifiers | 16 KiB | it is not read for them |
-//! | an error or a document that is read whole | 16 KiB | it streams on; one that must be changed is refused |
-//! | a compressed answer that is searched for keys | 64 KiB | it is cut |
-//! | reads of a fast answer | 16 KiB | it is read in pieces of 8 KiB |
-//! | the buffers of a session on a socket | 64 KiB | its opening messages are let go, then it is closed (1013) |
+//! | a request body that is kept for a retry | 16 KiB | it continues on disk |
+//! | pieces queued for that disk file | 16 KiB | the client waits for the disk |
+//! | the copy of a response that names identifiers | 16 KiB | the response is not searched for identifiers |
+//! | an error or a document read whole | 16 KiB | it is streamed; one that must be changed is refused |
+//! | a compressed response that is searched for keys | 64 KiB | it is cut |
+//! | reads of a fast response | 16 KiB | it is read in pieces of 8 KiB |
+//! | the buffers of a session | 64 KiB | its opening messages are dropped, then it is closed (1013) |
 //!
-//! So a request takes at the most 128 KiB that are not counted here, beside the 64 KiB of HTTP's own buffer in
-//! each direction, and a session 64 KiB; what is idle takes nothing.
+//! So a request uses at most 128 KiB that are not counted here, beside the 64 KiB of HTTP's own buffer in
+//! each direction, and a session 64 KiB; idle connections use none.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Shares take and give back this much at once.
+/// Step in which shares take and return memory, in bytes.
 const STEP: u64 = 64 * 1024;
 
-/// The bounds, as they are configured.
+/// The configured bounds of the budget.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BufferLimits {
-    /// Bytes of one upload in memory.
+    /// Maximum bytes of one request body in memory.
     pub memory_bytes_max: u64,
-    /// Bytes of all buffers in memory.
+    /// Maximum bytes of all buffers in memory.
     pub memory_total_bytes_max: u64,
-    /// Bytes of one upload on disk, beyond those in memory.
+    /// Maximum bytes of one request body on disk, beyond those in memory.
     pub disk_bytes_max: u64,
-    /// Bytes of all uploads on disk.
+    /// Maximum bytes of all request bodies on disk.
     pub disk_total_bytes_max: u64,
-    /// The share of the disk, in percent, that is left free.
+    /// The share of the disk, in percent, that stays free.
     pub disk_free_percent_min: u64,
-    /// Where the files are made. They have no name there.
+    /// The directory of the anonymous temporary files.
     pub directory: PathBuf,
 }
 
-/// The budget that all buffers share. Cheap to clone.
+/// The budget that all buffers share; a clone shares the counters.
 #[derive(Clone, Debug)]
 pub struct BufferBudget(Arc<Inner>);
 
@@ -53,7 +54,7 @@ struct Inner {
     bounds: BufferLimits,
 }
 
-/// Bytes in use, of as many as there may be.
+/// Bytes in use, and their maximum.
 #[derive(Debug)]
 struct Counter {
     used: AtomicU64,
@@ -65,7 +66,7 @@ impl Counter {
         Arc::new(Self { used: AtomicU64::new(0), max: AtomicU64::new(max) })
     }
 
-    /// Takes `bytes`; whether there were so many.
+    /// Takes `bytes`; returns whether they were available.
     fn take(&self, bytes: u64) -> bool {
         let max = self.max.load(Ordering::Relaxed);
         let fits = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= max);
@@ -94,7 +95,7 @@ impl BufferBudget {
         Self(Arc::new(Inner { memory, disk, bounds }))
     }
 
-    /// A budget of nothing.
+    /// A budget without memory and disk.
     #[must_use]
     pub fn none() -> Self {
         Self::new(&BufferLimits {
@@ -107,8 +108,8 @@ impl BufferBudget {
         })
     }
 
-    /// The budget within the bounds of this one, and with the buffers of `before` in it: from now on, those
-    /// count against the new totals.
+    /// A budget with the bounds of this one that takes over the counters of `before`: the buffers that
+    /// `before` counts are counted against the new totals.
     #[must_use]
     pub fn following(&self, before: &Self) -> Self {
         let (Inner { memory, disk, .. }, bounds) = (&*before.0, self.0.bounds.clone());
@@ -117,42 +118,43 @@ impl BufferBudget {
         Self::counting(Arc::clone(memory), Arc::clone(disk), bounds)
     }
 
-    /// A share of the memory that has taken nothing yet, with so many bytes for free.
+    /// A share that has taken no memory yet; its first `free` bytes are not counted.
     #[must_use]
     pub fn share(&self, free: usize) -> BufferShare {
         BufferShare { budget: Some(self.clone()), free: free as u64, taken: 0 }
     }
 
-    /// Bytes of memory that are taken now.
+    /// Bytes of memory in use.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
         self.0.memory.used()
     }
 
-    /// Bytes of memory that there are.
+    /// Maximum bytes of memory.
     #[must_use]
     pub fn memory_max(&self) -> u64 {
         self.0.memory.max.load(Ordering::Relaxed)
     }
 
-    /// Bytes of disk that are taken now.
+    /// Bytes of disk in use.
     #[must_use]
     pub fn disk_bytes(&self) -> u64 {
         self.0.disk.used()
     }
 
-    /// Bytes of disk that there are.
+    /// Maximum bytes of disk.
     #[must_use]
     pub fn disk_max(&self) -> u64 {
         self.0.disk.max.load(Ordering::Relaxed)
     }
 
-    /// Whether one upload may have so many bytes in memory.
+    /// Whether one request body may have this many bytes in memory.
     pub(super) fn fits_in_memory(&self, bytes: u64) -> bool {
         bytes <= self.0.bounds.memory_bytes_max
     }
 
-    /// Takes `bytes` of the disk for an upload that has taken `held` already. Whether they fit.
+    /// Takes `bytes` of disk for a request body that already has `held` bytes on disk; returns whether they
+    /// fit.
     pub(super) fn take_disk(&self, held: u64, bytes: u64) -> bool {
         held.saturating_add(bytes) <= self.0.bounds.disk_bytes_max && self.0.disk.take(bytes)
     }
@@ -170,9 +172,10 @@ impl BufferBudget {
     }
 }
 
-/// The memory that one holder has taken of the budget. Dropping it gives that back.
+/// The memory that one holder has taken from the budget. Dropping the share returns it.
 ///
-/// The default share belongs to no budget and covers anything: for requests of our own, which are few.
+/// The default share belongs to no budget and covers any size: it is for the proxy's own requests, which are
+/// few.
 #[derive(Debug, Default)]
 pub struct BufferShare {
     budget: Option<BufferBudget>,
@@ -181,41 +184,40 @@ pub struct BufferShare {
 }
 
 impl BufferShare {
-    /// Bytes that each share has for free where nothing else is said: what a usual request or answer is
-    /// buffered with.
+    /// Default number of free bytes per share: enough to buffer a usual request or response.
     pub const FREE: usize = 16 * 1024;
 
-    /// Covers a buffer of `bytes`: takes what is missing, or gives back what is too much. Whether it does; if
-    /// not, the share stays as it is.
+    /// Covers a buffer of `bytes`: takes the missing memory, or returns the excess. Returns whether the
+    /// buffer is covered; if not, the share is unchanged.
     #[must_use]
     pub fn cover(&mut self, bytes: usize) -> bool {
         let Some(budget) = &self.budget else { return true };
         let needed = (bytes as u64).saturating_sub(self.free);
         let steps = needed.div_ceil(STEP).saturating_mul(STEP);
         if needed > self.taken {
-            // The last bytes of the budget are less than a step.
+            // Near its end the budget has less than a step left.
             let wanted = [steps, needed].into_iter().find(|wanted| budget.0.memory.take(wanted - self.taken));
             let Some(wanted) = wanted else { return false };
             self.taken = wanted;
         } else if needed == 0 || steps + STEP < self.taken {
-            // A buffer that grows and shrinks about a step keeps it.
+            // A buffer that grows and shrinks around a step boundary keeps the step.
             self.give_back(steps);
         }
         true
     }
 
-    /// The budget that it is a share of, if it is of one.
+    /// The budget of this share; `None` for the default share.
     pub(super) fn budget(&self) -> Option<&BufferBudget> {
         self.budget.as_ref()
     }
 
-    /// Covers a buffer that has become smaller.
+    /// Returns the excess memory of a buffer that has shrunk to `bytes`.
     pub fn shrink(&mut self, bytes: usize) {
         let needed = (bytes as u64).saturating_sub(self.free);
         self.give_back(needed.div_ceil(STEP).saturating_mul(STEP));
     }
 
-    /// Gives back what is above `kept`.
+    /// Returns the memory above `kept`.
     fn give_back(&mut self, kept: u64) {
         if let Some(budget) = self.budget.as_ref().filter(|_| kept < self.taken) {
             budget.0.memory.give_back(self.taken - kept);
@@ -247,7 +249,7 @@ mod tests {
         })
     }
 
-    /// What is taken after each of these sizes, and whether it was covered.
+    /// Checks, for each buffer size, whether it is covered and how many bytes of the budget are then in use.
     #[track_caller]
     fn check(total: u64, sizes: &[(usize, bool, u64)]) {
         let budget = budget(total);

@@ -1,28 +1,28 @@
-//! A decoded copy of a compressed body, for judging or searching it. Separate from the relay, which
-//! passes the original on.
+//! Decodes a copy of a compressed body, so that it can be classified or searched. Separate from the relay,
+//! which passes on the original.
 //!
-//! The codings here are those that `policy::headers` offers upstream, so that an answer to what was
-//! offered can always be read.
+//! The codings here are those that `policy::headers` offers upstream, so that a response in an offered coding
+//! can always be decoded.
 
 use std::io::Read;
 
 use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 
-/// Codings that one body may have one over the other. Two happen, where a server and a proxy before it
-/// both compress; more would only multiply the work.
+/// Maximum codings of one body. Two occur where a server and a proxy in front of it both compress; more would
+/// only multiply the work.
 const MAX_CODINGS: usize = 2;
 
-/// A way of compressing (RFC 9110, section 8.4.1).
+/// A content coding (RFC 9110, section 8.4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coding {
     /// `gzip` and `x-gzip`.
     Gzip,
-    /// `deflate`: zlib's format, or the bare one that some servers mean by it.
+    /// `deflate`: zlib's format, or the raw deflate stream that some servers send under this name.
     Deflate,
 }
 
-/// The codings that a `content-encoding` names, in the order in which they were applied. Empty for a
-/// body that is not compressed; `None` when one of them is unknown, or when there are more than two.
+/// The codings that a `content-encoding` names, in the order in which they were applied. Empty for an
+/// uncompressed body; `None` when a coding is unknown or when there are more than two.
 #[must_use]
 pub fn codings(encoding: Option<&str>) -> Option<Vec<Coding>> {
     let mut codings = Vec::new();
@@ -43,10 +43,10 @@ pub fn codings(encoding: Option<&str>) -> Option<Vec<Coding>> {
     Some(codings)
 }
 
-/// Decodes `body` as its `content-encoding` says, to at most `bytes_max`.
+/// Decodes `body` according to its `content-encoding`, to at most `bytes_max`.
 ///
-/// `None` when a coding is unknown, when the body is not what it says, or when it would grow beyond the
-/// bound, also in between two codings: such a body cannot be judged.
+/// `None` when a coding is unknown, when the body is malformed, or when it would exceed the bound, also
+/// between two codings: such a body cannot be classified.
 #[must_use]
 pub fn decoded(body: &[u8], encoding: Option<&str>, bytes_max: usize) -> Option<Vec<u8>> {
     let codings = codings(encoding)?;
@@ -58,7 +58,7 @@ pub fn decoded(body: &[u8], encoding: Option<&str>, bytes_max: usize) -> Option<
 fn undo(coding: Coding, body: &[u8], bytes_max: usize) -> Option<Vec<u8>> {
     match coding {
         Coding::Gzip => read(MultiGzDecoder::new(body), bytes_max),
-        // The checksum of zlib's format tells the two apart.
+        // The checksum of zlib's format distinguishes it from the raw one.
         Coding::Deflate => {
             read(ZlibDecoder::new(body), bytes_max).or_else(|| read(DeflateDecoder::new(body), bytes_max))
         }

@@ -1,8 +1,8 @@
-//! The part of a held body that memory has no room for: a file without a name, which is gone when
-//! nobody holds it any more, whatever becomes of the program.
+//! The part of a request body that does not fit into its memory: an anonymous temporary file, which the
+//! system deletes when its last handle is closed, also when the process crashes.
 //!
-//! Files block, so they are written and read on the threads for such work. What is on its way to
-//! the file is bounded; the client's body waits while the disk is slower than the client.
+//! File operations block, so they run on the runtime's blocking threads. The queue of pieces to write is
+//! bounded; the client's body is not read while the disk is slower than the client.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -20,23 +20,23 @@ use tokio::task::JoinHandle;
 use super::budget::{BufferBudget, BufferShare};
 use crate::tasks;
 
-/// On their way to the file at the most, beyond the last piece.
+/// Maximum bytes queued for the file, beyond the last piece.
 const QUEUE_BYTES_MAX: u64 = 256 * 1024;
-/// Read back at once.
+/// Maximum bytes of one read from the file.
 const READ_BYTES_MAX: u64 = 64 * 1024;
 
-/// A file that grows at its end and is read anywhere.
+/// A file that is appended to and read at any offset.
 #[derive(Debug)]
 pub(super) struct DiskSpill {
     directory: Arc<Path>,
     free_percent_min: u64,
     file: Option<Arc<File>>,
-    /// Bytes that are in the file.
+    /// Bytes already in the file.
     written_bytes: u64,
-    /// Pieces that are not, in order; the first ones are being written.
+    /// Pieces not yet in the file, in order; the first ones are being written.
     queue: VecDeque<Bytes>,
     queue_bytes: u64,
-    /// The memory of that queue.
+    /// The memory of the queue.
     share: BufferShare,
     writing: Option<Writing>,
     reading: Option<Reading>,
@@ -56,7 +56,7 @@ struct Reading {
 }
 
 impl DiskSpill {
-    /// An empty spool. No file is made before there is something to write.
+    /// An empty spill. The file is created by the first write.
     pub(super) fn new(budget: &BufferBudget) -> Self {
         Self {
             directory: budget.directory().into(),
@@ -71,18 +71,18 @@ impl DiskSpill {
         }
     }
 
-    /// Bytes that it holds.
+    /// Bytes in the file and in the queue.
     pub(super) fn bytes(&self) -> u64 {
         self.written_bytes + self.queue_bytes
     }
 
-    /// Takes a piece.
+    /// Queues a piece for the file.
     pub(super) fn push(&mut self, data: Bytes) {
         self.queue_bytes += data.len() as u64;
         self.queue.push_back(data);
     }
 
-    /// Writes on; ready when there is room for another piece.
+    /// Advances the write; ready when another piece may be queued.
     pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             if let Some(writing) = &mut self.writing {
@@ -119,13 +119,13 @@ impl DiskSpill {
         Writing { job, pieces: count, bytes }
     }
 
-    /// Some of what is held from `at` on, which lies before the end.
+    /// Reads some bytes from offset `at` on, which lies before the end.
     pub(super) fn poll_read(&mut self, at: u64, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         if at >= self.written_bytes {
             return Poll::Ready(self.queued(at - self.written_bytes));
         }
         let Some(file) = &self.file else { return Poll::Ready(Err(io::Error::other("there is no file"))) };
-        // What was asked for another place is of no use here.
+        // A pending read at another offset is replaced.
         if self.reading.as_ref().is_none_or(|reading| reading.at != at) {
             let (file, length) = (Arc::clone(file), (self.written_bytes - at).min(READ_BYTES_MAX));
             self.reading = Some(Reading { at, job: tasks::blocking(move || read(&file, at, length)) });

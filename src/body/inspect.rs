@@ -1,6 +1,6 @@
-//! A look at an answer while it is relayed: what passes is copied up to a bound, and the end of the
-//! body waits until the copy has been read. What a client may name in its next request is then known
-//! before the client can name it.
+//! Copies a response body up to a bound while it is relayed, and delays the end of the body until the copy
+//! has been inspected. So identifiers that the client may name in its next request are recorded before the
+//! client can name them.
 
 use std::fmt;
 use std::pin::Pin;
@@ -11,21 +11,22 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::budget::BufferShare;
 
-/// Reads the copy of a body.
+/// Inspects the copy of a body.
 pub trait BodyInspector: Send + 'static {
-    /// All of the body has come, and this is it. Not called for a body that is larger than the bound, finds
-    /// no memory for its copy, or breaks off.
+    /// Receives the complete body. Not called for a body that is larger than the bound, that finds no memory
+    /// for its copy, or that breaks off.
     fn inspect(self, body: &[u8]);
 }
 
-/// A body of which a copy is made.
+/// A body that copies what it relays.
 ///
-/// The last frame that has come waits for the next one or for the end: whoever has read all of the
-/// body comes after [`BodyInspector::inspect`]. Past the bound nothing waits.
+/// The last frame received is held until the next frame or the end of the body arrives: a client that has
+/// read the complete body continues after [`BodyInspector::inspect`] has run. Past the bound no frame is
+/// held.
 ///
 /// # Cancel safety
 ///
-/// Dropping it forgets the copy, and nobody is told.
+/// Dropping it discards the copy, and the inspector is not called.
 pub struct Inspect<B, L> {
     body: B,
     listener: Option<L>,
@@ -38,7 +39,8 @@ pub struct Inspect<B, L> {
 }
 
 impl<B: Body<Data = Bytes>, L: BodyInspector> Inspect<B, L> {
-    /// Relays `body`; `listener` hears it, if it is not larger than `bytes_max` and `share` covers it.
+    /// Relays `body`; `listener` inspects it if it is not larger than `bytes_max` and `share` covers the
+    /// copy.
     pub fn new(body: B, listener: Option<L>, bytes_max: usize, share: BufferShare) -> Self {
         let is_too_large = body.size_hint().lower() > bytes_max as u64;
         let listener = listener.filter(|_| bytes_max > 0 && !is_too_large);
@@ -47,7 +49,7 @@ impl<B: Body<Data = Bytes>, L: BodyInspector> Inspect<B, L> {
 
     fn copy(&mut self, data: &[u8]) {
         let bytes = self.copy.len() + data.len();
-        // What is missing of the copy grows by doubling.
+        // The capacity of the copy grows by doubling.
         let room = if bytes > self.copy.capacity() { bytes.max(2 * self.copy.capacity()) } else { bytes };
         if bytes <= self.bytes_max && self.share.cover(room) {
             self.copy.extend_from_slice(data);
@@ -103,7 +105,7 @@ where
                     this.is_over = true;
                     this.tell();
                 }
-                // What waits is lost with the rest: a document that broke off is of no use.
+                // The held frame is dropped with the rest: an incomplete document is of no use.
                 Some(Err(error)) => {
                     this.forget();
                     (this.waiting, this.is_over) = (None, true);
@@ -112,7 +114,7 @@ where
                 Some(Ok(frame)) => {
                     match frame.data_ref() {
                         Some(data) => this.copy(data),
-                        // Trailers are the end.
+                        // Trailers end the body.
                         None => this.tell(),
                     }
                     if this.body.is_end_stream() {
@@ -173,7 +175,7 @@ mod tests {
         }
     }
 
-    /// Frames, pauses and failures.
+    /// A body of frames, pauses and failures.
     #[derive(Debug)]
     struct Frames {
         frames: VecDeque<Poll<Result<Frame<Bytes>, &'static str>>>,

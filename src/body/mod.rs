@@ -1,7 +1,7 @@
-//! Adapters around message bodies: [`replay`] holds what a client sends so that it can be sent
-//! again, [`peek`] reads the start of an error body, [`inspect`] has a look at an answer that passes,
-//! [`redacted`] takes keys out of what is relayed,
-//! [`relay`] carries an answer on and settles when it ends. What any of them may buffer is in [`budget`].
+//! Adapters around message bodies: [`replay`] keeps a request body so that it can be sent again, [`peek`]
+//! reads the start of an error response, [`inspect`] copies a response that is relayed, [`redacted`] removes
+//! keys from responses, [`relay`] counts a response and reports once how it ended. [`budget`] bounds their
+//! buffers.
 
 pub mod budget;
 pub mod decode;

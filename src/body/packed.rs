@@ -1,8 +1,9 @@
-//! A search through a compressed body while it is relayed as it came. It is decompressed beside the relay;
-//! a piece goes on when what has come of the text so far has no key in it.
+//! Searches a compressed body for keys while the original bytes are relayed. The body is decompressed beside
+//! the relay; a piece is forwarded when the text decoded so far contains no key.
 //!
-//! Separate from `redacted`, because a key cannot be replaced in what is compressed: here the answer ends
-//! with an error instead. It is searched as it came, too: not everything that is called compressed is.
+//! Separate from `redacted`, because a key cannot be replaced inside compressed data: here the response ends
+//! with an error instead. The compressed bytes are searched as well: not every body with a `content-encoding`
+//! is compressed.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -17,62 +18,63 @@ use super::budget::BufferShare;
 use super::decode::Coding;
 use crate::secret::{Redaction, Redactor};
 
-/// Why a compressed body does not go on.
+/// Why a compressed body is not forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Withheld {
-    /// A key of the pool is in it.
+    /// The body contains a key of the pool.
     #[error("the compressed answer has an API key in it")]
     KeyInside,
-    /// It cannot be searched for keys: nothing is left of the budget for its buffers.
+    /// The body cannot be searched for keys: the budget has no memory for its buffers.
     #[error("no memory is left to search the compressed answer for API keys")]
     NoMemory,
 }
 
-/// What one turn decompresses before other tasks of the worker have theirs: about a millisecond.
+/// Maximum bytes decompressed before other tasks of the worker run: about a millisecond of work.
 const MAX_BYTES_A_TURN: usize = 256 * 1024;
 
-/// A slice of compressed bytes that is decompressed at once: at most a mebibyte comes of it.
+/// Compressed bytes decompressed in one step: they expand to a mebibyte at most.
 const SLICE: usize = 1024;
 
-/// What the search through one body may buffer for free: a read, what a slice of it unpacks to, and the windows
-/// of two decoders that no share counts.
+/// Free buffer bytes of the search through one body: a read, the text of one slice, and the windows of two
+/// decoders, which no share counts.
 pub(super) const FREE: usize = 64 * 1024;
 
-/// Compressed bytes that wait for the rest of what may be a key, of which there are a few hundred bytes.
+/// Maximum compressed bytes held back while the text ends in the possible start of a key. Of such text there
+/// are a few hundred bytes.
 const MAX_HELD: usize = 256 * 1024;
 
 /// The search through one body.
 pub(super) struct CompressedSearch {
     redactor: Arc<Redactor>,
     redaction: Redaction,
-    /// The search through the body as it came: what is not compressed at all, or stands behind what is, may be
-    /// read by a client that is not strict.
+    /// The search through the compressed bytes themselves: a lenient client may read data that is not
+    /// compressed at all, or that follows the compressed data.
     as_it_came: Redaction,
-    /// There is a key in that.
+    /// Whether the compressed bytes themselves contain a key.
     has_key: bool,
-    /// From the outer coding to the inner.
+    /// The codings, from the outermost to the innermost.
     stages: Vec<Stage>,
     /// The piece that is being searched.
     piece: Option<Frame<Bytes>>,
-    /// Pieces whose text ends in what may be the begin of a key.
+    /// Pieces whose text ends in the possible start of a key.
     held: VecDeque<Frame<Bytes>>,
-    /// Pieces that may go on.
+    /// Pieces that may be forwarded.
     released: VecDeque<Frame<Bytes>>,
-    /// The memory of all of them.
+    /// The memory of all pieces.
     share: BufferShare,
 }
 
-/// What a turn has come to.
+/// The result of one turn of the search.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Turn {
-    /// There is more to search in what has come.
+    /// Received bytes remain to be searched.
     More,
-    /// All that has come is searched.
+    /// All received bytes are searched.
     Done,
 }
 
 impl CompressedSearch {
-    /// A search through a body with these codings, in the order in which they were applied.
+    /// A search through a body with these codings, given in the order in which they were applied.
     pub(super) fn new(redactor: Arc<Redactor>, codings: &[Coding], share: BufferShare) -> Self {
         let stages = codings.iter().rev().map(|coding| Stage::new(*coding)).collect();
         let (redaction, as_it_came) = (Redaction::default(), Redaction::default());
@@ -80,12 +82,12 @@ impl CompressedSearch {
         Self { redactor, redaction, as_it_came, has_key: false, stages, piece: None, held, released, share }
     }
 
-    /// What is searched for.
+    /// The redactor that knows the keys.
     pub(super) fn redactor(&self) -> &Redactor {
         &self.redactor
     }
 
-    /// Takes the next piece, once all before it is searched.
+    /// Takes the next piece; all earlier ones must have been searched.
     pub(super) fn take(&mut self, piece: Bytes) {
         self.has_key |= self.as_it_came.finds(&self.redactor, &piece);
         if let Some(first) = self.stages.first_mut() {
@@ -94,11 +96,11 @@ impl CompressedSearch {
         self.piece = Some(Frame::data(piece));
     }
 
-    /// Searches on.
+    /// Runs one turn of the search.
     ///
     /// # Errors
     ///
-    /// When there is a key, or no memory to look for one.
+    /// When a key was found, or when there is no memory to search for one.
     pub(super) fn turn(&mut self) -> Result<Turn, Withheld> {
         if self.has_key {
             return Err(Withheld::KeyInside);
@@ -132,7 +134,8 @@ impl CompressedSearch {
         Ok(Turn::Done)
     }
 
-    /// Nothing more comes: what waits is no key. `last` are the trailers, if there are some.
+    /// Ends the body: a possible start of a key that was held back is released. `last` holds the trailers, if
+    /// any.
     pub(super) fn end(&mut self, last: Option<Frame<Bytes>>) {
         self.release();
         self.released.extend(last);
@@ -142,7 +145,7 @@ impl CompressedSearch {
         self.released.append(&mut self.held);
     }
 
-    /// A piece that may go on.
+    /// The next piece that may be forwarded.
     pub(super) fn next(&mut self) -> Option<Frame<Bytes>> {
         self.released.pop_front()
     }
@@ -152,13 +155,13 @@ impl CompressedSearch {
         self.piece.is_some()
     }
 
-    /// Bytes that have come and not gone on.
+    /// Bytes received and not yet forwarded.
     pub(super) fn waiting_bytes(&self) -> u64 {
         let released = self.released.iter().chain(&self.piece).filter_map(Frame::data_ref).map(Bytes::len);
         (released.sum::<usize>() + self.held_bytes()) as u64
     }
 
-    /// Whether all has gone on that has come.
+    /// Whether all received pieces have been forwarded.
     pub(super) fn is_over(&self) -> bool {
         self.piece.is_none() && self.held.is_empty() && self.released.is_empty()
     }
@@ -174,10 +177,10 @@ impl fmt::Debug for CompressedSearch {
     }
 }
 
-/// One coding being undone.
+/// The decoder of one coding.
 struct Stage {
     decoder: Decoder,
-    /// What has come and is still coded.
+    /// Received bytes that are not yet decoded.
     input: BytesMut,
 }
 
@@ -185,9 +188,9 @@ enum Decoder {
     Gzip(MultiGzDecoder<Vec<u8>>),
     Zlib(ZlibDecoder<Vec<u8>>),
     Bare(DeflateDecoder<Vec<u8>>),
-    /// `deflate`, before it is known which format is meant.
+    /// `deflate`, before its format is known.
     Unknown,
-    /// What has come is not what it says.
+    /// The body is malformed.
     Broken,
 }
 
@@ -201,16 +204,17 @@ impl Stage {
     }
 
     fn has_work(&self) -> bool {
-        // Two bytes tell one format of `deflate` from the other.
+        // The first two bytes distinguish the two formats of `deflate`.
         let wanted = if matches!(self.decoder, Decoder::Unknown) { 2 } else { 1 };
         self.input.len() >= wanted
     }
 
-    /// Undoes the coding of a slice of the input.
+    /// Decodes one slice of the input.
     fn step(&mut self) -> Vec<u8> {
         if matches!(self.decoder, Decoder::Unknown) {
             self.decoder = match self.input[..] {
-                // The header of zlib's format: the method, and a sum that is a multiple of 31 (RFC 1950).
+                // The header of zlib's format: the method, and a checksum that is a multiple of 31 (RFC
+                // 1950).
                 [first, second, ..] if first & 0x0f == 8 && u16::from_be_bytes([first, second]) % 31 == 0 => {
                     Decoder::Zlib(ZlibDecoder::new(Vec::new()))
                 }
@@ -240,7 +244,7 @@ impl Stage {
     }
 }
 
-/// Whether a decoder takes all of a slice.
+/// Whether the decoder accepts all of the slice.
 fn written(decoder: &mut impl Write, slice: &[u8]) -> bool {
     decoder.write_all(slice).and_then(|()| decoder.flush()).is_ok()
 }
@@ -281,7 +285,7 @@ mod tests {
         )
     }
 
-    /// What goes on of `body` in pieces of `size`, and whether there was a key.
+    /// The bytes forwarded of `body` in pieces of `size`, and whether a key was found.
     fn passed(codings: &[Coding], body: &[u8], size: usize) -> (Vec<u8>, bool) {
         let mut search = search(codings);
         let mut out = Vec::new();
@@ -334,7 +338,7 @@ mod tests {
                 for size in [1, 7, 1_000, 100_000] {
                     let (out, has_key) = passed(codings, &body, size);
                     assert!(has_key, "{codings:?} {before} {size}");
-                    // What has gone on says no more of the key than its short form.
+                    // The forwarded bytes reveal no more of the key than its short form.
                     let mut alone = search(codings);
                     alone.take(out.into());
                     while alone.turn() == Ok(Turn::More) {}
@@ -351,7 +355,7 @@ mod tests {
                 assert_eq!(passed(codings, &body, 3), (body.clone(), false));
             }
         }
-        // It is searched all the same.
+        // A malformed body is searched all the same.
         for body in
             [KEY.as_bytes().to_vec(), [gzip(b"x"), KEY.into()].concat(), [zlib(b"x"), KEY.into()].concat()]
         {
@@ -359,7 +363,7 @@ mod tests {
                 assert!(passed(codings, &body, size).1);
             }
         }
-        // What can be read of it is searched.
+        // The decodable part of a malformed body is searched.
         let body = [zlib(KEY.as_bytes()), b"garbage".to_vec()].concat();
         assert!(passed(&[Coding::Deflate], &body, 1_000).1);
     }

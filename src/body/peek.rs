@@ -1,4 +1,4 @@
-//! The start of an answer's body, read to judge it and kept to relay it.
+//! Reads the start of a response body to classify the response, and keeps it to relay it.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -11,14 +11,14 @@ use http_body_util::BodyExt;
 
 use super::budget::{BufferBudget, BufferShare};
 
-/// A body of which some was read. Relays exactly what arrived, in the same pieces.
+/// A body whose start was read. It relays exactly the frames that arrived, in the same pieces.
 #[derive(Debug)]
 pub struct Peeked<B: Body> {
     front: VecDeque<Frame<Bytes>>,
-    /// An error met while reading; it comes after what was read before it.
+    /// An error met while reading; it is returned after the frames read before it.
     broken: Option<B::Error>,
     rest: B,
-    /// The memory of what was read.
+    /// The memory of the frames read.
     share: BufferShare,
     is_over_budget: bool,
 }
@@ -27,7 +27,7 @@ impl<B> Peeked<B>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    /// A body of which nothing was read.
+    /// A body of which no frame was read.
     #[must_use]
     pub fn untouched(body: B) -> Self {
         Self {
@@ -39,13 +39,14 @@ where
         }
     }
 
-    /// The body, of which nothing was read yet; what was read is gone.
+    /// The inner body; frames already read are discarded.
     pub fn into_rest(self) -> B {
         self.rest
     }
 
-    /// Reads `body` to its end, but at most `bytes_max`, for at most `within`, and as far as `budget` has
-    /// memory for it; without a budget, as far as that. With it comes what was read, when that is all of it.
+    /// Reads `body` to its end, but at most `bytes_max` bytes, for at most `within`, and as far as `budget`
+    /// has memory; without a budget, memory is unlimited. Returns the bytes with it if they are the complete
+    /// body.
     ///
     /// # Cancel safety
     ///
@@ -61,13 +62,12 @@ where
         (peeked, whole)
     }
 
-    /// Reads on to the end, but until there are more than `bytes_max`, for at most `within` and as far as
-    /// `budget` has memory for it;
-    /// returns what was read, before and now, when that is all of it.
+    /// Continues reading to the end, but at most `bytes_max` bytes, for at most `within`, and as far as
+    /// `budget` has memory; returns all bytes read so far if they are the complete body.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses nothing: what was read is relayed all the same.
+    /// Dropping the future loses no bytes: the frames read are relayed all the same.
     pub async fn whole(
         &mut self,
         bytes_max: usize,
@@ -80,13 +80,13 @@ where
         tokio::time::timeout(within, self.fill(bytes_max)).await.unwrap_or(None)
     }
 
-    /// Whether reading on has ended because nothing was left of the budget.
+    /// Whether reading ended because the budget was used up.
     #[must_use]
     pub fn is_over_budget(&self) -> bool {
         self.is_over_budget
     }
 
-    /// Puts `whole` in the place of what was read.
+    /// Replaces the bytes read by `whole`.
     pub fn replace(&mut self, whole: Bytes) {
         self.front.clear();
         self.share.shrink(whole.len());
@@ -116,7 +116,7 @@ where
             if whole.len() > bytes_max {
                 return None;
             }
-            // It is here twice: as it came, and in one piece.
+            // The bytes are in memory twice: as frames, and joined.
             if !self.share.cover(whole.len() + whole.capacity()) {
                 self.is_over_budget = true;
                 return None;

@@ -1,5 +1,5 @@
-//! An answer's body on its way to the client, without the keys of the pool in it. A piece without a
-//! key goes on as it is; `packed` has the search in what is compressed.
+//! Removes the keys of the pool from a response body. A piece without a key is forwarded unchanged; `packed`
+//! searches compressed bodies.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,10 +14,9 @@ use super::decode::Coding;
 use super::packed::{self, Turn, Withheld};
 use crate::secret::{Passed, Redaction, Redactor};
 
-/// A body in which keys are replaced by their short forms. Its length stays what was announced:
-/// where a short form took a longer key's place, white space follows at the end, which documents
-/// and texts allow. A compressed body with a key in it, or without memory to search it, ends with an error
-/// instead.
+/// A body in which keys are replaced by their short forms. It keeps the announced length: where a short form
+/// replaced a longer key, spaces are appended at the end, which JSON documents and texts allow. A compressed
+/// body that contains a key, or that there is no memory to search, ends with an error instead.
 #[derive(Debug)]
 pub struct Redacted<B> {
     body: B,
@@ -26,7 +25,7 @@ pub struct Redacted<B> {
 
 #[derive(Debug)]
 enum PlainOrCompressed {
-    /// Nothing is searched for.
+    /// The body is not searched.
     Off,
     Plain(Plain),
     Packed(Box<packed::CompressedSearch>),
@@ -36,19 +35,19 @@ enum PlainOrCompressed {
 struct Plain {
     redactor: Arc<Redactor>,
     redaction: Redaction,
-    /// What the announced length still leaves room for; `None` when none was announced.
+    /// Bytes of the announced length that are still to be sent; `None` when no length was announced.
     owed: Option<u64>,
-    /// They come after what was held back.
+    /// Trailers, which follow the bytes held back.
     trailers: Option<HeaderMap>,
-    /// Whether the body has ended, and what is owed of it goes out.
+    /// Whether the body has ended and only the owed bytes remain.
     has_ended: bool,
 }
 
-/// White space at the end goes out in pieces of this size: as many keys as fit in an answer leave room for it.
+/// Size of the pieces of padding: a response full of keys can owe a lot of it.
 const PADDING_BYTES_MAX: usize = 16 * 1024;
 
 impl<B: Body> Redacted<B> {
-    /// Searches `body`, if there is something to search it with.
+    /// Searches `body` with `redactor`, if there is one.
     pub fn new(body: B, redactor: Option<Arc<Redactor>>) -> Self {
         let owed = body.size_hint().exact();
         let plain = |redactor| {
@@ -63,9 +62,9 @@ impl<B: Body> Redacted<B> {
         Self { body, search: redactor.map_or(PlainOrCompressed::Off, plain) }
     }
 
-    /// The same for a body with these codings, in the order in which they were applied. `None` stands for
-    /// codings that cannot be undone: such a body is searched as it came.
-    /// The search through a compressed body buffers within `budget`.
+    /// Searches a body with these codings, given in the order in which they were applied, for keys. With
+    /// `None`, for codings that cannot be decoded, the encoded bytes are searched. The buffers of the search
+    /// through a compressed body count against `budget`.
     pub fn coded(
         body: B,
         redactor: Option<Arc<Redactor>>,
@@ -92,7 +91,7 @@ impl Plain {
         piece
     }
 
-    /// What is left to say at the end, or the first piece of it.
+    /// The remaining bytes at the end of the body, or the first piece of them.
     fn finish(&mut self) -> Bytes {
         self.has_ended = true;
         let mut rest = self.redaction.finish();
@@ -184,16 +183,16 @@ impl packed::CompressedSearch {
     }
 }
 
-/// Replaces keys in the values of headers.
+/// Replaces keys in header values, and removes headers whose name contains a key.
 pub fn redact_headers(headers: &mut HeaderMap, redactor: &Redactor) {
     let has_key = |name: &&HeaderName| redactor.redacted(name.as_str().as_bytes()).is_some();
-    // A short form is no name.
+    // A header name cannot be replaced by a short form.
     for name in headers.keys().filter(has_key).cloned().collect::<Vec<_>>() {
         headers.remove(name);
     }
     for value in headers.values_mut() {
         if let Some(redacted) = redactor.redacted(value.as_bytes()) {
-            // A short form is as plain as its key.
+            // A short form consists of the same plain characters as its key.
             *value = HeaderValue::from_bytes(&redacted).unwrap_or_else(|_| HeaderValue::from_static("..."));
         }
     }
@@ -232,7 +231,7 @@ where
         match &self.search {
             PlainOrCompressed::Off => rest,
             PlainOrCompressed::Plain(Plain { owed: Some(owed), .. }) => SizeHint::with_exact(*owed),
-            // A short form makes it shorter by an amount that nobody knows before.
+            // Short forms make the body shorter by an amount that is not known in advance.
             PlainOrCompressed::Plain(Plain { owed: None, .. }) => SizeHint::default(),
             PlainOrCompressed::Packed(search) => {
                 let waiting = search.waiting_bytes();
@@ -275,7 +274,7 @@ mod tests {
         }
     }
 
-    /// A body of these pieces, whose length nobody knows before.
+    /// A body of these pieces without a known length.
     fn streamed(pieces: &[&str], trailers: Option<HeaderMap>) -> StreamBody<Frames> {
         let pieces = pieces.iter().map(|piece| Frame::data(Bytes::copy_from_slice(piece.as_bytes())));
         StreamBody::new(Frames(pieces.chain(trailers.map(Frame::trailers)).collect()))

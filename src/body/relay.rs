@@ -1,5 +1,5 @@
-//! An answer on its way to the client: counts what passes and tells once how it ended, also when
-//! nobody reads it to the end.
+//! Relays a response body to the client: counts its bytes and reports once how the relay ended, also when the
+//! body is dropped before its end.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -7,39 +7,39 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-/// How the relay of an answer ended.
+/// How the relay of a response ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// The client has it all.
+    /// The client received the complete body.
     Complete,
-    /// The client left before the end.
+    /// The client disconnected before the end.
     ClientLeft,
-    /// The upstream broke off.
+    /// The upstream connection broke.
     UpstreamBroke,
 }
 
-/// Is told how a relay ended, exactly once.
+/// Receives the end of a relay, exactly once.
 pub trait OnBodyEnd: Send + 'static {
-    /// The relay ended after so many bytes of body.
+    /// Called when the relay ended, with the number of body bytes relayed.
     fn settle(self, ending: Ending, bytes: u64);
 }
 
-/// A body that settles when it ends, fails or is dropped.
+/// A body that calls [`OnBodyEnd`] when it ends, fails or is dropped.
 ///
 /// # Cancel safety
 ///
-/// Dropping it settles as [`Ending::ClientLeft`], unless everything had been passed on: a server
-/// need not ask again for the end of a body whose length it knows.
+/// Dropping it reports [`Ending::ClientLeft`], unless the complete body was passed on: a server does not need
+/// to poll again after the last byte of a body whose length is known.
 #[derive(Debug)]
 pub struct Relay<B: Body, S: OnBodyEnd> {
-    /// `None` once it is dropped.
+    /// `None` once the relay is dropped.
     body: Option<B>,
     settle: Option<S>,
     bytes: u64,
 }
 
 impl<B: Body, S: OnBodyEnd> Relay<B, S> {
-    /// Relays `body` and tells `settle`.
+    /// Relays `body` and calls `settle` at its end.
     pub fn new(body: B, settle: S) -> Self {
         Self { body: Some(body), settle: Some(settle), bytes: 0 }
     }
@@ -68,7 +68,7 @@ where
         match &frame {
             Some(Ok(frame)) => match frame.data_ref() {
                 Some(data) => self.bytes += data.len() as u64,
-                // Trailers are the end; a server does not ask again.
+                // Trailers end the body; a server does not poll again.
                 None => self.ended(Ending::Complete),
             },
             Some(Err(_)) => self.ended(Ending::UpstreamBroke),
@@ -93,8 +93,8 @@ impl<B: Body, S: OnBodyEnd> Drop for Relay<B, S> {
         } else {
             Ending::ClientLeft
         };
-        // The connection to the provider closes first: the key's place is given to the next request when the
-        // provider can know that it is free.
+        // The upstream connection is closed first: the key's concurrency slot goes to the next request only
+        // when the provider can know that it is free.
         self.body = None;
         self.ended(ending);
     }

@@ -1,8 +1,8 @@
-//! A request body that can be sent more than once, without being stored before it is forwarded.
+//! A request body that can be sent more than once without being stored before it is forwarded.
 //!
-//! The first attempt streams to the upstream while what passes is held. A later attempt starts
-//! from what is held and goes on with what still arrives, so a refusal before the body is complete
-//! costs no time. Past its bounds the request goes on and only the replay is lost.
+//! The first attempt streams to the upstream while the bytes are kept in a replay buffer. A later attempt
+//! starts from the buffer and continues with the bytes that still arrive, so a refusal before the body is
+//! complete costs no time. Past the bounds of the buffer the request continues and only the replay is lost.
 
 mod intake;
 
@@ -23,14 +23,14 @@ use crate::policy::min_rate::MinRate;
 use crate::policy::replay::Replayable as Holding;
 pub use intake::Slow;
 
-/// A client's body and what is held of it.
+/// A client's request body and its replay buffer.
 #[derive(Debug)]
 pub struct Replay<B> {
     shared: Arc<Mutex<Shared<B>>>,
 }
 
-/// One passage of the body to the upstream. A later passage supersedes it: two connections never
-/// share what still arrives.
+/// One pass of the body to the upstream. A later pass supersedes it: two connections never share the bytes
+/// that still arrive.
 #[derive(Debug)]
 pub struct Attempt<B> {
     shared: Arc<Mutex<Shared<B>>>,
@@ -38,7 +38,7 @@ pub struct Attempt<B> {
     at: u64,
 }
 
-/// How the passing of a body goes, for whoever waits for the answer.
+/// The progress of a body's upload, for the task that waits for the response.
 #[derive(Debug)]
 pub struct Upload<B> {
     shared: Arc<Mutex<Shared<B>>>,
@@ -49,24 +49,24 @@ pub struct Upload<B> {
 pub enum Waiting {
     /// The client has not sent the next bytes.
     ForClient,
-    /// The upstream has not taken them.
+    /// The upstream has not accepted them.
     ForUpstream,
-    /// Nothing: all is sent.
+    /// The response: all bytes are sent.
     ForAnswer,
-    /// Nothing will come: the client's body broke off or was malformed.
+    /// Nothing: the client's body broke off or was malformed.
     Never,
 }
 
-/// Why a passage ended early.
+/// Why a pass ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Interrupted {
-    /// Another passage has begun.
+    /// A later pass has begun.
     #[error("another attempt has taken over the request's body")]
     Superseded,
     /// The client's body broke off or was malformed.
     #[error("the client's request body broke off")]
     ClientBroke,
-    /// What was held cannot be read back.
+    /// The replay buffer cannot be read back.
     #[error("the held part of the request's body is lost: {0}")]
     Lost(Loss),
 }
@@ -76,24 +76,25 @@ struct Shared<B> {
     source: Option<B>,
     source_state: Source,
     held: ReplayBuffer,
-    /// What was taken in before there was an attempt to send it, in case it cannot be held.
+    /// Pieces read before an attempt sends them, in case they cannot be kept in the replay buffer.
     ahead: VecDeque<Bytes>,
-    /// The memory of that, when what is held went to disk.
+    /// The memory of these pieces when the replay buffer went to disk.
     ahead_share: Option<BufferShare>,
-    /// Where that begins.
+    /// The offset in the body at which these pieces begin.
     ahead_at: u64,
     /// The length the client announced.
     length: Option<u64>,
     passage: u32,
     passed_bytes: u64,
-    /// Whether the connection has taken a byte of the last passage's request.
+    /// Whether the connection has accepted a byte of the last pass's request.
     has_begun: bool,
     is_released: bool,
-    /// When bytes last moved on, to whichever attempt.
+    /// When bytes were last passed to an attempt.
     moved_at: Instant,
     /// When bytes last came from the client.
     arrived_at: Instant,
-    /// How much has come, how long the client was waited for until then, and since when it is again.
+    /// Bytes received so far, the time spent waiting for the client before that, and the start of the current
+    /// wait.
     arrived_bytes: u64,
     waited: Duration,
     waiting_since: Option<Instant>,
@@ -111,7 +112,7 @@ impl<B> Replay<B>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    /// Holds `source` within the bounds of `budget`. Nothing is read before an attempt asks.
+    /// Keeps `source` within the bounds of `budget`. The body is not read before an attempt polls it.
     #[must_use]
     pub fn hold(source: B, budget: &BufferBudget) -> Self {
         let source_state = if source.is_end_stream() { Source::Complete } else { Source::Ready };
@@ -119,7 +120,7 @@ where
         Self::of(Some(source), source_state, length, budget)
     }
 
-    /// No body at all, for requests of our own.
+    /// An empty body, for the proxy's own requests.
     #[must_use]
     pub fn empty() -> Self {
         Self::of(None, Source::Complete, Some(0), &BufferBudget::none())
@@ -148,7 +149,7 @@ where
         Self { shared: Arc::new(Mutex::new(shared)) }
     }
 
-    /// Begins a passage, from the first byte. Ends the one before.
+    /// Begins a pass, from the first byte. Ends the one before.
     #[must_use]
     pub fn attempt(&self) -> Attempt<B> {
         let mut shared = lock(&self.shared);
@@ -156,7 +157,7 @@ where
         shared.passed_bytes = 0;
         shared.has_begun = false;
         shared.moved_at = clock::instant();
-        // The body is not polled while the request waits for a key, so that time does not count as the client's.
+        // The body is not polled while the request waits for a key, so this time is not the client's.
         shared.waiting_since = shared.waiting_since.map(|_| shared.moved_at);
         Attempt { shared: Arc::clone(&self.shared), passage: shared.passage, at: 0 }
     }
@@ -167,7 +168,7 @@ where
         lock(&self.shared).length
     }
 
-    /// Whether a new passage would send all of it.
+    /// Whether a new pass would send the complete body.
     #[must_use]
     pub fn holding(&self) -> Holding {
         let shared = lock(&self.shared);
@@ -175,13 +176,13 @@ where
         if shared.held.loss().is_none() && !is_broken { Holding::Whole } else { Holding::Lost }
     }
 
-    /// When the last bytes came from the client; when the request began, if it has none.
+    /// When the last bytes came from the client; when the request began, if it has no body.
     #[must_use]
     pub fn arrived_at(&self) -> Instant {
         lock(&self.shared).arrived_at
     }
 
-    /// Why a new passage would not, when the reason is ours.
+    /// Why a new pass cannot send the complete body, when the reason is the replay buffer.
     #[must_use]
     pub fn loss(&self) -> Option<Loss> {
         lock(&self.shared).held.loss()
@@ -189,7 +190,7 @@ where
 }
 
 impl<B> Attempt<B> {
-    /// A view on how the passing goes.
+    /// A view of the upload's progress.
     #[must_use]
     pub fn upload(&self) -> Upload<B> {
         Upload { shared: Arc::clone(&self.shared) }
@@ -197,7 +198,7 @@ impl<B> Attempt<B> {
 }
 
 impl<B> Upload<B> {
-    /// What it waits for now.
+    /// What the upload waits for now.
     #[must_use]
     pub fn waiting(&self) -> Waiting {
         match lock(&self.shared).source_state {
@@ -208,43 +209,45 @@ impl<B> Upload<B> {
         }
     }
 
-    /// The connection has taken the first byte of the request.
+    /// Records that the connection has accepted the first byte of the request.
     pub fn begun(&self) {
         lock(&self.shared).has_begun = true;
     }
 
-    /// Whether the connection has taken any byte of the request: then the provider may serve it.
+    /// Whether the connection has accepted any byte of the request: then the provider may serve it.
     #[must_use]
     pub fn has_begun(&self) -> bool {
         lock(&self.shared).has_begun
     }
 
-    /// Bytes that the last passage has sent.
+    /// Bytes that the last pass has sent.
     #[must_use]
     pub fn passed_bytes(&self) -> u64 {
         lock(&self.shared).passed_bytes
     }
 
-    /// The start of the body, as far as it is held in memory, and whether that is all of it.
+    /// The start of the body, as far as it is in memory, and whether that is the complete body.
     #[must_use]
     pub fn start(&self, bytes_max: usize) -> (Bytes, bool) {
         start(&lock(&self.shared), bytes_max)
     }
 
-    /// Nobody will send the body again: what is held is let go as soon as it is passed on.
+    /// Gives up the replay: no attempt will send the body again, so the buffer is freed once its bytes are
+    /// passed on.
     pub fn release(&self) {
         let mut shared = lock(&self.shared);
         shared.is_released = true;
         shared.let_go_if_released();
     }
 
-    /// By when more of the body must come, at that rate; `None` while the client is not waited for.
+    /// By when more of the body must arrive at this rate; `None` while the upload does not wait for the
+    /// client.
     #[must_use]
     pub fn slow_at(&self, rate: MinRate) -> Option<Instant> {
         lock(&self.shared).slow_at(rate)
     }
 
-    /// When bytes last moved on.
+    /// When bytes were last passed on.
     #[must_use]
     pub fn moved_at(&self) -> Instant {
         lock(&self.shared).moved_at
@@ -263,7 +266,7 @@ impl<B> Shared<B>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    /// The next piece for a passage that has sent `at` bytes.
+    /// The next piece for a pass that has sent `at` bytes.
     fn poll_piece(&mut self, at: u64, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Interrupted>>> {
         if self.held.loss().is_none() {
             if let Some(piece) = ready!(self.held.poll_piece(at, cx)) {
@@ -276,7 +279,7 @@ where
         self.poll_source(cx)
     }
 
-    /// What follows `at` and was taken in before.
+    /// The piece at `at` of those that were read before an attempt sent them.
     fn ahead_of(&mut self, at: u64) -> Option<Bytes> {
         loop {
             let piece = self.ahead.front()?;
@@ -333,7 +336,8 @@ impl<B> Shared<B> {
         self.waiting_since?.checked_add(left)
     }
 
-    /// Whether another piece may be taken in before it is sent. In memory, that is the piece that is held.
+    /// Whether another piece may be read before it is sent. In memory, it shares its bytes with the replay
+    /// buffer.
     fn covers_ahead(&mut self) -> bool {
         if !self.held.is_on_disk() {
             return true;
@@ -342,7 +346,7 @@ impl<B> Shared<B> {
         self.ahead_share.get_or_insert_with(|| self.held.budget().share(BufferShare::FREE)).cover(bytes)
     }
 
-    /// Where what was taken in before ends.
+    /// The offset at which the pieces read ahead end.
     fn ahead_end(&self) -> u64 {
         self.ahead_at + self.ahead.iter().map(|piece| piece.len() as u64).sum::<u64>()
     }

@@ -1,5 +1,5 @@
-//! What is held of a body: the first part in memory, the rest in a file, and past both bounds
-//! nothing at all.
+//! The replay buffer of a request body: the first part is kept in memory, the rest in an anonymous temporary
+//! file, and past both bounds the whole buffer is dropped.
 
 use std::fmt;
 use std::io;
@@ -13,18 +13,18 @@ use super::disk_spill::DiskSpill;
 /// Why a body cannot be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
-    /// It is larger than its bound, or all bodies together are larger than theirs.
+    /// The body is larger than its bound, or all bodies together are larger than theirs.
     TooLarge,
     /// The disk is nearly full.
     DiskFull,
     /// The disk cannot be written or read.
     DiskFailed,
-    /// It was let go, because nobody would ask for it.
+    /// The buffer was dropped, because no attempt would use it.
     Released,
 }
 
 impl Loss {
-    /// The word in the log.
+    /// The word for the loss in the log.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -47,8 +47,8 @@ impl fmt::Display for Loss {
     }
 }
 
-/// A piece this small is copied to the one before it: kept as it came, it would hold on to a whole
-/// read buffer, and a body of single bytes would take many times its size.
+/// A piece smaller than this is copied behind the previous one: kept as a slice, it would keep a whole read
+/// buffer alive, and a body of single bytes would take many times its size.
 const SMALL_BYTES: usize = 4 * 1024;
 /// Small pieces are copied together up to this size.
 const GATHERED_BYTES_MAX: usize = 16 * 1024;
@@ -63,15 +63,15 @@ pub(super) fn joined<'a>(pieces: impl Iterator<Item = &'a [u8]>, bytes_max: usiz
     start.into()
 }
 
-/// The held part of a body, addressed by bytes from its beginning.
+/// The kept part of a body, addressed by the offset from its beginning.
 #[derive(Debug)]
 pub(super) struct ReplayBuffer {
     budget: BufferBudget,
     share: BufferShare,
     memory: Vec<Bytes>,
-    /// Where each piece of memory ends.
+    /// The end offset of each piece in memory.
     ends: Vec<u64>,
-    /// Small pieces that came last, after all others in memory.
+    /// Small pieces, copied together, that follow all pieces in `memory`.
     gathered: BytesMut,
     spool: Option<DiskSpill>,
     loss: Option<Loss>,
@@ -80,7 +80,7 @@ pub(super) struct ReplayBuffer {
 impl ReplayBuffer {
     pub(super) fn new(budget: BufferBudget) -> Self {
         Self {
-            // Of no budget before it is larger than that: most are not.
+            // Without a budget until the body exceeds the free bytes: most bodies do not.
             share: BufferShare::default(),
             budget,
             memory: Vec::new(),
@@ -91,22 +91,22 @@ impl ReplayBuffer {
         }
     }
 
-    /// Why it is not whole, if it is not.
+    /// Why the buffer is not complete; `None` while it is.
     pub(super) fn loss(&self) -> Option<Loss> {
         self.loss
     }
 
-    /// Whether some of it went to disk.
+    /// Whether some of the body was written to disk.
     pub(super) fn is_on_disk(&self) -> bool {
         self.spool.is_some()
     }
 
-    /// Bytes that are held.
+    /// Bytes in memory and on disk.
     pub(super) fn bytes(&self) -> u64 {
         self.memory_bytes() + self.spool.as_ref().map_or(0, DiskSpill::bytes)
     }
 
-    /// The first bytes of it, as far as they are in memory: `bytes_max` at the most.
+    /// The first bytes of the body, as far as they are in memory, `bytes_max` at most.
     pub(super) fn start(&self, bytes_max: usize) -> Bytes {
         match self.memory.as_slice() {
             [] => Bytes::new(),
@@ -119,13 +119,13 @@ impl ReplayBuffer {
         self.whole_bytes() + self.gathered.len() as u64
     }
 
-    /// Bytes in memory before those that are gathered.
+    /// Bytes in memory before the gathered ones.
     fn whole_bytes(&self) -> u64 {
         self.ends.last().copied().unwrap_or(0)
     }
 
     fn keep(&mut self, data: &Bytes) {
-        // The first piece stays as it is: for most requests, it is the whole body.
+        // The first piece is not copied: for most requests, it is the whole body.
         if data.len() < SMALL_BYTES && !self.memory.is_empty() {
             self.gathered.extend_from_slice(data);
             if self.gathered.len() >= GATHERED_BYTES_MAX {
@@ -149,7 +149,7 @@ impl ReplayBuffer {
         self.memory.push(piece);
     }
 
-    /// Ready when another piece can be taken. A slow disk makes the client wait.
+    /// Ready when another piece can be taken. A slow disk delays reading from the client.
     pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(spool) = &mut self.spool
             && let Err(error) = ready!(spool.poll_room(cx))
@@ -159,7 +159,7 @@ impl ReplayBuffer {
         Poll::Ready(())
     }
 
-    /// Takes the next piece, or gives up holding.
+    /// Keeps the next piece, or drops the buffer.
     pub(super) fn push(&mut self, data: &Bytes) {
         let bytes = data.len() as u64;
         if self.loss.is_some() || bytes == 0 {
@@ -186,12 +186,12 @@ impl ReplayBuffer {
         self.share.cover(bytes)
     }
 
-    /// The budget it takes of.
+    /// The budget of this buffer.
     pub(super) fn budget(&self) -> &BufferBudget {
         &self.budget
     }
 
-    /// The piece at `at`; `None` at the end of what is held.
+    /// The piece at `at`; `None` at the end of the buffer.
     pub(super) fn poll_piece(&mut self, at: u64, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Loss>>> {
         if at >= self.bytes() {
             return Poll::Ready(None);
@@ -219,7 +219,7 @@ impl ReplayBuffer {
         loss
     }
 
-    /// Holds nothing any more.
+    /// Drops all pieces; the first reason is kept.
     pub(super) fn let_go(&mut self, why: Loss) {
         self.loss.get_or_insert(why);
         self.memory = Vec::new();
@@ -273,7 +273,7 @@ mod tests {
         let mut held = held();
         let sent: Vec<u8> = (0..100_000_u32).map(|n| n.to_le_bytes()[0]).collect();
         for byte in &sent {
-            // Each is a slice of a whole read buffer, as they are when they come alone.
+            // Each is a slice of a whole read buffer, as with bytes that arrive one at a time.
             held.push(&Bytes::from(vec![*byte; 8_192]).slice(..1));
         }
         assert_eq!(read(&mut held).await, sent);

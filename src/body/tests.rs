@@ -1,4 +1,4 @@
-//! What each holder of a buffer does when nothing is left of the budget, and that all of it comes back.
+//! What each holder of a buffer does when the budget is used up, and that all memory is returned.
 
 use std::io::Write;
 use std::pin::Pin;
@@ -38,7 +38,7 @@ fn budget(memory: usize, disk: usize) -> BufferBudget {
     })
 }
 
-/// A body of pieces of 8 KiB, as they are read.
+/// A body of pieces of 8 KiB, the size of a read.
 struct Pieces {
     rest: Bytes,
 }
@@ -63,7 +63,7 @@ impl Body for Pieces {
     }
 }
 
-/// Counts who heard.
+/// Counts calls of the inspector.
 #[derive(Clone, Default)]
 struct Ear(Arc<AtomicUsize>);
 
@@ -77,7 +77,7 @@ fn redactor() -> Option<Arc<Redactor>> {
     Some(Arc::new(Redactor::new([ApiKey::new(KEY).unwrap()].iter())))
 }
 
-/// Text that hardly packs.
+/// Text that hardly compresses.
 fn noise(bytes: usize) -> Vec<u8> {
     let mut state = 1_u64;
     let next = || {
@@ -122,7 +122,7 @@ async fn peeked(budget: &BufferBudget) -> (bool, bool) {
     (whole.is_some(), is_over_budget)
 }
 
-/// What may be the begin of a key, and much behind it that unpacks to nothing: it waits in memory.
+/// A possible start of a key, followed by many bytes that decode to nothing: they are held in memory.
 async fn searched(budget: &BufferBudget) -> Result<bool, Withheld> {
     let body = [gzip(&KEY.as_bytes()[..20]), gzip(b"").repeat(7_000)].concat();
     let codings = Some(vec![Coding::Gzip]);
@@ -150,7 +150,7 @@ async fn without_memory_every_holder_does_without_or_refuses() {
     assert!(!is_whole && start <= 3 * BufferShare::FREE, "{start}");
     assert_eq!(tapped(&budget).await, 0);
     assert_eq!(peeked(&budget).await, (false, true));
-    // It cannot be known whether there is a key in it, so it does not pass.
+    // The body cannot be searched for a key, so it is not forwarded.
     assert_eq!(searched(&budget).await, Err(Withheld::NoMemory));
     assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));
 }
@@ -221,7 +221,7 @@ fn thousands_of_answers_take_no_more_than_there_is() {
         let copied: usize = taps.iter().map(Inspect::copied_bytes).sum();
         assert!(copied <= 4 * MEBI + ANSWERS * BufferShare::FREE, "{copied}");
     }
-    // A few were first, and are read whole.
+    // A few bodies came first, and are copied completely.
     for tap in &mut taps {
         while let Poll::Ready(Some(_)) = Pin::new(&mut *tap).poll_frame(&mut cx) {}
     }

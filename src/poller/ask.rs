@@ -1,4 +1,4 @@
-//! Questions to the provider with a key of the pool, and what its answers say. All of them are free.
+//! Requests to the provider with a key of the pool, and the parsing of their responses. All of them are free.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,10 +19,10 @@ use crate::policy::subscription::{Subscription, workspace_id};
 use crate::pool::{Key, Observation};
 use crate::upstream::{Connect, Upstream, UpstreamRequestHead};
 
-/// The list of models is the longest answer, some dozens of kilobytes; one that is larger is none.
+/// Maximum size of a response. The list of models is the longest, with some dozens of kilobytes.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
-/// Asks, with a bound for each answer.
+/// Sends the poller's requests, with a timeout for each response.
 #[derive(Debug)]
 pub(super) struct ProviderClient<'a, C> {
     pub(super) upstream: &'a Upstream<C>,
@@ -30,13 +30,13 @@ pub(super) struct ProviderClient<'a, C> {
 }
 
 impl<C: Connect> ProviderClient<'_, C> {
-    /// What the key's workspace has left. `None` when the provider does not tell now, which says
-    /// nothing of the key.
+    /// Requests the quota of the key's workspace. `None` when the provider returns none at the moment, which
+    /// allows no conclusion about the key.
     pub(super) async fn quota(&self, key: &Key) -> Option<Observation> {
         self.quota_at(key.authority(), key).await
     }
 
-    /// The same, asked at another host of the provider.
+    /// Requests the quota from another host of the provider.
     pub(super) async fn quota_at(&self, host: Option<&Arc<Authority>>, key: &Key) -> Option<Observation> {
         let (verdict, text) = self.ask_at(host, key, Uri::from_static("/v1/user/subscription")).await?;
         match verdict {
@@ -54,7 +54,7 @@ impl<C: Connect> ProviderClient<'_, C> {
                 };
                 Some(Observation::Invalid { verdict, source })
             }
-            // A key for speech alone may not ask, and is as good as any.
+            // A key that is restricted to speech may not read the quota, and works like any other.
             Verdict::MissingPermission(_) => Some(Observation::Unreadable),
             Verdict::WorkspaceQuota(_)
             | Verdict::KeyQuota(_)
@@ -73,26 +73,27 @@ impl<C: Connect> ProviderClient<'_, C> {
         }
     }
 
-    /// The identifier of the key's workspace, where it may tell.
+    /// Requests the identifier of the key's workspace; `None` where the key may not read it.
     pub(super) async fn workspace(&self, key: &Key) -> Option<String> {
         let (verdict, text) = self.ask(key, Uri::from_static("/v1/user")).await?;
         if verdict == Verdict::Served { workspace_id(&text) } else { None }
     }
 
-    /// The provider's models, where the key may tell.
+    /// Requests the provider's models; `None` where the key may not read them.
     pub(super) async fn models(&self, key: &Key) -> Option<Models> {
         let (verdict, text) = self.ask(key, Uri::from_static("/v1/models")).await?;
         if verdict == Verdict::Served { Models::read(&text) } else { None }
     }
 
-    /// What a conversation has cost, in credits; `None` while the provider does not tell.
+    /// Requests the cost of a conversation in credits; `None` while the provider has not published it.
     pub(super) async fn cost(&self, key: &Key, conversation: &str) -> Option<u64> {
         let path = format!("/v1/convai/conversations/{conversation}");
         let (verdict, text) = self.ask(key, Uri::try_from(path).ok()?).await?;
         if verdict == Verdict::Served { conversation_cost(&text) } else { None }
     }
 
-    /// An answer, and what it means. `None` when none came in time, or none that can be read.
+    /// Sends a request; returns the verdict on its response and the decoded body. `None` when no response
+    /// came in time, or none that can be decoded.
     async fn ask(&self, key: &Key, target: Uri) -> Option<(Verdict, Vec<u8>)> {
         self.ask_at(key.authority(), key, target).await
     }

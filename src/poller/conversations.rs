@@ -1,5 +1,5 @@
-//! What conversations with agents have cost. No message on their socket says it; the provider tells it
-//! when it has looked the conversation through, seconds or minutes after its end.
+//! Polls the cost of conversations with agents. No message on their socket contains it; the provider
+//! publishes it after analysing the conversation, seconds or minutes after its end.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::proxy::{Conversation, UsageSink};
 use crate::telemetry::{Meters, announce};
 use crate::upstream::{Connect, Upstream};
 
-/// How long after its end, or after the last question, one is asked for. After the last of them it
+/// Delays before each poll of a conversation, from its end or from the previous poll. After the last one it
 /// stays without a price.
 const PAUSES: [Duration; 8] = [
     Duration::from_secs(1),
@@ -26,12 +26,12 @@ const PAUSES: [Duration; 8] = [
     Duration::from_secs(300),
     Duration::from_secs(900),
 ];
-/// For one answer.
+/// Timeout of one response.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// More than that are not waited for at once.
+/// Maximum conversations that wait for their price.
 const WAITING_MAX: usize = 10_000;
 
-/// Prices conversations, one question at a time.
+/// Polls the prices of conversations, with one request at a time.
 #[derive(Debug)]
 pub struct Conversations<C> {
     pool: Arc<Pool>,
@@ -46,12 +46,12 @@ pub struct Conversations<C> {
 struct Waiting {
     conversation: Conversation,
     due: Instant,
-    /// How often it was asked for.
+    /// The number of polls so far.
     asked: usize,
 }
 
 impl<C: Connect> Conversations<C> {
-    /// A room for the conversations that come through `ended`.
+    /// A poller for the conversations that are sent to `ended`.
     pub fn new(
         pool: Arc<Pool>,
         upstream: Upstream<C>,
@@ -62,7 +62,7 @@ impl<C: Connect> Conversations<C> {
         Self { pool, upstream, books, meters, ended, waiting: Vec::new() }
     }
 
-    /// Asks until nobody is left to hold conversations.
+    /// Polls until all senders of `ended` are dropped.
     pub async fn run(mut self) {
         loop {
             let next = self.waiting.iter().map(|waiting| waiting.due).min();
@@ -89,7 +89,7 @@ impl<C: Connect> Conversations<C> {
         self.waiting.push(Waiting { conversation, due: clock::instant() + *pause, asked });
     }
 
-    /// Asks for one that is due.
+    /// Polls one conversation that is due.
     async fn ask(&mut self) {
         let now = clock::instant();
         let Some(at) = self.waiting.iter().position(|waiting| waiting.due <= now) else { return };
@@ -106,7 +106,7 @@ impl<C: Connect> Conversations<C> {
         announce(&self.pool.spend(&self.pool.roster(), &key, credits, clock::now()));
         self.meters.priced(credits);
         let record = conversation.priced(credits);
-        // Books that take nothing more have said so.
+        // A usage store that is closed has logged it already.
         if let Ok(place) = self.books.place().await {
             place.price(&record);
         }

@@ -1,5 +1,5 @@
-//! Asks the provider how much each key has left: at the start in the background, and then rarely.
-//! What it learns brings refused keys back and corrects the count where other apps spend too.
+//! Polls the provider for the quota of each key: at the start in the background, and then rarely. The figures
+//! return refused keys to the pool, and correct its count where other applications use the same credits.
 
 mod ask;
 mod conversations;
@@ -26,21 +26,21 @@ use crate::upstream::{Connect, Upstream};
 use ask::ProviderClient;
 pub use conversations::Conversations;
 
-/// How the provider is asked.
+/// The settings of the poller.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Between two rounds.
+    /// The interval between two polls of a key whose state is normal.
     pub interval: Duration,
-    /// For one key's answer.
+    /// Timeout of one response.
     pub answer_max: Duration,
-    /// Where a key is looked for that is refused as one of another region.
+    /// The regional hosts at which a key is tried that is refused as one of another region.
     pub regions: Arc<[Arc<Authority>]>,
 }
 
-/// A key is polled no more often, whatever its requests meet: polls are requests, too.
+/// Minimum interval between two polls of one key, whatever its requests encounter: polls are requests, too.
 const POLL_PAUSE: Duration = Duration::from_secs(1);
 
-/// Asks for every key's quota, round after round.
+/// Polls the quota of every key, round after round.
 #[derive(Debug)]
 pub struct QuotaPoller<C> {
     pool: Arc<Pool>,
@@ -49,29 +49,29 @@ pub struct QuotaPoller<C> {
     settings: watch::Receiver<Settings>,
 }
 
-/// The provider has new models a few times a year.
+/// Interval between two requests for the models: the provider has new ones a few times a year.
 const MODELS_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
 
-/// What the watch remembers between its questions.
+/// The state of the poller between its polls.
 #[derive(Debug, Default)]
 struct PollMemory {
-    /// When each key is asked next; one that is not here was never asked.
+    /// When each key is polled next; a key without an entry was never polled.
     due: HashMap<Fingerprint, Instant>,
-    /// When each key was asked last.
+    /// When each key was polled last.
     asked_at: HashMap<Fingerprint, Instant>,
-    /// Keys that were looked for in all regions.
+    /// Keys that were tried in all regions.
     looked_for: HashSet<Fingerprint>,
-    /// Keys whose workspace is known, or will not be told.
+    /// Keys whose workspace is known, or cannot be read.
     placed: HashSet<Fingerprint>,
     models_at: Option<Instant>,
-    /// What was last said of all credits.
+    /// The last forecast of the pool's credits.
     forecast: Option<Forecast>,
     alike: HashSet<[Fingerprint; 2]>,
 }
 
 impl<C: Connect> QuotaPoller<C> {
-    /// A watch over `pool`. It asks anew as soon as it is given settings, also when they are the
-    /// same: there may be other keys.
+    /// A poller for `pool`. It polls every key again whenever it receives settings, also when they are
+    /// unchanged: there may be new keys.
     pub fn new(
         pool: Arc<Pool>,
         upstream: Upstream<C>,
@@ -81,8 +81,8 @@ impl<C: Connect> QuotaPoller<C> {
         Self { pool, upstream, books, settings }
     }
 
-    /// Asks for ever, one key at a time. `rounds` counts how often every key has been asked since
-    /// the settings were given.
+    /// Polls forever, one key at a time. `rounds` is incremented each time new settings were received and every
+    /// key was polled since.
     pub async fn run(mut self, rounds: watch::Sender<u64>) {
         let mut memory = PollMemory::default();
         let mut is_counted = false;
@@ -97,7 +97,7 @@ impl<C: Connect> QuotaPoller<C> {
                 .values()
                 .min()
                 .map_or(settings.interval, |due| due.saturating_duration_since(clock::instant()));
-            // Nobody changes the settings any more: then the dates alone count.
+            // When the sender of the settings is dropped, only the due times count.
             let changed = async {
                 if self.settings.changed().await.is_err() {
                     std::future::pending::<()>().await;
@@ -115,8 +115,8 @@ impl<C: Connect> QuotaPoller<C> {
         }
     }
 
-    /// Asks with every key whose time has come, one after the other: a burst from one address looks
-    /// like abuse.
+    /// Polls every key that is due, one after the other: a burst of requests from one address looks like
+    /// abuse.
     async fn poll_due_keys(&self, memory: &mut PollMemory, settings: &Settings) {
         let asking = ProviderClient { upstream: &self.upstream, answer_max: settings.answer_max };
         let roster = self.pool.roster();
@@ -146,7 +146,7 @@ impl<C: Connect> QuotaPoller<C> {
                 memory.asked_at.insert(print, clock::instant());
                 let now = clock::now();
                 let pause = next_poll_at(&look(&roster, key, told), settings.interval, chance(), now);
-                // What a poll could not decide because figures lag, a later one can.
+                // A later poll can decide what lagging figures left open.
                 let decides = Pool::poll_due_at(&roster, key).map(|at| at.since(now).max(POLL_PAUSE));
                 memory.due.insert(print, clock::instant() + decides.map_or(pause, |at| at.min(pause)));
                 asked.push(print);
@@ -156,7 +156,7 @@ impl<C: Connect> QuotaPoller<C> {
         if !asked.is_empty() {
             announce_drifts(&figures);
             self.tell_forecast(memory);
-            // Some may have been found to be of one workspace meanwhile.
+            // Some keys may have been assigned to one workspace meanwhile.
             let roster = self.pool.roster();
             for key in roster.keys().iter().filter(|key| asked.contains(&key.api_key().fingerprint())) {
                 memory.tell_alike(key, &roster);
@@ -188,8 +188,8 @@ impl<C: Connect> QuotaPoller<C> {
         told
     }
 
-    /// Looks for a key of another region in each of them; it is used where it is accepted. One question a
-    /// region, and each is free.
+    /// Tries a key of another region at each regional host; it is used at the host that accepts it. One
+    /// request per region, and each is free.
     async fn look_in_regions(&self, asking: &ProviderClient<'_, C>, key: &Key, regions: &[Arc<Authority>]) {
         let name = key.api_key().short().as_str();
         for region in regions.iter().filter(|region| Some(*region) != key.authority()) {
@@ -247,7 +247,7 @@ impl<C: Connect> QuotaPoller<C> {
         }
     }
 
-    /// Says what all figures together mean, once per change.
+    /// Logs the forecast of the pool's credits, once per change.
     fn tell_forecast(&self, memory: &mut PollMemory) {
         let now = clock::now();
         let forecast = self.pool.forecast(now);
@@ -273,7 +273,7 @@ impl PollMemory {
         self.alike.retain(|pair| pair.iter().all(|print| known.contains(print)));
     }
 
-    /// Says, once, which keys may be of one workspace without anybody having said so.
+    /// Logs, once, which keys may belong to one workspace although the configuration does not say so.
     fn tell_alike(&mut self, key: &Key, roster: &Roster) {
         let now = clock::now();
         let quota = key.workspace().quota(now);
@@ -299,19 +299,19 @@ impl PollMemory {
     }
 }
 
-/// What the provider told of a key.
+/// The figures that the provider reported for a key.
 struct Figures<'a> {
     key: &'a Key,
     quota: Quota,
-    /// The drift of its workspace before.
+    /// The billing discrepancy of its workspace before this poll.
     drift_before: i64,
 }
 
-/// Tells by how much the provider's figures differ from ours, once all are known: two workspaces with
-/// the same figures are one.
+/// Logs the differences between the provider's figures and the pool's count, once all figures are known: two
+/// workspaces with the same figures are the same one.
 fn announce_drifts(told: &[Figures<'_>]) {
     for Figures { key, quota, drift_before } in told {
-        // A new period begins at nothing, and what has evened out is nothing any more.
+        // A new period starts at zero, and a discrepancy that was balanced needs no message.
         let after = key.workspace().drift();
         let drifted = after - drift_before;
         if drifted == 0 || after == 0 {
@@ -335,7 +335,7 @@ fn look(roster: &Roster, key: &Key, told: PollOutcome) -> PollState {
     }
 }
 
-/// A number from 0.0 to 1.0 that is another each time.
+/// A random number from 0.0 to 1.0.
 fn chance() -> f64 {
     (RandomState::new().hash_one(0_u8) % 1_000) as f64 / 1_000.0
 }

@@ -1,4 +1,5 @@
-//! A listener at work. What it accepts belongs to no runtime yet, so that any worker can have it.
+//! Accepts connections from a listener. An accepted connection is bound to no runtime, so that any worker can
+//! serve it.
 
 use std::io;
 use std::net;
@@ -15,14 +16,14 @@ use tokio_util::either::Either;
 use super::listener::Listener;
 use super::unix::SocketFile;
 
-/// A listener on the runtime that accepts. A socket file that it made goes with it.
+/// A listener on the runtime that accepts. A socket file that it created is removed when it is dropped.
 #[derive(Debug)]
 pub(super) enum Acceptor {
     Tcp(AsyncFd<net::TcpListener>),
     Unix { listener: AsyncFd<unix::UnixListener>, _file: Option<SocketFile> },
 }
 
-/// A connection that has no runtime: not yet, or not any more.
+/// A connection that is bound to no runtime, before it is served or while it moves between workers.
 #[derive(Debug)]
 pub(super) enum Accepted {
     Tcp(net::TcpStream),
@@ -30,7 +31,7 @@ pub(super) enum Accepted {
 }
 
 impl Acceptor {
-    /// Moves a listener to the runtime that this is called on.
+    /// Moves a listener to the current runtime.
     pub(super) fn open(listener: Listener) -> io::Result<Self> {
         match listener {
             Listener::Tcp(listener) => watched(listener.into_std()?).map(Self::Tcp),
@@ -41,8 +42,9 @@ impl Acceptor {
         }
     }
 
-    /// The next connection, with its place among `places`, which is taken only when a connection
-    /// waits: several listeners share them. While several wait, each is there at once.
+    /// Accepts the next connection and takes a permit of `places`, which several listeners share. The permit
+    /// is taken only once a connection is pending. While several connections are pending, each call returns
+    /// at once.
     ///
     /// # Cancel safety
     ///
@@ -65,7 +67,7 @@ impl Acceptor {
 }
 
 impl Acceptor {
-    /// A connection that waits already, if there is one and a place for it.
+    /// Accepts a connection that is already pending, if there is one and a permit is free.
     pub(super) fn accept_waiting(&self, places: &Arc<Semaphore>) -> Option<(Accepted, OwnedSemaphorePermit)> {
         let place = Arc::clone(places).try_acquire_owned().ok()?;
         let accepted = match self {
@@ -84,7 +86,7 @@ async fn accept_on<T: AsRawFd, A>(
     loop {
         let mut ready = listener.readable().await?;
         let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
-        // A connection may be gone by then; its place is given back.
+        // The connection may be gone by then; its permit is then released.
         if let Ok(accepted) = ready.try_io(|listener| accept(listener.get_ref())) {
             return Ok((accepted?, place));
         }
@@ -99,14 +101,14 @@ fn watched<T: AsRawFd>(listener: T) -> io::Result<AsyncFd<T>> {
     AsyncFd::with_interest(listener, Interest::READABLE)
 }
 
-/// What the system takes of an answer beyond what is on its way. By itself it takes up to 4 MiB of each answer
-/// whose client does not read: memory that no budget counts, and bytes that the client seems to have taken. With
-/// this, a client that never reads takes about 256 KiB.
+/// Maximum unsent bytes that the kernel buffers per connection (`TCP_NOTSENT_LOWAT`). Without it the kernel
+/// buffers up to 4 MiB of each response whose client does not read: memory that no budget counts, and bytes
+/// that the client seems to have received. With it, a client that never reads takes about 256 KiB.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 
 impl Accepted {
-    /// A stream that leaves its runtime. What was read of it is not in it any more.
+    /// Takes a stream from its runtime. Bytes that were already read from it are not included.
     pub(super) fn of(stream: Either<TcpStream, UnixStream>) -> io::Result<Self> {
         match stream {
             Either::Left(stream) => stream.into_std().map(Self::Tcp),
@@ -114,12 +116,12 @@ impl Accepted {
         }
     }
 
-    /// The stream, on the runtime that this is called on.
+    /// Binds the stream to the current runtime.
     pub(super) fn here(self) -> io::Result<Either<TcpStream, UnixStream>> {
         match self {
             Self::Tcp(stream) => {
                 stream.set_nonblocking(true)?;
-                // Small writes go out at once: a first chunk must not wait for an acknowledgement.
+                // Small writes are sent at once: a first chunk must not wait for an acknowledgement.
                 stream.set_nodelay(true)?;
                 #[cfg(any(target_os = "linux", target_os = "android"))]
                 socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;

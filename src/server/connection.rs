@@ -1,5 +1,5 @@
-//! One connection: HTTP/1.1 on a stream of any kind, until it ends or is told to, or is taken over by
-//! who speaks another protocol on it.
+//! Serves one connection: HTTP/1.1 on a stream of any kind, until the connection ends, the server drains, or
+//! a session of another protocol takes the connection over.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn, ready};
@@ -30,14 +30,14 @@ use super::write_timeout::WriteTimeout;
 use super::{Drain, Limits, Reply, Service, Session, Stream};
 use crate::tasks::Member;
 
-/// A new connection is looked at so many times sooner than others.
+/// The first idle check of a new connection comes sooner by this factor.
 const FIRST_PAUSE: u32 = 64;
 
-/// Serves the stream that `opening` comes to, if it does, to its end. A drain that begins before the
-/// first poll knows of it already.
+/// Serves the stream that `opening` yields, if it yields one, to its end. A drain that begins before the
+/// first poll is taken into account.
 ///
-/// When it has something to read after a rest, it is shown to `elsewhere`, which gives it back to be
-/// served on here, or keeps it.
+/// When a request arrives on an idle connection, `elsewhere` may move the connection to another worker: it
+/// keeps the connection, or returns it to be served here.
 pub(super) fn serve<S, I, E>(
     opening: impl Future<Output = Option<IdleConnection<I>>> + Send + 'static,
     known: ConnectionHistory,
@@ -56,10 +56,10 @@ where
     run(opening, service, limits, drain, (here, kept), elsewhere)
 }
 
-/// A connection that is about to ask.
+/// A connection whose next request is about to arrive.
 pub(super) struct IdleConnection<I> {
     pub(super) stream: I,
-    /// What was read of it already.
+    /// Bytes that were already read from the stream.
     pub(super) early: Bytes,
 }
 
@@ -87,12 +87,13 @@ async fn run<S, I>(
     };
     let Some(mut awake) = opened else { return };
     here.wait();
-    // Most clients ask once: until one has asked again, its pauses are short.
+    // Most clients send one request: until a second one has come, the pauses between idle checks are short.
     let mut pause = if here.has_asked() { limits.rest_after } else { limits.rest_after / FIRST_PAUSE };
     loop {
         let stream = WriteTimeout::new(awake.stream, &limits);
         let stream = CountingIo::new(stream, here.gauge().clone()).with_early(awake.early);
-        // In a box that goes before a rest or a session begins: its buffers are not needed any more.
+        // Boxed and dropped before the connection becomes idle or a session begins: its buffers are not
+        // needed then.
         let spoken = Box::pin(speak(stream, service.clone(), limits, &drain, &here, pause)).await;
         let stream = match spoken {
             HttpEnd::Over => return,
@@ -117,19 +118,19 @@ async fn run<S, I>(
     }
 }
 
-/// How speaking HTTP has ended.
+/// How HTTP on a connection ended.
 enum HttpEnd<I> {
-    /// With the connection.
+    /// The connection ended.
     Over,
-    /// With a 101, and what was read beyond its request.
+    /// A 101 was sent; with the bytes that were read beyond its request.
     Taken(Upgraded, CountingIo<WriteTimeout<I>>, Bytes),
-    /// With an answer that closes the connection, while the client may still be sending.
+    /// A response closes the connection, while the client may still be sending.
     Answered(CountingIo<WriteTimeout<I>>),
-    /// For now: nothing is under way.
+    /// The connection is idle: no request is under way.
     Quiet(CountingIo<WriteTimeout<I>>),
 }
 
-/// Speaks HTTP for as long as there is something to say.
+/// Serves HTTP requests until the connection ends or becomes idle.
 async fn speak<S, I>(
     stream: CountingIo<WriteTimeout<I>>,
     service: S,
@@ -148,18 +149,18 @@ where
         let under_way = asked.asks(!request.body().is_end_stream());
         let is_new = request.version() >= Version::HTTP_11;
         read.phase().ask(is_new);
-        // Where chunks are not known, an answer without a length ends with the connection.
+        // HTTP/1.0 has no chunks, so a response without a length ends with the connection.
         let may_end_by_close = !is_new && request.method() != Method::HEAD;
         let (service, here, read_gauge) = (service.clone(), Arc::clone(&asked), read.clone());
         let asks = request.headers().contains_key(UPGRADE);
         let upgrade = asks.then(|| (reserved.clone(), read.clone()));
-        // In a box that goes with the question: it is the largest thing here, and a connection that
-        // waits for the next one has no use for it.
+        // Boxed and dropped with the request: this future is the largest part of a connection, and an idle
+        // connection does not need it.
         Box::pin(async move {
             let Reply { mut answer, session } = service.answer(request).await;
             read_gauge.phase().answer();
             if let Some((session, (takeover, gauge))) = session.zip(upgrade) {
-                // The session counts as a request under way, to its end.
+                // The session counts as a request under way until it ends.
                 gauge.phase().rest();
                 takeover.put(Upgraded { session, read: gauge.bytes(), _under_way: under_way });
                 return Ok(answer.map(|body| Counted::of_session(body, read_gauge)));
@@ -176,9 +177,9 @@ where
     let has_halves = stream.get_ref().has_halves();
     let mut connection = Box::pin(
         http1::Builder::new()
-            // The end of the stream is judged by `Half`, where it can be.
+            // `Half` decides what the end of the stream means, where that is possible.
             .half_close(has_halves)
-            // A timer of its own for each head costs more than all else here: see `ConnectionState::waited`.
+            // A timer for each head costs more than everything else here: see `ConnectionState::waited`.
             .header_read_timeout(None)
             .max_buf_size(limits.head_bytes_max)
             .serve_connection(TokioIo::new(stream), answer),
@@ -194,8 +195,8 @@ where
         biased;
         told = told.as_mut() => match told {
             None => {
-                // It ends at once only between two messages: what belongs to one must never be taken
-                // for the beginning of another.
+                // HTTP ends at once only between two messages: bytes of one message must never be taken for
+                // the beginning of another.
                 connection.as_mut().graceful_shutdown();
                 let ended = poll_fn(|cx| Poll::Ready(connection.poll_without_shutdown(cx))).await;
                 if let Poll::Ready(Ok(())) = ended {
@@ -216,7 +217,7 @@ where
                     Poll::Ready(ended) => Some(ended),
                     Poll::Pending => tokio::select! {
                         ended = connection.as_mut() => Some(ended),
-                        // Nothing is under way but, perhaps, the first part of a head.
+                        // At most the first part of a request head is under way.
                         () = last_words(drain) => None,
                         () = drain.cut.cancelled() => None,
                     },
@@ -226,7 +227,7 @@ where
         },
         ended = connection.as_mut() => Some(ended),
     };
-    // With the rest of it goes the answer that was under way.
+    // The rest of the HTTP connection is dropped, with a response that was under way.
     let parts = Pin::into_inner(connection).into_parts();
     let mut stream = parts.io.into_inner();
     if here.is_truncated() {
@@ -238,7 +239,7 @@ where
         (Some(Ok(())), None) if here.may_send() => HttpEnd::Answered(stream),
         (Some(Ok(())) | None, _) => HttpEnd::Over,
         (Some(Err(error)), _) => {
-            // Clients leave and send what is no HTTP; neither is news.
+            // Clients disconnect and send malformed requests; neither is worth a warning.
             debug!("a connection ended: {error}");
             if error.is_parse_version_h2() {
                 refuse_http2(&mut stream).await;
@@ -248,11 +249,11 @@ where
     }
 }
 
-/// What is read at the end of a rest; the rest of it is read by who speaks HTTP, into its own buffer. As
-/// long as the preface of HTTP/2, which is known as a whole only.
+/// Bytes read when an idle connection becomes active; HTTP reads the rest into its own buffer. As many as the
+/// preface of HTTP/2 has, which is recognized only as a whole.
 const FIRST_BYTES: usize = 24;
 
-/// Waits, with no buffer, until there is something to read. `None` when the connection has ended.
+/// Waits without a buffer until bytes can be read. `None` when the connection has ended.
 async fn rest<I>(
     stream: CountingIo<WriteTimeout<I>>,
     limits: Limits,
@@ -264,7 +265,7 @@ where
 {
     let (stream, early) = stream.into_parts();
     let mut stream = stream.into_inner();
-    // A head that has begun, and not the buffer that it came in.
+    // Copies the beginning of a head, so that its read buffer can be freed.
     let early = early.to_vec();
     if !early.is_empty() {
         here.has_begun_head();
@@ -272,7 +273,7 @@ where
     let mut first = [0; FIRST_BYTES];
     let read = tokio::select! {
         biased;
-        // Before the end is looked at: a request that has arrived by then is served.
+        // Polled before the end of the connection: a request that has arrived by then is served.
         read = stream.read(&mut first) => read,
         ends = end(drain, here, &limits) => match ends {
             ConnectionEnd::Close => Ok(0),
@@ -288,7 +289,8 @@ where
             Some(IdleConnection { stream, early: early.into() })
         }
         Ok(_) => {
-            // A word of farewell, where TLS is spoken; a client that does not take it is not waited for.
+            // A TLS connection sends its close notification; a client that does not read it is not waited
+            // for.
             tokio::select! {
                 biased;
                 _ = stream.shutdown() => {}
@@ -303,7 +305,7 @@ where
     }
 }
 
-/// A place for who takes the connection over. Cheap to clone.
+/// Holds the session that takes the connection over.
 #[derive(Clone, Default)]
 struct UpgradeSlot(Arc<Mutex<Option<Upgraded>>>);
 
@@ -317,10 +319,10 @@ impl UpgradeSlot {
     }
 }
 
-/// A connection that is taken over when its 101 is out.
+/// The session that takes the connection over once the 101 is sent.
 struct Upgraded {
     session: Session,
-    /// What the client had sent when the 101 was ready.
+    /// Bytes that the client had sent when the 101 was ready.
     read: u64,
     _under_way: UnderWay,
 }
@@ -328,8 +330,8 @@ struct Upgraded {
 impl Upgraded {
     async fn run(self, gauge: &IoCounters, stream: impl Stream + 'static, beyond: Bytes) {
         let Self { session, read, _under_way } = self;
-        // Who sends before the 101 cannot know whether it speaks to us or to a server behind us, and
-        // nobody has looked at what it says.
+        // A client that sends bytes before the 101 cannot know whether it sends them to Keychoir or to a
+        // server behind it, and no check has seen these bytes.
         let since = gauge.bytes().saturating_sub(read);
         if beyond.len() as u64 > since {
             return debug!("a client spoke on a socket that was not open yet");
@@ -372,7 +374,7 @@ mod tests {
     const LATE: Duration = Duration::from_secs(76);
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: k\r\n\r\n";
 
-    /// Answers everything alike.
+    /// Responds to every request in the same way.
     #[derive(Clone)]
     struct Echo;
 
@@ -383,7 +385,7 @@ mod tests {
             let mut answer = Response::new(Full::new(Bytes::from_static(b"answer")));
             let asks = request.headers().contains_key(UPGRADE);
             if request.method() == Method::PUT {
-                // Its body is neither read nor given up.
+                // The body is neither read nor dropped.
                 std::mem::forget(request);
             }
             let session = asks.then(|| -> Session {
@@ -391,7 +393,7 @@ mod tests {
                 Box::new(|mut stream, early| {
                     Box::pin(async move {
                         stream.write_all(&early).await.unwrap();
-                        // An echo, to the client's end.
+                        // Echoes bytes until the client closes.
                         let mut bytes = [0; 64];
                         while let Ok(count @ 1..) = stream.read(&mut bytes).await {
                             stream.write_all(&bytes[..count]).await.unwrap();
@@ -403,21 +405,21 @@ mod tests {
         }
     }
 
-    /// Serves what `opening` comes to, wherever it rests.
+    /// Serves the stream that `opening` yields, and always stays on this worker.
     fn spawn(opening: impl Future<Output = Option<DuplexStream>> + Send + 'static, drain: &Drain) {
         let opening = async { opening.await.map(IdleConnection::from) };
         let (known, drain) = (ConnectionHistory::default(), Arc::new(drain.clone()));
         Tasks::new().spawn(serve(opening, known, Echo, LIMITS, drain, |awake, _| Some(awake)));
     }
 
-    /// The client's end of a connection that is served.
+    /// The client's end of a served connection.
     fn connected(drain: &Drain) -> DuplexStream {
         let (client, server) = duplex(4096);
         spawn(ready(Some(server)), drain);
         client
     }
 
-    /// The end of the program, when no connection is waited for beforehand.
+    /// Drains without waiting for kept connections first.
     fn stop(drain: &Drain) {
         drain.ending.cancel();
         drain.stop.cancel();
@@ -482,7 +484,7 @@ mod tests {
     async fn a_stream_that_does_not_open_holds_the_end_no_longer_than_others() {
         let drain = Drain::default();
         let (mut client, server) = duplex(4096);
-        // The other end goes with the future, as a socket does.
+        // The other end is dropped with the future, as a socket is.
         let opening = async move {
             let _server = server;
             pending::<Option<DuplexStream>>().await
@@ -637,7 +639,7 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(idle)).await;
             client.write_all(&REQUEST[..REQUEST.len() - 2]).await.unwrap();
             let mut byte = [0];
-            // What rests is looked at again after a moment.
+            // Idle connections are checked with a delay.
             let (early, late) = (Duration::from_secs(28), Duration::from_secs(3));
             assert!(timeout(early, client.read(&mut byte)).await.is_err(), "{idle} s: it is closed early");
             let closed = timeout(late, client.read(&mut byte)).await;
@@ -668,7 +670,7 @@ mod tests {
             assert!(answer.contains("connection: close"), "{answer}");
             assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "it is closed");
             drain.kept.ended().await;
-            // One that comes now is served, and the end does not wait for it beforehand.
+            // A connection that is accepted now is served, and the drain does not wait for it first.
             let mut late = connected(&drain);
             drain.kept.ended().await;
             assert!(ask(&mut late).await.contains("connection: close"));
@@ -707,7 +709,7 @@ mod tests {
         }
     }
 
-    /// How many bytes of a body a client can send after its answer, in pieces with a pause.
+    /// How many bytes of a body a client can send after its response, in pieces with a pause between them.
     async fn sent_after_the_answer(pieces: usize, pause: Duration) -> usize {
         let drain = Drain::default();
         let mut client = connected(&drain);
@@ -734,7 +736,7 @@ mod tests {
         let (most, ten_seconds) = (LIMITS.linger_bytes_max as usize, 12 * 4096);
         assert!(sent_after_the_answer(1_000, quick).await <= most + 8 * 4096);
         assert!(sent_after_the_answer(100, slow).await <= ten_seconds);
-        // A client that pauses for long has left.
+        // A client that pauses for longer than the bound is disconnected.
         assert!(sent_after_the_answer(100, Duration::from_secs(6)).await <= 2 * 4096);
     }
 
@@ -750,7 +752,7 @@ mod tests {
                 assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0, "it was closed");
             }
             tokio::time::sleep(Duration::from_secs(5)).await;
-            // It may be closed already.
+            // The connection may already be closed.
             let _ = client.write_all(REQUEST).await;
             answer.clear();
             let closed = timeout(LATE, client.read_to_end(&mut answer)).await;

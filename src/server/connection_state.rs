@@ -1,5 +1,5 @@
-//! What is known of one connection: whether it has asked yet, what is under way on it, and since when
-//! it waits for a head.
+//! The state of one connection: whether a request has come yet, whether one is under way, and since when the
+//! connection waits for a request head.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,34 +12,34 @@ use super::counting_io::IoCounters;
 use crate::clock;
 use crate::tasks::{Member, Tasks};
 
-/// From one look at a connection to the next, at least.
+/// Minimum interval between two checks whether a connection is idle.
 const LOOK_MIN: Duration = Duration::from_millis(1);
 
-/// One connection. Only its own task changes it, so nothing here is ever waited for.
+/// The state of one connection. Only the connection's own task changes it, so there is no contention.
 #[derive(Debug)]
 pub(super) struct ConnectionState {
     began: Instant,
-    /// Milliseconds from the beginning to the moment since which a head is waited for.
+    /// Milliseconds from `began` to the moment since which a head is awaited.
     waits_since: AtomicU64,
-    /// Bytes that had been read at that moment: more means that the head has begun.
+    /// Bytes read at that moment: a higher count means that the head has begun.
     read_before: AtomicU64,
     has_head_begun: AtomicBool,
     has_asked: AtomicBool,
     is_ending: AtomicBool,
-    /// Whether the last request had a body, of which more may come after its answer.
+    /// Whether the last request had a body, of which more may come after its response.
     may_send: AtomicBool,
-    /// Whether an answer whose end is the end of the connection was not finished.
+    /// Whether a response that is ended by the end of the connection was left incomplete.
     is_truncated: AtomicBool,
     gauge: IoCounters,
-    /// Counts a request that is expected at any moment as one that is under way.
+    /// Counts an imminent request as one under way.
     expected: Mutex<Option<Member>>,
     requests: Tasks,
 }
 
-/// No head is waited for.
+/// The value of `waits_since` while no head is awaited.
 const BUSY: u64 = u64::MAX;
 
-/// What is known of a connection before it is served.
+/// The state that a connection takes along when it moves to another worker.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ConnectionHistory {
     has_asked: bool,
@@ -48,7 +48,8 @@ pub(super) struct ConnectionHistory {
 }
 
 impl ConnectionState {
-    /// A connection that is about to be opened and to ask. `requests` counts those under way.
+    /// A connection that is about to be opened and to send its first request. `requests` counts those under
+    /// way.
     pub(super) fn new(requests: Tasks, known: ConnectionHistory) -> Arc<Self> {
         Arc::new(Self {
             began: known.waits_since.unwrap_or_else(clock::instant),
@@ -65,7 +66,7 @@ impl ConnectionState {
         })
     }
 
-    /// What the next one who serves it should know.
+    /// The state for the worker that serves the connection next.
     pub(super) fn known(&self) -> ConnectionHistory {
         ConnectionHistory {
             has_asked: self.has_asked(),
@@ -74,12 +75,12 @@ impl ConnectionState {
         }
     }
 
-    /// What its stream moves.
+    /// The byte counters of its stream.
     pub(super) fn gauge(&self) -> &IoCounters {
         &self.gauge
     }
 
-    /// From now on a head is waited for, if it was not before.
+    /// Begins the wait for a head, unless it has begun already.
     pub(super) fn wait(&self) {
         if self.waits_since().is_none() {
             self.read_before.store(self.gauge.bytes(), Ordering::Relaxed);
@@ -88,13 +89,13 @@ impl ConnectionState {
         }
     }
 
-    /// The first byte of a head has come, after a wait in which there was none.
+    /// Records the first byte of a head that arrives on an idle connection.
     pub(super) fn begin_head(&self) {
         self.has_head_begun.store(true, Ordering::Relaxed);
         self.set_waits_since();
     }
 
-    /// A head was begun before the wait that goes on.
+    /// Records that the head had begun before the connection became idle.
     pub(super) fn has_begun_head(&self) {
         self.has_head_begun.store(true, Ordering::Relaxed);
     }
@@ -111,12 +112,12 @@ impl ConnectionState {
         }
     }
 
-    /// A head is about to come.
+    /// Counts the next request as one under way: its head is about to come.
     pub(super) fn expect(&self) {
         *self.expected() = Some(self.requests.member());
     }
 
-    /// The end does not wait for a head any more.
+    /// Stops counting an imminent request, so that the drain does not wait for it.
     pub(super) fn expect_nothing(&self) {
         *self.expected() = None;
     }
@@ -129,7 +130,7 @@ impl ConnectionState {
         self.has_asked.load(Ordering::Relaxed)
     }
 
-    /// A head has come, of a request with a body or without.
+    /// Records that a request head has come, with a body or without.
     pub(super) fn asks(self: &Arc<Self>, has_body: bool) -> UnderWay {
         self.waits_since.store(BUSY, Ordering::Relaxed);
         self.has_asked.store(true, Ordering::Relaxed);
@@ -143,7 +144,7 @@ impl ConnectionState {
         self.may_send.load(Ordering::Relaxed)
     }
 
-    /// An answer that ends with the connection is not whole.
+    /// Records that a response that is ended by the end of the connection is incomplete.
     pub(super) fn truncate(&self) {
         self.is_truncated.store(true, Ordering::Relaxed);
     }
@@ -152,7 +153,7 @@ impl ConnectionState {
         self.is_truncated.load(Ordering::Relaxed)
     }
 
-    /// The program ends.
+    /// Records that the connection ends with its next response, because the server drains.
     pub(super) fn end(&self) {
         self.is_ending.store(true, Ordering::Relaxed);
     }
@@ -161,7 +162,7 @@ impl ConnectionState {
         self.is_ending.load(Ordering::Relaxed)
     }
 
-    /// Ends when a head has been waited for too long. The timer is set once in that span, and not with
+    /// Completes when the wait for a head exceeds its timeout. The timer is set once per timeout and not with
     /// each request.
     pub(super) async fn waited(&self, limits: &Limits) {
         loop {
@@ -173,17 +174,17 @@ impl ConnectionState {
         }
     }
 
-    /// How long the head may be waited for: a client that has begun one, or has just connected, for
-    /// less than one that keeps its connection for later.
+    /// The timeout of the wait for a head: shorter for a client that has begun one, or has just connected,
+    /// than for a client that keeps its connection open.
     fn wait_max(&self, limits: &Limits) -> Duration {
         let has_begun = self.has_head_begun.load(Ordering::Relaxed)
             || self.gauge.bytes() != self.read_before.load(Ordering::Relaxed);
         if self.has_asked() && !has_begun { limits.keepalive_timeout } else { limits.head_read_max }
     }
 
-    /// Ends when a head has been waited for and the client has taken all of its last answer; at the end
-    /// of the program never. It is looked at after `first`, and then at pauses that grow to `longest`;
-    /// a head that has been waited for since the last look, at least, is enough.
+    /// Completes when the connection waits for a head and the client has received all of its last response;
+    /// never while the server drains. The state is checked after `first`, and then at pauses that grow to
+    /// `longest`; the connection must have waited for a head since the last check.
     pub(super) async fn quiet(&self, first: Duration, longest: Duration) {
         let longest = longest.max(LOOK_MIN);
         let mut pause = first.clamp(LOOK_MIN, longest);
@@ -202,7 +203,8 @@ impl ConnectionState {
 }
 
 impl ConnectionState {
-    /// The first head is left where it is: HTTP has not found yet that it stands between two messages.
+    /// The first head stays in HTTP's buffer: HTTP does not treat the connection as idle before its first
+    /// message.
     fn may_rest(&self) -> bool {
         let has_begun = self.has_asked() || self.gauge.bytes() == 0;
         has_begun && !self.gauge.is_stuck() && !self.is_ending()

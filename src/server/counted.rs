@@ -1,5 +1,5 @@
-//! An answer's body as it goes to the client: its request counts as under way until it has passed, and a
-//! body that breaks is seen to be broken.
+//! A response body on its way to the client: its request counts as under way until the body was passed on,
+//! and the client can detect a body that breaks off.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pin_project! {
         #[pin]
         body: B,
         gauge: IoCounters,
-        // An error that waits for what was written before it.
+        // An error that is held until the bytes before it are written.
         error: Option<B::Error>,
         under_way: Option<UnderWay>,
         whole: Option<Whole>,
@@ -25,19 +25,19 @@ pin_project! {
 }
 
 impl<B: Body> Counted<B> {
-    /// The body of an answer that takes the connection over: the session counts by itself.
+    /// The body of a response that starts a session: the session counts by itself.
     pub(super) fn of_session(body: B, gauge: IoCounters) -> Self {
         Self { body, gauge, error: None, under_way: None, whole: None }
     }
 
-    /// The body of any other answer. One that only the end of the connection ends has a `whole`.
+    /// The body of any other response. A body that is ended by the end of the connection has a `whole`.
     pub(super) fn of(body: B, gauge: IoCounters, under_way: UnderWay, whole: Option<Whole>) -> Self {
         Self { body, gauge, error: None, under_way: Some(under_way), whole }
     }
 }
 
-/// Notes an answer that ends with the connection and is dropped before its end, so that the connection
-/// is reset.
+/// Detects a response that is ended by the end of the connection and is dropped before its end, so that the
+/// connection is reset.
 pub(super) struct Whole {
     here: Arc<ConnectionState>,
     is_whole: bool,
@@ -67,7 +67,7 @@ impl<B: Body<Data = Bytes>> Body for Counted<B> {
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let mut this = self.project();
         if this.error.is_some() {
-            // The stream is looked at again when the client has taken something.
+            // The stream is polled again when the client has read some bytes.
             return if this.gauge.is_stuck() {
                 Poll::Pending
             } else {
@@ -76,8 +76,8 @@ impl<B: Body<Data = Bytes>> Body for Counted<B> {
         }
         let polled = this.body.as_mut().poll_frame(cx);
         if let Poll::Ready(Some(Err(error))) = polled {
-            // An error ends the connection at once, and the head may not have been written yet: between
-            // this poll and the next one it is.
+            // An error closes the connection at once, and the head may not have been written yet: it is
+            // written between this poll and the next one.
             *this.error = Some(error);
             cx.waker().wake_by_ref();
             return Poll::Pending;

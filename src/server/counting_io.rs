@@ -1,6 +1,6 @@
-//! How much a client has sent, and whether it takes what it is sent. When a connection is taken over
-//! by a socket, that tells what was sent before the client could know of it: nobody would have judged
-//! those bytes.
+//! Counts the bytes that a client has sent, and detects whether it reads the bytes sent to it. When a
+//! WebSocket session takes the connection over, the count shows which bytes were sent before the client could
+//! know of the session: no check would have seen those bytes.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::leaving::{Half, Peek, Phase};
 
-/// What a stream has moved. Cheap to clone.
+/// The counters of a stream.
 #[derive(Clone, Debug, Default)]
 pub(super) struct IoCounters(Arc<Moved>);
 
@@ -26,17 +26,17 @@ struct Moved {
 }
 
 impl IoCounters {
-    /// Bytes that were read so far.
+    /// Bytes read so far.
     pub(super) fn bytes(&self) -> u64 {
         self.0.bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether something waits for the client to take it.
+    /// Whether bytes wait for the client to read them.
     pub(super) fn is_stuck(&self) -> bool {
         self.0.is_stuck.load(Ordering::Relaxed)
     }
 
-    /// What is under way.
+    /// The phase of the current request.
     pub(super) fn phase(&self) -> &Phase {
         &self.0.phase
     }
@@ -48,12 +48,12 @@ impl IoCounters {
 }
 
 pin_project! {
-    /// A stream of which it is known what it has moved.
+    /// A stream that counts its bytes.
     pub(super) struct CountingIo<S> {
         #[pin]
         stream: S,
         gauge: IoCounters,
-        // What was read before and is read again.
+        // Bytes that were read before and are read again.
         early: Bytes,
         half: Half,
     }
@@ -64,17 +64,17 @@ impl<S> CountingIo<S> {
         Self { stream, gauge, early: Bytes::new(), half: Half::Open }
     }
 
-    /// The same, with what was read of it already.
+    /// The same stream with bytes that were already read from it.
     pub(super) fn with_early(self, early: Bytes) -> Self {
         Self { early, ..self }
     }
 
-    /// The stream below.
+    /// The inner stream.
     pub(super) fn get_ref(&self) -> &S {
         &self.stream
     }
 
-    /// The stream, and what was read of it and by nobody yet.
+    /// The inner stream, and the bytes read from it that are not consumed yet.
     pub(super) fn into_parts(self) -> (S, Bytes) {
         (self.stream, self.early)
     }
@@ -94,7 +94,7 @@ impl<S: AsyncRead> AsyncRead for CountingIo<S> {
             return Poll::Ready(Ok(()));
         }
         ready!(this.stream.poll_read(cx, buffer))?;
-        // One task reads, so nobody adds between the two: cheaper than an addition that is one step.
+        // Only one task reads, so a load and a store suffice: cheaper than an atomic addition.
         let bytes = this.gauge.bytes() + (buffer.filled().len() - before) as u64;
         this.gauge.0.bytes.store(bytes, Ordering::Relaxed);
         Poll::Ready(Ok(()))
@@ -122,7 +122,7 @@ impl<S: AsyncWrite + Peek> AsyncWrite for CountingIo<S> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut this = self.project();
-        // HTTP flushes whenever it is looked at, and reads nothing while a request is under way.
+        // HTTP flushes whenever it is polled, and reads nothing while a request is under way.
         if this.gauge.phase().is_idle() {
             if !matches!(this.half, Half::Open) {
                 *this.half = Half::Open;

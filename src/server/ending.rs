@@ -1,4 +1,5 @@
-//! What ends a connection beside its traffic: the program's end, and a head that does not come in time.
+//! Ends a connection for reasons other than its traffic: the server drains, or a request head does not come
+//! in time.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -9,19 +10,19 @@ use tracing::debug;
 use super::connection_state::ConnectionState;
 use super::{Drain, Limits};
 
-/// A client that has connected is about to ask. When the program ends, its request is waited for this
-/// long: closing the connection would refuse a request that was let in.
+/// How long a drain waits for the first request of a new connection: closing the connection would refuse a
+/// request of a client that was accepted.
 pub(super) const FIRST_REQUEST_MAX: Duration = Duration::from_secs(1);
 
 /// How a connection is to end.
 pub(super) enum ConnectionEnd {
-    /// When nothing is under way on it.
+    /// When no request is under way on it.
     Close,
     /// At once.
     Leave,
 }
 
-/// Ends, once, when the connection is to end.
+/// Completes once, when the connection is to end.
 pub(super) async fn end(drain: &Drain, here: &ConnectionState, limits: &Limits) -> ConnectionEnd {
     tokio::select! {
         biased;
@@ -38,15 +39,15 @@ pub(super) async fn end(drain: &Drain, here: &ConnectionState, limits: &Limits) 
     }
 }
 
-/// Ends when a client has had its time to finish a head it had begun, and its request, if it became
-/// one, is answered.
+/// Completes when a client has had time to finish a head that it had begun, and the response to its request,
+/// if the head became one, is complete.
 pub(super) async fn last_words(drain: &Drain) {
     tokio::time::sleep(FIRST_REQUEST_MAX).await;
     drain.requests.ended().await;
 }
 
-/// Has the answers say that the connection closes, from the beginning of the program's end on, and has
-/// that end wait for the first request of a connection, but not for long.
+/// From the beginning of the drain, makes responses close the connection, and limits how long the drain waits
+/// for the first request of a connection. Never completes.
 async fn expect_first(drain: &Drain, here: &ConnectionState) -> Infallible {
     drain.ending.cancelled().await;
     here.end();

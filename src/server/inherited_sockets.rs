@@ -1,5 +1,5 @@
-//! Sockets that the service manager opened and passes: they outlive us, so a restart refuses
-//! nobody.
+//! Listening sockets that the service manager opened and passes to this process: they stay open during a
+//! restart, so no connection is refused.
 
 use std::io;
 
@@ -9,16 +9,16 @@ use tokio::net::TcpListener;
 use super::listener::Listener;
 use super::unix::UnixPlace;
 
-/// The sockets that were passed to this process, until they are listened on.
+/// The sockets that were passed to this process, until they are converted to listeners.
 pub struct InheritedSockets {
     sockets: ListenFd,
-    /// Their names, from `LISTEN_FDNAMES`.
+    /// The names of the sockets, from `LISTEN_FDNAMES`.
     names: Vec<String>,
 }
 
 impl InheritedSockets {
-    /// Takes what `LISTEN_FDS` announces, if `LISTEN_PID` is this process; the variables go, so
-    /// that no child believes they are for it. To be called once, before there are threads.
+    /// Takes the sockets that `LISTEN_FDS` announces, if `LISTEN_PID` is this process, and removes the
+    /// variables, so that no child process uses them. Must be called once, before other threads are started.
     #[must_use]
     pub fn take() -> Self {
         let variable = |name| std::env::var(name).unwrap_or_default();
@@ -28,17 +28,17 @@ impl InheritedSockets {
         Self { sockets, names }
     }
 
-    /// How many there are.
+    /// The number of sockets passed.
     #[must_use]
     pub fn count(&self) -> usize {
         self.sockets.len()
     }
 
-    /// Listens on all of them. Must be called on a runtime.
+    /// Converts all of them to listeners. Must be called on a runtime.
     ///
     /// # Errors
     ///
-    /// When one of them is neither a TCP nor a Unix socket that streams, by its name.
+    /// When one of them is neither a TCP nor a Unix stream socket; the error contains its name.
     pub fn listen(mut self) -> io::Result<Vec<Listener>> {
         let count = self.count();
         let listen = |index: usize| {

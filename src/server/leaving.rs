@@ -1,8 +1,8 @@
-//! Clients that close their half of a connection while their request is under way. Some have left, and
-//! their request is to be cancelled; some have said all they had to say and wait for the answer
-//! (RFC 9112, section 9.6). The end of the stream is the same for both, so the client is probed: it is
-//! sent `100 Continue`, which every client of HTTP/1.1 must pass over, and a system whose program has
-//! closed the socket answers that with a reset.
+//! Detects clients that disconnect while their request is under way. Some clients close both halves of the
+//! connection, and their request is to be cancelled; others close only their sending half and wait for the
+//! response (RFC 9112, section 9.6). The end of the stream is the same for both, so the client is probed: it
+//! is sent `100 Continue`, which every HTTP/1.1 client must ignore, and the system of a client that has
+//! closed the socket replies with a reset.
 
 use std::io;
 use std::pin::Pin;
@@ -21,25 +21,24 @@ use crate::clock;
 
 const PROBE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// A reset comes back within a round trip; the socket is looked at after this long, and then after
-/// pauses that double, up to the longest.
+/// Delay before the first check for a reset, which arrives within a round trip. Later delays double, up to
+/// the longest.
 const FIRST_LOOK: Duration = Duration::from_millis(5);
 const LOOKS_MAX: Duration = Duration::from_secs(1);
 
-/// A stream whose end can be seen without reading it.
+/// A stream whose end can be detected without reading from it.
 pub(super) trait Peek {
-    /// Whether the end of the stream can be told apart from a client that has left.
+    /// Whether the end of the stream can be distinguished from a client that has disconnected.
     fn has_halves(&self) -> bool;
 
-    /// What the next read would return: 0 at the end of the stream.
+    /// The result that the next read would have: 0 bytes at the end of the stream.
     fn poll_next_byte(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
 
-    /// An error that has arrived, such as a reset. Reading does not tell it once the end of the stream has
-    /// come.
+    /// An error that has arrived, such as a reset. After the end of the stream, reads no longer report it.
     fn take_error(&self) -> io::Result<Option<io::Error>>;
 }
 
-/// Peeks at a socket that `$stream` is.
+/// Peeks at the socket `$stream`.
 macro_rules! peek {
     ($stream:expr, $cx:expr) => {
         loop {
@@ -85,7 +84,8 @@ impl Peek for UnixStream {
 }
 
 impl Peek for tls::Stream {
-    /// TLS closes both halves at once in most libraries, so its end means that the client has left.
+    /// Most TLS libraries close both halves at once, so the end of the stream means that the client has
+    /// disconnected.
     fn has_halves(&self) -> bool {
         matches!(self, Either::Left(_))
     }
@@ -122,17 +122,17 @@ impl Peek for tokio::io::DuplexStream {
     }
 }
 
-/// What is under way on a connection, as far as its client's leaving matters. Cheap to clone.
+/// The phase of a connection, as far as it matters for a client that disconnects.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Phase(Arc<AtomicU8>);
 
-/// Nothing is: the end of the stream is the end of the connection.
+/// No request is under way: the end of the stream is the end of the connection.
 const IDLE: u8 = 0;
-/// A request of HTTP/1.1 that has no answer yet.
+/// A request of HTTP/1.1 that has no response yet.
 const ASKED: u8 = 1;
-/// One of a client that may not be sent anything before its answer.
+/// A request of an older version, whose client must not be sent anything before the response.
 const ASKED_BEFORE_1_1: u8 = 2;
-/// An answer on its way.
+/// A response is being sent.
 const ANSWERED: u8 = 3;
 
 impl Phase {
@@ -157,24 +157,24 @@ impl Phase {
     }
 }
 
-/// What is known of a client's half.
+/// The state of the client's sending half.
 #[derive(Default)]
 pub(super) enum Half {
-    /// The client may send more.
+    /// The client may send more bytes.
     #[default]
     Open,
-    /// More has come already than the request under way: its end is not looked for.
+    /// Bytes beyond the current request have come: the end of the stream is not detected.
     Ahead,
-    /// The client has closed its half and waits for its answer, until a look says otherwise.
+    /// The client has closed its sending half and waits for its response, until a check finds an error.
     Closed { next_look: Pin<Box<Sleep>>, pause: Duration },
 }
 
 impl Half {
-    /// Looks whether the client has left, while `phase` says that something is under way.
+    /// Checks whether the client has disconnected, while a request or response is under way in `phase`.
     ///
     /// # Errors
     ///
-    /// When it has.
+    /// When the client has disconnected.
     pub(super) fn poll<S: AsyncWrite + Peek>(
         &mut self,
         mut stream: Pin<&mut S>,
@@ -196,11 +196,12 @@ impl Half {
                     match phase.0.load(Ordering::Relaxed) {
                         ASKED => match stream.as_mut().poll_write(cx, PROBE)? {
                             Poll::Ready(count) if count == PROBE.len() => {}
-                            // Nothing was written before, so there is room; without it, all is lost.
+                            // No bytes were written before, so the buffer has space; if not, the connection
+                            // is lost.
                             Poll::Ready(_) | Poll::Pending => return Err(left()),
                         },
                         ASKED_BEFORE_1_1 => {}
-                        // A client that says so in the middle of its answer has heard enough.
+                        // A client that closes its half in the middle of the response has disconnected.
                         _ => return Err(left()),
                     }
                     *self = Self::Closed { next_look: Box::pin(sleep(FIRST_LOOK)), pause: FIRST_LOOK };

@@ -1,6 +1,6 @@
-//! The last seconds of a connection that Keychoir closes first: closing a socket while the client still
-//! sends makes the system answer with a reset, which can destroy the answer before the client has read
-//! it. So the writing half is closed, and what still comes is read and dropped, within bounds.
+//! Closes a connection gracefully when the server ends it first: closing a socket while the client still
+//! sends makes the system send a reset, which can destroy the response before the client has read it. So only
+//! the sending half is closed, and bytes that still come are read and dropped, within bounds.
 
 use std::time::Duration;
 
@@ -12,25 +12,25 @@ use tracing::debug;
 
 use super::{Drain, Limits, tls};
 
-/// A client that pauses for longer within an upload is not about to read its answer either. nginx's
-/// `lingering_timeout` is as long.
+/// Maximum pause between received bytes. A client that pauses longer in its upload will not read the response
+/// soon either. nginx's `lingering_timeout` is as long.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// When the program ends, clients get this much time to finish what they send.
+/// How long clients may continue to send when the server drains.
 const ENDING_MAX: Duration = Duration::from_secs(1);
 
-/// What is read at once; it is dropped unseen.
+/// Size of one read; the bytes are dropped.
 const READ_SIZE: usize = 8 * 1024;
 
-/// Closes the writing half, if that was not done, and reads and drops what the client still sends, until it
-/// has closed its half, pauses for too long, or a bound of `limits` is reached.
+/// Closes the sending half, if it is still open, and reads and drops the bytes that the client still sends,
+/// until it has closed its half, pauses for too long, or a bound of `limits` is reached.
 pub(super) async fn linger<I>(mut stream: I, limits: Limits, drain: &Drain)
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
     let reading = async {
-        // hyper leaves a connection open that asked for another protocol, whatever it was answered. An end that
-        // cannot be sent is none that the client waits for.
+        // hyper leaves a connection open whose request asked for another protocol, whatever the response is.
+        // If the close cannot be sent, the client does not wait for it.
         let _ = stream.shutdown().await;
         let mut dropped = vec![0; READ_SIZE];
         let mut left = limits.linger_bytes_max;
@@ -56,16 +56,16 @@ where
     }
 }
 
-/// An empty SETTINGS frame, which an HTTP/2 server must begin with (RFC 9113, section 3.4), and a GOAWAY
-/// with the error code HTTP_1_1_REQUIRED (0xd), which says why nothing else follows.
+/// An empty SETTINGS frame, which an HTTP/2 server must send first (RFC 9113, section 3.4), and a GOAWAY with
+/// the error code HTTP_1_1_REQUIRED (0xd), which states why the server sends no more.
 const GO_AWAY: [u8; 26] = [
     0, 0, 0, 4, 0, 0, 0, 0, 0, // SETTINGS of length 0 on stream 0
     0, 0, 8, 7, 0, 0, 0, 0, 0, // GOAWAY of length 8 on stream 0
     0, 0, 0, 0, 0, 0, 0, 0xd, // no stream was processed; HTTP_1_1_REQUIRED
 ];
 
-/// Tells a client that speaks HTTP/2 with prior knowledge that only HTTP/1.1 is spoken here, and closes
-/// the writing half.
+/// Refuses a client that uses HTTP/2 with prior knowledge: sends that HTTP/1.1 is required, and closes the
+/// sending half.
 pub(super) async fn refuse_http2<I: AsyncWrite + Unpin>(stream: &mut I) {
     let refusing = async {
         stream.write_all(&GO_AWAY).await?;
@@ -76,16 +76,16 @@ pub(super) async fn refuse_http2<I: AsyncWrite + Unpin>(stream: &mut I) {
     }
 }
 
-/// A stream that can be ended with a reset, so that the client cannot take half an answer for a whole
-/// one. Only TCP has that.
+/// A stream that can be closed with a reset, so that the client cannot mistake a truncated response for a
+/// complete one. Only TCP can do that.
 pub(super) trait Reset {
-    /// Has the stream reset its connection when it is dropped.
+    /// Resets the connection when the stream is dropped.
     fn reset_on_drop(&self);
 }
 
 impl Reset for TcpStream {
     fn reset_on_drop(&self) {
-        // A connection that is gone needs none.
+        // A connection that is already closed needs no reset.
         let _ = self.set_zero_linger();
     }
 }

@@ -1,4 +1,4 @@
-//! Where connections come from.
+//! Listening sockets: TCP ports and Unix sockets.
 
 use std::fmt;
 use std::io;
@@ -9,30 +9,30 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use super::unix::UnixPlace;
 
-/// Clients that may wait to be accepted. When more come at once, the system drops them, and each
-/// tries again a second later; it has a bound of its own (`net.core.somaxconn`, usually as large).
+/// Maximum connections in the accept queue. The system drops further ones, and their clients retry a second
+/// later; the system has its own bound (`net.core.somaxconn`, usually as large).
 pub(super) const BACKLOG: u32 = 4_096;
 
-/// A place that is listened on. A socket file that it made goes with it.
+/// A listening socket. A socket file that it created is removed when it is dropped.
 #[derive(Debug)]
 pub enum Listener {
-    /// A port.
+    /// A TCP port.
     Tcp(TcpListener),
-    /// A Unix socket.
+    /// A Unix socket and its file.
     Unix(UnixPlace),
 }
 
-/// Where a listener is.
+/// The address of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// A port.
+    /// The IP address and port of a TCP listener.
     Tcp(SocketAddr),
-    /// A Unix socket; without a path when it has no name in the file system.
+    /// The path of a Unix socket; `None` when it has no name in the file system.
     Unix(Option<PathBuf>),
 }
 
 impl Address {
-    /// Whether only this machine can connect.
+    /// Whether only clients on this machine can connect.
     #[must_use]
     pub fn is_local(&self) -> bool {
         match self {
@@ -53,34 +53,35 @@ impl fmt::Display for Address {
 }
 
 impl Listener {
-    /// Listens on a port.
+    /// Listens on a TCP port.
     ///
     /// # Errors
     ///
-    /// `AddrInUse` when somebody listens there, and whatever else the system says.
+    /// `AddrInUse` when another process listens there, or any other error of the system.
     pub fn tcp(address: SocketAddr) -> io::Result<Self> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        // The port is free again at once after a restart, although old connections still fade.
+        // The port can be bound again right after a restart, although old connections are still in TIME_WAIT.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(BACKLOG).map(Self::Tcp)
     }
 
-    /// Listens on a Unix socket at `path`. A file that a dead program left there is replaced.
+    /// Listens on a Unix socket at `path`. A stale socket file that a terminated process left there is
+    /// replaced.
     ///
     /// # Errors
     ///
-    /// `AddrInUse` when somebody listens there or something else is in the way, and whatever the
-    /// file system says.
+    /// `AddrInUse` when another process listens there, `AlreadyExists` when another file is in the way, or
+    /// any other error of the file system.
     pub fn unix(path: &Path, mode: u32) -> io::Result<Self> {
         UnixPlace::bind(path, mode).map(Self::Unix)
     }
 
-    /// Its address, with the port that was chosen where 0 was asked for.
+    /// The address, with the port that the system chose for port 0.
     ///
     /// # Errors
     ///
-    /// When the system does not tell.
+    /// When the system cannot report the address.
     pub fn address(&self) -> io::Result<Address> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),

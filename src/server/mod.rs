@@ -1,5 +1,5 @@
-//! Accepts connections, hands each to a worker and speaks HTTP/1.1 on it. Knows nothing of what is
-//! served.
+//! Accepts connections, hands each to a worker and serves HTTP/1.1 on it. Independent of the service that
+//! responds to the requests.
 
 mod acceptor;
 mod connection;
@@ -50,82 +50,82 @@ use connection::IdleConnection;
 use connection_state::ConnectionHistory;
 use listener::BACKLOG;
 
-/// Bounds of the listener and of each connection.
+/// Limits of the listener and of each connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// For a head to arrive, from its first byte on; for a connection's first request; and for a
-    /// connection to send its first byte and to agree on TLS.
+    /// Timeout of a request head, from its first byte on; of a connection's first request; and of its first
+    /// byte and its TLS handshake.
     pub head_read_max: Duration,
-    /// For the first byte of a later request on a kept connection.
+    /// Timeout of the first byte of a later request on a kept connection.
     pub keepalive_timeout: Duration,
-    /// For a client to finish what it sends after an answer that ends its connection.
+    /// How long a client may continue to send after a response that ends its connection.
     pub linger_timeout: Duration,
-    /// What a client may still send then, in bytes.
+    /// Maximum bytes that the client may send then.
     pub linger_bytes_max: u64,
-    /// For a client to take something of an answer that waits for it.
+    /// Timeout for a client to read some bytes of a response that waits for it.
     pub write_idle_max: Duration,
-    /// How slowly it may take that, while it is waited for.
+    /// Minimum rate at which the client must read the response, while the server waits for it.
     pub response_min_rate: MinRate,
-    /// For how long it may do so before its rate counts.
+    /// How long the server waits for the client before the rate applies.
     pub response_grace: Duration,
-    /// For a head; more is answered with 431.
+    /// Maximum size of a request head in bytes; a larger one is refused with 431.
     pub head_bytes_max: usize,
-    /// Connections open at once; more wait to be accepted.
+    /// Maximum open connections; further ones wait to be accepted.
     pub connections_max: usize,
-    /// A connection that waits this long for a request, and a new one that waits as long as its first
-    /// took, lays its buffers down until one comes, and that one may be another worker's.
+    /// A connection without a request for this long, or a new one for as long as its first request took,
+    /// frees its buffers until the next request, which another worker may serve.
     pub rest_after: Duration,
 }
 
-/// Most connections that have waited for a second wait for many.
+/// Most connections that have been idle for a second stay idle for many.
 pub const REST_AFTER: Duration = Duration::from_secs(1);
 
-/// How a server ends: `ending`, then `stop` when `kept` has ended or has had its time, then `close`
+/// How a server drains: `ending` first, then `stop` when `kept` has ended or its time is over, then `close`
 /// when `requests` has ended, then `cut` when that takes too long.
 ///
-/// From `ending` on, every answer says that its connection closes. A client cannot know of the end
-/// before it has had such an answer, and may ask on a kept connection at any moment; so these stay open
-/// and are served up to `close`, and are closed by their next answer. Until `stop`, new connections are
-/// accepted as well, because it may take seconds. A connection that was accepted and has not asked yet
+/// From `ending` on, every response closes its connection. A client cannot know of the drain before it has
+/// received such a response, and may send a request on a kept connection at any moment; so these connections
+/// are served up to `close`, and are closed by their next response. Until `stop`, new connections are
+/// accepted as well, because it may take seconds. A connection that was accepted and has sent no request yet
 /// counts among `requests` for a moment.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
-    /// Answers end their connections.
+    /// Responses close their connections.
     pub ending: CancellationToken,
     /// The connections from before `ending`, each until it is closed or taken over by a session.
     pub kept: Tasks,
-    /// Accept nothing more; let what runs finish.
+    /// No more connections are accepted; requests under way continue.
     pub stop: CancellationToken,
-    /// The requests under way, up to the end of their answers.
+    /// The requests under way, up to the end of their responses.
     pub requests: Tasks,
-    /// Close the connections without a request.
+    /// Connections without a request are closed.
     pub close: CancellationToken,
-    /// Cut what still runs.
+    /// Requests under way are cut.
     pub cut: CancellationToken,
 }
 
 impl Drain {
-    /// The same end for other requests.
+    /// The same drain for another group of requests.
     #[must_use]
     pub fn with_requests(&self, requests: Tasks) -> Self {
         Self { requests, ..self.clone() }
     }
 }
 
-/// The stream of a connection that is taken over.
+/// The stream of a connection that a session takes over.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
-/// Who speaks on a connection after a 101, to its end: with its stream, and with what the client has
-/// sent meanwhile. It must end when the program cuts what still runs.
+/// A session that uses a connection after a 101, to its end: it receives the stream, and the bytes that the
+/// client has sent meanwhile. It must end when `cut` is cancelled.
 pub type Session = Box<dyn FnOnce(Box<dyn Stream>, Bytes) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 
-/// What a service says to a request.
+/// What a service returns for a request.
 pub struct Reply<B> {
-    /// The answer.
+    /// The HTTP response.
     pub answer: Response<B>,
-    /// Who takes the connection over; with an answer of 101.
+    /// The session that takes the connection over; only with a response of 101.
     pub session: Option<Session>,
 }
 
@@ -135,16 +135,16 @@ impl<B> From<Response<B>> for Reply<B> {
     }
 }
 
-/// Answers requests. Cheap to clone: each connection has one of its worker's.
+/// Responds to requests. Each connection has a clone of its worker's service.
 pub trait Service: Clone + Send + Sync + Unpin + 'static {
-    /// The body of its answers.
+    /// The body of its responses.
     type Body: Body<Data = Bytes, Error: std::error::Error + Send + Sync + 'static> + Send + 'static;
 
-    /// Answers one.
+    /// Returns the response to one request.
     fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Reply<Self::Body>> + Send;
 }
 
-/// Room for connections, shared by all listeners. Cheap to clone.
+/// Limits the open connections of all listeners; a clone shares the limit.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimiter {
     places: Arc<Semaphore>,
@@ -157,27 +157,27 @@ struct ConnectionCount {
     accepted: AtomicU64,
 }
 
-/// A connection in the room, until it is dropped.
+/// The permit of an open connection, until it is dropped.
 struct ConnectionPermit {
     guests: Arc<ConnectionCount>,
     _place: OwnedSemaphorePermit,
 }
 
 impl ConnectionLimiter {
-    /// Room for so many.
+    /// Allows up to `connections_max` open connections.
     #[must_use]
     pub fn new(connections_max: usize) -> Self {
         let places = Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS));
         Self { places: Arc::new(places), guests: Arc::default() }
     }
 
-    /// Connections that are open now.
+    /// Connections open now.
     #[must_use]
     pub fn open(&self) -> u64 {
         self.guests.open.load(Ordering::Relaxed)
     }
 
-    /// Connections that were accepted, from the start on.
+    /// Connections accepted since the start.
     #[must_use]
     pub fn accepted(&self) -> u64 {
         self.guests.accepted.load(Ordering::Relaxed)
@@ -196,41 +196,43 @@ impl Drop for ConnectionPermit {
     }
 }
 
-/// After an error such as too many open files, the loop rests: it must neither spin nor die.
+/// Pause after an error such as too many open files: the accept loop must neither spin nor end.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
-/// So many are accepted in one go before whoever else runs on the same worker has a turn.
+/// Maximum consecutive accepts before yielding to other tasks on this worker.
 const ACCEPTED_MAX: u32 = 64;
 
-/// A connection that is opened.
+/// The future that opens a connection.
 type Opening = Pin<Box<dyn Future<Output = Option<IdleConnection<tls::Stream>>> + Send>>;
 
-/// What serves connections, wherever they come from.
+/// Serves the connections of all listeners.
 #[derive(Debug)]
 pub struct Server<S> {
-    /// Who answers.
+    /// The workers and their services.
     pub crew: WorkerPool<S>,
-    /// Bounds of each connection.
+    /// Limits of each connection.
     pub limits: Limits,
-    /// Room for all of them.
+    /// The limit of open connections.
     pub room: ConnectionLimiter,
-    /// How it is told to end.
+    /// The signals by which the server drains.
     pub drain: Drain,
-    /// Has those as members who accept.
+    /// The group of the accepting tasks.
     pub accepting: Tasks,
-    /// Has the connections as members.
+    /// The group of the connection tasks.
     pub connections: Tasks,
 }
 
 impl<S: Service> Server<S> {
-    /// Accepts at this place until told to stop, with `tls` or without on the same port.
+    /// Accepts connections on this listener until the drain stops it; HTTP, and HTTPS where `tls` has a
+    /// certificate, use the same port.
     ///
     /// # Errors
     ///
-    /// When the system refuses, or there is no worker.
+    /// When the system refuses, or when there is no worker.
     pub fn listen(self: &Arc<Self>, listener: Listener, tls: Tls) -> io::Result<()> {
-        // One accepts for all: each place is listened on once, whatever it is, and who has the least
-        // to do is known. It is a worker, so what it gives itself crosses no thread.
+        // One task accepts for all workers: each address is bound once, and the task can choose the worker
+        // with the least load. It runs on a worker, so connections that this worker serves itself cross no
+        // thread.
         let post = self.crew.any().ok_or_else(|| io::Error::other("there is no worker"))?;
         let door = {
             let _runtime = post.handle.enter();
@@ -260,7 +262,7 @@ impl<S: Service> Server<S> {
                 tokio::task::yield_now().await;
             }
         }
-        // Closing the listener would reset the connections that the system has let in already.
+        // Closing the listener would reset the connections that the system has already accepted.
         for _ in 0..BACKLOG {
             let Some((accepted, place)) = door.accept_waiting(&self.room.places) else { return };
             self.hand_over(accepted, place, tls.clone());
@@ -270,7 +272,7 @@ impl<S: Service> Server<S> {
     fn hand_over(self: &Arc<Self>, accepted: Accepted, place: OwnedSemaphorePermit, tls: Tls) {
         let Some(number) = self.crew.least() else { return };
         let head_read_max = self.limits.head_read_max;
-        // In a box, so that it takes no room any more once the stream is open.
+        // Boxed, so that it takes no memory once the stream is open.
         let opening = Box::pin(async move {
             let stream = here(accepted)?;
             tls.open(stream, head_read_max).await.map(IdleConnection::from)
@@ -278,7 +280,7 @@ impl<S: Service> Server<S> {
         self.attend(number, opening, ConnectionHistory::default(), self.room.enter(place));
     }
 
-    /// Has a worker serve a connection.
+    /// Spawns the task that serves a connection on a worker.
     fn attend(
         self: &Arc<Self>,
         number: usize,
@@ -289,7 +291,7 @@ impl<S: Service> Server<S> {
         let Some(post) = self.crew.post(number) else { return };
         let (server, mut guest, opened) = (Arc::clone(self), Some(guest), post.open());
         let elsewhere = move |awake, known| {
-            // It counts here until it is served no more, or elsewhere.
+            // The connection counts for this worker until it is closed, or moved to another worker.
             let _ = &opened;
             server.elsewhere(number, awake, known, &mut guest)
         };
@@ -298,8 +300,8 @@ impl<S: Service> Server<S> {
         self.connections.spawn_on(serving, &post.handle);
     }
 
-    /// Has another worker serve a connection that is about to ask, when the one it was served by has
-    /// more to do. What is under TLS stays: its state belongs to its stream.
+    /// Moves a connection with an imminent request to another worker, when its own has more load. TLS
+    /// connections stay: their state is bound to their stream.
     fn elsewhere(
         self: &Arc<Self>,
         number: usize,
@@ -308,7 +310,7 @@ impl<S: Service> Server<S> {
         guest: &mut Option<ConnectionPermit>,
     ) -> Option<IdleConnection<tls::Stream>> {
         let Some(less) = self.crew.less_than(number) else { return Some(awake) };
-        // At the end of the program, each worker is waited for.
+        // During a drain, the requests of each worker are awaited one after the other.
         if self.drain.ending.is_cancelled() {
             return Some(awake);
         }
@@ -329,7 +331,7 @@ impl<S: Service> Server<S> {
     }
 }
 
-/// The stream, on the runtime that this is called on.
+/// Binds the stream to the current runtime; `None` when that fails.
 fn here(accepted: Accepted) -> Option<Either<TcpStream, UnixStream>> {
     match accepted.here() {
         Ok(stream) => Some(stream),

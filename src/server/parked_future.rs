@@ -1,5 +1,5 @@
-//! What waits beside the traffic of a connection and seldom has anything to say: looking at it must
-//! cost nothing, because a connection is looked at with every piece that it moves.
+//! A future that runs beside the traffic of a connection and seldom makes progress: polling it must be nearly
+//! free, because a connection is polled with every piece that it transfers.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -11,15 +11,15 @@ use futures_util::task::AtomicWaker;
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// A future that is polled when it has asked for that, and not whenever its task is. Otherwise a
-    /// poll is the load of one word.
+    /// A future that is polled only after it was woken itself, and not whenever its task is. Otherwise a poll
+    /// is the load of one word.
     pub(super) struct ParkedFuture<F> {
         #[pin]
         future: F,
         bell: Arc<Bell>,
-        // What the future wakes.
+        // The waker that the future receives.
         rings: Waker,
-        // Who is woken then: the task, which is the same for ever but in tests.
+        // The task to wake, which changes only in tests.
         task: Option<Waker>,
     }
 }
@@ -58,8 +58,8 @@ impl<F: Future> Future for ParkedFuture<F> {
         if is_known && !is_rung {
             return Poll::Pending;
         }
-        // In this order: whoever rings after the first step is seen by the poll or wakes the task, and
-        // a bell that has woken somebody is told again whom to wake.
+        // The order matters: a wake-up after the swap is seen by this poll or wakes the task, and a waker
+        // that was used must be registered again.
         let is_rung = this.bell.is_rung.swap(false, Ordering::AcqRel);
         this.bell.task.register(cx.waker());
         if !is_known {
@@ -81,7 +81,7 @@ mod tests {
 
     use super::*;
 
-    /// Counts how often it is polled, until it is told to end.
+    /// Counts its polls until it is notified to end.
     fn counted<'a>(polls: &'a AtomicUsize, end: &'a Notify) -> impl Future<Output = ()> + 'a {
         let mut notified = Box::pin(end.notified());
         poll_fn(move |cx| {
@@ -111,7 +111,7 @@ mod tests {
     async fn it_wakes_the_task_that_polled_it_last() {
         let (polls, end) = (AtomicUsize::new(0), Notify::new());
         let mut aside = Box::pin(ParkedFuture::new(counted(&polls, &end)));
-        // Another task looked at it first.
+        // Another task polled it first.
         assert!(aside.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         tokio::join!(biased; aside.as_mut(), async { end.notify_one() });
         assert_eq!(polls.load(Ordering::Relaxed), 2);

@@ -1,5 +1,5 @@
-//! HTTP and HTTPS on one port: the first byte that a client sends tells which it means. With a
-//! certificate, TLS is spoken; without one, a client that begins it is turned away.
+//! HTTP and HTTPS on one port: the first byte of a connection distinguishes them. With a certificate, the
+//! server performs the TLS handshake; without one, it closes connections that begin a handshake.
 
 use std::fmt;
 use std::io;
@@ -19,32 +19,32 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tracing::{debug, info, warn};
 
-/// What is served: as it was accepted, or under TLS. The box keeps the others as small as they were.
+/// A served stream: plain, or under TLS. The box keeps plain streams as small as they were.
 pub(super) type Stream = Either<Either<TcpStream, UnixStream>, Box<TlsStream<TcpStream>>>;
 
-/// The first byte of every TLS connection: a record of the handshake. No HTTP begins with it.
+/// The first byte of every TLS connection: a handshake record. No HTTP request begins with it.
 const HANDSHAKE: u8 = 0x16;
 
-/// The certificate of one or more listeners, which may come, change and go while they listen.
-/// Cheap to clone.
+/// The certificate of one or more listeners, which may be set, replaced and removed while they listen. A
+/// clone shares the certificate.
 #[derive(Clone)]
 pub struct Tls(Arc<Inner>);
 
 struct Inner {
     acceptor: TlsAcceptor,
     shown: Arc<Shown>,
-    /// Whether it was told that somebody wants TLS and it is off.
+    /// Whether the warning about TLS clients without a certificate was logged.
     has_told_off: AtomicBool,
-    /// Whether it was told that somebody does not trust the certificate.
+    /// Whether the message about a client that does not trust the certificate was logged.
     has_told_distrust: AtomicBool,
 }
 
-/// The certificate that is shown now.
+/// The certificate in use.
 #[derive(Default)]
 struct Shown(ArcSwapOption<CertifiedKey>);
 
 impl Tls {
-    /// Without a certificate.
+    /// TLS without a certificate.
     ///
     /// # Errors
     ///
@@ -56,7 +56,7 @@ impl Tls {
             .with_no_client_auth()
             .with_cert_resolver(Arc::clone(&shown) as Arc<dyn ResolvesServerCert>);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        // A client that comes back saves a round of the handshake, and we keep nothing for it.
+        // Session tickets save a returning client a round trip, and the server stores no session state.
         config.ticketer = ring::Ticketer::new()?;
         Ok(Self(Arc::new(Inner {
             acceptor: TlsAcceptor::from(Arc::new(config)),
@@ -66,19 +66,19 @@ impl Tls {
         })))
     }
 
-    /// Shows this certificate to clients that come from now on; with none, TLS is off.
+    /// Sets the certificate for new connections; `None` switches TLS off.
     pub fn show(&self, certificate: Option<Arc<CertifiedKey>>) {
         self.0.shown.0.store(certificate);
     }
 
-    /// Whether there is a certificate to show.
+    /// Whether there is a certificate.
     #[must_use]
     pub fn is_on(&self) -> bool {
         self.0.shown.0.load().is_some()
     }
 
-    /// Finds out what the client means, and agrees on TLS if it means that. `None` when the client
-    /// leaves, waits too long, or there is nothing to agree on. Each of both steps may take `max`.
+    /// Detects whether the client uses TLS, and performs the handshake if so. `None` when the client
+    /// disconnects, takes too long, or uses TLS without a certificate. Each of the two steps may take `max`.
     pub(super) async fn open(self, stream: Either<TcpStream, UnixStream>, max: Duration) -> Option<Stream> {
         let tcp = match stream {
             Either::Left(tcp) => tcp,
@@ -90,7 +90,7 @@ impl Tls {
             Err(_) => return ended(&"nothing was sent in time"),
         };
         if first != Some(HANDSHAKE) {
-            // Also a client that has closed its half: what follows finds that out.
+            // Also for a client that has closed its half: the HTTP connection detects that.
             return Some(Either::Left(Either::Left(tcp)));
         }
         if !self.is_on() {
@@ -99,7 +99,7 @@ impl Tls {
             }
             return ended(&"https is off");
         }
-        // In a box, so that a connection without TLS does not carry the room for it.
+        // Boxed, so that a connection without TLS does not carry the future's size.
         match timeout(max, Box::pin(self.0.acceptor.accept(tcp))).await {
             Ok(Ok(stream)) => Some(Either::Right(Box::new(stream))),
             Ok(Err(error)) => {
@@ -131,20 +131,20 @@ impl fmt::Debug for Shown {
     }
 }
 
-/// The first byte, which stays where it is; `None` when none will come.
+/// Peeks at the first byte; `None` at the end of the stream.
 async fn first_byte(tcp: &TcpStream) -> io::Result<Option<u8>> {
     let mut byte = [0];
     let count = tcp.peek(&mut byte).await?;
     Ok((count > 0).then_some(byte[0]))
 }
 
-/// Clients leave and send what they like; neither is news.
+/// Clients disconnect and send malformed bytes; neither is worth a warning.
 fn ended<T>(why: &dyn fmt::Display) -> Option<T> {
     debug!("a connection ended before its first request: {why}");
     None
 }
 
-/// Whether the client has said that it does not know who vouches for us.
+/// Whether the client reported that it does not trust the certificate's authority.
 fn is_distrust(error: &io::Error) -> bool {
     let error = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
     matches!(

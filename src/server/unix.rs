@@ -1,5 +1,5 @@
-//! A Unix socket and its file: made with the mode that was asked for, put in the place of one that
-//! a dead program left, and removed at the end unless another has taken its place.
+//! A Unix socket and its file: created with the configured mode, replacing a stale file of a terminated
+//! process, and removed at the end unless another process has replaced it.
 
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
@@ -11,11 +11,11 @@ use tokio::net::{UnixListener, UnixSocket};
 
 use super::listener::BACKLOG;
 
-/// A Unix socket that is listened on.
+/// A listening Unix socket.
 #[derive(Debug)]
 pub struct UnixPlace {
     listener: UnixListener,
-    /// The file to remove at the end, when it is ours.
+    /// The file to remove at the end; `None` when another process owns it.
     file: Option<SocketFile>,
 }
 
@@ -29,14 +29,14 @@ impl UnixPlace {
             }
             bound => bound?,
         }
-        // From here on the file goes again, also when the next step fails.
+        // From here on the file is removed on drop, also when the next step fails.
         let file = SocketFile::of(path)?;
-        // Before anybody can connect.
+        // Set before clients can connect.
         fs::set_permissions(path, Permissions::from_mode(mode))?;
         Ok(Self { listener: socket.listen(BACKLOG)?, file: Some(file) })
     }
 
-    /// A socket that somebody else made, keeps and removes.
+    /// A socket that another process created, owns and removes.
     pub(super) fn passed(listener: net::UnixListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         Ok(Self { listener: UnixListener::from_std(listener)?, file: None })
@@ -55,20 +55,20 @@ impl UnixPlace {
     }
 }
 
-/// Removes a socket that nobody listens on.
+/// Removes a socket file that no process listens on.
 fn remove_stale(path: &Path) -> io::Result<()> {
     if !fs::symlink_metadata(path)?.file_type().is_socket() {
         return Err(io::Error::new(ErrorKind::AlreadyExists, "a file that is no socket is in the way"));
     }
     match net::UnixStream::connect(path) {
-        // A refusal says that no process has the socket open.
+        // A refused connection means that no process has the socket open.
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
-        // Somebody answers, or is too busy to.
+        // Another process accepts, or its accept queue is full.
         Ok(_) | Err(_) => Err(ErrorKind::AddrInUse.into()),
     }
 }
 
-/// A file that is removed when this is dropped, if it is still the same one.
+/// A file that is removed when this is dropped, if its inode is still the same.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
@@ -84,7 +84,7 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if fs::symlink_metadata(&self.path).is_ok_and(|seen| seen.ino() == self.inode) {
-            // One that stays is replaced by the next start.
+            // A file that remains is replaced at the next start.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -113,7 +113,7 @@ mod tests {
     async fn a_dead_socket_is_replaced_and_a_live_one_is_taken() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("k.sock");
-        // The standard library's listener leaves its file behind, as a killed program does.
+        // The standard library's listener leaves its file behind, as a killed process does.
         drop(net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         let place = UnixPlace::bind(&path, 0o660).unwrap();
@@ -129,7 +129,7 @@ mod tests {
         fs::write(&path, "precious").unwrap();
         assert_eq!(UnixPlace::bind(&path, 0o660).unwrap_err().kind(), ErrorKind::AlreadyExists);
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
-        // And so is the socket of a successor.
+        // The socket file of a successor remains as well.
         fs::remove_file(&path).unwrap();
         let place = UnixPlace::bind(&path, 0o660).unwrap();
         fs::rename(&path, folder.path().join("aside")).unwrap();

@@ -1,5 +1,5 @@
-//! Workers: a thread for each core, with a runtime of its own. A request stays with one of them, so
-//! that it waits for no other thread, and cores share as little as they can.
+//! Workers: one thread for each core, each with its own single-threaded runtime. A request stays on one
+//! worker, so that it waits for no other thread and the cores share little memory.
 
 use std::io;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use tracing::error;
 use super::Drain;
 use crate::tasks::{self, Tasks};
 
-/// Threads that run what is spawned on them. When this is dropped, they end by themselves, and what
-/// still runs there is dropped.
+/// The worker threads. When this is dropped, they end by themselves, and the tasks that still run on them are
+/// dropped.
 #[derive(Debug)]
 pub struct WorkerThreads {
     handles: Vec<Handle>,
@@ -24,14 +24,14 @@ pub struct WorkerThreads {
 }
 
 impl WorkerThreads {
-    /// Starts so many; with 0, as many as there are cores for this process.
+    /// Starts `count` threads; with 0, as many as the process has cores.
     ///
     /// # Errors
     ///
-    /// When the system has no thread to give, or nothing to wait for events with.
+    /// When the system cannot create a thread or a runtime.
     pub fn start(count: usize) -> io::Result<Self> {
         let count = match count {
-            // It heeds the affinity and the quota that a container sets.
+            // It takes the CPU affinity and the quota of a container into account.
             0 => available_parallelism()?.get(),
             count => count,
         };
@@ -44,7 +44,7 @@ impl WorkerThreads {
         Ok(workers)
     }
 
-    /// The runtime is made in its thread: it must not be dropped on another runtime's.
+    /// The runtime is created in its thread: it must not be dropped on another runtime.
     fn begin(&self, number: usize) -> io::Result<mpsc::Receiver<io::Result<Handle>>> {
         let (told, handle) = mpsc::sync_channel(1);
         let (end, member) = (self.end.clone(), self.threads.member());
@@ -56,7 +56,7 @@ impl WorkerThreads {
                     if is_awaited {
                         runtime.block_on(end.cancelled());
                     }
-                    // Work that blocks, such as the lookup of a name, is not waited for.
+                    // Blocking work, such as a name lookup, is not waited for.
                     runtime.shutdown_background();
                 }
                 Err(error) => {
@@ -70,13 +70,13 @@ impl WorkerThreads {
         Ok(handle)
     }
 
-    /// How many there are.
+    /// The number of worker threads.
     #[must_use]
     pub fn count(&self) -> usize {
         self.handles.len()
     }
 
-    /// Has each of them answer with a service of its own, until `drain` ends it.
+    /// Creates a worker with its own service on each thread, until `drain` ends it.
     pub fn crew<S>(&self, drain: &Drain, mut service: impl FnMut() -> S) -> WorkerPool<S> {
         let post = |handle: &Handle| Worker {
             handle: handle.clone(),
@@ -87,7 +87,7 @@ impl WorkerThreads {
         WorkerPool { posts: self.handles.iter().map(post).collect(), next: Arc::default() }
     }
 
-    /// Ends them, with what still runs there, and waits until they have.
+    /// Ends the threads, with the tasks that still run on them, and waits until they have ended.
     ///
     /// # Cancel safety
     ///
@@ -104,11 +104,11 @@ impl Drop for WorkerThreads {
     }
 }
 
-/// The workers, with what they answer by. Cheap to clone.
+/// The workers with their services; a clone shares them.
 #[derive(Debug)]
 pub struct WorkerPool<S> {
     posts: Arc<[Worker<S>]>,
-    /// Whose turn it is among equals.
+    /// The turn among workers with equal load.
     next: Arc<AtomicUsize>,
 }
 
@@ -117,16 +117,16 @@ pub struct WorkerPool<S> {
 pub(super) struct Worker<S> {
     pub(super) handle: Handle,
     pub(super) service: S,
-    /// With the requests of this worker only.
+    /// The drain with the requests of this worker only.
     pub(super) drain: Arc<Drain>,
     open: Arc<AtomicUsize>,
 }
 
-/// What a worker has to do: requests under way, those that are expected at any moment among them,
-/// and open connections. Less is less of the first, then of the second.
+/// The load of a worker: requests under way, including imminent ones, and open connections. Loads are
+/// compared by requests first.
 type Load = (usize, usize);
 
-/// An open connection of a worker, until it is dropped.
+/// Counts an open connection of a worker until it is dropped.
 #[derive(Debug)]
 pub(super) struct WorkerConnection(Arc<AtomicUsize>);
 
@@ -141,31 +141,32 @@ impl<S> WorkerPool<S> {
         self.posts.get(number)
     }
 
-    /// Who takes the next connection: who has the least to do.
+    /// The worker with the least load, which takes the next connection.
     pub(super) fn least(&self) -> Option<usize> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let loads: Vec<Load> = self.posts.iter().map(Worker::load).collect();
         least(&loads, turn)
     }
 
-    /// Who would still have fewer requests under way than this one has, with one of them more.
+    /// A worker that would have fewer requests under way than worker `number` has, even after taking one from
+    /// it.
     pub(super) fn less_than(&self, number: usize) -> Option<usize> {
         let (own, _) = self.posts.get(number)?.load();
-        // Mostly it is the only one that is under way here.
+        // Mostly the connection's own request is the only one under way here.
         let less = if own > 1 { self.least()? } else { return None };
         let (others, _) = self.posts.get(less)?.load();
         (others + 1 < own).then_some(less)
     }
 
-    /// One of them after the other.
+    /// Each worker in turn.
     pub(super) fn any(&self) -> Option<&Worker<S>> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         self.posts.get(turn.checked_rem(self.posts.len())?)
     }
 
-    /// Waits until none of them has a request under way.
+    /// Waits until no worker has a request under way.
     pub async fn requests_ended(&self) {
-        // A connection may have been moved to one that was looked at before.
+        // A connection may have moved to a worker that was checked before.
         while self.posts.iter().any(|post| post.drain.requests.count() > 0) {
             for post in &*self.posts {
                 post.drain.requests.ended().await;
@@ -191,7 +192,7 @@ impl Drop for WorkerConnection {
     }
 }
 
-/// The place of the least load; among equals, the first from `turn` on.
+/// The index of the least load; among equals, the first from `turn` on.
 fn least(loads: &[Load], turn: usize) -> Option<usize> {
     let first = turn.checked_rem(loads.len())?;
     let (before, from) = loads.split_at(first);

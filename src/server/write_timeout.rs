@@ -1,5 +1,6 @@
-//! A client that does not take its answer, or takes it too slowly, does not hold a key for ever. The same bound
-//! holds for sessions on sockets, whose stream this is, too.
+//! Bounds how long a client may take to read its response, so that a client that does not read, or reads too
+//! slowly, does not hold a key forever. The same bounds apply to WebSocket sessions, which use this stream
+//! too.
 
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -18,16 +19,16 @@ use crate::clock;
 use crate::policy::min_rate::ReadPace;
 
 pin_project! {
-    /// A stream whose writes fail when the other end has taken nothing for a span, or takes less than a rate on
-    /// average over the time in which it is waited for.
+    /// A stream whose writes fail when the client has read no byte for `idle_max`, or reads below a minimum
+    /// average rate over the time for which the server waits for it.
     ///
-    /// What the system's buffers take counts as taken: see `Accepted::here` for how much that is.
+    /// Bytes in the kernel's buffers count as read: see `Accepted::here` for their bound.
     pub(super) struct WriteTimeout<S> {
         #[pin]
         stream: S,
         idle_max: Duration,
         pace: ReadPace,
-        // Made when a write has to wait for the first time: most never do.
+        // Created when a write is pending for the first time: most never are.
         timer: Option<Pin<Box<Sleep>>>,
         waiting_since: Option<Instant>,
     }
@@ -40,7 +41,7 @@ impl<S> WriteTimeout<S> {
         Self { stream, idle_max: write_idle_max, pace, timer: None, waiting_since: None }
     }
 
-    /// The stream below.
+    /// The inner stream.
     pub(super) fn get_ref(&self) -> &S {
         &self.stream
     }
@@ -51,8 +52,8 @@ impl<S> WriteTimeout<S> {
 }
 
 impl<S: AsyncWrite> WriteTimeout<S> {
-    /// Does `write`, and waits with it for no longer than the client may take. `taken` says how many bytes it
-    /// was.
+    /// Runs `write`, and bounds how long it may be pending. `taken` returns the number of bytes that it
+    /// wrote.
     fn poll_in_time<T>(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -86,15 +87,15 @@ fn timed_out(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, why)
 }
 
-/// So much is copied together: the system takes one buffer faster than several.
+/// Maximum bytes that are joined before a write: the system accepts one buffer faster than several.
 const JOINED_BYTES_MAX: usize = 2 * 1024;
 
-/// Room for that, which nobody has to clear.
+/// An uninitialized buffer for the joined bytes.
 type Room = [MaybeUninit<u8>; JOINED_BYTES_MAX];
 
 const ROOM: Room = [MaybeUninit::uninit(); JOINED_BYTES_MAX];
 
-/// All of `data` in one piece, if it is small enough.
+/// All of `data` in one buffer, if it is small enough.
 fn joined<'a>(data: &[IoSlice<'_>], room: &'a mut Room) -> Option<ReadBuf<'a>> {
     if data.iter().map(|piece| piece.len()).sum::<usize>() > JOINED_BYTES_MAX {
         return None;
@@ -178,7 +179,7 @@ mod tests {
         (client, WriteTimeout::new(server, &limits))
     }
 
-    /// How the client reads: that many bytes each time, after such pauses.
+    /// Reads `times` times up to `bytes` bytes, after a pause each.
     async fn read(client: &mut DuplexStream, times: usize, bytes: usize, pause: Duration) {
         for _ in 0..times {
             advance(pause).await;
@@ -222,7 +223,7 @@ mod tests {
             }
             () = trickling => {}
         }
-        // It is looked at once a second, and what it has taken buys it less than another.
+        // The client reads once a second, and the bytes it has read earn it less than another second.
         assert!(clock::since(began) <= GRACE + Duration::from_secs(2));
     }
 
@@ -235,7 +236,7 @@ mod tests {
             let (written, ()) = tokio::join!(stream.write_all(&sent), read(&mut client, times, bytes, pause));
             written.unwrap();
         }
-        // Fast at first, and then a pause that it has saved.
+        // The client reads fast at first, and then pauses for the time it has saved.
         let (mut client, mut stream) = pair(RATE);
         let reading = async {
             read(&mut client, 500, 8, Duration::ZERO).await;

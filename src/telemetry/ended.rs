@@ -1,5 +1,5 @@
-//! What is said of a request at its end. A busy proxy says it more often than all else together, so it
-//! is handed over by value, and put into words by the thread that writes.
+//! The access log: the line about a request at its end. A busy proxy logs it more often than all other events
+//! together, so its values are queued as they are, and the log thread formats them.
 
 use serde::Serialize;
 use tracing::Level;
@@ -12,43 +12,43 @@ use crate::policy::units::UnixMs;
 const EVENT: &str = "request_ended";
 pub(super) const LEVEL: Level = Level::INFO;
 
-/// A request that has ended. `T` is a text, or how long it is among others.
+/// The access log entry of one request. `T` is a text, or its length in a batch of texts.
 #[derive(Clone, Copy, Debug)]
 pub struct AccessLogEntry<T> {
-    /// With how many keys it was asked.
+    /// Number of attempts at the provider.
     pub attempts: u32,
-    /// Of the answer's body.
+    /// Bytes of the response body.
     pub bytes: u64,
-    /// Who asked; `-` when that was not found out.
+    /// The name of the client; `-` when it was not identified.
     pub client: T,
-    /// What it has cost.
+    /// Credits charged for the request.
     pub credits: u64,
-    /// From the attempt's begin to the provider's head.
+    /// Milliseconds from the start of the attempt to the provider's response head.
     pub first_byte_ms: u64,
-    /// The key in short, `own` when it is the client's, `-` when nobody was asked.
+    /// The short form of the key; `own` when the client brought it, `-` when there was no attempt.
     pub key: T,
-    /// How it asked.
+    /// The HTTP method.
     pub method: T,
-    /// The names of the query's parameters.
+    /// The names of the query parameters; values are not logged.
     pub parameters: T,
-    /// Why the body could not have been sent again.
+    /// Why the body could not have been sent again; `None` when it could.
     pub replay_lost: Option<&'static str>,
-    /// Its name.
+    /// The identifier of the request.
     pub request_id: T,
-    /// The path without what identifies, where that was found out.
+    /// The path without identifiers, where the endpoint is known.
     pub route: Option<Route>,
-    /// Of the answer, when there is one.
+    /// The status of the response, when there is one.
     pub status: Option<u16>,
-    /// When it ended.
+    /// When the request ended.
     pub time: UnixMs,
-    /// From its head to its end.
+    /// Milliseconds from the request head to the end.
     pub total_ms: u64,
-    /// What became of it.
+    /// The verdict on the request.
     pub verdict: &'static str,
 }
 
 impl<T: Copy> AccessLogEntry<T> {
-    /// The same with other texts, made one after the other in the order of their names.
+    /// The same entry with other texts, converted in the alphabetical order of the fields.
     fn with<U>(&self, mut text: impl FnMut(T) -> U) -> AccessLogEntry<U> {
         AccessLogEntry {
             attempts: self.attempts,
@@ -71,14 +71,14 @@ impl<T: Copy> AccessLogEntry<T> {
 }
 
 impl AccessLogEntry<&str> {
-    /// How long its texts are together.
+    /// The total length of the texts in bytes.
     pub(super) fn texts_bytes(&self) -> usize {
         let mut bytes = 0;
         self.with(|text| bytes += text.len());
         bytes
     }
 
-    /// The same with its texts behind those that are there already.
+    /// Appends the texts to `texts` and replaces them by their lengths.
     pub(super) fn packed(&self, texts: &mut Vec<u8>) -> AccessLogEntry<usize> {
         self.with(|text| {
             texts.extend_from_slice(text.as_bytes());
@@ -86,7 +86,7 @@ impl AccessLogEntry<&str> {
         })
     }
 
-    /// Appends it as a line of this form.
+    /// Appends the entry as a line of this form.
     pub(super) fn append(&self, line: &mut Vec<u8>, form: Form) {
         match form {
             Form::Json => self.append_object(line),
@@ -100,7 +100,7 @@ impl AccessLogEntry<&str> {
         line.push(b'\n');
     }
 
-    /// In the order of the names, as all objects are.
+    /// Appends a JSON object with its fields in alphabetical order, as in all log objects.
     fn append_object(&self, line: &mut Vec<u8>) {
         let mut named = |name: &[u8], append: &dyn Fn(&mut Vec<u8>)| {
             line.extend_from_slice(name);
@@ -155,7 +155,7 @@ impl AccessLogEntry<&str> {
 }
 
 impl<T> AccessLogEntry<T> {
-    /// Needs no escape: it is made of the words of the API.
+    /// The route needs no escape: it consists of words of the API.
     fn append_route(&self, line: &mut Vec<u8>) {
         match self.route {
             Some(route) => route.write(|piece| line.extend_from_slice(piece.as_bytes())),
@@ -165,17 +165,17 @@ impl<T> AccessLogEntry<T> {
 }
 
 impl AccessLogEntry<usize> {
-    /// The same with its texts, which are taken from the front of `texts`.
+    /// Replaces the lengths by the texts, which are taken from the front of `texts`.
     pub(super) fn unpacked<'a>(&self, texts: &mut &'a [u8]) -> AccessLogEntry<&'a str> {
         self.with(|length| {
-            // It was one.
+            // The bytes were a `str` when they were packed.
             str::from_utf8(texts.split_off(..length).unwrap_or_default()).unwrap_or_default()
         })
     }
 }
 
 fn append_value(line: &mut Vec<u8>, value: impl Serialize) {
-    // A number is written to memory.
+    // Writing a number to memory does not fail.
     let _ = serde_json::to_writer(line, &value);
 }
 
@@ -240,7 +240,7 @@ mod tests {
             let replay_lost = rest.then_some("why");
             let ended = AccessLogEntry { client, key, method, parameters, replay_lost, request_id, route: None, ..spoken() };
             let mut packed = Vec::new();
-            // Behind another one.
+            // Packed behind the texts of another entry.
             let lengths = [spoken(), ended].map(|ended| ended.packed(&mut packed));
             let mut left = &*packed;
             let [first, second] = lengths.each_ref().map(|lengths| lengths.unpacked(&mut left));

@@ -1,20 +1,20 @@
-//! Prometheus' text form, version 0.0.4: a family is its help, its type and its samples. Separate
-//! from what is counted, so that no counter knows how it is written.
+//! Prometheus' text format, version 0.0.4: a family consists of its help, its type and its samples. Separate
+//! from the counters, so that they are independent of the format.
 
 use std::fmt::{Display, Write as _};
 
-/// What a family is.
+/// The type of a metric family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Only grows.
+    /// A counter, which only grows.
     Counter,
-    /// Goes up and down.
+    /// A gauge, which can rise and fall.
     Gauge,
-    /// Counts by size.
+    /// A histogram of observed values.
     Histogram,
 }
 
-/// A page of families. Every name begins with `keychoir_`.
+/// A page of metric families. Every name begins with `keychoir_`.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
     text: String,
@@ -33,13 +33,12 @@ impl Page {
         let _ = writeln!(self.text, "# HELP {0} {help}\n# TYPE {0} {kind}", self.name);
     }
 
-    /// A value of the family, told from others by its labels.
+    /// A sample of the family with these labels.
     pub fn sample(&mut self, labels: &[(&str, &str)], value: impl Display) {
         self.line("", labels, value);
     }
 
-    /// The values of a histogram: for each bound how many are within it, their sum, and how many there
-    /// are.
+    /// The samples of a histogram: the cumulative count for each bound, the sum, and the total count.
     pub fn histogram(&mut self, buckets: &[(f64, u64)], sum: f64, count: u64) {
         for (bound, within) in buckets {
             self.line("_bucket", &[("le", &bound.to_string())], within);
@@ -49,7 +48,7 @@ impl Page {
         self.line("_count", &[], count);
     }
 
-    /// All of it.
+    /// The text of the page.
     #[must_use]
     pub fn text(self) -> String {
         self.text

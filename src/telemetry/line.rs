@@ -1,5 +1,5 @@
-//! One event, one line: `✅ Using key sk_…` where a person looks, an object of JSON where a machine
-//! does. Anything that could end a line or colour a terminal is escaped.
+//! Formats an event as one line: `✅ Using key sk_…` on a terminal, a JSON object otherwise. Characters that
+//! could end a line or control a terminal are escaped.
 
 use std::cell::Cell;
 use std::cmp::Ordering;
@@ -18,14 +18,14 @@ use super::text::{append_quoted, append_shown, append_within_quotes, escape_from
 use crate::clock;
 use crate::policy::units::UnixMs;
 
-/// How lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// For a terminal that speaks UTF-8.
+    /// For a terminal with UTF-8.
     Terminal,
-    /// For one that does not.
+    /// For a terminal without UTF-8.
     Ascii,
-    /// For machines: one JSON object a line.
+    /// For machines: one JSON object per line.
     Json,
 }
 
@@ -38,7 +38,7 @@ impl Form {
     }
 }
 
-/// Writes events as lines.
+/// A `tracing` layer that writes each event as a line.
 #[derive(Debug)]
 pub struct Lines {
     form: Form,
@@ -46,7 +46,7 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Lines of this form.
+    /// A layer that writes lines of this form to `sink`.
     #[must_use]
     pub fn new(form: Form, sink: Sink) -> Self {
         Self { form, sink }
@@ -54,16 +54,16 @@ impl Lines {
 }
 
 thread_local! {
-    /// Its memory serves for one line after the other.
+    /// The draft of this thread, whose memory is reused for each line.
     static DRAFT: Cell<Draft> = const { Cell::new(Draft::EMPTY) };
 }
 
-/// A draft that a long line has made larger than this is not kept.
+/// A draft that a long line has enlarged beyond this is freed.
 const DRAFT_BYTES_MAX: usize = 16 * 1024;
 
 impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        // A value that says something itself while it is written finds an empty draft here.
+        // A value that logs an event while it is formatted finds an empty draft here.
         let mut draft = DRAFT.try_with(Cell::take).unwrap_or_default();
         draft.begin(self.form);
         event.record(&mut draft);
@@ -76,14 +76,14 @@ impl<S: Subscriber> Layer<S> for Lines {
     }
 }
 
-/// A line that is being put together.
+/// A line under construction.
 #[derive(Debug)]
 pub(super) struct Draft {
     form: Form,
-    /// The message and the fields as the line will have them, in the order in which they came.
+    /// The message and the fields, formatted for the line, in the order in which they were recorded.
     values: Vec<u8>,
     message: Range<usize>,
-    /// Where the fields are, in the order of their names.
+    /// The ranges of the fields, in alphabetical order.
     fields: Vec<Part>,
     line: Vec<u8>,
 }
@@ -113,7 +113,7 @@ impl Draft {
         self.line.clear();
     }
 
-    /// What the line says.
+    /// Sets the message of the line.
     pub(super) fn message(&mut self, message: fmt::Arguments<'_>) {
         let start = self.values.len();
         append_shown(&mut self.values, message);
@@ -124,25 +124,25 @@ impl Draft {
         self.message = start..self.values.len();
     }
 
-    /// A field whose value is a text.
+    /// Adds a field with a text.
     pub(super) fn text(&mut self, name: &'static str, value: &str) {
         self.put(name, |values| append_quoted(values, value));
     }
 
-    /// A field whose value is a number or a truth.
+    /// Adds a field with a number or a boolean.
     pub(super) fn value(&mut self, name: &'static str, value: impl Serialize) {
         self.put(name, |values| {
             let _ = serde_json::to_writer(values, &value);
         });
     }
 
-    /// The last of two fields with one name counts.
+    /// Adds a field; it replaces an earlier one of the same name.
     fn put(&mut self, name: &'static str, append: impl FnOnce(&mut Vec<u8>)) {
         let start = self.values.len();
         append_name(&mut self.values, self.form, name);
         append(&mut self.values);
         let part = Part { name, at: start..self.values.len() };
-        // Whoever names fields in their order saves the search.
+        // Fields that are recorded in alphabetical order need no search.
         if self.fields.last().is_none_or(|last| order(last.name, name).is_lt()) {
             return self.fields.push(part);
         }
@@ -152,7 +152,7 @@ impl Draft {
         }
     }
 
-    /// The line, with its end.
+    /// The finished line, with its line break.
     pub(super) fn line(&mut self, level: Level, target: &str, now: UnixMs) -> &[u8] {
         match self.form {
             Form::Json => self.json(level, target, now),
@@ -175,13 +175,13 @@ impl Draft {
                 Own::Time => append_within_quotes(line, &now.rfc3339_bytes()),
             }
         };
-        // What has come in order is copied as it came.
+        // Consecutive fields are copied in one piece.
         let mut run = 0..0;
         for part in &*fields {
             while let [own, later @ ..] = ours
                 && order(own.0, part.name).is_le()
             {
-                // The event's own word goes before ours.
+                // A field of the event takes precedence over a standard field.
                 if own.0 != part.name {
                     line.extend_from_slice(&values[mem::take(&mut run)]);
                     append_own(line, *own);
@@ -196,7 +196,7 @@ impl Draft {
         }
         line.extend_from_slice(&values[run]);
         ours.iter().for_each(|own| append_own(line, *own));
-        // It has begun with a comma.
+        // The object starts with a comma.
         if let Some(first) = line.first_mut() {
             *first = b'{';
         }
@@ -263,7 +263,7 @@ impl Visit for Draft {
 const MESSAGE: &str = "message";
 const EVENT: &str = "event";
 
-/// What an object has, whatever the event says.
+/// The fields that every JSON object has.
 #[derive(Clone, Copy, Debug)]
 enum Own {
     Level,
@@ -272,17 +272,17 @@ enum Own {
     Time,
 }
 
-/// In the order of their names, when the event has a name; without one, it is told where it was said.
+/// The standard fields in alphabetical order; an event without a name has its target as well.
 const NAMED: [(&str, Own); 3] = [("level", Own::Level), (MESSAGE, Own::Message), ("time", Own::Time)];
 const UNNAMED: [(&str, Own); 4] =
     [("level", Own::Level), (MESSAGE, Own::Message), ("target", Own::Target), ("time", Own::Time)];
 
-/// That of `str`. Most names differ in their first letter, and then no more is looked at.
+/// The order of `str`. Most names differ in their first letter, which is compared first.
 fn order(name: &str, other: &str) -> Ordering {
     name.as_bytes().first().cmp(&other.as_bytes().first()).then_with(|| name.cmp(other))
 }
 
-/// What stands before a value. A name is a word of a program's source.
+/// Appends the name before a value. Names come from the source code, so they need no escape.
 fn append_name(values: &mut Vec<u8>, form: Form, name: &str) {
     match form {
         Form::Json => {
@@ -330,10 +330,10 @@ mod tests {
 
     use super::*;
 
-    /// Of an event with this message and these fields.
+    /// The line of an event with this message and these fields.
     fn line(form: Form, level: Level, message: &str, rest: &[(&'static str, Value)]) -> String {
         let mut draft = Draft::default();
-        // What was there before leaves nothing.
+        // The second run shows that the first one leaves no traces.
         for _ in 0..2 {
             draft.begin(form);
             rest.iter().for_each(|(name, value)| draft.value(name, value));
@@ -396,7 +396,7 @@ mod tests {
         );
     }
 
-    /// What these events become.
+    /// The lines of the events that `say` logs.
     fn said(form: Form, say: impl FnOnce()) -> String {
         let (mut reader, writer) = std::io::pipe().unwrap();
         let lines = tracing_subscriber::registry().with(Lines::new(form, Sink::new(writer)));

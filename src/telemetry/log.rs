@@ -1,6 +1,6 @@
-//! The way of a line to where it is read. Whoever says something appends it to what is gathered and goes
-//! on; one thread named `log` writes. So a terminal that is slow, or a pipe that nobody reads, makes no
-//! request wait: when as much is gathered as may be, lines are dropped, counted, and told of.
+//! Queues log lines and writes them on one thread named `log`. Other threads only append a line to the queue,
+//! so a slow terminal, or a pipe that is not read, delays no request: when the queue is full, lines are
+//! dropped and counted, and the count is logged.
 
 mod batch;
 
@@ -22,43 +22,44 @@ use super::line::{Draft, Form};
 use crate::clock;
 use crate::tasks;
 
-/// After a write, this long for more lines to share the next: nobody sees the difference, and a busy
-/// program is not woken for each of them. After a quiet moment a line is written at once.
+/// Pause after a write, in which more lines are collected for the next one: a reader does not notice it, and
+/// the thread is not woken for each line. A line after a quiet period is written at once.
 const REST: Duration = Duration::from_millis(50);
-/// So much is written without a rest, and at once.
+/// Bytes in the queue that end the pause, and the size of one write.
 const BATCH_BYTES: usize = 64 * 1024;
-/// So much may be gathered: seconds of a busy proxy, while a reader is slow.
+/// Maximum bytes in the queue: seconds of a busy proxy, while the reader is slow.
 const GATHERED_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// When the output takes nothing now and does not wait either.
+/// Pause before another write when the output would block.
 const RETRY: Duration = Duration::from_millis(5);
-/// At the end, and before something else is said where lines go, this long for them to be written.
+/// Timeout of a flush, at the end of the program and before other output on the same stream.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
-/// A thread that panics may have requests to serve.
+/// Timeout of the flush in a panicking thread, which may have requests to serve.
 const PANIC_FLUSH_MAX: Duration = Duration::from_millis(100);
 
-/// Where lines go. Shared by all threads; each line is written whole, in the order in which they came.
+/// The output of log lines, shared by all threads. Each line is written whole, in the order in which it was
+/// logged.
 #[derive(Clone)]
 pub struct Sink(Way);
 
 #[derive(Clone)]
 enum Way {
     Direct(Arc<Mutex<Box<dyn Write + Send>>>),
-    /// Put into words and written by a thread of its own.
+    /// Formatted and written on the log thread.
     Gathered(Arc<Gathered>),
 }
 
 impl Sink {
-    /// Writes to `writer` whenever something is said, on the thread that says it.
+    /// Writes each line to `writer` on the thread that logs it.
     pub fn new(writer: impl Write + Send + 'static) -> Self {
         Self(Way::Direct(Arc::new(Mutex::new(Box::new(writer)))))
     }
 
-    /// Writes to `writer` on a thread of its own, in lines of this form. What is gathered when the program
-    /// ends needs a [`flush`].
+    /// Writes to `writer` on a log thread, in lines of this form. Queued lines need a [`flush`] before the
+    /// program ends.
     ///
     /// # Errors
     ///
-    /// When the system has no thread to give.
+    /// When the system cannot create a thread.
     pub fn gathered(writer: impl Write + Send + 'static, form: Form) -> io::Result<Self> {
         let gathered = Arc::new(Gathered::default());
         let writing = Writing {
@@ -73,11 +74,11 @@ impl Sink {
         Ok(Self(Way::Gathered(gathered)))
     }
 
-    /// Writes to standard error, which is not for data, on a thread of its own.
+    /// Writes to standard error on a log thread; standard output is for data.
     ///
     /// # Errors
     ///
-    /// When the system has no thread to give.
+    /// When the system cannot create a thread.
     pub fn stderr(form: Form) -> io::Result<Self> {
         Self::gathered(io::stderr(), form)
     }
@@ -86,7 +87,7 @@ impl Sink {
         match &self.0 {
             Way::Direct(writer) => {
                 let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
-                // A log that cannot be written must not stop the traffic it tells of.
+                // A failing log output must not stop the traffic.
                 let _ = writer.write_all(line).and_then(|()| writer.flush());
             }
             Way::Gathered(gathered) => {
@@ -108,15 +109,15 @@ impl Sink {
         }
     }
 
-    /// Makes it the one that is told of requests, in lines of this form, and that is flushed.
+    /// Makes this sink the one of [`tell`] and [`flush`], with lines of this form.
     pub(super) fn install(&self, form: Form) {
-        // The log is started once.
+        // Only the first sink is installed.
         if INSTALLED.set((self.clone(), form)).is_err() || !matches!(self.0, Way::Gathered(_)) {
             return;
         }
         let print = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            // What led to it comes first. Where nothing can be written, it would wait for ever.
+            // Earlier lines come first. If they cannot be written, printing the panic could block forever.
             if flush_within(PANIC_FLUSH_MAX) { print(info) } else { error!(event = "panicked", "{info}") }
         }));
     }
@@ -137,15 +138,15 @@ fn installed() -> Option<&'static Gathered> {
     }
 }
 
-/// Whether requests are told of.
+/// Whether ended requests are logged.
 static IS_TOLD: AtomicBool = AtomicBool::new(false);
 
-/// Tells of requests from here on, or not.
+/// Switches the log lines of ended requests on or off.
 pub(super) fn tell_of_requests(is_told: bool) {
     IS_TOLD.store(is_told, Ordering::Relaxed);
 }
 
-/// Says that a request has ended, where the program's lines go.
+/// Logs that a request has ended, to the installed sink.
 pub fn tell(ended: &AccessLogEntry<&str>) {
     if !IS_TOLD.load(Ordering::Relaxed) {
         return;
@@ -155,12 +156,12 @@ pub fn tell(ended: &AccessLogEntry<&str>) {
     }
 }
 
-/// Waits until every line of the program that was said before is written, but not for ever.
+/// Waits until all earlier lines are written, for a limited time.
 pub fn flush() {
     flush_within(FLUSH_MAX);
 }
 
-/// Flushes when it is dropped: at the end of whoever has it, however that ends.
+/// Flushes when it is dropped: at the end of a function, however that ends.
 #[derive(Debug)]
 pub struct FlushAtEnd;
 
@@ -170,12 +171,12 @@ impl Drop for FlushAtEnd {
     }
 }
 
-/// Whether they are.
+/// Whether all earlier lines were written within `span`.
 fn flush_within(span: Duration) -> bool {
     installed().is_none_or(|gathered| gathered.flush(span))
 }
 
-/// Lines of the program that were dropped, from the start on.
+/// Lines that were dropped since the start.
 pub(super) fn dropped() -> u64 {
     installed().map_or(0, |gathered| gathered.dropped.load(Ordering::Relaxed))
 }
@@ -183,9 +184,9 @@ pub(super) fn dropped() -> u64 {
 #[derive(Debug, Default)]
 struct Gathered {
     state: Mutex<State>,
-    /// The thread that writes waits for this.
+    /// Wakes the log thread.
     wanted: Condvar,
-    /// Who flushes waits for this.
+    /// Wakes threads that flush.
     written: Condvar,
     dropped: AtomicU64,
 }
@@ -193,35 +194,35 @@ struct Gathered {
 #[derive(Debug, Default)]
 struct State {
     batch: Batch,
-    /// Lines that came after these and had no room.
+    /// Lines that came after the batch and found the queue full.
     dropped: u64,
-    /// How many have come and how many have been written, or lost, since the start.
+    /// Lines queued, and lines written or lost, since the start.
     came: u64,
     written: u64,
     writer: Writer,
 }
 
-/// What the thread does.
+/// The state of the log thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Writer {
-    /// It writes, and will look whether there is more.
+    /// It writes, and checks the queue afterwards.
     Writes,
-    /// The same, and it will not rest before.
+    /// It writes, and checks the queue without a pause.
     #[default]
     Hurries,
-    /// It has written, and waits for more to come together.
+    /// It pauses after a write, to collect more lines.
     Rests,
-    /// It waits for a line.
+    /// The queue is empty, and it waits for a line.
     Sleeps,
 }
 
 impl Gathered {
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing panics that holds it; and if it did, lines would be what they are.
+        // No code panics while it holds the lock; if it did, the queue would still be valid.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gathers an entry, whose texts are so long, unless there is no room.
+    /// Queues an entry with `texts_bytes` of text, unless the queue is full.
     fn append(&self, texts_bytes: usize, is_urgent: bool, add: impl FnOnce(&mut Batch)) {
         let mut state = self.state();
         if state.batch.bytes() + texts_bytes > GATHERED_BYTES_MAX {
@@ -256,8 +257,8 @@ impl Gathered {
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
-    /// Waits until something is to be written and puts it into `batch`, which is empty; returns how many
-    /// lines were dropped behind it.
+    /// Waits until there are lines to write and moves them to `batch`, which is empty; returns how many lines
+    /// were dropped behind them.
     fn take(&self, batch: &mut Batch) -> u64 {
         let mut state = self.state();
         if state.writer == Writer::Writes {
@@ -275,7 +276,7 @@ impl Gathered {
         mem::take(&mut state.dropped)
     }
 
-    /// So many are written, or lost.
+    /// Records that `entries` lines were written or lost.
     fn done(&self, entries: usize) {
         self.state().written += entries as u64;
         self.written.notify_all();
@@ -283,22 +284,22 @@ impl Gathered {
 }
 
 impl State {
-    /// Whether the thread must be woken for that.
+    /// Ends the pause; returns whether the log thread must be woken.
     fn hurry(&mut self) -> bool {
         matches!(mem::replace(&mut self.writer, Writer::Hurries), Writer::Rests | Writer::Sleeps)
     }
 }
 
-/// What the thread has.
+/// The state of the log thread.
 struct Writing<W> {
     gathered: Arc<Gathered>,
     writer: W,
     form: Form,
-    /// Lines that were lost since it was last told of.
+    /// Lines lost since the last message about lost lines.
     lost: u64,
-    /// The last thing that was written is half a line.
+    /// Whether the last write ended within a line.
     is_cut: bool,
-    /// Its memory serves for one batch after the other.
+    /// The formatted batch, whose memory is reused.
     text: Vec<u8>,
 }
 
@@ -316,7 +317,7 @@ impl<W: Write> Writing<W> {
         }
     }
 
-    /// Puts a batch into words, and writes as much at once as it may.
+    /// Formats a batch, and writes it in pieces of about `BATCH_BYTES`.
     fn put_all(&mut self, batch: &Batch) {
         let (mut text, form) = (mem::take(&mut self.text), self.form);
         let mut told = batch.told();
@@ -332,18 +333,18 @@ impl<W: Write> Writing<W> {
         self.text = text;
     }
 
-    /// Writes lines, and tells what is missing before them.
+    /// Writes lines, after a message about lines that were lost before them.
     fn put(&mut self, text: &[u8]) {
         if self.lost > 0 && self.tell(self.lost) == 0 {
             self.lost = 0;
         }
-        // Where that cannot be told, the rest is not tried: it would stand in front of it.
+        // If this message cannot be written, the lines are not written either: they would come before it.
         let lost = if self.lost > 0 { lines(text) } else { self.write(text) };
         self.gathered.dropped.fetch_add(lost, Ordering::Relaxed);
         self.lost += lost;
     }
 
-    /// Tells how many lines are missing here.
+    /// Writes a message that `count` lines were lost here; returns whether the message was lost, as 0 or 1.
     fn tell(&mut self, count: u64) -> u64 {
         let (lines, were) = if count == 1 { ("line", "was") } else { ("lines", "were") };
         let mut draft = Draft::default();
@@ -354,7 +355,7 @@ impl<W: Write> Writing<W> {
         self.write(draft.line(Level::WARN, module_path!(), clock::now()))
     }
 
-    /// Writes all of it; returns how many lines could not be.
+    /// Writes all bytes; returns the number of lines that were lost.
     fn write(&mut self, batch: &[u8]) -> u64 {
         let mut rest = batch;
         while !rest.is_empty() {
@@ -371,7 +372,7 @@ impl<W: Write> Writing<W> {
                 }
             }
         }
-        // Nothing is left to be lost when it cannot be flushed.
+        // When the flush fails, no line is left to be lost.
         let _ = self.writer.flush();
         0
     }

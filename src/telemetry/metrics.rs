@@ -1,6 +1,6 @@
-//! What is counted while requests pass: a few relaxed atomic additions each, no lock, no text. The
-//! families and their names are here; `exposition` writes them, and `admin` adds what it reads
-//! elsewhere.
+//! Counters that are updated while requests pass: a few relaxed atomic additions each, without locks or text.
+//! This module defines the metric families and their names; `exposition` formats them, and `admin` adds the
+//! metrics that it reads elsewhere.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,8 +10,7 @@ use super::exposition::{Kind, Page};
 use super::log;
 use crate::policy::socket::Dialect;
 
-/// What can become of an attempt, in the words of the books; and whether another attempt may follow
-/// it.
+/// The outcomes of an attempt, in the words of the usage records, and whether another attempt may follow.
 const OUTCOMES: [(&str, bool); 34] = [
     ("served", false),
     ("workspace_quota", true),
@@ -49,13 +48,14 @@ const OUTCOMES: [(&str, bool); 34] = [
     (OTHER, true),
 ];
 
-/// A word that this list does not know yet: counted all the same, under one label.
+/// The label of all outcomes that the list does not contain.
 const OTHER: &str = "other";
 
-/// Classes of answers, by the first digit of the status, and requests whose client left before one.
+/// Classes of responses, by the first digit of the status; `none` for requests whose client disconnected
+/// first.
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
-/// What is spoken on sockets, in the words of the policy.
+/// The protocols of WebSocket sessions, in the words of the policy.
 const SOCKETS: [&str; Dialect::ALL.len()] = {
     let mut words = [""; Dialect::ALL.len()];
     let mut at = 0;
@@ -66,7 +66,7 @@ const SOCKETS: [&str; Dialect::ALL.len()] = {
     words
 };
 
-/// Microseconds: from the provider's fastest pages to its longest speech.
+/// Bounds in microseconds: from the provider's fastest pages to its longest speech.
 const FIRST_BYTE_US: [u64; 14] = [
     10_000,
     25_000,
@@ -84,11 +84,11 @@ const FIRST_BYTE_US: [u64; 14] = [
     300_000_000,
 ];
 
-/// Microseconds: from what a healthy request costs to pauses before a replay.
+/// Bounds in microseconds: from the overhead of a usual request to pauses before a retry.
 const OVERHEAD_US: [u64; 13] =
     [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000];
 
-/// The counters of the program. Cheap to clone.
+/// The counters of the program; a clone shares them.
 #[derive(Clone, Debug, Default)]
 pub struct Meters(Arc<Cells>);
 
@@ -110,7 +110,7 @@ struct Cells {
     overhead: Histogram<{ OVERHEAD_US.len() }>,
 }
 
-/// A counter for each outcome. The standard library has a default for arrays up to 32 only.
+/// A counter for each outcome. The standard library has `Default` for arrays up to 32 elements only.
 #[derive(Debug)]
 struct PerOutcome([AtomicU64; OUTCOMES.len()]);
 
@@ -120,30 +120,30 @@ impl Default for PerOutcome {
     }
 }
 
-/// What an attempt adds to the sums.
+/// The usage that an attempt adds to the counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AttemptUsage {
     /// Bytes of body sent to the provider.
     pub request_bytes: u64,
     /// Bytes of body relayed to the client.
     pub response_bytes: u64,
-    /// Characters of text to be spoken.
+    /// Characters of text converted to speech.
     pub characters: u64,
-    /// Milliseconds of sound that was sent on sockets to be written down.
+    /// Milliseconds of audio sent on WebSocket sessions to be transcribed.
     pub audio_ms: u64,
-    /// Credits charged, as far as is known.
+    /// Credits charged, as far as they are known.
     pub credits: u64,
-    /// Whether it may have been charged and nobody said how much.
+    /// Whether the attempt may have been charged and the provider reported no price.
     pub is_unpriced: bool,
 }
 
 impl Meters {
-    /// A request has come.
+    /// Counts a request that has begun.
     pub fn request_begun(&self) {
         add(&self.0.in_flight, 1);
     }
 
-    /// It has ended; `status` is what its client was told, if it was.
+    /// Counts a request that has ended; `status` is the status of its response, if it had one.
     pub fn request_ended(&self, status: Option<u16>) {
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
         let class = status.map_or(0, |status| usize::from(status / 100));
@@ -152,14 +152,14 @@ impl Meters {
         }
     }
 
-    /// The head of the provider's answer goes to the client, so long after the request's came, of
-    /// which `upstream` was spent with the provider.
+    /// Records the time from the request head to the relay of the provider's response head, of which
+    /// `upstream` was spent waiting for the provider.
     pub fn relayed(&self, first_byte: Duration, upstream: Duration) {
         self.0.first_byte.observe(&FIRST_BYTE_US, first_byte);
         self.0.overhead.observe(&OVERHEAD_US, first_byte.saturating_sub(upstream));
     }
 
-    /// An attempt has ended so.
+    /// Counts an attempt that ended with this outcome.
     pub fn attempt_ended(&self, outcome: &str, spent: AttemptUsage) {
         count(&self.0.attempts.0, outcome);
         let AttemptUsage { request_bytes, response_bytes, characters, audio_ms, credits, is_unpriced } =
@@ -178,17 +178,17 @@ impl Meters {
         }
     }
 
-    /// What an attempt has cost that ended without a price.
+    /// Adds the credits of an attempt whose price was reported after its end.
     pub fn priced(&self, credits: u64) {
         add(&self.0.credits, credits);
     }
 
-    /// An attempt that ended so was followed by another.
+    /// Counts an attempt with this outcome that was followed by another one.
     pub fn failed_over(&self, outcome: &str) {
         count(&self.0.failovers.0, outcome);
     }
 
-    /// A session has begun on a socket of this dialect; it is open until the guard is dropped.
+    /// Counts a WebSocket session of this dialect; it counts as open until the guard is dropped.
     #[must_use]
     pub fn socket_opened(&self, dialect: Dialect) -> SocketOpen {
         let index = Dialect::ALL.iter().position(|known| *known == dialect).unwrap_or_default();
@@ -198,7 +198,7 @@ impl Meters {
         SocketOpen { meters: self.clone(), index }
     }
 
-    /// Writes all of it.
+    /// Writes all counters to `page`.
     pub fn write(&self, page: &mut Page) {
         let cells = &*self.0;
         page.family(
@@ -273,7 +273,7 @@ impl Meters {
     }
 }
 
-/// A session under way, until it is dropped.
+/// An open WebSocket session, until it is dropped.
 #[derive(Debug)]
 pub struct SocketOpen {
     meters: Meters,
@@ -295,7 +295,7 @@ fn count(cells: &[AtomicU64; OUTCOMES.len()], outcome: &str) {
     }
 }
 
-// Relaxed: no counter says anything of another.
+// Relaxed: the counters are independent of each other.
 fn add(cell: &AtomicU64, amount: u64) {
     cell.fetch_add(amount, Ordering::Relaxed);
 }
@@ -304,7 +304,7 @@ fn load(cell: &AtomicU64) -> u64 {
     cell.load(Ordering::Relaxed)
 }
 
-/// How many spans were how long: one cell for each bound, and one for what is longer than the last.
+/// Counts durations: one cell for each bound, and one for durations beyond the last bound.
 #[derive(Debug)]
 struct Histogram<const N: usize> {
     buckets: [AtomicU64; N],

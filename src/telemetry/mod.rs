@@ -1,6 +1,5 @@
-//! What people read while it runs: the news of the pool in the contract's words, one line a
-//! request, on a terminal in colourful short lines and otherwise as JSON; and what machines read:
-//! counters.
+//! The output of the running program: log lines about the keys and each request, as short coloured lines on a
+//! terminal and as JSON otherwise, and counters for metrics.
 
 mod ended;
 mod line;
@@ -28,19 +27,18 @@ pub use news::{
     announce, announce_drift, announce_restriction, key_name, keys_loaded, unknown_limit, wording,
 };
 
-/// The form for standard error as it is: JSON unless it is a terminal, ASCII unless the terminal
-/// speaks UTF-8. `locale` is the value of the first of `LC_ALL`, `LC_CTYPE` and `LANG` that is set.
+/// The form for standard error: JSON unless it is a terminal, ASCII unless the terminal supports UTF-8.
+/// `locale` is the value of the first of `LC_ALL`, `LC_CTYPE` and `LANG` that is set.
 #[must_use]
 pub fn form_of_stderr(locale: Option<&str>) -> Form {
     if io::stderr().is_terminal() { Form::of_terminal(locale) } else { Form::Json }
 }
 
-/// Sends every event of the program, and what is said of requests, to `sink`, which is flushed when a thread panics.
+/// Sends all events of the program, and the access log, to `sink`, which is flushed when a thread panics.
 ///
 /// # Errors
 ///
-/// When `level` is not a level or a list of `target=level`, or when something else listens
-/// already.
+/// When `level` is not a level or a list of `target=level`, or when another subscriber was set before.
 pub fn start(form: Form, level: &str, sink: Sink) -> Result<Level, StartError> {
     let targets = targets(level)?;
     let tells = tells_of_requests(&targets);
@@ -55,16 +53,16 @@ pub fn start(form: Form, level: &str, sink: Sink) -> Result<Level, StartError> {
     Ok(Level(handle))
 }
 
-/// What is told and what is not, while it runs.
+/// A handle that changes the log level at runtime.
 #[derive(Clone, Debug)]
 pub struct Level(reload::Handle<Targets, Registry>);
 
 impl Level {
-    /// Tells from here on what `level` says.
+    /// Sets the log level.
     ///
     /// # Errors
     ///
-    /// When it is not a level or a list of `target=level`.
+    /// When `level` is not a level or a list of `target=level`.
     pub fn set(&self, level: &str) -> Result<(), StartError> {
         let targets = targets(level)?;
         log::tell_of_requests(tells_of_requests(&targets));
@@ -74,7 +72,8 @@ impl Level {
     }
 }
 
-/// Whether it is told of requests, which do not come as events: as if that module said it.
+/// Whether the access log is on. It does not use events, so the filter is evaluated for a target that stands
+/// for it.
 fn tells_of_requests(targets: &Targets) -> bool {
     targets.would_enable("keychoir::proxy::access_log", &ended::LEVEL)
 }
@@ -83,15 +82,15 @@ fn targets(level: &str) -> Result<Targets, StartError> {
     Targets::from_str(level).map_err(|_| StartError::Level(level.to_owned()))
 }
 
-/// Why there are no logs.
+/// Why logging cannot be started.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StartError {
-    /// The level is none.
+    /// The text is not a log level.
     #[error(
         "`{0}` is not a log level: write error, warn, info, debug or trace, or a list such as `info,keychoir::pool=debug`"
     )]
     Level(String),
-    /// Another subscriber was set.
+    /// Another subscriber was set before.
     #[error("logging was started twice")]
     Twice,
 }

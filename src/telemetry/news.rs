@@ -1,4 +1,4 @@
-//! The news of a key in the words of the contract. Each is told once per transition.
+//! Logs state changes of keys in the words of the contract, once per transition.
 
 use tracing::{info, warn};
 
@@ -9,20 +9,20 @@ use crate::policy::key_state::{Change, CooldownReason};
 use crate::policy::units::{Grouped, UnixMs};
 use crate::pool::{Key, Restriction, Transition};
 
-/// The line for the keys that were loaded.
+/// The message about the keys that were loaded.
 #[must_use]
 pub fn keys_loaded(count: usize, source: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("Loaded {count} ElevenLabs API key{plural} from {source}")
 }
 
-/// What a key is called: its name, or else its number from 1.
+/// The name of a key, or its number, from 1, where it has none.
 #[must_use]
 pub fn key_name(position: usize, name: Option<&str>) -> String {
     name.map_or_else(|| format!("key {}", position + 1), str::to_owned)
 }
 
-/// What stands where a limit is not known: pay-as-you-go accounts have none.
+/// The words for an unknown limit: pay-as-you-go accounts have none.
 #[must_use]
 pub fn unknown_limit(plan: Option<&str>) -> &'static str {
     let letters: String =
@@ -30,15 +30,14 @@ pub fn unknown_limit(plan: Option<&str>) -> &'static str {
     if letters.contains("payg") || letters.contains("payasyougo") { "pay as you go" } else { "unknown" }
 }
 
-/// A key in a sentence: its short form, and its name where it has one.
+/// The short form of a key in a message, with its name where it has one.
 fn label(key: &Key) -> String {
     let short = key.api_key().short();
     key.name().map_or_else(|| short.to_string(), |name| format!("{short} ({name})"))
 }
 
-/// The lines for a change, without the symbols in front, each with the name of its event. `forecast`
-/// says what will become of the key's credits, `resets_at` when its workspace's credits come back, if that
-/// is known.
+/// The messages about a change without their symbols, each with the name of its event. `forecast` is the
+/// forecast of the key's credits, `resets_at` the reset date of its workspace, if it is known.
 #[must_use]
 pub fn wording(
     news: &Transition,
@@ -105,9 +104,9 @@ pub fn wording(
     }
 }
 
-/// Tells the news.
+/// Logs these transitions.
 pub fn announce(news: &[Transition]) {
-    // Nearly always there is none, and then nobody asks what time it is.
+    // Nearly always there is none, and then the clock is not read.
     if news.is_empty() {
         return;
     }
@@ -128,7 +127,8 @@ pub fn announce(news: &[Transition]) {
     }
 }
 
-/// Logs what an account turned out not to be able to do. Requests that need it go to others.
+/// Logs a restriction of an account: an operation that the provider refused. Requests that need it go to
+/// other keys first.
 pub fn announce_restriction(key: &Key, restriction: &Restriction) {
     let Restriction { limit, verdict, source, .. } = restriction;
     let plan = key.workspace().tier().map(|tier| format!(" (plan {tier})")).unwrap_or_default();
@@ -146,7 +146,7 @@ pub fn announce_restriction(key: &Key, restriction: &Restriction) {
     );
 }
 
-/// What will become of a key near its limit, where that is known and worth a thought.
+/// The forecast for a key near its limit, where it is known and calls for action.
 fn expected(forecast: Forecast) -> String {
     match forecast {
         Forecast::SpentBy(at) => format!(" (spent by {} at this rate)", at.month_and_day()),
@@ -154,8 +154,8 @@ fn expected(forecast: Forecast) -> String {
     }
 }
 
-/// Tells that the provider counts so many credits more for the workspace of `key` than were booked,
-/// or fewer; `twin` is a key of another workspace with the same figures.
+/// Logs how many credits the provider counts for the workspace of `key` beyond those recorded (below 0:
+/// fewer); `twin` is a key of another workspace with the same figures.
 pub fn announce_drift(key: &Key, credits: i64, twin: Option<&Key>) {
     let text = drift_wording(key, credits, twin);
     let short = key.api_key().short().as_str();
@@ -163,7 +163,7 @@ pub fn announce_drift(key: &Key, credits: i64, twin: Option<&Key>) {
     info!(event = "quota_mismatch", key = short, name, number, credits, "{text}");
 }
 
-/// The number of a key, from 1, as every table has it.
+/// The number of a key, from 1, as in all tables.
 fn number(key: &Key) -> usize {
     key.position() + 1
 }
@@ -196,8 +196,8 @@ fn left(quota: &Quota, plan: Option<&str>) -> String {
     }
 }
 
-/// When a key without credits is used again: at its reset, where that is known, and otherwise it is only
-/// tried again.
+/// When a key without credits is used again: at its reset date, where it is known; otherwise it is tried
+/// again.
 fn back(until: Option<UnixMs>, resets_at: Option<UnixMs>) -> String {
     match until {
         Some(at) if until == resets_at => format!(" (resets {})", at.month_and_day()),

@@ -1,5 +1,5 @@
-//! Texts in lines: between the quotation marks of JSON, and on terminals that must not obey them. What
-//! needs no escape, which is nearly everything, is copied as it stands.
+//! Escapes texts in log lines: for JSON strings, and for terminals, which must not interpret them. Bytes that
+//! need no escape, which are nearly all, are copied unchanged.
 
 use std::fmt::{self, Write};
 
@@ -12,13 +12,13 @@ impl Write for Text<'_> {
     }
 }
 
-/// Appends what is formatted, as it is.
+/// Appends formatted text without escaping it.
 pub(super) fn append_shown(line: &mut Vec<u8>, shown: fmt::Arguments<'_>) {
-    // Writing to memory does not fail; what cannot show itself ends there.
+    // Writing to memory does not fail; a value whose formatting fails is cut there.
     let _ = Text(line).write_fmt(shown);
 }
 
-/// Makes what begins at `start` what it is between the quotation marks of JSON.
+/// Escapes the bytes from `start` on for a JSON string.
 pub(super) fn escape_from(line: &mut Vec<u8>, start: usize) {
     if line.get(start..).is_some_and(any_needs_escape) {
         let text = line.split_off(start);
@@ -26,21 +26,21 @@ pub(super) fn escape_from(line: &mut Vec<u8>, start: usize) {
     }
 }
 
-/// Appends a text of JSON with its quotation marks.
+/// Appends a JSON string with its quotation marks.
 pub(super) fn append_quoted(line: &mut Vec<u8>, text: &str) {
     line.push(b'"');
     append_escaped(line, text.as_bytes());
     line.push(b'"');
 }
 
-/// The same for what is as it must be there.
+/// Appends an already escaped text with quotation marks.
 pub(super) fn append_within_quotes(line: &mut Vec<u8>, escaped: &[u8]) {
     line.push(b'"');
     line.extend_from_slice(escaped);
     line.push(b'"');
 }
 
-/// Appends what stands between them.
+/// Appends the escaped text without quotation marks.
 pub(super) fn append_escaped(line: &mut Vec<u8>, text: &[u8]) {
     let mut rest = text;
     while any_needs_escape(rest) {
@@ -58,7 +58,7 @@ pub(super) fn append_escaped(line: &mut Vec<u8>, text: &[u8]) {
     line.extend_from_slice(rest);
 }
 
-/// Looks at eight bytes at once; the last eight may be looked at twice.
+/// Checks eight bytes at a time; some of the last eight may be checked twice.
 fn any_needs_escape(text: &[u8]) -> bool {
     match text.last_chunk() {
         Some(last) => {
@@ -69,13 +69,13 @@ fn any_needs_escape(text: &[u8]) -> bool {
     }
 }
 
-/// Not zero when one of these needs an escape.
+/// Not zero when one of the bytes needs an escape.
 fn marks(eight: [u8; 8]) -> u64 {
     const ONES: u64 = u64::MAX / 0xff;
     const TOPS: u64 = ONES << 7;
     let bytes = u64::from_ne_bytes(eight);
-    // Taking away borrows a top bit that was not there exactly from bytes that are less, and from some
-    // above the first that is.
+    // The subtraction sets a top bit that was clear before in bytes less than the bound, and possibly in some
+    // bytes above the first of them.
     let less_than = |bytes: u64, bound: u64| bytes.wrapping_sub(ONES * bound) & !bytes & TOPS;
     let is = |byte: u8| less_than(bytes ^ (ONES * u64::from(byte)), 1);
     less_than(bytes, 0x20) | is(b'"') | is(b'\\')
@@ -101,10 +101,9 @@ fn append_escape(line: &mut Vec<u8>, byte: u8) {
     line.extend_from_slice(&[b'\\', short]);
 }
 
-/// Puts a sign in the place of every character that a terminal obeys, and of those beyond ASCII where it
-/// shows only that.
+/// Replaces every control character, and characters beyond ASCII where the terminal shows only ASCII.
 pub(super) fn make_safe(line: &mut Vec<u8>, is_ascii: bool) {
-    // The controls from U+0080 on begin with 0xc2, as harmless characters do.
+    // Control characters from U+0080 on begin with 0xc2, as harmless characters do.
     let is_suspect = |byte: u8| byte < 0x20 || byte == 0x7f || byte == 0xc2 || (is_ascii && byte > 0x7f);
     if !line.iter().fold(false, |any, &byte| any | is_suspect(byte)) {
         return;
@@ -122,7 +121,7 @@ pub(super) fn make_safe(line: &mut Vec<u8>, is_ascii: bool) {
     *line = made.into_bytes();
 }
 
-/// How signs that our own lines have are written in ASCII.
+/// The ASCII form of characters that the program's own lines contain.
 fn in_ascii(c: char) -> Option<&'static str> {
     match c {
         '├' | '│' => Some("|"),

@@ -1,5 +1,5 @@
-//! The body of an answer, and with it the connection it comes over: complete, the connection
-//! waits for the next request; broken off or dropped, it is closed.
+//! The body of a response, together with the connection that it is read from: when the body is complete, the
+//! connection returns to the idle pool; when it breaks off or is dropped, the connection is closed.
 
 use std::io;
 use std::mem;
@@ -20,78 +20,79 @@ use super::wire::{Connection, Wire};
 use crate::body::Withheld;
 use crate::clock;
 
-/// What is wrong with a connection.
+/// What is wrong with an upstream connection.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
-    /// It ended before the answer did.
+    /// It was closed before the response was complete.
     #[error("it was closed")]
     Closed,
-    /// It failed.
+    /// It failed with an I/O error.
     #[error("{0}")]
     Failed(#[source] io::Error),
-    /// What came is no answer.
+    /// The bytes received are not a response head.
     #[error("{0}")]
     Head(#[from] HeadError),
-    /// The body is no body.
+    /// The chunked body is malformed or too large.
     #[error("{0}")]
     Chunk(#[from] ChunkError),
 }
 
-/// Why an answer broke off.
+/// Why a response body broke off.
 #[derive(Debug, thiserror::Error)]
 pub enum AnswerError {
     /// The connection broke.
     #[error("the answer broke off: {0}")]
     Broken(#[from] WireError),
-    /// Nothing more came.
+    /// No bytes came within the idle timeout.
     #[error("the answer stood still for {} ms", .0.as_millis())]
     Stalled(Duration),
-    /// It must not go on.
+    /// The body must not be forwarded.
     #[error("the answer was cut: {0}")]
     Withheld(#[from] Withheld),
 }
 
-/// What a connection has become with its 101.
+/// The connection after a 101.
 pub struct Switched {
-    /// Its stream.
+    /// The stream of the connection.
     pub stream: Wire,
-    /// What was read of it already.
+    /// Bytes already read from the stream.
     pub heard: BytesMut,
 }
 
-/// An answer's body as it arrives. `S` is what the client's request body arrives as.
+/// A response body as it arrives. `S` is the type of the client's request body.
 #[derive(Debug)]
 pub struct AnswerBody<S> {
     connection: Option<Box<Connection>>,
-    /// The request, while some of it is still to be sent: an answer may begin before.
+    /// The request, while some of it is still to be sent: a response may begin before the request is
+    /// complete.
     outgoing: Option<Box<RequestWriter<S>>>,
     rest: Rest,
     stays_open: bool,
     home: Arc<Idle>,
     idle_max: Duration,
     moved_at: Instant,
-    /// Something has come since then.
+    /// Whether bytes have come since `moved_at`.
     has_moved: bool,
-    /// Why it broke off, until what came before has had its turn to go out.
+    /// The error that broke the body, until the bytes before it could be written to the client.
     broken: Option<WireError>,
-    /// What came before has had its turn.
+    /// Whether the task has yielded since the last piece, so that the server could write it.
     has_rested: bool,
     first: First,
 }
 
-/// The first piece of a fast answer goes out before more is read: what follows is so much that it
-/// would wait for it.
+/// How far the first piece of a fast response is: it is written to the client before more is read, because it
+/// would otherwise wait for the many bytes that follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum First {
-    /// It is still to come.
+    /// The first piece has not come yet.
     Awaited,
-    /// It was handed on, and is to go out now.
+    /// The piece was passed on, and is to be written now.
     Passed,
-    /// It is out, or what follows is little.
+    /// The piece is written, or the response is not a fast one.
     Out,
 }
 
-/// What is still to come.
+/// The framing of the remaining body.
 #[derive(Debug)]
 enum Rest {
     Length(u64),
@@ -103,7 +104,7 @@ impl Rest {
     fn next(&mut self, read: &mut BytesMut) -> Result<Next, ChunkError> {
         let piece = |bytes: usize, read: &mut BytesMut| match bytes {
             0 => Next::More,
-            // Nobody else has a part of it.
+            // The buffer holds nothing but this piece, so it is passed on without a copy.
             _ if bytes == read.capacity() => Next::Piece(mem::take(read).freeze()),
             _ => Next::Piece(read.split_to(bytes).freeze()),
         };
@@ -163,17 +164,17 @@ where
         body
     }
 
-    /// What the connection has become with its 101.
+    /// The stream of the connection after a 101.
     ///
     /// # Errors
     ///
-    /// When it is gone.
+    /// When the connection is already closed.
     pub fn switched(self) -> Result<Switched, WireError> {
         let connection = self.connection.ok_or(WireError::Closed)?;
         Ok(Switched { stream: connection.stream, heard: connection.inbox })
     }
 
-    /// Gives the connection back when the exchange is complete on both sides.
+    /// Returns the connection to the idle pool when request and response are complete.
     fn finish(&mut self) {
         let Some(connection) = self.connection.take() else { return };
         if self.stays_open && self.outgoing.is_none() && connection.inbox.is_empty() {
@@ -181,7 +182,7 @@ where
         }
     }
 
-    /// Goes on sending a request whose answer began before its end.
+    /// Continues to send a request whose response began before the request was complete.
     fn send_on(&mut self, cx: &mut Context<'_>) {
         let Some((outgoing, connection)) = self.outgoing.as_mut().zip(self.connection.as_mut()) else {
             return;
@@ -189,14 +190,14 @@ where
         match outgoing.poll_send(cx, &mut *connection.stream) {
             Poll::Pending => {}
             Poll::Ready(sent) => {
-                // What the provider says may be whole although it takes no more.
+                // The response may be complete although the provider stopped reading the request.
                 self.stays_open &= sent.is_ok();
                 self.outgoing = None;
             }
         }
     }
 
-    /// What comes next of it, but for the time.
+    /// The next part of the body, without the idle timeout.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Next, WireError>> {
         self.send_on(cx);
         if let Some(error) = self.broken.take() {
@@ -239,14 +240,14 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
         let this = &mut *self;
-        // Who has nothing to wait for writes what there is.
+        // A server writes its buffered bytes when the body is pending.
         if this.first == First::Passed {
             (this.first, this.has_rested) = (First::Out, true);
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         let next = match this.poll_next(cx) {
-            // A server that hears of the break at once would drop what it has not written yet.
+            // A server that receives the error at once would drop bytes that it has not written yet.
             Poll::Ready(Err(error)) if !mem::replace(&mut this.has_rested, true) => {
                 this.broken = Some(error);
                 cx.waker().wake_by_ref();

@@ -1,5 +1,5 @@
-//! A body in chunks (RFC 9112, section 7.1): what is in them, in as few pieces as arrived, and that
-//! the last one came. Pieces lie where they were read: small chunks are moved together in place.
+//! Decodes a chunked body (RFC 9112, section 7.1) into as few pieces as arrived, and checks that the last
+//! chunk came. Pieces stay in the read buffer: small chunks are moved together in place.
 
 use std::fmt;
 
@@ -7,16 +7,16 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 
-/// A chunk from this size on is passed on where it lies; a smaller one is moved beside the one before
-/// it, which costs less than a piece of its own.
+/// A chunk larger than this is passed on where it lies; a smaller one is moved behind the previous one, which
+/// costs less than a separate piece.
 const MOVED_BYTES_MAX: u64 = 16 * 1024;
-/// Extensions say nothing that anybody reads; so many bytes of them in one body are an attack.
+/// Maximum bytes of chunk extensions in one body. No client reads them; more of them are an attack.
 const EXTENSION_BYTES_MAX: u64 = 16 * 1024;
-/// Trailers of one body.
+/// Maximum bytes of the trailers of one body.
 const TRAILER_BYTES_MAX: usize = 16 * 1024;
 const TRAILERS_MAX: usize = 64;
 
-/// Reads chunks.
+/// The decoder of one chunked body.
 #[derive(Debug, Default)]
 pub struct Chunks {
     state: State,
@@ -30,37 +30,37 @@ enum State {
     Size,
     /// After some digits.
     Digits(u64),
-    /// After blanks behind the digits.
+    /// After blanks behind the digits of the size.
     Blanks(u64),
     Extension(u64),
-    /// The line of the size ends.
+    /// After the carriage return of the size line.
     SizeLf(u64),
     Data(u64),
     DataCr,
     DataLf,
-    /// After the last chunk, with the trailers so far.
+    /// After the last chunk, with the trailer lines so far.
     Trailers(Vec<u8>),
     Over(Option<HeaderMap>),
     Broken(ChunkError),
 }
 
-/// What comes next.
+/// The next part of a chunked body.
 #[derive(Debug)]
 pub enum Next {
-    /// Some of the body.
+    /// A piece of the body.
     Piece(Bytes),
-    /// Its trailers, which are its end.
+    /// The trailers, which end the body.
     Trailers(HeaderMap),
-    /// More must be read.
+    /// More bytes must be read.
     More,
-    /// It is over.
+    /// The body is complete.
     Over,
 }
 
-/// Why what was read is no chunk.
+/// Why the bytes read are not a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChunkError {
-    /// It is malformed.
+    /// A chunk or a trailer is malformed.
     Malformed,
     /// A size, the extensions or the trailers are too large.
     TooLarge,
@@ -78,20 +78,20 @@ impl fmt::Display for ChunkError {
 impl std::error::Error for ChunkError {}
 
 impl Chunks {
-    /// Takes what comes next out of what was read.
+    /// Takes the next part of the body from the bytes read.
     ///
     /// # Errors
     ///
-    /// When it is no chunk; what came before it was passed on.
+    /// When the bytes are not a chunk; the pieces before them were returned earlier.
     pub fn next(&mut self, read: &mut BytesMut) -> Result<Next, ChunkError> {
-        // What belongs to the piece lies before `piece`, what was looked at before `at`.
+        // The piece consists of the bytes before `piece`; the bytes before `at` are decoded.
         let (mut piece, mut at) = (0, 0);
         while at < read.len() {
             match &mut self.state {
                 State::Data(left) => {
                     let here = usize::try_from(*left).unwrap_or(usize::MAX).min(read.len() - at);
                     if piece == 0 {
-                        // The first one stays where it is; its frame before it goes.
+                        // The first chunk stays in place; the framing before it is dropped.
                         read.advance(at);
                         at = 0;
                     } else if *left > MOVED_BYTES_MAX {
@@ -140,13 +140,13 @@ impl Chunks {
         }
     }
 
-    /// Whether there is nothing more to come.
+    /// Whether the body is complete, including its trailers.
     #[must_use]
     pub fn is_over(&self) -> bool {
         matches!(self.state, State::Over(None))
     }
 
-    /// Passes some of what is between the pieces, at least a byte; returns how much.
+    /// Decodes some of the framing between the pieces, at least a byte; returns the number of bytes.
     fn pass(&mut self, read: &[u8]) -> usize {
         let known = if matches!(self.state, State::Size) {
             plain_size(read).map(|(size, used)| (State::Data(size), used))
@@ -163,7 +163,7 @@ impl Chunks {
         1
     }
 
-    /// One byte between the pieces.
+    /// Decodes one byte of framing.
     fn step(&mut self, byte: u8) {
         self.state = match (&self.state, byte) {
             (State::Size, _) => digit(byte).map_or(MALFORMED, State::Digits),
@@ -177,7 +177,7 @@ impl Chunks {
             (State::Digits(size) | State::Blanks(size) | State::Extension(size), b'\r') => {
                 State::SizeLf(*size)
             }
-            // A bare line feed would end the line for some readers and not for others.
+            // A bare line feed would end the line for some parsers and not for others.
             (State::Extension(_), b'\n') => MALFORMED,
             (State::Extension(size), _) => {
                 self.extension_bytes += 1;
@@ -192,12 +192,12 @@ impl Chunks {
         };
     }
 
-    /// Takes in trailers, up to the empty line after them; returns how much of `read` they were.
+    /// Collects trailers, up to the empty line after them; returns how many bytes of `read` they were.
     fn trail(&mut self, read: &[u8]) -> usize {
         let State::Trailers(lines) = &mut self.state else { return 0 };
         for (at, byte) in read.iter().enumerate() {
             lines.push(*byte);
-            // A carriage return is half of an end of line, and nothing else.
+            // A carriage return is allowed only before a line feed, and a line feed only after one.
             let is_half = lines.len() > 1 && lines[lines.len() - 2] == b'\r';
             if is_half != (*byte == b'\n') {
                 self.state = MALFORMED;
@@ -218,10 +218,10 @@ impl Chunks {
 
 const MALFORMED: State = State::Broken(ChunkError::Malformed);
 
-/// So many digits of a size are read at once.
+/// Maximum digits of a size that is decoded in one step.
 const PLAIN_DIGITS_MAX: usize = 8;
 
-/// A size that stands alone in its line and is not the last, as most do; and how long the line is.
+/// A size other than 0 without extensions, as most have, and the length of its line.
 fn plain_size(read: &[u8]) -> Option<(u64, usize)> {
     let mut size = 0;
     for (at, byte) in read.iter().enumerate().take(PLAIN_DIGITS_MAX + 1) {
@@ -262,7 +262,7 @@ mod tests {
 
     use super::*;
 
-    /// What is in `text` when it is read in these pieces, and whether it ended cleanly with nothing left.
+    /// The body of `text` read in these pieces; an error also when the body is incomplete or bytes remain.
     fn read(text: &[u8], cuts: &[usize]) -> Result<(Vec<u8>, Option<HeaderMap>), Option<ChunkError>> {
         let (mut chunks, mut inbox, mut body, mut trailers) =
             (Chunks::default(), BytesMut::new(), Vec::new(), None);

@@ -1,4 +1,4 @@
-//! The way to the provider's socket: name, TCP, TLS.
+//! Opens connections to the provider: resolves the name, connects over TCP and performs the TLS handshake.
 
 use std::future::Future;
 use std::io;
@@ -19,70 +19,70 @@ use tokio_util::either::Either;
 use super::wire::Stream;
 use crate::policy::authority::{Authority, Scheme};
 
-/// Opens streams to an authority. The seam at which tests replace the network.
+/// Opens streams to an authority. The interface at which tests replace the network.
 pub trait Connect: Send + Sync + 'static {
-    /// The stream.
+    /// The type of the streams.
     type Io: Stream + 'static;
 
-    /// Opens one.
+    /// Opens one stream to `authority`.
     fn connect(&self, authority: &Authority) -> impl Future<Output = Result<Self::Io, ConnectError>> + Send;
 }
 
-/// Why there is no connection.
+/// Why a connection could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The name has no address.
     #[error("the name of the upstream cannot be resolved: {0}")]
     Name(#[source] io::Error),
-    /// No address answers.
+    /// No address accepts a TCP connection.
     #[error("the upstream cannot be reached: {0}")]
     Tcp(#[source] io::Error),
-    /// The TLS handshake failed; nothing is sent in plain instead.
+    /// The TLS handshake failed; the request is not sent in plain text instead.
     #[error("no TLS with the upstream: {0}")]
     Tls(#[source] io::Error),
-    /// No certificate can be for such a name.
+    /// The host is not a valid name for a certificate.
     #[error("the upstream's name cannot have a certificate: {0}")]
     ServerName(#[from] InvalidDnsNameError),
-    /// It was closed before it took a request.
+    /// The connection was closed before it accepted a byte of the request.
     #[error("the upstream closed a new connection before it took the request")]
     ClosedAtOnce,
 }
 
-/// Why TLS cannot be spoken.
+/// Why TLS cannot be configured.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The library has no protocol version to offer.
+    /// The TLS library has no protocol version to offer.
     #[error("no TLS: {0}")]
     Library(#[from] rustls::Error),
-    /// The file of authorities cannot be read.
+    /// The file of certificate authorities cannot be read.
     #[error("upstream.ca_file {} cannot be read as PEM: {source}", .path.display())]
     Unreadable {
-        /// Which.
+        /// The configured path.
         path: PathBuf,
-        /// Why.
+        /// The error of the PEM reader.
         source: pem::Error,
     },
-    /// There is no authority in the file.
+    /// The file contains no certificate.
     #[error("upstream.ca_file {} has no certificate in it", .0.display())]
     Empty(PathBuf),
-    /// What is in the file is no authority.
+    /// A certificate in the file is not a usable authority.
     #[error("upstream.ca_file {} has a certificate that is no authority: {source}", .path.display())]
     Unusable {
-        /// Which.
+        /// The configured path.
         path: PathBuf,
-        /// Why.
+        /// The reason that the TLS library gives.
         source: rustls::Error,
     },
 }
 
-/// Straight to the provider: over TCP and, for `https`, TLS with the web's root certificates.
+/// Connects directly to the provider: over TCP and, for `https`, with TLS and the web's root certificates.
 #[derive(Clone)]
 pub struct TcpTlsConnector {
     tls: TlsConnector,
 }
 
 impl TcpTlsConnector {
-    /// A connector that trusts the web's authorities, and those in `ca_file`.
+    /// A connector that trusts the web's root certificates, and those in `ca_file`.
     ///
     /// # Errors
     ///
@@ -92,7 +92,7 @@ impl TcpTlsConnector {
     }
 }
 
-/// How TLS is spoken: the web's authorities are trusted, and those in `ca_file`.
+/// The TLS configuration that trusts the web's root certificates, and those in `ca_file`.
 pub(super) fn web_tls(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
     let mut roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
     if let Some(path) = ca_file {
@@ -136,12 +136,11 @@ fn trust(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
     if roots.len() == before { Err(TlsError::Empty(path.to_owned())) } else { Ok(()) }
 }
 
-/// How long one address has the field to itself before the next is tried beside it (RFC 8305,
-/// section 5).
+/// How long one address may take before the next is tried in parallel (RFC 8305, section 5).
 const HEAD_START: Duration = Duration::from_millis(250);
 
-/// The first of the name's addresses that answers. An address that swallows packets does not keep
-/// the others waiting.
+/// Connects to the first of the name's addresses that accepts. An address that drops packets does not delay
+/// the others.
 async fn dial(authority: &Authority) -> Result<TcpStream, ConnectError> {
     let resolved =
         tokio::net::lookup_host((authority.host(), authority.port())).await.map_err(ConnectError::Name)?;
@@ -161,7 +160,7 @@ async fn dial(authority: &Authority) -> Result<TcpStream, ConnectError> {
         };
         match answered {
             Ok(Some(Ok(Ok(tcp)))) => {
-                // Small writes go out at once: a first chunk must not wait for an acknowledgement.
+                // Small writes are sent at once: a first chunk must not wait for an acknowledgement.
                 tcp.set_nodelay(true).map_err(ConnectError::Tcp)?;
                 return Ok(tcp);
             }
@@ -173,7 +172,7 @@ async fn dial(authority: &Authority) -> Result<TcpStream, ConnectError> {
     }
 }
 
-/// The addresses in the resolver's order of preference, but the two families in turns.
+/// Alternates the address families, and keeps the resolver's order within each.
 fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let is_first_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let (first, second): (Vec<_>, Vec<_>) =

@@ -1,5 +1,5 @@
-//! Heads on the upstream's side: how a request's is written, and how an answer's is read. Strict
-//! where two readers could differ: what hyper refuses of a server is refused here.
+//! Writes the heads of upstream requests and parses the heads of responses. Strict where two parsers could
+//! differ: a response that hyper's client refuses is refused here.
 
 use std::fmt;
 use std::mem::MaybeUninit;
@@ -14,28 +14,28 @@ use super::{UpstreamRequestHead, names};
 use crate::policy::authority::Authority;
 use crate::secret::ApiKey;
 
-/// A provider's head is a few kilobytes; one that is larger is none.
+/// Maximum size of a response head. The provider's heads have a few kilobytes.
 const HEAD_BYTES_MAX: usize = 128 * 1024;
-/// Headers of one head, as many as hyper takes.
+/// Maximum headers of one head, the same as hyper's.
 const HEADERS_MAX: usize = 100;
-/// Most heads have fewer.
+/// Headers parsed without a second attempt: most heads have fewer.
 const HEADERS_USUAL: usize = 32;
-/// A request line and a few headers.
+/// Initial capacity for a request line and a few headers.
 const HEAD_BYTES_USUAL: usize = 1_024;
 
-/// How the end of a request's body is told.
+/// The framing of a request body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BodyLength {
     /// There is no body.
     Empty,
-    /// So many bytes.
+    /// A length in bytes.
     Known(u64),
-    /// In chunks.
+    /// Chunked transfer coding.
     Chunked,
 }
 
-/// Writes a request's head: the one place where a key enters a head. The text has it, so it is shown
-/// nowhere.
+/// Writes a request head: the only place where a key is written to a head. The text contains the key, so it
+/// must not be logged.
 pub(super) fn write(
     authority: &Authority,
     key: &ApiKey,
@@ -48,12 +48,12 @@ pub(super) fn write(
     let mut put = |pieces: &[&[u8]]| pieces.iter().for_each(|piece| head.extend_from_slice(piece));
     put(&[method.as_str().as_bytes(), b" ", authority.prefix().as_bytes()]);
     let target = target.path_and_query().map_or("/", |target| target.as_str());
-    // An absolute target may have no path, and then has an empty one (RFC 9112, section 3.2.2).
+    // An absolute target may have no path; its path is then empty (RFC 9112, section 3.2.2).
     put(&[if target.starts_with('?') { b"/" } else { b"" }, target.as_bytes(), b" HTTP/1.1\r\nhost: "]);
     put(&[authority.host_header().as_bytes(), b"\r\n"]);
     let is_marked = !authority.is_elevenlabs();
     for (name, value) in headers {
-        // What ends the body is ours to say: an empty one may be called empty.
+        // The proxy sets the framing of the body itself; the client's length of an empty body is kept.
         let is_length = *name == CONTENT_LENGTH && length != BodyLength::Empty;
         if is_length || *name == TRANSFER_ENCODING || (!is_marked && *name == hop::HEADER) {
             continue;
@@ -72,44 +72,44 @@ pub(super) fn write(
     head
 }
 
-/// How the end of an answer's body is told.
+/// The framing of a response body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyEnd {
-    /// By its length in bytes; there is none when it is 0.
+    /// A length in bytes; 0 also when there is no body.
     Length(u64),
-    /// By the last chunk.
+    /// Chunked transfer coding.
     Chunks,
-    /// By the end of the connection.
+    /// The end of the connection.
     Close,
 }
 
-/// The head of an answer.
+/// The head of a response.
 #[derive(Debug)]
 pub struct ResponseHead {
-    /// Its status; never one that only informs, but for 101.
+    /// The status; of the informational ones only 101.
     pub status: StatusCode,
-    /// The version of this connection.
+    /// The HTTP version of the connection.
     pub version: Version,
-    /// Its headers, all of them.
+    /// All headers of the response.
     pub headers: HeaderMap,
-    /// The words behind the status, where they are not the usual ones.
+    /// The reason phrase, where it is not the usual one.
     pub extensions: Extensions,
-    /// How its body ends.
+    /// The framing of the body.
     pub end: BodyEnd,
-    /// Whether the connection takes another request after it.
+    /// Whether the connection accepts another request after this response.
     pub stays_open: bool,
 }
 
-/// Why what was heard is no head.
+/// Why the bytes received are not a response head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadError {
-    /// It is no HTTP.
+    /// They are not HTTP.
     Malformed,
-    /// It is larger than any head of the provider.
+    /// The head is larger than the bound.
     TooLarge,
-    /// How its body ends is told in two ways.
+    /// The framing of the body is contradictory.
     Ambiguous,
-    /// Its body has a transfer coding that is not understood (RFC 9112, section 6.1).
+    /// The body has a transfer coding other than chunked (RFC 9112, section 6.1).
     Coded,
 }
 
@@ -140,19 +140,19 @@ impl From<httparse::Error> for HeadError {
     }
 }
 
-/// Takes the head of an answer to `method` out of what was heard, if it is there to its end. Heads
-/// that only inform are passed over.
+/// Takes the head of the response to `method` from the bytes received, once it is complete. Informational
+/// heads other than 101 are skipped.
 ///
 /// # Errors
 ///
-/// When what was heard is no head that could be meant one way only.
+/// When the bytes are not a head, or one that parsers could read in two ways.
 pub fn read(heard: &mut BytesMut, method: &Method) -> Result<Option<ResponseHead>, HeadError> {
     loop {
-        // Empty lines before a head mean nothing.
+        // Empty lines before a head are ignored.
         let blank = heard.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
         heard.advance(blank);
         let Some(bytes) = end_of_head(heard) else {
-            // What cannot become a head is told before its end comes.
+            // Bytes that cannot become a head are refused before they are complete.
             if !b"HTTP/1.".starts_with(&heard[..heard.len().min(7)]) {
                 return Err(HeadError::Malformed);
             }
@@ -168,7 +168,7 @@ pub fn read(heard: &mut BytesMut, method: &Method) -> Result<Option<ResponseHead
     }
 }
 
-/// Where the empty line ends that ends a head.
+/// The offset behind the empty line that ends a head.
 fn end_of_head(heard: &[u8]) -> Option<usize> {
     memchr::memchr_iter(b'\n', heard).find_map(|line| match heard.get(line + 1..)? {
         [b'\n', ..] => Some(line + 2),
@@ -224,13 +224,13 @@ fn heard(
     Ok(ResponseHead { status, version, headers, extensions, end, stays_open })
 }
 
-/// What a head's headers say of its body and its connection, noted as they come.
+/// The framing and connection headers of a head, collected while they are parsed.
 #[derive(Debug, Default)]
 struct HeadFraming {
-    /// Whether chunks are the only coding of the transfer.
+    /// Whether chunked is the only transfer coding.
     is_chunked: Option<bool>,
     length: Option<Result<u64, HeadError>>,
-    /// What the connection does.
+    /// Whether `connection` has the token `close`, and whether it has `keep-alive`.
     closes: bool,
     is_kept: bool,
 }
@@ -238,7 +238,7 @@ struct HeadFraming {
 impl HeadFraming {
     fn hear(&mut self, name: &HeaderName, value: &HeaderValue) {
         if *name == CONTENT_LENGTH {
-            // What is no text is no number either.
+            // A value that is not text is not a number either.
             for length in value.to_str().unwrap_or_default().split(',') {
                 self.length = Some(match (decimal(length.trim()), self.length) {
                     (Some(length), None) => Ok(length),
@@ -257,7 +257,7 @@ impl HeadFraming {
         }
     }
 
-    /// How the body ends (RFC 9112, section 6.3).
+    /// The framing of the body (RFC 9112, section 6.3).
     fn end(&self, status: StatusCode, version: Version, method: &Method) -> Result<BodyEnd, HeadError> {
         let is_bare = status.is_informational()
             || status == StatusCode::NO_CONTENT
@@ -278,7 +278,7 @@ impl HeadFraming {
     }
 }
 
-/// A number of digits and nothing else.
+/// Parses a number that consists of digits only.
 fn decimal(text: &str) -> Option<u64> {
     if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
 }
@@ -313,7 +313,7 @@ mod tests {
             ("content-length: 99999999999999999999", Err(HeadError::Ambiguous)),
             ("transfer-encoding: chunked", Ok((200, BodyEnd::Chunks, true))),
             ("transfer-encoding:  Chunked \r\ncontent-length: 9", Ok((200, BodyEnd::Chunks, true))),
-            // What is coded otherwise would be passed on in a form that its head does not tell.
+            // A body with another coding would be forwarded in a form that its head does not describe.
             ("transfer-encoding: gzip, chunked", Err(HeadError::Coded)),
             ("transfer-encoding: chunked, gzip", Err(HeadError::Coded)),
             ("transfer-encoding: gzip\r\ntransfer-encoding: chunked", Err(HeadError::Coded)),

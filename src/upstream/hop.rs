@@ -1,6 +1,6 @@
-//! The mark by which Keychoir knows its own requests again. When `upstream.base_url` leads back to it,
-//! directly or through a gateway or an alias, each request would become another one until a limit is
-//! reached. ElevenLabs itself never sends anything back here, so it does not get the mark.
+//! Marks upstream requests so that Keychoir detects a loop. When `upstream.base_url` leads back to Keychoir,
+//! directly or through a gateway or an alias, each request would cause another one until a limit is reached.
+//! ElevenLabs itself never sends requests here, so its requests carry no mark.
 
 use std::sync::Arc;
 
@@ -8,15 +8,15 @@ use http::HeaderMap;
 use http::header::HeaderName;
 use uuid::Uuid;
 
-/// The header with the mark, once for each Keychoir that the request went through.
+/// The header with the mark, once for each Keychoir that the request passed through.
 pub(super) const HEADER: HeaderName = HeaderName::from_static("x-keychoir-hop");
 
-/// The mark of this process. Cheap to clone.
+/// The mark of this process.
 #[derive(Clone, Debug)]
 pub(super) struct Hop(Arc<str>);
 
 impl Hop {
-    /// A mark that no other process has.
+    /// A mark that is unique to this process.
     pub(super) fn new() -> Self {
         Self(Uuid::now_v7().simple().to_string().into())
     }
@@ -25,7 +25,7 @@ impl Hop {
         &self.0
     }
 
-    /// Whether a request with these headers has this mark.
+    /// Whether these headers contain this mark.
     pub(super) fn marks(&self, headers: &HeaderMap) -> bool {
         headers.get_all(HEADER).iter().any(|mark| mark.as_bytes() == self.0.as_bytes())
     }

@@ -1,4 +1,4 @@
-//! Connections that wait for their next request.
+//! The idle pool: open connections to one authority that have no request.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -7,10 +7,10 @@ use super::wire::Connection;
 use crate::clock;
 use crate::tasks::Tasks;
 
-/// Between two looks at connections that wait: one that the provider has closed is let go by then.
+/// Interval between two checks of the idle connections: one that the provider has closed is dropped by then.
 const SWEEP: Duration = Duration::from_secs(5);
 
-/// The waiting connections, the freshest on top: it is the least likely to have been closed.
+/// The idle connections, the most recently used on top: it is the least likely to have been closed.
 #[derive(Debug)]
 pub(super) struct Idle {
     waiting: Mutex<Waiting>,
@@ -35,8 +35,8 @@ impl Idle {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection that takes a request now. Those on top of it that waited too long or are closed are
-    /// let go.
+    /// Takes a connection that accepts a request now. Connections above it that are expired or closed are
+    /// dropped.
     pub(super) fn take(&self, now: Instant) -> Option<Box<Connection>> {
         let mut waiting = self.lock();
         while let Some((mut connection, since)) = waiting.connections.pop() {
@@ -52,7 +52,7 @@ impl Idle {
             && now.saturating_duration_since(connection.opened_at()) < self.age_max
     }
 
-    /// Takes a connection back whose exchange is complete.
+    /// Returns a connection whose response is complete to the pool.
     pub(super) fn put(idle: &Arc<Self>, mut connection: Box<Connection>) {
         let mut waiting = idle.lock();
         if waiting.connections.len() < idle.connections_max {
@@ -64,7 +64,7 @@ impl Idle {
         }
     }
 
-    /// Lets go what waited too long or is closed; whether something still waits.
+    /// Drops the connections that are expired or closed; returns whether others remain.
     fn sweep(&self, now: Instant) -> bool {
         let mut waiting = self.lock();
         waiting.connections.retain_mut(|(connection, since)| {

@@ -1,7 +1,8 @@
-//! Pooled connections to the provider, HTTP/1.1, TLS or plain: to one authority, or to the one that
-//! a key belongs to (a region's keys work at their own host only). A key enters the head here and nowhere else, and a fault says how far the request got.
+//! Pooled HTTP/1.1 connections to the provider, over TLS or plain TCP: to one authority, or to the authority
+//! that a key belongs to (a region's keys work only at their own host). This is the only module that writes a
+//! key to a request head, and its errors state how far the request got.
 //!
-//! Redirects are answers like any other: nothing here follows them.
+//! Redirects are responses like any other: they are not followed here.
 
 mod answer;
 mod connect;
@@ -48,70 +49,71 @@ pub use side::side_calls;
 use wire::Connection;
 pub use wire::{Stream, Wire};
 
-/// How the upstream behaves.
+/// Timeouts and limits of upstream connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// For the name, the connection and the TLS handshake together.
+    /// Timeout of name resolution, TCP connection and TLS handshake together.
     pub connect_max: Duration,
-    /// From the last byte of the request to the head of the answer.
+    /// Timeout from the last byte of the request to the head of the response.
     pub first_byte_max: Duration,
-    /// Between two pieces of an answer.
+    /// Timeout between two pieces of a response.
     pub stream_idle_max: Duration,
-    /// Between two pieces of a request's body, whoever is slow.
+    /// Timeout between two pieces of a request body, whether the client or the provider is slow.
     pub body_idle_max: Duration,
-    /// How slowly a client may send a request's body.
+    /// Minimum rate at which a client must send a request body.
     pub body_min_rate: MinRate,
-    /// Connections kept open without a request.
+    /// Maximum connections kept open without a request.
     pub idle_connections_max: usize,
-    /// How long they are kept.
+    /// How long an idle connection is kept.
     pub idle_max: Duration,
-    /// How long a connection takes new requests, so that a new address of the name is followed.
+    /// Maximum age at which a connection takes another request, so that address changes of the name are
+    /// followed.
     pub connection_age_max: Duration,
 }
 
-/// An attempt that ended without an answer.
+/// An attempt that ended without a response.
 #[derive(Debug, thiserror::Error)]
 #[error("{kind}")]
 pub struct SendError {
-    /// How far it got.
+    /// How far the attempt got.
     pub progress: Progress,
-    /// What happened.
+    /// What went wrong.
     pub kind: SendErrorKind,
 }
 
-/// What happened to an attempt without an answer.
+/// Why an attempt ended without a response.
 #[derive(Debug, thiserror::Error)]
 pub enum SendErrorKind {
-    /// There is no connection.
+    /// No connection could be opened.
     #[error("{0}")]
     Connect(#[from] ConnectError),
-    /// There was no connection in time.
+    /// No connection was opened in time.
     #[error("no connection within {} ms", .0.as_millis())]
     ConnectTimeout(Duration),
-    /// The connection broke before a complete head.
+    /// The connection broke before the response head was complete.
     #[error("the connection broke before an answer: {0}")]
     Broken(#[source] WireError),
-    /// No head came in time.
+    /// No response head came in time.
     #[error("no answer within {} ms", .0.as_millis())]
     AnswerTimeout(Duration),
-    /// The upstream stopped taking the body.
+    /// The upstream stopped reading the request body.
     #[error("the upstream took no more of the request's body for {} ms", .0.as_millis())]
     UploadStalled(Duration),
-    /// The client stopped sending the body.
+    /// The client stopped sending the request body.
     #[error("the client sent no more of its request's body for {} ms", .0.as_millis())]
     ClientStalled(Duration),
-    /// The client sends the body more slowly than it may.
+    /// The client sends the request body below the minimum rate.
     #[error("the client sends its request's body at less than {0} bytes a second")]
     ClientSlow(u32),
-    /// The client's body broke off or was malformed.
+    /// The client's request body broke off or was malformed.
     #[error("the client's request body broke off or was malformed")]
     ClientBroke,
-    /// The connection stopped to speak HTTP, which nobody had asked for.
+    /// The upstream switched protocols although the request did not ask for it.
     #[error("the upstream left HTTP with {0}, which it was not asked for")]
     Switched(StatusCode),
 }
 
-/// The provider, with its open connections. Cheap to clone.
+/// The provider and its pooled connections; a clone shares them.
 #[derive(Debug)]
 pub struct Upstream<C = TcpTlsConnector> {
     inner: Arc<Inner<C>>,
@@ -120,9 +122,9 @@ pub struct Upstream<C = TcpTlsConnector> {
 #[derive(Debug)]
 struct Inner<C> {
     connector: C,
-    /// Where keys go that have no place of their own.
+    /// The pool of keys without an authority of their own.
     home: IdlePool,
-    /// Where the others go. Few, and found once each.
+    /// The pools of other authorities, added at the first request to each. They are few.
     others: ArcSwap<Vec<IdlePool>>,
     settings: Settings,
     tasks: Tasks,
@@ -131,7 +133,7 @@ struct Inner<C> {
     buffers: Option<BufferBudget>,
 }
 
-/// One authority and the connections to it that wait.
+/// One authority and its idle connections.
 #[derive(Clone, Debug)]
 struct IdlePool {
     authority: Arc<Authority>,
@@ -153,8 +155,8 @@ impl<C> Clone for Upstream<C> {
 }
 
 impl<C: Connect> Upstream<C> {
-    /// An upstream at `authority`. Connections are opened when they are needed; what they read at once beyond
-    /// a little is taken of `buffers`, if there is such a budget.
+    /// An upstream at `authority`. Connections are opened on demand; their read buffers beyond a free minimum
+    /// are taken from `buffers`, if there is such a budget.
     pub fn new(
         authority: Authority,
         connector: C,
@@ -167,8 +169,8 @@ impl<C: Connect> Upstream<C> {
         Self { inner: Arc::new(Inner { connector, home, others, settings, tasks, hop, reach, buffers }) }
     }
 
-    /// The same upstream for one of so many cores: with connections of its own, which nobody on
-    /// another core waits for, and with its share of those that may wait for a request.
+    /// The same upstream for one of `cores` cores: with its own connections, so that no other core contends
+    /// for them, and with its part of the idle connections.
     #[must_use]
     pub fn for_core(&self, cores: usize) -> Self
     where
@@ -183,20 +185,20 @@ impl<C: Connect> Upstream<C> {
         Self { inner: Arc::new(Inner { connector, home, others, settings, tasks, hop, reach, buffers }) }
     }
 
-    /// Whether connections can be opened to the common authority, here and on all other cores.
+    /// Whether connections can be opened to the common authority, shared by all cores.
     #[must_use]
     pub fn reach(&self) -> &ReachCell {
         &self.inner.reach
     }
 
-    /// Whether a client's request with these headers was sent by this upstream before: then its address
-    /// leads back to where the request came from.
+    /// Whether a client's request with these headers was sent by this upstream before: then the upstream
+    /// address leads back to Keychoir.
     #[must_use]
     pub fn has_sent(&self, headers: &HeaderMap) -> bool {
         self.inner.hop.marks(headers)
     }
 
-    /// The place of a key: its own, or the common one.
+    /// The pool of a key: of its own authority, or the common one.
     fn place(&self, own: Option<&Arc<Authority>>) -> IdlePool {
         let Inner { home, others, settings, tasks, .. } = &*self.inner;
         let Some(own) = own.filter(|own| ***own != *home.authority) else { return home.clone() };
@@ -205,7 +207,7 @@ impl<C: Connect> Upstream<C> {
             return place;
         }
         let new = IdlePool::new(Arc::clone(own), settings, tasks);
-        // Whoever comes second finds the first one's.
+        // When two requests add the same authority, the second uses the pool of the first.
         others.rcu(|places| {
             let mut places = places.to_vec();
             if known(&places).is_none() {
@@ -216,11 +218,11 @@ impl<C: Connect> Upstream<C> {
         known(&others.load()).unwrap_or(new)
     }
 
-    /// Sends one attempt with `key`, to `own` authority if the key has one, and waits for the head
-    /// of its answer. The connection is driven by who waits: there is no task of its own.
+    /// Sends one attempt with `key`, to `own` authority if the key has one, and waits for the head of its
+    /// response. The connection is driven by the calling task and has no task of its own.
     ///
-    /// A connection kept open may have been closed meanwhile. When it takes nothing of the request,
-    /// the next connection does.
+    /// An idle connection may have been closed meanwhile. If it accepts no byte of the request, the attempt
+    /// uses the next connection.
     ///
     /// # Errors
     ///
@@ -228,7 +230,7 @@ impl<C: Connect> Upstream<C> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future closes the connection: the provider sees that nobody waits any more.
+    /// Dropping the future closes the connection, so the provider can cancel the request.
     pub async fn send<B>(
         &self,
         own: Option<&Arc<Authority>>,
@@ -247,7 +249,7 @@ impl<C: Connect> Upstream<C> {
         loop {
             let (mut connection, is_reused) = match place.idle.take(clock::instant()) {
                 Some(connection) => (connection, true),
-                // In a box, so that a request that finds one open carries no room for it.
+                // Boxed, so that a request that finds an idle connection does not carry the future's size.
                 None => (Box::pin(self.open(&place.authority)).await?, false),
             };
             let heard = self.heard(&mut connection, &mut outgoing, &outbound.method, &upload).await;
@@ -262,9 +264,9 @@ impl<C: Connect> Upstream<C> {
                     let body = AnswerBody::new(&head, connection, outgoing, home, idle_max);
                     return Ok(response(head, body));
                 }
-                // It was closed before it took anything.
+                // The idle connection was closed before it accepted a byte.
                 Err(SendErrorKind::Broken(_)) if !outgoing.has_begun() && is_reused => {}
-                // A new connection that takes nothing is as good as none.
+                // A new connection that accepts no byte counts as unreachable.
                 Err(SendErrorKind::Broken(_)) if !outgoing.has_begun() => {
                     return Err(unsent(ConnectError::ClosedAtOnce.into()));
                 }
@@ -289,7 +291,8 @@ impl<C: Connect> Upstream<C> {
         }
     }
 
-    /// Sends the request and waits for the head of its answer, whichever ends first.
+    /// Sends the request and waits for the head of its response, which may come before the request is
+    /// complete.
     async fn heard<B>(
         &self,
         connection: &mut Connection,
@@ -315,7 +318,7 @@ impl<C: Connect> Upstream<C> {
         .await
     }
 
-    /// By when something must move, and what it means if nothing does.
+    /// The next deadline of the attempt, and the error when no bytes move until then.
     fn deadline<B: Body<Data = Bytes> + Unpin>(&self, upload: &Upload<B>) -> (Instant, SendErrorKind) {
         let Settings { first_byte_max, body_idle_max, body_min_rate, .. } = self.inner.settings;
         let (span, kind) = match upload.waiting() {
@@ -325,7 +328,8 @@ impl<C: Connect> Upstream<C> {
             Waiting::Never => (body_idle_max, SendErrorKind::ClientBroke),
         };
         let idle_at = upload.moved_at() + span;
-        // A client that trickles moves all the time, and would hold its key's place as long as it likes.
+        // A client that sends single bytes always makes progress, and would hold the key's concurrency slot
+        // as long.
         match upload.slow_at(body_min_rate) {
             Some(slow_at) if slow_at < idle_at => {
                 (slow_at, SendErrorKind::ClientSlow(body_min_rate.bytes_per_second))
@@ -335,7 +339,7 @@ impl<C: Connect> Upstream<C> {
     }
 }
 
-/// One look at a connection whose answer is waited for.
+/// Polls a connection that sends a request or waits for its response.
 fn poll_heard<B>(
     cx: &mut Context<'_>,
     connection: &mut Connection,
@@ -349,7 +353,7 @@ where
         true => None,
         false => match outgoing.poll_send(cx, &mut *connection.stream) {
             Poll::Ready(Err(SendFault::Body)) => return Poll::Ready(Err(WireError::Closed)),
-            // It takes no more, but may have said why.
+            // The provider reads no more, but may have sent a response.
             Poll::Ready(Err(SendFault::Wire(error))) => Some(error),
             Poll::Ready(Ok(())) | Poll::Pending => None,
         },

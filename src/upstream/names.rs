@@ -1,25 +1,25 @@
-//! The names of an answer's headers. Most answers have the same, so those that were met lately are kept:
-//! to find one again takes less than to check it and make it anew.
+//! A cache of parsed header names. Most responses have the same headers, and finding a name in the cache is
+//! cheaper than validating and allocating it.
 
 use std::cell::RefCell;
 
 use http::HeaderName;
 use http::header::InvalidHeaderName;
 
-/// So many are kept for each thread.
+/// Number of names cached per thread.
 const PLACES: usize = 64;
-/// No name of the provider is longer.
+/// Maximum length of a cached name; the provider has none longer.
 const BYTES_MAX: usize = 64;
 
 thread_local! {
     static MET: RefCell<[Option<HeaderName>; PLACES]> = const { RefCell::new([const { None }; PLACES]) };
 }
 
-/// The name that is written so, in whichever case.
+/// The header name of these bytes, in either case.
 ///
 /// # Errors
 ///
-/// When it is none.
+/// When the bytes are not a valid header name.
 pub(super) fn name(written: &[u8]) -> Result<HeaderName, InvalidHeaderName> {
     MET.with_borrow_mut(|met| {
         let met = &mut met[place(written)];
@@ -34,12 +34,12 @@ pub(super) fn name(written: &[u8]) -> Result<HeaderName, InvalidHeaderName> {
     })
 }
 
-/// Most are written in lower case.
+/// Compares the exact bytes first: most names are sent in lower case.
 fn is_same(known: &[u8], written: &[u8]) -> bool {
     known == written || known.eq_ignore_ascii_case(written)
 }
 
-/// By its length and three of its characters, in either case.
+/// The slot of a name, from its length and three of its characters, without regard to case.
 fn place(written: &[u8]) -> usize {
     let [first, .., last] = written else { return 0 };
     let mixed = [*first, written[written.len() / 2], *last]

@@ -1,26 +1,26 @@
-//! Whether connections to the provider can be opened, as the last try has shown. One cell for all
-//! cores and all who send: the polls of the start fill it before the first request comes.
+//! Records whether the last connection attempt to the provider succeeded. One cell is shared by all cores and
+//! all senders: the polls at the start fill it before the first request comes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// How the last connection to the common authority went.
+/// The result of the last connection attempt to the common authority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// None was tried yet.
+    /// No connection was attempted yet.
     Unknown,
-    /// It was opened.
+    /// The connection was opened.
     Reachable,
-    /// It could not be opened.
+    /// The connection could not be opened.
     Unreachable,
 }
 
-/// Cheap to clone; all clones tell the same.
+/// The shared result; all clones have the same value.
 #[derive(Clone, Debug, Default)]
 pub struct ReachCell(Arc<AtomicU8>);
 
 impl ReachCell {
-    /// What the last try has shown.
+    /// The result of the last connection attempt.
     #[must_use]
     pub fn get(&self) -> Reach {
         match self.0.load(Ordering::Relaxed) {

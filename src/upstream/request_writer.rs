@@ -1,5 +1,5 @@
-//! A request on its way to the upstream: its head, and its body as it comes. What is small goes out
-//! together; nothing that has come waits for what has not.
+//! Writes a request to the upstream: its head, and its body as it arrives. Small pieces are written together,
+//! but received bytes never wait for later ones.
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -13,30 +13,29 @@ use super::head::BodyLength;
 use super::wire::Stream;
 use crate::body::replay::{Attempt, Upload};
 
-/// A piece up to this size is copied behind what goes before it: one buffer is written faster than
-/// two.
+/// A piece up to this size is copied behind the previous bytes: one buffer is written faster than two.
 const COPIED_BYTES_MAX: usize = 4 * 1024;
 
-/// Why sending ended early.
+/// Why sending the request ended early.
 #[derive(Debug)]
 pub(super) enum SendFault {
-    /// The connection takes no more.
+    /// The connection accepts no more bytes.
     Wire(io::Error),
-    /// The client's body broke off, or cannot be read back, or belongs to another attempt now.
+    /// The client's body broke off, cannot be read back, or belongs to another attempt now.
     Body,
 }
 
 /// A request that is being sent.
 pub(super) struct RequestWriter<B> {
-    /// The head, or what stands before a chunk; it has a key in it.
+    /// The head, or the frame before a chunk; the head contains a key.
     front: BytesMut,
     piece: Bytes,
-    /// What stands behind a chunk.
+    /// The frame behind a chunk.
     back: &'static [u8],
-    /// What is still to come of the body.
+    /// The body, until its end was read.
     body: Option<Attempt<B>>,
     length: BodyLength,
-    /// Is told when the first byte was taken.
+    /// Records that the connection has accepted the first byte.
     upload: Upload<B>,
     is_opening: bool,
     has_begun: bool,
@@ -47,7 +46,7 @@ impl<B> RequestWriter<B>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    /// How the end of `body` is told.
+    /// The framing of `body`.
     pub(super) fn length(body: &Attempt<B>) -> BodyLength {
         match body.size_hint().exact() {
             _ if body.is_end_stream() => BodyLength::Empty,
@@ -56,7 +55,7 @@ where
         }
     }
 
-    /// A request of which nothing was sent.
+    /// A request of which no byte is sent.
     pub(super) fn new(head: BytesMut, length: BodyLength, body: Attempt<B>) -> Self {
         let upload = body.upload();
         let body = (length != BodyLength::Empty).then_some(body);
@@ -73,23 +72,23 @@ where
         }
     }
 
-    /// Whether the connection has taken some of it.
+    /// Whether the connection has accepted a byte of the request.
     pub(super) fn has_begun(&self) -> bool {
         self.has_begun
     }
 
-    /// Whether all of it is sent.
+    /// Whether the request is sent completely.
     pub(super) fn is_over(&self) -> bool {
         self.body.is_none() && self.is_flushed
     }
 
-    /// Sends what there is.
+    /// Sends the bytes available now.
     pub(super) fn poll_send<S>(&mut self, cx: &mut Context<'_>, stream: &mut S) -> Poll<Result<(), SendFault>>
     where
         S: Stream + ?Sized,
     {
         loop {
-            // With the head goes what has come of the body by now.
+            // The first part of the body that is already available is written together with the head.
             if !std::mem::take(&mut self.is_opening) {
                 ready!(self.poll_write(cx, stream)).map_err(SendFault::Wire)?;
             }
@@ -105,7 +104,7 @@ where
         }
     }
 
-    /// Takes in the next piece of the body, or its end.
+    /// Takes the next piece of the body, or its end.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendFault>> {
         let Some(body) = &mut self.body else { return Poll::Ready(Ok(())) };
         let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
@@ -155,7 +154,7 @@ where
         }
     }
 
-    /// Writes all that lies ready.
+    /// Writes all bytes that are ready.
     fn poll_write<S: Stream + ?Sized>(
         &mut self,
         cx: &mut Context<'_>,

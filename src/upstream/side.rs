@@ -1,14 +1,14 @@
-//! HTTP for calls beside the traffic: to Supabase, and what the demo and the tests ask us. Its TLS
-//! is the upstream's, because no TLS library is installed process-wide that another client could
-//! fall back on.
+//! The HTTP client for calls other than proxied requests: to Supabase, and from the demo and the tests to
+//! Keychoir. It uses the TLS configuration of the upstream, because no TLS provider is installed process-wide
+//! that another client could fall back on.
 
 use reqwest::ClientBuilder;
 use reqwest::redirect::Policy;
 
 use super::connect::{TlsError, web_tls};
 
-/// A client that follows no redirect and asks no proxy: what it is given goes to the host that was
-/// named, or nowhere.
+/// A client that follows no redirect and uses no proxy: a request, and its credentials, reach the named host
+/// or no host at all.
 ///
 /// # Errors
 ///

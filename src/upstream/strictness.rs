@@ -1,7 +1,6 @@
-//! Whatever a server says, hyper's client and ours make the same of it: what one refuses the other
-//! refuses, and where one finds an end the other does. Two readers that differ are how one answer is
-//! taken for another's. One difference is meant: hyper's client passes on a body with a transfer coding
-//! that it does not undo, and ours refuses it.
+//! Compares this parser with hyper's client: for any bytes of a server, both refuse the same responses and
+//! find the same end. Two parsers that differ allow response smuggling. One difference is intended: hyper's
+//! client passes on a body with a transfer coding that it does not decode, and this parser refuses it.
 
 use std::sync::Mutex;
 
@@ -16,16 +15,16 @@ use super::*;
 use crate::body::replay::Replay;
 use crate::policy::authority::Scheme;
 
-/// What was made of an answer.
+/// The result of parsing a response.
 #[derive(Debug, PartialEq, Eq)]
 enum Made {
-    /// No answer at all.
+    /// No response.
     Nothing,
-    /// This head, and this body if it came to its end.
+    /// This head, and the body if it is complete.
     Of { status: u16, headers: Vec<(String, Vec<u8>)>, body: Option<Vec<u8>> },
 }
 
-/// Says `text` in two pieces to whoever asks, and closes.
+/// Sends `text` in two pieces after a request, and closes.
 async fn say(mut server: DuplexStream, text: Vec<u8>, cut: usize) {
     let mut asked = Vec::new();
     while !asked.ends_with(b"\r\n\r\n") {
@@ -35,7 +34,7 @@ async fn say(mut server: DuplexStream, text: Vec<u8>, cut: usize) {
         }
     }
     let (first, second) = text.split_at(cut.min(text.len()));
-    // Who has heard enough may be gone.
+    // The client may already have closed the connection.
     let _ = server.write_all(first).await;
     tokio::task::yield_now().await;
     let _ = server.write_all(second).await;
@@ -154,7 +153,7 @@ fn answers() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
-/// Whether an answer has a transfer coding that is not `chunked`, or that twice.
+/// Whether a response has a transfer coding other than `chunked`, or more than one.
 fn is_coded(text: &[u8]) -> bool {
     let name = b"transfer-encoding:";
     let lines = text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);

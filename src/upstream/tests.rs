@@ -16,7 +16,7 @@ use crate::policy::min_rate::MinRate;
 
 type Source = Full<Bytes>;
 
-/// A network of pipes: each connection's other end comes out of a channel.
+/// A network of in-memory pipes: the other end of each connection comes from a channel.
 struct Pipes {
     opened: mpsc::UnboundedSender<DuplexStream>,
     count: Arc<AtomicUsize>,
@@ -35,7 +35,7 @@ impl Connect for Pipes {
     }
 }
 
-/// A network in which nothing ever answers.
+/// A network in which no connection is ever opened.
 struct Blackhole;
 
 impl Connect for Blackhole {
@@ -150,7 +150,7 @@ fn body(text: &'static str) -> Replay<Source> {
     Replay::hold(Full::new(Bytes::from_static(text.as_bytes())), &BufferBudget::none())
 }
 
-/// Reads until the text has come.
+/// Reads until the text ends with `end`.
 async fn read_until(connection: &mut DuplexStream, end: &str) -> String {
     let mut read = Vec::new();
     while !read.ends_with(end.as_bytes()) {
@@ -263,7 +263,7 @@ async fn a_connection_closed_while_it_waited_hands_the_request_to_a_new_one() {
     assert_eq!(provider.opened.load(Ordering::SeqCst), 2);
 }
 
-/// Asks, is served on the connection that comes next, and lets the time pass.
+/// Sends a request, serves it on the next connection, and lets the time pass.
 async fn asked_and_served(upstream: &Upstream<Pipes>, connection: &mut DuplexStream, rest: Duration) {
     let served = async {
         read_until(connection, "\r\n\r\n").await;
@@ -419,13 +419,13 @@ async fn an_answer_that_stands_still_is_given_up_and_a_slow_one_is_not() {
     drop(connection);
 }
 
-/// What a client of ours gets when the provider sends these bytes and closes.
+/// The response that a client receives when the provider sends these bytes and closes.
 async fn relayed(bytes: &[u8]) -> (u16, HeaderMap, Result<Bytes, AnswerError>) {
     let (upstream, mut provider) = network();
     let (sent, ()) = both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
         let mut connection = provider.accept().await;
         read_until(&mut connection, "\r\n\r\n").await;
-        // A pipe is small; what does not fit waits for the reader.
+        // A pipe is small; bytes that do not fit wait for the reader.
         for piece in bytes.chunks(1_000) {
             connection.write_all(piece).await.unwrap();
         }
@@ -486,7 +486,7 @@ async fn the_first_piece_of_a_fast_answer_goes_out_before_more_is_read() {
     let (upstream, mut provider) = network();
     let (mut open, answer) =
         (None, [&b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n"[..], &[1; 1_000_000]]);
-    // How fast it is becomes known with the first answer.
+    // Whether a response is fast is known after the first one.
     for is_fast in [false, true] {
         let exchange = async {
             let sent = upstream.send(None, &key(), &outbound(Method::GET), nothing()).await;

@@ -1,4 +1,4 @@
-//! An open connection: its stream, what was read of it and not yet taken, and one timer.
+//! An open upstream connection: its stream, the bytes read and not yet consumed, and one timer.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -19,56 +19,56 @@ use super::head::{self, HeadError, ResponseHead};
 use crate::body::budget::BufferShare;
 use crate::clock;
 
-/// What bytes travel on.
+/// A byte stream of a connection.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
-/// A stream of any kind.
+/// A boxed stream.
 pub type Wire = Box<dyn Stream>;
 
-/// Interim answers and empty lines before an answer: thousands of them. A provider that sends them without end
-/// would keep a core busy until the answer's time is over.
+/// Maximum bytes of interim responses and empty lines before a response: room for thousands. A provider that
+/// sends them without end would keep a core busy until the response timeout.
 const INTERIM_BYTES_MAX: usize = 1024 * 1024;
-/// Room for a head and a short answer, or for a piece of a slow stream.
+/// Minimum read buffer: room for a head and a short response, or for a piece of a slow stream.
 const READ_BYTES_MIN: usize = 8 * 1024;
-/// Room for a fast stream. More costs memory and brought nothing.
+/// Maximum read buffer, for a fast stream. Larger ones cost memory and brought no throughput.
 const READ_BYTES_MAX: usize = 128 * 1024;
-/// Where reads are larger than this, the first of an answer is small, and goes out by itself: a client
-/// hears of it sooner.
+/// When the read buffer is larger than this, the first read of a response is small and is forwarded by
+/// itself, so that the client receives it sooner.
 const FIRST_BYTES_MAX: usize = 32 * 1024;
-/// After so many reads that would have fitted in half of the room, it is halved.
+/// After this many consecutive reads that fill at most half of the buffer, its size is halved.
 const SMALL_READS_MAX: u8 = 8;
 
 thread_local! {
     static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES_MIN].into());
 }
 
-/// An open connection. Dropping it closes it, whatever it is doing.
+/// An open connection. Dropping it closes it, in any state.
 pub(super) struct Connection {
     pub(super) stream: Wire,
-    /// What was read and not yet taken.
+    /// Bytes read and not yet consumed.
     pub(super) inbox: BytesMut,
     pub(super) patience: Patience,
-    /// What was sent before the head that is waited for, and passed over.
+    /// Bytes of interim responses that were skipped before the awaited head.
     interim_bytes: usize,
     opened_at: Instant,
-    /// Room for the next read: as much as the last ones needed.
+    /// Size of the next read, adapted to the last ones.
     read_bytes: usize,
-    /// Nothing was read yet of what is waited for.
+    /// Whether the next read is the first one of a response.
     is_first: bool,
     small_reads: u8,
-    /// With less than this, new room is made.
+    /// Minimum free capacity; with less, the buffer grows.
     room_min: usize,
-    /// The memory of larger reads: what waits here, and a piece that waits to be written.
+    /// The memory of larger reads: the buffer here, and a piece that waits to be written.
     share: BufferShare,
 }
 
-/// What a connection may read into for free.
+/// Free bytes of a connection's read buffers.
 pub(super) const FREE: usize = 2 * READ_BYTES_MIN;
 
 impl Connection {
-    /// A connection whose reads become larger as far as `share` covers them.
+    /// A connection whose reads grow as far as `share` covers them.
     pub(super) fn new(stream: Wire, share: BufferShare) -> Self {
         Self {
             stream,
@@ -88,12 +88,13 @@ impl Connection {
         self.opened_at
     }
 
-    /// Whether much came at once, the last times.
+    /// Whether the last reads were large.
     pub(super) fn is_fast(&self) -> bool {
         self.read_bytes > FIRST_BYTES_MAX
     }
 
-    /// Reads more; 0 bytes are the end. Who waits with nothing in hand holds no memory.
+    /// Reads more bytes; 0 is the end of the stream. While a read is pending and the inbox is empty, it has
+    /// no buffer.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.read_bytes == READ_BYTES_MIN || (self.is_first && self.is_fast()) {
             return self.poll_fill_little(cx);
@@ -115,8 +116,8 @@ impl Connection {
         read
     }
 
-    /// The same by way of room that all connections of a thread share: little is copied sooner than
-    /// room of its own is asked for and given back.
+    /// Reads through a buffer that all connections of a thread share: copying a few bytes is cheaper than
+    /// allocating and freeing a buffer.
     fn poll_fill_little(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         SHARED.with_borrow_mut(|shared| {
             let mut read = ReadBuf::new(shared);
@@ -128,7 +129,7 @@ impl Connection {
         })
     }
 
-    /// The head of the answer, once all of it was read. Interim answers before it are passed over.
+    /// The head of the response, once it is complete. Interim responses before it are skipped.
     pub(super) fn read_head(&mut self, method: &Method) -> Result<Option<ResponseHead>, HeadError> {
         let unread = self.inbox.len();
         let head = head::read(&mut self.inbox, method)?;
@@ -153,7 +154,7 @@ impl Connection {
             self.room_min = self.read_bytes;
             return;
         }
-        // A short piece leaves room behind it, and may itself still wait to be written.
+        // A short read leaves capacity behind it, and its piece may itself still wait to be written.
         self.room_min = self.read_bytes / 2;
         if read > self.read_bytes / 2 {
             self.small_reads = 0;
@@ -166,13 +167,13 @@ impl Connection {
         }
     }
 
-    /// Whether it can take a request: it is open, and nothing was said that nobody asked for.
+    /// Whether the connection can take a request: it is open, and no bytes came without a request.
     pub(super) fn is_quiet(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         self.inbox.is_empty() && self.poll_fill(&mut cx).is_pending()
     }
 
-    /// It waits for its next request, and holds nothing meanwhile.
+    /// Prepares the connection for the idle pool: frees its buffers.
     pub(super) fn rest(&mut self) {
         self.inbox = BytesMut::new();
         self.is_first = true;
@@ -186,7 +187,7 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// A timer for deadlines that mostly move on: it is set anew when it rings and not when they move.
+/// A timer for deadlines that mostly move later: it is reset when it fires, not when the deadline moves.
 #[derive(Debug, Default)]
 pub(super) struct Patience {
     timer: Option<Pin<Box<Sleep>>>,
@@ -200,8 +201,8 @@ impl Patience {
             timer.as_mut().reset(deadline.into());
         }
         loop {
-            // Past the task's budget, which a flood of bytes uses up each time: the timer would wait for as long
-            // as the flood goes on.
+            // Polled outside the task's cooperative budget, which a flood of bytes uses up each time: the
+            // timer would not fire as long as the flood goes on.
             ready!(pin!(unconstrained(timer.as_mut())).poll(cx));
             if timer.deadline() >= deadline.into() {
                 return Poll::Ready(());

@@ -1,5 +1,5 @@
-//! Taking in a body before it is sent: to look at it, and so that a key is reserved only when all of a short one
-//! is here.
+//! Reads a body before it is sent: to inspect it, and so that a key is reserved only when a short body is
+//! complete.
 
 use std::future::poll_fn;
 use std::task::{Poll, ready};
@@ -13,12 +13,12 @@ use crate::body::replay_buffer::joined;
 use crate::clock;
 use crate::policy::min_rate::MinRate;
 
-/// Why a body is not waited for any longer.
+/// Why the proxy stops waiting for a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slow {
-    /// Nothing came for too long.
+    /// No bytes came within the idle timeout.
     Stalled,
-    /// It comes too slowly.
+    /// The bytes come more slowly than the minimum rate.
     Trickles,
 }
 
@@ -49,10 +49,10 @@ where
                 }
             }
         });
-        // Late, it is what has come so far.
+        // After a timeout, the start consists of the pieces received so far.
         let _ = tokio::time::timeout(span, gathering).await;
         let shared = lock(&self.shared);
-        // It is all here, whether it could be held in memory or not.
+        // The pieces read ahead are complete, whether or not the replay buffer could keep them.
         let start: Bytes = match shared.ahead.iter().collect::<Vec<_>>().as_slice() {
             [] => return start(&shared, bytes_max),
             [only] => only.slice(..only.len().min(bytes_max)),
@@ -62,12 +62,12 @@ where
         (start, is_whole)
     }
 
-    /// Takes in a body whose announced length is at most `bytes_max`, before it is sent. A longer one, and one
-    /// that announces no length, is left as it is.
+    /// Reads a body whose announced length is at most `bytes_max`, before it is sent. A longer body, and one
+    /// without an announced length, is left to the attempt.
     ///
     /// # Errors
     ///
-    /// When the client stops sending for `idle_max`, or sends more slowly than `rate`.
+    /// When the client sends nothing for `idle_max`, or sends more slowly than `rate`.
     pub async fn wait_for_short_body(
         &self,
         bytes_max: usize,

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::super::budget::BufferLimits;
 use super::*;
 
-/// A client that has sent some chunks, with `None` for a moment at which nothing has arrived.
+/// A client that has sent some chunks, with `None` for a moment at which no bytes have arrived.
 #[derive(Debug)]
 struct Script {
     steps: VecDeque<Option<Result<Frame<Bytes>, &'static str>>>,
@@ -47,7 +47,7 @@ fn script(chunks: &[&str]) -> Script {
     }
 }
 
-/// A budget of so much for one body in memory and on disk.
+/// A budget with these bounds for one body in memory and on disk.
 fn budget(memory_bytes_max: u64, disk_bytes_max: u64) -> BufferBudget {
     BufferBudget::new(&BufferLimits {
         memory_bytes_max,
@@ -63,7 +63,7 @@ fn ample() -> BufferBudget {
     budget(1_000, 0)
 }
 
-/// The next thing an attempt yields, polled once.
+/// The next frame of an attempt, polled once.
 fn poll(attempt: &mut Attempt<Script>) -> Poll<Option<Result<Bytes, Interrupted>>> {
     let frame = Pin::new(attempt).poll_frame(&mut Context::from_waker(Waker::noop()));
     frame.map(|frame| frame.map(|frame| frame.map(|frame| frame.into_data().unwrap())))
@@ -134,7 +134,7 @@ async fn what_was_looked_at_before_is_sent_all_the_same() {
         assert_eq!(all(attempt).await, "hello world", "{bound}");
         assert_eq!(replay.holding(), if is_held { Holding::Whole } else { Holding::Lost });
     }
-    // As much as was asked for, and the piece that goes beyond it.
+    // The requested bytes, and the piece that exceeds them.
     let replay = Replay::hold(script(&["hello", " ", "world"]), &ample());
     assert_eq!(replay.peek_body(4, Duration::from_secs(60)).await, ("hell".into(), false));
     assert_eq!(all(replay.attempt()).await, "hello world");
@@ -320,7 +320,7 @@ async fn check_lost(change: impl Fn(&mut BufferLimits), expected: Loss) {
     };
     change(&mut bounds);
     let budget = BufferBudget::new(&bounds);
-    // Larger than what may be on its way to the disk: the disk has its say before the next piece.
+    // Larger than the queue of the disk file: the write is polled before the next piece.
     let large = "x".repeat(300_000);
     let replay = Replay::hold(script(&["ab", &large, &large, "ef"]), &budget);
     assert_eq!(all(replay.attempt()).await, format!("ab{large}{large}ef"), "the request goes on");
@@ -364,7 +364,7 @@ async fn what_is_read_ahead_needs_no_room_in_memory() {
             assert_eq!(all(replay.attempt()).await, "hello world!");
         }
     }
-    // What was not held is sent once all the same.
+    // A body that could not be kept is sent once all the same.
     let replay = Replay::hold(script(&["hello", " world"]), &budget(0, 0));
     replay.peek_body(99, Duration::from_secs(60)).await;
     assert_eq!(all(replay.attempt()).await, "hello world");
@@ -382,7 +382,7 @@ async fn a_body_that_breaks_while_it_is_read_ahead_breaks_in_the_passage() {
     assert_eq!(poll(&mut attempt), Poll::Ready(Some(Err(Interrupted::ClientBroke))));
 }
 
-/// A client whose body has this length, and that sends a byte each `interval`.
+/// A client whose body has this length, and that sends one byte each `interval`.
 fn slow(length: u64, interval: Duration) -> impl Body<Data = Bytes, Error = &'static str> + Unpin {
     let steps = futures_util::stream::unfold(0, move |sent| async move {
         if sent == length {
@@ -432,11 +432,11 @@ fn check_short(length: u64, interval_ms: u64, bytes_per_second: u32, expected: (
 #[test]
 fn a_short_body_is_waited_for_and_a_slow_client_is_not() {
     check_short(10, 1_000, 1, (Ok(()), 10));
-    // Longer than the bound, it is left to the attempt.
+    // A body longer than the bound is left to the attempt.
     check_short(101, 1_000, 1, (Ok(()), 0));
     check_short(100, 61_000, 0, (Err(Slow::Stalled), 60));
     check_short(100, 59_000, 0, (Ok(()), 5_900));
-    // 20 s and, for each byte, a second more.
+    // 20 s, and one second more for each byte.
     check_short(100, 2_000, 1, (Err(Slow::Trickles), 39));
     check_short(15, 2_000, 1, (Ok(()), 30));
 }

@@ -1,4 +1,4 @@
-//! What is to be written, in the order in which it was said, before it is put into words.
+//! Queued log entries in the order in which they were logged, not yet formatted.
 
 use crate::telemetry::ended::AccessLogEntry;
 use crate::telemetry::line::Form;
@@ -6,13 +6,13 @@ use crate::telemetry::line::Form;
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     entries: Vec<Entry>,
-    /// Of all entries, one behind the other.
+    /// The texts of all entries, one behind the other.
     texts: Vec<u8>,
 }
 
 #[derive(Debug)]
 enum Entry {
-    /// A line, so long.
+    /// A formatted line of this length.
     Line(usize),
     Ended(AccessLogEntry<usize>),
 }
@@ -36,12 +36,12 @@ impl Batch {
         self.entries.len()
     }
 
-    /// The memory that it needs.
+    /// The memory of the entries and their texts, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.entries.len() * size_of::<Entry>() + self.texts.len()
     }
 
-    /// Empties it, and keeps memory for so many bytes of each at the most.
+    /// Empties the batch, and keeps at most `kept_bytes` of memory for each of its two buffers.
     pub(super) fn clear(&mut self, kept_bytes: usize) {
         self.entries.clear();
         self.texts.clear();
@@ -49,13 +49,13 @@ impl Batch {
         self.texts.shrink_to(kept_bytes);
     }
 
-    /// To be told from its begin.
+    /// An iterator that formats the entries from the first one on.
     pub(super) fn told(&self) -> BatchStatus<'_> {
         BatchStatus { entries: self.entries.iter(), texts: &self.texts }
     }
 }
 
-/// What is left to be told of a batch.
+/// The entries of a batch that are not yet formatted.
 pub(super) struct BatchStatus<'a> {
     entries: std::slice::Iter<'a, Entry>,
     texts: &'a [u8],

@@ -1,4 +1,4 @@
-//! Lines through the thread that writes them: into pipes that are read, or not, and outputs that fail.
+//! Lines through the log thread: into pipes that are read, or not, and into outputs that fail.
 
 use std::io::{BufRead, BufReader, PipeReader, Read};
 use std::sync::mpsc;
@@ -26,7 +26,7 @@ fn next(reader: &mut impl BufRead) -> String {
     line
 }
 
-/// How many lines it tells to be missing.
+/// The number of lost lines that a message reports.
 #[track_caller]
 fn told(line: &str) -> u64 {
     let event: serde_json::Value = serde_json::from_str(line).unwrap();
@@ -65,7 +65,7 @@ fn every_line_is_whole_and_in_its_order() {
             for number in 0..LINES {
                 let level = if number % 1_000 == 0 { Level::WARN } else { Level::INFO };
                 sink.write(format!("{thread} {number}\n").as_bytes(), level);
-                // Never more than may be gathered, however slow the reader is.
+                // Never more than fit in the queue, however slow the reader is.
                 if number % 5_000 == 0 {
                     assert!(gathered.flush(WAIT_MAX));
                 }
@@ -95,10 +95,10 @@ fn what_was_said_before_a_flush_is_written_after_it() {
 #[test]
 fn nobody_waits_for_a_pipe_that_nobody_reads_and_what_is_dropped_is_told() {
     const LINES: u64 = 1_000;
-    // More than may be gathered, what a pipe holds and what is being written with it.
+    // More than fits in the queue, in the pipe and in the write under way.
     let long = [vec![b'x'; 3 * GATHERED_BYTES_MAX / LINES as usize], b"\n".to_vec()].concat();
     let (sink, gathered, mut reader) = piped();
-    // On this thread: if it waited, the test would not end.
+    // On this thread: if a write blocked, the test would not end.
     for _ in 0..LINES {
         sink.write(&long, Level::WARN);
     }
@@ -111,12 +111,12 @@ fn nobody_waits_for_a_pipe_that_nobody_reads_and_what_is_dropped_is_told() {
         if line.as_bytes() == long { whole += 1 } else { missing += told(&line) }
     }
     assert_eq!((whole, missing), (LINES - dropped, dropped));
-    // Then it goes on as before.
+    // Afterwards lines are written as before.
     sink.write(b"later\n", Level::INFO);
     assert_eq!(next(&mut reader), "later\n");
 }
 
-/// An output that does what it is told, for each write one thing.
+/// An output that returns one given result per write.
 struct Moody {
     answers: mpsc::Receiver<io::Result<usize>>,
     written: mpsc::Sender<String>,
@@ -149,7 +149,7 @@ impl Stage {
         Self { sink, gathered, answer, written }
     }
 
-    /// What is written of these lines when the output answers so.
+    /// The text that is written of these lines when the output returns these results.
     fn say(&self, lines: &str, answers: impl IntoIterator<Item = io::Result<usize>>) -> String {
         answers.into_iter().for_each(|answer| self.answer.send(answer).unwrap());
         self.sink.write(lines.as_bytes(), Level::INFO);
@@ -176,7 +176,7 @@ fn an_output_that_takes_little_at_a_time_gets_everything() {
 fn lines_that_are_lost_are_told_when_it_can_be_written_again() {
     let stage = Stage::new();
     assert_eq!(stage.say("a\nb\n", [full()]), "");
-    // Neither can that be told yet, so that the next is not tried.
+    // The message about the lost lines cannot be written yet, so the next line is not written either.
     assert_eq!(stage.say("c\n", [full()]), "");
     let text = stage.say("d\n", [Ok(999), Ok(999)]);
     let (line, rest) = text.split_once('\n').unwrap();
@@ -192,7 +192,7 @@ fn a_line_that_was_cut_is_ended_before_the_next() {
     let text = stage.say("next\n", [Ok(999), Ok(999), Ok(999)]);
     let [end, line, rest] = *text.splitn(3, '\n').collect::<Vec<_>>() else { panic!("{text}") };
     assert_eq!((end, told(line), rest), ("", 1, "next\n"));
-    // At the end of a line nothing is cut.
+    // A write that ends with a line cuts no line.
     assert_eq!(stage.say("a\nb\n", [Ok(2), full()]), "a\n");
     let text = stage.say("c\n", [Ok(999), Ok(999)]);
     let (line, rest) = text.split_once('\n').unwrap();
