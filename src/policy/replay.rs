@@ -61,8 +61,8 @@ pub struct Facts {
     pub blameless_replays: u32,
     /// Workspaces that returned the same ambiguous verdict for this request, including this one.
     pub ambiguous_workspaces: u32,
-    /// Workspaces of the same plan that were called abusive for this request, this one included: the
-    /// provider judges the address as well, so asking more of them makes it worse.
+    /// Workspaces of the same plan that were called abusive for this request, including this one. The
+    /// provider also judges the client address, so trying more workspaces makes it worse.
     pub suspected_of_plan: u32,
 }
 

@@ -89,8 +89,8 @@ pub enum Unavailable {
     Exhausted {
         /// The earliest reset, when one is known.
         resets_at: Option<UnixMs>,
-        /// The most credits that one of them has left, when it is more than none: a cheaper request may be
-        /// served.
+        /// The most credits that any one key has left, when that is more than none: a cheaper request may
+        /// be served.
         left: Option<u64>,
     },
     /// At least one key is in a cooldown that ends then.

@@ -9,7 +9,6 @@
 //! model or a telephone works for them: simulations, test runs, outbound calls and messages, batch calls,
 //! analyses, translation, crawling, retrieval indexes, training of voices, speaker separation, image and
 //! video flows, audio native, and orders of human work.
-//! native, and orders of human work.
 
 use http::Method;
 
