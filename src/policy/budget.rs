@@ -266,7 +266,7 @@ mod tests {
     #[track_caller]
     fn check_drift(theirs: Quota, idle_secs: u64, expected: BillingDiscrepancy) {
         assert_eq!(used(50).drift(theirs, Duration::from_secs(idle_secs), LAG), expected);
-        // What is adopted has not drifted any more.
+        // An adopted figure has no discrepancy any more.
         let adopted = used(50).adopt(theirs, Duration::from_secs(idle_secs), LAG);
         assert_eq!(adopted.drift(theirs, Duration::ZERO, LAG), BillingDiscrepancy::Within);
     }

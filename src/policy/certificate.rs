@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(life.validity(UnixMs(0)), Validity::NotYet);
         assert_eq!(life.authority_verdict(UnixMs(0)), Renewal::Keep);
         assert_eq!(Life::of_server(NOW, life).server_verdict(UnixMs(0)), Renewal::Renew);
-        // And a little back it still holds.
+        // A clock that is an hour slow still accepts it.
         assert_eq!(life.validity(UnixMs(NOW.0 - 3_600_000)), Validity::Holds);
     }
 

@@ -294,7 +294,7 @@ mod tests {
         assert_eq!((caller.client.name.as_str(), caller.own_key.is_none()), ("local", true));
     }
 
-    /// Whose request it is and which key goes with it.
+    /// The client of a request, and the key that it brings.
     #[track_caller]
     fn check_own(
         clients: &Clients,
@@ -338,7 +338,7 @@ mod tests {
         check_own(&clients, &[ops], Some("xi_api_key=sk%20own"), Err(Unidentified::MalformedKey));
         check_own(&clients, &[ops], Some("xi_api_key=sk%0Aown"), Err(Unidentified::MalformedKey));
         check_own(&clients, &[ops, ("xi-api-key", "")], None, Ok(("ops", None)));
-        // One that can be sent is the one that is meant.
+        // Of a malformed and a valid key, the valid one is used.
         let both = Some("xi_api_key=sk_own");
         check_own(&clients, &[ops, ("xi-api-key", "sk own")], both, Ok(("ops", Some("sk_own"))));
     }

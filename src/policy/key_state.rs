@@ -172,6 +172,7 @@ impl KeyState {
 pub struct Transition<K> {
     /// The key that changed.
     pub key: K,
+    /// The change, with its reason and figures.
     pub change: Change,
 }
 

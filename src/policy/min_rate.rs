@@ -93,7 +93,7 @@ mod tests {
 
     const FAST: u64 = 1_000_000;
 
-    /// What is left after a client has taken bytes and was waited for seconds, time after time.
+    /// The time left after each step, in which a client reads bytes and is waited for.
     #[track_caller]
     fn check_pace(turns: &[(u64, u64)], expected_s: u64) {
         let rate = MinRate { bytes_per_second: 500 };
@@ -112,7 +112,7 @@ mod tests {
         check_pace(&[(0, 20)], 0);
         check_pace(&[(0, 21)], 0);
         check_pace(&[(5_000, 20)], 10);
-        // At the rate, for ever; below it, not.
+        // A client at the rate is tolerated for ever, one below it is not.
         check_pace(&[(500, 1); 10_000], 20);
         check_pace(&[(250, 1); 40], 0);
         check_pace(&[(1_000, 4), (1_000, 4), (1_000, 4)], 14);

@@ -153,7 +153,7 @@ mod tests {
     fn what_a_person_must_do_is_named() {
         check(401, "", Acceptance::Person(Hint::Key));
         check(401, "PGRST301", Acceptance::Person(Hint::Key));
-        // The role `anon` hears 401 for what others hear 403 for.
+        // For the role `anon`, Supabase returns 401 where it returns 403 for other roles.
         check(401, "42501", Acceptance::Person(Hint::Key));
         check(403, "42501", Acceptance::Person(Hint::Forbidden));
         check(404, "", Acceptance::Person(Hint::Table));

@@ -45,7 +45,7 @@ impl RetryBudget {
 mod tests {
     use super::*;
 
-    /// How many replays are allowed one after the other.
+    /// How many consecutive retries are allowed.
     fn replays(mut budget: RetryBudget) -> u32 {
         let mut count = 0;
         while let Some(left) = budget.spend() {
@@ -64,7 +64,7 @@ mod tests {
     fn a_storm_is_not_doubled() {
         let mut budget = RetryBudget::default();
         let mut sent = 0;
-        // A hundred thousand requests in ten seconds, every one of which fails.
+        // A hundred thousand requests in ten seconds, all of which fail.
         for _ in 0..100_000 {
             budget = budget.after(Duration::from_micros(100), 1);
             if let Some(left) = budget.spend() {

@@ -355,7 +355,7 @@ mod tests {
         let full = |ms| Err(Unavailable::Full { until: Some(UnixMs(ms)) });
         check(&[FULL, short(5, true)], Err(Unavailable::Full { until: None }));
         check(&[until(9), FULL, until(7)], full(7));
-        // A cooldown that ends before a place is free is as good.
+        // A cooldown that ends before a slot becomes free counts as well.
         check(&[FULL, cooling(5)], full(5));
         check(&[until(9), resting(CooldownReason::RateLimited, 5)], full(5));
         let tried = Candidate { is_eligible: false, ..resting(CooldownReason::RateLimited, 3) };
@@ -421,7 +421,7 @@ mod tests {
             &[cooling(6), resting(CooldownReason::Exhausted, 9)],
             Err(Unavailable::Cooling { until: UnixMs(6) }),
         );
-        // It can be tried before its rest is over.
+        // It can be probed before its cooldown ends.
         check(
             &[Candidate { again_at: Some(UnixMs(2)), ..cooling(6) }],
             Err(Unavailable::Cooling { until: UnixMs(2) }),

@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(i64::try_from(MS_MAX), Ok(jiff::Timestamp::MAX.as_millisecond()));
         let as_the_calendar =
             |moment: UnixMs| moment.timestamp().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string();
-        // Every day of the next centuries, then some, at their ends and within.
+        // Every day of the next centuries, then samples, at their ends and in between.
         let days = (0..60_000).chain((60_000..MS_MAX / DAY_MS).step_by(997));
         for moment in days.flat_map(|day| [day * DAY_MS, (day + 1) * DAY_MS - 1, day * DAY_MS + day]) {
             let moment = UnixMs(moment);

@@ -33,7 +33,7 @@ mod tests {
             (1, SECOND, 1),
             (HOUR, SECOND, HOUR),
             (HOUR, 0, HOUR),
-            // Backward: at the most a hundredth of what has passed.
+            // Backward: at most a hundredth of the elapsed time.
             (-1, SECOND, -1),
             (-SECOND / 100, SECOND, -SECOND / 100),
             (-SECOND / 100 - 1, SECOND, -SECOND / 100),
@@ -41,7 +41,7 @@ mod tests {
             (-HOUR, HOUR, -HOUR / 100),
             (-HOUR, 100 * HOUR, -HOUR),
             (-HOUR, 101 * HOUR, -HOUR),
-            // No time has passed, or less than none.
+            // An elapsed time of zero, or a negative one.
             (-HOUR, 0, 0),
             (-HOUR, -SECOND, 0),
             (i64::MIN, SECOND, -SECOND / 100),

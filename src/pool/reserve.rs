@@ -330,8 +330,8 @@ mod tests {
     const RESTRAINTS: [Restraint; 3] =
         [Restraint::Inferred, Restraint::Refused, Restraint::Until(UnixMs(1_500))];
 
-    /// A key as it may be met: its park, what is spent of 20 credits, its turn, how many use it and how
-    /// many may, and what the provider has said is left.
+    /// The state of a generated key: its cooldown, the credits spent of 20, its turn, its running
+    /// requests and their maximum, and the remaining credits reported by the provider.
     type Met = (Option<(usize, u64)>, u64, u64, u32, u32, Option<u64>);
 
     fn met() -> impl proptest::strategy::Strategy<Value = Met> {

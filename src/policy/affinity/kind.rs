@@ -285,7 +285,7 @@ mod tests {
         check(Kind::Request, 0, 1, 2, false);
         check(Kind::Cursor, 0, 0, 23, true);
         assert!(Keeping { kept: None, ..keeping }.counts(Kind::Voice, at(0), at(0), at(9_999_999)));
-        // A clock that was set back makes nothing old.
+        // A clock that was set back expires no entry.
         check(Kind::Voice, 5, 5, 0, true);
         assert_eq!(Class::ALL.map(|class| keeping.count_max(class)), [50, 25, 25]);
         assert_eq!(keeping.kept(Class::Passing), Some(24 * HOUR));

@@ -133,7 +133,7 @@ mod tests {
             assert!((LENGTH_MIN..=LENGTH_MAX).contains(&text.len()), "{text}");
             assert_eq!(Literal::of(&format!("{text}x")).filter(|other| *other == found), None);
         }
-        // A sign for the temperature, whose lower case is a plain letter.
+        // The Kelvin sign, whose lower case is a plain `k`.
         assert_eq!(Literal::of("lin\u{212a}").map(Literal::text), Some("link"));
         for text in ["", "v", "v4", "21m00Tcm4TlvDq8ikWAM", "voicea", "l\u{ef}nk", &"a".repeat(9_000)] {
             assert_eq!(Literal::of(text), None, "{text}");

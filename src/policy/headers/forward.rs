@@ -80,7 +80,7 @@ mod tests {
         names
     }
 
-    /// A name of each row with a rule.
+    /// A header name for each row with one of these rules.
     fn of_rule(wanted: &[Rule]) -> Vec<String> {
         let rows = ROWS.iter().filter(|row| wanted.contains(&row.rule));
         rows.map(|row| row.prefix().map_or(row.name.to_owned(), |prefix| format!("{prefix}x"))).collect()

@@ -21,7 +21,7 @@ const BLANKS_MAX: usize = 64;
 #[derive(Debug, Default)]
 pub struct CredentialBlanker {
     state: State,
-    /// A comma, white space and a name of which it is not known yet whether they go on.
+    /// Bytes held back: a comma, white space and a name that may be one of a credential.
     held: Vec<u8>,
     /// Whether a member of the outermost object was forwarded.
     kept: bool,
@@ -378,7 +378,7 @@ mod tests {
         })
     }
 
-    /// A JSON object as text: members in any order, names with letters escaped, and white space.
+    /// A JSON object as text: members in any order, with escaped letters in names, and white space.
     fn written(members: &[(String, Value)], escapes: &[bool], blanks: &[u8]) -> String {
         let mut escapes = escapes.iter().cycle();
         let mut blanks = blanks.iter().cycle();

@@ -72,15 +72,15 @@ mod tests {
         assert!(cell.claim(long, UnixMs(1_000)) && !cell.claim(pause, UnixMs(1_499)));
         let overdue = UnixMs(1_000).plus(SHORT_WAIT);
         assert_eq!(cell.look_again_at(UnixMs(1_000)), Some(overdue));
-        // It is not answered: the next try is waited for.
+        // Without a result, the next probe is waited for.
         assert_eq!(cell.look_again_at(overdue), Some(UnixMs(1_000).plus(long * LATER)));
-        // It is answered.
+        // The result has arrived.
         cell.allow(Some(pause), UnixMs(1_400));
         assert_eq!(cell.look_again_at(UnixMs(1_500)), Some(UnixMs(301_000)));
         let cell = ProbeCell::default();
         cell.allow(Some(pause), UnixMs(900));
         assert!(cell.claim(pause, UnixMs(1_000)));
-        // A refusal of the try does not bring the next one forward.
+        // A refusal of the probe does not bring the next one forward.
         cell.allow(Some(pause), UnixMs(1_001));
         assert!(!cell.is_due(UnixMs(1_499)) && cell.claim(pause, UnixMs(1_500)));
         cell.allow(None, UnixMs(1_500));

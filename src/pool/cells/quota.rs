@@ -428,7 +428,7 @@ mod tests {
         assert_eq!(reported.left(NOW), Some(6));
         reported.settle(SettledReservation { reserved: 0, spent: 9 });
         assert_eq!(reported.left(NOW), Some(0));
-        // It holds no longer than the refusal, and the next report begins anew.
+        // The report expires with the refusal, and the next one replaces it.
         assert_eq!((reported.left(until), reported.take(5, until)), (None, ReportedDecrease::Unreported));
         reported.report(50, UnixMs(until.0 + 100), until);
         assert_eq!(reported.left(until), Some(50));
