@@ -30,7 +30,7 @@ impl MinRate {
 pub struct ReadPace {
     rate: MinRate,
     left: Duration,
-    /// Upper bound of the earned time: a player that was fast at first may let its buffer drain.
+    /// Upper bound of `left`: a player that was fast at first may let its buffer drain.
     left_max: Duration,
     /// Bytes that are not yet included in `left`.
     taken: u64,

@@ -26,7 +26,7 @@ use crate::policy::units::UnixMs;
 pub struct Refused<'a> {
     /// The classification of the response.
     pub verdict: Verdict,
-    /// What the request needed of a key; `None` when it was made without a lease.
+    /// What the request needed of a key.
     pub request: Option<&'a KeyRequest>,
     /// Whether another account has refused the same request in the same words.
     pub is_agreed: bool,

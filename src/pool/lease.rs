@@ -16,7 +16,8 @@ pub struct Lease {
     pool: Arc<Pool>,
     key: Arc<Key>,
     group: Option<ConcurrencyGroup>,
-    /// Credits still reserved; charged in full on release when the actual cost is unknown.
+    /// Credits still reserved. On release, all of them are charged when a request was sent and its cost
+    /// is unknown.
     reserved: u64,
     /// Whether the same credits were taken from the provider's reports: of the key's cap, and of the
     /// workspace's credits.

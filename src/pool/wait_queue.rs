@@ -1,10 +1,9 @@
 //! The queue of requests that wait for a key, because every key that could serve them is at its
-//! concurrency limit or has its credits reserved.
+//! concurrency limit, has its credits reserved, or is in a cooldown that ends soon.
 //!
 //! A released key is assigned round robin between clients, and first in, first out within a client, so
-//! that a burst of one client cannot starve the others.
-//! A request that arrives while others are queued goes behind them.
-//! The queue is behind a lock, but a request that finds a free key never takes it.
+//! that a burst of one client cannot starve the others. A request that arrives while others are queued
+//! goes behind them. The queue is behind a lock, but a request that finds a free key never takes it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
