@@ -103,7 +103,7 @@ pub enum AnonymousAccess {
 /// The configured clients.
 #[derive(Clone, Debug)]
 pub struct Clients {
-    /// By the first word of the fingerprint of their tokens. Without the token nobody can choose the
+    /// By the first word of the fingerprint of their tokens. A client without the token cannot choose the
     /// bucket, and with it the time that a lookup takes.
     known: HashMap<u64, Vec<(Arc<Client>, TokenFingerprint)>>,
     /// The client of requests without a token.

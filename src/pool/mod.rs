@@ -68,7 +68,7 @@ pub struct Settings {
     pub waiting_max: usize,
     /// The share of a limit, from 0 to 1, from which on a key is near its limit.
     pub near_limit_ratio: f64,
-    /// Cooldown of a key after a rate limit without a `Retry-After`.
+    /// Cooldown of a concurrency group of a workspace after a rate limit without a `Retry-After`.
     pub rate_limited_cooldown: Duration,
     /// Cooldown of a concurrency group of a workspace after a refusal for too many concurrent requests.
     pub concurrency_cooldown: Duration,
