@@ -1,15 +1,15 @@
-//! Where the provider is: the one scheme, host and port that a key is ever sent to.
+//! The provider's authority: the one scheme, host and port that a key is ever sent to.
 
 use std::fmt;
 
 use http::header::HeaderValue;
 
-/// How the provider is spoken to.
+/// The protocol of an authority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scheme {
-    /// In clear text: for a simulator or a gateway on the same machine.
+    /// Clear text: for a simulator or a gateway on the same machine.
     Http,
-    /// Over TLS.
+    /// TLS.
     Https,
 }
 
@@ -62,19 +62,19 @@ impl Authority {
         })
     }
 
-    /// How it is spoken to.
+    /// `http` or `https`.
     #[must_use]
     pub fn scheme(&self) -> Scheme {
         self.scheme
     }
 
-    /// Its name or address.
+    /// The host name or address; an IPv6 address without brackets.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// Whether it is a host of ElevenLabs' own, in any region.
+    /// Whether it is a host of ElevenLabs, in any region.
     #[must_use]
     pub fn is_elevenlabs(&self) -> bool {
         const DOMAIN: &[u8] = b"elevenlabs.io";
@@ -85,20 +85,20 @@ impl Authority {
         end.eq_ignore_ascii_case(DOMAIN) && rest.last().is_none_or(|byte| *byte == b'.')
     }
 
-    /// Its port.
+    /// The port, also when it is the default one.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// What stands in its `Host` header.
+    /// The value of the `Host` header.
     #[must_use]
     pub fn host_header(&self) -> &HeaderValue {
         &self.host_header
     }
 
-    /// What stands in the request line before a target of the client. Scheme and host of the target
-    /// are left out: a client cannot say where a key goes.
+    /// The path prefix, which is prepended to the client's path. Scheme and host of the client's target
+    /// are ignored: a client cannot choose where a key is sent.
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.prefix

@@ -1,5 +1,5 @@
-//! Credits: what a workspace has, what is left of it, and whose figure counts when ours and the
-//! provider's differ.
+//! Credits: a workspace's quota, what is left of it, and whose figure counts when ours and the provider's
+//! differ.
 
 use std::time::Duration;
 
@@ -8,26 +8,26 @@ use super::units::UnixMs;
 /// Usage-based billing beyond the included credits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Extension {
-    /// Switched off: the limit is the limit.
+    /// Disabled: no credits beyond the limit.
     #[default]
     None,
-    /// So many credits more.
+    /// Additional credits, up to this number.
     Credits(u64),
-    /// Without an end.
+    /// Unlimited additional credits.
     Unlimited,
 }
 
-/// What a workspace has spent and may spend in its period.
+/// The credits of a workspace in its period.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quota {
     /// Credits spent in this period.
     pub count: u64,
-    /// Credits included in this period; `None` until the provider has told, or when the key may
-    /// not ask.
+    /// Credits included in this period; `None` until the provider has reported them, or when the key may
+    /// not read them.
     pub limit: Option<u64>,
-    /// What may be spent beyond the limit.
+    /// The credits that may be spent beyond the limit.
     pub extension: Extension,
-    /// When the period ends and the count begins anew.
+    /// When the period ends and the count is reset.
     pub resets_at: Option<UnixMs>,
 }
 
@@ -38,21 +38,20 @@ impl Quota {
         self.limit.unwrap_or(0).saturating_sub(self.count)
     }
 
-    /// Whether nothing can be paid any more, overage included. Unknown limits are never spent:
-    /// the provider will say so itself.
+    /// Whether no credits are left, overage included. An unknown limit is never spent: the provider
+    /// refuses when it is.
     #[must_use]
     pub fn is_spent(&self) -> bool {
         self.spendable() == Some(0)
     }
 
-    /// Credits that may still be spent, overage included. `None` when nobody knows, or without an
-    /// end.
+    /// Credits that may still be spent, overage included. `None` when they are unknown or unlimited.
     #[must_use]
     pub fn spendable(&self) -> Option<u64> {
         self.ceiling().map(|ceiling| ceiling.saturating_sub(self.count))
     }
 
-    /// What the count may grow to, overage included. `None` when nobody knows, or without an end.
+    /// The maximum of the count, overage included. `None` when it is unknown or unlimited.
     #[must_use]
     pub fn ceiling(&self) -> Option<u64> {
         match (self.limit, self.extension) {
@@ -62,8 +61,7 @@ impl Quota {
         }
     }
 
-    /// The share of the limit that is used: 0.0 to 1.0, more with overage; 0.0 when the limit is
-    /// unknown.
+    /// The used share of the limit: 0.0 to 1.0, more with overage; 0.0 when the limit is unknown.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a ratio for people; credits are far below 2^53")]
     pub fn usage_ratio(&self) -> f64 {
@@ -74,8 +72,8 @@ impl Quota {
         }
     }
 
-    /// The share of the limit that is used in whole percent, rounded down, so that 100 is reached
-    /// only when nothing is left.
+    /// The used share of the limit in whole percent, rounded down, so that 100 is reached only when
+    /// nothing is left.
     #[must_use]
     pub fn usage_percent(&self) -> u64 {
         match self.limit {
@@ -93,13 +91,13 @@ impl Quota {
         self.limit.is_some_and(|limit| self.count >= limit)
     }
 
-    /// Whether the use has come near the limit (`ratio` of it and more).
+    /// Whether the use is near the limit (`ratio` of it and more).
     #[must_use]
     pub fn is_near_limit(&self, ratio: f64) -> bool {
         self.limit.is_some() && self.usage_ratio() >= ratio
     }
 
-    /// The quota as it stands at `now`: after the reset date, a new period has begun.
+    /// The quota at `now`: after the reset date, a new period has begun.
     #[must_use]
     pub fn at(self, now: UnixMs) -> Self {
         match self.resets_at {
@@ -108,12 +106,12 @@ impl Quota {
         }
     }
 
-    /// What holds after the provider has told `theirs`.
+    /// The quota after the provider has reported `theirs`.
     ///
-    /// Their figure lags behind what was spent, so within a period the larger count is the truth:
-    /// ours when theirs lags, theirs when another app spends on the same workspace. A figure that
-    /// stays below ours although nothing was spent for `lag` is the truth as well: then we counted
-    /// something that was never charged. Another reset date is another period: theirs.
+    /// The provider's figure lags behind what was spent, so within a period the larger count holds: ours
+    /// when theirs lags, theirs when another program spends on the same workspace. A figure that stays
+    /// below ours although nothing was spent for `lag` holds as well: then we counted something that was
+    /// never charged. Another reset date means another period, for which theirs holds.
     #[must_use]
     pub fn adopt(self, theirs: Self, idle: Duration, lag: Duration) -> Self {
         let same_period = self.limit.is_some() && self.resets_at == theirs.resets_at;
@@ -122,22 +120,23 @@ impl Quota {
     }
 }
 
-/// How the provider's figure differs from ours.
+/// The difference between the provider's figure and ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BillingDiscrepancy {
     /// There is nothing to compare: its first figure, or another period.
     Fresh,
-    /// Not at all, or in a way that time may explain: its figure lags.
+    /// No difference, or one that the lag of the provider may explain.
     Within,
-    /// It counts so many credits more: others spend, too, or requests of ours had no price.
+    /// The provider counts this many credits more: other programs spend, too, or requests of ours had no
+    /// price.
     Above(u64),
-    /// It counts so many credits fewer, and had time to catch up: they were never charged.
+    /// The provider counts this many credits fewer, and its lag is over: they were never charged.
     Below(u64),
 }
 
 impl Quota {
     /// How `theirs` differs from this, our own figure, before it is [adopted](Self::adopt), which takes
-    /// the same two spans.
+    /// the same two durations.
     #[must_use]
     pub fn drift(self, theirs: Self, idle: Duration, lag: Duration) -> BillingDiscrepancy {
         if self.limit.is_none() || self.resets_at != theirs.resets_at {
@@ -151,7 +150,7 @@ impl Quota {
         }
     }
 
-    /// Whether two figures are so much the same that they are told of one workspace, though two are
+    /// Whether two figures are so similar that they must be of one workspace, although two are
     /// configured.
     #[must_use]
     pub fn is_twin(&self, other: &Self) -> bool {
@@ -159,19 +158,20 @@ impl Quota {
     }
 }
 
-/// Where a drift comes from, as far as can be told.
+/// The probable cause of a discrepancy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// Another key of the pool opens the same workspace, and is not said to.
+    /// Another key of the pool belongs to the same workspace, but is not configured so.
     Twin,
-    /// Another app, or requests of ours without a price.
+    /// Another program spends, or requests of ours had no price.
     Others,
-    /// Something was booked that was never charged.
+    /// A charge was recorded that the provider never made.
     NeverCharged,
 }
 
 impl Cause {
-    /// Of a drift by so many credits, of a workspace that `has_twin` or not.
+    /// The cause of a discrepancy by this many credits, of a workspace with figures like another's
+    /// (`has_twin`) or not.
     #[must_use]
     pub fn of(credits: i64, has_twin: bool) -> Self {
         match (credits < 0, has_twin) {
@@ -266,7 +266,7 @@ mod tests {
     #[track_caller]
     fn check_drift(theirs: Quota, idle_secs: u64, expected: BillingDiscrepancy) {
         assert_eq!(used(50).drift(theirs, Duration::from_secs(idle_secs), LAG), expected);
-        // What is adopted has not drifted any more.
+        // An adopted figure has no discrepancy any more.
         let adopted = used(50).adopt(theirs, Duration::from_secs(idle_secs), LAG);
         assert_eq!(adopted.drift(theirs, Duration::ZERO, LAG), BillingDiscrepancy::Within);
     }

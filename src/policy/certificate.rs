@@ -1,4 +1,4 @@
-//! How long certificates live, when they are replaced, and for whom the local authority vouches.
+//! Lifetime and renewal of certificates, and the names that the local CA may certify.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::time::Duration;
@@ -7,64 +7,65 @@ use super::units::UnixMs;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// Short, because nobody has to do anything for the next one.
+/// Short, because the renewal is automatic.
 const SERVER_LIFE: Duration = DAY.saturating_mul(90);
 
-/// Left of a server certificate when it is replaced: no client ever sees one that is about to end.
+/// Remaining lifetime at which a server certificate is renewed, so that no client ever sees one about to
+/// expire.
 const SERVER_LEFT_MIN: Duration = DAY.saturating_mul(30);
 
-/// Long, because every new authority has to be made known to apps and browsers by a person.
+/// Long, because every new CA has to be installed in apps and browsers by hand.
 const AUTHORITY_LIFE: Duration = DAY.saturating_mul(3650);
 
-/// Left of an authority when it is replaced: what it vouches for must not outlive it.
+/// Remaining lifetime at which the CA is renewed: its certificates must not outlive it.
 const AUTHORITY_LEFT_MIN: Duration = SERVER_LIFE;
 
-/// A certificate begins this long before it is made, for a clock that is set back a little.
+/// A certificate is backdated by this time, for clients whose clock is slow.
 const CLOCK_SLACK: Duration = DAY;
 
-/// When a certificate holds.
+/// The validity period of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Life {
-    /// Its first moment.
+    /// The first valid moment.
     pub from: UnixMs,
-    /// Its last moment.
+    /// The last valid moment.
     pub until: UnixMs,
 }
 
-/// What a moment is in a certificate's life.
+/// The relation of a moment to the validity period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Validity {
-    /// It does not hold yet.
+    /// Not valid yet.
     NotYet,
-    /// It holds.
+    /// Valid.
     Holds,
-    /// It does not hold any more.
+    /// Not valid any more.
     Expired,
 }
 
-/// What becomes of a certificate of ours.
+/// Whether a certificate is renewed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewal {
-    /// It stays.
+    /// The certificate is kept.
     Keep,
-    /// Another takes its place.
+    /// The certificate is replaced.
     Renew,
 }
 
 impl Life {
-    /// The life of an authority that is made now.
+    /// The validity period of a CA created now.
     #[must_use]
     pub fn of_authority(now: UnixMs) -> Self {
         Self { from: before(now), until: now.plus(AUTHORITY_LIFE) }
     }
 
-    /// The life of a server certificate that is made now by an authority with the life `authority`.
+    /// The validity period of a server certificate issued now by a CA with the period `authority`.
     #[must_use]
     pub fn of_server(now: UnixMs, authority: Self) -> Self {
         Self { from: before(now), until: now.plus(SERVER_LIFE).min(authority.until) }
     }
 
-    /// Whether the certificate holds at this moment.
+    /// Whether the certificate is valid at this moment.
     #[must_use]
     pub fn validity(self, now: UnixMs) -> Validity {
         if now < self.from {
@@ -76,15 +77,15 @@ impl Life {
         }
     }
 
-    /// What becomes of an authority. One that does not hold yet stays: a clock that is wrong for a
-    /// moment must not cost the trust that a person has given.
+    /// Whether a CA is renewed. One that is not valid yet is kept: a wrong clock must not discard a CA
+    /// that was installed by hand.
     #[must_use]
     pub fn authority_verdict(self, now: UnixMs) -> Renewal {
         self.verdict(now, AUTHORITY_LEFT_MIN)
     }
 
-    /// What becomes of a server certificate. One that does not hold yet was made by a clock that
-    /// was wrong, and is replaced.
+    /// Whether a server certificate is renewed. One that is not valid yet was issued with a wrong clock,
+    /// and is replaced.
     #[must_use]
     pub fn server_verdict(self, now: UnixMs) -> Renewal {
         match self.validity(now) {
@@ -102,15 +103,15 @@ fn before(now: UnixMs) -> UnixMs {
     UnixMs(now.0.saturating_sub(u64::try_from(CLOCK_SLACK.as_millis()).unwrap_or(u64::MAX)))
 }
 
-/// Whether the local authority may vouch for a name: `localhost` and what is under it, which
-/// belong to this machine everywhere.
+/// Whether the local CA may certify a name: `localhost` and the names below it, which always belong to
+/// this machine.
 #[must_use]
 pub fn is_vouched(name: &str) -> bool {
     name == "localhost" || name.ends_with(".localhost")
 }
 
-/// Who a server certificate is for: this machine under all its names for itself, the loopback
-/// addresses that are listened on, and those of `hosts` that the authority may vouch for.
+/// The names of a server certificate: `localhost`, the loopback addresses that the server listens on, and
+/// those of `hosts` that the CA may certify.
 #[must_use]
 pub fn names(hosts: &[String], listened: &[IpAddr]) -> Vec<String> {
     let addresses = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]
@@ -167,7 +168,7 @@ mod tests {
         assert_eq!(life.validity(UnixMs(0)), Validity::NotYet);
         assert_eq!(life.authority_verdict(UnixMs(0)), Renewal::Keep);
         assert_eq!(Life::of_server(NOW, life).server_verdict(UnixMs(0)), Renewal::Renew);
-        // And a little back it still holds.
+        // A clock that is an hour slow still accepts it.
         assert_eq!(life.validity(UnixMs(NOW.0 - 3_600_000)), Validity::Holds);
     }
 

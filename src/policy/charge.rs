@@ -1,12 +1,12 @@
-//! What a request takes from its client's quota. One function decides it, for the count in memory and for
-//! the records that the count is read back from after a restart.
+//! The amount that a request takes from its client's quota. One function decides it, for the counter in
+//! memory and for the usage records from which the counter is restored after a restart.
 
-/// What is known of a request's price before it is sent.
+/// What is known about a request's price before it is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Billing {
     /// The provider charges for it.
     Metered,
-    /// It is not on the list of requests that are documented to be free.
+    /// It is not on the list of requests that are documented as free.
     Unlisted,
     /// It costs nothing.
     Free,
@@ -17,29 +17,30 @@ pub enum Billing {
 pub enum ChargeOutcome {
     /// No byte of it was sent.
     Unsent,
-    /// The provider answered and did not serve: a refusal, or a failure of its own, for which it does not
-    /// charge (the words of its status 500, captured in 2026).
+    /// The provider responded without serving it: a refusal, or a failure of its own, for which it does
+    /// not charge (the text of its status 500, captured in 2026).
     Refused,
-    /// It was sent, at least in part, and no complete head of an answer came: it may have been served.
+    /// It was sent, at least in part, and no complete response head was received: it may have been
+    /// served.
     Unknown,
     /// The provider has served it.
     Served,
 }
 
-/// What is taken from a quota.
+/// The amount taken from a quota.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Charge {
-    /// Requests: 0 or 1.
+    /// Number of requests: 0 or 1.
     pub requests: u64,
-    /// Credits.
+    /// Number of credits.
     pub credits: u64,
 }
 
-/// What a request takes. `reported` is the price that its answer names, `reserved` what was set aside for
-/// it and is taken when the answer names no price.
+/// The charge of a request. `reported` is the cost that its response reports, `reserved` the reserved
+/// amount, which is charged when the response reports none.
 ///
-/// A price above 0 is taken whatever the route is and whatever the answer says. A request counts when it
-/// was served, for 0 credits as well, or may have been.
+/// A cost above 0 is charged whatever the route and the status are. A request counts when it was served,
+/// even for 0 credits, or may have been served.
 #[must_use]
 pub fn charge(billing: Billing, outcome: ChargeOutcome, reported: Option<u64>, reserved: u64) -> Charge {
     let is_taken = match (billing, outcome) {

@@ -1,10 +1,10 @@
-//! What an answer of the provider means: whose fault it is, and of what kind.
+//! Classifies a response of the provider: whose fault it is, and of what kind.
 //!
-//! The status alone does not say. 401 is a bad key, an empty account, a missing permission or an
-//! unpaid bill; 400, 402 and 403 are as ambiguous. The body says it, in one of several shapes, and in the
-//! set of its `code`, `status`, `type` and message the most specific word wins (`words`). Where the
-//! body says nothing that is known, the status is evidence about nothing but this request. Sockets are
-//! judged by the same words, with the status that a code has over HTTP (`codes`).
+//! The status alone is ambiguous. 401 is a bad key, an empty account, a missing permission or an unpaid
+//! bill; 400, 402 and 403 are as ambiguous. The body decides: of its `code`, `status`, `type` and
+//! message, in one of several shapes, the most specific known word wins (`words`). Where the body has no
+//! known word, the status is evidence about this request only. WebSocket errors are classified by the
+//! same words, with the status that a code has over HTTP (`codes`).
 
 mod body;
 pub(in crate::policy) mod codes;
@@ -18,7 +18,7 @@ use super::permission::Permission;
 
 pub use body::ErrorBody;
 
-/// What an answer means for the key it was asked with.
+/// What a response means for the key that was used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// Not a refusal: 1xx, 2xx, 3xx.
@@ -27,62 +27,62 @@ pub enum Verdict {
     WorkspaceQuota(Shortfall),
     /// The key's own cap is reached; other keys of its workspace may serve.
     KeyQuota(Shortfall),
-    /// The provider does not know the key, or knows it as disabled.
+    /// The provider does not know the key, or has disabled it.
     InvalidKey,
-    /// The key belongs to another region of the provider than the host that was asked.
+    /// The key belongs to another region of the provider than the host that was used.
     WrongHost,
-    /// The key is fine and may not do this; the permission when the message names one that is
-    /// known.
+    /// The key is valid, but lacks the permission for this request; with the permission when the message
+    /// names a known one.
     MissingPermission(Option<Permission>),
-    /// The workspace's plan does not have this feature, or the workspace not this right.
+    /// The workspace's plan lacks this feature, or the workspace lacks this right.
     PlanFeature(Subject),
-    /// The workspace has as many voices, or other things of a kind, as its plan allows.
+    /// The workspace holds as many voices, or other resources of a kind, as its plan allows.
     Slots,
-    /// The workspace is locked: unpaid, or terms not accepted.
+    /// The workspace is locked: an unpaid bill, or terms not accepted.
     Billing,
-    /// The workspace is suspected of abuse. The provider looks at addresses too, so others behind
-    /// ours may be next.
+    /// The workspace is suspected of abuse. The provider also judges client addresses, so other
+    /// workspaces used from ours may be next.
     Abuse,
-    /// Too many requests in a span of time; `Retry-After` when the provider sent one.
+    /// Too many requests in a span of time, with the `Retry-After` if the provider sent one.
     RateLimited(Option<Duration>),
-    /// Too many requests at once in this workspace, with the maximum when the message names it.
+    /// Too many concurrent requests in this workspace.
     Concurrency {
-        /// The workspace's maximum of parallel requests.
+        /// The workspace's maximum of concurrent requests, when the message names it.
         maximum: Option<u32>,
     },
     /// The provider is overloaded or in maintenance, whatever the key.
     Busy,
-    /// A refusal that does not say why in words that are known: the key, its address list, the plan,
-    /// the request or something on the way may be the reason.
+    /// A refusal without a known reason: the key, its address list, the plan, the request or an
+    /// intermediary may be the cause.
     Unexplained(Refusal),
-    /// What was asked for is not in this workspace.
+    /// The requested resource is not in this workspace.
     NotFound,
     /// The request itself is wrong; no key would change that.
     RequestError,
     /// The provider failed, and may have done the work.
     ServerError,
-    /// A refusal whose body could not be read, within bounds, to know of what kind.
+    /// A refusal whose body could not be read within the bounds to classify it.
     Unreadable,
 }
 
-/// The numbers of a quota refusal, when the message carries them.
+/// The figures of a quota refusal, when the message contains them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Shortfall {
-    /// Credits that are left.
+    /// Remaining credits.
     pub remaining: Option<u64>,
     /// Credits that this request would cost.
     pub required: Option<u64>,
-    /// Credits of the whole quota that it speaks of.
+    /// The size of the quota in credits.
     pub quota: Option<u64>,
 }
 
-/// Other programs may spend one part in so many of an account's credits between two polls; when more are
-/// missing, the figures are taken for words, and a poll decides.
+/// Other programs may spend at most one part in this many of an account's credits between two polls. When
+/// more credits are missing, the figures are ignored and a poll decides.
 const SPENT_UNSEEN_MAX: u64 = 20;
 
 impl Shortfall {
-    /// Without its numbers, when they are of another quota than that of an account of `limit` credits and
-    /// `extension` more.
+    /// Drops the figures when they are about another quota than that of an account with `limit` credits
+    /// and an `extension`.
     #[must_use]
     pub fn of_account(self, limit: Option<u64>, extension: u64) -> Self {
         match (self.quota, limit) {
@@ -93,9 +93,9 @@ impl Shortfall {
         }
     }
 
-    /// Without its numbers, when the account is known to have `left` credits of `limit`: they would pay for the
-    /// request, and far more of them are missing than other programs spend between two polls. One request
-    /// that is refused so would otherwise take the whole account from everybody.
+    /// Drops the figures when the account is known to have `left` credits of `limit`, which would pay for
+    /// the request, and far more of them are missing than other programs spend between two polls.
+    /// Otherwise one wrong refusal would disable the whole account for every client.
     #[must_use]
     pub fn unless_contradicted(self, left: u64, limit: u64) -> Self {
         match self.figures() {
@@ -108,15 +108,15 @@ impl Shortfall {
         }
     }
 
-    /// The two numbers, when both are there and say that the first does not suffice. Figures that
-    /// contradict the refusal prove nothing.
+    /// Remaining and required credits, when both are known and the first is below the second. Figures
+    /// that contradict the refusal prove nothing.
     #[must_use]
     pub fn figures(self) -> Option<(u64, u64)> {
         self.remaining.zip(self.required).filter(|(remaining, required)| remaining < required)
     }
 }
 
-/// What of a request a plan's refusal is about, as far as its words say.
+/// The part of a request that a plan's refusal is about, as far as its words say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Subject {
     /// A voice of the library, or one that belongs to another account.
@@ -125,13 +125,13 @@ pub enum Subject {
     Model,
     /// The output format.
     OutputFormat,
-    /// Making a voice of recordings.
+    /// Cloning a voice from recordings.
     Cloning,
-    /// The characters of one request.
+    /// The number of characters in one request.
     TextLength,
     /// The workspace may not call this endpoint.
     Endpoint,
-    /// The words name nothing that is known.
+    /// The words name no known subject.
     Unnamed,
 }
 
@@ -146,7 +146,7 @@ impl Subject {
         Self::Unnamed,
     ];
 
-    /// The word for it in the database.
+    /// The identifier in the database.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -160,38 +160,38 @@ impl Subject {
         }
     }
 
-    /// The subject of that word.
+    /// Parses the identifier of the database.
     #[must_use]
     pub fn of_word(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|subject| subject.word() == word)
     }
 }
 
-/// What a refusal without a known reason says.
+/// The form of a refusal without a known reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
-    /// 401, and no more that is known.
+    /// 401 without known words.
     Unauthorized,
-    /// 402, and no more that is known.
+    /// 402 without known words.
     PaymentRequired,
-    /// 403, and no more that is known.
+    /// 403 without known words.
     Forbidden,
-    /// 429, and no more that is known; `Retry-After` when there was one.
+    /// 429 without known words; with the `Retry-After` if there was one.
     TooMany(Option<Duration>),
-    /// Any of them, and nothing may be concluded: the answer to a `HEAD` cannot say more.
+    /// Any of them, without a conclusion: a response to `HEAD` has no body.
     Bodiless,
 }
 
-/// What an answer is about, which decides who is asked next.
+/// What a response is about, which decides which key is tried next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Concern {
-    /// Nothing is wrong.
+    /// The request was served.
     Nothing,
-    /// The key or its workspace: another may serve.
+    /// The key or its workspace: another one may serve.
     Key,
-    /// What the key, its plan or its workspace can do: one that can may serve.
+    /// The capabilities of the key, its plan or its workspace: a more capable one may serve.
     Capability,
-    /// The key, the plan or the request; one more workspace will tell.
+    /// The key, the plan or the request: an attempt in one more workspace decides.
     Unclear,
     /// The request: no key would change that.
     Request,
@@ -202,7 +202,7 @@ pub enum Concern {
 }
 
 impl Verdict {
-    /// What it is about.
+    /// What the verdict is about.
     #[must_use]
     pub fn concern(self) -> Concern {
         match self {
@@ -224,9 +224,9 @@ impl Verdict {
         }
     }
 
-    /// Whether it proves something of a key or its workspace whatever other accounts say: it carries
-    /// figures of that account, or is about something narrower. The same words of a second account make
-    /// all else the request's matter.
+    /// Whether it proves something about a key or its workspace regardless of other accounts: it contains
+    /// figures of that account, or is about something narrower. Any other verdict is about the request
+    /// when a second account returns the same words.
     #[must_use]
     pub fn proves_itself(self) -> bool {
         match self {
@@ -250,7 +250,7 @@ impl Verdict {
         }
     }
 
-    /// The word for it in logs, records and metrics.
+    /// The identifier in logs, usage records and metrics.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -280,22 +280,22 @@ impl Verdict {
     }
 }
 
-/// Whether the body of an answer with this status must be read before it can be judged.
+/// Whether the body of a response with this status must be read to classify it.
 #[must_use]
 pub fn is_body_needed(status: StatusCode) -> bool {
-    // 400 is among them: a key has been called invalid, a voice missing and a plan too small with a 400.
-    // And 404: a model that is missing is missing for every account.
+    // 400 is included: a key has been called invalid, a voice missing and a plan too small with a 400.
+    // 404 too: a missing model is missing for every account.
     matches!(status.as_u16(), 400 | 401 | 402 | 403 | 404 | 429)
 }
 
-/// Judges an answer. `body` is what its body says; `None` when it was not needed, or when there is
-/// none to an answer like this (of `HEAD`). `retry_after` comes from its headers.
+/// Classifies a response. `body` is its parsed body; `None` when it was not needed, or when the response
+/// has none (to `HEAD`). `retry_after` comes from its headers.
 #[must_use]
 pub fn classify(status: StatusCode, body: Option<&ErrorBody>, retry_after: Option<Duration>) -> Verdict {
     if !status.is_client_error() && !status.is_server_error() {
         return Verdict::Served;
     }
-    // A 422 says nothing of the key: the provider checks the schema before it looks at the key.
+    // A 422 says nothing about the key: the provider validates the schema before it checks the key.
     if is_body_needed(status)
         && let Some(verdict) = body.and_then(|body| words::verdict(status, body, retry_after))
     {
@@ -304,24 +304,24 @@ pub fn classify(status: StatusCode, body: Option<&ErrorBody>, retry_after: Optio
     by_status(status, body, retry_after)
 }
 
-/// Judges a refusal whose body could not be read, within bounds, to know of what kind. With a status that
-/// blames the account in most forms, one more workspace will tell.
+/// Classifies a refusal whose body could not be read within the bounds. With a status that blames the
+/// account in most forms, one more workspace is tried.
 #[must_use]
 pub fn classify_unreadable(status: StatusCode, retry_after: Option<Duration>) -> Verdict {
     let verdict = by_status(status, Some(&ErrorBody::default()), retry_after);
     if matches!(verdict, Verdict::Unexplained(_)) { verdict } else { Verdict::Unreadable }
 }
 
-/// What a refusal says that comes as a message or an end of a socket, where no status says more: a code is
-/// judged as with the status that it has over HTTP. `None` when its words are not known.
+/// Classifies a refusal in a WebSocket message or close frame, which has no status: a code is classified
+/// with the status that it has over HTTP. `None` when its words are not known.
 #[must_use]
 pub fn in_band(said: &ErrorBody) -> Option<Verdict> {
     words::verdict(StatusCode::OK, said, None)
         .or_else(|| codes::status(said).map(|status| classify(status, Some(said), None)))
 }
 
-/// What a status alone means. It may come from anything on the way, the same to every key, so it is
-/// evidence about this request and nothing else.
+/// Classifies by status alone. Any intermediary may send it, the same for every key, so it is evidence
+/// about this request only.
 fn by_status(status: StatusCode, body: Option<&ErrorBody>, retry_after: Option<Duration>) -> Verdict {
     match status.as_u16() {
         401 | 402 | 403 | 429 if body.is_none() => Verdict::Unexplained(Refusal::Bodiless),
@@ -331,7 +331,7 @@ fn by_status(status: StatusCode, body: Option<&ErrorBody>, retry_after: Option<D
         429 => Verdict::Unexplained(Refusal::TooMany(retry_after)),
         503 => Verdict::Busy,
         500.. => Verdict::ServerError,
-        // Among them a 404 that names nothing of an account: then there is no such endpoint.
+        // This includes a 404 that names no resource of an account: then the endpoint does not exist.
         _ => Verdict::RequestError,
     }
 }

@@ -1,10 +1,9 @@
-//! Who is asking, and what they may. What a client presents, in any of the places where the
-//! provider's SDKs put a key, is Keychoir's own client token: looked up here, compared in constant
-//! time, never forwarded. Without configured clients everyone is let in; the server then listens on
-//! loopback only.
+//! Client authentication. The credential of a client, wherever the provider's SDKs put their key, is one
+//! of Keychoir's own client tokens: looked up here, compared in constant time, never forwarded. Without
+//! configured clients every request is accepted; the server then listens on loopback only.
 //!
-//! A client that may bring its own key of the provider presents its token in `x-keychoir-token`, and
-//! the key where the SDK puts it.
+//! A client that may bring its own key of the provider presents its token in `x-keychoir-token`, and the
+//! key where the SDK puts it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +15,7 @@ use super::endpoint::is_within;
 use super::headers::{Presented, has_unreadable_key, presented};
 use crate::secret::{ApiKey, TokenFingerprint};
 
-/// The name of a client, for records and logs.
+/// The name of a client, for usage records and logs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ClientName(Arc<str>);
 
@@ -27,41 +26,41 @@ impl ClientName {
         Self(name.into())
     }
 
-    /// The text.
+    /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// What a client may do. The default may do everything that the pool can.
+/// The limits of a client. The default has none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// How much it may use.
+    /// Its quota of requests or credits.
     pub allowance: Option<ClientQuota>,
-    /// How many requests it may begin in a span.
+    /// Its rate limit.
     pub rate: Option<Rate>,
-    /// How many of its requests may be under way at once.
+    /// Maximum number of its concurrent requests.
     pub concurrency: Option<u32>,
-    /// Paths below which it may ask; with none, everywhere.
+    /// Prefixes of the paths that it may use; empty for all paths.
     pub paths: Vec<String>,
-    /// Names of keys and workspaces that serve it; with none, all do.
+    /// The keys and workspaces that may serve it; empty for all.
     pub pins: AllowedKeys,
     /// Whether it may bring a key of its own.
     pub may_bring_key: bool,
-    /// Whether it may ask for tokens and signed URLs of the provider although it has a quota.
+    /// Whether it may request tokens and signed URLs of the provider although it has a quota.
     pub may_take_tokens: bool,
 }
 
 impl Rules {
-    /// Whether it may ask for this path.
+    /// Whether it may use this path.
     #[must_use]
     pub fn permit(&self, path: &str) -> bool {
         self.paths.is_empty() || self.paths.iter().any(|prefix| is_within(path, prefix))
     }
 }
 
-/// Keys and workspaces by their names.
+/// Keys and workspaces, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AllowedKeys {
     /// Names of keys.
@@ -71,7 +70,7 @@ pub struct AllowedKeys {
 }
 
 impl AllowedKeys {
-    /// Whether a key of this name and workspace may serve.
+    /// Whether a key with this name and workspace may serve.
     #[must_use]
     pub fn permit(&self, key: Option<&str>, workspace: Option<&str>) -> bool {
         let is_listed =
@@ -82,38 +81,38 @@ impl AllowedKeys {
     }
 }
 
-/// A client: its name and what it may do.
+/// A configured client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {
-    /// Its name.
+    /// Identifies it in usage records and logs.
     pub name: ClientName,
-    /// What it may do.
+    /// Its limits.
     pub rules: Rules,
 }
 
-/// Whether somebody without a token may come with a key of the provider.
+/// Whether a client without a token may bring a key of the provider.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AnonymousAccess {
-    /// What is no token is refused, or without tokens left out.
+    /// A credential that is not a token is refused; without configured tokens it is ignored.
     #[default]
     Refused,
-    /// What is no token is taken for the stranger's own key.
+    /// A credential that is not a token is used as the client's own key.
     BringKeys,
 }
 
-/// Who may ask.
+/// The configured clients.
 #[derive(Clone, Debug)]
 pub struct Clients {
-    /// By the first word of their tokens' fingerprints: where one is looked for, and so how long it
-    /// takes, nobody can choose who does not know the token.
+    /// By the first word of the fingerprint of their tokens. A client without the token cannot choose the
+    /// bucket, and with it the time that a lookup takes.
     known: HashMap<u64, Vec<(Arc<Client>, TokenFingerprint)>>,
-    /// Whoever has no token.
+    /// The client of requests without a token.
     other: Arc<Client>,
     strangers: AnonymousAccess,
 }
 
 impl Clients {
-    /// Those with a token; without any, everyone.
+    /// The clients with a token; without any, every request is accepted.
     #[must_use]
     pub fn new(clients: Vec<(Client, TokenFingerprint)>, strangers: AnonymousAccess) -> Self {
         let name = ClientName::new(if clients.is_empty() { "local" } else { "own" });
@@ -131,24 +130,25 @@ impl Clients {
         !self.known.is_empty()
     }
 
-    /// Whether it is one of them, where they need a token, and not a stranger with an own key.
+    /// Whether the caller was authenticated by a token, where tokens are needed, and is not an anonymous
+    /// client with its own key.
     #[must_use]
     pub fn include(&self, caller: &Caller) -> bool {
         !self.are_known() || !Arc::ptr_eq(&caller.client, &self.other)
     }
 
-    /// The names of those that have a token.
+    /// The names of the clients that have a token.
     pub fn token_holders(&self) -> impl Iterator<Item = &ClientName> {
         self.known.values().flatten().map(|(client, _)| &client.name)
     }
 
-    /// The names of all.
+    /// The names of all clients.
     pub fn names(&self) -> impl Iterator<Item = &ClientName> {
         let known = self.known.values().flatten().map(|(client, _)| client);
         known.chain([&self.other]).map(|client| &client.name)
     }
 
-    /// Whose token this is.
+    /// The client of this token.
     fn of_token(&self, token: &str) -> Option<&Arc<Client>> {
         if self.are_known() { self.of_print(&TokenFingerprint::of(token)) } else { None }
     }
@@ -159,38 +159,38 @@ impl Clients {
     }
 }
 
-/// Who asks, and with whose key.
+/// The client of a request, and the key that serves it.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// The client.
+    /// The client, with its limits.
     pub client: Arc<Client>,
-    /// The key it brings; without one, the pool serves.
+    /// The key that it brings; without one, the pool serves.
     pub own_key: Option<ApiKey>,
 }
 
-/// Why a client is not let in.
+/// Why a client is not authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unidentified {
-    /// It presents nothing.
+    /// It presents no credential.
     #[error("the client presents no token")]
     Missing,
-    /// It presents something, and no client has it.
+    /// It presents a credential, and that of no client.
     #[error("the client presents a token that nobody has")]
     Wrong,
-    /// It may bring its own key, and brings a text that no header could carry to the provider.
+    /// It may bring its own key, and presents a text that is not a valid header value.
     #[error("the client's own key is malformed")]
     MalformedKey,
 }
 
-/// The client that asks.
+/// Identifies the client of a request.
 ///
 /// # Errors
 ///
-/// When tokens are asked for and none that is presented is one, and when a client that may bring its own
-/// key brings a malformed one: serving it from the pool would spend another's credits.
+/// When tokens are needed and no valid one is presented, and when a client that may bring its own key
+/// presents a malformed one: serving it from the pool would spend other clients' credits.
 pub fn identify(clients: &Clients, headers: &HeaderMap, query: Option<&str>) -> Result<Caller, Unidentified> {
     let presented = || presented(headers, query);
-    // One that is no token: what the SDK was given as its key.
+    // A credential that is not a token: the key that the SDK was configured with.
     let own_key = || {
         let keys = presented().filter_map(|credential| match credential {
             Presented::Key(key) => Some(key),
@@ -209,7 +209,7 @@ pub fn identify(clients: &Clients, headers: &HeaderMap, query: Option<&str>) -> 
         let own_key = if client.rules.may_bring_key { own_key()? } else { None };
         return Ok(Caller { client: Arc::clone(client), own_key });
     }
-    // Who presents a token means to be known by it.
+    // A client that presents a token in `x-keychoir-token` must be authenticated by it.
     let has_token = presented().any(|credential| matches!(credential, Presented::Token(_)));
     let own_key = match clients.strangers {
         AnonymousAccess::BringKeys if !has_token => own_key()?,
@@ -294,7 +294,7 @@ mod tests {
         assert_eq!((caller.client.name.as_str(), caller.own_key.is_none()), ("local", true));
     }
 
-    /// Whose request it is and which key goes with it.
+    /// The client of a request, and the key that it brings.
     #[track_caller]
     fn check_own(
         clients: &Clients,
@@ -338,7 +338,7 @@ mod tests {
         check_own(&clients, &[ops], Some("xi_api_key=sk%20own"), Err(Unidentified::MalformedKey));
         check_own(&clients, &[ops], Some("xi_api_key=sk%0Aown"), Err(Unidentified::MalformedKey));
         check_own(&clients, &[ops, ("xi-api-key", "")], None, Ok(("ops", None)));
-        // One that can be sent is the one that is meant.
+        // Of a malformed and a valid key, the valid one is used.
         let both = Some("xi_api_key=sk_own");
         check_own(&clients, &[ops, ("xi-api-key", "sk own")], both, Ok(("ops", Some("sk_own"))));
     }

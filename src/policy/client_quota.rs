@@ -1,5 +1,5 @@
-//! How much of the pool a client may use: so many requests or credits in a day, in a month or for
-//! ever, and so many requests in a span. Days and months are the calendar's, in UTC.
+//! Client quotas and rate limits: maximum requests or credits per day, per month or in total, and maximum
+//! requests per span of time. Days and months are calendar periods in UTC.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,86 +8,86 @@ use jiff::tz::Offset;
 
 use super::units::{Grouped, UnixMs};
 
-/// What a client may use before it is told to stop.
+/// The quota of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientQuota {
-    /// How much.
+    /// Maximum in the period.
     pub amount: u64,
-    /// Of what.
+    /// The unit of the amount.
     pub measure: Measure,
-    /// In what time.
+    /// The period after which the count is reset.
     pub period: Period,
 }
 
-/// What is counted.
+/// What a quota counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Measure {
     /// Requests that the provider charges for and has served.
     Requests,
-    /// Credits that it has charged.
+    /// Credits that the provider has charged.
     Credits,
 }
 
-/// When counting begins anew.
+/// When the count is reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Period {
     /// At midnight.
     Day,
-    /// At the first midnight of a month.
+    /// At midnight of the first of a month.
     Month,
     /// Never.
     Ever,
 }
 
-/// A client has used what it may.
+/// The error of a client whose quota does not suffice for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the client has used its {allowance}")]
 pub struct QuotaSpent {
-    /// What it had.
+    /// The quota.
     pub allowance: ClientQuota,
-    /// When it has it again.
+    /// When the count is reset; `None` for never.
     pub begins_anew: Option<UnixMs>,
-    /// Some is left, but less than the request may cost; `None` when nothing is left.
+    /// Set when some of the quota is left, but less than the request may cost.
     pub shortfall: Option<QuotaShortfall>,
 }
 
-/// What is left of a quota, and what a request would take.
+/// The rest of a quota, and the cost of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QuotaShortfall {
-    /// Neither used nor reserved by other requests of the client.
+    /// Amount neither used nor reserved by other requests of the client.
     pub left: u64,
-    /// The most that the request may take.
+    /// Upper bound of the amount that the request may use.
     pub needed: u64,
 }
 
 impl ClientQuota {
-    /// Whether a client that has used so much may go on.
+    /// Whether a client that has used this much may send another request.
     ///
     /// # Errors
     ///
-    /// When all is used, with when it begins anew.
+    /// When the quota is used up, with the time of its reset.
     pub fn check(&self, used: u64, now: UnixMs) -> Result<(), QuotaSpent> {
         self.check_for(used, 0, now)
     }
 
-    /// Whether `more` fit beside `taken`, what the client has used and what its requests under way have
-    /// reserved. When all is taken, nothing fits, not even 0.
+    /// Whether `more` fits beside `taken`, the amount that the client has used and its requests in flight
+    /// have reserved. When the quota is used up, nothing fits, not even 0.
     ///
     /// # Errors
     ///
-    /// When they do not fit, with how much is left.
+    /// When it does not fit, with the amount that is left.
     pub fn check_for(&self, taken: u64, more: u64, now: UnixMs) -> Result<(), QuotaSpent> {
         if self.has_room(taken, more) { Ok(()) } else { Err(self.refusal(taken, more, now)) }
     }
 
-    /// Whether `more` fit beside `taken`.
+    /// Whether `more` fits beside `taken`.
     #[must_use]
     pub fn has_room(&self, taken: u64, more: u64) -> bool {
         let left = self.amount.saturating_sub(taken);
         left > 0 && more <= left
     }
 
-    /// What a client is told for which `more` do not fit beside `taken`.
+    /// The error of a client for which `more` does not fit beside `taken`.
     #[must_use]
     pub fn refusal(&self, taken: u64, more: u64, now: UnixMs) -> QuotaSpent {
         let left = self.amount.saturating_sub(taken);
@@ -115,7 +115,7 @@ impl fmt::Display for ClientQuota {
 const DAY_MS: u64 = 86_400_000;
 
 impl Period {
-    /// All of them, from the shortest.
+    /// All periods, from the shortest.
     pub const ALL: [Self; 3] = [Self::Day, Self::Month, Self::Ever];
 
     /// When the period of `now` began.
@@ -128,7 +128,7 @@ impl Period {
         }
     }
 
-    /// When the period of `now` is over.
+    /// When the period of `now` ends.
     #[must_use]
     pub fn end(self, now: UnixMs) -> Option<UnixMs> {
         match self {
@@ -146,16 +146,16 @@ impl Period {
             Self::Month => today - days_into_month(today),
             Self::Ever => 0,
         };
-        // Enough days until the year 2149.
+        // Sufficient for days until the year 2149.
         u16::try_from(begin).unwrap_or(u16::MAX)
     }
 }
 
-/// How many days have passed of the month in which the `day`th since 1970 lies. Every request asks it,
-/// and a calendar of all times and places takes ten times as long.
+/// Number of days since the first of the month of the `day`th day since 1970. Computed for every request;
+/// a general calendar library takes ten times as long.
 fn days_into_month(day: u64) -> u64 {
     const DAYS_OF_400_YEARS: u64 = 146_097;
-    // Years begin in March here, so that what is irregular is at their ends; the first is the year 0.
+    // Years begin in March here, so that leap days are at their end; the first is year 0.
     let day = (day + 719_468) % DAYS_OF_400_YEARS;
     let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
     let day = day - (365 * year + year / 4 - year / 100);
@@ -164,7 +164,7 @@ fn days_into_month(day: u64) -> u64 {
     day - (153 * month + 2) / 5
 }
 
-/// Midnight of the first of the month of `now`, or of one that is `later` by so many.
+/// Midnight of the first of the month of `now`, or of the month that is `later` by this many.
 fn first_of_month(now: UnixMs, later: i32) -> Option<UnixMs> {
     let now = jiff::Timestamp::from_millisecond(i64::try_from(now.0).ok()?).ok()?;
     let first = Offset::UTC.to_datetime(now).date().first_of_month();
@@ -173,37 +173,37 @@ fn first_of_month(now: UnixMs, later: i32) -> Option<UnixMs> {
     u64::try_from(begin.as_millisecond()).ok().map(UnixMs)
 }
 
-/// What was used in a period. It fits into one word with the number of its period, so that an amount
-/// and its period never belong to different moments.
+/// The amount used in a period. It fits into one word with the number of its period, so that amount and
+/// period always belong together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     number: u16,
     amount: u64,
 }
 
-/// The largest amount; no honest one comes near it.
+/// The largest amount that fits; no real use comes near it.
 const AMOUNT_MAX: u64 = (1 << 48) - 1;
 
 impl Tally {
-    /// Reads a word.
+    /// Unpacks a word.
     #[must_use]
     pub fn of_word(word: u64) -> Self {
         Self { number: u16::try_from(word >> 48).unwrap_or(u16::MAX), amount: word & AMOUNT_MAX }
     }
 
-    /// The word for it.
+    /// Packs it into a word.
     #[must_use]
     pub fn word(self) -> u64 {
         u64::from(self.number) << 48 | self.amount
     }
 
-    /// What was used in the period of `now`. A clock that steps back finds what it has counted.
+    /// The amount used in the period of `now`. After a clock was set back, the later period still counts.
     #[must_use]
     pub fn used(self, period: Period, now: UnixMs) -> u64 {
         if self.number >= period.number(now) { self.amount } else { 0 }
     }
 
-    /// With so much more.
+    /// With `more` added.
     #[must_use]
     pub fn plus(self, more: u64, period: Period, now: UnixMs) -> Self {
         Self {
@@ -219,7 +219,7 @@ impl Tally {
     }
 
     /// With `more` used instead of `less` that was reserved, both in the period of that number. Unchanged
-    /// when that period is over: its count is gone.
+    /// when that period is over, because its count was reset.
     #[must_use]
     pub fn settled(self, number: u16, less: u64, more: u64) -> Self {
         if self.number != number {
@@ -229,12 +229,12 @@ impl Tally {
     }
 }
 
-/// So many requests in a span: all of them at once, if the client likes, and then evenly.
+/// A rate limit: up to `requests` at once, which then become available again evenly over `span`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// How many; at least 1.
+    /// Maximum number of requests per span; at least 1.
     pub requests: u32,
-    /// In what span.
+    /// The span in which that many requests become available again.
     pub span: Duration,
 }
 
@@ -249,12 +249,12 @@ impl fmt::Display for Rate {
 }
 
 impl Rate {
-    /// Books a request at `now`. `booked` is until when the client's requests are booked so far;
-    /// both count nanoseconds from the same moment. Returns the new `booked`.
+    /// Counts a request at `now`. `booked` is the time up to which the client's requests use its rate so
+    /// far; both are nanoseconds since the same moment. Returns the new `booked`.
     ///
     /// # Errors
     ///
-    /// When there is no room, with how long until there is.
+    /// When the rate is exceeded, with the time until the next request fits.
     pub fn book(&self, booked: u64, now: u64) -> Result<u64, Duration> {
         let span = u64::try_from(self.span.as_nanos()).unwrap_or(u64::MAX);
         let next = booked.max(now).saturating_add(span / u64::from(self.requests.max(1)));

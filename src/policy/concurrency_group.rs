@@ -1,19 +1,19 @@
-//! Lanes: what the provider counts together when it counts requests that run at once.
+//! Concurrency groups: the requests that the provider counts together when it limits concurrent requests.
 //!
-//! It keeps a budget for each family of models in each workspace, so speech of a slow model does
-//! not take the place of a transcription. A plan's numbers are where we begin; what the provider
-//! says itself, in a header or a refusal, wins.
+//! It keeps a limit per family of models in each workspace, so that speech of a slow model does not take
+//! the slot of a transcription. The limit of the plan is the initial value; one that the provider reports
+//! in a header or a refusal replaces it.
 
 use super::endpoint::Operation;
 
-/// One budget of a workspace. Lanes are numbered, so that a workspace can count them in an array.
+/// One concurrency group. Groups are numbered, so that a workspace can keep its limiters in an array.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConcurrencyGroup(u8);
 
 impl ConcurrencyGroup {
     /// Speech of the full models.
     pub const SPEECH: Self = Self(0);
-    /// Speech of the fast ones: Flash and Turbo.
+    /// Speech of the fast models: Flash and Turbo.
     pub const FAST_SPEECH: Self = Self(1);
     /// Speech to speech.
     pub const CONVERSION: Self = Self(2);
@@ -23,15 +23,15 @@ impl ConcurrencyGroup {
     pub const EFFECTS: Self = Self(4);
     /// Music.
     pub const MUSIC: Self = Self(5);
-    /// Everything else that is charged.
+    /// Any other charged work.
     pub const OTHER: Self = Self(6);
-    /// Speech to text while it is spoken.
+    /// Live speech to text.
     pub const LIVE_TRANSCRIPTION: Self = Self(7);
     /// Conversations with agents.
     pub const CONVERSATION: Self = Self(8);
-    /// The first of those that groups get which have none of the names above.
+    /// The first number for groups of the provider that have none of the names above.
     const FIRST_EXTRA: u8 = 9;
-    /// How many there are at the most.
+    /// Maximum number of groups.
     pub const COUNT: usize = 16;
 
     /// Its number, below [`COUNT`](Self::COUNT).
@@ -40,19 +40,19 @@ impl ConcurrencyGroup {
         usize::from(self.0)
     }
 
-    /// All of them, in the order of their numbers.
+    /// All groups, in the order of their numbers.
     pub fn all() -> impl Iterator<Item = Self> {
         (0..).take(Self::COUNT).map(Self)
     }
 
-    /// The `n`th lane without a name, from 0; `None` when there are no more.
+    /// The `n`th unnamed group, from 0; `None` when there are no more.
     #[must_use]
     pub fn extra(n: usize) -> Option<Self> {
         let number = u8::try_from(n).ok()?.checked_add(Self::FIRST_EXTRA)?;
         (usize::from(number) < Self::COUNT).then_some(Self(number))
     }
 
-    /// The lane of a model by its name.
+    /// The group of a model, by its name.
     #[must_use]
     pub fn of_model(id: &str) -> Option<Self> {
         let has = |word| id.contains(word);
@@ -75,7 +75,7 @@ impl ConcurrencyGroup {
         }
     }
 
-    /// The lane of a kind of work, when no model is named. `None` for what is not counted.
+    /// The group of a kind of work, when no model is named. `None` for work that is not limited.
     #[must_use]
     pub fn of_work(work: Operation) -> Option<Self> {
         match work {
@@ -91,10 +91,10 @@ impl ConcurrencyGroup {
         }
     }
 
-    /// How many requests of this lane may run at once on a plan. `None` when no one says.
+    /// Maximum number of concurrent requests of this group on a plan. `None` when it is unknown.
     ///
-    /// Source: the provider's blog of June 2026. The numbers move, so they hold only until an
-    /// answer names another.
+    /// Source: the provider's blog of June 2026. The numbers change, so they hold only until a response
+    /// reports another.
     #[must_use]
     pub fn plan_max(self, tier: &str) -> Option<u32> {
         let speech = match tier {

@@ -1,20 +1,20 @@
-//! What a request has cost, as the answer says it.
+//! The cost of a request and the concurrency limit that a response's headers report.
 
 use http::HeaderMap;
 
-/// What an answer's headers tell of its price and its place.
+/// The cost and the concurrency limit in a response's headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReportedCost {
-    /// Credits charged, from the answer's `character-cost` (the wire's name) or `x-character-count`
-    /// (the name in the provider's introduction). `None` when neither says.
+    /// Credits charged, from the response's `character-cost` (the header in use) or `x-character-count`
+    /// (the name in the provider's introduction). `None` when it has neither.
     pub credits: Option<u64>,
-    /// How many requests of this kind may run at once in the workspace, from the answer's
-    /// `maximum-concurrent-requests`. Source: captured answers of August 2026.
+    /// Maximum concurrent requests of this kind in the workspace, from the response's
+    /// `maximum-concurrent-requests`. Source: captured responses of August 2026.
     pub concurrency_max: Option<u32>,
 }
 
 impl ReportedCost {
-    /// Found in one pass over the names: most answers have none of them.
+    /// Parses the headers in one pass over their names: most responses have none of them.
     #[must_use]
     pub fn by(headers: &HeaderMap) -> Self {
         let (mut charged, mut counted, mut concurrency_max) = (None, None, None);
@@ -31,11 +31,11 @@ impl ReportedCost {
     }
 }
 
-/// No request costs as much: the largest plans have some ten million credits in a month. A larger figure is
-/// a fault of its sender, and sums of such figures would run over.
+/// Maximum plausible cost: the largest plans have some ten million credits a month. A larger figure is an
+/// error of its sender, and sums of such figures would overflow.
 const MAX_CREDITS: u64 = 1_000_000_000;
 
-/// Whole credits; a fraction counts as a whole one.
+/// Whole credits, rounded up.
 fn credits(text: &str) -> Option<u64> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let is_number =

@@ -1,8 +1,8 @@
-//! What a path is: its route for logs and books, what calling it does, whether it costs credits,
-//! and whether it would let a client harm the pool.
+//! Classifies a request by method and path: its route for logs and usage records, its effect, whether it
+//! costs credits, and whether it could harm the pool.
 //!
-//! Unknown paths pass: the API grows by dozens of paths a month. Only the short list of what could
-//! disable a key, mint a key or manage the workspace is denied.
+//! Unknown paths are allowed, because the API grows by dozens of paths a month. Only a short list is
+//! denied: endpoints that could disable a key, create a key or manage the workspace.
 
 mod billing;
 mod route;
@@ -19,61 +19,60 @@ use super::socket::Dialect;
 pub use route::Route;
 pub(super) use words::Literal;
 
-/// What is known of a request by its method and path.
+/// The classification of a request by its method and path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// The path with every identifier replaced by `{id}`: `/v1/text-to-speech/{id}/stream`.
     pub route: Route,
-    /// What calling it does.
+    /// Whether it changes anything.
     pub effect: Effect,
     /// Whether the provider charges for it.
     pub metering: Metering,
-    /// What is known of its price, for the quota of its client.
+    /// What is known about its price, for the client's quota.
     pub billing: Billing,
-    /// Whether its answer lets the client use the provider without the proxy.
+    /// Whether its response lets the client use the provider without the proxy.
     pub gives_access: bool,
-    /// What kind of work it is.
+    /// The kind of work, which determines its price and concurrency group.
     pub work: Operation,
-    /// What the key must be allowed to do, where that is known.
+    /// The permission that the key needs, where it is known.
     pub permission: Option<Permission>,
     /// Whether a client of the pool may call it.
     pub access: Access,
-    /// Whether its answer describes the owner of the key.
+    /// Whether its response describes the owner of the key.
     pub shows_owner: bool,
-    /// Whether its answer gives the address of a socket.
+    /// Whether its response contains the address of a WebSocket.
     pub gives_address: bool,
-    /// Whether it makes a voice that takes a slot of its workspace.
+    /// Whether it creates a voice that takes a slot of its workspace.
     pub adds_voice: bool,
-    /// What is spoken on it, when it is a socket.
+    /// The protocol of its messages, when it is a WebSocket.
     pub socket: Option<Dialect>,
 }
 
 /// Whether an endpoint costs credits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metering {
-    /// It does; the answer's `character-cost` says how many, where the provider sends it.
+    /// It does; the response's `character-cost` reports how many, where the provider sends it.
     Credits,
     /// It does not, as far as is known.
     Free,
 }
 
-/// What kind of work a request is: which rule its price follows, and with what it is counted when
-/// it runs at once.
+/// The kind of work of a request, which determines the rule of its price and its concurrency group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// None: it reads, or manages, and costs nothing.
+    /// No charged work: the request reads or manages resources.
     Reading,
     /// Text to speech.
     Speech,
-    /// Text of several speakers.
+    /// Text to dialogue, with several speakers.
     Dialogue,
     /// Speech to speech.
     Conversion,
-    /// Audio without its noise.
+    /// Audio isolation, which removes noise.
     Isolation,
     /// Speech to text, and alignment.
     Transcription,
-    /// Speech to text while it is spoken.
+    /// Live speech to text.
     LiveTranscription,
     /// A conversation with an agent.
     Conversation,
@@ -81,7 +80,7 @@ pub enum Operation {
     Effects,
     /// Music.
     Music,
-    /// Anything else that is charged.
+    /// Any other charged work.
     Other,
 }
 
@@ -108,30 +107,30 @@ impl Operation {
 pub enum Access {
     /// It may.
     Open,
-    /// It may not, and why.
+    /// It may not, with the reason.
     Denied(&'static str),
 }
 
-/// Looks a request up. `path` is as it was received.
+/// Classifies a request. `path` is as received.
 ///
 /// # Errors
 ///
-/// When the path could be read in more than one way.
+/// When the path is ambiguous.
 pub fn lookup(method: &Method, path: &str) -> Result<Endpoint, Ambiguous> {
     Ok(Endpoint::of(method, &Path::read(path)?.words()))
 }
 
-/// What would be spoken on a socket at this path; `None` when it could be read in more than one way.
+/// The protocol of a WebSocket at this path; `None` when the path is ambiguous.
 #[must_use]
 pub fn socket_at(path: &str) -> Option<Dialect> {
     Some(dialect(&Path::read(path).ok()?.words()))
 }
 
 impl Endpoint {
-    /// What is known of a request by the words of its path.
+    /// Classifies a request by the segments of its path.
     #[must_use]
     pub fn of(method: &Method, words: &Segments<'_>) -> Self {
-        // The version says nothing of what a path does.
+        // The API version does not change the meaning of a path.
         let Prefix { names, count, is_all, .. } = behind_version(words);
         let rest = &names[..count];
         let work = if *method == Method::POST { work(rest) } else { Operation::Reading };
@@ -153,7 +152,7 @@ impl Endpoint {
         }
     }
 
-    /// The same of one that opens a socket.
+    /// Classifies a request that opens a WebSocket.
     #[must_use]
     pub fn of_socket(words: &Segments<'_>) -> Self {
         let dialect = dialect(words);
@@ -176,19 +175,19 @@ fn dialect(words: &Segments<'_>) -> Dialect {
     Dialect::of(&names[..count], has_version)
 }
 
-/// No decision looks at more words of a path than these.
+/// Maximum number of path segments that a decision examines.
 const LOOKED_AT: usize = 6;
 
-/// The first words behind the version.
+/// The first segments after the version.
 struct Prefix<'a> {
     names: [&'a str; LOOKED_AT],
     count: usize,
     has_version: bool,
-    /// Whether there are no more than these.
+    /// Whether the path has no further segments.
     is_all: bool,
 }
 
-/// Words that are no literals are as they were written: no decision is about them.
+/// Segments that are not literals are kept as written: no decision is about them.
 fn behind_version<'a>(words: &Segments<'a>) -> Prefix<'a> {
     let (rest, has_version) = match &**words {
         [version, rest @ ..] if is_any_version(version) => (rest, true),
@@ -201,13 +200,13 @@ fn behind_version<'a>(words: &Segments<'a>) -> Prefix<'a> {
     Prefix { names, count: rest.len().min(LOOKED_AT), has_version, is_all: rest.len() <= LOOKED_AT }
 }
 
-/// A version in either case.
+/// A version in upper or lower case.
 fn is_any_version(word: &Segment<'_>) -> bool {
     let name = word.name();
     is_version(name) || name.strip_prefix('V').is_some_and(|_| is_version(&name.to_ascii_lowercase()))
 }
 
-/// The work of a `POST`, by the first word of its path.
+/// The work of a `POST`, by the first segment of its path.
 fn work(rest: &[&str]) -> Operation {
     match rest.first().copied().unwrap_or_default() {
         "text-to-speech" => Operation::Speech,
@@ -241,12 +240,12 @@ fn access(rest: &[&str]) -> Access {
     }
 }
 
-/// Whether `path`, as it was received, is `prefix` or below it. A segment `{id}` of the prefix is any
-/// one segment.
+/// Whether `path`, as received, is `prefix` or below it. A segment `{id}` of the prefix matches any
+/// segment.
 #[must_use]
 pub fn is_within(path: &str, prefix: &str) -> bool {
     let Ok(path) = Path::read(path) else { return false };
-    // Prefixes are plain, and the root is written as nothing.
+    // Prefixes are plain, and the root is the empty prefix.
     let (path, prefix) = (path.words(), Segments::of(prefix));
     let is_it =
         |wanted: &str, found: &Segment<'_>| wanted == "{id}" || wanted.eq_ignore_ascii_case(found.text());

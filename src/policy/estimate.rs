@@ -1,24 +1,24 @@
-//! What a request will cost, before it is sent: enough to pass over a key that cannot pay.
+//! Estimates the cost of a request before it is sent, so that keys without enough credits are skipped.
 //!
-//! An estimate is an upper bound where the provider's rule is known: plans charge less for the same
-//! text, none charges more. `character-cost` of the answer settles it.
+//! An estimate is an upper bound where the provider's rule is known: some plans charge less for the same
+//! text, none charges more. The `character-cost` of the response replaces it.
 
 use super::endpoint::Operation;
 use super::models::Models;
 use super::request_body::{DEFAULT_MODEL, RequestBodyFeatures};
 
-/// Credits a second of a sound effect whose length is given.
-/// Source: the provider's documentation; 5 to 10 were measured.
+/// Credits per second of a sound effect with a given length. Source: the provider's documentation; 5 to
+/// 10 were measured.
 const EFFECT_PER_SECOND: u64 = 20;
-/// A sound effect that chooses its own length: 100 to 200 in the documentation.
+/// Credits of a sound effect without a given length: 100 to 200 in the documentation.
 const EFFECT: u64 = 200;
-/// Credits a minute of voice changer and isolation. Source: the provider's documentation.
+/// Credits per minute of voice changer and isolation. Source: the provider's documentation.
 const AUDIO_PER_MINUTE: u64 = 1_000;
-/// Bytes of a second of audio in the format that most uploads have: MP3 of 128 kbit/s.
+/// Bytes per second of audio in the most common upload format: MP3 of 128 kbit/s.
 const AUDIO_BYTES_PER_SECOND: u64 = 16_000;
 
-/// Credits that a request will cost, as far as its kind, its words and the size of its body say.
-/// `None` when nobody can tell; 0 for what is free.
+/// The estimated cost in credits, from the kind of work, the text and the size of the body. `None` when
+/// it cannot be estimated; 0 for a free request.
 #[must_use]
 pub fn estimate(
     work: Operation,
@@ -37,7 +37,7 @@ pub fn estimate(
         }
         Operation::Conversion | Operation::Isolation => body_bytes
             .map(|bytes| bytes.saturating_mul(AUDIO_PER_MINUTE).div_ceil(60 * AUDIO_BYTES_PER_SECOND)),
-        // The length of what is heard, or made, is not known before.
+        // The length of the input or the output is not known in advance.
         Operation::Transcription
         | Operation::LiveTranscription
         | Operation::Conversation
@@ -46,8 +46,8 @@ pub fn estimate(
     }
 }
 
-/// Credits per minute of a session that reports no price while it runs. Source: the list prices of
-/// June 2026 (0.08 USD a minute of an agent, 0.39 USD an hour of live transcription), at 0.10 USD for 1,000
+/// Credits per minute of a session that reports no cost while it runs. Source: the list prices of June
+/// 2026 (0.08 USD per minute of an agent, 0.39 USD per hour of live transcription), at 0.10 USD for 1,000
 /// credits.
 #[must_use]
 pub fn credits_per_minute(work: Operation) -> Option<u64> {

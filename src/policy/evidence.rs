@@ -1,12 +1,12 @@
-//! What refusals prove of a key or a workspace, and what that means at a moment.
+//! What refusals prove about a key or a workspace, and the key state that follows at a given moment.
 //!
 //! A refusal is evidence: it has a scope (the key, the workspace, or one concurrency group of that), a
-//! strength (with figures, or in words that are known) and a time. What follows from it is computed here
-//! from the evidence and the last poll of the provider, and only evidence is stored: a better rule
+//! strength (with figures, or only in known words) and a time. Key state is computed here from the
+//! evidence and the last poll of the provider. Only evidence is stored, so that a better rule also
 //! changes what old evidence means.
 //!
-//! Refusals about anything narrower (a feature, a permission, an endpoint, one request) are not here:
-//! they say nothing of a key as such. See [`features`](super::features).
+//! Refusals about anything narrower (a feature, a permission, an endpoint, one request) are not evidence,
+//! because they prove nothing about a key as such. See [`features`](super::features).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,19 +16,19 @@ use super::concurrency_group::ConcurrencyGroup;
 use super::key_state::{Cooldown, CooldownReason};
 use super::units::UnixMs;
 
-/// What a refusal claims.
+/// What a refusal claims about a key or workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClaimedFault {
-    /// Credits do not suffice.
+    /// The credits do not suffice.
     Credits {
-        /// What was left and what the request needed; `None` when the words had no figures.
+        /// The remaining and the required credits; `None` when the refusal had no figures.
         figures: Option<(u64, u64)>,
-        /// What was left in the numbers of our own estimates, which are upper bounds.
+        /// The remaining credits in the units of our own estimates, which are upper bounds.
         left_by_estimate: u64,
     },
     /// Too many requests of a concurrency group in a span of time.
     RateLimited(ConcurrencyGroup),
-    /// The account is locked: unpaid, or terms not accepted.
+    /// The account is locked: an unpaid bill, or terms not accepted.
     Locked,
     /// The account is suspected of abuse.
     Suspected,
@@ -39,8 +39,8 @@ pub enum ClaimedFault {
 }
 
 impl ClaimedFault {
-    /// What a verdict claims of its key or workspace; `None` for one that is about something narrower.
-    /// `estimate` is what the request was expected to cost, `lane` its concurrency group.
+    /// The claim of a verdict about its key or workspace; `None` for a verdict about something narrower.
+    /// `estimate` is the expected cost of the request, `group` its concurrency group.
     #[must_use]
     pub fn of(verdict: Verdict, estimate: Option<u64>, group: Option<ConcurrencyGroup>) -> Option<Self> {
         match verdict {
@@ -69,8 +69,8 @@ impl ClaimedFault {
     fn credits(shortfall: Shortfall, estimate: Option<u64>) -> Self {
         let figures = shortfall.figures();
         let left_by_estimate = match (figures, estimate) {
-            // Our estimates are larger than the provider's prices on some plans, by the same factor.
-            // An estimate of nothing is that of a request that should be free, and measures nothing.
+            // On some plans our estimates exceed the provider's prices by a constant factor. An estimate
+            // of 0 is one of a request that should be free, from which no factor can be computed.
             (Some((left, required)), Some(estimate)) if estimate > 0 => {
                 let scaled = u128::from(left) * u128::from(estimate) / u128::from(required.max(1));
                 u64::try_from(scaled).unwrap_or(u64::MAX)
@@ -81,8 +81,8 @@ impl ClaimedFault {
         Self::Credits { figures, left_by_estimate }
     }
 
-    /// Whether it is about the key, and not about its workspace; `is_cap` tells a key's own cap from
-    /// the workspace's credits.
+    /// Whether the claim is about the key and not about its workspace; `is_cap` tells a key's own cap
+    /// from the workspace's credits.
     #[must_use]
     pub fn is_of_key(self, is_cap: bool) -> bool {
         match self {
@@ -92,7 +92,7 @@ impl ClaimedFault {
         }
     }
 
-    /// Whether both are about the same, so that the later one takes the other's place.
+    /// Whether both are the same claim, so that the later one replaces the earlier one.
     #[must_use]
     pub fn is_same(self, other: Self) -> bool {
         match (self, other) {
@@ -101,7 +101,7 @@ impl ClaimedFault {
         }
     }
 
-    /// The word for it where evidence is stored and shown.
+    /// The identifier of the claim in the database and in status pages.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -118,14 +118,14 @@ impl ClaimedFault {
 /// How much a refusal proves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strength {
-    /// It names figures, or the span after which to come back.
+    /// It has figures, or the time after which to retry.
     Figures,
-    /// It has words that are known, and no more.
+    /// It has known words only.
     Words,
 }
 
 impl Strength {
-    /// The word for it where evidence is shown.
+    /// The identifier of the strength in status pages.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -138,34 +138,34 @@ impl Strength {
 /// A refusal, as evidence about a key or a workspace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Evidence {
-    /// What it claims.
+    /// The claim, with its figures.
     pub claim: ClaimedFault,
-    /// When it came.
+    /// When the refusal was received.
     pub at: UnixMs,
-    /// The span that the provider named in `Retry-After`.
+    /// The time that the provider named in `Retry-After`.
     pub named_span: Option<Duration>,
-    /// Whether another account has refused the same request in the same words: then it may be about the
-    /// request, and one request may try again.
+    /// Whether another account has refused the same request in the same words: the refusal may be about
+    /// the request, and one request may probe the key.
     pub is_agreed: bool,
-    /// Where it was met.
+    /// The response that it was taken from.
     pub source: Source,
 }
 
-/// Where evidence was met, for people who ask why.
+/// The response that evidence was taken from, for diagnosis.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Source {
-    /// The status of the answer; `None` when it came on a socket.
+    /// The status of the response; `None` when the refusal came on a WebSocket.
     pub status: Option<u16>,
-    /// The provider's words, without anything secret.
+    /// The provider's words, without secrets.
     pub words: Arc<str>,
     /// The route of the request.
     pub route: Arc<str>,
-    /// The request.
+    /// The identifier of the request.
     pub request_id: Arc<str>,
 }
 
 impl Evidence {
-    /// How much it proves.
+    /// How much the evidence proves.
     #[must_use]
     pub fn strength(&self) -> Strength {
         let has_figures = matches!(self.claim, ClaimedFault::Credits { figures: Some(_), .. });
@@ -173,54 +173,54 @@ impl Evidence {
     }
 }
 
-/// What the provider said when it was last polled with a key.
+/// The result of the last poll with a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Poll {
-    /// When it answered.
+    /// When the response to the poll was received.
     pub at: UnixMs,
-    /// What.
+    /// What the response means.
     pub result: PollResult,
 }
 
-/// The result of a poll, as far as evidence is weighed by it.
+/// The result of a poll, as far as it can confirm or refute evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PollResult {
     /// The workspace's figures.
     Figures {
         /// Credits that may still be spent; `None` when there is no limit, or none is known.
         left: Option<u64>,
-        /// Whether the provider says that the bill is paid, or that it is not.
+        /// Whether the latest invoice is paid; `None` when the provider does not report it.
         is_paid: Option<bool>,
     },
-    /// The key is good and may not read them.
+    /// The key is valid, but may not read its quota.
     Unreadable,
-    /// The key is refused as such.
+    /// The key itself is refused.
     Invalid,
 }
 
-/// How long evidence holds, where nothing else says so.
+/// How long evidence holds, where neither a figure nor a poll decides it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cooldowns {
-    /// After a refusal in words without figures: until the poll, or one request, tells more.
+    /// After a refusal in words without figures: until a poll or one request decides.
     pub unproven: Duration,
-    /// After a rate limit that names no span.
+    /// After a rate limit without a `Retry-After`.
     pub rate_limited: Duration,
-    /// The longest span that the provider can name.
+    /// Upper bound of a `Retry-After`.
     pub max_retry_after: Duration,
-    /// Of a spent account whose reset date is unknown.
+    /// For an exhausted account whose reset date is unknown.
     pub exhausted: Duration,
-    /// Of a locked account.
+    /// For a locked account.
     pub billing: Duration,
-    /// Of a key that is refused as such, until the poll confirms it.
+    /// For a key that was refused as invalid, until a poll confirms it.
     pub invalid_confirm: Duration,
-    /// Of a key that the poll confirmed to be invalid, or that is at the wrong host.
+    /// For a key that a poll confirmed to be invalid, or that belongs to another region.
     pub invalid: Duration,
     /// How long the provider's figures may lag behind what was spent.
     pub quota_lag: Duration,
 }
 
 impl Cooldowns {
-    /// Those of a configuration that names none.
+    /// The defaults of the configuration.
     pub const DEFAULT: Self = Self {
         unproven: Duration::from_secs(60),
         rate_limited: Duration::from_secs(60),
@@ -233,38 +233,38 @@ impl Cooldowns {
     };
 }
 
-/// What evidence means.
+/// The key state that follows from evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meaning {
-    /// Nothing any more: it is over, or something newer or stronger has refuted it.
+    /// None any more: the evidence has expired, or a newer or stronger fact has refuted it.
     Nothing,
-    /// The key or workspace is not asked.
+    /// The key or workspace is in cooldown.
     Rest {
-        /// Why, and until when.
+        /// Its reason and its end.
         cooldown: Cooldown,
-        /// Whether one request may try it before, when nothing else can serve: the words alone do not
-        /// prove that it cannot.
+        /// Whether one request may probe it before the end when no other key can serve: the words alone
+        /// do not prove the claim.
         is_probable: bool,
     },
-    /// The concurrency group is not asked.
+    /// The concurrency group is in cooldown.
     GroupRest {
-        /// Which.
+        /// The rate limited group.
         group: ConcurrencyGroup,
-        /// Until when.
+        /// The end of the cooldown.
         until: UnixMs,
         /// As above.
         is_probable: bool,
     },
-    /// Requests that cost more than this are not asked with it. Smaller ones are.
+    /// Requests that cost more than this do not use the key. Cheaper ones do.
     Short {
-        /// What is left, in the numbers of our estimates.
+        /// The remaining credits, in the units of our estimates.
         left: u64,
-        /// Until when that holds.
+        /// The end of this limit.
         until: UnixMs,
     },
 }
 
-/// What `evidence` means at `now`, after the last `poll`, for an account whose credits come back at
+/// What `evidence` means at `now`, after the last `poll`, for an account whose credits are reset at
 /// `resets_at`.
 #[must_use]
 pub fn meaning(
@@ -286,7 +286,7 @@ pub fn meaning(
         ClaimedFault::Credits { .. } if refutes_credits(evidence, later, cooldowns) => {
             return Meaning::Nothing;
         }
-        // Without a date the end is a guess, which one request may find to be wrong.
+        // Without a reset date the end is a guess, which one request may probe.
         ClaimedFault::Credits { figures: Some((0, _)), .. } => {
             rest(CooldownReason::Exhausted, spent_until(), resets_at.is_none())
         }
@@ -311,7 +311,7 @@ pub fn meaning(
             )
             | None => rest(CooldownReason::Billing, at.plus(cooldowns.unproven), true),
         },
-        // No poll tells of it. Asking again and again makes it worse.
+        // No poll reports it. Repeated attempts make it worse.
         ClaimedFault::Suspected => rest(CooldownReason::Billing, at.plus(cooldowns.billing), true),
         ClaimedFault::InvalidKey | ClaimedFault::WrongHost => {
             let is_wrong_host = evidence.claim == ClaimedFault::WrongHost;
@@ -335,7 +335,8 @@ pub fn meaning(
     if until > now { meant } else { Meaning::Nothing }
 }
 
-/// The rest that follows from all of this evidence, without a poll; a group that is rate limited is one.
+/// The cooldown that follows from all of this evidence, without a poll; a rate limited group counts as
+/// one.
 #[must_use]
 pub fn rest(
     evidence: &[Evidence],
@@ -351,8 +352,8 @@ pub fn rest(
     rests.reduce(Cooldown::joined)
 }
 
-/// Whether a poll refutes a claim about credits. Figures of a refusal are newer than those of a poll
-/// for as long as polls lag; words without figures yield to any figure.
+/// Whether a poll refutes a claim about credits. Figures of a refusal are newer than those of a poll as
+/// long as polls lag; words without figures yield to any figure of a poll.
 fn refutes_credits(evidence: &Evidence, later: Option<Poll>, cooldowns: &Cooldowns) -> bool {
     let ClaimedFault::Credits { figures, .. } = evidence.claim else { return false };
     let Some(Poll { at, result: PollResult::Figures { left, .. } }) = later else { return false };
@@ -361,13 +362,13 @@ fn refutes_credits(evidence: &Evidence, later: Option<Poll>, cooldowns: &Cooldow
     match figures {
         None => has_credits,
         Some((0, _)) => has_credits && is_settled,
-        // What is left is in the poll's own figure by then.
+        // By then the poll's own figure includes what was spent.
         Some(_) => is_settled,
     }
 }
 
-/// When a poll can decide over `evidence` that the last one could not; `None` when a poll has nothing
-/// to decide.
+/// When a poll can decide about `evidence` that the last poll could not; `None` when no poll can decide
+/// about it.
 #[must_use]
 pub fn poll_decides_at(evidence: &Evidence, poll: Option<Poll>, cooldowns: &Cooldowns) -> Option<UnixMs> {
     let was_polled = poll.is_some_and(|poll| poll.at > evidence.at);
@@ -385,8 +386,8 @@ pub fn poll_decides_at(evidence: &Evidence, poll: Option<Poll>, cooldowns: &Cool
     }
 }
 
-/// Whether a request that was served refutes `evidence`: one that began after it, in its scope.
-/// `is_charged` says whether it cost credits, `lane` is its concurrency group.
+/// Whether a served request refutes `evidence`: it began after the refusal, and is in its scope.
+/// `is_charged` says whether it cost credits, `group` is its concurrency group.
 #[must_use]
 pub fn is_refuted_by_service(
     evidence: &Evidence,
@@ -396,13 +397,13 @@ pub fn is_refuted_by_service(
 ) -> bool {
     let is_later = began_at >= evidence.at;
     match evidence.claim {
-        // What was served may have been small: only that nothing is left is refuted.
+        // The served request may have been a small one: it refutes only that no credits are left.
         ClaimedFault::Credits { figures: Some((0, _)) | None, .. }
         | ClaimedFault::Locked
         | ClaimedFault::Suspected => is_later && is_charged,
         ClaimedFault::Credits { figures: Some(_), .. } => false,
         ClaimedFault::RateLimited(limited) => is_later && group == Some(limited),
-        // Requests that were under way when it was refused were let in with it all the same.
+        // Requests in flight at the time of the refusal were accepted with the same key.
         ClaimedFault::InvalidKey | ClaimedFault::WrongHost => true,
     }
 }

@@ -1,5 +1,6 @@
-//! What of a request a plan may refuse, and what a refusal proves about it: the narrowest thing that
-//! its words name. Another request that needs the same goes first to accounts that were not refused.
+//! The features of a request that a plan may refuse, and what a refusal proves: the narrowest feature
+//! that its words name. Later requests with the same feature try the accounts first that were not
+//! refused.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,33 +13,33 @@ use super::models::Models;
 use super::permission::Permission;
 use super::replay::Effect;
 
-/// What a request asks for, as far as a plan or a permission may differ in it.
+/// What a request needs, as far as plans or permissions may differ in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestFeatures {
-    /// Where it goes.
+    /// The route of the request.
     pub route: Route,
-    /// Whether it changes something.
+    /// Whether it changes anything.
     pub effect: Effect,
-    /// The voice that its path or body names, as the hash that it is known by.
+    /// The voice that its path or body names, as a hash.
     pub voice: Option<Tag>,
-    /// The model that it names.
+    /// The model that its body names.
     pub model: Option<Arc<str>>,
     /// The output format that its query names.
     pub output_format: Option<Arc<str>>,
-    /// Characters of its text.
+    /// Number of characters of its text.
     pub characters: Option<u64>,
-    /// What the key must be allowed to do, where that is known.
+    /// The permission that the key needs, where it is known.
     pub permission: Option<Permission>,
-    /// Whether it makes a voice that takes a slot of its workspace.
+    /// Whether it creates a voice that takes a slot of its workspace.
     pub adds_voice: bool,
 }
 
-/// One thing that a plan, a workspace or a key may not be able to do.
+/// A feature that a plan, a workspace or a key may lack.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Feature {
-    /// A voice.
+    /// A voice, by its hash.
     Voice(Tag),
-    /// A model.
+    /// A model, by the provider's name.
     Model(Arc<str>),
     /// An output format.
     OutputFormat(Arc<str>),
@@ -46,13 +47,13 @@ pub enum Feature {
     TextLength(Option<Arc<str>>),
     /// A permission of a key.
     Permission(Permission),
-    /// An endpoint.
+    /// An endpoint; `true` for requests that change something.
     Endpoint(Route, bool),
-    /// A request of exactly this kind: nothing narrower was named.
+    /// A request of exactly this kind, when the refusal names nothing narrower.
     Alike(Box<Signature>),
 }
 
-/// What makes requests alike, where the words of a refusal name nothing.
+/// The properties in which two requests are alike, where the words of a refusal name no feature.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Signature {
     route: Route,
@@ -62,40 +63,40 @@ pub struct Signature {
     output_format: Option<Arc<str>>,
 }
 
-/// A feature, and from which size on, where it has one.
+/// A feature, with the size from which on it is limited, where it has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limit {
-    /// Which.
+    /// The limited feature.
     pub feature: Feature,
-    /// From how many characters on; 0 for what has no size.
+    /// The number of characters from which on it is limited; 0 for a feature without a size.
     pub from_characters: u64,
 }
 
-/// Of whom, and for how long, a limit is remembered.
+/// The scope and the duration for which a limit is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remembered {
-    /// Of the key, as a permission that may be granted.
+    /// For the key, as a permission that may be granted.
     Permission,
-    /// Of the workspace, and of others with its plan.
+    /// For the workspace, and for others with its plan.
     Plan,
-    /// Of the workspace, until one becomes free.
+    /// For the workspace, until a slot becomes free.
     Slots,
-    /// Of the workspace, as an endpoint that refuses it.
+    /// For the workspace, as an endpoint that refuses it.
     Endpoint,
-    /// Of the workspace, until a poll or another request tells more.
+    /// For the workspace, until a poll or another request decides.
     Unproven,
-    /// Of the workspace, as a rate, with the span that was named; of a concurrency group it is evidence about
-    /// the workspace instead.
+    /// For the workspace, as a rate limit with the named time. A rate limit of a concurrency group is
+    /// evidence about the workspace instead.
     RateLimit(Option<Duration>),
     /// The same in unknown words.
     Throttle(Option<Duration>),
-    /// Of the workspace, as too many at once; likewise.
+    /// For the workspace, as too many concurrent requests, unless they are of a concurrency group.
     Concurrency,
 }
 
 impl RequestFeatures {
-    /// What a refusal of this request proves to be missing, and how it is remembered. `None` for a verdict that is not about
-    /// what an account can do.
+    /// The limit that a refusal of this request proves, and how it is recorded. `None` for a verdict that
+    /// is not about what an account can do.
     #[must_use]
     pub fn refused(&self, verdict: Verdict) -> Option<(Limit, Remembered)> {
         let (subject, memory) = match verdict {
@@ -129,7 +130,7 @@ impl RequestFeatures {
         Some((self.limit(subject), memory))
     }
 
-    /// The narrowest thing that this request has of what a plan's refusal names.
+    /// The narrowest feature of this request that a plan's refusal names.
     fn limit(&self, subject: Subject) -> Limit {
         let whole = |feature| Limit { feature, from_characters: 0 };
         match (subject, self.voice, &self.model, &self.output_format, self.characters) {
@@ -142,7 +143,7 @@ impl RequestFeatures {
                 Limit { feature: Feature::TextLength(model.clone()), from_characters: characters }
             }
             (Subject::Cloning | Subject::Endpoint, ..) => whole(self.endpoint()),
-            // What the words name is not in what was seen of the request.
+            // The request has no known value for the named subject.
             (
                 Subject::Voice
                 | Subject::Model
@@ -154,7 +155,7 @@ impl RequestFeatures {
         }
     }
 
-    /// Whether plans are known to differ in it, before anything was refused.
+    /// Whether plans are known to differ in a feature of this request, before any refusal.
     #[must_use]
     pub fn may_be_limited(&self, models: &Models) -> bool {
         let is_long = || {
@@ -164,7 +165,7 @@ impl RequestFeatures {
         self.output_format.is_some() || self.adds_voice || is_long() == Some(true)
     }
 
-    /// All that may have been refused before of what this request needs.
+    /// All features of this request that an earlier refusal may have been about.
     pub fn all(&self) -> impl Iterator<Item = Feature> {
         let voice = self.voice.map(Feature::Voice);
         let model = self.model.clone().map(Feature::Model);

@@ -1,30 +1,30 @@
-//! How many clients may be connected under a limit of open files. A connection that is accepted and finds
-//! no file left for its connection to the provider would be answered 502, and the database could not be
-//! written; so accepting stops before that, and clients wait to be accepted.
+//! The maximum number of client connections under a limit of open files. An accepted connection without a
+//! file left for its upstream connection would get a 502, and the database could not be written; so
+//! accepting stops before that, and clients wait in the backlog.
 
-/// Files for everything that is neither a client's connection nor the provider's: the database with its
-/// logs, listeners, the workers' event queues, name lookups, the mirror, uploads on disk.
+/// Files for everything but client and upstream connections: the database with its logs, listeners, the
+/// workers' event queues, name lookups, the mirror, uploads on disk.
 const BASE: u64 = 128;
 
-/// What the configuration asks for.
+/// The configured limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestedLimits {
-    /// Clients connected at once.
+    /// Maximum client connections.
     pub connections: usize,
-    /// Requests under way at once, each with a connection to the provider.
+    /// Maximum requests in flight, each with an upstream connection.
     pub requests: usize,
-    /// Connections to the provider that are kept for later requests.
+    /// Maximum idle upstream connections.
     pub idle_connections: usize,
 }
 
-/// How many clients may be connected at once when `limit` files may be open: as many as are wanted, if
-/// each of them can have a request under way. At least one.
+/// The maximum number of client connections when `limit` files may be open: as many as configured, if
+/// each of them can have a request in flight. At least one.
 #[must_use]
 pub fn connections(limit: u64, wanted: RequestedLimits) -> usize {
     let usable = limit - BASE.min(limit / 2);
     let idle = (wanted.idle_connections as u64).min(usable / 4);
     let usable = usable - idle;
-    // Half of them with a request each, or all that are left beside the requests.
+    // Half of them with a request each, or all that remain besides the requests.
     let most = (usable / 2).max(usable.saturating_sub(wanted.requests as u64)).max(1);
     wanted.connections.min(usize::try_from(most).unwrap_or(usize::MAX))
 }

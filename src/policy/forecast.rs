@@ -1,25 +1,25 @@
-//! When credits will be gone, at the rate they are spent now.
+//! Forecasts when credits run out at the current rate of spending.
 
 use std::time::Duration;
 
 use super::budget::Quota;
 use super::units::UnixMs;
 
-/// What was spent lately, forgotten by halves: half of it after [`HALF_LIFE`]. One number and the
-/// moment it was true, so that it fits a word.
+/// Recent spending, decayed exponentially: half of it is left after [`HALF_LIFE`]. A number and its time,
+/// so that both fit one word.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Spending {
-    /// Credits, each worth less the longer ago it was spent.
+    /// Credits, decayed by their age.
     pub credits: f32,
-    /// Seconds since 1970.
+    /// The time of `credits`, in seconds since 1970.
     pub at_s: u32,
 }
 
-/// Long enough to see through the pauses of a day's work, short enough to notice a new habit.
+/// Long enough to bridge the pauses of a working day, short enough to notice a change of use.
 pub const HALF_LIFE: Duration = Duration::from_secs(6 * 3_600);
 
 impl Spending {
-    /// What is left of it at `now`.
+    /// The decayed value at `now`.
     #[must_use]
     pub fn at(self, now: UnixMs) -> Self {
         let at_s = u32::try_from(now.0 / 1_000).unwrap_or(u32::MAX);
@@ -29,7 +29,7 @@ impl Spending {
         Self { credits: (f64::from(self.credits) * 0.5_f64.powf(halvings)) as f32, at_s: at_s.max(self.at_s) }
     }
 
-    /// With `credits` spent at `now`.
+    /// With `credits` spent at `now` added.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
     pub fn and(self, credits: u64, now: UnixMs) -> Self {
@@ -37,7 +37,7 @@ impl Spending {
         Self { credits: before.credits + credits as f32, ..before }
     }
 
-    /// Credits a day, at `now`.
+    /// The rate at `now`, in credits per day.
     #[must_use]
     pub fn per_day(self, now: UnixMs) -> f64 {
         let per_second = f64::from(self.at(now).credits) * std::f64::consts::LN_2 / HALF_LIFE.as_secs_f64();
@@ -45,28 +45,28 @@ impl Spending {
     }
 }
 
-/// What will become of a workspace's credits.
+/// The forecast for a workspace's credits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forecast {
-    /// Nobody knows: the limit is unknown or has no end, or nothing is spent.
+    /// Unknown, because the limit is unknown or unlimited, or nothing is spent.
     Unknown,
-    /// They last until they come back.
+    /// The credits last until their reset.
     Lasts,
-    /// They will be gone at this moment, before they come back.
+    /// The credits run out at this moment, before their reset.
     SpentBy(UnixMs),
 }
 
-/// Says when what is left will be gone, at `per_day` credits a day.
+/// Forecasts when the remaining credits run out, at `per_day` credits per day.
 #[must_use]
 pub fn forecast(quota: &Quota, per_day: f64, now: UnixMs) -> Forecast {
     let Some(left) = quota.spendable() else { return Forecast::Unknown };
     forecast_of(left, quota.resets_at, per_day, now)
 }
 
-/// The same for `left` credits that come back at `resets_at`.
+/// The same for `left` credits that are reset at `resets_at`.
 #[must_use]
 pub fn forecast_of(left: u64, resets_at: Option<UnixMs>, per_day: f64, now: UnixMs) -> Forecast {
-    // Less than a credit a day is no rate.
+    // A rate below one credit per day counts as none.
     if per_day < 1.0 {
         return Forecast::Unknown;
     }

@@ -1,26 +1,26 @@
-//! The heads of WebSocket frames (RFC 6455, section 5.2): read as they are, and written. What the
-//! protocol forbids is found by the [`FrameValidator`].
+//! Parses and writes the heads of WebSocket frames (RFC 6455, section 5.2), without validation.
+//! Violations of the protocol are detected by the [`FrameValidator`].
 
 mod validator;
 
 pub use validator::{CONTROL_BYTES_MAX, Checked, FrameValidator, Sender, StreamEnd, Violation};
 
-/// What a frame is.
+/// The type of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opcode {
-    /// More of a message.
+    /// A continuation of a message.
     Continuation,
-    /// The start of a text.
+    /// The start of a text message.
     Text,
-    /// The start of anything else.
+    /// The start of a binary message.
     Binary,
-    /// The end of the connection.
+    /// The close of the connection.
     Close,
-    /// A question whether somebody is there.
+    /// A keep-alive probe.
     Ping,
-    /// The answer to it.
+    /// The response to a ping.
     Pong,
-    /// One of those that have no meaning yet.
+    /// An opcode that is not defined yet.
     Reserved(u8),
 }
 
@@ -49,7 +49,7 @@ impl Opcode {
         }
     }
 
-    /// Whether it may stand between the frames of a message, and is no part of one.
+    /// Whether it is a control frame, which may appear between the frames of a message.
     #[must_use]
     pub fn is_control(self) -> bool {
         self.bits() >= 8
@@ -59,22 +59,22 @@ impl Opcode {
 /// The head of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// Whether it is the last of its message.
+    /// Whether it is the last frame of its message.
     pub is_final: bool,
-    /// The three bits that extensions use; with `permessage-deflate`, 4 is a compressed message.
+    /// The three bits for extensions; with `permessage-deflate`, 4 marks a compressed message.
     pub reserved: u8,
-    /// What it is.
+    /// The type of the frame.
     pub opcode: Opcode,
-    /// What its payload is combined with; a client's frames have one.
+    /// The masking key of the payload; a client's frames have one.
     pub mask: Option<[u8; 4]>,
-    /// Bytes of payload.
+    /// Length of the payload in bytes.
     pub length: u64,
 }
 
-/// The longest head.
+/// The length of the longest head.
 pub const HEAD_BYTES_MAX: usize = 14;
 
-/// The head at the start of `bytes`, and how long it is; `None` when more of it must come.
+/// Parses the head at the start of `bytes`, and returns its length; `None` when it is incomplete.
 #[must_use]
 pub fn read(bytes: &[u8]) -> Option<(Head, usize)> {
     let (&first, &second) = (bytes.first()?, bytes.get(1)?);
@@ -100,7 +100,7 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 }
 
 impl Head {
-    /// Bytes of its shortest form.
+    /// The length of its shortest form.
     #[must_use]
     pub const fn bytes(&self) -> usize {
         let length = match self.length {
@@ -111,7 +111,7 @@ impl Head {
         length + if self.mask.is_some() { 4 } else { 0 }
     }
 
-    /// Writes it, its length in the shortest form.
+    /// Appends it to `out`, with its length in the shortest form.
     pub fn write(&self, out: &mut impl Extend<u8>) {
         let first = u8::from(self.is_final) << 7 | self.reserved << 4 | self.opcode.bits();
         let masked = u8::from(self.mask.is_some()) << 7;
@@ -130,7 +130,7 @@ impl Head {
     }
 }
 
-/// Puts the mask on `bytes`, or takes it off; `offset` is how much of the payload came before them.
+/// Masks or unmasks `bytes`; `offset` is the number of payload bytes before them.
 pub fn mask(bytes: &mut [u8], mask: [u8; 4], offset: u64) {
     let mut turned = mask;
     turned.rotate_left((offset % 4) as usize);
@@ -148,7 +148,7 @@ pub fn mask(bytes: &mut [u8], mask: [u8; 4], offset: u64) {
     }
 }
 
-/// The payload of a close frame: a code and a reason, which is cut at 123 bytes.
+/// The payload of a close frame: a code, and a reason that is cut at 123 bytes.
 #[must_use]
 pub fn close_payload(code: u16, reason: &str) -> Vec<u8> {
     const REASON_BYTES_MAX: usize = 123;
@@ -161,7 +161,7 @@ pub fn close_payload(code: u16, reason: &str) -> Vec<u8> {
     payload
 }
 
-/// The code and the reason in the payload of a close frame; 1005 stands for none.
+/// The code and the reason in the payload of a close frame; 1005 when it has no code.
 #[must_use]
 pub fn read_close(payload: &[u8]) -> (u16, String) {
     const NONE: u16 = 1005;
@@ -171,12 +171,12 @@ pub fn read_close(payload: &[u8]) -> (u16, String) {
     }
 }
 
-/// The code in the payload of a close frame; 1005 stands for none.
+/// The code in the payload of a close frame; 1005 when it has none.
 ///
 /// # Errors
 ///
-/// When the payload is one that may not be sent (RFC 6455, sections 5.5.1 and 7.4; 1012 to 1014 are
-/// registered since).
+/// When the payload is not allowed (RFC 6455, sections 5.5.1 and 7.4; 1012 to 1014 were registered
+/// later).
 pub fn check_close(payload: &[u8]) -> Result<u16, Violation> {
     const NONE: u16 = 1005;
     match payload.split_first_chunk::<2>() {

@@ -1,6 +1,9 @@
-//! What of a head goes on, and what stays here: no credential of a client reaches the upstream, nothing
-//! that is meant for one connection reaches the next, and neither side's words about its own place in
-//! the network reach the other. `table` has every header that does not simply pass.
+//! Header sanitizing: removes client credentials, hop-by-hop headers, and what proxies or the provider
+//! say about their own networks.
+//!
+//! No credential of a client reaches the upstream, no header of one connection reaches the next, and
+//! neither side's network details reach the other. `table` lists every header that is not passed through
+//! unchanged.
 
 mod encoding;
 mod forward;
@@ -18,8 +21,8 @@ pub use forward::{Forwarded, why_not_forwarded};
 pub use kind::{forbid_sniffing, is_searched};
 use present::{KnownHeader, PresentHeaders};
 
-/// Headers in which a client may present a credential, in the order in which they are looked at.
-/// `xi_api_key` is no header of the provider; a client that writes it means its key.
+/// Headers in which a client may present a credential, in the order in which they are examined.
+/// `xi_api_key` is not a header of the provider; a client that sends it means its key.
 const CREDENTIALS: [KnownHeader; 6] = [
     KnownHeader::TOKEN,
     KnownHeader::KEY,
@@ -29,23 +32,23 @@ const CREDENTIALS: [KnownHeader; 6] = [
     KnownHeader::COOKIE,
 ];
 
-/// Where a client presents its token when another place has a key of its own.
+/// The header for a client's token when `xi-api-key` carries the client's own key.
 pub const TOKEN_HEADER: HeaderName = HeaderName::from_static("x-keychoir-token");
 
-/// Query parameters in which a client may present a credential. The provider's own short-lived
-/// `token`, `single_use_token` and `conversation_signature` are not among them: they must arrive.
+/// Query parameters in which a client may present a credential. The provider's own short-lived `token`,
+/// `single_use_token` and `conversation_signature` are not among them: they are forwarded.
 const CREDENTIAL_PARAMETERS: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
 
-/// The subprotocols of sockets. Browsers have no other place for a token than `bearer.…` among them
+/// The WebSocket subprotocols. Browsers can present a token only as a subprotocol `bearer.…`
 /// (`@elevenlabs/client`).
 const SUBPROTOCOLS: HeaderName = header::SEC_WEBSOCKET_PROTOCOL;
 const BEARER: &str = "bearer.";
 
-/// What a `Connection` header may not take away: it frames the message or says where it goes.
+/// Headers that a `Connection` header may not remove: they frame the message or name its destination.
 const PROTECTED: [HeaderName; 2] = [header::CONTENT_LENGTH, header::HOST];
 
-/// Whether a request says once, and only once, for whom it is (RFC 9112, section 3.2): one `Host`,
-/// and in an absolute target none but that. HTTP/1.0 knew no `Host`.
+/// Whether a request names its host exactly once (RFC 9112, section 3.2): one `Host`, and an absolute
+/// target with the same host. HTTP/1.0 had no `Host`.
 #[must_use]
 pub fn has_one_host(version: Version, target: &Uri, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(header::HOST).iter();
@@ -62,9 +65,9 @@ pub fn has_one_host(version: Version, target: &Uri, headers: &HeaderMap) -> bool
     }
 }
 
-/// Makes the headers of a request ready for the upstream: no credential, nothing of this hop, nothing
-/// that proxies said of the client unless it is `forwarded`, and only encodings that can be read. The
-/// `host` goes too; the upstream sets its own.
+/// Prepares the headers of a request for the upstream: removes credentials, hop-by-hop headers and what
+/// proxies added about the client unless it is `forwarded`, and offers only encodings that can be
+/// decoded. `Host` is removed as well; the upstream request sets its own.
 pub fn strip_request(headers: &mut HeaderMap, forwarded: &Forwarded) {
     let present = PresentHeaders::of(headers);
     strip_listed(headers, present);
@@ -77,7 +80,7 @@ pub fn strip_request(headers: &mut HeaderMap, forwarded: &Forwarded) {
     }
 }
 
-/// Leaves the subprotocols that are no credentials, in their order.
+/// Removes the subprotocols that are credentials; the others keep their order.
 fn strip_subprotocols(headers: &mut HeaderMap) {
     if !subprotocols(headers).any(is_bearer) {
         return;
@@ -98,8 +101,8 @@ fn is_bearer(subprotocol: &str) -> bool {
     subprotocol.get(..BEARER.len()).is_some_and(|start| start.eq_ignore_ascii_case(BEARER))
 }
 
-/// Whether a request asks for a WebSocket (RFC 6455, section 4.1). Other protocols are not offered,
-/// which a server may always do by not speaking of them (RFC 9110, section 7.8).
+/// Whether a request asks for a WebSocket upgrade (RFC 6455, section 4.1). Upgrades to other protocols
+/// are ignored, as a server may do (RFC 9110, section 7.8).
 #[must_use]
 pub fn asks_for_socket(method: &Method, version: Version, headers: &HeaderMap) -> bool {
     let lists = |name: HeaderName, word: &str| {
@@ -112,8 +115,8 @@ pub fn asks_for_socket(method: &Method, version: Version, headers: &HeaderMap) -
         && lists(header::CONNECTION, "upgrade")
 }
 
-/// Has the next hop asked for a WebSocket, which was taken away with what belongs to this hop. Where
-/// messages are `read`, nothing that compresses them is offered.
+/// Adds the upgrade headers for the upstream, which were removed as hop-by-hop headers. Where messages
+/// are `read`, no compression is offered.
 pub fn ask_for_socket(headers: &mut HeaderMap, read: bool) {
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
@@ -122,7 +125,7 @@ pub fn ask_for_socket(headers: &mut HeaderMap, read: bool) {
     }
 }
 
-/// Makes the headers of a 101 ready for the client.
+/// Prepares the headers of a 101 for the client.
 pub fn strip_switched(headers: &mut HeaderMap) {
     strip_answer(headers);
     headers.remove(header::CONTENT_LENGTH);
@@ -130,11 +133,11 @@ pub fn strip_switched(headers: &mut HeaderMap) {
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
 }
 
-/// Makes the headers of an answer ready for the client: nothing of the other hop, nothing that the
-/// provider says of its own origin, and a sandbox for what a browser would run.
+/// Prepares the headers of a response for the client: removes hop-by-hop headers and what the provider
+/// says about its own origin, and adds a sandbox to documents that a browser would execute.
 pub fn strip_answer(headers: &mut HeaderMap) {
     let present = PresentHeaders::of(headers);
-    // Where both lengths are told, the chunks are right (RFC 9112, section 6.3).
+    // With both headers, the chunked framing applies (RFC 9112, section 6.3).
     if present.has(KnownHeader::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
     }
@@ -143,7 +146,7 @@ pub fn strip_answer(headers: &mut HeaderMap) {
     kind::sandbox(headers);
 }
 
-/// Takes out what a `Connection` header lists.
+/// Removes the headers that a `Connection` header lists.
 fn strip_listed(headers: &mut HeaderMap, present: PresentHeaders) {
     if present.has(KnownHeader::CONNECTION) {
         for name in listed(headers) {
@@ -152,11 +155,11 @@ fn strip_listed(headers: &mut HeaderMap, present: PresentHeaders) {
     }
 }
 
-/// What a `Connection` header takes away besides what goes anyway.
+/// The headers that a `Connection` header lists, without the protected ones.
 fn listed(headers: &HeaderMap) -> Vec<HeaderName> {
     let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
     values
-        // What nearly all say.
+        // The most common value, which lists nothing to remove.
         .filter(|value| !value.eq_ignore_ascii_case("keep-alive"))
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
@@ -164,8 +167,7 @@ fn listed(headers: &HeaderMap) -> Vec<HeaderName> {
         .collect()
 }
 
-/// The query without its credentials; every other byte and the order stay. `None` when nothing is
-/// left.
+/// The query without its credentials; every other byte and the order stay. `None` when nothing is left.
 #[must_use]
 pub fn strip_query(query: &str) -> Option<Cow<'_, str>> {
     if !query.split('&').any(is_credential) {
@@ -175,19 +177,19 @@ pub fn strip_query(query: &str) -> Option<Cow<'_, str>> {
     (!kept.is_empty()).then(|| Cow::Owned(kept.join("&")))
 }
 
-/// A credential that a request carries, decoded and never empty.
+/// A credential of a request, decoded and never empty.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Presented<'a> {
-    /// Where only Keychoir's own tokens stand.
+    /// From `x-keychoir-token`, which carries only Keychoir's own tokens.
     Token(&'a str),
-    /// Where the provider's SDKs put a key.
+    /// From `xi-api-key` and the like, where the provider's SDKs put a key.
     Key(Cow<'a, str>),
-    /// Elsewhere.
+    /// From any other header, parameter or subprotocol.
     Other(Cow<'a, str>),
 }
 
 impl Presented<'_> {
-    /// The credential.
+    /// The credential as text.
     #[must_use]
     pub fn text(&self) -> &str {
         match self {
@@ -197,7 +199,7 @@ impl Presented<'_> {
     }
 }
 
-/// Every credential that a request carries, in any of the places.
+/// All credentials of a request, from headers, subprotocols and query.
 pub fn presented<'a>(headers: &'a HeaderMap, query: Option<&'a str>) -> impl Iterator<Item = Presented<'a>> {
     let present = PresentHeaders::of(headers);
     let in_headers = CREDENTIALS.into_iter().filter(move |known| present.has(*known)).flat_map(|known| {
@@ -214,8 +216,8 @@ pub fn presented<'a>(headers: &'a HeaderMap, query: Option<&'a str>) -> impl Ite
     all.filter(|credential| !credential.text().is_empty())
 }
 
-/// Whether a client puts a text where the SDKs put a key that is not visible ASCII, so that it is not
-/// among what is [`presented`].
+/// Whether a key header has a value that is not visible ASCII, so that it is not among the [`presented`]
+/// ones.
 pub(super) fn has_unreadable_key(headers: &HeaderMap) -> bool {
     let names = [KnownHeader::KEY, KnownHeader::KEY_UNDERSCORED].map(KnownHeader::name);
     names.iter().any(|name| headers.get_all(*name).iter().any(|value| value.to_str().is_err()))
@@ -276,13 +278,13 @@ fn is_credential(pair: &str) -> bool {
     credential_parameter(pair.split('=').next().unwrap_or_default()).is_some()
 }
 
-/// The credential parameter that a name, as it was received, means.
+/// The credential parameter that a name, as received, stands for.
 fn credential_parameter(name: &str) -> Option<&'static str> {
     let name = decode(name);
     CREDENTIAL_PARAMETERS.into_iter().find(|credential| name.trim().eq_ignore_ascii_case(credential))
 }
 
-/// Percent and plus decoding. What is not valid stays as it is: a server may read it so.
+/// Percent and plus decoding. Invalid escapes are kept, as a server may do.
 pub(super) fn decode(text: &str) -> Cow<'_, str> {
     let bytes = text.as_bytes();
     let Some(plain) = memchr::memchr2(b'%', b'+', bytes) else { return Cow::Borrowed(text) };

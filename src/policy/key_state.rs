@@ -1,4 +1,4 @@
-//! How a key stands: whether it may be used now, and if not, why and until when.
+//! The state of a key: whether it may be used now, and if not, why and until when.
 
 use super::budget::Quota;
 use super::units::UnixMs;
@@ -6,18 +6,18 @@ use super::units::UnixMs;
 /// The four statuses of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KeyStatus {
-    /// May be used.
+    /// The key may be used.
     Active,
-    /// Has no credits left, or its account is locked.
+    /// The key has no credits left, or its account is locked.
     Exhausted,
-    /// Cools down.
+    /// The key is rate limited.
     RateLimited,
-    /// Is refused as a key.
+    /// The provider refuses the key itself.
     Invalid,
 }
 
 impl KeyStatus {
-    /// The word of the status document, the books and the mirror.
+    /// The word in the status document, the usage records and the mirror.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -28,7 +28,7 @@ impl KeyStatus {
         }
     }
 
-    /// The status that [`word`](Self::word) writes so.
+    /// Parses a [`word`](Self::word).
     #[must_use]
     pub fn parse(word: &str) -> Option<Self> {
         [Self::Active, Self::Exhausted, Self::RateLimited, Self::Invalid]
@@ -37,23 +37,24 @@ impl KeyStatus {
     }
 }
 
-/// Why a key or a workspace is set aside.
+/// Why a key or a workspace is in cooldown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CooldownReason {
-    /// Too many requests, in a span or at once.
+    /// Too many requests, in a span of time or at once.
     RateLimited,
-    /// No credits.
+    /// No credits are left.
     Exhausted,
-    /// Unpaid, terms not accepted, or suspected of abuse: a person must look.
+    /// The account has an unpaid bill, has not accepted terms, or is suspected of abuse: its owner must
+    /// act.
     Billing,
-    /// Refused as a key.
+    /// The provider refuses the key itself.
     Invalid,
-    /// A key of another region than the host that it is sent to.
+    /// The key belongs to another region than the host that its requests are sent to.
     WrongHost,
 }
 
 impl CooldownReason {
-    /// The word for it where a state is explained.
+    /// The identifier of the reason where a state is explained.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -65,38 +66,38 @@ impl CooldownReason {
         }
     }
 
-    /// The status that a key has meanwhile.
+    /// The status of a key in this cooldown.
     #[must_use]
     pub fn status(self) -> KeyStatus {
         match self {
             Self::RateLimited => KeyStatus::RateLimited,
-            // The contract has four statuses; a locked account cannot pay, like an empty one.
+            // The contract has four statuses; a locked account cannot pay, like an exhausted one.
             Self::Exhausted | Self::Billing => KeyStatus::Exhausted,
-            // At the host that it is sent to, it opens nothing.
+            // At the host that its requests are sent to, the key is unknown.
             Self::Invalid | Self::WrongHost => KeyStatus::Invalid,
         }
     }
 }
 
-/// A key or a workspace set aside until a moment. Every park ends: by its time, by a probe that
-/// finds the key well, or by a new period.
+/// A cooldown of a key or a workspace. Every cooldown ends: by its time, by a probe that the provider
+/// serves, or by a new period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cooldown {
-    /// Why.
+    /// Decides the reported status.
     pub reason: CooldownReason,
-    /// Until when.
+    /// The end of the cooldown.
     pub until: UnixMs,
 }
 
 impl Cooldown {
-    /// Whether it still holds at `now`.
+    /// Whether it is in force at `now`.
     #[must_use]
     pub fn holds(self, now: UnixMs) -> bool {
         now < self.until
     }
 
-    /// The park that holds after a second one: the one with the later end, so that a short
-    /// cooldown never shortens a long sentence.
+    /// The cooldown that holds when a second one is added: the one with the later end, so that a short
+    /// cooldown never shortens a long one.
     #[must_use]
     pub fn joined(self, other: Self) -> Self {
         if other.until > self.until { other } else { self }
@@ -106,19 +107,19 @@ impl Cooldown {
 /// Whether a key may be used now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyState {
-    /// It may.
+    /// The key may be used.
     Usable,
-    /// It may not.
+    /// The key is in cooldown, or its workspace is.
     Resting {
-        /// Why.
+        /// Decides the reported status.
         reason: CooldownReason,
-        /// Until when, as far as is known.
+        /// The end, as far as it is known.
         until: Option<UnixMs>,
     },
 }
 
 impl KeyState {
-    /// How a key stands at `now`, given its own park, its workspace's, and its quota as it is at `now`.
+    /// The state of a key at `now`, from its own cooldown, its workspace's, and the quota at `now`.
     #[must_use]
     pub fn of(own: Option<Cooldown>, workspace: Option<Cooldown>, quota: &Quota, now: UnixMs) -> Self {
         let park = match (own.filter(|park| park.holds(now)), workspace.filter(|park| park.holds(now))) {
@@ -126,7 +127,7 @@ impl KeyState {
             (one, other) => one.or(other),
         };
         match park {
-            // A locked or refused key says so, also when it is empty as well.
+            // A locked or refused key is reported as such, even when its credits are exhausted as well.
             Some(Cooldown {
                 reason:
                     reason @ (CooldownReason::Invalid | CooldownReason::WrongHost | CooldownReason::Billing),
@@ -140,7 +141,7 @@ impl KeyState {
         }
     }
 
-    /// Whether it can serve something: other concurrency groups go on while one is rate limited.
+    /// Whether it can serve any request: other concurrency groups are usable while one is rate limited.
     #[must_use]
     pub fn serves(self) -> bool {
         match self {
@@ -156,7 +157,7 @@ impl KeyState {
         }
     }
 
-    /// The contract's word for it.
+    /// The status in the terms of the contract.
     #[must_use]
     pub fn status(self) -> KeyStatus {
         match self {
@@ -166,39 +167,40 @@ impl KeyState {
     }
 }
 
-/// A change that people are told of, once.
+/// A state change, which is logged once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transition<K> {
-    /// Whose.
+    /// The key that changed.
     pub key: K,
-    /// Which.
+    /// The change, with its reason and figures.
     pub change: Change,
 }
 
-/// What changed about a key.
+/// A change of a key's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// It serves from now on; its position in the pool, from 0, when another served before.
+    /// It serves from now on.
     InUse {
-        /// What is left of its workspace, when that is known.
+        /// The quota of its workspace, as far as it is known.
         quota: Quota,
-        /// Set when it took over from another key.
+        /// Its position in the pool, from 0, when another key was in use before.
         rotated_to: Option<usize>,
     },
-    /// It came near its limit.
+    /// Its use is near the limit.
     NearLimit(Quota),
-    /// It rests.
+    /// A cooldown has begun.
     Rests {
-        /// Why.
+        /// The reason of the cooldown.
         reason: CooldownReason,
-        /// Until when, as far as is known.
+        /// The end, as far as it is known.
         until: Option<UnixMs>,
     },
-    /// It may be used again.
+    /// The cooldown has ended.
     Returns,
-    /// It was passed over for a request that costs more than it has left; smaller ones go on.
+    /// It was skipped for a request that costs more than its remaining credits; cheaper requests still
+    /// use it.
     PassedOver {
-        /// Credits that it has left.
+        /// Remaining credits of the key.
         left: u64,
         /// Credits that the request was expected to cost.
         needed: u64,

@@ -1,18 +1,20 @@
-//! What is recorded of a method. A client may make one up, as long as a head may be: the books, the log
-//! and the metrics keep known words only.
+//! The method under which a request is recorded. A client may send any token as a method: usage records,
+//! log and metrics keep known methods only.
 
 use http::Method;
 
-/// A longer method is refused. The longest that is registered with IANA has 17 characters.
+/// Maximum length of a method; a longer one is refused. The longest one registered with IANA has 17
+/// characters.
 pub const MAX_METHOD_LENGTH: usize = 32;
 
-/// Whether a method is short enough to be passed on.
+/// Whether a method is short enough to be forwarded.
 #[must_use]
 pub fn is_passed(method: &Method) -> bool {
     method.as_str().len() <= MAX_METHOD_LENGTH
 }
 
-/// The word under which a method is recorded: itself, if HTTP defines it (RFC 9110 and 5789), or `other`.
+/// The method under which a request is recorded: itself, if HTTP defines it (RFC 9110 and 5789), or
+/// `other`.
 #[must_use]
 pub fn recorded(method: &Method) -> Method {
     const KNOWN: [Method; 9] = [

@@ -1,20 +1,21 @@
-//! How slowly a client may send its request and take its answer: a slower one holds a place that others wait for.
+//! Minimum data rates of a client, for its request and for reading the response: a slower client holds
+//! resources that other requests wait for.
 
 use std::time::Duration;
 
-/// A client may take this long before its rate counts: a phone that has just woken is slow at first.
-/// Source: `RequestReadTimeout body=20` of Apache's mod_reqtimeout.
+/// Time before a client's rate counts: a phone that has just woken is slow at first. Source:
+/// `RequestReadTimeout body=20` of Apache's mod_reqtimeout.
 pub const GRACE: Duration = Duration::from_secs(20);
 
-/// A least number of bytes a second, on average from the begin on.
+/// A minimum number of bytes per second, averaged from the beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MinRate {
-    /// 0 sets none.
+    /// 0 disables the limit.
     pub bytes_per_second: u32,
 }
 
 impl MinRate {
-    /// How long after the begin the next byte behind `bytes` must have come; `None` for any time.
+    /// Time since the beginning by which the byte after `bytes` must have arrived; `None` for any time.
     #[must_use]
     pub fn due(self, bytes: u64) -> Option<Duration> {
         let rate = u64::from(self.bytes_per_second);
@@ -22,32 +23,32 @@ impl MinRate {
     }
 }
 
-/// How much longer a client is waited for that takes what it is sent: a grace at first, less by the time for
-/// which it was waited for, more by the bytes that it has taken. Time in which there is nothing to take does not
+/// The time for which a slow reader is still tolerated: an initial grace, less the time spent waiting for
+/// the client, plus the time earned by the bytes that it has read. Time without data to read does not
 /// count.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadPace {
     rate: MinRate,
     left: Duration,
-    /// What a client that is faster can save: a player that was fast at first may let its buffer run down.
+    /// Upper bound of `left`: a player that was fast at first may let its buffer drain.
     left_max: Duration,
-    /// Bytes that are not yet in `left`.
+    /// Bytes that are not yet included in `left`.
     taken: u64,
 }
 
 impl ReadPace {
-    /// The pace of a client that has taken nothing yet, and can save `saved_max` beyond the `grace`.
+    /// The pace of a client that has read nothing yet, and can earn `saved_max` beyond the `grace`.
     #[must_use]
     pub fn new(rate: MinRate, grace: Duration, saved_max: Duration) -> Self {
         Self { rate, left: grace, left_max: grace + saved_max, taken: 0 }
     }
 
-    /// It has taken that many bytes.
+    /// Records that the client has read this many bytes.
     pub fn took(&mut self, bytes: u64) {
         self.taken = self.taken.saturating_add(bytes);
     }
 
-    /// It was waited for, for that long. Whether that is more than it had left.
+    /// Records that the client was waited for. Returns whether that was longer than the time left.
     pub fn waited(&mut self, span: Duration) -> bool {
         self.settle();
         let is_too_long = self.rate.bytes_per_second > 0 && span > self.left;
@@ -55,7 +56,7 @@ impl ReadPace {
         is_too_long
     }
 
-    /// How much longer it is waited for; `None` for any time.
+    /// The time left; `None` for any time.
     #[must_use]
     pub fn left(&mut self) -> Option<Duration> {
         self.settle();
@@ -92,7 +93,7 @@ mod tests {
 
     const FAST: u64 = 1_000_000;
 
-    /// What is left after a client has taken bytes and was waited for seconds, time after time.
+    /// The time left after each step, in which a client reads bytes and is waited for.
     #[track_caller]
     fn check_pace(turns: &[(u64, u64)], expected_s: u64) {
         let rate = MinRate { bytes_per_second: 500 };
@@ -111,7 +112,7 @@ mod tests {
         check_pace(&[(0, 20)], 0);
         check_pace(&[(0, 21)], 0);
         check_pace(&[(5_000, 20)], 10);
-        // At the rate, for ever; below it, not.
+        // A client at the rate is tolerated for ever, one below it is not.
         check_pace(&[(500, 1); 10_000], 20);
         check_pace(&[(250, 1); 40], 0);
         check_pace(&[(1_000, 4), (1_000, 4), (1_000, 4)], 14);

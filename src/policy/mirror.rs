@@ -1,54 +1,55 @@
-//! What an answer of Supabase means for the mirror, and when it is asked again.
+//! Classifies a response of Supabase to the mirror, and computes the delay of a retry.
 
 use std::time::Duration;
 
-/// What there is to go by: an answer of PostgREST, or of what stands before it.
+/// A response of PostgREST, or of a server in front of it.
 #[derive(Clone, Copy, Debug)]
 pub struct MirrorResponse<'a> {
     /// The HTTP status.
     pub status: u16,
     /// The `code` of an error: PostgREST's own (`PGRST…`) or the database's (SQLSTATE).
     pub code: Option<&'a str>,
-    /// Whether the body is empty, as was asked for.
+    /// Whether the body is empty, as requested.
     pub is_empty: bool,
 }
 
-/// What became of rows that were sent together.
+/// The result of sending rows in one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Acceptance {
-    /// They are there.
+    /// The rows were stored.
     Arrived,
-    /// Nobody can tell, or not now: the same rows again, later. What has arrived is not doubled.
+    /// Unknown, or not possible now: the same rows are sent again later. Rows that were stored are not
+    /// duplicated.
     Later,
-    /// One of them at the least is refused for what is in it.
+    /// At least one row is refused for its content.
     Row,
-    /// Nothing will arrive before a person has done something.
+    /// No row will be stored until the operator has fixed something.
     Person(Hint),
 }
 
-/// What a person must look at.
+/// What the operator must fix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hint {
     /// The key is not accepted.
     Key,
-    /// The key is accepted and may not write there.
+    /// The key is accepted, but may not write to the table.
     Forbidden,
-    /// There is no such table.
+    /// The table does not exist.
     Table,
-    /// The table lacks a column, or has another kind of it.
+    /// The table lacks a column, or has one of another type.
     Column,
-    /// What answers is not Supabase's API.
+    /// The address is not that of Supabase's API.
     Address,
-    /// The project sleeps.
+    /// The project is paused.
     Asleep,
-    /// Every row is refused for what is in it, so it is not the rows.
+    /// Every row is refused for its content, so the rows are not the cause.
     EveryRow,
-    /// Something else.
+    /// Another cause.
     Unexplained,
 }
 
 impl Hint {
-    /// What is wrong, and what to do.
+    /// The cause and the remedy, for the operator.
     #[must_use]
     pub fn text(self) -> &'static str {
         match self {
@@ -77,37 +78,38 @@ impl Hint {
     }
 }
 
-/// What an answer means.
+/// Classifies a response.
 #[must_use]
 pub fn judge(answer: MirrorResponse<'_>) -> Acceptance {
     let code = answer.code.unwrap_or_default();
     match answer.status {
         200..=299 if answer.is_empty => Acceptance::Arrived,
-        // A portal or a parked domain says yes to everything, or sends elsewhere.
+        // A captive portal or a parked domain returns 200 for everything, or redirects.
         200..=399 => Acceptance::Person(Hint::Address),
         401 => Acceptance::Person(Hint::Key),
         403 => Acceptance::Person(Hint::Forbidden),
         408 | 425 | 429 => Acceptance::Later,
-        // Supabase's own, for a project that was not used for long.
+        // Supabase's own status, for a project that was paused after a long time without use.
         540 => Acceptance::Person(Hint::Asleep),
         500.. => Acceptance::Later,
-        // Older versions of PostgREST give no code with it.
+        // Older versions of PostgREST send no code with it.
         404 => Acceptance::Person(Hint::Table),
         _ if matches!(code, "42P01" | "PGRST205") => Acceptance::Person(Hint::Table),
-        // A column that is not there, is of another type, cannot be written, or is not unique.
+        // A column that does not exist, is of another type, cannot be written, or is not unique.
         _ if matches!(code, "42703" | "PGRST204" | "42804" | "428C9" | "42P10") => {
             Acceptance::Person(Hint::Column)
         }
-        // Data that does not fit, a constraint, a trigger's exception; or too much of it at once.
+        // Data that does not fit, a constraint, an exception of a trigger; or too much data in one
+        // request.
         _ if code.starts_with("22") || code.starts_with("23") || code == "P0001" => Acceptance::Row,
         413 => Acceptance::Row,
         _ => Acceptance::Person(Hint::Unexplained),
     }
 }
 
-/// How long to wait after so many failures in a row: `first`, then twice as long each time, up to
-/// `max`; at least half of that, and the rest by `chance` (0.0 to 1.0), so that many who have
-/// failed together do not return together. What the answer `told` is waited for in any case.
+/// The delay after this many consecutive failures: exponential backoff from `first` to `max`, of which
+/// half is fixed and the rest multiplied by `chance` (0.0 to 1.0), so that clients that failed together
+/// do not retry together. At least the `told` time of the response.
 #[must_use]
 pub fn wait(failures: u32, first: Duration, max: Duration, told: Option<Duration>, chance: f64) -> Duration {
     let doubled = first.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX));
@@ -116,7 +118,7 @@ pub fn wait(failures: u32, first: Duration, max: Duration, told: Option<Duration
     (full / 2 + (full / 2).mul_f64(chance)).max(told.unwrap_or_default())
 }
 
-/// Both halves of rows of which some are refused, if there is more than one.
+/// Splits rows of which some are refused into two halves, if there is more than one.
 #[must_use]
 pub fn halves(rows: std::ops::Range<usize>) -> Option<[std::ops::Range<usize>; 2]> {
     let middle = rows.start + rows.len() / 2;
@@ -151,7 +153,7 @@ mod tests {
     fn what_a_person_must_do_is_named() {
         check(401, "", Acceptance::Person(Hint::Key));
         check(401, "PGRST301", Acceptance::Person(Hint::Key));
-        // The role `anon` hears 401 for what others hear 403 for.
+        // For the role `anon`, Supabase returns 401 where it returns 403 for other roles.
         check(401, "42501", Acceptance::Person(Hint::Key));
         check(403, "42501", Acceptance::Person(Hint::Forbidden));
         check(404, "", Acceptance::Person(Hint::Table));

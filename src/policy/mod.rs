@@ -1,5 +1,7 @@
-//! Every decision on plain values. No I/O, no clock, no chance, no logging: what comes out is data
-//! with its reason, and the shell acts on it and tells of it.
+//! Every decision of the proxy, as pure functions on plain values.
+//!
+//! No I/O, no clock, no randomness and no logging: a function returns its decision with the reason, and
+//! its caller acts on it and logs it.
 
 pub mod authority;
 pub mod certificate;

@@ -1,8 +1,7 @@
-//! What is known of the provider's models: what a character costs, and which of them are counted
-//! together when they run at once.
+//! The provider's models: the price of a character, and the concurrency group of each.
 //!
-//! Source: `GET /v1/models` (`model_rates`, `concurrency_group`). Before it has answered, and for
-//! models it does not list (it is not exhaustive), their names say as much as is needed.
+//! Source: `GET /v1/models` (`model_rates`, `concurrency_group`). Before it was read, and for models that
+//! it does not list (it is not exhaustive), both follow from the model's name.
 
 use std::sync::Arc;
 
@@ -10,13 +9,13 @@ use serde::Deserialize;
 
 use super::concurrency_group::ConcurrencyGroup;
 
-/// Millionths of a credit for a character, so that prices multiply without rounding.
+/// Prices are in millionths of a credit per character, so that they multiply without rounding.
 const MICRO: u64 = 1_000_000;
 
-/// The models, by name.
+/// The known models.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Models {
-    /// Sorted by name.
+    /// Sorted by identifier.
     known: Vec<Model>,
 }
 
@@ -43,11 +42,11 @@ struct Rates {
     cost_discount_multiplier: Option<f64>,
 }
 
-/// More models than that are none: a bound for what a stranger on the way could make us keep.
+/// Maximum number of models; bounds the memory that a forged response could use.
 const MODELS_MAX: usize = 1_000;
 
 impl Models {
-    /// Reads the list. `None` when it is not one.
+    /// Parses the response of `GET /v1/models`. `None` when it is not a list of models.
     #[must_use]
     pub fn read(body: &[u8]) -> Option<Self> {
         let mut listed: Vec<ModelDocument> = serde_json::from_slice(body).ok()?;
@@ -73,7 +72,7 @@ impl Models {
         self.known.get(at)
     }
 
-    /// What so many characters cost at the most, in credits: plans may charge less.
+    /// Upper bound of the price of this many characters, in credits: plans may charge less.
     #[must_use]
     pub fn credits(&self, id: &str, characters: u64) -> u64 {
         let told = self.find(id).and_then(|model| model.micro_credits_per_character);
@@ -86,13 +85,13 @@ impl Models {
         characters.saturating_mul(micro).div_ceil(MICRO)
     }
 
-    /// Characters of one request that a free account may send to a model, where the list says so.
+    /// Maximum characters of a request of a free account with this model, where the list has it.
     #[must_use]
     pub fn free_characters_max(&self, id: &str) -> Option<u64> {
         self.find(id).and_then(|model| model.free_characters_max)
     }
 
-    /// The lane of a model. `None` when neither the list nor its name says.
+    /// The concurrency group of a model. `None` when neither the list nor its name says.
     #[must_use]
     pub fn group(&self, id: &str) -> Option<ConcurrencyGroup> {
         self.find(id).and_then(|model| model.group).or_else(|| ConcurrencyGroup::of_model(id))
@@ -109,7 +108,8 @@ impl Rates {
     }
 }
 
-/// A lane for each group: that of its first model, or one of its own when another group has that.
+/// Maps the provider's groups to ours: each to that of its first model, or to an unnamed one when that is
+/// taken.
 fn lanes(listed: &[ModelDocument]) -> Vec<(String, ConcurrencyGroup)> {
     let mut lanes: Vec<(String, ConcurrencyGroup)> = Vec::new();
     let mut extras = 0;

@@ -1,22 +1,23 @@
-//! Base URLs that are nearly right. Some clients want the base with `/v1` and some without; a path
-//! that can only have come from the other form is mended, every other byte of it stays.
+//! Fixes paths from a base URL that is nearly right. Some clients need a base URL with `/v1` and some
+//! without; a path that can only result from the wrong form is corrected, and every other byte of it
+//! stays.
 
 use http::Uri;
 use http::uri::PathAndQuery;
 
-/// What was wrong with a base URL.
+/// The error in a base URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PathFix {
     /// It ends in a version, and the client adds another: `/v1/v1/…`.
     DoubledVersion,
-    /// The client adds none, and neither does the base: `/text-to-speech/…`.
+    /// Neither the base URL nor the client adds a version: `/text-to-speech/…`.
     MissingVersion,
-    /// It ends in a slash, and the client begins with one: `//v1/…`.
+    /// It ends in a slash, and the client's path begins with one: `//v1/…`.
     DoubledSlash,
 }
 
 impl PathFix {
-    /// What to do about it.
+    /// How to correct the base URL.
     #[must_use]
     pub fn advice(self) -> &'static str {
         match self {
@@ -27,12 +28,12 @@ impl PathFix {
     }
 }
 
-/// The path that is meant, if `path` can only be a mistake.
+/// The corrected path, if `path` can only result from a wrong base URL.
 #[must_use]
 pub fn mend(path: &str) -> Option<(String, PathFix)> {
     let rest = path.strip_prefix('/')?;
     if let Some(whole) = without_doubled_slash(path, rest) {
-        // The version of such a base may be wrong as well.
+        // The version of such a base URL may be wrong as well.
         return Some(mend(&whole).unwrap_or((whole, PathFix::DoubledSlash)));
     }
     let (first, after) = rest.split_once('/').unwrap_or((rest, ""));
@@ -43,8 +44,8 @@ pub fn mend(path: &str) -> Option<(String, PathFix)> {
     is_root(first).then(|| (format!("/v1{path}"), PathFix::MissingVersion))
 }
 
-/// The path with one slash where a base that ends in a slash has left two: before the version, or behind
-/// it and before a known root. `rest` is the path behind its first slash.
+/// The path with a single slash where a base URL that ends in a slash has left two: before the version,
+/// or between the version and a known root. `rest` is the path after its first slash.
 fn without_doubled_slash(path: &str, rest: &str) -> Option<String> {
     let first = |text: &str| text.split('/').next().unwrap_or_default().to_owned();
     if let Some(behind) = rest.strip_prefix('/') {
@@ -60,8 +61,8 @@ fn is_root(segment: &str) -> bool {
     ROOTS.contains(&segment)
 }
 
-/// `target` without `base` (empty, or a path without a slash at its end) before its path; `None` if
-/// it does not begin so.
+/// Removes `base` (empty, or a path without a trailing slash) from the path of `target`; `None` if the
+/// path does not begin with it.
 #[must_use]
 pub fn without_base(target: &Uri, base: &str) -> Option<Uri> {
     if base.is_empty() {
@@ -84,8 +85,8 @@ pub fn is_version(segment: &str) -> bool {
         .is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// What stands behind `/v1/` in the provider's OpenAPI document (August 2026) and in its Python SDK
-/// 2.78. A path that begins so without a version is nothing else.
+/// The segments after `/v1/` in the provider's OpenAPI document (August 2026) and in its Python SDK 2.78.
+/// A path that begins with one of them can only lack its version.
 const ROOTS: [&str; 31] = [
     "assets",
     "audio-isolation",

@@ -1,7 +1,8 @@
-//! Which web pages may speak to us. Loopback is no boundary: any page in a browser on this machine
-//! can send requests here, and a name that resolves to this machine can make a page look like home.
+//! Which web pages may send requests to the proxy. Listening on loopback is no protection: any page in a
+//! browser on this machine can send requests here, and a name that resolves to this machine can make a
+//! page same-origin (DNS rebinding).
 //!
-//! Requests without a browser's headers, from SDKs and scripts, are not concerned.
+//! Requests without a browser's headers, from SDKs and scripts, are not restricted.
 
 use core::net::IpAddr;
 use std::borrow::Cow;
@@ -9,43 +10,43 @@ use std::borrow::Cow;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 
-/// Who may come in.
+/// The hosts and origins that are accepted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AccessRules {
-    /// Names in a `Host` header that are ours, lower case; `*` for any.
+    /// Names in a `Host` header that are accepted, lower case; `*` for any.
     pub hosts: Vec<String>,
-    /// Origins whose pages may read answers, such as `https://app.example`, lower case.
+    /// Origins whose pages may read responses, such as `https://app.example`, lower case.
     pub origins: Vec<String>,
 }
 
-/// Where a request comes from.
+/// The origin of an accepted request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestOrigin {
-    /// From a program, or from a page of our own.
+    /// A program, or a page of the proxy itself.
     Direct,
-    /// From a page of a listed origin.
+    /// A page of a listed origin.
     Page(HeaderValue),
-    /// From a browser that asks first whether such a page may.
+    /// A CORS preflight of a browser for such a page.
     Preflight(HeaderValue),
 }
 
-/// Why a request does not come in.
+/// Why a request is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OriginRejected {
-    /// It was sent to a name that is not ours.
+    /// Its `Host` is not accepted.
     #[error("the request's Host is a name that is not listed")]
     Host,
-    /// A page sent it whose origin is not listed.
+    /// It was sent by a page whose origin is not listed.
     #[error("a web page of an origin that is not listed sent the request")]
     Origin,
 }
 
-/// Lets a request in, or not. `asks_for_tokens` says whether clients need one: a page that was
-/// fooled about our name has none, so names are looked at only where everyone is let in.
+/// Checks host and origin of a request. `asks_for_tokens` says whether clients need a token: a page that
+/// reaches the proxy by DNS rebinding has none, so the host is checked only where tokens are not needed.
 ///
 /// # Errors
 ///
-/// When it was sent to a foreign name, or by a page that is not listed.
+/// When the host is not accepted, or the page's origin is not listed.
 pub fn admit(
     doors: &AccessRules,
     asks_for_tokens: bool,
@@ -58,13 +59,14 @@ pub fn admit(
     }
     let mut origins = headers.get_all(header::ORIGIN).iter();
     let (origin, is_doubled) = (origins.next(), origins.next().is_some());
-    // A browser sends one. Of two, each reader would believe another.
+    // A browser sends one. Of two, each reader could use another.
     if is_doubled {
         return Err(OriginRejected::Origin);
     }
     let Some(origin) = origin else {
-        // An image or a link has no origin, but says that it comes from elsewhere: from another site, or
-        // from another port or name of this one. Its page is named by the referrer, if at all.
+        // A request for an image or a link has no `Origin`, but `Sec-Fetch-Site` says that it comes from
+        // another site, or from another port or name of this one. Its page is named by `Referer`, if at
+        // all.
         let is_elsewhere = text(SEC_FETCH_SITE).is_some_and(|site| site != "same-origin" && site != "none");
         let is_listed = || text(header::REFERER).is_some_and(|page| is_page_of(&doors.origins, &page));
         return if is_elsewhere && !is_listed() {
@@ -108,9 +110,9 @@ fn is_page_of(origins: &[String], page: &str) -> bool {
     origins.iter().any(is_its)
 }
 
-/// Whether clients may reach us by this name without being listed. A public name can be made to resolve to
-/// this machine by its owner, and a name without a dot by the owner of the local network. An address is what
-/// it is, and `localhost` with all names below it is this machine (RFC 6761, section 6.3).
+/// Whether a host is accepted without being listed. A public name can be made to resolve to this machine
+/// by its owner, and a name without a dot by the owner of the local network. An IP address cannot, and
+/// `localhost` with all names below it is this machine (RFC 6761, section 6.3).
 fn is_ours(doors: &AccessRules, host: &str) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
@@ -122,18 +124,18 @@ fn is_ours(doors: &AccessRules, host: &str) -> bool {
         || doors.hosts.iter().any(|ours| ours == "*" || ours == name)
 }
 
-/// Headers of an answer that a page needs to see: what names the request and what it has cost.
+/// Response headers that a page needs to read: identifiers of the request, and its cost.
 const EXPOSED: &str =
     "request-id, history-item-id, song-id, character-cost, x-request-id, x-keychoir-error, retry-after";
 
-/// Longer than any list of a provider, and short enough that looking for doubles takes no time.
+/// Longer than any list of the provider, and short enough that the search for duplicates takes no time.
 const EXPOSED_BYTES_MAX: usize = 2 * 1024;
 
-/// How long a browser may remember that it may: two hours, as long as any browser does.
+/// `Access-Control-Max-Age` in seconds: two hours, the maximum of any browser.
 const REMEMBERED_S: u32 = 7_200;
 
-/// Makes an answer readable for a page of `origin`. What the provider says of pages is about its
-/// own name, and is replaced; but the headers that it lets pages see stay visible, with ours.
+/// Makes a response readable for a page of `origin`. CORS headers of the provider are about its own
+/// origin and are replaced, but the headers that it exposes stay exposed, with ours.
 pub fn open(headers: &mut HeaderMap, origin: &HeaderValue) {
     let exposed = exposed(headers);
     let theirs: Vec<HeaderName> =
@@ -146,7 +148,7 @@ pub fn open(headers: &mut HeaderMap, origin: &HeaderValue) {
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
 }
 
-/// Our list, and what the provider's adds to it.
+/// Our list of exposed headers, extended by the provider's.
 fn exposed(headers: &HeaderMap) -> HeaderValue {
     let mut all = EXPOSED.to_owned();
     let theirs = headers.get_all(header::ACCESS_CONTROL_EXPOSE_HEADERS).iter();
@@ -162,7 +164,7 @@ fn exposed(headers: &HeaderMap) -> HeaderValue {
     HeaderValue::try_from(all).unwrap_or(HeaderValue::from_static(EXPOSED))
 }
 
-/// The answer to a browser that asks first: yes, with what it asked for.
+/// The response to a CORS preflight, which permits the requested method and headers.
 #[must_use]
 pub fn permit(asked: &HeaderMap, origin: &HeaderValue) -> (StatusCode, HeaderMap) {
     let mut headers = HeaderMap::new();
@@ -176,7 +178,7 @@ pub fn permit(asked: &HeaderMap, origin: &HeaderValue) -> (StatusCode, HeaderMap
             headers.insert(answer, value.clone());
         }
     }
-    // Browsers ask apart for what is not in the public network.
+    // Browsers request this permission separately for addresses outside the public network.
     if asked.contains_key("access-control-request-private-network") {
         headers.insert("access-control-allow-private-network", HeaderValue::from_static("true"));
     }

@@ -1,26 +1,28 @@
-//! What `GET /v1/user` and `/v1/user/subscription` tell a client of the pool: what is listed here, and
-//! nothing else. Credits, limits and what the plan can do are listed, because apps read them. Names, email
-//! addresses, invoices, and fields that the provider adds later, describe the owner of the key.
+//! Redacts the responses of `GET /v1/user` and `/v1/user/subscription`: a client of the pool gets only
+//! the fields listed here.
 //!
-//! Source: `UserResponseModel` and `ExtendedSubscriptionResponseModel` of the provider's OpenAPI
-//! document (August 2026), and its SDKs' models, which must still read what is left.
+//! Credits, limits and features of the plan are listed, because apps read them. Names, email addresses,
+//! invoices, and fields that the provider adds later describe the owner of the key and are removed.
+//!
+//! Source: `UserResponseModel` and `ExtendedSubscriptionResponseModel` of the provider's OpenAPI document
+//! (August 2026), and the models of its SDKs, which must still parse the redacted document.
 
 use serde_json::{Map, Value, json};
 
-/// What becomes of a listed field.
+/// How a listed field is treated.
 #[derive(Clone, Copy)]
 enum Field {
-    /// A number, a flag or a word: it stays. Anything else of that name is removed.
+    /// A number, a flag or a short word is kept; any other value is removed.
     Plain,
-    /// The models ask for it, so it stays with nothing in it.
+    /// The SDK models require the field: its value becomes `null`.
     Null,
-    /// The same, for a list.
+    /// The same, with an empty list.
     NoList,
-    /// The same, for a flag.
+    /// The same, with `false`.
     No,
-    /// The same, for an identifier.
+    /// The same, with a placeholder for an identifier.
     NoName,
-    /// A sentence of a refusal.
+    /// A sentence of a refusal, without email addresses.
     Sentence,
     /// An object of listed fields.
     Object(&'static [(&'static str, Field)]),
@@ -53,20 +55,20 @@ const USER: &[(&str, Field)] = &[
     ("referral_link_code", Null), ("partnerstack_partner_default_link", Null),
 ];
 
-/// What a refusal says of itself. What a validation quotes from the request is not among it.
+/// The fields of a refusal. The input that a validation error quotes from the request is not listed.
 #[rustfmt::skip] // a table
 const REFUSAL: &[(&str, Field)] = &[
     ("status", Plain), ("code", Plain), ("type", Plain), ("param", Plain), ("request_id", Plain),
     ("message", Sentence), ("msg", Sentence),
 ];
 
-/// Longer texts are no words of the API.
+/// Maximum length of a word; longer texts are not words of the API.
 const WORD_BYTES_MAX: usize = 64;
 
-/// Longer sentences of a refusal are cut.
+/// Sentences of a refusal are cut at this length.
 const SENTENCE_CHARS_MAX: usize = 500;
 
-/// The document with its listed fields only, whatever its status; `None` when it is no JSON object.
+/// The document with its listed fields only, whatever its status; `None` when it is not a JSON object.
 #[must_use]
 pub fn redacted(document: &[u8]) -> Option<Vec<u8>> {
     let document: Map<String, Value> = serde_json::from_slice(document).ok()?;
@@ -83,14 +85,14 @@ pub fn redacted(document: &[u8]) -> Option<Vec<u8>> {
     serde_json::to_vec(&shown).ok()
 }
 
-/// What stands for the body of a refusal of which nothing can be shown.
+/// The body that replaces a refusal that cannot be redacted.
 #[must_use]
 pub fn withheld() -> Vec<u8> {
     let message = "Keychoir withholds this answer: it may describe the owner of the API key.";
     json!({"detail": {"status": "answer_withheld", "message": message}}).to_string().into_bytes()
 }
 
-/// What is shown of a field; `None` for what is in none of the lists.
+/// The redacted value of a field; `None` for a field that is not listed.
 fn field(name: &str, value: Value, lists: &[&[(&str, Field)]]) -> Option<Value> {
     let (_, field) = lists.iter().copied().flatten().find(|(listed, _)| *listed == name)?;
     match (field, value) {
@@ -113,7 +115,7 @@ fn object(fields: Map<String, Value>, listed: &[(&str, Field)]) -> Value {
     Value::Object(shown.collect())
 }
 
-/// What is shown of `detail`: an object, a sentence, or a list of objects.
+/// The redacted `detail`: an object, a sentence, or a list of objects.
 fn refusal(detail: Value) -> Option<Value> {
     match detail {
         Value::Object(fields) => Some(object(fields, REFUSAL)),
@@ -140,7 +142,7 @@ fn is_plain(value: &Value) -> bool {
     }
 }
 
-/// A sentence without email addresses.
+/// The sentence without email addresses.
 fn sentence(text: &str) -> String {
     let words = text.split(' ').map(|word| if word.contains('@') { "..." } else { word });
     words.collect::<Vec<_>>().join(" ").chars().take(SENTENCE_CHARS_MAX).collect()

@@ -1,18 +1,19 @@
-//! When the books are written: at once after a quiet moment, and in steps while records keep coming,
-//! so that many of them share a commit. A commit costs a flush of the disk, whatever is in it.
+//! Paces the commits of usage records: at once after a pause, and at intervals while records keep
+//! arriving, so that many records share a commit. A commit costs a flush of the disk, whatever its size.
 
 use std::time::Duration;
 
-/// From so many records a second on, a commit waits for all of its interval.
+/// Records per second from which on commits are a full interval apart.
 const FULL_PACE: u64 = 1_000;
-/// At a slow pace it waits for this part of it: few records are lost, and few commits made, either way.
+/// At a low rate, commits are this fraction of the interval apart: in either case, few records are lost
+/// in a crash, and few commits are made.
 const LEAST_SHARE: u64 = 5;
 
-/// How long after the begin of a commit the next one begins, when `records` came in the span `over` before
-/// it: what commits cost stays small beside what so many requests cost. It is `most` at the most.
+/// The time between the beginnings of two commits, when `records` arrived within `over` before: the cost
+/// of commits stays small relative to that of the requests. At most `most`.
 #[must_use]
 pub fn interval(records: u64, over: Duration, most: Duration) -> Duration {
-    // A few that come together are no pace.
+    // A few records that arrive together are not a rate.
     let over = over.max(most / LEAST_SHARE as u32);
     let span_us = u64::try_from(over.as_micros()).unwrap_or(u64::MAX).max(1);
     let pace = records.saturating_mul(1_000_000) / span_us;
@@ -20,8 +21,8 @@ pub fn interval(records: u64, over: Duration, most: Duration) -> Duration {
     most.saturating_mul(pace) / FULL_PACE as u32
 }
 
-/// How long the next commit is still put off. The last one began `since` ago, and one begins each
-/// `interval` at the most; but when `waiting` records fill a `batch`, nothing is gained by waiting.
+/// The time until the next commit. The last one began `since` ago, and one begins at most every
+/// `interval`; when `waiting` records fill a `batch`, it begins at once.
 #[must_use]
 pub fn pause(since: Duration, interval: Duration, waiting: u64, batch: u64) -> Duration {
     if waiting >= batch { Duration::ZERO } else { interval.saturating_sub(since) }

@@ -1,14 +1,14 @@
-//! The one reading of a path, and the refusal of a path that has more than one.
+//! Decodes a path, and refuses ambiguous ones.
 //!
-//! The rule: *a path is passed on only if each of its segments, percent-decoded once, is valid text that
-//! is not empty, is neither `.` nor `..`, neither begins nor ends with white space, and contains no slash,
-//! backslash, semicolon, question mark, number sign or control character and no further percent escape.*
-//! One slash may stand at the end.
+//! The rule: *a path is forwarded only if each of its segments, percent-decoded once, is valid text that
+//! is not empty, is neither `.` nor `..`, neither begins nor ends with white space, and contains no
+//! slash, backslash, semicolon, question mark, number sign or control character and no further percent
+//! escape.* A trailing slash is allowed.
 //!
-//! Servers differ in what they do with everything else: they decode once or twice, before or after the
-//! path is split, merge slashes, resolve dots, cut off what follows a semicolon. What is judged here would
-//! then not be what is served there, so a denied path could be reached in disguise. No path of the provider
-//! needs any of it.
+//! Servers treat everything else differently: they decode once or twice, before or after the path is
+//! split, merge slashes, resolve dots, cut off what follows a semicolon. The path that is checked here
+//! would then differ from the one that is served there, so that a denied path could be reached in
+//! disguise. No path of the provider needs any of it.
 
 use std::borrow::Cow;
 use std::ops::Deref;
@@ -16,7 +16,7 @@ use std::ops::Deref;
 use super::endpoint::Literal;
 use super::headers::hex_pair;
 
-/// A path that has one reading, decoded.
+/// A path with a single meaning, decoded.
 #[derive(Clone, Debug)]
 pub struct Path<'a>(Cow<'a, str>);
 
@@ -32,51 +32,51 @@ pub struct Segment<'a> {
 pub struct Segments<'a> {
     few: [Segment<'a>; FEW],
     count: usize,
-    /// All of them, where they are many.
+    /// All segments, when there are more than [`FEW`].
     many: Vec<Segment<'a>>,
 }
 
-/// No path of the provider has more.
+/// Number of segments that are stored inline; no path of the provider has more.
 const FEW: usize = 12;
 
-/// Why a path could be read in more than one way.
+/// Why a path is ambiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Ambiguous {
-    /// It is no path from the root.
+    /// It does not begin at the root.
     #[error("it does not begin with a slash")]
     Relative,
-    /// Two slashes stand together.
+    /// Two adjacent slashes.
     #[error("it has an empty segment (two slashes together; does the base URL end in a slash?)")]
     EmptySegment,
-    /// A segment is `.` or `..`, however it is written.
+    /// A segment is `.` or `..`, in any encoding.
     #[error("it has a segment of dots")]
     Dots,
     /// A segment begins or ends with white space.
     #[error("a segment begins or ends with white space")]
     Blank,
-    /// A character that separates, in some server's reading, within a segment.
+    /// A character within a segment that some server treats as a separator.
     #[error("it has a backslash, a semicolon, or an encoded slash, question mark or number sign")]
     Separator,
     /// A control character.
     #[error("it has a control character")]
     Control,
-    /// An escape that is cut off, or of other characters than hexadecimal digits.
+    /// An escape that is truncated, or has characters other than hexadecimal digits.
     #[error("it has a malformed percent escape")]
     Escape,
     /// Escapes that decode to another escape.
     #[error("it is percent-encoded twice")]
     DoubleEscape,
-    /// Bytes that are no UTF-8, or characters that are not percent-encoded.
+    /// Bytes that are not UTF-8, or characters that are not percent-encoded.
     #[error("it is not percent-encoded UTF-8")]
     Encoding,
 }
 
 impl<'a> Path<'a> {
-    /// Reads a path as it was received.
+    /// Decodes a path as received.
     ///
     /// # Errors
     ///
-    /// When some server could read it otherwise.
+    /// When some server could interpret it otherwise.
     pub fn read(path: &'a str) -> Result<Self, Ambiguous> {
         if !path.starts_with('/') {
             return Err(Ambiguous::Relative);
@@ -86,14 +86,14 @@ impl<'a> Path<'a> {
         Ok(Self(decoded))
     }
 
-    /// Its segments.
+    /// Its segments, without empty ones.
     #[must_use]
     pub fn words(&self) -> Segments<'_> {
         Segments::of(&self.0)
     }
 }
 
-/// Whether a path, as it was received, is already decoded. Its bytes are all those that may stand in it.
+/// Whether a path, as received, has no escapes. Fails on bytes that may not appear in it.
 fn is_plain(path: &str) -> Result<bool, Ambiguous> {
     let kinds = path.bytes().fold(0, |kinds, byte| kinds | KINDS[usize::from(byte)]);
     match kinds {
@@ -107,7 +107,7 @@ fn is_plain(path: &str) -> Result<bool, Ambiguous> {
 const ESCAPE: u8 = 1;
 const FORBIDDEN: u8 = 2;
 
-/// What a byte of a path is: nothing special, the begin of an escape, or not allowed as such.
+/// The class of each byte of a path: not special, the start of an escape, or forbidden.
 const KINDS: [u8; 256] = {
     let mut kinds = [0; 256];
     let mut byte = 0;
@@ -125,7 +125,7 @@ const KINDS: [u8; 256] = {
     kinds
 };
 
-/// A path without its escapes, none of which may decode to what has a meaning of its own.
+/// Decodes a path; fails on escapes that decode to a special character.
 fn decoded(path: &str) -> Result<String, Ambiguous> {
     let bytes = path.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
@@ -144,7 +144,7 @@ fn decoded(path: &str) -> Result<String, Ambiguous> {
         }
         at += 3;
     }
-    // Overlong forms and halves of surrogates are no UTF-8.
+    // Overlong forms and unpaired surrogates are not UTF-8.
     let text = String::from_utf8(decoded).map_err(|_| Ambiguous::Encoding)?;
     if !text.is_ascii() {
         if text.chars().any(char::is_control) {
@@ -160,13 +160,13 @@ fn decoded(path: &str) -> Result<String, Ambiguous> {
     Ok(text)
 }
 
-/// Characters that servers which fold text to ASCII take for dots, slashes, semicolons and percent signs.
+/// Characters that servers which fold text to ASCII map to dots, slashes, semicolons and percent signs.
 const LOOKALIKES: [char; 14] = [
     '\u{2024}', '\u{2025}', '\u{2044}', '\u{2215}', '\u{2216}', '\u{29f5}', '\u{fe52}', '\u{fe54}',
     '\u{fe68}', '\u{ff05}', '\u{ff0e}', '\u{ff0f}', '\u{ff1b}', '\u{ff3c}',
 ];
 
-/// Whether decoding once more would change a text: `%41`, or `%u0041` as some servers write it.
+/// Whether another decoding would change the text: `%41`, or `%u0041` as some servers write it.
 fn is_escaped_again(text: &str) -> bool {
     let is_escape = |at: usize| {
         let digits = text.as_bytes().get(at + 1..).unwrap_or_default();
@@ -176,7 +176,7 @@ fn is_escaped_again(text: &str) -> bool {
     memchr::memchr_iter(b'%', text.as_bytes()).any(is_escape)
 }
 
-/// Looks at the segments of a decoded path; the last may be empty.
+/// Checks the segments of a decoded path; the last may be empty.
 fn check_segments(path: &str) -> Result<(), Ambiguous> {
     let bytes = path.as_bytes();
     let mut begin = 1;
@@ -199,17 +199,17 @@ fn check_segments(path: &str) -> Result<(), Ambiguous> {
 }
 
 impl<'a> Segment<'a> {
-    /// As it was written.
+    /// The segment as written.
     pub(super) fn text(&self) -> &'a str {
         self.text
     }
 
-    /// The fixed part of a path of the API that it is.
+    /// The literal of the API that it is.
     pub(super) fn literal(&self) -> Option<Literal> {
         self.literal
     }
 
-    /// That in lower case, or as it was written.
+    /// The literal in lower case, or else the segment as written.
     pub(super) fn name(&self) -> &'a str {
         match self.literal {
             Some(literal) => literal.text(),
@@ -219,13 +219,13 @@ impl<'a> Segment<'a> {
 }
 
 impl<'a> Segments<'a> {
-    /// The segments of a path that is decoded.
+    /// The segments of a decoded path.
     pub(super) fn of(path: &'a str) -> Self {
         let mut words = Self { few: [Segment { text: "", literal: None }; FEW], count: 0, many: Vec::new() };
         let mut begin = 0;
         for end in memchr::memchr_iter(b'/', path.as_bytes()).chain([path.len()]) {
             let segment = &path[begin..end];
-            // Before the first slash, and behind the last.
+            // The empty segments before the first slash and after the last one are skipped.
             if !segment.is_empty() {
                 words.push(Segment { text: segment, literal: Literal::of(segment) });
             }

@@ -1,5 +1,5 @@
-//! What a key may do: the provider's permissions, and which of them a request needs. A refusal names
-//! the one that was missing; the key is remembered as lacking it, and is fine for everything else.
+//! The provider's permissions of a key, and which of them a request needs. A refusal names the missing
+//! one; the key is restricted for requests that need it, and still serves all others.
 //!
 //! Source of the names: `PermissionType` of the provider's OpenAPI document.
 
@@ -23,24 +23,24 @@ const NAMES: [&str; 35] = [
 ];
 
 impl Permission {
-    /// The permission of that name.
+    /// The permission with that name.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         NAMES.binary_search(&name).ok().and_then(|at| u8::try_from(at).ok()).map(Self)
     }
 
-    /// The provider's name of it.
+    /// The provider's name of the permission.
     #[must_use]
     pub fn name(self) -> &'static str {
         NAMES.get(usize::from(self.0)).copied().unwrap_or_default()
     }
 
-    /// What a request needs, by the words of its path behind the version. `None` when nobody knows:
-    /// then the provider says.
+    /// The permission that a request needs, by the segments of its path after the version. `None` when it
+    /// is unknown and only the provider can decide.
     #[must_use]
     pub fn of(method: &Method, words: &[&str]) -> Option<Self> {
         let reads = [Method::GET, Method::HEAD].contains(method);
-        // What reading needs, and what all else does.
+        // The permission for reading, and the one for any other method.
         let [reading, other] = match words {
             ["text-to-speech" | "text-to-dialogue", ..] => const { only("text_to_speech") },
             ["speech-to-speech" | "voice-changer", ..] => const { only("speech_to_speech") },
@@ -70,7 +70,7 @@ impl Permission {
     }
 }
 
-/// The permission of a name that is known: found while this is compiled, and refused there if it is not.
+/// The permission of a known name. Evaluated at compile time; an unknown name does not compile.
 const fn named(name: &str) -> Permission {
     let mut at = 0;
     while !is_same(NAMES[at].as_bytes(), name.as_bytes()) {

@@ -1,18 +1,18 @@
-//! What a workspace's plan can do, as far as its name and its subscription say before anything is asked.
+//! What a workspace's plan can do, as far as its name and its subscription say, before a request is sent.
 //!
-//! Plan names are free texts of the provider (`tier`), and new ones come: an unknown one is taken to be
-//! able to do everything, and refusals say otherwise.
+//! Plan names are free texts of the provider (`tier`), and new ones appear: an unknown plan counts as
+//! unrestricted until a refusal proves otherwise.
 
 use super::classify::{Subject, Verdict};
 use super::features::RequestFeatures;
 use super::models::Models;
 
-/// What a subscription says of its workspace beside its credits.
+/// The features of a workspace in its subscription, besides credits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
-    /// Whether voices may be made of recordings (`can_use_instant_voice_cloning`).
+    /// Whether voices may be cloned from recordings (`can_use_instant_voice_cloning`).
     pub can_clone: Option<bool>,
-    /// Voices that may still be added (`voice_limit` less `voice_slots_used`).
+    /// Number of voices that may still be added (`voice_limit` less `voice_slots_used`).
     pub voices_left: Option<u64>,
 }
 
@@ -30,13 +30,13 @@ const TIERS: [&[&str]; 7] = [
 const CREATOR: usize = 2;
 const PRO: usize = 3;
 
-/// The place of a plan among the known ones, cheapest first; `None` for an unknown one.
+/// The index of a plan among the known ones, cheapest first; `None` for an unknown one.
 fn place(tier: &str) -> Option<usize> {
     TIERS.iter().position(|names| names.contains(&tier))
 }
 
-/// How dear a plan is, for asking the cheapest first: an unknown one is dearer than a creator's and
-/// cheaper than a professional's.
+/// The rank of a plan by price, so that cheaper plans are tried first: an unknown one ranks between
+/// creator and pro.
 #[must_use]
 pub fn price_rank(tier: Option<&str>) -> usize {
     match tier.and_then(place) {
@@ -46,7 +46,7 @@ pub fn price_rank(tier: Option<&str>) -> usize {
     }
 }
 
-/// What a refusal means that came from an account of that plan: paid plans have the same limit for the
+/// Corrects a verdict by the plan of the account it came from: all paid plans have the same limit for the
 /// characters of a request, so a text that is too long for one is too long for all.
 #[must_use]
 pub fn meant_by(verdict: Verdict, tier: Option<&str>) -> Verdict {
@@ -55,8 +55,8 @@ pub fn meant_by(verdict: Verdict, tier: Option<&str>) -> Verdict {
     if is_length && is_paid { Verdict::RequestError } else { verdict }
 }
 
-/// What a workspace of that plan is known not to do for such a request, before it is asked; `None` when
-/// it may.
+/// What a workspace of that plan is known to lack for such a request, before it is sent; `None` when it
+/// may serve it.
 #[must_use]
 pub fn lacks(
     tier: Option<&str>,
@@ -78,8 +78,8 @@ pub fn lacks(
     (lacks_voices && features.adds_voice).then_some(Subject::Cloning)
 }
 
-/// The cheapest plan that has an output format: MP3 of 192 kbit/s is for creators, PCM and WAV of
-/// 44.1 kHz for professionals. Source: `output_format` in the provider's OpenAPI document.
+/// The cheapest plan with an output format: MP3 of 192 kbit/s needs creator, PCM and WAV of 44.1 kHz need
+/// pro. Source: `output_format` in the provider's OpenAPI document.
 fn tier_of_format(format: &str) -> Option<usize> {
     if format.starts_with("mp3_") && format.ends_with("_192") {
         return Some(CREATOR);

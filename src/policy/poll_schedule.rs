@@ -1,44 +1,44 @@
-//! When a key is asked about next. Rarely, because many questions from one address look like abuse;
-//! sooner where an answer matters.
+//! Schedules the next poll of a key: rarely, because many requests for quotas from one address look like
+//! abuse, and sooner where the result matters.
 
 use std::time::Duration;
 
 use super::key_state::{CooldownReason, KeyState};
 use super::units::UnixMs;
 
-/// What the last question brought.
+/// The result of the last poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PollOutcome {
-    /// Its figures.
+    /// The key's figures.
     Figures,
-    /// That it may not tell them.
+    /// The key may not read its figures.
     Nothing,
-    /// No answer.
+    /// No response.
     Silence,
 }
 
-/// What decides when a key is asked next.
+/// Inputs of the schedule.
 #[derive(Clone, Copy, Debug)]
 pub struct PollState {
-    /// What the last question brought.
+    /// The result of the last poll.
     pub told: PollOutcome,
-    /// How it stands.
+    /// The key's state.
     pub standing: KeyState,
-    /// Whether it is near its limit.
+    /// Whether its use is near the limit.
     pub is_near_limit: bool,
-    /// When its credits come back.
+    /// When its credits are reset.
     pub resets_at: Option<UnixMs>,
 }
 
-/// A key near its limit is asked so many times as often.
+/// Factor by which a key near its limit is polled more often.
 const SOONER: u32 = 5;
-/// A key that may not tell is asked so many times as seldom: somebody may let it.
+/// Factor by which a key that may not read its quota is polled less often; the permission may be granted.
 const SELDOM: u32 = 6;
-/// After its reset date, the provider needs a moment to show the new figures.
+/// After the reset date, the provider needs a moment to show the new figures.
 const AFTER_RESET: Duration = Duration::from_secs(30);
 
-/// How long to wait, when all is well for `interval`. `chance`, from 0.0 to 1.0, spreads keys that
-/// began at the same moment.
+/// The time until the next poll, for a regular `interval`. `chance`, from 0.0 to 1.0, spreads the polls
+/// of keys that started at the same moment.
 #[must_use]
 pub fn next_poll_at(look: &PollState, interval: Duration, chance: f64, now: UnixMs) -> Duration {
     let spread = |span: Duration| span.mul_f64(0.9 + 0.2 * chance.clamp(0.0, 1.0));
@@ -46,7 +46,7 @@ pub fn next_poll_at(look: &PollState, interval: Duration, chance: f64, now: Unix
         (PollOutcome::Nothing, _) => interval * SELDOM,
         (PollOutcome::Silence, _) => interval / SOONER,
         (PollOutcome::Figures, KeyState::Usable) if look.is_near_limit => interval / SOONER,
-        // Refused once: the next answer decides.
+        // Refused as invalid once: the next poll decides.
         (PollOutcome::Figures, KeyState::Resting { reason: CooldownReason::Invalid, .. }) => {
             interval / SOONER
         }

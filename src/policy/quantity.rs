@@ -1,31 +1,30 @@
-//! Quantities that are written with their unit: durations (`1h30m`) and sizes (`16MiB`). They are
-//! parsed here and not by a library, because those of the registry also accept what is a mistake in
-//! a setting: signs and `ago`, nanoseconds that round to nothing, months of 30.44 days, bits, and
-//! fractions of a byte.
+//! Quantities with a unit: durations (`1h30m`) and sizes (`16MiB`). They are not parsed by a library,
+//! because those available also accept values that are mistakes in a setting: signs and `ago`,
+//! nanoseconds that round to nothing, months of 30.44 days, bits, and fractions of a byte.
 
 pub mod duration;
 pub mod size;
 
-/// Why a text is no quantity. Numbers are in the smallest unit: milliseconds or bytes.
+/// Why a text is not a quantity. Numbers are in the smallest unit: milliseconds or bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum QuantityError {
-    /// A number alone.
+    /// A bare number.
     NoUnit(u64),
-    /// A minus sign in front.
+    /// A leading minus sign.
     Negative,
     /// A fraction, with the same quantity in the smallest unit if that can express it.
     Fraction(Option<u64>),
-    /// A unit that is not known.
+    /// An unknown unit.
     UnknownUnit(String),
-    /// A unit twice, or a larger one behind a smaller one.
+    /// A unit twice, or a larger one after a smaller one.
     UnitOrder,
-    /// More than 64 bits count in the smallest unit.
+    /// More than 64 bits can hold in the smallest unit.
     TooLarge,
-    /// Anything else.
+    /// Any other text.
     Malformed,
 }
 
-/// A unit and how many of the smallest it has.
+/// A unit and its size in the smallest unit.
 type Unit = (&'static str, u64);
 
 /// `text` up to the first character for which `ends` holds, and the rest.

@@ -1,5 +1,7 @@
-//! Whether a request is sent again, relayed as answered, or given up. A replay is a question of
-//! progress, not of failure: what may have been charged is never sent twice.
+//! Decides whether a request is retried, its response relayed, or the request failed.
+//!
+//! A retry depends on how far the attempt got, not on how it failed: a request that may have been charged
+//! is never sent twice.
 
 use std::time::Duration;
 
@@ -9,11 +11,13 @@ use super::select::Unavailable;
 /// How far an attempt got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Nothing was written: no name, no connection, no TLS, or handed back by a reused connection.
+    /// Nothing was written: DNS, connect or TLS failed, or a reused connection returned the request
+    /// unsent.
     Unsent,
-    /// Something was written and no complete head came back. The work may have been done.
+    /// Something was written and no complete response head was received. The provider may have done the
+    /// work.
     Unanswered,
-    /// A complete head came back, with this meaning.
+    /// A complete response head was received, with this classification.
     Answered(Verdict),
 }
 
@@ -22,69 +26,71 @@ pub enum Progress {
 pub enum Effect {
     /// `GET`, `HEAD`, `OPTIONS`: nothing is changed or charged.
     None,
-    /// Anything else.
+    /// Any other method.
     Some,
 }
 
 /// Whether the request's body can be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replayable {
-    /// All that has arrived is held.
+    /// Everything received so far is buffered.
     Whole,
-    /// It grew past its bound, or was relayed in part: only this attempt has it.
+    /// The body exceeded the replay buffer, or was relayed in part: only this attempt has it.
     Lost,
 }
 
-/// What the decision looks at.
+/// Inputs of the decision.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
     /// How far this attempt got.
     pub progress: Progress,
-    /// Whether what was not found here may be in another account that was not asked yet.
+    /// Whether a resource that was not found here may be in another account that was not tried yet.
     pub may_be_elsewhere: bool,
-    /// What the method does.
+    /// The effect of the method.
     pub effect: Effect,
     /// Whether the body can be sent again.
     pub body: Replayable,
-    /// Whether the span for further attempts is over.
+    /// Whether the time for further attempts is over.
     pub is_late: bool,
-    /// Attempts so far, this one included.
+    /// Attempts so far, including this one.
     pub attempts: u32,
-    /// Attempts that a request may have.
+    /// Maximum number of attempts of a request.
     pub attempts_max: u32,
-    /// Replays so far that were not the key's fault: transport, overload, failure.
+    /// Retries so far that were not caused by a key: transport errors, overload, failures of the
+    /// provider.
     pub blameless_replays: u32,
-    /// Workspaces that answered this request with the same ambiguous verdict, this one included.
+    /// Workspaces that returned the same ambiguous verdict for this request, including this one.
     pub ambiguous_workspaces: u32,
-    /// Workspaces of the same plan that were called abusive for this request, this one included: the
-    /// provider judges the address as well, so asking more of them makes it worse.
+    /// Workspaces of the same plan that were called abusive for this request, including this one. The
+    /// provider also judges the client address, so trying more workspaces makes it worse.
     pub suspected_of_plan: u32,
 }
 
-/// What is done next.
+/// The decision after an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// The answer goes to the client as it is.
+    /// The response is relayed to the client unchanged.
     Relay,
-    /// The request goes to the next key.
+    /// The request is retried with the next key.
     NextKey,
-    /// The request goes out once more after a pause, with whichever key is first then.
+    /// The request is retried after a pause, with whichever key is selected then.
     Again {
-        /// How long to wait at the least; the shell adds as much again by chance.
+        /// The minimum pause; the caller adds up to the same time of jitter.
         pause: Duration,
     },
-    /// There is no answer to relay: the client gets an error of ours.
+    /// No response can be relayed: the client gets an error of the proxy.
     Fail,
 }
 
-/// One more try for what is nobody's fault; two would multiply a storm.
+/// Maximum retries of a request for causes other than its keys. A second one would multiply the load on
+/// an overloaded provider.
 const BLAMELESS_REPLAYS_MAX: u32 = 1;
-/// Two workspaces that say the same make it the request's own matter.
+/// When two workspaces return the same verdict, the cause is the request itself.
 const AMBIGUOUS_WORKSPACES_MAX: u32 = 2;
-/// An overloaded provider gets a breath.
+/// Pause before a retry of a request that an overloaded provider refused.
 const BUSY_PAUSE: Duration = Duration::from_millis(250);
 
-/// Decides.
+/// Decides how a request continues after an attempt.
 #[must_use]
 pub fn decide(facts: &Facts) -> Decision {
     let may_send = facts.body == Replayable::Whole && !facts.is_late && facts.attempts < facts.attempts_max;
@@ -99,7 +105,7 @@ pub fn decide(facts: &Facts) -> Decision {
         Progress::Unanswered => {
             again_if(once_more && facts.effect == Effect::None, Duration::ZERO, Decision::Fail)
         }
-        // A not-found did nothing and cost nothing; each account is asked once.
+        // A not-found has no effect and costs nothing; each account is tried once.
         Progress::Answered(Verdict::NotFound) => next_key_if(may_send && facts.may_be_elsewhere),
         Progress::Answered(verdict) => match verdict.concern() {
             Concern::Nothing | Concern::Request => Decision::Relay,
@@ -118,18 +124,18 @@ pub fn decide(facts: &Facts) -> Decision {
     }
 }
 
-/// Whose words end a request that no key is left for.
+/// Whose response ends a request for which no key is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LastWord {
-    /// The provider's last answer, as it is.
+    /// The provider's last response, unchanged.
     Theirs,
-    /// An answer of ours about the whole pool.
+    /// An error of the proxy about the whole pool.
     Ours,
 }
 
-/// Whose words end a request, when its last answer was `verdict` and `unavailable` stands in the
-/// way of another attempt. Ours only when both are about the keys: what is wrong with the request
-/// itself is better told by the provider.
+/// Whose response ends a request whose last attempt was classified as `verdict` and for which
+/// `unavailable` prevents another attempt. An error of the proxy only when both are about the keys: the
+/// provider's response describes an error of the request better.
 #[must_use]
 pub fn last_word(verdict: Verdict, unavailable: Unavailable) -> LastWord {
     match unavailable {

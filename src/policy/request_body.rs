@@ -1,5 +1,5 @@
-//! What a request asks for, as far as the pool and the books want to know: which model, how many
-//! characters of text, how long a sound. The text itself is counted and never kept.
+//! Extracts from a request body what the pool and the usage records need: the model, the number of
+//! characters of the text, the length of the audio. The text itself is counted and never kept.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,29 +7,29 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-/// So much of a body is looked at: the longest text that a model takes (40,000 characters), should
-/// all of it be escaped.
+/// Maximum bytes of a body that are parsed: the longest text that a model accepts (40,000 characters), if
+/// every character is escaped.
 pub const BODY_BYTES_MAX: usize = 256 * 1024;
 
-/// The model of a speech that names none. Source: the OpenAPI document.
+/// The model of a speech request that names none. Source: the OpenAPI document.
 pub const DEFAULT_MODEL: &str = "eleven_multilingual_v2";
 
-/// Fields before the file of an upload, such as `model_id`.
+/// Bytes of a form that are searched for `model_id`, which precedes the uploaded file.
 const FORM_BYTES_MAX: usize = 16 * 1024;
 
-/// What a request asked for.
+/// The features of a request body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequestBodyFeatures {
     /// The provider's name of the model.
     pub model: Option<Arc<str>>,
-    /// Characters of text to be spoken.
+    /// Number of characters of text to be spoken.
     pub characters: Option<u64>,
-    /// The length of the sound that is asked for.
+    /// The requested length of the audio.
     pub duration_ms: Option<u64>,
 }
 
 impl RequestBodyFeatures {
-    /// Looks at the start of a body; `is_whole` when nothing follows it.
+    /// Parses the start of a body; `is_whole` when it is complete.
     #[must_use]
     pub fn of(start: &[u8], is_whole: bool) -> Self {
         match start.iter().find(|byte| !byte.is_ascii_whitespace()) {
@@ -78,8 +78,8 @@ fn form(start: &[u8]) -> Option<Arc<str>> {
     model(std::str::from_utf8(&value[..find(value, b"\r\n")?]).ok()?)
 }
 
-/// What the provider's models are called: a family, and more words of lower-case letters, digits
-/// and `_`. Whatever else a client writes there, it is not written down.
+/// Accepts names of the provider's models: a family, followed by lower-case letters, digits and `_-.`.
+/// Any other text of a client is not recorded.
 #[must_use]
 pub fn model(name: &str) -> Option<Arc<str>> {
     const FAMILIES: [&str; 4] = ["eleven_", "scribe_", "music_", "dubbing_"];
@@ -88,7 +88,7 @@ pub fn model(name: &str) -> Option<Arc<str>> {
     (is_name && FAMILIES.iter().any(|family| name.starts_with(family))).then(|| name.into())
 }
 
-/// A text of which only the length is taken; anything else has none.
+/// The length of a text; `None` for other types.
 #[derive(Default)]
 struct TextLength(Option<u64>);
 
@@ -99,14 +99,14 @@ impl<'de> Deserialize<'de> for TextLength {
     }
 }
 
-/// A number of seconds, in milliseconds; anything else is none.
+/// A number of seconds, in milliseconds; `None` for other types.
 #[derive(Default)]
 struct Seconds(Option<u64>);
 
 impl<'de> Deserialize<'de> for Seconds {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let seconds = serde_json::Value::deserialize(deserializer)?.as_f64();
-        // An hour is longer than any sound that is made.
+        // No generated audio is longer than an hour.
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within an hour")]
         let ms = |seconds: f64| (seconds * 1_000.0).ceil() as u64;
         Ok(Self(seconds.filter(|seconds| (0.0..=3_600.0).contains(seconds)).map(ms)))
@@ -123,7 +123,7 @@ impl<'de> Deserialize<'de> for ModelId {
     }
 }
 
-/// Sees texts without keeping them, and passes over everything else.
+/// Visits texts without copying them, and skips all other values.
 struct Texts<F, G> {
     of_text: F,
     of_other: G,

@@ -1,23 +1,23 @@
-//! How long the books keep what they hold, and by which hour they add it up.
+//! Retention of usage records, and the hours by which they are summed.
 
 use std::time::Duration;
 
 use super::units::UnixMs;
 
-/// What the sums are kept by.
+/// The interval of the sums.
 const HOUR_MS: u64 = 3_600_000;
 
 /// How long records are kept; `None` for ever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
-    /// Single attempts.
+    /// Records of single attempts.
     pub attempts: Option<Duration>,
-    /// Sums by the hour.
+    /// Hourly sums.
     pub hours: Option<Duration>,
 }
 
 impl Retention {
-    /// For so many days; 0 for ever.
+    /// A retention in days; 0 for ever.
     #[must_use]
     pub fn of_days(attempts: usize, hours: usize) -> Self {
         let span = |days: usize| (days > 0).then(|| Duration::from_secs(days as u64 * 24 * 3_600));
@@ -25,22 +25,22 @@ impl Retention {
     }
 }
 
-/// The begin of the hour that `at` falls into.
+/// The beginning of the hour that contains `at`.
 #[must_use]
 pub fn hour_of(at: UnixMs) -> UnixMs {
     UnixMs(at.0 - at.0 % HOUR_MS)
 }
 
-/// What began before this moment may go; nothing, when everything is kept. Always the begin of an
-/// hour, so that the attempts of an hour that is kept are all there.
+/// The moment before which records may be deleted; `None` when all are kept. Always the beginning of an
+/// hour, so that the attempts of an hour that is kept are complete.
 #[must_use]
 pub fn oldest_kept(kept: Option<Duration>, now: UnixMs) -> Option<UnixMs> {
     let kept_ms = u64::try_from(kept?.as_millis()).unwrap_or(u64::MAX);
     Some(hour_of(UnixMs(now.0.saturating_sub(kept_ms))))
 }
 
-/// What a UUID that names something of this moment begins with (version 7, RFC 9562): those of
-/// earlier moments are smaller, and those of it are not.
+/// The prefix of UUIDs (version 7, RFC 9562) generated at this moment: those generated earlier are
+/// smaller.
 #[must_use]
 pub fn first_id(at: UnixMs) -> [u8; 6] {
     const LAST: u64 = (1 << 48) - 1;

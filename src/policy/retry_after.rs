@@ -1,5 +1,5 @@
-//! When the provider says to come back, in the forms that clients of the field read: seconds or a
-//! date in `Retry-After`, seconds since 1970 in `X-RateLimit-Reset`.
+//! Parses when the provider wants a retry: seconds or a date in `Retry-After`, seconds since 1970 in
+//! `X-RateLimit-Reset`.
 //!
 //! The provider has never been seen to send either; a front end of it may.
 
@@ -10,10 +10,10 @@ use http::header::RETRY_AFTER;
 
 use super::units::UnixMs;
 
-/// Longer than this is a mistake of the sender: no rate limit lasts beyond a day.
+/// Maximum time; a longer one is an error of the sender, because no rate limit lasts beyond a day.
 const SPAN_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How long to wait from `now`, if the headers say so.
+/// The time to wait from `now`, if the headers have one.
 #[must_use]
 pub fn retry_after(headers: &HeaderMap, now: UnixMs) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
@@ -29,7 +29,7 @@ fn seconds(value: &str) -> Option<Duration> {
     if whole.is_empty() || !is_digits(whole) || !is_digits(fraction) {
         return None;
     }
-    // More digits than fit are a span beyond all bounds.
+    // More digits than fit mean a time beyond all bounds.
     let whole: u64 = whole.parse().unwrap_or(u64::MAX);
     let more = u64::from(fraction.bytes().any(|byte| byte != b'0'));
     Some(Duration::from_secs(whole.saturating_add(more)))

@@ -1,32 +1,32 @@
-//! How many replays that are nobody's fault may be sent: when everything fails at once, a proxy
-//! that repeats everything doubles the storm.
+//! The budget of retries that no key has caused: when every request fails at once, a proxy that retries
+//! all of them would double the load.
 
 use std::time::Duration;
 
-/// A share of the requests, in thousandths of a replay each.
+/// Earned per request, in thousandths of a retry.
 const PER_REQUEST: u64 = 200;
-/// And so many a second whatever the traffic, so that a lone request is repeated, too.
+/// Earned per second, regardless of the traffic, so that a single request can be retried, too.
 const PER_SECOND: u64 = 10_000;
-/// What can be saved up: ten seconds without a failure.
+/// Maximum of the budget: ten seconds without a failure.
 const SAVED_MAX: u64 = 100_000;
-/// One replay.
+/// The cost of one retry.
 const REPLAY: u64 = 1_000;
 
-/// What may be spent on replays, in thousandths of one.
+/// The budget for retries, in thousandths of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryBudget {
     saved: u64,
 }
 
 impl Default for RetryBudget {
-    /// One second's worth.
+    /// The budget of one second.
     fn default() -> Self {
         Self { saved: PER_SECOND }
     }
 }
 
 impl RetryBudget {
-    /// The budget after `span` in which so many requests came.
+    /// The budget after `span`, in which this many requests arrived.
     #[must_use]
     pub fn after(self, span: Duration, requests: u64) -> Self {
         let by_time = u64::try_from(span.as_millis()).unwrap_or(u64::MAX).saturating_mul(PER_SECOND / 1_000);
@@ -34,7 +34,7 @@ impl RetryBudget {
         Self { saved: self.saved.saturating_add(earned).min(SAVED_MAX) }
     }
 
-    /// The budget after one more replay; `None` when it has no room for it.
+    /// The budget after one more retry; `None` when it does not suffice.
     #[must_use]
     pub fn spend(self) -> Option<Self> {
         self.saved.checked_sub(REPLAY).map(|saved| Self { saved })
@@ -45,7 +45,7 @@ impl RetryBudget {
 mod tests {
     use super::*;
 
-    /// How many replays are allowed one after the other.
+    /// How many consecutive retries are allowed.
     fn replays(mut budget: RetryBudget) -> u32 {
         let mut count = 0;
         while let Some(left) = budget.spend() {
@@ -64,7 +64,7 @@ mod tests {
     fn a_storm_is_not_doubled() {
         let mut budget = RetryBudget::default();
         let mut sent = 0;
-        // A hundred thousand requests in ten seconds, every one of which fails.
+        // A hundred thousand requests in ten seconds, all of which fail.
         for _ in 0..100_000 {
             budget = budget.after(Duration::from_micros(100), 1);
             if let Some(left) = budget.spend() {

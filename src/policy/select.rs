@@ -1,4 +1,4 @@
-//! Which key serves next, and what to tell a client when none does.
+//! Selects the key for a request, or the reason that a client gets when no key can serve.
 
 use std::time::Duration;
 
@@ -6,72 +6,73 @@ use super::key_state::{CooldownReason, KeyState};
 use super::strategy::{Strategy, Traits, best};
 use super::units::UnixMs;
 
-/// One key as a choice sees it, for one request.
+/// One key, evaluated for one request.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate {
-    /// How it stands.
+    /// Whether the key is usable, or in which cooldown.
     pub standing: KeyState,
-    /// Whether this request may use it: it was not tried, has the permission, is not another's.
+    /// Whether this request may use it: not tried yet, with the permission, and in an account that the
+    /// request may use.
     pub is_eligible: bool,
-    /// Whether it can pay.
+    /// Whether its credits suffice.
     pub means: Affordability,
-    /// Whether its workspace has room for one more at once.
+    /// Whether its concurrency group has capacity.
     pub room: ConcurrencyState,
-    /// Whether one request may try it although it rests, when nothing else can serve: what it rests for
-    /// is not proven, and its last try was long enough ago.
+    /// Whether one request may probe it during its cooldown when no other key can serve: the reason of
+    /// the cooldown is not proven, and the last probe was long enough ago.
     pub may_probe: bool,
-    /// When it may be able to serve by itself, if it rests or is full now.
+    /// When it may be able to serve without an event, if it is in cooldown or saturated now.
     pub again_at: Option<UnixMs>,
-    /// What the strategy looks at.
+    /// The inputs of the strategy.
     pub traits: Traits,
 }
 
-/// Whether a key can pay for a request, as far as can be foreseen.
+/// Whether a key's credits suffice for a request, as far as can be estimated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Affordability {
-    /// It can, or nothing is known of it.
+    /// They suffice, or nothing is known about them.
     Enough,
-    /// By our estimate it cannot, which is an upper bound.
+    /// They do not suffice by our estimate, which is an upper bound.
     Short {
-        /// Whether no other request is about to spend what is left.
+        /// Whether no other request has reserved any of the remaining credits.
         is_undisturbed: bool,
     },
-    /// The provider has said that it cannot.
+    /// The provider has reported that they do not suffice.
     Refused,
 }
 
-/// Whether a workspace has room for one more request of a concurrency group.
+/// Whether a concurrency group of a workspace has capacity for one more request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConcurrencyState {
-    /// It has.
+    /// It has capacity.
     Free,
-    /// It has none, until a request of it ends or until this moment.
+    /// It is saturated, until one of its requests ends or until this moment.
     Full {
-        /// When it is worth asking again without that.
+        /// When a retry is worthwhile, if no request ends before.
         until: Option<UnixMs>,
     },
-    /// The group is rate limited until then.
+    /// It is rate limited.
     Cooling {
-        /// Until when.
+        /// The end of the rate limit.
         until: UnixMs,
     },
 }
 
-/// The key that a request goes with.
+/// The selected key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// The one at this position.
+    /// The key at this position.
     Use(usize),
-    /// The one at this position, although it cannot pay by our estimate: no other can either, the
-    /// estimate is an upper bound, and the provider may serve it.
+    /// The key at this position, although its credits fall short by our estimate: those of every other
+    /// key do too, the estimate is an upper bound, and the provider may serve the request.
     Overcommit(usize),
-    /// The one at this position, although it rests: no other can serve, and what it rests for is not
-    /// proven.
+    /// The key at this position, although it is in cooldown: no other key can serve, and the reason of
+    /// the cooldown is not proven.
     Probe(usize),
 }
 
 impl Choice {
-    /// Where the key is.
+    /// The position of the selected key.
     #[must_use]
     pub fn position(self) -> usize {
         match self {
@@ -83,69 +84,69 @@ impl Choice {
 /// Why no key can serve a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {
-    /// All are out of credits (or worse), or have fewer left than this request needs.
+    /// All keys are out of credits (or worse), or have fewer credits left than this request needs.
     #[error("every key is exhausted, or has too few credits left for this request")]
     Exhausted {
         /// The earliest reset, when one is known.
         resets_at: Option<UnixMs>,
-        /// The most credits that one of them has left, when it is more than none: a cheaper request may be
-        /// served.
+        /// The most credits that any one key has left, when that is more than none: a cheaper request may
+        /// be served.
         left: Option<u64>,
     },
-    /// At least one only cools down, until then.
+    /// At least one key is in a cooldown that ends then.
     #[error("every key is exhausted or cools down")]
     Cooling {
-        /// When the first of them comes back.
+        /// When the first cooldown ends.
         until: UnixMs,
     },
-    /// Those that could serve have as much to do as they may have.
+    /// Every key that could serve is at its concurrency limit, or has its credits reserved.
     #[error("every usable key is busy")]
     Full {
-        /// When it is worth asking again, if nothing ends before.
+        /// When a retry is worthwhile, if no request ends before.
         until: Option<UnixMs>,
     },
-    /// The provider refuses every one of them as a key.
+    /// The provider refuses every key as invalid.
     #[error("every key is invalid")]
     Invalid,
-    /// Some are usable, and this request has tried them all or may not use them.
+    /// Some keys are usable, and this request has tried them all or may not use them.
     #[error("every usable key was tried")]
     Tried,
-    /// The keys were replaced by a reload while the request waited: it chooses among the new ones.
+    /// A reload replaced the keys while the request was queued: it selects from the new roster.
     #[error("the keys were replaced")]
     Outdated,
 }
 
-/// Why no key can serve a request now, and when one may be able to without anything else happening.
+/// Why no key can serve a request now, and when one may be able to without an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Blocked {
-    /// Why.
+    /// The reason that the client gets.
     pub why: Unavailable,
     /// When the first key's cooldown, saturation or probe pause ends, if one does.
     pub again_at: Option<UnixMs>,
-    /// Whether a request that only costs more is blocked as well. It may not be: it does not wait for a busy
-    /// key that it could not pay with, and tries one that rests, or that cannot pay by our estimate.
+    /// Whether a more expensive request is blocked as well. It may not be: it is not queued for a busy
+    /// key whose credits would not suffice, and may use a probe or an overcommitment.
     pub holds_for_dearer: bool,
 }
 
-/// A cooldown that ends so soon is waited for, where one that lasts longer is answered with its end: an
-/// SDK that is told to come back sends the whole request again.
+/// A cooldown that ends within this time is waited for; a longer one is reported in `Retry-After`. An SDK
+/// that retries sends the whole request again.
 pub const SHORT_WAIT: Duration = Duration::from_secs(2);
 
 impl Blocked {
-    /// The same, when a key may be able to serve at `at` as well.
+    /// The same, with `at` as another moment when a key may be able to serve.
     #[must_use]
     pub fn or_sooner(self, at: Option<UnixMs>) -> Self {
         Self { again_at: earliest(self.again_at, at), ..self }
     }
 
-    /// Whether a request waits at `now`, and is not answered with an error: a key is only busy, or
-    /// comes back in a moment.
+    /// Whether a request is queued at `now` instead of failing: a key is only busy, or its cooldown ends
+    /// soon.
     #[must_use]
     pub fn is_worth_waiting(&self, now: UnixMs) -> bool {
         let is_soon = || self.again_at.is_some_and(|at| at.since(now) <= SHORT_WAIT);
         match self.why {
             Unavailable::Full { .. } => true,
-            // A key that was tried is not among those that come back.
+            // The keys that were tried do not count towards `again_at`.
             Unavailable::Cooling { .. }
             | Unavailable::Exhausted { .. }
             | Unavailable::Invalid
@@ -170,12 +171,13 @@ impl Candidate {
     }
 }
 
-/// The key to use: of those that stand well, can pay and have room, the one that `strategy` ranks
-/// best. When none can pay by our estimate, the richest is asked, one request at a time.
+/// Selects a key: of those that are usable, have enough credits and capacity, the one that `strategy`
+/// ranks best. When the credits of none suffice by our estimate, the key with the most credits is used,
+/// by one request at a time.
 ///
 /// # Errors
 ///
-/// When there is none, with what stands in the way.
+/// When there is none, with the reason.
 pub fn select(
     strategy: &dyn Strategy,
     candidates: impl Iterator<Item = Candidate> + Clone,
@@ -187,22 +189,22 @@ pub fn select(
     }
 }
 
-/// What is left when none of these is able: to wait for one that is busy, to probe one that rests for
-/// what is not proven, or to ask the richest of those that cannot pay.
+/// The fallback when no key is able to serve: wait for a busy key, probe one whose cooldown is not
+/// proven, or overcommit the key with the most credits.
 ///
 /// # Errors
 ///
-/// When there is nothing, with what stands in the way.
+/// When none of these is possible, with the reason.
 fn otherwise(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choice, Blocked> {
     let eligible = || candidates.clone().enumerate().filter(|(_, key)| key.is_eligible);
     let open = || eligible().filter(|(_, key)| key.standing == KeyState::Usable);
-    // Of those that were tried, nothing is waited for.
+    // Keys that were tried are not waited for.
     let again_at = eligible().filter_map(|(_, key)| key.again_at).min();
     let is_short = |key: &Candidate| matches!(key.means, Affordability::Short { .. });
     let holds_for_dearer = !eligible().any(|(_, key)| key.may_probe || is_short(&key));
     let blocked = |why| Err(Blocked { why, again_at, holds_for_dearer });
     let full = blocked(Unavailable::Full { until: again_at });
-    // One that can pay will have room again; until then, no other is asked.
+    // A busy key with enough credits will have capacity again; until then, no fallback is used.
     if open().any(|(_, key)| key.can_pay() && matches!(key.room, ConcurrencyState::Full { .. })) {
         return full;
     }
@@ -220,15 +222,15 @@ fn otherwise(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choi
                 ..
             },
         )) => Ok(Choice::Overcommit(position)),
-        // What others have reserved of it may come back.
+        // Credits that other requests have reserved may be returned.
         Some((_, Candidate { room: ConcurrencyState::Free | ConcurrencyState::Full { .. }, .. })) => full,
         Some((_, Candidate { room: ConcurrencyState::Cooling { .. }, .. })) | None => {
-            // Neither that it rests nor that it cannot pay is proven.
+            // Neither the cooldown nor the lack of credits is proven.
             let is_open = |key: &Candidate| key.may_probe && is_free(key);
             if let Some((position, _)) = eligible().find(|(_, key)| is_open(key) && key.means == SHORT) {
                 return Ok(Choice::Probe(position));
             }
-            // A client is told to come back when there is a try, and not only at the end of all rest.
+            // The client's `Retry-After` is the next probe, if it comes before the end of the cooldowns.
             blocked(match (unavailable(candidates), again_at) {
                 (Unavailable::Cooling { until }, Some(again_at)) => {
                     Unavailable::Cooling { until: until.min(again_at) }
@@ -239,7 +241,7 @@ fn otherwise(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choi
     }
 }
 
-/// It cannot pay by our estimate, and no other request is about to spend what is left.
+/// The credits fall short by our estimate, and no other request has reserved any of them.
 const SHORT: Affordability = Affordability::Short { is_undisturbed: true };
 
 fn earliest(a: Option<UnixMs>, b: Option<UnixMs>) -> Option<UnixMs> {
@@ -257,7 +259,7 @@ fn unavailable(candidates: impl Iterator<Item = Candidate>) -> Unavailable {
             (KeyState::Usable, ConcurrencyState::Cooling { until }) => {
                 cooling = earliest(cooling, Some(until))
             }
-            // It stands well and could not pay, whatever it was asked.
+            // A usable key of which the credits did not suffice.
             (KeyState::Usable, _) if key.is_eligible => {
                 has_exhausted = true;
                 resets_at = earliest(resets_at, key.traits.resets_at);
@@ -353,7 +355,7 @@ mod tests {
         let full = |ms| Err(Unavailable::Full { until: Some(UnixMs(ms)) });
         check(&[FULL, short(5, true)], Err(Unavailable::Full { until: None }));
         check(&[until(9), FULL, until(7)], full(7));
-        // A cooldown that ends before a place is free is as good.
+        // A cooldown that ends before a slot becomes free counts as well.
         check(&[FULL, cooling(5)], full(5));
         check(&[until(9), resting(CooldownReason::RateLimited, 5)], full(5));
         let tried = Candidate { is_eligible: false, ..resting(CooldownReason::RateLimited, 3) };
@@ -419,7 +421,7 @@ mod tests {
             &[cooling(6), resting(CooldownReason::Exhausted, 9)],
             Err(Unavailable::Cooling { until: UnixMs(6) }),
         );
-        // It can be tried before its rest is over.
+        // It can be probed before its cooldown ends.
         check(
             &[Candidate { again_at: Some(UnixMs(2)), ..cooling(6) }],
             Err(Unavailable::Cooling { until: UnixMs(2) }),

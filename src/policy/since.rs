@@ -1,28 +1,28 @@
-//! From when on somebody wants to know something: `7d`, `2026-11-01`, or a moment.
+//! Parses the begin of a report: `7d`, `2026-11-01`, or a timestamp.
 
 use std::time::Duration;
 
 use super::quantity::duration;
 use super::units::UnixMs;
 
-/// What was written says no such time.
+/// Why a text is not a valid begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoTime {
-    /// It is none of the forms.
+    /// It has none of the accepted forms.
     #[error(
         "write hours, days or weeks back as 24h, 7d or 4w, a day as 2026-11-01 (UTC), or a moment as 2026-11-01T12:00:00Z"
     )]
     Unreadable,
-    /// It is yet to come.
+    /// It is in the future.
     #[error("that is yet to come")]
     Future,
 }
 
-/// The moment that `text` means at `now`.
+/// The moment that `text` denotes at `now`.
 ///
 /// # Errors
 ///
-/// When it means none, or one that is yet to come.
+/// When it denotes none, or one in the future.
 pub fn since(text: &str, now: UnixMs) -> Result<UnixMs, NoTime> {
     if let Some(back) = span(text) {
         return Ok(UnixMs(now.0.saturating_sub(u64::try_from(back.as_millis()).unwrap_or(u64::MAX))));

@@ -1,6 +1,6 @@
-//! The provider's sockets: what each is for, who speaks first on it, and by what its refusals are
-//! known. A socket is opened with 101 even to a bad key; whether the key is any good is said in its
-//! messages (captured, September 2026).
+//! The provider's WebSocket protocols: their purpose, price and concurrency group. The provider accepts
+//! the upgrade with 101 even for a bad key, and reports the refusal in a message or close frame
+//! (captured, September 2026).
 
 mod conversation;
 mod credentials;
@@ -18,40 +18,40 @@ pub use text_count::{ContentCounter, MessageCount, SpokenText};
 
 use super::endpoint::Operation;
 
-/// A kind of socket.
+/// A WebSocket protocol of the provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
     /// Text to speech, one text.
     Speech,
-    /// Text to speech, several texts at once.
+    /// Text to speech, several contexts at once.
     SpeechContexts,
-    /// Text of several speakers.
+    /// Text to dialogue.
     Dialogue,
-    /// The same, several texts at once.
+    /// Text to dialogue, several contexts at once.
     DialogueContexts,
-    /// Speech to text.
+    /// Live speech to text.
     Transcription,
     /// A conversation with an agent.
     Agent,
-    /// Another one of the provider's API: read like the ones that are known.
+    /// An unknown protocol of the provider's API: its messages are parsed like the known ones.
     Unknown,
-    /// One outside the provider's API: nothing is known to be said there.
+    /// A WebSocket outside the provider's API: nothing is known about its messages.
     Foreign,
 }
 
-/// When a session counts among those that run at once.
+/// When a session counts towards the concurrency limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CountedWhile {
     /// From its begin to its end.
     Open,
-    /// While it is spoken: an idle one does not count. Source: the provider's page on models.
+    /// While speech is generated: an idle session does not count. Source: the provider's page on models.
     Speaking,
-    /// Nobody knows of any limit.
+    /// Never: no limit is known.
     Never,
 }
 
 impl Dialect {
-    /// All of them.
+    /// All protocols.
     pub const ALL: [Self; 8] = [
         Self::Speech,
         Self::SpeechContexts,
@@ -63,7 +63,7 @@ impl Dialect {
         Self::Foreign,
     ];
 
-    /// The dialect at a path, by its words behind the version.
+    /// The protocol at a path, by its segments after the version.
     #[must_use]
     pub(super) fn of(words: &[&str], has_version: bool) -> Self {
         match words {
@@ -78,7 +78,7 @@ impl Dialect {
         }
     }
 
-    /// The word for it in metrics.
+    /// The word in metrics.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -93,7 +93,7 @@ impl Dialect {
         }
     }
 
-    /// What is done there.
+    /// The kind of work, which determines price and concurrency group.
     #[must_use]
     pub fn work(self) -> Operation {
         match self {
@@ -105,7 +105,7 @@ impl Dialect {
         }
     }
 
-    /// When it counts among those that run at once.
+    /// When a session counts towards the concurrency limit.
     #[must_use]
     pub fn counted(self) -> CountedWhile {
         match self {
@@ -117,25 +117,25 @@ impl Dialect {
         }
     }
 
-    /// Whether text that is sent on it is charged by its characters.
+    /// Whether text sent on it is charged by its characters.
     #[must_use]
     pub fn is_spoken(self) -> bool {
         self.counted() == CountedWhile::Speaking
     }
 
-    /// Whether its messages must be readable for us: nothing that compresses them is agreed on.
+    /// Whether the proxy parses its messages, so that no compression may be negotiated.
     #[must_use]
     pub fn is_read(self) -> bool {
         self != Self::Foreign
     }
 
-    /// Whether its client may say in a message who it is, when it says it nowhere else.
+    /// Whether its client may authenticate in a message, when it does so nowhere else.
     #[must_use]
     pub fn takes_key_in_messages(self) -> bool {
         self.is_spoken()
     }
 
-    /// The model of one that names none. Source: the OpenAPI document, for speech over HTTP.
+    /// The model of a session that names none. Source: the OpenAPI document, for speech over HTTP.
     #[must_use]
     pub fn default_model(self) -> Option<&'static str> {
         match self {

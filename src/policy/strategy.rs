@@ -1,84 +1,87 @@
-//! Which of the keys that can serve does. A strategy is a pure order of candidates, and nothing
-//! else: what a key may do, can pay and has room for is settled before it is asked.
+//! Strategies: which of the keys that can serve a request does.
+//!
+//! A strategy is a pure ranking of candidates. Whether a key may serve, has enough credits and capacity
+//! is decided before it is ranked.
 
 use std::fmt::Debug;
 
 use super::units::UnixMs;
 
-/// What a strategy sees of a key.
+/// The inputs of a strategy for one key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traits {
-    /// Credits of its workspace that nobody has spent or reserved; `None` when the limit is unknown.
+    /// Credits of its workspace that are neither spent nor reserved; `None` when the limit is unknown.
     pub remaining: Option<u64>,
-    /// When they expire.
+    /// When the credits are reset.
     pub resets_at: Option<UnixMs>,
-    /// Requests under way in its workspace.
+    /// Requests in flight in its workspace.
     pub in_flight: u32,
-    /// When its next turn is, in a time that advances by the requests it serves: sooner for a larger
-    /// weight, never in the past.
+    /// Virtual time of its next turn, which advances with every request it serves: by less for a larger
+    /// weight, and never into the past.
     pub turn: u64,
-    /// Its share, from 1, beside keys with other weights.
+    /// Its share of the requests, from 1, relative to the weights of other keys.
     pub weight: u32,
 }
 
-/// An order of keys.
+/// A ranking of keys.
 pub trait Strategy: Debug + Sync {
-    /// The word for it in the configuration.
+    /// The name in the configuration.
     fn word(&self) -> &'static str;
 
-    /// The lower, the sooner; of equals, the first in the pool's order. [`BEST`] ends the search.
+    /// The rank of a key: the lowest is used, and of equal ranks the first in pool order. [`BEST`] ends
+    /// the search.
     fn rank(&self, key: &Traits) -> u64;
 
-    /// The lowest rank that any key can have while `turn` is the turn of the key that was chosen last:
-    /// one that has it ends the search.
+    /// The lowest rank that any key can have while `turn` is the turn of the key that was selected last:
+    /// a key with this rank ends the search.
     fn least(&self, turn: u64) -> u64 {
         let _ = turn;
         BEST
     }
 
-    /// Whether it looks at [`Traits::remaining`] or [`Traits::resets_at`].
+    /// Whether it uses [`Traits::remaining`] or [`Traits::resets_at`].
     fn counts_credits(&self) -> bool {
         false
     }
 
-    /// Whether it looks at [`Traits::turn`], which must then be kept.
+    /// Whether it uses [`Traits::turn`], which must then be maintained.
     fn takes_turns(&self) -> bool {
         false
     }
 
-    /// Whether it keeps to one key as long as that can serve, so that another one is news.
+    /// Whether it uses one key as long as that can serve, so that a change of the key is reported.
     fn fills(&self) -> bool {
         false
     }
 }
 
-/// Nothing can be better.
+/// The lowest possible rank.
 pub const BEST: u64 = 0;
 
-/// What a key's turn advances by when it serves a request with weight 1.
+/// How far a key's turn advances for a request, with weight 1.
 pub const TURN: u64 = 1 << 16;
 
-/// Every strategy there is, the default first.
+/// All strategies, the default first.
 pub static STRATEGIES: [&dyn Strategy; 5] =
     [&FillFirst, &RoundRobin, &MostRemaining, &LeastRequests, &SoonestReset];
 
-/// The first key that can serve, in the order they were given, until it is refused or spent.
+/// The first key in configured order that can serve, until it is refused or exhausted.
 #[derive(Debug)]
 pub struct FillFirst;
 
-/// Each in its turn, as often as its weight says.
+/// Weighted round robin.
 #[derive(Debug)]
 pub struct RoundRobin;
 
-/// The one with the most credits left; those that do not tell come last.
+/// The key with the most credits left; keys with unknown limits come last.
 #[derive(Debug)]
 pub struct MostRemaining;
 
-/// The one whose workspace has the fewest requests under way for its weight.
+/// The key whose workspace has the fewest requests in flight, relative to its weight.
 #[derive(Debug)]
 pub struct LeastRequests;
 
-/// The one whose credits expire first; those that do not tell come last.
+/// The key whose credits are reset first; keys with unknown dates come last.
 #[derive(Debug)]
 pub struct SoonestReset;
 
@@ -134,7 +137,7 @@ impl Strategy for LeastRequests {
     }
 
     fn rank(&self, key: &Traits) -> u64 {
-        // An idle one cannot be beaten, whatever the weights.
+        // No rank is lower than that of an idle key, whatever the weights.
         u64::from(key.in_flight) * TURN / u64::from(key.weight.max(1))
     }
 }

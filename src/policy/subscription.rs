@@ -1,4 +1,4 @@
-//! What `GET /v1/user/subscription` says of a workspace's credits.
+//! Parses a workspace's credits from `GET /v1/user/subscription`.
 //!
 //! Source: the provider's OpenAPI document, `ExtendedSubscriptionResponseModel`.
 
@@ -9,16 +9,16 @@ use super::budget::{Extension, Quota};
 use super::plan::Capabilities;
 use super::units::UnixMs;
 
-/// The figures of a workspace.
+/// The parsed subscription of a workspace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscription {
-    /// Credits.
+    /// Count, limit, overage and reset date of its credits.
     pub quota: Quota,
-    /// The plan, a free text of the provider.
+    /// The plan's name, a free text of the provider.
     pub tier: Option<String>,
-    /// Whether the provider says that its bill is paid, or that it is not.
+    /// Whether the latest invoice is paid; `None` when the status does not say.
     pub is_paid: Option<bool>,
-    /// What the plan can do.
+    /// The features of the plan.
     pub capabilities: Capabilities,
 }
 
@@ -38,7 +38,7 @@ struct SubscriptionDocument {
 }
 
 impl Subscription {
-    /// Reads the answer. `None` when it is not one.
+    /// Parses the response. `None` when it is not a subscription.
     #[must_use]
     pub fn read(body: &[u8]) -> Option<Self> {
         let wire: SubscriptionDocument = serde_json::from_slice(body).ok()?;
@@ -59,7 +59,7 @@ impl Subscription {
         let is_paid = match wire.status.as_deref() {
             Some("active" | "trialing") => Some(true),
             Some("past_due" | "incomplete" | "free_disabled") => Some(false),
-            // A free account has no bill.
+            // A free account has no invoices.
             Some(_) | None => None,
         };
         let voices_left = wire.voice_limit.zip(wire.voice_slots_used);
@@ -71,8 +71,8 @@ impl Subscription {
     }
 }
 
-/// The workspace that a key belongs to, from `GET /v1/user`: a short identifier, and nothing else is
-/// taken for one. Source: the provider's Python SDK 2.78, `User`.
+/// The workspace that a key belongs to, from `GET /v1/user`. Only a short plain identifier is accepted.
+/// Source: the provider's Python SDK 2.78, `User`.
 #[must_use]
 pub fn workspace_id(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]

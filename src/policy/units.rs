@@ -1,10 +1,10 @@
-//! Quantities that must not be mixed up: moments and credits, each with its unit in its type.
+//! Quantities that must not be confused: moments and amounts, each with its unit in its type.
 
 use std::fmt;
 use std::time::Duration;
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
-/// The last that has a date in the calendar in use here, in the year 9999.
+/// The last moment that the calendar in use can express, in the year 9999.
 const MS_MAX: u64 = 253_402_207_200_999;
 
 /// A moment, in milliseconds since 1970-01-01T00:00:00Z.
@@ -12,13 +12,13 @@ const MS_MAX: u64 = 253_402_207_200_999;
 pub struct UnixMs(pub u64);
 
 impl UnixMs {
-    /// The moment `span` later; saturates at the end of time.
+    /// The moment `span` later, saturating.
     #[must_use]
     pub fn plus(self, span: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)))
     }
 
-    /// How long from `earlier` to here; zero when `earlier` is not earlier.
+    /// The time from `earlier` to this moment; zero when `earlier` is not earlier.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
@@ -30,11 +30,11 @@ impl UnixMs {
         self.rfc3339_bytes().into_iter().map(char::from).collect()
     }
 
-    /// The same in ASCII, without memory of its own: every log line has one.
+    /// The same in ASCII, without an allocation: every log line has one.
     #[must_use]
     pub fn rfc3339_bytes(self) -> [u8; 24] {
         let (days, of_day) = (self.0.min(MS_MAX) / DAY_MS, self.0.min(MS_MAX) % DAY_MS);
-        // Years that begin in March end with their leap day, and 400 of them are always as long.
+        // Years that begin in March end with their leap day, and 400 of them always have the same length.
         let since_march_0 = days + 719_468;
         let (era, day) = (since_march_0 / 146_097, since_march_0 % 146_097);
         let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
@@ -61,25 +61,25 @@ impl UnixMs {
         text
     }
 
-    /// `2025-02-01T00:00:00Z`, the form of a message.
+    /// `2025-02-01T00:00:00Z`, as in messages.
     #[must_use]
     pub fn rfc3339_seconds(self) -> String {
         self.timestamp().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
     }
 
-    /// `2025-02-01 00:00 UTC`, the form people read in a sentence.
+    /// `2025-02-01 00:00 UTC`, as in sentences.
     #[must_use]
     pub fn minute(self) -> String {
         self.timestamp().strftime("%Y-%m-%d %H:%M UTC").to_string()
     }
 
-    /// `Feb 1`, the form people read in a table.
+    /// `Feb 1`, as in tables.
     #[must_use]
     pub fn month_and_day(self) -> String {
         self.timestamp().strftime("%b %-d").to_string()
     }
 
-    /// A moment as [`rfc3339`](Self::rfc3339) writes it, or with another offset.
+    /// Parses the form of [`rfc3339`](Self::rfc3339), also with another offset.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let timestamp: jiff::Timestamp = text.parse().ok()?;
@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(i64::try_from(MS_MAX), Ok(jiff::Timestamp::MAX.as_millisecond()));
         let as_the_calendar =
             |moment: UnixMs| moment.timestamp().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string();
-        // Every day of the next centuries, then some, at their ends and within.
+        // Every day of the next centuries, then samples, at their ends and in between.
         let days = (0..60_000).chain((60_000..MS_MAX / DAY_MS).step_by(997));
         for moment in days.flat_map(|day| [day * DAY_MS, (day + 1) * DAY_MS - 1, day * DAY_MS + day]) {
             let moment = UnixMs(moment);

@@ -1,15 +1,15 @@
-//! How the program's clock follows the system's wall clock: forward at once, backward slowly. Cooldowns,
-//! quota periods and records are dated by it, so a jump backward would lengthen every cooldown by the
-//! size of the jump.
+//! Corrects the program's clock to the system's wall clock: forward at once, backward slowly. Cooldowns,
+//! quota periods and records use it, so a jump backward would lengthen every cooldown by the size of the
+//! jump.
 
 /// Backward corrections take away one part in this many of the time that passes: 1 %. A cooldown of a
 /// minute then lasts at most 0.6 s longer, and an hour of difference is gone after four days. chrony
 /// slews by up to 8.3 %, the kernel's `adjtime` by 0.05 %, which would take three months for an hour.
 const SLEW_DIVISOR: i64 = 100;
 
-/// The correction of a clock that is `error` microseconds behind the wall clock (negative: ahead of it),
-/// when the last correction was `elapsed` microseconds ago: what is to be added to the clock. A clock
-/// that is behind jumps forward; one that is ahead loses at most a hundredth of `elapsed`.
+/// The correction of a clock that is `error` microseconds behind the wall clock (negative: ahead), when
+/// the last correction was `elapsed` microseconds ago: the amount to be added to the clock. A clock that
+/// is behind jumps forward; one that is ahead loses at most a hundredth of `elapsed`.
 #[must_use]
 pub fn correction(error: i64, elapsed: i64) -> i64 {
     let slowest = elapsed.max(0) / SLEW_DIVISOR;
@@ -33,7 +33,7 @@ mod tests {
             (1, SECOND, 1),
             (HOUR, SECOND, HOUR),
             (HOUR, 0, HOUR),
-            // Backward: at the most a hundredth of what has passed.
+            // Backward: at most a hundredth of the elapsed time.
             (-1, SECOND, -1),
             (-SECOND / 100, SECOND, -SECOND / 100),
             (-SECOND / 100 - 1, SECOND, -SECOND / 100),
@@ -41,7 +41,7 @@ mod tests {
             (-HOUR, HOUR, -HOUR / 100),
             (-HOUR, 100 * HOUR, -HOUR),
             (-HOUR, 101 * HOUR, -HOUR),
-            // No time has passed, or less than none.
+            // An elapsed time of zero, or a negative one.
             (-HOUR, 0, 0),
             (-HOUR, -SECOND, 0),
             (i64::MIN, SECOND, -SECOND / 100),

@@ -1,4 +1,5 @@
-//! A key as one request sees it: whether it may use it, whether it can pay, whether there is room.
+//! Evaluates a key for one request: whether the request may use it, whether its credits suffice, and
+//! whether its concurrency group has capacity.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,19 +15,19 @@ use crate::policy::select::{Affordability, Candidate, ConcurrencyState};
 use crate::policy::strategy::Traits;
 use crate::policy::units::UnixMs;
 
-/// How far a choice goes to find a key for one request.
+/// Which keys a selection considers for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SelectionRound {
-    /// Only to those that are asked first.
+    /// Only the keys that the request prefers.
     pub(super) is_preferred_only: bool,
-    /// To those without credits, too.
+    /// Also the keys without credits.
     pub(super) allow_exhausted: bool,
-    /// To those that are restricted so far.
+    /// Also the keys that are restricted up to this level.
     pub(super) up_to: Option<Restraint>,
 }
 
-/// How `key`, at that position, looks for what is asked at `now`. `turn` is the turn of the key that
-/// was chosen last.
+/// Evaluates `key`, at this position, for `request` at `now`. `turn` is the turn of the key that was
+/// selected last.
 pub(super) fn candidate(
     key: &Arc<Key>,
     position: usize,
@@ -48,7 +49,7 @@ pub(super) fn candidate(
         standing @ (KeyState::Usable | KeyState::Resting { .. }) => standing,
     };
     let standing = match spares(key.state_with(&quota, now)) {
-        // One that is not for this request is like one that is refused for good.
+        // A key that may not serve this request is treated like an invalid one.
         _ if is_barred => KeyState::Resting { reason: CooldownReason::Invalid, until: None },
         KeyState::Usable if let Some(Restraint::Until(until)) = restraint => {
             KeyState::Resting { reason: CooldownReason::RateLimited, until: Some(until) }
@@ -57,7 +58,7 @@ pub(super) fn candidate(
     };
     let room = request.group.map_or(ConcurrencyState::Free, |group| workspace.limiter(group).look(now));
     let means = means(key, request.estimate, now);
-    // Nearly always it serves, and nothing more is to be found out.
+    // The usual case: the key serves, and no probe or retry time is needed.
     let (may_probe, again_at) = match (standing, room, means) {
         (KeyState::Usable, ConcurrencyState::Free, Affordability::Enough)
         | (KeyState::Usable, ConcurrencyState::Full { until: None }, _) => (false, None),
@@ -65,7 +66,7 @@ pub(super) fn candidate(
         (_, _, means) => {
             let rest =
                 RestingKey { key, request, standing, room, is_foreign: is_barred || restraint > round.up_to };
-            // One that is only short by our estimate may be asked all the same.
+            // A key whose credits fall short only by our estimate may serve nonetheless.
             let credits_at = credits_change_at(key, &quota, now).filter(|_| means == Affordability::Refused);
             let ends_at = rest.ends_at(now);
             (rest.may_be_probed(now), ends_at.map(|at| credits_at.map_or(at, |credits| at.max(credits))))
@@ -86,18 +87,18 @@ pub(super) fn candidate(
     }
 }
 
-/// What keeps a key from serving a request now.
+/// The conditions that keep a key from serving a request now.
 struct RestingKey<'a> {
     key: &'a Key,
     request: &'a KeyRequest,
     standing: KeyState,
     room: ConcurrencyState,
-    /// Whether it is kept from this request by more than its state.
+    /// Whether more than its state keeps the key from this request.
     is_foreign: bool,
 }
 
 impl RestingKey<'_> {
-    /// The tries that all that it rests for would have to allow.
+    /// The probes of all cooldowns in force. Each of them would have to allow the probe.
     fn probes(&self) -> impl Iterator<Item = &ProbeCell> {
         let workspace = self.key.workspace();
         let of = |is_in_force: bool, probe| is_in_force.then_some(probe);
@@ -118,8 +119,8 @@ impl RestingKey<'_> {
         probes.peek().is_some() && probes.all(|probe| probe.is_due(now))
     }
 
-    /// When it may serve by itself, later than now: its rest is over, or a try is allowed. A try that is
-    /// allowed already is not waited for.
+    /// When the key may serve without an event, later than now: its cooldown ends, or a probe is allowed.
+    /// A probe that is allowed already is not waited for.
     fn ends_at(&self, now: UnixMs) -> Option<UnixMs> {
         let of_standing = match self.standing {
             KeyState::Usable => None,
@@ -144,14 +145,14 @@ impl RestingKey<'_> {
     }
 }
 
-/// When a key that cannot pay may be able to by itself: its credits come back, or a report of what is
-/// left ends.
+/// When a key that cannot pay may be able to without an event: its credits are reset, or a report of
+/// remaining credits ends.
 fn credits_change_at(key: &Key, quota: &Quota, now: UnixMs) -> Option<UnixMs> {
     let reports = [key.reported(), key.workspace().cell().reported()].map(|report| report.ends_at(now));
     reports.into_iter().chain([quota.resets_at]).flatten().min()
 }
 
-/// Takes the tries of all that `key` rests for. `false` when another request was faster.
+/// Claims the probes of all cooldowns of `key`. `false` when another request was faster.
 pub(super) fn claim_probe(key: &Key, request: &KeyRequest, pause: Duration, now: UnixMs) -> bool {
     let workspace = key.workspace();
     let room = request.group.map(|group| workspace.limiter(group)).filter(|room| room.probe().at().is_some());
@@ -161,7 +162,7 @@ pub(super) fn claim_probe(key: &Key, request: &KeyRequest, pause: Duration, now:
     claims.into_iter().flatten().all(|probe| probe.claim(pause, now))
 }
 
-/// What a strategy sees of a key; of its credits, what `quota` says.
+/// The inputs of a strategy for a key; its credits are those of `quota`.
 pub(super) fn traits(key: &Key, quota: Option<&Quota>, turn: u64) -> Traits {
     let workspace = key.workspace();
     Traits {
@@ -177,7 +178,7 @@ fn is_barred(position: usize, request: &KeyRequest, round: SelectionRound) -> bo
     request.is_ineligible(position) || (round.is_preferred_only && !request.is_preferred(position))
 }
 
-/// Whether a look at `key` would find only that it rests, or is not for this request.
+/// Whether evaluating `key` could only find that it is in cooldown, or may not serve this request.
 pub(super) fn is_closed(
     key: &Key,
     position: usize,
@@ -200,7 +201,7 @@ pub(super) fn is_closed(
     }
 }
 
-/// Credits that nobody has spent or reserved.
+/// Credits that are neither spent nor reserved.
 fn remaining(quota: &Quota, reserved: u64) -> Option<u64> {
     match quota.extension {
         Extension::Unlimited => Some(u64::MAX),
@@ -215,14 +216,14 @@ fn means(key: &Key, estimate: Option<u64>, now: UnixMs) -> Affordability {
         (one, other) => one.or(other),
     };
     match (estimate, reported) {
-        // What is free needs no credits.
+        // A free request needs no credits.
         (Some(0), _) | (None, None) => Affordability::Enough,
-        // Something was too dear; whether this is, nothing says.
+        // Some request was too expensive; whether this one is, is unknown.
         (None, Some(_)) => Affordability::Short { is_undisturbed: quota.reserved() == 0 },
         (Some(credits), Some(left)) if credits <= left => Affordability::Enough,
         (Some(_), Some(_)) => Affordability::Refused,
         (Some(credits), None) if quota.fits(credits, key.kept_credits()) => Affordability::Enough,
-        // The last resort is no reason to spend what is left for others.
+        // A try on an exceeded estimate must not spend the credits that the key keeps for others.
         (Some(_), None) if key.kept_credits() > 0 && quota.reserved() == 0 => Affordability::Refused,
         (Some(_), None) => Affordability::Short { is_undisturbed: quota.reserved() == 0 },
     }

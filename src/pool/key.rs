@@ -1,4 +1,4 @@
-//! A key: what opens a workspace. What is known of it, in atomics.
+//! An API key of the pool and its state, in atomics.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use crate::policy::key_state::{Change, Cooldown, CooldownReason, KeyState};
 use crate::policy::units::UnixMs;
 use crate::secret::ApiKey;
 
-/// A key: what opens a workspace.
+/// An API key of the pool, which gives access to a workspace.
 ///
-/// Keys that different cores touch must not share a cache line, hence the alignment (two lines,
-/// because processors fetch them in pairs).
+/// The alignment keeps keys that different cores write to on separate cache lines (two lines, because
+/// processors prefetch them in pairs).
 #[repr(align(128))]
 pub struct Key {
-    /// In the latest roster, for people.
+    /// The position in the latest roster, for status pages and logs.
     position: AtomicUsize,
     api_key: ApiKey,
     name: Option<String>,
@@ -30,16 +30,17 @@ pub struct Key {
     authority: Option<Arc<Authority>>,
     weight: u32,
     kept_credits: u64,
-    /// What was refused with it as a key, and what follows from that: a rest, a try before its end,
-    /// and what is left of its own cap.
+    /// Evidence about the key itself, and what follows from it: a cooldown, a probe before its end, and
+    /// the credits left of the key's own cap.
     evidence: EvidenceCell,
     cooldown: CooldownCell,
     probe: ProbeCell,
     reported: ReportedRemaining,
     in_flight: AtomicU32,
-    /// Whether the provider should be polled with it soon: a poll can decide over what was refused.
+    /// Whether the provider should be polled with this key soon, because a poll can decide about a
+    /// refusal.
     wants_poll: AtomicBool,
-    /// When its next turn is; see [`Traits`](crate::policy::strategy::Traits).
+    /// The turn that this key has reached; see [`Traits`](crate::policy::strategy::Traits).
     turn: AtomicU64,
     announced: LastReported,
 }
@@ -66,7 +67,7 @@ impl Key {
         }
     }
 
-    /// Whether it is what `entry` asks for.
+    /// Whether the key is configured as `entry` says.
     pub(super) fn is(&self, entry: &KeyEntry, belonging: &WorkspaceMembership) -> bool {
         self.name == entry.name
             && self.authority.as_ref() == entry.authority.as_ref().or(entry.found_region.as_ref())
@@ -76,7 +77,7 @@ impl Key {
             && belonging.name().is_none_or(|name| self.workspace.membership().name() == Some(name))
     }
 
-    /// Its place in the pool, from 0; the last one when it is in the pool no more.
+    /// The position in the pool, from 0. A key that was removed keeps its last position.
     #[must_use]
     pub fn position(&self) -> usize {
         self.position.load(Ordering::Acquire)
@@ -86,25 +87,25 @@ impl Key {
         self.position.store(position, Ordering::Release);
     }
 
-    /// The secret.
+    /// The secret, which is sent to the provider.
     #[must_use]
     pub fn api_key(&self) -> &ApiKey {
         &self.api_key
     }
 
-    /// What people call it, if they gave it a name.
+    /// The name in the configuration, if it has one.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
 
-    /// Where it works, if not where all do.
+    /// The host and port of the provider that this key works at; `None` for that of all keys.
     #[must_use]
     pub fn authority(&self) -> Option<&Arc<Authority>> {
         self.authority.as_ref()
     }
 
-    /// Where it belongs.
+    /// The workspace that the key belongs to.
     #[must_use]
     pub fn workspace(&self) -> &Workspace {
         &self.workspace
@@ -114,13 +115,14 @@ impl Key {
         &self.workspace
     }
 
-    /// Requests that hold a lease on it now.
+    /// Number of requests that hold a lease on it now.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// How it stands at `now`, for people: a key whose speech is rate limited is.
+    /// The state at `now`, as reported: a key whose workspace is rate limited for speech counts as rate
+    /// limited.
     #[must_use]
     pub fn state(&self, now: UnixMs) -> KeyState {
         match self.state_with(&self.workspace.quota(now), now) {
@@ -132,12 +134,12 @@ impl Key {
         }
     }
 
-    /// How it stands for a choice, which looks at concurrency groups by themselves.
+    /// The state for selection, which checks concurrency groups separately.
     pub(super) fn state_with(&self, quota: &Quota, now: UnixMs) -> KeyState {
         KeyState::of(self.cooldown.load(), self.workspace.cooldown(), quota, now)
     }
 
-    /// What was refused with it as a key and still matters.
+    /// Evidence about the key itself that still matters.
     #[must_use]
     pub fn evidence(&self) -> Vec<Evidence> {
         self.evidence.all()
@@ -151,7 +153,7 @@ impl Key {
         &self.probe
     }
 
-    /// Takes over what is known of the same key under another configuration.
+    /// Copies the state of the same key under another configuration.
     pub(super) fn inherit(&self, before: &Self) {
         for evidence in before.evidence() {
             self.evidence.add(evidence);
@@ -162,11 +164,11 @@ impl Key {
         self.cooldown.store(before.cooldown.load());
     }
 
-    /// Computes what its evidence means at `now`.
+    /// Computes cooldown, probe and remaining credits from the evidence at `now`.
     pub(super) fn weigh(&self, settings: &Settings, now: UnixMs) {
-        // When the account's credits come back says nothing of a key's own cap.
+        // The reset date of the workspace does not apply to a key's own cap.
         let meanings = self.evidence.weigh(None, &settings.cooldowns(), now);
-        // All that it rests for must allow a try.
+        // A probe is allowed only if every cooldown of the key allows it.
         let (mut rest, mut is_probable, mut short) = (None::<Cooldown>, true, false);
         for meant in meanings {
             match meant {
@@ -178,7 +180,7 @@ impl Key {
                     short = true;
                     self.reported.report(left, until, now);
                 }
-                // A concurrency group is its workspace's.
+                // A concurrency group belongs to the workspace.
                 Meaning::Nothing | Meaning::GroupRest { .. } => {}
             }
         }
@@ -191,13 +193,13 @@ impl Key {
         self.workspace.quiet().disturb();
     }
 
-    /// Its own park, whether it still holds or not.
+    /// Its own cooldown, even when it has ended.
     #[must_use]
     pub fn cooldown(&self) -> Option<Cooldown> {
         self.cooldown.load()
     }
 
-    /// Sets its rest, for tests of what follows from one.
+    /// Sets the cooldown, for tests of its consequences.
     #[cfg(test)]
     pub(super) fn rest(&self, cooldown: Cooldown) {
         self.cooldown.store(Some(cooldown));
@@ -220,19 +222,19 @@ impl Key {
         &self.turn
     }
 
-    /// Whether the provider should be polled with it soon.
+    /// Whether the provider should be polled with this key soon.
     #[must_use]
     pub fn wants_poll(&self) -> bool {
         self.wants_poll.load(Ordering::Acquire)
     }
 
-    /// A poll can decide over what was refused. Comes after the evidence is weighed: a poll that sees it
-    /// may end a rest.
+    /// Requests a poll. Called after the evidence is weighed: a poll that sees the request may end a
+    /// cooldown.
     pub(super) fn want_poll(&self, wants: bool) {
         self.wants_poll.store(wants, Ordering::Release);
     }
 
-    /// The next moment at which it may stand in another way, if nothing happens.
+    /// The next moment at which the key's state may change without an event.
     pub(super) fn next_change(&self, now: UnixMs) -> Option<UnixMs> {
         self.cooldown.load().filter(|cooldown| cooldown.holds(now)).map(|cooldown| cooldown.until)
     }

@@ -1,6 +1,7 @@
-//! What the pool learns: from a refusal, from what an answer has cost, from what the provider says when
-//! it is polled. Each is kept where it holds: in the key, its workspace, a concurrency group of that, or
-//! among the restrictions of plans and endpoints.
+//! Records what changes the state of keys: refusals, served requests, charges and polls.
+//!
+//! Each fact is kept where it holds: in the key, its workspace, a concurrency group of that, or the
+//! restrictions of plans and endpoints.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,33 +21,33 @@ use crate::policy::evidence::{
 use crate::policy::features::{Remembered, RequestFeatures};
 use crate::policy::units::UnixMs;
 
-/// A refusal, with what the request needed and where it was met.
+/// A refusal of the provider, with the request's needs and its source.
 #[derive(Clone, Debug)]
 pub struct Refused<'a> {
-    /// What it means.
+    /// The classification of the response.
     pub verdict: Verdict,
     /// What the request needed of a key.
     pub request: Option<&'a KeyRequest>,
     /// Whether another account has refused the same request in the same words.
     pub is_agreed: bool,
-    /// Where it was met.
+    /// Route, status and words of the response.
     pub source: Source,
 }
 
 /// A request that was served.
 #[derive(Clone, Copy, Debug)]
 pub struct Served<'a> {
-    /// What it needed of a key.
+    /// What the request needed of a key.
     pub request: Option<&'a KeyRequest>,
-    /// When it began.
+    /// When the attempt began.
     pub began_at: UnixMs,
     /// Whether it costs credits.
     pub is_charged: bool,
 }
 
 impl Pool {
-    /// Records a refusal of a request with this key as evidence about the key or its workspace. One that
-    /// is about something narrower records nothing here: see [`restrict`](Self::restrict).
+    /// Records a refusal as evidence about the key or its workspace, and returns the state changes. A
+    /// refusal about anything narrower records nothing here: see [`restrict`](Self::restrict).
     pub fn record_refusal(
         &self,
         roster: &Roster,
@@ -85,8 +86,8 @@ impl Pool {
         news_of_workspace(roster, workspace, now)
     }
 
-    /// Takes back the evidence about `key` that was recorded with this source: another account has refused
-    /// the request in the same words, so it was about the request.
+    /// Withdraws the evidence about `key` that was recorded with this source: another account has refused
+    /// the request in the same words, so the refusal was about the request.
     pub fn withdraw_refusal(
         self: &Arc<Self>,
         roster: &Roster,
@@ -94,12 +95,13 @@ impl Pool {
         source: &Source,
         now: UnixMs,
     ) -> Vec<Transition> {
-        // Clients choose identifiers, and may choose one twice: it is the request itself that counts.
+        // Clients choose request identifiers and may reuse one, so the evidence is matched by the address
+        // of its identifier.
         let is_its_own = |known: &Evidence| Arc::ptr_eq(&known.source.request_id, &source.request_id);
         self.drop_evidence(roster, key, is_its_own, now)
     }
 
-    /// Records that a request was served with this key: what it refutes is forgotten.
+    /// Records that a request was served with this key: evidence that this refutes is dropped.
     pub fn record_service(
         self: &Arc<Self>,
         roster: &Roster,
@@ -107,7 +109,7 @@ impl Pool {
         served: Served<'_>,
         now: UnixMs,
     ) -> Vec<Transition> {
-        // Nearly always nothing was refused that still matters.
+        // Usually there is no evidence.
         if key.evidence_cell().is_empty() && key.workspace().evidence_cell().is_empty() {
             return Vec::new();
         }
@@ -120,8 +122,8 @@ impl Pool {
         news
     }
 
-    /// Several accounts have named a rate limit for one request. When one of them serves the group, it was
-    /// about the request, and none of them rests for it any more.
+    /// Several accounts have named a rate limit for one request. When one of them serves the group, the
+    /// limit was about the request, and the evidence of the other accounts is dropped, too.
     fn refuted_elsewhere(
         self: &Arc<Self>,
         roster: &Roster,
@@ -165,8 +167,8 @@ impl Pool {
         news_of_workspace(roster, workspace, now)
     }
 
-    /// Remembers what a refusal proves that an account cannot do, as narrowly as its words say. Returns
-    /// what is news of it.
+    /// Records what a refusal proves that an account cannot do, as narrowly as its words say. Returns the
+    /// restriction if it is new.
     pub fn restrict(
         &self,
         roster: &Roster,
@@ -185,7 +187,8 @@ impl Pool {
         is_news.then_some(own)
     }
 
-    /// The restriction that follows from a refusal, when it is met and when it is read from the database.
+    /// Computes the restriction that follows from a refusal, when it is received and when it is read from
+    /// the database.
     pub(super) fn restriction(record: RefusalRecord, settings: &Settings) -> Option<Restriction> {
         let RefusalRecord { verdict, is_agreed, .. } = &record;
         let (limit, memory) = record.features.refused(*verdict)?;
@@ -242,8 +245,8 @@ impl Pool {
         Some(restriction)
     }
 
-    /// Whether several accounts other than that of `key` have refused the like of a request with this
-    /// verdict.
+    /// Whether several accounts other than that of `key` have refused a request with these features with
+    /// this verdict.
     #[must_use]
     pub fn is_said_of_another(
         &self,
@@ -255,8 +258,8 @@ impl Pool {
         self.restrictions.is_said_of_another(features, key, verdict.word(), now)
     }
 
-    /// Whether the account of `key` has refused the like of a request with this verdict before, and it was
-    /// refuted since: by a poll, or by another request that was served.
+    /// Whether the account of `key` has refused a request with these features with this verdict before,
+    /// and that was refuted since: by a poll, or by another request that was served.
     #[must_use]
     pub fn was_refuted(&self, features: &RequestFeatures, key: &Key, verdict: Verdict, now: UnixMs) -> bool {
         let Some(claim) = ClaimedFault::of(verdict, None, None) else { return false };
@@ -266,20 +269,20 @@ impl Pool {
             && !key.workspace().evidence().iter().any(holds)
     }
 
-    /// Books what the request of `lease` has cost.
+    /// Charges the cost of the request that holds `lease`.
     pub fn settle(&self, roster: &Roster, lease: &mut Lease, credits: u64, now: UnixMs) -> Vec<Transition> {
         lease.settle(credits, now);
         if credits == 0 { Vec::new() } else { news_of_charge(roster, lease.key().workspace(), now) }
     }
 
-    /// Books what was spent with a key, and is known only now.
+    /// Charges credits that were spent with a key and are reported only after its lease has ended.
     pub fn spend(&self, roster: &Roster, key: &Key, credits: u64, now: UnixMs) -> Vec<Transition> {
         key.workspace().cell().settle(SettledReservation { reserved: 0, spent: credits }, now);
         key.workspace().spending().add(credits, now);
         news_of_charge(roster, key.workspace(), now)
     }
 
-    /// Takes in what the provider said when it was polled with `key`.
+    /// Applies the result of a poll with `key`, and returns the state changes.
     pub fn observe(
         self: &Arc<Self>,
         roster: &Roster,
@@ -323,7 +326,7 @@ impl Pool {
         news_of_workspace(roster, workspace, now)
     }
 
-    /// When a poll with `key` can decide over what was refused; `None` when there is nothing to decide.
+    /// When a poll with `key` can decide about a refusal; `None` when there is nothing to decide.
     #[must_use]
     pub fn poll_due_at(roster: &Roster, key: &Key) -> Option<UnixMs> {
         let cooldowns = roster.settings().cooldowns();

@@ -1,5 +1,5 @@
-//! The right to ask with a key, for as long as a request needs it: a place in its workspace, and
-//! credits that nobody else can spend meanwhile.
+//! A reservation of a key for one request: a slot in its concurrency group, and credits that no other
+//! request can spend meanwhile.
 
 use std::sync::Arc;
 
@@ -10,25 +10,26 @@ use super::wait_queue::KeyRequest;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::units::UnixMs;
 
-/// A reserved key. Dropping it releases the key, whatever became of the request.
+/// A reserved key. Dropping it releases the key, whatever the outcome of the request.
 #[derive(Debug)]
 pub struct Lease {
     pool: Arc<Pool>,
     key: Arc<Key>,
     group: Option<ConcurrencyGroup>,
-    /// Credits it still holds; settled by as many when nothing else is known.
+    /// Credits still reserved. On release, all of them are charged when a request was sent and its cost
+    /// is unknown.
     reserved: u64,
-    /// Whether it holds as many of what the provider reported to be left: of the key's cap, of the
+    /// Whether the same credits were taken from the provider's reports: of the key's cap, and of the
     /// workspace's credits.
     reported: [bool; 2],
     since: UnixMs,
-    /// Whether a request went out with it: then it may have been charged.
+    /// Whether a request was sent with the key, which may have been charged.
     is_used: bool,
     is_released: bool,
 }
 
 impl Lease {
-    /// Reserves `key` for what is asked; all of it or nothing. `None` when somebody else was faster.
+    /// Reserves `key` for `request`; all of it or nothing. `None` when another request was faster.
     pub(super) fn take(
         pool: &Arc<Pool>,
         key: &Arc<Key>,
@@ -62,30 +63,30 @@ impl Lease {
         })
     }
 
-    /// The key.
+    /// The reserved key.
     #[must_use]
     pub fn key(&self) -> &Arc<Key> {
         &self.key
     }
 
-    /// When it was taken.
+    /// When it was reserved.
     #[must_use]
     pub fn since(&self) -> UnixMs {
         self.since
     }
 
-    /// The request goes out: from now on it may be charged.
+    /// Marks that the request is sent: from now on it may be charged.
     pub fn begin(&mut self) {
         self.is_used = true;
     }
 
-    /// Credits that it still holds.
+    /// Credits that it still reserves.
     #[must_use]
     pub fn reserved(&self) -> u64 {
         self.reserved
     }
 
-    /// The provider says how many requests like this one may run at once.
+    /// Records how many requests of this concurrency group the provider allows at once.
     pub fn learn_concurrency_limit(&self, maximum: u32) {
         if let Some(group) = self.group {
             let room = self.key.workspace().limiter(group);
@@ -95,7 +96,7 @@ impl Lease {
         }
     }
 
-    /// Gives the place back and keeps the key: nothing runs with it now.
+    /// Releases the concurrency slot and keeps the key, while no request runs with it.
     pub fn rest(&mut self) {
         if let Some(group) = self.group.take() {
             self.key.workspace().limiter(group).release();
@@ -103,19 +104,19 @@ impl Lease {
         }
     }
 
-    /// Whether it has a place among those that run at once.
+    /// Whether it holds a concurrency slot.
     #[must_use]
     pub fn has_place(&self) -> bool {
         self.group.is_some()
     }
 
-    /// Gives the key back, before the lease itself ends.
+    /// Releases the key before the lease is dropped.
     pub fn release(&mut self) {
         if std::mem::replace(&mut self.is_released, true) {
             return;
         }
         if self.reserved > 0 {
-            // Nobody said what it has cost: perhaps what was expected, if it was asked for at all.
+            // No cost was reported: a request that was sent is charged its estimate.
             self.pay(if self.is_used { self.reserved } else { 0 }, self.since);
         }
         if let Some(group) = self.group.take() {
@@ -125,14 +126,14 @@ impl Lease {
         self.pool.dispatch_waiters_now();
     }
 
-    /// Says what the request has cost. What was reserved beyond that is free for others.
+    /// Charges the cost of the request. Credits reserved beyond that are free for others.
     pub(super) fn settle(&mut self, spent: u64, now: UnixMs) {
         if self.pay(spent, now) {
             self.pool.dispatch_waiters(now);
         }
     }
 
-    /// Whether there was anything to pay or to give back.
+    /// Returns whether credits were charged or returned.
     fn pay(&mut self, spent: u64, now: UnixMs) -> bool {
         let paid = SettledReservation { reserved: std::mem::take(&mut self.reserved), spent };
         if paid == (SettledReservation { reserved: 0, spent: 0 }) {
@@ -150,12 +151,12 @@ impl Lease {
     }
 }
 
-/// What the provider reported to be left of the key's cap, and of its workspace's credits.
+/// The provider's reports of the remaining credits: of the key's cap, and of its workspace.
 fn reports(key: &Key) -> [&ReportedRemaining; 2] {
     [key.reported(), key.workspace().cell().reported()]
 }
 
-/// Takes `credits` wherever they are counted, or nowhere; of which of the provider's reports.
+/// Takes `credits` from every counter or from none; returns from which of the provider's reports.
 fn take_credits(key: &Key, credits: u64, stretches: bool, now: UnixMs) -> Option<[bool; 2]> {
     let quota = key.workspace().cell();
     let cells = reports(key);
@@ -165,7 +166,7 @@ fn take_credits(key: &Key, credits: u64, stretches: bool, now: UnixMs) -> Option
     let has = match (taken.contains(&ReportedDecrease::TooFew), stretches) {
         (true, _) => false,
         (false, true) => quota.overcommit(credits),
-        // Where the provider has reported what is left, our own count does not matter.
+        // Where the provider has reported the remaining credits, our own count does not matter.
         (false, false) => quota.reserve(credits, (!is_reported).then(|| key.kept_credits())),
     };
     if has {

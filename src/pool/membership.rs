@@ -1,5 +1,7 @@
-//! Which workspace is which. The provider's identifier says it for certain, where a key may read it;
-//! the configuration says it otherwise; a key of which nobody says anything is alone.
+//! Which keys belong to one workspace.
+//!
+//! The provider's identifier decides, where a key may read it; otherwise the configuration; a key of
+//! which neither is known is a workspace of its own.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,30 +9,30 @@ use std::sync::Arc;
 use super::roster::KeyEntry;
 use crate::secret::Fingerprint;
 
-/// The workspace identifiers that the provider has told, by key.
+/// The workspace identifiers that the provider has reported, by key.
 pub(super) type ToldIds = HashMap<Fingerprint, Arc<str>>;
 
 /// Which workspace a key belongs to, as far as is known now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkspaceMembership {
     group: Group,
-    /// Its name in the configuration.
+    /// The workspace's name in the configuration.
     name: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Group {
-    /// By the provider's identifier.
+    /// Known by the provider's identifier.
     Told(Arc<str>),
-    /// By the configuration.
+    /// Known by its name in the configuration.
     Named(String),
-    /// Of one key alone.
+    /// A workspace of one key alone.
     Of(Fingerprint),
 }
 
 impl WorkspaceMembership {
-    /// What is known of the workspace of `entry`: what the provider says of it, or of a key that is
-    /// said to be beside it; else what the configuration says.
+    /// The workspace of `entry`: by the identifier that the provider reported for it or for a key
+    /// configured for the same workspace, else by the configuration.
     pub(super) fn of(entry: &KeyEntry, entries: &[KeyEntry], told: &ToldIds) -> Self {
         let id_of = |entry: &KeyEntry| told.get(&entry.key.fingerprint()).map(Arc::clone);
         let beside =
@@ -43,17 +45,17 @@ impl WorkspaceMembership {
         Self { group, name: entry.workspace.clone() }
     }
 
-    /// Whether it is the same workspace, whatever it is called.
+    /// Whether both are the same workspace, whatever its name.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.group == other.group
     }
 
-    /// Whether `other` may be the same workspace, better known.
+    /// Whether `other` may be the same workspace, identified more precisely.
     pub(super) fn may_become(&self, other: &Self) -> bool {
         matches!(self.group, Group::Of(_)) || matches!(other.group, Group::Told(_))
     }
 
-    /// Its name in the configuration, if it has one.
+    /// The name in the configuration, if it has one.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()

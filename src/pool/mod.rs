@@ -1,9 +1,9 @@
-//! The keys: an immutable [`Roster`] of workspaces and keys in an `ArcSwap`, their state in
-//! atomics, and leases that release on drop.
+//! The pool of API keys: an immutable [`Roster`] of workspaces and keys behind an `ArcSwap`, key state in
+//! atomics, and leases that release their key on drop.
 //!
-//! No lock is taken on the way of a request that need not wait. A request loads the roster once;
-//! choosing reads atomics, reserving is a compare-and-swap, and a [`Lease`] gives back what it holds
-//! when it is dropped.
+//! A request that need not wait takes no lock: it loads the roster once, selection reads atomics, and
+//! reserving is a compare-and-swap.
+//! A [`Lease`] returns its reservation when it is dropped, so that a cancelled request cannot leak one.
 
 mod candidate;
 mod cells;
@@ -54,51 +54,52 @@ pub use wait_queue::KeyRequest;
 use wait_queue::WaitQueue;
 pub use workspace::Workspace;
 
-/// A change and the key it is about.
+/// A state change and its key.
 pub type Transition = crate::policy::key_state::Transition<Arc<Key>>;
 
-/// How the pool behaves.
+/// Settings of the pool: strategy, queue bounds and cooldowns.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// How keys are chosen.
+    /// The strategy that ranks the keys.
     pub strategy: &'static dyn Strategy,
-    /// How long a request waits for a key that is only busy; 0 does not wait.
+    /// Maximum time a request is queued for a key that is only busy; zero disables queueing.
     pub wait_max: Duration,
-    /// How many may wait at once.
+    /// Maximum number of queued requests.
     pub waiting_max: usize,
-    /// The share of a limit from which on a key is near it.
+    /// The share of a limit, from 0 to 1, from which on a key is near its limit.
     pub near_limit_ratio: f64,
-    /// How long a key rests after a rate limit that names no time.
+    /// Cooldown of a concurrency group of a workspace after a rate limit without a `Retry-After`.
     pub rate_limited_cooldown: Duration,
-    /// How long a workspace rests after too many requests at once.
+    /// Cooldown of a concurrency group of a workspace after a refusal for too many concurrent requests.
     pub concurrency_cooldown: Duration,
-    /// How long an empty workspace rests when its reset date is unknown.
+    /// Cooldown of a workspace without credits whose reset date is unknown.
     pub exhausted_cooldown: Duration,
-    /// How long a locked workspace rests before it is tried again.
+    /// Cooldown of a workspace with a billing problem.
     pub billing_cooldown: Duration,
-    /// How long a key rests that is refused for the first time, until that is confirmed.
+    /// Cooldown of a key after its first refusal as invalid, until a poll confirms that.
     pub invalid_confirm: Duration,
-    /// How long a refused key rests before it is tried again.
+    /// Cooldown of a key whose refusal as invalid is confirmed.
     pub invalid_cooldown: Duration,
-    /// How long a key is asked last for what it lacked the permission for.
+    /// How long a key is tried last for a request whose permission it lacked.
     pub permission_cooldown: Duration,
-    /// How long a workspace, and others of its plan, are asked last for what the plan does not have.
+    /// How long a workspace, and other workspaces of its plan, are tried last for a feature that the plan
+    /// lacks.
     pub feature_cooldown: Duration,
-    /// How long a workspace is asked last for an endpoint that refuses it without a known reason.
+    /// How long a workspace is tried last for an endpoint that refused it without a known reason.
     pub endpoint_cooldown: Duration,
-    /// How long a key or workspace rests after a refusal in words without figures.
+    /// Cooldown of a key or workspace after a refusal whose text gives no figures.
     pub unproven_cooldown: Duration,
-    /// The longest rest that the provider can name in `Retry-After`.
+    /// Upper bound of a `Retry-After` of the provider.
     pub max_retry_after: Duration,
-    /// How long after a refusal that proves little one request may try the key again, when no other can
-    /// serve.
+    /// After a refusal that proves little: how long until one request may probe the key, when no other
+    /// key can serve it.
     pub probe_after: Duration,
     /// How long the provider's figures may lag behind what was spent.
     pub quota_lag: Duration,
 }
 
 impl Settings {
-    /// How long evidence holds.
+    /// The cooldowns that turn evidence into key state.
     #[must_use]
     pub fn cooldowns(&self) -> Cooldowns {
         Cooldowns {
@@ -116,7 +117,7 @@ impl Settings {
 
 #[cfg(test)]
 impl Settings {
-    /// For tests of others, in which nothing ever comes back by itself.
+    /// Settings for tests of other modules, in which no cooldown ends within the test.
     pub(crate) const STILL: Self = Self {
         strategy: &crate::policy::strategy::FillFirst,
         wait_max: Duration::ZERO,
@@ -138,108 +139,108 @@ impl Settings {
     };
 }
 
-/// What the provider told when it was asked for a key's quota.
+/// The result of polling the provider for a key's quota.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
-    /// The figures of its workspace.
+    /// The figures of the key's workspace.
     Quota {
         /// Count, limit, overage and reset date.
         quota: Quota,
         /// The plan's name, as the provider writes it.
         tier: Option<String>,
-        /// Whether it says that the bill is paid, or that it is not.
+        /// Whether the latest invoice is paid; `None` when the provider does not report it.
         is_paid: Option<bool>,
-        /// What the plan can do.
+        /// The features and limits of the plan.
         capabilities: Capabilities,
     },
-    /// The key is good and may not ask.
+    /// The key is valid, but lacks the permission to read its quota.
     Unreadable,
-    /// The key is refused as such.
+    /// The provider refused the key itself.
     Invalid {
-        /// As unknown, or as one of another region.
+        /// Either an unknown key or a key of another region.
         verdict: Verdict,
-        /// In which words.
+        /// The refusal that the poll received.
         source: Source,
     },
 }
 
-/// What was known of a key when the program ended.
+/// The state of a key that was stored when the previous run of the program ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RestoredKey {
-    /// Whose.
+    /// The fingerprint of the key.
     pub fingerprint: Fingerprint,
     /// The quota of its workspace.
     pub quota: Quota,
     /// The plan of its workspace, when it was known.
     pub tier: Option<String>,
-    /// What was refused with it as a key.
+    /// Evidence about the key itself.
     pub of_key: Vec<Evidence>,
-    /// What was refused with it as its workspace's.
+    /// Evidence about its workspace.
     pub of_workspace: Vec<Evidence>,
 }
 
-/// A key as it stands at a moment, for those who report.
+/// The state of a key at one moment, for status pages, metrics and logs.
 #[derive(Clone, Debug)]
 pub struct KeySnapshot {
-    /// Which.
+    /// The key, shared with the roster.
     pub key: Arc<Key>,
-    /// How it stands.
+    /// Whether it is usable, or in which cooldown.
     pub standing: KeyState,
     /// The quota of its workspace.
     pub quota: Quota,
-    /// Whether its use has come near the limit.
+    /// Whether the workspace's use is near its limit.
     pub is_near_limit: bool,
-    /// What will become of it at this rate.
+    /// When the credits run out at the current rate.
     pub forecast: Forecast,
-    /// What was refused with it as a key and still matters.
+    /// Evidence about the key itself that still matters.
     pub of_key: Vec<Evidence>,
-    /// What was refused with it as its workspace's and still matters.
+    /// Evidence about its workspace that still matters.
     pub of_workspace: Vec<Evidence>,
 }
 
-/// Whether a key may serve a request, apart from how it stands.
+/// Whether a key may serve a request, apart from its state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Eligibility {
-    /// It may not: the request is bound to another account.
+    /// It may not: the request belongs to another account.
     No,
-    /// It may.
+    /// It may serve while it is usable.
     Yes,
-    /// It may, also without credits, when no other can: what is asked for costs none.
+    /// It may serve even without credits when no other key can: the request costs none.
     EvenExhausted,
 }
 
-/// What a reload has made of the keys.
+/// How a reload has changed the keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reloaded {
-    /// How many there are now.
+    /// Number of keys after the reload.
     pub keys: usize,
-    /// How many of them are new.
+    /// Number of keys that the reload added.
     pub added: usize,
-    /// How many are gone.
+    /// Number of keys that the reload removed.
     pub removed: usize,
 }
 
-/// The pool of keys.
+/// The pool of keys: roster, wait queue and restrictions.
 #[derive(Debug)]
 pub struct Pool {
     roster: ArcSwap<Roster>,
-    /// Held by whoever replaces the roster.
+    /// Serializes the tasks that replace the roster.
     replacing: Mutex<()>,
     models: ArcSwap<Models>,
     line: WaitQueue,
-    /// The key that serves now, by its address, which stays when its position changes; 0 before the
-    /// first request.
+    /// The address of the key that serves now, which stays the same when its position changes; 0 before
+    /// the first request.
     in_use: AtomicUsize,
-    /// The turn of the key that was chosen last.
+    /// The turn of the key that was selected last.
     turn: AtomicU64,
-    /// What plans, workspaces and keys were refused for that others may be able to do.
+    /// Restrictions of plans, workspaces and keys; see [`Restrictions`].
     restrictions: Restrictions,
-    /// The provider should be polled with a key: a poll can decide over what was refused.
+    /// Wakes the poller: a poll with some key can decide about a refusal.
     polls: Notify,
 }
 
 impl Pool {
-    /// A pool of these keys, in this order.
+    /// A pool of the keys `entries`, in this order.
     #[must_use]
     pub fn new(entries: Vec<KeyEntry>, settings: Settings) -> Self {
         Self {
@@ -254,46 +255,47 @@ impl Pool {
         }
     }
 
-    /// The keys as they are now. A request loads them once and keeps to them.
+    /// The current roster. A request loads it once and uses it until its end.
     #[must_use]
     pub fn roster(&self) -> Arc<Roster> {
         self.roster.load_full()
     }
 
-    /// What is known of the provider's models.
+    /// The provider's models, as last polled.
     #[must_use]
     pub fn models(&self) -> Arc<Models> {
         self.models.load_full()
     }
 
-    /// Learns what the provider says of its models.
+    /// Stores the polled models of the provider.
     pub fn learn_models(&self, models: Models) {
         self.models.store(Arc::new(models));
     }
 
-    /// What plans, workspaces and keys were refused for that others may be able to do.
+    /// The restrictions of plans, workspaces and keys.
     #[must_use]
     pub fn restrictions(&self) -> &Restrictions {
         &self.restrictions
     }
 
-    /// The provider should be polled with `key`: that can decide over a refusal.
+    /// Requests a poll with `key`, because it can decide about a refusal.
     pub fn want_poll(&self, key: &Key) {
         key.want_poll(true);
         self.polls.notify_one();
     }
 
-    /// Returns when the provider should be polled with a key, because that can decide over a refusal.
+    /// Returns when a poll with a key was requested, because it can decide about a refusal.
     pub async fn poll_wanted(&self) {
         self.polls.notified().await;
     }
 
-    /// Forgets what kept requests with these features from `key`, which has served one.
+    /// Removes the restrictions that kept requests with these features from `key`, which has served one.
+    /// Returns whether there were any.
     pub fn refute_restrictions(&self, features: &RequestFeatures, key: &Key) -> bool {
         self.restrictions.refute(features, key)
     }
 
-    /// What will become of all credits, at the rate they are spent at `now`.
+    /// The forecast for the credits of all workspaces together, at the rate they are spent at `now`.
     #[must_use]
     pub fn forecast(&self, now: UnixMs) -> Forecast {
         let roster = self.roster.load();
@@ -307,7 +309,7 @@ impl Pool {
             seen.push(workspace);
             let quota = workspace.quota(now);
             per_day += workspace.spent_per_day(now);
-            // One that has no end, or does not tell, makes the rest no forecast.
+            // A workspace with unlimited or unknown credits makes the sum unknown.
             let Some(spendable) = quota.spendable() else { return Forecast::Unknown };
             left = left.saturating_add(spendable);
             resets_at = match (resets_at, quota.resets_at) {
@@ -318,14 +320,14 @@ impl Pool {
         forecast_of(left, resets_at, per_day, now)
     }
 
-    /// Requests that wait for a key now.
+    /// Number of requests that are queued for a key now.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.line.len()
     }
 
-    /// Takes other keys and settings. What is known of a key that stays goes on. A key that goes
-    /// gets no new request; requests under way end with the roster they hold.
+    /// Replaces keys and settings. A key that stays keeps its state. A key that is removed serves no new
+    /// request; requests in flight end with the roster they loaded.
     pub fn reload(&self, entries: Vec<KeyEntry>, settings: Settings) -> Reloaded {
         let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.roster();
@@ -346,13 +348,13 @@ impl Pool {
         }
     }
 
-    /// Learns to which workspace of the provider a key belongs. Keys of one workspace share its
-    /// credits from then on. Returns whether that is news.
+    /// Records to which workspace of the provider a key belongs. Keys of one workspace share its credits
+    /// from then on. Returns whether the workspace was unknown or another one before.
     pub fn learn_workspace(&self, key: &Key, id: &str) -> bool {
         let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.roster();
         let print = key.api_key().fingerprint();
-        // Regions are kept apart: what one calls a workspace says nothing in another.
+        // Workspace identifiers are unique only within a region of the provider.
         let id = key.authority().map_or_else(|| id.to_owned(), |region| format!("{}/{id}", region.host()));
         if before.told().get(&print).is_some_and(|known| **known == id) {
             return false;
@@ -365,8 +367,8 @@ impl Pool {
         true
     }
 
-    /// Learns at which host of the provider a key works: its own region's. Requests with it go there from
-    /// then on.
+    /// Records at which host of the provider a key works: the host of its region. Requests with the key
+    /// are sent there from then on.
     pub fn learn_region(&self, key: &Key, region: &Arc<Authority>) {
         let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.roster();
@@ -380,8 +382,8 @@ impl Pool {
         self.line.outdate();
     }
 
-    /// Takes up what was known when the program ended. What it means is computed anew, and the first poll
-    /// decides over what a poll can decide.
+    /// Restores the key state of the previous run. Cooldowns are computed anew from the evidence, and the
+    /// first poll decides what a poll can decide.
     pub fn restore(&self, remembered: &[RestoredKey], now: UnixMs) {
         let roster = self.roster.load();
         for key in roster.keys() {
@@ -389,7 +391,7 @@ impl Pool {
             if let Some(known) = remembered.iter().find(|known| known.fingerprint == print) {
                 key.workspace().restore(known.quota, now);
                 known.tier.iter().for_each(|tier| key.workspace().restore_tier(tier));
-                // A clock that was set back must not make it younger than it is.
+                // Evidence from the future, after a clock was set back, counts as recorded now.
                 let aged = |evidence: &Evidence| Evidence { at: evidence.at.min(now), ..evidence.clone() };
                 for evidence in &known.of_workspace {
                     key.workspace().evidence_cell().add(aged(evidence));
@@ -403,7 +405,7 @@ impl Pool {
         }
     }
 
-    /// Takes up the refusals that restrictions are computed from, the oldest first.
+    /// Restores the refusals that restrictions are computed from, the oldest first.
     pub fn restore_restrictions(&self, records: Vec<RefusalRecord>, now: UnixMs) {
         let roster = self.roster.load();
         let restriction = |record: RefusalRecord| {
@@ -416,13 +418,13 @@ impl Pool {
         }
     }
 
-    /// Every key as it stands at `now`, in pool order.
+    /// Snapshots of all keys at `now`, in pool order.
     #[must_use]
     pub fn snapshot(&self, now: UnixMs) -> Vec<KeySnapshot> {
         self.snapshot_of(now, |_| true)
     }
 
-    /// The same of some keys.
+    /// Snapshots of the keys that `is_wanted` selects, in pool order.
     #[must_use]
     pub fn snapshot_of(&self, now: UnixMs, is_wanted: impl Fn(&Key) -> bool) -> Vec<KeySnapshot> {
         let roster = self.roster.load();
@@ -442,7 +444,7 @@ impl Pool {
     }
 }
 
-/// What has changed of a workspace's keys since it was last told.
+/// The state changes of a workspace's keys since they were last reported.
 fn news_of_workspace(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
     let before = workspace.quiet().begin();
     let quota = workspace.quota(now);
@@ -456,7 +458,7 @@ fn news_of_workspace(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec
     news
 }
 
-/// The same after a charge, which seldom changes anything but the count.
+/// The same after a charge, which seldom changes anything but the count of spent credits.
 fn news_of_charge(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
     let is_quiet = workspace.quiet().holds(outlook(roster, &workspace.quota(now)), now);
     if is_quiet { Vec::new() } else { news_of_workspace(roster, workspace, now) }

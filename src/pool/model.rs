@@ -1,4 +1,4 @@
-//! The pool's state under every order in which threads may meet: `make test-model`.
+//! Model tests of the pool's state under every interleaving of threads: `make test-model`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +20,8 @@ use crate::secret::ApiKey;
 const NOW: UnixMs = UnixMs(1_000);
 const RESET: UnixMs = UnixMs(2_000);
 
-/// Runs `check` in every order, with at most so many switches between threads that need not be:
-/// without a bound the search takes hours.
+/// Runs `check` under every interleaving, with at most `switches_max` preemptions: without a bound the
+/// search takes hours.
 fn model_with(switches_max: usize, check: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(switches_max);
@@ -32,7 +32,7 @@ fn model(check: impl Fn() + Sync + Send + 'static) {
     model_with(3, check);
 }
 
-/// Runs both at once.
+/// Runs both closures concurrently.
 fn both<A, B>(one: impl FnOnce() -> A + 'static, other: impl FnOnce() -> B) -> (A, B)
 where
     A: 'static,

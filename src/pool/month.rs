@@ -1,4 +1,5 @@
-//! The strategies over a month of virtual time, before a provider that charges by its own plans.
+//! Simulates the strategies over a month of virtual time, against a provider that charges by its own
+//! plans.
 
 #![allow(clippy::print_stdout, reason = "the figures are what it is run for")]
 
@@ -19,8 +20,8 @@ const BEGIN: UnixMs = UnixMs(20_000 * DAY_MS);
 const DAYS: u64 = 30;
 const CLIENTS: [&str; 4] = ["narrator", "phone", "game", "reader"];
 
-/// A workspace as the provider has it: credits of a period, the day of the month they come back, places
-/// at once, and what it charges of our estimate in percent.
+/// A workspace of the simulated provider: credits per period, reset date, concurrent requests, and its
+/// price in percent of our estimate.
 struct Account {
     credits: u64,
     places: u32,
@@ -29,7 +30,7 @@ struct Account {
     resets_at: UnixMs,
 }
 
-/// Which workspace each key opens.
+/// The workspace of each key.
 const KEYS: [usize; 8] = [0, 0, 1, 2, 2, 3, 4, 4];
 
 fn accounts() -> Vec<Account> {
@@ -49,7 +50,7 @@ fn accounts() -> Vec<Account> {
     ]
 }
 
-/// What becomes of a month with one strategy.
+/// The result of a month with one strategy.
 #[derive(Debug, Default)]
 struct Outcome {
     served: u32,
@@ -59,7 +60,7 @@ struct Outcome {
     expired: u64,
 }
 
-/// Numbers that look like chance and are the same in every run.
+/// A pseudorandom sequence that is the same in every run.
 struct Chance(u64);
 
 impl Chance {
@@ -74,7 +75,7 @@ impl Chance {
 struct Month {
     pool: Arc<Pool>,
     accounts: Vec<Account>,
-    /// Requests under way, and when each ends.
+    /// Requests in flight, and when each ends.
     open: Vec<(UnixMs, Lease)>,
     outcome: Outcome,
 }
@@ -99,7 +100,7 @@ impl Month {
         month
     }
 
-    /// The provider tells a key's figures.
+    /// The simulated provider reports a key's figures.
     fn tell(&mut self, key: usize, now: UnixMs) {
         let account = &self.accounts[KEYS[key]];
         let quota = Quota {
@@ -138,7 +139,7 @@ impl Month {
             {
                 Ok(reserved) => reserved,
                 Err(Unavailable::Full { .. }) => {
-                    // It waits until the first of those under way ends.
+                    // The request waits until the first one in flight ends.
                     self.outcome.waited += 1;
                     now = self.open.iter().map(|(ends, _)| *ends).min().expect("somebody is under way");
                     self.advance(now);
@@ -176,13 +177,14 @@ impl Month {
         }
     }
 
-    /// In flight are the open leases, and nothing is reserved but by them.
+    /// The open leases are the only ones in flight, and no other credits are reserved.
     fn check(&self) {
         let roster = self.pool.roster();
         for key in roster.keys() {
             let open = self.open.iter().filter(|(_, lease)| Arc::ptr_eq(lease.key(), key)).count();
             assert_eq!(key.in_flight() as usize, open);
-            // What is under way is settled: the provider told its price with the head of the answer.
+            // Requests in flight are charged already: the provider reports their price in the response
+            // headers.
             assert_eq!(key.workspace().reserved(), 0);
             let (running, places) = key.workspace().running(ConcurrencyGroup::SPEECH);
             assert!(running <= places.unwrap(), "{running} of {places:?}");
@@ -194,7 +196,7 @@ impl Month {
         let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
         let mut now = BEGIN;
         while now.0 < BEGIN.0 + DAYS * DAY_MS {
-            // Busy by day, quiet by night.
+            // More requests by day than by night.
             let hour = now.0 % DAY_MS / HOUR_MS;
             let pause = if (8..20).contains(&hour) { 1_000_000 } else { 6_000_000 };
             now = UnixMs(now.0 + chance.below(pause) + 1);

@@ -1,6 +1,8 @@
-//! Which workspace an identifier belongs to: learned from answers, asked for each request that names
-//! one. It is apart from the roster because it outlives every key: what is known of a workspace whose
-//! keys come back later still counts.
+//! Which workspace an identifier belongs to: recorded from responses, looked up for each request that
+//! names one.
+//!
+//! It is separate from the roster because it outlives the keys: entries of a workspace whose keys are
+//! configured again later still count.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
@@ -13,31 +15,30 @@ use crate::policy::affinity::{Class, Keeping, Kind, Named, Tag};
 use crate::policy::units::UnixMs;
 use crate::secret::Fingerprint;
 
-/// What a workspace is known by beyond this run: its configured name, else the fingerprint of the
-/// key that it began with.
+/// The stable identity of a workspace: its configured name, else the fingerprint of its first key.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct OwnerId(Arc<str>);
 
 impl OwnerId {
-    /// The identity of a workspace.
+    /// The identity of a workspace with this name, or without a name and with this first key.
     #[must_use]
     pub fn of(name: Option<&str>, first_key: Fingerprint) -> Self {
         Self(name.map_or_else(|| first_key.to_string().into(), Into::into))
     }
 
-    /// An identity as the books have it.
+    /// An identity as it is stored.
     #[must_use]
     pub fn of_word(word: &str) -> Self {
         Self(word.into())
     }
 
-    /// The word for it in the books.
+    /// The text under which it is stored.
     #[must_use]
     pub fn word(&self) -> &str {
         &self.0
     }
 
-    /// Whether it is that of a workspace without a name that began with this key.
+    /// Whether it is that of an unnamed workspace whose first key is this one.
     #[must_use]
     pub fn is_of(&self, key: Fingerprint) -> bool {
         Fingerprint::parse(&self.0) == Some(key)
@@ -50,45 +51,46 @@ impl fmt::Debug for OwnerId {
     }
 }
 
-/// Something learned, as it is written down.
+/// An ownership entry, as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LearnedOwner {
-    /// What belongs to a workspace.
+    /// The identifier.
     pub named: Named,
-    /// Which.
+    /// The workspace that owns it.
     pub owner: OwnerId,
-    /// When that was learned.
+    /// When the ownership was recorded.
     pub learned_at: UnixMs,
-    /// When it was last of use.
+    /// When the entry was last used.
     pub used_at: UnixMs,
 }
 
-/// An identifier's owner.
+/// The result of a lookup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownOwner {
-    /// Whose it is.
+    /// The workspace that owns the identifier.
     pub owner: OwnerId,
-    /// What is to be written down, because it has not been for long.
+    /// The entry to be stored again, when its time of use was last written long enough ago.
     pub lesson: Option<LearnedOwner>,
 }
 
-/// That something was of use is written down once in so long.
+/// How often the time of use of an entry is written at most.
 const USE_WRITTEN_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
-/// So many parts, each behind a lock of its own: with a few dozen cores, two hardly ever meet.
+/// Number of shards, each behind its own lock: with a few dozen cores, two rarely contend.
 const SHARDS: usize = 64;
-/// A part that is full drops a share of its oldest, so that not every later lesson looks for one.
+/// A full shard drops this fraction of its oldest entries at once, so that not every later insertion has
+/// to find one.
 const DROPPED_SHARE: usize = 8;
 
 /// Owners by identifier, bounded in number and age.
 ///
-/// A request holds one of 64 locks for one look at a hash map, and never while it waits.
+/// A lookup holds one of 64 locks for one access to a hash map, and never across an await.
 #[derive(Debug)]
 pub struct OwnershipIndex {
     shards: Vec<Mutex<Shard>>,
     keeping: Keeping,
 }
 
-/// One map for each class, so that each has room of its own.
+/// One map per class, so that each class has its own bound.
 #[derive(Debug, Default)]
 struct Shard([HashMap<Tag, OwnerEntry, BuildHasherDefault<TagHasher>>; Class::ALL.len()]);
 
@@ -100,7 +102,7 @@ struct OwnerEntry {
     used_at: UnixMs,
 }
 
-/// A tag is a hash already.
+/// Passes the tag through, because it is a hash already.
 #[derive(Debug, Default)]
 struct TagHasher(u64);
 
@@ -113,20 +115,20 @@ impl Hasher for TagHasher {
         for chunk in bytes.chunks(8) {
             let mut word = [0; 8];
             word[..chunk.len()].copy_from_slice(chunk);
-            // The first byte chooses the part; the others spread within it.
+            // The first byte selects the shard; the others spread within it.
             self.0 = self.0.rotate_left(17) ^ u64::from_be_bytes(word);
         }
     }
 }
 
 impl OwnershipIndex {
-    /// Nothing known yet.
+    /// An empty index.
     #[must_use]
     pub fn new(keeping: Keeping) -> Self {
         Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), keeping }
     }
 
-    /// How much is kept, and how long.
+    /// The bounds on number and age.
     #[must_use]
     pub fn keeping(&self) -> Keeping {
         self.keeping
@@ -134,11 +136,11 @@ impl OwnershipIndex {
 
     fn shard(&self, tag: &Tag) -> MutexGuard<'_, Shard> {
         let index = usize::from(tag.bytes()[0]) % SHARDS;
-        // Every change is a whole one: a panic in between leaves nothing broken.
+        // Every change is complete in itself, so a panic leaves nothing inconsistent.
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whose `named` is, as far as is known; notes that it was of use.
+    /// Returns the owner of `named`, as far as is known, and updates its time of use.
     pub fn find(&self, named: &Named, now: UnixMs) -> Option<KnownOwner> {
         let mut shard = self.shard(&named.tag);
         let map = &mut shard.0[usize::from(named.kind.class().number())];
@@ -154,8 +156,7 @@ impl OwnershipIndex {
         Some(KnownOwner { owner: owned.owner.clone(), lesson: is_due.then(|| owned.lesson(named.tag)) })
     }
 
-    /// Learns that `named` belongs to `owner`. What is to be written down; nothing, when it was
-    /// known.
+    /// Records that `named` belongs to `owner`. Returns the entry to be stored; `None` when it was known.
     pub fn learn(&self, named: Named, owner: &OwnerId, now: UnixMs) -> Option<LearnedOwner> {
         let mut shard = self.shard(&named.tag);
         let map = &mut shard.0[usize::from(named.kind.class().number())];
@@ -179,12 +180,12 @@ impl OwnershipIndex {
         Some(lesson)
     }
 
-    /// Forgets whose `named` was: its owner no longer has it.
+    /// Removes the entry of `named`: its owner no longer has it.
     pub fn forget(&self, named: &Named) {
         self.shard(&named.tag).0[usize::from(named.kind.class().number())].remove(&named.tag);
     }
 
-    /// Takes up what was known when the program ended; the oldest goes first where there is too much.
+    /// Restores the entries of the previous run; the oldest are dropped where there are too many.
     pub fn restore(&self, lessons: Vec<LearnedOwner>, now: UnixMs) {
         for LearnedOwner { named, owner, learned_at, used_at } in lessons {
             if self.keeping.counts(named.kind, learned_at, used_at, now) {
@@ -196,7 +197,7 @@ impl OwnershipIndex {
         }
     }
 
-    /// How many identifiers are known.
+    /// Number of known identifiers.
     #[must_use]
     pub fn count(&self) -> usize {
         let shards = self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner));

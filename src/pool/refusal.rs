@@ -1,5 +1,7 @@
-//! A refusal as the database keeps it. Restrictions are computed from it, when it is met and again when
-//! the program starts, so that a better rule changes what was stored by an earlier version.
+//! A refusal as the database stores it.
+//!
+//! Restrictions are computed from it, when it is received and again when the program starts, so that a
+//! better rule also applies to what an earlier version has stored.
 
 use std::sync::Arc;
 
@@ -14,43 +16,43 @@ use crate::policy::features::RequestFeatures;
 use crate::policy::units::UnixMs;
 use crate::secret::Fingerprint;
 
-/// A refusal, with all that its restriction is computed from beside the settings. It has no text, no
-/// identifier and no key: of these only hashes and lengths.
+/// A refusal, with all inputs of its restriction besides the settings. It contains no text, identifier or
+/// key, only hashes and lengths of these.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusalRecord {
-    /// The key that was refused.
+    /// The fingerprint of the key that was refused.
     pub key: Fingerprint,
-    /// The workspace of that key.
+    /// The identity of that key's workspace.
     pub workspace: OwnerId,
     /// The plan of that workspace at the time, when it was known.
     pub tier: Option<Arc<str>>,
-    /// Whether the restriction is that of other workspaces with the plan, and not the key's or the
-    /// workspace's own.
+    /// Whether the restriction applies to other workspaces with the same plan, and not to the key or the
+    /// workspace itself.
     pub is_of_plan: bool,
-    /// What the request needed.
+    /// The features of the request.
     pub features: RequestFeatures,
-    /// What the refusal means.
+    /// The classification of the response.
     pub verdict: Verdict,
-    /// Whether the request was one of a concurrency group.
+    /// Whether the request was in a concurrency group.
     pub is_in_group: bool,
-    /// Whether other accounts have said the same of the same request.
+    /// Whether other accounts have refused the same request in the same words.
     pub is_agreed: bool,
     /// When it was refused.
     pub at: UnixMs,
-    /// What was refused before it for the same reason; `None` for the first refusal.
+    /// The refusals before it for the same reason; `None` for the first refusal.
     pub earlier: Option<Earlier>,
-    /// Where it was met.
+    /// Route, status and words of the response.
     pub source: Arc<Source>,
 }
 
-/// What counts of the refusals before the last one.
+/// A summary of the refusals before the last one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Earlier {
-    /// When the first of them came.
+    /// When the first of them was received.
     pub since: UnixMs,
-    /// The characters of the shortest text that they were about; 0 when they were not about a length.
+    /// Length of the shortest refused text in characters; 0 when they were not about a length.
     pub from_characters: u64,
-    /// Whether the last of them was put down to the whole account.
+    /// Whether the last of them was taken as one about the whole account.
     pub is_noted: bool,
 }
 
@@ -73,8 +75,8 @@ impl RefusalRecord {
         }
     }
 
-    /// The record as it is used from `now` on: a clock that was set back must not make it younger than it
-    /// is.
+    /// The record as it is used from `now` on: after a clock was set back, it counts as recorded at `now`
+    /// at the latest.
     pub(super) fn restored(mut self, roster: &Roster, now: UnixMs) -> Self {
         self.at = self.at.min(now);
         if let Some(earlier) = &mut self.earlier {
@@ -84,7 +86,7 @@ impl RefusalRecord {
         self
     }
 
-    /// What its workspace is known by in `roster`; `None` when no key opens that any more.
+    /// The identity of its workspace in `roster`; `None` when no key of that workspace is left.
     pub(super) fn workspace_in(&self, roster: &Roster) -> Option<OwnerId> {
         let key = roster.keys().iter().find(|key| key.api_key().fingerprint() == self.key);
         key.map(|key| key.workspace().identity()).or_else(|| roster.identity_of(&self.workspace)).cloned()

@@ -1,5 +1,8 @@
-//! Reserving: a choice, and the attempt to take what was chosen before somebody else does; when all
-//! are busy, a place in the line.
+//! Reserving a key: select one, take it before another request does, and queue the request when all keys
+//! are busy.
+//!
+//! Selection reads atomics without a lock, so another request may take the selected key in between; the
+//! selection is then repeated.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -21,33 +24,35 @@ use crate::policy::select::{Affordability, Blocked, Candidate, Choice, Unavailab
 use crate::policy::strategy::TURN;
 use crate::policy::units::UnixMs;
 
-/// A lease and the news that came with it.
+/// A lease, with the state changes that reserving it has caused.
 #[derive(Debug)]
 pub struct Reserved {
-    /// The key to ask with.
+    /// The lease on the selected key.
     pub lease: Lease,
-    /// What people are told.
+    /// State changes to be logged.
     pub news: Vec<Transition>,
 }
 
-/// Somebody else may be faster that often; each time one of them is served.
+/// Maximum selections per call that lose a race to another request. Each lost race means that another
+/// request was served.
 const RACES_MAX: usize = 64;
-/// How restricted a key may be that is asked, from round to round.
+/// The restraint up to which keys are tried, round by round.
 const LEVELS: [Restraint; 3] = [Restraint::Inferred, Restraint::RefusedLongest, Restraint::Refused];
-/// After so many races, a breath.
+/// The pause after [`RACES_MAX`] lost races, and the shortest wait for a retry.
 const BREATH: Duration = Duration::from_millis(1);
 
 impl Pool {
-    /// Reserves a key of `roster` for what is asked. Waits, up to the pool's bound, when those that
-    /// could serve are only busy.
+    /// Reserves a key of `roster` for `request`. Queues the request, up to the pool's `wait_max`, when
+    /// the keys that could serve it are only busy.
     ///
     /// # Errors
     ///
-    /// When no key can serve, with what stands in the way.
+    /// When no key can serve the request, with the reason.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future leaves the line; a key that was given meanwhile is released.
+    /// Dropping the future removes the request from the queue; a key that was assigned meanwhile is
+    /// released.
     pub async fn reserve(self: &Arc<Self>, roster: &Arc<Roster>, request: &KeyRequest) -> ReserveResult {
         if self.line.is_empty() {
             let now = clock::now();
@@ -62,7 +67,7 @@ impl Pool {
     async fn wait(self: &Arc<Self>, roster: &Arc<Roster>, request: &KeyRequest) -> ReserveResult {
         let settings = roster.settings();
         let Some((ticket, mut given)) = self.line.join(roster, request, settings.waiting_max) else {
-            // The line is as long as it may be. Who needs nothing that others wait for is served.
+            // The queue is full. A request that needs nothing the queued ones wait for is still served.
             let given = self.try_reserve(roster, request, clock::now()).map_err(|blocked| blocked.why);
             if given.is_ok() {
                 self.dispatch_waiters_now();
@@ -73,8 +78,8 @@ impl Pool {
         let waiting = async {
             loop {
                 self.dispatch_waiters(clock::now());
-                // Some of what is waited for comes back by itself: a cooldown ends. Which one ends first
-                // may change while the request waits.
+                // Some keys become available without a release, when a cooldown ends. Which one ends
+                // first may change while the request is queued.
                 loop {
                     let now = clock::now();
                     let again = ticket.until().map(|until| until.since(now).max(BREATH));
@@ -91,27 +96,27 @@ impl Pool {
             Ok(given) => given,
             Err(_) => {
                 drop(ticket);
-                // It may have been given in this moment.
+                // A key may have been assigned at the same moment as the timeout.
                 given.try_recv().unwrap_or_else(|_| busy())
             }
         }
     }
 
-    /// Gives those who wait what there is.
+    /// Assigns available keys to queued requests.
     pub(super) fn dispatch_waiters(self: &Arc<Self>, now: UnixMs) {
         if !self.line.is_empty() {
             self.line.serve(now, |roster, request| self.try_reserve(roster, request, now));
         }
     }
 
-    /// The same by the present time, which is asked for only when somebody waits.
+    /// The same at the present time; the clock is read only when requests are queued.
     pub(super) fn dispatch_waiters_now(self: &Arc<Self>) {
         if !self.line.is_empty() {
             self.dispatch_waiters(clock::now());
         }
     }
 
-    /// Reserves a key, or says why not, without waiting.
+    /// Reserves a key without waiting, or returns the reason why none can be reserved.
     pub(super) fn try_reserve(
         self: &Arc<Self>,
         roster: &Arc<Roster>,
@@ -142,7 +147,8 @@ impl Pool {
         };
         let first = unrestricted(None);
         let Err(blocked) = first else { return first };
-        // One that is only busy is waited for; what was refused for the like of it comes after that.
+        // A key that is only busy is waited for; keys restricted for this kind of request come after
+        // that.
         if matches!(blocked.why, Unavailable::Full { .. }) || request.restricted.is_empty() {
             return first;
         }
@@ -180,7 +186,7 @@ impl Pool {
                 None => {
                     let all = roster.keys().iter().enumerate();
                     let seen: Vec<Candidate> = all.map(|(position, key)| look(position, key)).collect();
-                    // One that had no room a moment ago may have it by now.
+                    // A key that was busy a moment ago may be free by now.
                     let choice = select(strategy, seen.iter().copied())?;
                     (choice, seen[choice.position()].means != Affordability::Enough)
                 }
@@ -200,7 +206,7 @@ impl Pool {
                 news = pass_over(roster, request, position, now);
             }
             news.extend(news_of(roster, key, now));
-            // A request that is not free to choose says nothing of the pool.
+            // A request that is bound to some keys says nothing about the order of the pool.
             if request.ineligible.is_empty() && request.preferred.is_empty() {
                 news.extend(self.note_use(roster, key, position, now));
             }
@@ -216,8 +222,8 @@ impl Pool {
         self.turn.fetch_max(own, Ordering::AcqRel);
     }
 
-    /// Notes which key is in use, and says so when it is another than before. A key that only stands
-    /// in, because the one in use is busy or cannot pay for this one request, is not noted.
+    /// Notes which key is in use, and reports a change when it is another than before. A substitute,
+    /// because the key in use is busy or cannot pay for this one request, is not noted.
     fn note_use(&self, roster: &Roster, key: &Arc<Key>, position: usize, now: UnixMs) -> Option<Transition> {
         let address = Arc::as_ptr(key).addr();
         let before = self.in_use.load(Ordering::Acquire);
@@ -240,8 +246,8 @@ impl Pool {
     }
 }
 
-/// The position of the key that can serve and is ranked best. Only those that are ranked better than
-/// the best so far are looked at closely.
+/// The position of the best-ranked key that can serve. Only keys that rank better than the best one so
+/// far are examined in detail.
 fn best_able(
     roster: &Roster,
     turn: u64,
@@ -257,7 +263,8 @@ fn best_able(
         let quota = counts_credits.then(|| key.workspace().quota(now));
         let rank = strategy.rank(&traits(key, quota.as_ref(), turn));
         let is_beaten = best.is_some_and(|(lowest, _)| lowest <= rank);
-        // The first is the one that serves, mostly; of many that rest, the rest is not looked at.
+        // The first key is usually the one that serves. Keys in cooldown are skipped without examining
+        // them in detail.
         if is_beaten || (!is_first && is_closed(position, key)) {
             continue;
         }
@@ -272,21 +279,21 @@ fn best_able(
     best.map(|(_, position)| position)
 }
 
-/// Whether a key would serve, if it could pay.
+/// Whether a key would serve if its credits sufficed.
 fn is_passed_over(key: &Candidate) -> bool {
     key.is_eligible
         && key.standing == KeyState::Usable
         && matches!(key.means, Affordability::Short { .. } | Affordability::Refused)
 }
 
-/// Notes the workspaces that were passed over for the key at `chosen` because they are too poor.
+/// Records which workspaces were skipped for the key at `chosen` because they have too few credits.
 fn pass_over(roster: &Roster, request: &KeyRequest, chosen: usize, now: UnixMs) -> Vec<Transition> {
     let credits = request.estimate.unwrap_or(0);
     let mut news = Vec::new();
     for (position, key) in roster.keys().iter().enumerate().filter(|(at, _)| *at != chosen) {
         let workspace = key.workspace();
         let quota = workspace.quota(now);
-        // What others have reserved may come back: only what is spent counts.
+        // Reservations of other requests may be returned, so only spent credits count.
         let spendable = quota.spendable().map(|left| left.saturating_sub(key.kept_credits()));
         let reported = workspace.cell().reported().left(now);
         let Some(left) = reported.or(spendable).filter(|left| *left < credits) else { continue };
@@ -323,8 +330,8 @@ mod tests {
     const RESTRAINTS: [Restraint; 3] =
         [Restraint::Inferred, Restraint::Refused, Restraint::Until(UnixMs(1_500))];
 
-    /// A key as it may be met: its park, what is spent of 20 credits, its turn, how many use it and how
-    /// many may, and what the provider has said is left.
+    /// The state of a generated key: its cooldown, the credits spent of 20, its turn, its running
+    /// requests and their maximum, and the remaining credits reported by the provider.
     type Met = (Option<(usize, u64)>, u64, u64, u32, u32, Option<u64>);
 
     fn met() -> impl proptest::strategy::Strategy<Value = Met> {

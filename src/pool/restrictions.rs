@@ -1,8 +1,8 @@
-//! What plans, workspaces and keys were refused for that others may be able to do: plan features,
-//! permissions without a name, endpoints. It never makes a key unusable. It decides who is asked first,
-//! and who is asked last.
+//! Restrictions: what plans, workspaces and keys were refused for that others may be able to do, such as
+//! plan features, unnamed permissions and endpoints.
 //!
-//! Requests read an immutable table, which is empty most of the time; a refusal replaces it.
+//! A restriction never makes a key unusable. It decides which keys are tried first and which last.
+//! Requests read an immutable table, which is usually empty; a refusal replaces it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,76 +19,76 @@ use crate::policy::features::{Feature, Limit, RequestFeatures};
 use crate::policy::units::UnixMs;
 use crate::secret::Fingerprint;
 
-/// Restrictions that are kept at once: a client that is refused for ever new voices pushes out the
-/// oldest, and each of them costs one request more than it would have.
+/// Maximum number of restrictions. A client that is refused for ever new voices evicts the oldest ones,
+/// and each eviction costs one additional attempt.
 pub const RESTRICTIONS_MAX: usize = 1_024;
 
-/// Of which part of the pool something is restricted.
+/// The scope of a restriction.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Holder {
     /// All workspaces with a plan of this name.
     Plan(Arc<str>),
-    /// A workspace.
+    /// One workspace.
     Workspace(OwnerId),
-    /// A key.
+    /// One key.
     Key(Fingerprint),
 }
 
-/// How far a restriction keeps a request away.
+/// How far a restriction keeps a request from a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Restraint {
-    /// The plan was refused in another workspace, or is known not to have it, or the refusal may have been
-    /// about the request: asked after those that were not.
+    /// The plan was refused in another workspace, or is known to lack the feature, or the refusal may
+    /// have been about the request: the key is tried after unrestricted keys.
     Inferred,
-    /// It was refused itself, and longer ago than all others that were: asked only when none but those can
-    /// be, and only as the first. A key that has recovered meanwhile is found after as many requests as
-    /// there are keys.
+    /// The key was refused itself, longer ago than all other refused keys: it is tried only when no other
+    /// key can serve, and only as the first. A key that has recovered meanwhile is found after at most as
+    /// many requests as there are keys.
     RefusedLongest,
-    /// It was refused itself: asked after that one, and only as the first.
+    /// The key was refused itself: it is tried after that one, and only as the first.
     Refused,
-    /// It is not asked before this moment, which the provider has named or a rate limit implies.
+    /// The key is not tried before this moment, which the provider has named or a rate limit implies.
     Until(UnixMs),
 }
 
 /// How far a restriction holds for the account that was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Force {
-    /// Not at all: what it was refused for was put down to the whole account. When a poll contradicts that,
-    /// and the like of it is refused again, it holds as [`Refused`](Self::Refused).
+    /// Not at all: the refusal was taken as one about the whole account. When a poll contradicts that and
+    /// the same kind of request is refused again, the restriction holds as [`Refused`](Self::Refused).
     Noted,
-    /// It may have been about the request, because a second account has said the same.
+    /// The refusal may have been about the request, because a second account has refused it in the same
+    /// words.
     Suspected,
-    /// It is about the account.
+    /// The refusal is about the account.
     Refused,
-    /// It is about the account, and asking again would make it worse.
+    /// The refusal is about the account, and another attempt before its end would make it worse.
     Strict,
 }
 
-/// Something that is restricted.
+/// One restriction, with its scope, reason and times.
 #[derive(Clone, Debug)]
 pub struct Restriction {
-    /// Counts the restrictions of this run of the program: a later one, or one that has changed, has a
-    /// higher number.
+    /// Sequence number within this run of the program; a later or changed restriction has a higher one.
     pub number: u64,
-    /// The refusal that all else is computed from.
+    /// The refusal that all other fields are computed from.
     pub record: Arc<RefusalRecord>,
-    /// Of what.
+    /// Key, workspace or plan.
     pub holder: Holder,
-    /// What.
+    /// The restricted feature and, where it matters, the length of the text.
     pub limit: Limit,
-    /// The word of the verdict.
+    /// The verdict's word, as in logs.
     pub verdict: &'static str,
-    /// Since when.
+    /// When it was refused first.
     pub since: UnixMs,
     /// When it was refused last.
     pub refused_at: UnixMs,
-    /// Until when it is remembered.
+    /// When the restriction expires.
     pub until: UnixMs,
     /// How far it keeps requests from its holder until then.
     pub force: Force,
-    /// Whether other accounts have said the same of the same request.
+    /// Whether other accounts have refused the same request in the same words.
     pub is_agreed: bool,
-    /// Where it was met.
+    /// Route, status and words of the response.
     pub source: Arc<Source>,
 }
 
@@ -98,14 +98,14 @@ type Table = HashMap<Feature, Vec<Restriction>>;
 #[derive(Debug, Default)]
 pub struct Restrictions {
     table: ArcSwap<Table>,
-    /// Numbers that were given.
+    /// The next sequence number.
     numbers: AtomicU64,
-    /// Changes that were made.
+    /// Number of changes so far.
     version: AtomicU64,
 }
 
 impl Restrictions {
-    /// Whether there are none.
+    /// Whether there are no restrictions.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.table.load().is_empty()
@@ -117,7 +117,7 @@ impl Restrictions {
         self.version.load(Ordering::Acquire)
     }
 
-    /// All of them that hold at `now`, in the order of their numbers.
+    /// All restrictions in force at `now`, ordered by number.
     #[must_use]
     pub fn all(&self, now: UnixMs) -> Vec<Restriction> {
         let table = self.table.load();
@@ -127,13 +127,13 @@ impl Restrictions {
         found
     }
 
-    /// Takes up those of the last run of the program, the oldest first.
+    /// Restores the restrictions of the previous run, the oldest first.
     pub(super) fn restore(&self, restrictions: &[Restriction]) {
         let latest = &restrictions[restrictions.len().saturating_sub(RESTRICTIONS_MAX)..];
         self.replace(|table| latest.iter().for_each(|held| self.put(table, held.clone())));
     }
 
-    /// Has the restrictions of workspaces that are known by another identity in `roster` follow them.
+    /// Updates the restrictions of workspaces that have another identity in `roster`.
     pub(super) fn follow(&self, roster: &Roster) {
         let moved = |held: &Restriction| {
             let Holder::Workspace(known) = &held.holder else { return None };
@@ -149,8 +149,8 @@ impl Restrictions {
         });
     }
 
-    /// Puts a restriction into a table. Of two for the same reason, the later one goes on with what counts of
-    /// the earlier one.
+    /// Inserts a restriction into a table. Of two for the same holder and feature, the later one
+    /// continues the history of the earlier one.
     fn put(&self, table: &mut Table, mut restriction: Restriction) {
         let held = table.entry(restriction.limit.feature.clone()).or_default();
         if let Some(at) = held.iter().position(|known| known.holder == restriction.holder) {
@@ -170,11 +170,11 @@ impl Restrictions {
             change(&mut table);
             table
         });
-        // Behind the change: the reader of a version finds at least what it counts.
+        // After the change, so that the reader of a version finds at least the changes it counts.
         self.version.fetch_add(1, Ordering::Release);
     }
 
-    /// Remembers a restriction. Whether it is news.
+    /// Records a restriction. Returns whether it is news.
     pub(super) fn learn(&self, restriction: &Restriction, now: UnixMs) -> bool {
         let is_same = |known: &Restriction| known.holder == restriction.holder;
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
@@ -198,7 +198,8 @@ impl Restrictions {
         is_news
     }
 
-    /// What keeps a request with these features from the keys of `roster` at `now`: positions, ascending.
+    /// The keys of `roster` that are restricted for a request with these features at `now`: positions,
+    /// ascending.
     #[must_use]
     pub fn matching(
         &self,
@@ -229,8 +230,8 @@ impl Restrictions {
         found
     }
 
-    /// Whether several accounts other than that of `key` have refused the like of it with this verdict, and
-    /// have not served it since.
+    /// Whether several accounts other than that of `key` have refused such a request with this verdict,
+    /// and have not served one since.
     pub(super) fn is_said_of_another(
         &self,
         features: &RequestFeatures,
@@ -248,7 +249,7 @@ impl Restrictions {
         features.all().filter_map(|feature| table.get(&feature)).flatten().any(|held| is_said(&held))
     }
 
-    /// Whether the workspace of `key` has refused the like of it with this verdict.
+    /// Whether the workspace of `key` has refused such a request with this verdict.
     pub(super) fn is_known_of(
         &self,
         features: &RequestFeatures,
@@ -264,7 +265,8 @@ impl Restrictions {
         features.all().filter_map(|feature| table.get(&feature)).flatten().any(|held| is_known(&held))
     }
 
-    /// Forgets what kept such a request from `key`, which has served it. Whether there was anything.
+    /// Removes the restrictions that kept such a request from `key`, which has served one. Returns
+    /// whether there were any.
     pub(super) fn refute(&self, features: &RequestFeatures, key: &Key) -> bool {
         let is_refuted = |held: &Restriction| held.is_about(features) && held.restraint(key).is_some();
         let table = self.table.load();
@@ -277,7 +279,7 @@ impl Restrictions {
         true
     }
 
-    /// Forgets the restrictions of a workspace that were refused with this verdict.
+    /// Removes the restrictions of a workspace that were refused with this verdict.
     pub(super) fn lift(&self, workspace: &OwnerId, verdict: &'static str) {
         let holder = Holder::Workspace(workspace.clone());
         let is_lifted = |held: &Restriction| held.verdict == verdict && held.holder == holder;
@@ -295,19 +297,20 @@ impl Restrictions {
         });
     }
 
-    /// What `key` was refused for, or its plan, that is remembered at `now`; the latest first.
+    /// The restrictions of `key` or its plan that are in force at `now`; the latest first.
     #[must_use]
     pub fn of(&self, key: &Key, now: UnixMs) -> Vec<Restriction> {
         let table = self.table.load();
         let of_key = |held: &&Restriction| held.until > now && held.restraint(key).is_some();
         let mut found: Vec<Restriction> = table.values().flatten().filter(of_key).cloned().collect();
-        // The second part is for those of one millisecond, which a table has in no order.
+        // The second part orders restrictions of one millisecond, which the hash map returns in any
+        // order.
         found.sort_by_cached_key(|held| (std::cmp::Reverse(held.since), held.limit.to_string()));
         found
     }
 }
 
-/// Makes room: what is over goes, and then the oldest.
+/// Evicts expired restrictions, and then the oldest ones.
 fn forget_old(table: &mut Table, now: UnixMs) {
     table.retain(|_, held| {
         held.retain(|held| held.until > now);
@@ -321,13 +324,13 @@ fn forget_old(table: &mut Table, now: UnixMs) {
 }
 
 impl Restriction {
-    /// Takes in what counts of the refusals before it: since when, the shortest text that was refused, and
-    /// whether it is the second one that was put down to the account.
+    /// Continues the history of earlier refusals: since when, the shortest text that was refused, and
+    /// whether this is the second one that was taken as one about the whole account.
     pub(super) fn follow(&mut self, earlier: Earlier) {
         self.record = Arc::new(RefusalRecord { earlier: Some(earlier), ..(*self.record).clone() });
         self.since = earlier.since;
         self.limit.from_characters = self.limit.from_characters.min(earlier.from_characters);
-        // A second note holds, and what holds already is not weakened by a note.
+        // A second noted refusal takes effect, and a noted one does not weaken one in effect.
         if self.force == Force::Noted {
             self.force = Force::Refused;
         }
@@ -338,13 +341,13 @@ impl Restriction {
         Self { record: Arc::new(record), holder: Holder::Workspace(workspace), ..self }
     }
 
-    /// Whether a request with these features is concerned: a shorter text than was refused is not.
+    /// Whether a request with these features is concerned: a text shorter than the refused one is not.
     fn is_about(&self, features: &RequestFeatures) -> bool {
         self.limit.from_characters == 0
             || features.characters.is_some_and(|characters| characters >= self.limit.from_characters)
     }
 
-    /// How far it keeps a request from `key`; `None` when it is not about that.
+    /// How far it keeps a request from `key`; `None` when it does not concern the key.
     fn restraint(&self, key: &Key) -> Option<Restraint> {
         let (is_its_own, is_inferred) = match &self.holder {
             Holder::Key(print) => (*print == key.api_key().fingerprint(), false),

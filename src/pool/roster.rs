@@ -1,5 +1,7 @@
-//! Who is in the pool, in which order. A roster is replaced whole; what is known of keys and
-//! workspaces goes on from one to the next.
+//! The keys and workspaces of the pool, in order.
+//!
+//! A roster is immutable and replaced as a whole; the state of keys and workspaces is carried over to the
+//! next one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,20 +22,21 @@ use crate::secret::{ApiKey, Redactor};
 /// A key as it is configured.
 #[derive(Clone, Debug)]
 pub struct KeyEntry {
-    /// The key.
+    /// The secret.
     pub key: ApiKey,
-    /// What people call it.
+    /// The name for people, as configured.
     pub name: Option<String>,
-    /// The workspace it belongs to; keys of one workspace share its credits. Without a name, and
-    /// until the provider tells, a key is a workspace of its own.
+    /// The name of its workspace; keys of one workspace share its credits. Without a name, and until the
+    /// provider reports an identifier, a key is a workspace of its own.
     pub workspace: Option<String>,
-    /// Where it works, if not where all do: keys of a region are known at its own host only.
+    /// The provider's host for this key, when it differs from that of all keys: keys of a region are
+    /// known only at its own host.
     pub authority: Option<Arc<Authority>>,
-    /// Where it was found to work, when it was refused as one of another region.
+    /// The host at which it was found to work, after a refusal as a key of another region.
     pub found_region: Option<Arc<Authority>>,
-    /// Its share beside other keys, from 1, where the strategy asks for one.
+    /// Its share of the requests relative to other keys, from 1, for strategies that use weights.
     pub weight: u32,
-    /// Credits of its workspace that it leaves for others.
+    /// Credits of its workspace that this key leaves unspent.
     pub kept_credits: u64,
 }
 
@@ -51,8 +54,8 @@ impl From<ApiKey> for KeyEntry {
     }
 }
 
-/// The keys of the pool, in order, and how they are treated. Replaced whole when the configuration
-/// changes: a request that has loaded it goes by it to its end.
+/// The keys of the pool, in order, and their settings. Replaced as a whole when the configuration
+/// changes: a request uses the roster it has loaded to its end.
 #[derive(Debug)]
 pub struct Roster {
     keys: Vec<Arc<Key>>,
@@ -60,11 +63,12 @@ pub struct Roster {
     entries: Vec<KeyEntry>,
     told: ToldIds,
     redactor: Arc<Redactor>,
-    /// How many rosters were before it, modulo 256.
+    /// Number of rosters before this one, modulo 256.
     generation: u8,
     /// Whether there is more than one workspace.
     has_choice: bool,
-    /// Under whatever name a workspace may have been written down, the first of its keys.
+    /// The position of the first key of each workspace, by every identity under which the workspace may
+    /// be stored.
     by_owner: HashMap<OwnerId, usize>,
 }
 
@@ -74,7 +78,7 @@ impl Roster {
         nobody.following(entries, settings, ToldIds::new())
     }
 
-    /// The roster of `entries`. What is known of this roster's keys and workspaces goes on.
+    /// The roster of `entries`, which carries over the state of this roster's keys and workspaces.
     pub(super) fn following(&self, entries: Vec<KeyEntry>, settings: Settings, told: ToldIds) -> Self {
         let belongings: Vec<WorkspaceMembership> =
             entries.iter().map(|entry| WorkspaceMembership::of(entry, &entries, &told)).collect();
@@ -88,7 +92,7 @@ impl Roster {
             }
             let workspace = self.workspace_for(entry, belonging, before, &keys, &belongings);
             let key = Key::new(position, entry.clone(), workspace);
-            // Whatever it is called now, the provider said this of this key.
+            // The provider's refusals are about the key, however it is configured now.
             if let Some(before) = before {
                 key.inherit(before);
             }
@@ -97,8 +101,8 @@ impl Roster {
         Self::of(keys, settings, entries, told, self.generation.wrapping_add(1))
     }
 
-    /// `entries`, with the regions that were found for keys of this roster whose configuration still names
-    /// none.
+    /// Returns `entries` with the regions that were found for keys of this roster whose configuration
+    /// still names none.
     pub(super) fn with_found_regions(&self, mut entries: Vec<KeyEntry>) -> Vec<KeyEntry> {
         for entry in entries.iter_mut().filter(|entry| entry.authority.is_none()) {
             let known = self.entries.iter().find(|known| known.key.fingerprint() == entry.key.fingerprint());
@@ -120,8 +124,8 @@ impl Roster {
         Self { keys, settings, entries, told, redactor, generation, has_choice, by_owner }
     }
 
-    /// The workspace of that identity, or the one that the key had and nobody else claims, under its
-    /// new name; or a new one.
+    /// The workspace with the same membership; else the previous workspace of the key if no other key
+    /// claims it, renamed; else a new one.
     fn workspace_for(
         &self,
         entry: &KeyEntry,
@@ -132,13 +136,13 @@ impl Roster {
     ) -> Arc<Workspace> {
         let mut known = placed.iter().chain(&self.keys).map(|key| key.workspace_arc());
         if let Some(same) = known.find(|workspace| workspace.membership().is_same(belonging)) {
-            // The same one, perhaps under another name.
+            // The same workspace, perhaps under another name.
             if belonging.name().is_some() {
                 same.rename(belonging.clone());
             }
             return Arc::clone(same);
         }
-        // Another name in the configuration is another workspace; one for what had none is not.
+        // Another name in the configuration means another workspace; a name for an unnamed one does not.
         let is_free = |workspace: &&Arc<Workspace>| {
             workspace.membership().may_become(belonging)
                 && !placed.iter().any(|key| Arc::ptr_eq(key.workspace_arc(), workspace))
@@ -162,15 +166,15 @@ impl Roster {
         &self.keys
     }
 
-    /// The place of `key` in this roster. Its own [`position`](Key::position) may already be that of
-    /// a later one.
+    /// The position of `key` in this roster. Its own [`position`](Key::position) may already be that of a
+    /// later roster.
     #[must_use]
     pub fn position_of(&self, key: &Key) -> Option<usize> {
         self.keys.iter().position(|known| std::ptr::eq(&**known, key))
     }
 
-    /// Positions of the keys that have room for one more of a lane at `now`, when that tells them apart;
-    /// else none.
+    /// Positions of the keys whose concurrency group has capacity at `now`; empty when that is all of
+    /// them.
     #[must_use]
     pub fn with_room(&self, group: ConcurrencyGroup, now: UnixMs) -> Vec<usize> {
         let has_room = |key: &Arc<Key>| key.workspace().limiter(group).look(now) == ConcurrencyState::Free;
@@ -179,26 +183,26 @@ impl Roster {
         if positions.len() == self.keys.len() { Vec::new() } else { positions }
     }
 
-    /// The identity that a workspace of this roster goes by now and that `owner` is another name of;
-    /// `None` when no key opens that workspace any more.
+    /// The current identity of the workspace that `owner` names; `None` when no key of that workspace is
+    /// left.
     #[must_use]
     pub fn identity_of(&self, owner: &OwnerId) -> Option<&OwnerId> {
         self.keys.get(*self.by_owner.get(owner)?).map(|key| key.workspace().identity())
     }
 
-    /// Whether there is more than one workspace to choose from.
+    /// Whether there is more than one workspace to select from.
     #[must_use]
     pub fn has_choice(&self) -> bool {
         self.has_choice
     }
 
-    /// Whether the use of such a quota has come near its limit.
+    /// Whether the use of such a quota is near its limit.
     #[must_use]
     pub fn is_near_limit(&self, quota: &Quota) -> bool {
         quota.is_near_limit(self.settings.near_limit_ratio)
     }
 
-    /// Finds its keys in what is relayed.
+    /// The redactor that finds the pool's keys in relayed bytes.
     #[must_use]
     pub fn redactor(&self) -> &Arc<Redactor> {
         &self.redactor
@@ -208,7 +212,7 @@ impl Roster {
         self.generation
     }
 
-    /// How long a request may wait for a key.
+    /// Maximum time a request is queued for a key.
     #[must_use]
     pub fn queue_timeout(&self) -> Duration {
         self.settings.wait_max
@@ -227,8 +231,8 @@ impl Roster {
     }
 }
 
-/// The first key of each workspace, under what that is known by: a workspace that was named later, or
-/// that turned out to be another key's as well, is still known by its key.
+/// The position of the first key of each workspace, by identity. A workspace that was named later, or
+/// merged with that of another key, is also found by the fingerprint of its key.
 fn by_owner(keys: &[Arc<Key>]) -> HashMap<OwnerId, usize> {
     let mut found = HashMap::new();
     for (position, key) in keys.iter().enumerate() {

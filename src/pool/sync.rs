@@ -1,5 +1,5 @@
-//! The atomics and the lock of the pool's state. Under the model checker they are its own, so that it
-//! can try every order in which threads may meet.
+//! The atomics and the lock of the pool's state. Under the model checker they are loom's, so that it can
+//! explore every interleaving of threads.
 
 #[cfg(not(keychoir_model))]
 pub(super) use std::sync::{

@@ -46,7 +46,7 @@ fn apart(count: usize) -> Arc<Pool> {
     pool(&vec![None; count])
 }
 
-/// A speech of so many credits, by a client that has tried those keys.
+/// A speech request that costs this many credits, of a client that has tried these keys.
 fn speech(credits: u64, excluded: &[usize]) -> KeyRequest {
     KeyRequest {
         tried: excluded.to_vec(),
@@ -122,7 +122,7 @@ fn later(seconds: u64) -> UnixMs {
     NOW.plus(Duration::from_secs(seconds))
 }
 
-/// An account that says that nothing is left.
+/// A refusal with figures, after which no credits are left.
 fn quota_refusal() -> Verdict {
     Verdict::WorkspaceQuota(Shortfall { remaining: Some(0), required: Some(100), ..Shortfall::default() })
 }
@@ -245,14 +245,14 @@ fn a_charge_tells_of_every_key_of_its_workspace_whatever_has_changed() {
     let told = |credits, at| changes(&pool.spent(0, credits, at));
     assert_eq!(told(1, NOW), []);
     assert_eq!(told(1, later(59)), []);
-    // A moment has come.
+    // The cooldown has ended.
     assert_eq!(told(1, later(60)), [(0, Change::Returns), (1, Change::Returns)]);
     assert_eq!(told(1, later(61)), []);
-    // Somebody has changed something, and tells of it or not.
+    // A changed cooldown invalidates the cache.
     pool.roster().keys()[1].rest(Cooldown { reason: CooldownReason::Billing, until: later(90) });
     let rests = Change::Rests { reason: CooldownReason::Billing, until: Some(later(90)) };
     assert_eq!(told(1, later(62)), [(1, rests)]);
-    // The charge itself changes something.
+    // The charge itself changes the state.
     let near = told(75, later(63));
     assert!(matches!(near.as_slice(), [(0, Change::NearLimit(_))]), "{near:?}");
     assert_eq!(told(1, later(64)), []);
@@ -283,7 +283,7 @@ fn a_lagging_figure_does_not_undo_a_refusal_and_a_new_limit_does() {
     assert!(pool.chosen(&[], later(1)).is_err());
     pool.told(0, 90, 1_000, later(2));
     assert_eq!(pool.chosen(&[], later(2)), Ok(0));
-    // A figure that has had time to settle does, too.
+    // A figure that is older than the lag refutes the refusal, too.
     pool.judged(0, quota_refusal(), later(3));
     pool.told(0, 90, 1_000, later(302));
     assert!(pool.chosen(&[], later(302)).is_err());
@@ -295,7 +295,8 @@ fn a_lagging_figure_does_not_undo_a_refusal_and_a_new_limit_does() {
 fn what_is_settled_after_a_refusal_is_counted_once() {
     let pool = apart(1);
     pool.told(0, 90, 100, NOW);
-    // The provider has charged the request that is still under way; the refusal knows of it.
+    // The provider has charged the request in flight already, and the figures of the refusal include
+    // that.
     pool.judged(
         0,
         Verdict::WorkspaceQuota(Shortfall { remaining: Some(0), required: Some(50), ..Shortfall::default() }),
@@ -311,7 +312,7 @@ fn the_key_in_use_is_told_once_and_again_when_it_changes() {
     let news = |tried: &[usize]| changes(&pool.taken(&speech(0, tried), NOW).unwrap().news);
     assert!(matches!(news(&[])[..], [(0, Change::InUse { rotated_to: None, .. })]));
     assert!(news(&[]).is_empty());
-    // A request of its own misfortune takes the next key; the pool stays where it is.
+    // A request that fails on its own takes the next key; the key in use stays the same.
     assert!(news(&[0]).is_empty());
     pool.judged(0, quota_refusal(), NOW);
     assert!(matches!(news(&[0])[..], [(1, Change::InUse { rotated_to: Some(1), .. })]));
@@ -354,7 +355,7 @@ fn what_was_remembered_holds_again() {
     pool.restore(
         &[
             remembered(prints[0], evidence(spent, NOW)),
-            // Words without figures mean nothing any more.
+            // Words without figures have expired.
             remembered(prints[1], evidence(unproven, UnixMs(NOW.0 - 60_000))),
             remembered(Fingerprint::of("gone"), vec![]),
         ],
@@ -385,7 +386,7 @@ fn many_threads_lose_no_credit_and_no_lease() {
     assert!(snapshot.iter().all(|key| key.key.in_flight() == 0));
 }
 
-/// A pool of three keys; the last two share a workspace. All of them have met something.
+/// A pool of three keys, of which the last two share a workspace; all of them have a state to be kept.
 fn lived_in() -> Arc<Pool> {
     let entries = vec![entry(0, None, None), entry(1, None, Some("w")), entry(2, Some("two"), Some("w"))];
     let pool = Arc::new(Pool::new(entries, SETTINGS));
@@ -405,7 +406,7 @@ fn a_reload_in_another_order_keeps_every_key_as_it_stood() {
     assert!(Arc::ptr_eq(&after.keys()[0], &before.keys()[2]));
     assert!(Arc::ptr_eq(&after.keys()[1], &before.keys()[0]));
     assert_eq!(after.keys().iter().map(|key| key.position()).collect::<Vec<_>>(), [0, 1]);
-    // Both still rest, and the one that served is gone.
+    // Both are still in cooldown, and the key that served is gone.
     assert!(pool.try_reserve(&after, &speech(0, &[]), NOW).is_err());
     assert_eq!(pool.chosen(&[], later(60)), Ok(0));
 }
@@ -420,7 +421,7 @@ fn a_request_under_way_keeps_its_roster() {
     assert_eq!(reserved.lease.key().position(), 1, "people see the latest place");
     let next = pool.try_reserve(&held, &speech(0, &[0]), NOW).unwrap();
     assert_eq!(held.position_of(next.lease.key()), Some(1));
-    // A key that left the pool still takes what its last requests teach.
+    // A removed key still records the results of its last requests.
     pool.reload(vec![entry(1, None, None)], SETTINGS);
     judge(&pool, &held, reserved.lease.key(), quota_refusal(), None, NOW);
     assert_eq!(pool.roster().position_of(reserved.lease.key()), None);
@@ -481,8 +482,8 @@ fn the_key_in_use_is_not_told_again_because_it_moved() {
     assert!(pool.taken(&speech(0, &[0]), NOW).unwrap().news.is_empty());
 }
 
-/// A place that is given back between two looks at the keys is found by the second one, and is never taken
-/// for a lack of credits.
+/// A slot that is released between two evaluations of the keys is found by the second one, and the first
+/// one is not taken for a lack of credits.
 #[test]
 fn a_request_without_a_place_hears_that_all_keys_are_busy() {
     let pool = apart(1);
@@ -509,7 +510,7 @@ fn the_last_credits_go_to_one_request() {
     assert_eq!(first.lease.key().position(), 0);
     let second = pool.taken(&speech(8, &[]), NOW).unwrap();
     assert_eq!(second.lease.key().position(), 1, "two credits are left of the first");
-    // The one that stands in is not the key in use.
+    // The substitute is not the key in use.
     assert!(second.news.is_empty());
     assert_eq!(pool.taken(&speech(2, &[]), NOW).unwrap().lease.key().position(), 0);
 }
@@ -542,7 +543,7 @@ fn when_nobody_can_pay_the_richest_is_asked_alone() {
     assert_eq!(other.lease.key().position(), 0);
     let full = Unavailable::Full { until: Some(UnixMs(9_000_000)) };
     assert_eq!(pool.taken(&speech(20, &[]), NOW).unwrap_err(), full, "or the credits come back");
-    // It said no, and how much is left: nobody asks again, and a smaller request may go.
+    // The refusal reports the remaining credits: larger requests skip the key, and smaller ones use it.
     let verdict =
         Verdict::WorkspaceQuota(Shortfall { remaining: Some(5), required: Some(10), ..Shortfall::default() });
     let roster = pool.roster();
@@ -597,7 +598,7 @@ fn only_a_poll_makes_a_key_invalid_for_long() {
         pool.judged(0, Verdict::InvalidKey, at);
         assert!(key.wants_poll());
         assert_eq!(pool.chosen(&[], at.plus(Duration::from_secs(29))), Err(Unavailable::Invalid));
-        // One request may try it, and one only.
+        // One request may probe it, and only one.
         let probe = at.plus(Duration::from_secs(30));
         assert_eq!(pool.chosen(&[], probe), Ok(0));
         assert_eq!(pool.chosen(&[], probe), Err(Unavailable::Invalid));
@@ -623,9 +624,9 @@ fn a_key_that_may_be_tried_is_tried_only_when_no_other_can_serve() {
     let pool = apart(2);
     pool.judged(0, Verdict::WorkspaceQuota(Shortfall::default()), NOW);
     assert_eq!(pool.chosen(&[], later(31)), Ok(1));
-    // A request that was refused by the second key has only the first one left.
+    // A request that the second key has refused has only the first one left.
     assert_eq!(pool.chosen(&[1], later(31)), Ok(0));
-    // It is served: the words are refuted.
+    // The request is served: the words are refuted.
     pool.judged(0, Verdict::Served, later(31));
     assert_eq!(pool.chosen(&[], later(31)), Ok(0));
 }
@@ -649,7 +650,7 @@ fn a_rate_limit_holds_for_its_concurrency_group() {
     let other = KeyRequest { group: Some(ConcurrencyGroup::TRANSCRIPTION), ..speech(1, &[]) };
     assert!(pool.taken(&other, NOW).is_ok());
     assert!(pool.taken(&KeyRequest { group: None, ..speech(0, &[]) }, NOW).is_ok());
-    // A span that a front end of the provider names by mistake has a bound.
+    // The `Retry-After` of a front end has an upper bound.
     pool.judged(0, Verdict::RateLimited(Some(Duration::from_secs(86_400))), later(20));
     assert_eq!(pool.chosen(&[], later(21)), Err(Unavailable::Cooling { until: later(320) }));
 }
@@ -709,7 +710,7 @@ fn keys_of_one_workspace_are_found_to_share_it() {
     assert_eq!(keys[1].workspace().identity(), keys[0].workspace().identity());
     pool.judged(0, quota_refusal(), NOW);
     assert_eq!(pool.chosen(&[], NOW), Ok(2));
-    // What the provider said survives another configuration.
+    // The evidence survives a changed configuration.
     pool.reload(vec![entry(2, None, None), entry(1, Some("one"), None), entry(0, None, None)], SETTINGS);
     let keys = pool.roster().keys().to_vec();
     assert!(std::ptr::eq(keys[1].workspace(), keys[2].workspace()));
@@ -727,7 +728,7 @@ fn one_key_that_may_tell_speaks_for_those_beside_it() {
     assert_eq!(keys[2].workspace().quota(NOW).count, 10);
 }
 
-/// Three workspaces of so many places each.
+/// Three workspaces with this many slots each.
 fn with_places(places: u32) -> Arc<Pool> {
     let pool = apart(3);
     for key in pool.roster().keys() {
@@ -751,7 +752,7 @@ async fn the_sixteenth_of_fifteen_waits() {
     let mut waiting = Box::pin(pool.reserve(&roster, &request));
     assert!(futures_poll(&mut waiting).is_none());
     assert_eq!(pool.waiting(), 1);
-    // Another lane has its own places.
+    // Another concurrency group has its own slots.
     let fast = KeyRequest { group: Some(ConcurrencyGroup::FAST_SPEECH), ..speech(1, &[]) };
     assert_eq!(pool.reserve(&roster, &fast).await.unwrap().lease.key().position(), 0);
     leases.remove(7);
@@ -779,7 +780,7 @@ async fn clients_take_turns_and_each_keeps_its_order() {
         waiting.push(future);
     }
     assert_eq!(pool.waiting(), 5);
-    // One place after the other; what is given is held, so that nobody else gets it.
+    // One slot after the other; each lease is held, so that no other request gets the slot.
     let mut given = Vec::new();
     for lease in held {
         drop(lease);
@@ -809,7 +810,7 @@ async fn a_key_that_a_reload_has_brought_is_not_waited_for() {
     let given =
         futures_poll(&mut Box::pin(pool.reserve(&after, &request))).expect("it waits behind the others");
     assert_eq!(given.unwrap().lease.key().position(), 1);
-    // The one that waited chooses again, among the new keys.
+    // The queued request selects again, among the new keys.
     assert_eq!(waits.await.unwrap_err(), Unavailable::Outdated);
 }
 
@@ -824,7 +825,7 @@ async fn who_leaves_the_line_is_not_waited_for() {
     assert!(futures_poll(&mut gone).is_none());
     let mut stays = Box::pin(pool.reserve(&roster, &request));
     assert!(futures_poll(&mut stays).is_none());
-    // Given in the moment in which its client leaves: the next one gets it.
+    // Assigned at the moment in which its client disconnects: the next request gets the key.
     held.pop();
     drop(gone);
     assert!(stays.await.is_ok());
@@ -854,7 +855,7 @@ async fn a_line_that_is_long_enough_takes_nobody() {
     assert_eq!(pool.reserve(&roster, &request).await.unwrap_err(), Unavailable::Full { until: None });
 }
 
-/// One look at a future.
+/// Polls a future once.
 fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     match std::pin::Pin::new(future).poll(&mut cx) {
@@ -899,13 +900,13 @@ fn a_clock_that_steps_brings_no_key_back_twice_and_loses_none() {
     pool.told(0, 100, 100, NOW);
     let reset = UnixMs(9_000_000);
     assert!(pool.chosen(&[], NOW).is_err());
-    // Forwards over the reset date: a new period, once.
+    // Forward past the reset date: a new period, once.
     assert_eq!(pool.chosen(&[], reset), Ok(0));
     pool.spent(0, 7, reset);
-    // Backwards: what was spent in it stays spent.
+    // Backward: the credits spent in the new period stay spent.
     assert_eq!(pool.chosen(&[], NOW), Ok(0));
     assert_eq!(pool.snapshot(NOW)[0].quota.count, 7);
-    // Evidence of a clock that ran ahead is as old as the clock says it can be.
+    // Evidence of a clock that ran ahead is dated to the present.
     pool.judged(0, Verdict::InvalidKey, later(86_400));
     assert_eq!(pool.chosen(&[], NOW), Err(Unavailable::Invalid));
     pool.told(0, 7, 100, later(86_401));

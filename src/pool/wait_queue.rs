@@ -1,9 +1,9 @@
-//! The line of requests that wait, because every key that could serve them has as much to do as it
-//! may have.
+//! The queue of requests that wait for a key, because every key that could serve them is at its
+//! concurrency limit, has its credits reserved, or is in a cooldown that ends soon.
 //!
-//! A lock, but only for those who must wait: a request that finds a free key never comes here. Who
-//! releases a key serves the line, in turns between clients and in order within each; who comes
-//! while others wait goes behind them.
+//! A released key is assigned round robin between clients, and first in, first out within a client, so
+//! that a burst of one client cannot starve the others. A request that arrives while others are queued
+//! goes behind them. The queue is behind a lock, but a request that finds a free key never takes it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
@@ -22,30 +22,32 @@ use crate::policy::units::UnixMs;
 /// What a request needs of a key.
 #[derive(Clone, Debug)]
 pub struct KeyRequest {
-    /// Who asks, for the fairness of the line.
+    /// The client, for fairness between clients in the queue.
     pub client: ClientName,
-    /// Credits it will cost at the most; 0 for what is free, `None` when nobody can tell.
+    /// Upper bound of its cost in credits; 0 for a free request, `None` when the cost cannot be
+    /// estimated.
     pub estimate: Option<u64>,
-    /// With what it is counted when it runs at once; `None` for what is not counted.
+    /// The concurrency group it counts towards; `None` for a request that is not limited.
     pub group: Option<ConcurrencyGroup>,
-    /// Positions in the roster that it does not use: they were tried.
+    /// Positions in the roster of the keys that this request has tried.
     pub tried: Vec<usize>,
-    /// Positions of keys that are not for it at all, ascending: what stands in their way is not its
-    /// matter.
+    /// Positions of keys that may not serve this request, ascending. Their state does not influence the
+    /// error of the request.
     pub ineligible: Vec<usize>,
-    /// Positions of keys that are asked first, whatever the strategy, ascending; empty for none.
+    /// Positions of keys that are tried first, whatever the strategy, ascending; empty for none.
     pub preferred: Vec<usize>,
-    /// Whether a key without credits will do when no other can: what is asked for costs none.
+    /// Whether a key without credits may serve when no other key can, because the request costs none.
     pub allow_exhausted: bool,
-    /// Positions of keys that were refused for the like of it, ascending, and how far that keeps it away.
+    /// Positions of keys that have refused this kind of request, ascending, and how far each is
+    /// restricted.
     pub restricted: Vec<(usize, Restraint)>,
-    /// Whether the provider has refused it already: then a key that was refused for the like of it would
-    /// say the same.
+    /// Whether the provider has refused this request already. A key restricted for this kind of request
+    /// would refuse it, too.
     pub was_refused: bool,
 }
 
 impl KeyRequest {
-    /// What a request needs that no key was asked for yet, and that any may serve.
+    /// The needs of a request that has tried no key yet and that any key may serve.
     #[must_use]
     pub fn new(client: ClientName, estimate: Option<u64>, group: Option<ConcurrencyGroup>) -> Self {
         Self {
@@ -62,15 +64,15 @@ impl KeyRequest {
     }
 }
 
-/// What a request that asked for a key is given.
+/// The result of reserving a key: a lease, or the final reason why there is none.
 pub(super) type ReserveResult = Result<Reserved, Unavailable>;
-/// The same before it is known whether it waits.
+/// The result of one try, from which follows whether the request is queued.
 pub(super) type TryReserveResult = Result<Reserved, Blocked>;
 
-/// Those who wait.
+/// The queued requests of all clients.
 #[derive(Debug, Default)]
 pub(super) struct WaitQueue {
-    /// How many, to be looked at without the lock.
+    /// Number of queued requests, readable without the lock.
     count: AtomicUsize,
     shares: Mutex<ClientQueues>,
 }
@@ -78,11 +80,11 @@ pub(super) struct WaitQueue {
 #[derive(Debug, Default)]
 struct ClientQueues {
     next_id: u64,
-    /// The client whose turn it is comes first.
+    /// The client whose turn is next is at the front.
     clients: VecDeque<ClientQueue>,
 }
 
-/// Those of one client who wait.
+/// The queued requests of one client, oldest first.
 #[derive(Debug)]
 struct ClientQueue {
     client: ClientName,
@@ -95,13 +97,13 @@ struct Waiter {
     roster: Arc<Roster>,
     request: KeyRequest,
     give: oneshot::Sender<ReserveResult>,
-    /// When it is worth trying again, if nothing is released before.
+    /// When a retry is worthwhile, if no key is released before.
     until: Option<UnixMs>,
-    /// That moment is earlier than it was: the timer of the request is set anew.
+    /// Notified when `until` becomes earlier, so that the task of the request resets its timer.
     is_sooner: Arc<Notify>,
 }
 
-/// A place in the line. Dropping it leaves the line.
+/// A queued request, held by its task. Dropping it removes the request from the queue.
 #[derive(Debug)]
 pub(super) struct QueuedWaiter<'a> {
     line: &'a WaitQueue,
@@ -111,18 +113,18 @@ pub(super) struct QueuedWaiter<'a> {
 
 impl WaitQueue {
     pub(super) fn is_empty(&self) -> bool {
-        // Whoever has just released something must see who has just come, and the other way round.
+        // A task that has just released a key must see a request that has just been queued, and the other
+        // way round.
         fence(Ordering::SeqCst);
         self.count.load(Ordering::Acquire) == 0
     }
 
-    /// How many wait.
+    /// Number of queued requests.
     pub(super) fn len(&self) -> usize {
         self.count.load(Ordering::Acquire)
     }
 
-    /// Takes a place behind all others of the same client. `None` when the line is as long as it may
-    /// be.
+    /// Appends a request to the queue of its client. `None` when the queue is full.
     pub(super) fn join(
         &self,
         roster: &Arc<Roster>,
@@ -150,10 +152,10 @@ impl WaitQueue {
         Some((ticket, given))
     }
 
-    /// Gives to those who wait what `reserve` can, until nobody can be given anything.
+    /// Assigns to queued requests what `reserve` can reserve, until it can serve none of them.
     pub(super) fn serve(&self, now: UnixMs, reserve: impl Fn(&Arc<Roster>, &KeyRequest) -> TryReserveResult) {
-        // Who has left meanwhile gives back what it was given, and that must not happen within the
-        // lock: it serves the line again.
+        // A lease whose receiver is gone is dropped outside the lock, because releasing it dispatches the
+        // queue again.
         while let Some(returned) = self.serve_once(now, &reserve) {
             drop(returned);
         }
@@ -171,7 +173,7 @@ impl WaitQueue {
             let mut place = 0;
             let mut was_given = false;
             while let Some(waiter) = share.waiters.get_mut(place) {
-                // Positions are those of a roster, and another one may have other keys.
+                // Positions refer to one roster; another roster may hold other keys.
                 let mut tried = in_vain.iter().filter(|(roster, ..)| Arc::ptr_eq(roster, &waiter.roster));
                 if let Some((.., blocked)) =
                     tried.find(|(_, request, blocked)| waiter.request.is_blocked_like(request, blocked))
@@ -197,7 +199,8 @@ impl WaitQueue {
                     return Some(returned);
                 }
                 if was_given {
-                    // What one takes may leave another no reason to wait for it: that one tries something else.
+                    // The reservation of one request may leave another without a key to wait for; that
+                    // one must be evaluated again.
                     in_vain.clear();
                     break;
                 }
@@ -206,7 +209,7 @@ impl WaitQueue {
             if !is_empty && !was_given {
                 turn += 1;
             } else if let Some(share) = shares.clients.remove(turn) {
-                // Its turn is over: all others come before it again.
+                // The client had its turn and goes to the back.
                 if !is_empty {
                     shares.clients.push_back(share);
                 }
@@ -216,12 +219,13 @@ impl WaitQueue {
         None
     }
 
-    /// Sends all that wait back to choose among other keys.
+    /// Returns all queued requests with [`Unavailable::Outdated`], so that they select from the new
+    /// roster.
     pub(super) fn outdate(&self) {
         let mut shares = self.lock();
         for waiter in shares.clients.drain(..).flat_map(|share| share.waiters) {
             self.count.fetch_sub(1, Ordering::AcqRel);
-            // One that has left needs no answer.
+            // The receiver of a cancelled request is gone.
             let _ = waiter.give.send(Err(Unavailable::Outdated));
         }
     }
@@ -232,17 +236,17 @@ impl WaitQueue {
 }
 
 impl KeyRequest {
-    /// Whether the key at that position is not for it.
+    /// Whether the key at this position may not serve the request.
     pub(super) fn is_ineligible(&self, position: usize) -> bool {
         self.ineligible.binary_search(&position).is_ok()
     }
 
-    /// Whether the key at that position is asked first.
+    /// Whether the key at this position is tried first.
     pub(super) fn is_preferred(&self, position: usize) -> bool {
         self.preferred.binary_search(&position).is_ok()
     }
 
-    /// How far the key at that position is restricted for it.
+    /// How far the key at this position is restricted for the request.
     pub(super) fn restraint(&self, position: usize) -> Option<Restraint> {
         if self.restricted.is_empty() {
             return None;
@@ -251,13 +255,13 @@ impl KeyRequest {
         self.restricted.get(at).map(|(_, restraint)| *restraint)
     }
 
-    /// Whether nothing can serve it because nothing could serve `other`, which was `blocked`.
+    /// Whether no key can serve this request, because none could serve `other`, which was `blocked`.
     fn is_blocked_like(&self, other: &Self, blocked: &Blocked) -> bool {
         let is_dearer = blocked.holds_for_dearer && self.restricted.is_empty();
         self.needs_all_of(other) && (is_dearer || self.estimate == other.estimate)
     }
 
-    /// Whether it asks for the same, and costs as much or more.
+    /// Whether its needs are the same and its cost is at least as high.
     fn needs_all_of(&self, less: &Self) -> bool {
         self.group == less.group
             && self.tried == less.tried
@@ -272,7 +276,7 @@ impl KeyRequest {
 }
 
 impl Waiter {
-    /// Sets when it is worth trying again, and wakes the request if that is earlier than its timer.
+    /// Sets when a retry is worthwhile, and wakes the request's task if that is earlier than its timer.
     fn try_at(&mut self, at: Option<UnixMs>) {
         let before = std::mem::replace(&mut self.until, at);
         if at.is_some_and(|at| before.is_none_or(|before| at < before)) {
@@ -282,14 +286,14 @@ impl Waiter {
 }
 
 impl QueuedWaiter<'_> {
-    /// When it is worth trying again, if nothing is released before.
+    /// When a retry is worthwhile, if no key is released before.
     pub(super) fn until(&self) -> Option<UnixMs> {
         let shares = self.line.lock();
         let mut waiters = shares.clients.iter().flat_map(|share| &share.waiters);
         waiters.find(|waiter| waiter.id == self.id).and_then(|waiter| waiter.until)
     }
 
-    /// Returns when that moment is earlier than it was.
+    /// Returns when [`until`](Self::until) has become earlier.
     pub(super) async fn sooner(&self) {
         self.is_sooner.notified().await;
     }

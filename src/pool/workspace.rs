@@ -1,4 +1,4 @@
-//! A workspace: what owns credits, concurrency and resources. What is known of it, in atomics.
+//! A workspace of the provider, which owns credits, concurrency and resources, and its state in atomics.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,22 +20,22 @@ use crate::policy::key_state::Cooldown;
 use crate::policy::plan::Capabilities;
 use crate::policy::units::UnixMs;
 
-/// A workspace: what owns credits, concurrency and resources.
+/// A workspace of the provider, which owns credits, concurrency and resources. Its keys share them.
 #[repr(align(128))]
 #[derive(Debug)]
 pub struct Workspace {
     belonging: ArcSwap<WorkspaceMembership>,
     identity: OwnerId,
     quota: QuotaCell,
-    /// What was refused to its keys as its own, and what follows from that: a rest, a try before its
-    /// end, and until when speech of it is rate limited (0: it is not).
+    /// Evidence about the workspace, and what follows from it: a cooldown, a probe before its end, and
+    /// until when speech is rate limited (0: not limited).
     evidence: EvidenceCell,
     cooldown: CooldownCell,
     probe: ProbeCell,
     limited_until: AtomicU64,
-    /// Until when it is known, and was logged, that it was passed over for having too few credits.
+    /// Until when it is known, and was logged, that the workspace was skipped for having too few credits.
     passed_over_until: AtomicU64,
-    /// Whether a look at its keys would find news.
+    /// Caches until when no key of the workspace can change state.
     quiet: StateChangeCache,
     in_flight: AtomicU32,
     spending: SpendingCell,
@@ -45,7 +45,7 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// One of which that is known; `identity` is what it will be known by for good.
+    /// A new workspace. `identity` is stable: what the workspace owns is stored under it.
     pub(super) fn new(belonging: WorkspaceMembership, identity: OwnerId) -> Self {
         Self {
             belonging: ArcSwap::from_pointee(belonging),
@@ -65,107 +65,108 @@ impl Workspace {
         }
     }
 
-    /// Which one it is, as far as is known now.
+    /// How the workspace was identified, as far as is known now.
     #[must_use]
     pub fn membership(&self) -> Guard<Arc<WorkspaceMembership>> {
         self.belonging.load()
     }
 
-    /// What it is known by beyond this run: what it owns is written down under it.
+    /// The stable identity of the workspace: what it owns is stored under it.
     #[must_use]
     pub fn identity(&self) -> &OwnerId {
         &self.identity
     }
 
-    /// Its credits as they stand at `now`.
+    /// The credits at `now`.
     #[must_use]
     pub fn quota(&self, now: UnixMs) -> Quota {
         self.quota.load(now)
     }
 
-    /// When it was polled last and reported its credits.
+    /// When a poll last reported its credits.
     #[must_use]
     pub fn polled_at(&self) -> Option<UnixMs> {
         let poll = self.evidence.poll()?;
         matches!(poll.result, PollResult::Figures { .. }).then_some(poll.at)
     }
 
-    /// Credits that requests under way may still spend.
+    /// Credits that requests in flight may still spend.
     #[must_use]
     pub fn reserved(&self) -> u64 {
         self.quota.reserved()
     }
 
-    /// By how many credits the provider's figures of this period were above ours, all in all, since
-    /// the start; below 0 when they were below.
+    /// Sum of the differences by which the provider's figures of this period exceeded ours; negative when
+    /// they were lower.
     #[must_use]
     pub fn drift(&self) -> i64 {
         self.quota.drift()
     }
 
-    /// What will become of its credits, at the rate they are spent at `now`.
+    /// When its credits run out, at the rate they are spent at `now`.
     #[must_use]
     pub fn forecast(&self, now: UnixMs) -> Forecast {
         forecast(&self.quota(now), self.spent_per_day(now), now)
     }
 
-    /// Credits a day, at the rate of the last hours.
+    /// Credits per day, at the rate of the last hours.
     #[must_use]
     pub fn spent_per_day(&self, now: UnixMs) -> f64 {
         self.spending.load().per_day(now)
     }
 
-    /// Its plan, when the provider has told.
+    /// The plan's name, when a poll has reported it.
     #[must_use]
     pub fn tier(&self) -> Option<Arc<String>> {
         self.tier.load_full()
     }
 
-    /// What its subscription says that it can do, as far as it was polled.
+    /// The features and limits of its subscription, as last polled.
     #[must_use]
     pub fn capabilities(&self) -> Capabilities {
         self.capabilities.load().as_deref().copied().unwrap_or_default()
     }
 
-    /// What was refused to its keys as its own and still matters.
+    /// Evidence about the workspace that still matters.
     #[must_use]
     pub fn evidence(&self) -> Vec<Evidence> {
         self.evidence.all()
     }
 
-    /// Until when speech of it is rate limited.
+    /// Until when speech is rate limited; `None` when it is not.
     #[must_use]
     pub fn limited_until(&self, now: UnixMs) -> Option<UnixMs> {
         Some(UnixMs(self.limited_until.load(Ordering::Acquire))).filter(|until| *until > now)
     }
 
-    /// Requests that hold a lease on one of its keys now.
+    /// Number of requests that hold a lease on one of its keys now.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// Requests of a lane that run now, and how many may, as far as is known.
+    /// Number of running requests of a concurrency group, and their maximum when it is known.
     #[must_use]
     pub fn running(&self, group: ConcurrencyGroup) -> (u32, Option<u32>) {
         let room = self.limiter(group);
         (room.running(), room.known_max())
     }
 
-    /// Its rest, whether it still holds or not.
+    /// Its cooldown, even when it has ended.
     #[must_use]
     pub fn cooldown(&self) -> Option<Cooldown> {
         self.cooldown.load()
     }
 
-    /// The next moment at which it may stand in another way, if nothing happens.
+    /// The next moment at which the workspace's state may change without an event.
     pub(super) fn next_change(&self, quota: &Quota, now: UnixMs) -> Option<UnixMs> {
         let cooldown = self.cooldown.load().map(|cooldown| cooldown.until);
         let times = [cooldown, self.limited_until(now), quota.resets_at];
         times.into_iter().flatten().filter(|at| *at > now).min()
     }
 
-    /// It was passed over for having too few credits, until they come back. Whether that is news.
+    /// Records that the workspace was skipped for having too few credits, which holds until they are
+    /// reset. Returns whether that is news.
     pub(super) fn pass_over(&self, until: UnixMs, now: UnixMs) -> bool {
         self.passed_over_until.swap(until.0, Ordering::AcqRel) <= now.0
     }
@@ -178,12 +179,12 @@ impl Workspace {
         &self.probe
     }
 
-    /// Computes what its evidence means at `now`.
+    /// Computes cooldown, probes, rate limits and remaining credits from the evidence at `now`.
     pub(super) fn weigh(&self, settings: &Settings, now: UnixMs) {
         let resets_at = self.quota(now).resets_at;
         let meanings = self.evidence.weigh(resets_at, &settings.cooldowns(), now);
         let probe_after = |is_probable: bool| is_probable.then_some(settings.probe_after);
-        // All that it rests for must allow a try.
+        // A probe is allowed only if every cooldown of the workspace allows it.
         let (mut rest, mut is_probable, mut short) = (None::<Cooldown>, true, false);
         let mut limits: [Option<(UnixMs, bool)>; ConcurrencyGroup::COUNT] = [None; ConcurrencyGroup::COUNT];
         for meant in meanings {
@@ -207,7 +208,7 @@ impl Workspace {
         for (room, limit) in self.rooms.iter().zip(limits) {
             room.limit(limit.map(|(until, _)| until), limit.and_then(|(_, may)| probe_after(may)), now);
         }
-        // Speech is what nearly all requests are: an account that is limited there is one that is limited.
+        // Nearly all requests are speech, so a rate limit of speech is reported as one of the workspace.
         let of_speech =
             [ConcurrencyGroup::SPEECH, ConcurrencyGroup::FAST_SPEECH].map(|group| limits[group.index()]);
         let limited_until = of_speech.iter().flatten().map(|(until, _)| until.0).max();
@@ -243,11 +244,11 @@ impl Workspace {
     }
 
     pub(super) fn limiter(&self, group: ConcurrencyGroup) -> &ConcurrencyLimiter {
-        // A lane's number is below their count.
+        // The index of a concurrency group is below their count.
         &self.rooms[group.index()]
     }
 
-    /// Takes in the figures of a poll.
+    /// Adopts the figures of a poll.
     pub(super) fn observe(
         &self,
         theirs: Quota,
@@ -256,7 +257,7 @@ impl Workspace {
         now: UnixMs,
         lag: Duration,
     ) {
-        // A new period, or another limit: what was refused before was refused to another account.
+        // After a new period or another limit, older refusals for credits no longer apply.
         if self.quota.adopt(theirs, now, lag) {
             self.evidence.drop_if(|known| matches!(known.claim, ClaimedFault::Credits { .. }));
             self.passed_over_until.store(0, Ordering::Release);
@@ -276,7 +277,7 @@ impl Workspace {
         self.quiet.disturb();
     }
 
-    /// Takes up the plan that was known before, until a poll tells.
+    /// Restores the stored plan, until a poll reports the current one.
     pub(super) fn restore_tier(&self, tier: &str) {
         self.tier.store(Some(Arc::new(tier.to_owned())));
     }

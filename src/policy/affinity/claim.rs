@@ -1,4 +1,4 @@
-//! What the owners of a request's identifiers ask of it: one account, any account, or too much.
+//! Decides from the owners of a request's identifiers which account must serve it: one, any, or none.
 
 use super::kind::Kind;
 
@@ -7,12 +7,12 @@ use super::kind::Kind;
 #[error("it names a {} and a {} of different accounts", .0.word(), .1.word())]
 pub struct TwoOwners(pub Kind, pub Kind);
 
-/// Who must serve a request whose known identifiers belong so: the one owner and what it is the
-/// owner of, or nobody in particular.
+/// The account that must serve a request with these known owners: the owner and the kind of its
+/// identifier, or `None` when any account may.
 ///
 /// # Errors
 ///
-/// When there are two.
+/// When the identifiers have different owners.
 pub fn owner<I: PartialEq>(
     owned: impl IntoIterator<Item = (Kind, I)>,
 ) -> Result<Option<(Kind, I)>, TwoOwners> {

@@ -1,5 +1,5 @@
-//! Identifiers in a JSON document, found while it is read: no tree is built, and no text is kept
-//! but what an identifier is hashed from.
+//! Finds identifiers in a JSON document in a streaming parse: without building a tree, and keeping no
+//! text beyond the hash of an identifier.
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use std::borrow::Cow;
@@ -7,34 +7,34 @@ use std::fmt;
 
 use super::kind::{Kind, Named};
 
-/// A field and what it names. `name` is a field anywhere, `parent.name` one directly in `parent`
-/// (lists count for nothing), `.name` one of the document itself.
+/// A field and the kind of identifier in it. `name` matches the field anywhere, `parent.name` directly in
+/// `parent` (list levels are ignored), `.name` in the document itself.
 pub(super) type Field = (&'static str, Kind);
 
-/// Longer texts are no identifiers; the longest are signed URLs and tokens.
+/// Maximum length of an identifier; the longest are signed URLs and tokens.
 const IDENTIFIER_BYTES_MAX: usize = 4 * 1024;
 
-/// Values that are looked at in one document. A mebibyte of the provider's answers has about forty
-/// thousand; one of empty strings has a third of a million, and would hold up a worker.
+/// Maximum number of values examined in one document. A mebibyte of the provider's responses has about
+/// forty thousand; one of empty strings has a third of a million, and would block a worker.
 const MAX_VALUES: usize = 65_536;
 
-/// Identifiers that one document gives or names. The provider's largest pages have a thousand entries with
-/// a few identifiers each.
+/// Maximum number of identifiers in one document. The provider's largest pages have a thousand entries
+/// with a few identifiers each.
 const MAX_NAMES: usize = 4_096;
 
-/// Fields that are looked for, by their names.
+/// The fields to be found, by name.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fields {
-    /// In the order of the names; where several have one name, in that of the table.
+    /// Sorted by name; fields with the same name are in the order of the table.
     sorted: Vec<FieldRule>,
-    /// A bit for each length of a name, the last for all that are longer.
+    /// One bit per length of a name, the last one for all longer names.
     lengths: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct FieldRule {
     name: &'static str,
-    /// What it must stand in, if that matters.
+    /// The name of the field that contains it, if that matters.
     parent: Option<&'static str>,
     kind: Kind,
 }
@@ -51,7 +51,7 @@ impl Fields {
         Self { sorted, lengths }
     }
 
-    /// What the field `name` in the field `parent` names.
+    /// The kind of identifier in the field `name` of the field `parent`.
     fn kind_of(&self, parent: &str, name: &str) -> Option<Kind> {
         if self.lengths & length_bit(name) == 0 {
             return None;
@@ -66,9 +66,9 @@ fn length_bit(name: &str) -> u64 {
     1 << name.len().min(63)
 }
 
-/// What a document says in these fields, in its order; `named` is told kind and identifier, and says
-/// what stands for it. A document that breaks off says what stood before, and one with more than
-/// [`MAX_VALUES`] values or [`MAX_NAMES`] identifiers what stood before those.
+/// Returns the identifiers in these fields of a document, in its order; `named` maps kind and text to the
+/// identifier. Of a truncated document, those before the truncation, and of one with more than
+/// [`MAX_VALUES`] values or [`MAX_NAMES`] identifiers, those before the limit.
 pub(super) fn find(
     document: &[u8],
     fields: &Fields,
@@ -77,7 +77,7 @@ pub(super) fn find(
     let mut search = Search { fields, found: Vec::new(), left: MAX_VALUES, named: &mut named };
     let mut reader = serde_json::Deserializer::from_slice(document);
     let place = FieldPosition { search: &mut search, parent: "", name: "", kind: None };
-    // What was found in a broken document is as good as in a whole one.
+    // Identifiers found in a malformed document are valid, too.
     let _ = place.deserialize(&mut reader);
     search.found
 }
@@ -85,13 +85,14 @@ pub(super) fn find(
 struct Search<'a> {
     fields: &'a Fields,
     found: Vec<Named>,
-    /// Values that may still be looked at.
+    /// Number of values that may still be examined.
     left: usize,
-    /// What stands for an identifier of a kind.
+    /// Maps the kind and the text to an identifier.
     named: &'a mut dyn FnMut(Kind, &str) -> Option<Named>,
 }
 
-/// A value within a document: the field it stands in, the field around that, and what it names.
+/// The position of a value in a document: its field, the field around that, and the kind of identifier in
+/// it.
 struct FieldPosition<'a, 'b, 'n> {
     search: &'a mut Search<'b>,
     parent: &'n str,
@@ -111,7 +112,7 @@ impl<'de> DeserializeSeed<'de> for FieldPosition<'_, '_, '_> {
     }
 }
 
-/// Whether a value is the word for what every account has.
+/// Whether a value marks its object as one that every account has.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Premade(bool);
 
@@ -149,7 +150,7 @@ impl<'de> Visitor<'de> for FieldPosition<'_, '_, '_> {
             let inner = FieldPosition { search: &mut *self.search, parent: self.name, name: &key.0, kind };
             is_premade |= map.next_value_seed(inner)?.0;
         }
-        // Every account has it: it is nobody's.
+        // A resource of every account has no owner.
         if is_premade {
             self.search.found.truncate(before);
         }
@@ -177,7 +178,7 @@ impl<'de> Visitor<'de> for FieldPosition<'_, '_, '_> {
     }
 }
 
-/// The name of a field, borrowed where it can be.
+/// The name of a field, borrowed where possible.
 struct FieldName<'de>(Cow<'de, str>);
 
 impl<'de> serde::Deserialize<'de> for FieldName<'de> {

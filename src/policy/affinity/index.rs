@@ -1,5 +1,5 @@
-//! The table, prepared for looking things up in it: most requests name nothing, and find that out at
-//! the first word of their path.
+//! The table, indexed for lookups: most requests name no identifier, which is decided by the first
+//! segment of their path.
 
 use std::sync::LazyLock;
 
@@ -14,50 +14,50 @@ use crate::policy::path::Segment;
 
 static INDEX: LazyLock<Index> = LazyLock::new(Index::new);
 
-/// The table, by what it is asked for.
+/// The indexed table.
 #[derive(Debug)]
 pub(super) struct Index {
-    /// By the number of a path's first word.
+    /// Path patterns, by the number of their first segment.
     patterns: Vec<Vec<Pattern>>,
-    /// By the name of a parameter.
+    /// Query parameters, sorted by name.
     query: Vec<Field>,
     body: Fields,
-    /// Where the answer of any list says how it goes on.
+    /// The fields of a list response that contain its next cursor.
     cursors: Fields,
     headers: Vec<(HeaderName, Kind)>,
-    /// By the number of their routes' first word.
+    /// By the number of the first segment of the route.
     answers: Vec<Vec<RouteYields>>,
 }
 
-/// The words of a path that names something; a longer path begins with them.
+/// The segments of a path that names an identifier; also matches longer paths that begin with them.
 type Pattern = Vec<Part>;
 
 #[derive(Clone, Copy, Debug)]
 enum Part {
     Word(Literal),
-    /// Any segment that is no word of the API.
+    /// Any segment that is not a literal of the API.
     Any,
     Identifier(Kind),
 }
 
-/// What answers at a route give.
+/// The identifiers in the responses of a route.
 #[derive(Clone, Debug)]
 struct RouteYields {
     route: Route,
-    /// To a request that reads; `None` when it is neither a list nor about the account.
+    /// Fields of the response to a read; `None` when that is neither a list nor about the account.
     read: Option<Fields>,
-    /// To one that makes something.
+    /// Fields of the response to a request that creates something.
     made: Option<Fields>,
 }
 
-/// The same while the table is read.
+/// The same while the table is being indexed.
 struct Listed {
     route: Route,
     read: Option<Vec<Field>>,
     made: Option<Vec<Field>>,
 }
 
-/// The table, prepared.
+/// The indexed table.
 pub(super) fn index() -> &'static Index {
     &INDEX
 }
@@ -72,7 +72,7 @@ impl Index {
             }
         }
         let mut query: Vec<Field> = rows().flat_map(|row| row.query).copied().collect();
-        // Of two, the first in the table counts.
+        // The first entry of the table wins.
         query.sort_by_key(|(name, _)| *name);
         query.dedup_by_key(|(name, _)| *name);
         let body = Fields::of(rows().flat_map(|row| row.body).copied());
@@ -82,7 +82,7 @@ impl Index {
         Self { patterns, query, body, cursors, headers, answers: answers() }
     }
 
-    /// The identifiers of a path, by its words behind the version.
+    /// The identifiers in a path, by its segments after the version.
     pub(super) fn of_path(&self, words: &[Segment<'_>]) -> Vec<Named> {
         let Some(first) = words.first().and_then(Segment::literal) else { return Vec::new() };
         let mut found: Vec<Named> = Vec::new();
@@ -98,23 +98,23 @@ impl Index {
         found
     }
 
-    /// What a parameter of a query names.
+    /// The kind of identifier in a query parameter.
     pub(super) fn of_parameter(&self, name: &str) -> Option<Kind> {
         let at = self.query.binary_search_by_key(&name, |(known, _)| known).ok()?;
         self.query.get(at).map(|(_, kind)| *kind)
     }
 
-    /// The fields of a body that name something.
+    /// The fields of a request body with identifiers.
     pub(super) fn body(&self) -> &Fields {
         &self.body
     }
 
-    /// The headers of an answer that give something.
+    /// The headers of a response with identifiers.
     pub(super) fn headers(&self) -> &[(HeaderName, Kind)] {
         &self.headers
     }
 
-    /// What a request's answer is about.
+    /// How a request's response relates to its account.
     pub(super) fn gives(&self, method: &Method, route: &Route) -> Yields {
         let Some(answer) = self.answer(route) else { return Yields::Nothing };
         if *method == Method::GET && answer.read.is_some() {
@@ -124,7 +124,7 @@ impl Index {
         if makes && answer.made.is_some() { Yields::Made } else { Yields::Nothing }
     }
 
-    /// The fields of an answer that give identifiers; `None` when none does.
+    /// The fields of a response with identifiers; `None` when there are none.
     pub(super) fn of_answer(&self, method: &Method, route: &Route) -> Option<&Fields> {
         let answer = self.answer(route);
         if *method == Method::GET {
@@ -140,12 +140,12 @@ impl Index {
     }
 }
 
-/// Each route of the table once, with the fields of all rows that have it, in their order.
+/// Each route of the table once, with the fields of all its rows, in their order.
 fn answers() -> Vec<Vec<RouteYields>> {
     let mut answers: Vec<Vec<Listed>> = (0..Literal::COUNT).map(|_| Vec::new()).collect();
     let mut add = |route: &str, fields: &[Field], part: fn(&mut Listed) -> &mut Option<Vec<Field>>| {
         let route = Route::read(route);
-        // Each begins with a word.
+        // Every route begins with a literal.
         let Some(root) = route.root() else { return };
         let answers: &mut Vec<Listed> = &mut answers[usize::from(root.number())];
         let at = answers.iter().position(|answer| answer.route == route).unwrap_or_else(|| {
@@ -180,7 +180,7 @@ impl Part {
     }
 }
 
-/// Whether `words` begin so. A word of the API is no identifier.
+/// Whether `words` begin with the pattern. A literal of the API is not an identifier.
 fn matches(pattern: &[Part], words: &[Segment<'_>]) -> bool {
     let fits = |(part, word): (&Part, &Segment<'_>)| match part {
         Part::Word(wanted) => word.literal() == Some(*wanted) && wanted.text().len() == word.text().len(),

@@ -1,5 +1,5 @@
-//! What an identifier can be of, and the hash that stands for it: an identifier may be a token, and
-//! nothing that is kept or printed shall open anything.
+//! The kinds of identifiers, and the hash that replaces an identifier: an identifier may be a token, and
+//! nothing that is stored or printed may grant access.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,15 +10,15 @@ use crate::policy::units::UnixMs;
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident = $word:literal,)*) => {
-        /// What an identifier is of.
+        /// The kind of an identifier.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Kind { $($(#[$doc])* $kind,)* }
 
         impl Kind {
-            /// All of them.
+            /// All kinds.
             pub const ALL: &'static [Self] = &[$(Self::$kind,)*];
 
-            /// The word for it in the books, and in what a client is told.
+            /// The word in the database and in messages to clients.
             #[must_use]
             pub fn word(self) -> &'static str {
                 match self { $(Self::$kind => $word,)* }
@@ -30,15 +30,15 @@ macro_rules! kinds {
 kinds! {
     /// A voice: cloned, designed, or copied from the library. Every account has the premade ones.
     Voice = "voice",
-    /// A recording that a voice was made of.
+    /// A recording that a voice was cloned from.
     Sample = "sample",
-    /// A designed voice that is not yet one, or a session of remixing.
+    /// A preview of a designed voice, or a session of remixing.
     Preview = "voice preview",
-    /// A group of voices.
+    /// A collection of voices.
     Collection = "voice collection",
-    /// Something that was spoken.
+    /// A generated speech in the history.
     HistoryItem = "history item",
-    /// A request for speech, that others continue.
+    /// A request for speech that later requests continue.
     Request = "earlier request",
     /// A pronunciation dictionary, or one of its versions.
     Dictionary = "pronunciation dictionary",
@@ -48,7 +48,7 @@ kinds! {
     Project = "project",
     /// A chapter of a project.
     Chapter = "chapter",
-    /// A state of a project or chapter.
+    /// A snapshot of a project or chapter.
     Snapshot = "snapshot",
     /// A transcript.
     Transcript = "transcript",
@@ -58,7 +58,7 @@ kinds! {
     Flow = "flow",
     /// A song, or a variation of one.
     Song = "song",
-    /// A model of music that was tuned.
+    /// A fine-tuned model of music.
     Finetune = "finetune",
     /// An agent.
     Agent = "agent",
@@ -72,7 +72,7 @@ kinds! {
     Document = "document",
     /// A tool of agents.
     Tool = "tool",
-    /// A server of tools.
+    /// An MCP server.
     McpServer = "tool server",
     /// A stored secret.
     Secret = "secret",
@@ -92,31 +92,31 @@ kinds! {
     Item = "order item",
     /// A webhook.
     Webhook = "webhook",
-    /// A token for one use.
+    /// A single-use token.
     Token = "token",
     /// The signature of a signed URL.
     Signature = "signed URL",
-    /// Where a list goes on.
+    /// The cursor of a list.
     Cursor = "list cursor",
 }
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
 impl Kind {
-    /// The kind that the books call so.
+    /// The kind with this word in the database.
     #[must_use]
     pub fn of_word(word: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.word() == word)
     }
 
-    /// Whether different accounts may have the same one: a 200 then says nothing of its owner.
+    /// Whether different accounts may have the same identifier: a 200 then does not prove its owner.
     #[must_use]
     pub fn is_shared(self) -> bool {
         self == Self::Voice
     }
 
-    /// How long the provider honours it, if not for good: requests can be continued for two hours,
-    /// tokens and signed URLs last 15 minutes.
+    /// How long the provider accepts it, if not for ever: requests can be continued for two hours, tokens
+    /// and signed URLs last 15 minutes.
     #[must_use]
     pub fn span(self) -> Option<Duration> {
         if self == Self::Request {
@@ -128,7 +128,7 @@ impl Kind {
         (self == Self::Cursor).then_some(24 * HOUR)
     }
 
-    /// How it is kept.
+    /// The storage class of its identifiers.
     #[must_use]
     pub fn class(self) -> Class {
         if self.span().is_some() {
@@ -138,23 +138,23 @@ impl Kind {
     }
 }
 
-/// How identifiers are kept: each class has room of its own, so that what traffic makes by itself
-/// never pushes out what was made with care.
+/// The storage class of identifiers: each has its own bound, so that identifiers of automatic traffic
+/// never evict those of resources created by hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// Made by hand, and used for years: voices, agents.
+    /// Created by hand, and used for years: voices, agents.
     Lasting,
-    /// One with each request, and good for long.
+    /// One per request, valid for a long time.
     Plentiful,
-    /// Good for hours.
+    /// Valid for hours.
     Passing,
 }
 
 impl Class {
-    /// All of them.
+    /// All classes.
     pub const ALL: [Self; 3] = [Self::Lasting, Self::Plentiful, Self::Passing];
 
-    /// Its number in the books.
+    /// Its number in the database.
     #[must_use]
     pub fn number(self) -> u8 {
         match self {
@@ -165,17 +165,17 @@ impl Class {
     }
 }
 
-/// How many identifiers are kept, and how long.
+/// How many identifiers are kept, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keeping {
-    /// So many at the most: half of them of what lasts.
+    /// Maximum number of all classes together: half of them of the class [`Lasting`](Class::Lasting).
     pub identifiers_max: usize,
-    /// So long after the last use; `None` for ever.
+    /// Time since the last use; `None` for ever.
     pub kept: Option<Duration>,
 }
 
 impl Keeping {
-    /// How many of a class.
+    /// Maximum number of identifiers of a class.
     #[must_use]
     pub fn count_max(&self, class: Class) -> usize {
         match class {
@@ -184,7 +184,7 @@ impl Keeping {
         }
     }
 
-    /// How long after its last use any of a class is kept; `None` for ever.
+    /// How long after its last use any identifier of a class is kept; `None` for ever.
     #[must_use]
     pub fn kept(&self, class: Class) -> Option<Duration> {
         match class {
@@ -196,7 +196,7 @@ impl Keeping {
         }
     }
 
-    /// Whether an identifier that was learned and last used then still counts.
+    /// Whether an identifier that was recorded and last used at these times still counts.
     #[must_use]
     pub fn counts(&self, kind: Kind, learned_at: UnixMs, used_at: UnixMs, now: UnixMs) -> bool {
         let is_young =
@@ -205,12 +205,12 @@ impl Keeping {
     }
 }
 
-/// An identifier by its hash: SHA-256 of kind and identifier, cut to 16 bytes.
+/// An identifier as a hash: SHA-256 of kind and identifier, cut to 16 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tag([u8; 16]);
 
 impl Tag {
-    /// The tag of an identifier.
+    /// The hash of an identifier.
     #[must_use]
     pub fn of(kind: Kind, identifier: &str) -> Self {
         let mut hash = Sha256::new();
@@ -223,13 +223,13 @@ impl Tag {
         Self(cut)
     }
 
-    /// A tag as the books have it.
+    /// A hash as it is stored.
     #[must_use]
     pub fn of_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
 
-    /// Its bytes, as evenly spread as a hash.
+    /// Its bytes, uniformly distributed.
     #[must_use]
     pub fn bytes(&self) -> &[u8; 16] {
         &self.0
@@ -242,17 +242,17 @@ impl fmt::Debug for Tag {
     }
 }
 
-/// An identifier that a request names or an answer gives.
+/// An identifier that a request or a response names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Named {
-    /// What it is of.
+    /// The kind of resource.
     pub kind: Kind,
-    /// Which.
+    /// The hash of the identifier.
     pub tag: Tag,
 }
 
 impl Named {
-    /// `identifier`, which is of `kind`.
+    /// Hashes `identifier`, which is of `kind`.
     #[must_use]
     pub fn new(kind: Kind, identifier: &str) -> Self {
         Self { kind, tag: Tag::of(kind, identifier) }
@@ -285,7 +285,7 @@ mod tests {
         check(Kind::Request, 0, 1, 2, false);
         check(Kind::Cursor, 0, 0, 23, true);
         assert!(Keeping { kept: None, ..keeping }.counts(Kind::Voice, at(0), at(0), at(9_999_999)));
-        // A clock that was set back makes nothing old.
+        // A clock that was set back expires no entry.
         check(Kind::Voice, 5, 5, 0, true);
         assert_eq!(Class::ALL.map(|class| keeping.count_max(class)), [50, 25, 25]);
         assert_eq!(keeping.kept(Class::Passing), Some(24 * HOUR));

@@ -1,8 +1,8 @@
-//! Which identifiers a request names and an answer gives. They belong to one account: a request that
-//! names one can be served by the keys of that account only.
+//! The identifiers that requests and responses name. Each belongs to one account: a request that names
+//! one can be served only by the keys of that account.
 //!
-//! What an identifier is of and where it stands is in `table`; which account it belongs to is
-//! learned elsewhere. Identifiers leave this module as hashes.
+//! `table` lists the kinds of identifiers and where they appear; the owning accounts are recorded
+//! elsewhere. Identifiers leave this module as hashes.
 
 mod fields;
 mod index;
@@ -28,21 +28,21 @@ use table::rows;
 /// The identifiers that a request names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
-    /// In its path: the request is about these.
+    /// In its path: the resources that the request is about.
     pub path: Vec<Named>,
-    /// In its query and body: it makes use of these.
+    /// In its query and body: the resources that it uses.
     pub others: Vec<Named>,
 }
 
 impl Names {
-    /// Those in the path and the query of a request; `path` is as it was received. None for a path that
-    /// could be read in more than one way: such a request is refused.
+    /// The identifiers in the path and the query of a request; `path` is as received. None for an
+    /// ambiguous path, because such a request is refused.
     #[must_use]
     pub fn of(path: &str, query: Option<&str>) -> Self {
         Path::read(path).map(|path| Self::of_words(&path.words(), query)).unwrap_or_default()
     }
 
-    /// The same, by the words of its path.
+    /// The same, by the segments of its path.
     #[must_use]
     pub fn of_words(words: &Segments<'_>, query: Option<&str>) -> Self {
         let rest = without_version(words);
@@ -56,7 +56,7 @@ impl Names {
             let name = name.trim_end_matches("[]");
             let Some(kind) = index().of_parameter(name) else { continue };
             let value = decode(value);
-            // Several may stand in one value.
+            // One value may contain several identifiers.
             let is_many = name.ends_with("_ids");
             let values = value.split(move |c| is_many && c == ',').map(str::trim);
             add_all(&mut others, values.map(|value| named(kind, value, rest)));
@@ -64,12 +64,12 @@ impl Names {
         Self { path: index().of_path(rest), others }
     }
 
-    /// Takes in those of a JSON body.
+    /// Adds the identifiers of a JSON body.
     pub fn add_body(&mut self, document: &[u8]) {
         add_all(&mut self.others, in_document(document));
     }
 
-    /// All of them.
+    /// All identifiers.
     pub fn all(&self) -> impl Iterator<Item = &Named> {
         self.path.iter().chain(&self.others)
     }
@@ -81,13 +81,13 @@ impl Names {
     }
 }
 
-/// The identifiers that a JSON body, or a message of a socket, names.
+/// The identifiers that a JSON body, or a WebSocket message, names.
 #[must_use]
 pub fn in_document(document: &[u8]) -> Vec<Named> {
     fields::find(document, index().body(), |kind, value| Some(Named::new(kind, value)))
 }
 
-/// The identifiers that the first message of a served session gives: an agent names the conversation.
+/// The identifier of the conversation in the first message of a session with an agent.
 #[must_use]
 pub fn in_first_message(message: &[u8]) -> Vec<Named> {
     static FIELDS: LazyLock<Fields> = LazyLock::new(|| {
@@ -96,7 +96,7 @@ pub fn in_first_message(message: &[u8]) -> Vec<Named> {
     fields::find(message, &FIELDS, |kind, value| Some(Named::new(kind, value)))
 }
 
-/// The identifiers that the head of an answer gives.
+/// The identifiers in the headers of a response.
 #[must_use]
 pub fn in_headers(headers: &HeaderMap) -> Vec<Named> {
     let given = index().headers().iter().filter_map(|(name, kind)| {
@@ -106,43 +106,43 @@ pub fn in_headers(headers: &HeaderMap) -> Vec<Named> {
     given.collect()
 }
 
-/// What the answers of an endpoint are about.
+/// How the response of an endpoint relates to its account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Yields {
-    /// Nothing that belongs to an account.
+    /// It contains nothing that belongs to an account.
     Nothing,
-    /// What was made.
+    /// It contains a created resource.
     Made,
-    /// What the account has, or how it stands: another account would say something else.
+    /// It lists resources of the account, or describes it: another account would respond differently.
     Account,
 }
 
-/// What a request's answer is about. `route` is that of its
+/// How a request's response relates to its account. `route` is that of its
 /// [`Endpoint`](super::endpoint::Endpoint).
 #[must_use]
 pub fn yields(method: &Method, route: &Route) -> Yields {
     index().gives(method, route)
 }
 
-/// Whether a route makes speech with voices. A voice that is not there is refused whole: nothing is
-/// made or charged.
+/// Whether a route generates speech with voices. A request with a missing voice is refused as a whole:
+/// nothing is generated or charged.
 #[must_use]
 pub fn is_speech(route: &Route) -> bool {
     const ROOTS: [&str; 4] = ["speech-to-speech", "text-to-dialogue", "text-to-speech", "voice-changer"];
     route.root().is_some_and(|root| ROOTS.contains(&root.text()))
 }
 
-/// The identifiers that the JSON body of an answer gives, with the cursors of a list. What every
-/// account has, such as premade voices, is not among them.
+/// The identifiers in the JSON body of a response, including the cursors of a list. Resources of every
+/// account, such as premade voices, are excluded.
 #[must_use]
 pub fn in_answer(method: &Method, route: &Route, path: &str, document: &[u8]) -> Vec<Named> {
-    // Only requests whose path has one reading are answered.
+    // Only requests with an unambiguous path get a response.
     let Ok(path) = Path::read(path) else { return Vec::new() };
     let words = path.words();
     let list = without_version(&words);
     let Some(fields) = index().of_answer(method, route) else { return Vec::new() };
     fields::find(document, fields, |kind, value| {
-        // The URL is given, and its signature is what comes back.
+        // The response contains the URL; the later request presents its signature.
         let is_signed = kind == Kind::Signature;
         Some(if is_signed { Named::new(kind, &signature(value)?) } else { named(kind, value, list) })
     })
@@ -154,7 +154,8 @@ fn signature(url: &str) -> Option<String> {
     Some(decode(value).into_owned()).filter(|value| !value.is_empty())
 }
 
-/// A cursor counts in its own list only: some are no more than a number.
+/// Names an identifier. A cursor is unique only within its list, because some are plain numbers, so its
+/// hash includes the path of the list.
 fn named(kind: Kind, value: &str, list: &[Segment<'_>]) -> Named {
     if kind != Kind::Cursor {
         return Named::new(kind, value);
@@ -163,8 +164,8 @@ fn named(kind: Kind, value: &str, list: &[Segment<'_>]) -> Named {
     Named::new(kind, &format!("{}\n{value}", list.join("/")))
 }
 
-/// Different identifiers that one request names, of those that stand together: each new one is compared with
-/// all before it. A request of the provider names a few dozen.
+/// Maximum number of different identifiers in one part of a request: each new one is compared with all
+/// before it. A request to the provider names a few dozen.
 const MAX_NAMES: usize = 512;
 
 fn add_all(names: &mut Vec<Named>, more: impl IntoIterator<Item = Named>) {

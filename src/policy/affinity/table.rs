@@ -1,8 +1,8 @@
-//! What belongs to one account, and where its identifiers stand: a row for each resource of the
-//! provider, after its OpenAPI document (August 2026) and its Python SDK 2.78.
+//! The resources that belong to one account, and where their identifiers appear: one row per resource of
+//! the provider, from its OpenAPI document (August 2026) and its Python SDK 2.78.
 //!
-//! Paths are without their version. `{kind}` is an identifier of that kind, `*` any segment; a
-//! longer path begins with its pattern. What an answer gives is looked for at whole routes, in which
+//! Paths are without the version. `{kind}` is an identifier of that kind, `*` any segment; a pattern also
+//! matches longer paths that begin with it. Identifiers in responses are listed by whole routes, in which
 //! every identifier is `{id}`.
 
 use super::fields::Field;
@@ -10,33 +10,33 @@ use super::kind::Kind;
 
 mod agents;
 
-/// A kind of resource.
+/// A kind of resource, with the places of its identifiers.
 #[derive(Debug)]
 pub(super) struct ResourceRow {
-    /// What it is called.
+    /// The name of the resource.
     #[cfg_attr(not(test), expect(dead_code, reason = "for readers, and for the test that walks the table"))]
     pub(super) resource: &'static str,
-    /// Paths that name one.
+    /// Patterns of request paths.
     pub(super) paths: &'static [&'static str],
-    /// Parameters of a query that name one.
+    /// Query parameters of requests.
     pub(super) query: &'static [Field],
-    /// Fields of a request's body that name one.
+    /// Fields of request bodies.
     pub(super) body: &'static [Field],
-    /// Headers of an answer that give one.
+    /// Headers of responses.
     pub(super) headers: &'static [Field],
-    /// Bodies of answers that give some: routes, and fields.
+    /// Fields of responses that create one, by route.
     pub(super) made: &'static [Made],
-    /// Lists that give some.
+    /// Fields of responses that list them, by route.
     pub(super) lists: &'static [Made],
 }
 
-/// Routes and the fields of their answers.
+/// Routes and the fields of their responses.
 pub(super) type Made = (&'static [&'static str], &'static [Field]);
 
 const ROW: ResourceRow =
     ResourceRow { resource: "", paths: &[], query: &[], body: &[], headers: &[], made: &[], lists: &[] };
 
-/// The whole table: what is made of sound, then what belongs to agents and to the account.
+/// The whole table: first media, then agents and the account.
 pub(super) fn rows() -> impl Iterator<Item = &'static ResourceRow> + Clone {
     MEDIA.iter().chain(agents::ROWS)
 }
@@ -226,7 +226,7 @@ static MEDIA: &[ResourceRow] = &[
     },
 ];
 
-/// Where the answer of any list says how it goes on.
+/// The fields of a list response that contain its next cursor.
 pub(super) const CURSORS: [Field; 4] = [
     (".next_page_token", Kind::Cursor),
     (".next_cursor", Kind::Cursor),
@@ -234,6 +234,6 @@ pub(super) const CURSORS: [Field; 4] = [
     (".last_sort_id", Kind::Cursor),
 ];
 
-/// What differs from account to account and gives no identifiers.
+/// Routes whose response differs from account to account and contains no identifiers.
 pub(super) const ACCOUNT_READS: [&str; 4] =
     ["user", "user/subscription", "usage/character-stats", "convai/analytics/live-count"];

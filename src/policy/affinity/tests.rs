@@ -1,12 +1,12 @@
-//! The table of what belongs to one account, walked row by row: where an identifier is given, and
-//! where it comes back.
+//! Walks the table of the resources of an account row by row: a response contains an identifier, and a
+//! later request names it.
 
 use serde_json::{Value, json};
 
 use super::super::endpoint::lookup;
 use super::*;
 
-/// The identifier of every example, which must be found as this kind.
+/// The identifier in every example, which must be found with the kind of its row.
 const ID: &str = "Xb7hH8MSUJpSbSDYk0k2";
 
 #[track_caller]
@@ -42,7 +42,7 @@ fn check_header(name: &'static str, kind: Kind) {
     assert_eq!(in_headers(&headers), [Named::new(kind, ID)]);
 }
 
-/// What each row is checked with.
+/// The check of each row.
 fn walks() -> Vec<(&'static str, fn())> {
     vec![
         ("voice", voice),
@@ -424,7 +424,7 @@ fn the_words_of_the_api_are_no_identifiers() {
     ] {
         assert_eq!(Names::of(path, None), Names::default(), "{path}");
     }
-    // A voice of the library is nobody's before it is copied.
+    // A voice of the library has no owner before it is copied.
     assert_eq!(Names::of("/v1/voices/add/someone/something", None), Names::default());
 }
 
@@ -452,7 +452,7 @@ fn what_is_no_identifier_is_passed_over() {
     }
     let long = json!({ "voice_id": "x".repeat(5_000) });
     assert_eq!(in_document(long.to_string().as_bytes()), []);
-    // What stood before the break counts.
+    // Identifiers before the truncation count.
     assert_eq!(in_document(br#"{"voice_id":"v","text":"br"#), [Named::new(Kind::Voice, "v")]);
 }
 

@@ -1,38 +1,38 @@
-//! The words of an error, whichever of the provider's shapes it has.
+//! Extracts the words of an error body, whichever of the provider's shapes it has.
 //!
 //! Over HTTP: `{"detail":{…}}` with or without `type` and `code`, `{"detail":[…]}` of a schema error, a
 //! bare `{"status","message"}`, an unwrapped `{"error","message"}`, and `{"detail":"Not Found"}`. On a
-//! socket: `{"message","error","code"}`, `{"message_type","error"}`, `{"type","message"}`, an
-//! `error_event`, or the reason of a close. One reader takes them all, so that words that are known in one
+//! WebSocket: `{"message","error","code"}`, `{"message_type","error"}`, `{"type","message"}`, an
+//! `error_event`, or the reason of a close frame. One parser accepts them all, so that words known in one
 //! shape are known in every other.
 
 use serde_json::{Map, Value};
 
-/// What an error body says of itself, lower case.
+/// The codes and sentences of an error body, in lower case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ErrorBody {
     words: Vec<String>,
     texts: Vec<String>,
 }
 
-/// Members with a code, the most specific first; some have a sentence instead.
+/// Members with a code, the most specific first; some contain a sentence instead.
 const CODES: [&str; 6] = ["code", "status", "error", "message_type", "error_type", "type"];
-/// Members with a sentence; some have a code instead.
+/// Members with a sentence; some contain a code instead.
 const SENTENCES: [&str; 3] = ["message", "reason", "detail"];
-/// Members that hold an error of their own.
+/// Members that contain a nested error.
 const NESTED: [&str; 3] = ["detail", "error", "error_event"];
-/// What else stands beside those in errors of sockets. Sources: captured errors; the Python SDK 2.78.
+/// Other members of WebSocket errors. Sources: captured errors; the Python SDK 2.78.
 const BESIDE: [&str; 8] =
     ["param", "request_id", "docs_url", "context_id", "contextId", "event_id", "debug_message", "details"];
 
 impl ErrorBody {
-    /// Reads a decoded body. Anything that is not JSON, or not of a known shape, says nothing.
+    /// Parses a decoded body. A body that is not JSON, or not of a known shape, yields no words.
     #[must_use]
     pub fn read(bytes: &[u8]) -> Self {
         serde_json::from_slice(bytes).map(|members| Self::of(&members)).unwrap_or_default()
     }
 
-    /// Reads a message that is a JSON object.
+    /// Parses a message that is a JSON object.
     #[must_use]
     pub fn of(members: &Map<String, Value>) -> Self {
         let mut body = Self::default();
@@ -43,7 +43,8 @@ impl ErrorBody {
         body
     }
 
-    /// Reads the reason of a close: a sentence, a code, a code before a sentence, or an error as JSON.
+    /// Parses the reason of a close frame: a sentence, a code, a code before a sentence, or an error as
+    /// JSON.
     #[must_use]
     pub fn of_reason(reason: &str) -> Self {
         if let Ok(members) = serde_json::from_str(reason) {
@@ -81,7 +82,7 @@ impl ErrorBody {
         texts(&SENTENCES).for_each(|text| self.add_text(text));
     }
 
-    /// Adds a sentence, which is a code as well when it is one word.
+    /// Adds a sentence, which is also a code when it is a single word.
     fn add_text(&mut self, text: &str) {
         let text = bare(text.trim()).to_lowercase();
         if text.is_empty() {
@@ -93,7 +94,7 @@ impl ErrorBody {
         self.texts.push(text);
     }
 
-    /// Whether it says nothing: it is empty, a page for people, or not of a known shape.
+    /// Whether there are no words: the body is empty, an HTML page, or not of a known shape.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.texts.is_empty() && self.words.is_empty()
@@ -105,7 +106,7 @@ impl ErrorBody {
         self.any_word(|said| said == word)
     }
 
-    /// Whether any of the code, status, type and error is as `test` wants it.
+    /// Whether any of code, status, type and error satisfies `test`.
     pub fn any_word(&self, test: impl Fn(&str) -> bool) -> bool {
         self.words.iter().any(|word| test(word))
     }
@@ -122,8 +123,8 @@ impl ErrorBody {
         self.texts.iter().any(|text| text.contains(part))
     }
 
-    /// The most specific of its words, and its first sentence cut to `chars_max` characters, for people who
-    /// ask why; without control characters, in lower case. Empty when it says nothing.
+    /// The most specific word, and the first sentence cut to `chars_max` characters, for diagnosis;
+    /// without control characters, in lower case. Empty when there are no words.
     #[must_use]
     pub fn summary(&self, chars_max: usize) -> String {
         let word = self.words.iter().max_by_key(|word| word.matches('_').count()).map(String::as_str);
@@ -138,7 +139,7 @@ impl ErrorBody {
         }
     }
 
-    /// The whole number that stands in a sentence between two lower-case texts.
+    /// The whole number between two lower-case texts in a sentence.
     #[must_use]
     pub fn number_between(&self, before: &str, after: &str) -> Option<u64> {
         let digits = self.text_between(before, after)?.trim().bytes().filter(|byte| *byte != b',');
@@ -150,7 +151,7 @@ impl ErrorBody {
         number
     }
 
-    /// What stands in a sentence between two lower-case texts, lower case.
+    /// The text between two lower-case texts in a sentence, in lower case.
     #[must_use]
     pub fn text_between(&self, before: &str, after: &str) -> Option<&str> {
         self.texts.iter().find_map(|text| {
@@ -159,23 +160,23 @@ impl ErrorBody {
         })
     }
 
-    /// The word behind a lower-case text in a sentence, lower case. The sentence may end there.
+    /// The word after a lower-case text in a sentence, in lower case. The sentence may end there.
     #[must_use]
     pub fn word_behind(&self, before: &str) -> Option<&str> {
         self.texts.iter().find_map(|text| text.split_once(before)?.1.split_whitespace().next())
     }
 }
 
-/// Maximum length of a code; the longest that is known has 41 characters.
+/// Maximum length of a code; the longest known one has 41 characters.
 const CODE_BYTES_MAX: usize = 64;
 
-/// Whether a text is a code and no sentence: one word. A page for people is none.
+/// Whether a text is a code and not a sentence: a single word of code characters.
 fn is_code(text: &str) -> bool {
     let is_part = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'+' | b'.');
     !text.is_empty() && text.len() <= CODE_BYTES_MAX && text.bytes().all(is_part)
 }
 
-/// The reason of another socket's end, as it is passed on in
+/// The reason of an upstream close frame without the prefix that the provider adds when it passes one on:
 /// "received 1002 (protocol error) This request exceeds your quota limit." (elevenlabs/packages#911).
 fn bare(message: &str) -> &str {
     match message.strip_prefix("received 1").and_then(|rest| rest.split_once(") ")) {
@@ -184,12 +185,12 @@ fn bare(message: &str) -> &str {
     }
 }
 
-/// Minimum length of a word with digits that is hidden as a part of a key or an identifier; words of a
+/// Minimum length of a word with digits that is hidden as part of a key or an identifier; words of a
 /// sentence are shorter.
 const TOKEN_CHARS_MIN: usize = 20;
 
-/// The text with what may be a part of a key replaced by an ellipsis, and what a terminal or a page might
-/// obey by spaces.
+/// The text with possible parts of keys replaced by an ellipsis, and characters that a terminal or a page
+/// might interpret replaced by spaces.
 fn without_tokens(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut word = String::new();
@@ -207,8 +208,8 @@ fn without_tokens(text: &str) -> String {
     out
 }
 
-/// Whether a character is nothing that changes how others are shown (controls, directions, marks of width
-/// zero: categories Cc and Cf of Unicode, as far as they are in use).
+/// Whether a character does not change how others are displayed (controls, directions, zero-width marks:
+/// categories Cc and Cf of Unicode, as far as they are in use).
 fn is_shown_as_it_is(char: char) -> bool {
     !char.is_control()
         && !matches!(char, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')

@@ -1,9 +1,11 @@
-//! The codes of the provider's errors and the status that each has over HTTP. A socket has no status: a
-//! code that `words` does not know is judged there by the status that it would have had.
+//! The codes of the provider's errors, with the status that each has over HTTP.
+//!
+//! A WebSocket error has no status: a code that `words` does not know is classified by the status that it
+//! has here.
 //!
 //! Sources: the table of errors in the provider's documentation (2026); its AsyncAPI document of live
-//! transcription and its Python SDK 2.78 for the codes of sockets, whose statuses are chosen by what they
-//! mean.
+//! transcription and its Python SDK 2.78 for the codes of WebSockets, whose statuses are chosen by their
+//! meaning.
 
 use http::StatusCode;
 
@@ -43,7 +45,7 @@ pub(in crate::policy) const DOCUMENTED: &[Row] = &[
     row(503, "service_unavailable", &["maintenance"]),
 ];
 
-/// Older codes of HTTP, which stand in `status` or `error`.
+/// Older codes of HTTP, which appear in `status` or `error`.
 #[rustfmt::skip]
 pub(in crate::policy) const OLDER: &[Row] = &[
     row(400, "", &["max_character_limit_exceeded", "free_users_not_allowed", "voice_limit_reached",
@@ -55,18 +57,18 @@ pub(in crate::policy) const OLDER: &[Row] = &[
     row(429, "", &["too_many_concurrent_requests"]),
 ];
 
-/// Codes of sockets.
+/// Codes of WebSockets.
 #[rustfmt::skip]
 pub(in crate::policy) const OF_SOCKETS: &[Row] = &[
     row(400, "", &["input_error", "commit_throttled", "session_time_limit_exceeded", "chunk_size_exceeded",
         "insufficient_audio_activity", "max_active_conversations", "input_timeout_exceeded"]),
     row(401, "", &["auth_error", "authentication_required"]),
-    // Not enough of something at the account or at the provider: the words do not say which.
+    // The account or the provider lacks some resource: the words do not say which.
     row(429, "", &["resource_exhausted", "queue_overflow", "rate_limited"]),
     row(500, "", &["transcriber_error", "something_went_wrong", "internal_server_error"]),
 ];
 
-/// The status of an error by its codes; by its type when those are not known.
+/// The status of an error by its codes, or by its type when the codes are not known.
 pub(super) fn status(said: &ErrorBody) -> Option<StatusCode> {
     let rows = || DOCUMENTED.iter().chain(OLDER).chain(OF_SOCKETS);
     let by_code = || rows().find(|row| row.codes.iter().any(|code| said.says(code)));

@@ -319,7 +319,7 @@ fn the_clients_own_mistakes_are_request_errors() {
 
 #[test]
 fn what_is_not_there_is_not_found_with_404_and_with_400() {
-    // What names nothing of an account is the endpoint, the same for all of them.
+    // A 404 that names no resource is about the endpoint, which is the same for all accounts.
     for body in [
         r#"{"detail":"Not Found"}"#,
         "",
@@ -398,7 +398,7 @@ fn a_summary_is_short_and_has_the_most_specific_word() {
     assert_eq!(ErrorBody::read(b"<html>").summary(9), "");
 }
 
-/// A code is known on a socket as it is over HTTP, and so is its type where the code is not.
+/// A code is known on a WebSocket as over HTTP, and so is its type where the code is not known.
 #[test]
 fn a_code_means_the_same_without_a_status() {
     for row in codes::DOCUMENTED.iter().chain(codes::OLDER) {
@@ -415,14 +415,15 @@ fn a_code_means_the_same_without_a_status() {
     }
 }
 
-/// The sentence of a refusal means what its code means, with any status that it may have and without one.
+/// The sentence of a refusal means the same as its code, with any status that it may have and without
+/// one.
 #[test]
 fn a_sentence_means_the_same_as_its_code() {
     let plan = Verdict::PlanFeature;
     let missing = Verdict::MissingPermission(Permission::parse("text_to_speech"));
     for (sentence, expected) in [
         ("The API key you used is missing the permission text_to_speech to execute this operation.", missing),
-        // Cut off where a close has no more room.
+        // Truncated at the maximum length of a close reason.
         ("The API key you used is missing the permission text_to_speech", missing),
         (
             "Free users cannot use library voices via the API. Please upgrade your subscription.",

@@ -1,9 +1,10 @@
-//! The words and sentences that the provider's refusals have been seen with, and what each means: over
-//! HTTP and on sockets, whichever member or close reason they stand in. A sentence counts like its code,
-//! because a close has nothing else.
+//! The known words and sentences of the provider's refusals and their meaning, over HTTP and on
+//! WebSockets, in whichever member or close reason they appear.
+//!
+//! A sentence counts as much as its code, because a close frame has nothing else.
 //!
 //! Sources: the table of errors in the provider's documentation (types and codes, 2026), captured
-//! answers of 2023 to 2026 in public issues (named where a form differs from the table).
+//! responses of 2023 to 2026 in public issues (named where a form differs from the table).
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use http::StatusCode;
 use super::{ErrorBody, Refusal, Shortfall, Subject, Verdict};
 use crate::policy::permission::Permission;
 
-/// What the body's own words mean, most specific first; `None` when none is known.
+/// The meaning of the body's words, most specific first; `None` when none is known.
 pub(super) fn verdict(
     status: StatusCode,
     body: &ErrorBody,
@@ -32,7 +33,7 @@ fn says_any(body: &ErrorBody, words: &[&str]) -> bool {
     words.iter().any(|word| body.says(word))
 }
 
-/// Credits: of the key's own cap, or of the workspace.
+/// Credits of the key's own cap, or of the workspace.
 fn about_credits(body: &ErrorBody) -> Option<Verdict> {
     let shortfall = Shortfall {
         quota: body.number_between("your quota of ", "."),
@@ -49,7 +50,7 @@ fn about_credits(body: &ErrorBody) -> Option<Verdict> {
     if !is_quota {
         return None;
     }
-    // A quota of something else than credits: the account has them all, and can do everything else.
+    // A quota of something other than credits: the account can serve every other request.
     if shortfall.figures().is_none() && is_about_slots(body) {
         return Some(Verdict::Slots);
     }
@@ -62,7 +63,7 @@ fn is_about_slots(body: &ErrorBody) -> bool {
         .any(|word| body.message_has(word))
 }
 
-/// How much runs at once, or in a span of time.
+/// Too many requests at once, or in a span of time.
 fn about_load(body: &ErrorBody, retry_after: Option<Duration>) -> Option<Verdict> {
     if says_any(body, &["too_many_concurrent_requests", "concurrent_limit_exceeded"])
         || body.message_starts("too many concurrent requests")
@@ -82,7 +83,7 @@ fn about_load(body: &ErrorBody, retry_after: Option<Duration>) -> Option<Verdict
 
 /// The key itself.
 fn about_key(body: &ErrorBody) -> Option<Verdict> {
-    // Begins with "Invalid API key", and is about the host (elevenlabs-mcp#72).
+    // The message begins with "Invalid API key", but is about the host (elevenlabs-mcp#72).
     if body.message_has("data residency") || body.message_has("calling the correct api url") {
         return Some(Verdict::WrongHost);
     }
@@ -91,8 +92,8 @@ fn about_key(body: &ErrorBody) -> Option<Verdict> {
         let name = body.word_behind(MISSING);
         return Some(Verdict::MissingPermission(name.and_then(Permission::parse)));
     }
-    // The second form is that of live transcription, captured with a bad key. The code alone says less:
-    // a key without the permission has it too.
+    // The second form is that of live transcription, captured with a bad key. The code alone is
+    // ambiguous: a key without the permission gets it, too.
     let is_invalid = body.says("invalid_api_key")
         || body.message_starts("invalid api key")
         || (body.says("auth_error") && body.message_starts(NOT_AUTHENTICATED));
@@ -101,7 +102,7 @@ fn about_key(body: &ErrorBody) -> Option<Verdict> {
 
 const NOT_AUTHENTICATED: &str = "you must be authenticated";
 
-/// The account of the key: suspected, or unpaid.
+/// The account of the key: suspected of abuse, or unpaid.
 fn about_account(body: &ErrorBody) -> Option<Verdict> {
     if body.says("detected_unusual_activity") || body.message_starts("unusual activity detected") {
         return Some(Verdict::Abuse);
@@ -111,7 +112,7 @@ fn about_account(body: &ErrorBody) -> Option<Verdict> {
     is_locked.then_some(Verdict::Billing)
 }
 
-/// What the plan has not, or not so much of.
+/// A feature that the plan lacks, or a limit of the plan.
 fn about_plan(status: StatusCode, body: &ErrorBody) -> Option<Verdict> {
     // `voice_limit_reached` with a 400 (mulmocast-app#1466).
     if body.any_word(|word| word.ends_with("_limit_reached"))
@@ -142,7 +143,7 @@ fn about_plan(status: StatusCode, body: &ErrorBody) -> Option<Verdict> {
     let is_plan = says_any(body, &PLAN)
         || body.any_word(|word| word.starts_with("only_for_") || word.starts_with("can_not_use_"))
         || is_about_plan(status, body);
-    // A client error of any status may say it: 400 and 401 are the older forms.
+    // A client error of any status may contain it: 400 and 401 are the older forms.
     (is_plan && status != StatusCode::NOT_FOUND).then(|| Verdict::PlanFeature(subject(body)))
 }
 
@@ -154,8 +155,8 @@ const PLAN: [&str; 5] = [
     "upgrade_required",
 ];
 
-/// Whether a sentence says that the plan has not what is asked for. Too many at a time, and credits that
-/// are used up, come with the advice to upgrade as well.
+/// Whether a sentence says that the plan lacks the requested feature. Refusals for concurrency and for
+/// used-up credits also advise to upgrade.
 fn is_about_plan(status: StatusCode, body: &ErrorBody) -> bool {
     let is_other = || ["credit", "quota", "too many"].iter().any(|word| body.message_has(word));
     status != StatusCode::TOO_MANY_REQUESTS
@@ -163,7 +164,7 @@ fn is_about_plan(status: StatusCode, body: &ErrorBody) -> bool {
         && !is_other()
 }
 
-/// Sources: captured answers; the refusals of plans that public issues quote.
+/// Sources: captured responses; the refusals of plans that public issues quote.
 const PLAN_SENTENCES: [&str; 11] = [
     "free users cannot ",
     "free users can not ",
@@ -178,7 +179,7 @@ const PLAN_SENTENCES: [&str; 11] = [
     "you do not have access to the model ",
 ];
 
-/// What of the request the message names.
+/// The part of the request that the message names.
 fn subject(body: &ErrorBody) -> Subject {
     let has = |word: &str| body.message_has(word) || body.any_word(|said| said.contains(word));
     if has("clon") {
@@ -194,8 +195,8 @@ fn subject(body: &ErrorBody) -> Subject {
     }
 }
 
-/// A payment that is required: for a plan, or for credits. The word alone does not say which; a
-/// message about a plan has come with all credits left (OWASP/Nest#3859).
+/// A payment is required, for a plan or for credits. The word alone does not say which; a message about a
+/// plan has been sent with all credits left (OWASP/Nest#3859).
 fn about_payment(status: StatusCode, body: &ErrorBody) -> Option<Verdict> {
     let is_payment =
         body.says("payment_required") || (status == StatusCode::PAYMENT_REQUIRED && body.message_has("pay"));
@@ -209,7 +210,7 @@ fn about_payment(status: StatusCode, body: &ErrorBody) -> Option<Verdict> {
     Some(Verdict::WorkspaceQuota(Shortfall::default()))
 }
 
-/// The request: what it names is not there, or it is wrong.
+/// The request: the resource it names does not exist, or the request is wrong.
 fn about_request(status: StatusCode, body: &ErrorBody) -> Option<Verdict> {
     if says_any(body, &["model_not_found", "model_does_not_exist"]) {
         return Some(Verdict::RequestError);
@@ -224,12 +225,13 @@ fn about_request(status: StatusCode, body: &ErrorBody) -> Option<Verdict> {
     if body.any_word(is_thing) || is_missing() {
         return Some(Verdict::NotFound);
     }
-    // Documented with 400 and with 401: the client's own mistake is no reason to doubt a key.
+    // Documented with 400 and with 401: an error of the client is no evidence about a key.
     let is_mistake = says_any(body, &["validation_error", "invalid_parameters"]);
     (status == StatusCode::BAD_REQUEST || is_mistake).then_some(Verdict::RequestError)
 }
 
-/// What we present is a key in `xi-api-key`; a server that sees none is not judging it.
+/// Requests to the provider always carry a key in `xi-api-key`; a server that sees none does not judge
+/// it.
 fn about_nothing(body: &ErrorBody) -> Option<Verdict> {
     let words =
         ["needs_authorization", "missing_api_key", "invalid_authorization_header", "authentication_required"];

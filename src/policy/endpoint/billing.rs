@@ -1,19 +1,20 @@
-//! Which requests are known to cost nothing, and which give their caller something to use without the proxy.
+//! Tables of the requests that are known to cost nothing, and of those whose response lets the client use
+//! the provider without the proxy.
 //!
-//! What is not in these tables may cost credits: the API grows by dozens of paths a month, and a client that
-//! has used its quota must not find a new one that still serves it.
+//! A request in neither table may cost credits: the API grows by dozens of paths a month, and a client
+//! that has used its quota must not find a new path that still serves it.
 //!
-//! Source: the operations of the provider's OpenAPI document (300 paths, August 2026) and of its Python SDK
-//! 2.78 that create, change or delete something and generate nothing. Left out on purpose, because a model or a
-//! telephone works for them: simulations, test runs, outbound calls and messages, batch calls, analyses,
-//! translation, crawling, retrieval indexes, training of voices, speaker separation, image and video flows, audio
-//! native, and orders of human work.
+//! Source: the operations of the provider's OpenAPI document (300 paths, August 2026) and of its Python
+//! SDK 2.78 that create, change or delete something and generate nothing. Left out on purpose, because a
+//! model or a telephone works for them: simulations, test runs, outbound calls and messages, batch calls,
+//! analyses, translation, crawling, retrieval indexes, training of voices, speaker separation, image and
+//! video flows, audio native, and orders of human work.
 
 use http::Method;
 
 use crate::policy::charge::Billing;
 
-/// Roots below which `DELETE`, `PATCH` and `PUT` delete or change what is there.
+/// Roots below which `DELETE`, `PATCH` and `PUT` delete or change existing resources.
 const EDITED: [&str; 12] = [
     "assets",
     "audio-isolation",
@@ -29,8 +30,8 @@ const EDITED: [&str; 12] = [
     "voices",
 ];
 
-/// Whether a request that changes something is known to cost nothing. `rest` are the segments behind the
-/// version, all of them.
+/// Whether a request that changes something is known to cost nothing. `rest` are all segments after the
+/// version.
 pub(super) fn is_free_change(method: &Method, rest: &[&str]) -> bool {
     if [Method::DELETE, Method::PATCH, Method::PUT].contains(method) {
         return rest.first().is_some_and(|root| EDITED.contains(root));
@@ -59,7 +60,7 @@ fn is_free_post(rest: &[&str]) -> bool {
     }
 }
 
-/// The same of the agents platform, behind `convai`.
+/// The same for the agents platform, after `convai`.
 fn is_free_agents_post(rest: &[&str]) -> bool {
     matches!(
         rest,
@@ -85,8 +86,9 @@ fn is_free_agents_post(rest: &[&str]) -> bool {
     )
 }
 
-/// Whether its answer lets the client use the provider directly, past every limit here: single-use tokens,
-/// signed URLs, tokens and secrets of conversations, and the address in a registered call.
+/// Whether its response lets the client use the provider directly, past every limit of the proxy:
+/// single-use tokens, signed URLs, tokens and secrets of conversations, and the address in a registered
+/// call.
 pub(super) fn gives_access(rest: &[&str]) -> bool {
     rest.first() == Some(&"single-use-token")
         || matches!(
@@ -95,7 +97,7 @@ pub(super) fn gives_access(rest: &[&str]) -> bool {
         )
 }
 
-/// What is known of the price of a request.
+/// The price class of a request.
 pub(super) fn billing(
     method: &Method,
     rest: &[&str],
@@ -106,7 +108,7 @@ pub(super) fn billing(
     if is_generating {
         return Billing::Metered;
     }
-    // A token is free, and what is done with it is not.
+    // The token is free, but its use is not.
     if gives_access(rest) {
         return Billing::Unlisted;
     }

@@ -6,18 +6,19 @@ use super::words::Literal;
 use crate::policy::normalize_path::is_version;
 use crate::policy::path::{Segment, Segments};
 
-/// Deeper paths are cut: a label must stay short whatever a client sends.
+/// Maximum number of segments; deeper paths are cut, because a label must stay short whatever a client
+/// sends.
 const SEGMENTS_MAX: usize = 10;
 
-/// The path of a request as logs and books show it: `/v1/text-to-speech/{id}/stream`. A few bytes,
-/// which are written out only where somebody reads them.
+/// The path of a request as shown in logs and usage records: `/v1/text-to-speech/{id}/stream`. Stored as
+/// a few bytes and written out only when it is formatted.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Route {
-    /// The numbers of the literals, and [`IDENTIFIER`] elsewhere; behind the last, nothing.
+    /// The numbers of the literals, and [`IDENTIFIER`] for other segments; unused bytes are 0.
     codes: [u8; SEGMENTS_MAX],
-    /// How many there are; one more than there is room for when the path is longer.
+    /// Number of segments; [`SEGMENTS_MAX`] plus 1 for a longer path.
     count: u8,
-    /// 1 if the first is a version.
+    /// 1 if the first segment is a version.
     behind: u8,
 }
 
@@ -36,7 +37,7 @@ impl Route {
         Self { codes, count, behind: u8::from(has_version) }
     }
 
-    /// The route that is written so: each segment that is no word of the API stands for an identifier.
+    /// Parses a written route: each segment that is not a literal of the API stands for an identifier.
     #[must_use]
     pub fn read(text: &str) -> Self {
         Self::of(&Segments::of(text))
@@ -50,13 +51,12 @@ impl Route {
         &self.codes[..usize::from(self.count).min(SEGMENTS_MAX)]
     }
 
-    /// What tells it apart from every other route, whatever its version is. `None` for one that is too
-    /// long to be known.
+    /// The segments that identify the route, whatever its version. `None` for a path that was cut.
     pub(in crate::policy) fn behind_version(&self) -> Option<&[u8]> {
         (!self.is_longer()).then_some(self.rest())
     }
 
-    /// The first literal behind the version.
+    /// The first literal after the version.
     pub(in crate::policy) fn root(&self) -> Option<Literal> {
         self.rest().first().and_then(|code| Literal::of_number(*code))
     }
@@ -65,7 +65,7 @@ impl Route {
         &self.codes()[usize::from(self.behind)..]
     }
 
-    /// Whether its one identifier is its end.
+    /// Whether it has a single identifier, at its end.
     #[must_use]
     pub fn is_about_one(&self) -> bool {
         let codes = self.codes();
@@ -73,14 +73,14 @@ impl Route {
         !self.is_longer() && identifiers == 1 && codes.last() == Some(&IDENTIFIER)
     }
 
-    /// Its words and how many they are, mixed: most routes differ in that.
+    /// A hash of the first segments and their number, which differ in most routes.
     #[must_use]
     pub fn mixed(&self) -> u64 {
         let [a, b, c, d, e, f, g, ..] = self.codes;
         u64::from_le_bytes([self.count, a, b, c, d, e, f, g])
     }
 
-    /// Says it piece by piece: words of the API, `{id}`, `/` and `…`.
+    /// Writes the route piece by piece: literals of the API, `{id}`, `/` and `…`.
     pub fn write(&self, mut say: impl FnMut(&'static str)) {
         for code in self.codes() {
             say("/");

@@ -1,20 +1,20 @@
-//! The segments that are part of a path's shape and not an identifier: those of the provider's
-//! OpenAPI document (300 paths, August 2026), of its Python SDK 2.78 and of its socket paths.
+//! The literal segments of paths, which are not identifiers: those of the provider's OpenAPI document
+//! (300 paths, August 2026), of its Python SDK 2.78 and of its WebSocket paths.
 
-/// A fixed part of some path of the API, by its number.
+/// A literal path segment of the API, by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(in crate::policy) struct Literal(u8);
 
 impl Literal {
-    /// How many there are.
+    /// Number of literals.
     pub(in crate::policy) const COUNT: usize = LITERALS.len();
 
-    /// The literal that `segment` is, in whichever case it is written.
+    /// The literal that `segment` is, in upper or lower case.
     pub(in crate::policy) fn of(segment: &str) -> Option<Self> {
         if segment.is_ascii() { find(segment) } else { find(&segment.to_lowercase()) }
     }
 
-    /// How it is written, in lower case.
+    /// The segment in lower case.
     pub(in crate::policy) fn text(self) -> &'static str {
         LITERALS[usize::from(self.0)]
     }
@@ -29,7 +29,7 @@ impl Literal {
     }
 }
 
-/// One look in most cases: at an empty slot, or at the only word that it can be.
+/// Usually one probe: of an empty slot, or of the only literal that it can be.
 fn find(segment: &str) -> Option<Literal> {
     let bytes = segment.as_bytes();
     if !(LENGTH_MIN..=LENGTH_MAX).contains(&bytes.len()) {
@@ -46,13 +46,13 @@ fn find(segment: &str) -> Option<Literal> {
     None
 }
 
-/// Of the shortest and of the longest literal.
+/// Lengths of the shortest and of the longest literal, in bytes.
 const LENGTH_MIN: usize = 2;
 const LENGTH_MAX: usize = 33;
 
 const EMPTY: u8 = u8::MAX;
 
-/// The numbers of the literals, each at the slot of its word or behind it.
+/// Open-addressing hash table of the literals: their numbers by segment.
 const SLOTS: [u8; 1024] = {
     let mut slots = [EMPTY; 1024];
     let mut number = 0;
@@ -69,7 +69,7 @@ const SLOTS: [u8; 1024] = {
     slots
 };
 
-/// Where a word is looked for first: by its length and four of its characters, in either case.
+/// The first slot of a segment: a hash of its length and four of its characters, in lower case.
 const fn slot_of(word: &[u8]) -> usize {
     const fn mixed(hash: u32, byte: u8) -> u32 {
         (hash ^ (byte | 0x20) as u32).wrapping_mul(0x0100_0193)
@@ -133,7 +133,7 @@ mod tests {
             assert!((LENGTH_MIN..=LENGTH_MAX).contains(&text.len()), "{text}");
             assert_eq!(Literal::of(&format!("{text}x")).filter(|other| *other == found), None);
         }
-        // A sign for the temperature, whose lower case is a plain letter.
+        // The Kelvin sign, whose lower case is a plain `k`.
         assert_eq!(Literal::of("lin\u{212a}").map(Literal::text), Some("link"));
         for text in ["", "v", "v4", "21m00Tcm4TlvDq8ikWAM", "voicea", "l\u{ef}nk", &"a".repeat(9_000)] {
             assert_eq!(Literal::of(text), None, "{text}");

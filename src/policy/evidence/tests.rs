@@ -44,7 +44,7 @@ fn rest(reason: CooldownReason, until: UnixMs, is_probable: bool) -> Meaning {
     Meaning::Rest { cooldown: Cooldown { reason, until }, is_probable }
 }
 
-/// The table of `docs/refusals.md`, row by row: evidence, the last poll, and what it means a second
+/// The table of `docs/refusals.md`, row by row: evidence, the last poll, and the meaning one second
 /// later.
 #[test]
 fn the_table_of_meanings() {
@@ -160,7 +160,7 @@ fn every_rest_ends() {
         assert_ne!(at(seconds - 1), Meaning::Nothing, "{claim:?}");
         assert_eq!(at(seconds), Meaning::Nothing, "{claim:?}");
     }
-    // Without a date, a spent account is asked again after a while.
+    // Without a reset date, an exhausted account is tried again after its cooldown.
     let spent = |seconds| meaning(&credits(Some((0, 1))), None, None, &COOLDOWNS, after(seconds));
     assert_ne!(spent(3_599), Meaning::Nothing);
     assert_eq!(spent(3_600), Meaning::Nothing);

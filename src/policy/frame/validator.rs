@@ -1,58 +1,58 @@
-//! The rules of RFC 6455 for a stream of frames, checked as the bytes arrive and before any of them is
-//! acted on. Separate from what reads messages, because a session that waits for a key reads no
+//! Validates a stream of WebSocket frames against RFC 6455, as the bytes arrive and before any of them is
+//! processed. It is separate from the message reader, because a session that waits for a key reads no
 //! messages and must still notice a close or a violation at once.
 //!
-//! Nothing is stored but the head and the control payload under way: at most 139 bytes.
+//! Only the head and the control payload in progress are stored: at most 139 bytes.
 
 use super::{HEAD_BYTES_MAX, Head, Opcode, check_close, mask, read};
 
-/// Who sends the frames that are checked.
+/// The sender of the validated frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sender {
     /// The client: its frames are masked.
     Client,
-    /// The server: its frames are not. The payload of its close is left to the caller, who may know
-    /// what the words of an invalid close mean.
+    /// The server: its frames are not masked. The payload of its close frame is left to the caller, which
+    /// may know the words of an invalid close.
     Server,
 }
 
-/// What a frame does that RFC 6455 forbids, or that this proxy does not accept.
+/// A frame that RFC 6455 forbids, or that this proxy does not accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Violation {
     /// A frame of a client without a mask (section 5.1).
     Unmasked,
     /// A frame of a server with a mask (section 5.1).
     Masked,
-    /// A reserved bit that no extension has given a meaning (section 5.2).
+    /// A reserved bit without a negotiated extension (section 5.2).
     ReservedBits,
-    /// An opcode without a meaning (section 5.2).
+    /// A reserved opcode (section 5.2).
     ReservedOpcode,
     /// A length in a longer form than needed, or above 2^63 (section 5.2).
     LengthForm,
-    /// A control frame that is one of several fragments (section 5.5).
+    /// A fragmented control frame (section 5.5).
     FragmentedControl,
     /// A control frame of more than 125 bytes (section 5.5).
     LongControl,
-    /// A continuation without a message that it continues (section 5.4).
+    /// A continuation without a message (section 5.4).
     StrayContinuation,
-    /// A new message before the last one has ended (section 5.4).
+    /// A new message before the end of the last one (section 5.4).
     InterruptedMessage,
-    /// A close of one byte, which is no code (section 5.5.1).
+    /// A close payload of one byte (section 5.5.1).
     ShortClose,
-    /// A close with a code that may not be sent (section 7.4).
+    /// A close code that may not be sent (section 7.4).
     CloseCode,
-    /// A close whose reason is not UTF-8 (section 5.5.1).
+    /// A close reason that is not UTF-8 (section 5.5.1).
     CloseReason,
     /// A text message that is not UTF-8 (section 5.6).
     TextEncoding,
-    /// A binary message on a socket where only JSON is understood.
+    /// A binary message on a WebSocket that accepts only JSON.
     NotJson,
-    /// More than one session may have in memory.
+    /// A message larger than the memory of one session.
     TooLarge,
 }
 
 impl Violation {
-    /// The code and the reason of the close that answers it.
+    /// The code and the reason of the close frame that reports it.
     #[must_use]
     pub const fn close(self) -> (u16, &'static str) {
         match self {
@@ -75,41 +75,41 @@ impl Violation {
     }
 }
 
-/// What has come of a piece of the stream.
+/// The result of validating a piece of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checked {
-    /// Bytes at the start of the piece that may be acted on. What follows is to be dropped.
+    /// Bytes at the start of the piece that are valid. The rest must be dropped.
     pub valid: usize,
-    /// Why not all of them may.
+    /// Why the rest is not valid.
     pub end: Option<StreamEnd>,
 }
 
-/// Why nothing more of a stream is accepted.
+/// Why no more bytes of a stream are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamEnd {
-    /// The sender has closed: whatever follows a close is dropped (section 5.5.1).
+    /// The sender has closed: bytes after a close are dropped (section 5.5.1).
     Closed {
-        /// The code that it gave; 1005 for none.
+        /// The close code; 1005 for none.
         code: u16,
     },
-    /// It breaks the rules.
+    /// The sender has violated the protocol.
     Violated(Violation),
 }
 
-/// Checks one direction of a session.
+/// Validates one direction of a session.
 #[derive(Clone, Debug)]
 pub struct FrameValidator {
     sender: Sender,
-    /// What has come of a head, when it is cut.
+    /// The first bytes of an incomplete head.
     head: [u8; HEAD_BYTES_MAX],
     head_length: usize,
     frame: Option<OpenFrame>,
-    /// The message under way, and whether it is text.
+    /// The message in progress, and whether it is text.
     message: Option<IsText>,
-    /// The start of a character whose rest has not come.
+    /// The first bytes of an incomplete UTF-8 character.
     character: [u8; 4],
     character_length: usize,
-    /// What has come of the payload of a close.
+    /// The first bytes of a close payload.
     close: [u8; CONTROL_BYTES_MAX],
     end: Option<StreamEnd>,
 }
@@ -117,20 +117,20 @@ pub struct FrameValidator {
 #[derive(Clone, Copy, Debug)]
 struct IsText(bool);
 
-/// A frame of which more must come.
+/// A frame that is not complete.
 #[derive(Clone, Copy, Debug)]
 struct OpenFrame {
     head: Head,
     passed: u64,
 }
 
-/// The longest payload of a control frame.
+/// The maximum payload of a control frame.
 pub const CONTROL_BYTES_MAX: usize = 125;
-/// Bytes that are unmasked at once, to look at them.
+/// Size of the buffer in which payload is unmasked for validation.
 const LOOK_BYTES: usize = 1024;
 
 impl FrameValidator {
-    /// The rules for what `sender` sends, from the first byte after the handshake on.
+    /// Validates what `sender` sends, from the first byte after the handshake.
     #[must_use]
     pub const fn new(sender: Sender) -> Self {
         Self {
@@ -146,16 +146,16 @@ impl FrameValidator {
         }
     }
 
-    /// Why nothing more is accepted, once that is so.
+    /// Why no more bytes are accepted, if so.
     #[must_use]
     pub const fn end(&self) -> Option<StreamEnd> {
         self.end
     }
 
-    /// Checks the next piece of the stream.
+    /// Validates the next piece of the stream.
     pub fn check(&mut self, piece: &[u8]) -> Checked {
         let mut valid = 0;
-        // Where the frame under way begins, when that is in this piece.
+        // The start of the current frame, when it is in this piece.
         let mut begin = None;
         while self.end.is_none() {
             if self.frame.is_none() && self.head_length == 0 {
@@ -167,7 +167,7 @@ impl FrameValidator {
                 Ok(used) => valid += used,
                 Err(violation) => {
                     self.end = Some(StreamEnd::Violated(violation));
-                    // Nothing of the frame need go on, so that a close may take its place.
+                    // No byte of the invalid frame is forwarded, so that a close frame can replace it.
                     valid = begin.unwrap_or(valid);
                 }
             }
@@ -175,7 +175,7 @@ impl FrameValidator {
         Checked { valid, end: self.end }
     }
 
-    /// Takes some bytes; how many. 0 when more must come.
+    /// Processes some bytes and returns their number; 0 when more are needed.
     fn step(&mut self, rest: &[u8]) -> Result<usize, Violation> {
         let Some(frame) = self.frame else { return self.begin(rest) };
         let left = frame.head.length - frame.passed;
@@ -189,7 +189,7 @@ impl FrameValidator {
         Ok(has)
     }
 
-    /// Reads a head. One that is cut is put together from its pieces.
+    /// Parses a head. An incomplete one is assembled from its pieces.
     fn begin(&mut self, rest: &[u8]) -> Result<usize, Violation> {
         let before = self.head_length;
         let room = self.head.get_mut(before..).unwrap_or_default();
@@ -208,7 +208,7 @@ impl FrameValidator {
         Ok(length - before)
     }
 
-    /// Whether a frame with that head, of `length` bytes, may stand here.
+    /// Whether a frame with this head, of `length` bytes, is allowed here.
     fn allow(&self, head: &Head, length: usize) -> Result<(), Violation> {
         match (self.sender, head.mask) {
             (Sender::Client, None) => return Err(Violation::Unmasked),
@@ -238,7 +238,7 @@ impl FrameValidator {
         }
     }
 
-    /// Looks at a piece of a payload.
+    /// Validates a piece of a payload.
     fn payload(&mut self, frame: OpenFrame, mut payload: &[u8]) -> Result<(), Violation> {
         let is_close = frame.head.opcode == Opcode::Close;
         let is_text = !frame.head.opcode.is_control() && matches!(self.message, Some(IsText(true)));
@@ -272,11 +272,11 @@ impl FrameValidator {
         Ok(())
     }
 
-    /// Looks at a piece of a text, which may begin and end within a character.
+    /// Validates a piece of a text, which may begin and end within a character.
     fn text(&mut self, mut piece: &[u8]) -> Result<(), Violation> {
         while self.character_length > 0 {
             let Some((&byte, rest)) = piece.split_first() else { return Ok(()) };
-            // No character is longer than the room for it: the fourth byte decides.
+            // No character is longer than the array: the fourth byte decides.
             self.character[self.character_length] = byte;
             self.character_length += 1;
             piece = rest;
@@ -296,7 +296,7 @@ impl FrameValidator {
         Ok(())
     }
 
-    /// Notes how far a frame has come, and what its end means.
+    /// Records the progress of a frame, and processes its end.
     fn pass(&mut self, frame: OpenFrame) -> Result<(), Violation> {
         if frame.passed < frame.head.length {
             self.frame = Some(frame);

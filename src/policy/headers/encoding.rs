@@ -1,16 +1,16 @@
-//! Which encodings are offered upstream: those that can be read here. A refusal in another encoding
-//! could not be judged, and a key that is echoed in it could not be found.
+//! Restricts `Accept-Encoding` to the encodings that can be decoded here.
+//!
+//! A refusal in another encoding could not be classified, and a key echoed in it could not be redacted.
 
 use http::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
 
-/// The codings that `body::decode` undoes.
+/// The codings that `body::decode` supports.
 const READABLE: [&str; 4] = ["gzip", "x-gzip", "deflate", "identity"];
 
-/// What `*` stands for upstream.
+/// The codings that `*` is replaced by.
 const ANY: [&str; 2] = ["gzip", "deflate"];
 
-/// What most clients write, and what becomes of it: Python's `httpx` and `requests`, Node's `fetch`,
-/// browsers.
+/// The usual values and their replacements: Python's `httpx` and `requests`, Node's `fetch`, browsers.
 const USUAL: [(&str, &str); 4] = [
     ("gzip, deflate", "gzip, deflate"),
     ("gzip, deflate, br", "gzip, deflate"),
@@ -18,9 +18,9 @@ const USUAL: [(&str, &str); 4] = [
     ("gzip", "gzip"),
 ];
 
-/// Takes out of `Accept-Encoding` what cannot be read here. What is left keeps its order and its
-/// weights; `*` becomes gzip and deflate. A client that accepts none of them is served without a
-/// coding, which every client accepts unless it forbids it (RFC 9110, section 12.5.3). A head without
+/// Removes from `Accept-Encoding` the codings that cannot be decoded here. The others keep their order
+/// and weights; `*` becomes gzip and deflate. A client that accepts none of them is served without a
+/// coding, which every client accepts unless it forbids it (RFC 9110, section 12.5.3). A request without
 /// the header stays without it.
 pub(super) fn offer_readable(headers: &mut HeaderMap) {
     let mut values = headers.get_all(ACCEPT_ENCODING).iter();
@@ -39,7 +39,7 @@ pub(super) fn offer_readable(headers: &mut HeaderMap) {
     headers.insert(ACCEPT_ENCODING, value);
 }
 
-/// The readable ones of `written`; `None` when these are all of them.
+/// The supported elements of `written`; `None` when all of them are.
 fn readable(written: &[&str]) -> Option<String> {
     let is_known = |element: &str| READABLE.iter().any(|known| known.eq_ignore_ascii_case(name(element)));
     if written.iter().all(|element| is_known(element)) {
@@ -48,7 +48,7 @@ fn readable(written: &[&str]) -> Option<String> {
     let mut offered: Vec<String> = Vec::new();
     for element in written {
         match name(element) {
-            // It offers nothing, and says that the rest is not wanted either.
+            // `*;q=0` offers nothing, and excludes the codings that are not listed.
             "*" if weighs_nothing(element) => offered.push((*element).to_owned()),
             "*" => {
                 let is_named =
@@ -69,7 +69,7 @@ fn name(element: &str) -> &str {
     element.split(';').next().unwrap_or_default().trim_end()
 }
 
-/// Whether it says `q=0`: not this one.
+/// Whether the element has `q=0`, which excludes the coding.
 fn weighs_nothing(element: &str) -> bool {
     let mut parameters = element.split(';').skip(1).map(str::trim);
     parameters.any(|parameter| {

@@ -1,4 +1,4 @@
-//! Headers that are passed on upstream although proxies before Keychoir made them, because the operator
+//! Headers of proxies in front of Keychoir that are forwarded upstream nonetheless, because the operator
 //! listed them in `access.forward_headers`.
 
 use http::header::{HeaderMap, HeaderName};
@@ -6,16 +6,16 @@ use http::header::{HeaderMap, HeaderName};
 use super::present::{KnownHeader, PresentHeaders};
 use super::table::Rule;
 
-/// The listed headers.
+/// The headers listed in `access.forward_headers`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forwarded {
     rows: PresentHeaders,
-    /// Those whose row has other names besides.
+    /// Listed headers whose table row covers other names as well.
     names: Vec<HeaderName>,
 }
 
 impl Forwarded {
-    /// The headers of these names. Names that pass anyway, or never do, change nothing.
+    /// The headers of these names. Names that always or never pass are ignored.
     #[must_use]
     pub fn of(listed: impl IntoIterator<Item = HeaderName>) -> Self {
         let mut forwarded = Self::default();
@@ -29,14 +29,14 @@ impl Forwarded {
         forwarded
     }
 
-    /// Takes out of the head of a request what does not go upstream. `present` is what it has.
+    /// Removes from a request's headers those that are not sent upstream. `present` are the rows it has.
     pub(super) fn strip(&self, headers: &mut HeaderMap, present: PresentHeaders) {
         let gone = PresentHeaders::KEPT_HERE.or(PresentHeaders::OF_PROXIES.without(self.rows));
         drop_rows(headers, present.and(gone), &self.names);
     }
 }
 
-/// Why a header cannot be forwarded, although it is listed; `None` if it can.
+/// Why a listed header cannot be forwarded; `None` if it can.
 #[must_use]
 pub fn why_not_forwarded(name: &HeaderName) -> Option<&'static str> {
     let row = KnownHeader::of(name.as_str())?.row();
@@ -46,7 +46,7 @@ pub fn why_not_forwarded(name: &HeaderName) -> Option<&'static str> {
     }
 }
 
-/// Takes the headers of these rows out, but not those that are `kept`.
+/// Removes the headers of these rows, except those in `kept`.
 pub(super) fn drop_rows(headers: &mut HeaderMap, rows: PresentHeaders, kept: &[HeaderName]) {
     for known in rows.rows() {
         let Some(prefix) = known.row().prefix() else {
@@ -80,7 +80,7 @@ mod tests {
         names
     }
 
-    /// A name of each row with a rule.
+    /// A header name for each row with one of these rules.
     fn of_rule(wanted: &[Rule]) -> Vec<String> {
         let rows = ROWS.iter().filter(|row| wanted.contains(&row.rule));
         rows.map(|row| row.prefix().map_or(row.name.to_owned(), |prefix| format!("{prefix}x"))).collect()

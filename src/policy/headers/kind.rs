@@ -1,9 +1,9 @@
-//! What the type of an answer's body means here: whether keys are searched for in it, and whether a
-//! browser would run it.
+//! Evaluates the content type of a response: whether its body is searched for keys, and whether a browser
+//! would execute it.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-/// Types whose bytes are no text: sound, pictures, films, archives.
+/// Types whose bytes are not text: audio, images, video, archives.
 const NOT_SEARCHED: [&str; 16] = [
     "audio/",
     "image/",
@@ -23,18 +23,18 @@ const NOT_SEARCHED: [&str; 16] = [
     "application/x-rar-compressed",
 ];
 
-/// Texts among those: drawings and playlists.
+/// Text formats among those types: drawings and playlists.
 const TEXTS: [&str; 3] = ["xml", "mpegurl", "scpls"];
 
-/// What stands in the type of a document that may have scripts: HTML, XHTML, SVG, any XML, and the
-/// stream of parts that replace one another.
+/// Parts of the content types that may contain scripts: HTML, XHTML, SVG, any XML, and multipart streams
+/// whose parts replace one another.
 const ACTIVE: [&str; 5] = ["html", "xml", "svg", "xsl", "mixed-replace"];
 
-/// What nearly all answers are, which no browser runs.
+/// The most common types, which no browser executes.
 const USUAL: [&[u8]; 3] = [b"application/json", b"audio/mpeg", b"text/event-stream"];
 
-/// Whether keys are searched for in a body with these headers: in all but known sound, pictures, films
-/// and archives. What has no type, or two, is searched.
+/// Whether a body with these headers is searched for keys: all but known audio, images, video and
+/// archives. A body without a type, or with two, is searched.
 #[must_use]
 pub fn is_searched(headers: &HeaderMap) -> bool {
     let mut kinds = headers.get_all(header::CONTENT_TYPE).iter();
@@ -54,8 +54,8 @@ pub fn is_searched(headers: &HeaderMap) -> bool {
     !is_known || TEXTS.iter().any(|text| has(kind, text))
 }
 
-/// Has browsers run nothing of a document of the provider: one that may have scripts would run them with
-/// the rights of Keychoir's own origin. What the answer itself forbids stays forbidden.
+/// Prevents browsers from executing scripts in a document of the provider, which would run with the
+/// rights of Keychoir's own origin. Restrictions of the response itself are kept.
 pub(super) fn sandbox(headers: &mut HeaderMap) {
     const SANDBOX: HeaderValue = HeaderValue::from_static("sandbox");
     const POLICY: HeaderName = header::CONTENT_SECURITY_POLICY;
@@ -63,7 +63,7 @@ pub(super) fn sandbox(headers: &mut HeaderMap) {
     let is_untyped = kinds.peek().is_none();
     let is_active = kinds.any(|kind| !USUAL.contains(&kind) && ACTIVE.iter().any(|part| has(kind, part)));
     if is_untyped || is_active {
-        // A browser would find out by itself what one without a type is.
+        // A browser would guess the type of an untyped document.
         forbid_sniffing(headers);
     }
     if !is_active {
@@ -76,7 +76,7 @@ pub(super) fn sandbox(headers: &mut HeaderMap) {
     }
 }
 
-/// Has browsers take an answer for what it says it is, whatever its bytes look like.
+/// Makes browsers use the declared content type, whatever the bytes look like.
 pub fn forbid_sniffing(headers: &mut HeaderMap) {
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
 }

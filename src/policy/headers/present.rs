@@ -1,5 +1,5 @@
-//! Which rows of the table a head has: found in one pass over its names, so that headers that are not
-//! there are never looked for.
+//! Finds the table rows that a head has, in one pass over its names, so that absent headers are never
+//! looked up.
 
 use std::iter;
 
@@ -7,11 +7,11 @@ use http::header::{HeaderMap, HeaderName};
 
 use super::table::{HEADERS, HeaderRow, ROWS, Rule};
 
-/// The rows that are there, a bit each.
+/// The set of rows, one bit each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct PresentHeaders(u128);
 
-/// A row, by its place in the table.
+/// A row, by its index in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct KnownHeader(u8);
 
@@ -36,12 +36,12 @@ impl KnownHeader {
         Self(small(number))
     }
 
-    /// The header of a row that has only one.
+    /// The header name of a row with a single name.
     pub(super) fn name(self) -> &'static HeaderName {
         &HEADERS[usize::from(self.0)]
     }
 
-    /// The row of the table.
+    /// The row in the table.
     pub(super) fn row(self) -> &'static HeaderRow {
         &ROWS[usize::from(self.0)]
     }
@@ -73,12 +73,12 @@ impl KnownHeader {
 }
 
 impl PresentHeaders {
-    /// What is dropped on the way up, whatever `access.forward_headers` says.
+    /// Always removed from requests, whatever `access.forward_headers` lists.
     pub(super) const KEPT_HERE: Self =
         Self(rows(Rule::Hop).0 | rows(Rule::Credential).0 | KnownHeader::named("host").bit());
-    /// What is dropped on the way up unless it is to be forwarded.
+    /// Removed from requests unless listed in `access.forward_headers`.
     pub(super) const OF_PROXIES: Self = rows(Rule::Up);
-    /// What is dropped on the way down.
+    /// Removed from responses.
     pub(super) const OF_ORIGIN: Self = Self(rows(Rule::Hop).0 | rows(Rule::Down).0);
 
     pub(super) fn of(headers: &HeaderMap) -> Self {
@@ -106,7 +106,7 @@ impl PresentHeaders {
         Self(self.0 | known.bit())
     }
 
-    /// Each of the rows.
+    /// The rows of the set.
     pub(super) fn rows(self) -> impl Iterator<Item = KnownHeader> {
         let mut left = self.0;
         iter::from_fn(move || {
@@ -131,7 +131,7 @@ const fn rows(rule: Rule) -> PresentHeaders {
 
 const EMPTY: u8 = u8::MAX;
 
-/// The numbers of the rows with one name, each at the slot of its name or behind it.
+/// Open-addressing hash table of the rows with a single name: their indexes by name.
 static SLOTS: [u8; 1024] = {
     let mut slots = [EMPTY; 1024];
     let mut number = 0;
@@ -159,7 +159,7 @@ const PREFIX_COUNT: usize = {
     count
 };
 
-/// The rows with many names, each with how they begin.
+/// The rows with a name prefix, each with its first three characters.
 static PREFIXES: [(u32, KnownHeader); PREFIX_COUNT] = {
     let mut prefixes = [(0, KnownHeader(0)); PREFIX_COUNT];
     let (mut count, mut number) = (0, 0);
@@ -173,7 +173,7 @@ static PREFIXES: [(u32, KnownHeader); PREFIX_COUNT] = {
     prefixes
 };
 
-/// Whether a name may begin as one of them does.
+/// Filter for names that may match a prefix row.
 static GATE: [bool; 1021] = {
     let mut gate = [false; 1021];
     let mut number = 0;
@@ -186,7 +186,7 @@ static GATE: [bool; 1021] = {
     gate
 };
 
-/// The first three characters, of which every prefix has at least as many.
+/// The first three characters; every prefix is at least as long.
 const fn start_of(name: &[u8]) -> u32 {
     match name {
         [first, second, third, ..] => u32::from_be_bytes([0, *first, *second, *third]),
@@ -194,7 +194,7 @@ const fn start_of(name: &[u8]) -> u32 {
     }
 }
 
-/// Where a name is looked for first: by its length and three of its characters.
+/// The first slot of a name: a hash of its length and three of its characters.
 const fn slot_of(name: &[u8]) -> usize {
     const fn mixed(hash: u32, byte: u8) -> u32 {
         (hash ^ byte as u32).wrapping_mul(0x0100_0193)

@@ -1,35 +1,35 @@
-//! The headers that do not simply pass, each with its reason: a row says in which direction a header is
-//! dropped, and why. A header without a row passes as it came.
+//! The headers that are not passed through unchanged. A row names a header, the direction in which it is
+//! removed, and the reason. A header without a row passes unchanged.
 
 use http::header::HeaderName;
 
-/// What happens to a header.
+/// How a header is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rule {
-    /// Dropped in both directions: it belongs to one connection (RFC 9110, section 7.6.1).
+    /// Removed in both directions: it belongs to one connection (RFC 9110, section 7.6.1).
     Hop,
-    /// Dropped upstream: a client may present a credential in it.
+    /// Removed from requests: a client may present a credential in it.
     Credential,
-    /// Dropped upstream, unless `access.forward_headers` lists it.
+    /// Removed from requests, unless `access.forward_headers` lists it.
     Up,
-    /// Dropped on the way to the client.
+    /// Removed from responses.
     Down,
-    /// Changed or looked at elsewhere in this module.
+    /// Changed or examined elsewhere in this module.
     Noted,
 }
 
-/// A header, or all headers that begin alike.
+/// A header, or all headers with a common prefix.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HeaderRow {
-    /// In lower case; with `*` at its end, every name that begins so.
+    /// In lower case; with a trailing `*`, every name with that prefix.
     pub(super) name: &'static str,
     pub(super) rule: Rule,
-    /// Why, and whose word the header is.
+    /// The reason, with the origin of the header.
     pub(super) reason: &'static str,
 }
 
 impl HeaderRow {
-    /// What the names begin with, where the row has more than one.
+    /// The prefix of a row with more than one name.
     pub(super) const fn prefix(&self) -> Option<&'static str> {
         match self.name.as_bytes() {
             [start @ .., b'*'] => Some(self.name.split_at(start.len()).0),
@@ -73,8 +73,8 @@ table! {
         "content-length": "frames the message",
         "accept-encoding": "offers only what can be read here",
     }
-    // What proxies before Keychoir say of the client: its address, its host, its user. The provider needs
-    // none of it, and refuses some of it behind its own content delivery network.
+    // Headers in which proxies in front of Keychoir describe the client: its address, host or user. The
+    // provider needs none of them, and its content delivery network refuses some.
     Up {
         "forwarded": "the client's address and host (RFC 7239)",
         "via": "names of the proxies before Keychoir (RFC 9110)",
@@ -145,7 +145,7 @@ table! {
         "x-method-override": "another method than the one that was judged (IBM)",
         "proxy": "becomes the variable HTTP_PROXY of a CGI program (httpoxy)",
     }
-    // What a provider says of its own origin. A browser would take it as said of Keychoir's.
+    // Headers in which the provider describes its own origin. A browser would apply them to Keychoir's.
     Down {
         "alt-svc": "leads later requests to another host (RFC 7838)",
         "strict-transport-security": "would pin every port of this host to https (RFC 6797)",

@@ -109,7 +109,7 @@ fn long_paths_are_seen_to_their_ends() {
     }
 }
 
-/// The paths of the provider's OpenAPI document, in the words of which this program knows them, pass.
+/// All paths of the provider's OpenAPI document, built from the literals of this program, are accepted.
 #[test]
 fn paths_of_the_provider_pass_with_any_ordinary_identifier() {
     for identifier in [
@@ -135,10 +135,10 @@ fn paths_of_the_provider_pass_with_any_ordinary_identifier() {
     }
 }
 
-/// What a server makes of a path: its segments; `None` if it refuses the path.
+/// How a server interprets a path: its segments; `None` if it refuses the path.
 type Reader = fn(&str) -> Option<Vec<String>>;
 
-/// Percent decoding as common servers do it: a broken escape stays as it is.
+/// Percent decoding as in common servers: malformed escapes are kept.
 fn unescaped(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::new();
@@ -161,7 +161,7 @@ fn unescaped(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Resolves dots and leaves out what is empty.
+/// Resolves dot segments and drops empty ones.
 fn resolved<'a>(segments: impl Iterator<Item = &'a str>) -> Vec<String> {
     let mut out: Vec<String> = Vec::new();
     for segment in segments {
@@ -176,7 +176,7 @@ fn resolved<'a>(segments: impl Iterator<Item = &'a str>) -> Vec<String> {
     out
 }
 
-/// Without what stands before the first slash and, if nothing does, behind the last.
+/// Splits a path, without the empty segments before the first slash and after the last one.
 fn split(path: &str) -> Vec<&str> {
     let path = path.strip_prefix('/').unwrap_or(path);
     let path = path.strip_suffix('/').unwrap_or(path);
@@ -204,7 +204,7 @@ fn go(path: &str) -> Option<Vec<String>> {
     Some(resolved(unescaped(path).split('/')))
 }
 
-/// A gateway that decodes, before a server that does so again and takes backslashes for slashes.
+/// A gateway that decodes, in front of a server that decodes again and treats backslashes as slashes.
 fn double_decoder(path: &str) -> Option<Vec<String>> {
     Some(resolved(unescaped(&unescaped(path)).split(['/', '\\'])))
 }
@@ -215,7 +215,7 @@ fn tomcat(path: &str) -> Option<Vec<String>> {
     Some(resolved(cut.iter().flat_map(|part| part.split('/'))))
 }
 
-/// A gateway that decodes and writes the path into a new request line as it is.
+/// A gateway that decodes, and copies the path into a new request line without encoding it.
 fn careless_gateway(path: &str) -> Option<Vec<String>> {
     let decoded = unescaped(path);
     let path = decoded.split(['?', '#']).next().unwrap();
@@ -232,7 +232,8 @@ const READERS: [(&str, Reader); 7] = [
     ("careless gateway", careless_gateway),
 ];
 
-/// Whatever passes is read everywhere as the policy has read it, also behind a path of the upstream.
+/// Every accepted path is interpreted by all servers as the policy does, also below a path of the
+/// upstream.
 fn check_readers(path: &str) -> Result<bool, TestCaseError> {
     let Ok(read) = Path::read(path) else { return Ok(false) };
     let words: Vec<String> = read.words().iter().map(|word| word.text().to_owned()).collect();

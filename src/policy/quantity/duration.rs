@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{QuantityError, Unit, exact_fraction, is_negative, split_where};
 
-/// The units, the largest first, in milliseconds.
+/// The units, largest first, in milliseconds.
 const UNITS: [Unit; 6] = [
     ("w", 7 * 24 * 3_600_000),
     ("d", 24 * 3_600_000),
@@ -25,14 +25,14 @@ const LONG_NAMES: [(&str, &[&str]); 6] = [
     ("ms", &["msec", "msecs", "millis", "millisecond", "milliseconds"]),
 ];
 
-/// The units in a sentence.
+/// The units as listed in an error message.
 pub const KNOWN_UNITS: &str = "ms, s, m, h, d and w";
 
-/// The duration that `text` says: whole numbers, each with its unit, the largest unit first.
+/// Parses a duration: whole numbers, each with its unit, the largest unit first.
 ///
 /// # Errors
 ///
-/// When it says none. Spaces, signs and fractions are refused.
+/// When it is not a duration. Spaces, signs and fractions are refused.
 pub fn parse(text: &str) -> Result<Duration, QuantityError> {
     if is_negative(text) {
         return Err(QuantityError::Negative);
@@ -90,17 +90,17 @@ pub fn guess(text: &str) -> Option<Duration> {
     parse(&rewritten).ok()
 }
 
-/// A duration in the notation that [`parse`] reads, to the millisecond: one unit where that is short,
-/// as in `75s`, else all it takes, as in `1h1m1s`.
+/// A duration in the notation that [`parse`] accepts, to the millisecond: a single unit where that is
+/// short, as in `75s`, else several, as in `1h1m1s`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShownDuration(pub Duration);
 
 impl fmt::Display for ShownDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        /// The largest count of one unit that is read faster than two units.
+        /// The largest count of one unit that is easier to read than two units.
         const MAX_SINGLE_COUNT: u64 = 99;
         let mut left = u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX);
-        // Weeks are read and not written: few people count in them.
+        // Weeks are accepted but never written, because few people use them.
         let mut units = UNITS.iter().filter(|(unit, _)| *unit != "w");
         if left == 0 {
             return f.write_str("0s");

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{QuantityError, Unit, exact_fraction, is_negative, split_where};
 
-/// The units, from the smallest on, in bytes; each decimal one before the binary one of its letter.
+/// The units, smallest first, in bytes; each decimal one before the binary one with the same letter.
 const UNITS: [Unit; 9] = [
     ("B", 1),
     ("kB", 1_000),
@@ -17,14 +17,14 @@ const UNITS: [Unit; 9] = [
     ("TiB", 1 << 40),
 ];
 
-/// The units in a sentence.
+/// The units as listed in an error message.
 pub const KNOWN_UNITS: &str = "B, KiB, MiB, GiB and TiB (of 1024), kB, MB, GB and TB (of 1000)";
 
-/// The bytes that `text` says: a whole number and its unit.
+/// Parses a size: a whole number and its unit. Returns bytes.
 ///
 /// # Errors
 ///
-/// When it says none. Spaces, signs and fractions are refused.
+/// When it is not a size. Spaces, signs and fractions are refused.
 pub fn parse(text: &str) -> Result<u64, QuantityError> {
     if is_negative(text) {
         return Err(QuantityError::Negative);
@@ -57,14 +57,14 @@ pub fn guess(text: &str) -> Option<u64> {
     let (digits, behind) = split_where(text, |character| !matches!(character, '0'..='9' | '_'));
     let unit = behind.trim_start().to_lowercase();
     let exact = UNITS.iter().find(|(name, _)| name.to_lowercase() == unit);
-    // A letter alone means 1024 wherever memory is counted.
+    // A single letter means a factor of 1024, as for memory.
     let binary = || UNITS.iter().find(|(name, _)| name.to_lowercase() == format!("{unit}ib"));
     let (_, factor) = exact.or_else(|| if unit.len() == 1 { binary() } else { None })?;
     digits.replace('_', "").parse::<u64>().ok()?.checked_mul(*factor)
 }
 
-/// A number of bytes in the notation that [`parse`] reads, in the unit that makes it the shortest
-/// whole number.
+/// A number of bytes in the notation that [`parse`] accepts, in the unit that gives the shortest whole
+/// number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShownSize(pub u64);
 

@@ -1,5 +1,5 @@
-//! Conversations with agents: what names one, and what it has cost. Source: the provider's AsyncAPI
-//! document of agents, and `GET /v1/convai/conversations/{id}` of its OpenAPI document.
+//! The identifier and the cost of a conversation with an agent. Source: the provider's AsyncAPI document
+//! of agents, and `GET /v1/convai/conversations/{id}` of its OpenAPI document.
 
 use serde::Deserialize;
 
@@ -13,11 +13,11 @@ struct Metadata {
     conversation_id: String,
 }
 
-/// No identifier is longer.
+/// Maximum length of an identifier.
 const ID_BYTES_MAX: usize = 128;
 
-/// The name of a conversation, in the message with which it begins. Whatever could not stand in a path
-/// is no name.
+/// The identifier of a conversation, from its first message. Only characters that may appear in a path
+/// segment are accepted.
 #[must_use]
 pub fn conversation_id(first: &[u8]) -> Option<String> {
     let Begin { conversation_initiation_metadata_event: Metadata { conversation_id: id } } =
@@ -37,7 +37,7 @@ struct Costs {
     cost: Option<u64>,
 }
 
-/// What a conversation has cost, in credits; `None` while it is not known.
+/// The cost of a conversation, in credits; `None` while it is not known.
 #[must_use]
 pub fn conversation_cost(answer: &[u8]) -> Option<u64> {
     let told: ConversationBody = serde_json::from_slice(answer).ok()?;

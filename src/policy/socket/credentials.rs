@@ -1,58 +1,59 @@
-//! Credentials in the messages that a client sends: members of the outermost object, in the first
-//! message of a connection and of every context, and here in any. They are blanked where they stand:
-//! a message stays as long as it was, so its frames need no new heads, and JSON does not mind spaces.
+//! Blanks credentials in the messages that a client sends. The provider accepts them as members of the
+//! outermost object, in the first message of a connection and of every context; here they are blanked in
+//! every message. They are replaced by spaces: the message keeps its length, so its frames need no new
+//! heads, and JSON ignores the spaces.
 //!
-//! A text is looked at as it comes, in pieces of any size: no message is too large to be looked at,
-//! and none is kept.
+//! A text is processed as it arrives, in pieces of any size: there is no maximum length, and no message
+//! is stored.
 
 use serde_json::{Map, Value};
 
-/// Names under which the provider takes a credential in a message. Source: its Python SDK 2.78
+/// Member names under which the provider accepts a credential in a message. Source: its Python SDK 2.78
 /// (`xi-api-key`), and its published examples (`xi_api_key`).
 const NAMES: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
 
-/// The longest way to write one of them: every letter as an escape of six.
+/// The longest encoding of a name: every letter as an escape of six bytes.
 const NAME_BYTES_MAX: usize = 13 * 6;
-/// White space after a comma waits with it, up to so much; beyond that it goes before.
+/// White space after a comma is held back with it up to this length; more is forwarded first.
 const BLANKS_MAX: usize = 64;
 
-/// Takes credentials out of a text that comes in pieces.
+/// Removes credentials from a text that arrives in pieces.
 #[derive(Debug, Default)]
 pub struct CredentialBlanker {
     state: State,
-    /// A comma, white space and a name of which it is not known yet whether they go on.
+    /// Bytes held back: a comma, white space and a name that may be one of a credential.
     held: Vec<u8>,
-    /// Members of the outermost object that went on.
+    /// Whether a member of the outermost object was forwarded.
     kept: bool,
-    /// Whether anything was taken out of this text.
+    /// Whether a credential was removed from this text.
     has_blanked: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
-    /// Before the text's first sign.
+    /// Before the first byte that is not white space.
     #[default]
     Start,
-    /// No object: nothing of it is looked at.
+    /// Not an object: nothing of it is examined.
     Foreign,
-    /// Between members, behind `{` or `,`.
+    /// Between members, after `{` or `,`.
     Before,
-    /// In a member's name; `true` behind a backslash.
+    /// In a member's name; `true` after a backslash.
     Name(bool),
-    /// In a member, up to the comma or the brace behind it.
+    /// In a member, up to the comma or the brace after it.
     Member(Inside, Fate),
 }
 
-/// Where in a member.
+/// The position within a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Inside {
-    /// Lists and objects around.
+    /// Number of enclosing lists and objects.
     depth: u32,
-    /// In a text; `true` behind a backslash.
+    /// In a string; `true` after a backslash.
     text: Option<bool>,
 }
 
-/// What becomes of a member.
+/// Whether a member is forwarded or blanked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Kept,
@@ -60,7 +61,8 @@ enum Fate {
 }
 
 impl CredentialBlanker {
-    /// Takes the next piece; what goes on is added to `out`. A few bytes may wait for the next piece.
+    /// Processes the next piece and appends the result to `out`. A few bytes may be held back until the
+    /// next piece.
     pub fn pass(&mut self, piece: &[u8], out: &mut Vec<u8>) {
         let mut rest = piece;
         while !rest.is_empty() {
@@ -69,25 +71,25 @@ impl CredentialBlanker {
         }
     }
 
-    /// The text is over: what waits goes on.
+    /// Ends the text and appends the bytes held back.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
         out.append(&mut self.held);
         *self = Self::default();
     }
 
-    /// Whether nothing of this text need be looked at any more.
+    /// Whether the rest of this text need not be examined.
     #[must_use]
     pub fn is_foreign(&self) -> bool {
         self.state == State::Foreign
     }
 
-    /// Whether something was taken out of this text.
+    /// Whether a credential was removed from this text.
     #[must_use]
     pub fn has_blanked(&self) -> bool {
         self.has_blanked
     }
 
-    /// Takes some bytes of `rest`, at least one; returns how many.
+    /// Processes some bytes of `rest`, at least one, and returns their number.
     fn step(&mut self, rest: &[u8], out: &mut Vec<u8>) -> usize {
         let Some(&byte) = rest.first() else { return 0 };
         match self.state {
@@ -131,7 +133,7 @@ impl CredentialBlanker {
                 out.push(byte);
                 self.end_object();
             }
-            // No JSON; whoever reads it will say so.
+            // Invalid JSON, which the receiver will refuse.
             _ => {
                 out.append(&mut self.held);
                 out.push(byte);
@@ -152,7 +154,7 @@ impl CredentialBlanker {
             }
             _ if name.len() > NAME_BYTES_MAX => {
                 let inside = Inside { depth: 0, text: Some(false) };
-                // An escape that is begun ends in the text that follows.
+                // An escape that has begun ends in the string that follows.
                 self.decide(Fate::Kept, inside, out);
             }
             _ => self.state = State::Name(false),
@@ -162,7 +164,7 @@ impl CredentialBlanker {
     fn decide(&mut self, fate: Fate, inside: Inside, out: &mut Vec<u8>) {
         match fate {
             Fate::Kept => {
-                // The comma of a first member that went away has nothing to part.
+                // After a removed first member, the comma has nothing to separate.
                 if !self.kept
                     && let Some(comma) = self.held.first_mut().filter(|byte| **byte == b',')
                 {
@@ -184,7 +186,7 @@ impl CredentialBlanker {
         let mut is_over = false;
         while let Some(&byte) = rest.get(used) {
             if inside.text == Some(false) {
-                // Most of a large message is one text: it is passed over in one go.
+                // A large message is mostly one string, which is skipped at once.
                 let more = rest.get(used..).unwrap_or_default();
                 let end = more.iter().position(|byte| matches!(byte, b'"' | b'\\'));
                 used += end.unwrap_or(more.len());
@@ -229,7 +231,7 @@ impl CredentialBlanker {
         used + 1
     }
 
-    /// Another may follow, which no server would read; it is looked at all the same.
+    /// Another object may follow, which no server would accept; it is examined nonetheless.
     fn end_object(&mut self) {
         self.state = State::Start;
         self.kept = false;
@@ -240,9 +242,9 @@ impl Inside {
     const BARE: Self = Self { depth: 0, text: None };
 }
 
-/// Whether a name, as it is written between its quotes, is one of a credential.
+/// Whether a name, as written between its quotes, is one of a credential.
 fn is_credential(written: &[u8]) -> bool {
-    // Longer ones were let go before.
+    // Longer names were forwarded before.
     let mut quoted = Vec::with_capacity(written.len() + 2);
     quoted.push(b'"');
     quoted.extend_from_slice(written);
@@ -251,7 +253,7 @@ fn is_credential(written: &[u8]) -> bool {
         .is_ok_and(|name| NAMES.iter().any(|known| name.eq_ignore_ascii_case(known)))
 }
 
-/// The credential in a message, without a scheme before it.
+/// The credential in a message, without its scheme.
 #[must_use]
 pub fn presented(message: &[u8]) -> Option<String> {
     let members: Map<String, Value> = serde_json::from_slice(message).ok()?;
@@ -376,7 +378,7 @@ mod tests {
         })
     }
 
-    /// A JSON object as text: members in any order, names with letters escaped, and white space.
+    /// A JSON object as text: members in any order, with escaped letters in names, and white space.
     fn written(members: &[(String, Value)], escapes: &[bool], blanks: &[u8]) -> String {
         let mut escapes = escapes.iter().cycle();
         let mut blanks = blanks.iter().cycle();

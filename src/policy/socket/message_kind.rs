@@ -1,55 +1,56 @@
-//! What the provider says on a socket: whether the session has begun, or is refused and why. Message
-//! and close are judged alike, because neither comes without the other for long, and a code alone says
-//! little: 1008 is a bad key as well as a client that was silent for too long.
+//! Classifies the provider's WebSocket messages and close frames: whether the session has begun, or is
+//! refused and why. Messages and closes are classified alike, because a refusal usually has both, and a
+//! code alone is ambiguous: 1008 is a bad key as well as a client that was silent for too long.
 
 use serde_json::{Map, Value};
 
 use super::Dialect;
 use crate::policy::classify::{ErrorBody, Refusal, Verdict, in_band};
 
-/// What a message, or the end, means.
+/// The meaning of a message or close frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MessageKind {
-    /// The session is served: whatever comes now is the client's.
+    /// The session is served: this message belongs to the client.
     Useful,
-    /// It is refused.
+    /// The session is refused.
     Refused(Verdict),
-    /// It says neither: a question whether the client is there.
+    /// Neither: a keep-alive message of the protocol.
     Aside,
-    /// An error in unknown words: the close behind it decides whether the session is refused.
+    /// An error in unknown words: the close frame after it decides whether the session is refused.
     UnknownError,
-    /// It says neither: the agent is busy and the client waits for it, which is not billed. Source: the
-    /// provider's changelog up to September 2026 (`queueing_config`).
+    /// Neither: the agent is busy and the client is queued, which is not billed. Source: the provider's
+    /// changelog up to September 2026 (`queueing_config`).
     Queued,
 }
 
-/// Longer messages are sound and no refusals.
+/// Maximum length of a refusal; longer messages are audio.
 pub const REFUSAL_BYTES_MAX: usize = 16 * 1024;
 
-/// How far a session is.
+/// The progress of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Nothing useful was sent yet: a message of nothing but members of errors is judged by its words.
+    /// No useful message was received yet: a message with only members of errors is classified by its
+    /// words.
     Opening,
-    /// The session is served: only a message in the form that errors of its socket have is one.
+    /// The session is served: only a message in the error format of its protocol is an error.
     Served,
 }
 
-/// What a message is by its form.
+/// The format of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
     /// Not an error.
     Event(MessageKind),
-    /// An error as this socket is known to send it.
+    /// An error in the known format of this protocol.
     Error,
-    /// An error as another socket or HTTP sends it.
+    /// An error in the format of another protocol or of HTTP.
     ForeignError,
-    /// Not known.
+    /// An unknown format.
     Other,
 }
 
-/// What a text message means. `has_token` says that the client brought a token of the provider's own:
-/// then what is wrong with it is not the key's matter.
+/// Classifies a text message. `has_token` says that the client presented a token of the provider: a
+/// refusal is then about the token and not about the key.
 #[must_use]
 pub fn hear(dialect: Dialect, stage: Stage, message: &[u8], has_token: bool) -> MessageKind {
     if message.len() > REFUSAL_BYTES_MAX {
@@ -78,7 +79,7 @@ pub fn hear(dialect: Dialect, stage: Stage, message: &[u8], has_token: bool) -> 
                 .map_or(MessageKind::UnknownError, MessageKind::Refused)
         }
         (Form::Other, Stage::Opening) if ErrorBody::has_only_error_members(&members) => {
-            // A sentence alone may be useful on a socket of which nothing is known.
+            // In an unknown protocol, a lone sentence may be a useful message.
             let is_known = dialect != Dialect::Unknown;
             let said = if is_known { said() } else { said().codes_only() };
             in_band(&said).map_or(MessageKind::Useful, MessageKind::Refused)
@@ -97,15 +98,15 @@ pub fn hear(dialect: Dialect, stage: Stage, message: &[u8], has_token: bool) -> 
     }
 }
 
-/// What the end of a session means; `None` for an end that refuses nothing. `is_behind_error` says that an
-/// [error in unknown words](MessageKind::UnknownError) was sent right before.
+/// Classifies a close frame; `None` for one that refuses nothing. `is_behind_error` says that an [error
+/// in unknown words](MessageKind::UnknownError) was received right before.
 #[must_use]
 pub fn hear_close(code: u16, reason: &str, is_behind_error: bool, has_token: bool) -> Option<Verdict> {
     let said = ErrorBody::of_reason(reason);
     let verdict = in_band(&said).or(match code {
-        // Transcription closes so behind its errors, too.
+        // Transcription uses these codes after its errors, too.
         1000 | 1001 | 1005 if is_behind_error => Some(Verdict::RequestError),
-        // Nothing is wrong, or both ends have other things to do.
+        // A normal end of the session.
         1000 | 1001 | 1005 => None,
         1011 => Some(Verdict::ServerError),
         // A restart, and «try again later».
@@ -128,7 +129,7 @@ fn judge_error(said: &ErrorBody) -> Verdict {
     in_band(said).or_else(|| by_access(said)).unwrap_or_else(otherwise)
 }
 
-/// Whether a message has an error as other sockets, or HTTP, have it.
+/// Whether a message is an error in the format of other protocols, or of HTTP.
 fn foreign_form(members: &Map<String, Value>) -> Form {
     let has = |name: &str| members.get(name).is_some_and(|value| value.is_string() || value.is_object());
     let has_code = members.get("code").is_some_and(Value::is_number);
@@ -147,8 +148,8 @@ fn spoken_form(members: &Map<String, Value>) -> Form {
     }
 }
 
-/// The verdict of an unknown error word that denies access, on a socket, where no status does. Whether the
-/// account or the request is at fault shows when a second account is asked.
+/// The verdict of an unknown error word that denies access, on a WebSocket, where no status does. An
+/// attempt with a second account shows whether the account or the request is at fault.
 fn by_access(said: &ErrorBody) -> Option<Verdict> {
     const KEY: [&str; 4] = ["unauthorized", "unauthorised", "authentication", "api_key"];
     const ACCESS: [&str; 4] = ["forbidden", "denied", "not_allowed", "subscription"];
@@ -178,8 +179,8 @@ fn typed_form(members: &Map<String, Value>) -> Form {
     }
 }
 
-/// Events of an agent: errors are flat, or in an event of their own. What an event is about stands in a
-/// member of its own, where no word is an error's.
+/// Events of an agent: an error is flat, or in an event of its own. The content of other events is nested
+/// in a member of its own, whose words are not those of an error.
 fn agent_form(members: &Map<String, Value>) -> Form {
     match members.get("type").and_then(Value::as_str) {
         Some("ping") => Form::Event(MessageKind::Aside),
@@ -189,7 +190,7 @@ fn agent_form(members: &Map<String, Value>) -> Form {
     }
 }
 
-/// Of a socket that is not known, errors in the form of those that are.
+/// On an unknown protocol, errors in the format of the known ones.
 fn unknown_form(members: &Map<String, Value>) -> Form {
     if agent_form(members) == Form::Error {
         return Form::Error;
@@ -200,9 +201,9 @@ fn unknown_form(members: &Map<String, Value>) -> Form {
     }
 }
 
-/// The same refusal when it is the client's own token that was judged.
+/// The refusal when it is about the client's own token.
 fn not_the_key(verdict: Verdict) -> Verdict {
-    // Too much of something is no matter of who asks.
+    // A rate limit does not depend on the credential.
     let is_too_much = matches!(verdict, Verdict::Unexplained(Refusal::TooMany(_)));
     let is_of_the_key = matches!(verdict, Verdict::InvalidKey | Verdict::WrongHost | Verdict::Unexplained(_));
     if is_of_the_key && !is_too_much { Verdict::RequestError } else { verdict }

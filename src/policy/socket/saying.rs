@@ -1,12 +1,12 @@
-//! What a client's messages and its query tell beside what they cost: a token that takes the place of a
-//! key, and the rate of the sound that is sent.
+//! Parses single facts from a client's messages and query: whether a message carries a token in place of
+//! a key, and the data rate of its audio.
 
 use serde_json::{Map, Value};
 
-/// Bytes of a message that are looked at for what it names: identifiers stand in short messages.
+/// Maximum bytes of a message that are searched for identifiers, which appear in short messages.
 pub const NAMING_BYTES_MAX: usize = 64 * 1024;
 
-/// Whether a message carries one of the provider's own tokens, which takes the place of a key. Source: the
+/// Whether a message carries one of the provider's own tokens, which replaces a key. Source: the
 /// provider's Python SDK 2.78 (the first message of a dialogue).
 #[must_use]
 pub fn brings_token(message: &[u8]) -> bool {
@@ -15,7 +15,7 @@ pub fn brings_token(message: &[u8]) -> bool {
     members.get(NAME).and_then(Value::as_str).is_some_and(|token| !token.is_empty())
 }
 
-/// Bytes of a second of sound in a format that a query names. Source: `AudioFormat` of the provider's
+/// Bytes per second of audio in a format that a query names. Source: `AudioFormat` of the provider's
 /// Python SDK 2.78; samples of 16 bits, and of 8 in µ-law.
 #[must_use]
 pub fn audio_bytes_per_second(format: Option<&str>) -> u64 {

@@ -1,9 +1,10 @@
-//! Addresses of sockets that answers give: they name the provider's host, so that whoever follows one
-//! goes past us. Where our own is told, it is put in its place; what was signed stays.
+//! Rewrites the WebSocket addresses in responses. They name the provider's host, so a client that
+//! connects to one would bypass the proxy. The proxy's own address replaces the host where it is
+//! configured; the signature is kept.
 
 use serde_json::{Map, Value};
 
-/// An answer with our `base` in the address that it gives; `None` when it gives none.
+/// The response with `base` in place of the host of its signed URL; `None` when it has none.
 #[must_use]
 pub fn readdressed(answer: &[u8], base: &str) -> Option<Vec<u8>> {
     let mut members: Map<String, Value> = serde_json::from_slice(answer).ok()?;

@@ -1,46 +1,46 @@
-//! Counts what a client's message will cost while it streams by: the characters of its texts, or the
-//! bytes of its sound. A message may be of any length, in any pieces; only the name under way is stored.
+//! Counts what a client's message costs while it is streamed: the characters of its texts, or the bytes
+//! of its audio. A message may be of any length, in any pieces; only the current member name is stored.
 //!
-//! Members are counted as the provider's JSON reader takes them: of two with one name the last counts,
-//! and a value of another type counts nothing. A message that is not JSON may still be spoken by a
-//! provider that reads more than we do, so it counts with all its bytes: no text is longer than those.
+//! Members are counted as the provider's JSON parser reads them: of two with the same name the last
+//! counts, and a value of another type counts nothing. A message that is not valid JSON may still be
+//! accepted by a more lenient parser, so it counts with all its bytes, which no text exceeds.
 
 use super::Dialect;
 
-/// What a message asks for.
+/// The countable content of a message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpokenText {
     /// Characters of text that will be spoken.
     pub characters: u64,
-    /// Bytes of sound that will be written down.
+    /// Bytes of audio that will be transcribed.
     pub audio_bytes: u64,
 }
 
-/// What is known of a message at its end.
+/// The result for a complete message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MessageCount {
-    /// What it asks for.
+    /// Its countable content.
     pub said: SpokenText,
-    /// Whether it is one JSON object.
+    /// Whether it is a single JSON object.
     pub is_object: bool,
 }
 
-/// The count of a message that comes in pieces.
+/// A streaming counter for one message.
 #[derive(Clone, Debug, Default)]
 pub struct ContentCounter {
     state: State,
-    /// The kinds of the objects and lists around: bit 0 is the innermost, 1 for an object.
+    /// The kinds of the enclosing objects and lists: bit 0 is the innermost, 1 for an object.
     kinds: u128,
     depth: u32,
     /// All bytes of the message.
     bytes: u64,
-    /// The member of the outermost object under way.
+    /// The current member of the outermost object.
     member: Member,
-    /// Whether the member of a line under way is its text.
+    /// Whether the current member of a line is its text.
     is_line_text: bool,
     name: NamePrefix,
     text: TextState,
-    /// What the member `text`, and the lines of `inputs`, have to be spoken.
+    /// Characters to be spoken, in the member `text` and in the lines of `inputs`.
     spoken: u64,
     lines: u64,
     line: u64,
@@ -58,15 +58,15 @@ enum State {
     /// Before a name; `true` where an object may end instead.
     BeforeName(bool),
     Colon,
-    /// Behind a value.
+    /// After a value.
     Behind,
     /// In a number or a word.
     Scalar,
-    /// In a text.
+    /// In a string.
     Text(Escape),
-    /// Behind the outermost object.
+    /// After the outermost object.
     Over,
-    /// This is not JSON.
+    /// The message is not JSON.
     Foreign,
 }
 
@@ -87,16 +87,16 @@ enum Member {
     Audio,
 }
 
-/// What a text under way is.
+/// The current string.
 #[derive(Clone, Copy, Debug, Default)]
 struct TextState {
     role: Role,
     characters: u64,
-    /// Whether it has anything but white space.
+    /// Whether it has a character that is not white space.
     has_ink: bool,
-    /// Characters that pad base64.
+    /// Padding characters of base64.
     padding: u64,
-    /// Whether the first half of a pair of surrogates came last.
+    /// Whether the last character was the first half of a surrogate pair.
     is_half: bool,
 }
 
@@ -108,20 +108,20 @@ enum Role {
     Skipped,
 }
 
-/// A name under way, as far as it may be one that matters.
+/// The current name, as far as it may be a relevant one.
 #[derive(Clone, Copy, Debug, Default)]
 struct NamePrefix {
     bytes: [u8; NAME_BYTES_MAX],
     length: usize,
 }
 
-/// The longest name that matters, and one more.
+/// The length of the longest relevant name, plus one.
 const NAME_BYTES_MAX: usize = "audio_base_64".len() + 1;
-/// Deeper than this is no message of the provider's; its own reader ends there, too.
+/// Maximum nesting depth, which is also that of the provider's parser.
 const DEPTH_MAX: u32 = 127;
 
 impl ContentCounter {
-    /// Looks at the next piece.
+    /// Counts the next piece.
     pub fn pass(&mut self, piece: &[u8]) {
         self.bytes += piece.len() as u64;
         let mut rest = piece;
@@ -148,7 +148,7 @@ impl ContentCounter {
         }
     }
 
-    /// The message is over: what it asks for on a socket of that kind.
+    /// Ends the message, and returns its content on a WebSocket of this protocol.
     #[must_use]
     pub fn finish(&mut self, dialect: Dialect) -> MessageCount {
         let whole = std::mem::take(self);
@@ -165,7 +165,7 @@ impl ContentCounter {
         MessageCount { said, is_object }
     }
 
-    /// What is known so far of a message that goes on before its end.
+    /// Bytes of audio so far, in a message that is not complete.
     #[must_use]
     pub fn audio_so_far(&self) -> u64 {
         let audio = if self.state == State::Foreign { self.bytes } else { self.audio + self.open_audio() };
@@ -177,7 +177,7 @@ impl ContentCounter {
         if is_audio { self.text.characters - self.text.padding } else { 0 }
     }
 
-    /// A byte outside of texts.
+    /// Processes a byte outside of strings.
     fn outside(&mut self, byte: u8) -> State {
         let is_blank = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
         match (self.state, byte) {
@@ -195,7 +195,7 @@ impl ContentCounter {
             (State::Behind | State::Scalar, b',') => State::Value(false),
             (State::Behind | State::Scalar, b'}') if self.is_in_object() => self.leave(),
             (State::Behind | State::Scalar, b']') if !self.is_in_object() => self.leave(),
-            // `NaN` and `Infinity` are words to some readers.
+            // Some parsers accept `NaN` and `Infinity`.
             (
                 State::Value(_) | State::Scalar,
                 b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'+' | b'-' | b'.',
@@ -208,7 +208,7 @@ impl ContentCounter {
         self.kinds & 1 == 1
     }
 
-    /// Whether a line of `inputs` is under way: an object in the list of that name.
+    /// Whether the position is in a line of `inputs`: an object in the list of that name.
     fn is_in_line(&self) -> bool {
         self.depth == 3 && self.member == Member::Inputs && self.kinds & 0b11 == 0b01
     }
@@ -246,14 +246,14 @@ impl ContentCounter {
         State::Text(Escape::None)
     }
 
-    /// A run of a text without an escape, and what ends it; how many bytes.
+    /// Processes a run of a string without an escape, and its end; returns the number of bytes.
     fn run(&mut self, rest: &[u8]) -> usize {
         let length = memchr::memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
         let run = rest.get(..length).unwrap_or_default();
         match self.text.role {
             Role::Name => run.iter().for_each(|byte| self.name.push(*byte)),
             Role::Counted if !run.is_empty() => {
-                // All but those that continue a character.
+                // All bytes but those that continue a UTF-8 character.
                 let characters = run.iter().filter(|byte| **byte & 0xc0 != 0x80).count() as u64;
                 let text = &mut self.text;
                 text.characters += characters;
@@ -273,7 +273,7 @@ impl ContentCounter {
         length + 1
     }
 
-    /// A byte of an escape.
+    /// Processes a byte of an escape.
     fn escaped(&mut self, escape: Escape, byte: u8) -> State {
         let unit = match (escape, byte) {
             (Escape::Unit(digits, value), _) => {
@@ -297,7 +297,7 @@ impl ContentCounter {
         State::Text(Escape::None)
     }
 
-    /// A character, or half of one, that was written as an escape.
+    /// Processes a character, or half of one, that was written as an escape.
     fn unit(&mut self, unit: u16) {
         let ascii = u8::try_from(unit).ok().filter(u8::is_ascii);
         if self.text.role == Role::Name {
@@ -311,7 +311,7 @@ impl ContentCounter {
         text.padding += u64::from(unit == u16::from(b'='));
     }
 
-    /// A text is over.
+    /// Processes the end of a string.
     fn end(&mut self) -> State {
         // A blank text opens a context and is not spoken.
         let spoken = if self.text.has_ink { self.text.characters } else { 0 };
@@ -329,7 +329,7 @@ impl ContentCounter {
         State::Behind
     }
 
-    /// A member begins: what one of the same name had before does not count.
+    /// Begins a member; resets the count of an earlier one with the same name.
     fn named(&mut self) {
         let name = self.name.bytes.get(..self.name.length).unwrap_or_default();
         if self.depth == 1 {
@@ -355,13 +355,13 @@ impl ContentCounter {
     }
 }
 
-/// Decoded bytes of a number of base64 characters.
+/// Number of bytes that this many base64 characters decode to.
 fn decoded(characters: u64) -> u64 {
     characters / 4 * 3 + characters % 4 * 3 / 4
 }
 
 impl NamePrefix {
-    /// Adds a byte; of a name that is too long to matter, the last one stays.
+    /// Appends a byte; a name that is too long stays at the maximum length.
     fn push(&mut self, byte: u8) {
         if let Some(place) = self.bytes.get_mut(self.length) {
             *place = byte;

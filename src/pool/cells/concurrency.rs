@@ -1,5 +1,5 @@
-//! Room for requests at once, of one lane of a workspace: how many run, how many may, and for how
-//! long nobody should try.
+//! Limits the concurrent requests of one concurrency group of a workspace: how many run, how many may,
+//! and until when the group is saturated or rate limited.
 
 use std::time::Duration;
 
@@ -8,16 +8,16 @@ use super::probe::ProbeCell;
 use crate::policy::select::ConcurrencyState;
 use crate::policy::units::UnixMs;
 
-/// The room of a lane.
+/// The limiter of one concurrency group of a workspace.
 #[derive(Debug)]
 pub(in crate::pool) struct ConcurrencyLimiter {
     running: AtomicU32,
-    /// What the provider said, in an answer or a refusal; 0: nothing yet.
+    /// The maximum that the provider has reported, in a response or a refusal; 0: not reported yet.
     told_max: AtomicU32,
-    /// What the plan says; 0: nothing.
+    /// The maximum of the plan; 0: unknown.
     plan_max: AtomicU32,
-    /// A refusal for too many at once holds until then, whatever we count: others may use the
-    /// workspace too.
+    /// A refusal for too many concurrent requests holds until then, whatever our own count: other
+    /// programs may use the workspace, too.
     full_until: AtomicU64,
     /// A rate limit of this group holds until then.
     limited_until: AtomicU64,
@@ -38,7 +38,7 @@ impl Default for ConcurrencyLimiter {
 }
 
 impl ConcurrencyLimiter {
-    /// Whether there is room at `now`.
+    /// Whether the group has capacity at `now`.
     pub(in crate::pool) fn look(&self, now: UnixMs) -> ConcurrencyState {
         let full_until = self.full_until.load(Ordering::Acquire);
         if full_until > now.0 {
@@ -55,7 +55,7 @@ impl ConcurrencyLimiter {
         }
     }
 
-    /// It is rate limited until then, or not any more; after which span one request may try it.
+    /// Sets or clears the rate limit of the group, and after which time one request may probe it.
     pub(in crate::pool) fn limit(&self, until: Option<UnixMs>, probe_after: Option<Duration>, now: UnixMs) {
         self.limited_until.store(until.map_or(0, |until| until.0), Ordering::Release);
         self.probe.allow(probe_after.filter(|_| until.is_some()), now);
@@ -65,7 +65,7 @@ impl ConcurrencyLimiter {
         &self.probe
     }
 
-    /// Takes a place. `false` when there is none.
+    /// Acquires a slot. `false` when there is none.
     pub(in crate::pool) fn try_acquire(&self) -> bool {
         let max = self.max();
         let one_more = |running: u32| (running < max).then_some(running.saturating_add(1));
@@ -76,9 +76,10 @@ impl ConcurrencyLimiter {
         self.running.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// The provider says how many may run. Whether these are more than before.
+    /// Records the maximum that the provider reports. Returns whether it has grown.
     pub(in crate::pool) fn learn(&self, max: u32) -> bool {
-        // It says the same with every answer: a write each time would take the line from all others.
+        // Every response reports the same maximum: writing it each time would invalidate the cache line
+        // of all cores.
         if self.told_max.load(Ordering::Acquire) == max {
             return false;
         }
@@ -87,12 +88,12 @@ impl ConcurrencyLimiter {
         max > before
     }
 
-    /// The plan says how many may run.
+    /// Sets the maximum of the plan.
     pub(in crate::pool) fn plan(&self, max: Option<u32>) {
         self.plan_max.store(max.unwrap_or(0), Ordering::Release);
     }
 
-    /// The provider has refused one for being one too many.
+    /// Records a refusal for too many concurrent requests.
     pub(in crate::pool) fn refused(&self, max: Option<u32>, until: UnixMs) {
         if let Some(max) = max.filter(|&max| max > 0) {
             self.learn(max);
@@ -104,7 +105,7 @@ impl ConcurrencyLimiter {
         self.running.load(Ordering::Acquire)
     }
 
-    /// How many may run, as far as is known.
+    /// The maximum of concurrent requests, when it is known.
     pub(in crate::pool) fn known_max(&self) -> Option<u32> {
         let max = self.max();
         (max != u32::MAX).then_some(max)

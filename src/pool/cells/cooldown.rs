@@ -1,11 +1,10 @@
-//! A park in one word, so that its reason and its end never belong to different parks.
+//! A cooldown packed into one atomic word, so that reason and end always belong together.
 
 use super::super::sync::{AtomicU64, Ordering};
 use crate::policy::key_state::{Cooldown, CooldownReason};
 use crate::policy::units::UnixMs;
 
-/// The reason in the top byte (0: none), the end in milliseconds below it (enough for two million
-/// years).
+/// The reason in the top byte (0: none), the end in milliseconds below it (enough for two million years).
 #[derive(Debug, Default)]
 pub(in crate::pool) struct CooldownCell(AtomicU64);
 
@@ -17,7 +16,7 @@ impl CooldownCell {
         unpack(self.0.load(Ordering::Acquire))
     }
 
-    /// Takes the place of what was there.
+    /// Replaces the previous cooldown.
     pub(in crate::pool) fn store(&self, cooldown: Option<Cooldown>) {
         self.0.store(cooldown.map_or(0, pack), Ordering::Release);
     }

@@ -1,7 +1,7 @@
-//! What was refused with a key or a workspace, and what the provider said of it when it was last polled.
+//! The refusals recorded for a key or a workspace, and the result of the last poll.
 //!
-//! A lock, but off the way of requests that are served: what follows from the evidence is computed when
-//! it changes, and kept in atomics beside it.
+//! The evidence is behind a lock, but off the path of requests that are served: what follows from it is
+//! computed when it changes, and kept in atomics beside it.
 
 use std::sync::PoisonError;
 
@@ -9,10 +9,10 @@ use super::super::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
 use crate::policy::evidence::{Cooldowns, Evidence, Meaning, Poll, meaning};
 use crate::policy::units::UnixMs;
 
-/// Evidence about one key or workspace: one piece for each claim.
+/// Evidence about one key or workspace, with one entry per claim.
 #[derive(Debug, Default)]
 pub(in crate::pool) struct EvidenceCell {
-    /// How many pieces there are, to be looked at without the lock.
+    /// Number of entries, readable without the lock.
     count: AtomicUsize,
     state: Mutex<State>,
 }
@@ -24,12 +24,12 @@ struct State {
 }
 
 impl EvidenceCell {
-    /// Whether nothing was refused that still matters.
+    /// Whether there is no evidence.
     pub(in crate::pool) fn is_empty(&self) -> bool {
         self.count.load(Ordering::Acquire) == 0
     }
 
-    /// Adds evidence; it takes the place of what was claimed before.
+    /// Adds evidence, which replaces earlier evidence of the same claim.
     pub(in crate::pool) fn add(&self, evidence: Evidence) {
         let mut state = self.lock();
         state.evidence.retain(|known| !known.claim.is_same(evidence.claim));
@@ -37,7 +37,7 @@ impl EvidenceCell {
         self.count.store(state.evidence.len(), Ordering::Release);
     }
 
-    /// Drops all that `is_over` says. Whether there was any.
+    /// Drops the evidence that `is_over` selects. Returns whether there was any.
     pub(in crate::pool) fn drop_if(&self, is_over: impl Fn(&Evidence) -> bool) -> bool {
         let mut state = self.lock();
         let before = state.evidence.len();
@@ -46,8 +46,8 @@ impl EvidenceCell {
         state.evidence.len() < before
     }
 
-    /// Takes in the result of a poll: it is later than all that was recorded before, also within the
-    /// same millisecond.
+    /// Records the result of a poll. Its time is later than that of all evidence recorded before, also
+    /// within the same millisecond.
     pub(in crate::pool) fn polled(&self, poll: Poll) {
         let mut state = self.lock();
         let latest = state.evidence.iter().map(|known| known.at.0.saturating_add(1)).max();
@@ -59,7 +59,7 @@ impl EvidenceCell {
         self.lock().poll
     }
 
-    /// What all of it means at `now`. What means nothing any more is dropped.
+    /// What each piece of evidence means at `now`. Evidence without a meaning is dropped.
     pub(in crate::pool) fn weigh(
         &self,
         resets_at: Option<UnixMs>,
@@ -79,7 +79,7 @@ impl EvidenceCell {
         meanings
     }
 
-    /// All of it.
+    /// A copy of all evidence.
     pub(in crate::pool) fn all(&self) -> Vec<Evidence> {
         if self.is_empty() { Vec::new() } else { self.lock().evidence.clone() }
     }

@@ -1,25 +1,26 @@
-//! What was last said of a key, so that every change is told once, by whoever notices it first.
+//! The last reported state of a key, so that every change is reported once, by the task that notices it
+//! first.
 
 use super::super::sync::{AtomicU8, Ordering};
 use super::cooldown::reason_code;
 use crate::policy::budget::Quota;
 use crate::policy::key_state::{Change, KeyState};
 
-/// The last word said: how the key stood, and whether it was near its limit.
+/// The last reported state: the cooldown reason, and whether the key was near its limit.
 #[derive(Debug, Default)]
 pub(in crate::pool) struct LastReported(AtomicU8);
 
 const NEAR_LIMIT: u8 = 0x80;
 
 impl LastReported {
-    /// The change since the last call, if there is one to tell.
+    /// Returns the change since the last call, if there is one to report.
     pub(in crate::pool) fn update(&self, standing: KeyState, quota: Quota, is_near: bool) -> Option<Change> {
         let code = match standing {
             KeyState::Usable => 0,
             KeyState::Resting { reason, .. } => reason_code(reason),
         };
         let word = code | if is_near { NEAR_LIMIT } else { 0 };
-        // Nearly always there is nothing new: a write would take the line from all others.
+        // Usually nothing has changed, and a write would invalidate the cache line of all cores.
         if self.0.load(Ordering::Acquire) == word {
             return None;
         }

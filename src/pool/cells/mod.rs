@@ -1,4 +1,4 @@
-//! State that many requests change at once, each piece in as few atomic words as it needs.
+//! State that many requests change concurrently, each piece in as few atomic words as possible.
 
 mod concurrency;
 mod cooldown;

@@ -1,10 +1,9 @@
-//! A workspace's credits: what is spent, what requests under way have reserved, and how far both
-//! may go together.
+//! A workspace's credits: what is spent, what requests in flight have reserved, and the ceiling of both.
 //!
-//! One word holds the sum of both, so that the last credits are given to one request and never to
-//! two: reserving is one compare-and-swap against the ceiling. What is spent and what is reserved have
-//! a word each beside it, for those who read; every change is added to the sum as a difference, so
-//! that changes may meet in any order.
+//! One word holds the sum of spent and reserved credits, so that the last credits are reserved once:
+//! reserving is one compare-and-swap against the ceiling.
+//! Spent and reserved credits also have a word each, for readers. Every change is added to the sum as a
+//! difference, so that concurrent changes may be applied in any order.
 
 use std::time::Duration;
 
@@ -14,29 +13,29 @@ use crate::policy::units::UnixMs;
 
 const UNKNOWN: u64 = u64::MAX;
 
-/// The credits of a workspace. The sum changes with every request; the rest only when the provider
-/// is asked.
+/// The credits of a workspace. The sum changes with every request; the other words change only with a
+/// poll.
 #[derive(Debug)]
 pub(in crate::pool) struct QuotaCell {
-    /// Spent and reserved. Differences wrap, so for a moment it may be below zero.
+    /// Spent plus reserved. Differences wrap, so it may be below zero for a moment.
     committed: AtomicU64,
     /// Of that, what is spent.
     spent: AtomicU64,
-    /// Of that, what requests under way may still spend.
+    /// Of that, what requests in flight may still spend.
     reserved: AtomicU64,
-    /// [`UNKNOWN`] until told.
+    /// [`UNKNOWN`] until reported.
     limit: AtomicU64,
-    /// 0: none; [`UNKNOWN`]: without end.
+    /// 0: none; [`UNKNOWN`]: unlimited.
     extension: AtomicU64,
     /// 0: unknown.
     resets_at: AtomicU64,
     last_spent: AtomicU64,
-    /// By how much the provider's figures of this period were above ours, all in all.
+    /// Sum of the differences by which the provider's figures of this period exceeded ours.
     drift: AtomicI64,
     reported: ReportedRemaining,
 }
 
-/// What became of a reservation.
+/// The end of a reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pool) struct SettledReservation {
     /// Credits that were reserved.
@@ -62,27 +61,27 @@ impl Default for QuotaCell {
 }
 
 impl QuotaCell {
-    /// The quota as it stands at `now`; a period that has ended is closed on the way.
+    /// The quota at `now`. Closes a period that has ended.
     pub(in crate::pool) fn load(&self, now: UnixMs) -> Quota {
         let resets_at = self.resets_at.load(Ordering::Acquire);
-        // Only the one who takes the date away begins the new count.
+        // Only the task that removes the date resets the count.
         if resets_at != 0
             && resets_at <= now.0
             && self.resets_at.compare_exchange(resets_at, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
         {
-            // What is under way is charged in the new period.
+            // Requests in flight are charged in the new period.
             self.count_anew(|_| 0);
             self.reported.forget();
         }
         self.peek().at(now)
     }
 
-    /// Credits that requests under way may still spend.
+    /// Credits that requests in flight may still spend.
     pub(in crate::pool) fn reserved(&self) -> u64 {
         self.reserved.load(Ordering::Acquire)
     }
 
-    /// What the provider reported to be left when it last refused for a request's price.
+    /// The remaining credits that the provider reported when it last refused a request for its price.
     pub(in crate::pool) fn reported(&self) -> &ReportedRemaining {
         &self.reported
     }
@@ -93,14 +92,14 @@ impl QuotaCell {
         self.ceiling().is_none_or(|ceiling| sum <= ceiling.saturating_sub(kept))
     }
 
-    /// Reserves `credits`, if they fit with `kept` left over, or at any rate when that is `None`.
-    /// `false` when they do not fit: nothing has changed then.
+    /// Reserves `credits` if they fit with `kept` left over, or unconditionally when `kept` is `None`.
+    /// `false` when they do not fit; nothing has changed then.
     pub(in crate::pool) fn reserve(&self, credits: u64, kept: Option<u64>) -> bool {
         let ceiling = kept.and_then(|kept| Some(self.ceiling()?.saturating_sub(kept)));
         self.reserve_if(credits, |sum, _| ceiling.is_none_or(|ceiling| sum <= ceiling))
     }
 
-    /// Reserves `credits` although they may not fit, if nobody else has reserved any.
+    /// Reserves `credits` even though they may not fit, if no other request has reserved any.
     pub(in crate::pool) fn overcommit(&self, credits: u64) -> bool {
         self.reserve_if(credits, |_, others| others == 0)
     }
@@ -127,7 +126,7 @@ impl QuotaCell {
         self.reserved.fetch_sub(paid.reserved, Ordering::AcqRel);
     }
 
-    /// Takes the provider's figures; returns whether they open a new period or a new limit.
+    /// Adopts the provider's figures. Returns whether they start a new period or set a new limit.
     pub(in crate::pool) fn adopt(&self, theirs: Quota, now: UnixMs, lag: Duration) -> bool {
         let before = self.peek();
         let idle = now.since(UnixMs(self.last_spent.load(Ordering::Acquire)));
@@ -141,8 +140,8 @@ impl QuotaCell {
         is_new
     }
 
-    /// By how much the provider's figures of this period were above ours, all in all; below 0 when they
-    /// were below.
+    /// Sum of the differences by which the provider's figures of this period exceeded ours; negative when
+    /// they were lower.
     pub(in crate::pool) fn drift(&self) -> i64 {
         self.drift.load(Ordering::Acquire)
     }
@@ -161,15 +160,15 @@ impl QuotaCell {
         }
     }
 
-    /// Takes up what was known before, by `now`: what was spent shortly before may not be in the
-    /// provider's figure yet.
+    /// Restores stored figures at `now`. Credits spent shortly before may be missing in the provider's
+    /// figure for a while.
     pub(in crate::pool) fn restore(&self, quota: Quota, now: UnixMs) {
         self.last_spent.fetch_max(now.0, Ordering::AcqRel);
         self.count_anew(|_| quota.count);
         self.set_terms(quota);
     }
 
-    /// Gives another value to what is spent.
+    /// Replaces the count of spent credits.
     fn count_anew(&self, count: impl Fn(u64) -> u64) {
         let before = self.spent.fetch_update(Ordering::AcqRel, Ordering::Acquire, |spent| Some(count(spent)));
         let before = before.unwrap_or_else(|spent| spent);
@@ -210,24 +209,24 @@ impl QuotaCell {
     }
 }
 
-/// A sum that other differences have yet to reach is none.
+/// A sum that is below zero because other differences are still to be added counts as zero.
 fn not_below_zero(word: u64) -> u64 {
     if word > u64::MAX / 2 { 0 } else { word }
 }
 
-/// What became of taking some of what the provider reported to be left.
+/// The result of taking credits from a [`ReportedRemaining`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pool) enum ReportedDecrease {
-    /// It was taken.
+    /// The credits were taken.
     Some,
-    /// Nothing was reported that still holds.
+    /// No report is in force.
     Unreported,
-    /// There is not so much.
+    /// Too few credits are left.
     TooFew,
 }
 
-/// What the provider reported to be left, in the numbers of our estimates, when it refused a request
-/// for its price: a smaller one may still go. Of a workspace, or of a key with a cap of its own.
+/// The remaining credits that the provider reported when it refused a request for its price, in the units
+/// of our estimates: a smaller request may still be served. Of a workspace, or of a key with its own cap.
 #[derive(Debug)]
 pub(in crate::pool) struct ReportedRemaining {
     left: AtomicU64,
@@ -242,19 +241,19 @@ impl Default for ReportedRemaining {
 }
 
 impl ReportedRemaining {
-    /// What is left of it at `now`. `None` when nothing was reported that still holds.
+    /// The remaining credits at `now`. `None` when no report is in force.
     pub(in crate::pool) fn left(&self, now: UnixMs) -> Option<u64> {
         let left = self.left.load(Ordering::Acquire);
         (left != UNKNOWN && now.0 < self.until.load(Ordering::Acquire)).then_some(left)
     }
 
-    /// Until when what was reported holds. `None` when nothing does.
+    /// Until when the report holds. `None` when none is in force.
     pub(in crate::pool) fn ends_at(&self, now: UnixMs) -> Option<UnixMs> {
         self.left(now).map(|_| UnixMs(self.until.load(Ordering::Acquire)))
     }
 
-    /// The provider reports it with a refusal. While an earlier report holds, the lower one counts: some
-    /// of that may have been spent since.
+    /// Records a report. While an earlier report is in force, the lower one counts: some of the later one
+    /// may have been spent since.
     pub(in crate::pool) fn report(&self, left: u64, until: UnixMs, now: UnixMs) {
         if self.left(now).is_none() {
             self.forget();
@@ -267,7 +266,7 @@ impl ReportedRemaining {
         self.left.store(UNKNOWN, Ordering::Release);
     }
 
-    /// Takes `credits` of what is left, if anything was reported.
+    /// Takes `credits` from the reported remainder, if there is one.
     pub(in crate::pool) fn take(&self, credits: u64, now: UnixMs) -> ReportedDecrease {
         if self.left(now).is_none() {
             return ReportedDecrease::Unreported;
@@ -280,7 +279,7 @@ impl ReportedRemaining {
         }
     }
 
-    /// Gives back what was taken and not spent.
+    /// Returns credits that were taken and not spent.
     pub(in crate::pool) fn settle(&self, paid: SettledReservation) {
         update(&self.left, |left| {
             let settled = left.saturating_add(paid.reserved).saturating_sub(paid.spent).min(UNKNOWN - 1);
@@ -429,7 +428,7 @@ mod tests {
         assert_eq!(reported.left(NOW), Some(6));
         reported.settle(SettledReservation { reserved: 0, spent: 9 });
         assert_eq!(reported.left(NOW), Some(0));
-        // It holds no longer than the refusal, and the next report begins anew.
+        // The report expires with the refusal, and the next one replaces it.
         assert_eq!((reported.left(until), reported.take(5, until)), (None, ReportedDecrease::Unreported));
         reported.report(50, UnixMs(until.0 + 100), until);
         assert_eq!(reported.left(until), Some(50));

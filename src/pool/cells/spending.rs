@@ -1,4 +1,5 @@
-//! What a workspace has spent lately, in one word: credits above, the moment below.
+//! The recent spending of a workspace in one atomic word: credits in the upper half, the time in the
+//! lower half.
 
 use super::super::sync::{AtomicU64, Ordering};
 use crate::policy::forecast::Spending;

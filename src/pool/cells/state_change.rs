@@ -1,52 +1,54 @@
-//! Whether a look at all keys of a workspace would find news. After every charge somebody would have
-//! to look, and nearly always in vain: how a key stands follows from a few words and the time, so
-//! after one look nothing changes until somebody changes one of them, or a moment comes.
+//! Caches until when no key of a workspace can change state, so that a charge need not re-evaluate all of
+//! them.
+//!
+//! The state of a key depends on a few words and the time. After one evaluation it stays the same until
+//! one of those words is written or a known moment comes, so that nearly every charge can skip it.
 
 use super::super::sync::{AtomicU64, Ordering};
 use crate::policy::units::UnixMs;
 
-/// When its keys were last looked at, and until when that holds, in one word: from the top, how often
-/// something has changed (10 bits), the generation of the roster (8), whether its credits were spent
-/// and whether they were near their end (1 each), and the moment in milliseconds (44).
+/// The last evaluation of the keys and until when it holds, in one word: from the top, the number of
+/// changes (10 bits), the generation of the roster (8), whether the credits were spent and whether they
+/// were near the limit (1 each), and the moment in milliseconds (44).
 #[derive(Debug, Default)]
 pub(in crate::pool) struct StateChangeCache(AtomicU64);
 
 const UNTIL_MASK: u64 = (1 << 44) - 1;
 const CHANGE: u64 = 1 << 54;
 
-/// What a look at the keys depends on besides what is told to the cell.
+/// Inputs of an evaluation that are compared when the cache is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pool) struct NextChange {
-    /// Which roster's keys they are.
+    /// The generation of the roster.
     pub(in crate::pool) generation: u8,
     pub(in crate::pool) is_spent: bool,
     pub(in crate::pool) is_near: bool,
 }
 
-/// The cell before a look.
+/// The word before an evaluation.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::pool) struct Before(u64);
 
 impl StateChangeCache {
-    /// Whether a look now would find what the last one has found.
+    /// Whether an evaluation now would have the same result as the last one.
     pub(in crate::pool) fn holds(&self, outlook: NextChange, now: UnixMs) -> bool {
         let word = self.0.load(Ordering::Acquire);
         now.0 < word & UNTIL_MASK && word & !UNTIL_MASK & (CHANGE - 1) == outlook.bits()
     }
 
-    /// Somebody is going to look.
+    /// Begins an evaluation.
     pub(in crate::pool) fn begin(&self) -> Before {
         Before(self.0.load(Ordering::Acquire))
     }
 
-    /// Somebody has looked, and what was seen holds until then, unless something has changed meanwhile.
+    /// Stores that an evaluation holds until then, unless the state has changed since it began.
     pub(in crate::pool) fn keep(&self, before: Before, outlook: NextChange, until: UnixMs) {
         let Before(before) = before;
         let word = before & !(CHANGE - 1) | outlook.bits() | until.0.min(UNTIL_MASK);
         let _ = self.0.compare_exchange(before, word, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// Something has changed: the next one looks.
+    /// Invalidates the cache: a word that the state depends on has changed.
     pub(in crate::pool) fn disturb(&self) {
         let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
             Some((word & !(CHANGE - 1)).wrapping_add(CHANGE))
@@ -86,7 +88,7 @@ mod tests {
     #[test]
     fn a_change_ends_it_and_outdates_a_look_that_has_begun() {
         let cell = StateChangeCache::default();
-        // As often as there are numbers for changes, and once more.
+        // One more than the counter of changes can hold.
         for _ in 0..1_025 {
             let before = cell.begin();
             cell.disturb();

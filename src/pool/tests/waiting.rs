@@ -1,5 +1,5 @@
-//! Requests that wait for a key, under virtual time: single events that wake them, and random histories
-//! of the whole pool in which no request may wait, or be turned away, while a key could serve it.
+//! Requests that are queued for a key, under virtual time: single events that wake them, and random
+//! histories of the whole pool in which no request may be queued, or refused, while a key could serve it.
 
 use std::fmt;
 use std::sync::Mutex;
@@ -20,7 +20,8 @@ use crate::policy::strategy::STRATEGIES;
 
 // ---- Single events.
 
-/// A pool of `count` keys with one place for speech each, and a lease that holds the first key's place.
+/// A pool of `count` keys with one slot for speech each, and a lease that holds the slot of the first
+/// key.
 fn with_one_held(count: usize) -> (Arc<Pool>, Lease) {
     let pool = apart(count);
     for key in pool.roster().keys() {
@@ -36,7 +37,7 @@ fn limit(pool: &Arc<Pool>, position: usize, span: Duration) {
     pool.judged(position, Verdict::RateLimited(Some(span)), clock::now());
 }
 
-/// How long a request waits from now on, in virtual time, and with which key it goes.
+/// How long a request is queued from now on, in virtual time, and the key that serves it.
 async fn waited(pool: &Arc<Pool>) -> (Duration, Result<usize, Unavailable>) {
     let began = clock::instant();
     let given = pool.reserve(&pool.roster(), &speech(1, &[])).await;
@@ -86,7 +87,7 @@ async fn a_lease_that_is_dropped_unsettled_serves_the_queue_by_the_time_of_now()
     let mut waiting = Box::pin(pool.reserve(&roster, &request));
     assert!(futures_poll(&mut waiting).is_none());
     sleep(Duration::from_secs(30)).await;
-    // The cooldown of that refusal was over when this one came, but not when the lease began.
+    // The cooldown of that refusal was over when this one was received, but not when the lease began.
     drop(held);
     let given = futures_poll(&mut waiting).expect("the place is free before the queue is served");
     assert_eq!(given.unwrap().lease.key().position(), 0);
@@ -129,7 +130,7 @@ async fn a_cooldown_that_begins_while_a_request_waits_ends_the_wait_when_it_ends
     limit(&pool, 1, Duration::from_secs(50));
     let end = async {
         sleep(Duration::from_secs(1)).await;
-        // Its place is free, and it rests for a second.
+        // Its slot is free, and it is in cooldown for a second.
         limit(&pool, 0, Duration::from_secs(1));
         drop(held);
     };
@@ -148,7 +149,7 @@ async fn a_request_that_waits_for_a_busy_key_does_not_hold_back_one_that_cannot_
     let cheap = KeyRequest { client: ClientName::new("first"), ..speech(10, &[]) };
     let mut waiting = Box::pin(pool.reserve(&roster, &cheap));
     assert!(futures_poll(&mut waiting).is_none());
-    // The rest of the other key is not proven: one request may try it.
+    // The cooldown of the other key is not proven: one request may probe it.
     let began = clock::instant();
     let given = pool.reserve(&roster, &speech(80, &[])).await;
     assert_eq!(given.map(|reserved| reserved.lease.key().position()), Ok(1));
@@ -163,7 +164,7 @@ fn a_try_that_is_allowed_already_is_not_waited_for() {
     let now = clock::now().plus(SETTINGS.probe_after + Duration::from_secs(1));
     let blocked = pool.try_reserve(&pool.roster(), &speech(1, &[]), now).unwrap_err();
     assert_eq!(blocked.why, Unavailable::Full { until: blocked.again_at });
-    // Its rest ends by itself later.
+    // The cooldown ends without an event later.
     assert!(blocked.again_at.is_some_and(|at| at > now), "{:?} at {now:?}", blocked.again_at);
 }
 
@@ -185,10 +186,10 @@ async fn a_restricted_key_that_is_only_busy_is_waited_for() {
 
 // ---- Random histories.
 
-/// Keys that there may be; a reload chooses some of them.
+/// Number of keys that exist; a reload configures some of them.
 const KEYS: usize = 4;
 
-/// Cooldowns that are short against the wait, so that their ends are met.
+/// Cooldowns that are short relative to the queue timeout, so that their ends are reached.
 const BRISK: Settings = Settings {
     waiting_max: 6,
     rate_limited_cooldown: Duration::from_secs(10),
@@ -204,7 +205,7 @@ const BRISK: Settings = Settings {
     ..SETTINGS
 };
 
-/// What a request wants, by the numbers of keys.
+/// The needs of a request, by the numbers of keys.
 #[derive(Clone, Debug)]
 struct Want {
     client: usize,
@@ -220,9 +221,9 @@ struct Want {
 
 #[derive(Clone, Copy, Debug)]
 enum Figures {
-    /// Credits left of 100, and the seconds after which all of them are back.
+    /// The remaining credits of 100, and the seconds until their reset.
     Left(u64, u64),
-    /// There is no limit.
+    /// Unlimited credits.
     Unlimited,
     Unreadable,
     Invalid,
@@ -231,29 +232,29 @@ enum Figures {
 #[derive(Clone, Debug)]
 enum Step {
     Ask(Want),
-    /// The client of a waiting request disconnects.
+    /// The client of a queued request disconnects.
     Leave(Index),
-    /// A request under way is served; so much of its estimate is charged, in percent.
+    /// A request in flight is served and charged this percentage of its estimate.
     Serve(Index, u64),
-    /// It is refused.
+    /// A request in flight is refused.
     Refuse(Index, Verdict),
-    /// Its lease is dropped without a word, after it was sent or before.
+    /// A lease is dropped without a result, after the request was sent or before.
     Drop(Index, bool),
-    /// The provider names the places of its concurrency group.
+    /// The provider reports the limit of a lease's concurrency group.
     Places(Index, u32),
-    /// It gives its place back, and keeps the key.
+    /// A lease releases its slot and keeps the key.
     Rest(Index),
     Poll(Index, Figures, &'static str),
-    /// What was refused with a key is taken back.
+    /// The refusals of a key are withdrawn.
     Withdraw(Index),
-    /// The configuration names these keys.
+    /// The configuration is reloaded with these keys.
     Reload(Vec<usize>),
-    /// Two keys turn out to be of one workspace.
+    /// Two keys turn out to belong to one workspace.
     Share(Index),
     Pass(Duration),
 }
 
-/// Printed one to a line.
+/// Printed one per line.
 struct Steps(Vec<Step>);
 
 impl fmt::Debug for Steps {
@@ -269,7 +270,7 @@ fn want() -> impl Strategy<Value = Want> {
         Just(Restraint::Inferred),
         Just(Restraint::RefusedLongest),
         Just(Restraint::Refused),
-        // Long ago or to come: virtual time begins at the present.
+        // In the past or in the future: virtual time begins at the present.
         Just(Restraint::Until(UnixMs(1))),
     ];
     let restricted = prop_oneof![3 => Just(Vec::new()), 1 => prop::collection::vec(restraint, KEYS)];
@@ -285,7 +286,8 @@ fn want() -> impl Strategy<Value = Want> {
         .prop_map(
             |((client, credits, group), (tried, barred), preferred, (restricted, spares, refused))| Want {
                 client,
-                // What is asked of accounts without credits costs none, and is not counted.
+                // A request that accounts without credits may serve costs none, and is in no concurrency
+                // group.
                 credits: if spares { Some(0) } else { credits },
                 group: group.filter(|_| !spares),
                 tried,
@@ -344,7 +346,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 impl Want {
-    /// In the positions of a roster.
+    /// The request with the positions of a roster.
     fn request(&self, roster: &Roster) -> KeyRequest {
         let position = |number: &usize| {
             let print = entry(*number, None, None).key.fingerprint();
@@ -378,7 +380,7 @@ impl Want {
     }
 }
 
-/// The rounds of a choice: those that are asked first before all, and restricted keys last.
+/// The rounds of a selection: preferred keys before all, and restricted keys last.
 fn rounds(request: &KeyRequest) -> Vec<SelectionRound> {
     let restraints = [Restraint::Inferred, Restraint::RefusedLongest, Restraint::Refused];
     let restraints = restraints.into_iter().take(if request.was_refused { 1 } else { 3 });
@@ -411,7 +413,7 @@ fn seen(
     keys.map(|(position, key)| candidate(key, position, request, round, turn, now)).collect()
 }
 
-/// Whether a key could serve it, by looking at each in the plainest way.
+/// Whether a key could serve it, by examining each key without any shortcut.
 fn could_be_served(pool: &Pool, roster: &Roster, request: &KeyRequest, now: UnixMs) -> bool {
     choice(pool, roster, request, now).is_some()
 }
@@ -426,7 +428,7 @@ fn choice(pool: &Pool, roster: &Roster, request: &KeyRequest, now: UnixMs) -> Op
         level = round.up_to;
         match select(strategy, seen(pool, roster, request, round, now).into_iter()) {
             Ok(choice) => return Some(choice),
-            // A key that is only busy is waited for, before one that is restricted further is asked.
+            // A key that is only busy is waited for, before a more restricted one is tried.
             Err(blocked) if matches!(blocked.why, Unavailable::Full { .. }) => {
                 is_busy = round.up_to != Some(Restraint::RefusedLongest);
             }
@@ -436,7 +438,7 @@ fn choice(pool: &Pool, roster: &Roster, request: &KeyRequest, now: UnixMs) -> Op
     None
 }
 
-/// Whether a key could serve it, were it not as busy as it may be.
+/// Whether a key could serve it if its concurrency limit were not reached.
 fn is_only_busy(pool: &Pool, roster: &Roster, request: &KeyRequest, now: UnixMs) -> bool {
     let is_busy = |key: &Candidate| {
         let is_well =
@@ -446,15 +448,15 @@ fn is_only_busy(pool: &Pool, roster: &Roster, request: &KeyRequest, now: UnixMs)
     rounds(request).into_iter().any(|round| seen(pool, roster, request, round, now).iter().any(is_busy))
 }
 
-/// A timer of the runtime may be late by so much: it counts whole milliseconds from its own beginning, as
-/// our clock does from another, and a request that wakes too early looks again a millisecond later.
+/// The maximum delay of a timer of the runtime: it counts whole milliseconds from its own beginning, as
+/// our clock does from another, and a request that wakes too early checks again a millisecond later.
 const TIMER: Duration = Duration::from_millis(10);
 
 struct Waiting {
     task: Id,
     abort: AbortHandle,
     want: Want,
-    /// The roster that it chooses from, and what it asks of that.
+    /// The roster that it selects from, and its request for that roster.
     asks: Arc<Mutex<(Arc<Roster>, KeyRequest)>>,
 }
 
@@ -519,7 +521,7 @@ impl History {
         self.waiting.push(Waiting { task: abort.id(), abort, want, asks });
     }
 
-    /// Lets all tasks run until each of them waits for something.
+    /// Runs all tasks until each of them waits for an event.
     async fn settle(&mut self) -> Result<(), TestCaseError> {
         for _ in 0..30 {
             tokio::task::yield_now().await;
@@ -549,7 +551,7 @@ impl History {
         self.waiting.iter().find(could).map(|waiting| (waiting.task, &waiting.want))
     }
 
-    /// No request waits while a key could serve it, but for as long as a timer may be late.
+    /// No request is queued while a key could serve it, beyond the delay of a timer.
     async fn check(&mut self) -> Result<(), TestCaseError> {
         let Some((suspect, _)) = self.sleeper() else { return Ok(()) };
         sleep(TIMER).await;
@@ -658,7 +660,7 @@ impl History {
             self.settle().await?;
             self.check().await?;
         }
-        // Every wait has an end, also when nothing happens.
+        // Every wait ends, also without an event.
         sleep(self.settings.wait_max + TIMER).await;
         self.settle().await?;
         prop_assert!(self.waiting.is_empty(), "{:?} waits for ever", self.waiting[0].want);
@@ -676,7 +678,7 @@ impl History {
     }
 }
 
-/// The same 100 histories in every run of the tests; `KEYCHOIR_HISTORIES=5000` plays as many others.
+/// The same 100 histories in every run of the tests; `KEYCHOIR_HISTORIES=5000` runs as many others.
 fn histories() -> ProptestConfig {
     let wanted = std::env::var("KEYCHOIR_HISTORIES").ok().and_then(|text| text.parse().ok());
     let rng_seed = if wanted.is_some() { RngSeed::Random } else { RngSeed::Fixed(20_261_129) };

@@ -147,7 +147,7 @@ pub(super) static ROWS: &[ResourceRow] = &[
         lists: &[(&["productions/orders"], &[("orders.order_id", Kind::Order)])],
         ..ROW
     },
-    // Denied by default, and then nobody comes so far.
+    // Denied by default; such a request is not forwarded.
     ResourceRow {
         resource: "workspace webhook / service account / key / group",
         paths: &["workspace/webhooks/{webhook}"],
@@ -180,7 +180,7 @@ pub(super) static ROWS: &[ResourceRow] = &[
             ("next_page_token", Kind::Cursor), ("page_token", Kind::Cursor), ("cursor", Kind::Cursor),
             ("last_sort_id", Kind::Cursor),
         ],
-        // Those of the other rows, too: a cursor may be in the answer of any of them.
+        // Includes the routes of the other rows: any of their responses may contain a cursor.
         lists: &[(
             &[
                 "dubbing", "dubbing/project", "music/finetunes", "speech-engine", "convai/tags", "convai/users",

@@ -1,4 +1,4 @@
-//! Rules one by one, and the same verdict however the stream is cut.
+//! Single rules, and the same verdict for every way in which a stream may be cut into pieces.
 
 use proptest::prelude::*;
 
@@ -6,7 +6,7 @@ use super::*;
 
 const MASK: [u8; 4] = [9, 0, 33, 200];
 
-/// A frame of a client as it is on the wire.
+/// A frame of a client in wire format.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let opcode = Opcode::of(first & 0x0f);
@@ -20,7 +20,7 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Checks a stream in pieces; how much of it is valid, and how it ends.
+/// Validates a stream in pieces; returns how much of it is valid, and how it ends.
 fn checked(sender: Sender, stream: &[u8], cuts: &[usize]) -> Checked {
     let mut validator = FrameValidator::new(sender);
     let mut all = Checked { valid: 0, end: None };
@@ -174,7 +174,7 @@ proptest! {
         let whole = checked(Sender::Client, &stream, &[]);
         let pieces = checked(Sender::Client, &stream, &cuts);
         prop_assert_eq!(whole.end, pieces.end);
-        // A head or a text that is found to be wrong late may have had its start accepted.
+        // The first bytes of a frame may have been accepted before a later byte violates the rules.
         prop_assert!(pieces.valid >= whole.valid || whole.end.is_none());
     }
 

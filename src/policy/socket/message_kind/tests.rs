@@ -163,7 +163,7 @@ fn an_end_is_judged_by_its_words_and_then_by_its_code() {
         Some(Verdict::RequestError),
     );
     check_close(1008, "Unusual activity detected. Free Tier usage disabled.", Some(Verdict::Abuse));
-    // A reason has room for 123 bytes: the provider cuts it there.
+    // A close reason has at most 123 bytes: the provider truncates it.
     let wrong_host = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.";
     check_close(1008, &wrong_host[..123], Some(Verdict::WrongHost));
     check_close(1009, "", Some(Verdict::RequestError));
@@ -182,7 +182,8 @@ fn a_token_of_the_clients_own_says_nothing_of_a_key() {
     assert_eq!(hear_close(1002, "This request exceeds your quota", false, true), Some(QUOTA));
 }
 
-/// Codes of errors with what each means: over HTTP with its status, or for those of sockets in a close.
+/// Codes of errors and their meaning: over HTTP with its status, or for those of WebSockets in a close
+/// frame.
 fn every_code() -> Vec<(&'static str, Verdict)> {
     let of_http = codes::DOCUMENTED.iter().chain(codes::OLDER).flat_map(|row| {
         let status = StatusCode::from_u16(row.status).unwrap();
@@ -205,7 +206,7 @@ const READ: [Dialect; 7] = [
     Dialect::Unknown,
 ];
 
-/// Every shape in which a code can come in a message.
+/// Every message format in which a code can appear.
 fn shapes(code: &str) -> Vec<Value> {
     vec![
         json!({"message": "x", "error": code, "code": 1008}),
@@ -234,7 +235,7 @@ fn a_code_is_known_in_every_shape_on_every_socket() {
     for (code, expected) in every_code() {
         for dialect in READ {
             for message in shapes(code) {
-                // Nothing is known of a socket where a sentence stands alone.
+                // In an unknown protocol, a lone sentence is not classified.
                 let is_sentence = message.get("detail").is_some_and(Value::is_string);
                 if !(is_sentence && dialect == Dialect::Unknown) {
                     refused(dialect, &message.to_string(), expected);
@@ -250,7 +251,7 @@ fn a_code_is_known_in_every_shape_on_every_socket() {
     }
 }
 
-/// A sentence of HTTP is known in a message and in a close, also where the code says less.
+/// A sentence of HTTP is known in messages and close frames, also where the code is less specific.
 #[test]
 fn a_sentence_is_known_in_every_shape_on_every_socket() {
     let missing = Verdict::MissingPermission(Permission::parse("speech_to_text"));
@@ -291,7 +292,7 @@ fn a_sentence_is_known_in_every_shape_on_every_socket() {
     }
 }
 
-/// The captured text of a key that is not known, and any other.
+/// The captured text for an unknown key, and any other text.
 #[test]
 fn only_the_words_that_mean_the_key_mean_the_key() {
     let auth_error = |text: &str| json!({"message_type": "auth_error", "error": text}).to_string();
@@ -307,7 +308,7 @@ fn only_the_words_that_mean_the_key_mean_the_key() {
     check_close(1008, "You must be authenticated to use this endpoint.", Some(unclear));
 }
 
-/// What people say, and what tools are called with, has the words of refusals in it.
+/// Transcripts and the parameters of tool calls may contain the words of refusals.
 #[test]
 fn a_useful_message_may_have_the_words_of_a_refusal() {
     let invalid = "Invalid API key";
@@ -355,7 +356,7 @@ fn a_useful_message_may_have_the_words_of_a_refusal() {
     }
 }
 
-/// After the first useful message, only the form of the socket's own errors is one.
+/// After the first useful message, only a message in the error format of the protocol is an error.
 #[test]
 fn a_served_session_is_refused_in_the_form_of_its_socket_only() {
     let served =
@@ -377,7 +378,7 @@ fn a_served_session_is_refused_in_the_form_of_its_socket_only() {
     }
 }
 
-/// An error that is not known waits for the close behind it, which says whether the session is refused.
+/// An unknown error waits for the close frame after it, which decides whether the session is refused.
 #[test]
 fn the_close_decides_over_an_error_in_unknown_words() {
     for (dialect, message) in [

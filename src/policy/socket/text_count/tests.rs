@@ -1,4 +1,4 @@
-//! Single messages, and the same count as by reading the whole.
+//! Single messages, and the same count as by parsing the whole message.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -95,7 +95,7 @@ fn no_message_is_too_long_to_be_counted() {
     check(Dialect::Speech, &format!("{{{padding}\"text\":\"{}\"{padding}}}", "x".repeat(80_021)), 80_021, 0);
 }
 
-/// The same by reading the whole message.
+/// The count by parsing the whole message.
 fn whole(message: &[u8]) -> u64 {
     let Ok(members) = serde_json::from_slice::<Map<String, Value>>(message) else {
         return message.len() as u64;
