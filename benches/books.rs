@@ -48,14 +48,14 @@ const DRIVEN_MIN: f64 = 0.97;
 /// A pool that is never asked.
 const STILL: pool::Settings = pool::Settings {
     strategy: &FillFirst,
-    wait_max: Duration::ZERO,
-    waiting_max: 0,
+    queue_timeout: Duration::ZERO,
+    max_queued: 0,
     near_limit_ratio: 0.8,
     rate_limited_cooldown: Duration::ZERO,
     concurrency_cooldown: Duration::ZERO,
     exhausted_cooldown: Duration::ZERO,
     billing_cooldown: Duration::ZERO,
-    invalid_confirm: Duration::ZERO,
+    invalid_confirm_cooldown: Duration::ZERO,
     invalid_cooldown: Duration::ZERO,
     permission_cooldown: Duration::ZERO,
     feature_cooldown: Duration::ZERO,
@@ -151,7 +151,7 @@ fn path() -> f64 {
         for _ in 0..ROUNDS {
             let began = Instant::now();
             for _ in 0..RECORDS {
-                let place = books.place().await.unwrap();
+                let place = books.permit().await.unwrap();
                 let started_at = UnixMs(1_796_000_000_000);
                 place.write(&AttemptRecord {
                     id: AttemptRecord::name(started_at),

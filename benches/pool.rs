@@ -130,14 +130,14 @@ impl Bench {
         let settings = Settings {
             strategy,
             // Nobody waits: a full pool refuses at once.
-            wait_max: Duration::ZERO,
-            waiting_max: 0,
+            queue_timeout: Duration::ZERO,
+            max_queued: 0,
             near_limit_ratio: 0.8,
             rate_limited_cooldown: HOUR,
             concurrency_cooldown: HOUR,
             exhausted_cooldown: HOUR,
             billing_cooldown: HOUR,
-            invalid_confirm: HOUR,
+            invalid_confirm_cooldown: HOUR,
             invalid_cooldown: HOUR,
             permission_cooldown: HOUR,
             feature_cooldown: HOUR,

@@ -37,7 +37,7 @@ async fn three_places(rate: u32) -> (Simulator, Running) {
     let mut config = Config::with_defaults(vec![ApiKey::new(ONE).unwrap()], base_url);
     config.server.drain_idle_timeout = Duration::ZERO;
     let mut parts = AppConfig::of(config).unwrap();
-    parts.server.response_min_rate = MinRate { bytes_per_second: rate };
+    parts.server.min_response_rate = MinRate { bytes_per_second: rate };
     parts.server.response_grace = Duration::from_millis(200);
     let mut running = app::start(parts, vec![loopback().await.into()]).unwrap();
     assert!(running.first_round(Duration::from_secs(30)).await);

@@ -30,15 +30,15 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 
 const LIMITS: Limits = Limits {
-    head_read_max: Duration::from_secs(30),
+    request_headers_timeout: Duration::from_secs(30),
     keepalive_timeout: Duration::from_secs(75),
     linger_timeout: Duration::from_secs(10),
-    linger_bytes_max: 1024 * 1024,
-    write_idle_max: Duration::from_secs(60),
-    response_min_rate: MinRate { bytes_per_second: 0 },
+    max_linger_size: 1024 * 1024,
+    send_timeout: Duration::from_secs(60),
+    min_response_rate: MinRate { bytes_per_second: 0 },
     response_grace: Duration::ZERO,
-    head_bytes_max: 8192,
-    connections_max: 100,
+    max_request_headers_size: 8192,
+    max_connections: 100,
     rest_after: REST_AFTER,
 };
 
@@ -86,7 +86,7 @@ impl Stage {
         let server = Arc::new(Server {
             crew: workers.crew(&drain, || service.clone()),
             limits,
-            room: ConnectionLimiter::new(limits.connections_max),
+            room: ConnectionLimiter::new(limits.max_connections),
             drain,
             accepting: Tasks::new(),
             connections: Tasks::new(),
@@ -200,7 +200,7 @@ async fn connections_that_the_system_has_let_in_are_served_at_the_end() {
     stage.server.drain.ending.cancel();
     // The only worker is busy with this task's connections, or not: what waits is taken in either way.
     let mut clients = Vec::new();
-    for _ in 0..LIMITS.connections_max {
+    for _ in 0..LIMITS.max_connections {
         clients.push(connect(address).await);
     }
     stage.server.drain.stop.cancel();
@@ -213,7 +213,7 @@ async fn connections_that_the_system_has_let_in_are_served_at_the_end() {
 
 #[tokio::test]
 async fn two_listeners_share_one_place() {
-    let stage = Stage::with(1, Limits { connections_max: 1, ..LIMITS });
+    let stage = Stage::with(1, Limits { max_connections: 1, ..LIMITS });
     let (first, second) = (stage.port(), stage.port());
     for _ in 0..3 {
         for address in [first, second] {

@@ -18,7 +18,7 @@ use crate::mirror;
 use crate::policy::client::{Client, Unidentified, identify};
 use crate::policy::units::UnixMs;
 use crate::pool::Pool;
-use crate::proxy::{ProxyError, SharedTerms};
+use crate::proxy::{ProxyError, SharedConfig};
 use crate::server::ConnectionLimiter;
 use crate::store;
 use crate::telemetry::Meters;
@@ -33,7 +33,7 @@ pub use usage::ClientUsage;
 #[derive(Clone, Debug)]
 pub struct Admin {
     /// Who may ask.
-    pub config: SharedTerms,
+    pub config: SharedConfig,
     /// The keys.
     pub pool: Arc<Pool>,
     /// How the books fare.
@@ -122,7 +122,7 @@ impl Admin {
         }
         match self.client(uri, headers) {
             Ok(client) => {
-                let used = self.config.load().accounts.used(&client.name, now);
+                let used = self.config.load().client_usage.used(&client.name, now);
                 json(StatusCode::OK, &ClientUsage::of(&client, &used, now))
             }
             Err(refusal) => ProxyError::Unidentified(refusal).answer("", now),

@@ -25,7 +25,7 @@ use crate::mirror;
 use crate::policy::client::Clients;
 use crate::poller::{self as quotas, Conversations, QuotaPoller};
 use crate::pool::{KeySnapshot, OwnershipIndex, Pool, Reloaded};
-use crate::proxy::{ClientUsage, Limits, Proxy, RuntimeConfig, Shared, SharedTerms};
+use crate::proxy::{ClientUsage, Limits, Proxy, RuntimeConfig, Shared, SharedConfig};
 use crate::server::{ConnectionLimiter, Drain, Server, WorkerPool, WorkerThreads};
 use crate::store::{self, OpenError, Store};
 use crate::tasks::{AbortOnDrop, Tasks};
@@ -89,7 +89,7 @@ pub struct Running {
     addresses: Vec<Address>,
     reach: ReachCell,
     pool: Arc<Pool>,
-    config: SharedTerms,
+    config: SharedConfig,
     quotas: Option<watch::Sender<quotas::Settings>>,
     rounds: watch::Receiver<u64>,
     certificates: Certificates,
@@ -159,13 +159,13 @@ pub fn start(parts: AppConfig, listeners: Vec<Listener>) -> Result<Running, Star
     let draining = Draining::default();
     let config = Arc::new(ArcSwap::from_pointee(RuntimeConfig {
         clients: parts.clients,
-        accounts,
+        client_usage: accounts,
         limits: parts.proxy,
-        doors: parts.doors,
+        access_rules: parts.doors,
         base_path: parts.base_path,
     }));
     let mirrored = mirroring.as_ref().map(|mirroring| mirroring.health.clone());
-    let (meters, room) = (Meters::default(), ConnectionLimiter::new(parts.server.connections_max));
+    let (meters, room) = (Meters::default(), ConnectionLimiter::new(parts.server.max_connections));
     let admin = Admin {
         config: Arc::clone(&config),
         pool: Arc::clone(&pool),
@@ -194,7 +194,7 @@ pub fn start(parts: AppConfig, listeners: Vec<Listener>) -> Result<Running, Star
         Conversations::new(Arc::clone(&pool), upstream.clone(), books.clone(), meters.clone(), conversations);
     let pricing = Tasks::new().spawn_guarded(pricing.run());
     let shared =
-        Shared { config: Arc::clone(&config), pool: Arc::clone(&pool), owners, books, meters, ended };
+        Shared { config: Arc::clone(&config), pool: Arc::clone(&pool), owners, usage: books, meters, ended };
     let proxy = Proxy::new(shared, upstream, drain.cut.clone());
     let front = Router::new(admin, proxy);
     let certificates = Certificates::new(parts.https, &addresses, clock::now())?;
@@ -306,8 +306,14 @@ impl Running {
         let buffers = parts.proxy.buffers.following(&before.limits.buffers);
         let limits = Limits { buffers, ..parts.proxy };
         let AppConfig { clients, doors, base_path, .. } = parts;
-        let accounts = before.accounts.following(&clients);
-        self.config.store(Arc::new(RuntimeConfig { clients, accounts, limits, doors, base_path }));
+        let accounts = before.client_usage.following(&clients);
+        self.config.store(Arc::new(RuntimeConfig {
+            clients,
+            client_usage: accounts,
+            limits,
+            access_rules: doors,
+            base_path,
+        }));
         let reloaded = self.pool.reload(parts.keys, parts.pool);
         if let Some((quotas, settings)) = self.quotas.as_ref().zip(parts.watch) {
             // The poller ends only with the program.

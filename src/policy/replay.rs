@@ -55,7 +55,7 @@ pub struct Facts {
     /// Attempts so far, including this one.
     pub attempts: u32,
     /// Maximum number of attempts of a request.
-    pub attempts_max: u32,
+    pub max_attempts: u32,
     /// Retries so far that were not caused by a key: transport errors, overload, failures of the
     /// provider.
     pub blameless_replays: u32,
@@ -93,7 +93,7 @@ const BUSY_PAUSE: Duration = Duration::from_millis(250);
 /// Decides how a request continues after an attempt.
 #[must_use]
 pub fn decide(facts: &Facts) -> Decision {
-    let may_send = facts.body == Replayable::Whole && !facts.is_late && facts.attempts < facts.attempts_max;
+    let may_send = facts.body == Replayable::Whole && !facts.is_late && facts.attempts < facts.max_attempts;
     let once_more = may_send && facts.blameless_replays < BLAMELESS_REPLAYS_MAX;
     let next_key_if = |is_sensible: bool| if is_sensible { Decision::NextKey } else { Decision::Relay };
     let again_if = |is_sensible: bool, pause: Duration, otherwise: Decision| {
@@ -168,7 +168,7 @@ mod tests {
         body: Replayable::Whole,
         is_late: false,
         attempts: 1,
-        attempts_max: 16,
+        max_attempts: 16,
         blameless_replays: 0,
         ambiguous_workspaces: 1,
         suspected_of_plan: 1,

@@ -107,7 +107,7 @@ impl<C: Connect> Conversations<C> {
         self.meters.priced(credits);
         let record = conversation.priced(credits);
         // A usage store that is closed has logged it already.
-        if let Ok(place) = self.books.place().await {
+        if let Ok(place) = self.books.permit().await {
             place.price(&record);
         }
     }

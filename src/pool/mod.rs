@@ -63,9 +63,9 @@ pub struct Settings {
     /// The strategy that ranks the keys.
     pub strategy: &'static dyn Strategy,
     /// Maximum time a request is queued for a key that is only busy; zero disables queueing.
-    pub wait_max: Duration,
+    pub queue_timeout: Duration,
     /// Maximum number of queued requests.
-    pub waiting_max: usize,
+    pub max_queued: usize,
     /// The share of a limit, from 0 to 1, from which on a key is near its limit.
     pub near_limit_ratio: f64,
     /// Cooldown of a concurrency group of a workspace after a rate limit without a `Retry-After`.
@@ -77,7 +77,7 @@ pub struct Settings {
     /// Cooldown of a workspace with a billing problem.
     pub billing_cooldown: Duration,
     /// Cooldown of a key after its first refusal as invalid, until a poll confirms that.
-    pub invalid_confirm: Duration,
+    pub invalid_confirm_cooldown: Duration,
     /// Cooldown of a key whose refusal as invalid is confirmed.
     pub invalid_cooldown: Duration,
     /// How long a key is tried last for a request whose permission it lacked.
@@ -108,7 +108,7 @@ impl Settings {
             max_retry_after: self.max_retry_after,
             exhausted: self.exhausted_cooldown,
             billing: self.billing_cooldown,
-            invalid_confirm: self.invalid_confirm,
+            invalid_confirm: self.invalid_confirm_cooldown,
             invalid: self.invalid_cooldown,
             quota_lag: self.quota_lag,
         }
@@ -120,14 +120,14 @@ impl Settings {
     /// Settings for tests of other modules, in which no cooldown ends within the test.
     pub(crate) const STILL: Self = Self {
         strategy: &crate::policy::strategy::FillFirst,
-        wait_max: Duration::ZERO,
-        waiting_max: 0,
+        queue_timeout: Duration::ZERO,
+        max_queued: 0,
         near_limit_ratio: 0.8,
         rate_limited_cooldown: Duration::from_secs(3_600),
         concurrency_cooldown: Duration::from_secs(3_600),
         exhausted_cooldown: Duration::from_secs(3_600),
         billing_cooldown: Duration::from_secs(3_600),
-        invalid_confirm: Duration::from_secs(3_600),
+        invalid_confirm_cooldown: Duration::from_secs(3_600),
         invalid_cooldown: Duration::from_secs(3_600),
         permission_cooldown: Duration::from_secs(3_600),
         feature_cooldown: Duration::from_secs(3_600),

@@ -200,7 +200,7 @@ fn a_look_that_a_change_overtakes_is_not_kept() {
 
 fn pool(places: u32) -> Arc<Pool> {
     let key = ApiKey::new("sk_0000_of_the_pool_0").unwrap();
-    let settings = Settings { wait_max: Duration::from_secs(60), waiting_max: 9, ..Settings::STILL };
+    let settings = Settings { queue_timeout: Duration::from_secs(60), max_queued: 9, ..Settings::STILL };
     let pool = Pool::new(vec![key.into()], settings);
     pool.roster().keys()[0].workspace().limiter(ConcurrencyGroup::SPEECH).learn(places);
     Arc::new(pool)

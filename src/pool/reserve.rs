@@ -66,7 +66,7 @@ impl Pool {
 
     async fn wait(self: &Arc<Self>, roster: &Arc<Roster>, request: &KeyRequest) -> ReserveResult {
         let settings = roster.settings();
-        let Some((ticket, mut given)) = self.line.join(roster, request, settings.waiting_max) else {
+        let Some((ticket, mut given)) = self.line.join(roster, request, settings.max_queued) else {
             // The queue is full. A request that needs nothing the queued ones wait for is still served.
             let given = self.try_reserve(roster, request, clock::now()).map_err(|blocked| blocked.why);
             if given.is_ok() {
@@ -87,12 +87,12 @@ impl Pool {
                         biased;
                         given = &mut given => return given.unwrap_or_else(|_| busy()),
                         () = ticket.sooner() => {}
-                        () = sleep(again.unwrap_or(settings.wait_max)) => break,
+                        () = sleep(again.unwrap_or(settings.queue_timeout)) => break,
                     }
                 }
             }
         };
-        match timeout(settings.wait_max, waiting).await {
+        match timeout(settings.queue_timeout, waiting).await {
             Ok(given) => given,
             Err(_) => {
                 drop(ticket);

@@ -215,7 +215,7 @@ impl Roster {
     /// Maximum time a request is queued for a key.
     #[must_use]
     pub fn queue_timeout(&self) -> Duration {
-        self.settings.wait_max
+        self.settings.queue_timeout
     }
 
     pub(super) fn settings(&self) -> &Settings {

@@ -13,14 +13,14 @@ use crate::secret::ApiKey;
 const NOW: UnixMs = UnixMs(1_000_000);
 const SETTINGS: Settings = Settings {
     strategy: &crate::policy::strategy::FillFirst,
-    wait_max: Duration::from_secs(60),
-    waiting_max: 100,
+    queue_timeout: Duration::from_secs(60),
+    max_queued: 100,
     near_limit_ratio: 0.8,
     rate_limited_cooldown: Duration::from_secs(60),
     concurrency_cooldown: Duration::from_secs(2),
     exhausted_cooldown: Duration::from_secs(3_600),
     billing_cooldown: Duration::from_secs(7_200),
-    invalid_confirm: Duration::from_secs(600),
+    invalid_confirm_cooldown: Duration::from_secs(600),
     invalid_cooldown: Duration::from_secs(86_400),
     permission_cooldown: Duration::from_secs(3_600),
     feature_cooldown: Duration::from_secs(3_600),
@@ -845,7 +845,7 @@ async fn waiting_has_an_end() {
 
 #[tokio::test]
 async fn a_line_that_is_long_enough_takes_nobody() {
-    let pool = Arc::new(Pool::new(vec![entry(0, None, None)], Settings { waiting_max: 1, ..SETTINGS }));
+    let pool = Arc::new(Pool::new(vec![entry(0, None, None)], Settings { max_queued: 1, ..SETTINGS }));
     let roster = pool.roster();
     roster.keys()[0].workspace().limiter(ConcurrencyGroup::SPEECH).learn(1);
     let _held = pool.try_reserve(&roster, &speech(1, &[]), NOW).unwrap();

@@ -9,8 +9,8 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
-use super::answer::Answer;
 use super::error::ProxyError;
+use super::upstream_response::UpstreamResponse;
 use super::usage::AttemptRecord;
 use crate::body::Loss;
 use crate::clock;
@@ -92,7 +92,7 @@ impl AccessLog {
         Arc::clone(&self.request_id)
     }
 
-    pub(super) fn opened(&mut self, client: &ClientName, route: Route) {
+    pub(super) fn set_route(&mut self, client: &ClientName, route: Route) {
         self.client = Some(client.clone());
         self.route = Some(route);
     }
@@ -101,7 +101,7 @@ impl AccessLog {
     pub(super) fn learned(
         &mut self,
         record: &AttemptRecord,
-        result: &Result<Box<Answer>, SendError>,
+        result: &Result<Box<UpstreamResponse>, SendError>,
         elapsed: Duration,
     ) {
         self.upstream += elapsed;
@@ -125,7 +125,7 @@ impl AccessLog {
     }
 
     /// Records why the body could not be kept for a retry.
-    pub(super) fn lost(&mut self, loss: Option<Loss>) {
+    pub(super) fn record_replay_loss(&mut self, loss: Option<Loss>) {
         self.loss = loss;
     }
 

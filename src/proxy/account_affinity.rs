@@ -9,9 +9,9 @@ use http::request::Parts;
 use http::{HeaderMap, Method};
 use hyper::body::Incoming;
 
-use super::answer::Answer;
 use super::misses::Misses;
 use super::request_meta::RequestMeta;
+use super::upstream_response::UpstreamResponse;
 use super::usage::{OwnershipUpdate, UsagePermit};
 use super::{Limits, Proxy};
 use crate::body::decode::decoded;
@@ -275,9 +275,9 @@ impl AccountAffinity {
         proxy: &Proxy<C>,
         meta: &RequestMeta,
         limits: &Limits,
-        answer: &Answer,
+        answer: &UpstreamResponse,
         key: &Key,
-        place: UsagePermit,
+        permit: UsagePermit,
     ) -> Option<OwnershipRecorder> {
         let owner = key.workspace().identity().clone();
         let now = clock::now();
@@ -286,7 +286,7 @@ impl AccountAffinity {
                 proxy.owners.forget(named);
             }
         }
-        let Answer { head, verdict, .. } = answer;
+        let UpstreamResponse { head, verdict, .. } = answer;
         if *verdict == Verdict::NotFound {
             self.remember_miss(&proxy.misses, limits.not_found_ttl, now);
         }
@@ -297,18 +297,18 @@ impl AccountAffinity {
             let ownership_permit = learned.filter_map(|named| proxy.owners.learn(named, &owner, now));
             self.changes.extend(ownership_permit.map(OwnershipUpdate::Learned));
             if self.prefers_account() && self.pinned_by().is_none() {
-                proxy.homes.record(&meta.client, &owner);
+                proxy.list_affinity.record(&meta.client, &owner);
             }
         }
         let gives_document = is_served && self.gives != Yields::Nothing && is_json(&head.headers);
         if !gives_document {
-            place.record_ownership(self.changes);
+            permit.record_ownership(self.changes);
             return None;
         }
         let encoding =
             head.headers.get(CONTENT_ENCODING).map(|value| value.to_str().unwrap_or("unreadable").to_owned());
         let Self { method, route, path, changes, .. } = self;
-        let bytes_max = limits.owned_bytes_max;
+        let bytes_max = limits.max_response_scan_size;
         let owners = Arc::clone(&proxy.owners);
         Some(OwnershipRecorder {
             owners,
@@ -319,7 +319,7 @@ impl AccountAffinity {
             encoding,
             bytes_max,
             changes,
-            place: Some(place),
+            permit: Some(permit),
         })
     }
 
@@ -353,7 +353,7 @@ pub struct OwnershipRecorder {
     encoding: Option<String>,
     bytes_max: usize,
     changes: Vec<OwnershipUpdate>,
-    place: Option<UsagePermit>,
+    permit: Option<UsagePermit>,
 }
 
 impl OwnershipRecorder {
@@ -375,8 +375,8 @@ impl BodyInspector for OwnershipRecorder {
 
 impl Drop for OwnershipRecorder {
     fn drop(&mut self) {
-        if let Some(place) = self.place.take() {
-            place.record_ownership(std::mem::take(&mut self.changes));
+        if let Some(permit) = self.permit.take() {
+            permit.record_ownership(std::mem::take(&mut self.changes));
         }
     }
 }

@@ -13,11 +13,11 @@ use tokio_util::sync::CancellationToken;
 use super::Proxy;
 use super::access_log::AccessLog;
 use super::account_affinity::OwnershipRecorder;
-use super::answer::Answer;
 use super::permits::RequestPermits;
 use super::refusals::Conclusions;
 use super::request_meta::RequestMeta;
 use super::retry_state::RetryState;
+use super::upstream_response::UpstreamResponse;
 use super::usage::{AttemptRecord, CreditSource, QuotaCharge, UsagePermit};
 use crate::body::relay::Ending;
 use crate::body::replay::Upload;
@@ -70,7 +70,7 @@ impl KeySource {
 pub(super) struct Attempt {
     key_source: KeySource,
     upload: Upload<Incoming>,
-    place: Option<UsagePermit>,
+    usage_permit: Option<UsagePermit>,
     began: Instant,
     metering: Metering,
     asked: Option<RequestBodyFeatures>,
@@ -95,14 +95,14 @@ impl Attempt {
         meta: &RequestMeta,
         retry: &mut RetryState,
         mut lease: Lease,
-        place: UsagePermit,
+        permit: UsagePermit,
         upload: Upload<Incoming>,
     ) -> Box<Self> {
         lease.begin();
         let number = retry.next_attempt();
-        let payer =
+        let key_source =
             KeySource::Pool { pool: Arc::clone(&proxy.pool), roster: Arc::clone(retry.roster()), lease };
-        Self::by(proxy, meta, payer, number, place, upload)
+        Self::by(proxy, meta, key_source, number, permit, upload)
     }
 
     /// Begins the only attempt of a request that is sent with the client's own key.
@@ -110,18 +110,18 @@ impl Attempt {
         proxy: &Proxy<C>,
         meta: &RequestMeta,
         key: ApiKey,
-        place: UsagePermit,
+        permit: UsagePermit,
         upload: Upload<Incoming>,
     ) -> Box<Self> {
-        Self::by(proxy, meta, KeySource::Client(key), 1, place, upload)
+        Self::by(proxy, meta, KeySource::Client(key), 1, permit, upload)
     }
 
     fn by<C>(
         proxy: &Proxy<C>,
         meta: &RequestMeta,
-        payer: KeySource,
+        key_source: KeySource,
         number: u32,
-        place: UsagePermit,
+        permit: UsagePermit,
         upload: Upload<Incoming>,
     ) -> Box<Self> {
         let started_at = clock::now();
@@ -131,7 +131,7 @@ impl Attempt {
             number,
             started_at,
             client: meta.client.clone(),
-            key: match &payer {
+            key: match &key_source {
                 KeySource::Pool { lease, .. } => Some(Arc::clone(lease.key())),
                 KeySource::Client(_) => None,
             },
@@ -144,7 +144,7 @@ impl Attempt {
             model: None,
             characters: None,
             audio: None,
-            credits_reserved: Some(payer.reserved()).filter(|&credits| credits > 0),
+            credits_reserved: Some(key_source.reserved()).filter(|&credits| credits > 0),
             credits: 0,
             credits_from: unknown(meta.metering),
             quota: QuotaCharge::default(),
@@ -152,9 +152,9 @@ impl Attempt {
             total: Duration::ZERO,
         };
         Box::new(Self {
-            key_source: payer,
+            key_source,
             upload,
-            place: Some(place),
+            usage_permit: Some(permit),
             began: clock::instant(),
             metering: meta.metering,
             asked: meta.asked.clone(),
@@ -200,7 +200,7 @@ impl Attempt {
     /// and of the keys whose refusals of this request were unclear so far.
     pub(super) fn record_result(
         &mut self,
-        result: &Result<Box<Answer>, SendError>,
+        result: &Result<Box<UpstreamResponse>, SendError>,
         retry: Option<&mut RetryState>,
         log: &mut AccessLog,
     ) -> Progress {
@@ -396,7 +396,7 @@ fn spent(record: &AttemptRecord) -> AttemptUsage {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if let Some(place) = self.place.take() {
+        if let Some(permit) = self.usage_permit.take() {
             self.settle_at_end();
             if self.record.verdict == CLIENT_LEFT {
                 self.record.verdict = self.left();
@@ -404,7 +404,7 @@ impl Drop for Attempt {
             self.record.request_bytes += self.upload.passed_bytes();
             self.record.total = clock::since(self.began);
             self.meters.attempt_ended(self.record.verdict, spent(&self.record));
-            place.write(&self.record);
+            permit.write(&self.record);
         }
     }
 }

@@ -11,7 +11,6 @@ use hyper::body::Incoming;
 
 use super::access_log::AccessLog;
 use super::account_affinity::AccountAffinity;
-use super::answer::Answer;
 use super::attempt::Attempt;
 use super::error::ProxyError;
 use super::head::{look_up, strip};
@@ -20,6 +19,7 @@ use super::request_meta::{self, RequestMeta};
 use super::response_redaction::ResponseRedaction;
 use super::retry_state::RetryState;
 use super::socket::{FirstMessageAuth, Handshake, Socket};
+use super::upstream_response::UpstreamResponse;
 use super::{Limits, Proxy, RuntimeConfig};
 use crate::body::replay::{Replay, Slow};
 use crate::policy::client::{self, Caller};
@@ -41,7 +41,7 @@ pub struct ProxyResponse<C> {
 
 /// The provider's reply to a request: a response to relay, or an accepted socket handshake.
 pub(super) enum UpstreamReply<C> {
-    Response(Box<Answer>, Box<Attempt>),
+    Response(Box<UpstreamResponse>, Box<Attempt>),
     Socket(Box<Handshake<C>>),
 }
 
@@ -98,7 +98,7 @@ impl<C: Connect> Proxy<C> {
             return Err(Box::new(ours(&ProxyError::Loop, AccessLog::begin(request, &self.meters))));
         }
         let asks_for_tokens = config.clients.are_known();
-        admit(&config.doors, asks_for_tokens, request.method(), request.headers())
+        admit(&config.access_rules, asks_for_tokens, request.method(), request.headers())
             .map_err(|stranger| Box::new(ours(&stranger.into(), AccessLog::begin(request, &self.meters))))
     }
 
@@ -109,14 +109,15 @@ impl<C: Connect> Proxy<C> {
     ) -> Result<UpstreamReply<C>, ProxyError> {
         let (mut head, body) = request.into_parts();
         let config = self.config.load_full();
-        let RuntimeConfig { clients, accounts, limits, .. } = &*config;
-        let permit = self.limiter.try_acquire(limits.requests_max)?;
+        let RuntimeConfig { clients, client_usage: accounts, limits, .. } = &*config;
+        let permit = self.limiter.try_acquire(limits.max_requests)?;
         // 1. Identify the client by its credentials.
         let Caller { client, own_key } = client::identify(clients, &head.headers, head.uri.query())?;
         // 2. Look up the endpoint, and check that this client may use it with a key of the pool.
-        let (endpoint, names, mistake) = look_up(&mut head, limits.denies_dangerous && own_key.is_none())?;
-        self.hints.log_once(&client.name, mistake);
-        log.opened(&client.name, endpoint.route);
+        let (endpoint, names, mistake) =
+            look_up(&mut head, limits.blocks_admin_endpoints && own_key.is_none())?;
+        self.base_url_hints.log_once(&client.name, mistake);
+        log.set_route(&client.name, endpoint.route);
         let brings_key = own_key.is_some();
         let permits =
             request_meta::admit(accounts, &client, &endpoint, head.uri.path(), brings_key, limits, permit)?;
@@ -124,7 +125,7 @@ impl<C: Connect> Proxy<C> {
             RequestMeta::open(log.request_id(), client.name.clone(), &head.method, &endpoint, permits);
         let mut affinity = AccountAffinity::of(&head, &endpoint, names);
         // 3. Strip: no credential of the client is forwarded.
-        let mut upstream_head = strip(head, endpoint.socket, &limits.forwarded)?;
+        let mut upstream_head = strip(head, endpoint.socket, &limits.forwarded_headers)?;
         // 4. Buffer: the body streams on, and what was streamed is kept so that it can be sent
         // again.
         let body = Replay::hold(body, &limits.buffers);
@@ -133,18 +134,20 @@ impl<C: Connect> Proxy<C> {
         }
         // 5. Reserve: a key that is usable, has the credits and a free concurrency slot, and
         // belongs to the account that owns the named resources.
-        self.retries.count();
+        self.retry_budget.count();
         let roster = self.pool.roster();
         let redaction = ResponseRedaction::over(&mut upstream_head, &endpoint, roster.redactor(), limits);
-        affinity.resolve(&roster, &self.owners, &self.misses, &body, || self.homes.of(&meta.client)).await?;
+        affinity
+            .resolve(&roster, &self.owners, &self.misses, &body, || self.list_affinity.of(&meta.client))
+            .await?;
         let ownership_permit =
-            if affinity.may_record(&endpoint) { Some(self.books.place().await?) } else { None };
+            if affinity.may_record(&endpoint) { Some(self.usage.permit().await?) } else { None };
         await_short_body(&body, limits).await?;
-        let span = meta.estimate_timeout(limits.foresee_max);
+        let span = meta.estimate_timeout(limits.cost_estimate_timeout);
         let mut key_request =
             meta.estimate_cost(&endpoint, &upstream_head, &body, &self.pool.models(), span).await;
         meta.reserve_credits(&key_request, limits)?;
-        meta.prefer_room(&mut key_request, &roster);
+        meta.prefer_free_slot(&mut key_request, &roster);
         let features = meta.features(&endpoint, &upstream_head, affinity.names());
         let mut retry = RetryState::begin(roster, client, features, key_request, affinity);
         retry.find_restrictions(&self.pool);
@@ -158,11 +161,16 @@ impl<C: Connect> Proxy<C> {
         }
         // Ownership is recorded before the client receives the response, and so before it can name
         // the identifiers in it.
-        if let Some(place) = ownership_permit {
+        if let Some(usage_permit) = ownership_permit {
             let RequestContext { meta, retry, .. } = context;
-            attempt.set_ownership_recorder(
-                retry.into_affinity().record(self, &meta, limits, &answer, &key, place),
-            );
+            attempt.set_ownership_recorder(retry.into_affinity().record(
+                self,
+                &meta,
+                limits,
+                &answer,
+                &key,
+                usage_permit,
+            ));
         }
         // 9. Relay, without keys and data about the account's owner.
         let answer = match &redaction {
@@ -183,25 +191,25 @@ impl<C: Connect> Proxy<C> {
         context: &mut RequestContext,
         mut lease: Lease,
         log: &mut AccessLog,
-    ) -> Result<(Box<Answer>, Arc<Key>, Box<Attempt>), ProxyError> {
+    ) -> Result<(Box<UpstreamResponse>, Arc<Key>, Box<Attempt>), ProxyError> {
         let RequestContext { config, meta, retry, head: upstream_head, body } = context;
         let limits = &config.limits;
         loop {
-            let place = self.books.place().await?;
+            let usage_permit = self.usage.permit().await?;
             // 6. Send: the only place where the key is added to the request.
             let sending = body.attempt();
             let key = Arc::clone(lease.key());
-            let mut attempt = Attempt::begin(self, meta, retry, lease, place, sending.upload());
+            let mut attempt = Attempt::begin(self, meta, retry, lease, usage_permit, sending.upload());
             let sent =
                 self.upstream.send(attempt.authority(), attempt.api_key(), upstream_head, sending).await;
             // 7. Classify: which side failed, and how far the attempt got.
-            let result = Answer::read(sent, &upstream_head.method, limits).await;
+            let result = UpstreamResponse::read(sent, &upstream_head.method, limits).await;
             let progress = attempt.record_result(&result, Some(retry), log);
             // 8. Decide: retry, relay, or give up.
-            log.lost(body.loss());
+            log.record_replay_loss(body.loss());
             match decide(&retry.facts(progress, body, &key, limits)) {
                 Decision::NextKey => retry.exclude(&key),
-                Decision::Again { pause } if self.retries.take() => retry.pause(pause).await,
+                Decision::Again { pause } if self.retry_budget.take() => retry.pause(pause).await,
                 Decision::Relay | Decision::Fail | Decision::Again { .. } => {
                     return Ok((result?, key, attempt));
                 }
@@ -228,13 +236,13 @@ impl<C: Connect> Proxy<C> {
         body: &Replay<Incoming>,
         log: &mut AccessLog,
     ) -> Result<UpstreamReply<C>, ProxyError> {
-        let place = self.books.place().await?;
+        let usage_permit = self.usage.permit().await?;
         let sending = body.attempt();
-        let mut attempt = Attempt::with_own_key(self, &meta, key, place, sending.upload());
+        let mut attempt = Attempt::with_own_key(self, &meta, key, usage_permit, sending.upload());
         // The request is never sent again, so its body is not buffered.
         attempt.relaying();
         let sent = self.upstream.send(attempt.authority(), attempt.api_key(), upstream_head, sending).await;
-        let answer = Answer::read(sent, &upstream_head.method, &config.limits).await;
+        let answer = UpstreamResponse::read(sent, &upstream_head.method, &config.limits).await;
         attempt.record_result(&answer, None, log);
         let answer = answer?;
         if answer.is_switched() {
@@ -247,7 +255,7 @@ impl<C: Connect> Proxy<C> {
 /// Waits for a short body before a key is reserved, so that a client which trickles its body does
 /// not occupy a concurrency slot of a key.
 async fn await_short_body(body: &Replay<Incoming>, limits: &Limits) -> Result<(), SendError> {
-    let Limits { body_idle_max, body_min_rate, .. } = *limits;
+    let Limits { request_body_timeout: body_idle_max, min_request_body_rate: body_min_rate, .. } = *limits;
     let read = body.wait_for_short_body(request_body::BODY_BYTES_MAX, body_idle_max, body_min_rate).await;
     let kind = match read {
         Ok(()) => return Ok(()),

@@ -5,7 +5,6 @@
 mod exchange;
 
 mod account_affinity;
-mod answer;
 mod attempt;
 mod base_url_hints;
 mod client_usage;
@@ -22,6 +21,7 @@ mod response_redaction;
 mod retry_budget;
 mod retry_state;
 mod socket;
+mod upstream_response;
 
 mod access_log;
 mod error;
@@ -65,7 +65,7 @@ pub use usage::{
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Maximum requests in progress at once.
-    pub requests_max: usize,
+    pub max_requests: usize,
     /// Maximum requests in progress of one client without a limit of its own.
     pub max_requests_per_client: u32,
     /// Credits that a request takes from its client's quota when neither an estimate nor its
@@ -74,35 +74,35 @@ pub struct Limits {
     /// Maximum requests of unknown price that a client with a credit quota may have in progress.
     pub max_unpriced_requests: u32,
     /// Maximum pause of a client within a request body.
-    pub body_idle_max: Duration,
+    pub request_body_timeout: Duration,
     /// Minimum rate at which a client must send a request body.
-    pub body_min_rate: MinRate,
+    pub min_request_body_rate: MinRate,
     /// Maximum attempts of one request.
-    pub attempts_max: u32,
+    pub max_attempts: u32,
     /// No further attempt begins when this time has passed since the request body arrived.
-    pub replay_max: Duration,
+    pub retry_timeout: Duration,
     /// Maximum bytes of an error response's body that are read to classify it.
-    pub error_body_bytes_max: usize,
+    pub max_error_body_size: usize,
     /// Maximum time for reading that body.
-    pub error_body_max: Duration,
+    pub error_body_timeout: Duration,
     /// Maximum wait for a request's text to estimate its cost; zero disables the estimate by text.
-    pub foresee_max: Duration,
+    pub cost_estimate_timeout: Duration,
     /// Whether endpoints that could harm the pool are blocked.
-    pub denies_dangerous: bool,
+    pub blocks_admin_endpoints: bool,
     /// Maximum bytes of a response that are searched for the identifiers it gives.
-    pub owned_bytes_max: usize,
+    pub max_response_scan_size: usize,
     /// How long a 404 of all accounts for a named resource is cached.
     pub not_found_ttl: Duration,
     /// Whether keys and the description of their owner are redacted from responses.
     pub redacts: bool,
     /// Headers of proxies in front that are forwarded to the provider.
-    pub forwarded: Forwarded,
+    pub forwarded_headers: Forwarded,
     /// The memory budget for everything that is buffered for requests, responses and sockets.
     pub buffers: BufferBudget,
     /// The base that replaces the provider's host in socket addresses within responses.
     pub socket_base: Option<Arc<str>>,
     /// Limits of socket sessions.
-    pub sockets: SocketBounds,
+    pub websocket: SocketBounds,
 }
 
 /// The settings that a reload replaces for the following requests: clients, their usage, and
@@ -112,32 +112,32 @@ pub struct RuntimeConfig {
     /// The configured clients, and the credentials that identify them.
     pub clients: Clients,
     /// The usage counters of the clients, which a reload keeps.
-    pub accounts: ClientUsage,
+    pub client_usage: ClientUsage,
     /// Limits and switches.
     pub limits: Limits,
     /// The host names of the proxy, and the web origins that may use it.
-    pub doors: AccessRules,
+    pub access_rules: AccessRules,
     /// A path prefix of all the proxy's and the provider's paths, without a trailing slash; empty
     /// for none.
     pub base_path: String,
 }
 
 /// The current configuration. A request loads it once and keeps it until its end.
-pub type SharedTerms = Arc<ArcSwap<RuntimeConfig>>;
+pub type SharedConfig = Arc<ArcSwap<RuntimeConfig>>;
 
 /// The state that requests are processed with. Its connections to the provider belong to one core;
 /// all else is shared by all cores.
 #[derive(Debug)]
 pub struct Proxy<C = TcpTlsConnector> {
-    config: SharedTerms,
+    config: SharedConfig,
     pool: Arc<Pool>,
     upstream: Upstream<C>,
     owners: Arc<OwnershipIndex>,
-    homes: Arc<ListAffinity>,
+    list_affinity: Arc<ListAffinity>,
     misses: Arc<Misses>,
-    books: UsageSink,
-    retries: Arc<SharedRetryBudget>,
-    hints: Arc<BaseUrlHints>,
+    usage: UsageSink,
+    retry_budget: Arc<SharedRetryBudget>,
+    base_url_hints: Arc<BaseUrlHints>,
     limiter: RequestLimiter,
     meters: Meters,
     /// The queue of ended conversations whose cost is not known.
@@ -150,13 +150,13 @@ pub struct Proxy<C = TcpTlsConnector> {
 #[derive(Clone, Debug)]
 pub struct Shared {
     /// The current configuration.
-    pub config: SharedTerms,
+    pub config: SharedConfig,
     /// The pool of API keys.
     pub pool: Arc<Pool>,
     /// Which account owns which of the provider's resources.
     pub owners: Arc<OwnershipIndex>,
     /// The queue of usage records to the usage store.
-    pub books: UsageSink,
+    pub usage: UsageSink,
     /// The metrics.
     pub meters: Meters,
     /// The queue of ended conversations whose cost is not known.
@@ -167,17 +167,17 @@ impl<C> Proxy<C> {
     /// A proxy with this shared state. `cut` is cancelled before connections are closed at
     /// shutdown.
     pub fn new(shared: Shared, upstream: Upstream<C>, cut: CancellationToken) -> Self {
-        let Shared { config, pool, owners, books, meters, ended } = shared;
+        let Shared { config, pool, owners, usage: books, meters, ended } = shared;
         Self {
             config,
             pool,
             upstream,
             owners,
-            homes: Arc::default(),
+            list_affinity: Arc::default(),
             misses: Arc::default(),
-            books,
-            retries: Arc::new(SharedRetryBudget::new()),
-            hints: Arc::default(),
+            usage: books,
+            retry_budget: Arc::new(SharedRetryBudget::new()),
+            base_url_hints: Arc::default(),
             limiter: RequestLimiter::default(),
             meters,
             ended,
@@ -196,11 +196,11 @@ impl<C> Proxy<C> {
             pool: Arc::clone(&self.pool),
             upstream: self.upstream.for_core(cores),
             owners: Arc::clone(&self.owners),
-            homes: Arc::clone(&self.homes),
+            list_affinity: Arc::clone(&self.list_affinity),
             misses: Arc::clone(&self.misses),
-            books: self.books.clone(),
-            retries: Arc::clone(&self.retries),
-            hints: Arc::clone(&self.hints),
+            usage: self.usage.clone(),
+            retry_budget: Arc::clone(&self.retry_budget),
+            base_url_hints: Arc::clone(&self.base_url_hints),
             limiter: self.limiter.clone(),
             meters: self.meters.clone(),
             ended: self.ended.clone(),

@@ -12,10 +12,10 @@ use hyper::body::Incoming;
 
 use super::access_log::AccessLog;
 use super::account_affinity::OwnershipRecorder;
-use super::answer::Answer;
 use super::attempt::Attempt;
 use super::error::ProxyError;
 use super::response_redaction::encoding;
+use super::upstream_response::UpstreamResponse;
 use crate::body::budget::{BufferBudget, BufferShare};
 use crate::body::decode::codings;
 use crate::body::inspect::Inspect;
@@ -57,14 +57,14 @@ pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 /// Relays the provider's response: its status, its headers without hop-by-hop headers, and its
 /// body.
 pub(super) fn relay(
-    answer: Answer,
+    answer: UpstreamResponse,
     mut attempt: Box<Attempt>,
     log: AccessLog,
     buffers: &BufferBudget,
 ) -> Response<ResponseBody> {
     attempt.relaying();
     log.relaying();
-    let Answer { mut head, body, redactor, .. } = answer;
+    let UpstreamResponse { mut head, body, redactor, .. } = answer;
     headers::strip_answer(&mut head.headers);
     // The HTTP version belongs to each connection.
     head.version = Version::HTTP_11;

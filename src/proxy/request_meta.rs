@@ -145,7 +145,7 @@ impl RequestMeta {
 
     /// Prefers keys with a free slot in the session's concurrency group: the session takes the slot
     /// only when it begins to speak.
-    pub(super) fn prefer_room(&self, key_request: &mut KeyRequest, roster: &Roster) {
+    pub(super) fn prefer_free_slot(&self, key_request: &mut KeyRequest, roster: &Roster) {
         if let Some(group) = self.speech_lane {
             key_request.preferred = roster.with_room(group, clock::now());
         }

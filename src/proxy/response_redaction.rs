@@ -13,8 +13,8 @@ use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
 use super::Limits;
-use super::answer::Answer;
 use super::error::ProxyError;
+use super::upstream_response::UpstreamResponse;
 use crate::body::decode::decoded;
 use crate::body::redacted::redact_headers;
 use crate::policy::endpoint::Endpoint;
@@ -84,7 +84,7 @@ const OWNER_BYTES_MAX: usize = 1024 * 1024;
 /// unpacking it about a millisecond.
 const PACKED_BYTES_MAX: usize = 256 * 1024;
 
-impl Answer {
+impl UpstreamResponse {
     /// Redacts this response for a client. Keys are redacted while the body streams; only
     /// descriptions of the owner, compressed errors and short compressed documents are read first.
     pub(super) async fn redact(
@@ -127,7 +127,7 @@ impl Answer {
     /// can be replaced; `None` for a body that is searched as it streams, or not searched.
     fn packed_bytes_max(&self, is_served: bool, limits: &Limits) -> Option<usize> {
         if !is_served {
-            return Some(limits.error_body_bytes_max);
+            return Some(limits.max_error_body_size);
         }
         let is_short = self.body.size_hint().exact().is_some_and(|length| length <= PACKED_BYTES_MAX as u64);
         (is_short && is_searched(&self.head.headers)).then_some(PACKED_BYTES_MAX)
@@ -138,7 +138,7 @@ impl Answer {
     async fn hide_owner(&mut self, limits: &Limits) -> Result<(), ProxyError> {
         // A body that did not arrive in full cannot be redacted.
         let Some(whole) =
-            self.body.whole(OWNER_BYTES_MAX, limits.error_body_max, Some(&limits.buffers)).await
+            self.body.whole(OWNER_BYTES_MAX, limits.error_body_timeout, Some(&limits.buffers)).await
         else {
             let is_over_budget = self.body.is_over_budget();
             return Err(if is_over_budget { BuffersFull.into() } else { Unredacted.into() });
@@ -160,12 +160,12 @@ impl Answer {
 
     /// The whole body, decoded, if it arrives within its limits of size and time.
     async fn text(&mut self, bytes_max: usize, limits: &Limits) -> Option<Vec<u8>> {
-        let whole = self.body.whole(bytes_max, limits.error_body_max, Some(&limits.buffers)).await?;
+        let whole = self.body.whole(bytes_max, limits.error_body_timeout, Some(&limits.buffers)).await?;
         decoded(&whole, encoding(&self.head.headers).as_deref(), bytes_max)
     }
 
     async fn has_key_as_it_came(&mut self, redactor: &Redactor, bytes_max: usize, limits: &Limits) -> bool {
-        let whole = self.body.whole(bytes_max, limits.error_body_max, Some(&limits.buffers)).await;
+        let whole = self.body.whole(bytes_max, limits.error_body_timeout, Some(&limits.buffers)).await;
         whole.is_none_or(|whole| redactor.finds_in(&whole))
     }
 

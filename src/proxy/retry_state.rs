@@ -375,9 +375,9 @@ impl RetryState {
             body: body.holding(),
             // The upload itself does not count as waiting: the span begins when the last of the
             // body has come.
-            is_late: clock::since(body.arrived_at()) >= limits.replay_max,
+            is_late: clock::since(body.arrived_at()) >= limits.retry_timeout,
             attempts: self.attempts,
-            attempts_max: limits.attempts_max,
+            max_attempts: limits.max_attempts,
             blameless_replays: self.blameless_replays,
             ambiguous_workspaces: self.refusals.agreeing_workspaces(),
             suspected_of_plan: self.refusals.suspected_of_plan(),

@@ -181,7 +181,7 @@ where
             .half_close(has_halves)
             // A timer for each head costs more than everything else here: see `ConnectionState::waited`.
             .header_read_timeout(None)
-            .max_buf_size(limits.head_bytes_max)
+            .max_buf_size(limits.max_request_headers_size)
             .serve_connection(TokioIo::new(stream), answer),
     );
     let mut told = pin!(ParkedFuture::new(async {
@@ -359,15 +359,15 @@ mod tests {
     use crate::tasks::Tasks;
 
     pub(in crate::server) const LIMITS: Limits = Limits {
-        head_read_max: Duration::from_secs(30),
+        request_headers_timeout: Duration::from_secs(30),
         keepalive_timeout: Duration::from_secs(75),
         linger_timeout: Duration::from_secs(10),
-        linger_bytes_max: 1024 * 1024,
-        write_idle_max: Duration::from_secs(60),
-        response_min_rate: MinRate { bytes_per_second: 500 },
+        max_linger_size: 1024 * 1024,
+        send_timeout: Duration::from_secs(60),
+        min_response_rate: MinRate { bytes_per_second: 500 },
         response_grace: GRACE,
-        head_bytes_max: 8192,
-        connections_max: 1,
+        max_request_headers_size: 8192,
+        max_connections: 1,
         rest_after: REST_AFTER,
     };
     /// Longer than the keep-alive timeout of these tests.
@@ -569,7 +569,7 @@ mod tests {
             while !answer.ends_with(b"answer") {
                 assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0, "it was closed");
             }
-            assert!(crate::clock::since(began) < LIMITS.head_read_max);
+            assert!(crate::clock::since(began) < LIMITS.request_headers_timeout);
             client.write_all(b"GET").await.unwrap();
             let closed = timeout(LATE, client.read(&mut [0])).await;
             assert_eq!(closed.expect("its time is over").unwrap(), 0);
@@ -733,7 +733,7 @@ mod tests {
         let (quick, slow) = (Duration::ZERO, Duration::from_secs(1));
         assert_eq!(sent_after_the_answer(200, quick).await, 200 * 4096);
         assert_eq!(sent_after_the_answer(9, slow).await, 9 * 4096);
-        let (most, ten_seconds) = (LIMITS.linger_bytes_max as usize, 12 * 4096);
+        let (most, ten_seconds) = (LIMITS.max_linger_size as usize, 12 * 4096);
         assert!(sent_after_the_answer(1_000, quick).await <= most + 8 * 4096);
         assert!(sent_after_the_answer(100, slow).await <= ten_seconds);
         // A client that pauses for longer than the bound is disconnected.

@@ -179,7 +179,7 @@ impl ConnectionState {
     fn wait_max(&self, limits: &Limits) -> Duration {
         let has_begun = self.has_head_begun.load(Ordering::Relaxed)
             || self.gauge.bytes() != self.read_before.load(Ordering::Relaxed);
-        if self.has_asked() && !has_begun { limits.keepalive_timeout } else { limits.head_read_max }
+        if self.has_asked() && !has_begun { limits.keepalive_timeout } else { limits.request_headers_timeout }
     }
 
     /// Completes when the connection waits for a head and the client has received all of its last response;

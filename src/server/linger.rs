@@ -33,7 +33,7 @@ where
         // If the close cannot be sent, the client does not wait for it.
         let _ = stream.shutdown().await;
         let mut dropped = vec![0; READ_SIZE];
-        let mut left = limits.linger_bytes_max;
+        let mut left = limits.max_linger_size;
         while left > 0 {
             match timeout(PAUSE_MAX, stream.read(&mut dropped)).await {
                 Ok(Ok(count @ 1..)) => left = left.saturating_sub(count as u64),

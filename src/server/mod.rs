@@ -55,23 +55,23 @@ use listener::BACKLOG;
 pub struct Limits {
     /// Timeout of a request head, from its first byte on; of a connection's first request; and of its first
     /// byte and its TLS handshake.
-    pub head_read_max: Duration,
+    pub request_headers_timeout: Duration,
     /// Timeout of the first byte of a later request on a kept connection.
     pub keepalive_timeout: Duration,
     /// How long a client may continue to send after a response that ends its connection.
     pub linger_timeout: Duration,
     /// Maximum bytes that the client may send then.
-    pub linger_bytes_max: u64,
+    pub max_linger_size: u64,
     /// Timeout for a client to read some bytes of a response that waits for it.
-    pub write_idle_max: Duration,
+    pub send_timeout: Duration,
     /// Minimum rate at which the client must read the response, while the server waits for it.
-    pub response_min_rate: MinRate,
+    pub min_response_rate: MinRate,
     /// How long the server waits for the client before the rate applies.
     pub response_grace: Duration,
     /// Maximum size of a request head in bytes; a larger one is refused with 431.
-    pub head_bytes_max: usize,
+    pub max_request_headers_size: usize,
     /// Maximum open connections; further ones wait to be accepted.
-    pub connections_max: usize,
+    pub max_connections: usize,
     /// A connection without a request for this long, or a new one for as long as its first request took,
     /// frees its buffers until the next request, which another worker may serve.
     pub rest_after: Duration,
@@ -271,7 +271,7 @@ impl<S: Service> Server<S> {
 
     fn hand_over(self: &Arc<Self>, accepted: Accepted, place: OwnedSemaphorePermit, tls: Tls) {
         let Some(number) = self.crew.least() else { return };
-        let head_read_max = self.limits.head_read_max;
+        let head_read_max = self.limits.request_headers_timeout;
         // Boxed, so that it takes no memory once the stream is open.
         let opening = Box::pin(async move {
             let stream = here(accepted)?;

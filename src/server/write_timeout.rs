@@ -36,7 +36,9 @@ pin_project! {
 
 impl<S> WriteTimeout<S> {
     pub(super) fn new(stream: S, limits: &Limits) -> Self {
-        let Limits { write_idle_max, response_min_rate, response_grace, .. } = *limits;
+        let Limits {
+            send_timeout: write_idle_max, min_response_rate: response_min_rate, response_grace, ..
+        } = *limits;
         let pace = ReadPace::new(response_min_rate, response_grace, write_idle_max);
         Self { stream, idle_max: write_idle_max, pace, timer: None, waiting_since: None }
     }
@@ -175,7 +177,7 @@ mod tests {
     fn pair(bytes_per_second: u32) -> (DuplexStream, WriteTimeout<DuplexStream>) {
         let (client, server) = duplex(8);
         let response_min_rate = MinRate { bytes_per_second };
-        let limits = Limits { write_idle_max: IDLE_MAX, response_min_rate, ..LIMITS };
+        let limits = Limits { send_timeout: IDLE_MAX, min_response_rate: response_min_rate, ..LIMITS };
         (client, WriteTimeout::new(server, &limits))
     }
 

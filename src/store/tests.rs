@@ -121,7 +121,7 @@ async fn what_is_sent_is_written_before_the_end() {
     let pool = pool();
     let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), settings(128)).unwrap();
     for credits in 0..100 {
-        books.place().await.unwrap().write(&record(&pool, credits));
+        books.permit().await.unwrap().write(&record(&pool, credits));
     }
     drop(books);
     assert_eq!(writing.ended(WAIT_MAX).await, 0);
@@ -304,7 +304,7 @@ async fn no_key_is_in_the_file() {
     let (place, path) = place(folder.path());
     let pool = pool();
     let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), settings(8)).unwrap();
-    books.place().await.unwrap().write(&record(&pool, 1));
+    books.permit().await.unwrap().write(&record(&pool, 1));
     drop(books);
     assert_eq!(writing.ended(WAIT_MAX).await, 0);
     for file in fs::read_dir(path.parent().unwrap()).unwrap() {

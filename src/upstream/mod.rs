@@ -53,22 +53,22 @@ pub use wire::{Stream, Wire};
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Timeout of name resolution, TCP connection and TLS handshake together.
-    pub connect_max: Duration,
+    pub connect_timeout: Duration,
     /// Timeout from the last byte of the request to the head of the response.
-    pub first_byte_max: Duration,
+    pub response_timeout: Duration,
     /// Timeout between two pieces of a response.
-    pub stream_idle_max: Duration,
+    pub stream_idle_timeout: Duration,
     /// Timeout between two pieces of a request body, whether the client or the provider is slow.
-    pub body_idle_max: Duration,
+    pub request_body_timeout: Duration,
     /// Minimum rate at which a client must send a request body.
-    pub body_min_rate: MinRate,
+    pub min_request_body_rate: MinRate,
     /// Maximum connections kept open without a request.
-    pub idle_connections_max: usize,
+    pub max_idle_connections: usize,
     /// How long an idle connection is kept.
-    pub idle_max: Duration,
+    pub keepalive_timeout: Duration,
     /// Maximum age at which a connection takes another request, so that address changes of the name are
     /// followed.
-    pub connection_age_max: Duration,
+    pub max_connection_duration: Duration,
 }
 
 /// An attempt that ended without a response.
@@ -142,7 +142,12 @@ struct IdlePool {
 
 impl IdlePool {
     fn new(authority: Arc<Authority>, settings: &Settings, tasks: &Tasks) -> Self {
-        let Settings { idle_connections_max, idle_max, connection_age_max, .. } = *settings;
+        let Settings {
+            max_idle_connections: idle_connections_max,
+            keepalive_timeout: idle_max,
+            max_connection_duration: connection_age_max,
+            ..
+        } = *settings;
         let idle = Idle::new(idle_connections_max, idle_max, connection_age_max, tasks.clone());
         Self { authority, idle: Arc::new(idle) }
     }
@@ -177,8 +182,8 @@ impl<C: Connect> Upstream<C> {
         C: Clone,
     {
         let Inner { connector, home, settings, tasks, hop, reach, buffers, .. } = &*self.inner;
-        let idle_connections_max = settings.idle_connections_max.div_ceil(cores.max(1));
-        let settings = Settings { idle_connections_max, ..*settings };
+        let idle_connections_max = settings.max_idle_connections.div_ceil(cores.max(1));
+        let settings = Settings { max_idle_connections: idle_connections_max, ..*settings };
         let home = IdlePool::new(Arc::clone(&home.authority), &settings, tasks);
         let (connector, tasks, others) = (connector.clone(), tasks.clone(), ArcSwap::default());
         let (hop, reach, buffers) = (hop.clone(), reach.clone(), buffers.clone());
@@ -259,7 +264,7 @@ impl<C: Connect> Upstream<C> {
                     return Err(SendError { progress: Progress::Unanswered, kind });
                 }
                 Ok(head) => {
-                    let idle_max = self.inner.settings.stream_idle_max;
+                    let idle_max = self.inner.settings.stream_idle_timeout;
                     let home = Arc::clone(&place.idle);
                     let body = AnswerBody::new(&head, connection, outgoing, home, idle_max);
                     return Ok(response(head, body));
@@ -277,7 +282,7 @@ impl<C: Connect> Upstream<C> {
 
     async fn open(&self, authority: &Authority) -> Result<Box<Connection>, SendError> {
         let Inner { connector, settings, buffers, .. } = &*self.inner;
-        let opened = tokio::time::timeout(settings.connect_max, connector.connect(authority)).await;
+        let opened = tokio::time::timeout(settings.connect_timeout, connector.connect(authority)).await;
         if *authority == *self.inner.home.authority {
             self.inner.reach.set(matches!(opened, Ok(Ok(_))));
         }
@@ -287,7 +292,7 @@ impl<C: Connect> Upstream<C> {
                 Ok(Box::new(Connection::new(Box::new(stream), share)))
             }
             Ok(Err(error)) => Err(unsent(error.into())),
-            Err(_) => Err(unsent(SendErrorKind::ConnectTimeout(settings.connect_max))),
+            Err(_) => Err(unsent(SendErrorKind::ConnectTimeout(settings.connect_timeout))),
         }
     }
 
@@ -320,7 +325,12 @@ impl<C: Connect> Upstream<C> {
 
     /// The next deadline of the attempt, and the error when no bytes move until then.
     fn deadline<B: Body<Data = Bytes> + Unpin>(&self, upload: &Upload<B>) -> (Instant, SendErrorKind) {
-        let Settings { first_byte_max, body_idle_max, body_min_rate, .. } = self.inner.settings;
+        let Settings {
+            response_timeout: first_byte_max,
+            request_body_timeout: body_idle_max,
+            min_request_body_rate: body_min_rate,
+            ..
+        } = self.inner.settings;
         let (span, kind) = match upload.waiting() {
             Waiting::ForAnswer => (first_byte_max, SendErrorKind::AnswerTimeout(first_byte_max)),
             Waiting::ForUpstream => (body_idle_max, SendErrorKind::UploadStalled(body_idle_max)),

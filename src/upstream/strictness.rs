@@ -76,7 +76,7 @@ impl Connect for Once {
 async fn by_us(text: Vec<u8>, cut: usize, method: &Method) -> Made {
     let (client, server) = tokio::io::duplex(1 << 20);
     let authority = Authority::new(Scheme::Http, "a", 80, "").unwrap();
-    let settings = Settings { idle_connections_max: 0, ..tests::SETTINGS };
+    let settings = Settings { max_idle_connections: 0, ..tests::SETTINGS };
     let upstream = Upstream::new(authority, Once(Mutex::new(Some(client))), settings, Tasks::new(), None);
     let outbound = UpstreamRequestHead {
         method: method.clone(),

@@ -47,14 +47,14 @@ impl Connect for Blackhole {
 }
 
 pub(super) const SETTINGS: Settings = Settings {
-    connect_max: Duration::from_secs(10),
-    first_byte_max: Duration::from_secs(60),
-    stream_idle_max: Duration::from_secs(30),
-    body_idle_max: Duration::from_secs(20),
-    body_min_rate: MinRate { bytes_per_second: 0 },
-    idle_connections_max: 4,
-    idle_max: Duration::from_secs(50),
-    connection_age_max: Duration::from_secs(60),
+    connect_timeout: Duration::from_secs(10),
+    response_timeout: Duration::from_secs(60),
+    stream_idle_timeout: Duration::from_secs(30),
+    request_body_timeout: Duration::from_secs(20),
+    min_request_body_rate: MinRate { bytes_per_second: 0 },
+    max_idle_connections: 4,
+    keepalive_timeout: Duration::from_secs(50),
+    max_connection_duration: Duration::from_secs(60),
 };
 
 struct Provider {

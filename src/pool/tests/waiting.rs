@@ -191,11 +191,11 @@ const KEYS: usize = 4;
 
 /// Cooldowns that are short relative to the queue timeout, so that their ends are reached.
 const BRISK: Settings = Settings {
-    waiting_max: 6,
+    max_queued: 6,
     rate_limited_cooldown: Duration::from_secs(10),
     exhausted_cooldown: Duration::from_secs(30),
     billing_cooldown: Duration::from_secs(30),
-    invalid_confirm: Duration::from_secs(10),
+    invalid_confirm_cooldown: Duration::from_secs(10),
     invalid_cooldown: Duration::from_secs(60),
     permission_cooldown: Duration::from_secs(10),
     unproven_cooldown: Duration::from_secs(10),
@@ -661,7 +661,7 @@ impl History {
             self.check().await?;
         }
         // Every wait ends, also without an event.
-        sleep(self.settings.wait_max + TIMER).await;
+        sleep(self.settings.queue_timeout + TIMER).await;
         self.settle().await?;
         prop_assert!(self.waiting.is_empty(), "{:?} waits for ever", self.waiting[0].want);
         self.given.clear();

@@ -51,14 +51,14 @@ impl<C: Connect> Session<C> {
             body: if self.opening.is_some() { Replayable::Whole } else { Replayable::Lost },
             // A client may connect long before it sends text: the span begins with the first
             // refusal.
-            is_late: clock::since(since) >= limits.replay_max,
+            is_late: clock::since(since) >= limits.retry_timeout,
             // The provider may have spoken and charged text that was sent.
             effect: if self.speech.characters() > 0 { Effect::Some } else { Effect::None },
             ..facts
         };
         match decide(&facts) {
             Decision::NextKey => context.retry.exclude(&key),
-            Decision::Again { pause } if self.proxy.retries.take() => context.retry.pause(pause).await,
+            Decision::Again { pause } if self.proxy.retry_budget.take() => context.retry.pause(pause).await,
             Decision::Relay | Decision::Fail | Decision::Again { .. } => return false,
         }
         if let (Progress::Answered(Verdict::Concurrency { .. }), group @ Some(_)) =
@@ -98,7 +98,7 @@ impl<C: Connect> Session<C> {
         };
         // The caller has checked the deadline, as a client may have been silent for minutes.
         context.body = Replay::empty();
-        let replay_max = context.config.limits.replay_max;
+        let replay_max = context.config.limits.retry_timeout;
         // Boxed, so that a session does not reserve the size of this future: few sessions fail
         // over.
         let asking = Box::pin(async {

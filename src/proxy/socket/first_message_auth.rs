@@ -97,7 +97,7 @@ impl<C: Connect> UnauthenticatedSession<C> {
     {
         let Self { introduction: FirstMessageAuth { proxy, config, dialect, .. }, mut request, mut log } =
             self;
-        let bounds = config.limits.sockets;
+        let bounds = config.limits.websocket;
         let mut share = config.limits.buffers.share(buffers::FREE);
         let mut from_client = ReadBuffer::new(Sender::Client, dialect.is_read(), BytesMut::from(&early[..]));
         drop(early);
@@ -106,7 +106,7 @@ impl<C: Connect> UnauthenticatedSession<C> {
             biased;
             () = proxy.cut.cancelled() => Err(AuthFailure::Refused(ProxyError::Draining)),
             // A client that sends nothing in time has no token.
-            token = timeout(bounds.introduction_max, hearing) => token.unwrap_or(Ok(None)).map_err(AuthFailure::Ended),
+            token = timeout(bounds.auth_message_timeout, hearing) => token.unwrap_or(Ok(None)).map_err(AuthFailure::Ended),
         };
         let found = match token {
             Err(stopped) => Err(stopped),
@@ -116,7 +116,7 @@ impl<C: Connect> UnauthenticatedSession<C> {
                     request.headers_mut().insert(headers::TOKEN_HEADER, token.ok_or(Unidentified::Missing)?);
                     proxy.find_reply(request, &mut log).await
                 };
-                let bytes_max = bounds.session_buffer_max;
+                let bytes_max = bounds.max_session_buffer;
                 let ahead = ReadAhead { bytes_max, share: &mut share, beside: 0 };
                 tokio::select! {
                     biased;

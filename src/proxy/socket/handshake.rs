@@ -16,13 +16,13 @@ use crate::policy::headers;
 use crate::policy::replay::Progress;
 use crate::policy::socket::Dialect;
 use crate::proxy::access_log::AccessLog;
-use crate::proxy::answer::Answer;
 use crate::proxy::attempt::Attempt;
 use crate::proxy::error::ProxyError;
 use crate::proxy::exchange::{ProxyResponse, RequestContext};
 use crate::proxy::relay::{REQUEST_ID, ResponseBody};
 use crate::proxy::request_meta::RequestMeta;
 use crate::proxy::response_redaction::ResponseRedaction;
+use crate::proxy::upstream_response::UpstreamResponse;
 use crate::proxy::usage::UsagePermit;
 use crate::proxy::{Proxy, RuntimeConfig};
 use crate::upstream::{SendError, SendErrorKind, Switched};
@@ -42,7 +42,7 @@ impl<C> Handshake<C> {
     pub(in crate::proxy) fn with_pool(
         proxy: &Arc<Proxy<C>>,
         mut context: RequestContext,
-        answer: Answer,
+        answer: UpstreamResponse,
         attempt: Box<Attempt>,
         redaction: Option<ResponseRedaction>,
         ownership_permit: Option<UsagePermit>,
@@ -83,7 +83,7 @@ impl<C> Handshake<C> {
         proxy: &Arc<Proxy<C>>,
         config: &Arc<RuntimeConfig>,
         meta: &RequestMeta,
-        answer: Answer,
+        answer: UpstreamResponse,
         attempt: Box<Attempt>,
     ) -> Result<Box<Self>, ProxyError> {
         let (head, upstream) = switched(answer)?;
@@ -125,7 +125,7 @@ impl<C> Handshake<C> {
 const TOKENS: [&str; 3] = ["token", "single_use_token", "conversation_signature"];
 
 /// The head and the upgraded stream of a 101 response.
-pub(super) fn switched(answer: Answer) -> Result<(Parts, Switched), ProxyError> {
+pub(super) fn switched(answer: UpstreamResponse) -> Result<(Parts, Switched), ProxyError> {
     let broken = |error| SendError { progress: Progress::Unanswered, kind: SendErrorKind::Broken(error) };
     let switched = answer.body.into_rest().switched().map_err(broken)?;
     Ok((answer.head, switched))

@@ -181,7 +181,7 @@ impl<C: Connect> Session<C> {
             ClientMessage::Passed => {}
         }
         let held = self.from_client.bytes.len() + self.client_to_upstream.held_bytes();
-        let max = self.bounds().session_buffer_max;
+        let max = self.bounds().max_session_buffer;
         if held > max {
             return Some(violated(Violation::TooLarge));
         }
@@ -282,7 +282,13 @@ impl<C: Connect> Session<C> {
 
     /// The deadlines of the session, if nothing is received until then, with their events.
     fn ends(&mut self, bounds: &SocketLimits, now: Instant) -> [(Option<Instant>, TimerEvent); 4] {
-        let SocketLimits { idle_max, lifetime_max, quiet_max, close_max, .. } = *bounds;
+        let SocketLimits {
+            idle_timeout: idle_max,
+            max_session_duration: lifetime_max,
+            speech_idle_timeout: quiet_max,
+            close_timeout: close_max,
+            ..
+        } = *bounds;
         let is_idle = !idle_max.is_zero() && !self.is_queued;
         let closed_by_client = matches!(self.from_client.end(), Some(StreamEnd::Closed { .. }));
         let has_client_closed = closed_by_client || self.client_to_upstream.has_closed();

@@ -125,13 +125,13 @@ impl<C> Session<C> {
             attempt,
             upstream,
         } = start;
-        let bounds = config.limits.sockets;
+        let bounds = config.limits.websocket;
         let now = clock::instant();
         Self {
             client_to_upstream: ClientToUpstream::new(
                 dialect,
                 bounds.slice_bytes_max(),
-                bounds.session_buffer_max,
+                bounds.max_session_buffer,
             ),
             upstream_to_client: UpstreamToClient::new(dialect, has_token, redactor),
             opening: (pooled.is_some() && dialect != Dialect::Foreign).then(Vec::new),
@@ -166,13 +166,13 @@ impl<C> Session<C> {
     }
 
     pub(super) fn bounds(&self) -> SocketLimits {
-        self.config.limits.sockets
+        self.config.limits.websocket
     }
 
     /// Bytes that may still be read ahead of processing.
     pub(super) fn read_ahead_max(&self) -> usize {
         let held = self.client_to_upstream.held_bytes() + self.opening.as_ref().map_or(0, Vec::len);
-        self.bounds().session_buffer_max.saturating_sub(held)
+        self.bounds().max_session_buffer.saturating_sub(held)
     }
 
     /// Memory of its buffers, except the one for bytes from the client.
@@ -295,8 +295,8 @@ impl<C: Connect> Session<C> {
             (&mut self.pooled, self.attempt.key())
         {
             let changes = context.retry.record_session(&self.proxy, key, &first);
-            if let Some(place) = ownership_permit.take() {
-                place.record_ownership(changes);
+            if let Some(permit) = ownership_permit.take() {
+                permit.record_ownership(changes);
             }
         }
         self.book();
@@ -327,7 +327,7 @@ impl<C: Connect> Session<C> {
     /// possible.
     pub(super) fn keep_opening(&mut self, from: usize) {
         let more = self.to_upstream.bytes.get(from..).unwrap_or_default();
-        let max = self.config.limits.sockets.opening_bytes_max;
+        let max = self.config.limits.websocket.replay_buffer;
         self.opening = self.opening.take().filter(|kept| kept.len() + more.len() <= max);
         if let Some(kept) = &mut self.opening {
             kept.extend_from_slice(more);

@@ -184,7 +184,7 @@ impl UsageSink {
     /// # Cancel safety
     ///
     /// Dropping the future acquires nothing.
-    pub async fn place(&self) -> Result<UsagePermit, QueueFull> {
+    pub async fn permit(&self) -> Result<UsagePermit, QueueFull> {
         if !self.has_room() {
             tokio::time::timeout(PLACE_WAIT_MAX, self.room()).await.map_err(|_| QueueFull)?;
         }
@@ -350,7 +350,7 @@ pub(super) mod tests {
 
     const QUEUE_MAX: usize = 8;
 
-    fn books() -> (UsageSink, UsageQueue) {
+    fn usage() -> (UsageSink, UsageQueue) {
         UsageSink::new(QUEUE_MAX, QUEUE_MAX, Depth::default())
     }
 
@@ -389,45 +389,45 @@ pub(super) mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn requests_under_way_take_no_room() {
-        let (books, mut queue) = books();
-        let mut places = Vec::new();
+        let (usage, mut queue) = usage();
+        let mut permits = Vec::new();
         for _ in 0..100 * QUEUE_MAX {
-            places.push(books.place().await.unwrap());
+            permits.push(usage.permit().await.unwrap());
         }
-        for place in places.drain(..QUEUE_MAX) {
-            place.write(&record());
+        for permit in permits.drain(..QUEUE_MAX) {
+            permit.write(&record());
         }
-        assert_eq!(books.place().await.unwrap_err(), QueueFull, "now that many wait to be written");
-        let under_way = places.len();
-        places.into_iter().for_each(|place| place.write(&record()));
+        assert_eq!(usage.permit().await.unwrap_err(), QueueFull, "now that many wait to be written");
+        let under_way = permits.len();
+        permits.into_iter().for_each(|permit| permit.write(&record()));
         assert_eq!(take(&mut queue), (QUEUE_MAX + under_way, false), "whoever has a place writes");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_full_queue_is_waited_for_a_moment() {
-        let (books, mut queue) = books();
+        let (usage, mut queue) = usage();
         for _ in 0..QUEUE_MAX {
-            books.place().await.unwrap().write(&record());
+            usage.permit().await.unwrap().write(&record());
         }
-        let (place, _) = tokio::join!(books.place(), async { take(&mut queue) });
-        place.unwrap().record_ownership(vec![]);
+        let (permit, _) = tokio::join!(usage.permit(), async { take(&mut queue) });
+        permit.unwrap().record_ownership(vec![]);
         assert_eq!(queue.waiting(), 0, "nothing is nothing");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_place_that_nobody_reads_is_none() {
-        let (books, queue) = books();
+        let (usage, queue) = usage();
         drop(queue);
-        assert_eq!(books.place().await.unwrap_err(), QueueFull);
+        assert_eq!(usage.permit().await.unwrap_err(), QueueFull);
     }
 
     #[tokio::test]
     async fn what_is_taken_is_on_its_way_until_it_has_arrived() {
-        let (books, mut queue) = books();
+        let (usage, mut queue) = usage();
         let depth = queue.0.depth.clone();
-        books.place().await.unwrap().write(&record());
-        books.keys_changed();
-        books.keys_changed();
+        usage.permit().await.unwrap().write(&record());
+        usage.keys_changed();
+        usage.keys_changed();
         assert_eq!((depth.records(), queue.waiting()), (1, 1), "that keys have changed is no record");
         assert_eq!(take(&mut queue), (1, true));
         assert_eq!((depth.records(), queue.waiting()), (1, 0), "only the record is held");
@@ -439,23 +439,23 @@ pub(super) mod tests {
     fn of_what_several_threads_send_nothing_is_lost_and_no_order_is_turned_round() {
         const THREADS: u32 = 8;
         const EACH: u32 = 2_000;
-        let (books, mut queue) = UsageSink::new(usize::MAX, usize::MAX, Depth::default());
+        let (usage, mut queue) = UsageSink::new(usize::MAX, usize::MAX, Depth::default());
         let depth = queue.0.depth.clone();
         // The threads send in turn, so that a thread with a later number follows one with an
         // earlier number.
         let turn = Arc::new(Mutex::new(0_u32));
         for _ in 0..THREADS {
-            let (books, turn) = (books.clone(), Arc::clone(&turn));
+            let (usage, turn) = (usage.clone(), Arc::clone(&turn));
             let send = move || {
                 for _ in 0..EACH {
                     let mut next = turn.lock().unwrap();
-                    UsagePermit(books.clone()).write(&AttemptRecord { number: *next, ..record() });
+                    UsagePermit(usage.clone()).write(&AttemptRecord { number: *next, ..record() });
                     *next += 1;
                 }
             };
             crate::tasks::thread("sender", send).unwrap();
         }
-        drop(books);
+        drop(usage);
         let (mut found, mut spare) = (0, Vec::new());
         while !queue.is_ended() || queue.waiting() > 0 {
             let mut taken = Vec::new();
@@ -485,7 +485,7 @@ pub(super) mod tests {
 
     #[tokio::test]
     async fn a_reader_that_rests_is_called_by_a_batch_or_by_the_end_and_by_nothing_else() {
-        let (books, mut queue) = books();
+        let (usage, mut queue) = usage();
         let wakes = Arc::new(Wakes::default());
         let waker = Waker::from(Arc::clone(&wakes));
         let woken = || wakes.0.load(Ordering::Relaxed);
@@ -495,20 +495,20 @@ pub(super) mod tests {
                 let mut poll = || called.as_mut().poll(&mut Context::from_waker(&waker));
                 assert_eq!(poll(), Poll::Pending);
                 for _ in 1..QUEUE_MAX {
-                    books.place().await.unwrap().write(&record());
+                    usage.permit().await.unwrap().write(&record());
                 }
-                books.keys_changed();
+                usage.keys_changed();
                 assert_eq!(woken(), round);
-                books.place().await.unwrap().write(&record());
+                usage.permit().await.unwrap().write(&record());
                 assert_eq!(woken(), round + 1);
                 assert_eq!(poll(), Poll::Ready(()));
             }
             take(&mut queue);
         }
-        let place = books.place().await.unwrap();
-        drop(books);
+        let permit = usage.permit().await.unwrap();
+        drop(usage);
         assert!(!queue.is_ended(), "a place may still be used");
-        drop(place);
+        drop(permit);
         assert!(queue.is_ended());
         queue.called().await;
         assert!(!queue.filled().await);
@@ -516,20 +516,20 @@ pub(super) mod tests {
 
     #[tokio::test]
     async fn a_reader_that_has_nothing_to_do_is_called_once_by_whatever_comes() {
-        let (books, mut queue) = books();
+        let (usage, mut queue) = usage();
         let wakes = Arc::new(Wakes::default());
         let waker = Waker::from(Arc::clone(&wakes));
         for round in 0..4 {
-            let place = books.place().await.unwrap();
+            let permit = usage.permit().await.unwrap();
             {
                 let mut filled = pin!(queue.filled());
                 let mut poll = || filled.as_mut().poll(&mut Context::from_waker(&waker));
                 assert_eq!(poll(), Poll::Pending);
                 match round % 2 {
-                    0 => place.write(&record()),
-                    _ => books.keys_changed(),
+                    0 => permit.write(&record()),
+                    _ => usage.keys_changed(),
                 }
-                books.place().await.unwrap().write(&record());
+                usage.permit().await.unwrap().write(&record());
                 assert_eq!(wakes.0.load(Ordering::Relaxed), round + 1);
                 assert_eq!(poll(), Poll::Ready(true));
             }

@@ -101,7 +101,7 @@ async fn what_cannot_be_written_at_the_end_is_counted() {
     fill_disk(&writer);
     let (books, queue) = UsageSink::new(500, 500, health.depth.clone());
     for credits in 0..500 {
-        books.place().await.unwrap().write(&record(&pool, credits));
+        books.permit().await.unwrap().write(&record(&pool, credits));
     }
     drop(books);
     let (_, questions) = Outbox::new();
@@ -115,7 +115,7 @@ async fn an_end_that_does_not_come_is_not_waited_for() {
     let pool = pool();
     let store = Store::open(&DatabaseLocation::Memory, NOW).unwrap();
     let (books, writing) = store.write(Arc::clone(&pool), settings(8)).unwrap();
-    let place = books.place().await.unwrap();
+    let place = books.permit().await.unwrap();
     writing.health.depth.sent(3);
     assert_eq!(writing.ended(Duration::ZERO).await, 3);
     drop(place);
@@ -127,7 +127,7 @@ async fn what_waits_is_counted_until_it_is_written() {
     let (mut writer, health) = writer(&DatabaseLocation::Memory, &pool, 8);
     let (books, mut queue) = UsageSink::new(8, 8, health.depth.clone());
     for _ in 0..3 {
-        books.place().await.unwrap().write(&record(&pool, 1));
+        books.permit().await.unwrap().write(&record(&pool, 1));
     }
     assert_health(&health, false, 3, 0);
     let mut sheets = Vec::new();
@@ -283,7 +283,7 @@ async fn books_that_cannot_be_opened_for_now_are_begun_later() {
     assert_eq!(store.remembered().unwrap(), []);
     let pool = pool();
     let (books, writing) = store.write(Arc::clone(&pool), settings(8)).unwrap();
-    books.place().await.unwrap().write(&record(&pool, 1));
+    books.permit().await.unwrap().write(&record(&pool, 1));
     drop(books);
     assert_eq!(writing.ended(WAIT_MAX).await, 0);
     assert_eq!(attempts(&path).len(), 1);

@@ -7,7 +7,7 @@ use crate::store::maintenance;
 async fn writing(place: &DatabaseLocation, pool: &Arc<Pool>) -> (UsageSink, Writing) {
     let settings = Settings { mirrored: Mirrored::KeysAndEvents, ..settings(8) };
     let (books, writing) = Store::open(place, NOW).unwrap().write(Arc::clone(pool), settings).unwrap();
-    books.place().await.unwrap().write(&record(pool, 1));
+    books.permit().await.unwrap().write(&record(pool, 1));
     (books, writing)
 }
 
@@ -165,7 +165,7 @@ async fn a_price_that_comes_later_is_told_whatever_the_mirror_has_done_with_the_
         }
     };
     for record in &records {
-        books.place().await.unwrap().write(record);
+        books.permit().await.unwrap().write(record);
     }
     written(3).await;
     let before = outbox.take(10).await.unwrap();
@@ -183,7 +183,7 @@ async fn a_price_that_comes_later_is_told_whatever_the_mirror_has_done_with_the_
     outbox.settle(delivery).await.unwrap();
     for record in &records {
         let priced = AttemptRecord { credits: 5, credits_from: CreditSource::Answer, ..record.clone() };
-        books.place().await.unwrap().price(&priced);
+        books.permit().await.unwrap().price(&priced);
     }
     written(6).await;
     let delivery = Delivery { sent: vec![of(&records[1])], refused: vec![refused(&records[1])] };

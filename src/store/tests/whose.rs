@@ -30,9 +30,9 @@ async fn what_was_learned_is_read_back_and_what_was_forgotten_is_not() {
         learned(&owners, Kind::Token, "sutkn_canary", NOW),
         learned(&owners, Kind::Agent, "gone", NOW),
     ];
-    books.place().await.unwrap().record_ownership(changes);
+    books.permit().await.unwrap().record_ownership(changes);
     books
-        .place()
+        .permit()
         .await
         .unwrap()
         .record_ownership(vec![OwnershipUpdate::Forgotten(Named::new(Kind::Agent, "gone"))]);

@@ -26,7 +26,7 @@ const WORDS_CHARS_MAX: usize = 160;
 
 /// A response and its classification.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct UpstreamResponse {
     pub(super) head: Parts,
     pub(super) body: Peeked<AnswerBody<Incoming>>,
     pub(super) verdict: Verdict,
@@ -36,7 +36,7 @@ pub(super) struct Answer {
     pub(super) redactor: Option<Arc<Redactor>>,
 }
 
-impl Answer {
+impl UpstreamResponse {
     /// Classifies the response to a request with `method`. The body of a refusal is read within its
     /// limits; a body that cannot be read is relayed unread.
     pub(super) async fn read(
@@ -53,12 +53,17 @@ impl Answer {
             return Ok(Box::new(Self { head, body, verdict, words: None, redactor: None }));
         }
         // Boxed, so that the future of a successful request does not reserve the size of this one.
-        let Limits { error_body_bytes_max, error_body_max, ref buffers, .. } = *limits;
+        let Limits {
+            max_error_body_size: error_body_bytes_max,
+            error_body_timeout: error_body_max,
+            ref buffers,
+            ..
+        } = *limits;
         let reading = Box::pin(Peeked::read(body, error_body_bytes_max, error_body_max, Some(buffers)));
         let (body, whole) = reading.await;
         let encoding = encoding(&head.headers);
         let readable =
-            whole.and_then(|whole| decoded(&whole, encoding.as_deref(), limits.error_body_bytes_max));
+            whole.and_then(|whole| decoded(&whole, encoding.as_deref(), limits.max_error_body_size));
         let said = readable.map(|text| ErrorBody::read(&text));
         let verdict = match &said {
             Some(said) => classify(head.status, Some(said), told),
