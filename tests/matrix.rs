@@ -26,8 +26,11 @@ const KEYS: [&str; 3] = [ONE, TWO, THREE];
 /// What a refusal is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Subject {
-    /// The account's credits, or the key's own cap: figures say that none are left.
+    /// The account's credits: figures say that none are left, and polls contradict them. One account is believed
+    /// when another serves the request; when all say so, it is about the request.
     NoCredits,
+    /// The key's own cap: figures say that none is left of it.
+    Cap,
     /// The account's credits: figures say that they do not suffice for this request.
     FewCredits,
     /// The account's credits, in words without figures: a poll decides.
@@ -58,7 +61,7 @@ enum Subject {
     Failure,
 }
 use Subject::{
-    Abuse, Bill, Capability, Concurrency, CreditsInWords, Failure, FewCredits, Key, NoCredits, Overload,
+    Abuse, Bill, Cap, Capability, Concurrency, CreditsInWords, Failure, FewCredits, Key, NoCredits, Overload,
     Rate, Region, Request, Thing, Unknown,
 };
 
@@ -68,7 +71,7 @@ const REFUSALS: [(&str, u16, Subject); 63] = [
     ("quota", 401, NoCredits),
     ("quota_402", 402, NoCredits),
     ("quota_403", 403, NoCredits),
-    ("key_cap", 401, NoCredits),
+    ("key_cap", 401, Cap),
     ("quota_short", 401, FewCredits),
     ("insufficient_credits", 402, CreditsInWords),
     ("quota_words", 401, CreditsInWords),
@@ -151,7 +154,7 @@ enum Scope {
 enum Stands {
     /// Each of them.
     So([&'static str; 3]),
-    /// One of them is active again, and the others are rate limited.
+    /// One of them is active again, and the others are at their caps.
     OneIsBack,
 }
 
@@ -161,7 +164,7 @@ impl Stands {
             Self::So(words) => seen == words,
             Self::OneIsBack => {
                 let count = |word: &str| seen.iter().filter(|seen| *seen == word).count();
-                (count("active"), count("rate_limited")) == (1, 2)
+                (count("active"), count("exhausted")) == (1, 2)
             }
         }
     }
@@ -191,22 +194,23 @@ fn expected(subject: Subject, status: u16, route: Route, scope: Scope, order: [u
     let is_all = scope == Scope::All;
     // How the keys that were refused stand.
     let word = match subject {
-        NoCredits => "exhausted",
+        Cap => "exhausted",
+        NoCredits if !is_all => "exhausted",
         // The word of the contract for an account that cannot pay. A second account that says the same
         // makes it the request's matter.
         Abuse if !is_all => "exhausted",
         // The status document is about speech.
         Rate if is_speech => "rate_limited",
-        Abuse | Rate | FewCredits | CreditsInWords | Bill | Key | Region | Concurrency | Capability
-        | Unknown | Thing | Request | Overload | Failure => "active",
+        Abuse | NoCredits | Rate | FewCredits | CreditsInWords | Bill | Key | Region | Concurrency
+        | Capability | Unknown | Thing | Request | Overload | Failure => "active",
     };
     let mut stands = ["active"; 3];
     for position in &order[..if is_all { 3 } else { 1 }] {
         stands[*position] = word;
     }
     let (one_status, attempts, all_status, all_attempts) = match subject {
-        NoCredits | FewCredits | Key | Region => (200, 2, 401, 3),
-        CreditsInWords | Bill | Capability => (200, 2, status, 3),
+        Cap | Key | Region => (200, 2, 401, 3),
+        NoCredits | FewCredits | CreditsInWords | Bill | Capability => (200, 2, status, 3),
         Abuse | Unknown => (200, 2, status, 2),
         Rate | Concurrency => (200, 2, 429, 3),
         // Only speech names the voice that the words are about.
@@ -220,8 +224,12 @@ fn expected(subject: Subject, status: u16, route: Route, scope: Scope, order: [u
     // A second account that says the same takes it back at once.
     let is_polled = !is_all && matches!(subject, Bill | Region | Key | CreditsInWords);
     // What all say is no proof against one: a request tries, is served, and lifts it.
-    let is_lifted = is_all && word == "rate_limited";
-    let stands_after = if is_lifted { Stands::OneIsBack } else { Stands::So(stands) };
+    let stands_after = match word {
+        // A rate limit that all name for one request ends for all of them.
+        "rate_limited" if is_all => Stands::So(["active"; 3]),
+        "exhausted" if is_all => Stands::OneIsBack,
+        _ => Stands::So(stands),
+    };
     // Requests about voices are of no concurrency group: all accounts are limited for that endpoint until the
     // cooldown is over, which a restart does not shorten.
     let is_limit_of_endpoint = subject == Rate && matches!(route, Route::Voices | Route::VoiceAddition);
@@ -234,9 +242,9 @@ fn expected(subject: Subject, status: u16, route: Route, scope: Scope, order: [u
         }),
         stands: Stands::So(stands),
         is_polled,
-        speech: if is_all && subject == NoCredits { 401 } else { 200 },
+        speech: 200,
         stands_after,
-        is_served_again: !(is_all && (matches!(subject, NoCredits | FewCredits) || is_limit_of_endpoint)),
+        is_served_again: !(is_all && is_limit_of_endpoint),
     }
 }
 

@@ -362,7 +362,8 @@ fn make_older(folder: &Path, supabase: &Supabase) {
         }
     }
     let sql =
-        "DROP TABLE retired_keys; DROP TABLE maintenance; DROP TABLE outbox_renames; PRAGMA user_version = 9";
+        "DROP TABLE retired_keys; DROP TABLE maintenance; DROP TABLE outbox_renames; DROP TABLE refusals;
+         ALTER TABLE keys DROP COLUMN plan; PRAGMA user_version = 9";
     books.execute_batch(sql).unwrap();
 }
 

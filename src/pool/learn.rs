@@ -138,7 +138,8 @@ impl Pool {
         let Some(refuted) = of_workspace.iter().find(is_shared) else { return Vec::new() };
         let is_same = |known: &Evidence| {
             known.claim.is_same(refuted.claim)
-                && Arc::ptr_eq(&known.source.request_id, &refuted.source.request_id)
+                && known.is_agreed
+                && known.source.request_id == refuted.source.request_id
         };
         let others = roster.keys().iter().filter(|other| !std::ptr::eq(other.workspace(), key.workspace()));
         others.flat_map(|other| self.drop_evidence(roster, other, is_same, now)).collect()

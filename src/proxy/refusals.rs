@@ -39,6 +39,8 @@ struct RecordedRefusal {
     /// Whether this account's refusal of a similar request was refuted by a poll or a served
     /// request.
     was_refuted: bool,
+    /// The verdict with the figures that a fresh poll contradicts.
+    contradicted: Option<Verdict>,
 }
 
 /// What was concluded from a refusal or from a success.
@@ -69,7 +71,7 @@ impl Refusals {
         source: Source,
     ) -> Conclusions {
         let mut concluded = Conclusions::default();
-        let verdict = with_figures_of(key, verdict, learner.now);
+        let (verdict, contradicted) = with_figures_of(key, verdict, learner.now);
         let (key, key_request) = (Arc::clone(key), key_request.clone());
         let mut met = RecordedRefusal {
             verdict,
@@ -80,6 +82,7 @@ impl Refusals {
             is_agreed: false,
             is_repeated: false,
             was_refuted: false,
+            contradicted,
         };
         let mut has_second = false;
         for known in self.0.iter_mut().filter(|known| known.agrees_with(&met)) {
@@ -101,8 +104,14 @@ impl Refusals {
     /// their accounts.
     pub(super) fn served(&mut self, learner: &RefusalContext<'_>) -> Conclusions {
         let mut concluded = Conclusions::default();
+        // One account alone had these figures, and another has served: the figures are newer than the poll.
+        let is_contrast = self.0.iter().filter(|met| met.contradicted.is_some()).count() == 1;
         for met in &mut self.0 {
             met.is_agreed = false;
+            if is_contrast && let Some(with_figures) = met.contradicted.take() {
+                met.verdict = with_figures;
+                met.is_recorded = false;
+            }
             if met.verdict == Verdict::Unexplained(Refusal::Bodiless) {
                 // The response to a `HEAD` has no message, and the refusal may have been about the
                 // method.
@@ -144,6 +153,12 @@ impl Refusals {
     /// before.
     pub(super) fn is_repeated(&self) -> bool {
         self.0.last().is_some_and(|last| last.is_repeated)
+    }
+
+    /// Keys that were refused in the same way as the last one.
+    pub(super) fn agreeing_keys(&self) -> impl Iterator<Item = &Key> {
+        let last = self.0.last();
+        self.0.iter().filter(move |met| last.is_some_and(|last| met.says_what(last))).map(|met| &*met.key)
     }
 
     /// Number of workspaces that gave the last verdict.
@@ -273,9 +288,9 @@ impl RecordedRefusal {
 }
 
 /// The verdict without quota figures that are not the account's, and without figures that a fresh
-/// poll contradicts.
-fn with_figures_of(key: &Key, verdict: Verdict, now: UnixMs) -> Verdict {
-    let Verdict::WorkspaceQuota(shortfall) = verdict else { return verdict };
+/// poll contradicts; in the latter case also the verdict with them.
+fn with_figures_of(key: &Key, verdict: Verdict, now: UnixMs) -> (Verdict, Option<Verdict>) {
+    let Verdict::WorkspaceQuota(shortfall) = verdict else { return (verdict, None) };
     let workspace = key.workspace();
     let quota = workspace.quota(now);
     let extension = match quota.extension {
@@ -284,11 +299,13 @@ fn with_figures_of(key: &Key, verdict: Verdict, now: UnixMs) -> Verdict {
     };
     let shortfall = shortfall.of_account(quota.limit, extension);
     let is_fresh = workspace.polled_at().is_some_and(|at| now.since(at) <= FRESH_POLL_MAX);
+    let with_figures = Verdict::WorkspaceQuota(shortfall);
     match (quota.spendable(), quota.limit) {
         (Some(left), Some(limit)) if is_fresh => {
-            Verdict::WorkspaceQuota(shortfall.unless_contradicted(left, limit))
+            let verdict = Verdict::WorkspaceQuota(shortfall.unless_contradicted(left, limit));
+            (verdict, (verdict != with_figures).then_some(with_figures))
         }
-        _ => Verdict::WorkspaceQuota(shortfall),
+        _ => (with_figures, None),
     }
 }
 

@@ -398,6 +398,12 @@ impl RetryState {
         if !comes_back || self.refusals.of_key(key) > 1 {
             self.key_request.tried.extend(self.roster.position_of(key));
         }
+        // A rate limit that a second account names is about the request: the first one is not waited for either.
+        if matches!(self.last, Some(Verdict::RateLimited(_))) && self.refusals.is_agreed() {
+            let agreeing = self.refusals.agreeing_keys().filter_map(|key| self.roster.position_of(key));
+            let more: Vec<usize> = agreeing.filter(|at| !self.key_request.tried.contains(at)).collect();
+            self.key_request.tried.extend(more);
+        }
     }
 
     /// Counts a retry that no key is to blame for, and waits with a jitter of up to the same span,
