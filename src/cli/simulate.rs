@@ -1,4 +1,4 @@
-//! `keychoir simulate`: an offline ElevenLabs on a port, to develop an app against.
+//! `keychoir simulate`: serves an offline ElevenLabs on a port, to develop an app against.
 
 use std::process::ExitCode;
 
@@ -16,8 +16,8 @@ pub(super) struct Arguments {
     listen: String,
     /// A key and its credits; may be given several times. Three keys by default.
     ///
-    /// The tier is the plan of its workspace, such as free, starter, creator (the usual one), pro or
-    /// payg, whose subscription does not show its credits. On it depend voices of the library,
+    /// The tier is the plan of its workspace, such as free, starter, creator (the default), pro or
+    /// payg, whose subscription does not show its credits. It decides on voices of the library,
     /// formats, the length of a text, and clones.
     #[arg(long = "key", value_name = "KEY=CREDITS[@WORKSPACE][:cap=N][:tier=NAME]", value_parser = parse_key)]
     keys: Vec<KeyPlan>,
@@ -39,7 +39,7 @@ pub(super) struct Arguments {
     faults: Vec<FaultArgument>,
 }
 
-/// A fault with the requests that meet it.
+/// A fault and the requests that it applies to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct FaultArgument {
     key: String,
@@ -47,7 +47,7 @@ struct FaultArgument {
     fault: Fault,
 }
 
-/// The key that stands for all of them.
+/// The name that stands for all keys.
 const EVERY_KEY: &str = "*";
 
 fn parse_key(text: &str) -> Result<KeyPlan, PlanError> {
@@ -66,7 +66,7 @@ enum FaultArgumentError {
 
 fn parse_fault(text: &str) -> Result<FaultArgument, FaultArgumentError> {
     let (key, fault) = text.split_once(':').ok_or(FaultArgumentError::NoKey)?;
-    // A key may have an `@`; a route has a path.
+    // A key may contain an `@`; a route contains a path.
     let (key, route) = match key.split_once('@').filter(|(_, route)| route.contains('/')) {
         Some((key, route)) => (key, Some(route.to_owned())),
         None => (key, None),
@@ -99,7 +99,8 @@ async fn simulate(arguments: Arguments) -> ExitCode {
         Ok(listener) => listener,
         Err(error) => return failed(&cannot_listen(&listen, &error)),
     };
-    // The default keys are made up and open nothing; whoever gave others knows them.
+    // The default keys are made up and valid nowhere, so they may be printed; keys of the command
+    // line are not.
     let made_up: Vec<String> =
         if is_default { plan.keys.iter().map(|key| key.key.clone()).collect() } else { Vec::new() };
     let simulator = match Simulator::start(listener, plan).await {
