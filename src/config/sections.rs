@@ -11,7 +11,7 @@ use super::listen::{Listens, UnixMode};
 use super::socket_base::SocketBase;
 use super::tls::TlsConfig;
 
-/// The listeners and the bounds of a client's connection and request.
+/// The listeners and the limits of a client's connections and requests.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerConfig {
     /// Where to listen.
@@ -38,7 +38,8 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// Concurrent requests.
     pub max_requests: usize,
-    /// Concurrent requests of one client without a limit of its own; 0 for a half, when there are several clients.
+    /// Concurrent requests of one client without a limit of its own; 0 for a half, when there are
+    /// several clients.
     pub max_requests_per_client: usize,
     /// Threads that serve connections; 0 for one a core.
     pub workers: usize,
