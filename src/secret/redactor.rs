@@ -175,10 +175,10 @@ impl Redactor {
         bytes.len() - found.open - found.shown
     }
 
-    /// Puts the short form of every key in its place, drawn out to its length: for texts whose length was
-    /// told before, and for bytes of any kind, such as the payload of a binary or a control frame. Returns
-    /// how many bytes at the end may be the begin of another key: they are looked at again with what
-    /// follows them.
+    /// Overwrites every key with its short form, padded to the key's length: for texts whose length
+    /// was announced before, and for bytes of any kind, such as the payload of a binary or a control
+    /// frame. Returns how many bytes at the end may be the begin of another key: these must be
+    /// searched again together with the bytes that follow.
     pub fn cover(&self, text: &mut [u8]) -> usize {
         let found = self.look(text);
         for (place, needle) in found.keys {
