@@ -21,20 +21,20 @@ pub(super) struct Arguments {
     /// formats, the length of a text, and clones.
     #[arg(long = "key", value_name = "KEY=CREDITS[@WORKSPACE][:cap=N][:tier=NAME]", value_parser = parse_key)]
     keys: Vec<KeyPlan>,
-    /// What every request with a key meets, such as `sk_one:invalid` or `sk_one:stall=5s`.
+    /// A fault of every request with a key, such as `sk_one:invalid` or `sk_one:stall=5s`.
     ///
-    /// With a route behind the key, only the requests whose path begins like it meet the fault, as in
-    /// `sk_one@/v1/dubbing:invalid` or `sk_one@POST /v1/voices:voice_limit_reached`; the key `*` is then
-    /// every key.
+    /// With a route behind the key, the fault applies only to requests whose path begins with the
+    /// route, as in `sk_one@/v1/dubbing:invalid` or `sk_one@POST /v1/voices:voice_limit_reached`;
+    /// the key `*` then stands for every key.
     ///
     /// FAULT is a refusal (quota, key_cap, invalid, concurrency, rate_limit=SECONDS, …) or one of
     /// pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge,
     /// endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL,
-    /// encoded=ENCODING,ENCODING:REFUSAL (gzip, deflate, br, zstd), or an answer in full,
-    /// answer=STATUS/BODY or answer=STATUS[NAME: VALUE]/BODY. A session on a socket is
-    /// refused in its own form, and with early:REFUSAL or gzip:REFUSAL before it begins;
-    /// after=MESSAGES:TURN lets it go on for a while, where TURN is a refusal, close=CODE[/REASON],
-    /// cut, reset, stall, say=TEXT or last=CODE/TEXT. A name that there is not lists them all.
+    /// encoded=ENCODING,ENCODING:REFUSAL (gzip, deflate, br, zstd), or a full response,
+    /// answer=STATUS/BODY or answer=STATUS[NAME: VALUE]/BODY. A WebSocket session is refused in its
+    /// own format, and with early:REFUSAL or gzip:REFUSAL before it begins; after=MESSAGES:TURN
+    /// applies after a number of messages, where TURN is a refusal, close=CODE[/REASON], cut,
+    /// reset, stall, say=TEXT or last=CODE/TEXT. An unknown name prints the list of all names.
     #[arg(long = "fault", value_name = "KEY[@ROUTE]:FAULT", value_parser = parse_fault)]
     faults: Vec<FaultArgument>,
 }

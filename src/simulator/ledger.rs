@@ -15,7 +15,7 @@ pub struct Ledger {
     /// Forbidden content that was received, described without its value. The oldest are kept.
     pub violations: Vec<String>,
     /// The last requests whose head was answered or whose connection broke, oldest first. A
-    /// session on a socket is in it from its handshake on, and changes until it ends.
+    /// WebSocket session is included from its handshake on, and changes until it ends.
     pub requests: Vec<RequestSummary>,
 }
 
@@ -108,7 +108,7 @@ pub struct SocketSummary {
     /// Whether the session is open.
     pub is_open: bool,
     /// The key whose workspace pays, as it was configured: the head's, that of the first message,
-    /// or the one that minted a token. Nothing before it was let in.
+    /// or the one that minted a token. `None` before the session was authorized.
     pub payer: Option<String>,
     /// The header `Origin`.
     pub origin: Option<String>,

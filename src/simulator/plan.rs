@@ -22,8 +22,8 @@ pub struct Plan {
     pub workspaces: Vec<WorkspacePlan>,
     /// The keys, in the order of the ledger.
     pub keys: Vec<KeyPlan>,
-    /// Texts that must not arrive anywhere in a request's head or in a message on a socket: the
-    /// credentials of the clients of the proxy under test. One that does is a violation.
+    /// Texts that must not occur in a request's head or in a WebSocket message: the credentials
+    /// of the clients of the proxy under test. One that does is a violation.
     pub forbidden: Vec<String>,
     /// The length of a second of a WebSocket's `inactivity_timeout`; tests make it short.
     pub socket_second: Duration,

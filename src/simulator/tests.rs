@@ -1,7 +1,7 @@
-//! The simulator over real sockets. `refusals` holds the catalogue to its bytes, `serving` what
-//! works, `crafts` the rarer of it, `belonging` what is whose, `plans` what a plan has, `faults` what was told to go wrong,
-//! `watching` the ledger and its violations,
-//! and `sockets` and those named after it the same for the provider's sockets.
+//! Tests of the simulator over real connections. `refusals` checks the catalogue byte for byte,
+//! `serving` the working operations, `crafts` the rarer ones, `belonging` the objects of
+//! workspaces, `plans` the features of plans, `faults` the scripted faults, `watching` the ledger
+//! and its violations, and `sockets` and the modules named after it the provider's WebSockets.
 
 mod belonging;
 mod crafts;
