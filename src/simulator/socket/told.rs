@@ -172,7 +172,7 @@ fn reason(message: &str) -> String {
     (0..=text.len().min(123)).rev().find_map(|end| text.get(..end)).unwrap_or_default().to_owned()
 }
 
-/// The name and the message, which are HTTP's but for a few.
+/// The name and the message, which are HTTP's with few exceptions.
 fn words(shape: &Shape, facts: &Facts) -> (String, String) {
     let own = |name: &str, message: &str| (name.to_owned(), message.to_owned());
     if matches!(shape, Shape::InvalidKey | Shape::InvalidKey400) {

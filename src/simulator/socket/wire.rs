@@ -294,7 +294,7 @@ impl Wire {
         self.close(code, &reason).await
     }
 
-    /// Closes, and waits for the client to do the same.
+    /// Closes, and waits for the client's close.
     pub(super) async fn close(&mut self, code: u16, reason: &str) -> Over {
         let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
         self.note_close(Some(frame.clone()), false);
