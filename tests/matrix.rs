@@ -224,7 +224,7 @@ fn expected(subject: Subject, status: u16, route: Route, scope: Scope, order: [u
     // the cooldown.
     let is_lifted = is_all && word == "rate_limited";
     let stands_after = if is_lifted { Stands::OneIsBack } else { Stands::So(stands) };
-    // Requests about voices are of no concurrency group: all accounts are limited for that endpoint until the
+    // Requests about voices have no concurrency group: all accounts are limited for that endpoint until the
     // cooldown is over, which a restart does not shorten.
     let is_limit_of_endpoint = subject == Rate && matches!(route, Route::Voices | Route::VoiceAddition);
     Expected {
