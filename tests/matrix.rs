@@ -171,7 +171,7 @@ impl Stands {
 /// The consequences of a refusal.
 #[derive(Debug)]
 struct Expected {
-    /// What the client gets.
+    /// The status that the client receives.
     status: u16,
     /// The number of attempts; `None` if it depends on the waits for free slots.
     attempts: Option<usize>,

@@ -48,6 +48,7 @@ impl Reloading {
     /// read while it is written.
     ///
     /// # Cancel safety
+    ///
     /// Dropping the future delays the next check and loses nothing.
     pub(super) async fn changed(&mut self) {
         if self.interval.is_zero() {
