@@ -44,10 +44,10 @@ struct KeyDetail {
     /// The refusals of the key and of its workspace.
     evidence: Vec<EvidenceDetail>,
     /// Operations refused to the key or its plan that other keys may serve; requests for them go to
+    /// other keys first.
+    cannot: Vec<RestrictionDetail>,
     /// By how many credits the provider's usage of this period exceeded the recorded one, since the
     /// start.
-    cannot: Vec<RestrictionDetail>,
-    /// By how many credits the provider's figures of this period were above ours, since the start.
     drift: i64,
     in_flight: u32,
     /// Credits of its workspace reserved by concurrent requests.

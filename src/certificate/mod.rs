@@ -2,7 +2,7 @@
 //! Keychoir makes and keeps itself.
 //!
 //! A private key leaves this module only into the TLS library and the CA's own file.
-//! No private key leaves this module but into the TLS library and the authority's own file.
+//! A private key leaves this module only into the TLS library and the CA's own file.
 
 mod given;
 

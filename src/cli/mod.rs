@@ -65,7 +65,7 @@ enum Command {
     Demo(demo::Arguments),
     /// Serve an offline ElevenLabs to develop against.
     Simulate(simulate::Arguments),
-    /// What the mirror in Supabase needs.
+    /// Print the SQL that the mirror in Supabase needs.
     Supabase(supabase::Arguments),
 }
 

@@ -1,5 +1,5 @@
-//! What a client may do, as people write it: `"3 requests"`, `"10_000 credits per month"`,
-//! `"60 per minute"`.
+//! Parses the rules and limits of a client: `"3 requests"`, `"10_000 credits per month"`, `"60 per
+//! minute"`.
 
 use std::str::FromStr;
 use std::time::Duration;

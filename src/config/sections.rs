@@ -43,7 +43,7 @@ pub struct ServerConfig {
     pub max_requests_per_client: usize,
     /// Threads that serve connections; 0 for one a core.
     pub workers: usize,
-    /// What stands before every path.
+    /// The prefix of every path.
     pub base_path: BasePath,
     /// How long a stop waits for concurrent requests.
     pub drain_timeout: Duration,
@@ -93,7 +93,7 @@ impl Default for ServerConfig {
 pub struct UpstreamConfig {
     /// Where requests go.
     pub base_url: BaseUrl,
-    /// Certificates of authorities that are trusted beside the web's, in PEM.
+    /// Certificates of additional trusted CAs, in PEM.
     pub ca_file: Option<PathBuf>,
     /// Name lookup, TCP and TLS together.
     pub connect_timeout: Duration,

@@ -127,7 +127,7 @@ impl Job<'_> {
         Ok(order)
     }
 
-    /// What the request would cost, as far as the body tells; for refusals that name it.
+    /// The cost of the request, as far as the body shows; for refusals that contain it.
     pub(super) fn estimate(&self) -> u64 {
         let Ok(order) = self.speech_order("").or_else(|_| self.dialogue_order()) else { return 1 };
         let characters = characters_of(&order.text);

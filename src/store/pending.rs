@@ -126,25 +126,25 @@ fn push_text(text: &mut Vec<u8>, word: &str) {
     }
 }
 
-/// Whether the last commit was made, when SQLite said that it failed: the log may have been written all
-/// the same, and what is tried again must not be there twice. Rows have their ids for that; sheets have
-/// their numbers.
+/// Tracks a commit that SQLite reported as failed, but that may have reached the log: attempts that
+/// are retried must not be stored twice. Rows are recognized by their ids, batches by their
+/// numbers.
 #[derive(Debug, Default)]
 pub(super) struct CommitUncertainty {
-    /// The last sheet of before.
+    /// The number of the last batch before that commit.
     before: Option<i64>,
     is_open: bool,
 }
 
 impl CommitUncertainty {
-    /// The attempts that may be written already, of those that are about to be.
+    /// The attempts about to be written that the file may already contain.
     pub(super) fn written(&mut self, connection: &Connection) -> Result<HashSet<Uuid>, rusqlite::Error> {
         if !self.is_open {
             const LAST: &str = "SELECT coalesce(max(number), 0) FROM attempt_sheets";
             self.before = Some(connection.prepare_cached(LAST)?.query_row([], |row| row.get(0))?);
             return Ok(HashSet::new());
         }
-        // If it failed before that was asked, nothing was written.
+        // If the commit failed before this query, nothing was written.
         let Some(before) = self.before else { return Ok(HashSet::new()) };
         let mut statement = connection.prepare_cached(
             "SELECT hour_ms + json_extract(line.value, '$[0]'), count + json_extract(line.value, '$[1]'), chance
@@ -159,18 +159,19 @@ impl CommitUncertainty {
         names.collect()
     }
 
-    /// A commit has failed, or its file is gone.
+    /// Records that a commit has failed, or that its file is gone.
     pub(super) fn arises(&mut self) {
         self.is_open = true;
     }
 
-    /// A commit was made.
+    /// Records that a commit has succeeded.
     pub(super) fn is_resolved(&mut self) {
         self.is_open = false;
     }
 }
 
-/// Forgets some of what began before `oldest`, which is the begin of an hour; whether there may be more.
+/// Deletes some of the batches that began before `oldest`, which is the begin of an hour; returns
+/// whether there may be more.
 pub(super) fn forget_some(connection: &Connection, oldest: UnixMs) -> Result<bool, rusqlite::Error> {
     const OLD: &str = "DELETE FROM attempt_sheets WHERE number IN (
         SELECT number FROM attempt_sheets WHERE hour_ms < ?1 LIMIT ?2)";
