@@ -202,7 +202,8 @@ async fn idle(stage: &Stage, sessions: u32, rounds: u32) {
     verdict("a session beside its sockets, without TLS, takes at most 20 KiB", most <= SESSION_BYTES_MAX);
 }
 
-/// Of so many that have said `message`, and heard what comes back, and are quiet since.
+/// Memory per session, of `sessions` sessions that have sent `message`, received its echo, and are
+/// idle since.
 async fn memory_of_a_session(
     stage: &Stage,
     house: &Running,

@@ -745,7 +745,7 @@ async fn a_request_waits_for_a_cooldown_that_ends_before_a_place_is_free() {
     assert_eq!(limited.status(), 200);
 }
 
-/// A free test of voices, by their own names.
+/// A text above the free plan's limit goes to an account whose plan permits it.
 #[tokio::test]
 async fn a_long_text_goes_to_a_plan_that_takes_it() {
     let house = house(of_plans(&["free", "creator"], 100_000)).await;

@@ -73,7 +73,7 @@ pub struct Turn {
 /// The maximum throughput.
 #[derive(Debug)]
 pub struct Most {
-    /// Requests a second.
+    /// Requests per second.
     pub rate: f64,
     pub cost: f64,
     /// The utilization of its processor: well below 1, something else was the bottleneck.

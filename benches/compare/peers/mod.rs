@@ -118,7 +118,7 @@ pub struct House {
     pub running: Running,
     /// Its log with one line per request.
     pub log: PathBuf,
-    /// From its start to its first answer.
+    /// From its start to its first response.
     pub ready: Duration,
 }
 
