@@ -22,7 +22,7 @@ fn rich() -> Plan {
     Plan::of(KEYS.map(|key| (key, 100_000)))
 }
 
-/// Refuses the first key; the client must not notice, and checks the status of that key afterwards.
+/// Refuses the first key: the client must not notice, and that key must have `status` afterwards.
 async fn check_replaced(fault: &str, status: &str) {
     let house = house(rich()).await;
     house.always(ONE, fault);

@@ -66,7 +66,7 @@ impl House {
         request.send().await.unwrap().status().as_u16()
     }
 
-    /// Disables all other keys.
+    /// The provider refuses all other keys.
     fn only(&self, key: &str) {
         for other in KEYS.into_iter().filter(|other| *other != key) {
             self.always(other, "system_busy");

@@ -121,9 +121,9 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
     })
 }
 
-/// Without a key the provider responds wrongly, instead of refusing, in two places (captured
-/// answers of September 2026): the voices are the public ones, and the models are those of a
-/// nonexistent workspace.
+/// Without a key the provider responds wrongly in two places, instead of refusing with 401 (captured
+/// answers of September 2026): the list of voices contains the public ones, and the list of models is
+/// refused with a 404 about a missing workspace.
 fn anonymous(route: &Route) -> Result<Answer, Refused> {
     match route {
         Route::Voices => Ok(Answer::document(&json!({ "voices": models::voices(&[]) }))),

@@ -105,7 +105,7 @@ pub(super) enum IntegrityCheck {
     Quick,
     /// The whole file: SQLite has reported corruption.
     Whole,
-    /// No check: the file is replaced in any case.
+    /// No check: the file is quarantined in any case.
     Condemning,
 }
 
