@@ -16,9 +16,9 @@ const EVERY_KEY: &str = "*";
 /// The prefix of these paths.
 pub(super) const PREFIX: &str = "/_simulator/";
 
-/// `{"key": "...", "route": "POST /v1/voices", "always": "quota", "next": ["quota",
-/// "stall=200ms"]}`. Without `route` the faults apply to all routes of the key; the key `*` stands
-/// for every request and requires a route.
+/// `{"key": "...", "route": "POST /v1/voices", "always": "quota", "next": ["quota", "stall=200ms"]}`.
+/// Without `route` the faults apply to all routes of the key; the key `*` stands for every request and
+/// requires a route.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Order {
