@@ -1,7 +1,7 @@
-//! What the books add to the processor time of a proxied request: the thread that writes, and what a
-//! request does for them on its way. Starts the simulator and two proxies, one with books in a file and
-//! one with `--ephemeral`, drives a fixed rate through them in turns, and reads from /proc what the
-//! proxy used, and its thread `books` of that. The way's part is measured by itself.
+//! The processor time that usage records add to a proxied request: in the writing thread, and on
+//! the request's path. Starts the simulator and two proxies, one with a database file and one with
+//! `--ephemeral`, drives a fixed rate through them in turns, and reads from /proc the time of the
+//! proxy, and of its thread `books`. The part of the path is measured separately.
 //!
 //! ```text
 //! cargo bench --bench books
@@ -42,10 +42,10 @@ use house::{Running, middle, number, program, proxy, simulator, spread};
 
 const CONNECTIONS: u32 = 48;
 const KEYS: usize = 3;
-/// Of the rate asked for, what must be driven for a round to count as that rate.
+/// Minimum ratio of the driven to the requested rate for a round to count.
 const DRIVEN_MIN: f64 = 0.97;
 
-/// A pool that is never asked.
+/// The settings of a pool that receives no request.
 const STILL: pool::Settings = pool::Settings {
     strategy: &FillFirst,
     queue_timeout: Duration::ZERO,
@@ -133,7 +133,7 @@ fn report(request: &str, place: &str, rounds: &[Round], path: f64) {
     }
 }
 
-/// What a request does for the books on its way, in µs: it takes a place, names its record, and sends
+/// The recording of a request on its path, in µs: it acquires a permit, names its record, and sends
 /// it. Without the reader, whose thread is measured as a whole.
 fn path() -> f64 {
     const RECORDS: usize = 100;
@@ -187,13 +187,13 @@ fn path() -> f64 {
     took.as_secs_f64() * 1e6 / (RECORDS * ROUNDS) as f64
 }
 
-/// A request that the simulator answers with two bytes.
+/// A request with a response of two bytes from the simulator.
 fn get() -> Vec<u8> {
     b"GET /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\n\r\n".to_vec()
 }
 
-/// A speech with a body of 200 bytes: a short text, because the sound that comes back would be most
-/// of the work.
+/// A speech request with a body of 200 bytes: a short text, because the returned audio would
+/// otherwise be most of the work.
 fn speech() -> Vec<u8> {
     let plain = r#"{"text":"Hi","model_id":"eleven_flash_v2_5","voice_settings":{}"#;
     let body = format!("{plain}{}}}", " ".repeat(199 - plain.len()));
@@ -202,18 +202,18 @@ fn speech() -> Vec<u8> {
     format!("POST {path} HTTP/1.1\r\n{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
-/// What a round has shown; times in µs a request.
+/// The results of a round; times in µs per request.
 struct Round {
     driven: f64,
     is_on_time: bool,
     all: f64,
     books: f64,
-    /// How often the writing thread went to sleep, a second.
+    /// How often per second the writing thread went to sleep.
     wakes: f64,
     p99_ms: f64,
 }
 
-/// Sends so many requests a second, each at its own moment, and waits until the books have them.
+/// Sends requests at a fixed rate, each at its scheduled time, and waits until they are recorded.
 fn drive(house: &Running, request: &[u8], rate: u32, seconds: u32) -> Round {
     house.settled();
     let before = Used::by(house);
@@ -250,7 +250,7 @@ fn drive(house: &Running, request: &[u8], rate: u32, seconds: u32) -> Round {
     }
 }
 
-/// One connection's requests; how long each took. One that is late is sent at once.
+/// The requests of one connection; returns the duration of each. A late request is sent at once.
 async fn ask(
     address: SocketAddr,
     request: Vec<u8>,
@@ -274,7 +274,7 @@ async fn ask(
     spans
 }
 
-/// Whether this is all of an answer, which must be a good one.
+/// Whether this is a complete response; panics if it is no success.
 fn is_whole(answer: &[u8]) -> bool {
     let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") else { return false };
     let head = std::str::from_utf8(&answer[..end]).unwrap().to_ascii_lowercase();
@@ -285,7 +285,7 @@ fn is_whole(answer: &[u8]) -> bool {
     }
 }
 
-/// Processor time in seconds, since the program began.
+/// Processor time in seconds since the start of the program.
 struct Used {
     all: f64,
     books: f64,
@@ -299,7 +299,7 @@ impl Used {
             .map(|task| task.unwrap().path())
             .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "books"))
             .expect("the thread of the books");
-        // In nanoseconds, where the process as a whole is counted in ticks.
+        // In nanoseconds, while the whole process is counted in ticks.
         let schedule = fs::read_to_string(books.join("schedstat")).unwrap();
         let status = fs::read_to_string(books.join("status")).unwrap();
         let sleeps = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));

@@ -1,5 +1,5 @@
-//! What a log line costs the thread that says it, and the thread that writes it: the line of a request,
-//! in bursts as a busy proxy has them, into a pipe that is read.
+//! The cost of a log line for the logging thread and for the writing thread: the line of a request,
+//! in bursts like those of a busy proxy, into a pipe that is read.
 //!
 //! ```text
 //! cargo bench --bench line
@@ -31,10 +31,10 @@ use keychoir::policy::endpoint::Route;
 use keychoir::telemetry::{self, AccessLogEntry, Form, Sink};
 use tracing::info;
 
-/// So many times a second, lines come together.
+/// Number of bursts per second.
 const BURSTS: u32 = 200;
 
-/// What the last line says.
+/// The text of the last line.
 const END: &str = "nothing more is said";
 
 fn main() {
@@ -57,7 +57,7 @@ fn main() {
     });
     telemetry::start(form, "info", Sink::gathered(writer, form).unwrap()).unwrap();
 
-    // The thread has its name when it has written.
+    // The thread has its name after its first write.
     info!(event = "begin", "begin");
     telemetry::flush();
 
@@ -83,7 +83,7 @@ fn main() {
     println!("bytes a line: {:.0}", reading.unwrap().join().unwrap() as f64 / lines);
 }
 
-/// The line of a request, as the proxy says it.
+/// Logs the line of a request, like the proxy.
 fn say(request_id: &str, total_ms: u64) {
     telemetry::tell(&AccessLogEntry {
         attempts: 1,
@@ -104,7 +104,7 @@ fn say(request_id: &str, total_ms: u64) {
     });
 }
 
-/// Processor time of the thread that writes, in nanoseconds.
+/// Processor time of the writing thread, in nanoseconds.
 fn writing() -> f64 {
     let tasks = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
     let text = |task: &Path, file: &str| fs::read_to_string(task.join(file)).unwrap();

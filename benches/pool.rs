@@ -1,6 +1,6 @@
-//! What a choice costs: reserve, settle and give back, by strategy and number of keys, in
-//! nanoseconds of one thread. No network, no runtime, no waiting: the way of a request that finds a
-//! free key.
+//! The cost of a key selection: reserve, charge and release, by strategy and number of keys, in
+//! nanoseconds of one thread. No network, no runtime, no waiting: the path of a request that finds
+//! a free key.
 //!
 //! ```text
 //! cargo bench --bench pool
@@ -34,9 +34,9 @@ use keychoir::pool::{KeyEntry, KeyRequest, Lease, Observation, Pool, Refused, Re
 use keychoir::secret::ApiKey;
 
 const SIZES: [usize; 4] = [1, 10, 100, 1_000];
-/// Each figure is the middle of so many samples.
+/// Each result is the median of this number of samples.
 const SAMPLES: usize = 15;
-/// A sample is as many repetitions as take about this long.
+/// Approximate duration of a sample, which determines its repetitions.
 const SAMPLE: Duration = Duration::from_millis(20);
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -90,7 +90,7 @@ fn row<F: FnMut()>(name: &str, make: impl Fn(usize) -> F) {
     println!();
 }
 
-/// How long one call takes.
+/// The duration of one call.
 fn nanoseconds(mut call: impl FnMut()) -> f64 {
     let mut timed = |repetitions: u32| {
         let began = Instant::now();
@@ -129,7 +129,7 @@ impl Bench {
         });
         let settings = Settings {
             strategy,
-            // Nobody waits: a full pool refuses at once.
+            // No queue: a full pool refuses at once.
             queue_timeout: Duration::ZERO,
             max_queued: 0,
             near_limit_ratio: 0.8,
@@ -184,7 +184,7 @@ impl Bench {
         reserved(&self.pool, &self.pool.roster(), &self.ask)
     }
 
-    /// The first `count` keys are out of credits.
+    /// Exhausts the credits of the first `count` keys.
     fn exhaust(&self, count: usize) {
         let roster = self.pool.roster();
         for key in roster.keys().iter().take(count) {
@@ -196,7 +196,7 @@ impl Bench {
         }
     }
 
-    /// Each workspace has as many requests as it may have.
+    /// Fills the concurrency limit of each workspace.
     fn fill(&self) -> Vec<Lease> {
         let mut leases = Vec::new();
         while let Ok(Reserved { lease, .. }) = self.reserve() {
@@ -207,7 +207,7 @@ impl Bench {
     }
 }
 
-/// What is at hand is given without waiting, so the first look is the last.
+/// A free key is reserved without waiting, so the first poll completes.
 fn reserved(pool: &Arc<Pool>, roster: &Arc<Roster>, ask: &KeyRequest) -> Result<Reserved, Unavailable> {
     match pin!(pool.reserve(roster, ask)).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(given) => given,

@@ -1,4 +1,4 @@
-//! What the pure parts of a request's way cost, in nanoseconds of one thread.
+//! The cost of the pure parts of a request's path, in nanoseconds of one thread.
 //!
 //! ```text
 //! cargo bench --bench pure
@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, criterion_group, criterion_main};
 use parts::PARTS;
 
-/// Heads that are used up lie ready in stacks of this height: so many stay in the processor's caches, as
-/// what has just been read does.
+/// Heads are prepared in batches of this size, so that they stay in the processor's caches, like
+/// data that was just read.
 const STACK: usize = 16;
 
 fn pure(criterion: &mut Criterion) {

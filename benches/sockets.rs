@@ -1,6 +1,5 @@
-//! What a session on a socket takes: memory while nothing is said, and time for a message when much
-//! is. Starts the simulator and a proxy before it, and is the client of both, in turns.
-//!
+//! The cost of a WebSocket session: memory while it is idle, and the time per message while it is
+//! busy. Starts the simulator and a proxy in front of it, and is the client of both, in turns.
 //! ```text
 //! cargo bench --bench sockets
 //! ```
@@ -43,11 +42,11 @@ use house::{Running, middle, number, program, proxy, simulator, spread};
 const SPEECH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/stream-input?inactivity_timeout=180";
 /// A path that the simulator echoes on.
 const ECHO: &str = "/v1/something/new";
-/// What a session may take beside the buffers of its two sockets.
+/// Maximum memory of a session besides the buffers of its two connections.
 const SESSION_BYTES_MAX: f64 = 20.0 * 1024.0;
-/// What may be added to a message at the 99th of a hundred.
+/// Maximum time added to a message at the 99th percentile.
 const ADDED_MS_MAX: f64 = 1.0;
-/// Of the messages asked for, what must be driven for a round to count.
+/// Minimum ratio of the driven to the requested messages for a round to count.
 const DRIVEN_MIN: f64 = 0.97;
 
 fn main() {
@@ -63,12 +62,12 @@ fn main() {
     });
 }
 
-/// The programs, and whom they trust.
+/// The programs and their certificates.
 struct Stage {
     folder: TempDir,
     keys: Vec<String>,
     simulator: Running,
-    /// The same under TLS, and the certificate it shows.
+    /// The address with TLS, and the certificate.
     tls: (SocketAddr, PathBuf),
 }
 
@@ -96,7 +95,7 @@ impl Stage {
         )
     }
 
-    /// How a client connects: under TLS, it trusts the proxy's own authority.
+    /// The connector of a client: with TLS, it trusts the proxy's own CA.
     fn connector(&self, way: Way) -> Option<TlsConnector> {
         if !matches!(way, Way::Wss) {
             return None;
@@ -114,7 +113,7 @@ impl Stage {
     }
 }
 
-/// Which of the two connections of a session are under TLS.
+/// Which of the two connections of a session use TLS.
 #[derive(Clone, Copy)]
 enum Way {
     Ws,
@@ -134,7 +133,8 @@ impl Way {
     }
 }
 
-/// Speaks TLS before the simulator, as the provider does; where, and the file of its certificate.
+/// Terminates TLS in front of the simulator, like the provider; returns the address, and the file
+/// of its certificate.
 fn speak_tls_before(simulator: SocketAddr, folder: &Path) -> (SocketAddr, PathBuf) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let file = folder.join("upstream.pem");
@@ -150,7 +150,7 @@ fn speak_tls_before(simulator: SocketAddr, folder: &Path) -> (SocketAddr, PathBu
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
     let relaying = relay_tls(listener, TlsAcceptor::from(Arc::new(config)), simulator);
-    // On a thread of its own: the one that measures waits now and then.
+    // On a thread of its own, because the measuring thread blocks at times.
     keychoir::tasks::thread("tls", move || here().block_on(relaying)).unwrap();
     (address, file)
 }
@@ -165,7 +165,7 @@ async fn relay_tls(listener: std::net::TcpListener, acceptor: TlsAcceptor, simul
             let Ok(mut stream) = acceptor.accept(tcp).await else { return };
             let mut behind = TcpStream::connect(simulator).await.unwrap();
             behind.set_nodelay(true).unwrap();
-            // Either end may just leave.
+            // Either end may disconnect.
             let _ = tokio::io::copy_bidirectional(&mut stream, &mut behind).await;
         });
     }
@@ -176,7 +176,7 @@ fn here() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// Memory of a session on which nothing is said.
+/// Memory of an idle session.
 async fn idle(stage: &Stage, sessions: u32, rounds: u32) {
     println!("{sessions} idle sessions, {rounds} rounds in turns, each with a fresh proxy;");
     println!("memory of the proxy in KiB a session (PSS): median (lowest to highest)");
@@ -202,7 +202,8 @@ async fn idle(stage: &Stage, sessions: u32, rounds: u32) {
     verdict("a session beside its sockets, without TLS, takes at most 20 KiB", most <= SESSION_BYTES_MAX);
 }
 
-/// Of so many that have said `message`, and heard what comes back, and are quiet since.
+/// Memory per session, of `sessions` sessions that have sent `message`, received its echo, and are
+/// idle since.
 async fn memory_of_a_session(
     stage: &Stage,
     house: &Running,
@@ -227,7 +228,7 @@ async fn memory_of_a_session(
         tokio::time::sleep(Duration::from_millis(500)).await;
         open
     };
-    // What is needed once, whoever comes.
+    // Allocates the memory that is needed once, whatever the number of sessions.
     drop(open(20).await);
     until_none_is_open(house);
     let before = house.memory();
@@ -248,7 +249,7 @@ fn verdict(what: &str, holds: bool) {
     println!("{what}: {}", if holds { "holds" } else { "DOES NOT HOLD" });
 }
 
-/// What a round has shown.
+/// The results of a round.
 struct Round {
     driven: f64,
     p50_ms: f64,
@@ -257,7 +258,7 @@ struct Round {
     micros: f64,
 }
 
-/// Time of a message on many sessions that talk.
+/// The time of a message on many busy sessions.
 async fn talking(stage: &Stage, busy: u32, rate: u32, seconds: u32, rounds: u32) {
     println!(
         "{busy} busy sessions with {rate} messages a second each, {rounds} rounds of {seconds} s in turns;"
@@ -304,7 +305,7 @@ async fn talking(stage: &Stage, busy: u32, rate: u32, seconds: u32, rounds: u32)
     verdict("the p99 that is added is below 1 ms", is_fast);
 }
 
-/// So many sessions that each say a message at their own moments, and wait for its echo.
+/// Sessions that each send messages at their scheduled times, and wait for the echo.
 async fn talk(
     house: &Running,
     address: SocketAddr,
@@ -343,13 +344,13 @@ async fn talk(
     Round { driven: count / took, p50_ms: at(50), p99_ms: at(99), micros: used * 1e6 / count }
 }
 
-/// A message with sound in it, of so many bytes.
+/// A message with audio of `bytes` bytes.
 fn sound(bytes: usize) -> String {
     let (before, after) = (r#"{"message_type":"input_audio_chunk","audio_base_64":""#, r#""}"#);
     format!("{before}{}{after}", "A".repeat(bytes - before.len() - after.len()))
 }
 
-/// A message as a client sends it.
+/// A message as a masked frame of a client.
 fn framed(message: &str) -> Vec<u8> {
     const MASK: [u8; 4] = [0x6d, 0x61, 0x73, 0x6b];
     let length = message.len() as u64;
@@ -386,14 +387,14 @@ impl Session {
         stream.flush().await.unwrap();
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
-            // Nothing follows before something was said.
+            // The server sends nothing before the first message.
             assert_ne!(stream.read_buf(&mut head).await.unwrap(), 0, "it was closed");
         }
         assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
         Self { stream, heard: Vec::new() }
     }
 
-    /// Hears one message of this length.
+    /// Receives one message of this length.
     async fn hear(&mut self, length: usize) {
         self.heard.clear();
         loop {
@@ -407,8 +408,8 @@ impl Session {
         }
     }
 
-    /// Says a message so often, each at its own moment, or at once when that is over; and how long each
-    /// took to come back.
+    /// Sends a message repeatedly, each at its scheduled time, or at once if that has passed;
+    /// returns the round-trip times.
     async fn say(
         mut self,
         frame: Arc<[u8]>,

@@ -1,5 +1,6 @@
-//! Types that cannot be printed. A key is shown as its short form or its fingerprint, and its
-//! value leaves this module only through [`ApiKey::expose`], which has few callers to review.
+//! Types of secrets, which cannot be printed. A key is shown as its short form or its fingerprint,
+//! and its value leaves this module only through [`ApiKey::expose`], which has few callers to
+//! review.
 
 mod fingerprint;
 mod redactor;
@@ -12,16 +13,16 @@ pub use fingerprint::{Fingerprint, TokenFingerprint};
 pub use redactor::{Passed, Redaction, Redactor};
 pub use service::{ServiceKey, ServiceKeyForm, UnusableServiceKey};
 
-/// What may be shown of a key: its first and last characters.
+/// The short form of a key: its first and last characters.
 ///
 /// 11 and 5 for keys of 48 characters and more, 4 and 4 for shorter ones: an old key of 32
-/// hexadecimal digits, shown more widely beside its hash, could be searched for. A key too short
-/// to hide anything behind eight characters shows nothing.
+/// hexadecimal digits could be found by brute force if more of it were shown beside its hash. For a
+/// key too short to hide anything behind eight characters, nothing is shown.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShortKey(Arc<str>);
 
 impl ShortKey {
-    /// What may be shown of a text that is a key, or stands where one should.
+    /// The short form of a text that is a key, or stands in the place of one.
     pub(crate) fn of(key: &str) -> Self {
         let count = key.chars().count();
         let (head, tail) = match count {
@@ -35,7 +36,7 @@ impl ShortKey {
         Self(short.into())
     }
 
-    /// The text, as the status document and the log lines show it.
+    /// The text, as in the status document and the log.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -63,12 +64,12 @@ pub struct ApiKey {
 }
 
 impl ApiKey {
-    /// Takes a key as it was configured.
+    /// Validates a configured key.
     ///
     /// # Errors
     ///
-    /// When it could not be sent in a header: empty, or with anything but visible ASCII. The
-    /// shape is not checked further, because the provider documents none.
+    /// When it is invalid in a header: empty, or with anything but visible ASCII. The format is not
+    /// checked further, because the provider documents none.
     pub fn new(value: &str) -> Result<Self, UnusableKey> {
         if value.is_empty() {
             return Err(UnusableKey::Empty);
@@ -79,19 +80,19 @@ impl ApiKey {
         Ok(Self { value: value.into(), short: ShortKey::of(value), fingerprint: Fingerprint::of(value) })
     }
 
-    /// The key itself. For the header of an upstream request and for nothing else.
+    /// The plain text of the key, only for the header of an upstream request.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.value
     }
 
-    /// What may be shown.
+    /// Its short form, which may be shown.
     #[must_use]
     pub fn short(&self) -> &ShortKey {
         &self.short
     }
 
-    /// Its name where the key must not be.
+    /// Its fingerprint, which identifies it where the key must not appear.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
@@ -104,13 +105,13 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// Why a configured text cannot be a key. Says nothing of the text itself.
+/// Why a configured text cannot be a key. Contains nothing of the text itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnusableKey {
-    /// There is nothing in it.
+    /// The text is empty.
     #[error("the key is empty")]
     Empty,
-    /// A header could not carry it.
+    /// The text contains characters that are invalid in a header.
     #[error(
         "the key has a character that no key has (a space, a control character or a letter beyond ASCII)"
     )]

@@ -1,4 +1,4 @@
-//! What the pure parts of a request's way allocate: as few pieces of memory as they need.
+//! Allocations of the pure parts of a request's path, with a maximum for each.
 
 #[path = "../benches/parts/mod.rs"]
 mod parts;
@@ -8,7 +8,7 @@ mod counting;
 use counting::of_one_call;
 use parts::PARTS;
 
-/// The most allocations a call may take, part by part.
+/// Maximum allocations of a call, part by part.
 const MAXIMA: &[(&str, u64)] = &[
     ("origin", 0),
     ("identify, one of 10 clients", 0),

@@ -1,5 +1,5 @@
-//! The one budget of buffers, with the whole program: what its holders do when nothing is left, and that all of
-//! it comes back.
+//! The shared buffer budget, with the whole program: the behaviour of its users when it is
+//! exhausted, and the release of all of it.
 
 #![allow(
     clippy::unwrap_used,
@@ -35,12 +35,12 @@ async fn metric(house: &House, name: &str) -> u64 {
     line.parse().unwrap()
 }
 
-/// Waits until all buffers are given back: the client hears of its end before the session is gone.
+/// Waits until all buffers are released: the client sees the end before the session is dropped.
 async fn all_is_given_back(house: &House) {
     in_time(async { while metric(house, "keychoir_buffer_memory_bytes").await > 0 {} }).await;
 }
 
-/// Opens a socket and sends all but the last byte of a message of `bytes`.
+/// Opens a WebSocket and sends all but the last byte of a message of `bytes`.
 async fn half_said(house: &House, bytes: usize) -> Talk {
     let mut talk = dial(house, STREAM_INPUT).await;
     let mut frame = Vec::new();
@@ -48,7 +48,7 @@ async fn half_said(house: &House, bytes: usize) -> Talk {
         Head { is_final: true, reserved: 0, opcode: Opcode::Text, mask: Some([0; 4]), length: bytes as u64 };
     head.write(&mut frame);
     frame.resize(frame.len() + bytes - 1, b' ');
-    // It may be closed before it has taken all of it.
+    // The connection may be closed before all of it was sent.
     let _ = in_time(talk.stream.get_mut().write_all(&frame)).await;
     talk
 }
@@ -69,7 +69,7 @@ async fn a_session_that_needs_memory_where_none_is_left_is_closed() {
 async fn opening_messages_that_find_no_memory_are_let_go_and_the_session_goes_on() {
     let house = house_with(Plan::of([(ONE, 100_000)]), no_memory).await;
     let mut talk = dial(&house, SCRIBE).await;
-    // Two seconds of silence at a time, which is more than fits for free.
+    // Two seconds of silence per message, which exceed the free allowance.
     let sound = json!({"message_type": "input_audio_chunk", "audio_base_64": "A".repeat(40 * KIBI)});
     for _ in 0..4 {
         talk.send(Message::text(sound.to_string())).await;
@@ -94,7 +94,7 @@ async fn many_sessions_take_no_more_than_there_is() {
         assert!(metric(&house, "keychoir_buffer_memory_bytes").await <= total as u64);
     }
     assert_eq!(metric(&house, "keychoir_buffer_memory_max_bytes").await, total as u64);
-    // The first have their memory and go on, and the last are turned away.
+    // The first sessions have their memory and go on; the last are refused.
     let last = talks.last_mut().unwrap();
     assert_eq!(last.hear().await, Heard::Close(1013, NO_MEMORY.to_owned()));
     talks.truncate(1);

@@ -1,4 +1,4 @@
-//! What each client may do, and what it hears when it may not.
+//! Access rules and limits of clients, and the responses when they are exceeded.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,7 +26,7 @@ fn plan() -> Plan {
     Plan::of([(ONE, 100_000), (TWO, 100_000)])
 }
 
-/// The client of the tests under these rules, and another with none.
+/// The client of the tests with these rules, and another one without.
 fn with(rules: Rules) -> impl FnOnce(&mut Config) {
     let client = |name: &str, token: &str, rules| ClientConfig {
         name: name.to_owned(),
@@ -42,7 +42,7 @@ fn three_messages() -> Rules {
     Rules { allowance: Some(allowance), ..Rules::default() }
 }
 
-/// The status of an answer and the code of ours.
+/// The status of a response and Keychoir's error code.
 fn told(answer: &reqwest::Response) -> (u16, &str) {
     let code = answer.headers().get("x-keychoir-error").map_or("", |code| code.to_str().unwrap());
     (answer.status().as_u16(), code)
@@ -54,7 +54,7 @@ const USED: (u16, &str) = (402, "client_quota_exceeded");
 async fn three_messages_are_three_whatever_fails_between() {
     let house = house_with(plan(), with(three_messages())).await;
     assert_eq!(house.speak(10).await.status(), 200);
-    // What is read, and what is refused, is no message.
+    // Reads and refused requests do not count as messages.
     assert_eq!(house.get("/v1/voices").await.status(), 200);
     assert_eq!(house.post(SPEECH, &json!({"texxt": "a"})).await.status(), 422);
     assert_eq!(house.speak(10).await.status(), 200);
@@ -135,7 +135,7 @@ async fn a_client_asks_below_its_paths_only() {
         ("/v1/voices", (403, "path_not_allowed")),
         ("/v1/user", (403, "path_not_allowed")),
         ("/user", (403, "path_not_allowed")),
-        // This client resolves dots itself.
+        // This client library resolves dots itself.
         ("/v1/text-to-speech/../user", (403, "path_not_allowed")),
         ("/v1/text-to-speech%2f..%2fuser", (400, "ambiguous_path")),
         ("/v1/text-to-speech/..;/user", (400, "ambiguous_path")),
@@ -166,7 +166,7 @@ async fn a_client_is_served_by_its_keys_only() {
     house.close().await;
 }
 
-/// A request with a token in its own place, and a key of the client's own.
+/// A request with a token in its own header, and a client's own key.
 async fn with_own(house: &House, method: &str, path: &str, token: Option<&str>) -> reqwest::Response {
     let request = house.client.request(method.parse().unwrap(), format!("{}{path}", house.url));
     let request = request.header("xi-api-key", THREE).json(&json!({"text": "hello"}));
@@ -174,7 +174,7 @@ async fn with_own(house: &House, method: &str, path: &str, token: Option<&str>) 
     request.send().await.unwrap()
 }
 
-/// A house whose provider knows a third key, which is not in the pool.
+/// A proxy whose provider knows a third key, which is not in the pool.
 async fn house_beside_own(credits: u64, change: impl FnOnce(&mut Config)) -> House {
     let plan = Plan::of([(ONE, 100_000), (TWO, 100_000), (THREE, credits)]);
     house_with(plan, |config| {
@@ -189,17 +189,18 @@ async fn a_client_that_brings_its_own_key_pays_itself() {
     let rules = Rules { may_bring_key: true, concurrency: Some(1), ..three_messages() };
     let house = house_beside_own(0, with(rules)).await;
     for _ in 0..5 {
-        // Its account is empty, and that is its own matter: no other key is tried, none is parked.
+        // The account of the own key is exhausted, which affects no key of the pool: no other key
+        // is tried, and none enters a cooldown.
         let answer = with_own(&house, "POST", SPEECH, Some(CLIENT_TOKEN)).await;
         assert_eq!(told(&answer), (401, ""));
-        // To its end: until then it is under way, and only one may be.
+        // Reads to the end: until then the request is concurrent, and the limit is one.
         answer.bytes().await.unwrap();
     }
     let user: Value = with_own(&house, "GET", "/v1/user", Some(CLIENT_TOKEN)).await.json().await.unwrap();
     assert_eq!(user["first_name"], "Simulator", "it is its own account");
     assert_eq!(house.hits(&[ONE, TWO, THREE]), [0, 0, 5], "and the question for the user");
     assert_eq!(house.statuses().await, ["active", "active"]);
-    // Without a key of its own it draws on the pool, and there is all of its quota.
+    // Without its own key the client uses the pool, with its whole quota.
     for _ in 0..3 {
         let answer = house.speak(10).await;
         assert_eq!(answer.status(), 200);
@@ -253,7 +254,8 @@ async fn strangers_bring_keys_where_they_may_and_see_nothing_of_the_pool() {
     assert_eq!(clients, ["own", "app"]);
 }
 
-/// Runs `keychoir clients` with these words and a file; its exit code, data and messages.
+/// Runs `keychoir clients` with these arguments and a file; returns its exit code, data and
+/// messages.
 fn clients(words: &[&str], file: &Path) -> (Option<i32>, String, String) {
     let words = [&["clients"], words, &["--config", file.to_str().unwrap()]].concat();
     let output = run(keychoir(&words).env("HOME", file.parent().unwrap()));
@@ -310,7 +312,7 @@ async fn a_client_is_added_served_and_revoked_while_it_runs() {
     program.signal("HUP");
     program.event("reloaded");
     assert_eq!((get(token).await, get(second).await), (401, 200));
-    // A key of its own, which the provider does not know.
+    // An own key that the provider does not know.
     let own = "sk_own_canary_000011112222333344445555666677778888";
     let request = client.get(format!("{url}/v1/voices")).header("xi-api-key", own);
     assert_eq!(request.header("x-keychoir-token", second).send().await.unwrap().status(), 401);

@@ -1,5 +1,5 @@
-//! How connections of clients end, over real sockets: an early refusal is read, half an answer is seen to
-//! be half, and HTTP/2 is told what to use instead.
+//! Ends of client connections: an early refusal is received, a truncated response is recognizable,
+//! and HTTP/2 is refused with advice.
 
 #![allow(
     clippy::unwrap_used,
@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-/// A house that knows one client.
+/// A proxy with one client.
 async fn with_a_client() -> House {
     let client = ClientConfig {
         name: "app".into(),
@@ -35,7 +35,8 @@ async fn with_a_client() -> House {
     house_with(Plan::of([(ONE, 1_000)]), |config| config.clients = vec![client]).await
 }
 
-/// Sends a whole upload without a token and only then reads: the answer, or what came instead.
+/// Sends a whole upload without a token and only then reads; returns the response, or the error
+/// instead.
 async fn upload(house: &House, framing: &str, pieces: usize, pause: Duration) -> String {
     let mut stream = TcpStream::connect(house.running.address()).await.unwrap();
     let head = format!("POST /v1/speech-to-text HTTP/1.1\r\nhost: localhost\r\n{framing}\r\n\r\n");
@@ -68,7 +69,7 @@ async fn uploads_that_are_refused_early_read_their_answer() {
     house.close().await;
 }
 
-/// A house before an upstream that says `said` and closes.
+/// A proxy whose upstream sends `said` and closes.
 async fn before(said: &'static str) -> House {
     let listener = loopback().await;
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -88,7 +89,7 @@ async fn before(said: &'static str) -> House {
     .await
 }
 
-/// A house before an upstream whose connections come to the test once their head was read.
+/// A proxy whose upstream passes its connections to the test after their head was read.
 async fn held() -> (mpsc::UnboundedReceiver<TcpStream>, House) {
     let listener = loopback().await;
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -113,7 +114,7 @@ async fn held() -> (mpsc::UnboundedReceiver<TcpStream>, House) {
     (receiver, house)
 }
 
-/// What a client of HTTP/1.0 reads, and whether the connection ends in order.
+/// The response to an HTTP/1.0 client, and whether the connection ends cleanly.
 async fn old_client(house: &House, method: &str) -> (String, Result<(), ErrorKind>) {
     let mut stream = TcpStream::connect(house.running.address()).await.unwrap();
     let request = format!("{method} /v1/voices HTTP/1.0\r\nhost: localhost\r\n\r\n");
@@ -154,7 +155,7 @@ async fn a_refusal_that_is_cut_has_a_status_line_and_no_clean_end() {
     for (framing, part) in [
         ("content-length: 5000", part.clone()),
         ("transfer-encoding: chunked", format!("f0\r\n{part}\r\n")),
-        // Nothing of its body, too.
+        // The same without a byte of the body.
         ("content-length: 5000", String::new()),
         ("transfer-encoding: chunked", String::new()),
     ] {
@@ -187,7 +188,7 @@ async fn a_body_in_a_coding_that_is_not_undone_is_a_502() {
 async fn requests_that_come_back_are_refused_with_508() {
     let folder = tempfile::tempdir().unwrap();
     let listener = loopback().await;
-    // As `check` cannot know it: by a name, or through a gateway.
+    // Loops that `check` cannot detect: by a name, or through a gateway.
     let url = format!("http://{}", listener.local_addr().unwrap());
     let keys = vec![ApiKey::new(ONE).unwrap()];
     let mut config = Config::with_defaults(keys, url.parse().unwrap());
@@ -206,7 +207,7 @@ async fn requests_that_come_back_are_refused_with_508() {
     assert_eq!(running.drain(Duration::from_secs(10)).await, Drained::Clean);
 }
 
-/// What a client reads that closes its half right after its request.
+/// The response to a client that closes its write half right after its request.
 async fn half_closed<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, request: &str) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
     stream.shutdown().await.unwrap();
@@ -251,7 +252,7 @@ async fn a_client_that_has_left_takes_its_request_along() {
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut asked = upstream.recv().await.unwrap();
         drop(stream);
-        // The provider's connection is closed, without an answer.
+        // The provider's connection is closed without a response.
         let closed = async { while asked.read(&mut [0; 64]).await.is_ok_and(|count| count > 0) {} };
         timeout(Duration::from_secs(30), closed).await.expect("it was not noticed");
     }

@@ -1,4 +1,4 @@
-//! Shapes that apps and scripts already read. A change here breaks somebody.
+//! Formats that apps and scripts rely on. A change here breaks users.
 
 #![allow(
     clippy::unwrap_used,
@@ -77,7 +77,7 @@ async fn the_state_of_the_keys_survives_a_restart() {
     assert_eq!(after["keys"][0]["status"], "exhausted");
     assert_eq!(second.speak(10).await.status(), 200);
     assert_eq!(second.hits(&[ONE, TWO]), [0, 1], "what was refused before is not asked again");
-    // The new simulator has charged the second request only; the books know both.
+    // The new simulator has charged the second request only; the usage records contain both.
     assert_eq!(second.simulator.ledger().totals.charged, 10);
 }
 

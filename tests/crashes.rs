@@ -1,9 +1,9 @@
-//! The books of the real binary when it is killed or the disk is full, under load: integrity holds,
-//! nothing is there twice, what was committed stays, and what was not is the end of the queue: what was
-//! answered since the last commit, which `storage.commit_interval` spaces.
+//! Usage records of the real binary when it is killed or the disk is full, under load: the database
+//! stays intact, nothing is recorded twice, committed records are kept, and only the end of the
+//! queue is lost: the requests since the last commit, whose interval is `storage.commit_interval`.
 //!
-//! `KEYCHOIR_KILLS` says how often it is killed (5 times by default, 100 times in `make faults`). How
-//! much was lost, and how old it was, is printed.
+//! `KEYCHOIR_KILLS` is the number of kills (5 by default, 100 in `make faults`). The number and age
+//! of lost records are printed.
 
 #![allow(
     clippy::unwrap_used,
@@ -32,7 +32,7 @@ use serde_json::{Value, json};
 
 const CLIENTS: usize = 8;
 
-/// The real binary before the simulator, with its books at `books`.
+/// The real binary in front of the simulator, with its database at `books`.
 fn command(mut command: Command, simulator: &Simulator, books: &Path) -> Command {
     command
         .env("KEYCHOIR_STORAGE__PATH", books)
@@ -53,7 +53,7 @@ fn client() -> reqwest::Client {
     keychoir::upstream::side_calls().unwrap().build().unwrap()
 }
 
-/// Asks for speech under this name; whether all of the answer came.
+/// Sends a request for speech under this name; returns whether the whole response came.
 async fn speak(client: &reqwest::Client, url: &str, name: &str) -> bool {
     let body = json!({"text": "a".repeat(7), "model_id": "eleven_v3"});
     let request = client.post(format!("{url}{SPEECH}")).header("x-request-id", name).json(&body);
@@ -63,8 +63,8 @@ async fn speak(client: &reqwest::Client, url: &str, name: &str) -> bool {
     }
 }
 
-/// One client: one request after the other until one is not answered. The names of those that were,
-/// with the moments of their ends.
+/// A client that sends one request after the other until one fails. Returns the names of the
+/// successful ones, with the times of their ends.
 async fn ask_on(url: &str, name: String, answered: &AtomicUsize) -> Vec<(String, Instant)> {
     let client = client();
     let mut ended = Vec::new();
@@ -78,7 +78,7 @@ async fn ask_on(url: &str, name: String, answered: &AtomicUsize) -> Vec<(String,
     }
 }
 
-/// What the books hold, looked at in a copy: recovery is left to the program itself.
+/// The recorded names, read from a copy: the program itself must do the recovery.
 fn written(books: &Path) -> HashSet<String> {
     let folder = tempfile::tempdir().unwrap();
     for suffix in ["", "-wal"] {
@@ -119,13 +119,13 @@ async fn a_killed_program_keeps_what_it_has_committed_and_nothing_twice() {
             Program::start(&mut command(keychoir(&["serve", "--listen", "127.0.0.1:0"]), &simulator, &books));
         let url = format!("http://{}", program.address());
         let (pid, answered) = (program.id().to_string(), AtomicUsize::new(0));
-        // From its first answers to some hundreds, at another moment of its work each time.
+        // From the first responses to some hundreds, at another moment of the work each time.
         let enough = 1 + round * 97 % 400;
         let asking =
             join_all((0..CLIENTS).map(|number| ask_on(&url, format!("{round}-{number}"), &answered)));
         let killing = async {
             until(|| answered.load(Ordering::Relaxed) >= enough).await;
-            // Beside the clients, which read on meanwhile: so their moments are true.
+            // Runs beside the clients, which continue to read, so that their times are exact.
             keychoir::tasks::blocking(move || {
                 assert!(Command::new("kill").args(["-s", "KILL", &pid]).status().unwrap().success());
                 clock::instant()
@@ -141,7 +141,8 @@ async fn a_killed_program_keeps_what_it_has_committed_and_nothing_twice() {
         let sent = |name: &String| name.split('-').next().unwrap().parse::<usize>().unwrap() <= round;
         assert!(found.iter().all(sent), "nobody made anything up");
         for client in &ended {
-            // A client asks in order, and its records are queued before it hears the end of an answer.
+            // A client sends requests in order, and their records are queued before it receives the
+            // end of a response.
             let first_lost =
                 client.iter().position(|(name, _)| !found.contains(name)).unwrap_or(client.len());
             let (_, missing) = client.split_at(first_lost);
@@ -157,7 +158,8 @@ async fn a_killed_program_keeps_what_it_has_committed_and_nothing_twice() {
         }
         kept = found;
     }
-    // Of short runs, most may have come since their last commit; the first after the start is made at once.
+    // In short runs most records may come after the last commit; the first commit after the start
+    // is immediate.
     assert!(kept.len() > kills / 2, "{} of {total} are there", kept.len());
     println!(
         "{kills} kills: {total} requests were answered, {lost} of them are not in the books, none of them answered \
@@ -170,8 +172,8 @@ async fn readiness(client: &reqwest::Client, url: &str) -> Value {
     client.get(format!("{url}/readyz")).send().await.unwrap().json().await.unwrap()
 }
 
-/// A limit on the size of files stands in for a full disk, which a test may not make: what is written
-/// beyond it fails, whatever there is to write. The disk itself is filled in `make faults`.
+/// A limit on the size of files stands in for a full disk, which a test may not cause: every write
+/// beyond it fails. The disk itself is filled in `make faults`.
 #[tokio::test]
 async fn a_disk_that_is_full_costs_no_request_and_no_record() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The demo as a newcomer runs it: every request is answered, and there is something to hear.
+//! The demo as a new user runs it: every request is served, and the output is audible.
 
 #![allow(
     clippy::unwrap_used,
@@ -29,7 +29,7 @@ fn every_request_is_answered_though_keys_run_out() {
     assert!(said.contains("1 request was refused by one key and served by the next"), "{said}");
     assert!(said.contains("exhausted - rotating to next key"), "{said}");
     let sound = fs::read(audio).unwrap();
-    // Frames of MPEG audio begin with eleven ones.
+    // MPEG audio frames begin with eleven ones.
     assert!(sound.len() > 1_000_000 && sound[0] == 0xff && sound[1] & 0xe0 == 0xe0, "{} bytes", sound.len());
 }
 

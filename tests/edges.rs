@@ -1,4 +1,4 @@
-//! What passes between client and provider in heads and paths, and what is answered for browsers.
+//! Forwarding of headers and paths between client and provider, and the pages for browsers.
 
 #![allow(
     clippy::unwrap_used,
@@ -21,7 +21,7 @@ fn plan() -> Plan {
     Plan::of([(ONE, 100_000), (TWO, 100_000)])
 }
 
-/// Sends bytes as they are and reads until the server closes.
+/// Sends raw bytes and reads until the server closes.
 async fn raw(house: &House, request: &str) -> String {
     let mut stream = TcpStream::connect(house.running.address()).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -30,13 +30,13 @@ async fn raw(house: &House, request: &str) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// The answer to a request of a target.
+/// The response to a request of a target.
 async fn asked(house: &House, method: &str, target: &str, headers: &str) -> String {
     let head = format!("{method} {target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n");
     raw(house, &head).await
 }
 
-/// What the provider saw of the headers of a request.
+/// The request headers that the provider received.
 async fn seen(house: &House, headers: &[(&str, &str)]) -> Vec<(String, String)> {
     let mut request = house.client.get(format!("{}/v1/simulator/echo", house.url));
     for (name, value) in headers {
@@ -52,7 +52,7 @@ fn value<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
     headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
 }
 
-/// A house before an upstream that answers every request so.
+/// A proxy whose upstream sends this response to every request.
 async fn before(said: &str, change: impl FnOnce(&mut Config)) -> House {
     let listener = loopback().await;
     let url = format!("http://{}", listener.local_addr().unwrap());

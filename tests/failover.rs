@@ -1,5 +1,5 @@
-//! A refused key is replaced, each kind of refusal in its own way, and what may have been charged
-//! is never sent twice.
+//! A refused key is replaced, in the right way for each kind of refusal, and a request that may
+//! have been charged is never sent twice.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,7 +22,7 @@ fn rich() -> Plan {
     Plan::of(KEYS.map(|key| (key, 100_000)))
 }
 
-/// The first key is refused so; the client must not notice, and the first key stands so after it.
+/// Refuses the first key: the client must not notice, and that key must have `status` afterwards.
 async fn check_replaced(fault: &str, status: &str) {
     let house = house(rich()).await;
     house.always(ONE, fault);
@@ -50,7 +50,7 @@ async fn a_refused_key_is_replaced() {
         ("invalid_400", "invalid"),
         ("rate_limit", "rate_limited"),
         ("rate_limit=30", "rate_limited"),
-        // Nothing is wrong with the key: it has no room for one more of this kind for a moment.
+        // The key itself is fine: its concurrency limit is reached for a moment.
         ("concurrency", "active"),
     ] {
         check_replaced(fault, status).await;
@@ -83,7 +83,7 @@ async fn a_head_tells_nothing_of_a_key() {
         assert_eq!(head().await.unwrap().status(), status, "two say the same");
         assert_eq!(house.hits(&KEYS), [1, 1, 0], "{fault}");
         house.simulator.always(TWO, None);
-        // The provider serves no HEAD, which is an answer all the same.
+        // The provider refuses HEAD, which is still its response.
         assert_eq!(head().await.unwrap().status(), 405, "{fault}");
         assert_eq!(house.statuses().await, ["active"; 3], "{fault}");
         house.close().await;
@@ -97,7 +97,8 @@ async fn a_refusal_is_understood_when_it_is_compressed_or_early() {
     }
 }
 
-/// Every key answers so: the client gets the provider's own answer, and each was asked so often.
+/// Every key is refused: the client receives the provider's response, and each key was tried that
+/// often.
 async fn check_relayed(fault: &str, status: u16, hits: [usize; 3]) {
     let house = house(rich()).await;
     for key in KEYS {
@@ -148,7 +149,8 @@ async fn a_failure_of_the_provider_may_have_done_the_work_and_is_not_repeated() 
 
 #[tokio::test]
 async fn an_overloaded_provider_is_asked_once_more() {
-    // Another account, where there is one: it may be another of the provider's machines.
+    // Another account is tried if there is one: it may be served by another machine of the
+    // provider.
     check_relayed("system_busy", 429, [1, 1, 0]).await;
     check_relayed("maintenance", 503, [1, 1, 0]).await;
 }
@@ -192,7 +194,7 @@ async fn keys_are_spent_one_after_the_other_and_the_books_equal_the_ledger() {
     for _ in 0..40 {
         assert_eq!(house.speak(7).await.status(), 200);
     }
-    // Two credits and one are left, which is too few for seven characters and enough for one.
+    // Two credits and one are left: too few for seven characters, enough for one.
     assert_eq!(house.statuses().await, ["active"; 3]);
     assert_eq!(house.speak(2).await.status(), 200);
     let (ledger, _) = house.close().await;
@@ -253,7 +255,7 @@ async fn when_all_are_refused_the_answer_says_so() {
         house.always(key, "invalid");
     }
     assert_ours(&house.speak(10).await, 401, "all_keys_invalid");
-    // Each was polled by itself, and is refused as such.
+    // Each key was polled on its own, and is refused.
     while house.get("/readyz").await.status() != 503 {
         tokio::task::yield_now().await;
     }
@@ -302,7 +304,7 @@ async fn a_body_beyond_its_bound_passes_and_only_its_replay_is_lost() {
 async fn a_key_of_another_region_is_sent_to_its_own_host_and_to_no_other() {
     let elsewhere = Simulator::start(house::loopback().await, Plan::of([(TWO, 1_000)])).await.unwrap();
     let region = elsewhere.base_url();
-    // Each simulator knows its own key only; the other's would be refused as invalid.
+    // Each simulator knows its own key only and would refuse the other one as invalid.
     let house = house_with(Plan::of([(ONE, 5)]), |config| {
         let key = ApiKey::new(TWO).unwrap();
         config.keys.push(KeyConfig { base_url: Some(region.parse().unwrap()), ..KeyConfig::from(key) });

@@ -1,6 +1,6 @@
-//! Clients that send what is no HTTP, what two readers take for different requests, what is not theirs to
-//! ask, too much, too little or too slowly: first a table with an outcome for each, then mutations of it.
-//! Between the program and its provider is a tap that reads strictly; see `hostile`.
+//! Clients that send malformed HTTP, ambiguous requests, forbidden requests, too much, too little
+//! or too slowly: first a table with an outcome for each, then mutations of it. A strict tap reads
+//! the wire between the program and its provider; see `hostile`.
 
 #![allow(
     clippy::unwrap_used,
@@ -27,10 +27,10 @@ use keychoir::simulator::Plan;
 
 const KEYS: [&str; 2] = [ONE, TWO];
 
-/// What clients have for a head, and between two pieces of a body: rows wait for the end of it.
+/// The timeouts of heads and body pauses: rows wait for them to expire.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A house that knows one client, or none, before a provider whose wire is tapped.
+/// A proxy with one client or none, whose connection to the provider is tapped.
 async fn tapped(needs_no_token: bool) -> (House, Record) {
     let tap = Tap::new(&KEYS).await;
     let mut record = None;
@@ -50,7 +50,7 @@ async fn tapped(needs_no_token: bool) -> (House, Record) {
     (house, record.unwrap())
 }
 
-/// An honest request on a connection of its own is served, and is all that the provider sees.
+/// A regular request on a connection of its own is served, and is all that the provider receives.
 async fn is_served(house: &House) -> Result<(), String> {
     let request = honest("/v1/voices?honest=1", "connection: close\r\n").into_bytes();
     let got = exchange(house.running.address(), &[request], Then::Read).await?;
@@ -58,7 +58,8 @@ async fn is_served(house: &House) -> Result<(), String> {
         .map_err(|fault| format!("an honest request: {fault}"))
 }
 
-/// Nothing of the hostile clients is left: no request, lease, session or connection but that which asks.
+/// The hostile clients leave nothing behind: no request, lease, session or connection but the one
+/// of this check.
 async fn check_nothing_is_left(house: &House) {
     let gauges = ["requests_in_flight", "requests_waiting", "sockets", "key_in_flight"];
     let counts = async {
@@ -97,7 +98,7 @@ async fn each_hostile_client_gets_its_outcome_and_nothing_of_it_leaks() {
     assert!(wrong.is_empty(), "{} faults:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// Has one client do what it does; all that is wrong then.
+/// Executes the row of one client; returns all deviations.
 async fn meet(house: &House, record: &Record, row: &Row) -> Vec<String> {
     let (got, mut faults) = match exchange(house.running.address(), &row.pieces, row.then).await {
         Ok(got) => (got, Vec::new()),
@@ -116,7 +117,7 @@ async fn meet(house: &House, record: &Record, row: &Row) -> Vec<String> {
     faults.extend(
         heads.iter().filter(is_leaked).map(|head| format!("the token arrived: {}", shown(&head.bytes))),
     );
-    // Those of the honest client are not counted.
+    // Requests of the regular client are not counted.
     let (begun, whole) = (heads.len() - 1, whole - 1);
     let fits = match (row.reach, row.outcome) {
         (Reach::Nothing, _) => begun == 0,

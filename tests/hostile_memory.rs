@@ -1,8 +1,9 @@
-//! Memory of the real binary, with the allocator set as `systemd/keychoir.service` sets it, after attacks of
-//! clients and of its provider: within ten seconds it is back within 20 MiB of what it was before them.
+//! Memory of the real binary, with the allocator settings of `systemd/keychoir.service`, after
+//! attacks by clients and by its provider: within ten seconds it is back within 20 MiB of its value
+//! before them.
 //!
-//! Without these settings glibc's thresholds grow with the first large buffers that are freed, and 20 to 60 MiB
-//! stay with the process. Further attacks do not add to them.
+//! Without these settings glibc's thresholds grow with the first large buffers that are freed, and
+//! 20 to 60 MiB stay with the process. Further attacks do not add to them.
 
 #![allow(
     clippy::unwrap_used,
@@ -29,11 +30,11 @@ use tokio::time::timeout;
 
 const MIB: u64 = 1024 * 1024;
 const LEFT_MAX: u64 = 20 * MIB;
-/// Clients that do the same.
+/// Concurrent clients per row.
 const AT_ONCE: usize = 4;
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bytes of a process, by the name of a line in its status.
+/// A memory figure of a process in bytes, by the name of its line in `/proc/PID/status`.
 fn memory(program: &Program, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", program.id())).unwrap();
     let line = status.lines().find(|line| line.starts_with(field)).unwrap();
@@ -47,11 +48,11 @@ async fn serve_honestly(address: SocketAddr) {
     }
 }
 
-/// Connections that send bytes all at once and are left open.
+/// Connections that send bytes at once and are left open.
 async fn held(address: SocketAddr, count: usize, bytes: &[u8]) -> Vec<TcpStream> {
     let holding = (0..count).map(|_| async move {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        // What is not read is not waited for.
+        // Unread data is not waited for.
         let _ = timeout(Duration::from_secs(1), stream.write_all(bytes)).await;
         stream
     });
@@ -77,7 +78,7 @@ async fn attack_as_clients(address: SocketAddr, provider: &Provider) {
     }
     drop(open);
     for row in clients::table() {
-        // A wait for the end of the program's patience holds nothing that others do not hold as well.
+        // Waiting for the program's timeouts would hold no more memory than other rows do.
         let then = if row.then == Then::Read { Then::HalfClose } else { row.then };
         join_all((0..AT_ONCE).map(|_| exchange(address, &row.pieces, then))).await;
     }
@@ -107,7 +108,7 @@ async fn memory_comes_back_after_attacks() {
         .env("KEYCHOIR_LOG__FORMAT", "json")
         .env("KEYCHOIR_LOG__LEVEL", "error,keychoir::cli=info")
         .envs(allocator())
-        // Refused keys come back at once, so that every attack finds them.
+        // Refused keys return immediately, so that every attack finds them.
         .envs(COOLDOWNS.map(|name| (format!("KEYCHOIR_POOL__{name}"), "1ms")))
         .env("ELEVENLABS_API_KEYS", format!("{ONE},{TWO}"));
     let mut program = Program::start(&mut command);
@@ -135,7 +136,7 @@ async fn memory_comes_back_after_attacks() {
     assert_eq!(program.end().0, Some(0));
 }
 
-/// What the unit sets for the allocator.
+/// The allocator settings of the unit.
 fn allocator() -> Vec<(&'static str, &'static str)> {
     let lines = include_str!("../systemd/keychoir.service").lines();
     let settings: Vec<_> = lines

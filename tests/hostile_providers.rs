@@ -1,6 +1,6 @@
-//! Providers that answer with what is no HTTP, with too much or too little, at the wrong moment, in encodings
-//! that are none, with keys in every place and with figures that cannot be: first a table with an outcome for
-//! each, then mutations of it. After each, honest requests are served, by both keys.
+//! Providers that send malformed HTTP, too much or too little, at the wrong moment, in invalid
+//! encodings, with keys in every place and with impossible numbers: first a table with an outcome
+//! for each, then mutations of it. After each, regular requests are served, by both keys.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,10 +26,10 @@ use keychoir::simulator::Plan;
 
 const KEYS: [&str; 2] = [ONE, TWO];
 
-/// What a provider has for the head of an answer.
+/// The timeout of a response head.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// No request costs as many credits.
+/// More credits than any request costs.
 const ABSURD: u64 = 1_000_000_001;
 
 async fn before(provider: &Provider, change: impl FnOnce(&mut Config)) -> House {
@@ -41,7 +41,7 @@ async fn before(provider: &Provider, change: impl FnOnce(&mut Config)) -> House 
     .await
 }
 
-/// Honest requests are served, with the answers that are theirs.
+/// Regular requests are served with their own responses.
 async fn is_served(house: &House) -> Result<(), String> {
     for (ask, body) in [(Ask::Voices, GOOD_VOICES), (Ask::Speech, GOOD_SPEECH)] {
         let got = exchange(house.running.address(), &[request(ask, HONEST)], Then::Read).await?;
@@ -51,18 +51,18 @@ async fn is_served(house: &House) -> Result<(), String> {
     Ok(())
 }
 
-/// Asks a provider that is hostile; what the client got, and all that is wrong with it.
+/// Sends a request to a hostile provider; returns the client's bytes, and all deviations.
 async fn meet(house: &House, provider: &Provider, ask: Ask, says: Says) -> (Vec<u8>, Vec<String>) {
     let late = says.late.clone();
     provider.says(says);
-    // A socket that is open is left by its client.
+    // The client closes an open WebSocket.
     let then = if ask == Ask::Socket { Then::HalfClose } else { Then::Read };
     let (got, mut faults) = match exchange(house.running.address(), &[request(ask, "")], then).await {
         Ok(got) => (got, Vec::new()),
         Err(fault) => (Vec::new(), vec![fault]),
     };
     provider.says(Says::default());
-    // What it ends is over before the next request comes.
+    // The provider has finished before the next request.
     house::until(|| provider.is_silent()).await;
     if !late.is_empty() {
         provider.shout(&late).await;
@@ -72,7 +72,7 @@ async fn meet(house: &House, provider: &Provider, ask: Ask, says: Says) -> (Vec<
     (got, faults)
 }
 
-/// Nothing in the books is below zero or beyond reason.
+/// No number in the usage records is negative or implausible.
 async fn check_books(house: House) -> Vec<String> {
     let folder = house.abandon().await;
     let records = attempts(&folder.path().join("keychoir.db"));
@@ -88,7 +88,7 @@ fn unusable(house: &House) -> usize {
 #[tokio::test]
 async fn what_a_hostile_provider_says_has_its_outcome() {
     let mut wrong = Vec::new();
-    // What refuses teaches, so each of these rows meets a program that has met none before.
+    // A refusal changes the state of keys, so each of these rows gets a new program.
     let (teaching, others): (Vec<Row>, Vec<Row>) =
         providers::table(ONE).into_iter().partition(|row| row.teaches);
     wrong.extend(rows_meet_one_program(others).await);
@@ -151,7 +151,7 @@ async fn mutations_of_hostile_providers_break_nothing() {
     let texts: Vec<Vec<u8>> = rows.iter().map(|row| row.says.pieces.concat()).collect();
     let provider = Provider::start().await;
     let house = before(&provider, |config| {
-        // A mutation may well be a refusal. What it proves is over before the next request.
+        // A mutation may be a refusal. Its cooldown ends before the next request.
         let moment = Duration::from_millis(1);
         for cooldown in [
             &mut config.pool.rate_limited_cooldown,
@@ -179,7 +179,7 @@ async fn mutations_of_hostile_providers_break_nothing() {
             (&rows[at], &texts[at])
         };
         let pieces = mutated(&mut random, text, &texts);
-        // It always ends: what is mutated may be the head of an answer that never would.
+        // It always ends: a mutation may be the head of an endless response.
         let end = random.one_of(&[End::Close, End::Close, End::Reset]).clone();
         let says = Says { pieces: pieces.clone(), end, is_early: row.says.is_early, late: Vec::new() };
         let (got, mut faults) = meet(&house, &provider, row.ask, says.clone()).await;

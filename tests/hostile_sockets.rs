@@ -1,4 +1,5 @@
-//! Sockets whose other end breaks the rules, floods, leaves or never ends, in every state of a session.
+//! WebSocket peers that violate the protocol, flood, disconnect or never close, in every state of a
+//! session.
 
 #![allow(
     clippy::unwrap_used,
@@ -30,10 +31,10 @@ use house::{CLIENT_TOKEN, House, ONE, TWO, house_with};
 use talk::{AGENT, Heard, SCRIBE, STREAM_INPUT, Talk, dial, in_time, knock};
 
 const MASK: [u8; 4] = [1, 99, 200, 7];
-/// What a session may have in memory here, so that floods end soon.
+/// A small session buffer, so that floods end soon.
 const BUFFER: usize = 64 * 1024;
 
-/// A frame with that first byte.
+/// A frame with this first byte.
 fn frame(first: u8, payload: &[u8], masked: Option<[u8; 4]>) -> Vec<u8> {
     let mut bytes = Vec::new();
     let length = payload.len() as u64;
@@ -54,7 +55,7 @@ const BINARY: u8 = 0x82;
 const CLOSE: u8 = 0x88;
 const PING: u8 = 0x89;
 
-/// What either end may do wrong, as bytes, and the code that answers it.
+/// Protocol violations of either peer, as bytes, and the close code for each.
 fn violations(masked: Option<[u8; 4]>) -> Vec<(&'static str, Vec<u8>, u16)> {
     let frame = |first, payload: &[u8]| frame(first, payload, masked);
     let other = if masked.is_some() { None } else { Some(MASK) };
@@ -75,7 +76,7 @@ fn violations(masked: Option<[u8; 4]>) -> Vec<(&'static str, Vec<u8>, u16)> {
     ]
 }
 
-/// What a client may send too much of, and what answers it.
+/// Floods by a client, and the close for each.
 fn floods() -> Vec<(&'static str, Vec<u8>, u16)> {
     let empty = frame(GOES_ON, b"", Some(MASK));
     let tiny = frame(GOES_ON, b" ", Some(MASK));
@@ -92,7 +93,7 @@ fn two_keys() -> Plan {
     Plan::of([(ONE, 100_000), (TWO, 100_000)])
 }
 
-/// The client of the tests, who needs its token, with such rules.
+/// The client of the tests, with a token and these rules.
 fn with_rules(config: &mut Config, rules: Rules) {
     config.clients =
         vec![ClientConfig { name: "app".to_owned(), token: TokenFingerprint::of(CLIENT_TOKEN), rules }];
@@ -102,7 +103,7 @@ fn bounded(config: &mut Config) {
     config.websocket.max_session_buffer = BUFFER;
 }
 
-/// Keys of workspaces where one may speak at a time.
+/// Keys of workspaces with a concurrency limit of one.
 fn narrow(keys: &[&str]) -> Plan {
     keys.iter().fold(Plan::of([]), |plan, key| {
         let workspace = WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new(key, 100_000) };
@@ -112,7 +113,7 @@ fn narrow(keys: &[&str]) -> Plan {
 }
 
 impl Talk {
-    /// Sends bytes as they are. The other end may be gone before it has taken them all.
+    /// Sends raw bytes. The peer may close before it has read all.
     async fn push(&mut self, bytes: &[u8]) {
         let _ = in_time(self.stream.get_mut().write_all(bytes)).await;
     }
@@ -193,7 +194,7 @@ async fn what_a_client_does_wrong_ends_its_session_while_it_is_served() {
     house.close().await;
 }
 
-/// A provider whose connections are the test's.
+/// A provider whose connections are handled by the test.
 struct Provider {
     base_url: BaseUrl,
     handshakes: mpsc::UnboundedReceiver<(TcpStream, String)>,
@@ -230,7 +231,7 @@ impl Provider {
         Self { base_url, handshakes, _tasks: tasks }
     }
 
-    /// An open socket: what its client has of it, and what the provider has.
+    /// An open session: the client's end and the provider's end.
     async fn dialled(&mut self, house: &House, path: &str) -> (Talk, TcpStream) {
         tokio::join!(dial(house, path), self.connection())
     }
@@ -244,12 +245,12 @@ impl Provider {
         .await
     }
 
-    /// The next connection, whose handshake waits for an answer; and the answer.
+    /// The next connection, whose handshake awaits a response; and the response.
     async fn handshake(&mut self) -> (TcpStream, String) {
         in_time(self.handshakes.recv()).await.unwrap()
     }
 
-    /// The next connection, with an open socket.
+    /// The next connection, with an accepted handshake.
     async fn connection(&mut self) -> TcpStream {
         let (mut stream, answer) = self.handshake().await;
         stream.write_all(answer.as_bytes()).await.unwrap();
@@ -257,7 +258,7 @@ impl Provider {
     }
 }
 
-/// Reads up to the end of the connection.
+/// Reads to the end of the connection.
 async fn ends(mut stream: TcpStream) -> Vec<u8> {
     let mut read = Vec::new();
     // A reset is an end, too.
@@ -311,11 +312,11 @@ async fn a_close_that_is_not_completed_ends_all_the_same() {
         closed_with(&talk.hear().await, 1000, path);
         talk.leave().await;
         ends(stream).await;
-        // The client has closed, and the provider does not answer.
+        // The client has closed, and the provider does not reply.
         let (mut talk, stream) = provider.dialled(&house, path).await;
         talk.leave().await;
         ends(stream).await;
-        // The provider has closed, and the client does not answer.
+        // The provider has closed, and the client does not reply.
         let (talk, mut stream) = provider.dialled(&house, path).await;
         stream.write_all(&close).await.unwrap();
         ends(stream).await;
@@ -362,7 +363,7 @@ async fn one_direction_that_floods_stops_neither_the_other_nor_the_timers() {
         let (mut talk, stream) = provider.dialled(&house, AGENT).await;
         let (mut from_proxy, mut to_proxy) = stream.into_split();
         let tasks = Tasks::default();
-        // Small frames and large ones, as fast as they are taken.
+        // Small frames and large ones, as fast as the connection accepts them.
         let flood = [frame(TEXT, SOUND, None).repeat(2_000), frame(BINARY, &[7; 60_000], None)].concat();
         tasks.spawn(async move { while to_proxy.write_all(&flood).await.is_ok() {} });
         if lifetime > 0 {
@@ -382,7 +383,7 @@ async fn one_direction_that_floods_stops_neither_the_other_nor_the_timers() {
 }
 
 impl Talk {
-    /// The end, whatever comes before it.
+    /// The end of the session, whatever messages precede it.
     async fn end(&mut self) -> Heard {
         loop {
             let heard = self.hear().await;
@@ -395,11 +396,11 @@ impl Talk {
 
 #[derive(Clone, Copy, Debug)]
 enum Leaving {
-    /// The connection ends.
+    /// Ends the connection.
     Drop,
-    /// It says so, and waits for the answer.
+    /// Closes, and waits for the reply.
     Close,
-    /// It says so behind so much that is read of it only while it waits.
+    /// Closes after more data than is read before the wait.
     CloseBehind(usize),
 }
 
@@ -443,7 +444,7 @@ async fn a_client_that_leaves_while_its_session_waits_is_noticed() {
             let plan = if is_failing_over { narrow(&[ONE, TWO]) } else { narrow(&[TWO]) };
             let house =
                 house_with(plan, |config| config.pool.queue_timeout = Duration::from_secs(3_600)).await;
-            // The only place of the second key is taken.
+            // The only slot of the second key is taken.
             if is_failing_over {
                 house.always(ONE, "forbidden");
             }
@@ -494,7 +495,8 @@ fn credits(amount: u64) -> Rules {
 
 #[tokio::test]
 async fn a_quota_of_credits_ends_what_runs_beyond_it() {
-    // What is left runs out by the time of the session: 800 credits a minute of an agent, 65 of a transcription.
+    // The session's duration uses up the remaining credits: 800 credits a minute of an agent, 65 of
+    // a transcription
     for (path, quota, spoken) in [(AGENT, 1_000, 900), (SCRIBE, 20, 18)] {
         let house = house_with(two_keys(), |config| {
             with_rules(config, credits(quota));
@@ -504,7 +506,7 @@ async fn a_quota_of_credits_ends_what_runs_beyond_it() {
         let mut talk = dial(&house, path).await;
         let first = talk.message().await;
         assert!(first.get("error").is_none(), "{first}");
-        // Something else of the same client uses most of it.
+        // Another request of the same client uses most of it.
         assert_eq!(house.speak(spoken).await.status(), 200);
         let (messages, end) = talk.rest().await;
         let last = messages.last().unwrap();
@@ -539,7 +541,7 @@ async fn a_quota_of_requests_ends_no_session() {
 #[tokio::test]
 async fn sessions_side_by_side_do_not_each_spend_what_is_left() {
     let house = house_with(two_keys(), |config| with_rules(config, credits(20))).await;
-    // Nothing is served yet when the second one speaks.
+    // Nothing has been served when the second one speaks.
     house.always(ONE, "stall=600000");
     let mut first = dial(&house, STREAM_INPUT).await;
     first.say(&json!({"text": "These are twenty. ok"})).await;
@@ -568,7 +570,8 @@ async fn what_was_refused_does_not_count_against_a_quota() {
     drop(talk);
     house.simulator.always(ONE, None);
     house.simulator.always(TWO, None);
-    // The session gives back what it has reserved once its books are closed, a moment after its close.
+    // The session refunds its reservation after its usage record is closed, a moment after its
+    // close.
     let given_back = async { while house.speak(5).await.status() == 402 {} };
     tokio::time::timeout(Duration::from_secs(20), given_back).await.expect("all of the quota is left");
 }
@@ -600,7 +603,7 @@ async fn a_caller_who_is_queued_waits_and_is_not_idle() {
     let queued = br#"{"type":"queue_status","queue_status_event":{"position":1}}"#;
     stream.write_all(&frame(TEXT, queued, None)).await.unwrap();
     assert_eq!(talk.message().await["type"], "queue_status");
-    // Another session is idle for as long, and ends.
+    // Another session is idle for the same time, and ends.
     let (mut idle, _idle) = provider.dialled(&house, AGENT).await;
     closed_with(&idle.rest().await.1, 1001, "it is idle");
     let metadata = br#"{"type":"conversation_initiation_metadata"}"#;

@@ -1,5 +1,5 @@
-//! What strangers send, as bytes on a socket: malformed heads and bodies are refused, the
-//! connection is closed, and nothing of them reaches the provider.
+//! Malformed requests as raw bytes: bad heads and bodies are refused, the connection is closed, and
+//! nothing of them reaches the provider.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,19 +22,20 @@ async fn fresh() -> House {
 /// Sends bytes and reads until the server closes the connection.
 async fn raw(house: &House, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(house.running.address()).await.unwrap();
-    // A server that has said no need not read on.
+    // A server that has refused need not read on.
     let _ = stream.write_all(request).await;
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// The request is refused so, once, the connection is closed, and the provider hears nothing.
+/// The request is refused once with this status, the connection is closed, and the provider
+/// receives nothing.
 async fn check_refused(requests: &[&str], status: &str) {
     let house = fresh().await;
     let before = house.simulator.ledger().totals.requests;
     for request in requests {
-        // What follows must not be taken for a second request.
+        // The following bytes must not be parsed as a second request.
         let smuggled = format!("{request}GET /v1/voices HTTP/1.1\r\nhost: localhost\r\n\r\n");
         let answer = raw(&house, smuggled.as_bytes()).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {answer:?}");
@@ -60,7 +61,7 @@ async fn a_request_says_once_for_whom_it_is() {
     .await;
 }
 
-/// The answer's first line and its headers in lower case, for a GET with these headers.
+/// The status line and headers of the response in lower case, for a request with these headers.
 async fn visited(house: &House, method: &str, headers: &str) -> String {
     let request = format!("{method} /v1/voices HTTP/1.1\r\nconnection: close\r\n{headers}\r\n");
     let answer = raw(house, request.as_bytes()).await;
@@ -197,9 +198,10 @@ async fn broken_chunks_are_the_clients_fault() {
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer).await;
         let answer = String::from_utf8_lossy(&answer);
-        // It may have been asked whether it is still there.
+        // An interim 100 may precede the response.
         let answer = answer.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(&answer);
-        // A client that has closed its half may get no answer; it never gets one of the provider.
+        // A client that has closed its write half may get no response; it never gets one of the
+        // provider.
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{chunks:?}: {answer}");
     }
     assert_eq!(house.statuses().await, ["active", "active"]);

@@ -1,5 +1,5 @@
-//! The life of the program: where it listens, how it reloads, and how it ends, with nobody refused
-//! on the way.
+//! The life cycle of the program: its listeners, reloads, and graceful shutdown, without a refused
+//! request.
 
 #![allow(
     clippy::unwrap_used,
@@ -49,14 +49,14 @@ impl Stage {
         self.folder.path().join(name)
     }
 
-    /// Puts a configuration in the place of the last one, with these keys.
+    /// Replaces the configuration by one with these keys.
     fn configure(&self, keys: &[&str], rest: &str) {
         let keys: Vec<String> = keys.iter().map(|key| format!("[[keys]]\nkey = \"{key}\"\n")).collect();
         fs::write(self.path("new"), format!("{rest}\n{}", keys.concat())).unwrap();
         fs::rename(self.path("new"), self.path("keychoir.toml")).unwrap();
     }
 
-    /// The program's arguments and environment, with files looked at only when a signal says so.
+    /// The program's arguments and environment, with files checked only on a signal.
     fn command(&self, more: &[&str]) -> Command {
         let config = self.path("keychoir.toml");
         let mut command = keychoir(&[&["serve", "--config", config.to_str().unwrap()], more].concat());
@@ -118,7 +118,7 @@ async fn speak(client: &reqwest::Client, address: &str) -> reqwest::StatusCode {
     status
 }
 
-/// Clients that speak without a pause until they are stopped. Each answer must be speech.
+/// Clients that send requests without a pause until they are stopped. Each response must be audio.
 struct Traffic {
     stop: Arc<AtomicBool>,
     answered: watch::Receiver<u64>,
@@ -145,14 +145,14 @@ impl Traffic {
         Self { stop, answered, clients }
     }
 
-    /// Waits for so many more answers.
+    /// Waits for a number of further responses.
     async fn flows(&mut self, more: u64) {
         let target = *self.answered.borrow() + more;
         let arrived = self.answered.wait_for(|&count| count >= target);
         tokio::time::timeout(WAIT_MAX, arrived).await.unwrap().unwrap();
     }
 
-    /// Lets each client finish, and fails when one of them had a failure.
+    /// Lets each client finish, and fails if one of them had a failure.
     async fn end(self) {
         self.stop.store(true, Ordering::Release);
         for client in self.clients {
@@ -225,7 +225,7 @@ async fn a_broken_file_changes_nothing_and_says_so() {
     program.event("reload_failed");
     assert_eq!(speak(&client(), &address).await, 200);
     assert_eq!((hits(&simulator, ONE), hits(&simulator, TWO)), (1, 0));
-    // And a good one is taken again.
+    // A valid configuration is applied again.
     stage.configure(&[ONE], "");
     program.signal("HUP");
     program.event("reloaded");
@@ -250,7 +250,7 @@ async fn clients_are_reloaded_and_what_needs_a_restart_is_named() {
     assert_eq!(program.event("reload_incomplete")["settings"], "server.max_request_headers_size");
     assert_eq!(program.event("reloaded")["clients"], 1);
     assert_eq!(speak(&client(), &address).await, 401);
-    // The new level is in force: what is no HTTP was no news before.
+    // The new level applies: malformed HTTP was not logged before.
     TcpStream::connect(&address).unwrap().write_all(b"\x16\x03\x01 no HTTP\r\n\r\n").unwrap();
     program.line(|line| line.contains("a connection ended").then_some(()));
     assert_eq!(program.end().0, Some(0));
@@ -275,7 +275,7 @@ async fn a_changed_file_is_noticed_without_a_signal() {
     assert_eq!(program.end().0, Some(0));
 }
 
-/// An upstream whose one answer waits in its middle until the test lets it go on.
+/// An upstream whose response pauses in the middle until the test continues it.
 struct Gate {
     listener: TcpListener,
 }
@@ -283,7 +283,7 @@ struct Gate {
 impl Gate {
     fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        // The bound holds for the socket, which also accepts.
+        // The timeout is set on the listening socket.
         let socket = TcpStream::from(OwnedFd::from(listener.try_clone().unwrap()));
         socket.set_read_timeout(Some(WAIT_MAX)).unwrap();
         Self { listener }
@@ -295,7 +295,7 @@ impl Gate {
         stage
     }
 
-    /// Takes the request and answers the first half.
+    /// Accepts the request and sends the first half of the response.
     fn open(&self) -> TcpStream {
         let (mut stream, _) = self.listener.accept().unwrap();
         head(&mut BufReader::new(stream.try_clone().unwrap()));
@@ -310,7 +310,7 @@ fn head(reader: &mut impl BufRead) -> Vec<String> {
     lines.take_while(|line| !line.is_empty()).collect()
 }
 
-/// A connection that is kept open.
+/// A keep-alive connection.
 struct Kept(BufReader<TcpStream>);
 
 impl Kept {
@@ -324,7 +324,7 @@ impl Kept {
         write!(self.0.get_mut(), "GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
     }
 
-    /// The head and the body of a whole answer.
+    /// Sends a request; returns the head and the body of the response.
     fn ask(&mut self, path: &str) -> (Vec<String>, String) {
         self.send(path);
         self.answer()
@@ -365,7 +365,7 @@ fn a_stream_finishes_after_the_signal_and_kept_connections_are_served() {
 
     program.signal("TERM");
     program.event("server_ending");
-    // The line is written just before the drain begins.
+    // The line is logged just before the drain begins.
     let (told, page) = loop {
         let probe = one.ask("/readyz");
         if probe.0[0].contains("503") {
@@ -375,7 +375,7 @@ fn a_stream_finishes_after_the_signal_and_kept_connections_are_served() {
     assert_has(&told, &["http/1.1 503", "retry-after: 1", "connection: close"]);
     assert!(page.contains(r#""draining":"yes""#), "{page}");
     one.assert_closed();
-    // A kept connection is served like any other, once more.
+    // A keep-alive connection is served once more.
     other.send("/v1/voices");
     let mut served = gate.open();
     served.write_all(b"after").unwrap();
@@ -396,7 +396,7 @@ fn a_stream_finishes_after_the_signal_and_kept_connections_are_served() {
     assert_eq!(booked(&stage), ["served", "served"]);
 }
 
-/// The verdicts in the books.
+/// The verdicts in the usage records.
 fn booked(stage: &Stage) -> Vec<String> {
     let books = rusqlite::Connection::open(stage.path("keychoir.db")).unwrap();
     let mut statement = books.prepare("SELECT verdict FROM attempts ORDER BY id").unwrap();
@@ -471,7 +471,7 @@ fn it_listens_on_ports_and_unix_sockets_at_once() {
     }
     assert!(live_over(&socket).starts_with("HTTP/1.1 200"), "the one that came late broke nothing");
 
-    // What a killed program leaves behind is replaced.
+    // The files of a killed program are replaced.
     program.signal("KILL");
     assert_eq!(program.ended().0, None);
     assert!(socket.exists());
@@ -494,7 +494,7 @@ async fn a_restart_with_a_socket_of_systemd_refuses_nobody() {
         program
     };
     let mut program = start();
-    // Some keep their connections, some open one for each request.
+    // Some clients keep their connections, others open one per request.
     let fresh = keychoir::upstream::side_calls().unwrap().pool_max_idle_per_host(0).build().unwrap();
     let mut traffic = Traffic::begin(4, &place, &fresh);
     let keeping = keeping(4, &place);
@@ -511,8 +511,8 @@ async fn a_restart_with_a_socket_of_systemd_refuses_nobody() {
     assert_eq!(program.end().0, Some(0));
 }
 
-/// Clients that keep their connection until an answer closes it, ask after pauses of all lengths, and
-/// never ask twice.
+/// Clients that keep their connection until a response closes it, send requests after pauses of all
+/// lengths, and never retry.
 struct Keeping {
     stop: Arc<AtomicBool>,
     clients: Vec<std::thread::JoinHandle<()>>,
@@ -534,7 +534,7 @@ fn keeping(count: usize, place: &str) -> Keeping {
                 if !head.iter().any(|line| line == "connection: close") {
                     kept = Some(connection);
                 }
-                // A pause by the events of other clients, and not by a clock.
+                // The pause depends on events of other clients, and not on a clock.
                 (0..(round * 7 + number) % 50).for_each(|_| std::thread::yield_now());
             }
         };
@@ -563,7 +563,7 @@ fn kept_connections_are_served_at_the_end_without_a_passed_socket_too() {
     let mut probe = Kept::to(&address);
     program.signal("TERM");
     program.event("server_ending");
-    // The line is written just before the drain begins.
+    // The line is logged just before the drain begins.
     while !probe.ask("/readyz").0[0].contains("503") {}
     for connection in &mut kept {
         let (head, _) = connection.ask("/livez");
@@ -624,7 +624,7 @@ fn sockets_of_systemd_that_do_not_come_are_missed() {
     assert!(stderr(&output).contains("systemd passes no sockets"), "{}", stderr(&output));
 }
 
-/// The next message to the service manager that is no beat for the watchdog.
+/// The next message to the service manager that is no watchdog keep-alive.
 fn heard(manager: &UnixDatagram) -> String {
     loop {
         let mut buffer = [0; 1024];
@@ -665,7 +665,7 @@ fn the_end_does_not_wait_for_a_provider_that_does_not_answer() {
     let stage = gate.stage();
     let mut command = stage.command(&["--listen", "127.0.0.1:0"]);
     let mut program = Program::start(command.env("KEYCHOIR_QUOTA_POLLING__ENABLED", "true"));
-    // It has asked for the quota of its key, and is not answered.
+    // The program has polled the quota of its key, without a response.
     let (_asked, _) = gate.listener.accept().unwrap();
     program.signal("TERM");
     program.event("server_ending");
@@ -707,7 +707,7 @@ async fn idle_clients_leave_files_for_the_requests_of_others() {
     stage.environment(&mut command);
     let mut program = Program::start(&mut command);
     let limited = program.event("connections_limited");
-    // The soft limit is no limit: it is raised.
+    // The soft limit does not count: it is raised.
     assert_eq!(
         (limited["open_files_max"].as_u64(), limited["max_connections"].as_u64()),
         (Some(256), Some(64))

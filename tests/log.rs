@@ -1,4 +1,4 @@
-//! The log of the program: nobody waits for who does not read it, and nothing of it is lost at an end.
+//! The log of the program: an unread log delays no request, and no line is lost at shutdown.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,10 +22,10 @@ use tracing::info;
 
 const KEY: &str = "sk_key_number_one_000000000000000000000000000000001";
 const WAIT_MAX: Duration = Duration::from_secs(60);
-/// Their lines are more than a pipe holds.
+/// Their log lines exceed the buffer of a pipe.
 const REQUESTS: usize = 600;
 
-/// A program whose log is not read from where it says that it serves.
+/// A program whose log is not read after the line that it serves.
 struct Unread {
     child: Child,
     log: BufReader<ChildStderr>,
@@ -33,7 +33,7 @@ struct Unread {
 }
 
 impl Unread {
-    /// Starts one that says what `level` asks for, and asks it for so many answers.
+    /// Starts a program with this log level and sends the requests.
     async fn after_requests(level: &str) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let simulator = Simulator::start(listener, Plan::of([(KEY, 1_000_000)])).await.unwrap();
@@ -65,7 +65,7 @@ impl Unread {
         Self { child, log, _simulator: simulator }
     }
 
-    /// Tells it to end; its exit code.
+    /// Stops it; returns its exit code.
     async fn end(mut child: Child) -> Option<i32> {
         assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
         let ended = tokio::task::spawn_blocking(move || child.wait().unwrap().code());
@@ -73,7 +73,7 @@ impl Unread {
     }
 }
 
-/// All that was said after so many requests, read when they were answered.
+/// The log after all requests, read when they were answered.
 async fn said(level: &str) -> Vec<Value> {
     let Unread { child, mut log, _simulator } = Unread::after_requests(level).await;
     let reading = keychoir::tasks::thread("log", move || {
@@ -108,10 +108,10 @@ async fn it_ends_though_nobody_reads_what_it_says() {
     drop(log);
 }
 
-/// Set for the test that is run by another one, in a process of its own.
+/// Set for the test that another test runs in a process of its own.
 const CHILD: &str = "KEYCHOIR_TEST_PANICS";
 
-/// Says something itself while it is written.
+/// A value that logs while it is formatted.
 struct Talkative;
 
 impl fmt::Display for Talkative {
@@ -127,7 +127,7 @@ fn a_program_that_panics() {
         return;
     }
     telemetry::start(Form::Json, "info", Sink::stderr(Form::Json).unwrap()).unwrap();
-    // The first wakes the writing thread, and the others would wait for it to have rested.
+    // The first one wakes the writing thread, and the others would wait for its next wake.
     (0..3).for_each(|number| info!(event = "before", number, "it comes {Talkative}"));
     panic!("on purpose");
 }

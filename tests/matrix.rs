@@ -1,7 +1,8 @@
-//! Every refusal of the simulator's catalogue × the kind of route that is refused × every strategy × one
-//! key refused or all of them × a restart: what the client sees, how often the provider is asked, how the
-//! keys stand afterwards, and whether plain speech is served once the provider refuses nothing any more.
-//! Two tables say all of it: [`REFUSALS`], what each refusal is about, and [`expected`], what follows.
+//! Every refusal of the simulator's catalogue × the kind of refused route × every strategy × one
+//! refused key or all of them × a restart: the client's response, the number of attempts, the
+//! status of the keys afterwards, and whether plain speech is served once the provider refuses
+//! nothing any more. Two tables define all of it: [`REFUSALS`], the subject of each refusal, and
+//! [`expected`], its consequences.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,7 +24,7 @@ use routes::{ROUTES, Route};
 
 const KEYS: [&str; 3] = [ONE, TWO, THREE];
 
-/// What a refusal is about.
+/// The subject of a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Subject {
     /// The account's credits: figures say that none are left, and polls contradict them. One account is believed
@@ -37,7 +38,7 @@ enum Subject {
     CreditsInWords,
     /// The account's bill or its terms: a poll decides.
     Bill,
-    /// Abuse. The provider looks at addresses, too, so only two accounts of a plan are asked.
+    /// Abuse. The provider also judges by address, so only two accounts of a plan are tried.
     Abuse,
     /// The key, which the provider does not know: a poll decides.
     Key,
@@ -45,19 +46,19 @@ enum Subject {
     Region,
     /// The rate of the concurrency group.
     Rate,
-    /// The requests that run at once in the concurrency group.
+    /// The concurrent requests in the concurrency group.
     Concurrency,
-    /// What the key, the plan or the workspace can do.
+    /// A capability of the key, the plan or the workspace.
     Capability,
-    /// Nothing in words that are known. Two accounts that say the same make it the request's own matter.
+    /// An unknown text. Two accounts with the same refusal mean that the request is at fault.
     Unknown,
-    /// A thing that is not in this account.
+    /// An object that is not in this account.
     Thing,
     /// The request itself.
     Request,
-    /// The provider, which has refused the work.
+    /// The provider, which has not executed the request.
     Overload,
-    /// The provider, which may have done the work.
+    /// The provider, which may have executed the request.
     Failure,
 }
 use Subject::{
@@ -65,8 +66,8 @@ use Subject::{
     Rate, Region, Request, Thing, Unknown,
 };
 
-/// The catalogue, with the status of each refusal. The accounts are on a paid plan, where a text that is
-/// too long for one is too long for all.
+/// The catalogue, with the status of each refusal. The accounts are on a paid plan, so a text that
+/// is too long for one is too long for all.
 const REFUSALS: [(&str, u16, Subject); 63] = [
     ("quota", 401, NoCredits),
     ("quota_402", 402, NoCredits),
@@ -133,7 +134,7 @@ const REFUSALS: [(&str, u16, Subject); 63] = [
     ("page=502", 502, Failure),
 ];
 
-/// Each strategy, and the keys of [`plan`] in the order in which it asks them.
+/// Each strategy, and the keys of [`plan`] in the order in which it selects them.
 const STRATEGIES: [(&str, [usize; 3]); 5] = [
     ("fill-first", [0, 1, 2]),
     ("round-robin", [0, 1, 2]),
@@ -142,17 +143,17 @@ const STRATEGIES: [(&str, [usize; 3]); 5] = [
     ("soonest-reset", [2, 0, 1]),
 ];
 
-/// Which keys are refused.
+/// The refused keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scope {
     First,
     All,
 }
 
-/// How the keys stand.
+/// The expected status of the keys.
 #[derive(Clone, Copy, Debug)]
 enum Stands {
-    /// Each of them.
+    /// The status of each key.
     So([&'static str; 3]),
     /// One of them is active again, and the others are at their caps.
     OneIsBack,
@@ -170,20 +171,20 @@ impl Stands {
     }
 }
 
-/// What follows from a refusal.
+/// The consequences of a refusal.
 #[derive(Debug)]
 struct Expected {
-    /// What the client gets.
+    /// The status that the client receives.
     status: u16,
-    /// How often the provider is asked; `None` for as often as a request waits for places.
+    /// The number of attempts; `None` if it depends on the waits for free slots.
     attempts: Option<usize>,
-    /// How the keys stand, once the polls have come that decide over it.
+    /// The status of the keys after the polls that decide on it.
     stands: Stands,
     /// Whether the refused key is polled at once, because a poll decides.
     is_polled: bool,
-    /// What plain speech gets then.
+    /// The status of plain speech afterwards.
     speech: u16,
-    /// How the keys stand after that.
+    /// The status of the keys after that.
     stands_after: Stands,
     /// Whether the same request is served after a restart.
     is_served_again: bool,
@@ -192,7 +193,7 @@ struct Expected {
 fn expected(subject: Subject, status: u16, route: Route, scope: Scope, order: [usize; 3]) -> Expected {
     let is_speech = matches!(route, Route::Speech | Route::SpeechStream);
     let is_all = scope == Scope::All;
-    // How the keys that were refused stand.
+    // The status of the refused keys.
     let word = match subject {
         Cap => "exhausted",
         NoCredits if !is_all => "exhausted",
@@ -213,15 +214,15 @@ fn expected(subject: Subject, status: u16, route: Route, scope: Scope, order: [u
         NoCredits | FewCredits | CreditsInWords | Bill | Capability => (200, 2, status, 3),
         Abuse | Unknown => (200, 2, status, 2),
         Rate | Concurrency => (200, 2, 429, 3),
-        // Only speech names the voice that the words are about.
+        // Only speech names the voice that the refusal is about.
         Thing if is_speech => (200, 2, status, 3),
         Thing | Request => (status, 1, status, 1),
         Overload => (200, 2, status, 2),
-        // Reading changes nothing, so another account is asked.
+        // A read has no effect, so another account is tried.
         Failure if route == Route::Voices => (200, 2, status, 2),
         Failure => (status, 1, status, 1),
     };
-    // A second account that says the same takes it back at once.
+    // A second account with the same refusal clears the cooldown at once.
     let is_polled = !is_all && matches!(subject, Bill | Region | Key | CreditsInWords);
     // What all say is no proof against one: a request tries, is served, and lifts it.
     let stands_after = match word {
@@ -266,7 +267,7 @@ fn plan() -> Plan {
 
 fn settings(config: &mut Config, strategy: &str) {
     config.pool.strategy = strategy.parse().unwrap();
-    // Sixteen attempts of a request that is refused by all for too many at once are soon over.
+    // Sixteen attempts of a request refused by all for concurrency end soon.
     config.pool.concurrency_cooldown = Duration::from_millis(20);
     config.server.workers = 1;
 }
@@ -277,7 +278,7 @@ fn polls(ledger: &Ledger, position: usize) -> usize {
     of_key.filter(|request| is_poll(&request.path_and_query) && request.status == Some(200)).count()
 }
 
-/// Looks until the keys stand so: what a poll has brought is counted a moment after it was answered.
+/// Polls until the keys have this status: a poll is applied a moment after its response.
 async fn until_stands(house: &House, expected: &Stands, case: &str) {
     let looking = async {
         while !expected.is(&house.statuses().await) {
@@ -293,7 +294,7 @@ async fn until_stands(house: &House, expected: &Stands, case: &str) {
 struct Case {
     strategy: &'static str,
     order: [usize; 3],
-    /// When the refusal comes, in the words of the simulator.
+    /// The stage of the refusal, in the simulator's syntax.
     stage: &'static str,
     refusal: &'static str,
     status: u16,
@@ -316,7 +317,7 @@ impl Case {
         }
     }
 
-    /// The request while the provider refuses it.
+    /// Sends the request while the provider refuses it.
     async fn refuse(&self, house: &House, expected: &Expected) {
         let case = self.name();
         self.set(house, Some(format!("{}{}", self.stage, self.refusal).parse().unwrap()));
@@ -344,7 +345,8 @@ impl Case {
         until_stands(house, &expected.stands_after, &case).await;
     }
 
-    /// Ends it. What a dubbing costs no answer says, so the records differ from the provider's ledger.
+    /// Ends the test. No response contains the cost of a dubbing, so the records differ from the
+    /// provider's ledger.
     async fn end(&self, house: House) {
         if self.route == Route::Dubbing {
             house.abandon().await;
@@ -443,11 +445,11 @@ async fn soonest_reset_meets_every_refusal() {
     check_catalogue("soonest-reset", &ROUTES[..2]).await;
 }
 
-/// When a refusal comes, in the words of the simulator: as soon as the head is read, in the middle of the
-/// body, and after all of it and compressed.
+/// The stages of a refusal, in the simulator's syntax: after the head, in the middle of the body,
+/// and after all of it and compressed.
 const STAGES: [&str; 3] = ["early:", "mid=200:", "gzip:"];
 
-/// Of a text whose middle is far from its ends.
+/// The length of a text whose middle is far from its ends.
 const LONG: usize = 400;
 
 #[tokio::test]

@@ -1,5 +1,5 @@
-//! The page `/metrics`: its names are golden, its form is looked at as Prometheus' own tool would,
-//! and its values are held against the books and the provider's ledger.
+//! The page `/metrics`: its names are golden, its format is checked as by Prometheus' own tool, and
+//! its values are compared with the usage records and the provider's ledger.
 
 #![allow(
     clippy::unwrap_used,
@@ -18,7 +18,7 @@ use keychoir::config::ClientConfig;
 use keychoir::secret::{Fingerprint, TokenFingerprint};
 use keychoir::simulator::Plan;
 
-/// A sample: its name, its labels as they are written, its value.
+/// A sample: its name, its raw labels, its value.
 #[derive(Debug)]
 struct Sample {
     name: String,
@@ -26,7 +26,7 @@ struct Sample {
     value: f64,
 }
 
-/// A page that keeps to the form: its families in their order, each with its type, and its samples.
+/// A valid page: its families in their order, each with its type, and its samples.
 #[derive(Debug)]
 struct Page {
     families: Vec<(String, String)>,
@@ -34,7 +34,7 @@ struct Page {
 }
 
 impl Page {
-    /// Reads a page, and ends the test where it breaks the rules of the form.
+    /// Parses a page, and panics if it violates the format.
     fn read(text: &str) -> Self {
         let mut page = Self { families: Vec::new(), samples: Vec::new() };
         let mut series = HashSet::new();
@@ -148,7 +148,7 @@ async fn page(house: &House) -> Page {
     Page::read(&answer.text().await.unwrap())
 }
 
-/// The page as soon as so many requests have ended and everything is written.
+/// The page as soon as that many requests have ended and everything is written.
 async fn settled(house: &House, requests: u64) -> Page {
     let looking = async {
         loop {
@@ -252,7 +252,7 @@ async fn the_values_are_those_of_the_books_and_the_ledger() {
     for _ in 0..5 {
         assert_eq!(house.speak(20).await.status(), 200);
     }
-    // Polls are served, and contradict the 29 credits that are said to be left.
+    // Polls are served, and contradict the 29 remaining credits of the refusal.
     house.simulator.always_on(ONE, SPEECH, Some("quota_short".parse().unwrap()));
     assert_eq!(house.speak(30).await.status(), 200);
     house.always(TWO, "unprocessable");
@@ -279,7 +279,7 @@ async fn the_values_are_those_of_the_books_and_the_ledger() {
     assert_eq!((value("first_byte_seconds_count"), value("overhead_seconds_count")), (8.0, 8.0));
     assert!(value("overhead_seconds_sum") < value("first_byte_seconds_sum"));
     assert!(value("connections") >= 1.0 && value("connections_accepted_total") >= value("connections"));
-    // What is left serves what costs no more.
+    // The remaining credits serve cheaper requests.
     for (key, word, other, used) in [
         ("sk_key_numb...00001", "active", "exhausted", 100.0),
         ("sk_key_numb...00002", "invalid", "active", 30.0),

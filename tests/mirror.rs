@@ -1,5 +1,5 @@
-//! The mirror against a real PostgreSQL behind a real PostgREST: whatever happens on the way, in the
-//! end Supabase has what the books have, and nobody who speaks has noticed.
+//! The mirror with a real PostgreSQL and a real PostgREST: after all faults on the way, Supabase
+//! contains the same as the usage database, and no speech request is affected.
 
 #![allow(
     clippy::unwrap_used,
@@ -31,7 +31,7 @@ fn plan() -> Plan {
     Plan::of(KEYS.map(|key| (key, 100_000)))
 }
 
-/// Mirrors everything there, eagerly.
+/// Mirrors everything, with short intervals.
 fn to(supabase: &Supabase) -> impl FnOnce(&mut Config) {
     let url = supabase.url();
     move |config| {
@@ -47,7 +47,7 @@ async fn house(plan: Plan, change: impl FnOnce(&mut Config)) -> House {
     house_in(tempfile::tempdir().unwrap(), plan, change).await
 }
 
-/// What `/readyz` says of the mirror.
+/// The state of the mirror in `/readyz`.
 async fn mirror_state(house: &House) -> (String, u64) {
     let answer = house.get("/readyz").await;
     assert_eq!(answer.status(), 200, "traffic goes on");
@@ -55,7 +55,7 @@ async fn mirror_state(house: &House) -> (String, u64) {
     (page["mirror"].as_str().unwrap().to_owned(), page["mirrorRowsRefused"].as_u64().unwrap())
 }
 
-/// Waits until `/readyz` says so of the mirror.
+/// Waits for this state of the mirror in `/readyz`.
 async fn until_mirror(house: &House, state: &str, refused: u64) {
     let asking = async {
         while mirror_state(house).await != (state.to_owned(), refused) {
@@ -70,14 +70,14 @@ fn events(supabase: &Supabase) -> usize {
     supabase.sql("SELECT count(*) FROM elevenlabs_usage_events")[0].parse().unwrap()
 }
 
-/// Speaks so often; every request is served.
+/// Sends a number of speech requests; all must be served.
 async fn speak(house: &House, times: usize) {
     for _ in 0..times {
         assert_eq!(house.speak(10).await.status(), 200);
     }
 }
 
-/// The rows of a query on the books, columns by `|`.
+/// The rows of a query on the local database, columns separated by `|`.
 fn local(folder: &Path, sql: &str) -> Vec<String> {
     let books = rusqlite::Connection::open(folder.join("keychoir.db")).unwrap();
     let mut statement = books.prepare(sql).unwrap();
@@ -93,7 +93,7 @@ fn local(folder: &Path, sql: &str) -> Vec<String> {
     rows.unwrap().map(Result::unwrap).collect()
 }
 
-/// Ends the house, and holds what Supabase has against the books, row by row. Returns the folder.
+/// Stops the proxy, and compares Supabase with the local database row by row. Returns the folder.
 async fn close_and_compare(house: House, supabase: &Supabase) -> TempDir {
     let (_, folder) = house.close().await;
     compare(folder.path(), supabase);
@@ -139,7 +139,7 @@ async fn the_queries_of_the_product_answer() {
     supabase.migrate();
     let plan = Plan::of([(ONE, 100), (TWO, 1_000), (THREE, 100_000)]);
     let house = house(plan, to(&supabase)).await;
-    // The first is used up, the second comes near its limit, the third is left alone.
+    // The first key is exhausted, the second comes near its limit, the third is unused.
     for characters in [100, 850] {
         assert_eq!(house.speak(characters).await.status(), 200);
     }
@@ -165,7 +165,7 @@ async fn the_queries_of_the_product_answer() {
     let theirs = "SELECT round(extract(epoch FROM max(next_reset_date)) * 1000) FROM elevenlabs_key_usage";
     assert_eq!(supabase.sql(theirs), resets, "moments are in UTC");
 
-    // At most one row a key in a request, and no key in any.
+    // At most one row per key in a request, and no request contains a key.
     for seen in supabase.gateway.seen() {
         let rows: Vec<Value> = serde_json::from_str(&seen.body).unwrap();
         let mut hashes: Vec<&str> = rows
@@ -225,7 +225,7 @@ async fn strangers_see_nothing_and_the_service_role_everything() {
             }
         }
     }
-    // Also when somebody lets them in by mistake, row level security shows them nothing.
+    // Even with a mistaken grant, row level security hides the rows.
     supabase
         .sql("GRANT SELECT ON elevenlabs_key_usage, elevenlabs_usage_events, elevenlabs_key_health TO anon");
     for table in tables {
@@ -272,7 +272,7 @@ async fn what_was_spent_in_an_outage_arrives_after_it() {
     until_mirror(&house, "failing", 0).await;
     speak(&house, 10).await;
     assert_eq!(events(&supabase), 0);
-    // It comes and goes, in every way.
+    // Supabase fails and recovers, in every way.
     let flapping = [Fault::None, Fault::Closed, Fault::Status(503), Fault::AnswerLost, Fault::Status(429)];
     supabase.gateway.meet_first(&flapping.repeat(3));
     until(|| supabase.gateway.has_met_all()).await;
@@ -293,7 +293,7 @@ async fn an_answer_that_is_lost_doubles_nothing() {
     until(|| events(&supabase) == 6).await;
     let sent = || supabase.gateway.seen().iter().filter(|seen| seen.path.contains("usage_events")).count();
     let before = sent();
-    // Nobody has heard that they are there, so they come again and again.
+    // Their delivery was not acknowledged, so they are sent again and again.
     until(|| sent() > before + 3).await;
     assert_eq!(mirror_state(&house).await.0, "failing");
     supabase.gateway.meet(Fault::None);
@@ -312,7 +312,7 @@ async fn a_wrong_key_pauses_it_and_is_looked_at_again() {
     speak(&house, 2).await;
     until_mirror(&house, "paused", 0).await;
     assert_eq!(events(&supabase), 0);
-    // The key is good at the next start.
+    // The key is valid at the next start.
     let (_, folder) = house.close().await;
     let house = house_in(folder, plan(), to(&supabase)).await;
     until(|| events(&supabase) == 2).await;
@@ -341,13 +341,13 @@ async fn a_missing_table_or_column_pauses_it_until_the_migration() {
     close_and_compare(house, &supabase).await;
 }
 
-/// What an earlier version called a key: its plain SHA-256.
+/// The name of a key in an earlier version: its plain SHA-256.
 fn plain_digest(key: &str) -> String {
     use sha2::{Digest, Sha256};
     Sha256::digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Makes the books what version 8 of their schema would have written, and Supabase with them.
+/// Converts the database to version 8 of its schema, and Supabase accordingly.
 fn make_older(folder: &Path, supabase: &Supabase) {
     let books = rusqlite::Connection::open(folder.join("keychoir.db")).unwrap();
     for key in KEYS {
@@ -374,14 +374,14 @@ async fn rows_of_an_earlier_version_lose_the_plain_digests_of_their_keys() {
     speak(&house_before, 2).await;
     let folder = close_and_compare(house_before, &supabase).await;
     make_older(folder.path(), &supabase);
-    // Another machine has reported on the second key under its new name already.
+    // Another machine has already reported the second key under its new name.
     supabase.sql(&format!(
         "INSERT INTO elevenlabs_key_usage (api_key_hash, short_key, next_reset_date) VALUES ('{}', 's', 'infinity')",
         Fingerprint::of(TWO)
     ));
     let seen_before = supabase.gateway.seen().len();
 
-    // The third key is not configured any more.
+    // The third key is no longer configured.
     let two = Plan::of([ONE, TWO].map(|key| (key, 100_000)));
     let house_after = house_in(folder, two, to(&supabase)).await;
     speak(&house_after, 1).await;
@@ -430,7 +430,7 @@ async fn a_poisonous_row_is_found_and_kept_and_the_others_arrive() {
     until(|| events(&supabase) == 38).await;
     until_mirror(&house, "ok", 3).await;
     assert_eq!(supabase.sql("SELECT count(*) FROM elevenlabs_key_usage"), ["2"]);
-    // What is parked is in nobody's way.
+    // Refused rows do not block others.
     speak(&house, 1).await;
     until(|| events(&supabase) == 39).await;
     let (_, folder) = house.close().await;
@@ -454,8 +454,8 @@ async fn a_table_that_refuses_everything_costs_no_row() {
     let house = house(plan(), to(&supabase)).await;
     speak(&house, 5).await;
     let (_, folder) = house.close().await;
-    // At the next start all of them are sent together. A row alone may be at fault; of several, if
-    // nothing arrives, none is.
+    // At the next start all of them are sent together. A single row may be at fault; if no row of
+    // several is accepted, none of them is.
     supabase.gateway.meet(Fault::None);
     let house = house_in(folder, plan(), to(&supabase)).await;
     until_mirror(&house, "paused", 0).await;
@@ -477,7 +477,7 @@ async fn nobody_waits_for_a_silent_supabase_and_the_next_start_sends_it() {
     let house = house.await;
     until(|| !supabase.gateway.seen().is_empty()).await;
     speak(&house, 5).await;
-    // It waits for an answer that takes up to 30 seconds, and the end does not.
+    // The mirror waits up to 30 seconds for a response, and the shutdown does not.
     let (_, folder) = house.close().await;
     assert_eq!(events(&supabase), 0);
     supabase.gateway.meet(Fault::None);
@@ -525,7 +525,7 @@ async fn what_a_conversation_has_cost_arrives_after_its_event() {
     while talk.message().await["type"] != "agent_response" {}
     talk.leave().await;
     drop(talk);
-    // The provider tells it a second after the end at the earliest.
+    // The provider reports the price a second after the end at the earliest.
     let priced = "SELECT count(*) FROM elevenlabs_usage_events WHERE credits > 0 AND credits_from = 'answer'";
     until(|| events(&supabase) == 1).await;
     until(|| supabase.sql(priced) == ["1"]).await;
@@ -536,7 +536,7 @@ async fn what_a_conversation_has_cost_arrives_after_its_event() {
     assert_eq!(sources, ["unknown", "answer"]);
     close_and_compare(house, &supabase).await;
 
-    // The first of them comes once more, long after.
+    // The first row is sent once more, long after.
     let url = format!("{}{}", supabase.url(), sent[0].path);
     let request = keychoir::upstream::side_calls().unwrap().build().unwrap().post(url);
     let request = request.header("apikey", SECRET_KEY).header("prefer", "resolution=merge-duplicates");

@@ -1,6 +1,6 @@
-//! A month in seconds: eight keys of five workspaces, four clients, resets, a key that is revoked, a
-//! workspace past due and a storm, through the whole program. And one of mixed plans: what a plan does not
-//! have is asked of one that has it.
+//! A month in seconds: eight keys of five workspaces, four clients, resets, a revoked key, a
+//! workspace past due and a burst, through the whole program. And one of mixed plans: requests for
+//! features of a plan go to a key of such a plan.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,15 +23,15 @@ use keychoir::secret::TokenFingerprint;
 use keychoir::simulator::{KeyPlan, Ledger, Plan, WorkspacePlan};
 use serde_json::{Value, json};
 
-/// The clients, the token of each, and how many requests each has under way at once.
+/// The clients, the token of each, and its number of concurrent requests.
 const CLIENTS: [(&str, &str, usize); 4] = [
     ("narrator", CLIENT_TOKEN, 3),
     ("phone", "token-of-the-phone-0000000002", 2),
     ("game", "token-of-the-game-00000000003", 2),
     ("reader", "token-of-the-reader-000000004", 1),
 ];
-/// The workspaces: credits of a period, places, the length of a period in seconds. The last one never
-/// runs out, so there is always somebody who could serve.
+/// The workspaces: credits of a period, concurrency limit, the length of a period in seconds. The
+/// last one never runs out, so one key can always serve.
 const WORKSPACES: [(&str, u64, u32, Option<u64>); 5] = [
     ("ws_a", 1_500, 2, Some(1)),
     ("ws_b", 2_500, 3, Some(2)),
@@ -39,7 +39,7 @@ const WORKSPACES: [(&str, u64, u32, Option<u64>); 5] = [
     ("ws_d", 4_000, 3, None),
     ("ws_e", 10_000_000, 5, None),
 ];
-/// Which workspace each of the keys opens.
+/// The workspace of each key.
 const KEYS: [(&str, usize); 8] = [
     ("sk_month_a1_000000000000000000000000000000000001", 0),
     ("sk_month_a2_000000000000000000000000000000000002", 0),
@@ -53,14 +53,14 @@ const KEYS: [(&str, usize); 8] = [
 const REVOKED: &str = KEYS[2].0;
 const PAST_DUE: [&str; 2] = [KEYS[3].0, KEYS[4].0];
 
-/// Requests of a part of the month; there are six, and the storm.
+/// Requests of a part of the month; there are six parts, and the burst.
 const PART: usize = 280;
 const STORM: usize = 40;
-/// Of a request: at the most 2 % of them may be asked for twice.
+/// Maximum attempts per request: at most 2 % of them may be retried.
 const ATTEMPTS_MAX: f64 = 1.02;
 
 fn plan() -> Plan {
-    // The provider tells its dates in whole seconds.
+    // The provider reports dates in whole seconds.
     let next_second = UnixMs((clock::now().0 / 1_000 + 2) * 1_000);
     let workspaces = WORKSPACES.map(|(name, credits, places, period)| WorkspacePlan {
         concurrency_max: Some(places),
@@ -87,13 +87,13 @@ fn settings(config: &mut Config) {
         rules: Rules::default(),
     };
     config.clients = CLIENTS.map(client).into();
-    // A week is a second.
+    // A second stands for a week.
     config.quota_polling.interval = Duration::from_secs(1);
     config.quota_polling.quota_lag = Duration::from_secs(1);
     config.pool.concurrency_cooldown = Duration::from_millis(20);
 }
 
-/// What the next number of a row that looks like chance is.
+/// A deterministic pseudorandom sequence.
 struct Chance(u64);
 
 impl Chance {
@@ -112,7 +112,7 @@ fn speech(text: &str, model: &str) -> Option<Value> {
     Some(json!({"text": text, "model_id": model}))
 }
 
-/// Mostly speech of some length, in any form and with any model; sometimes an effect, or the list of
+/// Mostly speech of varying length, format and model; sometimes a sound effect, or the list of
 /// voices.
 fn ordinary(chance: &mut Chance) -> Wanted {
     let text = "a".repeat(usize::try_from(3 + chance.below(40)).unwrap());
@@ -127,7 +127,7 @@ fn ordinary(chance: &mut Chance) -> Wanted {
     }
 }
 
-/// The same, mixed with what free plans, or creators' plans, do not have.
+/// The same, mixed with features that the free or creator plan lacks.
 fn demanding(chance: &mut Chance) -> Wanted {
     let text = "a".repeat(usize::try_from(3 + chance.below(40)).unwrap());
     let multilingual = |text: &str| speech(text, "eleven_multilingual_v2");
@@ -140,7 +140,7 @@ fn demanding(chance: &mut Chance) -> Wanted {
     }
 }
 
-/// One request. Returns what is wrong with its answer.
+/// Sends a request; returns the deviation of its response.
 async fn ask(house: &House, token: &str, (path, body): Wanted) -> Result<(), String> {
     let url = format!("{}{path}", house.url);
     let request = match &body {
@@ -153,7 +153,7 @@ async fn ask(house: &House, token: &str, (path, body): Wanted) -> Result<(), Str
     if status == 200 { Ok(()) } else { Err(format!("{path}: {status}: {}", String::from_utf8_lossy(&text))) }
 }
 
-/// All clients ask until there were so many requests. Everyone is served.
+/// All clients send requests up to this total. Every request is served.
 async fn traffic(house: &House, requests: usize, seed: u64, wanted: fn(&mut Chance) -> Wanted) {
     let at_once: usize = CLIENTS.iter().map(|(_, _, at_once)| at_once).sum();
     let each = CLIENTS.iter().flat_map(|(_, token, at_once)| std::iter::repeat_n(*token, *at_once));
@@ -170,11 +170,11 @@ async fn traffic(house: &House, requests: usize, seed: u64, wanted: fn(&mut Chan
     assert_eq!(ended.into_iter().collect::<Result<Vec<()>, String>>().map(|_| ()), Ok(()));
 }
 
-/// Waits until the workspace has all its credits again.
+/// Waits until the credits of the workspace were reset.
 async fn reset(house: &House, workspace: &str) {
     let is_new = |ledger: &Ledger| ledger.workspace(workspace).unwrap().used == 0;
     let waiting = house.simulator.until(is_new);
-    // Nothing changes while nobody asks, but the watch does.
+    // Without requests only the poller detects the reset.
     tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap();
 }
 
@@ -185,15 +185,15 @@ fn charged(ledger: &Ledger, workspace: &str) -> u64 {
 #[tokio::test]
 async fn a_month_in_seconds() {
     let house = house_with(plan(), settings).await;
-    // The first days: the keys are spent one after the other.
+    // The first days: the keys are exhausted one after the other.
     traffic(&house, PART, 1, ordinary).await;
     traffic(&house, PART, 2, ordinary).await;
-    // The first two get their credits back, and are spent again.
+    // The first two are reset, and exhausted again.
     for workspace in ["ws_a", "ws_b"] {
         reset(&house, workspace).await;
     }
     traffic(&house, PART, 3, ordinary).await;
-    // Its turn comes when the first is spent again.
+    // It is selected when the first is exhausted again.
     reset(&house, "ws_b").await;
     house.always(REVOKED, "invalid");
     traffic(&house, PART, 4, ordinary).await;
@@ -201,14 +201,14 @@ async fn a_month_in_seconds() {
         house.always(key, "payment_issue");
     }
     traffic(&house, PART, 5, ordinary).await;
-    // Forty at once.
+    // Forty concurrent requests.
     let storm = (0..STORM).map(|number| {
         let token = CLIENTS[number % CLIENTS.len()].1;
         let house = &house;
         async move { ask(house, token, ordinary(&mut Chance(7_000 + number as u64))).await }
     });
     assert_eq!(join_all(storm).await.into_iter().collect::<Result<Vec<()>, String>>().map(|_| ()), Ok(()));
-    // A day later the first comes back once more.
+    // A day later the first is reset once more.
     let before = charged(&house.simulator.ledger(), "ws_a");
     reset(&house, "ws_a").await;
     traffic(&house, PART, 6, ordinary).await;
@@ -235,7 +235,7 @@ async fn a_month_in_seconds() {
     attempts.assert_few();
 }
 
-/// What the books say of all attempts.
+/// The usage records of all attempts.
 struct Attempts(rusqlite::Connection);
 
 impl Attempts {
@@ -260,8 +260,8 @@ impl Attempts {
 /// A voice of the library, which free plans may not use.
 const LIBRARY_VOICE: &str = "HuLbOdhRlvQQN8oPP0AJ";
 
-/// Plans, credits, places and periods of workspaces with a key each. The last one can do all that is asked
-/// and never runs out.
+/// Plans, credits, concurrency limits and periods of workspaces with a key each. The last one
+/// serves every request and never runs out.
 const MIXED: [(&str, u64, u32, Option<u64>); 6] = [
     ("free", 3_000, 2, Some(2)),
     ("free", 3_000, 2, Some(3)),
@@ -302,7 +302,7 @@ async fn a_month_of_mixed_plans() {
     let attempts = Attempts::in_books(&folder);
     let refused = attempts.count("count(*) FILTER (WHERE verdict = 'plan_feature')");
     println!("{refused} attempts met what a plan does not have");
-    // The library voice, of one free account: the rest is known before.
+    // The library voice is refused by one free account: the others are then known to lack it.
     assert!(refused <= 8, "{refused}: as many as may be under way when it is learned");
     attempts.assert_few();
 }

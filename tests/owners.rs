@@ -1,5 +1,5 @@
-//! What belongs to an account is served by that account, over three of them: voices, history,
-//! requests that are continued, lists and their pages.
+//! Requests for objects of an account are served by that account, over three of them: voices,
+//! history, continued requests, lists and their pages.
 
 #![allow(
     clippy::unwrap_used,
@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 const KEYS: [&str; 3] = [ONE, TWO, THREE];
 
-/// Three accounts; the voices are their own, made elsewhere.
+/// Three accounts; their voices are their own and were created elsewhere.
 fn three() -> Plan {
     let mut plan = Plan::of([]);
     for (index, key) in KEYS.into_iter().enumerate() {
@@ -66,7 +66,7 @@ impl House {
         request.send().await.unwrap().status().as_u16()
     }
 
-    /// Until then everything goes to another key.
+    /// The provider refuses all other keys.
     fn only(&self, key: &str) {
         for other in KEYS.into_iter().filter(|other| *other != key) {
             self.always(other, "system_busy");
@@ -85,7 +85,7 @@ fn header(answer: &reqwest::Response, name: &str) -> String {
     answer.headers()[name].to_str().unwrap().to_owned()
 }
 
-/// The first two keys have run out; the third serves.
+/// The first two keys are exhausted; the third serves.
 async fn spend_two(house: &House) {
     house.always(ONE, "quota");
     house.always(TWO, "quota");
@@ -97,14 +97,14 @@ async fn spend_two(house: &House) {
 #[tokio::test]
 async fn a_voice_is_spoken_by_the_account_that_has_it() {
     let house = house(three()).await;
-    // Unknown: asked for once in every account, and then known.
+    // An unknown voice is tried once in every account, and its owner is then recorded.
     assert_eq!(house.post(&speech("voice-of-2"), &text()).await.status(), 200);
     assert_eq!(house.hits(&KEYS), [1, 1, 1]);
     for _ in 0..3 {
         assert_eq!(house.post(&speech("voice-of-2"), &text()).await.status(), 200);
     }
     assert_eq!(house.hits(&KEYS), [1, 1, 4]);
-    // What every account has is served by the key in use.
+    // Voices of every account are served by the key in use.
     assert_eq!(house.speak(3).await.status(), 200);
     assert_eq!(house.hits(&KEYS), [2, 1, 4]);
     let records = house.records().await;
@@ -119,7 +119,7 @@ async fn a_voice_that_nobody_has_is_the_providers_answer() {
     assert!(!answer.headers().contains_key("x-keychoir-error"));
     assert_eq!(answer.json::<Value>().await.unwrap()["detail"]["code"], "voice_not_found");
     assert_eq!(house.hits(&KEYS), [1, 1, 1]);
-    // What has an effect is not taken from account to account.
+    // A request with an effect is not tried in several accounts.
     assert_eq!(house.delete("/v1/voices/voice-of-1").await, 404);
     assert_eq!(house.hits(&KEYS), [2, 1, 1]);
     house.close().await;
@@ -179,7 +179,7 @@ async fn a_request_is_continued_where_it_was_served_or_not_at_all() {
     assert_eq!(continued(json!([first])).await.status(), 200);
     assert_eq!(house.hits(&KEYS), [1, 2, 0]);
 
-    // Its account runs out: no other can continue it.
+    // Its account is exhausted: no other can continue the request.
     house.always(TWO, "quota");
     let refused = continued(json!([first])).await;
     assert_eq!(
@@ -192,7 +192,7 @@ async fn a_request_is_continued_where_it_was_served_or_not_at_all() {
     assert!(message.starts_with("The ElevenLabs account that this earlier request belongs to"), "{message}");
     assert_eq!(house.hits(&KEYS)[2], 0, "nobody else was asked");
 
-    // And without it, the next account speaks.
+    // Without it, the next account speaks.
     let second = house.speak(3).await;
     assert_eq!(second.status(), 200);
     let both = continued(json!([first, header(&second, "request-id")])).await;
@@ -246,7 +246,7 @@ async fn a_list_stays_with_its_account_from_page_to_page() {
     let first = house.json("/v2/voices?page_size=2").await;
     let token = first["next_page_token"].as_str().unwrap().to_owned();
     spend_two(&house).await;
-    // The key in use is another by now; the pages and the next list are those of the first account.
+    // Another key is in use by now; the pages and the next list stay with the first account.
     let second = house.json(&format!("/v2/voices?page_size=2&next_page_token={token}")).await;
     assert_eq!(second["voices"][1]["voice_id"], "voice-of-0");
     let again = house.json("/v1/voices").await;
@@ -268,7 +268,7 @@ async fn a_list_teaches_what_is_ones_own_and_not_what_everyone_has() {
     assert_eq!(house.post(&speech("voice-of-2"), &text()).await.status(), 200);
     let after = house.hits(&KEYS);
     assert_eq!([after[0] - before[0], after[1] - before[1], after[2] - before[2]], [0, 0, 1]);
-    // A premade voice is nobody's: its request goes on to the next key when this one is spent.
+    // A premade voice has no owner: the request fails over when this key is exhausted.
     house.all_serve();
     let first = house_with(three(), |_| {}).await;
     first.json("/v1/voices").await;
@@ -298,7 +298,7 @@ async fn it_is_known_after_a_restart_and_to_keys_that_are_added_later() {
     assert_eq!(first.hits(&KEYS), [1, 1, 0]);
     let (_, folder) = first.close().await;
 
-    // The account gets a name, another key in it, and a place behind others.
+    // The account gets a name, another key, and a later position.
     let later = "sk_later_key_of_account_1";
     let plan = three().with_key(KeyPlan { workspace: Some("account-1".into()), ..KeyPlan::new(later, 0) });
     let second = house_in(folder, plan, |config: &mut Config| {
@@ -313,7 +313,7 @@ async fn it_is_known_after_a_restart_and_to_keys_that_are_added_later() {
     .await;
     assert_eq!(second.post(&speech("voice-of-1"), &text()).await.status(), 200);
     assert_eq!(second.hits(&[ONE, TWO, THREE, later]), [0, 0, 0, 1]);
-    // Its books have the first run in them, and its provider does not.
+    // Its records contain the first run, and its provider's ledger does not.
     assert_eq!(second.running.drain(Duration::from_secs(10)).await, Drained::Clean);
 }
 

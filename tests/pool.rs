@@ -1,4 +1,4 @@
-//! A pool that knows the provider: the right key the first time, over the wire.
+//! Key selection with knowledge of the provider: the right key at the first attempt, over the wire.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 
 const KEYS: [&str; 3] = [ONE, TWO, THREE];
 
-/// Workspaces with so many credits, each changed, and a key in each.
+/// Workspaces with these credits, each modified, and a key in each.
 fn of_workspaces<const N: usize>(
     credits: [(&str, u64); N],
     change: impl Fn(WorkspacePlan) -> WorkspacePlan,
@@ -31,7 +31,7 @@ fn of_workspaces<const N: usize>(
     })
 }
 
-/// Three workspaces with so many credits and places, a key in each.
+/// Three workspaces with these credits and concurrency limits, a key in each.
 fn three(credits: u64, places: u32) -> Plan {
     of_workspaces([("ws_1", credits), ("ws_2", credits), ("ws_3", credits)], |workspace| WorkspacePlan {
         concurrency_max: Some(places),
@@ -47,7 +47,7 @@ async fn a_key_that_cannot_pay_is_not_asked() {
     }
     assert_eq!(house.hits(&[ONE, TWO]), [1, 4], "no request was refused");
     assert_eq!(house.statuses().await, ["active", "active"], "ten credits are left");
-    // What is left of it pays for less.
+    // The remaining credits suffice for a cheaper request.
     assert_eq!(house.speak(10).await.status(), 200);
     assert_eq!(house.hits(&[ONE, TWO]), [2, 4]);
     let (ledger, _) = house.close().await;
@@ -56,7 +56,7 @@ async fn a_key_that_cannot_pay_is_not_asked() {
 
 #[tokio::test]
 async fn two_requests_never_both_pass_a_nearly_empty_key() {
-    // All of them may run at once: none is with the other key because the first had no place.
+    // All may run concurrently: none uses the other key for lack of a slot.
     let plan = of_workspaces([("ws_1", 100), ("ws_2", 100_000)], |workspace| WorkspacePlan {
         tier: "enterprise".to_owned(),
         ..workspace
@@ -85,13 +85,13 @@ async fn when_nobody_can_pay_one_is_asked_and_the_answer_is_remembered() {
         assert_ours(&house.speak(50).await, 401, "all_keys_exhausted");
     }
     assert_eq!(house.hits(&[ONE, TWO]), [1, 1], "each has said no once");
-    // Smaller requests still go.
+    // Smaller requests are still served.
     assert_eq!(house.speak(25).await.status(), 200);
     assert_eq!(house.speak(20).await.status(), 200);
     house.close().await;
 }
 
-/// Waits until the simulator has so many requests of speech under way.
+/// Waits until the simulator has this number of concurrent speech requests.
 async fn running(house: &House, count: u32) {
     let running =
         || house.simulator.ledger().workspaces.iter().map(|workspace| workspace.running).sum::<u32>();
@@ -100,7 +100,7 @@ async fn running(house: &House, count: u32) {
 
 #[tokio::test]
 async fn fifteen_requests_run_and_the_sixteenth_waits() {
-    // Five is what the plan of these workspaces says; nobody has to be refused to find out.
+    // Five is the limit of these workspaces' plan; no refusal is needed to find it.
     let house = house(three(100_000, 5)).await;
     for key in KEYS {
         house.always(key, "slow_body=600000");
@@ -195,7 +195,7 @@ async fn abuse_does_not_walk_the_pool() {
     assert_eq!(house.speak(5).await.status(), 401);
     assert_eq!(house.hits(&KEYS), [1, 1, 0]);
     assert_eq!(house.statuses().await, ["active"; 3], "both say the same of one request");
-    // One that says so while another serves is suspected itself.
+    // A refusal of one account while another serves is attributed to the account.
     house.simulator.always(TWO, None);
     let other = json!({"text": "hello", "model_id": "eleven_flash_v2_5"});
     assert_eq!(house.post(SPEECH, &other).await.status(), 200);
@@ -208,7 +208,7 @@ async fn a_refused_key_that_the_provider_knows_is_back_at_once() {
     let house = house(Plan::of([(ONE, 1_000), (TWO, 1_000)])).await;
     house.simulator.script(ONE, vec!["invalid".parse().unwrap()]);
     assert_eq!(house.speak(5).await.status(), 200);
-    // It is asked by itself, and answers.
+    // It is polled on its own, and the poll succeeds.
     loop {
         if house.statuses().await == ["active", "active"] {
             break;
@@ -252,9 +252,9 @@ async fn a_text_that_comes_slowly_goes_without_an_estimate() {
     let head = format!(
         "POST {SPEECH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
     );
-    // A short body of announced length would be waited for.
+    // The proxy would wait for a short body of announced length.
     client.write_all(format!("{head}8\r\n{{\"text\":\r\n").as_bytes()).await.unwrap();
-    // It is on its way before its text is known.
+    // The request is sent before its text is known.
     until(|| house.simulator.ledger().totals.in_flight == 1).await;
     client.write_all(b"7\r\n\"slow\"}\r\n0\r\n\r\n").await.unwrap();
     let mut start = [0; 12];

@@ -1,4 +1,5 @@
-//! Quotas of clients are exact: at once, when an outcome is unknown, by whatever route, and after a restart.
+//! Quotas of clients are exact: with concurrent requests, with an unknown outcome, on every route,
+//! and after a restart.
 
 #![allow(
     clippy::unwrap_used,
@@ -38,7 +39,7 @@ fn clients(rules: Rules) -> Vec<ClientConfig> {
     vec![client("app", CLIENT_TOKEN, rules), client("other", OTHER, Rules::default())]
 }
 
-/// The client of the tests under these rules, and another with none.
+/// The client of the tests with these rules, and another one without.
 fn with(rules: Rules) -> impl FnOnce(&mut Config) {
     |config| config.clients = clients(rules)
 }
@@ -52,7 +53,7 @@ fn credits(amount: u64) -> Rules {
     quota(amount, Measure::Credits)
 }
 
-/// The status of an answer and the code of ours.
+/// The status of a response and Keychoir's error code.
 fn told(answer: &reqwest::Response) -> (u16, String) {
     let code = answer.headers().get("x-keychoir-error").map_or("", |code| code.to_str().unwrap());
     (answer.status().as_u16(), code.to_owned())
@@ -70,20 +71,20 @@ async fn ask(house: &House, token: &str, method: &str, path: &str) -> reqwest::R
     request.send().await.unwrap()
 }
 
-/// What the client of the tests has used: requests and credits.
+/// The usage of the client of the tests: requests and credits.
 async fn used(house: &House) -> (u64, u64) {
     let usage: Value = house.get("/api/keychoir-usage").await.json().await.unwrap();
     (usage["requests"]["total"].as_u64().unwrap(), usage["credits"]["total"].as_u64().unwrap())
 }
 
-/// Waits until so much is used.
+/// Waits for this usage.
 async fn until_used(house: &House, expected: (u64, u64)) {
     let reached = async { while used(house).await != expected {} };
     let reached = tokio::time::timeout(std::time::Duration::from_secs(20), reached).await;
     assert!(reached.is_ok(), "{:?} and not {expected:?}", used(house).await);
 }
 
-/// C1: 150 at once, with 1,000 credits.
+/// C1: 150 concurrent requests, with 1,000 credits.
 async fn check_at_once(characters: usize, expected: usize) {
     let house = house_with(plan(), with(credits(1_000))).await;
     let answers = join_all((0..150).map(|_| house.speak(characters))).await;
@@ -122,11 +123,11 @@ async fn a_request_that_needs_more_than_is_left_is_refused_and_a_smaller_one_ser
 #[tokio::test]
 async fn what_may_have_been_served_is_charged_by_its_estimate() {
     let house = house_with(plan(), with(credits(1_000))).await;
-    // The connection breaks after the request was taken.
+    // The connection breaks after the request was received.
     house.simulator.script(ONE, vec!["close".parse().unwrap()]);
     assert_ours(&house.speak(300).await, 502, "upstream_reset");
     until_used(&house, (1, 300)).await;
-    // The client leaves while the provider works.
+    // The client disconnects while the provider works.
     house.simulator.script(ONE, vec!["stall=3600s".parse().unwrap()]);
     {
         let leaving = house.speak(200);
@@ -137,7 +138,7 @@ async fn what_may_have_been_served_is_charged_by_its_estimate() {
         }
     }
     until_used(&house, (2, 500)).await;
-    // A refusal costs nothing, a failure of the provider neither.
+    // A refusal costs nothing, nor does a failure of the provider.
     assert_eq!(house.post(SPEECH, &json!({"texxt": "a"})).await.status(), 422);
     for key in [ONE, TWO] {
         house.simulator.script(key, vec!["server_error".parse().unwrap()]);
@@ -158,7 +159,7 @@ async fn what_may_have_been_served_is_charged_by_its_estimate() {
 async fn nothing_is_taken_for_what_was_never_sent() {
     let house = house_with(plan(), |config| {
         with(credits(1_000))(config);
-        // Nothing listens on this port.
+        // No server listens on this port.
         config.upstream.base_url = "http://127.0.0.1:9".parse().unwrap();
         config.quota_polling.enabled = false;
     })
@@ -168,7 +169,7 @@ async fn nothing_is_taken_for_what_was_never_sent() {
     house.abandon().await;
 }
 
-/// One account that serves `concurrency` requests at once.
+/// One account with this concurrency limit.
 fn narrow(concurrency: u32) -> Plan {
     let workspace =
         WorkspacePlan { concurrency_max: Some(concurrency), ..WorkspacePlan::new("narrow", 1_000_000) };
@@ -176,7 +177,7 @@ fn narrow(concurrency: u32) -> Plan {
     Plan::of([]).with_workspace(workspace).with_key(key)
 }
 
-/// Speech of the other client.
+/// A speech request of the other client.
 async fn speak_as_other(house: &House, characters: usize) -> reqwest::Response {
     let request = house.client.post(format!("{}{SPEECH}", house.url)).header("xi-api-key", OTHER);
     request.json(&json!({"text": "a".repeat(characters)})).send().await.unwrap()
@@ -186,7 +187,7 @@ async fn speak_as_other(house: &House, characters: usize) -> reqwest::Response {
 async fn a_client_that_leaves_while_it_waits_for_a_key_has_used_nothing() {
     for rules in [quota(1, Measure::Requests), credits(50)] {
         let house = house_with(narrow(1), with(rules)).await;
-        // It is known from the first answer how many run at once.
+        // The concurrency limit is known from the first response.
         assert_eq!(speak_as_other(&house, 1).await.status(), 200);
         house.always(ONE, "stall=3600s");
         {
@@ -219,7 +220,7 @@ async fn a_client_that_leaves_while_it_waits_for_a_key_has_used_nothing() {
     }
 }
 
-/// C3: what a spent client may still ask for.
+/// C3: requests of a client whose quota is exhausted.
 #[tokio::test]
 async fn a_spent_client_gets_what_is_free_and_nothing_else() {
     let house = house_with(plan(), with(credits(10))).await;
@@ -292,7 +293,7 @@ async fn a_price_that_an_answer_names_is_charged_whatever_the_route() {
         assert_eq!(used(&house).await, (served, 10_000));
         house.abandon().await;
     }
-    // Also of what is known to be free: then it is free no longer.
+    // The same for a route known to be free: a price in its response makes it count.
     let house = house_with(plan(), with(credits(10_000))).await;
     house.always(ONE, "answer=200[character-cost: 5000]/{}");
     for _ in 0..3 {
@@ -379,8 +380,8 @@ async fn a_client_with_paths_sees_its_own_usage_only() {
     house.close().await;
 }
 
-/// B6: two served for 0 credits, one 500, one of unknown price, one by its price, and one whose outcome is
-/// unknown.
+/// B6: two served for 0 credits, one 500, one of unknown price, one by its price, and one with an
+/// unknown outcome.
 #[tokio::test]
 async fn the_counts_are_the_same_after_a_restart() {
     for rules in [quota(5, Measure::Requests), credits(5_000)] {
@@ -411,7 +412,7 @@ async fn the_counts_are_the_same_after_a_restart() {
     }
 }
 
-/// A price that comes later takes the place of what was reserved, in memory and in the file.
+/// A later price replaces the reservation, in memory and in the file.
 #[tokio::test]
 async fn a_conversation_is_charged_by_its_time_and_then_by_its_price() {
     let first = house_with(Plan::of([(ONE, 1_000_000)]), with(credits(100_000))).await;
@@ -446,7 +447,7 @@ async fn a_conversation_is_charged_by_its_time_and_then_by_its_price() {
     second.abandon().await;
 }
 
-/// Sends the head of a speech whose body is announced, and its first bytes.
+/// Sends the head of a speech request with a content length, and the first bytes of its body.
 async fn trickle(house: &House, token: &str) -> TcpStream {
     let mut stream = TcpStream::connect(house.running.address()).await.unwrap();
     let head = format!(
@@ -463,7 +464,7 @@ async fn clients_that_trickle_a_short_body_hold_no_place() {
     let house = house_with(narrow(3), |config| {
         with(Rules::default())(config);
         config.pool.queue_timeout = std::time::Duration::from_millis(1);
-        // Without a look at its text, nothing but the body itself is waited for.
+        // Without the wait for the text, the request is only waiting for its body.
         config.pool.cost_estimate_timeout = std::time::Duration::ZERO;
     })
     .await;
@@ -472,12 +473,12 @@ async fn clients_that_trickle_a_short_body_hold_no_place() {
     for _ in 0..3 {
         trickling.push(trickle(&house, CLIENT_TOKEN).await);
     }
-    // They are in: a request is counted when it is let in.
+    // The requests were admitted: that is when they are counted.
     until_used(&house, (4, 1)).await;
     for _ in 0..3 {
         assert_eq!(speak_as_other(&house, 5).await.status(), 200);
     }
-    // The rest comes, and they are served.
+    // The rest of the bodies is sent, and the requests are served.
     for stream in &mut trickling {
         stream.write_all(format!("\"{}\"}}", "a".repeat(89)).as_bytes()).await.unwrap();
         let mut answer = [0; 12];

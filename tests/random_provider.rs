@@ -1,9 +1,10 @@
-//! A provider that answers at random, and the same each time: for each account and route any status, any
-//! words and any `Retry-After`, some of which change half-way. A request is served if an account
-//! can pay and does not refuse it, with these documented exceptions: a refusal that blames the request, one
-//! that two accounts give without known words, work that may have been done, and a rate limit that holds.
+//! A provider with pseudorandom, reproducible responses: for each account and route any status, any
+//! text and any `Retry-After`, some of which change half-way. A request is served if an account can
+//! pay and does not refuse it, with these documented exceptions: a refusal that blames the request,
+//! one of two accounts in unknown words, an operation that may have been executed, and a rate limit
+//! that holds.
 //!
-//! `KEYCHOIR_PROVIDERS=1000` plays as many providers, others each time.
+//! `KEYCHOIR_PROVIDERS=1000` runs this number of providers, other ones each time.
 
 #![allow(
     clippy::unwrap_used,
@@ -28,41 +29,41 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config as Proptest, RngSeed, TestRunner};
 use routes::Route;
 
-/// What a faulty answer is about.
+/// The subject of a refusal or failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Subject {
-    /// Nothing is wrong.
+    /// A served request.
     Served,
     /// The account or its key, in known words.
     Account,
-    /// Abuse, which the provider sees in addresses, too.
+    /// Abuse, which the provider also judges by address.
     Abuse,
-    /// What the account can do, in known words.
+    /// A capability of the account, in known words.
     Capability,
-    /// The rate, or how much runs at once, in known words.
+    /// The rate or the concurrency, in known words.
     Load,
-    /// Nothing that is known.
+    /// An unknown text.
     Unknown,
     /// The request.
     Request,
-    /// The provider, which has refused the work.
+    /// The provider, which has not executed the request.
     Overload,
-    /// The provider, which may have done the work.
+    /// The provider, which may have executed the request.
     Failure,
 }
 
-/// The words of an answer.
+/// The body of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Words {
-    /// A code and a message of the provider's.
+    /// A code and a message of the provider.
     Known(&'static str, &'static str, Subject),
-    /// A code that is not known.
+    /// An unknown code.
     New,
     Empty,
     Html,
-    /// Bytes that are no text.
+    /// Bytes that are not text.
     Binary,
-    /// More than is read of a refusal.
+    /// More than the proxy reads of a refusal.
     Huge,
 }
 
@@ -87,7 +88,7 @@ const WORDS: [Words; 18] = [
     Words::Huge,
 ];
 
-/// What an account answers to every request of a route.
+/// The response of an account to every request of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Reply {
     status: u16,
@@ -101,7 +102,7 @@ impl Reply {
             (..400, _) => Subject::Served,
             (503, _) => Subject::Overload,
             (500.., _) => Subject::Failure,
-            // Two that have words; of those with other statuses no words are read.
+            // The text is only read for these statuses.
             (404, Words::Known("feature_not_available", ..)) => Subject::Request,
             (400..=404 | 429, Words::Known(_, _, subject)) => subject,
             (401..=403 | 429, _) => Subject::Unknown,
@@ -122,7 +123,7 @@ impl Reply {
             Words::Binary => vec![0xff, 0xfe, 0x00, 0xc3, 0x28],
             Words::Huge => [known("quota_exceeded", "You have spent it."), vec![b' '; 100_000]].concat(),
         };
-        // What is answered without work costs nothing.
+        // A response without an executed operation costs nothing.
         let mut headers = vec![("character-cost".to_owned(), "0".to_owned())];
         headers.extend(self.retry_after.map(|value| ("retry-after".to_owned(), value.to_owned())));
         Fault::Answer { status: self.status, headers, body: body.into() }
@@ -133,7 +134,7 @@ impl Reply {
 struct Account {
     tier: &'static str,
     credits: u64,
-    /// What it answers on each of [`KINDS`]; `None` for what it should.
+    /// The response to each of [`KINDS`]; `None` for the regular one.
     replies: [Option<Reply>; KINDS.len()],
     /// The same in the second half.
     later: [Option<Reply>; KINDS.len()],
@@ -146,7 +147,7 @@ struct Asked {
     characters: usize,
 }
 
-/// A provider, and who asks it for what.
+/// A provider, and the requests sent to it.
 #[derive(Clone, Debug)]
 struct Script {
     strategy: &'static str,
@@ -154,7 +155,7 @@ struct Script {
     requests: Vec<Asked>,
 }
 
-/// Routes that are answered alike.
+/// Routes with separate responses.
 const KINDS: [Route; 5] =
     [Route::Speech, Route::SoundEffect, Route::Transcription, Route::Voices, Route::VoiceAddition];
 const SPEECH: usize = 0;
@@ -214,7 +215,7 @@ fn script() -> impl Strategy<Value = Script> {
     })
 }
 
-/// Credits of the dearest request.
+/// Credits of the most expensive request.
 const DEAREST: u64 = 300;
 
 const CLIENTS: [&str; 2] = [CLIENT_TOKEN, "token-of-the-phone-0000000002"];
@@ -226,7 +227,7 @@ fn key(position: usize) -> String {
 fn settings(config: &mut Config, strategy: &str) {
     config.pool.strategy = strategy.parse().unwrap();
     config.server.workers = 1;
-    // What is not proven is tried again at once, and places are asked for again.
+    // Unproven refusals and concurrency limits are retried immediately.
     config.pool.probe_after = Duration::from_millis(5);
     config.pool.concurrency_cooldown = Duration::from_millis(5);
     let client = |(number, token): (usize, &&str)| ClientConfig {
@@ -237,17 +238,17 @@ fn settings(config: &mut Config, strategy: &str) {
     config.clients = CLIENTS.iter().enumerate().map(client).collect();
 }
 
-/// A script being played.
+/// A running script.
 struct Play<'a> {
     script: &'a Script,
     house: House,
     is_later: bool,
-    /// Requests of each kind of route that were refused since the change although an account could serve
-    /// them that had refused the like before.
+    /// Per kind of route, the requests refused since the change although an account could serve
+    /// them that had refused such requests before.
     missed: [usize; KINDS.len()],
 }
 
-/// An answer that the client got.
+/// A response that the client received.
 struct Got {
     status: u16,
     is_ours: bool,
@@ -269,11 +270,11 @@ impl Play<'_> {
         }
     }
 
-    /// Whether the provider would serve it with that account.
+    /// Whether the provider would serve the request with that account.
     fn could_serve(&self, account: usize, asked: Asked, ledger: &Ledger) -> bool {
         let Account { tier, .. } = self.script.accounts[account];
         let is_well = self.reply(account, kind(asked.route)).is_none();
-        // A poll that comes while a request is under way may count that one twice, until figures settle; polls
+        // A poll during a request may count that request twice, until the numbers settle; polls
         // follow refusals.
         let Account { replies, later, .. } = self.script.accounts[account];
         let is_polled = replies.iter().chain(&later).any(Option::is_some);
@@ -283,14 +284,14 @@ impl Play<'_> {
             Route::SoundEffect => left >= 10,
             Route::Transcription => left >= 1,
             Route::Voices => true,
-            // It costs nothing, but an empty account is not asked to make something.
+            // It costs nothing, but an account without credits is not tried for it.
             Route::VoiceAddition => tier != "free" && left > 0,
             Route::Dubbing => false,
         };
         is_well && can_pay
     }
 
-    /// What one request must fulfil.
+    /// Sends one request and checks its result.
     async fn ask(&mut self, asked: Asked) -> Result<(), String> {
         let before = self.house.simulator.ledger();
         let able: Vec<usize> = (0..self.script.accounts.len())
@@ -323,7 +324,7 @@ impl Play<'_> {
         ))
     }
 
-    /// The accounts that were asked, in order, and what each answered.
+    /// The accounts tried, in order, and the response of each.
     fn met(&self, before: &Ledger, after: &Ledger, route: Route) -> Vec<(usize, Option<Reply>)> {
         let is_polled = |path: &str| path.starts_with("/v1/user") || path == "/v1/models";
         let new = after.requests[before.requests.len()..].iter();
@@ -333,7 +334,7 @@ impl Play<'_> {
         accounts.map(|account| (account, self.reply(account, kind(route)))).collect()
     }
 
-    /// Whether a refusal is one that no other account is asked after.
+    /// Whether no other account is tried after this refusal.
     fn is_documented(
         &mut self,
         asked: Asked,
@@ -374,7 +375,7 @@ impl Play<'_> {
         if is_final {
             return true;
         }
-        // A limit of the rate holds for those that could serve.
+        // A rate limit that holds for all accounts that could serve.
         let is_limited = |account: &usize| {
             let replies = [accounts[*account].replies[kind], accounts[*account].later[kind]];
             replies.into_iter().flatten().any(|reply| {
@@ -386,11 +387,11 @@ impl Play<'_> {
         if got.status == 429 && got.is_ours && is_honest && able.iter().all(is_limited) {
             return true;
         }
-        // An account that refused such requests before the change is asked again, one with each request.
+        // An account that refused such requests before the change is tried again, one per request.
         let has_refused = |account: &usize| accounts[*account].replies[kind].is_some();
         if self.is_later && able.iter().all(has_refused) {
             self.missed[kind] += 1;
-            // Speech has two routes, and each of them is remembered by itself.
+            // Speech has two routes, with separate restrictions.
             return self.missed[kind] <= 2 * accounts.len();
         }
         false
@@ -423,7 +424,7 @@ async fn play(script: &Script) -> Result<(), String> {
     if ledger.violations.is_empty() { Ok(()) } else { Err(format!("{:?}", ledger.violations)) }
 }
 
-/// Looks for a shorter script that fails, too, within some steps.
+/// Searches for a shorter script that fails, too, within a number of steps.
 async fn shrink<T: ValueTree<Value = Script>>(mut tree: T, fault: String) -> (Script, String) {
     let mut found = (tree.current(), fault);
     for _ in 0..60 {
@@ -444,7 +445,7 @@ async fn shrink<T: ValueTree<Value = Script>>(mut tree: T, fault: String) -> (Sc
     found
 }
 
-/// Providers in a run of the tests, and how many are played at once.
+/// Number of providers per test run, and of concurrent ones.
 const PROVIDERS: usize = 16;
 const AT_ONCE: usize = 8;
 

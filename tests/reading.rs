@@ -1,5 +1,5 @@
-//! What a person reads of a Keychoir that runs, with the real binary. Tables and documents are
-//! golden: scripts read them.
+//! The output of the commands for operators, with the real binary and a running Keychoir. Tables
+//! and documents are golden: scripts parse them.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,7 +24,8 @@ use serde_json::{Value, json};
 
 const RESET: UnixMs = UnixMs(4_070_908_800_000);
 
-/// Three workspaces: fresh, near its limit, and one whose figures the key may not ask for.
+/// Three workspaces: one unused, one near its limit, and one whose key may not read the
+/// subscription.
 fn plan() -> Plan {
     let workspace =
         |name: &str, used| WorkspacePlan { used, reset: Some(RESET), ..WorkspacePlan::new(name, 100_000) };
@@ -35,7 +36,7 @@ fn plan() -> Plan {
     plan.with_workspace(workspace("one", 5_420)).with_workspace(workspace("two", 84_766))
 }
 
-/// Runs the binary while the house serves.
+/// Runs the binary while the proxy serves.
 async fn read(arguments: &[&str]) -> Output {
     let mut command = keychoir(arguments);
     keychoir::tasks::blocking(move || run(&mut command)).await.unwrap()
@@ -150,7 +151,7 @@ async fn who_answers_and_is_no_keychoir_is_named() {
     house.close().await;
 }
 
-/// Waits until so many attempts are in the books.
+/// Waits until the database contains this number of attempts.
 async fn written(house: &House, attempts: u64) {
     let path = house.books();
     until(|| {
@@ -167,7 +168,7 @@ async fn usage(house: &House, more: &[&str]) -> Output {
     read(&arguments).await
 }
 
-/// Two models, a free request, and a refusal by the first key.
+/// Sends requests with two models, a free request, and one refused by the first key.
 async fn spend(house: &House) {
     for (characters, model) in
         [(30, "eleven_multilingual_v2"), (20, "eleven_multilingual_v2"), (5, "eleven_v3")]
@@ -349,7 +350,7 @@ async fn keys_are_listed_by_their_short_forms() {
             "characterCount": 55, "characterLimit": 10_000})
     );
     assert_eq!(listed[2]["status"], Value::Null);
-    // Without keys in the configuration, the books know which there are.
+    // Without keys in the configuration, the list comes from the database.
     let output = read(&["keys", "list", "--file", path.to_str().unwrap()]).await;
     assert_eq!(stdout(&output).lines().count(), 3, "{}", stderr(&output));
     house.close().await;
@@ -402,7 +403,7 @@ async fn without_a_place_for_books_it_counts_and_leaves_no_file() {
     simulator.stop().await;
 }
 
-/// Speech that an app pays for with the key itself, past Keychoir.
+/// Speech that an app requests with the key itself, bypassing Keychoir.
 async fn speak_elsewhere(simulator: &Simulator, key: &str, characters: usize) {
     let client = keychoir::upstream::side_calls().unwrap().build().unwrap();
     let body = json!({"text": "a".repeat(characters), "model_id": "eleven_multilingual_v2"});
@@ -450,7 +451,7 @@ async fn what_others_spend_is_taken_over_shown_and_told_once() {
     );
     assert!(shown.contains("  9,830  170/10,000 "), "100 before, 30 ours, 40 theirs: {shown}");
 
-    // Two more rounds have nothing to tell.
+    // Two more rounds report no change.
     let asked = || {
         let requests = simulator.ledger().requests;
         requests.iter().filter(|request| request.path_and_query == "/v1/user/subscription").count()

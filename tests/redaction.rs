@@ -1,5 +1,5 @@
-//! What a client of the pool never sees: a key, wherever the provider echoes it, and the owner of
-//! the key that serves.
+//! Data that a client of the pool never receives: a key, wherever the provider echoes it, and the
+//! owner of the serving key.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,7 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const SHORT: &str = "sk_key_numb...00001";
 
-/// A house before an upstream that says `said` to every request, and leaves the connection open.
+/// A proxy whose upstream sends `said` to every request, and leaves the connection open.
 async fn before(said: &[u8], change: impl FnOnce(&mut Config)) -> House {
     let listener = loopback().await;
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -94,7 +94,8 @@ async fn a_stream_is_searched_without_waiting_for_it() {
     let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
     let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
     let pieces = [chunk("data: one\n\n"), chunk(&format!("data: {start}")), chunk(&format!("{end}\n\n"))];
-    // What the upstream has said so far must have arrived; it says nothing more, and does not end.
+    // Everything that the upstream has sent must be forwarded; it sends nothing more, and does not
+    // close.
     for (count, expected) in [
         (1, "data: one\n\n".to_owned()),
         (2, "data: one\n\ndata: sk_k".to_owned()),
@@ -167,14 +168,14 @@ async fn a_compressed_answer_is_searched_and_passes_as_it_came() {
     assert_eq!(answer.bytes().await.unwrap(), clean);
     house.close().await;
 
-    // A short document is told without the key.
+    // A short document is forwarded with the key replaced.
     let house = before(&message(head, &gzip(&format!("{{\"k\":\"{ONE}\"}}"))), |_| {}).await;
     let answer = house.get("/v1/voices").await;
     assert!(!answer.headers().contains_key("content-encoding"));
     assert_eq!(answer.json::<Value>().await.unwrap(), json!({"k": SHORT}));
     house.close().await;
 
-    // One whose end is not known streams, and ends where the key would be.
+    // A document of unknown length is streamed, and cut where the key would be.
     let packed = gzip(&format!("{{\"k\":\"{ONE}\"}}"));
     let mut said = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-encoding: gzip\r\n\
         transfer-encoding: chunked\r\n\r\n"
@@ -184,7 +185,7 @@ async fn a_compressed_answer_is_searched_and_passes_as_it_came() {
     said.extend_from_slice(b"\r\n0\r\n\r\n");
     let house = before(&said, |_| {}).await;
     let answer = house.client.get(format!("{}/v1/voices", house.url)).send().await;
-    // Its end may come before its head was sent.
+    // The cut may come before its head was sent.
     assert!(match answer {
         Ok(answer) => answer.bytes().await.is_err(),
         Err(_) => true,

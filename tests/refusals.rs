@@ -1,5 +1,5 @@
-//! A refusal teaches only what it proves: each known way in which one request could take keys from
-//! others, through the whole program, and over a restart.
+//! A refusal restricts only what it proves: each known way in which one request could disable keys
+//! for others, through the whole program, and over a restart.
 
 #![allow(
     clippy::unwrap_used,
@@ -39,14 +39,14 @@ fn fault(text: &str) -> Option<Fault> {
     Some(text.parse().unwrap_or_else(|error| panic!("{text}: {error}")))
 }
 
-/// That plain speech is served, every key stands well, and the program says that it is ready.
+/// Asserts that plain speech is served, every key is active, and the program is ready.
 async fn assert_unharmed(house: &House, case: &str) {
     assert_eq!(house.speak(10).await.status(), 200, "{case}");
     assert_eq!(house.statuses().await, vec!["active"; house.statuses().await.len()], "{case}");
     assert_eq!(house.get("/readyz").await.status(), 200, "{case}");
 }
 
-/// Starts the program anew on the same books.
+/// Restarts the program with the same database.
 async fn restarted(house: House, plan: Plan) -> House {
     let folder = house.abandon().await;
     house_in(folder, plan, |_| {}).await
@@ -54,7 +54,7 @@ async fn restarted(house: House, plan: Plan) -> House {
 
 const DUBBING: &str = "/v1/dubbing";
 
-/// One request is refused so by every account, on a route that nothing else uses.
+/// Every account refuses one request, on a route that no other request uses.
 #[tokio::test]
 async fn one_request_that_every_account_refuses_makes_no_key_unusable() {
     let refusals = [
@@ -85,7 +85,7 @@ async fn one_request_that_every_account_refuses_makes_no_key_unusable() {
         let answer = house.post(DUBBING, &json!({"name": "x"})).await;
         let case = refusal.to_string();
         assert!(answer.status().is_client_error(), "{case}: {}", answer.status());
-        // Polls are under way for some of them, and a request that finds no key waits for their end.
+        // Some keys are being polled, and a request without a usable key waits for the result.
         assert_eq!(house.speak(10).await.status(), 200, "{case}");
         until_statuses(&house, &["active"; 3], &case).await;
         let house = restarted(house, rich()).await;
@@ -94,8 +94,8 @@ async fn one_request_that_every_account_refuses_makes_no_key_unusable() {
     join_all(refusals.into_iter().map(check)).await;
 }
 
-/// The same again and again, while nothing is polled: what everybody refuses says nothing of the account
-/// that is asked next.
+/// The same repeatedly, without polls: a refusal by all accounts is no evidence against the account
+/// that is tried next.
 #[tokio::test]
 async fn what_every_account_refuses_takes_no_key_however_often_it_is_asked() {
     let refusals = [
@@ -116,7 +116,8 @@ async fn what_every_account_refuses_takes_no_key_however_often_it_is_asked() {
         for number in 0..6 {
             let answer = house.post(DUBBING, &json!({"name": "x"})).await;
             assert!(answer.status().is_client_error(), "{refusal}: {}", answer.status());
-            // The first time, all keys may really be unknown to the provider: then the answer is ours.
+            // At first all keys may really be unknown to the provider: then Keychoir responds
+            // itself.
             let may_be_ours = number == 0 && (refusal.contains("invalid_api_key") || refusal == "wrong_host");
             assert!(may_be_ours || !answer.headers().contains_key("x-keychoir-error"), "{refusal}");
             assert_unharmed(&house, refusal).await;
@@ -127,8 +128,7 @@ async fn what_every_account_refuses_takes_no_key_however_often_it_is_asked() {
     join_all(refusals.into_iter().map(check)).await;
 }
 
-/// Two accounts refuse all speech in words that are not known; the third serves it from the second request
-/// on, and goes on to.
+/// Two accounts refuse all speech in unknown words; the third serves it from the second request on.
 #[tokio::test]
 async fn a_third_account_serves_what_two_refuse_in_unknown_words() {
     let refusals = [
@@ -151,7 +151,7 @@ async fn a_third_account_serves_what_two_refuse_in_unknown_words() {
             assert_eq!(house.speak(10).await.status(), 200, "{refusal}");
         }
         assert_eq!(house.hits(&[THREE]), [5], "{refusal}");
-        // What only they could serve is asked of them all the same.
+        // A request that only they can serve is still sent to them.
         house.simulator.always(ONE, None);
         house.always(THREE, "quota_words");
         assert_eq!(house.speak(10).await.status(), 200, "{refusal}");
@@ -159,8 +159,8 @@ async fn a_third_account_serves_what_two_refuse_in_unknown_words() {
     join_all(refusals.into_iter().map(check)).await;
 }
 
-/// An account refuses one kind of request in words about the whole account, and each poll finds nothing
-/// wrong: it is asked for that once more, and then no longer.
+/// An account refuses one kind of request in words about the whole account, and each poll
+/// contradicts it: it is tried for that kind once more, and then no longer.
 #[tokio::test]
 async fn an_account_that_polls_contradict_is_not_asked_for_ever() {
     let refusals = [
@@ -182,7 +182,7 @@ async fn an_account_that_polls_contradict_is_not_asked_for_ever() {
     join_all(refusals.into_iter().map(check)).await;
 }
 
-/// A refusal of one account that cannot be read does not end the way of a request.
+/// A refusal of one account that cannot be parsed does not end the retries.
 #[tokio::test]
 async fn a_refusal_that_cannot_be_read_is_replaced() {
     for refusal in ["garbled", "huge"] {
@@ -195,8 +195,8 @@ async fn a_refusal_that_cannot_be_read_is_replaced() {
     }
 }
 
-/// One model is rate limited everywhere: the speech of others is tried by one request, and the rest of a
-/// burst is served as soon as that is.
+/// One model is rate limited everywhere: one request tries speech with others, and the rest of a
+/// burst is served as soon as that one is.
 #[tokio::test]
 async fn a_burst_waits_for_the_try_of_one_and_is_served() {
     const ODD: &str = "/v1/text-to-speech/AVoiceThatIsRefused0";
@@ -207,7 +207,7 @@ async fn a_burst_waits_for_the_try_of_one_and_is_served() {
     assert_eq!(answers.iter().map(|answer| answer.status().as_u16()).collect::<Vec<_>>(), [200; 8]);
 }
 
-/// Looks until the keys stand so.
+/// Polls until the keys have this status.
 async fn until_statuses(house: &House, expected: &[&str], case: &str) {
     let looking = async {
         while house.statuses().await != expected {
@@ -218,7 +218,7 @@ async fn until_statuses(house: &House, expected: &[&str], case: &str) {
     assert!(stands.is_ok(), "{case}: {:?}", house.statuses().await);
 }
 
-/// The same of speech with one voice: speech with every other goes on at once.
+/// The same for speech with one voice: speech with other voices is served at once.
 #[tokio::test]
 async fn one_speech_that_every_account_refuses_takes_no_speech_from_others() {
     const ODD: &str = "/v1/text-to-speech/AVoiceThatIsRefused0";
@@ -268,7 +268,7 @@ async fn twelve_accounts_are_not_taken_by_one_client() {
     let status = house.status().await;
     assert_eq!((&status["activeKeys"], &status["exhaustedKeys"]), (&json!(12), &json!(0)));
     assert_eq!(house.get("/readyz").await.status(), 200);
-    // The like of it asks one account, and not twelve again.
+    // A similar request tries one account, not twelve again.
     let before: usize = hits(&house, &keys);
     assert_eq!(house.post(DUBBING, &json!({})).await.status(), 402);
     assert_eq!(hits(&house, &keys) - before, 1);
@@ -291,7 +291,7 @@ async fn short_for_one_text_is_not_exhausted_before_and_after_a_restart() {
     assert_eq!((&status["activeKeys"], left(&status)), (&json!(1), json!(8_900)), "{status}");
     assert_eq!(status["totalRemainingCharacters"], 8_900);
     assert_eq!(house.get("/readyz").await.status(), 200);
-    // The same text is not asked for again.
+    // The same text is not sent again.
     let answer = house.speak(9_500).await;
     assert_ours(&answer, 401, "all_keys_exhausted");
     let message = answer.json::<Value>().await.unwrap()["detail"]["message"].to_string();
@@ -324,7 +324,7 @@ async fn a_rate_limit_rests_what_was_limited() {
         assert_eq!(house.speak(10).await.status(), 200, "{refusal} {path}");
         assert_eq!(house.get("/v1/voices").await.status(), 200, "{refusal} {path}");
         assert_eq!(house.get("/readyz").await.status(), 200, "{refusal} {path}");
-        // The like of it is answered with an honest end, which has a bound.
+        // A similar request gets a final response within a bounded time.
         let again = house.post(path, &json!({"text": "rain"})).await;
         assert_eq!(again.status(), 429, "{refusal} {path}");
         if again.headers().contains_key("x-keychoir-error") {
@@ -360,7 +360,7 @@ async fn what_one_account_cannot_do_is_remembered_where_it_holds() {
         let cannot = details["keys"][0]["cannot"].as_array().unwrap();
         assert_eq!(cannot.len(), 1, "{refusal}: {details}");
         assert_eq!(details["keys"][1]["cannot"], json!([]), "{refusal}");
-        // Everything else it still does.
+        // The key still serves all other requests.
         assert_eq!(house.get("/v1/models").await.status(), 200, "{refusal}");
         house.close().await;
     }
@@ -430,8 +430,8 @@ async fn a_plans_refusal_is_replaced_in_every_form_it_has() {
     .await;
 }
 
-/// Figures that a fresh poll contradicts are words: they take no account, whatever they say, and the client of
-/// the odd request gets the refusal.
+/// Figures that a fresh poll contradicts count as words: they disable no account, and the client of
+/// the odd request receives the refusal.
 #[tokio::test]
 async fn figures_that_a_poll_contradicts_take_no_account() {
     let refusal = |left: u64, needed: u64| {
@@ -455,7 +455,7 @@ async fn figures_that_a_poll_contradicts_take_no_account() {
     }
 }
 
-/// A cap of a key that all keys name is tried again after a while, whatever the accounts' reset dates are.
+/// A cap that all keys report is tried again after a while, whatever the accounts' reset dates are.
 #[tokio::test]
 async fn a_cap_that_every_key_names_ends() {
     let refusal = r#"answer=401/{"detail":{"status":"quota_exceeded","message":"This request exceeds your API key (prod) quota of 5. You have 0 credits remaining, while 43 credits are required for this request."}}"#;
@@ -468,7 +468,8 @@ async fn a_cap_that_every_key_names_ends() {
     house.close().await;
 }
 
-/// A rate limit that every account names for one text ends for all of them when one serves the next text.
+/// A rate limit that every account reports for one text ends for all of them when one serves the
+/// next text.
 #[tokio::test]
 async fn a_rate_limit_of_one_text_ends_for_all_accounts_when_one_serves() {
     const ODD: &str = "/v1/text-to-speech/AVoiceThatIsRefused0";
@@ -480,7 +481,7 @@ async fn a_rate_limit_of_one_text_ends_for_all_accounts_when_one_serves() {
     house.close().await;
 }
 
-/// B2: a request that waits for a busy key goes to one that was rate limited for it before, once that is over.
+/// B2: a request that waits for a busy key goes to a key whose rate limit for it ends meanwhile.
 #[tokio::test]
 async fn a_waiting_request_returns_to_the_key_that_was_rate_limited_for_it() {
     let plan = [ONE, TWO].into_iter().fold(Plan::of([]), |plan, key| {
@@ -489,7 +490,7 @@ async fn a_waiting_request_returns_to_the_key_that_was_rate_limited_for_it() {
             .with_key(KeyPlan { workspace: Some(key.to_owned()), ..KeyPlan::new(key, 0) })
     });
     let house = house(plan).await;
-    // The account's number of places is known from its first answer.
+    // The account's concurrency limit is known from its first response.
     assert_eq!(house.speak(10).await.status(), 200);
     house.simulator.script(ONE, vec!["stall=3600s".parse().unwrap()]);
     house.simulator.script(TWO, vec!["rate_limit=1".parse().unwrap()]);
@@ -506,7 +507,7 @@ async fn a_waiting_request_returns_to_the_key_that_was_rate_limited_for_it() {
     house.abandon().await;
 }
 
-/// What a served request has refuted is not believed again of the like of the request that was refused.
+/// A restriction that a served request has refuted is not derived again from similar requests.
 #[tokio::test]
 async fn a_refuted_refusal_does_not_come_back() {
     const ODD: &str = "/v1/text-to-speech/AVoiceThatIsRefused0";
@@ -529,7 +530,7 @@ async fn add_voice(house: &House) -> reqwest::Response {
     request.send().await.unwrap()
 }
 
-/// Adding a voice costs no credits, so an account without credits does it.
+/// Adding a voice costs no credits, so an account without credits serves it.
 #[tokio::test]
 async fn what_has_no_price_is_served_when_all_credits_are_spent() {
     let house = house(Plan::of([(ONE, 10)])).await;
@@ -564,7 +565,7 @@ async fn keys_are_asked_while_the_refusal_is_about_a_permission() {
     house.close().await;
 }
 
-/// Two keys, and a host that knows the first one to be of another region.
+/// Two keys, and a host that reports the first one as a key of another region.
 fn without_one() -> Plan {
     let plan = Plan::of([(TWO, 100_000), (THREE, 100_000)]);
     Plan { elsewhere: vec![ONE.to_owned()], ..plan }
@@ -698,7 +699,7 @@ async fn a_429_of_something_on_the_way_is_judged_by_contrast() {
         house.simulator.for_everybody_on(SPEECH, None);
         assert_unharmed(&house, refusal).await;
         house.close().await;
-        // One account alone: it is that account's, on that route.
+        // A single account refuses: the restriction is that account's, on that route.
         let house = house::house(rich()).await;
         house.simulator.always_on(ONE, SPEECH, fault(refusal));
         for _ in 0..3 {
@@ -739,16 +740,16 @@ async fn a_request_waits_for_a_cooldown_that_ends_before_a_place_is_free() {
         assert_eq!(house.hits(&[TWO]), [2]);
         drop(held);
     };
-    // The one that was limited waits for the other account.
+    // The limited request waits for the other account.
     let (limited, ()) = tokio::join!(house.speak(10), fresh);
     assert_eq!(limited.status(), 200);
 }
 
-/// What is free to be said of voices goes by their own names.
+/// A text above the free plan's limit goes to an account whose plan permits it.
 #[tokio::test]
 async fn a_long_text_goes_to_a_plan_that_takes_it() {
     let house = house(of_plans(&["free", "creator"], 100_000)).await;
-    // The list of models says what a free account may send; the free one is not asked at all.
+    // The model list contains the limit of a free account; the free one is not tried.
     let text = "a".repeat(5_001);
     let body = json!({"text": text, "model_id": "eleven_multilingual_v2"});
     let answer = house.post(&format!("/v1/text-to-speech/{VOICE}"), &body).await;

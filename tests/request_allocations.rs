@@ -1,6 +1,6 @@
-//! How often a whole request asks for memory: from a client's head to the last byte of its answer, with
-//! a client token, the pool, the books and a log, on every thread of the program. The client and the
-//! provider of this test allocate nothing themselves.
+//! Allocations of a whole request: from a client's head to the last byte of its response, with a
+//! client token, the pool, usage records and a log, on every thread of the program. The client and
+//! the provider of this test allocate nothing themselves.
 
 #![allow(
     clippy::unwrap_used,
@@ -28,22 +28,22 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Before the count begins: until every buffer has its size and every table its entries.
+/// Requests before the count, until every buffer has its size and every table its entries.
 const WARM: usize = 2_000;
 const COUNTED: usize = 2_000;
 
-/// Reads a message whose whole length is known.
+/// Reads a message of known length.
 fn read(stream: &mut TcpStream, bytes: usize) {
     let mut room = [0; 32 * 1024];
     stream.read_exact(&mut room[..bytes]).unwrap();
 }
 
-/// A provider that says the same to everybody, as soon as a request ends with `end`.
+/// A provider with a constant response, sent as soon as a request ends with `end`.
 fn provider(end: &'static [u8], answer: Vec<u8>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     tasks::thread("provider", move || {
-        // One client that asks again and again has one connection here.
+        // A client that sends requests in sequence uses one connection here.
         for stream in listener.incoming() {
             let (mut stream, mut room, mut filled) = (stream.unwrap(), [0; 8 * 1024], 0);
             stream.set_nodelay(true).unwrap();
@@ -60,7 +60,7 @@ fn provider(end: &'static [u8], answer: Vec<u8>) -> SocketAddr {
     address
 }
 
-/// The length of an answer, head and body, as the client sees it.
+/// The length of a response, head and body, as the client receives it.
 fn first_answer(stream: &mut TcpStream, body_bytes: usize) -> usize {
     let (mut room, mut filled) = ([0; 32 * 1024], 0);
     loop {
@@ -74,7 +74,7 @@ fn first_answer(stream: &mut TcpStream, body_bytes: usize) -> usize {
     }
 }
 
-/// Allocations a request, of `request` whose answer is `answer`.
+/// Checks the allocations per request, for `request` with the given response.
 async fn check(request: String, end: &'static [u8], head: &str, body_bytes: usize, most: usize) {
     let answer = [
         format!("HTTP/1.1 200 OK\r\n{head}content-length: {body_bytes}\r\n\r\n").into_bytes(),
@@ -112,7 +112,7 @@ async fn check(request: String, end: &'static [u8], head: &str, body_bytes: usiz
     let allocations = counting.await.unwrap();
     println!("{allocations} allocations a request");
     assert!(allocations <= most, "{allocations} allocations a request; it was at most {most}");
-    // This provider keeps no ledger to compare the books with.
+    // This provider has no ledger to compare the records with.
     drop(house);
 }
 

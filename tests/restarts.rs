@@ -1,5 +1,5 @@
-//! What an account was refused for is known after a restart: the same request goes first to the account
-//! that served it, and the status says the same of every key.
+//! Restrictions survive a restart: the same request first tries the account that served it, and the
+//! status of every key is the same.
 
 #![allow(
     clippy::unwrap_used,
@@ -75,7 +75,7 @@ async fn add_voice(house: &House) -> reqwest::Response {
     request.send().await.unwrap()
 }
 
-/// What the status says of each key that does not change by itself.
+/// The parts of each key's status that do not change by themselves.
 async fn said(house: &House) -> Vec<Value> {
     let details: Value = house.get("/api/keychoir-keys").await.json().await.unwrap();
     let of = |key: &Value| {
@@ -86,7 +86,7 @@ async fn said(house: &House) -> Vec<Value> {
     details["keys"].as_array().unwrap().iter().map(|key| Value::Object(of(key))).collect()
 }
 
-/// The status of the request, and how often each key was asked for it.
+/// The status of the response, and the attempts with each key.
 async fn asked(house: &House, request: Request) -> (u16, [usize; 4]) {
     let before = house.hits(&KEYS);
     let status = request.status(house).await;
@@ -94,7 +94,7 @@ async fn asked(house: &House, request: Request) -> (u16, [usize; 4]) {
     (status, std::array::from_fn(|at| after[at] - before[at]))
 }
 
-/// Asks until only those keys are asked, which serve: each refusal takes an account out of the way.
+/// Sends requests until only those keys are tried, which serve: each refusal restricts an account.
 async fn until_asked(house: &House, request: Request, expected: [usize; 4]) {
     for _ in 0..4 {
         if asked(house, request).await == (200, expected) {
@@ -104,8 +104,8 @@ async fn until_asked(house: &House, request: Request, expected: [usize; 4]) {
     panic!("{request:?} does not go to {expected:?}");
 }
 
-/// The first three accounts refuse the request, and the last one serves it, whether the program is started
-/// again or not.
+/// The first three accounts refuse the request, and the last one serves it, before and after a
+/// restart.
 async fn check(house: House, request: Request, case: &str) {
     until_asked(&house, request, [0, 0, 0, 1]).await;
     let before = said(&house).await;
@@ -114,7 +114,7 @@ async fn check(house: House, request: Request, case: &str) {
     let house = house.restarted().await;
     assert_eq!(said(&house).await, before, "{case}");
     assert_eq!(asked(&house, request).await, (200, [0, 0, 0, 1]), "{case}: after");
-    // And once more: nothing of it is lost by being read.
+    // A second restart: reading the restrictions loses none of them.
     let house = house.restarted().await;
     assert_eq!(said(&house).await, before, "{case}");
     assert_eq!(asked(&house, request).await, (200, [0, 0, 0, 1]), "{case}: after another");
@@ -157,7 +157,7 @@ async fn missing_permissions_are_known_after_a_restart() {
     check(house(plan).await, Request::Voices, "permissions").await;
 }
 
-/// Their subscriptions cannot be read, so no poll says anything of their slots.
+/// Their subscriptions cannot be read, so no poll reports their slots.
 #[tokio::test]
 async fn full_slots_are_known_after_a_restart() {
     let mut plan = of_plans(["creator"; 4]);
@@ -168,7 +168,7 @@ async fn full_slots_are_known_after_a_restart() {
     check(house(plan).await, Request::AddVoice, "slots").await;
 }
 
-/// A rate limit of an endpoint that belongs to no concurrency group; nothing is polled.
+/// A rate limit of an endpoint without a concurrency group; polling is off.
 #[tokio::test]
 async fn a_rate_limit_of_an_endpoint_is_known_after_a_restart() {
     let house = house_with(of_plans(["creator"; 4]), |config| config.quota_polling.enabled = false).await;
@@ -178,7 +178,7 @@ async fn a_rate_limit_of_an_endpoint_is_known_after_a_restart() {
     check(house, Request::Voices, "a rate limit").await;
 }
 
-/// A restriction that a served request has ended does not come back with a restart.
+/// A restriction refuted by a served request does not come back with a restart.
 #[tokio::test]
 async fn what_was_refuted_stays_refuted() {
     let house = house(of_plans(["creator"; 4])).await;
@@ -201,7 +201,7 @@ async fn what_was_refuted_stays_refuted() {
     house.abandon().await;
 }
 
-/// A plan that was refused is known of other accounts with it, also before the first poll.
+/// A refused plan applies to other accounts with it, also before the first poll.
 #[tokio::test]
 async fn plans_are_known_after_a_restart() {
     let plan = || of_plans(["free", "free", "free", "creator"]);
@@ -221,7 +221,7 @@ async fn plans_are_known_after_a_restart() {
     house.abandon().await;
 }
 
-/// A program that is killed has written them, too.
+/// A killed program has written them, too.
 #[tokio::test]
 async fn refusals_are_written_while_the_program_runs() {
     let house = house(of_plans(["creator"; 4])).await;
@@ -232,7 +232,7 @@ async fn refusals_are_written_while_the_program_runs() {
     };
     assert_eq!(asked(&house, Request::Speech).await, (200, [1, 1, 0, 0]));
     until(|| rows() == 1).await;
-    // The only one that is left to ask serves it again.
+    // The only account left serves it again.
     house.simulator.always_on(ONE, SPEECH, None);
     for key in &KEYS[1..] {
         house.simulator.always_on(key, SPEECH, Some("workspace_access_denied".parse().unwrap()));

@@ -1,5 +1,5 @@
-//! Canaries: keys, client tokens and texts that are looked for in everything that comes out, with
-//! the log at TRACE, over every path that a request can take.
+//! Canaries: keys, client tokens and texts that are searched in all output, with the log at TRACE,
+//! over every path of a request.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,15 +24,16 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::Message;
 
-/// Two keys as long as real ones. What lies between their ends is never shown.
+/// Two keys as long as real ones. The characters between their ends are never shown.
 const ONE: &str = "sk_canary000111122223333aaaabbbbccccddddeeeeffff0001";
 const TWO: &str = "sk_canary000444455556666aaaabbbbccccddddeeeeffff0002";
-/// Supabase's, of the newer and of the older kind; the older one is a token of the role service_role.
+/// Supabase's keys, the newer and the older kind; the older one is a token of the role
+/// service_role.
 const SUPABASE_KEYS: [&str; 2] =
     ["sb_secret_canary77778888", "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.canary77778888"];
 const TEXT: &str = "the text of a private message, canary 9c41";
 
-/// What must not be found anywhere, each with its name.
+/// The canaries by name, which must not occur anywhere.
 fn canaries() -> HashMap<&'static str, Vec<u8>> {
     use sha2::{Digest, Sha256};
     // ElevenLabs signs its calls to a key owner's server with this digest.
@@ -58,7 +59,7 @@ fn assert_clean(place: &str, bytes: &[u8]) {
     }
 }
 
-/// Everything that can become of an attempt.
+/// Every possible result of an attempt.
 const FAULTS: [&str; 27] = [
     "pass",
     "quota",
@@ -89,11 +90,11 @@ const FAULTS: [&str; 27] = [
     "garbled",
 ];
 
-/// More of what can become of a session.
+/// Further results of a session.
 const SOCKET_FAULTS: [&str; 5] =
     ["after=1:quota", "after=1:cut", "after=0:reset", "close=1011/what", "cut=10"];
 
-/// Says a text and a token on a socket, and does not stay; whether it was opened.
+/// Sends a text and a token on a WebSocket and disconnects; returns whether it was accepted.
 async fn talk_secrets(address: SocketAddr, path: &str) -> bool {
     let asked = talk::knock_at(address, path, &[("xi-api-key", CLIENT_TOKEN)]).await;
     let mut talk = match asked {
@@ -110,14 +111,14 @@ async fn talk_secrets(address: SocketAddr, path: &str) -> bool {
         json!({"message_type": "input_audio_chunk", "audio_base_64": "AAAA", "commit": true}),
         json!({"text": "", "close_socket": true}),
     ] {
-        // The provider may have gone meanwhile.
+        // The provider may have disconnected meanwhile.
         let _ = talk.stream.send(Message::text(message.to_string())).await;
     }
     talk.leave().await;
     true
 }
 
-/// A Supabase that says the key to whoever has it, in every part of its refusal.
+/// A Supabase whose refusals contain the key in every part.
 async fn indiscreet(key: &'static str) -> (String, AbortOnDrop) {
     let listener = loopback().await;
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -125,7 +126,7 @@ async fn indiscreet(key: &'static str) -> (String, AbortOnDrop) {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut head = vec![0; 64 * 1024];
-            // What it was sent matters to nobody.
+            // The request is ignored.
             let _ = stream.read(&mut head).await;
             let body = json!({"code": key, "message": key, "details": key, "hint": key}).to_string();
             let length = body.len();
@@ -138,8 +139,8 @@ async fn indiscreet(key: &'static str) -> (String, AbortOnDrop) {
     (url, serving)
 }
 
-/// Where the provider is asked for its reset dates, a key that is exhausted once stays so; where it is
-/// not, every refusal is met with both keys.
+/// With polling, the provider reports its reset dates, so an exhausted key stays so; without it,
+/// every refusal occurs with both keys.
 async fn check_form(form: &str, supabase_key: &'static str, is_watched: bool) {
     let (supabase, _serving) = indiscreet(supabase_key).await;
     let folder = tempfile::tempdir().unwrap();
@@ -202,7 +203,8 @@ async fn check_form(form: &str, supabase_key: &'static str, is_watched: bool) {
             let is_ours = answer.headers().contains_key("x-keychoir-error");
             let path = answer.url().path();
             let is_admin = path.starts_with("/api/") || ["/metrics", "/readyz"].contains(&path);
-            // What the provider says of the request is the client's own; what we say is looked at.
+            // The provider's bodies may contain the client's own request; Keychoir's own bodies are
+            // checked.
             if let (true, Ok(body)) = (is_ours || is_admin, answer.bytes().await) {
                 assert_clean("an answer of ours", &body);
             }
@@ -239,7 +241,7 @@ async fn check_form(form: &str, supabase_key: &'static str, is_watched: bool) {
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         assert_clean("what a command prints", &[output.stdout, output.stderr].concat());
     }
-    // The made-up path `/v1/<token>` reaches the provider, where it belongs; nothing else does.
+    // The made-up path `/v1/<token>` reaches the provider, as it must; no other canary does.
     let violations = simulator.ledger().violations;
     assert!(violations.iter().all(|violation| violation.contains("the path")), "{violations:?}");
 }

@@ -1,4 +1,4 @@
-//! Clients that do not take their answers hold the places of an account no longer than they may.
+//! Clients that do not read their responses hold the slots of an account for a bounded time only.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,10 +24,11 @@ use tokio::net::TcpStream;
 use house::{ONE, SPEECH, join_all, loopback};
 use talk::{STREAM_INPUT, in_time, knock_at};
 
-/// Sound of ten minutes: far more than the system takes of an answer.
+/// Ten minutes of audio: far more than the system buffers of a response.
 const CHARACTERS: usize = 9_000;
 
-/// One account with three places. A client that takes less than a mebibyte a second is cut soon.
+/// One account with a concurrency limit of three. A client that reads less than a mebibyte per
+/// second is cut soon.
 async fn three_places(rate: u32) -> (Simulator, Running) {
     let workspace = WorkspacePlan { concurrency_max: Some(3), ..WorkspacePlan::new("narrow", 10_000_000) };
     let key = KeyPlan { workspace: Some("narrow".to_owned()), ..KeyPlan::new(ONE, 10_000_000) };
@@ -44,7 +45,7 @@ async fn three_places(rate: u32) -> (Simulator, Running) {
     (simulator, running)
 }
 
-/// A client that has asked for a long speech, and has its head.
+/// A client that has requested a long speech, and has received the head.
 async fn asked(running: &Running) -> TcpStream {
     let mut stream = TcpStream::connect(running.address()).await.unwrap();
     let body = json!({"text": "a".repeat(CHARACTERS), "model_id": "eleven_multilingual_v2"}).to_string();
@@ -56,7 +57,7 @@ async fn asked(running: &Running) -> TcpStream {
     stream
 }
 
-/// The status of a short speech.
+/// The status of a short speech request.
 async fn spoken(running: &Running) -> u16 {
     let url = format!("http://{}{SPEECH}", running.address());
     let client = keychoir::upstream::side_calls().unwrap().build().unwrap();
@@ -70,7 +71,7 @@ async fn clients_that_do_not_read_or_trickle_hold_no_place_for_long() {
     let mut slow = [asked(&running).await, asked(&running).await, asked(&running).await];
     let [_, _, trickling] = &mut slow;
     let trickle = async {
-        // Until it is cut: what was on its way to it may be read first.
+        // Reads until it is cut: data on its way may come first.
         while trickling.read_u8().await.is_ok() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }

@@ -1,4 +1,4 @@
-//! Refusals on sockets through the whole program: the words of HTTP in messages and closes of sockets.
+//! Refusals on WebSockets through the whole program: the texts of HTTP in messages and closes.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,24 +20,24 @@ use talk::{AGENT, Heard, SCRIBE, STREAM_INPUT, dial};
 const FOUR: &str = "sk_key_number_four_00000000000000000000000000000004";
 const KEYS: [&str; 4] = [ONE, TWO, THREE, FOUR];
 
-/// A pool of that many accounts, of which the first ones meet a fault.
+/// A pool of that many accounts, the first of which have a fault.
 async fn accounts(count: usize, refusing: usize, fault: &str) -> House {
     let house = house(Plan::of(KEYS[..count].iter().map(|key| (*key, 100_000)))).await;
     KEYS[..refusing].iter().for_each(|key| house.always(key, fault));
     house
 }
 
-/// A message, and right behind it a close without a reason.
+/// A message, immediately followed by a close without a reason.
 fn last(code: u16, message: &Value) -> String {
     format!("last={code}/{message}")
 }
 
-/// Sessions that each account was asked for.
+/// The number of sessions that each account was tried for.
 fn asked(house: &House, count: usize) -> Vec<usize> {
     house.hits(&KEYS[..count])
 }
 
-/// Speaks a text; whether it is heard and no error is.
+/// Speaks a text; returns whether audio and no error was received.
 async fn speak(house: &House) -> bool {
     let mut talk = dial(house, STREAM_INPUT).await;
     let (messages, _) = talk.speak(&["Hello. "]).await;
@@ -46,7 +46,7 @@ async fn speak(house: &House) -> bool {
     has_sound && messages.iter().all(|message| message.get("error").is_none())
 }
 
-/// Opens a session of transcription or of an agent; the kind of the first thing that the client gets.
+/// Opens a session of transcription or of an agent; returns the kind of the first message.
 async fn open(house: &House, path: &str) -> String {
     let mut talk = dial(house, path).await;
     let first = match talk.hear().await {
@@ -84,7 +84,7 @@ async fn a_close_with_a_sentence_of_http_is_what_the_sentence_says() {
     }
 }
 
-/// A `message_type` that says less than the sentence beside it.
+/// A `message_type` that is less specific than the sentence beside it.
 #[tokio::test]
 async fn an_auth_error_about_a_permission_takes_no_key() {
     let sentence = MISSING.replace("text_to_speech", "speech_to_text");
@@ -98,8 +98,8 @@ async fn an_auth_error_about_a_permission_takes_no_key() {
     house.abandon().await;
 }
 
-/// Words that are not the key's: two accounts are asked, the next session reaches the third, and all stay
-/// active.
+/// A text that does not blame the key: two accounts are tried, the next session reaches the third,
+/// and all stay active.
 #[tokio::test]
 async fn an_auth_error_in_unknown_words_takes_no_key() {
     let message = json!({"message_type": "auth_error", "error": "Something new."});
@@ -125,13 +125,13 @@ async fn a_code_of_http_refuses_a_transcription_before_it_starts() {
         "workspace_access_denied",
         "detected_unusual_activity",
         "payment_required",
-        // In unknown words: the close tells that it is a refusal.
+        // An unknown text: the close shows that it is a refusal.
         "gizmo",
     ] {
         let house = accounts(2, 1, &last(1008, &json!({"message_type": code, "error": "x"}))).await;
         for expected in [[1, 1], [1, 2]] {
             assert_eq!(open(&house, SCRIBE).await, "session_started", "{code}");
-            // A place that was taken is tried again a moment later.
+            // An account with a full concurrency limit is tried again a moment later.
             if code != "concurrent_limit_exceeded" {
                 assert_eq!(asked(&house, 2), expected, "{code}");
             }
@@ -156,7 +156,7 @@ async fn an_agents_error_in_the_shape_of_http_moves_the_session() {
     }
 }
 
-/// What is too much for one account is remembered once another has served.
+/// A limit of one account is recorded once another has served.
 #[tokio::test]
 async fn an_account_without_resources_is_asked_last_for_a_while() {
     for kind in ["resource_exhausted", "queue_overflow"] {
@@ -167,7 +167,7 @@ async fn an_account_without_resources_is_asked_last_for_a_while() {
             assert_eq!(asked(&house, 2), expected, "{kind}");
         }
         house.abandon().await;
-        // Two that say the same end a session, and the next one reaches a third.
+        // Two equal refusals end a session, and the next one reaches a third account.
         let house = accounts(3, 2, &fault).await;
         assert_eq!(open(&house, SCRIBE).await, kind);
         assert_eq!(asked(&house, 3), [1, 1, 0], "{kind}");
@@ -180,7 +180,8 @@ async fn an_account_without_resources_is_asked_last_for_a_while() {
     }
 }
 
-/// An error in unknown words that no close follows is no refusal: it goes to the client with what follows.
+/// An error in unknown words without a close is no refusal: it is forwarded to the client with the
+/// messages after it.
 #[tokio::test]
 async fn an_unknown_error_without_a_close_is_passed_on() {
     let message = json!({"message_type": "gizmo", "error": "Gizmo."});

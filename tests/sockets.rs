@@ -1,4 +1,4 @@
-//! Sessions on sockets through the whole program, before the simulator's sockets.
+//! WebSocket sessions through the whole program, in front of the simulator's WebSockets.
 
 #![allow(
     clippy::unwrap_used,
@@ -43,7 +43,7 @@ fn well_closed() -> Heard {
     Heard::Close(1000, String::new())
 }
 
-/// The sessions that the provider saw, in their order.
+/// The sessions that the provider received, in their order.
 fn sessions(house: &House) -> Vec<(RequestSummary, SocketSummary)> {
     let requests = house.simulator.ledger().requests;
     requests
@@ -106,7 +106,7 @@ async fn transcription_begins_with_the_key_that_works() {
     house.always(ONE, "invalid");
     house.always(TWO, "quota");
     let mut talk = dial(&house, SCRIBE).await;
-    // Clients of some libraries do not wait for the session to start.
+    // Some client libraries do not wait for the session to start.
     talk.say(
         &json!({"message_type": "input_audio_chunk", "audio_base_64": "AAAA".repeat(8_000), "commit": true,
         "sample_rate": 16_000}),
@@ -139,7 +139,7 @@ async fn a_refusal_that_every_key_gets_is_told_as_it_came() {
 #[tokio::test]
 async fn a_handshake_that_every_key_is_refused_is_an_answer() {
     let house = house(Plan::of([(ONE, 100_000), (TWO, 100_000)])).await;
-    // This model is not for this socket, whatever the key.
+    // This model is not available on this WebSocket, whatever the key.
     let path = format!("{STREAM_INPUT}?model_id=eleven_v3");
     let Err((status, body)) = knock(&house, &path, &[("xi-api-key", CLIENT_TOKEN)]).await else {
         panic!("it was opened")
@@ -155,7 +155,7 @@ async fn a_handshake_that_every_key_is_refused_is_an_answer() {
     house.close().await;
 }
 
-/// A12, on sockets: what no account has is asked of one account for a while.
+/// A12, on WebSockets: for a voice that no account has, only one account is tried for a while.
 #[tokio::test]
 async fn a_voice_that_no_account_has_is_looked_for_once_on_sockets() {
     let house = house(Plan::of([(ONE, 100_000), (TWO, 100_000), (THREE, 100_000)])).await;
@@ -191,7 +191,7 @@ async fn after_the_first_sound_a_refusal_is_passed_on_and_teaches() {
 
 #[tokio::test]
 async fn credits_that_run_out_between_keys_move_the_session() {
-    // The first key cannot pay for the text: it is not even asked.
+    // The first key cannot pay for the text, so it is not tried.
     let house = house(Plan::of([(ONE, 5), (TWO, 100_000)])).await;
     let mut talk = dial(&house, STREAM_INPUT).await;
     let (messages, _) = talk.speak(&["Hello there, this is long. "]).await;
@@ -210,7 +210,7 @@ async fn every_context_may_bring_a_credential_and_none_arrives() {
         let opening = format!(
             r#"{{ "\u0078i_api_key" : "{CLIENT_TOKEN}", "text":" ","context_id":"{context}","authorization":"{CLIENT_TOKEN}"}}"#
         );
-        // In frames that cut the credential's name and value.
+        // In frames that split the credential's name and value.
         let bytes = opening.as_bytes();
         let data = |at: usize| if at == 0 { OpCode::Data(Data::Text) } else { OpCode::Data(Data::Continue) };
         let pieces: Vec<&[u8]> = bytes.chunks(7).collect();
@@ -309,7 +309,7 @@ async fn origin_and_subprotocols_pass_but_for_a_token() {
     house.close().await;
 }
 
-/// The client of the tests, who needs its token.
+/// The client of the tests, with a required token.
 fn with_token(config: &mut Config) {
     config.clients = vec![ClientConfig {
         name: "app".to_owned(),
@@ -325,7 +325,7 @@ async fn a_token_may_be_presented_in_any_place_of_a_socket() {
     for (path, headers) in [
         (STREAM_INPUT, &[("xi-api-key", CLIENT_TOKEN)] as &[(&str, &str)]),
         (&in_query, &[]),
-        // In its first message only.
+        // The token in its first message only.
         (STREAM_INPUT, &[]),
     ] {
         let mut talk = knock(&house, path, headers).await.expect("an open socket");
@@ -346,7 +346,7 @@ async fn who_does_not_say_who_it_is_gets_nothing() {
     .await;
     let wrong = knock(&house, STREAM_INPUT, &[("xi-api-key", "wrong")]).await;
     assert_eq!(wrong.err().unwrap().0, 401);
-    // Where no message can say it, it is asked for before.
+    // If no message can carry the token, it is required in the handshake.
     assert_eq!(knock(&house, SCRIBE, &[]).await.err().unwrap().0, 401);
     for first in [Some(json!({"text": " ", "xi_api_key": "wrong"})), Some(json!({"text": "hello "})), None] {
         let mut talk = knock(&house, STREAM_INPUT, &[]).await.unwrap();
@@ -381,7 +381,7 @@ async fn an_own_key_goes_as_it_is_and_is_not_seen_in_messages() {
     house.abandon().await;
 }
 
-/// Keys of workspaces where so many may speak at once.
+/// Keys of workspaces with this concurrency limit.
 fn narrow(keys: &[&str], maximum: u32) -> Plan {
     keys.iter().fold(Plan::of([]), |plan, key| {
         let workspace = WorkspacePlan { concurrency_max: Some(maximum), ..WorkspacePlan::new(key, 100_000) };
@@ -402,7 +402,7 @@ async fn idle_sessions_take_no_place_and_speaking_ones_wait_for_theirs() {
         talk.say(&json!({"text": " "})).await;
         talks.push(talk);
     }
-    // A refusal teaches how many may speak; from then on, nobody is refused.
+    // The concurrency limit is learned from a refusal; after that, no session is refused.
     let spoken = house::join_all(talks.into_iter().map(|mut talk| async move {
         talk.say(&json!({"text": "Hello there. ", "try_trigger_generation": true})).await;
         talk.say(&json!({"text": ""})).await;
@@ -416,8 +416,8 @@ async fn idle_sessions_take_no_place_and_speaking_ones_wait_for_theirs() {
     house.abandon().await;
 }
 
-/// An unknown word that denies access: the session is tried with a second account, and the refusal of the
-/// first is remembered for the next sessions.
+/// A denial in unknown words: the session is tried with a second account, and the refusal of the
+/// first is recorded for the next sessions.
 #[tokio::test]
 async fn a_session_that_is_refused_in_unknown_words_is_asked_of_another_account() {
     for shape in ["forbidden", "unauthorized", "early:forbidden"] {
@@ -436,7 +436,7 @@ async fn a_session_that_is_refused_in_unknown_words_is_asked_of_another_account(
 #[tokio::test]
 async fn a_token_of_the_provider_goes_to_whoever_gave_it() {
     let house = house(Plan::of([(ONE, 100_000), (TWO, 100_000)])).await;
-    // For no fault of its own, the first key is not the one that serves.
+    // Another key serves, though the first one is not at fault.
     house.always(ONE, "forbidden");
     let minted = house.post("/v1/single-use-token/tts_websocket", &json!({})).await;
     let token: Value = minted.json().await.unwrap();
@@ -473,7 +473,7 @@ async fn the_program_ends_sessions_when_the_grace_is_over() {
 async fn who_is_still_waited_for_when_the_grace_is_over_is_told() {
     let unknown = house_with(three_keys(), with_token).await;
     let silent = knock(&unknown, STREAM_INPUT, &[]).await.unwrap();
-    // The one place is taken, and what is to be said waits for it.
+    // The only slot is taken, and the text waits for it.
     let busy = house(narrow(&[ONE], 1)).await;
     busy.always(ONE, "slow_body=600000");
     let _held = busy.speak(200).await;
@@ -573,7 +573,7 @@ async fn what_costs_nothing_is_said_once_more() {
     let house = house(three_keys()).await;
     house.simulator.script(ONE, vec!["after=0:cut".parse().unwrap()]);
     let mut talk = dial(&house, STREAM_INPUT).await;
-    // Only what opens the context was said when the connection broke.
+    // Only the opening message was sent when the connection broke.
     talk.say(&json!({"text": " "})).await;
     let sockets = |ledger: &Ledger| ledger.requests.iter().filter(|request| request.socket.is_some()).count();
     in_time(house.simulator.until(|ledger| sockets(ledger) == 2)).await;
@@ -604,7 +604,7 @@ async fn dialogue_is_charged_by_its_lines() {
     assert_eq!((records[0].credits, records[0].credits_from.as_str()), (10, "estimate"));
 }
 
-/// One figure of the books.
+/// One number of the usage records.
 fn figure(books: &Path, sql: &str) -> i64 {
     rusqlite::Connection::open(books).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
 }
@@ -614,7 +614,7 @@ async fn a_transcription_is_booked_by_its_seconds() {
     let house = house(three_keys()).await;
     let mut talk = dial(&house, SCRIBE).await;
     assert_eq!(talk.message().await["message_type"], "session_started");
-    // A second and a half of samples of 16 bits.
+    // One and a half seconds of 16-bit samples.
     let sound = "AAAA".repeat(16_000);
     talk.say(&json!({"message_type": "input_audio_chunk", "audio_base_64": sound, "commit": true, "sample_rate": 16_000}))
         .await;
@@ -641,7 +641,8 @@ async fn what_a_conversation_has_cost_is_asked_for_afterwards() {
     while talk.message().await["type"] != "agent_response" {}
     talk.leave().await;
     drop(talk);
-    // With the key that it was held with: no other account knows it.
+    // The cost is requested with the key of the session: other accounts do not have the
+    // conversation.
     let is_asked = |request: &RequestSummary| {
         request.path_and_query.starts_with("/v1/convai/conversations/") && request.status == Some(200)
     };
@@ -703,14 +704,14 @@ async fn a_signed_url_names_us_where_that_is_wished() {
             config.websocket.signed_url_base = base.unwrap_or_default().parse().unwrap();
         })
         .await;
-        // For no fault of its own, the first key is not the one that serves.
+        // Another key serves, though the first one is not at fault.
         house.always(ONE, "forbidden");
         let answer = house.get("/v1/convai/conversation/get-signed-url?agent_id=agent_public").await;
         let answer: Value = answer.json().await.unwrap();
         let url = answer["signed_url"].as_str().unwrap();
         assert_eq!(url.starts_with("wss://localhost:11011/v1/convai/conversation?"), base.is_some(), "{url}");
         house.simulator.always(ONE, None);
-        // Whoever comes with it comes to the account that has signed.
+        // A session with the signed URL goes to the account that has signed it.
         let path = &url[url.find("/v1/").unwrap()..];
         let mut talk = knock(&house, path, &[]).await.unwrap();
         assert_eq!(talk.message().await["type"], "conversation_initiation_metadata");
@@ -724,7 +725,7 @@ async fn a_signed_url_names_us_where_that_is_wished() {
 #[tokio::test]
 async fn what_the_first_message_names_binds_the_session() {
     let house = house(Plan::of([(ONE, 100_000), (TWO, 100_000)])).await;
-    // For no fault of its own, the first key is not the one that serves.
+    // Another key serves, though the first one is not at fault.
     house.always(ONE, "forbidden");
     let minted = house.post("/v1/single-use-token/tts_websocket", &json!({})).await;
     let token: Value = minted.json().await.unwrap();
@@ -753,7 +754,7 @@ async fn a_session_counts_for_its_client_when_it_was_served() {
     })
     .await;
     let token = [("xi-api-key", CLIENT_TOKEN)];
-    // Nothing was said: that is no request.
+    // A session without text counts as no request.
     dial(&house, STREAM_INPUT).await.leave().await;
     let open = in_time(knock_when_free(&house)).await;
     assert_eq!(knock(&house, STREAM_INPUT, &token).await.err().unwrap().0, 429, "one at a time");
@@ -764,7 +765,7 @@ async fn a_session_counts_for_its_client_when_it_was_served() {
     }
     let refused = loop {
         match knock(&house, STREAM_INPUT, &token).await {
-            // The last one may not have been seen to end.
+            // The end of the last session may not have been processed yet.
             Err((429, _)) => tokio::task::yield_now().await,
             Err(refused) => break refused,
             Ok(_) => panic!("the allowance is used"),
@@ -774,7 +775,7 @@ async fn a_session_counts_for_its_client_when_it_was_served() {
     house.close().await;
 }
 
-/// A socket for a client that may have one at a time, once the one before is seen to have ended.
+/// A WebSocket for a client with a limit of one, once the end of the previous one was processed.
 async fn knock_when_free(house: &House) -> Talk {
     loop {
         match knock(house, STREAM_INPUT, &[("xi-api-key", CLIENT_TOKEN)]).await {
@@ -792,7 +793,7 @@ async fn a_client_that_does_not_read_stops_the_provider() {
     let (mut sink, mut stream) = futures_util::StreamExt::split(talk.stream);
     const PIECE: usize = 256 * 1024;
     let mut sent = 0_usize;
-    // What is echoed and not read fills what the system holds, and then nothing moves any more.
+    // Unread echoes fill the buffers of the system, and then the flow stops.
     let flood = async {
         loop {
             futures_util::SinkExt::send(&mut sink, Message::binary(vec![7; PIECE])).await.unwrap();
@@ -802,7 +803,7 @@ async fn a_client_that_does_not_read_stops_the_provider() {
     assert!(tokio::time::timeout(Duration::from_secs(2), flood).await.is_err());
     let held = sent * PIECE;
     assert!(held < 64 * 1024 * 1024, "{held} bytes were taken and not read");
-    // Nothing is lost of it.
+    // No message is lost.
     for _ in 0..sent {
         let Some(Ok(Message::Binary(echo))) = in_time(futures_util::StreamExt::next(&mut stream)).await
         else {
@@ -869,7 +870,7 @@ async fn a_session_that_has_spoken_gives_its_place_to_the_next() {
     })
     .await;
     let mut talks = Vec::new();
-    // Each stays open when it has spoken, where one may speak at a time.
+    // Each stays open after it has spoken, with a concurrency limit of one.
     for _ in 0..3 {
         let mut talk = dial(&house, STREAM_INPUT).await;
         talk.say(&json!({"text": " "})).await;

@@ -1,4 +1,4 @@
-//! What a person gets wrong at the start is said clearly, with what to do, and nothing is lost.
+//! Mistakes at the start lead to a clear message with advice, and no data is lost.
 
 #![allow(
     clippy::unwrap_used,
@@ -115,7 +115,7 @@ fn a_place_for_the_books_that_cannot_be_written_is_named() {
     assert_says(&run(&mut command), 78, &[path.to_str().unwrap(), "storage.path", "storage.ephemeral"]);
 }
 
-/// The program with its database at `path`, at a free port.
+/// The program with its database at `path`, on a free port.
 fn keeping_books_at(path: &Path) -> Command {
     let mut command = keychoir(&["--listen", "127.0.0.1:0"]);
     command
@@ -127,7 +127,7 @@ fn keeping_books_at(path: &Path) -> Command {
     command
 }
 
-/// It does not start, within the time in which it would have served, and says these words.
+/// Asserts that it exits before it would have served, with these words.
 #[track_caller]
 fn assert_refused(path: &Path, words: &[&str]) {
     let (code, said) = Program::start(&mut keeping_books_at(path)).ended();
@@ -187,7 +187,7 @@ fn the_second_program_on_a_database_refuses_to_start() {
     let mut usage = keychoir(&["usage"]);
     usage.env("KEYCHOIR_STORAGE__PATH", &path);
     assert_eq!(run(&mut usage).status.code(), Some(0));
-    // A killed program's lock goes with it.
+    // The lock of a killed program is released.
     program.signal("KILL");
     program.ended();
     let mut program = Program::start(&mut keeping_books_at(&path));
@@ -232,7 +232,7 @@ fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// `check` of a machine with nothing on it but this home folder.
+/// `check` on a machine with only this home folder.
 fn check_in(home: &Path) -> std::process::Command {
     let mut command = keychoir(&["check"]);
     command.env("HOME", home).env("ELEVENLABS_API_KEYS", KEYS).current_dir(home);
@@ -258,7 +258,7 @@ fn a_client_is_added_on_a_fresh_machine_and_its_file_is_read_from_then_on() {
     let output = run(keychoir(&["clients", "list"]).env("HOME", home.path()));
     assert_eq!(stdout(&output), "app  without bounds\n");
 
-    // It counts for a start, too.
+    // A start uses it, too.
     let mut command = keychoir(&["serve"]);
     command
         .env("HOME", home.path())
@@ -391,13 +391,13 @@ fn files_that_others_can_read_are_warned_about() {
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
     }
     assert!(!stderr(&check()).contains("other users"), "{}", stderr(&check()));
-    // Settings without secrets may be read by everyone.
+    // Settings without secrets may be readable for all users.
     write("tokens.toml", "[log]\nlevel = \"warn\"\n", 0o644);
     assert!(!stderr(&check()).contains("other users"), "{}", stderr(&check()));
 }
 
-/// A simulated ElevenLabs and a Keychoir before it; what the start has written, line by line, until the
-/// line of the status page.
+/// A simulated ElevenLabs and a Keychoir in front of it; the lines of the start up to that of the
+/// status page.
 fn start_lines(command: &mut std::process::Command) -> (Program, Vec<String>) {
     let mut program = Program::start(command);
     let lines = std::cell::RefCell::new(Vec::new());

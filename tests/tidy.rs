@@ -1,5 +1,5 @@
-//! The house rules that a machine can check: who may import whom, that `policy` is pure, that no
-//! file grows into two, and that every file says what it is for.
+//! Automatic checks of the project's structure: imports between modules, purity of `policy`, the
+//! size of files, and module docs.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Each module and what it may import, itself aside. `ARCHITECTURE.md` draws it.
+/// Each module and its permitted imports, without itself. `ARCHITECTURE.md` draws them.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("secret", &[]),
     ("policy", &["secret"]),
@@ -71,7 +71,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("lib", &[]),
 ];
 
-/// What a pure function has no use for.
+/// Items that a pure function does not use.
 const IMPURE: &[&str] = &[
     "std::fs",
     "std::io",
@@ -136,14 +136,14 @@ fn without_tests(text: &str) -> String {
 }
 
 impl File {
-    /// The module it belongs to.
+    /// The module of the file.
     fn module(&self) -> String {
         let inside = self.path.strip_prefix(source()).unwrap();
         let first = inside.components().next().unwrap().as_os_str().to_string_lossy().into_owned();
         first.trim_end_matches(".rs").to_owned()
     }
 
-    /// The modules of this package that its code names.
+    /// The modules of this package in its code.
     fn imports(&self) -> Vec<String> {
         let mut imports: Vec<String> = Vec::new();
         let code: String = self.code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
@@ -199,7 +199,7 @@ fn the_table_of_imports_has_no_line_that_nobody_needs() {
     for file in files() {
         used.entry(file.module()).or_default().extend(file.imports());
     }
-    // The binary names the library and not `crate`.
+    // The binary imports the library by name, not as `crate`.
     for (module, may) in IMPORTS.iter().filter(|(module, _)| *module != "main") {
         for import in *may {
             let is_used = used.get(*module).is_some_and(|imports| imports.iter().any(|name| name == import));

@@ -1,5 +1,5 @@
-//! TLS towards clients: http and https on one port, with a certificate of our own authority or one
-//! that was given; and what goes wrong on the way costs its connection and nothing else.
+//! TLS with clients: http and https on one port, with a certificate of the local CA or a configured
+//! one; a failed handshake only affects its own connection.
 
 #![allow(
     clippy::unwrap_used,
@@ -38,7 +38,7 @@ use tokio_rustls::rustls::{ClientConfig, HandshakeKind, RootCertStore, Supported
 
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// A client that trusts what is in `roots` and nothing else.
+/// A client that trusts only the certificates in `roots`.
 struct Client {
     config: ClientConfig,
 }
@@ -80,13 +80,13 @@ impl Client {
     }
 }
 
-/// The whole answer to a request that is the connection's last.
+/// The whole response to the last request of a connection.
 async fn ask(stream: &mut (impl AsyncReadExt + AsyncWriteExt + Unpin), path: &str) -> io::Result<String> {
     let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     stream.flush().await?;
     let mut answer = Vec::new();
-    // TLS says when it ends: an end that anyone could have made is an error here.
+    // TLS authenticates the end: one without `close_notify` is an error here.
     timeout(WAIT_MAX, stream.read_to_end(&mut answer)).await.expect("an answer that hangs")?;
     Ok(String::from_utf8(answer).unwrap())
 }
@@ -101,7 +101,7 @@ async fn raw(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     answer
 }
 
-/// A house with an authority in a folder of its own.
+/// A proxy with a CA in a folder of its own.
 async fn https_house(change: impl FnOnce(&mut Config)) -> (House, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let house = house_with(Plan::of([(ONE, 100_000)]), |config| {
@@ -188,7 +188,7 @@ async fn a_client_that_comes_back_resumes_its_session() {
     house.close().await;
 }
 
-/// An ordinary beginning of a handshake, which never goes on.
+/// The regular beginning of a handshake.
 fn client_hello() -> Vec<u8> {
     let name = ServerName::try_from("localhost").unwrap();
     let config = Arc::new(Client::trusting(None).config);
@@ -206,12 +206,12 @@ async fn who_does_not_go_on_is_closed_in_time() {
     .await;
     let address = house.running.address();
     let hello = client_hello();
-    // Nothing at all; the first byte; half of the first message; all of it, and no more; and after
-    // a handshake no request.
+    // No byte; the first byte; half of the first message; all of it; and a finished handshake
+    // without a request.
     let sent = [&[] as &[u8], &hello[..1], &hello[..hello.len() / 2], &hello];
     join_all(sent.into_iter().map(|sent| raw(address, sent))).await;
     let mut silent = Client::trusting(Some(&ca(&folder))).connect(address, "localhost").await.unwrap();
-    // It is cut, without a goodbye.
+    // It is cut without a `close_notify`.
     let ended = timeout(WAIT_MAX, silent.read(&mut [0])).await.unwrap();
     assert!(ended.is_err() || ended.is_ok_and(|count| count == 0));
     assert!(house.get("/livez").await.status().is_success());
@@ -224,7 +224,7 @@ async fn who_is_slow_to_begin_is_served() {
     let address = house.running.address();
     let mut plain = TcpStream::connect(address).await.unwrap();
     let slow = TcpStream::connect(address).await.unwrap();
-    // Others come and go meanwhile.
+    // Other connections are served meanwhile.
     let client = Client::trusting(Some(&ca(&folder)));
     assert!(client.get(address, "/livez").await.unwrap().starts_with("HTTP/1.1 200 "));
     plain.write_all(b"G").await.unwrap();
@@ -291,7 +291,7 @@ async fn where_tls_is_off_it_is_turned_away() {
     house.close().await;
 }
 
-/// A folder for a program of its own, before a provider that is not there.
+/// A folder for a program of its own, whose provider is not reachable.
 struct Stage {
     folder: TempDir,
 }
@@ -322,14 +322,14 @@ impl Stage {
         command
     }
 
-    /// Names a certificate, its files in this folder.
+    /// Configures a certificate by its files in this folder.
     fn with_files<'c>(&self, command: &'c mut Command) -> &'c mut Command {
         command
             .env("KEYCHOIR_SERVER__TLS__CERT", self.path("cert.pem"))
             .env("KEYCHOIR_SERVER__TLS__KEY", self.path("key.pem"))
     }
 
-    /// Puts a new certificate and its key there; the certificate is its own authority.
+    /// Writes a new self-signed certificate and its key.
     fn certify(&self, name: &str) -> (String, String) {
         let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
         let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
@@ -455,7 +455,7 @@ async fn a_given_certificate_is_shown_and_replaced_without_a_restart() {
     let old = Client::trusting(Some(&stage.path("first.pem")));
     assert!(old.connect(address, "keys.example").await.is_err(), "the old one is shown no more");
 
-    // A mistake changes nothing and is told with its place.
+    // A mistake changes nothing and is reported with its place.
     stage.write("key.pem", "no key at all");
     stage.write("good.pem", &second);
     program.signal("HUP");
@@ -557,7 +557,7 @@ async fn no_private_key_is_ever_logged() {
     }
 }
 
-/// `env` before an authority is there, with a home of its own.
+/// `env` before a CA exists, with a home folder of its own.
 fn env(home: &Path, arguments: &[&str]) -> Command {
     let mut command = keychoir(&[&["env"], arguments].concat());
     command.env("HOME", home);
@@ -601,7 +601,7 @@ export NODE_EXTRA_CA_CERTS='{quoted}/ca.pem'
     let ca = fs::read_to_string(format!("{state}/ca.pem")).unwrap();
     assert!(bundle.contains(&ca) && bundle.ends_with(&root) && !bundle.contains("PRIVATE"));
 
-    // A shell that took it gets the same again.
+    // A shell that has evaluated it gets the same output again.
     let script =
         "eval \"$(\"$0\" env)\" && \"$0\" env && test -r \"$SSL_CERT_FILE\" -a -r \"$NODE_EXTRA_CA_CERTS\"";
     let mut shell = Command::new("/bin/sh");
@@ -643,14 +643,14 @@ fn env_says_what_there_is_not() {
     let said = variables(&[("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0"), ("NODE_EXTRA_CA_CERTS", "/corp.pem")]);
     assert!(said.contains("names no port that is known before") && !said.contains("BASE_URL"), "{said}");
     assert!(said.contains("# It was /corp.pem: put both into one file to keep it.\nexport NODE"), "{said}");
-    // What the bundle has as well is kept.
+    // The other roots in the bundle are kept.
     let root = rcgen::generate_simple_self_signed(["root.example".to_owned()]).unwrap().cert.pem();
     stage.write("roots.pem", root);
     let roots = stage.path("roots.pem").to_str().unwrap().to_owned();
     let said = variables(&[("SSL_CERT_FILE", &roots), ("NODE_EXTRA_CA_CERTS", &roots)]);
     assert!(said.contains("/tls/bundle.pem\n\n# https with Node: the same,"), "{said}");
     assert_eq!(said.matches("/tls/bundle.pem\n").count(), 2, "{said}");
-    // Without roots that could be kept, what is trusted by default is not replaced.
+    // Without readable roots the default trust is not replaced.
     fs::write(stage.path("roots.pem"), "no certificates").unwrap();
     let said = variables(&[("SSL_CERT_FILE", stage.path("roots.pem").to_str().unwrap())]);
     assert!(

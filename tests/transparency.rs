@@ -1,4 +1,4 @@
-//! What passes, passes byte for byte; what must not, does not.
+//! Forwarded data is forwarded byte for byte; data that must not leave the proxy does not.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,7 +22,7 @@ fn plan() -> Plan {
     Plan::of([(ONE, 100_000), (TWO, 100_000)])
 }
 
-/// Sends bytes as they are and reads until the server closes.
+/// Sends raw bytes and reads until the server closes.
 async fn raw(house: &House, request: &str) -> String {
     let mut stream = TcpStream::connect(house.running.address()).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -31,7 +31,7 @@ async fn raw(house: &House, request: &str) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// What the provider saw of a raw request with this line and these headers.
+/// The provider's view of a raw request with this line and these headers.
 async fn echoed(house: &House, line: &str, headers: &str) -> Value {
     let answer =
         raw(house, &format!("{line} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n"))
@@ -104,7 +104,7 @@ async fn no_credential_of_a_client_reaches_the_provider() {
     for name in ["authorization", "proxy-authorization", "cookie", "xi_api_key", "connection"] {
         assert_eq!(header_values(&echo, name), Vec::<String>::new(), "{name}");
     }
-    // And the simulator, which was told the token, saw it nowhere.
+    // The simulator, which knows the token, received it nowhere.
     house.close().await;
 }
 
@@ -150,7 +150,7 @@ async fn a_request_keeps_its_own_name() {
 #[tokio::test]
 async fn an_answer_is_relayed_as_it_comes() {
     let house = house(plan()).await;
-    // Between two pieces the provider waits longer than this test would.
+    // The provider waits between two pieces for longer than this test runs.
     house.always(ONE, "slow_body=3600s");
     let mut answer = house.post(&format!("{SPEECH}/stream"), &json!({"text": "a".repeat(100)})).await;
     assert!(
@@ -232,7 +232,7 @@ async fn a_client_with_a_token_is_known_by_its_name_and_others_stay_outside() {
 #[tokio::test]
 async fn an_upstream_that_is_not_there_is_said_to_be_so() {
     let house = house_with(plan(), |config| {
-        // A port that was free a moment ago.
+        // An unused port.
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         config.upstream.base_url = format!("http://{free}").parse().unwrap();
     })

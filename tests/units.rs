@@ -1,4 +1,4 @@
-//! The units for systemd, in systemd's own judgement. Needs `systemd-analyze`; nothing is started.
+//! Checks the systemd units with systemd's own tools. Needs `systemd-analyze`; starts nothing.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,10 +11,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// What may be left exposed, of 10.
+/// Maximum exposure level, of 10.
 const EXPOSURE_MAX: f64 = 1.5;
 
-/// The first version that knows `Type=notify-reload`.
+/// The first systemd version with `Type=notify-reload`.
 const NOTIFY_RELOAD_SINCE: u32 = 253;
 
 fn analyze(arguments: &[&str]) -> Output {
@@ -37,7 +37,7 @@ fn text(bytes: &[u8]) -> String {
 fn systemd_finds_nothing_to_complain_about() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["keychoir.service", "keychoir.socket"] {
-        // The program is not installed where the unit has it.
+        // The program is not installed at the path of the unit.
         let unit = fs::read_to_string(unit(name)).unwrap();
         let unit = unit.replace("/usr/local/bin/keychoir", env!("CARGO_BIN_EXE_keychoir"));
         fs::write(folder.path().join(name), unit).unwrap();
@@ -50,7 +50,7 @@ fn systemd_finds_nothing_to_complain_about() {
         version < NOTIFY_RELOAD_SINCE
             && line.ends_with("Failed to parse service type, ignoring: notify-reload")
     };
-    // It judges what the units depend on, too, which is other people's.
+    // The tool also reports on the dependencies of the units, which are not ours.
     let said = text(&output.stderr);
     let ours: Vec<&str> =
         said.lines().filter(|line| line.contains("keychoir")).filter(|line| !is_expected(line)).collect();

@@ -1,5 +1,5 @@
-//! Bodies of any size and in any rhythm survive the refusal of a key at any moment before the
-//! answer starts: the next key gets every byte, once.
+//! Bodies of any size and timing survive the refusal of a key at any moment before the response
+//! starts: the next key receives every byte, once.
 
 #![allow(
     clippy::unwrap_used,
@@ -31,14 +31,14 @@ fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// How the length of a body is told.
+/// How the length of a body is announced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Framing {
     Length,
     Chunked,
 }
 
-/// Sends `body` in pieces as fast as it is taken; returns the answer's first line.
+/// Sends `body` in pieces as fast as it is accepted; returns the status line of the response.
 async fn upload(house: &House, body: &[u8], framing: Framing, extra: &str) -> String {
     let (read, mut write) = TcpStream::connect(house.running.address()).await.unwrap().into_split();
     let length = match framing {
@@ -66,7 +66,7 @@ async fn upload(house: &House, body: &[u8], framing: Framing, extra: &str) -> St
         }
         Ok::<_, std::io::Error>(write)
     };
-    // An early end of the answer may cut the sending short; what counts is the answer.
+    // An early end of the response may stop the sending; only the response counts.
     let (_sent, answer) = tokio::join!(sending, first_line(read));
     answer
 }
@@ -77,7 +77,7 @@ async fn first_line(mut read: OwnedReadHalf) -> String {
     String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned()
 }
 
-/// Hashes of the bodies that were wholly received and served.
+/// Hashes of the bodies that were completely received and served.
 fn served(ledger: &Ledger) -> Vec<&str> {
     let uploads = ledger.requests_to("/v1/simulator/echo");
     uploads.filter(|upload| upload.status == Some(200)).map(|upload| &*upload.body_sha256).collect()
@@ -88,7 +88,7 @@ async fn check(faults: [&str; 2], sizes: &[usize]) {
     let mut expected = Vec::new();
     for &bytes in sizes {
         for framing in [Framing::Length, Framing::Chunked] {
-            // Parked keys would not be asked again: each upload finds two fresh refusals.
+            // Keys in a cooldown would not be tried again: each upload meets two new refusals.
             let body = content(bytes);
             for (key, fault) in KEYS.iter().zip(faults) {
                 house.simulator.script(key, vec![fault.parse().unwrap()]);

@@ -1,4 +1,5 @@
-//! Whatever an upstream says, byte by byte: the client hears it whole, or hears that it broke.
+//! Responses of an upstream, byte by byte: the client receives the whole response, or sees that it
+//! broke.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,20 +16,20 @@ use keychoir::tasks::Tasks;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// How the upstream ends a connection after what it has said.
+/// How the upstream ends a connection after its response.
 #[derive(Clone, Copy)]
 enum End {
     Close,
     Reset,
 }
 
-/// A house before an upstream that says `said` to every request.
+/// A proxy whose upstream sends `said` to every request.
 async fn before(said: Vec<u8>, end: End) -> House {
     before_at(said, end).await.0
 }
 
-/// The same, and where the upstream is. It takes one request after the other, each on a connection
-/// of its own.
+/// The same, with the address of the upstream, which accepts one request after the other, each on a
+/// connection of its own.
 async fn before_at(said: Vec<u8>, end: End) -> (House, String) {
     let listener = loopback().await;
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -38,7 +39,7 @@ async fn before_at(said: Vec<u8>, end: End) -> (House, String) {
             while !head.ends_with(b"\r\n\r\n") {
                 head.push(stream.read_u8().await.unwrap());
             }
-            // A proxy that has heard enough may be gone.
+            // The proxy may close before it has read all.
             let _ = stream.write_all(&said).await;
             if matches!(end, End::Reset) {
                 stream.set_zero_linger().unwrap();
@@ -53,18 +54,18 @@ async fn before_at(said: Vec<u8>, end: End) -> (House, String) {
     (house, url)
 }
 
-/// What a client reads until the connection ends, and whether it ended cleanly.
+/// All bytes that a client reads until the connection ends.
 async fn heard(house: &House, method: &str) -> String {
     let mut stream = TcpStream::connect(house.running.address()).await.unwrap();
     let request = format!("{method} /v1/voices HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
-    // A reset after the answer is an end as well: what counts is what came before it.
+    // A reset after the response is an end as well: only the bytes before it count.
     let _ = stream.read_to_end(&mut answer).await;
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// The verdict in the books after one request whose answer is `said`, and the answer.
+/// The recorded verdict of one request whose response is `said`, and the client's response.
 async fn relayed(said: &str) -> (String, String) {
     let house = before(said.as_bytes().to_vec(), End::Close).await;
     let answer = heard(&house, "POST").await;
@@ -73,7 +74,7 @@ async fn relayed(said: &str) -> (String, String) {
     (answer, verdicts[0].clone())
 }
 
-/// The client gets all of it, and it ends cleanly.
+/// The client receives the whole response, and it ends cleanly.
 async fn check_whole(said: &str, headers: &[&str], body: &str) {
     let (answer, verdict) = relayed(said).await;
     let (head, rest) = answer.split_once("\r\n\r\n").unwrap();
@@ -93,7 +94,7 @@ async fn an_answer_is_heard_whole() {
     check_whole(&chunked, &["transfer-encoding: chunked"], chunks).await;
     let trailers = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n";
     check_whole(trailers, &["transfer-encoding: chunked"], chunks).await;
-    // Where both lengths are told, the chunks are right.
+    // If both lengths are given, the chunks count.
     let both = format!("HTTP/1.1 200 OK\r\ncontent-length: 9\r\ntransfer-encoding: chunked\r\n\r\n{chunks}");
     check_whole(&both, &["transfer-encoding: chunked"], chunks).await;
 }
@@ -109,7 +110,7 @@ async fn what_is_said_before_the_answer_is_passed_over() {
     check_whole(&format!("{early}HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"), &[], "ok").await;
 }
 
-/// The client sees that something is missing, and the books say so.
+/// The client sees that the response is incomplete, and the usage record has that verdict.
 async fn check_broken(said: &str) {
     let (answer, verdict) = relayed(said).await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
@@ -167,12 +168,12 @@ async fn what_changes_nothing_is_asked_once_more() {
     assert_eq!(house.records().await.len(), 2);
 }
 
-/// Status, headers but those of the connection and the name that we give a request, and body.
+/// Status, headers without those of the connection and the request id, and body.
 async fn seen(house: &House, method: &str, url: &str) -> (u16, Vec<(String, Vec<u8>)>, Vec<u8>) {
     let request = house.client.request(method.parse().unwrap(), format!("{url}/v1/voices?a=1"));
     let answer = request.send().await.unwrap();
     let status = answer.status().as_u16();
-    // Of this hop; said of the provider's origin; and of an answer without a type, that it is to be taken so.
+    // Headers of this hop, of the provider's origin, and for responses without a type.
     const OURS: [&str; 7] = [
         "connection",
         "transfer-encoding",
@@ -185,7 +186,7 @@ async fn seen(house: &House, method: &str, url: &str) -> (u16, Vec<(String, Vec<
     let headers = answer.headers().iter().filter(|(name, _)| !OURS.contains(&name.as_str()));
     let mut headers: Vec<_> =
         headers.map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect();
-    // The order of those with different names means nothing (RFC 9110, section 5.3).
+    // The order of headers with different names is irrelevant (RFC 9110, section 5.3).
     headers.sort_by(|(one, _), (other, _)| one.cmp(other));
     (status, headers, answer.bytes().await.unwrap().to_vec())
 }

@@ -1,4 +1,5 @@
-//! TLS towards the provider: trusted or nothing, and an end is believed only when it is signed.
+//! TLS with the provider: untrusted certificates are refused, and an end counts only if it is
+//! authenticated.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,17 +27,17 @@ use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 /// How a provider ends its connection.
 #[derive(Clone, Copy)]
 enum End {
-    /// With TLS's own goodbye.
+    /// With a TLS `close_notify`.
     Signed,
-    /// With TCP's, which anyone on the way can say.
+    /// With a TCP FIN, which any intermediary can send.
     Unsigned,
 }
 
-/// A provider with a certificate that nobody knows.
+/// A provider with an untrusted certificate.
 struct Provider {
     url: String,
     ca_file: PathBuf,
-    /// The first bytes of every request that came through TLS.
+    /// The first bytes of every request received over TLS.
     heads: mpsc::UnboundedReceiver<String>,
     _serving: AbortOnDrop,
     _folder: TempDir,

@@ -1,5 +1,5 @@
-//! Connections on several workers: where they go, that they end together, and that one that breaks
-//! takes no other with it.
+//! Connections on several workers: their distribution, their common shutdown, and the isolation of
+//! a worker that panics.
 
 #![allow(
     clippy::unwrap_used,
@@ -42,7 +42,7 @@ const LIMITS: Limits = Limits {
     rest_after: REST_AFTER,
 };
 
-/// Answers with the name of its thread; at `/hold`, when it is told to.
+/// Responds with the name of its thread; at `/hold`, only when it is released.
 #[derive(Clone, Debug)]
 struct Named {
     held: Arc<Semaphore>,
@@ -105,13 +105,13 @@ impl Stage {
         self.server.listen(Listener::unix(path, 0o600).unwrap(), Tls::new().unwrap()).unwrap();
     }
 
-    /// Waits until so many more requests are held.
+    /// Waits until a number of further requests are held.
     async fn held(&self, count: u32) {
         self.held.acquire_many(count).await.unwrap().forget();
     }
 }
 
-/// A client's connection.
+/// A connection of a client.
 struct Client<S>(S);
 
 async fn connect(address: SocketAddr) -> Client<TcpStream> {
@@ -124,7 +124,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         self.0.write_all(request.as_bytes()).await.unwrap();
     }
 
-    /// The number of the worker that answers.
+    /// The number of the worker that responds.
     async fn answer(&mut self) -> u8 {
         const NAME: &str = "keychoir-";
         let mut answer = String::new();
@@ -144,7 +144,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 
     async fn assert_closed(&mut self) {
-        // It may be reset, too.
+        // A reset is an end, too.
         assert_eq!(self.0.read(&mut [0; 256]).await.unwrap_or(0), 0, "it is still open");
     }
 }
@@ -198,7 +198,8 @@ async fn connections_that_the_system_has_let_in_are_served_at_the_end() {
     let stage = Stage::of(1);
     let address = stage.port();
     stage.server.drain.ending.cancel();
-    // The only worker is busy with this task's connections, or not: what waits is taken in either way.
+    // Whether the only worker is busy with this task's connections or not, waiting connections are
+    // accepted.
     let mut clients = Vec::new();
     for _ in 0..LIMITS.max_connections {
         clients.push(connect(address).await);
@@ -217,11 +218,11 @@ async fn two_listeners_share_one_place() {
     let (first, second) = (stage.port(), stage.port());
     for _ in 0..3 {
         for address in [first, second] {
-            // Each is closed before the next one comes, and nothing else holds the place.
+            // Each is closed before the next one is opened, and no other connection holds a permit.
             connect(address).await.ask().await;
         }
     }
-    // One that is open keeps the others waiting, and only until it is closed.
+    // An open connection keeps the others waiting, and only until it is closed.
     let open = connect(first).await;
     let mut waiting = connect(second).await;
     drop(open);
@@ -254,7 +255,8 @@ async fn who_has_not_asked_yet_is_expected_to() {
     let address = stage.port();
     let mut first = connect(address).await;
     let worker = first.ask().await;
-    // Four that come at once share the workers, although nobody has asked.
+    // Four concurrent connections are spread over the workers before any of them has sent a
+    // request.
     let mut fresh = Vec::new();
     for _ in 0..4 {
         fresh.push(connect(address).await);
@@ -273,7 +275,7 @@ async fn who_asks_after_a_rest_is_served_by_who_has_less_to_do() {
     let (mut one, mut two, mut three) =
         (connect(address).await, connect(address).await, connect(address).await);
     let numbers = [one.ask().await, two.ask().await, three.ask().await];
-    // Two of three have the same worker; one of these two has it to itself for long.
+    // Two of three have the same worker; one of these two keeps it busy for long.
     let (busy, other, worker) = match numbers {
         [a, b, _] if a == b => (&mut one, &mut two, a),
         [a, _, b] if a == b => (&mut one, &mut three, a),
@@ -281,7 +283,7 @@ async fn who_asks_after_a_rest_is_served_by_who_has_less_to_do() {
     };
     busy.send("/hold").await;
     stage.held(1).await;
-    // How long a rest takes to begin is nobody's business; it begins.
+    // The time until the connection moves is not bounded here; it moves.
     let moved = async { while other.ask().await == worker {} };
     tokio::time::timeout(Duration::from_secs(30), moved).await.expect("it waits behind the other");
     assert_eq!(stage.server.room.open(), 3, "it keeps its place");

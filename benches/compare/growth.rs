@@ -1,4 +1,4 @@
-//! Whether a request costs more when there is more of everything: keys, clients, connections, cores.
+//! Whether the cost of a request grows with the number of keys, clients, connections or cores.
 
 use crate::machine;
 use crate::peers::{Peer, Scene};
@@ -6,7 +6,7 @@ use crate::rounds::{Entry, Plan, measure};
 use crate::table::{self, Beside};
 use crate::workload::Workload;
 
-/// Low enough for one connection, one request at a time.
+/// Low enough for one connection with one request at a time.
 const RATE: u32 = 1_000;
 const ASKERS: u32 = 48;
 
@@ -15,7 +15,7 @@ pub fn grow(plan: &Plan, peers: &[Peer], scene: &Scene) {
     for peer in peers {
         let growth = Growth { plan: &plan, peer, scene };
         let is_ours = matches!(peer, Peer::Keychoir(..));
-        // With nginx, it is what the kernel's part and the caches make of it.
+        // nginx shows the part of the kernel and the caches.
         if is_ours || *peer == Peer::Nginx {
             growth.of_connections();
         }

@@ -1,6 +1,6 @@
-//! Who asks: at a fixed rate, each request at its own moment whether the one before was answered or
-//! not, so that a proxy that stalls cannot hide it; or as fast as it is answered. Every answer must be
-//! a good one and arrive whole.
+//! The load generator: requests at a fixed rate, each at its scheduled time whether the previous
+//! one was answered or not, so that a stalling proxy cannot hide it; or one after the other. Every
+//! response must be a success and complete.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,20 +23,20 @@ use crate::upstream::{EPOCH, STAMP};
 use crate::wire;
 use crate::workload::{PACED_BYTES, Workload};
 
-/// Bytes read at once.
+/// Maximum bytes per read.
 const READ: usize = 256 * 1024;
 
-/// What is asked, and how long the body of the answer is.
+/// A request, and the length of its response's body.
 #[derive(Clone, Debug)]
 pub struct Asked {
     pub request: Arc<[u8]>,
     pub answer_bytes: u64,
-    /// Whether pieces of the answer tell when they were sent.
+    /// Whether pieces of the response contain the time at which they were sent.
     pub is_stamped: bool,
 }
 
 impl Asked {
-    /// A request with this key; a paced answer takes so many seconds.
+    /// A request with this key; a paced response takes `seconds`.
     pub fn new(workload: Workload, key: &str, seconds: f64) -> Self {
         Self {
             request: workload.request(key, seconds),
@@ -46,13 +46,13 @@ impl Asked {
     }
 }
 
-/// What was answered. Times from the moment at which a request was due, in seconds.
+/// The results. Times in seconds from the scheduled time of the request.
 #[derive(Debug, Default)]
 pub struct Heard {
     pub requests: u64,
-    /// To the first byte of an answer.
+    /// Times to the first byte of a response.
     pub first: Vec<f64>,
-    /// To the last one; of paced streams, of each piece from when it was sent.
+    /// Times to the last byte; for paced streams, of each piece from its sending.
     pub whole: Vec<f64>,
     pub took: Duration,
 }
@@ -71,7 +71,8 @@ pub struct Load {
 }
 
 impl Load {
-    /// So many who ask one thing at a time, each over so many connections in turns.
+    /// Opens `askers` clients with one request at a time, each of which uses its connections in
+    /// turns.
     pub async fn open(front: &Front, askers: u32, connections_each: u32) -> Self {
         let connector = front.tls.clone().map(TlsConnector::from);
         let mut load = Self { askers: Vec::new() };
@@ -85,7 +86,7 @@ impl Load {
         load
     }
 
-    /// So many requests a second by all of them together.
+    /// Sends `rate` requests per second, by all clients together.
     pub async fn at_rate(&mut self, asked: &Asked, rate: u32, seconds: f64) -> Heard {
         let askers = u32::try_from(self.askers.len()).unwrap();
         let interval = Duration::from_secs(1) * askers / rate;
@@ -97,7 +98,7 @@ impl Load {
         .await
     }
 
-    /// One request by each of them, evenly over this span.
+    /// One request by each client, spread evenly over this time.
     pub async fn once_each(&mut self, asked: &Asked, over: Duration) -> Heard {
         let askers = u32::try_from(self.askers.len()).unwrap();
         let begin = Instant::now() + Duration::from_millis(1);
@@ -114,7 +115,7 @@ impl Load {
         .await
     }
 
-    /// As fast as it is answered, so long.
+    /// Sends the next request after each response, for `seconds`.
     pub async fn saturating(&mut self, asked: &Asked, seconds: f64) -> Heard {
         let end = Instant::now() + Duration::from_secs_f64(seconds);
         self.run(|_, asker| asker.until(asked.clone(), end)).await
@@ -152,10 +153,10 @@ async fn connect(address: SocketAddr, tls: Option<&TlsConnector>) -> Stream {
     }
 }
 
-/// Who asks one thing at a time.
+/// A client with one request at a time.
 struct Asker {
     streams: Vec<Stream>,
-    /// Of these, the one whose turn it was.
+    /// The index of the last used connection.
     turn: usize,
     buffer: Vec<u8>,
     clock: AsyncFd<OwnedFd>,
@@ -163,14 +164,15 @@ struct Asker {
 
 impl Asker {
     fn new(streams: Vec<Stream>) -> Self {
-        // The runtime's own timers go by milliseconds, which is many times what a proxy adds.
+        // The runtime's timers have a resolution of milliseconds, many times the time that a proxy
+        // adds.
         let clock = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK).unwrap();
         #[expect(deprecated, reason = "an owned file is open as long as it is registered")]
         let clock = AsyncFd::new(clock).unwrap();
         Self { streams, turn: 0, buffer: Vec::with_capacity(READ), clock }
     }
 
-    /// A request at each of these moments, or at once where the one before took longer.
+    /// Sends a request at each of these times, or at once if the previous one took longer.
     async fn at_moments(
         mut self,
         asked: Asked,
@@ -217,7 +219,7 @@ impl Asker {
         }
     }
 
-    /// Asks and hears the whole answer.
+    /// Sends a request and reads the whole response.
     async fn ask(&mut self, asked: &Asked, due: Instant, heard: &mut Heard) {
         self.turn = (self.turn + 1) % self.streams.len();
         let stream = &mut self.streams[self.turn];
@@ -257,10 +259,10 @@ async fn read(stream: &mut Stream, buffer: &mut Vec<u8>) {
     assert_ne!(stream.read_buf(buffer).await.unwrap(), 0, "the connection was closed");
 }
 
-/// Counts what an answer brings, and reads the moments in it.
+/// Counts the payload of a response, and parses the times in it.
 struct Payload<'a> {
     bytes: u64,
-    /// As much of a piece's moment as has come.
+    /// The digits of a piece's time received so far.
     stamp: Option<Vec<u8>>,
     heard: &'a mut Heard,
 }

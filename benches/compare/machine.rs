@@ -1,4 +1,4 @@
-//! What the system tells of programs and of itself, and where they run.
+//! Processor time and memory of programs and of the system, and processor affinity.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-/// What /proc counts processor time in.
+/// The unit of processor time in /proc, in seconds.
 const TICK: f64 = 0.01;
 
-/// Runs all threads of this process, and those it will start, on this processor.
+/// Pins all threads of this process, including later ones, to this processor.
 pub fn stay_on(processor: &str) {
     let own = std::process::id().to_string();
     let status =
@@ -19,30 +19,31 @@ pub fn stay_on(processor: &str) {
     assert!(status.is_ok_and(|status| status.success()), "`taskset` keeps programs on their processors");
 }
 
-/// How many files this program may have open, and those that it starts: as many as it may ask for.
+/// Raises the limit of open files of this program, and of those that it starts, as far as allowed;
+/// returns it.
 pub fn open_files_max() -> u64 {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    // What is not given is not counted with.
+    // If that fails, the old limit is returned.
     let _ = setrlimit(Resource::Nofile, limit);
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// A program that will run on these processors only.
+/// A command pinned to these processors.
 pub fn program_on(processors: &str, program: &Path) -> Command {
-    // By its whole path, so that it is found with an empty environment, too.
+    // With an absolute path, so that it is found with an empty environment, too.
     let mut command = Command::new(found("taskset").expect("`taskset`"));
     command.args(["-c", processors]).arg(program).stdin(Stdio::null());
     command
 }
 
-/// Where a program is, among those that the shell would find.
+/// The path of a program, searched like a shell does.
 pub fn found(program: &str) -> Option<PathBuf> {
     let paths = std::env::var_os("PATH")?;
     std::env::split_paths(&paths).map(|folder| folder.join(program)).find(|path| path.is_file())
 }
 
-/// The first line that a program prints.
+/// The first line of a program's output.
 pub fn first_line(program: &Path, argument: &str) -> String {
     let output = Command::new(program).arg(argument).output().unwrap();
     let text = [output.stdout, output.stderr].concat();
@@ -56,19 +57,20 @@ pub fn about() -> String {
     format!("Linux {}, {} of {}", release.trim(), names.len(), names.first().map_or("unknown", |name| name))
 }
 
-/// The name of each.
+/// The names of the processors.
 fn processors() -> Vec<String> {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap();
     let names = text.lines().filter_map(|line| line.strip_prefix("model name")?.split_once(": "));
     names.map(|(_, name)| name.to_owned()).collect()
 }
 
-/// Processor time of everything that ran so far, and of this program, in seconds.
+/// Processor time of all programs so far, and of this one, in seconds.
 fn all_and_own() -> (f64, f64) {
     let text = fs::read_to_string("/proc/stat").unwrap();
     let fields: Vec<f64> =
         text.lines().next().unwrap().split_whitespace().skip(1).map(|field| field.parse().unwrap()).collect();
-    // The fourth and fifth are idle, and from the ninth on they are counted before.
+    // The fourth and fifth fields are idle time, and those from the ninth on are included in
+    // others.
     let busy: f64 = fields[..8].iter().sum::<f64>() - fields[3] - fields[4];
     (busy * TICK, ticks_of(&fs::read_to_string("/proc/self/stat").unwrap()))
 }
@@ -79,7 +81,7 @@ fn ticks_of(stat: &str) -> f64 {
     fields[11..13].iter().map(|field| field.parse::<f64>().unwrap() * TICK).sum()
 }
 
-/// Looks at what else the machine does.
+/// Measures the load of other programs.
 pub struct Others {
     began: Instant,
     before: (f64, f64),
@@ -90,7 +92,8 @@ impl Others {
         Self { began: Instant::now(), before: all_and_own() }
     }
 
-    /// The part of all processors that others had since then, while a proxy had so many seconds.
+    /// The share of all processors that other programs have used since then, given the proxy's
+    /// seconds.
     pub fn share(&self, proxy: f64) -> f64 {
         let (all, own) = all_and_own();
         let others = all - self.before.0 - (own - self.before.1) - proxy;
@@ -98,7 +101,7 @@ impl Others {
     }
 }
 
-/// A program with all that it starts, until it is dropped.
+/// A program with its child processes, until it is dropped.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
@@ -109,12 +112,12 @@ impl Running {
         Self { child: command.spawn().unwrap() }
     }
 
-    /// Whether it still runs.
+    /// Whether it is still running.
     pub fn is_alive(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Its processes: itself, and what it started.
+    /// Its processes: itself and its children.
     fn processes(&self) -> Vec<u32> {
         let mut processes = vec![self.child.id()];
         let mut next = 0;
@@ -137,7 +140,7 @@ impl Running {
                 fields[11..13].iter().map(|field| field.parse::<f64>().unwrap() * TICK).sum::<f64>();
             for thread in fs::read_dir(format!("/proc/{process}/task")).unwrap() {
                 let thread = thread.unwrap().path();
-                // One that has ended meanwhile is counted in the ticks of its process.
+                // A thread that has ended meanwhile is included in the ticks of its process.
                 let Ok(schedule) = fs::read_to_string(thread.join("schedstat")) else { continue };
                 let nanos = schedule.split_whitespace().next().unwrap().parse::<f64>().unwrap();
                 used.threads.insert(thread, nanos / 1e9);
@@ -146,7 +149,7 @@ impl Running {
         used
     }
 
-    /// Its memory in MiB: what is shared with other programs counts by its part.
+    /// Its memory in MiB, with shared pages counted proportionally.
     pub fn memory(&self) -> f64 {
         let of = |process: u32| {
             let rollup = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap();
@@ -159,7 +162,8 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Killed, nginx would leave its worker behind; asked to end, Keychoir would wait for streams.
+        // A killed nginx would leave its worker behind; Keychoir would drain its streams on a
+        // graceful stop.
         let _ = Command::new("kill").arg(self.child.id().to_string()).status();
         let began = Instant::now();
         while self.is_alive() {
@@ -171,7 +175,7 @@ impl Drop for Running {
     }
 }
 
-/// Processor time in seconds: to a hundredth for everything, to a nanosecond for what still runs.
+/// Processor time in seconds: in hundredths for everything, in nanoseconds for running threads.
 #[derive(Debug, Default)]
 pub struct Used {
     ticks: f64,
@@ -183,8 +187,8 @@ impl Used {
         let new = |(thread, seconds): (&PathBuf, &f64)| seconds - before.threads.get(thread).unwrap_or(&0.0);
         let fine: f64 = self.threads.iter().map(new).sum();
         let coarse = self.ticks - before.ticks;
-        // Threads that have ended since are missing in the fine sum; a process of two counters is
-        // rounded twice at each end.
+        // The fine sum lacks threads that have ended; a process with two counters is rounded twice
+        // at each end.
         let rounding = 4.0 * TICK;
         if coarse > fine + rounding { coarse } else { fine }
     }

@@ -56,7 +56,7 @@ use upstream::Upstream;
 use workload::Workload;
 
 fn main() {
-    // `cargo bench` itself says `--bench`.
+    // `cargo bench` itself passes `--bench`.
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let asked = Asked::by(&words);
     let peers = chosen();
@@ -87,7 +87,7 @@ fn main() {
     }
 }
 
-/// What the command line names.
+/// The selection of the command line.
 struct Asked {
     workloads: Vec<Workload>,
     ways: Vec<Way>,
@@ -110,7 +110,7 @@ impl Asked {
                 (word, None) => panic!("`{word}` is nothing that can be measured here"),
             }
         }
-        // A study by itself does without the comparison, and a way without workloads is for all of them.
+        // A study runs without the comparison, and a TLS setup without workloads runs all of them.
         if asked.ways.is_empty() && (asked.studies.is_empty() || !asked.workloads.is_empty()) {
             asked.ways.push(Way::Plain);
         }
@@ -121,7 +121,7 @@ impl Asked {
     }
 }
 
-/// One workload through all peers.
+/// One workload with all peers.
 fn compare(plan: &Plan, peers: &[Peer], scene: &Scene, workload: Workload) {
     let entry = |peer: &Peer| Entry::new(peer.clone(), scene.clone(), workload);
     let entries: Vec<Entry> = peers.iter().filter(|peer| peer.goes(scene.way)).map(entry).collect();

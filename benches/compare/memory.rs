@@ -1,5 +1,5 @@
-//! What a proxy takes while it does nothing: memory after its start, memory for each client that stays
-//! connected, and the time from its start to its first answer.
+//! The cost of an idle proxy: memory after its start, memory per connected client, and the time
+//! from its start to its first response.
 
 use crate::house::{middle, spread};
 use crate::load::{Asked, Load};
@@ -9,15 +9,15 @@ use crate::rounds::{Plan, here};
 use crate::workload::Workload;
 
 const CLIENTS: [u32; 2] = [1_000, 10_000];
-/// Open files beside those of connections.
+/// Open files besides those of connections.
 const FILES_BESIDE: u64 = 500;
 
-/// What one start has shown.
+/// The results of one start.
 struct Turn {
     first_ready_ms: f64,
     ready_ms: f64,
     memory: f64,
-    /// KiB for each client, of so many as there are files for.
+    /// KiB per client, for each number of clients that the limit of open files allows.
     each: Vec<f64>,
 }
 
@@ -53,7 +53,7 @@ pub fn measure(plan: &Plan, peers: &[Peer], scene: &Scene) {
     }
 }
 
-/// Starts it in a fresh folder, and again there.
+/// Starts it in a new folder, and again in the same folder.
 fn start(plan: &Plan, peer: &Peer, scene: &Scene, clients: &[u32]) -> Turn {
     let folder = tempfile::tempdir_in(&plan.folder).unwrap();
     let ready_ms = || {

@@ -1,5 +1,5 @@
-//! The order of a measurement: in every round each proxy has its turn once, and another one begins, so
-//! that whatever else the machine does meets all of them alike.
+//! The order of a measurement: in every round each proxy has one turn, and another one begins, so
+//! that other load on the machine affects all of them alike.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,25 +11,25 @@ use crate::machine::Others;
 use crate::peers::{House, Peer, Scene};
 use crate::workload::{PACED_MS, Workload};
 
-/// Seconds before each turn that are not measured.
+/// Unmeasured seconds before each turn.
 const WARM_SECONDS: f64 = 0.5;
 
 #[derive(Clone)]
 pub struct Plan {
     pub seconds: f64,
     pub rounds: usize,
-    /// Whether it is looked for how much goes through as well.
+    /// Whether the maximum throughput is measured as well.
     pub is_saturated: bool,
     pub folder: PathBuf,
 }
 
-/// One of those that are compared.
+/// A proxy of the comparison.
 pub struct Entry {
     pub name: String,
     pub peer: Peer,
     pub scene: Scene,
     pub rate: u32,
-    /// Who asks, and over how many connections each.
+    /// The number of clients, and of connections of each.
     pub askers: u32,
     pub connections_each: u32,
 }
@@ -47,40 +47,40 @@ impl Entry {
     }
 }
 
-/// What a proxy has shown, one of each a round.
+/// The results of a proxy, one per round.
 #[derive(Debug, Default)]
 pub struct Measured {
     pub turns: Vec<Turn>,
-    /// MiB, when all was over.
+    /// Memory in MiB at the end.
     pub memory: f64,
 }
 
-/// Times in µs.
+/// The results of a turn. Times in µs.
 #[derive(Debug)]
 pub struct Turn {
-    /// Processor time of a request; of a piece, where streams are paced.
+    /// Processor time per request; per piece for paced streams.
     pub cost: f64,
     pub first_p50: f64,
     pub p50: f64,
     pub p99: f64,
-    /// The part of the machine that other programs had meanwhile.
+    /// The share of the machine that other programs used meanwhile.
     pub others: f64,
-    /// Whether the rate could be driven.
+    /// Whether the rate was reached.
     pub is_on_time: bool,
     pub most: Option<Most>,
 }
 
-/// As many as go through.
+/// The maximum throughput.
 #[derive(Debug)]
 pub struct Most {
-    /// Requests a second.
+    /// Requests per second.
     pub rate: f64,
     pub cost: f64,
-    /// The part of its processor that it had: where that is well below 1, something else was the bound.
+    /// The utilization of its processor: well below 1, something else was the bottleneck.
     pub busy: f64,
 }
 
-/// All rounds of one workload, with fresh proxies.
+/// All rounds of one workload, with newly started proxies.
 pub fn measure(plan: &Plan, entries: &[Entry], workload: Workload) -> Vec<Measured> {
     let folder = tempfile::tempdir_in(&plan.folder).unwrap();
     let start = |(place, entry): (usize, &Entry)| {
@@ -115,12 +115,12 @@ pub fn here() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// One turn of a proxy, and how many requests that were.
+/// One turn of a proxy; returns its results and the number of requests.
 async fn take_turn(plan: &Plan, entry: &Entry, workload: Workload, house: Option<&House>) -> (Turn, u64) {
     let front = entry.scene.front(house);
     let asked = |seconds: f64| Asked::new(workload, front.key, seconds);
     let mut load = Load::open(&front, entry.askers, entry.connections_each).await;
-    // Each connection once at least: the first request of one costs more.
+    // At least one request per connection: the first one of a connection costs more.
     let mut requests = match workload {
         Workload::Paced => 0,
         Workload::Get | Workload::Tts | Workload::Stream | Workload::Upload => {
@@ -147,7 +147,7 @@ async fn take_turn(plan: &Plan, entry: &Entry, workload: Workload, house: Option
         });
     }
     let turn = Turn {
-        // Where streams are paced, each piece has a time of its own.
+        // For paced streams, each piece has a time of its own.
         cost: seconds * 1e6 / heard.whole.len() as f64,
         first_p50: quantile(&mut heard.first, 0.5),
         p50: quantile(&mut heard.whole, 0.5),
@@ -159,7 +159,7 @@ async fn take_turn(plan: &Plan, entry: &Entry, workload: Workload, house: Option
     (turn, requests)
 }
 
-/// What was heard meanwhile, and how many seconds of a processor the proxy took for it.
+/// The responses of a run, and the processor time of the proxy in seconds.
 async fn costing(house: Option<&House>, driving: impl Future<Output = Heard>) -> (Heard, f64) {
     let used = || house.map(|house| house.running.used());
     let before = used();
@@ -177,7 +177,7 @@ async fn drive(load: &mut Load, entry: &Entry, workload: Workload, asked: &Asked
     }
 }
 
-/// In µs, of seconds.
+/// A quantile, converted from seconds to µs.
 pub fn quantile(seconds: &mut [f64], part: f64) -> f64 {
     seconds.sort_by(f64::total_cmp);
     seconds[((seconds.len() as f64 * part) as usize).min(seconds.len() - 1)] * 1e6

@@ -1,6 +1,6 @@
-//! Whether clients that do not take part slow the others down: three that trickle their requests and three that
-//! do not read their answers, beside good ones. Each round measures the good ones with and without them, one
-//! right after the other, and its ratio is what counts.
+//! Whether slow clients delay the others: three that trickle their requests and three that do not
+//! read their responses, beside regular ones. Each round measures the regular ones with and without
+//! them, one right after the other, and the ratio counts.
 
 use std::time::Duration;
 
@@ -14,17 +14,18 @@ use crate::peers::{Front, House, Peer, Scene};
 use crate::rounds::{Plan, here, quantile};
 use crate::workload::Workload;
 
-/// Speeches a second of the good clients, and how many of them there are.
+/// Speech requests per second of the regular clients, and their number.
 const RATE: u32 = 500;
 const ASKERS: u32 = 16;
 /// Slow clients of each kind.
 const SLOW: u32 = 3;
-/// Between two bytes of a request that trickles.
+/// Interval of two bytes of a trickled request.
 const TRICKLE: Duration = Duration::from_millis(50);
-/// The 99th of a hundred of the good ones may take so much longer beside the slow ones.
+/// Maximum ratio of the regular clients' 99th percentile with the slow ones to that without them.
 const BOUND: f64 = 1.2;
 
-/// A round: times of speeches in µs, at the median and at the 99th of a hundred.
+/// The results of a round: durations of speech requests in µs, at the median and the 99th
+/// percentile.
 struct Turn {
     without: [f64; 2],
     with: [f64; 2],
@@ -69,7 +70,7 @@ pub fn measure(plan: &Plan, peers: &[Peer], scene: &Scene) {
     }
 }
 
-/// The good ones, with the slow ones first in every other round.
+/// The regular clients; in every other round, first beside the slow ones.
 async fn take_turn(plan: &Plan, front: &Front, round: usize) -> Turn {
     let mut load = Load::open(front, ASKERS, 1).await;
     let small = Asked::new(Workload::Tts, front.key, 0.0);
@@ -106,7 +107,7 @@ async fn slow_clients(front: &Front) -> Vec<AbortOnDrop> {
         let mut stream = TcpStream::connect(front.address).await.unwrap();
         stream.write_all(&Workload::Stream.request(front.key, 0.0)).await.unwrap();
         slow.push(tasks.spawn_guarded(async move {
-            // It is kept and not read.
+            // The connection is kept open and not read.
             let _stream = stream;
             std::future::pending::<()>().await;
         }));

@@ -1,20 +1,20 @@
-//! How a comparison is told.
+//! Prints the results of a comparison.
 
 use crate::house::{middle, spread};
 use crate::peers::Peer;
 use crate::rounds::{Entry, Measured, Plan, Turn};
 use crate::workload::{PACED_BYTES, PACED_MS, Workload};
 
-/// What rows are held against.
+/// The reference of the rows.
 pub struct Beside {
     pub name: &'static str,
-    /// Which of the rows that is.
+    /// The index of its row.
     pub place: Option<usize>,
-    /// The ratio that builds of ours are to keep below.
+    /// The maximum ratio for builds of Keychoir.
     pub bound: Option<f64>,
 }
 
-/// What was asked.
+/// The heading: workload, rate and connections.
 pub fn about(plan: &Plan, workload: Workload) -> String {
     let (rate, connections) = (workload.rate(), workload.connections());
     let what = match workload {
@@ -82,7 +82,7 @@ fn row(entry: &Entry, measured: &Measured, direct: Option<&[Turn]>, ratios: &[f6
     let places = if middle(costs.clone()) < 200.0 { 1 } else { 0 };
     let cost = if is_direct { blank() } else { spread(costs, places) };
     let ratio = if ratios.is_empty() { blank() } else { spread(ratios.iter().copied(), 2) };
-    // Nothing in between is what the others' times are told beyond, and its own are told as they are.
+    // The direct connection is the baseline of the others, and its own times are absolute.
     let added = |what: fn(&Turn) -> f64| match direct {
         Some(direct) if !is_direct => {
             middle(turns.iter().zip(direct).map(|(own, direct)| what(own) - what(direct)))

@@ -1,5 +1,5 @@
-//! An authority for this measurement, and who shows and trusts its certificates. All ends agree on one
-//! cipher suite, so that no library is ahead by its own preference.
+//! The CA of this measurement, and the TLS settings of servers and clients. All ends use one cipher
+//! suite, so that no library gains from its own preference.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,23 +11,23 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-/// Where the certificates are.
+/// The paths of the certificates.
 #[derive(Clone, Debug)]
 pub struct Certificates {
-    /// The authority.
+    /// The certificate of the CA.
     pub authority: PathBuf,
-    /// What a server on this machine shows.
+    /// The certificate of servers on this machine.
     pub certificate: PathBuf,
     pub key: PathBuf,
-    /// Both in one, as HAProxy wants them.
+    /// Certificate and key in one file, as HAProxy requires.
     pub pair: PathBuf,
 }
 
 impl Certificates {
-    /// Makes them in this folder.
+    /// Creates them in this folder.
     pub fn make(folder: &Path) -> Self {
         let mut params = CertificateParams::default();
-        // Of the same name, they would be taken for one that signed itself.
+        // With the same name as the CA, the certificate would look self-signed.
         params.distinguished_name.push(DnType::CommonName, "authority of a comparison");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority_key = KeyPair::generate().unwrap();
@@ -49,7 +49,7 @@ impl Certificates {
         }
     }
 
-    /// For who shows the certificate.
+    /// The settings of a server.
     pub fn server(&self) -> Arc<ServerConfig> {
         let chain = CertificateDer::pem_file_iter(&self.certificate).unwrap();
         let chain = chain.map(|certificate| certificate.unwrap()).collect();
@@ -63,7 +63,7 @@ impl Certificates {
         Arc::new(config)
     }
 
-    /// For who trusts the authority.
+    /// The settings of a client that trusts the CA.
     pub fn client(&self) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         for authority in CertificateDer::pem_file_iter(&self.authority).unwrap() {
@@ -80,7 +80,7 @@ impl Certificates {
 
 fn one_suite() -> Arc<CryptoProvider> {
     let mut provider = ring::default_provider();
-    // The first that OpenSSL and rustls offer; the provider's front end takes it, too.
+    // The first suite that OpenSSL and rustls offer; the provider's front end supports it, too.
     provider.cipher_suites = vec![ring::cipher_suite::TLS13_AES_256_GCM_SHA384];
     Arc::new(provider)
 }

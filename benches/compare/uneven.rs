@@ -1,5 +1,5 @@
-//! Whether anybody starves: long streams are begun first, and then small requests come on other
-//! connections. Two processors, which the proxy has to share with both ends.
+//! Whether small requests starve: long streams begin first, and then small requests come on other
+//! connections. Two processors, which the proxy shares with both ends.
 
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use crate::workload::{PACED_MS, Workload};
 const RATE: u32 = 500;
 const ASKERS: u32 = 16;
 
-/// What goes on beside.
+/// The concurrent load.
 #[derive(Clone, Copy)]
 enum Beside {
     Nothing,
-    /// So many streams at the pace of listening.
+    /// A number of streams in real time.
     Paced(u32),
-    /// So many streams as fast as they go, one after the other.
+    /// A number of streams as fast as possible, in sequence.
     Fast(u32),
 }
 
@@ -34,12 +34,12 @@ impl Beside {
     }
 }
 
-/// Times of small requests in µs.
+/// The results. Times of small requests in µs.
 struct Turn {
     p50: f64,
     p99: f64,
     most: f64,
-    /// What the streams brought, in MiB a second.
+    /// The throughput of the streams in MiB per second.
     streamed: f64,
 }
 

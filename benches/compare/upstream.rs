@@ -1,6 +1,6 @@
-//! A stand-in for the provider that costs much less than any proxy: answers that are made beforehand,
-//! with new identifiers written into their heads. It sees to it that no proxy shirks its work: every
-//! request must come with the pool's key and without anything of the client's.
+//! A stand-in for the provider that costs much less than any proxy: prepared responses with new
+//! identifiers written into their heads. It checks that each proxy does its work: every request
+//! must have the pool's key and no credential of the client.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -17,23 +17,23 @@ use crate::tls::Certificates;
 use crate::wire;
 use crate::workload::{KEY, PACED_BYTES, PACED_MS, TEXT_BYTES, UPLOAD_BYTES, Workload};
 
-/// What the pieces of a paced stream tell their age by: this process is both ends.
+/// The time base of paced streams: both ends are in this process.
 pub static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
-/// Digits of a piece's moment, in nanoseconds since then.
+/// Digits of a piece's time, in nanoseconds since then.
 pub const STAMP: usize = 16;
 
-/// Bytes of a chunk, in the order of what the provider writes at once.
+/// Bytes of a chunk, similar to the provider's writes.
 const CHUNK: usize = 8 * 1024;
-/// Bytes read at once: uploads are most of what comes.
+/// Maximum bytes per read: most of the input are uploads.
 const READ: usize = 256 * 1024;
-/// In place of an identifier's digits.
+/// The placeholder for the digits of an identifier.
 const BLANK: &[u8] = b"################";
 
-/// Where it listens, and what it has seen.
+/// Its addresses and counters.
 #[derive(Clone, Debug)]
 pub struct Upstream {
     pub address: SocketAddr,
-    /// The same under TLS.
+    /// The address with TLS.
     pub tls_address: SocketAddr,
     seen: Arc<Seen>,
 }
@@ -73,7 +73,7 @@ impl Upstream {
         self.seen.requests.load(Relaxed)
     }
 
-    /// Ends the measurement if a request came with the wrong credentials.
+    /// Panics if a request had the wrong credentials.
     pub fn was_respected(&self, by: &str) {
         let wrong = self.seen.wrong.load(Relaxed);
         assert_eq!(wrong, 0, "{by}: {wrong} requests came without the key, with the client's, or in part");
@@ -107,12 +107,12 @@ async fn accept(
     }
 }
 
-/// One answer, whole: its head is copied by each connection, to write identifiers into.
+/// One prepared response: each connection copies its head, to write identifiers into it.
 #[derive(Clone)]
 struct Answer {
     begin: Vec<u8>,
     blanks: Vec<usize>,
-    /// What follows what is copied.
+    /// The part that is not copied.
     rest: Arc<[u8]>,
 }
 
@@ -136,7 +136,7 @@ impl Answer {
     }
 }
 
-/// All answers, by what they answer.
+/// The prepared responses, by request.
 #[derive(Clone)]
 struct Answers {
     get: Answer,
@@ -177,7 +177,7 @@ impl Answers {
     }
 }
 
-/// Sound of this length in chunks, with their end.
+/// Audio of this length in chunks, including the last chunk.
 fn chunked(mut length: usize) -> Vec<u8> {
     let mut body = Vec::new();
     while length > 0 {
@@ -191,7 +191,7 @@ fn chunked(mut length: usize) -> Vec<u8> {
     body
 }
 
-/// Answers one connection until it ends.
+/// Serves one connection until it ends.
 async fn serve(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     answers: Arc<Answers>,
@@ -234,12 +234,12 @@ async fn serve(
     }
 }
 
-/// None at the end of a connection.
+/// `None` at the end of a connection.
 fn some(count: usize) -> Option<usize> {
     (count > 0).then_some(count)
 }
 
-/// Writes so many pieces, each at its moment and with it.
+/// Writes `pieces` pieces, each at its time and with that time in it.
 async fn pace(stream: &mut (impl AsyncWrite + Unpin), pieces: u32) -> Option<()> {
     let begin = Instant::now();
     let mut piece = format!("{PACED_BYTES:x}\r\n").into_bytes();
@@ -257,7 +257,7 @@ async fn pace(stream: &mut (impl AsyncWrite + Unpin), pieces: u32) -> Option<()>
     stream.flush().await.ok()
 }
 
-/// Whether the pool's key is there, and nothing of the client's.
+/// Whether the head has the pool's key and no credential of the client.
 fn is_right(head: &[u8]) -> bool {
     let mut keys = 0;
     for (name, value) in wire::headers(head) {

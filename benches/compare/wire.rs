@@ -1,37 +1,37 @@
-//! As much of HTTP/1.1 as both ends of the comparison need: where a head ends, and where a body does.
+//! A minimal HTTP/1.1 parser for both ends of the comparison: the ends of heads and bodies.
 
 use std::str;
 
 use memchr::{memchr, memmem};
 
-/// What a head says about the body behind it.
+/// The framing of the body after a head.
 #[derive(Debug)]
 pub enum Body {
     Length(u64),
     Chunked(Chunk),
 }
 
-/// Where in its chunks a body is.
+/// The position in a chunked body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Chunk {
-    /// In a line with a size, of which this much was read.
+    /// In a size line, with the size parsed so far.
     Size(u64),
-    /// Behind a size that is not 0, up to the end of its line.
+    /// After a size other than 0, before the end of its line.
     SizeLine(u64),
     Data(u64),
     /// Between a chunk's data and the next size.
     DataLine,
-    /// Behind the last size: so many empty lines' line feeds are to come.
+    /// After the last size: the number of line feeds still to come.
     Last(u8),
 }
 
 impl Body {
-    /// Whether nothing of it is to come.
+    /// Whether the body is complete.
     pub fn is_whole(&self) -> bool {
         matches!(self, Self::Length(0) | Self::Chunked(Chunk::Last(0)))
     }
 
-    /// Takes what is its own of these bytes, shows its payload, and returns how many bytes that were.
+    /// Consumes the bytes of the body, passes on its payload, and returns their number.
     pub fn take(&mut self, bytes: &[u8], payload: &mut impl FnMut(&[u8])) -> usize {
         match self {
             Self::Length(left) => {
@@ -79,12 +79,12 @@ impl Chunk {
     }
 }
 
-/// The length of the head at the begin of these bytes, with the empty line that ends it.
+/// The length of the head at the begin of these bytes, including the empty line that ends it.
 pub fn head_end(bytes: &[u8]) -> Option<usize> {
     memmem::find(bytes, b"\r\n\r\n").map(|at| at + 4)
 }
 
-/// Each header of a head by its name, as it was written, and its value.
+/// The headers of a head as raw names and values.
 pub fn headers(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     let lines = memchr(b'\n', head).map_or(&[][..], |end| &head[end + 1..]);
     lines.split(|byte| *byte == b'\n').filter_map(|line| {
@@ -93,11 +93,11 @@ pub fn headers(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     })
 }
 
-/// The body that a head announces.
+/// The body framing of a head.
 pub fn body(head: &[u8]) -> Body {
     let mut body = Body::Length(0);
     for (name, value) in headers(head) {
-        // Most names are told apart by their length.
+        // Most names differ in length.
         match name.len() {
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 body = Body::Length(str::from_utf8(value).unwrap().parse().unwrap());

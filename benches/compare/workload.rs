@@ -1,16 +1,16 @@
-//! What is asked and how often: five requests that stand for what apps send to the provider.
+//! The workloads: five requests that are typical of apps, and their rates.
 
 use std::sync::Arc;
 
-/// What the pool's keys begin with, which no client knows; the first is nothing more.
+/// The prefix of the pool's keys, which no client knows; the first key has no suffix.
 pub const KEY: &str = "sk_bench_key_of_the_pool";
-/// What clients send where the SDK puts its key.
+/// The client's token, which the SDK sends in place of its key.
 pub const TOKEN: &str = "a-token-of-the-client-0123456789";
-/// Bytes of one piece of a paced stream, and how far pieces are from each other.
+/// Bytes of one piece of a paced stream, and the interval of pieces.
 pub const PACED_BYTES: u64 = 1024;
 pub const PACED_MS: u64 = 20;
 
-/// Bytes of a speech's request, and of a recording's.
+/// Bytes of the body of a speech request, and of an upload.
 pub const TEXT_BYTES: usize = 200;
 pub const UPLOAD_BYTES: usize = 10 * 1024 * 1024;
 
@@ -18,13 +18,13 @@ pub const UPLOAD_BYTES: usize = 10 * 1024 * 1024;
 pub enum Workload {
     /// A small document.
     Get,
-    /// A short speech, whole.
+    /// A short speech, as one response.
     Tts,
-    /// A long one, as fast as it goes.
+    /// A long speech, as fast as possible.
     Stream,
-    /// A recording to be transcribed.
+    /// An upload to be transcribed.
     Upload,
-    /// Speeches at the pace of listening.
+    /// Speech streams in real time.
     Paced,
 }
 
@@ -41,7 +41,7 @@ impl Workload {
         }
     }
 
-    /// The ratio to nginx that Keychoir is to keep below.
+    /// The maximum ratio of Keychoir's cost to nginx's.
     pub fn bound(self) -> f64 {
         match self {
             Self::Get | Self::Tts => 1.0,
@@ -50,8 +50,8 @@ impl Workload {
         }
     }
 
-    /// Requests a second, well below what the slowest peer can do on one core; of paced streams, how
-    /// many there are at once.
+    /// Requests per second, well below the maximum of the slowest peer on one core; for paced
+    /// streams, the number of concurrent ones.
     pub fn rate(self) -> u32 {
         match self {
             Self::Get => 3_000,
@@ -62,7 +62,7 @@ impl Workload {
         }
     }
 
-    /// Connections at that rate.
+    /// Connections used at that rate.
     pub fn connections(self) -> u32 {
         match self {
             Self::Get | Self::Tts => 48,
@@ -71,7 +71,7 @@ impl Workload {
         }
     }
 
-    /// Connections that ask as fast as they are answered; none where there is a pace.
+    /// Connections that send the next request after each response; `None` for paced streams.
     pub fn saturating(self) -> Option<u32> {
         match self {
             Self::Get | Self::Tts => Some(32),
@@ -81,7 +81,7 @@ impl Workload {
         }
     }
 
-    /// Bytes of the answer's body; of a paced one, in so many seconds.
+    /// Bytes of the response's body; of a paced one, over `seconds`.
     pub fn answer_bytes(self, seconds: f64) -> u64 {
         match self {
             Self::Get => 300,
@@ -92,7 +92,7 @@ impl Workload {
         }
     }
 
-    /// The whole request, as the provider's Python SDK writes it, with this as the key.
+    /// The whole request in the form of the provider's Python SDK, with this key.
     pub fn request(self, key: &str, seconds: f64) -> Arc<[u8]> {
         let voice = "21m00Tcm4TlvDq8ikWAM";
         let pieces = self.answer_bytes(seconds) / PACED_BYTES;
@@ -129,7 +129,7 @@ impl Workload {
     }
 }
 
-/// A speech's body.
+/// The body of a speech request.
 fn text() -> Vec<u8> {
     let plain =
         r#"{"text":"The first move is what sets everything in motion.","model_id":"eleven_flash_v2_5""#;

@@ -1,17 +1,18 @@
-//! What the pure parts of a request's way cost in instructions, against the bounds of `bounds.txt`.
+//! The cost of the pure parts of a request's path in instructions, compared with the limits of
+//! `bounds.txt`.
 //!
-//! Time is noisy where others work on the same machine; a count of instructions is not. Valgrind
-//! counts those of N calls and of twice as many: the difference over N is what a call costs, and what
-//! comes before and after is in neither. Of several such differences it is the middle one: now and then
-//! the allocator tidies up.
+//! Time is noisy on a shared machine; a count of instructions is not. Valgrind counts those of N
+//! calls and of 2 N calls: the difference divided by N is the cost of a call, without the setup
+//! before and the cleanup after them. The median of several such differences counts, because the
+//! allocator sometimes consolidates its memory.
 //!
 //! ```text
 //! make test-cost      # compares
 //! make record-cost    # takes what is measured for the new bounds
 //! ```
 //!
-//! The processor that valgrind imitates has no instructions for SHA-256, so what hashes (`identify`,
-//! `names`) costs several thousand here that are a hundred nanoseconds elsewhere.
+//! Valgrind's processor has no SHA-256 instructions, so the parts that hash (`identify`, `names`)
+//! cost several thousand here and a hundred nanoseconds on real processors.
 
 #![allow(
     clippy::unwrap_used,
@@ -33,15 +34,15 @@ use std::{env, fs};
 
 use parts::PARTS;
 
-/// N: few enough to be quick, and enough that what happens rarely is spread.
+/// N: few enough to be quick, and enough to average rare events.
 const CALLS: usize = 64;
-/// Differences, of which the middle one counts.
+/// Number of differences, of which the median counts.
 const TURNS: usize = 3;
-/// What is freed is kept for the next allocation of its size. Without this glibc joins and splits chunks
-/// by how they happen to lie, and runs differ by a tenth.
+/// Freed memory is kept for the next allocation of its size. Without this glibc joins and splits
+/// chunks depending on their layout, and runs differ by a tenth.
 const KEPT_FREE: &str = "glibc.malloc.tcache_count=60000";
-/// What a part may cost more than was recorded, in percent, and a few besides: compilers and
-/// libraries differ a little.
+/// Tolerance above the recorded cost, in percent and in instructions: compilers and libraries
+/// differ a little.
 const SLACK_PERCENT: u64 = 10;
 const SLACK: u64 = 30;
 
@@ -60,7 +61,7 @@ fn main() -> ExitCode {
     if judge(&measured, &recorded()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// What valgrind watches: each part N times, then twice as often, in turns that all begin alike.
+/// The code under valgrind: each part N times, then 2 N times, in turns with the same start.
 fn run_all() {
     for part in PARTS {
         for _ in 0..TURNS {
@@ -74,19 +75,19 @@ fn run_all() {
     }
 }
 
-/// Valgrind counts while this runs.
+/// Valgrind counts the instructions of this function.
 #[inline(never)]
 fn counted(work: Box<dyn FnOnce()>) {
     work();
 }
 
-/// Valgrind writes the sum down before this runs.
+/// Valgrind writes a dump before this function runs.
 #[inline(never)]
 fn write_down(count: usize) {
     black_box(count);
 }
 
-/// Instructions a call, part by part. `None` when nothing can be measured, which is then said.
+/// Instructions per call, part by part. `None`, with a message, when nothing can be measured.
 fn measure() -> Option<Vec<(&'static str, u64)>> {
     let folder = tempfile::tempdir().unwrap();
     let done = Command::new("valgrind")
@@ -120,7 +121,7 @@ fn measure() -> Option<Vec<(&'static str, u64)>> {
     Some(costs.collect())
 }
 
-/// The sum of a dump.
+/// The sum in a dump.
 fn total(dump: &Path) -> u64 {
     let text = fs::read_to_string(dump).expect("valgrind writes a dump for each run");
     let line = text.lines().find_map(|line| line.strip_prefix("totals: ")).expect("a dump has a sum");
@@ -154,7 +155,7 @@ fn recorded() -> BTreeMap<String, u64> {
     lines.map(pair).collect()
 }
 
-/// Says how each part compares; whether none costs too much.
+/// Prints the comparison of each part; returns whether none exceeds its limit.
 fn judge(measured: &[(&str, u64)], recorded: &BTreeMap<String, u64>) -> bool {
     println!("{:<48}{:>10}{:>10}{:>10}", "instructions a call", "recorded", "bound", "measured");
     let mut complaints = String::new();

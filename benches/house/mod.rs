@@ -1,4 +1,4 @@
-//! The programs that a measurement starts, and how figures are told.
+//! Starts the programs of a measurement, and formats its results.
 
 #![allow(dead_code, unreachable_pub, reason = "every measurement uses its own part of this one")]
 
@@ -8,10 +8,10 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// What /proc counts processor time in.
+/// The unit of processor time in /proc.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// A number that the environment may change.
+/// A number that an environment variable may override.
 pub fn number(name: &str, default: u32) -> u32 {
     std::env::var(name).map_or(default, |text| text.parse().expect("a whole number"))
 }
@@ -22,14 +22,14 @@ pub fn middle(values: impl Iterator<Item = f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// The median, and the lowest to the highest.
+/// The median, and the minimum and maximum.
 pub fn spread(values: impl Iterator<Item = f64> + Clone, places: usize) -> String {
     let least = values.clone().fold(f64::INFINITY, f64::min);
     let most = values.clone().fold(f64::NEG_INFINITY, f64::max);
     format!("{:.places$} ({least:.places$} to {most:.places$})", middle(values))
 }
 
-/// A program of ours on a port of its own, in an empty environment.
+/// A command of Keychoir on a port of its own, in an empty environment.
 pub fn program(command: &str) -> Command {
     let mut program = Command::new(env!("CARGO_BIN_EXE_keychoir"));
     program.args([command, "--listen", "127.0.0.1:0"]).env_clear().stdin(Stdio::null());
@@ -46,9 +46,9 @@ pub fn simulator(keys: &[String]) -> Running {
     Running::start(simulator.stdout(Stdio::piped()), |child| child.stdout.take().map(boxed))
 }
 
-/// A proxy that logs nothing but where it listens.
+/// A proxy that logs only its address.
 pub fn proxy(command: &mut Command) -> Running {
-    // No line a request: what is measured weighs most beside little else.
+    // No line per request: without other work the measured one is most visible.
     command
         .env("KEYCHOIR_LOG__LEVEL", "error,keychoir::cli=info")
         .env("KEYCHOIR_LOG__FORMAT", "ascii")
@@ -60,14 +60,14 @@ fn boxed(stream: impl Read + Send + 'static) -> Box<dyn Read + Send> {
     Box::new(stream)
 }
 
-/// A program that listens, until it is dropped.
+/// A program with a listener, until it is dropped.
 pub struct Running {
     child: Child,
     pub address: SocketAddr,
 }
 
 impl Running {
-    /// Starts a program and waits until it says where it listens.
+    /// Starts a program and waits for the log line with its address.
     fn start(command: &mut Command, says: fn(&mut Child) -> Option<Box<dyn Read + Send>>) -> Self {
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(says(&mut child).unwrap()).lines();
@@ -77,12 +77,12 @@ impl Running {
                 rest.split_whitespace().next()?.trim_end_matches('/').parse().ok()
             })
             .expect("it starts");
-        // Whatever else it says is read, so that it never waits for us.
+        // The rest of its log is read, so that it never blocks.
         keychoir::tasks::thread("what it says", move || lines.for_each(drop)).unwrap();
         Self { child, address }
     }
 
-    /// Waits until its page of metrics has this line.
+    /// Waits until its metrics contain this line.
     pub fn says(&self, line: &str) {
         let has_line = || {
             let mut stream = TcpStream::connect(self.address).unwrap();
@@ -103,17 +103,17 @@ impl Running {
         self.says("keychoir_store_records_waiting 0");
     }
 
-    /// The text of a file of /proc about it.
+    /// The content of a file of /proc about it.
     pub fn about(&self, file: &str) -> String {
         fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap()
     }
 
-    /// Where /proc has it.
+    /// Its folder in /proc.
     pub fn process(&self) -> String {
         format!("/proc/{}", self.child.id())
     }
 
-    /// Processor time of all its threads in seconds, since it began.
+    /// Processor time of all its threads in seconds since its start.
     pub fn processor_seconds(&self) -> f64 {
         let stat = self.about("stat");
         let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
@@ -121,7 +121,7 @@ impl Running {
         (ticks(11) + ticks(12)) / TICKS_PER_SECOND
     }
 
-    /// Its memory in bytes: what is shared with other programs counts by its part.
+    /// Its memory in bytes, with shared pages counted proportionally.
     pub fn memory(&self) -> f64 {
         let rollup = self.about("smaps_rollup");
         let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();

@@ -1,6 +1,5 @@
-//! The pure parts of a request's way, each as something that is done so many times: what they cost
-//! is measured in nanoseconds (`pure`), in instructions (`cost`) and in allocations
-//! (`tests/allocations.rs`).
+//! The pure parts of a request's path, each as a repeatable operation whose cost is measured in
+//! nanoseconds (`pure`), in instructions (`cost`) and in allocations (`tests/allocations.rs`).
 
 #![allow(
     dead_code,
@@ -54,18 +53,18 @@ use keychoir::proxy::{look_up, strip};
 use keychoir::secret::{ApiKey, Redactor, TokenFingerprint};
 use keychoir::upstream::AnswerError;
 
-/// Something that is measured.
+/// A measured operation.
 #[derive(Clone, Copy)]
 pub struct Part {
     pub name: &'static str,
-    /// Sets up what all its calls share.
+    /// Sets up the data that all its calls share.
     pub set_up: fn() -> Stage,
 }
 
-/// Is told how often it will be done, and what comes back does it that often.
+/// Given a number of calls, prepares a closure that executes them.
 pub type Stage = Box<dyn Fn(usize) -> Box<dyn FnOnce()>>;
 
-/// All of them, in the order of a request's way.
+/// All parts, in the order of a request's path.
 pub const PARTS: &[Part] = &[
     Part { name: "origin", set_up: || stage(|n| heads(n, What::Voices), |head| origin(&head)) },
     Part { name: "identify, one of 10 clients", set_up: || identifying(10) },
@@ -121,18 +120,18 @@ pub const PARTS: &[Part] = &[
     Part { name: "way, TTS", set_up: || going(What::Speech) },
 ];
 
-/// What is asked for.
+/// The kind of request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
     /// The list of voices.
     Voices,
     /// A sentence of speech.
     Speech,
-    /// Something that is not in the provider's documents, escaped.
+    /// A path that is not in the provider's documents, with escapes.
     Anything,
 }
 
-/// How keys and credits are spread over workspaces.
+/// The distribution of keys and credits over workspaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spread {
     Alone,
@@ -144,7 +143,7 @@ const TEXT: &[u8] = br#"{"text":"The first move is what sets everything in motio
 const REFUSAL: &[u8] = br#"{"detail":{"status":"quota_exceeded","message":"This request exceeds your quota of 10000. You have 12 credits remaining, while 134 credits are required for this request."}}"#;
 const PIECE: usize = 16 * 1024;
 
-/// A thing done to each of what `items` makes.
+/// An operation on each of the prepared `items`.
 fn stage<T: 'static>(items: impl Fn(usize) -> Vec<T> + 'static, each: impl Fn(T) + 'static) -> Stage {
     let each = Rc::new(each);
     Box::new(move |count| {
@@ -157,7 +156,7 @@ fn nothing(count: usize) -> Vec<()> {
     vec![(); count]
 }
 
-/// The head that the provider's Python SDK sends.
+/// The request head of the provider's Python SDK.
 fn head(what: What) -> Parts {
     let (method, target) = match what {
         What::Voices => (Method::GET, "/v1/voices"),
@@ -258,14 +257,14 @@ fn naming(what: What) -> Stage {
     })
 }
 
-/// What binds a request to an account, as far as its head says.
+/// The account affinity of a request, as far as its head shows.
 fn name(head: &Parts, route: &Route) -> Names {
     black_box(affinity::yields(&head.method, route));
     black_box(affinity::is_speech(route));
     Names::of(head.uri.path(), head.uri.query())
 }
 
-/// A request and its credits, in the periods of its client.
+/// Counts a request and its credits in the periods of its client.
 fn accounting() -> Stage {
     let tallies = Cell::new([Tally::default(); 6]);
     stage(nothing, move |()| {
@@ -366,7 +365,7 @@ impl BodyInspector for Nobody {
     fn inspect(self, _: &[u8]) {}
 }
 
-/// A body that goes on and on.
+/// An endless body.
 struct Endless(Bytes);
 
 impl Body for Endless {
@@ -386,12 +385,12 @@ fn teeing_down(redactor: Option<Arc<Redactor>>) -> Stage {
         Inspect::new(Endless(piece(redactor.is_some())), None, 0, BufferShare::default());
     let relayed = RefCell::new(Redacted::new(heard, redactor));
     stage(nothing, move |()| {
-        // A few bytes wait for what may follow them.
+        // A few bytes are held back until the next ones are known.
         assert!(black_box(frame(&mut *relayed.borrow_mut())).len() > PIECE / 2);
     })
 }
 
-/// A key as the provider makes them.
+/// A key in the provider's format.
 fn digits(number: u128) -> ApiKey {
     ApiKey::new(&format!("sk_{:048x}", (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)))
         .unwrap()
@@ -401,7 +400,7 @@ fn key(number: usize) -> ApiKey {
     ApiKey::new(&format!("sk_bench_key_number_{number:06}_of_the_pool_of_keys")).unwrap()
 }
 
-/// A pool with credits, and what a speech needs of it.
+/// A pool with credits, and the needs of a speech request.
 pub struct Keys {
     pub pool: Arc<Pool>,
     pub request: KeyRequest,
@@ -416,7 +415,7 @@ impl Keys {
         });
         let settings = Settings {
             strategy,
-            // Nobody waits: a full pool refuses at once.
+            // No queue: a full pool refuses at once.
             queue_timeout: Duration::ZERO,
             max_queued: 0,
             near_limit_ratio: 0.8,
@@ -474,7 +473,7 @@ impl Keys {
     }
 }
 
-/// Finding the account that what a request names belongs to.
+/// Resolves the account of the identifiers in a request.
 fn owning(keys: usize) -> Stage {
     let roster = Keys::new(keys, &FillFirst, Spread::Alone).pool.roster();
     let owner = roster.keys()[keys - 1].workspace().identity().clone();
@@ -489,8 +488,8 @@ fn choosing(keys: usize, strategy: &'static dyn Strategy, spread: Spread) -> Sta
     stage(nothing, move |()| keys.serve())
 }
 
-/// All that a request meets between the head that was read and the head that is written, and what is
-/// looked at of its answer; but for its body, its record and its log line.
+/// All steps of a request between reading the client's head and writing the provider's, and the
+/// processing of its response; without its body, its usage record and its log line.
 struct Way {
     clients: Clients,
     keys: Keys,
@@ -523,7 +522,7 @@ impl Way {
         let roster = pool.roster();
         let mut lease = self.keys.reserve(&roster, &request);
         lease.begin();
-        // The answer has come.
+        // The response has been received.
         assert_eq!(classify(StatusCode::OK, None, None), Verdict::Served);
         let served = Served { request: Some(&request), began_at: lease.since(), is_charged: true };
         black_box(pool.record_service(&roster, lease.key(), served, now));

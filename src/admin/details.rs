@@ -1,4 +1,5 @@
-//! The document of `GET /api/keychoir-keys`: what the contract's status document has no room for.
+//! The document of `GET /api/keychoir-keys`: details of the keys that the fixed status document has
+//! no fields for.
 
 use serde::Serialize;
 
@@ -12,9 +13,9 @@ use crate::pool::{KeySnapshot, Pool, Restriction};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct KeyDetails {
-    /// Requests that wait for a key.
+    /// Number of requests in the queue for a key.
     waiting: usize,
-    /// When all credits will be gone at this rate, if that is before any come back.
+    /// When all credits will be used up at the current rate, if that is before the next reset.
     spent_by: Option<String>,
     keys: Vec<KeyDetail>,
 }
@@ -24,34 +25,36 @@ pub struct KeyDetails {
 struct KeyDetail {
     short_key: String,
     name: Option<String>,
-    /// As it is configured; keys without one are workspaces of their own.
+    /// The configured workspace; a key without one is a workspace of its own.
     workspace: Option<String>,
-    /// As the provider calls it.
+    /// The plan's name at the provider.
     plan: Option<String>,
-    /// The status of the contract, with `near_limit` beside it.
+    /// The status of the status document, extended by `near_limit`.
     state: &'static str,
-    /// Why it is not active: `exhausted`, `rate_limited`, `account_locked`, `invalid_key` or `wrong_host`.
+    /// Why the key is not active: `exhausted`, `rate_limited`, `account_locked`, `invalid_key` or
+    /// `wrong_host`.
     reason: Option<&'static str>,
-    /// What a person can do about it.
+    /// Advice for the operator.
     advice: Option<&'static str>,
-    /// When that began, and when it ends by itself.
+    /// When this state began, and when it ends by itself.
     since: Option<String>,
     until: Option<String>,
-    /// What it can still do.
+    /// The operations that the key can still serve.
     possible: &'static str,
-    /// What it was refused for as a key, and as its workspace's.
+    /// The refusals of the key and of its workspace.
     evidence: Vec<EvidenceDetail>,
-    /// What it, or its plan, was refused for that other keys may be able to do; requests that need it go to
-    /// those first.
+    /// Operations refused to the key or its plan that other keys may serve; requests for them go to
+    /// other keys first.
     cannot: Vec<RestrictionDetail>,
-    /// By how many credits the provider's figures of this period were above ours, since the start.
+    /// By how many credits the provider's usage of this period exceeded the recorded one, since the
+    /// start.
     drift: i64,
     in_flight: u32,
-    /// Credits of its workspace that requests under way may still spend.
+    /// Credits of its workspace reserved by concurrent requests.
     reserved: u64,
-    /// Credits a day that its workspace spends, at the rate of the last hours.
+    /// Credits per day that its workspace uses, at the rate of the last hours.
     spent_per_day: u64,
-    /// When its workspace's credits will be gone at this rate, if that is before they come back.
+    /// When its workspace's credits will be used up at this rate, if that is before their reset.
     spent_by: Option<String>,
 }
 
@@ -63,7 +66,7 @@ struct EvidenceDetail {
     strength: &'static str,
     at: String,
     status: Option<u16>,
-    /// The provider's words, without anything secret.
+    /// The provider's message, without secrets.
     words: String,
     route: String,
     request_id: String,
@@ -156,7 +159,7 @@ impl RestrictionDetail {
     }
 }
 
-/// What a person can do about a key that does not serve.
+/// Advice for the operator about a key that does not serve.
 fn advice(reason: CooldownReason) -> Option<&'static str> {
     match reason {
         CooldownReason::Exhausted | CooldownReason::RateLimited => None,
@@ -171,7 +174,7 @@ fn advice(reason: CooldownReason) -> Option<&'static str> {
     }
 }
 
-/// What a key can still do.
+/// The operations that a key can still serve.
 fn possible(reason: Option<CooldownReason>, cannot: &[Restriction]) -> &'static str {
     match reason {
         None if cannot.is_empty() => "everything",

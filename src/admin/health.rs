@@ -1,4 +1,4 @@
-//! Whether to send requests here.
+//! Readiness: whether a load balancer should send requests here.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,25 +10,25 @@ use crate::pool::KeySnapshot;
 use crate::store;
 use crate::upstream::Reach;
 
-/// Set when the program has begun to end.
+/// Set when the shutdown has begun.
 #[derive(Clone, Debug, Default)]
 pub struct Draining(Arc<AtomicBool>);
 
 impl Draining {
-    /// Begins it.
+    /// Marks the begin of the shutdown.
     pub fn set(&self) {
         self.0.store(true, Ordering::Release);
     }
 
-    /// Whether it has begun.
+    /// Whether the shutdown has begun.
     #[must_use]
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
 
-/// The page `/readyz`: `ready`, `degraded` (requests are served, something needs a hand), or
-/// `unready`.
+/// The document of `/readyz`: `ready`, `degraded` (requests are served, but an operator is needed),
+/// or `unready`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Readiness {
@@ -41,18 +41,18 @@ pub struct Readiness {
     upstream: &'static str,
     /// `no`, `yes`.
     draining: &'static str,
-    /// Usage records on their way to the disk.
+    /// Usage records not yet written to the disk.
     records_waiting: u64,
-    /// Usage records that could be neither written nor held.
+    /// Usage records that could be neither written nor kept.
     records_lost: u64,
-    /// `off`, `ok`, `failing` (it tries again by itself), `paused` (a person must look).
+    /// `off`, `ok`, `failing` (it retries by itself), `paused` (an operator is needed).
     mirror: &'static str,
-    /// Rows that Supabase refuses for what is in them.
+    /// Rows that Supabase refuses for their content.
     mirror_rows_refused: u64,
 }
 
 impl Readiness {
-    /// Weighs what is known.
+    /// Computes the readiness from the states of the parts.
     #[must_use]
     pub fn of(
         keys: &[KeySnapshot],
@@ -93,7 +93,7 @@ impl Readiness {
         }
     }
 
-    /// Whether requests should be sent here: also when degraded, because traffic goes on.
+    /// Whether requests should be sent here: also when degraded, because requests are still served.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.status != "unready"

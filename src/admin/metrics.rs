@@ -1,5 +1,5 @@
-//! `GET /metrics`: the counters of the requests' way, and what is read of the keys, the books and the
-//! connections when somebody asks.
+//! `GET /metrics`: the counters of the proxy, and the state of the keys, the usage store and the
+//! connections at the time of the request.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::server::ConnectionLimiter;
 use crate::store;
 use crate::telemetry::{Kind, Meters, Page};
 
-/// What is read.
+/// The state that is exported.
 pub(super) struct Sources<'a> {
     pub(super) meters: &'a Meters,
     pub(super) keys: &'a [KeySnapshot],
@@ -27,11 +27,11 @@ pub(super) struct Sources<'a> {
 const STATUSES: [KeyStatus; 4] =
     [KeyStatus::Active, KeyStatus::Exhausted, KeyStatus::RateLimited, KeyStatus::Invalid];
 
-/// Digits of a key's fingerprint: enough to tell keys apart whose short forms are the same.
+/// Digits of a key's fingerprint in labels: enough to distinguish keys with equal short forms.
 const HASH_DIGITS: usize = 12;
 
-/// The page. Its labels are words of the program, short keys, their names and parts of their fingerprints: as
-/// many as there are keys, and never what a client sent.
+/// The page. Its labels are fixed words, short forms of keys, their names and parts of their
+/// fingerprints: their number is bounded by the keys, and no label contains input of a client.
 pub(super) fn page(sources: &Sources<'_>, now: UnixMs) -> String {
     let mut page = Page::default();
     page.family("build_info", Kind::Gauge, "Always 1; its label says which version runs.");
@@ -97,7 +97,7 @@ fn keys(page: &mut Page, keys: &[KeySnapshot]) {
     for (labels, seen) in each() {
         page.sample(&labels, seen.quota.count);
     }
-    // What nobody has told has no sample.
+    // Values that the provider has not reported have no sample.
     page.family("key_credits_limit", Kind::Gauge, "Credits that its workspace has in a period.");
     for (labels, limit) in each().filter_map(|(labels, seen)| Some((labels, seen.quota.limit?))) {
         page.sample(&labels, limit);
@@ -120,7 +120,7 @@ fn keys(page: &mut Page, keys: &[KeySnapshot]) {
     }
 }
 
-/// What tells a key apart: its short form, some digits of its fingerprint, and its name if it has one.
+/// The labels of a key: its short form, some digits of its fingerprint, and its name if it has one.
 struct Labels {
     short: String,
     hash: String,

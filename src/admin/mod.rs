@@ -1,5 +1,5 @@
-//! What Keychoir says of itself: the status of the keys, its own health and its metrics, and a front page
-//! for browsers. Reads snapshots and is never in the way of a request.
+//! Keychoir's own endpoints: the status of the keys, health, metrics, and a front page for
+//! browsers. They read snapshots and never delay a request.
 
 mod details;
 mod health;
@@ -29,22 +29,22 @@ pub use health::{Draining, Readiness};
 pub use status::StatusDocument;
 pub use usage::ClientUsage;
 
-/// What is read to answer.
+/// The state that the endpoints read.
 #[derive(Clone, Debug)]
 pub struct Admin {
-    /// Who may ask.
+    /// The clients and access rules.
     pub config: SharedConfig,
-    /// The keys.
+    /// The pool of keys.
     pub pool: Arc<Pool>,
-    /// How the books fare.
+    /// The state of the usage store.
     pub books: store::Health,
-    /// How the mirror fares, if there is one.
+    /// The state of the mirror, if there is one.
     pub mirror: Option<mirror::Health>,
-    /// Whether the program ends.
+    /// Whether the shutdown has begun.
     pub draining: Draining,
-    /// What was counted on the requests' way.
+    /// The counters of the proxy.
     pub meters: Meters,
-    /// The connections of clients.
+    /// The client connections and their limit.
     pub connections: ConnectionLimiter,
     /// Whether the provider can be reached.
     pub reach: ReachCell,
@@ -54,19 +54,19 @@ pub struct Admin {
 
 const FRONT_PAGE: &str = include_str!("front_page.html");
 
-/// The front page needs nothing but its own text.
+/// The Content-Security-Policy of the front page, which loads no resources.
 const NO_RESOURCES: &str = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 const ROBOTS: &str = "User-agent: *\nDisallow: /\n";
 
-/// Every client sees its own usage there, whatever its paths are.
+/// Every client may read its own usage there, whatever its paths are.
 const USAGE: &str = "/api/keychoir-usage";
 
-/// The type that Prometheus asks for.
+/// The media type of Prometheus' text format.
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 impl Admin {
-    /// The answer, if the path is one of ours; every other path is the provider's.
+    /// The response, if the path is one of Keychoir's; every other path is the provider's.
     #[must_use]
     pub fn answer(
         &self,
@@ -82,7 +82,8 @@ impl Admin {
             USAGE => return Some(self.usage(method, uri, headers, now)),
             "/livez" | "/healthz" => Self::live,
             "/readyz" => Self::ready,
-            // A browser asks every origin for these, and they would go to the provider with a key.
+            // Browsers request these from every origin; otherwise they would be sent to the
+            // provider with a key.
             "/" => |_, _| front_page(),
             "/favicon.ico" => |_, _| nothing(),
             "/robots.txt" => |_, _| page(StatusCode::OK, "text/plain; charset=utf-8", ROBOTS),
@@ -91,12 +92,13 @@ impl Admin {
         if let Some(refusal) = only_reading(method) {
             return Some(refusal);
         }
-        // Where clients have tokens, the state of the keys is for them only.
+        // If clients have tokens, the state of the keys requires one.
         let is_for_clients =
             ["/api/elevenlabs-status", "/api/keychoir-keys", "/metrics"].contains(&uri.path());
         if is_for_clients {
             let refusal = match self.client(uri, headers) {
-                // A client with a path limit has no business with the pool, unless its paths say so.
+                // A client with limited paths may not read the state of the pool, unless its paths
+                // include it.
                 Ok(client) if client.rules.permit(uri.path()) => None,
                 Ok(_) => Some(ProxyError::PathNotAllowed),
                 Err(refusal) => Some(refusal.into()),
@@ -108,14 +110,14 @@ impl Admin {
         Some(page(self, now))
     }
 
-    /// The client that asks, if it may ask for pages of ours.
+    /// The client that sent the request, if it may read Keychoir's own pages.
     fn client(&self, uri: &Uri, headers: &HeaderMap) -> Result<Arc<Client>, Unidentified> {
         let clients = &self.config.load().clients;
         let caller = identify(clients, headers, uri.query())?;
         if clients.include(&caller) { Ok(caller.client) } else { Err(Unidentified::Wrong) }
     }
 
-    /// What the client that asks has used.
+    /// The usage of the client that sent the request.
     fn usage(&self, method: &Method, uri: &Uri, headers: &HeaderMap, now: UnixMs) -> Response<Bytes> {
         if let Some(refusal) = only_reading(method) {
             return refusal;
@@ -151,7 +153,7 @@ impl Admin {
         page(StatusCode::OK, EXPOSITION, metrics::page(&sources, now))
     }
 
-    /// The process runs, whatever it can or cannot do.
+    /// The process is alive, whatever the state of its parts.
     fn live(&self, _: UnixMs) -> Response<Bytes> {
         json(StatusCode::OK, &serde_json::json!({"status": "live"}))
     }
@@ -169,7 +171,7 @@ impl Admin {
     }
 }
 
-/// What this is, and where the status is.
+/// The front page, with a link to the status.
 fn front_page() -> Response<Bytes> {
     let mut answer = page(StatusCode::OK, "text/html; charset=utf-8", FRONT_PAGE);
     answer.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(NO_RESOURCES));
@@ -182,7 +184,7 @@ fn nothing() -> Response<Bytes> {
     answer
 }
 
-/// The refusal of a method that does not only read.
+/// The refusal of any method but GET and HEAD.
 fn only_reading(method: &Method) -> Option<Response<Bytes>> {
     if method == Method::GET || method == Method::HEAD {
         return None;
@@ -194,7 +196,7 @@ fn only_reading(method: &Method) -> Option<Response<Bytes>> {
 }
 
 fn json(status: StatusCode, document: &impl Serialize) -> Response<Bytes> {
-    // These documents are made of numbers and plain words; they always serialize.
+    // These documents consist of numbers and plain words, so serializing cannot fail.
     page(status, "application/json", serde_json::to_vec(document).unwrap_or_default())
 }
 

@@ -1,4 +1,4 @@
-//! The document of `GET /api/elevenlabs-status`, in the shape that apps already read.
+//! The document of `GET /api/elevenlabs-status`, in the fixed format that apps rely on.
 
 use serde::Serialize;
 
@@ -13,9 +13,9 @@ pub struct StatusDocument {
     total_keys: usize,
     active_keys: usize,
     exhausted_keys: usize,
-    /// Near the limit and not yet over it.
+    /// Keys near the limit and not yet over it.
     near_limit_keys: usize,
-    /// Of keys that are usable or only cool down; each workspace counts once.
+    /// Of keys that are usable or only in a cooldown; each workspace counts once.
     total_remaining_characters: u64,
     keys: Vec<KeyStatusEntry>,
 }
@@ -28,7 +28,7 @@ struct KeyStatusEntry {
     character_count: u64,
     character_limit: u64,
     remaining_characters: u64,
-    /// Whole percent, rounded down: 100 means that nothing is left.
+    /// Whole percent, rounded down: 100 means that no credits are left.
     usage_percentage: u64,
     is_over_limit: bool,
     is_near_limit: bool,

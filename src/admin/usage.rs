@@ -1,5 +1,5 @@
-//! The document of `GET /api/keychoir-usage`: what the client that asks has used of the pool, and nothing of
-//! keys or of other clients.
+//! The document of `GET /api/keychoir-usage`: the pool usage of the requesting client, without data
+//! about keys or other clients.
 
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ use crate::proxy::Used;
 #[serde(rename_all = "camelCase")]
 pub struct ClientUsage {
     client: String,
-    /// `null` for a client without one.
+    /// `null` for a client without a quota.
     quota: Option<Quota>,
     requests: Amounts,
     credits: Amounts,
@@ -22,17 +22,17 @@ pub struct ClientUsage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Quota {
-    /// As it is configured: `10,000 credits per month`.
+    /// In the notation of the configuration: `10,000 credits per month`.
     limit: String,
     amount: u64,
-    /// With what requests under way have reserved.
+    /// Includes the reservations of concurrent requests.
     used: u64,
     remaining: u64,
-    /// When counting begins anew; `null` for never.
+    /// When the period ends; `null` for never.
     resets_at: Option<String>,
 }
 
-/// What is used in the present day, in the present month, and since records are kept.
+/// The usage of the current day, of the current month, and since records are kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Amounts {
     day: u64,
@@ -41,7 +41,7 @@ struct Amounts {
 }
 
 impl ClientUsage {
-    /// The document for a client that has used so much.
+    /// The document of a client with this usage.
     #[must_use]
     pub fn of(client: &Client, used: &Used, now: UnixMs) -> Self {
         Self {

@@ -1,8 +1,6 @@
-//! A request body that can be sent more than once without being stored before it is forwarded.
-//!
-//! The first attempt streams to the upstream while the bytes are kept in a replay buffer. A later attempt
-//! starts from the buffer and continues with the bytes that still arrive, so a refusal before the body is
-//! complete costs no time. Past the bounds of the buffer the request continues and only the replay is lost.
+//! A request body that can be sent more than once: the first attempt streams it to the upstream and keeps
+//! the bytes in a replay buffer; a later one starts from the buffer and continues with what still arrives.
+//! Past the bounds of the buffer the request continues, and only the replay is lost.
 
 mod intake;
 

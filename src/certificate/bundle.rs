@@ -1,5 +1,6 @@
-//! The bundle: what the system trusts, and our authority. For programs that trust what one file
-//! names and nothing else: with our certificate alone they could talk to us and to nobody else.
+//! Writes the CA bundle: the system's roots and the local CA in one file. Some programs trust only
+//! the roots of one file: with the local CA alone they could connect to Keychoir and to no other
+//! host.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,10 +13,10 @@ use super::local_ca::LocalCa;
 
 const BUNDLE: &str = "bundle.pem";
 
-/// Begins the first line of the bundle, which ends with the file it was made of.
+/// The begin of the bundle's first line, which ends with the path of the file with the roots.
 const MADE_OF: &str = "# Keychoir's local authority, and all of ";
 
-/// Where systems keep the authorities that they trust, as one file.
+/// Where systems keep their trusted roots in one file.
 const SYSTEM_ROOTS: [&str; 6] = [
     // Debian, Ubuntu, Arch, Gentoo, NixOS
     "/etc/ssl/certs/ca-certificates.crt",
@@ -32,16 +33,16 @@ const SYSTEM_ROOTS: [&str; 6] = [
 /// Why there is no bundle.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
-    /// What others trust is not known; the bundle would leave them with us alone.
+    /// The file of roots is unreadable; a bundle without them would break all other connections.
     #[error("{} has no certificates that can be read", .0.display())]
     NoRoots(PathBuf),
-    /// It cannot be written.
+    /// The bundle cannot be written.
     #[error(transparent)]
     Unwritable(#[from] AuthorityError),
 }
 
-/// The file of authorities that programs trust now: the one that `variable` (`SSL_CERT_FILE`)
-/// names, or the system's. A bundle of ours stands for what it was made of.
+/// The file of roots that programs trust now: the one that `variable` (`SSL_CERT_FILE`) names, or
+/// the system's. For a bundle of Keychoir, the file it was made from.
 #[must_use]
 pub fn roots(variable: Option<&Path>, folder: &Path) -> Option<PathBuf> {
     let named = variable.and_then(|path| match made_of(&fs::read(path).unwrap_or_default()) {
@@ -52,11 +53,11 @@ pub fn roots(variable: Option<&Path>, folder: &Path) -> Option<PathBuf> {
     named.or_else(|| SYSTEM_ROOTS.iter().map(PathBuf::from).find(|path| path.is_file()))
 }
 
-/// Writes the bundle of `roots` and the authority into the folder.
+/// Writes the bundle of `roots` and the CA into the folder.
 ///
 /// # Errors
 ///
-/// When the roots have no certificates, or the bundle cannot be written.
+/// When `roots` contains no certificates, or the bundle cannot be written.
 pub fn bundle(folder: &Path, authority: &LocalCa, roots: &Path) -> Result<PathBuf, BundleError> {
     let path = folder.join(BUNDLE);
     let trusted = fs::read(roots).unwrap_or_default();
@@ -68,7 +69,7 @@ pub fn bundle(folder: &Path, authority: &LocalCa, roots: &Path) -> Result<PathBu
     Ok(path)
 }
 
-/// Brings a bundle that was written before up to date; where there is none, there stays none.
+/// Updates an existing bundle; does nothing without one.
 pub fn refresh_bundle(folder: &Path, authority: &LocalCa) {
     let Ok(written) = fs::read(folder.join(BUNDLE)) else { return };
     let Some(roots) = made_of(&written) else { return };
@@ -77,7 +78,7 @@ pub fn refresh_bundle(folder: &Path, authority: &LocalCa) {
     }
 }
 
-/// The file that a bundle was made of.
+/// The path of the roots that a bundle was made from.
 fn made_of(bundle: &[u8]) -> Option<PathBuf> {
     let line = bundle.split(|&byte| byte == b'\n').next()?;
     let path = std::str::from_utf8(line).ok()?.strip_prefix(MADE_OF)?;
@@ -92,7 +93,7 @@ mod tests {
 
     const NOW: UnixMs = UnixMs(1_800_000_000_000);
 
-    /// A folder with an authority, and a file of roots beside it.
+    /// A folder with a CA, and a file of roots beside it.
     fn stage() -> (tempfile::TempDir, PathBuf, PathBuf, String) {
         let state = tempfile::tempdir().unwrap();
         let (folder, roots) = (state.path().join("tls"), state.path().join("roots.pem"));
@@ -126,7 +127,7 @@ mod tests {
         assert_eq!(roots(Some(&path), Path::new("/elsewhere")), Some(file), "nor of another of ours");
         let system = roots(None, &folder);
         assert_ne!(system.as_ref(), Some(&path));
-        // One that has lost its first line tells nothing any more.
+        // A bundle without its first line does not name its roots.
         fs::write(&path, "").unwrap();
         assert_eq!(roots(Some(&path), &folder), system);
     }
@@ -143,7 +144,7 @@ mod tests {
         authority(&folder);
         let ca = fs::read_to_string(ca_file(&folder)).unwrap();
         assert!(fs::read_to_string(&path).unwrap().contains(&ca));
-        // Roots that are gone for a moment do not take trust away.
+        // A bundle keeps its content while the file of roots is missing.
         fs::remove_file(&file).unwrap();
         authority(&folder);
         assert!(fs::read_to_string(&path).unwrap().ends_with(&other));

@@ -1,6 +1,6 @@
-//! The authority's folder. Whole files take each other's places, so that nobody ever reads half of
-//! one; one process at a time changes something, so that two that start together end with the
-//! same authority. Nothing that cannot be used is deleted.
+//! Stores the local CA in a folder. Files are replaced atomically, so that no process reads a
+//! partial one; only one process at a time changes the folder, so that two that start together end
+//! with the same CA. Unusable files are quarantined, never deleted.
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
@@ -15,67 +15,68 @@ use super::{CaLocation, refresh_bundle};
 use crate::policy::units::UnixMs;
 use crate::tasks;
 
-/// The authority's certificate and private key.
+/// The file with the CA's certificate and private key.
 const AUTHORITY: &str = "authority.pem";
 
-/// Its certificate alone, for whoever is to trust it.
+/// The file with the certificate alone, for clients that are to trust it.
 const CA: &str = "ca.pem";
 
-/// Held by the process that changes something.
+/// The lock file, held by the process that changes the folder.
 const LOCK: &str = "lock";
 
-/// Making an authority takes milliseconds: who waits longer waits for a process that hangs.
+/// Maximum wait for the lock: making a CA takes milliseconds, so a longer wait means that the
+/// holder hangs.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// A certificate and a key are one or two kilobytes.
+/// Maximum bytes read of a file: a certificate and a key have one or two kilobytes.
 const BYTES_MAX: u64 = 64 * 1024;
 
-/// Why there is no authority.
+/// Why there is no CA.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
-    /// The folder or a file in it cannot be made or written.
+    /// The folder or a file in it cannot be created or written.
     #[error("{} cannot be written: {source}", .path.display())]
     Unwritable {
-        /// Which.
+        /// The folder or file.
         path: PathBuf,
-        /// Why.
+        /// The error of the file system.
         source: io::Error,
     },
-    /// What is there cannot be read.
+    /// The existing file cannot be read.
     #[error("{} cannot be read: {source}", .path.display())]
     Unreadable {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error of the file system.
         source: io::Error,
     },
-    /// Another process holds the folder and does not let go.
+    /// Another process holds the lock for too long.
     #[error("another process holds {}", .0.display())]
     Held(PathBuf),
-    /// It cannot be made.
+    /// The CA cannot be made.
     #[error(transparent)]
     Make(#[from] MakeError),
 }
 
-/// An authority, and what it took.
+/// A CA, and the file that was quarantined for it.
 #[derive(Debug)]
 pub struct OpenedCa {
-    /// The authority.
+    /// The CA.
     pub authority: LocalCa,
-    /// What was in its place and could not be used any more.
+    /// The unusable file that was in its place, if there was one.
     pub set_aside: Option<QuarantinedFile>,
 }
 
-/// A file that another has taken the place of.
+/// An unusable file that was renamed and replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QuarantinedFile {
-    /// Where it is now.
+    /// Its new path.
     pub path: PathBuf,
-    /// What was wrong with it.
+    /// Why it was unusable.
     pub why: Unfit,
 }
 
-/// What a person is told of it.
+/// The message for the log.
 impl fmt::Display for QuarantinedFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self.why {
@@ -91,19 +92,18 @@ impl fmt::Display for QuarantinedFile {
     }
 }
 
-/// The authority that lives at `place`. Made if there is none; and if it cannot be used any more,
-/// set aside and made anew.
+/// Opens the CA at `place`. A missing CA is made; an unusable one is quarantined and replaced.
 ///
 /// # Errors
 ///
-/// When it can be neither read nor made.
+/// When the CA can be neither read nor made.
 pub fn open(place: &CaLocation, now: UnixMs) -> Result<OpenedCa, AuthorityError> {
     let folder = match place {
         CaLocation::Folder(folder) => folder,
         CaLocation::Memory => return Ok(OpenedCa { authority: LocalCa::make(now)?, set_aside: None }),
     };
     if let Found::Fit(authority) = look(folder, now)? {
-        // Who may not write here can still read.
+        // A process without write access can still use the CA.
         if let Err(error) = publish(folder, &authority) {
             tracing::debug!("{error}");
         }
@@ -112,7 +112,7 @@ pub fn open(place: &CaLocation, now: UnixMs) -> Result<OpenedCa, AuthorityError>
     let unwritable = |source| AuthorityError::Unwritable { path: folder.clone(), source };
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(unwritable)?;
     let _held = lock(folder)?;
-    // Another process may have been faster.
+    // Another process may have made the CA meanwhile.
     let set_aside = match look(folder, now)? {
         Found::Fit(authority) => return Ok(OpenedCa { authority: *authority, set_aside: None }),
         Found::Nothing => None,
@@ -128,7 +128,7 @@ pub fn open(place: &CaLocation, now: UnixMs) -> Result<OpenedCa, AuthorityError>
     Ok(OpenedCa { authority, set_aside })
 }
 
-/// The file with the authority's certificate, once it was opened in this folder.
+/// The file with the CA's certificate, which exists after the CA was opened in this folder.
 #[must_use]
 pub fn ca_file(folder: &Path) -> PathBuf {
     folder.join(CA)
@@ -170,7 +170,7 @@ fn look(folder: &Path, now: UnixMs) -> Result<Found, AuthorityError> {
     )
 }
 
-/// Takes away what a copy or a backup may have given to others.
+/// Restores mode 0600, which a copy or a backup may have widened.
 fn keep_private(path: &Path) {
     let is_open = path.metadata().is_ok_and(|seen| seen.permissions().mode() & 0o077 != 0);
     if is_open && let Err(error) = fs::set_permissions(path, Permissions::from_mode(0o600)) {
@@ -178,34 +178,34 @@ fn keep_private(path: &Path) {
     }
 }
 
-/// Writes what others read: the certificate, and the bundle if somebody uses it.
+/// Writes the files for other programs: the certificate, and the bundle if it exists.
 fn publish(folder: &Path, authority: &LocalCa) -> Result<(), AuthorityError> {
     write_changed(&folder.join(CA), authority.pem().as_bytes())?;
     refresh_bundle(folder, authority);
     Ok(())
 }
 
-/// Writes a file unless it already is so.
+/// Writes a file unless it has this content already.
 pub(super) fn write_changed(path: &Path, bytes: &[u8]) -> Result<(), AuthorityError> {
     if fs::read(path).is_ok_and(|found| found == bytes) { Ok(()) } else { write(path, bytes) }
 }
 
-/// Puts a file of mode 0600 with this content at `path`, whole or not at all.
+/// Atomically writes a file of mode 0600 with this content to `path`.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), AuthorityError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let written = || {
-        // Its mode is 0600 from its first moment on.
+        // The file has mode 0600 from its creation.
         let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(folder)?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
         file.persist(path).map_err(|error| error.error)?;
-        // The name is in the folder, which is written too.
+        // The folder is synced too, because it contains the file's name.
         File::open(folder)?.sync_all()
     };
     written().map_err(|source| AuthorityError::Unwritable { path: path.to_owned(), source })
 }
 
-/// Waits until no other process changes something, and keeps others from it until it is dropped.
+/// Waits until no other process changes the folder, and holds the lock until it is dropped.
 fn lock(folder: &Path) -> Result<File, AuthorityError> {
     let path = folder.join(LOCK);
     let unwritable = |source| AuthorityError::Unwritable { path: path.clone(), source };
@@ -215,7 +215,7 @@ fn lock(folder: &Path) -> Result<File, AuthorityError> {
         Err(TryLockError::Error(error)) => return Err(unwritable(error)),
         Err(TryLockError::WouldBlock) => {}
     }
-    // The system waits without a bound, so somebody else waits for it.
+    // The system call waits without a bound, so it runs on a thread of its own.
     let (sender, locked) = mpsc::sync_channel(1);
     tasks::thread("lock", move || {
         let _ = sender.send(file.lock().map(|()| file));
@@ -351,7 +351,7 @@ mod tests {
         let folder = state.path().join("file/tls");
         let error = open(&CaLocation::Folder(folder.clone()), NOW).unwrap_err();
         assert!(error.to_string().contains(folder.to_str().unwrap()), "{error}");
-        // And a folder in the place of the file is neither read nor moved.
+        // A folder in the place of the file is neither read nor moved.
         let folder = state.path().join("tls");
         fs::create_dir_all(folder.join(AUTHORITY)).unwrap();
         assert!(matches!(open(&CaLocation::Folder(folder), NOW), Err(AuthorityError::Unreadable { .. })));

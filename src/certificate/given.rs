@@ -1,4 +1,5 @@
-//! A certificate that somebody gave us, as the texts of its files. Reading them is the caller's.
+//! Parses a configured certificate and its key from the texts of their files. The caller reads the
+//! files.
 
 use std::sync::Arc;
 
@@ -10,53 +11,53 @@ use rustls::{Error, InconsistentKeys};
 use super::{Certificate, life, provider};
 use crate::policy::certificate::Life;
 
-/// The certificates of a file, the server's first.
+/// The certificate chain of a file, the server's certificate first.
 #[derive(Clone, Debug)]
 pub struct Chain {
     certificates: Vec<CertificateDer<'static>>,
     life: Life,
 }
 
-/// Why a text has no certificates.
+/// Why a text contains no usable certificates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
-    /// There is none in it.
+    /// It contains no certificate.
     #[error("there is no certificate in it")]
     Empty,
-    /// There is none in it, but a private key.
+    /// It contains a private key, but no certificate.
     #[error("there is a private key in it and no certificate")]
     IsKey,
-    /// What is marked as one is none.
+    /// A block marked as a certificate cannot be parsed.
     #[error("a certificate in it is broken")]
     Broken,
 }
 
-/// Why a text is not the private key of a certificate. Says nothing of the text itself.
+/// Why a text is not the private key of a certificate. Contains nothing of the text itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// There is none in it.
+    /// It contains no private key.
     #[error("there is no private key in it")]
     Empty,
-    /// There is none in it, but a certificate.
+    /// It contains a certificate, but no private key.
     #[error("there is a certificate in it and no private key")]
     IsCertificate,
-    /// It is locked with a passphrase, which nobody can type at the start.
+    /// The key is encrypted with a passphrase, which cannot be entered at the start.
     #[error("the private key is encrypted")]
     Encrypted,
-    /// It is of a kind that TLS cannot use, or broken.
+    /// The key is broken, or of a kind that the TLS library does not support.
     #[error("the private key is broken, or of a kind that is not known")]
     Unusable,
-    /// It belongs to another certificate.
+    /// The key belongs to another certificate.
     #[error("the private key does not fit the certificate")]
     Mismatch,
 }
 
 impl Chain {
-    /// Reads certificates in PEM.
+    /// Parses certificates in PEM.
     ///
     /// # Errors
     ///
-    /// When there is none, or one of them is broken.
+    /// When the text contains no certificate, or a broken one.
     pub fn read(pem: &str) -> Result<Self, ChainError> {
         let certificates = CertificateDer::pem_slice_iter(pem.as_bytes())
             .collect::<Result<Vec<_>, _>>()
@@ -69,20 +70,20 @@ impl Chain {
         }
     }
 
-    /// When the server's certificate holds.
+    /// The validity period of the server's certificate.
     #[must_use]
     pub fn life(&self) -> Life {
         self.life
     }
 
-    /// Joins the private key in PEM to it.
+    /// Combines the chain with its private key in PEM.
     ///
     /// # Errors
     ///
-    /// When it cannot be used or belongs to another certificate.
+    /// When the key is unusable or belongs to another certificate.
     pub fn with_key(self, pem: &str) -> Result<Certificate, KeyError> {
         let Ok(key) = PrivateKeyDer::from_pem_slice(pem.as_bytes()) else {
-            // An older form keeps the name of the key and says in a header that it is locked.
+            // The older PEM form keeps the key's label and marks the encryption in a header.
             return Err(if pem.contains("BEGIN ENCRYPTED") || pem.contains("Proc-Type: 4,ENCRYPTED") {
                 KeyError::Encrypted
             } else if pem.contains("PRIVATE KEY-----") {

@@ -1,5 +1,5 @@
-//! The local authority itself. What it may vouch for is written into its certificate, so that a
-//! thief of its key could pretend to be this machine and nobody else.
+//! The local CA. Its certificate is constrained to the names and addresses of this machine (name
+//! constraints), so that a thief of its key could impersonate this machine only.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -20,48 +20,49 @@ use super::{Certificate, life, provider};
 use crate::policy::certificate::{Life, Renewal};
 use crate::policy::units::UnixMs;
 
-/// An authority of our own. Cannot be printed.
+/// A CA with its private key. Cannot be printed.
 pub struct LocalCa {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
     life: Life,
 }
 
-/// Why a certificate is not made.
+/// Why no certificate was made.
 #[derive(Debug, thiserror::Error)]
 pub enum MakeError {
-    /// The certificate cannot be written or signed.
+    /// The certificate cannot be encoded or signed.
     #[error("no certificate can be made: {0}")]
     Certificate(#[from] rcgen::Error),
-    /// The TLS library does not take it.
+    /// The TLS library refuses it.
     #[error("the certificate cannot be used: {0}")]
     Tls(#[from] rustls::Error),
 }
 
-/// Why what was kept is no authority any more.
+/// Why a stored CA is unusable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
-    /// There is no certificate and key in it that belong together.
+    /// The file has no certificate and key that belong together.
     #[error("it is broken")]
     Broken,
-    /// It ends soon, or has ended.
+    /// Its certificate expires soon, or has expired.
     #[error("its time is over")]
     Ending,
 }
 
 impl LocalCa {
-    /// A new one.
+    /// Makes a new CA.
     ///
     /// # Errors
     ///
-    /// When the system has no randomness to give.
+    /// When the system provides no randomness.
     pub(super) fn make(now: UnixMs) -> Result<Self, MakeError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let life = Life::of_authority(now);
         let mut params = CertificateParams::default();
         (params.not_before, params.not_after) = (moment(life.from).into(), moment(life.until).into());
         params.distinguished_name = DistinguishedName::new();
-        // A name of its own: lists of authorities show names, and an old one may still be in them.
+        // Each CA has a name of its own: lists of authorities show names, and may still contain an
+        // old CA.
         let print = Sha256::digest(key.public_key_raw());
         let print: String = print.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
         params.distinguished_name.push(DnType::CommonName, format!("Keychoir local authority {print}"));
@@ -70,7 +71,7 @@ impl LocalCa {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.name_constraints = Some(NameConstraints {
             permitted_subtrees: vec![
-                // And what is under it.
+                // This also permits all names below it.
                 GeneralSubtree::DnsName("localhost".to_owned()),
                 GeneralSubtree::IpAddress(subnet(Ipv4Addr::new(127, 0, 0, 0).into(), 8)),
                 GeneralSubtree::IpAddress(subnet(Ipv6Addr::LOCALHOST.into(), 128)),
@@ -81,7 +82,7 @@ impl LocalCa {
         Ok(Self { issuer: Issuer::new(params, key), pem, life })
     }
 
-    /// Reads what [`secret_pem`](Self::secret_pem) wrote.
+    /// Parses the output of [`secret_pem`](Self::secret_pem).
     pub(super) fn read(pem: &str, now: UnixMs) -> Result<Self, Unfit> {
         let certificate =
             CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| Unfit::Broken)?.into_owned();
@@ -98,23 +99,23 @@ impl LocalCa {
         }
     }
 
-    /// Its certificate, which everybody may see.
+    /// Its certificate in PEM, which is public.
     #[must_use]
     pub fn pem(&self) -> &str {
         &self.pem
     }
 
-    /// Its certificate and its private key, for its own file and for nothing else.
+    /// Its certificate and private key in PEM, only for its own file.
     pub(super) fn secret_pem(&self) -> String {
         format!("{}{}", self.pem, self.issuer.key().serialize_pem())
     }
 
-    /// A server certificate for these names and addresses, with a new key that exists in memory
-    /// only.
+    /// Issues a server certificate for these names and addresses, with a new key that exists in
+    /// memory only.
     ///
     /// # Errors
     ///
-    /// When the system has no randomness to give, or a name cannot stand in a certificate.
+    /// When the system provides no randomness, or a name is invalid in a certificate.
     pub fn vouch(&self, names: &[String], now: UnixMs) -> Result<Certificate, MakeError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let life = Life::of_server(now, self.life);
@@ -142,19 +143,19 @@ fn subnet(address: IpAddr, prefix: u8) -> CidrSubnet {
     CidrSubnet::from_addr_prefix(address, prefix)
 }
 
-/// In whole seconds, as certificates count.
+/// The time in whole seconds, the precision of certificates.
 fn moment(at: UnixMs) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(at.0 / 1000)
 }
 
-/// Whether the certificate is an authority's, and this key's.
+/// Whether the certificate is a CA certificate and belongs to this key.
 fn belong_together(certificate: &CertificateDer<'_>, key: &KeyPair) -> bool {
     x509_parser::parse_x509_certificate(certificate).is_ok_and(|(_, parsed)| {
         parsed.is_ca() && parsed.public_key().raw == key.subject_public_key_info().as_slice()
     })
 }
 
-/// The part of the file that everybody may see.
+/// The public part of the file.
 fn certificate_pem(pem: &str) -> String {
     const END: &str = "-----END CERTIFICATE-----";
     let start = pem.find("-----BEGIN CERTIFICATE-----").unwrap_or(0);
@@ -175,7 +176,7 @@ mod tests {
     const NOW: UnixMs = UnixMs(1_800_000_000_000);
     const DAY_MS: u64 = 24 * 3600 * 1000;
 
-    /// Whether a client that trusts the authority believes this certificate for `name`.
+    /// Whether a client that trusts the CA accepts this certificate for `name`.
     fn is_believed(authority: &LocalCa, certificate: &Certificate, name: &str, at: UnixMs) -> bool {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
@@ -216,7 +217,7 @@ mod tests {
         let made = LocalCa::make(NOW).unwrap();
         let read = LocalCa::read(&made.secret_pem(), NOW).unwrap();
         assert_eq!((read.pem(), read.secret_pem()), (made.pem(), made.secret_pem()));
-        // To the second, as certificates count.
+        // Certificates store whole seconds.
         assert_eq!(read.life, made.life);
         let certificate = read.vouch(&["localhost".to_owned()], NOW).unwrap();
         assert!(is_believed(&made, &certificate, "localhost", NOW));

@@ -1,7 +1,8 @@
-//! Certificates that we show to clients: one that somebody gave us, or one by a local authority
-//! that we make and keep ourselves.
+//! The server's TLS certificates: one from configured files, or one issued by a local CA that
+//! Keychoir makes and keeps itself.
 //!
-//! No private key leaves this module but into the TLS library and the authority's own file.
+//! A private key leaves this module only into the TLS library and the CA's own file.
+//! A private key leaves this module only into the TLS library and the CA's own file.
 
 mod given;
 
@@ -26,16 +27,16 @@ pub use folder::{AuthorityError, OpenedCa, QuarantinedFile, ca_file, open};
 pub use given::{Chain, ChainError, KeyError};
 pub use local_ca::{LocalCa, MakeError, Unfit};
 
-/// Where the local authority lives.
+/// Where the local CA is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CaLocation {
     /// In this folder.
     Folder(PathBuf),
-    /// In memory, until the program ends: nobody can come to trust it.
+    /// In memory, until the program ends: no client can be set up to trust it.
     Memory,
 }
 
-/// A certificate with its private key, as the TLS library shows it. Cheap to clone.
+/// A certificate with its private key, in the form of the TLS library. Cheap to clone.
 #[derive(Clone)]
 pub struct Certificate {
     shown: Arc<CertifiedKey>,
@@ -43,13 +44,13 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// For the TLS library.
+    /// The certificate and key for the TLS library.
     #[must_use]
     pub fn shown(&self) -> Arc<CertifiedKey> {
         Arc::clone(&self.shown)
     }
 
-    /// When it holds.
+    /// Its validity period.
     #[must_use]
     pub fn life(&self) -> Life {
         self.life
@@ -62,12 +63,13 @@ impl fmt::Debug for Certificate {
     }
 }
 
-/// Named here as in `upstream`, and never set for the whole process.
+/// The crypto provider is passed explicitly, as in `upstream`, and never installed for the whole
+/// process.
 fn provider() -> CryptoProvider {
     rustls::crypto::ring::default_provider()
 }
 
-/// When a certificate holds; `None` when this is none.
+/// The validity period of a certificate; `None` if it cannot be parsed.
 fn life(certificate: &CertificateDer<'_>) -> Option<Life> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let moment = |seconds: i64| UnixMs(u64::try_from(seconds).unwrap_or(0).saturating_mul(1000));

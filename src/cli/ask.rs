@@ -1,5 +1,5 @@
-//! Asking a Keychoir that runs: where it is, and what it says of itself. Separate from what is made
-//! of the answer, so that every command finds it in the same way and fails in the same words.
+//! Sends requests to a running Keychoir: finds its address and reads its documents. Separate from
+//! the commands, so that all of them find it in the same way and fail with the same messages.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,27 +13,27 @@ use super::{Sources, load};
 use crate::config::{Config, HostPort, Listen, Need};
 use crate::upstream::{TlsError, side_calls};
 
-/// Where a running Keychoir is found.
+/// The options for the address of a running Keychoir.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Asking {
     #[command(flatten)]
     sources: Sources,
-    /// Ask here instead of where the configuration says: http://HOST:PORT or unix:/PATH.
+    /// Connect here instead of to the configured address: http://HOST:PORT or unix:/PATH.
     #[arg(long, value_name = "URL")]
     url: Option<String>,
-    /// A file with a client token, where Keychoir asks for one.
+    /// A file with a client token, if Keychoir requires one.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
 
-/// Where it is: a base URL without a slash at its end, or a socket.
+/// The address: a base URL without a trailing slash, or a socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Place {
     Url(String),
     Unix(PathBuf),
 }
 
-/// The way to a Keychoir.
+/// A client of a running Keychoir.
 #[derive(Debug)]
 pub(super) struct Running {
     place: Place,
@@ -41,7 +41,7 @@ pub(super) struct Running {
     token: Option<String>,
 }
 
-/// Why there is no answer. Says what to do.
+/// Why there is no usable response. The message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AskError {
     #[error("{0} is no place to ask: write http://HOST:PORT or unix:/PATH")]
@@ -72,11 +72,12 @@ pub(super) enum AskError {
     Tls(#[from] TlsError),
 }
 
-/// It answers from memory: who is slower is stuck.
+/// Timeout of a request: Keychoir serves these documents from memory, so a slower one hangs.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 impl Asking {
-    /// The way there. An exit code when the configuration is wrong, which was told.
+    /// Makes the client. Returns an exit code when the configuration is invalid, which was
+    /// reported.
     pub(super) fn running(self) -> Result<Result<Running, AskError>, ExitCode> {
         let place = match &self.url {
             Some(url) => Place::parse(url),
@@ -107,7 +108,7 @@ impl Place {
         Ok(Self::Url(url.trim_end_matches('/').to_owned()))
     }
 
-    /// The first port of a configuration that is known before it serves, or else its socket.
+    /// The first configured port with a fixed number, or else the socket.
     fn of(config: &Config) -> Result<Self, AskError> {
         let port = config.server.listen.iter().find_map(|listen| match listen {
             Listen::Port(port) if port.port() != 0 => Some(Self::Url(base_url(port))),
@@ -123,7 +124,7 @@ impl Place {
     }
 }
 
-/// From this machine, every address is reached over loopback.
+/// Every listening address is reachable over loopback from this machine.
 pub(super) fn base_url(port: &HostPort) -> String {
     let mut address =
         port.socket_addresses().first().copied().unwrap_or_else(|| ([127, 0, 0, 1], port.port()).into());
@@ -148,12 +149,12 @@ impl Running {
         Ok(Self { place, client, token })
     }
 
-    /// The way to the Keychoir that runs with this configuration, without a token.
+    /// A client of the Keychoir that runs with this configuration, without a token.
     pub(super) fn of(config: &Config) -> Result<Self, AskError> {
         Self::at(Place::of(config)?, None)
     }
 
-    /// Where it is, for people.
+    /// The address, for messages.
     fn name(&self) -> String {
         match &self.place {
             Place::Url(url) => url.clone(),
@@ -161,12 +162,12 @@ impl Running {
         }
     }
 
-    /// What it says at `path`, as it says it and as `T`. Statuses other than 200 and 503, with which
-    /// it says that it is unwell, are no answer.
+    /// Requests `path` and returns the body as text and as `T`. Statuses other than 200 and 503,
+    /// which Keychoir sends when it is not ready, are errors.
     pub(super) async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<(String, T), AskError> {
         let base = match &self.place {
             Place::Url(url) => url,
-            // The name does not matter on a Unix socket.
+            // The host is ignored on a Unix socket.
             Place::Unix(_) => "http://localhost",
         };
         let mut request = self.client.get(format!("{base}{path}"));
@@ -188,7 +189,7 @@ impl Running {
     }
 }
 
-/// Whether a Keychoir answers where `listen` is listened on.
+/// Whether a Keychoir responds at the address `listen`.
 pub(super) async fn is_keychoir_at(listen: &Listen) -> bool {
     let place = match listen {
         Listen::Port(port) => Place::Url(base_url(port)),
@@ -197,11 +198,11 @@ pub(super) async fn is_keychoir_at(listen: &Listen) -> bool {
     };
     let Ok(running) = Running::at(place, None) else { return false };
     let page = running.ask::<serde_json::Map<String, serde_json::Value>>("/readyz").await;
-    // No other program's page of this name has these members.
+    // No page of another program has these members.
     page.is_ok_and(|(_, page)| ["keys", "store", "draining"].iter().all(|name| page.contains_key(*name)))
 }
 
-/// The last cause, which is the one that a person can do something about.
+/// The root cause, which is the most helpful part of the message.
 fn root_of(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return format!("no answer within {} s", ANSWER_MAX.as_secs());

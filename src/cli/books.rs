@@ -1,4 +1,4 @@
-//! The file of the books, for commands that read it while the service runs.
+//! Opens the usage database for commands that read it while the service runs.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use super::{Sources, load};
 use crate::config::{Config, Need};
 use crate::store::{ReadError, Reader};
 
-/// Which file.
+/// The database to read.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Books {
     #[command(flatten)]
@@ -19,7 +19,7 @@ pub(super) struct Books {
     file: Option<PathBuf>,
 }
 
-/// Why there is nothing to read.
+/// Why the database cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BooksError {
     #[error("{0}. Another file is named with --file{hint}.", hint = hint(.0))]
@@ -30,7 +30,8 @@ pub(super) enum BooksError {
     Ephemeral,
 }
 
-/// Where the service of `systemd/` keeps them, which the configuration of another user does not say.
+/// The database of the service in `systemd/`, which the configuration of another user does not
+/// name.
 const OF_SERVICE: &str = "/var/lib/keychoir/keychoir.db";
 
 fn hint(error: &ReadError) -> String {
@@ -49,7 +50,8 @@ fn hint(error: &ReadError) -> String {
 }
 
 impl Books {
-    /// The books. An exit code when the configuration is wrong, which was told.
+    /// Opens the database. Returns an exit code when the configuration is invalid, which was
+    /// reported.
     pub(super) fn open(self) -> Result<Result<Reader, BooksError>, ExitCode> {
         if let Some(file) = &self.file {
             return Ok(Reader::open(file).map_err(BooksError::from));
@@ -58,7 +60,7 @@ impl Books {
         Ok(self.open_of(&config))
     }
 
-    /// The books, where the configuration is known already.
+    /// Opens the database of a loaded configuration.
     pub(super) fn open_of(&self, config: &Config) -> Result<Reader, BooksError> {
         match self.file.as_deref().or(config.storage.file()) {
             Some(file) => Ok(Reader::open(file)?),
@@ -66,16 +68,16 @@ impl Books {
         }
     }
 
-    /// Whether they are where the configuration says.
+    /// Whether the path is that of the configuration.
     pub(super) fn is_of_configuration(&self) -> bool {
         self.file.is_none()
     }
 
-    /// The configuration, which may be without keys.
+    /// Loads the configuration, which may have no keys.
     pub(super) fn config(&self) -> Result<Config, ExitCode> {
         let mut overrides = self.sources.clone().overrides(false);
         overrides.keys = Need::Optional;
-        // Where the file is known, nothing else is asked of the place of the books.
+        // If the file is given, the configured path of the database is not validated.
         overrides.is_ephemeral = self.file.is_some();
         Ok(load(&overrides)?.config)
     }

@@ -1,5 +1,5 @@
-//! `keychoir check`: says what is wrong with the configuration and what a start would stumble over,
-//! all of it, or that it is fine. A place that a running Keychoir has is no mistake.
+//! `keychoir check`: reports all mistakes of the configuration and all obstacles to a start. An
+//! address in use by a running Keychoir is no mistake.
 
 use std::process::ExitCode;
 
@@ -36,7 +36,7 @@ pub(super) fn run(sources: Sources) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Says what is in the way of a start; returns how many things there are.
+/// Reports the obstacles to a start; returns their number.
 async fn obstacles(config: Config) -> usize {
     let mut found = 0;
     for obstacle in rehearse(config).await {

@@ -1,5 +1,5 @@
-//! `keychoir clients`: who may use the pool. Adds entries to the configuration file and takes them
-//! out; a program that runs takes it up when it reloads.
+//! `keychoir clients`: adds, lists and removes clients in the configuration file; a running
+//! Keychoir applies the change when it reloads.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,7 +25,7 @@ enum Command {
     Add(Adding),
     /// List the clients and what they may do.
     List(Place),
-    /// Take a client out: its token is worth nothing from then on.
+    /// Remove a client: its token is invalid from then on.
     Revoke {
         /// The client's name.
         name: String,
@@ -48,7 +48,8 @@ struct Place {
 struct Adding {
     /// The client's name: 1 to 64 of a-z, 0-9, - and _.
     name: String,
-    /// Its quota, which the entry calls `quota`: "3 requests", "50 requests per day", "10_000 credits per month".
+    /// Its quota, which the entry calls `quota`: "3 requests", "50 requests per day", "10_000
+    /// credits per month".
     #[arg(long, value_name = "TEXT")]
     allowance: Option<String>,
     /// Its rate limit, which the entry calls `rate_limit`: "60 per minute", "5 per second".
@@ -57,7 +58,8 @@ struct Adding {
     /// The maximum of its concurrent requests, which the entry calls `max_concurrent`.
     #[arg(long, value_name = "COUNT")]
     concurrency: Option<u32>,
-    /// A path below which it may ask, such as /v1/text-to-speech. May be given several times.
+    /// A path below which it may send requests, such as /v1/text-to-speech. May be given several
+    /// times.
     #[arg(long = "path", value_name = "PATH")]
     paths: Vec<String>,
     /// The name of a key that serves it. May be given several times.
@@ -75,7 +77,7 @@ struct Adding {
 
 impl Place {
     fn overrides(&self) -> Overrides {
-        // Neither keys nor books are needed to change who may come in.
+        // Neither keys nor the usage database are needed to change clients.
         Overrides {
             config_file: self.config.clone(),
             is_ephemeral: true,
@@ -174,7 +176,7 @@ fn document(client: &ClientConfig) -> Value {
     })
 }
 
-/// What it may do, in a line.
+/// The client's rules in one line.
 fn summary(rules: &Rules) -> String {
     let Rules { allowance, rate, concurrency, paths, pins, may_bring_key, may_take_tokens } = rules;
     let mut parts: Vec<String> = Vec::new();
@@ -204,7 +206,7 @@ fn not_changed(error: &EditError) -> ExitCode {
     }
 }
 
-/// 192 bits by chance. The prefix lets a person, and a search for leaked secrets, know it again.
+/// A token of 192 random bits. Its prefix makes it recognizable to people and to secret scanners.
 fn random_token() -> Option<String> {
     let mut bytes = [0_u8; 24];
     default_provider().secure_random.fill(&mut bytes).ok()?;

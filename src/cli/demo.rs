@@ -1,5 +1,5 @@
-//! `keychoir demo`: the proxy before a simulated ElevenLabs with four small keys. Real requests go
-//! through it until three of the keys are spent; every one of them is answered.
+//! `keychoir demo`: runs the proxy against a simulated ElevenLabs with four keys of few credits.
+//! Real requests go through it until three of the keys are exhausted; every request is served.
 
 mod view;
 
@@ -25,12 +25,13 @@ use view::View;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Where the audio goes.
+    /// The file for the audio.
     #[arg(long, value_name = "FILE", default_value = "keychoir-demo.mp3")]
     output: PathBuf,
 }
 
-/// Made up; they open nothing. Long enough to be shown as real ones are.
+/// Made-up keys, valid nowhere. They are as long as real ones, so that their short forms look
+/// alike.
 const KEYS: [&str; 4] = [
     "sk_demo50prano0000000000000000000000000000000000a1b2c",
     "sk_demoa1t00000000000000000000000000000000000000d3e4f",
@@ -38,7 +39,7 @@ const KEYS: [&str; 4] = [
     "sk_demobass00000000000000000000000000000000000000d7e8f",
 ];
 
-/// What is spoken, a sentence a request.
+/// The sentences, one per request.
 const TEXT: [&str; 8] = [
     "A choir is many voices that sound like one.",
     "Your app asks for speech and gives no thought to keys.",
@@ -51,20 +52,20 @@ const TEXT: [&str; 8] = [
 ];
 const ROUNDS: usize = 4;
 
-/// Between two requests, so that a person can watch.
+/// Delay between two requests, so that a viewer can follow.
 const PACE: Duration = Duration::from_millis(120);
 
 const SPEECH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM?output_format=mp3_44100_128";
 
-/// What the sentences from one to another cost, counted over all rounds: a credit for a character.
+/// The cost of a range of sentences, counted over all rounds: one credit per character.
 fn cost(sentences: std::ops::Range<usize>) -> u64 {
     let texts = TEXT.iter().cycle().skip(sentences.start).take(sentences.len());
     texts.map(|text| text.len() as u64).sum()
 }
 
-/// Three keys that are spent to the last credit, and one that is not. The credits of the second key's
-/// workspace would last, but the key has a cap, which ElevenLabs tells only in a refusal: that request is
-/// served by the next key.
+/// Three keys that are used up to the last credit, and one that is not. The credits of the second
+/// key's workspace would last, but the key has a cap, which ElevenLabs reports only in a refusal:
+/// the next key serves that request.
 fn plan() -> Plan {
     let credits = [cost(0..8), cost(0..32), cost(14..22), cost(0..32)];
     let mut plan = Plan::of(KEYS.into_iter().zip(credits));
@@ -89,7 +90,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
 }
 
 async fn play(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    // Before the work: a place that cannot be written is better heard of now.
+    // The file is opened first, so that a path without write access fails before the work.
     let place = || format!("cannot write {}; name another file with --output", arguments.output.display());
     let mut output = File::create(&arguments.output).with_context(place)?;
     let plan = plan();
@@ -126,17 +127,17 @@ async fn play(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode> {
     Ok(if failures == 0 && booked == charged { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What came of all sentences.
+/// The results of all sentences.
 struct Spoken {
-    /// The answers that came.
+    /// The audio of the responses.
     audio: Vec<Vec<u8>>,
-    /// How many there should have been.
+    /// The number of requests.
     requests: usize,
-    /// How many the simulated ElevenLabs refused first.
+    /// The number of requests that the simulated ElevenLabs refused at first.
     replayed: usize,
 }
 
-/// Speaks every sentence as an app would: with its SDK's kind of request and a key that is none.
+/// Sends every sentence as an app would: with a request like its SDK's, and without a valid key.
 async fn speak_all(
     view: &View,
     running: &Running,
@@ -169,8 +170,8 @@ async fn speak_all(
     Ok(Spoken { audio, requests: sentences.len(), replayed })
 }
 
-/// The attempts at speech that the simulator has met since the first `seen` requests: the number of the
-/// key, and the status.
+/// The speech attempts that the simulator has recorded after the first `seen` requests: the number
+/// of the key, and the status.
 fn attempts(simulator: &Simulator, seen: &mut usize) -> Vec<(usize, u16)> {
     let requests = simulator.ledger().requests;
     let new = requests.iter().skip(*seen).filter(|request| request.path_and_query == SPEECH);
@@ -183,7 +184,7 @@ fn attempts(simulator: &Simulator, seen: &mut usize) -> Vec<(usize, u16)> {
     attempts
 }
 
-/// Which keys have refused a request before one has served it, if any has.
+/// The keys that refused a request before one served it, if any did.
 fn way(attempts: &[(usize, u16)]) -> Option<String> {
     let (last, refused) = attempts.split_last().filter(|(_, refused)| !refused.is_empty())?;
     let refused: Vec<String> = refused.iter().map(|(key, status)| format!("key {key} ({status})")).collect();

@@ -1,5 +1,5 @@
-//! `keychoir env`: what a shell must know so that apps find Keychoir and trust its https. Lines for
-//! `eval`, each with what it is for.
+//! `keychoir env`: prints the environment variables by which apps find Keychoir and trust its
+//! https, as lines for `eval` with comments.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -11,9 +11,9 @@ use crate::certificate::{self, BundleError, CaLocation, LocalCa, OpenedCa};
 use crate::clock;
 use crate::config::{Config, HostPort, Listen, Need, TlsChoice};
 
-/// What Python and OpenSSL trust instead of what they would.
+/// The variable by which Python and OpenSSL replace their trusted roots.
 const OPENSSL: &str = "SSL_CERT_FILE";
-/// What Node trusts beside what it would.
+/// The variable by which Node adds trusted roots.
 const NODE: &str = "NODE_EXTRA_CA_CERTS";
 
 pub(super) fn run(sources: Sources) -> ExitCode {
@@ -36,7 +36,7 @@ pub(super) fn run(sources: Sources) -> ExitCode {
     }
 }
 
-/// Where apps find it.
+/// Adds the variables of the address.
 fn address(lines: &mut String, config: &Config) {
     let port = config.server.listen.iter().find_map(|listen| match listen {
         Listen::Port(port) if port.port() != 0 => Some(port),
@@ -68,7 +68,7 @@ fn has_https(config: &Config, port: &HostPort) -> bool {
     }
 }
 
-/// What makes apps trust it.
+/// Adds the variables of the trusted roots.
 fn trust(lines: &mut String, config: &Config) -> anyhow::Result<()> {
     match config.server.tls.choice() {
         TlsChoice::Auto => {}
@@ -117,7 +117,7 @@ fn trust(lines: &mut String, config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A file of authorities: ours, and those of another file.
+/// A bundle of the local CA and the roots of another file.
 struct Bundle {
     path: PathBuf,
     roots: PathBuf,
@@ -144,7 +144,7 @@ fn openssl(lines: &mut String, folder: &Path, authority: &LocalCa) -> Result<Opt
             export(lines, OPENSSL, &bundle.path.to_string_lossy());
             return Ok(Some(bundle));
         }
-        // With our authority alone, an app could talk to us and to nobody else.
+        // With the local CA alone, an app could connect to Keychoir and to no other host.
         Ok(None) => comment(
             lines,
             &format!(
@@ -165,7 +165,7 @@ fn openssl(lines: &mut String, folder: &Path, authority: &LocalCa) -> Result<Opt
 
 fn node(lines: &mut String, ca: &Path, bundle: Option<&Bundle>) {
     let other = variable(NODE).filter(|path| path != ca);
-    // It may name what the bundle has, too, or be the bundle already.
+    // The file may be contained in the bundle, or be the bundle itself.
     let is_in =
         |bundle: &&Bundle| other.as_ref().is_some_and(|path| [&bundle.roots, &bundle.path].contains(&path));
     if let Some(bundle) = bundle.filter(is_in) {
@@ -180,7 +180,7 @@ fn node(lines: &mut String, ca: &Path, bundle: Option<&Bundle>) {
     export(lines, NODE, &ca.to_string_lossy());
 }
 
-/// The whole path that a variable names.
+/// The absolute path that a variable names.
 fn variable(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os(name).filter(|value| !value.is_empty())?;
     std::path::absolute(path).ok()
@@ -190,7 +190,7 @@ fn comment(lines: &mut String, text: &str) {
     let _ = writeln!(lines, "\n# {}", one_line(text));
 }
 
-/// A comment ends with its line, whatever a path has in it.
+/// A comment must not contain a line break, whatever a path contains.
 fn one_line(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { '?' } else { character }).collect()
 }
@@ -199,7 +199,7 @@ fn export(lines: &mut String, name: &str, value: &str) {
     let _ = writeln!(lines, "export {name}={}", quoted(value));
 }
 
-/// A word that every shell reads as `text`.
+/// A word that every shell parses as `text`.
 fn quoted(text: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-:@%+,".contains(&byte);
     if !text.is_empty() && text.bytes().all(is_plain) {

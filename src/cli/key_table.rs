@@ -1,18 +1,17 @@
-//! The table of keys that a start shows: what each is called, its plan, what is used of its credits,
-//! when they come back and how it stands, in 80 columns behind the symbols of the log.
+//! The table of keys at the start: name, plan, used credits, reset date and state, in 80 columns
+//! including the symbols of the log.
 
 use super::table::{Side, Table, cut, short};
 use crate::policy::key_state::KeyStatus;
 use crate::pool::KeySnapshot;
 use crate::telemetry::{key_name, unknown_limit};
 
-/// A name is cut here, which leaves room for all other columns.
+/// Maximum characters of a name, which leaves space for all other columns.
 const NAME_CHARS_MAX: usize = 16;
-/// `business` is the longest plan whose name says something.
+/// Maximum characters of a plan: `business` is the longest meaningful one.
 const PLAN_CHARS_MAX: usize = 8;
 
-/// The lines, the first of which names the columns. Where keys have names, these take the place of
-/// their plans.
+/// The lines, the first of which names the columns. If keys have names, these replace their plans.
 pub(super) fn lines(keys: &[KeySnapshot]) -> Vec<String> {
     let has_names = keys.iter().any(|seen| seen.key.name().is_some());
     let titles = [
@@ -74,7 +73,7 @@ mod tests {
 
     const NOW: UnixMs = UnixMs(1_795_000_000_000);
     const DECEMBER_12: UnixMs = UnixMs(1_797_033_600_000);
-    /// What the log puts before a line in ASCII.
+    /// The width of the log's prefix in ASCII.
     const INDENT: usize = 4;
 
     /// The table of keys with these names, plans and quotas.

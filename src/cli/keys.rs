@@ -1,5 +1,6 @@
-//! `keychoir keys list`: the configured keys by their short forms, with how they stand: as the running
-//! Keychoir says, so that it agrees with `keychoir status`, and otherwise as the books say. Never a key.
+//! `keychoir keys list`: prints the configured keys by their short forms, with their state: that of
+//! the running Keychoir, in agreement with `keychoir status`, or else that in the database. Never
+//! prints a key.
 
 use std::process::ExitCode;
 
@@ -35,7 +36,7 @@ struct List {
     json: bool,
 }
 
-/// A key as it is listed.
+/// A row of the list.
 struct Listed {
     short: String,
     name: Option<String>,
@@ -43,7 +44,7 @@ struct Listed {
     known: Option<Known>,
 }
 
-/// How a key stands.
+/// The state of a key.
 struct Known {
     status: String,
     is_near_limit: bool,
@@ -53,7 +54,7 @@ struct Known {
 }
 
 impl Known {
-    /// As the books say; near its limit from this share on.
+    /// The state in the database; near its limit from this share on.
     fn of_books(key: &KnownKey, near_limit_ratio: f64) -> Self {
         Self {
             status: key.status.word().to_owned(),
@@ -95,8 +96,8 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
     tell(&list(&config, &known), json, code)
 }
 
-/// The keys as a Keychoir that runs with this configuration says they stand. `None` when none answers,
-/// or when it asks for a token, or has other keys.
+/// The keys and states of the Keychoir that runs with this configuration. `None` if there is no
+/// response, or if it requires a token or has other keys.
 fn running(config: &Config) -> Option<Vec<Listed>> {
     let keys = runtime().ok()?.block_on(keys_of_running(config))?;
     let is_same = |(config, key): (&KeyConfig, &status::Key)| config.key.short().as_str() == key.short_key;
@@ -129,7 +130,7 @@ impl Listed {
     }
 }
 
-/// Books that are not there yet are no failure.
+/// A missing database is no failure.
 fn code(error: &BooksError) -> ExitCode {
     match error {
         BooksError::Ephemeral | BooksError::Read(ReadError::NoFile(_) | ReadError::Empty(_)) => {
@@ -145,7 +146,7 @@ fn code(error: &BooksError) -> ExitCode {
     }
 }
 
-/// The configured keys; where none are, those that the books know.
+/// The configured keys; without any, those in the database.
 fn list(config: &Config, known: &[KnownKey]) -> Vec<Listed> {
     let as_known = |known: &KnownKey| Known::of_books(known, config.pool.near_limit_ratio);
     if config.keys.is_empty() {

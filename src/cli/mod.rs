@@ -1,4 +1,4 @@
-//! Commands: arguments in, exit codes out; one file a command. Data goes to standard output,
+//! The commands: arguments in, exit codes out; one file per command. Data goes to standard output,
 //! messages to standard error.
 
 mod serve;
@@ -34,8 +34,8 @@ use crate::telemetry;
 
 /// One base URL for all your ElevenLabs keys.
 ///
-/// Point an ElevenLabs SDK at Keychoir's address; it sets a key from its pool, replays a refused
-/// request with the next key, and keeps the books. Without a command, it serves.
+/// Point an ElevenLabs SDK at Keychoir's address; it sets a key from its pool, retries a refused
+/// request with the next key, and records the usage. Without a command, it serves.
 #[derive(Debug, Parser)]
 #[command(name = "keychoir", version, args_conflicts_with_subcommands = true)]
 struct Arguments {
@@ -49,9 +49,9 @@ struct Arguments {
 enum Command {
     /// Serve; keys come from ELEVENLABS_API_KEYS or a configuration file.
     Serve(serve::Serving),
-    /// Check the configuration and say what is wrong with it, without serving.
+    /// Check the configuration and report its mistakes, without serving.
     Check(Sources),
-    /// Show how the keys of a running Keychoir stand.
+    /// Show the state of the keys of a running Keychoir.
     Status(status::Arguments),
     /// Show what was spent, by key, client, model or route.
     Usage(usage::Arguments),
@@ -59,17 +59,17 @@ enum Command {
     Keys(keys::Arguments),
     /// Add, list and revoke clients and their tokens.
     Clients(clients::Arguments),
-    /// Print what a shell must know so that apps find Keychoir and trust its https.
+    /// Print the environment variables by which apps find Keychoir and trust its https.
     Env(Sources),
-    /// See it work without any key: the proxy before a simulated ElevenLabs.
+    /// Try it without any key: the proxy in front of a simulated ElevenLabs.
     Demo(demo::Arguments),
     /// Serve an offline ElevenLabs to develop against.
     Simulate(simulate::Arguments),
-    /// What the mirror in Supabase needs.
+    /// Print the SQL that the mirror in Supabase needs.
     Supabase(supabase::Arguments),
 }
 
-/// Where the configuration comes from.
+/// The sources of the configuration.
 #[derive(Clone, Debug, Default, Args)]
 struct Sources {
     /// Listen here: HOST:PORT, unix:/PATH or systemd. May be given several times.
@@ -82,7 +82,7 @@ struct Sources {
 }
 
 impl Sources {
-    /// What the command line says.
+    /// The values of the command line.
     fn overrides(self, has_passed_sockets: bool) -> Overrides {
         Overrides {
             config_file: self.config,
@@ -94,7 +94,7 @@ impl Sources {
     }
 }
 
-/// The configuration; what is wrong with it goes to standard error.
+/// Loads the configuration; its mistakes go to standard error.
 fn load(overrides: &Overrides) -> Result<Loaded, ExitCode> {
     config::load(overrides).map_err(|problems| {
         complain(&problems);
@@ -102,7 +102,7 @@ fn load(overrides: &Overrides) -> Result<Loaded, ExitCode> {
     })
 }
 
-/// Says which files the configuration is from.
+/// Lists the files that the configuration was read from.
 fn files_read(loaded: &Loaded) -> String {
     let read: Vec<String> = loaded.files.read().map(|path| path.display().to_string()).collect();
     match (&loaded.file, read.as_slice()) {
@@ -112,16 +112,16 @@ fn files_read(loaded: &Loaded) -> String {
     }
 }
 
-/// What clap says, too, when an argument is wrong.
+/// The exit code for wrong arguments, the same as clap's.
 const EX_USAGE: u8 = 2;
 
-/// `sysexits.h`: the configuration is wrong. A service manager need not try again.
+/// `sysexits.h`: the configuration is invalid. A service manager need not restart the program.
 const EX_CONFIG: u8 = 78;
 
-/// `sysexits.h`: something could not be written.
+/// `sysexits.h`: a file could not be written.
 const EX_IOERR: u8 = 74;
 
-/// Runs the program with the arguments it was started with.
+/// Runs the program with its command line arguments.
 #[must_use]
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
@@ -139,36 +139,36 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// A message for the person at the terminal.
+/// Prints a message to standard error.
 fn complain(message: &dyn Display) {
-    // What the log has said before stands before it.
+    // Earlier log lines are printed first.
     telemetry::flush();
-    // Nobody is left to be told that telling failed.
+    // A failure to write to standard error cannot be reported.
     let _ = writeln!(io::stderr(), "{message}");
 }
 
-/// Data for whoever reads standard output. A reader that has gone away ends it quietly.
+/// Prints data to standard output. A closed pipe is no error.
 fn print(data: &dyn Display) {
     let _ = writeln!(io::stdout(), "{data}");
 }
 
-/// A failure that is not the configuration's.
+/// Reports a failure other than one of the configuration.
 fn failed(message: &dyn Display) -> ExitCode {
     complain(&format_args!("keychoir: {message}"));
     ExitCode::FAILURE
 }
 
-/// The runtime of a command, on its own thread. Who serves has workers beside it.
+/// The runtime of a command, on the current thread. `serve` has workers beside it.
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().thread_name("keychoir").build()
 }
 
-/// The runtime of a command that is an ElevenLabs, too, on all cores.
+/// The runtime of a command that includes the simulator, on all cores.
 fn wide_runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("keychoir").build()
 }
 
-/// Why an address cannot be listened on, and what to do.
+/// Why an address cannot be bound, with advice.
 #[expect(clippy::wildcard_enum_match_arm, reason = "the standard library's list of errors grows")]
 fn cannot_listen(address: &str, error: &io::Error) -> String {
     let is_file = address.starts_with("unix:");

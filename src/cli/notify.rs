@@ -1,5 +1,5 @@
-//! What a service manager hears: systemd's notify protocol, on the socket that `NOTIFY_SOCKET`
-//! names. Without one, nothing is said.
+//! Reports the state to a service manager: systemd's notify protocol, on the socket that
+//! `NOTIFY_SOCKET` names. Does nothing without one.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -8,29 +8,29 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tracing::debug;
 
-/// The program serves, as `status` says.
+/// Reports that the program serves, with the text `status`.
 pub(super) fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// The configuration is being read again; [`ready`] ends it.
+/// Reports that the configuration is being reloaded, until [`ready`] is sent.
 pub(super) fn reloading() {
-    // The time tells the manager which of its own reload requests this answers.
+    // The time tells the manager which of its reload requests this belongs to.
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
         Err(error) => debug!("no monotonic time for the service manager: {error}"),
     }
 }
 
-/// The program ends, and may take `within` for it.
+/// Reports that the program stops, and may take `within` for it.
 pub(super) fn stopping(within: Duration) {
     let micros = u32::try_from(within.as_micros()).unwrap_or(u32::MAX);
     let status = NotifyState::Status("Ending: requests under way finish");
     tell(&[NotifyState::Stopping, status, NotifyState::ExtendTimeoutUsec(micros)]);
 }
 
-/// Tells the watchdog, where there is one, that the runtime still turns: twice as often as it asks
-/// for, so that one late beat is no death.
+/// Sends keep-alives to the watchdog, if there is one, as long as the runtime runs: twice as often
+/// as required, so that one late message is not fatal.
 pub(super) async fn beat() -> Infallible {
     let Some(patience) = sd_notify::watchdog_enabled() else { return pending().await };
     loop {
@@ -40,7 +40,7 @@ pub(super) async fn beat() -> Infallible {
 }
 
 fn tell(state: &[NotifyState<'_>]) {
-    // A manager that cannot be told must not stop the traffic.
+    // A failing notification must not stop the traffic.
     if let Err(error) = sd_notify::notify(state) {
         debug!("the service manager cannot be told: {error}");
     }

@@ -1,5 +1,5 @@
-//! Reading the configuration again while it runs: when a signal says so, or when a file of it has
-//! changed. A configuration with a mistake changes nothing.
+//! Reloads the configuration at runtime: on a signal, or when one of its files has changed. An
+//! invalid configuration changes nothing.
 
 use std::future::pending;
 use std::time::Duration;
@@ -10,16 +10,16 @@ use crate::app::{AppConfig, Running};
 use crate::config::{self, Config, Files, Loaded, Overrides};
 use crate::telemetry::{Level, keys_loaded};
 
-/// What it takes to reload.
+/// The state for reloads.
 #[derive(Debug)]
 pub(super) struct Reloading {
     overrides: Overrides,
     level: Level,
-    /// As it was at the start: what only a restart changes is still as it says.
+    /// The configuration of the start, which still applies to settings that need a restart.
     started: Config,
-    /// The files as they were when they were last read.
+    /// The state of the files when they were last read.
     read: Files,
-    /// The files as they were when they were last looked at.
+    /// The state of the files when they were last checked.
     seen: Files,
     interval: Duration,
     grace: Duration,
@@ -39,17 +39,17 @@ impl Reloading {
         }
     }
 
-    /// How long requests under way may take to finish at the end.
+    /// The drain timeout: how long requests may take to finish at shutdown.
     pub(super) fn grace(&self) -> Duration {
         self.grace
     }
 
-    /// Waits until a file has changed and stays as it is: one that is being written changes again
-    /// from look to look.
+    /// Waits until a file has changed and is then unchanged between two checks, so that no file is
+    /// read while it is written.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future puts the next look off and loses nothing.
+    /// Dropping the future delays the next check and loses nothing.
     pub(super) async fn changed(&mut self) {
         if self.interval.is_zero() {
             return pending().await;
@@ -64,10 +64,10 @@ impl Reloading {
         }
     }
 
-    /// Reads everything again and has `running` go by it. Files block for a moment, and nobody waits
-    /// for that: traffic has threads of its own.
+    /// Reads all files again and applies the configuration to `running`. Reading blocks this thread
+    /// for a moment; traffic runs on other threads.
     pub(super) fn reload(&mut self, running: &Running) {
-        // A change while it is read is a change after it.
+        // A change during the reading is detected as a later change.
         self.read = self.seen.now();
         self.seen = self.read.clone();
         match config::load(&self.overrides) {

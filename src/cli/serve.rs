@@ -1,4 +1,4 @@
-//! `keychoir serve`: from the configuration to a running proxy and back to a clean end.
+//! `keychoir serve`: starts the proxy with the configuration, and shuts it down gracefully.
 
 use std::pin::pin;
 use std::process::ExitCode;
@@ -21,24 +21,24 @@ use crate::policy::files::{self, RequestedLimits};
 use crate::telemetry::{self, FlushAtEnd, Form, Sink, keys_loaded};
 use crate::upstream::Reach;
 
-/// The table of keys is shown once the provider has told their quotas, but a provider that does
-/// not answer must not keep the start waiting.
+/// Maximum wait for the first poll of the quotas, which the table of keys shows: a provider that
+/// does not respond must not delay the start.
 const QUOTAS_WAIT_MAX: Duration = Duration::from_millis(1_500);
 
-/// What a service manager should allow beyond the longest end.
+/// Time that a service manager should allow beyond the longest shutdown.
 const END_MARGIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
 pub(super) struct Serving {
     #[command(flatten)]
     sources: Sources,
-    /// Keep the books in memory only; they end with the program.
+    /// Keep usage records in memory only; they are lost when the program ends.
     #[arg(long)]
     ephemeral: bool,
 }
 
 pub(super) fn run(arguments: Serving) -> ExitCode {
-    // Before there are threads: it changes the environment.
+    // Called before any thread starts, because it changes the environment.
     let passed = InheritedSockets::take();
     let Serving { sources, ephemeral } = arguments;
     let overrides = Overrides { is_ephemeral: ephemeral, ..sources.overrides(passed.count() > 0) };
@@ -51,7 +51,7 @@ pub(super) fn run(arguments: Serving) -> ExitCode {
         Ok(sink) => sink,
         Err(error) => return failed(&error),
     };
-    // The last that ends: what is said while the runtime is torn down is told, too.
+    // Dropped last, so that log lines of the runtime's shutdown are written, too.
     let _flushed = FlushAtEnd;
     let level = match telemetry::start(form, &loaded.config.log.level.to_string(), sink) {
         Ok(level) => level,
@@ -122,7 +122,8 @@ async fn serve(loaded: Loaded, passed: InheritedSockets, reloading: Reloading) -
     until_told(running, signals, reloading).await
 }
 
-/// How many clients may be connected: as configured, unless the system allows too few open files.
+/// The maximum of client connections: as configured, or less if the system allows too few open
+/// files.
 fn max_connections(config: &Config) -> usize {
     let limit = app::raise_open_files().unwrap_or_else(|error| {
         debug!("the limit of open files cannot be raised: {error}");
@@ -143,7 +144,7 @@ fn max_connections(config: &Config) -> usize {
     fitting
 }
 
-/// What a service manager shows: how many keys, and where.
+/// The status line for a service manager: the number of keys, and the addresses.
 fn status(running: &Running) -> String {
     let places = running.addresses().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let count = running.keys().len();
@@ -171,7 +172,7 @@ fn not_started(error: &StartError) -> ExitCode {
     }
 }
 
-/// Tells where it runs and with what.
+/// Logs the addresses and the keys.
 async fn welcome(running: &mut Running) {
     if running.first_round(QUOTAS_WAIT_MAX).await {
         let keys = running.keys();
@@ -209,7 +210,7 @@ async fn welcome(running: &mut Running) {
     }
     let base = match running.addresses().iter().find(|address| matches!(address, Address::Tcp(_))) {
         Some(address) => format!("http://{address}"),
-        // The name does not matter on a Unix socket; clients want one.
+        // Clients need a host name, which is ignored on a Unix socket.
         None => "http://keychoir".to_owned(),
     };
     let tokens = running.client_names();
@@ -224,7 +225,7 @@ async fn welcome(running: &mut Running) {
     info!(event = "server_status_url", "└─ Status:    {base}/api/elevenlabs-status");
 }
 
-/// Whose tokens are taken.
+/// The names of the clients whose tokens are accepted.
 fn token_line(names: &[String]) -> String {
     const SHOWN_MAX: usize = 3;
     let more = match names.len().saturating_sub(SHOWN_MAX) {
@@ -235,7 +236,7 @@ fn token_line(names: &[String]) -> String {
     format!("of a client: {shown}{more}")
 }
 
-/// How apps use https on the same port.
+/// Advice on how apps use https on the same port.
 fn https_line(state: HttpsState) -> Option<&'static str> {
     match state {
         HttpsState::Off => None,
@@ -247,7 +248,8 @@ fn https_line(state: HttpsState) -> Option<&'static str> {
     }
 }
 
-/// What was told during the welcome, which may wait for the provider; the end waits for nobody.
+/// Prints the welcome, which may wait for the provider, and returns a signal that came meanwhile; a
+/// shutdown does not wait for the welcome.
 async fn told_meanwhile(running: &mut Running, signals: &mut Signals) -> Option<SignalEvent> {
     let mut welcoming = pin!(welcome(running));
     let mut told = None;
@@ -260,8 +262,8 @@ async fn told_meanwhile(running: &mut Running, signals: &mut Signals) -> Option<
     told
 }
 
-/// Serves and reloads until a signal says to end, and ends cleanly; a second such signal cuts what
-/// still runs.
+/// Serves and reloads until a signal to stop, and shuts down gracefully; a second such signal
+/// aborts the remaining requests.
 async fn until_told(mut running: Running, mut signals: Signals, mut reloading: Reloading) -> ExitCode {
     let mut told = told_meanwhile(&mut running, &mut signals).await;
     loop {

@@ -1,10 +1,10 @@
-//! What the system tells: to end, or to read the configuration again.
+//! Signals of the operating system: stop, or reload the configuration.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that mean something. From its making on none is lost.
+/// The handled signals. None is lost after its construction.
 #[derive(Debug)]
 pub(super) struct Signals {
     terminate: Signal,
@@ -12,7 +12,7 @@ pub(super) struct Signals {
     hangup: Signal,
 }
 
-/// What a signal means.
+/// The meaning of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SignalEvent {
     /// SIGTERM or SIGINT.
@@ -30,7 +30,7 @@ impl Signals {
         })
     }
 
-    /// The next one.
+    /// Waits for the next signal.
     ///
     /// # Cancel safety
     ///
@@ -43,7 +43,7 @@ impl Signals {
         }
     }
 
-    /// Waits for one that says to end.
+    /// Waits for a signal to stop.
     pub(super) async fn end(&mut self) {
         while self.next().await != SignalEvent::End {}
     }

@@ -1,4 +1,4 @@
-//! `keychoir simulate`: an offline ElevenLabs on a port, to develop an app against.
+//! `keychoir simulate`: serves an offline ElevenLabs on a port, to develop an app against.
 
 use std::process::ExitCode;
 
@@ -16,30 +16,30 @@ pub(super) struct Arguments {
     listen: String,
     /// A key and its credits; may be given several times. Three keys by default.
     ///
-    /// The tier is the plan of its workspace, such as free, starter, creator (the usual one), pro or
-    /// payg, whose subscription does not show its credits. On it depend voices of the library,
+    /// The tier is the plan of its workspace, such as free, starter, creator (the default), pro or
+    /// payg, whose subscription does not show its credits. It decides on voices of the library,
     /// formats, the length of a text, and clones.
     #[arg(long = "key", value_name = "KEY=CREDITS[@WORKSPACE][:cap=N][:tier=NAME]", value_parser = parse_key)]
     keys: Vec<KeyPlan>,
-    /// What every request with a key meets, such as `sk_one:invalid` or `sk_one:stall=5s`.
+    /// A fault of every request with a key, such as `sk_one:invalid` or `sk_one:stall=5s`.
     ///
-    /// With a route behind the key, only the requests whose path begins like it meet the fault, as in
-    /// `sk_one@/v1/dubbing:invalid` or `sk_one@POST /v1/voices:voice_limit_reached`; the key `*` is then
-    /// every key.
+    /// With a route behind the key, the fault applies only to requests whose path begins with the
+    /// route, as in `sk_one@/v1/dubbing:invalid` or `sk_one@POST /v1/voices:voice_limit_reached`;
+    /// the key `*` then stands for every key.
     ///
     /// FAULT is a refusal (quota, key_cap, invalid, concurrency, rate_limit=SECONDS, …) or one of
     /// pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge,
     /// endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL,
-    /// encoded=ENCODING,ENCODING:REFUSAL (gzip, deflate, br, zstd), or an answer in full,
-    /// answer=STATUS/BODY or answer=STATUS[NAME: VALUE]/BODY. A session on a socket is
-    /// refused in its own form, and with early:REFUSAL or gzip:REFUSAL before it begins;
-    /// after=MESSAGES:TURN lets it go on for a while, where TURN is a refusal, close=CODE[/REASON],
-    /// cut, reset, stall, say=TEXT or last=CODE/TEXT. A name that there is not lists them all.
+    /// encoded=ENCODING,ENCODING:REFUSAL (gzip, deflate, br, zstd), or a full response,
+    /// answer=STATUS/BODY or answer=STATUS[NAME: VALUE]/BODY. A WebSocket session is refused in its
+    /// own format, and with early:REFUSAL or gzip:REFUSAL before it begins; after=MESSAGES:TURN
+    /// applies after a number of messages, where TURN is a refusal, close=CODE[/REASON], cut,
+    /// reset, stall, say=TEXT or last=CODE/TEXT. An unknown name prints the list of all names.
     #[arg(long = "fault", value_name = "KEY[@ROUTE]:FAULT", value_parser = parse_fault)]
     faults: Vec<FaultArgument>,
 }
 
-/// A fault with the requests that meet it.
+/// A fault and the requests that it applies to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct FaultArgument {
     key: String,
@@ -47,7 +47,7 @@ struct FaultArgument {
     fault: Fault,
 }
 
-/// The key that stands for all of them.
+/// The name that stands for all keys.
 const EVERY_KEY: &str = "*";
 
 fn parse_key(text: &str) -> Result<KeyPlan, PlanError> {
@@ -66,7 +66,7 @@ enum FaultArgumentError {
 
 fn parse_fault(text: &str) -> Result<FaultArgument, FaultArgumentError> {
     let (key, fault) = text.split_once(':').ok_or(FaultArgumentError::NoKey)?;
-    // A key may have an `@`; a route has a path.
+    // A key may contain an `@`; a route contains a path.
     let (key, route) = match key.split_once('@').filter(|(_, route)| route.contains('/')) {
         Some((key, route)) => (key, Some(route.to_owned())),
         None => (key, None),
@@ -99,7 +99,8 @@ async fn simulate(arguments: Arguments) -> ExitCode {
         Ok(listener) => listener,
         Err(error) => return failed(&cannot_listen(&listen, &error)),
     };
-    // The default keys are made up and open nothing; whoever gave others knows them.
+    // The default keys are made up and valid nowhere, so they may be printed; keys of the command
+    // line are not.
     let made_up: Vec<String> =
         if is_default { plan.keys.iter().map(|key| key.key.clone()).collect() } else { Vec::new() };
     let simulator = match Simulator::start(listener, plan).await {

@@ -1,5 +1,5 @@
-//! `keychoir status`: what a running Keychoir says of its keys, as a table, as it says it, or as an
-//! exit code.
+//! `keychoir status`: prints the keys of a running Keychoir as a table or as JSON, or reports their
+//! state as an exit code.
 
 mod why;
 
@@ -23,12 +23,12 @@ pub(super) struct Arguments {
     /// Print the document of /api/elevenlabs-status as it is.
     #[arg(long)]
     json: bool,
-    /// Exit with 0 when all is well, 1 when a key is not active or the books cannot be written, 2 when
-    /// no key can serve or nothing answers.
+    /// Exit with 0 when all is well, 1 when a key is not active or usage records cannot be written,
+    /// 2 when no key can serve or Keychoir does not respond.
     #[arg(long)]
     check: bool,
-    /// Say all that is known of one key, by its number, name or short form: its state, why, since when,
-    /// until when, on which evidence, and what it cannot do.
+    /// Explain one key, by its number, name or short form: its state, why, since when, until when,
+    /// on which evidence, and what it cannot do.
     #[arg(long, value_name = "KEY", conflicts_with_all = ["json", "check"])]
     why: Option<String>,
 }
@@ -36,10 +36,10 @@ pub(super) struct Arguments {
 const CHECK_DEGRADED: u8 = 1;
 const CHECK_UNAVAILABLE: u8 = 2;
 
-/// The word of `/readyz` for a provider that cannot be reached.
+/// The value in `/readyz` for a provider that cannot be reached.
 const UNREACHABLE: &str = "unreachable";
 
-/// The status document, as far as it is shown.
+/// The shown part of the status document.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Document {
@@ -63,7 +63,7 @@ pub(super) struct Key {
     next_reset_date: Option<String>,
 }
 
-/// `/readyz`, as far as it is shown.
+/// The shown part of `/readyz`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Readiness {
@@ -75,7 +75,7 @@ struct Readiness {
     records_lost: u64,
 }
 
-/// `/api/keychoir-keys`, as far as it is shown. Keys are in the same order.
+/// The shown part of `/api/keychoir-keys`. Keys are in the same order.
 #[derive(Debug, Default, Deserialize)]
 struct Details {
     keys: Vec<Detail>,
@@ -91,7 +91,7 @@ struct Detail {
     drift: i64,
 }
 
-/// What was answered.
+/// The responses.
 struct Answers {
     text: String,
     document: Document,
@@ -100,7 +100,7 @@ struct Answers {
     explained: Vec<Explained>,
 }
 
-/// `/api/keychoir-keys`, as far as it explains.
+/// The explanations in `/api/keychoir-keys`.
 #[derive(Debug, Default, Deserialize)]
 struct Explanations {
     keys: Vec<Explained>,
@@ -149,7 +149,7 @@ async fn ask(running: Result<Running, AskError>) -> Result<Answers, AskError> {
     Ok(Answers { text, document, details, readiness, explained })
 }
 
-/// The keys of the Keychoir that runs with this configuration, if one answers without a token.
+/// The keys of the Keychoir that runs with this configuration, if it responds without a token.
 pub(super) async fn keys_of_running(config: &Config) -> Option<Vec<Key>> {
     let running = Running::of(config).ok()?;
     let (_, document) = running.ask::<Document>("/api/elevenlabs-status").await.ok()?;
@@ -169,7 +169,7 @@ fn verdict(document: &Document, readiness: &Readiness) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// The table and what is below it; no line is longer than 80 characters.
+/// The table and the lines below it; no line is longer than 80 characters.
 fn shown(document: &Document, details: &Details, readiness: &Readiness) -> String {
     let mut text = table(document, details);
     text.push_str(&format!(
@@ -196,7 +196,7 @@ fn shown(document: &Document, details: &Details, readiness: &Readiness) -> Strin
     text
 }
 
-/// The characters that all keys have left, as far as that is known.
+/// The remaining characters of all keys, as far as they are known.
 fn left_in_all(document: &Document) -> String {
     let left = Grouped(document.total_remaining_characters);
     match document.keys.iter().filter(|key| key.is_unknown()).count() {
@@ -207,7 +207,7 @@ fn left_in_all(document: &Document) -> String {
     }
 }
 
-/// A line for each workspace whose figures have drifted.
+/// A line for each workspace with a billing discrepancy.
 fn drifts(details: &Details) -> String {
     let mut text = String::new();
     for (index, Detail { short_key, workspace, drift, .. }) in details.keys.iter().enumerate() {
@@ -222,7 +222,8 @@ fn drifts(details: &Details) -> String {
     text
 }
 
-/// The keys by their numbers, or by their names where there are names; these take the room of the shares.
+/// The table of keys, with their numbers, or with their names if any has one; the names replace the
+/// shares.
 fn table(document: &Document, details: &Details) -> String {
     let titles = [
         ("key", Side::Left),
@@ -254,11 +255,11 @@ fn table(document: &Document, details: &Details) -> String {
     table.text()
 }
 
-/// Room for a name beside all other columns.
+/// Maximum characters of a name beside all other columns.
 const NAME_CHARS_MAX: usize = 11;
 
 impl Key {
-    /// A limit of nothing that is not reached is one that was not reported.
+    /// A limit of zero that is not reached was not reported by the provider.
     pub(super) fn is_unknown(&self) -> bool {
         self.character_limit == 0 && !self.is_over_limit
     }
@@ -287,7 +288,7 @@ fn row(key: &Key, plan: Option<&str>) -> [String; 6] {
     ]
 }
 
-/// How a key stands, in words.
+/// The status of a key, in words.
 pub(super) fn status_words(status: &str, is_near_limit: bool) -> String {
     match status {
         "active" if is_near_limit => "near limit".to_owned(),

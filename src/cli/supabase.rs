@@ -1,5 +1,5 @@
-//! `keychoir supabase migrate --print`: the tables that the mirror fills, as SQL. Keychoir does not
-//! run it itself: what it is given may write rows, and should not be able to change tables.
+//! `keychoir supabase migrate --print`: prints the tables that the mirror fills, as SQL. Keychoir
+//! does not run the SQL itself: its key may write rows, and should not be able to change tables.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::{complain, print};
 
-/// The only copy: the file in the repository is what the program prints.
+/// The only copy: the program prints the file of the repository.
 const MIGRATION: &str = include_str!("../../config/supabase/migrations/002_elevenlabs_key_tracking.sql");
 
 #[derive(Debug, Args)]
@@ -26,7 +26,7 @@ enum Command {
     },
 }
 
-/// What clap exits with when the command line is wrong.
+/// The exit code of clap for a wrong command line.
 const USAGE: u8 = 2;
 
 pub(super) fn run(arguments: &Arguments) -> ExitCode {

@@ -1,16 +1,16 @@
-//! Tables for people: columns as wide as what is in them, at most 80 in all where the cells keep to
-//! their bounds. Separate from the commands, so that all tables look the same.
+//! Tables as text: each column is as wide as its widest cell, at most 80 characters in all if the
+//! cells keep to their limits. Separate from the commands, so that all tables look the same.
 
 use std::fmt::Write as _;
 
 use crate::policy::units::Grouped;
 
-/// Where a column's cells stand.
+/// The alignment of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
-    /// Words.
+    /// For words.
     Left,
-    /// Numbers.
+    /// For numbers.
     Right,
 }
 
@@ -57,7 +57,7 @@ impl<const N: usize> Table<N> {
     }
 }
 
-/// A number in seven characters at the most: `94,580`, from a million on `1.23M`, rounded down.
+/// A number in at most seven characters: `94,580`, from a million on `1.23M`, rounded down.
 pub(super) fn short(number: u64) -> String {
     const UNITS: [(u64, char); 5] = [
         (1_000_000_000_000_000_000, 'E'),
@@ -72,7 +72,7 @@ pub(super) fn short(number: u64) -> String {
     }
 }
 
-/// A text of `chars_max` characters at the most, and nothing in it that a terminal obeys.
+/// A text cut to `chars_max` characters, without control characters.
 pub(super) fn cut(text: &str, chars_max: usize) -> String {
     let safe = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     if text.chars().count() <= chars_max {

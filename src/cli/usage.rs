@@ -1,4 +1,4 @@
-//! `keychoir usage`: what was spent, by key, client, model or route, from the books on disk.
+//! `keychoir usage`: prints the usage by key, client, model or route, from the database.
 
 use std::process::ExitCode;
 
@@ -21,7 +21,7 @@ pub(super) struct Arguments {
     /// From when on: 24h, 7d, 4w, a day as 2026-11-01 (UTC) or a moment; from the begin of its hour.
     #[arg(long, value_name = "TIME", default_value = "7d")]
     since: String,
-    /// What it is added up by.
+    /// The dimension to group by.
     #[arg(long, value_enum, default_value_t = Group::Key)]
     by: Group,
     /// Print comma-separated values, a line of names first.
@@ -60,7 +60,7 @@ impl Group {
     }
 }
 
-/// What was spent.
+/// The usage of a period.
 struct Usage {
     since: UnixMs,
     by: &'static str,
@@ -99,7 +99,7 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Where nothing is known.
+/// Stands for an unknown value.
 const NONE: &str = "-";
 
 impl Usage {
@@ -200,7 +200,7 @@ fn sums_json(sums: &Sums) -> Map<String, Value> {
     .collect()
 }
 
-/// A field of comma-separated values.
+/// A field of CSV.
 fn field(text: &str) -> String {
     if text.contains(['"', ',', '\n', '\r']) {
         format!("\"{}\"", text.replace('"', "\"\""))

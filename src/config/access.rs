@@ -1,23 +1,24 @@
-//! What clients may ask for, and what it takes from their quotas.
+//! Access rules for all clients, and the charge for requests without a price.
 
-/// What clients may ask for.
+/// What clients may request, and how unpriced requests count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessConfig {
-    /// Whether requests that could disable a key, mint one or manage the workspace are denied.
+    /// Whether requests that could disable a key, create one or manage the workspace are refused.
     pub block_admin_endpoints: bool,
-    /// Whether the pool's keys, and what describes their owner, are taken out of answers.
+    /// Whether the pool's keys, and data about their owner, are redacted in responses.
     pub redact: bool,
-    /// Credits that a request takes from its client's quota when neither its estimate nor its response has a price.
+    /// Credits charged to the client's quota when neither the estimate nor the response of a
+    /// request has a price.
     pub unpriced_credits: usize,
-    /// Requests of unknown price that a client with a quota of credits may have under way.
+    /// Maximum concurrent requests of unknown price for a client with a quota of credits.
     pub max_unpriced_requests: usize,
-    /// Whether what is no client's token passes as the client's own key of the provider.
+    /// Whether a token that belongs to no client is used as the client's own key of the provider.
     pub bring_your_own_key: bool,
-    /// Names in a `Host` header that are ours beside localhost and addresses; `*` for any.
+    /// Names in a `Host` header that are accepted beside localhost and IP addresses; `*` for any.
     pub hosts: Vec<String>,
-    /// Origins whose web pages may speak to us.
+    /// Origins whose web pages may send requests.
     pub origins: Vec<String>,
-    /// Headers that are passed on upstream although proxies before us made them.
+    /// Headers of proxies before this one that are forwarded to the provider.
     pub forward_headers: Vec<String>,
 }
 

@@ -1,5 +1,5 @@
-//! The provider's address, parsed strictly: what a request is sent to must not depend on how
-//! leniently some URL library reads a typing mistake.
+//! The provider's address, parsed strictly: the target of a request must not depend on how
+//! leniently a URL library reads a typing mistake.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -9,7 +9,7 @@ use super::mask::shown;
 use super::problem::WrongValue;
 use crate::policy::authority::Scheme;
 
-/// `https://host[:port][/prefix]`: no query, no fragment, no user, no slash at the end.
+/// `https://host[:port][/prefix]`: no query, no fragment, no user, no trailing slash.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct BaseUrl {
     scheme: Scheme,
@@ -25,33 +25,33 @@ impl BaseUrl {
         self.scheme
     }
 
-    /// The host in lower case, an IPv6 address without its brackets: ready to be looked up and to
-    /// be the name in a TLS handshake.
+    /// The host in lower case, an IPv6 address without brackets: the form for DNS lookups and for
+    /// the server name in a TLS handshake.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// The port, the scheme's own when none was written.
+    /// The port; the scheme's default if none was written.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// What goes before every path: empty, or `/prefix` without a slash at the end.
+    /// The prefix of every path: empty, or `/prefix` without a trailing slash.
     #[must_use]
     pub fn path_prefix(&self) -> &str {
         &self.path_prefix
     }
 
-    /// The value of a `Host` header: brackets around IPv6, no port when it is the scheme's own.
+    /// The value of a `Host` header: brackets around IPv6, no port if it is the scheme's default.
     #[must_use]
     pub fn authority(&self) -> String {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
         if self.port == self.scheme.default_port() { host } else { format!("{host}:{}", self.port) }
     }
 
-    /// Whether the host is this machine, as far as the text tells.
+    /// Whether the host is this machine, as far as the text shows.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
         self.host == "localhost"
@@ -86,7 +86,7 @@ impl FromStr for BaseUrl {
             return Err(WrongValue::new(format!("{odd:?} cannot be part of a URL")));
         }
         let (scheme, rest) = split_scheme(text)?;
-        // These may carry a credential: what is wrong is named without the value.
+        // These parts may contain a credential, so the message names the part without its value.
         for (sign, part) in [('?', "a query"), ('#', "a fragment"), ('@', "a user name or password")] {
             if rest.contains(sign) {
                 return Err(WrongValue::new(format!("a base URL has no {}", part.trim_start_matches("a ")))
@@ -112,7 +112,7 @@ impl FromStr for BaseUrl {
     }
 }
 
-/// A path before every path that is served; empty for none.
+/// A prefix of every path that is served; empty for none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BasePath(String);
 
@@ -189,7 +189,7 @@ fn check_host(host: &str) -> Result<String, WrongValue> {
     if host.len() > 253 || !host.split('.').all(is_label) {
         return Err(wrong());
     }
-    // A name whose last label is a number would be read as an IPv4 address by some and not by others.
+    // Some parsers read a name whose last label is a number as an IPv4 address.
     let looks_numeric =
         host.rsplit('.').next().is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()));
     if looks_numeric && host.parse::<Ipv4Addr>().is_err() {

@@ -1,4 +1,4 @@
-//! Values that are one of a few words, and the filter of the log.
+//! Settings with a fixed set of words, and the filter of the log.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use super::problem::{WrongValue, nearest};
 use super::renamed;
 use crate::policy::strategy::{FillFirst, STRATEGIES, Strategy};
 
-/// How keys are chosen: one of those that there are.
+/// The strategy by which keys are chosen.
 #[derive(Clone, Copy, Debug)]
 pub struct StrategyChoice(pub &'static dyn Strategy);
 
@@ -46,17 +46,17 @@ impl FromStr for StrategyChoice {
     }
 }
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum LogFormat {
-    /// Lines for people on a terminal, JSON elsewhere.
+    /// Text on a terminal, JSON elsewhere.
     #[default]
     Auto,
-    /// Lines for people, with emoji.
+    /// Text with emoji.
     Terminal,
-    /// Lines for people, in ASCII.
+    /// Text in ASCII.
     Ascii,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -65,7 +65,7 @@ impl LogFormat {
         [("auto", Self::Auto), ("terminal", Self::Terminal), ("ascii", Self::Ascii), ("json", Self::Json)];
 }
 
-/// Writes `Display` and `FromStr` from the list of words.
+/// Implements `Display` and `FromStr` from the list of words.
 macro_rules! words {
     ($choice:ident, $noun:literal) => {
         impl fmt::Display for $choice {
@@ -97,7 +97,7 @@ fn no_such_word(noun: &str, text: &str, words: &[&'static str]) -> WrongValue {
         .suggest(nearest(&text.to_lowercase().replace('_', "-"), words.iter().copied()))
 }
 
-/// A level, or targets with levels: `info`, `info,keychoir::pool=debug`. Always readable as
+/// A level, or targets with levels: `info`, `info,keychoir::pool=debug`. Always parses as
 /// `tracing_subscriber::filter::Targets`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogFilter(String);
@@ -127,10 +127,11 @@ impl FromStr for LogFilter {
 
     fn from_str(text: &str) -> Result<Self, WrongValue> {
         const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-        // A space would become part of a target's name, which then matches nothing.
+        // A space would become part of the target's name, which then matches nothing.
         let text = text.split(',').map(str::trim).collect::<Vec<_>>().join(",");
         for directive in text.split(',') {
-            // `debgu` alone is a target to tracing, with everything on: nobody means that here.
+            // `tracing` reads `debgu` alone as a target at the most verbose level, which is hardly
+            // intended here.
             let level = directive.split_once('=').map_or(directive, |(_, level)| level);
             if level.parse::<LevelFilter>().is_err() || level.is_empty() {
                 return Err(WrongValue::new(format!("there is no log level {}", shown(level)))

@@ -1,5 +1,5 @@
-//! Who may use the pool. Only fingerprints of tokens are kept: the token itself is forgotten as
-//! soon as it is read.
+//! Reads the clients that may use the pool. Only fingerprints of tokens are kept: the token itself
+//! is dropped as soon as it was read.
 
 use std::collections::HashMap;
 
@@ -12,17 +12,17 @@ use super::value::Folders;
 use crate::policy::client::Rules;
 use crate::secret::TokenFingerprint;
 
-/// A shorter token could be guessed.
+/// Minimum recommended characters of a token: a shorter one could be guessed.
 const TOKEN_CHARS_ADVISED: usize = 16;
 
-/// A client and how it is recognised.
+/// A client and the fingerprint of its token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientConfig {
-    /// Its name in logs, metrics and the books: 1 to 64 of `a`-`z`, `0`-`9`, `-`, `_`.
+    /// Its name in logs, metrics and usage records: 1 to 64 of `a`-`z`, `0`-`9`, `-`, `_`.
     pub name: String,
     /// SHA-256 of its token.
     pub token: TokenFingerprint,
-    /// What it may do.
+    /// Its access rules and limits.
     pub rules: Rules,
 }
 
@@ -82,7 +82,7 @@ pub(super) fn read(
     clients
 }
 
-/// Names that records and metrics use for requests without a client of the configuration.
+/// Names that usage records and metrics use for requests without a configured client.
 const RESERVED: [(&str, &str); 3] = [
     ("own", "requests with a key of their own and without a token"),
     ("local", "requests while there are no clients"),
@@ -100,7 +100,7 @@ fn check_client_name(name: &str) -> Result<(), WrongValue> {
     }
 }
 
-/// The fingerprint of a token that a header can carry.
+/// The fingerprint of a token, which must be valid in a header.
 fn plain_token(text: &str) -> Result<TokenFingerprint, WrongValue> {
     if text.is_empty() {
         return Err(WrongValue::new("the token is empty"));
@@ -114,7 +114,8 @@ fn plain_token(text: &str) -> Result<TokenFingerprint, WrongValue> {
     Ok(TokenFingerprint::of(text))
 }
 
-/// Says what is wrong with `text` by its length only: it may be the token itself.
+/// The error for a text that is no fingerprint. It mentions only the length: the text may be the
+/// token itself.
 fn no_fingerprint(text: &str) -> WrongValue {
     let what = match text.chars().count() {
         64 => "this has other characters than hexadecimal digits".to_owned(),

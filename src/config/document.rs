@@ -1,5 +1,5 @@
-//! The TOML file as settings and entries, each with its place. Nothing is judged here but the
-//! shape: what the values mean is for `setting`, `keys` and `clients`.
+//! Parses the TOML file into settings and entries, each with its place. Only the shape is checked
+//! here: `setting`, `keys` and `clients` interpret the values.
 
 use std::collections::BTreeSet;
 use std::ops::{Range, RangeInclusive};
@@ -14,7 +14,7 @@ use super::renamed;
 use super::setting::{self, Setting};
 use super::value::{self, Raw};
 
-/// A parsed file. After syntax errors it holds what could still be understood.
+/// A parsed file. After syntax errors it contains everything that could still be parsed.
 pub(super) struct Document<'a> {
     path: &'a Path,
     text: &'a str,
@@ -29,7 +29,7 @@ pub(super) struct Given<'a> {
     pub(super) place: Place,
 }
 
-/// What a file gives.
+/// The settings and entries of a file.
 #[derive(Default)]
 pub(super) struct Contents<'a> {
     pub(super) settings: Vec<Given<'a>>,
@@ -41,12 +41,12 @@ pub(super) struct Contents<'a> {
 pub(super) struct Entry<'a> {
     document: &'a Document<'a>,
     table: &'a DeTable<'a>,
-    /// Its header.
+    /// The place of its header.
     pub(super) place: Place,
 }
 
 impl<'a> Document<'a> {
-    /// Parses as much as can be; the syntax errors go to `problems`.
+    /// Parses as much as possible; syntax errors are added to `problems`.
     pub(super) fn parse(path: &'a Path, text: &'a str, problems: &mut Vec<Problem>) -> Self {
         let (root, errors) = DeTable::parse_recoverable(text);
         let mut broken_lines = BTreeSet::new();
@@ -61,17 +61,18 @@ impl<'a> Document<'a> {
         Self { path, text, root: root.into_inner(), broken_lines }
     }
 
-    /// Whether the whole file was understood, so that what is not in it is missing.
+    /// Whether the whole file was parsed, so that an absent entry is really missing.
     pub(super) fn is_sound(&self) -> bool {
         self.broken_lines.is_empty()
     }
 
-    /// Whether a problem stands in a line that the parser only guessed at, and may be its guess.
+    /// Whether a problem lies in a line that the parser recovered from, and may be an artifact of
+    /// that.
     pub(super) fn is_guess(&self, problem: &Problem) -> bool {
         matches!(problem.origin(), Origin::Line { path, line, .. } if path == self.path && self.broken_lines.contains(line))
     }
 
-    /// Sorts everything in the file into settings and entries.
+    /// Sorts the content of the file into settings and entries.
     pub(super) fn contents(&'a self, problems: &mut Vec<Problem>) -> Contents<'a> {
         let mut contents = Contents::default();
         for (name, value) in &self.root {
@@ -164,7 +165,7 @@ impl<'a> Document<'a> {
 }
 
 impl<'a> Entry<'a> {
-    /// Whether a key or a token stands in it, and not only where one is or its hash.
+    /// Whether the entry contains a key or a token itself, not only a file name or a hash.
     pub(super) fn holds_secrets(&self) -> bool {
         ["key", "token"].iter().any(|name| self.table.contains_key(*name))
     }
@@ -181,7 +182,7 @@ impl<'a> Entry<'a> {
         }
     }
 
-    /// The text of a field with its place, when it is there and a text.
+    /// The string in a field with its place; `None` if it is missing or no string.
     pub(super) fn text(&self, name: &str, problems: &mut Vec<Problem>) -> Option<(&'a str, Place)> {
         let value = self.table.get(name)?;
         let place = self.document.place(value.span());
@@ -194,7 +195,7 @@ impl<'a> Entry<'a> {
         }
     }
 
-    /// The whole number of a field, when it is there and in `range`.
+    /// The integer in a field; `None` if it is missing or out of `range`.
     pub(super) fn count(
         &self,
         name: &str,
@@ -210,13 +211,13 @@ impl<'a> Entry<'a> {
         })
     }
 
-    /// Whether a field is switched on, when it is there.
+    /// The boolean in a field; `None` if it is missing.
     pub(super) fn switch(&self, name: &str, problems: &mut Vec<Problem>) -> Option<bool> {
         self.read(name, problems, value::switch)
     }
 
-    /// The texts of a field, each as `one` reads it; none when it is not there. A list that is there
-    /// and empty is a mistake: it reads as nothing, and would mean everything.
+    /// The strings of a field, each parsed by `one`; empty if the field is missing. An empty list
+    /// is an error: it reads as "nothing", but would mean "everything".
     pub(super) fn list(
         &self,
         name: &str,
@@ -241,7 +242,7 @@ impl<'a> Entry<'a> {
         read(Raw::Toml(value.get_ref())).map_err(|wrong| problems.push(place.problem(wrong))).ok()
     }
 
-    /// The text of the one field of `names` that must be there, with its name and place.
+    /// The string of the one field of `names` that must exist, with its name and place.
     pub(super) fn one_of<'n>(
         &self,
         names: &[&'n str],
@@ -250,7 +251,7 @@ impl<'a> Entry<'a> {
         let listed = names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" or ");
         let given: Vec<&str> = names.iter().copied().filter(|name| self.table.contains_key(*name)).collect();
         match given.as_slice() {
-            // In a broken file it may be there and not understood.
+            // In a broken file the field may exist and not have been parsed.
             [] if !self.document.is_sound() => None,
             [] => {
                 problems.push(self.place.problem(WrongValue::new(format!("this entry has no {listed}"))));
@@ -266,8 +267,8 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// The lines that mean something else because `line` could not be understood: itself, and below a
-/// broken header everything up to the next.
+/// The lines whose meaning changes because `line` could not be parsed: the line itself, and below a
+/// broken header everything up to the next header.
 fn lines_spoiled_from(text: &str, line: usize) -> Range<usize> {
     let is_header = |text: &str| text.trim_start().starts_with('[');
     let mut rest = text.lines().skip(line - 1);
@@ -277,13 +278,13 @@ fn lines_spoiled_from(text: &str, line: usize) -> Range<usize> {
     line..line + 1 + rest.take_while(|text| !is_header(text)).count()
 }
 
-/// Says a parser's message in our form. `text` is what it points at.
+/// Converts a message of the parser. `text` is the source that it points to.
 fn syntax_error(message: &str, text: &str) -> WrongValue {
     if message == "duplicate key" {
         return WrongValue::new(format!("{} is given twice", shown(text))).advise("keep one of them");
     }
     let (what, expected) = message.split_once(", expected ").unwrap_or((message, ""));
-    // A bare word, address or URL is read as whatever its first character could start.
+    // A bare word, address or URL is parsed as whatever its first character could start.
     let is_bare = ["quoted", "float", "integer", "date", "time", "leading zero", "boolean"];
     let wrong = WrongValue::new(what);
     if is_bare.iter().any(|kind| what.contains(kind)) {
@@ -321,7 +322,7 @@ fn unknown_section(name: &str, value: &DeValue<'_>) -> WrongValue {
     wrong.suggest(near.or_else(|| nearest_path(name)))
 }
 
-/// The whole path of a setting anywhere whose name is near.
+/// The full path of the setting with the most similar name in any section.
 fn nearest_path(name: &str) -> Option<String> {
     let names = setting::TABLE.iter().filter(|setting| !setting.is_nested()).map(Setting::name);
     let near = nearest(name, names)?;

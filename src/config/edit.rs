@@ -1,6 +1,6 @@
-//! Changes of the configuration file by the program: an entry is added at its end or cut out, and
-//! every other byte, comments above all, stays as somebody wrote it. The file is replaced whole, and
-//! only when the new one is a configuration without mistakes.
+//! Edits the configuration file: an entry is appended or cut out, and every other byte, above all
+//! comments, stays unchanged. The file is replaced atomically, and only if the new content is a
+//! valid configuration.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
@@ -15,68 +15,68 @@ use super::value::Folders;
 use super::{Loaded, Overrides, load, variables};
 use crate::secret::TokenFingerprint;
 
-/// Why the file stays as it is.
+/// Why the file was not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum EditError {
-    /// Nothing names a file.
+    /// No configuration file is named.
     #[error("there is no configuration file to change: name one with --config FILE or KEYCHOIR_CONFIG")]
     NoFile,
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("{} cannot be read: {why}", .path.display())]
     Unreadable {
-        /// Which.
+        /// The configuration file.
         path: PathBuf,
-        /// Why.
+        /// The error of the file system.
         why: String,
     },
-    /// It cannot be replaced.
+    /// The file cannot be replaced.
     #[error("{} cannot be replaced: {source}", .path.display())]
     Unwritable {
-        /// Which.
+        /// The configuration file.
         path: PathBuf,
-        /// Why.
+        /// The error of the file system.
         source: io::Error,
     },
-    /// There is a client of that name.
+    /// A client of that name exists already.
     #[error("there is a client `{0}` already")]
     Exists(String),
-    /// There is none.
+    /// No client of that name exists.
     #[error("there is no client `{0}` in the file")]
     Unknown(String),
-    /// The clients are not written as tables.
+    /// The clients are not written as `[[clients]]` tables.
     #[error("the clients are not written as [[clients]] entries: change the file by hand")]
     NotTables,
-    /// With the change it would have mistakes.
+    /// The changed file would be invalid.
     #[error("the file stays as it is, because the new one would have mistakes:\n{0}")]
     Mistaken(String),
-    /// Somebody else was faster.
+    /// Another process changed the file meanwhile.
     #[error("the file was changed by somebody else meanwhile: try again")]
     Changed,
 }
 
-/// A client to be added. Texts are as a person writes them in the file.
+/// A client to be added. Texts are in the notation of the file.
 #[derive(Clone, Debug, Default)]
 pub struct NewClient {
     /// Its name.
     pub name: String,
-    /// How much it may use.
+    /// Its quota, such as `50 requests per day`.
     pub quota: Option<String>,
-    /// How fast.
+    /// Its rate limit, such as `60 per minute`.
     pub rate_limit: Option<String>,
-    /// How many requests at once.
+    /// Its maximum of concurrent requests.
     pub max_concurrent: Option<u32>,
-    /// Where it may ask.
+    /// Paths below which it may send requests.
     pub paths: Vec<String>,
-    /// Keys that serve it.
+    /// Names of the keys that serve it.
     pub keys: Vec<String>,
-    /// Workspaces that serve it.
+    /// Names of the workspaces that serve it.
     pub workspaces: Vec<String>,
     /// Whether it may bring a key of its own.
     pub may_bring_key: bool,
 }
 
 impl NewClient {
-    /// The entry, with the hash of its token.
+    /// The entry in TOML, with the hash of its token.
     fn entry(&self, token: &TokenFingerprint) -> String {
         let mut lines = vec![
             "[[clients]]".to_owned(),
@@ -99,7 +99,7 @@ impl NewClient {
     }
 }
 
-/// A text as TOML quotes it.
+/// A string in TOML quotes.
 fn quoted(text: &str) -> String {
     let mut quoted = String::from('"');
     for character in text.chars() {
@@ -112,11 +112,12 @@ fn quoted(text: &str) -> String {
     quoted + "\""
 }
 
-/// Adds a client to the configuration file, which is made where there is none. Returns the file, and what it says now.
+/// Adds a client to the configuration file, which is created if it is missing. Returns its path,
+/// and the configuration after the change.
 ///
 /// # Errors
 ///
-/// When there is one of that name, or the file cannot be changed or would have mistakes.
+/// When a client of that name exists, or the file cannot be changed or would be invalid.
 pub fn add_client(
     overrides: &Overrides,
     client: &NewClient,
@@ -136,12 +137,12 @@ pub fn add_client(
     })
 }
 
-/// Takes the client of this name out of the configuration file. Returns the file, and what it says
-/// now.
+/// Removes the client of this name from the configuration file. Returns its path, and the
+/// configuration after the change.
 ///
 /// # Errors
 ///
-/// When there is none of that name, or the file cannot be changed or would have mistakes.
+/// When no client of that name exists, or the file cannot be changed or would be invalid.
 pub fn remove_client(overrides: &Overrides, name: &str) -> Result<(PathBuf, Loaded), EditError> {
     change(overrides, Missing::IsRefused, |text| {
         let Some((start, end)) = entry_of(text, name)? else {
@@ -150,7 +151,7 @@ pub fn remove_client(overrides: &Overrides, name: &str) -> Result<(PathBuf, Load
         let line_end = |at: usize| text[at..].find('\n').map_or(text.len(), |newline| at + newline + 1);
         let (before, after) =
             (&text[..text[..start].rfind('\n').map_or(0, |newline| newline + 1)], &text[line_end(end)..]);
-        // Of the empty lines around it, one side's are enough.
+        // The empty lines on one side of the entry are enough.
         let is_blank = before.is_empty() || before.ends_with("\n\n");
         let after = if is_blank { after.trim_start_matches('\n') } else { after };
         let before = if after.is_empty() { before.trim_end_matches('\n') } else { before };
@@ -159,9 +160,9 @@ pub fn remove_client(overrides: &Overrides, name: &str) -> Result<(PathBuf, Load
     })
 }
 
-/// Where the entry of this name begins (in its header) and where its last value ends.
+/// The byte range of the entry of this name, from its header to its last value.
 fn entry_of(text: &str, name: &str) -> Result<Option<(usize, usize)>, EditError> {
-    // What cannot be parsed is told by the load that follows, with its place.
+    // Syntax errors are reported, with their place, by the load that follows.
     let (root, _) = DeTable::parse_recoverable(text);
     let Some(clients) = root.get_ref().get("clients") else { return Ok(None) };
     let DeValue::Array(entries) = clients.get_ref() else { return Err(EditError::NotTables) };
@@ -178,14 +179,14 @@ fn entry_of(text: &str, name: &str) -> Result<Option<(usize, usize)>, EditError>
     Ok(None)
 }
 
-/// What becomes of a file that is not there.
+/// How a missing file is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Missing {
     IsMade,
     IsRefused,
 }
 
-/// What a file begins with that was not there.
+/// The first lines of a new file.
 const FIRST_LINES: &str =
     "# Keychoir's configuration. Every setting: keychoir.toml in Keychoir's folder `config`.\n";
 
@@ -195,7 +196,7 @@ fn change(
     edit: impl FnOnce(&str) -> Result<String, EditError>,
 ) -> Result<(PathBuf, Loaded), EditError> {
     let named = named(overrides)?;
-    // A link goes on pointing at the file that is changed.
+    // A symbolic link keeps pointing at the file that is changed.
     let path = match fs::canonicalize(&named) {
         Ok(path) => path,
         Err(error) if error.kind() == io::ErrorKind::NotFound && missing == Missing::IsMade => named.clone(),
@@ -224,8 +225,8 @@ fn change(
     Ok((named, loaded))
 }
 
-/// The file that the command line or the environment names, else the one that would be read, else the
-/// first place where one is looked for.
+/// The file that the command line or the environment names, else the existing file at the default
+/// paths, else the first default path.
 fn named(overrides: &Overrides) -> Result<PathBuf, EditError> {
     if let Some(path) = &overrides.config_file {
         return Ok(path.clone());
@@ -243,8 +244,8 @@ fn unreadable(path: &Path, why: &dyn std::fmt::Display) -> EditError {
     EditError::Unreadable { path: path.to_owned(), why: why.to_string() }
 }
 
-/// A file beside `path` with this text, and whose it is and who may read it as there; where nothing is
-/// there, only its owner may.
+/// A temporary file beside `path` with this text, and with the owner and mode of `path`; if `path`
+/// does not exist, only its owner may read it.
 fn beside(path: &Path, text: &str) -> io::Result<NamedTempFile> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let seen = match fs::metadata(path) {
@@ -255,7 +256,7 @@ fn beside(path: &Path, text: &str) -> io::Result<NamedTempFile> {
         }
         Err(error) => return Err(error),
     };
-    // Made with 0600, which a file keeps that was not there.
+    // The temporary file has mode 0600, which a new file keeps.
     let mut file = tempfile::Builder::new().prefix(".keychoir-").suffix(".toml").tempfile_in(folder)?;
     file.write_all(text.as_bytes())?;
     if let Some(seen) = seen {
@@ -298,7 +299,7 @@ mod tests {
         format!("[[clients]]\nname = \"app\"\ntoken_sha256 = \"{}\"\nquota = \"3 requests\"\n", print())
     }
 
-    /// Adds the client to `before`, and takes it away again.
+    /// Adds the client to `before`, and removes it again.
     #[track_caller]
     fn check(before: &str, with: &str, without: &str) {
         let folder = tempfile::tempdir().unwrap();
@@ -335,7 +336,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{FIRST_LINES}\n{}", entry()));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
-        // Nothing is made of a mistake but the folder.
+        // An invalid change leaves nothing behind but the folder.
         let other = folder.path().join("other").join("k.toml");
         let wrong = NewClient { name: "An App".to_owned(), ..app() };
         assert!(matches!(add_client(&overrides(&other), &wrong, &print()), Err(EditError::Mistaken(_))));
@@ -353,7 +354,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("# one\n# last\n\n{other}"));
     }
 
-    /// Why a change of `before` does not happen.
+    /// The error of an invalid change of `before`.
     #[track_caller]
     fn check_refused(before: &str, client: &NewClient, expected: &str) {
         let folder = tempfile::tempdir().unwrap();

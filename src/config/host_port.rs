@@ -1,5 +1,5 @@
-//! A port that clients come to. An IP address or `localhost`: a name that must be looked up could
-//! open the proxy to more machines tomorrow than today.
+//! A TCP address to listen on: an IP address or `localhost`. A host name is refused: its DNS entry
+//! could expose the proxy to more machines tomorrow than today.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -8,7 +8,7 @@ use std::str::FromStr;
 use super::mask::shown;
 use super::problem::WrongValue;
 
-/// A port to listen on.
+/// An address and port to listen on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct HostPort {
     host: Host,
@@ -22,16 +22,16 @@ enum Host {
 }
 
 impl HostPort {
-    /// The port; 0 lets the system choose one.
+    /// The port; 0 for one chosen by the system.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The addresses to bind: the first must succeed.
+    /// The addresses to bind: binding the first one must succeed.
     ///
-    /// `localhost` is two, IPv4 first: clients that try `::1` first should find a listener there
-    /// where the machine has IPv6. With port 0, the port the first got is meant for the second.
+    /// `localhost` has two, IPv4 first: clients that try `::1` first find a listener there if the
+    /// machine has IPv6. With port 0, the second one uses the port that the first one got.
     #[must_use]
     pub fn socket_addresses(&self) -> Vec<SocketAddr> {
         match self.host {
@@ -54,8 +54,8 @@ impl HostPort {
 }
 
 impl HostPort {
-    /// Whether a program on this machine that connects to `host` and `port` comes here, as far as the
-    /// text tells: `host` is `localhost` or an address.
+    /// Whether a connection from this machine to `host` and `port` reaches this listener, as far as
+    /// the text shows: `host` is `localhost` or an address.
     #[must_use]
     pub fn is_reached_by(&self, host: &str, port: u16) -> bool {
         let there: Vec<IpAddr> = match host.parse() {
@@ -67,7 +67,8 @@ impl HostPort {
         };
         let is_here = |here: SocketAddr| {
             let here = here.ip().to_canonical();
-            // Every address of this machine; those of its networks are not known here.
+            // The wildcard address covers every address of this machine; those of its networks are
+            // unknown here.
             let is_any = |there: &IpAddr| {
                 let there = there.to_canonical();
                 there == here
@@ -82,7 +83,7 @@ impl HostPort {
 
 impl Default for HostPort {
     fn default() -> Self {
-        // Loopback: nobody else reaches the keys before the owner says who may.
+        // Loopback: no other machine reaches the keys before the operator opens the listener.
         Self { host: Host::Address(Ipv4Addr::LOCALHOST.into()), port: 11011 }
     }
 }
@@ -131,7 +132,7 @@ impl FromStr for HostPort {
     }
 }
 
-/// Reads a host, or says which one may be meant.
+/// Parses a host; the error is a suggestion, if there is one.
 fn parse_host(host: &str) -> Result<Host, Option<&'static str>> {
     if host.eq_ignore_ascii_case("localhost") {
         return Ok(Host::Localhost);

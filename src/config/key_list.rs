@@ -1,5 +1,5 @@
-//! Keys in one text, as people paste them into a variable or a file: separated by commas. What is
-//! mended and what cannot be a key is named by its position and short form only.
+//! Parses a list of keys separated by commas, as pasted into a variable or a file. Messages name
+//! corrected and invalid entries only by their position and short form.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -7,36 +7,36 @@ use std::collections::hash_map::Entry;
 use super::key_shape::{self, NoKey, Upstream, masked};
 use crate::secret::ApiKey;
 
-/// Where the text is from: what is odd in one is usual in the other.
+/// The source of the text, which decides what is unusual in it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
-    /// Commas separate; line breaks are odd.
+    /// Commas separate keys; line breaks are unusual.
     Variable,
-    /// Lines and commas separate; a line that starts with `#` is a comment.
+    /// Lines and commas separate keys; a line that starts with `#` is a comment.
     File,
 }
 
-/// What was in the text.
+/// The result of parsing.
 #[derive(Debug, Default)]
 pub(super) struct KeyList {
-    /// In their order, each once.
+    /// The keys in their order, without duplicates.
     pub(super) keys: Vec<ApiKey>,
-    /// What was mended, each a sentence without its subject: `ends with a comma`.
+    /// Corrected oddities, each a sentence without its subject: `ends with a comma`.
     pub(super) oddities: Vec<String>,
-    /// What cannot be a key, each a sentence.
+    /// Invalid entries.
     pub(super) mistakes: Vec<Mistake>,
 }
 
-/// What cannot be a key.
+/// An entry that cannot be a key.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Mistake {
-    /// A sentence.
+    /// The mistake, as a sentence.
     pub(super) what: String,
-    /// What to do about it, beyond how keys are written.
+    /// Advice beyond the general notation of keys.
     pub(super) advice: Option<&'static str>,
 }
 
-/// Reads a list of keys for `upstream`. Positions count from 1, empty entries included.
+/// Parses a list of keys for `upstream`. Positions count from 1, empty entries included.
 pub(super) fn parse(text: &str, form: Form, upstream: Upstream) -> KeyList {
     let mut reading = Reading {
         upstream,
@@ -67,7 +67,7 @@ struct Reading {
     list: KeyList,
     position: usize,
     first_positions: HashMap<crate::secret::Fingerprint, usize>,
-    /// Entries that are keys only if all others look like them.
+    /// Entries that count as keys only if all others look like them.
     plain_words: Vec<(usize, ApiKey)>,
     empty: Vec<usize>,
     ends_with_comma: bool,
@@ -77,12 +77,12 @@ struct Reading {
 }
 
 impl Reading {
-    /// What stands between commas.
+    /// Reads the texts between commas.
     fn chunks<'a>(&mut self, chunks: impl Iterator<Item = &'a str>) {
         let mut chunks = chunks.peekable();
         let mut is_first = true;
         while let Some(chunk) = chunks.next() {
-            // Text after the last comma that is nothing is a trailing comma, not an empty entry.
+            // Whitespace after the last comma makes that a trailing comma, not an empty entry.
             if chunk.trim_matches(is_padding).is_empty() && chunks.peek().is_none() && !is_first {
                 self.has_quotes |= chunk.contains(is_quote);
                 self.ends_with_comma = true;
@@ -130,7 +130,7 @@ impl Reading {
     fn key(&mut self, text: &str) {
         self.position += 1;
         let position = self.position;
-        // Said here it is clearer than as the provider's 401 later.
+        // An error here is clearer than the provider's 401 later.
         if let Err(no_key) = key_shape::check(text, self.upstream) {
             return self.refuse(text, no_key);
         }
@@ -165,7 +165,8 @@ impl Reading {
         }
     }
 
-    /// Beside entries that look like keys, a word is a name, or the head of a column.
+    /// Refuses words among entries that look like keys: a word is then a name, or the header of a
+    /// column.
     fn refuse_names(&mut self) {
         if self.plain_words.len() == self.list.keys.len() {
             return;
@@ -208,7 +209,7 @@ impl Reading {
     }
 }
 
-/// Spaces of every kind, also those that cannot be seen and come with copied text.
+/// Whitespace of every kind, including invisible characters that come with copied text.
 fn is_space(character: char) -> bool {
     character.is_whitespace() || matches!(character, '\u{feff}' | '\u{200b}'..='\u{200d}')
 }
@@ -349,7 +350,7 @@ mod tests {
 
     const KEY: &str = "sk_0123456789abcdef0123456789abcdef0123456789abcdef";
 
-    /// What is read as one entry, with the key in the place of `K`, and what is said of it.
+    /// The result for one entry, with `K` replaced by a key, and its messages.
     #[track_caller]
     fn check_around(text: &str, expected: &[&str]) {
         let text = text.replace('K', KEY);

@@ -1,37 +1,37 @@
-//! Whether a text that stands where a key should can be one. ElevenLabs documents no shape, so an
-//! unknown shape is only worth a warning; refused is what no key has, and what people write around or
-//! instead of keys. No message contains the text, but for its short form and for words that stand here
-//! as well.
+//! Checks whether a text can be a key. ElevenLabs documents no format, so an unknown format only
+//! leads to a warning; refused are properties that no key has, and texts that people write around
+//! or instead of keys. No message contains the text, except for its short form and for words that
+//! are listed here as well.
 
 use crate::secret::ShortKey;
 
-/// Where a key is to be used.
+/// The provider that a key is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Upstream {
-    /// ElevenLabs itself, whose keys have known shapes.
+    /// ElevenLabs itself, whose keys have known formats.
     ElevenLabs,
-    /// Something else, such as a simulator, which may take any text.
+    /// Another server, such as a simulator, which may accept any text.
     Other,
 }
 
 impl Upstream {
-    /// What is at this host.
+    /// The provider at this host.
     pub(super) fn of_host(host: &str) -> Self {
         let is_elevenlabs = host == "elevenlabs.io" || host.ends_with(".elevenlabs.io");
         if is_elevenlabs { Self::ElevenLabs } else { Self::Other }
     }
 }
 
-/// Fewer characters hold less than 64 bits by chance, and no key of ElevenLabs is known to have fewer
-/// than 32.
+/// Minimum length of a key: fewer random characters hold less than 64 bits, and no key of
+/// ElevenLabs is known to have fewer than 32 characters.
 const KEY_CHARS_MIN: usize = 20;
 
-/// Words that are found in placeholders, and in no key of random characters.
+/// Words that occur in placeholders, and in no random key.
 const PLACEHOLDERS: [&str; 8] =
     ["your", "placeholder", "changeme", "change_me", "change-me", "replace", "xxxx", "****"];
 
-/// Words that stand before keys, in headers, in the first line of a table, in YAML and in shells. They
-/// may be shown.
+/// Words that occur before keys, in headers, in the first line of a table, in YAML and in shells.
+/// They may appear in messages.
 const WORDS_AROUND: [&str; 14] = [
     "bearer",
     "key",
@@ -49,7 +49,7 @@ const WORDS_AROUND: [&str; 14] = [
     "elevenlabs_api_key",
 ];
 
-/// Why a text is no key: the end of a sentence that begins with its place, and what to do about it.
+/// Why a text is no key: the end of a sentence that begins with its place, and the advice.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct NoKey {
     pub(super) what: String,
@@ -66,7 +66,7 @@ impl NoKey {
     }
 }
 
-/// Whether `text`, which is one word, can be a key.
+/// Checks whether `text`, which is one word, can be a key.
 pub(super) fn check(text: &str, upstream: Upstream) -> Result<(), NoKey> {
     const SHORT_FORM: &str =
         "a short form cannot be made whole again: copy the key from where it was created";
@@ -112,7 +112,7 @@ pub(super) fn check(text: &str, upstream: Upstream) -> Result<(), NoKey> {
     Ok(())
 }
 
-/// Why several words where one key should be are none.
+/// Why several words in the place of one key are invalid.
 pub(super) fn check_words(words: &[&str]) -> NoKey {
     let is = |word: &str, other: &str| word.trim_end_matches(':').eq_ignore_ascii_case(other);
     let alone = "write the key alone, without words around it";
@@ -129,22 +129,23 @@ pub(super) fn check_words(words: &[&str]) -> NoKey {
     NoKey::new("has a space within a key, or words around one").advise(alone)
 }
 
-/// Whether it can be told from a word: then several of them, with spaces between them, are several keys.
+/// Whether the text is recognizable as a key: several of them separated by spaces are then several
+/// keys.
 pub(super) fn looks_like_a_key(text: &str) -> bool {
     text.starts_with("sk_") || is_old_key(text)
 }
 
-/// Whether it has one of the shapes in which ElevenLabs has been seen to make keys.
+/// Whether the text has one of the formats observed in keys of ElevenLabs.
 pub(super) fn is_known_shape(text: &str) -> bool {
     is_old_key(text) || text.strip_prefix("sk_").is_some_and(|rest| rest.len() == 48 && is_hexadecimal(rest))
 }
 
-/// Whether it is a word that people give names with, and no key among keys.
+/// Whether the text looks like a name, and so is no key if it stands among keys.
 pub(super) fn is_plain_word(text: &str) -> bool {
     !looks_like_a_key(text) && (text.len() < KEY_CHARS_MIN || !text.bytes().any(|byte| byte.is_ascii_digit()))
 }
 
-/// What may be shown of a text that is no key, so that its writer finds it.
+/// The masked form of a text that is no key, by which its author can find it.
 pub(super) fn masked(text: &str) -> String {
     let count = text.chars().count();
     let is_shown = count >= 16 && text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
@@ -165,7 +166,8 @@ fn is_hexadecimal(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Whether it names a key instead of being one: `api-key`, `elevenlabs_api_key_here`, `sk_first`.
+/// Whether the text names a key instead of being one: `api-key`, `elevenlabs_api_key_here`,
+/// `sk_first`.
 fn is_placeholder_of_words(lower: &str) -> bool {
     const NAMES: [&str; 6] = ["api", "key", "apikey", "here", "elevenlabs", "example"];
     let is_of_words = !lower.bytes().any(|byte| byte.is_ascii_digit());

@@ -1,5 +1,5 @@
-//! The keys of the pool and where they were found. One place gives them all: lists that add up
-//! would leave nobody able to say which keys are in use.
+//! Finds the keys of the pool. All keys come from one source: if several lists added up, it would
+//! be unclear which keys are in use.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,25 +20,26 @@ const LIST_FILE: &str = "ELEVENLABS_API_KEYS_FILE";
 pub(super) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 const CREDENTIAL: &str = "elevenlabs_api_keys";
 
-/// A larger share than that is one key alone.
+/// Maximum weight: with a larger share a key is practically alone.
 const WEIGHT_MAX: u32 = 1_000;
-/// More credits than any plan has.
+/// Maximum reserve: more credits than any plan has.
 const CREDITS_MAX: u32 = 1_000_000_000;
 
 /// One key of the pool.
 #[derive(Clone, Debug)]
 pub struct KeyConfig {
-    /// The key.
+    /// The API key.
     pub key: ApiKey,
-    /// What its owner calls it.
+    /// Its configured name.
     pub name: Option<String>,
-    /// Keys of one workspace share its credits.
+    /// The workspace; keys of one workspace share its credits.
     pub workspace: Option<String>,
-    /// Where it works, if not at `upstream.base_url`: a region's keys are known at its host only.
+    /// The provider's host for this key, if not `upstream.base_url`: a region's keys are valid at
+    /// its host only.
     pub base_url: Option<BaseUrl>,
-    /// Its share beside other keys, from 1.
+    /// Its weight relative to other keys, from 1.
     pub weight: u32,
-    /// Credits of its workspace that it leaves, instead of what all leave.
+    /// Credits of its workspace that it leaves unused, instead of the setting of the pool.
     pub reserve_credits: Option<u64>,
 }
 
@@ -48,10 +49,10 @@ impl From<ApiKey> for KeyConfig {
     }
 }
 
-/// Where the keys were found. Prints as the end of `Loaded 2 ElevenLabs API keys from …`.
+/// The source of the keys. Prints as the end of `Loaded 2 ElevenLabs API keys from …`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum KeySource {
-    /// There are none.
+    /// No keys were found.
     #[default]
     Nowhere,
     /// `ELEVENLABS_API_KEYS`.
@@ -62,7 +63,7 @@ pub enum KeySource {
     Credential(PathBuf),
     /// The `[[keys]]` of the configuration file.
     ConfigFile(PathBuf),
-    /// The caller gave them: the demo, a test.
+    /// Passed by the caller: the demo, a test.
     Caller,
 }
 
@@ -79,7 +80,7 @@ impl fmt::Display for KeySource {
     }
 }
 
-/// The keys, and what was noticed while looking for them.
+/// The keys, and the problems and warnings of the search.
 #[derive(Default)]
 pub(super) struct Found {
     pub(super) keys: Vec<KeyConfig>,
@@ -88,8 +89,8 @@ pub(super) struct Found {
     pub(super) warnings: Vec<Warning>,
 }
 
-/// Looks for the keys: the variable, the file it names, the service's credential, and the
-/// `[[keys]]` of the configuration file `file`, whose folder is in `folders`.
+/// Searches the sources in order: the variable, the file it names, the service's credential, and
+/// the `[[keys]]` of the configuration file `file`, whose folder is in `folders`.
 pub(super) fn find(
     sources: &Sources<'_>,
     file: Option<PathBuf>,
@@ -99,7 +100,7 @@ pub(super) fn find(
 ) -> Found {
     let mut found = Found::default();
     let upstream = Upstream::of_host(base_url.host());
-    // The places that give keys, in the order they are asked; the first counts.
+    // The sources that contain keys, in order of precedence; the first one is used.
     let mut givers = Vec::new();
     if let Some(text) = sources.environment.value(LIST) {
         givers.push(KeySource::Variable);
@@ -116,7 +117,7 @@ pub(super) fn find(
     if let Some(folder) = sources.environment.value(CREDENTIALS) {
         let path = PathBuf::from(folder).join(CREDENTIAL);
         let is_first = givers.is_empty();
-        // A service may have other credentials than ours.
+        // The service may have other credentials than Keychoir's.
         let text = Some((sources.read)(&path)).filter(|text| *text != Err(Unreadable::Missing));
         if let Some(text) = text {
             givers.push(KeySource::Credential(path.clone()));
@@ -188,7 +189,7 @@ impl Found {
         }
     }
 
-    /// Checks the entries; only when they count are their files read and their keys taken.
+    /// Validates the entries; their files are read and their keys used only if this source is used.
     fn take_entries(
         &mut self,
         sources: &Sources<'_>,
@@ -264,7 +265,7 @@ impl Found {
     }
 }
 
-/// The only key in `text`, with what is odd about it.
+/// The only key in `text`, with its corrected oddities.
 fn one_key(text: &str, upstream: Upstream) -> Result<(ApiKey, Vec<String>), WrongValue> {
     let list = key_list::parse(text, Form::File, upstream);
     if list.keys.len() + list.mistakes.len() > 1 {
@@ -281,8 +282,8 @@ fn one_key(text: &str, upstream: Upstream) -> Result<(ApiKey, Vec<String>), Wron
     }
 }
 
-/// The text of a file that an entry names. The name is not echoed: it may be the secret itself, in
-/// the wrong field.
+/// The text of a file that an entry names. No message contains the name: it may be the secret
+/// itself, in the wrong field.
 pub(super) fn secret_file(
     sources: &Sources<'_>,
     folders: Folders<'_>,
@@ -299,7 +300,8 @@ pub(super) fn unreadable(what: &str, reason: &Unreadable) -> WrongValue {
     WrongValue::new(format!("{what} cannot be read: {reason}"))
 }
 
-/// Names stand in logs, metrics and the books: short, plain, and never a secret in the wrong field.
+/// Checks a name: it appears in logs, metrics and usage records, so it must be short and plain, and
+/// no secret in the wrong field.
 pub(super) fn check_name(name: &str) -> Result<(), WrongValue> {
     let is_plain =
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_';

@@ -1,4 +1,4 @@
-//! The places clients come to: ports, Unix sockets, and sockets that systemd holds for us.
+//! The listeners: TCP addresses, Unix sockets, and sockets passed by systemd.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,10 +9,10 @@ use super::host_port::HostPort;
 use super::mask::shown;
 use super::problem::WrongValue;
 
-/// A place to listen on.
+/// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Listen {
-    /// A port.
+    /// A TCP address and port.
     Port(HostPort),
     /// A Unix socket at this absolute path.
     Unix(PathBuf),
@@ -20,19 +20,19 @@ pub enum Listen {
     Systemd,
 }
 
-/// All places to listen on. Never empty, none of them twice.
+/// All listeners. Never empty, without duplicates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listens(Vec<Listen>);
 
-/// Who may connect to a Unix socket, as the bits of its file.
+/// The mode of a Unix socket's file, which decides who may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnixMode(u32);
 
-/// What the kernel takes as the path of a socket, its final zero aside.
+/// The kernel's maximum length of a socket path in bytes, without the final zero.
 const UNIX_PATH_BYTES_MAX: usize = 107;
 
 impl Listens {
-    /// Only what systemd passes.
+    /// Only the sockets that systemd passes.
     pub(super) fn systemd() -> Self {
         Self(vec![Listen::Systemd])
     }
@@ -57,13 +57,13 @@ impl Listens {
         Ok(Self(listens))
     }
 
-    /// Each of them, in the order they were given.
+    /// The listeners in the configured order.
     pub fn iter(&self) -> std::slice::Iter<'_, Listen> {
         self.0.iter()
     }
 
-    /// The first port that other machines can reach. What systemd passes is judged when it is
-    /// here.
+    /// The first listener that other machines can reach. Sockets of systemd are checked when they
+    /// are received.
     #[must_use]
     pub fn exposed(&self) -> Option<&HostPort> {
         self.0.iter().find_map(|listen| match listen {
@@ -74,7 +74,7 @@ impl Listens {
 }
 
 impl Listen {
-    /// The port, if it is one.
+    /// The TCP address, if it is one.
     #[must_use]
     pub fn port(&self) -> Option<&HostPort> {
         match self {
@@ -83,8 +83,8 @@ impl Listen {
         }
     }
 
-    /// Whether it cannot be listened on beside `other`, because both are one port of one address. Of
-    /// `localhost`, only the IPv4 address must be had.
+    /// Whether it conflicts with `other`, because both bind the same port of the same address. Of
+    /// `localhost`, only the IPv4 address is required.
     fn needs_what_has(&self, other: &Self) -> bool {
         let (Self::Port(port), Self::Port(other)) = (self, other) else { return false };
         let needed = port.socket_addresses().into_iter().take(1);
@@ -96,9 +96,9 @@ impl Listen {
     }
 }
 
-/// Whether two addresses are one, or one of them is all addresses.
+/// Whether two addresses are equal, or one of them is the wildcard address.
 fn overlap(one: IpAddr, other: IpAddr) -> bool {
-    // Whether all addresses of IPv6 are those of IPv4, too, is up to the system.
+    // Whether the IPv6 wildcard includes IPv4 depends on the system.
     let is_all =
         |address: IpAddr, other: IpAddr| address.is_unspecified() && address.is_ipv4() == other.is_ipv4();
     one.to_canonical() == other.to_canonical() || is_all(one, other) || is_all(other, one)
@@ -110,7 +110,7 @@ impl Default for Listens {
     }
 }
 
-/// As a TOML file writes it.
+/// In TOML notation.
 impl fmt::Display for Listens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let listed = self.0.iter().map(|listen| format!("\"{listen}\"")).collect::<Vec<_>>().join(", ");
@@ -150,7 +150,7 @@ impl FromStr for Listen {
 }
 
 impl UnixMode {
-    /// The bits.
+    /// The permission bits.
     #[must_use]
     pub fn bits(self) -> u32 {
         self.0
@@ -228,7 +228,7 @@ mod tests {
         for two in [
             ["127.0.0.1:1", "127.0.0.1:2"],
             ["127.0.0.1:1", "[::1]:1"],
-            // Of `localhost` the second address may be missing.
+            // The second address of `localhost` is optional.
             ["[::1]:1", "localhost:1"],
             ["127.0.0.1:1", "127.0.0.2:1"],
             ["127.0.0.1:0", "localhost:0"],

@@ -1,14 +1,14 @@
-//! What may be shown of text that people wrote into the configuration. Shown is only what is known
-//! to be harmless: a key pasted into the wrong place must not reach a terminal or a log either.
+//! Masks configuration text in messages. Only text known to be harmless is shown: a key pasted into
+//! the wrong place must not reach a terminal or a log.
 
 use super::{renamed, setting};
 
 const MASK: &str = "***";
 
-/// Names and values with one of these in them are taken for secrets.
+/// Names and values that contain one of these words are treated as secrets.
 const SECRET_WORDS: [&str; 7] = ["key", "token", "secret", "pass", "cred", "auth", "bearer"];
 
-/// Values echoed in a message are cut here.
+/// Maximum characters of a value in a message.
 const SHOWN_CHARS_MAX: usize = 60;
 
 /// `text` in backticks for a message, or a mask.
@@ -23,7 +23,7 @@ pub(super) fn shown(text: &str) -> String {
     format!("`{shown}`")
 }
 
-/// Whether `text` contains something of the shape of a key: `sk_…`, or a long run of letters and
+/// Whether `text` contains something in the format of a key: `sk_…`, or a long run of letters and
 /// digits.
 pub(super) fn looks_secret(text: &str) -> bool {
     let is_word = |character: char| character.is_ascii_alphanumeric() || character == '_';
@@ -33,10 +33,10 @@ pub(super) fn looks_secret(text: &str) -> bool {
     })
 }
 
-/// A line of a TOML file as it may be shown. `section` is the header above it, see [`section_at`].
+/// A line of a TOML file in its masked form. `section` is the header above it, see [`section_at`].
 ///
-/// Shown in full are headers and, in the known sections, names with values that look harmless.
-/// Everything else keeps its name and loses its value.
+/// Headers, and in the known sections names with values that look harmless, are shown in full.
+/// Every other line keeps its name, and its value is masked.
 pub(super) fn line(line: &str, section: Option<&str>) -> String {
     let line = line.trim_end();
     if looks_secret(line.split('=').next().unwrap_or_default()) {
@@ -49,7 +49,7 @@ pub(super) fn line(line: &str, section: Option<&str>) -> String {
     let Some((name, value)) = line.split_once('=') else {
         return if line.trim().is_empty() { String::new() } else { MASK.to_owned() };
     };
-    // A name above all headers says its section itself: `server.listen = …`, `server = { … }`.
+    // A name above all headers contains its section: `server.listen = …`, `server = { … }`.
     let section = section.unwrap_or_else(|| name.split('.').next().unwrap_or_default().trim());
     let is_section = setting::is_section(section) || renamed::section(section).is_some();
     let is_harmless = is_section
@@ -80,7 +80,7 @@ fn has_secret_word(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// How the last line of `text` is shown.
+    /// Checks how the last line of `text` is shown.
     #[track_caller]
     fn check(text: &str, expected: &str) {
         let start = text.rfind('\n').map_or(0, |newline| newline + 1);

@@ -1,9 +1,9 @@
-//! What Keychoir was told: flags over environment over file over defaults, resolved once at the
-//! start into types that cannot be wrong.
+//! The configuration: flags over environment over file over defaults, resolved once at the start
+//! into validated types.
 //!
-//! Everything but `source` is a function of what was read there. All mistakes are found and told
-//! at once, each with its place and what to do; none of them, no warning and no `Debug` output
-//! contains a key or a token.
+//! Everything but `source` is a pure function of the texts read there. All mistakes are reported at
+//! once, each with its place and advice; no mistake, warning or `Debug` output contains a key or a
+//! token.
 
 mod resolve;
 
@@ -64,43 +64,43 @@ pub use tls::{TlsChoice, TlsConfig};
 use crate::certificate::{self, Certificate};
 use crate::secret::ApiKey;
 
-/// What the command line says, over everything else.
+/// The values of the command line, which take precedence over everything else.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
-    /// `--config FILE`; without it, `KEYCHOIR_CONFIG` may name one, or one of the usual places have one.
+    /// `--config FILE`; without it, `KEYCHOIR_CONFIG` or one of the default paths may name a file.
     pub config_file: Option<PathBuf>,
-    /// `--listen`, each of them.
+    /// The values of `--listen`.
     pub listen: Vec<String>,
-    /// `--ephemeral`: the books live in memory only.
+    /// `--ephemeral`: usage records are kept in memory only.
     pub is_ephemeral: bool,
-    /// Whether systemd has passed sockets: without any other word on it, these are listened on.
+    /// Whether systemd passed sockets: unless listeners are configured, these are used.
     pub has_passed_sockets: bool,
-    /// Whether the command can do without keys.
+    /// Whether the command needs keys.
     pub keys: Need,
 }
 
-/// Whether something must be configured.
+/// Whether a part of the configuration is required.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Need {
-    /// Its lack is a mistake.
+    /// Its absence is an error.
     #[default]
     Required,
-    /// Its lack is fine.
+    /// Its absence is allowed.
     Optional,
 }
 
-/// A configuration without mistakes.
+/// A valid configuration.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// What counts.
+    /// The resolved settings.
     pub config: Config,
-    /// What was mended or looks unintended.
+    /// Corrected or unusual settings.
     pub warnings: Vec<Warning>,
-    /// The configuration file, if there is one.
+    /// The path of the configuration file, if there is one.
     pub file: Option<PathBuf>,
-    /// Whether keys or tokens stand in it.
+    /// Whether the file contains keys or tokens.
     pub file_holds_secrets: bool,
-    /// Every file that was looked at, as it was.
+    /// Every file that was read or tried, with its state at that time.
     pub files: Files,
 }
 
@@ -128,15 +128,15 @@ pub fn load(overrides: &Overrides) -> Result<Loaded, Problems> {
     Ok(loaded)
 }
 
-/// What a configuration file is called.
+/// The name of a configuration file.
 const NAME: &str = "keychoir.toml";
 
-/// Everything that can be set. The default has no keys.
+/// All settings. The default has no keys.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
-    /// The listeners and the bounds of clients.
+    /// The listeners and the limits of clients' connections.
     pub server: ServerConfig,
-    /// The provider.
+    /// The provider's address and the limits of connections to it.
     pub upstream: UpstreamConfig,
     /// How keys are chosen.
     pub pool: PoolConfig,
@@ -146,29 +146,29 @@ pub struct Config {
     pub quota_polling: QuotaPollingConfig,
     /// Where usage records are kept.
     pub storage: StorageConfig,
-    /// The mirror.
+    /// The mirror in Supabase.
     pub supabase: SupabaseConfig,
     /// How long the account of an identifier is remembered.
     pub affinity: AffinityConfig,
-    /// The bounds of sessions on WebSockets.
+    /// The limits of WebSocket sessions.
     pub websocket: WebsocketConfig,
-    /// The log.
+    /// The format and level of the log.
     pub log: LogConfig,
-    /// What clients may request.
+    /// The access rules of all clients.
     pub access: AccessConfig,
-    /// The pool's keys in their order, each once.
+    /// The pool's keys in their order, without duplicates.
     pub keys: Vec<KeyConfig>,
-    /// Where the keys were found.
+    /// The source of the keys.
     pub key_source: KeySource,
-    /// Who may use the pool; with none, no token is asked for.
+    /// The clients that may use the pool; without any, no token is required.
     pub clients: Vec<ClientConfig>,
-    /// The certificate in the files of `server.tls`, if it names some.
+    /// The certificate in the files of `server.tls`, if it names files.
     pub certificate: Option<Certificate>,
 }
 
 impl Config {
-    /// All defaults around these keys and this upstream, but with the books in memory only: for
-    /// the demo and for tests, which must leave nothing behind.
+    /// The defaults with these keys and this upstream, and usage records in memory only: for the
+    /// demo and for tests, which must leave no files behind.
     #[must_use]
     pub fn with_defaults(keys: Vec<ApiKey>, base_url: BaseUrl) -> Self {
         let mut config = Self {
@@ -181,7 +181,7 @@ impl Config {
         config
     }
 
-    /// Where the local authority lives: in `server.tls_directory`, or beside the books.
+    /// The folder of the local CA: `server.tls_directory`, or beside the usage database.
     #[must_use]
     pub fn authority_place(&self) -> certificate::CaLocation {
         let beside = || Some(self.storage.file()?.parent()?.join("tls"));

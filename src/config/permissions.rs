@@ -1,5 +1,5 @@
-//! Who else on this machine can read a file with secrets, or change one that is gone by. It is only
-//! worth a warning: the owner of a machine may have reasons.
+//! Warns about files with secrets that other users can read, and about configuration files that
+//! they can change. These are no errors: the owner of a machine may have reasons.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use super::Loaded;
 use super::problem::{Origin, Place, Warning};
 
-/// The bits of a file's group and of all others.
+/// The permission bits of the group and of all other users.
 const OTHERS: u32 = 0o077;
-/// Of them, those that let them write.
+/// The write bits among them.
 const OTHERS_WRITE: u32 = 0o022;
 
-/// What is in a file.
+/// The kind of content of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Content {
     /// Keys, tokens, or usage records.
@@ -22,7 +22,7 @@ enum Content {
     Plain,
 }
 
-/// What is wrong with the mode of a file, if anything.
+/// The problem with a file's mode, if there is one.
 fn finding(mode: u32, content: Content) -> Option<String> {
     let bits = mode & 0o777;
     let can = match content {
@@ -39,13 +39,13 @@ fn finding(mode: u32, content: Content) -> Option<String> {
     ))
 }
 
-/// Warnings for the files of a configuration: those that were read, and the database where it is. What
-/// systemd has put into `credentials` is protected by systemd.
+/// Warnings for the files of a configuration: those that were read, and the database if it exists.
+/// Files in `credentials` are protected by systemd.
 pub(super) fn warnings(loaded: &Loaded, credentials: Option<&Path>) -> Vec<Warning> {
     let Loaded { config, file, file_holds_secrets, files, .. } = loaded;
     let content = |path: &Path| {
         let is_plain = file.as_deref() == Some(path) && !file_holds_secrets;
-        // A certificate is shown to every client.
+        // A certificate is public.
         let is_certificate = config.server.tls.cert.as_deref() == Some(path);
         if is_plain || is_certificate { Content::Plain } else { Content::Secret }
     };

@@ -1,5 +1,5 @@
-//! How a mistake is told: where it is, what is wrong, what to do. Separate from the rules, so that
-//! every mistake reads alike and nothing but [`Excerpt`] ever prints a line of somebody's file.
+//! Reports a mistake: its place, what is wrong, and advice. Separate from the rules, so that all
+//! messages have the same form and only [`Excerpt`] ever prints a line of a configuration file.
 
 use std::fmt;
 use std::ops::Range;
@@ -7,25 +7,25 @@ use std::path::{Path, PathBuf};
 
 use super::mask;
 
-/// Where a value was given. The order is the order of the report.
+/// Where a value was given. Variants are in the order of the report.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
-    /// A flag of the command line, with its dashes.
+    /// A command line flag, with its dashes.
     Flag(&'static str),
     /// A place in a file; line and column count from 1, the column in characters.
     Line {
-        /// The file, as it was named.
+        /// The path of the file, as given.
         path: PathBuf,
-        /// The line.
+        /// The line, from 1.
         line: usize,
-        /// The column.
+        /// The column, from 1.
         column: usize,
     },
     /// A file as a whole.
     File(PathBuf),
     /// An environment variable.
     Variable(String),
-    /// Nowhere: something is missing.
+    /// No place: something is missing.
     Nowhere,
 }
 
@@ -41,8 +41,8 @@ impl fmt::Display for Origin {
     }
 }
 
-/// What is wrong with a value, and what to write instead. Does not know where the value stood, and
-/// holds nothing that may be a secret.
+/// What is wrong with a value, and what to write instead. Does not contain the place of the value,
+/// nor anything that may be a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WrongValue {
     what: String,
@@ -54,14 +54,14 @@ impl WrongValue {
         Self { what: what.into(), advice: Vec::new() }
     }
 
-    /// Adds a line that says what to do.
+    /// Adds a line of advice.
     #[must_use]
     pub(super) fn advise(mut self, advice: impl Into<String>) -> Self {
         self.advice.push(advice.into());
         self
     }
 
-    /// Adds a line only when there is something near to suggest.
+    /// Adds a suggestion if a similar name exists.
     #[must_use]
     pub(super) fn suggest(self, near: Option<impl fmt::Display>) -> Self {
         match near {
@@ -80,7 +80,7 @@ impl fmt::Display for WrongValue {
 
 impl std::error::Error for WrongValue {}
 
-/// Where something stands, with the line to show if it is in a file.
+/// The place of a value, with its line if it is in a file.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     pub(super) origin: Origin,
@@ -109,7 +109,7 @@ impl Place {
     }
 }
 
-/// One line of a file with its secrets masked, and the part of it that is meant.
+/// One line of a file with its secrets masked, and the marked range in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Excerpt {
     line: usize,
@@ -117,7 +117,8 @@ struct Excerpt {
     marked: Range<usize>,
 }
 
-/// Longer lines are cut: a terminal would wrap them and the mark would point at nothing.
+/// Maximum characters shown of a line: a terminal would wrap a longer one, and the mark would point
+/// at nothing.
 const SHOWN_CHARS_MAX: usize = 100;
 
 impl Excerpt {
@@ -138,7 +139,7 @@ impl Excerpt {
         let end =
             text.floor_char_boundary(span.end.clamp(start, line_start + whole.len().max(start - line_start)));
         let width = text.get(start..end).unwrap_or_default().chars().count().max(1);
-        // A mask is shorter than what it hides: the mark then stops at its end.
+        // A mask may be shorter than the text it hides: the mark is then limited to its end.
         let length = shown.chars().count();
         let first = column.min(length.saturating_sub(usize::from(column > length)));
         let marked = first..(first + width).min(length.max(first + 1));
@@ -165,19 +166,19 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// Where it is.
+    /// The place of the mistake.
     #[must_use]
     pub fn origin(&self) -> &Origin {
         &self.origin
     }
 
-    /// What is wrong, in one line.
+    /// The mistake, in one line.
     #[must_use]
     pub fn what(&self) -> &str {
         &self.what
     }
 
-    /// What to do about it, each in one line.
+    /// The advice, each in one line.
     #[must_use]
     pub fn advice(&self) -> &[String] {
         &self.advice
@@ -200,7 +201,7 @@ impl fmt::Display for Problem {
 pub struct Problems(Vec<Problem>);
 
 impl Problems {
-    /// Sorts what was found; `None` when nothing was.
+    /// Sorts the problems; `None` if there are none.
     pub(super) fn of(mut problems: Vec<Problem>) -> Option<Self> {
         problems.sort_by(|one, other| one.origin.cmp(&other.origin));
         (!problems.is_empty()).then_some(Self(problems))
@@ -224,7 +225,7 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// Something that was mended or looks unintended, and does not keep Keychoir from starting.
+/// A corrected or unusual setting that does not keep Keychoir from starting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     origin: Origin,
@@ -232,13 +233,13 @@ pub struct Warning {
 }
 
 impl Warning {
-    /// Where it is.
+    /// The place of the setting.
     #[must_use]
     pub fn origin(&self) -> &Origin {
         &self.origin
     }
 
-    /// What is odd, in one line.
+    /// The oddity, in one line.
     #[must_use]
     pub fn what(&self) -> &str {
         &self.what
@@ -251,10 +252,10 @@ impl fmt::Display for Warning {
     }
 }
 
-/// The candidate nearest to `word`, if one is near enough to be what was meant.
+/// The candidate most similar to `word`, if it is similar enough to be intended.
 pub(super) fn nearest<T: AsRef<str>>(word: &str, candidates: impl IntoIterator<Item = T>) -> Option<T> {
-    // A third of the letters may differ: more and the suggestion is a guess, less and two slips
-    // in a short word go without.
+    // At most a third of the letters may differ: with more, the suggestion would be a guess; with
+    // less, two slips in a short word would get none.
     let distance_max = (word.chars().count() / 3).max(1);
     candidates
         .into_iter()
@@ -268,7 +269,7 @@ pub(super) fn nearest<T: AsRef<str>>(word: &str, candidates: impl IntoIterator<I
 mod tests {
     use super::*;
 
-    /// The problem at the first place of `needle` in `text`, as it prints.
+    /// The message for a problem at the first place of `needle` in `text`.
     #[track_caller]
     fn check(text: &str, needle: &str, expected: &str) {
         let start = text.find(needle).unwrap();

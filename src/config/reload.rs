@@ -1,5 +1,4 @@
-//! What it takes to read a configuration again: the files as they were, and which settings count
-//! only from the next start.
+//! Supports reloading: detects changed files, and lists settings that need a restart.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -8,11 +7,11 @@ use std::time::SystemTime;
 use super::Config;
 use super::setting::TABLE;
 
-/// Files as they were at a moment. Two of them differ when one of the files has changed between.
+/// The state of files at a point in time. Two states differ if a file has changed in between.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Files(Vec<(PathBuf, Option<Stamp>)>);
 
-/// What changes with a file: also when another takes its place, as tools that replace files do.
+/// File metadata that changes with its content, or when the file is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     modified: Option<SystemTime>,
@@ -21,12 +20,12 @@ struct Stamp {
 }
 
 impl Files {
-    /// Notes how a file is before it is read: a change during the reading is then seen.
+    /// Records the state of a file before it is read: a change during the reading is then detected.
     pub(super) fn note(&mut self, path: &Path) {
         self.0.push((path.to_owned(), stamp(path)));
     }
 
-    /// Those that there were, each once.
+    /// The files that existed, without duplicates.
     pub fn read(&self) -> impl Iterator<Item = &Path> {
         let there = || self.0.iter().filter(|(_, stamp)| stamp.is_some()).map(|(path, _)| path.as_path());
         there()
@@ -35,7 +34,7 @@ impl Files {
             .map(|(_, path)| path)
     }
 
-    /// The same files as they are now.
+    /// The current state of the same files.
     #[must_use]
     pub fn now(&self) -> Self {
         Self(self.0.iter().map(|(path, _)| (path.clone(), stamp(path))).collect())
@@ -47,7 +46,7 @@ fn stamp(path: &Path) -> Option<Stamp> {
     Some(Stamp { modified: seen.modified().ok(), bytes: seen.len(), inode: seen.ino() })
 }
 
-/// Settings that a reload changes; the others are built into what runs.
+/// Settings that a reload applies; all others are fixed at the start.
 const RELOADED: &[&str] = &[
     "server.max_requests",
     "server.max_requests_per_client",
@@ -113,7 +112,7 @@ const RELOADED: &[&str] = &[
 ];
 
 impl Config {
-    /// The paths of the settings that differ in `next` and count only from the next start.
+    /// The paths of the settings that differ in `next` and need a restart.
     #[must_use]
     pub fn needs_restart(&self, next: &Self) -> Vec<&'static str> {
         let (mut old, mut new) = (self.clone(), next.clone());

@@ -1,6 +1,6 @@
-//! Settings that had another name before they had units: an old name is refused with the line to
-//! write instead. Nothing is read under an old name, because two spellings of one setting would have
-//! to be ranked.
+//! Settings that had another name in earlier versions: an old name is refused, and the message
+//! contains the line to write instead. Old names are not accepted as aliases, because two spellings
+//! of one setting would need a precedence.
 
 use std::time::Duration;
 
@@ -14,17 +14,17 @@ use crate::policy::client_quota::{ClientQuota, Rate};
 use crate::policy::quantity::duration::ShownDuration;
 use crate::policy::quantity::size::ShownSize;
 
-/// What the value of an old setting counted.
+/// The unit of an old setting's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Was {
     Milliseconds,
     Days,
     Bytes,
-    /// The same as today.
+    /// The same type and unit as today.
     Same,
 }
 
-/// The old paths, the new ones, and what the old values counted.
+/// Old path, new path and the unit of the old value.
 pub(super) const SETTINGS: &[(&str, &str, Was)] = &[
     ("server.head_read_ms_max", "server.request_headers_timeout", Was::Milliseconds),
     ("server.body_idle_ms_max", "server.request_body_timeout", Was::Milliseconds),
@@ -106,20 +106,20 @@ pub(super) const SECTIONS: &[(&str, &str)] =
 pub(super) const CLIENT_FIELDS: &[(&str, &str)] =
     &[("allowance", "quota"), ("rate", "rate_limit"), ("concurrency", "max_concurrent")];
 
-/// The old words of `pool.strategy` and the new ones.
+/// Old values of `pool.strategy` and the new ones.
 const STRATEGIES: &[(&str, &str)] = &[("least-busy", "least-requests")];
 
-/// The new section of an old one.
+/// The new name of an old section.
 pub(super) fn section(old: &str) -> Option<&'static str> {
     SECTIONS.iter().find(|(name, _)| *name == old).map(|(_, new)| *new)
 }
 
-/// The new word of an old strategy.
+/// The new name of an old strategy.
 pub(super) fn strategy(old: &str) -> Option<&'static str> {
     STRATEGIES.iter().find(|(name, _)| *name == old).map(|(_, new)| *new)
 }
 
-/// The refusal of a setting that a file gives under its old path, `None` if it never had this path.
+/// The error for a setting that a file gives under its old path; `None` if the path never existed.
 pub(super) fn in_file(section: &str, name: &str, value: &DeValue<'_>) -> Option<WrongValue> {
     let path = format!("{section}.{name}");
     let (_, new, was) = SETTINGS.iter().find(|(old, ..)| *old == path)?;
@@ -133,7 +133,7 @@ pub(super) fn in_file(section: &str, name: &str, value: &DeValue<'_>) -> Option<
     Some(WrongValue::new(format!("`{path}` has a new name")).advise(format!("write {advice}")))
 }
 
-/// The refusal of a setting that a variable gives under its old name.
+/// The error for a setting that an environment variable gives under its old name.
 pub(super) fn in_environment(variable: &str, text: &str) -> Option<WrongValue> {
     let (_, new, was) = SETTINGS.iter().find(|(old, ..)| setting::variable(old) == variable)?;
     let new = setting::find(new).map(Setting::variable)?;
@@ -144,10 +144,10 @@ pub(super) fn in_environment(variable: &str, text: &str) -> Option<WrongValue> {
     Some(WrongValue::new("this setting has a new name").advise(advice))
 }
 
-/// The refusal of a field that a client's entry gives under its old name.
+/// The error for a field of a client's entry under its old name.
 pub(super) fn in_client(name: &str, value: &DeValue<'_>) -> Option<WrongValue> {
     let (_, new) = CLIENT_FIELDS.iter().find(|(old, _)| *old == name)?;
-    // Any text in an entry may be a token, unless it is a limit.
+    // Any text in an entry may be a token, unless it parses as a limit.
     let is_limit = match value {
         DeValue::String(text) => text.parse::<ClientQuota>().is_ok() || text.parse::<Rate>().is_ok(),
         DeValue::Integer(_) => true,
@@ -164,7 +164,7 @@ pub(super) fn in_client(name: &str, value: &DeValue<'_>) -> Option<WrongValue> {
     Some(WrongValue::new(format!("`{name}` has a new name")).advise(format!("write {line}")))
 }
 
-/// The value as its layer writes it today; `None` if the old value was wrong, or looks like a secret.
+/// The value in today's notation; `None` if the old value was wrong or looks like a secret.
 fn converted(was: Was, old: Raw<'_>) -> Option<String> {
     let number = || value::whole_number(old).ok();
     let quantity = match was {
@@ -180,7 +180,7 @@ fn converted(was: Was, old: Raw<'_>) -> Option<String> {
 }
 
 fn same(old: Raw<'_>) -> Option<String> {
-    // What a message would mask, escape or cut is not written into one.
+    // A text that a message would mask, escape or cut is left out of it.
     let is_harmless = |text: &str| shown(text) == format!("`{text}`") && !text.contains('"');
     match old {
         Raw::Text(text) => is_harmless(text).then(|| text.to_owned()),

@@ -1,5 +1,6 @@
-//! From layers to one configuration. A later layer overwrites an earlier one, and every layer is
-//! judged: a mistake that another layer hides today is found before it counts.
+//! Merges the layers into one configuration: defaults, file, environment, flags. A later layer
+//! overwrites an earlier one, and every layer is validated: a mistake that another layer overrides
+//! today is reported before it takes effect.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use super::{Config, Loaded, Need, Overrides, clients, supabase, variables};
 use crate::policy::authority::Scheme;
 use crate::policy::quantity::size::ShownSize;
 
-/// Resolves what `sources` hold under `overrides`.
+/// Resolves the layers in `sources` and `overrides`.
 pub(super) fn resolve(overrides: &Overrides, sources: &Sources<'_>) -> Result<Loaded, Problems> {
     let mut draft = Draft::default();
     let home = sources.environment.home();
@@ -71,7 +72,7 @@ pub(super) fn resolve(overrides: &Overrides, sources: &Sources<'_>) -> Result<Lo
         &mut draft.warnings,
     );
 
-    // What a file did not say is missing only if all of it was understood.
+    // A setting counts as missing only if the whole file could be parsed.
     let is_complete = named.is_none() || document.as_ref().is_some_and(Document::is_sound);
     if is_complete {
         draft.check_keys(overrides.keys, sources);
@@ -92,11 +93,11 @@ pub(super) fn resolve(overrides: &Overrides, sources: &Sources<'_>) -> Result<Lo
     draft.finish(path, file_holds_secrets)
 }
 
-/// The configuration so far.
+/// The configuration while it is being resolved.
 #[derive(Default)]
 struct Draft {
     config: Config,
-    /// Where the settings that are not defaults were given last.
+    /// Where each setting that is not a default was given last.
     places: HashMap<&'static str, Place>,
     syntax_errors: Vec<Problem>,
     problems: Vec<Problem>,
@@ -104,7 +105,7 @@ struct Draft {
 }
 
 impl Draft {
-    /// The configuration file and where it was named.
+    /// The path of the configuration file, and where it was named.
     fn config_file(&mut self, overrides: &Overrides, sources: &Sources<'_>) -> Option<(PathBuf, Place)> {
         if let Some(path) = &overrides.config_file {
             return Some((path.clone(), Place::of(Origin::Flag("--config"))));
@@ -141,7 +142,7 @@ impl Draft {
                     Origin::File(_) => place.problem(
                         unreadable("the file", &reason).advise("another one is named with --config FILE"),
                     ),
-                    // A flag is in plain sight anyway; a variable may hold anything.
+                    // The path of a flag may be shown; a variable may contain a secret.
                     Origin::Flag(_) => place.problem(unreadable(&format!("`{}`", path.display()), &reason)),
                     Origin::Variable(_) | Origin::Line { .. } | Origin::Nowhere => {
                         place.problem(unreadable(&shown(&path.to_string_lossy()), &reason))
@@ -159,7 +160,8 @@ impl Draft {
         self.places.insert(setting.path, place.clone());
     }
 
-    /// Where to point for a rule over several settings: the first of `paths` that was given.
+    /// The place to report for a rule over several settings: that of the first of `paths` that was
+    /// given.
     fn place_of(&self, paths: &[&str]) -> Place {
         paths
             .iter()
@@ -176,7 +178,7 @@ impl Draft {
             Need::Required if is_given => return,
             Need::Required => {}
         }
-        // The name the provider's own libraries read.
+        // The variable that the provider's own libraries read.
         let near = sources.environment.value("ELEVENLABS_API_KEY").map(|_| "ELEVENLABS_API_KEYS");
         let wrong = WrongValue::new("there are no ElevenLabs API keys")
             .suggest(near)
@@ -228,7 +230,7 @@ impl Draft {
             (tls.key.is_none(), FILES, "there is a certificate and no private key for it"),
             (tls.cert.is_none(), [FILES[1], FILES[0]], "there is a private key and no certificate for it"),
         ] {
-            // Why there is none may have been told.
+            // The reason why it is missing may have been reported already.
             let given = self.places.get(other).map(|place| place.origin.clone());
             let is_told = self.problems.iter().any(|problem| Some(problem.origin()) == given.as_ref());
             if lacks && is_complete && !is_told {
@@ -262,7 +264,7 @@ impl Draft {
         }
     }
 
-    /// No URL of the provider may lead back here, as far as the text tells.
+    /// Rejects provider URLs that lead back to this proxy, as far as the text shows.
     fn check_loop(&mut self) {
         let own = self.config.keys.iter().filter_map(|key| key.base_url.as_ref());
         let urls = std::iter::once(&self.config.upstream.base_url).chain(own);

@@ -1,5 +1,5 @@
-//! What a client may do, as people write it: `"3 requests"`, `"10_000 credits per month"`,
-//! `"60 per minute"`.
+//! Parses the rules and limits of a client: `"3 requests"`, `"10_000 credits per month"`, `"60 per
+//! minute"`.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub(super) const FIELDS: [&str; 8] = [
     "provider_tokens",
 ];
 
-/// The rules of an entry. What is pinned must be in `pool`.
+/// Parses the rules of an entry. Pinned keys and workspaces must be in `pool`.
 pub(super) fn read(entry: &Entry<'_>, pool: &[KeyConfig], problems: &mut Vec<Problem>) -> Rules {
     Rules {
         allowance: parsed(entry, "quota", problems),
@@ -53,7 +53,7 @@ fn parsed<T: FromStr<Err = WrongValue>>(
     text.parse().map_err(|wrong| problems.push(place.problem(wrong))).ok()
 }
 
-/// Digits in groups, as elsewhere in the file or as the log writes them.
+/// An integer with optional digit groups (`_` or `,`), as in the file and in the log.
 fn amount(text: &str) -> Option<u64> {
     let digits: String = text.chars().filter(|character| !matches!(character, '_' | ',')).collect();
     digits.parse().ok()
@@ -105,7 +105,7 @@ impl FromStr for Rate {
     }
 }
 
-/// A path of the provider, from its version on.
+/// A path of the provider, including its API version.
 pub(super) fn path(text: &str) -> Result<String, WrongValue> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.{}".contains(&byte);
     if text.bytes().all(is_plain) && Path::read(text).is_ok() {

@@ -11,18 +11,18 @@ use super::listen::{Listens, UnixMode};
 use super::socket_base::SocketBase;
 use super::tls::TlsConfig;
 
-/// The listeners and the bounds of a client's connection and request.
+/// The listeners and the limits of a client's connections and requests.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerConfig {
     /// Where to listen.
     pub listen: Listens,
-    /// The mode of a Unix socket that is listened on.
+    /// The addresses to listen on.
     pub unix_mode: UnixMode,
-    /// How clients may speak TLS on a port.
+    /// The mode of the files of Unix sockets.
     pub tls: TlsConfig,
-    /// Where the local authority lives; `None` for beside the database.
+    /// How TLS is offered on TCP ports.
     pub tls_directory: Option<PathBuf>,
-    /// How long a request's headers may take to arrive.
+    /// The folder of the local CA; `None` for beside the database.
     pub request_headers_timeout: Duration,
     /// How long a kept connection may be idle between two requests.
     pub keepalive_timeout: Duration,
@@ -38,11 +38,12 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// Concurrent requests.
     pub max_requests: usize,
-    /// Concurrent requests of one client without a limit of its own; 0 for a half, when there are several clients.
+    /// Concurrent requests of one client without a limit of its own; 0 for a half, when there are
+    /// several clients.
     pub max_requests_per_client: usize,
     /// Threads that serve connections; 0 for one a core.
     pub workers: usize,
-    /// What stands before every path.
+    /// The prefix of every path.
     pub base_path: BasePath,
     /// How long a stop waits for concurrent requests.
     pub drain_timeout: Duration,
@@ -54,8 +55,8 @@ pub struct ServerConfig {
     pub request_body_timeout: Duration,
     /// Bytes per second that a client must send of a body, on average; 0 sets no bound.
     pub min_request_body_rate: usize,
-    /// Bytes per second that a client must take of an answer, on average over the time in which it is waited
-    /// for; 0 sets no bound.
+    /// Bytes per second that a client must read of a response, on average over the time in which
+    /// the proxy waits for it; 0 sets no bound.
     pub min_response_rate: usize,
 }
 
@@ -92,7 +93,7 @@ impl Default for ServerConfig {
 pub struct UpstreamConfig {
     /// Where requests go.
     pub base_url: BaseUrl,
-    /// Certificates of authorities that are trusted beside the web's, in PEM.
+    /// Certificates of additional trusted CAs, in PEM.
     pub ca_file: Option<PathBuf>,
     /// Name lookup, TCP and TLS together.
     pub connect_timeout: Duration,
@@ -119,9 +120,9 @@ const REGIONS: [&str; 4] = [
 ];
 
 impl UpstreamConfig {
-    /// The regions in which a key is looked for that the upstream calls one of another region: those
-    /// that are configured, else the provider's own, and for any other upstream none, because a key
-    /// leaves only for where it is configured to go.
+    /// The regional hosts at which a key is tried that the upstream assigns to another region: the
+    /// configured ones, else the provider's own. Any other upstream has none, because a key is only
+    /// sent to where it is configured to go.
     #[must_use]
     pub fn regions(&self) -> Vec<BaseUrl> {
         let is_provider = BaseUrl::default().host() == self.base_url.host();
@@ -318,7 +319,7 @@ impl Default for StorageConfig {
     }
 }
 
-/// How long it is remembered which account an identifier belongs to.
+/// How long the account of an identifier is remembered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AffinityConfig {
     /// Identifiers that are remembered.
@@ -327,7 +328,7 @@ pub struct AffinityConfig {
     pub retention: Duration,
     /// Bytes of a response that are searched for identifiers; 0 searches none.
     pub max_response_scan_size: usize,
-    /// How long it is remembered that no account has an identifier.
+    /// How long a response "not found" of every account is remembered for an identifier.
     pub not_found_ttl: Duration,
 }
 
@@ -359,9 +360,9 @@ pub struct WebsocketConfig {
     pub auth_message_timeout: Duration,
     /// Bytes of a client's messages that one session may have in memory.
     pub max_session_buffer: usize,
-    /// How long the answer to a close, and the end of the connection behind it, may take.
+    /// Timeout for the reply to a close frame, and for the end of the connection after it.
     pub close_timeout: Duration,
-    /// How often a session checks whether its client's quota of credits is used.
+    /// How often a session checks whether its client's quota of credits is exhausted.
     pub quota_check_interval: Duration,
     /// The address of Keychoir's WebSockets in signed URLs.
     pub signed_url_base: SocketBase,
@@ -384,11 +385,11 @@ impl Default for WebsocketConfig {
     }
 }
 
-/// What is written for operators.
+/// What the log contains, and in which format.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogConfig {
-    /// How it looks.
+    /// The format of log lines.
     pub format: LogFormat,
-    /// What is written and what is not.
+    /// The minimum level, by target.
     pub level: LogFilter,
 }

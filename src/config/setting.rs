@@ -1,6 +1,6 @@
-//! What a setting is: its path, its kind with its limits, and the field it ends in. Reading files and
-//! variables, suggestions and the test over the reference file all follow from the table of settings,
-//! so that a new setting is one entry there and one field with its default in `sections`.
+//! Defines a setting: its path, its kind with its limits, and the field it is stored in. Parsing of
+//! files and variables, suggestions and the test of the reference file all follow from the table of
+//! settings, so that a new setting is one entry there and one field with its default in `sections`.
 
 mod table;
 
@@ -29,29 +29,29 @@ pub(super) use table::TABLE;
 
 /// One entry of the table.
 pub(super) struct Setting {
-    /// `section.name`, as the TOML file and the documents write it. A setting that may be a table is a
+    /// `section.name`, as in the TOML file and the documents. A setting that may be a table is a
     /// section too.
     pub(super) path: &'static str,
     kind: Kind,
 }
 
-/// What a value may be, and the field it ends in.
+/// The type of a value and the field it is stored in.
 enum Kind {
     Word(fn(&mut Config) -> &mut dyn Word),
     Places(fn(&mut Config) -> &mut Listens),
-    /// A word; a table instead of it has settings of its own.
+    /// A word, or a table with settings of its own.
     Tls(fn(&mut Config) -> &mut TlsConfig),
-    /// A list of names, each of which `fn` reads.
+    /// A list of names, each parsed by `fn`.
     Names(fn(&str) -> Result<String, WrongValue>, fn(&mut Config) -> &mut Vec<String>),
     Duration(RangeInclusive<Duration>, fn(&mut Config) -> &mut Duration),
-    /// How long records are kept: days, or zero for ever.
+    /// A retention time: days, or zero for ever.
     Retention(fn(&mut Config) -> &mut Duration),
     Size(RangeInclusive<u64>, fn(&mut Config) -> &mut usize),
     Count(RangeInclusive<u64>, fn(&mut Config) -> &mut usize),
     Ratio(fn(&mut Config) -> &mut f64),
     Switch(fn(&mut Config) -> &mut bool),
     File(fn(&mut Config) -> &mut PathBuf),
-    /// An empty text is no file.
+    /// A path; empty for none.
     OptionalFile(fn(&mut Config) -> &mut Option<PathBuf>),
 }
 
@@ -60,17 +60,17 @@ pub(super) fn find(path: &str) -> Option<&'static Setting> {
     TABLE.iter().find(|setting| setting.path == path)
 }
 
-/// The environment variable of a setting of this path.
+/// The environment variable of the setting at this path.
 pub(super) fn variable(path: &str) -> String {
     format!("KEYCHOIR_{}", path.to_uppercase().replace('.', "__"))
 }
 
-/// Whether settings live under this name.
+/// Whether this is the name of a section.
 pub(super) fn is_section(name: &str) -> bool {
     TABLE.iter().any(|setting| setting.section() == name)
 }
 
-/// The setting that a name without its section, or with a wrong one, may mean.
+/// The setting to suggest for a name without its section, or with a wrong one.
 pub(super) fn of_name(name: &str) -> Option<&'static Setting> {
     TABLE.iter().find(|setting| setting.name() == name && !setting.is_nested())
 }
@@ -86,7 +86,7 @@ impl Setting {
         self.path.rsplit_once('.').map_or(self.path, |(_, name)| name)
     }
 
-    /// Whether it is below another setting: its name alone means nothing.
+    /// Whether it is below another setting, so that its name alone is ambiguous.
     pub(super) fn is_nested(&self) -> bool {
         find(self.section()).is_some()
     }
@@ -96,7 +96,8 @@ impl Setting {
         variable(self.path)
     }
 
-    /// Reads `raw` into the field of `config`, or leaves it as it is and says why.
+    /// Parses `raw` into the field of `config`, or leaves the field unchanged and returns the
+    /// error.
     pub(super) fn read(
         &self,
         raw: Raw<'_>,
@@ -178,7 +179,7 @@ impl Setting {
         }
     }
 
-    /// The value in `config`, as a TOML file writes it.
+    /// The value in `config`, in TOML notation.
     pub(super) fn show(&self, config: &mut Config) -> String {
         match &self.kind {
             Kind::Names(_, field) => {
@@ -202,7 +203,7 @@ impl Setting {
         }
     }
 
-    /// What may be written, with the default.
+    /// The allowed form, with the default.
     fn allowed(&self, form: &str) -> String {
         format!("write {form}; the default is {}", self.show(&mut Config::default()))
     }
@@ -219,7 +220,7 @@ impl Setting {
     }
 }
 
-/// A value that is read from text and printed back.
+/// A value that is parsed from text and printed back.
 trait Word: fmt::Display {
     fn set(&mut self, text: &str) -> Result<(), WrongValue>;
 }
@@ -237,7 +238,7 @@ mod tests {
 
     use super::*;
 
-    /// Reads `toml` (a value as a file writes it) into the setting and shows what it became.
+    /// Reads `toml` (a value in TOML notation) into the setting and shows the result.
     #[track_caller]
     fn check_toml(path: &str, toml: &str, expected: &str) {
         let value = DeValue::parse(toml).unwrap();
@@ -272,7 +273,7 @@ mod tests {
 
     #[test]
     fn each_setting_changes_its_own_field() {
-        // For every kind of setting one value at least that is not its default.
+        // At least one value of every kind of setting that is not its default.
         const SAMPLES: [&str; 17] = [
             "/below",
             "999",
@@ -448,7 +449,7 @@ mod tests {
         ] {
             check_toml("upstream.connect_timeout", toml, &format!("! {what}; {allowed}"));
         }
-        // A variable has no quotes.
+        // A variable is not quoted.
         for (text, what) in [
             ("75000", "a duration is written with its unit; write 75s if 75000 milliseconds are meant"),
             ("\"75s\"", "`\\\"75s\\\"` is no duration; did you mean `75s`?"),

@@ -1,4 +1,5 @@
-//! Where clients reach our sockets, for the addresses of sockets that answers give.
+//! The public address of Keychoir's WebSockets, which replaces the provider's in signed URLs of
+//! responses.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,7 +12,7 @@ use super::problem::WrongValue;
 pub struct SocketBase(String);
 
 impl SocketBase {
-    /// The URL without a slash at its end; `None` when there is none.
+    /// The URL without a trailing slash; `None` if it is not configured.
     #[must_use]
     pub fn url(&self) -> Option<&str> {
         (!self.0.is_empty()).then_some(self.0.as_str())
@@ -31,7 +32,7 @@ impl FromStr for SocketBase {
             let wrong = WrongValue::new(format!("`{text}` has no ws:// or wss://"));
             return Err(wrong.suggest(format!("wss://{near}").parse::<Self>().ok()));
         };
-        // A socket's address is checked as that of any other place.
+        // The rest of the URL is validated like a base URL.
         let checked = format!("http{}://{rest}", &scheme[2..]).parse::<BaseUrl>()?.to_string();
         Ok(Self(format!("ws{}", checked.trim_start_matches("http"))))
     }

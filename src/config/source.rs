@@ -1,5 +1,5 @@
-//! The only place that reads the environment, files and the clock. Everything else gets what is read here as
-//! an argument, so that a test can say what there is.
+//! The only module of the configuration that reads the environment, files and the clock. All others
+//! receive the values as arguments, so that a test can supply them.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -10,22 +10,23 @@ use std::path::{Path, PathBuf};
 use crate::clock;
 use crate::policy::units::UnixMs;
 
-/// A configuration or a key file is a few kilobytes: more is the wrong file, or a device.
+/// Maximum bytes of a file: a configuration or key file has a few kilobytes; more is the wrong
+/// file, or a device.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// What the process was given, and a way to read files.
+/// The environment of the process, and a function to read files.
 pub(super) struct Sources<'a> {
     pub(super) environment: Environment,
     pub(super) read: &'a dyn Fn(&Path) -> Result<String, Unreadable>,
-    /// The moment of the reading.
+    /// The time of the reading.
     pub(super) now: UnixMs,
 }
 
-/// The variables that concern us. One that is empty or blank is not set.
+/// The environment variables that Keychoir reads. An empty or blank one counts as unset.
 #[derive(Default)]
 pub(super) struct Environment {
     values: BTreeMap<String, String>,
-    /// Names of variables of ours whose value is no text.
+    /// Names of variables whose value is not UTF-8.
     pub(super) unreadable: Vec<String>,
 }
 
@@ -35,7 +36,7 @@ impl Environment {
         std::env::vars_os().collect()
     }
 
-    /// The value without the space around it; `None` when there is nothing else.
+    /// The trimmed value; `None` if it is blank.
     pub(super) fn value(&self, name: &str) -> Option<&str> {
         self.values.get(name).map(String::as_str)
     }
@@ -45,13 +46,13 @@ impl Environment {
         self.values.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
-    /// What `~` stands for.
+    /// The home folder, for `~`.
     pub(super) fn home(&self) -> Option<&Path> {
         self.value("HOME").or_else(|| self.value("USERPROFILE")).map(Path::new)
     }
 
-    /// Where a configuration file is looked for when nothing names one; the first that there is counts.
-    /// The first is where one is made.
+    /// The default paths of the configuration file; the first that exists is read. A new file is
+    /// created at the first path.
     pub(super) fn config_files(&self) -> Vec<PathBuf> {
         let config = self.value("XDG_CONFIG_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
         let config = config.or_else(|| Some(self.home()?.join(".config")));
@@ -59,15 +60,15 @@ impl Environment {
         of_user.into_iter().chain([PathBuf::from("/etc/keychoir/keychoir.toml")]).collect()
     }
 
-    /// Where the books are kept unless told otherwise: what systemd gave, what the desktop rules
-    /// say, or their default below the home folder.
+    /// The default path of the usage database: below the folder from systemd, else by the XDG rules
+    /// or their default below the home folder.
     pub(super) fn state_file(&self) -> Option<PathBuf> {
         // systemd separates several folders by colons; the first is the service's own.
         let given = self.value("STATE_DIRECTORY").and_then(|folders| folders.split(':').next());
         if let Some(folder) = given.filter(|folder| !folder.is_empty()) {
             return Some(Path::new(folder).join("keychoir.db"));
         }
-        // The XDG rules: a relative path is to be ignored.
+        // The XDG rules: a relative path must be ignored.
         let state = self.value("XDG_STATE_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
         let state = state.or_else(|| Some(self.home()?.join(".local/state")))?;
         Some(state.join("keychoir/keychoir.db"))
@@ -103,7 +104,7 @@ pub(super) enum Unreadable {
     Folder,
     #[error("it is larger than {} bytes", FILE_BYTES_MAX)]
     TooLarge,
-    /// Where the text ends, counted from 1.
+    /// The place of the first invalid byte, counted from 1.
     #[error("it is no UTF-8 text (line {line}, column {column})")]
     NotUtf8 { line: usize, column: usize },
     #[error("{0}")]
@@ -122,7 +123,7 @@ impl From<ErrorKind> for Unreadable {
     }
 }
 
-/// The moment, for what is read to be judged by.
+/// The current time, for validation.
 pub(super) fn now() -> UnixMs {
     clock::now()
 }

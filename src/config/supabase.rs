@@ -1,5 +1,5 @@
-//! The mirror: where Supabase is, with which key, and how eagerly. Address and key are found where
-//! Supabase's own tools look for them, so that an app's environment is enough.
+//! The settings of the mirror: Supabase's address, its key, and the timing. Address and key are
+//! also read from the variables of Supabase's own tools, so that an app's environment is enough.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -19,36 +19,36 @@ const URL: &str = "SUPABASE_URL";
 const SECRET: &str = "SUPABASE_SECRET_KEY";
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 
-/// The names of the two kinds of key, the newer first.
+/// The variables of the two kinds of key, the newer first.
 const KEYS: [(&str, ServiceKeyForm); 2] =
     [(SECRET, ServiceKeyForm::Secret), ("SUPABASE_SERVICE_ROLE_KEY", ServiceKeyForm::Token)];
 
-/// Whether and how the books are mirrored to Supabase.
+/// Whether and how usage records are mirrored to Supabase.
 #[derive(Clone, Debug)]
 pub struct SupabaseConfig {
-    /// Whether the mirror runs when there are an address and a key.
+    /// Whether the mirror runs if an address and a key are configured.
     pub enabled: bool,
-    /// Where the project is.
+    /// The project's URL.
     pub url: SupabaseUrl,
-    /// A file with the key, where there is no environment.
+    /// A file with the key, as an alternative to the environment.
     pub secret_key_file: Option<PathBuf>,
     /// The key; `None` until it was found.
     pub key: Option<ServiceKey>,
-    /// Whether each attempt is sent as well as the state of the keys.
+    /// Whether each attempt is sent, in addition to the state of the keys.
     pub events: bool,
-    /// From one push to the next.
+    /// Time between two pushes.
     pub interval: Duration,
-    /// Rows in a request.
+    /// Maximum rows in a request.
     pub max_batch_rows: usize,
-    /// Name lookup, TCP and TLS together.
+    /// Timeout for DNS, TCP and TLS together.
     pub connect_timeout: Duration,
-    /// From the start of a request to the end of its response.
+    /// Timeout from the start of a request to the end of its response.
     pub request_timeout: Duration,
-    /// The longest delay after failures in a row.
+    /// The longest delay after repeated failures.
     pub max_retry_delay: Duration,
-    /// How long the mirror waits after an error that a person must mend.
+    /// Delay after an error that an operator must fix.
     pub setup_error_delay: Duration,
-    /// How long the end of the program waits for the last push.
+    /// How long shutdown waits for the last push.
     pub final_push_timeout: Duration,
 }
 
@@ -72,14 +72,14 @@ impl Default for SupabaseConfig {
 }
 
 impl SupabaseConfig {
-    /// Address and key, when it is switched on and has both.
+    /// Address and key, if the mirror is enabled and has both.
     #[must_use]
     pub fn target(&self) -> Option<(&BaseUrl, &ServiceKey)> {
         self.url.0.as_ref().zip(self.key.as_ref()).filter(|_| self.enabled)
     }
 }
 
-/// `https://PROJECT.supabase.co`, or nothing.
+/// `https://PROJECT.supabase.co`, or none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SupabaseUrl(Option<BaseUrl>);
 
@@ -92,7 +92,7 @@ impl fmt::Display for SupabaseUrl {
 impl FromStr for SupabaseUrl {
     type Err = WrongValue;
 
-    /// With the API's path at the end or without; empty is nothing.
+    /// The API's path at the end is optional; an empty text is none.
     fn from_str(text: &str) -> Result<Self, WrongValue> {
         const FORM: &str = "write the project's URL, as in https://abcdefgh.supabase.co";
         let text = text.trim();
@@ -100,7 +100,7 @@ impl FromStr for SupabaseUrl {
             return Ok(Self(None));
         }
         if text.starts_with("postgres") {
-            // A connection string has a password in it: it is not shown.
+            // A connection string contains a password, so it is not shown.
             return Err(WrongValue::new("this is the address of the database, not of its API").advise(FORM));
         }
         let bare = text.trim_end_matches('/');
@@ -113,14 +113,14 @@ impl FromStr for SupabaseUrl {
     }
 }
 
-/// Where the settings were given that name address and key.
+/// The places of the settings that name address and key.
 pub(super) struct Given<'a> {
     pub(super) url: Option<Place>,
     pub(super) secret_key_file: Option<Place>,
     pub(super) folders: Folders<'a>,
 }
 
-/// What was noticed.
+/// Problems and warnings of the search.
 #[derive(Default)]
 pub(super) struct Found {
     pub(super) problems: Vec<Problem>,
@@ -128,8 +128,8 @@ pub(super) struct Found {
 }
 
 impl SupabaseConfig {
-    /// Looks for address and key: in the environment, among the service's credentials, in the
-    /// settings. Whoever has only one of them is told; whoever switched it off is left alone.
+    /// Searches address and key in the environment, the service's credentials and the settings.
+    /// Only one of the two is reported as a problem, unless the mirror is disabled.
     pub(super) fn find_key(&mut self, sources: &Sources<'_>, given: Given<'_>) -> Found {
         let mut found = Found::default();
         if !self.enabled {
@@ -144,7 +144,8 @@ impl SupabaseConfig {
             let place = Place::of(Origin::Variable(URL.to_owned()));
             match text.parse() {
                 Ok(url) => self.url = url,
-                // An app's variable that nobody meant for us stops nothing.
+                // An invalid variable of an app, which may not be intended for Keychoir, is no
+                // error.
                 Err(_) if key.is_none() => {}
                 Err(wrong) => found.problems.push(place.problem(wrong)),
             }
@@ -180,7 +181,7 @@ impl SupabaseConfig {
         found
     }
 
-    /// The first key that is given, and where.
+    /// The first key that is given, and its place.
     fn key_text(
         &self,
         sources: &Sources<'_>,
@@ -206,7 +207,7 @@ impl SupabaseConfig {
                 let path = PathBuf::from(folder).join(name.to_lowercase());
                 match (sources.read)(&path) {
                     Ok(text) => return Some((key(&text, form), Place::of(Origin::File(path)))),
-                    // A service may have other credentials than ours.
+                    // The service may have other credentials than Keychoir's.
                     Err(Unreadable::Missing) => {}
                     Err(reason) => {
                         let wrong = unreadable("the file", &reason);

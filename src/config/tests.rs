@@ -1,4 +1,5 @@
-//! A machine with variables, files and flags, on which the tests below resolve a configuration.
+//! A fake machine with variables, files and flags, on which the tests below resolve a
+//! configuration.
 
 mod canaries;
 mod clients;
@@ -24,7 +25,7 @@ const TOKEN: &str = "canary-token-of-a-client";
 
 const NOW: UnixMs = UnixMs(1_800_000_000_000);
 
-/// A machine: variables, files, flags.
+/// A fake machine: variables, files, flags.
 #[derive(Clone, Default)]
 struct Given<'a> {
     variables: Vec<(&'a str, &'a str)>,
@@ -47,7 +48,7 @@ impl<'a> Given<'a> {
         Self { variables: vec![("HOME", "/home/me")], ..Self::default() }
     }
 
-    /// The upstream is not ElevenLabs, so a key may have any shape.
+    /// Sets an upstream other than ElevenLabs, so that a key may have any format.
     fn simulated(self) -> Self {
         self.variable("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:1")
     }

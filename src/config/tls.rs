@@ -1,5 +1,4 @@
-//! How clients may speak TLS: with a certificate that Keychoir makes itself, with one from files,
-//! or not at all.
+//! The TLS setting: a certificate of the local CA, one from files, or no TLS.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,17 +11,17 @@ use super::source::{Sources, Unreadable};
 use crate::certificate::{Certificate, Chain, ChainError, KeyError};
 use crate::policy::certificate::Validity;
 
-/// The setting with what is below it.
+/// The setting `server.tls` with the settings below it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsConfig {
     word: TlsWord,
-    /// The certificates, the server's first, in PEM.
+    /// The certificate chain in PEM, the server's certificate first.
     pub(super) cert: Option<PathBuf>,
     /// The private key, in PEM.
     pub(super) key: Option<PathBuf>,
 }
 
-/// The setting when it is a word.
+/// The setting as a word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum TlsWord {
     #[default]
@@ -30,14 +29,14 @@ enum TlsWord {
     Off,
 }
 
-/// What the setting comes to.
+/// The resolved choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsChoice {
-    /// The local authority, for loopback only.
+    /// A certificate of the local CA, for loopback only.
     Auto,
     /// No TLS.
     Off,
-    /// The certificate in the files.
+    /// The certificate in the configured files.
     Files,
 }
 
@@ -48,7 +47,7 @@ impl TlsConfig {
         Self { word: TlsWord::Off, ..Self::default() }
     }
 
-    /// What counts: files over a word.
+    /// The resolved choice: files take precedence over a word.
     #[must_use]
     pub fn choice(&self) -> TlsChoice {
         match (&self.cert, &self.key, self.word) {
@@ -58,7 +57,7 @@ impl TlsConfig {
         }
     }
 
-    /// Reads the two files. The problems and warnings point to `cert` and `key`, which are where the
+    /// Reads the two files. Problems and warnings point to `cert` and `key`, the places where the
     /// files were named.
     pub(super) fn certificate(
         &self,
@@ -141,7 +140,7 @@ fn no_key(error: KeyError) -> WrongValue {
     }
 }
 
-/// The word; what is below the setting is shown there.
+/// Prints the word; the settings below print themselves.
 impl fmt::Display for TlsConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.word {
@@ -151,7 +150,7 @@ impl fmt::Display for TlsConfig {
     }
 }
 
-/// A word, which takes the place of files that were named before.
+/// Parses a word, which replaces files that an earlier layer named.
 impl FromStr for TlsConfig {
     type Err = WrongValue;
 
@@ -173,5 +172,5 @@ impl FromStr for TlsConfig {
     }
 }
 
-/// What may be written.
+/// The allowed forms.
 pub(super) const FORM: &str = "write \"auto\", \"off\", or { cert = \"FILE\", key = \"FILE\" }";

@@ -1,5 +1,5 @@
-//! Values as people write them: typed in a file, texts elsewhere; durations and sizes with their
-//! units, and folders that paths start at.
+//! Parses values: typed in a file, strings in variables and flags; durations and sizes with their
+//! units, and paths relative to folders.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,24 +12,24 @@ use crate::policy::quantity::QuantityError;
 use crate::policy::quantity::duration::{self, ShownDuration};
 use crate::policy::quantity::size::{self, ShownSize};
 
-/// What a value was written as: a flag and a variable are text, a file has types.
+/// An unparsed value: flags and variables are text, a file has types.
 #[derive(Clone, Copy)]
 pub(super) enum Raw<'a> {
     Text(&'a str),
     Toml(&'a DeValue<'a>),
 }
 
-/// What paths are relative to.
+/// The folders that paths are relative to.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Folders<'a> {
-    /// The folder of the file the path is written in; none for the working directory.
+    /// The folder of the file that contains the path; `None` for the working directory.
     pub(super) base: Option<&'a Path>,
-    /// What `~` stands for.
+    /// The home folder, for `~`.
     pub(super) home: Option<&'a Path>,
 }
 
 impl Folders<'_> {
-    /// The file that `text` names.
+    /// The path that `text` names.
     pub(super) fn file(&self, text: &str) -> Result<PathBuf, WrongValue> {
         if text.trim().is_empty() {
             return Err(WrongValue::new("the path is empty"));
@@ -43,7 +43,7 @@ impl Folders<'_> {
     }
 }
 
-/// What is wrong with a number.
+/// Errors of numbers.
 const NEGATIVE: &str = "the number is negative";
 const TOO_LARGE: &str = "the number is too large";
 
@@ -68,7 +68,7 @@ pub(super) fn whole_number(raw: Raw<'_>) -> Result<u64, WrongValue> {
     }
 }
 
-/// The number of a TOML integer in any radix.
+/// Parses a TOML integer in its radix.
 fn whole(integer: &DeInteger<'_>) -> Result<u64, &'static str> {
     u64::from_str_radix(integer.as_str(), integer.radix())
         .map_err(|_| if integer.as_str().starts_with('-') { NEGATIVE } else { TOO_LARGE })
@@ -80,7 +80,7 @@ struct Notation {
     parse: fn(&str) -> Result<u64, QuantityError>,
     guess: fn(&str) -> Option<u64>,
     show: fn(u64) -> String,
-    /// What a number without a unit probably counts, and how many of the smallest unit that is.
+    /// The unit to suggest for a number without one, and its factor in the smallest unit.
     bare_unit: (&'static str, u64),
     known_units: &'static str,
 }
@@ -114,7 +114,7 @@ pub(super) fn duration(raw: Raw<'_>) -> Result<Duration, WrongValue> {
     DURATION.read(raw).map(Duration::from_millis)
 }
 
-/// A duration such as `"30d"`, which is mostly written in days.
+/// A duration such as `"30d"`, usually written in days.
 pub(super) fn days(raw: Raw<'_>) -> Result<Duration, WrongValue> {
     DAYS.read(raw).map(Duration::from_millis)
 }
@@ -125,7 +125,7 @@ pub(super) fn size(raw: Raw<'_>) -> Result<u64, WrongValue> {
 }
 
 impl Notation {
-    /// Reads the quantity in its smallest unit, or says what to write instead.
+    /// Parses the quantity in its smallest unit; the error contains advice.
     fn read(&self, raw: Raw<'_>) -> Result<u64, WrongValue> {
         let noun = self.noun;
         let text = match raw {
@@ -164,7 +164,8 @@ impl Notation {
         Err(wrong.suggest((self.guess)(text).map(|number| (self.show)(number))))
     }
 
-    /// Refuses a number without a unit and shows the same number with the unit that it probably has.
+    /// The error for a number without a unit, which suggests the same number with the probable
+    /// unit.
     fn no_unit(&self, number: u64, layer: Raw<'_>) -> WrongValue {
         let (unit, factor) = self.bare_unit;
         let wrong = WrongValue::new(format!("a {} is written with its unit", self.noun));
@@ -177,7 +178,7 @@ impl Notation {
         }
     }
 
-    /// How a layer writes the quantity: a file in quotes, a variable without.
+    /// The quantity in the notation of its layer: quoted in a file, unquoted in a variable.
     fn written(&self, number: u64, layer: Raw<'_>) -> String {
         let shown = (self.show)(number);
         match layer {
@@ -233,7 +234,7 @@ fn guess_switch(text: &str) -> Option<bool> {
     }
 }
 
-/// The text of a value that must be one.
+/// The string of a value that must be one.
 pub(super) fn text<'a>(raw: Raw<'a>) -> Result<&'a str, WrongValue> {
     match raw {
         Raw::Text(text) => Ok(text),
@@ -242,7 +243,7 @@ pub(super) fn text<'a>(raw: Raw<'a>) -> Result<&'a str, WrongValue> {
     }
 }
 
-/// The texts of a value that may be one or several: a list in a file, commas elsewhere.
+/// The strings of a value that may have several: a list in a file, commas elsewhere.
 pub(super) fn texts<'a>(raw: Raw<'a>) -> Result<Vec<&'a str>, WrongValue> {
     match raw {
         Raw::Text(text) => Ok(text.split(',').map(str::trim).collect()),
@@ -253,7 +254,7 @@ pub(super) fn texts<'a>(raw: Raw<'a>) -> Result<Vec<&'a str>, WrongValue> {
     }
 }
 
-/// Says the type of a value and not the value: it may be anything.
+/// The error for a wrong type. It names the type and not the value, which may be a secret.
 pub(super) fn wrong_type(value: &DeValue<'_>, expected: &str) -> WrongValue {
     let found = match value {
         DeValue::String(_) => "a text",

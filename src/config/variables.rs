@@ -1,4 +1,4 @@
-//! The environment as a layer: every `KEYCHOIR_` variable is one of ours or a mistake.
+//! The environment as a layer: a `KEYCHOIR_` variable is either a known setting or a mistake.
 
 use super::mask::shown;
 use super::problem::{Origin, Place, Problem, WrongValue, nearest};
@@ -11,7 +11,7 @@ pub(super) const CONFIG: &str = "KEYCHOIR_CONFIG";
 
 const PREFIX: &str = "KEYCHOIR_";
 
-/// The settings that variables give, with their texts.
+/// The settings given as variables, with their texts.
 pub(super) fn settings<'e>(
     environment: &'e Environment,
     problems: &mut Vec<Problem>,
@@ -35,8 +35,8 @@ pub(super) fn settings<'e>(
     settings
 }
 
-/// Whether Kubernetes made this variable: a service called `keychoir` gives every container beside
-/// it `KEYCHOIR_SERVICE_HOST`, `KEYCHOIR_PORT=tcp://…` and more, which nobody wrote.
+/// Whether Kubernetes set this variable: a service called `keychoir` adds `KEYCHOIR_SERVICE_HOST`,
+/// `KEYCHOIR_PORT=tcp://…` and more to every container beside it.
 fn is_service_link(name: &str, value: &str) -> bool {
     let is_address = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
     let is_part = ["_TCP_", "_UDP_", "_SCTP_"].iter().any(|protocol| name.contains(protocol));

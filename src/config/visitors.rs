@@ -1,4 +1,4 @@
-//! The names that visitors may come by, the pages they may come from, and which of their headers go on.
+//! Parses the accepted `Host` names, the allowed origins of web pages, and the headers to forward.
 
 use http::HeaderName;
 
@@ -7,7 +7,7 @@ use super::mask::shown;
 use super::problem::WrongValue;
 use crate::policy::headers::why_not_forwarded;
 
-/// A name as a `Host` header has it, without its port; `*` for any.
+/// A name in the form of a `Host` header, without its port; `*` for any.
 pub(super) fn host(text: &str) -> Result<String, WrongValue> {
     let name = text.trim().to_ascii_lowercase();
     let is_name =
@@ -19,7 +19,7 @@ pub(super) fn host(text: &str) -> Result<String, WrongValue> {
         .advise("write the name alone, for example keys.example.com, or * for any"))
 }
 
-/// An origin as a browser writes it: scheme, host, and the port if it is not the usual one.
+/// An origin in the form that browsers send: scheme, host, and the port unless it is the default.
 pub(super) fn origin(text: &str) -> Result<String, WrongValue> {
     let origin = text.trim().to_ascii_lowercase();
     let place = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
@@ -39,7 +39,7 @@ pub(super) fn base_url(text: &str) -> Result<String, WrongValue> {
     text.trim().parse::<BaseUrl>().map(|_| text.trim().to_owned())
 }
 
-/// A header that is passed on upstream.
+/// The name of a header that is forwarded to the provider.
 pub(super) fn header(text: &str) -> Result<String, WrongValue> {
     let name = HeaderName::try_from(text.trim()).ok().filter(|name| !name.as_str().contains('*'));
     let Some(name) = name else {

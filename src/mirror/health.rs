@@ -1,4 +1,4 @@
-//! How the mirror fares, for those who report.
+//! The state of the mirror, for metrics and the status pages.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use crate::policy::units::UnixMs;
 
-/// What it does.
+/// What the mirror is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// What is due is sent.
+    /// Due rows are being sent.
     Working,
-    /// Nothing arrives; it tries again.
+    /// Pushes fail; the mirror retries.
     Failing,
-    /// Nothing arrives before a person has done something.
+    /// Pushes fail until an operator fixes the setup.
     Paused,
 }
 
-/// How the mirror fares. Cheap to clone.
+/// Counters and state of the mirror. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Health(Arc<Cells>);
 
@@ -27,40 +27,40 @@ struct Cells {
     refused: AtomicU64,
     sent: AtomicU64,
     failures: AtomicU64,
-    /// When nothing was left to send, in milliseconds since 1970; 0: never yet.
+    /// When nothing was left to send, in milliseconds since 1970; 0 before the first time.
     caught_up_at: AtomicU64,
 }
 
 const STATES: [State; 3] = [State::Working, State::Failing, State::Paused];
 
 impl Health {
-    /// What it does.
+    /// The current state.
     #[must_use]
     pub fn state(&self) -> State {
         let index = usize::from(self.0.state.load(Ordering::Acquire));
         STATES.get(index).copied().unwrap_or(State::Working)
     }
 
-    /// Rows that Supabase refuses and that wait to be tried again.
+    /// Rows that Supabase refused and that are to be retried.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.0.refused.load(Ordering::Acquire)
     }
 
-    /// Rows that have arrived, from the start on; a row that was sent again counts again.
+    /// Rows delivered since the start; a row that was sent again counts again.
     #[must_use]
     pub fn sent(&self) -> u64 {
         self.0.sent.load(Ordering::Acquire)
     }
 
-    /// Pushes that failed, from the start on.
+    /// Pushes that failed since the start.
     #[must_use]
     pub fn failures(&self) -> u64 {
         self.0.failures.load(Ordering::Acquire)
     }
 
-    /// For how long something may have waited to be sent, at `now`: since all was sent last. Zero before
-    /// the first round.
+    /// How long rows may have been waiting at `now`: the time since the outbox was last empty. Zero
+    /// before the first round.
     #[must_use]
     pub fn lag(&self, now: UnixMs) -> Duration {
         let at = self.0.caught_up_at.load(Ordering::Acquire);

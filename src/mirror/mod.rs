@@ -1,5 +1,6 @@
-//! The mirror: what the books are to tell Supabase, sent from the outbox in the background. Traffic
-//! never waits for it: it reads what is written, and what does not arrive stays written.
+//! Mirrors usage to Supabase: sends the rows of the outbox in the background. Traffic never waits
+//! for it: the mirror reads rows that are already written, and rows that are not delivered stay in
+//! the outbox.
 
 mod push;
 mod remote;
@@ -25,33 +26,33 @@ use push::{Pushed, Stop, push, rename};
 use remote::Remote;
 use rows::{KeyUsage, UsageEvent};
 
-/// Where and how is mirrored.
+/// The target and the timing of the mirror.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// `https://PROJECT.supabase.co`, without a slash at its end.
     pub base_url: String,
-    /// The key that may write.
+    /// A key with write access.
     pub key: ServiceKey,
-    /// From one push to the next.
+    /// Time between two pushes.
     pub interval: Duration,
-    /// Rows in a request.
+    /// Maximum rows in a request.
     pub batch_rows_max: usize,
-    /// Name lookup, TCP and TLS together.
+    /// Timeout for DNS, TCP and TLS together.
     pub connect_max: Duration,
-    /// From the begin of a request to the end of its answer.
+    /// Timeout from the begin of a request to the end of its response.
     pub answer_max: Duration,
-    /// The longest wait after failures in a row.
+    /// The longest delay after repeated failures.
     pub retry_max: Duration,
-    /// How long it rests when a person must do something.
+    /// The delay when an operator must fix the setup.
     pub pause: Duration,
-    /// How long the end of the program waits for the last push.
+    /// How long shutdown waits for the last push.
     pub final_push_max: Duration,
 }
 
-/// Why there is no mirror.
+/// Why the mirror cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// No TLS.
+    /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The HTTP client cannot be made.
@@ -62,50 +63,50 @@ pub enum StartError {
     Key,
 }
 
-/// A refused row is tried again after this: its table may have changed.
+/// Delay before a refused row is retried: its table may have changed.
 const REFUSED_REST: Duration = Duration::from_secs(3_600);
 
-/// Sends what is due, round after round.
+/// The task that sends due rows, round after round.
 #[derive(Debug)]
 pub struct Mirror {
     outbox: Outbox,
     remote: Remote,
     settings: Settings,
     health: Health,
-    /// Failures in a row.
+    /// Consecutive failures.
     failures: u32,
-    /// What people were told last.
+    /// The setup error that was logged last.
     told: Option<Hint>,
 }
 
-/// How a round ended.
+/// The result of a round.
 #[derive(Debug)]
 enum Round {
-    /// Everything that was due was tried.
+    /// Every due row was tried.
     Done,
-    /// There was more than one batch.
+    /// More than one batch was due.
     More,
-    /// It must be asked again.
+    /// Supabase was unreachable or refused; the rows are to be sent again.
     Stopped(Stop),
-    /// The books cannot be read or written now.
+    /// The database cannot be read or written now.
     NoBooks,
 }
 
 impl Mirror {
-    /// A mirror of this outbox.
+    /// Makes a mirror of this outbox.
     ///
     /// # Errors
     ///
-    /// When no client can be made.
+    /// When the HTTP client cannot be made.
     pub fn new(outbox: Outbox, settings: Settings, health: Health) -> Result<Self, StartError> {
         let remote = Remote::new(&settings)?;
-        // What waits from before waits from now on: nobody wrote down since when.
+        // The age of rows from earlier runs is not recorded, so their lag counts from now.
         health.caught_up(clock::now());
         Ok(Self { outbox, remote, settings, health, failures: 0, told: None })
     }
 
-    /// Sends round after round. After `end`, sends what is still due, and ends; whoever does not want
-    /// to wait for that drops it: what was not confirmed is sent after the next start.
+    /// Sends round after round. After `end`, sends the remaining rows and returns. Dropping the
+    /// future skips that: unconfirmed rows are sent after the next start.
     pub async fn run(mut self, end: CancellationToken) {
         info!(
             event = "mirror_started",
@@ -113,7 +114,7 @@ impl Mirror {
             "Mirroring to {}",
             self.settings.base_url
         );
-        // A new start, and perhaps a table that was mended: everything is tried again.
+        // After a start the table may have been fixed, so refused rows are retried.
         let _ = self.outbox.forgive().await;
         loop {
             let round = self.round().await;
@@ -138,7 +139,7 @@ impl Mirror {
         let Batch { renames, keys, events, refused } = self.outbox.take(rows_max).await?;
         self.health.set_refused(refused);
         let is_renaming = renames.len() >= rows_max;
-        // Sent before it, a new row of a key would be in the way of its old one.
+        // Renames go first: a new row of a key would conflict with its old one.
         if let Some(stop) = self.settle(rename(&self.remote, renames).await).await? {
             return Ok(Round::Stopped(stop));
         }
@@ -149,7 +150,7 @@ impl Mirror {
         let keys: Vec<KeyUsage> = keys.into_iter().map(Into::into).collect();
         let events: Vec<UsageEvent> = events.into_iter().map(Into::into).collect();
         let keys_stop = self.settle(push(&self.remote, &keys).await).await?;
-        // What stands in the way of a table alone leaves the other one its way.
+        // An error of one table does not keep the other from being sent.
         let stop = match keys_stop {
             Some(stop) if !is_of_table(&stop) => Some(stop),
             stop => self.settle(push(&self.remote, &events).await).await?.or(stop),
@@ -161,7 +162,7 @@ impl Mirror {
         })
     }
 
-    /// Writes down what has become of rows; what stopped the others.
+    /// Records the result for each row; returns the error that stopped the others.
     async fn settle(&mut self, pushed: Pushed) -> Result<Option<Stop>, Unavailable> {
         let Pushed { sent, refused, stop } = pushed;
         if sent.is_empty() && refused.is_empty() {
@@ -184,7 +185,7 @@ impl Mirror {
         Ok(stop)
     }
 
-    /// Takes in how a round ended, tells what is new, and returns how long to wait.
+    /// Processes the result of a round: logs changes and returns the delay before the next one.
     fn after(&mut self, round: Round) -> Duration {
         let Settings { interval, retry_max, pause, .. } = self.settings;
         match round {
@@ -199,7 +200,7 @@ impl Mirror {
                 (self.failures, self.told) = (0, None);
                 if matches!(round, Round::More) { Duration::ZERO } else { interval }
             }
-            // Of their own trouble the books tell themselves.
+            // The store reports database errors itself.
             Round::NoBooks => interval,
             Round::Stopped(Stop::Later { reason, told }) => {
                 if self.health.state() == State::Working {
@@ -226,7 +227,7 @@ impl Mirror {
     }
 }
 
-/// Whether it concerns one table and not the whole way.
+/// Whether the error concerns one table, not the whole connection.
 fn is_of_table(stop: &Stop) -> bool {
     match stop {
         Stop::Later { .. } => false,
@@ -237,7 +238,7 @@ fn is_of_table(stop: &Stop) -> bool {
     }
 }
 
-/// A number from 0.0 to 1.0.
+/// A random number from 0.0 to 1.0.
 fn chance() -> f64 {
     let draw = u32::try_from(RandomState::new().hash_one(0) >> 32).unwrap_or(0);
     f64::from(draw) / f64::from(u32::MAX)

@@ -1,5 +1,5 @@
-//! One batch of one table on its way: sent whole, and halved when some of it is refused, until the
-//! rows are found that are at fault. What arrives meanwhile has arrived.
+//! Sends one batch of one table: the whole batch first, then halves if part of it is refused, until
+//! the refused rows are found. Rows that are accepted on the way are delivered.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,37 +9,37 @@ use super::rows::{KeyUsage, Row, UsageEvent};
 use crate::policy::mirror::{Acceptance, Hint, halves};
 use crate::store::{Rename, RowName};
 
-/// Requests for one batch: enough to find a handful of rows among hundreds. What is not found is in
-/// the next batch, which is smaller.
+/// Maximum requests for one batch: enough to find a handful of bad rows among hundreds. The others
+/// are in the next batch, which is smaller.
 const REQUESTS_MAX: usize = 128;
 
-/// What became of a batch.
+/// The result of a batch.
 #[derive(Debug, Default)]
 pub(super) struct Pushed {
     pub(super) sent: Vec<RowName>,
-    /// Refused for what is in them, with the database's code.
+    /// Rows refused for their content, with the database's code.
     pub(super) refused: Vec<(RowName, String)>,
-    /// Why it ended before everything was tried.
+    /// Why the push ended before every row was tried.
     pub(super) stop: Option<Stop>,
 }
 
-/// What is in the way.
+/// The error that stopped a push.
 #[derive(Clone, Debug)]
 pub(super) enum Stop {
-    /// Something that passes.
+    /// A temporary failure, with the delay that the response demanded.
     Later { reason: Reason, told: Option<Duration> },
-    /// Something that a person must do.
+    /// A mistake of the setup that an operator must fix.
     Person { hint: Hint, reason: Reason },
 }
 
-/// Sends `rows`. By levels, not one half to its end: what is sound arrives early, which also tells
-/// that it is the rows and not the table.
+/// Sends `rows`. The halves are tried level by level, not depth first: good rows are delivered
+/// early, which also proves that the rows are at fault and not the table.
 pub(super) async fn push<R: Row>(remote: &Remote, rows: &[R]) -> Pushed {
     let mut pushed = Pushed::default();
     let mut waiting = VecDeque::new();
     waiting.push_back(0..rows.len());
     let mut last_refusal = None;
-    // Rows that were refused by themselves before anything arrived: perhaps it was the table then.
+    // Rows refused alone before any row was accepted: the table may have been the cause.
     let mut early = Vec::new();
     for _ in 0..REQUESTS_MAX {
         if waiting.is_empty() && !pushed.sent.is_empty() {
@@ -72,7 +72,7 @@ pub(super) async fn push<R: Row>(remote: &Remote, rows: &[R]) -> Pushed {
         let alone = early.into_iter().filter_map(|(range, code)| Some((rows.get(range.start)?.name(), code)));
         pushed.refused.extend(alone);
     }
-    // Judged by contrast: where nothing arrives of several rows, it is not the rows.
+    // If no row of several is accepted, the table is at fault, not the rows.
     if let Some(reason) = last_refusal.filter(|_| pushed.sent.is_empty() && rows.len() > 1) {
         pushed.refused.clear();
         pushed.stop.get_or_insert(Stop::Person { hint: Hint::EveryRow, reason });
@@ -80,8 +80,8 @@ pub(super) async fn push<R: Row>(remote: &Remote, rows: &[R]) -> Pushed {
     pushed
 }
 
-/// Renames rows that an earlier version has sent, in both tables. A key that has a row under its new
-/// name already loses the old one.
+/// Renames rows that an earlier version sent, in both tables. If a key already has a row under its
+/// new name, the old row is deleted.
 pub(super) async fn rename(remote: &Remote, renames: Vec<Rename>) -> Pushed {
     let mut pushed = Pushed::default();
     for rename in renames {
@@ -110,8 +110,8 @@ async fn rename_one(remote: &Remote, rename: &Rename) -> Option<Stop> {
 
 fn in_the_way(Outcome { verdict, reason, told }: Outcome) -> Option<Stop> {
     match verdict {
-        // Where there is no table, no row has an old name; older versions of PostgREST answer 404 also
-        // when no row is found.
+        // Without a table no row has an old name. Older versions of PostgREST also answer 404 when
+        // no row matches.
         Acceptance::Arrived | Acceptance::Person(Hint::Table) => None,
         Acceptance::Later => Some(Stop::Later { reason, told }),
         Acceptance::Row => Some(Stop::Person { hint: Hint::EveryRow, reason }),

@@ -1,5 +1,5 @@
-//! Supabase as the mirror sees it: rows go to a table in one request, and what comes back is judged
-//! by `policy`. The only place where the key is read.
+//! The HTTP client of Supabase: sends rows to a table in one request; `policy` classifies the
+//! response. The only module that reads the service key.
 
 use std::error::Error;
 use std::fmt;
@@ -17,12 +17,13 @@ use crate::secret::{ServiceKey, ServiceKeyForm};
 use crate::store::Rename;
 use crate::upstream::side_calls;
 
-/// An error is a line of JSON; one that is longer is a page, and its start tells that.
+/// Maximum bytes read of a response: an error is a line of JSON; a longer body is a web page, and
+/// its start identifies it.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
-/// A connection that is kept idle for longer is likely to be closed when it is needed.
+/// A connection that is idle for longer is likely to be closed by the server when it is needed.
 const IDLE_MAX: Duration = Duration::from_secs(50);
 
-/// Where rows go.
+/// The endpoint and the credentials.
 #[derive(Debug)]
 pub(super) struct Remote {
     client: reqwest::Client,
@@ -30,27 +31,27 @@ pub(super) struct Remote {
     headers: HeaderMap,
 }
 
-/// What became of a request.
+/// The result of a request.
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub(super) verdict: Acceptance,
-    /// For people: a status and a code, or why there was no answer. Never what was sent.
+    /// For the log: a status and a code, or why there was no response. Never contains sent data.
     pub(super) reason: Reason,
-    /// When the answer says to come back.
+    /// The `Retry-After` of the response.
     pub(super) told: Option<Duration>,
 }
 
-/// Why rows have not arrived, in words that may be logged.
+/// Why rows were not delivered, in words that are safe to log.
 #[derive(Clone, Debug)]
 pub(super) enum Reason {
-    /// It answered so.
+    /// The status of the response and the database's code.
     Answer { status: u16, code: Option<String> },
-    /// It did not answer.
+    /// The request failed without a response.
     Silence(String),
 }
 
 impl Reason {
-    /// The code for the books.
+    /// The code that the outbox stores.
     pub(super) fn code(&self) -> String {
         match self {
             Self::Answer { status, code } => code.clone().unwrap_or_else(|| status.to_string()),
@@ -85,21 +86,22 @@ impl Remote {
         Ok(Self { client, base_url, headers: credentials(&settings.key)? })
     }
 
-    /// Sends rows of one table. A row is never in a request twice: the database would refuse both.
+    /// Sends rows of one table. No row may appear twice in a request: the database would refuse
+    /// both.
     pub(super) async fn push<R: Row>(&self, rows: &[R]) -> Outcome {
         let url = format!("{}/{}?on_conflict={}", self.base_url, R::TABLE, R::CONFLICT);
-        // Rows are numbers and plain words; they always serialize.
+        // Rows are numbers and plain words; serializing them cannot fail.
         let body = serde_json::to_vec(rows).unwrap_or_default();
         self.send(self.client.post(url), R::PREFER, body).await
     }
 
-    /// Renames the rows of a table whose name begins so.
+    /// Renames the rows of a table whose key name begins with the old hash.
     pub(super) async fn rename<R: Row>(&self, rename: &Rename) -> Outcome {
         let body = serde_json::json!({"api_key_hash": rename.key_hash}).to_string();
         self.send(self.client.patch(self.old_rows::<R>(rename)), "return=minimal", body.into_bytes()).await
     }
 
-    /// Removes them.
+    /// Removes those rows.
     pub(super) async fn remove<R: Row>(&self, rename: &Rename) -> Outcome {
         self.send(self.client.delete(self.old_rows::<R>(rename)), "return=minimal", Vec::new()).await
     }
@@ -135,7 +137,7 @@ impl Remote {
             }
         }
         let told_error: ErrorBody = serde_json::from_slice(&body).unwrap_or_default();
-        // Whoever answers, this goes to a log: a code is a short word.
+        // The sender is not trusted and the code is logged, so only a short word passes.
         let code = told_error.code.filter(|code| {
             (1..=16).contains(&code.len()) && code.bytes().all(|byte| byte.is_ascii_alphanumeric())
         });
@@ -144,7 +146,7 @@ impl Remote {
     }
 }
 
-/// The headers that carry the key.
+/// The headers that carry the service key.
 fn credentials(key: &ServiceKey) -> Result<HeaderMap, StartError> {
     let secret = |text: &str| {
         let mut value = HeaderValue::from_str(text).map_err(|_| StartError::Key)?;
@@ -162,7 +164,7 @@ fn credentials(key: &ServiceKey) -> Result<HeaderMap, StartError> {
     Ok(headers)
 }
 
-/// An error with its causes.
+/// Formats an error with its causes.
 fn in_full(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

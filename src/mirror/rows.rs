@@ -1,24 +1,24 @@
-//! What is sent, in the shape of Supabase's tables.
+//! The rows that are sent, in the columns of Supabase's tables.
 
 use serde::Serialize;
 
 use crate::policy::units::UnixMs;
 use crate::store::{Event, KeyState, RowName};
 
-/// The largest `INT`. A figure beyond it is cut: it would be refused, and its whole row with it.
+/// The largest `INT`. A larger number is cut: otherwise the database would refuse the whole row.
 const INT_MAX: i64 = i32::MAX as i64;
 /// The largest `DECIMAL(5,4)`.
 const SHARE_MAX: f64 = 9.9999;
-/// A reset date that nobody knows: the column must have one, and this is later than every other.
+/// Stands for an unknown reset date: the column is `NOT NULL`, and this sorts after every date.
 const UNKNOWN_DATE: &str = "infinity";
 
-/// A row with the name that the outbox knows it by.
+/// A row with its name in the outbox.
 pub(super) trait Row: Serialize {
-    /// The table, with how a row that is there already is treated.
+    /// The table.
     const TABLE: &'static str;
-    /// The columns that say whether it is the same row.
+    /// The columns that identify a row (`on_conflict`).
     const CONFLICT: &'static str;
-    /// What becomes of a row that is there already.
+    /// The `Prefer` header: how an existing row is treated.
     const PREFER: &'static str;
 
     fn name(&self) -> RowName;
@@ -127,8 +127,8 @@ impl From<Event> for UsageEvent {
 impl Row for UsageEvent {
     const TABLE: &'static str = "elevenlabs_usage_events";
     const CONFLICT: &'static str = "id";
-    // A second delivery is the same row, or has the price that the first did not; a trigger keeps a late
-    // repetition of the first from taking it away.
+    // A row that is sent again is the same, or has the price that the first one lacked; a trigger
+    // keeps a late repetition of the first from removing the price.
     const PREFER: &'static str = "resolution=merge-duplicates,return=minimal";
 
     fn name(&self) -> RowName {

@@ -1,21 +1,22 @@
-//! Digests that stand for secrets where the secrets must not be. A key and a client token have types
-//! of their own, so that neither can be compared with, or stored as, the other.
+//! Digests that identify secrets where the secrets themselves must not appear. Keys and client
+//! tokens have separate types, so that neither can be compared with, or stored as, the other.
 //!
-//! The plain SHA-256 of a key is a secret itself: ElevenLabs signs its calls to a key owner's server
-//! (HS256) with it. So a key's digest has a domain of its own, and the plain digest exists only inside
-//! [`Fingerprint::retired`], which recognizes database rows that an earlier version has written.
+//! The plain SHA-256 of a key is a secret itself: ElevenLabs signs its calls to a key owner's
+//! server (HS256) with it. So a key's digest has a domain prefix, and the plain digest exists only
+//! inside [`Fingerprint::retired`], which recognizes database rows that an earlier version has
+//! written.
 
 use std::fmt;
 
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 
-/// Comes before the key in what is digested. The number grows when the form changes.
+/// The domain prefix of a key's digest. The number grows when the format changes.
 const KEY_DOMAIN: &[u8] = b"keychoir:key:1:";
-/// Comes before the plain digest of an earlier version.
+/// The domain prefix of an earlier version's plain digest.
 const RETIRED_DOMAIN: &[u8] = b"keychoir:key:0:";
 
-/// 32 bytes that are written as 64 hexadecimal digits.
+/// 32 bytes, printed as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Digest([u8; 32]);
 
@@ -47,7 +48,7 @@ impl fmt::Display for Digest {
     }
 }
 
-/// What a key is called in the database, the mirror and comparisons (`api_key_hash`): SHA-256 over
+/// Identifies a key in the database, the mirror and comparisons (`api_key_hash`): SHA-256 of
 /// `keychoir:key:1:` and the key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fingerprint(Digest);
@@ -59,21 +60,21 @@ impl Fingerprint {
         Self(Digest::of(&[KEY_DOMAIN, key.as_bytes()]))
     }
 
-    /// Reads 64 hexadecimal digits, as [`Display`](fmt::Display) writes them.
+    /// Parses 64 hexadecimal digits, as [`Display`](fmt::Display) prints them.
     #[must_use]
     pub fn parse(hex: &str) -> Option<Self> {
         Digest::parse(hex).map(Self)
     }
 
-    /// What stands in the place of a plain digest that an earlier version has written: SHA-256 over
-    /// `keychoir:key:0:` and the digest's 64 digits. `None` for a text that is no such digest.
+    /// Replaces a plain digest that an earlier version has written: SHA-256 of `keychoir:key:0:`
+    /// and the digest's 64 digits. `None` for a text that is no such digest.
     pub(crate) fn retired(plain: &str) -> Option<Self> {
         let is_digest =
             plain.len() == 64 && plain.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         is_digest.then(|| Self(Digest::of(&[RETIRED_DOMAIN, plain.as_bytes()])))
     }
 
-    /// The same for the plain digest of `key`: rows with this belong to it.
+    /// The same for the plain digest of `key`: rows with this fingerprint belong to the key.
     pub(crate) fn retired_of(key: &str) -> Option<Self> {
         Self::retired(&Digest::of(&[key.as_bytes()]).to_string())
     }
@@ -91,8 +92,8 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// What a client's token is recognized by: its plain SHA-256, which anyone can make with `sha256sum`.
-/// The token is Keychoir's own, so nothing else is signed with its digest.
+/// Identifies a client's token: its plain SHA-256, which can be made with `sha256sum`. The token is
+/// Keychoir's own, so its digest signs nothing.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TokenFingerprint(Digest);
 
@@ -103,19 +104,19 @@ impl TokenFingerprint {
         Self(Digest::of(&[token.as_bytes()]))
     }
 
-    /// Reads 64 hexadecimal digits, as [`Display`](fmt::Display) writes them.
+    /// Parses 64 hexadecimal digits, as [`Display`](fmt::Display) prints them.
     #[must_use]
     pub fn parse(hex: &str) -> Option<Self> {
         Digest::parse(hex).map(Self)
     }
 
-    /// Whether both are of the same token, in a time that does not depend on where they differ.
+    /// Whether both are of the same token, compared in constant time.
     #[must_use]
     pub fn matches(&self, other: &Self) -> bool {
         self.0.0.ct_eq(&other.0.0).into()
     }
 
-    /// Its first eight bytes, to look for it by.
+    /// Its first eight bytes, as an index.
     #[must_use]
     pub fn first_word(&self) -> u64 {
         self.0.0.first_chunk().map_or(0, |word| u64::from_ne_bytes(*word))

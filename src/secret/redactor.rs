@@ -1,9 +1,10 @@
-//! Finds keys in what the provider sends and puts their short forms there. Separate from the types,
-//! because it works on bytes that stream by: a key may lie in two pieces, and no piece may wait for
-//! the next.
+//! Replaces keys in the provider's responses by their short forms. Separate from the types of keys,
+//! because it works on streams: a key may be split over two chunks, and no chunk may be delayed
+//! until the next.
 //!
-//! A key is found as plain text, in UTF-16 of either byte order, and with characters written as escapes
-//! (`escapes` has their forms). It is not found in base64, or in the escapes of URLs and HTML.
+//! A key is found as plain text, in UTF-16 of either byte order, and with characters written as
+//! escapes (`escapes` lists the forms). It is not found in base64, or in the escapes of URLs and
+//! HTML.
 
 mod escapes;
 
@@ -13,48 +14,50 @@ use std::ops::Range;
 use super::ApiKey;
 use escapes::Unescaped;
 
-/// Shorter keys are not looked for: they stand in texts by chance, and hide nothing.
+/// Shorter keys are not searched for: they occur in texts by chance, and hide nothing.
 const KEY_BYTES_MIN: usize = 16;
 
-/// So much of a key every short form shows, so it may pass before it is known what follows.
+/// Every short form shows at least this many bytes of a key, so they may be forwarded before the
+/// next bytes are known.
 const SHOWN_BYTES: usize = 4;
 
-/// As many slots as pairs of bytes are told apart by. More would not fit the processor's cache.
+/// Number of slots for hashes of byte pairs. A larger table would not fit the processor's cache.
 const SLOTS: usize = 4096;
 
-/// A search for all keys of a pool at once.
+/// Searches for all keys of a pool at once.
 ///
-/// It looks at pairs of bytes and skips ahead by how far the pair is from the end of any key's
-/// start (the method of Wu and Manber), so that most bytes are never looked at.
+/// It looks up pairs of bytes and skips ahead by the distance of the pair from the end of any key's
+/// window (the method of Wu and Manber), so that most bytes are never read.
 #[derive(Debug)]
 pub struct Redactor {
-    /// The keys in each of their forms, the longest first.
+    /// The keys in each of their encodings, the longest first.
     needles: Vec<Needle>,
-    /// Where they are in the order of their bytes.
+    /// Indices of the needles in byte order.
     sorted: Vec<usize>,
-    /// The length of the shortest: only so much of each is searched for, the rest is compared.
+    /// The length of the shortest needle: only this much of each is searched for, and the rest is
+    /// compared.
     window: usize,
-    /// How far the window may move on when it ends in a pair.
+    /// How far the window may advance when it ends in a pair.
     skips: Vec<usize>,
-    /// Whether one begins with a byte.
+    /// Whether a needle begins with the byte.
     begins: [bool; 256],
 }
 
-/// A key in one of its forms.
+/// A key in one of its encodings.
 struct Needle {
     bytes: Vec<u8>,
     short: Vec<u8>,
     form: Form,
 }
 
-/// How the characters of a text are written.
+/// The encoding of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
-    /// A byte each: ASCII, and all that extends it.
+    /// One byte per character: ASCII and its supersets.
     Plain,
-    /// Two bytes each, the lower one first.
+    /// Two bytes per character, little endian.
     Utf16Le,
-    /// Two bytes each, the higher one first.
+    /// Two bytes per character, big endian.
     Utf16Be,
 }
 
@@ -76,15 +79,15 @@ impl Needle {
         Self { bytes, short, form }
     }
 
-    /// How much of its begin the short form shows.
+    /// Length of the beginning that the short form shows.
     fn shown(&self) -> usize {
         let dots = self.form.write(b"...");
         self.short.windows(dots.len()).position(|window| window == dots).unwrap_or(0)
     }
 
-    /// The short form drawn out over `place`.
+    /// Overwrites `place` with the short form, padded with dots.
     fn cover(&self, place: &mut [u8]) {
-        // What is written as escapes is longer, and plain.
+        // A match with escapes is longer than the needle, and plain.
         let form = if place.len() == self.bytes.len() { self.form } else { Form::Plain };
         let dots = form.write(&vec![b'.'; place.len() / form.write(b".").len()]);
         let short = if form == self.form { self.short.clone() } else { Vec::new() };
@@ -107,22 +110,22 @@ impl fmt::Debug for Needle {
     }
 }
 
-/// What was found in a text.
+/// The matches in a text.
 struct Found<'a> {
     keys: Vec<(Range<usize>, &'a Needle)>,
-    /// From here on, another key may have begun.
+    /// The offset from which an incomplete key may begin at the end.
     open: usize,
-    /// How much of that is written as it is, without an escape, as far as a short form shows it.
+    /// How much of that end is unescaped and within the part that a short form shows.
     shown: usize,
 }
 
 impl Redactor {
-    /// A search for `keys`.
+    /// Builds the search for `keys`.
     pub fn new<'a>(keys: impl Iterator<Item = &'a ApiKey>) -> Self {
         let keys: Vec<&ApiKey> = keys.filter(|key| key.value.len() >= KEY_BYTES_MIN).collect();
         let mut needles: Vec<Needle> =
             keys.iter().flat_map(|key| Form::ALL.map(|form| Needle::of(key, form))).collect();
-        // Where one key begins like another, the longer one is meant.
+        // If one key is a prefix of another, the longer one matches.
         needles.sort_by_key(|needle| std::cmp::Reverse(needle.bytes.len()));
         let window = needles.last().map_or(KEY_BYTES_MIN, |needle| needle.bytes.len());
         let mut skips = vec![window - 1; SLOTS];
@@ -141,11 +144,11 @@ impl Redactor {
         Self { needles, sorted, window, skips, begins }
     }
 
-    /// `text` with every key replaced by its short form; `None` when there is none in it.
+    /// `text` with every key replaced by its short form; `None` if it contains no key.
     #[inline]
     #[must_use]
     pub fn redacted(&self, text: &[u8]) -> Option<Vec<u8>> {
-        // Most texts are names and values of headers: shorter than a key.
+        // Most texts are header names and values, which are shorter than a key.
         if text.len() < self.window { None } else { self.redacted_long(text) }
     }
 
@@ -157,24 +160,25 @@ impl Redactor {
         (!found.keys.is_empty()).then(|| replaced(text, &found.keys))
     }
 
-    /// Whether a key is in `bytes`, which may be anything: the payload of a binary message, a reason.
+    /// Whether `bytes` contains a key; `bytes` may be anything, such as a binary payload or a close
+    /// reason.
     #[must_use]
     pub fn finds_in(&self, bytes: &[u8]) -> bool {
         !self.look(bytes).keys.is_empty()
     }
 
-    /// How many bytes at the end of `bytes` may be the begin of a key, beyond what its short form shows.
-    /// What follows them decides.
+    /// How many bytes at the end of `bytes` may be the begin of a key, beyond the part that its
+    /// short form shows. Only the following bytes decide that.
     #[must_use]
     pub fn open_end(&self, bytes: &[u8]) -> usize {
         let found = self.look(bytes);
         bytes.len() - found.open - found.shown
     }
 
-    /// Puts the short form of every key in its place, drawn out to its length: for texts whose length was
-    /// told before, and for bytes of any kind, such as the payload of a binary or a control frame. Returns
-    /// how many bytes at the end may be the begin of another key: they are looked at again with what
-    /// follows them.
+    /// Overwrites every key with its short form, padded to the key's length: for texts whose length
+    /// was announced before, and for bytes of any kind, such as the payload of a binary or a control
+    /// frame. Returns how many bytes at the end may be the begin of another key: these must be
+    /// searched again together with the bytes that follow.
     pub fn cover(&self, text: &mut [u8]) -> usize {
         let found = self.look(text);
         for (place, needle) in found.keys {
@@ -185,7 +189,7 @@ impl Redactor {
         text.len() - found.open
     }
 
-    /// All keys in a text, from its begin to its end.
+    /// Finds all keys in a text, from its begin to its end.
     fn look(&self, text: &[u8]) -> Found<'_> {
         if self.needles.is_empty() {
             return Found { keys: Vec::new(), open: text.len(), shown: 0 };
@@ -205,7 +209,7 @@ impl Redactor {
         Found { keys, open, shown }
     }
 
-    /// The same in a text without escapes, and where its open end begins.
+    /// The same in a text without escapes, and the offset of its incomplete end.
     fn look_plainly(&self, text: &[u8]) -> (Vec<(Range<usize>, &Needle)>, usize) {
         let mut keys = Vec::new();
         let mut from = 0;
@@ -216,8 +220,8 @@ impl Redactor {
         (keys, text.len() - self.beginning_at_end(&text[from..]).len())
     }
 
-    /// Covers the begin of a key, of which nothing more follows or follows elsewhere, beyond what its short
-    /// form shows.
+    /// Overwrites the begin of a key at the end of the stream, or one that continues elsewhere,
+    /// beyond the part that its short form shows.
     pub fn cover_end(&self, end: &mut [u8]) {
         let (shown, form, from) = {
             let unescaped = Unescaped::of(end);
@@ -255,22 +259,22 @@ impl Redactor {
         None
     }
 
-    /// The longest key with which `text` begins.
+    /// The longest key that `text` begins with.
     fn begun(&self, text: &[u8]) -> Option<&Needle> {
         let window = text.get(..self.window)?;
         if !self.begins[usize::from(window[0])] {
             return None;
         }
         let begun = self.beginning(window).filter(|&place| text.starts_with(self.bytes(place)));
-        // The longest come first.
+        // The longest needles come first.
         begun.min().and_then(|place| self.needles.get(place))
     }
 
-    /// The longest end of `text` with which a key may begin.
+    /// The longest end of `text` that a key may begin with.
     fn beginning_at_end<'a>(&self, text: &'a [u8]) -> &'a [u8] {
         let longest = self.needles.first().map_or(0, |needle| needle.bytes.len() - 1);
         let mut end = &text[text.len().saturating_sub(longest)..];
-        // Most bytes begin no key, whatever follows.
+        // Most bytes cannot begin a key.
         while let Some(at) = end.iter().position(|byte| self.begins[usize::from(*byte)]) {
             end = &end[at..];
             if self.beginning(end).next().is_some() {
@@ -281,7 +285,7 @@ impl Redactor {
         &[]
     }
 
-    /// The places of the keys that begin with this. They stand together, behind all that are less.
+    /// The indices of the needles with this prefix, which are adjacent in byte order.
     fn beginning(&self, begin: &[u8]) -> impl Iterator<Item = usize> {
         let first = self.sorted.partition_point(|&place| self.bytes(place) < begin);
         let rest = self.sorted[first..].iter().copied();
@@ -293,7 +297,7 @@ impl Redactor {
     }
 }
 
-/// A text with the short forms in the places of the keys.
+/// The text with the keys replaced by their short forms.
 fn replaced(text: &[u8], keys: &[(Range<usize>, &Needle)]) -> Vec<u8> {
     let mut replaced = Vec::with_capacity(text.len());
     let mut from = 0;
@@ -306,33 +310,33 @@ fn replaced(text: &[u8], keys: &[(Range<usize>, &Needle)]) -> Vec<u8> {
     replaced
 }
 
-/// The slot of two bytes.
+/// The slot of a byte pair.
 fn slot(pair: &[u8]) -> usize {
     pair.iter().fold(0, |slot: usize, byte| (slot << 6) ^ usize::from(*byte)) % SLOTS
 }
 
-/// The search through a text that comes in pieces. What goes out is what [`Redactor::redacted`]
-/// makes of the whole, and none of it waits: held back is only what is already the beginning of a
-/// key, beyond the few characters that its short form shows anyway.
+/// The search in a stream of chunks. The output equals [`Redactor::redacted`] of the whole text,
+/// and is not delayed: only the incomplete begin of a key is held back, beyond the few characters
+/// that its short form shows anyway.
 #[derive(Debug, Default)]
 pub struct Redaction {
-    /// The end of what has come, when a key may have begun in it.
+    /// The end of the input so far, if a key may have begun in it.
     open: Vec<u8>,
-    /// How much of that has gone out.
+    /// How many bytes of that end were forwarded.
     sent: usize,
 }
 
-/// What becomes of a piece.
+/// The output for a chunk.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Passed {
-    /// So many bytes of its start go on as they are; the others are held back.
+    /// This many bytes of the chunk's start are forwarded unchanged; the others are held back.
     Start(usize),
-    /// This goes on instead.
+    /// These bytes are forwarded instead.
     Instead(Vec<u8>),
 }
 
 impl Redaction {
-    /// Takes the next piece.
+    /// Processes the next chunk.
     pub fn pass(&mut self, redactor: &Redactor, piece: &[u8]) -> Passed {
         if self.open.is_empty() {
             let found = redactor.look(piece);
@@ -346,16 +350,17 @@ impl Redaction {
         text.extend_from_slice(piece);
         let found = redactor.look(&text);
         self.hold(&text, &found);
-        // No key begins in a short form.
+        // A short form cannot contain the begin of a key.
         let mut out = if found.keys.is_empty() { text } else { replaced(&text, &found.keys) };
         out.truncate(out.len() - (self.open.len() - self.sent));
         out.drain(..sent.min(out.len()));
         Passed::Instead(out)
     }
 
-    /// Whether there is a key in what has come, with the next piece: for texts that go on in another form,
-    /// in which nothing can be replaced. While [`is_idle`](Self::is_idle) is false, more of a key has come
-    /// than its short form shows.
+    /// Whether the input so far, including the next chunk, contains a key: for texts that are
+    /// forwarded in another encoding, where nothing can be replaced. While
+    /// [`is_idle`](Self::is_idle) is false, more of a key has been received than its short form
+    /// shows.
     pub fn finds(&mut self, redactor: &Redactor, piece: &[u8]) -> bool {
         let mut text = std::mem::take(&mut self.open);
         text.extend_from_slice(piece);
@@ -364,7 +369,7 @@ impl Redaction {
         !found.keys.is_empty()
     }
 
-    /// What is held back and was no key after all: the text has ended.
+    /// Returns the bytes held back, which were no key after all, at the end of the text.
     pub fn finish(&mut self) -> Vec<u8> {
         let sent = std::mem::take(&mut self.sent);
         let mut rest = std::mem::take(&mut self.open);
@@ -372,7 +377,7 @@ impl Redaction {
         rest
     }
 
-    /// Whether nothing is held back.
+    /// Whether no bytes are held back.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.open.len() == self.sent
@@ -399,7 +404,7 @@ mod tests {
         Redactor::new(keys.iter())
     }
 
-    /// Passes `pieces` through and returns what came out, piece by piece and at the end.
+    /// Processes `pieces` and returns the output of each chunk and of the end.
     fn passed(redactor: &Redactor, pieces: &[&[u8]]) -> Vec<String> {
         let mut redaction = Redaction::default();
         let mut out: Vec<Vec<u8>> = pieces
@@ -498,7 +503,7 @@ mod tests {
                 .enumerate()
                 .map(|(at, part)| part.clone() + places.get(at).map_or("", |place| texts[place % texts.len()]))
                 .collect();
-            // As it would be looked for by hand.
+            // A naive search for comparison.
             let at_each = (0..text.len()).find_map(|at| {
                 let begun = texts.iter().filter(|key| text[at..].starts_with(**key));
                 begun.max_by_key(|key| key.len()).map(|key| (at, (*key).to_owned()))
@@ -510,7 +515,7 @@ mod tests {
         }
     }
 
-    /// `text` with each of its characters written by one of these.
+    /// `text` with each of its characters written in one of these forms in turn.
     fn written(text: &str, forms: &[fn(u8) -> String]) -> String {
         text.bytes().enumerate().map(|(at, byte)| forms[at % forms.len()](byte)).collect()
     }
@@ -611,7 +616,7 @@ mod tests {
         assert!(!format!("{redactor:?}").contains("6c03"));
     }
 
-    /// What texts are made of that have keys in them, and what looks like it.
+    /// Parts of texts that contain keys, and of similar texts.
     fn parts() -> impl Strategy<Value = Vec<u8>> {
         let texts = [
             "sk_",

@@ -1,31 +1,32 @@
-//! The key that writes to Supabase. Separate from [`ApiKey`](super::ApiKey): it goes to another
-//! host in other headers, and some that look like it must not be used at all.
+//! Supabase's service key. Separate from [`ApiKey`](super::ApiKey): it is sent to another host in
+//! other headers, and some keys of similar form must not be used at all.
 
 use std::fmt;
 use std::sync::Arc;
 
 use serde_json::Value;
 
-/// A key that may write past row level security. Never printed, not even in part.
+/// A key that bypasses row level security. Never printed, not even in part.
 #[derive(Clone)]
 pub struct ServiceKey {
     value: Arc<str>,
     form: ServiceKeyForm,
 }
 
-/// How it is sent.
+/// The headers in which a service key is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServiceKeyForm {
-    /// `sb_secret_…`: in `apikey` only. In `Authorization` it would be taken for a token and refused.
+    /// `sb_secret_…`: in `apikey` only. In `Authorization` it would be parsed as a token and
+    /// refused.
     Secret,
     /// The older service role key, a signed token: in `apikey` and in `Authorization`.
     Token,
 }
 
-/// Why a text is no key to write with.
+/// Why a text is no usable service key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnusableServiceKey {
-    /// A header could not carry it.
+    /// It contains characters that are invalid in a header.
     #[error("the key is empty or has a character that no key has")]
     NotVisibleAscii,
     /// `sb_publishable_…`.
@@ -40,11 +41,11 @@ pub enum UnusableServiceKey {
 }
 
 impl ServiceKey {
-    /// Takes a key as it was configured. `unmarked` is its form when it does not show it itself.
+    /// Validates a configured key. `unmarked` is its form if the text does not show it.
     ///
     /// # Errors
     ///
-    /// When it cannot be sent, or says of itself that it may not write.
+    /// When it is invalid in a header, or belongs to a role without write access.
     pub fn new(value: &str, unmarked: ServiceKeyForm) -> Result<Self, UnusableServiceKey> {
         if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(UnusableServiceKey::NotVisibleAscii);
@@ -64,13 +65,13 @@ impl ServiceKey {
         Ok(Self { value: value.into(), form })
     }
 
-    /// The key itself. For the headers of the mirror's requests and for nothing else.
+    /// The plain text of the key, only for the headers of the mirror's requests.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.value
     }
 
-    /// How it is sent.
+    /// The headers in which it is sent.
     #[must_use]
     pub fn form(&self) -> ServiceKeyForm {
         self.form
@@ -83,8 +84,8 @@ impl fmt::Debug for ServiceKey {
     }
 }
 
-/// The role that a signed token (a JWT) is for. Its signature is not ours to check: this only tells
-/// apart what people confuse.
+/// The role of a signed token (a JWT). The signature is not verified: this only detects confused
+/// keys.
 fn role(token: &str) -> Option<String> {
     let mut parts = token.split('.');
     let (Some(_), Some(claims), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next())
@@ -121,7 +122,7 @@ fn base64url(text: &str) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
-    // {"alg":"HS256","typ":"JWT"} and {"role":…}, with a signature that nobody made.
+    // {"alg":"HS256","typ":"JWT"} and {"role":…}, with a made-up signature.
     const SERVICE: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.c2lnbmF0dXJl";
     const ANON: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJyb2xlIjoiYW5vbiJ9.c2lnbmF0dXJl";
     const USER: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJyb2xlIjoiYXV0aGVudGljYXRlZCJ9.c2lnbmF0dXJl";

@@ -1,5 +1,6 @@
-//! Workspaces and keys as they stand: credits, caps, permissions, work in flight. Values only; the
-//! time is an argument, and whoever holds the accounts does a check and its charge in one step.
+//! The state of workspaces and keys: credits, caps, permissions, concurrent operations. Values
+//! only; the time is an argument, and the caller holds the lock, so that a check and its charge are
+//! atomic.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use super::plan::{Billing, KeyPlan, Plan, ShownLimit, WorkspacePlan};
 use super::shape::{Facts, Shape};
 use super::things::Things;
 
-/// All of them.
+/// All workspaces and keys.
 #[derive(Debug)]
 pub(super) struct Accounts {
     pub(super) workspaces: Vec<Workspace>,
@@ -30,9 +31,9 @@ pub(super) struct Workspace {
     pub(super) reset: UnixMs,
     pub(super) running: u32,
     pub(super) running_max: u32,
-    /// Those of its voices that are professional clones.
+    /// Its voices that are professional clones.
     pub(super) professional: Vec<String>,
-    /// How often a voice was added.
+    /// Number of voices added so far.
     pub(super) voice_edits: u64,
     pub(super) history: History,
     pub(super) conversations: Conversations,
@@ -42,15 +43,15 @@ pub(super) struct Workspace {
 #[derive(Debug)]
 pub(super) struct Key {
     pub(super) plan: KeyPlan,
-    /// What it is called; see [`KeyPlan::name`].
+    /// Its name; see [`KeyPlan::name`].
     pub(super) name: String,
     /// Its index among the workspaces.
     pub(super) workspace: usize,
-    /// Credits it has used in this period, for its cap.
+    /// Credits used in this period, for its cap.
     pub(super) used: u64,
 }
 
-/// A shape with the numbers of the moment it was decided in.
+/// A refusal with the numbers at the time of the decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refused {
     pub(super) shape: Shape,
@@ -64,36 +65,36 @@ impl From<Shape> for Refused {
 }
 
 impl Refused {
-    /// `shape`, which names `subject`.
+    /// The refusal `shape` of the object `subject`.
     pub(super) fn naming(shape: Shape, subject: impl Into<String>) -> Self {
         Self { shape, facts: Box::new(Facts { subject: subject.into(), ..Facts::default() }) }
     }
 }
 
-/// What bounds the credits of a piece of work.
+/// The limits of an operation's credits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purse {
-    /// The credits of the workspace, and the cap of the key where it has one.
+    /// The credits of the workspace, and the cap of the key if it has one.
     KeyAndWorkspace,
-    /// The credits of the workspace alone: caps of keys do not hold for agents (the provider's
+    /// The credits of the workspace alone: caps of keys do not apply to agents (the provider's
     /// public issues, 2026).
     Workspace,
 }
 
-/// Work that may go on: its credits are gone and it counts as running.
+/// An admitted operation: its credits are charged and it counts as running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Admitted {
     pub(super) cost: u64,
-    /// Credits of the workspace that were gone before.
+    /// Credits of the workspace used before.
     pub(super) used_before: u64,
-    /// Work in flight, this one included.
+    /// Concurrent operations, this one included.
     pub(super) running: u32,
     pub(super) running_max: Option<u32>,
     pub(super) workspace: usize,
 }
 
 impl Accounts {
-    /// What the plan says, at the moment `now`.
+    /// The state that the plan describes, at the time `now`.
     pub(super) fn open(plan: &Plan, now: UnixMs) -> Self {
         let mut accounts = Self { workspaces: Vec::new(), keys: Vec::new(), library: plan.library.clone() };
         for workspace in &plan.workspaces {
@@ -121,7 +122,7 @@ impl Accounts {
         self.workspaces.len() - 1
     }
 
-    /// Gives back the credits of every period that has ended.
+    /// Resets the credits of every period that has ended.
     pub(super) fn refresh(&mut self, now: UnixMs) {
         for (index, workspace) in self.workspaces.iter_mut().enumerate() {
             if now < workspace.reset {
@@ -135,7 +136,7 @@ impl Accounts {
         }
     }
 
-    /// Whether the key may do that at all, whatever it costs.
+    /// Whether the key has the permission.
     pub(super) fn permit(&self, key: usize, permission: &'static str) -> Result<(), Shape> {
         match self.keys.get(key).map(|key| &key.plan.permissions) {
             None => Err(Shape::InvalidKey),
@@ -146,7 +147,7 @@ impl Accounts {
         }
     }
 
-    /// Whether the bill of the key's workspace stands so that work may be done.
+    /// Whether the bill of the key's workspace allows operations.
     pub(super) fn billing(&self, key: usize) -> Result<(), Shape> {
         match self.workspace(key).map(|workspace| workspace.plan.billing) {
             Some(Billing::Active) | None => Ok(()),
@@ -155,8 +156,8 @@ impl Accounts {
         }
     }
 
-    /// Checks credits, cap and concurrency in the provider's order, and charges. A refusal
-    /// changes nothing.
+    /// Checks credits, cap and concurrency in the provider's order, and charges. A refusal changes
+    /// nothing.
     pub(super) fn admit(&mut self, key: usize, cost: u64, purse: Purse) -> Result<Admitted, Refused> {
         let facts = self.afford(key, cost, purse)?;
         if !self.has_place(key) {
@@ -179,7 +180,7 @@ impl Accounts {
         })
     }
 
-    /// Whether more may run in the key's workspace.
+    /// Whether the concurrency limit of the key's workspace allows another operation.
     pub(super) fn has_place(&self, key: usize) -> bool {
         let is_busy = |workspace: &Workspace| {
             workspace.plan.concurrency_max.is_some_and(|max| workspace.running >= max)
@@ -187,15 +188,15 @@ impl Accounts {
         !self.workspace(key).is_some_and(is_busy)
     }
 
-    /// Checks credits and cap, and charges for more of what has been admitted. A refusal changes
-    /// nothing.
+    /// Checks credits and cap, and charges for the continuation of an admitted operation. A refusal
+    /// changes nothing.
     pub(super) fn spend(&mut self, key: usize, cost: u64, purse: Purse) -> Result<(), Refused> {
         self.afford(key, cost, purse)?;
         self.charge(key, cost);
         Ok(())
     }
 
-    /// Whether that can be paid, with the numbers that say so.
+    /// Whether credits and cap suffice, with the numbers for the response.
     pub(super) fn afford(&self, key: usize, cost: u64, purse: Purse) -> Result<Facts, Refused> {
         let facts = self.facts(key, cost);
         let Some(holder) = self.keys.get(key) else { return Err(Shape::InvalidKey.into()) };
@@ -218,14 +219,14 @@ impl Accounts {
         }
     }
 
-    /// The end of work that was admitted.
+    /// Ends an admitted operation.
     pub(super) fn finish(&mut self, workspace: usize) {
         if let Some(workspace) = self.workspaces.get_mut(workspace) {
             workspace.running = workspace.running.saturating_sub(1);
         }
     }
 
-    /// What a refusal of a request of that cost can tell.
+    /// The numbers for the refusal of a request of that cost.
     pub(super) fn facts(&self, key: usize, needed: u64) -> Facts {
         let Some(holder) = self.keys.get(key) else { return Facts { needed, ..Facts::default() } };
         let Some(workspace) = self.workspaces.get(holder.workspace) else {
@@ -244,8 +245,8 @@ impl Accounts {
         }
     }
 
-    /// The key at whose expense somebody with `key`, or without one, talks to an agent: the caller's
-    /// own where the agent is of the same workspace, else one of the agent's workspace.
+    /// The key that pays a conversation with an agent for a caller with `key`, or without one: the
+    /// caller's own if the agent is of the same workspace, else one of the agent's workspace.
     pub(super) fn agent_payer(&self, agent: &str, key: Option<usize>) -> Result<usize, Refused> {
         let plan_of = |workspace: &Workspace| {
             workspace.plan.agents.iter().find(|known| known.id == agent).map(|agent| agent.is_public)
@@ -299,7 +300,7 @@ impl Workspace {
     }
 }
 
-/// The first end of a period after `now`, when one of them was at `past`.
+/// The first end of a period after `now`, given that a period ended at `past`.
 fn next_reset(past: UnixMs, period: Option<Duration>, now: UnixMs) -> UnixMs {
     match period.map(|period| u64::try_from(period.as_millis()).unwrap_or(u64::MAX)) {
         None | Some(0) => first_of_next_month(now),
@@ -310,7 +311,7 @@ fn next_reset(past: UnixMs, period: Option<Duration>, now: UnixMs) -> UnixMs {
     }
 }
 
-/// Midnight UTC of the first of next month; the end of time when there is no such day.
+/// Midnight UTC of the first of next month; the maximum time if there is no such day.
 fn first_of_next_month(now: UnixMs) -> UnixMs {
     let utc = jiff::tz::Offset::UTC;
     let moment = i64::try_from(now.0).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());

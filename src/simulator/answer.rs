@@ -1,4 +1,4 @@
-//! What goes back: a head, and a body that is made while it is sent, can be slow, and can break.
+//! Responses: a head, and a body that is generated while it is sent, can be slow, and can break.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,19 +18,20 @@ use super::plan::REGION;
 use super::shape::Refusal;
 use super::world::Slot;
 
-/// Where an answer comes from.
+/// The header with the region of the response.
 const REGION_HEADER: &str = "x-region";
 
-/// An answer before it is sent.
+/// A response before it is sent.
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: AnswerBody,
-    /// What was charged for it.
+    /// Credits charged for it.
     pub(super) charged: u64,
 }
 
-/// What every answer of the provider carries (captured answers of August 2026), and a trace id.
+/// The headers of every response of the provider (captured answers of August 2026), with a trace
+/// id.
 fn common_headers(trace_id: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in [
@@ -45,7 +46,7 @@ fn common_headers(trace_id: &str) -> HeaderMap {
     headers
 }
 
-/// Sets a header. The values are the simulator's own text; one that a header cannot carry is left out.
+/// Sets a header. Values are the simulator's own text; one that is invalid in a header is left out.
 pub(super) fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(HeaderName::from_static(name), value);
@@ -65,7 +66,7 @@ impl Answer {
         answer
     }
 
-    /// An answer of 200 with an empty body and the headers of all answers.
+    /// A response of 200 with an empty body and the common headers.
     pub(super) fn with(trace_id: &str, content_type: &str) -> Self {
         let mut headers = common_headers(trace_id);
         set(&mut headers, "content-type", content_type);
@@ -83,7 +84,7 @@ impl Answer {
         answer
     }
 
-    /// The same answer with its body encoded by each of those in turn.
+    /// The same response with its body encoded by each of `encodings` in turn.
     pub(super) fn encoded(mut self, encodings: &[Encoding]) -> Self {
         let plain: Vec<u8> = self.body.take_ready().into_iter().flatten().collect();
         let body = encodings.iter().fold(plain, |body, encoding| encoding.encode(&body));
@@ -93,14 +94,14 @@ impl Answer {
         self
     }
 
-    /// The same answer from another region, unless a fault has said where it is from.
+    /// Sets the region of the response, unless a fault has set another one.
     pub(super) fn from(&mut self, region: &str) {
         if self.headers.get(REGION_HEADER).is_some_and(|value| value == REGION) {
             set(&mut self.headers, REGION_HEADER, region);
         }
     }
 
-    /// The answer that a fault spells out. A header that no answer can carry is left out.
+    /// The response that a fault specifies. An invalid header is left out.
     pub(super) fn exactly(status: u16, headers: &[(String, String)], body: Bytes) -> Self {
         let content_type = match body.first() {
             None => "",
@@ -137,16 +138,16 @@ impl Answer {
 
 type Pieces = Box<dyn Iterator<Item = Bytes> + Send>;
 
-/// A body: what is ready, then what is made piece by piece.
+/// A body: ready bytes, then bytes generated piece by piece.
 pub(super) struct AnswerBody {
     ready: VecDeque<Bytes>,
     pieces: Option<Pieces>,
-    /// What is still to come, if that is known; it becomes the content length.
+    /// The remaining length, if it is known; it becomes the content length.
     left: Option<u64>,
     pause: Option<Pause>,
     cut: Option<Cut>,
-    /// Ends with the last piece and not with its sending: a client that has the whole answer must
-    /// not find its own work still running.
+    /// Released with the generation of the last piece, not with its sending: a client that has
+    /// received the whole response must not find its own operation still running.
     slot: Option<Slot>,
 }
 
@@ -162,7 +163,7 @@ struct Cut {
     flushed: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
-/// The body was told to break.
+/// A fault broke the body.
 #[derive(Debug)]
 pub(super) struct Broken;
 
@@ -181,7 +182,7 @@ impl AnswerBody {
         Self { ready, pieces: None, left, pause: None, cut: None, slot: None }
     }
 
-    /// A body made while it is sent. Without a length it is chunked.
+    /// A body generated while it is sent. Without a length it is chunked.
     pub(super) fn pieces(length: Option<u64>, pieces: impl Iterator<Item = Bytes> + Send + 'static) -> Self {
         let mut body = Self { pieces: Some(Box::new(pieces)), left: length, ..Self::whole(Bytes::new()) };
         body.left = length;
@@ -189,7 +190,7 @@ impl AnswerBody {
         body
     }
 
-    /// Holds on to `slot` until the last piece is handed out.
+    /// Holds `slot` until the last piece is generated.
     pub(super) fn holding(mut self, slot: Slot) -> Self {
         self.slot = Some(slot);
         self.look_ahead();
@@ -201,18 +202,18 @@ impl AnswerBody {
         self.pause = Some(Pause { length, is_first: true, sleep: None });
     }
 
-    /// Breaks after `bytes`. The body is chunked then, whatever it was.
+    /// Breaks after `bytes`. The body is then always chunked.
     pub(super) fn cut_after(&mut self, bytes: u64, flushes: Flushes) {
         self.left = None;
         self.cut = Some(Cut { left: bytes, flushes, flushed: None });
     }
 
-    /// The bytes that are there already: all of a body that is not made piece by piece.
+    /// Takes the ready bytes: all of a body that is not generated piece by piece.
     pub(super) fn take_ready(&mut self) -> VecDeque<Bytes> {
         std::mem::take(&mut self.ready)
     }
 
-    /// Keeps one piece ready as long as there is one, so that the last is known to be the last.
+    /// Generates one piece in advance, so that the last one is recognized.
     fn look_ahead(&mut self) {
         if self.ready.is_empty() {
             match self.pieces.as_mut().and_then(Iterator::next) {
@@ -241,8 +242,8 @@ impl Pause {
 }
 
 impl Cut {
-    /// Ready when everything that was handed out is in the socket: what comes before the break
-    /// must arrive, or a test could not tell how much it was.
+    /// Ready when everything sent before is flushed to the socket: bytes before the break must be
+    /// received, so that a test knows their number.
     fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let flushes = &self.flushes;
         self.flushed.get_or_insert_with(|| Box::pin(flushes.clone().next())).as_mut().poll(cx)

@@ -1,5 +1,5 @@
-//! The simulator's own paths, for tests in another process. Not under `/v1`, so that no proxy's
-//! rule for the provider's paths applies to them, and without a key.
+//! The simulator's own paths, for tests in another process. They are not under `/v1`, so that no
+//! rule of a proxy for the provider's paths applies to them, and need no key.
 
 use http::request::Parts;
 use http::{Method, StatusCode};
@@ -11,33 +11,33 @@ use super::fault::Fault;
 use super::intake::Intake;
 use super::world::{Whose, World};
 
-/// The key that stands for every key and for none.
+/// Stands for every request, with any key or without one.
 const EVERY_KEY: &str = "*";
-/// Where these paths are.
+/// The prefix of these paths.
 pub(super) const PREFIX: &str = "/_simulator/";
 
 /// `{"key": "...", "route": "POST /v1/voices", "always": "quota", "next": ["quota", "stall=200ms"]}`.
-/// Without `route` the order concerns all routes of the key; the key `*` stands for every request and
-/// needs a route.
+/// Without `route` the faults apply to all routes of the key; the key `*` stands for every request and
+/// requires a route.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Order {
     key: String,
     #[serde(default)]
     route: Option<String>,
-    /// Absent changes nothing; null ends it.
+    /// An absent field changes nothing; null removes the fault.
     #[serde(default, deserialize_with = "present")]
     always: Option<Option<String>>,
     #[serde(default)]
     next: Vec<String>,
 }
 
-/// Tells a null from an absent field.
+/// Distinguishes a null from an absent field.
 fn present<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Option<String>>, D::Error> {
     Deserialize::deserialize(value).map(Some)
 }
 
-/// Answers a request to one of them.
+/// Handles a request to one of these paths.
 pub(super) fn answer(world: &World, parts: &Parts, intake: &Intake) -> Answer {
     let path = parts.uri.path().strip_prefix(PREFIX).unwrap_or_default();
     match (&parts.method, path) {
@@ -53,7 +53,7 @@ pub(super) fn answer(world: &World, parts: &Parts, intake: &Intake) -> Answer {
     }
 }
 
-/// All or nothing: a mistake anywhere in the order changes nothing.
+/// Sets the faults; a mistake anywhere in the body changes nothing.
 fn set_faults(world: &World, intake: &Intake) -> Result<(), String> {
     let body = intake.kept.as_deref().unwrap_or_default();
     let order: Order = serde_json::from_slice(body).map_err(|error| error.to_string())?;

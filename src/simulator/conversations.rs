@@ -1,4 +1,5 @@
-//! Conversations with agents: what they cost, which no socket tells and a client asks for later.
+//! Conversations with agents: their cost, which no WebSocket message contains and a client requests
+//! later.
 
 use std::collections::VecDeque;
 
@@ -11,10 +12,10 @@ use super::answer::Answer;
 use super::shape::Shape;
 use super::work::{Job, known};
 
-/// Older ones are forgotten, so that a long test costs bounded memory.
+/// Older conversations are dropped, so that a long test needs bounded memory.
 const CONVERSATIONS_MAX: usize = 200;
 
-/// Those of a workspace, the oldest first.
+/// The conversations of a workspace, the oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Conversations(VecDeque<Conversation>);
 
@@ -24,12 +25,12 @@ pub(super) struct Conversation {
     pub(super) agent: String,
     pub(super) authorization: &'static str,
     pub(super) began: UnixMs,
-    /// When it was over.
+    /// When it ended.
     pub(super) ended: Option<UnixMs>,
     /// Credits for the call and for its language model.
     pub(super) call_charge: u64,
     pub(super) llm_charge: u64,
-    /// What both sides said, in turn.
+    /// The messages of both sides, in turn.
     pub(super) transcript: Vec<(&'static str, String)>,
 }
 
@@ -57,7 +58,7 @@ pub(super) fn answer(job: Job<'_>, id: &str) -> Result<Answer, Refused> {
 }
 
 impl Conversation {
-    /// `GetConversationResponseModel` of the OpenAPI document. The cost is there when it is over.
+    /// `GetConversationResponseModel` of the OpenAPI document. The cost is present after the end.
     fn document(&self) -> Value {
         let seconds = self.ended.map_or(0, |ended| ended.since(self.began).as_secs());
         let transcript = self.transcript.iter().map(|(role, text)| {

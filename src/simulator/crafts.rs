@@ -1,5 +1,5 @@
-//! The provider's other crafts: changed voices, cleaned audio, dubbing, music, alignment, the
-//! studio. A table says what each needs and costs, and how it is answered.
+//! The provider's other operations: changed voices, cleaned audio, dubbing, music, alignment, the
+//! studio. A table lists for each what it requires and costs, and the kind of its response.
 //!
 //! Sources: the OpenAPI document (paths, parts, answers), the documentation and price lists of 2026
 //! (credits of a minute). The length of an upload is the simulator's own rule, see `work`.
@@ -24,36 +24,36 @@ use super::work::{Job, Made, UPLOAD_BYTES_PER_SECOND, known};
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Craft {
     method: &'static str,
-    /// Its segments, of which `{}` is an identifier.
+    /// Its path segments, of which `{}` is an identifier.
     path: &'static str,
     pub(super) permission: &'static str,
-    /// Parts of a form that must be there.
+    /// Required form parts.
     parts: &'static [&'static str],
     price: Price,
     gives: Gives,
 }
 
-/// What it costs.
+/// The price of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Price {
     Free,
-    /// Credits for a minute of the upload.
+    /// Credits per minute of the upload.
     UploadedMinute(u64),
-    /// Credits for a minute of the music that is asked for.
+    /// Credits per minute of the requested music.
     MusicMinute(u64),
 }
 
-/// How it is answered.
+/// The kind of response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Gives {
-    /// The upload's length in another voice, in chunks or as a whole.
+    /// Audio of the upload's length in another voice.
     Voice(Flow),
-    /// The same without what disturbs it.
+    /// Audio of the upload's length without noise.
     Audio(Flow),
     Music(Flow),
-    /// The music with its description, in two parts.
+    /// The music with its description, as two parts.
     DetailedMusic,
-    /// What the music is to be like.
+    /// The composition plan.
     MusicPlan,
     Alignment,
     Added(Kind),
@@ -63,7 +63,7 @@ enum Gives {
     DubbedAudio,
 }
 
-/// How audio comes back.
+/// The transfer of audio.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
     Whole,
@@ -81,8 +81,8 @@ const fn craft(
     Craft { method, path, permission, parts, price, gives }
 }
 
-/// The table. Voices and cleaned audio are 1,000 credits a minute (the documentation), the rest is
-/// what the price lists come to in credits.
+/// The table. Voices and cleaned audio cost 1,000 credits per minute (the documentation), the
+/// others the equivalent of the price lists in credits.
 #[rustfmt::skip] // a table, one operation to a line
 const CRAFTS: &[Craft] = {
     use Flow::{Stream, Whole};
@@ -115,11 +115,11 @@ const CRAFTS: &[Craft] = {
     ]
 };
 
-/// More audio than this is not made of an upload, however long it is.
+/// Maximum length of audio made from an upload.
 const MADE_MS_MAX: u64 = 60_000;
 
 impl Craft {
-    /// The operation of a path, with the identifiers that stand in it.
+    /// The operation of a path, with the identifiers in it.
     ///
     /// # Errors
     ///
@@ -146,7 +146,7 @@ impl Craft {
         Some(ids.map(|(_, segment)| (*segment).to_owned()).collect())
     }
 
-    /// What a request costs, as far as its body tells.
+    /// The cost of a request, as far as its body shows.
     pub(super) fn cost(&self, job: Job<'_>) -> u64 {
         match self.price {
             Price::Free => 0,
@@ -158,7 +158,7 @@ impl Craft {
         }
     }
 
-    /// Answers a request, `ids` being those of its path.
+    /// Executes the operation, with the identifiers `ids` of the path.
     pub(super) fn answer(&self, job: Job<'_>, ids: &[String]) -> Result<Answer, Refused> {
         if let Some(missing) = self.parts.iter().find(|part| !job.intake.has_part(part)) {
             return Err(Shape::FieldMissing((*missing).into()).into());
@@ -282,7 +282,7 @@ impl Flow {
     }
 }
 
-/// The key, if it may do that: reading works in a workspace whose bill is unpaid.
+/// The key, if it has the permission: reading works in a workspace whose bill is unpaid.
 fn reader(job: Job<'_>, permission: &'static str) -> Result<usize, Shape> {
     let key = known(job.presented)?;
     job.world.state().accounts.permit(key, permission)?;
@@ -312,7 +312,7 @@ fn find(
 }
 
 fn add(job: Job<'_>, key: usize, kind: Kind, cost: u64) -> Result<Answer, Refused> {
-    // What is dubbed is work that goes on; the simulator's is done when it has been asked for.
+    // A real dubbing goes on after the response; the simulator's work ends with it.
     let (_, _slot) = job.world.admit(key, cost)?;
     let thing = Thing {
         kind,
@@ -344,7 +344,7 @@ fn charged(mut answer: Answer, cost: u64) -> Answer {
     answer
 }
 
-/// `ForcedAlignmentResponseModel` of the OpenAPI document: every character lasts as long.
+/// `ForcedAlignmentResponseModel` of the OpenAPI document: all characters have the same length.
 fn alignment(text: &str, lasting_ms: u64) -> Value {
     let characters: Vec<char> = text.chars().collect();
     let total = u64::try_from(characters.len()).unwrap_or(u64::MAX).max(1);

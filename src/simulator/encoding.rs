@@ -1,5 +1,5 @@
-//! Content encodings that an answer can be told to have. Brotli and Zstandard are written as blocks
-//! that are not compressed, which every decoder reads: what is to be tested is whether it is decoded.
+//! Content encodings of responses. Brotli and Zstandard are written as uncompressed blocks, which
+//! every decoder reads: the tests only need to know whether a body is decoded.
 //!
 //! Sources: RFC 7932 (Brotli, 9.2), RFC 8878 (Zstandard, 3.1.1), RFC 9110 (8.4.1, `deflate` is zlib).
 
@@ -10,7 +10,7 @@ use std::str::FromStr;
 use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
 
-/// One of `Content-Encoding`.
+/// A value of `Content-Encoding`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
     /// `gzip`
@@ -23,7 +23,8 @@ pub enum Encoding {
     Zstandard,
 }
 
-/// The most that one block has: of Brotli with four digits of length; Zstandard would take twice that.
+/// Maximum bytes of a block: Brotli's limit with four digits of length; Zstandard allows twice
+/// that.
 const BLOCK: usize = 65_536;
 
 const NAMES: [(&str, Encoding); 4] = [
@@ -34,7 +35,7 @@ const NAMES: [(&str, Encoding); 4] = [
 ];
 
 impl Encoding {
-    /// Those bytes, encoded.
+    /// Encodes `plain`.
     pub(super) fn encode(self, plain: &[u8]) -> Vec<u8> {
         match self {
             Encoding::Gzip => {
@@ -103,7 +104,7 @@ impl FromStr for Encoding {
     }
 }
 
-/// Not an encoding.
+/// The text is no known encoding.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no encoding: there are gzip, deflate, br and zstd")]
 pub struct UnknownEncoding(String);
@@ -112,7 +113,7 @@ pub struct UnknownEncoding(String);
 mod tests {
     use super::*;
 
-    /// Read by the `brotli` of Node.js 20 and by `zstd` 1.5.
+    /// Verified with the `brotli` of Node.js 20 and with `zstd` 1.5.
     #[test]
     fn stored_blocks_are_those_that_decoders_have_read() {
         let brotli = [&[0x40, 0x00, 0x10][..], b"hello", &[0x03]].concat();

@@ -1,5 +1,5 @@
-//! What the plan of a workspace lets it do, beside its credits: voices of the library, formats,
-//! models, clones and their slots. Each question is answered with the refusal of the wire.
+//! What the plan of a workspace permits, beside its credits: voices of the library, formats,
+//! models, clones and their slots. Each check returns the refusal of the wire.
 //!
 //! Sources: the OpenAPI document (formats, the fields of the subscription), captured refusals (see
 //! the table of them), the price page of 2026 (slots).
@@ -10,24 +10,26 @@ use super::plan::{PlanWording, WorkspacePlan};
 use super::shape::{Facts, Shape, said};
 use super::sound::format::Format;
 
-/// The plans, as far as they differ here. Ordered: the later has what the earlier has.
+/// The plans, as far as they differ here. Ordered: a later plan includes the features of the
+/// earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Tier {
     Free,
     Starter,
     Creator,
     Pro,
-    /// Scale, business, enterprise, and the names that are not known.
+    /// Scale, business, enterprise, and unknown names.
     Scale,
 }
 
 impl Tier {
-    /// Reads a plan's name, of which there are more than a list can have.
+    /// Parses a plan's name; the provider has more names than are listed.
     fn of(name: &str) -> Self {
         match name {
             "free" => Tier::Free,
             "starter" | "go" | "trial" => Tier::Starter,
-            // No source says what pay-as-you-go lacks; it is taken for the smallest plan with an overage.
+            // No source lists the limits of pay-as-you-go; it is treated as the smallest plan with
+            // an overage.
             "creator" | "payg" => Tier::Creator,
             "pro" => Tier::Pro,
             _ => Tier::Scale,
@@ -40,7 +42,7 @@ impl WorkspacePlan {
         Tier::of(&self.tier)
     }
 
-    /// Custom voices that it may have.
+    /// Maximum custom voices.
     pub(super) fn voices_max(&self) -> u64 {
         self.voice_limit.unwrap_or(match self.rank() {
             Tier::Free => 3,
@@ -51,7 +53,7 @@ impl WorkspacePlan {
         })
     }
 
-    /// Professional voices that it may have.
+    /// Maximum professional voices.
     pub(super) fn professional_voices_max(&self) -> u64 {
         match self.rank() {
             Tier::Free | Tier::Starter => 0,
@@ -64,7 +66,7 @@ impl WorkspacePlan {
         self.rank() > Tier::Free
     }
 
-    /// The refusal with the words of this workspace's time: those of today, or older ones.
+    /// The refusal in the wording of this workspace: the current one, or an older one.
     fn worded(&self, names: [&'static str; 3]) -> Shape {
         let [current, old_400, old_402] = names;
         said(match self.wording {
@@ -74,11 +76,11 @@ impl WorkspacePlan {
         })
     }
 
-    /// Whether it may use voices of the library without a copy of its own.
+    /// Checks the use of voices of the library without a copy of its own.
     ///
     /// # Errors
     ///
-    /// A free workspace may not.
+    /// On the free plan.
     fn library(&self) -> Result<(), Refused> {
         if self.rank() > Tier::Free {
             return Ok(());
@@ -107,7 +109,7 @@ impl WorkspacePlan {
         Err(Refused { shape: said("model_access_denied"), facts: Box::new(facts) })
     }
 
-    /// Checks the number of characters against the bound of the model on this plan.
+    /// Checks the number of characters against the limit of the model on this plan.
     fn length(&self, model: Model, characters: u64) -> Result<(), Refused> {
         let bound = model.characters_max(self.rank() == Tier::Free);
         if characters <= bound {
@@ -123,7 +125,7 @@ impl WorkspacePlan {
 }
 
 impl Workspace {
-    /// Custom voices that are not professional ones.
+    /// Used slots: custom voices that are not professional ones.
     pub(super) fn voice_slots_used(&self) -> u64 {
         let count = |list: &[String]| u64::try_from(list.len()).unwrap_or(u64::MAX);
         count(&self.plan.voices).saturating_sub(count(&self.professional))
@@ -137,11 +139,11 @@ impl Workspace {
         Err(Refused { shape: said("voice_limit_reached"), facts: Box::new(facts) })
     }
 
-    /// Adds a clone of a few samples.
+    /// Adds an instant clone.
     ///
     /// # Errors
     ///
-    /// When the plan has none, or no slot is left.
+    /// When the plan has no clones, or no slot is left.
     pub(super) fn add_clone(&mut self, id: &str) -> Result<(), Refused> {
         if !self.plan.can_clone() {
             let names = ["cloning_not_allowed", "cloning_not_allowed_old", "cloning_not_allowed_402"];
@@ -154,7 +156,7 @@ impl Workspace {
     ///
     /// # Errors
     ///
-    /// When the plan has none, or no slot is left.
+    /// When the plan has no library, or no slot is left.
     pub(super) fn add_copy(&mut self, id: &str) -> Result<(), Refused> {
         self.plan.library()?;
         if self.plan.voices.iter().any(|own| own == id) {
@@ -174,7 +176,7 @@ impl Workspace {
     ///
     /// # Errors
     ///
-    /// When the plan has none, or no slot is left.
+    /// When the plan has no professional clones, or no slot is left.
     pub(super) fn add_professional(&mut self, id: &str) -> Result<(), Refused> {
         let bound = self.plan.professional_voices_max();
         if bound == 0 {
@@ -187,7 +189,7 @@ impl Workspace {
         Ok(())
     }
 
-    /// Removes a voice. False when there is none.
+    /// Removes a voice; false if there is none.
     pub(super) fn remove_voice(&mut self, id: &str) -> bool {
         let before = self.plan.voices.len();
         self.plan.voices.retain(|voice| voice != id);
@@ -201,7 +203,7 @@ impl Accounts {
     ///
     /// # Errors
     ///
-    /// When there is no such voice for it, or its plan does not have it.
+    /// When the voice does not exist in the workspace, or its plan does not include it.
     pub(super) fn voice(&self, key: usize, id: &str) -> Result<String, Refused> {
         let workspace = self.workspace(key).ok_or(Shape::InvalidKey)?;
         if let Some(name) = voice_name(id, &workspace.plan.voices) {
@@ -214,29 +216,29 @@ impl Accounts {
         Ok("Library voice".to_owned())
     }
 
-    /// Whether the plan of the key's workspace has a format.
+    /// Checks whether the plan of the key's workspace includes a format.
     ///
     /// # Errors
     ///
-    /// When it has not.
+    /// When it does not.
     pub(super) fn format(&self, key: usize, format: Format) -> Result<(), Refused> {
         self.workspace(key).ok_or(Shape::InvalidKey)?.plan.format(format)
     }
 
-    /// Whether it has a model.
+    /// Checks whether it includes a model.
     ///
     /// # Errors
     ///
-    /// When it has not.
+    /// When it does not.
     pub(super) fn model(&self, key: usize, model: Model) -> Result<(), Refused> {
         self.workspace(key).ok_or(Shape::InvalidKey)?.plan.model(model)
     }
 
-    /// Checks the number of characters against the bound of the model on this plan.
+    /// Checks the number of characters against the limit of the model on this plan.
     ///
     /// # Errors
     ///
-    /// When it may not.
+    /// When the text is too long.
     pub(super) fn length(&self, key: usize, model: Model, characters: u64) -> Result<(), Refused> {
         self.workspace(key).ok_or(Shape::InvalidKey)?.plan.length(model, characters)
     }

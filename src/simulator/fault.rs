@@ -1,4 +1,5 @@
-//! What a key can be told to do wrong, as values and as text. Which of it comes next is in `script`.
+//! The faults that a key can be scripted to have, as values and as text. Their order is kept in
+//! `script`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,77 +10,77 @@ use http::{HeaderName, HeaderValue};
 use super::encoding::{Encoding, UnknownEncoding};
 use super::shape::{Shape, UnknownShape};
 
-/// What happens to one request, or to one session on a socket.
+/// The fault of one request, or of one WebSocket session.
 ///
-/// On a socket, what concerns the body of an answer (`EarlyRefuse`, `Gzip`, `Encoded`, `Answer`,
-/// `HugeError`, `EndlessError`, `GarbledError`) takes the place of the handshake's 101; the others say what they
-/// do there. On a request that is no socket, `After` is as `Pass`.
+/// On a WebSocket, faults of the response body (`EarlyRefuse`, `Gzip`, `Encoded`, `Answer`,
+/// `HugeError`, `EndlessError`, `GarbledError`) replace the handshake's 101; the others describe
+/// their effect there. On a request that is no WebSocket handshake, `After` is the same as `Pass`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Nothing: the request is served as if no fault were set. A gap in a script.
+    /// None: the request is served as if no fault were set. A gap in a script.
     Pass,
-    /// Reads the whole request and refuses it. Nothing is charged. A socket is refused in the
-    /// session, in its own form: before its first message, or after the client's first.
+    /// Reads the whole request and refuses it. Nothing is charged. A WebSocket is refused in the
+    /// session, in its own format: before its first message, or after the client's first.
     Refuse(Shape),
-    /// Refuses as soon as the head is read. The body is drained afterwards.
+    /// Refuses as soon as the head was read. The body is drained afterwards.
     EarlyRefuse(Shape),
-    /// Refuses when that many bytes of the body have come. The rest is drained afterwards. On a
-    /// socket the bytes are those of the client's messages.
+    /// Refuses after that many bytes of the body. The rest is drained afterwards. On a WebSocket
+    /// the bytes are those of the client's messages.
     MidRefuse {
-        /// How many.
+        /// Bytes to read first.
         bytes: u64,
-        /// With what.
+        /// The refusal.
         shape: Shape,
     },
     /// As `Refuse`, with the body gzip-encoded.
     Gzip(Shape),
-    /// As `Refuse`, with the body encoded by each of those in turn.
+    /// As `Refuse`, with the body encoded by each of `encodings` in turn.
     Encoded {
-        /// As `Content-Encoding` names them.
+        /// The encodings, in the order of `Content-Encoding`.
         encodings: Vec<Encoding>,
-        /// With what.
+        /// The refusal.
         shape: Shape,
     },
-    /// Reads the whole request and answers exactly this, for what the catalogue does not have.
-    /// Nothing is charged, whatever the headers say.
+    /// Reads the whole request and sends exactly this response, for refusals that the catalogue
+    /// lacks. Nothing is charged, whatever the headers contain.
     Answer {
-        /// 200 to 599.
+        /// The status, 200 to 599.
         status: u16,
-        /// In place of those of the same name that every answer has; an empty value only leaves
-        /// them out. Without a `content-type` it follows the first character of the body.
+        /// Replace the common headers of the same name; an empty value removes the header. Without
+        /// a `content-type` it is derived from the first character of the body.
         headers: Vec<(String, String)>,
-        /// As it goes on the wire: with a `content-encoding` it is encoded already.
+        /// The raw body: with a `content-encoding` it is encoded already.
         body: Bytes,
     },
-    /// Reads the whole request, does nothing at all for that long, and then serves it: a client
-    /// that leaves meanwhile has not been charged. On a socket the handshake is done before.
+    /// Reads the whole request, waits that long, and then serves it: a client that disconnects
+    /// meanwhile is not charged. On a WebSocket the handshake comes first.
     Stall {
-        /// For how long.
+        /// The delay in milliseconds.
         ms: u64,
     },
-    /// Does the work and charges for it, and sends the head that much later: a client that leaves
-    /// meanwhile has been charged.
+    /// Executes and charges the request, and sends the head after a delay: a client that
+    /// disconnects meanwhile has been charged.
     SlowHead {
-        /// How much later.
+        /// The delay in milliseconds.
         ms: u64,
     },
-    /// Waits that long before each piece of the body, or message on a socket, but the first.
+    /// Waits before each piece of the body, or message on a WebSocket, except the first.
     SlowBody {
-        /// How long.
+        /// The delay in milliseconds.
         ms: u64,
     },
-    /// Answers as usual, and breaks the connection when that many bytes of the body have been
-    /// sent. The answer is chunked and its end never comes. On a socket the bytes are those after
-    /// the handshake, heads of frames included.
+    /// Serves as usual, and breaks the connection after that many bytes of the body. The response
+    /// is chunked and its end never comes. On a WebSocket the bytes are those after the handshake,
+    /// frame headers included.
     CutAfter {
-        /// How many.
+        /// Bytes to send first.
         bytes: u64,
     },
-    /// Reads the whole request and closes the connection without an answer.
+    /// Reads the whole request and closes the connection without a response.
     CloseBeforeHead,
-    /// Closes the connection as soon as the head is read.
+    /// Closes the connection as soon as the head was read.
     CloseUnread,
-    /// The bare 500 of a crash.
+    /// The 500 of a crash, without details.
     ServerError,
     /// A quota refusal whose body is larger than 64 KiB.
     HugeError,
@@ -87,38 +88,38 @@ pub enum Fault {
     EndlessError,
     /// A quota refusal that claims to be gzip and is not.
     GarbledError,
-    /// Lets a session go on until that many messages have been sent, and then turns on it.
+    /// Applies `turn` to a session after that many messages were sent.
     After {
-        /// How many; with 0 it is where `Refuse` would be told.
+        /// Messages to send first; 0 is the point at which `Refuse` is sent.
         messages: u64,
-        /// In which way.
+        /// The fault.
         turn: Turn,
     },
 }
 
-/// How a session on a socket takes a turn.
+/// The fault of a running WebSocket session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// It is refused, in the form of its socket.
+    /// The session is refused, in the format of its WebSocket.
     Refuse(Shape),
-    /// It is closed.
+    /// The session is closed.
     Close {
-        /// With this code.
+        /// The close code.
         code: u16,
-        /// And this reason.
+        /// The close reason.
         reason: String,
     },
-    /// The connection ends, without a close.
+    /// The connection ends without a close frame.
     Cut,
-    /// The connection is reset, without a close.
+    /// The connection is reset without a close frame.
     Reset,
-    /// Nothing more is said. What the client sends is still read.
+    /// Nothing more is sent. Messages of the client are still read.
     Stall,
-    /// That text is sent as a message, and the session goes on.
+    /// The text is sent as a message, and the session continues.
     Say(String),
-    /// That text is sent as a message, and the session is closed.
+    /// The text is sent as a message, and the session is closed.
     Last {
-        /// With this code.
+        /// The close code.
         code: u16,
         /// The text.
         text: String,
@@ -190,7 +191,7 @@ impl FromStr for Turn {
             }
             (_, Some(("close", text))) => {
                 let (code, reason) = text.split_once('/').unwrap_or((text, ""));
-                // A frame of control has 125 bytes, two of them for the code.
+                // A control frame has at most 125 bytes, two of them for the code.
                 match close_code(code).filter(|_| reason.len() <= 123) {
                     Some(code) => Ok(Turn::Close { code, reason: reason.to_owned() }),
                     None => Err(FaultError::Close(text.to_owned())),
@@ -201,7 +202,7 @@ impl FromStr for Turn {
     }
 }
 
-/// What may stand in a close that is sent (RFC 6455, 7.4).
+/// Parses a close code that may be sent (RFC 6455, 7.4).
 fn close_code(text: &str) -> Option<u16> {
     let sendable = |code: &u16| (1_000..5_000).contains(code) && ![1_004, 1_005, 1_006].contains(code);
     text.parse().ok().filter(sendable)
@@ -222,7 +223,7 @@ impl fmt::Display for Turn {
     }
 }
 
-/// Reads `402/BODY` or `402[NAME: VALUE][NAME: VALUE]/BODY`.
+/// Parses `402/BODY` or `402[NAME: VALUE][NAME: VALUE]/BODY`.
 fn read_answer(text: &str) -> Option<Fault> {
     let end = text.find(['[', '/']).unwrap_or(text.len());
     let status = text.get(..end)?.parse().ok().filter(|status| (200..600).contains(status))?;
@@ -245,7 +246,7 @@ fn count_of_bytes(text: &str) -> Result<u64, FaultError> {
     text.parse().map_err(|_| FaultError::Bytes(text.to_owned()))
 }
 
-/// `5s`, `250ms`, or a plain number of milliseconds.
+/// Parses `5s`, `250ms`, or a plain number of milliseconds.
 fn milliseconds(text: &str) -> Result<u64, FaultError> {
     let number = |digits: &str| digits.parse::<u64>().map_err(|_| FaultError::Duration(text.to_owned()));
     if let Some(digits) = text.strip_suffix("ms") {
@@ -299,24 +300,24 @@ pub enum FaultError {
         "{0}; other faults are pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge, endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL, encoded=ENCODING,ENCODING:REFUSAL and answer=STATUS[NAME: VALUE]/BODY, and on sockets after=MESSAGES:TURN, where a turn is a REFUSAL, close=CODE[/REASON], cut, reset, stall, say=TEXT or last=CODE/TEXT"
     )]
     Unknown(#[from] UnknownShape),
-    /// Not a time.
+    /// No valid duration.
     #[error("`{0}` is no time: write 5s, 250ms or a number of milliseconds")]
     Duration(String),
-    /// Not a count of bytes.
+    /// No valid number of bytes.
     #[error("`{0}` is no number of bytes")]
     Bytes(String),
-    /// Not a count of messages.
+    /// No valid number of messages.
     #[error("`{0}` is no number of messages")]
     Messages(String),
-    /// Not an encoding.
+    /// No known encoding.
     #[error(transparent)]
     Encoding(#[from] UnknownEncoding),
-    /// Not an answer.
+    /// No valid response.
     #[error(
         "`{0}` is no answer: write STATUS/BODY or STATUS[NAME: VALUE]/BODY, with 200 to 599 and as many headers as there are"
     )]
     Answer(String),
-    /// Not what a close can carry.
+    /// No valid content of a close frame.
     #[error("`{0}` is no close: write CODE or CODE/REASON, with 1000 to 4999 and at most 123 bytes")]
     Close(String),
 }

@@ -1,5 +1,5 @@
-//! What the provider hands out to be used instead of a key: single-use tokens, and for agents
-//! signed URLs and tokens of conversations. All belong to the key that asked for them.
+//! Credentials that the provider issues in place of a key: single-use tokens, and for agents signed
+//! URLs and conversation tokens. Each belongs to the key that requested it.
 
 use serde_json::json;
 
@@ -21,8 +21,8 @@ pub(super) fn token(job: Job<'_>, kind: &str) -> Result<Answer, Refused> {
     Ok(Answer::document(&json!({ "token": token })))
 }
 
-/// `GET /v1/convai/conversation/get-signed-url?agent_id=…`. The host is the provider's own (OpenAPI
-/// document), whoever asked: a client that uses it as it is goes there.
+/// `GET /v1/convai/conversation/get-signed-url?agent_id=…`. The host is always the provider's own
+/// (OpenAPI document): a client that uses the URL unchanged connects there.
 pub(super) fn signed_url(job: Job<'_>) -> Result<Answer, Refused> {
     let (agent, signature) = conversation(job, "cvsig")?;
     let url = format!(
@@ -43,7 +43,7 @@ fn conversation(job: Job<'_>, kind: &str) -> Result<(String, String), Refused> {
     let key = known(job.presented)?;
     let mut state = job.world.state();
     state.accounts.permit(key, "convai_write")?;
-    // Only an agent of the same workspace can be given away.
+    // A key can only grant access to agents of its own workspace.
     if state.accounts.agent_payer(&agent, Some(key))? != key {
         return Err(Refused::naming(Shape::AgentNotFound, agent));
     }

@@ -1,4 +1,4 @@
-//! What a workspace has made. The audio is not kept: it is the same again from the same text.
+//! The history of a workspace. The audio is not kept: it can be made again from the same text.
 
 use std::collections::VecDeque;
 
@@ -10,7 +10,7 @@ use super::sound::format::Format;
 #[derive(Debug)]
 pub(super) struct History(pub(super) VecDeque<HistoryItem>);
 
-/// Older items are forgotten, so that a long test costs bounded memory.
+/// Older items are dropped, so that a long test needs bounded memory.
 const ITEMS_MAX: usize = 200;
 
 #[derive(Clone, Debug)]
@@ -37,20 +37,20 @@ impl History {
         self.0.iter().find(|item| item.id == id)
     }
 
-    /// Whether one of them was made by that request.
+    /// Whether an item was made by that request.
     pub(super) fn has_request(&self, id: &str) -> bool {
         self.0.iter().any(|item| item.request_id == id)
     }
 
-    /// Whether there was such an item.
+    /// Removes an item; returns whether it existed.
     pub(super) fn delete(&mut self, id: &str) -> bool {
         let before = self.0.len();
         self.0.retain(|item| item.id != id);
         self.0.len() < before
     }
 
-    /// One page, `GetSpeechHistoryResponseModel` of the OpenAPI document. An item that is not
-    /// there any more starts from the beginning.
+    /// One page, `GetSpeechHistoryResponseModel` of the OpenAPI document. If the item `after` no
+    /// longer exists, the page is the first one.
     pub(super) fn page(&self, size: usize, after: Option<&str>) -> Value {
         let start = after.and_then(|id| self.0.iter().position(|item| item.id == id)).map_or(0, |at| at + 1);
         let items: Vec<_> = self.0.iter().skip(start).take(size).collect();

@@ -1,5 +1,5 @@
-//! What arrives: the head, looked through for what must not be there, and the body, counted and
-//! hashed as it streams and kept only as far as a bound.
+//! Receives requests: checks the head for forbidden content, and reads the body, which is counted
+//! and hashed as it streams and kept up to a limit.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -13,17 +13,17 @@ use sha2::{Digest, Sha256};
 use super::route::{decoded, query};
 use super::world::{Presented, World};
 
-/// JSON bodies beyond this are refused.
+/// Maximum bytes of a JSON body; larger ones are refused.
 pub(super) const JSON_BYTES_MAX: usize = 1_048_576;
-/// How long the rest of a body is read after an answer that did not wait for it.
+/// How long the rest of a body is read after an early response.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
 
-/// Headers that only a client of a proxy sends to the proxy.
+/// Headers in which clients send credentials to a proxy, which must not reach the provider.
 const CLIENT_HEADERS: [&str; 4] = ["authorization", "cookie", "proxy-authorization", "xi_api_key"];
-/// Names of a query under which clients present a credential.
+/// Query parameters in which clients send credentials.
 const CLIENT_QUERIES: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
 
-/// Which key a head presents.
+/// The key of a request head.
 pub(super) fn presented(parts: &Parts, world: &World) -> Presented {
     match parts.headers.get("xi-api-key") {
         None => Presented::Nothing,
@@ -31,7 +31,7 @@ pub(super) fn presented(parts: &Parts, world: &World) -> Presented {
     }
 }
 
-/// What in a head must not be there, each in words that name it and do not repeat its value.
+/// The forbidden content of a head, each described without its value.
 pub(super) fn violations(parts: &Parts, forbidden: &[String]) -> Vec<String> {
     let mut found = Vec::new();
     for name in CLIENT_HEADERS {
@@ -66,7 +66,7 @@ fn place_of(parts: &Parts, text: &str) -> Option<String> {
     }
     let holds = |bytes: &[u8]| bytes.windows(text.len()).any(|window| window == text.as_bytes());
     let header = parts.headers.iter().find(|(name, value)| {
-        // A header's name arrives in lower case, whatever was sent.
+        // HTTP libraries deliver header names in lower case.
         name.as_str().contains(&text.to_ascii_lowercase()) || holds(value.as_bytes())
     });
     header.map(|(name, _)| {
@@ -75,23 +75,23 @@ fn place_of(parts: &Parts, text: &str) -> Option<String> {
     })
 }
 
-/// SHA-256 of nothing, for a body of which nothing was read.
+/// SHA-256 of an empty body.
 pub(super) const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-/// A body that has been read.
+/// A received body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Intake {
     pub(super) bytes: u64,
     /// In hexadecimal digits.
     pub(super) sha256: String,
-    /// The body itself; `None` when it was larger than a JSON body may be.
+    /// The body itself; `None` if it exceeds the limit of JSON bodies.
     pub(super) kept: Option<Vec<u8>>,
-    /// Whether a part of a form is called `model_id`, the one that transcription requires.
+    /// Whether a form part is named `model_id`, which transcription requires.
     pub(super) names_model: bool,
 }
 
 impl Intake {
-    /// The text of a part of a form; nothing of a form that was too large to be kept.
+    /// The text of a form part; `None` if the form exceeded the limit.
     pub(super) fn part(&self, name: &str) -> Option<String> {
         let text = String::from_utf8_lossy(self.kept.as_deref()?);
         let (_, after) = text.split_once(&format!("name=\"{name}\""))?;
@@ -100,7 +100,7 @@ impl Intake {
         Some(value.to_owned())
     }
 
-    /// Whether a part of a form is called so; said of every form that was too large to be kept.
+    /// Whether the form has a part of this name; true for every form that exceeded the limit.
     pub(super) fn has_part(&self, name: &str) -> bool {
         let wanted = format!("name=\"{name}\"");
         let Some(kept) = &self.kept else { return true };
@@ -112,7 +112,7 @@ impl Intake {
 ///
 /// # Errors
 ///
-/// When the client breaks off.
+/// When the client disconnects.
 pub(super) async fn receive(mut body: Incoming) -> Result<Intake, hyper::Error> {
     let mut hash = Sha256::new();
     let mut bytes = 0_u64;
@@ -131,11 +131,11 @@ pub(super) async fn receive(mut body: Incoming) -> Result<Intake, hyper::Error> 
     Ok(Intake { bytes, sha256: hex(&hash.finalize()), kept, names_model: search.found })
 }
 
-/// Reads so many bytes of a body, or all of a shorter one, and forgets them.
+/// Reads and drops the next `bytes` bytes of a body, or all of a shorter one.
 ///
 /// # Errors
 ///
-/// When the client breaks off.
+/// When the client disconnects.
 pub(super) async fn skip(body: &mut Incoming, mut bytes: u64) -> Result<(), hyper::Error> {
     while bytes > 0 {
         let Some(frame) = body.frame().await else { break };
@@ -145,11 +145,11 @@ pub(super) async fn skip(body: &mut Incoming, mut bytes: u64) -> Result<(), hype
     Ok(())
 }
 
-/// Reads what is left and forgets it, so that a client that is still sending sees the answer it
-/// already has and not a reset.
+/// Reads and drops the rest of the body, so that a client that is still sending receives the
+/// response and no reset.
 pub(super) async fn drain(mut body: Incoming) {
     let rest = async { while let Some(Ok(_)) = body.frame().await {} };
-    // Past the bound the connection closes, as any server would close it.
+    // After the timeout the connection is closed, as by any server.
     let _ended = tokio::time::timeout(DRAIN_MAX, rest).await;
 }
 
@@ -161,7 +161,7 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Looks for the name of a form part across the edges of frames.
+/// Searches the name of a form part across the borders of frames.
 #[derive(Debug, Default)]
 struct Search {
     tail: Vec<u8>,

@@ -1,38 +1,38 @@
-//! What the simulator has seen and what it has charged, as a snapshot that tests assert on and
-//! that reads back from JSON in another process.
+//! A snapshot of the simulator's requests and charges, which tests assert on and which another
+//! process can parse from JSON.
 
 use serde::{Deserialize, Serialize};
 
-/// A snapshot. Everything counts from the start of the simulator.
+/// A snapshot. All counts begin at the start of the simulator.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
     /// In the order of the plan.
     pub keys: Vec<KeyEntry>,
-    /// Those of the plan, then those that only keys name.
+    /// The workspaces of the plan, then those named only by keys.
     pub workspaces: Vec<WorkspaceEntry>,
-    /// Over all requests, also those without a known key.
+    /// Sums over all requests, including those without a known key.
     pub totals: Totals,
-    /// What arrived and must not have, in words that do not repeat it. The oldest are kept.
+    /// Forbidden content that was received, described without its value. The oldest are kept.
     pub violations: Vec<String>,
     /// The last requests whose head was answered or whose connection broke, oldest first. A
-    /// session on a socket is in it from its handshake on, and changes until it ends.
+    /// WebSocket session is included from its handshake on, and changes until it ends.
     pub requests: Vec<RequestSummary>,
 }
 
-/// One key's part.
+/// The counts of one key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyEntry {
     /// The key as it was configured. A simulator's key is no secret, but it is not to be logged.
     pub key: String,
-    /// Whose credits it draws on.
+    /// The workspace whose credits it uses.
     pub workspace: String,
-    /// Requests that arrived with it.
+    /// Requests received with it.
     pub requests: u64,
-    /// Of those, how many were answered below 400.
+    /// Requests answered with a status below 400.
     pub served: u64,
-    /// How many were answered with 400 and above.
+    /// Requests answered with a status of 400 and above.
     pub refused: u64,
-    /// How many got no answer: the client left, or a fault closed the connection.
+    /// Requests without a response: the client disconnected, or a fault closed the connection.
     pub unanswered: u64,
     /// Credits charged to it.
     pub charged: u64,
@@ -40,25 +40,25 @@ pub struct KeyEntry {
     pub remaining: u64,
 }
 
-/// One workspace's part.
+/// The counts of one workspace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkspaceEntry {
     /// Its name, also its `workspace_id`.
     pub name: String,
     /// Credits of a period.
     pub limit: u64,
-    /// Credits of this period that are gone.
+    /// Used credits of this period.
     pub used: u64,
-    /// Work in flight at this moment.
+    /// Concurrent requests now.
     pub running: u32,
-    /// The most work that was ever in flight at once.
+    /// The maximum of concurrent requests so far.
     pub running_max: u32,
 }
 
-/// Sums over everything.
+/// Sums over all requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
-    /// Requests that arrived, without those to the simulator's own control paths.
+    /// Requests received, without those to the simulator's own control paths.
     pub requests: u64,
     /// Answered below 400.
     pub served: u64,
@@ -66,27 +66,28 @@ pub struct Totals {
     pub refused: u64,
     /// Without an answer.
     pub unanswered: u64,
-    /// Arrived, and neither answered nor broken yet.
+    /// Requests received that are neither answered nor broken yet.
     pub in_flight: u64,
     /// Credits charged.
     pub charged: u64,
-    /// Sockets whose session has not ended. Their handshakes are counted as served.
+    /// Open WebSocket sessions. Their handshakes are counted as served.
     #[serde(default)]
     pub sockets_open: u64,
-    /// Violations, also those beyond the list.
+    /// Violations, including those that are not in the list.
     pub violations: u64,
 }
 
-/// What is remembered of one request.
+/// The record of one request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestSummary {
     /// As sent.
     pub method: String,
-    /// Exactly as it arrived; `withheld` for a violation, where a credential may stand in it.
+    /// Exactly as received; `withheld` for a violation, which may contain a credential.
     pub path_and_query: String,
-    /// The key as it was configured, `unknown` for one that is not in the plan, nothing for none.
+    /// The key as it was configured, `unknown` for one that is not in the plan, `None` without a
+    /// key.
     pub key: Option<String>,
-    /// The status of the answer; nothing when there was none.
+    /// The status of the response; `None` without a response.
     pub status: Option<u16>,
     /// Bytes of the body that were read before the answer.
     pub body_bytes: u64,
@@ -96,54 +97,54 @@ pub struct RequestSummary {
     pub body_complete: bool,
     /// Credits charged for it.
     pub charged: u64,
-    /// What a socket was used for, if the status is 101.
+    /// The WebSocket session, if the status is 101.
     #[serde(default)]
     pub socket: Option<SocketSummary>,
 }
 
-/// What is remembered of a session on a socket.
+/// The record of a WebSocket session.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SocketSummary {
-    /// Whether it still goes on.
+    /// Whether the session is open.
     pub is_open: bool,
     /// The key whose workspace pays, as it was configured: the head's, that of the first message,
-    /// or the one that minted a token. Nothing before it was let in.
+    /// or the one that minted a token. `None` before the session was authorized.
     pub payer: Option<String>,
     /// The header `Origin`.
     pub origin: Option<String>,
-    /// The protocols that the client offered, in its order.
+    /// The subprotocols that the client offered, in its order.
     pub protocols: Vec<String>,
-    /// The one that was agreed on.
+    /// The selected subprotocol.
     pub protocol: Option<String>,
-    /// The extensions that the client offered, as they arrived. None is ever agreed on.
+    /// The extensions that the client offered. None is ever accepted.
     pub extensions: Option<String>,
-    /// Text messages that arrived.
+    /// Text messages received.
     pub text_messages: u64,
-    /// Binary messages that arrived.
+    /// Binary messages received.
     pub binary_messages: u64,
     /// Bytes of both.
     pub message_bytes: u64,
-    /// The first text messages as they arrived, up to a bound; `withheld` for one that carried a
+    /// The first text messages as received, up to a limit; `withheld` for one that contained a
     /// credential.
     pub messages: Vec<String>,
-    /// Messages that were sent, without closes and pongs.
+    /// Messages sent, without close and pong frames.
     pub messages_sent: u64,
-    /// The text that has become speech, one piece after the other, up to a bound.
+    /// The text that was converted to speech, in order, up to a limit.
     pub spoken: String,
-    /// The refusal that was told in the session, by its name in the catalogue.
+    /// The refusal that was sent in the session, by its name in the catalogue.
     pub refused: Option<String>,
-    /// The close that arrived.
+    /// The close frame received.
     pub close_received: Option<SocketClose>,
-    /// The close that was sent, also as the answer to one that arrived.
+    /// The close frame sent, also in reply to a received one.
     pub close_sent: Option<SocketClose>,
 }
 
-/// How a socket was closed.
+/// The content of a close frame.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SocketClose {
     /// The code; 1005 for a close without one.
     pub code: u16,
-    /// The reason, perhaps empty.
+    /// The reason, possibly empty.
     pub reason: String,
 }
 
@@ -160,7 +161,7 @@ impl Ledger {
         self.workspaces.iter().find(|entry| entry.name == name)
     }
 
-    /// The remembered requests whose path begins with `path`.
+    /// The recorded requests whose path begins with `path`.
     pub fn requests_to<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a RequestSummary> {
         self.requests.iter().filter(move |request| request.path_and_query.starts_with(path))
     }

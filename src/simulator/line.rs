@@ -1,5 +1,5 @@
-//! The connection under an answer. It tells when everything that was written has been handed to
-//! the system, which is the moment from which a deliberate break cannot lose earlier bytes.
+//! The connection below HTTP. It reports when everything written has been handed to the system:
+//! from then on a deliberate break cannot lose earlier bytes.
 
 use std::io;
 use std::pin::Pin;
@@ -17,7 +17,7 @@ pub(super) struct Line {
     flushes: watch::Sender<()>,
 }
 
-/// Hears of the flushes of a [`Line`].
+/// Receives the flushes of a [`Line`].
 #[derive(Clone, Debug)]
 pub(super) struct Flushes(watch::Receiver<()>);
 
@@ -27,7 +27,7 @@ impl Line {
         (Self { io: TokioIo::new(stream), flushes }, Flushes(receiver))
     }
 
-    /// The socket itself, for what goes on after HTTP.
+    /// The TCP stream, for the protocol after HTTP.
     pub(super) fn into_stream(self) -> TcpStream {
         self.io.into_inner()
     }
@@ -37,7 +37,7 @@ impl Flushes {
     /// The next flush after the first poll of this future, or the end of the connection.
     pub(super) async fn next(mut self) {
         self.0.mark_unchanged();
-        // An error says that the connection is gone: then nothing will be flushed any more.
+        // An error means that the connection is closed: no flush follows.
         let _gone = self.0.changed().await;
     }
 }
@@ -57,7 +57,7 @@ impl Write for Line {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
-    /// hyper asks for this after it has written all it had.
+    /// hyper calls this after it has written all its data.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.io).poll_flush(cx);
         if flushed.is_ready() {

@@ -1,9 +1,9 @@
-//! An offline ElevenLabs: quotas that run out, workspaces, every known way to say no, valid audio,
-//! faults on request, and a ledger of what arrived and what it cost. `keychoir simulate` and
-//! `keychoir demo` are made of it, and it is the upstream of the tests.
+//! An offline ElevenLabs: quotas that run out, workspaces, every known refusal, valid audio, faults
+//! on request, and a ledger of requests and charges. `keychoir simulate` and `keychoir demo` use
+//! it, and it is the upstream of the tests.
 //!
-//! It knows nothing of the proxy, and is strict with it: a client's credential that arrives here
-//! is a violation and not an ordinary mistake. Read `service` first, then `shape`.
+//! It does not depend on the proxy, and is strict with it: a client's credential that is received
+//! here is a violation and not an ordinary mistake. Read `service` first, then `shape`.
 
 mod plan;
 
@@ -71,9 +71,9 @@ use self::script::Script;
 use self::service::Service;
 use self::world::{Whose, World};
 
-/// How long a client may take to send a head.
+/// Timeout for a request head.
 const HEAD_MAX: Duration = Duration::from_secs(30);
-/// How long to wait when the system has no descriptor left for another connection.
+/// Delay after an accept that failed for lack of file descriptors.
 const ACCEPT_REST: Duration = Duration::from_millis(20);
 
 /// A running simulator. It serves until it is stopped or dropped.
@@ -82,7 +82,7 @@ pub struct Simulator {
     address: SocketAddr,
     world: World,
     tasks: Tasks,
-    /// Dropped with the simulator; every connection ends when it is gone.
+    /// Dropped with the simulator, which ends every connection.
     alive: watch::Sender<()>,
 }
 
@@ -103,30 +103,30 @@ impl Simulator {
         Ok(simulator)
     }
 
-    /// Where it listens.
+    /// The address of the listener.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// `http://127.0.0.1:PORT`, what stands in the place of the provider's host.
+    /// `http://127.0.0.1:PORT`, in place of the provider's base URL.
     #[must_use]
     pub fn base_url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// What has happened so far. A request is in it before its answer is sent.
+    /// The requests and charges so far. A request is included before its response is sent.
     #[must_use]
     pub fn ledger(&self) -> Ledger {
         self.world.ledger()
     }
 
-    /// Waits until the ledger fulfils `condition`, so that a test need not sleep. The caller
-    /// bounds the wait.
+    /// Waits until the ledger fulfils `condition`, so that a test need not sleep. The caller bounds
+    /// the wait.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future stops the waiting and nothing else.
+    /// Dropping the future only stops the wait.
     pub async fn until(&self, mut condition: impl FnMut(&Ledger) -> bool) -> Ledger {
         let mut changes = self.world.changes();
         loop {
@@ -135,13 +135,13 @@ impl Simulator {
             if condition(&ledger) {
                 return ledger;
             }
-            // The world outlives this future and with it the sender: there is no error.
+            // The sender lives as long as `self`, so this cannot fail.
             let _changed = changes.changed().await;
         }
     }
 
-    /// Each of the next requests with that key takes the next of `faults`, after those that are
-    /// already waiting. A key that is not in the plan is a violation, so that a slip is not silent.
+    /// Appends `faults` to the queue of a key; each of its next requests takes one. A key that is
+    /// not in the plan is a violation, so that a typing mistake is not silent.
     pub fn script(&self, key: &str, faults: Vec<Fault>) {
         self.change(Whose::Key(key), |script| script.add(None, faults));
     }
@@ -151,22 +151,22 @@ impl Simulator {
         self.change(Whose::Key(key), |script| script.add(Some(route), faults));
     }
 
-    /// Every request with that key meets `fault`, when nothing is scripted, until this is called
-    /// with `None`. A key that is not in the plan is a violation.
+    /// Sets the fault of every request with that key whose queue of faults is empty, until this is
+    /// called with `None`. A key that is not in the plan is a violation.
     pub fn always(&self, key: &str, fault: Option<Fault>) {
         self.change(Whose::Key(key), |script| script.set(None, fault));
     }
 
-    /// Every request with that key meets `fault` on a route, until this is called with `None`.
+    /// Sets the fault of every request with that key on a route, until this is called with `None`.
     /// `route` is the beginning of a path, such as `/v1/dubbing`, or a method with one, such as
-    /// `POST /v1/voices`. A fault of a route goes before those of the key; the key's requests on
-    /// other routes do not meet it. [`Fault::Pass`] serves the route in spite of the others.
+    /// `POST /v1/voices`. A fault of a route takes precedence over those of the key; requests on
+    /// other routes are not affected. [`Fault::Pass`] serves the route in spite of the others.
     pub fn always_on(&self, key: &str, route: &str, fault: Option<Fault>) {
         self.change(Whose::Key(key), |script| script.set(Some(route), fault));
     }
 
-    /// The same for every request, whatever its key, also without one. What a key meets on a route
-    /// of its own goes before it.
+    /// The same for every request, with any key or without one. A fault of a key on the same route
+    /// takes precedence.
     pub fn for_everybody_on(&self, route: &str, fault: Option<Fault>) {
         self.change(Whose::EveryKey, |script| script.set(Some(route), fault));
     }
@@ -177,7 +177,8 @@ impl Simulator {
         }
     }
 
-    /// Ends every connection at once, also in the middle of an answer, and waits until they are gone.
+    /// Closes every connection at once, also in the middle of a response, and waits until they are
+    /// closed.
     pub async fn stop(self) {
         let Self { address: _, world: _, tasks, alive } = self;
         drop(alive);
@@ -196,7 +197,7 @@ async fn accept(listener: TcpListener, world: World, tasks: Tasks, gone: watch::
     }
 }
 
-/// Runs `future` to its end or to the end of the simulator.
+/// Runs `future` until it completes or the simulator ends.
 fn spawn_until(
     mut gone: watch::Receiver<()>,
     tasks: &Tasks,
@@ -205,14 +206,14 @@ fn spawn_until(
     tasks.spawn(async move {
         tokio::select! {
             () = future => {}
-            // Nothing is ever sent: this is the sender's end.
+            // Nothing is ever sent: this is the drop of the sender.
             _ = gone.changed() => {}
         }
     });
 }
 
 async fn serve(stream: TcpStream, world: World, tasks: Tasks, gone: watch::Receiver<()>) {
-    // Small chunks are the point of a stream; where the option is unknown they only come later.
+    // Streaming needs small chunks; without the option they are only delayed.
     let _set = stream.set_nodelay(true);
     let (line, flushes) = Line::new(stream);
     let service = Service { world, tasks, flushes, gone };
@@ -221,6 +222,7 @@ async fn serve(stream: TcpStream, world: World, tasks: Tasks, gone: watch::Recei
         .header_read_timeout(HEAD_MAX)
         .serve_connection(line, service_fn(move |request| service.clone().answer(request)))
         .with_upgrades();
-    // An error is a client that left or a fault that closed the connection: the ledger has both.
+    // An error is a client that disconnected or a fault that closed the connection: the ledger
+    // records both.
     let _ended = connection.await;
 }

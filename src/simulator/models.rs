@@ -1,5 +1,5 @@
-//! The models and the voices that everyone has, and the documents that list them. Identifiers are
-//! the provider's, so that examples from its documentation run unchanged.
+//! The models and the public voices, and the documents that list them. Identifiers are the
+//! provider's, so that examples from its documentation run unchanged.
 
 use serde_json::{Value, json};
 
@@ -8,16 +8,16 @@ use serde_json::{Value, json};
 pub(super) struct Model {
     pub(super) id: &'static str,
     name: &'static str,
-    /// Thousandths of a credit for a character: `character_cost_multiplier`.
+    /// Thousandths of a credit per character: `character_cost_multiplier`.
     pub(super) credits_per_mille: u64,
-    /// Characters of one request on a paid plan.
+    /// Maximum characters of a request on a paid plan.
     characters_max: u64,
-    /// The same on the free plan.
+    /// Maximum characters of a request on the free plan.
     characters_max_free: u64,
 }
 
-/// Rates as the model list of 2026 gives them, bounds as the documentation does. The older Turbo
-/// names are aliases of Flash.
+/// Rates of the model list of 2026, limits of the documentation. The older Turbo names are aliases
+/// of Flash.
 const MODELS: [Model; 8] = [
     model("eleven_multilingual_v2", "Eleven Multilingual v2", 1_000, 10_000),
     model("eleven_v3", "Eleven v3", 1_000, 5_000),
@@ -39,12 +39,12 @@ impl Model {
         MODELS.into_iter().find(|model| model.id == id)
     }
 
-    /// The credits of so many characters, rounded up.
+    /// The credits for a number of characters, rounded up.
     pub(super) fn cost(self, characters: u64) -> u64 {
         characters.saturating_mul(self.credits_per_mille).div_ceil(1_000)
     }
 
-    /// The longest text on a plan.
+    /// Maximum characters of a text on a plan.
     pub(super) fn characters_max(self, is_free: bool) -> u64 {
         if is_free { self.characters_max_free } else { self.characters_max }
     }
@@ -76,12 +76,12 @@ impl Model {
     }
 }
 
-/// The list of models: an array, not an object. Those that a workspace may not use are in it, too.
+/// The list of models: an array, not an object. It includes models that a workspace may not use.
 pub(super) fn models(denied: &[String]) -> Value {
     MODELS.iter().map(|model| model.document(denied)).collect()
 }
 
-/// One of them, for what is to have a voice and names none.
+/// The voice of operations that need one and do not name it.
 pub(super) const DEFAULT_VOICE: &str = PREMADE[0].0;
 
 /// Voices of every account.
@@ -91,24 +91,24 @@ const PREMADE: [(&str, &str); 3] = [
     ("EXAVITQu4vr4xnSDxMaL", "Sarah"),
 ];
 
-/// The name of a voice that a workspace with those own voices can use.
+/// The name of a voice that a workspace with the voices `own` can use.
 pub(super) fn voice_name(id: &str, own: &[String]) -> Option<String> {
     let premade = PREMADE.iter().find(|(known, _)| *known == id).map(|(_, name)| (*name).to_owned());
     premade.or_else(|| own.iter().any(|voice| voice == id).then(|| "Own voice".to_owned()))
 }
 
-/// Every voice that a workspace with those own voices can use.
+/// Every voice that a workspace with the voices `own` can use.
 pub(super) fn voices(own: &[String]) -> Vec<Value> {
     let premade = PREMADE.iter().map(|(id, name)| voice(id, name, "premade"));
     premade.chain(own.iter().map(|id| voice(id, "Own voice", "cloned"))).collect()
 }
 
-/// One of them.
+/// The document of one voice.
 pub(super) fn voice_document(id: &str, own: &[String]) -> Option<Value> {
     voices(own).into_iter().find(|voice| voice["voice_id"] == id)
 }
 
-/// `GetLibraryVoicesResponseModel` of the OpenAPI document, with all there are.
+/// `GetLibraryVoicesResponseModel` of the OpenAPI document, with all voices of the library.
 pub(super) fn library(ids: &[String]) -> Value {
     let voices = ids.iter().map(|id| {
         json!({

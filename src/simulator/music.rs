@@ -1,4 +1,4 @@
-//! Music: how long it is, what describes it, and the two parts in which it comes with that.
+//! Music responses: the length, the description, and the multipart response with both.
 
 use serde_json::{Map, Value, json};
 
@@ -9,19 +9,19 @@ use super::sound::Sound;
 use super::sound::format::Format;
 use super::work::{Job, string};
 
-/// The shortest and the longest music, and how long it is when nothing is said (OpenAPI document,
-/// where `music_length_ms` is 3 to 600 seconds).
+/// The minimum and maximum length, and the default (OpenAPI document, where `music_length_ms` is 3
+/// to 600 seconds).
 const MUSIC_MS: std::ops::RangeInclusive<u64> = 3_000..=600_000;
 const MUSIC_MS_USUAL: u64 = 10_000;
 
-/// Music says which it is and not what it has cost (captured, October 2026).
+/// A music response names the song and not its cost (captured, October 2026).
 pub(super) fn song(mut answer: Answer, cost: u64) -> Answer {
     set(&mut answer.headers, "song-id", &trace_id());
     answer.charged = cost;
     answer
 }
 
-/// The body, if it has one of those members.
+/// The body, if it has one of `members`.
 pub(super) fn body_of(job: Job<'_>, members: &[&'static str]) -> Result<Map<String, Value>, Refused> {
     let body = job.object()?;
     string(&body, "prompt")?;
@@ -52,10 +52,10 @@ pub(super) fn plan_of(body: &Map<String, Value>) -> Value {
     })
 }
 
-/// What stands between the parts.
+/// The boundary of the parts.
 pub(super) const BOUNDARY: &str = "simulated-song";
 
-/// A part of JSON and one of audio.
+/// The multipart body: a JSON part and an audio part.
 pub(super) fn detailed(body: &Map<String, Value>, sound: Sound, format: Format) -> AnswerBody {
     let metadata = json!({
         "composition_plan": plan_of(body),

@@ -1,5 +1,6 @@
-//! What is to be simulated: workspaces with credits, keys that draw on them, and texts that must
-//! never arrive. Plain data that tests and commands write down; [`super::accounts`] makes it move.
+//! The description of a simulation: workspaces with credits, keys that use them, and texts that
+//! must not be received. Plain data from tests and commands; [`super::accounts`] keeps the changing
+//! state.
 
 use std::time::Duration;
 
@@ -8,28 +9,29 @@ use crate::secret::{ApiKey, UnusableKey};
 
 use super::fault::Fault;
 
-/// A voice of the library that a plan has unless it names others.
+/// The voice of the library in plans that name no others.
 const LIBRARY_VOICE: &str = "HuLbOdhRlvQQN8oPP0AJ";
-/// Where the provider's answers come from unless a plan says otherwise (captured, 2026).
+/// The default region of the responses (captured, 2026).
 pub(super) const REGION: &str = "us-central1";
 
-/// Everything the simulator knows when it starts.
+/// The configuration of a simulator.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Workspaces that are more than their credits. One that only keys name need not be here.
+    /// Workspaces with more properties than credits. A workspace named only by keys may be left
+    /// out.
     pub workspaces: Vec<WorkspacePlan>,
     /// The keys, in the order of the ledger.
     pub keys: Vec<KeyPlan>,
-    /// Texts that must not arrive anywhere in a request's head or in a message on a socket: the
-    /// credentials of the clients of the proxy under test. One that does is a violation.
+    /// Texts that must not occur in a request's head or in a WebSocket message: the credentials
+    /// of the clients of the proxy under test. One that does is a violation.
     pub forbidden: Vec<String>,
-    /// How long a second of a socket's `inactivity_timeout` is; tests make it short.
+    /// The length of a second of a WebSocket's `inactivity_timeout`; tests make it short.
     pub socket_second: Duration,
-    /// Voices of the library, which every workspace may use whose plan has it.
+    /// Voices of the library, which every workspace may use whose plan includes it.
     pub library: Vec<String>,
-    /// Keys that are good at the host of another region and are refused here with `wrong_host`.
+    /// Keys that are valid at the host of another region and are refused here with `wrong_host`.
     pub elsewhere: Vec<String>,
-    /// The `x-region` of the answers.
+    /// The `x-region` of the responses.
     pub region: String,
 }
 
@@ -40,38 +42,38 @@ pub struct WorkspacePlan {
     pub name: String,
     /// Credits of a period.
     pub credits: u64,
-    /// Credits of the current period that are gone already.
+    /// Used credits of the current period.
     pub used: u64,
-    /// The plan's name, such as `free` or `creator`. On it depend the length of a text, the voices of
-    /// the library, formats, clones and their slots.
+    /// The plan's name, such as `free` or `creator`. It decides on the length of a text, the voices
+    /// of the library, formats, clones and their slots.
     pub tier: String,
-    /// The words in which something that the plan lacks is refused.
+    /// The wording in which features that the plan lacks are refused.
     pub wording: PlanWording,
     /// Models that it may not use.
     pub denied_models: Vec<String>,
-    /// Custom voices that it may have, professional ones aside; `None` is as its plan has it.
+    /// Maximum custom voices without professional ones; `None` for the limit of its plan.
     pub voice_limit: Option<u64>,
-    /// How the subscription shows the credits.
+    /// How the subscription reports the credits.
     pub shown_limit: ShownLimit,
-    /// How the bill stands.
+    /// The state of the bill.
     pub billing: Billing,
-    /// When the credits come back; `None` is the first of next month.
+    /// When the credits are reset; `None` for the first of next month.
     pub reset: Option<UnixMs>,
-    /// The length of a period after that; `None` is until the first of the month.
+    /// The length of a period after that; `None` for until the first of the month.
     pub period: Option<Duration>,
-    /// Requests that may run at once; `None` is any number.
+    /// Maximum concurrent requests; `None` for no limit.
     pub concurrency_max: Option<u32>,
-    /// Whether a caller of an agent waits in a queue while the limit is reached, and gets
+    /// Whether a caller of an agent waits in a queue while the limit is reached, and receives
     /// `queue_status` events, instead of a refusal.
     pub queues_callers: bool,
-    /// Voices of its own, beside those that everyone has.
+    /// Voices of its own, beside the public ones.
     pub voices: Vec<String>,
-    /// Its agents. One that no workspace has is public and belongs to whoever calls it; without a
-    /// key, to the first key of the plan.
+    /// Its agents. An agent of no workspace is public and belongs to its caller; without a key, to
+    /// the first key of the plan.
     pub agents: Vec<AgentPlan>,
 }
 
-/// The words in which something that a plan lacks is refused, of which the provider has had several.
+/// The wordings in which the provider has refused features that a plan lacks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PlanWording {
     /// 402 `paid_plan_required`, and 400 `can_not_use_instant_voice_cloning`.
@@ -83,14 +85,14 @@ pub enum PlanWording {
     Old402,
 }
 
-/// How `GET /v1/user/subscription` shows the credits.
+/// How `GET /v1/user/subscription` reports the credits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ShownLimit {
-    /// Those of the period.
+    /// The credits of the period.
     #[default]
     Credits,
-    /// `character_limit` is 0, whatever is left: pay as you go. There is no reset, and the
-    /// document has no date of one.
+    /// `character_limit` is 0, whatever is left: pay as you go. There is no reset, and the document
+    /// has no reset date.
     Zero,
     /// There is no `character_limit`; the rest is the same.
     Absent,
@@ -101,17 +103,17 @@ pub enum ShownLimit {
 pub struct AgentPlan {
     /// Its `agent_id`.
     pub id: String,
-    /// Whether anyone may talk to it, also without a key and at its workspace's expense.
+    /// Whether it may be called without a key, at its workspace's expense.
     pub is_public: bool,
 }
 
-/// How the bill stands.
+/// The state of the bill.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Billing {
     /// Paid.
     #[default]
     Active,
-    /// The last invoice is unpaid: reading works, working does not.
+    /// The last invoice is unpaid: reading is allowed, other operations are not.
     PastDue,
     /// A free account that the abuse detection has closed.
     FreeDisabled,
@@ -120,28 +122,28 @@ pub enum Billing {
 /// A key.
 #[derive(Clone, Debug, Default)]
 pub struct KeyPlan {
-    /// The key itself, what is sent as `xi-api-key`.
+    /// The key itself, which is sent as `xi-api-key`.
     pub key: String,
-    /// What it is called in the settings of the workspace, and in the refusal of its cap. `None`
-    /// is `key 1` and so on, so that no answer repeats a key.
+    /// Its name in the settings of the workspace, and in the refusal of its cap. `None` is `key 1`
+    /// and so on, so that no response contains a key.
     pub name: Option<String>,
-    /// Credits of its workspace, when the key is alone in one or the first to name it.
+    /// Credits of its workspace, if the key is alone in one or the first to name it.
     pub credits: u64,
-    /// The workspace it shares with others; `None` is one of its own.
+    /// The workspace that it shares with others; `None` for one of its own.
     pub workspace: Option<String>,
-    /// The plan of its workspace, when the key is alone in one or the first to name it; `None` is the
-    /// usual one.
+    /// The plan of its workspace, if the key is alone in one or the first to name it; `None` for
+    /// the default.
     pub tier: Option<String>,
-    /// Its own bound on credits per period.
+    /// Its own limit of credits per period.
     pub cap: Option<u64>,
-    /// What it may do, by the provider's names of permissions; `None` is everything.
+    /// Its permissions, by the provider's names; `None` for all.
     pub permissions: Option<Vec<String>>,
-    /// What its first requests meet, one by one.
+    /// The faults of its first requests, in order.
     pub faults: Vec<Fault>,
 }
 
 impl Default for Plan {
-    /// Three demo keys with few credits, long enough to be shown as a real key would be.
+    /// Three demo keys with few credits, long enough to be shown like real keys.
     fn default() -> Self {
         Self::of([
             ("sk_demo_soprano_0123456789abcdef0123456789abcdef0001", 500),
@@ -200,18 +202,18 @@ impl Plan {
         self
     }
 
-    /// The same plan, where `text` must never arrive in a head.
+    /// The same plan, with `text` forbidden in requests.
     #[must_use]
     pub fn forbidding(mut self, text: &str) -> Self {
         self.forbidden.push(text.to_owned());
         self
     }
 
-    /// Looks for contradictions between the parts.
+    /// Checks the plan for contradictions.
     ///
     /// # Errors
     ///
-    /// The first one.
+    /// The first contradiction.
     pub fn check(&self) -> Result<(), PlanError> {
         for (index, workspace) in self.workspaces.iter().enumerate() {
             if self.workspaces[..index].iter().any(|earlier| earlier.name == workspace.name) {
@@ -280,7 +282,8 @@ impl WorkspacePlan {
         Self { tier: tier.to_owned(), ..Self::new(name, credits) }
     }
 
-    /// A workspace that pays as it goes: it has that many credits, and its subscription does not say so.
+    /// A pay-as-you-go workspace: it has that many credits, and its subscription does not report
+    /// them.
     #[must_use]
     pub fn pay_as_you_go(name: &str, credits: u64, shown_limit: ShownLimit) -> Self {
         Self { shown_limit, ..Self::of_tier(name, credits, "payg") }
@@ -330,57 +333,57 @@ fn count(what: &'static str, text: &str) -> Result<u64, PlanError> {
     digits.parse().map_err(|_| PlanError::NotACount { what, text: text.to_owned() })
 }
 
-/// Why a plan cannot be simulated. Says nothing of a key's value.
+/// Why a plan is invalid. Does not contain the value of a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
-    /// There is no `=`.
+    /// The text has no `=`.
     #[error("a key is written KEY=CREDITS[@WORKSPACE][:cap=N][:tier=NAME], for example sk_demo_one=500")]
     NoCredits,
-    /// Not a number.
+    /// A value is no number.
     #[error("{what} must be a whole number, not `{text}`")]
     NotACount {
-        /// Which of the numbers.
+        /// The name of the number.
         what: &'static str,
-        /// What stands there.
+        /// The text in its place.
         text: String,
     },
-    /// `@` with nothing behind it.
+    /// No name follows the `@`.
     #[error("a workspace's name follows the `@`, for example sk_demo_one=500@choir")]
     EmptyWorkspace,
-    /// Something behind `:` that is not known.
+    /// An unknown option follows a `:`.
     #[error("`{0}` is no option of a key; there are cap=N and tier=NAME")]
     UnknownOption(String),
-    /// A key that no header can carry.
+    /// A key that is invalid in a header.
     #[error("key {position}: {source}")]
     Key {
-        /// Its place in the plan, from 1.
+        /// Its position in the plan, from 1.
         position: usize,
-        /// What is wrong with it.
+        /// Why it is invalid.
         source: UnusableKey,
     },
-    /// The same key again.
+    /// A duplicate key.
     #[error("key {position} is the same as an earlier one")]
     KeyTwice {
-        /// Its place in the plan, from 1.
+        /// Its position in the plan, from 1.
         position: usize,
     },
     /// A key that is also one of another region.
     #[error("key {position} is also one of another region")]
     KeyElsewhere {
-        /// Its place in the plan, from 1.
+        /// Its position in the plan, from 1.
         position: usize,
     },
-    /// The same workspace again.
+    /// A duplicate workspace.
     #[error("the workspace `{0}` is described twice")]
     WorkspaceTwice(String),
     /// Two keys of a workspace that is not described give it different credits.
     #[error("workspace `{workspace}` cannot have {first} and {second} credits: its keys must agree")]
     CreditsDiffer {
-        /// Which.
+        /// The name of the workspace.
         workspace: String,
-        /// What the first key says.
+        /// The credits that the first key names.
         first: u64,
-        /// What a later key says.
+        /// The credits that a later key names.
         second: u64,
     },
 }

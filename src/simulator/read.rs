@@ -1,4 +1,4 @@
-//! What is free: reading the account, models, voices and the history, and making voices.
+//! Free operations: reading the account, models, voices and the history, and creating voices.
 
 use serde_json::json;
 
@@ -14,7 +14,7 @@ use super::world::Presented;
 
 /// Items of a page of the history when the query does not say (OpenAPI document).
 const PAGE_ITEMS: usize = 100;
-/// The most it may say.
+/// The maximum of that parameter.
 const PAGE_ITEMS_MAX: usize = 1_000;
 
 /// Answers a route that reads. Reading works in a workspace whose bill is unpaid.
@@ -121,8 +121,9 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
     })
 }
 
-/// Without a key the provider is silently wrong in two places (captured answers of September
-/// 2026): the voices are those of everyone, and the models belong to a workspace that is not there.
+/// Without a key the provider responds wrongly in two places, instead of refusing with 401 (captured
+/// answers of September 2026): the list of voices contains the public ones, and the list of models is
+/// refused with a 404 about a missing workspace.
 fn anonymous(route: &Route) -> Result<Answer, Refused> {
     match route {
         Route::Voices => Ok(Answer::document(&json!({ "voices": models::voices(&[]) }))),
@@ -164,7 +165,7 @@ fn new_voice() -> String {
     id.get(id.len() - 20..).unwrap_or(&id).to_owned()
 }
 
-/// `GetVoicesV2ResponseModel` of the OpenAPI document. A page's token is of one workspace only.
+/// `GetVoicesV2ResponseModel` of the OpenAPI document. A page token is valid in one workspace only.
 fn voices_v2(own: &[String], workspace: &str, text: &str) -> Result<serde_json::Value, Refused> {
     let voices = models::voices(own);
     let size = asked(text, "page_size").and_then(|size| size.parse().ok()).unwrap_or(PAGE_ITEMS).max(1);

@@ -1,11 +1,11 @@
-//! Which operation a method and a path mean, what permission it needs, and the query read apart.
+//! Maps a method and a path to an operation and its permission, and parses the query.
 
 use http::Method;
 
 use super::crafts::Craft;
 use super::shape::Shape;
 
-/// An operation of the provider that the simulator has.
+/// A simulated operation of the provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Route {
     User,
@@ -16,7 +16,7 @@ pub(super) enum Route {
     Voice(String),
     VoiceAddition,
     ProfessionalVoiceAddition,
-    /// A copy of a voice of the library.
+    /// Adds a copy of a voice of the library.
     LibraryVoiceAddition(String),
     Library,
     VoiceDeletion(String),
@@ -35,13 +35,13 @@ pub(super) enum Route {
     SignedUrl,
     ConversationToken,
     Conversation(String),
-    /// Of the table of crafts, with the identifiers of its path.
+    /// An operation of the table in `crafts`, with the identifiers of its path.
     Craft(&'static Craft, Vec<String>),
-    /// Not the provider's: tells what arrived.
+    /// Not the provider's: returns the received request.
     Echo,
 }
 
-/// How audio comes back.
+/// The format in which audio is returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     /// The bytes, with a length.
@@ -55,11 +55,11 @@ pub(super) enum Form {
 }
 
 impl Route {
-    /// Reads a method and a path as it arrived, without the query.
+    /// Parses a method and the raw path without the query.
     ///
     /// # Errors
     ///
-    /// The provider's 404 for a path it does not have, its 405 for a method the path does not have.
+    /// The provider's 404 for an unknown path, and its 405 for a wrong method.
     pub(super) fn of(method: &Method, path: &str) -> Result<Self, Shape> {
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         let id = |text: &str| text.to_owned();
@@ -82,7 +82,8 @@ impl Route {
                 let form = Form::of(form).ok_or(Shape::NotFound)?;
                 ("POST", Route::Speech { voice: id(voice), form })
             }
-            // Its forms with timestamps also name the voice of each segment; they are not simulated.
+            // The variants with timestamps, which also name the voice of each segment, are not
+            // simulated.
             ["v1", "text-to-dialogue"] => ("POST", Route::Dialogue(Form::Whole)),
             ["v1", "text-to-dialogue", "stream"] => ("POST", Route::Dialogue(Form::Stream)),
             ["v1", "speech-to-text"] => ("POST", Route::Transcription),
@@ -104,7 +105,7 @@ impl Route {
         if method.as_str() == allowed { Ok(route) } else { Err(Shape::MethodNotAllowed(allowed)) }
     }
 
-    /// What a key must be allowed, by the provider's names of permissions.
+    /// The required permission, by the provider's name.
     pub(super) fn permission(&self) -> Option<&'static str> {
         match self {
             Route::User | Route::Subscription => Some("user_read"),
@@ -125,7 +126,7 @@ impl Route {
             Route::SignedUrl | Route::ConversationToken => Some("convai_write"),
             Route::Conversation(_) => Some("convai_read"),
             Route::Craft(craft, _) => Some(craft.permission),
-            // What the token opens asks for its own permission.
+            // The operation that the token is for requires its own permission.
             Route::SingleUseToken(_) | Route::Echo => None,
         }
     }
@@ -151,7 +152,7 @@ pub(super) fn query(text: &str) -> impl Iterator<Item = (String, String)> {
     })
 }
 
-/// Percent signs and plus signs read. What is no valid escape stays as it is.
+/// Decodes percent signs and plus signs. An invalid escape stays unchanged.
 pub(super) fn decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

@@ -1,5 +1,5 @@
-//! Which fault comes next: those that wait in line for a key, the one that a key always meets, and
-//! those that are bound to a route.
+//! Scripts of faults: those queued for a key, the permanent one of a key, and those bound to a
+//! route.
 
 use std::collections::VecDeque;
 
@@ -11,15 +11,15 @@ use super::fault::Fault;
 #[derive(Debug, Default)]
 pub(super) struct Script {
     anywhere: Faults,
-    /// Each on its own route.
+    /// Faults bound to routes.
     bound: Vec<(Route, Faults)>,
 }
 
 #[derive(Debug, Default)]
 struct Faults {
-    /// Taken one by one.
+    /// Queued faults, each taken once.
     next: VecDeque<Fault>,
-    /// When there is no next.
+    /// The fault when the queue is empty.
     always: Option<Fault>,
 }
 
@@ -31,7 +31,7 @@ struct Route {
 }
 
 impl Route {
-    /// Reads `/v1/dubbing` or `POST /v1/dubbing`.
+    /// Parses `/v1/dubbing` or `POST /v1/dubbing`.
     fn read(text: &str) -> Self {
         match text.trim().split_once(' ') {
             Some((method, path)) => {
@@ -45,7 +45,7 @@ impl Route {
         self.method.as_deref().is_none_or(|own| own == method.as_str()) && path.starts_with(&self.path)
     }
 
-    /// The longer path is the narrower one, and then the one with a method.
+    /// The precedence: a longer path is more specific, and then a path with a method.
     fn width(&self) -> (usize, bool) {
         (self.path.len(), self.method.is_some())
     }
@@ -58,7 +58,7 @@ impl Faults {
 }
 
 impl Script {
-    /// A script with those faults in line.
+    /// A script with these queued faults.
     pub(super) fn of(faults: Vec<Fault>) -> Self {
         let mut script = Self::default();
         script.add(None, faults);
@@ -74,17 +74,17 @@ impl Script {
         &mut self.bound[at].1
     }
 
-    /// Appends to the line of a route, or to the line of the rest.
+    /// Appends to the queue of a route, or to the general queue.
     pub(super) fn add(&mut self, route: Option<&str>, faults: Vec<Fault>) {
         self.faults(route).next.extend(faults);
     }
 
-    /// What comes when the line of a route, or that of the rest, is empty.
+    /// Sets the fault for an empty queue of a route, or for the general one.
     pub(super) fn set(&mut self, route: Option<&str>, always: Option<Fault>) {
         self.faults(route).always = always;
     }
 
-    /// What a request meets because of its route: the narrowest that has a fault decides.
+    /// Takes the fault of a request's route: the most specific route with a fault decides.
     pub(super) fn take_bound(&mut self, method: &Method, path: &str) -> Option<Fault> {
         let mut covering: Vec<_> =
             self.bound.iter_mut().filter(|(route, _)| route.covers(method, path)).collect();
@@ -92,7 +92,7 @@ impl Script {
         covering.into_iter().find_map(|(_, faults)| faults.take())
     }
 
-    /// What a request meets whose route has no fault.
+    /// Takes the fault of a request whose route has none.
     pub(super) fn take(&mut self) -> Option<Fault> {
         self.anywhere.take()
     }

@@ -1,5 +1,5 @@
-//! One request's way through the simulator: looked at, counted, perhaps made to go wrong, read,
-//! answered and written down. The order is what tests of a proxy rely on.
+//! Processes a request: checks, counts and reads it, applies a fault, responds and records it.
+//! Tests of a proxy rely on this order.
 
 use std::fmt;
 use std::time::Duration;
@@ -30,17 +30,17 @@ use super::socket;
 use super::work::Job;
 use super::world::{Presented, Visit, World};
 
-/// More than anyone should hold of an error.
+/// The size of a huge error body: more than a proxy should buffer.
 const HUGE_BYTES: usize = 100_000;
-/// What a refusal tells that a fault asks for, where the request does not say: a bound on custom
-/// voices, a model, a format.
+/// Values in the refusal of a fault that the request does not contain: a limit of custom voices, a
+/// model, a format.
 const VOICES: u64 = 10;
 const MODEL: &str = "eleven_v3";
 const FORMAT: &str = "pcm_44100";
-/// A piece of the error that never ends.
+/// A piece of the endless error body.
 const ENDLESS_PIECE: &[u8] = &[b' '; 8_192];
 
-/// The connection is to be closed without an answer.
+/// The connection is to be closed without a response.
 #[derive(Debug)]
 pub(super) struct Closed;
 
@@ -52,27 +52,27 @@ impl fmt::Display for Closed {
 
 impl std::error::Error for Closed {}
 
-/// What a connection needs to answer requests. Cheap to clone.
+/// The shared state of a connection's requests. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Service {
     pub(super) world: World,
     pub(super) tasks: Tasks,
     pub(super) flushes: Flushes,
-    /// Hears of the end of the simulator, also for what outlives the connection's service.
+    /// Notifies of the simulator's end, also tasks that outlive the connection.
     pub(super) gone: watch::Receiver<()>,
 }
 
 impl Service {
-    /// Answers one request.
+    /// Responds to one request.
     ///
     /// # Errors
     ///
-    /// When there is to be no answer: the client broke off, or a fault says so.
+    /// When there is to be no response: the client disconnected, or a fault requires it.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future is how a client's leaving looks: the request is written down as
-    /// unanswered, what was charged stays charged, and its slot is free.
+    /// The future is dropped when the client disconnects: the request is recorded as unanswered,
+    /// its charge stays, and its slot is released.
     pub(super) async fn answer(self, mut request: Request<Incoming>) -> Result<Response<AnswerBody>, Closed> {
         let upgrade = socket::is_asked(&request).then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
@@ -117,8 +117,8 @@ impl Service {
         }
     }
 
-    /// Records and answers what must not have arrived. The path is not repeated: the forbidden
-    /// text may stand in it.
+    /// Records and refuses a violation. The path is not recorded: it may contain the forbidden
+    /// text.
     fn refuse_violation(&self, parts: &Parts, found: &[String]) -> Answer {
         for what in found {
             self.world.violated(format!("{}: {what}", parts.method));
@@ -213,7 +213,7 @@ impl Service {
         })
     }
 
-    /// The refusal that a fault asks for.
+    /// The refusal of a fault.
     fn refuse_as_told(&self, shape: &Shape, presented: Presented, needed: u64, parts: &Parts) -> Answer {
         let mut facts = facts_as_told(&self.world, presented, needed);
         let asked = |wanted| query(parts.uri.query().unwrap_or_default()).find(|(name, _)| name == wanted);
@@ -229,14 +229,14 @@ impl Service {
     }
 
     fn finish_reading(&self, body: Incoming) {
-        // A member of the group of connections: stopping the simulator does not wait for it
-        // longer than for the connection that it reads from.
+        // The task belongs to the group of connections, so stopping the simulator waits for it no
+        // longer than for its connection.
         self.tasks.spawn(drain(body));
     }
 }
 
-/// What a refusal can tell that a fault asks for, with numbers that fit together: nothing is left of
-/// what is said to be spent, and a bound is one that there can be.
+/// The numbers in the refusal of a fault, made consistent: exhausted credits have no remainder, and
+/// a limit is a possible one.
 pub(super) fn facts_as_told(world: &World, presented: Presented, needed: u64) -> Facts {
     let state = world.state();
     let mut facts = match presented {
@@ -252,7 +252,7 @@ pub(super) fn facts_as_told(world: &World, presented: Presented, needed: u64) ->
     Facts { bound: VOICES, model: MODEL.to_owned(), format: FORMAT.to_owned(), ..facts }
 }
 
-/// The answer to a socket's handshake that a fault refuses, if it refuses it as HTTP.
+/// The response to a WebSocket handshake that a fault refuses as HTTP; `None` if it does not.
 pub(super) fn handshake_refused(fault: &Fault, facts: Facts) -> Option<Answer> {
     let answer = |shape: &Shape| refused(Refused { shape: shape.clone(), facts: Box::new(facts.clone()) });
     match fault {
@@ -282,7 +282,7 @@ fn refused(refused: Refused) -> Answer {
     Answer::refusal(refused.shape.render(&refused.facts, &trace_id), &trace_id)
 }
 
-/// What the request asks for, if it may have it.
+/// Executes the requested operation, if it is allowed.
 fn perform(job: Job<'_>, parts: &Parts) -> Result<Answer, Refused> {
     match Route::of(&parts.method, parts.uri.path())? {
         Route::Speech { voice, form } => job.speech(&voice, form),
@@ -313,7 +313,7 @@ fn perform(job: Job<'_>, parts: &Parts) -> Result<Answer, Refused> {
     }
 }
 
-/// What arrived, as it arrived, with the key shown by its name.
+/// Returns the request as received, with the key replaced by its name.
 fn echo(job: Job<'_>, parts: &Parts) -> Answer {
     let Intake { bytes, sha256, .. } = job.intake;
     let state = job.world.state();
@@ -325,7 +325,7 @@ fn echo(job: Job<'_>, parts: &Parts) -> Answer {
     };
     let headers = parts.headers.iter().map(|(name, value)| {
         let is_key = name.as_str() == "xi-api-key";
-        // Bytes beyond ASCII as the characters of the same number, so that none is lost.
+        // Bytes beyond ASCII become the characters of the same number, so that none is lost.
         let text = || value.as_bytes().iter().map(|byte| char::from(*byte)).collect();
         (name.as_str(), if is_key { key.to_owned() } else { text() })
     });
@@ -338,14 +338,14 @@ fn echo(job: Job<'_>, parts: &Parts) -> Answer {
     }))
 }
 
-/// Takes the body of a refusal apart to send something else.
+/// Takes the body of a refusal, to send another one.
 fn text_of(answer: &mut Answer) -> Vec<u8> {
     answer.body.take_ready().into_iter().flatten().collect()
 }
 
 fn huge(mut answer: Answer) -> Answer {
     let mut text = text_of(&mut answer);
-    // White space after a document is still that document.
+    // White space after a document is still valid JSON.
     text.resize(HUGE_BYTES, b' ');
     answer.body = AnswerBody::whole(text.into());
     answer

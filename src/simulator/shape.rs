@@ -1,7 +1,7 @@
-//! The catalogue of refusals: every way the provider says no, with its status, its body and its
-//! headers. One entry reads like one answer on the wire; nothing else in the simulator writes an
-//! error body of the provider's. The shapes and their names are here, their words in `render`, and
-//! those that are nothing but words, one line each, in `fixed`.
+//! The catalogue of the provider's refusals, each with its status, its body and its headers. One
+//! entry reads like one response on the wire; no other code of the simulator writes an error body
+//! of the provider. The shapes and their names are here, their bodies in `render`, and those with a
+//! fixed text, one per line, in `fixed`.
 //!
 //! Sources: the error table of the provider's documentation (types and codes), its OpenAPI
 //! document (the 422 list) and captured answers of August and September 2026 (everything with real
@@ -20,7 +20,7 @@ pub use self::fixed::Fixed;
 pub(super) use self::fixed::{FIXED, Family, fixed, said};
 pub(super) use self::render::violation;
 
-/// A way to say no.
+/// A refusal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// 401: the workspace has fewer credits left than the request costs.
@@ -33,13 +33,13 @@ pub enum Shape {
     InvalidKey400,
     /// 401: no key at all.
     NeedsAuthorization,
-    /// 401: the key works, but not for this.
+    /// 401: the key is valid, but lacks the permission.
     MissingPermissions(Cow<'static, str>),
     /// 401: a free account that the abuse detection has closed.
     UnusualActivity,
     /// 401: the last invoice is unpaid.
     PaymentIssue,
-    /// 402: out of credits, as the documentation has it.
+    /// 402: out of credits, in the form of the documentation.
     InsufficientCredits,
     /// 402: a feature of paid plans.
     PaidPlanRequired,
@@ -47,17 +47,17 @@ pub enum Shape {
     UnacceptedTerms,
     /// 403 without a reason.
     Forbidden,
-    /// 403: not this workspace.
+    /// 403: no access to this workspace.
     WorkspaceAccessDenied,
-    /// 403: not with this subscription.
+    /// 403: not included in this subscription.
     SubscriptionRequired,
     /// 403: out of credits, in the plain form that some integrations describe.
     QuotaForbidden,
-    /// 429: too many at once for the workspace. Says the maximum, and not when to come back.
+    /// 429: too many concurrent requests in the workspace. Names the maximum, and no time to retry.
     Concurrency,
-    /// 429: too many, with `Retry-After` in seconds if there is a number.
+    /// 429: too many requests, with `Retry-After` in seconds if there is a number.
     RateLimit(Option<u32>),
-    /// 429: the service is busy, no matter which key asks.
+    /// 429: the service is busy, whatever the key.
     SystemBusy,
     /// 422: a required field is missing from the body.
     FieldMissing(Cow<'static, str>),
@@ -65,45 +65,45 @@ pub enum Shape {
     NotAString(Cow<'static, str>),
     /// 422: the body is not JSON.
     MalformedJson,
-    /// 404: no such voice, or not in this workspace.
+    /// 404: no such voice in this workspace.
     VoiceNotFound,
-    /// 400: a list that does not go on there, or not in this workspace.
+    /// 400: an invalid cursor, or one of another workspace.
     InvalidCursor,
-    /// 400: an earlier request that speech is to continue, and that this workspace has not made.
+    /// 400: the earlier request that speech is to continue is not one of this workspace.
     UnknownRequest,
-    /// 404: no such history item, or not in this workspace.
+    /// 404: no such history item in this workspace.
     HistoryItemNotFound,
-    /// 404: no such agent, or not in this workspace.
+    /// 404: no such agent in this workspace.
     AgentNotFound,
-    /// 404: no such conversation, or not in this workspace.
+    /// 404: no such conversation in this workspace.
     ConversationNotFound,
-    /// 404: what the model list says to someone without a key.
+    /// 404: the refusal of the model list for a request without a key.
     AnonymousWorkspace,
     /// 400: no such model.
     ModelNotFound,
-    /// 400: more characters than the model takes.
+    /// 400: more characters than the model's maximum.
     TextTooLong,
-    /// 400: nothing to say.
+    /// 400: an empty text.
     EmptyText,
-    /// 400: an audio format that there is not.
+    /// 400: an unknown audio format.
     InvalidOutputFormat,
-    /// 400: a JSON body beyond every bound.
+    /// 400: a JSON body above the maximum size.
     RequestTooLarge,
     /// 404: no such path.
     NotFound,
-    /// 405: not with this method; the one that works.
+    /// 405: a wrong method; contains the allowed one.
     MethodNotAllowed(&'static str),
-    /// 500, bare.
+    /// 500 without details.
     ServerError,
     /// 503: closed for maintenance.
     Maintenance,
-    /// A page for people, with this status, from somebody on the way to the provider.
+    /// An HTML page with this status, from an intermediary.
     Page(u16),
-    /// One of the table of refusals that are nothing but words.
+    /// A refusal of the table with a fixed text.
     Fixed(&'static Fixed),
 }
 
-/// The numbers and names that a refusal tells.
+/// The numbers and names in a refusal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Facts {
     /// Credits this request needs.
@@ -112,26 +112,26 @@ pub(super) struct Facts {
     pub(super) limit: u64,
     /// Credits of the workspace that are left.
     pub(super) remaining: u64,
-    /// What the key is called in the workspace's settings; never its value.
+    /// The key's name in the workspace's settings; never its value.
     pub(super) key_name: String,
     /// The key's own cap.
     pub(super) cap: u64,
-    /// What is left of it.
+    /// The remaining credits of the cap.
     pub(super) cap_remaining: u64,
-    /// Requests that may run at once.
+    /// Maximum concurrent requests.
     pub(super) concurrency_max: u32,
-    /// The voice, model, item or format that was asked for.
+    /// The requested voice, model, item or format.
     pub(super) subject: String,
-    /// How many of something there may be.
+    /// The maximum of a countable object.
     pub(super) bound: u64,
-    /// The model that was asked for.
+    /// The requested model.
     pub(super) model: String,
-    /// The audio format that was asked for.
+    /// The requested audio format.
     pub(super) format: String,
 }
 
 impl Facts {
-    /// The bound, as a refusal tells it that says that more was asked for.
+    /// The limit, for a refusal that claims that it was exceeded.
     fn exceeded(&self) -> u64 {
         self.bound.min(self.needed.saturating_sub(1))
     }
@@ -141,13 +141,13 @@ impl Facts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
-    /// Headers beyond those of every error.
+    /// Headers beyond the common ones.
     pub(super) headers: Vec<(&'static str, String)>,
     pub(super) body: String,
 }
 
-/// The names by which a fault asks for a shape, in the order of the catalogue. Those that need a
-/// value have a usual one.
+/// The names of shapes in faults, in the order of the catalogue. Shapes with a value have a
+/// default.
 pub(super) const NAMED: [(&str, Shape); 25] = [
     ("quota", Shape::Quota),
     ("key_cap", Shape::KeyCap),
@@ -179,8 +179,8 @@ pub(super) const NAMED: [(&str, Shape); 25] = [
 impl FromStr for Shape {
     type Err = UnknownShape;
 
-    /// Reads one of the names of the catalogue; `missing_permissions=NAME`, `rate_limit=SECONDS`,
-    /// `unprocessable=FIELD` and `page=STATUS` take a value.
+    /// Parses a name of the catalogue; `missing_permissions=NAME`, `rate_limit=SECONDS`,
+    /// `unprocessable=FIELD` and `page=STATUS` have a value.
     fn from_str(text: &str) -> Result<Self, UnknownShape> {
         let (name, value) = match text.split_once('=') {
             Some((name, value)) => (name, Some(value)),
@@ -226,7 +226,7 @@ impl fmt::Display for Shape {
     }
 }
 
-/// A name that is not in the catalogue.
+/// The name is not in the catalogue.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no refusal: the names are {names}", names = names())]
 pub struct UnknownShape(String);

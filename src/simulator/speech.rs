@@ -1,5 +1,5 @@
-//! Speech on its way out: the same audio whole, in chunks, or as JSON with the times of the
-//! characters. Everything is made while it is sent.
+//! Speech responses: the same audio whole, in chunks, or as JSON with the times of the characters.
+//! All of it is generated while it is sent.
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -10,16 +10,16 @@ use super::sound::format::Format;
 use super::sound::melody::Melody;
 use super::sound::{Sound, seconds};
 
-/// A chunk of a stream: short texts, too, come in several.
+/// The length of a chunk: also short texts come in several chunks.
 const STREAM_CHUNK_MS: u64 = 100;
 /// Characters in one object of a stream with timestamps.
 const TIMED_CHUNK_CHARACTERS: u64 = 10;
 
-/// What the head calls it.
+/// The media type of the response.
 pub(super) fn media_type(form: Form, format: Format) -> &'static str {
     match form {
         Form::Whole | Form::Stream => format.content_type(),
-        // Both: the OpenAPI document does not tell the stream of objects from the object.
+        // The OpenAPI document does not distinguish the stream of objects from the object.
         Form::TimedWhole | Form::TimedStream => "application/json",
     }
 }
@@ -41,7 +41,7 @@ pub(super) fn streamed(mut sound: Sound) -> AnswerBody {
     )
 }
 
-/// `text` as audio, in the form that was asked for.
+/// `text` as audio, in the requested form.
 pub(super) fn spoken(text: &str, format: Format, form: Form) -> AnswerBody {
     let melody = Melody::of(text);
     let mut sound = Sound::of(melody.clone(), format);
@@ -110,16 +110,16 @@ pub(super) fn characters_of(text: &str) -> u64 {
     u64::try_from(text.chars().count()).unwrap_or(u64::MAX)
 }
 
-/// Base 64 of what is there as a whole.
+/// Base64 of complete data.
 pub(super) fn base64(bytes: &[u8]) -> String {
     let mut base64 = Base64::default();
     String::from_utf8([base64.push(bytes), base64.finish()].concat()).unwrap_or_default()
 }
 
-/// Base 64 of what comes in pieces.
+/// Base64 of data in pieces.
 #[derive(Debug, Default)]
 struct Base64 {
-    /// Less than three bytes that wait for more.
+    /// Less than three bytes that are encoded with the next piece.
     rest: Vec<u8>,
 }
 

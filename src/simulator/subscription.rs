@@ -1,4 +1,4 @@
-//! How an account describes itself: the user, and the subscription with its credits.
+//! The documents of an account: the user, and the subscription with its credits.
 
 use serde_json::{Value, json};
 

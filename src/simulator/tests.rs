@@ -1,7 +1,7 @@
-//! The simulator over real sockets. `refusals` holds the catalogue to its bytes, `serving` what
-//! works, `crafts` the rarer of it, `belonging` what is whose, `plans` what a plan has, `faults` what was told to go wrong,
-//! `watching` the ledger and its violations,
-//! and `sockets` and those named after it the same for the provider's sockets.
+//! Tests of the simulator over real connections. `refusals` checks the catalogue byte for byte,
+//! `serving` the working operations, `crafts` the rarer ones, `belonging` the objects of
+//! workspaces, `plans` the features of plans, `faults` the scripted faults, `watching` the ledger
+//! and its violations, and `sockets` and the modules named after it the provider's WebSockets.
 
 mod belonging;
 mod crafts;
@@ -30,7 +30,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::{Plan, Simulator};
 use crate::tasks::Tasks;
 
-/// Far more than anything here takes.
+/// A timeout far above the duration of any step here.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const TTS: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
@@ -52,7 +52,7 @@ struct Call {
     body: Bytes,
 }
 
-/// What came back, and how it ended.
+/// The response, and how it ended.
 #[derive(Debug)]
 struct Reply {
     status: u16,
@@ -70,7 +70,7 @@ fn post(path: &str, body: impl Into<Bytes>) -> Call {
     Call { method: "POST", body: body.into(), ..get(path) }
 }
 
-/// Speech of that text.
+/// A request for speech of that text.
 fn say(text: &str) -> Call {
     post(TTS, serde_json::json!({ "text": text }).to_string())
 }
@@ -85,7 +85,7 @@ impl Call {
         self
     }
 
-    /// Sends it on a connection of its own; the error is that of a connection without an answer.
+    /// Sends it on a connection of its own; the error is that of a connection without a response.
     async fn attempt(self, simulator: &Simulator) -> Result<Reply, hyper::Error> {
         let exchange = async {
             let stream = TcpStream::connect(simulator.address()).await.unwrap();

@@ -1,4 +1,4 @@
-//! Dubbings and studio projects: what a workspace has made that is asked for again by its
+//! Dubbings and studio projects: objects of a workspace that are requested later by their
 //! identifier. Values only.
 
 use std::collections::VecDeque;
@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 
 use super::models::DEFAULT_VOICE;
 
-/// Older ones are forgotten, so that a long test costs bounded memory.
+/// Older objects are dropped, so that a long test needs bounded memory.
 const THINGS_MAX: usize = 200;
-/// How often a dubbing is asked for until it is done.
+/// Number of status requests until a dubbing is done.
 const LOOKS_UNTIL_DUBBED: u32 = 2;
 
-/// Those of a workspace, the oldest first.
+/// The objects of a workspace, the oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Things(VecDeque<Thing>);
 
@@ -23,14 +23,14 @@ pub(super) struct Thing {
     pub(super) name: String,
     /// The language of a dubbing.
     pub(super) language: String,
-    /// Of what was uploaded.
+    /// The length of the upload.
     pub(super) seconds: u64,
     pub(super) made_unix: u64,
-    /// How often it was asked for.
+    /// Number of status requests so far.
     pub(super) looks: u32,
 }
 
-/// Of what sort it is.
+/// The kind of object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Dubbing,
@@ -49,21 +49,21 @@ impl Things {
         self.0.iter_mut().find(|thing| thing.kind == kind && thing.id == id)
     }
 
-    /// False when there is none.
+    /// Removes an object; false if there is none.
     pub(super) fn delete(&mut self, kind: Kind, id: &str) -> bool {
         let before = self.0.len();
         self.0.retain(|thing| thing.kind != kind || thing.id != id);
         self.0.len() < before
     }
 
-    /// All of a kind, the newest first.
+    /// The documents of all objects of a kind, the newest first.
     pub(super) fn documents(&self, kind: Kind) -> Vec<Value> {
         self.0.iter().rev().filter(|thing| thing.kind == kind).map(Thing::document).collect()
     }
 }
 
 impl Thing {
-    /// Whether a dubbing has been asked for often enough.
+    /// Whether a dubbing is done.
     pub(super) fn is_dubbed(&self) -> bool {
         self.looks >= LOOKS_UNTIL_DUBBED
     }

@@ -1,18 +1,18 @@
-//! Credentials that the provider hands out instead of a key: single-use tokens and what stands in
-//! signed URLs. Each belongs to the key that asked for it, opens one kind of door, and is gone once
-//! it was used. Values only; the time is an argument.
+//! Credentials that the provider issues in place of a key: single-use tokens and those in signed
+//! URLs. Each belongs to the key that requested it, is valid for one kind of endpoint, and is
+//! consumed by its use. Values only; the time is an argument.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::policy::units::UnixMs;
 
-/// How long one may wait for its use (the documentation; for a signed URL: to begin).
+/// Validity of an unused token (the documentation; for a signed URL: until the session begins).
 const VALID: Duration = Duration::from_secs(15 * 60);
-/// Older ones are forgotten, so that a long test costs bounded memory.
+/// Older tokens are dropped, so that a long test needs bounded memory.
 const TOKENS_MAX: usize = 10_000;
 
-/// Which door a token opens.
+/// The endpoint that a token is valid for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Door {
     /// `realtime_scribe`: the transcription socket.
@@ -26,7 +26,7 @@ pub(super) enum Door {
 }
 
 impl Door {
-    /// The door of a name of `POST /v1/single-use-token/{token_type}`.
+    /// The endpoint of a `token_type` of `POST /v1/single-use-token/{token_type}`.
     pub(super) fn named(name: &str) -> Option<Self> {
         match name {
             "realtime_scribe" => Some(Door::RealtimeScribe),
@@ -37,7 +37,7 @@ impl Door {
     }
 }
 
-/// Those that have not been used.
+/// The unused tokens.
 #[derive(Debug, Default)]
 pub(super) struct Tokens(VecDeque<Token>);
 
@@ -50,7 +50,7 @@ struct Token {
 }
 
 impl Tokens {
-    /// Keeps a new one, which belongs to the key at that place.
+    /// Adds a token of the key at the index `key`.
     pub(super) fn add(&mut self, text: &str, door: Door, key: usize, now: UnixMs) {
         if self.0.len() == TOKENS_MAX {
             self.0.pop_front();
@@ -62,12 +62,12 @@ impl Tokens {
         self.0.iter().position(|token| token.text == text && token.door == *door && now < token.until)
     }
 
-    /// Whose it is, if it opens that door.
+    /// The key of a token, if it is valid for that endpoint.
     pub(super) fn owner(&self, text: &str, door: &Door, now: UnixMs) -> Option<usize> {
         self.position(text, door, now).and_then(|at| self.0.get(at)).map(|token| token.key)
     }
 
-    /// The same, and it opens nothing any more.
+    /// The same, and consumes the token.
     pub(super) fn take(&mut self, text: &str, door: &Door, now: UnixMs) -> Option<usize> {
         self.position(text, door, now).and_then(|at| self.0.remove(at)).map(|token| token.key)
     }

@@ -1,5 +1,5 @@
-//! The work that costs credits, in the provider's order: the body's schema, the key, its
-//! permission, the bill, the thing that was asked for, credits, concurrency, and then the audio.
+//! Operations that cost credits, checked in the provider's order: the body's schema, the key, its
+//! permission, the bill, the requested object, credits, concurrency, and then the audio.
 
 use std::fmt::Write;
 
@@ -25,27 +25,28 @@ use super::world::{Presented, World};
 const EFFECT_AUTO_CREDITS: u64 = 100;
 /// Credits of a second of sound effect when the length is given.
 const EFFECT_CREDITS_PER_SECOND: u64 = 20;
-/// How long an effect is then.
+/// The length of such an effect.
 const EFFECT_AUTO_MS: u64 = 5_000;
 /// The simulator's own rule, because the provider bills by the length of audio it would have to
 /// decode: a started 16,000 bytes, one second at 128 kbit/s, is one second, and for a transcription
 /// one credit.
 pub(super) const UPLOAD_BYTES_PER_SECOND: u64 = 16_000;
-/// What a workspace without a bound says it has, since the header is always there.
+/// The header's value for a workspace without a concurrency limit, since the header is always
+/// present.
 const UNLIMITED: u32 = 1_000_000;
 
-/// What a request for speech says.
+/// A parsed request for speech.
 #[derive(Debug)]
 struct SpeechOrder {
     /// The text, or the inputs of a dialogue one after the other.
     text: String,
     voices: Vec<String>,
     model: String,
-    /// Requests that it continues.
+    /// Requests that it continues (request stitching).
     continues: Vec<String>,
 }
 
-/// What the history is to say of it.
+/// The data for the history.
 #[derive(Debug)]
 pub(super) struct Made {
     pub(super) voice_id: String,
@@ -55,7 +56,7 @@ pub(super) struct Made {
     pub(super) format: Format,
 }
 
-/// What everything that works needs to know.
+/// The context of an operation.
 #[derive(Clone, Copy)]
 pub(super) struct Job<'a> {
     pub(super) world: &'a World,
@@ -65,7 +66,7 @@ pub(super) struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// The key, if it may do that and its bill is paid.
+    /// The key, if it has the permission and its bill is paid.
     pub(super) fn payer(&self, permission: &'static str) -> Result<usize, Shape> {
         let key = known(self.presented)?;
         let state = self.world.state();
@@ -74,7 +75,7 @@ impl Job<'_> {
         Ok(key)
     }
 
-    /// The format that the query asks for, if the plan of the key's workspace has it.
+    /// The format of the query, if the plan of the key's workspace includes it.
     pub(super) fn format(&self, key: usize) -> Result<Format, Refused> {
         let asked = query(self.query).find(|(name, _)| name == "output_format");
         let Some((_, name)) = asked else { return Ok(Format::DEFAULT) };
@@ -126,7 +127,7 @@ impl Job<'_> {
         Ok(order)
     }
 
-    /// What the request would cost, as far as the body tells; for refusals that name it.
+    /// The cost of the request, as far as the body shows; for refusals that contain it.
     pub(super) fn estimate(&self) -> u64 {
         let Ok(order) = self.speech_order("").or_else(|_| self.dialogue_order()) else { return 1 };
         let characters = characters_of(&order.text);
@@ -165,12 +166,12 @@ impl Job<'_> {
         Ok(Answer { body, ..answer })
     }
 
-    /// The head of an answer with something that the history keeps, and keeps it.
+    /// The head of a response whose audio is added to the history.
     pub(super) fn made(&self, key: usize, admitted: &Admitted, made: Made, media_type: &str) -> Answer {
         let trace_id = trace_id();
         let Made { voice_id, voice_name, model_id, text, format } = made;
         let item = HistoryItem {
-            // Shorter than a trace id, as the provider's are; its last digits are the random ones.
+            // Shorter than a trace id, like the provider's; its last digits are the random ones.
             id: trace_id.get(12..).unwrap_or(&trace_id).to_owned(),
             request_id: super::answer::trace_id(),
             voice_id,
@@ -244,8 +245,8 @@ impl Job<'_> {
         Ok(answer)
     }
 
-    /// The key whose workspace pays a transcription: a token's goes before that of the head (the
-    /// Python SDK 2.78), and is used up.
+    /// The key whose workspace pays a transcription: a token takes precedence over the key of the
+    /// head (the Python SDK 2.78), and is consumed.
     fn transcriber(&self) -> Result<usize, Shape> {
         let Some((_, token)) = query(self.query).find(|(name, _)| name == "token") else {
             return self.payer("speech_to_text");
@@ -254,7 +255,7 @@ impl Job<'_> {
         Job { presented: Presented::Known(key.ok_or(Shape::InvalidKey)?), ..*self }.payer("speech_to_text")
     }
 
-    /// `POST /v1/speech-to-text`. What was uploaded is counted, not heard.
+    /// `POST /v1/speech-to-text`. The upload is measured, not recognized.
     pub(super) fn transcription(&self) -> Result<Answer, Refused> {
         if !self.intake.names_model {
             return Err(Shape::FieldMissing("model_id".into()).into());
@@ -270,7 +271,7 @@ impl Job<'_> {
     }
 }
 
-/// The key that was presented, or the refusal of one that cannot be used.
+/// The index of the presented key, or the refusal of an unusable one.
 pub(super) fn known(presented: Presented) -> Result<usize, Shape> {
     match presented {
         Presented::Known(key) => Ok(key),
@@ -280,7 +281,7 @@ pub(super) fn known(presented: Presented) -> Result<usize, Shape> {
     }
 }
 
-/// A string that may be absent; anything else in its place is the schema's refusal.
+/// An optional string; any other type is refused by the schema.
 pub(super) fn string(body: &Map<String, Value>, field: &'static str) -> Result<Option<String>, Shape> {
     match body.get(field) {
         None | Some(Value::Null) => Ok(None),
@@ -296,7 +297,7 @@ fn milliseconds(seconds: f64) -> u64 {
     (seconds * 1_000.0).round() as u64
 }
 
-/// What a successful answer of speech carries (captured answers of August 2026).
+/// The headers of a successful speech response (captured answers of August 2026).
 fn speech_headers(answer: &mut Answer, admitted: &Admitted) {
     let running = admitted.running.to_string();
     let headers = &mut answer.headers;

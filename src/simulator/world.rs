@@ -1,5 +1,5 @@
-//! The one place where the simulator's state is held: accounts, scripts of faults and the ledger,
-//! behind one lock that is never held across a wait. Every change wakes whoever watches.
+//! The simulator's state: accounts, scripts of faults and the ledger, behind one lock that is never
+//! held across an await. Every change notifies the waiting tests.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,12 +18,12 @@ use super::plan::Plan;
 use super::script::Script;
 use super::tokens::Tokens;
 
-/// How many requests the ledger remembers.
+/// Maximum requests in the ledger.
 const REQUESTS_MAX: usize = 1_000;
-/// How many violations it keeps in words.
+/// Maximum violations kept as text.
 const VIOLATIONS_MAX: usize = 1_000;
 
-/// Shared by every connection. Cheap to clone.
+/// The state shared by all connections. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct World {
     inner: Arc<Inner>,
@@ -39,19 +39,19 @@ struct Inner {
     changed: watch::Sender<()>,
 }
 
-/// Everything that changes.
+/// The mutable state.
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) accounts: Accounts,
     pub(super) tokens: Tokens,
     index: HashMap<String, usize>,
     scripts: Vec<Script>,
-    /// Faults of routes for all requests, whichever key they have.
+    /// Faults of routes that apply to all requests, whatever their key.
     every_key: Script,
     counts: Vec<Counts>,
     totals: Totals,
     violations: Vec<String>,
-    /// Each with its number, by which a session finds it again.
+    /// Requests with their numbers, by which a session finds its own.
     requests: VecDeque<(u64, RequestSummary)>,
 }
 
@@ -64,25 +64,25 @@ struct Counts {
     charged: u64,
 }
 
-/// What a request presented as its key.
+/// The key of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Presented {
     /// No key.
     Nothing,
-    /// One that is not in the plan.
+    /// A key that is not in the plan.
     Unknown,
-    /// One that is good in another region.
+    /// A key of another region.
     Elsewhere,
-    /// The key at that place of the plan.
+    /// The key at that index of the plan.
     Known(usize),
 }
 
-/// Whose requests meet a fault.
+/// The requests that a fault applies to.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Whose<'a> {
-    /// Those with this key.
+    /// Requests with this key.
     Key(&'a str),
-    /// All of them, also those without a key.
+    /// All requests, including those without a key.
     EveryKey,
 }
 
@@ -113,21 +113,21 @@ impl World {
         Self { inner: Arc::new(inner) }
     }
 
-    /// The state with all periods that have ended taken into account. Whatever the holder does
-    /// before it lets go is one step for everyone else.
+    /// Locks the state, after resetting all periods that have ended. All changes under one guard
+    /// are atomic for other tasks.
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        // A panic while it was held left numbers, not a broken structure.
+        // A panic under the lock leaves wrong numbers, but no broken structure.
         let mut state = self.inner.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.accounts.refresh(clock::now());
         state
     }
 
-    /// Texts that must not arrive.
+    /// Texts that must not be received.
     pub(super) fn forbidden(&self) -> &[String] {
         &self.inner.forbidden
     }
 
-    /// How long a second of a socket's inactivity is.
+    /// The length of a second of a WebSocket's inactivity timeout.
     pub(super) fn socket_second(&self) -> Duration {
         self.inner.socket_second
     }
@@ -136,12 +136,12 @@ impl World {
         self.inner.changed.send_replace(());
     }
 
-    /// A receiver that hears of every change of the ledger.
+    /// A receiver that is notified of every change of the ledger.
     pub(super) fn changes(&self) -> watch::Receiver<()> {
         self.inner.changed.subscribe()
     }
 
-    /// Whose key that is.
+    /// The owner of a key.
     pub(super) fn find(&self, key: &str) -> Presented {
         if self.inner.elsewhere.iter().any(|elsewhere| elsewhere == key) {
             return Presented::Elsewhere;
@@ -149,12 +149,12 @@ impl World {
         self.state().index.get(key).map_or(Presented::Unknown, |index| Presented::Known(*index))
     }
 
-    /// The `x-region` of the answers.
+    /// The `x-region` of the responses.
     pub(super) fn region(&self) -> &str {
         &self.inner.region
     }
 
-    /// Changes the script of a key, or the one of all requests. False when the plan has no such key.
+    /// Changes the script of a key, or that of all requests. False if the plan has no such key.
     pub(super) fn with_script(&self, whose: Whose<'_>, change: impl FnOnce(&mut Script)) -> bool {
         let mut state = self.state();
         let script = match whose {
@@ -167,8 +167,8 @@ impl World {
         script.map(change).is_some()
     }
 
-    /// The fault of a request. A fault bound to its route goes first, that of its key before that of
-    /// all requests; without one, the next fault of its key.
+    /// Takes the fault of a request: first a fault bound to its route, that of its key before that
+    /// of all requests; without one, the next fault of its key.
     pub(super) fn take_fault(&self, presented: Presented, method: &Method, path: &str) -> Fault {
         let mut state = self.state();
         let State { scripts, every_key, .. } = &mut *state;
@@ -191,7 +191,7 @@ impl World {
         self.tell();
     }
 
-    /// Charges for work and lets it begin; the slot ends it when it is dropped.
+    /// Charges for an operation and starts it; dropping the slot ends it.
     pub(super) fn admit(&self, key: usize, cost: u64) -> Result<(Admitted, Slot), Refused> {
         let mut state = self.state();
         let admitted = state.accounts.admit(key, cost, Purse::KeyAndWorkspace)?;
@@ -201,7 +201,7 @@ impl World {
         Ok((admitted, Slot { world: self.clone(), workspace: admitted.workspace }))
     }
 
-    /// Counts a request that has just arrived.
+    /// Counts a received request.
     pub(super) fn arrived(&self, presented: Presented, summary: RequestSummary) -> Visit {
         let mut state = self.state();
         state.totals.requests += 1;
@@ -256,7 +256,7 @@ impl State {
     }
 
     fn request(&mut self, number: u64) -> Option<&mut RequestSummary> {
-        // A session that is asked about is mostly a young one.
+        // The session in question is usually a recent one.
         self.requests.iter_mut().rev().find(|(own, _)| *own == number).map(|(_, summary)| summary)
     }
 
@@ -268,7 +268,7 @@ impl State {
     }
 }
 
-/// Work that is running. Dropping it is its end.
+/// A running operation. Dropping it ends the operation.
 #[derive(Debug)]
 pub(super) struct Slot {
     world: World,
@@ -282,8 +282,8 @@ impl Drop for Slot {
     }
 }
 
-/// A request on its way. Dropping it writes it down: with its status if it was answered, without
-/// one if the client left or the connection was closed.
+/// A request being processed. Dropping it records it: with its status if it was answered, without
+/// one if the client disconnected or the connection was closed.
 #[derive(Debug)]
 pub(super) struct Visit {
     world: World,
@@ -293,7 +293,7 @@ pub(super) struct Visit {
 }
 
 impl Visit {
-    /// The request is a handshake that is granted: it is written down, and its session begins.
+    /// Turns an accepted handshake into a session, and records it.
     pub(super) fn into_session(mut self, socket: SocketSummary) -> Session {
         self.summary.socket = Some(SocketSummary { is_open: true, ..socket });
         let session = Session { world: self.world.clone(), number: self.number };
@@ -302,7 +302,7 @@ impl Visit {
     }
 }
 
-/// A session on a socket. Dropping it is its end.
+/// A WebSocket session. Dropping it ends the session.
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) world: World,
@@ -310,7 +310,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Writes down what has happened.
+    /// Updates the record of the session.
     pub(super) fn note(&self, change: impl FnOnce(&mut SocketSummary)) {
         let mut state = self.world.state();
         state.request(self.number).and_then(|summary| summary.socket.as_mut()).map(change);
@@ -318,7 +318,7 @@ impl Session {
         self.world.tell();
     }
 
-    /// Charges for work and lets it begin; the slot ends it when it is dropped.
+    /// Charges for an operation and starts it; dropping the slot ends it.
     pub(super) fn begin(&self, key: usize, cost: u64, purse: Purse) -> Result<Slot, Refused> {
         let workspace = self.charge(key, cost, |accounts| {
             accounts.admit(key, cost, purse).map(|admitted| admitted.workspace)
@@ -326,7 +326,7 @@ impl Session {
         Ok(Slot { world: self.world.clone(), workspace })
     }
 
-    /// Charges for more of what has begun.
+    /// Charges for the continuation of an operation.
     pub(super) fn spend(&self, key: usize, cost: u64, purse: Purse) -> Result<(), Refused> {
         self.charge(key, cost, |accounts| accounts.spend(key, cost, purse))
     }

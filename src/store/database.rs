@@ -1,4 +1,4 @@
-//! The open file of the books: written in whole transactions, and watched for being where it was.
+//! The open database: written in whole transactions, and checked for having been moved or replaced.
 
 use std::fs;
 use std::io;
@@ -15,32 +15,32 @@ use super::refusals::RefusalRows;
 use crate::policy::units::UnixMs;
 use crate::secret::ApiKey;
 
-/// An open file, or books in memory.
+/// An open database file, or a database in memory.
 #[derive(Debug)]
 pub(super) struct Database {
     pub(super) connection: Connection,
-    /// The series that were met through it.
+    /// The dimensions (series) already found or inserted through this connection.
     pub(super) series: Known,
-    /// What it has of the refusals that restrictions are computed from.
+    /// The stored refusals that restrictions are computed from.
     pub(super) refusals: RefusalRows,
-    /// When the logs of owners were last tidied, if ever.
+    /// When the logs of owners were last compacted, if ever.
     pub(super) owners_tidied_at: Option<UnixMs>,
     home: Option<Home>,
 }
 
-/// Where a file was when it was opened.
+/// The path and identity of the file when it was opened.
 #[derive(Debug)]
 struct Home {
     path: PathBuf,
     stamp: Stamp,
 }
 
-/// Which files they are, whatever they are called. SQLite goes on writing to files that have lost
-/// their name, and nobody ever reads them.
+/// The identity of the database file and its log, whatever their names. SQLite goes on writing to
+/// files that were unlinked, and that data could never be read again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     file: (u64, u64),
-    /// None where the file system cannot keep one.
+    /// `None` where the file system cannot keep a log.
     log: Option<(u64, u64)>,
 }
 
@@ -56,7 +56,8 @@ impl Database {
         Self::new(connection, None)
     }
 
-    /// A connection to the file at `path` that has read from it: its log is there from then on.
+    /// Wraps a connection to the file at `path` that has already read from it, so that its log
+    /// exists.
     pub(super) fn of_file(connection: Connection, path: &Path) -> io::Result<Self> {
         let home = Home { path: path.to_owned(), stamp: Stamp::of(path)? };
         Ok(Self::new(connection, Some(home)))
@@ -67,7 +68,7 @@ impl Database {
         Self { connection, series, refusals, owners_tidied_at: None, home }
     }
 
-    /// Finds what an earlier version has written of these keys, see [`names`].
+    /// Renames the rows that an earlier version wrote of these keys, see [`names`].
     pub(super) fn recognize<'k>(&mut self, keys: impl Iterator<Item = &'k ApiKey>) {
         if let Err(error) = names::recognize(&mut self.connection, keys) {
             tracing::warn!(
@@ -78,14 +79,15 @@ impl Database {
         }
     }
 
-    /// Whether the file was removed or replaced, so that what is written is never found again.
+    /// Whether the file was removed or replaced, so that written data would be lost.
     pub(super) fn is_gone(&self) -> bool {
         self.home.as_ref().is_some_and(|home| !Stamp::of(&home.path).is_ok_and(|now| now == home.stamp))
     }
 
-    /// Closes it and touches nothing: what lies there now may be another file, or be wanted as it is.
+    /// Closes the connection without a checkpoint: the path may now hold another file, or a file to
+    /// be kept as it is.
     pub(super) fn abandon(self) {
-        // Whoever cannot be told to leave the log alone is closed all the same.
+        // A connection that refuses this setting is closed all the same.
         let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
     }
 }

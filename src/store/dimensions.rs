@@ -1,5 +1,6 @@
-//! What many attempts have in common (who asked, for what, with which key, how it went) is written
-//! once, as a series, and each attempt has its number: a fifth of the bytes, and of the work.
+//! Stores the common dimensions of many attempts (client, route, model, key, outcome) once, as a
+//! numbered series that each attempt refers to: this saves four fifths of the bytes and of the
+//! work.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -16,17 +17,17 @@ use crate::policy::units::UnixMs;
 use crate::proxy::{CreditSource, UsageDimensions};
 use crate::secret::Fingerprint;
 
-/// So many are remembered; a client that invents models must not fill the memory.
+/// Maximum series cached; a client that invents model names must not fill the memory.
 const KNOWN_MAX: usize = 10_000;
 
-/// One of them, as its row has it.
+/// A series, with the columns of its row.
 #[derive(Debug)]
 pub(super) struct Dimensions {
     pub(super) number: i64,
-    /// The begin of the latest hour in which it was used: it is forgotten after its last attempt.
+    /// The begin of the latest hour in which it was used: it is deleted after its last attempt.
     used_at: UnixMs,
     key: Option<Fingerprint>,
-    /// The same in digits, or [`OWN_KEY`].
+    /// The fingerprint in hexadecimal digits, or [`OWN_KEY`].
     pub(super) key_hash: String,
     pub(super) client: ClientName,
     workspace: Option<String>,
@@ -39,11 +40,11 @@ pub(super) struct Dimensions {
     credits_from: CreditSource,
 }
 
-/// Those that were met through a connection, so that nobody need ask the file again.
+/// Cache of the series used through a connection, which saves queries.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     series: Vec<Dimensions>,
-    /// Their places, by a hash of what mostly tells them apart.
+    /// Indices of series, by a hash of the fields that usually differ.
     places: HashMap<u64, Vec<usize>>,
     hasher: RandomState,
 }
@@ -57,21 +58,21 @@ impl std::ops::Index<usize> for Known {
 }
 
 impl Known {
-    /// Nothing is known any more: a transaction has failed, or rows were removed.
+    /// Empties the cache, after a failed transaction or removed rows.
     pub(super) fn clear(&mut self) {
         self.series.clear();
         self.places.clear();
     }
 
-    /// To be called where nobody holds a place.
+    /// Bounds the cache. Call it only while no index into the cache is in use.
     pub(super) fn stay_small(&mut self) {
         if self.series.len() > KNOWN_MAX {
             self.clear();
         }
     }
 
-    /// The place of the series of attempts that began in `hour`, which is written down if it is new.
-    /// After a failure, or when its transaction is rolled back, [`clear`](Self::clear) must follow.
+    /// The index of the series of attempts that began in `hour`; a new series is inserted. After a
+    /// failure, or when its transaction is rolled back, [`clear`](Self::clear) must follow.
     pub(super) fn of(
         &mut self,
         connection: &Connection,
@@ -88,7 +89,7 @@ impl Known {
             if hour <= series.used_at || series.is_used_at(connection, hour)? {
                 return Ok(places[known]);
             }
-            // Another program has removed it.
+            // Another program has removed the row.
             places.swap_remove(known);
         }
         let series = Dimensions::written(connection, common, workspace, hour)?;
@@ -97,13 +98,14 @@ impl Known {
         Ok(self.series.len() - 1)
     }
 
-    /// Of few fields: most of the time goes into hashing, and what is left is compared anyway.
+    /// Hashes few fields: most of the time goes into hashing, and the other fields are compared
+    /// anyway.
     fn hash(&self, common: &UsageDimensions) -> u64 {
         let mut hasher = self.hasher.build_hasher();
         hasher.write(common.client.as_str().as_bytes());
         common.route.hash(&mut hasher);
         hasher.write(common.model.as_deref().unwrap_or_default().as_bytes());
-        // Every key has a place of its own.
+        // Keys are told apart by their address.
         hasher.write_usize(common.key.as_ref().map_or(0, |key| Arc::as_ptr(key).addr()));
         hasher.finish()
     }
@@ -122,7 +124,7 @@ impl Dimensions {
             && self.credits_from == common.credits_from
     }
 
-    /// Notes that it is used in this hour; false, when it is not there any more.
+    /// Records that the series is used in this hour; false if its row no longer exists.
     fn is_used_at(&mut self, connection: &Connection, hour: UnixMs) -> Result<bool, rusqlite::Error> {
         self.used_at = hour;
         let sql = "UPDATE series SET used_at_ms = max(used_at_ms, ?2) WHERE number = ?1";
@@ -130,7 +132,7 @@ impl Dimensions {
         Ok(updated == 1)
     }
 
-    /// Finds it in the file, or puts it there.
+    /// Finds the series in the file, or inserts it.
     fn written(
         connection: &Connection,
         common: &UsageDimensions,
@@ -200,7 +202,7 @@ impl Dimensions {
     }
 }
 
-/// Of the pool's key that was asked with; of a client's own, nothing is written down.
+/// The fingerprint of the pool key of the attempt; a client's own key is not recorded.
 fn fingerprint(common: &UsageDimensions) -> Option<Fingerprint> {
     common.key.as_ref().map(|key| key.api_key().fingerprint())
 }

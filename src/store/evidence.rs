@@ -1,5 +1,6 @@
-//! How evidence about keys and workspaces is written: as JSON in the row of the key, because it is read
-//! whole, and by people who ask why. What it means is not written; a later rule may read it otherwise.
+//! Serializes the evidence about keys and workspaces as JSON in the row of the key, because it is
+//! read as a whole, also by operators who debug. The conclusions are not stored, because a later
+//! version may draw others.
 
 use std::time::Duration;
 
@@ -9,12 +10,12 @@ use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::evidence::{ClaimedFault, Evidence, Source};
 use crate::policy::units::UnixMs;
 
-/// What was refused with a key.
+/// The refusals of a key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Stored {
-    /// As a key.
+    /// Evidence about the key itself.
     pub(super) of_key: Vec<Evidence>,
-    /// As its workspace's.
+    /// Evidence about its workspace.
     pub(super) of_workspace: Vec<Evidence>,
 }
 
@@ -52,18 +53,18 @@ struct Entry {
     request_id: String,
 }
 
-/// The text of a column.
+/// Serializes the evidence for its column.
 pub(super) fn write(of_key: &[Evidence], of_workspace: &[Evidence]) -> String {
     if of_key.is_empty() && of_workspace.is_empty() {
         return "{}".to_owned();
     }
     let entries = |evidence: &[Evidence]| evidence.iter().map(entry).collect();
     let document = Document { key: entries(of_key), workspace: entries(of_workspace) };
-    // Numbers and texts always serialize.
+    // Numbers and strings always serialize.
     serde_json::to_string(&document).unwrap_or_else(|_| "{}".to_owned())
 }
 
-/// What a column says. Entries that say nothing sensible are left out: the provider will tell.
+/// Parses a column. Unreadable entries are skipped: the provider refuses again.
 pub(super) fn read(text: &str) -> Stored {
     let Ok(document) = serde_json::from_str::<Document>(text) else { return Stored::default() };
     let evidence = |entries: Vec<Entry>| entries.into_iter().filter_map(of_entry).collect();

@@ -1,10 +1,10 @@
-//! What was taken from the queue and is not yet written: whole sheets, counted, and bounded while they
-//! cannot be written.
+//! Batches of usage records that were taken from the queue and are not written yet: counted, and
+//! bounded while the database cannot be written.
 
 use super::{DatabaseLocation, Settings};
 use crate::proxy::{UsageBatch, UsageQueue};
 
-/// So many empty sheets are kept, to be filled again: about as many as threads send.
+/// Maximum number of empty batches kept for reuse: about as many as there are sending threads.
 const SPARE_MAX: usize = 16;
 
 #[derive(Debug, Default)]
@@ -12,12 +12,12 @@ pub(super) struct HeldTransaction {
     sheets: Vec<UsageBatch>,
     records: usize,
     owners: usize,
-    /// Sheets that were written.
+    /// Batches that were written and can be filled again.
     spare: Vec<UsageBatch>,
 }
 
 impl HeldTransaction {
-    /// Takes all that is in the queue; whether the state of the keys is to be written.
+    /// Takes all batches from the queue; returns whether the state of the keys is to be written.
     pub(super) fn take_from(
         &mut self,
         queue: &mut UsageQueue,
@@ -31,7 +31,8 @@ impl HeldTransaction {
     }
 
     pub(super) fn take(&mut self, mut sheet: UsageBatch, place: &DatabaseLocation, settings: &Settings) {
-        // Without a file, nobody would read it back. What is too much to be held is learned again.
+        // An in-memory database is never read back. Owners above the limit are recorded again when
+        // a later response names them.
         if *place == DatabaseLocation::Memory || self.owners >= settings.queue_max {
             sheet.forget_owners();
         }
@@ -48,7 +49,7 @@ impl HeldTransaction {
         self.records
     }
 
-    /// Keeps so many records, those that came first; returns how many go.
+    /// Keeps the first `records_max` records; returns how many were dropped.
     pub(super) fn shed(&mut self, records_max: usize) -> usize {
         let lost = self.records.saturating_sub(records_max);
         let mut excess = lost;
@@ -62,7 +63,7 @@ impl HeldTransaction {
         lost
     }
 
-    /// All of it is written; returns how many records and changes of owners these were.
+    /// Marks all batches as written; returns how many records and owner changes they held.
     pub(super) fn written(&mut self) -> (usize, usize) {
         self.spare.extend(self.sheets.drain(..).map(UsageBatch::cleared));
         self.spare.truncate(SPARE_MAX);

@@ -1,6 +1,6 @@
-//! One program for each database: two that count against the same quotas would each allow all of them.
-//! The lock is the kernel's (`flock`), so it ends with the process, however that ends, and a lock file
-//! that a killed program left behind is no obstacle.
+//! Locks a database for one process: two processes that count against the same quotas would each
+//! allow all of them. The lock is the kernel's (`flock`), so it ends with the process in every
+//! case, and a lock file left behind by a killed process is no obstacle.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -11,23 +11,23 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::open::companion;
 
-/// The word by which the lock file is known to be Keychoir's, after the process id.
+/// The word after the process id by which Keychoir recognizes its own lock file.
 const WORD: &str = "keychoir";
 
-/// A lock file holds a process id and a word.
+/// The largest lock file in bytes: it holds a process id and a word.
 const SIZE_MAX: u64 = 64;
 
-/// The lock of a database, until it is dropped. Its file stays: removing it would let a third program
-/// lock a new file while the second one waits for the old one.
+/// The lock of a database, held until it is dropped. The lock file stays: if it were removed, a
+/// third process could lock a new file while the second one waits for the old one.
 #[derive(Debug)]
 pub(super) struct Lock {
     _file: File,
 }
 
-/// Why there is no lock.
+/// Why the lock was not taken.
 #[derive(Debug)]
 pub(super) enum LockError {
-    /// Another process has it.
+    /// Another process holds it; its id, if the file names one.
     Held(Option<u32>),
     /// The lock file cannot be made or written.
     System(io::Error),
@@ -57,14 +57,15 @@ impl Lock {
     }
 }
 
-/// Whether a lock file of Keychoir's lies beside the database at `path`.
+/// Whether a lock file of Keychoir lies beside the database at `path`.
 pub(super) fn is_beside(path: &Path) -> bool {
     let mut text = String::new();
     let read = File::open(file_of(path)).and_then(|file| file.take(SIZE_MAX).read_to_string(&mut text));
     read.is_ok() && text.split_whitespace().nth(1) == Some(WORD)
 }
 
-/// The lock file: beside the database itself, so that two links to it are one database.
+/// The path of the lock file: beside the resolved database file, so that two links to it are one
+/// database.
 fn file_of(path: &Path) -> PathBuf {
     companion(&path.canonicalize().unwrap_or_else(|_| path.to_owned()), ".lock")
 }

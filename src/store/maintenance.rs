@@ -1,5 +1,5 @@
-//! What is due between two transactions: old records go, and the file shrinks, each in steps so
-//! small that nothing waits for them.
+//! Maintenance between two transactions: deletes old records and shrinks the file, in steps so
+//! small that they do not delay other work of the writing thread.
 
 use std::time::Duration;
 
@@ -11,24 +11,24 @@ use super::{Settings, owners, pending};
 use crate::policy::retention::{first_id, oldest_kept};
 use crate::policy::units::UnixMs;
 
-/// Rows that one step forgets.
+/// Rows that one step deletes.
 const ROWS: u16 = 512;
-/// Pages that one step gives back to the disk.
+/// Pages that one step returns to the file system.
 const PAGES: i64 = 128;
 
-/// From one look through the logs of owners to the next, which reads all of them.
+/// Time between two compactions of the owner logs, each of which reads all of them.
 const TIDY_INTERVAL: Duration = Duration::from_secs(3_600);
 
-/// What a step leaves.
+/// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MaintenanceStep {
-    /// There is more to do.
+    /// More work is due.
     More,
     /// Nothing is due any more.
     Done,
 }
 
-/// Does a little of what is due.
+/// Does one step of the work that is due.
 pub(super) fn step(
     ledger: &mut Database,
     settings: &Settings,
@@ -43,7 +43,7 @@ pub(super) fn step(
         if pending::forget_some(connection, oldest)? {
             return Ok(MaintenanceStep::More);
         }
-        // None of their attempts is left.
+        // Series without attempts.
         const SERIES: &str = "DELETE FROM series WHERE number IN (
             SELECT number FROM series WHERE used_at_ms < ?1 LIMIT ?2)";
         match connection.prepare_cached(SERIES)?.execute(params![moment(oldest), ROWS])? {
@@ -76,12 +76,12 @@ pub(super) fn step(
     }
     shrink(connection)?;
     let left = free_pages(connection)?;
-    // Should it not shrink, it is not asked to again and again.
+    // If the file does not shrink, no further step is tried.
     Ok(if (1..free).contains(&left) { MaintenanceStep::More } else { MaintenanceStep::Done })
 }
 
-/// Does a little against too many owners between two rounds. The file does not shrink: what is set
-/// free is about to be used again.
+/// Deletes some excess owners between two rounds of maintenance. The file does not shrink: its free
+/// pages are about to be used again.
 pub(super) fn trim_owners(
     ledger: &Database,
     settings: &Settings,
@@ -91,17 +91,17 @@ pub(super) fn trim_owners(
     Ok(if is_more { MaintenanceStep::More } else { MaintenanceStep::Done })
 }
 
-/// Forgets some of the attempts that began before `oldest`; returns how many.
+/// Deletes some of the attempts that began before `oldest`; returns how many.
 fn forget_attempts(connection: &Connection, oldest: UnixMs) -> Result<usize, rusqlite::Error> {
-    // Their ids begin with the moment, so no index is needed to find them. The two agree, but for records
-    // of an earlier version, of which one may lie a moment beyond the edge.
+    // Ids begin with the time, so no index is needed to find the rows. The two agree, except for
+    // records of an earlier version, one of which may lie slightly beyond the limit.
     const ATTEMPTS: &str = "DELETE FROM attempt_rows WHERE id IN (
         SELECT id FROM attempt_rows WHERE id < ?1 AND started_at_ms < ?2 LIMIT ?3)";
     connection.prepare_cached(ATTEMPTS)?.execute(params![&first_id(oldest)[..], moment(oldest), ROWS])
 }
 
 fn free_pages(connection: &Connection) -> Result<i64, rusqlite::Error> {
-    // Zero in a file that cannot shrink in steps: it uses its free pages again, and keeps them.
+    // Zero in a file without incremental vacuum: it keeps and reuses its free pages.
     connection.query_row(
         "SELECT freelist_count * (auto_vacuum = 2) FROM pragma_freelist_count, pragma_auto_vacuum",
         [],
@@ -111,7 +111,7 @@ fn free_pages(connection: &Connection) -> Result<i64, rusqlite::Error> {
 
 fn shrink(connection: &Connection) -> Result<(), rusqlite::Error> {
     let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({PAGES})"))?;
-    // Each of its steps frees a page.
+    // Each step of the statement frees a page.
     let mut rows = statement.query([])?;
     while rows.next()?.is_some() {}
     Ok(())

@@ -1,5 +1,6 @@
-//! The books: SQLite on a thread of its own behind a bounded queue. Traffic never waits for the
-//! disk; what cannot be written is held and tried again, and what cannot be held is counted aloud.
+//! The usage store: SQLite on a thread of its own behind a bounded queue. Traffic never waits for
+//! the disk: records that cannot be written are kept and retried, and records beyond the bound are
+//! dropped, counted and logged.
 
 mod evidence;
 mod lock;
@@ -48,7 +49,7 @@ pub use outbox::{
 pub use report::{By, KnownKey, ReadError, Reader, Sums, Whose};
 use write::{Callers, Writer};
 
-/// Where the books are kept.
+/// Where the database is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DatabaseLocation {
     /// In this file.
@@ -57,22 +58,22 @@ pub enum DatabaseLocation {
     Memory,
 }
 
-/// How the books are kept.
+/// The bounds and the timing of the usage store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Records that wait to be written at the most; as many more are held while they cannot be.
+    /// Maximum records queued; the same number is kept again while the database cannot be written.
     pub queue_max: usize,
-    /// While many records come, a commit begins so long after the last at the earliest.
+    /// Minimum time between two commits while many records come.
     pub commit_interval: Duration,
     /// How long records are kept.
     pub retention: Retention,
-    /// What enters the outbox.
+    /// Which rows enter the outbox.
     pub mirrored: Mirrored,
-    /// How much is kept of what belongs to whom.
+    /// How many identifier owners are kept, and for how long.
     pub owners: Keeping,
 }
 
-/// How the books fare. Cheap to clone.
+/// Counters and state of the usage store. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Health {
     cells: Arc<HealthCells>,
@@ -85,42 +86,42 @@ struct HealthCells {
     lost: AtomicU64,
     written: AtomicU64,
     errors: AtomicU64,
-    /// Since when, in Unix milliseconds, the oldest record that is held has been; 0 for none.
+    /// Unix milliseconds since when the oldest unwritten record has been kept; 0 if there is none.
     held_since: AtomicU64,
 }
 
 impl Health {
-    /// Whether the last attempt to write failed.
+    /// Whether the last write failed.
     #[must_use]
     pub fn is_failing(&self) -> bool {
         self.cells.is_failing.load(Ordering::Acquire)
     }
 
-    /// Records that were lost because they could be neither written nor held.
+    /// Records dropped because they could be neither written nor kept.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.cells.lost.load(Ordering::Acquire)
     }
 
-    /// Records that wait to be written, in the queue or held.
+    /// Records to be written, in the queue or kept for a retry.
     #[must_use]
     pub fn waiting(&self) -> u64 {
         self.depth.records()
     }
 
-    /// Records that were written, from the start on.
+    /// Records written since the start.
     #[must_use]
     pub fn written(&self) -> u64 {
         self.cells.written.load(Ordering::Relaxed)
     }
 
-    /// Attempts to write that failed, from the start on.
+    /// Writes that failed since the start.
     #[must_use]
     pub fn errors(&self) -> u64 {
         self.cells.errors.load(Ordering::Relaxed)
     }
 
-    /// How long the oldest record that is taken up and not yet written has been so at `now`.
+    /// The age at `now` of the oldest record that was taken from the queue and is not written.
     #[must_use]
     pub fn lag(&self, now: UnixMs) -> Duration {
         match self.cells.held_since.load(Ordering::Relaxed) {
@@ -157,7 +158,7 @@ impl Health {
     }
 }
 
-/// Opened books, before anything is written.
+/// An opened database, before anything is written.
 #[derive(Debug)]
 pub struct Store {
     site: Site,
@@ -165,27 +166,27 @@ pub struct Store {
     set_aside: Option<PathBuf>,
 }
 
-/// Books that are being written.
+/// A database with its running writing thread.
 #[derive(Debug)]
 pub struct Writing {
-    /// How they fare.
+    /// Its counters and state.
     pub health: Health,
-    /// What is to be mirrored, when something is; whoever takes it keeps the books open.
+    /// The outbox, if rows are mirrored; a handle to it keeps the database open.
     pub outbox: Option<Outbox>,
     written: oneshot::Receiver<()>,
     ended: oneshot::Receiver<()>,
 }
 
 impl Store {
-    /// Opens the database, making it where there is none, and locks it until the writer ends. A
-    /// database of Keychoir's that is broken is set aside under another name and a new one is begun. A
-    /// disk that is full or read-only, or a lock of SQLite's, is waited for: records are held until
-    /// then.
+    /// Opens the database, making it if it is missing, and locks it until the writer ends. A
+    /// corrupt database of Keychoir is quarantined under another name and replaced by a new one. A
+    /// full or read-only disk, or a lock held by another SQLite connection, is no error: records
+    /// are kept until it is writable.
     ///
     /// # Errors
     ///
-    /// When the place is not to be had, another process has it, the file is of another program, or a
-    /// newer version of this one has written it.
+    /// When the path cannot be used, another process has it open, the file belongs to another
+    /// program, or a newer version of Keychoir has written it.
     pub fn open(place: &DatabaseLocation, now: UnixMs) -> Result<Self, OpenError> {
         let mut site = Site::from(place.clone());
         match site.open(now, IntegrityCheck::Quick) {
@@ -195,21 +196,21 @@ impl Store {
         }
     }
 
-    /// The file that was set aside, if there was one.
+    /// The new path of a corrupt file that was quarantined.
     #[must_use]
     pub fn set_aside(&self) -> Option<&PathBuf> {
         self.set_aside.as_ref()
     }
 
-    /// Finds what an earlier version has written of `keys` under names that are not used any more. To
-    /// be done before anything is read. While the file cannot be opened, this is left to the opening.
+    /// Renames the rows that an earlier version wrote of `keys` under old names. Must be called
+    /// before anything is read. While the file cannot be opened, the later opening does it.
     pub fn recognize<'k>(&mut self, keys: impl Iterator<Item = &'k ApiKey>) {
         if let Ok(ledger) = &mut self.ledger {
             ledger.recognize(keys);
         }
     }
 
-    /// What is known of the keys; nothing, while the file cannot be opened.
+    /// The stored state of the keys; empty while the file cannot be opened.
     ///
     /// # Errors
     ///
@@ -218,27 +219,27 @@ impl Store {
         self.ledger.as_ref().map_or_else(|_| Ok(Vec::new()), |ledger| read::remembered(&ledger.connection))
     }
 
-    /// The refusals that restrictions are computed from, the oldest first; nothing, while the file cannot be
-    /// opened.
+    /// The refusals that restrictions are computed from, the oldest first; empty while the file
+    /// cannot be opened.
     ///
     /// # Errors
     ///
-    /// When they cannot be read.
+    /// When the file cannot be read.
     pub fn refusals(&self) -> Result<Vec<RefusalRecord>, rusqlite::Error> {
         self.ledger.as_ref().map_or_else(|_| Ok(Vec::new()), |ledger| refusals::read(&ledger.connection))
     }
 
-    /// Whose identifiers are, the oldest use first; nothing, while the file cannot be opened.
+    /// The owners of identifiers, the oldest use first; empty while the file cannot be opened.
     ///
     /// # Errors
     ///
-    /// When it cannot be read.
+    /// When the file cannot be read.
     pub fn owners(&self) -> Result<Vec<LearnedOwner>, rusqlite::Error> {
         self.ledger.as_ref().map_or_else(|_| Ok(Vec::new()), |ledger| owners::read(&ledger.connection))
     }
 
-    /// What each client has used of the pool in the periods of `now`, as far back as the sums are
-    /// kept; nothing, while the file cannot be opened.
+    /// The usage of each client in the periods of `now`, as far back as the sums are kept; empty
+    /// while the file cannot be opened.
     ///
     /// # Errors
     ///
@@ -247,11 +248,12 @@ impl Store {
         self.ledger.as_ref().map_or_else(|_| Ok(Vec::new()), |ledger| read::used(&ledger.connection, now))
     }
 
-    /// Begins to write: what is sent to the books, and with it the state of `pool`'s keys.
+    /// Starts the writing thread, which writes the usage records sent to it and the state of
+    /// `pool`'s keys.
     ///
     /// # Errors
     ///
-    /// When there is no thread to be had.
+    /// When the thread cannot be spawned.
     pub fn write(self, pool: Arc<Pool>, settings: Settings) -> std::io::Result<(UsageSink, Writing)> {
         let (all_written, written) = oneshot::channel();
         let (done, ended) = oneshot::channel();
@@ -264,7 +266,7 @@ impl Store {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         tasks::thread("books", move || {
             runtime.block_on(writer.run(Callers { queue, questions, all_written }));
-            // Nobody may be waiting for the end.
+            // The receiver may have been dropped.
             let _ = done.send(());
         })?;
         Ok((books, Writing { health, outbox, written, ended }))
@@ -286,24 +288,25 @@ impl Store {
 }
 
 impl Writing {
-    /// Waits until everything is written, which comes when the last sender is gone, but at most
-    /// `within`. Whether it is: then nothing enters the outbox any more. To be asked once.
+    /// Waits at most `within` until everything is written, which happens after the last sender is
+    /// dropped. Returns whether it is: then nothing enters the outbox any more. Must be called only
+    /// once.
     pub async fn written(&mut self, within: Duration) -> bool {
         tokio::time::timeout(within, &mut self.written).await.is_ok()
     }
 
-    /// Waits until everything is written and the file is closed, which comes when the last sender
-    /// and the outbox are gone, but at most `within`. Returns how many records were lost, from the
-    /// start on.
+    /// Waits at most `within` until everything is written and the file is closed, which happens
+    /// after the last sender and the outbox are dropped. Returns how many records were lost since
+    /// the start.
     pub async fn ended(self, within: Duration) -> u64 {
         drop(self.outbox);
-        // A writer that is gone without a word has ended, too; what still waits is lost.
+        // A writer that panicked has ended, too; the records left in its queue are lost.
         let _ = tokio::time::timeout(within, self.ended).await;
         self.health.lost() + self.health.waiting()
     }
 }
 
-/// Where the database is, with its lock once it is held.
+/// The location of the database, with its lock once it is taken.
 #[derive(Debug)]
 struct Site {
     place: DatabaseLocation,
@@ -317,7 +320,7 @@ impl From<DatabaseLocation> for Site {
 }
 
 impl Site {
-    /// Opens the database under its lock.
+    /// Locks and opens the database.
     fn open(&mut self, now: UnixMs, look: IntegrityCheck) -> Result<OpenDatabase, OpenError> {
         self.lock()?;
         let opened = open::open(&self.place, now, look)?;
@@ -325,8 +328,8 @@ impl Site {
         Ok(opened)
     }
 
-    /// Takes the lock, unless it is held already or there is no file to lock. The file of another
-    /// program gets no lock file beside it.
+    /// Takes the lock, unless it is held already or there is no file to lock. No lock file is made
+    /// beside the file of another program.
     fn lock(&mut self) -> Result<(), OpenError> {
         let DatabaseLocation::File(path) = &self.place else { return Ok(()) };
         if self.lock.is_some() {
@@ -345,7 +348,7 @@ impl Site {
     }
 }
 
-/// Says that broken books were found, and where they are now.
+/// Logs that a corrupt database was quarantined, and where it is now.
 fn tell_set_aside(aside: &Path) {
     let path = aside.display().to_string();
     tracing::error!(

@@ -1,10 +1,11 @@
-//! What keys are called in the file. Earlier versions called a key by its plain SHA-256, which is a
-//! secret itself; here those digests leave the file and, by way of the outbox, the mirror.
+//! The names of keys in the file. Earlier versions named a key by its plain SHA-256, which is a
+//! secret itself; this module removes those digests from the file and, through the outbox, from the
+//! mirror.
 //!
-//! It takes two steps, because a file does not know the keys. The migration replaces every plain digest
-//! by a retired one ([`Fingerprint::retired`]). Each start then finds the rows of the keys that are
-//! configured by their retired digests, and calls them by their fingerprints: also those of a key that
-//! was missing when the file was migrated.
+//! It takes two steps, because a file does not contain the keys. The migration replaces every plain
+//! digest by a retired one ([`Fingerprint::retired`]). Each start then finds the rows of the
+//! configured keys by their retired digests and renames them to fingerprints, also those of a key
+//! that was missing when the file was migrated.
 
 use std::collections::HashMap;
 
@@ -13,7 +14,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use super::owners;
 use crate::secret::{ApiKey, Fingerprint};
 
-/// Columns with names of keys; a workspace without a name of its own is called by its first key.
+/// Columns with names of keys; a workspace without a name of its own is named by its first key.
 const COLUMNS: [(&str, &str); 5] = [
     ("keys", "key_hash"),
     ("series", "key_hash"),
@@ -22,13 +23,14 @@ const COLUMNS: [(&str, &str); 5] = [
     ("owners", "workspace"),
 ];
 
-/// What is left to do after the transaction in which the digests were retired.
+/// The maintenance task that is left after the transaction that retired the digests.
 const VACUUM: &str = "vacuum";
 
 /// Old names with the new ones.
 type Renamed = HashMap<String, String>;
 
-/// Replaces the plain digests of an earlier version. They stay in free pages until [`wipe`].
+/// Replaces the plain digests of an earlier version. They stay in free pages until the file is
+/// vacuumed ([`wiped`]).
 pub(super) fn retire(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
     let mut found = owners::words(transaction)?;
     for (table, column) in COLUMNS {
@@ -54,7 +56,7 @@ pub(super) fn retire(transaction: &Transaction<'_>) -> Result<(), rusqlite::Erro
     ))
 }
 
-/// Calls what belongs to `keys` and still has a retired digest by their fingerprints.
+/// Renames the rows of `keys` from retired digests to fingerprints.
 pub(super) fn recognize<'k>(
     connection: &mut Connection,
     keys: impl Iterator<Item = &'k ApiKey>,
@@ -77,7 +79,7 @@ pub(super) fn recognize<'k>(
         return Ok(());
     }
     rename(&transaction, &renamed)?;
-    // What the mirror has not been told yet, it is told in one step.
+    // Renames that the mirror has not delivered yet are merged into one step.
     transaction.execute_batch(
         "UPDATE outbox_renames SET key_hash = (SELECT new_name FROM temp.renamed WHERE old_name = key_hash)
             WHERE key_hash IN (SELECT old_name FROM temp.renamed);
@@ -90,8 +92,8 @@ pub(super) fn recognize<'k>(
     transaction.commit()
 }
 
-/// Renames in every table, and leaves the names in `temp.renamed`. Where something is there under the
-/// new name already, a state stays as it is and sums are added up.
+/// Renames in every table, and leaves the names in `temp.renamed`. If a row exists under the new
+/// name, its state is kept and its sums are added up.
 fn rename(transaction: &Transaction<'_>, renamed: &Renamed) -> Result<(), rusqlite::Error> {
     transaction.execute_batch(
         "CREATE TEMP TABLE renamed (old_name TEXT PRIMARY KEY, new_name TEXT NOT NULL) STRICT, WITHOUT ROWID",
@@ -107,7 +109,7 @@ fn rename(transaction: &Transaction<'_>, renamed: &Renamed) -> Result<(), rusqli
         let new_name = format!("(SELECT new_name FROM temp.renamed WHERE old_name = {column})");
         match table {
             "hours" => add_up_hours(transaction)?,
-            // One row a key.
+            // These tables have one row per key.
             "keys" | "outbox_keys" => transaction.execute_batch(&format!(
                 "DELETE FROM {table} WHERE {is_renamed} AND {new_name} IN (SELECT {column} FROM {table});
                  UPDATE {table} SET {column} = {new_name} WHERE {is_renamed};"
@@ -131,7 +133,7 @@ fn add_up_hours(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
         "quota_requests",
         "quota_credits",
     ];
-    // Neither of two sums is beyond 2^53, so adding them does not overflow.
+    // Neither sum exceeds 2^53, so adding them does not overflow.
     let sums = SUMS.map(|sum| format!("{sum} = min({sum} + excluded.{sum}, 9007199254740992)")).join(", ");
     transaction.execute_batch(&format!(
         "INSERT INTO hours SELECT hour_ms, new_name, client, route, model, {}
@@ -148,7 +150,7 @@ pub(super) fn is_wipe_due(connection: &Connection) -> Result<bool, rusqlite::Err
         .query_row("SELECT EXISTS (SELECT * FROM maintenance WHERE task = ?1)", [VACUUM], |row| row.get(0))
 }
 
-/// Notes that the file was written anew, and its log emptied.
+/// Records that the file was vacuumed and its log truncated.
 pub(super) fn wiped(connection: &Connection) -> Result<(), rusqlite::Error> {
     connection.execute("DELETE FROM maintenance WHERE task = ?1", [VACUUM]).map(drop)
 }

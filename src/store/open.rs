@@ -1,4 +1,5 @@
-//! Opening the books, whatever lies where they should be. Nothing is ever deleted.
+//! Opens the usage database. A broken file is renamed and replaced by an empty one; a file of
+//! another program or of a newer version is refused. Nothing is ever deleted.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -14,62 +15,62 @@ use super::origin::{self, Origin};
 use super::{DatabaseLocation, names, schema};
 use crate::policy::units::UnixMs;
 
-/// Why there are no books.
+/// Why the database cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The folder or the file cannot be made or written.
     #[error("{} cannot be written: {source}", .path.display())]
     Unwritable {
-        /// Which.
+        /// The folder or file.
         path: PathBuf,
-        /// Why.
+        /// The error of the file system.
         source: io::Error,
     },
-    /// SQLite cannot use the file, though it is not broken.
+    /// SQLite cannot use the file, though the file is not corrupt.
     #[error("{} cannot be used: {source}", .path.display())]
     Unusable {
-        /// Which.
+        /// The database file.
         path: PathBuf,
-        /// Why.
+        /// SQLite's error.
         source: rusqlite::Error,
     },
-    /// Another version of the program wrote it.
+    /// A newer version of Keychoir wrote the file.
     #[error("{} was written by a newer Keychoir (schema {found}, this one knows {})", .path.display(), schema::VERSION)]
     Newer {
-        /// Which.
+        /// The database file.
         path: PathBuf,
-        /// Its schema.
+        /// The schema version in the file.
         found: usize,
     },
-    /// Another program has the file open.
+    /// Another process has the database open.
     #[error("{} is in use by another Keychoir{}", .path.display(), process(*.pid))]
     InUse {
         /// The database.
         path: PathBuf,
-        /// The process that has it, when the lock file names one.
+        /// The id of that process, if the lock file names one.
         pid: Option<u32>,
     },
-    /// The file was not made by Keychoir; it is left as it is.
+    /// The file was not made by Keychoir; it is left unchanged.
     #[error("{} is not a Keychoir database ({found}); it is left as it is", .path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
-        /// What it is instead.
+        /// The kind of file it is instead.
         found: &'static str,
     },
-    /// A broken file could not be renamed.
+    /// A corrupt file could not be renamed.
     #[error("{} is broken and cannot be set aside: {source}", .path.display())]
     CannotSetAside {
-        /// Which.
+        /// The corrupt file.
         path: PathBuf,
-        /// Why.
+        /// The error of the file system.
         source: io::Error,
     },
 }
 
 impl OpenError {
-    /// Whether it is a trouble of the disk that may pass, and no mistake in the configuration: then
-    /// requests are served meanwhile.
+    /// Whether the cause is a disk failure that may pass, not a mistake in the configuration.
+    /// Requests are then served without a database meanwhile.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
@@ -95,36 +96,37 @@ fn process(pid: Option<u32>) -> String {
     pid.map(|pid| format!(", process {pid}")).unwrap_or_default()
 }
 
-/// How closely a file is looked at before it is trusted.
+/// How thoroughly a file is checked for corruption before it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum IntegrityCheck {
-    /// Not at all: the next write will tell.
+    /// No check: the next write reports corruption.
     Trusting,
-    /// Through all of it, unless it is so large that it would keep the start waiting.
+    /// The whole file, unless it is so large that the check would delay the start.
     Quick,
-    /// Through all of it: SQLite has found something wrong.
+    /// The whole file: SQLite has reported corruption.
     Whole,
-    /// It need not be looked at any more: it goes.
+    /// No check: the file is quarantined in any case.
     Condemning,
 }
 
-/// Opened books.
+/// An opened database.
 #[derive(Debug)]
 pub(super) struct OpenDatabase {
     pub(super) ledger: Database,
-    /// Where the broken file went that lay there.
+    /// The new path of a corrupt file that was renamed.
     pub(super) set_aside: Option<PathBuf>,
 }
 
-/// How long one connection waits for another's lock when it opens: a `sqlite3` shell may be
-/// looking, or another Keychoir may be ending.
+/// Maximum wait for another connection's lock while the database opens: a `sqlite3` shell may be
+/// reading, or another Keychoir may be stopping.
 const OPEN_BUSY_MAX: Duration = Duration::from_secs(5);
-/// Later the queue waits meanwhile, so not for long: what is not written is held and tried again.
+/// The same for later writes. It is short because the queue waits meanwhile; records that are not
+/// written are kept and retried.
 const WRITE_BUSY_MAX: Duration = Duration::from_millis(500);
-/// A file that is looked through in about a second. What is wrong with a larger one is found when it
-/// is used.
+/// The largest file that is checked at the start: this size takes about a second. Corruption of a
+/// larger file is found when it is used.
 const QUICK_LOOK_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// The log shrinks to this after a burst.
+/// SQLite truncates the write-ahead log to this size after a burst.
 const LOG_BYTES_KEPT: i64 = 16 * 1024 * 1024;
 
 pub(super) fn open(
@@ -144,8 +146,8 @@ pub(super) fn open(
     };
     let unwritable = |source| OpenError::Unwritable { path: path.clone(), source };
     let unusable = |source| OpenError::Unusable { path: path.clone(), source };
-    // Looked at before SQLite does: it would change the file of another program, and throw the log of a
-    // file away that it does not know.
+    // The origin is checked before SQLite opens the file: SQLite would change the file of another
+    // program, and would discard a write-ahead log that it does not know.
     let is_database = match origin::of(path).map_err(unwritable)? {
         Origin::Ours => true,
         Origin::OursNoDatabase => false,
@@ -165,12 +167,12 @@ pub(super) fn open(
     checked(prepared(path, IntegrityCheck::Trusting).map_err(unusable)?, path, Some(aside))
 }
 
-/// Whether a start could open the books: they could be written, and no newer version has written them.
-/// Nothing is made or changed. What is broken is no obstacle, because a start puts it aside.
+/// Checks whether a start could open the database: it is writable, and no newer version has written
+/// it. Makes and changes nothing. A corrupt file is no error, because a start quarantines it.
 ///
 /// # Errors
 ///
-/// What a start would end with.
+/// The error that a start would end with.
 pub fn examine(place: &DatabaseLocation) -> Result<(), OpenError> {
     let path = match place {
         DatabaseLocation::File(path) => path,
@@ -182,7 +184,7 @@ pub fn examine(place: &DatabaseLocation) -> Result<(), OpenError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => return Err(unwritable(error)),
     };
-    // The first folder that is there: those below it would be made.
+    // The first folder that exists: a start would make those below it.
     let mut folders = path.ancestors().skip(1).map(|folder| match folder.as_os_str().is_empty() {
         true => Path::new("."),
         false => folder,
@@ -209,15 +211,15 @@ pub fn examine(place: &DatabaseLocation) -> Result<(), OpenError> {
     }
 }
 
-/// The file that SQLite keeps beside another.
+/// The path of a file that SQLite keeps beside the database.
 pub(super) fn companion(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
 }
 
-/// Makes the folder (0700) and the file (0600) where there are none, and proves that both can be
-/// written.
+/// Makes the folder (0700) and the file (0600) if they are missing, and checks that both are
+/// writable.
 pub(super) fn make_private(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -226,15 +228,16 @@ pub(super) fn make_private(path: &Path) -> io::Result<()> {
     OpenOptions::new().create(true).append(true).mode(0o600).open(path).map(drop)
 }
 
-/// A connection that is set up, to a file that was looked at.
+/// Opens and configures a connection to a file whose origin was checked.
 fn prepared(path: &Path, look: IntegrityCheck) -> Result<Connection, rusqlite::Error> {
     let connection = Connection::open(path)?;
-    // A file that turns out to be broken keeps its log: closing it must not fold one into the other.
+    // A file that turns out to be corrupt keeps its write-ahead log: closing it must not merge the
+    // two.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.busy_timeout(OPEN_BUSY_MAX)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    // With NORMAL a power cut loses what was committed since the last checkpoint, and before the
-    // first one the whole file.
+    // With `NORMAL` a power cut loses everything committed since the last checkpoint, and before
+    // the first checkpoint the whole file.
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
     let is_looked_through = match look {
@@ -271,11 +274,11 @@ fn checked(
     Ok(OpenDatabase { ledger, set_aside })
 }
 
-/// Brings a file that `found` is the schema of up to date. What it held before, above all plain digests
-/// of keys, leaves its pages, its free pages and its log.
+/// Migrates a file of schema version `found` to the current one. Data of the old schema, above all
+/// plain digests of keys, is wiped from the pages, the free pages and the write-ahead log.
 fn update(connection: &mut Connection, found: usize) -> Result<(), rusqlite::Error> {
     if found < schema::VERSION {
-        // What is replaced is overwritten, and no temporary file holds it.
+        // Replaced data is overwritten, and no temporary file holds it.
         connection.execute_batch("PRAGMA secure_delete = ON; PRAGMA temp_store = MEMORY")?;
         schema::migrate(connection)?;
         connection.execute_batch("PRAGMA secure_delete = OFF; PRAGMA temp_store = DEFAULT")?;
@@ -284,11 +287,11 @@ fn update(connection: &mut Connection, found: usize) -> Result<(), rusqlite::Err
     if found >= schema::VERSION && !is_wipe_due {
         return Ok(());
     }
-    // A file that can shrink in steps has another form; should there be no room to rewrite an older
-    // one, it stays as it is.
+    // Incremental vacuum needs another file format; if the disk has no space to rewrite an older
+    // file, the file stays as it is.
     let is_rewritten = (is_wipe_due || !shrinks(connection)?)
         && connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL; VACUUM").is_ok();
-    // A reader that is at it keeps the log from being emptied.
+    // An open reader keeps SQLite from truncating the log.
     let is_blocked: bool = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
     if is_wipe_due && is_rewritten && !is_blocked {
         names::wiped(connection)?;
@@ -302,21 +305,21 @@ fn update(connection: &mut Connection, found: usize) -> Result<(), rusqlite::Err
     Ok(())
 }
 
-/// Whether the file gives back what it no longer needs.
+/// Whether the file returns free pages to the file system.
 fn shrinks(connection: &Connection) -> Result<bool, rusqlite::Error> {
     let mode: i64 = connection.query_row("PRAGMA auto_vacuum", [], |row| row.get(0))?;
     Ok(mode == 2)
 }
 
-/// Whether the file is broken, and not merely out of reach.
+/// Whether the error means that the file is corrupt, not that it is out of reach.
 pub(super) fn is_broken(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
-/// Renames the file and what belongs to it; the new name carries the moment.
+/// Renames the file and its companions; the new name contains the current time.
 fn set_aside(path: &Path, now: UnixMs) -> io::Result<PathBuf> {
     let mut aside = companion(path, &format!(".broken-{}", now.0));
-    // Two in one moment: neither takes the other's place.
+    // Two files quarantined in the same millisecond must not overwrite each other.
     let mut again = 0;
     while aside.exists() {
         again += 1;

@@ -1,6 +1,6 @@
-//! Whose file lies where the database should be. A broken database of Keychoir's is set aside and a new
-//! one is begun; the file of another program, which a mistake in `storage.path` names, must be neither
-//! renamed nor changed.
+//! Determines which program made the file at the database path. A corrupt database of Keychoir is
+//! quarantined and replaced by a new one; the file of another program, which a mistake in
+//! `storage.path` may name, must be neither renamed nor changed.
 
 use std::fs;
 use std::io::{self, Read};
@@ -12,26 +12,28 @@ use super::lock;
 use super::open::companion;
 use super::schema::APPLICATION;
 
-/// Whose a file is.
+/// The origin of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// There is none, an empty one, or a database of Keychoir's, which may be broken.
+    /// No file, an empty one, or a database of Keychoir, which may be corrupt.
     Ours,
-    /// Keychoir has kept its database here, and what lies here now is none.
+    /// Keychoir has kept its database here (its lock file exists), but the present file is no
+    /// database.
     OursNoDatabase,
-    /// It was made by another program; with what it is.
+    /// Another program made the file; contains the kind of file.
     Foreign(&'static str),
 }
 
-/// What every SQLite file begins with.
+/// The first bytes of every SQLite file.
 const MAGIC: &[u8] = b"SQLite format 3\0";
-/// The size of SQLite's header, and where it has the mark of the program that made the file (SQLite's
-/// file format, section 1.3).
+/// The size of SQLite's header, and the offset of the application id in it (SQLite's file format,
+/// section 1.3).
 const HEADER_SIZE: u64 = 100;
 const APPLICATION_AT: std::ops::Range<usize> = 68..72;
 
-/// Tells whose file lies at `path`, without changing it. The header's mark proves that it is ours; so
-/// does, when the file has become unreadable, the lock file that an earlier start left beside it.
+/// Determines the origin of the file at `path` without changing it. The application id in the
+/// header proves a file of Keychoir; if the file has become unreadable, so does the lock file that
+/// an earlier start left beside it.
 pub(super) fn of(path: &Path) -> io::Result<Origin> {
     let mut header = Vec::new();
     match fs::File::open(path) {
@@ -62,7 +64,7 @@ pub(super) fn of(path: &Path) -> io::Result<Origin> {
     })
 }
 
-/// The tables of an SQLite file, read without a lock and without writing anything beside it.
+/// Lists the tables of an SQLite file, without a lock and without writing anything beside it.
 fn tables(path: &Path) -> Result<Vec<String>, rusqlite::Error> {
     let escaped = path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23");
     let flags =
@@ -81,7 +83,8 @@ mod tests {
     const OTHER_TABLES: Origin = Origin::Foreign("it is an SQLite file with other tables");
     const NO_SQLITE: Origin = Origin::Foreign("it is no SQLite file");
 
-    /// Whose a file is that `make` has made, first where no Keychoir was, then where one was.
+    /// Checks the origin of the file that `make` creates: first without, then with a lock file
+    /// beside it.
     #[track_caller]
     fn check(make: impl Fn(&Path), never_here: Origin, was_here: Origin) {
         let folder = tempfile::tempdir().unwrap();

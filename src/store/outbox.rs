@@ -1,6 +1,7 @@
-//! What Supabase is still to be told: the latest state of each key, and events. Rows enter in the
-//! transaction of the attempt they come from and leave when they have arrived, so that nothing is
-//! forgotten in between. The mirror asks for them through the writing thread: one thread has the file.
+//! The outbox of rows to be mirrored to Supabase: the latest state of each key, and attempts as
+//! events. Rows are inserted in the transaction of the attempt they come from and deleted after
+//! their delivery, so none is lost in between. The mirror reads them through the writing thread,
+//! which owns the file.
 
 mod tables;
 
@@ -10,10 +11,10 @@ use crate::policy::units::UnixMs;
 
 pub(super) use tables::{answer, put_event, put_event_again, put_key};
 
-/// What enters the outbox.
+/// Which rows enter the outbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mirrored {
-    /// Nothing: there is no mirror.
+    /// None: there is no mirror.
     #[default]
     Nothing,
     /// The state of the keys.
@@ -22,30 +23,31 @@ pub enum Mirrored {
     KeysAndEvents,
 }
 
-/// The state of a key at a moment.
+/// The state of a key at a point in time.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeyState {
     /// The key's fingerprint, in hexadecimal digits.
     pub key_hash: String,
-    /// What may be shown of it.
+    /// The short form of the key.
     pub short_key: String,
-    /// The word of its status.
+    /// The status as a word.
     pub status: String,
     /// Credits spent in this period.
     pub count: i64,
-    /// Credits of a period; 0 when unknown.
+    /// Credits of a period; 0 if unknown.
     pub limit: i64,
     /// Credits left.
     pub remaining: i64,
-    /// The share that is used; above 1 with overage.
+    /// The used share; above 1 with overage.
     pub usage: f64,
     /// Whether the included credits are used up.
     pub is_over_limit: bool,
-    /// Whether its use has come near the limit.
+    /// Whether its usage is near the limit.
     pub is_near_limit: bool,
     /// When the period ends.
     pub resets_at: Option<UnixMs>,
-    /// When this was so. Later states of a key always have a later moment, whatever the clock did.
+    /// When the state was observed. Later states of a key always have a later time, even if the
+    /// clock was set back.
     pub observed_at: UnixMs,
 }
 
@@ -54,81 +56,81 @@ pub struct KeyState {
 pub struct Event {
     /// A UUID.
     pub id: String,
-    /// The request it belongs to.
+    /// The id of the request it belongs to.
     pub request_id: String,
-    /// Which attempt of the request it was, from 1.
+    /// The number of the attempt within its request, from 1.
     pub number: i64,
     /// When it began.
     pub started_at: UnixMs,
-    /// Who asked.
+    /// The name of the client.
     pub client: String,
     /// The key's fingerprint.
     pub key_hash: String,
     /// The workspace of the key.
     pub workspace: Option<String>,
-    /// The method.
+    /// The HTTP method.
     pub method: String,
     /// The path with identifiers replaced.
     pub route: String,
     /// The provider's name of the model.
     pub model: Option<String>,
-    /// The status, if an answer came.
+    /// The response status, if a response came.
     pub status: Option<i64>,
-    /// What became of it, in a word.
+    /// The verdict on the attempt, as a word.
     pub verdict: String,
-    /// Bytes of body sent to the provider.
+    /// Bytes of the request body sent to the provider.
     pub request_bytes: i64,
-    /// Bytes of body relayed to the client.
+    /// Bytes of the response body relayed to the client.
     pub response_bytes: i64,
-    /// Characters of text to be spoken.
+    /// Characters of text converted to speech.
     pub characters: Option<i64>,
     /// Credits charged.
     pub credits: i64,
-    /// How that is known.
+    /// The source of that number.
     pub credits_from: String,
-    /// Milliseconds from the begin to the head of the answer.
+    /// Milliseconds from the begin to the response head.
     pub first_byte_ms: Option<i64>,
     /// Milliseconds from the begin to the end.
     pub total_ms: i64,
-    /// How often it has changed while it waited in the outbox.
+    /// How often the attempt has changed while it was in the outbox.
     pub revision: i64,
 }
 
-/// Rows of the mirror that an earlier version has sent, and that are called otherwise since.
+/// Rows of the mirror that an earlier version sent under an old key name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rename {
-    /// The first digits of what they are called. The rest may be a secret.
+    /// The first digits of the old name. The full name may be a secret.
     pub beginning: String,
-    /// What they are to be called.
+    /// The new name.
     pub key_hash: String,
 }
 
-/// What is due.
+/// The rows that are due.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
-    /// To be done before the rest is sent.
+    /// Renames, to be sent before the other rows.
     pub renames: Vec<Rename>,
-    /// At most one a key.
+    /// At most one state per key.
     pub keys: Vec<KeyState>,
     /// In the order in which they began.
     pub events: Vec<Event>,
-    /// Rows that Supabase has refused, and which wait to be tried again.
+    /// Number of rows that Supabase refused and that are to be retried.
     pub refused: u64,
 }
 
-/// Which row, in a state.
+/// The identity of a row and its version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RowName {
-    /// The state of a key, at its moment.
+    /// The state of a key, as of its time.
     Key {
         /// The key's fingerprint.
         key_hash: String,
-        /// The moment of the state: a later one is still to be sent.
+        /// The time of the state: a later state is still to be sent.
         observed_at: UnixMs,
     },
     /// Rows to be renamed.
     Rename(Rename),
-    /// An event, as it was then.
+    /// An event in one of its revisions.
     Event {
         /// Its UUID.
         id: String,
@@ -137,38 +139,38 @@ pub enum RowName {
     },
 }
 
-/// A row that Supabase does not take.
+/// A row that Supabase refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedRow {
-    /// Which.
+    /// The row.
     pub name: RowName,
     /// The database's code for the reason.
     pub code: String,
-    /// When it is tried again.
+    /// When the row is retried.
     pub until: UnixMs,
 }
 
-/// What became of rows.
+/// The results of a delivery.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Delivery {
-    /// They have arrived.
+    /// Delivered rows.
     pub sent: Vec<RowName>,
-    /// They have not, and are not tried again for a while.
+    /// Refused rows, which are not retried before their time.
     pub refused: Vec<RefusedRow>,
 }
 
-/// The books cannot be read or written just now, or not any more.
+/// The usage records cannot be read or written now, or the writing thread has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the books cannot be used now")]
 pub struct Unavailable;
 
-/// The mirror's hold on the outbox. The books stay open until it is dropped.
+/// The mirror's handle to the outbox. The database stays open until it is dropped.
 #[derive(Debug)]
 pub struct Outbox {
     commands: mpsc::Sender<Command>,
 }
 
-/// What the writing thread is asked.
+/// A command of the mirror for the writing thread.
 #[derive(Debug)]
 pub(super) enum Command {
     Take { rows_max: usize, reply: oneshot::Sender<Batch> },
@@ -177,37 +179,37 @@ pub(super) enum Command {
 }
 
 impl Outbox {
-    /// An outbox, and the end at which its questions arrive.
+    /// An outbox, and the receiver of its commands.
     pub(super) fn new() -> (Self, mpsc::Receiver<Command>) {
-        // One question at a time.
+        // The mirror sends one command at a time.
         let (commands, questions) = mpsc::channel(1);
         (Self { commands }, questions)
     }
 
-    /// What is due, at most so many keys and so many events. The keys are as they stand now, also
-    /// when only time has changed them.
+    /// The rows that are due: at most `rows_max` keys and `rows_max` events. The state of the keys
+    /// is computed now, because it can change by time alone.
     ///
     /// # Errors
     ///
-    /// When the books cannot be used.
+    /// When the database cannot be used.
     pub async fn take(&self, rows_max: usize) -> Result<Batch, Unavailable> {
         self.ask(|reply| Command::Take { rows_max, reply }).await
     }
 
-    /// Notes what became of rows; returns how many of the refused are so for the first time.
+    /// Records the results of a delivery; returns how many rows were refused for the first time.
     ///
     /// # Errors
     ///
-    /// When it could not be noted: the rows are sent again, which changes nothing.
+    /// When the results cannot be recorded: the rows are then sent again, which changes nothing.
     pub async fn settle(&self, delivery: Delivery) -> Result<u64, Unavailable> {
         self.ask(|reply| Command::Settle { delivery, reply }).await
     }
 
-    /// Has all refused rows tried again now.
+    /// Makes all refused rows due now.
     ///
     /// # Errors
     ///
-    /// When the books cannot be used.
+    /// When the database cannot be used.
     pub async fn forgive(&self) -> Result<(), Unavailable> {
         self.ask(|reply| Command::Forgive { reply }).await
     }
@@ -215,7 +217,7 @@ impl Outbox {
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Unavailable> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).await.map_err(|_| Unavailable)?;
-        // An error is answered by silence.
+        // The writing thread reports an error by dropping the reply channel.
         answer.await.map_err(|_| Unavailable)
     }
 }

@@ -1,8 +1,8 @@
-//! Whose identifiers are, on disk: written in the same transactions as everything else, read back at
-//! the start, and bounded in number and age. An identifier is there as its hash only.
+//! Stores the owners of identifiers: written in the same transactions as the usage records, read
+//! back at the start, and bounded in number and age. Of an identifier only its hash is stored.
 //!
-//! What lasts has a row for each identifier. What comes with every request has a log for each class:
-//! rows at random places, for hashes are random, would cost a page each.
+//! Long-lived identifiers have one row each. Those of every request go into a log per class: rows
+//! keyed by random hashes would cost a page write each.
 
 mod log;
 
@@ -16,7 +16,7 @@ use crate::policy::units::UnixMs;
 use crate::pool::{LearnedOwner, OwnerId};
 use crate::proxy::{OwnershipUpdate, UsageBatch};
 
-/// Rows that one step forgets of what lasts.
+/// Rows of long-lived identifiers that one retention step deletes.
 const ROWS: usize = 512;
 
 /// The log of a class, if it has one.
@@ -76,11 +76,11 @@ fn change_rows<'a>(
     Ok(())
 }
 
-/// All of them, of each class the oldest use first.
+/// All owners, within each class the oldest use first.
 pub(super) fn read(connection: &Connection) -> Result<Vec<LearnedOwner>, rusqlite::Error> {
     let mut statement = connection
         .prepare("SELECT id, kind, workspace, learned_at_ms, used_at_ms FROM owners ORDER BY used_at_ms")?;
-    // A row that says nothing sensible is as good as none: it is learned again.
+    // An unreadable row is skipped: the owner is recorded again from later responses.
     let lessons = statement.query_map([], lesson)?.filter_map(Result::transpose);
     let mut lessons: Vec<LearnedOwner> = lessons.collect::<Result<_, _>>()?;
     for log in Class::ALL.into_iter().filter_map(log) {
@@ -106,7 +106,7 @@ fn lesson(row: &Row<'_>) -> Result<Option<LearnedOwner>, rusqlite::Error> {
     }))
 }
 
-/// Forgets a little of what is too old or too much; whether there may be more.
+/// Deletes some of the rows that are too old or too many; returns whether there may be more.
 pub(super) fn forget_some(
     connection: &Connection,
     keeping: &Keeping,
@@ -147,12 +147,12 @@ fn forget_rows(
     Ok(excess > ROWS)
 }
 
-/// Removes from the logs what a later word has overtaken, which would push out what is not.
+/// Removes superseded changes from the logs, which would otherwise displace current ones.
 pub(super) fn tidy(connection: &Connection) -> Result<(), rusqlite::Error> {
     Class::ALL.into_iter().filter_map(log).try_for_each(|name| log::tidy(connection, name))
 }
 
-/// Packs the logs of an earlier version, which has kept a row for each identifier.
+/// Packs the logs of an earlier version, which kept one row per identifier.
 pub(super) fn pack_rows(connection: &Connection) -> Result<(), rusqlite::Error> {
     for name in Class::ALL.into_iter().filter_map(log) {
         let rows = format!("{name}_rows");
@@ -162,7 +162,7 @@ pub(super) fn pack_rows(connection: &Connection) -> Result<(), rusqlite::Error> 
     Ok(())
 }
 
-/// Words that the logs have packed, among them what workspaces are called.
+/// The words in the logs, among them the names of workspaces.
 pub(super) fn words(connection: &Connection) -> Result<HashSet<String>, rusqlite::Error> {
     let mut words = HashSet::new();
     for name in Class::ALL.into_iter().filter_map(log) {
@@ -171,7 +171,7 @@ pub(super) fn words(connection: &Connection) -> Result<HashSet<String>, rusqlite
     Ok(words)
 }
 
-/// Gives workspaces other names in the logs: old names with the new ones.
+/// Renames workspaces in the logs, from old names to new ones.
 pub(super) fn rename(
     connection: &Connection,
     renamed: &HashMap<String, String>,

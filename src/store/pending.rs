@@ -1,7 +1,7 @@
-//! Attempts that are many at once: one row holds all of a commit, as JSON, for an insert of its own would
-//! cost each of them more than all the rest that is done for it. The view `attempts` shows them one by one.
+//! Stores many attempts of one commit in one row, as JSON: an insert per attempt would cost more
+//! than all other work for it. The view `attempts` lists them one by one.
 //!
-//! What may still be changed or is to be mirrored has a row of its own in `attempt_rows`.
+//! Attempts that may still change or are to be mirrored have rows of their own in `attempt_rows`.
 
 use std::collections::HashSet;
 
@@ -13,19 +13,19 @@ use crate::policy::retention::hour_of;
 use crate::policy::units::UnixMs;
 use crate::proxy::{RecordId, UsageRow};
 
-/// Sheets that one step forgets. Each may be some hundred pages.
+/// Maximum number of batches that one retention step deletes. Each may take some hundred pages.
 const SHEETS: usize = 4;
-/// So many sheets are looked through after a commit that may have been made: it has one for each hour in
-/// which its attempts began.
+/// Maximum number of batches searched for duplicates after a commit of unknown outcome: such a
+/// commit has one batch for each hour in which its attempts began.
 const DOUBTFUL_MAX: usize = 64;
 
-/// Sheets on their way into the file, one for each hour and each run of the program.
+/// Batches to be written, one for each hour and each run of the program.
 #[derive(Default)]
 pub(super) struct PendingBatches(Vec<PendingBatch>);
 
 struct PendingBatch {
     hour: UnixMs,
-    /// The first count among its names, and their chance.
+    /// The first counter among the ids of its attempts, and their random part.
     count: u64,
     chance: u32,
     attempts: u32,
@@ -33,7 +33,8 @@ struct PendingBatch {
 }
 
 impl PendingBatches {
-    /// Adds an attempt; whether that can be: its name must be of the moment at which it began.
+    /// Adds an attempt; returns false if it cannot share a row, because its id does not carry the
+    /// time at which it began.
     pub(super) fn add(&mut self, row: &UsageRow, request_id: &str, series: i64) -> bool {
         let Some(RecordId { at, count, chance }) = RecordId::of(row.id) else { return false };
         if at != row.started_at {
@@ -48,7 +49,8 @@ impl PendingBatches {
         let Some(sheet) = self.0.get_mut(place) else { return false };
         sheet.attempts += 1;
         let text = &mut sheet.text;
-        // The order is that of the view. What is mostly unknown comes last, where it need not be written.
+        // The order is that of the view. Values that are mostly unknown come last, where they can
+        // be left out.
         text.extend_from_slice(if text.is_empty() { b"[[" } else { b",[" });
         push_number(text, whole(at.since(hour).as_millis() as u64));
         text.push(b',');
@@ -79,14 +81,14 @@ impl PendingBatches {
         true
     }
 
-    /// Writes them down.
+    /// Inserts the batches.
     pub(super) fn write(self, transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
         let mut statement = transaction.prepare_cached(
             "INSERT INTO attempt_sheets (hour_ms, count, chance, attempts, lines) VALUES (?1, ?2, ?3, ?4, ?5)",
         )?;
         for PendingBatch { hour, count, chance, attempts, mut text } in self.0 {
             text.push(b']');
-            // Made of texts and digits, so it always is one.
+            // The bytes consist of strings and digits, so they are always UTF-8.
             let lines = String::from_utf8(text).unwrap_or_default();
             statement.execute(params![moment(hour), whole(count), chance, attempts, lines])?;
         }
@@ -119,30 +121,30 @@ fn push_text(text: &mut Vec<u8>, word: &str) {
         text.extend_from_slice(word.as_bytes());
         text.push(b'"');
     } else {
-        // A text always has a form in JSON.
+        // Serializing a string cannot fail.
         text.extend(serde_json::to_vec(word).unwrap_or_else(|_| b"\"\"".to_vec()));
     }
 }
 
-/// Whether the last commit was made, when SQLite said that it failed: the log may have been written all
-/// the same, and what is tried again must not be there twice. Rows have their ids for that; sheets have
-/// their numbers.
+/// Tracks a commit that SQLite reported as failed, but that may have reached the log: attempts that
+/// are retried must not be stored twice. Rows are recognized by their ids, batches by their
+/// numbers.
 #[derive(Debug, Default)]
 pub(super) struct CommitUncertainty {
-    /// The last sheet of before.
+    /// The number of the last batch before that commit.
     before: Option<i64>,
     is_open: bool,
 }
 
 impl CommitUncertainty {
-    /// The attempts that may be written already, of those that are about to be.
+    /// The attempts about to be written that the file may already contain.
     pub(super) fn written(&mut self, connection: &Connection) -> Result<HashSet<Uuid>, rusqlite::Error> {
         if !self.is_open {
             const LAST: &str = "SELECT coalesce(max(number), 0) FROM attempt_sheets";
             self.before = Some(connection.prepare_cached(LAST)?.query_row([], |row| row.get(0))?);
             return Ok(HashSet::new());
         }
-        // If it failed before that was asked, nothing was written.
+        // If the commit failed before this query, nothing was written.
         let Some(before) = self.before else { return Ok(HashSet::new()) };
         let mut statement = connection.prepare_cached(
             "SELECT hour_ms + json_extract(line.value, '$[0]'), count + json_extract(line.value, '$[1]'), chance
@@ -157,18 +159,19 @@ impl CommitUncertainty {
         names.collect()
     }
 
-    /// A commit has failed, or its file is gone.
+    /// Records that a commit has failed, or that its file is gone.
     pub(super) fn arises(&mut self) {
         self.is_open = true;
     }
 
-    /// A commit was made.
+    /// Records that a commit has succeeded.
     pub(super) fn is_resolved(&mut self) {
         self.is_open = false;
     }
 }
 
-/// Forgets some of what began before `oldest`, which is the begin of an hour; whether there may be more.
+/// Deletes some of the batches that began before `oldest`, which is the begin of an hour; returns
+/// whether there may be more.
 pub(super) fn forget_some(connection: &Connection, oldest: UnixMs) -> Result<bool, rusqlite::Error> {
     const OLD: &str = "DELETE FROM attempt_sheets WHERE number IN (
         SELECT number FROM attempt_sheets WHERE hour_ms < ?1 LIMIT ?2)";

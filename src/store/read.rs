@@ -1,4 +1,4 @@
-//! What the books say of the keys when the program starts.
+//! Restores the state and usage of the keys from the database when the program starts.
 
 use rusqlite::{Connection, Row};
 
@@ -20,12 +20,12 @@ pub(super) fn remembered(connection: &Connection) -> Result<Vec<RestoredKey>, ru
         let tier = row.get(6)?;
         Ok(remembered_key(row)?.map(|known| RestoredKey { tier, ..known }))
     })?;
-    // A row that says nothing sensible is as good as none: the provider will tell.
+    // An unreadable row is skipped: the provider reports the state again.
     rows.filter_map(Result::transpose).collect()
 }
 
-/// What each client has used of the pool in the periods of `now`: the sums of what its attempts took from its
-/// quota, by the same rule as the count in memory (`policy::charge`).
+/// The usage of each client in the periods of `now`: the sums of the quota its attempts consumed,
+/// by the same rule as the count in memory (`policy::charge`).
 pub(super) fn used(connection: &Connection, now: UnixMs) -> Result<Vec<Used>, rusqlite::Error> {
     let [day, month, ever] = Period::ALL.map(|period| moment(period.begin(now)));
     let mut statement = connection.prepare(
@@ -46,7 +46,7 @@ pub(super) fn used(connection: &Connection, now: UnixMs) -> Result<Vec<Used>, ru
     rows.collect()
 }
 
-/// A key of the first six columns of [`remembered`], without the plan.
+/// Reads a key from the first six columns of [`remembered`], without the plan.
 pub(super) fn remembered_key(row: &Row<'_>) -> Result<Option<RestoredKey>, rusqlite::Error> {
     let hash: String = row.get(0)?;
     let amount = |index| -> Result<Option<u64>, rusqlite::Error> {

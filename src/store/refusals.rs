@@ -1,6 +1,6 @@
-//! The refusals that restrictions are computed from, in the file: a row for each restriction that holds,
-//! with the refusal as JSON, because it is read whole, and by people who ask why. What follows from it is
-//! not written; a later rule may conclude something else.
+//! Stores the refusals that restrictions are computed from: a row per active restriction, with the
+//! refusal as JSON, because it is read as a whole, also by operators who debug. The resulting
+//! restrictions are not stored, because a later version may derive others.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::policy::units::UnixMs;
 use crate::pool::{Earlier, OwnerId, RESTRICTIONS_MAX, RefusalRecord, Restriction, Restrictions};
 use crate::secret::Fingerprint;
 
-/// The step of the schema that brings them.
+/// The migration that adds the table.
 pub(super) const TABLE: &str = "
     -- What plans, workspaces and keys were refused for, as long as that counts: not more than 1,024 rows.
     CREATE TABLE refusals (
@@ -36,45 +36,46 @@ pub(super) const TABLE: &str = "
     ALTER TABLE keys ADD COLUMN plan TEXT;
     ";
 
-/// Which of the pool's restrictions the file has.
+/// Tracks which of the pool's restrictions are in the file.
 #[derive(Debug, Default)]
 pub(super) struct RefusalRows {
-    /// `None` as long as it is not known: then all rows are replaced.
+    /// `None` while that is unknown: the next write then replaces all rows.
     written: Option<Rows>,
     next: Option<Change>,
 }
 
-/// A state of the rows.
+/// A written state of the rows.
 #[derive(Debug)]
 struct Rows {
-    /// The pool's version of it.
+    /// The version of the pool's restrictions that was written.
     version: u64,
     numbers: HashSet<u64>,
     /// When the first of them ends.
     ends_at: Option<UnixMs>,
 }
 
-/// What the next transaction makes of it.
+/// The change that the next transaction writes.
 #[derive(Debug)]
 struct Change {
-    /// `None` for all.
+    /// The numbers to delete; `None` for all.
     removed: Option<Vec<u64>>,
     added: Vec<Restriction>,
     rows: Rows,
 }
 
 impl RefusalRows {
-    /// Whether the file has not what holds at `now`.
+    /// Whether the file lacks the restrictions that hold at `now`.
     pub(super) fn are_stale(&self, restrictions: &Restrictions, now: UnixMs) -> bool {
         self.written.as_ref().is_none_or(|rows| {
             rows.version != restrictions.version() || rows.ends_at.is_some_and(|ends_at| ends_at <= now)
         })
     }
 
-    /// Finds out what is to be written at `now`.
+    /// Computes the change to be written at `now`.
     pub(super) fn prepare(&mut self, restrictions: &Restrictions, now: UnixMs) {
         self.next = self.are_stale(restrictions, now).then(|| {
-            // Before the restrictions: what changes in between is written next time.
+            // The version is read before the restrictions: a change in between is written next
+            // time.
             let version = restrictions.version();
             let mut added = restrictions.all(now);
             let rows = Rows {
@@ -89,7 +90,7 @@ impl RefusalRows {
         });
     }
 
-    /// Writes what was prepared.
+    /// Writes the prepared change.
     pub(super) fn write(&self, transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
         let Some(Change { removed, added, .. }) = &self.next else { return Ok(()) };
         match removed {
@@ -108,20 +109,20 @@ impl RefusalRows {
         Ok(())
     }
 
-    /// What was prepared is in the file.
+    /// Marks the prepared change as committed.
     pub(super) fn written(&mut self) {
         if let Some(Change { rows, .. }) = self.next.take() {
             self.written = Some(rows);
         }
     }
 
-    /// A transaction has failed, or nobody knows whether it has.
+    /// Forgets the written state, after a transaction that failed or whose outcome is unknown.
     pub(super) fn forget(&mut self) {
         *self = Self::default();
     }
 }
 
-/// All of them, the oldest first. A row that says nothing sensible is left out: the provider will tell.
+/// All refusals, the oldest first. An unreadable row is skipped: the provider refuses again.
 pub(super) fn read(connection: &Connection) -> Result<Vec<RefusalRecord>, rusqlite::Error> {
     let mut statement = connection.prepare("SELECT refusal FROM refusals ORDER BY number DESC LIMIT ?1")?;
     let rows = statement.query_map([whole(RESTRICTIONS_MAX as u64)], |row| row.get::<_, String>(0))?;
@@ -152,7 +153,7 @@ struct Document {
     source: Met,
 }
 
-/// A verdict, with what classification has found in the answer.
+/// A verdict, with the details that classification found in the response.
 #[derive(Default, Serialize, Deserialize)]
 struct Judged {
     word: String,
@@ -186,7 +187,7 @@ struct Before {
 struct Needed {
     route: String,
     has_effect: bool,
-    /// The hash that it is known by.
+    /// The hash of the voice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     voice: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -218,7 +219,7 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-/// The text of a row.
+/// Serializes a refusal for its row.
 fn text(record: &RefusalRecord) -> String {
     let RefusalRecord { features, source, .. } = record;
     let document = Document {
@@ -252,11 +253,11 @@ fn text(record: &RefusalRecord) -> String {
             request_id: source.request_id.as_ref().to_owned(),
         },
     };
-    // Numbers and texts always serialize.
+    // Numbers and strings always serialize.
     serde_json::to_string(&document).unwrap_or_else(|_| "{}".to_owned())
 }
 
-/// What a row says; `None` when that is nothing sensible.
+/// Parses a row; `None` if it is unreadable.
 fn record(text: &str) -> Option<RefusalRecord> {
     let document: Document = serde_json::from_str(text).ok()?;
     let Needed { voice, permission, .. } = &document.request;
@@ -337,7 +338,7 @@ fn judged(verdict: Verdict) -> Judged {
     }
 }
 
-/// The verdict of a row. Those that restrict nothing are none.
+/// The verdict of a row; `None` for verdicts that restrict nothing.
 fn verdict(judged: &Judged) -> Option<Verdict> {
     let Judged { permission, retry_after_ms, maximum, left, required, quota, .. } = judged;
     let span = retry_after_ms.map(Duration::from_millis);

@@ -1,5 +1,5 @@
-//! The books as others read them while they are written: through a connection of their own that can
-//! only read. Separate from `read`, which belongs to the program that writes.
+//! Reads the usage records from other processes while they are written, through a read-only
+//! connection of its own. Separate from `read`, which belongs to the writing process.
 
 use std::fs;
 use std::io;
@@ -19,133 +19,134 @@ use crate::policy::retention::hour_of;
 use crate::policy::units::UnixMs;
 use crate::pool::RestoredKey;
 
-/// Why nothing can be read. Says what to do.
+/// Why nothing can be read. The message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// There is no file.
+    /// The file does not exist.
     #[error("there are no usage records at {} yet: `keychoir serve` begins them with its first start", .0.display())]
     NoFile(PathBuf),
-    /// There is one that nothing was written to.
+    /// The file exists, but has no tables yet.
     #[error("{} holds no usage records yet", .0.display())]
     Empty(PathBuf),
-    /// It may not be read.
+    /// The file system denies reading.
     #[error("{} cannot be read: {source}", .path.display())]
     Unreadable {
-        /// Which.
+        /// The database file.
         path: PathBuf,
-        /// Why.
+        /// The error of the file system.
         source: io::Error,
     },
-    /// A newer version of the program wrote it.
+    /// A newer version of Keychoir wrote the file.
     #[error("{} was written by a newer Keychoir (schema {found}, this one knows {})", .path.display(), schema::VERSION)]
     Newer {
-        /// Which.
+        /// The database file.
         path: PathBuf,
-        /// Its schema.
+        /// The schema version in the file.
         found: usize,
     },
-    /// An older version of the program wrote it, which kept no sums or called keys by their plain digests.
+    /// An older version of Keychoir wrote the file, which kept no sums or named keys by their plain
+    /// digests.
     #[error("{} was written by an older Keychoir: the next start of `keychoir serve` brings it up to date", .0.display())]
     Older(PathBuf),
-    /// It is no database, or broken.
+    /// The file is no database, or is corrupt.
     #[error("{} is no file of usage records, or a broken one: {source}", .path.display())]
     Broken {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// SQLite's error.
         source: rusqlite::Error,
     },
-    /// SQLite cannot read it now.
+    /// SQLite cannot read the file now.
     #[error("{} cannot be read: {source} (it is best read as the user that Keychoir runs as)", .path.display())]
     Unusable {
-        /// Which.
+        /// The database file.
         path: PathBuf,
-        /// Why.
+        /// SQLite's error.
         source: rusqlite::Error,
     },
 }
 
-/// What sums are added up by.
+/// The dimension that sums are grouped by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
-    /// By key.
+    /// One sum per key.
     Key,
-    /// By client.
+    /// One sum per client.
     Client,
-    /// By model.
+    /// One sum per model.
     Model,
-    /// By route.
+    /// One sum per route.
     Route,
 }
 
-/// Whose sums.
+/// The group of a sum.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Whose {
-    /// A key's.
+    /// A key.
     Key {
-        /// The key's fingerprint.
+        /// The key's fingerprint, in hexadecimal digits.
         hash: String,
-        /// What may be shown of it, as long as the books know.
+        /// The short form of the key, if it is stored.
         short: Option<String>,
-        /// What people call it.
+        /// The configured name of the key.
         name: Option<String>,
     },
-    /// Everything of this client, model or route; nothing, where none is known.
+    /// The name of a client, model or route; `None` for attempts without one.
     Name(Option<String>),
 }
 
 /// Sums over attempts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sums {
-    /// Attempts, answered or not.
+    /// All attempts, with and without a response.
     pub attempts: u64,
-    /// Those with an answer below 400.
+    /// Attempts with a response status below 400.
     pub served: u64,
-    /// Bytes of bodies sent to the provider.
+    /// Bytes of request bodies sent to the provider.
     pub request_bytes: u64,
-    /// Bytes of bodies relayed to clients.
+    /// Bytes of response bodies relayed to clients.
     pub response_bytes: u64,
-    /// Characters of text to be spoken.
+    /// Characters of text converted to speech.
     pub characters: u64,
-    /// Credits charged, as far as is known.
+    /// Credits charged, as far as they are known.
     pub credits: u64,
-    /// Attempts that may have been charged, and nobody said how much.
+    /// Attempts that may have been charged, without a known price.
     pub unpriced: u64,
 }
 
-/// What the books know of a key.
+/// The stored state of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownKey {
-    /// The key's fingerprint.
+    /// The key's fingerprint, in hexadecimal digits.
     pub hash: String,
-    /// What may be shown of it.
+    /// The short form of the key.
     pub short: String,
-    /// What people call it.
+    /// The configured name of the key.
     pub name: Option<String>,
-    /// Its workspace, when it was configured.
+    /// Its workspace, if one was configured.
     pub workspace: Option<String>,
-    /// How it stands.
+    /// The status of the key.
     pub status: KeyStatus,
     /// The credits of its workspace.
     pub quota: Quota,
 }
 
-/// Books that are read.
+/// A read-only connection to the database.
 #[derive(Debug)]
 pub struct Reader {
     path: PathBuf,
     connection: Connection,
 }
 
-/// A reader waits for a start that brings the file up to date; nothing else holds readers up.
+/// Maximum wait for a lock: a reader only waits for a start that migrates the file.
 const BUSY_MAX: Duration = Duration::from_secs(5);
 
 impl Reader {
-    /// Opens the books at `path` for reading.
+    /// Opens the database at `path` for reading.
     ///
     /// # Errors
     ///
-    /// When there are none, or none that can be read.
+    /// When the file is missing or cannot be read.
     pub fn open(path: &Path) -> Result<Self, ReadError> {
         let path = path.to_owned();
         match fs::File::open(&path).and_then(|file| file.metadata()) {
@@ -177,7 +178,7 @@ impl Reader {
         self.sums(since, by).map_err(|source| trouble(self.path.clone(), source))
     }
 
-    /// Every key that the books know, as it stands at `now`, in the pool's last order.
+    /// Every stored key with its state at `now`, in the last order of the pool.
     ///
     /// # Errors
     ///
@@ -193,8 +194,8 @@ impl Reader {
             By::Model => "model",
             By::Route => "route",
         };
-        // Added up as floating point numbers, which are exact far beyond anything true and cannot
-        // overflow.
+        // Sums are computed as floating point numbers, which are exact far beyond real amounts and
+        // cannot overflow.
         let sum = |column: &str| format!("CAST(min(total({column}), 9007199254740992) AS INTEGER)");
         let sums =
             ["attempts", "served", "request_bytes", "response_bytes", "characters", "credits", "unpriced"]
@@ -229,7 +230,8 @@ impl Reader {
                 return Ok(None);
             };
             let quota = quota.at(now);
-            // The program that writes the file may have other settings; it says better while it runs.
+            // The writing process may have other settings; its status pages are more exact while it
+            // runs.
             let rest = |evidence: &[Evidence]| rest(evidence, quota.resets_at, &Cooldowns::DEFAULT, now);
             Ok(Some(KnownKey {
                 hash: row.get(0)?,

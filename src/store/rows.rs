@@ -1,5 +1,5 @@
-//! What is written: the attempts, one by one or many together, the sums of their hours in the same
-//! transaction, and the state of the keys.
+//! Writes a transaction: the attempts, one by one or packed, the sums of their hours, and the state
+//! of the keys.
 
 use std::collections::{HashMap, HashSet};
 
@@ -18,16 +18,17 @@ use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
 use crate::proxy::{CreditSource, UsageBatch, UsageDimensions, UsageRow};
 
-/// What stands in the place of a key's hash when a client has brought its own key.
+/// The key hash of attempts with a client's own key.
 pub(super) const OWN_KEY: &str = "own";
 
-/// No honest figure comes near it. Larger ones are cut to it, so that one mad record cannot make
-/// the sums overflow and keep every other from being written.
+/// Upper bound of an amount, far above every real one. Larger amounts are cut to it, so that one
+/// corrupt record cannot make the sums overflow and keep every other record from being written.
 const AMOUNT_MAX: i64 = 1 << 48;
-/// From so many attempts on they share rows: fewer cost less one by one, and are easier to read so.
+/// Attempts of a commit share rows from this number on: fewer are cheaper, and easier to read, one
+/// by one.
 const SHARED_FROM: usize = 16;
 
-/// Writes records, owners, refusals and keys, and what the mirror is to be told of them, all of it or nothing.
+/// Writes records, owners, refusals, keys and outbox rows in one transaction.
 pub(super) fn commit(
     ledger: &mut Database,
     sheets: &[UsageBatch],
@@ -61,7 +62,7 @@ pub(super) fn commit(
             refusals.written();
         }
         Err(_) => {
-            // What it has put there is not there.
+            // The rolled back series and refusals are not in the file.
             series.clear();
             refusals.forget();
             doubt.arises();
@@ -70,19 +71,19 @@ pub(super) fn commit(
     committed
 }
 
-/// The attempts of a transaction.
+/// Writes the attempts of a transaction.
 struct Attempts<'a> {
     transaction: &'a Transaction<'a>,
     series: &'a mut Known,
     mirrored: Mirrored,
-    /// What may be there already.
+    /// Ids that may be in the file already.
     written: HashSet<Uuid>,
-    /// Where those go that share rows.
+    /// The batches of attempts that share rows, if any.
     sheets: Option<PendingBatches>,
     hours: HashMap<(UnixMs, usize), Sums>,
 }
 
-/// The series of what rows have in common, in an hour, and their sums.
+/// A series in an hour, and the sums of its attempts.
 struct Run {
     hour: UnixMs,
     place: usize,
@@ -97,13 +98,13 @@ impl<'a> Attempts<'a> {
         written: HashSet<Uuid>,
         count: usize,
     ) -> Self {
-        // The mirror is told of them one by one.
+        // The mirror sends attempts one by one, so each needs its own row.
         let is_shared = count >= SHARED_FROM && mirrored != Mirrored::KeysAndEvents;
         let sheets = is_shared.then(PendingBatches::default);
         Self { transaction, series, mirrored, written, sheets, hours: HashMap::new() }
     }
 
-    /// Inserts those that are not there yet, and adds them to their hours.
+    /// Inserts the attempts that are not in the file yet, and adds them to their hours.
     fn insert(mut self, sheets: &[UsageBatch]) -> Result<(), rusqlite::Error> {
         for sheet in sheets {
             let mut runs: Vec<Option<Run>> = sheet.commons().iter().map(|_| None).collect();
@@ -142,7 +143,7 @@ impl<'a> Attempts<'a> {
             return if is_priced { Ok(()) } else { self.complete(common, run, row) };
         }
         let Run { place, sums, .. } = self.run(common, run, row)?;
-        // What may be completed later is looked for by its id then.
+        // An attempt whose price may come later is then looked up by its id.
         let may_share = common.credits_from != CreditSource::Unknown && !row.is_price;
         let series = self.series[*place].number;
         let shared = self.sheets.as_mut().filter(|_| may_share);
@@ -154,7 +155,7 @@ impl<'a> Attempts<'a> {
         Ok(())
     }
 
-    /// The series and the sums of what rows of the hour of `row` have in common.
+    /// The series and the sums of rows in the hour of `row`.
     fn run<'r>(
         &mut self,
         common: &UsageDimensions,
@@ -178,7 +179,7 @@ impl<'a> Attempts<'a> {
         self.hours.entry((hour, place)).or_default().add_all(&sums);
     }
 
-    /// Inserts a row of its own; whether it was not there yet.
+    /// Inserts a row of its own; returns whether it was missing.
     fn insert_row(&self, row: &UsageRow, request_id: &str, series: i64) -> Result<bool, rusqlite::Error> {
         let mut statement = self.transaction.prepare_cached(
             "INSERT OR IGNORE INTO attempt_rows (id, request_id, series, number, started_at_ms, request_bytes,
@@ -206,7 +207,7 @@ impl<'a> Attempts<'a> {
         Ok(inserted == 1)
     }
 
-    /// Whether an attempt that is there has a price.
+    /// Whether a stored attempt has a price; `None` if there is no such attempt.
     fn is_priced(&self, id: Uuid) -> Result<Option<bool>, rusqlite::Error> {
         const FROM: &str =
             "SELECT credits_from <> ?2 FROM attempt_rows JOIN series ON series.number = attempt_rows.series
@@ -236,7 +237,8 @@ impl<'a> Attempts<'a> {
     }
 }
 
-/// What a transaction adds to an hour. It cannot overflow: so many attempts are not in one.
+/// The amounts that a transaction adds to an hour. The number of attempts in a transaction is too
+/// small for an overflow.
 #[derive(Default)]
 struct Sums {
     attempts: i64,
@@ -251,7 +253,7 @@ struct Sums {
 }
 
 impl Sums {
-    /// What the attempt was counted with before, it had no price.
+    /// Adds the price of an attempt that was counted without one.
     fn complete(&mut self, row: &UsageRow) {
         self.credits += amount(row.credits);
         self.unpriced -= 1;
@@ -289,7 +291,7 @@ fn add_to_hour(
     series: &Dimensions,
     sums: &Sums,
 ) -> Result<(), rusqlite::Error> {
-    // A sum stops at 2^53, where it is far beyond anything true and still exact in every language.
+    // A sum stops at 2^53, far above real amounts and still exact in every language.
     let mut statement = transaction.prepare_cached(
         "INSERT INTO hours (hour_ms, key_hash, client, route, model, attempts, served, request_bytes,
             response_bytes, characters, credits, unpriced, quota_requests, quota_credits)
@@ -364,17 +366,17 @@ fn upsert_key(transaction: &Transaction<'_>, seen: &KeySnapshot, now: UnixMs) ->
     Ok(())
 }
 
-/// A moment as a column has it.
+/// A time as a column stores it, in Unix milliseconds.
 pub(super) fn moment(at: UnixMs) -> i64 {
     whole(at.0)
 }
 
-/// An amount as a column has it.
+/// An amount as a column stores it.
 pub(super) fn amount(amount: u64) -> i64 {
     whole(amount).min(AMOUNT_MAX)
 }
 
-/// SQLite's integers are signed.
+/// Converts to SQLite's signed integers.
 pub(super) fn whole(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -1,10 +1,10 @@
-//! The tables, and how each version of them becomes the next.
+//! The tables, and the migrations from each version to the next.
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::{names, owners, refusals};
 
-/// One step for each version; a step that was released never changes.
+/// One migration per version; a released migration never changes.
 const MIGRATIONS: [&str; 11] = [
     "
     CREATE TABLE keys (
@@ -349,27 +349,27 @@ const MIGRATIONS: [&str; 11] = [
     refusals::TABLE,
 ];
 
-/// The version whose logs of owners are packed.
+/// The version from which the logs of owners are packed.
 const PACKED: usize = 6;
 
-/// The version from which keys are called by their fingerprints.
+/// The version from which keys are named by their fingerprints.
 pub(super) const FINGERPRINTS: usize = 10;
 
 /// The version that this program writes.
 pub(super) const VERSION: usize = MIGRATIONS.len();
 
-/// The version of a file; 0 when nothing was written yet.
+/// The schema version of a file; 0 if nothing was written yet.
 pub(super) fn version(connection: &Connection) -> Result<usize, rusqlite::Error> {
     let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     Ok(usize::try_from(version).unwrap_or(usize::MAX))
 }
 
-/// Brings a file to [`VERSION`]; returns whether that changed it. All steps or none are taken.
+/// Migrates a file to [`VERSION`] in one transaction; returns whether that changed it.
 pub(super) fn migrate(connection: &mut Connection) -> Result<bool, rusqlite::Error> {
     if version(connection)? >= VERSION {
         return Ok(false);
     }
-    // Another program may be at it: whoever comes second finds it done.
+    // Another process may migrate concurrently; the second one finds the migration done.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let from = version(&transaction)?;
     for (version, step) in (1..).zip(MIGRATIONS).skip(from) {
@@ -388,10 +388,10 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<bool, rusqlite::Err
     Ok(from < VERSION)
 }
 
-/// Marks a file as Keychoir's in the header that SQLite has for that (`file(1)` shows it).
+/// SQLite's application id, which marks a file as Keychoir's (`file(1)` shows it).
 pub(super) const APPLICATION: u32 = u32::from_be_bytes(*b"Kchr");
 
-/// Writes the mark where there is none yet.
+/// Writes the application id if the file has none.
 pub(super) fn sign(connection: &Connection) -> Result<(), rusqlite::Error> {
     let found: i64 = connection.query_row("PRAGMA application_id", [], |row| row.get(0))?;
     if found != i64::from(APPLICATION) {
@@ -404,7 +404,7 @@ fn set_version(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
     transaction.execute_batch(&format!("PRAGMA user_version = {VERSION}"))
 }
 
-/// The steps up to a version, for tests of what becomes of it.
+/// The migrations up to a version, for tests.
 #[cfg(test)]
 pub(super) fn of_version(version: usize) -> String {
     format!("{}; PRAGMA user_version = {version};", MIGRATIONS[..version].join(";"))

@@ -67,7 +67,7 @@ fn record(pool: &Pool, credits: u64) -> AttemptRecord {
     }
 }
 
-/// One that began at a moment, and is named for it.
+/// An attempt that began at a moment, with an id of that time.
 fn record_at(pool: &Pool, started_at: UnixMs, credits: u64) -> AttemptRecord {
     AttemptRecord { id: AttemptRecord::name(started_at), started_at, ..record(pool, credits) }
 }
@@ -77,7 +77,7 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 fn settings(queue_max: usize) -> Settings {
     Settings {
         queue_max,
-        // At a slow pace, a fifth of it.
+        // Slow commits take up to a fifth of this interval.
         commit_interval: Duration::from_millis(250),
         retention: Retention::default(),
         mirrored: Mirrored::Nothing,
@@ -95,13 +95,13 @@ fn sheet_of(records: &[AttemptRecord]) -> UsageBatch {
     sheet
 }
 
-/// Writes them in one transaction.
+/// Writes the records in one transaction.
 fn write(ledger: &mut Database, records: &[AttemptRecord], mirrored: Mirrored) {
     rows::commit(ledger, &[sheet_of(records)], &[], mirrored, &mut CommitUncertainty::default(), NOW)
         .unwrap();
 }
 
-/// The path of books in a folder that does not exist yet.
+/// The path of a database in a folder that does not exist yet.
 fn place(folder: &Path) -> (DatabaseLocation, PathBuf) {
     let path = folder.join("state").join("keychoir.db");
     (DatabaseLocation::File(path.clone()), path)
@@ -132,7 +132,7 @@ async fn what_is_sent_is_written_before_the_end() {
     assert_eq!(written.iter().map(|(_, credits)| credits).sum::<i64>(), 4_950);
 }
 
-/// The second key is refused as such.
+/// Refuses the second key as invalid.
 fn refuse(pool: &Pool, now: UnixMs) {
     let roster = pool.roster();
     let source = Source { status: Some(401), words: "invalid_api_key".into(), ..Source::default() };
@@ -249,7 +249,7 @@ fn a_file_of_another_program_is_refused_and_left_alone() {
     let (place, path) = place(folder.path());
     fs::create_dir(path.parent().unwrap()).unwrap();
     fs::write(&path, "a letter").unwrap();
-    // The second refusal must not take what the first one left for a sign of an earlier start.
+    // The second refusal must not mistake what the first one left for a sign of an earlier start.
     for _ in 0..2 {
         let error = Store::open(&place, NOW).unwrap_err();
         assert!(matches!(error, OpenError::Foreign { .. }) && !error.may_pass(), "{error}");
@@ -310,7 +310,8 @@ async fn no_key_is_in_the_file() {
     for file in fs::read_dir(path.parent().unwrap()).unwrap() {
         let bytes = fs::read(file.unwrap().path()).unwrap();
         for key in KEYS {
-            // The first and last characters are shown on purpose; what lies between never is.
+            // The first and last characters are shown on purpose; the characters in between never
+            // are.
             let secret = &key.as_bytes()[11..key.len() - 5];
             assert!(!bytes.windows(secret.len()).any(|window| window == secret));
         }

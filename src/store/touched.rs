@@ -1,9 +1,9 @@
-//! Which keys' state is to be written after some records.
+//! Finds the keys whose state must be written after a batch of usage records.
 
 use crate::pool::{Key, Workspace};
 use crate::proxy::UsageBatch;
 
-/// The workspaces whose keys' state records have changed, by where they live.
+/// The workspaces of the keys in the records, by address.
 pub(super) struct Touched(Vec<*const Workspace>);
 
 impl Touched {

@@ -1,6 +1,6 @@
-//! The writing thread: what has gathered in the queue goes into one transaction, at once after a quiet
-//! moment and in steps while records keep coming. What cannot be written is held and tried again;
-//! between two transactions old records go.
+//! The writing thread: writes the queued usage records in one transaction, at once after an idle
+//! period and at intervals while records keep coming. Records that cannot be written are kept and
+//! retried. Between two transactions old records are deleted.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,17 +22,18 @@ use crate::policy::pace;
 use crate::pool::Pool;
 use crate::proxy::UsageQueue;
 
-/// Of the room in the queue, the part that is worth a commit before its time.
+/// A commit starts early when the queue has reached this fraction (1/2) of its capacity.
 const BATCH_SHARE: usize = 2;
-/// After a failure, how long until the next try.
+/// Delay before a failed write is retried.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// At the end of the program, so many tries: a lock may be released, an empty disk will not be.
+/// Maximum write attempts at shutdown: a lock may be released in that time, a full disk will not be
+/// emptied.
 const END_TRIES: u32 = 3;
-/// From one round of chores to the next.
+/// Time between two rounds of maintenance.
 const CHORES_INTERVAL: Duration = Duration::from_secs(3_600);
-/// So many changes of owners are looked after at once.
+/// Maintenance starts early after this number of owner changes.
 const OWNERS_UNTIL_CHORES: usize = 20_000;
-/// Without a file, so many attempts are kept; their sums stay.
+/// Maximum attempts kept in an in-memory database; the hourly sums stay.
 const MEMORY_RECORDS_MAX: usize = 10_000;
 
 /// Why nothing was written.
@@ -46,7 +47,8 @@ enum WriteError {
     Gone,
 }
 
-/// Who comes to the writing thread, and whom it tells that all is written.
+/// The channels of the writing thread: queued records, commands of the mirror, and the signal that
+/// all is written.
 pub(super) struct Callers {
     pub(super) queue: UsageQueue,
     pub(super) questions: mpsc::Receiver<Command>,
@@ -59,25 +61,25 @@ pub(super) struct Writer {
     settings: Settings,
     pool: Arc<Pool>,
     health: Health,
-    /// Taken from the queue and not yet written.
+    /// Records taken from the queue and not yet written.
     held: HeldTransaction,
     doubt: CommitUncertainty,
-    /// How long after the last commit the next one begins.
+    /// Time from one commit to the begin of the next.
     interval: Duration,
-    /// Changes of owners since the last chores.
+    /// Owner changes since the last maintenance.
     owners_written: usize,
     are_keys_stale: bool,
-    /// How closely the next file is looked at.
+    /// How thoroughly the next opened file is checked.
     look: IntegrityCheck,
-    /// What was lost before this failure.
+    /// Records dropped before the current failure.
     lost_before: u64,
     retry_at: Instant,
     chores_at: Instant,
-    /// Written to books in memory since they were last emptied.
+    /// Attempts written to an in-memory database since it was last emptied.
     in_memory: usize,
 }
 
-/// So many records are committed before their time with these settings: the queue must not fill.
+/// The number of records at which a commit starts early, so that the queue does not fill up.
 pub(super) fn batch(settings: &Settings) -> usize {
     (settings.queue_max / BATCH_SHARE).max(1)
 }
@@ -110,8 +112,8 @@ impl Writer {
         }
     }
 
-    /// Writes until the last sender is gone and everything is written, or cannot be, and answers
-    /// the mirror until that is gone, too.
+    /// Writes until the last sender is dropped and everything is written or cannot be, and serves
+    /// the mirror until its handle is dropped, too.
     pub(super) async fn run(mut self, callers: Callers) {
         let Callers { mut queue, mut questions, all_written } = callers;
         let mut last_began = clock::instant();
@@ -140,7 +142,7 @@ impl Writer {
                 last_began = began;
             }
             self.work(began);
-            // A busy queue must not keep the mirror waiting for ever.
+            // A busy queue must not starve the mirror.
             if let Some(question) = question.or_else(|| questions.try_recv().ok()) {
                 self.answer(question);
             }
@@ -149,15 +151,15 @@ impl Writer {
             }
         }
         self.end().await;
-        // Nobody may be waiting for it.
+        // The receiver may have been dropped.
         let _ = all_written.send(());
         while let Some(question) = questions.recv().await {
             self.answer(question);
         }
     }
 
-    /// Waits until the next commit may begin. What is sent meanwhile wakes nobody, unless it fills a
-    /// commit; the mirror is answered, and old records go.
+    /// Waits until the next commit may begin. Records sent meanwhile do not wake the thread unless
+    /// they fill a batch. Commands of the mirror are served, and old records are deleted.
     async fn rest(&mut self, began: Instant, queue: &UsageQueue, questions: &mut mpsc::Receiver<Command>) {
         let batch = batch(&self.settings) as u64;
         loop {
@@ -177,7 +179,8 @@ impl Writer {
         }
     }
 
-    /// Answers the mirror, or lets its question fall: it will ask again.
+    /// Runs a command of the mirror, or drops it while the database is unavailable: the mirror
+    /// sends it again.
     fn answer(&mut self, question: Command) {
         let now = clock::now();
         let keys = self.pool.snapshot(now);
@@ -188,7 +191,8 @@ impl Writer {
         }
     }
 
-    /// Does what is due. A failing disk is asked once a pause, however much comes in meanwhile.
+    /// Writes everything that is due. While the disk fails, it is retried once per `RETRY_PAUSE`,
+    /// regardless of the rate of new records.
     pub(super) fn work(&mut self, now: Instant) {
         if !self.health.is_failing() || self.retry_at <= now {
             self.flush();
@@ -198,7 +202,7 @@ impl Writer {
         }
     }
 
-    /// Takes all that is in the queue; returns how many records these are.
+    /// Takes everything from the queue; returns the number of records.
     fn take_from(&mut self, queue: &mut UsageQueue) -> usize {
         let before = self.held.records();
         self.are_keys_stale |= self.held.take_from(queue, &self.site.place, &self.settings);
@@ -223,7 +227,7 @@ impl Writer {
         came
     }
 
-    /// Loses what is too much to be held while nothing can be written.
+    /// Drops records above the limit while nothing can be written.
     fn shed(&mut self) {
         let held = self.settings.queue_max;
         let lost = self.held.shed(held);
@@ -248,14 +252,14 @@ impl Writer {
         }
     }
 
-    /// Whether restrictions have changed or ended, which no record need tell.
+    /// Whether restrictions have changed or ended, which can happen without a usage record.
     fn are_refusals_stale(&self) -> bool {
         let ledger = self.ledger.as_ref();
         ledger.is_some_and(|ledger| ledger.refusals.are_stale(self.pool.restrictions(), clock::now()))
     }
 
     fn write(&mut self) -> Result<(), WriteError> {
-        // What went into a file that is gone goes once more, into the next one.
+        // If the file was removed, the batch is written once more, to the next file.
         for _ in 0..2 {
             let ledger = match self.ledger.take() {
                 Some(ledger) => ledger,
@@ -263,7 +267,8 @@ impl Writer {
             };
             let ledger = self.ledger.insert(ledger);
             let now = clock::now();
-            // The state is read when it is written: what is in the file is never older than a record.
+            // The state of the keys is read when it is written, so the file never holds a state
+            // older than a record.
             let sheets = self.held.sheets();
             let touched = Touched::by(sheets);
             let keys = self.pool.snapshot_of(now, |key| self.are_keys_stale || touched.includes(key));
@@ -273,7 +278,7 @@ impl Writer {
             if !ledger.is_gone() {
                 return Ok(committed?);
             }
-            // What lies there now may have been copied after that.
+            // The file that lies there now may be a copy made after that commit.
             self.doubt.arises();
             error!(
                 event = "usage_store_ended",
@@ -290,7 +295,7 @@ impl Writer {
         Ok(ledger)
     }
 
-    /// The next write opens the file anew, whatever lies there then.
+    /// Closes the database; the next write opens the path again, whatever file is there by then.
     fn close(&mut self) {
         self.are_keys_stale = true;
         if let Some(ledger) = self.ledger.take() {
@@ -322,25 +327,25 @@ impl Writer {
     fn empty_memory(&mut self) {
         self.in_memory = 0;
         if let Some(ledger) = &self.ledger {
-            // Nothing can fail here but memory itself.
+            // An in-memory database can only fail for lack of memory.
             let _ = ledger.connection.execute_batch("DELETE FROM attempt_rows; DELETE FROM attempt_sheets");
         }
     }
 
-    /// Takes in that nothing was written, and says so once.
+    /// Records a failed write, and logs it once per outage.
     fn failed(&mut self, error: &WriteError) {
         if let WriteError::Sqlite(error) = error {
             self.suspect(error);
         }
         self.health.count_error();
-        // The next success proves something only if something is written.
+        // The next success only proves recovery if it writes something.
         self.are_keys_stale = true;
         self.retry_at = clock::instant() + RETRY_PAUSE;
         self.say_failing(error);
         self.shed();
     }
 
-    /// Says once that the books cannot be written.
+    /// Logs once per outage that usage records cannot be written.
     pub(super) fn say_failing(&mut self, error: &dyn std::error::Error) {
         if !self.health.set_failing(true) {
             self.lost_before = self.health.lost();
@@ -351,8 +356,9 @@ impl Writer {
         }
     }
 
-    /// A connection that met an error of the disk may not recover; a file that is broken is looked
-    /// through, and set aside when it says so again.
+    /// Decides how the next open checks the file: after an I/O error the connection is closed, as
+    /// it may not recover. A file reported as corrupt is checked in full, and quarantined if it is
+    /// reported again.
     fn suspect(&mut self, error: &rusqlite::Error) {
         if is_broken(error) {
             self.look = if self.look == IntegrityCheck::Trusting {
@@ -370,8 +376,8 @@ impl Writer {
         }
     }
 
-    /// Whether old records are due to go. What comes faster than that must not grow without a bound
-    /// until then.
+    /// Whether maintenance is due: at its interval, or early when rows arrive faster than the
+    /// interval would bound them.
     fn has_chores(&self, now: Instant) -> bool {
         let is_due = self.chores_at <= now || self.owners_written > OWNERS_UNTIL_CHORES;
         is_due && !self.health.is_failing()

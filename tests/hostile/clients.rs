@@ -1,4 +1,4 @@
-//! What hostile clients send, how they behave, and what becomes of it.
+//! Hostile clients: the bytes that they send, their behaviour, and the expected outcome.
 
 use std::net::SocketAddr;
 
@@ -9,61 +9,63 @@ use tokio::time::timeout;
 use super::wire;
 use super::{EXCHANGE_TIMEOUT, shown};
 
-/// The token of the only client that these suites know. It is none that other suites have.
+/// The token of the only client in these suites, which no other suite uses.
 pub const TOKEN: &str = "hostile-token-canary-41c9";
 
-/// A client, and what it must see of what it does.
+/// A client, and the outcome that it must observe.
 pub struct Row {
     pub name: &'static str,
-    /// Sent one after the other, each on its own.
+    /// Written one after the other.
     pub pieces: Vec<Vec<u8>>,
     pub then: Then,
     pub outcome: Outcome,
     pub reach: Reach,
-    /// Whether it meets a program that knows no clients, where everyone on this machine is let in.
+    /// Whether the program has no clients configured, so that local apps need no token.
     pub needs_no_token: bool,
 }
 
-/// What of it the provider sees.
+/// The part that reaches the provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
     /// Nothing.
     Nothing,
-    /// So many whole requests; of a client that leaves at once, perhaps fewer.
+    /// A number of whole requests; for a client that disconnects at once, perhaps fewer.
     Whole(usize),
-    /// A request at the most, without its end.
+    /// At most one request, without its end.
     Cut,
 }
 
-/// What a client does when all is sent.
+/// The behaviour of a client after sending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Then {
-    /// Reads to the end, which the program must bring about.
+    /// Reads to the end, which the program must cause.
     Read,
-    /// Closes its half, and reads to the end.
+    /// Closes its write half, and reads to the end.
     HalfClose,
-    /// Reads its answers, then sends an honest request on the same connection and reads to the end.
+    /// Reads the responses, then sends a regular request on the same connection and reads to the
+    /// end.
     AskAgain,
-    /// Leaves without reading, in order.
+    /// Disconnects without reading, with a FIN.
     Leave,
-    /// Leaves with a reset.
+    /// Disconnects with a reset.
     Reset,
 }
 
-/// What a client gets before the connection ends.
+/// The data that a client receives before the connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Whole answers with these statuses, in this order.
+    /// Whole responses with these statuses, in this order.
     Answers(&'static [u16]),
     /// An HTTP/2 GOAWAY.
     GoAway,
-    /// That, or a 400: a preface that comes in pieces is refused at its version, before it can be known.
+    /// A GOAWAY, or a 400: a preface in pieces is refused at its version, before it can be
+    /// recognized.
     GoAwayOr400,
     /// A TLS alert.
     Alert,
-    /// The end, without a byte.
+    /// The end of the connection without a byte.
     Nothing,
-    /// The client has not looked.
+    /// The client has not read.
     Unseen,
 }
 
@@ -107,7 +109,8 @@ impl Table {
         self.0.push(Row { name, pieces, then, outcome, reach, needs_no_token: false });
     }
 
-    /// Refused with this status, and the connection is closed: what follows is not taken for a request.
+    /// Refused with this status, and the connection is closed: the following bytes are not parsed
+    /// as a request.
     fn refused(&mut self, name: &'static str, bytes: impl AsRef<[u8]>, status: &'static [u16; 1]) {
         let smuggled = honest("/v1/voices?smuggled=1", "");
         self.add(name, [bytes.as_ref(), smuggled.as_bytes()].concat(), Then::Read, status, Reach::Nothing);
@@ -169,7 +172,7 @@ fn framings(table: &mut Table) {
         ("a chunk with a bare LF behind it", "5\r\nhello\n0\r\n\r\n"),
         ("a size with a bare CR behind it", "5\rhello\r\n0\r\n\r\n"),
     ] {
-        // The request may have been sent on up to there.
+        // The request may have been forwarded up to that point.
         let bytes = format!("{}{smuggled}", chunked(chunks));
         table.add(name, bytes, Then::Read, &[400], Reach::Cut);
     }
@@ -396,7 +399,7 @@ fn protocols(table: &mut Table) {
         &[200, 200],
         Reach::Whole(2),
     );
-    // A record of a handshake whose content is none.
+    // A TLS handshake record with invalid content.
     let hello = [&b"\x16\x03\x01\x00\x20"[..], &[0xab; 32]].concat();
     table.pieces(
         "a TLS handshake of noise",
@@ -568,7 +571,7 @@ fn behaviours(table: &mut Table) {
             table.pieces(name, piece(half.clone()), then, Outcome::Unseen, reach);
         }
     }
-    // Whether a request of a client that leaves at once gets through is a race.
+    // Whether a request of a client that disconnects at once gets through is a race.
     table.pieces("no word", Vec::new(), Then::HalfClose, Outcome::Nothing, Reach::Nothing);
     table.pieces("no word and a reset", Vec::new(), Then::Reset, Outcome::Unseen, Reach::Nothing);
     for then in [Then::Leave, Then::Reset] {
@@ -604,7 +607,7 @@ fn behaviours(table: &mut Table) {
     );
 }
 
-/// Sends pieces and does what follows; the bytes that came back.
+/// Sends the pieces and executes the behaviour; returns the received bytes.
 ///
 /// # Errors
 ///
@@ -650,7 +653,7 @@ async fn converse(address: SocketAddr, pieces: &[Vec<u8>], then: Then, got: &mut
     }
 }
 
-/// Reads until there is a whole answer that is no interim one, or the connection has ended.
+/// Reads until there is a whole final response, or the connection has ended.
 async fn first_answer(from: &mut (impl AsyncReadExt + Unpin), got: &mut Vec<u8>) {
     let is_there = |got: &[u8]| {
         wire::answers(got)
@@ -659,12 +662,13 @@ async fn first_answer(from: &mut (impl AsyncReadExt + Unpin), got: &mut Vec<u8>)
     while !is_there(got) && from.read_buf(got).await.is_ok_and(|count| count > 0) {}
 }
 
-/// Holds what a client got against what it must get.
+/// Compares the data that a client received with the expected outcome.
 pub fn check(got: &[u8], outcome: Outcome, then: Then) -> Result<(), String> {
     let is_so = match outcome {
         Outcome::Answers(statuses) => {
             let mut answers = wire::answers(got)?;
-            // A client that has closed its half is asked so whether it is still there.
+            // An interim 100 checks whether a client that has closed its write half is still
+            // connected.
             answers.retain(|answer| answer.status != 100 || then != Then::HalfClose);
             let found: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
             if found != statuses {
@@ -683,8 +687,8 @@ pub fn check(got: &[u8], outcome: Outcome, then: Then) -> Result<(), String> {
     if is_so { Ok(()) } else { Err(format!("not {outcome:?}: {}", shown(got))) }
 }
 
-/// What any client may get, whatever it has sent: HTTP, HTTP/2 that is refused, or a TLS alert. An answer may
-/// be to a HEAD, so its body is not looked at.
+/// Whether a client may receive these bytes, whatever it has sent: HTTP, refused HTTP/2, or a TLS
+/// alert. The response may be to a HEAD, so its body is not checked.
 pub fn is_plausible(got: &[u8]) -> bool {
     let starts = [&b"HTTP/1.1 "[..], b"HTTP/1.0 ", b"\0\0\0\x04", b"\x15\x03", b"\x16\x03"];
     got.is_empty() || starts.iter().any(|start| got.starts_with(start))

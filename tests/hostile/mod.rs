@@ -1,5 +1,6 @@
-//! What the suites of hostile clients and hostile providers share: tables of inputs, mutations of them that
-//! follow from a seed, and strict readers of both sides of the wire, independent of the program's own.
+//! Shared by the suites of hostile clients and hostile providers: tables of inputs, reproducible
+//! mutations of them, and strict parsers of both sides of the wire, independent of the program's
+//! own.
 
 #![allow(dead_code, unreachable_pub, reason = "every test file uses its own part of this one")]
 
@@ -11,15 +12,16 @@ pub mod wire;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
-/// No exchange of these suites takes so long.
+/// Timeout of any exchange in these suites.
 pub const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Pseudorandom numbers that follow from a seed (xorshift64*, Vigna 2016).
+/// Reproducible pseudorandom numbers (xorshift64*, Vigna 2016).
 pub struct Random(u64);
 
 impl Random {
     pub fn new(seed: u64) -> Self {
-        // Neighbouring seeds must not begin alike (the finalizer of SplitMix64), and 0 would stay 0.
+        // Neighbouring seeds must not give similar sequences (the finalizer of SplitMix64), and 0
+        // would stay 0.
         let mut state = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
         state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -49,7 +51,7 @@ impl Random {
     }
 }
 
-/// What separates something in HTTP, or is taken for it by a lenient reader.
+/// Separators in HTTP, and bytes that a lenient parser treats as such.
 const SEPARATORS: [&[u8]; 24] = [
     b"\r",
     b"\n",
@@ -77,7 +79,7 @@ const SEPARATORS: [&[u8]; 24] = [
     b"\x80",
 ];
 
-/// The most that a mutation takes from its rows: large rows stay quick.
+/// Maximum bytes that a mutation copies from its rows, so that large rows stay quick.
 const LONGEST_MUTATION: usize = 256 * 1024;
 
 /// The bytes of `row` with a few changes, some of them taken from `others`, cut into pieces.
@@ -121,7 +123,7 @@ fn mutate(random: &mut Random, bytes: &mut Vec<u8>, others: &[Vec<u8>]) {
             let at = if begins.is_empty() { at } else { *random.one_of(&begins) };
             bytes.splice(at..at, line);
         }
-        // One of its own lines is lost.
+        // One of its own lines is removed.
         6 => {
             let begins: Vec<usize> =
                 (0..bytes.len()).filter(|at| bytes[*at] == b'\n').map(|at| at + 1).collect();
@@ -150,8 +152,8 @@ fn in_pieces(random: &mut Random, bytes: &[u8]) -> Vec<Vec<u8>> {
 const MUTATIONS: u64 = 100;
 const FIRST_SEED: u64 = 20_261_129;
 
-/// The seeds of a run: the same 100 each time, or as many as `KEYCHOIR_MUTATIONS` says, from the seed
-/// `KEYCHOIR_MUTATION_SEED` on, or from one that is new each time.
+/// The seeds of a run: the same 100 each time, or the number in `KEYCHOIR_MUTATIONS`, beginning
+/// with the seed `KEYCHOIR_MUTATION_SEED`, or with a random one.
 pub struct Seeds {
     first: u64,
     count: u64,
@@ -171,7 +173,7 @@ impl Seeds {
         self.first..self.first + self.count
     }
 
-    /// How a mutation is run again; what came before it may matter.
+    /// How to repeat a mutation; earlier ones may matter.
     pub fn again(&self, seed: u64) -> String {
         format!(
             "KEYCHOIR_MUTATION_SEED={seed} KEYCHOIR_MUTATIONS=1 runs this mutation again, and \
@@ -182,7 +184,7 @@ impl Seeds {
     }
 }
 
-/// Bytes as they can be read in a report.
+/// Bytes in readable form for a report.
 pub fn shown(bytes: &[u8]) -> String {
     let start = &bytes[..bytes.len().min(2_000)];
     let rest = bytes.len() - start.len();

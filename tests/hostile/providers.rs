@@ -1,4 +1,5 @@
-//! What hostile providers answer, when, how they end it, and what becomes of that.
+//! Hostile providers: their responses, the timing, the end of the connection, and the expected
+//! outcome.
 
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,41 +18,41 @@ use super::wire::{self, Answer, Head, Requests};
 use super::{contains, shown};
 use crate::house::SPEECH;
 
-/// A provider, and what the client must see of it.
+/// A provider, and the outcome that the client must observe.
 pub struct Row {
     pub name: &'static str,
     pub ask: Ask,
     pub says: Says,
     pub outcome: Outcome,
-    /// Keys that may be unusable afterwards.
+    /// Maximum number of keys that may be unusable afterwards.
     pub rests: usize,
-    /// Whether the program may judge its keys by it, and the next requests otherwise.
+    /// Whether the response may change the state of keys, and so affect the next requests.
     pub teaches: bool,
 }
 
-/// What the client asks for.
+/// The request of the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
-    /// Sent once more when no answer comes.
+    /// Retried when there is no response.
     Voices,
     /// Sent once.
     Speech,
-    /// A socket.
+    /// A WebSocket handshake.
     Socket,
 }
 
-/// What the provider sends, whatever it is asked.
+/// The bytes that the provider sends, whatever the request.
 #[derive(Clone, Debug, Default)]
 pub struct Says {
     pub pieces: Vec<Vec<u8>>,
     pub end: End,
-    /// As soon as the connection is there, before a request.
+    /// Sent as soon as the connection is open, before a request.
     pub is_early: bool,
-    /// What it sends when the client has its answer.
+    /// Sent after the client has its response.
     pub late: Vec<u8>,
 }
 
-/// How the provider goes on after that.
+/// The behaviour of the provider after its response.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum End {
     /// It waits for the next request.
@@ -59,31 +60,31 @@ pub enum End {
     Open,
     Close,
     Reset,
-    /// It sends that again and again.
+    /// It sends these bytes again and again.
     Flood(&'static [u8]),
 }
 
-/// What a client gets.
+/// The response that a client receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// An answer with this status and a clean end.
+    /// A response with this status and a clean end.
     Whole(u16),
     /// The same, with this body.
     Body(u16, &'static str),
-    /// An answer with this status that is seen to be broken off; or no answer at all, when the break came
-    /// before its head had gone out.
+    /// A response with this status that is recognizably truncated; or no response at all, if the
+    /// break came before its head was sent.
     Cut(u16),
-    /// An answer of the program's own with this status.
+    /// A response of the program's own with this status.
     Ours(u16),
 }
 
 pub const GOOD_VOICES: &str = "{\"voices\":[]}";
 pub const GOOD_SPEECH: &str = "sound";
 
-/// The mark of honest requests: they get good answers whatever the provider is told to say.
+/// The mark of regular requests: they always get good responses.
 pub const HONEST: &str = "honest=1";
 
-/// A request of a client that reads one answer, as bytes.
+/// A request of a client that reads one response, as bytes.
 pub fn request(ask: Ask, query: &str) -> Vec<u8> {
     let body = r#"{"text":"Hello.","model_id":"eleven_multilingual_v2"}"#;
     let rest = match ask {
@@ -106,7 +107,7 @@ pub fn request(ask: Ask, query: &str) -> Vec<u8> {
     format!("{method} {path}?{query} HTTP/1.1\r\nhost: localhost\r\n{rest}").into_bytes()
 }
 
-/// A provider that says what it is told to.
+/// A provider with scripted responses.
 pub struct Provider {
     pub url: String,
     state: Arc<State>,
@@ -115,11 +116,11 @@ pub struct Provider {
 #[derive(Default)]
 struct State {
     says: Mutex<Says>,
-    /// What it says of an account when it is polled.
+    /// Its response when it is polled.
     subscription: Mutex<Option<Says>>,
     open: Mutex<Vec<Arc<tokio::sync::Mutex<OwnedWriteHalf>>>>,
     faults: Mutex<Vec<String>>,
-    /// Answers that are being sent.
+    /// Responses that are being sent.
     saying: AtomicUsize,
 }
 
@@ -141,7 +142,7 @@ impl Provider {
         *self.state.says.lock().unwrap() = says;
     }
 
-    /// What it answers from now on when it is polled for an account's credits.
+    /// Sets the response to polls of an account's credits.
     pub fn says_of_accounts(&self, says: Says) {
         *self.state.subscription.lock().unwrap() = Some(says);
     }
@@ -154,12 +155,12 @@ impl Provider {
         }
     }
 
-    /// Whether it has sent all that it sends, and ended what it ends.
+    /// Whether it has sent everything, and closed the connections to be closed.
     pub fn is_silent(&self) -> bool {
         self.state.saying.load(Ordering::SeqCst) == 0
     }
 
-    /// Requests that were none.
+    /// Malformed requests.
     pub fn faults(&self) -> Vec<String> {
         std::mem::take(&mut *self.state.faults.lock().unwrap())
     }
@@ -206,7 +207,7 @@ async fn talk(
     }
 }
 
-/// What is said to a request.
+/// The response to a request.
 fn answer(head: &Head, state: &State) -> Says {
     let path = head.target.split('?').next().unwrap();
     let key = head.values("xi-api-key").next().unwrap_or_default();
@@ -230,7 +231,7 @@ fn answer(head: &Head, state: &State) -> Says {
     Says { pieces: vec![text.into_bytes()], ..Says::default() }
 }
 
-/// Says it; whether the connection goes on.
+/// Sends the response; returns whether the connection goes on.
 async fn say(
     from: &impl AsRef<TcpStream>,
     to: &tokio::sync::Mutex<OwnedWriteHalf>,
@@ -246,7 +247,7 @@ async fn say(
 async fn send(from: &impl AsRef<TcpStream>, to: &tokio::sync::Mutex<OwnedWriteHalf>, says: &Says) -> bool {
     let mut stream = to.lock().await;
     for piece in &says.pieces {
-        // A proxy that has heard enough may be gone.
+        // The proxy may close before it has read all.
         if stream.write_all(piece).await.is_err() {
             return false;
         }
@@ -277,7 +278,7 @@ fn message(head: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// A head and chunks, as they are.
+/// A head and raw chunks.
 fn chunked(head: &str, chunks: &str) -> Vec<u8> {
     format!("HTTP/1.1 {head}\r\ntransfer-encoding: chunked\r\n\r\n{chunks}").into_bytes()
 }
@@ -617,7 +618,7 @@ fn refusals(table: &mut Table) {
     }
 }
 
-/// What an account may be said to have when it is polled, none of which is a reason not to use its key.
+/// Poll responses about an account, none of which is a reason not to use its key.
 pub fn accounts() -> Vec<(&'static str, Vec<u8>)> {
     let polled = |body: &str| message("200 OK\r\ncontent-type: application/json", body.as_bytes());
     let most = "18446744073709551615";
@@ -660,7 +661,7 @@ pub fn accounts() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Holds what a client got against what it must get.
+/// Compares the data that a client received with the expected outcome.
 pub fn check(got: &[u8], outcome: Outcome) -> Result<(), String> {
     let wrong = || Err(format!("not {outcome:?}: {}", shown(got)));
     let is_cut = matches!(outcome, Outcome::Cut(_));
@@ -668,7 +669,7 @@ pub fn check(got: &[u8], outcome: Outcome) -> Result<(), String> {
         return Ok(());
     }
     let mut answers = wire::answers(got)?;
-    // A client that has closed its half is asked so whether it is still there.
+    // An interim 100 checks whether a client that has closed its write half is still connected.
     answers.retain(|answer| answer.status != 100);
     let [answer] = &*answers else { return wrong() };
     let is_ours = answer.value("x-keychoir-error").is_some();
@@ -683,7 +684,7 @@ pub fn check(got: &[u8], outcome: Outcome) -> Result<(), String> {
     if is_so { Ok(()) } else { wrong() }
 }
 
-/// Headers of a provider that are not for the program's clients.
+/// Headers of a provider that the program's clients must not receive.
 const KEPT_BACK: [&str; 8] = [
     "set-cookie",
     "strict-transport-security",
@@ -695,7 +696,7 @@ const KEPT_BACK: [&str; 8] = [
     "proxy-authenticate",
 ];
 
-/// What no client may get, whatever its provider says.
+/// Data that no client may receive, whatever its provider sends.
 pub fn leaks(got: &[u8], keys: &[&str]) -> Vec<String> {
     let mut leaks = Vec::new();
     let answers = wire::answers(got).unwrap_or_default();
@@ -740,7 +741,7 @@ fn unpacked(answer: &Answer) -> Vec<u8> {
     let mut body = answer.body.clone();
     for coding in named.rsplit(',').map(str::trim) {
         let mut plain = Vec::new();
-        // What has come before the end or a fault can be read all the same.
+        // The data before the end or an error is still usable.
         let _ = match coding {
             "gzip" | "x-gzip" => MultiGzDecoder::new(&*body).take(1 << 20).read_to_end(&mut plain),
             "deflate" => ZlibDecoder::new(&*body).take(1 << 20).read_to_end(&mut plain),

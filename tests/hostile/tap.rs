@@ -1,6 +1,5 @@
-//! A tap on the wire between the program and its provider: what the program sends is read strictly on its
-//! way, so that a request which two readers could take for different ones is a fault, whatever the provider
-//! makes of it.
+//! A tap between the program and its provider: the program's requests are parsed strictly, so that
+//! an ambiguous request is a fault, however the provider parses it.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -15,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::shown;
 use super::wire::{Head, Requests};
 
-/// What a provider must not see of a client: places of credentials, and words of the proxies before us.
+/// Headers of a client that a provider must not receive: credentials, and headers of proxies.
 const KEPT_BACK: [&str; 23] = [
     "x-keychoir-token",
     "xi_api_key",
@@ -44,11 +43,11 @@ const KEPT_BACK: [&str; 23] = [
 
 const CREDENTIAL_PARAMETERS: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
 
-/// What has passed a tap.
+/// The data that has passed a tap.
 #[derive(Debug, Default)]
 pub struct Seen {
     pub heads: Vec<Head>,
-    /// Requests whose ends have passed, too.
+    /// Requests that have passed completely.
     pub whole: usize,
 }
 
@@ -64,7 +63,7 @@ pub struct Tap {
     keys: Vec<String>,
 }
 
-/// What is noted of that.
+/// The record of the passed data.
 #[derive(Clone)]
 pub struct Record(Arc<Mutex<Noted>>);
 
@@ -78,7 +77,7 @@ impl Tap {
         format!("http://{}", self.listener.local_addr().unwrap())
     }
 
-    /// Passes everything on to the provider from now on.
+    /// Forwards everything to the provider from now on.
     pub fn open(self, provider: SocketAddr) -> Record {
         let Self { listener, keys } = self;
         let record = Record(Arc::default());
@@ -123,7 +122,7 @@ async fn up(
             break;
         }
     }
-    // The other end may be gone.
+    // The other end may be closed.
     let _ = to.shutdown().await;
 }
 
@@ -155,18 +154,18 @@ impl Record {
         }
     }
 
-    /// What has passed since the last call.
+    /// The data that has passed since the last call.
     ///
     /// # Errors
     ///
-    /// When something passed that must not.
+    /// When forbidden data passed.
     pub fn take(&self) -> Result<Seen, String> {
         let Noted { seen, faults } = std::mem::take(&mut *self.0.lock().unwrap());
         if faults.is_empty() { Ok(seen) } else { Err(faults.join("\n")) }
     }
 }
 
-/// What every request to the provider must fulfil.
+/// Checks a request to the provider.
 fn judge(head: &Head, keys: &[String]) -> Result<(), String> {
     let presented: Vec<_> = head.values("xi-api-key").collect();
     let [key] = presented[..] else { return Err(format!("{} keys", presented.len())) };

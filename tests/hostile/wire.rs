@@ -1,5 +1,6 @@
-//! Strict readers of HTTP/1.1 (RFC 9112): of requests as a provider gets them, and of answers as a client
-//! gets them. They are no use to a program that must be lenient, and share nothing with the one under test.
+//! Strict parsers of HTTP/1.1 (RFC 9112): of requests as a provider receives them, and of responses
+//! as a client receives them. They are too strict for a proxy, and share no code with the program
+//! under test.
 
 use memchr::memmem;
 
@@ -9,7 +10,7 @@ pub struct Head {
     pub method: String,
     pub target: String,
     pub headers: Vec<(String, Vec<u8>)>,
-    /// As it came.
+    /// The raw bytes.
     pub bytes: Vec<u8>,
 }
 
@@ -23,12 +24,12 @@ fn values<'a>(headers: &'a [(String, Vec<u8>)], name: &'a str) -> impl Iterator<
     headers.iter().filter(move |(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| &**value)
 }
 
-/// The requests of one connection, as their bytes come.
+/// Parses the requests of one connection from a stream of bytes.
 #[derive(Debug, Default)]
 pub struct Requests {
     buffer: Vec<u8>,
     state: State,
-    /// Requests that came with their whole bodies.
+    /// Requests received with their whole bodies.
     pub whole: usize,
 }
 
@@ -39,16 +40,16 @@ enum State {
     Length(usize),
     ChunkSize,
     Chunk(usize),
-    /// Another protocol may be spoken from here on.
+    /// An upgrade was requested: another protocol may follow.
     Asked,
 }
 
 impl Requests {
-    /// The heads that have become whole with these bytes.
+    /// The heads that are complete with these bytes.
     ///
     /// # Errors
     ///
-    /// When what came is no request that every reader takes for the same.
+    /// When the bytes are no unambiguous request.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<Vec<Head>, String> {
         self.buffer.extend_from_slice(bytes);
         let mut heads = Vec::new();
@@ -108,7 +109,7 @@ impl Requests {
         self.whole += 1;
     }
 
-    /// What asked for another protocol has got an answer: whether it is spoken from here on.
+    /// Reports the response to an upgrade request: whether the protocol is switched.
     pub fn answered(&mut self, is_switched: bool) {
         if matches!(self.state, State::Asked) && !is_switched {
             self.state = State::Head;
@@ -196,14 +197,15 @@ fn chunk_size(line: &[u8]) -> Result<usize, String> {
     size.ok_or_else(|| "no size of a chunk".to_owned())
 }
 
-/// An answer as a client got it.
+/// A response as a client received it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
     pub headers: Vec<(String, Vec<u8>)>,
-    /// Without its framing.
+    /// The body without its framing.
     pub body: Vec<u8>,
-    /// Whether its end came: its length, its last chunk, or, without either, that of the connection.
+    /// Whether its end came: its length, its last chunk, or, without either, the end of the
+    /// connection.
     pub is_whole: bool,
 }
 
@@ -213,11 +215,11 @@ impl Answer {
     }
 }
 
-/// All answers of a connection that has ended, or has not yet said more; to requests that are no HEAD.
+/// All responses of a connection so far; none of them is to a HEAD request.
 ///
 /// # Errors
 ///
-/// When a client gets what is no HTTP.
+/// When the client received malformed HTTP.
 pub fn answers(mut bytes: &[u8]) -> Result<Vec<Answer>, String> {
     let mut answers = Vec::new();
     while !bytes.is_empty() {
@@ -251,7 +253,7 @@ pub fn answers(mut bytes: &[u8]) -> Result<Vec<Answer>, String> {
     Ok(answers)
 }
 
-/// Reads chunks; whether their end came, and what follows it.
+/// Parses chunks; returns whether their end came, and the bytes after it.
 fn chunks<'a>(mut bytes: &'a [u8], body: &mut Vec<u8>) -> Result<(bool, &'a [u8]), String> {
     loop {
         let Some(end) = memmem::find(bytes, b"\r\n") else { return Ok((false, &[])) };

@@ -1,4 +1,5 @@
-//! The whole program before a simulated ElevenLabs, on port 0, with books in a folder of its own.
+//! The whole program in front of a simulated ElevenLabs, on port 0, with a database in a folder of
+//! its own.
 
 #![allow(dead_code, unreachable_pub, reason = "every test file uses its own part of this one")]
 
@@ -16,16 +17,16 @@ use tokio::net::TcpListener;
 
 pub const VOICE: &str = "21m00Tcm4TlvDq8ikWAM";
 pub const SPEECH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
-/// What the watch asks for by itself.
+/// The paths that the poller requests by itself.
 const WATCHED: [&str; 3] = ["/v1/user/subscription", "/v1/user", "/v1/models"];
-/// What clients of the tests present as their credential.
+/// The credential of the test clients.
 pub const CLIENT_TOKEN: &str = "client-token-canary-7f3a";
 
 pub const ONE: &str = "sk_key_number_one_000000000000000000000000000000001";
 pub const TWO: &str = "sk_key_number_two_000000000000000000000000000000002";
 pub const THREE: &str = "sk_key_number_three_0000000000000000000000000000003";
 
-/// Keychoir before a simulator.
+/// Keychoir in front of a simulator.
 pub struct House {
     pub simulator: Simulator,
     pub running: Running,
@@ -35,25 +36,25 @@ pub struct House {
     folder: TempDir,
 }
 
-/// A house whose pool has the plan's keys, in their order.
+/// A proxy whose pool has the plan's keys, in their order.
 pub async fn house(plan: Plan) -> House {
     house_with(plan, |_| {}).await
 }
 
-/// The same, with another configuration.
+/// The same with a modified configuration.
 pub async fn house_with(plan: Plan, change: impl FnOnce(&mut Config)) -> House {
     let folder = tempfile::tempdir().unwrap();
     house_in(folder, plan, change).await
 }
 
-/// The same, with books that may already be there.
+/// The same with a database that may exist already.
 pub async fn house_in(folder: TempDir, plan: Plan, change: impl FnOnce(&mut Config)) -> House {
     let keys = plan.keys.iter().map(|key| ApiKey::new(&key.key).unwrap()).collect();
     let simulator = Simulator::start(loopback().await, plan.forbidding(CLIENT_TOKEN)).await.unwrap();
     let mut config = Config::with_defaults(keys, simulator.base_url().parse::<BaseUrl>().unwrap());
     config.storage.path = folder.path().join("keychoir.db");
     config.storage.ephemeral = false;
-    // The clients of the tests keep their connections, and the end need not wait for them.
+    // The clients of the tests keep their connections, and the shutdown need not wait for them.
     config.server.drain_idle_timeout = Duration::ZERO;
     change(&mut config);
     let (running, url) = run(&config).await;
@@ -64,7 +65,7 @@ async fn run(config: &Config) -> (Running, String) {
     let is_watched = config.quota_polling.enabled;
     let parts = AppConfig::of(config.clone()).unwrap();
     let mut running = app::start(parts, vec![loopback().await.into()]).unwrap();
-    // The watch asks once at the start; what a test sets up must not meet that question.
+    // The poller polls once at the start; faults of a test must not affect that poll.
     assert!(!is_watched || running.first_round(Duration::from_secs(30)).await);
     let url = format!("http://{}", running.address());
     (running, url)
@@ -79,14 +80,14 @@ fn client() -> reqwest::Client {
 }
 
 impl House {
-    /// Speech of so many characters, which cost as many credits.
+    /// Speech of this number of characters, which costs the same number of credits.
     pub async fn speak(&self, characters: usize) -> reqwest::Response {
         self.post(SPEECH, &json!({"text": "a".repeat(characters), "model_id": "eleven_multilingual_v2"}))
             .await
     }
 
-    /// Asks until it is served: what a client that has left has had is given back right after the
-    /// provider has seen it leave, by another thread.
+    /// Sends requests until one is served: the permits of a disconnected client are released by
+    /// another thread, right after the provider has seen it disconnect.
     pub async fn served(&self, path: &str) {
         let served = async { while self.get(path).await.status() != 200 {} };
         tokio::time::timeout(Duration::from_secs(30), served).await.expect("it was never served");
@@ -117,7 +118,7 @@ impl House {
         self.simulator.always(key, Some(fault.parse::<Fault>().unwrap()));
     }
 
-    /// Requests that the provider saw, the watch's own questions aside, by key.
+    /// Requests that the provider received, without those of the poller, by key.
     pub fn hits(&self, keys: &[&str]) -> Vec<usize> {
         let ledger = self.simulator.ledger();
         let asked = |key: &str| {
@@ -127,13 +128,13 @@ impl House {
         keys.iter().map(|key| asked(key)).collect()
     }
 
-    /// The file of its books.
+    /// The path of its database.
     pub fn books(&self) -> PathBuf {
         books(&self.folder)
     }
 
-    /// Ends it, and holds the books against the provider's ledger: to the credit, key by key, and
-    /// nothing that must not arrive has arrived.
+    /// Stops it, and compares the usage records with the provider's ledger: to the credit, key by
+    /// key, and without violations.
     pub async fn close(self) -> (Ledger, TempDir) {
         assert_eq!(self.running.drain(Duration::from_secs(10)).await, Drained::Clean);
         let ledger = self.simulator.ledger();
@@ -148,21 +149,21 @@ impl House {
         (ledger, self.folder)
     }
 
-    /// Ends the program and starts it again on the same database file, before the same provider.
+    /// Stops the program and starts it again with the same database and the same provider.
     pub async fn restarted(self) -> Self {
         assert_eq!(self.running.drain(Duration::from_secs(10)).await, Drained::Clean);
         let (running, url) = run(&self.config).await;
         Self { running, url, ..self }
     }
 
-    /// Ends it, with books in which there is more than its provider has seen.
+    /// Stops it, with usage records that contain more than its provider has received.
     pub async fn abandon(self) -> TempDir {
         assert_eq!(self.running.drain(Duration::from_secs(10)).await, Drained::Clean);
         self.simulator.stop().await;
         self.folder
     }
 
-    /// Ends it and returns the records.
+    /// Stops it and returns the records.
     pub async fn records(self) -> Vec<Record> {
         let (_, folder) = self.close().await;
         attempts(&books(&folder))
@@ -173,7 +174,7 @@ fn books(folder: &TempDir) -> PathBuf {
     folder.path().join("keychoir.db")
 }
 
-/// A record as the books have it.
+/// A usage record.
 #[derive(Debug)]
 pub struct Record {
     pub key_hash: String,
@@ -219,14 +220,14 @@ pub fn attempts(path: &std::path::Path) -> Vec<Record> {
     rows.unwrap().map(Result::unwrap).collect()
 }
 
-/// That an answer is one of ours.
+/// Asserts that a response is one of Keychoir's own.
 #[track_caller]
 pub fn assert_ours(answer: &reqwest::Response, status: u16, code: &str) {
     assert_eq!(answer.status(), status);
     assert_eq!(answer.headers()["x-keychoir-error"], code);
 }
 
-/// Waits until it is so, looking again and again; the test's own limit is the bound.
+/// Waits until the condition holds, by polling; the test's own timeout is the bound.
 pub async fn until(is_so: impl Fn() -> bool) {
     let looking = async {
         while !is_so() {
@@ -236,7 +237,7 @@ pub async fn until(is_so: impl Fn() -> bool) {
     tokio::time::timeout(Duration::from_secs(30), looking).await.expect("it never came to be so");
 }
 
-/// Runs all of them at once; their outputs in the order in which they end.
+/// Runs all futures concurrently; returns their outputs in the order of completion.
 pub async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
     let mut running: Vec<_> = futures.map(Box::pin).collect();
     let mut ended = Vec::new();

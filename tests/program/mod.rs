@@ -1,4 +1,4 @@
-//! The binary as a person starts it, with nothing of this machine's environment.
+//! Runs the binary in an empty environment.
 
 #![allow(dead_code, unreachable_pub, reason = "every test file uses its own part of this one")]
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// The program with these arguments and no environment but what it is given.
+/// The program with these arguments and an empty environment.
 pub fn keychoir(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_keychoir"));
     command.args(arguments).env_clear().stdin(Stdio::null());
@@ -24,12 +24,12 @@ pub fn run(command: &mut Command) -> Output {
     command.output().unwrap()
 }
 
-/// What it said on standard error.
+/// Its standard error.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// A program that runs on.
+/// A running program.
 pub struct Program {
     child: Child,
     lines: Receiver<String>,
@@ -38,7 +38,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts it. Its standard error is read all the time, so that it never waits for us.
+    /// Starts it. Its standard error is read continuously, so that it never blocks.
     pub fn start(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = channel();
@@ -48,7 +48,7 @@ impl Program {
         Self { child, lines, reader: Some(reader), said: Vec::new() }
     }
 
-    /// The first line, from here on, in which `wanted` finds something.
+    /// The next line in which `wanted` finds a value.
     pub fn line<T>(&mut self, wanted: impl Fn(&str) -> Option<T>) -> T {
         loop {
             let line =
@@ -61,7 +61,7 @@ impl Program {
         }
     }
 
-    /// The address it listens on, from its log in JSON.
+    /// The address of its listener, from its log in JSON.
     pub fn address(&mut self) -> String {
         self.line(|line| {
             let event: Value = serde_json::from_str(line).ok()?;
@@ -69,7 +69,7 @@ impl Program {
         })
     }
 
-    /// The first event of this name, from here on, in its log in JSON.
+    /// The next event of this name in its log in JSON.
     pub fn event(&mut self, name: &str) -> Value {
         self.line(|line| serde_json::from_str(line).ok().filter(|event: &Value| event["event"] == name))
     }
@@ -85,19 +85,19 @@ impl Program {
         self.child.id()
     }
 
-    /// Changes a limit of it, as `prlimit` takes it; whether that is done.
+    /// Changes one of its limits, in the notation of `prlimit`; returns whether that worked.
     pub fn prlimit(&self, limit: &str) -> bool {
         let pid = self.child.id().to_string();
         Command::new("prlimit").args(["--pid", &pid, limit]).status().unwrap().success()
     }
 
-    /// Tells it to end; its exit code and everything it has said.
+    /// Stops it; returns its exit code and its standard error.
     pub fn end(self) -> (Option<i32>, String) {
         self.signal("TERM");
         self.ended()
     }
 
-    /// Waits for its end; its exit code and everything it has said.
+    /// Waits for its end; returns its exit code and its standard error.
     pub fn ended(mut self) -> (Option<i32>, String) {
         loop {
             match self.lines.recv_timeout(WAIT_MAX) {
@@ -119,7 +119,7 @@ impl Drop for Program {
     }
 }
 
-/// Everything in a folder's files and below, as one heap of bytes.
+/// The contents of all files below a folder, concatenated.
 pub fn contents(folder: &std::path::Path) -> Vec<u8> {
     let mut heap = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {

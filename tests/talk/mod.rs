@@ -1,4 +1,4 @@
-//! A client of sockets.
+//! A WebSocket client.
 
 #![allow(dead_code, unreachable_pub, reason = "every test file uses its own part of this one")]
 
@@ -14,7 +14,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use crate::house::{CLIENT_TOKEN, House};
 
-/// Nothing here takes so long.
+/// A timeout far above the duration of any step here.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub const STREAM_INPUT: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/stream-input";
@@ -23,19 +23,19 @@ pub const DIALOGUE: &str = "/v1/text-to-dialogue/stream-input";
 pub const SCRIBE: &str = "/v1/speech-to-text/realtime?model_id=scribe_v2_realtime&audio_format=pcm_16000";
 pub const AGENT: &str = "/v1/convai/conversation?agent_id=agent_public";
 
-/// One end of a session.
+/// The client's end of a session.
 pub struct Talk {
     pub stream: WebSocketStream<TcpStream>,
     pub headers: http::HeaderMap,
 }
 
-/// How a session went on.
+/// The next event of a session.
 #[derive(Debug, PartialEq)]
 pub enum Heard {
     Text(Value),
     Binary(Vec<u8>),
     Close(u16, String),
-    /// The connection ended without a close.
+    /// The connection ended without a close frame.
     Gone,
 }
 
@@ -43,12 +43,12 @@ pub async fn in_time<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("it takes too long")
 }
 
-/// Asks for a socket with these headers.
+/// Sends a handshake with these headers.
 pub async fn knock(house: &House, path: &str, headers: &[(&str, &str)]) -> Result<Talk, (u16, String)> {
     knock_at(house.running.address(), path, headers).await
 }
 
-/// The same, of whoever listens there.
+/// The same to any address.
 pub async fn knock_at(
     address: SocketAddr,
     path: &str,
@@ -72,7 +72,7 @@ pub async fn knock_at(
     }
 }
 
-/// A socket, as an SDK opens it.
+/// Opens a session like an SDK.
 pub async fn dial(house: &House, path: &str) -> Talk {
     knock(house, path, &[("xi-api-key", CLIENT_TOKEN)]).await.expect("an open socket")
 }
@@ -86,7 +86,7 @@ impl Talk {
         in_time(self.stream.send(message)).await.unwrap();
     }
 
-    /// The next message, or the end. Questions whether it is there are answered.
+    /// The next message, or the end. Pings are answered.
     pub async fn hear(&mut self) -> Heard {
         loop {
             return match in_time(self.stream.next()).await {
@@ -102,21 +102,21 @@ impl Talk {
         }
     }
 
-    /// Says that it ends, and waits for the end, whatever comes before it.
+    /// Closes the session, and waits for the end, whatever messages precede it.
     pub async fn leave(&mut self) {
-        // The other end may be gone.
+        // The other end may be closed.
         let _ = in_time(self.stream.close(None)).await;
         while let Some(Ok(_)) = in_time(self.stream.next()).await {}
     }
 
-    /// The next message, which must be one.
+    /// The next event, which must be a message.
     pub async fn message(&mut self) -> Value {
         let heard = self.hear().await;
         let Heard::Text(value) = heard else { panic!("no message: {heard:?}") };
         value
     }
 
-    /// Messages up to the end, and the end.
+    /// All messages up to the end, and the end.
     pub async fn rest(&mut self) -> (Vec<Value>, Heard) {
         let mut messages = Vec::new();
         loop {
@@ -126,7 +126,7 @@ impl Talk {
         }
     }
 
-    /// Speaks a text from the first message to the last, and hears it all.
+    /// Sends a text from the first message to the last, and receives all messages.
     pub async fn speak(&mut self, texts: &[&str]) -> (Vec<Value>, Heard) {
         self.say(&serde_json::json!({"text": " ", "xi_api_key": CLIENT_TOKEN})).await;
         for text in texts {

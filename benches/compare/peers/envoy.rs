@@ -1,4 +1,4 @@
-//! Envoy, as somebody would set it up who knows it.
+//! Envoy, in an expert configuration.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use super::{Prepared, Scene};
 use crate::machine;
 use crate::workload::KEY;
 
-/// The one that the Makefile installs, without the script before it, or the system's.
+/// The binary that the Makefile installs, without its wrapper script, or the system's.
 pub fn program() -> Option<PathBuf> {
     let lib = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/compare/.venv/lib");
     let pythons = fs::read_dir(lib).into_iter().flatten().map(|entry| entry.unwrap().path());
@@ -55,7 +55,7 @@ pub fn prepare(scene: &Scene, address: SocketAddr, folder: &Path) -> Prepared {
         false => String::new(),
     };
     let log = folder.join("access.log");
-    // No statistics, tracing or identifiers beyond what it cannot leave out; bounds that are not met.
+    // No optional statistics, tracing or identifiers; limits that are never reached.
     let config = format!(
         "static_resources:
   listeners:

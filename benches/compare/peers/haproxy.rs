@@ -1,4 +1,4 @@
-//! HAProxy, as somebody would set it up who knows it.
+//! HAProxy, in an expert configuration.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;

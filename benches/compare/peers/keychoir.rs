@@ -1,5 +1,5 @@
-//! Keychoir, with all that it does for a request: a client's token, books in a file, metrics, and a
-//! line in the log.
+//! Keychoir with everything that it does for a request: a client's token, usage records in a file,
+//! metrics, and a line in the log.
 
 use std::fmt::Write;
 use std::fs::{self, File};
@@ -55,10 +55,10 @@ level = \"info\"
         strategy = scene.strategy,
     );
     for key in 0..scene.keys {
-        // All of them are the pool's for the stand-in.
+        // The stand-in accepts all of them as keys of the pool.
         write!(config, "\n[[keys]]\nkey = \"{KEY}{}\"\n", number(key)).unwrap();
     }
-    // In short, because a file of configuration is read up to 1 MiB.
+    // In a short form, because a configuration file is limited to 1 MiB.
     config.insert_str(0, &clients(scene.clients));
     let path = folder.join("keychoir.toml");
     fs::write(&path, config).unwrap();
@@ -69,12 +69,12 @@ level = \"info\"
     Prepared { command, log }
 }
 
-/// What tells one from the other; nothing for the first.
+/// The suffix of a key or token; empty for the first.
 fn number(number: u32) -> String {
     if number == 0 { String::new() } else { format!("_{number}") }
 }
 
-/// The list of so many clients.
+/// The list of clients in TOML.
 fn clients(count: u32) -> String {
     let mut list = "clients = [".to_owned();
     for client in 0..count {

@@ -1,6 +1,6 @@
-//! The proxies that are compared: each is given the same job, in the words of its own configuration.
-//! The client's credential is taken out and the pool's key put in, connections are kept on both sides,
-//! bodies stream both ways, one line is logged for a request, and one thread does the work.
+//! The compared proxies: each does the same job, in its own configuration. It replaces the client's
+//! credential by the pool's key, keeps connections alive on both sides, streams bodies both ways,
+//! logs one line per request, and uses one thread.
 
 mod envoy;
 mod haproxy;
@@ -24,39 +24,39 @@ use crate::tls::Certificates;
 use crate::upstream::Upstream;
 use crate::workload::{KEY, TOKEN};
 
-/// Who is compared.
+/// A proxy of the comparison.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {
-    /// Nothing in between.
+    /// No proxy.
     Direct,
     Nginx,
-    /// With larger buffers.
+    /// nginx with larger buffers.
     NginxTuned,
-    /// Reading ahead, as it is installed.
+    /// nginx with its default buffering.
     NginxBuffered,
     Haproxy,
     Envoy,
     Pingora,
-    /// A build of ours, and what it is called.
+    /// A build of Keychoir, with its label.
     Keychoir(String, PathBuf),
 }
 
-/// What a proxy is started for.
+/// The setup of a proxy.
 #[derive(Clone, Debug)]
 pub struct Scene {
     pub upstream: Upstream,
     pub certificates: Certificates,
     pub way: Way,
-    /// The processors of the proxy.
+    /// The processors that the proxy is pinned to.
     pub processors: &'static str,
     pub threads: u32,
-    /// Keychoir's only.
+    /// Number of keys, for Keychoir only.
     pub keys: u32,
     pub strategy: &'static str,
     pub clients: u32,
 }
 
-/// Which of a request's two connections are under TLS.
+/// Which of a request's two connections use TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     Plain,
@@ -87,13 +87,13 @@ impl Scene {
         self.way != Way::Plain
     }
 
-    /// Where the provider is.
+    /// The address of the provider.
     pub fn upstream(&self) -> SocketAddr {
         if self.is_tls_behind() { self.upstream.tls_address } else { self.upstream.address }
     }
 
-    /// Where a client connects, how, and with which key. With nobody in between, it speaks to the
-    /// provider as a proxy would, and must know the key.
+    /// The address, TLS setting and key for a client. Without a proxy, the client connects to the
+    /// provider as a proxy would, with the provider's key.
     pub fn front(&self, house: Option<&House>) -> Front {
         let (address, is_tls, key) = match house {
             Some(house) => (house.address, self.is_tls_in_front(), TOKEN),
@@ -103,7 +103,7 @@ impl Scene {
     }
 }
 
-/// What a client knows.
+/// The connection data of a client.
 #[derive(Clone)]
 pub struct Front {
     pub address: SocketAddr,
@@ -111,19 +111,19 @@ pub struct Front {
     pub key: &'static str,
 }
 
-/// A proxy that answers.
+/// A proxy that is ready.
 #[derive(Debug)]
 pub struct House {
     pub address: SocketAddr,
     pub running: Running,
-    /// Its own line for each request.
+    /// Its log with one line per request.
     pub log: PathBuf,
-    /// From its start to its first answer.
+    /// From its start to its first response.
     pub ready: Duration,
 }
 
 impl Peer {
-    /// All that are here, and those that are not.
+    /// All installed peers, and the names of the missing ones.
     pub fn all() -> (Vec<Self>, Vec<&'static str>) {
         let mut missing = Vec::new();
         let mut peers = vec![Self::Direct];
@@ -167,12 +167,12 @@ impl Peer {
         }
     }
 
-    /// Whether it is set up for this.
+    /// Whether it supports this setup.
     pub fn goes(&self, way: Way) -> bool {
         way == Way::Plain || *self != Self::Pingora
     }
 
-    /// What it says it is.
+    /// Its version, as it prints it.
     pub fn version(&self) -> Option<String> {
         match self {
             Self::Direct | Self::NginxTuned | Self::NginxBuffered => None,
@@ -180,7 +180,7 @@ impl Peer {
             Self::Haproxy => Some(machine::first_line(&haproxy::program(), "-v")),
             Self::Envoy => {
                 let line = machine::first_line(&envoy::program()?, "--version");
-                // Before it is where it lies.
+                // The text before that contains its path.
                 line.split_once("version: ").map(|(_, version)| version.to_owned())
             }
             Self::Pingora => Some(pingora::version().to_owned()),
@@ -188,7 +188,7 @@ impl Peer {
         }
     }
 
-    /// Starts it and waits until it answers.
+    /// Starts it and waits until it responds.
     pub fn start(&self, scene: &Scene, folder: &Path) -> Option<House> {
         fs::create_dir_all(folder).unwrap();
         let address = free_port();
@@ -207,9 +207,9 @@ impl Peer {
 }
 
 impl House {
-    /// Ends the measurement if there is not one line for each request, and one for the first of all.
+    /// Panics unless the log has one line per request, plus those of the readiness check.
     pub fn has_logged(&self, name: &str, requests: u64) {
-        // Asked before it was ready, some log that, too.
+        // Some proxies also log requests before they are ready.
         const BEFORE: u64 = 100;
         let began = Instant::now();
         loop {
@@ -222,14 +222,14 @@ impl House {
             if lines > requests {
                 return;
             }
-            // What is gathered before it is written has a second.
+            // Buffered log lines may be written a second later.
             assert!(began.elapsed() < Duration::from_secs(5), "{told}");
             std::thread::sleep(Duration::from_millis(100));
         }
     }
 }
 
-/// A program that is ready to be started.
+/// A command that is ready to be started.
 struct Prepared {
     command: Command,
     log: PathBuf,
@@ -249,12 +249,12 @@ impl Prepared {
     }
 }
 
-/// An address that nobody listens at.
+/// An unused address.
 fn free_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-/// Whether a request with every credential that a client may send is served.
+/// Whether a request with every kind of client credential is served.
 fn answers(address: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> bool {
     let Ok(tcp) = TcpStream::connect(address) else { return false };
     tcp.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
@@ -277,7 +277,7 @@ fn is_served(mut stream: impl Read + Write) -> bool {
     asked.is_ok() && answer.starts_with(b"HTTP/1.1 200")
 }
 
-/// The end of what a program that does not answer has written into its folder.
+/// The end of the log of a program that does not respond.
 fn said(folder: &Path) -> String {
     let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let logs = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));

@@ -1,4 +1,4 @@
-//! nginx, as somebody would set it up who knows it.
+//! nginx, in an expert configuration.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -8,14 +8,14 @@ use super::{Prepared, Scene};
 use crate::machine;
 use crate::workload::KEY;
 
-/// What it does with bodies.
+/// The buffering of bodies.
 #[derive(Clone, Copy)]
 pub enum Bodies {
-    /// Passed on as they come, as an API that streams needs it.
+    /// Streamed, as a streaming API requires.
     Stream,
-    /// The same in larger pieces, for who has large bodies and memory for them.
+    /// Streamed in larger pieces, for setups with large bodies and enough memory.
     StreamInLargePieces,
-    /// Read ahead of whoever is slower, as it does by itself.
+    /// Buffered ahead of the slower side, which is the default.
     AreBuffered,
 }
 
@@ -27,7 +27,7 @@ pub fn prepare(scene: &Scene, address: SocketAddr, folder: &Path, bodies: Bodies
     const OFF: &str = "proxy_buffering off; proxy_request_buffering off;";
     let buffers = match bodies {
         Bodies::Stream => OFF.to_owned(),
-        // Twice these sizes bring less than a tenth more.
+        // Doubling these sizes gains less than a tenth.
         Bodies::StreamInLargePieces => {
             format!("{OFF} proxy_buffer_size 64k; proxy_buffers 8 64k; client_body_buffer_size 512k;")
         }
@@ -56,7 +56,7 @@ pub fn prepare(scene: &Scene, address: SocketAddr, folder: &Path, bodies: Bodies
         ),
         false => ("http", String::new()),
     };
-    // Its workers give up root's rights, and could not write into the folder.
+    // Its workers drop root's rights, and could not write into the folder.
     let user = if rustix::process::geteuid().is_root() { "user root;" } else { "" };
     let folder_name = folder.display();
     let (upstream, threads) = (scene.upstream(), scene.threads);

@@ -1,4 +1,4 @@
-//! Pingora, as the small program in `benches/compare/pingora`, which has no TLS.
+//! Pingora, as the small program in `benches/compare/pingora`, without TLS.
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -8,13 +8,13 @@ use super::{Prepared, Scene};
 use crate::machine;
 use crate::workload::KEY;
 
-/// The one that the Makefile builds.
+/// The program that the Makefile builds.
 pub fn program() -> Option<PathBuf> {
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).parent()?.join("pingora/release/beside-pingora");
     program.is_file().then_some(program)
 }
 
-/// By what it is locked to.
+/// The version in its lock file.
 pub fn version() -> &'static str {
     let (_, rest) = include_str!("../pingora/Cargo.lock").split_once("name = \"pingora-proxy\"").unwrap();
     rest.split('"').nth(1).unwrap()

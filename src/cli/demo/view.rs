@@ -1,4 +1,4 @@
-//! What the demo shows: on a terminal the keys as bars that change in place with the log above
+//! The output of the demo: on a terminal the keys as bars that change in place with the log above
 //! them, elsewhere plain lines.
 
 use std::fmt::Write as _;
@@ -10,7 +10,7 @@ use crate::policy::units::Grouped;
 use crate::pool::KeySnapshot;
 use crate::telemetry::Form;
 
-/// The picture. Cheap to clone.
+/// The output. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct View {
     live: bool,
@@ -29,7 +29,7 @@ struct State {
 }
 
 impl State {
-    /// Nothing on the screen changes any more.
+    /// Ends the updates in place.
     fn settle(&mut self) {
         self.block.clear();
         self.drawn = 0;
@@ -39,7 +39,7 @@ impl State {
 const BAR_CELLS: u64 = 20;
 
 impl View {
-    /// For standard output as it is.
+    /// An output to standard output, in place if that is a terminal.
     pub(super) fn of_stdout() -> Self {
         let live = io::stdout().is_terminal();
         let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| std::env::var(name).ok());
@@ -47,17 +47,17 @@ impl View {
         Self { live, form, state: Arc::default() }
     }
 
-    /// Whether somebody watches.
+    /// Whether the output is a terminal.
     pub(super) fn is_live(&self) -> bool {
         self.live
     }
 
-    /// How log lines look here.
+    /// The format of log lines.
     pub(super) fn form(&self) -> Form {
         self.form
     }
 
-    /// Where the log goes: above the picture.
+    /// The writer of the log: above the bars.
     pub(super) fn log(&self) -> impl Write + Send + 'static {
         Log(self.clone())
     }
@@ -68,11 +68,11 @@ impl View {
         ));
     }
 
-    /// What came of it; the picture stays above it as it is.
+    /// Prints the result; the bars stay above it.
     ///
     /// # Errors
     ///
-    /// When it cannot be written, unless the reader has gone.
+    /// When it cannot be written, unless the pipe was closed.
     pub(super) fn result(&self, text: &str) -> io::Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.settle();
@@ -80,7 +80,7 @@ impl View {
             .or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
     }
 
-    /// A request was answered.
+    /// Shows the result of a request.
     pub(super) fn request(&self, number: usize, total: usize, status: u16, sentence: &str) {
         let line = format!("request {number:>2}/{total}  {status}  {sentence}");
         if self.live {
@@ -90,12 +90,12 @@ impl View {
         }
     }
 
-    /// The request was refused by one key and served by another: a line that stays.
+    /// Prints a line for a request that was refused with one key and served with another.
     pub(super) fn replay(&self, way: &str) {
         self.say(&format!("               {way}"));
     }
 
-    /// The keys have changed.
+    /// Redraws the bars.
     pub(super) fn keys(&self, keys: &[KeySnapshot]) {
         if self.live {
             let in_use = keys.iter().position(|key| key.standing.status() == KeyStatus::Active);
@@ -124,18 +124,18 @@ impl View {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state);
         state.block = state.keys.iter().chain([&state.request]).cloned().collect();
-        // A demo whose reader has gone goes on quietly; what came of it is what counts.
+        // The demo goes on when the pipe was closed.
         let _ = draw(&mut state, "");
     }
 
-    /// A line that stays.
+    /// Prints a permanent line.
     fn say(&self, line: &str) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = draw(&mut state, &format!("{line}\n"));
     }
 }
 
-/// Writes `above` where the block stands and the block below it.
+/// Prints `above` in the place of the block, and the block below it.
 fn draw(state: &mut State, above: &str) -> io::Result<()> {
     let mut text = String::new();
     if state.drawn > 0 {
@@ -143,7 +143,7 @@ fn draw(state: &mut State, above: &str) -> io::Result<()> {
         let _ = write!(text, "\u{1b}[{}A\u{1b}[J", state.drawn);
     }
     text.push_str(above);
-    // A line that wraps would stand on two, and the picture would creep down the screen.
+    // A line that wraps would take two rows, and the block would move down the screen.
     let columns =
         rustix::termios::tcgetwinsize(io::stdout()).map_or(80, |size| usize::from(size.ws_col).max(20));
     for line in &state.block {
@@ -154,7 +154,7 @@ fn draw(state: &mut State, above: &str) -> io::Result<()> {
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
 }
 
-/// The log's end of the picture. Lines of single requests are left out: the picture shows them.
+/// The writer of the log. It drops lines of single requests: the bars show them.
 struct Log(View);
 
 impl Write for Log {

@@ -1,4 +1,5 @@
-//! Why a key does not serve: the reasons below the table of `keychoir status`, and all of it for one key.
+//! Explains why a key does not serve: the reasons below the table of `keychoir status`, and all
+//! details of one key.
 
 use std::fmt::Write as _;
 
@@ -6,7 +7,7 @@ use serde::Deserialize;
 
 use crate::cli::table::cut;
 
-/// A key as `/api/keychoir-keys` explains it.
+/// A key of `/api/keychoir-keys`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Explained {
@@ -46,7 +47,7 @@ struct Restriction {
     until: String,
 }
 
-/// One line for each key that does not serve everything; empty when all do.
+/// One line for each key with a restriction; empty if there is none.
 pub(super) fn reasons(keys: &[Explained]) -> String {
     let mut text = String::new();
     for (index, key) in keys.iter().enumerate() {
@@ -68,7 +69,7 @@ pub(super) fn reasons(keys: &[Explained]) -> String {
     text
 }
 
-/// All that is known of one key, named by its number, its name, or its short form.
+/// All details of one key, named by its number, its name, or its short form.
 pub(super) fn explain(keys: &[Explained], wanted: &str) -> Result<String, String> {
     let is_wanted = |(index, key): &(usize, &Explained)| {
         wanted.parse() == Ok(index + 1) || key.name.as_deref() == Some(wanted) || key.short_key == wanted
@@ -121,7 +122,7 @@ pub(super) fn explain(keys: &[Explained], wanted: &str) -> Result<String, String
     Ok(text)
 }
 
-/// `2026-12-01 00:00Z` of a moment as the document has it.
+/// Formats a time of the document as `2026-12-01 00:00Z`.
 fn minute(at: &str) -> String {
     match (at.get(..10), at.get(11..16)) {
         (Some(day), Some(time)) => format!("{day} {time}Z"),

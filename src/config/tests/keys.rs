@@ -78,7 +78,7 @@ ELEVENLABS_API_KEYS: entry 2 (sk_***, 8 characters) is too short for a key of El
         .variable("KEYCHOIR_UPSTREAM__BASE_URL", "https://api.eu.residency.elevenlabs.io")
         .check_problems(short);
     given.simulated().check_warnings(&[]);
-    // A key of its own host is judged by that.
+    // A key with a host of its own is checked for that host.
     let at = |base_url: &str| format!("[[keys]]\nkey = \"sk_short\"\nbase_url = \"{base_url}\"\n");
     assert!(Given::keyless().toml(&at("http://127.0.0.1:1")).resolve().is_ok());
     assert!(Given::keyless().simulated().toml(&at("https://api.us.elevenlabs.io")).resolve().is_err());

@@ -54,7 +54,7 @@ fn the_reference_file_has_every_setting_and_nothing_else() {
         }
     }
     paths.sort();
-    // What is below a setting that is a word here stands in the prose.
+    // The settings below a setting that is a word here are described in the text.
     let written = setting::TABLE.iter().filter(|setting| !setting.is_nested());
     let mut expected: Vec<_> = written.map(|setting| setting.path.to_owned()).collect();
     expected.sort();

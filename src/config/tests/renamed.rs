@@ -69,7 +69,7 @@ fn no_old_name_is_a_setting() {
     }
     for (old, new) in SECTIONS {
         assert!(!setting::is_section(old) && setting::is_section(new), "{old}");
-        // Whatever an old section could hold has an answer of its own.
+        // Every setting of an old section has a message of its own.
         for setting in setting::TABLE.iter().filter(|setting| setting.section() == *new) {
             let has_answer = |(old_path, new_path, _): &&(&str, &str, Was)| {
                 *new_path == setting.path && old_path.starts_with(&format!("{old}."))

@@ -1,4 +1,4 @@
-//! TLS: the word, the certificate in files, the folder of the local authority.
+//! TLS: the setting as a word, the certificate in files, the folder of the local CA.
 
 use super::Given;
 use crate::certificate::CaLocation;
@@ -134,7 +134,7 @@ KEYCHOIR_SERVER__TLS__KEY: `/latin1.toml` cannot be read: it is no UTF-8 text (l
     = write the path of a PEM file; openssl x509 -inform der makes one of DER
 ",
     );
-    // What was told once is not told as missing, too.
+    // A problem that was reported once is not reported as missing, too.
     Given::fresh()
         .file("/etc/c.pem", &cert)
         .toml("server.tls = { cert = \"c.pem\", key = 3 }")

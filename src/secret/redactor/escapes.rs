@@ -1,8 +1,9 @@
-//! Characters of a key that are written as escapes with a backslash: `\u0073` in JSON, also in JSON within
-//! JSON, `\x73` and `\U00000073` in YAML. A reader makes a key of them.
+//! Decodes characters of a key that are written as escapes with a backslash: `\u0073` in JSON, also
+//! in JSON within JSON, `\x73` and `\U00000073` in YAML. A parser would turn them back into the
+//! key.
 //!
-//! Escapes of URLs and HTML are not decoded: looking for their marks as well would cost three times as much
-//! on every answer, and nothing escapes letters and digits there.
+//! Escapes of URLs and HTML are not decoded: searching for their marks as well would triple the
+//! cost for every response, and no encoder escapes letters and digits there.
 
 use std::borrow::Cow;
 
@@ -13,22 +14,23 @@ const MAX_BACKSLASHES: usize = 4;
 #[derive(Debug)]
 pub(super) struct Unescaped<'a> {
     pub(super) text: Cow<'a, [u8]>,
-    /// Where the places in `text` and in the original part: behind each escape, both.
+    /// Pairs of offsets in `text` and in the original, one behind each escape.
     jumps: Vec<(usize, usize)>,
-    /// Where the original ends in what may become an escape; its length if it does not.
+    /// The offset in the original at which an incomplete escape begins; its length if there is
+    /// none.
     pub(super) partial: usize,
 }
 
-/// Whether there may be an escape in `text`.
+/// Whether `text` may contain an escape.
 pub(super) fn may_be_in(text: &[u8]) -> bool {
     memchr::memchr(b'\\', text).is_some()
 }
 
 enum Read {
     Literal,
-    /// A character, and how many bytes it is written in.
+    /// A character, and the length of its escape in bytes.
     Escape(u8, usize),
-    /// What is there may be the begin of an escape.
+    /// The end of the text may be the begin of an escape.
     Partial,
 }
 
@@ -39,7 +41,7 @@ impl<'a> Unescaped<'a> {
         let mut jumps = Vec::new();
         let (mut copied, mut partial, mut behind) = (0, text.len(), 0);
         for at in memchr::memchr_iter(b'\\', text) {
-            // Within the escape before.
+            // Part of the previous escape.
             if at < behind {
                 continue;
             }
@@ -70,7 +72,7 @@ impl<'a> Unescaped<'a> {
         Some(Self { text, jumps, partial })
     }
 
-    /// Where the original has what is at `place` in the text.
+    /// The offset in the original of the offset `place` in the text.
     pub(super) fn original(&self, place: usize) -> usize {
         let before = self.jumps.partition_point(|(decoded, _)| *decoded <= place);
         match before.checked_sub(1).and_then(|last| self.jumps.get(last)) {
@@ -80,7 +82,7 @@ impl<'a> Unescaped<'a> {
     }
 }
 
-/// What `text`, which begins with a backslash, begins with.
+/// Parses the begin of `text`, which begins with a backslash.
 fn read(text: &[u8]) -> Read {
     let slashes = text.iter().take(MAX_BACKSLASHES).take_while(|byte| **byte == b'\\').count();
     match text.get(slashes..) {
@@ -92,10 +94,10 @@ fn read(text: &[u8]) -> Read {
     }
 }
 
-/// As many hexadecimal digits as `count`, behind `before` bytes.
+/// Parses `count` hexadecimal digits that follow `before` bytes.
 fn hexadecimal(text: &[u8], count: usize, before: usize) -> Read {
     let digits = text.get(..count).unwrap_or(text);
-    // No character of a key needs more than two.
+    // Keys are ASCII, so only the last two digits may differ from zero.
     let is_small = digits.iter().take(count - 2).all(|digit| *digit == b'0');
     match value(digits) {
         _ if !is_small => Read::Literal,
@@ -106,7 +108,7 @@ fn hexadecimal(text: &[u8], count: usize, before: usize) -> Read {
     }
 }
 
-/// A hexadecimal number; `None` for no digits, or other characters.
+/// Parses a hexadecimal number; `None` for other characters.
 fn value(digits: &[u8]) -> Option<u32> {
     let add = |sum: u32, digit: &u8| Some(sum.wrapping_mul(16) + char::from(*digit).to_digit(16)?);
     (!digits.is_empty()).then(|| digits.iter().try_fold(0, add)).flatten()

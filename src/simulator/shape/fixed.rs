@@ -1,47 +1,48 @@
-//! Refusals that are nothing but a status and words: a table, so that another one is one line. The
-//! `name` is what a fault asks for it by.
+//! Refusals with a fixed status and text: a table, so that another one is one line. Faults use the
+//! `name`.
 //!
-//! Sources: the public issues and programs that quote an answer, named where there is one; the
+//! Sources: the public issues and programs that quote a response, named where there is one; the
 //! error table of the documentation for codes without a capture. Braces stand for the facts of a
 //! request: `{needed}`, `{limit}`, `{remaining}`, `{subject}`, `{bound}`, `{model}`, `{format}`;
-//! `{short}` is one less than `{more}`, which is what is needed, or two; `{exceeded}` is the bound, or
-//! less where no more is needed.
+//! `{short}` is one less than `{more}`, which is the needed amount, or two; `{exceeded}` is the
+//! limit, or less if no more is needed.
 
 use super::render::{bare, legacy, typed, unwrapped};
 use super::{Facts, Refusal, Shape};
 
-/// A refusal that is nothing but a status and words.
+/// A refusal with a fixed status and text.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Fixed {
     pub(super) name: &'static str,
     status: u16,
     body: Body,
     message: &'static str,
-    /// How a socket says it, when it has a form of its own for that.
+    /// Selects the format of WebSockets that have their own for this family.
     pub(in crate::simulator) family: Family,
 }
 
-/// The form of the body.
+/// The format of the body.
 #[derive(Debug, PartialEq, Eq)]
 enum Body {
-    /// `{"detail":{"type","code","message","status",…}}`: these are the type, the code, the status.
+    /// `{"detail":{"type","code","message","status",…}}` with these values of `type`, `code` and
+    /// `status`.
     Typed([&'static str; 3]),
-    /// `{"detail":{"status","message"}}`: this is the status.
+    /// `{"detail":{"status","message"}}` with this `status`.
     Legacy(&'static str),
     /// `{"detail":"…"}`.
     Bare,
-    /// `{"error","message"}`: this is the error.
+    /// `{"error","message"}` with this `error`.
     Unwrapped(&'static str),
 }
 
-/// What a refusal is about, as far as sockets tell it apart.
+/// The subject of a refusal, as far as WebSockets distinguish it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::simulator) enum Family {
     /// Credits are missing.
     Quota,
     /// The key is not accepted.
     Key,
-    /// Anything else: the words of HTTP.
+    /// Any other subject: the text of HTTP.
     Other,
 }
 
@@ -74,7 +75,7 @@ pub(in crate::simulator) const FIXED: &[Fixed] = {
     of("sign_in_required", 401, Typed(["authentication_error", "sign_in_required", "sign_in_required"]), Other,
         "You must be signed in to use this feature."),
 
-    // What a plan does not have. dograh#290 of May 2026 has this one's `status`.
+    // Features that a plan lacks. dograh#290 of May 2026 has this one's `status`.
     of("library_voice", 402, Typed(["payment_required", "paid_plan_required", "payment_required"]), Other, LIBRARY),
     // OWASP/Nest#3859.
     of("payment_required_plan", 402, Legacy("payment_required"), Other, LIBRARY),
@@ -107,7 +108,7 @@ pub(in crate::simulator) const FIXED: &[Fixed] = {
     of("max_character_limit_exceeded", 400, Legacy("max_character_limit_exceeded"), Other,
         "This request's text has {needed} characters and exceeds the character limit of {exceeded} characters for your subscription."),
 
-    // Not there, in the older words: groq-voice#1, elevenlabs-python#293 and #163.
+    // Missing objects, in the older words: groq-voice#1, elevenlabs-python#293 and #163.
     of("voice_not_found_400", 400, Legacy("voice_not_found"), Other,
         "A voice for the voice_id {subject} was not found."),
     of("voice_does_not_exist", 400, Legacy("voice_does_not_exist"), Other,
@@ -129,9 +130,9 @@ pub(in crate::simulator) const FIXED: &[Fixed] = {
     ]
 };
 
-/// The refusal of a name that the table has, for those that the simulator itself decides on.
+/// The refusal of this name, for the simulator's own decisions.
 pub(in crate::simulator) fn said(name: &'static str) -> Shape {
-    // Each of them is in the table; a slip looks like the crash of a server, and fails its test.
+    // Each such name is in the table; a typing mistake becomes a 500, and fails its test.
     fixed(name).unwrap_or(Shape::ServerError)
 }
 
@@ -141,7 +142,7 @@ pub(in crate::simulator) fn fixed(name: &str) -> Option<Shape> {
 }
 
 impl Fixed {
-    /// The answer, byte for byte.
+    /// The response, byte for byte.
     pub(super) fn render(&self, facts: &Facts, request_id: &str) -> Refusal {
         let message = self.message(facts);
         match self.body {

@@ -1,5 +1,4 @@
-//! The words of each refusal: the bodies of the wire, byte for byte, and the headers that belong
-//! to some of them.
+//! The bodies of all refusals, byte for byte as on the wire, and the headers of some.
 
 use http::StatusCode;
 use serde::Serialize;
@@ -7,7 +6,7 @@ use serde::Serialize;
 use super::{Facts, Refusal, Shape};
 
 impl Shape {
-    /// The answer, byte for byte. `request_id` is also sent as `x-trace-id`.
+    /// The response, byte for byte. `request_id` is also sent as `x-trace-id`.
     #[rustfmt::skip] // a table, one answer to an entry
     pub(in crate::simulator) fn render(&self, facts: &Facts, request_id: &str) -> Refusal {
         let Facts { needed, limit, remaining, key_name, cap, cap_remaining, subject, bound, .. } = facts;
@@ -40,7 +39,8 @@ impl Shape {
                     "You do not have enough credits to complete this request."),
             Shape::PaidPlanRequired => typed(402, "payment_required", "paid_plan_required", "paid_plan_required",
                 "Free users cannot use library voices via the API. Please upgrade your subscription to use this voice."),
-            // Sockets have a form of their own for it (the Python SDK 2.78); what HTTP says is not known.
+            // WebSockets have a format of their own for it (the Python SDK 2.78); that of HTTP is
+            // unknown.
             Shape::UnacceptedTerms => typed(403, "authorization_error", "unaccepted_terms", "unaccepted_terms",
                 "You must accept the terms of service of this feature to use it."),
             Shape::Forbidden => bare(403, "Forbidden"),
@@ -92,7 +92,7 @@ impl Shape {
                     &format!("A conversation with ID '{subject}' was not found.")),
             Shape::InvalidCursor => typed(400, "validation_error", "invalid_cursor", "invalid_cursor",
                 "The cursor is not valid."),
-            // The provider's own words are not known; a 500 has been seen.
+            // The provider's own text is unknown; a 500 has been observed.
             Shape::UnknownRequest => typed(400, "validation_error", "invalid_parameters", "invalid_parameters",
                 &format!("A request with ID '{subject}' cannot be continued.")),
             Shape::AnonymousWorkspace => typed(404, "not_found", "workspace_not_found", "workspace_not_found",
@@ -129,13 +129,13 @@ impl Shape {
     }
 }
 
-/// What the simulator itself has to say: something arrived that must not leave a proxy. The status
-/// is one that no provider sends, so that no classification takes it for an ordinary refusal.
+/// The simulator's refusal of content that must not leave a proxy. The provider never sends this
+/// status, so that no classification mistakes it for an ordinary refusal.
 pub(in crate::simulator) fn violation(message: &str) -> Refusal {
     legacy(599, "simulator_violation", message)
 }
 
-/// The body of today's errors. The order of the fields is that of the wire.
+/// The current error format. The order of the fields is that of the wire.
 #[derive(Serialize)]
 struct Detail<'a> {
     #[serde(rename = "type")]
@@ -154,29 +154,29 @@ struct Wrapped<T> {
     detail: T,
 }
 
-/// The body of the errors of years ago, still sent here and there.
+/// The older error format, which some endpoints still send.
 #[derive(Serialize)]
 struct Legacy<'a> {
     status: &'a str,
     message: &'a str,
 }
 
-/// The body of an error of dubbing.
+/// The error format of dubbing.
 #[derive(Serialize)]
 struct Unwrapped<'a> {
     error: &'a str,
     message: &'a str,
 }
 
-/// The body of a crash: nothing is wrapped in `detail`.
+/// The error format of a crash: nothing is wrapped in `detail`.
 #[derive(Serialize)]
 struct Crash<'a> {
     status: &'a str,
     message: &'a str,
 }
 
-/// One entry of the 422 list. The provider's `input` repeats what was sent; here it stays empty,
-/// because an error that repeats a text ends in a log.
+/// One entry of the 422 list. The provider's `input` repeats the request; here it stays empty, so
+/// that no log contains text of a request.
 #[derive(Serialize)]
 struct Unprocessable<'a> {
     #[serde(rename = "type")]
@@ -190,12 +190,12 @@ pub(super) fn refusal(status: u16, body: &impl Serialize) -> Refusal {
     Refusal {
         status: StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
         headers: Vec::new(),
-        // Strings and numbers always serialize; were they ever not to, an empty body says enough.
+        // Strings and numbers always serialize.
         body: serde_json::to_string(body).unwrap_or_default(),
     }
 }
 
-/// An error of today, whose `type`, `code` and `status` are `names`.
+/// An error in the current format, whose `type`, `code` and `status` are `names`.
 pub(super) fn typed(status: u16, names: [&str; 3], message: &str, request_id: &str) -> Refusal {
     let [kind, code, legacy] = names;
     let detail = Detail { kind, code, message, status: legacy, request_id, param: None, docs_url: None };
@@ -206,7 +206,7 @@ pub(super) fn legacy(status: u16, name: &str, message: &str) -> Refusal {
     refusal(status, &Wrapped { detail: Legacy { status: name, message } })
 }
 
-/// An error that is not wrapped in `detail`, as dubbing has it.
+/// An error that is not wrapped in `detail`, as of dubbing.
 pub(super) fn unwrapped(status: u16, error: &str, message: &str) -> Refusal {
     refusal(status, &Unwrapped { error, message })
 }

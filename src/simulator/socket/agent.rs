@@ -1,8 +1,8 @@
-//! `/v1/convai/conversation`: the agent speaks first, answers every message and every half second
-//! of sound with the same sentence, and keeps its price to itself until somebody asks for the
-//! conversation. A session takes a place in the workspace's lane from its first word to its last;
-//! where the workspace queues its callers, a caller without a place waits, gets `queue_status` events,
-//! and pays nothing.
+//! `/v1/convai/conversation`: the agent speaks first, replies to every message and every half
+//! second of audio with the same sentence, and its cost is only in the document of the
+//! conversation. A session holds a slot of the workspace's concurrency limit from its first message
+//! to its last; if the workspace queues its callers, a caller without a slot waits, receives
+//! `queue_status` events, and pays nothing.
 //!
 //! Sources: the Python SDK 2.78 and the AsyncAPI document of the JavaScript client (all messages),
 //! captured closes of 2026 (the quota), the changelog of September 2026 (the queue).
@@ -23,30 +23,30 @@ use super::super::world::{Slot, World};
 use super::caller::Caller;
 use super::wire::{Heard, Over, Wire};
 
-/// The simulator's own price of an answer, for the call and for its language model: the provider's
-/// goes by minutes, which no test can wait for.
+/// The simulator's own price of a reply, for the call and for its language model: the provider
+/// charges by the minute, which is too slow for tests.
 const CALL_CREDITS: u64 = 10;
 const LLM_CREDITS: u64 = 1;
-/// Characters of base 64 after which a user has said something: half a second of `pcm_16000`.
+/// Characters of base64 audio that count as an utterance: half a second of `pcm_16000`.
 const UTTERANCE_CHARACTERS: usize = 16_000 / 3 * 4;
-/// Seconds that a caller waits for a place (OpenAPI document, `wait_timeout_seconds`).
+/// Seconds that a caller waits for a slot (OpenAPI document, `wait_timeout_seconds`).
 const QUEUE_SECONDS: u32 = 180;
 const FORMAT: &str = "pcm_16000";
 const ANSWER: &str = "The simulator hears you well.";
 
-/// The conversation, which is over when this is dropped.
+/// The conversation, which ends when this is dropped.
 struct Talk {
     world: World,
     key: usize,
     id: String,
     events: u64,
-    /// Characters of sound that have come since the last answer.
+    /// Characters of audio received since the last reply.
     sound: usize,
-    /// Whether the agent has spoken since the user did.
+    /// Whether the agent has replied since the user's last utterance.
     is_speaking: bool,
 }
 
-/// Talks until the client leaves.
+/// Serves until the client disconnects.
 pub(super) async fn serve(wire: &mut Wire, caller: Caller) -> Over {
     match converse(wire, caller).await {
         Ok(never) => match never {},
@@ -58,7 +58,7 @@ async fn converse(wire: &mut Wire, caller: Caller) -> Result<std::convert::Infal
     let agent = caller.agent.clone().unwrap_or_default();
     let authorization = caller.authorization_method();
     let key = caller.let_in(wire, None).await?;
-    // An answer at the least must be there to be spent.
+    // The credits must suffice for one reply.
     let least = CALL_CREDITS + LLM_CREDITS;
     let afforded = wire.session.world.state().accounts.afford(key, least, Purse::Workspace).map(|_| ());
     if let Err(refused) = afforded {
@@ -89,8 +89,8 @@ async fn converse(wire: &mut Wire, caller: Caller) -> Result<std::convert::Infal
     }
 }
 
-/// Takes a place in the workspace's lane. Where the workspace queues its callers, it waits for one and
-/// sends a `queue_status` event every second meanwhile.
+/// Acquires a slot of the workspace's concurrency limit. If the workspace queues its callers, it
+/// waits for a slot and sends a `queue_status` event every second meanwhile.
 async fn begin(wire: &mut Wire, key: usize) -> Result<Slot, Over> {
     let world = wire.session.world.clone();
     let queues = world.state().accounts.workspace(key).is_some_and(|own| own.plan.queues_callers);
@@ -105,15 +105,16 @@ async fn begin(wire: &mut Wire, key: usize) -> Result<Slot, Over> {
         if !queues || refused.shape != Shape::Concurrency || waited == QUEUE_SECONDS {
             return Err(wire.refuse(&refused).await);
         }
-        // The members of the event are not known, only its name and when it comes.
+        // The fields of the event are unknown, only its name and its time.
         let event = json!({ "position": 1, "waited_secs": waited });
         wire.send(json!({ "type": "queue_status", "queue_status_event": event }).to_string()).await?;
-        // The wait ends with the first free place, or with the second after which the event is sent again.
+        // The wait ends with the first free slot, or after the second at which the event is sent
+        // again.
         let second = tokio::time::sleep(world.socket_second());
         tokio::pin!(second);
         loop {
             let is_free = async {
-                // The world outlives this session and with it the sender: there is no error.
+                // The sender lives as long as the world, so this cannot fail.
                 let _changed = changes.changed().await;
             };
             let mut is_over = false;
@@ -190,7 +191,8 @@ impl Talk {
                 let text = message.get("text").and_then(Value::as_str).unwrap_or_default();
                 self.answer(wire, text).await
             }
-            // Told and not answered: what the conversation is to be like, pongs, updates, feedback.
+            // Accepted without a reply: the configuration of the conversation, pongs, updates,
+            // feedback.
             Some(_) => Ok(()),
             None => Err(wire.refuse(&Refused::from(Shape::FieldMissing("type".into()))).await),
         }

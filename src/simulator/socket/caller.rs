@@ -1,5 +1,6 @@
-//! Who opened a socket and who pays: a token before a key, the head's key before that of the first
-//! message. Separate from HTTP's `presented`, because a socket's credential may come later.
+//! Identifies the caller and the paying key of a WebSocket: a token takes precedence over a key,
+//! and the head's key over that of the first message. Separate from HTTP's `presented`, because a
+//! WebSocket's credential may come later.
 
 use http::Method;
 use http::request::Parts;
@@ -18,15 +19,15 @@ use super::{Answered, Kind, asked};
 
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
-    /// Of the socket, for the faults that are bound to it.
+    /// The path of the WebSocket, for the faults that are bound to it.
     path: String,
     presented: Presented,
-    /// From the query.
+    /// The token of the query.
     token: Option<String>,
-    /// What a token must open.
+    /// The endpoint that a token must be valid for.
     door: Option<Door>,
     permission: Option<&'static str>,
-    /// Whom it wants to talk to, on that socket.
+    /// The requested agent, on that WebSocket.
     pub(super) agent: Option<String>,
 }
 
@@ -52,7 +53,7 @@ impl Caller {
         Self { path, presented, token, door, permission, agent }
     }
 
-    /// What the provider calls this way of showing who one is (OpenAPI document).
+    /// The provider's name of this authorization method (OpenAPI document).
     pub(super) fn authorization_method(&self) -> &'static str {
         match (&self.token, self.presented) {
             (Some(_), _) => "signed_url",
@@ -65,7 +66,8 @@ impl Caller {
         self.presented != Presented::Nothing
     }
 
-    /// Whose script of faults the session follows: a token's key goes first here, too.
+    /// The key whose script of faults the session follows: a token's key takes precedence here,
+    /// too.
     pub(super) fn script_of(&self, world: &World) -> Presented {
         let owner = self
             .token
@@ -75,13 +77,13 @@ impl Caller {
         owner.map_or(self.presented, Presented::Known)
     }
 
-    /// The key whose workspace pays, if it may do this and its bill is paid. A token is used up by
-    /// it. `first` is the client's first message, where sockets read one. A scripted refusal comes
-    /// before all others, as in HTTP.
+    /// The key whose workspace pays, if it has the permission and its bill is paid. A token is
+    /// consumed by it. `first` is the client's first message, on WebSockets that read one. A
+    /// scripted refusal takes precedence over all others, as in HTTP.
     ///
     /// # Errors
     ///
-    /// When the session is over: it was refused, and the client has been told.
+    /// When the session is over: it was refused, and the refusal was sent.
     pub(super) async fn let_in(self, wire: &mut Wire, first: Option<&Value>) -> Result<usize, Over> {
         let found = self.identified(wire, first);
         wire.opening().await?;
@@ -101,7 +103,7 @@ impl Caller {
 
     fn allowed(&self, world: &World, key: usize) -> Answered<(usize, String)> {
         let state = world.state();
-        // Who talks to somebody else's public agent needs no permission of its workspace.
+        // A caller of a public agent of another workspace needs no permission of that workspace.
         let is_guest =
             self.agent.is_some() && self.token.is_none() && self.presented != Presented::Known(key);
         if let Some(permission) = self.permission.filter(|_| !is_guest) {
@@ -133,7 +135,7 @@ impl Caller {
         let presented = match (self.presented, first.and_then(credential)) {
             (Presented::Nothing, Some(key)) => {
                 let presented = world.find(key);
-                // The head told nothing of whose script it would be.
+                // The head did not identify the script's key.
                 wire.orders =
                     Orders::of(world.take_fault(presented, &Method::GET, &self.path), &world, presented);
                 presented

@@ -1,6 +1,6 @@
-//! `/v1/text-to-dialogue/stream-input` and `…/multi-stream-input`: lines of several voices, of
-//! which each belongs to a turn. Apart from `speech`, because its messages have no member in common
-//! with it but the credentials.
+//! `/v1/text-to-dialogue/stream-input` and `…/multi-stream-input`: lines of several voices, each of
+//! which belongs to a turn. Separate from `speech`, because their messages have only the
+//! credentials in common.
 //!
 //! Sources: the Python SDK 2.78 (all messages), a public issue of a voice framework (voices that
 //! are named again).
@@ -20,19 +20,20 @@ use super::told;
 use super::voice::{Form, Piece, Voice};
 use super::wire::{Heard, Over, Wire};
 
-/// Voices of a session or a context.
+/// Maximum voices of a session or a context.
 const VOICES_MAX: usize = 10;
-/// Contexts of one connection, as for speech.
+/// Maximum contexts of one connection, as for speech.
 const CONTEXTS_MAX: usize = 5;
-/// Seconds without a message.
+/// The inactivity timeout in seconds.
 const INACTIVITY_SECONDS: u32 = 20;
-/// Characters that are waited for; the provider's number is not known, and speech waits for as many.
+/// Characters that are collected before audio is generated; the provider's number is unknown, so
+/// this is the one of speech.
 const GATHERED_CHARACTERS: u64 = 120;
 const DEFAULT_MODEL: &str = "eleven_v3";
-/// The model with one voice, which costs what its sister does.
+/// The model for one voice, which costs the same as the other model.
 const CONVERSATIONAL: &str = "eleven_v3_conversational";
 
-/// A message of audio, in a context or on its own.
+/// An audio message, in a context or without one.
 struct Chunk {
     context: Option<String>,
     is_aligned: bool,
@@ -57,7 +58,7 @@ fn in_context(mut message: Value, context: Option<&str>) -> String {
     message.to_string()
 }
 
-/// Lines that gather.
+/// Collected lines.
 struct Context {
     voices: Vec<String>,
     text: String,
@@ -71,7 +72,7 @@ struct Dialogue {
     voices_max: usize,
 }
 
-/// Speaks until the client closes it.
+/// Serves until the client closes the session.
 pub(super) async fn serve(wire: &mut Wire, caller: Caller, has_contexts: bool, text: &str) -> Over {
     match converse(wire, caller, has_contexts, text).await {
         Ok(()) => wire.close(1_000, "").await,
@@ -128,7 +129,7 @@ fn text_of<'a>(message: &'a Value, name: &str) -> Option<&'a str> {
 }
 
 impl Dialogue {
-    /// Does what a message asks for. True when it was the last.
+    /// Handles a message; returns true if it was the last.
     async fn take(&mut self, wire: &mut Wire, message: &Value) -> Result<bool, Over> {
         let is_last = is_set(message, "close_socket");
         let id = match text_of(message, "context_id") {
@@ -140,7 +141,7 @@ impl Dialogue {
             }
             Some(_) | None => String::new(),
         };
-        // A message that only closes opens nothing.
+        // A message that only closes opens no context.
         let is_only_last = is_last && message.get("voices").is_none();
         let opens = !self.contexts.contains_key(&id) && !is_only_last;
         if opens {
@@ -192,7 +193,7 @@ impl Dialogue {
         Ok(())
     }
 
-    /// Adds one line, after the turn that it ends.
+    /// Adds a line, after speaking the turn that it ends.
     async fn line(&mut self, wire: &mut Wire, id: &str, input: &Value) -> Result<(), Over> {
         let (Some(text), Some(voice)) = (text_of(input, "text"), text_of(input, "voice_id")) else {
             return Err(refuse(
@@ -216,7 +217,7 @@ impl Dialogue {
         Ok(())
     }
 
-    /// Speaks what has gathered. False when that was nothing.
+    /// Speaks the collected lines; returns false if there are none.
     async fn speak(&mut self, wire: &mut Wire, id: &str) -> Result<bool, Over> {
         let Some(open) = self.contexts.get_mut(id) else { return Ok(false) };
         let text = std::mem::take(&mut open.text);

@@ -1,11 +1,11 @@
-//! A socket that says back what it hears: not the provider's, but what a test needs to see that a
-//! proxy passes on text, binary, pings and closes as they came.
+//! A WebSocket that echoes its messages: not one of the provider's, but tests need it to check that
+//! a proxy forwards text, binary, pings and closes unchanged.
 
 use tokio_tungstenite::tungstenite::Message;
 
 use super::wire::{Heard, Over, Wire};
 
-/// Echoes until the client closes, whose close is echoed, too.
+/// Echoes until the client closes, and echoes the close, too.
 pub(super) async fn serve(wire: &mut Wire) -> Over {
     if let Err(over) = wire.opening().await {
         return over;

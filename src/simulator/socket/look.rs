@@ -1,18 +1,18 @@
-//! A message, looked through for what must not have left a proxy: a client's credential in a
-//! member that the provider would read, or a forbidden text anywhere.
+//! Checks a message for content that must not leave a proxy: a client's credential in a field that
+//! the provider reads, or a forbidden text anywhere.
 
 use serde_json::Value;
 
-/// Members of a message under which clients present a credential (the Python SDK 2.78 and the
+/// Fields of a message in which clients send credentials (the Python SDK 2.78 and the
 /// documentation's examples).
 pub(super) const CREDENTIALS: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
 
-/// What was found.
+/// The result of a check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Look {
-    /// In words that do not repeat it.
+    /// Described without the forbidden value.
     pub(super) violations: Vec<String>,
-    /// Whether a credential stands in it, rightly or not.
+    /// Whether the message contains a credential, valid or not.
     pub(super) has_credential: bool,
 }
 
@@ -22,8 +22,8 @@ pub(super) fn credential(message: &Value) -> Option<&str> {
     Some(text.strip_prefix("Bearer ").unwrap_or(text))
 }
 
-/// Looks through a text message. `may_present` says whether a key that the plan knows may stand in
-/// it, because the head brought none; `is_known` whether the plan knows it.
+/// Checks a text message. `may_present` is set if the message may contain a key of the plan,
+/// because the head had none; `is_known` tests whether a key is in the plan.
 pub(super) fn text(
     text: &str,
     message: Option<&Value>,
@@ -34,7 +34,7 @@ pub(super) fn text(
     let mut look = Look::default();
     for name in CREDENTIALS {
         let Some(value) = message.and_then(|message| message.get(name)) else { continue };
-        // The SDK's models write members that are not set as null.
+        // The SDK's models write unset fields as null.
         if value.is_null() {
             continue;
         }
@@ -57,7 +57,7 @@ pub(super) fn text(
     look
 }
 
-/// Looks through a binary message.
+/// Checks a binary message.
 pub(super) fn binary(bytes: &[u8], forbidden: &[String]) -> Look {
     let found = forbidden
         .iter()
@@ -69,8 +69,8 @@ pub(super) fn binary(bytes: &[u8], forbidden: &[String]) -> Look {
     Look { violations: violations.collect(), has_credential: false }
 }
 
-/// Whether a text stands somewhere in a document, also where it was written with escapes. The depth
-/// is bounded by the parser's.
+/// Whether a text occurs anywhere in a document, also if it was written with escapes. The parser
+/// bounds the depth.
 fn holds(value: &Value, text: &str) -> bool {
     match value {
         Value::String(string) => string.contains(text),

@@ -1,9 +1,9 @@
-//! The provider's sockets: which there are, how a handshake is answered, and where a session
-//! begins. A bad key is no reason to refuse a handshake (captured, 2026): it is granted, and the
-//! session says what is wrong in the form of its socket. Read `wire` next, then one of the sockets.
+//! The provider's WebSockets: their paths, the responses to handshakes, and the start of sessions.
+//! A bad key is no reason to refuse a handshake (captured, 2026): it is accepted, and the session
+//! reports the error in the format of its WebSocket. Read `wire` next, then one of the WebSockets.
 //!
-//! Any other path echoes what it gets, text and binary, so that a test can tell whether a proxy
-//! passes everything on unchanged. No key is needed there.
+//! Any other path echoes its messages, text and binary, so that a test can check whether a proxy
+//! forwards everything unchanged. No key is needed there.
 
 mod orders;
 mod snip;
@@ -43,7 +43,7 @@ use self::orders::Orders;
 use self::told::Tongue;
 use self::wire::Wire;
 
-/// A socket of the provider.
+/// A WebSocket of the provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Kind {
     /// `/v1/text-to-speech/{voice_id}/stream-input` or, with contexts, `…/multi-stream-input`.
@@ -54,12 +54,12 @@ enum Kind {
     Scribe,
     /// `/v1/convai/conversation`.
     Agent,
-    /// Everything that the provider does not have below a path of its own.
+    /// Any path that the provider does not have, below a path of its own.
     Echo,
 }
 
 impl Kind {
-    /// The socket of a path, or nothing for one that the provider refuses with 403.
+    /// The WebSocket of a path; `None` for one that the provider refuses with 403.
     fn of(path: &str) -> Option<Self> {
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         match segments.as_slice() {
@@ -78,10 +78,10 @@ impl Kind {
         }
     }
 
-    /// The form in which it refuses.
+    /// The format of its refusals.
     fn tongue(&self) -> Tongue {
         match self {
-            // A refusal of the echo is told as most sockets tell it.
+            // The echo uses the most common format.
             Kind::Speech { .. } | Kind::Echo => Tongue::Speech,
             Kind::Dialogue { .. } => Tongue::Dialogue,
             Kind::Scribe => Tongue::Scribe,
@@ -90,23 +90,23 @@ impl Kind {
     }
 }
 
-/// Whether a request asks for a socket.
+/// Whether a request is a WebSocket handshake.
 pub(super) fn is_asked(request: &Request<Incoming>) -> bool {
     request.method() == Method::GET
         && listed(request.headers(), "upgrade").any(|name| name.eq_ignore_ascii_case("websocket"))
 }
 
-/// The members of a header that is a list.
+/// The values of a header with a list.
 fn listed<'a>(headers: &'a HeaderMap, name: &'static str) -> impl Iterator<Item = &'a str> {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).map(str::trim).filter(|member| !member.is_empty())
 }
 
-/// Answers a handshake. When it is granted, the session goes on in a task of its own.
+/// Responds to a handshake. If it is accepted, the session runs in a task of its own.
 ///
 /// # Errors
 ///
-/// When there is to be no answer: a fault says so.
+/// When a fault requires that there is no response.
 pub(super) async fn open(
     service: Service,
     parts: Parts,
@@ -131,7 +131,8 @@ pub(super) async fn open(
     if answer.status != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(ended(answer, &mut visit));
     }
-    // Captured: the third model does not speak on these sockets, and their handshake says so.
+    // Captured: the third model is not available on these WebSockets, and their handshake refuses
+    // it.
     if matches!(kind, Kind::Speech { .. })
         && asked(text, "model_id").is_some_and(|model| model.starts_with("eleven_v3"))
     {
@@ -146,13 +147,13 @@ pub(super) async fn open(
 }
 
 async fn run(upgrade: OnUpgrade, session: Session, orders: Orders, kind: Kind, caller: Caller, text: String) {
-    // A client that left before it had the answer ends its session.
+    // The session ends if the client disconnected before the response.
     let Ok(upgraded) = upgrade.await else { return };
     let Ok(parts) = upgraded.downcast::<Line>() else { return };
     let mut wire =
         Wire::new(parts.io.into_stream(), parts.read_buf.to_vec(), session, orders, kind.tongue()).await;
     wire.has_key_in_head = caller.has_key_in_head();
-    // Each ends in its own time: with a close, a break, or a client that left.
+    // Each session ends with a close, a break, or a client that disconnected.
     let _over = match kind {
         Kind::Speech { voice, has_contexts } => {
             Box::pin(speech::serve(&mut wire, caller, voice, has_contexts, &text)).await
@@ -172,7 +173,7 @@ fn ended(answer: Answer, visit: &mut Visit) -> Response<AnswerBody> {
     answer.into_response()
 }
 
-/// What a handshake at a wrong path hears, and one for a model that has no socket. Captured, 2026:
+/// The refusal of a handshake at a wrong path, or for a model without a WebSocket. Captured, 2026:
 /// there is no body.
 fn answer_403() -> Answer {
     let mut answer = Answer::with(&trace_id(), "text/plain; charset=utf-8");
@@ -180,7 +181,7 @@ fn answer_403() -> Answer {
     answer
 }
 
-/// What RFC 6455 has for a handshake that is none.
+/// The response to a malformed handshake (RFC 6455).
 fn malformed(parts: &Parts) -> Option<Answer> {
     let version = parts.headers.get("sec-websocket-version");
     if version.is_none_or(|version| version != "13") {
@@ -206,7 +207,7 @@ fn granted(parts: &Parts) -> Answer {
     set(&mut answer.headers, "connection", "upgrade");
     set(&mut answer.headers, "upgrade", "websocket");
     set(&mut answer.headers, "sec-websocket-accept", &key.unwrap_or_default());
-    // The only protocol that a socket of the provider has (its JavaScript client 1.25).
+    // The only subprotocol of the provider's WebSockets (its JavaScript client 1.25).
     if listed(&parts.headers, "sec-websocket-protocol").any(|name| name == "convai") {
         set(&mut answer.headers, "sec-websocket-protocol", "convai");
     }
@@ -232,5 +233,5 @@ fn asked(text: &str, wanted: &str) -> Option<String> {
     query(text).find(|(name, _)| name == wanted).map(|(_, value)| value)
 }
 
-/// A refusal whose numbers are those of the moment.
+/// A result whose refusal contains the current numbers.
 type Answered<T> = Result<T, Refused>;

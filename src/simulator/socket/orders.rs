@@ -1,5 +1,5 @@
-//! What a fault means in a session, apart from the connection that carries it out: what it means
-//! for the handshake has been done by then.
+//! The effects of a fault on a session, separate from the connection that executes them. Its effect
+//! on the handshake has been handled before.
 
 use std::time::Duration;
 
@@ -8,25 +8,25 @@ use super::super::service::facts_as_told;
 use super::super::shape::{Facts, Shape};
 use super::super::world::{Presented, World};
 
-/// What the session was told to do wrong.
+/// The faults of a session.
 #[derive(Debug, Default)]
 pub(super) struct Orders {
-    /// How long to say nothing before the first word.
+    /// Delay before the first message.
     pub(super) stall: Option<Duration>,
-    /// How long to wait between two messages.
+    /// Delay between two messages.
     pub(super) pause: Option<Duration>,
-    /// Bytes that are sent before the break.
+    /// Bytes to send before the break.
     pub(super) cut_after: Option<u64>,
-    /// Bytes of the client after which it is refused.
+    /// Bytes received from the client before the refusal.
     pub(super) refuse_after_bytes: Option<(u64, Shape)>,
-    /// Messages that are sent before the session takes that turn.
+    /// Messages to send before the turn.
     pub(super) turn: Option<(u64, Turn)>,
-    /// What a refusal tells.
+    /// The values in a refusal.
     pub(super) facts: Facts,
 }
 
 impl Orders {
-    /// The orders of a fault in the script of `whose`.
+    /// The faults in the script of `whose`.
     pub(super) fn of(fault: Fault, world: &World, whose: Presented) -> Self {
         let mut orders = Self { facts: facts_as_told(world, whose, 1), ..Self::default() };
         match fault {

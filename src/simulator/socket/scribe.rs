@@ -1,6 +1,6 @@
-//! `/v1/speech-to-text/realtime`: the server speaks first, audio comes in, text goes out. What is
-//! said is counted and not heard; every second that has begun is a credit. A session takes a place
-//! in the workspace's lane from its first word to its last.
+//! `/v1/speech-to-text/realtime`: the server sends first, receives audio and sends text. The audio
+//! is measured and not recognized; every started second costs one credit. A session holds a slot of
+//! the workspace's concurrency limit from its first message to its last.
 //!
 //! Sources: the Python SDK 2.78 (all messages), captured answers of 2026 (the refusal of a key).
 
@@ -16,26 +16,26 @@ use super::caller::Caller;
 use super::told;
 use super::wire::{Heard, Over, Wire};
 
-/// Always the same, as much of them as there is audio for.
+/// The words of every transcript, as many of them as the audio has time for.
 const WORDS: [&str; 5] = ["The", "simulator", "hears", "you", "well."];
-/// Audio after which a session commits by itself, when it was asked to listen for pauses.
+/// Audio after which a session commits by itself, if it was configured to detect pauses.
 const PAUSE_MS: u64 = 2_000;
 
-/// What has been heard.
+/// The state of a transcription.
 struct Hearing {
     key: usize,
     bytes_per_second: u64,
     bytes: u64,
     charged: u64,
-    /// Where the segment began that has not been committed.
+    /// The offset at which the uncommitted segment begins.
     segment_bytes: u64,
     commits_itself: bool,
     has_times: bool,
-    /// Whether every commit is told a second time, with its language.
+    /// Whether every commit is repeated with its language.
     has_language: bool,
 }
 
-/// Listens until the client leaves.
+/// Serves until the client disconnects.
 pub(super) async fn serve(wire: &mut Wire, caller: Caller, text: &str) -> Over {
     match listen(wire, caller, text).await {
         Ok(never) => match never {},
@@ -50,7 +50,7 @@ async fn listen(wire: &mut Wire, caller: Caller, text: &str) -> Result<std::conv
         let message = format!("Audio format '{format}' is not supported.");
         return Err(wire.tell(told::scribe("invalid_request", &message)).await);
     };
-    // A second at the least must be there to be spent.
+    // The credits must suffice for one second.
     let afforded = wire.session.world.state().accounts.afford(key, 1, Purse::KeyAndWorkspace).map(|_| ());
     let slot = afforded.and_then(|()| wire.session.begin(key, 0, Purse::KeyAndWorkspace));
     let _slot = match slot {
@@ -135,13 +135,13 @@ impl Hearing {
         self.segment_bytes.saturating_mul(1_000) / self.bytes_per_second
     }
 
-    /// A word for every begun tenth of a second, and no more than there are.
+    /// One word per started tenth of a second, up to all words.
     fn words(&self) -> &'static [&'static str] {
         let count = usize::try_from(self.segment_ms().div_ceil(100)).unwrap_or(usize::MAX).min(WORDS.len());
         &WORDS[..count]
     }
 
-    /// The words with their times, which share the segment evenly.
+    /// The words with their times, spread evenly over the segment.
     fn timed_words(&self) -> Vec<Value> {
         let words = self.words();
         let length = self.segment_ms() / u64::try_from(words.len().max(1)).unwrap_or(1);
@@ -156,7 +156,7 @@ impl Hearing {
         let text = self.words().join(" ");
         let committed = json!({ "message_type": "committed_transcript", "text": text });
         wire.send(committed.to_string()).await?;
-        // The same event for both, without words when only the language was asked for (Pipecat 1.14).
+        // The same event for both, without words if only the language was requested (Pipecat 1.14).
         if self.has_times || self.has_language {
             let timed = json!({
                 "message_type": "committed_transcript_with_timestamps",
@@ -171,7 +171,7 @@ impl Hearing {
     }
 }
 
-/// Samples and bytes of a second of a format (the Python SDK 2.78, `AudioFormat`).
+/// Samples and bytes per second of a format (the Python SDK 2.78, `AudioFormat`).
 fn rate_of(format: &str) -> Option<(u64, u64)> {
     let (coding, rate) = format.split_once('_')?;
     let rate = rate.parse().ok().filter(|rate| (8_000..=48_000).contains(rate))?;
@@ -182,7 +182,7 @@ fn rate_of(format: &str) -> Option<(u64, u64)> {
     }
 }
 
-/// How many bytes a text of base 64 stands for.
+/// The number of bytes in a base64 text.
 fn bytes_in(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches('=');
     let padding = text.len() - digits.len();

@@ -1,5 +1,5 @@
-//! The TCP connection below a session, which can be told to take so many bytes and no more: a
-//! break in the middle of a frame.
+//! The TCP connection below a session, with an optional limit of bytes to write: a break in the
+//! middle of a frame.
 
 use std::io;
 use std::pin::Pin;
@@ -8,10 +8,10 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// A socket that takes so many bytes and no more.
+/// A connection that accepts a limited number of bytes.
 pub(super) struct Snip {
     pub(super) tcp: TcpStream,
-    /// Nothing when there is no bound.
+    /// The remaining bytes; `None` without a limit.
     pub(super) left: Option<u64>,
 }
 

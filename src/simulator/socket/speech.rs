@@ -1,6 +1,6 @@
-//! `/v1/text-to-speech/{voice_id}/stream-input` and `…/multi-stream-input`: text comes in pieces,
-//! gathers until there is enough to speak, and goes out as audio. With contexts, several texts
-//! gather side by side on one connection.
+//! `/v1/text-to-speech/{voice_id}/stream-input` and `…/multi-stream-input`: text is received in
+//! pieces, collected until there is enough to speak, and sent as audio. With contexts, several
+//! texts are collected in parallel on one connection.
 //!
 //! Sources: the Python SDK 2.78 (all messages; when text is spoken), its public issues and those of
 //! two voice frameworks (the texts of the refusals).
@@ -20,19 +20,19 @@ use super::told;
 use super::voice::{Form, PIECE_CHARACTERS, Piece, Voice};
 use super::wire::{Heard, Over, Wire};
 
-/// Characters that are waited for before the first, second, third and every later audio.
+/// Characters that are collected before the first, second, third and every later audio.
 const SCHEDULE: [u64; 4] = [120, 160, 250, 290];
-/// The shortest and the longest that a client may ask to wait for.
+/// The minimum and maximum that a client may set instead.
 const SCHEDULE_MIN: u64 = 50;
 const SCHEDULE_MAX: u64 = 500;
-/// Contexts of one connection.
+/// Maximum contexts of one connection.
 const CONTEXTS_MAX: usize = 5;
-/// Seconds without a message, and the most that may be asked for.
+/// The inactivity timeout in seconds, and its maximum.
 const INACTIVITY_SECONDS: u32 = 20;
 const INACTIVITY_SECONDS_MAX: u32 = 180;
-/// What a context is called that the client does not name.
+/// The name of a context that the client does not name.
 const DEFAULT_CONTEXT: &str = "default";
-/// The model when the query names none (the documentation).
+/// The model if the query names none (the documentation).
 const DEFAULT_MODEL: &str = "eleven_multilingual_v2";
 
 /// `AudioOutput` and, with contexts, `AudioOutputMulti`.
@@ -47,7 +47,7 @@ struct Output<'a> {
     context_id: Option<&'a str>,
 }
 
-/// A message of audio, in a context or on its own.
+/// An audio message, in a context or without one.
 struct Chunk {
     context_id: Option<String>,
 }
@@ -65,24 +65,24 @@ impl Form for Chunk {
     }
 }
 
-/// Text that gathers.
+/// Collected text.
 struct Context {
     text: String,
-    /// Characters to wait for, the last for ever.
+    /// Characters to collect before each audio; the last number repeats.
     schedule: Vec<u64>,
     spoken_times: usize,
 }
 
-/// The session as it stands.
+/// The state of the session.
 struct Speech {
     voice: Voice,
     contexts: BTreeMap<String, Context>,
     has_contexts: bool,
-    /// Every message is spoken as it comes.
+    /// Whether every message is spoken immediately.
     is_auto: bool,
 }
 
-/// Speaks until the client has nothing more to say.
+/// Serves until the client ends the text.
 pub(super) async fn serve(
     wire: &mut Wire,
     caller: Caller,
@@ -151,7 +151,7 @@ async fn heard(wire: &mut Wire, limit: Duration, seconds: u32) -> Result<Value, 
 }
 
 impl Speech {
-    /// Does what a message asks for. True when it was the last.
+    /// Handles a message; returns true if it was the last.
     async fn take(&mut self, wire: &mut Wire, message: &Value) -> Result<bool, Over> {
         let id = match ["context_id", "contextId"].iter().find_map(|name| message.get(name)) {
             Some(Value::String(id)) if self.has_contexts => id.clone(),
@@ -167,7 +167,7 @@ impl Speech {
             return Ok(true);
         }
         if self.has_contexts && is_set(message, "close_context") {
-            // What has not been flushed is not spoken any more.
+            // Text that was not flushed is dropped.
             if self.contexts.contains_key(&id) {
                 self.end(wire, &id).await?;
             }
@@ -199,7 +199,7 @@ impl Speech {
         Ok(false)
     }
 
-    /// Speaks what has gathered.
+    /// Speaks the collected text.
     async fn speak(&mut self, wire: &mut Wire, id: &str) -> Result<(), Over> {
         let Some(context) = self.contexts.get_mut(id) else { return Ok(()) };
         let text = std::mem::take(&mut context.text);
@@ -208,7 +208,7 @@ impl Speech {
         self.voice.speak(wire, &text, &chunk).await
     }
 
-    /// Says that nothing more comes.
+    /// Reports the end of a context.
     async fn end(&mut self, wire: &mut Wire, id: &str) -> Result<(), Over> {
         self.contexts.remove(id);
         let context_id = self.has_contexts.then_some(id);
@@ -239,7 +239,7 @@ impl Context {
         Self { text: String::new(), schedule, spoken_times: 0 }
     }
 
-    /// The blank that opens a text is no part of it.
+    /// The blank that opens a text is not part of it.
     fn add(&mut self, text: &str) {
         if text != " " || self.spoken_times > 0 || !self.text.is_empty() {
             self.text.push_str(text);

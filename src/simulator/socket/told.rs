@@ -1,16 +1,16 @@
-//! How each socket says no. The catalogue of refusals is that of HTTP; here is its form on each
-//! socket, byte for byte, and the close that follows.
+//! The refusals on each WebSocket. The catalogue is that of HTTP; here is its format on each
+//! WebSocket, byte for byte, and the close that follows.
 //!
 //! Sources: captured answers of 2026 (the key, speech's timeout and contexts, the transcription's
-//! `auth_error`, the agent's quota), the Python SDK 2.78 (the members of each form, the names of
-//! the transcription's). Where nothing is known, the words are those of HTTP.
+//! `auth_error`, the agent's quota), the Python SDK 2.78 (the fields of each format, the names of
+//! the transcription's). Where nothing is known, the texts are those of HTTP.
 
 use serde::Serialize;
 use serde_json::Value;
 
 use super::super::shape::{Facts, Family, Shape};
 
-/// Whose form it is.
+/// The format of a WebSocket's refusals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tongue {
     /// `{"message", "error", "code"}`, and a close with the message.
@@ -19,24 +19,24 @@ pub(super) enum Tongue {
     Dialogue,
     /// `{"message_type", "error"}`, and a close with 1000.
     Scribe,
-    /// A close and mostly nothing before it.
+    /// A close, usually without a message before it.
     Agent,
 }
 
-/// A refusal as it goes on a socket.
+/// A refusal as it is sent on a WebSocket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Told {
-    /// What the ledger calls it.
+    /// Its name in the ledger.
     pub(super) name: String,
     pub(super) message: Option<String>,
     pub(super) code: u16,
     pub(super) reason: String,
 }
 
-/// Policy violation: what speech closes with, whoever is to blame.
+/// Policy violation: the code with which speech closes after every refusal.
 const POLICY: u16 = 1_008;
-/// The provider's reasons end after so many characters, also in the middle of a word (captured,
-/// 2024 and 2026).
+/// The provider truncates reasons to this number of characters, also in the middle of a word
+/// (captured, 2024 and 2026).
 const REASON_CHARACTERS_MAX: usize = 120;
 
 #[derive(Serialize)]
@@ -67,13 +67,13 @@ struct ScribeError<'a> {
     error: &'a str,
 }
 
-/// The refusal of that shape.
+/// The refusal for a shape.
 pub(super) fn tell(tongue: Tongue, shape: &Shape, facts: &Facts) -> Told {
     let mut told = match tongue {
         Tongue::Speech => {
             let (error, message) = words(shape, facts);
             let told = speech(&error, &message);
-            // Captured, 2026: this one is a close and nothing before it.
+            // Captured, 2026: this one is a close without a message before it.
             if *shape == Shape::Concurrency { Told { message: None, ..told } } else { told }
         }
         Tongue::Dialogue => {
@@ -90,13 +90,13 @@ pub(super) fn tell(tongue: Tongue, shape: &Shape, facts: &Facts) -> Told {
     told
 }
 
-/// A refusal of the sockets of speech.
+/// A refusal on the WebSockets of speech.
 pub(super) fn speech(error: &str, message: &str) -> Told {
     let body = json(&SpeechError { message, error, code: POLICY });
     Told { name: error.to_owned(), message: Some(body), code: POLICY, reason: reason(message) }
 }
 
-/// A refusal of the sockets of dialogue.
+/// A refusal on the WebSockets of dialogue.
 pub(super) fn dialogue(error: &str, message: &str, param: Option<&str>) -> Told {
     let body = json(&DialogueError { message, error, code: POLICY, param });
     Told { message: Some(body), ..speech(error, message) }
@@ -113,7 +113,7 @@ fn agent(shape: &Shape, facts: &Facts) -> Told {
             Family::Quota => close(1_002, QUOTA),
             Family::Key | Family::Other => close(POLICY, &reason(&words(shape, facts).1)),
         },
-        // The other form in which it was seen, a message before the close (captured, 2026).
+        // The other observed form, a message before the close (captured, 2026).
         Shape::InsufficientCredits => {
             let message = format!("received 1002 (protocol error) {QUOTA}");
             let body = json(&AgentError { kind: "error", message: &message });
@@ -155,7 +155,7 @@ fn agent(shape: &Shape, facts: &Facts) -> Told {
     }
 }
 
-/// A refusal of the transcription. It closes as if nothing had happened (captured, 2026, for the key).
+/// A refusal of the transcription, with a normal close (captured, 2026, for the key).
 pub(super) fn scribe(message_type: &str, error: &str) -> Told {
     let body = json(&ScribeError { message_type, error });
     Told { name: message_type.to_owned(), message: Some(body), code: 1_000, reason: String::new() }
@@ -168,11 +168,11 @@ fn json(body: &impl Serialize) -> String {
 
 fn reason(message: &str) -> String {
     let text: String = message.chars().take(REASON_CHARACTERS_MAX).collect();
-    // A frame of control has 125 bytes, two of them for the code.
+    // A control frame has at most 125 bytes, two of them for the code.
     (0..=text.len().min(123)).rev().find_map(|end| text.get(..end)).unwrap_or_default().to_owned()
 }
 
-/// The name and the message, which are HTTP's but for a few.
+/// The name and the message, which are HTTP's with few exceptions.
 fn words(shape: &Shape, facts: &Facts) -> (String, String) {
     let own = |name: &str, message: &str| (name.to_owned(), message.to_owned());
     if matches!(shape, Shape::InvalidKey | Shape::InvalidKey400) {
@@ -191,7 +191,7 @@ fn words(shape: &Shape, facts: &Facts) -> (String, String) {
         );
     }
     let body: Value = serde_json::from_str(&shape.render(facts, "").body).unwrap_or_default();
-    // One of a list is as good as the other: there is never more than one.
+    // The list never has more than one entry.
     let detail = body.pointer("/detail/0").or_else(|| body.get("detail")).unwrap_or(&Value::Null);
     let text = |names: [&str; 2]| names.into_iter().find_map(|name| detail.get(name)).and_then(Value::as_str);
     let name = text(["status", "type"]).map_or_else(|| shape.to_string(), str::to_owned);
@@ -207,7 +207,7 @@ fn scribe_words(shape: &Shape, facts: &Facts) -> (&'static str, String) {
     let kind = match shape {
         Shape::Fixed(fixed) => match fixed.family {
             Family::Quota => return ("quota_exceeded", QUOTA.to_owned()),
-            // The words of HTTP, where they say more than that there is no such key.
+            // The texts of HTTP, if they contain more than that the key is unknown.
             Family::Key => "auth_error",
             Family::Other => "error",
         },
@@ -254,7 +254,7 @@ mod tests {
     use crate::policy::classify::{ErrorBody, Verdict, classify};
     use crate::policy::socket::{Dialect, MessageKind, Stage, hear, hear_close};
 
-    /// What the socket's own form of a shape is taken for: its message, or its close.
+    /// The classification of a refusal on a WebSocket: of its message, or of its close.
     fn heard(dialect: Dialect, told: &Told) -> Option<Verdict> {
         let Some(message) = &told.message else { return hear_close(told.code, &told.reason, false, false) };
         match hear(dialect, Stage::Opening, message.as_bytes(), false) {
@@ -265,13 +265,14 @@ mod tests {
         }
     }
 
-    /// Every refusal of the catalogue is known on every socket that has words for it, as it is over HTTP.
+    /// Every refusal of the catalogue is classified on every WebSocket that has a text for it, as
+    /// over HTTP.
     #[test]
     fn a_refusal_means_the_same_over_http_and_on_sockets() {
         let facts = Facts { needed: 43, limit: 10_000, concurrency_max: 4, ..Facts::default() };
         let shapes = NAMED.into_iter().map(|(_, shape)| shape).chain(FIXED.iter().map(Shape::Fixed));
         let (mut compared, mut others) = (0, Vec::new());
-        // A page has no words of the provider.
+        // A page has no text of the provider.
         for shape in shapes.filter(|shape| !matches!(shape, Shape::Page(_))) {
             let refusal = shape.render(&facts, "r");
             let body = ErrorBody::read(refusal.body.as_bytes());
@@ -284,8 +285,8 @@ mod tests {
             ] {
                 let told = tell(tongue, &shape, &facts);
                 let on_socket = heard(dialect, &told).map(|verdict| std::mem::discriminant(&verdict));
-                // Captured: transcription has the same words for all keys that may not, and agents one for
-                // all quotas.
+                // Captured: transcription has the same text for all keys without permission, and
+                // agents have one for all quotas.
                 let is_vague = tongue == Tongue::Scribe || tongue == Tongue::Agent;
                 let is_same = on_socket == Some(std::mem::discriminant(&over_http));
                 assert!(on_socket.is_some(), "{shape} on {dialect:?}: {told:?} is no refusal");

@@ -1,6 +1,6 @@
-//! Text that becomes sound in a session: priced, charged and sent piece by piece, so that credits
-//! can run out in the middle of a sentence. A place in the workspace's lane is taken while it
-//! speaks and not while it waits for more (the documentation of the models).
+//! Converts text to audio in a session: priced, charged and sent piece by piece, so that credits
+//! can run out in the middle of a sentence. A slot of the workspace's concurrency limit is held
+//! while it speaks and not while it waits for more text (the documentation of the models).
 
 use serde_json::{Value, json};
 
@@ -15,21 +15,21 @@ use super::super::world::World;
 use super::wire::{Over, Wire};
 use super::{Answered, asked};
 
-/// Characters of one message of audio: the shortest that is made without being asked to (the
-/// Python SDK 2.78, `chunk_length_schedule`).
+/// Characters of one audio message: the minimum that is generated without a flush (the Python SDK
+/// 2.78, `chunk_length_schedule`).
 pub(super) const PIECE_CHARACTERS: usize = 50;
-/// Text that the ledger keeps of one session.
+/// Maximum bytes of text that the ledger keeps of one session.
 const SPOKEN_BYTES_MAX: usize = 64 * 1_024;
 
-/// One message of audio.
+/// One audio message.
 pub(super) struct Piece {
-    /// Base 64.
+    /// The audio in base64.
     pub(super) audio: String,
     pub(super) text: String,
     melody: Melody,
 }
 
-/// How a socket writes a message of audio.
+/// The format of a WebSocket's audio messages.
 pub(super) trait Form: Sync {
     fn write(&self, piece: &Piece) -> String;
 }
@@ -43,11 +43,11 @@ pub(super) struct Voice {
 }
 
 impl Voice {
-    /// A voice that speaks at the expense of `key`.
+    /// A voice that is paid by `key`.
     ///
     /// # Errors
     ///
-    /// When there is no such model or format, or not on its plan.
+    /// When the model or format does not exist, or is not in its plan.
     pub(super) fn new(world: &World, key: usize, model: &str, text: &str) -> Answered<Self> {
         let model = Model::find(model).ok_or_else(|| Refused::naming(Shape::ModelNotFound, model))?;
         let format = match asked(text, "output_format") {
@@ -63,18 +63,19 @@ impl Voice {
         Ok(Self { key, model, format, characters: 0 })
     }
 
-    /// Whether the workspace that pays has those voices, and its plan, too.
+    /// Whether the paying workspace has those voices, and its plan includes them.
     pub(super) fn find(&self, world: &World, voices: &[String]) -> Answered<()> {
         let state = world.state();
         voices.iter().try_for_each(|voice| state.accounts.voice(self.key, voice).map(|_| ()))
     }
 
-    /// Speaks `text`, each piece as `form` writes it.
+    /// Speaks `text`, each piece in the format of `form`.
     pub(super) async fn speak(&mut self, wire: &mut Wire, text: &str, form: &impl Form) -> Result<(), Over> {
         let mut pieces = pieces_of(text).into_iter().peekable();
         let mut slot = None;
         while let Some(text) = pieces.next() {
-            // The sum is rounded up and not each piece, so that pieces cost what the whole costs.
+            // The sum is rounded up and not each piece, so that the pieces cost the same as the
+            // whole.
             let cost =
                 self.model.cost(self.characters + characters_of(&text)) - self.model.cost(self.characters);
             let paid = if slot.is_none() {
@@ -97,7 +98,7 @@ impl Voice {
             let piece = form.write(&Piece { audio: base64(&sound), text, melody });
             wire.pause().await?;
             if pieces.peek().is_none() {
-                // A client that has the last piece must not find its own work still running.
+                // A client that has received the last piece must not find its own slot still held.
                 slot = None;
             }
             wire.send_now(piece.into()).await?;
@@ -113,7 +114,8 @@ fn pieces_of(text: &str) -> Vec<String> {
 }
 
 impl Piece {
-    /// Its characters and their times, in milliseconds from the beginning of the piece.
+    /// Its characters and their start times and lengths, in milliseconds from the beginning of the
+    /// piece.
     pub(super) fn times(&self) -> (Vec<String>, Vec<u64>, Vec<u64>) {
         let starts: Vec<u64> =
             (0..characters_of(&self.text)).map(|index| self.melody.starts_ms(index)).collect();
@@ -122,7 +124,7 @@ impl Piece {
         (self.text.chars().map(String::from).collect(), starts, lengths)
     }
 
-    /// The alignment of the sockets of speech (the Python SDK 2.78, `Alignment`).
+    /// The alignment on the WebSockets of speech (the Python SDK 2.78, `Alignment`).
     pub(super) fn alignment(&self) -> Value {
         let (chars, starts, lengths) = self.times();
         json!({ "chars": chars, "charStartTimesMs": starts, "charDurationsMs": lengths })

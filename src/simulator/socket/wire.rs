@@ -1,5 +1,5 @@
-//! The connection of a session: messages in and out, each written down, and everything that can be
-//! told to go wrong with them. The sockets above it only know what is said.
+//! The connection of a session: receives, records and sends messages, and executes the scripted
+//! faults. The modules above only handle the content of messages.
 
 use std::collections::VecDeque;
 use std::io;
@@ -25,25 +25,25 @@ use super::orders::Orders;
 use super::snip::Snip;
 use super::told::{Told, Tongue, tell};
 
-/// The clients' own bound (the Python SDK 2.78).
+/// Maximum bytes of a message, the limit of the provider's clients (the Python SDK 2.78).
 const MESSAGE_BYTES_MAX: usize = 16 * 1_024 * 1_024;
-/// A client that says nothing for so long has left without a word.
+/// A client that sends nothing for this time is treated as disconnected.
 const SILENCE_MAX: Duration = Duration::from_secs(600);
-/// How long one message may take to be written.
+/// Timeout of writing one message.
 const WRITE_MAX: Duration = Duration::from_secs(60);
-/// How long to wait for the answer to a close.
+/// Timeout of the reply to a close.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
-/// How long a client may take to see that its connection was cut.
+/// Time for a client to notice that its connection was cut.
 const CUT_MAX: Duration = Duration::from_millis(500);
-/// Bytes of messages that arrive while nobody reads.
+/// Maximum bytes of messages buffered while they are not read.
 const HEARD_BYTES_MAX: usize = 32 * 1_024 * 1_024;
-/// Text messages that the ledger keeps of one session, and their bytes.
+/// Maximum text messages that the ledger keeps of one session, and their bytes.
 const KEPT_MESSAGES_MAX: usize = 100;
 const KEPT_BYTES_MAX: usize = 64 * 1_024;
-/// What a violation is closed with: a code that no provider sends.
+/// The close code for a violation, which the provider never sends.
 const VIOLATION: u16 = 4_599;
 
-/// The session is over: closed, broken, or left.
+/// The session is over: closed, broken, or left by the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Over;
 
@@ -58,9 +58,9 @@ pub(super) struct Wire {
     stream: WebSocketStream<Snip>,
     pub(super) session: Session,
     pub(super) orders: Orders,
-    /// Who is known to be at the other end.
+    /// The identified caller.
     pub(super) key: Presented,
-    /// Whether the handshake brought a key, right or wrong.
+    /// Whether the handshake contained a key, valid or not.
     pub(super) has_key_in_head: bool,
     tongue: Tongue,
     heard: VecDeque<Heard>,
@@ -71,7 +71,7 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    /// A session on `tcp`, of which `read` has been read already.
+    /// A session on `tcp`, from which `read` was read already.
     pub(super) async fn new(
         tcp: TcpStream,
         read: Vec<u8>,
@@ -99,7 +99,7 @@ impl Wire {
         }
     }
 
-    /// The moment of the first word, where a session may be told to turn or to say nothing yet.
+    /// Called before the first message, at which point a fault may delay or end the session.
     pub(super) async fn opening(&mut self) -> Result<(), Over> {
         self.stream.get_mut().left = self.orders.cut_after;
         if let Some(length) = self.orders.stall.take() {
@@ -111,7 +111,7 @@ impl Wire {
         self.turn_if_due().await
     }
 
-    /// The next message, or nothing when none came within `limit`.
+    /// The next message, or `None` if none came within `limit`.
     pub(super) async fn next(&mut self, limit: Option<Duration>) -> Result<Option<Heard>, Over> {
         if let Some(heard) = self.heard.pop_front() {
             self.heard_bytes = self.heard_bytes.saturating_sub(size(&heard));
@@ -124,12 +124,12 @@ impl Wire {
         }
     }
 
-    /// Reads for so long and keeps what comes: a client that leaves meanwhile is noticed.
+    /// Reads and buffers for the given time, so that a client that disconnects is noticed.
     async fn listen_for(&mut self, length: Duration) -> Result<(), Over> {
         self.listen_until(tokio::time::sleep(length)).await
     }
 
-    /// Reads until `event` and keeps what comes: a client that leaves meanwhile is noticed.
+    /// Reads and buffers until `event`, so that a client that disconnects is noticed.
     pub(super) async fn listen_until(&mut self, event: impl Future<Output = ()>) -> Result<(), Over> {
         let listening = async {
             while self.heard_bytes <= HEARD_BYTES_MAX {
@@ -157,7 +157,7 @@ impl Wire {
                 Message::Binary(bytes) => Heard::Binary(bytes),
                 Message::Close(frame) => {
                     self.note_close(frame, true);
-                    // Goes on until the answer is on its way.
+                    // Reads on until the reply is sent.
                     while let Some(Ok(_)) = self.stream.next().await {}
                     return Err(Over);
                 }
@@ -168,7 +168,7 @@ impl Wire {
         }
     }
 
-    /// Writes a message down, and ends the session over one that must not have come.
+    /// Records a message, and ends the session if it is a violation.
     async fn received(&mut self, heard: &Heard) -> Result<(), Over> {
         let Look { violations, has_credential } = self.look(heard);
         let is_withheld = has_credential || !violations.is_empty();
@@ -214,7 +214,7 @@ impl Wire {
         }
     }
 
-    /// Waits as long as there is to be between two messages.
+    /// Waits for the scripted delay between two messages.
     pub(super) async fn pause(&mut self) -> Result<(), Over> {
         match self.orders.pause {
             Some(length) if self.sent > 0 => self.listen_for(length).await,
@@ -222,13 +222,13 @@ impl Wire {
         }
     }
 
-    /// Sends a text after the pause there may be.
+    /// Sends a text after the scripted delay.
     pub(super) async fn send(&mut self, text: String) -> Result<(), Over> {
         self.pause().await?;
         self.send_now(Message::text(text)).await
     }
 
-    /// Sends a message, and turns if this was the one to turn after.
+    /// Sends a message, and executes the fault if it is due after this message.
     pub(super) async fn send_now(&mut self, message: Message) -> Result<(), Over> {
         self.write(message).await?;
         self.sent += 1;
@@ -256,7 +256,7 @@ impl Wire {
             Turn::Close { code, reason } => self.close(code, &reason).await,
             Turn::Cut => self.cut().await,
             Turn::Reset => {
-                // Where it cannot be set, the connection ends like one that is cut.
+                // If the option cannot be set, the connection ends like one that is cut.
                 let _set = self.stream.get_ref().tcp.set_zero_linger();
                 Over
             }
@@ -276,13 +276,13 @@ impl Wire {
         self.refuse(&Refused { shape: shape.clone(), facts }).await
     }
 
-    /// Says no in the form of this socket, and closes.
+    /// Refuses in the format of this WebSocket, and closes.
     pub(super) async fn refuse(&mut self, refused: &Refused) -> Over {
         let told = tell(self.tongue, &refused.shape, &refused.facts);
         self.tell(told).await
     }
 
-    /// Says what there is to say, and closes.
+    /// Sends the message of a refusal, if it has one, and closes.
     pub(super) async fn tell(&mut self, told: Told) -> Over {
         let Told { name, message, code, reason } = told;
         self.session.note(|socket| socket.refused = Some(name));
@@ -294,7 +294,7 @@ impl Wire {
         self.close(code, &reason).await
     }
 
-    /// Closes, and waits for the client to do the same.
+    /// Closes, and waits for the client's close.
     pub(super) async fn close(&mut self, code: u16, reason: &str) -> Over {
         let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
         self.note_close(Some(frame.clone()), false);
@@ -308,26 +308,27 @@ impl Wire {
                 }
             }
         };
-        // A client that never answers is left to its own.
+        // A client that does not reply is dropped after the timeout.
         let _closed = timeout(CLOSE_MAX, closing).await;
         Over
     }
 
-    /// Closes over a message that is too long, whose bytes are no frames any more and still come.
+    /// Closes after a message above the maximum size, whose remaining bytes cannot be parsed as
+    /// frames.
     async fn refuse_size(&mut self) -> Over {
         let frame = CloseFrame { code: CloseCode::Size, reason: "message too big".into() };
         self.note_close(Some(frame.clone()), false);
-        // Whether it arrives or not: the connection ends now.
+        // The connection ends now, whether the close is received or not.
         let _written = self.write(Message::Close(Some(frame))).await;
         self.cut().await
     }
 
-    /// Ends the connection so that everything that was written still arrives.
+    /// Ends the connection so that everything written before is still received.
     async fn cut(&mut self) -> Over {
         let tcp = &mut self.stream.get_mut().tcp;
         let ending = async {
             tcp.shutdown().await?;
-            // What is left unread would turn the end into a reset, which may overtake the data.
+            // Unread data would turn the end into a reset, which may overtake the sent data.
             let mut rest = [0; 4_096];
             while tcp.read(&mut rest).await? > 0 {}
             Ok::<_, io::Error>(())
@@ -342,7 +343,7 @@ impl Wire {
             if is_received {
                 socket.close_received = Some(close.clone());
             }
-            // A close is answered with the same.
+            // A close is echoed.
             socket.close_sent = Some(close);
         });
     }

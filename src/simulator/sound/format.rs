@@ -1,14 +1,14 @@
 //! The names of `output_format`, read into codecs. The list is the one of the OpenAPI document
 //! without Opus, whose encoder would be larger than the simulator.
 
-/// What the audio is to be, with the name it was asked for by.
+/// An audio format with its `output_format` name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::simulator) struct Format {
     pub(in crate::simulator) name: &'static str,
     pub(super) codec: Codec,
 }
 
-/// How samples become bytes.
+/// The encoding of samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Codec {
     /// MPEG Layer III at a constant bit rate.
@@ -17,7 +17,7 @@ pub(super) enum Codec {
     Samples { rate: u32, coding: Coding, container: Container },
 }
 
-/// How one sample is written.
+/// The encoding of one sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Coding {
     /// Sixteen bits, little-endian.
@@ -28,10 +28,10 @@ pub(super) enum Coding {
     ALaw,
 }
 
-/// What stands before the samples.
+/// The header before the samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Container {
-    /// Nothing.
+    /// No header.
     Raw,
     /// A RIFF header of 44 bytes.
     Wave,
@@ -73,7 +73,7 @@ pub(in crate::simulator) const FORMATS: [Format; 23] = [
 ];
 
 impl Format {
-    /// What the provider uses when nothing is asked for (OpenAPI document, `output_format`).
+    /// The provider's default (OpenAPI document, `output_format`).
     pub(in crate::simulator) const DEFAULT: Format = mp3("mp3_44100_128", 44_100, 128);
 
     /// The format of that name, if the simulator has it.
@@ -81,7 +81,7 @@ impl Format {
         FORMATS.into_iter().find(|format| format.name == name)
     }
 
-    /// The media type of the answer that carries it.
+    /// The media type of a response in this format.
     pub(in crate::simulator) fn content_type(self) -> &'static str {
         match self.codec {
             Codec::Mp3 { .. } => "audio/mpeg",

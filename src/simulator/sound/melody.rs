@@ -1,11 +1,11 @@
-//! A text as a tune: each word is a note, each space a short rest. The same text is always the
-//! same tune, so that two answers can be compared by ear and by hash.
+//! Turns a text into a tune: each word is a note, each space a short pause. The same text always
+//! gives the same tune, so that two responses can be compared by ear and by hash.
 
-/// How long a character lasts, about the pace of speech.
+/// The length of a character, about the pace of speech.
 const CHARACTER_MS: u64 = 60;
-/// The shortest sound, so that one letter can still be heard.
+/// The minimum length, so that a single letter is audible.
 const SHORTEST_MS: u64 = 300;
-/// C major without its half steps, from C4 on: whatever follows whatever, it is not a wrong note.
+/// C major without its half steps, from C4 on: any sequence of these notes sounds consonant.
 const SCALE_HZ: [f64; 8] = [261.63, 293.66, 329.63, 392.00, 440.00, 523.25, 587.33, 659.26];
 
 /// A run of one pitch, or of silence.
@@ -13,7 +13,7 @@ const SCALE_HZ: [f64; 8] = [261.63, 293.66, 329.63, 392.00, 440.00, 523.25, 587.
 pub(super) struct Note {
     pub(super) start_ms: u64,
     pub(super) end_ms: u64,
-    /// `None` is a rest.
+    /// `None` is a pause.
     pub(super) hz: Option<f64>,
 }
 
@@ -88,7 +88,7 @@ fn pitch_of(word: &str) -> f64 {
         .map_or(440.0, |hz| *hz)
 }
 
-/// Walks a tune forward in time without searching it again for every moment.
+/// Iterates over a tune without searching it again for every time.
 #[derive(Debug)]
 pub(super) struct Cursor {
     melody: Melody,
@@ -100,7 +100,7 @@ impl Cursor {
         Self { melody, at: 0 }
     }
 
-    /// The note that sounds at `ms`. Moments must not go backwards; past the end it is `None`.
+    /// The note at `ms`. Times must not decrease; past the end it is `None`.
     pub(super) fn at(&mut self, ms: u64) -> Option<Note> {
         while self.melody.notes().get(self.at)?.end_ms <= ms {
             self.at += 1;

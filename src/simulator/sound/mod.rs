@@ -1,5 +1,5 @@
-//! What the simulator says: real, playable audio whose length follows the text. Nothing here knows
-//! of HTTP; a route asks for a [`Format`] and a [`Melody`] and streams what comes out.
+//! The simulator's audio: real, playable sound whose length follows the text. Independent of HTTP;
+//! a route combines a [`Format`] and a [`Melody`] and streams the output.
 
 pub(super) mod format;
 pub(super) mod melody;
@@ -17,11 +17,11 @@ use self::melody::Melody;
 use self::mp3::Mp3Frames;
 use self::samples::SampleBlocks;
 
-/// Encoded audio, made piece by piece as it is asked for, so that a long text costs no memory.
+/// Encoded audio, generated piece by piece on demand, so that a long text needs no memory.
 #[derive(Debug)]
 pub(super) struct Sound {
     pieces: Pieces,
-    /// What the whole will be, known before the first piece: it becomes the content length.
+    /// The total size, known before the first piece: it becomes the content length.
     pub(super) bytes_total: u64,
 }
 
@@ -31,11 +31,11 @@ enum Pieces {
     Blocks(SampleBlocks),
 }
 
-/// The smallest thing an encoder makes: an MPEG frame, or 20 ms of samples.
+/// The smallest unit of an encoder: an MPEG frame, or 20 ms of samples.
 #[derive(Debug)]
 pub(super) struct Piece {
     pub(super) bytes: Vec<u8>,
-    /// Where in the sound this piece ends.
+    /// The time in the sound at which this piece ends.
     pub(super) until_ms: u64,
 }
 
@@ -54,8 +54,8 @@ impl Sound {
         }
     }
 
-    /// The next pieces up to the moment `until_ms` of the sound, or `None` after the last. Always
-    /// at least one piece, so that a caller whose steps are short still comes to the end.
+    /// The next pieces up to the time `until_ms` of the sound, or `None` after the last. Always at
+    /// least one piece, so that a caller with short steps still reaches the end.
     pub(super) fn until(&mut self, until_ms: u64) -> Option<Bytes> {
         let first = self.next()?;
         let mut bytes = first.bytes;
@@ -68,7 +68,7 @@ impl Sound {
         Some(bytes.into())
     }
 
-    /// Everything that is left, in blocks of some seconds.
+    /// The remaining audio, in blocks of a few seconds.
     pub(super) fn into_blocks(mut self) -> impl Iterator<Item = Bytes> + Send {
         let steps = (1..).map(|step: u64| step * BLOCK_MS);
         steps.map_while(move |until_ms| self.until(until_ms))

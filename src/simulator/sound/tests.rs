@@ -20,7 +20,7 @@ fn whole(text: &str, format: Format) -> Vec<u8> {
     bytes
 }
 
-/// What an independent decoder makes of it: the rate and the samples.
+/// The output of an independent decoder: the rate and the samples.
 fn decode(mp3: Vec<u8>) -> (u32, Vec<f32>) {
     let stream = MediaSourceStream::new(Box::new(std::io::Cursor::new(mp3)), Default::default());
     let mut reader = symphonia::default::get_probe()

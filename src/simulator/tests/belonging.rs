@@ -1,4 +1,4 @@
-//! What belongs to a workspace: voices that are made, requests that go on, pages of lists.
+//! Tests of objects that belong to a workspace: created voices, continued requests, pages of lists.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! The provider's other crafts: what they cost, what they give, and whose it is.
+//! Tests of the provider's other operations: cost, response and owner.
 
 use super::*;
 use crate::simulator::{KeyPlan, WorkspacePlan};
@@ -70,7 +70,7 @@ async fn each_craft_needs_its_part_its_permission_and_its_credits() {
         let before = charged(&sim).await;
         assert_eq!(call().key("rich").to(&sim).await.status, 200, "{permission}");
         assert!(charged(&sim).await > before, "{permission}");
-        // A refusal that is asked for knows the price, too.
+        // A scripted refusal contains the price, too.
         let needed = format!("{} credits are required", charged(&sim).await - before);
         sim.script("rich", vec!["quota".parse().unwrap()]);
         let told = call().key("rich").to(&sim).await;

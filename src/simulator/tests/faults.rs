@@ -204,8 +204,8 @@ async fn a_busy_workspace_says_its_maximum_and_not_when_to_come_back() {
     assert_eq!((reply.status, reply.header("maximum-concurrent-requests")), (200, "1"));
 }
 
-/// The slot must end with the answer's last byte and not some time later, or sequential clients
-/// would meet refusals by chance.
+/// The slot must be released with the response's last byte and not some time later, or sequential
+/// clients would be refused by chance.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_after_the_other_is_never_too_many() {
     let busy = WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 1_000_000) };
@@ -292,7 +292,8 @@ async fn a_fault_of_a_route_is_met_there_and_nowhere_else() {
     for path in ["/v1/user/subscription", "/v1/user", "/v1/models"] {
         assert_eq!(status(get(path), "a").await, 200, "{path}");
     }
-    // What the key meets anywhere is not met where the route has its own, and waits meanwhile.
+    // The general fault of the key does not apply to a route with its own fault, and stays in the
+    // queue.
     sim.script("a", vec![Fault::ServerError]);
     assert_eq!(status(say("x"), "a").await, 401);
     assert_eq!(status(get("/v1/user"), "a").await, 500);

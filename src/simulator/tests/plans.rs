@@ -1,5 +1,5 @@
-//! What depends on the plan of a workspace: voices of the library, formats, models, clones, and how
-//! the subscription shows its credits.
+//! Tests of features that depend on the plan of a workspace: voices of the library, formats,
+//! models, clones, and how the subscription reports its credits.
 
 use super::sockets::{SPEECH, dial};
 use super::*;
@@ -8,12 +8,12 @@ use serde_json::json;
 
 const LIBRARY: &str = "/v1/text-to-speech/HuLbOdhRlvQQN8oPP0AJ";
 
-/// A workspace for each plan, with a key that is called like it.
+/// A workspace for each plan, with a key of the same name.
 fn tiers<const N: usize>(names: [&str; N]) -> Plan {
     names.into_iter().fold(Plan::of([]), |plan, name| of(plan, WorkspacePlan::of_tier(name, 100_000, name)))
 }
 
-/// The plan with that workspace, and with a key that is called like it.
+/// The plan with that workspace, and with a key of the same name.
 fn of(plan: Plan, workspace: WorkspacePlan) -> Plan {
     let key = KeyPlan { workspace: Some(workspace.name.clone()), ..KeyPlan::new(&workspace.name, 0) };
     plan.with_workspace(workspace).with_key(key)
@@ -23,7 +23,7 @@ fn clone() -> Call {
     post("/v1/voices/add", "--x\r\nContent-Disposition: form-data; name=\"name\"\r\n\r\nMine\r\n--x--")
 }
 
-/// The status, and the most telling name of the refusal.
+/// The status, and the most specific name of the refusal.
 fn told(reply: &Reply) -> (u16, String) {
     let name = if reply.status < 400 { Value::Null } else { reply.json()["detail"]["status"].clone() };
     (reply.status, name.as_str().unwrap_or_default().to_owned())
@@ -189,7 +189,7 @@ async fn who_pays_as_it_goes_has_credits_that_no_figure_shows() {
             assert_eq!(subscription.get("character_limit").is_some(), shown == ShownLimit::Zero);
             assert_eq!(subscription["next_character_count_reset_unix"], Value::Null);
         }
-        // They end all the same.
+        // Their credits run out all the same.
         let over = say("hello").key("payg").to(&sim).await;
         assert_eq!(told(&over), (401, "quota_exceeded".into()));
     }

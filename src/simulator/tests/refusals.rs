@@ -207,7 +207,7 @@ async fn paths_and_methods_that_are_not_there_are_bare() {
     assert_eq!(reply.header("allow"), "POST");
 }
 
-/// Each shape that only a fault brings about, told on a key with 100 credits for a text of 4.
+/// Each shape that only a fault causes, with a key of 100 credits and a text of 4.
 #[tokio::test]
 async fn every_other_shape_can_be_asked_for() {
     let limit = |code, message| typed("rate_limit_error", code, message, code);
@@ -243,7 +243,7 @@ async fn every_other_shape_can_be_asked_for() {
     assert_eq!(sim.ledger().totals.charged, 0);
 }
 
-/// The refusals of the table, told on a key with 100 credits for a text of 4 in a format of Pro.
+/// The refusals of the table, with a key of 100 credits and a text of 4 in a format of Pro.
 #[tokio::test]
 async fn the_table_is_told_to_the_letter() {
     let old =
@@ -410,7 +410,7 @@ async fn the_table_is_told_to_the_letter() {
     assert_eq!(sim.ledger().totals.charged, 0);
 }
 
-/// The figures of a forced refusal agree also when it is sent before the body is read.
+/// The numbers of a scripted refusal are consistent also when it is sent before the body is read.
 #[tokio::test]
 async fn the_figures_of_a_refusal_that_was_asked_for_fit_together() {
     let sim = start_with("sk=20000").await;

@@ -35,7 +35,7 @@ async fn a_stream_is_chunked_and_the_same_sound() {
     assert_eq!(stream.body, whole.body);
     assert_eq!(stream.header("transfer-encoding"), "chunked");
     assert_eq!(stream.header("content-length"), "");
-    // 300 ms in steps of 100 ms. How many reads they become is the socket's affair.
+    // 300 ms in steps of 100 ms. The number of reads depends on the connection.
     assert!(stream.chunks >= 1);
 }
 

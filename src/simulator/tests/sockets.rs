@@ -1,5 +1,5 @@
-//! A client for the sockets, and what all of them have in common: the handshake, the echo, and
-//! what the ledger and its violations say of a session.
+//! A WebSocket client for the tests, and the features of all WebSockets: the handshake, the echo,
+//! and the records and violations of a session in the ledger.
 
 use futures_util::{SinkExt, StreamExt};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -55,7 +55,7 @@ pub(super) async fn knock(
     }
 }
 
-/// A socket with that key.
+/// A session with that key.
 pub(super) async fn dial(sim: &Simulator, path: &str, key: &str) -> Client {
     knock(sim, path, &[("xi-api-key", key)]).await.expect("a granted handshake")
 }
@@ -101,7 +101,7 @@ impl Client {
             match self.next().await {
                 Some(Ok(Message::Text(text))) => texts.push(serde_json::from_str(&text).unwrap()),
                 Some(Ok(Message::Close(Some(frame)))) => {
-                    // The answer to it goes out with the next look.
+                    // The reply to the close is sent by the next read.
                     assert!(self.next().await.is_none(), "nothing comes after a close");
                     return (texts, (frame.code.into(), frame.reason.as_str().to_owned()));
                 }
@@ -182,7 +182,7 @@ async fn a_session_is_in_the_ledger_while_it_goes_on() {
     let ledger = until(&sim, |ledger| ledger.requests[0].socket.as_ref().unwrap().messages_sent == 1).await;
     assert!(ledger.requests[0].socket.as_ref().unwrap().is_open);
     assert_eq!((ledger.totals.sockets_open, ledger.key("sk").unwrap().served), (1, 1));
-    // A client that leaves without a word ends its session, too.
+    // A client that disconnects without a close ends its session, too.
     drop(client);
     let (request, socket) = ended(&sim).await;
     assert_eq!((request.key.as_deref(), socket.close_received, socket.close_sent), (Some("sk"), None, None));
@@ -236,7 +236,7 @@ async fn a_handshake_that_is_none_is_refused() {
     assert_eq!((old.status, old.header("sec-websocket-version")), (426, "13"));
     let keyless = upgrade(get(ECHO)).header("sec-websocket-version", "13").to(&sim).await;
     assert_eq!(keyless.status, 400);
-    // What is no GET is no handshake, whatever it says.
+    // A request other than GET is no handshake, whatever its headers.
     let posted = upgrade(post("/v1/simulator/echo", "")).header("sec-websocket-version", "13").to(&sim).await;
     assert_eq!(posted.status, 200);
     assert_eq!(sim.ledger().totals.sockets_open, 0);

@@ -18,7 +18,7 @@ fn plan() -> Plan {
         .with_key(key("b", "two"))
 }
 
-/// The conversation that the agent's first word opens, and the ping after it.
+/// The conversation id in the agent's first message, and the ping after it.
 async fn opened(client: &mut Client) -> String {
     let metadata = client.hear().await;
     assert_eq!(metadata["type"], "conversation_initiation_metadata");
@@ -60,7 +60,7 @@ async fn an_agent_answers_and_its_price_is_told_afterwards_to_its_owner() {
     let going_on = read("a").await.json();
     assert_eq!((&going_on["status"], &going_on["metadata"]["cost"]), (&json!("in-progress"), &Value::Null));
 
-    // Sound: too little of it, then enough, and it interrupts the answer before.
+    // Audio: too little of it, then enough, which interrupts the previous reply.
     client.say(json!({ "user_audio_chunk": "A".repeat(21_328) })).await;
     assert_eq!(kinds(&mut client, 1).await, ["interruption"]);
     client.say(json!({ "user_audio_chunk": "AAAA" })).await;
@@ -96,7 +96,7 @@ async fn refused(sim: &Simulator, path: &str, headers: &[(&str, &str)]) -> (u16,
 async fn credits_that_run_out_end_a_conversation() {
     let quota = (1_002, "This request exceeds your quota limit.".to_owned());
     for (credits, answers) in [("10", None), ("11", Some(1)), ("21", Some(1)), ("22", Some(2))] {
-        // A cap does not hold for agents.
+        // A cap does not apply to agents.
         let sim = start_with(&format!("sk={credits}:cap=1")).await;
         let Some(answers) = answers else {
             assert_eq!(refused(&sim, AGENT, &[("xi-api-key", "sk")]).await, quota);
@@ -118,7 +118,8 @@ async fn credits_that_run_out_end_a_conversation() {
 async fn who_may_talk_to_whom() {
     let sim = start(plan()).await;
     let path = |agent: &str| format!("/v1/convai/conversation?agent_id={agent}");
-    // Who pays: the caller for an agent of nobody or its own, else the agent's workspace.
+    // The payer: the caller for a public agent of no workspace or an agent of its own, else the
+    // agent's workspace.
     for (agent, key, payer) in [
         ("anyone", Some("b"), "b"),
         ("anyone", None, "a"),
@@ -161,7 +162,7 @@ async fn a_signed_url_opens_one_conversation_and_goes_before_a_key() {
         assert_eq!(refused(&sim, path, &[]).await.0, 1_008, "it was used up");
     }
     let token = ask("token", "private", "b").await.json()["token"].as_str().unwrap().to_owned();
-    // It is good for its agent and for no other.
+    // The token is valid for its agent only.
     let with = |agent: &str| format!("/v1/convai/conversation?agent_id={agent}&token={token}");
     assert_eq!(refused(&sim, &with("public"), &[]).await.0, 1_008);
     opened(&mut knock(&sim, &with("private"), &[]).await.unwrap()).await;
@@ -213,7 +214,7 @@ async fn a_conversation_takes_its_place_from_the_first_word_to_the_last() {
     opened(&mut dial(&sim, AGENT, "sk").await).await;
 }
 
-/// A workspace with one place, whose second caller waits in the queue.
+/// A workspace with one slot, whose second caller waits in the queue.
 async fn one_place(socket_second: Duration) -> Simulator {
     let workspace =
         WorkspacePlan { concurrency_max: Some(1), queues_callers: true, ..WorkspacePlan::new("w", 100) };
@@ -230,7 +231,7 @@ async fn a_caller_waits_in_the_queue_and_is_told_so_until_a_place_is_free() {
     opened(&mut one).await;
     let mut two = dial(&sim, AGENT, "sk").await;
     assert_eq!(two.hear().await["type"], "queue_status");
-    // What is said meanwhile is heard when the agent has time.
+    // A message sent meanwhile is handled when the session begins.
     two.say(json!({ "type": "user_message", "text": "Hello" })).await;
     drop(one);
     opened(&mut two).await;
@@ -275,7 +276,8 @@ async fn a_wrong_host_closes_a_conversation_with_as_much_as_fits() {
 
 #[tokio::test]
 async fn an_older_ledger_reads_back() {
-    // What a socket adds is optional, so that a reader of another version is not lost.
+    // The fields of WebSockets are optional, so that readers of other versions can parse the
+    // document.
     let mut document = serde_json::to_value(Ledger::default()).unwrap();
     document["totals"].as_object_mut().unwrap().remove("sockets_open");
     assert_eq!(serde_json::from_value::<Ledger>(document).unwrap(), Ledger::default());

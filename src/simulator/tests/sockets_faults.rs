@@ -1,4 +1,4 @@
-//! Sessions that were told to go wrong.
+//! Tests of scripted faults in sessions.
 
 use std::io::Read;
 
@@ -149,7 +149,7 @@ async fn a_session_can_say_something_else_or_nothing_more() {
     let mut client = echo(&sim, "after=1:stall").await;
     says_back(&mut client, "a").await;
     client.send(Message::text("b")).await;
-    // It is read and not answered.
+    // The message is read and not answered.
     let ledger =
         until(&sim, |ledger| ledger.requests.last().unwrap().socket.as_ref().unwrap().text_messages == 2)
             .await;
@@ -166,7 +166,7 @@ async fn delays_end_in_the_ordinary_session() {
         says_back(&mut client, "a").await;
         says_back(&mut client, "b").await;
     }
-    // Who leaves a stalled session is noticed at once.
+    // A client that disconnects from a stalled session is noticed at once.
     let client = echo(&sim, "stall=600s").await;
     drop(client);
     ended(&sim).await;

@@ -1,4 +1,4 @@
-//! Who is not let in, and in which words.
+//! Tests of refused sessions and the texts of the refusals.
 
 use super::sockets::*;
 use super::*;
@@ -7,7 +7,7 @@ use serde_json::json;
 
 const SCRIBE: &str = "/v1/speech-to-text/realtime";
 
-/// What a socket says to whoever opens it with those headers and begins with `first`.
+/// Checks the refusal of a session with those headers and the first message `first`.
 async fn check(sim: &Simulator, path: &str, headers: &[(&str, &str)], text: &str, close: (u16, &str)) {
     let mut client = knock(sim, path, headers).await.expect("a handshake that is granted all the same");
     if path.starts_with(SPEECH) {
@@ -176,7 +176,7 @@ async fn a_token_is_used_up_and_goes_before_a_key() {
     client.say(json!({ "text": "a", "flush": true })).await;
     assert_eq!(client.hear().await["error"], "invalid_api_key");
 
-    // One in the first message is as good, and one of another kind is none.
+    // A token in the first message is valid, too; one of another kind is not.
     let token = mint("tts_websocket").await;
     let mut client = knock(&sim, SPEECH, &[]).await.unwrap();
     client.say(json!({ "text": "a", "flush": true, "single_use_token": token })).await;

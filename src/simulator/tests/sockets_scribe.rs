@@ -5,7 +5,7 @@ use serde_json::json;
 
 const SCRIBE: &str = "/v1/speech-to-text/realtime";
 
-/// Silence of so many bytes, which must be a multiple of three.
+/// Silence of `bytes` bytes, which must be a multiple of three.
 fn chunk(bytes: usize, commit: bool) -> Value {
     assert_eq!(bytes % 3, 0);
     json!({

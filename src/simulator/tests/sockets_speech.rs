@@ -42,7 +42,7 @@ async fn text_becomes_audio_and_costs_its_characters() {
     assert_eq!((ledger.key("sk").unwrap().remaining, ledger.workspaces[0].running), (91, 0));
 }
 
-/// Whether that message makes a fresh session speak, told by what the echo of a flush finds left.
+/// Whether that message makes a new session speak at once, derived from the text left for a flush.
 async fn speaks_at_once(sim: &Simulator, query: &str, message: Value) -> bool {
     let mut client = dial(sim, &format!("{SPEECH}?output_format=ulaw_8000{query}"), "sk").await;
     let text = message["text"].as_str().unwrap().to_owned();
@@ -51,7 +51,7 @@ async fn speaks_at_once(sim: &Simulator, query: &str, message: Value) -> bool {
     client.say(json!({ "text": "" })).await;
     let (messages, _) = client.hear_all().await;
     assert_eq!(text_of(&messages), format!("{text}!"));
-    // What was left alone comes alone: with the last character when nothing was spoken before.
+    // The remaining text comes alone: with the last character if nothing was spoken before.
     text_of(&messages[messages.len() - 2..]) == "!"
 }
 
@@ -193,7 +193,7 @@ async fn contexts_gather_and_end_each_on_its_own() {
         (heard["contextId"].as_str(), text_of(std::slice::from_ref(&heard))),
         (Some("a"), "one ".to_owned())
     );
-    // What gathers when a context is closed is not spoken.
+    // Text collected when a context is closed is not spoken.
     client.say(json!({ "text": "lost ", "context_id": "a" })).await;
     client.say(json!({ "context_id": "a", "close_context": true })).await;
     let last = r#"{"audio":null,"isFinal":true,"normalizedAlignment":null,"alignment":null,"contextId":"a"}"#;
@@ -232,7 +232,7 @@ async fn a_place_is_taken_while_a_session_speaks_and_not_while_it_waits() {
         .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
     let sim = start(plan).await;
     let path = format!("{SPEECH}?output_format=ulaw_8000");
-    // Both are open and quiet: neither is in the other's way.
+    // Both are open and idle: neither holds a slot.
     let mut one = dial(&sim, &path, "sk").await;
     one.say(spoken_to("one")).await;
     one.hear().await;
@@ -250,7 +250,7 @@ async fn a_place_is_taken_while_a_session_speaks_and_not_while_it_waits() {
     assert_eq!(messages, [] as [Value; 0], "this refusal is a close and nothing before it");
     let text = "Too many concurrent requests. Your current subscription is associated with a maximum of 1 concurrent requests (running i";
     assert_eq!(close, (1_008, text.to_owned()));
-    // Who leaves in the middle gives the place back.
+    // A client that disconnects in the middle releases its slot.
     drop(slow);
     until(&sim, |ledger| ledger.workspaces[0].running == 0).await;
     one.say(spoken_to("one")).await;
@@ -258,8 +258,8 @@ async fn a_place_is_taken_while_a_session_speaks_and_not_while_it_waits() {
     assert_eq!(sim.ledger().workspaces[0].running_max, 1);
 }
 
-/// The place must be free with the last piece and not some time later, or clients that wait for
-/// each other would meet refusals by chance.
+/// The slot must be free with the last piece and not some time later, or sequential clients would
+/// be refused by chance.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_after_the_other_is_never_too_many() {
     let plan = Plan::of([])

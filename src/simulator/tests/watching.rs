@@ -98,7 +98,7 @@ async fn faults_can_be_set_from_another_process() {
     }
     assert_eq!(seen, [503, 200, 401, 500, 200]);
 
-    // On a route, of one key or of everybody.
+    // On a route, of one key or of all requests.
     let route = r#"{"key":"sk","route":"/v1/user","always":"server_error"}"#;
     assert_eq!(order(route).await.status, 200);
     let everybody = r#"{"key":"*","route":"GET /v1/models","always":"maintenance"}"#;

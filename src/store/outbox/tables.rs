@@ -1,4 +1,5 @@
-//! The outbox in the file: what enters, what is due, and what became of it.
+//! The tables of the outbox: inserting rows, selecting due rows, and recording the results of a
+//! delivery.
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
@@ -9,7 +10,7 @@ use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
 use crate::store::rows::moment;
 
-/// Does what is asked. Who has asked may be gone.
+/// Runs a command of the mirror. The sender may have been dropped.
 pub(in crate::store) fn answer(
     connection: &mut Connection,
     command: Command,
@@ -33,7 +34,7 @@ pub(in crate::store) fn answer(
     Ok(())
 }
 
-/// Puts the state of a key into the outbox, in place of an earlier one.
+/// Puts the state of a key into the outbox, replacing an earlier one.
 pub(in crate::store) fn put_key(
     transaction: &Transaction<'_>,
     seen: &KeySnapshot,
@@ -72,7 +73,8 @@ pub(in crate::store) fn put_key(
     Ok(())
 }
 
-/// Puts an attempt into the outbox. It goes with the attempt, should that be forgotten first.
+/// Puts an attempt into the outbox. If the attempt is deleted first, its outbox row is deleted with
+/// it.
 pub(in crate::store) fn put_event(
     transaction: &Transaction<'_>,
     id: &[u8; 16],
@@ -81,8 +83,8 @@ pub(in crate::store) fn put_event(
     Ok(())
 }
 
-/// Puts an attempt into the outbox once more, because it has changed. What is on its way meanwhile is not
-/// the whole of it, and what was refused may be taken now.
+/// Puts a changed attempt into the outbox again. A delivery under way does not contain the change,
+/// and a refused row may be accepted now.
 pub(in crate::store) fn put_event_again(
     transaction: &Transaction<'_>,
     id: &[u8; 16],
@@ -216,7 +218,7 @@ fn due_events(connection: &Connection, rows_max: i64, now: UnixMs) -> Result<Vec
 }
 
 fn refused(connection: &Connection) -> Result<u64, rusqlite::Error> {
-    // Of the events an index has only these: an outbox that is long costs nothing here.
+    // Only refused events are indexed, so a long outbox costs nothing here.
     connection.query_row(
         "SELECT (SELECT count(*) FROM outbox_keys WHERE refused IS NOT NULL)
             + (SELECT count(*) FROM outbox_events WHERE refused IS NOT NULL)",
@@ -247,7 +249,7 @@ fn settle(connection: &mut Connection, delivery: &Delivery) -> Result<u64, rusql
     let mut first_times = 0;
     for RefusedRow { name, code, until } in &delivery.refused {
         let (table, column, name) = match name {
-            // It is tried again with every batch.
+            // A rename is retried with every batch.
             RowName::Rename(_) => continue,
             RowName::Key { key_hash, .. } => ("outbox_keys", "key_hash", Value::Text(key_hash.clone())),
             RowName::Event { id, revision } => {
@@ -272,14 +274,14 @@ fn settle(connection: &mut Connection, delivery: &Delivery) -> Result<u64, rusql
     Ok(first_times)
 }
 
-/// Whether an event is still as it was.
+/// Whether an event is unchanged since that revision.
 fn is_of(connection: &Connection, id: &str, revision: i64) -> Result<bool, rusqlite::Error> {
     connection
         .prepare_cached("SELECT count(*) FROM outbox_events WHERE id = ?1 AND revision = ?2")?
         .query_row(params![bytes(id), revision], |row| row.get::<_, i64>(0).map(|count| count == 1))
 }
 
-/// A UUID as a column has it; another text is found nowhere.
+/// The bytes of a UUID column; empty for any other text, which matches no row.
 fn bytes(id: &str) -> Vec<u8> {
     Uuid::parse_str(id).map_or_else(|_| Vec::new(), |id| id.as_bytes().to_vec())
 }

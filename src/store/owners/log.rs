@@ -1,5 +1,5 @@
-//! The logs of what comes with every request: what was learned in a commit is one row, packed, for nobody
-//! looks for one of them in the file. The last word on an identifier counts.
+//! The logs of short-lived owners: all changes of a commit are packed into one row, because single
+//! changes are never queried in the file. The latest change of an identifier counts.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,27 +12,28 @@ use crate::pool::{LearnedOwner, OwnerId};
 use crate::proxy::OwnershipUpdate;
 use crate::store::rows::moment;
 
-/// Changes in a row at the most: what is cut off at the end of a log is packed again.
+/// Maximum changes per row: when a row at the limit is trimmed, the remainder is packed again.
 const CHANGES_MAX: usize = 1_024;
-/// Rows that one step forgets, and changes in them: a step is a commit, which costs more than what is in it.
+/// Rows that one retention step deletes, and changes in them. A step is a commit, which costs more
+/// than its contents.
 const ROWS: usize = 64;
 const CHANGES: usize = 16_384;
 
-/// A change of what is known of an identifier. Its words are numbers in those of its pack.
+/// A change of an identifier's owner. Kind and owner are indices into the words of the pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Change {
     tag: [u8; 16],
     kind: usize,
-    /// `None`: its owner no longer has it.
+    /// `None`: the owner no longer has the identifier.
     owner: Option<usize>,
     learned_at: u64,
     used_at: u64,
 }
 
-/// What a row holds.
+/// The content of a row.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Pack {
-    /// Kinds and owners.
+    /// The names of kinds and owners.
     words: Vec<String>,
     changes: Vec<Change>,
 }
@@ -56,12 +57,13 @@ impl Pack {
         self.changes.push(change);
     }
 
-    /// The moment of the last use.
+    /// The time of the latest use among the changes.
     fn used_at(&self) -> u64 {
         self.changes.iter().map(|change| change.used_at).max().unwrap_or(0)
     }
 
-    /// Its words, and then the changes to the end. Moments are told from the one before.
+    /// Serializes the words and then the changes. Times are stored as differences from the previous
+    /// one.
     fn bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(64 + self.changes.len() * 24);
         push(&mut bytes, self.words.len() as u64);
@@ -81,7 +83,7 @@ impl Pack {
         bytes
     }
 
-    /// What [`bytes`](Self::bytes) has packed; nothing of what is not so.
+    /// Parses what [`bytes`](Self::bytes) has packed; `None` for anything else.
     fn of(mut bytes: &[u8]) -> Option<Self> {
         let bytes = &mut bytes;
         let mut pack = Self::default();
@@ -118,7 +120,8 @@ impl Pack {
     }
 }
 
-/// Seven bits a byte, the lowest first; the uppermost says that more follow.
+/// Appends a number as LEB128: seven bits per byte, the lowest first; the top bit marks that more
+/// bytes follow.
 fn push(bytes: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         bytes.push(number as u8 | 0x80);
@@ -140,7 +143,8 @@ fn take(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// How far `to` is from `from`, so that a little in either direction is a small number.
+/// The zigzag difference from `from` to `to`, so that small steps in either direction are small
+/// numbers.
 fn difference(to: u64, from: u64) -> u64 {
     let difference = to.wrapping_sub(from).cast_signed();
     (difference << 1 ^ difference >> 63).cast_unsigned()
@@ -150,7 +154,7 @@ fn from(before: u64, difference: u64) -> u64 {
     before.wrapping_add(difference >> 1 ^ (difference & 1).wrapping_neg())
 }
 
-/// Adds to a log.
+/// Appends changes to a log.
 pub(super) fn add<'a>(
     connection: &Connection,
     log: &str,
@@ -178,7 +182,7 @@ fn insert(connection: &Connection, log: &str, pack: &Pack) -> Result<(), rusqlit
     connection.prepare_cached(&insert)?.execute(columns).map(drop)
 }
 
-/// Puts another pack in the place of one, or nothing.
+/// Replaces a pack by another one, or deletes the row if that is empty.
 fn replace(connection: &Connection, log: &str, number: i64, pack: &Pack) -> Result<(), rusqlite::Error> {
     if pack.changes.is_empty() {
         return connection.execute(&format!("DELETE FROM {log} WHERE number = ?1"), [number]).map(drop);
@@ -188,11 +192,12 @@ fn replace(connection: &Connection, log: &str, number: i64, pack: &Pack) -> Resu
     connection.prepare_cached(&update)?.execute(columns).map(drop)
 }
 
-/// The last word on each identifier, the oldest first, unless it is that there is none any more.
+/// The latest change of each identifier, the oldest first; identifiers without an owner are left
+/// out.
 pub(super) fn read(connection: &Connection, log: &str) -> Result<Vec<LearnedOwner>, rusqlite::Error> {
     let (mut seen, mut lessons) = (HashSet::new(), Vec::new());
     each_from_the_last(connection, log, |_, pack| {
-        // What says nothing sensible is as good as nothing: it is learned again.
+        // An unreadable change is skipped: the owner is recorded again from later responses.
         let news = pack.changes.iter().rev().filter(|change| seen.insert(change.tag));
         lessons.extend(news.filter_map(|change| pack.lesson(change)));
         Ok(())
@@ -215,7 +220,7 @@ fn each_from_the_last(
     Ok(())
 }
 
-/// Forgets a little of what is too old or too much; whether there may be more.
+/// Deletes some of the rows that are too old or too many; returns whether there may be more.
 pub(super) fn forget_some(
     connection: &Connection,
     log: &str,
@@ -246,7 +251,7 @@ pub(super) fn forget_some(
             let number: i64 = row.get(0)?;
             let changes = usize::try_from(row.get::<_, i64>(1)?).unwrap_or(0);
             if changes > excess {
-                // Some of it stays.
+                // The row is deleted only in part.
                 let pack = Pack::of(row.get_ref(2)?.as_blob().unwrap_or_default()).unwrap_or_default();
                 let changes = pack.changes.get(excess..).unwrap_or_default().to_vec();
                 last = Some((number, Pack { changes, ..pack }));
@@ -269,7 +274,7 @@ pub(super) fn forget_some(
     Ok(all > CHANGES || excess > 0)
 }
 
-/// Removes what a later word has overtaken, which would push out what is not.
+/// Removes superseded changes, which would otherwise displace current ones.
 pub(super) fn tidy(connection: &Connection, log: &str) -> Result<(), rusqlite::Error> {
     let transaction = connection.unchecked_transaction()?;
     let (mut seen, mut shorter) = (HashSet::new(), Vec::new());
@@ -301,7 +306,7 @@ pub(super) fn words(
     })
 }
 
-/// Replaces words of a log.
+/// Replaces words in a log.
 pub(super) fn rename(
     connection: &Connection,
     log: &str,
@@ -331,7 +336,7 @@ fn count(connection: &Connection, log: &str) -> Result<usize, rusqlite::Error> {
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
-/// Packs what an earlier version has kept a row for each of; `rows` is its table.
+/// Packs the rows of an earlier version, which kept one row per identifier in the table `rows`.
 pub(super) fn pack_rows(connection: &Connection, rows: &str, log: &str) -> Result<(), rusqlite::Error> {
     let mut statement = connection.prepare(&format!(
         "SELECT id, kind, workspace, learned_at_ms, used_at_ms FROM {rows} ORDER BY number"

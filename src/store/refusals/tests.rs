@@ -57,7 +57,7 @@ fn features() -> RequestFeatures {
     }
 }
 
-/// Requests that differ in one thing each.
+/// Requests that each differ in one property.
 fn requests() -> Vec<RequestFeatures> {
     let same = features();
     vec![
@@ -71,7 +71,7 @@ fn requests() -> Vec<RequestFeatures> {
     ]
 }
 
-/// Every verdict that restricts something.
+/// Every verdict that leads to a restriction.
 fn verdicts() -> Vec<Verdict> {
     let span = Some(Duration::from_millis(4_500));
     let shortfall = Shortfall { remaining: Some(0), required: Some(7), quota: Some(10) };
@@ -185,7 +185,7 @@ fn what_is_no_refusal_is_none() {
     }
 }
 
-/// A database in a folder of its own, and what the writing thread does with it.
+/// A database in a folder of its own, with the operations of the writing thread.
 struct File {
     ledger: Database,
     _folder: tempfile::TempDir,
@@ -208,7 +208,7 @@ impl File {
         assert!(!self.ledger.refusals.are_stale(pool.restrictions(), now));
     }
 
-    /// The pool that a start makes of it.
+    /// The pool that a start restores from it.
     fn restored(&mut self, now: UnixMs) -> Arc<Pool> {
         self.ledger = open(&self.place, now, IntegrityCheck::Trusting).unwrap().ledger;
         let pool = pool();
@@ -253,7 +253,7 @@ fn observe(pool: &Arc<Pool>, key: usize, tier: Option<&str>, voices_left: Option
     pool.observe(&roster, &roster.keys()[key], seen, now);
 }
 
-/// What there is of a restriction, its number aside.
+/// A restriction without its number.
 type Seen = (Holder, Limit, &'static str, [UnixMs; 3], String, Arc<RefusalRecord>);
 
 fn seen(held: &Restriction) -> Seen {
@@ -266,7 +266,7 @@ fn all(pool: &Pool, now: UnixMs) -> Vec<Seen> {
     pool.restrictions().all(now).iter().map(seen).collect()
 }
 
-/// What the status says of each key, and which keys are asked last for each request.
+/// The restrictions of each key in the status, and the keys that are tried last for each request.
 type Shown = (Vec<Vec<String>>, Vec<Vec<(usize, Restraint)>>);
 
 fn shown(pool: &Pool, now: UnixMs) -> Shown {
@@ -311,10 +311,10 @@ proptest! {
     fn restarts_change_no_restriction(history in prop::collection::vec(step(), 1..60)) {
         let mut file = File::new();
         let mut now = NOW;
-        // One program that goes on, and one that is started again and again.
+        // One program that runs on, and one that is restarted again and again.
         let (lasting, mut restarted) = (pool(), pool());
         for (number, step) in history.iter().enumerate() {
-            // No two refusals are of one moment.
+            // Each refusal has a time of its own.
             now = now.plus(Duration::from_millis(1));
             match step {
                 Step::Refused { key, verdict, features, how } => {
@@ -373,12 +373,12 @@ fn what_is_over_is_neither_read_nor_kept() {
     let over = NOW.plus(SETTINGS.endpoint_cooldown);
     assert_eq!(file.restored(over).restrictions().all(NOW).len(), 1);
     assert_eq!(file.rows(), 2);
-    // Nothing has happened since, but that its time is over.
+    // Nothing has happened since, except that the restriction has expired.
     file.write(&pool, NOW);
     assert!(file.ledger.refusals.are_stale(pool.restrictions(), over));
     file.write(&pool, over);
     assert_eq!(file.rows(), 1);
-    // A poll finds a free slot.
+    // A poll reports a free slot.
     observe(&pool, 0, None, Some(1), over);
     file.write(&pool, over);
     assert_eq!(file.rows(), 0);
@@ -439,7 +439,7 @@ fn a_workspace_that_got_a_name_keeps_its_refusals() {
     after.restore_restrictions(read(&file.ledger.connection).unwrap(), NOW);
     let asked_last = |pool: &Pool| pool.restrictions().matching(&features(), &pool.roster(), NOW);
     assert_eq!(asked_last(&after), [(0, Restraint::RefusedLongest)]);
-    // The same while it runs: by a reload, or because a poll says that two keys are of one workspace.
+    // The same at runtime: by a reload, or when a poll reports that two keys are of one workspace.
     before.reload(entries, SETTINGS);
     assert_eq!(asked_last(&before), [(0, Restraint::RefusedLongest)]);
     let shared = pool();

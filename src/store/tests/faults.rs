@@ -1,4 +1,4 @@
-//! What befalls the file while it is written.
+//! Tests of disk failures, and of files that are moved or replaced while they are open.
 
 use super::*;
 use crate::clock;
@@ -28,7 +28,7 @@ fn count(writer: &Writer, table: &str) -> i64 {
     connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
 }
 
-/// Counts as the queue does.
+/// Sends a record and counts it as the queue does.
 pub(super) fn give(writer: &mut Writer, health: &Health, record: AttemptRecord) {
     health.depth.sent(1);
     health.depth.taken(1, 1);
@@ -40,7 +40,7 @@ fn assert_health(health: &Health, is_failing: bool, waiting: u64, lost: u64) {
     assert_eq!((health.is_failing(), health.waiting(), health.lost()), (is_failing, waiting, lost));
 }
 
-/// Has the file grow no more, as on a full disk.
+/// Prevents the file from growing, as on a full disk.
 fn fill_disk(writer: &Writer) {
     execute(writer, "PRAGMA max_page_count = 1");
 }
@@ -168,7 +168,7 @@ fn a_file_that_takes_the_place_of_the_books_is_gone_on_with_and_its_log_is_its_o
     let (mut elsewhere, its_health) = super::faults::writer(&DatabaseLocation::File(other.clone()), &pool, 8);
     give(&mut elsewhere, &its_health, record(&pool, 5));
     elsewhere.flush();
-    // Moved with its log, from which nothing has gone into the file yet.
+    // Moved with its log, of which no page has been checkpointed.
     for suffix in ["", "-wal", "-shm"] {
         fs::rename(open::companion(&other, suffix), open::companion(&path, suffix)).unwrap();
     }
@@ -245,7 +245,7 @@ fn a_file_that_breaks_while_it_is_written_is_set_aside_and_nothing_is_lost() {
     let (mut writer, health) = writer(&place, &pool, 2_000);
     (0..1_000).for_each(|credits| give(&mut writer, &health, record(&pool, credits)));
     writer.flush();
-    // Another connection writes, so that what the first one has read counts no more.
+    // Another connection writes, which invalidates the first one's cache.
     let other = Connection::open(&path).unwrap();
     other.execute_batch("DELETE FROM keys").unwrap();
     other.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
@@ -254,7 +254,7 @@ fn a_file_that_breaks_while_it_is_written_is_set_aside_and_nothing_is_lost() {
     let log = fs::read(open::companion(&path, "-wal")).unwrap();
     let mut bytes = fs::read(&path).unwrap();
     bytes[4_096..].fill(0xff);
-    // In place: it is the same file.
+    // Written in place: it is the same file.
     std::io::Write::write_all(&mut fs::OpenOptions::new().write(true).open(&path).unwrap(), &bytes).unwrap();
 
     give(&mut writer, &health, record(&pool, 7));

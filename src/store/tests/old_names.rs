@@ -1,4 +1,4 @@
-//! A file in which an earlier version has called keys by their plain SHA-256.
+//! Tests of files in which an earlier version named keys by their plain SHA-256.
 
 use sha2::{Digest, Sha256};
 
@@ -8,7 +8,7 @@ use crate::policy::retention::hour_of;
 use crate::pool::{OwnerId, OwnershipIndex};
 use crate::proxy::OwnershipUpdate;
 
-/// A key that the file knows and that is not configured any more.
+/// A key in the file that is no longer configured.
 const GONE: &str = "sk_canary_of_the_books_number_three_00000000000003";
 
 fn plain(key: &str) -> String {
@@ -20,8 +20,8 @@ fn owned(owner: &str, kind: Kind, id: &str) -> OwnershipUpdate {
     OwnershipUpdate::Learned(owners.learn(Named::new(kind, id), &OwnerId::of_word(owner), NOW).unwrap())
 }
 
-/// A file of version 7 with rows of the first key, the second and one that is gone in every table, and
-/// of another in its free pages.
+/// A file of version 7 with rows of the first key, the second and a removed one in every table, and
+/// of another key in its free pages.
 fn of_version_7(path: &Path) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let mut old = Connection::open(path).unwrap();
@@ -97,7 +97,7 @@ fn no_plain_digest_of_a_key_stays_in_an_older_file() {
     let folder = tempfile::tempdir().unwrap();
     let (place, path) = place(folder.path());
     of_version_7(&path);
-    // Also when no key is configured, and while it is open.
+    // The same without configured keys, and while the file is open.
     let store = Store::open(&place, NOW).unwrap();
     check_no_plain_digest(&path);
     drop(store);
@@ -126,7 +126,7 @@ fn what_an_older_file_knows_of_a_key_is_still_known() {
     assert_eq!(owners(&store), of([print(KEYS[0]), retired(GONE)]));
     drop(store);
 
-    // A key that comes back later finds what is its own.
+    // A key that is configured again later finds its rows.
     let mut store = Store::open(&place, NOW).unwrap();
     store.recognize(keys(&[GONE]).iter());
     assert_eq!(names_in(connection(&store), "keys"), sorted([KEYS[0], KEYS[1], GONE].map(print).to_vec()));
@@ -142,7 +142,7 @@ fn a_key_that_came_back_before_it_was_recognized_keeps_its_state_and_adds_its_su
     let pool = pool();
     let opened = open::open(&place, NOW, IntegrityCheck::Quick).unwrap();
     let mut ledger = opened.ledger;
-    // As after a reload that adds it.
+    // The same after a reload that adds the key.
     let snapshot = pool.snapshot(NOW);
     let sheets = [sheet_of(&[record(&pool, 7)])];
     rows::commit(&mut ledger, &sheets, &snapshot, Mirrored::Keys, &mut CommitUncertainty::default(), NOW)
@@ -209,7 +209,7 @@ fn a_file_that_could_not_be_rewritten_is_rewritten_by_the_next_start() {
     let folder = tempfile::tempdir().unwrap();
     let (place, path) = place(folder.path());
     of_version_7(&path);
-    // An open reader keeps the log from being emptied.
+    // An open reader keeps SQLite from truncating the log.
     let reader = Connection::open(&path).unwrap();
     reader.execute_batch("BEGIN; SELECT count(*) FROM keys").unwrap();
     drop(Store::open(&place, NOW).unwrap());

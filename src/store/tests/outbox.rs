@@ -1,9 +1,9 @@
-//! What enters the outbox, what is due, and what stays in it.
+//! Tests of the outbox: rows that enter it, rows that are due, and rows that stay.
 
 use super::*;
 use crate::store::maintenance;
 
-/// Books whose outbox takes everything, with an attempt of one credit in them.
+/// A database with an outbox for all rows, and an attempt of one credit.
 async fn writing(place: &DatabaseLocation, pool: &Arc<Pool>) -> (UsageSink, Writing) {
     let settings = Settings { mirrored: Mirrored::KeysAndEvents, ..settings(8) };
     let (books, writing) = Store::open(place, NOW).unwrap().write(Arc::clone(pool), settings).unwrap();
@@ -11,7 +11,7 @@ async fn writing(place: &DatabaseLocation, pool: &Arc<Pool>) -> (UsageSink, Writ
     (books, writing)
 }
 
-/// Ends them; the outbox can still be asked.
+/// Ends the writer; the outbox can still be read.
 async fn all_written(books: UsageSink, mut writing: Writing) -> (Outbox, Writing) {
     drop(books);
     assert!(writing.written(WAIT_MAX).await);
@@ -178,7 +178,7 @@ async fn a_price_that_comes_later_is_told_whatever_the_mirror_has_done_with_the_
     };
     let refused =
         |record| RefusedRow { name: of(record), code: "23514".into(), until: UnixMs(u64::MAX >> 1) };
-    // The first has arrived before its price is known, the second arrives after it, the third is refused.
+    // The first is delivered before its price is known, the second after it, the third is refused.
     let delivery = Delivery { sent: vec![of(&records[0])], refused: vec![refused(&records[2])] };
     outbox.settle(delivery).await.unwrap();
     for record in &records {

@@ -1,4 +1,4 @@
-//! When the writing thread commits, in virtual time, in which a commit takes none.
+//! Tests of the times of commits, in virtual time, in which a commit takes none.
 
 use super::faults::writer;
 use super::*;
@@ -6,7 +6,7 @@ use tokio::time::sleep;
 
 const QUEUE_MAX: usize = 8;
 
-/// Books that are written beside a test.
+/// A writer that runs beside a test.
 struct Beside {
     books: UsageSink,
     health: Health,
@@ -35,7 +35,7 @@ impl Beside {
         }
     }
 
-    /// What is written after so many milliseconds more.
+    /// The number of written records after `ms` more milliseconds.
     async fn written_after(&self, ms: u64) -> u64 {
         sleep(Duration::from_millis(ms)).await;
         self.health.written()

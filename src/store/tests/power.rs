@@ -1,7 +1,7 @@
-//! A power cut, as far as a test can make one: the file and its log as they were at some moment, the
-//! log cut off at any byte or ending in garbage, the file half way through a checkpoint. A loop device
-//! that drops what was not flushed would say more of the disk's promises; tests have none, and what
-//! `synchronous=FULL` asks of the disk is checked beside them.
+//! Simulates a power cut as far as a test can: the file and its log as of some moment, the log cut
+//! off at any byte or ending in garbage, the file half way through a checkpoint. A loop device that
+//! drops unflushed writes would also test the disk's guarantees; tests have none, and the effect of
+//! `synchronous=FULL` on the disk is checked beside them.
 
 use super::faults::{give, writer};
 use super::*;
@@ -22,8 +22,8 @@ impl Moment {
         }
     }
 
-    /// The attempts that the program finds after this moment, in their order. Nothing may be set
-    /// aside, and sums and attempts agree.
+    /// The attempts that a start finds after this moment, in their order. Nothing may be
+    /// quarantined, and sums and attempts must agree.
     #[track_caller]
     fn found(&self) -> Vec<i64> {
         let folder = tempfile::tempdir().unwrap();
@@ -44,16 +44,16 @@ impl Moment {
     }
 }
 
-/// What SQLite puts before the pages of a log, and before each of them.
+/// The sizes of the header of a log, and of a frame with its page.
 const LOG_HEAD: usize = 32;
 const FRAME: usize = 24 + 4_096;
 
-/// Books with a transaction for each of `credits`, and the moment after each of them.
+/// A database with a transaction for each of `credits`, and the state after each of them.
 fn moments(path: &Path, place: &DatabaseLocation, credits: std::ops::RangeInclusive<u64>) -> Vec<Moment> {
     moments_of(path, place, credits, 1)
 }
 
-/// The same, with so many attempts in each transaction.
+/// The same, with a number of attempts in each transaction.
 fn moments_of(
     path: &Path,
     place: &DatabaseLocation,
@@ -85,7 +85,7 @@ fn a_log_that_is_cut_off_anywhere_leaves_whole_transactions() {
         let found = Moment { log: last.log[..length].to_vec(), ..last.clone() }.found();
         assert!(found.iter().copied().eq(1..=found.len() as i64), "{length}: {found:?}");
         assert!(found.len() >= before, "{length}: more of the log is never less");
-        // What had been flushed when a transaction was acknowledged is enough for it.
+        // The data flushed when a transaction was acknowledged suffices for it.
         let acknowledged = moments.iter().take_while(|moment| moment.log.len() <= length).count();
         assert!(found.len() >= acknowledged, "{length}: {found:?}");
         before = found.len();
@@ -123,7 +123,7 @@ fn a_log_that_ends_in_garbage_leaves_whole_transactions() {
     let moments = moments(&path, &place, 1..=3);
     let last = moments.last().unwrap();
     for (count, moment) in moments.iter().enumerate() {
-        // The disk has made room, and not written into it, or something else.
+        // The disk has allocated space without writing it, or has written garbage.
         for filler in [0x00, 0xff, 0x5a] {
             let mut log = moment.log.clone();
             log.resize(last.log.len().max(log.len() + FRAME), filler);
@@ -131,7 +131,7 @@ fn a_log_that_ends_in_garbage_leaves_whole_transactions() {
             assert_eq!(found.len(), count + 1, "filled with {filler:#x}");
         }
     }
-    // A page of the log that came to the disk before those in front of it.
+    // A page of the log that reached the disk before earlier pages.
     let mut log = last.log.clone();
     let first = moments[0].log.len();
     log[first..first + FRAME].fill(0);
@@ -150,7 +150,7 @@ fn a_checkpoint_that_stops_half_way_loses_nothing() {
     let expected: Vec<i64> = (1..=120).collect();
     for page in 0..=after.len() / 4_096 {
         for torn in [0, 512, 4_000] {
-            // Up to here the new file, from here on the old; and the other way round.
+            // The new file up to this offset, the old one after it; and the other way round.
             let at = (page * 4_096 + torn).min(after.len());
             let mut file = after[..at].to_vec();
             file.extend(before.file.get(at..).unwrap_or_default());

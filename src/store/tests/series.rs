@@ -1,4 +1,5 @@
-//! What attempts have in common: written once, found again, and forgotten after the last of them.
+//! Tests of the dimensions of attempts: written once, found again, and deleted after the last
+//! attempt.
 
 use super::*;
 use crate::policy::retention::hour_of;
@@ -42,7 +43,7 @@ fn what_differs_in_anything_is_another_series_and_what_is_alike_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let (place, _) = place(folder.path());
     let count = different().len() as i64;
-    // Twice through one connection, and through another one that has met none of them.
+    // Twice through one connection, and once through another one with an empty cache.
     for times in 1..=2 {
         let mut ledger = opened(&place);
         write(&mut ledger, &different());
@@ -96,7 +97,7 @@ fn a_series_goes_after_its_last_attempt() {
         (one(ledger, "SELECT count(*) FROM attempts"), one(ledger, "SELECT count(*) FROM series"))
     };
     write(&mut ledger, &[record_at(&pool, NOW, 1)]);
-    // Later, and then one that was queued before: the latest counts.
+    // A later attempt, and then one that was queued before: the latest counts.
     write(&mut ledger, &[record_at(&pool, NOW.plus(HOUR * 2), 2)]);
     write(&mut ledger, &[record_at(&pool, NOW.plus(HOUR), 3)]);
     let edge = hour_of(NOW).plus(HOUR * 24);
@@ -104,7 +105,7 @@ fn a_series_goes_after_its_last_attempt() {
     assert_eq!(all_chores(&mut ledger, edge.plus(HOUR)), (2, 1));
     assert_eq!(all_chores(&mut ledger, edge.plus(HOUR * 2)), (1, 1));
     assert_eq!(all_chores(&mut ledger, edge.plus(HOUR * 3)), (0, 0));
-    // One from before comes late.
+    // A delayed attempt of an earlier hour.
     write(&mut ledger, &[record_at(&pool, NOW, 4)]);
     assert_eq!(one(&ledger, "SELECT count(*) FROM attempts"), 1, "it is not believed to be there still");
 }
@@ -138,23 +139,24 @@ fn a_price_that_comes_later_completes_the_record_once() {
         priced(&mut ledger, &[], &with_price);
         assert_eq!(figures(&ledger), [1, 296, 0, 1, 296, 0]);
     }
-    // Nor does the first word take it back.
+    // The first record does not revert it.
     write(&mut ledger, &[unpriced]);
     assert_eq!(figures(&ledger), [1, 296, 0, 1, 296, 0]);
-    // In one transaction, too.
+    // The same in one transaction.
     let unpriced =
         AttemptRecord { credits: 0, credits_from: CreditSource::Unknown, ..record_at(&pool, NOW, 0) };
     let with_price = AttemptRecord { credits: 4, credits_from: CreditSource::Answer, ..unpriced.clone() };
     priced(&mut ledger, &[unpriced], &with_price);
     assert_eq!(figures(&ledger), [2, 300, 0, 2, 300, 0]);
-    // One whose first word was lost is written with its price, and the first word may still come.
+    // If the first record was lost, the attempt is written with its price, and the first record may
+    // still come.
     let unpriced =
         AttemptRecord { credits: 0, credits_from: CreditSource::Unknown, ..record_at(&pool, NOW, 0) };
     let with_price = AttemptRecord { credits: 9, credits_from: CreditSource::Answer, ..unpriced.clone() };
     priced(&mut ledger, &[], &with_price);
     write(&mut ledger, &[unpriced]);
     assert_eq!(figures(&ledger), [3, 309, 0, 3, 309, 0]);
-    // Among many, too.
+    // The same among many attempts.
     let many: Vec<_> = (0..30).map(|_| record_at(&pool, NOW, 0)).collect();
     let unpriced =
         AttemptRecord { credits: 0, credits_from: CreditSource::Unknown, ..record_at(&pool, NOW, 0) };

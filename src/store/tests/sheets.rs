@@ -1,4 +1,4 @@
-//! Attempts that are written together read as if each had been written by itself.
+//! Tests that packed attempts read the same as attempts with rows of their own.
 
 use rusqlite::params;
 
@@ -27,7 +27,7 @@ fn alone(ledger: &Database) -> i64 {
     one(ledger, "SELECT count(*) FROM attempt_rows")
 }
 
-/// Of every kind, some more than once.
+/// Attempts of every kind, some more than once.
 fn all_kinds(pool: &Pool) -> Vec<AttemptRecord> {
     let new = || record_at(pool, NOW, 7);
     let later = NOW.plus(HOUR);
@@ -47,7 +47,7 @@ fn all_kinds(pool: &Pool) -> Vec<AttemptRecord> {
             AttemptRecord { started_at: mad, ..record_at(pool, mad, 1) },
             AttemptRecord { id: RecordId { at: NOW, count: (1 << 42) - 1, chance: u32::MAX }.id(), ..new() },
             AttemptRecord { id: RecordId { at: NOW, count: 0, chance: 0 }.id(), ..new() },
-            // Not of its moment, and not of ours.
+            // Ids that do not match the time of the attempt, or were not made by Keychoir.
             AttemptRecord { id: AttemptRecord::name(later), ..new() },
             AttemptRecord { id: uuid::Uuid::nil(), ..new() },
         ]
@@ -109,11 +109,11 @@ fn what_a_failed_commit_may_have_written_is_not_written_again() {
         (one(ledger, "SELECT count(*) FROM attempts"), one(ledger, sums))
     };
     commit(&mut ledger, &records[..100], &mut doubt).unwrap();
-    // The log had it, and the word that it had did not come.
+    // The commit succeeded, but its acknowledgement was lost.
     doubt.arises();
     commit(&mut ledger, &records[..200], &mut doubt).unwrap();
     assert_eq!(total(&ledger), (200, 200));
-    // It had failed, indeed.
+    // The commit failed.
     let trouble = "CREATE TRIGGER trouble BEFORE INSERT ON hours BEGIN SELECT raise(ABORT, 'full'); END";
     ledger.connection.execute_batch(trouble).unwrap();
     commit(&mut ledger, &records[200..250], &mut doubt).unwrap_err();
@@ -121,7 +121,7 @@ fn what_a_failed_commit_may_have_written_is_not_written_again() {
     ledger.connection.execute_batch("DROP TRIGGER trouble").unwrap();
     commit(&mut ledger, &records[200..], &mut doubt).unwrap();
     assert_eq!(total(&ledger), (300, 300));
-    // No doubt is left: whoever sends it again now means it.
+    // The uncertainty is resolved: the same record sent again is a new one.
     let again: Vec<_> = (0..20).map(|_| record(&pool, 1)).collect();
     commit(&mut ledger, &again, &mut doubt).unwrap();
     assert_eq!(total(&ledger), (320, 320));
@@ -179,7 +179,7 @@ fn a_file_of_before_keeps_its_attempts_and_what_it_knows_of_identifiers() {
             old.prepare_cached(&insert).unwrap().execute(columns).unwrap();
             expected.push(lesson);
         }
-        // The last word on one is that it is gone, on another that it is somebody else's.
+        // The latest change of one identifier removes it, that of another gives it another owner.
         let gone = expected.remove(expected.len() - 3_000);
         let insert = format!(
             "INSERT INTO {log} (id, kind, workspace, learned_at_ms, used_at_ms) VALUES (?1, ?2, NULL, 1, 1)"
@@ -200,7 +200,7 @@ fn a_file_of_before_keeps_its_attempts_and_what_it_knows_of_identifiers() {
         1,
         "attempt_rows"
     );
-    // And it is gone on with.
+    // Writing continues.
     let pool = pool();
     let mut sheet = sheet_of(&(0..20).map(|_| record(&pool, 1)).collect::<Vec<_>>());
     let gone = Named::new(Kind::HistoryItem, "2999");

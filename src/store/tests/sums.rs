@@ -1,4 +1,4 @@
-//! The sums by the hour, what becomes of old records, and what becomes of older files.
+//! Tests of the hourly sums, the retention of records, and the migration of older files.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ fn one(connection: &Connection, sql: &str) -> i64 {
 
 type Sums = BTreeMap<Vec<String>, Vec<i64>>;
 
-/// Rows whose first five columns are their name.
+/// Rows whose first five columns are their key.
 fn sums(connection: &Connection, sql: &str) -> Sums {
     let text = |row: &Row<'_>, index| format!("{:?}", row.get::<_, rusqlite::types::Value>(index).unwrap());
     let mut statement = connection.prepare(sql).unwrap();
@@ -37,7 +37,7 @@ fn sums(connection: &Connection, sql: &str) -> Sums {
     rows.unwrap().map(Result::unwrap).collect()
 }
 
-/// The sums as they are kept, and as the attempts make them.
+/// The stored sums, and the sums computed from the attempts.
 fn both(connection: &Connection) -> (Sums, Sums) {
     let kept = sums(
         connection,
@@ -99,7 +99,7 @@ proptest! {
         };
         for records in records.chunks(batch) {
             write(records, &mut doubt);
-            // What is delivered twice counts once.
+            // A record that is delivered twice counts once.
             doubt.arises();
             write(records, &mut doubt);
         }
@@ -133,7 +133,7 @@ fn a_mad_record_does_not_keep_the_others_from_being_written() {
     assert_eq!(one(&ledger.connection, "SELECT min(credits) FROM hours"), 40);
 }
 
-/// Does what is due, to its end; returns how many steps that took.
+/// Runs all due maintenance; returns the number of steps.
 fn all_chores(ledger: &mut Database, retention: &Retention, now: UnixMs) -> usize {
     let settings = Settings { retention: *retention, ..settings(8) };
     (1..1_000).find(|_| maintenance::step(ledger, &settings, now).unwrap() == MaintenanceStep::Done).unwrap()
@@ -181,7 +181,7 @@ fn chores_are_done_after_the_writing() {
     let settings = Settings { retention: Retention::of_days(1, 0), ..settings(8) };
     let store = Store::open(&place, NOW).unwrap();
     let mut writer = store.writer(Arc::clone(&pool), settings, Health::default());
-    // Long ago by any clock of today.
+    // Far in the past by any clock of today.
     let old = UnixMs(1_000_000_000_000);
     for (started_at, credits) in [(old, 1), (crate::clock::now(), 2)] {
         writer.take(sheet_of(&[record_at(&pool, started_at, credits)]));
@@ -190,7 +190,7 @@ fn chores_are_done_after_the_writing() {
     let credits = || attempts(&path).into_iter().map(|(_, credits)| credits).collect::<Vec<_>>();
     assert_eq!(credits(), [2]);
     assert_eq!(one(&Connection::open(&path).unwrap(), "SELECT count(*) FROM hours"), 2, "the sums stay");
-    // The next round is an hour later.
+    // The next maintenance is an hour later.
     writer.take(sheet_of(&[record_at(&pool, old, 3)]));
     writer.work(crate::clock::instant());
     assert_eq!(credits(), [3, 2], "in the order of time");
@@ -239,7 +239,7 @@ fn an_older_file_keeps_what_it_has_and_gets_its_sums() {
     assert_eq!(log, 0, "a checkpoint follows a migration at once");
 }
 
-/// A file as version 4 left it, with attempts of which two are alike and one is still to be mirrored.
+/// A file of version 4, with attempts of which two are equal and one is still to be mirrored.
 fn of_version_4(path: &Path) -> Connection {
     fs::create_dir(path.parent().unwrap()).unwrap();
     let old = Connection::open(path).unwrap();
@@ -302,7 +302,7 @@ fn attempts_of_an_older_file_read_as_they_did() {
     let used_at: Vec<u64> =
         owners::read(&ledger.connection).unwrap().iter().map(|lesson| lesson.used_at.0).collect();
     assert_eq!(used_at, [9, 7, 8, 6], "of each class the oldest use first");
-    // They go in their time, and with them what is to be told of them and what they had in common.
+    // They are deleted when their retention ends, with their outbox rows and dimensions.
     all_chores(&mut ledger, &Retention::of_days(1, 0), UnixMs(NOW.0 + 24 * HOUR));
     assert_eq!(one(&ledger.connection, "SELECT count(*) FROM attempts"), 3);
     all_chores(&mut ledger, &Retention::of_days(1, 0), UnixMs(NOW.0 + 25 * HOUR));
@@ -311,7 +311,7 @@ fn attempts_of_an_older_file_read_as_they_did() {
     }
 }
 
-/// What a client has used by the file, in the present day, month and for ever.
+/// Checks the stored usage of a client in the current day, month and in total.
 #[track_caller]
 fn check_used(ledger: &Database, requests: [u64; 3], credits: [u64; 3]) {
     let used = crate::store::read::used(&ledger.connection, NOW).unwrap();
@@ -327,13 +327,14 @@ fn a_client_has_used_what_its_attempts_took_from_its_quota() {
         status: Some(500),
         ..record_at(&pool, at, 999)
     };
-    // Neither the status nor the credits of an attempt matter: served for 0, charged by an estimate.
+    // Neither the status nor the credits of an attempt matter: one served for 0, one charged by an
+    // estimate.
     write(&mut ledger, &[took(NOW, 1, 0, 0), took(NOW, 1, 0, 0), took(NOW, 0, 0, 0), took(NOW, 1, 70, 0)]);
     check_used(&ledger, [3; 3], [70; 3]);
     let long_ago = UnixMs(NOW.0 - 40 * 24 * HOUR);
     write(&mut ledger, &[took(long_ago, 1, 5, 0)]);
     check_used(&ledger, [3, 3, 4], [70, 70, 75]);
-    // A price that comes later takes the place of what was charged.
+    // A later price replaces the charge.
     let unpriced = AttemptRecord { credits_from: CreditSource::Unknown, ..took(NOW, 1, 800, 0) };
     write(&mut ledger, std::slice::from_ref(&unpriced));
     let quota = QuotaCharge { requests: 1, credits: 296, replaced: 800 };

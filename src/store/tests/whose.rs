@@ -1,4 +1,4 @@
-//! Whose identifiers are, on disk.
+//! Tests of the stored owners of identifiers.
 
 use super::*;
 use crate::policy::affinity::{Kind, Named};
@@ -133,7 +133,7 @@ fn of_what_comes_with_every_request_the_last_word_counts() {
     rewrite(&mut ledger, vec![OwnershipUpdate::Forgotten(Named::new(Kind::HistoryItem, "b"))], later);
     assert_eq!((read(&ledger), count(&ledger.connection, 1)), (expected[1..].to_vec(), 4));
 
-    // Tidied at first, and then once an hour: what was overtaken pushes nothing out for long.
+    // Compacted first, and then once an hour: superseded changes do not displace others for long.
     let mut chores = |now| {
         while maintenance::step(&mut ledger, &settings(8), now).unwrap() == maintenance::MaintenanceStep::More
         {

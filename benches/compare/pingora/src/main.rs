@@ -1,5 +1,5 @@
-//! A proxy with Pingora that does the job of its peers: the client's credential is taken out, the
-//! pool's key put in, and one line logged for a request.
+//! A Pingora proxy that does the job of its peers: it replaces the client's credential by the
+//! pool's key, and logs one line per request.
 //!
 //! ```text
 //! beside-pingora LISTEN UPSTREAM KEY LOG THREADS
@@ -47,7 +47,7 @@ impl ProxyHttp for Gateway {
     async fn logging(&self, session: &mut Session, _: Option<&pingora_core::Error>, _: &mut ()) {
         let status = session.response_written().map_or(0, |answer| answer.status.as_u16());
         let line = format!("{} {status} {}\n", session.request_summary(), session.body_bytes_sent());
-        // A log that cannot be written must not stop the traffic.
+        // A failing log must not stop the traffic.
         let _ = (&self.log).write_all(line.as_bytes());
     }
 }
