@@ -1,6 +1,6 @@
 //! Every decision of the proxy, as pure functions on plain values.
 //!
-//! No I/O, no clock, no randomness and no logging: a function returns its decision with the reason, and
+//! No I/O, no clock, no chance and no logging: a function returns its decision with the reason, and
 //! its caller acts on it and logs it.
 
 pub mod authority;
