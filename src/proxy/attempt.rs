@@ -33,7 +33,7 @@ use crate::policy::plan;
 use crate::policy::replay::Progress;
 use crate::policy::request_body::{self, RequestBodyFeatures};
 use crate::policy::units::UnixMs;
-use crate::pool::{Lease, Pool, Roster, Served};
+use crate::pool::{Key, Lease, Pool, Roster, Served};
 use crate::secret::ApiKey;
 use crate::telemetry::{AttemptUsage, Meters, announce, announce_restriction};
 use crate::upstream::SendError;
@@ -266,7 +266,14 @@ impl Attempt {
         let is_charged = self.metering == Metering::Credits;
         if verdict == Verdict::Served {
             let served = Served { request: Some(retry.key_request()), began_at: lease.since(), is_charged };
-            announce(&pool.record_service(roster, key, served, now));
+            let news = pool.record_service(roster, key, served, now);
+            let is_other = |of: &Key| !std::ptr::eq(of.workspace(), key.workspace());
+            if let Some(permit) =
+                self.usage_permit.as_ref().filter(|_| news.iter().any(|change| is_other(&change.key)))
+            {
+                permit.keys_changed();
+            }
+            announce(&news);
             if retry.has_met_refusals() {
                 announce_conclusions(&retry.served(pool, key));
             }

@@ -242,6 +242,11 @@ impl UsagePermit {
         self.0.send(1, |sheet| sheet.add(record));
     }
 
+    /// Requests that the state of the keys is written, beside that of the attempt's key.
+    pub fn keys_changed(&self) {
+        self.0.keys_changed();
+    }
+
     /// Queues the price of an attempt that was written without one.
     pub fn price(self, record: &AttemptRecord) {
         self.0.send(1, |sheet| sheet.price(record));
