@@ -64,16 +64,16 @@ impl Refusals {
     /// Adds a refusal by `key`, and records what it proves.
     pub(super) fn add(
         &mut self,
-        learner: &RefusalContext<'_>,
+        context: &RefusalContext<'_>,
         key: &Arc<Key>,
         verdict: Verdict,
         key_request: &KeyRequest,
         source: Source,
     ) -> Conclusions {
         let mut concluded = Conclusions::default();
-        let (verdict, contradicted) = with_figures_of(key, verdict, learner.now);
+        let (verdict, contradicted) = with_figures_of(key, verdict, context.now);
         let (key, key_request) = (Arc::clone(key), key_request.clone());
-        let mut met = RecordedRefusal {
+        let mut refusal = RecordedRefusal {
             verdict,
             key,
             key_request,
@@ -85,44 +85,44 @@ impl Refusals {
             contradicted,
         };
         let mut has_second = false;
-        for known in self.0.iter_mut().filter(|known| known.agrees_with(&met)) {
+        for known in self.0.iter_mut().filter(|known| known.agrees_with(&refusal)) {
             has_second = true;
-            known.agree(learner, &mut concluded);
+            known.agree(context, &mut concluded);
         }
-        met.was_refuted = !has_second && met.was_refuted(learner);
-        met.is_repeated = !has_second && (met.was_refuted || met.repeats(learner));
-        if has_second || met.is_repeated {
-            met.agree(learner, &mut concluded);
+        refusal.was_refuted = !has_second && refusal.was_refuted(context);
+        refusal.is_repeated = !has_second && (refusal.was_refuted || refusal.repeats(context));
+        if has_second || refusal.is_repeated {
+            refusal.agree(context, &mut concluded);
         } else {
-            met.record(learner, &mut concluded);
+            refusal.record(context, &mut concluded);
         }
-        self.0.push(met);
+        self.0.push(refusal);
         concluded
     }
 
     /// Records that another key has served the request: refusals by a message alone were about
     /// their accounts.
-    pub(super) fn served(&mut self, learner: &RefusalContext<'_>) -> Conclusions {
+    pub(super) fn served(&mut self, context: &RefusalContext<'_>) -> Conclusions {
         let mut concluded = Conclusions::default();
         // One account alone had these figures, and another has served: the figures are newer than the poll.
-        let is_contrast = self.0.iter().filter(|met| met.contradicted.is_some()).count() == 1;
-        for met in &mut self.0 {
-            met.is_agreed = false;
-            if is_contrast && let Some(with_figures) = met.contradicted.take() {
-                met.verdict = with_figures;
-                met.is_recorded = false;
+        let is_contrast = self.0.iter().filter(|refusal| refusal.contradicted.is_some()).count() == 1;
+        for refusal in &mut self.0 {
+            refusal.is_agreed = false;
+            if is_contrast && let Some(with_figures) = refusal.contradicted.take() {
+                refusal.verdict = with_figures;
+                refusal.is_recorded = false;
             }
-            if met.verdict == Verdict::Unexplained(Refusal::Bodiless) {
+            if refusal.verdict == Verdict::Unexplained(Refusal::Bodiless) {
                 // The response to a `HEAD` has no message, and the refusal may have been about the
                 // method.
                 continue;
             }
-            if matches!(met.verdict, Verdict::Unexplained(_)) {
-                learner.restrict(met, &mut concluded);
+            if matches!(refusal.verdict, Verdict::Unexplained(_)) {
+                context.restrict(refusal, &mut concluded);
                 // A poll shows whether the account has a more general problem.
-                learner.pool.want_poll(&met.key);
-            } else if !met.is_recorded && !met.was_refuted {
-                met.record(learner, &mut concluded);
+                context.pool.want_poll(&refusal.key);
+            } else if !refusal.is_recorded && !refusal.was_refuted {
+                refusal.record(context, &mut concluded);
             }
         }
         concluded
@@ -135,7 +135,7 @@ impl Refusals {
 
     /// How many times `key` has refused the request.
     pub(super) fn of_key(&self, key: &Key) -> usize {
-        self.0.iter().filter(|met| std::ptr::eq(&*met.key, key)).count()
+        self.0.iter().filter(|refusal| std::ptr::eq(&*refusal.key, key)).count()
     }
 
     /// Whether the last refusal says nothing about its account, because other accounts gave the
@@ -158,34 +158,37 @@ impl Refusals {
     /// Keys that were refused in the same way as the last one.
     pub(super) fn agreeing_keys(&self) -> impl Iterator<Item = &Key> {
         let last = self.0.last();
-        self.0.iter().filter(move |met| last.is_some_and(|last| met.says_what(last))).map(|met| &*met.key)
+        self.0
+            .iter()
+            .filter(move |refusal| last.is_some_and(|last| refusal.says_what(last)))
+            .map(|refusal| &*refusal.key)
     }
 
     /// Number of workspaces that gave the last verdict.
     pub(super) fn agreeing_workspaces(&self) -> u32 {
         let Some(last) = self.0.last() else { return 0 };
-        self.workspaces(|met| met.says_what(last))
+        self.workspaces(|refusal| refusal.says_what(last))
     }
 
     /// Number of workspaces on the plan of the last one that got an abuse verdict.
     pub(super) fn suspected_of_plan(&self) -> u32 {
         let Some(last) = self.0.last() else { return 0 };
         let tier = last.key.workspace().tier();
-        self.workspaces(|met| met.verdict == Verdict::Abuse && met.key.workspace().tier() == tier)
+        self.workspaces(|refusal| refusal.verdict == Verdict::Abuse && refusal.key.workspace().tier() == tier)
     }
 
     /// Keys whose plan does not allow the request.
     pub(super) fn of_plans(&self) -> impl Iterator<Item = &Arc<Key>> {
         let is_of_plan =
-            |met: &&RecordedRefusal| matches!(met.verdict, Verdict::PlanFeature(_) | Verdict::Abuse);
-        self.0.iter().filter(is_of_plan).map(|met| &met.key)
+            |refusal: &&RecordedRefusal| matches!(refusal.verdict, Verdict::PlanFeature(_) | Verdict::Abuse);
+        self.0.iter().filter(is_of_plan).map(|refusal| &refusal.key)
     }
 
     fn workspaces(&self, is_meant: impl Fn(&RecordedRefusal) -> bool) -> u32 {
         let mut seen: Vec<&Key> = Vec::new();
-        for met in self.0.iter().filter(|met| is_meant(met)) {
-            if !seen.iter().any(|seen| std::ptr::eq(seen.workspace(), met.key.workspace())) {
-                seen.push(&met.key);
+        for refusal in self.0.iter().filter(|refusal| is_meant(refusal)) {
+            if !seen.iter().any(|seen| std::ptr::eq(seen.workspace(), refusal.key.workspace())) {
+                seen.push(&refusal.key);
             }
         }
         u32::try_from(seen.len()).unwrap_or(u32::MAX)
@@ -214,8 +217,8 @@ impl RecordedRefusal {
 
     /// Whether other accounts are known to refuse similar requests in the same way: then this
     /// refusal says nothing about its account. Rate limits depend on time and are counted anew.
-    fn repeats(&self, learner: &RefusalContext<'_>) -> bool {
-        let RefusalContext { pool, features, now, .. } = learner;
+    fn repeats(&self, context: &RefusalContext<'_>) -> bool {
+        let RefusalContext { pool, features, now, .. } = context;
         !self.verdict.proves_itself()
             && !matches!(self.verdict, Verdict::RateLimited(_))
             && pool.is_said_of_another(features, &self.key, self.verdict, *now)
@@ -223,8 +226,8 @@ impl RecordedRefusal {
 
     /// Whether the same account has refused similar requests in the same way before, and was
     /// refuted.
-    fn was_refuted(&self, learner: &RefusalContext<'_>) -> bool {
-        let RefusalContext { pool, features, now, .. } = learner;
+    fn was_refuted(&self, context: &RefusalContext<'_>) -> bool {
+        let RefusalContext { pool, features, now, .. } = context;
         !self.verdict.proves_itself() && pool.was_refuted(features, &self.key, self.verdict, *now)
     }
 
@@ -239,11 +242,11 @@ impl RecordedRefusal {
     }
 
     /// Records it as evidence about the key or its workspace, and about what their plan lacks.
-    fn record(&mut self, learner: &RefusalContext<'_>, concluded: &mut Conclusions) {
+    fn record(&mut self, context: &RefusalContext<'_>, concluded: &mut Conclusions) {
         if matches!(self.verdict, Verdict::Unexplained(_)) {
             return;
         }
-        let RefusalContext { pool, roster, now, .. } = learner;
+        let RefusalContext { pool, roster, now, .. } = context;
         concluded.news.extend(pool.record_refusal(roster, &self.key, self.refused(), *now));
         self.is_recorded = true;
         // Refusals about credits, bills and the key itself concern only their account, until a
@@ -259,7 +262,7 @@ impl RecordedRefusal {
         // Kept as a restriction, so that after a poll or a served request refutes it, the same
         // refusal of a similar request is recognized.
         if !is_of_account || !self.verdict.proves_itself() {
-            learner.restrict(self, concluded);
+            context.restrict(self, concluded);
         }
     }
 
@@ -267,12 +270,12 @@ impl RecordedRefusal {
     /// probe whether it holds; any other refusal then says nothing about its account and is
     /// withdrawn. Similar requests are restricted for the account, so that they do not try all
     /// accounts again, and a poll is requested where it can decide.
-    fn agree(&mut self, learner: &RefusalContext<'_>, concluded: &mut Conclusions) {
-        let RefusalContext { pool, roster, now, .. } = learner;
+    fn agree(&mut self, context: &RefusalContext<'_>, concluded: &mut Conclusions) {
+        let RefusalContext { pool, roster, now, .. } = context;
         let was_agreed = std::mem::replace(&mut self.is_agreed, true);
         if matches!(self.verdict, Verdict::RateLimited(_)) {
             if !was_agreed || !self.is_recorded {
-                self.record(learner, concluded);
+                self.record(context, concluded);
             }
             return;
         }
@@ -281,7 +284,7 @@ impl RecordedRefusal {
             concluded.news.extend(news);
         }
         if self.verdict != Verdict::Unexplained(Refusal::Bodiless) {
-            learner.restrict(self, concluded);
+            context.restrict(self, concluded);
             pool.want_poll(&self.key);
         }
     }
@@ -310,8 +313,8 @@ fn with_figures_of(key: &Key, verdict: Verdict, now: UnixMs) -> (Verdict, Option
 }
 
 impl RefusalContext<'_> {
-    fn restrict(&self, met: &RecordedRefusal, concluded: &mut Conclusions) {
-        let news = self.pool.restrict(self.roster, &met.key, self.features, &met.refused(), self.now);
-        concluded.restricted.extend(news.map(|restriction| (Arc::clone(&met.key), restriction)));
+    fn restrict(&self, refusal: &RecordedRefusal, concluded: &mut Conclusions) {
+        let news = self.pool.restrict(self.roster, &refusal.key, self.features, &refusal.refused(), self.now);
+        concluded.restricted.extend(news.map(|restriction| (Arc::clone(&refusal.key), restriction)));
     }
 }

@@ -146,8 +146,8 @@ impl RetryState {
         source: Source,
     ) -> Conclusions {
         let now = clock::now();
-        let learner = RefusalContext { pool, roster: &self.roster, features: &self.features, now };
-        let concluded = self.refusals.add(&learner, key, verdict, key_request, source);
+        let context = RefusalContext { pool, roster: &self.roster, features: &self.features, now };
+        let concluded = self.refusals.add(&context, key, verdict, key_request, source);
         self.key_request.was_refused |= match verdict.concern() {
             Concern::Key | Concern::Capability | Concern::Unclear => true,
             Concern::Nothing | Concern::Request | Concern::Refusing | Concern::Failing => false,
