@@ -228,10 +228,9 @@ async fn a_month_in_seconds() {
     let attempts = Attempts::in_books(&folder);
     assert_eq!(attempts.count("count(DISTINCT request_id)"), 6 * PART + STORM);
     assert_eq!(attempts.count("count(DISTINCT client)"), 4);
-    for verdict in ["invalid_key", "billing"] {
-        let met = attempts.count(&format!("count(*) FILTER (WHERE verdict = '{verdict}')"));
-        assert!(met > 0, "{verdict}: a key was asked while it was refused");
-    }
+    // A poll may find the revoked key before a request does; no poll reports an unpaid bill here.
+    let billing = attempts.count("count(*) FILTER (WHERE verdict = 'billing')");
+    assert!(billing > 0, "a key was asked while its bill was not paid");
     attempts.assert_few();
 }
 
