@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::key::Key;
 use super::learn::Refused;
 use super::ownership_index::OwnerId;
-use super::restrictions::{Force, Restriction};
+use super::restrictions::Restriction;
 use super::roster::Roster;
 use crate::policy::classify::Verdict;
 use crate::policy::evidence::Source;
@@ -52,8 +52,6 @@ pub struct Earlier {
     pub since: UnixMs,
     /// Length of the shortest refused text in characters; 0 when they were not about a length.
     pub from_characters: u64,
-    /// Whether the last of them was taken as one about the whole account.
-    pub is_noted: bool,
 }
 
 impl RefusalRecord {
@@ -95,10 +93,6 @@ impl RefusalRecord {
 
 impl Earlier {
     pub(super) fn of(restriction: &Restriction) -> Self {
-        Self {
-            since: restriction.since,
-            from_characters: restriction.limit.from_characters,
-            is_noted: restriction.force == Force::Noted,
-        }
+        Self { since: restriction.since, from_characters: restriction.limit.from_characters }
     }
 }

@@ -240,13 +240,11 @@ impl Restrictions {
         now: UnixMs,
     ) -> bool {
         let own = Holder::Workspace(key.workspace().identity().clone());
-        let is_said = |held: &&Restriction| {
-            let is_of_another = matches!(held.holder, Holder::Workspace(_)) && held.holder != own;
-            let is_in_force = held.until > now && held.is_about(features);
-            held.verdict == verdict && held.is_agreed && is_of_another && is_in_force
-        };
-        let table = self.table.load();
-        features.all().filter_map(|feature| table.get(&feature)).flatten().any(|held| is_said(&held))
+        let is_of_another =
+            |held: &Restriction| matches!(held.holder, Holder::Workspace(_)) && held.holder != own;
+        self.any_about(features, |held| {
+            held.verdict == verdict && held.until > now && held.is_agreed && is_of_another(held)
+        })
     }
 
     /// Whether the workspace of `key` has refused such a request with this verdict.
@@ -258,23 +256,26 @@ impl Restrictions {
         now: UnixMs,
     ) -> bool {
         let own = Holder::Workspace(key.workspace().identity().clone());
-        let is_known = |held: &&Restriction| {
-            held.verdict == verdict && held.holder == own && held.until > now && held.is_about(features)
-        };
+        self.any_about(features, |held| held.verdict == verdict && held.until > now && held.holder == own)
+    }
+
+    /// Whether `is_meant` is true of any restriction of a request with these features.
+    fn any_about(&self, features: &RequestFeatures, is_meant: impl Fn(&Restriction) -> bool) -> bool {
         let table = self.table.load();
-        features.all().filter_map(|feature| table.get(&feature)).flatten().any(|held| is_known(&held))
+        let mut held = features.all().filter_map(|feature| table.get(&feature)).flatten();
+        held.any(|held| held.is_about(features) && is_meant(held))
     }
 
     /// Removes the restrictions that kept such a request from `key`, which has served one. Returns
     /// whether there were any.
     pub(super) fn refute(&self, features: &RequestFeatures, key: &Key) -> bool {
-        let is_refuted = |held: &Restriction| held.is_about(features) && held.restraint(key).is_some();
-        let table = self.table.load();
-        if !features.all().filter_map(|feature| table.get(&feature)).flatten().any(is_refuted) {
+        let is_refuted = |held: &Restriction| held.restraint(key).is_some();
+        if !self.any_about(features, is_refuted) {
             return false;
         }
         self.retain(|held| {
-            !(features.all().any(|feature| feature == held.limit.feature) && is_refuted(held))
+            let is_about_it = features.all().any(|feature| feature == held.limit.feature);
+            !(is_about_it && held.is_about(features) && is_refuted(held))
         });
         true
     }
@@ -303,9 +304,11 @@ impl Restrictions {
         let table = self.table.load();
         let of_key = |held: &&Restriction| held.until > now && held.restraint(key).is_some();
         let mut found: Vec<Restriction> = table.values().flatten().filter(of_key).cloned().collect();
-        // The second part orders restrictions of one millisecond, which the hash map returns in any
-        // order.
-        found.sort_by_cached_key(|held| (std::cmp::Reverse(held.since), held.limit.to_string()));
+        // What follows the time orders restrictions of one millisecond, which the hash map returns in any
+        // order. Two features may have the same words: calls of an endpoint with and without effect.
+        found.sort_by_cached_key(|held| {
+            (std::cmp::Reverse(held.since), held.limit.to_string(), held.verdict, held.until)
+        });
         found
     }
 }
@@ -324,13 +327,12 @@ fn forget_old(table: &mut Table, now: UnixMs) {
 }
 
 impl Restriction {
-    /// Continues the history of earlier refusals: since when, the shortest text that was refused, and
-    /// whether this is the second one that was taken as one about the whole account.
+    /// Continues the history of earlier refusals: since when, and the shortest text that was refused. One
+    /// that was taken as one about the whole account takes effect when it is not the first.
     pub(super) fn follow(&mut self, earlier: Earlier) {
         self.record = Arc::new(RefusalRecord { earlier: Some(earlier), ..(*self.record).clone() });
         self.since = earlier.since;
         self.limit.from_characters = self.limit.from_characters.min(earlier.from_characters);
-        // A second noted refusal takes effect, and a noted one does not weaken one in effect.
         if self.force == Force::Noted {
             self.force = Force::Refused;
         }

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::source::StoredSource;
 use crate::policy::concurrency_group::ConcurrencyGroup;
-use crate::policy::evidence::{ClaimedFault, Evidence, Source};
+use crate::policy::evidence::{ClaimedFault, Evidence};
 use crate::policy::units::UnixMs;
 
 /// The refusals of a key.
@@ -43,14 +44,8 @@ struct Entry {
     left_by_estimate: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     concurrency_group: Option<usize>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    status: Option<u16>,
-    #[serde(default)]
-    words: String,
-    #[serde(default)]
-    route: String,
-    #[serde(default)]
-    request_id: String,
+    #[serde(flatten)]
+    source: StoredSource,
 }
 
 /// Serializes the evidence for its column.
@@ -93,10 +88,7 @@ fn entry(evidence: &Evidence) -> Entry {
         required: figures.map(|(_, required)| required),
         left_by_estimate: by_estimate,
         concurrency_group: group,
-        status: source.status,
-        words: source.words.as_ref().to_owned(),
-        route: source.route.as_ref().to_owned(),
-        request_id: source.request_id.as_ref().to_owned(),
+        source: source.into(),
     }
 }
 
@@ -119,18 +111,14 @@ fn of_entry(entry: Entry) -> Option<Evidence> {
         at: UnixMs(entry.at_ms),
         named_span: entry.retry_after_ms.map(Duration::from_millis),
         is_agreed: entry.agreed,
-        source: Source {
-            status: entry.status,
-            words: entry.words.into(),
-            route: entry.route.into(),
-            request_id: entry.request_id.into(),
-        },
+        source: entry.source.into(),
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::evidence::Source;
 
     #[test]
     fn evidence_survives_the_file() {

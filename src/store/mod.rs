@@ -20,6 +20,7 @@ mod owners;
 mod pending;
 mod refusals;
 mod rows;
+mod source;
 mod touched;
 mod write;
 

@@ -10,10 +10,10 @@ use rusqlite::{Connection, Transaction, params};
 use serde::{Deserialize, Serialize};
 
 use super::rows::{moment, whole};
+use super::source::StoredSource;
 use crate::policy::affinity::Tag;
 use crate::policy::classify::{Refusal, Shortfall, Subject, Verdict};
 use crate::policy::endpoint::Route;
-use crate::policy::evidence::Source;
 use crate::policy::features::RequestFeatures;
 use crate::policy::permission::Permission;
 use crate::policy::replay::Effect;
@@ -138,19 +138,19 @@ struct Document {
     workspace: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     plan: Option<String>,
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     of_plan: bool,
     verdict: Judged,
     at_ms: u64,
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     agreed: bool,
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     in_concurrency_group: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     earlier: Option<Before>,
     request: Needed,
     #[serde(default)]
-    source: Met,
+    source: StoredSource,
 }
 
 /// A verdict, with the details that classification found in the response.
@@ -178,8 +178,6 @@ struct Before {
     since_ms: u64,
     #[serde(default)]
     from_characters: u64,
-    #[serde(default, skip_serializing_if = "is_false")]
-    noted: bool,
 }
 
 /// What the request needed.
@@ -198,25 +196,8 @@ struct Needed {
     characters: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     permission: Option<String>,
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     adds_voice: bool,
-}
-
-#[derive(Default, Serialize, Deserialize)]
-struct Met {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    status: Option<u16>,
-    #[serde(default)]
-    words: String,
-    #[serde(default)]
-    route: String,
-    #[serde(default)]
-    request_id: String,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_false(value: &bool) -> bool {
-    !value
 }
 
 /// Serializes a refusal for its row.
@@ -231,11 +212,9 @@ fn text(record: &RefusalRecord) -> String {
         at_ms: record.at.0,
         agreed: record.is_agreed,
         in_concurrency_group: record.is_in_group,
-        earlier: record.earlier.map(|earlier| Before {
-            since_ms: earlier.since.0,
-            from_characters: earlier.from_characters,
-            noted: earlier.is_noted,
-        }),
+        earlier: record
+            .earlier
+            .map(|earlier| Before { since_ms: earlier.since.0, from_characters: earlier.from_characters }),
         request: Needed {
             route: features.route.to_string(),
             has_effect: features.effect == Effect::Some,
@@ -246,12 +225,7 @@ fn text(record: &RefusalRecord) -> String {
             permission: features.permission.map(|permission| permission.name().to_owned()),
             adds_voice: features.adds_voice,
         },
-        source: Met {
-            status: source.status,
-            words: source.words.as_ref().to_owned(),
-            route: source.route.as_ref().to_owned(),
-            request_id: source.request_id.as_ref().to_owned(),
-        },
+        source: StoredSource::from(&**source),
     };
     // Numbers and strings always serialize.
     serde_json::to_string(&document).unwrap_or_else(|_| "{}".to_owned())
@@ -291,14 +265,8 @@ fn record(text: &str) -> Option<RefusalRecord> {
         earlier: document.earlier.map(|earlier| Earlier {
             since: UnixMs(earlier.since_ms),
             from_characters: earlier.from_characters,
-            is_noted: earlier.noted,
         }),
-        source: Arc::new(Source {
-            status: document.source.status,
-            words: document.source.words.into(),
-            route: document.source.route.into(),
-            request_id: document.source.request_id.into(),
-        }),
+        source: Arc::new(document.source.into()),
     })
 }
 

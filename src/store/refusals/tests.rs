@@ -8,6 +8,7 @@ use crate::policy::affinity::{Kind, Named};
 use crate::policy::budget::Quota;
 use crate::policy::client::ClientName;
 use crate::policy::concurrency_group::ConcurrencyGroup;
+use crate::policy::evidence::Source;
 use crate::policy::features::Limit;
 use crate::policy::plan::Capabilities;
 use crate::pool::{
@@ -119,8 +120,8 @@ fn source(request_id: &str) -> Source {
 fn every_refusal_survives_the_file() {
     let earlier = [
         None,
-        Some(Earlier { since: NOW, from_characters: 0, is_noted: true }),
-        Some(Earlier { since: UnixMs(0), from_characters: 40, is_noted: false }),
+        Some(Earlier { since: NOW, from_characters: 0 }),
+        Some(Earlier { since: UnixMs(0), from_characters: 40 }),
     ];
     let mut restricted = 0;
     for features in requests() {

@@ -1,0 +1,39 @@
+//! Serializes where a refusal was received, which the JSON of evidence and of refusals has in common.
+
+use serde::{Deserialize, Serialize};
+
+use crate::policy::evidence::Source;
+
+#[derive(Default, Serialize, Deserialize)]
+pub(super) struct StoredSource {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+    #[serde(default)]
+    words: String,
+    #[serde(default)]
+    route: String,
+    #[serde(default)]
+    request_id: String,
+}
+
+impl From<&Source> for StoredSource {
+    fn from(source: &Source) -> Self {
+        Self {
+            status: source.status,
+            words: source.words.as_ref().to_owned(),
+            route: source.route.as_ref().to_owned(),
+            request_id: source.request_id.as_ref().to_owned(),
+        }
+    }
+}
+
+impl From<StoredSource> for Source {
+    fn from(stored: StoredSource) -> Self {
+        Self {
+            status: stored.status,
+            words: stored.words.into(),
+            route: stored.route.into(),
+            request_id: stored.request_id.into(),
+        }
+    }
+}
