@@ -33,7 +33,7 @@ use crate::policy::plan;
 use crate::policy::replay::Progress;
 use crate::policy::request_body::{self, RequestBodyFeatures};
 use crate::policy::units::UnixMs;
-use crate::pool::{Key, Lease, Pool, Roster, Served};
+use crate::pool::{Key, Lease, Pool, Roster, Served, Transition};
 use crate::secret::ApiKey;
 use crate::telemetry::{AttemptUsage, Meters, announce, announce_restriction};
 use crate::upstream::SendError;
@@ -264,32 +264,37 @@ impl Attempt {
         };
         let key = lease.key();
         let is_charged = self.metering == Metering::Credits;
-        if verdict == Verdict::Served {
+        let concluded = if verdict == Verdict::Served {
             let served = Served { request: Some(retry.key_request()), began_at: lease.since(), is_charged };
             let news = pool.record_service(roster, key, served, now);
-            let is_other = |of: &Key| !std::ptr::eq(of.workspace(), key.workspace());
-            if let Some(permit) =
-                self.usage_permit.as_ref().filter(|_| news.iter().any(|change| is_other(&change.key)))
-            {
-                permit.keys_changed();
-            }
-            announce(&news);
-            if retry.has_met_refusals() {
-                announce_conclusions(&retry.served(pool, key));
-            }
-            return;
+            let is_refused_before = retry.has_met_refusals();
+            let mut concluded =
+                if is_refused_before { retry.served(pool, key) } else { Conclusions::default() };
+            concluded.news.splice(0..0, news);
+            concluded
+        } else {
+            let mut key_request = retry.key_request().clone();
+            // A session that is refused before it speaks is refused for its concurrency group of
+            // speech.
+            key_request.group = key_request.group.or(self.speech_lane);
+            retry.refused(pool, key, verdict, &key_request, self.source(roster, words, verdict))
+        };
+        self.announce(key, &concluded);
+    }
+
+    /// Logs conclusions. The state of `key`'s workspace is written with the usage record of the
+    /// attempt; that of other workspaces is written on request.
+    fn announce(&self, key: &Key, concluded: &Conclusions) {
+        let is_other = |change: &Transition| !std::ptr::eq(change.key.workspace(), key.workspace());
+        if let Some(permit) = &self.usage_permit
+            && concluded.news.iter().any(is_other)
+        {
+            permit.keys_changed();
         }
-        let mut key_request = retry.key_request().clone();
-        // A session that is refused before it speaks is refused for its concurrency group of
-        // speech.
-        key_request.group = key_request.group.or(self.speech_lane);
-        announce_conclusions(&retry.refused(
-            pool,
-            key,
-            verdict,
-            &key_request,
-            self.source(roster, words, verdict),
-        ));
+        announce(&concluded.news);
+        for (key, restriction) in &concluded.restricted {
+            announce_restriction(key, restriction);
+        }
     }
 
     /// The source of a refusal for the key's history. The provider's message may repeat a key, so
@@ -372,14 +377,6 @@ impl Attempt {
             Ending::UpstreamBroke => self.record.verdict = "upstream_reset",
         }
         &self.record
-    }
-}
-
-/// Logs the key transitions and restrictions that were concluded from a response.
-fn announce_conclusions(concluded: &Conclusions) {
-    announce(&concluded.news);
-    for (key, restriction) in &concluded.restricted {
-        announce_restriction(key, restriction);
     }
 }
 
