@@ -196,7 +196,10 @@ async fn a_month_in_seconds() {
     // It is selected when the first is exhausted again.
     reset(&house, "ws_b").await;
     house.always(REVOKED, "invalid");
+    // No poll finds that before a request does.
+    house.simulator.always_on(REVOKED, POLL, Some("server_error".parse().unwrap()));
     traffic(&house, PART, 4, ordinary).await;
+    house.simulator.always_on(REVOKED, POLL, None);
     for key in PAST_DUE {
         house.always(key, "payment_issue");
     }
@@ -228,9 +231,10 @@ async fn a_month_in_seconds() {
     let attempts = Attempts::in_books(&folder);
     assert_eq!(attempts.count("count(DISTINCT request_id)"), 6 * PART + STORM);
     assert_eq!(attempts.count("count(DISTINCT client)"), 4);
-    // A poll may find the revoked key before a request does; no poll reports an unpaid bill here.
-    let billing = attempts.count("count(*) FILTER (WHERE verdict = 'billing')");
-    assert!(billing > 0, "a key was asked while its bill was not paid");
+    for verdict in ["invalid_key", "billing"] {
+        let met = attempts.count(&format!("count(*) FILTER (WHERE verdict = '{verdict}')"));
+        assert!(met > 0, "{verdict}: a key was asked while it was refused");
+    }
     attempts.assert_few();
 }
 
@@ -255,6 +259,9 @@ impl Attempts {
         assert!(ratio < ATTEMPTS_MAX, "{attempts} attempts of {requests} requests");
     }
 }
+
+/// The path that polls ask.
+const POLL: &str = "/v1/user/subscription";
 
 /// A voice of the library, which free plans may not use.
 const LIBRARY_VOICE: &str = "HuLbOdhRlvQQN8oPP0AJ";
