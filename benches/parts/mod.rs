@@ -359,9 +359,9 @@ fn teeing_up() -> Stage {
     })
 }
 
-struct Nobody;
+struct NoInspector;
 
-impl BodyInspector for Nobody {
+impl BodyInspector for NoInspector {
     fn inspect(self, _: &[u8]) {}
 }
 
@@ -381,7 +381,7 @@ impl Body for Endless {
 }
 
 fn teeing_down(redactor: Option<Arc<Redactor>>) -> Stage {
-    let heard: Inspect<Endless, Nobody> =
+    let heard: Inspect<Endless, NoInspector> =
         Inspect::new(Endless(piece(redactor.is_some())), None, 0, BufferShare::default());
     let relayed = RefCell::new(Redacted::new(heard, redactor));
     stage(nothing, move |()| {

@@ -87,7 +87,7 @@ impl AppConfig {
         let clients = clients.into_iter().map(|ClientConfig { name, token, rules }| {
             (Client { name: ClientName::new(&name), rules }, token)
         });
-        let strangers =
+        let anonymous =
             if access.bring_your_own_key { AnonymousAccess::BringKeys } else { AnonymousAccess::Refused };
         let keys = keys.into_iter().map(|key| {
             let KeyConfig { key, name, workspace, base_url, weight, reserve_credits } = key;
@@ -99,7 +99,7 @@ impl AppConfig {
         let regions = regions.iter().map(|url| authority_of(url).map(Arc::new));
         let regions: Arc<[Arc<Authority>]> = regions.collect::<Result<_, _>>()?;
         Ok(Self {
-            clients: Clients::new(clients.collect(), strangers),
+            clients: Clients::new(clients.collect(), anonymous),
             base_path: server.base_path.to_string(),
             doors: AccessRules { hosts: access.hosts, origins: access.origins },
             keys: keys.collect::<Result<_, http::Error>>()?,

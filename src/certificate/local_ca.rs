@@ -199,8 +199,8 @@ mod tests {
         assert!(is_believed(&authority, &certificate, "localhost", UnixMs(NOW.0 + 89 * DAY_MS)));
         assert!(!is_believed(&authority, &certificate, "localhost", UnixMs(NOW.0 + 91 * DAY_MS)));
         assert!(!is_believed(&authority, &certificate, "b.localhost", NOW));
-        let stranger = LocalCa::make(NOW).unwrap();
-        assert!(!is_believed(&stranger, &certificate, "localhost", NOW));
+        let other = LocalCa::make(NOW).unwrap();
+        assert!(!is_believed(&other, &certificate, "localhost", NOW));
     }
 
     #[test]

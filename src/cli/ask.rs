@@ -65,7 +65,7 @@ pub(super) enum AskError {
     #[error("Keychoir at {0} does not know the client token of --token-file")]
     TokenWrong(String),
     #[error("what answers at {place} is no Keychoir, or one of another version ({why})")]
-    Stranger { place: String, why: String },
+    NotKeychoir { place: String, why: String },
     #[error("{0}")]
     Client(#[from] reqwest::Error),
     #[error("{0}")]
@@ -175,16 +175,16 @@ impl Running {
             request = request.header("xi-api-key", token);
         }
         let silent = |error: reqwest::Error| AskError::Silent { place: self.name(), why: root_of(&error) };
-        let stranger = |why: String| AskError::Stranger { place: self.name(), why };
+        let not_keychoir = |why: String| AskError::NotKeychoir { place: self.name(), why };
         let answer = request.send().await.map_err(silent)?;
         match answer.status().as_u16() {
             200 | 503 => {}
             401 if self.token.is_some() => return Err(AskError::TokenWrong(self.name())),
             401 => return Err(AskError::TokenWanted(self.name())),
-            status => return Err(stranger(format!("status {status}"))),
+            status => return Err(not_keychoir(format!("status {status}"))),
         }
         let text = answer.text().await.map_err(silent)?;
-        let document = serde_json::from_str(&text).map_err(|error| stranger(error.to_string()))?;
+        let document = serde_json::from_str(&text).map_err(|error| not_keychoir(error.to_string()))?;
         Ok((text, document))
     }
 }

@@ -131,7 +131,7 @@ fn revoke(name: &str, place: &Place) -> ExitCode {
     complain(&format_args!("Took the client `{name}` out of {}.", file.display()));
     let left = loaded.config.clients.len();
     if left == 0 {
-        complain(&"No client is left: whoever reaches Keychoir on this machine is let in without a token.");
+        complain(&"No client is left: apps on this machine need no token.");
     }
     if place.json {
         print(&json!({"name": name, "clientsLeft": left}));
@@ -154,9 +154,7 @@ fn list(place: &Place) -> ExitCode {
         print(&format_args!("{name:width$}  {}", summary(rules)));
     }
     if clients.is_empty() {
-        complain(
-            &"There are no clients: whoever reaches Keychoir on this machine is let in without a token.",
-        );
+        complain(&"There are no clients: apps on this machine need no token.");
     }
     ExitCode::SUCCESS
 }

@@ -241,9 +241,9 @@ fn https_line(state: HttpsState) -> Option<&'static str> {
     match state {
         HttpsState::Off => None,
         HttpsState::Local => Some("on the same port; apps trust it after  eval \"$(keychoir env)\""),
-        HttpsState::LocalInMemory => {
-            Some("on the same port, by an authority in memory that nobody can trust (server.tls_directory)")
-        }
+        HttpsState::LocalInMemory => Some(
+            "on the same port, by an authority in memory that no client can trust (server.tls_directory)",
+        ),
         HttpsState::Given => Some("on the same port, with the certificate of server.tls"),
     }
 }

@@ -50,7 +50,7 @@ pub enum EditError {
     #[error("the file stays as it is, because the new one would have mistakes:\n{0}")]
     Mistaken(String),
     /// Another process changed the file meanwhile.
-    #[error("the file was changed by somebody else meanwhile: try again")]
+    #[error("the file was changed by another program meanwhile: try again")]
     Changed,
 }
 

@@ -108,20 +108,20 @@ pub struct Clients {
     known: HashMap<u64, Vec<(Arc<Client>, TokenFingerprint)>>,
     /// The client of requests without a token.
     other: Arc<Client>,
-    strangers: AnonymousAccess,
+    anonymous: AnonymousAccess,
 }
 
 impl Clients {
     /// The clients with a token; without any, every request is accepted.
     #[must_use]
-    pub fn new(clients: Vec<(Client, TokenFingerprint)>, strangers: AnonymousAccess) -> Self {
+    pub fn new(clients: Vec<(Client, TokenFingerprint)>, anonymous: AnonymousAccess) -> Self {
         let name = ClientName::new(if clients.is_empty() { "local" } else { "own" });
         let other = Arc::new(Client { name, rules: Rules::default() });
         let mut known: HashMap<_, Vec<_>> = HashMap::with_capacity(clients.len());
         for (client, print) in clients {
             known.entry(print.first_word()).or_default().push((Arc::new(client), print));
         }
-        Self { known, other, strangers }
+        Self { known, other, anonymous }
     }
 
     /// Whether clients need a token.
@@ -175,7 +175,7 @@ pub enum Unidentified {
     #[error("the client presents no token")]
     Missing,
     /// It presents a credential, and that of no client.
-    #[error("the client presents a token that nobody has")]
+    #[error("the client presents a token that no client has")]
     Wrong,
     /// It may bring its own key, and presents a text that is not a valid header value.
     #[error("the client's own key is malformed")]
@@ -211,7 +211,7 @@ pub fn identify(clients: &Clients, headers: &HeaderMap, query: Option<&str>) -> 
     }
     // A client that presents a token in `x-keychoir-token` must be authenticated by it.
     let has_token = presented().any(|credential| matches!(credential, Presented::Token(_)));
-    let own_key = match clients.strangers {
+    let own_key = match clients.anonymous {
         AnonymousAccess::BringKeys if !has_token => own_key()?,
         AnonymousAccess::BringKeys | AnonymousAccess::Refused => None,
     };
@@ -229,12 +229,12 @@ mod tests {
         Client { name: ClientName::new(name), rules: Rules { may_bring_key, ..Rules::default() } }
     }
 
-    fn known(strangers: AnonymousAccess) -> Clients {
+    fn known(anonymous: AnonymousAccess) -> Clients {
         let clients = vec![
             (client("app", false), TokenFingerprint::of("token-of-app")),
             (client("ops", true), TokenFingerprint::of("token-of-ops")),
         ];
-        Clients::new(clients, strangers)
+        Clients::new(clients, anonymous)
     }
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_bring_keys_only_when_they_may() {
+    fn anonymous_bring_keys_only_when_they_may() {
         let own = [("xi-api-key", "sk_own")];
         check_own(&known(AnonymousAccess::Refused), &own, None, Err(Unidentified::Wrong));
         let clients = known(AnonymousAccess::BringKeys);

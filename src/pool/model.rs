@@ -194,7 +194,7 @@ fn a_look_that_a_change_overtakes_is_not_kept() {
                 seen
             },
         );
-        assert!(seen == 1 || !cell.holds(outlook, NOW), "nobody would look at what has changed");
+        assert!(seen == 1 || !cell.holds(outlook, NOW), "a change would not be evaluated");
     });
 }
 
@@ -276,7 +276,7 @@ fn whoever_waits_is_found_by_whoever_releases() {
         let (ticket, mut given) = pool.line.join(&roster, &request(), 9).unwrap();
         pool.dispatch_waiters(NOW);
         releasing.join().unwrap();
-        let given = given.try_recv().expect("nobody served the line");
+        let given = given.try_recv().expect("the waiters were not dispatched");
         assert!(!matches!(given, Err(Unavailable::Full { .. })));
         drop(ticket);
         drop(given);

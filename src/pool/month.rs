@@ -141,13 +141,13 @@ impl Month {
                 Err(Unavailable::Full { .. }) => {
                     // The request waits until the first one in flight ends.
                     self.outcome.waited += 1;
-                    now = self.open.iter().map(|(ends, _)| *ends).min().expect("somebody is under way");
+                    now = self.open.iter().map(|(ends, _)| *ends).min().expect("a request is in progress");
                     self.advance(now);
                     continue;
                 }
                 Err(_) => {
                     let could = self.accounts.iter().any(|account| account.cost(credits) <= account.left);
-                    assert!(!could, "refused although somebody could pay");
+                    assert!(!could, "refused although an account could pay");
                     self.outcome.refused += 1;
                     return;
                 }

@@ -74,8 +74,8 @@ pub struct Roster {
 
 impl Roster {
     pub(super) fn new(entries: Vec<KeyEntry>, settings: Settings) -> Self {
-        let nobody = Self::of(Vec::new(), settings, Vec::new(), ToldIds::new(), 0);
-        nobody.following(entries, settings, ToldIds::new())
+        let empty = Self::of(Vec::new(), settings, Vec::new(), ToldIds::new(), 0);
+        empty.following(entries, settings, ToldIds::new())
     }
 
     /// The roster of `entries`, which carries over the state of this roster's keys and workspaces.

@@ -26,7 +26,7 @@ use crate::upstream::{SendError, SendErrorKind};
 /// The key of the last attempt.
 #[derive(Debug)]
 enum LoggedKey {
-    Nobody,
+    None,
     Client,
     Pool(ShortKey),
 }
@@ -34,7 +34,7 @@ enum LoggedKey {
 impl LoggedKey {
     fn word(&self) -> &str {
         match self {
-            Self::Nobody => "-",
+            Self::None => "-",
             Self::Client => "own",
             Self::Pool(key) => key.as_str(),
         }
@@ -74,7 +74,7 @@ impl AccessLog {
             parameters: request.uri().query().map(parameter_names).unwrap_or_default(),
             client: None,
             route: None,
-            key: LoggedKey::Nobody,
+            key: LoggedKey::None,
             attempts: 0,
             verdict: "client_closed",
             status: None,

@@ -183,7 +183,7 @@ impl ProxyError {
                 StatusCode::UNAUTHORIZED,
                 "invalid_api_key",
                 "client_token_wrong",
-                "Keychoir does not know this client token. Ask whoever runs Keychoir for one.",
+                "Keychoir does not know this client token. Ask the operator of Keychoir for one.",
             ),
             Self::Unidentified(Unidentified::MalformedKey) => told(
                 StatusCode::BAD_REQUEST,
@@ -214,7 +214,7 @@ impl ProxyError {
                 StatusCode::FORBIDDEN,
                 "forbidden",
                 "path_not_allowed",
-                "Keychoir does not let this client use this path. Ask whoever runs Keychoir for it.",
+                "Keychoir does not let this client use this path. Ask the operator of Keychoir for it.",
             ),
             Self::ClientLimit(turned_away) => client_limit_response(*turned_away),
             Self::Method => told(

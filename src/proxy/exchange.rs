@@ -99,7 +99,7 @@ impl<C: Connect> Proxy<C> {
         }
         let asks_for_tokens = config.clients.are_known();
         admit(&config.access_rules, asks_for_tokens, request.method(), request.headers())
-            .map_err(|stranger| Box::new(ours(&stranger.into(), AccessLog::begin(request, &self.meters))))
+            .map_err(|rejected| Box::new(ours(&rejected.into(), AccessLog::begin(request, &self.meters))))
     }
 
     pub(super) async fn find_reply(

@@ -583,7 +583,10 @@ mod tests {
         assert!(ask(&mut client).await.ends_with("answer"));
         tokio::time::sleep(Duration::from_secs(5)).await;
         stop(&drain);
-        assert!(timeout(FIRST_REQUEST_MAX / 2, drain.requests.ended()).await.is_ok(), "nobody is expected");
+        assert!(
+            timeout(FIRST_REQUEST_MAX / 2, drain.requests.ended()).await.is_ok(),
+            "no request is expected"
+        );
         let answer = ask(&mut client).await;
         assert!(answer.contains("connection: close") && answer.ends_with("answer"), "{answer}");
         let mut other = connected(&Drain { ending: drain.ending.clone(), ..Drain::default() });

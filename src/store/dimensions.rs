@@ -105,7 +105,7 @@ impl Known {
         hasher.write(common.client.as_str().as_bytes());
         common.route.hash(&mut hasher);
         hasher.write(common.model.as_deref().unwrap_or_default().as_bytes());
-        // Keys are told apart by their address.
+        // Keys are compared by their address.
         hasher.write_usize(common.key.as_ref().map_or(0, |key| Arc::as_ptr(key).addr()));
         hasher.finish()
     }

@@ -235,7 +235,7 @@ impl Meters {
             ("credits_total", "Credits charged, as far as the provider told.", &cells.credits),
             (
                 "unpriced_attempts_total",
-                "Attempts that may have been charged, and nobody said how much.",
+                "Attempts that may have been charged, without a reported cost.",
                 &cells.unpriced,
             ),
         ] {

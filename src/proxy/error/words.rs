@@ -112,7 +112,7 @@ pub(super) fn client_limit_response(turned_away: ClientLimitExceeded) -> ErrorRe
             code: "direct_access_not_allowed",
             message:
                 "This client has a quota, and this answer would let it use ElevenLabs without Keychoir. \
-                      Whoever runs Keychoir may allow it with provider_tokens."
+                      The operator of Keychoir can allow it with provider_tokens."
                     .to_owned(),
             retry_after_s: None,
         },
@@ -196,7 +196,7 @@ pub(super) fn unavailable_response(unavailable: Unavailable, now: UnixMs) -> Err
             http: StatusCode::UNAUTHORIZED,
             status: "invalid_api_key",
             code: "all_keys_invalid",
-            message: "ElevenLabs refuses every API key that Keychoir holds. Whoever runs Keychoir must replace them."
+            message: "ElevenLabs refuses every API key that Keychoir holds. The operator of Keychoir must replace them."
                 .to_owned(),
             retry_after_s: None,
         },
@@ -246,7 +246,7 @@ pub(super) fn upstream_response(error: &SendError) -> ErrorResponse {
             StatusCode::BAD_GATEWAY,
             "bad_gateway",
             "upstream_reset",
-            "ElevenLabs answered with a protocol that nobody had asked for.",
+            "ElevenLabs answered with a protocol that the request did not ask for.",
         ),
     };
     ErrorResponse { http, status, code, message: message.to_owned(), retry_after_s: None }

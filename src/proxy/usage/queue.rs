@@ -405,7 +405,7 @@ pub(super) mod tests {
         assert_eq!(usage.permit().await.unwrap_err(), QueueFull, "now that many wait to be written");
         let under_way = permits.len();
         permits.into_iter().for_each(|permit| permit.write(&record()));
-        assert_eq!(take(&mut queue), (QUEUE_MAX + under_way, false), "whoever has a place writes");
+        assert_eq!(take(&mut queue), (QUEUE_MAX + under_way, false), "every permit may be used");
     }
 
     #[tokio::test(start_paused = true)]
