@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use house::{middle, number};
 use keychoir::clock;
-use keychoir::policy::endpoint::Route;
+use keychoir::elevenlabs::endpoint::Route;
 use keychoir::telemetry::{self, AccessLogEntry, Form, Sink};
 use tracing::info;
 

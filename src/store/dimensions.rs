@@ -11,8 +11,8 @@ use http::Method;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::rows::{OWN_KEY, moment};
+use crate::elevenlabs::endpoint::Route;
 use crate::policy::client::ClientName;
-use crate::policy::endpoint::Route;
 use crate::policy::units::UnixMs;
 use crate::proxy::{CreditSource, UsageDimensions};
 use crate::secret::Fingerprint;

@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use rusqlite::{Connection, Row, Transaction, params};
 
 use super::rows::moment;
-use crate::policy::affinity::{Class, Keeping, Kind, Named, Tag};
+use crate::elevenlabs::affinity::{Class, Keeping, Kind, Named, Tag};
 use crate::policy::units::UnixMs;
 use crate::pool::{LearnedOwner, OwnerId};
 use crate::proxy::{OwnershipUpdate, UsageBatch};

@@ -18,13 +18,13 @@ use rusqlite::Connection;
 
 use super::pending::CommitUncertainty;
 use super::*;
+use crate::elevenlabs::endpoint::Route;
+use crate::elevenlabs::plan::Capabilities;
 use crate::policy::budget::{Extension, Quota};
-use crate::policy::classify::Verdict;
 use crate::policy::client::ClientName;
-use crate::policy::endpoint::Route;
 use crate::policy::evidence::Source;
-use crate::policy::plan::Capabilities;
 use crate::policy::units::UnixMs;
+use crate::policy::verdict::Verdict;
 use crate::pool::{self, Observation, Refused};
 use crate::proxy::{AttemptRecord, CreditSource, QuotaCharge, UsageBatch};
 use crate::secret::{ApiKey, Fingerprint};

@@ -6,7 +6,7 @@ use tracing::Level;
 
 use super::line::{Form, symbol, word};
 use super::text::{append_escaped, append_quoted, append_within_quotes, make_safe};
-use crate::policy::endpoint::Route;
+use crate::elevenlabs::endpoint::Route;
 use crate::policy::units::UnixMs;
 
 const EVENT: &str = "request_ended";

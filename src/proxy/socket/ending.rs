@@ -12,9 +12,9 @@ use tokio::time::timeout;
 use super::buffers::{Read, ReadBuffer, SendBuffer, drain};
 use super::session::Session;
 use super::upstream_to_client::UpstreamToClient;
-use crate::policy::classify::Verdict;
+use crate::elevenlabs::socket::Dialect;
 use crate::policy::frame::{Head, Opcode, Violation, close_payload, mask};
-use crate::policy::socket::Dialect;
+use crate::policy::verdict::Verdict;
 use crate::upstream::Connect;
 
 /// Why a session has ended.

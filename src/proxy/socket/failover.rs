@@ -8,9 +8,9 @@ use super::handshake::switched;
 use super::session::{PooledSession, Session};
 use crate::body::replay::Replay;
 use crate::clock;
-use crate::policy::classify::Verdict;
 use crate::policy::frame::Sender;
 use crate::policy::replay::{Decision, Effect, Facts, Progress, Replayable, decide};
+use crate::policy::verdict::Verdict;
 use crate::pool::Lease;
 use crate::upstream::Connect;
 

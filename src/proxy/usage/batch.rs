@@ -11,8 +11,8 @@ use http::Method;
 use uuid::Uuid;
 
 use super::{AttemptRecord, CreditSource, OwnershipUpdate, QuotaCharge};
+use crate::elevenlabs::endpoint::Route;
 use crate::policy::client::ClientName;
-use crate::policy::endpoint::Route;
 use crate::policy::units::UnixMs;
 use crate::pool::Key;
 

@@ -251,8 +251,9 @@ fn scribe_words(shape: &Shape, facts: &Facts) -> (&'static str, String) {
 mod tests {
     use super::super::super::shape::{FIXED, NAMED};
     use super::*;
-    use crate::policy::classify::{ErrorBody, Verdict, classify};
-    use crate::policy::socket::{Dialect, MessageKind, Stage, hear, hear_close};
+    use crate::elevenlabs::refusal::{ErrorBody, classify};
+    use crate::elevenlabs::socket::{Dialect, MessageKind, Stage, hear, hear_close};
+    use crate::policy::verdict::Verdict;
 
     /// The classification of a refusal on a WebSocket: of its message, or of its close.
     fn heard(dialect: Dialect, told: &Told) -> Option<Verdict> {

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use rusqlite::{Connection, params};
 
 use super::named;
-use crate::policy::affinity::{Kind, Named, Tag};
+use crate::elevenlabs::affinity::{Kind, Named, Tag};
 use crate::policy::units::UnixMs;
 use crate::pool::{LearnedOwner, OwnerId};
 use crate::proxy::OwnershipUpdate;

@@ -4,7 +4,7 @@ use rusqlite::params;
 
 use super::sums::{ALL, rows as found};
 use super::*;
-use crate::policy::affinity::{Kind, Named};
+use crate::elevenlabs::affinity::{Kind, Named};
 use crate::pool::{OwnerId, OwnershipIndex};
 use crate::proxy::{OwnershipUpdate, RecordId};
 use crate::store::{maintenance, open, owners, schema};

@@ -1,7 +1,7 @@
 //! Tests of the stored owners of identifiers.
 
 use super::*;
-use crate::policy::affinity::{Kind, Named};
+use crate::elevenlabs::affinity::{Kind, Named};
 use crate::pool::{OwnerId, OwnershipIndex};
 use crate::proxy::OwnershipUpdate;
 

@@ -2,9 +2,6 @@
 //! without; a path that can only result from the wrong form is corrected, and every other byte of it
 //! stays.
 
-use http::Uri;
-use http::uri::PathAndQuery;
-
 /// The error in a base URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PathFix {
@@ -59,22 +56,6 @@ fn without_doubled_slash(path: &str, rest: &str) -> Option<String> {
 
 fn is_root(segment: &str) -> bool {
     ROOTS.contains(&segment)
-}
-
-/// Removes `base` (empty, or a path without a trailing slash) from the path of `target`; `None` if the
-/// path does not begin with it.
-#[must_use]
-pub fn without_base(target: &Uri, base: &str) -> Option<Uri> {
-    if base.is_empty() {
-        return None;
-    }
-    let rest = target.path_and_query()?.as_str().strip_prefix(base)?;
-    let is_whole = rest.is_empty() || rest.starts_with(['/', '?']);
-    let slash = if rest.starts_with('/') { "" } else { "/" };
-    let rest = is_whole.then(|| PathAndQuery::try_from(format!("{slash}{rest}")))?.ok()?;
-    let mut parts = target.clone().into_parts();
-    parts.path_and_query = Some(rest);
-    Uri::from_parts(parts).ok()
 }
 
 /// `v1`, `v2` and so on.
@@ -152,24 +133,6 @@ mod tests {
         check("//voices", Some(("/v1/voices", PathFix::MissingVersion)));
         check("//v1/v1/voices", Some(("/v1/voices", PathFix::DoubledVersion)));
         check("/v1//user//x", Some(("/v1/user//x", PathFix::DoubledSlash)));
-    }
-
-    #[track_caller]
-    fn check_base(target: &str, expected: Option<&str>) {
-        let rest = without_base(&target.parse().unwrap(), "/eleven/labs");
-        assert_eq!(rest.map(|rest| rest.to_string()).as_deref(), expected);
-    }
-
-    #[test]
-    fn a_base_path_is_taken_away_as_a_whole() {
-        check_base("/eleven/labs/v1/voices?a=%20&a", Some("/v1/voices?a=%20&a"));
-        check_base("/eleven/labs", Some("/"));
-        check_base("/eleven/labs?a=1", Some("/?a=1"));
-        check_base("http://localhost/eleven/labs/livez", Some("http://localhost/livez"));
-        for other in ["/eleven/labsx", "/v1/voices", "/eleven", "/x/eleven/labs/v1", "*"] {
-            check_base(other, None);
-        }
-        assert_eq!(without_base(&"/v1".parse().unwrap(), ""), None);
     }
 
     #[test]

@@ -3,28 +3,28 @@
 
 /// A literal path segment of the API, by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(in crate::policy) struct Literal(u8);
+pub(in crate::elevenlabs) struct Literal(u8);
 
 impl Literal {
     /// Number of literals.
-    pub(in crate::policy) const COUNT: usize = LITERALS.len();
+    pub(in crate::elevenlabs) const COUNT: usize = LITERALS.len();
 
     /// The literal that `segment` is, in upper or lower case.
-    pub(in crate::policy) fn of(segment: &str) -> Option<Self> {
+    pub(in crate::elevenlabs) fn of(segment: &str) -> Option<Self> {
         if segment.is_ascii() { find(segment) } else { find(&segment.to_lowercase()) }
     }
 
     /// The segment in lower case.
-    pub(in crate::policy) fn text(self) -> &'static str {
+    pub(in crate::elevenlabs) fn text(self) -> &'static str {
         LITERALS[usize::from(self.0)]
     }
 
     /// Its number, below [`COUNT`](Self::COUNT) and 255.
-    pub(in crate::policy) fn number(self) -> u8 {
+    pub(in crate::elevenlabs) fn number(self) -> u8 {
         self.0
     }
 
-    pub(in crate::policy) fn of_number(number: u8) -> Option<Self> {
+    pub(in crate::elevenlabs) fn of_number(number: u8) -> Option<Self> {
         (usize::from(number) < Self::COUNT).then_some(Self(number))
     }
 }
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn the_words_are_sorted_for_whoever_reads_them() {
+    fn the_literals_are_sorted() {
         assert!(LITERALS.is_sorted_by(|a, b| a < b));
     }
 }

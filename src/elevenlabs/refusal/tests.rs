@@ -1,5 +1,6 @@
 use super::*;
 use crate::policy::permission::Permission;
+use crate::policy::verdict::{Shortfall, Subject};
 
 const QUOTA: &str = "This request exceeds your quota of 10000. You have 0 credits remaining, while 43 credits are required for this request.";
 const CAP: &str = "This request exceeds your API key (production) quota of 5. You have 5 credits remaining, while 1727 credits are required for this request.";

@@ -10,12 +10,13 @@ mod words;
 
 use http::Method;
 
-use super::charge::Billing;
 use super::normalize_path::is_version;
-use super::path::{Ambiguous, Path, Segment, Segments};
-use super::permission::Permission;
-use super::replay::Effect;
+use super::segments::{Segment, Segments};
 use super::socket::Dialect;
+use crate::policy::charge::Billing;
+use crate::policy::path::{Ambiguous, Path};
+use crate::policy::permission::Permission;
+use crate::policy::replay::Effect;
 pub use route::Route;
 pub(super) use words::Literal;
 
@@ -117,13 +118,13 @@ pub enum Access {
 ///
 /// When the path is ambiguous.
 pub fn lookup(method: &Method, path: &str) -> Result<Endpoint, Ambiguous> {
-    Ok(Endpoint::of(method, &Path::read(path)?.words()))
+    Ok(Endpoint::of(method, &Segments::of_path(&Path::read(path)?)))
 }
 
 /// The protocol of a WebSocket at this path; `None` when the path is ambiguous.
 #[must_use]
 pub fn socket_at(path: &str) -> Option<Dialect> {
-    Some(dialect(&Path::read(path).ok()?.words()))
+    Some(dialect(&Segments::of_path(&Path::read(path).ok()?)))
 }
 
 impl Endpoint {
@@ -238,18 +239,6 @@ fn access(rest: &[&str]) -> Access {
         }
         _ => Access::Open,
     }
-}
-
-/// Whether `path`, as received, is `prefix` or below it. A segment `{id}` of the prefix matches any
-/// segment.
-#[must_use]
-pub fn is_within(path: &str, prefix: &str) -> bool {
-    let Ok(path) = Path::read(path) else { return false };
-    // Prefixes are plain, and the root is the empty prefix.
-    let (path, prefix) = (path.words(), Segments::of(prefix));
-    let is_it =
-        |wanted: &str, found: &Segment<'_>| wanted == "{id}" || wanted.eq_ignore_ascii_case(found.text());
-    path.len() >= prefix.len() && prefix.iter().zip(&*path).all(|(wanted, found)| is_it(wanted.text(), found))
 }
 
 #[cfg(test)]
@@ -399,7 +388,7 @@ mod tests {
             ("/v1/translation/realtime", Billing::Unlisted),
             ("/runCase", Billing::Unlisted),
         ] {
-            assert_eq!(Endpoint::of_socket(&Path::read(path).unwrap().words()).billing, expected, "{path}");
+            assert_eq!(Endpoint::of_socket(&Segments::of(path)).billing, expected, "{path}");
         }
     }
 
@@ -516,28 +505,13 @@ mod tests {
             ("/v1/something/new", Dialect::Unknown, Metering::Credits),
             ("/runCase", Dialect::Foreign, Metering::Free),
         ] {
-            let endpoint = Endpoint::of_socket(&Path::read(path).unwrap().words());
+            let endpoint = Endpoint::of_socket(&Segments::of(path));
             assert_eq!(socket_at(path), Some(dialect));
             assert_eq!((endpoint.socket, endpoint.metering), (Some(dialect), metering), "{path}");
             assert_eq!(lookup(&Method::GET, path).unwrap().socket, None);
         }
-        let words = Path::read("/v1/service-accounts").unwrap();
-        assert!(matches!(Endpoint::of_socket(&words.words()).access, Access::Denied(_)));
-    }
-
-    #[test]
-    fn a_path_is_within_a_prefix_by_whole_segments() {
-        for (path, prefix, expected) in [
-            ("/v1/voices", "/v1/voices", true),
-            ("/v1/Voices/x/", "/v1/voices", true),
-            ("/v1/voices/x/samples", "/v1/voices/{id}/samples", true),
-            ("/v1/voicesx", "/v1/voices", false),
-            ("/v1", "/v1/voices", false),
-            ("/v1/voices", "", true),
-            ("/v1/voices/..;/user", "/v1/voices", false),
-        ] {
-            assert_eq!(is_within(path, prefix), expected, "{path} {prefix}");
-        }
+        let segments = Segments::of("/v1/service-accounts");
+        assert!(matches!(Endpoint::of_socket(&segments).access, Access::Denied(_)));
     }
 
     #[test]

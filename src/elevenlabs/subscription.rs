@@ -5,9 +5,9 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::budget::{Extension, Quota};
 use super::plan::Capabilities;
-use super::units::UnixMs;
+use crate::policy::budget::{Extension, Quota};
+use crate::policy::units::UnixMs;
 
 /// The parsed subscription of a workspace.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,9 +3,9 @@
 //! Plan names are free texts of the provider (`tier`), and new ones appear: an unknown plan counts as
 //! unrestricted until a refusal proves otherwise.
 
-use super::classify::{Subject, Verdict};
 use super::features::RequestFeatures;
 use super::models::Models;
+use crate::policy::verdict::{Subject, Verdict};
 
 /// The features of a workspace in its subscription, besides credits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,7 +90,7 @@ fn tier_of_format(format: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::endpoint::Route;
+    use crate::elevenlabs::endpoint::Route;
     use crate::policy::replay::Effect;
 
     fn features(path: &str, format: Option<&str>, characters: Option<u64>) -> RequestFeatures {

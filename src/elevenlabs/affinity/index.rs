@@ -9,8 +9,8 @@ use super::Yields;
 use super::fields::{Field, Fields};
 use super::kind::{Kind, Named};
 use super::table::{ACCOUNT_READS, CURSORS, Made, ResourceRow, rows};
-use crate::policy::endpoint::{Literal, Route};
-use crate::policy::path::Segment;
+use crate::elevenlabs::endpoint::{Literal, Route};
+use crate::elevenlabs::segments::Segment;
 
 static INDEX: LazyLock<Index> = LazyLock::new(Index::new);
 

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use super::words::Literal;
-use crate::policy::normalize_path::is_version;
-use crate::policy::path::{Segment, Segments};
+use crate::elevenlabs::normalize_path::is_version;
+use crate::elevenlabs::segments::{Segment, Segments};
 
 /// Maximum number of segments; deeper paths are cut, because a label must stay short whatever a client
 /// sends.
@@ -25,7 +25,7 @@ pub struct Route {
 const IDENTIFIER: u8 = u8::MAX;
 
 impl Route {
-    pub(in crate::policy) fn of(words: &[Segment<'_>]) -> Self {
+    pub(in crate::elevenlabs) fn of(words: &[Segment<'_>]) -> Self {
         let mut codes = [0; SEGMENTS_MAX];
         for (code, word) in codes.iter_mut().zip(words) {
             *code = word.literal().map_or(IDENTIFIER, Literal::number);
@@ -52,12 +52,12 @@ impl Route {
     }
 
     /// The segments that identify the route, whatever its version. `None` for a path that was cut.
-    pub(in crate::policy) fn behind_version(&self) -> Option<&[u8]> {
+    pub(in crate::elevenlabs) fn behind_version(&self) -> Option<&[u8]> {
         (!self.is_longer()).then_some(self.rest())
     }
 
     /// The first literal after the version.
-    pub(in crate::policy) fn root(&self) -> Option<Literal> {
+    pub(in crate::elevenlabs) fn root(&self) -> Option<Literal> {
         self.rest().first().and_then(|code| Literal::of_number(*code))
     }
 

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::affinity::Tag;
-use super::classify::{Refusal, Subject, Verdict};
 use super::endpoint::Route;
 use super::models::Models;
-use super::permission::Permission;
-use super::replay::Effect;
+use crate::policy::permission::Permission;
+use crate::policy::replay::Effect;
+use crate::policy::verdict::{Refusal, Subject, Verdict};
 
 /// What a request needs, as far as plans or permissions may differ in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -217,8 +217,8 @@ impl fmt::Display for Limit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::affinity::{Kind, Named};
-    use crate::policy::classify::Shortfall;
+    use crate::elevenlabs::affinity::{Kind, Named};
+    use crate::policy::verdict::Shortfall;
 
     fn speech() -> RequestFeatures {
         RequestFeatures {

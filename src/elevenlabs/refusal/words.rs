@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use super::{ErrorBody, Refusal, Shortfall, Subject, Verdict};
+use super::ErrorBody;
 use crate::policy::permission::Permission;
+use crate::policy::verdict::{Refusal, Shortfall, Subject, Verdict};
 
 /// The meaning of the body's words, most specific first; `None` when none is known.
 pub(super) fn verdict(

@@ -5,7 +5,8 @@
 use serde_json::{Map, Value};
 
 use super::Dialect;
-use crate::policy::classify::{ErrorBody, Refusal, Verdict, in_band};
+use crate::elevenlabs::refusal::{ErrorBody, in_band};
+use crate::policy::verdict::{Refusal, Verdict};
 
 /// The meaning of a message or close frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

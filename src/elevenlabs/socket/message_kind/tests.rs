@@ -1,6 +1,7 @@
 use super::*;
-use crate::policy::classify::{Shortfall, Subject, classify, codes};
+use crate::elevenlabs::refusal::{classify, codes};
 use crate::policy::permission::Permission;
+use crate::policy::verdict::{Shortfall, Subject};
 use http::StatusCode;
 use serde_json::json;
 

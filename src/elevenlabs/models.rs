@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::concurrency_group::ConcurrencyGroup;
+use crate::policy::concurrency_group::ConcurrencyGroup;
 
 /// Prices are in millionths of a credit per character, so that they multiply without rounding.
 const MICRO: u64 = 1_000_000;

@@ -16,9 +16,10 @@ use std::sync::LazyLock;
 use http::{HeaderMap, Method};
 
 use super::endpoint::Route;
-use super::headers::decode;
 use super::normalize_path::is_version;
-use super::path::{Path, Segment, Segments};
+use crate::elevenlabs::segments::{Segment, Segments};
+use crate::policy::headers::decode;
+use crate::policy::path::Path;
 use fields::Fields;
 use index::index;
 pub use kind::{Class, Keeping, Kind, Named, Tag};
@@ -39,7 +40,7 @@ impl Names {
     /// ambiguous path, because such a request is refused.
     #[must_use]
     pub fn of(path: &str, query: Option<&str>) -> Self {
-        Path::read(path).map(|path| Self::of_words(&path.words(), query)).unwrap_or_default()
+        Path::read(path).map(|path| Self::of_words(&Segments::of_path(&path), query)).unwrap_or_default()
     }
 
     /// The same, by the segments of its path.
@@ -138,7 +139,7 @@ pub fn is_speech(route: &Route) -> bool {
 pub fn in_answer(method: &Method, route: &Route, path: &str, document: &[u8]) -> Vec<Named> {
     // Only requests with an unambiguous path get a response.
     let Ok(path) = Path::read(path) else { return Vec::new() };
-    let words = path.words();
+    let words = Segments::of_path(&path);
     let list = without_version(&words);
     let Some(fields) = index().of_answer(method, route) else { return Vec::new() };
     fields::find(document, fields, |kind, value| {

@@ -12,10 +12,10 @@ use http::StatusCode;
 use super::ErrorBody;
 
 /// A status with its type and its codes.
-pub(in crate::policy) struct Row {
-    pub(in crate::policy) status: u16,
-    pub(in crate::policy) kind: &'static str,
-    pub(in crate::policy) codes: &'static [&'static str],
+pub(in crate::elevenlabs) struct Row {
+    pub(in crate::elevenlabs) status: u16,
+    pub(in crate::elevenlabs) kind: &'static str,
+    pub(in crate::elevenlabs) codes: &'static [&'static str],
 }
 
 const fn row(status: u16, kind: &'static str, codes: &'static [&'static str]) -> Row {
@@ -24,7 +24,7 @@ const fn row(status: u16, kind: &'static str, codes: &'static [&'static str]) ->
 
 /// Codes of HTTP.
 #[rustfmt::skip] // one row of the documentation to a line or two
-pub(in crate::policy) const DOCUMENTED: &[Row] = &[
+pub(in crate::elevenlabs) const DOCUMENTED: &[Row] = &[
     row(400, "validation_error", &["text_too_long", "text_too_short", "invalid_text", "empty_text", "invalid_parameters",
         "missing_required_field", "invalid_voice_settings", "invalid_voice_id", "unsupported_model", "invalid_audio",
         "invalid_audio_format", "invalid_output_format", "audio_too_long", "audio_too_short", "invalid_file_type",
@@ -47,7 +47,7 @@ pub(in crate::policy) const DOCUMENTED: &[Row] = &[
 
 /// Older codes of HTTP, which appear in `status` or `error`.
 #[rustfmt::skip]
-pub(in crate::policy) const OLDER: &[Row] = &[
+pub(in crate::elevenlabs) const OLDER: &[Row] = &[
     row(400, "", &["max_character_limit_exceeded", "free_users_not_allowed", "voice_limit_reached",
         "invalid_workspace_type", "can_not_use_instant_voice_cloning", "voice_does_not_exist", "invalid_uid"]),
     row(401, "", &["quota_exceeded", "missing_permissions", "needs_authorization", "detected_unusual_activity",
@@ -59,7 +59,7 @@ pub(in crate::policy) const OLDER: &[Row] = &[
 
 /// Codes of WebSockets.
 #[rustfmt::skip]
-pub(in crate::policy) const OF_SOCKETS: &[Row] = &[
+pub(in crate::elevenlabs) const OF_SOCKETS: &[Row] = &[
     row(400, "", &["input_error", "commit_throttled", "session_time_limit_exceeded", "chunk_size_exceeded",
         "insufficient_audio_activity", "max_active_conversations", "input_timeout_exceeded"]),
     row(401, "", &["auth_error", "authentication_required"]),
