@@ -185,7 +185,7 @@ impl AppConfig {
                 response_grace: min_rate::GRACE,
                 max_request_headers_size: server.max_request_headers_size,
                 max_connections: server.max_connections,
-                rest_after: server::REST_AFTER,
+                idle_after: server::IDLE_AFTER,
             },
             drain_idle_timeout: server.drain_idle_timeout,
             workers: server.workers,
