@@ -33,7 +33,7 @@ impl ConcurrencyGroup {
     #[must_use]
     pub fn extra(n: usize) -> Option<Self> {
         let number = u8::try_from(n).ok()?.checked_add(FIRST_EXTRA)?;
-        (usize::from(number) < Self::COUNT).then_some(Self::of_number(number))
+        (usize::from(number) < Self::COUNT).then(|| Self::of_number(number))
     }
 
     /// The group of a model, by its name.

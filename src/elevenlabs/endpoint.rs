@@ -505,7 +505,8 @@ mod tests {
             ("/v1/something/new", Dialect::Unknown, Metering::Credits),
             ("/runCase", Dialect::Foreign, Metering::Free),
         ] {
-            let endpoint = Endpoint::of_socket(&Segments::of(path));
+            let decoded = Path::read(path).unwrap();
+            let endpoint = Endpoint::of_socket(&Segments::of_path(&decoded));
             assert_eq!(socket_at(path), Some(dialect));
             assert_eq!((endpoint.socket, endpoint.metering), (Some(dialect), metering), "{path}");
             assert_eq!(lookup(&Method::GET, path).unwrap().socket, None);
