@@ -97,21 +97,36 @@ pub enum Form {
 
 pub(super) const NO_WORDS: Words = Words { codes: &[], begins: &[], has: &[] };
 
-/// A row without conditions, from which the others are made.
-pub(super) const ROW: RefusalRow = RefusalRow {
-    statuses: Statuses::Any,
-    any: NO_WORDS,
-    and: NO_WORDS,
-    without: NO_WORDS,
-    meaning: Meaning::RequestError,
-    examples: &[],
-};
+pub(super) const fn codes(codes: &'static [&'static str]) -> Words {
+    Words { codes, ..NO_WORDS }
+}
+
+pub(super) const fn begins(begins: &'static [&'static str]) -> Words {
+    Words { begins, ..NO_WORDS }
+}
+
+pub(super) const fn has(has: &'static [&'static str]) -> Words {
+    Words { has, ..NO_WORDS }
+}
+
+/// A row for bodies with any of these words.
+pub(super) const fn row(any: Words, meaning: Meaning) -> RefusalRow {
+    RefusalRow { statuses: Statuses::Any, any, and: NO_WORDS, without: NO_WORDS, meaning, examples: &[] }
+}
 
 pub(super) const fn example(name: &'static str, status: u16, body: Form, message: &'static str) -> Example {
     Example { name, status, body, message }
 }
 
 impl Words {
+    pub(super) const fn or_begins(self, begins: &'static [&'static str]) -> Self {
+        Self { begins, ..self }
+    }
+
+    pub(super) const fn or_has(self, has: &'static [&'static str]) -> Self {
+        Self { has, ..self }
+    }
+
     fn are_none(&self) -> bool {
         self.codes.is_empty() && self.begins.is_empty() && self.has.is_empty()
     }
@@ -132,6 +147,26 @@ fn has_code(body: &ErrorBody, code: &str) -> bool {
 }
 
 impl RefusalRow {
+    pub(super) const fn only(self, statuses: &'static [u16]) -> Self {
+        Self { statuses: Statuses::Only(statuses), ..self }
+    }
+
+    pub(super) const fn except(self, statuses: &'static [u16]) -> Self {
+        Self { statuses: Statuses::Except(statuses), ..self }
+    }
+
+    pub(super) const fn and(self, and: Words) -> Self {
+        Self { and, ..self }
+    }
+
+    pub(super) const fn without(self, without: Words) -> Self {
+        Self { without, ..self }
+    }
+
+    pub(super) const fn examples(self, examples: &'static [Example]) -> Self {
+        Self { examples, ..self }
+    }
+
     /// The verdict of this row, if the response matches it.
     pub(super) fn verdict(
         &self,

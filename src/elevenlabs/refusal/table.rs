@@ -15,7 +15,7 @@ use http::StatusCode;
 
 use super::ErrorBody;
 use super::row::{
-    Example, Form, MISSING_PERMISSION, Meaning, NO_WORDS, ROW, RefusalRow, Statuses, Words, example,
+    Example, Form, MISSING_PERMISSION, Meaning, NO_WORDS, RefusalRow, Words, begins, codes, example, has, row,
 };
 use crate::policy::verdict::{Subject, Verdict};
 
@@ -43,235 +43,157 @@ const LIBRARY: &str =
     "Free users cannot use library voices via the API. Please upgrade your subscription to use this voice.";
 
 /// Words for the voices or other objects of a workspace, of which a plan has a maximum number.
-const SLOTS: Words = Words {
-    has: &[
-        "slot",
-        "custom voice",
-        "voice limit",
-        "number of voices",
-        "amount of voices",
-        "maximum amount of",
-    ],
-    ..NO_WORDS
-};
+const SLOTS: Words = has(&[
+    "slot",
+    "custom voice",
+    "voice limit",
+    "number of voices",
+    "amount of voices",
+    "maximum amount of",
+]);
 /// Credits that are used up.
-const QUOTA: Words = Words {
-    codes: &["quota_exceeded", "insufficient_credits"],
-    begins: &[
-        "this request exceeds your quota",
-        "you have exceeded your quota",
-        "you do not have enough credits",
-    ],
-    has: &[],
-};
-const PAYMENT_REQUIRED: Words = Words { codes: &["payment_required"], ..NO_WORDS };
-const PAY: Words = Words { has: &["pay"], ..NO_WORDS };
-const A_PLAN: Words = Words {
-    has: &["plan", "upgrade", "subscri", "tier", "feature", "librar", "free user", "paid user"],
-    ..NO_WORDS
-};
+const QUOTA: Words = codes(&["quota_exceeded", "insufficient_credits"]).or_begins(&[
+    "this request exceeds your quota",
+    "you have exceeded your quota",
+    "you do not have enough credits",
+]);
+const PAYMENT_REQUIRED: Words = codes(&["payment_required"]);
+const PAY: Words = has(&["pay"]);
+const A_PLAN: Words =
+    has(&["plan", "upgrade", "subscri", "tier", "feature", "librar", "free user", "paid user"]);
 
 #[rustfmt::skip] // one condition to a line, one example to two
 static ROWS: &[RefusalRow] = &[
     // Credits of the key's own cap, or of the workspace.
-    RefusalRow {
-        any: Words { begins: &["this request exceeds your api key"], ..NO_WORDS },
-        meaning: Meaning::KeyQuota,
-        examples: &[example("key_cap_words", 401, Form::Legacy("quota_exceeded"),
-            "This request exceeds your API key (production) quota of {limit}.")],
-        ..ROW
-    },
+    row(begins(&["this request exceeds your api key"]), Meaning::KeyQuota)
+        .examples(&[
+            example("key_cap_words", 401, Form::Legacy("quota_exceeded"),
+                "This request exceeds your API key (production) quota of {limit}."),
+        ]),
     // A quota of something other than credits: the account can serve every other request.
-    RefusalRow {
-        any: QUOTA,
-        and: SLOTS,
-        meaning: Meaning::SlotsWithoutFigures,
-        examples: &[example("quota_slots", 401, Form::Typed(["invalid_request", "quota_exceeded", "quota_exceeded"]),
-            "You have reached your quota of custom voices ({bound} / {bound}). Please delete a voice or upgrade your subscription.")],
-        ..ROW
-    },
-    RefusalRow {
-        any: QUOTA,
-        meaning: Meaning::WorkspaceQuota,
-        examples: &[
+    row(QUOTA, Meaning::SlotsWithoutFigures)
+        .and(SLOTS)
+        .examples(&[
+            example("quota_slots", 401, Form::Typed(["invalid_request", "quota_exceeded", "quota_exceeded"]),
+                "You have reached your quota of custom voices ({bound} / {bound}). Please delete a voice or upgrade your subscription."),
+        ]),
+    row(QUOTA, Meaning::WorkspaceQuota)
+        .examples(&[
             example("quota_short", 401, Form::Typed(["invalid_request", "quota_exceeded", "quota_exceeded"]),
                 "This request exceeds your quota of {limit}. You have {short} credits remaining, while {more} credits are required for this request."),
             example("quota_words", 401, Form::Legacy("quota_exceeded"), "This request exceeds your quota."),
             // Yaroslavlazarenko/elevenlabs-proxy: the two figures with 402.
             example("quota_402", 402, Form::Typed(["payment_required", "quota_exceeded", "quota_exceeded"]),
                 "This request exceeds your quota of {limit}. You have {remaining} credits remaining, while {needed} credits are required for this request."),
-        ],
-        ..ROW
-    },
+        ]),
 
     // Too many requests at once, or in a span of time.
-    RefusalRow {
-        any: Words {
-            codes: &["too_many_concurrent_requests", "concurrent_limit_exceeded"],
-            begins: &["too many concurrent requests"],
-            has: &[],
-        },
-        meaning: Meaning::Concurrency,
-        examples: &[example("concurrency_words", 429, Form::Legacy("too_many_concurrent_requests"),
-            "Too many concurrent requests.")],
-        ..ROW
-    },
-    RefusalRow {
-        any: Words {
-            codes: &["system_busy"],
-            begins: &["our services are experiencing high levels of traffic"],
-            has: &[],
-        },
-        meaning: Meaning::Busy,
-        examples: &[example("busy_words", 429, Form::Legacy("system_busy"),
-            "Our services are experiencing high levels of traffic.")],
-        ..ROW
-    },
-    RefusalRow {
-        any: Words {
-            codes: &["rate_limit_exceeded", "rate_limited", "too_many_requests"],
-            begins: &["too many requests", "rate limit"],
-            has: &[],
-        },
-        meaning: Meaning::RateLimited,
-        examples: &[example("rate_limit_words", 429, Form::Legacy("too_many_requests"), "Too many requests.")],
-        ..ROW
-    },
+    row(codes(&["too_many_concurrent_requests", "concurrent_limit_exceeded"])
+            .or_begins(&["too many concurrent requests"]), Meaning::Concurrency)
+        .examples(&[
+            example("concurrency_words", 429, Form::Legacy("too_many_concurrent_requests"),
+                "Too many concurrent requests."),
+        ]),
+    row(codes(&["system_busy"])
+            .or_begins(&["our services are experiencing high levels of traffic"]), Meaning::Busy)
+        .examples(&[
+            example("busy_words", 429, Form::Legacy("system_busy"),
+                "Our services are experiencing high levels of traffic."),
+        ]),
+    row(codes(&["rate_limit_exceeded", "rate_limited", "too_many_requests"])
+            .or_begins(&["too many requests", "rate limit"]), Meaning::RateLimited)
+        .examples(&[
+            example("rate_limit_words", 429, Form::Legacy("too_many_requests"), "Too many requests."),
+        ]),
 
     // The key. This message begins with "Invalid API key", but is about the host. The text:
     // elevenlabs-mcp#72, and as the reason of a close dograh#269.
-    RefusalRow {
-        any: Words { has: &["data residency", "calling the correct api url"], ..NO_WORDS },
-        meaning: Meaning::WrongHost,
-        examples: &[example("wrong_host", 401, Form::Typed(["authentication_error", "unauthorized", "invalid_api_key"]),
-            "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.")],
-        ..ROW
-    },
-    RefusalRow {
-        any: Words {
-            codes: &["missing_permissions", "insufficient_permissions"],
-            begins: &[],
-            has: &[MISSING_PERMISSION],
-        },
-        meaning: Meaning::MissingPermission,
-        examples: &[example("missing_permissions_403", 403, Form::Typed(["authorization_error", "insufficient_permissions", "missing_permissions"]),
-            "The API key you used is missing the permission text_to_speech to execute this operation.")],
-        ..ROW
-    },
-    RefusalRow {
-        any: Words { codes: &["invalid_api_key"], begins: &["invalid api key"], has: &[] },
-        meaning: Meaning::InvalidKey,
-        examples: &[example("invalid_words", 401, Form::Legacy("invalid_api_key"), "Invalid API key")],
-        ..ROW
-    },
+    row(has(&["data residency", "calling the correct api url"]), Meaning::WrongHost)
+        .examples(&[
+            example("wrong_host", 401, Form::Typed(["authentication_error", "unauthorized", "invalid_api_key"]),
+                "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL."),
+        ]),
+    row(codes(&["missing_permissions", "insufficient_permissions"])
+            .or_has(&[MISSING_PERMISSION]), Meaning::MissingPermission)
+        .examples(&[
+            example("missing_permissions_403", 403, Form::Typed(["authorization_error", "insufficient_permissions", "missing_permissions"]),
+                "The API key you used is missing the permission text_to_speech to execute this operation."),
+        ]),
+    row(codes(&["invalid_api_key"])
+            .or_begins(&["invalid api key"]), Meaning::InvalidKey)
+        .examples(&[
+            example("invalid_words", 401, Form::Legacy("invalid_api_key"), "Invalid API key"),
+        ]),
     // The form of live transcription, captured with a bad key. The code alone is ambiguous: a key without
     // the permission gets it, too.
-    RefusalRow {
-        any: Words { codes: &["auth_error"], ..NO_WORDS },
-        and: Words { begins: &[NOT_AUTHENTICATED], ..NO_WORDS },
-        meaning: Meaning::InvalidKey,
-        examples: &[example("auth_error", 401, Form::Unwrapped("auth_error"),
-            "You must be authenticated to use this endpoint.")],
-        ..ROW
-    },
+    row(codes(&["auth_error"]), Meaning::InvalidKey)
+        .and(begins(&[NOT_AUTHENTICATED]))
+        .examples(&[
+            example("auth_error", 401, Form::Unwrapped("auth_error"),
+                "You must be authenticated to use this endpoint."),
+        ]),
 
     // The account of the key: suspected of abuse, or unpaid.
-    RefusalRow {
-        any: Words {
-            codes: &["detected_unusual_activity"],
-            begins: &["unusual activity detected"],
-            has: &[],
-        },
-        meaning: Meaning::Abuse,
-        examples: &[example("unusual_activity_words", 401, Form::Bare,
-            "Unusual activity detected. Free Tier usage disabled.")],
-        ..ROW
-    },
-    RefusalRow {
-        any: Words {
-            codes: &["payment_issue", "unaccepted_terms"],
-            begins: &[],
-            has: &["failed or incomplete payment"],
-        },
-        meaning: Meaning::Billing,
-        examples: &[example("payment_issue_words", 401, Form::Bare,
-            "Your subscription has a failed or incomplete payment. Complete the latest invoice to continue usage.")],
-        ..ROW
-    },
+    row(codes(&["detected_unusual_activity"])
+            .or_begins(&["unusual activity detected"]), Meaning::Abuse)
+        .examples(&[
+            example("unusual_activity_words", 401, Form::Bare,
+                "Unusual activity detected. Free Tier usage disabled."),
+        ]),
+    row(codes(&["payment_issue", "unaccepted_terms"])
+            .or_has(&["failed or incomplete payment"]), Meaning::Billing)
+        .examples(&[
+            example("payment_issue_words", 401, Form::Bare,
+                "Your subscription has a failed or incomplete payment. Complete the latest invoice to continue usage."),
+        ]),
 
     // A limit of the plan. `voice_limit_reached` with a 400: mulmocast-app#1466.
-    RefusalRow {
-        any: Words { codes: &["*_limit_reached"], ..NO_WORDS },
-        meaning: Meaning::Slots,
-        examples: &[example("voice_limit_reached", 400, Form::Legacy("voice_limit_reached"),
-            "You have reached your maximum amount of custom voices ({bound} / {bound}). You can upgrade your subscription to increase your custom voice limit.")],
-        ..ROW
-    },
-    RefusalRow {
-        any: Words { begins: &["you have reached your "], ..NO_WORDS },
-        and: SLOTS,
-        meaning: Meaning::Slots,
-        examples: &[example("voice_limit_words", 400, Form::Bare,
-            "You have reached your maximum amount of custom voices ({bound} / {bound}).")],
-        ..ROW
-    },
+    row(codes(&["*_limit_reached"]), Meaning::Slots)
+        .examples(&[
+            example("voice_limit_reached", 400, Form::Legacy("voice_limit_reached"),
+                "You have reached your maximum amount of custom voices ({bound} / {bound}). You can upgrade your subscription to increase your custom voice limit."),
+        ]),
+    row(begins(&["you have reached your "]), Meaning::Slots)
+        .and(SLOTS)
+        .examples(&[
+            example("voice_limit_words", 400, Form::Bare,
+                "You have reached your maximum amount of custom voices ({bound} / {bound})."),
+        ]),
     // Free and paid accounts have different limits (elevenlabs-python#107).
-    RefusalRow {
-        any: Words {
-            codes: &["max_character_limit_exceeded", "text_too_long"],
-            begins: &[],
-            has: &["exceeds the character limit"],
-        },
-        meaning: Meaning::PlanFeature(Some(Subject::TextLength)),
-        examples: &[example("max_character_limit_exceeded", 400, Form::Legacy("max_character_limit_exceeded"),
-            "This request's text has {needed} characters and exceeds the character limit of {exceeded} characters for your subscription.")],
-        ..ROW
-    },
+    row(codes(&["max_character_limit_exceeded", "text_too_long"])
+            .or_has(&["exceeds the character limit"]), Meaning::PlanFeature(Some(Subject::TextLength)))
+        .examples(&[
+            example("max_character_limit_exceeded", 400, Form::Legacy("max_character_limit_exceeded"),
+                "This request's text has {needed} characters and exceeds the character limit of {exceeded} characters for your subscription."),
+        ]),
     // elevenlabs-js#233.
-    RefusalRow {
-        any: Words {
-            codes: &["workspace_access_denied", "invalid_workspace_type"],
-            begins: &["you do not have access to this workspace", "operation not supported on legacy workspace"],
-            has: &[],
-        },
-        meaning: Meaning::PlanFeature(Some(Subject::Endpoint)),
-        examples: &[example("invalid_workspace_type", 400, Form::Legacy("invalid_workspace_type"),
-            "Operation not supported on legacy workspace")],
-        ..ROW
-    },
+    row(codes(&["workspace_access_denied", "invalid_workspace_type"])
+            .or_begins(&["you do not have access to this workspace", "operation not supported on legacy workspace"]), Meaning::PlanFeature(Some(Subject::Endpoint)))
+        .examples(&[
+            example("invalid_workspace_type", 400, Form::Legacy("invalid_workspace_type"),
+                "Operation not supported on legacy workspace"),
+        ]),
 
     // A feature that the plan lacks.
-    RefusalRow {
-        any: Words { codes: &["voice_access_denied"], ..NO_WORDS },
-        meaning: Meaning::PlanFeature(Some(Subject::Voice)),
-        examples: &[example("voice_access_denied", 403, Form::Typed(["authorization_error", "voice_access_denied", "voice_access_denied"]),
-            "You do not have access to this voice.")],
-        ..ROW
-    },
-    RefusalRow {
-        any: Words { codes: &["model_access_denied"], ..NO_WORDS },
-        meaning: Meaning::PlanFeature(Some(Subject::Model)),
-        examples: &[example("model_access_denied", 403, Form::Typed(["authorization_error", "model_access_denied", "model_access_denied"]),
-            "You do not have access to the model '{model}'. Please upgrade your subscription.")],
-        ..ROW
-    },
-    RefusalRow {
-        any: Words { codes: &["output_format_not_allowed"], ..NO_WORDS },
-        meaning: Meaning::PlanFeature(Some(Subject::OutputFormat)),
-        examples: &[example("output_format_not_allowed", 403, Form::Typed(["authorization_error", "subscription_required", "output_format_not_allowed"]),
-            "Output format '{format}' is only available on the {plan} tier and above.")],
-        ..ROW
-    },
+    row(codes(&["voice_access_denied"]), Meaning::PlanFeature(Some(Subject::Voice)))
+        .examples(&[
+            example("voice_access_denied", 403, Form::Typed(["authorization_error", "voice_access_denied", "voice_access_denied"]),
+                "You do not have access to this voice."),
+        ]),
+    row(codes(&["model_access_denied"]), Meaning::PlanFeature(Some(Subject::Model)))
+        .examples(&[
+            example("model_access_denied", 403, Form::Typed(["authorization_error", "model_access_denied", "model_access_denied"]),
+                "You do not have access to the model '{model}'. Please upgrade your subscription."),
+        ]),
+    row(codes(&["output_format_not_allowed"]), Meaning::PlanFeature(Some(Subject::OutputFormat)))
+        .examples(&[
+            example("output_format_not_allowed", 403, Form::Typed(["authorization_error", "subscription_required", "output_format_not_allowed"]),
+                "Output format '{format}' is only available on the {plan} tier and above."),
+        ]),
     // A client error of any status may contain these: 400 and 401 are the older forms.
-    RefusalRow {
-        statuses: Statuses::Except(&[404]),
-        any: Words {
-            codes: &["paid_plan_required", "subscription_required", "feature_not_available",
-                "free_users_not_allowed", "upgrade_required", "only_for_*", "can_not_use_*"],
-            ..NO_WORDS
-        },
-        meaning: Meaning::PlanFeature(None),
-        examples: &[
+    row(codes(&["paid_plan_required", "subscription_required", "feature_not_available", "free_users_not_allowed", "upgrade_required", "only_for_*", "can_not_use_*"]), Meaning::PlanFeature(None))
+        .except(&[404])
+        .examples(&[
             // dograh#290 of May 2026 has this one's `status`.
             example("library_voice", 402, Form::Typed(["payment_required", "paid_plan_required", "payment_required"]), LIBRARY),
             example("free_users_not_allowed", 400, Form::Legacy("free_users_not_allowed"),
@@ -289,75 +211,51 @@ static ROWS: &[RefusalRow] = &[
                 "Your subscription has no access to use instant voice cloning, please upgrade."),
             example("professional_cloning_not_allowed", 403, Form::Typed(["authorization_error", "subscription_required", "can_not_use_professional_voice_cloning"]),
                 "Your subscription does not include professional voice cloning. Please upgrade your plan."),
-        ],
-        ..ROW
-    },
+        ]),
     // Sources: captured responses; the refusals of plans that public issues quote. Refusals for concurrency
     // and for used-up credits also advise to upgrade.
-    RefusalRow {
-        statuses: Statuses::Except(&[404, 429]),
-        any: Words {
-            has: &["free users cannot ", "free users can not ", "free users are not allowed ",
-                "upgrade your subscription", "upgrade your plan", "your subscription does not include ",
-                "your subscription has no access ", "not available on your ", "is only available on the ",
-                "you need to be on the ", "you do not have access to the model "],
-            ..NO_WORDS
-        },
-        without: Words { has: &["credit", "quota", "too many"], ..NO_WORDS },
-        meaning: Meaning::PlanFeature(None),
-        examples: &[
+    row(has(&["free users cannot ", "free users can not ", "free users are not allowed ", "upgrade your subscription", "upgrade your plan", "your subscription does not include ", "your subscription has no access ", "not available on your ", "is only available on the ", "you need to be on the ", "you do not have access to the model "]), Meaning::PlanFeature(None))
+        .except(&[404, 429])
+        .without(has(&["credit", "quota", "too many"]))
+        .examples(&[
             // OWASP/Nest#3859.
             example("payment_required_plan", 402, Form::Legacy("payment_required"), LIBRARY),
             example("plan_words", 403, Form::Bare, "This voice is not available on your plan."),
-        ],
-        ..ROW
-    },
+        ]),
 
     // A payment is required, for a plan or for credits. The word alone does not say which; a message about
     // a plan has been sent with all credits left (OWASP/Nest#3859).
-    RefusalRow {
-        any: PAYMENT_REQUIRED,
-        and: A_PLAN,
-        meaning: Meaning::PlanFeature(None),
-        examples: &[example("payment_required_plan_words", 402, Form::Legacy("payment_required"),
-            "Your tier lacks this feature.")],
-        ..ROW
-    },
-    RefusalRow {
-        statuses: Statuses::Only(&[402]),
-        any: PAY,
-        and: A_PLAN,
-        meaning: Meaning::PlanFeature(None),
-        examples: &[example("pay_for_plan_words", 402, Form::Bare, "You must pay for a higher tier.")],
-        ..ROW
-    },
-    RefusalRow {
-        any: PAYMENT_REQUIRED,
-        meaning: Meaning::WorkspaceQuota,
-        examples: &[example("payment_required_words", 402, Form::Legacy("payment_required"), "Payment required.")],
-        ..ROW
-    },
-    RefusalRow {
-        statuses: Statuses::Only(&[402]),
-        any: PAY,
-        meaning: Meaning::WorkspaceQuota,
-        examples: &[example("pay_words", 402, Form::Bare, "Please pay.")],
-        ..ROW
-    },
+    row(PAYMENT_REQUIRED, Meaning::PlanFeature(None))
+        .and(A_PLAN)
+        .examples(&[
+            example("payment_required_plan_words", 402, Form::Legacy("payment_required"),
+                "Your tier lacks this feature."),
+        ]),
+    row(PAY, Meaning::PlanFeature(None))
+        .only(&[402])
+        .and(A_PLAN)
+        .examples(&[
+            example("pay_for_plan_words", 402, Form::Bare, "You must pay for a higher tier."),
+        ]),
+    row(PAYMENT_REQUIRED, Meaning::WorkspaceQuota)
+        .examples(&[
+            example("payment_required_words", 402, Form::Legacy("payment_required"), "Payment required."),
+        ]),
+    row(PAY, Meaning::WorkspaceQuota)
+        .only(&[402])
+        .examples(&[
+            example("pay_words", 402, Form::Bare, "Please pay."),
+        ]),
 
     // The request: the resource it names does not exist, or the request is wrong.
-    RefusalRow {
-        any: Words { codes: &["model_not_found", "model_does_not_exist"], ..NO_WORDS },
-        meaning: Meaning::RequestError,
-        examples: &[example("model_not_found_404", 404, Form::Typed(["not_found", "model_not_found", "model_not_found"]),
-            "A model with model ID '{model}' was not found.")],
-        ..ROW
-    },
+    row(codes(&["model_not_found", "model_does_not_exist"]), Meaning::RequestError)
+        .examples(&[
+            example("model_not_found_404", 404, Form::Typed(["not_found", "model_not_found", "model_not_found"]),
+                "A model with model ID '{model}' was not found."),
+        ]),
     // In the older words: groq-voice#1, elevenlabs-python#293 and #163.
-    RefusalRow {
-        any: Words { codes: &["*_not_found", "*_does_not_exist"], ..NO_WORDS },
-        meaning: Meaning::NotFound,
-        examples: &[
+    row(codes(&["*_not_found", "*_does_not_exist"]), Meaning::NotFound)
+        .examples(&[
             example("voice_not_found_400", 400, Form::Legacy("voice_not_found"),
                 "A voice for the voice_id {subject} was not found."),
             example("voice_does_not_exist", 400, Form::Legacy("voice_does_not_exist"),
@@ -369,60 +267,43 @@ static ROWS: &[RefusalRow] = &[
             // The audio of a dubbing (OpenAPI document).
             example("dubbing_language_not_found", 404, Form::Unwrapped("dubbing_not_found"),
                 "There is no dubbing for language {subject}."),
-        ],
-        ..ROW
-    },
-    RefusalRow {
-        statuses: Statuses::Only(&[200, 400, 404]),
-        any: MISSING,
-        without: Words { has: &["url was not found"], ..NO_WORDS },
-        meaning: Meaning::NotFound,
-        examples: &[example("missing_words", 404, Form::Bare, "Voice {subject} does not exist.")],
-        ..ROW
-    },
-    RefusalRow {
-        any: Words { codes: &["not_found"], ..NO_WORDS },
-        and: MISSING,
-        without: Words { has: &["url was not found"], ..NO_WORDS },
-        meaning: Meaning::NotFound,
-        examples: &[example("not_found_403", 403, Form::Legacy("not_found"), "Voice {subject} was not found.")],
-        ..ROW
-    },
+        ]),
+    row(MISSING, Meaning::NotFound)
+        .only(&[200, 400, 404])
+        .without(has(&["url was not found"]))
+        .examples(&[
+            example("missing_words", 404, Form::Bare, "Voice {subject} does not exist."),
+        ]),
+    row(codes(&["not_found"]), Meaning::NotFound)
+        .and(MISSING)
+        .without(has(&["url was not found"]))
+        .examples(&[
+            example("not_found_403", 403, Form::Legacy("not_found"), "Voice {subject} was not found."),
+        ]),
     // Documented with 400 and with 401: an error of the client is no evidence about a key.
-    RefusalRow {
-        any: Words { codes: &["validation_error", "invalid_parameters"], ..NO_WORDS },
-        meaning: Meaning::RequestError,
-        examples: &[example("invalid_parameters", 401, Form::Typed(["validation_error", "invalid_parameters", "invalid_parameters"]),
-            "A parameter is invalid.")],
-        ..ROW
-    },
-    RefusalRow {
-        statuses: Statuses::Only(&[400]),
-        meaning: Meaning::RequestError,
-        examples: &[example("invalid_uid", 400, Form::Legacy("invalid_uid"),
-            "An invalid ID has been received: '{subject}'. Make sure to provide a correct one.")],
-        ..ROW
-    },
+    row(codes(&["validation_error", "invalid_parameters"]), Meaning::RequestError)
+        .examples(&[
+            example("invalid_parameters", 401, Form::Typed(["validation_error", "invalid_parameters", "invalid_parameters"]),
+                "A parameter is invalid."),
+        ]),
+    row(NO_WORDS, Meaning::RequestError)
+        .only(&[400])
+        .examples(&[
+            example("invalid_uid", 400, Form::Legacy("invalid_uid"),
+                "An invalid ID has been received: '{subject}'. Make sure to provide a correct one."),
+        ]),
 
     // Requests to the provider always carry a key in `xi-api-key`; a server that sees none does not judge it.
-    RefusalRow {
-        any: Words {
-            codes: &["needs_authorization", "missing_api_key", "invalid_authorization_header",
-                "authentication_required"],
-            begins: &[NOT_AUTHENTICATED],
-            has: &[],
-        },
-        meaning: Meaning::Unauthorized,
-        examples: &[example("authentication_required", 401, Form::Legacy("authentication_required"),
-            "You must be authenticated.")],
-        ..ROW
-    },
+    row(codes(&["needs_authorization", "missing_api_key", "invalid_authorization_header", "authentication_required"])
+            .or_begins(&[NOT_AUTHENTICATED]), Meaning::Unauthorized)
+        .examples(&[
+            example("authentication_required", 401, Form::Legacy("authentication_required"),
+                "You must be authenticated."),
+        ]),
 ];
 
-const MISSING: Words = Words {
-    has: &[" was not found", " does not exist", " not found", " could not be found", " not exist"],
-    ..NO_WORDS
-};
+const MISSING: Words =
+    has(&[" was not found", " does not exist", " not found", " could not be found", " not exist"]);
 
 /// Examples without known words, which are classified by their status.
 #[rustfmt::skip]
