@@ -5,6 +5,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::wildcard_enum_match_arm,
     reason = "a test ends at its first surprise"
 )]
 
@@ -37,7 +38,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("mirror", &["clock", "policy", "secret", "store", "upstream"]),
     ("admin", &["mirror", "policy", "pool", "proxy", "server", "store", "telemetry", "upstream"]),
     ("config", &["certificate", "clock", "policy", "secret"]),
-    ("simulator", &["clock", "policy", "secret", "tasks"]),
+    ("simulator", &["clock", "elevenlabs", "policy", "secret", "tasks"]),
     (
         "app",
         &[

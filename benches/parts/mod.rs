@@ -512,13 +512,13 @@ impl Way {
         black_box(affinity::yields(&head.method, &endpoint.route));
         black_box(affinity::is_speech(&endpoint.route));
         let outbound = strip(head, endpoint.socket, &Forwarded::default()).unwrap();
-        let asked = if endpoint.work.has_text() {
+        let asked = if endpoint.operation.has_text() {
             RequestBodyFeatures::of(TEXT, true)
         } else {
             RequestBodyFeatures::default()
         };
-        let credits = estimate(endpoint.work, &asked, None, &self.models);
-        let group = ConcurrencyGroup::of_work(endpoint.work);
+        let credits = estimate(endpoint.operation, &asked, None, &self.models);
+        let group = ConcurrencyGroup::of_operation(endpoint.operation);
         let request = KeyRequest::new(caller.client.name.clone(), credits, group);
         let roster = pool.roster();
         let mut lease = self.keys.reserve(&roster, &request);

@@ -33,7 +33,7 @@ impl ConcurrencyGroup {
     #[must_use]
     pub fn extra(n: usize) -> Option<Self> {
         let number = u8::try_from(n).ok()?.checked_add(FIRST_EXTRA)?;
-        (usize::from(number) < Self::COUNT).then_some(Self::of_number(number))
+        (usize::from(number) < Self::COUNT).then(|| Self::of_number(number))
     }
 
     /// The group of a model, by its name.
@@ -59,10 +59,10 @@ impl ConcurrencyGroup {
         }
     }
 
-    /// The group of a kind of work, when no model is named. `None` for work that is not limited.
+    /// The group of an operation, when no model is named. `None` for one that is not limited.
     #[must_use]
-    pub fn of_work(work: Operation) -> Option<Self> {
-        match work {
+    pub fn of_operation(operation: Operation) -> Option<Self> {
+        match operation {
             Operation::Reading => None,
             Operation::Speech | Operation::Dialogue => Some(Self::SPEECH),
             Operation::Conversion => Some(Self::CONVERSION),

@@ -1,12 +1,14 @@
 //! Classifies a request by method and path: its route for logs and usage records, its effect, whether it
 //! costs credits, and whether it could harm the pool.
 //!
-//! Unknown paths are allowed, because the API grows by dozens of paths a month. Only a short list is
-//! denied: endpoints that could disable a key, create a key or manage the workspace.
+//! Everything that is known is in one table (`table`). Unknown paths are allowed, because the API grows by
+//! dozens of paths a month. Only a short list is denied: endpoints that could disable a key, create a key
+//! or manage the workspace.
 
-mod billing;
+mod literals;
 mod route;
-mod words;
+mod row;
+mod table;
 
 use http::Method;
 
@@ -17,8 +19,8 @@ use crate::policy::charge::Billing;
 use crate::policy::path::{Ambiguous, Path};
 use crate::policy::permission::Permission;
 use crate::policy::replay::Effect;
+pub(super) use literals::Literal;
 pub use route::Route;
-pub(super) use words::Literal;
 
 /// The classification of a request by its method and path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,8 +35,8 @@ pub struct Endpoint {
     pub billing: Billing,
     /// Whether its response lets the client use the provider without the proxy.
     pub gives_access: bool,
-    /// The kind of work, which determines its price and concurrency group.
-    pub work: Operation,
+    /// What it generates, which determines its price and concurrency group.
+    pub operation: Operation,
     /// The permission that the key needs, where it is known.
     pub permission: Option<Permission>,
     /// Whether a client of the pool may call it.
@@ -124,121 +126,112 @@ pub fn lookup(method: &Method, path: &str) -> Result<Endpoint, Ambiguous> {
 /// The protocol of a WebSocket at this path; `None` when the path is ambiguous.
 #[must_use]
 pub fn socket_at(path: &str) -> Option<Dialect> {
-    Some(dialect(&Segments::of_path(&Path::read(path).ok()?)))
+    let path = Path::read(path).ok()?;
+    Some(Prefix::of(&Segments::of_path(&path)).dialect())
+}
+
+/// Whether a segment, in lower case, begins paths of the API after the version.
+pub(super) fn is_root(segment: &str) -> bool {
+    Literal::of(segment).is_some_and(|literal| literal.text() == segment && row::is_root(literal))
 }
 
 impl Endpoint {
     /// Classifies a request by the segments of its path.
     #[must_use]
-    pub fn of(method: &Method, words: &Segments<'_>) -> Self {
-        // The API version does not change the meaning of a path.
-        let Prefix { names, count, is_all, .. } = behind_version(words);
-        let rest = &names[..count];
-        let work = if *method == Method::POST { work(rest) } else { Operation::Reading };
+    pub fn of(method: &Method, segments: &Segments<'_>) -> Self {
         let is_safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(method);
+        let prefix = Prefix::of(segments);
+        Self::new(row::methods(method), is_safe, segments, &prefix)
+    }
+
+    fn new(methods: row::Methods, is_safe: bool, segments: &Segments<'_>, prefix: &Prefix) -> Self {
+        let facts = prefix.facts(methods);
+        let gives_access = facts.gives_access || ends_in_access(segments);
+        let billing = match facts.operation {
+            Some(_) => Billing::Metered,
+            // The token is free, but its use is not.
+            None if gives_access => Billing::Unlisted,
+            None if is_safe || facts.is_free => Billing::Free,
+            None => Billing::Unlisted,
+        };
+        let is_read = methods == row::methods(&Method::GET);
         Self {
-            route: Route::of(words),
+            route: Route::of(segments),
             effect: if is_safe { Effect::None } else { Effect::Some },
-            metering: if work == Operation::Reading { Metering::Free } else { Metering::Credits },
-            billing: billing::billing(method, rest, is_all, work != Operation::Reading, is_safe),
-            gives_access: billing::gives_access(rest),
-            work,
-            permission: Permission::of(method, rest),
-            access: access(rest),
-            shows_owner: matches!(rest, ["user"] | ["user", "subscription"]),
-            gives_address: matches!(rest, ["convai", "conversation", "get-signed-url" | "get_signed_url"]),
-            adds_voice: !is_safe
-                && matches!(rest, ["voices", "add" | "pvc"] | ["voices", "add", _, _] | ["text-to-voice"]),
+            metering: if facts.operation.is_some() { Metering::Credits } else { Metering::Free },
+            billing,
+            gives_access,
+            operation: facts.operation.unwrap_or(Operation::Reading),
+            permission: facts.permissions.map(|[reading, other]| if is_read { reading } else { other }),
+            access: facts.denied.map_or(Access::Open, Access::Denied),
+            shows_owner: facts.shows_owner,
+            gives_address: facts.gives_address,
+            adds_voice: facts.adds_voice,
             socket: None,
         }
     }
 
     /// Classifies a request that opens a WebSocket.
     #[must_use]
-    pub fn of_socket(words: &Segments<'_>) -> Self {
-        let dialect = dialect(words);
+    pub fn of_socket(segments: &Segments<'_>) -> Self {
+        let prefix = Prefix::of(segments);
+        let dialect = prefix.dialect();
         let metering = if dialect == Dialect::Foreign { Metering::Free } else { Metering::Credits };
         let is_known = !matches!(dialect, Dialect::Unknown | Dialect::Foreign);
         Self {
-            work: dialect.work(),
+            operation: dialect.operation(),
             metering,
             billing: if is_known { Billing::Metered } else { Billing::Unlisted },
             gives_access: false,
             shows_owner: false,
             socket: Some(dialect),
-            ..Self::of(&Method::GET, words)
+            ..Self::new(row::methods(&Method::GET), true, segments, &prefix)
         }
     }
 }
 
-fn dialect(words: &Segments<'_>) -> Dialect {
-    let Prefix { names, count, has_version, .. } = behind_version(words);
-    Dialect::of(&names[..count], has_version)
+/// Whether the last segment is one of those whose response gives access to the provider.
+fn ends_in_access(segments: &Segments<'_>) -> bool {
+    let last = segments.last().and_then(Segment::literal);
+    last.is_some_and(|last| table::ACCESS_ENDINGS.contains(&last.text()))
 }
 
-/// Maximum number of path segments that a decision examines.
-const LOOKED_AT: usize = 6;
-
-/// The first segments after the version.
-struct Prefix<'a> {
-    names: [&'a str; LOOKED_AT],
+/// The first segments after the version, by the codes of the table. The version does not change the
+/// meaning of a path.
+struct Prefix {
+    codes: [u8; row::MAX_SEGMENTS],
+    /// Number of segments after the version.
     count: usize,
     has_version: bool,
-    /// Whether the path has no further segments.
-    is_all: bool,
 }
 
-/// Segments that are not literals are kept as written: no decision is about them.
-fn behind_version<'a>(words: &Segments<'a>) -> Prefix<'a> {
-    let (rest, has_version) = match &**words {
-        [version, rest @ ..] if is_any_version(version) => (rest, true),
-        all => (all, false),
-    };
-    let mut names = [""; LOOKED_AT];
-    for (name, word) in names.iter_mut().zip(rest) {
-        *name = word.name();
+impl Prefix {
+    fn of(segments: &Segments<'_>) -> Self {
+        let (rest, has_version) = match &**segments {
+            [version, rest @ ..] if is_any_version(version) => (rest, true),
+            all => (all, false),
+        };
+        let mut codes = [row::IDENTIFIER; row::MAX_SEGMENTS];
+        for (code, segment) in codes.iter_mut().zip(rest) {
+            *code = segment.literal().map_or(row::IDENTIFIER, Literal::number);
+        }
+        Self { codes, count: rest.len(), has_version }
     }
-    Prefix { names, count: rest.len().min(LOOKED_AT), has_version, is_all: rest.len() <= LOOKED_AT }
+
+    fn facts(&self, methods: row::Methods) -> row::Facts {
+        row::facts(methods, &self.codes[..self.count.min(row::MAX_SEGMENTS)], self.count)
+    }
+
+    fn dialect(&self) -> Dialect {
+        let unknown = if self.has_version { Dialect::Unknown } else { Dialect::Foreign };
+        self.facts(row::SOCKET).socket.unwrap_or(unknown)
+    }
 }
 
 /// A version in upper or lower case.
 fn is_any_version(word: &Segment<'_>) -> bool {
     let name = word.name();
     is_version(name) || name.strip_prefix('V').is_some_and(|_| is_version(&name.to_ascii_lowercase()))
-}
-
-/// The work of a `POST`, by the first segment of its path.
-fn work(rest: &[&str]) -> Operation {
-    match rest.first().copied().unwrap_or_default() {
-        "text-to-speech" => Operation::Speech,
-        "text-to-dialogue" => Operation::Dialogue,
-        "speech-to-speech" | "voice-changer" => Operation::Conversion,
-        "audio-isolation" => Operation::Isolation,
-        "speech-to-text" | "forced-alignment" => Operation::Transcription,
-        "sound-generation" => Operation::Effects,
-        "music" => Operation::Music,
-        "dubbing" | "studio" | "text-to-voice" => Operation::Other,
-        _ => Operation::Reading,
-    }
-}
-
-fn access(rest: &[&str]) -> Access {
-    match rest {
-        ["workspaces", "api-keys", ..] => Access::Denied("it could disable the key that serves everyone"),
-        ["service-accounts", ..] => Access::Denied("it could make, show or disable keys of the workspace"),
-        [
-            "workspace",
-            "members" | "invites" | "groups" | "webhooks" | "auth-connections" | "audit-logs",
-            ..,
-        ]
-        | ["workspace", "resources", _, "share" | "unshare", ..] => {
-            Access::Denied("it manages the workspace that owns the keys")
-        }
-        ["convai", "secrets" | "settings", ..] => {
-            Access::Denied("it reads or changes the secrets and settings of the workspace that owns the keys")
-        }
-        _ => Access::Open,
-    }
 }
 
 #[cfg(test)]
@@ -303,8 +296,8 @@ mod tests {
             ("/v1/dubbing", Operation::Other),
             ("/v1/user", Operation::Reading),
         ] {
-            assert_eq!(lookup(&Method::POST, path).unwrap().work, work, "{path}");
-            assert_eq!(lookup(&Method::GET, path).unwrap().work, Operation::Reading);
+            assert_eq!(lookup(&Method::POST, path).unwrap().operation, work, "{path}");
+            assert_eq!(lookup(&Method::GET, path).unwrap().operation, Operation::Reading);
         }
     }
 
@@ -505,7 +498,8 @@ mod tests {
             ("/v1/something/new", Dialect::Unknown, Metering::Credits),
             ("/runCase", Dialect::Foreign, Metering::Free),
         ] {
-            let endpoint = Endpoint::of_socket(&Segments::of(path));
+            let decoded = Path::read(path).unwrap();
+            let endpoint = Endpoint::of_socket(&Segments::of_path(&decoded));
             assert_eq!(socket_at(path), Some(dialect));
             assert_eq!((endpoint.socket, endpoint.metering), (Some(dialect), metering), "{path}");
             assert_eq!(lookup(&Method::GET, path).unwrap().socket, None);

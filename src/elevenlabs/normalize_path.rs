@@ -2,6 +2,8 @@
 //! without; a path that can only result from the wrong form is corrected, and every other byte of it
 //! stays.
 
+use super::endpoint::is_root;
+
 /// The error in a base URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PathFix {
@@ -54,10 +56,6 @@ fn without_doubled_slash(path: &str, rest: &str) -> Option<String> {
     is_meant.then(|| format!("{version}/{behind}"))
 }
 
-fn is_root(segment: &str) -> bool {
-    ROOTS.contains(&segment)
-}
-
 /// `v1`, `v2` and so on.
 #[must_use]
 pub fn is_version(segment: &str) -> bool {
@@ -65,42 +63,6 @@ pub fn is_version(segment: &str) -> bool {
         .strip_prefix('v')
         .is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
 }
-
-/// The segments after `/v1/` in the provider's OpenAPI document (August 2026) and in its Python SDK 2.78.
-/// A path that begins with one of them can only lack its version.
-const ROOTS: [&str; 31] = [
-    "assets",
-    "audio-isolation",
-    "audio-native",
-    "convai",
-    "dubbing",
-    "flows",
-    "forced-alignment",
-    "history",
-    "models",
-    "music",
-    "productions",
-    "pronunciation-dictionaries",
-    "service-accounts",
-    "shared-voices",
-    "similar-voices",
-    "single-use-token",
-    "sound-generation",
-    "speech-engine",
-    "speech-to-speech",
-    "speech-to-text",
-    "studio",
-    "text-to-dialogue",
-    "text-to-speech",
-    "text-to-voice",
-    "translation",
-    "usage",
-    "user",
-    "voice-changer",
-    "voices",
-    "workspace",
-    "workspaces",
-];
 
 #[cfg(test)]
 mod tests {

@@ -2,13 +2,14 @@
 //!
 //! The status alone is ambiguous. 401 is a bad key, an empty account, a missing permission or an unpaid
 //! bill; 400, 402 and 403 are as ambiguous. The body decides: of its `code`, `status`, `type` and
-//! message, in one of several shapes, the most specific known word wins (`words`). Where the body has no
+//! message, in one of several shapes, the most specific known words win (`table`). Where the body has no
 //! known word, the status is evidence about this request only. WebSocket errors are classified by the
 //! same words, with the status that a code has over HTTP (`codes`).
 
 mod body;
 pub(in crate::elevenlabs) mod codes;
-mod words;
+mod row;
+mod table;
 
 use std::time::Duration;
 
@@ -17,6 +18,9 @@ use http::StatusCode;
 use crate::policy::verdict::{Refusal, Verdict};
 
 pub use body::ErrorBody;
+pub(crate) use row::Meaning;
+pub use row::{Example, Form};
+pub(crate) use table::{examples, meaning};
 
 /// Whether the body of a response with this status must be read to classify it.
 #[must_use]
@@ -35,7 +39,7 @@ pub fn classify(status: StatusCode, body: Option<&ErrorBody>, retry_after: Optio
     }
     // A 422 says nothing about the key: the provider validates the schema before it checks the key.
     if is_body_needed(status)
-        && let Some(verdict) = body.and_then(|body| words::verdict(status, body, retry_after))
+        && let Some(verdict) = body.and_then(|body| table::verdict(status, body, retry_after))
     {
         return verdict;
     }
@@ -54,7 +58,7 @@ pub fn classify_unreadable(status: StatusCode, retry_after: Option<Duration>) ->
 /// with the status that it has over HTTP. `None` when its words are not known.
 #[must_use]
 pub fn in_band(said: &ErrorBody) -> Option<Verdict> {
-    words::verdict(StatusCode::OK, said, None)
+    table::verdict(StatusCode::OK, said, None)
         .or_else(|| codes::status(said).map(|status| classify(status, Some(said), None)))
 }
 

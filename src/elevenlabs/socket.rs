@@ -63,21 +63,6 @@ impl Dialect {
         Self::Foreign,
     ];
 
-    /// The protocol at a path, by its segments after the version.
-    #[must_use]
-    pub(super) fn of(words: &[&str], has_version: bool) -> Self {
-        match words {
-            ["text-to-speech", _, "stream-input"] => Self::Speech,
-            ["text-to-speech", _, "multi-stream-input"] => Self::SpeechContexts,
-            ["text-to-dialogue", "stream-input"] => Self::Dialogue,
-            ["text-to-dialogue", "multi-stream-input"] => Self::DialogueContexts,
-            ["speech-to-text", "realtime"] => Self::Transcription,
-            ["convai", "conversation"] => Self::Agent,
-            _ if has_version => Self::Unknown,
-            _ => Self::Foreign,
-        }
-    }
-
     /// The word in metrics.
     #[must_use]
     pub const fn word(self) -> &'static str {
@@ -93,9 +78,9 @@ impl Dialect {
         }
     }
 
-    /// The kind of work, which determines price and concurrency group.
+    /// What its sessions generate, which determines price and concurrency group.
     #[must_use]
-    pub fn work(self) -> Operation {
+    pub fn operation(self) -> Operation {
         match self {
             Self::Speech | Self::SpeechContexts => Operation::Speech,
             Self::Dialogue | Self::DialogueContexts => Operation::Dialogue,
@@ -144,27 +129,5 @@ impl Dialect {
             Self::Transcription => Some("scribe_v2_realtime"),
             Self::Agent | Self::Unknown | Self::Foreign => None,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_path_tells_the_dialect() {
-        for (words, expected) in [
-            (&["text-to-speech", "v", "stream-input"] as &[&str], Dialect::Speech),
-            (&["text-to-speech", "v", "multi-stream-input"], Dialect::SpeechContexts),
-            (&["text-to-dialogue", "stream-input"], Dialect::Dialogue),
-            (&["text-to-dialogue", "multi-stream-input"], Dialect::DialogueContexts),
-            (&["speech-to-text", "realtime"], Dialect::Transcription),
-            (&["convai", "conversation"], Dialect::Agent),
-            (&["convai", "conversations", "x", "monitor"], Dialect::Unknown),
-            (&["text-to-speech", "v", "stream"], Dialect::Unknown),
-        ] {
-            assert_eq!(Dialect::of(words, true), expected);
-        }
-        assert_eq!(Dialect::of(&["runCase"], false), Dialect::Foreign);
     }
 }

@@ -35,6 +35,7 @@ pub mod frame;
 
 pub mod mirror;
 pub mod pace;
+pub mod plain_text;
 pub mod quantity;
 pub mod retention;
 pub mod since;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::words::Literal;
+use super::literals::Literal;
 use crate::elevenlabs::normalize_path::is_version;
 use crate::elevenlabs::segments::{Segment, Segments};
 

@@ -8,6 +8,8 @@
 
 use serde_json::{Map, Value};
 
+use crate::policy::plain_text::without_tokens;
+
 /// The codes and sentences of an error body, in lower case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ErrorBody {
@@ -183,34 +185,4 @@ fn bare(message: &str) -> &str {
         Some((_, reason)) => reason,
         None => message,
     }
-}
-
-/// Minimum length of a word with digits that is hidden as part of a key or an identifier; words of a
-/// sentence are shorter.
-const TOKEN_CHARS_MIN: usize = 20;
-
-/// The text with possible parts of keys replaced by an ellipsis, and characters that a terminal or a page
-/// might interpret replaced by spaces.
-fn without_tokens(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut word = String::new();
-    for char in text.chars().chain(std::iter::once(' ')) {
-        if char.is_alphanumeric() {
-            word.push(char);
-            continue;
-        }
-        let has_digit = word.contains(|char: char| char.is_ascii_digit());
-        out.push_str(if has_digit && word.chars().count() >= TOKEN_CHARS_MIN { "…" } else { &word });
-        word.clear();
-        out.push(if is_shown_as_it_is(char) { char } else { ' ' });
-    }
-    out.pop();
-    out
-}
-
-/// Whether a character does not change how others are displayed (controls, directions, zero-width marks:
-/// categories Cc and Cf of Unicode, as far as they are in use).
-fn is_shown_as_it_is(char: char) -> bool {
-    !char.is_control()
-        && !matches!(char, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
 }

@@ -1,6 +1,6 @@
 //! The codes of the provider's errors, with the status that each has over HTTP.
 //!
-//! A WebSocket error has no status: a code that `words` does not know is classified by the status that it
+//! A WebSocket error has no status: a code that `table` does not know is classified by the status that it
 //! has here.
 //!
 //! Sources: the table of errors in the provider's documentation (2026); its AsyncAPI document of live

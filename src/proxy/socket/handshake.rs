@@ -106,7 +106,7 @@ impl<C> Handshake<C> {
         let Self { mut head, start } = self;
         headers::strip_switched(&mut head.headers);
         head.extensions = Extensions::new();
-        if let Ok(id) = HeaderValue::from_str(&log.request_id()) {
+        if let Ok(id) = HeaderValue::from_str(&log.summary.request_id()) {
             head.headers.entry(REQUEST_ID).or_insert(id);
         }
         let answer = Response::from_parts(head, ResponseBody::Ours(Full::new(Bytes::new())));
