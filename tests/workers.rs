@@ -22,14 +22,15 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use keychoir::policy::min_rate::MinRate;
 use keychoir::server::{
-    ConnectionLimiter, Drain, IDLE_AFTER, Limits, Listener, Reply, Server, Service, Tls, WorkerThreads,
+    ConnectionLimiter, ConnectionLimits, Drain, IDLE_AFTER, Listener, Reply, Server, Service, Tls,
+    WorkerThreads,
 };
 use keychoir::tasks::Tasks;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 
-const LIMITS: Limits = Limits {
+const LIMITS: ConnectionLimits = ConnectionLimits {
     request_headers_timeout: Duration::from_secs(30),
     keepalive_timeout: Duration::from_secs(75),
     linger_timeout: Duration::from_secs(10),
@@ -78,7 +79,7 @@ impl TestServer {
         Self::with(count, LIMITS)
     }
 
-    fn with(count: usize, limits: Limits) -> Self {
+    fn with(count: usize, limits: ConnectionLimits) -> Self {
         let (held, released) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
         let service = ThreadName { held: Arc::clone(&held), released: Arc::clone(&released) };
         let workers = WorkerThreads::start(count).unwrap();
@@ -218,7 +219,7 @@ async fn connections_in_the_accept_queue_are_served_during_the_drain() {
 
 #[tokio::test]
 async fn two_listeners_share_the_connection_limit() {
-    let test = TestServer::with(1, Limits { max_connections: 1, ..LIMITS });
+    let test = TestServer::with(1, ConnectionLimits { max_connections: 1, ..LIMITS });
     let (first, second) = (test.port(), test.port());
     for _ in 0..3 {
         for address in [first, second] {
@@ -274,7 +275,7 @@ async fn a_connection_without_a_request_counts_as_an_imminent_one() {
 
 #[tokio::test]
 async fn an_idle_connection_moves_to_the_worker_with_less_to_do() {
-    let test = TestServer::with(2, Limits { idle_after: Duration::ZERO, ..LIMITS });
+    let test = TestServer::with(2, ConnectionLimits { idle_after: Duration::ZERO, ..LIMITS });
     let address = test.port();
     let (mut one, mut two, mut three) =
         (connect(address).await, connect(address).await, connect(address).await);
@@ -293,6 +294,12 @@ async fn an_idle_connection_moves_to_the_worker_with_less_to_do() {
     assert_eq!(test.server.connection_limiter.open(), 3, "it keeps its permit");
     test.released.add_permits(1);
     busy.responding_worker().await;
+    // Its requests count for its new worker.
+    other.send("/hold").await;
+    test.held(1).await;
+    assert_eq!(connect(address).await.get().await, worker, "the other worker has a request under way");
+    test.released.add_permits(1);
+    other.responding_worker().await;
 }
 
 #[tokio::test]

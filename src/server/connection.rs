@@ -27,10 +27,10 @@ use super::ending::{ConnectionEnd, connection_end, finish_last_request};
 use super::linger::{Reset, linger, refuse_http2};
 use super::parked_future::ParkedFuture;
 use super::write_timeout::WriteTimeout;
-use super::{Drain, Limits, Reply, Service, Session, Stream};
+use super::{ConnectionLimits, Drain, Reply, Service, Session, UpgradedStream};
 use crate::tasks::Member;
 
-/// The first idle check of a new connection comes after `Limits::idle_after` divided by this.
+/// The first idle check of a new connection comes after `ConnectionLimits::idle_after` divided by this.
 const FIRST_IDLE_CHECK_DIVISOR: u32 = 64;
 
 /// Serves the stream that `opening` yields, if it yields one, to its end. A drain that begins before the
@@ -42,7 +42,7 @@ pub(super) fn serve<S, I, E>(
     opening: impl Future<Output = Option<IdleConnection<I>>> + Send + 'static,
     state: Arc<ConnectionState>,
     service: S,
-    limits: Limits,
+    limits: ConnectionLimits,
     drain: Arc<Drain>,
     relocate: E,
 ) -> impl Future<Output = ()> + Send + 'static
@@ -71,7 +71,7 @@ impl<I> From<I> for IdleConnection<I> {
 async fn run<S, I>(
     opening: impl Future<Output = Option<IdleConnection<I>>> + Send,
     service: S,
-    limits: Limits,
+    limits: ConnectionLimits,
     drain: Arc<Drain>,
     (state, kept): (Arc<ConnectionState>, Option<Member>),
     mut relocate: impl FnMut(IdleConnection<I>, &Arc<ConnectionState>) -> Option<IdleConnection<I>> + Send,
@@ -137,7 +137,7 @@ enum HttpEnd<I> {
 async fn serve_http<S, I>(
     stream: CountingIo<WriteTimeout<I>>,
     service: S,
-    limits: Limits,
+    limits: ConnectionLimits,
     drain: &Drain,
     state: &Arc<ConnectionState>,
     pause: Duration,
@@ -267,7 +267,7 @@ const FIRST_READ_SIZE: usize = 24;
 /// Waits without a buffer until bytes can be read. `None` when the connection has ended.
 async fn wait_for_data<I>(
     stream: CountingIo<WriteTimeout<I>>,
-    limits: Limits,
+    limits: ConnectionLimits,
     drain: &Drain,
     state: &ConnectionState,
 ) -> Option<IdleConnection<I>>
@@ -339,7 +339,7 @@ struct Upgraded {
 }
 
 impl Upgraded {
-    async fn run(self, counters: &IoCounters, stream: impl Stream + 'static, early: Bytes) {
+    async fn run(self, counters: &IoCounters, stream: impl UpgradedStream + 'static, early: Bytes) {
         let Self { session, read, _active_request } = self;
         // A client that sends bytes before the 101 cannot know whether it sends them to Keychoir or to a
         // server behind it, and no check has seen these bytes.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep_until;
 
-use super::Limits;
+use super::ConnectionLimits;
 use super::counting_io::IoCounters;
 use crate::clock;
 use crate::tasks::{Member, Tasks};
@@ -160,7 +160,7 @@ impl ConnectionState {
 
     /// Completes when the wait for a head exceeds its timeout. The timer is set once per timeout and not with
     /// each request.
-    pub(super) async fn head_timed_out(&self, limits: &Limits) {
+    pub(super) async fn head_timed_out(&self, limits: &ConnectionLimits) {
         loop {
             let due = self.waits_since().unwrap_or_else(clock::instant) + self.head_timeout(limits);
             if due <= clock::instant() {
@@ -172,7 +172,7 @@ impl ConnectionState {
 
     /// The timeout of the wait for a head: shorter for a client that has begun one, or has just connected,
     /// than for a client that keeps its connection open.
-    fn head_timeout(&self, limits: &Limits) -> Duration {
+    fn head_timeout(&self, limits: &ConnectionLimits) -> Duration {
         let has_begun = self.has_head_begun.load(Ordering::Relaxed)
             || self.counters.bytes() != self.read_before.load(Ordering::Relaxed);
         if self.has_had_request() && !has_begun {

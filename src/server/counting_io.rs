@@ -1,4 +1,4 @@
-//! Counts the bytes that a client has sent, and detects whether it reads the bytes sent to it. When a
+//! StreamCounts the bytes that a client has sent, and detects whether it reads the bytes sent to it. When a
 //! WebSocket session takes the connection over, the count shows which bytes were sent before the client could
 //! know of the session: no check would have seen those bytes.
 
@@ -16,10 +16,10 @@ use super::disconnect::{Peek, Phase, SendingHalf};
 
 /// The counters of a stream.
 #[derive(Clone, Debug, Default)]
-pub(super) struct IoCounters(Arc<Counts>);
+pub(super) struct IoCounters(Arc<StreamCounts>);
 
 #[derive(Debug, Default)]
-struct Counts {
+struct StreamCounts {
     bytes: AtomicU64,
     is_write_blocked: AtomicBool,
     phase: Phase,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tracing::debug;
 
 use super::connection_state::ConnectionState;
-use super::{Drain, Limits};
+use super::{ConnectionLimits, Drain};
 
 /// How long a drain waits for the first request of a new connection: closing the connection would refuse a
 /// request of a client that was accepted.
@@ -23,7 +23,11 @@ pub(super) enum ConnectionEnd {
 }
 
 /// Completes once, when the connection is to end.
-pub(super) async fn connection_end(drain: &Drain, state: &ConnectionState, limits: &Limits) -> ConnectionEnd {
+pub(super) async fn connection_end(
+    drain: &Drain,
+    state: &ConnectionState,
+    limits: &ConnectionLimits,
+) -> ConnectionEnd {
     tokio::select! {
         biased;
         () = drain.cut.cancelled() => ConnectionEnd::AtOnce,

@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::either::Either;
 use tracing::debug;
 
-use super::{Drain, Limits, tls};
+use super::{ConnectionLimits, Drain, tls};
 
 /// Maximum pause between received bytes. A client that pauses longer in its upload will not read the response
 /// soon either. nginx's `lingering_timeout` is as long.
@@ -24,7 +24,7 @@ const READ_SIZE: usize = 8 * 1024;
 
 /// Closes the sending half, if it is still open, and reads and drops the bytes that the client still sends,
 /// until it has closed its half, pauses for too long, or a bound of `limits` is reached.
-pub(super) async fn linger<I>(mut stream: I, limits: Limits, drain: &Drain)
+pub(super) async fn linger<I>(mut stream: I, limits: ConnectionLimits, drain: &Drain)
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {

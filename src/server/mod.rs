@@ -50,9 +50,9 @@ use connection::IdleConnection;
 use connection_state::ConnectionState;
 use listener::BACKLOG;
 
-/// Limits of the listener and of each connection.
+/// ConnectionLimits of the listener and of each connection.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct ConnectionLimits {
     /// Timeout of a request head, from its first byte on; of a connection's first request; and of its first
     /// byte and its TLS handshake.
     pub request_headers_timeout: Duration,
@@ -113,13 +113,14 @@ impl Drain {
 }
 
 /// The stream of a connection that a session takes over.
-pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub trait UpgradedStream: AsyncRead + AsyncWrite + Unpin + Send {}
 
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> UpgradedStream for T {}
 
 /// A session that uses a connection after a 101, to its end: it receives the stream, and the bytes that the
 /// client has sent meanwhile. It must end when `cut` is cancelled.
-pub type Session = Box<dyn FnOnce(Box<dyn Stream>, Bytes) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
+pub type Session =
+    Box<dyn FnOnce(Box<dyn UpgradedStream>, Bytes) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 
 /// What a service returns for a request.
 pub struct Reply<B> {
@@ -144,7 +145,7 @@ pub trait Service: Clone + Send + Sync + Unpin + 'static {
     fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Reply<Self::Body>> + Send;
 }
 
-/// Limits the open connections of all listeners; a clone shares the limit.
+/// ConnectionLimits the open connections of all listeners; a clone shares the limit.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimiter {
     permits: Arc<Semaphore>,
@@ -210,8 +211,8 @@ type Opening = Pin<Box<dyn Future<Output = Option<IdleConnection<tls::Stream>>> 
 pub struct Server<S> {
     /// The workers and their services.
     pub worker_pool: WorkerPool<S>,
-    /// Limits of each connection.
-    pub limits: Limits,
+    /// ConnectionLimits of each connection.
+    pub limits: ConnectionLimits,
     /// The limit of open connections.
     pub connection_limiter: ConnectionLimiter,
     /// The signals by which the server drains.

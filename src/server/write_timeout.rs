@@ -13,7 +13,7 @@ use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep_until};
 
-use super::Limits;
+use super::ConnectionLimits;
 use super::disconnect::Peek;
 use crate::clock;
 use crate::policy::min_rate::ReadPace;
@@ -35,8 +35,8 @@ pin_project! {
 }
 
 impl<S> WriteTimeout<S> {
-    pub(super) fn new(stream: S, limits: &Limits) -> Self {
-        let Limits { send_timeout, min_response_rate, response_grace, .. } = *limits;
+    pub(super) fn new(stream: S, limits: &ConnectionLimits) -> Self {
+        let ConnectionLimits { send_timeout, min_response_rate, response_grace, .. } = *limits;
         let pace = ReadPace::new(min_response_rate, response_grace, send_timeout);
         Self { stream, send_timeout, pace, timer: None, waiting_since: None }
     }
@@ -175,7 +175,7 @@ mod tests {
     fn pair(bytes_per_second: u32) -> (DuplexStream, WriteTimeout<DuplexStream>) {
         let (client, server) = duplex(8);
         let min_response_rate = MinRate { bytes_per_second };
-        let limits = Limits { send_timeout: SEND_TIMEOUT, min_response_rate, ..LIMITS };
+        let limits = ConnectionLimits { send_timeout: SEND_TIMEOUT, min_response_rate, ..LIMITS };
         (client, WriteTimeout::new(server, &limits))
     }
 

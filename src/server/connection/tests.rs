@@ -11,7 +11,7 @@ use super::*;
 use crate::policy::min_rate::{GRACE, MinRate};
 use crate::tasks::Tasks;
 
-pub(in crate::server) const LIMITS: Limits = Limits {
+pub(in crate::server) const LIMITS: ConnectionLimits = ConnectionLimits {
     request_headers_timeout: Duration::from_secs(30),
     keepalive_timeout: Duration::from_secs(75),
     linger_timeout: Duration::from_secs(10),
