@@ -154,7 +154,7 @@ impl AppConfig {
                     access.forward_headers.iter().filter_map(|name| HeaderName::try_from(name).ok()),
                 ),
                 socket_base: websocket.signed_url_base.url().map(Into::into),
-                websocket: proxy::SocketBounds {
+                websocket: proxy::SocketLimits {
                     idle_timeout: websocket.idle_timeout,
                     max_session_duration: websocket.max_session_duration,
                     replay_buffer: websocket.replay_buffer,

@@ -12,10 +12,12 @@ use std::time::Duration;
 use hyper::body::Incoming;
 
 use super::account_affinity::AccountAffinity;
+use super::config::Limits;
 use super::error::ProxyError;
 use super::refusals::{Conclusions, RefusalContext, Refusals};
+use super::state::Proxy;
+use super::upstream_response::UpstreamResponse;
 use super::usage::OwnershipUpdate;
-use super::{Limits, Proxy};
 use crate::body::replay::Replay;
 use crate::clock;
 use crate::elevenlabs::affinity::claim::TwoOwners;
@@ -26,6 +28,7 @@ use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::evidence::Source;
 use crate::policy::key_state::KeyState;
 use crate::policy::replay::{Effect, Facts, Progress};
+use crate::policy::replay::{LastWord, last_word};
 use crate::policy::select::Unavailable;
 use crate::policy::verdict::{Concern, Verdict};
 use crate::pool::{Eligibility, Key, KeyRequest, Lease, OwnerId, Pool, Restraint, Roster};
@@ -346,6 +349,34 @@ impl RetryState {
         Unavailable::Exhausted {
             resets_at: keys().filter_map(|key| key.workspace().quota(now).resets_at).min(),
             left: left.filter(|&credits| credits > 0),
+        }
+    }
+
+    /// Chooses between the last response and an error of the proxy when no key is left to try.
+    ///
+    /// # Errors
+    ///
+    /// The error of the proxy.
+    pub(super) fn last_response(
+        &self,
+        answer: Box<UpstreamResponse>,
+        unavailable: Unavailable,
+    ) -> Result<Box<UpstreamResponse>, ProxyError> {
+        // Every key was tried, and the last one was refused as invalid, or for the cost.
+        let unavailable = match (answer.verdict, unavailable) {
+            (Verdict::WorkspaceQuota(_), _) if self.is_refused_itself() => return Ok(answer),
+            (Verdict::InvalidKey | Verdict::WrongHost, _) if self.is_refused_repeatedly() => {
+                return Ok(answer);
+            }
+            (Verdict::InvalidKey | Verdict::WrongHost, Unavailable::Tried) => Unavailable::Invalid,
+            (Verdict::WorkspaceQuota(shortfall), Unavailable::Tried) if shortfall.figures().is_some() => {
+                self.exhausted()
+            }
+            (_, unavailable) => unavailable,
+        };
+        match last_word(answer.verdict, unavailable) {
+            LastWord::Theirs => Ok(answer),
+            LastWord::Ours => Err(self.refusal(unavailable)),
         }
     }
 
