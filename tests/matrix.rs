@@ -143,6 +143,12 @@ const STRATEGIES: [(&str, [usize; 3]); 5] = [
     ("soonest-reset", [2, 0, 1]),
 ];
 
+#[test]
+fn every_strategy_has_a_row() {
+    let names = keychoir::policy::strategy::STRATEGIES.each_ref().map(|strategy| strategy.name);
+    assert_eq!(STRATEGIES.map(|(name, _)| name), names);
+}
+
 /// The refused keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scope {

@@ -26,7 +26,6 @@ use crate::elevenlabs::endpoint::Metering;
 use crate::elevenlabs::plan;
 use crate::elevenlabs::request_body::{self, RequestBodyFeatures};
 use crate::policy::authority::Authority;
-use crate::policy::charge::ChargeOutcome;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::evidence::Source;
 use crate::policy::replay::Progress;

@@ -5,7 +5,6 @@
 //! retry policy.
 
 use std::borrow::Cow;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -441,7 +440,6 @@ impl RetryState {
     /// so that retries of many requests do not arrive at once.
     pub(super) async fn pause(&mut self, pause: Duration) {
         self.blameless_replays += 1;
-        let chance = RandomState::new().hash_one(self.attempts) % 1_000;
-        tokio::time::sleep(pause + pause.mul_f64(chance as f64 / 1_000.0)).await;
+        tokio::time::sleep(pause + pause.mul_f64(fastrand::f64())).await;
     }
 }
