@@ -339,7 +339,7 @@ impl Case {
     fn set(&self, house: &House, fault: Option<Fault>) {
         match self.scope {
             Scope::First => house.simulator.always_on(KEYS[self.order[0]], self.route.bound(), fault),
-            Scope::All => house.simulator.for_everybody_on(self.route.bound(), fault),
+            Scope::All => house.simulator.for_all_requests_on(self.route.bound(), fault),
         }
     }
 

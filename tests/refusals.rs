@@ -81,7 +81,7 @@ async fn one_request_that_every_account_refuses_makes_no_key_unusable() {
     let check = |refusal: &'static str| async move {
         let refusal = fault(refusal).unwrap();
         let house = house(rich()).await;
-        house.simulator.for_everybody_on(DUBBING, Some(refusal.clone()));
+        house.simulator.for_all_requests_on(DUBBING, Some(refusal.clone()));
         let answer = house.post(DUBBING, &json!({"name": "x"})).await;
         let case = refusal.to_string();
         assert!(answer.status().is_client_error(), "{case}: {}", answer.status());
@@ -112,7 +112,7 @@ async fn what_every_account_refuses_takes_no_key_however_often_it_is_asked() {
     ];
     let check = |refusal: &'static str| async move {
         let house = house(rich()).await;
-        house.simulator.for_everybody_on(DUBBING, fault(refusal));
+        house.simulator.for_all_requests_on(DUBBING, fault(refusal));
         for number in 0..6 {
             let answer = house.post(DUBBING, &json!({"name": "x"})).await;
             assert!(answer.status().is_client_error(), "{refusal}: {}", answer.status());
@@ -201,7 +201,7 @@ async fn a_refusal_that_cannot_be_read_is_replaced() {
 async fn a_burst_waits_for_the_try_of_one_and_is_served() {
     const ODD: &str = "/v1/text-to-speech/AVoiceThatIsRefused0";
     let house = house_with(rich(), |config| config.pool.queue_timeout = Duration::from_secs(20)).await;
-    house.simulator.for_everybody_on(ODD, fault("rate_limit=86400"));
+    house.simulator.for_all_requests_on(ODD, fault("rate_limit=86400"));
     assert_eq!(house.post(ODD, &json!({"text": "hello"})).await.status(), 429);
     let answers = join_all((0..8).map(|_| house.speak(10))).await;
     assert_eq!(answers.iter().map(|answer| answer.status().as_u16()).collect::<Vec<_>>(), [200; 8]);
@@ -244,7 +244,7 @@ async fn one_speech_that_every_account_refuses_takes_no_speech_from_others() {
     ];
     let check = |refusal: &'static str| async move {
         let house = house_with(rich(), |config| config.pool.queue_timeout = Duration::from_secs(20)).await;
-        house.simulator.for_everybody_on(ODD, fault(refusal));
+        house.simulator.for_all_requests_on(ODD, fault(refusal));
         let answer = house.post(ODD, &json!({"text": "hello"})).await;
         assert_ne!(answer.status(), 200, "{refusal}");
         for _ in 0..3 {
@@ -261,7 +261,7 @@ async fn twelve_accounts_are_not_taken_by_one_client() {
     let keys: Vec<String> = (0..12).map(|number| format!("sk_of_twelve_{number:037}")).collect();
     let house = house(Plan::of(keys.iter().map(|key| (key.as_str(), 1_000_000)))).await;
     let refusal = r#"answer=402/{"detail":{"type":"x","code":"payment_required","message":"This feature needs payment."}}"#;
-    house.simulator.for_everybody_on(DUBBING, fault(refusal));
+    house.simulator.for_all_requests_on(DUBBING, fault(refusal));
     let answer = house.post(DUBBING, &json!({})).await;
     assert_eq!(answer.status(), 402);
     assert!(!answer.headers().contains_key("x-keychoir-error"));
@@ -318,7 +318,7 @@ async fn a_rate_limit_rests_what_was_limited() {
         ("rate_limit", "/v1/voices/add"),
     ] {
         let house = house(rich()).await;
-        house.simulator.for_everybody_on(path, fault(refusal));
+        house.simulator.for_all_requests_on(path, fault(refusal));
         let answer = house.post(path, &json!({"text": "rain"})).await;
         assert_eq!(answer.status(), 429, "{refusal} {path}");
         assert_eq!(house.speak(10).await.status(), 200, "{refusal} {path}");
@@ -442,7 +442,7 @@ async fn figures_that_a_poll_contradicts_take_no_account() {
     for keys in [1, 3] {
         for (left, needed) in [(0, 43), (5, 17), (100, 900)] {
             let house = house(Plan::of(KEYS.into_iter().take(keys).map(|key| (key, 1_000_000)))).await;
-            house.simulator.for_everybody_on("/v1/sound-generation", fault(&refusal(left, needed)));
+            house.simulator.for_all_requests_on("/v1/sound-generation", fault(&refusal(left, needed)));
             for _ in 0..2 {
                 let answer = house.post("/v1/sound-generation", &json!({"text": "rain"})).await;
                 assert_eq!(answer.status(), 401, "{left} {keys}");
@@ -460,7 +460,7 @@ async fn figures_that_a_poll_contradicts_take_no_account() {
 async fn a_cap_that_every_key_names_ends() {
     let refusal = r#"answer=401/{"detail":{"status":"quota_exceeded","message":"This request exceeds your API key (prod) quota of 5. You have 0 credits remaining, while 43 credits are required for this request."}}"#;
     let house = house_with(rich(), |config| config.pool.probe_after = Duration::from_millis(1)).await;
-    house.simulator.for_everybody_on("/v1/sound-generation", fault(refusal));
+    house.simulator.for_all_requests_on("/v1/sound-generation", fault(refusal));
     assert_eq!(house.post("/v1/sound-generation", &json!({"text": "rain"})).await.status(), 401);
     assert_eq!(house.speak(10).await.status(), 200, "the cap of the first key is tried");
     assert_eq!(house.statuses().await[0], "active");
@@ -474,7 +474,7 @@ async fn a_cap_that_every_key_names_ends() {
 async fn a_rate_limit_of_one_text_ends_for_all_accounts_when_one_serves() {
     const ODD: &str = "/v1/text-to-speech/AVoiceThatIsRefused0";
     let house = house(rich()).await;
-    house.simulator.for_everybody_on(ODD, fault("rate_limit"));
+    house.simulator.for_all_requests_on(ODD, fault("rate_limit"));
     assert_eq!(house.post(ODD, &json!({"text": "hello"})).await.status(), 429);
     assert_eq!(house.speak(10).await.status(), 200);
     assert_eq!(house.statuses().await, ["active"; 3]);
@@ -512,7 +512,7 @@ async fn a_waiting_request_returns_to_the_key_that_was_rate_limited_for_it() {
 async fn a_refuted_refusal_does_not_come_back() {
     const ODD: &str = "/v1/text-to-speech/AVoiceThatIsRefused0";
     let house = house(Plan::of([(ONE, 1_000_000)])).await;
-    house.simulator.for_everybody_on(ODD, fault("unusual_activity"));
+    house.simulator.for_all_requests_on(ODD, fault("unusual_activity"));
     for _ in 0..3 {
         assert_eq!(house.post(ODD, &json!({"text": "hello"})).await.status(), 401);
         assert_eq!(house.speak(10).await.status(), 200);
@@ -616,7 +616,7 @@ async fn what_no_account_has_is_asked_of_one_the_next_time() {
 #[tokio::test]
 async fn a_path_that_there_is_not_is_asked_of_one_account() {
     let house = house(rich()).await;
-    house.simulator.for_everybody_on(SPEECH, fault(r#"answer=404/{"detail":"Not Found"}"#));
+    house.simulator.for_all_requests_on(SPEECH, fault(r#"answer=404/{"detail":"Not Found"}"#));
     for seen in 1..4 {
         assert_eq!(house.speak(10).await.status(), 404);
         assert_eq!(house.hits(&KEYS).iter().sum::<usize>(), seen);
@@ -660,7 +660,7 @@ async fn what_a_refusal_reported_ends_with_its_rest() {
 async fn a_client_whose_requests_are_refused_in_odd_words_takes_no_key_from_others() {
     let check = |refusal: &'static str| async move {
         let house = house(rich()).await;
-        house.simulator.for_everybody_on("/v1/convai", fault(refusal));
+        house.simulator.for_all_requests_on("/v1/convai", fault(refusal));
         for _ in 0..5 {
             let before: usize = house.hits(&KEYS).iter().sum();
             assert_eq!(house.get("/v1/convai/agents").await.status(), 401, "{refusal}");
@@ -693,10 +693,10 @@ async fn a_client_whose_requests_are_refused_in_odd_words_takes_no_key_from_othe
 async fn a_429_of_something_on_the_way_is_judged_by_contrast() {
     let check = |refusal: &'static str| async move {
         let house = house(rich()).await;
-        house.simulator.for_everybody_on(SPEECH, fault(refusal));
+        house.simulator.for_all_requests_on(SPEECH, fault(refusal));
         assert_eq!(house.speak(10).await.status(), 429, "{refusal}");
         assert_eq!(house.hits(&KEYS), [1, 1, 0], "{refusal}");
-        house.simulator.for_everybody_on(SPEECH, None);
+        house.simulator.for_all_requests_on(SPEECH, None);
         assert_unharmed(&house, refusal).await;
         house.close().await;
         // A single account refuses: the restriction is that account's, on that route.

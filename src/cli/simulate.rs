@@ -110,7 +110,7 @@ async fn simulate(arguments: Arguments) -> ExitCode {
     for FaultArgument { key, route, fault } in faults {
         match route {
             None => simulator.always(&key, Some(fault)),
-            Some(route) if key == EVERY_KEY => simulator.for_everybody_on(&route, Some(fault)),
+            Some(route) if key == EVERY_KEY => simulator.for_all_requests_on(&route, Some(fault)),
             Some(route) => simulator.always_on(&key, &route, Some(fault)),
         }
     }

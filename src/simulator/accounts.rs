@@ -12,8 +12,8 @@ use crate::policy::units::UnixMs;
 use super::conversations::Conversations;
 use super::history::History;
 use super::plan::{Billing, KeyPlan, Plan, ShownLimit, WorkspacePlan};
+use super::resources::Resources;
 use super::shape::{Facts, Shape};
-use super::things::Things;
 
 /// All workspaces and keys.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub(super) struct Workspace {
     pub(super) voice_edits: u64,
     pub(super) history: History,
     pub(super) conversations: Conversations,
-    pub(super) things: Things,
+    pub(super) resources: Resources,
 }
 
 #[derive(Debug)]
@@ -73,7 +73,7 @@ impl Refused {
 
 /// The limits of an operation's credits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purse {
+pub(super) enum CreditLimits {
     /// The credits of the workspace, and the cap of the key if it has one.
     KeyAndWorkspace,
     /// The credits of the workspace alone: caps of keys do not apply to agents (the provider's
@@ -110,8 +110,8 @@ impl Accounts {
 
     fn workspace_of(&mut self, key: &KeyPlan, index: usize, now: UnixMs) -> usize {
         let name = key.workspace.clone().unwrap_or_else(|| format!("workspace-of-key-{}", index + 1));
-        if let Some(known) = self.workspaces.iter().position(|workspace| workspace.plan.name == name) {
-            return known;
+        if let Some(existing) = self.workspaces.iter().position(|workspace| workspace.plan.name == name) {
+            return existing;
         }
         let plan = match key.tier.as_deref() {
             None => WorkspacePlan::new(&name, key.credits),
@@ -158,15 +158,15 @@ impl Accounts {
 
     /// Checks credits, cap and concurrency in the provider's order, and charges. A refusal changes
     /// nothing.
-    pub(super) fn admit(&mut self, key: usize, cost: u64, purse: Purse) -> Result<Admitted, Refused> {
-        let facts = self.afford(key, cost, purse)?;
-        if !self.has_place(key) {
+    pub(super) fn admit(&mut self, key: usize, cost: u64, limits: CreditLimits) -> Result<Admitted, Refused> {
+        let facts = self.check_credits(key, cost, limits)?;
+        if !self.has_free_slot(key) {
             return Err(Refused { shape: Shape::Concurrency, facts: Box::new(facts) });
         }
         let used_before = self.workspace(key).map_or(0, |workspace| workspace.used);
         self.charge(key, cost);
-        let Some(holder) = self.keys.get(key) else { return Err(Shape::InvalidKey.into()) };
-        let Some(workspace) = self.workspaces.get_mut(holder.workspace) else {
+        let Some(owner) = self.keys.get(key) else { return Err(Shape::InvalidKey.into()) };
+        let Some(workspace) = self.workspaces.get_mut(owner.workspace) else {
             return Err(Shape::InvalidKey.into());
         };
         workspace.running = workspace.running.saturating_add(1);
@@ -176,31 +176,36 @@ impl Accounts {
             used_before,
             running: workspace.running,
             running_max: workspace.plan.concurrency_max,
-            workspace: holder.workspace,
+            workspace: owner.workspace,
         })
     }
 
     /// Whether the concurrency limit of the key's workspace allows another operation.
-    pub(super) fn has_place(&self, key: usize) -> bool {
-        let is_busy = |workspace: &Workspace| {
+    pub(super) fn has_free_slot(&self, key: usize) -> bool {
+        let is_saturated = |workspace: &Workspace| {
             workspace.plan.concurrency_max.is_some_and(|max| workspace.running >= max)
         };
-        !self.workspace(key).is_some_and(is_busy)
+        !self.workspace(key).is_some_and(is_saturated)
     }
 
     /// Checks credits and cap, and charges for the continuation of an admitted operation. A refusal
     /// changes nothing.
-    pub(super) fn spend(&mut self, key: usize, cost: u64, purse: Purse) -> Result<(), Refused> {
-        self.afford(key, cost, purse)?;
+    pub(super) fn spend(&mut self, key: usize, cost: u64, limits: CreditLimits) -> Result<(), Refused> {
+        self.check_credits(key, cost, limits)?;
         self.charge(key, cost);
         Ok(())
     }
 
     /// Whether credits and cap suffice, with the numbers for the response.
-    pub(super) fn afford(&self, key: usize, cost: u64, purse: Purse) -> Result<Facts, Refused> {
+    pub(super) fn check_credits(
+        &self,
+        key: usize,
+        cost: u64,
+        limits: CreditLimits,
+    ) -> Result<Facts, Refused> {
         let facts = self.facts(key, cost);
-        let Some(holder) = self.keys.get(key) else { return Err(Shape::InvalidKey.into()) };
-        let is_capped = purse == Purse::KeyAndWorkspace && holder.plan.cap.is_some();
+        let Some(owner) = self.keys.get(key) else { return Err(Shape::InvalidKey.into()) };
+        let is_capped = limits == CreditLimits::KeyAndWorkspace && owner.plan.cap.is_some();
         let shape = if cost > facts.remaining {
             Shape::Quota
         } else if is_capped && cost > facts.cap_remaining {
@@ -212,9 +217,9 @@ impl Accounts {
     }
 
     fn charge(&mut self, key: usize, cost: u64) {
-        let Some(holder) = self.keys.get_mut(key) else { return };
-        holder.used = holder.used.saturating_add(cost);
-        if let Some(workspace) = self.workspaces.get_mut(holder.workspace) {
+        let Some(owner) = self.keys.get_mut(key) else { return };
+        owner.used = owner.used.saturating_add(cost);
+        if let Some(workspace) = self.workspaces.get_mut(owner.workspace) {
             workspace.used = workspace.used.saturating_add(cost);
         }
     }
@@ -228,18 +233,18 @@ impl Accounts {
 
     /// The numbers for the refusal of a request of that cost.
     pub(super) fn facts(&self, key: usize, needed: u64) -> Facts {
-        let Some(holder) = self.keys.get(key) else { return Facts { needed, ..Facts::default() } };
-        let Some(workspace) = self.workspaces.get(holder.workspace) else {
+        let Some(owner) = self.keys.get(key) else { return Facts { needed, ..Facts::default() } };
+        let Some(workspace) = self.workspaces.get(owner.workspace) else {
             return Facts { needed, ..Facts::default() };
         };
-        let cap = holder.plan.cap.unwrap_or(workspace.plan.credits);
+        let cap = owner.plan.cap.unwrap_or(workspace.plan.credits);
         Facts {
             needed,
             limit: workspace.plan.credits,
             remaining: workspace.remaining(),
-            key_name: holder.name.clone(),
+            key_name: owner.name.clone(),
             cap,
-            cap_remaining: cap.saturating_sub(holder.used),
+            cap_remaining: cap.saturating_sub(owner.used),
             concurrency_max: workspace.plan.concurrency_max.unwrap_or(workspace.running),
             ..Facts::default()
         }
@@ -249,12 +254,15 @@ impl Accounts {
     /// caller's own if the agent is of the same workspace, else one of the agent's workspace.
     pub(super) fn agent_payer(&self, agent: &str, key: Option<usize>) -> Result<usize, Refused> {
         let plan_of = |workspace: &Workspace| {
-            workspace.plan.agents.iter().find(|known| known.id == agent).map(|agent| agent.is_public)
+            workspace.plan.agents.iter().find(|existing| existing.id == agent).map(|agent| agent.is_public)
         };
-        let named =
-            self.workspaces.iter().enumerate().find_map(|(at, workspace)| Some((at, plan_of(workspace)?)));
+        let agent_workspace = self
+            .workspaces
+            .iter()
+            .enumerate()
+            .find_map(|(index, workspace)| Some((index, plan_of(workspace)?)));
         let own = key.and_then(|key| self.keys.get(key)).map(|key| key.workspace);
-        let payer = match (named, key) {
+        let payer = match (agent_workspace, key) {
             (None, Some(key)) => Some(key),
             (None, None) => (!self.keys.is_empty()).then_some(0),
             (Some((workspace, _)), Some(key)) if own == Some(workspace) => Some(key),
@@ -291,7 +299,7 @@ impl Workspace {
             voice_edits: 0,
             history: History(VecDeque::new()),
             conversations: Conversations::default(),
-            things: Things::default(),
+            resources: Resources::default(),
         }
     }
 
@@ -342,29 +350,29 @@ mod tests {
     #[test]
     fn the_last_credit_can_be_spent_and_no_more() {
         let mut accounts = open("a=10");
-        assert_eq!(shape(accounts.admit(0, 11, Purse::KeyAndWorkspace)), Err(Shape::Quota));
-        assert_eq!(shape(accounts.admit(0, 10, Purse::KeyAndWorkspace)), Ok(10));
-        assert_eq!(shape(accounts.admit(0, 1, Purse::KeyAndWorkspace)), Err(Shape::Quota));
-        assert_eq!(shape(accounts.admit(0, 0, Purse::KeyAndWorkspace)), Ok(0));
+        assert_eq!(shape(accounts.admit(0, 11, CreditLimits::KeyAndWorkspace)), Err(Shape::Quota));
+        assert_eq!(shape(accounts.admit(0, 10, CreditLimits::KeyAndWorkspace)), Ok(10));
+        assert_eq!(shape(accounts.admit(0, 1, CreditLimits::KeyAndWorkspace)), Err(Shape::Quota));
+        assert_eq!(shape(accounts.admit(0, 0, CreditLimits::KeyAndWorkspace)), Ok(0));
     }
 
     #[test]
     fn keys_of_a_workspace_share_its_credits() {
         let mut accounts = open("a=10@w b=10@w c=10");
-        assert_eq!(shape(accounts.admit(0, 6, Purse::KeyAndWorkspace)), Ok(6));
-        let refused = accounts.admit(1, 5, Purse::KeyAndWorkspace).unwrap_err();
+        assert_eq!(shape(accounts.admit(0, 6, CreditLimits::KeyAndWorkspace)), Ok(6));
+        let refused = accounts.admit(1, 5, CreditLimits::KeyAndWorkspace).unwrap_err();
         assert_eq!((refused.facts.limit, refused.facts.remaining, refused.facts.needed), (10, 4, 5));
-        assert_eq!(shape(accounts.admit(2, 10, Purse::KeyAndWorkspace)), Ok(10));
+        assert_eq!(shape(accounts.admit(2, 10, CreditLimits::KeyAndWorkspace)), Ok(10));
     }
 
     #[test]
     fn a_cap_binds_its_key_only() {
         let mut accounts = open("a=10@w:cap=3 b=10@w");
-        assert_eq!(shape(accounts.admit(0, 3, Purse::KeyAndWorkspace)), Ok(3));
-        let refused = accounts.admit(0, 1, Purse::KeyAndWorkspace).unwrap_err();
+        assert_eq!(shape(accounts.admit(0, 3, CreditLimits::KeyAndWorkspace)), Ok(3));
+        let refused = accounts.admit(0, 1, CreditLimits::KeyAndWorkspace).unwrap_err();
         assert_eq!(refused.shape, Shape::KeyCap);
         assert_eq!((refused.facts.key_name.as_str(), refused.facts.cap), ("key 1", 3));
-        assert_eq!(shape(accounts.admit(1, 7, Purse::KeyAndWorkspace)), Ok(7));
+        assert_eq!(shape(accounts.admit(1, 7, CreditLimits::KeyAndWorkspace)), Ok(7));
     }
 
     #[test]
@@ -375,23 +383,23 @@ mod tests {
             ..Plan::of([])
         };
         let mut accounts = Accounts::open(&plan, NOW);
-        let first = accounts.admit(0, 1, Purse::KeyAndWorkspace).unwrap();
+        let first = accounts.admit(0, 1, CreditLimits::KeyAndWorkspace).unwrap();
         assert_eq!((first.running, first.running_max), (1, Some(1)));
-        assert_eq!(shape(accounts.admit(0, 1, Purse::KeyAndWorkspace)), Err(Shape::Concurrency));
+        assert_eq!(shape(accounts.admit(0, 1, CreditLimits::KeyAndWorkspace)), Err(Shape::Concurrency));
         assert_eq!(accounts.workspaces[0].used, 1);
         accounts.finish(first.workspace);
-        assert_eq!(shape(accounts.admit(0, 1, Purse::KeyAndWorkspace)), Ok(1));
+        assert_eq!(shape(accounts.admit(0, 1, CreditLimits::KeyAndWorkspace)), Ok(1));
     }
 
     #[test]
     fn credits_and_caps_come_back_when_the_reset_date_passes() {
         let mut accounts = open("a=10:cap=10");
         assert_eq!(accounts.workspaces[0].reset, DECEMBER);
-        accounts.admit(0, 10, Purse::KeyAndWorkspace).unwrap();
+        accounts.admit(0, 10, CreditLimits::KeyAndWorkspace).unwrap();
         accounts.refresh(UnixMs(DECEMBER.0 - 1));
-        assert_eq!(shape(accounts.admit(0, 10, Purse::KeyAndWorkspace)), Err(Shape::Quota));
+        assert_eq!(shape(accounts.admit(0, 10, CreditLimits::KeyAndWorkspace)), Err(Shape::Quota));
         accounts.refresh(DECEMBER);
-        assert_eq!(shape(accounts.admit(0, 10, Purse::KeyAndWorkspace)), Ok(10));
+        assert_eq!(shape(accounts.admit(0, 10, CreditLimits::KeyAndWorkspace)), Ok(10));
         assert_eq!(accounts.workspaces[0].reset.rfc3339(), "2027-01-01T00:00:00.000Z");
     }
 

@@ -13,9 +13,9 @@ use http_body::{Body, Frame, SizeHint};
 use serde_json::Value;
 
 use super::encoding::Encoding;
-use super::line::Flushes;
 use super::plan::REGION;
 use super::shape::Refusal;
+use super::tracked_stream::Flushes;
 use super::world::Slot;
 
 /// The header with the region of the response.
@@ -115,10 +115,10 @@ impl Answer {
             answer.headers.remove("content-type");
         }
         answer.body = AnswerBody::whole(body);
-        let read = |(name, value): &(String, String)| {
+        let parse_header = |(name, value): &(String, String)| {
             Some((HeaderName::try_from(name).ok()?, HeaderValue::try_from(value).ok()?))
         };
-        let headers: Vec<_> = headers.iter().filter_map(read).collect();
+        let headers: Vec<_> = headers.iter().filter_map(parse_header).collect();
         for (name, _) in &headers {
             answer.headers.remove(name);
         }
@@ -143,7 +143,7 @@ pub(super) struct AnswerBody {
     ready: VecDeque<Bytes>,
     pieces: Option<Pieces>,
     /// The remaining length, if it is known; it becomes the content length.
-    left: Option<u64>,
+    remaining: Option<u64>,
     pause: Option<Pause>,
     cut: Option<Cut>,
     /// Released with the generation of the last piece, not with its sending: a client that has
@@ -158,7 +158,7 @@ struct Pause {
 }
 
 struct Cut {
-    left: u64,
+    remaining: u64,
     flushes: Flushes,
     flushed: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
@@ -169,7 +169,7 @@ pub(super) struct Broken;
 
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the simulator was told to break this connection")
+        f.write_str("a fault breaks this connection")
     }
 }
 
@@ -177,15 +177,16 @@ impl std::error::Error for Broken {}
 
 impl AnswerBody {
     pub(super) fn whole(bytes: Bytes) -> Self {
-        let left = Some(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        let remaining = Some(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
         let ready = if bytes.is_empty() { VecDeque::new() } else { VecDeque::from([bytes]) };
-        Self { ready, pieces: None, left, pause: None, cut: None, slot: None }
+        Self { ready, pieces: None, remaining, pause: None, cut: None, slot: None }
     }
 
     /// A body generated while it is sent. Without a length it is chunked.
     pub(super) fn pieces(length: Option<u64>, pieces: impl Iterator<Item = Bytes> + Send + 'static) -> Self {
-        let mut body = Self { pieces: Some(Box::new(pieces)), left: length, ..Self::whole(Bytes::new()) };
-        body.left = length;
+        let mut body =
+            Self { pieces: Some(Box::new(pieces)), remaining: length, ..Self::whole(Bytes::new()) };
+        body.remaining = length;
         body.look_ahead();
         body
     }
@@ -204,8 +205,8 @@ impl AnswerBody {
 
     /// Breaks after `bytes`. The body is then always chunked.
     pub(super) fn cut_after(&mut self, bytes: u64, flushes: Flushes) {
-        self.left = None;
-        self.cut = Some(Cut { left: bytes, flushes, flushed: None });
+        self.remaining = None;
+        self.cut = Some(Cut { remaining: bytes, flushes, flushed: None });
     }
 
     /// Takes the ready bytes: all of a body that is not generated piece by piece.
@@ -260,7 +261,7 @@ impl Body for AnswerBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let body = &mut *self;
         if let Some(cut) = &mut body.cut
-            && (cut.left == 0 || body.ready.is_empty())
+            && (cut.remaining == 0 || body.ready.is_empty())
         {
             ready!(cut.poll_flushed(cx));
             return Poll::Ready(Some(Err(Broken)));
@@ -274,10 +275,10 @@ impl Body for AnswerBody {
         let Some(mut piece) = body.ready.pop_front() else { return Poll::Ready(None) };
         let length = |piece: &Bytes| u64::try_from(piece.len()).unwrap_or(u64::MAX);
         if let Some(cut) = &mut body.cut {
-            piece.truncate(usize::try_from(cut.left).unwrap_or(usize::MAX));
-            cut.left -= length(&piece);
+            piece.truncate(usize::try_from(cut.remaining).unwrap_or(usize::MAX));
+            cut.remaining -= length(&piece);
         }
-        body.left = body.left.map(|left| left.saturating_sub(length(&piece)));
+        body.remaining = body.remaining.map(|remaining| remaining.saturating_sub(length(&piece)));
         body.look_ahead();
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
@@ -287,6 +288,6 @@ impl Body for AnswerBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.left.map_or_else(SizeHint::new, SizeHint::with_exact)
+        self.remaining.map_or_else(SizeHint::new, SizeHint::with_exact)
     }
 }

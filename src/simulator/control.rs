@@ -8,8 +8,8 @@ use serde_json::json;
 
 use super::answer::Answer;
 use super::fault::Fault;
-use super::intake::Intake;
-use super::world::{Whose, World};
+use super::request::ReceivedBody;
+use super::world::{FaultTarget, World};
 
 /// Stands for every request, with any key or without one.
 const EVERY_KEY: &str = "*";
@@ -21,7 +21,7 @@ pub(super) const PREFIX: &str = "/_simulator/";
 /// requires a route.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Order {
+struct FaultRequest {
     key: String,
     #[serde(default)]
     route: Option<String>,
@@ -38,34 +38,38 @@ fn present<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Option<S
 }
 
 /// Handles a request to one of these paths.
-pub(super) fn answer(world: &World, parts: &Parts, intake: &Intake) -> Answer {
+pub(super) fn answer(world: &World, parts: &Parts, received: &ReceivedBody) -> Answer {
     let path = parts.uri.path().strip_prefix(PREFIX).unwrap_or_default();
     match (&parts.method, path) {
         (&Method::GET, "ledger") => match serde_json::to_value(world.ledger()) {
             Ok(ledger) => Answer::document(&ledger),
-            Err(error) => mistake(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+            Err(error) => error_response(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
         },
-        (&Method::POST, "faults") => match set_faults(world, intake) {
+        (&Method::POST, "faults") => match set_faults(world, received) {
             Ok(()) => Answer::document(&json!({ "ok": true })),
-            Err(message) => mistake(StatusCode::BAD_REQUEST, &message),
+            Err(message) => error_response(StatusCode::BAD_REQUEST, &message),
         },
-        _ => mistake(StatusCode::NOT_FOUND, "there is GET /_simulator/ledger and POST /_simulator/faults"),
+        _ => error_response(
+            StatusCode::NOT_FOUND,
+            "there is GET /_simulator/ledger and POST /_simulator/faults",
+        ),
     }
 }
 
 /// Sets the faults; a mistake anywhere in the body changes nothing.
-fn set_faults(world: &World, intake: &Intake) -> Result<(), String> {
-    let body = intake.kept.as_deref().unwrap_or_default();
-    let order: Order = serde_json::from_slice(body).map_err(|error| error.to_string())?;
-    let read = |text: &String| text.parse::<Fault>().map_err(|error| error.to_string());
-    let next = order.next.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    let always = order.always.map(|always| always.as_ref().map(read).transpose()).transpose()?;
-    let route = order.route.as_deref();
-    let whose = if order.key == EVERY_KEY { Whose::EveryKey } else { Whose::Key(&order.key) };
-    if matches!(whose, Whose::EveryKey) && route.is_none() {
+fn set_faults(world: &World, received: &ReceivedBody) -> Result<(), String> {
+    let body = received.kept.as_deref().unwrap_or_default();
+    let request: FaultRequest = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    let parse = |text: &String| text.parse::<Fault>().map_err(|error| error.to_string());
+    let next = request.next.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    let always = request.always.map(|always| always.as_ref().map(parse).transpose()).transpose()?;
+    let route = request.route.as_deref();
+    let target =
+        if request.key == EVERY_KEY { FaultTarget::EveryKey } else { FaultTarget::Key(&request.key) };
+    if matches!(target, FaultTarget::EveryKey) && route.is_none() {
         return Err("the key `*` needs a route".to_owned());
     }
-    let is_known = world.with_script(whose, |script| {
+    let is_known = world.with_script(target, |script| {
         script.add(route, next);
         if let Some(always) = always {
             script.set(route, always);
@@ -74,7 +78,7 @@ fn set_faults(world: &World, intake: &Intake) -> Result<(), String> {
     if is_known { Ok(()) } else { Err("the plan has no such key".to_owned()) }
 }
 
-fn mistake(status: StatusCode, message: &str) -> Answer {
+fn error_response(status: StatusCode, message: &str) -> Answer {
     let mut answer = Answer::document(&json!({ "error": message }));
     answer.status = status;
     answer

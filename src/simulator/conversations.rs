@@ -9,8 +9,8 @@ use crate::policy::units::UnixMs;
 
 use super::accounts::Refused;
 use super::answer::Answer;
+use super::job::{Job, require_key};
 use super::shape::Shape;
-use super::work::{Job, known};
 
 /// Older conversations are dropped, so that a long test needs bounded memory.
 const CONVERSATIONS_MAX: usize = 200;
@@ -49,11 +49,12 @@ impl Conversations {
 
 /// `GET /v1/convai/conversations/{conversation_id}`, for the workspace that paid.
 pub(super) fn answer(job: Job<'_>, id: &str) -> Result<Answer, Refused> {
-    let key = known(job.presented)?;
+    let key = require_key(job.presented)?;
     let mut state = job.world.state();
     state.accounts.permit(key, "convai_read")?;
-    let found = state.accounts.workspace_mut(key).and_then(|workspace| workspace.conversations.find(id));
-    let conversation = found.ok_or_else(|| Refused::naming(Shape::ConversationNotFound, id))?;
+    let conversation =
+        state.accounts.workspace_mut(key).and_then(|workspace| workspace.conversations.find(id));
+    let conversation = conversation.ok_or_else(|| Refused::naming(Shape::ConversationNotFound, id))?;
     Ok(Answer::document(&conversation.document()))
 }
 

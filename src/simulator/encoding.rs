@@ -25,7 +25,7 @@ pub enum Encoding {
 
 /// Maximum bytes of a block: Brotli's limit with four digits of length; Zstandard allows twice
 /// that.
-const BLOCK: usize = 65_536;
+const MAX_BLOCK_BYTES: usize = 65_536;
 
 const NAMES: [(&str, Encoding); 4] = [
     ("gzip", Encoding::Gzip),
@@ -57,7 +57,7 @@ fn brotli(plain: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(plain.len() + 8);
     // A window of 64 KiB is one bit, 0, which the first block shares its bytes with.
     let mut window_bits = 1;
-    for block in plain.chunks(BLOCK) {
+    for block in plain.chunks(MAX_BLOCK_BYTES) {
         let length = u32::try_from(block.len() - 1).unwrap_or(0);
         // Not the last (1 bit), four digits (2 bits), the length, not compressed (1 bit), to the next byte.
         let head = (length << 3 | 1 << 19) << window_bits;
@@ -74,7 +74,7 @@ fn zstandard(plain: &[u8]) -> Vec<u8> {
     // The magic number, and one segment whose length has four bytes.
     let mut bytes = vec![0x28, 0xb5, 0x2f, 0xfd, 0xa0];
     bytes.extend_from_slice(&u32::try_from(plain.len()).unwrap_or(u32::MAX).to_le_bytes());
-    let mut blocks = plain.chunks(BLOCK).peekable();
+    let mut blocks = plain.chunks(MAX_BLOCK_BYTES).peekable();
     if blocks.peek().is_none() {
         bytes.extend_from_slice(&[1, 0, 0]);
     }
@@ -115,7 +115,7 @@ mod tests {
 
     /// Verified with the `brotli` of Node.js 20 and with `zstd` 1.5.
     #[test]
-    fn stored_blocks_are_those_that_decoders_have_read() {
+    fn stored_blocks_are_readable_by_decoders() {
         let brotli = [&[0x40, 0x00, 0x10][..], b"hello", &[0x03]].concat();
         assert_eq!(Encoding::Brotli.encode(b"hello"), brotli);
         assert_eq!(Encoding::Brotli.encode(b""), [0x06]);

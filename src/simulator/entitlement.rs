@@ -7,7 +7,7 @@
 use super::accounts::{Accounts, Refused, Workspace};
 use super::models::{Model, voice_name};
 use super::plan::{PlanWording, WorkspacePlan};
-use super::shape::{Facts, Shape, said};
+use super::shape::{Facts, Shape, fixed_refusal};
 use super::sound::format::Format;
 
 /// The plans, as far as they differ here. Ordered: a later plan includes the features of the
@@ -69,7 +69,7 @@ impl WorkspacePlan {
     /// The refusal in the wording of this workspace: the current one, or an older one.
     fn worded(&self, names: [&'static str; 3]) -> Shape {
         let [current, old_400, old_402] = names;
-        said(match self.wording {
+        fixed_refusal(match self.wording {
             PlanWording::Current => current,
             PlanWording::Old400 => old_400,
             PlanWording::Old402 => old_402,
@@ -98,7 +98,7 @@ impl WorkspacePlan {
             return Ok(());
         }
         let facts = Facts { format: format.name.to_owned(), ..Facts::default() };
-        Err(Refused { shape: said("output_format_not_allowed"), facts: Box::new(facts) })
+        Err(Refused { shape: fixed_refusal("output_format_not_allowed"), facts: Box::new(facts) })
     }
 
     fn model(&self, model: Model) -> Result<(), Refused> {
@@ -106,20 +106,21 @@ impl WorkspacePlan {
             return Ok(());
         }
         let facts = Facts { model: model.id.to_owned(), ..Facts::default() };
-        Err(Refused { shape: said("model_access_denied"), facts: Box::new(facts) })
+        Err(Refused { shape: fixed_refusal("model_access_denied"), facts: Box::new(facts) })
     }
 
     /// Checks the number of characters against the limit of the model on this plan.
     fn length(&self, model: Model, characters: u64) -> Result<(), Refused> {
-        let bound = model.characters_max(self.rank() == Tier::Free);
-        if characters <= bound {
+        let limit = model.characters_max(self.rank() == Tier::Free);
+        if characters <= limit {
             return Ok(());
         }
         let shape = match self.wording {
             PlanWording::Current => Shape::TextTooLong,
-            PlanWording::Old400 | PlanWording::Old402 => said("max_character_limit_exceeded"),
+            PlanWording::Old400 | PlanWording::Old402 => fixed_refusal("max_character_limit_exceeded"),
         };
-        let facts = Facts { needed: characters, bound, subject: model.id.to_owned(), ..Facts::default() };
+        let facts =
+            Facts { needed: characters, bound: limit, subject: model.id.to_owned(), ..Facts::default() };
         Err(Refused { shape, facts: Box::new(facts) })
     }
 }
@@ -131,12 +132,12 @@ impl Workspace {
         count(&self.plan.voices).saturating_sub(count(&self.professional))
     }
 
-    fn has_slot(&self, used: u64, bound: u64) -> Result<(), Refused> {
-        if used < bound {
+    fn has_slot(&self, used: u64, limit: u64) -> Result<(), Refused> {
+        if used < limit {
             return Ok(());
         }
-        let facts = Facts { bound, ..Facts::default() };
-        Err(Refused { shape: said("voice_limit_reached"), facts: Box::new(facts) })
+        let facts = Facts { bound: limit, ..Facts::default() };
+        Err(Refused { shape: fixed_refusal("voice_limit_reached"), facts: Box::new(facts) })
     }
 
     /// Adds an instant clone.
@@ -178,12 +179,12 @@ impl Workspace {
     ///
     /// When the plan has no professional clones, or no slot is left.
     pub(super) fn add_professional(&mut self, id: &str) -> Result<(), Refused> {
-        let bound = self.plan.professional_voices_max();
-        if bound == 0 {
-            return Err(said("professional_cloning_not_allowed").into());
+        let limit = self.plan.professional_voices_max();
+        if limit == 0 {
+            return Err(fixed_refusal("professional_cloning_not_allowed").into());
         }
         let used = u64::try_from(self.professional.len()).unwrap_or(u64::MAX);
-        self.has_slot(used, bound)?;
+        self.has_slot(used, limit)?;
         self.plan.voices.push(id.to_owned());
         self.professional.push(id.to_owned());
         Ok(())
@@ -249,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plans_are_in_order_and_a_new_name_lacks_nothing() {
+    fn plans_are_in_order_and_an_unknown_plan_has_all_features() {
         let order = ["free", "starter", "creator", "pro", "scale"].map(Tier::of);
         assert!(order.is_sorted_by(|earlier, later| earlier < later));
         for name in ["scale_2024_08_10", "growing_business", "enterprise", "grant_tier_2", ""] {
@@ -259,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn each_wording_has_words() {
+    fn each_wording_has_a_refusal() {
         for wording in [PlanWording::Current, PlanWording::Old400, PlanWording::Old402] {
             let plan = WorkspacePlan { tier: "free".into(), wording, ..WorkspacePlan::default() };
             let refused =

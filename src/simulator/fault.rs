@@ -150,7 +150,7 @@ impl FromStr for Fault {
             return Ok(Fault::Encoded { encodings, shape: shape.parse()? });
         }
         if let Some(answer) = text.strip_prefix("answer=") {
-            return read_answer(answer).ok_or_else(|| FaultError::Answer(answer.to_owned()));
+            return parse_answer(answer).ok_or_else(|| FaultError::Answer(answer.to_owned()));
         }
         if let Some((name, value)) = text.split_once('=') {
             match name {
@@ -185,9 +185,9 @@ impl FromStr for Turn {
             ("stall", _) => Ok(Turn::Stall),
             (_, Some(("say", text))) => Ok(Turn::Say(text.to_owned())),
             (_, Some(("last", text))) => {
-                let (code, said) = text.split_once('/').unwrap_or((text, ""));
+                let (code, message) = text.split_once('/').unwrap_or((text, ""));
                 let code = close_code(code).ok_or_else(|| FaultError::Close(text.to_owned()))?;
-                Ok(Turn::Last { code, text: said.to_owned() })
+                Ok(Turn::Last { code, text: message.to_owned() })
             }
             (_, Some(("close", text))) => {
                 let (code, reason) = text.split_once('/').unwrap_or((text, ""));
@@ -224,7 +224,7 @@ impl fmt::Display for Turn {
 }
 
 /// Parses `402/BODY` or `402[NAME: VALUE][NAME: VALUE]/BODY`.
-fn read_answer(text: &str) -> Option<Fault> {
+fn parse_answer(text: &str) -> Option<Fault> {
     let end = text.find(['[', '/']).unwrap_or(text.len());
     let status = text.get(..end)?.parse().ok().filter(|status| (200..600).contains(status))?;
     let mut rest = text.get(end..)?;
@@ -329,7 +329,7 @@ mod tests {
     use crate::simulator::shape::NAMED;
 
     #[test]
-    fn what_is_printed_reads_back() {
+    fn a_printed_fault_is_parsed_unchanged() {
         let plain =
             ["pass", "stall=250ms", "slow_head=5000ms", "slow_body=1ms", "cut=0", "cut=70000", "close"];
         let more =
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_explained() {
+    fn an_invalid_fault_is_explained() {
         for (text, part) in [
             ("qota", "`qota` is no refusal: the names are quota,"),
             ("qota", "other faults are pass, stall=TIME"),

@@ -11,7 +11,7 @@ use super::sound::format::Format;
 pub(super) struct History(pub(super) VecDeque<HistoryItem>);
 
 /// Older items are dropped, so that a long test needs bounded memory.
-const ITEMS_MAX: usize = 200;
+const MAX_ITEMS: usize = 200;
 
 #[derive(Clone, Debug)]
 pub(super) struct HistoryItem {
@@ -29,7 +29,7 @@ pub(super) struct HistoryItem {
 
 impl History {
     pub(super) fn add(&mut self, item: HistoryItem) {
-        self.0.truncate(ITEMS_MAX - 1);
+        self.0.truncate(MAX_ITEMS - 1);
         self.0.push_front(item);
     }
 
@@ -52,7 +52,8 @@ impl History {
     /// One page, `GetSpeechHistoryResponseModel` of the OpenAPI document. If the item `after` no
     /// longer exists, the page is the first one.
     pub(super) fn page(&self, size: usize, after: Option<&str>) -> Value {
-        let start = after.and_then(|id| self.0.iter().position(|item| item.id == id)).map_or(0, |at| at + 1);
+        let start =
+            after.and_then(|id| self.0.iter().position(|item| item.id == id)).map_or(0, |index| index + 1);
         let items: Vec<_> = self.0.iter().skip(start).take(size).collect();
         json!({
             "history": items.iter().map(|item| item.document()).collect::<Vec<_>>(),

@@ -3,22 +3,22 @@
 //! it, and it is the upstream of the tests.
 //!
 //! It does not depend on the proxy, and is strict with it: a client's credential that is received
-//! here is a violation and not an ordinary mistake. Read `service` first, then `shape`.
+//! here is a violation and not an ordinary error. Read `service` first, then `shape`.
 
 mod plan;
 
 mod service;
 
 mod control;
-mod intake;
+mod request;
 mod route;
 
-mod crafts;
+mod job;
+mod operations;
 mod read;
 mod speech;
-mod work;
 
-mod grants;
+mod credentials;
 mod socket;
 
 mod fault;
@@ -35,13 +35,13 @@ mod conversations;
 mod history;
 mod models;
 mod music;
+mod resources;
 mod sound;
 mod subscription;
-mod things;
 
 mod answer;
 mod encoding;
-mod line;
+mod tracked_stream;
 
 #[cfg(test)]
 mod tests;
@@ -66,15 +66,15 @@ pub use self::ledger::{
 pub use self::plan::{AgentPlan, Billing, KeyPlan, Plan, PlanError, PlanWording, ShownLimit, WorkspacePlan};
 pub use self::shape::{Shape, UnknownShape};
 
-use self::line::Line;
 use self::script::Script;
 use self::service::Service;
-use self::world::{Whose, World};
+use self::tracked_stream::TrackedStream;
+use self::world::{FaultTarget, World};
 
 /// Timeout for a request head.
-const HEAD_MAX: Duration = Duration::from_secs(30);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Delay after an accept that failed for lack of file descriptors.
-const ACCEPT_REST: Duration = Duration::from_millis(20);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(20);
 
 /// A running simulator. It serves until it is stopped or dropped.
 #[derive(Debug)]
@@ -97,9 +97,9 @@ impl Simulator {
         let address = listener.local_addr()?;
         let simulator =
             Self { address, world: World::new(&plan), tasks: Tasks::new(), alive: watch::Sender::new(()) };
-        let gone = simulator.alive.subscribe();
-        let accepting = accept(listener, simulator.world.clone(), simulator.tasks.clone(), gone.clone());
-        spawn_until(gone, &simulator.tasks, accepting);
+        let shutdown = simulator.alive.subscribe();
+        let accepting = accept(listener, simulator.world.clone(), simulator.tasks.clone(), shutdown.clone());
+        spawn_until(shutdown, &simulator.tasks, accepting);
         Ok(simulator)
     }
 
@@ -143,18 +143,18 @@ impl Simulator {
     /// Appends `faults` to the queue of a key; each of its next requests takes one. A key that is
     /// not in the plan is a violation, so that a typing mistake is not silent.
     pub fn script(&self, key: &str, faults: Vec<Fault>) {
-        self.change(Whose::Key(key), |script| script.add(None, faults));
+        self.change(FaultTarget::Key(key), |script| script.add(None, faults));
     }
 
     /// The same for requests of one route only: see [`Simulator::always_on`].
     pub fn script_on(&self, key: &str, route: &str, faults: Vec<Fault>) {
-        self.change(Whose::Key(key), |script| script.add(Some(route), faults));
+        self.change(FaultTarget::Key(key), |script| script.add(Some(route), faults));
     }
 
     /// Sets the fault of every request with that key whose queue of faults is empty, until this is
     /// called with `None`. A key that is not in the plan is a violation.
     pub fn always(&self, key: &str, fault: Option<Fault>) {
-        self.change(Whose::Key(key), |script| script.set(None, fault));
+        self.change(FaultTarget::Key(key), |script| script.set(None, fault));
     }
 
     /// Sets the fault of every request with that key on a route, until this is called with `None`.
@@ -162,18 +162,18 @@ impl Simulator {
     /// `POST /v1/voices`. A fault of a route takes precedence over those of the key; requests on
     /// other routes are not affected. [`Fault::Pass`] serves the route in spite of the others.
     pub fn always_on(&self, key: &str, route: &str, fault: Option<Fault>) {
-        self.change(Whose::Key(key), |script| script.set(Some(route), fault));
+        self.change(FaultTarget::Key(key), |script| script.set(Some(route), fault));
     }
 
     /// The same for every request, with any key or without one. A fault of a key on the same route
     /// takes precedence.
-    pub fn for_everybody_on(&self, route: &str, fault: Option<Fault>) {
-        self.change(Whose::EveryKey, |script| script.set(Some(route), fault));
+    pub fn for_all_requests_on(&self, route: &str, fault: Option<Fault>) {
+        self.change(FaultTarget::EveryKey, |script| script.set(Some(route), fault));
     }
 
-    fn change(&self, whose: Whose<'_>, change: impl FnOnce(&mut Script)) {
-        if !self.world.with_script(whose, change) {
-            self.world.violated("a fault was set for a key that is not in the plan".to_owned());
+    fn change(&self, target: FaultTarget<'_>, change: impl FnOnce(&mut Script)) {
+        if !self.world.with_script(target, change) {
+            self.world.record_violation("a fault was set for a key that is not in the plan".to_owned());
         }
     }
 
@@ -186,20 +186,20 @@ impl Simulator {
     }
 }
 
-async fn accept(listener: TcpListener, world: World, tasks: Tasks, gone: watch::Receiver<()>) {
+async fn accept(listener: TcpListener, world: World, tasks: Tasks, shutdown: watch::Receiver<()>) {
     loop {
         let Ok((stream, _peer)) = listener.accept().await else {
-            tokio::time::sleep(ACCEPT_REST).await;
+            tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             continue;
         };
-        let serving = serve(stream, world.clone(), tasks.clone(), gone.clone());
-        spawn_until(gone.clone(), &tasks, serving);
+        let serving = serve(stream, world.clone(), tasks.clone(), shutdown.clone());
+        spawn_until(shutdown.clone(), &tasks, serving);
     }
 }
 
 /// Runs `future` until it completes or the simulator ends.
 fn spawn_until(
-    mut gone: watch::Receiver<()>,
+    mut shutdown: watch::Receiver<()>,
     tasks: &Tasks,
     future: impl Future<Output = ()> + Send + 'static,
 ) {
@@ -207,20 +207,20 @@ fn spawn_until(
         tokio::select! {
             () = future => {}
             // Nothing is ever sent: this is the drop of the sender.
-            _ = gone.changed() => {}
+            _ = shutdown.changed() => {}
         }
     });
 }
 
-async fn serve(stream: TcpStream, world: World, tasks: Tasks, gone: watch::Receiver<()>) {
+async fn serve(stream: TcpStream, world: World, tasks: Tasks, shutdown: watch::Receiver<()>) {
     // Streaming needs small chunks; without the option they are only delayed.
     let _set = stream.set_nodelay(true);
-    let (line, flushes) = Line::new(stream);
-    let service = Service { world, tasks, flushes, gone };
+    let (stream, flushes) = TrackedStream::new(stream);
+    let service = Service { world, tasks, flushes, shutdown };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_MAX)
-        .serve_connection(line, service_fn(move |request| service.clone().answer(request)))
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(stream, service_fn(move |request| service.clone().answer(request)))
         .with_upgrades();
     // An error is a client that disconnected or a fault that closed the connection: the ledger
     // records both.

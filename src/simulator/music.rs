@@ -4,15 +4,15 @@ use serde_json::{Map, Value, json};
 
 use super::accounts::Refused;
 use super::answer::{Answer, AnswerBody, set, trace_id};
+use super::job::{Job, string};
 use super::shape::Shape;
 use super::sound::Sound;
 use super::sound::format::Format;
-use super::work::{Job, string};
 
 /// The minimum and maximum length, and the default (OpenAPI document, where `music_length_ms` is 3
 /// to 600 seconds).
 const MUSIC_MS: std::ops::RangeInclusive<u64> = 3_000..=600_000;
-const MUSIC_MS_USUAL: u64 = 10_000;
+const DEFAULT_MUSIC_MS: u64 = 10_000;
 
 /// A music response names the song and not its cost (captured, October 2026).
 pub(super) fn song(mut answer: Answer, cost: u64) -> Answer {
@@ -25,16 +25,16 @@ pub(super) fn song(mut answer: Answer, cost: u64) -> Answer {
 pub(super) fn body_of(job: Job<'_>, members: &[&'static str]) -> Result<Map<String, Value>, Refused> {
     let body = job.object()?;
     string(&body, "prompt")?;
-    let has = |name: &&&'static str| body.get(**name).is_some_and(|value| !value.is_null());
-    match (members.iter().find(has), members.first()) {
+    let is_present = |name: &&&'static str| body.get(**name).is_some_and(|value| !value.is_null());
+    match (members.iter().find(is_present), members.first()) {
         (None, Some(first)) => Err(Shape::FieldMissing((*first).into()).into()),
         (Some(_), _) | (None, None) => Ok(body),
     }
 }
 
-pub(super) fn lasting_ms(body: &Map<String, Value>) -> u64 {
-    let asked = body.get("music_length_ms").and_then(Value::as_u64);
-    asked.unwrap_or(MUSIC_MS_USUAL).clamp(*MUSIC_MS.start(), *MUSIC_MS.end())
+pub(super) fn duration_ms(body: &Map<String, Value>) -> u64 {
+    let requested = body.get("music_length_ms").and_then(Value::as_u64);
+    requested.unwrap_or(DEFAULT_MUSIC_MS).clamp(*MUSIC_MS.start(), *MUSIC_MS.end())
 }
 
 /// `MusicPrompt` of the OpenAPI document.
@@ -46,7 +46,7 @@ pub(super) fn plan_of(body: &Map<String, Value>) -> Value {
             "section_name": "Melody",
             "positive_local_styles": [],
             "negative_local_styles": [],
-            "duration_ms": lasting_ms(body),
+            "duration_ms": duration_ms(body),
             "lines": [],
         }],
     })

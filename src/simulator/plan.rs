@@ -328,9 +328,9 @@ impl KeyPlan {
     }
 }
 
-fn count(what: &'static str, text: &str) -> Result<u64, PlanError> {
+fn count(number_name: &'static str, text: &str) -> Result<u64, PlanError> {
     let digits = text.replace('_', "");
-    digits.parse().map_err(|_| PlanError::NotACount { what, text: text.to_owned() })
+    digits.parse().map_err(|_| PlanError::NotACount { number_name, text: text.to_owned() })
 }
 
 /// Why a plan is invalid. Does not contain the value of a key.
@@ -340,11 +340,11 @@ pub enum PlanError {
     #[error("a key is written KEY=CREDITS[@WORKSPACE][:cap=N][:tier=NAME], for example sk_demo_one=500")]
     NoCredits,
     /// A value is no number.
-    #[error("{what} must be a whole number, not `{text}`")]
+    #[error("{number_name} must be a whole number, not `{text}`")]
     NotACount {
         /// The name of the number.
-        what: &'static str,
-        /// The text in its place.
+        number_name: &'static str,
+        /// The text instead of a number.
         text: String,
     },
     /// No name follows the `@`.
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check_mistake(text: &str, expected: &str) {
+    fn check_invalid(text: &str, expected: &str) {
         assert_eq!(KeyPlan::parse(text).unwrap_err().to_string(), expected);
     }
 
@@ -413,20 +413,20 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_explained_and_do_not_repeat_the_key() {
-        check_mistake(
+    fn an_error_explains_the_mistake_and_does_not_repeat_the_key() {
+        check_invalid(
             "sk",
             "a key is written KEY=CREDITS[@WORKSPACE][:cap=N][:tier=NAME], for example sk_demo_one=500",
         );
-        check_mistake("sk=", "credits must be a whole number, not ``");
-        check_mistake("sk=-5", "credits must be a whole number, not `-5`");
-        check_mistake("sk=many", "credits must be a whole number, not `many`");
-        check_mistake("sk=5@", "a workspace's name follows the `@`, for example sk_demo_one=500@choir");
-        check_mistake("sk=5:cap=x", "the cap must be a whole number, not `x`");
-        check_mistake("sk=5:lid=3", "`lid=3` is no option of a key; there are cap=N and tier=NAME");
-        check_mistake("sk=5:tier=", "`tier=` is no option of a key; there are cap=N and tier=NAME");
-        check_mistake("sk=5:", "`` is no option of a key; there are cap=N and tier=NAME");
-        check_mistake("=5", "key 1: the key is empty");
+        check_invalid("sk=", "credits must be a whole number, not ``");
+        check_invalid("sk=-5", "credits must be a whole number, not `-5`");
+        check_invalid("sk=many", "credits must be a whole number, not `many`");
+        check_invalid("sk=5@", "a workspace's name follows the `@`, for example sk_demo_one=500@choir");
+        check_invalid("sk=5:cap=x", "the cap must be a whole number, not `x`");
+        check_invalid("sk=5:lid=3", "`lid=3` is no option of a key; there are cap=N and tier=NAME");
+        check_invalid("sk=5:tier=", "`tier=` is no option of a key; there are cap=N and tier=NAME");
+        check_invalid("sk=5:", "`` is no option of a key; there are cap=N and tier=NAME");
+        check_invalid("=5", "key 1: the key is empty");
     }
 
     #[test]
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn contradictions_are_found() {
+    fn a_contradictory_plan_is_refused() {
         for (text, expected) in [
             ("sk=5 sk=5", "key 2 is the same as an earlier one"),
             ("a=5@w b=6@w", "workspace `w` cannot have 5 and 6 credits: its keys must agree"),
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn a_described_workspace_has_the_last_word_on_its_credits() {
+    fn a_described_workspace_decides_on_its_credits() {
         let plan = Plan {
             keys: vec![KeyPlan::parse("a=5@w").unwrap(), KeyPlan::parse("b=6@w").unwrap()],
             ..Plan::default().with_workspace(WorkspacePlan::new("w", 100))
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_plan_is_sound() {
+    fn the_default_plan_is_valid() {
         assert_eq!(Plan::default().check(), Ok(()));
     }
 }

@@ -4,30 +4,30 @@ use serde_json::json;
 
 use super::accounts::Refused;
 use super::answer::{Answer, trace_id};
+use super::job::{Job, require_key, string};
 use super::models;
 use super::route::{Form, Route, query};
 use super::shape::Shape;
 use super::speech::spoken;
 use super::subscription;
-use super::work::{Job, known, string};
 use super::world::Presented;
 
 /// Items of a page of the history when the query does not say (OpenAPI document).
 const PAGE_ITEMS: usize = 100;
 /// The maximum of that parameter.
-const PAGE_ITEMS_MAX: usize = 1_000;
+const MAX_PAGE_ITEMS: usize = 1_000;
 
-/// Answers a route that reads. Reading works in a workspace whose bill is unpaid.
+/// Responds to a route that reads. Reading works in a workspace whose bill is unpaid.
 pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
     if job.presented == Presented::Nothing {
         return anonymous(route);
     }
-    let key = known(job.presented)?;
+    let key = require_key(job.presented)?;
     let mut state = job.world.state();
     if let Some(permission) = route.permission() {
         state.accounts.permit(key, permission)?;
     }
-    let Some(holder) = state.accounts.keys.get(key) else { return Err(Shape::InvalidKey.into()) };
+    let Some(owner) = state.accounts.keys.get(key) else { return Err(Shape::InvalidKey.into()) };
     let Some(workspace) = state.accounts.workspace(key) else { return Err(Shape::InvalidKey.into()) };
     let own = workspace.plan.voices.as_slice();
     let item = |id: &str| {
@@ -35,7 +35,7 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
         item.ok_or_else(|| Refused::naming(Shape::HistoryItemNotFound, id))
     };
     Ok(match route {
-        Route::User => Answer::document(&subscription::user(holder, workspace)),
+        Route::User => Answer::document(&subscription::user(owner, workspace)),
         Route::Subscription => Answer::document(&subscription::extended(workspace)),
         Route::Models => Answer::document(&models::models(&workspace.plan.denied_models)),
         Route::Voices => Answer::document(&json!({ "voices": models::voices(own) })),
@@ -45,10 +45,10 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
             Answer::document(&voice.ok_or_else(|| Refused::naming(Shape::VoiceNotFound, id))?)
         }
         Route::VoiceAddition => {
-            if !job.intake.has_part("name") {
+            if !job.received.has_part("name") {
                 return Err(Shape::FieldMissing("name".into()).into());
             }
-            let id = new_voice();
+            let id = new_voice_id();
             let workspace = state.accounts.workspace_mut(key).ok_or(Shape::InvalidKey)?;
             workspace.add_clone(&id)?;
             Answer::document(&json!({ "voice_id": id, "requires_verification": false }))
@@ -58,7 +58,7 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
             for field in ["name", "language"] {
                 string(&body, field)?.ok_or(Shape::FieldMissing(field.into()))?;
             }
-            let id = new_voice();
+            let id = new_voice_id();
             let workspace = state.accounts.workspace_mut(key).ok_or(Shape::InvalidKey)?;
             workspace.add_professional(&id)?;
             Answer::document(&json!({ "voice_id": id }))
@@ -73,23 +73,24 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
         }
         Route::Library => Answer::document(&models::library(&state.accounts.library)),
         Route::VoiceDeletion(id) => {
-            let is_gone =
+            let is_removed =
                 state.accounts.workspace_mut(key).is_some_and(|workspace| workspace.remove_voice(id));
-            if !is_gone {
+            if !is_removed {
                 return Err(Refused::naming(Shape::VoiceNotFound, id));
             }
             Answer::document(&json!({ "status": "ok" }))
         }
         Route::HistoryPage => {
-            let size = asked(job.query, "page_size").and_then(|text| text.parse().ok()).unwrap_or(PAGE_ITEMS);
-            let after = asked(job.query, "start_after_history_item_id");
-            let is_here = |id: &String| workspace.history.find(id).is_some();
+            let size =
+                query_value(job.query, "page_size").and_then(|text| text.parse().ok()).unwrap_or(PAGE_ITEMS);
+            let after = query_value(job.query, "start_after_history_item_id");
+            let is_own = |id: &String| workspace.history.find(id).is_some();
             let others = || state.accounts.workspaces.iter().map(|other| &other.history);
-            if after.as_ref().is_some_and(|id| !is_here(id) && others().any(|other| other.find(id).is_some()))
+            if after.as_ref().is_some_and(|id| !is_own(id) && others().any(|other| other.find(id).is_some()))
             {
                 return Err(Shape::InvalidCursor.into());
             }
-            Answer::document(&workspace.history.page(size.min(PAGE_ITEMS_MAX), after.as_deref()))
+            Answer::document(&workspace.history.page(size.min(MAX_PAGE_ITEMS), after.as_deref()))
         }
         Route::HistoryItem(id) => Answer::document(&item(id)?.document()),
         Route::HistoryAudio(id) => {
@@ -99,9 +100,9 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
             answer
         }
         Route::HistoryDeletion(id) => {
-            let is_gone =
+            let is_removed =
                 state.accounts.workspace_mut(key).is_some_and(|workspace| workspace.history.delete(id));
-            if !is_gone {
+            if !is_removed {
                 return Err(Refused::naming(Shape::HistoryItemNotFound, id));
             }
             Answer::document(&json!({ "status": "ok" }))
@@ -114,14 +115,14 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
         | Route::SignedUrl
         | Route::ConversationToken
         | Route::Conversation(_)
-        | Route::Craft(..)
+        | Route::Operation(..)
         | Route::Echo => {
             return Err(Shape::NotFound.into());
         }
     })
 }
 
-/// Without a key the provider responds wrongly in two places, instead of refusing with 401 (captured
+/// Without a key the provider responds wrongly on two routes, instead of refusing with 401 (captured
 /// answers of September 2026): the list of voices contains the public ones, and the list of models is
 /// refused with a 404 about a missing workspace.
 fn anonymous(route: &Route) -> Result<Answer, Refused> {
@@ -149,18 +150,18 @@ fn anonymous(route: &Route) -> Result<Answer, Refused> {
         | Route::SignedUrl
         | Route::ConversationToken
         | Route::Conversation(_)
-        | Route::Craft(..)
+        | Route::Operation(..)
         | Route::Echo => Err(Shape::NeedsAuthorization.into()),
     }
 }
 
 /// The value of a parameter of a query.
-fn asked(text: &str, wanted: &str) -> Option<String> {
-    query(text).find(|(name, _)| name == wanted).map(|(_, value)| value)
+fn query_value(text: &str, parameter: &str) -> Option<String> {
+    query(text).find(|(name, _)| name == parameter).map(|(_, value)| value)
 }
 
 /// A new voice's identifier: as long as the provider's, and different in its last characters.
-fn new_voice() -> String {
+fn new_voice_id() -> String {
     let id = trace_id();
     id.get(id.len() - 20..).unwrap_or(&id).to_owned()
 }
@@ -168,8 +169,8 @@ fn new_voice() -> String {
 /// `GetVoicesV2ResponseModel` of the OpenAPI document. A page token is valid in one workspace only.
 fn voices_v2(own: &[String], workspace: &str, text: &str) -> Result<serde_json::Value, Refused> {
     let voices = models::voices(own);
-    let size = asked(text, "page_size").and_then(|size| size.parse().ok()).unwrap_or(PAGE_ITEMS).max(1);
-    let start = match asked(text, "next_page_token") {
+    let size = query_value(text, "page_size").and_then(|size| size.parse().ok()).unwrap_or(PAGE_ITEMS).max(1);
+    let start = match query_value(text, "next_page_token") {
         None => 0,
         Some(token) => token
             .split_once('/')

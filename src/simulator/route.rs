@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use super::crafts::Craft;
+use super::operations::Operation;
 use super::shape::Shape;
 
 /// A simulated operation of the provider.
@@ -35,8 +35,8 @@ pub(super) enum Route {
     SignedUrl,
     ConversationToken,
     Conversation(String),
-    /// An operation of the table in `crafts`, with the identifiers of its path.
-    Craft(&'static Craft, Vec<String>),
+    /// An operation of the table in `operations`, with the identifiers of its path.
+    Operation(&'static Operation, Vec<String>),
     /// Not the provider's: returns the received request.
     Echo,
 }
@@ -100,7 +100,10 @@ impl Route {
             }
             ["v1", "history", item] => ("GET", Route::HistoryItem(id(item))),
             ["v1", "history", item, "audio"] => ("GET", Route::HistoryAudio(id(item))),
-            _ => return Craft::find(method, &segments).map(|(craft, ids)| Route::Craft(craft, ids)),
+            _ => {
+                return Operation::find(method, &segments)
+                    .map(|(operation, ids)| Route::Operation(operation, ids));
+            }
         };
         if method.as_str() == allowed { Ok(route) } else { Err(Shape::MethodNotAllowed(allowed)) }
     }
@@ -125,7 +128,7 @@ impl Route {
             Route::HistoryDeletion(_) => Some("speech_history_write"),
             Route::SignedUrl | Route::ConversationToken => Some("convai_write"),
             Route::Conversation(_) => Some("convai_read"),
-            Route::Craft(craft, _) => Some(craft.permission),
+            Route::Operation(operation, _) => Some(operation.permission),
             // The operation that the token is for requires its own permission.
             Route::SingleUseToken(_) | Route::Echo => None,
         }
@@ -181,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_and_methods_are_told_apart() {
+    fn paths_and_methods_are_distinguished() {
         let voice = || "v".to_owned();
         let speech = |form| Ok(Route::Speech { voice: voice(), form });
         for (method, path, expected) in [
@@ -209,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn queries_are_decoded_and_odd_ones_survive() {
+    fn queries_are_decoded_and_invalid_escapes_are_kept() {
         let pairs: Vec<_> = query("a=1&%78i%5Fapi_key=s+p&b&c=%zz&d=%4&e=100%").collect();
         let expected =
             [("a", "1"), ("xi_api_key", "s p"), ("b", ""), ("c", "%zz"), ("d", "%4"), ("e", "100%")];

@@ -10,9 +10,9 @@ use super::fault::Fault;
 /// The faults of one key, or of all.
 #[derive(Debug, Default)]
 pub(super) struct Script {
-    anywhere: Faults,
+    general: Faults,
     /// Faults bound to routes.
-    bound: Vec<(Route, Faults)>,
+    by_route: Vec<(Route, Faults)>,
 }
 
 #[derive(Debug, Default)]
@@ -41,12 +41,13 @@ impl Route {
         }
     }
 
-    fn covers(&self, method: &Method, path: &str) -> bool {
-        self.method.as_deref().is_none_or(|own| own == method.as_str()) && path.starts_with(&self.path)
+    fn matches(&self, method: &Method, path: &str) -> bool {
+        self.method.as_deref().is_none_or(|expected| expected == method.as_str())
+            && path.starts_with(&self.path)
     }
 
     /// The precedence: a longer path is more specific, and then a path with a method.
-    fn width(&self) -> (usize, bool) {
+    fn specificity(&self) -> (usize, bool) {
         (self.path.len(), self.method.is_some())
     }
 }
@@ -66,12 +67,12 @@ impl Script {
     }
 
     fn faults(&mut self, route: Option<&str>) -> &mut Faults {
-        let Some(route) = route.map(Route::read) else { return &mut self.anywhere };
-        let at = self.bound.iter().position(|(known, _)| *known == route).unwrap_or_else(|| {
-            self.bound.push((route, Faults::default()));
-            self.bound.len() - 1
+        let Some(route) = route.map(Route::read) else { return &mut self.general };
+        let index = self.by_route.iter().position(|(known, _)| *known == route).unwrap_or_else(|| {
+            self.by_route.push((route, Faults::default()));
+            self.by_route.len() - 1
         });
-        &mut self.bound[at].1
+        &mut self.by_route[index].1
     }
 
     /// Appends to the queue of a route, or to the general queue.
@@ -85,16 +86,16 @@ impl Script {
     }
 
     /// Takes the fault of a request's route: the most specific route with a fault decides.
-    pub(super) fn take_bound(&mut self, method: &Method, path: &str) -> Option<Fault> {
-        let mut covering: Vec<_> =
-            self.bound.iter_mut().filter(|(route, _)| route.covers(method, path)).collect();
-        covering.sort_by_key(|(route, _)| std::cmp::Reverse(route.width()));
-        covering.into_iter().find_map(|(_, faults)| faults.take())
+    pub(super) fn take_for_route(&mut self, method: &Method, path: &str) -> Option<Fault> {
+        let mut matching: Vec<_> =
+            self.by_route.iter_mut().filter(|(route, _)| route.matches(method, path)).collect();
+        matching.sort_by_key(|(route, _)| std::cmp::Reverse(route.specificity()));
+        matching.into_iter().find_map(|(_, faults)| faults.take())
     }
 
     /// Takes the fault of a request whose route has none.
     pub(super) fn take(&mut self) -> Option<Fault> {
-        self.anywhere.take()
+        self.general.take()
     }
 }
 
@@ -106,7 +107,7 @@ mod tests {
     const POST: Method = Method::POST;
 
     #[test]
-    fn the_line_goes_before_what_is_always_so() {
+    fn queued_faults_come_before_the_permanent_one() {
         let mut script = Script::of(vec![Fault::CloseUnread]);
         script.set(None, Some(Fault::HugeError));
         assert_eq!(script.take(), Some(Fault::CloseUnread));
@@ -116,27 +117,27 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_stays_on_its_route() {
+    fn a_fault_of_a_route_applies_to_that_route_only() {
         let mut script = Script::of(vec![Fault::CloseUnread]);
         script.set(Some("/v1/dubbing"), Some(Fault::HugeError));
         for path in ["/v1/user/subscription", "/v1/dub", "/", ""] {
-            assert_eq!(script.take_bound(&GET, path), None, "{path}");
+            assert_eq!(script.take_for_route(&GET, path), None, "{path}");
         }
         for path in ["/v1/dubbing", "/v1/dubbing/7/audio/de"] {
-            assert_eq!(script.take_bound(&POST, path), Some(Fault::HugeError), "{path}");
+            assert_eq!(script.take_for_route(&POST, path), Some(Fault::HugeError), "{path}");
         }
         assert_eq!(script.take(), Some(Fault::CloseUnread));
         script.set(Some("/v1/dubbing"), None);
-        assert_eq!(script.take_bound(&POST, "/v1/dubbing"), None);
+        assert_eq!(script.take_for_route(&POST, "/v1/dubbing"), None);
     }
 
     #[test]
-    fn the_narrowest_route_that_has_a_fault_decides() {
+    fn the_most_specific_route_with_a_fault_decides() {
         let mut script = Script::default();
         script.set(Some("/v1/voices"), Some(Fault::HugeError));
         script.add(Some("post /v1/voices"), vec![Fault::CloseUnread]);
         script.add(Some("/v1/voices/add"), vec![Fault::Pass]);
-        let mut take = |method, path| script.take_bound(&method, path);
+        let mut take = |method, path| script.take_for_route(&method, path);
         assert_eq!(take(GET, "/v1/voices"), Some(Fault::HugeError));
         assert_eq!(take(POST, "/v1/voices/add"), Some(Fault::Pass));
         assert_eq!(take(POST, "/v1/voices/add"), Some(Fault::CloseUnread));

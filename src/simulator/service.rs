@@ -17,18 +17,18 @@ use super::accounts::Refused;
 use super::answer::{Answer, AnswerBody, set, trace_id};
 use super::control;
 use super::conversations;
+use super::credentials;
 use super::encoding::Encoding;
 use super::fault::Fault;
-use super::grants;
-use super::intake::{EMPTY_SHA256, Intake, drain, presented, receive, skip, violations};
+use super::job::Job;
 use super::ledger::RequestSummary;
-use super::line::Flushes;
 use super::read;
+use super::request::{EMPTY_SHA256, ReceivedBody, drain, presented, receive, skip, violations};
 use super::route::{Route, query};
 use super::shape::{Facts, Shape, violation};
 use super::socket;
-use super::work::Job;
-use super::world::{Presented, Visit, World};
+use super::tracked_stream::Flushes;
+use super::world::{PendingRequest, Presented, World};
 
 /// The size of a huge error body: more than a proxy should buffer.
 const HUGE_BYTES: usize = 100_000;
@@ -59,7 +59,7 @@ pub(super) struct Service {
     pub(super) tasks: Tasks,
     pub(super) flushes: Flushes,
     /// Notifies of the simulator's end, also tasks that outlive the connection.
-    pub(super) gone: watch::Receiver<()>,
+    pub(super) shutdown: watch::Receiver<()>,
 }
 
 impl Service {
@@ -74,28 +74,28 @@ impl Service {
     /// The future is dropped when the client disconnects: the request is recorded as unanswered,
     /// its charge stays, and its slot is released.
     pub(super) async fn answer(self, mut request: Request<Incoming>) -> Result<Response<AnswerBody>, Closed> {
-        let upgrade = socket::is_asked(&request).then(|| hyper::upgrade::on(&mut request));
+        let upgrade = socket::is_handshake(&request).then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
         if parts.uri.path().starts_with(control::PREFIX) {
-            let intake = receive(body).await.map_err(|_| Closed)?;
-            return Ok(control::answer(&self.world, &parts, &intake).into_response());
+            let received = receive(body).await.map_err(|_| Closed)?;
+            return Ok(control::answer(&self.world, &parts, &received).into_response());
         }
         let presented = presented(&parts, &self.world);
-        let mut visit = self.world.arrived(presented, self.summary(&parts, presented));
-        let found = violations(&parts, self.world.forbidden());
-        let mut answer = if found.is_empty() {
+        let mut pending = self.world.request_received(presented, self.summary(&parts, presented));
+        let found_violations = violations(&parts, self.world.forbidden());
+        let mut answer = if found_violations.is_empty() {
             if let Some(upgrade) = upgrade {
-                return socket::open(self, parts, upgrade, presented, visit).await;
+                return socket::open(self, parts, upgrade, presented, pending).await;
             }
-            self.serve(&parts, body, presented, &mut visit).await?
+            self.serve(&parts, body, presented, &mut pending).await?
         } else {
             self.finish_reading(body);
-            visit.summary.path_and_query = "withheld".to_owned();
-            self.refuse_violation(&parts, &found)
+            pending.summary.path_and_query = "withheld".to_owned();
+            self.refuse_violation(&parts, &found_violations)
         };
         answer.from(self.world.region());
-        visit.summary.status = Some(answer.status.as_u16());
-        visit.summary.charged = answer.charged;
+        pending.summary.status = Some(answer.status.as_u16());
+        pending.summary.charged = answer.charged;
         Ok(answer.into_response())
     }
 
@@ -119,11 +119,11 @@ impl Service {
 
     /// Records and refuses a violation. The path is not recorded: it may contain the forbidden
     /// text.
-    fn refuse_violation(&self, parts: &Parts, found: &[String]) -> Answer {
-        for what in found {
-            self.world.violated(format!("{}: {what}", parts.method));
+    fn refuse_violation(&self, parts: &Parts, found_violations: &[String]) -> Answer {
+        for what in found_violations {
+            self.world.record_violation(format!("{}: {what}", parts.method));
         }
-        Answer::refusal(violation(&found.join("; ")), &trace_id())
+        Answer::refusal(violation(&found_violations.join("; ")), &trace_id())
     }
 
     async fn serve(
@@ -131,20 +131,20 @@ impl Service {
         parts: &Parts,
         body: Incoming,
         presented: Presented,
-        visit: &mut Visit,
+        pending: &mut PendingRequest,
     ) -> Result<Answer, Closed> {
         let fault = self.world.take_fault(presented, &parts.method, parts.uri.path());
         match &fault {
             Fault::CloseUnread => return Err(Closed),
             Fault::EarlyRefuse(shape) => {
                 self.finish_reading(body);
-                return Ok(self.refuse_as_told(shape, presented, 1, parts));
+                return Ok(self.refuse_by_fault(shape, presented, 1, parts));
             }
             Fault::MidRefuse { bytes, shape } => {
                 let mut body = body;
                 skip(&mut body, *bytes).await.map_err(|_| Closed)?;
                 self.finish_reading(body);
-                return Ok(self.refuse_as_told(shape, presented, 1, parts));
+                return Ok(self.refuse_by_fault(shape, presented, 1, parts));
             }
             Fault::Pass
             | Fault::Refuse(_)
@@ -162,51 +162,51 @@ impl Service {
             | Fault::GarbledError
             | Fault::After { .. } => {}
         }
-        let intake = receive(body).await.map_err(|_| Closed)?;
-        visit.summary.body_bytes = intake.bytes;
-        visit.summary.body_sha256.clone_from(&intake.sha256);
-        visit.summary.body_complete = true;
+        let received = receive(body).await.map_err(|_| Closed)?;
+        pending.summary.body_bytes = received.bytes;
+        pending.summary.body_sha256.clone_from(&received.sha256);
+        pending.summary.body_complete = true;
 
         let query = parts.uri.query().unwrap_or_default();
-        let job = Job { world: &self.world, presented, intake: &intake, query };
+        let job = Job { world: &self.world, presented, received: &received, query };
         let needed = || match Route::of(&parts.method, parts.uri.path()) {
-            Ok(Route::Craft(craft, _)) => craft.cost(job).max(1),
+            Ok(Route::Operation(operation, _)) => operation.cost(job).max(1),
             _ => job.estimate(),
         };
-        let told = |shape: &Shape| self.refuse_as_told(shape, presented, needed(), parts);
-        let work = || perform(job, parts).unwrap_or_else(refused);
+        let refusal_of = |shape: &Shape| self.refuse_by_fault(shape, presented, needed(), parts);
+        let execute = || perform(job, parts).unwrap_or_else(refused);
         Ok(match fault {
             Fault::Pass
             | Fault::After { .. }
             | Fault::CloseUnread
             | Fault::EarlyRefuse(_)
-            | Fault::MidRefuse { .. } => work(),
-            Fault::Refuse(shape) => told(&shape),
-            Fault::Gzip(shape) => told(&shape).encoded(&[Encoding::Gzip]),
-            Fault::Encoded { encodings, shape } => told(&shape).encoded(&encodings),
+            | Fault::MidRefuse { .. } => execute(),
+            Fault::Refuse(shape) => refusal_of(&shape),
+            Fault::Gzip(shape) => refusal_of(&shape).encoded(&[Encoding::Gzip]),
+            Fault::Encoded { encodings, shape } => refusal_of(&shape).encoded(&encodings),
             Fault::Answer { status, headers, body } => Answer::exactly(status, &headers, body),
-            Fault::ServerError => told(&Shape::ServerError),
-            Fault::HugeError => huge(told(&Shape::Quota)),
-            Fault::EndlessError => endless(told(&Shape::Quota)),
-            Fault::GarbledError => garbled(told(&Shape::Quota)),
+            Fault::ServerError => refusal_of(&Shape::ServerError),
+            Fault::HugeError => huge(refusal_of(&Shape::Quota)),
+            Fault::EndlessError => endless(refusal_of(&Shape::Quota)),
+            Fault::GarbledError => garbled(refusal_of(&Shape::Quota)),
             Fault::CloseBeforeHead => return Err(Closed),
             Fault::Stall { ms } => {
                 tokio::time::sleep(Duration::from_millis(ms)).await;
-                work()
+                execute()
             }
             Fault::SlowHead { ms } => {
-                let answer = work();
-                visit.summary.charged = answer.charged;
+                let answer = execute();
+                pending.summary.charged = answer.charged;
                 tokio::time::sleep(Duration::from_millis(ms)).await;
                 answer
             }
             Fault::SlowBody { ms } => {
-                let mut answer = work();
+                let mut answer = execute();
                 answer.body.slow(Duration::from_millis(ms));
                 answer
             }
             Fault::CutAfter { bytes } => {
-                let mut answer = work();
+                let mut answer = execute();
                 answer.body.cut_after(bytes, self.flushes.clone());
                 answer
             }
@@ -214,15 +214,16 @@ impl Service {
     }
 
     /// The refusal of a fault.
-    fn refuse_as_told(&self, shape: &Shape, presented: Presented, needed: u64, parts: &Parts) -> Answer {
-        let mut facts = facts_as_told(&self.world, presented, needed);
-        let asked = |wanted| query(parts.uri.query().unwrap_or_default()).find(|(name, _)| name == wanted);
-        if let Some((_, format)) = asked("output_format") {
+    fn refuse_by_fault(&self, shape: &Shape, presented: Presented, needed: u64, parts: &Parts) -> Answer {
+        let mut facts = facts_of_fault(&self.world, presented, needed);
+        let parameter_named =
+            |parameter| query(parts.uri.query().unwrap_or_default()).find(|(name, _)| name == parameter);
+        if let Some((_, format)) = parameter_named("output_format") {
             facts.format = format;
         }
         match Route::of(&parts.method, parts.uri.path()) {
             Ok(Route::Speech { voice, .. } | Route::Voice(voice)) => facts.subject = voice,
-            Ok(Route::Craft(_, ids)) => facts.subject = ids.into_iter().next().unwrap_or_default(),
+            Ok(Route::Operation(_, ids)) => facts.subject = ids.into_iter().next().unwrap_or_default(),
             Ok(_) | Err(_) => {}
         }
         refused(Refused { shape: shape.clone(), facts: Box::new(facts) })
@@ -237,7 +238,7 @@ impl Service {
 
 /// The numbers in the refusal of a fault, made consistent: exhausted credits have no remainder, and
 /// a limit is a possible one.
-pub(super) fn facts_as_told(world: &World, presented: Presented, needed: u64) -> Facts {
+pub(super) fn facts_of_fault(world: &World, presented: Presented, needed: u64) -> Facts {
     let state = world.state();
     let mut facts = match presented {
         Presented::Known(key) => state.accounts.facts(key, needed),
@@ -289,11 +290,11 @@ fn perform(job: Job<'_>, parts: &Parts) -> Result<Answer, Refused> {
         Route::Dialogue(form) => job.dialogue(form),
         Route::SoundEffect => job.sound_effect(),
         Route::Transcription => job.transcription(),
-        Route::SingleUseToken(kind) => grants::token(job, &kind),
-        Route::SignedUrl => grants::signed_url(job),
-        Route::ConversationToken => grants::conversation_token(job),
+        Route::SingleUseToken(kind) => credentials::token(job, &kind),
+        Route::SignedUrl => credentials::signed_url(job),
+        Route::ConversationToken => credentials::conversation_token(job),
         Route::Conversation(id) => conversations::answer(job, &id),
-        Route::Craft(craft, ids) => craft.answer(job, &ids),
+        Route::Operation(operation, ids) => operation.answer(job, &ids),
         Route::Echo => Ok(echo(job, parts)),
         route @ (Route::User
         | Route::Subscription
@@ -315,7 +316,7 @@ fn perform(job: Job<'_>, parts: &Parts) -> Result<Answer, Refused> {
 
 /// Returns the request as received, with the key replaced by its name.
 fn echo(job: Job<'_>, parts: &Parts) -> Answer {
-    let Intake { bytes, sha256, .. } = job.intake;
+    let ReceivedBody { bytes, sha256, .. } = job.received;
     let state = job.world.state();
     let key = match job.presented {
         Presented::Known(key) => state.accounts.keys.get(key).map_or("", |key| &key.name),

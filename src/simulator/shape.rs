@@ -5,7 +5,7 @@
 //!
 //! Sources: the error table of the provider's documentation (types and codes), its OpenAPI
 //! document (the 422 list) and captured answers of August and September 2026 (everything with real
-//! numbers, and every place where the wire differs from the table).
+//! numbers, and every response that differs from the table).
 
 mod fixed;
 mod render;
@@ -18,7 +18,7 @@ use http::StatusCode;
 
 use crate::elevenlabs::refusal::{Example, examples};
 
-pub(super) use self::fixed::{Family, fixed, said};
+pub(super) use self::fixed::{Family, fixed, fixed_refusal};
 pub(super) use self::render::violation;
 
 /// A refusal.

@@ -120,29 +120,29 @@ pub(super) fn base64(bytes: &[u8]) -> String {
 #[derive(Debug, Default)]
 struct Base64 {
     /// Less than three bytes that are encoded with the next piece.
-    rest: Vec<u8>,
+    remainder: Vec<u8>,
 }
 
 impl Base64 {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
     fn push(&mut self, bytes: &[u8]) -> Bytes {
-        self.rest.extend_from_slice(bytes);
-        let whole = self.rest.len() / 3 * 3;
-        let text: Vec<u8> = self.rest[..whole].chunks_exact(3).flat_map(Self::digits).collect();
-        self.rest.drain(..whole);
+        self.remainder.extend_from_slice(bytes);
+        let whole = self.remainder.len() / 3 * 3;
+        let text: Vec<u8> = self.remainder[..whole].chunks_exact(3).flat_map(Self::digits).collect();
+        self.remainder.drain(..whole);
         text.into()
     }
 
     fn finish(&mut self) -> Bytes {
-        let missing = match self.rest.len() {
+        let missing = match self.remainder.len() {
             1 => 2,
             2 => 1,
             _ => return Bytes::new(),
         };
-        self.rest.resize(3, 0);
-        let mut text = Self::digits(&self.rest);
-        self.rest.clear();
+        self.remainder.resize(3, 0);
+        let mut text = Self::digits(&self.remainder);
+        self.remainder.clear();
         text[4 - missing..].fill(b'=');
         Bytes::copy_from_slice(&text)
     }
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base_64_is_the_same_however_the_bytes_come() {
+    fn base_64_is_the_same_however_the_bytes_are_split() {
         for (text, expected) in [
             ("", ""),
             ("f", "Zg=="),

@@ -1,11 +1,12 @@
 //! Tests of the simulator over real connections. `refusals` checks the catalogue byte for byte,
-//! `serving` the working operations, `crafts` the rarer ones, `belonging` the objects of
-//! workspaces, `plans` the features of plans, `faults` the scripted faults, `watching` the ledger
+//! `serving` the working operations, `operations` the rarer ones, `ownership` the objects of
+//! workspaces, `plans` the features of plans, `faults` the scripted faults, `ledger` the ledger
 //! and its violations, and `sockets` and the modules named after it the provider's WebSockets.
 
-mod belonging;
-mod crafts;
 mod faults;
+mod ledger;
+mod operations;
+mod ownership;
 mod plans;
 mod refusals;
 mod serving;
@@ -16,7 +17,6 @@ mod sockets_faults;
 mod sockets_refusals;
 mod sockets_scribe;
 mod sockets_speech;
-mod watching;
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ use super::{Plan, Simulator};
 use crate::tasks::Tasks;
 
 /// A timeout far above the duration of any step here.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 const TTS: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
 
@@ -71,7 +71,7 @@ fn post(path: &str, body: impl Into<Bytes>) -> Call {
 }
 
 /// A request for speech of that text.
-fn say(text: &str) -> Call {
+fn speech(text: &str) -> Call {
     post(TTS, serde_json::json!({ "text": text }).to_string())
 }
 
@@ -121,7 +121,7 @@ impl Call {
             reply.body = bytes.freeze();
             Ok(reply)
         };
-        tokio::time::timeout(PATIENCE, exchange).await.expect("an answer in time")
+        tokio::time::timeout(TIMEOUT, exchange).await.expect("an answer in time")
     }
 
     async fn to(self, simulator: &Simulator) -> Reply {

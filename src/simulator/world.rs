@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::clock;
 
-use super::accounts::{Accounts, Admitted, Purse, Refused};
+use super::accounts::{Accounts, Admitted, CreditLimits, Refused};
 use super::fault::Fault;
 use super::ledger::{KeyEntry, Ledger, RequestSummary, SocketSummary, Totals, WorkspaceEntry};
 use super::plan::Plan;
@@ -19,9 +19,9 @@ use super::script::Script;
 use super::tokens::Tokens;
 
 /// Maximum requests in the ledger.
-const REQUESTS_MAX: usize = 1_000;
+const MAX_REQUESTS: usize = 1_000;
 /// Maximum violations kept as text.
-const VIOLATIONS_MAX: usize = 1_000;
+const MAX_VIOLATIONS: usize = 1_000;
 
 /// The state shared by all connections. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -79,7 +79,7 @@ pub(super) enum Presented {
 
 /// The requests that a fault applies to.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Whose<'a> {
+pub(super) enum FaultTarget<'a> {
     /// Requests with this key.
     Key(&'a str),
     /// All requests, including those without a key.
@@ -132,7 +132,7 @@ impl World {
         self.inner.socket_second
     }
 
-    fn tell(&self) {
+    fn notify(&self) {
         self.inner.changed.send_replace(());
     }
 
@@ -155,11 +155,11 @@ impl World {
     }
 
     /// Changes the script of a key, or that of all requests. False if the plan has no such key.
-    pub(super) fn with_script(&self, whose: Whose<'_>, change: impl FnOnce(&mut Script)) -> bool {
+    pub(super) fn with_script(&self, target: FaultTarget<'_>, change: impl FnOnce(&mut Script)) -> bool {
         let mut state = self.state();
-        let script = match whose {
-            Whose::EveryKey => Some(&mut state.every_key),
-            Whose::Key(key) => {
+        let script = match target {
+            FaultTarget::EveryKey => Some(&mut state.every_key),
+            FaultTarget::Key(key) => {
                 let index = state.index.get(key).copied();
                 index.and_then(|index| state.scripts.get_mut(index))
             }
@@ -176,33 +176,33 @@ impl World {
             Presented::Nothing | Presented::Unknown | Presented::Elsewhere => None,
             Presented::Known(index) => scripts.get_mut(index),
         };
-        let bound = own.as_mut().and_then(|script| script.take_bound(method, path));
-        let bound = bound.or_else(|| every_key.take_bound(method, path));
-        bound.or_else(|| own.and_then(|script| script.take())).unwrap_or(Fault::Pass)
+        let route_fault = own.as_mut().and_then(|script| script.take_for_route(method, path));
+        let route_fault = route_fault.or_else(|| every_key.take_for_route(method, path));
+        route_fault.or_else(|| own.and_then(|script| script.take())).unwrap_or(Fault::Pass)
     }
 
-    pub(super) fn violated(&self, what: String) {
+    pub(super) fn record_violation(&self, violation: String) {
         let mut state = self.state();
         state.totals.violations += 1;
-        if state.violations.len() < VIOLATIONS_MAX {
-            state.violations.push(what);
+        if state.violations.len() < MAX_VIOLATIONS {
+            state.violations.push(violation);
         }
         drop(state);
-        self.tell();
+        self.notify();
     }
 
     /// Charges for an operation and starts it; dropping the slot ends it.
     pub(super) fn admit(&self, key: usize, cost: u64) -> Result<(Admitted, Slot), Refused> {
         let mut state = self.state();
-        let admitted = state.accounts.admit(key, cost, Purse::KeyAndWorkspace)?;
-        state.book(key, cost);
+        let admitted = state.accounts.admit(key, cost, CreditLimits::KeyAndWorkspace)?;
+        state.record_charge(key, cost);
         drop(state);
-        self.tell();
+        self.notify();
         Ok((admitted, Slot { world: self.clone(), workspace: admitted.workspace }))
     }
 
     /// Counts a received request.
-    pub(super) fn arrived(&self, presented: Presented, summary: RequestSummary) -> Visit {
+    pub(super) fn request_received(&self, presented: Presented, summary: RequestSummary) -> PendingRequest {
         let mut state = self.state();
         state.totals.requests += 1;
         state.totals.in_flight += 1;
@@ -211,8 +211,8 @@ impl World {
             counts.requests += 1;
         }
         drop(state);
-        self.tell();
-        Visit { world: self.clone(), presented, number, summary }
+        self.notify();
+        PendingRequest { world: self.clone(), presented, number, summary }
     }
 
     pub(super) fn ledger(&self) -> Ledger {
@@ -248,7 +248,7 @@ impl World {
 }
 
 impl State {
-    fn book(&mut self, key: usize, cost: u64) {
+    fn record_charge(&mut self, key: usize, cost: u64) {
         self.totals.charged += cost;
         if let Some(counts) = self.counts.get_mut(key) {
             counts.charged += cost;
@@ -278,21 +278,21 @@ pub(super) struct Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.world.state().accounts.finish(self.workspace);
-        self.world.tell();
+        self.world.notify();
     }
 }
 
 /// A request being processed. Dropping it records it: with its status if it was answered, without
 /// one if the client disconnected or the connection was closed.
 #[derive(Debug)]
-pub(super) struct Visit {
+pub(super) struct PendingRequest {
     world: World,
     presented: Presented,
     number: u64,
     pub(super) summary: RequestSummary,
 }
 
-impl Visit {
+impl PendingRequest {
     /// Turns an accepted handshake into a session, and records it.
     pub(super) fn into_session(mut self, socket: SocketSummary) -> Session {
         self.summary.socket = Some(SocketSummary { is_open: true, ..socket });
@@ -311,24 +311,24 @@ pub(super) struct Session {
 
 impl Session {
     /// Updates the record of the session.
-    pub(super) fn note(&self, change: impl FnOnce(&mut SocketSummary)) {
+    pub(super) fn update_summary(&self, change: impl FnOnce(&mut SocketSummary)) {
         let mut state = self.world.state();
         state.request(self.number).and_then(|summary| summary.socket.as_mut()).map(change);
         drop(state);
-        self.world.tell();
+        self.world.notify();
     }
 
     /// Charges for an operation and starts it; dropping the slot ends it.
-    pub(super) fn begin(&self, key: usize, cost: u64, purse: Purse) -> Result<Slot, Refused> {
+    pub(super) fn begin(&self, key: usize, cost: u64, limits: CreditLimits) -> Result<Slot, Refused> {
         let workspace = self.charge(key, cost, |accounts| {
-            accounts.admit(key, cost, purse).map(|admitted| admitted.workspace)
+            accounts.admit(key, cost, limits).map(|admitted| admitted.workspace)
         })?;
         Ok(Slot { world: self.world.clone(), workspace })
     }
 
     /// Charges for the continuation of an operation.
-    pub(super) fn spend(&self, key: usize, cost: u64, purse: Purse) -> Result<(), Refused> {
-        self.charge(key, cost, |accounts| accounts.spend(key, cost, purse))
+    pub(super) fn spend(&self, key: usize, cost: u64, limits: CreditLimits) -> Result<(), Refused> {
+        self.charge(key, cost, |accounts| accounts.spend(key, cost, limits))
     }
 
     fn charge<T>(
@@ -339,12 +339,12 @@ impl Session {
     ) -> Result<T, Refused> {
         let mut state = self.world.state();
         let paid = pay(&mut state.accounts)?;
-        state.book(key, cost);
+        state.record_charge(key, cost);
         if let Some(summary) = state.request(self.number) {
             summary.charged += cost;
         }
         drop(state);
-        self.world.tell();
+        self.world.notify();
         Ok(paid)
     }
 }
@@ -357,11 +357,11 @@ impl Drop for Session {
             socket.is_open = false;
         }
         drop(state);
-        self.world.tell();
+        self.world.notify();
     }
 }
 
-impl Drop for Visit {
+impl Drop for PendingRequest {
     fn drop(&mut self) {
         let mut state = self.world.state();
         let summary = std::mem::take(&mut self.summary);
@@ -377,11 +377,11 @@ impl Drop for Visit {
         let totals = &mut state.totals;
         count(&mut totals.served, &mut totals.refused, &mut totals.unanswered);
         totals.in_flight = totals.in_flight.saturating_sub(1);
-        if state.requests.len() == REQUESTS_MAX {
+        if state.requests.len() == MAX_REQUESTS {
             state.requests.pop_front();
         }
         state.requests.push_back((self.number, summary));
         drop(state);
-        self.world.tell();
+        self.world.notify();
     }
 }

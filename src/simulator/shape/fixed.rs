@@ -32,7 +32,7 @@ impl Family {
 }
 
 /// The refusal of this name, for the simulator's own decisions.
-pub(in crate::simulator) fn said(name: &'static str) -> Shape {
+pub(in crate::simulator) fn fixed_refusal(name: &'static str) -> Shape {
     // Each such name is in the table; a typing mistake becomes a 500, and fails its test.
     fixed(name).unwrap_or(Shape::ServerError)
 }
@@ -56,7 +56,7 @@ pub(super) fn render(example: &Example, facts: &Facts, request_id: &str) -> Refu
 fn message(example: &Example, facts: &Facts) -> String {
     let more = facts.needed.max(2);
     let plan = if facts.format.starts_with("mp3") { "Creator" } else { "Pro" };
-    let figures = [
+    let numbers = [
         ("{needed}", facts.needed),
         ("{limit}", facts.limit),
         ("{remaining}", facts.remaining),
@@ -65,18 +65,18 @@ fn message(example: &Example, facts: &Facts) -> String {
         ("{bound}", facts.bound),
         ("{exceeded}", facts.exceeded()),
     ];
-    let words = [
+    let texts = [
         ("{plan}", plan),
         ("{model}", &facts.model),
         ("{format}", &facts.format),
         ("{subject}", &facts.subject),
     ];
     let mut message = example.message.to_owned();
-    for (place, figure) in figures {
-        message = message.replace(place, &figure.to_string());
+    for (placeholder, value) in numbers {
+        message = message.replace(placeholder, &value.to_string());
     }
-    for (place, word) in words {
-        message = message.replace(place, word);
+    for (placeholder, value) in texts {
+        message = message.replace(placeholder, value);
     }
     message
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::clock;
 
-use super::super::accounts::{Purse, Refused};
+use super::super::accounts::{CreditLimits, Refused};
 use super::super::answer::trace_id;
 use super::super::conversations::Conversation;
 use super::super::shape::Shape;
@@ -20,8 +20,8 @@ use super::super::sound::format::Format;
 use super::super::sound::melody::Melody;
 use super::super::speech::base64;
 use super::super::world::{Slot, World};
-use super::caller::Caller;
-use super::wire::{Heard, Over, Wire};
+use super::session_auth::SessionAuth;
+use super::wire::{ClientMessage, SessionEnded, Wire};
 
 /// The simulator's own price of a reply, for the call and for its language model: the provider
 /// charges by the minute, which is too slow for tests.
@@ -32,73 +32,79 @@ const UTTERANCE_CHARACTERS: usize = 16_000 / 3 * 4;
 /// Seconds that a caller waits for a slot (OpenAPI document, `wait_timeout_seconds`).
 const QUEUE_SECONDS: u32 = 180;
 const FORMAT: &str = "pcm_16000";
-const ANSWER: &str = "The simulator hears you well.";
+const REPLY: &str = "The simulator hears you well.";
 
 /// The conversation, which ends when this is dropped.
-struct Talk {
+struct ConversationSession {
     world: World,
     key: usize,
     id: String,
     events: u64,
     /// Characters of audio received since the last reply.
-    sound: usize,
+    audio_characters: usize,
     /// Whether the agent has replied since the user's last utterance.
     is_speaking: bool,
 }
 
 /// Serves until the client disconnects.
-pub(super) async fn serve(wire: &mut Wire, caller: Caller) -> Over {
-    match converse(wire, caller).await {
+pub(super) async fn serve(wire: &mut Wire, auth: SessionAuth) -> SessionEnded {
+    match converse(wire, auth).await {
         Ok(never) => match never {},
-        Err(over) => over,
+        Err(ended) => ended,
     }
 }
 
-async fn converse(wire: &mut Wire, caller: Caller) -> Result<std::convert::Infallible, Over> {
-    let agent = caller.agent.clone().unwrap_or_default();
-    let authorization = caller.authorization_method();
-    let key = caller.let_in(wire, None).await?;
+async fn converse(wire: &mut Wire, auth: SessionAuth) -> Result<std::convert::Infallible, SessionEnded> {
+    let agent = auth.agent.clone().unwrap_or_default();
+    let authorization = auth.authorization_method();
+    let key = auth.authorize(wire, None).await?;
     // The credits must suffice for one reply.
-    let least = CALL_CREDITS + LLM_CREDITS;
-    let afforded = wire.session.world.state().accounts.afford(key, least, Purse::Workspace).map(|_| ());
-    if let Err(refused) = afforded {
+    let min_credits = CALL_CREDITS + LLM_CREDITS;
+    let credit_check = wire
+        .session
+        .world
+        .state()
+        .accounts
+        .check_credits(key, min_credits, CreditLimits::Workspace)
+        .map(|_| ());
+    if let Err(refused) = credit_check {
         return Err(wire.refuse(&refused).await);
     }
     let _slot = begin(wire, key).await?;
-    let mut talk = Talk::begin(wire.session.world.clone(), key, agent, authorization);
+    let mut session = ConversationSession::begin(wire.session.world.clone(), key, agent, authorization);
     let metadata = json!({
         "type": "conversation_initiation_metadata",
         "conversation_initiation_metadata_event": {
-            "conversation_id": talk.id,
+            "conversation_id": session.id,
             "agent_output_audio_format": FORMAT,
             "user_input_audio_format": FORMAT,
         },
     });
     wire.send(metadata.to_string()).await?;
-    talk.ping(wire).await?;
+    session.ping(wire).await?;
     loop {
-        let Some(heard) = wire.next(None).await? else { continue };
-        let message = match &heard {
-            Heard::Text(text) => serde_json::from_str(text).ok().filter(Value::is_object),
-            Heard::Binary(_) => None,
+        let Some(received) = wire.next(None).await? else { continue };
+        let message = match &received {
+            ClientMessage::Text(text) => serde_json::from_str(text).ok().filter(Value::is_object),
+            ClientMessage::Binary(_) => None,
         };
         let Some(message) = message else {
             return Err(wire.refuse(&Refused::from(Shape::MalformedJson)).await);
         };
-        talk.take(wire, &message).await?;
+        session.handle(wire, &message).await?;
     }
 }
 
 /// Acquires a slot of the workspace's concurrency limit. If the workspace queues its callers, it
 /// waits for a slot and sends a `queue_status` event every second meanwhile.
-async fn begin(wire: &mut Wire, key: usize) -> Result<Slot, Over> {
+async fn begin(wire: &mut Wire, key: usize) -> Result<Slot, SessionEnded> {
     let world = wire.session.world.clone();
     let queues = world.state().accounts.workspace(key).is_some_and(|own| own.plan.queues_callers);
     let mut changes = world.changes();
     let mut waited = 0;
     loop {
         changes.mark_unchanged();
-        let refused = match wire.session.begin(key, 0, Purse::Workspace) {
+        let refused = match wire.session.begin(key, 0, CreditLimits::Workspace) {
             Ok(slot) => return Ok(slot),
             Err(refused) => refused,
         };
@@ -125,8 +131,8 @@ async fn begin(wire: &mut Wire, key: usize) -> Result<Slot, Over> {
                 }
             };
             wire.listen_until(event).await?;
-            let has_place = world.state().accounts.has_place(key);
-            if is_over || has_place {
+            let has_free_slot = world.state().accounts.has_free_slot(key);
+            if is_over || has_free_slot {
                 break;
             }
         }
@@ -134,7 +140,7 @@ async fn begin(wire: &mut Wire, key: usize) -> Result<Slot, Over> {
     }
 }
 
-impl Talk {
+impl ConversationSession {
     fn begin(world: World, key: usize, agent: String, authorization: &'static str) -> Self {
         let id = format!("conv_{}", trace_id());
         let conversation = Conversation {
@@ -150,10 +156,10 @@ impl Talk {
         if let Some(workspace) = world.state().accounts.workspace_mut(key) {
             workspace.conversations.add(conversation);
         }
-        Self { world, key, id, events: 0, sound: 0, is_speaking: false }
+        Self { world, key, id, events: 0, audio_characters: 0, is_speaking: false }
     }
 
-    fn note(&self, change: impl FnOnce(&mut Conversation)) {
+    fn update_record(&self, change: impl FnOnce(&mut Conversation)) {
         let mut state = self.world.state();
         let workspace = state.accounts.workspace_mut(self.key);
         workspace.and_then(|workspace| workspace.conversations.find(&self.id)).map(change);
@@ -164,32 +170,32 @@ impl Talk {
         self.events
     }
 
-    async fn ping(&mut self, wire: &mut Wire) -> Result<(), Over> {
+    async fn ping(&mut self, wire: &mut Wire) -> Result<(), SessionEnded> {
         let event = json!({ "event_id": self.event(), "ping_ms": null });
         wire.send(json!({ "type": "ping", "ping_event": event }).to_string()).await
     }
 
-    async fn take(&mut self, wire: &mut Wire, message: &Value) -> Result<(), Over> {
-        if let Some(sound) = message.get("user_audio_chunk").and_then(Value::as_str) {
+    async fn handle(&mut self, wire: &mut Wire, message: &Value) -> Result<(), SessionEnded> {
+        if let Some(chunk) = message.get("user_audio_chunk").and_then(Value::as_str) {
             if self.is_speaking {
                 self.is_speaking = false;
                 let event = json!({ "event_id": self.event() });
                 wire.send(json!({ "type": "interruption", "interruption_event": event }).to_string()).await?;
             }
-            self.sound = self.sound.saturating_add(sound.len());
-            if self.sound < UTTERANCE_CHARACTERS {
+            self.audio_characters = self.audio_characters.saturating_add(chunk.len());
+            if self.audio_characters < UTTERANCE_CHARACTERS {
                 return Ok(());
             }
-            let said = "Hello, agent.";
-            let event = json!({ "user_transcript": said, "event_id": self.event() });
+            let user_text = "Hello, agent.";
+            let event = json!({ "user_transcript": user_text, "event_id": self.event() });
             wire.send(json!({ "type": "user_transcript", "user_transcription_event": event }).to_string())
                 .await?;
-            return self.answer(wire, said).await;
+            return self.reply(wire, user_text).await;
         }
         match message.get("type").and_then(Value::as_str) {
             Some("user_message") => {
                 let text = message.get("text").and_then(Value::as_str).unwrap_or_default();
-                self.answer(wire, text).await
+                self.reply(wire, text).await
             }
             // Accepted without a reply: the configuration of the conversation, pongs, updates,
             // feedback.
@@ -198,33 +204,34 @@ impl Talk {
         }
     }
 
-    async fn answer(&mut self, wire: &mut Wire, said: &str) -> Result<(), Over> {
-        if let Err(refused) = wire.session.spend(self.key, CALL_CREDITS + LLM_CREDITS, Purse::Workspace) {
+    async fn reply(&mut self, wire: &mut Wire, user_text: &str) -> Result<(), SessionEnded> {
+        if let Err(refused) =
+            wire.session.spend(self.key, CALL_CREDITS + LLM_CREDITS, CreditLimits::Workspace)
+        {
             return Err(wire.refuse(&refused).await);
         }
-        self.note(|conversation| {
+        self.update_record(|conversation| {
             conversation.call_charge += CALL_CREDITS;
             conversation.llm_charge += LLM_CREDITS;
             if conversation.transcript.len() < 100 {
-                conversation.transcript.push(("user", said.chars().take(1_000).collect()));
-                conversation.transcript.push(("agent", ANSWER.to_owned()));
+                conversation.transcript.push(("user", user_text.chars().take(1_000).collect()));
+                conversation.transcript.push(("agent", REPLY.to_owned()));
             }
         });
-        self.sound = 0;
+        self.audio_characters = 0;
         self.is_speaking = true;
-        let event = json!({ "agent_response": ANSWER, "event_id": self.event() });
+        let event = json!({ "agent_response": REPLY, "event_id": self.event() });
         wire.send(json!({ "type": "agent_response", "agent_response_event": event }).to_string()).await?;
         let format = Format::named(FORMAT).unwrap_or(Format::DEFAULT);
-        let sound: Vec<u8> =
-            Sound::of(Melody::of(ANSWER), format).into_blocks().flat_map(Vec::from).collect();
-        let event = json!({ "audio_base_64": base64(&sound), "event_id": self.event() });
+        let audio: Vec<u8> = Sound::of(Melody::of(REPLY), format).into_blocks().flat_map(Vec::from).collect();
+        let event = json!({ "audio_base_64": base64(&audio), "event_id": self.event() });
         wire.send(json!({ "type": "audio", "audio_event": event }).to_string()).await?;
         self.ping(wire).await
     }
 }
 
-impl Drop for Talk {
+impl Drop for ConversationSession {
     fn drop(&mut self) {
-        self.note(|conversation| conversation.ended = Some(clock::now()));
+        self.update_record(|conversation| conversation.ended = Some(clock::now()));
     }
 }

@@ -14,21 +14,21 @@ use super::super::accounts::Refused;
 use super::super::models::Model;
 use super::super::shape::Shape;
 use super::super::speech::characters_of;
-use super::asked;
-use super::caller::Caller;
-use super::told;
+use super::query_value;
+use super::refusal;
+use super::session_auth::SessionAuth;
 use super::voice::{Form, Piece, Voice};
-use super::wire::{Heard, Over, Wire};
+use super::wire::{ClientMessage, SessionEnded, Wire};
 
 /// Maximum voices of a session or a context.
-const VOICES_MAX: usize = 10;
+const MAX_VOICES: usize = 10;
 /// Maximum contexts of one connection, as for speech.
-const CONTEXTS_MAX: usize = 5;
+const MAX_CONTEXTS: usize = 5;
 /// The inactivity timeout in seconds.
 const INACTIVITY_SECONDS: u32 = 20;
 /// Characters that are collected before audio is generated; the provider's number is unknown, so
 /// this is the one of speech.
-const GATHERED_CHARACTERS: u64 = 120;
+const BUFFERED_CHARACTERS: u64 = 120;
 const DEFAULT_MODEL: &str = "eleven_v3";
 /// The model for one voice, which costs the same as the other model.
 const CONVERSATIONAL: &str = "eleven_v3_conversational";
@@ -73,46 +73,58 @@ struct Dialogue {
 }
 
 /// Serves until the client closes the session.
-pub(super) async fn serve(wire: &mut Wire, caller: Caller, has_contexts: bool, text: &str) -> Over {
-    match converse(wire, caller, has_contexts, text).await {
+pub(super) async fn serve(
+    wire: &mut Wire,
+    auth: SessionAuth,
+    has_contexts: bool,
+    text: &str,
+) -> SessionEnded {
+    match converse(wire, auth, has_contexts, text).await {
         Ok(()) => wire.close(1_000, "").await,
-        Err(over) => over,
+        Err(ended) => ended,
     }
 }
 
-async fn converse(wire: &mut Wire, caller: Caller, has_contexts: bool, text: &str) -> Result<(), Over> {
+async fn converse(
+    wire: &mut Wire,
+    auth: SessionAuth,
+    has_contexts: bool,
+    text: &str,
+) -> Result<(), SessionEnded> {
     let limit = wire.session.world.socket_second().saturating_mul(INACTIVITY_SECONDS);
-    let mut message = heard(wire, limit).await?;
-    let key = caller.let_in(wire, Some(&message)).await?;
-    let model = asked(text, "model_id").unwrap_or_else(|| DEFAULT_MODEL.to_owned());
+    let mut message = next_message(wire, limit).await?;
+    let key = auth.authorize(wire, Some(&message)).await?;
+    let model = query_value(text, "model_id").unwrap_or_else(|| DEFAULT_MODEL.to_owned());
     if !model.starts_with("eleven_v3") && !model.starts_with("eleven_v4") && Model::find(&model).is_some() {
-        let refusal = format!("The model '{model}' does not support dialogue.");
-        return Err(wire.tell(told::dialogue("unsupported_model", &refusal, Some("model_id"))).await);
+        let error_text = format!("The model '{model}' does not support dialogue.");
+        return Err(wire
+            .send_refusal(refusal::dialogue("unsupported_model", &error_text, Some("model_id")))
+            .await);
     }
     let priced = if model == CONVERSATIONAL { DEFAULT_MODEL } else { &model };
     let voice = match Voice::new(&wire.session.world, key, priced, text) {
         Ok(voice) => voice,
         Err(refused) => return Err(wire.refuse(&refused).await),
     };
-    let is_aligned = asked(text, "sync_alignment").is_some_and(|value| value == "true");
-    let voices_max = if model == CONVERSATIONAL { 1 } else { VOICES_MAX };
+    let is_aligned = query_value(text, "sync_alignment").is_some_and(|value| value == "true");
+    let voices_max = if model == CONVERSATIONAL { 1 } else { MAX_VOICES };
     let mut dialogue = Dialogue { voice, contexts: BTreeMap::new(), has_contexts, is_aligned, voices_max };
-    while !dialogue.take(wire, &message).await? {
-        message = heard(wire, limit).await?;
+    while !dialogue.handle(wire, &message).await? {
+        message = next_message(wire, limit).await?;
     }
     Ok(())
 }
 
-async fn heard(wire: &mut Wire, limit: Duration) -> Result<Value, Over> {
-    let Some(heard) = wire.next(Some(limit)).await? else {
+async fn next_message(wire: &mut Wire, limit: Duration) -> Result<Value, SessionEnded> {
+    let Some(received) = wire.next(Some(limit)).await? else {
         let message = format!(
             "Have not received a new text input within the timeout of {INACTIVITY_SECONDS} seconds. Streaming input terminated."
         );
-        return Err(wire.tell(told::dialogue("input_timeout_exceeded", &message, None)).await);
+        return Err(wire.send_refusal(refusal::dialogue("input_timeout_exceeded", &message, None)).await);
     };
-    let message = match &heard {
-        Heard::Text(text) => serde_json::from_str(text).ok().filter(Value::is_object),
-        Heard::Binary(_) => None,
+    let message = match &received {
+        ClientMessage::Text(text) => serde_json::from_str(text).ok().filter(Value::is_object),
+        ClientMessage::Binary(_) => None,
     };
     match message {
         Some(message) => Ok(message),
@@ -130,7 +142,7 @@ fn text_of<'a>(message: &'a Value, name: &str) -> Option<&'a str> {
 
 impl Dialogue {
     /// Handles a message; returns true if it was the last.
-    async fn take(&mut self, wire: &mut Wire, message: &Value) -> Result<bool, Over> {
+    async fn handle(&mut self, wire: &mut Wire, message: &Value) -> Result<bool, SessionEnded> {
         let is_last = is_set(message, "close_socket");
         let id = match text_of(message, "context_id") {
             Some(id) if self.has_contexts => id.to_owned(),
@@ -147,8 +159,8 @@ impl Dialogue {
         if opens {
             self.open(wire, &id, message).await?;
         } else if message.get("voices").is_some_and(|voices| !voices.is_null()) {
-            let words = "voices can only be set in the first message.";
-            return Err(refuse(wire, "invalid_parameters", words, "voices").await);
+            let error_text = "voices can only be set in the first message.";
+            return Err(refuse(wire, "invalid_parameters", error_text, "voices").await);
         }
         let inputs = message.get("inputs").and_then(Value::as_array);
         for input in inputs.into_iter().flatten() {
@@ -156,7 +168,7 @@ impl Dialogue {
         }
         if is_set(message, "flush") {
             self.end_turn(wire, &id).await?;
-        } else if self.contexts.get(&id).is_some_and(|open| characters_of(&open.text) >= GATHERED_CHARACTERS)
+        } else if self.contexts.get(&id).is_some_and(|open| characters_of(&open.text) >= BUFFERED_CHARACTERS)
         {
             self.speak(wire, &id).await?;
         }
@@ -172,19 +184,21 @@ impl Dialogue {
         Ok(is_last)
     }
 
-    async fn open(&mut self, wire: &mut Wire, id: &str, message: &Value) -> Result<(), Over> {
-        if self.contexts.len() == CONTEXTS_MAX {
-            let words = format!(
-                "Maximum simultaneous contexts per WebSocket connection exceeded ({CONTEXTS_MAX}). Please close an existing context before opening a new one."
+    async fn open(&mut self, wire: &mut Wire, id: &str, message: &Value) -> Result<(), SessionEnded> {
+        if self.contexts.len() == MAX_CONTEXTS {
+            let error_text = format!(
+                "Maximum simultaneous contexts per WebSocket connection exceeded ({MAX_CONTEXTS}). Please close an existing context before opening a new one."
             );
-            return Err(wire.tell(told::dialogue("max_active_conversations", &words, None)).await);
+            return Err(wire
+                .send_refusal(refusal::dialogue("max_active_conversations", &error_text, None))
+                .await);
         }
         let voices = message.get("voices").and_then(Value::as_array);
         let voices: Vec<String> =
             voices.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
         if voices.is_empty() || voices.len() > self.voices_max {
-            let words = format!("The first message must name 1 to {} voices.", self.voices_max);
-            return Err(refuse(wire, "missing_required_field", &words, "voices").await);
+            let error_text = format!("The first message must name 1 to {} voices.", self.voices_max);
+            return Err(refuse(wire, "missing_required_field", &error_text, "voices").await);
         }
         if let Err(refused) = self.voice.find(&wire.session.world, &voices) {
             return Err(wire.refuse(&refused).await);
@@ -194,7 +208,7 @@ impl Dialogue {
     }
 
     /// Adds a line, after speaking the turn that it ends.
-    async fn line(&mut self, wire: &mut Wire, id: &str, input: &Value) -> Result<(), Over> {
+    async fn line(&mut self, wire: &mut Wire, id: &str, input: &Value) -> Result<(), SessionEnded> {
         let (Some(text), Some(voice)) = (text_of(input, "text"), text_of(input, "voice_id")) else {
             return Err(refuse(
                 wire,
@@ -205,8 +219,8 @@ impl Dialogue {
             .await);
         };
         if !self.contexts.get(id).is_some_and(|open| open.voices.iter().any(|known| known == voice)) {
-            let words = format!("The voice '{voice}' was not named in the first message.");
-            return Err(refuse(wire, "invalid_voice_id", &words, "inputs").await);
+            let error_text = format!("The voice '{voice}' was not named in the first message.");
+            return Err(refuse(wire, "invalid_voice_id", &error_text, "inputs").await);
         }
         if is_set(input, "new_turn") {
             self.end_turn(wire, id).await?;
@@ -218,7 +232,7 @@ impl Dialogue {
     }
 
     /// Speaks the collected lines; returns false if there are none.
-    async fn speak(&mut self, wire: &mut Wire, id: &str) -> Result<bool, Over> {
+    async fn speak(&mut self, wire: &mut Wire, id: &str) -> Result<bool, SessionEnded> {
         let Some(open) = self.contexts.get_mut(id) else { return Ok(false) };
         let text = std::mem::take(&mut open.text);
         let context = self.has_contexts.then(|| id.to_owned());
@@ -227,7 +241,7 @@ impl Dialogue {
         Ok(!text.is_empty())
     }
 
-    async fn end_turn(&mut self, wire: &mut Wire, id: &str) -> Result<(), Over> {
+    async fn end_turn(&mut self, wire: &mut Wire, id: &str) -> Result<(), SessionEnded> {
         if self.speak(wire, id).await? {
             let context = self.has_contexts.then_some(id);
             wire.send(in_context(json!({ "is_final_audio_for_turn": true }), context)).await?;
@@ -235,7 +249,7 @@ impl Dialogue {
         Ok(())
     }
 
-    async fn close(&mut self, wire: &mut Wire, id: &str) -> Result<(), Over> {
+    async fn close(&mut self, wire: &mut Wire, id: &str) -> Result<(), SessionEnded> {
         self.end_turn(wire, id).await?;
         self.contexts.remove(id);
         let context = self.has_contexts.then_some(id);
@@ -243,6 +257,6 @@ impl Dialogue {
     }
 }
 
-async fn refuse(wire: &mut Wire, error: &str, message: &str, param: &str) -> Over {
-    wire.tell(told::dialogue(error, message, Some(param))).await
+async fn refuse(wire: &mut Wire, error: &str, message: &str, param: &str) -> SessionEnded {
+    wire.send_refusal(refusal::dialogue(error, message, Some(param))).await
 }

@@ -3,25 +3,25 @@
 
 use tokio_tungstenite::tungstenite::Message;
 
-use super::wire::{Heard, Over, Wire};
+use super::wire::{ClientMessage, SessionEnded, Wire};
 
 /// Echoes until the client closes, and echoes the close, too.
-pub(super) async fn serve(wire: &mut Wire) -> Over {
-    if let Err(over) = wire.opening().await {
-        return over;
+pub(super) async fn serve(wire: &mut Wire) -> SessionEnded {
+    if let Err(ended) = wire.begin().await {
+        return ended;
     }
     loop {
         let echoed = match wire.next(None).await {
-            Ok(Some(Heard::Text(text))) => wire.send(text).await,
-            Ok(Some(Heard::Binary(bytes))) => match wire.pause().await {
+            Ok(Some(ClientMessage::Text(text))) => wire.send(text).await,
+            Ok(Some(ClientMessage::Binary(bytes))) => match wire.pause().await {
                 Ok(()) => wire.send_now(Message::Binary(bytes)).await,
-                Err(over) => Err(over),
+                Err(ended) => Err(ended),
             },
             Ok(None) => Ok(()),
-            Err(over) => Err(over),
+            Err(ended) => Err(ended),
         };
-        if let Err(over) = echoed {
-            return over;
+        if let Err(ended) = echoed {
+            return ended;
         }
     }
 }

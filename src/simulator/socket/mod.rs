@@ -5,13 +5,13 @@
 //! Any other path echoes its messages, text and binary, so that a test can check whether a proxy
 //! forwards everything unchanged. No key is needed there.
 
-mod orders;
-mod snip;
+mod limited_stream;
+mod session_faults;
 mod wire;
 
-mod caller;
-mod look;
-mod told;
+mod message_check;
+mod refusal;
+mod session_auth;
 
 mod dialogue;
 mod speech;
@@ -32,15 +32,15 @@ use super::accounts::Refused;
 use super::answer::{Answer, AnswerBody, set, trace_id};
 use super::fault::Fault;
 use super::ledger::SocketSummary;
-use super::line::Line;
 use super::route::query;
-use super::service::{Closed, Service, facts_as_told, handshake_refused};
+use super::service::{Closed, Service, facts_of_fault, handshake_refused};
 use super::spawn_until;
-use super::world::{Presented, Session, Visit};
+use super::tracked_stream::TrackedStream;
+use super::world::{PendingRequest, Presented, Session};
 
-use self::caller::Caller;
-use self::orders::Orders;
-use self::told::Tongue;
+use self::refusal::RefusalFormat;
+use self::session_auth::SessionAuth;
+use self::session_faults::SessionFaults;
 use self::wire::Wire;
 
 /// A WebSocket of the provider.
@@ -79,19 +79,19 @@ impl Kind {
     }
 
     /// The format of its refusals.
-    fn tongue(&self) -> Tongue {
+    fn refusal_format(&self) -> RefusalFormat {
         match self {
             // The echo uses the most common format.
-            Kind::Speech { .. } | Kind::Echo => Tongue::Speech,
-            Kind::Dialogue { .. } => Tongue::Dialogue,
-            Kind::Scribe => Tongue::Scribe,
-            Kind::Agent => Tongue::Agent,
+            Kind::Speech { .. } | Kind::Echo => RefusalFormat::Speech,
+            Kind::Dialogue { .. } => RefusalFormat::Dialogue,
+            Kind::Scribe => RefusalFormat::Scribe,
+            Kind::Agent => RefusalFormat::Agent,
         }
     }
 }
 
 /// Whether a request is a WebSocket handshake.
-pub(super) fn is_asked(request: &Request<Incoming>) -> bool {
+pub(super) fn is_handshake(request: &Request<Incoming>) -> bool {
     request.method() == Method::GET
         && listed(request.headers(), "upgrade").any(|name| name.eq_ignore_ascii_case("websocket"))
 }
@@ -112,70 +112,78 @@ pub(super) async fn open(
     parts: Parts,
     upgrade: OnUpgrade,
     presented: Presented,
-    mut visit: Visit,
+    mut pending: PendingRequest,
 ) -> Result<Response<AnswerBody>, Closed> {
     let kind = Kind::of(parts.uri.path());
     let text = parts.uri.query().unwrap_or_default();
-    let caller = kind.as_ref().map(|kind| Caller::of(kind, presented, &parts));
-    let whose = caller.as_ref().map_or(presented, |caller| caller.script_of(&service.world));
-    let fault = service.world.take_fault(whose, &parts.method, parts.uri.path());
+    let auth = kind.as_ref().map(|kind| SessionAuth::of(kind, presented, &parts));
+    let script_key = auth.as_ref().map_or(presented, |auth| auth.script_key(&service.world));
+    let fault = service.world.take_fault(script_key, &parts.method, parts.uri.path());
     if matches!(fault, Fault::CloseUnread | Fault::CloseBeforeHead) {
         return Err(Closed);
     }
     if let Fault::SlowHead { ms } = fault {
         tokio::time::sleep(std::time::Duration::from_millis(ms)).await;
     }
-    let refused = handshake_refused(&fault, facts_as_told(&service.world, whose, 1));
-    let answer = refused.or_else(|| malformed(&parts)).unwrap_or_else(|| granted(&parts));
-    let (Some(kind), Some(caller)) = (kind, caller) else { return Ok(ended(answer_403(), &mut visit)) };
+    let refused = handshake_refused(&fault, facts_of_fault(&service.world, script_key, 1));
+    let answer = refused.or_else(|| malformed(&parts)).unwrap_or_else(|| switching_protocols(&parts));
+    let (Some(kind), Some(auth)) = (kind, auth) else { return Ok(ended(forbidden(), &mut pending)) };
     if answer.status != StatusCode::SWITCHING_PROTOCOLS {
-        return Ok(ended(answer, &mut visit));
+        return Ok(ended(answer, &mut pending));
     }
     // Captured: the third model is not available on these WebSockets, and their handshake refuses
     // it.
     if matches!(kind, Kind::Speech { .. })
-        && asked(text, "model_id").is_some_and(|model| model.starts_with("eleven_v3"))
+        && query_value(text, "model_id").is_some_and(|model| model.starts_with("eleven_v3"))
     {
-        return Ok(ended(answer_403(), &mut visit));
+        return Ok(ended(forbidden(), &mut pending));
     }
-    let response = ended(answer, &mut visit);
-    let session = visit.into_session(summary(&parts, &response));
-    let orders = Orders::of(fault, &service.world, whose);
-    let running = run(upgrade, session, orders, kind, caller, text.to_owned());
-    spawn_until(service.gone, &service.tasks, running);
+    let response = ended(answer, &mut pending);
+    let session = pending.into_session(summary(&parts, &response));
+    let faults = SessionFaults::of(fault, &service.world, script_key);
+    let running = run(upgrade, session, faults, kind, auth, text.to_owned());
+    spawn_until(service.shutdown, &service.tasks, running);
     Ok(response)
 }
 
-async fn run(upgrade: OnUpgrade, session: Session, orders: Orders, kind: Kind, caller: Caller, text: String) {
+async fn run(
+    upgrade: OnUpgrade,
+    session: Session,
+    faults: SessionFaults,
+    kind: Kind,
+    auth: SessionAuth,
+    text: String,
+) {
     // The session ends if the client disconnected before the response.
     let Ok(upgraded) = upgrade.await else { return };
-    let Ok(parts) = upgraded.downcast::<Line>() else { return };
+    let Ok(parts) = upgraded.downcast::<TrackedStream>() else { return };
     let mut wire =
-        Wire::new(parts.io.into_stream(), parts.read_buf.to_vec(), session, orders, kind.tongue()).await;
-    wire.has_key_in_head = caller.has_key_in_head();
+        Wire::new(parts.io.into_stream(), parts.read_buf.to_vec(), session, faults, kind.refusal_format())
+            .await;
+    wire.has_key_in_head = auth.has_key_in_head();
     // Each session ends with a close, a break, or a client that disconnected.
-    let _over = match kind {
+    let _ended = match kind {
         Kind::Speech { voice, has_contexts } => {
-            Box::pin(speech::serve(&mut wire, caller, voice, has_contexts, &text)).await
+            Box::pin(speech::serve(&mut wire, auth, voice, has_contexts, &text)).await
         }
         Kind::Dialogue { has_contexts } => {
-            Box::pin(dialogue::serve(&mut wire, caller, has_contexts, &text)).await
+            Box::pin(dialogue::serve(&mut wire, auth, has_contexts, &text)).await
         }
-        Kind::Agent => Box::pin(agent::serve(&mut wire, caller)).await,
-        Kind::Scribe => Box::pin(scribe::serve(&mut wire, caller, &text)).await,
+        Kind::Agent => Box::pin(agent::serve(&mut wire, auth)).await,
+        Kind::Scribe => Box::pin(scribe::serve(&mut wire, auth, &text)).await,
         Kind::Echo => echo::serve(&mut wire).await,
     };
 }
 
-fn ended(answer: Answer, visit: &mut Visit) -> Response<AnswerBody> {
-    visit.summary.status = Some(answer.status.as_u16());
-    visit.summary.body_complete = true;
+fn ended(answer: Answer, pending: &mut PendingRequest) -> Response<AnswerBody> {
+    pending.summary.status = Some(answer.status.as_u16());
+    pending.summary.body_complete = true;
     answer.into_response()
 }
 
 /// The refusal of a handshake at a wrong path, or for a model without a WebSocket. Captured, 2026:
 /// there is no body.
-fn answer_403() -> Answer {
+fn forbidden() -> Answer {
     let mut answer = Answer::with(&trace_id(), "text/plain; charset=utf-8");
     answer.status = StatusCode::FORBIDDEN;
     answer
@@ -199,7 +207,7 @@ fn malformed(parts: &Parts) -> Option<Answer> {
     Some(answer)
 }
 
-fn granted(parts: &Parts) -> Answer {
+fn switching_protocols(parts: &Parts) -> Answer {
     let mut answer = Answer::with(&trace_id(), "");
     answer.headers = HeaderMap::new();
     answer.status = StatusCode::SWITCHING_PROTOCOLS;
@@ -229,9 +237,9 @@ fn summary(parts: &Parts, response: &Response<AnswerBody>) -> SocketSummary {
 }
 
 /// The value of a parameter of a query.
-fn asked(text: &str, wanted: &str) -> Option<String> {
-    query(text).find(|(name, _)| name == wanted).map(|(_, value)| value)
+fn query_value(text: &str, parameter: &str) -> Option<String> {
+    query(text).find(|(name, _)| name == parameter).map(|(_, value)| value)
 }
 
 /// A result whose refusal contains the current numbers.
-type Answered<T> = Result<T, Refused>;
+type OrRefused<T> = Result<T, Refused>;

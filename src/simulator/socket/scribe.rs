@@ -6,15 +6,15 @@
 
 use serde_json::{Map, Value, json};
 
-use super::super::accounts::{Purse, Refused};
+use super::super::accounts::{CreditLimits, Refused};
 use super::super::answer::trace_id;
 use super::super::route::query;
 use super::super::shape::Shape;
 use super::super::sound::seconds;
-use super::asked;
-use super::caller::Caller;
-use super::told;
-use super::wire::{Heard, Over, Wire};
+use super::query_value;
+use super::refusal;
+use super::session_auth::SessionAuth;
+use super::wire::{ClientMessage, SessionEnded, Wire};
 
 /// The words of every transcript, as many of them as the audio has time for.
 const WORDS: [&str; 5] = ["The", "simulator", "hears", "you", "well."];
@@ -22,109 +22,114 @@ const WORDS: [&str; 5] = ["The", "simulator", "hears", "you", "well."];
 const PAUSE_MS: u64 = 2_000;
 
 /// The state of a transcription.
-struct Hearing {
+struct Transcription {
     key: usize,
     bytes_per_second: u64,
     bytes: u64,
     charged: u64,
     /// The offset at which the uncommitted segment begins.
     segment_bytes: u64,
-    commits_itself: bool,
+    commits_automatically: bool,
     has_times: bool,
     /// Whether every commit is repeated with its language.
     has_language: bool,
 }
 
 /// Serves until the client disconnects.
-pub(super) async fn serve(wire: &mut Wire, caller: Caller, text: &str) -> Over {
-    match listen(wire, caller, text).await {
+pub(super) async fn serve(wire: &mut Wire, auth: SessionAuth, text: &str) -> SessionEnded {
+    match transcribe(wire, auth, text).await {
         Ok(never) => match never {},
-        Err(over) => over,
+        Err(ended) => ended,
     }
 }
 
-async fn listen(wire: &mut Wire, caller: Caller, text: &str) -> Result<std::convert::Infallible, Over> {
-    let key = caller.let_in(wire, None).await?;
-    let format = asked(text, "audio_format").unwrap_or_else(|| "pcm_16000".to_owned());
+async fn transcribe(
+    wire: &mut Wire,
+    auth: SessionAuth,
+    text: &str,
+) -> Result<std::convert::Infallible, SessionEnded> {
+    let key = auth.authorize(wire, None).await?;
+    let format = query_value(text, "audio_format").unwrap_or_else(|| "pcm_16000".to_owned());
     let Some((rate, bytes_per_second)) = rate_of(&format) else {
         let message = format!("Audio format '{format}' is not supported.");
-        return Err(wire.tell(told::scribe("invalid_request", &message)).await);
+        return Err(wire.send_refusal(refusal::scribe("invalid_request", &message)).await);
     };
     // The credits must suffice for one second.
-    let afforded = wire.session.world.state().accounts.afford(key, 1, Purse::KeyAndWorkspace).map(|_| ());
-    let slot = afforded.and_then(|()| wire.session.begin(key, 0, Purse::KeyAndWorkspace));
+    let credit_check =
+        wire.session.world.state().accounts.check_credits(key, 1, CreditLimits::KeyAndWorkspace).map(|_| ());
+    let slot = credit_check.and_then(|()| wire.session.begin(key, 0, CreditLimits::KeyAndWorkspace));
     let _slot = match slot {
         Ok(slot) => slot,
         Err(refused) => return Err(wire.refuse(&refused).await),
     };
-    let mut hearing = Hearing {
+    let mut transcription = Transcription {
         key,
         bytes_per_second,
         bytes: 0,
         charged: 0,
         segment_bytes: 0,
-        commits_itself: is(text, "commit_strategy", "vad"),
-        has_times: is(text, "include_timestamps", "true"),
-        has_language: is(text, "include_language_detection", "true"),
+        commits_automatically: has_value(text, "commit_strategy", "vad"),
+        has_times: has_value(text, "include_timestamps", "true"),
+        has_language: has_value(text, "include_language_detection", "true"),
     };
     let config = json!({
         "sample_rate": rate,
         "audio_format": format,
-        "language_code": asked(text, "language_code"),
-        "commit_strategy": asked(text, "commit_strategy").unwrap_or_else(|| "manual".to_owned()),
-        "model_id": asked(text, "model_id").unwrap_or_else(|| "scribe_v2_realtime".to_owned()),
-        "enable_logging": !is(text, "enable_logging", "false"),
-        "include_timestamps": hearing.has_times,
-        "include_language_detection": hearing.has_language,
+        "language_code": query_value(text, "language_code"),
+        "commit_strategy": query_value(text, "commit_strategy").unwrap_or_else(|| "manual".to_owned()),
+        "model_id": query_value(text, "model_id").unwrap_or_else(|| "scribe_v2_realtime".to_owned()),
+        "enable_logging": !has_value(text, "enable_logging", "false"),
+        "include_timestamps": transcription.has_times,
+        "include_language_detection": transcription.has_language,
         "keyterms": query(text).filter(|(name, _)| name == "keyterms").map(|(_, term)| term).collect::<Vec<_>>(),
     });
     let started = json!({ "message_type": "session_started", "session_id": trace_id(), "config": config });
     wire.send(started.to_string()).await?;
     loop {
-        let Some(heard) = wire.next(None).await? else { continue };
-        let message = match &heard {
-            Heard::Text(text) => serde_json::from_str::<Map<String, Value>>(text).ok(),
-            Heard::Binary(_) => None,
+        let Some(received) = wire.next(None).await? else { continue };
+        let message = match &received {
+            ClientMessage::Text(text) => serde_json::from_str::<Map<String, Value>>(text).ok(),
+            ClientMessage::Binary(_) => None,
         };
         let Some(message) = message else {
             return Err(wire.refuse(&Refused::from(Shape::MalformedJson)).await);
         };
-        hearing.take(wire, &message).await?;
+        transcription.handle(wire, &message).await?;
     }
 }
 
-fn is(text: &str, name: &str, value: &str) -> bool {
-    asked(text, name).is_some_and(|asked| asked == value)
+fn has_value(text: &str, name: &str, value: &str) -> bool {
+    query_value(text, name).is_some_and(|found| found == value)
 }
 
 fn field<'a>(message: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
     message.get(name).and_then(Value::as_str)
 }
 
-impl Hearing {
-    async fn take(&mut self, wire: &mut Wire, message: &Map<String, Value>) -> Result<(), Over> {
+impl Transcription {
+    async fn handle(&mut self, wire: &mut Wire, message: &Map<String, Value>) -> Result<(), SessionEnded> {
         if field(message, "message_type") != Some("input_audio_chunk") {
             let error = "The message_type must be input_audio_chunk.";
-            return Err(wire.tell(told::scribe("input_error", error)).await);
+            return Err(wire.send_refusal(refusal::scribe("input_error", error)).await);
         }
         let Some(bytes) = bytes_in(field(message, "audio_base_64").unwrap_or_default()) else {
             let error = "The audio is not valid base64.";
-            return Err(wire.tell(told::scribe("input_error", error)).await);
+            return Err(wire.send_refusal(refusal::scribe("input_error", error)).await);
         };
         self.bytes = self.bytes.saturating_add(bytes);
         self.segment_bytes = self.segment_bytes.saturating_add(bytes);
-        let owed = self.bytes.div_ceil(self.bytes_per_second);
+        let due = self.bytes.div_ceil(self.bytes_per_second);
         if let Err(refused) =
-            wire.session.spend(self.key, owed.saturating_sub(self.charged), Purse::KeyAndWorkspace)
+            wire.session.spend(self.key, due.saturating_sub(self.charged), CreditLimits::KeyAndWorkspace)
         {
             return Err(wire.refuse(&refused).await);
         }
-        self.charged = owed;
+        self.charged = due;
         if bytes > 0 {
             let partial = json!({ "message_type": "partial_transcript", "text": self.words().join(" ") });
             wire.send(partial.to_string()).await?;
         }
-        let is_pause = self.commits_itself && self.segment_ms() >= PAUSE_MS;
+        let is_pause = self.commits_automatically && self.segment_ms() >= PAUSE_MS;
         if is_pause || message.get("commit").and_then(Value::as_bool).unwrap_or(false) {
             self.commit(wire).await?;
         }
@@ -152,7 +157,7 @@ impl Hearing {
         timed.collect()
     }
 
-    async fn commit(&mut self, wire: &mut Wire) -> Result<(), Over> {
+    async fn commit(&mut self, wire: &mut Wire) -> Result<(), SessionEnded> {
         let text = self.words().join(" ");
         let committed = json!({ "message_type": "committed_transcript", "text": text });
         wire.send(committed.to_string()).await?;
@@ -197,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base_64_is_measured_and_nothing_else_is() {
+    fn only_valid_base_64_is_measured() {
         for (text, bytes) in [("", 0), ("Zg==", 1), ("Zm8=", 2), ("Zm9v", 3), ("Zm9vYg==", 4)] {
             assert_eq!(bytes_in(text), Some(bytes), "{text}");
         }

@@ -14,22 +14,22 @@ use serde_json::Value;
 use super::super::accounts::Refused;
 use super::super::shape::Shape;
 use super::super::speech::characters_of;
-use super::asked;
-use super::caller::Caller;
-use super::told;
+use super::query_value;
+use super::refusal;
+use super::session_auth::SessionAuth;
 use super::voice::{Form, PIECE_CHARACTERS, Piece, Voice};
-use super::wire::{Heard, Over, Wire};
+use super::wire::{ClientMessage, SessionEnded, Wire};
 
 /// Characters that are collected before the first, second, third and every later audio.
 const SCHEDULE: [u64; 4] = [120, 160, 250, 290];
 /// The minimum and maximum that a client may set instead.
-const SCHEDULE_MIN: u64 = 50;
-const SCHEDULE_MAX: u64 = 500;
+const MIN_SCHEDULE: u64 = 50;
+const MAX_SCHEDULE: u64 = 500;
 /// Maximum contexts of one connection.
-const CONTEXTS_MAX: usize = 5;
+const MAX_CONTEXTS: usize = 5;
 /// The inactivity timeout in seconds, and its maximum.
 const INACTIVITY_SECONDS: u32 = 20;
-const INACTIVITY_SECONDS_MAX: u32 = 180;
+const MAX_INACTIVITY_SECONDS: u32 = 180;
 /// The name of a context that the client does not name.
 const DEFAULT_CONTEXT: &str = "default";
 /// The model if the query names none (the documentation).
@@ -85,45 +85,46 @@ struct Speech {
 /// Serves until the client ends the text.
 pub(super) async fn serve(
     wire: &mut Wire,
-    caller: Caller,
+    auth: SessionAuth,
     voice: String,
     has_contexts: bool,
     text: &str,
-) -> Over {
-    match converse(wire, caller, voice, has_contexts, text).await {
+) -> SessionEnded {
+    match converse(wire, auth, voice, has_contexts, text).await {
         Ok(()) => wire.close(1_000, "").await,
-        Err(over) => over,
+        Err(ended) => ended,
     }
 }
 
 async fn converse(
     wire: &mut Wire,
-    caller: Caller,
+    auth: SessionAuth,
     voice: String,
     has_contexts: bool,
     text: &str,
-) -> Result<(), Over> {
-    let seconds =
-        asked(text, "inactivity_timeout").and_then(|text| text.parse().ok()).unwrap_or(INACTIVITY_SECONDS);
-    let seconds: u32 = u32::clamp(seconds, 1, INACTIVITY_SECONDS_MAX);
+) -> Result<(), SessionEnded> {
+    let seconds = query_value(text, "inactivity_timeout")
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(INACTIVITY_SECONDS);
+    let seconds: u32 = u32::clamp(seconds, 1, MAX_INACTIVITY_SECONDS);
     let limit = wire.session.world.socket_second().saturating_mul(seconds);
-    let first = heard(wire, limit, seconds).await?;
-    let key = caller.let_in(wire, Some(&first)).await?;
-    let model = asked(text, "model_id").unwrap_or_else(|| DEFAULT_MODEL.to_owned());
-    let found = Voice::new(&wire.session.world, key, &model, text);
-    let found = match found {
+    let first = next_message(wire, limit, seconds).await?;
+    let key = auth.authorize(wire, Some(&first)).await?;
+    let model = query_value(text, "model_id").unwrap_or_else(|| DEFAULT_MODEL.to_owned());
+    let voice_check = Voice::new(&wire.session.world, key, &model, text);
+    let voice_check = match voice_check {
         Ok(speaker) => speaker.find(&wire.session.world, &[voice]).map(|()| speaker),
         Err(refused) => Err(refused),
     };
-    let voice = match found {
+    let voice = match voice_check {
         Ok(voice) => voice,
         Err(refused) => return Err(wire.refuse(&refused).await),
     };
-    let is_auto = asked(text, "auto_mode").is_some_and(|value| value == "true");
+    let is_auto = query_value(text, "auto_mode").is_some_and(|value| value == "true");
     let mut speech = Speech { voice, contexts: BTreeMap::new(), has_contexts, is_auto };
     let mut message = first;
-    while !speech.take(wire, &message).await? {
-        message = heard(wire, limit, seconds).await?;
+    while !speech.handle(wire, &message).await? {
+        message = next_message(wire, limit, seconds).await?;
     }
     Ok(())
 }
@@ -133,16 +134,16 @@ fn is_set(message: &Value, name: &str) -> bool {
 }
 
 /// The next message, which must be an object.
-async fn heard(wire: &mut Wire, limit: Duration, seconds: u32) -> Result<Value, Over> {
-    let Some(heard) = wire.next(Some(limit)).await? else {
+async fn next_message(wire: &mut Wire, limit: Duration, seconds: u32) -> Result<Value, SessionEnded> {
+    let Some(received) = wire.next(Some(limit)).await? else {
         let message = format!(
             "Have not received a new text input within the timeout of {seconds} seconds. Streaming input terminated. Please make sure to either feed the input in the timely manner, or to send the end of input text (empty string \"\") when done."
         );
-        return Err(wire.tell(told::speech("input_timeout_exceeded", &message)).await);
+        return Err(wire.send_refusal(refusal::speech("input_timeout_exceeded", &message)).await);
     };
-    let message = match &heard {
-        Heard::Text(text) => serde_json::from_str(text).ok().filter(Value::is_object),
-        Heard::Binary(_) => None,
+    let message = match &received {
+        ClientMessage::Text(text) => serde_json::from_str(text).ok().filter(Value::is_object),
+        ClientMessage::Binary(_) => None,
     };
     match message {
         Some(message) => Ok(message),
@@ -152,7 +153,7 @@ async fn heard(wire: &mut Wire, limit: Duration, seconds: u32) -> Result<Value, 
 
 impl Speech {
     /// Handles a message; returns true if it was the last.
-    async fn take(&mut self, wire: &mut Wire, message: &Value) -> Result<bool, Over> {
+    async fn handle(&mut self, wire: &mut Wire, message: &Value) -> Result<bool, SessionEnded> {
         let id = match ["context_id", "contextId"].iter().find_map(|name| message.get(name)) {
             Some(Value::String(id)) if self.has_contexts => id.clone(),
             _ => DEFAULT_CONTEXT.to_owned(),
@@ -179,19 +180,23 @@ impl Speech {
             return Ok(true);
         }
         if !self.contexts.contains_key(&id) {
-            if self.contexts.len() == CONTEXTS_MAX {
+            if self.contexts.len() == MAX_CONTEXTS {
                 let message = format!(
-                    "Maximum simultaneous contexts per WebSocket connection exceeded ({CONTEXTS_MAX}). Please close an existing context before opening a new one."
+                    "Maximum simultaneous contexts per WebSocket connection exceeded ({MAX_CONTEXTS}). Please close an existing context before opening a new one."
                 );
-                return Err(wire.tell(told::speech("max_active_conversations", &message)).await);
+                return Err(wire.send_refusal(refusal::speech("max_active_conversations", &message)).await);
             }
             self.contexts.insert(id.clone(), Context::new(message));
         }
         let is_due = self.contexts.get_mut(&id).is_some_and(|context| {
             context.add(text.unwrap_or_default());
-            let waiting = characters_of(&context.text);
-            let is_tried = is_set(message, "try_trigger_generation") && waiting >= PIECE_CHARACTERS as u64;
-            is_set(message, "flush") || self.is_auto || is_tried || waiting >= context.waits_for()
+            let buffered = characters_of(&context.text);
+            let is_triggered =
+                is_set(message, "try_trigger_generation") && buffered >= PIECE_CHARACTERS as u64;
+            is_set(message, "flush")
+                || self.is_auto
+                || is_triggered
+                || buffered >= context.required_characters()
         });
         if is_due {
             self.speak(wire, &id).await?;
@@ -200,7 +205,7 @@ impl Speech {
     }
 
     /// Speaks the collected text.
-    async fn speak(&mut self, wire: &mut Wire, id: &str) -> Result<(), Over> {
+    async fn speak(&mut self, wire: &mut Wire, id: &str) -> Result<(), SessionEnded> {
         let Some(context) = self.contexts.get_mut(id) else { return Ok(()) };
         let text = std::mem::take(&mut context.text);
         context.spoken_times += 1;
@@ -209,7 +214,7 @@ impl Speech {
     }
 
     /// Reports the end of a context.
-    async fn end(&mut self, wire: &mut Wire, id: &str) -> Result<(), Over> {
+    async fn end(&mut self, wire: &mut Wire, id: &str) -> Result<(), SessionEnded> {
         self.contexts.remove(id);
         let context_id = self.has_contexts.then_some(id);
         let last = Output {
@@ -230,12 +235,13 @@ fn output(output: &Output<'_>) -> String {
 
 impl Context {
     fn new(message: &Value) -> Self {
-        let asked = message.get("generation_config").and_then(|config| config.get("chunk_length_schedule"));
-        let asked = asked.and_then(Value::as_array).map(|list| {
+        let requested =
+            message.get("generation_config").and_then(|config| config.get("chunk_length_schedule"));
+        let requested = requested.and_then(Value::as_array).map(|list| {
             let whole = list.iter().filter_map(|length| length.as_u64().or_else(|| whole(length.as_f64()?)));
-            whole.map(|length| length.clamp(SCHEDULE_MIN, SCHEDULE_MAX)).take(16).collect::<Vec<_>>()
+            whole.map(|length| length.clamp(MIN_SCHEDULE, MAX_SCHEDULE)).take(16).collect::<Vec<_>>()
         });
-        let schedule = asked.filter(|list| !list.is_empty()).unwrap_or_else(|| SCHEDULE.to_vec());
+        let schedule = requested.filter(|list| !list.is_empty()).unwrap_or_else(|| SCHEDULE.to_vec());
         Self { text: String::new(), schedule, spoken_times: 0 }
     }
 
@@ -246,8 +252,8 @@ impl Context {
         }
     }
 
-    fn waits_for(&self) -> u64 {
-        let last = self.schedule.last().copied().unwrap_or(SCHEDULE_MAX);
+    fn required_characters(&self) -> u64 {
+        let last = self.schedule.last().copied().unwrap_or(MAX_SCHEDULE);
         self.schedule.get(self.spoken_times).copied().unwrap_or(last)
     }
 }

@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 
-use super::super::accounts::{Purse, Refused};
+use super::super::accounts::{CreditLimits, Refused};
 use super::super::models::Model;
 use super::super::shape::Shape;
 use super::super::sound::Sound;
@@ -12,14 +12,14 @@ use super::super::sound::format::Format;
 use super::super::sound::melody::Melody;
 use super::super::speech::{base64, characters_of};
 use super::super::world::World;
-use super::wire::{Over, Wire};
-use super::{Answered, asked};
+use super::wire::{SessionEnded, Wire};
+use super::{OrRefused, query_value};
 
 /// Characters of one audio message: the minimum that is generated without a flush (the Python SDK
 /// 2.78, `chunk_length_schedule`).
 pub(super) const PIECE_CHARACTERS: usize = 50;
 /// Maximum bytes of text that the ledger keeps of one session.
-const SPOKEN_BYTES_MAX: usize = 64 * 1_024;
+const MAX_SPOKEN_BYTES: usize = 64 * 1_024;
 
 /// One audio message.
 pub(super) struct Piece {
@@ -48,9 +48,9 @@ impl Voice {
     /// # Errors
     ///
     /// When the model or format does not exist, or is not in its plan.
-    pub(super) fn new(world: &World, key: usize, model: &str, text: &str) -> Answered<Self> {
+    pub(super) fn new(world: &World, key: usize, model: &str, text: &str) -> OrRefused<Self> {
         let model = Model::find(model).ok_or_else(|| Refused::naming(Shape::ModelNotFound, model))?;
-        let format = match asked(text, "output_format") {
+        let format = match query_value(text, "output_format") {
             None => Format::DEFAULT,
             Some(name) => Format::named(&name).ok_or_else(|| {
                 let message = format!("Output format '{name}' is not supported.");
@@ -64,13 +64,18 @@ impl Voice {
     }
 
     /// Whether the paying workspace has those voices, and its plan includes them.
-    pub(super) fn find(&self, world: &World, voices: &[String]) -> Answered<()> {
+    pub(super) fn find(&self, world: &World, voices: &[String]) -> OrRefused<()> {
         let state = world.state();
         voices.iter().try_for_each(|voice| state.accounts.voice(self.key, voice).map(|_| ()))
     }
 
     /// Speaks `text`, each piece in the format of `form`.
-    pub(super) async fn speak(&mut self, wire: &mut Wire, text: &str, form: &impl Form) -> Result<(), Over> {
+    pub(super) async fn speak(
+        &mut self,
+        wire: &mut Wire,
+        text: &str,
+        form: &impl Form,
+    ) -> Result<(), SessionEnded> {
         let mut pieces = pieces_of(text).into_iter().peekable();
         let mut slot = None;
         while let Some(text) = pieces.next() {
@@ -79,16 +84,18 @@ impl Voice {
             let cost =
                 self.model.cost(self.characters + characters_of(&text)) - self.model.cost(self.characters);
             let paid = if slot.is_none() {
-                wire.session.begin(self.key, cost, Purse::KeyAndWorkspace).map(|begun| slot = Some(begun))
+                wire.session
+                    .begin(self.key, cost, CreditLimits::KeyAndWorkspace)
+                    .map(|held_slot| slot = Some(held_slot))
             } else {
-                wire.session.spend(self.key, cost, Purse::KeyAndWorkspace)
+                wire.session.spend(self.key, cost, CreditLimits::KeyAndWorkspace)
             };
             if let Err(refused) = paid {
                 return Err(wire.refuse(&refused).await);
             }
             self.characters += characters_of(&text);
-            wire.session.note(|socket| {
-                if socket.spoken.len() + text.len() <= SPOKEN_BYTES_MAX {
+            wire.session.update_summary(|socket| {
+                if socket.spoken.len() + text.len() <= MAX_SPOKEN_BYTES {
                     socket.spoken.push_str(&text);
                 }
             });

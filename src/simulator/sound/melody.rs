@@ -92,19 +92,19 @@ fn pitch_of(word: &str) -> f64 {
 #[derive(Debug)]
 pub(super) struct Cursor {
     melody: Melody,
-    at: usize,
+    index: usize,
 }
 
 impl Cursor {
     pub(super) fn new(melody: Melody) -> Self {
-        Self { melody, at: 0 }
+        Self { melody, index: 0 }
     }
 
     /// The note at `ms`. Times must not decrease; past the end it is `None`.
-    pub(super) fn at(&mut self, ms: u64) -> Option<Note> {
-        while self.melody.notes().get(self.at)?.end_ms <= ms {
-            self.at += 1;
+    pub(super) fn note_at(&mut self, ms: u64) -> Option<Note> {
+        while self.melody.notes().get(self.index)?.end_ms <= ms {
+            self.index += 1;
         }
-        self.melody.notes().get(self.at).copied()
+        self.melody.notes().get(self.index).copied()
     }
 }

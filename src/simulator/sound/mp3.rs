@@ -71,7 +71,7 @@ impl Mp3Frames {
     fn next_line(&mut self) -> Option<u64> {
         let middle = self.granule * LINES_PER_GRANULE + LINES_PER_GRANULE / 2;
         self.granule += 1;
-        let hz = self.cursor.at(middle * 1_000 / self.rate)?.hz?;
+        let hz = self.cursor.note_at(middle * 1_000 / self.rate)?.hz?;
         let mut line = 0;
         while (to_f64(line) + 1.0) * to_f64(self.rate) / to_f64(2 * LINES_PER_GRANULE) < hz {
             line += 1;

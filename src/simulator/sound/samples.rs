@@ -53,7 +53,7 @@ impl SampleBlocks {
         let ms = self.sample * 1_000 / self.rate;
         let now = to_f64(self.sample) * 1_000.0 / to_f64(self.rate);
         self.sample += 1;
-        let Some(note) = self.cursor.at(ms) else { return 0 };
+        let Some(note) = self.cursor.note_at(ms) else { return 0 };
         let Some(hz) = note.hz else {
             self.phase = 0.0;
             return 0;

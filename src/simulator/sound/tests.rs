@@ -50,7 +50,7 @@ fn decode(mp3: Vec<u8>) -> (u32, Vec<f32>) {
 }
 
 fn loudest(samples: &[f32]) -> f32 {
-    samples.iter().fold(0.0, |most, sample| most.max(sample.abs()))
+    samples.iter().fold(0.0, |max, sample| max.max(sample.abs()))
 }
 
 #[test]
@@ -92,11 +92,11 @@ fn words_are_notes_within_a_line_of_the_scale() {
 }
 
 #[test]
-fn a_rest_is_silent() {
-    let rests = " ".repeat(20);
-    let (_, samples) = decode(whole(&rests, Format::DEFAULT));
+fn a_pause_is_silent() {
+    let pauses = " ".repeat(20);
+    let (_, samples) = decode(whole(&pauses, Format::DEFAULT));
     assert!(loudest(&samples) < 1e-6);
-    assert!(whole(&rests, Format::named("pcm_16000").unwrap()).iter().all(|byte| *byte == 0));
+    assert!(whole(&pauses, Format::named("pcm_16000").unwrap()).iter().all(|byte| *byte == 0));
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn samples_last_as_long_as_the_text() {
 }
 
 #[test]
-fn a_wave_file_says_what_it_holds() {
+fn the_header_of_a_wave_file_matches_its_samples() {
     let bytes = whole("hello", Format::named("wav_24000").unwrap());
     assert_eq!(&bytes[..4], b"RIFF");
     assert_eq!(u32::from_le_bytes(bytes[4..8].try_into().unwrap()) as usize, bytes.len() - 8);

@@ -5,17 +5,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::*;
 use crate::simulator::{Fault, KeyPlan, Ledger, Shape, WorkspacePlan};
 
-async fn until(sim: &Simulator, condition: impl FnMut(&Ledger) -> bool) -> Ledger {
-    tokio::time::timeout(PATIENCE, sim.until(condition)).await.expect("the ledger to get there")
+async fn wait_until(sim: &Simulator, condition: impl FnMut(&Ledger) -> bool) -> Ledger {
+    tokio::time::timeout(TIMEOUT, sim.until(condition)).await.expect("the ledger to get there")
 }
 
 #[tokio::test]
-async fn a_cut_answer_breaks_after_exactly_as_many_bytes() {
+async fn a_cut_response_breaks_after_exactly_the_given_bytes() {
     let sim = start_with("sk=10000").await;
-    let whole = say("hello, choir").key("sk").to(&sim).await;
+    let whole = speech("hello, choir").key("sk").to(&sim).await;
     for bytes in [0, 1, 417, 1_000, whole.body.len()] {
         sim.script("sk", vec![Fault::CutAfter { bytes: bytes.try_into().unwrap() }]);
-        let reply = say("hello, choir").key("sk").to(&sim).await;
+        let reply = speech("hello, choir").key("sk").to(&sim).await;
         assert!(reply.is_broken, "after {bytes}");
         assert_eq!(reply.status, 200);
         assert_eq!(reply.body, whole.body[..bytes], "after {bytes}");
@@ -25,7 +25,7 @@ async fn a_cut_answer_breaks_after_exactly_as_many_bytes() {
 }
 
 #[tokio::test]
-async fn a_large_answer_is_cut_as_exactly() {
+async fn a_large_response_is_cut_as_exactly() {
     let sim = start_with("sk=10000").await;
     sim.script("sk", vec![Fault::CutAfter { bytes: 3_000_000 }]);
     let text = "la ".repeat(1_000);
@@ -36,19 +36,19 @@ async fn a_large_answer_is_cut_as_exactly() {
 }
 
 #[tokio::test]
-async fn a_connection_can_close_without_an_answer() {
+async fn a_connection_can_close_without_a_response() {
     let sim = start_with("sk=100").await;
     sim.script("sk", vec![Fault::CloseBeforeHead, Fault::CloseUnread]);
     for body_complete in [true, false] {
-        let error = say("hello").key("sk").attempt(&sim).await.unwrap_err();
+        let error = speech("hello").key("sk").attempt(&sim).await.unwrap_err();
         assert!(error.is_incomplete_message() || error.to_string().contains("connection"), "{error}");
-        let ledger = until(&sim, |ledger| ledger.totals.in_flight == 0).await;
+        let ledger = wait_until(&sim, |ledger| ledger.totals.in_flight == 0).await;
         let last = ledger.requests.last().unwrap();
         assert_eq!((last.status, last.body_complete, last.charged), (None, body_complete, 0));
     }
     let ledger = sim.ledger();
     assert_eq!((ledger.totals.unanswered, ledger.key("sk").unwrap().unanswered), (2, 2));
-    assert_eq!(say("hello").key("sk").to(&sim).await.status, 200);
+    assert_eq!(speech("hello").key("sk").to(&sim).await.status, 200);
 }
 
 #[tokio::test]
@@ -61,29 +61,29 @@ async fn an_early_refusal_does_not_wait_for_the_body() {
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut start = [0; 12];
     let read = stream.read_exact(&mut start);
-    tokio::time::timeout(PATIENCE, read).await.expect("an answer before the body").unwrap();
+    tokio::time::timeout(TIMEOUT, read).await.expect("an answer before the body").unwrap();
     assert_eq!(&start, b"HTTP/1.1 401");
     // The body may still come, and the connection then serves another request.
     stream.write_all(&[b'x'; 100_000]).await.unwrap();
     stream.write_all(b"GET /v1/nothing HTTP/1.1\r\nhost: sim\r\nconnection: close\r\n\r\n").await.unwrap();
     let mut rest = String::new();
     let read = stream.read_to_string(&mut rest);
-    tokio::time::timeout(PATIENCE, read).await.expect("the second answer").unwrap();
+    tokio::time::timeout(TIMEOUT, read).await.expect("the second answer").unwrap();
     assert!(rest.contains("HTTP/1.1 404"), "{rest}");
 }
 
 #[tokio::test]
-async fn a_refusal_can_be_gzipped_or_only_say_so() {
+async fn a_refusal_can_be_gzipped_or_only_be_labelled_so() {
     let sim = start_with("sk=100").await;
     sim.script("sk", vec![Fault::Gzip(Shape::SystemBusy), Fault::GarbledError]);
-    let packed = say("hello").key("sk").to(&sim).await;
+    let packed = speech("hello").key("sk").to(&sim).await;
     assert_eq!((packed.status, packed.header("content-encoding")), (429, "gzip"));
     assert_eq!(packed.header("content-length"), packed.body.len().to_string());
     let mut text = String::new();
     flate2::read::GzDecoder::new(packed.body.as_ref()).read_to_string(&mut text).unwrap();
     assert!(text.contains(r#""code":"system_busy""#));
 
-    let garbled = say("hello").key("sk").to(&sim).await;
+    let garbled = speech("hello").key("sk").to(&sim).await;
     assert_eq!((garbled.status, garbled.header("content-encoding")), (401, "gzip"));
     flate2::read::GzDecoder::new(garbled.body.as_ref()).read_to_string(&mut text).unwrap_err();
 }
@@ -96,7 +96,7 @@ async fn a_refusal_can_have_several_encodings() {
         [("br", "br"), ("zstd", "zstd"), ("deflate", "deflate"), ("gzip,br", "gzip, br")]
     {
         sim.script("sk", vec![format!("encoded={encodings}:forbidden").parse().unwrap()]);
-        let reply = say("hello").key("sk").to(&sim).await;
+        let reply = speech("hello").key("sk").to(&sim).await;
         assert_eq!((reply.status, reply.header("content-encoding")), (403, header));
         let mut text = String::new();
         match encodings {
@@ -119,7 +119,7 @@ async fn a_refusal_can_have_several_encodings() {
 async fn an_error_can_be_huge_or_endless() {
     let sim = start_with("sk=100").await;
     sim.script("sk", vec![Fault::HugeError, Fault::EndlessError]);
-    let huge = say("hello").key("sk").to(&sim).await;
+    let huge = speech("hello").key("sk").to(&sim).await;
     assert_eq!((huge.status, huge.body.len()), (401, 100_000));
     assert_eq!(huge.json()["detail"]["code"], "quota_exceeded");
 
@@ -128,23 +128,23 @@ async fn an_error_can_be_huge_or_endless() {
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut first = vec![0; 2_000_000];
     let read = stream.read_exact(&mut first);
-    tokio::time::timeout(PATIENCE, read).await.expect("two megabytes of an error").unwrap();
+    tokio::time::timeout(TIMEOUT, read).await.expect("two megabytes of an error").unwrap();
     assert!(String::from_utf8_lossy(&first).contains("quota_exceeded"));
     drop(stream);
-    tokio::time::timeout(PATIENCE, sim.stop()).await.expect("to stop although the body never ends");
+    tokio::time::timeout(TIMEOUT, sim.stop()).await.expect("to stop although the body never ends");
 }
 
 #[tokio::test]
-async fn who_leaves_a_stalled_request_has_not_paid_and_who_leaves_a_slow_head_has() {
+async fn a_client_that_leaves_a_stalled_request_is_not_charged_and_one_that_leaves_a_slow_head_is() {
     let sim = start_with("sk=100").await;
     for (fault, charged) in [(Fault::Stall { ms: 600_000 }, 0), (Fault::SlowHead { ms: 600_000 }, 5)] {
         sim.script("sk", vec![fault]);
-        let asked = sim.ledger().totals.requests + 1;
+        let requests = sim.ledger().totals.requests + 1;
         {
-            let call = say("hello").key("sk");
+            let call = speech("hello").key("sk");
             let waiting = call.attempt(&sim);
-            let arrived = until(&sim, |ledger| {
-                let is_read = ledger.totals.requests == asked && ledger.totals.in_flight == 1;
+            let arrived = wait_until(&sim, |ledger| {
+                let is_read = ledger.totals.requests == requests && ledger.totals.in_flight == 1;
                 is_read && ledger.totals.charged == charged
             });
             tokio::select! {
@@ -152,7 +152,7 @@ async fn who_leaves_a_stalled_request_has_not_paid_and_who_leaves_a_slow_head_ha
                 _ = arrived => {}
             }
         }
-        let ledger = until(&sim, |ledger| ledger.totals.in_flight == 0).await;
+        let ledger = wait_until(&sim, |ledger| ledger.totals.in_flight == 0).await;
         assert_eq!(ledger.totals.charged, charged);
         assert_eq!(ledger.requests.last().unwrap().charged, charged);
         assert_eq!(ledger.workspaces[0].running, 0, "the slot is free again");
@@ -160,12 +160,12 @@ async fn who_leaves_a_stalled_request_has_not_paid_and_who_leaves_a_slow_head_ha
 }
 
 #[tokio::test]
-async fn delays_end_in_the_ordinary_answer() {
+async fn a_delayed_response_is_the_ordinary_one() {
     let sim = start_with("sk=100").await;
-    let whole = say("hello").key("sk").to(&sim).await.body;
+    let whole = speech("hello").key("sk").to(&sim).await.body;
     sim.script("sk", vec![Fault::Stall { ms: 5 }, Fault::SlowHead { ms: 5 }, Fault::SlowBody { ms: 5 }]);
     for _ in 0..3 {
-        assert_eq!(say("hello").key("sk").to(&sim).await.body, whole);
+        assert_eq!(speech("hello").key("sk").to(&sim).await.body, whole);
     }
     // The pieces of a slow body come one by one: a client has the first before the last is made.
     sim.script("sk", vec![Fault::SlowBody { ms: 20 }]);
@@ -174,19 +174,19 @@ async fn delays_end_in_the_ordinary_answer() {
 }
 
 #[tokio::test]
-async fn a_busy_workspace_says_its_maximum_and_not_when_to_come_back() {
+async fn a_busy_workspace_reports_its_maximum_and_no_time_to_retry() {
     let plan = Plan::parse("a=100@w b=100@w c=100")
         .unwrap()
         .with_workspace(WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 100) });
     let sim = start(plan).await;
     sim.script("a", vec![Fault::SlowHead { ms: 600_000 }]);
     {
-        let call = say("hello").key("a");
+        let call = speech("hello").key("a");
         let waiting = call.attempt(&sim);
         let refused = async {
-            until(&sim, |ledger| ledger.workspace("w").unwrap().running == 1).await;
-            let other = say("hello").key("c").to(&sim).await.status;
-            (say("hello").key("b").to(&sim).await, other)
+            wait_until(&sim, |ledger| ledger.workspace("w").unwrap().running == 1).await;
+            let other = speech("hello").key("c").to(&sim).await.status;
+            (speech("hello").key("b").to(&sim).await, other)
         };
         tokio::select! {
             reply = waiting => panic!("answered at once: {reply:?}"),
@@ -198,16 +198,16 @@ async fn a_busy_workspace_says_its_maximum_and_not_when_to_come_back() {
             }
         }
     }
-    let ledger = until(&sim, |ledger| ledger.workspace("w").unwrap().running == 0).await;
+    let ledger = wait_until(&sim, |ledger| ledger.workspace("w").unwrap().running == 0).await;
     assert_eq!(ledger.workspace("w").unwrap().used, 5, "a refusal costs nothing");
-    let reply = say("hello").key("b").to(&sim).await;
+    let reply = speech("hello").key("b").to(&sim).await;
     assert_eq!((reply.status, reply.header("maximum-concurrent-requests")), (200, "1"));
 }
 
 /// The slot must be released with the response's last byte and not some time later, or sequential
 /// clients would be refused by chance.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_after_the_other_is_never_too_many() {
+async fn sequential_requests_never_exceed_the_limit() {
     let busy = WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 1_000_000) };
     let sim = start(Plan::parse("a=0@w").unwrap().with_workspace(busy)).await;
     for _ in 0..100 {
@@ -218,21 +218,21 @@ async fn one_after_the_other_is_never_too_many() {
 }
 
 #[tokio::test]
-async fn faults_come_in_order_and_always_comes_after() {
+async fn queued_faults_come_in_order_before_the_permanent_one() {
     let plan = KeyPlan { faults: vec![Fault::ServerError, Fault::Pass], ..KeyPlan::new("sk", 100) };
     let sim = start(Plan { keys: vec![plan], ..Plan::default() }).await;
     sim.always("sk", Some(Fault::Refuse(Shape::Maintenance)));
-    let mut seen = Vec::new();
+    let mut statuses = Vec::new();
     for _ in 0..4 {
-        seen.push(say("a").key("sk").to(&sim).await.status);
+        statuses.push(speech("a").key("sk").to(&sim).await.status);
     }
     sim.always("sk", None);
-    seen.push(say("a").key("sk").to(&sim).await.status);
-    assert_eq!(seen, [500, 200, 503, 503, 200]);
+    statuses.push(speech("a").key("sk").to(&sim).await.status);
+    assert_eq!(statuses, [500, 200, 503, 503, 200]);
 }
 
 #[tokio::test]
-async fn a_slip_in_a_script_is_not_silent() {
+async fn a_script_of_an_unknown_key_is_a_violation() {
     let sim = start_with("sk=100").await;
     sim.script("ks", vec![Fault::ServerError]);
     sim.always("ks", None);
@@ -240,7 +240,7 @@ async fn a_slip_in_a_script_is_not_silent() {
 }
 
 #[tokio::test]
-async fn an_answer_is_what_the_fault_says() {
+async fn a_response_is_exactly_what_the_fault_specifies() {
     let sim = start_with("sk=100").await;
     let packed: &[u8] = &[0x8b, 0x01, 0x80, 0x7b, 0x7d, 0x03];
     let exact = |text: &str| text.parse::<Fault>().unwrap();
@@ -267,7 +267,7 @@ async fn an_answer_is_what_the_fault_says() {
         (encoded, 401, "application/json", true, packed),
     ] {
         sim.script("sk", vec![fault.clone()]);
-        let reply = say("hello").key("sk").to(&sim).await;
+        let reply = speech("hello").key("sk").to(&sim).await;
         assert_eq!((reply.status, reply.header("content-type")), (status, content_type), "{fault}");
         assert_eq!((&reply.body[..], !reply.header("x-trace-id").is_empty()), (body, trace), "{fault}");
     }
@@ -275,7 +275,7 @@ async fn an_answer_is_what_the_fault_says() {
         "sk",
         vec![exact("answer=429[retry-after: 86400][set-cookie: a=1][set-cookie: b=2][server: edge]/x")],
     );
-    let reply = say("hello").key("sk").to(&sim).await;
+    let reply = speech("hello").key("sk").to(&sim).await;
     assert_eq!((reply.header("retry-after"), reply.header("server")), ("86400", "edge"));
     assert_eq!(reply.headers.get_all("set-cookie").iter().count(), 2);
     let ledger = sim.ledger();
@@ -283,29 +283,29 @@ async fn an_answer_is_what_the_fault_says() {
 }
 
 #[tokio::test]
-async fn a_fault_of_a_route_is_met_there_and_nowhere_else() {
+async fn a_fault_of_a_route_applies_there_and_nowhere_else() {
     let sim = start_with("a=100 b=100").await;
     let status = async |call: Call, key: &str| call.key(key).to(&sim).await.status;
     sim.always_on("a", "/v1/text-to-speech", Some("quota_words".parse().unwrap()));
-    assert_eq!(status(say("x"), "a").await, 401);
-    assert_eq!(status(say("x"), "b").await, 200);
+    assert_eq!(status(speech("x"), "a").await, 401);
+    assert_eq!(status(speech("x"), "b").await, 200);
     for path in ["/v1/user/subscription", "/v1/user", "/v1/models"] {
         assert_eq!(status(get(path), "a").await, 200, "{path}");
     }
     // The general fault of the key does not apply to a route with its own fault, and stays in the
     // queue.
     sim.script("a", vec![Fault::ServerError]);
-    assert_eq!(status(say("x"), "a").await, 401);
+    assert_eq!(status(speech("x"), "a").await, 401);
     assert_eq!(status(get("/v1/user"), "a").await, 500);
     sim.script_on("a", "POST /v1/text-to-speech", vec![Fault::Pass]);
-    assert_eq!((status(say("x"), "a").await, status(say("x"), "a").await), (200, 401));
+    assert_eq!((status(speech("x"), "a").await, status(speech("x"), "a").await), (200, 401));
 
-    sim.for_everybody_on("/v1/text-to-speech", Some(Fault::Refuse(Shape::Maintenance)));
-    assert_eq!((status(say("x"), "a").await, status(say("x"), "b").await), (401, 503));
-    assert_eq!((status(say("x"), "unknown").await, say("x").to(&sim).await.status), (503, 503));
+    sim.for_all_requests_on("/v1/text-to-speech", Some(Fault::Refuse(Shape::Maintenance)));
+    assert_eq!((status(speech("x"), "a").await, status(speech("x"), "b").await), (401, 503));
+    assert_eq!((status(speech("x"), "unknown").await, speech("x").to(&sim).await.status), (503, 503));
     sim.always_on("a", "/v1/text-to-speech", None);
-    sim.for_everybody_on("/v1/text-to-speech", None);
-    assert_eq!((status(say("x"), "a").await, status(say("x"), "b").await), (200, 200));
+    sim.for_all_requests_on("/v1/text-to-speech", None);
+    assert_eq!((status(speech("x"), "a").await, status(speech("x"), "b").await), (200, 200));
 
     sim.always_on("c", "/v1", None);
     assert_eq!(sim.ledger().violations.len(), 1, "a slip is not silent");

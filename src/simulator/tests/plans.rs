@@ -1,7 +1,7 @@
 //! Tests of features that depend on the plan of a workspace: voices of the library, formats,
 //! models, clones, and how the subscription reports its credits.
 
-use super::sockets::{SPEECH, dial};
+use super::sockets::{SPEECH, connect};
 use super::*;
 use crate::simulator::{KeyPlan, PlanWording, ShownLimit, WorkspacePlan};
 use serde_json::json;
@@ -24,7 +24,7 @@ fn clone() -> Call {
 }
 
 /// The status, and the most specific name of the refusal.
-fn told(reply: &Reply) -> (u16, String) {
+fn status_and_name(reply: &Reply) -> (u16, String) {
     let name = if reply.status < 400 { Value::Null } else { reply.json()["detail"]["status"].clone() };
     (reply.status, name.as_str().unwrap_or_default().to_owned())
 }
@@ -32,22 +32,23 @@ fn told(reply: &Reply) -> (u16, String) {
 #[tokio::test]
 async fn the_library_is_for_paid_plans() {
     let sim = start_with("free=100:tier=free starter=100:tier=starter").await;
-    let say = |key: &'static str| post(LIBRARY, r#"{"text":"a"}"#).key(key).to(&sim);
-    assert_eq!(told(&say("free").await), (402, "payment_required".into()));
-    assert_eq!(say("starter").await.status, 200);
+    let speech = |key: &'static str| post(LIBRARY, r#"{"text":"a"}"#).key(key).to(&sim);
+    assert_eq!(status_and_name(&speech("free").await), (402, "payment_required".into()));
+    assert_eq!(speech("starter").await.status, 200);
     assert_eq!(get("/v1/shared-voices").key("free").to(&sim).await.json()["total_count"], 1);
     let add = |key: &'static str| {
         post("/v1/voices/add/owner/HuLbOdhRlvQQN8oPP0AJ", r#"{"new_name":"Mine"}"#).key(key).to(&sim)
     };
-    assert_eq!(told(&add("free").await), (402, "payment_required".into()));
+    assert_eq!(status_and_name(&add("free").await), (402, "payment_required".into()));
     assert_eq!(add("starter").await.json()["voice_id"], "HuLbOdhRlvQQN8oPP0AJ");
-    let none = post("/v1/voices/add/owner/nobody", r#"{"new_name":"Mine"}"#).key("starter").to(&sim).await;
-    assert_eq!(none.status, 404);
+    let unknown_voice =
+        post("/v1/voices/add/owner/nobody", r#"{"new_name":"Mine"}"#).key("starter").to(&sim).await;
+    assert_eq!(unknown_voice.status, 404);
     assert_eq!(sim.ledger().totals.charged, 1);
 }
 
 #[tokio::test]
-async fn a_workspace_refuses_in_the_words_of_its_time() {
+async fn a_workspace_refuses_in_its_own_wording() {
     for (wording, library, cloning, length) in [
         (
             PlanWording::Current,
@@ -66,10 +67,10 @@ async fn a_workspace_refuses_in_the_words_of_its_time() {
         let free = WorkspacePlan { wording, ..WorkspacePlan::of_tier("free", 100_000, "free") };
         let sim = start(of(Plan::of([]), free)).await;
         let reply = post(LIBRARY, r#"{"text":"a"}"#).key("free").to(&sim).await;
-        assert_eq!(told(&reply), (library.0, library.1.into()));
-        assert_eq!(told(&clone().key("free").to(&sim).await), (cloning.0, cloning.1.into()));
-        let long = say(&"a".repeat(2_501)).key("free").to(&sim).await;
-        assert_eq!(told(&long), (400, "max_character_limit_exceeded".into()));
+        assert_eq!(status_and_name(&reply), (library.0, library.1.into()));
+        assert_eq!(status_and_name(&clone().key("free").to(&sim).await), (cloning.0, cloning.1.into()));
+        let long = speech(&"a".repeat(2_501)).key("free").to(&sim).await;
+        assert_eq!(status_and_name(&long), (400, "max_character_limit_exceeded".into()));
         assert_eq!(long.json()["detail"]["code"].as_str().unwrap_or_default(), length);
         assert!(long.text().contains("2501 characters") && long.text().contains("2500"), "{}", long.text());
     }
@@ -77,9 +78,9 @@ async fn a_workspace_refuses_in_the_words_of_its_time() {
 
 #[tokio::test]
 async fn a_format_needs_its_plan_over_http_and_on_a_socket() {
-    let tiers_there = ["free", "starter", "creator", "pro", "scale"];
-    let sim = start(tiers(tiers_there)).await;
-    for (format, least, plan) in [
+    let tier_names = ["free", "starter", "creator", "pro", "scale"];
+    let sim = start(tiers(tier_names)).await;
+    for (format, min_tier, plan) in [
         ("mp3_44100_128", "free", ""),
         ("pcm_24000", "free", ""),
         ("wav_48000", "free", ""),
@@ -87,8 +88,8 @@ async fn a_format_needs_its_plan_over_http_and_on_a_socket() {
         ("pcm_44100", "pro", "Pro"),
         ("wav_44100", "pro", "Pro"),
     ] {
-        let from = tiers_there.iter().position(|tier| *tier == least).unwrap();
-        for (rank, key) in tiers_there.into_iter().enumerate() {
+        let from = tier_names.iter().position(|tier| *tier == min_tier).unwrap();
+        for (rank, key) in tier_names.into_iter().enumerate() {
             let call = post(&format!("{TTS}?output_format={format}"), r#"{"text":"a"}"#);
             let reply = call.key(key).to(&sim).await;
             if rank >= from {
@@ -96,13 +97,17 @@ async fn a_format_needs_its_plan_over_http_and_on_a_socket() {
                 continue;
             }
             let message = format!("Output format '{format}' is only available on the {plan} tier and above.");
-            assert_eq!(told(&reply), (403, "output_format_not_allowed".into()), "{format} for {key}");
+            assert_eq!(
+                status_and_name(&reply),
+                (403, "output_format_not_allowed".into()),
+                "{format} for {key}"
+            );
             assert_eq!(reply.json()["detail"]["message"], message);
-            let mut client = dial(&sim, &format!("{SPEECH}?output_format={format}"), key).await;
-            client.say(json!({ "text": " " })).await;
+            let mut client = connect(&sim, &format!("{SPEECH}?output_format={format}"), key).await;
+            client.send_json(json!({ "text": " " })).await;
             let refusal = json!({ "message": message, "error": "output_format_not_allowed", "code": 1_008 });
-            assert_eq!(client.hear().await, refusal);
-            assert_eq!(client.hear_close().await, (1_008, message));
+            assert_eq!(client.receive_json().await, refusal);
+            assert_eq!(client.receive_close().await, (1_008, message));
         }
     }
 }
@@ -112,9 +117,9 @@ async fn a_model_can_be_denied_and_is_listed_all_the_same() {
     let denied =
         WorkspacePlan { denied_models: vec!["eleven_v4".into()], ..WorkspacePlan::new("narrow", 100_000) };
     let sim = start(of(tiers(["pro"]), denied)).await;
-    let say = |key: &'static str| post(TTS, r#"{"text":"a","model_id":"eleven_v4"}"#).key(key).to(&sim);
-    assert_eq!(told(&say("narrow").await), (403, "model_access_denied".into()));
-    assert_eq!(say("pro").await.status, 200);
+    let speech = |key: &'static str| post(TTS, r#"{"text":"a","model_id":"eleven_v4"}"#).key(key).to(&sim);
+    assert_eq!(status_and_name(&speech("narrow").await), (403, "model_access_denied".into()));
+    assert_eq!(speech("pro").await.status, 200);
     for (key, expected) in [("narrow", true), ("pro", false)] {
         let models = get("/v1/models").key(key).to(&sim).await.json();
         let model = models.as_array().unwrap().iter().find(|model| model["model_id"] == "eleven_v4").unwrap();
@@ -137,7 +142,7 @@ async fn a_clone_takes_a_slot_until_it_is_removed() {
     let voice = clone().key("narrow").to(&sim).await.json()["voice_id"].as_str().unwrap().to_owned();
     assert_eq!(slots("narrow").await, [1, 1, 1]);
     let full = clone().key("narrow").to(&sim).await;
-    assert_eq!(told(&full), (400, "voice_limit_reached".into()));
+    assert_eq!(status_and_name(&full), (400, "voice_limit_reached".into()));
     assert!(full.text().contains("(1 / 1)"), "{}", full.text());
     assert_eq!(clone().key("pro").to(&sim).await.status, 200);
     assert_eq!(slots("pro").await, [1, 160, 1]);
@@ -145,7 +150,10 @@ async fn a_clone_takes_a_slot_until_it_is_removed() {
     assert_eq!(removal.key("narrow").to(&sim).await.status, 200);
     assert_eq!(slots("narrow").await, [0, 1, 1]);
     assert_eq!(clone().key("narrow").to(&sim).await.status, 200);
-    assert_eq!(told(&clone().key("free").to(&sim).await), (400, "can_not_use_instant_voice_cloning".into()));
+    assert_eq!(
+        status_and_name(&clone().key("free").to(&sim).await),
+        (400, "can_not_use_instant_voice_cloning".into())
+    );
 }
 
 #[tokio::test]
@@ -153,12 +161,15 @@ async fn a_professional_voice_has_slots_of_its_own() {
     let sim = start(tiers(["starter", "creator"])).await;
     let make = |key: &'static str, body: &'static str| post("/v1/voices/pvc", body).key(key).to(&sim);
     let body = r#"{"name":"Mine","language":"en"}"#;
-    assert_eq!(told(&make("starter", body).await), (403, "can_not_use_professional_voice_cloning".into()));
+    assert_eq!(
+        status_and_name(&make("starter", body).await),
+        (403, "can_not_use_professional_voice_cloning".into())
+    );
     assert_eq!(make("creator", r#"{"name":"Mine"}"#).await.status, 422);
     let voice = make("creator", body).await.json()["voice_id"].as_str().unwrap().to_owned();
     let speech = post(&format!("/v1/text-to-speech/{voice}"), r#"{"text":"a"}"#);
     assert_eq!(speech.key("creator").to(&sim).await.status, 200);
-    assert_eq!(told(&make("creator", body).await), (400, "voice_limit_reached".into()));
+    assert_eq!(status_and_name(&make("creator", body).await), (400, "voice_limit_reached".into()));
     for (key, expected) in [("starter", (false, 0, 0, 0)), ("creator", (true, 1, 1, 0))] {
         let subscription = get("/v1/user/subscription").key(key).to(&sim).await.json();
         let number = |name: &str| subscription[name].as_u64().unwrap();
@@ -170,14 +181,14 @@ async fn a_professional_voice_has_slots_of_its_own() {
 }
 
 #[tokio::test]
-async fn who_pays_as_it_goes_has_credits_that_no_figure_shows() {
+async fn the_credits_of_a_pay_as_you_go_workspace_are_not_reported() {
     for (shown, limit) in [(ShownLimit::Zero, Value::from(0)), (ShownLimit::Absent, Value::Null)] {
         let sim = if shown == ShownLimit::Zero {
             start_with("payg=8:tier=payg").await
         } else {
             start(of(Plan::of([]), WorkspacePlan::pay_as_you_go("payg", 8, shown))).await
         };
-        assert_eq!(say("hello").key("payg").to(&sim).await.status, 200);
+        assert_eq!(speech("hello").key("payg").to(&sim).await.status, 200);
         let extended = get("/v1/user/subscription").key("payg").to(&sim).await.json();
         let user = get("/v1/user").key("payg").to(&sim).await.json();
         for subscription in [&extended, &user["subscription"]] {
@@ -190,36 +201,39 @@ async fn who_pays_as_it_goes_has_credits_that_no_figure_shows() {
             assert_eq!(subscription["next_character_count_reset_unix"], Value::Null);
         }
         // Their credits run out all the same.
-        let over = say("hello").key("payg").to(&sim).await;
-        assert_eq!(told(&over), (401, "quota_exceeded".into()));
+        let over = speech("hello").key("payg").to(&sim).await;
+        assert_eq!(status_and_name(&over), (401, "quota_exceeded".into()));
     }
 }
 
 #[tokio::test]
-async fn a_key_of_another_region_is_told_so() {
+async fn a_key_of_another_region_is_refused_as_such() {
     let global = start(Plan::of([("sk", 100)]).with_key_elsewhere("eu")).await;
     let text = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.";
-    for call in [say("a"), get("/v1/user/subscription"), get("/v1/models"), get("/v1/voices")] {
+    for call in [speech("a"), get("/v1/user/subscription"), get("/v1/models"), get("/v1/voices")] {
         let reply = call.key("eu").to(&global).await;
         assert_eq!((reply.status, &reply.json()["detail"]["message"]), (401, &json!(text)));
         assert_eq!(reply.header("x-region"), "us-central1");
     }
-    let mut client = dial(&global, SPEECH, "eu").await;
-    client.say(json!({ "text": " " })).await;
-    assert_eq!(client.hear().await, json!({ "message": text, "error": "invalid_api_key", "code": 1_008 }));
-    assert_eq!(client.hear_close().await, (1_008, text[..120].to_owned()));
+    let mut client = connect(&global, SPEECH, "eu").await;
+    client.send_json(json!({ "text": " " })).await;
+    assert_eq!(
+        client.receive_json().await,
+        json!({ "message": text, "error": "invalid_api_key", "code": 1_008 })
+    );
+    assert_eq!(client.receive_close().await, (1_008, text[..120].to_owned()));
     let ledger = global.ledger();
     assert_eq!((ledger.requests[0].key.as_deref(), ledger.totals.charged), (Some("elsewhere"), 0));
 
     let residency = start(Plan { region: "eu-west".into(), ..Plan::of([("eu", 100)]) }).await;
-    let reply = say("a").key("eu").to(&residency).await;
+    let reply = speech("a").key("eu").to(&residency).await;
     assert_eq!((reply.status, reply.header("x-region")), (200, "eu-west"));
-    let reply = say("a").key("sk").to(&residency).await;
+    let reply = speech("a").key("sk").to(&residency).await;
     assert_eq!((reply.status, &reply.json()["detail"]["message"]), (401, &json!("Invalid API key")));
 }
 
 #[tokio::test]
-async fn a_key_cannot_be_here_and_elsewhere() {
+async fn a_key_cannot_belong_to_two_regions() {
     let error = Plan::of([("sk", 1)]).with_key_elsewhere("sk").check().unwrap_err();
     assert_eq!(error.to_string(), "key 1 is also one of another region");
 }

@@ -26,11 +26,11 @@ fn workspace(plan: WorkspacePlan) -> Plan {
 }
 
 #[tokio::test]
-async fn quota_says_what_there_is_and_what_is_needed() {
+async fn a_quota_refusal_reports_the_remaining_and_the_needed_credits() {
     let sim = start_with("sk=10").await;
-    assert_eq!(say("1234567").key("sk").to(&sim).await.status, 200);
+    assert_eq!(speech("1234567").key("sk").to(&sim).await.status, 200);
     check(
-        &say("1234").key("sk").to(&sim).await,
+        &speech("1234").key("sk").to(&sim).await,
         401,
         &typed(
             "invalid_request",
@@ -39,14 +39,14 @@ async fn quota_says_what_there_is_and_what_is_needed() {
             "quota_exceeded",
         ),
     );
-    assert_eq!(say("123").key("sk").to(&sim).await.status, 200);
+    assert_eq!(speech("123").key("sk").to(&sim).await.status, 200);
 }
 
 #[tokio::test]
 async fn a_cap_names_the_key_and_not_its_value() {
     let sim = start_with("sk=1000:cap=5").await;
     check(
-        &say("123456").key("sk").to(&sim).await,
+        &speech("123456").key("sk").to(&sim).await,
         401,
         &typed(
             "invalid_request",
@@ -56,24 +56,24 @@ async fn a_cap_names_the_key_and_not_its_value() {
         ),
     );
     let subscription = get("/v1/user/subscription").key("sk").to(&sim).await.json();
-    assert_eq!(subscription["character_count"], 0, "the cap is not to be seen there");
+    assert_eq!(subscription["character_count"], 0, "the subscription does not report the cap");
 }
 
 #[tokio::test]
-async fn keys_that_are_wrong_missing_or_limited() {
+async fn a_wrong_missing_or_limited_key_is_refused() {
     let key = KeyPlan { permissions: Some(vec!["text_to_speech".into()]), ..KeyPlan::new("sk", 100) };
     let sim = start(Plan { keys: vec![key], ..Plan::default() }).await;
     let auth = |message, status| typed("authentication_error", "unauthorized", message, status);
-    check(&say("a").key("other").to(&sim).await, 401, &auth("Invalid API key", "invalid_api_key"));
+    check(&speech("a").key("other").to(&sim).await, 401, &auth("Invalid API key", "invalid_api_key"));
     let neither = "Neither authorization header nor xi-api-key received, please provide one.";
-    check(&say("a").to(&sim).await, 401, &auth(neither, "needs_authorization"));
+    check(&speech("a").to(&sim).await, 401, &auth(neither, "needs_authorization"));
     let missing = "The API key you used is missing the permission user_read to execute this operation.";
     check(&get("/v1/user/subscription").key("sk").to(&sim).await, 401, &auth(missing, "missing_permissions"));
-    assert_eq!(say("a").key("sk").to(&sim).await.status, 200);
+    assert_eq!(speech("a").key("sk").to(&sim).await.status, 200);
 }
 
 #[tokio::test]
-async fn without_a_key_models_are_missing_and_voices_are_everyones() {
+async fn without_a_key_models_are_refused_and_public_voices_are_listed() {
     let sim = start_with("sk=10").await;
     let message = "Workspace 1anonymous1 not found.";
     let expected = typed("not_found", "workspace_not_found", message, "workspace_not_found");
@@ -82,11 +82,11 @@ async fn without_a_key_models_are_missing_and_voices_are_everyones() {
 }
 
 #[tokio::test]
-async fn an_unpaid_bill_refuses_work_and_lets_read() {
+async fn an_unpaid_bill_refuses_operations_and_allows_reading() {
     let sim =
         start(workspace(WorkspacePlan { billing: Billing::PastDue, ..WorkspacePlan::new("w", 10) })).await;
     check(
-        &say("a").key("sk").to(&sim).await,
+        &speech("a").key("sk").to(&sim).await,
         401,
         &typed(
             "payment_required",
@@ -100,10 +100,10 @@ async fn an_unpaid_bill_refuses_work_and_lets_read() {
 }
 
 #[tokio::test]
-async fn a_closed_free_account_is_told_so_in_the_old_shape() {
+async fn a_closed_free_account_is_refused_in_the_old_format() {
     let plan = WorkspacePlan { billing: Billing::FreeDisabled, ..WorkspacePlan::new("w", 10) };
     check(
-        &say("a").key("sk").to(&start(workspace(plan)).await).await,
+        &speech("a").key("sk").to(&start(workspace(plan)).await).await,
         401,
         r#"{"detail":{"status":"detected_unusual_activity","message":"Unusual activity detected. Free Tier usage disabled. If you are using proxy/VPN you might need to purchase a Paid Plan to not trigger our abuse detectors. Free Tier only works if users do not abuse it, for example by creating multiple free accounts."}}"#,
     );
@@ -136,7 +136,7 @@ async fn the_schema_is_checked_before_the_key() {
 }
 
 #[tokio::test]
-async fn what_is_asked_for_must_exist() {
+async fn a_requested_object_must_exist() {
     let sim = start_with("sk=100000").await;
     let no_voice = "A voice with voice ID 'nobody' was not found.";
     check(
@@ -151,12 +151,12 @@ async fn what_is_asked_for_must_exist() {
         &typed("not_found", "model_not_found", no_model, "model_not_found"),
     );
     check(
-        &say("").key("sk").to(&sim).await,
+        &speech("").key("sk").to(&sim).await,
         400,
         &typed("validation_error", "empty_text", "The text must not be empty.", "empty_text"),
     );
     check(
-        &say(&"a".repeat(10_001)).key("sk").to(&sim).await,
+        &speech(&"a".repeat(10_001)).key("sk").to(&sim).await,
         400,
         &typed(
             "validation_error",
@@ -199,7 +199,7 @@ async fn a_json_body_is_bounded() {
 }
 
 #[tokio::test]
-async fn paths_and_methods_that_are_not_there_are_bare() {
+async fn the_refusal_of_an_unknown_path_or_method_is_bare() {
     let sim = start_with("sk=10").await;
     check(&get("/v1/nothing").key("sk").to(&sim).await, 404, r#"{"detail":"Not Found"}"#);
     let reply = get(TTS).key("sk").to(&sim).await;
@@ -209,7 +209,7 @@ async fn paths_and_methods_that_are_not_there_are_bare() {
 
 /// Each shape that only a fault causes, with a key of 100 credits and a text of 4.
 #[tokio::test]
-async fn every_other_shape_can_be_asked_for() {
+async fn every_other_refusal_can_be_scripted() {
     let limit = |code, message| typed("rate_limit_error", code, message, code);
     let denied = |code, message| typed("authorization_error", code, message, code);
     let paid = |code, message| typed("payment_required", code, message, code);
@@ -234,18 +234,18 @@ async fn every_other_shape_can_be_asked_for() {
     let sim = start_with("sk=100").await;
     for (name, status, body) in cases {
         sim.script("sk", vec![name.parse().unwrap()]);
-        let reply = say("1234").key("sk").to(&sim).await;
+        let reply = speech("1234").key("sk").to(&sim).await;
         check(&reply, status, &body);
         assert_eq!(reply.header("retry-after"), "", "{name}");
     }
     sim.script("sk", vec!["rate_limit=7".parse().unwrap()]);
-    assert_eq!(say("1234").key("sk").to(&sim).await.header("retry-after"), "7");
+    assert_eq!(speech("1234").key("sk").to(&sim).await.header("retry-after"), "7");
     assert_eq!(sim.ledger().totals.charged, 0);
 }
 
 /// The refusals of the table, with a key of 100 credits and a text of 4 in a format of Pro.
 #[tokio::test]
-async fn the_table_is_told_to_the_letter() {
+async fn every_refusal_of_the_table_has_its_exact_text() {
     let old =
         |status, message: &str| format!(r#"{{"detail":{{"status":"{status}","message":"{message}"}}}}"#);
     let quota = |left, needed| {
@@ -411,7 +411,7 @@ async fn the_table_is_told_to_the_letter() {
 
 /// The numbers of a scripted refusal are consistent also when it is sent before the body is read.
 #[tokio::test]
-async fn the_figures_of_a_refusal_that_was_asked_for_fit_together() {
+async fn the_numbers_of_a_scripted_refusal_are_consistent() {
     let sim = start_with("sk=20000").await;
     for (fault, figures) in [
         ("quota", "of 20000. You have 0 credits remaining, while 400 credits"),
@@ -422,7 +422,7 @@ async fn the_figures_of_a_refusal_that_was_asked_for_fit_together() {
         ("early:quota_short", "of 20000. You have 1 credits remaining, while 2 credits"),
     ] {
         sim.script("sk", vec![fault.parse().unwrap()]);
-        let reply = say(&"a".repeat(400)).key("sk").to(&sim).await;
+        let reply = speech(&"a".repeat(400)).key("sk").to(&sim).await;
         assert!(reply.text().contains(figures), "{fault}: {}", reply.text());
     }
 }

@@ -3,9 +3,9 @@ use crate::policy::units::UnixMs;
 use crate::simulator::{KeyPlan, WorkspacePlan};
 
 #[tokio::test]
-async fn speech_costs_its_characters_and_says_so() {
+async fn speech_costs_its_characters_and_reports_the_cost() {
     let sim = start_with("sk=1000").await;
-    let reply = say("Grüße 日本").key("sk").to(&sim).await;
+    let reply = speech("Grüße 日本").key("sk").to(&sim).await;
     assert_eq!((reply.status, reply.header("content-type")), (200, "audio/mpeg"));
     assert_eq!(reply.header("character-cost"), "8");
     for name in ["request-id", "history-item-id", "tts-latency-ms", "x-trace-id", "x-region"] {
@@ -20,16 +20,16 @@ async fn speech_costs_its_characters_and_says_so() {
 }
 
 #[tokio::test]
-async fn flash_is_half_the_price_rounded_up() {
+async fn flash_costs_half_the_price_rounded_up() {
     let sim = start_with("sk=1000").await;
     let body = r#"{"text":"12345","model_id":"eleven_flash_v2_5"}"#;
     assert_eq!(post(TTS, body).key("sk").to(&sim).await.header("character-cost"), "3");
 }
 
 #[tokio::test]
-async fn a_stream_is_chunked_and_the_same_sound() {
+async fn a_stream_is_chunked_and_has_the_same_audio() {
     let sim = start_with("sk=1000").await;
-    let whole = say("hello").key("sk").to(&sim).await;
+    let whole = speech("hello").key("sk").to(&sim).await;
     let body = r#"{"text":"hello"}"#;
     let stream = post(&format!("{TTS}/stream"), body).key("sk").to(&sim).await;
     assert_eq!(stream.body, whole.body);
@@ -40,7 +40,7 @@ async fn a_stream_is_chunked_and_the_same_sound() {
 }
 
 #[tokio::test]
-async fn timestamps_carry_the_same_sound_and_its_times() {
+async fn a_response_with_timestamps_has_the_same_audio_and_its_times() {
     let sim = start_with("sk=1000").await;
     let body = r#"{"text":"Hello, choir \"x\"!"}"#;
     let whole = post(TTS, body).key("sk").to(&sim).await;
@@ -118,7 +118,7 @@ async fn effects_and_transcripts_have_their_own_prices() {
 }
 
 #[tokio::test]
-async fn an_upload_of_any_size_is_counted_and_not_kept() {
+async fn an_upload_of_any_size_is_counted_and_not_stored() {
     let sim = start_with("sk=1000").await;
     let mut form = b"--x\r\nContent-Disposition: form-data; name=\"model_id\"\r\n\r\n".to_vec();
     form.resize(3_000_000, b'a');
@@ -127,10 +127,10 @@ async fn an_upload_of_any_size_is_counted_and_not_kept() {
 }
 
 #[tokio::test]
-async fn what_was_made_is_in_the_history_of_its_workspace() {
+async fn generated_speech_is_in_the_history_of_its_workspace() {
     let sim = start_with("a=1000@w b=1000@w c=1000").await;
-    let first = say("one").key("a").to(&sim).await;
-    say("two").key("b").to(&sim).await;
+    let first = speech("one").key("a").to(&sim).await;
+    speech("two").key("b").to(&sim).await;
     let page = get("/v1/history?page_size=1").key("a").to(&sim).await.json();
     assert_eq!((&page["history"][0]["text"], &page["has_more"]), (&Value::from("two"), &Value::from(true)));
     let next =
@@ -162,9 +162,9 @@ async fn an_own_voice_speaks_in_its_workspace_only() {
 }
 
 #[tokio::test]
-async fn the_subscription_shows_what_is_left() {
+async fn the_subscription_reports_the_remaining_credits() {
     let sim = start_with("a=100@choir b=100@choir").await;
-    say("12345").key("a").to(&sim).await;
+    speech("12345").key("a").to(&sim).await;
     let subscription = get("/v1/user/subscription").key("b").to(&sim).await.json();
     assert_eq!(
         (&subscription["character_count"], &subscription["character_limit"]),
@@ -182,22 +182,22 @@ async fn the_subscription_shows_what_is_left() {
 }
 
 #[tokio::test]
-async fn credits_are_back_once_the_reset_date_has_passed() {
+async fn credits_are_reset_when_the_reset_date_has_passed() {
     let spent = WorkspacePlan { used: 100, reset: Some(UnixMs(1)), ..WorkspacePlan::new("w", 100) };
     let sim = start(Plan::parse("a=100@w").unwrap().with_workspace(spent)).await;
-    assert_eq!(say(&"a".repeat(100)).key("a").to(&sim).await.status, 200);
+    assert_eq!(speech(&"a".repeat(100)).key("a").to(&sim).await.status, 200);
     let subscription = get("/v1/user/subscription").key("a").to(&sim).await.json();
     assert!(subscription["next_character_count_reset_unix"].as_u64().unwrap() > 1_795_000_000);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_many_at_once_only_as_many_are_served_as_fit() {
+async fn concurrent_requests_are_served_up_to_the_credits() {
     let sim = std::sync::Arc::new(start_with("a=70@w b=70@w").await);
     let tasks = Tasks::new();
     let calls = (0..20).map(|index| {
         let sim = sim.clone();
         let key = if index % 2 == 0 { "a" } else { "b" };
-        tasks.spawn(async move { say("1234567").key(key).to(&sim).await.status })
+        tasks.spawn(async move { speech("1234567").key(key).to(&sim).await.status })
     });
     let mut served = 0;
     for call in calls.collect::<Vec<_>>() {

@@ -16,21 +16,21 @@ pub(super) struct Client {
 
 /// A handshake that was refused.
 #[derive(Debug)]
-pub(super) struct NotGranted {
+pub(super) struct HandshakeRefused {
     pub(super) status: u16,
     pub(super) headers: HeaderMap,
     pub(super) body: Vec<u8>,
 }
 
 async fn in_time<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("an answer in time")
+    tokio::time::timeout(TIMEOUT, future).await.expect("an answer in time")
 }
 
-pub(super) async fn knock(
+pub(super) async fn try_connect(
     sim: &Simulator,
     path: &str,
     headers: &[(&str, &str)],
-) -> Result<Client, NotGranted> {
+) -> Result<Client, HandshakeRefused> {
     let stream = TcpStream::connect(sim.address()).await.unwrap();
     let mut request = ClientRequestBuilder::new(format!("ws://{}{path}", sim.address()).parse().unwrap());
     for (name, value) in headers {
@@ -43,21 +43,23 @@ pub(super) async fn knock(
         Ok((stream, response)) => Ok(Client { stream, headers: response.headers().clone() }),
         Err(Error::Http(response)) => {
             let (parts, body) = response.into_parts();
-            Err(NotGranted {
+            Err(HandshakeRefused {
                 status: parts.status.as_u16(),
                 headers: parts.headers,
                 body: body.unwrap_or_default(),
             })
         }
-        Err(error) => {
-            Err(NotGranted { status: 0, headers: HeaderMap::new(), body: error.to_string().into_bytes() })
-        }
+        Err(error) => Err(HandshakeRefused {
+            status: 0,
+            headers: HeaderMap::new(),
+            body: error.to_string().into_bytes(),
+        }),
     }
 }
 
 /// A session with that key.
-pub(super) async fn dial(sim: &Simulator, path: &str, key: &str) -> Client {
-    knock(sim, path, &[("xi-api-key", key)]).await.expect("a granted handshake")
+pub(super) async fn connect(sim: &Simulator, path: &str, key: &str) -> Client {
+    try_connect(sim, path, &[("xi-api-key", key)]).await.expect("a granted handshake")
 }
 
 impl Client {
@@ -65,7 +67,7 @@ impl Client {
         in_time(self.stream.send(message)).await.unwrap();
     }
 
-    pub(super) async fn say(&mut self, message: Value) {
+    pub(super) async fn send_json(&mut self, message: Value) {
         self.send(Message::text(message.to_string())).await;
     }
 
@@ -73,19 +75,19 @@ impl Client {
         in_time(self.stream.next()).await
     }
 
-    pub(super) async fn hear_text(&mut self) -> String {
+    pub(super) async fn receive_text(&mut self) -> String {
         match self.next().await {
             Some(Ok(Message::Text(text))) => text.as_str().to_owned(),
             other => panic!("no text but {other:?}"),
         }
     }
 
-    pub(super) async fn hear(&mut self) -> Value {
-        serde_json::from_str(&self.hear_text().await).unwrap()
+    pub(super) async fn receive_json(&mut self) -> Value {
+        serde_json::from_str(&self.receive_text().await).unwrap()
     }
 
     /// The close that comes next, and then the end.
-    pub(super) async fn hear_close(&mut self) -> (u16, String) {
+    pub(super) async fn receive_close(&mut self) -> (u16, String) {
         let close = match self.next().await {
             Some(Ok(Message::Close(Some(frame)))) => (frame.code.into(), frame.reason.as_str().to_owned()),
             other => panic!("no close but {other:?}"),
@@ -95,7 +97,7 @@ impl Client {
     }
 
     /// Everything until the close, and the close.
-    pub(super) async fn hear_all(&mut self) -> (Vec<Value>, (u16, String)) {
+    pub(super) async fn receive_all(&mut self) -> (Vec<Value>, (u16, String)) {
         let mut texts = Vec::new();
         loop {
             match self.next().await {
@@ -111,7 +113,7 @@ impl Client {
     }
 
     /// Nothing but the end of the connection, without a close.
-    pub(super) async fn hear_break(&mut self) -> Error {
+    pub(super) async fn receive_break(&mut self) -> Error {
         match self.next().await {
             Some(Err(error)) => error,
             other => panic!("no break but {other:?}"),
@@ -125,13 +127,13 @@ impl Client {
     }
 }
 
-pub(super) async fn until(sim: &Simulator, condition: impl FnMut(&Ledger) -> bool) -> Ledger {
+pub(super) async fn wait_until(sim: &Simulator, condition: impl FnMut(&Ledger) -> bool) -> Ledger {
     in_time(sim.until(condition)).await
 }
 
 /// The last session, when it has ended.
 pub(super) async fn ended(sim: &Simulator) -> (RequestSummary, SocketSummary) {
-    let ledger = until(sim, |ledger| ledger.totals.sockets_open == 0).await;
+    let ledger = wait_until(sim, |ledger| ledger.totals.sockets_open == 0).await;
     let request = ledger.requests.iter().rev().find(|request| request.socket.is_some()).unwrap().clone();
     let socket = request.socket.clone().unwrap();
     assert!(!socket.is_open);
@@ -146,9 +148,9 @@ pub(super) const ECHO: &str = "/v1/simulator/anything?x=1";
 pub(super) const SPEECH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/stream-input";
 
 #[tokio::test]
-async fn any_other_path_says_back_what_it_hears_and_closes_as_it_was_closed() {
+async fn any_other_path_echoes_messages_and_the_close() {
     let sim = start_with("sk=100").await;
-    let mut client = knock(&sim, ECHO, &[]).await.unwrap();
+    let mut client = try_connect(&sim, ECHO, &[]).await.unwrap();
     for message in [
         Message::text("a text"),
         Message::text(""),
@@ -174,12 +176,13 @@ async fn any_other_path_says_back_what_it_hears_and_closes_as_it_was_closed() {
 }
 
 #[tokio::test]
-async fn a_session_is_in_the_ledger_while_it_goes_on() {
+async fn a_running_session_is_in_the_ledger() {
     let sim = start_with("sk=100").await;
-    let mut client = dial(&sim, ECHO, "sk").await;
+    let mut client = connect(&sim, ECHO, "sk").await;
     client.send(Message::text("one")).await;
-    client.hear_text().await;
-    let ledger = until(&sim, |ledger| ledger.requests[0].socket.as_ref().unwrap().messages_sent == 1).await;
+    client.receive_text().await;
+    let ledger =
+        wait_until(&sim, |ledger| ledger.requests[0].socket.as_ref().unwrap().messages_sent == 1).await;
     assert!(ledger.requests[0].socket.as_ref().unwrap().is_open);
     assert_eq!((ledger.totals.sockets_open, ledger.key("sk").unwrap().served), (1, 1));
     // A client that disconnects without a close ends its session, too.
@@ -189,7 +192,7 @@ async fn a_session_is_in_the_ledger_while_it_goes_on() {
 }
 
 #[tokio::test]
-async fn what_was_offered_is_written_down_and_only_the_agents_protocol_is_agreed_on() {
+async fn the_ledger_records_what_a_client_offers_and_only_the_protocol_of_agents_is_accepted() {
     let sim = start_with("sk=100").await;
     let offered = [
         ("origin", "https://app.example"),
@@ -197,7 +200,7 @@ async fn what_was_offered_is_written_down_and_only_the_agents_protocol_is_agreed
         ("sec-websocket-protocol", "convai"),
         ("sec-websocket-extensions", "permessage-deflate; client_max_window_bits"),
     ];
-    let client = knock(&sim, ECHO, &offered).await.unwrap();
+    let client = try_connect(&sim, ECHO, &offered).await.unwrap();
     assert_eq!(client.headers["sec-websocket-protocol"], "convai");
     assert!(!client.headers.contains_key("sec-websocket-extensions"));
     client.close(1_000, "").await;
@@ -209,25 +212,25 @@ async fn what_was_offered_is_written_down_and_only_the_agents_protocol_is_agreed
     );
     assert_eq!(socket.extensions.as_deref(), Some("permessage-deflate; client_max_window_bits"));
 
-    let client = knock(&sim, ECHO, &[("sec-websocket-protocol", "other")]).await;
+    let client = try_connect(&sim, ECHO, &[("sec-websocket-protocol", "other")]).await;
     assert!(client.is_err(), "a client that offers protocols takes none for a refusal");
     let (_, socket) = ended(&sim).await;
     assert_eq!((socket.protocols, socket.protocol), (vec!["other".to_owned()], None));
 }
 
 #[tokio::test]
-async fn a_message_is_as_long_as_the_clients_allow_and_no_longer() {
+async fn a_message_is_limited_to_the_size_that_clients_accept() {
     let sim = start_with("sk=100").await;
     let longest = 16 * 1_024 * 1_024;
-    let mut client = dial(&sim, ECHO, "sk").await;
+    let mut client = connect(&sim, ECHO, "sk").await;
     client.send(Message::binary(vec![1_u8; longest])).await;
     assert_eq!(client.next().await.unwrap().unwrap().len(), longest);
     client.send(Message::binary(vec![1_u8; longest + 1])).await;
-    assert_eq!(client.hear_close().await.0, 1_009);
+    assert_eq!(client.receive_close().await.0, 1_009);
 }
 
 #[tokio::test]
-async fn a_handshake_that_is_none_is_refused() {
+async fn a_malformed_handshake_is_refused() {
     let sim = start_with("sk=100").await;
     let upgrade = |call: Call| call.header("upgrade", "websocket").header("connection", "upgrade");
     let key = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -251,16 +254,16 @@ async fn a_wrong_path_of_the_provider_is_refused_in_the_handshake() {
         "/v1/speech-to-text/live",
         &format!("{SPEECH}?model_id=eleven_v3"),
     ] {
-        let refused = knock(&sim, path, &[("xi-api-key", "sk")]).await.err().unwrap();
+        let refused = try_connect(&sim, path, &[("xi-api-key", "sk")]).await.err().unwrap();
         assert_eq!((refused.status, refused.body), (403, Vec::new()), "{path}");
     }
     assert_eq!((sim.ledger().totals.refused, sim.ledger().key("sk").unwrap().refused), (4, 4));
 }
 
 #[tokio::test]
-async fn a_credential_of_a_client_is_a_violation_wherever_it_stands() {
+async fn a_credential_of_a_client_is_a_violation_wherever_it_is_sent() {
     let sim = start(Plan::parse("sk=100").unwrap().forbidding("choir_client")).await;
-    let refused = knock(&sim, SPEECH, &[("sec-websocket-protocol", "bearer.x")]).await.err().unwrap();
+    let refused = try_connect(&sim, SPEECH, &[("sec-websocket-protocol", "bearer.x")]).await.err().unwrap();
     assert_eq!(refused.status, 599);
     for (path, message, expected) in [
         (
@@ -272,22 +275,22 @@ async fn a_credential_of_a_client_is_a_violation_wherever_it_stands() {
         (ECHO, r#"{"authorization":"x"}"#, "socket: the member authorization arrived in a message"),
         (ECHO, "a choir_client in a text", "socket: forbidden text 1 of 1 arrived in a message"),
     ] {
-        let mut client = dial(&sim, path, "sk").await;
+        let mut client = connect(&sim, path, "sk").await;
         client.send(Message::text(message)).await;
-        assert_eq!(client.hear_close().await, (4_599, "simulator_violation".to_owned()));
+        assert_eq!(client.receive_close().await, (4_599, "simulator_violation".to_owned()));
         assert_eq!(sim.ledger().violations.last().unwrap(), expected);
         assert_eq!(ended(&sim).await.1.messages, ["withheld"]);
     }
-    let mut client = dial(&sim, ECHO, "sk").await;
+    let mut client = connect(&sim, ECHO, "sk").await;
     client.send(Message::binary(b"\xffchoir_client".to_vec())).await;
-    assert_eq!(client.hear_close().await.0, 4_599);
+    assert_eq!(client.receive_close().await.0, 4_599);
     assert_eq!(sim.ledger().totals.violations, 6);
 }
 
 #[tokio::test]
-async fn stopping_ends_the_sessions() {
+async fn stopping_the_simulator_ends_its_sessions() {
     let sim = start_with("sk=100").await;
-    let mut client = dial(&sim, ECHO, "sk").await;
+    let mut client = connect(&sim, ECHO, "sk").await;
     in_time(sim.stop()).await;
-    client.hear_break().await;
+    client.receive_break().await;
 }

@@ -20,7 +20,7 @@ fn plan() -> Plan {
 
 /// The conversation id in the agent's first message, and the ping after it.
 async fn opened(client: &mut Client) -> String {
-    let metadata = client.hear().await;
+    let metadata = client.receive_json().await;
     assert_eq!(metadata["type"], "conversation_initiation_metadata");
     let event = &metadata["conversation_initiation_metadata_event"];
     assert_eq!(
@@ -28,7 +28,7 @@ async fn opened(client: &mut Client) -> String {
         (&json!("pcm_16000"), &json!("pcm_16000"))
     );
     assert_eq!(
-        client.hear().await,
+        client.receive_json().await,
         json!({ "type": "ping", "ping_event": { "event_id": 1, "ping_ms": null } })
     );
     event["conversation_id"].as_str().unwrap().to_owned()
@@ -37,33 +37,33 @@ async fn opened(client: &mut Client) -> String {
 async fn kinds(client: &mut Client, count: usize) -> Vec<String> {
     let mut kinds = Vec::new();
     for _ in 0..count {
-        kinds.push(client.hear().await["type"].as_str().unwrap().to_owned());
+        kinds.push(client.receive_json().await["type"].as_str().unwrap().to_owned());
     }
     kinds
 }
 
 #[tokio::test]
-async fn an_agent_answers_and_its_price_is_told_afterwards_to_its_owner() {
+async fn an_agent_replies_and_its_owner_can_read_the_price_afterwards() {
     let sim = start(plan()).await;
     let headers = [("xi-api-key", "a"), ("sec-websocket-protocol", "convai")];
-    let mut client = knock(&sim, AGENT, &headers).await.unwrap();
+    let mut client = try_connect(&sim, AGENT, &headers).await.unwrap();
     let id = opened(&mut client).await;
-    client.say(json!({ "type": "conversation_initiation_client_data" })).await;
-    client.say(json!({ "type": "pong", "event_id": 1 })).await;
-    client.say(json!({ "type": "user_message", "text": "Hello" })).await;
-    let response = client.hear().await;
+    client.send_json(json!({ "type": "conversation_initiation_client_data" })).await;
+    client.send_json(json!({ "type": "pong", "event_id": 1 })).await;
+    client.send_json(json!({ "type": "user_message", "text": "Hello" })).await;
+    let response = client.receive_json().await;
     assert_eq!(response["agent_response_event"]["agent_response"], "The simulator hears you well.");
-    let audio = client.hear().await;
+    let audio = client.receive_json().await;
     assert!(audio["audio_event"]["audio_base_64"].as_str().unwrap().len() > 1_000);
     assert_eq!(kinds(&mut client, 1).await, ["ping"]);
     let read = async |key: &str| get(&format!("/v1/convai/conversations/{id}")).key(key).to(&sim).await;
-    let going_on = read("a").await.json();
-    assert_eq!((&going_on["status"], &going_on["metadata"]["cost"]), (&json!("in-progress"), &Value::Null));
+    let running = read("a").await.json();
+    assert_eq!((&running["status"], &running["metadata"]["cost"]), (&json!("in-progress"), &Value::Null));
 
     // Audio: too little of it, then enough, which interrupts the previous reply.
-    client.say(json!({ "user_audio_chunk": "A".repeat(21_328) })).await;
+    client.send_json(json!({ "user_audio_chunk": "A".repeat(21_328) })).await;
     assert_eq!(kinds(&mut client, 1).await, ["interruption"]);
-    client.say(json!({ "user_audio_chunk": "AAAA" })).await;
+    client.send_json(json!({ "user_audio_chunk": "AAAA" })).await;
     assert_eq!(kinds(&mut client, 4).await, ["user_transcript", "agent_response", "audio", "ping"]);
     client.close(1_000, "").await;
     let (request, socket) = ended(&sim).await;
@@ -88,8 +88,8 @@ async fn an_agent_answers_and_its_price_is_told_afterwards_to_its_owner() {
 }
 
 async fn refused(sim: &Simulator, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
-    let mut client = knock(sim, path, headers).await.unwrap();
-    client.hear_close().await
+    let mut client = try_connect(sim, path, headers).await.unwrap();
+    client.receive_close().await
 }
 
 #[tokio::test]
@@ -102,20 +102,20 @@ async fn credits_that_run_out_end_a_conversation() {
             assert_eq!(refused(&sim, AGENT, &[("xi-api-key", "sk")]).await, quota);
             continue;
         };
-        let mut client = dial(&sim, AGENT, "sk").await;
+        let mut client = connect(&sim, AGENT, "sk").await;
         opened(&mut client).await;
         for _ in 0..answers {
-            client.say(json!({ "type": "user_message", "text": "Hello" })).await;
+            client.send_json(json!({ "type": "user_message", "text": "Hello" })).await;
             kinds(&mut client, 3).await;
         }
-        client.say(json!({ "type": "user_message", "text": "Hello" })).await;
-        assert_eq!(client.hear_close().await, quota);
+        client.send_json(json!({ "type": "user_message", "text": "Hello" })).await;
+        assert_eq!(client.receive_close().await, quota);
         assert_eq!(ended(&sim).await.0.charged, answers * 11);
     }
 }
 
 #[tokio::test]
-async fn who_may_talk_to_whom() {
+async fn an_agent_accepts_its_own_workspace_and_a_public_agent_every_caller() {
     let sim = start(plan()).await;
     let path = |agent: &str| format!("/v1/convai/conversation?agent_id={agent}");
     // The payer: the caller for a public agent of no workspace or an agent of its own, else the
@@ -129,7 +129,7 @@ async fn who_may_talk_to_whom() {
         ("public", None, "b"),
     ] {
         let headers: Vec<_> = key.map(|key| ("xi-api-key", key)).into_iter().collect();
-        let mut client = knock(&sim, &path(agent), &headers).await.unwrap();
+        let mut client = try_connect(&sim, &path(agent), &headers).await.unwrap();
         opened(&mut client).await;
         drop(client);
         assert_eq!(ended(&sim).await.1.payer.as_deref(), Some(payer), "{agent} {key:?}");
@@ -145,15 +145,16 @@ async fn who_may_talk_to_whom() {
 }
 
 #[tokio::test]
-async fn a_signed_url_opens_one_conversation_and_goes_before_a_key() {
+async fn a_signed_url_opens_one_conversation_and_takes_precedence_over_a_key() {
     let sim = start(plan()).await;
-    let ask = async |what: &str, agent: &str, key: &str| {
-        get(&format!("/v1/convai/conversation/{what}?agent_id={agent}")).key(key).to(&sim).await
+    let request_credential = async |path_part: &str, agent: &str, key: &str| {
+        get(&format!("/v1/convai/conversation/{path_part}?agent_id={agent}")).key(key).to(&sim).await
     };
     for name in ["get-signed-url", "get_signed_url"] {
-        let url = ask(name, "private", "b").await.json()["signed_url"].as_str().unwrap().to_owned();
+        let url =
+            request_credential(name, "private", "b").await.json()["signed_url"].as_str().unwrap().to_owned();
         let path = url.strip_prefix("wss://api.elevenlabs.io").unwrap();
-        let mut client = knock(&sim, path, &[("xi-api-key", "a")]).await.unwrap();
+        let mut client = try_connect(&sim, path, &[("xi-api-key", "a")]).await.unwrap();
         let id = opened(&mut client).await;
         drop(client);
         assert_eq!(ended(&sim).await.1.payer.as_deref(), Some("b"));
@@ -161,20 +162,25 @@ async fn a_signed_url_opens_one_conversation_and_goes_before_a_key() {
         assert_eq!(document["metadata"]["authorization_method"], "signed_url");
         assert_eq!(refused(&sim, path, &[]).await.0, 1_008, "it was used up");
     }
-    let token = ask("token", "private", "b").await.json()["token"].as_str().unwrap().to_owned();
+    let token =
+        request_credential("token", "private", "b").await.json()["token"].as_str().unwrap().to_owned();
     // The token is valid for its agent only.
     let with = |agent: &str| format!("/v1/convai/conversation?agent_id={agent}&token={token}");
     assert_eq!(refused(&sim, &with("public"), &[]).await.0, 1_008);
-    opened(&mut knock(&sim, &with("private"), &[]).await.unwrap()).await;
+    opened(&mut try_connect(&sim, &with("private"), &[]).await.unwrap()).await;
     for agent in ["private", "public"] {
-        assert_eq!(ask("get-signed-url", agent, "a").await.status, 404, "{agent} is another's");
+        assert_eq!(
+            request_credential("get-signed-url", agent, "a").await.status,
+            404,
+            "{agent} is another's"
+        );
     }
     assert_eq!(get("/v1/convai/conversation/token").key("a").to(&sim).await.status, 422);
     assert_eq!(get("/v1/convai/conversation/token?agent_id=x").to(&sim).await.status, 401);
 }
 
 #[tokio::test]
-async fn refusals_are_closes_with_the_code_of_their_kind() {
+async fn a_refusal_closes_with_the_code_of_its_kind() {
     let sim = start_with("sk=100").await;
     for (shape, code) in [
         (Shape::Quota, 1_002),
@@ -188,34 +194,34 @@ async fn refusals_are_closes_with_the_code_of_their_kind() {
         assert_eq!(refused(&sim, AGENT, &[("xi-api-key", "sk")]).await.0, code, "{shape}");
     }
     sim.script("sk", vec![Fault::Refuse(Shape::InsufficientCredits)]);
-    let mut client = dial(&sim, AGENT, "sk").await;
+    let mut client = connect(&sim, AGENT, "sk").await;
     assert_eq!(
-        client.hear_text().await,
+        client.receive_text().await,
         r#"{"type":"error","message":"received 1002 (protocol error) This request exceeds your quota limit."}"#
     );
-    assert_eq!(client.hear_close().await, (1_002, "This request exceeds your quota limit.".to_owned()));
-    let mut client = dial(&sim, AGENT, "sk").await;
+    assert_eq!(client.receive_close().await, (1_002, "This request exceeds your quota limit.".to_owned()));
+    let mut client = connect(&sim, AGENT, "sk").await;
     opened(&mut client).await;
-    client.say(json!([])).await;
-    assert_eq!(client.hear_close().await.0, 1_008);
+    client.send_json(json!([])).await;
+    assert_eq!(client.receive_close().await.0, 1_008);
 }
 
 #[tokio::test]
-async fn a_conversation_takes_its_place_from_the_first_word_to_the_last() {
+async fn a_conversation_holds_its_slot_from_the_first_message_to_the_last() {
     let plan = Plan::of([])
         .with_workspace(WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 100) })
         .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
     let sim = start(plan).await;
-    let mut one = dial(&sim, AGENT, "sk").await;
+    let mut one = connect(&sim, AGENT, "sk").await;
     opened(&mut one).await;
     assert_eq!(refused(&sim, AGENT, &[("xi-api-key", "sk")]).await.0, 1_002);
     drop(one);
-    until(&sim, |ledger: &Ledger| ledger.workspaces[0].running == 0).await;
-    opened(&mut dial(&sim, AGENT, "sk").await).await;
+    wait_until(&sim, |ledger: &Ledger| ledger.workspaces[0].running == 0).await;
+    opened(&mut connect(&sim, AGENT, "sk").await).await;
 }
 
 /// A workspace with one slot, whose second caller waits in the queue.
-async fn one_place(socket_second: Duration) -> Simulator {
+async fn one_slot(socket_second: Duration) -> Simulator {
     let workspace =
         WorkspacePlan { concurrency_max: Some(1), queues_callers: true, ..WorkspacePlan::new("w", 100) };
     let plan = Plan::of([])
@@ -225,14 +231,14 @@ async fn one_place(socket_second: Duration) -> Simulator {
 }
 
 #[tokio::test]
-async fn a_caller_waits_in_the_queue_and_is_told_so_until_a_place_is_free() {
-    let sim = one_place(Duration::from_secs(3_600)).await;
-    let mut one = dial(&sim, AGENT, "sk").await;
+async fn a_caller_receives_the_queue_status_until_a_slot_is_free() {
+    let sim = one_slot(Duration::from_secs(3_600)).await;
+    let mut one = connect(&sim, AGENT, "sk").await;
     opened(&mut one).await;
-    let mut two = dial(&sim, AGENT, "sk").await;
-    assert_eq!(two.hear().await["type"], "queue_status");
+    let mut two = connect(&sim, AGENT, "sk").await;
+    assert_eq!(two.receive_json().await["type"], "queue_status");
     // A message sent meanwhile is handled when the session begins.
-    two.say(json!({ "type": "user_message", "text": "Hello" })).await;
+    two.send_json(json!({ "type": "user_message", "text": "Hello" })).await;
     drop(one);
     opened(&mut two).await;
     assert_eq!(kinds(&mut two, 3).await, ["agent_response", "audio", "ping"]);
@@ -240,42 +246,42 @@ async fn a_caller_waits_in_the_queue_and_is_told_so_until_a_place_is_free() {
 }
 
 #[tokio::test]
-async fn the_queue_is_told_of_again_and_again_and_ends_in_a_refusal() {
-    let sim = one_place(Duration::from_millis(1)).await;
-    let mut one = dial(&sim, AGENT, "sk").await;
+async fn the_queue_status_repeats_and_ends_in_a_refusal() {
+    let sim = one_slot(Duration::from_millis(1)).await;
+    let mut one = connect(&sim, AGENT, "sk").await;
     opened(&mut one).await;
-    let mut two = dial(&sim, AGENT, "sk").await;
+    let mut two = connect(&sim, AGENT, "sk").await;
     assert!(kinds(&mut two, 180).await.iter().all(|kind| kind == "queue_status"));
-    assert_eq!(two.hear_close().await.0, 1_002);
+    assert_eq!(two.receive_close().await.0, 1_002);
     assert_eq!(sim.ledger().workspaces[0].running, 1);
 }
 
 #[tokio::test]
-async fn who_leaves_the_queue_takes_no_place() {
-    let sim = one_place(Duration::from_secs(3_600)).await;
-    let mut one = dial(&sim, AGENT, "sk").await;
+async fn a_caller_that_leaves_the_queue_takes_no_slot() {
+    let sim = one_slot(Duration::from_secs(3_600)).await;
+    let mut one = connect(&sim, AGENT, "sk").await;
     opened(&mut one).await;
-    let mut two = dial(&sim, AGENT, "sk").await;
-    assert_eq!(two.hear().await["type"], "queue_status");
+    let mut two = connect(&sim, AGENT, "sk").await;
+    assert_eq!(two.receive_json().await["type"], "queue_status");
     drop(two);
-    until(&sim, |ledger: &Ledger| ledger.totals.sockets_open == 1).await;
+    wait_until(&sim, |ledger: &Ledger| ledger.totals.sockets_open == 1).await;
     drop(one);
-    until(&sim, |ledger: &Ledger| ledger.workspaces[0].running == 0).await;
+    wait_until(&sim, |ledger: &Ledger| ledger.workspaces[0].running == 0).await;
 }
 
 #[tokio::test]
-async fn a_wrong_host_closes_a_conversation_with_as_much_as_fits() {
+async fn a_wrong_host_closes_a_conversation_with_a_truncated_reason() {
     let sim = start(Plan::of([("sk", 100)]).with_key_elsewhere("eu")).await;
     let reason = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check yo";
     for (key, fault) in [("eu", None), ("sk", Some("wrong_host".parse().unwrap()))] {
         sim.always_on("sk", "/v1/convai", fault);
-        let mut client = dial(&sim, AGENT, key).await;
-        assert_eq!(client.hear_close().await, (1_008, reason.to_owned()));
+        let mut client = connect(&sim, AGENT, key).await;
+        assert_eq!(client.receive_close().await, (1_008, reason.to_owned()));
     }
 }
 
 #[tokio::test]
-async fn an_older_ledger_reads_back() {
+async fn an_older_ledger_is_parsed() {
     // The fields of WebSockets are optional, so that readers of other versions can parse the
     // document.
     let mut document = serde_json::to_value(Ledger::default()).unwrap();

@@ -15,20 +15,20 @@ fn line(voice: &str, text: &str) -> Value {
 #[tokio::test]
 async fn lines_become_turns() {
     let sim = start_with("sk=1000").await;
-    let mut client = dial(&sim, &format!("{DIALOGUE}&sync_alignment=true"), "sk").await;
-    client.say(json!({ "voices": [RACHEL, GEORGE] })).await;
-    client.say(json!({ "keep_alive": true })).await;
-    client.say(json!({ "inputs": [line(RACHEL, "Hello.")] })).await;
+    let mut client = connect(&sim, &format!("{DIALOGUE}&sync_alignment=true"), "sk").await;
+    client.send_json(json!({ "voices": [RACHEL, GEORGE] })).await;
+    client.send_json(json!({ "keep_alive": true })).await;
+    client.send_json(json!({ "inputs": [line(RACHEL, "Hello.")] })).await;
     let mut answer = line(GEORGE, "Good day.");
     answer["new_turn"] = true.into();
-    client.say(json!({ "inputs": [answer] })).await;
-    let audio = client.hear().await;
+    client.send_json(json!({ "inputs": [answer] })).await;
+    let audio = client.receive_json().await;
     assert_eq!(audio["alignment"]["chars"].as_array().unwrap().len(), 6);
     assert_eq!(audio["alignment"]["char_start_times_ms"][0], 0);
     assert!(audio["audio"].as_str().unwrap().len() > 100 && audio.get("context_id").is_none());
-    assert_eq!(client.hear_text().await, r#"{"is_final_audio_for_turn":true}"#);
-    client.say(json!({ "close_socket": true })).await;
-    let (messages, close) = client.hear_all().await;
+    assert_eq!(client.receive_text().await, r#"{"is_final_audio_for_turn":true}"#);
+    client.send_json(json!({ "close_socket": true })).await;
+    let (messages, close) = client.receive_all().await;
     assert_eq!(messages[1..], [json!({ "is_final_audio_for_turn": true }), json!({ "is_final": true })]);
     assert_eq!(close, (1_000, String::new()));
     let (request, socket) = ended(&sim).await;
@@ -36,14 +36,14 @@ async fn lines_become_turns() {
 }
 
 #[tokio::test]
-async fn lines_gather_until_there_are_enough() {
+async fn lines_are_buffered_until_there_are_enough() {
     let sim = start_with("sk=1000").await;
     for (length, pieces) in [(119, 3), (120, 4)] {
-        let mut client = dial(&sim, DIALOGUE, "sk").await;
-        client.say(json!({ "voices": [RACHEL], "inputs": [line(RACHEL, &"x".repeat(length))] })).await;
-        client.say(json!({ "inputs": [line(RACHEL, "x")], "flush": true })).await;
-        client.say(json!({ "close_socket": true })).await;
-        let (messages, _) = client.hear_all().await;
+        let mut client = connect(&sim, DIALOGUE, "sk").await;
+        client.send_json(json!({ "voices": [RACHEL], "inputs": [line(RACHEL, &"x".repeat(length))] })).await;
+        client.send_json(json!({ "inputs": [line(RACHEL, "x")], "flush": true })).await;
+        client.send_json(json!({ "close_socket": true })).await;
+        let (messages, _) = client.receive_all().await;
         let last = &messages[messages.len() - 2..];
         assert_eq!(last, [json!({ "is_final_audio_for_turn": true }), json!({ "is_final": true })]);
         // Fifty characters a piece: three for the whole, or three at once and one for the rest.
@@ -52,34 +52,34 @@ async fn lines_gather_until_there_are_enough() {
 }
 
 #[tokio::test]
-async fn contexts_are_told_apart() {
+async fn contexts_are_kept_apart() {
     let sim = start_with("sk=1000").await;
-    let mut client = dial(&sim, MULTI, "sk").await;
+    let mut client = connect(&sim, MULTI, "sk").await;
     for id in ["a", "b"] {
-        client.say(json!({ "context_id": id, "voices": [RACHEL], "inputs": [line(RACHEL, id)] })).await;
+        client.send_json(json!({ "context_id": id, "voices": [RACHEL], "inputs": [line(RACHEL, id)] })).await;
     }
-    client.say(json!({ "context_id": "b", "close_context": true })).await;
-    assert_eq!(client.hear().await["context_id"], "b");
-    assert_eq!(client.hear().await, json!({ "is_final_audio_for_turn": true, "context_id": "b" }));
-    assert_eq!(client.hear().await, json!({ "is_final": true, "context_id": "b" }));
-    client.say(json!({ "close_socket": true })).await;
-    let (messages, close) = client.hear_all().await;
+    client.send_json(json!({ "context_id": "b", "close_context": true })).await;
+    assert_eq!(client.receive_json().await["context_id"], "b");
+    assert_eq!(client.receive_json().await, json!({ "is_final_audio_for_turn": true, "context_id": "b" }));
+    assert_eq!(client.receive_json().await, json!({ "is_final": true, "context_id": "b" }));
+    client.send_json(json!({ "close_socket": true })).await;
+    let (messages, close) = client.receive_all().await;
     assert!(messages.iter().all(|message| message["context_id"] == "a"), "{messages:?}");
     assert_eq!((messages.len(), close.0), (3, 1_000));
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_named() {
+async fn a_refusal_names_the_wrong_parameter() {
     let sim = start_with("sk=1000").await;
     let check = async |path: &str, messages: &[Value], error: &str, param: Value| {
-        let mut client = dial(&sim, path, "sk").await;
+        let mut client = connect(&sim, path, "sk").await;
         for message in messages {
-            client.say(message.clone()).await;
+            client.send_json(message.clone()).await;
         }
-        let refused = client.hear().await;
+        let refused = client.receive_json().await;
         assert_eq!((refused["error"].as_str(), &refused["param"]), (Some(error), &param), "{refused}");
         assert_eq!(refused["code"], 1_008);
-        assert_eq!(client.hear_close().await.0, 1_008);
+        assert_eq!(client.receive_close().await.0, 1_008);
     };
     let voices = json!({ "voices": [RACHEL] });
     check(DIALOGUE, &[json!({})], "missing_required_field", json!("voices")).await;
@@ -102,27 +102,29 @@ async fn what_is_wrong_is_named() {
 #[tokio::test]
 async fn refusals_have_a_param_and_a_key_may_come_with_the_first_message() {
     let sim = start_with("sk=1000").await;
-    let mut client = dial(&sim, DIALOGUE, "other").await;
-    client.say(json!({ "voices": [RACHEL] })).await;
+    let mut client = connect(&sim, DIALOGUE, "other").await;
+    client.send_json(json!({ "voices": [RACHEL] })).await;
     let bad = r#"{"message":"Invalid API key","error":"invalid_api_key","code":1008,"param":null}"#;
-    assert_eq!(client.hear_text().await, bad);
-    assert_eq!(client.hear_close().await, (1_008, "Invalid API key".to_owned()));
-    let mut client = knock(&sim, DIALOGUE, &[]).await.unwrap();
+    assert_eq!(client.receive_text().await, bad);
+    assert_eq!(client.receive_close().await, (1_008, "Invalid API key".to_owned()));
+    let mut client = try_connect(&sim, DIALOGUE, &[]).await.unwrap();
     client
-        .say(json!({ "voices": [RACHEL], "xi_api_key": "sk", "inputs": [line(RACHEL, "x")], "flush": true }))
+        .send_json(
+            json!({ "voices": [RACHEL], "xi_api_key": "sk", "inputs": [line(RACHEL, "x")], "flush": true }),
+        )
         .await;
-    assert!(client.hear().await["audio"].is_string());
+    assert!(client.receive_json().await["audio"].is_string());
     sim.script("sk", vec![Fault::Refuse(Shape::Concurrency)]);
-    let mut client = dial(&sim, DIALOGUE, "sk").await;
-    client.say(json!({ "voices": [RACHEL] })).await;
-    assert_eq!(client.hear().await["error"], "too_many_concurrent_requests");
+    let mut client = connect(&sim, DIALOGUE, "sk").await;
+    client.send_json(json!({ "voices": [RACHEL] })).await;
+    assert_eq!(client.receive_json().await["error"], "too_many_concurrent_requests");
 }
 
 #[tokio::test]
-async fn silence_ends_a_dialogue() {
+async fn an_idle_dialogue_is_ended() {
     let sim = start(Plan { socket_second: Duration::from_millis(1), ..Plan::parse("sk=100").unwrap() }).await;
-    let mut client = dial(&sim, DIALOGUE, "sk").await;
-    client.say(json!({ "voices": [RACHEL] })).await;
-    assert_eq!(client.hear().await["error"], "input_timeout_exceeded");
-    assert_eq!(client.hear_close().await.0, 1_008);
+    let mut client = connect(&sim, DIALOGUE, "sk").await;
+    client.send_json(json!({ "voices": [RACHEL] })).await;
+    assert_eq!(client.receive_json().await["error"], "input_timeout_exceeded");
+    assert_eq!(client.receive_close().await.0, 1_008);
 }

@@ -10,12 +10,12 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 async fn echo(sim: &Simulator, fault: &str) -> Client {
     sim.script("sk", vec![fault.parse().unwrap()]);
-    dial(sim, ECHO, "sk").await
+    connect(sim, ECHO, "sk").await
 }
 
-async fn says_back(client: &mut Client, text: &str) {
+async fn check_echo(client: &mut Client, text: &str) {
     client.send(Message::text(text)).await;
-    assert_eq!(client.hear_text().await, text);
+    assert_eq!(client.receive_text().await, text);
 }
 
 #[tokio::test]
@@ -29,16 +29,16 @@ async fn a_handshake_can_be_refused_as_http() {
             Fault::EarlyRefuse(Shape::Page(403)),
         ],
     );
-    let refused = knock(&sim, SPEECH, &[("xi-api-key", "sk")]).await.err().unwrap();
+    let refused = try_connect(&sim, SPEECH, &[("xi-api-key", "sk")]).await.err().unwrap();
     assert_eq!(
         (refused.status, refused.headers["content-type"].to_str().unwrap()),
         (401, "application/json")
     );
-    let packed = knock(&sim, SPEECH, &[("xi-api-key", "sk")]).await.err().unwrap();
+    let packed = try_connect(&sim, SPEECH, &[("xi-api-key", "sk")]).await.err().unwrap();
     assert_eq!((packed.status, packed.headers["content-encoding"].to_str().unwrap()), (503, "gzip"));
     let mut text = String::new();
     let _partly = flate2::read::GzDecoder::new(packed.body.as_slice()).read_to_string(&mut text);
-    let page = knock(&sim, SPEECH, &[("xi-api-key", "sk")]).await.err().unwrap();
+    let page = try_connect(&sim, SPEECH, &[("xi-api-key", "sk")]).await.err().unwrap();
     assert_eq!((page.status, page.headers["content-type"].to_str().unwrap()), (403, "text/html"));
     let ledger = sim.ledger();
     assert_eq!((ledger.totals.refused, ledger.totals.sockets_open), (3, 0));
@@ -46,39 +46,39 @@ async fn a_handshake_can_be_refused_as_http() {
 }
 
 #[tokio::test]
-async fn a_handshake_can_go_unanswered() {
+async fn a_handshake_can_have_no_response() {
     let sim = start_with("sk=100").await;
     sim.script("sk", vec![Fault::CloseUnread, Fault::CloseBeforeHead, Fault::SlowHead { ms: 5 }]);
     for _ in 0..2 {
-        assert_eq!(knock(&sim, ECHO, &[("xi-api-key", "sk")]).await.err().unwrap().status, 0);
+        assert_eq!(try_connect(&sim, ECHO, &[("xi-api-key", "sk")]).await.err().unwrap().status, 0);
     }
-    assert_eq!(until(&sim, |ledger| ledger.totals.in_flight == 0).await.totals.unanswered, 2);
-    says_back(&mut dial(&sim, ECHO, "sk").await, "a").await;
+    assert_eq!(wait_until(&sim, |ledger| ledger.totals.in_flight == 0).await.totals.unanswered, 2);
+    check_echo(&mut connect(&sim, ECHO, "sk").await, "a").await;
 }
 
 #[tokio::test]
-async fn a_session_can_close_after_so_many_messages() {
+async fn a_session_can_close_after_a_number_of_messages() {
     let sim = start_with("sk=100").await;
     let mut client = echo(&sim, "after=2:close=1011/an inner error").await;
-    says_back(&mut client, "a").await;
-    says_back(&mut client, "b").await;
-    assert_eq!(client.hear_close().await, (1_011, "an inner error".to_owned()));
+    check_echo(&mut client, "a").await;
+    check_echo(&mut client, "b").await;
+    assert_eq!(client.receive_close().await, (1_011, "an inner error".to_owned()));
     let (_, socket) = ended(&sim).await;
     assert_eq!((socket.messages_sent, socket.close_sent.unwrap().code), (2, 1_011));
     let mut client = echo(&sim, "close=4000").await;
-    assert_eq!(client.hear_close().await, (4_000, String::new()));
+    assert_eq!(client.receive_close().await, (4_000, String::new()));
     let mut client = echo(&sim, r#"last=1008/{"error":"x"}"#).await;
-    assert_eq!(client.hear().await["error"], "x");
-    assert_eq!(client.hear_close().await, (1_008, String::new()));
+    assert_eq!(client.receive_json().await["error"], "x");
+    assert_eq!(client.receive_close().await, (1_008, String::new()));
 }
 
 #[tokio::test]
 async fn a_session_can_be_refused_in_the_middle() {
     let sim = start_with("sk=1000").await;
     sim.script("sk", vec!["after=2:quota".parse().unwrap()]);
-    let mut client = dial(&sim, &format!("{SPEECH}?output_format=ulaw_8000"), "sk").await;
-    client.say(json!({ "text": "x".repeat(500), "flush": true })).await;
-    let (messages, close) = client.hear_all().await;
+    let mut client = connect(&sim, &format!("{SPEECH}?output_format=ulaw_8000"), "sk").await;
+    client.send_json(json!({ "text": "x".repeat(500), "flush": true })).await;
+    let (messages, close) = client.receive_all().await;
     assert_eq!((messages.len(), close.0), (3, 1_008));
     assert!(messages[1]["audio"].is_string());
     assert_eq!(messages[2]["error"], "quota_exceeded");
@@ -87,21 +87,21 @@ async fn a_session_can_be_refused_in_the_middle() {
 }
 
 #[tokio::test]
-async fn a_session_can_be_refused_for_what_the_client_sends() {
+async fn a_session_can_be_refused_after_bytes_of_the_client() {
     let sim = start_with("sk=100").await;
     let mut client = echo(&sim, "mid=10:rate_limit").await;
-    says_back(&mut client, "123456789").await;
+    check_echo(&mut client, "123456789").await;
     client.send(Message::text("0")).await;
-    assert_eq!(client.hear().await["error"], "rate_limit_exceeded");
-    assert_eq!(client.hear_close().await.0, 1_008);
+    assert_eq!(client.receive_json().await["error"], "rate_limit_exceeded");
+    assert_eq!(client.receive_close().await.0, 1_008);
 }
 
 #[tokio::test]
 async fn a_session_can_break_without_a_close() {
     let sim = start_with("sk=100").await;
     let mut client = echo(&sim, "after=1:cut").await;
-    says_back(&mut client, "a").await;
-    let error = client.hear_break().await;
+    check_echo(&mut client, "a").await;
+    let error = client.receive_break().await;
     assert!(matches!(error, Error::Protocol(_)), "{error:?}");
     drop(client);
     assert_eq!(ended(&sim).await.1.close_sent, None);
@@ -109,62 +109,63 @@ async fn a_session_can_break_without_a_close() {
     client.send(Message::text("a")).await;
     // A reset may overtake what was sent before it.
     let error = match client.next().await {
-        Some(Ok(Message::Text(_))) => client.hear_break().await,
+        Some(Ok(Message::Text(_))) => client.receive_break().await,
         Some(Err(error)) => error,
         other => panic!("{other:?}"),
     };
     assert!(matches!(error, Error::Io(_)), "{error:?}");
     let mut client = echo(&sim, "after=0:cut").await;
-    client.hear_break().await;
+    client.receive_break().await;
 }
 
 #[tokio::test]
-async fn a_session_can_break_after_so_many_bytes() {
+async fn a_session_can_break_after_a_number_of_bytes() {
     let sim = start_with("sk=100").await;
     // A short text is two bytes of head and the text: three messages of ten bytes.
     for (bytes, whole) in [(0, 0), (1, 0), (11, 0), (12, 1), (13, 1), (23, 1), (24, 2)] {
         let mut client = echo(&sim, &format!("cut={bytes}")).await;
         for _ in 0..whole {
-            says_back(&mut client, "0123456789").await;
+            check_echo(&mut client, "0123456789").await;
         }
         if bytes > 12 * whole && bytes > 0 {
             client.send(Message::text("0123456789")).await;
         }
-        client.hear_break().await;
+        client.receive_break().await;
         drop(client);
         ended(&sim).await;
     }
 }
 
 #[tokio::test]
-async fn a_session_can_say_something_else_or_nothing_more() {
+async fn a_session_can_send_another_message_or_stall() {
     let sim = start_with("sk=100").await;
     let mut client = echo(&sim, r#"after=1:say={"message_type":"queue_overflow"}"#).await;
-    says_back(&mut client, "a").await;
-    assert_eq!(client.hear_text().await, r#"{"message_type":"queue_overflow"}"#);
-    says_back(&mut client, "b").await;
+    check_echo(&mut client, "a").await;
+    assert_eq!(client.receive_text().await, r#"{"message_type":"queue_overflow"}"#);
+    check_echo(&mut client, "b").await;
     drop(client);
     ended(&sim).await;
 
     let mut client = echo(&sim, "after=1:stall").await;
-    says_back(&mut client, "a").await;
+    check_echo(&mut client, "a").await;
     client.send(Message::text("b")).await;
     // The message is read and not answered.
-    let ledger =
-        until(&sim, |ledger| ledger.requests.last().unwrap().socket.as_ref().unwrap().text_messages == 2)
-            .await;
+    let ledger = wait_until(&sim, |ledger| {
+        ledger.requests.last().unwrap().socket.as_ref().unwrap().text_messages == 2
+    })
+    .await;
     assert_eq!(ledger.requests.last().unwrap().socket.as_ref().unwrap().messages_sent, 1);
     drop(client);
     ended(&sim).await;
 }
 
 #[tokio::test]
-async fn delays_end_in_the_ordinary_session() {
+async fn a_delayed_session_is_the_ordinary_one() {
     let sim = start_with("sk=100").await;
     for fault in ["stall=5ms", "slow_body=5ms", "slow_head=5ms", "pass"] {
         let mut client = echo(&sim, fault).await;
-        says_back(&mut client, "a").await;
-        says_back(&mut client, "b").await;
+        check_echo(&mut client, "a").await;
+        check_echo(&mut client, "b").await;
     }
     // A client that disconnects from a stalled session is noticed at once.
     let client = echo(&sim, "stall=600s").await;
@@ -173,22 +174,22 @@ async fn delays_end_in_the_ordinary_session() {
 }
 
 #[tokio::test]
-async fn what_is_for_sockets_lets_requests_pass() {
+async fn a_fault_of_sockets_does_not_affect_requests() {
     let sim = start_with("sk=100").await;
     sim.script("sk", vec!["after=1:cut".parse().unwrap(), "close=1011".parse().unwrap()]);
     for _ in 0..2 {
-        assert_eq!(say("a").key("sk").to(&sim).await.status, 200);
+        assert_eq!(speech("a").key("sk").to(&sim).await.status, 200);
     }
 }
 
 #[tokio::test]
-async fn another_process_can_ask_for_it_and_read_what_came_of_it() {
+async fn another_process_can_set_faults_and_read_the_ledger() {
     let sim = start_with("sk=100").await;
-    let order = json!({ "key": "sk", "next": ["after=1:close=1011/gone"] });
-    assert_eq!(post("/_simulator/faults", order.to_string()).to(&sim).await.status, 200);
-    let mut client = dial(&sim, ECHO, "sk").await;
-    says_back(&mut client, "a").await;
-    assert_eq!(client.hear_close().await.0, 1_011);
+    let request = json!({ "key": "sk", "next": ["after=1:close=1011/gone"] });
+    assert_eq!(post("/_simulator/faults", request.to_string()).to(&sim).await.status, 200);
+    let mut client = connect(&sim, ECHO, "sk").await;
+    check_echo(&mut client, "a").await;
+    assert_eq!(client.receive_close().await.0, 1_011);
     ended(&sim).await;
     let ledger = get("/_simulator/ledger").to(&sim).await.json();
     let socket = &ledger["requests"][0]["socket"];
@@ -198,7 +199,7 @@ async fn another_process_can_ask_for_it_and_read_what_came_of_it() {
 
 /// Below the frames: a client of frames sees no difference between a part of one and none.
 #[tokio::test]
-async fn exactly_as_many_bytes_arrive_before_the_break() {
+async fn exactly_the_given_bytes_arrive_before_the_break() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let sim = start_with("sk=100").await;
     for bytes in [0_usize, 1, 2, 100] {
@@ -207,7 +208,7 @@ async fn exactly_as_many_bytes_arrive_before_the_break() {
         let head = "GET /v1/speech-to-text/realtime HTTP/1.1\r\nhost: sim\r\nxi-api-key: sk\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
-        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("an end").unwrap();
+        tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut answer)).await.expect("an end").unwrap();
         let end = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
         let head = String::from_utf8_lossy(&answer[..end]).to_lowercase();
         // The example of RFC 6455.

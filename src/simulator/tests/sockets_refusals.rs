@@ -9,12 +9,12 @@ const SCRIBE: &str = "/v1/speech-to-text/realtime";
 
 /// Checks the refusal of a session with those headers and the first message `first`.
 async fn check(sim: &Simulator, path: &str, headers: &[(&str, &str)], text: &str, close: (u16, &str)) {
-    let mut client = knock(sim, path, headers).await.expect("a handshake that is granted all the same");
+    let mut client = try_connect(sim, path, headers).await.expect("a handshake that is granted all the same");
     if path.starts_with(SPEECH) {
-        client.say(json!({ "text": " " })).await;
+        client.send_json(json!({ "text": " " })).await;
     }
-    assert_eq!(client.hear_text().await, text, "{path}");
-    assert_eq!(client.hear_close().await, (close.0, close.1.to_owned()), "{path}");
+    assert_eq!(client.receive_text().await, text, "{path}");
+    assert_eq!(client.receive_close().await, (close.0, close.1.to_owned()), "{path}");
     let (request, socket) = ended(sim).await;
     assert_eq!((request.status, request.charged), (Some(101), 0));
     assert_eq!(socket.close_sent.unwrap().code, close.0);
@@ -25,7 +25,7 @@ const AUTH_ERROR: &str =
     r#"{"message_type":"auth_error","error":"You must be authenticated to use this endpoint."}"#;
 
 #[tokio::test]
-async fn a_key_that_is_wrong_or_missing_is_told_so_in_the_session() {
+async fn a_wrong_or_missing_key_is_refused_in_the_session() {
     let sim = start_with("sk=100").await;
     let bad = r#"{"message":"Invalid API key","error":"invalid_api_key","code":1008}"#;
     check(&sim, SPEECH, &[("xi-api-key", "other")], bad, (1_008, "Invalid API key")).await;
@@ -40,18 +40,18 @@ async fn a_key_that_is_wrong_or_missing_is_told_so_in_the_session() {
 }
 
 #[tokio::test]
-async fn a_refusal_waits_for_the_first_word_where_the_client_speaks_first() {
+async fn a_refusal_follows_the_first_message_where_the_client_sends_first() {
     let sim = start_with("sk=100").await;
-    let mut client = dial(&sim, SPEECH, "other").await;
+    let mut client = connect(&sim, SPEECH, "other").await;
     // A pong comes back and nothing before it.
     client.send(tokio_tungstenite::tungstenite::Message::Ping(vec![1].into())).await;
     assert!(client.next().await.unwrap().unwrap().is_pong());
-    client.say(json!({ "text": " " })).await;
-    assert_eq!(client.hear().await["error"], "invalid_api_key");
+    client.send_json(json!({ "text": " " })).await;
+    assert_eq!(client.receive_json().await["error"], "invalid_api_key");
 }
 
 #[tokio::test]
-async fn the_state_of_an_account_is_told_in_each_form() {
+async fn the_state_of_an_account_is_refused_in_each_format() {
     let with = |billing| {
         let workspace = WorkspacePlan { billing, ..WorkspacePlan::new("w", 100) };
         let key = KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) };
@@ -66,10 +66,10 @@ async fn the_state_of_an_account_is_told_in_each_form() {
     check(&sim, SCRIBE, head, &text, (1_000, "")).await;
 
     let sim = start(with(Billing::FreeDisabled)).await;
-    let mut client = dial(&sim, SPEECH, "sk").await;
-    client.say(json!({ "text": " " })).await;
-    assert_eq!(client.hear().await["error"], "detected_unusual_activity");
-    let (code, reason) = client.hear_close().await;
+    let mut client = connect(&sim, SPEECH, "sk").await;
+    client.send_json(json!({ "text": " " })).await;
+    assert_eq!(client.receive_json().await["error"], "detected_unusual_activity");
+    let (code, reason) = client.receive_close().await;
     assert_eq!((code, reason.len()), (1_008, 120));
 
     let key = KeyPlan { permissions: Some(vec!["user_read".into()]), ..KeyPlan::new("sk", 100) };
@@ -81,7 +81,7 @@ async fn the_state_of_an_account_is_told_in_each_form() {
 }
 
 #[tokio::test]
-async fn a_refusal_can_be_asked_for_by_its_name() {
+async fn a_refusal_can_be_scripted_by_its_name() {
     let sim = start_with("sk=100").await;
     let head = &[("xi-api-key", "sk")];
     let terms = "You must accept the terms of service of this feature to use it.";
@@ -117,31 +117,36 @@ async fn a_refusal_can_be_asked_for_by_its_name() {
     }
     let wrong_host = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.";
     let format = "Output format 'pcm_44100' is only available on the Pro tier and above.";
-    let spoken = |error, message| format!(r#"{{"message":"{message}","error":"{error}","code":1008}}"#);
-    let heard = |kind, error| format!(r#"{{"message_type":"{kind}","error":"{error}"}}"#);
+    let speech_error = |error, message| format!(r#"{{"message":"{message}","error":"{error}","code":1008}}"#);
+    let scribe_error = |kind, error| format!(r#"{{"message_type":"{kind}","error":"{error}"}}"#);
     for (name, path, text, close) in [
-        ("wrong_host", SPEECH, spoken("invalid_api_key", wrong_host), (1_008, &wrong_host[..120])),
-        ("wrong_host", SCRIBE, heard("auth_error", wrong_host), (1_000, "")),
-        ("output_format_not_allowed", SPEECH, spoken("output_format_not_allowed", format), (1_008, format)),
-        ("quota_words", SCRIBE, heard("quota_exceeded", "You have exceeded your quota."), (1_000, "")),
+        ("wrong_host", SPEECH, speech_error("invalid_api_key", wrong_host), (1_008, &wrong_host[..120])),
+        ("wrong_host", SCRIBE, scribe_error("auth_error", wrong_host), (1_000, "")),
+        (
+            "output_format_not_allowed",
+            SPEECH,
+            speech_error("output_format_not_allowed", format),
+            (1_008, format),
+        ),
+        ("quota_words", SCRIBE, scribe_error("quota_exceeded", "You have exceeded your quota."), (1_000, "")),
     ] {
         sim.always_on("sk", path, Some(name.parse().unwrap()));
         check(&sim, path, head, &text, close).await;
         sim.always_on("sk", path, None);
     }
     // The next one is served again.
-    let mut client = dial(&sim, SCRIBE, "sk").await;
-    assert_eq!(client.hear().await["message_type"], "session_started");
+    let mut client = connect(&sim, SCRIBE, "sk").await;
+    assert_eq!(client.receive_json().await["message_type"], "session_started");
 }
 
 #[tokio::test]
 async fn a_key_may_come_with_the_first_message_when_the_head_has_none() {
     let sim = start_with("sk=100 other=100").await;
     for name in ["xi_api_key", "xi-api-key"] {
-        let mut client = knock(&sim, SPEECH, &[]).await.unwrap();
-        client.say(json!({ "text": " ", name: "sk" })).await;
-        client.say(json!({ "text": "a", "flush": true })).await;
-        assert!(client.hear().await["audio"].is_string());
+        let mut client = try_connect(&sim, SPEECH, &[]).await.unwrap();
+        client.send_json(json!({ "text": " ", name: "sk" })).await;
+        client.send_json(json!({ "text": "a", "flush": true })).await;
+        assert!(client.receive_json().await["audio"].is_string());
         client.close(1_000, "").await;
         let (request, socket) = ended(&sim).await;
         assert_eq!((request.key, socket.payer.as_deref()), (None, Some("sk")));
@@ -150,14 +155,14 @@ async fn a_key_may_come_with_the_first_message_when_the_head_has_none() {
     assert_eq!(sim.ledger().key("sk").unwrap().charged, 2);
     // Its script is followed from there on.
     sim.script("sk", vec![Fault::Refuse(Shape::PaymentIssue)]);
-    let mut client = knock(&sim, SPEECH, &[]).await.unwrap();
-    client.say(json!({ "text": " ", "xi_api_key": "sk" })).await;
-    assert_eq!(client.hear().await["error"], "payment_issue");
+    let mut client = try_connect(&sim, SPEECH, &[]).await.unwrap();
+    client.send_json(json!({ "text": " ", "xi_api_key": "sk" })).await;
+    assert_eq!(client.receive_json().await["error"], "payment_issue");
     assert_eq!(sim.ledger().violations, [] as [String; 0]);
 }
 
 #[tokio::test]
-async fn a_token_is_used_up_and_goes_before_a_key() {
+async fn a_token_is_consumed_and_takes_precedence_over_a_key() {
     let sim = start_with("a=100 b=100").await;
     let mint = async |kind: &str| {
         let reply = post(&format!("/v1/single-use-token/{kind}"), "").key("a").to(&sim).await;
@@ -166,36 +171,36 @@ async fn a_token_is_used_up_and_goes_before_a_key() {
     let token = mint("tts_websocket").await;
     assert!(token.starts_with("sutkn_"));
     let path = format!("{SPEECH}?single_use_token={token}");
-    let mut client = dial(&sim, &path, "b").await;
-    client.say(json!({ "text": "a", "flush": true })).await;
-    assert!(client.hear().await["audio"].is_string());
+    let mut client = connect(&sim, &path, "b").await;
+    client.send_json(json!({ "text": "a", "flush": true })).await;
+    assert!(client.receive_json().await["audio"].is_string());
     drop(client);
     assert_eq!(ended(&sim).await.1.payer.as_deref(), Some("a"));
     assert_eq!((sim.ledger().key("a").unwrap().charged, sim.ledger().key("b").unwrap().charged), (1, 0));
-    let mut client = dial(&sim, &path, "b").await;
-    client.say(json!({ "text": "a", "flush": true })).await;
-    assert_eq!(client.hear().await["error"], "invalid_api_key");
+    let mut client = connect(&sim, &path, "b").await;
+    client.send_json(json!({ "text": "a", "flush": true })).await;
+    assert_eq!(client.receive_json().await["error"], "invalid_api_key");
 
     // A token in the first message is valid, too; one of another kind is not.
     let token = mint("tts_websocket").await;
-    let mut client = knock(&sim, SPEECH, &[]).await.unwrap();
-    client.say(json!({ "text": "a", "flush": true, "single_use_token": token })).await;
-    assert!(client.hear().await["audio"].is_string());
+    let mut client = try_connect(&sim, SPEECH, &[]).await.unwrap();
+    client.send_json(json!({ "text": "a", "flush": true, "single_use_token": token })).await;
+    assert!(client.receive_json().await["audio"].is_string());
     let token = mint("batch_scribe").await;
-    let mut client = knock(&sim, &format!("{SCRIBE}?token={token}"), &[]).await.unwrap();
-    assert_eq!(client.hear_text().await, AUTH_ERROR);
+    let mut client = try_connect(&sim, &format!("{SCRIBE}?token={token}"), &[]).await.unwrap();
+    assert_eq!(client.receive_text().await, AUTH_ERROR);
     let form = "--x\r\nContent-Disposition: form-data; name=\"model_id\"\r\n\r\nscribe_v2\r\n--x--";
     let transcribe = || post(&format!("/v1/speech-to-text?token={token}"), form);
     assert_eq!((transcribe().to(&sim).await.status, transcribe().to(&sim).await.status), (200, 401));
     let token = mint("realtime_scribe").await;
-    let mut client = knock(&sim, &format!("{SCRIBE}?token={token}"), &[]).await.unwrap();
-    assert_eq!(client.hear().await["message_type"], "session_started");
+    let mut client = try_connect(&sim, &format!("{SCRIBE}?token={token}"), &[]).await.unwrap();
+    assert_eq!(client.receive_json().await["message_type"], "session_started");
 
     // A session follows the script of the key that minted its token.
     let token = mint("realtime_scribe").await;
     sim.script("a", vec![Fault::Refuse(Shape::Quota)]);
-    let mut client = knock(&sim, &format!("{SCRIBE}?token={token}"), &[]).await.unwrap();
-    assert_eq!(client.hear().await["message_type"], "quota_exceeded");
+    let mut client = try_connect(&sim, &format!("{SCRIBE}?token={token}"), &[]).await.unwrap();
+    assert_eq!(client.receive_json().await["message_type"], "quota_exceeded");
     assert_eq!(post("/v1/single-use-token/other", "").key("a").to(&sim).await.status, 422);
     assert_eq!(post("/v1/single-use-token/tts_websocket", "").to(&sim).await.status, 401);
 }

@@ -17,11 +17,11 @@ fn chunk(bytes: usize, commit: bool) -> Value {
 }
 
 #[tokio::test]
-async fn the_server_speaks_first_and_says_what_it_was_asked() {
+async fn the_server_sends_first_and_reports_the_configuration() {
     let sim = start_with("sk=100").await;
     let path = format!("{SCRIBE}?model_id=scribe_v2_realtime&audio_format=ulaw_8000&keyterms=b&keyterms=a");
-    let mut client = dial(&sim, &path, "sk").await;
-    let started = client.hear().await;
+    let mut client = connect(&sim, &path, "sk").await;
+    let started = client.receive_json().await;
     assert_eq!(started["message_type"], "session_started");
     assert_eq!(started["session_id"].as_str().unwrap().len(), 32);
     let config = &started["config"];
@@ -30,28 +30,28 @@ async fn the_server_speaks_first_and_says_what_it_was_asked() {
 }
 
 #[tokio::test]
-async fn audio_becomes_text_and_every_begun_second_is_a_credit() {
+async fn audio_becomes_text_and_every_started_second_costs_a_credit() {
     let sim = start_with("sk=100").await;
     let path = format!("{SCRIBE}?audio_format=ulaw_8000&include_timestamps=true");
-    let mut client = dial(&sim, &path, "sk").await;
-    client.hear().await;
-    client.say(chunk(7_998, false)).await;
+    let mut client = connect(&sim, &path, "sk").await;
+    client.receive_json().await;
+    client.send_json(chunk(7_998, false)).await;
     let partial = json!({ "message_type": "partial_transcript", "text": "The simulator hears you well." });
-    assert_eq!(client.hear().await, partial);
+    assert_eq!(client.receive_json().await, partial);
     assert_eq!(sim.ledger().totals.charged, 1);
-    client.say(chunk(3, false)).await;
-    client.hear().await;
+    client.send_json(chunk(3, false)).await;
+    client.receive_json().await;
     assert_eq!(sim.ledger().totals.charged, 2);
-    client.say(json!({ "message_type": "input_audio_chunk", "audio_base_64": "", "commit": true, "sample_rate": 8_000 })).await;
+    client.send_json(json!({ "message_type": "input_audio_chunk", "audio_base_64": "", "commit": true, "sample_rate": 8_000 })).await;
     let committed =
         json!({ "message_type": "committed_transcript", "text": "The simulator hears you well." });
-    assert_eq!(client.hear().await, committed);
-    let timed = client.hear().await;
+    assert_eq!(client.receive_json().await, committed);
+    let timed = client.receive_json().await;
     assert_eq!(timed["message_type"], "committed_transcript_with_timestamps");
     assert_eq!(timed["words"].as_array().unwrap().len(), 5);
     // A new segment begins from nothing.
-    client.say(chunk(900, true)).await;
-    assert_eq!(client.hear().await["text"], "The simulator");
+    client.send_json(chunk(900, true)).await;
+    assert_eq!(client.receive_json().await["text"], "The simulator");
     client.close(1_000, "User ended conversation").await;
     let (request, socket) = ended(&sim).await;
     assert_eq!((request.charged, socket.text_messages), (2, 4));
@@ -62,80 +62,81 @@ async fn audio_becomes_text_and_every_begun_second_is_a_credit() {
 async fn the_language_comes_with_a_second_transcript_without_words() {
     let sim = start_with("sk=100").await;
     let path = format!("{SCRIBE}?audio_format=ulaw_8000&include_language_detection=true");
-    let mut client = dial(&sim, &path, "sk").await;
-    assert_eq!(client.hear().await["config"]["include_language_detection"], json!(true));
-    client.say(chunk(900, true)).await;
-    assert_eq!(client.hear().await["message_type"], "partial_transcript");
-    assert_eq!(client.hear().await["message_type"], "committed_transcript");
+    let mut client = connect(&sim, &path, "sk").await;
+    assert_eq!(client.receive_json().await["config"]["include_language_detection"], json!(true));
+    client.send_json(chunk(900, true)).await;
+    assert_eq!(client.receive_json().await["message_type"], "partial_transcript");
+    assert_eq!(client.receive_json().await["message_type"], "committed_transcript");
     let detected = json!({
         "message_type": "committed_transcript_with_timestamps",
         "text": "The simulator",
         "language_code": "en",
         "words": null,
     });
-    assert_eq!(client.hear().await, detected);
+    assert_eq!(client.receive_json().await, detected);
 }
 
 #[tokio::test]
-async fn a_pause_is_heard_when_it_was_asked_for() {
+async fn a_pause_commits_when_it_was_requested() {
     let sim = start_with("sk=100").await;
-    let mut client = dial(&sim, &format!("{SCRIBE}?audio_format=ulaw_8000&commit_strategy=vad"), "sk").await;
-    client.hear().await;
-    client.say(chunk(15_999, false)).await;
-    assert_eq!(client.hear().await["message_type"], "partial_transcript");
-    client.say(chunk(3, false)).await;
-    assert_eq!(client.hear().await["message_type"], "partial_transcript");
-    assert_eq!(client.hear().await["message_type"], "committed_transcript");
+    let mut client =
+        connect(&sim, &format!("{SCRIBE}?audio_format=ulaw_8000&commit_strategy=vad"), "sk").await;
+    client.receive_json().await;
+    client.send_json(chunk(15_999, false)).await;
+    assert_eq!(client.receive_json().await["message_type"], "partial_transcript");
+    client.send_json(chunk(3, false)).await;
+    assert_eq!(client.receive_json().await["message_type"], "partial_transcript");
+    assert_eq!(client.receive_json().await["message_type"], "committed_transcript");
 }
 
 #[tokio::test]
 async fn credits_run_out_before_or_during_a_session() {
     let sim = start_with("sk=1").await;
-    let mut client = dial(&sim, &format!("{SCRIBE}?audio_format=ulaw_8000"), "sk").await;
-    client.hear().await;
-    client.say(chunk(8_001, false)).await;
+    let mut client = connect(&sim, &format!("{SCRIBE}?audio_format=ulaw_8000"), "sk").await;
+    client.receive_json().await;
+    client.send_json(chunk(8_001, false)).await;
     let refused = r#"{"message_type":"quota_exceeded","error":"You have exceeded your quota."}"#;
-    assert_eq!(client.hear_text().await, refused);
-    assert_eq!(client.hear_close().await, (1_000, String::new()));
-    assert_eq!(sim.ledger().totals.charged, 0, "a second is paid or not heard");
+    assert_eq!(client.receive_text().await, refused);
+    assert_eq!(client.receive_close().await, (1_000, String::new()));
+    assert_eq!(sim.ledger().totals.charged, 0, "an unpaid second is not transcribed");
 
     let sim = start_with("sk=0").await;
-    let mut client = dial(&sim, SCRIBE, "sk").await;
-    assert_eq!(client.hear_text().await, refused);
-    assert_eq!(client.hear_close().await.0, 1_000);
+    let mut client = connect(&sim, SCRIBE, "sk").await;
+    assert_eq!(client.receive_text().await, refused);
+    assert_eq!(client.receive_close().await.0, 1_000);
 }
 
 #[tokio::test]
-async fn a_session_takes_its_place_from_the_first_word_to_the_last() {
+async fn a_session_holds_its_slot_from_the_first_message_to_the_last() {
     let plan = Plan::of([])
         .with_workspace(WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 100) })
         .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
     let sim = start(plan).await;
-    let mut one = dial(&sim, SCRIBE, "sk").await;
-    one.hear().await;
-    let mut two = dial(&sim, SCRIBE, "sk").await;
-    assert_eq!(two.hear().await["message_type"], "rate_limited");
-    assert_eq!(two.hear_close().await.0, 1_000);
+    let mut one = connect(&sim, SCRIBE, "sk").await;
+    one.receive_json().await;
+    let mut two = connect(&sim, SCRIBE, "sk").await;
+    assert_eq!(two.receive_json().await["message_type"], "rate_limited");
+    assert_eq!(two.receive_close().await.0, 1_000);
     drop(one);
-    until(&sim, |ledger| ledger.workspaces[0].running == 0).await;
-    let mut three = dial(&sim, SCRIBE, "sk").await;
-    assert_eq!(three.hear().await["message_type"], "session_started");
+    wait_until(&sim, |ledger| ledger.workspaces[0].running == 0).await;
+    let mut three = connect(&sim, SCRIBE, "sk").await;
+    assert_eq!(three.receive_json().await["message_type"], "session_started");
 }
 
 #[tokio::test]
-async fn what_is_no_audio_is_refused() {
+async fn invalid_audio_is_refused() {
     let sim = start_with("sk=100").await;
     let check = async |path: &str, message: Value, expected: &str| {
-        let mut client = dial(&sim, path, "sk").await;
-        let first = client.hear().await;
+        let mut client = connect(&sim, path, "sk").await;
+        let first = client.receive_json().await;
         let refused = if first["message_type"] == "session_started" {
-            client.say(message).await;
-            client.hear().await
+            client.send_json(message).await;
+            client.receive_json().await
         } else {
             first
         };
         assert_eq!(refused["message_type"], expected);
-        assert_eq!(client.hear_close().await.0, 1_000);
+        assert_eq!(client.receive_close().await.0, 1_000);
     };
     let bad = json!({ "message_type": "input_audio_chunk", "audio_base_64": "A" });
     check(SCRIBE, bad, "input_error").await;

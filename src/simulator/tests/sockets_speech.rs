@@ -5,7 +5,7 @@ use serde_json::json;
 
 const MULTI: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/multi-stream-input";
 
-fn spoken_to(text: &str) -> Value {
+fn flushed(text: &str) -> Value {
     json!({ "text": text, "flush": true })
 }
 
@@ -18,11 +18,11 @@ fn text_of(messages: &[Value]) -> String {
 #[tokio::test]
 async fn text_becomes_audio_and_costs_its_characters() {
     let sim = start_with("sk=100").await;
-    let mut client = dial(&sim, &format!("{SPEECH}?output_format=pcm_16000"), "sk").await;
-    client.say(json!({ "text": " ", "voice_settings": { "stability": 0.5 } })).await;
-    client.say(json!({ "text": "Grüße 日本 " })).await;
-    client.say(json!({ "text": "" })).await;
-    let audio = client.hear().await;
+    let mut client = connect(&sim, &format!("{SPEECH}?output_format=pcm_16000"), "sk").await;
+    client.send_json(json!({ "text": " ", "voice_settings": { "stability": 0.5 } })).await;
+    client.send_json(json!({ "text": "Grüße 日本 " })).await;
+    client.send_json(json!({ "text": "" })).await;
+    let audio = client.receive_json().await;
     let starts = audio["alignment"]["charStartTimesMs"].as_array().unwrap();
     assert_eq!((starts.len(), &starts[0]), (9, &json!(0)));
     assert_eq!(audio["alignment"]["charDurationsMs"].as_array().unwrap().len(), 9);
@@ -30,10 +30,10 @@ async fn text_becomes_audio_and_costs_its_characters() {
     assert!(audio.get("contextId").is_none());
     assert!(audio["audio"].as_str().unwrap().len() > 1_000);
     assert_eq!(
-        client.hear_text().await,
+        client.receive_text().await,
         r#"{"audio":null,"isFinal":true,"normalizedAlignment":null,"alignment":null}"#
     );
-    assert_eq!(client.hear_close().await, (1_000, String::new()));
+    assert_eq!(client.receive_close().await, (1_000, String::new()));
     let (request, socket) = ended(&sim).await;
     assert_eq!((socket.spoken.as_str(), request.charged), ("Grüße 日本 ", 9));
     assert_eq!((socket.payer.as_deref(), socket.refused), (Some("sk"), None));
@@ -44,19 +44,19 @@ async fn text_becomes_audio_and_costs_its_characters() {
 
 /// Whether that message makes a new session speak at once, derived from the text left for a flush.
 async fn speaks_at_once(sim: &Simulator, query: &str, message: Value) -> bool {
-    let mut client = dial(sim, &format!("{SPEECH}?output_format=ulaw_8000{query}"), "sk").await;
+    let mut client = connect(sim, &format!("{SPEECH}?output_format=ulaw_8000{query}"), "sk").await;
     let text = message["text"].as_str().unwrap().to_owned();
-    client.say(message).await;
-    client.say(json!({ "text": "!" })).await;
-    client.say(json!({ "text": "" })).await;
-    let (messages, _) = client.hear_all().await;
+    client.send_json(message).await;
+    client.send_json(json!({ "text": "!" })).await;
+    client.send_json(json!({ "text": "" })).await;
+    let (messages, _) = client.receive_all().await;
     assert_eq!(text_of(&messages), format!("{text}!"));
     // The remaining text comes alone: with the last character if nothing was spoken before.
     text_of(&messages[messages.len() - 2..]) == "!"
 }
 
 #[tokio::test]
-async fn text_gathers_until_there_is_enough_of_it() {
+async fn text_is_buffered_until_there_is_enough() {
     let sim = start_with("sk=1_000_000").await;
     let text = |length: usize| "x".repeat(length);
     for (query, message, expected) in [
@@ -78,13 +78,13 @@ async fn text_gathers_until_there_is_enough_of_it() {
 #[tokio::test]
 async fn a_cheaper_model_is_rounded_over_the_whole_session() {
     let sim = start_with("sk=100").await;
-    let mut client = dial(&sim, &format!("{SPEECH}?model_id=eleven_flash_v2_5"), "sk").await;
+    let mut client = connect(&sim, &format!("{SPEECH}?model_id=eleven_flash_v2_5"), "sk").await;
     for _ in 0..3 {
-        client.say(spoken_to("x")).await;
-        client.hear().await;
+        client.send_json(flushed("x")).await;
+        client.receive_json().await;
     }
-    client.say(json!({ "text": "" })).await;
-    client.hear_all().await;
+    client.send_json(json!({ "text": "" })).await;
+    client.receive_all().await;
     assert_eq!(ended(&sim).await.0.charged, 2);
 }
 
@@ -93,22 +93,22 @@ async fn credits_can_run_out_in_the_middle_of_a_sentence() {
     // Fifty characters at a time: two pieces can be paid, the third cannot.
     for (credits, pieces) in [("149", 2), ("150", 3)] {
         let sim = start_with(&format!("sk={credits}")).await;
-        let mut client = dial(&sim, &format!("{SPEECH}?output_format=ulaw_8000"), "sk").await;
-        client.say(spoken_to(&"x".repeat(150))).await;
+        let mut client = connect(&sim, &format!("{SPEECH}?output_format=ulaw_8000"), "sk").await;
+        client.send_json(flushed(&"x".repeat(150))).await;
         for _ in 0..pieces {
-            assert!(client.hear().await["audio"].is_string());
+            assert!(client.receive_json().await["audio"].is_string());
         }
         if pieces == 3 {
-            client.say(json!({ "text": "" })).await;
-            assert_eq!(client.hear_all().await.1.0, 1_000);
+            client.send_json(json!({ "text": "" })).await;
+            assert_eq!(client.receive_all().await.1.0, 1_000);
             continue;
         }
         let message = "This request exceeds your quota of 149. You have 49 credits remaining, while 50 credits are required for this request.";
         assert_eq!(
-            client.hear_text().await,
+            client.receive_text().await,
             format!(r#"{{"message":"{message}","error":"quota_exceeded","code":1008}}"#)
         );
-        assert_eq!(client.hear_close().await, (1_008, message.to_owned()));
+        assert_eq!(client.receive_close().await, (1_008, message.to_owned()));
         let (request, socket) = ended(&sim).await;
         assert_eq!((request.charged, socket.spoken.len()), (100, 100));
         assert_eq!(socket.refused.as_deref(), Some("quota"));
@@ -117,11 +117,11 @@ async fn credits_can_run_out_in_the_middle_of_a_sentence() {
 }
 
 #[tokio::test]
-async fn a_cap_binds_its_key_on_sockets_too() {
+async fn a_cap_applies_to_its_key_on_sockets_too() {
     let sim = start_with("a=100@w:cap=5 b=100@w").await;
-    let mut client = dial(&sim, SPEECH, "a").await;
-    client.say(spoken_to("123456")).await;
-    let refused = client.hear().await;
+    let mut client = connect(&sim, SPEECH, "a").await;
+    client.send_json(flushed("123456")).await;
+    let refused = client.receive_json().await;
     assert_eq!(refused["error"], "quota_exceeded");
     assert!(
         refused["message"]
@@ -129,23 +129,23 @@ async fn a_cap_binds_its_key_on_sockets_too() {
             .unwrap()
             .starts_with("This request exceeds your API key (key 1) quota of 5.")
     );
-    let mut client = dial(&sim, SPEECH, "b").await;
-    client.say(spoken_to("123456")).await;
-    assert!(client.hear().await["audio"].is_string());
+    let mut client = connect(&sim, SPEECH, "b").await;
+    client.send_json(flushed("123456")).await;
+    assert!(client.receive_json().await["audio"].is_string());
 }
 
 #[tokio::test]
-async fn silence_ends_a_session_after_as_long_as_was_asked_for() {
+async fn an_idle_session_ends_after_its_timeout() {
     let sim = start(Plan { socket_second: Duration::from_millis(1), ..Plan::parse("sk=100").unwrap() }).await;
     for (query, seconds) in [("", 20), ("?inactivity_timeout=7", 7), ("?inactivity_timeout=9999", 180)] {
-        let mut client = dial(&sim, &format!("{SPEECH}{query}"), "sk").await;
-        client.say(json!({ "text": " " })).await;
+        let mut client = connect(&sim, &format!("{SPEECH}{query}"), "sk").await;
+        client.send_json(json!({ "text": " " })).await;
         let message = format!(
             r#"Have not received a new text input within the timeout of {seconds} seconds. Streaming input terminated. Please make sure to either feed the input in the timely manner, or to send the end of input text (empty string "") when done."#
         );
-        let heard = client.hear().await;
-        assert_eq!(heard, json!({ "message": message, "error": "input_timeout_exceeded", "code": 1_008 }));
-        let (code, reason) = client.hear_close().await;
+        let refusal = client.receive_json().await;
+        assert_eq!(refusal, json!({ "message": message, "error": "input_timeout_exceeded", "code": 1_008 }));
+        let (code, reason) = client.receive_close().await;
         // Reasons are cut, as those that were captured.
         assert_eq!((code, reason.as_str()), (1_008, &message[..120]));
         assert_eq!(ended(&sim).await.1.refused.as_deref(), Some("input_timeout_exceeded"));
@@ -153,18 +153,18 @@ async fn silence_ends_a_session_after_as_long_as_was_asked_for() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_spoken_is_refused() {
+async fn an_invalid_speech_session_is_refused() {
     let sim = start_with("sk=100").await;
     let check = async |path: &str, message: &str, error: &str| {
-        let mut client = dial(&sim, path, "sk").await;
+        let mut client = connect(&sim, path, "sk").await;
         client.send(message.into()).await;
-        let refused = client.hear().await;
+        let refused = client.receive_json().await;
         assert_eq!(
             (refused["error"].as_str(), refused["code"].as_u64()),
             (Some(error), Some(1_008)),
             "{path}"
         );
-        assert_eq!(client.hear_close().await.0, 1_008);
+        assert_eq!(client.receive_close().await.0, 1_008);
     };
     check("/v1/text-to-speech/nobody/stream-input", r#"{"text":"a"}"#, "voice_not_found").await;
     check(&format!("{SPEECH}?model_id=none"), r#"{"text":"a"}"#, "model_not_found").await;
@@ -175,32 +175,32 @@ async fn what_cannot_be_spoken_is_refused() {
 }
 
 #[tokio::test]
-async fn contexts_gather_and_end_each_on_its_own() {
+async fn each_context_is_buffered_and_ended_on_its_own() {
     let sim = start_with("sk=1000").await;
-    let mut client = dial(&sim, &format!("{MULTI}?output_format=ulaw_8000"), "sk").await;
-    client.say(json!({ "text": "one ", "context_id": "a" })).await;
-    client.say(json!({ "text": "two ", "contextId": "b", "flush": true })).await;
-    let heard = client.hear().await;
+    let mut client = connect(&sim, &format!("{MULTI}?output_format=ulaw_8000"), "sk").await;
+    client.send_json(json!({ "text": "one ", "context_id": "a" })).await;
+    client.send_json(json!({ "text": "two ", "contextId": "b", "flush": true })).await;
+    let message = client.receive_json().await;
     assert_eq!(
-        (heard["contextId"].as_str(), text_of(std::slice::from_ref(&heard))),
+        (message["contextId"].as_str(), text_of(std::slice::from_ref(&message))),
         (Some("b"), "two ".to_owned())
     );
     // An empty text keeps a context alive and ends nothing.
-    client.say(json!({ "text": "", "context_id": "a" })).await;
-    client.say(json!({ "context_id": "a", "flush": true })).await;
-    let heard = client.hear().await;
+    client.send_json(json!({ "text": "", "context_id": "a" })).await;
+    client.send_json(json!({ "context_id": "a", "flush": true })).await;
+    let message = client.receive_json().await;
     assert_eq!(
-        (heard["contextId"].as_str(), text_of(std::slice::from_ref(&heard))),
+        (message["contextId"].as_str(), text_of(std::slice::from_ref(&message))),
         (Some("a"), "one ".to_owned())
     );
     // Text collected when a context is closed is not spoken.
-    client.say(json!({ "text": "lost ", "context_id": "a" })).await;
-    client.say(json!({ "context_id": "a", "close_context": true })).await;
+    client.send_json(json!({ "text": "lost ", "context_id": "a" })).await;
+    client.send_json(json!({ "context_id": "a", "close_context": true })).await;
     let last = r#"{"audio":null,"isFinal":true,"normalizedAlignment":null,"alignment":null,"contextId":"a"}"#;
-    assert_eq!(client.hear_text().await, last);
-    client.say(json!({ "text": "three " })).await;
-    client.say(json!({ "close_socket": true })).await;
-    let (messages, close) = client.hear_all().await;
+    assert_eq!(client.receive_text().await, last);
+    client.send_json(json!({ "text": "three " })).await;
+    client.send_json(json!({ "close_socket": true })).await;
+    let (messages, close) = client.receive_all().await;
     let ids: Vec<_> = messages.iter().map(|message| message["contextId"].as_str().unwrap()).collect();
     assert_eq!((ids, close.0), (vec!["b", "default", "default"], 1_000));
     assert_eq!(ended(&sim).await.1.spoken, "two one three ");
@@ -210,68 +210,68 @@ async fn contexts_gather_and_end_each_on_its_own() {
 #[tokio::test]
 async fn five_contexts_may_be_open_and_no_sixth() {
     let sim = start_with("sk=1000").await;
-    let mut client = dial(&sim, MULTI, "sk").await;
+    let mut client = connect(&sim, MULTI, "sk").await;
     for id in ["1", "2", "3", "4", "5"] {
-        client.say(json!({ "text": " ", "context_id": id })).await;
+        client.send_json(json!({ "text": " ", "context_id": id })).await;
     }
-    client.say(json!({ "context_id": "1", "close_context": true })).await;
-    client.hear().await;
-    client.say(json!({ "text": " ", "context_id": "6" })).await;
-    client.say(json!({ "text": " ", "context_id": "7" })).await;
+    client.send_json(json!({ "context_id": "1", "close_context": true })).await;
+    client.receive_json().await;
+    client.send_json(json!({ "text": " ", "context_id": "6" })).await;
+    client.send_json(json!({ "text": " ", "context_id": "7" })).await;
     assert_eq!(
-        client.hear_text().await,
+        client.receive_text().await,
         r#"{"message":"Maximum simultaneous contexts per WebSocket connection exceeded (5). Please close an existing context before opening a new one.","error":"max_active_conversations","code":1008}"#
     );
-    assert_eq!(client.hear_close().await.0, 1_008);
+    assert_eq!(client.receive_close().await.0, 1_008);
 }
 
 #[tokio::test]
-async fn a_place_is_taken_while_a_session_speaks_and_not_while_it_waits() {
+async fn a_slot_is_held_while_a_session_speaks_and_not_while_it_waits() {
     let plan = Plan::of([])
         .with_workspace(WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 1_000) })
         .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
     let sim = start(plan).await;
     let path = format!("{SPEECH}?output_format=ulaw_8000");
     // Both are open and idle: neither holds a slot.
-    let mut one = dial(&sim, &path, "sk").await;
-    one.say(spoken_to("one")).await;
-    one.hear().await;
-    let mut two = dial(&sim, &path, "sk").await;
-    two.say(spoken_to("two")).await;
-    two.hear().await;
+    let mut one = connect(&sim, &path, "sk").await;
+    one.send_json(flushed("one")).await;
+    one.receive_json().await;
+    let mut two = connect(&sim, &path, "sk").await;
+    two.send_json(flushed("two")).await;
+    two.receive_json().await;
 
     sim.script("sk", vec![Fault::SlowBody { ms: 600_000 }]);
-    let mut slow = dial(&sim, &path, "sk").await;
-    slow.say(spoken_to(&"x".repeat(51))).await;
-    slow.hear().await;
+    let mut slow = connect(&sim, &path, "sk").await;
+    slow.send_json(flushed(&"x".repeat(51))).await;
+    slow.receive_json().await;
     assert_eq!(sim.ledger().workspaces[0].running, 1);
-    two.say(spoken_to("two")).await;
-    let (messages, close) = two.hear_all().await;
+    two.send_json(flushed("two")).await;
+    let (messages, close) = two.receive_all().await;
     assert_eq!(messages, [] as [Value; 0], "this refusal is a close and nothing before it");
     let text = "Too many concurrent requests. Your current subscription is associated with a maximum of 1 concurrent requests (running i";
     assert_eq!(close, (1_008, text.to_owned()));
     // A client that disconnects in the middle releases its slot.
     drop(slow);
-    until(&sim, |ledger| ledger.workspaces[0].running == 0).await;
-    one.say(spoken_to("one")).await;
-    one.hear().await;
+    wait_until(&sim, |ledger| ledger.workspaces[0].running == 0).await;
+    one.send_json(flushed("one")).await;
+    one.receive_json().await;
     assert_eq!(sim.ledger().workspaces[0].running_max, 1);
 }
 
 /// The slot must be free with the last piece and not some time later, or sequential clients would
 /// be refused by chance.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_after_the_other_is_never_too_many() {
+async fn alternating_sessions_never_exceed_the_limit() {
     let plan = Plan::of([])
         .with_workspace(WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 1_000_000) })
         .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
     let sim = start(plan).await;
     let path = format!("{SPEECH}?output_format=ulaw_8000");
-    let mut clients = [dial(&sim, &path, "sk").await, dial(&sim, &path, "sk").await];
+    let mut clients = [connect(&sim, &path, "sk").await, connect(&sim, &path, "sk").await];
     for turn in 0..200 {
         let client = &mut clients[turn % 2];
-        client.say(spoken_to("x")).await;
-        assert!(client.hear().await["audio"].is_string(), "turn {turn}");
+        client.send_json(flushed("x")).await;
+        assert!(client.receive_json().await["audio"].is_string(), "turn {turn}");
     }
     assert_eq!(sim.ledger().workspaces[0].running_max, 1);
 }

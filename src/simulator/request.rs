@@ -14,9 +14,9 @@ use super::route::{decoded, query};
 use super::world::{Presented, World};
 
 /// Maximum bytes of a JSON body; larger ones are refused.
-pub(super) const JSON_BYTES_MAX: usize = 1_048_576;
+pub(super) const MAX_JSON_BYTES: usize = 1_048_576;
 /// How long the rest of a body is read after an early response.
-const DRAIN_MAX: Duration = Duration::from_secs(30);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Headers in which clients send credentials to a proxy, which must not reach the provider.
 const CLIENT_HEADERS: [&str; 4] = ["authorization", "cookie", "proxy-authorization", "xi_api_key"];
@@ -33,41 +33,45 @@ pub(super) fn presented(parts: &Parts, world: &World) -> Presented {
 
 /// The forbidden content of a head, each described without its value.
 pub(super) fn violations(parts: &Parts, forbidden: &[String]) -> Vec<String> {
-    let mut found = Vec::new();
+    let mut violations = Vec::new();
     for name in CLIENT_HEADERS {
         if parts.headers.contains_key(name) {
-            found.push(format!("the header {name} arrived"));
+            violations.push(format!("the header {name} arrived"));
         }
     }
     if parts.headers.get_all("xi-api-key").iter().count() > 1 {
-        found.push("two values of xi-api-key arrived".to_owned());
+        violations.push("two values of xi-api-key arrived".to_owned());
     }
     let protocols = parts.headers.get_all("sec-websocket-protocol").iter();
     if protocols.filter_map(|value| value.to_str().ok()).any(|value| value.contains("bearer.")) {
-        found.push("a bearer token arrived as a socket protocol".to_owned());
+        violations.push("a bearer token arrived as a socket protocol".to_owned());
     }
     for (name, _) in query(parts.uri.query().unwrap_or_default()) {
         if let Some(known) = CLIENT_QUERIES.iter().find(|known| name.eq_ignore_ascii_case(known)) {
-            found.push(format!("the query {known} arrived"));
+            violations.push(format!("the query {known} arrived"));
         }
     }
     for (index, text) in forbidden.iter().enumerate() {
-        if let Some(place) = place_of(parts, text) {
-            found.push(format!("forbidden text {} of {} arrived in {place}", index + 1, forbidden.len()));
+        if let Some(location) = location_of(parts, text) {
+            violations.push(format!(
+                "forbidden text {} of {} arrived in {location}",
+                index + 1,
+                forbidden.len()
+            ));
         }
     }
-    found
+    violations
 }
 
-fn place_of(parts: &Parts, text: &str) -> Option<String> {
+fn location_of(parts: &Parts, text: &str) -> Option<String> {
     let target = parts.uri.to_string();
     if target.contains(text) || decoded(&target).contains(text) {
         return Some("the path or the query".to_owned());
     }
-    let holds = |bytes: &[u8]| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+    let contains = |bytes: &[u8]| bytes.windows(text.len()).any(|window| window == text.as_bytes());
     let header = parts.headers.iter().find(|(name, value)| {
         // HTTP libraries deliver header names in lower case.
-        name.as_str().contains(&text.to_ascii_lowercase()) || holds(value.as_bytes())
+        name.as_str().contains(&text.to_ascii_lowercase()) || contains(value.as_bytes())
     });
     header.map(|(name, _)| {
         let is_name = name.as_str().contains(&text.to_ascii_lowercase());
@@ -80,7 +84,7 @@ pub(super) const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e46
 
 /// A received body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Intake {
+pub(super) struct ReceivedBody {
     pub(super) bytes: u64,
     /// In hexadecimal digits.
     pub(super) sha256: String,
@@ -90,7 +94,7 @@ pub(super) struct Intake {
     pub(super) names_model: bool,
 }
 
-impl Intake {
+impl ReceivedBody {
     /// The text of a form part; `None` if the form exceeded the limit.
     pub(super) fn part(&self, name: &str) -> Option<String> {
         let text = String::from_utf8_lossy(self.kept.as_deref()?);
@@ -102,9 +106,9 @@ impl Intake {
 
     /// Whether the form has a part of this name; true for every form that exceeded the limit.
     pub(super) fn has_part(&self, name: &str) -> bool {
-        let wanted = format!("name=\"{name}\"");
+        let expected = format!("name=\"{name}\"");
         let Some(kept) = &self.kept else { return true };
-        kept.windows(wanted.len()).any(|window| window == wanted.as_bytes())
+        kept.windows(expected.len()).any(|window| window == expected.as_bytes())
     }
 }
 
@@ -113,22 +117,22 @@ impl Intake {
 /// # Errors
 ///
 /// When the client disconnects.
-pub(super) async fn receive(mut body: Incoming) -> Result<Intake, hyper::Error> {
+pub(super) async fn receive(mut body: Incoming) -> Result<ReceivedBody, hyper::Error> {
     let mut hash = Sha256::new();
     let mut bytes = 0_u64;
     let mut kept = Some(Vec::new());
-    let mut search = Search::default();
+    let mut search = PartSearch::default();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
         hash.update(&data);
         bytes += u64::try_from(data.remaining()).unwrap_or(u64::MAX);
         search.push(&data);
-        kept = kept.filter(|kept| kept.len() + data.len() <= JSON_BYTES_MAX);
+        kept = kept.filter(|kept| kept.len() + data.len() <= MAX_JSON_BYTES);
         if let Some(kept) = &mut kept {
             kept.extend_from_slice(&data);
         }
     }
-    Ok(Intake { bytes, sha256: hex(&hash.finalize()), kept, names_model: search.found })
+    Ok(ReceivedBody { bytes, sha256: hex(&hash.finalize()), kept, names_model: search.is_found })
 }
 
 /// Reads and drops the next `bytes` bytes of a body, or all of a shorter one.
@@ -150,7 +154,7 @@ pub(super) async fn skip(body: &mut Incoming, mut bytes: u64) -> Result<(), hype
 pub(super) async fn drain(mut body: Incoming) {
     let rest = async { while let Some(Ok(_)) = body.frame().await {} };
     // After the timeout the connection is closed, as by any server.
-    let _ended = tokio::time::timeout(DRAIN_MAX, rest).await;
+    let _ended = tokio::time::timeout(DRAIN_TIMEOUT, rest).await;
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -163,22 +167,22 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Searches the name of a form part across the borders of frames.
 #[derive(Debug, Default)]
-struct Search {
+struct PartSearch {
     tail: Vec<u8>,
-    found: bool,
+    is_found: bool,
 }
 
-impl Search {
+impl PartSearch {
     const WANTED: &[u8] = b"name=\"model_id\"";
 
     fn push(&mut self, data: &[u8]) {
-        if self.found {
+        if self.is_found {
             return;
         }
-        let finds = |bytes: &[u8]| bytes.windows(Self::WANTED.len()).any(|window| window == Self::WANTED);
+        let contains = |bytes: &[u8]| bytes.windows(Self::WANTED.len()).any(|window| window == Self::WANTED);
         let length = Self::WANTED.len();
         self.tail.extend_from_slice(&data[..data.len().min(length)]);
-        self.found = finds(&self.tail) || finds(data);
+        self.is_found = contains(&self.tail) || contains(data);
         if data.len() > length {
             self.tail.clear();
             self.tail.extend_from_slice(&data[data.len() - length..]);
@@ -192,15 +196,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_is_found_wherever_the_frames_are_cut() {
+    fn a_part_is_found_however_the_body_is_split_into_frames() {
         let body = b"--x\r\nContent-Disposition: form-data; name=\"model_id\"\r\n\r\nscribe_v2\r\n--x--";
         for size in 1..body.len() {
-            let mut search = Search::default();
+            let mut search = PartSearch::default();
             body.chunks(size).for_each(|chunk| search.push(chunk));
-            assert!(search.found, "chunks of {size}");
+            assert!(search.is_found, "chunks of {size}");
         }
-        let mut search = Search::default();
+        let mut search = PartSearch::default();
         search.push(b"name=\"model_ids\"");
-        assert!(!search.found);
+        assert!(!search.is_found);
     }
 }

@@ -12,16 +12,16 @@ use tokio::sync::watch;
 
 /// A socket that counts its flushes.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct TrackedStream {
     io: TokioIo<TcpStream>,
     flushes: watch::Sender<()>,
 }
 
-/// Receives the flushes of a [`Line`].
+/// Receives the flushes of a [`TrackedStream`].
 #[derive(Clone, Debug)]
 pub(super) struct Flushes(watch::Receiver<()>);
 
-impl Line {
+impl TrackedStream {
     pub(super) fn new(stream: TcpStream) -> (Self, Flushes) {
         let (flushes, receiver) = watch::channel(());
         (Self { io: TokioIo::new(stream), flushes }, Flushes(receiver))
@@ -38,11 +38,11 @@ impl Flushes {
     pub(super) async fn next(mut self) {
         self.0.mark_unchanged();
         // An error means that the connection is closed: no flush follows.
-        let _gone = self.0.changed().await;
+        let _closed = self.0.changed().await;
     }
 }
 
-impl Read for Line {
+impl Read for TrackedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -52,7 +52,7 @@ impl Read for Line {
     }
 }
 
-impl Write for Line {
+impl Write for TrackedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }

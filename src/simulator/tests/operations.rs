@@ -40,12 +40,15 @@ async fn a_changed_voice_is_as_long_as_the_upload_and_in_the_history() {
         assert_eq!((stream.status, stream.header("transfer-encoding")), (200, "chunked"));
         assert_eq!(stream.body.len(), whole.body.len());
     }
-    let nobody = form("/v1/speech-to-speech/nobody", &[], 10).key("sk").to(&sim).await;
-    assert_eq!((nobody.status, &nobody.json()["detail"]["code"]), (404, &json!("voice_not_found")));
+    let unknown_voice = form("/v1/speech-to-speech/nobody", &[], 10).key("sk").to(&sim).await;
+    assert_eq!(
+        (unknown_voice.status, &unknown_voice.json()["detail"]["code"]),
+        (404, &json!("voice_not_found"))
+    );
 }
 
 #[tokio::test]
-async fn each_craft_needs_its_part_its_permission_and_its_credits() {
+async fn each_operation_needs_its_part_its_permission_and_its_credits() {
     let limited =
         KeyPlan { permissions: Some(vec!["text_to_speech".into()]), ..KeyPlan::new("limited", 100) };
     let sim = start(Plan::of([("poor", 0), ("rich", 100_000)]).with_key(limited)).await;
@@ -73,32 +76,32 @@ async fn each_craft_needs_its_part_its_permission_and_its_credits() {
         // A scripted refusal contains the price, too.
         let needed = format!("{} credits are required", charged(&sim).await - before);
         sim.script("rich", vec!["quota".parse().unwrap()]);
-        let told = call().key("rich").to(&sim).await;
-        assert!(told.text().contains(&needed), "{needed}: {}", told.text());
+        let refused = call().key("rich").to(&sim).await;
+        assert!(refused.text().contains(&needed), "{needed}: {}", refused.text());
     }
     assert_eq!(sim.ledger().key("poor").unwrap().charged, 0);
 }
 
 #[tokio::test]
-async fn a_dubbing_is_asked_for_until_it_is_done_by_its_own_workspace() {
+async fn a_dubbing_is_polled_by_its_own_workspace_until_it_is_done() {
     let sim = start_with("one=10000@a two=10000@b").await;
-    let made =
+    let created =
         form("/v1/dubbing", &[("name", "A film"), ("target_lang", "de")], 16_000).key("one").to(&sim).await;
-    let made = made.json();
-    assert_eq!(made["expected_duration_sec"], 2);
-    let id = made["dubbing_id"].as_str().unwrap().to_owned();
+    let created = created.json();
+    assert_eq!(created["expected_duration_sec"], 2);
+    let id = created["dubbing_id"].as_str().unwrap().to_owned();
     let read = |path: String, key: &'static str| get(&path).key(key).to(&sim);
     let audio = |language: &str| format!("/v1/dubbing/{id}/audio/{language}");
     let one = format!("/v1/dubbing/{id}");
     let early = read(audio("de"), "one").await;
     assert_eq!((early.status, &early.json()["error"]), (425, &json!("dubbing_not_dubbed")));
-    let mut seen = Vec::new();
+    let mut statuses = Vec::new();
     for _ in 0..2 {
         let document = read(one.clone(), "one").await.json();
         assert_eq!((&document["name"], &document["target_languages"]), (&json!("A film"), &json!(["de"])));
-        seen.push(document["status"].as_str().unwrap().to_owned());
+        statuses.push(document["status"].as_str().unwrap().to_owned());
     }
-    assert_eq!(seen, ["dubbing", "dubbed"]);
+    assert_eq!(statuses, ["dubbing", "dubbed"]);
     let dubbed = read(audio("de"), "one").await;
     assert_eq!((dubbed.status, dubbed.header("content-type")), (200, "audio/mpeg"));
     let other = read(audio("fr"), "one").await;
@@ -119,8 +122,8 @@ async fn a_dubbing_is_asked_for_until_it_is_done_by_its_own_workspace() {
 async fn a_project_is_kept_by_its_own_workspace() {
     let sim = start_with("one=10@a two=10@b").await;
     assert_eq!(form("/v1/studio/projects", &[], 1).key("one").to(&sim).await.status, 422);
-    let made = form("/v1/studio/projects", &[("name", "A book")], 1).key("one").to(&sim).await.json();
-    let id = made["project"]["project_id"].as_str().unwrap().to_owned();
+    let created = form("/v1/studio/projects", &[("name", "A book")], 1).key("one").to(&sim).await.json();
+    let id = created["project"]["project_id"].as_str().unwrap().to_owned();
     let path = format!("/v1/studio/projects/{id}");
     assert_eq!(get(&path).key("one").to(&sim).await.json()["name"], "A book");
     let list = get("/v1/studio/projects").key("one").to(&sim).await.json();
@@ -133,7 +136,7 @@ async fn a_project_is_kept_by_its_own_workspace() {
 }
 
 #[tokio::test]
-async fn music_says_which_song_it_is_and_not_what_it_costs() {
+async fn the_headers_of_music_name_the_song_and_not_its_cost() {
     let sim = start(
         Plan::of([])
             .with_workspace(WorkspacePlan::of_tier("pro", 100_000, "pro"))

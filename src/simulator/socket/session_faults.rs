@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use super::super::fault::{Fault, Turn};
-use super::super::service::facts_as_told;
+use super::super::service::facts_of_fault;
 use super::super::shape::{Facts, Shape};
 use super::super::world::{Presented, World};
 
 /// The faults of a session.
 #[derive(Debug, Default)]
-pub(super) struct Orders {
+pub(super) struct SessionFaults {
     /// Delay before the first message.
     pub(super) stall: Option<Duration>,
     /// Delay between two messages.
@@ -25,18 +25,18 @@ pub(super) struct Orders {
     pub(super) facts: Facts,
 }
 
-impl Orders {
-    /// The faults in the script of `whose`.
-    pub(super) fn of(fault: Fault, world: &World, whose: Presented) -> Self {
-        let mut orders = Self { facts: facts_as_told(world, whose, 1), ..Self::default() };
+impl SessionFaults {
+    /// The faults in the script of `script_key`.
+    pub(super) fn of(fault: Fault, world: &World, script_key: Presented) -> Self {
+        let mut faults = Self { facts: facts_of_fault(world, script_key, 1), ..Self::default() };
         match fault {
-            Fault::Refuse(shape) => orders.turn = Some((0, Turn::Refuse(shape))),
-            Fault::ServerError => orders.turn = Some((0, Turn::Refuse(Shape::ServerError))),
-            Fault::After { messages, turn } => orders.turn = Some((messages, turn)),
-            Fault::MidRefuse { bytes, shape } => orders.refuse_after_bytes = Some((bytes, shape)),
-            Fault::Stall { ms } => orders.stall = Some(Duration::from_millis(ms)),
-            Fault::SlowBody { ms } => orders.pause = Some(Duration::from_millis(ms)),
-            Fault::CutAfter { bytes } => orders.cut_after = Some(bytes),
+            Fault::Refuse(shape) => faults.turn = Some((0, Turn::Refuse(shape))),
+            Fault::ServerError => faults.turn = Some((0, Turn::Refuse(Shape::ServerError))),
+            Fault::After { messages, turn } => faults.turn = Some((messages, turn)),
+            Fault::MidRefuse { bytes, shape } => faults.refuse_after_bytes = Some((bytes, shape)),
+            Fault::Stall { ms } => faults.stall = Some(Duration::from_millis(ms)),
+            Fault::SlowBody { ms } => faults.pause = Some(Duration::from_millis(ms)),
+            Fault::CutAfter { bytes } => faults.cut_after = Some(bytes),
             Fault::Pass
             | Fault::SlowHead { .. }
             | Fault::EarlyRefuse(_)
@@ -49,6 +49,6 @@ impl Orders {
             | Fault::CloseBeforeHead
             | Fault::CloseUnread => {}
         }
-        orders
+        faults
     }
 }

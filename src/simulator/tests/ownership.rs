@@ -12,11 +12,11 @@ fn clone(name: &str) -> Call {
 }
 
 #[tokio::test]
-async fn a_voice_that_was_made_is_there_until_it_is_removed() {
+async fn a_created_voice_exists_until_it_is_removed() {
     let sim = start_with(KEYS).await;
     assert_eq!(clone("title").key("one").to(&sim).await.status, 422);
-    let made = clone("name").key("one").to(&sim).await.json();
-    let voice = made["voice_id"].as_str().unwrap();
+    let created = clone("name").key("one").to(&sim).await.json();
+    let voice = created["voice_id"].as_str().unwrap();
     assert_eq!(voice.len(), 20);
     let path = format!("/v1/text-to-speech/{voice}");
     let speak = |key| post(&path, r#"{"text":"a"}"#).key(key).to(&sim);
@@ -33,7 +33,7 @@ async fn a_voice_that_was_made_is_there_until_it_is_removed() {
 }
 
 #[tokio::test]
-async fn a_list_goes_on_in_its_own_workspace_only() {
+async fn a_list_continues_in_its_own_workspace_only() {
     let sim = start_with(KEYS).await;
     let first = get("/v2/voices?page_size=2").key("one").to(&sim).await.json();
     assert_eq!((first["voices"].as_array().unwrap().len(), &first["has_more"]), (2, &Value::from(true)));
@@ -44,16 +44,16 @@ async fn a_list_goes_on_in_its_own_workspace_only() {
     let foreign = get(&next).key("two").to(&sim).await;
     assert_eq!((foreign.status, foreign.json()["detail"]["code"].as_str()), (400, Some("invalid_cursor")));
 
-    let item = say("a").key("one").to(&sim).await.header("history-item-id").to_owned();
+    let item = speech("a").key("one").to(&sim).await.header("history-item-id").to_owned();
     let next = format!("/v1/history?start_after_history_item_id={item}");
     assert_eq!(get(&next).key("one").to(&sim).await.status, 200);
     assert_eq!(get(&next).key("two").to(&sim).await.status, 400);
 }
 
 #[tokio::test]
-async fn speech_goes_on_from_requests_of_its_own_workspace_only() {
+async fn speech_continues_requests_of_its_own_workspace_only() {
     let sim = start_with(KEYS).await;
-    let request = say("a").key("one").to(&sim).await.header("request-id").to_owned();
+    let request = speech("a").key("one").to(&sim).await.header("request-id").to_owned();
     let body = serde_json::json!({ "text": "b", "previous_request_ids": [request] }).to_string();
     assert_eq!(post(TTS, body.clone()).key("one").to(&sim).await.status, 200);
     assert_eq!(post(TTS, body).key("two").to(&sim).await.status, 400);

@@ -9,7 +9,7 @@ pub(super) const CREDENTIALS: [&str; 3] = ["xi_api_key", "xi-api-key", "authoriz
 
 /// The result of a check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Look {
+pub(super) struct MessageCheck {
     /// Described without the forbidden value.
     pub(super) violations: Vec<String>,
     /// Whether the message contains a credential, valid or not.
@@ -17,7 +17,7 @@ pub(super) struct Look {
 }
 
 /// The credential of a message, which may be a bearer token.
-pub(super) fn credential(message: &Value) -> Option<&str> {
+pub(super) fn credential_of(message: &Value) -> Option<&str> {
     let text = CREDENTIALS.iter().find_map(|name| message.get(name)).and_then(Value::as_str)?;
     Some(text.strip_prefix("Bearer ").unwrap_or(text))
 }
@@ -30,53 +30,53 @@ pub(super) fn text(
     forbidden: &[String],
     may_present: bool,
     is_known: impl Fn(&str) -> bool,
-) -> Look {
-    let mut look = Look::default();
+) -> MessageCheck {
+    let mut check = MessageCheck::default();
     for name in CREDENTIALS {
         let Some(value) = message.and_then(|message| message.get(name)) else { continue };
         // The SDK's models write unset fields as null.
         if value.is_null() {
             continue;
         }
-        look.has_credential = true;
-        let known =
+        check.has_credential = true;
+        let is_known_key =
             value.as_str().is_some_and(|value| is_known(value.strip_prefix("Bearer ").unwrap_or(value)));
-        if !known || !may_present {
-            look.violations.push(format!("the member {name} arrived in a message"));
+        if !is_known_key || !may_present {
+            check.violations.push(format!("the member {name} arrived in a message"));
         }
     }
     for (index, secret) in forbidden.iter().enumerate() {
-        if text.contains(secret.as_str()) || message.is_some_and(|message| holds(message, secret)) {
-            look.violations.push(format!(
+        if text.contains(secret.as_str()) || message.is_some_and(|message| contains(message, secret)) {
+            check.violations.push(format!(
                 "forbidden text {} of {} arrived in a message",
                 index + 1,
                 forbidden.len()
             ));
         }
     }
-    look
+    check
 }
 
 /// Checks a binary message.
-pub(super) fn binary(bytes: &[u8], forbidden: &[String]) -> Look {
-    let found = forbidden
+pub(super) fn binary(bytes: &[u8], forbidden: &[String]) -> MessageCheck {
+    let matches = forbidden
         .iter()
         .enumerate()
         .filter(|(_, secret)| bytes.windows(secret.len()).any(|window| window == secret.as_bytes()));
-    let violations = found.map(|(index, _)| {
+    let violations = matches.map(|(index, _)| {
         format!("forbidden text {} of {} arrived in a message", index + 1, forbidden.len())
     });
-    Look { violations: violations.collect(), has_credential: false }
+    MessageCheck { violations: violations.collect(), has_credential: false }
 }
 
 /// Whether a text occurs anywhere in a document, also if it was written with escapes. The parser
 /// bounds the depth.
-fn holds(value: &Value, text: &str) -> bool {
+fn contains(value: &Value, text: &str) -> bool {
     match value {
         Value::String(string) => string.contains(text),
-        Value::Array(list) => list.iter().any(|value| holds(value, text)),
+        Value::Array(list) => list.iter().any(|value| contains(value, text)),
         Value::Object(members) => {
-            members.iter().any(|(name, value)| name.contains(text) || holds(value, text))
+            members.iter().any(|(name, value)| name.contains(text) || contains(value, text))
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => false,
     }
@@ -87,24 +87,24 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(message: &str, may_present: bool, expected: &[&str]) {
+    fn check_text(message: &str, may_present: bool, expected: &[&str]) {
         let value = serde_json::from_str(message).ok();
         let forbidden = ["choir_client".to_owned()];
-        let look = text(message, value.as_ref(), &forbidden, may_present, |key| key == "sk");
-        assert_eq!(look.violations, expected, "{message}");
+        let result = text(message, value.as_ref(), &forbidden, may_present, |key| key == "sk");
+        assert_eq!(result.violations, expected, "{message}");
     }
 
     #[test]
-    fn a_credential_is_a_violation_unless_it_is_the_only_one_and_known() {
-        check(r#"{"text":" "}"#, true, &[]);
-        check(r#"{"text":" ","xi_api_key":null}"#, false, &[]);
+    fn a_credential_is_a_violation_unless_it_is_a_known_key_and_the_only_one() {
+        check_text(r#"{"text":" "}"#, true, &[]);
+        check_text(r#"{"text":" ","xi_api_key":null}"#, false, &[]);
         for name in CREDENTIALS {
             let expected = format!("the member {name} arrived in a message");
-            check(&format!(r#"{{"{name}":"sk"}}"#), true, &[]);
-            check(&format!(r#"{{"{name}":"Bearer sk"}}"#), true, &[]);
-            check(&format!(r#"{{"{name}":"sk"}}"#), false, &[&expected]);
-            check(&format!(r#"{{"{name}":"other"}}"#), true, &[&expected]);
-            check(&format!(r#"{{"{name}":7}}"#), true, &[&expected]);
+            check_text(&format!(r#"{{"{name}":"sk"}}"#), true, &[]);
+            check_text(&format!(r#"{{"{name}":"Bearer sk"}}"#), true, &[]);
+            check_text(&format!(r#"{{"{name}":"sk"}}"#), false, &[&expected]);
+            check_text(&format!(r#"{{"{name}":"other"}}"#), true, &[&expected]);
+            check_text(&format!(r#"{{"{name}":7}}"#), true, &[&expected]);
         }
     }
 
@@ -117,7 +117,7 @@ mod tests {
             r#"{"a":"\u0063hoir_client"}"#,
             r#"{"choir\u005fclient":1}"#,
         ] {
-            check(message, true, &expected);
+            check_text(message, true, &expected);
         }
         let forbidden = ["choir_client".to_owned()];
         assert_eq!(binary(b"\xffchoir_client", &forbidden).violations, expected);

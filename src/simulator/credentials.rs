@@ -7,17 +7,17 @@ use crate::clock;
 
 use super::accounts::Refused;
 use super::answer::{Answer, trace_id};
+use super::job::{Job, require_key};
 use super::route::query;
 use super::shape::Shape;
-use super::tokens::Door;
-use super::work::{Job, known};
+use super::tokens::TokenScope;
 
 /// `POST /v1/single-use-token/{token_type}`.
 pub(super) fn token(job: Job<'_>, kind: &str) -> Result<Answer, Refused> {
-    let key = known(job.presented)?;
-    let door = Door::named(kind).ok_or(Shape::NotAString("token_type".into()))?;
+    let key = require_key(job.presented)?;
+    let scope = TokenScope::named(kind).ok_or(Shape::NotAString("token_type".into()))?;
     let token = format!("sutkn_{}", trace_id());
-    job.world.state().tokens.add(&token, door, key, clock::now());
+    job.world.state().tokens.add(&token, scope, key, clock::now());
     Ok(Answer::document(&json!({ "token": token })))
 }
 
@@ -38,9 +38,9 @@ pub(super) fn conversation_token(job: Job<'_>) -> Result<Answer, Refused> {
 }
 
 fn conversation(job: Job<'_>, kind: &str) -> Result<(String, String), Refused> {
-    let asked = query(job.query).find(|(name, _)| name == "agent_id");
-    let (_, agent) = asked.ok_or(Shape::FieldMissing("agent_id".into()))?;
-    let key = known(job.presented)?;
+    let parameter = query(job.query).find(|(name, _)| name == "agent_id");
+    let (_, agent) = parameter.ok_or(Shape::FieldMissing("agent_id".into()))?;
+    let key = require_key(job.presented)?;
     let mut state = job.world.state();
     state.accounts.permit(key, "convai_write")?;
     // A key can only grant access to agents of its own workspace.
@@ -48,6 +48,6 @@ fn conversation(job: Job<'_>, kind: &str) -> Result<(String, String), Refused> {
         return Err(Refused::naming(Shape::AgentNotFound, agent));
     }
     let token = format!("{kind}_{}", trace_id());
-    state.tokens.add(&token, Door::Agent(agent.clone()), key, clock::now());
+    state.tokens.add(&token, TokenScope::Agent(agent.clone()), key, clock::now());
     Ok((agent, token))
 }

@@ -8,49 +8,52 @@ use serde_json::Value;
 
 use crate::clock;
 
+use super::super::job::require_key;
 use super::super::shape::Shape;
-use super::super::tokens::Door;
-use super::super::work::known;
+use super::super::tokens::TokenScope;
 use super::super::world::{Presented, World};
-use super::look::credential;
-use super::orders::Orders;
-use super::wire::{Over, Wire};
-use super::{Answered, Kind, asked};
+use super::message_check::credential_of;
+use super::session_faults::SessionFaults;
+use super::wire::{SessionEnded, Wire};
+use super::{Kind, OrRefused, query_value};
 
 #[derive(Clone, Debug)]
-pub(super) struct Caller {
+pub(super) struct SessionAuth {
     /// The path of the WebSocket, for the faults that are bound to it.
     path: String,
     presented: Presented,
     /// The token of the query.
     token: Option<String>,
     /// The endpoint that a token must be valid for.
-    door: Option<Door>,
+    scope: Option<TokenScope>,
     permission: Option<&'static str>,
     /// The requested agent, on that WebSocket.
     pub(super) agent: Option<String>,
 }
 
-impl Caller {
+impl SessionAuth {
     pub(super) fn of(kind: &Kind, presented: Presented, parts: &Parts) -> Self {
         let text = parts.uri.query().unwrap_or_default();
-        let agent = matches!(kind, Kind::Agent).then(|| asked(text, "agent_id").unwrap_or_default());
-        let (token, door, permission) = match kind {
+        let agent = matches!(kind, Kind::Agent).then(|| query_value(text, "agent_id").unwrap_or_default());
+        let (token, scope, permission) = match kind {
             Kind::Speech { .. } => {
-                (asked(text, "single_use_token"), Some(Door::Speech), Some("text_to_speech"))
+                (query_value(text, "single_use_token"), Some(TokenScope::Speech), Some("text_to_speech"))
             }
             Kind::Dialogue { .. } => {
-                (asked(text, "single_use_token"), Some(Door::Speech), Some("text_to_speech"))
+                (query_value(text, "single_use_token"), Some(TokenScope::Speech), Some("text_to_speech"))
             }
             Kind::Agent => {
-                let token = asked(text, "conversation_signature").or_else(|| asked(text, "token"));
-                (token, agent.clone().map(Door::Agent), Some("convai_write"))
+                let token =
+                    query_value(text, "conversation_signature").or_else(|| query_value(text, "token"));
+                (token, agent.clone().map(TokenScope::Agent), Some("convai_write"))
             }
-            Kind::Scribe => (asked(text, "token"), Some(Door::RealtimeScribe), Some("speech_to_text")),
+            Kind::Scribe => {
+                (query_value(text, "token"), Some(TokenScope::RealtimeScribe), Some("speech_to_text"))
+            }
             Kind::Echo => (None, None, None),
         };
         let path = parts.uri.path().to_owned();
-        Self { path, presented, token, door, permission, agent }
+        Self { path, presented, token, scope, permission, agent }
     }
 
     /// The provider's name of this authorization method (OpenAPI document).
@@ -68,12 +71,12 @@ impl Caller {
 
     /// The key whose script of faults the session follows: a token's key takes precedence here,
     /// too.
-    pub(super) fn script_of(&self, world: &World) -> Presented {
+    pub(super) fn script_key(&self, world: &World) -> Presented {
         let owner = self
             .token
             .as_ref()
-            .zip(self.door.as_ref())
-            .and_then(|(token, door)| world.state().tokens.owner(token, door, clock::now()));
+            .zip(self.scope.as_ref())
+            .and_then(|(token, scope)| world.state().tokens.owner(token, scope, clock::now()));
         owner.map_or(self.presented, Presented::Known)
     }
 
@@ -84,16 +87,20 @@ impl Caller {
     /// # Errors
     ///
     /// When the session is over: it was refused, and the refusal was sent.
-    pub(super) async fn let_in(self, wire: &mut Wire, first: Option<&Value>) -> Result<usize, Over> {
-        let found = self.identified(wire, first);
-        wire.opening().await?;
-        let allowed = match found {
-            Ok(key) => self.allowed(&wire.session.world, key),
+    pub(super) async fn authorize(
+        self,
+        wire: &mut Wire,
+        first: Option<&Value>,
+    ) -> Result<usize, SessionEnded> {
+        let identified = self.identify(wire, first);
+        wire.begin().await?;
+        let authorized = match identified {
+            Ok(key) => self.check_permission(&wire.session.world, key),
             Err(refused) => Err(refused),
         };
-        match allowed {
+        match authorized {
             Ok((key, name)) => {
-                wire.session.note(|socket| socket.payer = Some(name));
+                wire.session.update_summary(|socket| socket.payer = Some(name));
                 wire.key = Presented::Known(key);
                 Ok(key)
             }
@@ -101,30 +108,30 @@ impl Caller {
         }
     }
 
-    fn allowed(&self, world: &World, key: usize) -> Answered<(usize, String)> {
+    fn check_permission(&self, world: &World, key: usize) -> OrRefused<(usize, String)> {
         let state = world.state();
         // A caller of a public agent of another workspace needs no permission of that workspace.
-        let is_guest =
+        let is_public_caller =
             self.agent.is_some() && self.token.is_none() && self.presented != Presented::Known(key);
-        if let Some(permission) = self.permission.filter(|_| !is_guest) {
+        if let Some(permission) = self.permission.filter(|_| !is_public_caller) {
             state.accounts.permit(key, permission)?;
         }
         state.accounts.billing(key)?;
-        let holder = state.accounts.keys.get(key).ok_or(Shape::InvalidKey)?;
-        Ok((key, holder.plan.key.clone()))
+        let owner = state.accounts.keys.get(key).ok_or(Shape::InvalidKey)?;
+        Ok((key, owner.plan.key.clone()))
     }
 
-    fn identified(&self, wire: &mut Wire, first: Option<&Value>) -> Answered<usize> {
+    fn identify(&self, wire: &mut Wire, first: Option<&Value>) -> OrRefused<usize> {
         let world = wire.session.world.clone();
         let in_message = first.and_then(|first| first.get("single_use_token")).and_then(Value::as_str);
-        if let (Some(token), Some(door)) = (self.token.as_deref().or(in_message), &self.door) {
-            return world.state().tokens.take(token, door, clock::now()).ok_or(Shape::InvalidKey.into());
+        if let (Some(token), Some(scope)) = (self.token.as_deref().or(in_message), &self.scope) {
+            return world.state().tokens.take(token, scope, clock::now()).ok_or(Shape::InvalidKey.into());
         }
         if let Some(agent) = &self.agent {
             let key = match self.presented {
                 Presented::Nothing => None,
                 Presented::Known(_) | Presented::Unknown | Presented::Elsewhere => {
-                    Some(known(self.presented)?)
+                    Some(require_key(self.presented)?)
                 }
             };
             if agent.is_empty() {
@@ -132,16 +139,19 @@ impl Caller {
             }
             return world.state().accounts.agent_payer(agent, key);
         }
-        let presented = match (self.presented, first.and_then(credential)) {
+        let presented = match (self.presented, first.and_then(credential_of)) {
             (Presented::Nothing, Some(key)) => {
                 let presented = world.find(key);
                 // The head did not identify the script's key.
-                wire.orders =
-                    Orders::of(world.take_fault(presented, &Method::GET, &self.path), &world, presented);
+                wire.faults = SessionFaults::of(
+                    world.take_fault(presented, &Method::GET, &self.path),
+                    &world,
+                    presented,
+                );
                 presented
             }
             (presented, _) => presented,
         };
-        Ok(known(presented)?)
+        Ok(require_key(presented)?)
     }
 }

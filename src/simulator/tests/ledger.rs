@@ -2,7 +2,7 @@ use super::*;
 use crate::simulator::{Ledger, PlanError};
 
 #[tokio::test]
-async fn a_body_is_counted_and_hashed_as_it_arrived() {
+async fn a_body_is_counted_and_hashed_as_received() {
     let sim = start_with("sk=100").await;
     post("/v1/simulator/echo?b=1&a=%20&b=2", "abc").key("sk").to(&sim).await;
     let ledger = sim.ledger();
@@ -14,7 +14,7 @@ async fn a_body_is_counted_and_hashed_as_it_arrived() {
 }
 
 #[tokio::test]
-async fn the_echo_tells_what_arrived_and_hides_the_key() {
+async fn the_echo_returns_the_request_and_hides_the_key() {
     let sim = start_with("sk_one=100 sk_two=100").await;
     let call = post("/v1/simulator/echo?x=%2F", "abc").key("sk_two").header("x-fern-language", "Python");
     let echo = call.to(&sim).await;
@@ -69,10 +69,10 @@ async fn a_clients_credential_is_a_violation_and_its_value_is_not_repeated() {
 }
 
 #[tokio::test]
-async fn the_ledger_reads_back_from_another_process() {
+async fn another_process_can_parse_the_ledger() {
     let sim = start_with("sk=100").await;
-    say("hello").key("sk").to(&sim).await;
-    say("hello").key("nobody").to(&sim).await;
+    speech("hello").key("sk").to(&sim).await;
+    speech("hello").key("nobody").to(&sim).await;
     let text = get("/_simulator/ledger").to(&sim).await;
     let ledger: Ledger = serde_json::from_slice(&text.body).unwrap();
     assert_eq!(ledger, sim.ledger());
@@ -85,24 +85,27 @@ async fn the_ledger_reads_back_from_another_process() {
 #[tokio::test]
 async fn faults_can_be_set_from_another_process() {
     let sim = start_with("sk=100").await;
-    let order = |body: &'static str| post("/_simulator/faults", body).to(&sim);
-    assert_eq!(order(r#"{"key":"sk","always":"quota","next":["maintenance","pass"]}"#).await.status, 200);
-    let mut seen = Vec::new();
+    let post_faults = |body: &'static str| post("/_simulator/faults", body).to(&sim);
+    assert_eq!(
+        post_faults(r#"{"key":"sk","always":"quota","next":["maintenance","pass"]}"#).await.status,
+        200
+    );
+    let mut statuses = Vec::new();
     for _ in 0..3 {
-        seen.push(say("a").key("sk").to(&sim).await.status);
+        statuses.push(speech("a").key("sk").to(&sim).await.status);
     }
-    assert_eq!(order(r#"{"key":"sk","next":["server_error"]}"#).await.status, 200);
-    assert_eq!(order(r#"{"key":"sk","always":null}"#).await.status, 200);
+    assert_eq!(post_faults(r#"{"key":"sk","next":["server_error"]}"#).await.status, 200);
+    assert_eq!(post_faults(r#"{"key":"sk","always":null}"#).await.status, 200);
     for _ in 0..2 {
-        seen.push(say("a").key("sk").to(&sim).await.status);
+        statuses.push(speech("a").key("sk").to(&sim).await.status);
     }
-    assert_eq!(seen, [503, 200, 401, 500, 200]);
+    assert_eq!(statuses, [503, 200, 401, 500, 200]);
 
     // On a route, of one key or of all requests.
     let route = r#"{"key":"sk","route":"/v1/user","always":"server_error"}"#;
-    assert_eq!(order(route).await.status, 200);
-    let everybody = r#"{"key":"*","route":"GET /v1/models","always":"maintenance"}"#;
-    assert_eq!(order(everybody).await.status, 200);
+    assert_eq!(post_faults(route).await.status, 200);
+    let for_all = r#"{"key":"*","route":"GET /v1/models","always":"maintenance"}"#;
+    assert_eq!(post_faults(for_all).await.status, 200);
     let read = async |path: &str| get(path).key("sk").to(&sim).await.status;
     assert_eq!((read("/v1/user").await, read("/v1/models").await, read("/v1/voices").await), (500, 503, 200));
 
@@ -113,16 +116,16 @@ async fn faults_can_be_set_from_another_process() {
         (r#"{"key":"sk","alway":null}"#, "unknown field"),
         ("", "EOF"),
     ] {
-        let reply = order(body).await;
+        let reply = post_faults(body).await;
         assert_eq!(reply.status, 400);
         assert!(reply.text().contains(part), "{}", reply.text());
     }
-    assert_eq!(say("a").key("sk").to(&sim).await.status, 200, "a wrong order changes nothing");
+    assert_eq!(speech("a").key("sk").to(&sim).await.status, 200, "a wrong order changes nothing");
     assert_eq!(get("/_simulator/else").to(&sim).await.status, 404);
 }
 
 #[tokio::test]
-async fn only_the_last_thousand_requests_are_remembered() {
+async fn only_the_last_thousand_requests_are_recorded() {
     let sim = start_with("sk=100").await;
     for index in 0..1_005 {
         get(&format!("/v1/simulator/echo?{index}")).to(&sim).await;
@@ -147,6 +150,6 @@ async fn a_dropped_simulator_ends_its_connections() {
     let mut stream = TcpStream::connect(sim.address()).await.unwrap();
     drop(sim);
     let mut rest = Vec::new();
-    let end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("an end");
+    let end = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut rest)).await.expect("an end");
     assert!(rest.is_empty(), "{end:?}");
 }

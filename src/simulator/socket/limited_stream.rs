@@ -9,13 +9,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// A connection that accepts a limited number of bytes.
-pub(super) struct Snip {
+pub(super) struct LimitedStream {
     pub(super) tcp: TcpStream,
     /// The remaining bytes; `None` without a limit.
-    pub(super) left: Option<u64>,
+    pub(super) remaining: Option<u64>,
 }
 
-impl AsyncRead for Snip {
+impl AsyncRead for LimitedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -25,15 +25,15 @@ impl AsyncRead for Snip {
     }
 }
 
-impl AsyncWrite for Snip {
+impl AsyncWrite for LimitedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let Some(left) = self.left else { return Pin::new(&mut self.tcp).poll_write(cx, bytes) };
-        if left == 0 {
+        let Some(remaining) = self.remaining else { return Pin::new(&mut self.tcp).poll_write(cx, bytes) };
+        if remaining == 0 {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        let room = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
-        let written = ready!(Pin::new(&mut self.tcp).poll_write(cx, &bytes[..room]))?;
-        self.left = Some(left.saturating_sub(u64::try_from(written).unwrap_or(u64::MAX)));
+        let allowed = usize::try_from(remaining).unwrap_or(usize::MAX).min(bytes.len());
+        let written = ready!(Pin::new(&mut self.tcp).poll_write(cx, &bytes[..allowed]))?;
+        self.remaining = Some(remaining.saturating_sub(u64::try_from(written).unwrap_or(u64::MAX)));
         Poll::Ready(Ok(written))
     }
 

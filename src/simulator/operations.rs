@@ -2,7 +2,7 @@
 //! studio. A table lists for each what it requires and costs, and the kind of its response.
 //!
 //! Sources: the OpenAPI document (paths, parts, answers), the documentation and price lists of 2026
-//! (credits of a minute). The length of an upload is the simulator's own rule, see `work`.
+//! (credits of a minute). The length of an upload is the simulator's own rule, see `job`.
 
 use http::Method;
 use serde_json::{Map, Value, json};
@@ -11,18 +11,18 @@ use crate::clock;
 
 use super::accounts::Refused;
 use super::answer::{Answer, AnswerBody, set, trace_id};
+use super::job::{GeneratedAudio, Job, UPLOAD_BYTES_PER_SECOND, require_key};
 use super::music;
-use super::shape::{Shape, said};
+use super::resources::{Kind, Resource};
+use super::shape::{Shape, fixed_refusal};
 use super::sound::format::Format;
 use super::sound::melody::Melody;
 use super::sound::{Sound, seconds};
 use super::speech::{streamed, whole};
-use super::things::{Kind, Thing};
-use super::work::{Job, Made, UPLOAD_BYTES_PER_SECOND, known};
 
 /// An operation of the table.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Craft {
+pub(super) struct Operation {
     method: &'static str,
     /// Its path segments, of which `{}` is an identifier.
     path: &'static str,
@@ -30,7 +30,7 @@ pub(super) struct Craft {
     /// Required form parts.
     parts: &'static [&'static str],
     price: Price,
-    gives: Gives,
+    yields: Yields,
 }
 
 /// The price of an operation.
@@ -45,7 +45,7 @@ enum Price {
 
 /// The kind of response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Gives {
+enum Yields {
     /// Audio of the upload's length in another voice.
     Voice(Flow),
     /// Audio of the upload's length without noise.
@@ -70,79 +70,79 @@ enum Flow {
     Stream,
 }
 
-const fn craft(
+const fn operation(
     method: &'static str,
     path: &'static str,
     permission: &'static str,
     parts: &'static [&'static str],
     price: Price,
-    gives: Gives,
-) -> Craft {
-    Craft { method, path, permission, parts, price, gives }
+    yields: Yields,
+) -> Operation {
+    Operation { method, path, permission, parts, price, yields }
 }
 
 /// The table. Voices and cleaned audio cost 1,000 credits per minute (the documentation), the
 /// others the equivalent of the price lists in credits.
 #[rustfmt::skip] // a table, one operation to a line
-const CRAFTS: &[Craft] = {
+const OPERATIONS: &[Operation] = {
     use Flow::{Stream, Whole};
-    use Gives::{Added, Alignment, Audio, DetailedMusic, DubbedAudio, Gone, List, Music, MusicPlan, One, Voice};
+    use Yields::{Added, Alignment, Audio, DetailedMusic, DubbedAudio, Gone, List, Music, MusicPlan, One, Voice};
     use Kind::{Dubbing, Project};
     use Price::{Free, MusicMinute, UploadedMinute};
     const MINUTE: Price = UploadedMinute(1_000);
     const MUSIC: Price = MusicMinute(3_000);
     &[
-        craft("POST", "v1/speech-to-speech/{}", "speech_to_speech", &["audio"], MINUTE, Voice(Whole)),
-        craft("POST", "v1/speech-to-speech/{}/stream", "speech_to_speech", &["audio"], MINUTE, Voice(Stream)),
-        craft("POST", "v1/voice-changer/{}", "speech_to_speech", &["audio"], MINUTE, Voice(Whole)),
-        craft("POST", "v1/voice-changer/{}/stream", "speech_to_speech", &["audio"], MINUTE, Voice(Stream)),
-        craft("POST", "v1/audio-isolation", "audio_isolation", &["audio"], MINUTE, Audio(Whole)),
-        craft("POST", "v1/audio-isolation/stream", "audio_isolation", &["audio"], MINUTE, Audio(Stream)),
-        craft("POST", "v1/dubbing", "dubbing_write", &["target_lang"], UploadedMinute(3_000), Added(Dubbing)),
-        craft("GET", "v1/dubbing", "dubbing_read", &[], Free, List(Dubbing)),
-        craft("GET", "v1/dubbing/{}", "dubbing_read", &[], Free, One(Dubbing)),
-        craft("DELETE", "v1/dubbing/{}", "dubbing_write", &[], Free, Gone(Dubbing)),
-        craft("GET", "v1/dubbing/{}/audio/{}", "dubbing_read", &[], Free, DubbedAudio),
-        craft("POST", "v1/music", "music_generation", &[], MUSIC, Music(Whole)),
-        craft("POST", "v1/music/stream", "music_generation", &[], MUSIC, Music(Stream)),
-        craft("POST", "v1/music/detailed", "music_generation", &[], MUSIC, DetailedMusic),
-        craft("POST", "v1/music/plan", "music_generation", &[], Free, MusicPlan),
-        craft("POST", "v1/forced-alignment", "forced_alignment", &["file", "text"], UploadedMinute(60), Alignment),
-        craft("POST", "v1/studio/projects", "projects_write", &["name"], Free, Added(Project)),
-        craft("GET", "v1/studio/projects", "projects_read", &[], Free, List(Project)),
-        craft("GET", "v1/studio/projects/{}", "projects_read", &[], Free, One(Project)),
-        craft("DELETE", "v1/studio/projects/{}", "projects_write", &[], Free, Gone(Project)),
+        operation("POST", "v1/speech-to-speech/{}", "speech_to_speech", &["audio"], MINUTE, Voice(Whole)),
+        operation("POST", "v1/speech-to-speech/{}/stream", "speech_to_speech", &["audio"], MINUTE, Voice(Stream)),
+        operation("POST", "v1/voice-changer/{}", "speech_to_speech", &["audio"], MINUTE, Voice(Whole)),
+        operation("POST", "v1/voice-changer/{}/stream", "speech_to_speech", &["audio"], MINUTE, Voice(Stream)),
+        operation("POST", "v1/audio-isolation", "audio_isolation", &["audio"], MINUTE, Audio(Whole)),
+        operation("POST", "v1/audio-isolation/stream", "audio_isolation", &["audio"], MINUTE, Audio(Stream)),
+        operation("POST", "v1/dubbing", "dubbing_write", &["target_lang"], UploadedMinute(3_000), Added(Dubbing)),
+        operation("GET", "v1/dubbing", "dubbing_read", &[], Free, List(Dubbing)),
+        operation("GET", "v1/dubbing/{}", "dubbing_read", &[], Free, One(Dubbing)),
+        operation("DELETE", "v1/dubbing/{}", "dubbing_write", &[], Free, Gone(Dubbing)),
+        operation("GET", "v1/dubbing/{}/audio/{}", "dubbing_read", &[], Free, DubbedAudio),
+        operation("POST", "v1/music", "music_generation", &[], MUSIC, Music(Whole)),
+        operation("POST", "v1/music/stream", "music_generation", &[], MUSIC, Music(Stream)),
+        operation("POST", "v1/music/detailed", "music_generation", &[], MUSIC, DetailedMusic),
+        operation("POST", "v1/music/plan", "music_generation", &[], Free, MusicPlan),
+        operation("POST", "v1/forced-alignment", "forced_alignment", &["file", "text"], UploadedMinute(60), Alignment),
+        operation("POST", "v1/studio/projects", "projects_write", &["name"], Free, Added(Project)),
+        operation("GET", "v1/studio/projects", "projects_read", &[], Free, List(Project)),
+        operation("GET", "v1/studio/projects/{}", "projects_read", &[], Free, One(Project)),
+        operation("DELETE", "v1/studio/projects/{}", "projects_write", &[], Free, Gone(Project)),
     ]
 };
 
 /// Maximum length of audio made from an upload.
-const MADE_MS_MAX: u64 = 60_000;
+const MAX_GENERATED_MS: u64 = 60_000;
 
-impl Craft {
+impl Operation {
     /// The operation of a path, with the identifiers in it.
     ///
     /// # Errors
     ///
     /// The provider's 404 and 405.
     pub(super) fn find(method: &Method, segments: &[&str]) -> Result<(&'static Self, Vec<String>), Shape> {
-        let mut other = None;
-        for craft in CRAFTS {
-            let Some(ids) = craft.ids(segments) else { continue };
-            if craft.method == method.as_str() {
-                return Ok((craft, ids));
+        let mut other_method = None;
+        for operation in OPERATIONS {
+            let Some(ids) = operation.ids(segments) else { continue };
+            if operation.method == method.as_str() {
+                return Ok((operation, ids));
             }
-            other.get_or_insert(craft.method);
+            other_method.get_or_insert(operation.method);
         }
-        Err(other.map_or(Shape::NotFound, Shape::MethodNotAllowed))
+        Err(other_method.map_or(Shape::NotFound, Shape::MethodNotAllowed))
     }
 
     fn ids(&self, segments: &[&str]) -> Option<Vec<String>> {
-        let own: Vec<&str> = self.path.split('/').collect();
-        let fits = |(own, segment): (&&str, &&str)| *own == "{}" || own == segment;
-        if own.len() != segments.len() || !own.iter().zip(segments).all(fits) {
+        let expected: Vec<&str> = self.path.split('/').collect();
+        let fits = |(expected, segment): (&&str, &&str)| *expected == "{}" || expected == segment;
+        if expected.len() != segments.len() || !expected.iter().zip(segments).all(fits) {
             return None;
         }
-        let ids = own.iter().zip(segments).filter(|(own, _)| **own == "{}");
+        let ids = expected.iter().zip(segments).filter(|(expected, _)| **expected == "{}");
         Some(ids.map(|(_, segment)| (*segment).to_owned()).collect())
     }
 
@@ -153,27 +153,27 @@ impl Craft {
             Price::UploadedMinute(credits) => uploaded_seconds(job).saturating_mul(credits).div_ceil(60),
             Price::MusicMinute(credits) => {
                 let body = job.object().unwrap_or_default();
-                music::lasting_ms(&body).saturating_mul(credits).div_ceil(60_000)
+                music::duration_ms(&body).saturating_mul(credits).div_ceil(60_000)
             }
         }
     }
 
     /// Executes the operation, with the identifiers `ids` of the path.
     pub(super) fn answer(&self, job: Job<'_>, ids: &[String]) -> Result<Answer, Refused> {
-        if let Some(missing) = self.parts.iter().find(|part| !job.intake.has_part(part)) {
+        if let Some(missing) = self.parts.iter().find(|part| !job.received.has_part(part)) {
             return Err(Shape::FieldMissing((*missing).into()).into());
         }
-        let body = match self.gives {
-            Gives::Music(_) | Gives::DetailedMusic => music::body_of(job, &["prompt", "composition_plan"])?,
-            Gives::MusicPlan => music::body_of(job, &["prompt"])?,
-            Gives::Voice(_)
-            | Gives::Audio(_)
-            | Gives::Alignment
-            | Gives::Added(_)
-            | Gives::List(_)
-            | Gives::One(_)
-            | Gives::Gone(_)
-            | Gives::DubbedAudio => Map::new(),
+        let body = match self.yields {
+            Yields::Music(_) | Yields::DetailedMusic => music::body_of(job, &["prompt", "composition_plan"])?,
+            Yields::MusicPlan => music::body_of(job, &["prompt"])?,
+            Yields::Voice(_)
+            | Yields::Audio(_)
+            | Yields::Alignment
+            | Yields::Added(_)
+            | Yields::List(_)
+            | Yields::One(_)
+            | Yields::Gone(_)
+            | Yields::DubbedAudio => Map::new(),
         };
         let key = if self.price == Price::Free {
             reader(job, self.permission)?
@@ -182,43 +182,43 @@ impl Craft {
         };
         let id = ids.first().map_or("", String::as_str);
         let cost = self.cost(job);
-        let lasting_ms = match self.price {
-            Price::MusicMinute(_) => music::lasting_ms(&body),
+        let duration_ms = match self.price {
+            Price::MusicMinute(_) => music::duration_ms(&body),
             Price::Free | Price::UploadedMinute(_) => {
-                uploaded_seconds(job).saturating_mul(1_000).min(MADE_MS_MAX)
+                uploaded_seconds(job).saturating_mul(1_000).min(MAX_GENERATED_MS)
             }
         };
-        let sound = |format| Sound::of(Melody::lasting(self.path, lasting_ms), format);
-        match self.gives {
-            Gives::Voice(flow) => {
+        let sound = |format| Sound::of(Melody::lasting(self.path, duration_ms), format);
+        match self.yields {
+            Yields::Voice(flow) => {
                 let format = job.format(key)?;
                 let voice_name = job.world.state().accounts.voice(key, id)?;
                 let (admitted, slot) = job.world.admit(key, cost)?;
-                let made = Made {
+                let generated = GeneratedAudio {
                     voice_id: id.to_owned(),
                     voice_name,
                     model_id: "eleven_multilingual_sts_v2".to_owned(),
                     text: String::new(),
                     format,
                 };
-                let mut answer = job.made(key, &admitted, made, format.content_type());
+                let mut answer = job.generated(key, &admitted, generated, format.content_type());
                 answer.body = flow.body(sound(format)).holding(slot);
                 Ok(answer)
             }
-            Gives::Audio(flow) => {
+            Yields::Audio(flow) => {
                 let (_, slot) = job.world.admit(key, cost)?;
                 let mut answer = charged(Answer::with(&trace_id(), "audio/mpeg"), cost);
                 answer.body = flow.body(sound(Format::DEFAULT)).holding(slot);
                 Ok(answer)
             }
-            Gives::Music(flow) => {
+            Yields::Music(flow) => {
                 let format = job.format(key)?;
                 let (_, slot) = job.world.admit(key, cost)?;
                 let mut answer = music::song(Answer::with(&trace_id(), format.content_type()), cost);
                 answer.body = flow.body(sound(format)).holding(slot);
                 Ok(answer)
             }
-            Gives::DetailedMusic => {
+            Yields::DetailedMusic => {
                 let format = job.format(key)?;
                 let (_, slot) = job.world.admit(key, cost)?;
                 let kind = format!("multipart/mixed; boundary={}", music::BOUNDARY);
@@ -226,45 +226,45 @@ impl Craft {
                 answer.body = music::detailed(&body, sound(format), format).holding(slot);
                 Ok(answer)
             }
-            Gives::MusicPlan => Ok(Answer::document(&music::plan_of(&body))),
-            Gives::Alignment => {
-                let text = job.intake.part("text").unwrap_or_default();
+            Yields::MusicPlan => Ok(Answer::document(&music::plan_of(&body))),
+            Yields::Alignment => {
+                let text = job.received.part("text").unwrap_or_default();
                 let (_, slot) = job.world.admit(key, cost)?;
-                let mut answer = charged(Answer::document(&alignment(&text, lasting_ms)), cost);
+                let mut answer = charged(Answer::document(&alignment(&text, duration_ms)), cost);
                 answer.body = answer.body.holding(slot);
                 Ok(answer)
             }
-            Gives::Added(kind) => add(job, key, kind, cost),
-            Gives::List(kind) => {
+            Yields::Added(kind) => add(job, key, kind, cost),
+            Yields::List(kind) => {
                 let mut state = job.world.state();
                 let workspace = state.accounts.workspace_mut(key).ok_or(Shape::InvalidKey)?;
-                let things = workspace.things.documents(kind);
+                let resources = workspace.resources.documents(kind);
                 Ok(Answer::document(&match kind {
-                    Kind::Dubbing => json!({ "dubs": things, "next_cursor": null, "has_more": false }),
-                    Kind::Project => json!({ "projects": things }),
+                    Kind::Dubbing => json!({ "dubs": resources, "next_cursor": null, "has_more": false }),
+                    Kind::Project => json!({ "projects": resources }),
                 }))
             }
-            Gives::One(kind) => find(job, key, kind, id, |thing| {
-                thing.looks = thing.looks.saturating_add(1);
-                Ok(Answer::document(&thing.document()))
+            Yields::One(kind) => find(job, key, kind, id, |resource| {
+                resource.status_requests = resource.status_requests.saturating_add(1);
+                Ok(Answer::document(&resource.document()))
             }),
-            Gives::DubbedAudio => find(job, key, Kind::Dubbing, id, |dubbing| {
+            Yields::DubbedAudio => find(job, key, Kind::Dubbing, id, |dubbing| {
                 let language = ids.get(1).map_or("", String::as_str);
                 if dubbing.language != language {
-                    return Err(Refused::naming(said("dubbing_language_not_found"), language));
+                    return Err(Refused::naming(fixed_refusal("dubbing_language_not_found"), language));
                 }
                 if !dubbing.is_dubbed() {
-                    return Err(said("dubbing_not_dubbed").into());
+                    return Err(fixed_refusal("dubbing_not_dubbed").into());
                 }
                 let mut answer = Answer::with(&trace_id(), "audio/mpeg");
-                let ms = dubbing.seconds.saturating_mul(1_000).min(MADE_MS_MAX);
+                let ms = dubbing.seconds.saturating_mul(1_000).min(MAX_GENERATED_MS);
                 answer.body = whole(Sound::of(Melody::lasting(language, ms), Format::DEFAULT));
                 Ok(answer)
             }),
-            Gives::Gone(kind) => {
+            Yields::Gone(kind) => {
                 let mut state = job.world.state();
                 let workspace = state.accounts.workspace_mut(key).ok_or(Shape::InvalidKey)?;
-                if workspace.things.delete(kind, id) {
+                if workspace.resources.delete(kind, id) {
                     return Ok(Answer::document(&json!({ "status": "ok" })));
                 }
                 Err(not_found(kind, id))
@@ -284,14 +284,14 @@ impl Flow {
 
 /// The key, if it has the permission: reading works in a workspace whose bill is unpaid.
 fn reader(job: Job<'_>, permission: &'static str) -> Result<usize, Shape> {
-    let key = known(job.presented)?;
+    let key = require_key(job.presented)?;
     job.world.state().accounts.permit(key, permission)?;
     Ok(key)
 }
 
 fn not_found(kind: Kind, id: &str) -> Refused {
     Refused::naming(
-        said(match kind {
+        fixed_refusal(match kind {
             Kind::Dubbing => "dubbing_not_found",
             Kind::Project => "project_not_found",
         }),
@@ -304,38 +304,38 @@ fn find(
     key: usize,
     kind: Kind,
     id: &str,
-    answer: impl FnOnce(&mut Thing) -> Result<Answer, Refused>,
+    answer: impl FnOnce(&mut Resource) -> Result<Answer, Refused>,
 ) -> Result<Answer, Refused> {
     let mut state = job.world.state();
     let workspace = state.accounts.workspace_mut(key).ok_or(Shape::InvalidKey)?;
-    answer(workspace.things.find(kind, id).ok_or_else(|| not_found(kind, id))?)
+    answer(workspace.resources.find(kind, id).ok_or_else(|| not_found(kind, id))?)
 }
 
 fn add(job: Job<'_>, key: usize, kind: Kind, cost: u64) -> Result<Answer, Refused> {
     // A real dubbing goes on after the response; the simulator's work ends with it.
     let (_, _slot) = job.world.admit(key, cost)?;
-    let thing = Thing {
+    let resource = Resource {
         kind,
         id: trace_id().get(12..).unwrap_or_default().to_owned(),
-        name: job.intake.part("name").unwrap_or_else(|| "Untitled".to_owned()),
-        language: job.intake.part("target_lang").unwrap_or_default(),
+        name: job.received.part("name").unwrap_or_else(|| "Untitled".to_owned()),
+        language: job.received.part("target_lang").unwrap_or_default(),
         seconds: uploaded_seconds(job),
-        made_unix: clock::now().0 / 1_000,
-        looks: 0,
+        created_unix: clock::now().0 / 1_000,
+        status_requests: 0,
     };
     let document = match kind {
-        Kind::Dubbing => json!({ "dubbing_id": thing.id, "expected_duration_sec": thing.seconds }),
-        Kind::Project => json!({ "project": thing.document() }),
+        Kind::Dubbing => json!({ "dubbing_id": resource.id, "expected_duration_sec": resource.seconds }),
+        Kind::Project => json!({ "project": resource.document() }),
     };
     let mut state = job.world.state();
-    state.accounts.workspace_mut(key).ok_or(Shape::InvalidKey)?.things.add(thing);
+    state.accounts.workspace_mut(key).ok_or(Shape::InvalidKey)?.resources.add(resource);
     let mut answer = Answer::document(&document);
     answer.charged = cost;
     Ok(answer)
 }
 
 fn uploaded_seconds(job: Job<'_>) -> u64 {
-    job.intake.bytes.div_ceil(UPLOAD_BYTES_PER_SECOND).max(1)
+    job.received.bytes.div_ceil(UPLOAD_BYTES_PER_SECOND).max(1)
 }
 
 fn charged(mut answer: Answer, cost: u64) -> Answer {
@@ -345,10 +345,10 @@ fn charged(mut answer: Answer, cost: u64) -> Answer {
 }
 
 /// `ForcedAlignmentResponseModel` of the OpenAPI document: all characters have the same length.
-fn alignment(text: &str, lasting_ms: u64) -> Value {
+fn alignment(text: &str, duration_ms: u64) -> Value {
     let characters: Vec<char> = text.chars().collect();
     let total = u64::try_from(characters.len()).unwrap_or(u64::MAX).max(1);
-    let time = |index: u64| seconds(lasting_ms.saturating_mul(index) / total);
+    let time = |index: u64| seconds(duration_ms.saturating_mul(index) / total);
     let timed = (0..).zip(&characters).map(|(index, character)| {
         json!({ "text": character.to_string(), "start": time(index), "end": time(index + 1) })
     });
@@ -367,15 +367,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_methods_and_identifiers_are_told_apart() {
+    fn paths_methods_and_identifiers_are_distinguished() {
         let find = |method: Method, path: &str| {
             let segments: Vec<&str> = path.split('/').collect();
-            Craft::find(&method, &segments).map(|(craft, ids)| (craft.gives, ids))
+            Operation::find(&method, &segments).map(|(operation, ids)| (operation.yields, ids))
         };
         let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
-        assert_eq!(find(Method::GET, "v1/dubbing"), Ok((Gives::List(Kind::Dubbing), ids(&[]))));
-        assert_eq!(find(Method::DELETE, "v1/dubbing/d"), Ok((Gives::Gone(Kind::Dubbing), ids(&["d"]))));
-        assert_eq!(find(Method::GET, "v1/dubbing/d/audio/de"), Ok((Gives::DubbedAudio, ids(&["d", "de"]))));
+        assert_eq!(find(Method::GET, "v1/dubbing"), Ok((Yields::List(Kind::Dubbing), ids(&[]))));
+        assert_eq!(find(Method::DELETE, "v1/dubbing/d"), Ok((Yields::Gone(Kind::Dubbing), ids(&["d"]))));
+        assert_eq!(find(Method::GET, "v1/dubbing/d/audio/de"), Ok((Yields::DubbedAudio, ids(&["d", "de"]))));
         assert_eq!(find(Method::PUT, "v1/dubbing/d"), Err(Shape::MethodNotAllowed("GET")));
         assert_eq!(find(Method::GET, "v1/music"), Err(Shape::MethodNotAllowed("POST")));
         for path in ["v1/dubbing/d/audio", "v1/musics", "v1", ""] {

@@ -12,7 +12,7 @@ use super::super::shape::{Facts, Family, Shape};
 
 /// The format of a WebSocket's refusals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tongue {
+pub(super) enum RefusalFormat {
     /// `{"message", "error", "code"}`, and a close with the message.
     Speech,
     /// The same with `param`.
@@ -25,7 +25,7 @@ pub(super) enum Tongue {
 
 /// A refusal as it is sent on a WebSocket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Told {
+pub(super) struct SocketRefusal {
     /// Its name in the ledger.
     pub(super) name: String,
     pub(super) message: Option<String>,
@@ -37,7 +37,7 @@ pub(super) struct Told {
 const POLICY: u16 = 1_008;
 /// The provider truncates reasons to this number of characters, also in the middle of a word
 /// (captured, 2024 and 2026).
-const REASON_CHARACTERS_MAX: usize = 120;
+const MAX_REASON_CHARACTERS: usize = 120;
 
 #[derive(Serialize)]
 struct SpeechError<'a> {
@@ -68,60 +68,61 @@ struct ScribeError<'a> {
 }
 
 /// The refusal for a shape.
-pub(super) fn tell(tongue: Tongue, shape: &Shape, facts: &Facts) -> Told {
-    let mut told = match tongue {
-        Tongue::Speech => {
-            let (error, message) = words(shape, facts);
-            let told = speech(&error, &message);
+pub(super) fn render(format: RefusalFormat, shape: &Shape, facts: &Facts) -> SocketRefusal {
+    let mut refusal = match format {
+        RefusalFormat::Speech => {
+            let (error, message) = http_texts(shape, facts);
+            let refusal = speech(&error, &message);
             // Captured, 2026: this one is a close without a message before it.
-            if *shape == Shape::Concurrency { Told { message: None, ..told } } else { told }
+            if *shape == Shape::Concurrency { SocketRefusal { message: None, ..refusal } } else { refusal }
         }
-        Tongue::Dialogue => {
-            let (error, message) = words(shape, facts);
+        RefusalFormat::Dialogue => {
+            let (error, message) = http_texts(shape, facts);
             dialogue(&error, &message, None)
         }
-        Tongue::Agent => agent(shape, facts),
-        Tongue::Scribe => {
-            let (message_type, error) = scribe_words(shape, facts);
+        RefusalFormat::Agent => agent(shape, facts),
+        RefusalFormat::Scribe => {
+            let (message_type, error) = scribe_texts(shape, facts);
             scribe(message_type, &error)
         }
     };
-    told.name = shape.to_string();
-    told
+    refusal.name = shape.to_string();
+    refusal
 }
 
 /// A refusal on the WebSockets of speech.
-pub(super) fn speech(error: &str, message: &str) -> Told {
+pub(super) fn speech(error: &str, message: &str) -> SocketRefusal {
     let body = json(&SpeechError { message, error, code: POLICY });
-    Told { name: error.to_owned(), message: Some(body), code: POLICY, reason: reason(message) }
+    SocketRefusal { name: error.to_owned(), message: Some(body), code: POLICY, reason: reason(message) }
 }
 
 /// A refusal on the WebSockets of dialogue.
-pub(super) fn dialogue(error: &str, message: &str, param: Option<&str>) -> Told {
+pub(super) fn dialogue(error: &str, message: &str, param: Option<&str>) -> SocketRefusal {
     let body = json(&DialogueError { message, error, code: POLICY, param });
-    Told { message: Some(body), ..speech(error, message) }
+    SocketRefusal { message: Some(body), ..speech(error, message) }
 }
 
 /// A refusal of a conversation: 1002 for what cannot go on, 1011 for the provider's own faults,
 /// 1008 for the client's (the documentation; the quota is captured, 2026).
-fn agent(shape: &Shape, facts: &Facts) -> Told {
+fn agent(shape: &Shape, facts: &Facts) -> SocketRefusal {
     const QUOTA: &str = "This request exceeds your quota limit.";
-    let close = |code, reason: &str| Told { code, reason: reason.to_owned(), ..Told::default() };
+    let close =
+        |code, reason: &str| SocketRefusal { code, reason: reason.to_owned(), ..SocketRefusal::default() };
     match shape {
         Shape::Quota | Shape::KeyCap | Shape::QuotaForbidden => close(1_002, QUOTA),
         Shape::Fixed(fixed) => match Family::of(fixed) {
             Family::Quota => close(1_002, QUOTA),
-            Family::Key | Family::Other => close(POLICY, &reason(&words(shape, facts).1)),
+            Family::Key | Family::Other => close(POLICY, &reason(&http_texts(shape, facts).1)),
         },
         // The other observed form, a message before the close (captured, 2026).
         Shape::InsufficientCredits => {
             let message = format!("received 1002 (protocol error) {QUOTA}");
             let body = json(&AgentError { kind: "error", message: &message });
-            Told { message: Some(body), ..close(1_002, QUOTA) }
+            SocketRefusal { message: Some(body), ..close(1_002, QUOTA) }
         }
-        Shape::Concurrency | Shape::RateLimit(_) => close(1_002, &reason(&words(shape, facts).1)),
+        Shape::Concurrency | Shape::RateLimit(_) => close(1_002, &reason(&http_texts(shape, facts).1)),
         Shape::ServerError | Shape::SystemBusy | Shape::Maintenance => {
-            close(1_011, &reason(&words(shape, facts).1))
+            close(1_011, &reason(&http_texts(shape, facts).1))
         }
         Shape::InvalidKey
         | Shape::InvalidKey400
@@ -151,14 +152,14 @@ fn agent(shape: &Shape, facts: &Facts) -> Told {
         | Shape::RequestTooLarge
         | Shape::NotFound
         | Shape::MethodNotAllowed(_)
-        | Shape::Page(_) => close(POLICY, &reason(&words(shape, facts).1)),
+        | Shape::Page(_) => close(POLICY, &reason(&http_texts(shape, facts).1)),
     }
 }
 
 /// A refusal of the transcription, with a normal close (captured, 2026, for the key).
-pub(super) fn scribe(message_type: &str, error: &str) -> Told {
+pub(super) fn scribe(message_type: &str, error: &str) -> SocketRefusal {
     let body = json(&ScribeError { message_type, error });
-    Told { name: message_type.to_owned(), message: Some(body), code: 1_000, reason: String::new() }
+    SocketRefusal { name: message_type.to_owned(), message: Some(body), code: 1_000, reason: String::new() }
 }
 
 fn json(body: &impl Serialize) -> String {
@@ -167,25 +168,25 @@ fn json(body: &impl Serialize) -> String {
 }
 
 fn reason(message: &str) -> String {
-    let text: String = message.chars().take(REASON_CHARACTERS_MAX).collect();
+    let text: String = message.chars().take(MAX_REASON_CHARACTERS).collect();
     // A control frame has at most 125 bytes, two of them for the code.
     (0..=text.len().min(123)).rev().find_map(|end| text.get(..end)).unwrap_or_default().to_owned()
 }
 
 /// The name and the message, which are HTTP's with few exceptions.
-fn words(shape: &Shape, facts: &Facts) -> (String, String) {
-    let own = |name: &str, message: &str| (name.to_owned(), message.to_owned());
+fn http_texts(shape: &Shape, facts: &Facts) -> (String, String) {
+    let fixed_texts = |name: &str, message: &str| (name.to_owned(), message.to_owned());
     if matches!(shape, Shape::InvalidKey | Shape::InvalidKey400) {
-        return own("invalid_api_key", "Invalid API key");
+        return fixed_texts("invalid_api_key", "Invalid API key");
     }
     if *shape == Shape::NeedsAuthorization {
-        return own(
+        return fixed_texts(
             "authentication_required",
             "None of the authentication methods (xi-api-key, authorization header, single-use token) were found.",
         );
     }
     if *shape == Shape::ServerError {
-        return own(
+        return fixed_texts(
             "something_went_wrong",
             "We are sorry, something went wrong. You are not charged for this request.",
         );
@@ -201,7 +202,7 @@ fn words(shape: &Shape, facts: &Facts) -> (String, String) {
 
 /// The `message_type` and the text. The first two texts are captured; the names are those of the
 /// Python SDK 2.78.
-fn scribe_words(shape: &Shape, facts: &Facts) -> (&'static str, String) {
+fn scribe_texts(shape: &Shape, facts: &Facts) -> (&'static str, String) {
     const AUTH: &str = "You must be authenticated to use this endpoint.";
     const QUOTA: &str = "You have exceeded your quota.";
     let kind = match shape {
@@ -244,7 +245,7 @@ fn scribe_words(shape: &Shape, facts: &Facts) -> (&'static str, String) {
         | Shape::MethodNotAllowed(_)
         | Shape::Page(_) => "error",
     };
-    (kind, words(shape, facts).1)
+    (kind, http_texts(shape, facts).1)
 }
 
 #[cfg(test)]
@@ -256,8 +257,10 @@ mod tests {
     use crate::policy::verdict::Verdict;
 
     /// The classification of a refusal on a WebSocket: of its message, or of its close.
-    fn heard(dialect: Dialect, told: &Told) -> Option<Verdict> {
-        let Some(message) = &told.message else { return hear_close(told.code, &told.reason, false, false) };
+    fn verdict_of(dialect: Dialect, refusal: &SocketRefusal) -> Option<Verdict> {
+        let Some(message) = &refusal.message else {
+            return hear_close(refusal.code, &refusal.reason, false, false);
+        };
         match hear(dialect, Stage::Opening, message.as_bytes(), false) {
             MessageKind::Refused(verdict) => Some(verdict),
             MessageKind::Useful | MessageKind::Aside | MessageKind::UnknownError | MessageKind::Queued => {
@@ -269,7 +272,7 @@ mod tests {
     /// Every refusal of the catalogue is classified on every WebSocket that has a text for it, as
     /// over HTTP.
     #[test]
-    fn a_refusal_means_the_same_over_http_and_on_sockets() {
+    fn a_refusal_is_classified_alike_over_http_and_on_sockets() {
         let facts = Facts { needed: 43, limit: 10_000, concurrency_max: 4, ..Facts::default() };
         let shapes = NAMED.into_iter().map(|(_, shape)| shape).chain(examples().map(Shape::Fixed));
         let (mut compared, mut others) = (0, Vec::new());
@@ -280,23 +283,24 @@ mod tests {
             let over_http = classify(refusal.status, Some(&body), None);
             // Words that count with one status only have no meaning without a status.
             let is_of_status = matches!(&shape, Shape::Fixed(fixed) if fixed.name.starts_with("pay_"));
-            for (dialect, tongue) in [
-                (Dialect::Speech, Tongue::Speech),
-                (Dialect::Dialogue, Tongue::Dialogue),
-                (Dialect::Agent, Tongue::Agent),
-                (Dialect::Transcription, Tongue::Scribe),
+            for (dialect, format) in [
+                (Dialect::Speech, RefusalFormat::Speech),
+                (Dialect::Dialogue, RefusalFormat::Dialogue),
+                (Dialect::Agent, RefusalFormat::Agent),
+                (Dialect::Transcription, RefusalFormat::Scribe),
             ] {
-                let told = tell(tongue, &shape, &facts);
-                let on_socket = heard(dialect, &told).map(|verdict| std::mem::discriminant(&verdict));
+                let refusal = render(format, &shape, &facts);
+                let on_socket = verdict_of(dialect, &refusal).map(|verdict| std::mem::discriminant(&verdict));
                 // Captured: transcription has the same text for all keys without permission, and
                 // agents have one for all quotas.
-                let is_vague = tongue == Tongue::Scribe || tongue == Tongue::Agent || is_of_status;
+                let is_vague =
+                    format == RefusalFormat::Scribe || format == RefusalFormat::Agent || is_of_status;
                 let is_same = on_socket == Some(std::mem::discriminant(&over_http));
-                assert!(on_socket.is_some(), "{shape} on {dialect:?}: {told:?} is no refusal");
+                assert!(on_socket.is_some(), "{shape} on {dialect:?}: {refusal:?} is no refusal");
                 if !is_vague {
                     compared += 1;
                     if !is_same {
-                        others.push(format!("{shape} on {dialect:?}: {told:?} is not {over_http:?}"));
+                        others.push(format!("{shape} on {dialect:?}: {refusal:?} is not {over_http:?}"));
                     }
                 }
             }

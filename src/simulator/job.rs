@@ -10,15 +10,15 @@ use crate::clock;
 use super::accounts::{Admitted, Refused};
 use super::answer::{Answer, set, trace_id};
 use super::history::HistoryItem;
-use super::intake::{Intake, JSON_BYTES_MAX};
 use super::models::Model;
+use super::request::{MAX_JSON_BYTES, ReceivedBody};
 use super::route::{Form, query};
-use super::shape::{Facts, Shape, said};
+use super::shape::{Facts, Shape, fixed_refusal};
 use super::sound::format::{FORMATS, Format};
 use super::sound::melody::Melody;
 use super::sound::{Sound, seconds};
 use super::speech::{characters_of, media_type, spoken, whole};
-use super::tokens::Door;
+use super::tokens::TokenScope;
 use super::world::{Presented, World};
 
 /// Credits of a sound effect whose length is left to the provider (its documentation, 2026).
@@ -37,18 +37,18 @@ const UNLIMITED: u32 = 1_000_000;
 
 /// A parsed request for speech.
 #[derive(Debug)]
-struct SpeechOrder {
+struct SpeechRequest {
     /// The text, or the inputs of a dialogue one after the other.
     text: String,
     voices: Vec<String>,
     model: String,
     /// Requests that it continues (request stitching).
-    continues: Vec<String>,
+    continued_requests: Vec<String>,
 }
 
 /// The data for the history.
 #[derive(Debug)]
-pub(super) struct Made {
+pub(super) struct GeneratedAudio {
     pub(super) voice_id: String,
     pub(super) voice_name: String,
     pub(super) model_id: String,
@@ -61,14 +61,14 @@ pub(super) struct Made {
 pub(super) struct Job<'a> {
     pub(super) world: &'a World,
     pub(super) presented: Presented,
-    pub(super) intake: &'a Intake,
+    pub(super) received: &'a ReceivedBody,
     pub(super) query: &'a str,
 }
 
 impl Job<'_> {
     /// The key, if it has the permission and its bill is paid.
     pub(super) fn payer(&self, permission: &'static str) -> Result<usize, Shape> {
-        let key = known(self.presented)?;
+        let key = require_key(self.presented)?;
         let state = self.world.state();
         state.accounts.permit(key, permission)?;
         state.accounts.billing(key)?;
@@ -77,8 +77,8 @@ impl Job<'_> {
 
     /// The format of the query, if the plan of the key's workspace includes it.
     pub(super) fn format(&self, key: usize) -> Result<Format, Refused> {
-        let asked = query(self.query).find(|(name, _)| name == "output_format");
-        let Some((_, name)) = asked else { return Ok(Format::DEFAULT) };
+        let parameter = query(self.query).find(|(name, _)| name == "output_format");
+        let Some((_, name)) = parameter else { return Ok(Format::DEFAULT) };
         let format = Format::named(&name).ok_or_else(|| {
             let known: Vec<_> = FORMATS.iter().map(|format| format.name).collect();
             let message =
@@ -91,8 +91,8 @@ impl Job<'_> {
 
     /// The body as a JSON object.
     pub(super) fn object(&self) -> Result<Map<String, Value>, Refused> {
-        let Some(kept) = &self.intake.kept else {
-            let bound = u64::try_from(JSON_BYTES_MAX).unwrap_or(u64::MAX);
+        let Some(kept) = &self.received.kept else {
+            let bound = u64::try_from(MAX_JSON_BYTES).unwrap_or(u64::MAX);
             let facts = Facts { bound, ..Facts::default() };
             return Err(Refused { shape: Shape::RequestTooLarge, facts: Box::new(facts) });
         };
@@ -102,74 +102,81 @@ impl Job<'_> {
         serde_json::from_slice(kept).map_err(|_| Shape::MalformedJson.into())
     }
 
-    fn speech_order(&self, voice: &str) -> Result<SpeechOrder, Refused> {
+    fn speech_request(&self, voice: &str) -> Result<SpeechRequest, Refused> {
         let body = self.object()?;
         let text = string(&body, "text")?.ok_or(Shape::FieldMissing("text".into()))?;
         let model = string(&body, "model_id")?.unwrap_or_else(|| "eleven_multilingual_v2".to_owned());
         let requests =
             ["previous_request_ids", "next_request_ids"].into_iter().filter_map(|name| body.get(name));
-        let continues = requests.filter_map(Value::as_array).flatten().filter_map(Value::as_str);
-        let continues = continues.map(str::to_owned).collect();
-        Ok(SpeechOrder { text, voices: vec![voice.to_owned()], model, continues })
+        let continued_requests = requests.filter_map(Value::as_array).flatten().filter_map(Value::as_str);
+        let continued_requests = continued_requests.map(str::to_owned).collect();
+        Ok(SpeechRequest { text, voices: vec![voice.to_owned()], model, continued_requests })
     }
 
-    fn dialogue_order(&self) -> Result<SpeechOrder, Refused> {
+    fn dialogue_request(&self) -> Result<SpeechRequest, Refused> {
         let body = self.object()?;
         let inputs = body.get("inputs").and_then(Value::as_array);
         let inputs = inputs.ok_or(Shape::FieldMissing("inputs".into()))?;
         let model = string(&body, "model_id")?.unwrap_or_else(|| "eleven_v3".to_owned());
-        let mut order = SpeechOrder { text: String::new(), voices: Vec::new(), model, continues: Vec::new() };
+        let mut request =
+            SpeechRequest { text: String::new(), voices: Vec::new(), model, continued_requests: Vec::new() };
         for input in inputs {
             let input = input.as_object().ok_or(Shape::FieldMissing("inputs".into()))?;
-            order.text.push_str(&string(input, "text")?.ok_or(Shape::FieldMissing("text".into()))?);
-            order.voices.push(string(input, "voice_id")?.ok_or(Shape::FieldMissing("voice_id".into()))?);
+            request.text.push_str(&string(input, "text")?.ok_or(Shape::FieldMissing("text".into()))?);
+            request.voices.push(string(input, "voice_id")?.ok_or(Shape::FieldMissing("voice_id".into()))?);
         }
-        Ok(order)
+        Ok(request)
     }
 
     /// The cost of the request, as far as the body shows; for refusals that contain it.
     pub(super) fn estimate(&self) -> u64 {
-        let Ok(order) = self.speech_order("").or_else(|_| self.dialogue_order()) else { return 1 };
-        let characters = characters_of(&order.text);
-        Model::find(&order.model).map_or(characters, |model| model.cost(characters)).max(1)
+        let Ok(request) = self.speech_request("").or_else(|_| self.dialogue_request()) else { return 1 };
+        let characters = characters_of(&request.text);
+        Model::find(&request.model).map_or(characters, |model| model.cost(characters)).max(1)
     }
 
     /// `POST /v1/text-to-speech/{voice_id}` and its variants.
     pub(super) fn speech(&self, voice: &str, form: Form) -> Result<Answer, Refused> {
-        let order = self.speech_order(voice)?;
-        self.speak(order, form)
+        let request = self.speech_request(voice)?;
+        self.speak(request, form)
     }
 
     /// `POST /v1/text-to-dialogue` and its variants.
     pub(super) fn dialogue(&self, form: Form) -> Result<Answer, Refused> {
-        let order = self.dialogue_order()?;
-        self.speak(order, form)
+        let request = self.dialogue_request()?;
+        self.speak(request, form)
     }
 
-    fn speak(&self, order: SpeechOrder, form: Form) -> Result<Answer, Refused> {
+    fn speak(&self, request: SpeechRequest, form: Form) -> Result<Answer, Refused> {
         let key = self.payer("text_to_speech")?;
         let format = self.format(key)?;
-        let name_of_voice = self.names_of_voices(key, &order)?;
-        self.find_requests(key, &order)?;
-        let cost = self.price(key, &order)?;
+        let voice_name = self.voice_names(key, &request)?;
+        self.find_requests(key, &request)?;
+        let cost = self.price(key, &request)?;
         let (admitted, slot) = self.world.admit(key, cost)?;
 
-        let body = spoken(&order.text, format, form).holding(slot);
-        let made = Made {
-            voice_id: order.voices.join(","),
-            voice_name: name_of_voice,
-            model_id: order.model,
-            text: order.text,
+        let body = spoken(&request.text, format, form).holding(slot);
+        let generated = GeneratedAudio {
+            voice_id: request.voices.join(","),
+            voice_name,
+            model_id: request.model,
+            text: request.text,
             format,
         };
-        let answer = self.made(key, &admitted, made, media_type(form, format));
+        let answer = self.generated(key, &admitted, generated, media_type(form, format));
         Ok(Answer { body, ..answer })
     }
 
     /// The head of a response whose audio is added to the history.
-    pub(super) fn made(&self, key: usize, admitted: &Admitted, made: Made, media_type: &str) -> Answer {
+    pub(super) fn generated(
+        &self,
+        key: usize,
+        admitted: &Admitted,
+        generated: GeneratedAudio,
+        media_type: &str,
+    ) -> Answer {
         let trace_id = trace_id();
-        let Made { voice_id, voice_name, model_id, text, format } = made;
+        let GeneratedAudio { voice_id, voice_name, model_id, text, format } = generated;
         let item = HistoryItem {
             // Shorter than a trace id, like the provider's; its last digits are the random ones.
             id: trace_id.get(12..).unwrap_or(&trace_id).to_owned(),
@@ -194,33 +201,33 @@ impl Job<'_> {
         answer
     }
 
-    fn names_of_voices(&self, key: usize, order: &SpeechOrder) -> Result<String, Refused> {
+    fn voice_names(&self, key: usize, request: &SpeechRequest) -> Result<String, Refused> {
         let state = self.world.state();
-        let names = order.voices.iter().map(|voice| state.accounts.voice(key, voice));
+        let names = request.voices.iter().map(|voice| state.accounts.voice(key, voice));
         Ok(names.collect::<Result<Vec<_>, _>>()?.join(", "))
     }
 
     /// A workspace can continue its own requests only.
-    fn find_requests(&self, key: usize, order: &SpeechOrder) -> Result<(), Refused> {
+    fn find_requests(&self, key: usize, request: &SpeechRequest) -> Result<(), Refused> {
         let state = self.world.state();
         let has = |id: &String| {
             state.accounts.workspace(key).is_some_and(|workspace| workspace.history.has_request(id))
         };
-        match order.continues.iter().find(|id| !has(id)) {
+        match request.continued_requests.iter().find(|id| !has(id)) {
             Some(unknown) => Err(Refused::naming(Shape::UnknownRequest, unknown)),
             None => Ok(()),
         }
     }
 
-    fn price(&self, key: usize, order: &SpeechOrder) -> Result<u64, Refused> {
-        let model =
-            Model::find(&order.model).ok_or_else(|| Refused::naming(Shape::ModelNotFound, &order.model))?;
+    fn price(&self, key: usize, request: &SpeechRequest) -> Result<u64, Refused> {
+        let model = Model::find(&request.model)
+            .ok_or_else(|| Refused::naming(Shape::ModelNotFound, &request.model))?;
         let state = self.world.state();
         state.accounts.model(key, model)?;
-        if order.text.is_empty() {
+        if request.text.is_empty() {
             return Err(Shape::EmptyText.into());
         }
-        let characters = characters_of(&order.text);
+        let characters = characters_of(&request.text);
         state.accounts.length(key, model, characters)?;
         Ok(model.cost(characters))
     }
@@ -233,11 +240,11 @@ impl Job<'_> {
         let key = self.payer("sound_generation")?;
         let format = self.format(key)?;
         // The provider takes half a second to thirty (OpenAPI document).
-        let asked_ms = seconds.map(|seconds| milliseconds(seconds.clamp(0.5, 30.0)));
+        let requested_ms = seconds.map(|seconds| milliseconds(seconds.clamp(0.5, 30.0)));
         let cost =
-            asked_ms.map_or(EFFECT_AUTO_CREDITS, |ms| (ms * EFFECT_CREDITS_PER_SECOND).div_ceil(1_000));
+            requested_ms.map_or(EFFECT_AUTO_CREDITS, |ms| (ms * EFFECT_CREDITS_PER_SECOND).div_ceil(1_000));
         let (_, slot) = self.world.admit(key, cost)?;
-        let sound = Sound::of(Melody::lasting(&text, asked_ms.unwrap_or(EFFECT_AUTO_MS)), format);
+        let sound = Sound::of(Melody::lasting(&text, requested_ms.unwrap_or(EFFECT_AUTO_MS)), format);
         let mut answer = Answer::with(&trace_id(), format.content_type());
         set(&mut answer.headers, "character-cost", &cost.to_string());
         answer.charged = cost;
@@ -251,17 +258,17 @@ impl Job<'_> {
         let Some((_, token)) = query(self.query).find(|(name, _)| name == "token") else {
             return self.payer("speech_to_text");
         };
-        let key = self.world.state().tokens.take(&token, &Door::BatchScribe, clock::now());
+        let key = self.world.state().tokens.take(&token, &TokenScope::BatchScribe, clock::now());
         Job { presented: Presented::Known(key.ok_or(Shape::InvalidKey)?), ..*self }.payer("speech_to_text")
     }
 
     /// `POST /v1/speech-to-text`. The upload is measured, not recognized.
     pub(super) fn transcription(&self) -> Result<Answer, Refused> {
-        if !self.intake.names_model {
+        if !self.received.names_model {
             return Err(Shape::FieldMissing("model_id".into()).into());
         }
         let key = self.transcriber()?;
-        let seconds = self.intake.bytes.div_ceil(UPLOAD_BYTES_PER_SECOND).max(1);
+        let seconds = self.received.bytes.div_ceil(UPLOAD_BYTES_PER_SECOND).max(1);
         let (_, slot) = self.world.admit(key, seconds)?;
         let mut answer = Answer::document(&transcript(seconds));
         set(&mut answer.headers, "character-cost", &seconds.to_string());
@@ -272,11 +279,11 @@ impl Job<'_> {
 }
 
 /// The index of the presented key, or the refusal of an unusable one.
-pub(super) fn known(presented: Presented) -> Result<usize, Shape> {
+pub(super) fn require_key(presented: Presented) -> Result<usize, Shape> {
     match presented {
         Presented::Known(key) => Ok(key),
         Presented::Unknown => Err(Shape::InvalidKey),
-        Presented::Elsewhere => Err(said("wrong_host")),
+        Presented::Elsewhere => Err(fixed_refusal("wrong_host")),
         Presented::Nothing => Err(Shape::NeedsAuthorization),
     }
 }
@@ -332,11 +339,11 @@ fn transcript(duration_secs: u64) -> Value {
     for (slot, word) in (0..).step_by(2).zip(WORDS) {
         if slot > 0 {
             text.push(' ');
-            words.push(heard(" ", "spacing", time(slot - 1), time(slot)));
+            words.push(transcript_word(" ", "spacing", time(slot - 1), time(slot)));
         }
         // Writing to a string cannot fail.
         let _written = write!(text, "{word}");
-        words.push(heard(word, "word", time(slot), time(slot + 1)));
+        words.push(transcript_word(word, "word", time(slot), time(slot + 1)));
     }
     json!({
         "language_code": "eng",
@@ -348,6 +355,6 @@ fn transcript(duration_secs: u64) -> Value {
     })
 }
 
-fn heard(text: &str, kind: &str, start: f64, end: f64) -> Value {
+fn transcript_word(text: &str, kind: &str, start: f64, end: f64) -> Value {
     json!({ "text": text, "start": start, "end": end, "type": kind, "speaker_id": "speaker_0", "logprob": -0.01 })
 }

@@ -8,16 +8,16 @@ use serde_json::{Value, json};
 use super::models::DEFAULT_VOICE;
 
 /// Older objects are dropped, so that a long test needs bounded memory.
-const THINGS_MAX: usize = 200;
+const MAX_RESOURCES: usize = 200;
 /// Number of status requests until a dubbing is done.
-const LOOKS_UNTIL_DUBBED: u32 = 2;
+const STATUS_REQUESTS_UNTIL_DUBBED: u32 = 2;
 
 /// The objects of a workspace, the oldest first.
 #[derive(Debug, Default)]
-pub(super) struct Things(VecDeque<Thing>);
+pub(super) struct Resources(VecDeque<Resource>);
 
 #[derive(Clone, Debug)]
-pub(super) struct Thing {
+pub(super) struct Resource {
     pub(super) kind: Kind,
     pub(super) id: String,
     pub(super) name: String,
@@ -25,9 +25,9 @@ pub(super) struct Thing {
     pub(super) language: String,
     /// The length of the upload.
     pub(super) seconds: u64,
-    pub(super) made_unix: u64,
+    pub(super) created_unix: u64,
     /// Number of status requests so far.
-    pub(super) looks: u32,
+    pub(super) status_requests: u32,
 }
 
 /// The kind of object.
@@ -37,35 +37,35 @@ pub(super) enum Kind {
     Project,
 }
 
-impl Things {
-    pub(super) fn add(&mut self, thing: Thing) {
-        if self.0.len() == THINGS_MAX {
+impl Resources {
+    pub(super) fn add(&mut self, resource: Resource) {
+        if self.0.len() == MAX_RESOURCES {
             self.0.pop_front();
         }
-        self.0.push_back(thing);
+        self.0.push_back(resource);
     }
 
-    pub(super) fn find(&mut self, kind: Kind, id: &str) -> Option<&mut Thing> {
-        self.0.iter_mut().find(|thing| thing.kind == kind && thing.id == id)
+    pub(super) fn find(&mut self, kind: Kind, id: &str) -> Option<&mut Resource> {
+        self.0.iter_mut().find(|resource| resource.kind == kind && resource.id == id)
     }
 
     /// Removes an object; false if there is none.
     pub(super) fn delete(&mut self, kind: Kind, id: &str) -> bool {
         let before = self.0.len();
-        self.0.retain(|thing| thing.kind != kind || thing.id != id);
+        self.0.retain(|resource| resource.kind != kind || resource.id != id);
         self.0.len() < before
     }
 
     /// The documents of all objects of a kind, the newest first.
     pub(super) fn documents(&self, kind: Kind) -> Vec<Value> {
-        self.0.iter().rev().filter(|thing| thing.kind == kind).map(Thing::document).collect()
+        self.0.iter().rev().filter(|resource| resource.kind == kind).map(Resource::document).collect()
     }
 }
 
-impl Thing {
+impl Resource {
     /// Whether a dubbing is done.
     pub(super) fn is_dubbed(&self) -> bool {
-        self.looks >= LOOKS_UNTIL_DUBBED
+        self.status_requests >= STATUS_REQUESTS_UNTIL_DUBBED
     }
 
     pub(super) fn document(&self) -> Value {
@@ -95,7 +95,7 @@ impl Thing {
         json!({
             "project_id": self.id,
             "name": self.name,
-            "create_date_unix": self.made_unix,
+            "create_date_unix": self.created_unix,
             "created_by_user_id": null,
             "default_title_voice_id": DEFAULT_VOICE,
             "default_title_voice_ref_id": DEFAULT_VOICE,
